@@ -1,0 +1,1 @@
+//! The ground floor: bounded queues, deadlines, waiting longer each time. Pure: no clock, no socket.

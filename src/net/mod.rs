@@ -1,0 +1,1 @@
+//! Sockets without rules: nonblocking transports, remembered readiness, tokens.

@@ -1,0 +1,1 @@
+//! Wire formats: HTTP heads, the WebSocket handshake and its frames. Pure: bytes in, values out.
