@@ -1,1 +1,4 @@
 //! The ground floor: bounded queues, deadlines, waiting longer each time. Pure: no clock, no socket.
+
+pub mod buf;
+pub mod timers;

@@ -1,0 +1,205 @@
+//! A transport and what is known of its readiness.
+//!
+//! Events are edge-triggered: each is told once, so it is remembered here until a call proves it stale. The surprising part
+//! is what counts as proof: a read that did not fill its buffer has drained the socket, and a write that stopped short has
+//! filled it. That saves the extra call that would only answer `EAGAIN`. Once the peer's FIN has been announced the rule
+//! is off for reads, because data and FIN may share one event: then we read on until the end itself is seen.
+
+use super::Transport;
+use std::io::{self, ErrorKind};
+
+/// What an event said about one socket.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ready {
+    pub readable: bool,
+    pub writable: bool,
+    /// The peer will send nothing more (FIN, RST or an error): the end will be met by reading on.
+    pub read_closed: bool,
+}
+
+/// What a call did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Io {
+    /// So many bytes (never 0).
+    Moved(usize),
+    /// Nothing now; an event follows.
+    Blocked,
+    /// The peer's FIN.
+    Ended,
+}
+
+/// One registered socket.
+pub struct Conn {
+    transport: Box<dyn Transport>,
+    readable: bool,
+    writable: bool,
+    read_closed: bool,
+}
+
+impl Conn {
+    /// A connection that was just accepted: there is room to write, and what there is to read will be announced.
+    pub fn accepted(transport: Box<dyn Transport>) -> Conn {
+        Conn { transport, readable: false, writable: true, read_closed: false }
+    }
+
+    /// A connection that is being made. A write may be tried at once: it says `Blocked` until the connection stands.
+    pub fn dialed(transport: Box<dyn Transport>) -> Conn {
+        Conn::accepted(transport)
+    }
+
+    /// Takes what an event said.
+    pub fn handle_ready(&mut self, ready: Ready) {
+        self.readable |= ready.readable | ready.read_closed;
+        self.writable |= ready.writable;
+        self.read_closed |= ready.read_closed;
+    }
+
+    /// A read may bring something.
+    pub fn is_readable(&self) -> bool {
+        self.readable
+    }
+
+    /// A write may take something.
+    pub fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Reads into `buf` (not empty), with no call at all while nothing can be there.
+    pub fn read(&mut self, buf: &mut [u8]) -> io::Result<Io> {
+        debug_assert!(!buf.is_empty());
+        while self.readable {
+            match self.transport.read(buf) {
+                Ok(0) => return Ok(Io::Ended),
+                Ok(n) => {
+                    if n < buf.len() && !self.read_closed {
+                        self.readable = false;
+                    }
+                    return Ok(Io::Moved(n));
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    self.readable = false;
+                    self.read_closed = false;
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(Io::Blocked)
+    }
+
+    /// Writes from `bytes` (not empty), with no call at all while there can be no room.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<Io> {
+        debug_assert!(!bytes.is_empty());
+        while self.writable {
+            match self.transport.write(bytes) {
+                Ok(n) => {
+                    if n < bytes.len() {
+                        self.writable = false;
+                    }
+                    return Ok(if n == 0 { Io::Blocked } else { Io::Moved(n) });
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => self.writable = false,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => {
+                    // The peer is gone. What it still sent, and the end, are met by reading on.
+                    self.readable = true;
+                    self.read_closed = true;
+                    return Err(e);
+                }
+            }
+        }
+        Ok(Io::Blocked)
+    }
+
+    /// Sends FIN. An error only says that the peer is gone already, which reading finds out too.
+    pub fn shutdown_write(&mut self) {
+        let _ = self.transport.shutdown_write();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+    use std::io::{Read, Write};
+
+    /// Plays back what the kernel would answer.
+    struct Script {
+        reads: VecDeque<io::Result<usize>>,
+        writes: VecDeque<io::Result<usize>>,
+    }
+
+    impl Read for Script {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            self.reads.pop_front().expect("a read too many")
+        }
+    }
+
+    impl Write for Script {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            self.writes.pop_front().expect("a write too many")
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Transport for Script {
+        fn shutdown_write(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn conn(
+        reads: impl IntoIterator<Item = io::Result<usize>>,
+        writes: impl IntoIterator<Item = io::Result<usize>>,
+    ) -> Conn {
+        Conn::accepted(Box::new(Script {
+            reads: reads.into_iter().collect(),
+            writes: writes.into_iter().collect(),
+        }))
+    }
+
+    const READABLE: Ready = Ready { readable: true, writable: false, read_closed: false };
+    const HANGUP: Ready = Ready { readable: true, writable: false, read_closed: true };
+
+    #[test]
+    fn nothing_is_called_before_an_event() {
+        assert_eq!(conn([], []).read(&mut [0; 8]).unwrap(), Io::Blocked);
+    }
+
+    #[test]
+    fn a_short_read_has_drained_the_socket() {
+        let mut conn = conn([Ok(8), Ok(3)], []);
+        conn.handle_ready(READABLE);
+        let mut buf = [0; 8];
+        assert_eq!(conn.read(&mut buf).unwrap(), Io::Moved(8));
+        assert_eq!(conn.read(&mut buf).unwrap(), Io::Moved(3));
+        assert_eq!(conn.read(&mut buf).unwrap(), Io::Blocked);
+    }
+
+    #[test]
+    fn data_and_fin_in_one_event_are_read_to_the_end() {
+        let mut conn = conn([Ok(3), Ok(0)], []);
+        conn.handle_ready(HANGUP);
+        let mut buf = [0; 8];
+        assert_eq!(conn.read(&mut buf).unwrap(), Io::Moved(3));
+        assert_eq!(conn.read(&mut buf).unwrap(), Io::Ended);
+    }
+
+    #[test]
+    fn a_short_write_has_filled_the_socket() {
+        let mut conn = conn([], [Ok(3), Ok(5)]);
+        assert_eq!(conn.write(b"12345678").unwrap(), Io::Moved(3));
+        assert_eq!(conn.write(b"45678").unwrap(), Io::Blocked);
+        conn.handle_ready(Ready { writable: true, ..Ready::default() });
+        assert_eq!(conn.write(b"45678").unwrap(), Io::Moved(5));
+    }
+
+    #[test]
+    fn after_a_failed_write_the_end_is_read() {
+        let mut conn = conn([Ok(0)], [Err(ErrorKind::BrokenPipe.into())]);
+        assert!(conn.write(b"x").is_err());
+        assert_eq!(conn.read(&mut [0; 8]).unwrap(), Io::Ended);
+    }
+}

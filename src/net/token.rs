@@ -1,0 +1,93 @@
+//! What an event is about, packed into the one word that travels through `epoll`.
+
+use mio::Token;
+
+/// The two ends of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The client's side.
+    Downstream,
+    /// The backend's side.
+    Upstream,
+}
+
+impl Side {
+    pub fn other(self) -> Side {
+        match self {
+            Side::Downstream => Side::Upstream,
+            Side::Upstream => Side::Downstream,
+        }
+    }
+
+    /// The word for logs.
+    pub fn word(self) -> &'static str {
+        match self {
+            Side::Downstream => "client",
+            Side::Upstream => "backend",
+        }
+    }
+}
+
+/// Where an event comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// One side of the session in this slot.
+    Session(usize, Side),
+    Listener(usize),
+    Signal(usize),
+    /// A helper thread has something for us.
+    Waker,
+}
+
+const KIND_BITS: u32 = 3;
+const DOWNSTREAM: usize = 0;
+const UPSTREAM: usize = 1;
+const LISTENER: usize = 2;
+const SIGNAL: usize = 3;
+const WAKER: usize = 4;
+
+impl From<Source> for Token {
+    fn from(source: Source) -> Token {
+        let (number, kind) = match source {
+            Source::Session(key, Side::Downstream) => (key, DOWNSTREAM),
+            Source::Session(key, Side::Upstream) => (key, UPSTREAM),
+            Source::Listener(n) => (n, LISTENER),
+            Source::Signal(n) => (n, SIGNAL),
+            Source::Waker => (0, WAKER),
+        };
+        Token(number << KIND_BITS | kind)
+    }
+}
+
+impl From<Token> for Source {
+    fn from(token: Token) -> Source {
+        let number = token.0 >> KIND_BITS;
+        match token.0 & ((1 << KIND_BITS) - 1) {
+            DOWNSTREAM => Source::Session(number, Side::Downstream),
+            UPSTREAM => Source::Session(number, Side::Upstream),
+            LISTENER => Source::Listener(number),
+            SIGNAL => Source::Signal(number),
+            WAKER => Source::Waker,
+            kind => unreachable!("token kind {kind}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_source_survives_the_trip_through_a_token() {
+        for source in [
+            Source::Session(0, Side::Downstream),
+            Source::Session(0, Side::Upstream),
+            Source::Session(123_456_789, Side::Upstream),
+            Source::Listener(3),
+            Source::Signal(2),
+            Source::Waker,
+        ] {
+            assert_eq!(Source::from(Token::from(source)), source);
+        }
+    }
+}
