@@ -1,1 +1,3 @@
 //! Wire formats: HTTP heads, the WebSocket handshake and its frames. Pure: bytes in, values out.
+
+pub mod ws;
