@@ -1,3 +1,4 @@
 //! Wire formats: HTTP heads, the WebSocket handshake and its frames. Pure: bytes in, values out.
 
+pub mod http;
 pub mod ws;
