@@ -1,4 +1,5 @@
 //! Wire formats: HTTP heads, the WebSocket handshake and its frames. Pure: bytes in, values out.
 
 pub mod http;
+pub mod upgrade;
 pub mod ws;

@@ -1,0 +1,575 @@
+//! Both sides of the WebSocket handshake (RFC 6455 §4): the client's request checked, answered or passed on, the backend's
+//! answer checked and passed back.
+//!
+//! The surprising thing: on a relayed route the gateway negotiates nothing. Key, version, subprotocols and extensions go to
+//! the backend as they came, and its 101 comes back with its own headers, so that the two ends agree with each other. Only
+//! what belongs to one connection (RFC 9110 §7.6.1) is taken out and said anew.
+//!
+//! What is said about the client, and how far what came is believed:
+//! - `X-Forwarded-For` is a list: the client's address is appended to what came. The last element is ours, the others are
+//!   hearsay.
+//! - `X-Forwarded-Proto` and `X-Forwarded-Host` are single values that backends take at their word, so what came is
+//!   replaced by what this gateway saw.
+//! - `X-Request-Id` names one request across every hop, so one that came is kept, if it is a plain word of at most
+//!   [`REQUEST_ID_BYTES_MAX`] visible ASCII characters and the only one; else it is replaced by ours.
+
+use std::net::IpAddr;
+
+use tungstenite::handshake::derive_accept_key;
+
+use super::http::{BadHead, Headers, RequestHead, ResponseHead, is_token, push_display, push_header, push_value};
+
+/// The longest `X-Request-Id` from a client that is kept.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// What our own answer needs of a request that asks for a WebSocket properly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handshake<'b> {
+    /// `Sec-WebSocket-Key`: 24 characters of base64.
+    pub key: &'b str,
+    /// The subprotocol that the client would like best, if it named any.
+    pub protocol: Option<&'b str>,
+}
+
+/// What a forwarded request says that the client's own did not.
+#[derive(Clone, Copy, Debug)]
+pub struct Forwarding<'a> {
+    /// Path and query for the backend, beginning with `/`.
+    pub target: &'a str,
+    /// Goes out in place of the client's `Host`.
+    pub host: Option<&'a str>,
+    pub client: IpAddr,
+    /// For `X-Request-Id` where the client brought none: see [`request_id`].
+    pub request_id: &'a str,
+}
+
+/// Whether a request asks to speak WebSocket at all, properly or not.
+pub fn is_upgrade(head: &RequestHead<'_, '_>) -> bool {
+    head.headers.has_token("upgrade", "websocket")
+}
+
+/// Checks the client's side of the handshake (RFC 6455 §4.2.1).
+///
+/// # Errors
+/// 405 for methods other than GET and HEAD; 426 for a plain GET or a HEAD, and for versions other than 13; 400 for an
+/// upgrade that is malformed. The head itself was sound, so the connection may go on after the answer
+/// ([`BadHead::into_reply`]).
+pub fn check_request<'b>(head: &RequestHead<'_, 'b>) -> Result<Handshake<'b>, BadHead> {
+    let bad = |why| Err(BadHead { status: 400, why });
+    if !matches!(head.method, "GET" | "HEAD") {
+        return Err(BadHead { status: 405, why: "a WebSocket is opened with GET" });
+    }
+    if head.is_head() || !is_upgrade(head) {
+        return Err(BadHead { status: 426, why: "this path is a WebSocket: open it with GET and Upgrade: websocket" });
+    }
+    if head.minor_version == 0 {
+        return bad("a WebSocket is opened with HTTP/1.1");
+    }
+    if !head.headers.has_token("connection", "upgrade") {
+        return bad("Upgrade without Connection: Upgrade");
+    }
+    let mut versions = head.headers.all("sec-websocket-version");
+    if versions.next() != Some(b"13") {
+        return Err(BadHead { status: 426, why: "only Sec-WebSocket-Version 13 is spoken here" });
+    }
+    if versions.next().is_some() {
+        return bad("several Sec-WebSocket-Version headers");
+    }
+    let Some(key) = head.headers.first("sec-websocket-key") else { return bad("missing Sec-WebSocket-Key") };
+    if !is_key(key) {
+        return bad("Sec-WebSocket-Key is not 16 bytes in base64");
+    }
+    let Ok(key) = std::str::from_utf8(key) else { return bad("Sec-WebSocket-Key is not 16 bytes in base64") };
+    let protocol = head.headers.elements("sec-websocket-protocol").next().filter(|first| is_token(first));
+    Ok(Handshake { key, protocol: protocol.and_then(|first| std::str::from_utf8(first).ok()) })
+}
+
+/// Appends our own 101 (RFC 6455 §4.2.2). No extension is accepted. The first subprotocol on offer is: a browser that
+/// offered some and gets none back fails the connection, and would never see what we are about to say.
+pub fn write_accept(handshake: &Handshake<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\n");
+    write_upgrade_pair(out);
+    push_header(out, "Sec-WebSocket-Accept", derive_accept_key(handshake.key.as_bytes()).as_bytes());
+    if let Some(protocol) = handshake.protocol {
+        push_header(out, "Sec-WebSocket-Protocol", protocol.as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The `X-Request-Id` that the client brought, if it is one to keep.
+pub fn request_id<'b>(head: &RequestHead<'_, 'b>) -> Option<&'b str> {
+    let mut ids = head.headers.all("x-request-id");
+    let id = ids.next()?;
+    let is_kept = (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic);
+    if is_kept && ids.next().is_none() { std::str::from_utf8(id).ok() } else { None }
+}
+
+/// Appends the client's request as the backend is to read it: end-to-end headers unchanged, in their order and spelling;
+/// hop-by-hop ones dropped but for the upgrade pair; `Host` in its place, replaced by `forwarding.host`, or by the
+/// authority of a target that was a URL (RFC 9112 §3.2.2); then what is said about the client (see the top of this file).
+///
+/// The request is one that [`check_request`] let through: a GET without a body.
+pub fn write_forwarded_request(head: &RequestHead<'_, '_>, forwarding: &Forwarding<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"GET ");
+    push_value(out, forwarding.target.as_bytes());
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    let host = forwarding.host.or_else(|| head.host()).unwrap_or_default();
+    if head.headers.first("host").is_none() {
+        push_header(out, "Host", host.as_bytes());
+    }
+    let kept_id = request_id(head);
+    for (name, value) in head.headers.iter() {
+        if name.eq_ignore_ascii_case("host") {
+            push_header(out, name, host.as_bytes());
+        } else if !is_hop_by_hop(name, &head.headers) && !is_said_anew(name, kept_id.is_some()) {
+            push_header(out, name, value);
+        }
+    }
+    write_upgrade_pair(out);
+    out.extend_from_slice(b"X-Forwarded-For: ");
+    for address in head.headers.elements("x-forwarded-for") {
+        push_value(out, address);
+        out.extend_from_slice(b", ");
+    }
+    // An IPv4 client of a socket that listens on `::` is still an IPv4 client.
+    push_display(out, forwarding.client.to_canonical());
+    out.extend_from_slice(b"\r\n");
+    push_header(out, "X-Forwarded-Proto", b"http");
+    if let Some(host) = head.host() {
+        push_header(out, "X-Forwarded-Host", host.as_bytes());
+    }
+    if kept_id.is_none() {
+        push_header(out, "X-Request-Id", forwarding.request_id.as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Checks the backend's side of the handshake (RFC 6455 §4.1) against the key that it was sent. Subprotocol and extensions
+/// are left for the client to judge.
+///
+/// # Errors
+/// What is wrong, as a phrase that fits behind `backend unavailable:`.
+pub fn check_response(head: &ResponseHead<'_, '_>, key: &str) -> Result<(), &'static str> {
+    if head.status != 101 {
+        return Err("it did not upgrade");
+    }
+    if !head.headers.has_token("upgrade", "websocket") {
+        return Err("its 101 has no Upgrade: websocket");
+    }
+    if !head.headers.has_token("connection", "upgrade") {
+        return Err("its 101 has no Connection: Upgrade");
+    }
+    let mut accepts = head.headers.all("sec-websocket-accept");
+    match accepts.next() {
+        None => Err("its 101 has no Sec-WebSocket-Accept"),
+        Some(accept) if accept != derive_accept_key(key.as_bytes()).as_bytes() => {
+            Err("its Sec-WebSocket-Accept is wrong")
+        }
+        Some(_) if accepts.next().is_some() => Err("its 101 has several Sec-WebSocket-Accept"),
+        Some(_) => Ok(()),
+    }
+}
+
+/// Appends the backend's 101 as the client is to read it: its own headers in their order and spelling, hop-by-hop ones
+/// dropped but for the upgrade pair, and those that would speak of a body, which a 101 has not (RFC 9110 §8.6).
+pub fn write_forwarded_response(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) {
+    write_status_line(head, out);
+    write_upgrade_pair(out);
+    for (name, value) in head.headers.iter() {
+        if !is_hop_by_hop(name, &head.headers) && !name.eq_ignore_ascii_case("content-length") {
+            push_header(out, name, value);
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends the head of a backend's answer that is no 101, for a client that is to see it: its own headers and
+/// `Connection: close`. The body follows byte for byte, so `Transfer-Encoding` stays, and a `Content-Length` beside it goes
+/// (RFC 9112 §6.3).
+pub fn write_forwarded_refusal(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) {
+    write_status_line(head, out);
+    let is_encoded = head.headers.first("transfer-encoding").is_some();
+    // A 426 without it would be none (RFC 9110 §15.5.22), and what the backend speaks can be asked for through us.
+    let tells_upgrade = head.status == 426 && head.headers.first("upgrade").is_some();
+    for (name, value) in head.headers.iter() {
+        let is = |known: &str| name.eq_ignore_ascii_case(known);
+        let is_framing = is("transfer-encoding") || is("trailer") || is("content-length");
+        let is_kept = if is_framing {
+            !(is_encoded && is("content-length"))
+        } else {
+            tells_upgrade && is("upgrade") || !is_hop_by_hop(name, &head.headers)
+        };
+        if is_kept {
+            push_header(out, name, value);
+        }
+    }
+    let fate: &[u8] = if tells_upgrade { b"Upgrade, close" } else { b"close" };
+    push_header(out, "Connection", fate);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn write_status_line(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    push_display(out, head.status);
+    out.push(b' ');
+    out.extend_from_slice(head.reason.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+fn write_upgrade_pair(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"Upgrade: websocket\r\nConnection: Upgrade\r\n");
+}
+
+/// Whether a header is for this connection only (RFC 9110 §7.6.1): by its name, or because `Connection` names it. What
+/// frames the message, and the handshake itself, cannot be named away.
+fn is_hop_by_hop(name: &str, headers: &Headers<'_, '_>) -> bool {
+    const NAMES: [&str; 6] = ["connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
+    if NAMES.iter().any(|known| name.eq_ignore_ascii_case(known)) || starts_with(name, "proxy-") {
+        return true;
+    }
+    let is_needed = name.eq_ignore_ascii_case("content-length") || starts_with(name, "sec-websocket-");
+    !is_needed && headers.has_token("connection", name)
+}
+
+/// Whether what came under this name is left out, because we say it ourselves further on.
+fn is_said_anew(name: &str, keeps_request_id: bool) -> bool {
+    const NAMES: [&str; 3] = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"];
+    NAMES.iter().any(|known| name.eq_ignore_ascii_case(known))
+        || name.eq_ignore_ascii_case("x-request-id") && !keeps_request_id
+}
+
+fn starts_with(name: &str, prefix: &str) -> bool {
+    name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+}
+
+/// Whether `key` is 16 bytes in base64: 22 characters and two of padding. The four bits that the last character has to
+/// spare are not looked at; some clients draw the characters rather than the bytes.
+fn is_key(key: &[u8]) -> bool {
+    let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+    key.len() == 24 && key[..22].iter().all(is_digit) && key.ends_with(b"==")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::http::{Reply, empty_slots};
+    use super::*;
+
+    const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+    const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+    /// A handshake as browsers send it, with `lines` behind; a line of the same name there takes the place of one here.
+    fn asking(lines: &str) -> String {
+        let usual = [
+            "Host: gateway:8000",
+            "Connection: keep-alive, Upgrade",
+            "Upgrade: websocket",
+            "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        ];
+        let mut head = String::from("GET /ws/input?a=b HTTP/1.1\r\n");
+        for line in usual {
+            let name = &line[..=line.find(':').unwrap()];
+            if !lines.lines().any(|other| other.starts_with(name)) {
+                head += &format!("{line}\r\n");
+            }
+        }
+        head + lines + "\r\n"
+    }
+
+    fn with_request<T>(bytes: &str, then: impl FnOnce(&RequestHead<'_, '_>) -> T) -> T {
+        let mut slots = empty_slots();
+        let (head, length) = RequestHead::parse(bytes.as_bytes(), &mut slots).expect(bytes).expect(bytes);
+        assert_eq!(length, bytes.len());
+        then(&head)
+    }
+
+    fn with_response<T>(bytes: &str, then: impl FnOnce(&ResponseHead<'_, '_>) -> T) -> T {
+        let mut slots = empty_slots();
+        let (head, length) = ResponseHead::parse(bytes.as_bytes(), &mut slots).expect(bytes).expect(bytes);
+        assert_eq!(length, bytes.len());
+        then(&head)
+    }
+
+    fn checked(bytes: &str) -> Result<(String, Option<String>), u16> {
+        with_request(bytes, |head| match check_request(head) {
+            Ok(handshake) => Ok((handshake.key.into(), handshake.protocol.map(Into::into))),
+            Err(fault) => Err(fault.status),
+        })
+    }
+
+    #[test]
+    fn a_proper_request_is_let_through() {
+        assert_eq!(checked(&asking("")), Ok((KEY.into(), None)));
+        assert_eq!(checked(&asking("Upgrade: WebSocket\r\nConnection: UPGRADE\r\n")), Ok((KEY.into(), None)));
+        assert_eq!(checked(&asking("Upgrade: h2c, websocket\r\n")), Ok((KEY.into(), None)));
+        let protocols = "Sec-WebSocket-Protocol: , chat.v2, chat\r\nSec-WebSocket-Protocol: other\r\n";
+        assert_eq!(checked(&asking(protocols)), Ok((KEY.into(), Some("chat.v2".into()))));
+        assert_eq!(checked(&asking("Sec-WebSocket-Protocol: a b, chat\r\n")), Ok((KEY.into(), None)));
+    }
+
+    #[test]
+    fn improper_requests_get_the_status_they_deserve() {
+        assert_eq!(checked("GET / HTTP/1.1\r\nHost: a\r\n\r\n"), Err(426));
+        assert_eq!(checked("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n"), Err(426));
+        assert_eq!(checked("POST / HTTP/1.1\r\nHost: a\r\n\r\n"), Err(405));
+        assert_eq!(checked(&asking("").replacen("GET", "HEAD", 1)), Err(426));
+        assert_eq!(checked(&asking("").replacen("GET", "get", 1)), Err(405));
+        assert_eq!(checked(&asking("").replacen("HTTP/1.1", "HTTP/1.0", 1)), Err(400));
+        assert_eq!(checked(&asking("Upgrade: websockets\r\n")), Err(426));
+        assert_eq!(checked(&asking("Connection: keep-alive\r\n")), Err(400));
+        for version in ["8", "12", "14", "013", "13, 8", ""] {
+            assert_eq!(checked(&asking(&format!("Sec-WebSocket-Version: {version}\r\n"))), Err(426), "{version:?}");
+        }
+        assert_eq!(checked(&asking("").replace("Sec-WebSocket-Version: 13\r\n", "")), Err(426));
+        assert_eq!(checked(&asking("Sec-WebSocket-Version: 13\r\nSec-WebSocket-Version: 13\r\n")), Err(400));
+        for key in ["", "dGhl", "dGhlIHNhbXBsZSBub25jZQ=", "dGhlIHNhbXBsZSBub25jZQAA", "dGhlIHNhbXBsZSBub25j*Q=="] {
+            assert_eq!(checked(&asking(&format!("Sec-WebSocket-Key: {key}\r\n"))), Err(400), "{key:?}");
+        }
+        assert_eq!(checked(&asking("").replace(&format!("Sec-WebSocket-Key: {KEY}\r\n"), "")), Err(400));
+    }
+
+    #[test]
+    fn a_plain_get_is_told_what_to_ask_for() {
+        let fault = with_request("GET / HTTP/1.1\r\nHost: a\r\n\r\n", |head| check_request(head).unwrap_err());
+        let reply: Reply = fault.into_reply();
+        let said: Vec<_> = reply.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        assert_eq!((reply.status, said), (426, vec![("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")]));
+    }
+
+    #[test]
+    fn our_own_101_fits_the_key_and_takes_the_first_protocol() {
+        let lines = "Sec-WebSocket-Protocol: chat, other\r\nSec-WebSocket-Extensions: permessage-deflate\r\n";
+        let out = with_request(&asking(lines), |head| {
+            let mut out = Vec::new();
+            write_accept(&check_request(head).unwrap(), &mut out);
+            String::from_utf8(out).unwrap()
+        });
+        assert_eq!(
+            out,
+            format!(
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                 Sec-WebSocket-Accept: {ACCEPT}\r\nSec-WebSocket-Protocol: chat\r\n\r\n"
+            )
+        );
+        with_response(&out, |head| assert_eq!(check_response(head, KEY), Ok(())));
+    }
+
+    fn forwarded(request: &str, host: Option<&str>) -> String {
+        let client = "192.0.2.7".parse().unwrap();
+        let forwarding = Forwarding { target: "/backend?a=b", host, client, request_id: "ours" };
+        with_request(request, |head| {
+            let mut out = Vec::new();
+            write_forwarded_request(head, &forwarding, &mut out);
+            String::from_utf8(out).unwrap()
+        })
+    }
+
+    /// The values that a forwarded request has under `name`.
+    fn values(request: &str, name: &str) -> Vec<String> {
+        with_request(request, |head| {
+            head.headers.all(name).map(|value| String::from_utf8(value.into()).unwrap()).collect()
+        })
+    }
+
+    #[test]
+    fn end_to_end_headers_go_through_in_order_and_spelling() {
+        let request = "GET /ws/input?a=b HTTP/1.1\r\nhOST: gateway:8000\r\nConnection: Upgrade, x-hop\r\nCookie: a=b\r\n\
+             pragma: no-cache\r\nUPGRADE: WebSocket\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nProxy-Authorization: x\r\nTE: trailers\r\n\
+             Origin: http://gateway:8000\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nCookie:  c=d \r\nEmpty:\r\n\r\n";
+        assert_eq!(
+            forwarded(request, None),
+            "GET /backend?a=b HTTP/1.1\r\nhOST: gateway:8000\r\nCookie: a=b\r\npragma: no-cache\r\n\
+             Origin: http://gateway:8000\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nCookie: c=d\r\nEmpty: \r\n\
+             Upgrade: websocket\r\nConnection: Upgrade\r\nX-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: http\r\n\
+             X-Forwarded-Host: gateway:8000\r\nX-Request-Id: ours\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn bytes_beyond_ascii_go_through() {
+        let mut request = asking("X-Name: ").into_bytes();
+        request.truncate(request.len() - 2);
+        request.extend_from_slice(b"\xe5\xa3\xb0 \xff\r\n\r\n");
+        let mut slots = empty_slots();
+        let (head, _) = RequestHead::parse(&request, &mut slots).unwrap().unwrap();
+        let client = "::1".parse().unwrap();
+        let mut out = Vec::new();
+        write_forwarded_request(&head, &Forwarding { target: "/", host: None, client, request_id: "a" }, &mut out);
+        assert!(memchr::memmem::find(&out, b"\r\nX-Name: \xe5\xa3\xb0 \xff\r\n").is_some());
+    }
+
+    #[test]
+    fn the_handshake_cannot_be_named_away() {
+        let named =
+            "Connection: Upgrade, Host, Sec-WebSocket-Key, X-Forwarded-For, X-Request-Id, Cookie\r\nCookie: a\r\n";
+        let out = forwarded(&asking(named), None);
+        assert_eq!(checked(&out), Ok((KEY.into(), None)));
+        assert_eq!(values(&out, "host"), ["gateway:8000"]);
+        assert_eq!(values(&out, "x-forwarded-for"), ["192.0.2.7"]);
+        assert_eq!(values(&out, "cookie"), [""; 0]);
+    }
+
+    #[test]
+    fn the_host_can_be_replaced() {
+        let out = forwarded(&asking(""), Some("backend.example"));
+        assert_eq!(values(&out, "host"), ["backend.example"]);
+        assert_eq!(values(&out, "x-forwarded-host"), ["gateway:8000"]);
+        let absolute = asking("").replacen("/ws/input", "http://other.example/ws/input", 1);
+        let out = forwarded(&absolute, None);
+        assert_eq!(values(&out, "host"), ["other.example"]);
+        assert_eq!(values(&out, "x-forwarded-host"), ["other.example"]);
+    }
+
+    #[test]
+    fn what_came_about_the_client_is_a_list_or_replaced() {
+        let lines = "X-Forwarded-For: 203.0.113.1\r\nx-forwarded-for: 198.51.100.2 ,, unknown\r\n\
+             X-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\nForwarded: for=a\r\n";
+        let out = forwarded(&asking(lines), None);
+        assert_eq!(values(&out, "x-forwarded-for"), ["203.0.113.1, 198.51.100.2, unknown, 192.0.2.7"]);
+        assert_eq!(values(&out, "x-forwarded-proto"), ["http"]);
+        assert_eq!(values(&out, "x-forwarded-host"), ["gateway:8000"]);
+        assert_eq!(values(&out, "forwarded"), ["for=a"]);
+    }
+
+    #[test]
+    fn a_client_of_a_dual_stack_socket_keeps_its_own_address() {
+        for (client, said) in [("::ffff:192.0.2.7", "192.0.2.7"), ("2001:db8::1", "2001:db8::1")] {
+            let forwarding = Forwarding { target: "/", host: None, client: client.parse().unwrap(), request_id: "a" };
+            let mut out = Vec::new();
+            with_request(&asking(""), |head| write_forwarded_request(head, &forwarding, &mut out));
+            assert_eq!(values(&String::from_utf8(out).unwrap(), "x-forwarded-for"), [said]);
+        }
+    }
+
+    #[test]
+    fn a_request_id_is_kept_if_it_is_one() {
+        let ids = |lines: &str| values(&forwarded(&asking(lines), None), "x-request-id");
+        assert_eq!(ids(""), ["ours"]);
+        assert_eq!(ids("x-request-id: 4f-ab\r\n"), ["4f-ab"]);
+        assert_eq!(ids("X-Request-Id: \r\n"), ["ours"]);
+        assert_eq!(ids("X-Request-Id: a b\r\n"), ["ours"]);
+        assert_eq!(ids("X-Request-Id: a\r\nX-Request-Id: b\r\n"), ["ours"]);
+        let longest = "x".repeat(REQUEST_ID_BYTES_MAX);
+        assert_eq!(ids(&format!("X-Request-Id: {longest}\r\n")), [longest.as_str()]);
+        assert_eq!(ids(&format!("X-Request-Id: {longest}x\r\n")), ["ours"]);
+    }
+
+    #[test]
+    fn through_two_gateways_in_a_row_only_the_addresses_grow() {
+        let once = forwarded(&asking("Cookie: a=b\r\n"), None);
+        let twice = forwarded(&once, None);
+        assert_eq!(values(&twice, "x-forwarded-for"), ["192.0.2.7, 192.0.2.7"]);
+        for name in ["host", "cookie", "x-forwarded-proto", "x-forwarded-host", "x-request-id", "connection", "upgrade"]
+        {
+            assert_eq!(values(&twice, name), values(&once, name), "{name}");
+            assert_eq!(values(&twice, name).len(), 1, "{name}");
+        }
+    }
+
+    fn answered(lines: &str) -> String {
+        format!("HTTP/1.1 101 Switching Protocols\r\n{lines}\r\n")
+    }
+
+    #[test]
+    fn only_a_101_for_this_key_is_an_upgrade() {
+        let check = |bytes: &str| with_response(bytes, |head| check_response(head, KEY));
+        let pair = "Upgrade: WebSocket\r\nConnection: keep-alive, upgrade\r\n";
+        let accept = format!("Sec-WebSocket-Accept: {ACCEPT}\r\n");
+        assert_eq!(check(&answered(&format!("{pair}{accept}"))), Ok(()));
+        assert!(check(&answered(pair)).is_err());
+        assert!(check(&answered(&format!("Upgrade: websocket\r\n{accept}"))).is_err());
+        assert!(check(&answered(&format!("Connection: Upgrade\r\n{accept}"))).is_err());
+        assert!(check(&answered(&format!("{pair}{accept}{accept}"))).is_err());
+        assert!(check(&answered(&format!("{pair}{}", accept.to_uppercase()))).is_err());
+        assert!(check(&format!("HTTP/1.1 200 OK\r\n{pair}{accept}\r\n")).is_err());
+        assert!(with_response(&answered(&format!("{pair}{accept}")), |head| check_response(head, "other")).is_err());
+    }
+
+    #[test]
+    fn the_backends_101_goes_back_with_its_own_headers() {
+        let response = "HTTP/1.1 101 Go\r\nDate: now\r\nupgrade: WebSocket\r\nconnection: upgrade, X-Hop\r\nX-Hop: 1\r\n\
+             sec-websocket-accept: a\r\nSec-WebSocket-Protocol: chat\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\
+             Set-Cookie: a\r\nSet-Cookie: b\r\nContent-Length: 0\r\nKeep-Alive: 5\r\n\r\n";
+        let mut out = Vec::new();
+        with_response(response, |head| write_forwarded_response(head, &mut out));
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "HTTP/1.1 101 Go\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nDate: now\r\nsec-websocket-accept: a\r\n\
+             Sec-WebSocket-Protocol: chat\r\nSec-WebSocket-Extensions: permessage-deflate\r\nSet-Cookie: a\r\n\
+             Set-Cookie: b\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn a_refusal_goes_back_as_it_is_and_closes() {
+        let refusal = |response: &str| {
+            let mut out = Vec::new();
+            with_response(response, |head| write_forwarded_refusal(head, &mut out));
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(
+            refusal(
+                "HTTP/1.0 401 Who\r\nWWW-Authenticate: Basic\r\nConnection: keep-alive\r\nKeep-Alive: 5\r\n\
+                     Proxy-Connection: x\r\nContent-Length: 3\r\n\r\n"
+            ),
+            "HTTP/1.1 401 Who\r\nWWW-Authenticate: Basic\r\nContent-Length: 3\r\nConnection: close\r\n\r\n"
+        );
+        assert_eq!(
+            refusal("HTTP/1.1 500 \r\nTransfer-Encoding: chunked\r\nTrailer: A\r\nContent-Length: 3\r\n\r\n"),
+            "HTTP/1.1 500 \r\nTransfer-Encoding: chunked\r\nTrailer: A\r\nConnection: close\r\n\r\n"
+        );
+        assert_eq!(
+            refusal("HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"),
+            "HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n\r\n"
+        );
+        assert_eq!(
+            refusal("HTTP/1.1 404 No\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n"),
+            "HTTP/1.1 404 No\r\nConnection: close\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn no_head_makes_a_check_panic_or_a_forwarded_head_unreadable() {
+        let mut let_through = 0;
+        for seed in 0..3000 {
+            let mut chance = fastrand::Rng::with_seed(seed);
+            let mut request = asking("Connection: Upgrade, a\r\nX-Forwarded-For: a,b\r\nA: b\r\n").into_bytes();
+            let mut response = answered("Upgrade: websocket\r\nConnection: Upgrade\r\nA: b\r\n").into_bytes();
+            for bytes in [&mut request, &mut response] {
+                for _ in 0..chance.usize(0..4) {
+                    let at = chance.usize(..bytes.len());
+                    bytes[at] = b"\r\n :,a=\t\xff\0"[chance.usize(..10)];
+                }
+            }
+            let mut slots = empty_slots();
+            if let Ok(Some((head, _))) = RequestHead::parse(&request, &mut slots) {
+                let _ = check_request(&head);
+                let client = "192.0.2.7".parse().unwrap();
+                let forwarding = Forwarding { target: "/", host: None, client, request_id: "ours" };
+                let mut out = Vec::new();
+                write_forwarded_request(&head, &forwarding, &mut out);
+                let mut slots = empty_slots();
+                let (again, length) = RequestHead::parse(&out, &mut slots).unwrap().unwrap();
+                assert_eq!(length, out.len(), "seed {seed}");
+                assert!(is_upgrade(&again), "seed {seed}");
+                if check_request(&head).is_ok() {
+                    assert_eq!(check_request(&again), check_request(&head), "seed {seed}");
+                    let_through += 1;
+                }
+            }
+            let mut slots = empty_slots();
+            if let Ok(Some((head, _))) = ResponseHead::parse(&response, &mut slots) {
+                let _ = check_response(&head, KEY);
+                let mut out = Vec::new();
+                write_forwarded_response(&head, &mut out);
+                write_forwarded_refusal(&head, &mut out);
+                let mut slots = empty_slots();
+                let (_, length) = ResponseHead::parse(&out, &mut slots).unwrap().unwrap();
+                assert!(ResponseHead::parse(&out[length..], &mut empty_slots()).unwrap().is_some(), "seed {seed}");
+            }
+        }
+        assert!(let_through > 500, "only {let_through} got far enough to test anything");
+    }
+}
