@@ -242,7 +242,7 @@ pub enum Body {
     Empty,
     /// After so many bytes.
     Length(u64),
-    /// After the last chunk and its trailers.
+    /// After the last chunk and its trailers: [`BodyScanner`](super::body::BodyScanner) finds it.
     Chunked,
     /// Where the connection ends.
     UntilClose,

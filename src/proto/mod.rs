@@ -1,5 +1,6 @@
 //! Wire formats: HTTP heads, the WebSocket handshake and its frames. Pure: bytes in, values out.
 
+pub mod body;
 pub mod http;
 pub mod upgrade;
 pub mod ws;

@@ -1,0 +1,208 @@
+//! Where the body of a response ends (RFC 9112 §6, §7.1), for a backend's refusal that is passed on byte for byte.
+//!
+//! The surprising thing: a chunked body is not decoded. The client gets the chunks as the backend framed them, and only
+//! their sizes are read, to know when the answer is complete: a backend that keeps its connection alive never says so
+//! otherwise.
+
+use super::http::Body;
+
+/// Follows one body through a byte stream that is cut anywhere.
+#[derive(Clone, Debug)]
+pub struct BodyScanner(Place);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// So many bytes of a body that is not chunked are still to come.
+    Left(u64),
+    UntilClose,
+    Done,
+    /// In the digits of a chunk's size.
+    Size {
+        size: u64,
+        digits: u8,
+    },
+    /// Behind the size, up to the end of its line.
+    Extension {
+        size: u64,
+    },
+    SizeLf {
+        size: u64,
+    },
+    Chunk {
+        left: u64,
+    },
+    ChunkCr,
+    ChunkLf,
+    /// Where a trailer line may begin, or the last empty line.
+    TrailerStart,
+    Trailer,
+    TrailerLf,
+    LastLf,
+}
+
+impl BodyScanner {
+    /// A scanner at the start of `body`.
+    pub fn new(body: Body) -> BodyScanner {
+        BodyScanner(match body {
+            Body::Empty | Body::Length(0) => Place::Done,
+            Body::Length(length) => Place::Left(length),
+            Body::Chunked => Place::Size { size: 0, digits: 0 },
+            Body::UntilClose => Place::UntilClose,
+        })
+    }
+
+    /// Whether the body is complete. One that ends with its connection never is by itself.
+    pub fn is_done(&self) -> bool {
+        self.0 == Place::Done
+    }
+
+    /// Whether the end of the connection here is the proper end of the body.
+    pub fn may_end(&self) -> bool {
+        matches!(self.0, Place::Done | Place::UntilClose)
+    }
+
+    /// How many of `bytes` belong to the body: all of them, or those up to its end.
+    ///
+    /// # Errors
+    /// A chunk that is malformed, as a phrase. Where the body ends cannot be known any more.
+    pub fn advance(&mut self, bytes: &[u8]) -> Result<usize, &'static str> {
+        let mut used = 0;
+        while let Some(&byte) = bytes.get(used) {
+            let here = (bytes.len() - used) as u64;
+            match &mut self.0 {
+                Place::Done => break,
+                Place::UntilClose => return Ok(bytes.len()),
+                Place::Left(left) | Place::Chunk { left } => {
+                    // Not more than `here`, which is the length of a slice.
+                    let passed = here.min(*left);
+                    *left -= passed;
+                    used += passed as usize;
+                    match self.0 {
+                        Place::Left(0) => self.0 = Place::Done,
+                        Place::Chunk { left: 0 } => self.0 = Place::ChunkCr,
+                        _ => {}
+                    }
+                }
+                _ => {
+                    self.0 = after(self.0, byte)?;
+                    used += 1;
+                }
+            }
+        }
+        Ok(used)
+    }
+}
+
+/// Where `byte` of a chunk's frame leads.
+fn after(place: Place, byte: u8) -> Result<Place, &'static str> {
+    Ok(match (place, byte) {
+        (Place::Size { size, digits: digits @ 0..16 }, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
+            let digit = char::from(byte).to_digit(16).unwrap_or_default();
+            Place::Size { size: size << 4 | u64::from(digit), digits: digits + 1 }
+        }
+        (Place::Size { size, digits: 1.. } | Place::Extension { size }, b'\r') => Place::SizeLf { size },
+        (Place::Size { size, digits: 1.. }, b';' | b' ' | b'\t') => Place::Extension { size },
+        (Place::Size { .. }, _) => return Err("malformed chunk size"),
+        (Place::SizeLf { size: 0 }, b'\n') => Place::TrailerStart,
+        (Place::SizeLf { size }, b'\n') => Place::Chunk { left: size },
+        (Place::ChunkCr, b'\r') => Place::ChunkLf,
+        (Place::ChunkLf, b'\n') => Place::Size { size: 0, digits: 0 },
+        (Place::TrailerStart, b'\r') => Place::LastLf,
+        (Place::Trailer, b'\r') => Place::TrailerLf,
+        (Place::TrailerLf, b'\n') => Place::TrailerStart,
+        (Place::LastLf, b'\n') => Place::Done,
+        (Place::Extension { .. } | Place::TrailerStart | Place::Trailer, b'\n') => {
+            return Err("bare LF in a chunked body");
+        }
+        (Place::Extension { size }, _) => Place::Extension { size },
+        (Place::TrailerStart | Place::Trailer, _) => Place::Trailer,
+        _ => return Err("malformed line end in a chunked body"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHUNKED: [&str; 4] = [
+        "0\r\n\r\n",
+        "5\r\nhello\r\n0\r\n\r\n",
+        "00A;name=\"value\"\r\n0\r\n\r\n0\r\n\r\n\r\n1 \r\nx\r\n000;x\r\nTrailer: a\r\nB: c\r\n\r\n",
+        "1f\r\n0123456789012345678901234567890\r\n0\r\nA:\r\n\r\n",
+    ];
+
+    #[test]
+    fn chunked_bodies_cut_at_each_offset_end_at_the_same_byte() {
+        for body in CHUNKED.map(str::as_bytes) {
+            for cut in 0..body.len() {
+                let mut scanner = BodyScanner::new(Body::Chunked);
+                assert_eq!(scanner.advance(&body[..cut]), Ok(cut));
+                assert!(!scanner.is_done() && !scanner.may_end(), "cut at {cut}");
+                assert_eq!(scanner.advance(&[&body[cut..], b"5\r\nmore"].concat()), Ok(body.len() - cut));
+                assert!(scanner.is_done() && scanner.may_end());
+                assert_eq!(scanner.advance(b"more"), Ok(0));
+            }
+        }
+    }
+
+    #[test]
+    fn malformed_chunks_are_found_wherever_they_are_cut() {
+        for body in [
+            "\r\n",
+            "x\r\n",
+            ";a\r\n",
+            "-1\r\n",
+            "0x1\r\n",
+            "5\nhello",
+            "5;a\nhello",
+            "5\r\nhello!",
+            "5\r\nhello\n",
+            "5\r\nhello\r\r",
+            "0\r\n\n",
+            "0\r\nA: b\n",
+            "0\r\nA: b\rc",
+            "10000000000000000\r\n",
+        ] {
+            assert!(BodyScanner::new(Body::Chunked).advance(body.as_bytes()).is_err(), "{body:?}");
+            let mut scanner = BodyScanner::new(Body::Chunked);
+            assert!(body.bytes().any(|byte| scanner.advance(&[byte]).is_err()), "{body:?}");
+        }
+        let mut scanner = BodyScanner::new(Body::Chunked);
+        assert_eq!(scanner.advance(b"ffffffffffffffff\r\nabc"), Ok(21));
+    }
+
+    #[test]
+    fn other_bodies_end_where_the_head_said() {
+        assert!(BodyScanner::new(Body::Empty).is_done());
+        assert!(BodyScanner::new(Body::Length(0)).is_done());
+        let mut length = BodyScanner::new(Body::Length(5));
+        assert_eq!(length.advance(b"abc"), Ok(3));
+        assert!(!length.may_end());
+        assert_eq!(length.advance(b"defg"), Ok(2));
+        assert!(length.is_done());
+        let mut open = BodyScanner::new(Body::UntilClose);
+        assert_eq!(open.advance(b"abc"), Ok(3));
+        assert!(!open.is_done() && open.may_end());
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic_or_change_its_mind() {
+        let mut ended = 0;
+        for seed in 0..4000 {
+            let mut chance = fastrand::Rng::with_seed(seed);
+            let mut bytes = CHUNKED[chance.usize(..4)].as_bytes().to_vec();
+            for _ in 0..chance.usize(0..3) {
+                let at = chance.usize(..bytes.len());
+                bytes[at] = b"\r\n0123;:fF\0\xff"[chance.usize(..12)];
+            }
+            let mut whole = BodyScanner::new(Body::Chunked);
+            let used = whole.advance(&bytes);
+            let mut trickled = BodyScanner::new(Body::Chunked);
+            let same = bytes.iter().try_fold(0, |sum, byte| trickled.advance(&[*byte]).map(|one| sum + one));
+            assert_eq!(used, same, "seed {seed}");
+            assert_eq!(whole.is_done(), trickled.is_done(), "seed {seed}");
+            ended += u32::from(whole.is_done());
+        }
+        assert!(ended > 500, "only {ended} bodies ended");
+    }
+}
