@@ -512,36 +512,42 @@ fn push_connections(out: &mut String, snapshot: &Snapshot) {
         return;
     }
     out.push_str(
-        "  <div class=\"wide\">\n  <table>\n    <thead><tr><th>Id</th><th>State</th><th>Client</th><th>Task</th><th>Backend</th><th>Opened (UTC)</th>\
-         <th class=\"n\">Idle</th><th class=\"n\">From client</th><th class=\"n\">To client</th></tr></thead>\n    <tbody>",
+        "  <div class=\"wide\" tabindex=\"0\">\n  <table>\n    <thead><tr><th>Id</th><th>State</th><th>Client</th><th>Task, backend</th>\
+         <th class=\"n\">From client</th><th class=\"n\">To client</th><th class=\"n\">Idle</th><th>Opened (UTC)</th></tr></thead>\n    <tbody>",
     );
     for connection in &snapshot.connections[..shown] {
-        let opened = rfc3339(connection.opened);
         put(
             out,
             format_args!(
-                "\n      <tr><td><code>{}</code></td><td>{}</td><td><code>{}</code></td><td>{}</td><td>{}</td>\
-                 <td class=\"t\"><time datetime=\"{opened}\">{}</time></td><td class=\"n\">{}</td>",
+                "\n      <tr><td><code>{}</code></td><td>{}</td><td><code>{}</code></td><td>",
                 Html(&connection.id),
                 Html(connection.state),
-                connection.client,
-                Optional(connection.task_id.as_deref()),
-                Optional(connection.backend.as_deref()),
-                &opened[..19].replace('T', " "),
-                human_duration(connection.idle),
+                connection.client
             ),
         );
+        for (index, text) in [&connection.task_id, &connection.backend].into_iter().flatten().enumerate() {
+            put(out, format_args!("{}<code>{}</code>", if index > 0 { "<br>" } else { "" }, Html(text)));
+        }
+        out.push_str("</td>");
         for traffic in [connection.traffic.from_client, connection.traffic.to_client] {
             put(
                 out,
                 format_args!(
-                    "<td class=\"n\">{} in {}</td>",
+                    "<td class=\"n\">{} <span class=\"soft\">in {}</span></td>",
                     human_bytes(traffic.bytes),
                     plural(traffic.frames, "frame")
                 ),
             );
         }
-        out.push_str("</tr>");
+        let opened = rfc3339(connection.opened);
+        put(
+            out,
+            format_args!(
+                "<td class=\"n\">{}</td><td class=\"t\"><time datetime=\"{opened}\" title=\"{opened}\">{}</time></td></tr>",
+                human_duration(connection.idle),
+                &opened[5..19].replace('T', " ")
+            ),
+        );
     }
     out.push_str("\n    </tbody>\n  </table>\n  </div>");
     let all = snapshot.active_connections();
@@ -566,17 +572,6 @@ impl fmt::Display for Html<'_> {
             }
         }
         Ok(())
-    }
-}
-
-struct Optional<'t>(Option<&'t str>);
-
-impl fmt::Display for Optional<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(text) => write!(f, "<code>{}</code>", Html(text)),
-            None => f.write_str("<span class=\"soft\">–</span>"),
-        }
     }
 }
 
