@@ -16,6 +16,7 @@
 //! `docs/architecture.md` walks through it; `tests/tidy.rs` holds the rules.
 
 pub mod base;
+pub mod gateway;
 pub mod net;
 pub mod proto;
 pub mod reactor;

@@ -154,10 +154,7 @@ mod tests {
         reads: impl IntoIterator<Item = io::Result<usize>>,
         writes: impl IntoIterator<Item = io::Result<usize>>,
     ) -> Conn {
-        Conn::accepted(Box::new(Script {
-            reads: reads.into_iter().collect(),
-            writes: writes.into_iter().collect(),
-        }))
+        Conn::accepted(Box::new(Script { reads: reads.into_iter().collect(), writes: writes.into_iter().collect() }))
     }
 
     const READABLE: Ready = Ready { readable: true, writable: false, read_closed: false };

@@ -229,6 +229,13 @@ impl FrameScanner {
         self.payload_left == 0 && self.held_length == 0
     }
 
+    /// The bytes of a head that has begun and is not complete, and how many of the array they are. They stay as they came:
+    /// a head that is written anew might have another length.
+    #[inline]
+    pub const fn held_head(&self) -> ([u8; FrameHead::BYTES_MAX], usize) {
+        (self.held, self.held_length as usize)
+    }
+
     /// Bytes of a head that has begun and is not complete, 0 to 13.
     #[inline]
     pub const fn held_head_bytes(&self) -> usize {

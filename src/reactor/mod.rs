@@ -1,1 +1,195 @@
-//! The poll loop.
+//! The poll loop: one thread, one `mio::Poll`, every socket registered once.
+//!
+//! A turn waits for events, reads the clock once, passes everything on to the [`Gateway`], accepts, reaps, and writes the
+//! log. Nothing in it may block: names are looked up by a helper thread, and the log is written to a buffer until the end of
+//! the turn.
+
+pub mod listeners;
+mod resolver;
+mod signals;
+
+use crate::gateway::{self, Gateway};
+use crate::net::tcp::TcpNetwork;
+use crate::net::{Ready, Source};
+use listeners::Listeners;
+use log::info;
+use mio::event::Event;
+use mio::{Events, Poll, Waker};
+use resolver::Resolver;
+use signals::{Signal, Signals};
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+/// Events taken from the kernel at once; the others come with the next turn.
+const EVENTS_PER_TURN: usize = 1024;
+
+/// Where the gateway listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    pub listen: Vec<SocketAddr>,
+}
+
+/// What the front door does when the reactor is told to.
+pub struct Hooks {
+    /// Reads the configuration again; `None` when it is bad, which has been said.
+    pub reload: Box<dyn FnMut() -> Option<gateway::Settings>>,
+    pub reopen_log: Box<dyn FnMut()>,
+    /// Lines that the log has lost since the start.
+    pub log_lines_lost: Box<dyn Fn() -> u64>,
+}
+
+/// Why the reactor could not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// This address cannot be listened on.
+    Listen(SocketAddr, io::Error),
+    Other(io::Error),
+}
+
+/// The loop and all that is registered with it.
+pub struct Reactor {
+    poll: Poll,
+    events: Events,
+    gateway: Gateway,
+    listeners: Listeners,
+    signals: Signals,
+    resolver: Resolver,
+    hooks: Hooks,
+}
+
+impl Reactor {
+    /// Opens the listeners. From here on clients can connect, though nobody is served before [`Reactor::run`].
+    pub fn new(settings: &Settings, gateway: gateway::Settings, hooks: Hooks) -> Result<Reactor, StartError> {
+        listeners::raise_descriptor_limit();
+        let poll = Poll::new()?;
+        let registry = poll.registry();
+        let waker = Arc::new(Waker::new(registry, Source::Waker.into())?);
+        let network = Box::new(TcpNetwork::new(registry.try_clone()?));
+        let listeners = Listeners::open(&settings.listen, registry)?;
+        let signals = Signals::register(registry)?;
+        let chance = fastrand::Rng::new();
+        Ok(Reactor {
+            gateway: Gateway::new(gateway, network, chance, Instant::now(), SystemTime::now()),
+            events: Events::with_capacity(EVENTS_PER_TURN),
+            resolver: Resolver::new(waker),
+            poll,
+            listeners,
+            signals,
+            hooks,
+        })
+    }
+
+    /// The addresses that are listened on, with the ports that the kernel chose.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        self.listeners.addresses()
+    }
+
+    /// Serves until a signal has ended it.
+    ///
+    /// # Errors
+    /// Only what makes the loop itself impossible.
+    pub fn run(mut self) -> io::Result<()> {
+        for address in self.addresses() {
+            info!(target: "gateway", "listening address={address}");
+        }
+        log::logger().flush();
+        while !self.gateway.is_stopped() {
+            self.turn()?;
+        }
+        info!(target: "gateway", "stopped");
+        log::logger().flush();
+        Ok(())
+    }
+
+    fn turn(&mut self) -> io::Result<()> {
+        let timeout = self.timeout();
+        match self.poll.poll(&mut self.events, timeout) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => self.events.clear(),
+            other => other?,
+        }
+        self.gateway.begin_turn(Instant::now());
+        let mut is_signalled = false;
+        let mut is_woken = false;
+        for event in &self.events {
+            match Source::from(event.token()) {
+                Source::Session(key, side) => self.gateway.ready(key, side, ready(event)),
+                Source::Listener(index) => self.listeners.handle_ready(index),
+                Source::Signal(_) => is_signalled = true,
+                Source::Waker => is_woken = true,
+            }
+        }
+        if is_woken {
+            while let Some((upstream, answer)) = self.resolver.poll_answer() {
+                self.gateway.resolved(upstream, answer);
+            }
+        }
+        self.gateway.settle();
+        self.listeners.accept(&mut self.gateway, self.poll.registry());
+        while let Some(lookup) = self.gateway.poll_lookup() {
+            self.resolver.ask(lookup)?;
+        }
+        if is_signalled {
+            self.handle_signals();
+        }
+        self.gateway.reap();
+        log::logger().flush();
+        Ok(())
+    }
+
+    /// How long the next turn may wait for events.
+    fn timeout(&self) -> Option<Duration> {
+        let next = [self.gateway.next_turn(), self.listeners.next_turn(&self.gateway)].into_iter().flatten().min()?;
+        Some(next.saturating_duration_since(Instant::now()))
+    }
+
+    fn handle_signals(&mut self) {
+        while let Some(signal) = self.signals.poll_signal() {
+            info!(target: "gateway", "signal {signal}");
+            match signal {
+                Signal::Terminate if self.listeners.is_closed() => self.gateway.stop(),
+                Signal::Terminate => {
+                    self.listeners.close();
+                    self.gateway.drain();
+                }
+                Signal::Reload => {
+                    (self.hooks.reopen_log)();
+                    if let Some(settings) = (self.hooks.reload)() {
+                        self.gateway.adopt(settings);
+                    }
+                }
+                Signal::Reopen => (self.hooks.reopen_log)(),
+            }
+        }
+    }
+}
+
+fn ready(event: &Event) -> Ready {
+    Ready {
+        readable: event.is_readable(),
+        writable: event.is_writable() || event.is_error(),
+        read_closed: event.is_read_closed() || event.is_error(),
+    }
+}
+
+impl From<io::Error> for StartError {
+    fn from(error: io::Error) -> Self {
+        StartError::Other(error)
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::Listen(address, error) if error.kind() == ErrorKind::AddrInUse => {
+                write!(f, "cannot listen on {address}: port {} is taken by another program", address.port())
+            }
+            StartError::Listen(address, error) => write!(f, "cannot listen on {address}: {error}"),
+            StartError::Other(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}

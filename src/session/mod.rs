@@ -1,1 +1,366 @@
-//! One accepted connection, phase by phase.
+//! One accepted connection, from the first byte to the last, phase by phase.
+//!
+//! ```text
+//!                       ┌────────────────────── keep-alive ──────────────────────┐
+//!                       ▼                                                        │
+//!   accepted ──────► Request ──── an endpoint, an error ───────────────────► Reply ──► Linger ──► Closed
+//!                       │  └───── refused over WebSocket (Origin, …) ──────────────────────▲       ▲
+//!                       └───────► Dial ── no backend ──────────────────────────────────────┤       │
+//!                                   └──── 101 ──► Relay ───────────────────────────────────┼───────┘
+//!   Request: read a head, choose what the connection becomes    Relay:  two flows until both have ended
+//!   Reply:   write an HTTP answer                               Linger: the last bytes and FIN are out, wait briefly
+//!   Dial:    connect to a backend, ask it to upgrade            Closed: the slot is freed at the end of the turn
+//! ```
+//!
+//! Each phase is a type in a file of its own. Its `step` consumes it and says what follows; a phase that only waits hands
+//! itself back. No session knows another: all that is shared is lent to a step as [`Context`].
+
+pub mod dial;
+pub mod flow;
+pub mod linger;
+pub mod relay;
+pub mod reply;
+pub mod request;
+
+mod close;
+
+pub use close::CloseReason;
+
+use crate::base::timers::Armed;
+use crate::net::{Conn, Network, Ready, Side};
+use crate::proto::http;
+use crate::service::limits::Limits;
+use crate::service::route::{Endpoint, Route, Routes};
+use crate::service::stats::{BothWays, Stats};
+use crate::service::upstreams::{UpstreamId, Upstreams};
+use std::fmt;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// Bytes that one read can take: a 64 KiB payload and its frame head pass in one. One buffer serves the whole process.
+pub const SCRATCH_BYTES: usize = 68 * 1024;
+
+/// How a session behaves; the timeouts are off when `None`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// A whole request head must be here by then.
+    pub header_timeout: Option<Duration>,
+    /// How long an idle HTTP connection is kept.
+    pub keep_alive: Option<Duration>,
+    /// All attempts to connect to a backend, together.
+    pub connect_timeout: Option<Duration>,
+    /// From the connection until the backend's 101.
+    pub handshake_timeout: Option<Duration>,
+    /// A side that has been silent so long is sent a ping.
+    pub ping_interval: Option<Duration>,
+    /// A side that says nothing at all for so long after that ping is gone.
+    pub ping_timeout: Option<Duration>,
+    /// No message either way.
+    pub idle_timeout: Option<Duration>,
+    /// Payload bytes of the largest message that is relayed.
+    pub max_message: Option<u64>,
+    pub on_backend_failure: OnBackendFailure,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            header_timeout: Some(Duration::from_secs(10)),
+            keep_alive: Some(Duration::from_secs(30)),
+            connect_timeout: Some(Duration::from_secs(5)),
+            handshake_timeout: Some(Duration::from_secs(10)),
+            ping_interval: Some(Duration::from_secs(20)),
+            ping_timeout: Some(Duration::from_secs(20)),
+            idle_timeout: None,
+            max_message: None,
+            on_backend_failure: OnBackendFailure::Close,
+        }
+    }
+}
+
+/// What a client is told when no backend takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnBackendFailure {
+    /// Its upgrade is completed and then closed with a code and a reason, which a page in a browser can read.
+    Close,
+    /// The backend's own HTTP answer, or 502 or 504.
+    Http,
+}
+
+/// Everything that sessions share, lent to one of them at a time.
+pub struct Context {
+    /// The moment of this turn.
+    pub now: Instant,
+    pub settings: Settings,
+    pub network: Box<dyn Network>,
+    pub routes: Routes,
+    pub upstreams: Upstreams,
+    pub limits: Limits,
+    pub stats: Stats,
+    pub chance: fastrand::Rng,
+    /// What makes the payloads of our pings our own.
+    pub ping_key: u64,
+    /// No new work is begun.
+    pub is_draining: bool,
+    /// Backends whose names somebody waits for; the gateway passes them on to be looked up.
+    pub lookups: Vec<UpstreamId>,
+    scratch: Box<[u8]>,
+}
+
+impl Context {
+    pub fn new(
+        now: Instant,
+        settings: Settings,
+        network: Box<dyn Network>,
+        limits: Limits,
+        mut chance: fastrand::Rng,
+    ) -> Self {
+        let ping_key = chance.u64(..);
+        Context {
+            now,
+            settings,
+            network,
+            routes: Routes::new(Vec::new(), &mut Upstreams::default()),
+            upstreams: Upstreams::default(),
+            limits,
+            stats: Stats::default(),
+            chance,
+            ping_key,
+            is_draining: false,
+            lookups: Vec::new(),
+            scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
+        }
+    }
+
+    /// Lends the scratch buffer, [`SCRATCH_BYTES`] long, together with everything else.
+    pub fn with_scratch<T>(&mut self, work: impl FnOnce(&mut [u8], &mut Context) -> T) -> T {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let done = work(&mut scratch, self);
+        self.scratch = scratch;
+        done
+    }
+
+    /// The moment `timeout` from now, if it is switched on.
+    pub fn after(&self, timeout: Option<Duration>) -> Option<Instant> {
+        timeout.map(|timeout| self.now + timeout)
+    }
+}
+
+/// Who a session is: what stays the same, or is said in every line about it.
+pub struct Identity {
+    /// The slot it lives in, which its events carry.
+    pub key: usize,
+    /// Counted from 1 since the start.
+    pub serial: u64,
+    pub client: SocketAddr,
+    pub opened: Instant,
+    /// Once it is a WebSocket. A reload of the configuration leaves it with the route it came by.
+    pub route: Option<Rc<Route>>,
+    /// The task in its path, as the client wrote it.
+    pub task_id: Option<Box<str>>,
+}
+
+impl Identity {
+    /// The route's name, or `http` while it has none.
+    pub fn route_name(&self) -> &str {
+        self.route.as_ref().map_or("http", |route| &route.name)
+    }
+}
+
+impl fmt::Display for Identity {
+    /// The connection id: `input_1`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}_{}", self.route_name(), self.serial)
+    }
+}
+
+/// What a session is at the moment.
+pub enum Phase {
+    Request(request::Request),
+    Reply(Box<reply::Reply>),
+    Dial(Box<dial::Dial>),
+    Relay(Box<relay::Relay>),
+    Linger(Box<linger::Linger>),
+    Closed(CloseReason),
+}
+
+/// What follows a step.
+pub enum Step {
+    /// Nothing to do until an event, the phase's deadline, or news that the gateway brings.
+    Wait(Phase),
+    /// Go on at once with this phase.
+    Next(Phase),
+    /// More could be done, but it is the others' turn first.
+    Yield(Phase),
+    /// The answer needs a view of the whole house: the gateway makes it and calls [`Session::answer`].
+    Ask(Endpoint, Box<reply::Asked>),
+}
+
+/// What a session wants after it was driven.
+pub enum Driven {
+    Wait,
+    Yield,
+    Ask(Endpoint, Box<reply::Asked>),
+    Closed,
+}
+
+/// One accepted connection.
+pub struct Session {
+    who: Identity,
+    downstream: Conn,
+    phase: Phase,
+    /// Its entry in the timer queue.
+    pub armed: Armed,
+    /// It stands in the list of those that have more to do.
+    pub is_yielded: bool,
+    /// It was counted by [`Limits`] and must be released there.
+    pub is_counted: bool,
+}
+
+impl Session {
+    /// A connection that was just accepted, and counted by [`Limits`].
+    pub fn accepted(who: Identity, downstream: Conn, cx: &Context) -> Session {
+        let phase = Phase::Request(request::Request::first(cx));
+        Session { who, downstream, phase, armed: Armed::default(), is_yielded: false, is_counted: true }
+    }
+
+    /// A connection that is told why it is not wanted, and closed.
+    pub fn refused(who: Identity, downstream: Conn, reply: &http::Reply, cx: &mut Context) -> Session {
+        let phase = reply::Reply::last(reply, CloseReason::Refused, cx);
+        Session { who, downstream, phase, armed: Armed::default(), is_yielded: false, is_counted: false }
+    }
+
+    pub fn who(&self) -> &Identity {
+        &self.who
+    }
+
+    pub fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    pub fn is_closed(&self) -> bool {
+        matches!(self.phase, Phase::Closed(_))
+    }
+
+    /// Frames and bytes so far; `None` while it is no WebSocket.
+    pub fn traffic(&self) -> Option<BothWays> {
+        match &self.phase {
+            Phase::Dial(_) => Some(BothWays::default()),
+            Phase::Relay(relay) => Some(relay.traffic()),
+            _ => None,
+        }
+    }
+
+    /// The word for `/connections`.
+    pub fn state(&self) -> &'static str {
+        match &self.phase {
+            Phase::Request(_) | Phase::Reply(_) => "http",
+            Phase::Dial(_) => "connecting",
+            Phase::Relay(relay) => relay.state(),
+            Phase::Linger(_) | Phase::Closed(_) => "closing",
+        }
+    }
+
+    /// The backend that it has, or is dialing.
+    pub fn backend(&self) -> Option<UpstreamId> {
+        match &self.phase {
+            Phase::Dial(dial) => dial.backend(),
+            Phase::Relay(relay) => Some(relay.backend()),
+            _ => None,
+        }
+    }
+
+    /// When it last had something to do with a message.
+    pub fn active_at(&self) -> Instant {
+        match &self.phase {
+            Phase::Relay(relay) => relay.message_at(),
+            _ => self.who.opened,
+        }
+    }
+
+    /// An event of one of its sockets. It is acted on by the next [`Session::drive`].
+    pub fn handle_ready(&mut self, side: Side, ready: Ready) {
+        match side {
+            Side::Downstream => self.downstream.handle_ready(ready),
+            Side::Upstream => match &mut self.phase {
+                Phase::Dial(dial) => dial.handle_ready(ready),
+                Phase::Relay(relay) => relay.handle_ready(ready),
+                // An event of a connection that was dropped earlier in this turn.
+                _ => {}
+            },
+        }
+    }
+
+    /// Does all that can be done now. Called by `Gateway::drive` alone.
+    pub fn drive(&mut self, cx: &mut Context) -> Driven {
+        loop {
+            let phase = std::mem::replace(&mut self.phase, Phase::Closed(CloseReason::Done));
+            let step = match phase {
+                Phase::Request(request) => request.step(&mut self.downstream, &mut self.who, cx),
+                Phase::Reply(reply) => reply.step(&mut self.downstream, cx),
+                Phase::Dial(dial) => dial.step(&mut self.downstream, &self.who, cx),
+                Phase::Relay(relay) => relay.step(&mut self.downstream, &self.who, cx),
+                Phase::Linger(linger) => linger.step(&mut self.downstream, cx),
+                Phase::Closed(reason) => {
+                    self.phase = Phase::Closed(reason);
+                    return Driven::Closed;
+                }
+            };
+            match step {
+                Step::Next(phase) => self.phase = phase,
+                Step::Wait(phase) => {
+                    self.phase = phase;
+                    return Driven::Wait;
+                }
+                Step::Yield(phase) => {
+                    self.phase = phase;
+                    return Driven::Yield;
+                }
+                Step::Ask(endpoint, asked) => return Driven::Ask(endpoint, asked),
+            }
+        }
+    }
+
+    /// The answer to what [`Driven::Ask`] asked; the session is to be driven again.
+    pub fn answer(&mut self, asked: Box<reply::Asked>, reply: http::Reply, cx: &mut Context) {
+        self.phase = reply::Reply::answer(*asked, reply, cx);
+    }
+
+    /// When it must be driven even if nothing happens.
+    pub fn deadline(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Request(request) => request.deadline(),
+            Phase::Reply(reply) => reply.deadline(),
+            Phase::Dial(dial) => dial.deadline(),
+            Phase::Relay(relay) => relay.deadline(),
+            Phase::Linger(linger) => linger.deadline(),
+            Phase::Closed(_) => None,
+        }
+    }
+
+    /// The gateway is about to stop: finish what is in flight and leave. `is_last_call`: leave now.
+    pub fn drain(&mut self, is_last_call: bool) {
+        match &mut self.phase {
+            Phase::Request(request) => request.drain(),
+            Phase::Reply(reply) => reply.drain(),
+            Phase::Dial(dial) => dial.drain(),
+            Phase::Relay(relay) => relay.drain(is_last_call),
+            Phase::Linger(_) | Phase::Closed(_) => {}
+        }
+    }
+
+    /// Gives back what it shares with others, before its slot is freed.
+    pub fn release(&mut self, cx: &mut Context) {
+        if self.is_counted {
+            cx.limits.release(self.who.client.ip());
+        }
+        match std::mem::replace(&mut self.phase, Phase::Closed(CloseReason::Stopped)) {
+            Phase::Dial(dial) => dial.release(cx),
+            Phase::Relay(relay) => {
+                relay.close(CloseReason::Stopped, &self.who, cx);
+            }
+            _ => {}
+        }
+    }
+}

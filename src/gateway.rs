@@ -1,0 +1,405 @@
+//! Sessions, timers, backends and limits as one whole; no clock and no real socket.
+//!
+//! The reactor, or a simulated world, says what happened and when: [`Gateway::begin_turn`], then any number of
+//! [`Gateway::admit`] and [`Gateway::ready`], then [`Gateway::settle`] and [`Gateway::reap`]. Two invariants hold it together:
+//!
+//! - *One door*: [`Gateway::drive`] is the only caller of [`Session::drive`], and brings timers and lists up to date after it.
+//! - *Slots are freed last*: a session that ended in this turn keeps its slot until [`Gateway::reap`], so that a late event of
+//!   this turn reaches nobody else.
+
+use crate::base::timers::Timers;
+use crate::net::{Conn, Network, Ready, Side, Transport};
+use crate::proto::http::Reply;
+use crate::service::limits::{self, Limits};
+use crate::service::report::{self, BackendView, ConnectionView, RouteView, Snapshot};
+use crate::service::route::{Endpoint, RouteSettings, Routes};
+use crate::service::stats::{BothWays, Stats};
+use crate::service::upstreams::UpstreamId;
+use crate::session::{self, Context, Driven, Identity, Phase, Session};
+use log::{info, warn};
+use slab::Slab;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant, SystemTime};
+
+/// Connections that are being told that there is no room, at once. While so many are, no further one is accepted.
+const REFUSALS_MAX: usize = 100;
+
+/// What is left for last frames to leave when the drain time is over.
+const LAST_CALL: Duration = Duration::from_millis(500);
+
+/// How the gateway behaves.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub session: session::Settings,
+    pub limits: limits::Settings,
+    pub routes: Vec<RouteSettings>,
+    /// How long a drain may take; `None`: as long as it takes.
+    pub drain_timeout: Option<Duration>,
+}
+
+/// A backend's name that has to be looked up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lookup {
+    pub upstream: UpstreamId,
+    pub host: String,
+    pub port: u16,
+}
+
+/// Everything between accepted sockets and backends.
+pub struct Gateway {
+    sessions: Slab<Session>,
+    timers: Timers<usize>,
+    yielded: Vec<usize>,
+    closed: Vec<usize>,
+    refusals: usize,
+    serials: u64,
+    lifecycle: Lifecycle,
+    drain_timeout: Option<Duration>,
+    started: Instant,
+    started_wall: SystemTime,
+    cx: Context,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lifecycle {
+    Serving,
+    Draining { until: Option<Instant> },
+    LastCall { until: Instant },
+    Stopped,
+}
+
+impl Gateway {
+    /// A gateway that starts at `now`, which a wall clock calls `wall`.
+    pub fn new(
+        settings: Settings,
+        network: Box<dyn Network>,
+        chance: fastrand::Rng,
+        now: Instant,
+        wall: SystemTime,
+    ) -> Gateway {
+        let mut cx = Context::new(now, settings.session, network, Limits::new(settings.limits), chance);
+        cx.routes = Routes::new(settings.routes, &mut cx.upstreams);
+        Gateway {
+            sessions: Slab::new(),
+            timers: Timers::new(),
+            yielded: Vec::new(),
+            closed: Vec::new(),
+            refusals: 0,
+            serials: 0,
+            lifecycle: Lifecycle::Serving,
+            drain_timeout: settings.drain_timeout,
+            started: now,
+            started_wall: wall,
+            cx,
+        }
+    }
+
+    /// Everything that follows happens at `now`.
+    pub fn begin_turn(&mut self, now: Instant) {
+        self.cx.now = now;
+    }
+
+    /// The slot that the next admitted connection will have, for its registration.
+    pub fn next_key(&self) -> usize {
+        self.sessions.vacant_key()
+    }
+
+    /// One more connection can be taken, if only to be told that there is no room.
+    pub fn can_admit(&self) -> bool {
+        !self.cx.is_draining && (!self.cx.limits.is_full() || self.refusals < REFUSALS_MAX)
+    }
+
+    /// Takes a connection that was accepted from `client` and registered for [`Gateway::next_key`].
+    pub fn admit(&mut self, transport: Box<dyn Transport>, client: SocketAddr) {
+        self.serials += 1;
+        let key = self.sessions.vacant_key();
+        let who = Identity { key, serial: self.serials, client, opened: self.cx.now, route: None, task_id: None };
+        let downstream = Conn::accepted(transport);
+        let session = match self.cx.limits.admit(client.ip()) {
+            Ok(()) => {
+                self.cx.stats.connections_accepted += 1;
+                Session::accepted(who, downstream, &self.cx)
+            }
+            Err(refusal) => {
+                warn!(target: "gateway", "{who} refused why=\"{}\" client={client}", refusal.why());
+                self.cx.stats.count_refused(refusal.word());
+                self.refusals += 1;
+                Session::refused(who, downstream, &Reply::error(503, refusal.why()), &mut self.cx)
+            }
+        };
+        self.sessions.insert(session);
+        self.drive(key);
+    }
+
+    /// Something happened at one socket of a session.
+    pub fn ready(&mut self, key: usize, side: Side, ready: Ready) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.handle_ready(side, ready);
+            self.drive(key);
+        }
+    }
+
+    /// After all events of a turn: those who had more to do, and those whose time has come.
+    pub fn settle(&mut self) {
+        for key in std::mem::take(&mut self.yielded) {
+            if let Some(session) = self.sessions.get_mut(key)
+                && std::mem::take(&mut session.is_yielded)
+            {
+                self.drive(key);
+            }
+        }
+        let mut due = Vec::new();
+        while let Some(key) = self.timers.pop_due(self.cx.now) {
+            self.sessions[key].armed.fired();
+            due.push(key);
+        }
+        due.into_iter().for_each(|key| self.drive(key));
+        self.check_drain();
+    }
+
+    /// Frees what ended in this turn. *Slots are freed last.*
+    pub fn reap(&mut self) {
+        if self.closed.is_empty() {
+            return;
+        }
+        for key in std::mem::take(&mut self.closed) {
+            let mut session = self.sessions.remove(key);
+            self.timers.disarm(key, &mut session.armed);
+            self.release(session);
+        }
+        self.cx.routes.release_unused(&mut self.cx.upstreams);
+        if self.sessions.is_empty() {
+            self.sessions.shrink_to_fit();
+        }
+    }
+
+    /// When the next turn must begin even if nothing happens; a moment in the past: at once.
+    pub fn next_turn(&self) -> Option<Instant> {
+        if !self.yielded.is_empty() {
+            return Some(self.cx.now);
+        }
+        let drained = match self.lifecycle {
+            Lifecycle::Draining { until } => until,
+            Lifecycle::LastCall { until } => Some(until),
+            Lifecycle::Serving | Lifecycle::Stopped => None,
+        };
+        [self.timers.next(), drained].into_iter().flatten().min()
+    }
+
+    /// The next backend's name to be looked up; [`Gateway::resolved`] brings the answer.
+    pub fn poll_lookup(&mut self) -> Option<Lookup> {
+        let upstream = self.cx.lookups.pop()?;
+        let url = self.cx.upstreams.url(upstream);
+        Some(Lookup { upstream, host: url.host().to_owned(), port: url.port() })
+    }
+
+    /// What looking up a name gave: addresses in the order to try them, or why there are none.
+    pub fn resolved(&mut self, upstream: UpstreamId, answer: Result<Vec<SocketAddr>, String>) {
+        if let Err(why) = &answer
+            && self.cx.upstreams.is_known(upstream)
+        {
+            warn!(target: "dial", "name not found backend={} why=\"{why}\"", self.cx.upstreams.url(upstream).public_text());
+        }
+        self.cx.upstreams.resolved(upstream, answer);
+        let waiting: Vec<usize> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| matches!(session.phase(), Phase::Dial(dial) if dial.is_looking_up()))
+            .map(|(key, _)| key)
+            .collect();
+        waiting.into_iter().for_each(|key| self.drive(key));
+    }
+
+    /// Begins to stop: no new work, what is in flight may finish within the drain time.
+    pub fn drain(&mut self) {
+        if self.lifecycle != Lifecycle::Serving {
+            return;
+        }
+        let until = self.cx.after(self.drain_timeout);
+        info!(target: "gateway", "draining connections={} timeout={:?}", self.sessions.len(), self.drain_timeout);
+        self.lifecycle = Lifecycle::Draining { until };
+        self.cx.is_draining = true;
+        self.drain_sessions(false);
+        self.check_drain();
+    }
+
+    /// Takes other settings. Open connections stay, with the route they came by.
+    pub fn adopt(&mut self, settings: Settings) {
+        let Settings { session, limits, routes, drain_timeout } = settings;
+        let clients = self.sessions.iter().filter(|(_, session)| session.is_counted);
+        self.cx.limits.reload(limits, clients.map(|(_, session)| session.who().client.ip()));
+        self.cx.routes.reload(routes, &mut self.cx.upstreams);
+        self.cx.settings = session;
+        self.drain_timeout = drain_timeout;
+    }
+
+    /// A drain has ended: nothing is left to be done.
+    pub fn is_stopped(&self) -> bool {
+        self.lifecycle == Lifecycle::Stopped
+    }
+
+    /// Connections of every kind.
+    pub fn session_count(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Bytes held back for slow peers, over all sessions.
+    pub fn backlog_bytes(&self) -> usize {
+        let held = self.sessions.iter().map(|(_, session)| match session.phase() {
+            Phase::Relay(relay) => relay.backlog_bytes(),
+            _ => 0,
+        });
+        held.sum()
+    }
+
+    pub fn stats(&mut self) -> &mut Stats {
+        &mut self.cx.stats
+    }
+
+    /// The one door: lets a session do all it can, then sees what it wants.
+    fn drive(&mut self, key: usize) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if session.is_closed() {
+            return;
+        }
+        let is_yielding = match session.drive(&mut self.cx) {
+            Driven::Wait => false,
+            Driven::Yield => true,
+            Driven::Ask(endpoint, asked) => {
+                let reply = self.report(&endpoint, asked.origin.as_deref());
+                self.sessions[key].answer(asked, reply, &mut self.cx);
+                // A client that pipelines questions gets one answer a turn.
+                true
+            }
+            Driven::Closed => return self.closed.push(key),
+        };
+        let session = &mut self.sessions[key];
+        if is_yielding && !std::mem::replace(&mut session.is_yielded, true) {
+            self.yielded.push(key);
+        }
+        if let Some(at) = session.deadline() {
+            self.timers.arm(key, &mut session.armed, at);
+        }
+    }
+
+    fn release(&mut self, mut session: Session) {
+        if !session.is_counted {
+            self.refusals -= 1;
+        }
+        session.release(&mut self.cx);
+    }
+
+    fn drain_sessions(&mut self, is_last_call: bool) {
+        let keys: Vec<usize> = self.sessions.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            self.sessions[key].drain(is_last_call);
+            self.drive(key);
+        }
+    }
+
+    fn check_drain(&mut self) {
+        let is_due = |until: Option<Instant>| until.is_some_and(|until| until <= self.cx.now);
+        match self.lifecycle {
+            Lifecycle::Serving | Lifecycle::Stopped => {}
+            _ if self.sessions.len() == self.closed.len() => self.stop(),
+            Lifecycle::Draining { until } if is_due(until) => {
+                info!(target: "gateway", "drain time is over connections={}", self.sessions.len());
+                self.lifecycle = Lifecycle::LastCall { until: self.cx.now + LAST_CALL };
+                self.drain_sessions(true);
+            }
+            Lifecycle::LastCall { until } if is_due(Some(until)) => self.stop(),
+            Lifecycle::Draining { .. } | Lifecycle::LastCall { .. } => {}
+        }
+    }
+
+    /// Ends what is left, now.
+    pub fn stop(&mut self) {
+        self.lifecycle = Lifecycle::Stopped;
+        for session in std::mem::take(&mut self.sessions).into_iter().map(|(_, session)| session).collect::<Vec<_>>() {
+            self.release(session);
+        }
+        self.closed.clear();
+        self.yielded.clear();
+        self.timers = Timers::new();
+    }
+
+    fn report(&mut self, endpoint: &Endpoint, origin: Option<&[u8]>) -> Reply {
+        self.cx.stats.connections_open = self.cx.limits.open() as u64;
+        let snapshot = self.snapshot(match endpoint {
+            Endpoint::Connections => usize::MAX,
+            Endpoint::Page => report::PAGE_CONNECTIONS_MAX,
+            _ => 0,
+        });
+        let reply = match endpoint {
+            Endpoint::Page => return report::page(&snapshot),
+            Endpoint::Metrics => return report::metrics(&snapshot),
+            Endpoint::Health => report::health(&snapshot),
+            Endpoint::Ready => report::ready(&snapshot),
+            Endpoint::Connections => report::connections(&snapshot),
+            Endpoint::Status(task_id) => status(task_id),
+        };
+        let cors = self.cx.limits.cors_headers(origin);
+        cors.into_iter().fold(reply, |reply, (name, value)| reply.with(name, value))
+    }
+
+    /// The gateway at this moment, with views of at most `connections_max` WebSockets.
+    fn snapshot(&self, connections_max: usize) -> Snapshot<'_> {
+        let cx = &self.cx;
+        let lifecycle = if cx.is_draining { report::Lifecycle::Draining } else { report::Lifecycle::Serving };
+        let mut snapshot = Snapshot::new(env!("CARGO_PKG_VERSION"), cx.now - self.started, lifecycle, &cx.stats);
+        snapshot.routes = cx
+            .routes
+            .iter()
+            .map(|route| RouteView {
+                name: &route.name,
+                path: route.path.to_string(),
+                target: route.target_text(&cx.upstreams),
+                backends: route.upstreams().iter().map(|&id| self.backend_view(id)).collect(),
+            })
+            .collect();
+        for (_, session) in &self.sessions {
+            let Some(traffic) = session.traffic() else { continue };
+            snapshot.add_live(session.who().route_name(), traffic);
+            if snapshot.connections.len() < connections_max {
+                snapshot.connections.push(self.connection_view(session, traffic));
+            }
+        }
+        snapshot
+    }
+
+    fn backend_view(&self, id: UpstreamId) -> BackendView<'_> {
+        let upstreams = &self.cx.upstreams;
+        BackendView {
+            url: upstreams.url(id).public_text(),
+            active: upstreams.active(id),
+            resting: upstreams.is_resting(id, self.cx.now),
+            last_dial_failed: upstreams.last_dial_failed(id),
+        }
+    }
+
+    fn connection_view<'s>(&'s self, session: &'s Session, traffic: BothWays) -> ConnectionView<'s> {
+        let who = session.who();
+        ConnectionView {
+            id: who.to_string(),
+            route: who.route_name(),
+            state: session.state(),
+            client: who.client,
+            backend: session.backend().map(|id| self.cx.upstreams.url(id).public_text().to_owned()),
+            task_id: who.task_id.as_deref().map(str::to_owned),
+            opened: self.started_wall + (who.opened - self.started),
+            idle: self.cx.now - session.active_at(),
+            traffic,
+        }
+    }
+}
+
+/// `/status/{task_id}` while no route serves results: no task is known.
+fn status(task_id: &str) -> Reply {
+    match uuid::Uuid::parse_str(task_id) {
+        Ok(_) => Reply::json(
+            200,
+            serde_json::json!({"task_id": task_id, "status": "not_found", "connected": false}).to_string(),
+        ),
+        Err(_) => Reply::error(400, "Invalid task_id format"),
+    }
+}

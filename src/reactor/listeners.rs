@@ -1,0 +1,141 @@
+//! Accepting: so many a turn, and not at all while nobody can be taken.
+//!
+//! A listener's event is told once, so it is remembered until `accept` says that nobody waits. When all slots or descriptors
+//! are in use, accepting pauses; clients wait in the kernel's queue, and nothing spins.
+
+use super::StartError;
+use crate::gateway::Gateway;
+use crate::net::Source;
+use crate::net::tcp::{self, Tcp};
+use log::warn;
+use mio::net::TcpListener;
+use mio::{Interest, Registry};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// Connections accepted in one turn from one listener; then the others have their turn.
+const ACCEPTS_PER_TURN: usize = 64;
+
+/// How long to wait, out of descriptors, before asking again: others in this system may have closed some.
+const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(200);
+
+/// All listeners.
+pub struct Listeners {
+    listeners: Vec<Listener>,
+    addresses: Vec<SocketAddr>,
+    /// Out of descriptors until then.
+    paused_until: Option<Instant>,
+    is_full: bool,
+}
+
+struct Listener {
+    socket: TcpListener,
+    is_ready: bool,
+}
+
+impl Listeners {
+    /// Listens on all of `addresses`, or on none.
+    pub fn open(addresses: &[SocketAddr], registry: &Registry) -> Result<Listeners, StartError> {
+        let mut listeners = Vec::new();
+        let mut opened = Vec::new();
+        for (index, &address) in addresses.iter().enumerate() {
+            let open = || {
+                let mut socket = tcp::listen(address)?;
+                registry.register(&mut socket, Source::Listener(index).into(), Interest::READABLE)?;
+                io::Result::Ok((socket.local_addr()?, socket))
+            };
+            let (local, socket) = open().map_err(|error| StartError::Listen(address, error))?;
+            opened.push(local);
+            listeners.push(Listener { socket, is_ready: false });
+        }
+        Ok(Listeners { listeners, addresses: opened, paused_until: None, is_full: false })
+    }
+
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Somebody knocks.
+    pub fn handle_ready(&mut self, index: usize) {
+        if let Some(listener) = self.listeners.get_mut(index) {
+            listener.is_ready = true;
+        }
+    }
+
+    /// Takes those who wait, as long as there is room.
+    pub fn accept(&mut self, gateway: &mut Gateway, registry: &Registry) {
+        for listener in &mut self.listeners {
+            for _ in 0..ACCEPTS_PER_TURN {
+                if !listener.is_ready {
+                    break;
+                }
+                let is_full = !gateway.can_admit();
+                if is_full && !self.is_full {
+                    gateway.stats().accept_pauses += 1;
+                    warn!(target: "gateway", "accepting pauses why=\"too many connections\"");
+                }
+                self.is_full = is_full;
+                if is_full {
+                    return;
+                }
+                match listener.socket.accept() {
+                    Ok((stream, client)) => {
+                        self.paused_until = None;
+                        let source = Source::Session(gateway.next_key(), crate::net::Side::Downstream);
+                        match Tcp::accepted(stream, source, registry) {
+                            Ok(transport) => gateway.admit(Box::new(transport), client),
+                            Err(error) => warn!(target: "gateway", "cannot register {client}: {error}"),
+                        }
+                    }
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => listener.is_ready = false,
+                    Err(error) if is_out_of_descriptors(&error) => {
+                        if self.paused_until.is_none() {
+                            gateway.stats().accept_pauses += 1;
+                            warn!(target: "gateway", "accepting pauses why=\"{error}\"");
+                        }
+                        self.paused_until = Some(Instant::now() + DESCRIPTOR_PAUSE);
+                        return;
+                    }
+                    // One that was gone before we came to it, or a packet that the kernel passes on: the next, please.
+                    Err(_) => {}
+                }
+            }
+        }
+    }
+
+    /// When accepting goes on by itself.
+    pub fn next_turn(&self, gateway: &Gateway) -> Option<Instant> {
+        if !self.listeners.iter().any(|listener| listener.is_ready) || !gateway.can_admit() {
+            return None;
+        }
+        Some(self.paused_until.unwrap_or_else(Instant::now))
+    }
+
+    /// Stops listening.
+    pub fn close(&mut self) {
+        self.listeners.clear();
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.listeners.is_empty()
+    }
+}
+
+/// Lets this process open as many descriptors as the system allows: a relayed connection takes two.
+pub fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current < limit.maximum || limit.maximum.is_none() {
+        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            warn!(target: "gateway", "cannot raise the limit of open files: {error}");
+        }
+    }
+}
+
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let codes = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    error.raw_os_error().is_some_and(|code| codes.iter().any(|errno| errno.raw_os_error() == code))
+}

@@ -1,0 +1,60 @@
+//! Signals as events: each one writes a byte to a socket that the poll loop watches.
+
+use crate::net::Source;
+use mio::net::UnixStream;
+use mio::{Interest, Registry};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::low_level::pipe;
+use std::fmt;
+use std::io::{self, Read};
+
+/// What the operator wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// TERM or INT: drain; once more: stop at once.
+    Terminate,
+    /// HUP: read the configuration again and reopen the log.
+    Reload,
+    /// USR1: reopen the log.
+    Reopen,
+}
+
+const SIGNALS: [(i32, Signal); 4] =
+    [(SIGTERM, Signal::Terminate), (SIGINT, Signal::Terminate), (SIGHUP, Signal::Reload), (SIGUSR1, Signal::Reopen)];
+
+/// The receiving ends, in the order of [`SIGNALS`].
+pub struct Signals {
+    pipes: Vec<UnixStream>,
+}
+
+impl Signals {
+    /// From now on these signals are events and nothing else.
+    pub fn register(registry: &Registry) -> io::Result<Signals> {
+        let mut pipes = Vec::new();
+        for (index, (number, _)) in SIGNALS.into_iter().enumerate() {
+            let (mut ours, theirs) = UnixStream::pair()?;
+            registry.register(&mut ours, Source::Signal(index).into(), Interest::READABLE)?;
+            pipe::register(number, theirs)?;
+            pipes.push(ours);
+        }
+        Ok(Signals { pipes })
+    }
+
+    /// The next one that came; many of a kind that came at once may be told as one, as with signals themselves.
+    pub fn poll_signal(&mut self) -> Option<Signal> {
+        self.pipes.iter_mut().zip(SIGNALS).find_map(|(pipe, (_, signal))| {
+            let mut byte = [0; 1];
+            matches!(pipe.read(&mut byte), Ok(1)).then_some(signal)
+        })
+    }
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Signal::Terminate => "terminate",
+            Signal::Reload => "reload",
+            Signal::Reopen => "reopen",
+        })
+    }
+}

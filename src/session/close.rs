@@ -1,0 +1,108 @@
+//! One word for every ending: the log line, the metric and the close code all come from here.
+
+use crate::net::Side;
+use std::fmt;
+
+/// Why a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CloseReason {
+    /// An HTTP connection that has had its answers.
+    Done,
+    /// A head that no answer but an error fits.
+    BadRequest,
+    HeaderTimeout,
+    /// Not admitted: too many connections.
+    Refused,
+    OriginNotAllowed,
+    BackendUnavailable,
+    BackendOverloaded,
+    /// A Close frame of theirs was passed on.
+    ClientClosed,
+    BackendClosed,
+    /// FIN or RST, and no Close frame before it.
+    ClientVanished,
+    BackendVanished,
+    /// Silent, and no answer to our ping.
+    ClientSilent,
+    BackendSilent,
+    ClientMessageTooBig,
+    BackendMessageTooBig,
+    IdleTimeout,
+    /// The gateway is about to stop.
+    Draining,
+    /// The gateway stopped before this session had ended.
+    Stopped,
+}
+
+use CloseReason::*;
+
+impl CloseReason {
+    /// The word in logs and metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Done => "done",
+            BadRequest => "bad_request",
+            HeaderTimeout => "header_timeout",
+            Refused => "refused",
+            OriginNotAllowed => "origin_not_allowed",
+            BackendUnavailable => "backend_unavailable",
+            BackendOverloaded => "backend_overloaded",
+            ClientClosed => "client_closed",
+            BackendClosed => "backend_closed",
+            ClientVanished => "client_vanished",
+            BackendVanished => "backend_vanished",
+            ClientSilent => "client_silent",
+            BackendSilent => "backend_silent",
+            ClientMessageTooBig => "client_message_too_big",
+            BackendMessageTooBig => "backend_message_too_big",
+            IdleTimeout => "idle_timeout",
+            Draining => "draining",
+            Stopped => "stopped",
+        }
+    }
+
+    /// The code of the Close frame that tells `side` so.
+    ///
+    /// A backend only learns that its peer left (1001), unless it is the one that broke the rule.
+    pub fn close_code(self, side: Side) -> u16 {
+        match (self, side) {
+            (BackendMessageTooBig, _) | (ClientMessageTooBig, Side::Downstream) => 1009,
+            (_, Side::Upstream) => 1001,
+            (Done | IdleTimeout, _) => 1000,
+            (ClientVanished | ClientSilent | ClientClosed, _) => 1001,
+            (BadRequest | HeaderTimeout, _) => 1002,
+            (OriginNotAllowed, _) => 1008,
+            (BackendUnavailable | BackendVanished | BackendSilent | BackendClosed, _) => 1011,
+            (Draining | Stopped, _) => 1012,
+            (BackendOverloaded | Refused, _) => 1013,
+        }
+    }
+
+    /// The reason in that Close frame.
+    pub fn phrase(self) -> &'static str {
+        match self {
+            Done => "done",
+            BadRequest => "bad request",
+            HeaderTimeout => "request head timed out",
+            Refused => "too many connections",
+            OriginNotAllowed => "Origin not allowed",
+            BackendUnavailable => "backend unavailable",
+            BackendOverloaded => "backend overloaded",
+            ClientClosed => "client closed",
+            BackendClosed => "backend closed",
+            ClientVanished => "client connection lost",
+            BackendVanished => "backend connection lost",
+            ClientSilent => "client not responding",
+            BackendSilent => "backend not responding",
+            ClientMessageTooBig | BackendMessageTooBig => "message too big",
+            IdleTimeout => "idle timeout",
+            Draining | Stopped => "gateway restarting",
+        }
+    }
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}

@@ -1,0 +1,577 @@
+//! From a client's upgrade request to a relay: find a backend, connect, ask it to upgrade, pass its answer on.
+//!
+//! ```text
+//!   Choose ──► Lookup ──► Connect ──► Handshake ── 101 ──► Relay
+//!      ▲ ▲        │          │            └── another answer ──► Refusal (its body, for "http") ──► the client is told
+//!      │ └── name not found ─┤            └── none, or a bad one ─────────────────────────────────► the client is told
+//!      └── the next address, the next backend; none left ─────────────────────────────────────────► the client is told
+//! ```
+//!
+//! All attempts share one `connect_timeout`: a client waits no longer because there are more backends. While addresses
+//! remain to be tried, each gets an even share of what is left, so that one that swallows packets does not use it all up.
+
+use super::linger::Linger;
+use super::relay::{Early, Relay};
+use super::reply::Reply;
+use super::{CloseReason, Context, Identity, OnBackendFailure, Phase, Step};
+use crate::net::{Conn, Io, Ready, Side, Source};
+use crate::proto::body::BodyScanner;
+use crate::proto::http::{self, HEAD_BYTES_MAX, RequestHead, ResponseHead, empty_slots};
+use crate::proto::upgrade::{self, Forwarding};
+use crate::proto::ws;
+use crate::service::route::{RouteTarget, upstream_target};
+use crate::service::upstreams::{Addresses, UpstreamId};
+use log::{debug, info, warn};
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Instant;
+
+/// What a client may send behind its request before the backend has answered; more waits in its socket.
+const EARLY_BYTES_MAX: usize = HEAD_BYTES_MAX;
+
+/// The largest body that comes with a backend's refusal and is passed on.
+const REFUSAL_BYTES_MAX: usize = 64 * 1024;
+
+/// A client on its way to a backend.
+pub struct Dial {
+    /// The request head as the client sent it: it is written anew for each backend that is tried.
+    head: Box<[u8]>,
+    early: Vec<u8>,
+    request_id: String,
+    tried: Vec<UpstreamId>,
+    current: Option<Current>,
+    stage: Stage,
+    connect_by: Option<Instant>,
+    /// Why the last attempt failed.
+    failure: Failure,
+    is_draining: bool,
+}
+
+/// The backend that is being tried.
+struct Current {
+    backend: UpstreamId,
+    addresses: Rc<[SocketAddr]>,
+    next: usize,
+    /// It has accepted a connection, which ends its being tried.
+    is_connected: bool,
+}
+
+enum Stage {
+    Choose,
+    Lookup,
+    Connect { conn: Conn, request: Vec<u8>, sent: usize, give_up_at: Option<Instant> },
+    Handshake { conn: Conn, held: Vec<u8>, give_up_at: Option<Instant> },
+    Refusal { conn: Conn, refusal: Refusal, give_up_at: Option<Instant> },
+}
+
+/// A backend's own answer, as far as it has come.
+struct Refusal {
+    failure: Failure,
+    answer: Vec<u8>,
+    body: BodyScanner,
+}
+
+/// What happened, for the client and the log.
+#[derive(Clone)]
+struct Failure {
+    what: String,
+    /// The answer for `on_backend_failure = "http"`, where the backend gave none.
+    status: u16,
+    reason: CloseReason,
+}
+
+/// What a stage came to.
+enum Outcome {
+    Wait(Stage),
+    Go(Stage),
+    /// The attempt failed: the next address or backend.
+    Retry(Failure),
+    /// No further attempt.
+    Fail(Failure, Option<Vec<u8>>),
+    Relay(Box<Established>),
+}
+
+struct Established {
+    conn: Conn,
+    reply: Vec<u8>,
+    from_backend: Vec<u8>,
+}
+
+impl Dial {
+    /// Begins for a good upgrade `request`, whose bytes are `head`, with `early` bytes behind it.
+    pub fn phase(request: &RequestHead, head: &[u8], early: &[u8], cx: &mut Context) -> Phase {
+        let request_id = match upgrade::request_id(request) {
+            Some(theirs) => theirs.to_owned(),
+            None => uuid::Builder::from_random_bytes(cx.chance.u128(..).to_be_bytes()).into_uuid().to_string(),
+        };
+        Phase::Dial(Box::new(Dial {
+            head: head.into(),
+            early: early.to_vec(),
+            request_id,
+            tried: Vec::new(),
+            current: None,
+            stage: Stage::Choose,
+            connect_by: cx.after(cx.settings.connect_timeout),
+            failure: Failure::new("no backend is configured", 502),
+            is_draining: false,
+        }))
+    }
+
+    pub(super) fn handle_ready(&mut self, ready: Ready) {
+        match &mut self.stage {
+            Stage::Connect { conn, .. } | Stage::Handshake { conn, .. } | Stage::Refusal { conn, .. } => {
+                conn.handle_ready(ready);
+            }
+            Stage::Choose | Stage::Lookup => {}
+        }
+    }
+
+    pub(super) fn step(mut self: Box<Self>, downstream: &mut Conn, who: &Identity, cx: &mut Context) -> Step {
+        if !self.read_early(downstream, cx) {
+            info!(target: "dial", "{who} closed reason={} while connecting", CloseReason::ClientVanished);
+            cx.stats.count_closed(who.route_name(), CloseReason::ClientVanished.word(), Default::default());
+            self.release(cx);
+            return Step::Next(Phase::Closed(CloseReason::ClientVanished));
+        }
+        if self.is_draining {
+            let failure = Failure { reason: CloseReason::Draining, ..Failure::new("gateway restarting", 503) };
+            return self.fail(failure, None, who, cx);
+        }
+        loop {
+            let stage = std::mem::replace(&mut self.stage, Stage::Choose);
+            let outcome = match stage {
+                Stage::Choose => self.choose(who, cx),
+                Stage::Lookup => self.look_up(cx),
+                Stage::Connect { conn, request, sent, give_up_at } => {
+                    self.connect(conn, request, sent, give_up_at, who, cx)
+                }
+                Stage::Handshake { conn, held, give_up_at } => self.shake_hands(conn, held, give_up_at, who, cx),
+                Stage::Refusal { conn, refusal, give_up_at } => read_refusal(conn, refusal, give_up_at, cx),
+            };
+            match outcome {
+                Outcome::Go(stage) => self.stage = stage,
+                Outcome::Wait(stage) => {
+                    self.stage = stage;
+                    return Step::Wait(Phase::Dial(self));
+                }
+                Outcome::Retry(failure) => {
+                    debug!(target: "dial", "{who} = attempt failed what=\"{}\"", failure.what);
+                    self.failure = failure;
+                }
+                Outcome::Fail(failure, answer) => return self.fail(failure, answer, who, cx),
+                Outcome::Relay(established) => return self.establish(*established, downstream, who, cx),
+            }
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match &self.stage {
+            Stage::Choose | Stage::Lookup => self.connect_by,
+            Stage::Connect { give_up_at, .. }
+            | Stage::Handshake { give_up_at, .. }
+            | Stage::Refusal { give_up_at, .. } => *give_up_at,
+        }
+    }
+
+    pub(super) fn drain(&mut self) {
+        self.is_draining = true;
+    }
+
+    /// The backend that is being tried.
+    pub fn backend(&self) -> Option<UpstreamId> {
+        self.current.as_ref().map(|current| current.backend)
+    }
+
+    /// It waits for a backend's name to be looked up.
+    pub fn is_looking_up(&self) -> bool {
+        matches!(self.stage, Stage::Lookup)
+    }
+
+    /// Leaves the backend that was being tried, through no fault of its own.
+    pub(super) fn release(&self, cx: &mut Context) {
+        match &self.current {
+            Some(current) if current.is_connected => cx.upstreams.left(current.backend),
+            Some(current) => cx.upstreams.abandoned(current.backend),
+            None => {}
+        }
+    }
+
+    /// Keeps what the client already says. False: it is gone.
+    fn read_early(&mut self, downstream: &mut Conn, cx: &mut Context) -> bool {
+        while self.early.len() < EARLY_BYTES_MAX {
+            let room = EARLY_BYTES_MAX - self.early.len();
+            match cx.with_scratch(|scratch, _| {
+                let read = downstream.read(&mut scratch[..room])?;
+                if let Io::Moved(n) = read {
+                    self.early.extend_from_slice(&scratch[..n]);
+                }
+                io::Result::Ok(read)
+            }) {
+                Ok(Io::Moved(_)) => {}
+                Ok(Io::Blocked) => return true,
+                Ok(Io::Ended) | Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    /// The next address of the current backend, else the next backend.
+    fn choose(&mut self, who: &Identity, cx: &mut Context) -> Outcome {
+        if let Some(current) = &mut self.current {
+            if let Some(&address) = current.addresses.get(current.next) {
+                current.next += 1;
+                return self.dial(address, who, cx);
+            }
+            let backend = current.backend;
+            self.give_up(backend, who, cx);
+        }
+        let upstreams = who.route.as_ref().map_or(&[][..], |route| route.upstreams());
+        if self.is_late(cx) {
+            return Outcome::Fail(self.failure.clone(), None);
+        }
+        let Some(backend) = cx.upstreams.choose(upstreams, &self.tried, cx.now) else {
+            return Outcome::Fail(self.failure.clone(), None);
+        };
+        cx.upstreams.connecting(backend);
+        self.current = Some(Current { backend, addresses: [].into(), next: 0, is_connected: false });
+        match cx.upstreams.addresses(backend) {
+            Addresses::Known(addresses) => {
+                self.set_addresses(addresses);
+                Outcome::Go(Stage::Choose)
+            }
+            Addresses::Looking => Outcome::Wait(Stage::Lookup),
+            Addresses::Unknown => {
+                self.ask_lookup(backend, cx);
+                Outcome::Wait(Stage::Lookup)
+            }
+        }
+    }
+
+    fn look_up(&mut self, cx: &mut Context) -> Outcome {
+        let Some(backend) = self.backend() else { return Outcome::Go(Stage::Choose) };
+        match cx.upstreams.addresses(backend) {
+            Addresses::Known(addresses) => {
+                self.set_addresses(addresses);
+                Outcome::Go(Stage::Choose)
+            }
+            _ if self.is_late(cx) => Outcome::Retry(Failure::new("its name could not be looked up in time", 504)),
+            Addresses::Looking => Outcome::Wait(Stage::Lookup),
+            Addresses::Unknown => match cx.upstreams.lookup_error(backend) {
+                Some(_) => Outcome::Retry(Failure::new("its name was not found", 502)),
+                None => {
+                    // The answer came, and was forgotten again because another client's dial failed with it.
+                    self.ask_lookup(backend, cx);
+                    Outcome::Wait(Stage::Lookup)
+                }
+            },
+        }
+    }
+
+    fn ask_lookup(&self, backend: UpstreamId, cx: &mut Context) {
+        cx.upstreams.looking(backend);
+        cx.lookups.push(backend);
+    }
+
+    fn set_addresses(&mut self, addresses: Rc<[SocketAddr]>) {
+        if let Some(current) = &mut self.current {
+            current.addresses = addresses;
+            current.next = 0;
+        }
+    }
+
+    /// Begins to connect. The request is written at once: where the connection stands already, that saves a turn.
+    fn dial(&mut self, address: SocketAddr, who: &Identity, cx: &mut Context) -> Outcome {
+        debug!(target: "dial", "{who} = connecting to {address}");
+        if self.is_late(cx) {
+            return Outcome::Retry(Failure::new("connecting timed out", 504));
+        }
+        match cx.network.connect(address, Source::Session(who.key, Side::Upstream)) {
+            Ok(transport) => {
+                let give_up_at = self.attempt_deadline(cx);
+                let request = self.forwarded_request(who, cx);
+                Outcome::Go(Stage::Connect { conn: Conn::dialed(transport), request, sent: 0, give_up_at })
+            }
+            Err(error) => Outcome::Retry(Failure::connecting(&error)),
+        }
+    }
+
+    fn connect(
+        &mut self,
+        mut conn: Conn,
+        request: Vec<u8>,
+        mut sent: usize,
+        give_up_at: Option<Instant>,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Outcome {
+        while sent < request.len() {
+            match conn.write(&request[sent..]) {
+                Ok(Io::Moved(n)) => {
+                    sent += n;
+                    self.note_connected(who, cx);
+                }
+                Ok(_) if give_up_at.is_some_and(|at| at <= cx.now) => {
+                    return Outcome::Retry(Failure::new("connecting timed out", 504));
+                }
+                Ok(_) => return Outcome::Wait(Stage::Connect { conn, request, sent, give_up_at }),
+                Err(error) => return Outcome::Retry(Failure::connecting(&error)),
+            }
+        }
+        debug!(target: "dial", "{who} = connected, asked the backend to upgrade request_id={}", self.request_id);
+        let give_up_at = cx.after(cx.settings.handshake_timeout);
+        Outcome::Go(Stage::Handshake { conn, held: Vec::new(), give_up_at })
+    }
+
+    fn note_connected(&mut self, who: &Identity, cx: &mut Context) {
+        if let Some(current) = &mut self.current
+            && !current.is_connected
+        {
+            current.is_connected = true;
+            cx.upstreams.connected(current.backend);
+            let url = cx.upstreams.url(current.backend).public_text();
+            cx.stats.count_dial(url, true);
+            debug!(target: "dial", "{who} = backend {url} accepted");
+        }
+    }
+
+    fn shake_hands(
+        &mut self,
+        mut conn: Conn,
+        mut held: Vec<u8>,
+        give_up_at: Option<Instant>,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Outcome {
+        if held.len() < HEAD_BYTES_MAX {
+            let room = HEAD_BYTES_MAX - held.len();
+            let read = cx.with_scratch(|scratch, _| {
+                let read = conn.read(&mut scratch[..room])?;
+                if let Io::Moved(n) = read {
+                    held.extend_from_slice(&scratch[..n]);
+                }
+                io::Result::Ok(read)
+            });
+            match read {
+                Ok(Io::Moved(_)) => {}
+                Ok(Io::Blocked) if give_up_at.is_some_and(|at| at <= cx.now) => {
+                    return Outcome::Fail(Failure::new("no answer to the upgrade in time", 504), None);
+                }
+                Ok(Io::Blocked) => return Outcome::Wait(Stage::Handshake { conn, held, give_up_at }),
+                Ok(Io::Ended) | Err(_) => {
+                    return Outcome::Fail(Failure::new("it closed the connection without an answer", 502), None);
+                }
+            }
+        }
+        let mut slots = empty_slots();
+        let (head, length) = match ResponseHead::parse(&held, &mut slots) {
+            Ok(Some(parsed)) => parsed,
+            Ok(None) => return Outcome::Go(Stage::Handshake { conn, held, give_up_at }),
+            Err(bad) => {
+                warn!(target: "dial", "{who} = bad answer from the backend why=\"{bad}\"");
+                return Outcome::Fail(Failure::new("its answer was not understood", 502), None);
+            }
+        };
+        debug!(target: "dial", "{who} < {} {}", head.status, head.reason);
+        if head.is_interim() {
+            held.drain(..length);
+            return Outcome::Go(Stage::Handshake { conn, held, give_up_at });
+        }
+        if head.status != 101 {
+            return self.refused(conn, &head, &held[length..], give_up_at, cx);
+        }
+        let mut request_slots = empty_slots();
+        let key = self.request(&mut request_slots).headers.text("sec-websocket-key").unwrap_or_default();
+        if let Err(why) = upgrade::check_response(&head, key) {
+            warn!(target: "dial", "{who} = bad answer from the backend why=\"{why}\"");
+            return Outcome::Fail(Failure::new("its answer was not a WebSocket upgrade", 502), None);
+        }
+        let mut reply = Vec::new();
+        upgrade::write_forwarded_response(&head, &mut reply);
+        let from_backend = held[length..].to_vec();
+        Outcome::Relay(Box::new(Established { conn, reply, from_backend }))
+    }
+
+    /// The backend answered, and not with 101.
+    fn refused(
+        &mut self,
+        conn: Conn,
+        head: &ResponseHead,
+        rest: &[u8],
+        give_up_at: Option<Instant>,
+        cx: &Context,
+    ) -> Outcome {
+        let reason = match head.status {
+            429 | 503 => CloseReason::BackendOverloaded,
+            _ => CloseReason::BackendUnavailable,
+        };
+        let phrase = http::reason_phrase(head.status);
+        let what = format!("it answered {} {phrase}", head.status).trim_end().to_owned();
+        let failure = Failure { reason, ..Failure::new(&what, 502) };
+        if cx.settings.on_backend_failure == OnBackendFailure::Close {
+            return Outcome::Fail(failure, None);
+        }
+        let mut answer = Vec::new();
+        upgrade::write_forwarded_refusal(head, &mut answer);
+        let mut refusal = Refusal { failure, answer, body: BodyScanner::new(head.body()) };
+        match refusal.push(rest) {
+            Ok(()) => Outcome::Go(Stage::Refusal { conn, refusal, give_up_at }),
+            Err(_) => Outcome::Fail(refusal.failure, None),
+        }
+    }
+
+    fn establish(
+        mut self: Box<Self>,
+        established: Established,
+        downstream: &mut Conn,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Step {
+        let Established { conn, reply, from_backend } = established;
+        let Some(current) = self.current.take() else { unreachable!("a backend has answered") };
+        info!(
+            target: "relay",
+            "{who} opened client={} backend={} request_id={}",
+            who.client, cx.upstreams.url(current.backend).public_text(), self.request_id,
+        );
+        cx.stats.count_upgrade(who.route_name());
+        let early = Early { reply: &reply, from_client: &self.early, from_backend: &from_backend };
+        Step::Next(Relay::phase(conn, current.backend, early, downstream, who, cx))
+    }
+
+    /// The current backend could not be connected to at any address.
+    fn give_up(&mut self, backend: UpstreamId, who: &Identity, cx: &mut Context) {
+        let is_connected = self.current.take().is_some_and(|current| current.is_connected);
+        let url = cx.upstreams.url(backend).public_text();
+        warn!(target: "dial", "{who} = backend {url} failed what=\"{}\"", self.failure.what);
+        cx.stats.count_dial(url, false);
+        if is_connected {
+            cx.upstreams.left(backend);
+        } else {
+            cx.upstreams.failed(backend, cx.now);
+        }
+        self.tried.push(backend);
+    }
+
+    /// Tells the client.
+    fn fail(mut self: Box<Self>, failure: Failure, answer: Option<Vec<u8>>, who: &Identity, cx: &mut Context) -> Step {
+        if let Some(backend) = self.backend() {
+            if failure.reason == CloseReason::Draining {
+                self.release(cx);
+                self.current = None;
+            } else {
+                self.failure = failure.clone();
+                self.give_up(backend, who, cx);
+            }
+        }
+        let Failure { what, status, reason } = failure;
+        info!(target: "dial", "{who} closed reason={reason} what=\"{what}\" client={}", who.client);
+        cx.stats.count_closed(who.route_name(), reason.word(), Default::default());
+        if cx.settings.on_backend_failure == OnBackendFailure::Http {
+            return Step::Next(match answer {
+                Some(answer) => Reply::raw(answer, reason, cx),
+                None => Reply::last(&http::Reply::error(status, &format!("backend unavailable: {what}")), reason, cx),
+            });
+        }
+        let mut slots = empty_slots();
+        let mut last = Vec::new();
+        match upgrade::check_request(&self.request(&mut slots)) {
+            Ok(handshake) => upgrade::write_accept(&handshake, &mut last),
+            Err(_) => unreachable!("it was checked before the dial"),
+        }
+        let phrase = match reason {
+            CloseReason::Draining => reason.phrase().to_owned(),
+            _ => format!("backend unavailable: {what}"),
+        };
+        last.extend(ws::close_frame(reason.close_code(Side::Downstream), &phrase, None));
+        Step::Next(Linger::phase(last, reason, cx))
+    }
+
+    /// The client's request.
+    fn request<'h, 'b>(&'b self, slots: &'h mut http::Slots<'b>) -> RequestHead<'h, 'b> {
+        match RequestHead::parse(&self.head, slots) {
+            Ok(Some((head, _))) => head,
+            _ => unreachable!("it was parsed before the dial"),
+        }
+    }
+
+    /// The request as the current backend is to get it.
+    fn forwarded_request(&self, who: &Identity, cx: &Context) -> Vec<u8> {
+        let (Some(backend), Some(route)) = (self.backend(), who.route.as_ref()) else {
+            unreachable!("a backend is dialed for a route");
+        };
+        let mut slots = empty_slots();
+        let head = self.request(&mut slots);
+        let params = route.path.match_path(head.path()).expect("the route was found by it");
+        let target = upstream_target(cx.upstreams.url(backend), &params, head.query());
+        let RouteTarget::Relay { host, .. } = &route.target else { unreachable!("only relayed routes dial") };
+        let forwarding = Forwarding {
+            target: &target,
+            host: host.as_deref(),
+            client: who.client.ip(),
+            request_id: &self.request_id,
+        };
+        let mut request = Vec::with_capacity(self.head.len() + 256);
+        upgrade::write_forwarded_request(&head, &forwarding, &mut request);
+        request
+    }
+
+    fn is_late(&self, cx: &Context) -> bool {
+        self.connect_by.is_some_and(|at| at <= cx.now)
+    }
+
+    /// This attempt's even share of the time that is left for all.
+    fn attempt_deadline(&self, cx: &Context) -> Option<Instant> {
+        let left = self.connect_by?.saturating_duration_since(cx.now);
+        let attempts = self.current.as_ref().map_or(1, |current| 1 + current.addresses.len() - current.next);
+        Some(cx.now + left / attempts as u32)
+    }
+}
+
+/// Reads the body that belongs to a backend's refusal. One that does not come whole is not passed on at all.
+fn read_refusal(mut conn: Conn, mut refusal: Refusal, give_up_at: Option<Instant>, cx: &mut Context) -> Outcome {
+    while !refusal.body.is_done() && refusal.answer.len() <= REFUSAL_BYTES_MAX {
+        let read = cx.with_scratch(|scratch, _| {
+            let read = conn.read(scratch)?;
+            if let Io::Moved(n) = read {
+                refusal.push(&scratch[..n]).map_err(io::Error::other)?;
+            }
+            io::Result::Ok(read)
+        });
+        match read {
+            Ok(Io::Moved(_)) => {}
+            Ok(Io::Ended) if refusal.body.may_end() => return Outcome::Fail(refusal.failure, Some(refusal.answer)),
+            Ok(Io::Blocked) if give_up_at.is_none_or(|at| at > cx.now) => {
+                return Outcome::Wait(Stage::Refusal { conn, refusal, give_up_at });
+            }
+            Ok(Io::Blocked | Io::Ended) | Err(_) => return Outcome::Fail(refusal.failure, None),
+        }
+    }
+    let is_whole = refusal.body.is_done();
+    Outcome::Fail(refusal.failure, is_whole.then_some(refusal.answer))
+}
+
+impl Refusal {
+    fn push(&mut self, bytes: &[u8]) -> Result<(), &'static str> {
+        let length = self.body.advance(bytes)?;
+        self.answer.extend_from_slice(&bytes[..length]);
+        Ok(())
+    }
+}
+
+impl Failure {
+    fn new(what: &str, status: u16) -> Failure {
+        Failure { what: what.to_owned(), status, reason: CloseReason::BackendUnavailable }
+    }
+
+    /// The kernel's word, without addresses: the client reads it.
+    fn connecting(error: &io::Error) -> Failure {
+        match error.kind() {
+            ErrorKind::ConnectionRefused => Failure::new("connection refused", 502),
+            ErrorKind::TimedOut => Failure::new("connecting timed out", 504),
+            ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Failure::new("no route to it", 502),
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Failure::new("connection reset", 502),
+            _ => Failure::new("could not connect", 502),
+        }
+    }
+}

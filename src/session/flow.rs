@@ -1,0 +1,511 @@
+//! Bytes ONE way, from a source to a sink, frame by frame; written once for both directions.
+//!
+//! ```text
+//!   source: Talking ── FIN, RST, given up ──► Ended
+//!   sink:   Open ── a Close frame was passed ──► Closed ── the source ended ──► Finishing ── FIN ──► Finished
+//!             ├──── a Close frame of ours (goodbye), or the source ended ────────────▲                  ▲
+//!             └──── a write failed ─────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! The rules that make it a relay, each signed where it is obeyed:
+//!
+//! - *Not reading is the backpressure*: while the backlog holds bytes, the source is not read.
+//! - *Boundary*: a frame of ours goes out only where no other frame has been begun.
+//! - *Close is last*: no frame follows a Close frame; what the source says after it is read and thrown away.
+//!
+//! A head that is cut by the end of a chunk is kept back until the rest of it has come. The sink could do nothing with a
+//! piece of a head; so its side of the stream is at a boundary more often, and no decision about a frame comes too late.
+
+use super::{CloseReason, Context, Identity, SCRATCH_BYTES};
+use crate::base::buf::Buf;
+use crate::net::{Conn, Io, Side};
+use crate::proto::http::HEAD_BYTES_MAX;
+use crate::proto::ws::{self, FrameHead, FrameScanner, Opcode};
+use crate::service::stats::Traffic;
+use log::debug;
+use std::time::Instant;
+
+/// Reads in one step; then the others have their turn.
+const READS_PER_STEP: usize = 16;
+
+/// One read, and what a handshake may bring on top of it: a head and early frames, each way.
+const BACKLOG_BYTES_MAX: u32 = (SCRATCH_BYTES + 4 * HEAD_BYTES_MAX) as u32;
+
+/// One direction of a relay.
+pub struct Flow {
+    to: Side,
+    source: Source,
+    sink: Sink,
+    /// A Close frame of ours that waits for a boundary.
+    goodbye: Option<Goodbye>,
+    is_ping_due: bool,
+    /// A ping of ours went to the source, and its pong has not come.
+    is_pong_due: bool,
+    /// Between the fragments of a message.
+    is_in_message: bool,
+    /// The code in the Close frame that was passed.
+    close_code: Option<u16>,
+    current: Current,
+    backlog: Buf,
+    frames: FrameScanner,
+    /// Payload bytes of the current message so far.
+    message_bytes: u64,
+    traffic: Traffic,
+    /// When the source's side last gave a byte, or, being slow, took one.
+    heard_at: Instant,
+}
+
+/// What a pump did that the relay, which knows both flows, has to act on.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Pumped {
+    /// The budget ran out before the source did.
+    pub more: bool,
+    /// A message came from the source, or a part of one.
+    pub message: bool,
+    /// The sink is slow, and took bytes: its side is alive.
+    pub sink_alive: bool,
+    /// A ping of ours went to the sink.
+    pub pinged: bool,
+    /// The flow is on its way to its end.
+    pub ending: Option<CloseReason>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Talking,
+    Ended,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sink {
+    Open,
+    Closed,
+    Finishing,
+    Finished,
+}
+
+#[derive(Clone, Copy)]
+struct Goodbye {
+    reason: CloseReason,
+    /// The end of a frame will do; else the message is waited for.
+    any_frame: bool,
+}
+
+/// The frame whose payload is passing.
+enum Current {
+    Data,
+    Control,
+    /// Its code is noted for the log.
+    Close(CloseSeen),
+    /// It may be the pong to a ping of ours, so it is kept back until that is known.
+    Pong(Box<HeldPong>),
+}
+
+struct CloseSeen {
+    mask: [u8; 4],
+    code: [u8; 2],
+    seen: u8,
+}
+
+struct HeldPong {
+    bytes: Vec<u8>,
+    payload_at: usize,
+    mask: [u8; 4],
+}
+
+impl Flow {
+    /// A flow that begins now, with `first` (a handshake's answer, no frames) to be sent before all else.
+    pub fn new(to: Side, first: &[u8], now: Instant) -> Flow {
+        let mut backlog = Buf::with_limit(BACKLOG_BYTES_MAX);
+        backlog.push(first).expect("a handshake's answer fits");
+        Flow {
+            to,
+            source: Source::Talking,
+            sink: Sink::Open,
+            goodbye: None,
+            is_ping_due: false,
+            is_pong_due: false,
+            is_in_message: false,
+            close_code: None,
+            current: Current::Control,
+            backlog,
+            frames: FrameScanner::new(),
+            message_bytes: 0,
+            traffic: Traffic::default(),
+            heard_at: now,
+        }
+    }
+
+    /// Moves what can be moved now: what was held back, frames of ours, then what the source has.
+    pub fn pump(&mut self, source: &mut Conn, sink: &mut Conn, who: &Identity, cx: &mut Context) -> Pumped {
+        let mut pumped = Pumped::default();
+        for _ in 0..READS_PER_STEP {
+            self.flush(sink, &mut pumped);
+            if !self.backlog.is_empty() {
+                return pumped; // Not reading is the backpressure
+            }
+            if self.has_own() && self.is_at_boundary() {
+                self.send_own(sink, who, cx, &mut pumped);
+            }
+            if self.sink == Sink::Finishing && self.backlog.is_empty() {
+                sink.shutdown_write();
+                self.sink = Sink::Finished;
+            }
+            if self.source == Source::Ended || !source.is_readable() || !self.backlog.is_empty() {
+                return pumped;
+            }
+            cx.with_scratch(|scratch, cx| match source.read(scratch) {
+                Ok(Io::Moved(n)) => {
+                    let bytes = &scratch[..n];
+                    if self.sink == Sink::Open {
+                        self.handle_bytes(bytes, sink, who, cx, &mut pumped);
+                    }
+                }
+                Ok(Io::Blocked) => {}
+                Ok(Io::Ended) | Err(_) => self.end_source(self.vanished(), &mut pumped),
+            });
+        }
+        pumped.more = source.is_readable() || self.source == Source::Ended;
+        pumped
+    }
+
+    /// Takes what the source said and passes it on. Called from outside for what came along with a handshake.
+    pub fn handle_bytes(
+        &mut self,
+        bytes: &[u8],
+        sink: &mut Conn,
+        who: &Identity,
+        cx: &mut Context,
+        pumped: &mut Pumped,
+    ) {
+        self.heard_at = cx.now;
+        self.traffic.bytes += bytes.len() as u64;
+        let mut pass = 0..0;
+        let mut at = 0;
+        while at < bytes.len() && self.sink == Sink::Open {
+            let payload_left = self.frames.payload_left();
+            if payload_left > 0 {
+                let piece = at..at + payload_left.min((bytes.len() - at) as u64) as usize;
+                at = piece.end;
+                self.frames.skip(piece.len() as u64);
+                match &mut self.current {
+                    Current::Data => pumped.message = true,
+                    Current::Control => {}
+                    Current::Close(seen) => seen.handle_payload(&bytes[piece.clone()]),
+                    Current::Pong(held) => {
+                        held.bytes.extend_from_slice(&bytes[piece]);
+                        pass = at..at;
+                        if self.frames.payload_left() == 0 {
+                            self.end_pong(sink, who, cx, pumped);
+                        }
+                        continue;
+                    }
+                }
+                pass.end = at;
+            } else {
+                if self.has_own() {
+                    self.forward(&bytes[pass], sink, pumped);
+                    pass = at..at;
+                    self.send_own(sink, who, cx, pumped);
+                    if self.sink != Sink::Open {
+                        return; // Close is last
+                    }
+                }
+                let (carried, carried_bytes) = self.frames.held_head();
+                let (used, head) = self.frames.advance(&bytes[at..]);
+                let piece = at..at + used;
+                at = piece.end;
+                let Some(head) = head else { break };
+                self.begin_frame(&head, who, cx, pumped);
+                if self.goodbye.is_some_and(|goodbye| goodbye.any_frame) {
+                    // The message is too big. Nothing of this frame has gone out, and nothing will.
+                    self.forward(&bytes[pass], sink, pumped);
+                    self.frames = FrameScanner::new();
+                    self.send_own(sink, who, cx, pumped);
+                    return;
+                }
+                if let Current::Pong(held) = &mut self.current {
+                    held.bytes.extend_from_slice(&carried[..carried_bytes]);
+                    held.bytes.extend_from_slice(&bytes[piece]);
+                    held.payload_at = held.bytes.len();
+                    self.forward(&bytes[pass], sink, pumped);
+                    pass = at..at;
+                    continue;
+                }
+                if carried_bytes > 0 {
+                    self.forward(&carried[..carried_bytes], sink, pumped);
+                }
+                pass = if pass.is_empty() { piece } else { pass.start..at };
+            }
+            if self.frames.payload_left() == 0 && matches!(self.current, Current::Close(_)) {
+                self.forward(&bytes[pass], sink, pumped);
+                self.end_close(who, pumped);
+                return; // Close is last
+            }
+        }
+        self.forward(&bytes[pass], sink, pumped);
+    }
+
+    /// The source has no more to say: it sent FIN, was reset, or was given up for `reason`.
+    pub fn end_source(&mut self, reason: CloseReason, pumped: &mut Pumped) {
+        if self.source == Source::Ended {
+            return;
+        }
+        self.source = Source::Ended;
+        if self.sink == Sink::Open {
+            pumped.ending = pumped.ending.or(Some(reason));
+            if self.is_at_boundary() {
+                self.goodbye = Some(Goodbye { reason, any_frame: true });
+                self.is_ping_due = false;
+                return;
+            }
+        }
+        // After a Close frame nothing is left to be said; in the middle of a frame nothing can be.
+        self.goodbye = None;
+        self.is_ping_due = false;
+        if self.sink != Sink::Finished {
+            self.sink = Sink::Finishing;
+        }
+    }
+
+    /// Nothing reaches the sink any more.
+    pub fn lose_sink(&mut self) {
+        self.backlog.clear();
+        self.goodbye = None;
+        self.is_ping_due = false;
+        self.sink = Sink::Finished;
+    }
+
+    /// Asks for a Close frame of ours behind the current message, or, with `any_frame`, behind the current frame.
+    pub fn say_goodbye(&mut self, reason: CloseReason, any_frame: bool) {
+        if self.sink == Sink::Open && self.goodbye.is_none_or(|goodbye| !goodbye.any_frame) {
+            self.goodbye = Some(Goodbye { reason, any_frame });
+        }
+    }
+
+    /// Asks for a ping to the sink's side, at the next boundary.
+    pub fn ask_ping(&mut self) {
+        self.is_ping_due = self.sink == Sink::Open && self.goodbye.is_none();
+    }
+
+    /// The source's side has been pinged: its pong is ours alone.
+    pub fn expect_pong(&mut self) {
+        self.is_pong_due = true;
+    }
+
+    /// See [`Flow::heard_at`]; for what the other flow found out.
+    pub fn note_alive(&mut self, now: Instant) {
+        self.heard_at = now;
+    }
+
+    /// When the source's side last gave a byte, or, being slow, took one.
+    pub fn heard_at(&self) -> Instant {
+        self.heard_at
+    }
+
+    /// Both ends are done.
+    pub fn is_finished(&self) -> bool {
+        self.source == Source::Ended && self.sink == Sink::Finished
+    }
+
+    /// The source still talks.
+    pub fn is_source_talking(&self) -> bool {
+        self.source == Source::Talking
+    }
+
+    /// Bytes wait for the sink.
+    pub fn is_blocked(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
+    /// Frames may still be passed to the sink.
+    pub fn is_open(&self) -> bool {
+        self.sink == Sink::Open
+    }
+
+    /// A Close frame of ours is still to be sent.
+    pub fn is_goodbye_due(&self) -> bool {
+        self.goodbye.is_some()
+    }
+
+    /// The code in the Close frame that was passed; `None` where there was none.
+    pub fn close_code(&self) -> Option<u16> {
+        self.close_code
+    }
+
+    /// Frames and bytes from the source.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
+    /// Bytes held back, and what they stand in.
+    pub fn backlog_bytes(&self) -> usize {
+        self.backlog.len()
+    }
+
+    /// The source ended without a Close frame.
+    fn vanished(&self) -> CloseReason {
+        match self.to {
+            Side::Upstream => CloseReason::ClientVanished,
+            Side::Downstream => CloseReason::BackendVanished,
+        }
+    }
+
+    /// Counts a frame and decides what becomes of it.
+    fn begin_frame(&mut self, head: &FrameHead, who: &Identity, cx: &Context, pumped: &mut Pumped) {
+        self.traffic.frames += 1;
+        debug!(
+            target: "relay",
+            "{who} {}>{} {} len={} fin={}",
+            self.to.other().word(), self.to.word(), head.opcode, head.payload, head.fin,
+        );
+        self.current = match head.opcode {
+            Opcode::Close => Current::Close(CloseSeen { mask: head.mask.unwrap_or_default(), code: [0; 2], seen: 0 }),
+            Opcode::Pong if self.is_pong_due && head.payload == PING_BYTES as u64 => {
+                Current::Pong(Box::new(HeldPong {
+                    bytes: Vec::with_capacity(FrameHead::BYTES_MAX + PING_BYTES),
+                    payload_at: 0,
+                    mask: head.mask.unwrap_or_default(),
+                }))
+            }
+            opcode if opcode.is_control() => Current::Control,
+            opcode => {
+                pumped.message = true;
+                let before = if opcode == Opcode::Continuation { self.message_bytes } else { 0 };
+                self.message_bytes = before.saturating_add(head.payload);
+                self.is_in_message = !head.fin;
+                if cx.settings.max_message.is_some_and(|max| self.message_bytes > max) {
+                    let reason = match self.to {
+                        Side::Upstream => CloseReason::ClientMessageTooBig,
+                        Side::Downstream => CloseReason::BackendMessageTooBig,
+                    };
+                    self.goodbye = Some(Goodbye { reason, any_frame: true });
+                    pumped.ending = pumped.ending.or(Some(reason));
+                }
+                Current::Data
+            }
+        };
+    }
+
+    /// The whole Close frame has been passed.
+    fn end_close(&mut self, who: &Identity, pumped: &mut Pumped) {
+        if let Current::Close(seen) = &self.current {
+            self.close_code = seen.code();
+        }
+        self.sink = Sink::Closed;
+        self.goodbye = None;
+        self.is_ping_due = false;
+        let reason = match self.to {
+            Side::Upstream => CloseReason::ClientClosed,
+            Side::Downstream => CloseReason::BackendClosed,
+        };
+        debug!(
+            target: "relay",
+            "{who} = {} sent close code={}",
+            self.to.other().word(),
+            self.close_code.map_or_else(|| "none".to_owned(), |code| code.to_string()),
+        );
+        pumped.ending = pumped.ending.or(Some(reason));
+    }
+
+    /// A pong that may be ours has come whole: swallow it or pass it on.
+    fn end_pong(&mut self, sink: &mut Conn, who: &Identity, cx: &mut Context, pumped: &mut Pumped) {
+        let Current::Pong(held) = std::mem::replace(&mut self.current, Current::Control) else { return };
+        let mut payload: [u8; PING_BYTES] = held.bytes[held.payload_at..].try_into().expect("its head said so");
+        ws::apply_mask(&mut payload, held.mask, 0);
+        if payload == ping_payload(who, cx) {
+            self.is_pong_due = false;
+            cx.stats.pongs_swallowed += 1;
+            debug!(target: "relay", "{who} = {} answered our ping", self.to.other().word());
+        } else {
+            self.forward(&held.bytes, sink, pumped);
+        }
+    }
+
+    fn has_own(&self) -> bool {
+        self.is_ping_due || self.goodbye.is_some_and(|goodbye| goodbye.any_frame || !self.is_in_message)
+    }
+
+    /// Nothing of a frame has gone out that has not gone out whole (given that the backlog is empty). A head that was cut
+    /// and a pong that may be ours are here, not there.
+    fn is_at_boundary(&self) -> bool {
+        self.frames.payload_left() == 0 || matches!(self.current, Current::Pong(_))
+    }
+
+    /// Sends the frame of ours that is due. *Boundary*: only called at one.
+    fn send_own(&mut self, sink: &mut Conn, who: &Identity, cx: &mut Context, pumped: &mut Pumped) {
+        debug_assert!(self.sink == Sink::Open, "Close is last");
+        let mask = match self.to {
+            Side::Upstream => Some(cx.chance.u32(..).to_ne_bytes()),
+            Side::Downstream => None,
+        };
+        self.is_ping_due = false;
+        let Some(goodbye) = self.goodbye.take() else {
+            self.forward(&ws::ping_frame(&ping_payload(who, cx), mask), sink, pumped);
+            debug!(target: "relay", "{who} = pinged {}", self.to.word());
+            cx.stats.pings_sent += 1;
+            pumped.pinged = true;
+            return;
+        };
+        let code = goodbye.reason.close_code(self.to);
+        self.forward(&ws::close_frame(code, goodbye.reason.phrase(), mask), sink, pumped);
+        debug!(target: "relay", "{who} = sent close to {} code={code} reason={}", self.to.word(), goodbye.reason);
+        if self.sink == Sink::Open {
+            self.sink = Sink::Finishing;
+        }
+        pumped.ending = pumped.ending.or(Some(goodbye.reason));
+    }
+
+    /// Writes `bytes`, or what of them the sink does not take now goes to the backlog.
+    fn forward(&mut self, bytes: &[u8], sink: &mut Conn, pumped: &mut Pumped) {
+        if bytes.is_empty() || self.sink == Sink::Finished {
+            return;
+        }
+        let mut written = 0;
+        if self.backlog.is_empty() {
+            match sink.write(bytes) {
+                Ok(Io::Moved(n)) => written = n,
+                Ok(_) => {}
+                Err(_) => return self.lose_sink(),
+            }
+            // The stall begins now, whatever was heard before: until here the sink has kept up.
+            pumped.sink_alive |= written < bytes.len();
+        }
+        self.backlog.push(&bytes[written..]).expect("one chunk and our own frames fit an empty backlog");
+    }
+
+    /// Writes what was held back.
+    fn flush(&mut self, sink: &mut Conn, pumped: &mut Pumped) {
+        while !self.backlog.is_empty() {
+            match sink.write(self.backlog.as_slice()) {
+                Ok(Io::Moved(n)) => {
+                    self.backlog.consume(n);
+                    pumped.sink_alive = true;
+                }
+                Ok(_) => return,
+                Err(_) => self.lose_sink(),
+            }
+        }
+    }
+}
+
+impl CloseSeen {
+    fn handle_payload(&mut self, piece: &[u8]) {
+        for &byte in piece.iter().take(2 - self.seen as usize) {
+            self.code[self.seen as usize] = byte ^ self.mask[self.seen as usize];
+            self.seen += 1;
+        }
+    }
+
+    fn code(&self) -> Option<u16> {
+        (self.seen == 2).then(|| u16::from_be_bytes(self.code))
+    }
+}
+
+/// Payload of a ping of ours.
+const PING_BYTES: usize = 8;
+
+/// The payload that tells this session's pongs from others: gateways in a row must not swallow each other's.
+fn ping_payload(who: &Identity, cx: &Context) -> [u8; PING_BYTES] {
+    (cx.ping_key ^ who.serial.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_be_bytes()
+}

@@ -1,0 +1,64 @@
+//! The last bytes go out, then FIN, then a short wait for the other end's.
+//!
+//! The wait is not politeness: a socket that is closed while bytes of the peer lie unread answers with RST, and an RST
+//! destroys the very Close frame or error page that was just sent. So what comes is read and thrown away until FIN.
+
+use super::{CloseReason, Context, Phase, Step};
+use crate::net::{Conn, Io};
+use std::time::{Duration, Instant};
+
+/// How long the peer may take to read our last bytes and to close its side.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Reads of what nobody wants in one step; then the others have their turn.
+const READS_PER_STEP: usize = 16;
+
+/// On the way out.
+pub struct Linger {
+    last: Vec<u8>,
+    sent: usize,
+    is_shut: bool,
+    reason: CloseReason,
+    deadline: Instant,
+}
+
+impl Linger {
+    /// Sends `last`, then FIN.
+    pub fn phase(last: Vec<u8>, reason: CloseReason, cx: &Context) -> Phase {
+        let deadline = cx.now + LINGER_TIMEOUT;
+        Phase::Linger(Box::new(Linger { last, sent: 0, is_shut: false, reason, deadline }))
+    }
+
+    pub(super) fn step(mut self: Box<Self>, downstream: &mut Conn, cx: &mut Context) -> Step {
+        let closed = Step::Next(Phase::Closed(self.reason));
+        while self.sent < self.last.len() {
+            match downstream.write(&self.last[self.sent..]) {
+                Ok(Io::Moved(n)) => self.sent += n,
+                Ok(_) => break,
+                Err(_) => return closed,
+            }
+        }
+        if self.sent == self.last.len() && !self.is_shut {
+            downstream.shutdown_write();
+            self.is_shut = true;
+        }
+        if cx.now >= self.deadline {
+            return closed;
+        }
+        for _ in 0..READS_PER_STEP {
+            match cx.with_scratch(|scratch, _| downstream.read(scratch)) {
+                Ok(Io::Moved(_)) => {}
+                Ok(Io::Blocked) => return Step::Wait(Phase::Linger(self)),
+                Ok(Io::Ended) if self.is_shut => return closed,
+                // Half-closed: its FIN came before our last bytes were out; they may still be wanted.
+                Ok(Io::Ended) => return Step::Wait(Phase::Linger(self)),
+                Err(_) => return closed,
+            }
+        }
+        Step::Yield(Phase::Linger(self))
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        Some(self.deadline)
+    }
+}

@@ -1,0 +1,325 @@
+//! Two flows between a client and a backend, until both have ended.
+//!
+//! A [`Flow`] knows one direction; what takes both is decided here: who is pinged, when a side is given up, how long an
+//! ending may take. None of it is on the path of a message: as long as neither flow has news, a step is two pumps and one
+//! look at a deadline that is already known. That deadline may be early, never late, so it is only worked out again when it
+//! has passed or an ending begins.
+
+use super::flow::{Flow, Pumped};
+use super::{CloseReason, Context, Identity, Phase, Step};
+use crate::net::{Conn, Ready, Side};
+use crate::service::stats::{BothWays, Traffic};
+use crate::service::upstreams::UpstreamId;
+use log::{debug, info};
+use std::time::{Duration, Instant};
+
+/// Once a side is gone, or a Close frame of ours is out, silence for so long ends the session.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Once one side has sent a Close frame, the other may take so long to answer it.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A relayed WebSocket.
+pub struct Relay {
+    upstream: Conn,
+    backend: UpstreamId,
+    up: Flow,
+    down: Flow,
+    /// When the client and when the backend was last pinged.
+    pinged_at: [Instant; 2],
+    /// When the last message, or a part of one, was relayed.
+    message_at: Instant,
+    /// What began the end.
+    ending: Option<Ending>,
+    wake_at: Option<Instant>,
+}
+
+#[derive(Clone, Copy)]
+struct Ending {
+    reason: CloseReason,
+    began_at: Instant,
+    timeout: Duration,
+}
+
+/// What came along with the handshake.
+pub struct Early<'b> {
+    /// The backend's answer, as the client is to get it.
+    pub reply: &'b [u8],
+    /// What the client sent behind its request.
+    pub from_client: &'b [u8],
+    /// What the backend sent behind its answer.
+    pub from_backend: &'b [u8],
+}
+
+impl Relay {
+    /// A relay over `upstream`, whose handshake is done.
+    pub fn phase(
+        mut upstream: Conn,
+        backend: UpstreamId,
+        early: Early<'_>,
+        downstream: &mut Conn,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Phase {
+        let mut up = Flow::new(Side::Upstream, &[], cx.now);
+        let mut down = Flow::new(Side::Downstream, early.reply, cx.now);
+        let mut pumped = Pumped::default();
+        up.handle_bytes(early.from_client, &mut upstream, who, cx, &mut pumped);
+        down.handle_bytes(early.from_backend, downstream, who, cx, &mut pumped);
+        let mut relay = Box::new(Relay {
+            upstream,
+            backend,
+            up,
+            down,
+            pinged_at: [cx.now; 2],
+            message_at: cx.now,
+            ending: None,
+            wake_at: None,
+        });
+        if let Some(reason) = pumped.ending {
+            relay.begin_ending(reason, cx);
+        }
+        relay.wake_at = relay.next_deadline(cx);
+        Phase::Relay(relay)
+    }
+
+    pub(super) fn handle_ready(&mut self, ready: Ready) {
+        self.upstream.handle_ready(ready);
+    }
+
+    pub(super) fn step(mut self: Box<Self>, downstream: &mut Conn, who: &Identity, cx: &mut Context) -> Step {
+        if self.wake_at.is_some_and(|at| at <= cx.now) {
+            self.handle_deadline(who, cx);
+            if self.has_lingered(cx) {
+                return self.end(who, cx);
+            }
+            self.wake_at = self.next_deadline(cx);
+        }
+        let up = self.up.pump(downstream, &mut self.upstream, who, cx);
+        let down = self.down.pump(&mut self.upstream, downstream, who, cx);
+        if up.message || down.message {
+            self.message_at = cx.now;
+        }
+        if up.has_news() || down.has_news() {
+            self.handle_news(up, Side::Upstream, cx);
+            self.handle_news(down, Side::Downstream, cx);
+            if self.up.is_finished() && self.down.is_finished() {
+                return self.end(who, cx);
+            }
+            self.wake_at = self.next_deadline(cx);
+        } else if self.ending.is_some() && self.up.is_finished() && self.down.is_finished() {
+            return self.end(who, cx);
+        }
+        if up.more || down.more { Step::Yield(Phase::Relay(self)) } else { Step::Wait(Phase::Relay(self)) }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.wake_at
+    }
+
+    /// The gateway is about to stop: 1012 behind the messages in flight, or, at last, behind the frames.
+    pub(super) fn drain(&mut self, is_last_call: bool) {
+        self.up.say_goodbye(CloseReason::Draining, is_last_call);
+        self.down.say_goodbye(CloseReason::Draining, is_last_call);
+    }
+
+    /// The word for `/connections`.
+    pub fn state(&self) -> &'static str {
+        if self.ending.is_some() { "closing" } else { "open" }
+    }
+
+    pub fn backend(&self) -> UpstreamId {
+        self.backend
+    }
+
+    /// When the last message was relayed.
+    pub fn message_at(&self) -> Instant {
+        self.message_at
+    }
+
+    pub fn traffic(&self) -> BothWays {
+        BothWays { from_client: self.up.traffic(), to_client: self.down.traffic() }
+    }
+
+    /// Bytes held back for either side.
+    pub fn backlog_bytes(&self) -> usize {
+        self.up.backlog_bytes() + self.down.backlog_bytes()
+    }
+
+    /// Says how it ended, and gives back what it shared. `unended` is the reason where nothing had begun the end.
+    pub(super) fn close(&self, unended: CloseReason, who: &Identity, cx: &mut Context) -> CloseReason {
+        let reason = self.ending.map_or(unended, |ending| ending.reason);
+        let both @ BothWays { from_client, to_client } = self.traffic();
+        let code = match reason {
+            CloseReason::ClientClosed => self.up.close_code(),
+            CloseReason::BackendClosed => self.down.close_code(),
+            CloseReason::ClientVanished | CloseReason::ClientSilent => None,
+            reason => Some(reason.close_code(Side::Downstream)),
+        };
+        info!(
+            target: "relay",
+            "{who} closed reason={reason} code={} duration={:.3}s from_client={} to_client={}",
+            CodeText(code), (cx.now - who.opened).as_secs_f64(), TrafficText(from_client), TrafficText(to_client),
+        );
+        cx.stats.count_closed(who.route_name(), reason.word(), both);
+        cx.upstreams.left(self.backend);
+        reason
+    }
+
+    fn end(self: Box<Self>, who: &Identity, cx: &mut Context) -> Step {
+        let reason = self.close(CloseReason::Done, who, cx);
+        Step::Next(Phase::Closed(reason))
+    }
+
+    fn handle_news(&mut self, pumped: Pumped, to: Side, cx: &mut Context) {
+        let other = match to {
+            Side::Upstream => &mut self.down,
+            Side::Downstream => &mut self.up,
+        };
+        if pumped.sink_alive {
+            other.note_alive(cx.now);
+        }
+        if pumped.pinged {
+            other.expect_pong();
+            self.pinged_at[to as usize] = cx.now;
+        }
+        if let Some(reason) = pumped.ending {
+            self.begin_ending(reason, cx);
+        }
+    }
+
+    /// The first reason is the one that is told; each further one may only shorten the wait.
+    fn begin_ending(&mut self, reason: CloseReason, cx: &mut Context) {
+        let timeout = match reason {
+            CloseReason::ClientClosed | CloseReason::BackendClosed => CLOSE_TIMEOUT,
+            _ => LINGER_TIMEOUT,
+        };
+        if matches!(reason, CloseReason::ClientMessageTooBig | CloseReason::BackendMessageTooBig) {
+            cx.stats.messages_too_big += 1;
+            self.up.say_goodbye(reason, true);
+            self.down.say_goodbye(reason, true);
+        }
+        match &mut self.ending {
+            None => self.ending = Some(Ending { reason, began_at: cx.now, timeout }),
+            Some(ending) => ending.timeout = ending.timeout.min(timeout),
+        }
+    }
+
+    fn handle_deadline(&mut self, who: &Identity, cx: &mut Context) {
+        if self.ending.is_some() {
+            return;
+        }
+        for side in [Side::Downstream, Side::Upstream] {
+            self.check_alive(side, who, cx);
+        }
+        if cx.settings.idle_timeout.is_some_and(|timeout| self.message_at + timeout <= cx.now) {
+            self.up.say_goodbye(CloseReason::IdleTimeout, true);
+            self.down.say_goodbye(CloseReason::IdleTimeout, true);
+            self.begin_ending(CloseReason::IdleTimeout, cx);
+        }
+    }
+
+    /// Pings a side that has been silent, gives up one that is dead to everything.
+    fn check_alive(&mut self, side: Side, who: &Identity, cx: &mut Context) {
+        let Some(interval) = cx.settings.ping_interval else { return };
+        let pinged_at = self.pinged_at[side as usize];
+        let (from, to) = self.flows_of(side);
+        let heard_at = from.heard_at();
+        if !from.is_source_talking() || cx.now < heard_at + interval {
+            return;
+        }
+        let is_pinged = pinged_at > heard_at;
+        if !is_pinged && !to.is_blocked() {
+            return to.ask_ping();
+        }
+        // A side whose socket has taken nothing for so long cannot be pinged, and need not be.
+        let Some(timeout) = cx.settings.ping_timeout else { return };
+        let asked_at = if is_pinged { pinged_at } else { heard_at + interval };
+        if cx.now < asked_at + timeout {
+            return;
+        }
+        let reason = match side {
+            Side::Downstream => CloseReason::ClientSilent,
+            Side::Upstream => CloseReason::BackendSilent,
+        };
+        debug!(target: "relay", "{who} = {} has been silent for {:?}", side.word(), cx.now - heard_at);
+        to.lose_sink();
+        from.end_source(reason, &mut Pumped::default());
+        self.begin_ending(reason, cx);
+    }
+
+    /// The flow from `side` and the one to it.
+    fn flows_of(&mut self, side: Side) -> (&mut Flow, &mut Flow) {
+        match side {
+            Side::Downstream => (&mut self.up, &mut self.down),
+            Side::Upstream => (&mut self.down, &mut self.up),
+        }
+    }
+
+    fn has_lingered(&self, cx: &Context) -> bool {
+        self.linger_deadline().is_some_and(|at| at <= cx.now)
+    }
+
+    /// Bytes that are still relayed put it off; bytes that are thrown away do not.
+    fn linger_deadline(&self) -> Option<Instant> {
+        let ending = self.ending?;
+        Some(ending.began_at.max(self.up.heard_at()).max(self.down.heard_at()) + ending.timeout)
+    }
+
+    fn next_deadline(&self, cx: &Context) -> Option<Instant> {
+        if self.ending.is_some() {
+            return self.linger_deadline();
+        }
+        let settings = &cx.settings;
+        let alive = |from: &Flow, to: &Flow, pinged_at: Instant| {
+            let interval = settings.ping_interval?;
+            let ping_at = from.heard_at() + interval;
+            if ping_at > cx.now {
+                return Some(ping_at);
+            }
+            let timeout = settings.ping_timeout?;
+            if pinged_at > from.heard_at() {
+                Some(pinged_at + timeout)
+            } else if to.is_blocked() {
+                Some(ping_at + timeout)
+            } else {
+                // The ping waits for a boundary, and going out it will be news.
+                None
+            }
+        };
+        let [client_pinged_at, backend_pinged_at] = self.pinged_at;
+        [
+            alive(&self.up, &self.down, client_pinged_at),
+            alive(&self.down, &self.up, backend_pinged_at),
+            settings.idle_timeout.map(|timeout| self.message_at + timeout),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+}
+
+impl Pumped {
+    fn has_news(&self) -> bool {
+        self.sink_alive || self.pinged || self.ending.is_some()
+    }
+}
+
+struct CodeText(Option<u16>);
+
+impl std::fmt::Display for CodeText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(code) => code.fmt(f),
+            None => f.write_str("none"),
+        }
+    }
+}
+
+struct TrafficText(Traffic);
+
+impl std::fmt::Display for TrafficText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}B", self.0.frames, self.0.bytes)
+    }
+}

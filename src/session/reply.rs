@@ -1,0 +1,89 @@
+//! An HTTP answer on its way out, and what the connection does afterwards.
+
+use super::linger::Linger;
+use super::request::Request;
+use super::{CloseReason, Context, Phase, Step};
+use crate::net::{Conn, Io};
+use crate::proto::http;
+use std::time::{Duration, Instant};
+
+/// A client that takes none of its answer for so long is given up.
+const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How the request was made, which decides how the answer is written.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    pub minor_version: u8,
+    pub head_only: bool,
+    pub keep_alive: bool,
+    /// `Origin`, for CORS headers on the JSON endpoints.
+    pub origin: Option<Vec<u8>>,
+    /// Bytes that came behind the request: the beginning of the next one.
+    pub rest: Vec<u8>,
+}
+
+/// Bytes of an answer that wait for the client to take them.
+pub struct Reply {
+    bytes: Vec<u8>,
+    sent: usize,
+    then: Then,
+    deadline: Instant,
+}
+
+enum Then {
+    NextRequest { rest: Vec<u8> },
+    Close(CloseReason),
+}
+
+impl Reply {
+    /// The answer to a good request.
+    pub fn answer(asked: Asked, reply: http::Reply, cx: &mut Context) -> Phase {
+        cx.stats.count_http(reply.status);
+        let keep_alive = asked.keep_alive && !cx.is_draining;
+        let mut bytes = Vec::new();
+        reply.write(&mut bytes, asked.minor_version, asked.head_only, keep_alive);
+        let then = if keep_alive { Then::NextRequest { rest: asked.rest } } else { Then::Close(CloseReason::Done) };
+        Phase::Reply(Box::new(Reply { bytes, sent: 0, then, deadline: cx.now + SEND_TIMEOUT }))
+    }
+
+    /// An answer after which nothing more is read.
+    pub fn last(reply: &http::Reply, reason: CloseReason, cx: &mut Context) -> Phase {
+        cx.stats.count_http(reply.status);
+        let mut bytes = Vec::new();
+        reply.write(&mut bytes, 1, false, false);
+        Reply::raw(bytes, reason, cx)
+    }
+
+    /// The same, for bytes that are an answer already.
+    pub fn raw(bytes: Vec<u8>, reason: CloseReason, cx: &Context) -> Phase {
+        Phase::Reply(Box::new(Reply { bytes, sent: 0, then: Then::Close(reason), deadline: cx.now + SEND_TIMEOUT }))
+    }
+
+    pub(super) fn step(mut self: Box<Self>, downstream: &mut Conn, cx: &mut Context) -> Step {
+        while self.sent < self.bytes.len() {
+            match downstream.write(&self.bytes[self.sent..]) {
+                Ok(Io::Moved(n)) => {
+                    self.sent += n;
+                    self.deadline = cx.now + SEND_TIMEOUT;
+                }
+                Ok(_) if cx.now >= self.deadline => return Step::Next(Phase::Closed(CloseReason::ClientSilent)),
+                Ok(_) => return Step::Wait(Phase::Reply(self)),
+                Err(_) => return Step::Next(Phase::Closed(CloseReason::ClientVanished)),
+            }
+        }
+        Step::Next(match self.then {
+            Then::NextRequest { rest } => Phase::Request(Request::following(rest, cx)),
+            Then::Close(reason) => Linger::phase(Vec::new(), reason, cx),
+        })
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        Some(self.deadline)
+    }
+
+    pub(super) fn drain(&mut self) {
+        if let Then::NextRequest { .. } = self.then {
+            self.then = Then::Close(CloseReason::Draining);
+        }
+    }
+}
