@@ -5,7 +5,7 @@
 //! filled it. That saves the extra call that would only answer `EAGAIN`. Once the peer's FIN has been announced the rule
 //! is off for reads, because data and FIN may share one event: then we read on until the end itself is seen.
 
-use super::Transport;
+use super::{Pipe, Transport};
 use std::io::{self, ErrorKind};
 
 /// What an event said about one socket.
@@ -67,18 +67,68 @@ impl Conn {
     /// Reads into `buf` (not empty), with no call at all while nothing can be there.
     pub fn read(&mut self, buf: &mut [u8]) -> io::Result<Io> {
         debug_assert!(!buf.is_empty());
+        let read = self.when_readable(|transport| transport.read(buf), true)?;
+        if let Io::Moved(n) = read
+            && n < buf.len()
+            && !self.read_closed
+        {
+            self.readable = false;
+        }
+        Ok(read)
+    }
+
+    /// Writes from `bytes` (not empty), with no call at all while there can be no room.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<Io> {
+        debug_assert!(!bytes.is_empty());
+        let written = self.when_writable(|transport| transport.write(bytes))?;
+        if let Io::Moved(n) = written
+            && n < bytes.len()
+        {
+            self.writable = false;
+        }
+        Ok(written)
+    }
+
+    /// Whether a stream may pass through a pipe from or to here.
+    pub fn can_splice(&self) -> bool {
+        self.transport.can_splice()
+    }
+
+    /// Reads into `buf` without taking. Fewer bytes than there is room for prove nothing: the rest is still to be read.
+    pub fn peek(&mut self, buf: &mut [u8]) -> io::Result<Io> {
+        self.when_readable(|transport| transport.peek(buf), true)
+    }
+
+    /// Moves at most `most` bytes into `pipe`. `Blocked` while the pipe holds bytes may also mean that it is full.
+    pub fn splice_into(&mut self, pipe: &mut Pipe, most: usize) -> io::Result<Io> {
+        let is_proof = pipe.held() == 0;
+        self.when_readable(|transport| transport.splice_into(pipe, most), is_proof)
+    }
+
+    /// Writes what `pipe` holds, which is something.
+    pub fn splice_from(&mut self, pipe: &mut Pipe) -> io::Result<Io> {
+        self.when_writable(|transport| transport.splice_from(pipe))
+    }
+
+    /// Sends FIN. An error only says that the peer is gone already, which reading finds out too.
+    pub fn shutdown_write(&mut self) {
+        let _ = self.transport.shutdown_write();
+    }
+
+    /// One call that takes from the socket, if it may bring something. `is_proof`: `WouldBlock` says that nothing is there.
+    fn when_readable(
+        &mut self,
+        mut call: impl FnMut(&mut dyn Transport) -> io::Result<usize>,
+        is_proof: bool,
+    ) -> io::Result<Io> {
         while self.readable {
-            match self.transport.read(buf) {
+            match call(&mut *self.transport) {
                 Ok(0) => return Ok(Io::Ended),
-                Ok(n) => {
-                    if n < buf.len() && !self.read_closed {
-                        self.readable = false;
-                    }
-                    return Ok(Io::Moved(n));
-                }
+                Ok(n) => return Ok(Io::Moved(n)),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                    self.readable = false;
-                    self.read_closed = false;
+                    self.readable = !is_proof;
+                    self.read_closed &= !is_proof;
+                    break;
                 }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
@@ -87,17 +137,12 @@ impl Conn {
         Ok(Io::Blocked)
     }
 
-    /// Writes from `bytes` (not empty), with no call at all while there can be no room.
-    pub fn write(&mut self, bytes: &[u8]) -> io::Result<Io> {
-        debug_assert!(!bytes.is_empty());
+    /// One call that gives to the socket, if it may have room.
+    fn when_writable(&mut self, mut call: impl FnMut(&mut dyn Transport) -> io::Result<usize>) -> io::Result<Io> {
         while self.writable {
-            match self.transport.write(bytes) {
-                Ok(n) => {
-                    if n < bytes.len() {
-                        self.writable = false;
-                    }
-                    return Ok(if n == 0 { Io::Blocked } else { Io::Moved(n) });
-                }
+            match call(&mut *self.transport) {
+                Ok(0) => self.writable = false,
+                Ok(n) => return Ok(Io::Moved(n)),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => self.writable = false,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => {
@@ -109,11 +154,6 @@ impl Conn {
             }
         }
         Ok(Io::Blocked)
-    }
-
-    /// Sends FIN. An error only says that the peer is gone already, which reading finds out too.
-    pub fn shutdown_write(&mut self) {
-        let _ = self.transport.shutdown_write();
     }
 }
 

@@ -4,13 +4,15 @@
 //! `tests/sim.rs`, a simulated world; everything above it only knows these two traits.
 
 pub mod conn;
+pub mod pipe;
 pub mod tcp;
 pub mod token;
 
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
 
 pub use conn::{Conn, Io, Ready};
+pub use pipe::{Pipe, Pipes};
 pub use token::{Side, Source};
 
 /// A nonblocking byte stream, registered for edge-triggered events in both directions.
@@ -19,6 +21,26 @@ pub use token::{Side, Source};
 pub trait Transport: Read + Write {
     /// Sends FIN behind everything that was written: the peer reads to the end, and may still answer.
     fn shutdown_write(&mut self) -> io::Result<()>;
+
+    /// Whether bytes can pass through a [`Pipe`], unseen by this process: the three calls below work.
+    fn can_splice(&self) -> bool {
+        false
+    }
+
+    /// Reads without taking.
+    fn peek(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    /// Moves at most `most` bytes into `pipe`; 0 at the peer's FIN.
+    fn splice_into(&mut self, _pipe: &mut Pipe, _most: usize) -> io::Result<usize> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    /// Writes what `pipe` holds, as far as there is room.
+    fn splice_from(&mut self, _pipe: &mut Pipe) -> io::Result<usize> {
+        Err(ErrorKind::Unsupported.into())
+    }
 }
 
 /// Where new connections come from.

@@ -1,6 +1,6 @@
 //! The real network: TCP through `mio`.
 
-use super::{Network, Source, Transport};
+use super::{Network, Pipe, Source, Transport};
 use mio::net::TcpStream;
 use mio::{Interest, Registry};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -49,6 +49,22 @@ impl Write for Tcp {
 impl Transport for Tcp {
     fn shutdown_write(&mut self) -> io::Result<()> {
         self.0.shutdown(Shutdown::Write)
+    }
+
+    fn can_splice(&self) -> bool {
+        true
+    }
+
+    fn peek(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.peek(buf)
+    }
+
+    fn splice_into(&mut self, pipe: &mut Pipe, most: usize) -> io::Result<usize> {
+        pipe.fill_from(&self.0, most)
+    }
+
+    fn splice_from(&mut self, pipe: &mut Pipe) -> io::Result<usize> {
+        pipe.drain_into(&self.0)
     }
 }
 

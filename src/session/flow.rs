@@ -16,14 +16,17 @@
 //! A head that is cut by the end of a chunk is kept back until the rest of it has come. The sink could do nothing with a
 //! piece of a head; so its side of the stream is at a boundary more often, and no decision about a frame comes too late.
 
+mod stream;
+
 use super::{CloseReason, Context, Identity, SCRATCH_BYTES};
 use crate::base::buf::Buf;
-use crate::net::{Conn, Io, Side};
+use crate::net::{Conn, Io, Pipe, Side};
 use crate::proto::http::HEAD_BYTES_MAX;
 use crate::proto::ws::{self, FrameHead, FrameScanner, Opcode};
 use crate::service::stats::Traffic;
 use log::debug;
 use std::time::Instant;
+use stream::Streamed;
 
 /// Reads in one step; then the others have their turn.
 const READS_PER_STEP: usize = 16;
@@ -46,6 +49,12 @@ pub struct Flow {
     /// The code in the Close frame that was passed.
     close_code: Option<u16>,
     current: Current,
+    /// The bytes take the way through a pipe: see [`stream`].
+    is_streaming: bool,
+    /// Bytes of a head that has been looked at and is still in the source's socket.
+    head_left: u8,
+    /// A pipe with bytes in it, for which the sink had no room.
+    pipe: Option<Pipe>,
     backlog: Buf,
     frames: FrameScanner,
     /// Payload bytes of the current message so far.
@@ -128,6 +137,9 @@ impl Flow {
             is_in_message: false,
             close_code: None,
             current: Current::Control,
+            is_streaming: false,
+            head_left: 0,
+            pipe: None,
             backlog,
             frames: FrameScanner::new(),
             message_bytes: 0,
@@ -144,6 +156,16 @@ impl Flow {
             if !self.backlog.is_empty() {
                 return pumped; // Not reading is the backpressure
             }
+            if self.is_streaming {
+                match self.pump_stream(source, sink, who, cx, &mut pumped) {
+                    Streamed::Yields => {
+                        pumped.more = true;
+                        return pumped;
+                    }
+                    Streamed::Waits if self.pipe.is_some() => return pumped, // Not reading is the backpressure
+                    Streamed::Waits | Streamed::Over => {}
+                }
+            }
             if self.has_own() && self.is_at_boundary() {
                 self.send_own(sink, who, cx, &mut pumped);
             }
@@ -159,6 +181,9 @@ impl Flow {
                     let bytes = &scratch[..n];
                     if self.sink == Sink::Open {
                         self.handle_bytes(bytes, sink, who, cx, &mut pumped);
+                        if n == SCRATCH_BYTES {
+                            self.begin_stream(source, sink);
+                        }
                     }
                 }
                 Ok(Io::Blocked) => {}
@@ -271,6 +296,8 @@ impl Flow {
     /// Nothing reaches the sink any more.
     pub fn lose_sink(&mut self) {
         self.backlog.clear();
+        self.pipe = None;
+        self.is_streaming = false;
         self.goodbye = None;
         self.is_ping_due = false;
         self.sink = Sink::Finished;
@@ -315,7 +342,7 @@ impl Flow {
 
     /// Bytes wait for the sink.
     pub fn is_blocked(&self) -> bool {
-        !self.backlog.is_empty()
+        !self.backlog.is_empty() || self.pipe.is_some()
     }
 
     /// Frames may still be passed to the sink.
@@ -340,7 +367,7 @@ impl Flow {
 
     /// Bytes held back, and what they stand in.
     pub fn backlog_bytes(&self) -> usize {
-        self.backlog.len()
+        self.backlog.len() + self.pipe.as_ref().map_or(0, Pipe::held)
     }
 
     /// The source ended without a Close frame.
@@ -359,6 +386,7 @@ impl Flow {
             "{who} {}>{} {} len={} fin={}",
             self.to.other().word(), self.to.word(), head.opcode, head.payload, head.fin,
         );
+        let too_big = self.too_big(head, cx);
         self.current = match head.opcode {
             Opcode::Close => Current::Close(CloseSeen { mask: head.mask.unwrap_or_default(), code: [0; 2], seen: 0 }),
             Opcode::Pong if self.is_pong_due && head.payload == PING_BYTES as u64 => {
@@ -369,22 +397,32 @@ impl Flow {
                 }))
             }
             opcode if opcode.is_control() => Current::Control,
-            opcode => {
+            _ => {
                 pumped.message = true;
-                let before = if opcode == Opcode::Continuation { self.message_bytes } else { 0 };
-                self.message_bytes = before.saturating_add(head.payload);
+                self.message_bytes = self.message_bytes_with(head);
                 self.is_in_message = !head.fin;
-                if cx.settings.max_message.is_some_and(|max| self.message_bytes > max) {
-                    let reason = match self.to {
-                        Side::Upstream => CloseReason::ClientMessageTooBig,
-                        Side::Downstream => CloseReason::BackendMessageTooBig,
-                    };
+                if let Some(reason) = too_big {
                     self.goodbye = Some(Goodbye { reason, any_frame: true });
                     pumped.ending = pumped.ending.or(Some(reason));
                 }
                 Current::Data
             }
         };
+    }
+
+    /// Payload bytes of the message so far, with a data frame that begins.
+    fn message_bytes_with(&self, head: &FrameHead) -> u64 {
+        let before = if head.opcode == Opcode::Continuation { self.message_bytes } else { 0 };
+        before.saturating_add(head.payload)
+    }
+
+    /// The data frame that begins takes its message over the limit.
+    fn too_big(&self, head: &FrameHead, cx: &Context) -> Option<CloseReason> {
+        let max = cx.settings.max_message?;
+        (!head.is_control() && self.message_bytes_with(head) > max).then_some(match self.to {
+            Side::Upstream => CloseReason::ClientMessageTooBig,
+            Side::Downstream => CloseReason::BackendMessageTooBig,
+        })
     }
 
     /// The whole Close frame has been passed.

@@ -27,7 +27,7 @@ mod close;
 pub use close::CloseReason;
 
 use crate::base::timers::Armed;
-use crate::net::{Conn, Network, Ready, Side};
+use crate::net::{Conn, Network, Pipes, Ready, Side};
 use crate::proto::http;
 use crate::service::limits::Limits;
 use crate::service::route::{Endpoint, Route, Routes};
@@ -105,6 +105,8 @@ pub struct Context {
     pub is_draining: bool,
     /// Backends whose names somebody waits for; the gateway passes them on to be looked up.
     pub lookups: Vec<UpstreamId>,
+    /// Pipes for streams.
+    pub pipes: Pipes,
     scratch: Box<[u8]>,
 }
 
@@ -129,6 +131,7 @@ impl Context {
             ping_key,
             is_draining: false,
             lookups: Vec::new(),
+            pipes: Pipes::default(),
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
         }
     }

@@ -1,0 +1,109 @@
+//! Pipes of the kernel, through which a stream passes from socket to socket without entering this process.
+//!
+//! A pipe has no life of its own here: whoever streams takes one from the pool, and gives it back as soon as it is empty,
+//! because making one costs as much as moving many messages.
+
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+/// What a pipe is asked to hold. The kernel may give less to users who have many.
+pub const PIPE_BYTES: usize = 512 * 1024;
+
+/// Empty pipes kept for the next stream.
+const IDLE_PIPES_MAX: usize = 16;
+
+/// One pipe and how much stands in it.
+#[derive(Debug)]
+pub struct Pipe {
+    read: OwnedFd,
+    write: OwnedFd,
+    held: u32,
+}
+
+impl Pipe {
+    fn open() -> io::Result<Pipe> {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        // Without the larger size it works too, with more calls.
+        let _ = fcntl_setpipe_size(&write, PIPE_BYTES);
+        Ok(Pipe { read, write, held: 0 })
+    }
+
+    /// Bytes in the pipe.
+    pub fn held(&self) -> usize {
+        self.held as usize
+    }
+
+    /// Takes at most `most` bytes from `source`; 0 at its end. `WouldBlock`: `source` has none, or the pipe is full.
+    pub fn fill_from(&mut self, source: impl AsFd, most: usize) -> io::Result<usize> {
+        let n = splice(source, None, &self.write, None, most, SpliceFlags::NONBLOCK | SpliceFlags::MOVE)?;
+        self.held += n as u32;
+        Ok(n)
+    }
+
+    /// Gives `sink` as much as it takes.
+    pub fn drain_into(&mut self, sink: impl AsFd) -> io::Result<usize> {
+        let n = splice(&self.read, None, sink, None, self.held(), SpliceFlags::NONBLOCK | SpliceFlags::MOVE)?;
+        self.held -= n as u32;
+        Ok(n)
+    }
+}
+
+/// Empty pipes.
+#[derive(Debug, Default)]
+pub struct Pipes {
+    idle: Vec<Pipe>,
+}
+
+impl Pipes {
+    /// An empty pipe; `None` when the system has none left.
+    pub fn take(&mut self) -> Option<Pipe> {
+        self.idle.pop().or_else(|| Pipe::open().ok())
+    }
+
+    /// Takes a pipe back. One that still holds bytes is closed, and they are lost.
+    pub fn put_back(&mut self, pipe: Pipe) {
+        if pipe.held == 0 && self.idle.len() < IDLE_PIPES_MAX {
+            self.idle.push(pipe);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn bytes_pass_and_the_pipe_comes_back_empty() {
+        let mut pipes = Pipes::default();
+        let mut pipe = pipes.take().unwrap();
+        let (mut source, source_end) = UnixStream::pair().unwrap();
+        let (sink, mut sink_end) = UnixStream::pair().unwrap();
+        source_end.set_nonblocking(true).unwrap();
+        source.write_all(&[7; 1000]).unwrap();
+        assert_eq!(pipe.fill_from(&source_end, 600).unwrap(), 600);
+        assert_eq!(pipe.fill_from(&source_end, 600).unwrap(), 400);
+        assert_eq!(pipe.fill_from(&source_end, 600).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(pipe.drain_into(&sink).unwrap(), 1000);
+        let mut got = [0; 1000];
+        sink_end.read_exact(&mut got).unwrap();
+        assert_eq!(got, [7; 1000]);
+        drop(source);
+        assert_eq!(pipe.fill_from(&source_end, 600).unwrap(), 0);
+        pipes.put_back(pipe);
+        assert_eq!(pipes.idle.len(), 1);
+    }
+
+    #[test]
+    fn one_with_bytes_in_it_is_not_kept() {
+        let mut pipes = Pipes::default();
+        let mut pipe = pipes.take().unwrap();
+        let (mut source, source_end) = UnixStream::pair().unwrap();
+        source.write_all(b"x").unwrap();
+        pipe.fill_from(&source_end, 1).unwrap();
+        pipes.put_back(pipe);
+        assert!(pipes.idle.is_empty());
+    }
+}

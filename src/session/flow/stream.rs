@@ -1,0 +1,176 @@
+//! The part of a flow that does not enter this process: while a direction streams, its bytes go through a pipe.
+//!
+//! A read that fills the scratch buffer shows that a stream is on. From then on the payload of each frame is spliced from
+//! socket to socket, and only the heads are looked at, with `MSG_PEEK`: they go through the pipe too, so that nothing has to
+//! be written twice. The frames of a pipe's filling leave in one call. Everything that wants a look at more than a head (a
+//! control frame, a small message, a frame of ours that is due, a limit that is passed) ends the stream at that frame's
+//! boundary, and so does a source that brings less than a read would: then the copy is cheaper than the calls.
+
+use super::{Flow, Pumped, Sink};
+use crate::net::{Conn, Io, Pipe};
+use crate::proto::ws::FrameHead;
+use crate::session::{Context, Identity};
+use std::io;
+
+/// A splice that brings less, and was not kept from more by the frame's end, does not pay.
+const SPLICE_BYTES_MIN: usize = 16 * 1024;
+
+/// A frame with less payload ends the stream.
+const PAYLOAD_BYTES_MIN: u64 = 16 * 1024;
+
+/// What the pipe takes before it is emptied.
+const FILL_BYTES: usize = 256 * 1024;
+
+/// Bytes in one step; then the others have their turn.
+const BYTES_PER_STEP: usize = 1024 * 1024;
+
+/// Why filling the pipe stopped.
+enum Filled {
+    /// It holds enough, or the socket gives no more at the moment.
+    Enough,
+    /// The source has nothing more now.
+    Dry,
+    /// The stream is over; what follows is read.
+    Over,
+    /// The source's FIN or RST.
+    Ended,
+}
+
+/// How a step of the stream ended.
+pub(super) enum Streamed {
+    /// Nothing can be moved now.
+    Waits,
+    /// It goes on, but others have their turn first.
+    Yields,
+    /// The stream is over: go on reading.
+    Over,
+}
+
+impl Flow {
+    /// A read filled the whole buffer: stream from now on, if both ends can.
+    pub(super) fn begin_stream(&mut self, source: &Conn, sink: &Conn) {
+        self.is_streaming =
+            self.sink == Sink::Open && self.backlog.is_empty() && source.can_splice() && sink.can_splice();
+    }
+
+    /// Moves what can be moved through a pipe.
+    pub(super) fn pump_stream(
+        &mut self,
+        source: &mut Conn,
+        sink: &mut Conn,
+        who: &Identity,
+        cx: &mut Context,
+        pumped: &mut Pumped,
+    ) -> Streamed {
+        let Some(mut pipe) = self.pipe.take().or_else(|| cx.pipes.take()) else {
+            self.is_streaming = false;
+            return Streamed::Over;
+        };
+        let mut moved = 0;
+        let streamed = loop {
+            let before = pipe.held();
+            let filled = self.fill(&mut pipe, source, who, cx, pumped);
+            moved += pipe.held() - before;
+            while pipe.held() > 0 {
+                match sink.splice_from(&mut pipe) {
+                    Ok(Io::Moved(_)) => {}
+                    Ok(_) => {
+                        pumped.sink_alive |= moved > 0;
+                        if let Filled::Ended = filled {
+                            self.end_source(self.vanished(), pumped);
+                        }
+                        self.pipe = Some(pipe);
+                        return Streamed::Waits;
+                    }
+                    Err(_) => {
+                        self.lose_sink();
+                        return Streamed::Over;
+                    }
+                }
+            }
+            match filled {
+                Filled::Enough if moved < BYTES_PER_STEP => {}
+                Filled::Enough => break Streamed::Yields,
+                Filled::Dry => break Streamed::Waits,
+                Filled::Over => {
+                    self.is_streaming = false;
+                    break Streamed::Over;
+                }
+                Filled::Ended => {
+                    self.is_streaming = false;
+                    self.end_source(self.vanished(), pumped);
+                    break Streamed::Over;
+                }
+            }
+        };
+        cx.pipes.put_back(pipe);
+        streamed
+    }
+
+    /// Fills the pipe with the rest of the current frame and the frames behind it.
+    fn fill(
+        &mut self,
+        pipe: &mut Pipe,
+        source: &mut Conn,
+        who: &Identity,
+        cx: &mut Context,
+        pumped: &mut Pumped,
+    ) -> Filled {
+        while pipe.held() < FILL_BYTES {
+            if self.frames.payload_left() == 0 {
+                match self.peek_frame(source, who, cx, pumped) {
+                    Ok(true) => {}
+                    Ok(false) if source.is_readable() => return Filled::Over,
+                    Ok(false) => return Filled::Dry,
+                    Err(_) => return Filled::Ended,
+                }
+            }
+            let left = self.frames.payload_left() + u64::from(self.head_left);
+            let most = left.min((FILL_BYTES - pipe.held()) as u64) as usize;
+            let was_empty = pipe.held() == 0;
+            match source.splice_into(pipe, most) {
+                Ok(Io::Moved(n)) => {
+                    self.note_spliced(n, cx, pumped);
+                    if n < most && n < SPLICE_BYTES_MIN {
+                        // A head of which a part has gone cannot be read again.
+                        return if self.head_left == 0 { Filled::Over } else { Filled::Enough };
+                    }
+                }
+                Ok(Io::Blocked) if was_empty => return Filled::Dry,
+                Ok(Io::Blocked) => return Filled::Enough,
+                Ok(Io::Ended) | Err(_) => return Filled::Ended,
+            }
+        }
+        Filled::Enough
+    }
+
+    /// Looks at the next head, which stays in the socket. True: its frame belongs to the stream, and has begun.
+    fn peek_frame(
+        &mut self,
+        source: &mut Conn,
+        who: &Identity,
+        cx: &mut Context,
+        pumped: &mut Pumped,
+    ) -> io::Result<bool> {
+        let mut bytes = [0; FrameHead::BYTES_MAX];
+        let Io::Moved(n) = source.peek(&mut bytes)? else { return Ok(false) };
+        let Some((head, length)) = FrameHead::parse(&bytes[..n]) else { return Ok(false) };
+        if head.is_control() || head.payload < PAYLOAD_BYTES_MIN || self.has_own() || self.too_big(&head, cx).is_some()
+        {
+            return Ok(false);
+        }
+        self.frames.advance(&bytes[..length]);
+        self.head_left = length as u8;
+        self.begin_frame(&head, who, cx, pumped);
+        Ok(true)
+    }
+
+    fn note_spliced(&mut self, n: usize, cx: &Context, pumped: &mut Pumped) {
+        let of_head = n.min(self.head_left as usize);
+        self.head_left -= of_head as u8;
+        self.frames.skip((n - of_head) as u64);
+        self.traffic.bytes += n as u64;
+        self.heard_at = cx.now;
+        pumped.message = true;
+    }
+}
