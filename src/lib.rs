@@ -17,6 +17,7 @@
 
 pub mod base;
 pub mod gateway;
+pub mod logging;
 pub mod net;
 pub mod proto;
 pub mod reactor;
