@@ -28,7 +28,7 @@ const REFUSALS_MAX: usize = 100;
 const LAST_CALL: Duration = Duration::from_millis(500);
 
 /// How the gateway behaves.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     pub session: session::Settings,
     pub limits: limits::Settings,

@@ -16,6 +16,7 @@
 //! `docs/architecture.md` walks through it; `tests/tidy.rs` holds the rules.
 
 pub mod base;
+pub mod config;
 pub mod gateway;
 pub mod logging;
 pub mod net;

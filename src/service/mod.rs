@@ -1,7 +1,9 @@
 //! Rules without sockets: where a request goes, which backend is next, who is admitted, what is told about it all.
 
 pub mod limits;
+pub mod link;
 pub mod report;
 pub mod route;
 pub mod stats;
+pub mod tasks;
 pub mod upstreams;

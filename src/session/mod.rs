@@ -18,6 +18,7 @@
 pub mod dial;
 pub mod flow;
 pub mod linger;
+pub mod output;
 pub mod relay;
 pub mod reply;
 pub mod request;
