@@ -103,8 +103,11 @@ pub struct Loaded {
 pub struct Variable {
     pub name: &'static str,
     pub doc: &'static str,
-    apply: fn(&mut Config, &str, &dyn Fn(&str) -> Option<String>) -> Result<(), Fault>,
+    apply: fn(&mut Config, &str, Lookup) -> Result<(), Fault>,
 }
+
+/// Answers with the value of a variable that is set to something.
+type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// The environment, in the order in which it is taken.
 pub const ENVIRONMENT: &[Variable] = &[
@@ -121,12 +124,19 @@ pub const ENVIRONMENT: &[Variable] = &[
     Variable {
         name: "REDIS_HOST",
         doc: "the host of `redis.url`; the port is REDIS_PORT or 6379",
-        apply: |config, host, env| redis_at(config, host, env("REDIS_PORT").as_deref().unwrap_or("6379")),
+        apply: |config, host, env| redis_at(config, host, env),
     },
     Variable {
         name: "REDIS_PORT",
         doc: "the port of `redis.url`; the host is REDIS_HOST or localhost",
-        apply: |config, port, env| redis_at(config, env("REDIS_HOST").as_deref().unwrap_or("localhost"), port),
+        apply: |config, port, env| match env("REDIS_HOST") {
+            _ if is_kubernetes(port) => Err(Fault::Warning(format!(
+                "`{port}` is how Kubernetes points to a service called `redis`, not a port"
+            ))),
+            // It was taken together with the host.
+            Some(_) => Ok(()),
+            None => redis_at(config, "localhost", env),
+        },
     },
     Variable {
         name: "REDIS_URL",
@@ -333,8 +343,14 @@ pub struct Section {
 pub struct Key {
     pub name: &'static str,
     kind: Kind,
-    /// A reload reports that this one has changed, and goes on with the old value.
     needs_restart: bool,
+}
+
+impl Key {
+    /// Whether a reload goes on with the old value, and says so.
+    pub fn needs_restart(&self) -> bool {
+        self.needs_restart
+    }
 }
 
 /// The keys of a `[[route]]`.
@@ -429,7 +445,7 @@ pub const SECTIONS: &[Section] = &[
                 Kind::List {
                     get: |c| c.gateway.limits.allowed_origins.iter().map(OriginRule::to_string).collect(),
                     set: |c, rules| {
-                        c.gateway.limits.allowed_origins = each(rules, |rule| OriginRule::parse(rule))?;
+                        c.gateway.limits.allowed_origins = each(rules, OriginRule::parse)?;
                         Ok(())
                     },
                 },
@@ -730,7 +746,10 @@ fn parse_time(text: &str) -> Result<Option<Duration>, String> {
 fn show_time(time: Duration) -> String {
     let milliseconds = time.as_millis();
     // The largest unit that leaves no rest.
-    match [(3_600_000, "h"), (60_000, "m"), (1000, "s")].into_iter().find(|(unit, _)| milliseconds % unit == 0) {
+    match [(3_600_000, "h"), (60_000, "m"), (1000, "s")]
+        .into_iter()
+        .find(|(unit, _)| milliseconds.is_multiple_of(*unit))
+    {
         Some((unit, name)) => format!("{}{name}", milliseconds / unit),
         None => format!("{milliseconds}ms"),
     }
@@ -754,7 +773,10 @@ fn parse_size(text: &str) -> Result<u64, String> {
 }
 
 fn show_size(bytes: u64) -> String {
-    match [(TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")].into_iter().find(|(unit, _)| bytes % unit == 0) {
+    match [(TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")]
+        .into_iter()
+        .find(|(unit, _)| bytes.is_multiple_of(*unit))
+    {
         Some((unit, name)) if bytes > 0 => format!("{}{name}", bytes / unit),
         _ => bytes.to_string(),
     }
@@ -1031,7 +1053,7 @@ impl<'a> Reader<'a> {
             self.refuse(value.span(), key, why);
             return None;
         };
-        match each(&texts, |text| BackendUrl::parse(text)) {
+        match each(&texts, BackendUrl::parse) {
             Ok(urls) => Some(urls),
             Err((index, why)) => {
                 self.refuse(spans[index].clone(), key, why);
@@ -1203,15 +1225,20 @@ fn with_route_path(url: &str, path: &Template) -> Result<BackendUrl, String> {
     if names.is_empty() { Ok(parsed) } else { BackendUrl::parse(&format!("{bare}{}", names.concat())) }
 }
 
-fn redis_at(config: &mut Config, host: &str, port: &str) -> Result<(), Fault> {
-    // Kubernetes sets REDIS_PORT=tcp://10.0.0.7:6379 for a service called `redis`: it is not meant for us.
-    if port.starts_with("tcp://") {
-        return Err(Fault::Warning(format!("`{port}` is how Kubernetes names a service, not a port")));
+/// Kubernetes sets REDIS_PORT=tcp://10.0.0.7:6379 for a service called `redis`.
+fn is_kubernetes(port: &str) -> bool {
+    port.starts_with("tcp://")
+}
+
+fn redis_at(config: &mut Config, host: &str, env: Lookup) -> Result<(), Fault> {
+    if env("REDIS_URL").is_some() {
+        return Ok(());
     }
-    let port: u16 = match port.parse() {
-        Ok(port) if port > 0 => port,
+    let port = env("REDIS_PORT").filter(|port| !is_kubernetes(port)).unwrap_or("6379".into());
+    match port.parse::<u16>() {
+        Ok(port) if port > 0 => {}
         _ => return Err(Fault::Error(format!("REDIS_PORT is {port:?}, what is allowed is 1 to 65535"))),
-    };
+    }
     let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.into() };
     set_redis(config, &[format!("redis://{host}:{port}")]).map_err(|(_, why)| Fault::Error(why))
 }
@@ -1640,7 +1667,11 @@ mod tests {
         assert_eq!(urls(&[("REDIS_HOST", "::1"), ("REDIS_PORT", "7")]), ["redis://[::1]:7"]);
         let (config, problems, warnings) = from_environment(&[("REDIS_PORT", "tcp://10.0.0.7:6379")]);
         assert_eq!((config.link.urls[0].as_str(), problems.len(), warnings.len()), ("redis://localhost:6379", 0, 1));
+        let (config, problems, warnings) =
+            from_environment(&[("REDIS_HOST", "r"), ("REDIS_PORT", "tcp://10.0.0.7:6379")]);
+        assert_eq!((config.link.urls[0].as_str(), problems.len(), warnings.len()), ("redis://r:6379", 0, 1));
         assert_eq!(from_environment(&[("REDIS_PORT", "x")]).1.len(), 1);
+        assert_eq!(urls(&[("REDIS_URL", "redis://u"), ("REDIS_HOST", "r"), ("REDIS_PORT", "x")]), ["redis://u"]);
     }
 
     #[test]

@@ -16,8 +16,10 @@
 //! `docs/architecture.md` walks through it; `tests/tidy.rs` holds the rules.
 
 pub mod base;
+pub mod cli;
 pub mod config;
 pub mod gateway;
+pub mod healthcheck;
 pub mod logging;
 pub mod net;
 pub mod proto;

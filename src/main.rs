@@ -1,1 +1,144 @@
-fn main() {}
+//! The binary: reads the words, loads the configuration, sets the log up and runs the house.
+//!
+//! Exit status: 0 a clean stop, 2 bad usage or configuration, 1 anything else.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use aivtuber_gateway::cli::{self, Action, Invocation};
+use aivtuber_gateway::config::{self, Config, Flags, Loaded};
+use aivtuber_gateway::logging::{self, Logging};
+use aivtuber_gateway::reactor::{Hooks, Reactor};
+use aivtuber_gateway::{gateway, healthcheck};
+
+/// Bad usage or configuration.
+const UNUSABLE: u8 = 2;
+
+fn main() -> ExitCode {
+    let Invocation { action, flags } = match cli::parse(std::env::args_os().skip(1)) {
+        Ok(invocation) => invocation,
+        Err(why) => return complain(UNUSABLE, &why),
+    };
+    match action {
+        Action::Help => return say(&cli::help()),
+        Action::Version => return say(&cli::version()),
+        _ => {}
+    }
+    let loaded = match load(&flags) {
+        Ok(loaded) => loaded,
+        Err(problems) => return complain(UNUSABLE, &problems.to_string()),
+    };
+    match action {
+        Action::Check => {
+            for warning in &loaded.warnings {
+                complain(0, warning);
+            }
+            let source = loaded.path.map_or("no file, the defaults".into(), |path| path.display().to_string());
+            say(&format!("The configuration is right ({source}).\n"))
+        }
+        Action::PrintConfig => say(&loaded.config.to_toml()),
+        Action::Healthcheck => match healthcheck::ask(loaded.config.reactor.listen[0]) {
+            Ok(status) => say(&format!("{status}\n")),
+            Err(why) => complain(1, &why),
+        },
+        Action::Run | Action::Demo => start(action == Action::Demo, flags, loaded),
+        Action::Help | Action::Version => ExitCode::SUCCESS,
+    }
+}
+
+/// Runs with the log set up, and sees to it that the last line is written.
+fn start(is_demo: bool, flags: Flags, loaded: Loaded) -> ExitCode {
+    let logging = match logging::start(loaded.config.log.clone()) {
+        Ok(logging) => logging,
+        Err(error) => return complain(1, &error.to_string()),
+    };
+    for warning in &loaded.warnings {
+        log::warn!(target: "config", "{warning}");
+    }
+    let is_on_stderr = loaded.config.log.file.is_none();
+    let outcome = run(is_demo, flags, loaded, &logging);
+    if let Err(why) = &outcome {
+        log::error!(target: "main", "{why}");
+    }
+    logging.finish();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        // Said already, where the log is what the person sees.
+        Err(_) if is_on_stderr && log::max_level() >= log::Level::Error => ExitCode::FAILURE,
+        Err(why) => complain(1, &why),
+    }
+}
+
+/// The gateway, from here to its end. The error is a sentence, for exit status 1.
+fn run(is_demo: bool, flags: Flags, loaded: Loaded, logging: &Logging) -> Result<(), String> {
+    let Loaded { config, path, .. } = loaded;
+    log::info!(target: "gateway", "starting version={} config={} demo={is_demo}", env!("CARGO_PKG_VERSION"), named(path.as_deref()));
+    let hooks = Hooks {
+        reload: {
+            let (mut running, logging) = (config.clone(), logging.clone());
+            Box::new(move || reload(&flags, &mut running, &logging))
+        },
+        reopen_log: {
+            let logging = logging.clone();
+            Box::new(move || logging.reopen())
+        },
+        log_lines_lost: {
+            let logging = logging.clone();
+            Box::new(move || logging.lines_lost())
+        },
+    };
+    let reactor = Reactor::new(&config.reactor, config.gateway, hooks).map_err(|error| error.to_string())?;
+    reactor.run().map_err(|error| error.to_string())
+}
+
+/// Reads the configuration again and takes the log's part into use. Gives what the gateway is to take; nothing if the configuration
+/// is wrong, which is logged and leaves the running one as it is.
+fn reload(flags: &Flags, running: &mut Config, logging: &Logging) -> Option<gateway::Settings> {
+    let Loaded { mut config, warnings, path } = match load(flags) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            for problem in problems.0 {
+                log::error!(target: "config", "not reloaded: {problem}");
+            }
+            logging.reopen();
+            return None;
+        }
+    };
+    let kept = config.keep_until_restart(running);
+    logging.apply(config.log.clone());
+    log::info!(target: "config", "read again config={}", named(path.as_deref()));
+    for key in kept {
+        log::warn!(target: "config", "{key} has changed in the configuration, but only a restart takes it into use");
+    }
+    for warning in warnings {
+        log::warn!(target: "config", "{warning}");
+    }
+    *running = config.clone();
+    Some(config.gateway)
+}
+
+/// The file in a log line.
+fn named(path: Option<&Path>) -> String {
+    path.map_or("none".into(), |path| path.display().to_string())
+}
+
+fn load(flags: &Flags) -> Result<Loaded, config::Problems> {
+    config::load(flags, &|name| std::env::var_os(name))
+}
+
+/// To standard output. A reader that went away early (`| head`) has what it wanted.
+fn say(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => complain(1, &format!("cannot print: {error}")),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+/// To standard error, each line with the program's name before it.
+fn complain(status: u8, text: &str) -> ExitCode {
+    for line in text.lines() {
+        let _ = writeln!(std::io::stderr(), "{}: {line}", cli::NAME);
+    }
+    ExitCode::from(status)
+}

@@ -1,0 +1,352 @@
+//! The command line: words in, a decision out.
+//!
+//! Flags and commands are data: [`FLAGS`] and [`COMMANDS`] hold name, value, words and effect side by side. The parser, `--help` and
+//! the test that compares with the README all read them.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+
+use crate::config::{self, Flags};
+
+/// The name of the program, as it stands before its messages.
+pub const NAME: &str = "aivtuber-gateway";
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Run the gateway until it is told to stop.
+    Run,
+    /// The same, with the stand-in for the AI.
+    Demo,
+    /// Ask a running gateway how it is.
+    Healthcheck,
+    /// Say whether the configuration is right.
+    Check,
+    /// Print the configuration that would be in use.
+    PrintConfig,
+    Help,
+    Version,
+}
+
+/// What the command line said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invocation {
+    pub action: Action,
+    pub flags: Flags,
+}
+
+/// A word that stands alone and says what to do.
+pub struct Command {
+    pub name: &'static str,
+    pub doc: &'static str,
+    action: Action,
+}
+
+/// The commands, as `--help` lists them.
+pub const COMMANDS: &[Command] = &[
+    Command {
+        name: "demo",
+        doc: "run with a small stand-in for the AI behind /ws/input: needs nothing else",
+        action: Action::Demo,
+    },
+    Command {
+        name: "healthcheck",
+        doc: "ask the running gateway's /health; exit status 0 or 1 (for containers)",
+        action: Action::Healthcheck,
+    },
+];
+
+/// A flag.
+pub struct Flag {
+    /// Without its dashes.
+    pub long: &'static str,
+    pub short: Option<char>,
+    pub doc: &'static str,
+    effect: Effect,
+}
+
+enum Effect {
+    /// Takes a value, which `--help` calls by this name.
+    Value(&'static str, fn(&mut Flags, OsString) -> Result<(), OsString>),
+    Action(Action),
+}
+
+impl Flag {
+    /// What its value is called, if it takes one.
+    pub fn value(&self) -> Option<&'static str> {
+        match self.effect {
+            Effect::Value(name, _) => Some(name),
+            Effect::Action(_) => None,
+        }
+    }
+}
+
+/// The flags, as `--help` lists them.
+pub const FLAGS: &[Flag] = &[
+    Flag {
+        long: "config",
+        short: Some('c'),
+        doc: "read this file",
+        effect: Effect::Value("FILE", |flags, file| {
+            flags.config = Some(file.into());
+            Ok(())
+        }),
+    },
+    Flag {
+        long: "listen",
+        short: Some('l'),
+        doc: "accept connections here, such as 0.0.0.0:8000; may be repeated",
+        effect: Effect::Value("ADDR", |flags, address| {
+            flags.listen.push(address.into_string()?);
+            Ok(())
+        }),
+    },
+    Flag {
+        long: "redis",
+        short: None,
+        doc: "where results come from; repeated: tried in turn",
+        effect: Effect::Value("URL", |flags, url| {
+            flags.redis.push(url.into_string()?);
+            Ok(())
+        }),
+    },
+    Flag {
+        long: "log-level",
+        short: None,
+        doc: "off, error, warn, info, debug or trace",
+        effect: Effect::Value("LEVEL", |flags, level| {
+            flags.log_level = Some(level.into_string()?);
+            Ok(())
+        }),
+    },
+    Flag {
+        long: "log-file",
+        short: None,
+        doc: "write the log there in place of standard error",
+        effect: Effect::Value("FILE", |flags, file| {
+            flags.log_file = Some(file.into_string()?);
+            Ok(())
+        }),
+    },
+    Flag {
+        long: "check",
+        short: None,
+        doc: "say whether the configuration is right, and stop",
+        effect: Effect::Action(Action::Check),
+    },
+    Flag {
+        long: "print-config",
+        short: None,
+        doc: "print the configuration that is in use, without passwords, and stop",
+        effect: Effect::Action(Action::PrintConfig),
+    },
+    Flag {
+        long: "version",
+        short: Some('V'),
+        doc: "print the version, and stop",
+        effect: Effect::Action(Action::Version),
+    },
+    Flag { long: "help", short: Some('h'), doc: "print this, and stop", effect: Effect::Action(Action::Help) },
+];
+
+/// Reads the arguments, the program's own name not among them. The error is one line that says what is wrong and what was
+/// probably meant.
+pub fn parse<I>(arguments: I) -> Result<Invocation, String>
+where
+    I: IntoIterator,
+    I::Item: Into<OsString>,
+{
+    let mut parser = lexopt::Parser::from_args(arguments);
+    let mut flags = Flags::default();
+    let mut chosen: Option<(String, Action)> = None;
+    while let Some(argument) = parser.next().map_err(|error| error.to_string())? {
+        let (word, action) = match argument {
+            lexopt::Arg::Value(word) => {
+                let word = word.to_string_lossy().into_owned();
+                let command = COMMANDS.iter().find(|command| command.name == word).ok_or_else(|| {
+                    let hint = config::did_you_mean(&word, COMMANDS.iter().map(|command| command.name));
+                    format!("unknown command {word:?}{}", hint_or(&hint))
+                })?;
+                (word, command.action)
+            }
+            option => {
+                let (shown, flag) = find(&option)?;
+                match flag.effect {
+                    Effect::Value(name, set) => {
+                        let value = parser.value().map_err(|_| format!("{shown} needs a value: {shown} {name}"))?;
+                        set(&mut flags, value).map_err(|value| format!("{shown}: {value:?} is not UTF-8"))?;
+                        continue;
+                    }
+                    Effect::Action(action) => {
+                        if parser.optional_value().is_some() {
+                            return Err(format!("{shown} takes no value"));
+                        }
+                        (shown, action)
+                    }
+                }
+            }
+        };
+        chosen = Some(match chosen {
+            None => (word, action),
+            // Who asks for help gets it, whatever else is there.
+            Some(before) if before.1 == Action::Help || before.1 == action => before,
+            Some(_) if action == Action::Help => (word, action),
+            Some((before, _)) => return Err(format!("{before} and {word} do not go together")),
+        });
+    }
+    Ok(Invocation { action: chosen.map_or(Action::Run, |(_, action)| action), flags })
+}
+
+/// What `--help` prints.
+pub fn help() -> String {
+    let mut text = format!(
+        "One port in front of an AI-VTuber back end: relays WebSockets, delivers results, shows what it does.\n\n\
+         Usage: {NAME} [COMMAND] [FLAGS]\n\nCommands:\n"
+    );
+    for command in COMMANDS {
+        push_row(&mut text, command.name, command.doc);
+    }
+    push_row(&mut text, "(none)", "run the gateway");
+    text.push_str("\nFlags:\n");
+    for flag in FLAGS {
+        let short = flag.short.map_or("    ".into(), |short| format!("-{short}, "));
+        let value = flag.value().map_or(String::new(), |value| format!(" {value}"));
+        push_row(&mut text, &format!("{short}--{}{value}", flag.long), flag.doc);
+    }
+    text.push_str("\nEnvironment:\n");
+    for variable in config::ENVIRONMENT {
+        push_row(&mut text, variable.name, variable.doc);
+    }
+    let [here, system] = config::SEARCHED;
+    let _ = write!(
+        text,
+        "\nWithout --config: ./{here}, then {system}, then the defaults.\n\
+         A flag wins over the environment, the environment over the file.\n"
+    );
+    text
+}
+
+/// What `--version` prints.
+pub fn version() -> String {
+    format!("{NAME} {}\n", env!("CARGO_PKG_VERSION"))
+}
+
+fn push_row(text: &mut String, name: &str, doc: &str) {
+    let _ = writeln!(text, "  {name:<23} {doc}");
+}
+
+/// The flag, and how it was written.
+fn find(option: &lexopt::Arg<'_>) -> Result<(String, &'static Flag), String> {
+    match option {
+        lexopt::Arg::Short(short) => {
+            let flag = FLAGS.iter().find(|flag| flag.short == Some(*short));
+            flag.map(|flag| (format!("-{short}"), flag)).ok_or_else(|| format!("unknown flag -{short}{}", hint_or("")))
+        }
+        lexopt::Arg::Long(long) => {
+            let flag = FLAGS.iter().find(|flag| flag.long == *long);
+            flag.map(|flag| (format!("--{long}"), flag)).ok_or_else(|| {
+                let hint = match config::nearest(long, FLAGS.iter().map(|flag| flag.long)) {
+                    Some(near) => format!(", did you mean `--{near}`?"),
+                    None => String::new(),
+                };
+                format!("unknown flag --{long}{}", hint_or(&hint))
+            })
+        }
+        lexopt::Arg::Value(word) => Err(format!("unexpected {word:?}")),
+    }
+}
+
+fn hint_or(hint: &str) -> &str {
+    if hint.is_empty() { "; --help lists what there is" } else { hint }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Invocation, String> {
+        parse(line.split_whitespace())
+    }
+
+    fn action(line: &str) -> Action {
+        parsed(line).unwrap().action
+    }
+
+    #[test]
+    fn values_arrive_in_each_way_of_writing_them() {
+        let flags = Flags {
+            config: Some("x.toml".into()),
+            listen: vec![":1".into(), ":2".into()],
+            redis: vec!["redis://a".into()],
+            log_level: Some("debug".into()),
+            log_file: Some("y.log".into()),
+        };
+        for line in [
+            "-c x.toml -l :1 -l :2 --redis redis://a --log-level debug --log-file y.log",
+            "-cx.toml -l:1 -l=:2 --redis=redis://a --log-level=debug --log-file=y.log",
+            "--config x.toml --listen :1 --listen=:2 --redis redis://a --log-level debug --log-file y.log",
+        ] {
+            assert_eq!(parsed(line), Ok(Invocation { action: Action::Run, flags: flags.clone() }), "{line}");
+        }
+    }
+
+    #[test]
+    fn every_flag_of_the_table_is_understood() {
+        for flag in FLAGS {
+            let value = flag.value().map_or("", |_| " value");
+            let long = parsed(&format!("--{}{value}", flag.long)).unwrap_or_else(|why| panic!("{why}"));
+            assert_ne!(long, parsed("").unwrap(), "--{} has no effect", flag.long);
+            if let Some(short) = flag.short {
+                assert_eq!(parsed(&format!("-{short}{value}")), Ok(long));
+            }
+        }
+    }
+
+    #[test]
+    fn actions() {
+        assert_eq!(action(""), Action::Run);
+        assert_eq!(action("demo"), Action::Demo);
+        assert_eq!(action("healthcheck -l :1"), Action::Healthcheck);
+        assert_eq!(action("-l :1 healthcheck"), Action::Healthcheck);
+        assert_eq!(action("--check --check"), Action::Check);
+        assert_eq!(action("demo --help"), Action::Help);
+        assert_eq!(action("--help demo"), Action::Help);
+        assert_eq!(action("-V"), Action::Version);
+    }
+
+    #[test]
+    fn bad_usage_is_one_line_with_the_nearest_word() {
+        for (line, why) in [
+            ("--lisen :1", "unknown flag --lisen, did you mean `--listen`?"),
+            ("--loglevel x", "unknown flag --loglevel, did you mean `--log-level`?"),
+            ("--banana", "unknown flag --banana; --help lists what there is"),
+            ("-x", "unknown flag -x; --help lists what there is"),
+            ("demmo", "unknown command \"demmo\", did you mean `demo`?"),
+            ("start", "unknown command \"start\"; --help lists what there is"),
+            ("--config", "--config needs a value: --config FILE"),
+            ("-l", "-l needs a value: -l ADDR"),
+            ("--check=yes", "--check takes no value"),
+            ("demo --check", "demo and --check do not go together"),
+            ("demo healthcheck", "demo and healthcheck do not go together"),
+        ] {
+            assert_eq!(parsed(line), Err(why.into()));
+        }
+    }
+
+    #[test]
+    fn help_lists_everything_and_fits_a_terminal() {
+        let help = help();
+        for flag in FLAGS {
+            assert!(help.contains(&format!("--{}", flag.long)) && help.contains(flag.doc), "--{}", flag.long);
+        }
+        for (name, doc) in COMMANDS.iter().map(|command| (command.name, command.doc)) {
+            assert!(help.contains(name) && help.contains(doc), "{name}");
+        }
+        for variable in config::ENVIRONMENT {
+            assert!(help.contains(variable.name), "{}", variable.name);
+        }
+        for line in help.lines() {
+            assert!(line.chars().count() <= 108, "{line}");
+        }
+    }
+}

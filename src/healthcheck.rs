@@ -1,0 +1,142 @@
+//! `aivtuber-gateway healthcheck`: asks a running gateway's `/health`, for containers and scripts.
+//!
+//! Surprising: a degraded gateway passes. It runs and answers, and a restart, which is what a container gets for failing, would not
+//! bring its backend or its Redis back. What it says of itself is printed.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+/// All of it, from the connection to the last byte.
+pub const TIME_LIMIT: Duration = Duration::from_secs(5);
+
+/// A healthy answer is a few hundred bytes.
+const ANSWER_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Asks the gateway that listens at `listen` and gives its `status`, `ok` or `degraded`. The error is a sentence.
+pub fn ask(listen: SocketAddr) -> Result<String, String> {
+    ask_within(listen, TIME_LIMIT)
+}
+
+fn ask_within(listen: SocketAddr, limit: Duration) -> Result<String, String> {
+    let address = reachable(listen);
+    if address.port() == 0 {
+        return Err("the gateway listens on a port of the kernel's choice (port 0): name it with --listen".into());
+    }
+    let (sender, answer) = mpsc::channel();
+    // A thread, so that one limit holds for all of it, however slowly the bytes come.
+    thread::spawn(move || sender.send(exchange(address, limit).map_err(|error| error.to_string())));
+    let bytes = match answer.recv_timeout(limit) {
+        Ok(bytes) => bytes.map_err(|why| format!("no gateway answers at {address}: {why}"))?,
+        Err(_) => return Err(format!("no answer from {address} within {} s", limit.as_secs_f32())),
+    };
+    read_answer(&bytes).map_err(|why| format!("{address} answers, but {why}"))
+}
+
+/// An address to connect to for one to listen on: "every address" is this machine.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+fn exchange(address: SocketAddr, limit: Duration) -> std::io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect_timeout(&address, limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    write!(stream, "GET /health HTTP/1.1\r\nHost: {address}\r\nUser-Agent: healthcheck\r\nConnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
+    Ok(answer)
+}
+
+fn read_answer(bytes: &[u8]) -> Result<String, String> {
+    let mut headers = [httparse::EMPTY_HEADER; 64];
+    let mut head = httparse::Response::new(&mut headers);
+    let length = match head.parse(bytes) {
+        Ok(httparse::Status::Complete(length)) => length,
+        _ => return Err("not in HTTP".into()),
+    };
+    match head.code {
+        Some(200) => {}
+        code => return Err(format!("with HTTP {}", code.unwrap_or_default())),
+    }
+    let health: serde_json::Value =
+        serde_json::from_slice(&bytes[length..]).map_err(|_| "not as a gateway does: no JSON")?;
+    match (health["gateway"].as_str(), health["status"].as_str()) {
+        (Some(_), Some(status)) => Ok(status.into()),
+        _ => Err("not as a gateway does: no `gateway` and `status`".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    /// A server that reads one request, answers so and closes.
+    fn answering(answer: &'static str) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            let mut byte = [0];
+            while !request.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() == 1 {
+                request.push(byte[0]);
+            }
+            assert!(request.starts_with(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1:"));
+            stream.write_all(answer.as_bytes()).unwrap();
+        });
+        address
+    }
+
+    #[test]
+    fn a_running_gateway_passes_and_says_how_it_is() {
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n";
+        let ok = Box::leak(format!("{head}{{\"status\":\"ok\",\"gateway\":\"running\"}}").into_boxed_str());
+        assert_eq!(ask(answering(ok)), Ok("ok".into()));
+        let degraded = Box::leak(format!("{head}{{\"status\":\"degraded\",\"gateway\":\"running\"}}").into_boxed_str());
+        assert_eq!(ask(answering(degraded)), Ok("degraded".into()));
+    }
+
+    #[test]
+    fn anything_else_fails_with_a_sentence() {
+        for (answer, why) in [
+            ("HTTP/1.1 503 Service Unavailable\r\n\r\n", "with HTTP 503"),
+            ("HTTP/1.1 200 OK\r\n\r\nhello", "not as a gateway does: no JSON"),
+            ("HTTP/1.1 200 OK\r\n\r\n{\"status\":\"ok\"}", "not as a gateway does: no `gateway` and `status`"),
+            ("+PONG\r\n", "not in HTTP"),
+            ("", "not in HTTP"),
+        ] {
+            let address = answering(answer);
+            assert_eq!(ask(address), Err(format!("{address} answers, but {why}")));
+        }
+    }
+
+    #[test]
+    fn nobody_there() {
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let why = ask(address).unwrap_err();
+        assert!(why.starts_with(&format!("no gateway answers at {address}: ")), "{why}");
+        assert!(ask("0.0.0.0:0".parse().unwrap()).unwrap_err().contains("port 0"));
+    }
+
+    #[test]
+    fn silence_has_an_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        assert!(ask_within(address, Duration::from_millis(50)).is_err());
+    }
+
+    #[test]
+    fn every_address_is_this_machine() {
+        assert_eq!(reachable("0.0.0.0:1".parse().unwrap()), "127.0.0.1:1".parse().unwrap());
+        assert_eq!(reachable("[::]:1".parse().unwrap()), "[::1]:1".parse().unwrap());
+        assert_eq!(reachable("10.0.0.1:1".parse().unwrap()), "10.0.0.1:1".parse().unwrap());
+    }
+}

@@ -1,0 +1,90 @@
+//! The log as a whole process has it. There is one logger in a process, so each test runs itself again as a child, told by a
+//! variable what to be.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use aivtuber_gateway::logging::{self, Format, Settings};
+
+/// Set in a child: the file it logs to, or nothing for standard error.
+const CHILD: &str = "GATEWAY_LOGGING_TEST_CHILD";
+
+const TEXT: &str = "x";
+const LINES: usize = 3000;
+
+#[test]
+fn a_reader_that_does_not_read_never_holds_the_process_up() {
+    if std::env::var_os(CHILD).is_some() {
+        let logging = logging::start(Settings::default()).unwrap();
+        for number in 0..LINES {
+            log::info!(target: "test", "number={number} {}", TEXT.repeat(1000));
+            log::logger().flush();
+        }
+        assert!(logging.is_behind());
+        let lost = logging.lines_lost();
+        logging.finish();
+        println!("lost={lost}");
+        return;
+    }
+    let mut child = again("a_reader_that_does_not_read_never_holds_the_process_up", "", Stdio::piped());
+    // Nobody has read a byte of its log by then, and a pipe takes 64 KiB.
+    assert!(wait(&mut child).success());
+    let (mut stdout, mut stderr) = (String::new(), String::new());
+    child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    let lost: usize = stdout.split("lost=").nth(1).unwrap().lines().next().unwrap().parse().unwrap();
+    assert!(lost > LINES / 2 && lost < LINES, "{lost}");
+    let lines: Vec<_> = stderr.split_inclusive('\n').filter(|line| line.ends_with('\n')).collect();
+    assert!(lines.len() > 10, "{stderr}");
+    for (number, line) in lines.iter().enumerate() {
+        let (head, text) = line.trim_end().split_at(line.find("number=").unwrap());
+        assert!(head.ends_with("Z INFO  test "), "{head}");
+        assert_eq!(text, format!("number={number} {}", TEXT.repeat(1000)));
+    }
+}
+
+#[test]
+fn a_panic_is_in_the_log_behind_all_lines_before_it() {
+    if let Some(file) = std::env::var_os(CHILD) {
+        logging::start(Settings { file: Some(file.into()), format: Format::Json, ..Settings::default() }).unwrap();
+        log::info!(target: "test", "before");
+        log::debug!(target: "test", "not at this level");
+        panic!("it broke");
+    }
+    let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("panic-{}.log", std::process::id()));
+    let mut child = again("a_panic_is_in_the_log_behind_all_lines_before_it", file.to_str().unwrap(), Stdio::null());
+    assert!(!wait(&mut child).success());
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    assert_eq!((&lines[0]["level"], &lines[0]["message"]), (&"INFO".into(), &"before".into()));
+    assert_eq!((&lines[1]["level"], &lines[1]["target"]), (&"ERROR".into(), &"panic".into()));
+    assert!(lines[1]["message"].as_str().unwrap().contains("it broke"), "{text}");
+}
+
+fn again(test: &str, file: &str, stderr: Stdio) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(CHILD, file)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(stderr)
+        .spawn()
+        .unwrap()
+}
+
+/// Waits for its end, and ends it if that does not come.
+fn wait(child: &mut Child) -> ExitStatus {
+    for _ in 0..600 {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    panic!("it was held up");
+}
