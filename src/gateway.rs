@@ -3,7 +3,7 @@
 //! The reactor, or a simulated world, says what happened and when: [`Gateway::begin_turn`], then any number of
 //! [`Gateway::admit`] and [`Gateway::ready`], then [`Gateway::settle`] and [`Gateway::reap`]. Two invariants hold it together:
 //!
-//! - *One door*: [`Gateway::drive`] is the only caller of [`Session::drive`], and brings timers and lists up to date after it.
+//! - *One door*: `Gateway::drive` is the only caller of [`Session::drive`], and brings timers and lists up to date after it.
 //! - *Slots are freed last*: a session that ended in this turn keeps its slot until [`Gateway::reap`], so that a late event of
 //!   this turn reaches nobody else.
 
@@ -216,7 +216,8 @@ impl Gateway {
             return;
         }
         let until = self.cx.after(self.drain_timeout);
-        info!(target: "gateway", "draining connections={} timeout={:?}", self.sessions.len(), self.drain_timeout);
+        let timeout = self.drain_timeout.map_or_else(|| "none".to_owned(), |timeout| format!("{timeout:?}"));
+        info!(target: "gateway", "draining connections={} timeout={timeout}", self.sessions.len());
         self.lifecycle = Lifecycle::Draining { until };
         self.cx.is_draining = true;
         self.drain_sessions(false);
@@ -267,7 +268,7 @@ impl Gateway {
             Driven::Yield => true,
             Driven::Ask(endpoint, asked) => {
                 let reply = self.report(&endpoint, asked.origin.as_deref());
-                self.sessions[key].answer(asked, reply, &mut self.cx);
+                self.sessions[key].answer(*asked, reply, &mut self.cx);
                 // A client that pipelines questions gets one answer a turn.
                 true
             }

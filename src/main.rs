@@ -87,6 +87,10 @@ fn run(is_demo: bool, flags: Flags, loaded: Loaded, logging: &Logging) -> Result
             let logging = logging.clone();
             Box::new(move || logging.lines_lost())
         },
+        is_log_behind: {
+            let logging = logging.clone();
+            Box::new(move || logging.is_behind())
+        },
     };
     let reactor = Reactor::new(&config.reactor, config.gateway, hooks).map_err(|error| error.to_string())?;
     reactor.run().map_err(|error| error.to_string())

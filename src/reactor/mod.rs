@@ -26,6 +26,9 @@ use std::time::{Duration, Instant, SystemTime};
 /// Events taken from the kernel at once; the others come with the next turn.
 const EVENTS_PER_TURN: usize = 1024;
 
+/// How soon to write again what the log's file or terminal did not take.
+const LOG_RETRY: Duration = Duration::from_millis(100);
+
 /// Where the gateway listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -34,11 +37,13 @@ pub struct Settings {
 
 /// What the front door does when the reactor is told to.
 pub struct Hooks {
-    /// Reads the configuration again; `None` when it is bad, which has been said.
+    /// Reads the configuration again and reopens the log; `None` when it is bad, which has been said.
     pub reload: Box<dyn FnMut() -> Option<gateway::Settings>>,
     pub reopen_log: Box<dyn FnMut()>,
     /// Lines that the log has lost since the start.
     pub log_lines_lost: Box<dyn Fn() -> u64>,
+    /// Lines wait for a slow disk or terminal.
+    pub is_log_behind: Box<dyn Fn() -> bool>,
 }
 
 /// Why the reactor could not start.
@@ -135,14 +140,17 @@ impl Reactor {
             self.handle_signals();
         }
         self.gateway.reap();
+        self.gateway.stats().log_lines_lost = (self.hooks.log_lines_lost)();
         log::logger().flush();
         Ok(())
     }
 
     /// How long the next turn may wait for events.
     fn timeout(&self) -> Option<Duration> {
-        let next = [self.gateway.next_turn(), self.listeners.next_turn(&self.gateway)].into_iter().flatten().min()?;
-        Some(next.saturating_duration_since(Instant::now()))
+        let log = (self.hooks.is_log_behind)().then_some(LOG_RETRY);
+        let next = [self.gateway.next_turn(), self.listeners.next_turn(&self.gateway)].into_iter().flatten().min();
+        let next = next.map(|next| next.saturating_duration_since(Instant::now()));
+        [next, log].into_iter().flatten().min()
     }
 
     fn handle_signals(&mut self) {
@@ -155,7 +163,6 @@ impl Reactor {
                     self.gateway.drain();
                 }
                 Signal::Reload => {
-                    (self.hooks.reopen_log)();
                     if let Some(settings) = (self.hooks.reload)() {
                         self.gateway.adopt(settings);
                     }

@@ -327,8 +327,8 @@ impl Session {
     }
 
     /// The answer to what [`Driven::Ask`] asked; the session is to be driven again.
-    pub fn answer(&mut self, asked: Box<reply::Asked>, reply: http::Reply, cx: &mut Context) {
-        self.phase = reply::Reply::answer(*asked, reply, cx);
+    pub fn answer(&mut self, asked: reply::Asked, reply: http::Reply, cx: &mut Context) {
+        self.phase = reply::Reply::answer(asked, reply, cx);
     }
 
     /// When it must be driven even if nothing happens.
