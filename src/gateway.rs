@@ -267,7 +267,7 @@ impl Gateway {
             Driven::Wait => false,
             Driven::Yield => true,
             Driven::Ask(endpoint, asked) => {
-                let reply = self.report(&endpoint, asked.origin.as_deref());
+                let reply = self.report(&endpoint);
                 self.sessions[key].answer(*asked, reply, &mut self.cx);
                 // A client that pipelines questions gets one answer a turn.
                 true
@@ -324,23 +324,21 @@ impl Gateway {
         self.timers = Timers::new();
     }
 
-    fn report(&mut self, endpoint: &Endpoint, origin: Option<&[u8]>) -> Reply {
+    fn report(&mut self, endpoint: &Endpoint) -> Reply {
         self.cx.stats.connections_open = self.cx.limits.open() as u64;
         let snapshot = self.snapshot(match endpoint {
             Endpoint::Connections => usize::MAX,
             Endpoint::Page => report::PAGE_CONNECTIONS_MAX,
             _ => 0,
         });
-        let reply = match endpoint {
-            Endpoint::Page => return report::page(&snapshot),
-            Endpoint::Metrics => return report::metrics(&snapshot),
+        match endpoint {
+            Endpoint::Page => report::page(&snapshot),
+            Endpoint::Metrics => report::metrics(&snapshot),
             Endpoint::Health => report::health(&snapshot),
             Endpoint::Ready => report::ready(&snapshot),
             Endpoint::Connections => report::connections(&snapshot),
             Endpoint::Status(task_id) => status(task_id),
-        };
-        let cors = self.cx.limits.cors_headers(origin);
-        cors.into_iter().fold(reply, |reply, (name, value)| reply.with(name, value))
+        }
     }
 
     /// The gateway at this moment, with views of at most `connections_max` WebSockets.

@@ -308,6 +308,9 @@ impl<'h, 'b> ResponseHead<'h, 'b> {
     }
 }
 
+/// The media type of what programs read.
+pub const JSON: &str = "application/json";
+
 /// An answer of our own: a whole body of known length.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
@@ -322,7 +325,7 @@ pub struct Reply {
 impl Reply {
     /// `body` is JSON already.
     pub fn json(status: u16, body: impl Into<Vec<u8>>) -> Reply {
-        Reply::new(status, "application/json", body.into())
+        Reply::new(status, JSON, body.into())
     }
 
     /// `{"status":"error","error":why}`.

@@ -277,11 +277,12 @@ impl Relay {
             if ping_at > cx.now {
                 return Some(ping_at);
             }
-            let timeout = settings.ping_timeout?;
+            // Once it is heard again, the next ping is due an interval after that: early, never late.
+            let next_ping_at = cx.now + interval;
             if pinged_at > from.heard_at() {
-                Some(pinged_at + timeout)
+                Some(settings.ping_timeout.map_or(next_ping_at, |timeout| next_ping_at.min(pinged_at + timeout)))
             } else if to.is_blocked() {
-                Some(ping_at + timeout)
+                settings.ping_timeout.map(|timeout| ping_at + timeout)
             } else {
                 // The ping waits for a boundary, and going out it will be news.
                 None

@@ -39,6 +39,10 @@ impl Reply {
     /// The answer to a good request.
     pub fn answer(asked: Asked, reply: http::Reply, cx: &mut Context) -> Phase {
         cx.stats.count_http(reply.status);
+        let reply = match reply.content_type {
+            http::JSON => cx.limits.cors_headers(asked.origin.as_deref()).into_iter().fold(reply, with_header),
+            _ => reply,
+        };
         let keep_alive = asked.keep_alive && !cx.is_draining;
         let mut bytes = Vec::new();
         reply.write(&mut bytes, asked.minor_version, asked.head_only, keep_alive);
@@ -86,4 +90,8 @@ impl Reply {
             self.then = Then::Close(CloseReason::Draining);
         }
     }
+}
+
+fn with_header(reply: http::Reply, (name, value): (&'static str, String)) -> http::Reply {
+    reply.with(name, value)
 }

@@ -101,8 +101,11 @@ impl Request {
         self.deadline
     }
 
+    /// A request that has begun still gets its answer.
     pub(super) fn drain(&mut self) {
-        self.state = State::Draining;
+        if self.held.is_empty() {
+            self.state = State::Draining;
+        }
     }
 }
 
@@ -123,6 +126,7 @@ fn choose(head: &RequestHead, head_bytes: &[u8], rest: &[u8], who: &mut Identity
                 who.task_id = params.value(TASK_ID).map(Into::into);
                 open(head, head_bytes, rest, &handshake, route, who, cx)
             }
+            Err(bad) if bad.status == 400 => refuse(bad, CloseReason::BadRequest, who, cx),
             Err(bad) => {
                 log_request(head, who);
                 answer(asked(), bad.into_reply(), cx)
