@@ -18,6 +18,7 @@
 pub mod base;
 pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod gateway;
 pub mod healthcheck;
 pub mod logging;
