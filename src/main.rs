@@ -5,9 +5,11 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
+use std::rc::Rc;
 
 use aivtuber_gateway::cli::{self, Action, Invocation};
 use aivtuber_gateway::config::{self, Config, Flags, Loaded};
+use aivtuber_gateway::demo::{self, Demo};
 use aivtuber_gateway::logging::{self, Logging};
 use aivtuber_gateway::reactor::{Hooks, Reactor};
 use aivtuber_gateway::{gateway, healthcheck};
@@ -25,7 +27,7 @@ fn main() -> ExitCode {
         Action::Version => return say(&cli::version()),
         _ => {}
     }
-    let loaded = match load(&flags) {
+    let loaded = match load(&flags, None) {
         Ok(loaded) => loaded,
         Err(problems) => return complain(UNUSABLE, &problems.to_string()),
     };
@@ -57,7 +59,7 @@ fn start(is_demo: bool, flags: Flags, loaded: Loaded) -> ExitCode {
         log::warn!(target: "config", "{warning}");
     }
     let is_on_stderr = loaded.config.log.file.is_none();
-    let outcome = run(is_demo, flags, loaded, &logging);
+    let outcome = if is_demo { run_demo(flags, loaded, &logging) } else { run(flags, loaded, None, &logging) };
     if let Err(why) = &outcome {
         log::error!(target: "main", "{why}");
     }
@@ -70,14 +72,29 @@ fn start(is_demo: bool, flags: Flags, loaded: Loaded) -> ExitCode {
     }
 }
 
+/// The gateway with the stand-in as its backend for input.
+fn run_demo(flags: Flags, loaded: Loaded, logging: &Logging) -> Result<(), String> {
+    let Config { link, output, .. } = loaded.config;
+    let options = demo::Options {
+        // No route serves results, so there is no inbox to publish in.
+        inbox: None,
+        channel_prefix: link.channel_prefix,
+        audio_root: output.audio_root,
+    };
+    let demo = Demo::start(options).map_err(|error| format!("cannot start the stand-in of the demo: {error}"))?;
+    let loaded = load(&flags, Some(&demo)).map_err(|problems| problems.to_string())?;
+    run(flags, loaded, Some(demo), logging)
+}
+
 /// The gateway, from here to its end. The error is a sentence, for exit status 1.
-fn run(is_demo: bool, flags: Flags, loaded: Loaded, logging: &Logging) -> Result<(), String> {
+fn run(flags: Flags, loaded: Loaded, demo: Option<Demo>, logging: &Logging) -> Result<(), String> {
     let Loaded { config, path, .. } = loaded;
+    let (is_demo, demo) = (demo.is_some(), demo.map(Rc::new));
     log::info!(target: "gateway", "starting version={} config={} demo={is_demo}", env!("CARGO_PKG_VERSION"), named(path.as_deref()));
     let hooks = Hooks {
         reload: {
-            let (mut running, logging) = (config.clone(), logging.clone());
-            Box::new(move || reload(&flags, &mut running, &logging))
+            let (mut running, logging, demo) = (config.clone(), logging.clone(), demo.clone());
+            Box::new(move || reload(&flags, demo.as_deref(), &mut running, &logging))
         },
         reopen_log: {
             let logging = logging.clone();
@@ -93,13 +110,16 @@ fn run(is_demo: bool, flags: Flags, loaded: Loaded, logging: &Logging) -> Result
         },
     };
     let reactor = Reactor::new(&config.reactor, config.gateway, hooks).map_err(|error| error.to_string())?;
+    if is_demo {
+        say(&demo::welcome(reactor.addresses()[0]));
+    }
     reactor.run().map_err(|error| error.to_string())
 }
 
 /// Reads the configuration again and takes the log's part into use. Gives what the gateway is to take; nothing if the configuration
 /// is wrong, which is logged and leaves the running one as it is.
-fn reload(flags: &Flags, running: &mut Config, logging: &Logging) -> Option<gateway::Settings> {
-    let Loaded { mut config, warnings, path } = match load(flags) {
+fn reload(flags: &Flags, demo: Option<&Demo>, running: &mut Config, logging: &Logging) -> Option<gateway::Settings> {
+    let Loaded { mut config, warnings, path } = match load(flags, demo) {
         Ok(loaded) => loaded,
         Err(problems) => {
             for problem in problems.0 {
@@ -127,8 +147,12 @@ fn named(path: Option<&Path>) -> String {
     path.map_or("none".into(), |path| path.display().to_string())
 }
 
-fn load(flags: &Flags) -> Result<Loaded, config::Problems> {
-    config::load(flags, &|name| std::env::var_os(name))
+/// With a demo, as if the environment named its stand-in: that wins over a file, also each time it is read again.
+fn load(flags: &Flags, demo: Option<&Demo>) -> Result<Loaded, config::Problems> {
+    config::load(flags, &|name| match demo {
+        Some(demo) if name == "INPUT_HANDLER_URL" => Some(demo.url().into()),
+        _ => std::env::var_os(name),
+    })
 }
 
 /// To standard output. A reader that went away early (`| head`) has what it wanted.
