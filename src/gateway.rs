@@ -79,6 +79,7 @@ impl Gateway {
     ) -> Gateway {
         let mut cx = Context::new(now, settings.session, network, Limits::new(settings.limits), chance);
         cx.routes = Routes::new(settings.routes, &mut cx.upstreams);
+        log_routes(&cx);
         Gateway {
             sessions: Slab::new(),
             timers: Timers::new(),
@@ -232,6 +233,7 @@ impl Gateway {
         self.cx.routes.reload(routes, &mut self.cx.upstreams);
         self.cx.settings = session;
         self.drain_timeout = drain_timeout;
+        log_routes(&self.cx);
     }
 
     /// A drain has ended: nothing is left to be done.
@@ -389,6 +391,12 @@ impl Gateway {
             idle: self.cx.now - session.active_at(),
             traffic,
         }
+    }
+}
+
+fn log_routes(cx: &Context) {
+    for route in cx.routes.iter() {
+        info!(target: "gateway", "route {} path={} to={}", route.name, route.path, route.target_text(&cx.upstreams));
     }
 }
 

@@ -129,7 +129,7 @@ impl Dial {
 
     pub(super) fn step(mut self: Box<Self>, downstream: &mut Conn, who: &Identity, cx: &mut Context) -> Step {
         if !self.read_early(downstream, cx) {
-            info!(target: "dial", "{who} closed reason={} while connecting", CloseReason::ClientVanished);
+            info!(target: "dial", "{who} closed reason={} while connecting client={}", CloseReason::ClientVanished, who.client);
             cx.stats.count_closed(who.route_name(), CloseReason::ClientVanished.word(), Default::default());
             self.release(cx);
             return Step::Next(Phase::Closed(CloseReason::ClientVanished));
@@ -282,7 +282,10 @@ impl Dial {
 
     /// Begins to connect. The request is written at once: where the connection stands already, that saves a turn.
     fn dial(&mut self, address: SocketAddr, who: &Identity, cx: &mut Context) -> Outcome {
-        debug!(target: "dial", "{who} = connecting to {address}");
+        if let Some(backend) = self.backend() {
+            let url = cx.upstreams.url(backend).public_text();
+            debug!(target: "dial", "{who} = connecting to backend {url} at {address}");
+        }
         if self.is_late(cx) {
             return Outcome::Retry(Failure::new("connecting timed out", 504));
         }
@@ -318,7 +321,7 @@ impl Dial {
                 Err(error) => return Outcome::Retry(Failure::connecting(&error)),
             }
         }
-        debug!(target: "dial", "{who} = connected, asked the backend to upgrade request_id={}", self.request_id);
+        debug!(target: "dial", "{who} gateway>backend upgrade request request_id={}", self.request_id);
         let give_up_at = cx.after(cx.settings.handshake_timeout);
         Outcome::Go(Stage::Handshake { conn, held: Vec::new(), give_up_at })
     }
@@ -331,7 +334,7 @@ impl Dial {
             cx.upstreams.connected(current.backend);
             let url = cx.upstreams.url(current.backend).public_text();
             cx.stats.count_dial(url, true);
-            debug!(target: "dial", "{who} = backend {url} accepted");
+            debug!(target: "dial", "{who} = connected to backend");
         }
     }
 
@@ -372,7 +375,7 @@ impl Dial {
                 return Outcome::Fail(Failure::new("its answer was not understood", 502), None);
             }
         };
-        debug!(target: "dial", "{who} < {} {}", head.status, head.reason);
+        debug!(target: "dial", "{who} backend>gateway {} {}", head.status, head.reason);
         if head.is_interim() {
             held.drain(..length);
             return Outcome::Go(Stage::Handshake { conn, held, give_up_at });
@@ -429,6 +432,7 @@ impl Dial {
     ) -> Step {
         let Established { conn, reply, from_backend } = established;
         let Some(current) = self.current.take() else { unreachable!("a backend has answered") };
+        debug!(target: "dial", "{who} gateway>client 101 Switching Protocols");
         info!(
             target: "relay",
             "{who} opened client={} backend={} request_id={}",

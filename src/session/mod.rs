@@ -328,7 +328,7 @@ impl Session {
 
     /// The answer to what [`Driven::Ask`] asked; the session is to be driven again.
     pub fn answer(&mut self, asked: reply::Asked, reply: http::Reply, cx: &mut Context) {
-        self.phase = reply::Reply::answer(asked, reply, cx);
+        self.phase = reply::Reply::answer(asked, reply, &self.who, cx);
     }
 
     /// When it must be driven even if nothing happens.

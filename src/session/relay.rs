@@ -8,7 +8,7 @@
 use super::flow::{Flow, Pumped};
 use super::{CloseReason, Context, Identity, Phase, Step};
 use crate::net::{Conn, Ready, Side};
-use crate::service::stats::{BothWays, Traffic};
+use crate::service::stats::BothWays;
 use crate::service::upstreams::UpstreamId;
 use log::{debug, info};
 use std::time::{Duration, Instant};
@@ -158,8 +158,9 @@ impl Relay {
         };
         info!(
             target: "relay",
-            "{who} closed reason={reason} code={} duration={:.3}s from_client={} to_client={}",
-            CodeText(code), (cx.now - who.opened).as_secs_f64(), TrafficText(from_client), TrafficText(to_client),
+            "{who} closed reason={reason} code={} duration={:.3}s from_client_frames={} from_client_bytes={} to_client_frames={} to_client_bytes={}",
+            CodeText(code), (cx.now - who.opened).as_secs_f64(),
+            from_client.frames, from_client.bytes, to_client.frames, to_client.bytes,
         );
         cx.stats.count_closed(who.route_name(), reason.word(), both);
         cx.upstreams.left(self.backend);
@@ -314,13 +315,5 @@ impl std::fmt::Display for CodeText {
             Some(code) => code.fmt(f),
             None => f.write_str("none"),
         }
-    }
-}
-
-struct TrafficText(Traffic);
-
-impl std::fmt::Display for TrafficText {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}B", self.0.frames, self.0.bytes)
     }
 }

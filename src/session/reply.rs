@@ -2,9 +2,10 @@
 
 use super::linger::Linger;
 use super::request::Request;
-use super::{CloseReason, Context, Phase, Step};
+use super::{CloseReason, Context, Identity, Phase, Step};
 use crate::net::{Conn, Io};
 use crate::proto::http;
+use log::debug;
 use std::time::{Duration, Instant};
 
 /// A client that takes none of its answer for so long is given up.
@@ -37,7 +38,8 @@ enum Then {
 
 impl Reply {
     /// The answer to a good request.
-    pub fn answer(asked: Asked, reply: http::Reply, cx: &mut Context) -> Phase {
+    pub fn answer(asked: Asked, reply: http::Reply, who: &Identity, cx: &mut Context) -> Phase {
+        debug!(target: "http", "{who} gateway>client {} {}", reply.status, http::reason_phrase(reply.status));
         cx.stats.count_http(reply.status);
         let reply = match reply.content_type {
             http::JSON => cx.limits.cors_headers(asked.origin.as_deref()).into_iter().fold(reply, with_header),

@@ -129,17 +129,17 @@ fn choose(head: &RequestHead, head_bytes: &[u8], rest: &[u8], who: &mut Identity
             Err(bad) if bad.status == 400 => refuse(bad, CloseReason::BadRequest, who, cx),
             Err(bad) => {
                 log_request(head, who);
-                answer(asked(), bad.into_reply(), cx)
+                answer(asked(), bad.into_reply(), who, cx)
             }
         };
     }
     log_request(head, who);
     match Endpoint::find(path) {
         Some(_) if !matches!(head.method, "GET" | "HEAD") => {
-            answer(asked(), BadHead { status: 405, why: "Method not allowed" }.into_reply(), cx)
+            answer(asked(), BadHead { status: 405, why: "Method not allowed" }.into_reply(), who, cx)
         }
         Some(endpoint) => Step::Ask(endpoint, Box::new(asked())),
-        None => answer(asked(), http::Reply::error(404, "Not found"), cx),
+        None => answer(asked(), http::Reply::error(404, "Not found"), who, cx),
     }
 }
 
@@ -175,8 +175,8 @@ fn open(
     }
 }
 
-fn answer(asked: Asked, reply: http::Reply, cx: &mut Context) -> Step {
-    Step::Next(Reply::answer(asked, reply, cx))
+fn answer(asked: Asked, reply: http::Reply, who: &Identity, cx: &mut Context) -> Step {
+    Step::Next(Reply::answer(asked, reply, who, cx))
 }
 
 /// An answer to a head that was not understood: nobody knows where the next one would begin.
@@ -188,5 +188,5 @@ fn refuse(bad: BadHead, reason: CloseReason, who: &Identity, cx: &mut Context) -
 /// The path alone: query values may be secrets.
 fn log_request(head: &RequestHead, who: &Identity) {
     let query = if head.query().is_some() { "?…" } else { "" };
-    debug!(target: "http", "{who} < {} {}{query} client={}", head.method, head.path(), who.client);
+    debug!(target: "http", "{who} client>gateway {} {}{query} client={}", head.method, head.path(), who.client);
 }
