@@ -2,5 +2,6 @@
 
 pub mod body;
 pub mod http;
+pub mod message;
 pub mod upgrade;
 pub mod ws;
