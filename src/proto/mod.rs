@@ -3,5 +3,6 @@
 pub mod body;
 pub mod http;
 pub mod message;
+pub mod resp;
 pub mod upgrade;
 pub mod ws;

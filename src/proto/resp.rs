@@ -1,0 +1,614 @@
+//! The Redis protocol, without its sockets: both ends of it.
+//!
+//! As a client of Redis, the `redis` crate packs commands ([`pack`]) and parses answers ([`Decoder`]), and [`sort`] tells what
+//! was published from what was asked for. As the embedded inbox we are the server: [`Requests`] reads commands, [`Answer`] writes
+//! the replies.
+//!
+//! The surprising thing: in RESP2 a published message and an ordinary array look alike, only the connection tells them apart; in
+//! RESP3 a message is a push. And a parser that waits for the rest of a value holds what came so far, so a peer that announces
+//! a gigabyte is bounded by the bytes it may send before a value is finished, not by what it announced (announcements allocate
+//! nothing).
+
+use std::io::{self, Read};
+
+use redis::{Parser, PushKind, Value};
+
+/// Appends a command to `out`.
+pub fn pack(out: &mut Vec<u8>, arguments: &[&[u8]]) {
+    let mut command = redis::Cmd::new();
+    for argument in arguments {
+        command.arg(*argument);
+    }
+    command.write_packed_command(out);
+}
+
+/// Redis' answers out of any pieces of bytes. One for each connection: after a reconnect, or an error, a new one.
+pub struct Decoder {
+    parser: Parser,
+    /// Bytes taken since the last finished value (some of them may belong to the next ones).
+    unfinished: usize,
+    unfinished_max: usize,
+}
+
+/// The server does not speak its protocol, or a value is larger than allowed: the connection is of no more use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadReply(pub String);
+
+impl Decoder {
+    /// A decoder that gives up when `unfinished_max` bytes do not finish a value.
+    pub fn new(unfinished_max: usize) -> Decoder {
+        Decoder { parser: Parser::new(), unfinished: 0, unfinished_max }
+    }
+
+    /// The next value, taking bytes from the front of `input`. `Ok(None)`: all of it is taken and the next value is not complete.
+    /// Call it until it answers that.
+    pub fn decode(&mut self, input: &mut &[u8]) -> Result<Option<Value>, BadReply> {
+        let before = input.len();
+        let outcome = self.parser.parse_value(Piece(input));
+        self.unfinished += before - input.len();
+        match outcome {
+            Ok(value) => {
+                self.unfinished = 0;
+                Ok(Some(value))
+            }
+            Err(error) if error.is_timeout() => {
+                if self.unfinished > self.unfinished_max {
+                    return Err(BadReply(format!("a value of more than {} bytes", self.unfinished_max)));
+                }
+                Ok(None)
+            }
+            // The crate's words quote the bytes; they may be a result's payload, which has no place in a log.
+            Err(_) => Err(BadReply("not the Redis protocol".into())),
+        }
+    }
+}
+
+/// What came from Redis, sorted by who is concerned.
+#[derive(Debug, PartialEq)]
+pub enum Sorted {
+    /// Somebody published.
+    Message { channel: Vec<u8>, payload: Vec<u8> },
+    /// A subscription of ours counts from here on. The name is the channel or the pattern, as we sent it.
+    Subscribed { name: Vec<u8> },
+    /// A subscription of ours has ended.
+    Unsubscribed { name: Vec<u8> },
+    /// The answer to the oldest command that has none yet.
+    Reply(Value),
+    /// A push that nobody asked for.
+    Unasked,
+}
+
+/// Sorts a value. `is_listening` says whether this connection subscribes: only there does RESP2 send messages, as arrays.
+pub fn sort(value: Value, is_listening: bool) -> Sorted {
+    match value {
+        Value::Push { kind, data } => {
+            let mut data = data.into_iter();
+            let sorted = match kind {
+                PushKind::Message => message(data.next(), data.next()),
+                PushKind::PMessage => message(data.nth(1), data.next()),
+                PushKind::Subscribe | PushKind::PSubscribe => {
+                    bytes(data.next()).map(|name| Sorted::Subscribed { name })
+                }
+                PushKind::Unsubscribe | PushKind::PUnsubscribe => {
+                    bytes(data.next()).map(|name| Sorted::Unsubscribed { name })
+                }
+                _ => None,
+            };
+            sorted.unwrap_or(Sorted::Unasked)
+        }
+        Value::Array(items) if is_listening && is_published(&items) => {
+            let mut items = items.into_iter();
+            let kind = bytes(items.next()).unwrap_or_default();
+            let sorted = match kind.as_slice() {
+                b"message" => message(items.next(), items.next()),
+                b"pmessage" => message(items.nth(1), items.next()),
+                b"subscribe" | b"psubscribe" => bytes(items.next()).map(|name| Sorted::Subscribed { name }),
+                _ => bytes(items.next()).map(|name| Sorted::Unsubscribed { name }),
+            };
+            sorted.unwrap_or(Sorted::Unasked)
+        }
+        Value::Attribute { data, .. } => sort(*data, is_listening),
+        reply => Sorted::Reply(reply),
+    }
+}
+
+/// The bytes of a string of any kind.
+pub fn bytes(value: Option<Value>) -> Option<Vec<u8>> {
+    match value? {
+        Value::BulkString(bytes) => Some(bytes),
+        Value::SimpleString(text) | Value::VerbatimString { text, .. } => Some(text.into_bytes()),
+        Value::Okay => Some(b"OK".to_vec()),
+        _ => None,
+    }
+}
+
+/// A pattern that matches exactly the channels which begin with `prefix`.
+pub fn pattern_for_prefix(prefix: &str) -> String {
+    let mut pattern = String::with_capacity(prefix.len() + 1);
+    for letter in prefix.chars() {
+        if matches!(letter, '*' | '?' | '[' | ']' | '\\' | '^') {
+            pattern.push('\\');
+        }
+        pattern.push(letter);
+    }
+    pattern.push('*');
+    pattern
+}
+
+/// Commands from a worker, out of any pieces of bytes: arrays of bulk strings as every client sends them, and plain lines as a
+/// person types them into `nc`. Owns no memory between commands.
+pub struct Requests {
+    state: State,
+    arguments: Vec<Vec<u8>>,
+    /// Bytes of this command so far.
+    size: usize,
+    size_max: usize,
+}
+
+enum State {
+    /// The first line of a command.
+    Start(Vec<u8>),
+    /// So many arguments to come; the line that says the next one's length.
+    Length(usize, Vec<u8>),
+    /// So many arguments to come, this one included; so many bytes of it to come; what is here.
+    Argument(usize, usize, Vec<u8>),
+    /// So many arguments to come; the line end behind the last one.
+    LineEnd(usize, Vec<u8>),
+}
+
+/// The worker does not speak the protocol: answer `-ERR Protocol error: {0}` and close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadRequest(pub &'static str);
+
+/// Longest line: a command typed by hand, or a length.
+const LINE_MAX: usize = 64 * 1024;
+/// Most arguments of one command; the inbox knows none that takes more than a few.
+const ARGUMENTS_MAX: usize = 1024;
+
+impl Requests {
+    /// Reads commands of at most `size_max` bytes.
+    pub fn new(size_max: usize) -> Requests {
+        Requests { state: State::Start(Vec::new()), arguments: Vec::new(), size: 0, size_max }
+    }
+
+    /// The next command, its name first; never empty. Takes bytes from the front of `input`; `Ok(None)`: all of it is taken and
+    /// the next command is not complete. Call it until it answers that.
+    pub fn decode(&mut self, input: &mut &[u8]) -> Result<Option<Vec<Vec<u8>>>, BadRequest> {
+        loop {
+            match &mut self.state {
+                State::Start(line) => {
+                    let Some(line) = take_line(input, line)? else { return Ok(None) };
+                    if let Some(count) = line.strip_prefix(b"*") {
+                        match number(count) {
+                            Some(count) if count <= 0 => {}
+                            Some(count) if count <= ARGUMENTS_MAX as i64 => {
+                                self.state = State::Length(count as usize, Vec::new());
+                            }
+                            _ => return Err(BadRequest("invalid multibulk length")),
+                        }
+                        continue;
+                    }
+                    let arguments = split(&line)?;
+                    let Some(name) = arguments.first() else { continue };
+                    // A web page can make a browser send an HTTP request here, with a command of the page's choice in its body.
+                    if name.eq_ignore_ascii_case(b"post") || name.eq_ignore_ascii_case(b"host:") {
+                        return Err(BadRequest("this is not an HTTP server"));
+                    }
+                    return Ok(Some(arguments));
+                }
+                State::Length(count, line) => {
+                    let count = *count;
+                    let Some(line) = take_line(input, line)? else { return Ok(None) };
+                    let Some(length) = line.strip_prefix(b"$") else { return Err(BadRequest("expected '$'")) };
+                    let length = number(length).and_then(|length| usize::try_from(length).ok());
+                    self.size = self.size.saturating_add(length.unwrap_or(usize::MAX));
+                    let Some(length) = length.filter(|_| self.size <= self.size_max) else {
+                        return Err(BadRequest("invalid bulk length"));
+                    };
+                    self.state = State::Argument(count, length, Vec::new());
+                }
+                State::Argument(count, missing, argument) => {
+                    let taken = input.len().min(*missing);
+                    argument.extend_from_slice(&input[..taken]);
+                    *input = &input[taken..];
+                    *missing -= taken;
+                    if *missing > 0 {
+                        return Ok(None);
+                    }
+                    self.arguments.push(std::mem::take(argument));
+                    self.state = State::LineEnd(*count - 1, Vec::new());
+                }
+                State::LineEnd(count, line) => {
+                    let count = *count;
+                    let Some(line) = take_line(input, line)? else { return Ok(None) };
+                    if !line.is_empty() {
+                        return Err(BadRequest("an argument is longer than announced"));
+                    }
+                    if count > 0 {
+                        self.state = State::Length(count, Vec::new());
+                        continue;
+                    }
+                    self.state = State::Start(Vec::new());
+                    self.size = 0;
+                    return Ok(Some(std::mem::take(&mut self.arguments)));
+                }
+            }
+        }
+    }
+}
+
+/// Which dialect a peer asked for with `HELLO`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    #[default]
+    Resp2,
+    Resp3,
+}
+
+/// A reply of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer<'a> {
+    Simple(&'a str),
+    /// With its code in front: `ERR unknown command`.
+    Error(&'a str),
+    Integer(i64),
+    Bulk(&'a [u8]),
+    Null,
+    Array(Vec<Answer<'a>>),
+    /// A flat array in RESP2.
+    Map(Vec<(Answer<'a>, Answer<'a>)>),
+}
+
+impl Answer<'_> {
+    /// Appends the reply to `out`. Line ends inside simple strings and errors become blanks.
+    pub fn write(&self, protocol: Protocol, out: &mut Vec<u8>) {
+        let line = |out: &mut Vec<u8>, mark: u8, text: &str| {
+            out.push(mark);
+            out.extend(text.bytes().map(|byte| if byte == b'\r' || byte == b'\n' { b' ' } else { byte }));
+            out.extend_from_slice(b"\r\n");
+        };
+        match self {
+            Answer::Simple(text) => line(out, b'+', text),
+            Answer::Error(text) => line(out, b'-', text),
+            Answer::Integer(value) => line(out, b':', &value.to_string()),
+            Answer::Bulk(bytes) => {
+                line(out, b'$', &bytes.len().to_string());
+                out.extend_from_slice(bytes);
+                out.extend_from_slice(b"\r\n");
+            }
+            Answer::Null if protocol == Protocol::Resp3 => line(out, b'_', ""),
+            Answer::Null => line(out, b'$', "-1"),
+            Answer::Array(items) => {
+                line(out, b'*', &items.len().to_string());
+                items.iter().for_each(|item| item.write(protocol, out));
+            }
+            Answer::Map(pairs) => {
+                match protocol {
+                    Protocol::Resp2 => line(out, b'*', &(pairs.len() * 2).to_string()),
+                    Protocol::Resp3 => line(out, b'%', &pairs.len().to_string()),
+                }
+                for (name, value) in pairs {
+                    name.write(protocol, out);
+                    value.write(protocol, out);
+                }
+            }
+        }
+    }
+}
+
+/// Bytes that are here now, and after them "not yet" rather than "the end".
+struct Piece<'a, 'b>(&'a mut &'b [u8]);
+
+impl Read for Piece<'_, '_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.0.is_empty() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.0.read(buf)
+    }
+}
+
+fn message(channel: Option<Value>, payload: Option<Value>) -> Option<Sorted> {
+    Some(Sorted::Message { channel: bytes(channel)?, payload: bytes(payload)? })
+}
+
+fn is_published(items: &[Value]) -> bool {
+    matches!(items.first(), Some(Value::BulkString(kind)) if matches!(
+        kind.as_slice(),
+        b"message" | b"pmessage" | b"subscribe" | b"psubscribe" | b"unsubscribe" | b"punsubscribe"
+    ))
+}
+
+/// Moves bytes up to a line end from `input` to `line`; the line without its end once it is complete.
+fn take_line(input: &mut &[u8], line: &mut Vec<u8>) -> Result<Option<Vec<u8>>, BadRequest> {
+    let end = memchr::memchr(b'\n', input);
+    let taken = end.unwrap_or(input.len());
+    if line.len() + taken > LINE_MAX {
+        return Err(BadRequest("too big inline request"));
+    }
+    line.extend_from_slice(&input[..taken]);
+    *input = &input[end.map_or(taken, |end| end + 1)..];
+    if end.is_none() {
+        return Ok(None);
+    }
+    if line.last() == Some(&b'\r') {
+        line.pop();
+    }
+    Ok(Some(std::mem::take(line)))
+}
+
+fn number(digits: &[u8]) -> Option<i64> {
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// A typed line in words, with the quotes and escapes that Redis knows.
+fn split(line: &[u8]) -> Result<Vec<Vec<u8>>, BadRequest> {
+    const UNBALANCED: BadRequest = BadRequest("unbalanced quotes in request");
+    let is_blank = |byte: &u8| byte.is_ascii_whitespace() || *byte == 0;
+    let mut words = Vec::new();
+    let mut rest = line.iter().copied().peekable();
+    loop {
+        while rest.next_if(is_blank).is_some() {}
+        if rest.peek().is_none() {
+            return Ok(words);
+        }
+        let mut word = Vec::new();
+        while let Some(byte) = rest.next_if(|byte| !is_blank(byte)) {
+            if byte != b'"' && byte != b'\'' {
+                word.push(byte);
+                continue;
+            }
+            loop {
+                match rest.next().ok_or(UNBALANCED)? {
+                    end if end == byte => break,
+                    b'\\' if byte == b'"' => word.push(escaped(&mut rest).ok_or(UNBALANCED)?),
+                    b'\\' if rest.next_if_eq(&b'\'').is_some() => word.push(b'\''),
+                    plain => word.push(plain),
+                }
+            }
+            if rest.peek().is_some_and(|next| !is_blank(next)) {
+                return Err(UNBALANCED);
+            }
+        }
+        words.push(word);
+    }
+}
+
+/// What stands behind a backslash between double quotes.
+fn escaped(rest: &mut std::iter::Peekable<impl Iterator<Item = u8> + Clone>) -> Option<u8> {
+    Some(match rest.next()? {
+        b'n' => b'\n',
+        b'r' => b'\r',
+        b't' => b'\t',
+        b'b' => 8,
+        b'a' => 7,
+        b'x' => {
+            let mut ahead = rest.clone().map(|byte| char::from(byte).to_digit(16));
+            match (ahead.next().flatten(), ahead.next().flatten()) {
+                (Some(high), Some(low)) => {
+                    rest.nth(1);
+                    (high * 16 + low) as u8
+                }
+                _ => b'x',
+            }
+        }
+        other => other,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Everything that comes out when `stream` arrives in pieces that end at `cuts`.
+    fn decoded(stream: &[u8], cuts: &[usize]) -> Vec<Value> {
+        let mut decoder = Decoder::new(1 << 20);
+        let mut values = Vec::new();
+        for piece in pieces(stream, cuts) {
+            let mut input = piece;
+            while let Some(value) = decoder.decode(&mut input).unwrap() {
+                values.push(value);
+            }
+            assert!(input.is_empty());
+        }
+        values
+    }
+
+    fn pieces<'a>(stream: &'a [u8], cuts: &[usize]) -> Vec<&'a [u8]> {
+        let mut pieces = Vec::new();
+        let mut from = 0;
+        for &cut in cuts.iter().chain([&stream.len()]) {
+            pieces.push(&stream[from..cut]);
+            from = cut;
+        }
+        pieces
+    }
+
+    #[test]
+    fn answers_are_the_same_wherever_the_stream_is_cut() {
+        let stream = b"+OK\r\n:42\r\n$-1\r\n$5\r\na\r\nbc\r\n*0\r\n*2\r\n$1\r\nx\r\n*1\r\n:-1\r\n-ERR no\r\n_\r\n#t\r\n%1\r\n+a\r\n:1\r\n\
+            >4\r\n$8\r\npmessage\r\n$2\r\np*\r\n$2\r\npc\r\n$0\r\n\r\n=6\r\ntxt:hi\r\n+PONG\r\n*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\nm\r\n";
+        let whole = decoded(stream, &[]);
+        assert_eq!(whole.len(), 14);
+        for cut in 0..=stream.len() {
+            assert_eq!(decoded(stream, &[cut]), whole, "cut at {cut}");
+        }
+        let every: Vec<usize> = (1..stream.len()).collect();
+        assert_eq!(decoded(stream, &every), whole);
+    }
+
+    #[test]
+    fn a_value_that_never_ends_is_bounded() {
+        let mut decoder = Decoder::new(1000);
+        let mut input: &[u8] = b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$999999999999\r\n";
+        assert_eq!(decoder.decode(&mut input), Ok(None));
+        let filler = [b'x'; 100];
+        let outcome: Result<Vec<_>, _> = (0..20).map(|_| decoder.decode(&mut &filler[..])).collect();
+        assert_eq!(outcome, Err(BadReply("a value of more than 1000 bytes".into())));
+    }
+
+    #[test]
+    fn finished_values_may_be_as_many_as_like() {
+        let mut decoder = Decoder::new(100);
+        let stream = b"$50\r\naaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n".repeat(1000);
+        let count = stream.chunks(33).map(|mut piece| {
+            let mut count = 0;
+            while decoder.decode(&mut piece).unwrap().is_some() {
+                count += 1;
+            }
+            count
+        });
+        assert_eq!(count.sum::<usize>(), 1000);
+    }
+
+    #[test]
+    fn nonsense_is_refused_without_being_quoted() {
+        for nonsense in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"$x\r\n", b"*1\r\n?secret\r\n", b"$1\r\nabc\r\n"] {
+            let mut decoder = Decoder::new(1000);
+            assert_eq!(decoder.decode(&mut &nonsense[..]), Err(BadReply("not the Redis protocol".into())));
+        }
+    }
+
+    #[test]
+    fn messages_and_replies_are_told_apart() {
+        let one = |stream: &[u8], is_listening| sort(decoded(stream, &[]).remove(0), is_listening);
+        let heard = Sorted::Message { channel: b"ch".to_vec(), payload: b"\0\xff".to_vec() };
+        assert_eq!(one(b"*3\r\n$7\r\nmessage\r\n$2\r\nch\r\n$2\r\n\0\xff\r\n", true), heard);
+        assert_eq!(one(b"*4\r\n$8\r\npmessage\r\n$2\r\nc*\r\n$2\r\nch\r\n$2\r\n\0\xff\r\n", true), heard);
+        for is_listening in [true, false] {
+            assert_eq!(one(b">3\r\n$7\r\nmessage\r\n$2\r\nch\r\n$2\r\n\0\xff\r\n", is_listening), heard);
+            assert_eq!(one(b">4\r\n$8\r\npmessage\r\n$2\r\nc*\r\n$2\r\nch\r\n$2\r\n\0\xff\r\n", is_listening), heard);
+            assert_eq!(one(b">2\r\n$10\r\ninvalidate\r\n*0\r\n", is_listening), Sorted::Unasked);
+            assert!(matches!(one(b"*2\r\n$4\r\npong\r\n$0\r\n\r\n", is_listening), Sorted::Reply(_)));
+            assert!(matches!(one(b"+PONG\r\n", is_listening), Sorted::Reply(_)));
+            assert!(matches!(one(b"*0\r\n", is_listening), Sorted::Reply(_)));
+        }
+        assert!(matches!(one(b"*3\r\n$7\r\nmessage\r\n$2\r\nch\r\n$1\r\nm\r\n", false), Sorted::Reply(_)));
+        assert_eq!(
+            one(b"*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n", true),
+            Sorted::Subscribed { name: b"c".to_vec() }
+        );
+        assert_eq!(one(b">3\r\n+psubscribe\r\n$2\r\nc*\r\n:1\r\n", true), Sorted::Subscribed { name: b"c*".to_vec() });
+        assert_eq!(
+            one(b"*3\r\n$11\r\nunsubscribe\r\n$1\r\nc\r\n:0\r\n", true),
+            Sorted::Unsubscribed { name: b"c".to_vec() }
+        );
+        assert_eq!(
+            one(b">3\r\n$11\r\nunsubscribe\r\n$1\r\nc\r\n:0\r\n", true),
+            Sorted::Unsubscribed { name: b"c".to_vec() }
+        );
+        assert_eq!(one(b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n:1\r\n", true), Sorted::Unasked);
+    }
+
+    #[test]
+    fn patterns_match_the_prefix_and_nothing_else() {
+        assert_eq!(pattern_for_prefix("task_response:"), "task_response:*");
+        assert_eq!(pattern_for_prefix("a*b?[c]\\^:"), r"a\*b\?\[c\]\\\^:*");
+    }
+
+    #[test]
+    fn what_we_pack_we_can_read() {
+        let mut stream = Vec::new();
+        pack(&mut stream, &[b"PUBLISH", b"c", b"\r\n\0$5"]);
+        pack(&mut stream, &[b"PING"]);
+        assert_eq!(requests(&stream, &[]), [vec![&b"PUBLISH"[..], b"c", b"\r\n\0$5"], vec![b"PING"]]);
+    }
+
+    fn requests(stream: &[u8], cuts: &[usize]) -> Vec<Vec<Vec<u8>>> {
+        let mut requests = Requests::new(1 << 20);
+        let mut all = Vec::new();
+        for piece in pieces(stream, cuts) {
+            let mut input = piece;
+            while let Some(request) = requests.decode(&mut input).unwrap() {
+                all.push(request);
+            }
+            assert!(input.is_empty());
+        }
+        assert!(
+            matches!(&requests.state, State::Start(line) if line.capacity() == 0),
+            "memory is held between commands"
+        );
+        all
+    }
+
+    #[test]
+    fn commands_are_the_same_wherever_the_stream_is_cut() {
+        let stream = b"*1\r\n$4\r\nPING\r\n*3\r\n$7\r\nPUBLISH\r\n$2\r\nch\r\n$4\r\n\r\n\r\n\r\n*0\r\n*-1\r\n\r\nPING\r\nPING\n  ECHO  \"a b\\x41\\n\\q\" 'c\\'d \"' e\r\n*2\r\n$0\r\n\r\n$1\r\nx\r\n";
+        let whole = requests(stream, &[]);
+        let expected: [Vec<&[u8]>; 6] = [
+            vec![b"PING"],
+            vec![b"PUBLISH", b"ch", b"\r\n\r\n"],
+            vec![b"PING"],
+            vec![b"PING"],
+            vec![b"ECHO", b"a bA\nq", b"c'd \"", b"e"],
+            vec![b"", b"x"],
+        ];
+        assert_eq!(whole, expected);
+        for cut in 0..=stream.len() {
+            assert_eq!(requests(stream, &[cut]), whole, "cut at {cut}");
+        }
+        let every: Vec<usize> = (1..stream.len()).collect();
+        assert_eq!(requests(stream, &every), whole);
+    }
+
+    #[test]
+    fn bad_commands_are_refused() {
+        for (stream, why) in [
+            (&b"*1025\r\n"[..], "invalid multibulk length"),
+            (b"*x\r\n", "invalid multibulk length"),
+            (b"*1\r\n:1\r\n", "expected '$'"),
+            (b"*1\r\n$-1\r\n", "invalid bulk length"),
+            (b"*1\r\n$101\r\n", "invalid bulk length"),
+            (b"*1\r\n$99999999999999999999\r\n", "invalid bulk length"),
+            (
+                b"*2\r\n$60\r\n123456789012345678901234567890123456789012345678901234567890\r\n$60\r\n",
+                "invalid bulk length",
+            ),
+            (b"*1\r\n$1\r\nabc\r\n", "an argument is longer than announced"),
+            (b"ECHO \"a\r\n", "unbalanced quotes in request"),
+            (b"ECHO \"a\"b\r\n", "unbalanced quotes in request"),
+            (b"ECHO 'a\r\n", "unbalanced quotes in request"),
+            (b"ECHO \"a\\", "unbalanced quotes in request"),
+            (b"POST / HTTP/1.1\r\n", "this is not an HTTP server"),
+            (b"Host: x\r\n", "this is not an HTTP server"),
+        ] {
+            let stream = [stream, b"\r\n"].concat();
+            assert_eq!(Requests::new(100).decode(&mut &stream[..]), Err(BadRequest(why)), "{}", stream.escape_ascii());
+        }
+        let line = vec![b'x'; LINE_MAX + 1];
+        assert_eq!(Requests::new(100).decode(&mut &line[..]), Err(BadRequest("too big inline request")));
+    }
+
+    #[test]
+    fn a_limit_is_for_each_command() {
+        let stream = b"*1\r\n$60\r\n123456789012345678901234567890123456789012345678901234567890\r\n".repeat(3);
+        let mut requests = Requests::new(100);
+        let mut input = &stream[..];
+        assert_eq!(std::iter::from_fn(|| requests.decode(&mut input).unwrap()).count(), 3);
+    }
+
+    #[test]
+    fn answers_are_written_in_both_dialects() {
+        let answer = Answer::Array(vec![
+            Answer::Simple("O\r\nK"),
+            Answer::Error("ERR no"),
+            Answer::Integer(-3),
+            Answer::Bulk(b"\r\n"),
+            Answer::Null,
+            Answer::Map(vec![(Answer::Bulk(b"a"), Answer::Integer(1))]),
+        ]);
+        let mut out = Vec::new();
+        answer.write(Protocol::Resp2, &mut out);
+        assert_eq!(
+            out.escape_ascii().to_string(),
+            b"*6\r\n+O  K\r\n-ERR no\r\n:-3\r\n$2\r\n\r\n\r\n$-1\r\n*2\r\n$1\r\na\r\n:1\r\n".escape_ascii().to_string()
+        );
+        out.clear();
+        answer.write(Protocol::Resp3, &mut out);
+        assert_eq!(
+            out.escape_ascii().to_string(),
+            b"*6\r\n+O  K\r\n-ERR no\r\n:-3\r\n$2\r\n\r\n\r\n_\r\n%1\r\n$1\r\na\r\n:1\r\n".escape_ascii().to_string()
+        );
+        assert_eq!(decoded(&out, &[]).len(), 1);
+    }
+}
