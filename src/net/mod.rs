@@ -3,6 +3,7 @@
 //! [`Transport`] and [`Network`] are the seam between the gateway and the kernel. Behind it stands TCP ([`tcp`]) or, in
 //! `tests/sim.rs`, a simulated world; everything above it only knows these two traits.
 
+pub mod audio;
 pub mod conn;
 pub mod pipe;
 pub mod tcp;
