@@ -1,18 +1,831 @@
-//! The state of each task, and its results while they are kept for a client that is not there yet.
+//! What is known of each task: its results while they are retained, and how far its clients are.
+//!
+//! A task is known from its first result or its first client on, until nobody waits for it, nothing of it is retained and its end is
+//! `retain` ago. Every result is retained, delivered or not, because a client may come back for the rest of it; the oldest goes
+//! first, by age or because `max_retained` is reached. What a result costs apart from its bytes is counted too, so that
+//! `max_retained` is what the process really grows by.
+//!
+//! The surprising thing is how results are told from each other. They carry no number, two of them may be equal to the last byte
+//! and yet be two, and the same one may come along several ways: heard on the channel, kept by Redis (whichever gateway kept it), set
+//! by the worker. So equal results are counted. During one unbroken time of listening, an [`Ear`], the n-th equal publication that we
+//! hear is the n-th equal one that anybody heard since: two gateways that listen agree on it without a word. What Redis has kept
+//! since the ear opened and we have not heard yet is therefore a publication still on its way to us, and is not counted again when
+//! it arrives ([`Way::Expected`]). What a worker has set is about to be published, by a worker that may have to try again later: its
+//! publication is recognised whichever ear hears it ([`Way::Set`]).
 
-use std::time::Duration;
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
-/// How long and how much is kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
+use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// What a retained result costs besides its own bytes: its share of the tables, two allocations, their heads. Bytes, measured.
+const RESULT_COST: usize = 320;
+/// Results that are remembered of one task, retained or not.
+const RESULTS_MAX: usize = 4096;
+/// Ended tasks that are remembered beyond their results.
+const ENDED_MAX: usize = 65_536;
+
+/// How long and how much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// How long a result waits for its client; `None`: results are not kept.
+    /// How long a result is kept, and how long the end of a task is known. `None`: nothing is kept.
     pub retain: Option<Duration>,
-    /// Bytes of all kept results together; the oldest goes first.
+    /// Bytes of memory for kept results, in all.
     pub max_retained: usize,
 }
 
-impl Default for Settings {
-    fn default() -> Self {
-        Settings { retain: Some(Duration::from_secs(300)), max_retained: 16 * 1024 * 1024 }
+/// One unbroken time of listening.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ear {
+    /// Tells one ear from the next. Never 0, except in [`Ear::LOOSE`].
+    pub number: u32,
+    /// A moment at which it did not listen yet: microseconds of Redis' clock.
+    pub since: u64,
+}
+
+impl Ear {
+    /// For what is heard when nothing is known about the listening.
+    pub const LOOSE: Ear = Ear { number: 0, since: 0 };
+}
+
+/// A result that Redis keeps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// When it was stored: microseconds of Redis' clock.
+    pub at: u64,
+    /// What the worker published.
+    pub payload: Vec<u8>,
+}
+
+/// A result among the others of its task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// Equal results have equal numbers.
+    pub hash: u64,
+    /// It is the so-manieth equal one that this ear heard, from 1.
+    pub nth: u32,
+    /// Hash and count of what the ear heard before it on this task.
+    pub before: Option<(u64, u32)>,
+    /// Whether it was unknown until now. One that Redis had handed us before we heard it is not new.
+    pub is_new: bool,
+}
+
+/// How far one client is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Its upgrade is completed; whether something is kept for it is not known yet.
+    Connected,
+    /// It waits for a result.
+    Waiting,
+    /// A result is on its way to it.
+    Sending,
+}
+
+/// How a task ended for a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The final result went out whole.
+    Completed,
+    /// The worker reported a failure or something malformed, or the delivery broke.
+    Failed,
+    /// No result came in time.
+    TimedOut,
+}
+
+/// How a task stands, over all its clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    NotFound,
+    Connected,
+    Waiting,
+    Sending,
+    Completed,
+    Ready,
+    Failed,
+    TimedOut,
+}
+
+impl Status {
+    /// As `/status/{task_id}` says it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Status::NotFound => "not_found",
+            Status::Connected => "connected",
+            Status::Waiting => "waiting",
+            Status::Sending => "sending",
+            Status::Completed => "completed",
+            Status::Ready => "ready",
+            Status::Failed => "failed",
+            Status::TimedOut => "timeout",
+        }
+    }
+}
+
+/// All tasks.
+#[derive(Debug)]
+pub struct Tasks {
+    settings: Settings,
+    tasks: HashMap<Uuid, Task>,
+    /// Retained results, the oldest in front.
+    retained: VecDeque<(Instant, Uuid, u64)>,
+    retained_bytes: usize,
+    /// Ends, the oldest in front. Only a task's latest end counts.
+    ended: VecDeque<(Instant, Uuid)>,
+    last_serial: u64,
+    evicted: u64,
+    forgotten: VecDeque<Uuid>,
+}
+
+#[derive(Debug, Default)]
+struct Task {
+    /// In the order in which they were published, as far as that is known.
+    results: Vec<Known>,
+    /// How many clients there are at each stage.
+    clients: [u32; 3],
+    end: Option<(End, Instant)>,
+    /// The ear for which Redis was asked what it keeps, and answered.
+    settled: Option<u32>,
+    /// What was heard last, and by which ear.
+    last_heard: Option<(u32, u64, u32)>,
+}
+
+/// One result.
+#[derive(Debug)]
+struct Known {
+    serial: u64,
+    hash: u64,
+    way: Way,
+    is_given: bool,
+    /// `None` once it is no longer retained. The rest stays as long as the task, so that the result is recognised.
+    payload: Option<Rc<[u8]>>,
+}
+
+/// How we came to know a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// The ear of this number heard it.
+    Heard(u32),
+    /// Redis keeps it, from after the ear of this number opened, and the ear has not heard it yet.
+    Expected(u32),
+    /// Redis keeps it, from before the ear that was open then.
+    Kept,
+    /// The worker has set it, and has not published it yet.
+    Set,
+}
+
+impl Tasks {
+    /// No task yet.
+    pub fn new(settings: Settings) -> Tasks {
+        Tasks {
+            settings,
+            tasks: HashMap::new(),
+            retained: VecDeque::new(),
+            retained_bytes: 0,
+            ended: VecDeque::new(),
+            last_serial: 0,
+            evicted: 0,
+            forgotten: VecDeque::new(),
+        }
+    }
+
+    /// Other limits from now on; [`Tasks::trim`] applies them.
+    pub fn set_settings(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
+    /// A publication was heard. Whoever waits gets it through [`Tasks::results`]; call [`Tasks::trim`] afterwards.
+    pub fn handle_heard(&mut self, now: Instant, task: Uuid, ear: Ear, payload: Rc<[u8]>) -> Heard {
+        let hash = xxh3_64(&payload);
+        let known = self.tasks.entry(task).or_default();
+        let nth =
+            1 + known.results.iter().filter(|one| one.hash == hash && one.way == Way::Heard(ear.number)).count() as u32;
+        let before = known.last_heard.filter(|last| last.0 == ear.number).map(|(_, hash, nth)| (hash, nth));
+        known.last_heard = Some((ear.number, hash, nth));
+        let claimed = known.results.iter_mut().find(|one| one.hash == hash && one.way.is_awaited_by(ear.number));
+        let is_new = claimed.is_none();
+        match claimed {
+            Some(one) => one.way = Way::Heard(ear.number),
+            None => self.add(now, task, Way::Heard(ear.number), hash, payload),
+        }
+        Heard { hash, nth, before, is_new }
+    }
+
+    /// Redis answered what it keeps of a task (`kept`, in order), and what the worker has set there. What was not known joins the
+    /// results, in Redis' order. Answers those of the worker's that nobody has published yet, to be kept like publications.
+    pub fn handle_looked_up(
+        &mut self,
+        now: Instant,
+        task: Uuid,
+        ear: Ear,
+        kept: Vec<Kept>,
+        set: Vec<Vec<u8>>,
+    ) -> Vec<(Heard, Rc<[u8]>)> {
+        let known = self.tasks.entry(task).or_default();
+        known.settled = Some(ear.number);
+        let mut rest = std::mem::take(&mut known.results);
+        let mut merged = Vec::with_capacity(rest.len().max(kept.len()));
+        let mut unknown = Vec::new();
+        for one in kept {
+            let hash = xxh3_64(&one.payload);
+            let is_recent = one.at >= ear.since;
+            let like =
+                |fits: fn(Way, u32) -> bool| rest.iter().position(|two| two.hash == hash && fits(two.way, ear.number));
+            // A recent one may also be what an earlier ear of ours heard and stored late. An old one is never the present ear's.
+            let same = match is_recent {
+                true => like(Way::is_of).or_else(|| like(|way, _| way == Way::Set)).or_else(|| like(|_, _| true)),
+                false => like(|way, ear| way != Way::Set && !way.is_of(ear)).or_else(|| like(|way, _| way == Way::Set)),
+            };
+            match same {
+                Some(at) => {
+                    let two = rest.remove(at);
+                    if two.payload.is_none() && !two.is_given {
+                        unknown.push((merged.len(), one.payload));
+                    }
+                    merged.push(two);
+                }
+                None => {
+                    self.last_serial += 1;
+                    let way = if is_recent { Way::Expected(ear.number) } else { Way::Kept };
+                    unknown.push((merged.len(), one.payload));
+                    merged.push(Known { serial: self.last_serial, hash, way, is_given: false, payload: None });
+                }
+            }
+        }
+        merged.append(&mut rest);
+        known.results = merged;
+        for (at, payload) in unknown {
+            self.retain(now, task, at, payload.into());
+        }
+        let mut published_by_us = Vec::new();
+        for payload in set {
+            let hash = xxh3_64(&payload);
+            let known = self.tasks.entry(task).or_default();
+            if known.results.iter().all(|one| one.hash != hash) {
+                let payload: Rc<[u8]> = payload.into();
+                self.add(now, task, Way::Set, hash, Rc::clone(&payload));
+                published_by_us.push((Heard { hash, nth: 1, before: None, is_new: true }, payload));
+            }
+        }
+        if self.tasks.get(&task).is_some_and(Task::is_idle) {
+            self.tasks.remove(&task);
+        }
+        published_by_us
+    }
+
+    /// Whether Redis has answered what it keeps of `task`, as far as `ear` has not heard it.
+    pub fn is_settled(&self, task: Uuid, ear: Ear) -> bool {
+        self.tasks.get(&task).is_some_and(|task| task.settled == Some(ear.number))
+    }
+
+    /// The retained results of a task in order, each with its serial number for `Bus::publish`.
+    pub fn results(&self, task: Uuid) -> impl Iterator<Item = (u64, &Rc<[u8]>)> {
+        let results = self.tasks.get(&task).map_or(&[][..], |task| &task.results);
+        results.iter().filter_map(|one| Some((one.serial, one.payload.as_ref()?)))
+    }
+
+    /// Everything of the task was handed to at least one client. Answers the highest serial number so far.
+    pub fn given(&mut self, task: Uuid) -> u64 {
+        if let Some(task) = self.tasks.get_mut(&task) {
+            task.results.iter_mut().for_each(|one| one.is_given = true);
+        }
+        self.last_serial
+    }
+
+    /// A client came, moved on (`from` its former stage) or left (`to` is `None`), with the end its task had for it.
+    pub fn client(&mut self, now: Instant, task: Uuid, from: Option<Stage>, to: Option<Stage>, end: Option<End>) {
+        let known = self.tasks.entry(task).or_default();
+        if let Some(from) = from {
+            known.clients[from as usize] -= 1;
+        }
+        if let Some(to) = to {
+            known.clients[to as usize] += 1;
+        }
+        if let (Some(end), Some(_)) = (end, self.settings.retain) {
+            known.end = Some((end, now));
+            self.ended.push_back((now, task));
+        }
+        if known.is_idle() {
+            self.tasks.remove(&task);
+        }
+    }
+
+    /// How the task stands, and whether a client is connected for it.
+    pub fn status(&self, task: Uuid) -> (Status, bool) {
+        let Some(task) = self.tasks.get(&task) else { return (Status::NotFound, false) };
+        let [connected, waiting, sending] = task.clients;
+        let is_kept =
+            |with_given: bool| task.results.iter().any(|one| one.payload.is_some() && one.is_given <= with_given);
+        let status = match task.end {
+            _ if sending > 0 => Status::Sending,
+            _ if waiting > 0 => Status::Waiting,
+            _ if connected > 0 => Status::Connected,
+            _ if is_kept(false) => Status::Ready,
+            Some((End::Completed, _)) => Status::Completed,
+            Some((End::Failed, _)) => Status::Failed,
+            Some((End::TimedOut, _)) => Status::TimedOut,
+            None if is_kept(true) => Status::Ready,
+            None => Status::NotFound,
+        };
+        (status, task.has_clients())
+    }
+
+    /// Lets go what is too old or too much. Cheap when nothing is.
+    pub fn trim(&mut self, now: Instant) {
+        while let Some(&(at, task, serial)) = self.retained.front() {
+            let is_over = self.retained_bytes > self.settings.max_retained;
+            let is_old = match self.settings.retain {
+                Some(retain) => now >= at + retain,
+                // Nothing is kept, but what a client is about to get.
+                None => self.tasks.get(&task).is_none_or(|task| !task.owes(serial)),
+            };
+            if !is_over && !is_old {
+                break;
+            }
+            self.retained.pop_front();
+            self.let_go(task, serial, !is_old);
+        }
+        let retain = self.settings.retain.unwrap_or_default();
+        while let Some(&(at, task)) = self.ended.front()
+            && (now >= at + retain || self.ended.len() > ENDED_MAX)
+        {
+            self.ended.pop_front();
+            if let Some(known) = self.tasks.get_mut(&task)
+                && known.end.is_some_and(|(_, end_at)| end_at == at)
+            {
+                known.end = None;
+                if known.is_idle() {
+                    self.tasks.remove(&task);
+                }
+            }
+        }
+        if self.tasks.is_empty() && self.tasks.capacity() > 1024 {
+            self.tasks = HashMap::new();
+            self.retained = VecDeque::new();
+            self.ended = VecDeque::new();
+        }
+    }
+
+    /// When [`Tasks::trim`] has something to do at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        let retain = self.settings.retain?;
+        let result = self.retained.front().map(|(at, ..)| *at);
+        let end = self.ended.front().map(|(at, _)| *at);
+        Some(result.into_iter().chain(end).min()? + retain)
+    }
+
+    /// The next task of which nothing is retained any more because there was too much: Redis need not keep it either.
+    pub fn poll_forgotten(&mut self) -> Option<Uuid> {
+        self.forgotten.pop_front()
+    }
+
+    /// Memory that retained results take, bytes.
+    pub fn retained_bytes(&self) -> usize {
+        self.retained_bytes
+    }
+
+    /// Retained results.
+    pub fn retained(&self) -> usize {
+        self.retained.len()
+    }
+
+    /// Results that were let go before their time because there was too much, since the start.
+    pub fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// Tasks of which anything is known.
+    pub fn len(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Whether nothing is known of any task.
+    pub fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
+    fn add(&mut self, now: Instant, task: Uuid, way: Way, hash: u64, payload: Rc<[u8]>) {
+        self.last_serial += 1;
+        let known = self.tasks.entry(task).or_default();
+        if known.results.capacity() == 0 {
+            known.results.reserve_exact(1);
+        }
+        known.results.push(Known { serial: self.last_serial, hash, way, is_given: false, payload: None });
+        let at = known.results.len() - 1;
+        self.retain(now, task, at, payload);
+        let known = self.tasks.entry(task).or_default();
+        if known.results.len() > RESULTS_MAX {
+            let mut oldest = Vec::new();
+            for one in known.results.drain(..RESULTS_MAX / 4) {
+                if let Some(payload) = one.payload {
+                    self.retained_bytes -= RESULT_COST + payload.len();
+                    self.evicted += 1;
+                    oldest.push(one.serial);
+                }
+            }
+            oldest.sort_unstable();
+            self.retained.retain(|(_, of, serial)| *of != task || oldest.binary_search(serial).is_err());
+        }
+    }
+
+    fn retain(&mut self, now: Instant, task: Uuid, at: usize, payload: Rc<[u8]>) {
+        let one = &mut self.tasks.entry(task).or_default().results[at];
+        self.retained_bytes += RESULT_COST + payload.len();
+        one.payload = Some(payload);
+        self.retained.push_back((now, task, one.serial));
+    }
+
+    fn let_go(&mut self, task: Uuid, serial: u64, is_evicted: bool) {
+        let known = self.tasks.get_mut(&task).expect("the task of a retained result is known");
+        let one = known.results.iter_mut().find(|one| one.serial == serial).expect("a retained result is known");
+        let payload = one.payload.take().expect("a retained result has its bytes");
+        self.retained_bytes -= RESULT_COST + payload.len();
+        self.evicted += u64::from(is_evicted);
+        if known.results.iter().all(|one| one.payload.is_none()) && !known.has_clients() {
+            known.results = Vec::new();
+            if is_evicted {
+                self.forgotten.push_back(task);
+            }
+            if known.end.is_none() {
+                self.tasks.remove(&task);
+            }
+        }
+    }
+}
+
+impl Way {
+    /// Whether the present ear, `ear`, has heard it or is about to.
+    fn is_of(self, ear: u32) -> bool {
+        self == Way::Heard(ear) || self == Way::Expected(ear)
+    }
+
+    /// Whether `ear` hears nothing new when it hears this.
+    fn is_awaited_by(self, ear: u32) -> bool {
+        self == Way::Expected(ear) || self == Way::Set
+    }
+}
+
+impl Task {
+    fn has_clients(&self) -> bool {
+        self.clients != [0; 3]
+    }
+
+    /// Nothing makes it worth remembering.
+    fn is_idle(&self) -> bool {
+        !self.has_clients() && self.end.is_none() && self.results.iter().all(|one| one.payload.is_none())
+    }
+
+    /// Whether a client waits that has not been given this result.
+    fn owes(&self, serial: u64) -> bool {
+        self.has_clients() && self.results.iter().any(|one| one.serial == serial && !one.is_given)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TASK: Uuid = Uuid::from_u128(1);
+    const EAR: Ear = Ear { number: 1, since: 1000 };
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn tasks() -> Tasks {
+        Tasks::new(Settings { retain: Some(300 * SECOND), max_retained: 1 << 20 })
+    }
+
+    fn kept(items: &[(u64, &str)]) -> Vec<Kept> {
+        items.iter().map(|(at, text)| Kept { at: *at, payload: text.as_bytes().to_vec() }).collect()
+    }
+
+    fn texts(tasks: &Tasks) -> Vec<String> {
+        tasks.results(TASK).map(|(_, payload)| String::from_utf8(payload.to_vec()).unwrap()).collect()
+    }
+
+    struct World {
+        tasks: Tasks,
+        now: Instant,
+        ear: Ear,
+    }
+
+    impl World {
+        fn new(tasks: Tasks) -> World {
+            World { tasks, now: Instant::now(), ear: EAR }
+        }
+
+        fn hear(&mut self, text: &str) -> Heard {
+            self.hear_on(TASK, text)
+        }
+
+        fn hear_on(&mut self, task: Uuid, text: &str) -> Heard {
+            self.tasks.handle_heard(self.now, task, self.ear, text.as_bytes().into())
+        }
+
+        fn look_up(&mut self, items: &[(u64, &str)], set: &[&str]) -> usize {
+            let set = set.iter().map(|text| text.as_bytes().to_vec()).collect();
+            self.tasks.handle_looked_up(self.now, TASK, self.ear, kept(items), set).len()
+        }
+
+        fn client(&mut self, from: Option<Stage>, to: Option<Stage>, end: Option<End>) {
+            self.tasks.client(self.now, TASK, from, to, end);
+        }
+
+        fn status(&self) -> (&'static str, bool) {
+            let (status, is_connected) = self.tasks.status(TASK);
+            (status.word(), is_connected)
+        }
+    }
+
+    #[test]
+    fn results_are_kept_in_order_and_equal_ones_are_counted() {
+        let mut world = World::new(tasks());
+        let heard: Vec<Heard> = ["a", "b", "a", "a"].map(|text| world.hear(text)).into();
+        assert_eq!(texts(&world.tasks), ["a", "b", "a", "a"]);
+        assert_eq!(heard.iter().map(|heard| heard.nth).collect::<Vec<_>>(), [1, 1, 2, 3]);
+        assert_eq!(
+            heard.iter().map(|heard| heard.before).collect::<Vec<_>>(),
+            [None, Some((heard[0].hash, 1)), Some((heard[1].hash, 1)), Some((heard[0].hash, 2))]
+        );
+        assert!(
+            heard.iter().all(|heard| heard.is_new) && heard[0].hash == heard[2].hash && heard[0].hash != heard[1].hash
+        );
+        let serials: Vec<u64> = world.tasks.results(TASK).map(|(serial, _)| serial).collect();
+        assert!(serials.is_sorted() && serials[0] > 0);
+    }
+
+    #[test]
+    fn a_new_ear_counts_anew() {
+        let mut world = World::new(tasks());
+        world.hear("a");
+        world.ear = Ear { number: 2, since: 5000 };
+        let heard = world.hear("a");
+        assert_eq!((heard.nth, heard.before, heard.is_new), (1, None, true));
+        assert_eq!(texts(&world.tasks), ["a", "a"]);
+    }
+
+    #[test]
+    fn what_redis_kept_joins_in_its_order_and_once() {
+        let mut world = World::new(tasks());
+        world.client(None, Some(Stage::Connected), None);
+        world.hear("c");
+        assert!(!world.tasks.is_settled(TASK, EAR));
+        // "a" is from before we listened, "b" another gateway heard and we are about to; "c" is ours.
+        world.look_up(&[(500, "a"), (2000, "b"), (2001, "c")], &[]);
+        assert!(world.tasks.is_settled(TASK, EAR) && !world.tasks.is_settled(TASK, Ear { number: 2, since: 0 }));
+        assert_eq!(texts(&world.tasks), ["a", "b", "c"]);
+        assert!(!world.hear("b").is_new);
+        assert_eq!(texts(&world.tasks), ["a", "b", "c"]);
+        assert!(world.hear("b").is_new);
+        assert!(world.hear("a").is_new);
+        assert_eq!(texts(&world.tasks), ["a", "b", "c", "b", "a"]);
+        world.look_up(&[(500, "a"), (2000, "b"), (2001, "c"), (2002, "b"), (2003, "a")], &[]);
+        assert_eq!(texts(&world.tasks), ["a", "b", "c", "b", "a"]);
+    }
+
+    #[test]
+    fn found_late_means_numbered_late() {
+        let mut world = World::new(tasks());
+        world.client(None, Some(Stage::Waiting), None);
+        world.hear("b");
+        let highest = world.tasks.given(TASK);
+        world.look_up(&[(1, "a"), (2000, "b")], &[]);
+        let serials: Vec<u64> = world.tasks.results(TASK).map(|(serial, _)| serial).collect();
+        assert!(serials[0] > highest && serials[1] == highest);
+    }
+
+    #[test]
+    fn equal_results_on_both_sides_of_an_absence_stay_two() {
+        let mut world = World::new(tasks());
+        world.hear("a");
+        world.ear = Ear { number: 2, since: 5000 };
+        // Ours from before, and one more that another gateway heard; we hear that one later.
+        world.look_up(&[(2000, "a"), (6000, "a")], &[]);
+        assert_eq!(texts(&world.tasks), ["a", "a"]);
+        assert!(!world.hear("a").is_new);
+        // Heard first, kept by another gateway as well, plus one that we missed.
+        let mut world = World::new(tasks());
+        world.hear("a");
+        world.look_up(&[(900, "a"), (2000, "a")], &[]);
+        assert_eq!(texts(&world.tasks), ["a", "a"]);
+        assert!(world.hear("a").is_new);
+    }
+
+    #[test]
+    fn what_was_stored_late_is_known() {
+        let mut world = World::new(tasks());
+        world.hear("a");
+        world.ear = Ear { number: 2, since: 5000 };
+        world.look_up(&[(6000, "a")], &[]);
+        assert_eq!(texts(&world.tasks), ["a"]);
+        assert!(world.hear("a").is_new);
+    }
+
+    #[test]
+    fn a_redis_that_forgot_takes_nothing_away() {
+        let mut world = World::new(tasks());
+        world.hear("a");
+        world.hear("b");
+        world.look_up(&[], &[]);
+        assert_eq!(texts(&world.tasks), ["a", "b"]);
+    }
+
+    #[test]
+    fn what_the_worker_set_is_told_from_what_it_published() {
+        let mut world = World::new(tasks());
+        assert_eq!(world.look_up(&[], &["a"]), 1);
+        assert_eq!(texts(&world.tasks), ["a"]);
+        assert_eq!(world.look_up(&[], &["a"]), 0);
+        assert!(!world.hear("a").is_new);
+        assert!(world.hear("a").is_new);
+        assert_eq!(texts(&world.tasks), ["a", "a"]);
+        assert_eq!(world.look_up(&[(2000, "a"), (2001, "a")], &["a"]), 0);
+        assert_eq!(world.look_up(&[(2000, "a"), (2001, "a")], &["c", "c"]), 1);
+        assert_eq!(texts(&world.tasks), ["a", "a", "c"]);
+    }
+
+    #[test]
+    fn what_the_worker_set_is_recognised_by_a_later_ear() {
+        let mut world = World::new(tasks());
+        world.look_up(&[], &["a"]);
+        world.ear = Ear { number: 2, since: 5000 };
+        assert_eq!(world.look_up(&[(2000, "a")], &["a"]), 0);
+        assert!(!world.hear("a").is_new);
+        assert!(world.hear("a").is_new);
+    }
+
+    #[test]
+    fn what_another_gateway_heard_before_our_absence_is_not_taken_in_twice() {
+        let mut world = World::new(tasks());
+        world.look_up(&[(2000, "a")], &[]);
+        world.ear = Ear { number: 2, since: 5000 };
+        world.look_up(&[(2000, "a")], &[]);
+        assert_eq!(texts(&world.tasks), ["a"]);
+        assert!(world.hear("a").is_new, "the ear that was to hear the first one is closed");
+    }
+
+    #[test]
+    fn looking_up_nothing_leaves_nothing() {
+        let mut world = World::new(tasks());
+        world.look_up(&[], &[]);
+        assert!(world.tasks.is_empty());
+    }
+
+    #[test]
+    fn age_ends_retention() {
+        let mut world = World::new(tasks());
+        world.hear("a");
+        world.now += 200 * SECOND;
+        world.hear("b");
+        let deadline = world.tasks.deadline().unwrap();
+        world.tasks.trim(deadline - Duration::from_nanos(1));
+        assert_eq!(texts(&world.tasks), ["a", "b"]);
+        world.tasks.trim(deadline);
+        assert_eq!(texts(&world.tasks), ["b"]);
+        // Gone, but recognised as long as the task is known.
+        assert_eq!(world.hear("a").nth, 2);
+        world.now += 400 * SECOND;
+        world.tasks.trim(world.now);
+        assert!(world.tasks.is_empty() && world.tasks.deadline().is_none());
+        assert_eq!((world.tasks.retained_bytes(), world.tasks.retained(), world.tasks.evicted()), (0, 0, 0));
+        assert_eq!(world.tasks.poll_forgotten(), None);
+    }
+
+    #[test]
+    fn too_much_lets_the_oldest_go_first() {
+        let settings = Settings { retain: Some(300 * SECOND), max_retained: 10 * (RESULT_COST + 1) };
+        let mut world = World::new(Tasks::new(settings));
+        for task in 0..25 {
+            world.hear_on(Uuid::from_u128(task), "x");
+            world.tasks.trim(world.now);
+        }
+        assert_eq!((world.tasks.retained(), world.tasks.evicted(), world.tasks.len()), (10, 15, 10));
+        assert_eq!(world.tasks.retained_bytes(), 10 * (RESULT_COST + 1));
+        assert_eq!(
+            std::iter::from_fn(|| world.tasks.poll_forgotten()).collect::<Vec<_>>(),
+            (0..15).map(Uuid::from_u128).collect::<Vec<_>>()
+        );
+        assert_eq!(world.tasks.results(Uuid::from_u128(15)).count(), 1);
+        world.hear_on(TASK, &"y".repeat(5000));
+        world.tasks.trim(world.now);
+        assert!(world.tasks.is_empty());
+    }
+
+    #[test]
+    fn a_task_that_is_waited_for_is_never_forgotten() {
+        let mut world = World::new(Tasks::new(Settings { retain: Some(SECOND), max_retained: 100 }));
+        world.client(None, Some(Stage::Waiting), None);
+        world.hear("a");
+        world.tasks.given(TASK);
+        world.tasks.trim(world.now);
+        assert_eq!(world.tasks.retained(), 0);
+        assert_eq!(world.tasks.poll_forgotten(), None);
+        // Let go here, still kept there: given already, so it is not taken in again.
+        world.look_up(&[(2000, "a")], &[]);
+        assert_eq!(texts(&world.tasks), Vec::<String>::new());
+        world.client(Some(Stage::Waiting), None, None);
+        assert!(world.tasks.is_empty());
+    }
+
+    #[test]
+    fn what_was_let_go_undelivered_is_taken_from_redis_again() {
+        let mut world = World::new(Tasks::new(Settings { retain: Some(SECOND), max_retained: 100 }));
+        world.client(None, Some(Stage::Connected), None);
+        world.hear("a");
+        world.tasks.trim(world.now);
+        assert_eq!(texts(&world.tasks), Vec::<String>::new());
+        world.look_up(&[(2000, "a")], &[]);
+        assert_eq!(texts(&world.tasks), ["a"]);
+    }
+
+    #[test]
+    fn without_retention_only_what_is_owed_stays() {
+        let mut world = World::new(Tasks::new(Settings { retain: None, max_retained: 1 << 20 }));
+        world.hear("a");
+        world.tasks.trim(world.now);
+        assert!(world.tasks.is_empty());
+        world.client(None, Some(Stage::Connected), None);
+        world.hear("b");
+        world.tasks.trim(world.now);
+        assert_eq!(texts(&world.tasks), ["b"]);
+        world.tasks.given(TASK);
+        world.tasks.trim(world.now);
+        assert_eq!(texts(&world.tasks), Vec::<String>::new());
+        world.client(Some(Stage::Connected), None, Some(End::Completed));
+        assert!(world.tasks.is_empty() && world.tasks.deadline().is_none());
+    }
+
+    #[test]
+    fn status_tells_the_truth_at_each_moment() {
+        let mut world = World::new(tasks());
+        assert_eq!(world.status(), ("not_found", false));
+        world.client(None, Some(Stage::Connected), None);
+        assert_eq!(world.status(), ("connected", true));
+        world.client(Some(Stage::Connected), Some(Stage::Waiting), None);
+        assert_eq!(world.status(), ("waiting", true));
+        world.client(None, Some(Stage::Connected), None);
+        assert_eq!(world.status(), ("waiting", true));
+        world.client(Some(Stage::Connected), None, None);
+        world.client(Some(Stage::Waiting), None, None);
+        assert_eq!(world.status(), ("not_found", false));
+        assert!(world.tasks.is_empty());
+        world.hear("a");
+        assert_eq!(world.status(), ("ready", false));
+        world.client(None, Some(Stage::Connected), None);
+        world.client(Some(Stage::Connected), Some(Stage::Sending), None);
+        world.tasks.given(TASK);
+        assert_eq!(world.status(), ("sending", true));
+        world.client(Some(Stage::Sending), None, None);
+        assert_eq!(world.status(), ("ready", false), "it left midway and may come back");
+        world.client(None, Some(Stage::Sending), None);
+        world.client(Some(Stage::Sending), None, Some(End::Completed));
+        assert_eq!(world.status(), ("completed", false));
+        world.hear("b");
+        assert_eq!(world.status(), ("ready", false), "there is more than was delivered");
+        world.tasks.given(TASK);
+        world.client(None, Some(Stage::Sending), None);
+        world.client(Some(Stage::Sending), None, Some(End::Failed));
+        assert_eq!(world.status(), ("failed", false));
+    }
+
+    #[test]
+    fn ends_are_known_for_as_long_as_results() {
+        let mut world = World::new(tasks());
+        world.client(None, Some(Stage::Waiting), None);
+        world.client(Some(Stage::Waiting), None, Some(End::TimedOut));
+        assert_eq!(world.status(), ("timeout", false));
+        world.now += 200 * SECOND;
+        world.client(None, Some(Stage::Waiting), None);
+        assert_eq!(world.status(), ("waiting", true));
+        world.client(Some(Stage::Waiting), None, Some(End::Completed));
+        world.tasks.trim(world.now + 150 * SECOND);
+        assert_eq!(world.status(), ("completed", false), "the first end is not the last");
+        world.tasks.trim(world.now + 300 * SECOND);
+        assert_eq!(world.status(), ("not_found", false));
+        assert!(world.tasks.is_empty());
+    }
+
+    #[test]
+    fn ends_are_bounded() {
+        let mut world = World::new(tasks());
+        for task in 0..ENDED_MAX as u128 + 10 {
+            world.tasks.client(world.now, Uuid::from_u128(task), None, Some(Stage::Waiting), None);
+            world.tasks.client(world.now, Uuid::from_u128(task), Some(Stage::Waiting), None, Some(End::TimedOut));
+            world.tasks.trim(world.now);
+        }
+        assert_eq!(world.tasks.len(), ENDED_MAX);
+    }
+
+    #[test]
+    fn the_results_of_one_task_are_bounded() {
+        let mut world = World::new(tasks());
+        for _ in 0..3 * RESULTS_MAX {
+            world.hear("x");
+        }
+        let known = world.tasks.results(TASK).count();
+        assert!(known <= RESULTS_MAX && known >= RESULTS_MAX / 2);
+        assert_eq!(world.tasks.retained(), known);
+        assert_eq!(world.tasks.retained_bytes(), known * (RESULT_COST + 1));
+        world.tasks.trim(world.now + 300 * SECOND);
+        assert!(world.tasks.is_empty() && world.tasks.retained_bytes() == 0);
     }
 }
