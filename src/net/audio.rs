@@ -374,7 +374,7 @@ mod tests {
     #[test]
     fn files_are_sent_piece_by_piece_and_a_shrunken_one_says_so() {
         let folder = Folder::new("send");
-        let bytes: Vec<u8> = (0..1_000_003u32).map(|i| (i * 31 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..1_000_003u32).map(|i| ((i * 31) >> 3) as u8).collect();
         folder.write("root/a.wav", &bytes);
         let (file, length) = AudioRoot::new(folder.root(), u64::MAX).open(Path::new("a.wav")).unwrap();
         read_ahead(&file, 0, length);

@@ -822,7 +822,7 @@ mod tests {
             world.hear("x");
         }
         let known = world.tasks.results(TASK).count();
-        assert!(known <= RESULTS_MAX && known >= RESULTS_MAX / 2);
+        assert!((RESULTS_MAX / 2..=RESULTS_MAX).contains(&known));
         assert_eq!(world.tasks.retained(), known);
         assert_eq!(world.tasks.retained_bytes(), known * (RESULT_COST + 1));
         world.tasks.trim(world.now + 300 * SECOND);

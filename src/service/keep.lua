@@ -1,0 +1,46 @@
+-- Keeps results in the order of their publication, each once, however many gateways heard it.
+-- KEYS: the task's key for each result. ARGV: milliseconds to live, most bytes of a task, most results of a task; then for each
+-- result: since, hash, nth, hash before, nth before, payload. See link.rs for the reasoning.
+-- "index" is 12 digits of bytes in all, then for each result 36 characters in order: hash (16), time (16), field (4).
+local clock = redis.call('TIME')
+local now = string.format('%010d%06d', clock[1], clock[2])
+local refused = 0
+
+local function place(index, since, hash, nth)
+  for at = 13, #index, 36 do
+    if string.sub(index, at, at + 15) == hash and string.sub(index, at + 16, at + 31) >= since then
+      nth = nth - 1
+      if nth == 0 then return at end
+    end
+  end
+end
+
+for i, key in ipairs(KEYS) do
+  local a = 6 * i - 3
+  local since, hash, before, payload = ARGV[a + 1], ARGV[a + 2], ARGV[a + 4], ARGV[a + 6]
+  local index = redis.pcall('HGET', key, 'index')
+  if type(index) == 'table' then
+    refused = refused + 1
+  else
+    index = index or '000000000000'
+    local at = place(index, since, hash, tonumber(ARGV[a + 3]))
+    if at then
+      local earlier = before ~= '' and place(index, since, before, tonumber(ARGV[a + 5]))
+      if earlier and earlier > at then
+        index = string.sub(index, 1, at - 1) .. string.sub(index, at + 36) .. string.sub(index, at, at + 35)
+        redis.call('HSET', key, 'index', index)
+      end
+    else
+      local count, bytes = (#index - 12) / 36, tonumber(string.sub(index, 1, 12)) + #payload
+      if bytes > tonumber(ARGV[2]) or count >= tonumber(ARGV[3]) then
+        refused = refused + 1
+      else
+        local field = string.format('%04d', count)
+        index = string.format('%012d', bytes) .. string.sub(index, 13) .. hash .. now .. field
+        redis.call('HSET', key, 'index', index, field, payload)
+        redis.call('PEXPIRE', key, ARGV[1])
+      end
+    end
+  end
+end
+return refused
