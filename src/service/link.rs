@@ -362,6 +362,11 @@ impl Link {
         self.is_lost
     }
 
+    /// Since when the link is not up; `None` while it is.
+    pub fn away_since(&self) -> Option<Instant> {
+        self.away_since
+    }
+
     /// Where both lines stand, or are about to be dialled.
     pub fn address(&self) -> &Address {
         &self.targets[self.current].address

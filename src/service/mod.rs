@@ -4,6 +4,7 @@ pub mod bus;
 pub mod limits;
 pub mod link;
 pub mod report;
+pub mod results;
 pub mod route;
 pub mod stats;
 pub mod tasks;

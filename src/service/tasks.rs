@@ -75,8 +75,6 @@ pub struct Heard {
 /// How far one client is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// Its upgrade is completed; whether something is kept for it is not known yet.
-    Connected,
     /// It waits for a result.
     Waiting,
     /// A result is on its way to it.
@@ -98,6 +96,7 @@ pub enum End {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
     NotFound,
+    /// A client is there, but its results cannot be listened to yet; see `Results::status`.
     Connected,
     Waiting,
     Sending,
@@ -143,7 +142,7 @@ struct Task {
     /// In the order in which they were published, as far as that is known.
     results: Vec<Known>,
     /// How many clients there are at each stage.
-    clients: [u32; 3],
+    clients: [u32; 2],
     end: Option<(End, Instant)>,
     /// The ear for which Redis was asked what it keeps, and answered.
     settled: Option<u32>,
@@ -314,13 +313,12 @@ impl Tasks {
     /// How the task stands, and whether a client is connected for it.
     pub fn status(&self, task: Uuid) -> (Status, bool) {
         let Some(task) = self.tasks.get(&task) else { return (Status::NotFound, false) };
-        let [connected, waiting, sending] = task.clients;
+        let [waiting, sending] = task.clients;
         let is_kept =
             |with_given: bool| task.results.iter().any(|one| one.payload.is_some() && one.is_given <= with_given);
         let status = match task.end {
             _ if sending > 0 => Status::Sending,
             _ if waiting > 0 => Status::Waiting,
-            _ if connected > 0 => Status::Connected,
             _ if is_kept(false) => Status::Ready,
             Some((End::Completed, _)) => Status::Completed,
             Some((End::Failed, _)) => Status::Failed,
@@ -468,7 +466,7 @@ impl Way {
 
 impl Task {
     fn has_clients(&self) -> bool {
-        self.clients != [0; 3]
+        self.clients != [0; 2]
     }
 
     /// Nothing makes it worth remembering.
@@ -566,7 +564,7 @@ mod tests {
     #[test]
     fn what_redis_kept_joins_in_its_order_and_once() {
         let mut world = World::new(tasks());
-        world.client(None, Some(Stage::Connected), None);
+        world.client(None, Some(Stage::Waiting), None);
         world.hear("c");
         assert!(!world.tasks.is_settled(TASK, EAR));
         // "a" is from before we listened, "b" another gateway heard and we are about to; "c" is ours.
@@ -729,7 +727,7 @@ mod tests {
     #[test]
     fn what_was_let_go_undelivered_is_taken_from_redis_again() {
         let mut world = World::new(Tasks::new(Settings { retain: Some(SECOND), max_retained: 100 }));
-        world.client(None, Some(Stage::Connected), None);
+        world.client(None, Some(Stage::Waiting), None);
         world.hear("a");
         world.tasks.trim(world.now);
         assert_eq!(texts(&world.tasks), Vec::<String>::new());
@@ -743,14 +741,14 @@ mod tests {
         world.hear("a");
         world.tasks.trim(world.now);
         assert!(world.tasks.is_empty());
-        world.client(None, Some(Stage::Connected), None);
+        world.client(None, Some(Stage::Waiting), None);
         world.hear("b");
         world.tasks.trim(world.now);
         assert_eq!(texts(&world.tasks), ["b"]);
         world.tasks.given(TASK);
         world.tasks.trim(world.now);
         assert_eq!(texts(&world.tasks), Vec::<String>::new());
-        world.client(Some(Stage::Connected), None, Some(End::Completed));
+        world.client(Some(Stage::Waiting), None, Some(End::Completed));
         assert!(world.tasks.is_empty() && world.tasks.deadline().is_none());
     }
 
@@ -758,20 +756,19 @@ mod tests {
     fn status_tells_the_truth_at_each_moment() {
         let mut world = World::new(tasks());
         assert_eq!(world.status(), ("not_found", false));
-        world.client(None, Some(Stage::Connected), None);
-        assert_eq!(world.status(), ("connected", true));
-        world.client(Some(Stage::Connected), Some(Stage::Waiting), None);
+        world.client(None, Some(Stage::Waiting), None);
         assert_eq!(world.status(), ("waiting", true));
-        world.client(None, Some(Stage::Connected), None);
+        world.client(None, Some(Stage::Sending), None);
+        assert_eq!(world.status(), ("sending", true));
+        world.client(Some(Stage::Sending), None, None);
         assert_eq!(world.status(), ("waiting", true));
-        world.client(Some(Stage::Connected), None, None);
         world.client(Some(Stage::Waiting), None, None);
         assert_eq!(world.status(), ("not_found", false));
         assert!(world.tasks.is_empty());
         world.hear("a");
         assert_eq!(world.status(), ("ready", false));
-        world.client(None, Some(Stage::Connected), None);
-        world.client(Some(Stage::Connected), Some(Stage::Sending), None);
+        world.client(None, Some(Stage::Waiting), None);
+        world.client(Some(Stage::Waiting), Some(Stage::Sending), None);
         world.tasks.given(TASK);
         assert_eq!(world.status(), ("sending", true));
         world.client(Some(Stage::Sending), None, None);
