@@ -47,9 +47,6 @@ const TIB: u64 = 1024 * GIB;
 pub struct Config {
     pub reactor: reactor::Settings,
     pub gateway: gateway::Settings,
-    pub output: output::Settings,
-    pub tasks: tasks::Settings,
-    pub link: link::Settings,
     pub log: logging::Settings,
 }
 
@@ -64,13 +61,13 @@ impl Default for Config {
             },
             routes: default_routes(),
             drain_timeout: Some(Duration::from_secs(30)),
+            output: Default::default(),
+            tasks: Default::default(),
+            link: Default::default(),
         };
         Config {
             reactor: reactor::Settings { listen: vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8000))] },
             gateway,
-            output: Default::default(),
-            tasks: Default::default(),
-            link: Default::default(),
             log: Default::default(),
         }
     }
@@ -476,36 +473,36 @@ pub const SECTIONS: &[Section] = &[
     Section {
         name: "output",
         keys: &[
-            live("timeout", time!(output.timeout)),
-            live("chunk_size", size!(output.chunk_size, false, KIB..=16 * MIB)),
+            live("timeout", time!(gateway.output.timeout)),
+            live("chunk_size", size!(gateway.output.chunk_size, false, KIB..=16 * MIB)),
             live(
                 "audio_root",
                 Kind::Text {
-                    get: |c| c.output.audio_root.to_string_lossy().into_owned(),
+                    get: |c| c.gateway.output.audio_root.to_string_lossy().into_owned(),
                     set: |c, path| {
                         if path.is_empty() {
                             return Err("a folder must be named".into());
                         }
-                        c.output.audio_root = path.into();
+                        c.gateway.output.audio_root = path.into();
                         Ok(())
                     },
                 },
             ),
-            live("max_audio", size!(output.max_audio, false, 1..=TIB)),
-            live("retain", time!(tasks.retain)),
-            live("max_retained", size!(tasks.max_retained, true, 1..=64 * GIB)),
+            live("max_audio", size!(gateway.output.max_audio, false, 1..=TIB)),
+            live("retain", time!(gateway.tasks.retain)),
+            live("max_retained", size!(gateway.tasks.max_retained, true, 1..=64 * GIB)),
         ],
     },
     Section {
         name: "redis",
         keys: &[
-            at_start("url", Kind::List { get: |c| c.link.urls.clone(), set: |c, urls| set_redis(c, urls) }),
+            at_start("url", Kind::List { get: |c| c.gateway.link.urls.clone(), set: |c, urls| set_redis(c, urls) }),
             at_start(
                 "channel_prefix",
                 Kind::Text {
-                    get: |c| c.link.channel_prefix.clone(),
+                    get: |c| c.gateway.link.channel_prefix.clone(),
                     set: |c, prefix| {
-                        c.link.channel_prefix = check_prefix(prefix)?;
+                        c.gateway.link.channel_prefix = check_prefix(prefix)?;
                         Ok(())
                     },
                 },
@@ -513,14 +510,14 @@ pub const SECTIONS: &[Section] = &[
             at_start(
                 "subscribe",
                 Kind::Text {
-                    get: |c| word_of(SUBSCRIBE, c.link.subscribe).into(),
+                    get: |c| word_of(SUBSCRIBE, c.gateway.link.subscribe).into(),
                     set: |c, word| {
-                        c.link.subscribe = meaning_of(SUBSCRIBE, word)?;
+                        c.gateway.link.subscribe = meaning_of(SUBSCRIBE, word)?;
                         Ok(())
                     },
                 },
             ),
-            live("grace", time!(link.grace)),
+            live("grace", time!(gateway.link.grace)),
         ],
     },
     Section {
@@ -1132,7 +1129,7 @@ fn set_redis(config: &mut Config, urls: &[String]) -> Result<(), (usize, String)
     {
         return Err((index, "an embedded:// URL stands alone: the gateway itself is the inbox then".into()));
     }
-    config.link.urls = urls.to_vec();
+    config.gateway.link.urls = urls.to_vec();
     Ok(())
 }
 
@@ -1298,8 +1295,8 @@ mod tests {
         assert_eq!(config.gateway.limits.max_connections, 10_000);
         assert_eq!(config.gateway.session.ping_interval, Some(Duration::from_secs(20)));
         assert_eq!(config.gateway.session.idle_timeout, None);
-        assert_eq!(config.output.chunk_size, 65_536);
-        assert_eq!(config.tasks.retain, Some(Duration::from_secs(300)));
+        assert_eq!(config.gateway.output.chunk_size, 65_536);
+        assert_eq!(config.gateway.tasks.retain, Some(Duration::from_secs(300)));
         assert_eq!(route::check(&config.gateway.routes), Ok(()));
     }
 
@@ -1601,10 +1598,10 @@ mod tests {
 
         let loaded = load_with(&[], flags.clone()).unwrap();
         assert_eq!((loaded.config.log.level, loaded.path.as_ref()), (LevelFilter::Error, Some(&file)));
-        assert_eq!(loaded.config.link.urls, ["redis://file"]);
+        assert_eq!(loaded.config.gateway.link.urls, ["redis://file"]);
         let loaded = load_with(&env, flags.clone()).unwrap();
         assert_eq!(loaded.config.log.level, LevelFilter::Debug);
-        assert_eq!(loaded.config.link.urls, ["redis://environment"]);
+        assert_eq!(loaded.config.gateway.link.urls, ["redis://environment"]);
         let flags = Flags {
             redis: vec!["redis://flag".into(), "redis://other".into()],
             log_level: Some("trace".into()),
@@ -1617,7 +1614,7 @@ mod tests {
             loaded.config.log,
             logging::Settings { level: LevelFilter::Trace, file: Some("l".into()), ..Default::default() }
         );
-        assert_eq!(loaded.config.link.urls, ["redis://flag", "redis://other"]);
+        assert_eq!(loaded.config.gateway.link.urls, ["redis://flag", "redis://other"]);
         assert_eq!(loaded.config.reactor.listen, ["0.0.0.0:1".parse().unwrap()]);
         std::fs::remove_dir_all(&folder).unwrap();
     }
@@ -1660,16 +1657,16 @@ mod tests {
 
     #[test]
     fn redis_from_the_environment() {
-        let urls = |env: &[(&str, &str)]| from_environment(env).0.link.urls;
+        let urls = |env: &[(&str, &str)]| from_environment(env).0.gateway.link.urls;
         assert_eq!(urls(&[("REDIS_HOST", "r")]), ["redis://r:6379"]);
         assert_eq!(urls(&[("REDIS_PORT", "7")]), ["redis://localhost:7"]);
         assert_eq!(urls(&[("REDIS_HOST", "r"), ("REDIS_PORT", "7")]), ["redis://r:7"]);
         assert_eq!(urls(&[("REDIS_HOST", "::1"), ("REDIS_PORT", "7")]), ["redis://[::1]:7"]);
         let (config, problems, warnings) = from_environment(&[("REDIS_PORT", "tcp://10.0.0.7:6379")]);
-        assert_eq!((config.link.urls[0].as_str(), problems.len(), warnings.len()), ("redis://localhost:6379", 0, 1));
+        assert_eq!((config.gateway.link.urls[0].as_str(), problems.len(), warnings.len()), ("redis://localhost:6379", 0, 1));
         let (config, problems, warnings) =
             from_environment(&[("REDIS_HOST", "r"), ("REDIS_PORT", "tcp://10.0.0.7:6379")]);
-        assert_eq!((config.link.urls[0].as_str(), problems.len(), warnings.len()), ("redis://r:6379", 0, 1));
+        assert_eq!((config.gateway.link.urls[0].as_str(), problems.len(), warnings.len()), ("redis://r:6379", 0, 1));
         assert_eq!(from_environment(&[("REDIS_PORT", "x")]).1.len(), 1);
         assert_eq!(urls(&[("REDIS_URL", "redis://u"), ("REDIS_HOST", "r"), ("REDIS_PORT", "x")]), ["redis://u"]);
     }

@@ -10,6 +10,7 @@
 use crate::base::timers::Timers;
 use crate::net::{Conn, Network, Ready, Side, Transport};
 use crate::proto::http::Reply;
+use crate::service;
 use crate::service::limits::{self, Limits};
 use crate::service::report::{self, BackendView, ConnectionView, RouteView, Snapshot};
 use crate::service::route::{Endpoint, RouteSettings, Routes};
@@ -35,6 +36,10 @@ pub struct Settings {
     pub routes: Vec<RouteSettings>,
     /// How long a drain may take; `None`: as long as it takes.
     pub drain_timeout: Option<Duration>,
+    /// How results are delivered, kept, and heard of.
+    pub output: session::output::Settings,
+    pub tasks: service::tasks::Settings,
+    pub link: service::link::Settings,
 }
 
 /// A backend's name that has to be looked up.
@@ -227,7 +232,7 @@ impl Gateway {
 
     /// Takes other settings. Open connections stay, with the route they came by.
     pub fn adopt(&mut self, settings: Settings) {
-        let Settings { session, limits, routes, drain_timeout } = settings;
+        let Settings { session, limits, routes, drain_timeout, .. } = settings;
         let clients = self.sessions.iter().filter(|(_, session)| session.is_counted);
         self.cx.limits.reload(limits, clients.map(|(_, session)| session.who().client.ip()));
         self.cx.routes.reload(routes, &mut self.cx.upstreams);

@@ -100,6 +100,17 @@ pub struct Settings {
     pub grace: Option<Duration>,
 }
 
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            urls: vec!["redis://localhost:6379".to_owned()],
+            channel_prefix: "task_response:".to_owned(),
+            subscribe: Subscribe::Pattern,
+            grace: Some(Duration::from_secs(10)),
+        }
+    }
+}
+
 /// How results are listened to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subscribe {

@@ -36,6 +36,12 @@ pub struct Settings {
     pub max_retained: usize,
 }
 
+impl Default for Settings {
+    fn default() -> Self {
+        Settings { retain: Some(Duration::from_secs(300)), max_retained: 16 * 1024 * 1024 }
+    }
+}
+
 /// One unbroken time of listening.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ear {
