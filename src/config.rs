@@ -22,10 +22,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::service::limits::{self, OriginRule};
-use crate::service::link::{self, Subscribe};
+use crate::service::link::Subscribe;
 use crate::service::route::{self, BackendUrl, RouteSettings, Target, Template};
-use crate::service::tasks;
-use crate::session::{OnBackendFailure, output};
+use crate::session::OnBackendFailure;
 use crate::{gateway, logging, reactor};
 
 /// Whether routes may say `serve = "output"`. While they may not, the default route `output` relays.
@@ -61,12 +60,14 @@ impl Default for Config {
             },
             routes: default_routes(),
             drain_timeout: Some(Duration::from_secs(30)),
-            output: Default::default(),
             tasks: Default::default(),
             link: Default::default(),
         };
         Config {
-            reactor: reactor::Settings { listen: vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8000))] },
+            reactor: reactor::Settings {
+                listen: vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8000))],
+                inbox: Vec::new(),
+            },
             gateway,
             log: Default::default(),
         }
@@ -473,22 +474,22 @@ pub const SECTIONS: &[Section] = &[
     Section {
         name: "output",
         keys: &[
-            live("timeout", time!(gateway.output.timeout)),
-            live("chunk_size", size!(gateway.output.chunk_size, false, KIB..=16 * MIB)),
+            live("timeout", time!(gateway.session.output.timeout)),
+            live("chunk_size", size!(gateway.session.output.chunk_size, false, KIB..=16 * MIB)),
             live(
                 "audio_root",
                 Kind::Text {
-                    get: |c| c.gateway.output.audio_root.to_string_lossy().into_owned(),
+                    get: |c| c.gateway.session.output.audio_root.to_string_lossy().into_owned(),
                     set: |c, path| {
                         if path.is_empty() {
                             return Err("a folder must be named".into());
                         }
-                        c.gateway.output.audio_root = path.into();
+                        c.gateway.session.output.audio_root = path.into();
                         Ok(())
                     },
                 },
             ),
-            live("max_audio", size!(gateway.output.max_audio, false, 1..=TIB)),
+            live("max_audio", size!(gateway.session.output.max_audio, false, 1..=TIB)),
             live("retain", time!(gateway.tasks.retain)),
             live("max_retained", size!(gateway.tasks.max_retained, true, 1..=64 * GIB)),
         ],
@@ -1130,6 +1131,10 @@ fn set_redis(config: &mut Config, urls: &[String]) -> Result<(), (usize, String)
         return Err((index, "an embedded:// URL stands alone: the gateway itself is the inbox then".into()));
     }
     config.gateway.link.urls = urls.to_vec();
+    config.reactor.inbox = match urls[0].strip_prefix("embedded://") {
+        Some(address) => resolve_listen(address.trim_end_matches('/')).map_err(|why| (0, why))?,
+        None => Vec::new(),
+    };
     Ok(())
 }
 
@@ -1295,7 +1300,7 @@ mod tests {
         assert_eq!(config.gateway.limits.max_connections, 10_000);
         assert_eq!(config.gateway.session.ping_interval, Some(Duration::from_secs(20)));
         assert_eq!(config.gateway.session.idle_timeout, None);
-        assert_eq!(config.gateway.output.chunk_size, 65_536);
+        assert_eq!(config.gateway.session.output.chunk_size, 65_536);
         assert_eq!(config.gateway.tasks.retain, Some(Duration::from_secs(300)));
         assert_eq!(route::check(&config.gateway.routes), Ok(()));
     }
@@ -1663,7 +1668,10 @@ mod tests {
         assert_eq!(urls(&[("REDIS_HOST", "r"), ("REDIS_PORT", "7")]), ["redis://r:7"]);
         assert_eq!(urls(&[("REDIS_HOST", "::1"), ("REDIS_PORT", "7")]), ["redis://[::1]:7"]);
         let (config, problems, warnings) = from_environment(&[("REDIS_PORT", "tcp://10.0.0.7:6379")]);
-        assert_eq!((config.gateway.link.urls[0].as_str(), problems.len(), warnings.len()), ("redis://localhost:6379", 0, 1));
+        assert_eq!(
+            (config.gateway.link.urls[0].as_str(), problems.len(), warnings.len()),
+            ("redis://localhost:6379", 0, 1)
+        );
         let (config, problems, warnings) =
             from_environment(&[("REDIS_HOST", "r"), ("REDIS_PORT", "tcp://10.0.0.7:6379")]);
         assert_eq!((config.gateway.link.urls[0].as_str(), problems.len(), warnings.len()), ("redis://r:6379", 0, 1));

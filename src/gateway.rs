@@ -10,13 +10,16 @@
 use crate::base::timers::Timers;
 use crate::net::{Conn, Network, Ready, Side, Transport};
 use crate::proto::http::Reply;
-use crate::service;
+use crate::proto::message::{self, TaskId};
 use crate::service::limits::{self, Limits};
-use crate::service::report::{self, BackendView, ConnectionView, RouteView, Snapshot};
-use crate::service::route::{Endpoint, RouteSettings, Routes};
+use crate::service::link::{self, Link};
+use crate::service::report::{self, BackendView, ConnectionView, RedisView, RouteView, Snapshot};
+use crate::service::results::{Notice, Results};
+use crate::service::route::{Endpoint, RouteSettings, RouteTarget, Routes, Target};
 use crate::service::stats::{BothWays, Stats};
+use crate::service::tasks::{self, Tasks};
 use crate::service::upstreams::UpstreamId;
-use crate::session::{self, Context, Driven, Identity, Phase, Session};
+use crate::session::{self, Admission, Context, Driven, Identity, Phase, Session};
 use log::{info, warn};
 use slab::Slab;
 use std::net::SocketAddr;
@@ -24,6 +27,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// Connections that are being told that there is no room, at once. While so many are, no further one is accepted.
 const REFUSALS_MAX: usize = 100;
+
+/// Workers that are connected to the embedded inbox at once.
+const WORKERS_MAX: usize = 1000;
 
 /// What is left for last frames to leave when the drain time is over.
 const LAST_CALL: Duration = Duration::from_millis(500);
@@ -36,10 +42,9 @@ pub struct Settings {
     pub routes: Vec<RouteSettings>,
     /// How long a drain may take; `None`: as long as it takes.
     pub drain_timeout: Option<Duration>,
-    /// How results are delivered, kept, and heard of.
-    pub output: session::output::Settings,
-    pub tasks: service::tasks::Settings,
-    pub link: service::link::Settings,
+    /// How results are kept, and heard of.
+    pub tasks: tasks::Settings,
+    pub link: link::Settings,
 }
 
 /// A backend's name that has to be looked up.
@@ -57,6 +62,9 @@ pub struct Gateway {
     yielded: Vec<usize>,
     closed: Vec<usize>,
     refusals: usize,
+    workers: usize,
+    /// The gateway itself is where workers publish.
+    is_inbox: bool,
     serials: u64,
     lifecycle: Lifecycle,
     drain_timeout: Option<Duration>,
@@ -75,29 +83,43 @@ enum Lifecycle {
 
 impl Gateway {
     /// A gateway that starts at `now`, which a wall clock calls `wall`.
+    ///
+    /// # Errors
+    /// When the URL of Redis cannot be used.
     pub fn new(
         settings: Settings,
         network: Box<dyn Network>,
-        chance: fastrand::Rng,
+        mut chance: fastrand::Rng,
         now: Instant,
         wall: SystemTime,
-    ) -> Gateway {
-        let mut cx = Context::new(now, settings.session, network, Limits::new(settings.limits), chance);
-        cx.routes = Routes::new(settings.routes, &mut cx.upstreams);
+    ) -> Result<Gateway, String> {
+        let Settings { session, limits, routes, drain_timeout, tasks, link } = settings;
+        let is_inbox = link.is_embedded();
+        let serves_results = routes.iter().any(|route| route.target == Target::Output);
+        let redis = match serves_results && !is_inbox {
+            true => Some(Link::new(&link, tasks, now, chance.u64(..)).map_err(|why| format!("redis.url: {why}"))?),
+            false => None,
+        };
+        let results = Results::new(Tasks::new(tasks), redis);
+        let mut cx = Context::new(now, session, network, Limits::new(limits), results, chance);
+        cx.routes = Routes::new(routes, &mut cx.upstreams);
+        cx.channel_prefix = link.channel_prefix;
         log_routes(&cx);
-        Gateway {
+        Ok(Gateway {
             sessions: Slab::new(),
             timers: Timers::new(),
             yielded: Vec::new(),
             closed: Vec::new(),
             refusals: 0,
+            workers: 0,
+            is_inbox,
             serials: 0,
             lifecycle: Lifecycle::Serving,
-            drain_timeout: settings.drain_timeout,
+            drain_timeout,
             started: now,
             started_wall: wall,
             cx,
-        }
+        })
     }
 
     /// Everything that follows happens at `now`.
@@ -117,9 +139,8 @@ impl Gateway {
 
     /// Takes a connection that was accepted from `client` and registered for [`Gateway::next_key`].
     pub fn admit(&mut self, transport: Box<dyn Transport>, client: SocketAddr) {
-        self.serials += 1;
-        let key = self.sessions.vacant_key();
-        let who = Identity { key, serial: self.serials, client, opened: self.cx.now, route: None, task_id: None };
+        let who = self.identity(client);
+        let key = who.key;
         let downstream = Conn::accepted(transport);
         let session = match self.cx.limits.admit(client.ip()) {
             Ok(()) => {
@@ -135,6 +156,33 @@ impl Gateway {
         };
         self.sessions.insert(session);
         self.drive(key);
+    }
+
+    /// One more worker can be taken.
+    pub fn can_admit_worker(&self) -> bool {
+        self.workers < WORKERS_MAX
+    }
+
+    /// Takes a worker's connection to the embedded inbox, registered for [`Gateway::next_key`].
+    pub fn admit_worker(&mut self, transport: Box<dyn Transport>, client: SocketAddr) {
+        let who = self.identity(client);
+        let key = who.key;
+        info!(target: "inbox", "{who} opened client={client}");
+        self.workers += 1;
+        self.sessions.insert(Session::inbox(who, Conn::accepted(transport)));
+        self.drive(key);
+    }
+
+    fn identity(&mut self, client: SocketAddr) -> Identity {
+        self.serials += 1;
+        Identity {
+            key: self.sessions.vacant_key(),
+            serial: self.serials,
+            client,
+            opened: self.cx.now,
+            route: None,
+            task_id: None,
+        }
     }
 
     /// Something happened at one socket of a session.
@@ -160,7 +208,57 @@ impl Gateway {
             due.push(key);
         }
         due.into_iter().for_each(|key| self.drive(key));
+        self.settle_results();
         self.check_drain();
+    }
+
+    /// Hands out what was published, and tells what became of Redis.
+    fn settle_results(&mut self) {
+        self.cx.results.settle(self.cx.now);
+        while let Some(notice) = self.cx.results.poll_notice() {
+            self.handle_notice(notice);
+        }
+        while let Some((key, result)) = self.cx.results.poll_delivery() {
+            if let Some(session) = self.sessions.get_mut(key) {
+                session.handle_result(result);
+                self.drive(key);
+            }
+        }
+    }
+
+    fn handle_notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Up { address } => {
+                self.cx.stats.redis_connects += 1;
+                info!(target: "redis", "connected address={address}");
+            }
+            Notice::Down { why } => warn!(target: "redis", "lost why=\"{why}\""),
+            Notice::Trouble { why } => warn!(target: "redis", "trouble why=\"{why}\""),
+            Notice::Evicted { results } => {
+                self.cx.stats.results_evicted += results;
+                warn!(target: "output", "kept results let go for lack of room results={results}");
+            }
+            Notice::GraceOver => {
+                warn!(target: "redis", "away for longer than the grace: waiting clients are told");
+                let waiters: Vec<usize> = self.cx.results.waiters().collect();
+                for key in waiters {
+                    if let Some(session) = self.sessions.get_mut(key) {
+                        session.handle_redis_lost(&mut self.cx);
+                        self.drive(key);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Results, for whoever has the sockets of the link to Redis.
+    pub fn results(&mut self) -> &mut Results<usize> {
+        &mut self.cx.results
+    }
+
+    /// Some route serves results.
+    pub fn serves_results(&self) -> bool {
+        self.cx.routes.iter().any(|route| matches!(route.target, RouteTarget::Output))
     }
 
     /// Frees what ended in this turn. *Slots are freed last.*
@@ -189,7 +287,7 @@ impl Gateway {
             Lifecycle::LastCall { until } => Some(until),
             Lifecycle::Serving | Lifecycle::Stopped => None,
         };
-        [self.timers.next(), drained].into_iter().flatten().min()
+        [self.timers.next(), drained, self.cx.results.deadline()].into_iter().flatten().min()
     }
 
     /// The next backend's name to be looked up; [`Gateway::resolved`] brings the answer.
@@ -232,11 +330,12 @@ impl Gateway {
 
     /// Takes other settings. Open connections stay, with the route they came by.
     pub fn adopt(&mut self, settings: Settings) {
-        let Settings { session, limits, routes, drain_timeout, .. } = settings;
-        let clients = self.sessions.iter().filter(|(_, session)| session.is_counted);
+        let Settings { session, limits, routes, drain_timeout, tasks, .. } = settings;
+        let clients = self.sessions.iter().filter(|(_, session)| session.admission == Admission::Client);
         self.cx.limits.reload(limits, clients.map(|(_, session)| session.who().client.ip()));
         self.cx.routes.reload(routes, &mut self.cx.upstreams);
         self.cx.settings = session;
+        self.cx.results.set_retention(tasks);
         self.drain_timeout = drain_timeout;
         log_routes(&self.cx);
     }
@@ -255,6 +354,7 @@ impl Gateway {
     pub fn backlog_bytes(&self) -> usize {
         let held = self.sessions.iter().map(|(_, session)| match session.phase() {
             Phase::Relay(relay) => relay.backlog_bytes(),
+            Phase::Output(output) => output.held_bytes(),
             _ => 0,
         });
         held.sum()
@@ -291,8 +391,10 @@ impl Gateway {
     }
 
     fn release(&mut self, mut session: Session) {
-        if !session.is_counted {
-            self.refusals -= 1;
+        match session.admission {
+            Admission::Client => {}
+            Admission::Refused => self.refusals -= 1,
+            Admission::Inbox => self.workers -= 1,
         }
         session.release(&mut self.cx);
     }
@@ -300,7 +402,7 @@ impl Gateway {
     fn drain_sessions(&mut self, is_last_call: bool) {
         let keys: Vec<usize> = self.sessions.iter().map(|(key, _)| key).collect();
         for key in keys {
-            self.sessions[key].drain(is_last_call);
+            self.sessions[key].drain(is_last_call, &mut self.cx);
             self.drive(key);
         }
     }
@@ -309,7 +411,8 @@ impl Gateway {
         let is_due = |until: Option<Instant>| until.is_some_and(|until| until <= self.cx.now);
         match self.lifecycle {
             Lifecycle::Serving | Lifecycle::Stopped => {}
-            _ if self.sessions.len() == self.closed.len() => self.stop(),
+            // Workers do not keep it: they would never leave.
+            _ if self.sessions.len() == self.closed.len() + self.workers => self.stop(),
             Lifecycle::Draining { until } if is_due(until) => {
                 info!(target: "gateway", "drain time is over connections={}", self.sessions.len());
                 self.lifecycle = Lifecycle::LastCall { until: self.cx.now + LAST_CALL };
@@ -344,8 +447,17 @@ impl Gateway {
             Endpoint::Health => report::health(&snapshot),
             Endpoint::Ready => report::ready(&snapshot),
             Endpoint::Connections => report::connections(&snapshot),
-            Endpoint::Status(task_id) => status(task_id),
+            Endpoint::Status(task_id) => self.status(task_id),
         }
+    }
+
+    fn status(&self, segment: &str) -> Reply {
+        let Some(task) = TaskId::read(segment) else { return Reply::error(400, message::BAD_TASK_ID) };
+        let (status, is_connected) = self.cx.results.status(task.uuid());
+        let body = serde_json::json!({
+            "task_id": task.to_string(), "status": status.word(), "connected": is_connected,
+        });
+        Reply::json(200, body.to_string())
     }
 
     /// The gateway at this moment, with views of at most `connections_max` WebSockets.
@@ -363,6 +475,13 @@ impl Gateway {
                 backends: route.upstreams().iter().map(|&id| self.backend_view(id)).collect(),
             })
             .collect();
+        snapshot.results_wanted = self.serves_results();
+        snapshot.redis = match (snapshot.results_wanted, self.is_inbox) {
+            (false, _) => RedisView::Disabled,
+            (true, true) => RedisView::Embedded,
+            (true, false) if self.cx.results.is_up() => RedisView::Connected,
+            (true, false) => RedisView::Disconnected,
+        };
         for (_, session) in &self.sessions {
             let Some(traffic) = session.traffic() else { continue };
             snapshot.add_live(session.who().route_name(), traffic);
@@ -402,16 +521,5 @@ impl Gateway {
 fn log_routes(cx: &Context) {
     for route in cx.routes.iter() {
         info!(target: "gateway", "route {} path={} to={}", route.name, route.path, route.target_text(&cx.upstreams));
-    }
-}
-
-/// `/status/{task_id}` while no route serves results: no task is known.
-fn status(task_id: &str) -> Reply {
-    match uuid::Uuid::parse_str(task_id) {
-        Ok(_) => Reply::json(
-            200,
-            serde_json::json!({"task_id": task_id, "status": "not_found", "connected": false}).to_string(),
-        ),
-        Err(_) => Reply::error(400, "Invalid task_id format"),
     }
 }

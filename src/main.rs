@@ -74,12 +74,12 @@ fn start(is_demo: bool, flags: Flags, loaded: Loaded) -> ExitCode {
 
 /// The gateway with the stand-in as its backend for input.
 fn run_demo(flags: Flags, loaded: Loaded, logging: &Logging) -> Result<(), String> {
-    let Config { link, output, .. } = loaded.config;
+    let gateway::Settings { link, session, .. } = loaded.config.gateway;
     let options = demo::Options {
         // No route serves results, so there is no inbox to publish in.
         inbox: None,
         channel_prefix: link.channel_prefix,
-        audio_root: output.audio_root,
+        audio_root: session.output.audio_root,
     };
     let demo = Demo::start(options).map_err(|error| format!("cannot start the stand-in of the demo: {error}"))?;
     let loaded = load(&flags, Some(&demo)).map_err(|problems| problems.to_string())?;

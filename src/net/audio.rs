@@ -21,9 +21,9 @@ const AHEAD_MAX: u64 = 1024 * 1024;
 const RACES_MAX: usize = 8;
 
 /// The one folder whose files may be sent, and how large they may be.
-#[derive(Clone, Debug)]
-pub struct AudioRoot {
-    folder: PathBuf,
+#[derive(Clone, Copy, Debug)]
+pub struct AudioRoot<'f> {
+    folder: &'f Path,
     bytes_max: u64,
 }
 
@@ -52,10 +52,10 @@ impl AudioFault {
     }
 }
 
-impl AudioRoot {
+impl AudioRoot<'_> {
     /// Files in `folder`, each of at most `bytes_max` bytes. The folder need not exist yet, and may be replaced at any time: it is
     /// opened for each file anew.
-    pub fn new(folder: PathBuf, bytes_max: u64) -> AudioRoot {
+    pub fn new(folder: &Path, bytes_max: u64) -> AudioRoot<'_> {
         AudioRoot { folder, bytes_max }
     }
 
@@ -64,7 +64,7 @@ impl AudioRoot {
     pub fn open(&self, name: &Path) -> Result<(File, u64), AudioFault> {
         let relative = self.relative(name)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::openat(CWD, &self.folder, flags, Mode::empty()).map_err(fault)?;
+        let root = rustix::fs::openat(CWD, self.folder, flags, Mode::empty()).map_err(fault)?;
         let (file, length) = open_beneath(root.as_fd(), &relative)?;
         if length > self.bytes_max {
             return Err(AudioFault::TooLarge);
@@ -77,7 +77,7 @@ impl AudioRoot {
         if !name.is_absolute() {
             return Ok(name.to_path_buf());
         }
-        if let Ok(relative) = name.strip_prefix(&self.folder) {
+        if let Ok(relative) = name.strip_prefix(self.folder) {
             return Ok(relative.to_path_buf());
         }
         let real = self.folder.canonicalize().ok();

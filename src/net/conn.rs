@@ -6,6 +6,7 @@
 //! is off for reads, because data and FIN may share one event: then we read on until the end itself is seen.
 
 use super::{Pipe, Transport};
+use std::fs::File;
 use std::io::{self, ErrorKind};
 
 /// What an event said about one socket.
@@ -45,6 +46,16 @@ impl Conn {
     /// A connection that is being made. A write may be tried at once: it says `Blocked` until the connection stands.
     pub fn dialed(transport: Box<dyn Transport>) -> Conn {
         Conn::accepted(transport)
+    }
+
+    /// A connection that is being made and is not to be touched before an event says what became of it.
+    pub fn connecting(transport: Box<dyn Transport>) -> Conn {
+        Conn { transport, readable: false, writable: false, read_closed: false }
+    }
+
+    /// Whether the connection that was being made stands, after its first event.
+    pub fn connect_outcome(&mut self) -> io::Result<()> {
+        self.transport.connect_outcome()
     }
 
     /// Takes what an event said.
@@ -87,6 +98,22 @@ impl Conn {
             self.writable = false;
         }
         Ok(written)
+    }
+
+    /// The same, for bytes that more follow at once.
+    pub fn write_more(&mut self, bytes: &[u8]) -> io::Result<Io> {
+        self.when_writable(|transport| transport.write_more(bytes))
+    }
+
+    /// Writes at most `count` bytes of `file` from `offset` on.
+    ///
+    /// # Errors
+    /// `UnexpectedEof`: the file ends before `offset`; everything else: the peer is gone.
+    pub fn send_file(&mut self, file: &File, offset: u64, count: usize) -> io::Result<Io> {
+        self.when_writable(|transport| match transport.send_file(file, offset, count)? {
+            0 => Err(ErrorKind::UnexpectedEof.into()),
+            n => Ok(n),
+        })
     }
 
     /// Whether a stream may pass through a pipe from or to here.

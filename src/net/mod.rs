@@ -9,8 +9,10 @@ pub mod pipe;
 pub mod tcp;
 pub mod token;
 
+use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::fs::FileExt;
 
 pub use conn::{Conn, Io, Ready};
 pub use pipe::{Pipe, Pipes};
@@ -22,6 +24,26 @@ pub use token::{Side, Source};
 pub trait Transport: Read + Write {
     /// Sends FIN behind everything that was written: the peer reads to the end, and may still answer.
     fn shutdown_write(&mut self) -> io::Result<()>;
+
+    /// Whether a connection that was begun stands, once an event has come.
+    fn connect_outcome(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Writes what more follows at once: the kernel may wait for it to fill a packet.
+    fn write_more(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write(bytes)
+    }
+
+    /// Writes at most `count` bytes of `file` from `offset` on; 0 when the file ends there.
+    fn send_file(&mut self, file: &File, offset: u64, count: usize) -> io::Result<usize> {
+        let mut bytes = [0; 16 * 1024];
+        let most = count.min(bytes.len());
+        match file.read_at(&mut bytes[..most], offset)? {
+            0 => Ok(0),
+            n => self.write(&bytes[..n]),
+        }
+    }
 
     /// Whether bytes can pass through a [`Pipe`], unseen by this process: the three calls below work.
     fn can_splice(&self) -> bool {

@@ -1,11 +1,14 @@
 //! The real network: TCP through `mio`.
 
-use super::{Network, Pipe, Source, Transport};
-use mio::net::TcpStream;
+use super::{Network, Pipe, Source, Transport, audio};
+use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry};
+use rustix::net::SendFlags;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::path::Path;
 
 /// How many bytes the kernel keeps unsent for one socket before it says "full".
 ///
@@ -51,6 +54,18 @@ impl Transport for Tcp {
         self.0.shutdown(Shutdown::Write)
     }
 
+    fn connect_outcome(&mut self) -> io::Result<()> {
+        self.0.take_error()?.map_or(Ok(()), Err)
+    }
+
+    fn write_more(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(rustix::net::send(&self.0, bytes, SendFlags::MORE | SendFlags::NOSIGNAL)?)
+    }
+
+    fn send_file(&mut self, file: &File, offset: u64, count: usize) -> io::Result<usize> {
+        audio::send_file(&self.0, file, offset, count)
+    }
+
     fn can_splice(&self) -> bool {
         true
     }
@@ -68,6 +83,35 @@ impl Transport for Tcp {
     }
 }
 
+/// A registered Unix socket.
+struct Unix(UnixStream);
+
+impl Read for Unix {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buf)
+    }
+}
+
+impl Write for Unix {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Transport for Unix {
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        self.0.shutdown(Shutdown::Write)
+    }
+
+    fn connect_outcome(&mut self) -> io::Result<()> {
+        self.0.take_error()?.map_or(Ok(()), Err)
+    }
+}
+
 /// Dials over TCP and registers with the reactor's poll.
 pub struct TcpNetwork {
     registry: Registry,
@@ -81,11 +125,23 @@ impl TcpNetwork {
 
 impl Network for TcpNetwork {
     fn connect(&mut self, to: SocketAddr, source: Source) -> io::Result<Box<dyn Transport>> {
-        let mut stream = TcpStream::connect(to)?;
-        set_options(SockRef::from(&stream))?;
-        self.registry.register(&mut stream, source.into(), BOTH)?;
-        Ok(Box::new(Tcp(stream)))
+        connect(to, source, &self.registry)
     }
+}
+
+/// Begins to connect to `to`, registered as `source`.
+pub fn connect(to: SocketAddr, source: Source, registry: &Registry) -> io::Result<Box<dyn Transport>> {
+    let mut stream = TcpStream::connect(to)?;
+    set_options(SockRef::from(&stream))?;
+    registry.register(&mut stream, source.into(), BOTH)?;
+    Ok(Box::new(Tcp(stream)))
+}
+
+/// Connects to the socket at `path`, registered as `source`.
+pub fn connect_unix(path: &Path, source: Source, registry: &Registry) -> io::Result<Box<dyn Transport>> {
+    let mut stream = UnixStream::connect(path)?;
+    registry.register(&mut stream, source.into(), BOTH)?;
+    Ok(Box::new(Unix(stream)))
 }
 
 /// Opens a nonblocking listener.

@@ -35,6 +35,8 @@ pub enum Source {
     Session(usize, Side),
     Listener(usize),
     Signal(usize),
+    /// One of the connections to Redis.
+    Link(usize),
     /// A helper thread has something for us.
     Waker,
 }
@@ -45,6 +47,7 @@ const UPSTREAM: usize = 1;
 const LISTENER: usize = 2;
 const SIGNAL: usize = 3;
 const WAKER: usize = 4;
+const LINK: usize = 5;
 
 impl From<Source> for Token {
     fn from(source: Source) -> Token {
@@ -54,6 +57,7 @@ impl From<Source> for Token {
             Source::Listener(n) => (n, LISTENER),
             Source::Signal(n) => (n, SIGNAL),
             Source::Waker => (0, WAKER),
+            Source::Link(n) => (n, LINK),
         };
         Token(number << KIND_BITS | kind)
     }
@@ -68,6 +72,7 @@ impl From<Token> for Source {
             LISTENER => Source::Listener(number),
             SIGNAL => Source::Signal(number),
             WAKER => Source::Waker,
+            LINK => Source::Link(number),
             kind => unreachable!("token kind {kind}"),
         }
     }
@@ -86,6 +91,7 @@ mod tests {
             Source::Listener(3),
             Source::Signal(2),
             Source::Waker,
+            Source::Link(1),
         ] {
             assert_eq!(Source::from(Token::from(source)), source);
         }

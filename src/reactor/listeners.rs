@@ -24,37 +24,51 @@ const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(200);
 /// All listeners.
 pub struct Listeners {
     listeners: Vec<Listener>,
-    addresses: Vec<SocketAddr>,
+    addresses: Vec<(Door, SocketAddr)>,
     /// Out of descriptors until then.
     paused_until: Option<Instant>,
     is_full: bool,
+    is_closed: bool,
 }
 
 struct Listener {
     socket: TcpListener,
+    door: Door,
     is_ready: bool,
+}
+
+/// Who comes in by a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    Clients,
+    /// Workers, who publish to the embedded inbox.
+    Inbox,
 }
 
 impl Listeners {
     /// Listens on all of `addresses`, or on none.
-    pub fn open(addresses: &[SocketAddr], registry: &Registry) -> Result<Listeners, StartError> {
+    pub fn open(
+        addresses: impl Iterator<Item = (Door, SocketAddr)>,
+        registry: &Registry,
+    ) -> Result<Listeners, StartError> {
         let mut listeners = Vec::new();
         let mut opened = Vec::new();
-        for (index, &address) in addresses.iter().enumerate() {
+        for (index, (door, address)) in addresses.enumerate() {
             let open = || {
                 let mut socket = tcp::listen(address)?;
                 registry.register(&mut socket, Source::Listener(index).into(), Interest::READABLE)?;
                 io::Result::Ok((socket.local_addr()?, socket))
             };
             let (local, socket) = open().map_err(|error| StartError::Listen(address, error))?;
-            opened.push(local);
-            listeners.push(Listener { socket, is_ready: false });
+            opened.push((door, local));
+            listeners.push(Listener { socket, door, is_ready: false });
         }
-        Ok(Listeners { listeners, addresses: opened, paused_until: None, is_full: false })
+        Ok(Listeners { listeners, addresses: opened, paused_until: None, is_full: false, is_closed: false })
     }
 
-    pub fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
+    /// What is listened on, with the ports that the kernel chose.
+    pub fn addresses(&self, door: Door) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.addresses.iter().filter(move |(at, _)| *at == door).map(|&(_, address)| address)
     }
 
     /// Somebody knocks.
@@ -71,7 +85,10 @@ impl Listeners {
                 if !listener.is_ready {
                     break;
                 }
-                let is_full = !gateway.can_admit();
+                if listener.door == Door::Inbox && !gateway.can_admit_worker() {
+                    break;
+                }
+                let is_full = listener.door == Door::Clients && !gateway.can_admit();
                 if is_full && !self.is_full {
                     gateway.stats().accept_pauses += 1;
                     warn!(target: "gateway", "accepting pauses why=\"too many connections\"");
@@ -85,6 +102,9 @@ impl Listeners {
                         self.paused_until = None;
                         let source = Source::Session(gateway.next_key(), crate::net::Side::Downstream);
                         match Tcp::accepted(stream, source, registry) {
+                            Ok(transport) if listener.door == Door::Inbox => {
+                                gateway.admit_worker(Box::new(transport), client);
+                            }
                             Ok(transport) => gateway.admit(Box::new(transport), client),
                             Err(error) => warn!(target: "gateway", "cannot register {client}: {error}"),
                         }
@@ -107,19 +127,24 @@ impl Listeners {
 
     /// When accepting goes on by itself.
     pub fn next_turn(&self, gateway: &Gateway) -> Option<Instant> {
-        if !self.listeners.iter().any(|listener| listener.is_ready) || !gateway.can_admit() {
+        let can_accept = |listener: &Listener| match listener.door {
+            Door::Clients => gateway.can_admit(),
+            Door::Inbox => gateway.can_admit_worker(),
+        };
+        if !self.listeners.iter().any(|listener| listener.is_ready && can_accept(listener)) {
             return None;
         }
         Some(self.paused_until.unwrap_or_else(Instant::now))
     }
 
-    /// Stops listening.
+    /// Stops listening for clients. Workers may still publish what clients wait for.
     pub fn close(&mut self) {
-        self.listeners.clear();
+        self.listeners.retain(|listener| listener.door == Door::Inbox);
+        self.is_closed = true;
     }
 
     pub fn is_closed(&self) -> bool {
-        self.listeners.is_empty()
+        self.is_closed
     }
 }
 

@@ -5,17 +5,20 @@
 //! the turn.
 
 pub mod listeners;
+mod redis;
 mod resolver;
 mod signals;
 
 use crate::gateway::{self, Gateway};
 use crate::net::tcp::TcpNetwork;
 use crate::net::{Ready, Source};
-use listeners::Listeners;
+use crate::service::link::LINES;
+use listeners::{Door, Listeners};
 use log::info;
 use mio::event::Event;
 use mio::{Events, Poll, Waker};
-use resolver::Resolver;
+use redis::RedisSockets;
+use resolver::{Resolver, Subject};
 use signals::{Signal, Signals};
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -33,6 +36,8 @@ const LOG_RETRY: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     pub listen: Vec<SocketAddr>,
+    /// Where workers publish to the embedded inbox; nowhere if empty.
+    pub inbox: Vec<SocketAddr>,
 }
 
 /// What the front door does when the reactor is told to.
@@ -59,6 +64,8 @@ pub struct Reactor {
     poll: Poll,
     events: Events,
     gateway: Gateway,
+    redis: RedisSockets,
+    redis_has_more: bool,
     listeners: Listeners,
     signals: Signals,
     resolver: Resolver,
@@ -73,11 +80,17 @@ impl Reactor {
         let registry = poll.registry();
         let waker = Arc::new(Waker::new(registry, Source::Waker.into())?);
         let network = Box::new(TcpNetwork::new(registry.try_clone()?));
-        let listeners = Listeners::open(&settings.listen, registry)?;
-        let signals = Signals::register(registry)?;
         let chance = fastrand::Rng::new();
+        let gateway = Gateway::new(gateway, network, chance, Instant::now(), SystemTime::now())
+            .map_err(|why| StartError::Other(io::Error::other(why)))?;
+        let inbox = settings.inbox.iter().filter(|_| gateway.serves_results());
+        let doors = settings.listen.iter().map(|&at| (Door::Clients, at)).chain(inbox.map(|&at| (Door::Inbox, at)));
+        let listeners = Listeners::open(doors, registry)?;
+        let signals = Signals::register(registry)?;
         Ok(Reactor {
-            gateway: Gateway::new(gateway, network, chance, Instant::now(), SystemTime::now()),
+            gateway,
+            redis: RedisSockets::default(),
+            redis_has_more: false,
             events: Events::with_capacity(EVENTS_PER_TURN),
             resolver: Resolver::new(waker),
             poll,
@@ -88,8 +101,13 @@ impl Reactor {
     }
 
     /// The addresses that are listened on, with the ports that the kernel chose.
-    pub fn addresses(&self) -> &[SocketAddr] {
-        self.listeners.addresses()
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.addresses(Door::Clients).collect()
+    }
+
+    /// Where workers publish, if the inbox is embedded.
+    pub fn inbox_addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.addresses(Door::Inbox).collect()
     }
 
     /// Serves until a signal has ended it.
@@ -99,6 +117,9 @@ impl Reactor {
     pub fn run(mut self) -> io::Result<()> {
         for address in self.addresses() {
             info!(target: "gateway", "listening address={address}");
+        }
+        for address in self.inbox_addresses() {
+            info!(target: "inbox", "listening address={address}");
         }
         log::logger().flush();
         while !self.gateway.is_stopped() {
@@ -115,7 +136,8 @@ impl Reactor {
             Err(error) if error.kind() == ErrorKind::Interrupted => self.events.clear(),
             other => other?,
         }
-        self.gateway.begin_turn(Instant::now());
+        let now = Instant::now();
+        self.gateway.begin_turn(now);
         let mut is_signalled = false;
         let mut is_woken = false;
         for event in &self.events {
@@ -124,17 +146,18 @@ impl Reactor {
                 Source::Listener(index) => self.listeners.handle_ready(index),
                 Source::Signal(_) => is_signalled = true,
                 Source::Waker => is_woken = true,
+                Source::Link(line) => self.redis.handle_ready(LINES[line], ready(event)),
             }
         }
         if is_woken {
-            while let Some((upstream, answer)) = self.resolver.poll_answer() {
-                self.gateway.resolved(upstream, answer);
-            }
+            self.handle_answers(now);
         }
+        self.redis_has_more = self.redis.turn(self.gateway.results(), &mut self.resolver, self.poll.registry(), now)?;
         self.gateway.settle();
+        self.redis.flush(self.gateway.results(), now);
         self.listeners.accept(&mut self.gateway, self.poll.registry());
         while let Some(lookup) = self.gateway.poll_lookup() {
-            self.resolver.ask(lookup)?;
+            self.resolver.ask(Subject::Backend(lookup.upstream), lookup.host, lookup.port)?;
         }
         if is_signalled {
             self.handle_signals();
@@ -147,10 +170,26 @@ impl Reactor {
 
     /// How long the next turn may wait for events.
     fn timeout(&self) -> Option<Duration> {
+        if self.redis_has_more {
+            return Some(Duration::ZERO);
+        }
         let log = (self.hooks.is_log_behind)().then_some(LOG_RETRY);
         let next = [self.gateway.next_turn(), self.listeners.next_turn(&self.gateway)].into_iter().flatten().min();
         let next = next.map(|next| next.saturating_duration_since(Instant::now()));
         [next, log].into_iter().flatten().min()
+    }
+
+    fn handle_answers(&mut self, now: Instant) {
+        while let Some((subject, answer)) = self.resolver.poll_answer() {
+            match subject {
+                Subject::Backend(upstream) => self.gateway.resolved(upstream, answer),
+                Subject::Redis(line) => {
+                    if let Some(link) = self.gateway.results().link() {
+                        self.redis.handle_addresses(line, answer, link, self.poll.registry(), now);
+                    }
+                }
+            }
+        }
     }
 
     fn handle_signals(&mut self) {

@@ -2,7 +2,7 @@
 //!
 //! The thread is started by the first name; a gateway whose backends are all IP addresses never has one.
 
-use crate::gateway::Lookup;
+use crate::service::link::Line;
 use crate::service::upstreams::UpstreamId;
 use mio::Waker;
 use std::io;
@@ -14,14 +14,27 @@ use std::thread;
 /// The stack of the thread: the system's resolver keeps its buffers there.
 const STACK_BYTES: usize = 256 * 1024;
 
-type Answer = (UpstreamId, Result<Vec<SocketAddr>, String>);
+/// Whose name it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    Backend(UpstreamId),
+    Redis(Line),
+}
+
+struct Question {
+    subject: Subject,
+    host: String,
+    port: u16,
+}
+
+type Answer = (Subject, Result<Vec<SocketAddr>, String>);
 
 /// The reactor's end.
 pub struct Resolver {
     waker: Arc<Waker>,
     answers: Receiver<Answer>,
     answer: Sender<Answer>,
-    questions: Option<Sender<Lookup>>,
+    questions: Option<Sender<Question>>,
 }
 
 impl Resolver {
@@ -35,7 +48,7 @@ impl Resolver {
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn ask(&mut self, lookup: Lookup) -> io::Result<()> {
+    pub fn ask(&mut self, subject: Subject, host: String, port: u16) -> io::Result<()> {
         if self.questions.is_none() {
             let (questions, asked) = channel();
             let (answer, waker) = (self.answer.clone(), Arc::clone(&self.waker));
@@ -46,7 +59,9 @@ impl Resolver {
             self.questions = Some(questions);
         }
         if let Some(questions) = &self.questions {
-            questions.send(lookup).map_err(|_| io::Error::other("the resolver thread has ended"))?;
+            questions
+                .send(Question { subject, host, port })
+                .map_err(|_| io::Error::other("the resolver thread has ended"))?;
         }
         Ok(())
     }
@@ -57,13 +72,13 @@ impl Resolver {
     }
 }
 
-fn look_up_all(asked: &Receiver<Lookup>, answer: &Sender<Answer>, waker: &Waker) {
-    while let Ok(Lookup { upstream, host, port }) = asked.recv() {
+fn look_up_all(asked: &Receiver<Question>, answer: &Sender<Answer>, waker: &Waker) {
+    while let Ok(Question { subject, host, port }) = asked.recv() {
         let found = match (host.as_str(), port).to_socket_addrs() {
             Ok(addresses) => Ok(addresses.collect()),
             Err(error) => Err(error.to_string()),
         };
-        if answer.send((upstream, found)).is_err() || waker.wake().is_err() {
+        if answer.send((subject, found)).is_err() || waker.wake().is_err() {
             return; // the reactor is gone
         }
     }

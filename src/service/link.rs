@@ -111,6 +111,13 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// The gateway is the inbox itself: there is no Redis to link to.
+    pub fn is_embedded(&self) -> bool {
+        self.urls.iter().any(|url| url.starts_with("embedded://"))
+    }
+}
+
 /// How results are listened to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subscribe {

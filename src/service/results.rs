@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::proto::message::{TaskId, TaskResult};
 use crate::service::bus::{Bus, Change};
 use crate::service::link::{Event, Link};
-use crate::service::tasks::{Ear, End, Heard, Stage, Status, Tasks};
+use crate::service::tasks::{self, Ear, End, Heard, Stage, Status, Tasks};
 
 /// A heard result waits no longer for what Redis may keep while the link is down.
 const HOLD_MAX: Duration = Duration::from_secs(1);
@@ -108,6 +108,11 @@ impl<K: Copy + Eq + Hash> Results<K> {
     /// The next notice.
     pub fn poll_notice(&mut self) -> Option<Notice> {
         self.notices.pop_front()
+    }
+
+    /// Takes other settings for what is kept here; what Redis keeps follows after a restart.
+    pub fn set_retention(&mut self, settings: tasks::Settings) {
+        self.tasks.set_settings(settings);
     }
 
     /// The link, for whoever has the sockets. Call [`Results::settle`] after giving it bytes or time.

@@ -50,6 +50,14 @@ pub struct Stats {
     pub messages_too_big: u64,
     /// How often accepting was paused for want of connections or descriptors.
     pub accept_pauses: u64,
+    /// Results that were told to a client.
+    pub results_delivered: u64,
+    /// Results that were let go before their time, for lack of room.
+    pub results_evicted: u64,
+    /// How often the link to Redis came up.
+    pub redis_connects: u64,
+    /// Bytes of audio that were sent.
+    pub audio_bytes: u64,
     /// Lines that the log could not take.
     pub log_lines_lost: u64,
     refused: BTreeMap<&'static str, u64>,

@@ -28,6 +28,20 @@ pub enum CloseReason {
     ClientMessageTooBig,
     BackendMessageTooBig,
     IdleTimeout,
+    /// The final result has been delivered.
+    Delivered,
+    /// The task id is no UUID, or `from_chunk` no number.
+    BadTaskId,
+    /// No result came in time.
+    TaskTimeout,
+    /// Redis is out of reach.
+    RedisAway,
+    /// The audio file lost bytes while it was sent.
+    AudioLost,
+    /// A frame of the client's breaks RFC 6455.
+    ProtocolFault,
+    /// A text of the client's is not UTF-8.
+    NotUtf8,
     /// The gateway is about to stop.
     Draining,
     /// The gateway stopped before this session had ended.
@@ -56,6 +70,13 @@ impl CloseReason {
             ClientMessageTooBig => "client_message_too_big",
             BackendMessageTooBig => "backend_message_too_big",
             IdleTimeout => "idle_timeout",
+            Delivered => "delivered",
+            BadTaskId => "bad_task_id",
+            TaskTimeout => "task_timeout",
+            RedisAway => "redis_away",
+            AudioLost => "audio_lost",
+            ProtocolFault => "protocol_fault",
+            NotUtf8 => "not_utf8",
             Draining => "draining",
             Stopped => "stopped",
         }
@@ -68,13 +89,16 @@ impl CloseReason {
         match (self, side) {
             (BackendMessageTooBig, _) | (ClientMessageTooBig, Side::Downstream) => 1009,
             (_, Side::Upstream) => 1001,
-            (Done | IdleTimeout, _) => 1000,
+            (Done | IdleTimeout | Delivered, _) => 1000,
             (ClientVanished | ClientSilent | ClientClosed, _) => 1001,
-            (BadRequest | HeaderTimeout, _) => 1002,
+            (BadRequest | HeaderTimeout | ProtocolFault, _) => 1002,
+            (NotUtf8, _) => 1007,
             (OriginNotAllowed, _) => 1008,
-            (BackendUnavailable | BackendVanished | BackendSilent | BackendClosed, _) => 1011,
+            (BackendUnavailable | BackendVanished | BackendSilent | BackendClosed | AudioLost, _) => 1011,
             (Draining | Stopped, _) => 1012,
-            (BackendOverloaded | Refused, _) => 1013,
+            (BackendOverloaded | Refused | RedisAway, _) => 1013,
+            (BadTaskId, _) => 4004,
+            (TaskTimeout, _) => 4008,
         }
     }
 
@@ -95,6 +119,13 @@ impl CloseReason {
             ClientSilent => "client not responding",
             ClientMessageTooBig | BackendMessageTooBig => "message too big",
             IdleTimeout => "idle timeout",
+            Delivered => "done",
+            BadTaskId => "bad task id",
+            TaskTimeout => "processing timeout",
+            RedisAway => "Redis connection not available",
+            AudioLost => "audio file changed",
+            ProtocolFault => "protocol error",
+            NotUtf8 => "text is not UTF-8",
             Draining | Stopped => "gateway restarting",
         }
     }

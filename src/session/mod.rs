@@ -5,19 +5,26 @@
 //!                       ▼                                                        │
 //!   accepted ──────► Request ──── an endpoint, an error ───────────────────► Reply ──► Linger ──► Closed
 //!                       │  └───── refused over WebSocket (Origin, …) ──────────────────────▲       ▲
-//!                       └───────► Dial ── no backend ──────────────────────────────────────┤       │
-//!                                   └──── 101 ──► Relay ───────────────────────────────────┼───────┘
-//!   Request: read a head, choose what the connection becomes    Relay:  two flows until both have ended
-//!   Reply:   write an HTTP answer                               Linger: the last bytes and FIN are out, wait briefly
-//!   Dial:    connect to a backend, ask it to upgrade            Closed: the slot is freed at the end of the turn
+//!                       ├───────► Output ── delivered, timeout, … ─────────────────────────┤       │
+//!                       └───────► Dial ── no backend ──────────────────────────────────────┘       │
+//!                                   └──── 101 ──► Relay ───────────────────────────────────────────┤
+//!   accepted by the inbox ──────► Inbox ───────────────────────────────────────────────────────────┘
+//!
+//!   Request: read a head, choose what the connection becomes    Output: wait for a task's results, deliver them
+//!   Reply:   write an HTTP answer                               Inbox:  take results from a worker
+//!   Dial:    connect to a backend, ask it to upgrade            Linger: the last bytes and FIN are out, wait briefly
+//!   Relay:   two flows until both have ended                    Closed: the slot is freed at the end of the turn
 //! ```
 //!
 //! Each phase is a type in a file of its own. Its `step` consumes it and says what follows; a phase that only waits hands
 //! itself back. No session knows another: all that is shared is lent to a step as [`Context`].
 
+pub mod alive;
 pub mod dial;
 pub mod flow;
+pub mod inbox;
 pub mod linger;
+pub mod outbox;
 pub mod output;
 pub mod relay;
 pub mod reply;
@@ -30,7 +37,9 @@ pub use close::CloseReason;
 use crate::base::timers::Armed;
 use crate::net::{Conn, Network, Pipes, Ready, Side};
 use crate::proto::http;
+use crate::proto::message::TaskResult;
 use crate::service::limits::Limits;
+use crate::service::results::Results;
 use crate::service::route::{Endpoint, Route, Routes};
 use crate::service::stats::{BothWays, Stats};
 use crate::service::upstreams::{UpstreamId, Upstreams};
@@ -62,6 +71,8 @@ pub struct Settings {
     /// Payload bytes of the largest message that is relayed.
     pub max_message: Option<u64>,
     pub on_backend_failure: OnBackendFailure,
+    /// How results are delivered.
+    pub output: output::Settings,
 }
 
 impl Default for Settings {
@@ -76,6 +87,7 @@ impl Default for Settings {
             idle_timeout: None,
             max_message: None,
             on_backend_failure: OnBackendFailure::Close,
+            output: output::Settings::default(),
         }
     }
 }
@@ -94,6 +106,10 @@ pub struct Context {
     /// The moment of this turn.
     pub now: Instant,
     pub settings: Settings,
+    /// Results, and which session waits for which.
+    pub results: Results<usize>,
+    /// What a task's channel begins with.
+    pub channel_prefix: String,
     pub network: Box<dyn Network>,
     pub routes: Routes,
     pub upstreams: Upstreams,
@@ -117,12 +133,15 @@ impl Context {
         settings: Settings,
         network: Box<dyn Network>,
         limits: Limits,
+        results: Results<usize>,
         mut chance: fastrand::Rng,
     ) -> Self {
         let ping_key = chance.u64(..);
         Context {
             now,
             settings,
+            results,
+            channel_prefix: String::new(),
             network,
             routes: Routes::new(Vec::new(), &mut Upstreams::default()),
             upstreams: Upstreams::default(),
@@ -185,6 +204,8 @@ pub enum Phase {
     Reply(Box<reply::Reply>),
     Dial(Box<dial::Dial>),
     Relay(Box<relay::Relay>),
+    Output(Box<output::Output>),
+    Inbox(Box<inbox::Inbox>),
     Linger(Box<linger::Linger>),
     Closed(CloseReason),
 }
@@ -218,21 +239,51 @@ pub struct Session {
     pub armed: Armed,
     /// It stands in the list of those that have more to do.
     pub is_yielded: bool,
-    /// It was counted by [`Limits`] and must be released there.
-    pub is_counted: bool,
+    pub admission: Admission,
+}
+
+/// On what account a session is here; it is taken off that account when it is reaped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// A client, counted by [`Limits`].
+    Client,
+    /// A client too many.
+    Refused,
+    /// A worker.
+    Inbox,
 }
 
 impl Session {
     /// A connection that was just accepted, and counted by [`Limits`].
     pub fn accepted(who: Identity, downstream: Conn, cx: &Context) -> Session {
         let phase = Phase::Request(request::Request::first(cx));
-        Session { who, downstream, phase, armed: Armed::default(), is_yielded: false, is_counted: true }
+        Session { who, downstream, phase, armed: Armed::default(), is_yielded: false, admission: Admission::Client }
+    }
+
+    /// A worker's connection to the embedded inbox.
+    pub fn inbox(who: Identity, downstream: Conn) -> Session {
+        let phase = inbox::Inbox::phase();
+        Session { who, downstream, phase, armed: Armed::default(), is_yielded: false, admission: Admission::Inbox }
+    }
+
+    /// A result for the task that it waits for. It is acted on by the next [`Session::drive`].
+    pub fn handle_result(&mut self, result: Rc<TaskResult>) {
+        if let Phase::Output(output) = &mut self.phase {
+            output.handle_result(result);
+        }
+    }
+
+    /// Redis has been away for longer than its grace. Acted on by the next [`Session::drive`].
+    pub fn handle_redis_lost(&mut self, cx: &mut Context) {
+        if let Phase::Output(output) = &mut self.phase {
+            output.handle_redis_lost(&self.who, cx);
+        }
     }
 
     /// A connection that is told why it is not wanted, and closed.
     pub fn refused(who: Identity, downstream: Conn, reply: &http::Reply, cx: &mut Context) -> Session {
         let phase = reply::Reply::last(reply, CloseReason::Refused, cx);
-        Session { who, downstream, phase, armed: Armed::default(), is_yielded: false, is_counted: false }
+        Session { who, downstream, phase, armed: Armed::default(), is_yielded: false, admission: Admission::Refused }
     }
 
     pub fn who(&self) -> &Identity {
@@ -252,6 +303,7 @@ impl Session {
         match &self.phase {
             Phase::Dial(_) => Some(BothWays::default()),
             Phase::Relay(relay) => Some(relay.traffic()),
+            Phase::Output(output) => Some(output.traffic()),
             _ => None,
         }
     }
@@ -262,6 +314,8 @@ impl Session {
             Phase::Request(_) | Phase::Reply(_) => "http",
             Phase::Dial(_) => "connecting",
             Phase::Relay(relay) => relay.state(),
+            Phase::Output(output) => output.state(),
+            Phase::Inbox(_) => "inbox",
             Phase::Linger(_) | Phase::Closed(_) => "closing",
         }
     }
@@ -279,6 +333,7 @@ impl Session {
     pub fn active_at(&self) -> Instant {
         match &self.phase {
             Phase::Relay(relay) => relay.message_at(),
+            Phase::Output(output) => output.active_at(),
             _ => self.who.opened,
         }
     }
@@ -305,6 +360,8 @@ impl Session {
                 Phase::Reply(reply) => reply.step(&mut self.downstream, cx),
                 Phase::Dial(dial) => dial.step(&mut self.downstream, &self.who, cx),
                 Phase::Relay(relay) => relay.step(&mut self.downstream, &self.who, cx),
+                Phase::Output(output) => output.step(&mut self.downstream, &self.who, cx),
+                Phase::Inbox(inbox) => inbox.step(&mut self.downstream, &self.who, cx),
                 Phase::Linger(linger) => linger.step(&mut self.downstream, cx),
                 Phase::Closed(reason) => {
                     self.phase = Phase::Closed(reason);
@@ -338,25 +395,29 @@ impl Session {
             Phase::Reply(reply) => reply.deadline(),
             Phase::Dial(dial) => dial.deadline(),
             Phase::Relay(relay) => relay.deadline(),
+            Phase::Output(output) => output.deadline(),
+            Phase::Inbox(inbox) => inbox.deadline(),
             Phase::Linger(linger) => linger.deadline(),
             Phase::Closed(_) => None,
         }
     }
 
     /// The gateway is about to stop: finish what is in flight and leave. `is_last_call`: leave now.
-    pub fn drain(&mut self, is_last_call: bool) {
+    pub fn drain(&mut self, is_last_call: bool, cx: &mut Context) {
         match &mut self.phase {
             Phase::Request(request) => request.drain(),
             Phase::Reply(reply) => reply.drain(),
             Phase::Dial(dial) => dial.drain(),
             Phase::Relay(relay) => relay.drain(is_last_call),
-            Phase::Linger(_) | Phase::Closed(_) => {}
+            Phase::Output(output) => output.drain(is_last_call, &self.who, cx),
+            // Workers may publish until all who wait are served.
+            Phase::Inbox(_) | Phase::Linger(_) | Phase::Closed(_) => {}
         }
     }
 
     /// Gives back what it shares with others, before its slot is freed.
     pub fn release(&mut self, cx: &mut Context) {
-        if self.is_counted {
+        if self.admission == Admission::Client {
             cx.limits.release(self.who.client.ip());
         }
         match std::mem::replace(&mut self.phase, Phase::Closed(CloseReason::Stopped)) {
@@ -364,6 +425,7 @@ impl Session {
             Phase::Relay(relay) => {
                 relay.close(CloseReason::Stopped, &self.who, cx);
             }
+            Phase::Output(output) => output.close(CloseReason::Stopped, None, None, &self.who, cx),
             _ => {}
         }
     }

@@ -1,12 +1,46 @@
-//! The WebSocket end of a task: what a client that waits for results is sent.
+//! The WebSocket end of a task: a client that waits for its results, and gets them.
+//!
+//! ```text
+//!   Waiting ── a result ──► Sending: text ──► chunk, chunk, … ──► audio_complete ──► the next result, or Waiting
+//!      │                       │                                        └── it was the final one ──┐
+//!      │                       └── the file shrank, the worker failed ────────────────────────────┤
+//!      └── timeout, Redis away, drain, the client closes or breaks the rules ─────────────────────┴─► Leaving ──► Linger
+//! ```
+//!
+//! *Wire order is queue order*: everything that is said goes through the [`Outbox`], which holds little more than one chunk's
+//! heads; the next is made when it is empty. A chunk's bytes never come here: they go from the page cache to the socket. While
+//! nothing is sent and nothing is half said, a session owns no buffer, no reader and no file.
 
+use super::alive::{Alive, Verdict};
+use super::close::CloseReason;
+use super::linger::Linger;
+use super::outbox::{Flushed, Lost, Outbox};
+use super::{Context, Identity, Phase, Step};
+use crate::net::audio::{self, AudioRoot};
+use crate::net::{Conn, Io, Side};
+use crate::proto::conduit::{Conduit, Fault, Said};
+use crate::proto::message::{self, TaskId, TaskResult};
+use crate::proto::upgrade::{self, Handshake};
+use crate::proto::ws::{self, FrameHead, Opcode};
+use crate::service::stats::{BothWays, Traffic};
+use crate::service::tasks::{End, Stage};
+use log::{debug, info, warn};
+use std::collections::VecDeque;
+use std::fs::File;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// Reads from a client, and messages made for it, in one step; then the others have their turn.
+const BUDGET: usize = 16;
+
+/// Answers to a client's pings that wait for it to read. While there are more, it is not read from.
+const ANSWERS_BYTES_MAX: usize = 16 * 1024;
 
 /// How results are delivered: the `[output]` section, retention apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// The final result must have come by then, from the upgrade on; `None`: never too late.
+    /// How long a client waits for a result; `None`: for ever.
     pub timeout: Option<Duration>,
     /// Bytes of audio in one binary message; the last one may be shorter.
     pub chunk_size: usize,
@@ -23,6 +57,475 @@ impl Default for Settings {
             chunk_size: 64 * 1024,
             audio_root: PathBuf::from("/tmp/aivtuber_tasks"),
             max_audio: 256 * 1024 * 1024,
+        }
+    }
+}
+
+/// A client that waits for the results of a task.
+pub struct Output {
+    task: TaskId,
+    stage: Stage,
+    /// Results that have come for it, oldest first.
+    results: VecDeque<Rc<TaskResult>>,
+    /// Its audio is on the way.
+    audio: Option<Box<Audio>>,
+    outbox: Outbox,
+    /// Chunks of the first audio that the client has already.
+    skipped_chunks: u64,
+    leaving: Option<Leaving>,
+    /// Only while the client is in the middle of a message.
+    conduit: Option<Box<Conduit>>,
+    /// No result by then: it has waited long enough.
+    due_at: Option<Instant>,
+    heard_at: Instant,
+    pinged_at: Instant,
+    active_at: Instant,
+    wake_at: Option<Instant>,
+    traffic: BothWays,
+}
+
+/// An audio file between two of its chunks.
+struct Audio {
+    file: File,
+    length: u64,
+    chunk_size: u64,
+    next_chunk: u64,
+    total_chunks: u64,
+    /// Nothing follows it.
+    is_final: bool,
+}
+
+/// The last frame is in the outbox.
+#[derive(Clone, Copy)]
+struct Leaving {
+    reason: CloseReason,
+    code: Option<u16>,
+    end: Option<End>,
+}
+
+impl Output {
+    /// Completes the upgrade. `segment` is the task id as it stands in the path, `early` what came behind the request.
+    pub fn phase(
+        handshake: &Handshake,
+        segment: &str,
+        query: Option<&str>,
+        early: &[u8],
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Phase {
+        let mut accept = Vec::new();
+        upgrade::write_accept(handshake, &mut accept);
+        cx.stats.count_upgrade(who.route_name());
+        let Some(task) = TaskId::read(segment) else {
+            return refuse(accept, message::BAD_TASK_ID, CloseReason::BadTaskId, None, who, cx);
+        };
+        let Some(skipped_chunks) = from_chunk(query) else {
+            return refuse(accept, message::BAD_FROM_CHUNK, CloseReason::BadTaskId, Some(&task), who, cx);
+        };
+        if cx.results.is_lost() {
+            return refuse(accept, message::REDIS_AWAY, CloseReason::RedisAway, Some(&task), who, cx);
+        }
+        info!(target: "output", "{who} opened client={} task={task}", who.client);
+        cx.results.join(cx.now, &task, who.key);
+        let mut output = Box::new(Output {
+            task,
+            stage: Stage::Waiting,
+            results: VecDeque::new(),
+            audio: None,
+            outbox: Outbox::default(),
+            skipped_chunks,
+            leaving: None,
+            conduit: None,
+            due_at: cx.after(cx.settings.output.timeout),
+            heard_at: cx.now,
+            pinged_at: cx.now,
+            active_at: cx.now,
+            wake_at: None,
+            traffic: BothWays::default(),
+        });
+        output.outbox.push(&accept);
+        output.handle_bytes(early, who, cx);
+        output.wake_at = output.next_deadline(cx);
+        Phase::Output(output)
+    }
+
+    /// A result for its task. It is acted on by the next step.
+    pub fn handle_result(&mut self, result: Rc<TaskResult>) {
+        if self.leaving.is_none() {
+            self.results.push_back(result);
+        }
+    }
+
+    /// Redis has been away for longer than its grace.
+    pub fn handle_redis_lost(&mut self, who: &Identity, cx: &mut Context) {
+        if self.stage == Stage::Waiting && self.results.is_empty() {
+            self.leave_with_error(message::REDIS_AWAY, CloseReason::RedisAway, None, who, cx);
+        }
+    }
+
+    pub(super) fn step(mut self: Box<Self>, downstream: &mut Conn, who: &Identity, cx: &mut Context) -> Step {
+        if self.wake_at.is_some_and(|at| at <= cx.now) && !self.handle_deadline(who, cx) {
+            return self.end(CloseReason::ClientSilent, None, None, who, cx);
+        }
+        let mut more = match self.read(downstream, who, cx) {
+            Ok(more) => more,
+            Err(()) => return self.end(CloseReason::ClientVanished, None, None, who, cx),
+        };
+        for budget in (0..BUDGET).rev() {
+            match self.outbox.flush(downstream, self.audio.as_deref().map(|audio| &audio.file)) {
+                Ok(Flushed { is_blocked, moved }) => {
+                    self.traffic.to_client.bytes += moved as u64;
+                    if is_blocked {
+                        if moved > 0 {
+                            self.heard_at = cx.now; // a slow socket that takes bytes is a sign of life
+                        }
+                        more = false;
+                        break;
+                    }
+                }
+                Err(Lost::Client) => return self.end(CloseReason::ClientVanished, None, None, who, cx),
+                Err(Lost::File) => {
+                    // In the middle of a frame nothing can be said; wrong bytes are not sent.
+                    warn!(target: "output", "{who} = audio file shrank inside a chunk");
+                    return self.end(CloseReason::AudioLost, None, Some(End::Failed), who, cx);
+                }
+            }
+            if let Some(Leaving { reason, code, end }) = self.leaving {
+                return self.end(reason, code, end, who, cx);
+            }
+            if !self.produce(who, cx) {
+                break;
+            }
+            more |= budget == 0;
+        }
+        self.wake_at = self.next_deadline(cx);
+        if more { Step::Yield(Phase::Output(self)) } else { Step::Wait(Phase::Output(self)) }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.wake_at
+    }
+
+    /// The gateway is about to stop. A result that is on its way arrives; who only waits is sent away, to come back.
+    pub(super) fn drain(&mut self, is_last_call: bool, who: &Identity, cx: &mut Context) {
+        let is_waiting = self.stage == Stage::Waiting && self.results.is_empty();
+        if is_waiting || is_last_call {
+            self.leave(CloseReason::Draining, None, who, cx);
+        }
+    }
+
+    /// The word for `/connections`.
+    pub fn state(&self) -> &'static str {
+        match (self.leaving, self.stage) {
+            (Some(_), _) => "closing",
+            (None, Stage::Waiting) => "waiting",
+            (None, Stage::Sending) => "sending",
+        }
+    }
+
+    /// When something was last sent or heard.
+    pub fn active_at(&self) -> Instant {
+        self.active_at
+    }
+
+    pub fn traffic(&self) -> BothWays {
+        self.traffic
+    }
+
+    /// Bytes held for the client.
+    pub fn held_bytes(&self) -> usize {
+        self.outbox.held_bytes()
+    }
+
+    /// Says how it ended, and stops waiting for its task.
+    pub(super) fn close(
+        &self,
+        reason: CloseReason,
+        code: Option<u16>,
+        end: Option<End>,
+        who: &Identity,
+        cx: &mut Context,
+    ) {
+        cx.results.leave(cx.now, who.key, self.stage, end);
+        let Traffic { frames, bytes } = self.traffic.to_client;
+        info!(
+            target: "output",
+            "{who} closed reason={reason} code={} duration={:.3}s to_client={frames}/{bytes}B task={}",
+            code.map_or_else(|| "none".to_owned(), |code| code.to_string()),
+            (cx.now - who.opened).as_secs_f64(),
+            self.task,
+        );
+        cx.stats.count_closed(who.route_name(), reason.word(), self.traffic);
+    }
+
+    fn end(
+        self: Box<Self>,
+        reason: CloseReason,
+        code: Option<u16>,
+        end: Option<End>,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Step {
+        self.close(reason, code, end, who, cx);
+        Step::Next(match self.leaving {
+            Some(_) => Linger::phase(Vec::new(), reason, cx),
+            None => Phase::Closed(reason),
+        })
+    }
+
+    /// Takes what the client says. `Ok(true)`: there is more; `Err`: it is gone.
+    fn read(&mut self, downstream: &mut Conn, who: &Identity, cx: &mut Context) -> Result<bool, ()> {
+        for _ in 0..BUDGET {
+            if self.outbox.held_bytes() > ANSWERS_BYTES_MAX || self.leaving.is_some() || !downstream.is_readable() {
+                return Ok(false);
+            }
+            cx.with_scratch(|scratch, cx| match downstream.read(&mut scratch[..ANSWERS_BYTES_MAX]) {
+                Ok(Io::Moved(n)) => {
+                    self.handle_bytes(&scratch[..n], who, cx);
+                    Ok(())
+                }
+                Ok(Io::Blocked) => Ok(()),
+                Ok(Io::Ended) | Err(_) => Err(()),
+            })?;
+        }
+        Ok(downstream.is_readable())
+    }
+
+    fn handle_bytes(&mut self, bytes: &[u8], who: &Identity, cx: &mut Context) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.heard_at = cx.now;
+        self.traffic.from_client.bytes += bytes.len() as u64;
+        let mut answers = Vec::new();
+        let conduit = self.conduit.get_or_insert_default();
+        let frames = conduit.frames_seen();
+        let said = conduit.handle_bytes(bytes, &mut answers);
+        self.traffic.from_client.frames += conduit.frames_seen() - frames;
+        if conduit.is_idle() {
+            self.conduit = None;
+        }
+        match said {
+            Said::Nothing => self.outbox.push(&answers),
+            Said::Close(code) => {
+                debug!(target: "output", "{who} < close code={}", code.map_or_else(|| "none".to_owned(), |code| code.to_string()));
+                self.outbox.push(&answers);
+                self.leaving = Some(Leaving { reason: CloseReason::ClientClosed, code, end: None });
+            }
+            Said::Fault(fault) => {
+                let reason = match fault {
+                    Fault::Protocol => CloseReason::ProtocolFault,
+                    Fault::Utf8 => CloseReason::NotUtf8,
+                    Fault::TooBig => CloseReason::ClientMessageTooBig,
+                };
+                self.leave(reason, None, who, cx);
+            }
+        }
+    }
+
+    /// Makes the next messages, once the outbox is empty. False: there is nothing to say.
+    fn produce(&mut self, who: &Identity, cx: &mut Context) -> bool {
+        if let Some(mut audio) = self.audio.take() {
+            self.active_at = cx.now;
+            if audio.next_chunk < audio.total_chunks {
+                if audio.has_shrunk() {
+                    warn!(target: "output", "{who} = audio file shrank while it was sent");
+                    self.leave_with_error(AUDIO_CHANGED, CloseReason::AudioLost, Some(End::Failed), who, cx);
+                    return true;
+                }
+                self.push_chunk(&mut audio, who, cx);
+                self.audio = Some(audio);
+            } else {
+                self.push_text(&message::audio_complete(&self.task), who);
+                self.end_result(audio.is_final, false, who, cx);
+            }
+            return true;
+        }
+        let Some(result) = self.results.pop_front() else { return false };
+        self.active_at = cx.now;
+        if self.stage == Stage::Waiting {
+            cx.results.stage(cx.now, self.task.uuid(), Stage::Waiting, Stage::Sending);
+            self.stage = Stage::Sending;
+        }
+        self.begin_result(&result, who, cx);
+        true
+    }
+
+    fn begin_result(&mut self, result: &TaskResult, who: &Identity, cx: &mut Context) {
+        if let Some(fault) = result.fault() {
+            warn!(target: "output", "{who} = the worker's result is malformed why=\"{fault}\" task={}", self.task);
+        }
+        let settings = &cx.settings.output;
+        let opened =
+            result.audio_file().map(|name| AudioRoot::new(&settings.audio_root, settings.max_audio).open(name));
+        self.push_text(&result.message(&self.task, matches!(opened, Some(Ok(_)))), who);
+        cx.stats.results_delivered += 1;
+        match opened {
+            Some(Ok((file, length))) => {
+                let chunk_size = cx.settings.output.chunk_size as u64;
+                let total_chunks = length.div_ceil(chunk_size);
+                let next_chunk = std::mem::take(&mut self.skipped_chunks).min(total_chunks);
+                audio::read_ahead(&file, next_chunk * chunk_size, length);
+                info!(target: "output", "{who} delivers task={} audio={length}B chunks={total_chunks} from={next_chunk}", self.task);
+                let is_final = result.is_final();
+                self.audio = Some(Box::new(Audio { file, length, chunk_size, next_chunk, total_chunks, is_final }));
+                return;
+            }
+            Some(Err(fault)) => {
+                warn!(target: "output", "{who} = no audio why=\"{}\" task={}", fault.words(), self.task);
+                self.push_text(&message::error_message(fault.words(), Some(&self.task)), who);
+            }
+            None => {}
+        }
+        info!(target: "output", "{who} delivers task={} audio=none failure={}", self.task, result.is_failure());
+        self.end_result(result.is_final(), result.is_failure(), who, cx);
+    }
+
+    /// The last message of a result is in the outbox.
+    fn end_result(&mut self, is_final: bool, is_failure: bool, who: &Identity, cx: &mut Context) {
+        if is_final {
+            let end = if is_failure { End::Failed } else { End::Completed };
+            self.results.clear();
+            return self.leave(CloseReason::Delivered, Some(end), who, cx);
+        }
+        self.due_at = cx.after(cx.settings.output.timeout);
+        if self.results.is_empty() {
+            cx.results.stage(cx.now, self.task.uuid(), Stage::Sending, Stage::Waiting);
+            self.stage = Stage::Waiting;
+        }
+    }
+
+    fn push_text(&mut self, text: &str, who: &Identity) {
+        let mut frame = Vec::with_capacity(text.len() + FrameHead::BYTES_MAX);
+        head(Opcode::Text, text.len() as u64).write(&mut frame);
+        frame.extend_from_slice(text.as_bytes());
+        self.outbox.push(&frame);
+        self.traffic.to_client.frames += 1;
+        debug!(target: "output", "{who} > text len={}", text.len());
+    }
+
+    /// What announces a chunk, and the chunk itself: one run on the wire.
+    fn push_chunk(&mut self, audio: &mut Audio, who: &Identity, cx: &mut Context) {
+        let number = audio.next_chunk;
+        audio.next_chunk += 1;
+        let offset = number * audio.chunk_size;
+        let length = audio.chunk_size.min(audio.length - offset);
+        self.push_text(&message::audio_chunk(&self.task, number, audio.total_chunks), who);
+        let mut frame_head = Vec::with_capacity(FrameHead::BYTES_MAX);
+        head(Opcode::Binary, length).write(&mut frame_head);
+        self.outbox.push_chunk(&frame_head, offset, length as u32);
+        self.traffic.to_client.frames += 1;
+        cx.stats.audio_bytes += length;
+        debug!(target: "output", "{who} > binary len={length} chunk={number}/{}", audio.total_chunks);
+    }
+
+    /// An error message, then goodbye.
+    fn leave_with_error(
+        &mut self,
+        error: &str,
+        reason: CloseReason,
+        end: Option<End>,
+        who: &Identity,
+        cx: &mut Context,
+    ) {
+        if self.leaving.is_none() {
+            let text = message::error_message(error, Some(&self.task));
+            self.push_text(&text, who);
+            self.leave(reason, end, who, cx);
+        }
+    }
+
+    /// Says goodbye behind what is in the outbox, the frame that is under way first.
+    fn leave(&mut self, reason: CloseReason, end: Option<End>, who: &Identity, cx: &mut Context) {
+        if self.leaving.is_some() {
+            return;
+        }
+        let code = reason.close_code(Side::Downstream);
+        debug!(target: "output", "{who} > close code={code} reason=\"{}\"", reason.phrase());
+        self.outbox.push(&ws::close_frame(code, reason.phrase(), None));
+        self.leaving = Some(Leaving { reason, code: Some(code), end });
+        self.wake_at = Some(cx.now);
+    }
+
+    /// False: the client is dead to everything.
+    fn handle_deadline(&mut self, who: &Identity, cx: &mut Context) -> bool {
+        match self.alive().verdict(cx) {
+            Verdict::Fine => {}
+            Verdict::Ping if self.leaving.is_none() => {
+                self.outbox.push(&ws::ping_frame(b"", None));
+                self.pinged_at = cx.now;
+                cx.stats.pings_sent += 1;
+                debug!(target: "output", "{who} > ping");
+            }
+            Verdict::Ping => {}
+            Verdict::Gone => return false,
+        }
+        if self.stage == Stage::Waiting && self.results.is_empty() && self.due_at.is_some_and(|at| at <= cx.now) {
+            self.leave_with_error(message::TIMED_OUT, CloseReason::TaskTimeout, Some(End::TimedOut), who, cx);
+        }
+        true
+    }
+
+    fn alive(&self) -> Alive {
+        Alive { heard_at: self.heard_at, pinged_at: self.pinged_at, is_blocked: !self.outbox.is_empty() }
+    }
+
+    fn next_deadline(&self, cx: &Context) -> Option<Instant> {
+        let due_at = self.due_at.filter(|_| self.stage == Stage::Waiting && self.leaving.is_none());
+        [self.alive().deadline(cx), due_at].into_iter().flatten().min()
+    }
+}
+
+impl Audio {
+    fn has_shrunk(&self) -> bool {
+        self.file.metadata().is_ok_and(|metadata| metadata.len() < self.length)
+    }
+}
+
+/// Told when an audio file lost bytes while it was sent.
+const AUDIO_CHANGED: &str = "Audio file changed";
+
+fn head(opcode: Opcode, payload: u64) -> FrameHead {
+    FrameHead { fin: true, rsv: 0, opcode, mask: None, payload }
+}
+
+/// Who cannot wait for a task is told why.
+fn refuse(
+    mut last: Vec<u8>,
+    error: &str,
+    reason: CloseReason,
+    task: Option<&TaskId>,
+    who: &Identity,
+    cx: &mut Context,
+) -> Phase {
+    let text = message::error_message(error, task);
+    head(Opcode::Text, text.len() as u64).write(&mut last);
+    last.extend_from_slice(text.as_bytes());
+    last.extend(ws::close_frame(reason.close_code(Side::Downstream), reason.phrase(), None));
+    info!(target: "output", "{who} closed reason={reason} error=\"{error}\" client={}", who.client);
+    cx.stats.count_closed(who.route_name(), reason.word(), BothWays::default());
+    Linger::phase(last, reason, cx)
+}
+
+/// The first chunk that is wanted: 0 where the query does not say. `None`: it is not a number.
+fn from_chunk(query: Option<&str>) -> Option<u64> {
+    let wanted = query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("from_chunk="));
+    wanted.map_or(Some(0), |number| number.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn from_chunk_is_a_number_or_nothing() {
+        assert_eq!(from_chunk(None), Some(0));
+        assert_eq!(from_chunk(Some("")), Some(0));
+        assert_eq!(from_chunk(Some("a=1&from_chunk=7&b")), Some(7));
+        assert_eq!(from_chunk(Some("from_chunk=7&from_chunk=8")), Some(7));
+        for bad in ["from_chunk=", "from_chunk=-1", "from_chunk=x", "from_chunk=1.0", "from_chunk=99999999999999999999"]
+        {
+            assert_eq!(from_chunk(Some(bad)), None, "{bad}");
         }
     }
 }

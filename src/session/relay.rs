@@ -5,6 +5,7 @@
 //! look at a deadline that is already known. That deadline may be early, never late, so it is only worked out again when it
 //! has passed or an ending begins.
 
+use super::alive::{Alive, Verdict};
 use super::flow::{Flow, Pumped};
 use super::{CloseReason, Context, Identity, Phase, Step};
 use crate::net::{Conn, Ready, Side};
@@ -222,31 +223,33 @@ impl Relay {
 
     /// Pings a side that has been silent, gives up one that is dead to everything.
     fn check_alive(&mut self, side: Side, who: &Identity, cx: &mut Context) {
-        let Some(interval) = cx.settings.ping_interval else { return };
-        let pinged_at = self.pinged_at[side as usize];
+        let alive = self.alive(side);
         let (from, to) = self.flows_of(side);
-        let heard_at = from.heard_at();
-        if !from.is_source_talking() || cx.now < heard_at + interval {
+        if !from.is_source_talking() {
             return;
         }
-        let is_pinged = pinged_at > heard_at;
-        if !is_pinged && !to.is_blocked() {
-            return to.ask_ping();
+        match alive.verdict(cx) {
+            Verdict::Fine => {}
+            Verdict::Ping => to.ask_ping(),
+            Verdict::Gone => {
+                let reason = match side {
+                    Side::Downstream => CloseReason::ClientSilent,
+                    Side::Upstream => CloseReason::BackendSilent,
+                };
+                debug!(target: "relay", "{who} = {} has been silent for {:?}", side.word(), cx.now - alive.heard_at);
+                to.lose_sink();
+                from.end_source(reason, &mut Pumped::default());
+                self.begin_ending(reason, cx);
+            }
         }
-        // A side whose socket has taken nothing for so long cannot be pinged, and need not be.
-        let Some(timeout) = cx.settings.ping_timeout else { return };
-        let asked_at = if is_pinged { pinged_at } else { heard_at + interval };
-        if cx.now < asked_at + timeout {
-            return;
-        }
-        let reason = match side {
-            Side::Downstream => CloseReason::ClientSilent,
-            Side::Upstream => CloseReason::BackendSilent,
+    }
+
+    fn alive(&self, side: Side) -> Alive {
+        let (from, to) = match side {
+            Side::Downstream => (&self.up, &self.down),
+            Side::Upstream => (&self.down, &self.up),
         };
-        debug!(target: "relay", "{who} = {} has been silent for {:?}", side.word(), cx.now - heard_at);
-        to.lose_sink();
-        from.end_source(reason, &mut Pumped::default());
-        self.begin_ending(reason, cx);
+        Alive { heard_at: from.heard_at(), pinged_at: self.pinged_at[side as usize], is_blocked: to.is_blocked() }
     }
 
     /// The flow from `side` and the one to it.
@@ -271,29 +274,10 @@ impl Relay {
         if self.ending.is_some() {
             return self.linger_deadline();
         }
-        let settings = &cx.settings;
-        let alive = |from: &Flow, to: &Flow, pinged_at: Instant| {
-            let interval = settings.ping_interval?;
-            let ping_at = from.heard_at() + interval;
-            if ping_at > cx.now {
-                return Some(ping_at);
-            }
-            // Once it is heard again, the next ping is due an interval after that: early, never late.
-            let next_ping_at = cx.now + interval;
-            if pinged_at > from.heard_at() {
-                Some(settings.ping_timeout.map_or(next_ping_at, |timeout| next_ping_at.min(pinged_at + timeout)))
-            } else if to.is_blocked() {
-                settings.ping_timeout.map(|timeout| ping_at + timeout)
-            } else {
-                // The ping waits for a boundary, and going out it will be news.
-                None
-            }
-        };
-        let [client_pinged_at, backend_pinged_at] = self.pinged_at;
         [
-            alive(&self.up, &self.down, client_pinged_at),
-            alive(&self.down, &self.up, backend_pinged_at),
-            settings.idle_timeout.map(|timeout| self.message_at + timeout),
+            self.alive(Side::Downstream).deadline(cx),
+            self.alive(Side::Upstream).deadline(cx),
+            cx.settings.idle_timeout.map(|timeout| self.message_at + timeout),
         ]
         .into_iter()
         .flatten()

@@ -5,6 +5,7 @@
 
 use super::dial::Dial;
 use super::linger::Linger;
+use super::output::Output;
 use super::reply::{Asked, Reply};
 use super::{CloseReason, Context, Identity, Phase, Step};
 use crate::net::{Conn, Io, Side};
@@ -170,8 +171,11 @@ fn open(
         return Step::Next(Linger::phase(last, reason, cx));
     }
     match who.route.as_ref().map(|route| &route.target) {
-        Some(RouteTarget::Relay { .. }) => Step::Next(Dial::phase(head, head_bytes, rest, cx)),
-        _ => unreachable!("the configuration refuses `serve`"),
+        Some(RouteTarget::Output) => {
+            let task = who.task_id.clone().unwrap_or_default();
+            Step::Next(Output::phase(handshake, &task, head.query(), rest, who, cx))
+        }
+        _ => Step::Next(Dial::phase(head, head_bytes, rest, cx)),
     }
 }
 

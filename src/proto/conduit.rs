@@ -1,0 +1,212 @@
+//! What a client says on a WebSocket that we serve ourselves, read by `tungstenite` between two queues of ours.
+//!
+//! `tungstenite` is given the bytes that have come and a queue for its answers (pongs, the echo of a Close), so that the order
+//! of that queue is the order on the wire: an answer never lands inside a frame of ours. What we send ourselves does not pass
+//! through here at all. The surprising part is that nobody keeps a [`Conduit`] for long: a client that waits says next to
+//! nothing, and between two of its messages there is nothing to remember, see [`Conduit::is_idle`].
+
+use super::ws::{FrameScanner, Opcode};
+use std::io::{self, ErrorKind, Read, Write};
+use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
+use tungstenite::{Error, Message};
+
+/// A message of the client's may have so many bytes.
+pub const MESSAGE_BYTES_MAX: usize = 4 * 1024;
+
+/// `tungstenite` reads so many bytes at a time.
+const READ_BYTES: usize = 1024;
+
+/// The server's end of one client's messages.
+pub struct Conduit {
+    context: WebSocketContext,
+    frames: FrameScanner,
+    frames_seen: u64,
+    is_in_message: bool,
+}
+
+/// What came of the bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said {
+    /// Nothing that matters; pings have been answered.
+    Nothing,
+    /// A Close frame with this code, or without one. Its answer is in the queue, and nothing may follow it.
+    Close(Option<u16>),
+    /// The client broke the rules; it is to be told with a Close frame.
+    Fault(Fault),
+}
+
+/// How a client breaks the rules (RFC 6455 §7.4.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// 1002
+    Protocol,
+    /// 1007
+    Utf8,
+    /// 1009
+    TooBig,
+}
+
+impl Conduit {
+    pub fn new() -> Conduit {
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BYTES)
+            .write_buffer_size(0)
+            .max_message_size(Some(MESSAGE_BYTES_MAX))
+            .max_frame_size(Some(MESSAGE_BYTES_MAX));
+        Conduit {
+            context: WebSocketContext::new(Role::Server, Some(config)),
+            frames: FrameScanner::new(),
+            frames_seen: 0,
+            is_in_message: false,
+        }
+    }
+
+    /// Takes what the client sent. Answers are appended to `answers`, each of them a whole frame.
+    pub fn handle_bytes(&mut self, bytes: &[u8], answers: &mut Vec<u8>) -> Said {
+        self.follow(bytes);
+        let mut between = Between { bytes, answers };
+        loop {
+            let error = match self.context.read(&mut between) {
+                Ok(Message::Close(frame)) => {
+                    // The echo is written before anything else is read.
+                    let _ = self.context.flush(&mut between);
+                    return Said::Close(frame.map(|frame| frame.code.into()));
+                }
+                Ok(_) => continue,
+                Err(error) => error,
+            };
+            return match error {
+                Error::Io(error) if error.kind() == ErrorKind::WouldBlock => Said::Nothing,
+                Error::Utf8(_) => Said::Fault(Fault::Utf8),
+                Error::Capacity(_) => Said::Fault(Fault::TooBig),
+                _ => Said::Fault(Fault::Protocol),
+            };
+        }
+    }
+
+    /// Frames that have begun.
+    pub fn frames_seen(&self) -> u64 {
+        self.frames_seen
+    }
+
+    /// Nothing is begun: a new conduit would go on just as well.
+    pub fn is_idle(&self) -> bool {
+        self.frames.at_boundary() && !self.is_in_message
+    }
+
+    fn follow(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (used, head) = self.frames.advance(bytes);
+            bytes = &bytes[used..];
+            let Some(head) = head else { continue };
+            self.frames_seen += 1;
+            if matches!(head.opcode, Opcode::Text | Opcode::Binary | Opcode::Continuation) {
+                self.is_in_message = !head.fin;
+            }
+        }
+    }
+}
+
+impl Default for Conduit {
+    fn default() -> Self {
+        Conduit::new()
+    }
+}
+
+/// The stream as `tungstenite` sees it.
+struct Between<'b> {
+    bytes: &'b [u8],
+    answers: &'b mut Vec<u8>,
+}
+
+impl Read for Between<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.bytes.is_empty() {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        self.bytes.read(buf)
+    }
+}
+
+impl Write for Between<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.answers.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::ws::{FrameHead, apply_mask, close_frame, ping_frame, pong_frame};
+
+    const MASK: [u8; 4] = [1, 2, 3, 4];
+
+    fn frame(opcode: Opcode, fin: bool, payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        FrameHead { fin, rsv: 0, opcode, mask: Some(MASK), payload: payload.len() as u64 }.write(&mut out);
+        let at = out.len();
+        out.extend_from_slice(payload);
+        apply_mask(&mut out[at..], MASK, 0);
+        out
+    }
+
+    fn all(bytes: &[u8]) -> (Said, Vec<u8>) {
+        let mut answers = Vec::new();
+        (Conduit::new().handle_bytes(bytes, &mut answers), answers)
+    }
+
+    #[test]
+    fn pings_are_answered_and_messages_ignored_wherever_the_bytes_are_cut() {
+        let mut bytes = frame(Opcode::Text, false, "häl".as_bytes());
+        bytes.extend(ping_frame(b"one", Some(MASK)));
+        bytes.extend(frame(Opcode::Continuation, true, b"lo"));
+        bytes.extend(frame(Opcode::Binary, true, &[0xff; 4096]));
+        bytes.extend(ping_frame(b"two", Some(MASK)));
+        let expected = [pong_frame(b"one", None), pong_frame(b"two", None)].concat();
+        assert_eq!(all(&bytes), (Said::Nothing, expected.clone()));
+        for cut in (0..bytes.len()).step_by(7) {
+            let (mut conduit, mut answers) = (Conduit::new(), Vec::new());
+            for piece in [&bytes[..cut], &bytes[cut..]] {
+                assert_eq!(conduit.handle_bytes(piece, &mut answers), Said::Nothing, "cut at {cut}");
+            }
+            assert_eq!(answers, expected, "cut at {cut}");
+            assert!(conduit.is_idle());
+        }
+    }
+
+    #[test]
+    fn it_is_idle_only_between_messages() {
+        let bytes = [frame(Opcode::Text, false, b"a"), frame(Opcode::Continuation, true, b"b")].concat();
+        let mut conduit = Conduit::new();
+        for (at, byte) in bytes.iter().enumerate() {
+            conduit.handle_bytes(&[*byte], &mut Vec::new());
+            assert_eq!(conduit.is_idle(), at + 1 == bytes.len());
+        }
+    }
+
+    #[test]
+    fn a_close_is_echoed_and_what_follows_it_is_not_read() {
+        let bytes = [close_frame(4321, "bye", Some(MASK)), ping_frame(b"late", Some(MASK))].concat();
+        assert_eq!(all(&bytes), (Said::Close(Some(4321)), close_frame(4321, "bye", None)));
+        let (said, answers) = all(&frame(Opcode::Close, true, b""));
+        assert_eq!((said, answers), (Said::Close(None), vec![0x88, 0]));
+    }
+
+    #[test]
+    fn faults_are_told_apart() {
+        let unmasked = ping_frame(b"", None);
+        assert_eq!(all(&unmasked).0, Said::Fault(Fault::Protocol));
+        assert_eq!(all(&frame(Opcode::Reserved(3), true, b"")).0, Said::Fault(Fault::Protocol));
+        assert_eq!(all(&frame(Opcode::Continuation, true, b"")).0, Said::Fault(Fault::Protocol));
+        assert_eq!(all(&frame(Opcode::Text, true, &[0xff])).0, Said::Fault(Fault::Utf8));
+        assert_eq!(all(&frame(Opcode::Binary, true, &[0; MESSAGE_BYTES_MAX + 1])).0, Said::Fault(Fault::TooBig));
+        let fragments =
+            [frame(Opcode::Binary, false, &[0; 4000]), frame(Opcode::Continuation, true, &[0; 97])].concat();
+        assert_eq!(all(&fragments).0, Said::Fault(Fault::TooBig));
+    }
+}

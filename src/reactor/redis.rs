@@ -1,0 +1,216 @@
+//! The sockets that the link to Redis commands: dialed, written, read, closed as it says.
+//!
+//! The link knows the protocol and the time; here is only the kernel's side of it. A name is looked up by the resolver's
+//! thread like any other, and its addresses are tried in turn.
+
+use super::resolver::{Resolver, Subject};
+use crate::net::tcp;
+use crate::net::{Conn, Io, Ready, Source, Transport};
+use crate::service::link::{Action, Address, LINES, Line, Link};
+use crate::service::results::Results;
+use mio::Registry;
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+/// Reads from Redis in one turn: a flood on the channels must not starve the relays.
+const READS_PER_TURN: usize = 8;
+
+/// One read.
+const READ_BYTES: usize = 64 * 1024;
+
+/// Both lines' sockets.
+#[derive(Default)]
+pub struct RedisSockets {
+    sockets: [Socket; 2],
+    scratch: Vec<u8>,
+}
+
+#[derive(Default)]
+enum Socket {
+    #[default]
+    Closed,
+    /// The name is being looked up.
+    Looking,
+    /// `later`: addresses to try if this one does not answer.
+    Dialing {
+        conn: Conn,
+        later: VecDeque<SocketAddr>,
+    },
+    Open {
+        conn: Conn,
+    },
+}
+
+impl RedisSockets {
+    pub fn handle_ready(&mut self, line: Line, ready: Ready) {
+        if let Socket::Dialing { conn, .. } | Socket::Open { conn } = &mut self.sockets[line as usize] {
+            conn.handle_ready(ready);
+        }
+    }
+
+    /// The addresses of the server's name.
+    pub fn handle_addresses(
+        &mut self,
+        line: Line,
+        found: Result<Vec<SocketAddr>, String>,
+        link: &mut Link,
+        registry: &Registry,
+        now: Instant,
+    ) {
+        if !matches!(self.sockets[line as usize], Socket::Looking) {
+            return;
+        }
+        match found {
+            Ok(addresses) => self.dial(line, addresses.into(), "its name has no address", link, registry, now),
+            Err(why) => self.lose(line, &format!("its name was not found: {why}"), link, now),
+        }
+    }
+
+    /// Does what the link wants, and moves what can be moved. True: there is more to read, in the next turn.
+    pub fn turn(
+        &mut self,
+        results: &mut Results<usize>,
+        resolver: &mut Resolver,
+        registry: &Registry,
+        now: Instant,
+    ) -> io::Result<bool> {
+        let mut more = false;
+        self.obey(results, resolver, registry, now)?;
+        for line in LINES {
+            more |= self.serve(line, results, registry, now);
+        }
+        results.settle(now);
+        self.obey(results, resolver, registry, now)?;
+        Ok(more)
+    }
+
+    /// Sends what the link has to say, after all who are concerned have had their turn.
+    pub fn flush(&mut self, results: &mut Results<usize>, now: Instant) {
+        for line in LINES {
+            if let Some(link) = results.link() {
+                self.write(line, link, now);
+            }
+        }
+    }
+
+    fn obey(
+        &mut self,
+        results: &mut Results<usize>,
+        resolver: &mut Resolver,
+        registry: &Registry,
+        now: Instant,
+    ) -> io::Result<()> {
+        let Some(link) = results.link() else { return Ok(()) };
+        while let Some(action) = link.poll_action() {
+            match action {
+                Action::Close { line } => self.sockets[line as usize] = Socket::Closed,
+                Action::Dial { line, address: Address::Unix(path) } => {
+                    match tcp::connect_unix(&path, Source::Link(line as usize), registry) {
+                        Ok(transport) => self.begin(line, transport, VecDeque::new()),
+                        Err(error) => self.lose(line, &error.to_string(), link, now),
+                    }
+                }
+                Action::Dial { line, address: Address::Tcp { host, port } } => match host.parse() {
+                    Ok(ip) => self.dial(line, [SocketAddr::new(ip, port)].into(), "no address", link, registry, now),
+                    Err(_) => {
+                        self.sockets[line as usize] = Socket::Looking;
+                        resolver.ask(Subject::Redis(line), host, port)?;
+                    }
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins to connect to the first of `addresses` that the kernel accepts.
+    fn dial(
+        &mut self,
+        line: Line,
+        mut addresses: VecDeque<SocketAddr>,
+        otherwise: &str,
+        link: &mut Link,
+        registry: &Registry,
+        now: Instant,
+    ) {
+        let mut why = otherwise.to_owned();
+        while let Some(address) = addresses.pop_front() {
+            match tcp::connect(address, Source::Link(line as usize), registry) {
+                Ok(transport) => return self.begin(line, transport, addresses),
+                Err(error) => why = error.to_string(),
+            }
+        }
+        self.lose(line, &why, link, now);
+    }
+
+    fn begin(&mut self, line: Line, transport: Box<dyn Transport>, later: VecDeque<SocketAddr>) {
+        // Whether it stands is told by the first event.
+        self.sockets[line as usize] = Socket::Dialing { conn: Conn::connecting(transport), later };
+    }
+
+    fn lose(&mut self, line: Line, why: &str, link: &mut Link, now: Instant) {
+        self.sockets[line as usize] = Socket::Closed;
+        link.handle_closed(line, why, now);
+    }
+
+    fn serve(&mut self, line: Line, results: &mut Results<usize>, registry: &Registry, now: Instant) -> bool {
+        let Some(link) = results.link() else { return false };
+        if let Socket::Dialing { conn, later } = &mut self.sockets[line as usize] {
+            if !conn.is_writable() {
+                return false;
+            }
+            if let Err(error) = conn.connect_outcome() {
+                let later = std::mem::take(later);
+                self.dial(line, later, &error.to_string(), link, registry, now);
+                return false;
+            }
+            if let Socket::Dialing { conn, .. } = std::mem::take(&mut self.sockets[line as usize]) {
+                self.sockets[line as usize] = Socket::Open { conn };
+            }
+            link.handle_connected(line, now);
+        }
+        self.write(line, link, now);
+        self.read(line, results, now)
+    }
+
+    fn write(&mut self, line: Line, link: &mut Link, now: Instant) {
+        loop {
+            let Socket::Open { conn } = &mut self.sockets[line as usize] else { return };
+            let bytes = link.poll_output(line, now);
+            if bytes.is_empty() {
+                return;
+            }
+            match conn.write(bytes) {
+                Ok(Io::Moved(n)) => link.handle_written(line, n),
+                Ok(_) => return,
+                Err(error) => return self.lose(line, &error.to_string(), link, now),
+            }
+        }
+    }
+
+    fn read(&mut self, line: Line, results: &mut Results<usize>, now: Instant) -> bool {
+        self.scratch.resize(READ_BYTES, 0);
+        for _ in 0..READS_PER_TURN {
+            if results.is_full() {
+                return true; // deliveries go first
+            }
+            let Some(link) = results.link() else { return false };
+            let Socket::Open { conn } = &mut self.sockets[line as usize] else { return false };
+            match conn.read(&mut self.scratch) {
+                Ok(Io::Moved(n)) => link.handle_bytes(line, &self.scratch[..n], now),
+                Ok(Io::Blocked) => return false,
+                Ok(Io::Ended) => {
+                    self.lose(line, "it closed the connection", link, now);
+                    return false;
+                }
+                Err(error) => {
+                    self.lose(line, &error.to_string(), link, now);
+                    return false;
+                }
+            }
+            results.settle(now);
+        }
+        true
+    }
+}

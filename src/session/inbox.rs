@@ -1,0 +1,208 @@
+//! A worker that publishes to the embedded inbox, in the Redis protocol.
+//!
+//! It is a result inbox and not a Redis: `PUBLISH` does what it does there, what client libraries say on connecting is
+//! answered so that they are content, and every other command is told clearly that it is not known. Each command is answered
+//! in its place; a worker that does not read its answers is not read from.
+
+use super::{CloseReason, Context, Identity, Phase, Step};
+use crate::net::{Conn, Io};
+use crate::proto::resp::{Answer, Protocol, Requests};
+use log::{debug, info, warn};
+use std::time::Instant;
+use uuid::Uuid;
+
+/// The largest command, and so the largest result.
+const COMMAND_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Answers that wait for the worker to read them. While there are more, it is not read from.
+const ANSWERS_BYTES_MAX: usize = 64 * 1024;
+
+/// Reads in one step; then the others have their turn.
+const READS_PER_STEP: usize = 4;
+
+/// What `INFO` says: client libraries look for `loading` before they send anything.
+const SERVER: &str = concat!(
+    "# Server\r\nredis_version:7.0.0\r\nredis_mode:standalone\r\nserver_name:aivtuber-gateway\r\ngateway_version:",
+    env!("CARGO_PKG_VERSION"),
+    "\r\n# Persistence\r\nloading:0\r\n"
+);
+
+/// A worker's connection.
+pub struct Inbox {
+    requests: Requests,
+    protocol: Protocol,
+    answers: Vec<u8>,
+    sent: usize,
+    published: u64,
+    is_quitting: bool,
+}
+
+impl Inbox {
+    pub fn phase() -> Phase {
+        Phase::Inbox(Box::new(Inbox {
+            requests: Requests::new(COMMAND_BYTES_MAX),
+            protocol: Protocol::Resp2,
+            answers: Vec::new(),
+            sent: 0,
+            published: 0,
+            is_quitting: false,
+        }))
+    }
+
+    pub(super) fn step(mut self: Box<Self>, downstream: &mut Conn, who: &Identity, cx: &mut Context) -> Step {
+        for _ in 0..READS_PER_STEP {
+            match self.flush(downstream) {
+                Ok(true) if self.is_quitting => return self.end(CloseReason::Done, who),
+                Ok(true) => {}
+                Ok(false) => return Step::Wait(Phase::Inbox(self)),
+                Err(()) => return self.end(CloseReason::ClientVanished, who),
+            }
+            if cx.results.is_full() {
+                return Step::Yield(Phase::Inbox(self)); // deliveries go first
+            }
+            let read = cx.with_scratch(|scratch, cx| {
+                let read = downstream.read(scratch);
+                if let Ok(Io::Moved(n)) = read {
+                    self.handle_bytes(&scratch[..n], who, cx);
+                }
+                read
+            });
+            match read {
+                Ok(Io::Moved(_)) => {}
+                Ok(Io::Blocked) => return Step::Wait(Phase::Inbox(self)),
+                Ok(Io::Ended) => return self.end(CloseReason::Done, who),
+                Err(_) => return self.end(CloseReason::ClientVanished, who),
+            }
+        }
+        Step::Yield(Phase::Inbox(self))
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    fn end(self: Box<Self>, reason: CloseReason, who: &Identity) -> Step {
+        info!(target: "inbox", "{who} closed reason={reason} published={}", self.published);
+        Step::Next(Phase::Closed(reason))
+    }
+
+    /// True: all answers are out.
+    fn flush(&mut self, downstream: &mut Conn) -> Result<bool, ()> {
+        while self.sent < self.answers.len() {
+            match downstream.write(&self.answers[self.sent..]) {
+                Ok(Io::Moved(n)) => self.sent += n,
+                Ok(_) => return Ok(self.answers.len() - self.sent < ANSWERS_BYTES_MAX && !self.is_quitting),
+                Err(_) => return Err(()),
+            }
+        }
+        (self.answers, self.sent) = (Vec::new(), 0);
+        Ok(true)
+    }
+
+    fn handle_bytes(&mut self, bytes: &[u8], who: &Identity, cx: &mut Context) {
+        let mut input = bytes;
+        while !self.is_quitting {
+            match self.requests.decode(&mut input) {
+                Ok(Some(command)) => self.handle_command(&command, who, cx),
+                Ok(None) => return,
+                Err(bad) => {
+                    warn!(target: "inbox", "{who} = protocol error: {}", bad.0);
+                    self.answer(&Answer::Error(&format!("ERR Protocol error: {}", bad.0)));
+                    self.is_quitting = true;
+                }
+            }
+        }
+    }
+
+    fn handle_command(&mut self, command: &[Vec<u8>], who: &Identity, cx: &mut Context) {
+        let name = String::from_utf8_lossy(&command[0]).to_ascii_uppercase();
+        debug!(target: "inbox", "{who} < {name} arguments={}", command.len() - 1);
+        match (name.as_str(), &command[1..]) {
+            ("PUBLISH", [channel, payload]) => {
+                let heard = self.publish(channel, payload, who, cx);
+                self.answer(&Answer::Integer(heard));
+            }
+            ("PING", []) => self.answer(&Answer::Simple("PONG")),
+            ("PING" | "ECHO", [text]) => self.answer(&Answer::Bulk(text)),
+            ("AUTH", [_] | [_, _]) | ("SELECT", [_]) => self.answer(&Answer::Simple("OK")),
+            ("HELLO", arguments) => self.hello(arguments),
+            ("CLIENT", [subcommand, ..]) => self.client(subcommand, who),
+            ("INFO", _) => self.answer(&Answer::Bulk(SERVER.as_bytes())),
+            ("QUIT", _) => {
+                self.answer(&Answer::Simple("OK"));
+                self.is_quitting = true;
+            }
+            ("PUBLISH" | "PING" | "ECHO" | "AUTH" | "SELECT" | "CLIENT", _) => {
+                let name = name.to_ascii_lowercase();
+                self.answer(&Answer::Error(&format!("ERR wrong number of arguments for '{name}' command")));
+            }
+            _ => {
+                let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
+                self.answer(&Answer::Error(&format!(
+                    "ERR unknown command '{name}': this is the result inbox of aivtuber-gateway, which takes PUBLISH"
+                )));
+            }
+        }
+    }
+
+    /// How many heard it: the gateway itself, or nobody.
+    fn publish(&mut self, channel: &[u8], payload: &[u8], who: &Identity, cx: &mut Context) -> i64 {
+        let Some(task) = task_of(channel, &cx.channel_prefix) else {
+            debug!(target: "inbox", "{who} = published to a channel that is no task's");
+            return 0;
+        };
+        self.published += 1;
+        cx.results.publish(cx.now, task, payload);
+        1
+    }
+
+    fn hello(&mut self, arguments: &[Vec<u8>]) {
+        match arguments.first().map(Vec::as_slice) {
+            Some(b"2") => self.protocol = Protocol::Resp2,
+            Some(b"3") => self.protocol = Protocol::Resp3,
+            None => {}
+            Some(_) => return self.answer(&Answer::Error("NOPROTO unsupported protocol version")),
+        }
+        let version = if self.protocol == Protocol::Resp3 { 3 } else { 2 };
+        self.answer(&Answer::Map(vec![
+            (Answer::Bulk(b"server"), Answer::Bulk(b"aivtuber-gateway")),
+            (Answer::Bulk(b"version"), Answer::Bulk(b"7.0.0")),
+            (Answer::Bulk(b"proto"), Answer::Integer(version)),
+            (Answer::Bulk(b"mode"), Answer::Bulk(b"standalone")),
+            (Answer::Bulk(b"role"), Answer::Bulk(b"master")),
+            (Answer::Bulk(b"modules"), Answer::Array(Vec::new())),
+        ]));
+    }
+
+    fn client(&mut self, subcommand: &[u8], who: &Identity) {
+        match subcommand.to_ascii_uppercase().as_slice() {
+            b"ID" => self.answer(&Answer::Integer(who.serial as i64)),
+            b"GETNAME" => self.answer(&Answer::Null),
+            _ => self.answer(&Answer::Simple("OK")),
+        }
+    }
+
+    fn answer(&mut self, answer: &Answer) {
+        answer.write(self.protocol, &mut self.answers);
+    }
+}
+
+/// The task whose results are published on `channel`.
+fn task_of(channel: &[u8], prefix: &str) -> Option<Uuid> {
+    Uuid::try_parse_ascii(channel.strip_prefix(prefix.as_bytes())?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_channel_is_a_prefix_and_a_uuid_in_any_form() {
+        let task = Uuid::from_u128(0x1234_5678_9abc_def0_1234_5678_9abc_def0);
+        for form in [task.hyphenated().to_string(), task.simple().to_string(), task.to_string().to_uppercase()] {
+            assert_eq!(task_of(format!("task_response:{form}").as_bytes(), "task_response:"), Some(task));
+        }
+        assert_eq!(task_of(b"task_response:1", "task_response:"), None);
+        assert_eq!(task_of(b"other:12345678-9abc-def0-1234-56789abcdef0", "task_response:"), None);
+    }
+}
