@@ -1,11 +1,12 @@
 -- Keeps results in the order of their publication, each once, however many gateways heard it.
 -- KEYS: the task's key for each result. ARGV: milliseconds to live, most bytes of a task, most results of a task; then for each
 -- result: since, hash, nth, hash before, nth before, payload. See link.rs for the reasoning.
--- "index" is 12 digits of bytes in all, then for each result 36 characters in order: hash (16), time (16), field (4).
+-- "index" is 12 digits of bytes in all, then for each result in order 36 characters: hash (16), time (16), field (4).
 local clock = redis.call('TIME')
 local now = string.format('%010d%06d', clock[1], clock[2])
 local refused = 0
 
+-- Where the nth result of this content since then is.
 local function place(index, since, hash, nth)
   for at = 13, #index, 36 do
     if string.sub(index, at, at + 15) == hash and string.sub(index, at + 16, at + 31) >= since then
@@ -27,7 +28,9 @@ for i, key in ipairs(KEYS) do
     if at then
       local earlier = before ~= '' and place(index, since, before, tonumber(ARGV[a + 5]))
       if earlier and earlier > at then
-        index = string.sub(index, 1, at - 1) .. string.sub(index, at + 36) .. string.sub(index, at, at + 35)
+        local behind = earlier + 36
+        index = string.sub(index, 1, at - 1) .. string.sub(index, at + 36, behind - 1)
+          .. string.sub(index, at, at + 35) .. string.sub(index, behind)
         redis.call('HSET', key, 'index', index)
       end
     else

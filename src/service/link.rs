@@ -33,9 +33,14 @@
 //! - *A gateway was away.* It counts from its new S. What was stored before that cannot be what it hears now; what it missed does not
 //!   shift its count against the others', who have stored what they heard in between before S.
 //! - *Order.* The first one to store decides. Only a gateway that subscribed a moment ago can be first with the second result of a
-//!   pair it heard half of. Therefore each gateway names the result it heard before on that task, and a result that stands before its
-//!   predecessor is moved to the end, where its gateway, being the one that just heard it, knows it belongs.
+//!   pair it heard half of; the other gateway then appends the first behind the second, and says the second. Each therefore names the
+//!   result it heard before on that task, and a result that stands before its predecessor is moved to right behind it. What a
+//!   gateway that heard everything has said is then in order, and no other one's saying disturbs that, for it can only move results
+//!   that this gateway has not said yet.
 //! - *Sent twice.* A store that was not answered before the connection broke is sent again on the next, and is there by then or not.
+//!
+//! A look-up is answered when the ear has caught up with it, too: another gateway may have stored what is on its way to us, and in
+//! an order that is about to be put right.
 //!
 //! What a worker has set itself (`SET task_response:{task_id}`) is looked up together with what is kept, and kept as well if it was not
 //! published before, counted as the first of its content: its publication will find itself there.
@@ -44,8 +49,10 @@
 //! `max_retained` bytes, and tasks that had to go from memory for lack of room go from Redis too. Results are stored up to
 //! [`BATCH_MAX`] at a time, so that a flood that nobody waits for costs a fraction of a command each.
 //!
-//! Not solved: equal results published twice within the same task, the first heard only by one gateway, the second only by another,
-//! are taken for one. And nobody hears what is published while no gateway is subscribed; for that there is the worker's `SET`.
+//! Not solved: of *equal* results in one task, if one was heard by one gateway only and another by another only, one is lost; and if a
+//! gateway subscribed between them while another had not stored the first yet, their order among the others may be wrong. Different
+//! ones are never lost nor out of order for it. Nobody hears what is published while no gateway is subscribed; for that there is
+//! the worker's `SET`.
 
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
@@ -180,7 +187,7 @@ pub enum Event {
     Heard { task: Uuid, ear: Ear, payload: Vec<u8> },
     /// The subscription for one task counts from here on: look the task up. Not sent for patterns.
     Listening { task: Uuid },
-    /// The answer to [`Link::look_up`].
+    /// The answer to [`Link::look_up`]. Everything that was published before it was given has been heard.
     LookedUp { task: Uuid, kept: Vec<Kept>, set: Vec<Vec<u8>> },
 }
 
@@ -299,6 +306,8 @@ enum Expected {
     Kept,
     /// With what the reply before it said is kept.
     Set(Uuid, Vec<Kept>),
+    /// On the ear: it has heard everything that was published before these were looked up.
+    Caught(Uuid, Vec<Kept>, Vec<Vec<u8>>),
     Forgotten,
 }
 
@@ -396,6 +405,11 @@ impl Link {
             Subscribe::Pattern => self.pattern_ear,
             Subscribe::Task => self.wanted.get(task.hyphenated().encode_lower(&mut Uuid::encode_buffer()) as &str)?.ear,
         }
+    }
+
+    /// Everything that was to be kept or asked is answered. A gateway that stops waits for this, shortly.
+    pub fn is_idle(&self) -> bool {
+        self.jobs.is_empty() && LINES.iter().all(|line| self.connection(*line).expected.is_empty())
     }
 
     /// Results that were not kept in Redis for want of room here, since the start.
@@ -706,6 +720,15 @@ impl Link {
                     Value::Array(items) => items.into_iter().filter_map(|item| resp::bytes(Some(item))).collect(),
                     _ => Vec::new(),
                 };
+                // Another gateway may have stored what is still on its way to our ear. What is kept is told once we have heard as
+                // much, so that nothing overtakes anything.
+                if self.ear.is_up() && !(kept.is_empty() && set.is_empty()) {
+                    self.ear.ask(now, Expected::Caught(task, kept, set), &[b"PING"]);
+                } else {
+                    self.events.push_back(Event::LookedUp { task, kept, set });
+                }
+            }
+            (Some(Expected::Caught(task, kept, set)), _) => {
                 self.events.push_back(Event::LookedUp { task, kept, set });
             }
             (Some(Expected::Login | Expected::Any | Expected::Forgotten) | None, _) => {}
@@ -1537,15 +1560,11 @@ mod tests {
         world.link.look_up(Uuid::nil(), &[]);
         world.commands(Line::Hand);
         world.say(Line::Hand, &format!("*8\r\n{rest}*2\r\n$-1\r\n$1\r\ns\r\n%0\r\n*1\r\n$-1\r\n"));
+        assert_eq!(world.commands(Line::Ear), [["PING"]]);
         let kept = vec![Kept { at: 20, payload: b"a".to_vec() }, Kept { at: 30, payload: b"b".to_vec() }];
-        let events = world.events();
-        assert_eq!(
-            events[1..],
-            [
-                Event::LookedUp { task: TASK, kept, set: vec![b"s".to_vec()] },
-                Event::LookedUp { task: Uuid::nil(), kept: vec![], set: vec![] },
-            ]
-        );
+        assert_eq!(world.events()[1..], [Event::LookedUp { task: Uuid::nil(), kept: vec![], set: vec![] }]);
+        world.say(Line::Ear, "*2\r\n$4\r\npong\r\n$0\r\n\r\n");
+        assert_eq!(world.events(), [Event::LookedUp { task: TASK, kept, set: vec![b"s".to_vec()] }]);
     }
 
     #[test]
@@ -1555,6 +1574,8 @@ mod tests {
         world.commands(Line::Hand);
         world
             .say(Line::Hand, "-WRONGTYPE Operation against a key holding the wrong kind of value\r\n*1\r\n$1\r\ns\r\n");
+        world.commands(Line::Ear);
+        world.say(Line::Ear, "*2\r\n$4\r\npong\r\n$0\r\n\r\n");
         let events = world.events();
         assert!(matches!(&events[0], Event::Trouble { why } if why.contains("WRONGTYPE")));
         assert_eq!(events[1], Event::LookedUp { task: TASK, kept: vec![], set: vec![b"s".to_vec()] });

@@ -8,10 +8,9 @@
 //! The surprising thing is how results are told from each other. They carry no number, two of them may be equal to the last byte
 //! and yet be two, and the same one may come along several ways: heard on the channel, kept by Redis (whichever gateway kept it), set
 //! by the worker. So equal results are counted. During one unbroken time of listening, an [`Ear`], the n-th equal publication that we
-//! hear is the n-th equal one that anybody heard since: two gateways that listen agree on it without a word. What Redis has kept
-//! since the ear opened and we have not heard yet is therefore a publication still on its way to us, and is not counted again when
-//! it arrives ([`Way::Expected`]). What a worker has set is about to be published, by a worker that may have to try again later: its
-//! publication is recognised whichever ear hears it ([`Way::Set`]).
+//! hear is the n-th equal one that anybody heard since: two gateways that listen agree on it without a word. What a worker has set
+//! is about to be published, by a worker that may have to try again later: its publication is recognised whichever ear hears it
+//! ([`Way::Set`]).
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -74,7 +73,7 @@ pub struct Heard {
     pub nth: u32,
     /// Hash and count of what the ear heard before it on this task.
     pub before: Option<(u64, u32)>,
-    /// Whether it was unknown until now. One that Redis had handed us before we heard it is not new.
+    /// Whether it was unknown until now. What the worker had set before it published is not new.
     pub is_new: bool,
 }
 
@@ -172,9 +171,7 @@ struct Known {
 enum Way {
     /// The ear of this number heard it.
     Heard(u32),
-    /// Redis keeps it, from after the ear of this number opened, and the ear has not heard it yet.
-    Expected(u32),
-    /// Redis keeps it, from before the ear that was open then.
+    /// Redis keeps it, and no ear of ours heard it.
     Kept,
     /// The worker has set it, and has not published it yet.
     Set,
@@ -208,7 +205,7 @@ impl Tasks {
             1 + known.results.iter().filter(|one| one.hash == hash && one.way == Way::Heard(ear.number)).count() as u32;
         let before = known.last_heard.filter(|last| last.0 == ear.number).map(|(_, hash, nth)| (hash, nth));
         known.last_heard = Some((ear.number, hash, nth));
-        let claimed = known.results.iter_mut().find(|one| one.hash == hash && one.way.is_awaited_by(ear.number));
+        let claimed = known.results.iter_mut().find(|one| one.hash == hash && one.way == Way::Set);
         let is_new = claimed.is_none();
         match claimed {
             Some(one) => one.way = Way::Heard(ear.number),
@@ -217,8 +214,9 @@ impl Tasks {
         Heard { hash, nth, before, is_new }
     }
 
-    /// Redis answered what it keeps of a task (`kept`, in order), and what the worker has set there. What was not known joins the
-    /// results, in Redis' order. Answers those of the worker's that nobody has published yet, to be kept like publications.
+    /// Redis answered what it keeps of a task (`kept`, in order), and what the worker has set there; and `ear` has heard everything
+    /// that was published before that answer. What was not known joins the results, in Redis' order; what was heard stays in the
+    /// order in which it was heard. Answers those of the worker's that nobody has published yet, to be kept like publications.
     pub fn handle_looked_up(
         &mut self,
         now: Instant,
@@ -229,39 +227,54 @@ impl Tasks {
     ) -> Vec<(Heard, Rc<[u8]>)> {
         let known = self.tasks.entry(task).or_default();
         known.settled = Some(ear.number);
-        let mut rest = std::mem::take(&mut known.results);
-        let mut merged = Vec::with_capacity(rest.len().max(kept.len()));
-        let mut unknown = Vec::new();
+        let results = &known.results;
+        let mut is_matched = vec![false; results.len()];
+        let mut refill = Vec::new();
+        // Unknown ones, each with the place among the known ones before which it belongs, as soon as that is clear.
+        let mut unknown: Vec<(Option<usize>, u64, Vec<u8>)> = Vec::new();
+        let mut last = None;
         for one in kept {
             let hash = xxh3_64(&one.payload);
-            let is_recent = one.at >= ear.since;
-            let like =
-                |fits: fn(Way, u32) -> bool| rest.iter().position(|two| two.hash == hash && fits(two.way, ear.number));
-            // A recent one may also be what an earlier ear of ours heard and stored late. An old one is never the present ear's.
-            let same = match is_recent {
-                true => like(Way::is_of).or_else(|| like(|way, _| way == Way::Set)).or_else(|| like(|_, _| true)),
-                false => like(|way, ear| way != Way::Set && !way.is_of(ear)).or_else(|| like(|way, _| way == Way::Set)),
+            let like = |fits: fn(Way, Way) -> bool| {
+                let is_it = |(at, two): (usize, &Known)| {
+                    !is_matched[at] && two.hash == hash && fits(two.way, Way::Heard(ear.number))
+                };
+                results.iter().enumerate().position(is_it)
             };
-            match same {
-                Some(at) => {
-                    let two = rest.remove(at);
-                    if two.payload.is_none() && !two.is_given {
-                        unknown.push((merged.len(), one.payload));
-                    }
-                    merged.push(two);
-                }
-                None => {
-                    self.last_serial += 1;
-                    let way = if is_recent { Way::Expected(ear.number) } else { Way::Kept };
-                    unknown.push((merged.len(), one.payload));
-                    merged.push(Known { serial: self.last_serial, hash, way, is_given: false, payload: None });
-                }
+            let is_set = |way, _| way == Way::Set;
+            // A recent one may also be what an earlier ear of ours heard and stored late. An old one is never the present ear's.
+            let at = match one.at >= ear.since {
+                true => like(|way, heard| way == heard).or_else(|| like(is_set)).or_else(|| like(|_, _| true)),
+                false => like(|way, heard| way != heard && way != Way::Set).or_else(|| like(is_set)),
+            };
+            let Some(at) = at else {
+                unknown.push((None, hash, one.payload));
+                continue;
+            };
+            is_matched[at] = true;
+            last = last.max(Some(at));
+            unknown.iter_mut().filter(|(before, ..)| before.is_none()).for_each(|(before, ..)| *before = Some(at));
+            if results[at].payload.is_none() && !results[at].is_given {
+                refill.push((results[at].serial, one.payload));
             }
         }
-        merged.append(&mut rest);
+        let end = last.map_or(0, |last| last + 1);
+        unknown.sort_by_key(|(before, ..)| before.unwrap_or(end));
+        let mut merged = Vec::with_capacity(results.len() + unknown.len());
+        let mut unknown = unknown.into_iter().peekable();
+        for (at, two) in std::mem::take(&mut known.results).into_iter().map(Some).chain([None]).enumerate() {
+            while let Some((_, hash, payload)) =
+                unknown.next_if(|(before, ..)| before.unwrap_or(end) <= at || two.is_none())
+            {
+                self.last_serial += 1;
+                refill.push((self.last_serial, payload));
+                merged.push(Known { serial: self.last_serial, hash, way: Way::Kept, is_given: false, payload: None });
+            }
+            merged.extend(two);
+        }
         known.results = merged;
-        for (at, payload) in unknown {
-            self.retain(now, task, at, payload.into());
+        for (serial, payload) in refill {
+            self.retain(now, task, serial, payload.into());
         }
         let mut published_by_us = Vec::new();
         for payload in set {
@@ -416,8 +429,7 @@ impl Tasks {
             known.results.reserve_exact(1);
         }
         known.results.push(Known { serial: self.last_serial, hash, way, is_given: false, payload: None });
-        let at = known.results.len() - 1;
-        self.retain(now, task, at, payload);
+        self.retain(now, task, self.last_serial, payload);
         let known = self.tasks.entry(task).or_default();
         if known.results.len() > RESULTS_MAX {
             let mut oldest = Vec::new();
@@ -433,11 +445,14 @@ impl Tasks {
         }
     }
 
-    fn retain(&mut self, now: Instant, task: Uuid, at: usize, payload: Rc<[u8]>) {
-        let one = &mut self.tasks.entry(task).or_default().results[at];
-        self.retained_bytes += RESULT_COST + payload.len();
-        one.payload = Some(payload);
-        self.retained.push_back((now, task, one.serial));
+    fn retain(&mut self, now: Instant, task: Uuid, serial: u64, payload: Rc<[u8]>) {
+        let results = &mut self.tasks.entry(task).or_default().results;
+        // Nearly always the last one.
+        if let Some(one) = results.iter_mut().rev().find(|one| one.serial == serial) {
+            self.retained_bytes += RESULT_COST + payload.len();
+            one.payload = Some(payload);
+            self.retained.push_back((now, task, serial));
+        }
     }
 
     fn let_go(&mut self, task: Uuid, serial: u64, is_evicted: bool) {
@@ -455,18 +470,6 @@ impl Tasks {
                 self.tasks.remove(&task);
             }
         }
-    }
-}
-
-impl Way {
-    /// Whether the present ear, `ear`, has heard it or is about to.
-    fn is_of(self, ear: u32) -> bool {
-        self == Way::Heard(ear) || self == Way::Expected(ear)
-    }
-
-    /// Whether `ear` hears nothing new when it hears this.
-    fn is_awaited_by(self, ear: u32) -> bool {
-        self == Way::Expected(ear) || self == Way::Set
     }
 }
 
@@ -573,17 +576,42 @@ mod tests {
         world.client(None, Some(Stage::Waiting), None);
         world.hear("c");
         assert!(!world.tasks.is_settled(TASK, EAR));
-        // "a" is from before we listened, "b" another gateway heard and we are about to; "c" is ours.
+        // "a" is from before we listened, "b" was stored late by another gateway; "c" is ours.
         world.look_up(&[(500, "a"), (2000, "b"), (2001, "c")], &[]);
         assert!(world.tasks.is_settled(TASK, EAR) && !world.tasks.is_settled(TASK, Ear { number: 2, since: 0 }));
-        assert_eq!(texts(&world.tasks), ["a", "b", "c"]);
-        assert!(!world.hear("b").is_new);
         assert_eq!(texts(&world.tasks), ["a", "b", "c"]);
         assert!(world.hear("b").is_new);
         assert!(world.hear("a").is_new);
         assert_eq!(texts(&world.tasks), ["a", "b", "c", "b", "a"]);
         world.look_up(&[(500, "a"), (2000, "b"), (2001, "c"), (2002, "b"), (2003, "a")], &[]);
         assert_eq!(texts(&world.tasks), ["a", "b", "c", "b", "a"]);
+    }
+
+    #[test]
+    fn what_was_missed_finds_its_place() {
+        for (known, kept, expected) in [
+            ("", "abc", "abc"),
+            ("abc", "", "abc"),
+            ("bc", "abc", "abc"),
+            ("ac", "abc", "abc"),
+            ("ab", "abc", "abc"),
+            ("abd", "abc", "abcd"),
+            ("ab", "xyaz", "xyazb"),
+            // Redis has lost "a"; it knows a wrong order for the moment.
+            ("ab", "b", "ab"),
+            ("ab", "bc", "abc"),
+            ("abc", "ca", "abc"),
+            ("abc", "xcya", "yabxc"),
+        ] {
+            let mut world = World::new(tasks());
+            known.chars().for_each(|text| drop(world.hear(&text.to_string())));
+            let kept: Vec<String> = kept.chars().map(String::from).collect();
+            let kept: Vec<(u64, &str)> = kept.iter().map(|text| (2000, text.as_str())).collect();
+            world.look_up(&kept, &[]);
+            assert_eq!(texts(&world.tasks).concat(), expected, "{known} with {kept:?}");
+            world.look_up(&kept, &[]);
+            assert_eq!(texts(&world.tasks).concat(), expected, "{known} with {kept:?} again");
+        }
     }
 
     #[test]
@@ -602,10 +630,10 @@ mod tests {
         let mut world = World::new(tasks());
         world.hear("a");
         world.ear = Ear { number: 2, since: 5000 };
-        // Ours from before, and one more that another gateway heard; we hear that one later.
+        // Ours from before, and one more that another gateway heard, as did we.
+        world.hear("a");
         world.look_up(&[(2000, "a"), (6000, "a")], &[]);
         assert_eq!(texts(&world.tasks), ["a", "a"]);
-        assert!(!world.hear("a").is_new);
         // Heard first, kept by another gateway as well, plus one that we missed.
         let mut world = World::new(tasks());
         world.hear("a");
@@ -664,7 +692,7 @@ mod tests {
         world.ear = Ear { number: 2, since: 5000 };
         world.look_up(&[(2000, "a")], &[]);
         assert_eq!(texts(&world.tasks), ["a"]);
-        assert!(world.hear("a").is_new, "the ear that was to hear the first one is closed");
+        assert!(world.hear("a").is_new);
     }
 
     #[test]
