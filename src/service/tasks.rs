@@ -20,7 +20,7 @@ use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// What a retained result costs besides its own bytes: its share of the tables, two allocations, their heads. Bytes, measured.
-const RESULT_COST: usize = 320;
+const RESULT_COST: usize = 400;
 /// Results that are remembered of one task, retained or not.
 const RESULTS_MAX: usize = 4096;
 /// Ended tasks that are remembered beyond their results.
