@@ -604,7 +604,9 @@ mod tests {
             ("abc", "xcya", "yabxc"),
         ] {
             let mut world = World::new(tasks());
-            known.chars().for_each(|text| drop(world.hear(&text.to_string())));
+            for text in known.chars() {
+                world.hear(&text.to_string());
+            }
             let kept: Vec<String> = kept.chars().map(String::from).collect();
             let kept: Vec<(u64, &str)> = kept.iter().map(|text| (2000, text.as_str())).collect();
             world.look_up(&kept, &[]);
