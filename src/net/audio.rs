@@ -331,7 +331,7 @@ mod tests {
         folder.write("secret", b"secret");
         let linked = folder.0.join("linked");
         symlink(folder.root(), &linked).unwrap();
-        let root = AudioRoot::new(linked.clone(), 100);
+        let root = AudioRoot::new(&linked, 100);
         for name in [
             PathBuf::from("sub/a.wav"),
             linked.join("sub/a.wav"),
@@ -351,7 +351,7 @@ mod tests {
     #[test]
     fn the_root_may_come_late_and_change() {
         let folder = Folder::new("late");
-        let root = AudioRoot::new(folder.0.join("later"), 100);
+        let root = AudioRoot::new(&folder.0.join("later"), 100);
         assert_eq!(root.open(Path::new("a.wav")).err(), Some(NotFound));
         for content in ["one", "other"] {
             fs::create_dir(folder.0.join("later")).unwrap();
@@ -366,7 +366,7 @@ mod tests {
         let folder = Folder::new("size");
         folder.write("root/a.wav", &[0; 100]);
         folder.write("root/b.wav", &[0; 101]);
-        let root = AudioRoot::new(folder.root(), 100);
+        let root = AudioRoot::new(&folder.root(), 100);
         assert!(root.open(Path::new("a.wav")).is_ok());
         assert_eq!(root.open(Path::new("b.wav")).err(), Some(TooLarge));
     }
