@@ -1,0 +1,11 @@
+//! The side-by-side run: targets started on one core, the load on another, rounds interleaved, Markdown out.
+//!
+//! Everything that is compared is compared within one run and round by round: figures of two runs on two days say more
+//! about the machine than about the programs.
+
+pub mod instructions;
+pub mod process;
+pub mod report;
+pub mod rows;
+pub mod run;
+pub mod targets;

@@ -1,0 +1,625 @@
+//! The rows of the comparison: what is done, what is read off, and what the gateway has to reach.
+
+use super::run::{Run, Sample};
+use super::targets::{AUDIO, AUDIO_SMALL, DEAF_PREFIX, Need};
+use crate::Fault;
+use crate::load::Way;
+use crate::load::work::{self, Echo, Flood, Limits, Order};
+use std::sync::Arc;
+
+/// A figure that a row reads off.
+pub struct Metric {
+    pub key: &'static str,
+    pub title: &'static str,
+    pub digits: usize,
+}
+
+/// What one target has to reach.
+pub struct Goal {
+    pub who: &'static str,
+    pub metric: &'static str,
+    pub limit: Limit,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Limit {
+    /// At most this many times the best of these targets.
+    Times(f64, &'static [&'static str]),
+    /// At most this much more than that target.
+    Above(f64, &'static str),
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+pub struct Row {
+    pub id: &'static str,
+    pub title: &'static str,
+    /// What a reader must know to read the figures.
+    pub note: &'static str,
+    pub need: Need,
+    pub targets: &'static [&'static str],
+    /// Whether each round needs a target that was just started.
+    pub fresh: bool,
+    pub rounds_max: usize,
+    pub metrics: &'static [Metric],
+    pub goals: &'static [Goal],
+    /// Whether system calls are counted in a pass of their own.
+    pub counts_calls: bool,
+    pub run: fn(&mut Run<'_>) -> Result<Sample, Fault>,
+}
+
+const RELAYS: &[&str] =
+    &["pipe", "splice", "haproxy", "haproxy-splice", "haproxy-64k", "nginx", "nginx-64k", "caddy", "gateway", "versus"];
+/// For rows that take long or whose peers have nothing to add.
+const FEW_RELAYS: &[&str] = &["pipe", "haproxy", "nginx", "caddy", "gateway", "versus"];
+/// What a short run keeps of all that.
+pub const QUICK_TARGETS: &[&str] = &[
+    "pipe", "splice", "haproxy", "haproxy-splice", "subscriber", "copy-64k", "copy-256k", "nginx-file", "gateway",
+    "gateway-inbox", "gateway-info", "versus",
+];
+
+const ALWAYS: usize = usize::MAX;
+const MIB: f64 = (1 << 20) as f64;
+/// Pairs that hold still while others are measured or weighed.
+const IDLE_PAIRS: u64 = 5000;
+/// Messages a second beside streams and floods: few enough to leave the load generator's core to those.
+const BESIDE_RATE: f64 = 1000.0;
+/// Results a second in the flood, and what one of them says.
+const FLOOD_RATE: f64 = 20_000.0;
+const FLOOD_TEXT_BYTES: usize = 400;
+
+macro_rules! metrics {
+    ($($key:literal $title:literal $digits:literal),* $(,)?) => {
+        &[$(Metric { key: $key, title: $title, digits: $digits }),*]
+    };
+}
+
+macro_rules! goals {
+    ($($who:literal $metric:literal $limit:expr),* $(,)?) => {
+        &[$(Goal { who: $who, metric: $metric, limit: $limit }),*]
+    };
+}
+
+/// Every row, in the order of a full run.
+pub const ROWS: &[Row] = &[
+    Row {
+        id: "echo-64",
+        title: "Echo 64 B, 64 connections, one message in flight on each",
+        note: "A message is one round trip: two relayed frames. Times are round trips under full load.",
+        need: Need::Relay,
+        targets: RELAYS,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: metrics!["cpu" "CPU µs/message" 2, "p50" "p50 µs" 0, "p99" "p99 µs" 0, "rate" "messages/s" 0],
+        goals: goals!["gateway" "cpu" Limit::Times(1.05, &["pipe"]), "gateway" "cpu" Limit::Times(0.95, &["haproxy"])],
+        counts_calls: true,
+        run: |run| echo(run, Echo::new(64, 64)),
+    },
+    Row {
+        id: "echo-1k",
+        title: "Echo 1 KiB, 64 connections, one message in flight on each",
+        note: "As above.",
+        need: Need::Relay,
+        targets: RELAYS,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: metrics!["cpu" "CPU µs/message" 2, "p50" "p50 µs" 0, "p99" "p99 µs" 0, "rate" "messages/s" 0],
+        goals: &[],
+        counts_calls: false,
+        run: |run| echo(run, Echo::new(1024, 64)),
+    },
+    Row {
+        id: "echo-64-idle",
+        title: "Echo 64 B with and without 5,000 further idle pairs",
+        note: "Growth is the cost with them over the cost without, in the same round.",
+        need: Need::Relay,
+        targets: FEW_RELAYS,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: metrics!["cpu" "CPU µs/message" 2, "cpu_idle" "with idle pairs" 2, "growth" "growth" 3],
+        goals: goals!["gateway" "growth" Limit::AtMost(1.05)],
+        counts_calls: false,
+        run: echo_beside_idle,
+    },
+    Row {
+        id: "mixed",
+        title: "Echo 64 B, 1,000 messages/s, while four other pairs stream 1 MiB frames down",
+        note: "Kept is the streams' rate beside the messages over their rate alone, in the same round.",
+        need: Need::Relay,
+        targets: RELAYS,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: metrics!["p50" "p50 µs" 0, "p99" "p99 µs" 0, "stream" "streams MB/s" 0, "kept" "kept" 3],
+        goals: goals!["gateway" "p99" Limit::Times(1.0, &["haproxy"]), "gateway" "kept" Limit::AtLeast(0.9)],
+        counts_calls: false,
+        run: mixed,
+    },
+    Row {
+        id: "paced",
+        title: "4,000 messages/s in all over 1,000 mostly idle connections",
+        note: "A message is one round trip of 64 B. The load generator does not sleep; the target does.",
+        need: Need::Relay,
+        targets: RELAYS,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: metrics!["cpu" "CPU µs/message" 2, "p50" "p50 µs" 1, "p99" "p99 µs" 1],
+        goals: goals![
+            "gateway" "cpu" Limit::Times(1.10, &["pipe"]),
+            "gateway" "cpu" Limit::Times(0.80, &["haproxy"]),
+            "gateway" "p50" Limit::Above(10.0, "pipe"),
+        ],
+        counts_calls: true,
+        run: |run| echo(run, Echo { rate: Some(4000.0), ..Echo::new(64, 1000) }),
+    },
+    Row {
+        id: "down-64k",
+        title: "Stream 64 KiB frames down, 4 pairs",
+        note: "GB are 10^9 bytes that passed.",
+        need: Need::Relay,
+        targets: RELAYS,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: STREAM_METRICS,
+        goals: STREAM_GOALS,
+        counts_calls: true,
+        run: |run| stream(run, 64 << 10, Way::Down),
+    },
+    Row {
+        id: "down-1m",
+        title: "Stream 1 MiB frames down, 4 pairs",
+        note: "GB are 10^9 bytes that passed.",
+        need: Need::Relay,
+        targets: RELAYS,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: STREAM_METRICS,
+        goals: STREAM_GOALS,
+        counts_calls: true,
+        run: |run| stream(run, 1 << 20, Way::Down),
+    },
+    Row {
+        id: "up-64k",
+        title: "Stream 64 KiB frames up, 4 pairs",
+        note: "GB are 10^9 bytes that passed.",
+        need: Need::Relay,
+        targets: RELAYS,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: STREAM_METRICS,
+        goals: STREAM_GOALS,
+        counts_calls: true,
+        run: |run| stream(run, 64 << 10, Way::Up),
+    },
+    Row {
+        id: "up-1m",
+        title: "Stream 1 MiB frames up, 4 pairs",
+        note: "GB are 10^9 bytes that passed.",
+        need: Need::Relay,
+        targets: RELAYS,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: STREAM_METRICS,
+        goals: STREAM_GOALS,
+        counts_calls: true,
+        run: |run| stream(run, 1 << 20, Way::Up),
+    },
+    Row {
+        id: "echo-64k",
+        title: "Echo 64 KiB, 8 connections, one message in flight on each",
+        note: "GB count both ways of a message.",
+        need: Need::Relay,
+        targets: RELAYS,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: LARGE_METRICS,
+        goals: goals!["gateway" "cpu_gb" Limit::Times(0.6, &["haproxy"])],
+        counts_calls: true,
+        run: |run| echo(run, Echo::new(64 << 10, 8)),
+    },
+    Row {
+        id: "echo-1m",
+        title: "Echo 1 MiB, 4 connections, one message in flight on each",
+        note: "GB count both ways of a message.",
+        need: Need::Relay,
+        targets: RELAYS,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: LARGE_METRICS,
+        goals: goals!["gateway" "cpu_gb" Limit::Times(0.6, &["haproxy"])],
+        counts_calls: true,
+        run: |run| echo(run, Echo::new(1 << 20, 4)),
+    },
+    Row {
+        id: "handshake",
+        title: "Connect, upgrade, one message of 64 B, close; 32 at once",
+        note: "A handshake is all of that, with the Close frames both ways and the end of the connection.",
+        need: Need::Relay,
+        targets: RELAYS,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: metrics!["cpu" "CPU µs/handshake" 1, "rate" "handshakes/s" 0],
+        goals: goals!["gateway" "cpu" Limit::Times(0.85, &["haproxy"])],
+        counts_calls: true,
+        run: handshakes,
+    },
+    Row {
+        id: "idle-memory",
+        title: "User-space memory of an idle relayed pair (5,000 pairs)",
+        note: "Growth of PSS since the start, over the number of pairs; every round on a target just started.",
+        need: Need::Relay,
+        targets: RELAYS,
+        fresh: true,
+        rounds_max: 3,
+        metrics: metrics!["memory" "B/pair" 0],
+        goals: goals!["gateway" "memory" Limit::AtMost(400.0)],
+        counts_calls: false,
+        run: idle_memory,
+    },
+    Row {
+        id: "come-and-go",
+        title: "Memory after 10,000 connections came and went",
+        note: "PSS over that of the start: two waves of 5,000 open at once, a message on each, all closed.",
+        need: Need::Relay,
+        targets: RELAYS,
+        fresh: true,
+        rounds_max: 3,
+        metrics: metrics!["growth" "MiB more" 2],
+        goals: goals!["gateway" "growth" Limit::AtMost(1.0)],
+        counts_calls: false,
+        run: come_and_go,
+    },
+    Row {
+        id: "start",
+        title: "Binary, start, memory at start",
+        note: "The binary alone, without shared libraries. The start runs from the spawn to the first connection taken.",
+        need: Need::Relay,
+        targets: RELAYS,
+        fresh: true,
+        rounds_max: ALWAYS,
+        metrics: metrics!["binary" "binary MiB" 2, "start" "start ms" 2, "memory" "PSS MiB" 2],
+        goals: goals![
+            "gateway" "binary" Limit::AtMost(2.5),
+            "gateway" "start" Limit::AtMost(10.0),
+            "gateway" "memory" Limit::AtMost(3.0),
+        ],
+        counts_calls: false,
+        run: start,
+    },
+    Row {
+        id: "audio",
+        title: "Audio out, 64 KiB chunks from a cached file of 8 MiB, 8 clients",
+        note: "The copy loops send the same frames; nginx sends the same file over plain HTTP.",
+        need: Need::Audio,
+        targets: &["copy-64k", "copy-256k", "nginx-file", "gateway", "gateway-inbox", "versus"],
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: STREAM_METRICS,
+        goals: goals![
+            "gateway" "cpu_gb" Limit::Times(0.6, &["copy-64k", "copy-256k"]),
+            "gateway" "cpu_gb" Limit::Times(1.2, &["nginx-file"]),
+        ],
+        counts_calls: true,
+        run: audio,
+    },
+    Row {
+        id: "waiting-memory",
+        title: "User-space memory of a client that waits for results, before and after 1 MB of audio",
+        note: "Growth of PSS since the start, over 2,000 clients.",
+        need: Need::Results,
+        targets: &["gateway", "gateway-inbox", "versus"],
+        fresh: true,
+        rounds_max: 3,
+        metrics: metrics!["waiting" "B/client waiting" 0, "served" "B/client after audio" 0],
+        goals: goals!["gateway" "waiting" Limit::AtMost(700.0), "gateway" "served" Limit::AtMost(700.0)],
+        counts_calls: false,
+        run: waiting_memory,
+    },
+    Row {
+        id: "publish",
+        title: "From PUBLISH to the client's text frame, 500 results/s",
+        note: "Every client is told its result and closed. Redis and the load generator share a core.",
+        need: Need::Results,
+        targets: &["subscriber", "gateway", "gateway-inbox", "versus"],
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: metrics!["p50" "p50 µs" 1, "p99" "p99 µs" 1, "cpu" "CPU µs/result" 1],
+        goals: goals![
+            "gateway" "p50" Limit::Above(30.0, "subscriber"),
+            "gateway" "p99" Limit::Above(30.0, "subscriber"),
+        ],
+        counts_calls: false,
+        run: publish,
+    },
+    Row {
+        id: "flood",
+        title: "20,000 results/s for clients that never come, echo 64 B beside it at 1,000 messages/s",
+        note: "CPU per result is what the flood adds. The run without it publishes as much on channels that nobody hears, so \
+               that Redis takes as much of the load generator's core; the embedded inbox is compared with silence.",
+        need: Need::Results,
+        targets: &["subscriber", "gateway", "gateway-inbox", "versus"],
+        fresh: true,
+        rounds_max: 4,
+        metrics: metrics![
+            "cpu" "CPU µs/result" 2, "memory" "MiB more" 1, "p99_without" "echo p99 µs without" 0, "p99" "with" 0,
+            "growth" "growth" 2
+        ],
+        goals: goals![
+            "gateway" "cpu" Limit::AtMost(8.0),
+            "gateway" "memory" Limit::AtMost(16.0),
+            "gateway" "growth" Limit::AtMost(1.2),
+            "gateway-inbox" "cpu" Limit::AtMost(8.0),
+            "gateway-inbox" "memory" Limit::AtMost(16.0),
+            "gateway-inbox" "growth" Limit::AtMost(1.2),
+        ],
+        counts_calls: false,
+        run: flood,
+    },
+    Row {
+        id: "log-echo",
+        title: "Echo 64 B with log level info and /metrics read every second",
+        note: "Otherwise the gateway runs with log level warn and nobody reads its metrics.",
+        need: Need::Relay,
+        targets: LOGGED,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: metrics!["cpu" "CPU µs/message" 2, "p99" "p99 µs" 0],
+        goals: goals!["gateway-info" "cpu" Limit::Times(1.03, &["gateway"])],
+        counts_calls: false,
+        run: |run| whole_seconds(run, |run| echo(run, Echo { scrape: run.scrape(), ..Echo::new(64, 64) })),
+    },
+    Row {
+        id: "log-paced",
+        title: "4,000 messages/s with log level info and /metrics read every second",
+        note: "As above.",
+        need: Need::Relay,
+        targets: LOGGED,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: metrics!["cpu" "CPU µs/message" 2, "p50" "p50 µs" 1, "p99" "p99 µs" 1],
+        goals: goals!["gateway-info" "cpu" Limit::Times(1.03, &["gateway"])],
+        counts_calls: false,
+        run: |run| {
+            let scrape = run.scrape();
+            whole_seconds(run, |run| echo(run, Echo { scrape, rate: Some(4000.0), ..Echo::new(64, 1000) }))
+        },
+    },
+    Row {
+        id: "log-down-1m",
+        title: "Stream 1 MiB frames down with log level info and /metrics read every second",
+        note: "As above.",
+        need: Need::Relay,
+        targets: LOGGED,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: STREAM_METRICS,
+        goals: goals!["gateway-info" "cpu_gb" Limit::Times(1.03, &["gateway"])],
+        counts_calls: false,
+        run: |run| whole_seconds(run, |run| stream(run, 1 << 20, Way::Down)),
+    },
+    Row {
+        id: "log-handshake",
+        title: "Handshakes with log level info and /metrics read every second",
+        note: "As above; each connection has its two lines in the log.",
+        need: Need::Relay,
+        targets: LOGGED,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: metrics!["cpu" "CPU µs/handshake" 1, "rate" "handshakes/s" 0],
+        goals: goals!["gateway-info" "cpu" Limit::Times(1.03, &["gateway"])],
+        counts_calls: false,
+        run: |run| whole_seconds(run, handshakes),
+    },
+];
+
+const LOGGED: &[&str] = &["gateway", "gateway-info"];
+const STREAM_METRICS: &[Metric] = metrics!["cpu_gb" "CPU s/GB" 3, "rate" "MB/s" 0];
+const LARGE_METRICS: &[Metric] = metrics!["cpu_gb" "CPU s/GB" 3, "p50" "p50 µs" 0, "p99" "p99 µs" 0, "rate" "messages/s" 0];
+const STREAM_GOALS: &[Goal] = goals![
+    "gateway" "cpu_gb" Limit::Times(1.1, &["splice"]),
+    "gateway" "cpu_gb" Limit::Times(1.0, &["haproxy-splice"]),
+    "gateway" "cpu_gb" Limit::Times(0.4, &["haproxy"]),
+];
+
+fn echo(run: &mut Run<'_>, echo: Echo) -> Result<Sample, Fault> {
+    let (mut world, mut watch) = (run.world()?, run.watch());
+    let mut outcome = work::echo(&mut world, &echo, run.limits(), &mut watch)?;
+    drop(world);
+    let (messages, bytes) = (outcome.count as f64, outcome.count as f64 * 2.0 * echo.size as f64);
+    if echo.size < 64 << 10 {
+        run.keep_calls(&mut watch, 2.0 * messages, "relayed frame");
+    } else {
+        run.keep_calls(&mut watch, bytes / MIB, "MiB");
+    }
+    Ok(Sample::from([
+        ("cpu", watch.nanos as f64 / 1e3 / messages),
+        ("cpu_gb", watch.nanos as f64 / bytes),
+        ("p50", outcome.latencies.percentile(50.0).unwrap_or_default()),
+        ("p99", outcome.latencies.percentile(99.0).unwrap_or_default()),
+        ("rate", messages / outcome.seconds),
+    ]))
+}
+
+fn echo_beside_idle(run: &mut Run<'_>) -> Result<Sample, Fault> {
+    let without = echo(run, Echo::new(64, 64))?["cpu"];
+    let with = echo(run, Echo { idle: IDLE_PAIRS, ..Echo::new(64, 64) })?["cpu"];
+    Ok(Sample::from([("cpu", without), ("cpu_idle", with), ("growth", with / without)]))
+}
+
+fn mixed(run: &mut Run<'_>) -> Result<Sample, Fault> {
+    let mut world = run.world()?;
+    world.share_with_messages();
+    let alone = work::stream(&mut world, 4, 1 << 20, Way::Down, false, run.limits(), &mut ())?.stream_rate;
+    drop(world);
+    let (mut world, mut watch) = (run.world()?, run.watch());
+    let echo = Echo { rate: Some(BESIDE_RATE), streams: 4, ..Echo::new(64, 64) };
+    let mut outcome = work::echo(&mut world, &echo, run.limits(), &mut watch)?;
+    Ok(Sample::from([
+        ("p50", outcome.latencies.percentile(50.0).unwrap_or_default()),
+        ("p99", outcome.latencies.percentile(99.0).unwrap_or_default()),
+        ("stream", outcome.stream_rate / 1e6),
+        ("kept", outcome.stream_rate / alone),
+    ]))
+}
+
+fn stream(run: &mut Run<'_>, size: usize, way: Way) -> Result<Sample, Fault> {
+    let (mut world, mut watch) = (run.world()?, run.watch());
+    let outcome = work::stream(&mut world, 4, size, way, run.scrape(), run.limits(), &mut watch)?;
+    run.keep_calls(&mut watch, outcome.bytes as f64 / MIB, "MiB");
+    Ok(Sample::from([
+        ("cpu_gb", watch.nanos as f64 / outcome.bytes as f64),
+        ("rate", outcome.stream_rate / 1e6),
+    ]))
+}
+
+fn handshakes(run: &mut Run<'_>) -> Result<Sample, Fault> {
+    let (mut world, mut watch) = (run.world()?, run.watch());
+    let outcome = work::handshakes(&mut world, 32, run.scrape(), run.limits(), &mut watch)?;
+    run.keep_calls(&mut watch, outcome.count as f64, "handshake");
+    let count = outcome.count as f64;
+    Ok(Sample::from([("cpu", watch.nanos as f64 / 1e3 / count), ("rate", count / outcome.seconds)]))
+}
+
+fn idle_memory(run: &mut Run<'_>) -> Result<Sample, Fault> {
+    let mut world = run.world()?;
+    work::hold(&mut world, IDLE_PAIRS, run.limits(), &mut ())?;
+    let grown = run.instance.memory()? as f64 - run.instance.start_memory as f64;
+    Ok(Sample::from([("memory", grown / IDLE_PAIRS as f64)]))
+}
+
+fn come_and_go(run: &mut Run<'_>) -> Result<Sample, Fault> {
+    let mut world = run.world()?;
+    work::come_and_go(&mut world, 5000, 2, run.limits())?;
+    drop(world);
+    let grown = run.instance.memory()? as f64 - run.instance.start_memory as f64;
+    Ok(Sample::from([("growth", grown / MIB)]))
+}
+
+fn start(run: &mut Run<'_>) -> Result<Sample, Fault> {
+    let program = run.instance.target.program(run.place)?;
+    let binary = std::fs::metadata(&program).map_err(|error| format!("{}: {error}", program.display()))?.len();
+    Ok(Sample::from([
+        ("binary", binary as f64 / MIB),
+        ("start", run.instance.process.started_in.as_secs_f64() * 1e3),
+        ("memory", run.instance.start_memory as f64 / MIB),
+    ]))
+}
+
+fn audio(run: &mut Run<'_>) -> Result<Sample, Fault> {
+    let (mut world, mut watch) = (run.world()?, run.watch());
+    world.audio = Arc::clone(run.audio);
+    let path = format!("/audio/{AUDIO}");
+    let target = run.instance.target;
+    let order = if target.is_file_server() {
+        Order::Get(&path)
+    } else if target.is_copy_loop() {
+        Order::Message
+    } else {
+        Order::Publish { at: run.publish_at()?, channel_prefix: run.channel_prefix(), file: AUDIO }
+    };
+    let outcome = work::audio(&mut world, order, 8, run.limits(), &mut watch)?;
+    run.keep_calls(&mut watch, outcome.bytes as f64 / MIB, "MiB");
+    Ok(Sample::from([
+        ("cpu_gb", watch.nanos as f64 / outcome.bytes as f64),
+        ("rate", outcome.stream_rate / 1e6),
+    ]))
+}
+
+fn waiting_memory(run: &mut Run<'_>) -> Result<Sample, Fault> {
+    let mut world = run.world()?;
+    world.audio = Arc::clone(run.audio_small);
+    let clients = if run.quick { 1000 } else { 2000 };
+    let (mut waiting, mut served) = (0.0, 0.0);
+    let start = run.instance.start_memory as f64;
+    let weigh = |into: &mut f64| -> Result<(), Fault> {
+        *into = (run.instance.memory()? as f64 - start) / clients as f64;
+        Ok(())
+    };
+    let order = Order::Publish { at: run.publish_at()?, channel_prefix: run.channel_prefix(), file: AUDIO_SMALL };
+    let limits = run.limits();
+    work::wait_and_serve(&mut world, order, clients, limits, || weigh(&mut waiting), || weigh(&mut served))?;
+    Ok(Sample::from([("waiting", waiting), ("served", served)]))
+}
+
+fn publish(run: &mut Run<'_>) -> Result<Sample, Fault> {
+    let (mut world, mut watch) = (run.world()?, run.watch());
+    let tasks = ((run.seconds * 500.0) as u64).max(100);
+    let (at, prefix, shape) = (run.publish_at()?, run.channel_prefix(), run.shape());
+    let to = work::Delivery { publish_at: at, channel_prefix: prefix, shape, tasks, rate: 500.0 };
+    let mut outcome = work::deliver(&mut world, &to, run.limits(), &mut watch)?;
+    Ok(Sample::from([
+        ("p50", outcome.latencies.percentile(50.0).unwrap_or_default()),
+        ("p99", outcome.latencies.percentile(99.0).unwrap_or_default()),
+        ("cpu", watch.nanos as f64 / 1e3 / outcome.count as f64),
+    ]))
+}
+
+fn flood(run: &mut Run<'_>) -> Result<Sample, Fault> {
+    // The bare subscriber relays nothing.
+    let connections = if run.instance.target.copies_results() { 0 } else { 64 };
+    let echo = Echo { rate: Some(BESIDE_RATE), ..Echo::new(64, connections) };
+    let publish_at = run.publish_at()?;
+    let text = "x".repeat(FLOOD_TEXT_BYTES);
+    let json = format!(r#"{{"text":"{text}","audio_file":null,"emotion":"happy"}}"#);
+    // Long enough to publish more than is retained.
+    let limits = Limits::seconds(if run.quick { 2.5 } else { 4.0 });
+    let is_inbox = run.instance.target.id == "gateway-inbox";
+    let unheard = Flood { publish_at, channel_prefix: DEAF_PREFIX, rate: FLOOD_RATE, json: &json };
+    let (mut world, mut watch) = (run.world()?, run.watch());
+    let mut without = work::flood(&mut world, &echo, (!is_inbox).then_some(unheard), limits, &mut watch)?;
+    let before = watch.nanos as f64 / without.seconds;
+    drop(world);
+    let memory = run.instance.memory()? as f64;
+    let heard = Flood { channel_prefix: run.channel_prefix(), ..unheard };
+    let (mut world, mut watch) = (run.world()?, run.watch());
+    let mut with = work::flood(&mut world, &echo, Some(heard), limits, &mut watch)?;
+    drop(world);
+    let mut sample = Sample::from([
+        ("cpu", (watch.nanos as f64 - before * with.seconds) / 1e3 / with.published as f64),
+        ("memory", (run.instance.memory()? as f64 - memory) / MIB),
+    ]);
+    if let (Some(p99_without), Some(p99)) = (without.latencies.percentile(99.0), with.latencies.percentile(99.0)) {
+        sample.extend([("p99_without", p99_without), ("p99", p99), ("growth", p99 / p99_without)]);
+    }
+    Ok(sample)
+}
+
+/// Runs for whole seconds, so that what happens once a second weighs what it should.
+fn whole_seconds(run: &mut Run<'_>, row: impl Fn(&mut Run<'_>) -> Result<Sample, Fault>) -> Result<Sample, Fault> {
+    let before = run.seconds;
+    run.seconds = before.ceil().max(if run.quick { 1.0 } else { 2.0 });
+    let sample = row(run);
+    run.seconds = before;
+    sample
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::targets::target;
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn rows_and_goals_name_what_exists() {
+        let mut ids = HashSet::new();
+        for row in ROWS {
+            assert!(ids.insert(row.id), "{} twice", row.id);
+            for name in row.targets {
+                assert!(target(name).is_some(), "{}: no target {name}", row.id);
+            }
+            for goal in row.goals {
+                assert!(row.metrics.iter().any(|metric| metric.key == goal.metric), "{}: {}", row.id, goal.metric);
+                let others: &[&str] = match &goal.limit {
+                    Limit::Times(_, of) => of,
+                    Limit::Above(_, of) => std::slice::from_ref(of),
+                    _ => &[],
+                };
+                for name in others.iter().chain([&goal.who]) {
+                    assert!(row.targets.contains(name), "{}: the goal names {name}", row.id);
+                }
+            }
+        }
+        for name in QUICK_TARGETS {
+            assert!(target(name).is_some(), "no target {name}");
+        }
+    }
+}

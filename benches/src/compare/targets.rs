@@ -1,0 +1,399 @@
+//! Floors, peers and the gateway: how each is configured and started.
+//!
+//! Peers run as Debian ships them, one worker on the one core, with time-outs long enough to stay out of the way and
+//! access logs off. What is changed beyond that is in the target's title.
+
+use super::process::{Cores, Process, family, memory, rest};
+use crate::Fault;
+use crate::net::free_port;
+use crate::resp::{self, Value};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// What stands before a task id in a channel's name.
+pub const CHANNEL_PREFIX: &str = "task_response:";
+/// A channel prefix that no target listens to.
+pub const DEAF_PREFIX: &str = "unheard_response:";
+/// More connections than any row opens.
+const CONNECTIONS_MAX: u32 = 60_000;
+/// A subscriber that has not subscribed by then is broken.
+const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a row needs of its targets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Relay `/ws/input`.
+    Relay,
+    /// Deliver results from a Redis of its own (or through its own inbox), and relay.
+    Results,
+    /// Send the audio file.
+    Audio,
+}
+
+/// A program and one way to run it.
+pub struct Target {
+    pub id: &'static str,
+    pub title: &'static str,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Pipe { splice: bool },
+    Subscriber,
+    Copy { buffer: usize },
+    Haproxy { splice: bool, buffers: Option<u32> },
+    Nginx { buffers: Option<&'static str> },
+    Caddy,
+    Gateway { inbox: bool, log: bool, versus: bool },
+}
+
+const GATEWAY: Kind = Kind::Gateway { inbox: false, log: false, versus: false };
+
+/// Every target there is.
+pub const TARGETS: &[Target] = &[
+    Target { id: "pipe", title: "floor: byte pipe, nothing parsed", kind: Kind::Pipe { splice: false } },
+    Target { id: "splice", title: "floor: the same, splicing while a direction streams", kind: Kind::Pipe { splice: true } },
+    Target { id: "subscriber", title: "floor: bare Redis subscriber", kind: Kind::Subscriber },
+    Target { id: "copy-64k", title: "floor: copy loop, 64 KiB a time", kind: Kind::Copy { buffer: 64 << 10 } },
+    Target { id: "copy-256k", title: "floor: copy loop, 256 KiB a time", kind: Kind::Copy { buffer: 256 << 10 } },
+    Target { id: "haproxy", title: "HAProxy", kind: Kind::Haproxy { splice: false, buffers: None } },
+    Target { id: "haproxy-splice", title: "HAProxy, splice always", kind: Kind::Haproxy { splice: true, buffers: None } },
+    Target { id: "haproxy-64k", title: "HAProxy, 64 KiB buffers", kind: Kind::Haproxy { splice: false, buffers: Some(65_536) } },
+    Target { id: "nginx", title: "nginx", kind: Kind::Nginx { buffers: None } },
+    Target { id: "nginx-64k", title: "nginx, 64 KiB buffers", kind: Kind::Nginx { buffers: Some("64k") } },
+    Target { id: "nginx-file", title: "nginx, plain HTTP, sendfile", kind: Kind::Nginx { buffers: None } },
+    Target { id: "caddy", title: "Caddy", kind: Kind::Caddy },
+    Target { id: "gateway", title: "aivtuber-gateway", kind: GATEWAY },
+    Target {
+        id: "gateway-inbox",
+        title: "aivtuber-gateway, embedded inbox",
+        kind: Kind::Gateway { inbox: true, log: false, versus: false },
+    },
+    Target {
+        id: "gateway-info",
+        title: "aivtuber-gateway, log level info, /metrics read every second",
+        kind: Kind::Gateway { inbox: false, log: true, versus: false },
+    },
+    Target {
+        id: "versus",
+        title: "aivtuber-gateway, the other build",
+        kind: Kind::Gateway { inbox: false, log: false, versus: true },
+    },
+];
+
+/// The target of that name.
+pub fn target(id: &str) -> Option<&'static Target> {
+    TARGETS.iter().find(|target| target.id == id)
+}
+
+/// Where targets live during a run.
+pub struct Place {
+    /// Configurations and output; removed at the end.
+    pub dir: PathBuf,
+    pub cores: Cores,
+    /// The load generator's listening address.
+    pub backend: SocketAddr,
+    pub gateway: PathBuf,
+    pub versus: Option<PathBuf>,
+    pub floor: PathBuf,
+    /// Under `dir`: the folder with the audio files.
+    pub audio_root: PathBuf,
+}
+
+/// The names of the audio files under `Place::audio_root`: one for throughput, one of a megabyte.
+pub const AUDIO: &str = "bench.wav";
+pub const AUDIO_SMALL: &str = "small.wav";
+
+/// A started target.
+pub struct Instance {
+    pub target: &'static Target,
+    pub address: SocketAddr,
+    /// Where its results are published.
+    pub publish_at: Option<SocketAddr>,
+    /// PSS once it had come to rest after its start, in bytes.
+    pub start_memory: u64,
+    pub process: Process,
+    /// Its own Redis; ended after it.
+    _redis: Option<Process>,
+}
+
+impl Target {
+    /// The program's file, or why it cannot run here.
+    pub fn program(&self, place: &Place) -> Result<PathBuf, Fault> {
+        match self.kind {
+            Kind::Pipe { .. } | Kind::Subscriber | Kind::Copy { .. } => found(place.floor.clone()),
+            Kind::Haproxy { .. } => installed("haproxy"),
+            Kind::Nginx { .. } => installed("nginx"),
+            Kind::Caddy => installed("caddy"),
+            Kind::Gateway { versus: true, .. } => {
+                found(place.versus.clone().ok_or("--versus FILE names the other build")?)
+            }
+            Kind::Gateway { .. } => found(place.gateway.clone()),
+        }
+    }
+
+    /// What the program says about its version.
+    pub fn version(&self, place: &Place) -> Option<String> {
+        let (argument, word) = match self.kind {
+            Kind::Haproxy { .. } => ("-v", "HAProxy version "),
+            Kind::Nginx { .. } => ("-v", "nginx/"),
+            Kind::Caddy => ("version", ""),
+            Kind::Gateway { .. } => ("--version", "aivtuber-gateway "),
+            _ => return None,
+        };
+        let said = Command::new(self.program(place).ok()?).arg(argument).output().ok()?;
+        let said = [said.stdout, said.stderr].concat();
+        let line = String::from_utf8_lossy(&said).lines().next()?.to_owned();
+        let from = line.find(word)? + word.len();
+        Some(line[from..].split_whitespace().next()?.to_owned())
+    }
+
+    /// Whether it reads the log and metrics row's extra load.
+    pub fn is_scraped(&self) -> bool {
+        matches!(self.kind, Kind::Gateway { log: true, .. })
+    }
+
+    /// Whether its clients see the results as they were published.
+    pub fn copies_results(&self) -> bool {
+        self.kind == Kind::Subscriber
+    }
+
+    /// Whether a client's message is what makes it send the audio, or a plain request.
+    pub fn is_copy_loop(&self) -> bool {
+        matches!(self.kind, Kind::Copy { .. })
+    }
+
+    pub fn is_file_server(&self) -> bool {
+        matches!(self.kind, Kind::Nginx { .. })
+    }
+
+    /// Starts it with what the row needs, and waits until it has come to rest.
+    pub fn start(&'static self, place: &Place, need: Need) -> Result<Instance, Fault> {
+        let address = local(free_port().map_err(|error| format!("no free port: {error}"))?);
+        let has_inbox = matches!(self.kind, Kind::Gateway { inbox: true, .. });
+        let delivers = need != Need::Relay && matches!(self.kind, Kind::Gateway { .. } | Kind::Subscriber);
+        let redis = if delivers && !has_inbox { Some(start_redis(place)?) } else { None };
+        let inbox = if has_inbox { Some(local(free_port().map_err(|error| error.to_string())?)) } else { None };
+        let publish_at = redis.as_ref().map(|(_, at)| *at).or(inbox.filter(|_| delivers));
+        let command = self.command(place, address, publish_at)?;
+        let output = place.dir.join(format!("{}.output", self.id));
+        let process = Process::start(command, place.cores, address, &output)?;
+        if let Some((_, at)) = &redis {
+            await_subscription(*at)?;
+        }
+        rest(&family(process.id()));
+        let start_memory = memory(&family(process.id()))?;
+        Ok(Instance { target: self, address, publish_at, start_memory, process, _redis: redis.map(|(redis, _)| redis) })
+    }
+
+    /// The command that serves on `listen`, its configuration written.
+    pub fn command(
+        &self,
+        place: &Place,
+        listen: SocketAddr,
+        publish_at: Option<SocketAddr>,
+    ) -> Result<Command, Fault> {
+        let mut command = Command::new(self.program(place)?);
+        let backend = place.backend;
+        let port = listen.port();
+        let dir = place.dir.display();
+        let write = |name: String, text: String| -> Result<PathBuf, Fault> {
+            let path = place.dir.join(name);
+            fs::write(&path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+            Ok(path)
+        };
+        match self.kind {
+            Kind::Pipe { splice } => {
+                command.args(["pipe", "--listen", &listen.to_string(), "--backend", &backend.to_string()]);
+                command.args(splice.then_some("--splice"));
+            }
+            Kind::Subscriber => {
+                let redis = publish_at.ok_or("the bare subscriber needs a Redis")?;
+                command.args(["subscribe", "--listen", &listen.to_string(), "--redis", &redis.to_string()]);
+                command.args(["--prefix", CHANNEL_PREFIX]);
+            }
+            Kind::Copy { buffer } => {
+                command.args(["copy", "--listen", &listen.to_string(), "--buffer", &buffer.to_string(), "--file"]);
+                command.arg(place.audio_root.join(AUDIO));
+            }
+            Kind::Haproxy { splice, buffers } => {
+                let splice = if splice { "    option splice-request\n    option splice-response\n" } else { "" };
+                let buffers = buffers.map_or(String::new(), |bytes| format!("    tune.bufsize {bytes}\n"));
+                let text = format!(
+                    "global\n    nbthread 1\n    maxconn {CONNECTIONS_MAX}\n{buffers}\
+                     defaults\n    mode http\n    timeout connect 5s\n    timeout client 1h\n    timeout server 1h\n    \
+                     timeout tunnel 1h\n{splice}\
+                     frontend bench\n    bind {listen} backlog 4096\n    default_backend bench\n\
+                     backend bench\n    server bench {backend}\n"
+                );
+                command.args(["-db", "-f"]).arg(write(format!("{}.cfg", self.id), text)?);
+            }
+            Kind::Nginx { buffers } => {
+                let buffers = buffers.map_or(String::new(), |size| format!("proxy_buffer_size {size};\n"));
+                let user = if rustix::process::geteuid().is_root() { "user root;\n" } else { "" };
+                let audio_root = place.audio_root.display();
+                let text = format!(
+                    "{user}daemon off;\nworker_processes 1;\nworker_rlimit_nofile 65536;\npid {dir}/{id}.pid;\n\
+                     error_log stderr error;\nevents {{ worker_connections {CONNECTIONS_MAX}; }}\nhttp {{\n\
+                     access_log off;\nsendfile on;\ntcp_nopush on;\nkeepalive_requests 1000000;\n\
+                     client_body_temp_path {dir}/{id}-body;\nproxy_temp_path {dir}/{id}-proxy;\n\
+                     fastcgi_temp_path {dir}/{id}-fastcgi;\nuwsgi_temp_path {dir}/{id}-uwsgi;\n\
+                     scgi_temp_path {dir}/{id}-scgi;\nserver {{\nlisten {listen} backlog=4096;\n\
+                     location /audio/ {{ alias {audio_root}/; }}\n\
+                     location /ws/ {{\nproxy_pass http://{backend};\nproxy_http_version 1.1;\n\
+                     proxy_set_header Upgrade $http_upgrade;\nproxy_set_header Connection \"upgrade\";\n\
+                     proxy_set_header Host $host;\nproxy_read_timeout 1h;\nproxy_send_timeout 1h;\n{buffers}}}\n}}\n}}\n",
+                    id = self.id
+                );
+                command.args(["-p", &dir.to_string(), "-c"]).arg(write(format!("{}.conf", self.id), text)?);
+            }
+            Kind::Caddy => {
+                let text = format!(
+                    "{{\n\tadmin off\n\tauto_https off\n\tpersist_config off\n\tlog {{\n\t\tlevel ERROR\n\t}}\n}}\n\
+                     http://127.0.0.1:{port} {{\n\tbind 127.0.0.1\n\treverse_proxy {backend}\n}}\n"
+                );
+                command.args(["run", "--adapter", "caddyfile", "--config"]);
+                command.arg(write("Caddyfile".to_owned(), text)?);
+                command.env("HOME", &place.dir).env("XDG_DATA_HOME", &place.dir).env("XDG_CONFIG_HOME", &place.dir);
+            }
+            Kind::Gateway { inbox, log, .. } => {
+                let text = gateway_configuration(place, listen, publish_at, inbox);
+                command.arg("--config").arg(write(format!("{}.toml", self.id), text)?);
+                command.args(["--log-level", if log { "info" } else { "warn" }]);
+                for name in
+                    ["INPUT_HANDLER_URL", "OUTPUT_HANDLER_URL", "REDIS_URL", "REDIS_HOST", "REDIS_PORT", "AIVTUBER_GATEWAY_LOG"]
+                {
+                    command.env_remove(name);
+                }
+            }
+        }
+        Ok(command)
+    }
+}
+
+impl Instance {
+    /// The target's process and its children.
+    pub fn family(&self) -> Vec<u32> {
+        family(self.process.id())
+    }
+
+    /// PSS now, once it has come to rest, in bytes.
+    pub fn memory(&self) -> Result<u64, Fault> {
+        let family = self.family();
+        rest(&family);
+        memory(&family)
+    }
+}
+
+/// Both routes where results are published, else the relayed one alone; everything else as the gateway has it.
+fn gateway_configuration(place: &Place, listen: SocketAddr, publish_at: Option<SocketAddr>, inbox: bool) -> String {
+    let relayed = format!(
+        "[server]\nlisten = [\"{listen}\"]\nmax_connections = {CONNECTIONS_MAX}\n\n\
+         [[route]]\nname = \"input\"\npath = \"/ws/input\"\nbackend = \"ws://{}/ws/input\"\n",
+        place.backend
+    );
+    let Some(publish_at) = publish_at else { return relayed };
+    let scheme = if inbox { "embedded" } else { "redis" };
+    format!(
+        "{relayed}\n[[route]]\nname = \"output\"\npath = \"/ws/output/{{task_id}}\"\nserve = \"output\"\n\n\
+         [output]\naudio_root = \"{}\"\n\n[redis]\nurl = \"{scheme}://{publish_at}\"\n",
+        place.audio_root.display()
+    )
+}
+
+/// A Redis with nothing in it, beside the load generator.
+fn start_redis(place: &Place) -> Result<(Process, SocketAddr), Fault> {
+    let at = local(free_port().map_err(|error| format!("no free port: {error}"))?);
+    let mut command = Command::new(installed("redis-server")?);
+    command.args(["--port", &at.port().to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+    command.args(["--loglevel", "warning", "--dir"]).arg(&place.dir);
+    let beside = Cores { target: place.cores.load, load: place.cores.load };
+    let process = Process::start(command, beside, at, &place.dir.join("redis.output"))?;
+    Ok((process, at))
+}
+
+/// Waits until one client has subscribed to a pattern.
+fn await_subscription(redis: SocketAddr) -> Result<(), Fault> {
+    let broken = |error: std::io::Error| format!("Redis: {error}");
+    let start = Instant::now();
+    let mut stream = TcpStream::connect(redis).map_err(broken)?;
+    let mut command = Vec::new();
+    resp::push_command(&mut command, &[b"PUBSUB", b"NUMPAT"]);
+    loop {
+        stream.write_all(&command).map_err(broken)?;
+        let mut answer = [0; 64];
+        let count = stream.read(&mut answer).map_err(broken)?;
+        match resp::parse(&answer[..count])? {
+            Some((Value::Integer(1..), _)) => return Ok(()),
+            Some((Value::Integer(_), _)) if start.elapsed() < SUBSCRIBE_PATIENCE => {}
+            other => return Err(format!("nobody subscribed within {} s: {other:?}", SUBSCRIBE_PATIENCE.as_secs())),
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn local(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+fn found(path: PathBuf) -> Result<PathBuf, Fault> {
+    if path.is_file() { Ok(path) } else { Err(format!("{} is not there", path.display())) }
+}
+
+/// Looks a program up where Debian puts them.
+pub fn installed(name: &str) -> Result<PathBuf, Fault> {
+    let places = std::env::var("PATH").unwrap_or_default();
+    let places = places.split(':').map(str::to_owned).chain(["/usr/sbin".into(), "/usr/bin".into(), "/sbin".into()]);
+    let found = places.map(|place| Path::new(&place).join(name)).find(|path| path.is_file());
+    found.ok_or_else(|| format!("{name} is not installed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    fn place(dir: &Path) -> Place {
+        Place {
+            dir: dir.to_owned(),
+            cores: Cores { target: 0, load: 1 },
+            backend: local(2),
+            gateway: "/bin/true".into(),
+            versus: None,
+            floor: "/bin/true".into(),
+            audio_root: dir.join("audio"),
+        }
+    }
+
+    #[test]
+    fn names_of_targets_are_unique() {
+        let names: HashSet<_> = TARGETS.iter().map(|target| target.id).collect();
+        assert_eq!(names.len(), TARGETS.len());
+        assert!(target("gateway").is_some() && target("nothing").is_none());
+    }
+
+    #[test]
+    fn the_gateway_is_told_of_results_only_where_they_are_published() {
+        let place = place(Path::new("/nowhere"));
+        let relay = gateway_configuration(&place, local(1), None, false);
+        assert!(relay.contains("listen = [\"127.0.0.1:1\"]") && relay.contains("ws://127.0.0.1:2/ws/input"));
+        assert!(!relay.contains("output") && !relay.contains("redis"));
+        let redis = gateway_configuration(&place, local(1), Some(local(3)), false);
+        assert!(redis.contains("serve = \"output\"") && redis.contains("url = \"redis://127.0.0.1:3\""));
+        assert!(gateway_configuration(&place, local(1), Some(local(3)), true).contains("embedded://127.0.0.1:3"));
+    }
+
+    #[test]
+    fn a_missing_program_is_named() {
+        assert_eq!(installed("no-such-program-here").unwrap_err(), "no-such-program-here is not installed");
+        let mut place = place(Path::new("/nowhere"));
+        place.gateway = "/nowhere/gateway".into();
+        let fault = target("gateway").unwrap().program(&place).unwrap_err();
+        assert_eq!(fault, "/nowhere/gateway is not there");
+    }
+}

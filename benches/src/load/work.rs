@@ -1,0 +1,568 @@
+//! The workloads: what is opened, what is warmed up, what is measured, and when it is enough.
+//!
+//! Each is bounded in count and in time, and everything in flight has come back before `Observe::end` is called: what
+//! the target spent is then exactly what these units of work cost it.
+
+use super::results::{self, Shape};
+use super::world::{After, Plan, Refill, Way, World, waiting};
+use crate::Fault;
+use crate::stats::Latencies;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// The relayed path of every target.
+pub const RELAYED: &str = "/ws/input";
+/// The path of result delivery, before the task id.
+pub const OUTPUT: &str = "/ws/output/";
+
+/// Handshakes under way at once while connections are opened that are not themselves measured.
+const OPENING_MAX: u64 = 64;
+/// Messages of each connection before anything is measured.
+const WARM_UP_MESSAGES: u64 = 4;
+/// Streams run for this share of the measured time before it begins.
+const WARM_UP_SHARE: f64 = 0.15;
+/// Results whose audio is under way at once while every waiting client gets one.
+const DELIVERIES_MAX: u64 = 64;
+/// Time between two pieces of a flood.
+const FLOOD_TICK: Duration = Duration::from_millis(1);
+/// The first look at `/metrics`, and the time between two.
+const SCRAPE_FIRST: Duration = Duration::from_millis(500);
+const SCRAPE_EVERY: Duration = Duration::from_secs(1);
+
+/// Told when the measured part begins and ends.
+pub trait Observe {
+    fn begin(&mut self) -> Result<(), Fault>;
+    fn end(&mut self) -> Result<(), Fault>;
+}
+
+/// Watches nothing.
+impl Observe for () {
+    fn begin(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
+}
+
+/// When a workload has done enough: whichever comes first.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub seconds: f64,
+    pub count: u64,
+    /// How long everything in flight may take to come back before the run is given up.
+    pub patience: Duration,
+}
+
+impl Limits {
+    pub fn seconds(seconds: f64) -> Limits {
+        Limits { seconds, count: u64::MAX, patience: Duration::from_secs(30) }
+    }
+
+    pub fn count(count: u64) -> Limits {
+        Limits { seconds: 600.0, count, patience: Duration::from_secs(60) }
+    }
+}
+
+/// What was done.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// Units of work: echoes, handshakes, results, files.
+    pub count: u64,
+    /// Bytes of streams or audio that arrived.
+    pub bytes: u64,
+    /// How long the measured part took.
+    pub seconds: f64,
+    pub latencies: Latencies,
+    /// Bytes a second of streams beside messages.
+    pub stream_rate: f64,
+    /// Answers of `/metrics`.
+    pub scrapes: u64,
+    /// Results published in a flood.
+    pub published: u64,
+}
+
+/// Messages that come back.
+#[derive(Clone, Copy, Debug)]
+pub struct Echo {
+    pub size: usize,
+    pub connections: u64,
+    /// Further pairs that are open and say nothing.
+    pub idle: u64,
+    /// Messages a second over all connections; `None`: the next leaves when one came back.
+    pub rate: Option<f64>,
+    /// Pairs that stream down beside the messages, and the size of their frames.
+    pub streams: u64,
+    pub stream_size: usize,
+    /// Whether `/metrics` is read every second meanwhile.
+    pub scrape: bool,
+}
+
+impl Echo {
+    pub fn new(size: usize, connections: u64) -> Echo {
+        Echo { size, connections, idle: 0, rate: None, streams: 0, stream_size: 1 << 20, scrape: false }
+    }
+}
+
+/// Results for clients that wait.
+#[derive(Clone, Copy, Debug)]
+pub struct Delivery<'a> {
+    pub publish_at: SocketAddr,
+    /// What stands before the task id in the channels' names.
+    pub channel_prefix: &'a str,
+    pub shape: Shape,
+    pub tasks: u64,
+    /// Results a second.
+    pub rate: f64,
+}
+
+/// A flood of results beside messages.
+#[derive(Clone, Copy, Debug)]
+pub struct Flood<'a> {
+    pub publish_at: SocketAddr,
+    /// What stands before the task id in the channels' names.
+    pub channel_prefix: &'a str,
+    /// Results a second.
+    pub rate: f64,
+    /// What each of them says.
+    pub json: &'a str,
+}
+
+pub fn echo(world: &mut World, echo: &Echo, limits: Limits, observe: &mut dyn Observe) -> Result<Outcome, Fault> {
+    open_all(world, echo.idle, &Plan::Rest, limits)?;
+    if echo.streams > 0 {
+        world.share_with_messages();
+        let pattern = world.pattern(echo.stream_size, Way::Down);
+        open_all(world, echo.streams, &Plan::Stream { pattern, way: Way::Down }, limits)?;
+    }
+    open_all(world, echo.connections, &Plan::Echo { size: echo.size }, limits)?;
+    let scraper = if echo.scrape { Some(world.open_scraper()?) } else { None };
+    let warm_up = Limits { count: WARM_UP_MESSAGES * echo.connections, seconds: 10.0, ..limits };
+    exchange(world, &Echo { rate: None, streams: 0, ..*echo }, None, warm_up)?;
+    if echo.streams > 0 {
+        stream_for(world, limits.seconds * WARM_UP_SHARE, limits)?;
+    }
+    world.reset_tally();
+    observe.begin()?;
+    let mut outcome = exchange(world, echo, scraper, limits)?;
+    observe.end()?;
+    outcome.latencies = std::mem::take(&mut world.tally.latencies);
+    Ok(outcome)
+}
+
+/// Frames of `size` bytes over `pairs` connections, one way.
+pub fn stream(
+    world: &mut World,
+    pairs: u64,
+    size: usize,
+    way: Way,
+    scrape: bool,
+    limits: Limits,
+    observe: &mut dyn Observe,
+) -> Result<Outcome, Fault> {
+    let pattern = world.pattern(size, way);
+    open_all(world, pairs, &Plan::Stream { pattern, way }, limits)?;
+    let scraper = if scrape { Some(world.open_scraper()?) } else { None };
+    stream_for(world, limits.seconds * WARM_UP_SHARE, limits)?;
+    world.reset_tally();
+    observe.begin()?;
+    let start = Instant::now();
+    world.start_streams()?;
+    let mut scrapes = Scrapes::new(scraper, start);
+    while start.elapsed().as_secs_f64() < limits.seconds && world.tally.received_bytes < limits.count {
+        world.turn(Some(Duration::from_millis(20)))?;
+        scrapes.due(world)?;
+    }
+    world.streaming = false;
+    world.run_until(limits.patience, "streams in flight", |world| {
+        world.streams_are_over() && scrapes.asked == world.tally.scrapes
+    })?;
+    let seconds = start.elapsed().as_secs_f64();
+    observe.end()?;
+    let bytes = world.tally.received_bytes;
+    let stream_rate = bytes as f64 / seconds;
+    Ok(Outcome { count: bytes / size as u64, bytes, seconds, stream_rate, scrapes: scrapes.asked, ..Outcome::default() })
+}
+
+/// Connect, upgrade, one message of 64 bytes, close, `concurrent` at once.
+pub fn handshakes(
+    world: &mut World,
+    concurrent: u64,
+    scrape: bool,
+    limits: Limits,
+    observe: &mut dyn Observe,
+) -> Result<Outcome, Fault> {
+    world.after_echo = After::Leave;
+    let scraper = if scrape { Some(world.open_scraper()?) } else { None };
+    let mut last = Outcome::default();
+    for measured in [false, true] {
+        let count = if measured { limits.count } else { (2 * concurrent).min(limits.count) };
+        world.reset_tally();
+        if measured {
+            observe.begin()?;
+        }
+        let start = Instant::now();
+        let mut begun = 0;
+        let mut scrapes = Scrapes::new(scraper.filter(|_| measured), start);
+        loop {
+            let over = begun >= count || start.elapsed().as_secs_f64() >= limits.seconds;
+            while !over && begun < count && begun - world.tally.left < concurrent {
+                world.open(RELAYED, Plan::Echo { size: 64 })?;
+                begun += 1;
+            }
+            if over && world.tally.left == begun && scrapes.asked == world.tally.scrapes {
+                break;
+            }
+            if start.elapsed().as_secs_f64() > limits.seconds + limits.patience.as_secs_f64() {
+                return Err(format!("gave up: {} of {begun} handshakes came to their end", world.tally.left));
+            }
+            world.turn(Some(Duration::from_millis(20)))?;
+            scrapes.due(world)?;
+            while let Some(client) = world.paused.pop_front() {
+                world.send_message(client)?;
+            }
+        }
+        last = Outcome {
+            count: begun,
+            seconds: start.elapsed().as_secs_f64(),
+            scrapes: scrapes.asked,
+            latencies: std::mem::take(&mut world.tally.latencies),
+            ..Outcome::default()
+        };
+    }
+    observe.end()?;
+    Ok(last)
+}
+
+/// Opens `pairs` that say nothing; they stay open as long as the world.
+pub fn hold(world: &mut World, pairs: u64, limits: Limits, observe: &mut dyn Observe) -> Result<(), Fault> {
+    observe.begin()?;
+    open_all(world, pairs, &Plan::Rest, limits)?;
+    observe.end()
+}
+
+/// `waves` times: opens `pairs` at once, a message on each, and all of them close.
+pub fn come_and_go(world: &mut World, pairs: u64, waves: u64, limits: Limits) -> Result<(), Fault> {
+    for _ in 0..waves {
+        world.after_echo = After::Leave;
+        world.reset_tally();
+        open_all(world, pairs, &Plan::Echo { size: 64 }, limits)?;
+        while let Some(client) = world.paused.pop_front() {
+            world.send_message(client)?;
+            world.turn(Some(Duration::ZERO))?;
+        }
+        world.run_until(limits.patience, "closing connections", |world| world.tally.left == pairs)?;
+    }
+    Ok(())
+}
+
+/// As many clients as tasks wait; each gets a result of text alone. The latencies are those from PUBLISH to the client's
+/// text message.
+pub fn deliver(
+    world: &mut World,
+    to: &Delivery<'_>,
+    limits: Limits,
+    observe: &mut dyn Observe,
+) -> Result<Outcome, Fault> {
+    let Delivery { publish_at, channel_prefix, shape, tasks, rate } = *to;
+    let publisher = world.open_publisher(publish_at)?;
+    let json = results::published(None, true);
+    let clients = open_tasks(world, tasks, shape, true, None, limits)?;
+    world.reset_tally();
+    observe.begin()?;
+    let start = Instant::now();
+    for (published, (client, task)) in clients.iter().enumerate() {
+        let due = start + Duration::from_secs_f64(published as f64 / rate);
+        loop {
+            let left = due.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            world.turn(Some(left))?;
+        }
+        world.publish(publisher, &format!("{channel_prefix}{task}"), &json, Some(*client))?;
+    }
+    world.run_until(limits.patience, "results", |world| world.tally.left == tasks)?;
+    let seconds = start.elapsed().as_secs_f64();
+    observe.end()?;
+    let latencies = std::mem::take(&mut world.tally.latencies);
+    Ok(Outcome { count: tasks, seconds, latencies, ..Outcome::default() })
+}
+
+/// How audio is asked for.
+#[derive(Clone, Copy, Debug)]
+pub enum Order<'a> {
+    /// A worker publishes it at this address; the file's name under `audio_root`.
+    Publish { at: SocketAddr, channel_prefix: &'a str, file: &'a str },
+    /// A message of the client's (the bare copy loop).
+    Message,
+    /// `GET` of this path over plain HTTP.
+    Get(&'a str),
+}
+
+/// Audio to `clients` at once, file after file; every byte is compared with `World::audio`.
+pub fn audio(
+    world: &mut World,
+    order: Order<'_>,
+    clients: u64,
+    limits: Limits,
+    observe: &mut dyn Observe,
+) -> Result<Outcome, Fault> {
+    let length = world.audio.len() as u64;
+    if let Order::Get(path) = order {
+        let fetchers = (0..clients).map(|_| world.open_fetcher()).collect::<Result<Vec<_>, _>>()?;
+        let files = |bytes_a_second: f64| (bytes_a_second * limits.seconds / length as f64 / clients as f64).max(1.0);
+        let start = Instant::now();
+        for &fetcher in &fetchers {
+            world.fetch(fetcher, path, 1)?;
+        }
+        world.run_until(limits.patience, "the first downloads", |world| world.tally.fetched == clients)?;
+        let each = files(world.tally.audio_bytes as f64 / start.elapsed().as_secs_f64()) as u64;
+        world.reset_tally();
+        observe.begin()?;
+        let start = Instant::now();
+        for &fetcher in &fetchers {
+            world.fetch(fetcher, path, each)?;
+        }
+        world.run_until(limits.patience, "downloads", |world| world.tally.fetched == clients * each)?;
+        return audio_outcome(world, start, observe);
+    }
+    let waiting = open_tasks(world, clients, Shape::Delivered, false, Some(length), limits)?;
+    let publisher = match order {
+        Order::Publish { at, channel_prefix, file } => {
+            let (through, json) = (world.open_publisher(at)?, results::published(Some(file), false));
+            Some((through, channel_prefix.to_owned(), json))
+        }
+        _ => None,
+    };
+    // The first file of each client is the warm-up.
+    for measured in [false, true] {
+        if measured {
+            world.reset_tally();
+            observe.begin()?;
+            world.after_result = match publisher.clone() {
+                Some((through, prefix, json)) => Refill::Publish { through, prefix, json },
+                None => Refill::Message,
+            };
+        }
+        let start = Instant::now();
+        for (client, task) in &waiting {
+            match &publisher {
+                Some((through, prefix, json)) => world.publish(*through, &format!("{prefix}{task}"), json, None)?,
+                None => world.nudge(*client)?,
+            }
+        }
+        while measured && start.elapsed().as_secs_f64() < limits.seconds && world.tally.results < limits.count {
+            world.turn(Some(Duration::from_millis(20)))?;
+        }
+        // Each client has one on its way.
+        world.after_result = Refill::Nothing;
+        let wanted = world.tally.results + clients;
+        world.run_until(limits.patience, "audio on its way", |world| world.tally.results == wanted)?;
+        if measured {
+            return audio_outcome(world, start, observe);
+        }
+    }
+    Err("nothing was measured".into())
+}
+
+fn audio_outcome(world: &World, start: Instant, observe: &mut dyn Observe) -> Result<Outcome, Fault> {
+    let seconds = start.elapsed().as_secs_f64();
+    observe.end()?;
+    let (bytes, count) = (world.tally.audio_bytes, world.tally.results + world.tally.fetched);
+    Ok(Outcome { count, bytes, seconds, stream_rate: bytes as f64 / seconds, ..Outcome::default() })
+}
+
+/// `clients` wait for the results of a task each (`waited` is called), then each gets one with `World::audio` and goes
+/// on waiting (`served` is called).
+pub fn wait_and_serve(
+    world: &mut World,
+    order: Order<'_>,
+    clients: u64,
+    limits: Limits,
+    mut waited: impl FnMut() -> Result<(), Fault>,
+    mut served: impl FnMut() -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    let Order::Publish { at, channel_prefix, file } = order else { return Err("results are published".into()) };
+    let length = world.audio.len() as u64;
+    let publisher = world.open_publisher(at)?;
+    let waiting = open_tasks(world, clients, Shape::Delivered, false, Some(length), limits)?;
+    waited()?;
+    world.reset_tally();
+    let json = results::published(Some(file), false);
+    for (published, (_, task)) in waiting.iter().enumerate() {
+        let oldest = (published as u64).saturating_sub(DELIVERIES_MAX);
+        world.run_until(limits.patience, "audio", |world| world.tally.results >= oldest)?;
+        world.publish(publisher, &format!("{channel_prefix}{task}"), &json, None)?;
+    }
+    world.run_until(limits.patience, "the last audio", |world| world.tally.results == clients)?;
+    served()
+}
+
+/// Messages at a rate, and beside them results that nobody waits for (none when `flood` is `None`).
+pub fn flood(
+    world: &mut World,
+    echo: &Echo,
+    flood: Option<Flood<'_>>,
+    limits: Limits,
+    observe: &mut dyn Observe,
+) -> Result<Outcome, Fault> {
+    let rate = echo.rate.ok_or("messages beside a flood have a rate")?;
+    open_all(world, echo.connections, &Plan::Echo { size: echo.size }, limits)?;
+    let publisher = match flood {
+        Some(flood) => Some(world.open_publisher(flood.publish_at)?),
+        None => None,
+    };
+    exchange(world, &Echo { rate: None, ..*echo }, None, Limits { count: WARM_UP_MESSAGES * echo.connections, ..limits })?;
+    world.reset_tally();
+    observe.begin()?;
+    world.after_echo = After::Pause;
+    let start = Instant::now();
+    let (mut sent, mut published) = (0u64, 0u64);
+    while start.elapsed().as_secs_f64() < limits.seconds {
+        let elapsed = start.elapsed().as_secs_f64();
+        while (sent as f64) < elapsed * rate {
+            let Some(client) = world.paused.pop_front() else { break };
+            world.send_message(client)?;
+            sent += 1;
+        }
+        if let (Some(flood), Some(publisher)) = (flood, publisher) {
+            let due = (elapsed * flood.rate) as u64;
+            let tick = (flood.rate * FLOOD_TICK.as_secs_f64()) as u64;
+            if due.saturating_sub(published) >= tick.max(1) && published < limits.count {
+                let channels: Vec<String> = (published..due)
+                    .map(|_| format!("{}{}", flood.channel_prefix, results::fresh_task()))
+                    .collect();
+                world.publish_all(publisher, &channels, flood.json)?;
+                published = due;
+            }
+        }
+        let next = (sent as f64 / rate - elapsed).clamp(0.0, FLOOD_TICK.as_secs_f64());
+        world.turn(Some(Duration::from_secs_f64(next)))?;
+    }
+    world.run_until(limits.patience, "the flood and the last messages", |world| {
+        world.tally.published == published && world.tally.echoed == sent
+    })?;
+    let seconds = start.elapsed().as_secs_f64();
+    observe.end()?;
+    let latencies = std::mem::take(&mut world.tally.latencies);
+    Ok(Outcome { count: sent, seconds, latencies, published, ..Outcome::default() })
+}
+
+/// Opens that many more, a few at a time.
+fn open_all(world: &mut World, pairs: u64, plan: &Plan, limits: Limits) -> Result<(), Fault> {
+    let before = world.tally.opened;
+    for begun in 0..pairs {
+        world.open(RELAYED, plan.clone())?;
+        let oldest = before + (begun + 1).saturating_sub(OPENING_MAX);
+        world.run_until(limits.patience, "opening connections", |world| world.tally.opened >= oldest)?;
+    }
+    world.run_until(limits.patience, "opening connections", |world| world.tally.opened == before + pairs)
+}
+
+fn open_tasks(
+    world: &mut World,
+    clients: u64,
+    shape: Shape,
+    last: bool,
+    audio: Option<u64>,
+    limits: Limits,
+) -> Result<Vec<(u32, String)>, Fault> {
+    let before = world.tally.opened;
+    let mut opened = Vec::new();
+    for begun in 0..clients {
+        let task = results::fresh_task();
+        let id = world.open(&format!("{OUTPUT}{task}"), waiting(task.clone(), shape, last, audio))?;
+        opened.push((id, task));
+        let oldest = before + (begun + 1).saturating_sub(OPENING_MAX);
+        world.run_until(limits.patience, "opening connections", |world| world.tally.opened >= oldest)?;
+    }
+    world.run_until(limits.patience, "opening connections", |world| world.tally.opened == before + clients)?;
+    Ok(opened)
+}
+
+fn stream_for(world: &mut World, seconds: f64, limits: Limits) -> Result<(), Fault> {
+    let start = Instant::now();
+    world.start_streams()?;
+    while start.elapsed().as_secs_f64() < seconds {
+        world.turn(Some(Duration::from_millis(20)))?;
+    }
+    world.streaming = false;
+    world.run_until(limits.patience, "streams in flight", World::streams_are_over)
+}
+
+fn exchange(world: &mut World, echo: &Echo, scraper: Option<u32>, limits: Limits) -> Result<Outcome, Fault> {
+    let clients = world.paused.len();
+    let (mut sent, echoed_before) = (0u64, world.tally.echoed);
+    let start = Instant::now();
+    let mut scrapes = Scrapes::new(scraper, start);
+    if echo.streams > 0 {
+        world.start_streams()?;
+    }
+    world.after_echo = if echo.rate.is_some() { After::Pause } else { After::Again };
+    world.messages_left = limits.count;
+    if echo.rate.is_none() {
+        while let (Some(left), Some(client)) = (world.messages_left.checked_sub(1), world.paused.pop_front()) {
+            world.messages_left = left;
+            world.send_message(client)?;
+        }
+    }
+    loop {
+        let elapsed = start.elapsed().as_secs_f64();
+        if elapsed >= limits.seconds || world.tally.echoed - echoed_before >= limits.count {
+            break;
+        }
+        scrapes.due(world)?;
+        match echo.rate {
+            // A timed message leaves when it is due: this side never sleeps, its core is its own.
+            Some(rate) => {
+                while (sent as f64) < elapsed * rate && sent < limits.count {
+                    let Some(client) = world.paused.pop_front() else { break };
+                    world.send_message(client)?;
+                    sent += 1;
+                }
+                world.turn(Some(Duration::ZERO))?;
+            }
+            None => world.turn(Some(Duration::from_millis(20)))?,
+        }
+    }
+    let stream_rate = world.tally.received_bytes as f64 / start.elapsed().as_secs_f64();
+    world.after_echo = After::Pause;
+    world.streaming = false;
+    world.run_until(limits.patience, "messages in flight", |world| {
+        world.paused.len() == clients && world.streams_are_over() && scrapes.asked == world.tally.scrapes
+    })?;
+    Ok(Outcome {
+        count: world.tally.echoed - echoed_before,
+        bytes: world.tally.received_bytes,
+        seconds: start.elapsed().as_secs_f64(),
+        stream_rate,
+        scrapes: scrapes.asked,
+        ..Outcome::default()
+    })
+}
+
+/// Reads `/metrics` at its time.
+struct Scrapes {
+    scraper: Option<u32>,
+    next: Instant,
+    asked: u64,
+}
+
+impl Scrapes {
+    fn new(scraper: Option<u32>, start: Instant) -> Scrapes {
+        Scrapes { scraper, next: start + SCRAPE_FIRST, asked: 0 }
+    }
+
+    fn due(&mut self, world: &mut World) -> Result<(), Fault> {
+        if let Some(scraper) = self.scraper
+            && Instant::now() >= self.next
+        {
+            world.scrape(scraper)?;
+            self.asked += 1;
+            self.next += SCRAPE_EVERY;
+        }
+        Ok(())
+    }
+}
