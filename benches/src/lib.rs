@@ -5,6 +5,7 @@
 
 pub mod compare;
 pub mod floor;
+pub mod interrupt;
 pub mod load;
 pub mod net;
 pub mod options;

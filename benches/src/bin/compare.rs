@@ -6,7 +6,7 @@ use aivtuber_gateway_benches::compare::rows::{QUICK_TARGETS, ROWS, Row};
 use aivtuber_gateway_benches::compare::run::{Run, Sample};
 use aivtuber_gateway_benches::compare::targets::{AUDIO, AUDIO_SMALL, Instance, Place, TARGETS, Target, target};
 use aivtuber_gateway_benches::options::{HELP, Options};
-use aivtuber_gateway_benches::{Fault, net};
+use aivtuber_gateway_benches::{Fault, interrupt, net};
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
@@ -53,6 +53,7 @@ fn run() -> Result<bool, Fault> {
             return Err(format!("--targets {name}: there is no such target (--list names them)"));
         }
     }
+    interrupt::listen()?;
     let mut driver = Driver::new(options)?;
     let began = Instant::now();
     let mut text = driver.preface();
@@ -63,6 +64,7 @@ fn run() -> Result<bool, Fault> {
             continue;
         }
         let Some(results) = driver.measure(row) else { continue };
+        interrupt::check()?;
         let section = results.markdown(row);
         print!("{section}");
         text.push_str(&section);
@@ -90,7 +92,7 @@ struct Driver {
 
 impl Driver {
     fn new(options: Options) -> Result<Driver, Fault> {
-        net::raise_descriptor_limit();
+        let descriptors = net::raise_descriptor_limit();
         let cores = Cores::choose()?;
         let listener = net::listen((Ipv4Addr::LOCALHOST, 0).into()).map_err(|error| format!("cannot listen: {error}"))?;
         let backend = listener.local_addr().map_err(|error| error.to_string())?;
@@ -100,6 +102,7 @@ impl Driver {
         let audio_root = dir.join("audio");
         fs::create_dir_all(&audio_root).map_err(|error| format!("cannot make {}: {error}", audio_root.display()))?;
         let place = Place {
+            descriptors,
             cores,
             backend,
             gateway: options.gateway.clone().unwrap_or_else(|| beside("aivtuber-gateway")),
@@ -180,6 +183,9 @@ impl Driver {
         }
         let rounds = self.options.rounds.min(row.rounds_max);
         for round in 1..=rounds {
+            if interrupt::is_set() {
+                break;
+            }
             eprintln!("{}: round {round} of {rounds}", row.id);
             running.retain_mut(|(target, instance)| match self.once(row, target, instance.as_ref()) {
                 Ok(sample) => {
@@ -195,7 +201,7 @@ impl Driver {
                 }
             });
         }
-        if self.options.strace && row.counts_calls {
+        if self.options.strace && !interrupt::is_set() && row.counts_calls {
             for (target, instance) in &running {
                 let Some(instance) = instance else { continue };
                 let mut run = self.run(instance, COUNTING_SECONDS, true);

@@ -18,8 +18,6 @@ use std::time::{Duration, Instant};
 pub const CHANNEL_PREFIX: &str = "task_response:";
 /// A channel prefix that no target listens to.
 pub const DEAF_PREFIX: &str = "unheard_response:";
-/// More connections than any row opens.
-const CONNECTIONS_MAX: u32 = 60_000;
 /// A subscriber that has not subscribed by then is broken.
 const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -93,6 +91,8 @@ pub fn target(id: &str) -> Option<&'static Target> {
 
 /// Where targets live during a run.
 pub struct Place {
+    /// Open descriptors that a process may have.
+    pub descriptors: u64,
     /// Configurations and output; removed at the end.
     pub dir: PathBuf,
     pub cores: Cores,
@@ -201,7 +201,7 @@ impl Target {
         let mut command = Command::new(self.program(place)?);
         let backend = place.backend;
         let port = listen.port();
-        let dir = place.dir.display();
+        let (dir, descriptors, connections) = (place.dir.display(), place.descriptors, place.connections_max());
         let write = |name: String, text: String| -> Result<PathBuf, Fault> {
             let path = place.dir.join(name);
             fs::write(&path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
@@ -225,7 +225,7 @@ impl Target {
                 let splice = if splice { "    option splice-request\n    option splice-response\n" } else { "" };
                 let buffers = buffers.map_or(String::new(), |bytes| format!("    tune.bufsize {bytes}\n"));
                 let text = format!(
-                    "global\n    nbthread 1\n    maxconn {CONNECTIONS_MAX}\n{buffers}\
+                    "global\n    nbthread 1\n    maxconn {connections}\n{buffers}\
                      defaults\n    mode http\n    timeout connect 5s\n    timeout client 1h\n    timeout server 1h\n    \
                      timeout tunnel 1h\n{splice}\
                      frontend bench\n    bind {listen} backlog 4096\n    default_backend bench\n\
@@ -234,12 +234,12 @@ impl Target {
                 command.args(["-db", "-f"]).arg(write(format!("{}.cfg", self.id), text)?);
             }
             Kind::Nginx { buffers } => {
-                let buffers = buffers.map_or(String::new(), |size| format!("proxy_buffer_size {size};\n"));
+                let buffers = buffers.map_or(String::new(), |size| format!("proxy_buffer_size {size};\nproxy_buffers 4 {size};\n"));
                 let user = if rustix::process::geteuid().is_root() { "user root;\n" } else { "" };
                 let audio_root = place.audio_root.display();
                 let text = format!(
-                    "{user}daemon off;\nworker_processes 1;\nworker_rlimit_nofile 65536;\npid {dir}/{id}.pid;\n\
-                     error_log stderr error;\nevents {{ worker_connections {CONNECTIONS_MAX}; }}\nhttp {{\n\
+                    "{user}daemon off;\nworker_processes 1;\nworker_rlimit_nofile {descriptors};\npid {dir}/{id}.pid;\n\
+                     error_log stderr error;\nevents {{ worker_connections {descriptors}; }}\nhttp {{\n\
                      access_log off;\nsendfile on;\ntcp_nopush on;\nkeepalive_requests 1000000;\n\
                      client_body_temp_path {dir}/{id}-body;\nproxy_temp_path {dir}/{id}-proxy;\n\
                      fastcgi_temp_path {dir}/{id}-fastcgi;\nuwsgi_temp_path {dir}/{id}-uwsgi;\n\
@@ -254,7 +254,7 @@ impl Target {
             }
             Kind::Caddy => {
                 let text = format!(
-                    "{{\n\tadmin off\n\tauto_https off\n\tpersist_config off\n\tlog {{\n\t\tlevel ERROR\n\t}}\n}}\n\
+                    "{{\n\tadmin off\n\tauto_https off\n\tlog {{\n\t\tlevel ERROR\n\t}}\n}}\n\
                      http://127.0.0.1:{port} {{\n\tbind 127.0.0.1\n\treverse_proxy {backend}\n}}\n"
                 );
                 command.args(["run", "--adapter", "caddyfile", "--config"]);
@@ -276,6 +276,13 @@ impl Target {
     }
 }
 
+impl Place {
+    /// Client connections that every target can be told to take: HAProxy wants up to five descriptors for two of them.
+    fn connections_max(&self) -> u64 {
+        (self.descriptors * 2 / 5).saturating_sub(100).min(60_000)
+    }
+}
+
 impl Instance {
     /// The target's process and its children.
     pub fn family(&self) -> Vec<u32> {
@@ -293,8 +300,9 @@ impl Instance {
 /// Both routes where results are published, else the relayed one alone; everything else as the gateway has it.
 fn gateway_configuration(place: &Place, listen: SocketAddr, publish_at: Option<SocketAddr>, inbox: bool) -> String {
     let relayed = format!(
-        "[server]\nlisten = [\"{listen}\"]\nmax_connections = {CONNECTIONS_MAX}\n\n\
+        "[server]\nlisten = [\"{listen}\"]\nmax_connections = {}\n\n\
          [[route]]\nname = \"input\"\npath = \"/ws/input\"\nbackend = \"ws://{}/ws/input\"\n",
+        place.connections_max(),
         place.backend
     );
     let Some(publish_at) = publish_at else { return relayed };
@@ -361,6 +369,7 @@ mod tests {
     fn place(dir: &Path) -> Place {
         Place {
             dir: dir.to_owned(),
+            descriptors: 20_000,
             cores: Cores { target: 0, load: 1 },
             backend: local(2),
             gateway: "/bin/true".into(),

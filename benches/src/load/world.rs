@@ -378,6 +378,7 @@ impl World {
 
     /// One run of the loop: waits up to `timeout` (for ever without one) and deals with what came.
     pub fn turn(&mut self, timeout: Option<Duration>) -> Result<(), Fault> {
+        crate::interrupt::check()?;
         let broken = |error: std::io::Error| format!("cannot poll: {error}");
         let count = self.poll.wait(timeout).map_err(broken)?;
         let mut bulk = false;
@@ -482,14 +483,12 @@ impl World {
     /// Reads once into the connection's own inbox and takes what is whole.
     fn read(&mut self, id: u32) -> Result<(), Fault> {
         let conn = self.conn(id);
-        let room = match &conn.job {
-            // One read can then take a whole message.
-            Job::Echo { size, .. } => size + 64,
-            Job::Answer => conn.inbox.capacity().max(READ_BYTES),
-            _ => READ_BYTES,
-        };
-        if conn.inbox.capacity() - conn.inbox.len() < room {
-            conn.inbox.reserve(room);
+        // One read can then take a whole message where its size is known.
+        let wanted = if let Job::Echo { size, .. } = &conn.job { size + 64 } else { READ_BYTES };
+        if conn.inbox.capacity() < wanted {
+            conn.inbox.reserve_exact(wanted - conn.inbox.len());
+        } else if conn.inbox.capacity() == conn.inbox.len() {
+            conn.inbox.reserve(READ_BYTES);
         }
         match rustix::net::recv(&conn.socket, spare_capacity(&mut conn.inbox), RecvFlags::empty()) {
             Ok((0, _)) => self.ended(id, "ended the connection"),
@@ -519,6 +518,11 @@ impl World {
             }
         }
         inbox.drain(..used);
+        if let Some(head) = wire::parse_frame_head(&inbox).filter(|_| matches!(self.conn(id).job, Job::Answer)) {
+            // Makes room for the rest of a large message in one go.
+            let size = usize::try_from(head.payload).unwrap_or(usize::MAX).min(POOL_BYTES) + head.size;
+            inbox.reserve(size.saturating_sub(inbox.len()));
+        }
         let conn = self.conn(id);
         if !(inbox.is_empty() && matches!(conn.job, Job::Rest | Job::Task(_) | Job::Receive { .. })) {
             conn.inbox = inbox;
@@ -584,16 +588,7 @@ impl World {
     fn take_frame(&mut self, id: u32, bytes: &[u8]) -> Result<usize, Fault> {
         let Some(head) = wire::parse_frame_head(bytes) else { return Ok(0) };
         let end = head.size + usize::try_from(head.payload).map_err(|_| "a frame too large to be ours")?;
-        let Some(payload) = bytes.get(head.size..end) else {
-            let conn = self.conn(id);
-            if matches!(conn.job, Job::Answer) {
-                // Makes room for the rest of a large message in one go.
-                conn.inbox = Vec::with_capacity(end + READ_BYTES);
-                conn.inbox.extend_from_slice(bytes);
-                return Ok(0);
-            }
-            return Ok(0);
-        };
+        let Some(payload) = bytes.get(head.size..end) else { return Ok(0) };
         match (head.first, &mut self.conn(id).job) {
             (wire::BINARY, Job::Echo { size, sequence }) => {
                 let (size, sequence) = (*size, *sequence);
