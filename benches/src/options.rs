@@ -140,9 +140,19 @@ mod tests {
 
     #[test]
     fn every_flag_is_in_the_help() {
-        for flag in
-            ["quick", "only", "targets", "rounds", "seconds", "gateway", "versus", "markdown", "no-strace", "list", "help"]
-        {
+        for flag in [
+            "quick",
+            "only",
+            "targets",
+            "rounds",
+            "seconds",
+            "gateway",
+            "versus",
+            "markdown",
+            "no-strace",
+            "list",
+            "help",
+        ] {
             assert!(HELP.contains(&format!("--{flag} ")), "{flag}");
         }
     }

@@ -1,15 +1,13 @@
 //! `bench-compare`: the driver behind `benches/compare`.
 
-use aivtuber_gateway_benches::compare::process::Cores;
 use aivtuber_gateway_benches::compare::report::{self, Results};
 use aivtuber_gateway_benches::compare::rows::{QUICK_TARGETS, ROWS, Row};
 use aivtuber_gateway_benches::compare::run::{Run, Sample};
 use aivtuber_gateway_benches::compare::targets::{AUDIO, AUDIO_SMALL, Instance, Place, TARGETS, Target, target};
 use aivtuber_gateway_benches::options::{HELP, Options};
-use aivtuber_gateway_benches::{Fault, interrupt, net};
+use aivtuber_gateway_benches::{Fault, interrupt};
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
-use std::path::PathBuf;
+use std::net::TcpListener;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::Instant;
@@ -92,25 +90,7 @@ struct Driver {
 
 impl Driver {
     fn new(options: Options) -> Result<Driver, Fault> {
-        let descriptors = net::raise_descriptor_limit();
-        let cores = Cores::choose()?;
-        let listener = net::listen((Ipv4Addr::LOCALHOST, 0).into()).map_err(|error| format!("cannot listen: {error}"))?;
-        let backend = listener.local_addr().map_err(|error| error.to_string())?;
-        let own = std::env::current_exe().map_err(|error| format!("where am I? {error}"))?;
-        let beside = |name: &str| own.with_file_name(name);
-        let dir = std::env::temp_dir().join(format!("aivtuber-gateway-bench-{}", std::process::id()));
-        let audio_root = dir.join("audio");
-        fs::create_dir_all(&audio_root).map_err(|error| format!("cannot make {}: {error}", audio_root.display()))?;
-        let place = Place {
-            descriptors,
-            cores,
-            backend,
-            gateway: options.gateway.clone().unwrap_or_else(|| beside("aivtuber-gateway")),
-            versus: options.versus.clone(),
-            floor: beside("bench-floor"),
-            audio_root,
-            dir,
-        };
+        let (place, listener) = Place::new(options.gateway.clone(), options.versus.clone())?;
         let write = |name: &str, bytes: usize| -> Result<Arc<Vec<u8>>, Fault> {
             let mut audio = vec![0; bytes];
             fastrand::fill(&mut audio);
@@ -235,15 +215,6 @@ impl Driver {
             calls: None,
             audio: &self.audio,
             audio_small: &self.audio_small,
-        }
-    }
-}
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        let dir: &PathBuf = &self.place.dir;
-        if let Err(error) = fs::remove_dir_all(dir) {
-            eprintln!("{} stays: {error}", dir.display());
         }
     }
 }

@@ -80,6 +80,7 @@ impl Process {
                 process.started_in = before.elapsed();
                 return Ok(process);
             }
+            crate::interrupt::check()?;
             let ended = process.child.try_wait().map_err(|error| error.to_string())?;
             if ended.is_some() || before.elapsed() > START_PATIENCE {
                 let said = fs::read_to_string(output).unwrap_or_default();
@@ -111,8 +112,12 @@ impl Process {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        for orphan in family.into_iter().filter(|&id| id != self.child.id() && Path::new(&format!("/proc/{id}")).exists()) {
-            signal(orphan, Signal::KILL);
+        // What it left behind, if it was killed.
+        for orphan in family.into_iter().filter(|&id| id != self.child.id()) {
+            let stat = fs::read_to_string(format!("/proc/{orphan}/stat")).unwrap_or_default();
+            if parent_in(&stat) == Some(1) {
+                signal(orphan, Signal::KILL);
+            }
         }
     }
 }
@@ -162,6 +167,12 @@ pub fn run_time(family: &[u32]) -> u64 {
         .sum()
 }
 
+/// How long this thread has waited for its core so far, in nanoseconds.
+fn own_wait() -> u64 {
+    let line = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or_default()
+}
+
 /// Proportional set size of these processes, in bytes.
 pub fn memory(family: &[u32]) -> Result<u64, Fault> {
     let mut sum = 0;
@@ -182,7 +193,7 @@ fn pss_in(rollup: &str) -> Option<u64> {
 pub fn rest(family: &[u32]) {
     let start = Instant::now();
     let mut before = run_time(family);
-    while start.elapsed() < REST_PATIENCE {
+    while start.elapsed() < REST_PATIENCE && !crate::interrupt::is_set() {
         std::thread::sleep(REST);
         let now = run_time(family);
         if now - before < REST_NANOS {
@@ -201,6 +212,10 @@ pub struct Watch {
     counts: Option<PathBuf>,
     /// Run time of the measured part, in nanoseconds.
     pub nanos: u64,
+    /// When it began, and how long the load generator had waited for its core by then.
+    began: (Instant, u64),
+    /// The share of the measured part in which the load generator wanted its core and did not have it.
+    pub disturbance: f64,
     /// System calls of the measured part by name, when they were counted.
     pub calls: BTreeMap<String, u64>,
 }
@@ -208,7 +223,16 @@ pub struct Watch {
 impl Watch {
     /// `counts`: count system calls too, through a scratch file; the run time then says nothing.
     pub fn new(id: u32, counts: Option<PathBuf>) -> Watch {
-        Watch { family: family(id), before: 0, strace: None, counts, nanos: 0, calls: BTreeMap::new() }
+        Watch {
+            family: family(id),
+            before: 0,
+            strace: None,
+            counts,
+            nanos: 0,
+            began: (Instant::now(), 0),
+            disturbance: 0.0,
+            calls: BTreeMap::new(),
+        }
     }
 }
 
@@ -219,10 +243,13 @@ impl Observe for Watch {
             self.strace = Some(Strace::attach(&self.family, file.clone())?);
         }
         self.before = run_time(&self.family);
+        self.began = (Instant::now(), own_wait());
         Ok(())
     }
 
     fn end(&mut self) -> Result<(), Fault> {
+        let (began, wait) = self.began;
+        self.disturbance = (own_wait() - wait) as f64 / began.elapsed().as_nanos().max(1) as f64;
         rest(&self.family);
         self.nanos = run_time(&self.family) - self.before;
         if let Some(strace) = self.strace.take() {
@@ -247,8 +274,7 @@ impl Strace {
         }
         let errors = fs::File::create(file.with_extension("errors")).map_err(|error| error.to_string())?;
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).spawn();
-        let mut strace =
-            Strace { child: child.map_err(|error| format!("cannot start strace: {error}"))?, file };
+        let mut strace = Strace { child: child.map_err(|error| format!("cannot start strace: {error}"))?, file };
         let start = Instant::now();
         while !family.iter().all(|&id| is_traced(id)) {
             if !matches!(strace.child.try_wait(), Ok(None)) || start.elapsed() > START_PATIENCE {
@@ -328,10 +354,10 @@ mod tests {
                      ------ ----------- ----------- --------- --------- ----------------\n\
                      100.00    0.007000           1      5000        12 total\n";
         let calls = calls_in(table);
-        assert_eq!(calls.iter().map(|(name, &count)| (name.as_str(), count)).collect::<Vec<_>>(), [
-            ("recvfrom", 3000),
-            ("sendto", 2000)
-        ]);
+        assert_eq!(
+            calls.iter().map(|(name, &count)| (name.as_str(), count)).collect::<Vec<_>>(),
+            [("recvfrom", 3000), ("sendto", 2000)]
+        );
     }
 
     #[test]

@@ -3,9 +3,9 @@
 //! A goal is judged twice, by medians and by least figures, for disturbance only ever adds. Where the two disagree the
 //! word is `unclear`, not the kinder of them.
 
-use super::rows::{Goal, Limit, Metric, Row};
+use super::rows::{DISTURBANCE, Goal, Limit, Metric, Row};
 use super::run::{Calls, Sample};
-use super::targets::target;
+use super::targets::{Need, target};
 use crate::stats::Summary;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -29,6 +29,9 @@ pub enum Verdict {
     /// A figure is missing.
     NotMeasured,
 }
+
+/// A run in which the load generator had to wait for longer than this share of the time is named.
+const DISTURBANCE_MAX: f64 = 0.05;
 
 /// The targets whose figures stand beside every other one as ratios, where a row has them.
 const BASES: &[(&str, &str)] = &[
@@ -55,6 +58,16 @@ impl Results {
         for goal in row.goals {
             let (verdict, words) = self.judge(goal, row);
             let _ = writeln!(out, "- {words}: **{}**", verdict.word());
+        }
+        let disturbed =
+            self.samples.iter().flat_map(|(_, samples)| samples).filter_map(|sample| sample.get(DISTURBANCE));
+        let worst = disturbed.copied().fold(0.0, f64::max);
+        if row.need == Need::Relay && worst > DISTURBANCE_MAX {
+            let _ = writeln!(
+                out,
+                "- Disturbed: in one run other programs had the load generator's core for {:.0} % of the time.",
+                worst * 100.0
+            );
         }
         for (target, fault) in &self.faults {
             let _ = writeln!(out, "- `{target}` has no figures: {}", fault.trim().replace('\n', " / "));

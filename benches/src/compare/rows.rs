@@ -54,9 +54,22 @@ const RELAYS: &[&str] =
 const FEW_RELAYS: &[&str] = &["pipe", "haproxy", "nginx", "caddy", "gateway", "versus"];
 /// What a short run keeps of all that.
 pub const QUICK_TARGETS: &[&str] = &[
-    "pipe", "splice", "haproxy", "haproxy-splice", "subscriber", "copy-64k", "copy-256k", "nginx-file", "gateway",
-    "gateway-inbox", "gateway-info", "versus",
+    "pipe",
+    "splice",
+    "haproxy",
+    "haproxy-splice",
+    "subscriber",
+    "copy-64k",
+    "copy-256k",
+    "nginx-file",
+    "gateway",
+    "gateway-inbox",
+    "gateway-info",
+    "versus",
 ];
+
+/// In a sample: the share of the time in which the load generator did not have its core.
+pub const DISTURBANCE: &str = "disturbance";
 
 const ALWAYS: usize = usize::MAX;
 const MIB: f64 = (1 << 20) as f64;
@@ -413,7 +426,8 @@ pub const ROWS: &[Row] = &[
 
 const LOGGED: &[&str] = &["gateway", "gateway-info"];
 const STREAM_METRICS: &[Metric] = metrics!["cpu_gb" "CPU s/GB" 3, "rate" "MB/s" 0];
-const LARGE_METRICS: &[Metric] = metrics!["cpu_gb" "CPU s/GB" 3, "p50" "p50 µs" 0, "p99" "p99 µs" 0, "rate" "messages/s" 0];
+const LARGE_METRICS: &[Metric] =
+    metrics!["cpu_gb" "CPU s/GB" 3, "p50" "p50 µs" 0, "p99" "p99 µs" 0, "rate" "messages/s" 0];
 const STREAM_GOALS: &[Goal] = goals![
     "gateway" "cpu_gb" Limit::Times(1.1, &["splice"]),
     "gateway" "cpu_gb" Limit::Times(1.0, &["haproxy-splice"]),
@@ -436,6 +450,7 @@ fn echo(run: &mut Run<'_>, echo: Echo) -> Result<Sample, Fault> {
         ("p50", outcome.latencies.percentile(50.0).unwrap_or_default()),
         ("p99", outcome.latencies.percentile(99.0).unwrap_or_default()),
         ("rate", messages / outcome.seconds),
+        (DISTURBANCE, watch.disturbance),
     ]))
 }
 
@@ -458,6 +473,7 @@ fn mixed(run: &mut Run<'_>) -> Result<Sample, Fault> {
         ("p99", outcome.latencies.percentile(99.0).unwrap_or_default()),
         ("stream", outcome.stream_rate / 1e6),
         ("kept", outcome.stream_rate / alone),
+        (DISTURBANCE, watch.disturbance),
     ]))
 }
 
@@ -468,6 +484,7 @@ fn stream(run: &mut Run<'_>, size: usize, way: Way) -> Result<Sample, Fault> {
     Ok(Sample::from([
         ("cpu_gb", watch.nanos as f64 / outcome.bytes as f64),
         ("rate", outcome.stream_rate / 1e6),
+        (DISTURBANCE, watch.disturbance),
     ]))
 }
 
@@ -476,7 +493,11 @@ fn handshakes(run: &mut Run<'_>) -> Result<Sample, Fault> {
     let outcome = work::handshakes(&mut world, 32, run.scrape(), run.limits(), &mut watch)?;
     run.keep_calls(&mut watch, outcome.count as f64, "handshake");
     let count = outcome.count as f64;
-    Ok(Sample::from([("cpu", watch.nanos as f64 / 1e3 / count), ("rate", count / outcome.seconds)]))
+    Ok(Sample::from([
+        ("cpu", watch.nanos as f64 / 1e3 / count),
+        ("rate", count / outcome.seconds),
+        (DISTURBANCE, watch.disturbance),
+    ]))
 }
 
 fn idle_memory(run: &mut Run<'_>) -> Result<Sample, Fault> {
@@ -521,6 +542,7 @@ fn audio(run: &mut Run<'_>) -> Result<Sample, Fault> {
     Ok(Sample::from([
         ("cpu_gb", watch.nanos as f64 / outcome.bytes as f64),
         ("rate", outcome.stream_rate / 1e6),
+        (DISTURBANCE, watch.disturbance),
     ]))
 }
 

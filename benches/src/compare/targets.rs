@@ -5,11 +5,11 @@
 
 use super::process::{Cores, Process, family, memory, rest};
 use crate::Fault;
-use crate::net::free_port;
+use crate::net::{self, free_port};
 use crate::resp::{self, Value};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -55,13 +55,25 @@ const GATEWAY: Kind = Kind::Gateway { inbox: false, log: false, versus: false };
 /// Every target there is.
 pub const TARGETS: &[Target] = &[
     Target { id: "pipe", title: "floor: byte pipe, nothing parsed", kind: Kind::Pipe { splice: false } },
-    Target { id: "splice", title: "floor: the same, splicing while a direction streams", kind: Kind::Pipe { splice: true } },
+    Target {
+        id: "splice",
+        title: "floor: the same, splicing while a direction streams",
+        kind: Kind::Pipe { splice: true },
+    },
     Target { id: "subscriber", title: "floor: bare Redis subscriber", kind: Kind::Subscriber },
     Target { id: "copy-64k", title: "floor: copy loop, 64 KiB a time", kind: Kind::Copy { buffer: 64 << 10 } },
     Target { id: "copy-256k", title: "floor: copy loop, 256 KiB a time", kind: Kind::Copy { buffer: 256 << 10 } },
     Target { id: "haproxy", title: "HAProxy", kind: Kind::Haproxy { splice: false, buffers: None } },
-    Target { id: "haproxy-splice", title: "HAProxy, splice always", kind: Kind::Haproxy { splice: true, buffers: None } },
-    Target { id: "haproxy-64k", title: "HAProxy, 64 KiB buffers", kind: Kind::Haproxy { splice: false, buffers: Some(65_536) } },
+    Target {
+        id: "haproxy-splice",
+        title: "HAProxy, splice always",
+        kind: Kind::Haproxy { splice: true, buffers: None },
+    },
+    Target {
+        id: "haproxy-64k",
+        title: "HAProxy, 64 KiB buffers",
+        kind: Kind::Haproxy { splice: false, buffers: Some(65_536) },
+    },
     Target { id: "nginx", title: "nginx", kind: Kind::Nginx { buffers: None } },
     Target { id: "nginx-64k", title: "nginx, 64 KiB buffers", kind: Kind::Nginx { buffers: Some("64k") } },
     Target { id: "nginx-file", title: "nginx, plain HTTP, sendfile", kind: Kind::Nginx { buffers: None } },
@@ -192,12 +204,7 @@ impl Target {
     }
 
     /// The command that serves on `listen`, its configuration written.
-    pub fn command(
-        &self,
-        place: &Place,
-        listen: SocketAddr,
-        publish_at: Option<SocketAddr>,
-    ) -> Result<Command, Fault> {
+    pub fn command(&self, place: &Place, listen: SocketAddr, publish_at: Option<SocketAddr>) -> Result<Command, Fault> {
         let mut command = Command::new(self.program(place)?);
         let backend = place.backend;
         let port = listen.port();
@@ -234,7 +241,8 @@ impl Target {
                 command.args(["-db", "-f"]).arg(write(format!("{}.cfg", self.id), text)?);
             }
             Kind::Nginx { buffers } => {
-                let buffers = buffers.map_or(String::new(), |size| format!("proxy_buffer_size {size};\nproxy_buffers 4 {size};\n"));
+                let buffers = buffers
+                    .map_or(String::new(), |size| format!("proxy_buffer_size {size};\nproxy_buffers 4 {size};\n"));
                 let user = if rustix::process::geteuid().is_root() { "user root;\n" } else { "" };
                 let audio_root = place.audio_root.display();
                 let text = format!(
@@ -265,9 +273,14 @@ impl Target {
                 let text = gateway_configuration(place, listen, publish_at, inbox);
                 command.arg("--config").arg(write(format!("{}.toml", self.id), text)?);
                 command.args(["--log-level", if log { "info" } else { "warn" }]);
-                for name in
-                    ["INPUT_HANDLER_URL", "OUTPUT_HANDLER_URL", "REDIS_URL", "REDIS_HOST", "REDIS_PORT", "AIVTUBER_GATEWAY_LOG"]
-                {
+                for name in [
+                    "INPUT_HANDLER_URL",
+                    "OUTPUT_HANDLER_URL",
+                    "REDIS_URL",
+                    "REDIS_HOST",
+                    "REDIS_PORT",
+                    "AIVTUBER_GATEWAY_LOG",
+                ] {
                     command.env_remove(name);
                 }
             }
@@ -277,9 +290,35 @@ impl Target {
 }
 
 impl Place {
+    /// A place in a folder of its own under the system's temporary one, and the listener that plays the backend. The
+    /// programs are looked for beside the one that runs.
+    pub fn new(gateway: Option<PathBuf>, versus: Option<PathBuf>) -> Result<(Place, TcpListener), Fault> {
+        let descriptors = net::raise_descriptor_limit();
+        let cores = Cores::choose()?;
+        let listener = net::listen(local(0)).map_err(|error| format!("cannot listen: {error}"))?;
+        let backend = listener.local_addr().map_err(|error| error.to_string())?;
+        let own = std::env::current_exe().map_err(|error| format!("where am I? {error}"))?;
+        let dir = std::env::temp_dir().join(format!("aivtuber-gateway-bench-{}", std::process::id()));
+        let audio_root = dir.join("audio");
+        fs::create_dir_all(&audio_root).map_err(|error| format!("cannot make {}: {error}", audio_root.display()))?;
+        let gateway = gateway.unwrap_or_else(|| own.with_file_name("aivtuber-gateway"));
+        let floor = own.with_file_name("bench-floor");
+        Ok((Place { descriptors, dir, cores, backend, gateway, versus, floor, audio_root }, listener))
+    }
+
     /// Client connections that every target can be told to take: HAProxy wants up to five descriptors for two of them.
     fn connections_max(&self) -> u64 {
         (self.descriptors * 2 / 5).saturating_sub(100).min(60_000)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.dir)
+            && self.dir.exists()
+        {
+            eprintln!("{} stays: {error}", self.dir.display());
+        }
     }
 }
 

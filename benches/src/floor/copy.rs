@@ -154,7 +154,7 @@ impl Client {
     fn push_next(&mut self, source: &mut Source) -> std::io::Result<()> {
         let chunks = source.length.div_ceil(source.chunk as u64);
         if self.next == 0 {
-            source.push_text(&results::text_message(&self.task, true, true));
+            source.push_text(&results::text_message(&self.task, true, false));
         } else if self.next <= chunks {
             let at = (self.next - 1) * source.chunk as u64;
             let size = (source.length - at).min(source.chunk as u64) as usize;

@@ -40,7 +40,8 @@ pub fn run(settings: Settings) -> Result<(), Fault> {
     serve(settings, &listener).map_err(|error| format!("the pipe broke: {error}"))
 }
 
-fn serve(settings: Settings, listener: &TcpListener) -> io::Result<()> {
+/// Serves for ever on a listener that is already there.
+pub(crate) fn serve(settings: Settings, listener: &TcpListener) -> io::Result<()> {
     let mut poll = Poll::new(256)?;
     poll.add(listener, LISTENER, EventFlags::IN)?;
     let mut pairs: Vec<Option<Pair>> = Vec::new();
@@ -186,8 +187,7 @@ impl Flow {
             if !self.flush(sink, tools)? || !self.readable || self.ended {
                 return Ok(false);
             }
-            let moved =
-                if self.streaming { self.splice(source, tools)? } else { self.relay(source, sink, tools)? };
+            let moved = if self.streaming { self.splice(source, tools)? } else { self.relay(source, sink, tools)? };
             match moved {
                 Io::Moved(_) => {}
                 Io::Blocked => self.readable = false,
@@ -287,8 +287,7 @@ mod tests {
         let backend = TcpListener::bind("127.0.0.1:0").unwrap();
         let listener = net::listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
-        let settings =
-            Settings { listen: address, backend: backend.local_addr().unwrap(), splice, buffer: 64 * 1024 };
+        let settings = Settings { listen: address, backend: backend.local_addr().unwrap(), splice, buffer: 64 * 1024 };
         // The thread ends with the test process: a floor serves for ever.
         std::thread::spawn(move || serve(settings, &listener));
         let mut client = TcpStream::connect(address).unwrap();

@@ -182,7 +182,14 @@ pub fn stream(
     observe.end()?;
     let bytes = world.tally.received_bytes;
     let stream_rate = bytes as f64 / seconds;
-    Ok(Outcome { count: bytes / size as u64, bytes, seconds, stream_rate, scrapes: scrapes.asked, ..Outcome::default() })
+    Ok(Outcome {
+        count: bytes / size as u64,
+        bytes,
+        seconds,
+        stream_rate,
+        scrapes: scrapes.asked,
+        ..Outcome::default()
+    })
 }
 
 /// Connect, upgrade, one message of 64 bytes, close, `concurrent` at once.
@@ -414,7 +421,12 @@ pub fn flood(
         Some(flood) => Some(world.open_publisher(flood.publish_at)?),
         None => None,
     };
-    exchange(world, &Echo { rate: None, ..*echo }, None, Limits { count: WARM_UP_MESSAGES * echo.connections, ..limits })?;
+    exchange(
+        world,
+        &Echo { rate: None, ..*echo },
+        None,
+        Limits { count: WARM_UP_MESSAGES * echo.connections, ..limits },
+    )?;
     world.reset_tally();
     observe.begin()?;
     world.after_echo = After::Pause;
@@ -431,9 +443,8 @@ pub fn flood(
             let due = (elapsed * flood.rate) as u64;
             let tick = (flood.rate * FLOOD_TICK.as_secs_f64()) as u64;
             if due.saturating_sub(published) >= tick.max(1) && published < limits.count {
-                let channels: Vec<String> = (published..due)
-                    .map(|_| format!("{}{}", flood.channel_prefix, results::fresh_task()))
-                    .collect();
+                let channels: Vec<String> =
+                    (published..due).map(|_| format!("{}{}", flood.channel_prefix, results::fresh_task())).collect();
                 world.publish_all(publisher, &channels, flood.json)?;
                 published = due;
             }
@@ -485,7 +496,7 @@ fn open_tasks(
 fn stream_for(world: &mut World, seconds: f64, limits: Limits) -> Result<(), Fault> {
     let start = Instant::now();
     world.start_streams()?;
-    while start.elapsed().as_secs_f64() < seconds {
+    while start.elapsed().as_secs_f64() < seconds && world.tally.received_bytes < limits.count {
         world.turn(Some(Duration::from_millis(20)))?;
     }
     world.streaming = false;
@@ -564,5 +575,139 @@ impl Scrapes {
             self.next += SCRAPE_EVERY;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::floor::pipe;
+    use crate::net;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    /// A world around a byte pipe, which serves on a thread that ends with the test process.
+    fn around_a_pipe(splice: bool) -> World {
+        let backend = net::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = net::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let target = listener.local_addr().unwrap();
+        let settings =
+            pipe::Settings { listen: target, backend: backend.local_addr().unwrap(), splice, buffer: 64 * 1024 };
+        std::thread::spawn(move || pipe::serve(settings, &listener));
+        World::new(target, backend).unwrap()
+    }
+
+    /// A world around a pipe that passes one connection on and changes the byte at `place` of what goes down.
+    fn around_a_liar(place: usize) -> World {
+        let backend = net::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (target, behind) = (listener.local_addr().unwrap(), backend.local_addr().unwrap());
+        std::thread::spawn(move || {
+            let (client, _) = listener.accept().unwrap();
+            let upstream = TcpStream::connect(behind).unwrap();
+            let (mut from, mut to) = (client.try_clone().unwrap(), upstream.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+            let (mut from, mut to, mut passed, mut buffer) = (upstream, client, 0, [0; 4096]);
+            while let Ok(count @ 1..) = from.read(&mut buffer) {
+                if let Some(byte) = place.checked_sub(passed).and_then(|at| buffer[..count].get_mut(at)) {
+                    *byte ^= 1;
+                }
+                passed += count;
+                if to.write_all(&buffer[..count]).is_err() {
+                    break;
+                }
+            }
+        });
+        World::new(target, backend).unwrap()
+    }
+
+    #[derive(Default)]
+    struct Seen(u32, u32);
+
+    impl Observe for Seen {
+        fn begin(&mut self) -> Result<(), Fault> {
+            self.0 += 1;
+            Ok(())
+        }
+
+        fn end(&mut self) -> Result<(), Fault> {
+            self.1 += 1;
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn echoes_are_as_many_as_asked_for_at_any_size() {
+        for (size, connections) in [(0, 1), (1, 3), (64, 16), (1024, 4), (65_536, 2), (1 << 20, 2)] {
+            let (mut world, mut seen) = (around_a_pipe(false), Seen::default());
+            let mut outcome = echo(&mut world, &Echo::new(size, connections), Limits::count(50), &mut seen).unwrap();
+            assert_eq!((outcome.count, outcome.latencies.len()), (50, 50), "size {size}");
+            assert!(outcome.latencies.percentile(50.0).unwrap() > 0.0);
+            assert_eq!((seen.0, seen.1), (1, 1));
+        }
+    }
+
+    #[test]
+    fn timed_messages_go_beside_idle_pairs_and_streams() {
+        let mut world = around_a_pipe(true);
+        let plan = Echo { idle: 20, rate: Some(2000.0), streams: 2, stream_size: 1 << 18, ..Echo::new(64, 8) };
+        let limits = Limits { seconds: 20.0, ..Limits::count(100) };
+        let outcome = echo(&mut world, &plan, limits, &mut ()).unwrap();
+        assert!(outcome.count >= 100 && outcome.bytes > 0 && outcome.stream_rate > 0.0);
+    }
+
+    #[test]
+    fn streams_go_both_ways_through_both_pipes() {
+        for splice in [false, true] {
+            for way in [Way::Down, Way::Up] {
+                for size in [1000, 65_536, 1 << 20] {
+                    let mut world = around_a_pipe(splice);
+                    let limits = Limits { seconds: 20.0, ..Limits::count(3 << 20) };
+                    let outcome = stream(&mut world, 2, size, way, false, limits, &mut ()).unwrap();
+                    assert!(outcome.bytes >= 3 << 20, "{way:?} {size}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn handshakes_are_as_many_as_asked_for() {
+        let (mut world, mut seen) = (around_a_pipe(false), Seen::default());
+        let outcome = handshakes(&mut world, 4, false, Limits::count(25), &mut seen).unwrap();
+        assert_eq!((outcome.count, outcome.latencies.len(), seen.0, seen.1), (25, 25, 1, 1));
+    }
+
+    #[test]
+    fn connections_come_and_go_and_others_stay() {
+        let mut world = around_a_pipe(false);
+        come_and_go(&mut world, 30, 2, Limits::seconds(20.0)).unwrap();
+        world.reset_tally();
+        hold(&mut world, 30, Limits::seconds(20.0), &mut ()).unwrap();
+        assert_eq!(world.tally.opened, 30);
+    }
+
+    #[test]
+    fn one_changed_bit_ends_the_run() {
+        // In the answer to the upgrade, in a frame's head, and in a payload.
+        for place in [110, 129, 170] {
+            let mut world = around_a_liar(place);
+            let limits = Limits { patience: Duration::from_secs(5), ..Limits::count(10) };
+            let fault = echo(&mut world, &Echo::new(64, 1), limits, &mut ()).unwrap_err();
+            assert!(!fault.contains("gave up"), "byte {place}: {fault}");
+        }
+        for place in [200, 70_000, 300_000] {
+            let mut world = around_a_liar(place);
+            let limits = Limits { seconds: 5.0, ..Limits::count(1 << 20) };
+            let fault = stream(&mut world, 1, 65_536, Way::Down, false, limits, &mut ()).unwrap_err();
+            assert!(fault.contains("a stream came changed"), "byte {place}: {fault}");
+        }
+    }
+
+    #[test]
+    fn a_target_that_is_not_there_is_a_fault() {
+        let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let backend = net::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut world = World::new(nobody, backend).unwrap();
+        assert!(hold(&mut world, 1, Limits::seconds(1.0), &mut ()).is_err());
     }
 }

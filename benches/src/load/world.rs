@@ -846,7 +846,10 @@ impl World {
             conn.inbox.extend_from_slice(body);
             let Some(answer) = wire::parse_answer(&conn.inbox)? else { return Ok(()) };
             if answer.status != 200 || answer.content_length != Some(self.audio.len() as u64) {
-                return Err(format!("the file was answered with {}", String::from_utf8_lossy(&conn.inbox[..answer.size])));
+                return Err(format!(
+                    "the file was answered with {}",
+                    String::from_utf8_lossy(&conn.inbox[..answer.size])
+                ));
             }
             body = &body[body.len() - (conn.inbox.len() - answer.size)..];
             conn.inbox.clear();
