@@ -52,7 +52,9 @@ impl Results {
     /// The section of a row.
     pub fn markdown(&self, row: &Row) -> String {
         let mut out = format!("### {}\n\n`{}`. {}\n\n", row.title, row.id, row.note);
-        if let Some(main) = row.metrics.first() {
+        if let Some(main) = row.metrics.first()
+            && self.samples.iter().any(|(_, samples)| !samples.is_empty())
+        {
             self.table(row, main, &mut out);
         }
         for goal in row.goals {

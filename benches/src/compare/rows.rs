@@ -438,6 +438,7 @@ fn echo(run: &mut Run<'_>, echo: Echo) -> Result<Sample, Fault> {
     let (mut world, mut watch) = (run.world()?, run.watch());
     let mut outcome = work::echo(&mut world, &echo, run.limits(), &mut watch)?;
     drop(world);
+    was_scraped(run, outcome.scrapes)?;
     let (messages, bytes) = (outcome.count as f64, outcome.count as f64 * 2.0 * echo.size as f64);
     if echo.size < 64 << 10 {
         run.keep_calls(&mut watch, 2.0 * messages, "relayed frame");
@@ -480,6 +481,7 @@ fn mixed(run: &mut Run<'_>) -> Result<Sample, Fault> {
 fn stream(run: &mut Run<'_>, size: usize, way: Way) -> Result<Sample, Fault> {
     let (mut world, mut watch) = (run.world()?, run.watch());
     let outcome = work::stream(&mut world, 4, size, way, run.scrape(), run.limits(), &mut watch)?;
+    was_scraped(run, outcome.scrapes)?;
     run.keep_calls(&mut watch, outcome.bytes as f64 / MIB, "MiB");
     Ok(Sample::from([
         ("cpu_gb", watch.nanos as f64 / outcome.bytes as f64),
@@ -491,6 +493,7 @@ fn stream(run: &mut Run<'_>, size: usize, way: Way) -> Result<Sample, Fault> {
 fn handshakes(run: &mut Run<'_>) -> Result<Sample, Fault> {
     let (mut world, mut watch) = (run.world()?, run.watch());
     let outcome = work::handshakes(&mut world, 32, run.scrape(), run.limits(), &mut watch)?;
+    was_scraped(run, outcome.scrapes)?;
     run.keep_calls(&mut watch, outcome.count as f64, "handshake");
     let count = outcome.count as f64;
     Ok(Sample::from([
@@ -603,6 +606,11 @@ fn flood(run: &mut Run<'_>) -> Result<Sample, Fault> {
         sample.extend([("p99_without", p99_without), ("p99", p99), ("growth", p99 / p99_without)]);
     }
     Ok(sample)
+}
+
+/// A row about metrics that were never read would say nothing.
+fn was_scraped(run: &Run<'_>, scrapes: u64) -> Result<(), Fault> {
+    if run.scrape() && scrapes == 0 { Err("/metrics was not read once".into()) } else { Ok(()) }
 }
 
 /// Runs for whole seconds, so that what happens once a second weighs what it should.

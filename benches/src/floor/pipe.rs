@@ -18,8 +18,9 @@ use std::time::Duration;
 const SPLICE_LEAST: usize = 16 * 1024;
 /// The capacity asked for a kernel pipe, and the most one splice may move.
 const PIPE_BYTES: usize = 1 << 20;
-/// Moves of one direction before the others get their turn.
+/// Moves and bytes of one direction before the others get their turn.
 const MOVES_PER_WAKE: usize = 16;
+const BYTES_PER_WAKE: usize = 1 << 20;
 /// Idle kernel pipes that are kept.
 const POOL_MAX: usize = 16;
 const LISTENER: u64 = u64::MAX;
@@ -183,18 +184,22 @@ impl Pair {
 impl Flow {
     /// `Ok(true)`: the budget is used up and there may be more.
     fn pump(&mut self, source: &OwnedFd, sink: &OwnedFd, tools: &mut Tools) -> io::Result<bool> {
+        let mut bytes = 0;
         for _ in 0..MOVES_PER_WAKE {
             if !self.flush(sink, tools)? || !self.readable || self.ended {
                 return Ok(false);
             }
             let moved = if self.streaming { self.splice(source, tools)? } else { self.relay(source, sink, tools)? };
             match moved {
-                Io::Moved(_) => {}
+                Io::Moved(count) => bytes += count,
                 Io::Blocked => self.readable = false,
                 Io::Ended => {
                     self.ended = true;
                     return rustix::net::shutdown(sink, Shutdown::Write).map(|()| false).map_err(Into::into);
                 }
+            }
+            if bytes >= BYTES_PER_WAKE {
+                break;
             }
         }
         Ok(true)
