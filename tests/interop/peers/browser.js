@@ -1,0 +1,67 @@
+// Headless Chromium, driven over standard input: one JSON order a line (`goto`, `evaluate`, `close`), one JSON answer a line.
+// It only ever opens pages of this machine; the flags keep it from asking anybody else anything.
+"use strict";
+const readline = require("readline");
+const { chromium } = require("playwright-core");
+
+const EXECUTABLE = process.env.CHROMIUM || "/usr/bin/chromium";
+
+async function main() {
+  const browser = await chromium.launch({
+    executablePath: EXECUTABLE,
+    args: [
+      "--headless",
+      "--no-sandbox",
+      "--disable-gpu",
+      "--disable-quic",
+      "--no-first-run",
+      "--disable-background-networking",
+      "--disable-component-update",
+      "--disable-sync",
+      "--disable-dev-shm-usage",
+    ],
+  });
+  let page = await browser.newPage();
+  let complaints = watch(page);
+  console.log(JSON.stringify({ event: "ready", version: browser.version() }));
+
+  for await (const line of readline.createInterface({ input: process.stdin })) {
+    const order = JSON.parse(line);
+    let answer;
+    try {
+      if (order.do === "goto") {
+        await page.close();
+        page = await browser.newPage();
+        complaints = watch(page);
+        const response = await page.goto(order.url);
+        answer = { status: response && response.status(), title: await page.title() };
+      } else if (order.do === "evaluate") {
+        answer = { value: await page.evaluate(order.script) };
+      } else if (order.do === "complaints") {
+        answer = { value: complaints };
+      } else {
+        answer = { failed: "unknown order " + order.do };
+      }
+    } catch (error) {
+      answer = { failed: String(error) };
+    }
+    console.log(JSON.stringify({ order: order.order, ...answer }));
+  }
+  await browser.close();
+}
+
+// What the page itself got wrong: uncaught errors, and requests that left this machine.
+function watch(page) {
+  const seen = [];
+  page.on("pageerror", (error) => seen.push("error: " + error.message));
+  page.on("request", (request) => {
+    const host = new URL(request.url()).hostname;
+    if (!["127.0.0.1", "localhost", ""].includes(host)) seen.push("foreign request: " + request.url());
+  });
+  return seen;
+}
+
+main().catch((error) => {
+  console.log(JSON.stringify({ event: "failed", failed: String(error) }));
+  process.exit(1);
+});

@@ -1,0 +1,314 @@
+"""PROTOCOL section 1, "Backend refuses, times out or answers other than 101", and section 4's 1011 and 1013."""
+
+import socket
+
+import pytest
+
+from gatewaylab import PATIENCE
+from gatewaylab.wire import CLOSE, TEXT, closed_port, eventually, frame
+
+SHORT = {"connect_timeout": "400ms", "handshake_timeout": "400ms"}
+
+
+def answer(status, headers=(), body=b"", length=True):
+    lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers)]
+    if length:
+        lines.append(f"Content-Length: {len(body)}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
+
+
+CHUNKED = b"HTTP/1.1 403 Forbidden\r\nTransfer-Encoding: chunked\r\nX-Why: no\r\n\r\n4\r\nnot \r\n5\r\ntoday\r\n0\r\n\r\n"
+
+GARBAGE = {
+    "noise": b"\x00\xffnot http at all\r\n\r\n",
+    "nothing": b"",
+    "half a head": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: web",
+    "an endless head": b"HTTP/1.1 101 Switching Protocols\r\n" + b"X-Filler: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n" * 4000,
+    "no upgrade": b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+}
+
+
+def ask(lab, gateway, backend=None, said=None, ends=True):
+    """A client asks for an upgrade; the backend, if it is reached, says `said`."""
+    client = lab.client(gateway)
+    client.upgrade()
+    if backend:
+        peer = backend.accept()
+        peer.read_upgrade()
+        if said is not None:
+            try:
+                peer.send(said)
+                if ends:
+                    peer.half_close()
+            except OSError:
+                pass  # The gateway may have turned away before it was all out.
+    return client
+
+
+def read_unavailable(client):
+    """The upgrade is completed and closed: what a browser can read. Returns code and reason."""
+    client.read_switch()
+    closed = client.read_close()
+    assert closed.mask is None
+    assert closed.reason.startswith("backend unavailable: "), closed.reason
+    assert len(closed.payload) - 2 <= 123
+    assert len(closed.reason) > len("backend unavailable: "), "it must say what happened"
+    client.half_close()
+    client.expect_end()
+    return closed.code, closed.reason
+
+
+def failing_gateway(lab, mode, url):
+    """One gateway; `mode` None leaves the default."""
+    proxy = dict(SHORT, **({"on_backend_failure": mode} if mode else {}))
+    return lab.gateway({"proxy": proxy}, backend=url)
+
+
+def test_refused_closes_with_1011(lab, way):
+    """1: `on_backend_failure = "close"` (default): completed, "then closed with 1011", reason `backend unavailable: ...`."""
+
+    class Nobody:
+        def url(self, path):
+            return f"ws://127.0.0.1:{port}{path}"
+
+    port = closed_port()
+    code, reason = read_unavailable(ask(lab, way.to(Nobody())))
+    assert code == 1011
+    assert "refused" in reason.lower()
+
+
+def test_refused_is_502_in_http_mode(lab):
+    """1: `"http"`: "else 502 (refused, bad answer)"."""
+    client = ask(lab, failing_gateway(lab, "http", f"ws://127.0.0.1:{closed_port()}/"))
+    reply = client.read_reply()
+    assert reply.status == 502
+    assert reply.json()["status"] == "error"
+
+
+@pytest.fixture
+def deaf_port():
+    """A port whose accept queue is full: the kernel drops each further SYN, so a connect hangs."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(0)
+    port = listener.getsockname()[1]
+    held = []
+    while True:
+        one = socket.socket()
+        one.setblocking(False)
+        one.connect_ex(("127.0.0.1", port))
+        held.append(one)
+        one.settimeout(0.2)
+        try:
+            one.getpeername()
+        except OSError:
+            if len(held) > 2:
+                break
+    yield port
+    for one in [*held, listener]:
+        one.close()
+
+
+def test_a_connect_that_hangs_ends_after_connect_timeout(lab, deaf_port):
+    """1: "times out" -> 1011; CONFIG: `connect_timeout`."""
+    code, _ = read_unavailable(ask(lab, failing_gateway(lab, None, f"ws://127.0.0.1:{deaf_port}/")))
+    assert code == 1011
+
+
+def test_a_connect_that_hangs_is_504_in_http_mode(lab, deaf_port):
+    """1: `"http"`: "504 (timed out)"."""
+    client = ask(lab, failing_gateway(lab, "http", f"ws://127.0.0.1:{deaf_port}/"))
+    assert client.read_reply().status == 504
+
+
+def test_a_backend_that_accepts_and_says_nothing_closes_with_1011(lab):
+    """1: "times out" -> 1011; CONFIG: `handshake_timeout` runs until the backend's 101."""
+    backend = lab.backend()
+    code, _ = read_unavailable(ask(lab, failing_gateway(lab, None, backend.url()), backend))
+    assert code == 1011
+    backend.peers[0].expect_gone()
+
+
+def test_a_backend_that_accepts_and_says_nothing_is_504_in_http_mode(lab):
+    """1: `"http"`: "504 (timed out)"."""
+    backend = lab.backend()
+    client = ask(lab, failing_gateway(lab, "http", backend.url()), backend)
+    assert client.read_reply().status == 504
+
+
+def test_a_backend_that_stops_inside_its_101_times_out(lab):
+    """1: "times out" - half a head is not an answer."""
+    backend = lab.backend()
+    client = ask(lab, failing_gateway(lab, None, backend.url()), backend, b"HTTP/1.1 101 Swi", ends=False)
+    assert read_unavailable(client)[0] == 1011
+
+
+@pytest.mark.parametrize("said", GARBAGE.values(), ids=GARBAGE.keys())
+def test_a_bad_answer_closes_with_1011(lab, said):
+    """1: "answers other than 101" - or nothing that can be read -> 1011."""
+    backend = lab.backend()
+    assert read_unavailable(ask(lab, failing_gateway(lab, None, backend.url()), backend, said))[0] == 1011
+
+
+@pytest.mark.parametrize("said", GARBAGE.values(), ids=GARBAGE.keys())
+def test_a_bad_answer_is_502_in_http_mode(lab, said):
+    """1: `"http"`: "502 (refused, bad answer)"."""
+    backend = lab.backend()
+    client = ask(lab, failing_gateway(lab, "http", backend.url()), backend, said)
+    assert client.read_reply().status == 502
+
+
+@pytest.mark.parametrize(
+    "status, code",
+    [("403 Forbidden", 1011), ("404 Not Found", 1011), ("200 OK", 1011), ("500 Oops", 1011), ("302 Found", 1011)]
+    + [("503 Service Unavailable", 1013), ("429 Too Many Requests", 1013)],
+)
+def test_another_answer_closes_with_1011_or_1013(lab, status, code):
+    """1: "closed with 1011 (1013 when the backend said 503 or 429)" - the reason says what it answered."""
+    backend = lab.backend()
+    got, reason = read_unavailable(ask(lab, failing_gateway(lab, None, backend.url()), backend, answer(status, body=b"no")))
+    assert got == code
+    assert status[:3] in reason
+
+
+def test_a_long_story_is_cut_to_a_legal_reason(lab):
+    """1 and 4: reasons are "at most 123 bytes", and whole characters."""
+    backend = lab.backend()
+    said = answer("418 " + "I am a very long teapot " * 20, body=b"x")
+    assert read_unavailable(ask(lab, failing_gateway(lab, None, backend.url()), backend, said))[0] == 1011
+
+
+def test_the_backend_s_own_answer_is_passed_on_in_http_mode(lab):
+    """1: `"http"`: "the client gets the backend's own HTTP answer where there is one"."""
+    backend = lab.backend()
+    said = answer("401 Unauthorized", [("WWW-Authenticate", 'Bearer realm="x"'), ("Content-Type", "text/plain")], b"who are you?")
+    client = ask(lab, failing_gateway(lab, "http", backend.url()), backend, said, ends=False)
+    reply = client.read_reply()
+    assert (reply.status, reply.body) == (401, b"who are you?")
+    assert reply.head["WWW-Authenticate"] == 'Bearer realm="x"'
+    assert reply.head["Content-Type"] == "text/plain"
+
+
+@pytest.mark.parametrize(
+    "said, body",
+    [
+        (CHUNKED, b"not today"),
+        (answer("403 Forbidden", body=b"until the end", length=False), b"until the end"),
+        (answer("403 Forbidden", body=bytes(100_000)), bytes(100_000)),
+        (answer("503 Busy"), b""),
+    ],
+    ids=["chunked", "until the end", "large", "empty"],
+)
+def test_the_backend_s_body_is_whole_however_its_end_is_marked(lab, said, body):
+    """1: `"http"`: "the backend's own HTTP answer" - with all of its body."""
+    backend = lab.backend()
+    client = ask(lab, failing_gateway(lab, "http", backend.url()), backend, said)
+    reply = client.read_reply()
+    assert reply.body == body
+    assert reply.head.first.startswith(said.split(b"\r\n")[0].decode()[:12])
+
+
+def test_http_mode_still_upgrades(lab):
+    """1: `on_backend_failure = "http"` changes failures only."""
+    backend = lab.backend()
+    client, peer = lab.pair(failing_gateway(lab, "http", backend.url()), backend)
+    client.say("fine")
+    assert peer.read_frame().text == "fine"
+
+
+# several backends for one route
+
+
+def test_the_least_loaded_backend_is_next(lab):
+    """CONFIG `backend`: "several: least connections" - four clients on two backends: two each."""
+    backends = [lab.backend(), lab.backend()]
+    gateway = lab.gateway(backend=[backend.url() for backend in backends])
+    for _ in range(4):
+        client = lab.client(gateway)
+        client.upgrade()
+        taken = eventually(lambda: accept_any(backends), "somebody is asked")
+        taken.read_upgrade()
+        taken.switch()
+        client.read_switch()
+    assert [len(backend.peers) for backend in backends] == [2, 2]
+
+
+def accept_any(backends):
+    for backend in backends:
+        backend.sock.setblocking(False)
+        try:
+            return backend.accept()
+        except BlockingIOError:
+            pass
+        finally:
+            backend.sock.settimeout(PATIENCE)
+    return None
+
+
+@pytest.mark.parametrize("mode", ["close", "http"])
+def test_a_failing_backend_is_passed_over_within_the_same_wait(lab, mode):
+    """CONFIG `backend`: "failing ones rest for a while" - no client of a route with one good backend sees the bad one."""
+    good = lab.backend()
+    urls = [f"ws://127.0.0.1:{closed_port()}/", f"ws://127.0.0.1:{closed_port()}/", good.url()]
+    gateway = lab.gateway({"proxy": {"on_backend_failure": mode}}, backend=urls)
+    for number in range(6):
+        client, peer = lab.pair(gateway, good)
+        client.say(f"client {number}")
+        assert peer.read_frame().text == f"client {number}"
+
+
+def test_when_all_fail_the_client_is_told(lab):
+    """1: several backends, none there: one answer, 1011."""
+    urls = [f"ws://127.0.0.1:{closed_port()}/" for _ in range(3)]
+    assert read_unavailable(ask(lab, lab.gateway(backend=urls)))[0] == 1011
+
+
+def test_a_backend_that_comes_back_serves_the_next_client(lab, way):
+    """1: backend away: 1011 with a readable reason; back again: the next client gets through."""
+    backend = lab.backend()
+    gateway = way.to(backend)
+    client, peer = lab.pair(gateway, backend)
+    backend.stop()
+    closed = client.read_frame()
+    assert (closed.opcode, closed.code) == (CLOSE, 1011)
+    client.vanish()
+    assert read_unavailable(ask(lab, gateway))[0] == 1011
+
+    again = lab.backend(port=backend.port)
+    client, peer = lab.pair(gateway, again)
+    client.say("welcome back")
+    assert peer.read_frame().text == "welcome back"
+
+
+@pytest.mark.parametrize("library", ["websockets", "ws"])
+def test_a_killed_library_backend_comes_back(lab, library):
+    """1: kill -9 of the backend, then a new one on its port: the next client gets through."""
+    backend = lab.library_backend(library)
+    gateway = lab.gateway(backend=backend.url())
+
+    def echo(text):
+        client = lab.client(gateway)
+        client.upgrade()
+        client.read_switch()
+        client.say(text)
+        return client, client.read_frame()
+
+    client, got = echo("before")
+    assert got.text == "before"
+    backend.process.kill()
+    assert client.read_close().code == 1011
+    client.vanish()
+    lab.library_backend(library, backend.port)
+    assert echo("after")[1].text == "after"
+
+
+def test_a_first_message_waits_for_a_slow_backend(lab):
+    """1: "Bytes that arrived behind the request head ... are not lost" - also while a first backend was tried in vain."""
+    good = lab.backend()
+    gateway = lab.gateway(backend=[f"ws://127.0.0.1:{closed_port()}/", good.url()])
+    early = frame(TEXT, "early bird", mask=b"bird")
+    client = lab.client(gateway)
+    client.upgrade(behind=early)
+    peer = good.accept_upgraded()
+    client.read_switch()
+    assert peer.read(len(early)) == early

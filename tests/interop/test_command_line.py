@@ -1,0 +1,275 @@
+"""Flags, the configuration file, the environment and exit statuses (CONFIG, "Command line")."""
+
+import json
+import re
+import threading
+import tomllib
+
+import pytest
+
+from gatewaylab import ROOT
+from gatewaylab.gateway import route, run, toml
+from gatewaylab.wire import Backend, closed_port
+
+VERSION = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["version"]
+
+FLAGS = ["--config", "--listen", "--redis", "--log-level", "--log-file", "--check", "--print-config"]
+
+
+def written(tmp_path, text):
+    file = tmp_path / "config.toml"
+    file.write_text(text if isinstance(text, str) else toml(text))
+    return file
+
+
+def printed(tmp_path, *args, env=None):
+    """The effective configuration, as a program reads it."""
+    done = run("--print-config", *args, env=env, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    return tomllib.loads(done.stdout)
+
+
+@pytest.mark.parametrize("flag", ["-V", "--version"])
+def test_version(flag):
+    """CONFIG: `-V` - name and version, exit 0."""
+    done = run(flag)
+    assert (done.returncode, done.stdout) == (0, f"aivtuber-gateway {VERSION}\n")
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_names_every_flag_and_command(flag):
+    """CONFIG: `-h` - what there is, exit 0."""
+    done = run(flag)
+    assert done.returncode == 0
+    for word in [*FLAGS, "demo", "healthcheck"]:
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize("args", [["--nonsense"], ["nonsense"], ["--listen"], ["--log-level", "loud"], ["--check=yes"]])
+def test_bad_usage_is_2(tmp_path, args):
+    """CONFIG: "Exit status: ... 2 bad usage or configuration" - told on standard error, nothing on standard output."""
+    done = run(*args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip() and not done.stdout
+
+
+def test_a_slip_of_the_finger_is_told_the_right_flag(tmp_path):
+    """CONFIG: errors say what was wrong and what is allowed."""
+    done = run("--lisen", "127.0.0.1:0", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--listen" in done.stderr
+
+
+def test_a_good_configuration_passes_check(tmp_path):
+    """CONFIG: `--check` - 0, and nothing is started."""
+    file = written(tmp_path, {"server": {"listen": ["127.0.0.1:0"]}, "route": [route(backend="ws://127.0.0.1:9/")]})
+    assert run("--check", "--config", file).returncode == 0
+    assert run("--check", "-c", file).returncode == 0
+
+
+def test_the_project_s_own_config_passes_check_and_says_the_defaults(tmp_path):
+    """CONFIG: "Every key is optional; what stands here is the default, and the project's `config.toml` shows the same"."""
+    done = run("--check", "--config", ROOT / "config.toml")
+    assert done.returncode == 0, done.stderr
+    assert printed(tmp_path, "--config", ROOT / "config.toml") == printed(tmp_path)
+
+
+BAD = {
+    "an unknown key": ("[server]\n\nlissten = ['127.0.0.1:0']\n", 3, "lissten", "listen"),
+    "an unknown section": ("[log]\n[proxi]\nping_interval = '1s'\n", 2, "proxi", "proxy"),
+    "a wrong type": ("[server]\nmax_connections = 'many'\n", 2, "max_connections", "number"),
+    "out of range": ("[server]\nmax_connections = -1\n", 2, "max_connections", "-1"),
+    "a bad duration": ("[proxy]\nconnect_timeout = '5 bananas'\n", 2, "connect_timeout", "5 bananas"),
+    "a bad size": ("[proxy]\nmax_message = '1 XiB'\n", 2, "max_message", "1 XiB"),
+    "a bad word": ("[proxy]\non_backend_failure = 'htpp'\n", 2, "on_backend_failure", "http"),
+    "a bad address": ("[server]\nlisten = ['nowhere']\n", 2, "listen", "nowhere"),
+    "a bad level": ("[log]\nlevel = 'warning'\n", 2, "level", "warn"),
+    "a bad URL": ("[[route]]\nname='a'\npath='/a'\nbackend='http://x/'\n", 4, "backend", "ws://"),
+    "a name that is not in the path": ("[[route]]\nname='a'\npath='/a'\nbackend='ws://x/{task}'\n", 4, "backend", "task"),
+    "a route twice": (
+        "[[route]]\nname='a'\npath='/a'\nbackend='ws://x/'\n[[route]]\nname='a'\npath='/b'\nbackend='ws://x/'\n",
+        6,
+        "name",
+        "a",
+    ),
+    "no TOML": ("[server\nlisten = 1\n", 1, "", ""),
+}
+
+
+@pytest.mark.parametrize("text, line, key, hint", BAD.values(), ids=BAD.keys())
+@pytest.mark.parametrize("how", [["--check"], []], ids=["check", "start"])
+def test_a_bad_configuration_is_told_with_file_line_key_and_name(tmp_path, text, line, key, hint, how):
+    """CONFIG: "An unknown key, a wrong type or a value out of range is refused with file, line, key and the nearest right name;
+    nothing is started" - exit 2."""
+    file = written(tmp_path, text)
+    done = run(*how, "--config", file, cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.search(rf"config\.toml\D{{1,7}}{line}\b", done.stderr), done.stderr
+    assert key in done.stderr
+    assert hint in done.stderr
+
+
+def test_all_faults_are_told_at_once(tmp_path):
+    """CONFIG: a person who made two mistakes is told of two."""
+    file = written(tmp_path, "[server]\nlissten = []\n[log]\nlevel = 'loud'\n")
+    done = run("--check", "--config", file)
+    assert "lissten" in done.stderr and "loud" in done.stderr
+
+
+def test_a_file_that_is_not_there_is_2(tmp_path):
+    """CONFIG: `--config FILE` - a file that was named must be there."""
+    done = run("--check", "--config", tmp_path / "absent.toml")
+    assert done.returncode == 2
+    assert "absent.toml" in done.stderr
+
+
+def test_print_config_round_trips(tmp_path):
+    """CONFIG: `--print-config` - what it prints is a configuration that says the same."""
+    file = written(
+        tmp_path,
+        {
+            "server": {"listen": ["127.0.0.1:8123"], "max_connections": 77, "allowed_origins": ["https://a.example"]},
+            "proxy": {"connect_timeout": "1500ms", "max_message": "3MiB", "on_backend_failure": "http"},
+            "route": [
+                route(backend=["ws://one.example:8001/in", "ws://two.example/in"], host="h.example"),
+                route("output", "/o/{task_id}", backend="ws://three.example/{task_id}"),
+            ],
+            "log": {"level": "warn", "format": "json", "keep": 3},
+        },
+    )
+    first = run("--print-config", "--config", file, cwd=tmp_path)
+    assert first.returncode == 0
+    again = tmp_path / "again.toml"
+    again.write_text(first.stdout)
+    second = run("--print-config", "--config", again, cwd=tmp_path)
+    assert second.stdout == first.stdout
+    config = tomllib.loads(first.stdout)
+    assert config["server"]["max_connections"] == 77
+    assert config["log"]["format"] == "json"
+    assert [one["name"] for one in config["route"]] == ["input", "output"]
+    assert config["route"][0]["host"] == "h.example"
+
+
+def test_the_defaults_are_those_of_the_contract(tmp_path):
+    """CONFIG: every default that has one way to be written."""
+    config = printed(tmp_path)
+    assert config["server"]["listen"] == ["0.0.0.0:8000"]
+    assert config["server"]["max_connections"] == 10000
+    assert config["server"]["max_connections_per_ip"] == 0
+    assert config["server"]["allowed_origins"] == []
+    assert config["proxy"]["on_backend_failure"] == "close"
+    assert config["log"]["level"] == "info"
+    assert config["log"]["format"] == "text"
+    assert config["log"]["keep"] == 5
+    routes = {one["name"]: one for one in config["route"]}
+    assert routes["input"]["path"] == "/ws/input"
+    assert "ws://localhost:8001/ws/input" in routes["input"]["backend"]
+    assert routes["output"]["path"] == "/ws/output/{task_id}"
+
+
+def test_the_file_is_looked_for_in_the_working_folder(tmp_path):
+    """CONFIG: "Without `--config`: `./config.toml`, then `/etc/aivtuber-gateway/config.toml`, then the defaults"."""
+    assert printed(tmp_path)["server"]["max_connections"] == 10000
+    written(tmp_path, "[server]\nmax_connections = 5\n")
+    assert printed(tmp_path)["server"]["max_connections"] == 5
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path):
+    """CONFIG: "Precedence: flag, environment, file, default"."""
+    file = written(tmp_path, "[log]\nlevel = 'error'\n[redis]\nurl = 'redis://file:1'\n[server]\nlisten = ['127.0.0.1:1']\n")
+    env = {"AIVTUBER_GATEWAY_LOG": "warn", "REDIS_URL": "redis://environment:2"}
+
+    assert printed(tmp_path, "-c", file)["log"]["level"] == "error"
+    from_env = printed(tmp_path, "-c", file, env=env)
+    assert from_env["log"]["level"] == "warn"
+    assert "environment:2" in str(from_env["redis"]["url"])
+    flags = ["--log-level", "debug", "--redis", "redis://flag:3", "-l", "127.0.0.1:4", "--log-file", "x.log"]
+    from_flags = printed(tmp_path, "-c", file, *flags, env=env)
+    assert from_flags["log"]["level"] == "debug"
+    assert "flag:3" in str(from_flags["redis"]["url"])
+    assert from_flags["server"]["listen"] == ["127.0.0.1:4"]
+    assert from_flags["log"]["file"].endswith("x.log")
+
+
+def test_the_environment_of_the_old_installation(tmp_path):
+    """CONFIG: `INPUT_HANDLER_URL`, `OUTPUT_HANDLER_URL` (relays that route), `REDIS_HOST` + `REDIS_PORT`."""
+    env = {
+        "INPUT_HANDLER_URL": "ws://in.example:1/ws/input",
+        "OUTPUT_HANDLER_URL": "ws://out.example:2/ws/output/{task_id}",
+        "REDIS_HOST": "cache.example",
+        "REDIS_PORT": "6390",
+    }
+    config = printed(tmp_path, env=env)
+    routes = {one["name"]: one for one in config["route"]}
+    assert "ws://in.example:1/ws/input" in json.dumps(routes["input"]["backend"])
+    assert "ws://out.example:2/" in json.dumps(routes["output"]["backend"])
+    assert "serve" not in routes["output"]
+    assert "cache.example:6390" in str(config["redis"]["url"])
+
+
+def test_a_bad_environment_is_2_and_names_the_variable(tmp_path):
+    """CONFIG: exit 2 for "bad usage or configuration" - wherever it stands."""
+    done = run("--check", env={"INPUT_HANDLER_URL": "nonsense"}, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "INPUT_HANDLER_URL" in done.stderr
+
+
+def test_input_handler_url_is_relayed_to(lab):
+    """CONFIG, "Environment": it is not only printed."""
+    backend = lab.backend()
+    gateway = lab.gateway(backend="ws://127.0.0.1:9/", env={"INPUT_HANDLER_URL": backend.url()})
+    client, peer = lab.pair(gateway, backend)
+    client.say("came here")
+    assert peer.read_frame().text == "came here"
+
+
+def test_several_listeners(lab):
+    """CONFIG `listen`: "one or more" - each has its line in the log and serves."""
+    gateway = lab.gateway({"server": {"listen": ["127.0.0.1:0", "[::1]:0"]}, "route": [route(backend="ws://127.0.0.1:9/")]})
+    other = int(gateway.process.wait_for_line(r"listening\b.*\[::1\]:(\d+)").group(1))
+    first = int(gateway.process.wait_for_line(r"listening\b.*127\.0\.0\.1:(\d+)").group(1))
+    assert lab.client(first).get("/ready").status == 200
+    assert lab.client(other, host="::1").get("/ready").status == 200
+    gateway.port = first
+
+
+def test_listen_flags_replace_the_file_s(lab):
+    """CONFIG: `[--listen ADDR]...` wins over the file."""
+    taken = Backend()
+    config = {"server": {"listen": [f"127.0.0.1:{taken.port}"]}, "route": [route(backend="ws://127.0.0.1:9/")]}
+    gateway = lab.gateway(config, args=["--listen", "127.0.0.1:0"])
+    taken.stop()
+    assert gateway.get("/ready").status == 200
+
+
+def test_a_taken_port_is_1_and_named(tmp_path):
+    """CONFIG: "1 anything else (a port that is taken names the port)"."""
+    taken = Backend()
+    file = written(tmp_path, {"server": {"listen": [f"127.0.0.1:{taken.port}"]}, "route": [route(backend="ws://127.0.0.1:9/")]})
+    done = run("--config", file)
+    taken.stop()
+    assert done.returncode == 1
+    assert str(taken.port) in done.stderr
+
+
+def test_healthcheck_asks_a_running_gateway(lab, tmp_path):
+    """CONFIG: `healthcheck` - "asks a running gateway's /health; exit status 0 or 1 (for containers)"."""
+    gateway = lab.gateway(backend="ws://127.0.0.1:9/")
+    assert run("healthcheck", "--listen", f"127.0.0.1:{gateway.port}", cwd=tmp_path).returncode == 0
+    assert run("healthcheck", "--listen", f"127.0.0.1:{closed_port()}", cwd=tmp_path).returncode == 1
+
+    # As in a container: the address comes from the same file that the gateway reads.
+    file = written(tmp_path, {"server": {"listen": [f"0.0.0.0:{gateway.port}"]}, "route": [route(backend="ws://127.0.0.1:9/")]})
+    assert run("healthcheck", "--config", file).returncode == 0
+
+
+def test_healthcheck_is_1_for_somebody_else(lab, tmp_path):
+    """CONFIG: `healthcheck` - a port that answers, but not as a gateway, is not healthy."""
+    backend = lab.backend()
+    def other():
+        peer = backend.accept()
+        peer.read_head()
+        peer.send(b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n")
+
+    threading.Thread(target=other, daemon=True).start()
+    assert run("healthcheck", "--listen", f"127.0.0.1:{backend.port}", cwd=tmp_path).returncode == 1

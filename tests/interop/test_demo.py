@@ -1,0 +1,85 @@
+"""`aivtuber-gateway demo`: works with nothing else, and its stand-in behind /ws/input speaks the input protocol of front ends."""
+
+import json
+import re
+import signal
+import uuid
+
+import pytest
+
+from gatewaylab.gateway import BINARY, LISTENING, clean_env
+from gatewaylab.peers import Message
+from gatewaylab.process import Process
+from gatewaylab.wire import connect
+
+
+class Demo:
+    def __init__(self, folder):
+        self.process = Process([BINARY, "demo", "--listen", "127.0.0.1:0"], env=clean_env(), cwd=folder)
+        self.port = int(self.process.wait_for_line(LISTENING).group(1))
+
+    @property
+    def url(self):
+        return f"ws://127.0.0.1:{self.port}/ws/input"
+
+
+@pytest.fixture
+def demo(tmp_path):
+    demo = Demo(tmp_path)
+    yield demo
+    print(demo.process.text)
+    demo.process.kill()
+
+
+def test_an_upload_is_taken_as_front_ends_send_it(demo, open_client):
+    """The input protocol: `task_id_assigned`; then pairs of a `data_chunk` message and its bytes; `upload_complete`; then
+    `upload_processed` with status `queued` and the same task id."""
+    client = open_client(demo.url)
+    hello = json.loads(client.receive().text)
+    assert {key: hello[key] for key in ("type", "action")} == {"type": "system", "action": "task_id_assigned"}
+    task = hello["task_id"]
+    assert str(uuid.UUID(task)) == task.lower()
+
+    for number, part in enumerate(["こんにちは、", "世界"]):
+        client.send(json.dumps({"type": "text", "chunk_id": number, "action": "data_chunk"}))
+        client.send(part.encode())
+    client.send(json.dumps({"action": "upload_complete"}))
+    answer = client.receive()
+    assert isinstance(answer, Message)
+    assert json.loads(answer.text) == {"type": "system", "action": "upload_processed", "status": "queued", "task_id": task}
+
+
+def test_each_connection_has_a_task_of_its_own(demo, open_client):
+    """The input protocol: a UUID for each connection."""
+    tasks = {json.loads(open_client(demo.url).receive().text)["task_id"] for _ in range(5)}
+    assert len(tasks) == 5
+
+
+def test_what_front_ends_get_wrong_does_not_stop_it(demo, open_client):
+    """The stand-in lives on whatever it is sent: the next connection is served."""
+    client = open_client(demo.url)
+    client.receive()
+    client.send("this is not JSON")
+    client.send(b"\xff\xfe")
+    client.send(json.dumps(["neither", "is", "this"]))
+    client.vanish()
+    assert "task_id_assigned" in open_client(demo.url).receive().text
+
+
+def test_it_says_what_to_open_and_stops_on_ctrl_c(demo):
+    """`demo` prints what to open and what to try; INT ends it cleanly, stand-in and all."""
+    demo.process.wait_for_line(rf"http://(127\.0\.0\.1|localhost):{demo.port}")
+    client = connect(demo.port)
+    assert client.get("/").status == 200
+    assert re.search(r"<title>", client.get("/").body.decode())
+    client.vanish()
+    demo.process.signal(signal.SIGINT)
+    assert demo.process.wait() == 0
+
+
+def test_the_endpoints_are_there(demo):
+    """3: `demo` is a gateway like any other."""
+    client = connect(demo.port)
+    assert client.get("/health").json()["status"] == "ok"
+    assert client.get("/ready").status == 200
+    client.vanish()

@@ -1,0 +1,255 @@
+"""HTTP on the gateway's port (PROTOCOL section 3): methods, bad heads, limits, keep-alive, pipelining."""
+
+import pytest
+
+from gatewaylab.gateway import route
+from gatewaylab.wire import plain_request
+
+QUICK = {"server": {"header_timeout": "400ms", "keep_alive": "400ms"}}
+
+BACKEND = "ws://127.0.0.1:9/ws/input"
+
+
+@pytest.fixture
+def gateway(lab):
+    routes = [route(backend=BACKEND), route("output", "/ws/output/{task_id}", backend="ws://127.0.0.1:9/o/{task_id}")]
+    return lab.gateway({"route": routes})
+
+
+def ask_raw(lab, gateway, data, method="GET"):
+    client = lab.client(gateway)
+    client.send(data)
+    return client, client.read_reply(method)
+
+
+def expect_error(reply, status):
+    assert reply.status == status, reply.head.raw
+    body = reply.json()
+    assert body["status"] == "error"
+    assert isinstance(body["error"], str) and body["error"]
+
+
+@pytest.mark.parametrize("target", ["/nope", "/health/", "/Health", "/connections/x", "//", "/ws/nothing"])
+def test_an_unknown_path_is_404(lab, gateway, target):
+    """3: "Unknown path: 404", as JSON."""
+    expect_error(gateway.get(target), 404)
+
+
+@pytest.mark.parametrize("target", ["/", "/health", "/ready", "/connections", "/metrics", "/ws/input", "/ws/output/1"])
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
+def test_a_wrong_method_is_405_with_allow(gateway, target, method):
+    """3: "Wrong method: 405 with `Allow`"."""
+    reply = gateway.get(target, method=method)
+    expect_error(reply, 405)
+    assert "get" in reply.head.tokens("Allow")
+
+
+@pytest.mark.parametrize("target", ["/", "/health", "/ready", "/connections", "/metrics", "/nope", "/ws/input"])
+def test_head_works_wherever_get_does(gateway, target):
+    """3: "`HEAD` works wherever `GET` does" - same status and type, the connection goes on, no body."""
+    get = gateway.get(target)
+    client = gateway.connect()
+    head = client.get(target, method="HEAD")
+    assert head.status == get.status
+    assert head.head.all("Content-Type") == get.head.all("Content-Type")
+    assert "Content-Length" in head.head
+    assert client.get("/health").status == 200, "a body came although none was asked for"
+    client.vanish()
+
+
+def test_a_plain_get_on_a_websocket_path_is_426(gateway):
+    """3: "A plain GET on a WebSocket path: 426 with `Upgrade: websocket`"."""
+    for target in ("/ws/input", "/ws/output/abc"):
+        reply = gateway.get(target)
+        expect_error(reply, 426)
+        assert reply.head["Upgrade"].lower() == "websocket"
+
+
+@pytest.mark.parametrize("version", ["8", "12", "14", "x"])
+def test_another_websocket_version_is_426(lab, gateway, version):
+    """3: "`Sec-WebSocket-Version` other than 13: 426 with `Sec-WebSocket-Version: 13`"."""
+    client = lab.client(gateway)
+    client.upgrade(headers=[("Sec-WebSocket-Version", version)])
+    reply = client.read_reply()
+    assert reply.status == 426
+    assert reply.head["Sec-WebSocket-Version"] == "13"
+
+
+UPGRADE = b"GET /ws/input HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+GET = b"GET /health HTTP/1.1\r\nHost: a\r\n"
+
+BAD_HEADS = {
+    "conflicting Content-Length": GET + b"Content-Length: 0\r\nContent-Length: 5\r\n\r\n",
+    "Content-Length that is a list": GET + b"Content-Length: 0, 5\r\n\r\n",
+    "Content-Length that is no number": GET + b"Content-Length: +0\r\n\r\n",
+    "Transfer-Encoding on a GET": GET + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a bare CR": GET + b"X-A: b\rc\r\n\r\n",
+    "a space before the colon": GET + b"X-A : b\r\n\r\n",
+    "two Hosts": GET + b"Host: b\r\n\r\n",
+    "two keys": UPGRADE + KEY + KEY + b"\r\n",
+    "no key": UPGRADE + b"\r\n",
+    "a short key": UPGRADE + b"Sec-WebSocket-Key: short\r\n\r\n",
+    "no Host": b"GET /health HTTP/1.1\r\n\r\n",
+    "no version": b"GET /health\r\n\r\n",
+    "noise": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 a TLS hello\r\n\r\n",
+    "a header without a colon": GET + b"nonsense\r\n\r\n",
+    "a folded header": GET + b"X-A: b\r\n c\r\n\r\n",
+    "a NUL": GET + b"X-A: b\x00c\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("data", BAD_HEADS.values(), ids=BAD_HEADS.keys())
+def test_a_bad_head_is_400_and_closes(lab, gateway, data):
+    """3: "Bad heads: 400" - and nothing behind one is believed: the connection is closed."""
+    client = lab.client(gateway)
+    client.send(data + plain_request("/health"))
+    expect_error(client.read_reply(), 400)
+    client.half_close()
+    assert_ended(client)
+
+
+def assert_ended(client):
+    """The end, orderly or not: bytes that nobody read make it an RST."""
+    try:
+        client.expect_end()
+    except AssertionError as ended:
+        assert "reset" in str(ended)
+
+
+def test_too_many_bytes_of_headers_are_431(lab, gateway):
+    """3: "over the limits: 431" - 16 KiB of head."""
+    client, reply = ask_raw(lab, gateway, GET + b"X-Big: " + b"a" * 20_000 + b"\r\n\r\n")
+    expect_error(reply, 431)
+    assert_ended(client)
+
+
+def test_a_head_that_never_ends_is_431(lab, gateway):
+    """3: "over the limits: 431" - without waiting for an end that does not come."""
+    client, reply = ask_raw(lab, gateway, GET + b"X-Line: of many\r\n" * 2_000)
+    expect_error(reply, 431)
+
+
+def test_too_many_headers_are_431(lab, gateway):
+    """3: "over the limits: 431" - more than 100 lines."""
+    lines = b"".join(b"X-%d: a\r\n" % number for number in range(101))
+    _, reply = ask_raw(lab, gateway, GET + lines + b"\r\n")
+    expect_error(reply, 431)
+
+
+def test_many_headers_within_the_limits_are_fine(lab, gateway):
+    """3: limits are limits: 90 lines and 12 KiB pass."""
+    lines = b"".join(b"X-%d: %s\r\n" % (number, b"a" * 120) for number in range(90))
+    _, reply = ask_raw(lab, gateway, GET + lines + b"\r\n")
+    assert reply.status == 200
+
+
+def test_a_target_that_is_too_long_is_414(lab, gateway):
+    """3: "over the limits: ... 414"."""
+    _, reply = ask_raw(lab, gateway, b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+    expect_error(reply, 414)
+
+
+def test_a_request_body_is_413(lab, gateway):
+    """3: "Request bodies are not taken: 413" - and the connection ends, for the body is not read as a request."""
+    client, reply = ask_raw(lab, gateway, GET + b"Content-Length: 30\r\n\r\nGET /metrics HTTP/1.1\r\nHost: a")
+    expect_error(reply, 413)
+    assert_ended(client)
+
+
+def test_an_empty_body_is_none(lab, gateway):
+    """3: `Content-Length: 0` is no body."""
+    client, reply = ask_raw(lab, gateway, GET + b"Content-Length: 0\r\n\r\n")
+    assert reply.status == 200
+    assert client.get("/ready").status == 200
+
+
+def test_a_head_that_does_not_come_is_408(lab):
+    """CONFIG `header_timeout`: "a whole request head must be here by then"."""
+    client = lab.client(lab.gateway(QUICK, backend=BACKEND))
+    client.send(b"GET /health HTTP/1.1\r\nHost: a\r\nX-Slow:")
+    expect_error(client.read_reply(), 408)
+    client.expect_end()
+
+
+def test_a_trickling_head_gains_no_time(lab):
+    """CONFIG `header_timeout`: bytes that keep coming do not put it off."""
+    client = lab.client(lab.gateway(QUICK, backend=BACKEND))
+    client.send(b"GET /health HTTP/1.1\r\nHost: a\r\n")
+    client.sock.settimeout(0.05)
+    for _ in range(200):
+        try:
+            client.send(b"X-Slow: 1\r\n")
+            data = client.sock.recv(4096)
+        except TimeoutError:
+            continue
+        assert data.startswith(b"HTTP/1.1 408 ")
+        return
+    raise AssertionError("no answer to a head that never ends")
+
+
+def test_who_says_nothing_at_all_is_let_go(lab):
+    """CONFIG `header_timeout`: a connection without a request ends as well."""
+    client = lab.client(lab.gateway(QUICK, backend=BACKEND))
+    said = client.read_to_end()
+    assert said == b"" or said.startswith(b"HTTP/1.1 408 ")
+
+
+def test_an_idle_connection_is_closed_after_keep_alive(lab):
+    """CONFIG `keep_alive`: "an idle HTTP connection" ends, without an answer that nobody asked for."""
+    client = lab.client(lab.gateway(QUICK, backend=BACKEND))
+    assert client.get("/health").status == 200
+    client.expect_end()
+
+
+def test_requests_share_a_connection(lab, gateway):
+    """3: "Keep-alive ... requests work on these endpoints"."""
+    client = lab.client(gateway)
+    for target, status in [("/", 200), ("/health", 200), ("/nope", 404), ("/metrics", 200), ("/ws/input", 426), ("/ready", 200)] * 3:
+        assert client.get(target).status == status
+
+
+def test_pipelined_requests_are_answered_in_order(lab, gateway):
+    """3: "pipelined requests work on these endpoints" - fifty in one write."""
+    client = lab.client(gateway)
+    targets = ["/health", "/nope", "/ready", "/connections", "/"] * 10
+    client.send(b"".join(plain_request(target) for target in targets))
+    statuses = [client.read_reply().status for _ in targets]
+    assert statuses == [200, 404, 200, 200, 200] * 10
+
+
+def test_a_request_may_come_byte_by_byte(lab, gateway):
+    """3: a head that trickles in is a head."""
+    client = lab.client(gateway)
+    client.send_bytewise(plain_request("/health"))
+    assert client.read_reply().status == 200
+
+
+def test_connection_close_is_obeyed(lab, gateway):
+    """3: keep-alive is the client's choice."""
+    client = lab.client(gateway)
+    reply = client.get("/health", headers=[("Connection", "close")])
+    assert reply.status == 200
+    assert "close" in reply.head.tokens("Connection")
+    client.expect_end()
+
+
+def test_http_1_0_is_answered_and_closed(lab, gateway):
+    """3: an old client gets its answer, and the end of it."""
+    client = lab.client(gateway)
+    assert client.get("/health", version="HTTP/1.0").status == 200
+    client.expect_end()
+
+
+def test_a_client_that_stops_sending_still_gets_its_answer(lab, gateway):
+    """3: a half-closed client (as `nc -N`) reads the answer to what it asked."""
+    client = lab.client(gateway)
+    client.ask("/health")
+    client.half_close()
+    assert client.read_reply().status == 200
+    client.expect_end()
+
+
+def test_a_query_does_not_change_an_endpoint(gateway):
+    """3: `/health?probe=1` is `/health`."""
+    assert gateway.get("/health?probe=1").status == 200

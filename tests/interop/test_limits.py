@@ -1,0 +1,167 @@
+"""Admission (CONFIG `[server]`): who may come in, and how many. PROTOCOL section 4: 1008."""
+
+import pytest
+
+from gatewaylab.gateway import low_descriptor_limit
+from gatewaylab.wire import eventually
+
+
+def test_one_connection_more_gets_503(lab):
+    """CONFIG `max_connections`: "client sockets; one more gets 503 and a log line"; when one leaves, the next is let in."""
+    backend = lab.backend()
+    gateway = lab.gateway({"server": {"max_connections": 3, "listen": ["127.0.0.1:0"]}}, backend=backend.url())
+    pairs = [lab.pair(gateway, backend) for _ in range(3)]
+
+    refused = lab.client(gateway)
+    refused.upgrade()
+    reply = refused.read_reply()
+    assert reply.status == 503
+    assert reply.json()["status"] == "error"
+    gateway.process.wait_for_line(r"(?i)(max_connections|limit|full|refus)")
+
+    pairs[0][0].vanish()
+    pairs[0][1].read_close()
+    assert eventually(lambda: served(gateway), "a place is free again")
+    for client, peer in pairs[1:]:
+        client.say("undisturbed")
+        assert peer.read_frame().text == "undisturbed"
+        client.vanish()
+
+
+def served(gateway):
+    client = gateway.connect()
+    try:
+        return client.get("/health").status == 200
+    finally:
+        client.vanish()
+
+
+def test_one_address_may_not_take_all(lab):
+    """CONFIG `max_connections_per_ip`: one more from the same address gets 503, another address gets in."""
+    backend = lab.backend()
+    gateway = lab.gateway({"server": {"max_connections_per_ip": 2, "listen": ["127.0.0.1:0"]}}, backend=backend.url())
+    pairs = [lab.pair(gateway, backend) for _ in range(2)]
+
+    refused = lab.client(gateway)
+    assert refused.get("/health").status == 503
+    other = lab.client(gateway, source="127.0.0.2")
+    assert other.get("/health").status == 200
+
+    pairs[0][0].vanish()
+    pairs[0][1].read_close()
+    assert eventually(lambda: served(gateway), "a place is free again")
+
+
+def test_a_refused_connection_is_not_held(lab):
+    """CONFIG `max_connections`: a hundred refused ones leave no descriptor behind."""
+    backend = lab.backend()
+    gateway = lab.gateway({"server": {"max_connections": 1, "listen": ["127.0.0.1:0"]}}, backend=backend.url())
+    client, _ = lab.pair(gateway, backend)
+    before = gateway.descriptors()
+    for _ in range(100):
+        refused = gateway.connect()
+        assert refused.get("/").status == 503
+        refused.vanish()
+    eventually(lambda: gateway.descriptors() <= before, "no descriptor is left")
+    client.vanish()
+
+
+def test_out_of_descriptors_is_survived(lab):
+    """Accepting pauses when the process is out of file descriptors: those who are in go on, and later others come in."""
+    backend = lab.backend()
+    gateway = lab.gateway(backend=backend.url(), before=low_descriptor_limit(48))
+    first, first_peer = lab.pair(gateway, backend)
+    crowd = [lab.client(gateway) for _ in range(100)]
+    for client in crowd:
+        client.upgrade()
+    first.say("still talking")
+    assert first_peer.read_frame().text == "still talking"
+    used = ticks(gateway.pid)
+    for number in range(200):
+        first.say(f"{number}")
+        assert first_peer.read_frame().text == f"{number}"
+    for client in crowd:
+        client.vanish()
+    assert eventually(lambda: answers(gateway), "it accepts again")
+    assert ticks(gateway.pid) - used < 300, "it spun while it could not accept"
+
+
+def answers(gateway):
+    client = gateway.connect()
+    try:
+        return client.get("/health").status == 200
+    except AssertionError:
+        return False
+    finally:
+        client.vanish()
+
+
+def ticks(pid):
+    """Processor time used so far, in hundredths of a second."""
+    with open(f"/proc/{pid}/stat") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+ALLOWED = {"server": {"allowed_origins": ["https://app.example", "*.vtuber.example", "http://localhost:3000"]}}
+
+GOOD = [
+    "https://app.example",
+    "https://a.vtuber.example",
+    "http://a.b.vtuber.example",
+    "http://localhost:3000",
+]
+
+BAD = [
+    "https://other.example",
+    "https://app.example.evil",
+    "https://evilvtuber.example",
+    "https://vtuber.example.evil",
+    "http://localhost:3001",
+    "https://xapp.example",
+    "null",
+]
+
+
+@pytest.mark.parametrize("origin", GOOD)
+def test_an_allowed_origin_comes_through(lab, origin):
+    """CONFIG `allowed_origins`: "else `Origin` must match ("https://app.example", "*.example")"."""
+    backend = lab.backend()
+    client = lab.client(lab.gateway(ALLOWED, backend=backend.url()))
+    client.upgrade(headers=[("Origin", origin)])
+    peer = backend.accept_upgraded()
+    client.read_switch()
+    assert peer.head["Origin"] == origin
+
+
+@pytest.mark.parametrize("origin", BAD)
+def test_another_origin_is_closed_with_1008(lab, origin):
+    """4: "1008 Origin not allowed" - the upgrade is completed so that the page can read it; the backend is not asked."""
+    backend = lab.backend()
+    gateway = lab.gateway(ALLOWED, backend=backend.url())
+    client = lab.client(gateway)
+    client.upgrade(headers=[("Origin", origin)])
+    client.read_switch()
+    closed = client.read_close()
+    assert (closed.code, closed.reason) == (1008, "Origin not allowed")
+    client.half_close()
+    client.expect_end()
+    assert gateway.connections()["total_connections"] == 0
+    backend.sock.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        backend.sock.accept()
+
+
+def test_any_origin_comes_through_by_default(lab):
+    """CONFIG `allowed_origins`: "empty: any"."""
+    backend = lab.backend()
+    client = lab.client(lab.gateway(backend=backend.url()))
+    client.upgrade(headers=[("Origin", "https://anybody.example")])
+    backend.accept_upgraded()
+    client.read_switch()
+
+
+def test_a_program_without_an_origin_comes_through(lab):
+    """CONFIG `allowed_origins`: the rule is about pages; what sends no `Origin` is no browser."""
+    backend = lab.backend()
+    lab.pair(lab.gateway(ALLOWED, backend=backend.url()), backend)

@@ -1,0 +1,234 @@
+"""The log (CONFIG, "Logs"): what stands in it, what never does, and that it stops nothing."""
+
+import json
+import re
+
+import pytest
+
+from gatewaylab.wire import BINARY, PING, TEXT, eventually
+
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+
+
+def whole_conversation(lab, gateway, backend, code=4321):
+    """A client comes, says something, gets an answer and closes; returns when both are gone."""
+    client, peer = lab.pair(gateway, backend)
+    client.say("hello")
+    peer.read_frame()
+    peer.frame(BINARY, bytes(100))
+    client.read_frame()
+    client.close_frame(code, "enough")
+    peer.read_close()
+    peer.close_frame(code)
+    peer.half_close()
+    client.read_close()
+    client.vanish()
+    eventually(lambda: gateway.connections()["total_connections"] == 0, "it has left")
+
+
+def test_a_connection_s_story_at_info(lab):
+    """CONFIG: `info`: "start (version, listen, routes, Redis), a connection opened and closed (who closed, code, duration, frames
+    and bytes each way)", and "connection ids (`input_1`) in every line that concerns one"."""
+    backend = lab.backend()
+    gateway = lab.gateway({"log": {"level": "info"}}, backend=backend.url())
+    whole_conversation(lab, gateway, backend)
+    gateway.process.wait_for_line(r"input_1\b.*\b4321\b")
+    story = [line for line in gateway.log.splitlines() if re.search(r"\binput_1\b", line)]
+    assert len(story) == 2, "one line opens, one closes"
+    assert "client" in story[1], "who closed"
+    for number in ("2", "4321"):
+        assert re.search(rf"\b{number}\b", story[1]), story[1]
+    assert not any(" DEBUG " in line or " TRACE " in line for line in gateway.log.splitlines())
+    start = gateway.log[: gateway.log.index("input_1")]
+    assert re.search(r"\bversion\b|\d+\.\d+\.\d+", start)
+    assert "/ws/input" in start and f"127.0.0.1:{backend.port}" in start
+
+
+def test_debug_has_each_step_and_each_message(lab):
+    """CONFIG: `debug`: "every handshake step, every message relayed (connection, direction, opcode, length, FIN)"."""
+    backend = lab.backend()
+    gateway = lab.gateway({"log": {"level": "debug"}}, backend=backend.url())
+    client, peer = lab.pair(gateway, backend)
+    client.frame(TEXT, "x" * 1234)
+    client.frame(PING, b"y" * 17)
+    peer.read_frame(), peer.read_frame()
+    gateway.process.wait_for_line(r"DEBUG.*input_1\b.*text.*\b1234\b")
+    gateway.process.wait_for_line(r"DEBUG.*input_1\b.*ping.*\b17\b")
+    steps = [line for line in gateway.log.splitlines() if "DEBUG" in line and "input_1" in line]
+    assert len(steps) >= 4, "the dial, the backend's answer, two messages at the least"
+
+
+def test_lines_are_utc_text(lab):
+    """CONFIG: "One line an event: time (UTC, milliseconds), level, target, then a short message with `key=value` pairs"."""
+    backend = lab.backend()
+    gateway = lab.gateway({"log": {"level": "trace"}}, backend=backend.url())
+    whole_conversation(lab, gateway, backend)
+    for line in gateway.log.splitlines():
+        assert re.fullmatch(rf"{TIME} (ERROR|WARN|INFO|DEBUG|TRACE) +\S+ \S.*", line), line
+    assert re.search(r"INFO +gateway listening\b.* address=127\.0\.0\.1:\d+", gateway.log)
+
+
+def test_lines_are_json_when_asked_for(lab):
+    """CONFIG: `format = "json"` - one object a line."""
+    backend = lab.backend()
+    gateway = lab.gateway({"log": {"level": "debug", "format": "json"}}, backend=backend.url())
+    whole_conversation(lab, gateway, backend)
+    lines = [json.loads(line) for line in gateway.log.splitlines()]
+    for line in lines:
+        assert re.fullmatch(TIME, line["time"])
+        assert line["level"] in ("ERROR", "WARN", "INFO", "DEBUG", "TRACE")
+        assert line["target"] and line["message"]
+    assert any("input_1" in str(line) for line in lines)
+
+
+def test_a_peer_cannot_forge_a_line(lab):
+    """CONFIG: "One line an event" - a close reason with a line break in it stays one line."""
+    backend = lab.backend()
+    gateway = lab.gateway({"log": {"level": "trace"}}, backend=backend.url())
+    client, peer = lab.pair(gateway, backend)
+    peer.close_frame(4000, "bye\n2026-01-01T00:00:00.000Z ERROR forged line\x1b[31m")
+    client.read_close()
+    client.vanish()
+    peer.vanish()
+    eventually(lambda: gateway.connections()["total_connections"] == 0, "it has left")
+    assert not re.search(r"(?m)^2026-01-01T00:00:00", gateway.log)
+    assert "\x1b" not in gateway.log
+
+
+SECRETS = {
+    "query": "query-s3cret",
+    "cookie": "cookie-s3cret",
+    "bearer": "bearer-s3cret",
+    "text": "text-s3cret",
+    "binary": "binary-s3cret",
+    "ping": "ping-s3cret",
+    "down": "down-s3cret",
+    "set-cookie": "setcookie-s3cret",
+    "key": "key-s3cret",
+}
+
+
+def test_payloads_tokens_and_query_values_are_never_logged(lab):
+    """CONFIG: "Payloads, tokens and query values never" - at trace, and on failures, either."""
+    backend = lab.backend()
+    gateway = lab.gateway({"log": {"level": "trace"}}, backend=backend.url())
+    headers = [
+        ("Cookie", f"session={SECRETS['cookie']}"),
+        ("Authorization", f"Bearer {SECRETS['bearer']}"),
+        ("X-Api-Key", SECRETS["key"]),
+    ]
+    target = f"/ws/input?token={SECRETS['query']}"
+    client = lab.client(gateway)
+    client.upgrade(target, headers)
+    peer = backend.accept_upgraded(headers=[("Set-Cookie", f"s={SECRETS['set-cookie']}")])
+    client.read_switch()
+    client.say(SECRETS["text"])
+    client.frame(BINARY, SECRETS["binary"])
+    client.frame(PING, SECRETS["ping"])
+    for _ in range(3):
+        peer.read_frame()
+    peer.say(SECRETS["down"])
+    client.read_frame()
+    listed = str(gateway.connections()) + gateway.get("/").body.decode() + gateway.get("/metrics").body.decode()
+    peer.vanish()
+    assert client.read_close().code == 1011
+    client.vanish()
+
+    # And on the way that fails: nobody there, no such route, a bad head, a plain request.
+    backend.stop()
+    again = lab.client(gateway)
+    again.upgrade(target, headers)
+    again.read_switch()
+    again.read_close()
+    again.vanish()
+    gateway.get(f"/nope?token={SECRETS['query']}", headers=headers)
+    gateway.get(target, headers=headers)
+    bad = lab.client(gateway)
+    bad.send(f"GET {target} HTTP/1.1\r\nHost: a\r\nHost: b\r\nCookie: {SECRETS['cookie']}\r\n\r\n".encode())
+    assert bad.read_reply().status == 400
+
+    gateway.process.wait_for_line("input_1")
+    for name, secret in SECRETS.items():
+        assert secret not in gateway.log, f"the {name} is in the log"
+        assert secret not in listed, f"the {name} is in a report"
+
+
+def test_every_line_of_a_connection_has_its_id(lab):
+    """CONFIG: "connection ids (`input_1`) in every line that concerns one" - two connections, told apart by one grep."""
+    backend = lab.backend()
+    gateway = lab.gateway({"log": {"level": "debug"}}, backend=backend.url())
+    first, first_peer = lab.pair(gateway, backend)
+    second, second_peer = lab.pair(gateway, backend)
+    first.say("a" * 1111)
+    second.say("b" * 2222)
+    first_peer.read_frame(), second_peer.read_frame()
+    assert "input_1" in gateway.process.wait_for_line(r".*\b1111\b.*").group(0)
+    assert "input_2" in gateway.process.wait_for_line(r".*\b2222\b.*").group(0)
+
+
+def test_a_full_disk_stops_nothing(lab):
+    """CONFIG: "a full or missing disk is reported once and never stops the gateway" - full."""
+    backend = lab.backend()
+    gateway = lab.gateway({"log": {"level": "debug", "file": "/dev/full"}}, backend=backend.url(), wait=False)
+    gateway.port = eventually(gateway.listening_ports, "it listens")[0]
+    for _ in range(5):
+        whole_conversation(lab, gateway, backend)
+    gateway.process.wait_for_line("/dev/full")
+    assert len([line for line in gateway.log.splitlines() if "/dev/full" in line]) == 1, "reported once"
+
+
+def test_a_log_file_that_cannot_be_stops_nothing(lab, tmp_path):
+    """CONFIG: "a full or missing disk is reported once and never stops the gateway" - missing: a file stands where a folder should."""
+    (tmp_path / "plain").write_text("")
+    file = str(tmp_path / "plain" / "gateway.log")
+    backend = lab.backend()
+    gateway = lab.gateway({"log": {"level": "info", "file": file}}, backend=backend.url(), wait=False)
+    gateway.port = eventually(gateway.listening_ports, "it listens")[0]
+    for _ in range(3):
+        whole_conversation(lab, gateway, backend)
+    gateway.process.wait_for_line(re.escape(file))
+
+
+def test_the_log_goes_to_its_file(lab, tmp_path):
+    """CONFIG `[log] file` and `--log-file`: lines go there, not to standard error."""
+    for config, args in [({"file": "own.log"}, []), ({}, ["--log-file", "own.log"])]:
+        backend = lab.backend()
+        gateway = lab.gateway({"log": {"level": "info", **config}}, backend=backend.url(), args=args, wait=False)
+        gateway.port = eventually(gateway.listening_ports, "it listens")[0]
+        whole_conversation(lab, gateway, backend)
+        log = gateway.folder / "own.log"
+        eventually(lambda: "4321" in log.read_text(), "the story is in the file")
+        assert "input_1" not in gateway.log
+
+
+def test_rotation_by_size(lab):
+    """CONFIG: `max_size` "rotate at this size ..., keeping `keep` old files" - whole lines, no more files than that."""
+    backend = lab.backend()
+    config = {"level": "debug", "file": "own.log", "max_size": "4KiB", "keep": 2}
+    gateway = lab.gateway({"log": config}, backend=backend.url(), wait=False)
+    gateway.port = eventually(gateway.listening_ports, "it listens")[0]
+
+    def files():
+        return sorted(gateway.folder.glob("own.log*"))
+
+    for _ in range(200):
+        whole_conversation(lab, gateway, backend)
+        if len(files()) == 3:
+            break
+    assert [file.name for file in files()] == ["own.log", "own.log.1", "own.log.2"]
+    for _ in range(10):
+        whole_conversation(lab, gateway, backend)
+    assert len(files()) == 3
+    for file in files()[1:]:
+        assert 0 < file.stat().st_size <= 4096
+        assert all(re.match(TIME, line) for line in file.read_text().splitlines())
+
+
+@pytest.mark.parametrize("level", ["off", "error", "warn"])
+def test_quiet_levels_are_quiet(lab, level):
+    """CONFIG `level`: nothing of `info` at `warn` and above."""
+    backend = lab.backend()
+    gateway = lab.gateway({"log": {"level": level}}, backend=backend.url(), wait=False)
+    gateway.port = eventually(gateway.listening_ports, "it listens")[0]
+    whole_conversation(lab, gateway, backend)
+    assert gateway.log == ""

@@ -1,0 +1,270 @@
+"""PROTOCOL section 1, endings: a Close with its code and reason, an end that vanishes, and what the other end is told."""
+
+import pytest
+
+from gatewaylab import SOON
+from gatewaylab.gateway import route
+from gatewaylab.wire import BINARY, CLOSE, CONTINUATION, TEXT, close_payload, eventually, frame
+
+transparent = pytest.mark.transparent
+
+CODES = [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 3999, 4000, 4999]
+
+LOST = (1011, "backend connection lost")
+
+
+@transparent
+@pytest.mark.parametrize("code", CODES)
+def test_a_close_travels_with_code_and_reason_and_so_does_its_answer(way, lab, code):
+    """1: "A close by either end reaches the other end with its code and reason" - and the answering Close comes back."""
+    backend = lab.backend()
+    gateway = way.to(backend)
+    for client_first in (True, False):
+        ends = lab.pair(gateway, backend)
+        one, other = ends if client_first else reversed(ends)
+        sent = one.close_frame(code, "grund: ö")
+        got = other.read_close()
+        assert got.raw == sent
+        answer = other.close_frame(code, "")
+        assert one.read_close().raw == answer
+        one.half_close()
+        other.half_close()
+        one.expect_end(SOON)
+        other.expect_end(SOON)
+
+
+@transparent
+def test_a_close_without_a_code_stays_one(way, lab):
+    """1 and 4: "Never 1005, 1006 or 1015" - an empty close frame is passed on empty, nothing is made up."""
+    backend = lab.backend()
+    gateway = way.to(backend)
+    for client_first in (True, False):
+        ends = lab.pair(gateway, backend)
+        one, other = ends if client_first else reversed(ends)
+        sent = one.close_frame()
+        got = other.read_close()
+        assert (got.raw, got.code) == (sent, None)
+
+
+@transparent
+def test_the_longest_reason_fits(way, lab):
+    """1: a close reason of 123 bytes, as long as the protocol has them."""
+    backend = lab.backend()
+    client, peer = lab.pair(way.to(backend), backend)
+    peer.close_frame(4000, "r" * 123)
+    assert client.read_close().reason == "r" * 123
+
+
+@transparent
+def test_what_was_sent_before_a_close_still_arrives(way, lab):
+    """1: order is kept, so a megabyte and a Close and the end arrive in this order."""
+    backend = lab.backend()
+    client, peer = lab.pair(way.to(backend), backend)
+    sent = frame(BINARY, bytes(1 << 20)) + frame(CLOSE, close_payload(1000, "done"))
+    peer.send(sent)
+    peer.half_close()
+    assert client.read_to_end() == sent
+
+
+@transparent
+def test_one_end_closes_and_goes_half_while_the_other_still_talks(way, lab):
+    """1: a Close and a FIN one way leave the other way open: what the backend still sends arrives."""
+    backend = lab.backend()
+    client, peer = lab.pair(way.to(backend), backend)
+    client.close_frame(1000, "I only listen now")
+    client.half_close()
+    assert peer.read_close().code == 1000
+    peer.expect_end(SOON)
+    sent = frame(BINARY, bytes(300_000)) + frame(TEXT, "last words") + frame(CLOSE, close_payload(1000))
+    peer.send(sent)
+    peer.half_close()
+    assert client.read_to_end() == sent
+
+
+@transparent
+def test_a_fin_follows_a_close_without_delay_and_without_a_byte_in_between(way, lab):
+    """1: "nothing at all to a side that a close frame has been passed to ..., but its FIN is passed on without delay"."""
+    backend = lab.backend()
+    gateway = way.to(backend)
+    for client_first in (True, False):
+        ends = lab.pair(gateway, backend)
+        one, other = ends if client_first else reversed(ends)
+        one.close_frame(4002, "and gone")
+        one.vanish()
+        assert other.read_close().code == 4002
+        other.expect_end(SOON)
+
+
+def test_a_client_that_vanishes_is_reported_to_the_backend(way, lab):
+    """1 and 4: "1001 to the backend when the client vanished" - by FIN."""
+    backend = lab.backend()
+    client, peer = lab.pair(way.to(backend), backend)
+    client.say("last")
+    client.vanish()
+    assert peer.read_frame().text == "last"
+    closed = peer.read_close()
+    assert closed.code == 1001
+    assert closed.mask is not None, "frames to a backend are masked"
+    peer.expect_end(SOON)
+
+
+def test_a_client_that_resets_is_reported_to_the_backend(way, lab):
+    """1 and 4: "1001 to the backend when the client vanished" - by RST."""
+    backend = lab.backend()
+    client, peer = lab.pair(way.to(backend), backend)
+    client.reset()
+    assert peer.read_close().code == 1001
+    peer.expect_end(SOON)
+
+
+def test_a_backend_that_vanishes_is_reported_to_the_client(way, lab):
+    """1 and 4: "1011 (`backend connection lost`) to the client when the backend did" - by FIN."""
+    backend = lab.backend()
+    client, peer = lab.pair(way.to(backend), backend)
+    peer.say("last")
+    peer.vanish()
+    assert client.read_frame().text == "last"
+    closed = client.read_close()
+    assert (closed.code, closed.reason) == LOST
+    assert closed.mask is None, "frames to a client are not masked"
+    client.expect_end(SOON)
+
+
+def test_a_backend_that_resets_is_reported_to_the_client(way, lab):
+    """1 and 4: "1011 (`backend connection lost`) to the client when the backend did" - by RST."""
+    backend = lab.backend()
+    client, peer = lab.pair(way.to(backend), backend)
+    client.say("hello?")
+    assert peer.read_frame().text == "hello?"
+    peer.reset()
+    closed = client.read_close()
+    assert (closed.code, closed.reason) == LOST
+    client.expect_end(SOON)
+
+
+def test_an_end_that_vanishes_between_fragments_is_at_a_frame_boundary(way, lab):
+    """1: "reported to the other one at a frame boundary" - a message may be unfinished, a frame may not."""
+    backend = lab.backend()
+    client, peer = lab.pair(way.to(backend), backend)
+    peer.frame(TEXT, "the beginning of", fin=False)
+    peer.vanish()
+    assert client.read_frame().fin is False
+    closed = client.read_close()
+    assert (closed.code, closed.reason) == LOST
+
+
+@pytest.mark.parametrize("left_out", [1, 500, 1001])
+@pytest.mark.parametrize("rude", [False, True], ids=["fin", "rst"])
+def test_a_backend_that_vanishes_inside_a_frame_just_ends(way, lab, left_out, rude):
+    """1: "in the middle of a frame the TCP connection just ends. Never a frame inside another frame"."""
+    backend = lab.backend()
+    client, peer = lab.pair(way.to(backend), backend)
+    part = frame(BINARY, bytes(1000))[:-left_out]
+    peer.send(part)
+    assert client.read(len(part)) == part
+    peer.reset() if rude else peer.vanish()
+    client.expect_gone()
+
+
+@pytest.mark.parametrize("left_out", [1, 500, 1005])
+@pytest.mark.parametrize("rude", [False, True], ids=["fin", "rst"])
+def test_a_client_that_vanishes_inside_a_frame_just_ends(way, lab, left_out, rude):
+    """1: "in the middle of a frame the TCP connection just ends" - towards the backend; a cut in the frame head, too."""
+    backend = lab.backend()
+    client, peer = lab.pair(way.to(backend), backend)
+    part = frame(BINARY, bytes(1000), mask=b"mask")[:-left_out]
+    client.send(part)
+    assert peer.read(len(part)) == part
+    client.reset() if rude else client.vanish()
+    peer.expect_gone()
+
+
+def test_a_vanished_end_gets_the_others_open_frame_first(way, lab):
+    """1: the client vanishes while the backend is inside a frame of its own: each direction has its own boundaries."""
+    backend = lab.backend()
+    client, peer = lab.pair(way.to(backend), backend)
+    half = frame(BINARY, bytes(1000))[:500]
+    peer.send(half)
+    assert client.read(500) == half
+    client.vanish()
+    assert peer.read_close().code == 1001
+
+
+def test_a_client_that_leaves_while_its_backend_makes_up_its_mind(way, lab):
+    """1: a client that vanishes before the 101 leaves nothing behind: the backend's connection ends."""
+    backend = lab.backend()
+    client = lab.client(way.to(backend))
+    client.upgrade()
+    peer = backend.accept()
+    peer.read_upgrade()
+    client.vanish()
+    peer.expect_gone()
+
+
+@pytest.mark.parametrize("library", ["websockets", "ws"])
+def test_a_killed_backend_under_traffic(way, lab, library, shared_backends):
+    """1: kill -9 of a backend under traffic: each of its clients gets 1011 at a frame boundary, others notice nothing."""
+    doomed = lab.library_backend(library)
+    well = shared_backends(library)
+    gateway = two_routes(way, doomed, well)
+
+    def join(target):
+        client = lab.client(gateway)
+        client.upgrade(target)
+        client.read_switch()
+        client.say("hello")
+        assert client.read_frame().text == "hello"
+        return client
+
+    victims = [join("/ws/doomed") for _ in range(10)]
+    others = [join("/ws/well") for _ in range(5)]
+    for number in range(20):
+        for client in [*victims, *others]:
+            client.frame(BINARY, bytes(1000 + number))
+    doomed.process.kill()
+
+    for client in victims:
+        echoes = 0
+        while (got := client.read_frame()).opcode == BINARY:
+            assert got.payload == bytes(1000 + echoes)
+            echoes += 1
+        assert (got.opcode, got.code, got.reason) == (CLOSE, *LOST)
+        client.half_close()
+        client.expect_end()
+    for client in others:
+        for number in range(20):
+            assert client.read_frame().payload == bytes(1000 + number)
+        client.say("still here")
+        assert client.read_frame().text == "still here"
+
+
+def two_routes(way, doomed, well):
+    urls = {"doomed": doomed.url("/ws/doomed"), "well": well.url("/ws/well")}
+    for _ in range(way.hops):
+        routes = [route(name, f"/ws/{name}", backend=url) for name, url in urls.items()]
+        gateway = way.lab.gateway({"route": routes})
+        urls = {name: f"ws://127.0.0.1:{gateway.port}/ws/{name}" for name in urls}
+    return gateway
+
+
+def test_nothing_is_left_after_many_connections_came_and_went(way, lab):
+    """3: `/connections` - 200 connections, ended in four different ways, leave no session and no descriptor behind."""
+    backend = lab.backend(backlog=512)
+    gateway = way.to(backend)
+    gateway.get("/health")
+    before = gateway.descriptors()
+    pairs = [lab.pair(gateway, backend) for _ in range(200)]
+    assert gateway.connections()["total_connections"] == 200
+    for number, (client, peer) in enumerate(pairs):
+        if number % 4 == 0:
+            client.close_frame(1000)
+        elif number % 4 == 1:
+            client.vanish()
+        elif number % 4 == 2:
+            peer.reset()
+        else:
+            peer.send(frame(CONTINUATION, bytes(100))[:50])
+        client.vanish()
+        peer.vanish()
+    eventually(lambda: gateway.connections()["total_connections"] == 0, "all are gone")
+    eventually(lambda: gateway.descriptors() <= before, "no descriptor is left")

@@ -1,0 +1,206 @@
+"""What the gateway says about itself (PROTOCOL section 3): `/`, `/health`, `/ready`, `/connections`, `/metrics`, CORS."""
+
+import datetime
+import re
+import tomllib
+
+import pytest
+
+from gatewaylab import ROOT
+from gatewaylab.gateway import route
+from gatewaylab.wire import BINARY, PING, TEXT, closed_port, eventually, frame
+
+VERSION = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["version"]
+
+
+def test_the_status_page_is_html_and_needs_nobody_else(lab):
+    """3: "`GET /`: 200 `text/html`, the status page" - self-contained: it loads nothing from anywhere."""
+    gateway = lab.gateway(backend="ws://127.0.0.1:9/ws/input")
+    reply = gateway.get("/")
+    assert reply.status == 200
+    assert reply.head["Content-Type"].split(";")[0] == "text/html"
+    page = reply.body.decode()
+    assert page.lower().lstrip().startswith("<!doctype html>")
+    assert VERSION in page
+    assert "/ws/input" in page
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
+
+
+def test_a_route_s_name_cannot_write_into_the_page(lab):
+    """3: what comes from outside is shown as text."""
+    backend = lab.backend()
+    gateway = lab.gateway({"route": [route("output", "/ws/output/{task_id}", backend=backend.url("/o/{task_id}"))]})
+    lab.pair(gateway, backend, "/ws/output/<script>alert(1)<%2Fscript>")
+    assert "<script>alert" not in gateway.get("/").body.decode()
+
+
+def test_health_has_all_its_fields(lab):
+    """3: `GET /health`: `status`, `gateway`, `version`, `uptime_seconds`, `active_connections`, `backend_services`, `redis`."""
+    backend = lab.backend()
+    routes = [route(backend=backend.url()), route("output", "/ws/output/{task_id}", backend="ws://127.0.0.1:9/o/{task_id}")]
+    gateway = lab.gateway({"route": routes})
+    health = gateway.get("/health")
+    assert health.status == 200
+    body = health.json()
+    assert body["status"] == "ok"
+    assert body["gateway"] == "running"
+    assert body["version"] == VERSION
+    assert body["uptime_seconds"] >= 0
+    assert body["active_connections"] == 0
+    assert body["backend_services"]["input"] == backend.url()
+    assert "127.0.0.1:9" in body["backend_services"]["output"]
+    assert body["redis"] == "disabled", "no route serves output"
+
+    client, _ = lab.pair(gateway, backend)
+    assert gateway.get("/health").json()["active_connections"] == 1
+    client.vanish()
+    eventually(lambda: gateway.get("/health").json()["active_connections"] == 0, "it has left")
+
+
+def test_health_is_degraded_while_a_backend_is_away(lab):
+    """3: "`degraded` when ... a backend's last dial failed" - and ok again after the next that went well."""
+    port = closed_port()
+    gateway = lab.gateway(backend=f"ws://127.0.0.1:{port}/ws/input")
+    client = lab.client(gateway)
+    client.upgrade()
+    client.read_switch()
+    assert client.read_close().code == 1011
+    assert gateway.get("/health").json()["status"] == "degraded"
+    assert gateway.get("/health").status == 200
+
+    lab.pair(gateway, lab.backend(port=port))
+    assert gateway.get("/health").json()["status"] == "ok"
+
+
+def test_ready(lab):
+    """3: "`GET /ready`: 200 `{"status":"ready"}`" - a relay needs no Redis for it."""
+    reply = lab.gateway(backend="ws://127.0.0.1:9/").get("/ready")
+    assert (reply.status, reply.json()) == (200, {"status": "ready"})
+
+
+def test_connections_are_listed_live(lab):
+    """3: `GET /connections`: ids, and "id, route, state, client address, backend, task_id, opened (RFC 3339), idle seconds, and
+    frames and bytes each way, all live"."""
+    backend = lab.backend()
+    routes = [route(backend=backend.url()), route("output", "/ws/output/{task_id}", backend=backend.url("/o/{task_id}"))]
+    gateway = lab.gateway({"route": routes})
+    assert gateway.connections() == {"total_connections": 0, "connections": [], "details": []}
+
+    started = datetime.datetime.now(datetime.timezone.utc)
+    client, peer = lab.pair(gateway, backend)
+    other, _ = lab.pair(gateway, backend, "/ws/output/task-7?token=hidden")
+    sent = [client.say("hello"), client.frame(BINARY, bytes(1000)), client.frame(PING, b"p")]
+    for _ in sent:
+        peer.read_frame()
+    answer = peer.say("welcome")
+    client.read_frame()
+
+    listed = gateway.connections()
+    assert listed["total_connections"] == 2
+    assert len(listed["connections"]) == len(listed["details"]) == 2
+    details = {one["route"]: one for one in listed["details"]}
+    one = details["input"]
+    assert re.fullmatch(r"input_\d+", one["id"])
+    assert one["id"] in listed["connections"]
+    assert isinstance(one["state"], str) and one["state"]
+    assert one["client"] == "127.0.0.1:%d" % client.sock.getsockname()[1]
+    assert one["backend"] == backend.url()
+    assert one["task_id"] is None
+    opened = datetime.datetime.fromisoformat(one["opened"])
+    assert abs((opened - started).total_seconds()) < 60
+    assert 0 <= one["idle_seconds"] < 60
+    assert one["from_client"] == {"frames": 3, "bytes": sum(map(len, sent))}
+    assert one["to_client"] == {"frames": 1, "bytes": len(answer)}
+    assert details["output"]["task_id"] == "task-7"
+    assert re.fullmatch(r"output_\d+", details["output"]["id"])
+    assert "hidden" not in str(listed)
+
+    client.say("again")
+    peer.read_frame()
+    again = {one["route"]: one for one in gateway.connections()["details"]}
+    assert again["input"]["from_client"]["frames"] == 4
+
+    other.vanish()
+    eventually(lambda: gateway.connections()["connections"] == [one["id"]], "only one is left")
+
+
+def test_frames_are_counted_however_they_are_cut(lab):
+    """1: "Frame headers are observed in passing (opcode, FIN, length): counters ... come from that" - byte by byte, and many at once."""
+    backend = lab.backend()
+    gateway = lab.gateway(backend=backend.url())
+    client, peer = lab.pair(gateway, backend)
+    many = b"".join(frame(TEXT, f"{number}", mask=b"mask") for number in range(500))
+    client.send(many)
+    peer.read(len(many))
+    drops = frame(BINARY, bytes(300), mask=b"mask") + frame(BINARY, bytes(70_000), mask=b"mask")[:20]
+    client.send_bytewise(drops)
+    peer.read(len(drops))
+    counted = gateway.connections()["details"][0]["from_client"]
+    assert counted["frames"] in (501, 502), "the last one has only begun"
+    assert counted["bytes"] == len(many) + len(drops)
+
+
+def test_metrics_are_prometheus_text_and_move(lab):
+    """3: "`GET /metrics`: Prometheus text format" - counters go up with what happens."""
+    backend = lab.backend()
+    gateway = lab.gateway(backend=backend.url())
+    reply = gateway.get("/metrics")
+    assert reply.status == 200
+    assert reply.head["Content-Type"].startswith("text/plain; version=0.0.4")
+    before = gateway.metrics()
+    for name, kind in before.types.items():
+        assert name.startswith("aivtuber_gateway_"), name
+        assert before.help.get(name), f"{name} has no HELP"
+        assert (kind == "counter") == name.endswith("_total"), f"{name} is a {kind}"
+
+    client, peer = lab.pair(gateway, backend)
+    sent = client.say("one") + client.say("two")
+    peer.read(len(sent))
+    during = gateway.metrics()
+    assert during.total("connections_accepted_total") > before.total("connections_accepted_total")
+    assert during.total("websockets_open") == before.total("websockets_open") + 1
+    assert during.total("websocket_upgrades_total") == before.total("websocket_upgrades_total") + 1
+    assert during.total("_frames_total") == before.total("_frames_total") + 2
+    assert during.total("frame_bytes_total") == before.total("frame_bytes_total") + len(sent)
+
+    client.close_frame(1000)
+    peer.read_close()
+    peer.close_frame(1000)
+    peer.half_close()
+    client.read_close()
+    client.vanish()
+    eventually(lambda: gateway.metrics().total("websockets_open") == 0, "it has left")
+    after = gateway.metrics()
+    assert after.total("_frames_total") == during.total("_frames_total") + 2, "counters never run backwards"
+    assert after.total("websocket_closes_total") == 1
+
+
+def test_failed_dials_are_counted(lab):
+    """3: `/metrics` shows what an operator asks for when a backend is away."""
+    gateway = lab.gateway(backend=f"ws://127.0.0.1:{closed_port()}/")
+    client = lab.client(gateway)
+    client.upgrade()
+    client.read_switch()
+    client.read_close()
+    samples = gateway.metrics().samples
+    failed = [value for (name, labels), value in samples.items() if "dials" in name and ("result", "failed") in labels]
+    assert sum(failed) >= 1
+
+
+JSON_ENDPOINTS = ["/health", "/ready", "/connections", "/nope"]
+
+
+@pytest.mark.parametrize("target", JSON_ENDPOINTS)
+def test_cors_for_allowed_origins_only(lab, target):
+    """3: "JSON endpoints carry CORS headers for origins in `allowed_origins` (none while that is empty)"."""
+    backend = "ws://127.0.0.1:9/"
+    gateway = lab.gateway({"server": {"allowed_origins": ["https://app.example", "*.vtuber.example"]}}, backend=backend)
+    for origin in ("https://app.example", "https://a.vtuber.example"):
+        head = gateway.get(target, headers=[("Origin", origin)]).head
+        assert head["Access-Control-Allow-Origin"] == origin
+        assert "origin" in head.tokens("Vary")
+    for headers in ([("Origin", "https://other.example")], []):
+        assert "Access-Control-Allow-Origin" not in gateway.get(target, headers=headers).head
+
+    closed = lab.gateway(backend=backend)
+    assert "Access-Control-Allow-Origin" not in closed.get(target, headers=[("Origin", "https://app.example")]).head
