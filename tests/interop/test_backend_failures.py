@@ -194,7 +194,7 @@ def test_the_backend_s_own_answer_is_passed_on_in_http_mode(lab):
     [
         (CHUNKED, b"not today"),
         (answer("403 Forbidden", body=b"until the end", length=False), b"until the end"),
-        (answer("403 Forbidden", body=bytes(100_000)), bytes(100_000)),
+        (answer("403 Forbidden", body=bytes(60_000)), bytes(60_000)),
         (answer("503 Busy"), b""),
     ],
     ids=["chunked", "until the end", "large", "empty"],

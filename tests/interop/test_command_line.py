@@ -85,10 +85,10 @@ BAD = {
     "a bad address": ("[server]\nlisten = ['nowhere']\n", 2, "listen", "nowhere"),
     "a bad level": ("[log]\nlevel = 'warning'\n", 2, "level", "warn"),
     "a bad URL": ("[[route]]\nname='a'\npath='/a'\nbackend='http://x/'\n", 4, "backend", "ws://"),
-    "a name that is not in the path": ("[[route]]\nname='a'\npath='/a'\nbackend='ws://x/{task}'\n", 4, "backend", "task"),
+    "a name that is not in the path": ("[[route]]\nname='a'\npath='/a'\nbackend='ws://x/{task}'\n", 1, "backend", "task"),
     "a route twice": (
         "[[route]]\nname='a'\npath='/a'\nbackend='ws://x/'\n[[route]]\nname='a'\npath='/b'\nbackend='ws://x/'\n",
-        6,
+        5,
         "name",
         "a",
     ),
@@ -270,6 +270,7 @@ def test_healthcheck_is_1_for_somebody_else(lab, tmp_path):
         peer = backend.accept()
         peer.read_head()
         peer.send(b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n")
+        peer.half_close()
 
     threading.Thread(target=other, daemon=True).start()
     assert run("healthcheck", "--listen", f"127.0.0.1:{backend.port}", cwd=tmp_path).returncode == 1

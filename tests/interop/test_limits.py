@@ -20,7 +20,7 @@ def test_one_connection_more_gets_503(lab):
     gateway.process.wait_for_line(r"(?i)(max_connections|limit|full|refus)")
 
     pairs[0][0].vanish()
-    pairs[0][1].read_close()
+    pairs[0][1].vanish()
     assert eventually(lambda: served(gateway), "a place is free again")
     for client, peer in pairs[1:]:
         client.say("undisturbed")
@@ -48,7 +48,7 @@ def test_one_address_may_not_take_all(lab):
     assert other.get("/health").status == 200
 
     pairs[0][0].vanish()
-    pairs[0][1].read_close()
+    pairs[0][1].vanish()
     assert eventually(lambda: served(gateway), "a place is free again")
 
 

