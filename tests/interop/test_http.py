@@ -7,6 +7,8 @@ from gatewaylab.wire import plain_request
 
 QUICK = {"server": {"header_timeout": "400ms", "keep_alive": "400ms"}}
 
+ENDPOINTS = ["/", "/health", "/ready", "/connections", "/metrics", "/status/7d2b1a52-93a2-4c44-9a94-6a2a4a6cf111"]
+
 BACKEND = "ws://127.0.0.1:9/ws/input"
 
 
@@ -35,7 +37,7 @@ def test_an_unknown_path_is_404(lab, gateway, target):
     expect_error(gateway.get(target), 404)
 
 
-@pytest.mark.parametrize("target", ["/", "/health", "/ready", "/connections", "/metrics", "/ws/input", "/ws/output/1"])
+@pytest.mark.parametrize("target", [*ENDPOINTS, "/ws/input", "/ws/output/1"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
 def test_a_wrong_method_is_405_with_allow(gateway, target, method):
     """3: "Wrong method: 405 with `Allow`"."""
@@ -44,7 +46,7 @@ def test_a_wrong_method_is_405_with_allow(gateway, target, method):
     assert "get" in reply.head.tokens("Allow")
 
 
-@pytest.mark.parametrize("target", ["/", "/health", "/ready", "/connections", "/metrics", "/nope", "/ws/input"])
+@pytest.mark.parametrize("target", [*ENDPOINTS, "/nope", "/ws/input"])
 def test_head_works_wherever_get_does(gateway, target):
     """3: "`HEAD` works wherever `GET` does" - same status and type, the connection goes on, no body."""
     get = gateway.get(target)

@@ -79,6 +79,25 @@ def test_ready(lab):
     assert (reply.status, reply.json()) == (200, {"status": "ready"})
 
 
+TASK = "7d2b1a52-93a2-4c44-9a94-6a2a4a6cf111"
+
+
+@pytest.mark.parametrize("written", [TASK, TASK.upper(), TASK.replace("-", ""), "{" + TASK + "}", "urn:uuid:" + TASK])
+def test_a_task_that_nobody_knows(lab, written):
+    """3: `GET /status/{task_id}`: 200 `{"task_id":"...","status":"...","connected":bool}` - `not_found`, the id as it was written."""
+    reply = lab.gateway(backend="ws://127.0.0.1:9/").get(f"/status/{written}")
+    assert reply.status == 200
+    assert reply.json() == {"task_id": written, "status": "not_found", "connected": False}
+
+
+@pytest.mark.parametrize("written", ["nonsense", "1", TASK + "0", TASK[:-1]])
+def test_the_status_of_what_is_no_uuid_is_400(lab, written):
+    """3: `GET /status/{task_id}`: "400 for what is no UUID"."""
+    reply = lab.gateway(backend="ws://127.0.0.1:9/").get(f"/status/{written}")
+    assert reply.status == 400
+    assert reply.json()["status"] == "error"
+
+
 def test_connections_are_listed_live(lab):
     """3: `GET /connections`: ids, and "id, route, state, client address, backend, task_id, opened (RFC 3339), idle seconds, and
     frames and bytes each way, all live"."""
