@@ -438,6 +438,7 @@ impl Dial {
             "{who} opened client={} backend={} request_id={}",
             who.client, cx.upstreams.url(current.backend).public_text(), self.request_id,
         );
+        cx.stats.count_http(101);
         cx.stats.count_upgrade(who.route_name());
         let early = Early { reply: &reply, from_client: &self.early, from_backend: &from_backend };
         Step::Next(Relay::phase(conn, current.backend, early, downstream, who, cx))
@@ -483,6 +484,7 @@ impl Dial {
             Ok(handshake) => upgrade::write_accept(&handshake, &mut last),
             Err(_) => unreachable!("it was checked before the dial"),
         }
+        cx.stats.count_http(101);
         let phrase = match reason {
             CloseReason::Draining => reason.phrase().to_owned(),
             _ => format!("backend unavailable: {what}"),

@@ -236,7 +236,7 @@ impl Relay {
                     Side::Downstream => CloseReason::ClientSilent,
                     Side::Upstream => CloseReason::BackendSilent,
                 };
-                debug!(target: "relay", "{who} = {} has been silent for {:?}", side.word(), cx.now - alive.heard_at);
+                debug!(target: "relay", "{who} = {} has been silent for {:.3?}", side.word(), cx.now - alive.heard_at);
                 to.lose_sink();
                 from.end_source(reason, &mut Pumped::default());
                 self.begin_ending(reason, cx);

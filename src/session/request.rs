@@ -165,6 +165,7 @@ fn open(
         let origin = origin.map(String::from_utf8_lossy).unwrap_or_default();
         warn!(target: "http", "{who} closed reason={reason} origin=\"{origin}\" client={}", who.client);
         cx.stats.count_closed(who.route_name(), reason.word(), Default::default());
+        cx.stats.count_http(101);
         let mut last = Vec::new();
         upgrade::write_accept(handshake, &mut last);
         last.extend(ws::close_frame(reason.close_code(Side::Downstream), reason.phrase(), None));
