@@ -1,11 +1,15 @@
-//! What can be set is documented: flags, commands and environment in the README, keys in `config.toml` with their defaults.
+//! What can be set is documented: flags, commands and environment in the README, keys in `config.toml` with their defaults and in
+//! `docs/operations.md`, and so is what is measured.
 //!
 //! The tables that the parsers themselves read are compared with the files that people read, so neither can fall behind.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aivtuber_gateway::cli::{COMMANDS, FLAGS};
 use aivtuber_gateway::config::{self, Config, ENVIRONMENT, ROUTE_KEYS, SECTIONS};
+use aivtuber_gateway::service::report::{self, Lifecycle, Snapshot};
+use aivtuber_gateway::service::stats::Stats;
 
 #[test]
 fn every_flag_is_in_the_readme() {
@@ -94,6 +98,42 @@ fn config_toml_marks_what_needs_a_restart() {
             rest = value;
         }
     }
+}
+
+#[test]
+fn every_key_is_in_the_reference() {
+    let reference = read("docs/operations.md");
+    let mut rest = after(&reference, "\n## Configuration\n", "docs/operations.md");
+    for section in SECTIONS {
+        rest = after(rest, &format!("\n| `[{}]`", section.name), "docs/operations.md");
+        let table = rest.split("\n\n").next().unwrap_or_default();
+        for key in section.keys {
+            let name = format!("{}.{}", section.name, key.name);
+            let mark = if key.needs_restart() { " ↻" } else { "" };
+            let row = format!("\n| `{}`{mark} | ", key.name);
+            assert!(table.contains(&row), "docs/operations.md lacks {name}, or its mark is wrong");
+        }
+    }
+    for key in ROUTE_KEYS {
+        assert!(reference.contains(&format!("\n| `{key}` | ")), "docs/operations.md lacks route.{key}");
+    }
+}
+
+#[test]
+fn every_metric_is_in_the_reference() {
+    let stats = Stats::new();
+    let mut snapshot = Snapshot::new("0", Duration::ZERO, Lifecycle::Serving, &stats);
+    snapshot.results_wanted = true;
+    let metrics = String::from_utf8(report::metrics(&snapshot).body).expect("metrics are text");
+    let reference = read("docs/operations.md");
+    let table = after(&reference, "\n## Metrics\n", "docs/operations.md");
+    let names = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE aivtuber_gateway_")?.split(' ').next());
+    let mut count = 0;
+    for name in names {
+        assert!(table.contains(&format!("`{name}`")), "docs/operations.md lacks the metric {name}");
+        count += 1;
+    }
+    assert!(count > 10, "only {count} metrics were found");
 }
 
 fn after<'a>(text: &'a str, mark: &str, file: &str) -> &'a str {
