@@ -27,9 +27,6 @@ use crate::service::route::{self, BackendUrl, RouteSettings, Target, Template};
 use crate::session::OnBackendFailure;
 use crate::{gateway, logging, reactor};
 
-/// Whether routes may say `serve = "output"`. While they may not, the default route `output` relays.
-const SERVES_OUTPUT: bool = false;
-
 /// Where a file is looked for when no flag names one.
 pub const SEARCHED: [&str; 2] = ["config.toml", "/etc/aivtuber-gateway/config.toml"];
 
@@ -833,11 +830,7 @@ fn default_routes() -> Vec<RouteSettings> {
         |url| Target::Backend { urls: vec![BackendUrl::parse(url).expect("a default URL is right")], host: None };
     vec![
         route("input", "/ws/input", relayed("ws://localhost:8001/ws/input")),
-        route(
-            "output",
-            "/ws/output/{task_id}",
-            if SERVES_OUTPUT { Target::Output } else { relayed("ws://localhost:8002/ws/output/{task_id}") },
-        ),
+        route("output", "/ws/output/{task_id}", Target::Output),
     ]
 }
 
@@ -976,19 +969,15 @@ impl<'a> Reader<'a> {
             None => None,
         };
         let is_served = serve.is_some();
-        if let Some((serve, span)) = serve {
-            if serve != "output" {
-                let hint = did_you_mean(&serve, ["output"]);
-                self.refuse(
-                    span,
-                    Some("route.serve"),
-                    format!("{serve:?} is not \"output\", which is all that can be served{hint}"),
-                );
-            } else if !SERVES_OUTPUT {
-                let why = "this version does not deliver results itself; \
-                           write `backend = \"ws://host:8002/ws/output/{task_id}\"` to relay them";
-                self.refuse(span, Some("route.serve"), why.into());
-            }
+        if let Some((serve, span)) = serve
+            && serve != "output"
+        {
+            let hint = did_you_mean(&serve, ["output"]);
+            self.refuse(
+                span,
+                Some("route.serve"),
+                format!("{serve:?} is not \"output\", which is all that can be served{hint}"),
+            );
         }
         match (table.contains_key("backend"), is_served) {
             (true, true) => {
@@ -1535,17 +1524,9 @@ mod tests {
     }
 
     #[test]
-    fn serving_is_refused_as_long_as_it_is_not_there() {
+    fn a_route_can_be_served() {
         let text = "[[route]]\nname = \"output\"\npath = \"/ws/output/{task_id}\"\nserve = \"output\"\n";
-        if SERVES_OUTPUT {
-            assert_eq!(targets(&parsed(text)), ["output"]);
-        } else {
-            assert!(
-                said(text).starts_with(
-                    "x.toml:4: route.serve: this version does not deliver results itself; write `backend = "
-                )
-            );
-        }
+        assert_eq!(targets(&parsed(text)), ["output"]);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
@@ -70,8 +70,6 @@ const STACK_BYTES: usize = 256 * 1024;
 /// What the stand-in does with an upload.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where answers are published, in the Redis protocol; `None`: uploads are taken and nothing follows.
-    pub inbox: Option<SocketAddr>,
     /// What a task's channel begins with.
     pub channel_prefix: String,
     /// The folder for sound files; made if it is not there.
@@ -84,6 +82,7 @@ type Publish = dyn Fn(&str, &str) -> io::Result<()> + Send + Sync;
 /// The running stand-in. Dropping it stops it, and removes the sound files that it made.
 pub struct Demo {
     address: SocketAddr,
+    inbox: Arc<OnceLock<SocketAddr>>,
     house: Arc<House>,
     doorman: Option<JoinHandle<()>>,
 }
@@ -102,17 +101,27 @@ impl Demo {
     /// # Errors
     /// When that, or the thread, is refused.
     pub fn start(options: Options) -> io::Result<Demo> {
-        let Options { inbox, channel_prefix, audio_root } = options;
-        let studio = inbox.map(|inbox| Studio {
-            publish: Box::new(move |task_id, json| publish(inbox, &format!("{channel_prefix}{task_id}"), json)),
+        let Options { channel_prefix, audio_root } = options;
+        let inbox: Arc<OnceLock<SocketAddr>> = Arc::default();
+        let publish_at = Arc::clone(&inbox);
+        let studio = Studio {
+            publish: Box::new(move |task_id, json| match publish_at.get() {
+                Some(&inbox) => publish(inbox, &format!("{channel_prefix}{task_id}"), json),
+                None => Err(io::Error::other("there is no inbox to publish in")),
+            }),
             audio_root,
             thinking_time: THINKING_TIME,
             files: Mutex::default(),
-        });
-        Demo::open(studio, IDLE_TIMEOUT)
+        };
+        Demo::open(Some(studio), inbox, IDLE_TIMEOUT)
     }
 
-    fn open(studio: Option<Studio>, idle_timeout: Duration) -> io::Result<Demo> {
+    /// From now on answers are published at `inbox`, in the Redis protocol.
+    pub fn publish_at(&self, inbox: SocketAddr) {
+        let _ = self.inbox.set(inbox);
+    }
+
+    fn open(studio: Option<Studio>, inbox: Arc<OnceLock<SocketAddr>>, idle_timeout: Duration) -> io::Result<Demo> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
         let house = Arc::new(House {
@@ -125,7 +134,7 @@ impl Demo {
             let house = Arc::clone(&house);
             thread::Builder::new().name("demo".into()).spawn(move || house.open_door(&listener))?
         };
-        Ok(Demo { address, house, doorman: Some(doorman) })
+        Ok(Demo { address, inbox, house, doorman: Some(doorman) })
     }
 
     /// Where it listens.
@@ -630,11 +639,11 @@ mod tests {
             thinking_time: Duration::ZERO,
             files: Mutex::default(),
         };
-        (Demo::open(Some(studio), IDLE_TIMEOUT).unwrap(), published, audio_root)
+        (Demo::open(Some(studio), Arc::default(), IDLE_TIMEOUT).unwrap(), published, audio_root)
     }
 
     fn without_studio() -> Demo {
-        Demo::open(None, IDLE_TIMEOUT).unwrap()
+        Demo::open(None, Arc::default(), IDLE_TIMEOUT).unwrap()
     }
 
     fn wait_until_empty(demo: &Demo) {
@@ -742,7 +751,7 @@ mod tests {
 
     #[test]
     fn who_says_nothing_is_closed_and_who_vanishes_is_forgotten() {
-        let demo = Demo::open(None, Duration::from_millis(20)).unwrap();
+        let demo = Demo::open(None, Arc::default(), Duration::from_millis(20)).unwrap();
         let mut silent = connect(&demo);
         read(&mut silent);
         let Message::Close(Some(close)) = silent.read().unwrap() else { panic!("no Close frame") };

@@ -139,7 +139,7 @@ impl Gateway {
 
     /// Takes a connection that was accepted from `client` and registered for [`Gateway::next_key`].
     pub fn admit(&mut self, transport: Box<dyn Transport>, client: SocketAddr) {
-        let who = self.identity(client);
+        let who = self.identity(client, "http");
         let key = who.key;
         let downstream = Conn::accepted(transport);
         let session = match self.cx.limits.admit(client.ip()) {
@@ -165,7 +165,7 @@ impl Gateway {
 
     /// Takes a worker's connection to the embedded inbox, registered for [`Gateway::next_key`].
     pub fn admit_worker(&mut self, transport: Box<dyn Transport>, client: SocketAddr) {
-        let who = self.identity(client);
+        let who = self.identity(client, "inbox");
         let key = who.key;
         info!(target: "inbox", "{who} opened client={client}");
         self.workers += 1;
@@ -173,13 +173,14 @@ impl Gateway {
         self.drive(key);
     }
 
-    fn identity(&mut self, client: SocketAddr) -> Identity {
+    fn identity(&mut self, client: SocketAddr, label: &'static str) -> Identity {
         self.serials += 1;
         Identity {
             key: self.sessions.vacant_key(),
             serial: self.serials,
             client,
             opened: self.cx.now,
+            label,
             route: None,
             task_id: None,
         }

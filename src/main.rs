@@ -75,12 +75,7 @@ fn start(is_demo: bool, flags: Flags, loaded: Loaded) -> ExitCode {
 /// The gateway with the stand-in as its backend for input.
 fn run_demo(flags: Flags, loaded: Loaded, logging: &Logging) -> Result<(), String> {
     let gateway::Settings { link, session, .. } = loaded.config.gateway;
-    let options = demo::Options {
-        // No route serves results, so there is no inbox to publish in.
-        inbox: None,
-        channel_prefix: link.channel_prefix,
-        audio_root: session.output.audio_root,
-    };
+    let options = demo::Options { channel_prefix: link.channel_prefix, audio_root: session.output.audio_root };
     let demo = Demo::start(options).map_err(|error| format!("cannot start the stand-in of the demo: {error}"))?;
     let loaded = load(&flags, Some(&demo)).map_err(|problems| problems.to_string())?;
     run(flags, loaded, Some(demo), logging)
@@ -110,7 +105,10 @@ fn run(flags: Flags, loaded: Loaded, demo: Option<Demo>, logging: &Logging) -> R
         },
     };
     let reactor = Reactor::new(&config.reactor, config.gateway, hooks).map_err(|error| error.to_string())?;
-    if is_demo {
+    if let Some(demo) = demo {
+        if let Some(&inbox) = reactor.inbox_addresses().first() {
+            demo.publish_at(inbox);
+        }
         say(&demo::welcome(reactor.addresses()[0]));
     }
     reactor.run().map_err(|error| error.to_string())
@@ -147,10 +145,13 @@ fn named(path: Option<&Path>) -> String {
     path.map_or("none".into(), |path| path.display().to_string())
 }
 
-/// With a demo, as if the environment named its stand-in: that wins over a file, also each time it is read again.
+/// With a demo, as if the environment named its stand-in and an inbox of our own: that wins over a file, also each time it is
+/// read again.
 fn load(flags: &Flags, demo: Option<&Demo>) -> Result<Loaded, config::Problems> {
     config::load(flags, &|name| match demo {
         Some(demo) if name == "INPUT_HANDLER_URL" => Some(demo.url().into()),
+        Some(_) if name == "OUTPUT_HANDLER_URL" => None,
+        Some(_) if name == "REDIS_URL" => Some("embedded://127.0.0.1:0".into()),
         _ => std::env::var_os(name),
     })
 }

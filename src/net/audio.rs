@@ -10,6 +10,7 @@ use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Advice, CWD, FileType, Mode, OFlags, ResolveFlags};
@@ -25,6 +26,40 @@ const RACES_MAX: usize = 8;
 pub struct AudioRoot<'f> {
     folder: &'f Path,
     bytes_max: u64,
+}
+
+/// An open file, and its length when it was opened.
+#[derive(Debug)]
+pub struct AudioFile {
+    file: File,
+    length: u64,
+}
+
+impl AudioFile {
+    /// Bytes when it was opened.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// It has fewer bytes by now.
+    pub fn has_shrunk(&self) -> bool {
+        self.file.metadata().is_ok_and(|metadata| metadata.len() < self.length)
+    }
+
+    /// Asks the kernel to have the bytes from `offset` on at hand soon. A wish: failures are of no interest.
+    pub fn read_ahead(&self, offset: u64) {
+        read_ahead(&self.file, offset, self.length.saturating_sub(offset));
+    }
+
+    /// Reads from `offset` on; 0 at the end.
+    pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_at(bytes, offset)
+    }
+
+    /// Sends up to `count` bytes from `offset` on straight from the page cache; 0 where the file ends.
+    pub fn send_to(&self, socket: impl AsFd, offset: u64, count: usize) -> io::Result<usize> {
+        send_file(socket, &self.file, offset, count)
+    }
 }
 
 /// Why a file is not sent. [`AudioFault::words`] is what the client is told; the path stays with us.
@@ -59,9 +94,8 @@ impl AudioRoot<'_> {
         AudioRoot { folder, bytes_max }
     }
 
-    /// Opens a file as a worker named it: relative to the folder, or absolute and within it. Answers the file and its length at
-    /// this moment; never blocks on a pipe or a device.
-    pub fn open(&self, name: &Path) -> Result<(File, u64), AudioFault> {
+    /// Opens a file as a worker named it: relative to the folder, or absolute and within it. Never blocks on a pipe or a device.
+    pub fn open(&self, name: &Path) -> Result<AudioFile, AudioFault> {
         let relative = self.relative(name)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, self.folder, flags, Mode::empty()).map_err(fault)?;
@@ -69,7 +103,7 @@ impl AudioRoot<'_> {
         if length > self.bytes_max {
             return Err(AudioFault::TooLarge);
         }
-        Ok((file, length))
+        Ok(AudioFile { file, length })
     }
 
     /// The name beneath the folder. An absolute one may begin with the folder as it was configured or as it really is.
@@ -105,7 +139,7 @@ pub fn open_beneath(root: BorrowedFd<'_>, relative: &Path) -> Result<(File, u64)
 }
 
 /// Asks the kernel to have the bytes from `offset` on at hand soon. A wish: failures are of no interest.
-pub fn read_ahead(file: &File, offset: u64, bytes: u64) {
+fn read_ahead(file: &File, offset: u64, bytes: u64) {
     if let Some(bytes) = NonZeroU64::new(bytes.min(AHEAD_MAX)) {
         let _ = rustix::fs::fadvise(file, offset, Some(bytes), Advice::WillNeed);
     }
@@ -113,7 +147,7 @@ pub fn read_ahead(file: &File, offset: u64, bytes: u64) {
 
 /// Sends up to `count` bytes of `file` from `offset` on straight from the page cache. Answers how many went; 0 means that the file
 /// ends there (it shrank). `WouldBlock`: the socket is full.
-pub fn send_file(socket: impl AsFd, file: &File, offset: u64, count: usize) -> io::Result<usize> {
+fn send_file(socket: impl AsFd, file: &File, offset: u64, count: usize) -> io::Result<usize> {
     let mut offset = offset;
     loop {
         match rustix::fs::sendfile(&socket, file, Some(&mut offset), count) {
@@ -337,7 +371,7 @@ mod tests {
             linked.join("sub/a.wav"),
             folder.root().canonicalize().unwrap().join("sub/a.wav"),
         ] {
-            assert_eq!(root.open(&name).map(|(_, length)| length), Ok(3), "{}", name.display());
+            assert_eq!(root.open(&name).map(|file| file.length()), Ok(3), "{}", name.display());
         }
         for name in ["secret", "linked/../secret", "rooted", "linkedx/sub/a.wav"] {
             assert_eq!(root.open(&folder.0.join(name)).err(), Some(NotAllowed), "{name}");
@@ -351,12 +385,13 @@ mod tests {
     #[test]
     fn the_root_may_come_late_and_change() {
         let folder = Folder::new("late");
-        let root = AudioRoot::new(&folder.0.join("later"), 100);
+        let later = folder.0.join("later");
+        let root = AudioRoot::new(&later, 100);
         assert_eq!(root.open(Path::new("a.wav")).err(), Some(NotFound));
         for content in ["one", "other"] {
             fs::create_dir(folder.0.join("later")).unwrap();
             folder.write("later/a.wav", content.as_bytes());
-            assert_eq!(root.open(Path::new("a.wav")).map(|(_, length)| length), Ok(content.len() as u64));
+            assert_eq!(root.open(Path::new("a.wav")).map(|file| file.length()), Ok(content.len() as u64));
             fs::remove_dir_all(folder.0.join("later")).unwrap();
         }
     }
@@ -366,7 +401,8 @@ mod tests {
         let folder = Folder::new("size");
         folder.write("root/a.wav", &[0; 100]);
         folder.write("root/b.wav", &[0; 101]);
-        let root = AudioRoot::new(&folder.root(), 100);
+        let path = folder.root();
+        let root = AudioRoot::new(&path, 100);
         assert!(root.open(Path::new("a.wav")).is_ok());
         assert_eq!(root.open(Path::new("b.wav")).err(), Some(TooLarge));
     }
@@ -376,7 +412,7 @@ mod tests {
         let folder = Folder::new("send");
         let bytes: Vec<u8> = (0..1_000_003u32).map(|i| ((i * 31) >> 3) as u8).collect();
         folder.write("root/a.wav", &bytes);
-        let (file, length) = AudioRoot::new(folder.root(), u64::MAX).open(Path::new("a.wav")).unwrap();
+        let AudioFile { file, length } = AudioRoot::new(&folder.root(), u64::MAX).open(Path::new("a.wav")).unwrap();
         read_ahead(&file, 0, length);
         read_ahead(&file, length, 0);
         let (socket, mut peer) = UnixStream::pair().unwrap();

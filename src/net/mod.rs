@@ -9,11 +9,10 @@ pub mod pipe;
 pub mod tcp;
 pub mod token;
 
-use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::FileExt;
 
+pub use audio::AudioFile;
 pub use conn::{Conn, Io, Ready};
 pub use pipe::{Pipe, Pipes};
 pub use token::{Side, Source};
@@ -36,7 +35,7 @@ pub trait Transport: Read + Write {
     }
 
     /// Writes at most `count` bytes of `file` from `offset` on; 0 when the file ends there.
-    fn send_file(&mut self, file: &File, offset: u64, count: usize) -> io::Result<usize> {
+    fn send_file(&mut self, file: &AudioFile, offset: u64, count: usize) -> io::Result<usize> {
         let mut bytes = [0; 16 * 1024];
         let most = count.min(bytes.len());
         match file.read_at(&mut bytes[..most], offset)? {

@@ -1,11 +1,10 @@
 //! The real network: TCP through `mio`.
 
-use super::{Network, Pipe, Source, Transport, audio};
+use super::{AudioFile, Network, Pipe, Source, Transport};
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry};
 use rustix::net::SendFlags;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::path::Path;
@@ -62,8 +61,8 @@ impl Transport for Tcp {
         Ok(rustix::net::send(&self.0, bytes, SendFlags::MORE | SendFlags::NOSIGNAL)?)
     }
 
-    fn send_file(&mut self, file: &File, offset: u64, count: usize) -> io::Result<usize> {
-        audio::send_file(&self.0, file, offset, count)
+    fn send_file(&mut self, file: &AudioFile, offset: u64, count: usize) -> io::Result<usize> {
+        file.send_to(&self.0, offset, count)
     }
 
     fn can_splice(&self) -> bool {

@@ -81,7 +81,7 @@ impl Inbox {
         None
     }
 
-    fn end(self: Box<Self>, reason: CloseReason, who: &Identity) -> Step {
+    fn end(&self, reason: CloseReason, who: &Identity) -> Step {
         info!(target: "inbox", "{who} closed reason={reason} published={}", self.published);
         Step::Next(Phase::Closed(reason))
     }

@@ -178,6 +178,8 @@ pub struct Identity {
     pub serial: u64,
     pub client: SocketAddr,
     pub opened: Instant,
+    /// What it is called while it has no route: `http`, or `inbox` for a worker.
+    pub label: &'static str,
     /// Once it is a WebSocket. A reload of the configuration leaves it with the route it came by.
     pub route: Option<Rc<Route>>,
     /// The task in its path, as the client wrote it.
@@ -185,9 +187,9 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The route's name, or `http` while it has none.
+    /// The route's name, or the label while it has none.
     pub fn route_name(&self) -> &str {
-        self.route.as_ref().map_or("http", |route| &route.name)
+        self.route.as_ref().map_or(self.label, |route| &route.name)
     }
 }
 

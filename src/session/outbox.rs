@@ -8,8 +8,7 @@
 //! chunk's end, because a chunk is the payload of a frame whose head is in `before`. The head leaves with `MSG_MORE`, so that
 //! it travels with the first bytes of its payload.
 
-use crate::net::{Conn, Io};
-use std::fs::File;
+use crate::net::{AudioFile, Conn, Io};
 use std::io::{self, ErrorKind};
 
 /// See the top of this file. Owns no memory while it is empty.
@@ -65,7 +64,7 @@ impl Outbox {
     }
 
     /// Sends as much as the socket takes. `file` is where the chunk comes from.
-    pub fn flush(&mut self, sink: &mut Conn, file: Option<&File>) -> Result<Flushed, Lost> {
+    pub fn flush(&mut self, sink: &mut Conn, file: Option<&AudioFile>) -> Result<Flushed, Lost> {
         let mut moved = 0;
         loop {
             let wrote = if self.sent < self.before.len() {

@@ -16,8 +16,8 @@ use super::close::CloseReason;
 use super::linger::Linger;
 use super::outbox::{Flushed, Lost, Outbox};
 use super::{Context, Identity, Phase, Step};
-use crate::net::audio::{self, AudioRoot};
-use crate::net::{Conn, Io, Side};
+use crate::net::audio::AudioRoot;
+use crate::net::{AudioFile, Conn, Io, Side};
 use crate::proto::conduit::{Conduit, Fault, Said};
 use crate::proto::message::{self, TaskId, TaskResult};
 use crate::proto::upgrade::{self, Handshake};
@@ -26,7 +26,6 @@ use crate::service::stats::{BothWays, Traffic};
 use crate::service::tasks::{End, Stage};
 use log::{debug, info, warn};
 use std::collections::VecDeque;
-use std::fs::File;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -86,8 +85,7 @@ pub struct Output {
 
 /// An audio file between two of its chunks.
 struct Audio {
-    file: File,
-    length: u64,
+    file: AudioFile,
     chunk_size: u64,
     next_chunk: u64,
     total_chunks: u64,
@@ -250,7 +248,7 @@ impl Output {
         let Traffic { frames, bytes } = self.traffic.to_client;
         info!(
             target: "output",
-            "{who} closed reason={reason} code={} duration={:.3}s to_client={frames}/{bytes}B task={}",
+            "{who} closed reason={reason} code={} duration={:.3}s to_client_frames={frames} to_client_bytes={bytes} task={}",
             code.map_or_else(|| "none".to_owned(), |code| code.to_string()),
             (cx.now - who.opened).as_secs_f64(),
             self.task,
@@ -328,7 +326,7 @@ impl Output {
         if let Some(mut audio) = self.audio.take() {
             self.active_at = cx.now;
             if audio.next_chunk < audio.total_chunks {
-                if audio.has_shrunk() {
+                if audio.file.has_shrunk() {
                     warn!(target: "output", "{who} = audio file shrank while it was sent");
                     self.leave_with_error(AUDIO_CHANGED, CloseReason::AudioLost, Some(End::Failed), who, cx);
                     return true;
@@ -361,14 +359,15 @@ impl Output {
         self.push_text(&result.message(&self.task, matches!(opened, Some(Ok(_)))), who);
         cx.stats.results_delivered += 1;
         match opened {
-            Some(Ok((file, length))) => {
+            Some(Ok(file)) => {
+                let length = file.length();
                 let chunk_size = cx.settings.output.chunk_size as u64;
                 let total_chunks = length.div_ceil(chunk_size);
                 let next_chunk = std::mem::take(&mut self.skipped_chunks).min(total_chunks);
-                audio::read_ahead(&file, next_chunk * chunk_size, length);
+                file.read_ahead(next_chunk * chunk_size);
                 info!(target: "output", "{who} delivers task={} audio={length}B chunks={total_chunks} from={next_chunk}", self.task);
                 let is_final = result.is_final();
-                self.audio = Some(Box::new(Audio { file, length, chunk_size, next_chunk, total_chunks, is_final }));
+                self.audio = Some(Box::new(Audio { file, chunk_size, next_chunk, total_chunks, is_final }));
                 return;
             }
             Some(Err(fault)) => {
@@ -409,7 +408,7 @@ impl Output {
         let number = audio.next_chunk;
         audio.next_chunk += 1;
         let offset = number * audio.chunk_size;
-        let length = audio.chunk_size.min(audio.length - offset);
+        let length = audio.chunk_size.min(audio.file.length() - offset);
         self.push_text(&message::audio_chunk(&self.task, number, audio.total_chunks), who);
         let mut frame_head = Vec::with_capacity(FrameHead::BYTES_MAX);
         head(Opcode::Binary, length).write(&mut frame_head);
@@ -473,12 +472,6 @@ impl Output {
     fn next_deadline(&self, cx: &Context) -> Option<Instant> {
         let due_at = self.due_at.filter(|_| self.stage == Stage::Waiting && self.leaving.is_none());
         [self.alive().deadline(cx), due_at].into_iter().flatten().min()
-    }
-}
-
-impl Audio {
-    fn has_shrunk(&self) -> bool {
-        self.file.metadata().is_ok_and(|metadata| metadata.len() < self.length)
     }
 }
 
