@@ -6,7 +6,7 @@
 //! The surprising thing: a result that was just heard may have to wait for one that was published before it. After a (re)connect to
 //! Redis, and when a task's first client comes, Redis is asked what it keeps; until it has answered, nothing of that task goes out,
 //! so that the second sentence never overtakes the first. Redis answers in about a millisecond. When it does not, because its
-//! connection is gone as well, everything goes out after [`HOLD_MAX`]: late order is better than no result.
+//! connection is gone as well, everything goes out after `HOLD_MAX`: late order is better than no result.
 
 use std::hash::Hash;
 use std::rc::Rc;

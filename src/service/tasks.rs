@@ -10,7 +10,7 @@
 //! by the worker. So equal results are counted. During one unbroken time of listening, an [`Ear`], the n-th equal publication that we
 //! hear is the n-th equal one that anybody heard since: two gateways that listen agree on it without a word. What a worker has set
 //! is about to be published, by a worker that may have to try again later: its publication is recognised whichever ear hears it
-//! ([`Way::Set`]).
+//! (`Way::Set`).
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
