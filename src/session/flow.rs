@@ -486,6 +486,7 @@ impl Flow {
             return;
         };
         let code = goodbye.reason.close_code(self.to);
+        self.is_streaming = false; // Close is last
         self.forward(&ws::close_frame(code, goodbye.reason.phrase(), mask), sink, pumped);
         debug!(target: "relay", "{who} = sent close to {} code={code} reason={}", self.to.word(), goodbye.reason);
         if self.sink == Sink::Open {

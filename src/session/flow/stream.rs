@@ -6,7 +6,7 @@
 //! control frame, a small message, a frame of ours that is due, a limit that is passed) ends the stream at that frame's
 //! boundary, and so does a source that brings less than a read would: then the copy is cheaper than the calls.
 
-use super::{Flow, Pumped, Sink};
+use super::{Current, Flow, Pumped, Sink};
 use crate::net::{Conn, Io, Pipe};
 use crate::proto::ws::FrameHead;
 use crate::session::{Context, Identity};
@@ -49,8 +49,14 @@ pub(super) enum Streamed {
 impl Flow {
     /// A read filled the whole buffer: stream from now on, if both ends can.
     pub(super) fn begin_stream(&mut self, source: &Conn, sink: &Conn) {
-        self.is_streaming =
-            self.sink == Sink::Open && self.backlog.is_empty() && source.can_splice() && sink.can_splice();
+        // A head of which a part is held here, a Close frame and a pong that may be ours have to be read to their ends.
+        let is_plain = self.frames.payload_left() == 0 || matches!(self.current, Current::Data | Current::Control);
+        self.is_streaming = self.sink == Sink::Open
+            && self.backlog.is_empty()
+            && self.frames.held_head_bytes() == 0
+            && is_plain
+            && source.can_splice()
+            && sink.can_splice();
     }
 
     /// Moves what can be moved through a pipe.
@@ -62,6 +68,7 @@ impl Flow {
         cx: &mut Context,
         pumped: &mut Pumped,
     ) -> Streamed {
+        let was_blocked = self.pipe.is_some();
         let Some(mut pipe) = self.pipe.take().or_else(|| cx.pipes.take()) else {
             self.is_streaming = false;
             return Streamed::Over;
@@ -73,9 +80,10 @@ impl Flow {
             moved += pipe.held() - before;
             while pipe.held() > 0 {
                 match sink.splice_from(&mut pipe) {
-                    Ok(Io::Moved(_)) => {}
+                    Ok(Io::Moved(_)) => pumped.sink_alive |= was_blocked,
                     Ok(_) => {
-                        pumped.sink_alive |= moved > 0;
+                        // The stall begins now, whatever was heard before: until here the sink has kept up.
+                        pumped.sink_alive |= !was_blocked;
                         if let Filled::Ended = filled {
                             self.end_source(self.vanished(), pumped);
                         }
@@ -171,6 +179,6 @@ impl Flow {
         self.frames.skip((n - of_head) as u64);
         self.traffic.bytes += n as u64;
         self.heard_at = cx.now;
-        pumped.message = true;
+        pumped.message |= matches!(self.current, Current::Data);
     }
 }
