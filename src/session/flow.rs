@@ -277,13 +277,14 @@ impl Flow {
             return;
         }
         self.source = Source::Ended;
-        if self.sink == Sink::Open {
+        if matches!(self.sink, Sink::Open | Sink::Finished) {
+            // Also where the sink is lost: with both sinks lost, nobody else would tell that this is the end.
             pumped.ending = pumped.ending.or(Some(reason));
-            if self.is_at_boundary() {
-                self.goodbye = Some(Goodbye { reason, any_frame: true });
-                self.is_ping_due = false;
-                return;
-            }
+        }
+        if self.sink == Sink::Open && self.is_at_boundary() {
+            self.goodbye = Some(Goodbye { reason, any_frame: true });
+            self.is_ping_due = false;
+            return;
         }
         // After a Close frame nothing is left to be said; in the middle of a frame nothing can be.
         self.goodbye = None;
@@ -472,7 +473,9 @@ impl Flow {
 
     /// Sends the frame of ours that is due. *Boundary*: only called at one.
     fn send_own(&mut self, sink: &mut Conn, who: &Identity, cx: &mut Context, pumped: &mut Pumped) {
-        debug_assert!(self.sink == Sink::Open, "Close is last");
+        if self.sink != Sink::Open {
+            return; // What stood before this frame has found the sink lost
+        }
         let mask = match self.to {
             Side::Upstream => Some(cx.chance.u32(..).to_ne_bytes()),
             Side::Downstream => None,
