@@ -42,8 +42,8 @@ pub struct Flow {
     /// A Close frame of ours that waits for a boundary.
     goodbye: Option<Goodbye>,
     is_ping_due: bool,
-    /// A ping of ours went to the source, and its pong has not come.
-    is_pong_due: bool,
+    /// A ping of ours went to the source: from now on its pongs may be ours. Late ones too, so this stays.
+    was_pinged: bool,
     /// Between the fragments of a message.
     is_in_message: bool,
     /// The code in the Close frame that was passed.
@@ -133,7 +133,7 @@ impl Flow {
             sink: Sink::Open,
             goodbye: None,
             is_ping_due: false,
-            is_pong_due: false,
+            was_pinged: false,
             is_in_message: false,
             close_code: None,
             current: Current::Control,
@@ -318,7 +318,7 @@ impl Flow {
 
     /// The source's side has been pinged: its pong is ours alone.
     pub fn expect_pong(&mut self) {
-        self.is_pong_due = true;
+        self.was_pinged = true;
     }
 
     /// See [`Flow::heard_at`]; for what the other flow found out.
@@ -390,13 +390,11 @@ impl Flow {
         let too_big = self.too_big(head, cx);
         self.current = match head.opcode {
             Opcode::Close => Current::Close(CloseSeen { mask: head.mask.unwrap_or_default(), code: [0; 2], seen: 0 }),
-            Opcode::Pong if self.is_pong_due && head.payload == PING_BYTES as u64 => {
-                Current::Pong(Box::new(HeldPong {
-                    bytes: Vec::with_capacity(FrameHead::BYTES_MAX + PING_BYTES),
-                    payload_at: 0,
-                    mask: head.mask.unwrap_or_default(),
-                }))
-            }
+            Opcode::Pong if self.was_pinged && head.payload == PING_BYTES as u64 => Current::Pong(Box::new(HeldPong {
+                bytes: Vec::with_capacity(FrameHead::BYTES_MAX + PING_BYTES),
+                payload_at: 0,
+                mask: head.mask.unwrap_or_default(),
+            })),
             opcode if opcode.is_control() => Current::Control,
             _ => {
                 pumped.message = true;
@@ -453,7 +451,6 @@ impl Flow {
         let mut payload: [u8; PING_BYTES] = held.bytes[held.payload_at..].try_into().expect("its head said so");
         ws::apply_mask(&mut payload, held.mask, 0);
         if payload == ping_payload(who, cx) {
-            self.is_pong_due = false;
             cx.stats.pongs_swallowed += 1;
             debug!(target: "relay", "{who} = {} answered our ping", self.to.other().word());
         } else {
