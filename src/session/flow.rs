@@ -190,7 +190,8 @@ impl Flow {
                 Ok(Io::Ended) | Err(_) => self.end_source(self.vanished(), &mut pumped),
             });
         }
-        pumped.more = source.is_readable() || self.source == Source::Ended;
+        // Whatever the last read brought, a frame of ours or a FIN that it made due has not gone out.
+        pumped.more = true;
         pumped
     }
 
@@ -244,6 +245,7 @@ impl Flow {
                 self.begin_frame(&head, who, cx, pumped);
                 if self.goodbye.is_some_and(|goodbye| goodbye.any_frame) {
                     // The message is too big. Nothing of this frame has gone out, and nothing will.
+                    cx.stats.messages_too_big += 1;
                     self.forward(&bytes[pass], sink, pumped);
                     self.frames = FrameScanner::new();
                     self.send_own(sink, who, cx, pumped);

@@ -108,6 +108,10 @@ impl Relay {
                 return self.end(who, cx);
             }
             self.wake_at = self.next_deadline(cx);
+            if self.up.is_goodbye_due() || self.down.is_goodbye_due() {
+                // What one flow found out, the other has to say: no event will come to remind it.
+                return Step::Next(Phase::Relay(self));
+            }
         } else if self.ending.is_some() && self.up.is_finished() && self.down.is_finished() {
             return self.end(who, cx);
         }
@@ -197,7 +201,6 @@ impl Relay {
             _ => LINGER_TIMEOUT,
         };
         if matches!(reason, CloseReason::ClientMessageTooBig | CloseReason::BackendMessageTooBig) {
-            cx.stats.messages_too_big += 1;
             self.up.say_goodbye(reason, true);
             self.down.say_goodbye(reason, true);
         }
