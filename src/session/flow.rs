@@ -466,7 +466,7 @@ impl Flow {
 
     /// Nothing of a frame has gone out that has not gone out whole (given that the backlog is empty). A head that was cut
     /// and a pong that may be ours are here, not there.
-    fn is_at_boundary(&self) -> bool {
+    pub fn is_at_boundary(&self) -> bool {
         self.frames.payload_left() == 0 || matches!(self.current, Current::Pong(_))
     }
 

@@ -178,12 +178,13 @@ impl Relay {
     }
 
     fn handle_news(&mut self, pumped: Pumped, to: Side, cx: &mut Context) {
-        let other = match to {
-            Side::Upstream => &mut self.down,
-            Side::Downstream => &mut self.up,
-        };
+        let (other, flow) = self.flows_of(to);
         if pumped.sink_alive {
             other.note_alive(cx.now);
+            if !flow.is_blocked() {
+                // From here on the source is listened to again, and only from here on its silence counts.
+                flow.note_alive(cx.now);
+            }
         }
         if pumped.pinged {
             other.expect_pong();
@@ -216,6 +217,9 @@ impl Relay {
         }
         for side in [Side::Downstream, Side::Upstream] {
             self.check_alive(side, who, cx);
+            if self.ending.is_some() {
+                return;
+            }
         }
         if cx.settings.idle_timeout.is_some_and(|timeout| self.message_at + timeout <= cx.now) {
             self.up.say_goodbye(CloseReason::IdleTimeout, true);
@@ -226,7 +230,7 @@ impl Relay {
 
     /// Pings a side that has been silent, gives up one that is dead to everything.
     fn check_alive(&mut self, side: Side, who: &Identity, cx: &mut Context) {
-        let alive = self.alive(side);
+        let Some(alive) = self.alive(side) else { return };
         let (from, to) = self.flows_of(side);
         if !from.is_source_talking() {
             return;
@@ -247,12 +251,21 @@ impl Relay {
         }
     }
 
-    fn alive(&self, side: Side) -> Alive {
+    /// What is known of a side. `None`: its silence says nothing, because what it says waits for the other side.
+    fn alive(&self, side: Side) -> Option<Alive> {
         let (from, to) = match side {
             Side::Downstream => (&self.up, &self.down),
             Side::Upstream => (&self.down, &self.up),
         };
-        Alive { heard_at: from.heard_at(), pinged_at: self.pinged_at[side as usize], is_blocked: to.is_blocked() }
+        let heard_at = match (from.is_blocked(), to.is_blocked()) {
+            (true, false) => return None,
+            // Two that wait for each other are alive as long as one of them moves.
+            (true, true) => from.heard_at().max(to.heard_at()),
+            (false, _) => from.heard_at(),
+        };
+        // Where neither has finished its frame, there may never be a place for a ping.
+        let is_blocked = to.is_blocked() || !to.is_at_boundary() && !from.is_at_boundary();
+        Some(Alive { heard_at, pinged_at: self.pinged_at[side as usize], is_blocked })
     }
 
     /// The flow from `side` and the one to it.
@@ -278,8 +291,8 @@ impl Relay {
             return self.linger_deadline();
         }
         [
-            self.alive(Side::Downstream).deadline(cx),
-            self.alive(Side::Upstream).deadline(cx),
+            self.alive(Side::Downstream).and_then(|alive| alive.deadline(cx)),
+            self.alive(Side::Upstream).and_then(|alive| alive.deadline(cx)),
             cx.settings.idle_timeout.map(|timeout| self.message_at + timeout),
         ]
         .into_iter()
