@@ -346,7 +346,24 @@ impl Dial {
         who: &Identity,
         cx: &mut Context,
     ) -> Outcome {
-        if held.len() < HEAD_BYTES_MAX {
+        loop {
+            let mut slots = empty_slots();
+            match ResponseHead::parse(&held, &mut slots) {
+                Ok(Some((head, length))) => {
+                    debug!(target: "dial", "{who} backend>gateway {} {}", head.status, head.reason);
+                    if head.is_interim() {
+                        // What the backend says next may be here already, with no further event.
+                        held.drain(..length);
+                        continue;
+                    }
+                    return self.answered(conn, &head, &held[length..], give_up_at, who, cx);
+                }
+                Ok(None) => {}
+                Err(bad) => {
+                    warn!(target: "dial", "{who} = bad answer from the backend why=\"{bad}\"");
+                    return Outcome::Fail(Failure::new("its answer was not understood", 502), None);
+                }
+            }
             let room = HEAD_BYTES_MAX - held.len();
             let read = cx.with_scratch(|scratch, _| {
                 let read = conn.read(&mut scratch[..room])?;
@@ -366,33 +383,30 @@ impl Dial {
                 }
             }
         }
-        let mut slots = empty_slots();
-        let (head, length) = match ResponseHead::parse(&held, &mut slots) {
-            Ok(Some(parsed)) => parsed,
-            Ok(None) => return Outcome::Go(Stage::Handshake { conn, held, give_up_at }),
-            Err(bad) => {
-                warn!(target: "dial", "{who} = bad answer from the backend why=\"{bad}\"");
-                return Outcome::Fail(Failure::new("its answer was not understood", 502), None);
-            }
-        };
-        debug!(target: "dial", "{who} backend>gateway {} {}", head.status, head.reason);
-        if head.is_interim() {
-            held.drain(..length);
-            return Outcome::Go(Stage::Handshake { conn, held, give_up_at });
-        }
+    }
+
+    /// The backend's final answer, and what came behind it.
+    fn answered(
+        &mut self,
+        conn: Conn,
+        head: &ResponseHead,
+        rest: &[u8],
+        give_up_at: Option<Instant>,
+        who: &Identity,
+        cx: &Context,
+    ) -> Outcome {
         if head.status != 101 {
-            return self.refused(conn, &head, &held[length..], give_up_at, cx);
+            return self.refused(conn, head, rest, give_up_at, cx);
         }
-        let mut request_slots = empty_slots();
-        let key = self.request(&mut request_slots).headers.text("sec-websocket-key").unwrap_or_default();
-        if let Err(why) = upgrade::check_response(&head, key) {
+        let mut slots = empty_slots();
+        let key = self.request(&mut slots).headers.text("sec-websocket-key").unwrap_or_default();
+        if let Err(why) = upgrade::check_response(head, key) {
             warn!(target: "dial", "{who} = bad answer from the backend why=\"{why}\"");
             return Outcome::Fail(Failure::new("its answer was not a WebSocket upgrade", 502), None);
         }
         let mut reply = Vec::new();
-        upgrade::write_forwarded_response(&head, &mut reply);
-        let from_backend = held[length..].to_vec();
-        Outcome::Relay(Box::new(Established { conn, reply, from_backend }))
+        upgrade::write_forwarded_response(head, &mut reply);
+        Outcome::Relay(Box::new(Established { conn, reply, from_backend: rest.to_vec() }))
     }
 
     /// The backend answered, and not with 101.
