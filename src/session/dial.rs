@@ -463,10 +463,10 @@ impl Dial {
         let is_connected = self.current.take().is_some_and(|current| current.is_connected);
         let url = cx.upstreams.url(backend).public_text();
         warn!(target: "dial", "{who} = backend {url} failed what=\"{}\"", self.failure.what);
-        cx.stats.count_dial(url, false);
         if is_connected {
             cx.upstreams.left(backend);
         } else {
+            cx.stats.count_dial(url, false);
             cx.upstreams.failed(backend, cx.now);
         }
         self.tried.push(backend);
