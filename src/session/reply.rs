@@ -77,10 +77,14 @@ impl Reply {
                 Err(_) => return Step::Next(Phase::Closed(CloseReason::ClientVanished)),
             }
         }
-        Step::Next(match self.then {
-            Then::NextRequest { rest } => Phase::Request(Request::following(rest, cx)),
-            Then::Close(reason) => Linger::phase(Vec::new(), reason, cx),
-        })
+        match self.then {
+            // One answer a turn, however many questions stand in a row.
+            Then::NextRequest { rest } if !rest.is_empty() || downstream.is_readable() => {
+                Step::Yield(Phase::Request(Request::following(rest, cx)))
+            }
+            Then::NextRequest { rest } => Step::Next(Phase::Request(Request::following(rest, cx))),
+            Then::Close(reason) => Step::Next(Linger::phase(Vec::new(), reason, cx)),
+        }
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
