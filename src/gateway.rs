@@ -150,6 +150,9 @@ impl Gateway {
             Err(refusal) => {
                 warn!(target: "gateway", "{who} refused why=\"{}\" client={client}", refusal.why());
                 self.cx.stats.count_refused(refusal.word());
+                if self.refusals >= REFUSALS_MAX {
+                    return; // Not even told: one address must not hold more than that.
+                }
                 self.refusals += 1;
                 Session::refused(who, downstream, &Reply::error(503, refusal.why()), &mut self.cx)
             }
