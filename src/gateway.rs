@@ -342,6 +342,11 @@ impl Gateway {
         self.cx.results.set_retention(tasks);
         self.drain_timeout = drain_timeout;
         log_routes(&self.cx);
+        let keys: Vec<usize> = self.sessions.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            self.sessions[key].handle_settings(self.cx.now);
+            self.drive(key);
+        }
     }
 
     /// A drain has ended: nothing is left to be done.

@@ -390,6 +390,13 @@ impl Session {
         self.phase = reply::Reply::answer(asked, reply, &self.who, cx);
     }
 
+    /// Other settings are in force. They are acted on by the next [`Session::drive`].
+    pub fn handle_settings(&mut self, now: Instant) {
+        if let Phase::Relay(relay) = &mut self.phase {
+            relay.handle_settings(now);
+        }
+    }
+
     /// When it must be driven even if nothing happens.
     pub fn deadline(&self) -> Option<Instant> {
         match &self.phase {

@@ -122,6 +122,11 @@ impl Relay {
         self.wake_at
     }
 
+    /// The timeouts may have changed: the next step looks at all of them.
+    pub(super) fn handle_settings(&mut self, now: Instant) {
+        self.wake_at = Some(now);
+    }
+
     /// The gateway is about to stop: 1012 behind the messages in flight, or, at last, behind the frames.
     pub(super) fn drain(&mut self, is_last_call: bool) {
         self.up.say_goodbye(CloseReason::Draining, is_last_call);
