@@ -1,0 +1,784 @@
+//! A kernel that is not there: connections as two queues each, with the readiness edges that `epoll` would give.
+//!
+//! The gateway's end of a [`Link`] is a [`Transport`]; the far end belongs to a scripted peer. What makes it exact:
+//!
+//! - *Edges*: an event is told once when data, FIN or RST arrives, when a connection stands or fails, and when a socket that
+//!   had no room has some again; never because a state merely lasts. What an event says is the state when it is taken, as
+//!   with `epoll_wait`, and one that was taken is delivered even if the socket was closed meanwhile.
+//! - *No room*: a write takes what fits, and an edge follows only after one that stopped short.
+//! - *Errors*: an RST leaves what arrived before it to be read, is told once as an error, and is an end or a broken pipe
+//!   from then on. Closing with unread bytes sends an RST and loses what the peer has not read.
+//!
+//! Everything happens by chance, from one seed: how bytes are cut on the way, how long that takes, which events a turn gets.
+
+use aivtuber_gateway::net::{Network, Pipe, Ready, Source, Transport};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// Names a link; never used again.
+pub type LinkId = usize;
+
+/// What happens at a set time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Bytes on the way to the gateway arrive.
+    Deliver(LinkId),
+    /// The peer at the far end looks up.
+    Peer(LinkId),
+    /// An edge that comes late.
+    Edge(LinkId),
+    /// A connection that the gateway dialed stands, or is refused.
+    Dialed(LinkId, Result<(), ErrorKind>),
+    /// Something that the world planned.
+    Plan(usize),
+}
+
+/// What becomes of connections to an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Host {
+    /// They stand after at most so long; zero: at once, as on loopback.
+    Up(Duration),
+    /// They are refused after at most so long.
+    Refusing(Duration),
+    /// Nobody ever answers.
+    Swallowing,
+    /// The call itself fails.
+    Failing(ErrorKind),
+}
+
+/// How a peer ended its side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum End {
+    Fin,
+    Reset,
+}
+
+/// How this world's kernel differs from others.
+#[derive(Debug, Clone)]
+pub struct Nature {
+    /// Bytes that fit a socket's receive queue, and its send queue.
+    pub receive_max: usize,
+    pub send_max: usize,
+    /// The longest time on the way, each piece.
+    pub latency: Duration,
+    /// Pieces are cut anywhere; else they arrive whole.
+    pub cuts: bool,
+    /// Calls are interrupted, stop short, and events come for nothing.
+    pub moods: bool,
+    /// Bytes can pass through pipes.
+    pub splices: bool,
+}
+
+/// All connections and what is going to happen.
+pub struct Kernel {
+    pub now: Instant,
+    pub start: Instant,
+    pub chance: fastrand::Rng,
+    pub nature: Nature,
+    pub links: Vec<Link>,
+    pub hosts: HashMap<SocketAddr, Host>,
+    /// Links that the gateway dialed and that stand, for the world to give them a peer.
+    pub stands: VecDeque<LinkId>,
+    /// Calls that changed something: what tells work from spinning.
+    pub moves: u64,
+    pub trace: Option<Vec<String>>,
+    agenda: BTreeMap<(Instant, u64), Action>,
+    planned: u64,
+    edges: Vec<LinkId>,
+    shuttle: Option<Shuttle>,
+}
+
+/// One connection. "Near" is the gateway's end.
+#[derive(Debug)]
+pub struct Link {
+    pub source: Source,
+    is_up: bool,
+    wire: VecDeque<u8>,
+    wire_end: Option<End>,
+    is_delivering: bool,
+    received: VecDeque<u8>,
+    has_fin: bool,
+    has_reset: bool,
+    error: Option<ErrorKind>,
+    sent: VecDeque<u8>,
+    pub near_fin: bool,
+    /// A write stopped short: an edge is owed when there is room.
+    is_short: bool,
+    /// A write stopped short though there was room: the edge is under way.
+    is_owed: bool,
+    /// The end has been read, or written into.
+    is_end_told: bool,
+    has_edge: bool,
+    /// The gateway closed it.
+    pub is_dropped: bool,
+    /// The peer is to see an RST behind what is left.
+    near_reset: bool,
+    /// Bytes that the gateway had written were lost by its RST.
+    pub lost: usize,
+    /// Bytes that the gateway has written.
+    pub written: u64,
+    /// The peer has closed: what is written leads to an RST.
+    pub is_far_gone: bool,
+}
+
+/// Pipes of the real kernel, through which bytes get into and out of a [`Pipe`].
+struct Shuttle {
+    into: (OwnedFd, OwnedFd),
+    /// By how much they hold, the largest first.
+    from: Vec<(usize, OwnedFd, OwnedFd)>,
+}
+
+pub type Shared = Rc<RefCell<Kernel>>;
+
+impl Kernel {
+    pub fn new(seed: u64, nature: Nature) -> Shared {
+        let start = Instant::now();
+        Rc::new(RefCell::new(Kernel {
+            now: start,
+            start,
+            chance: fastrand::Rng::with_seed(seed ^ 0x5eed),
+            nature,
+            links: Vec::new(),
+            hosts: HashMap::new(),
+            stands: VecDeque::new(),
+            moves: 0,
+            trace: None,
+            agenda: BTreeMap::new(),
+            planned: 0,
+            edges: Vec::new(),
+            shuttle: None,
+        }))
+    }
+
+    /// One in `n`.
+    pub fn one_in(&mut self, n: u32) -> bool {
+        self.chance.u32(..n) == 0
+    }
+
+    /// Some time up to `most`.
+    pub fn some(&mut self, most: Duration) -> Duration {
+        Duration::from_nanos(self.chance.u64(..=most.as_nanos() as u64))
+    }
+
+    /// Plans `action`, unless the same is planned for the same moment.
+    pub fn at(&mut self, at: Instant, action: Action) {
+        let at = at.max(self.now);
+        if self.agenda.range((at, 0)..=(at, u64::MAX)).any(|(_, planned)| *planned == action) {
+            return;
+        }
+        self.planned += 1;
+        self.agenda.insert((at, self.planned), action);
+    }
+
+    pub fn after(&mut self, wait: Duration, action: Action) {
+        self.at(self.now + wait, action);
+    }
+
+    /// The next action whose time has come.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        let (&(at, _), _) = self.agenda.first_key_value()?;
+        if at > self.now {
+            return None;
+        }
+        self.agenda.pop_first().map(|(_, action)| action)
+    }
+
+    pub fn next_action(&self) -> Option<Instant> {
+        self.agenda.first_key_value().map(|(&(at, _), _)| at)
+    }
+
+    pub fn has_edges(&self) -> bool {
+        !self.edges.is_empty()
+    }
+
+    pub fn note(&mut self, line: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            let at = (self.now - self.start).as_secs_f64();
+            trace.push(format!("{at:11.6}   {}", line()));
+        }
+    }
+
+    /// A client's connection, waiting to be accepted.
+    pub fn open(&mut self) -> LinkId {
+        self.links.push(Link::new(Source::Waker, true));
+        self.links.len() - 1
+    }
+
+    /// It has been accepted and registered.
+    pub fn register(&mut self, link: LinkId, source: Source) {
+        self.links[link].source = source;
+        self.edge(link);
+    }
+
+    /// Takes the events of a turn: mostly all, in an order of chance.
+    pub fn take_events(&mut self) -> Vec<(Source, Ready)> {
+        let mut edges = std::mem::take(&mut self.edges);
+        self.chance.shuffle(&mut edges);
+        if self.nature.moods && edges.len() > 1 && self.one_in(4) {
+            let kept = self.chance.usize(1..edges.len());
+            self.edges = edges.split_off(kept);
+        }
+        let mut events = Vec::new();
+        for id in edges {
+            self.links[id].has_edge = false;
+            if let Some(ready) = self.ready(id) {
+                events.push((self.links[id].source, ready));
+            }
+        }
+        if self.nature.moods && self.one_in(8) && !self.links.is_empty() {
+            // Somebody else's wake-up: the state as it is, told once more.
+            let id = self.chance.usize(..self.links.len());
+            if let Some(ready) = self.ready(id) {
+                events.push((self.links[id].source, ready));
+            }
+        }
+        events
+    }
+
+    fn ready(&self, id: LinkId) -> Option<Ready> {
+        let link = &self.links[id];
+        if link.is_dropped || !matches!(link.source, Source::Session(..)) {
+            return None;
+        }
+        let failed = link.error.is_some() || link.has_reset;
+        let read_closed = link.has_fin || failed;
+        let ready = Ready {
+            readable: !link.received.is_empty() || read_closed,
+            writable: failed || link.is_up && self.has_room(link),
+            read_closed,
+        };
+        (ready != Ready::default()).then_some(ready)
+    }
+
+    /// Enough for an event, which is more than for a write.
+    fn has_room(&self, link: &Link) -> bool {
+        let room = self.nature.send_max.saturating_sub(link.sent.len());
+        room > 0 && room >= self.nature.send_max / 3
+    }
+
+    pub fn edge(&mut self, id: LinkId) {
+        if !std::mem::replace(&mut self.links[id].has_edge, true) {
+            self.edges.push(id);
+        }
+    }
+
+    // ---- what happens by itself
+
+    /// A piece of what is on the way arrives.
+    pub fn deliver(&mut self, id: LinkId) {
+        self.links[id].is_delivering = false;
+        if self.links[id].is_dropped {
+            // Nobody is there any more.
+            let link = &mut self.links[id];
+            if !link.wire.is_empty() {
+                link.near_reset = true;
+                link.wire.clear();
+            }
+            link.wire_end = None;
+            self.wake_peer(id);
+            return;
+        }
+        let room = self.nature.receive_max - self.links[id].received.len().min(self.nature.receive_max);
+        let most = room.min(self.links[id].wire.len());
+        let cuts = self.nature.cuts && !self.one_in(4);
+        let piece = if cuts && most > 1 { self.chance.usize(1..=most) } else { most };
+        let link = &mut self.links[id];
+        let arrived = take(&mut link.wire, piece);
+        link.received.extend(arrived);
+        if piece > 0 {
+            self.edge(id);
+        }
+        let is_last = self.links[id].wire.is_empty();
+        let comes_along = piece == 0 || self.chance.bool();
+        if is_last
+            && comes_along
+            && let Some(end) = self.links[id].wire_end.take()
+        {
+            self.arrive_end(id, end);
+        }
+        self.keep_delivering(id);
+    }
+
+    fn arrive_end(&mut self, id: LinkId, end: End) {
+        let loses = self.nature.moods && self.chance.bool();
+        let link = &mut self.links[id];
+        match end {
+            End::Fin => link.has_fin = true,
+            End::Reset => {
+                link.has_reset = true;
+                link.error = Some(ErrorKind::ConnectionReset);
+                link.sent.clear();
+                if loses {
+                    link.received.clear();
+                }
+            }
+        }
+        self.edge(id);
+    }
+
+    fn keep_delivering(&mut self, id: LinkId) {
+        let link = &self.links[id];
+        let has_room = link.received.len() < self.nature.receive_max;
+        let has_more = !link.wire.is_empty() && has_room || link.wire.is_empty() && link.wire_end.is_some();
+        if has_more && !link.is_delivering {
+            self.links[id].is_delivering = true;
+            let wait = self.some(self.nature.latency);
+            self.after(wait, Action::Deliver(id));
+        }
+    }
+
+    pub fn dialed(&mut self, id: LinkId, result: Result<(), ErrorKind>) {
+        if self.links[id].is_dropped {
+            return;
+        }
+        match result {
+            Ok(()) => {
+                self.links[id].is_up = true;
+                self.stands.push_back(id);
+            }
+            Err(kind) => self.links[id].error = Some(kind),
+        }
+        self.edge(id);
+    }
+
+    /// The edge that was owed for want of memory.
+    pub fn late_edge(&mut self, id: LinkId) {
+        self.links[id].is_owed = false;
+        self.edge(id);
+    }
+
+    pub fn wake_peer(&mut self, id: LinkId) {
+        let wait = self.some(self.nature.latency);
+        self.after(wait, Action::Peer(id));
+    }
+
+    // ---- the far end
+
+    /// How many bytes the peer may send now.
+    pub fn window(&self, id: LinkId) -> usize {
+        let link = &self.links[id];
+        self.nature.receive_max.saturating_sub(link.wire.len() + link.received.len())
+    }
+
+    /// The peer sends. What it sends to a socket that the gateway has closed is answered with an RST.
+    pub fn send(&mut self, id: LinkId, bytes: &[u8]) {
+        self.links[id].wire.extend(bytes);
+        self.keep_delivering(id);
+    }
+
+    /// The peer ends its side: it sends nothing more (FIN), or is gone altogether (RST).
+    pub fn end(&mut self, id: LinkId, end: End) {
+        if end == End::Reset {
+            self.links[id].is_far_gone = true;
+            if self.chance.bool() {
+                self.links[id].wire.clear();
+            }
+        }
+        self.links[id].wire_end = Some(end);
+        self.keep_delivering(id);
+    }
+
+    /// The peer closes its socket: it reads nothing more either. Unread bytes make that an RST.
+    pub fn close(&mut self, id: LinkId) -> Option<End> {
+        let link = &mut self.links[id];
+        link.is_far_gone = true;
+        if !link.sent.is_empty() {
+            link.sent.clear();
+            self.end(id, End::Reset);
+            Some(End::Reset)
+        } else if !link.has_fin && link.wire_end.is_none() {
+            self.end(id, End::Fin);
+            Some(End::Fin)
+        } else {
+            None
+        }
+    }
+
+    /// Nobody accepts it any more.
+    pub fn refuse(&mut self, id: LinkId) {
+        self.links[id].is_dropped = true;
+        self.links[id].near_reset = true;
+        self.wake_peer(id);
+    }
+
+    /// What the peer can read, at most `most` bytes.
+    pub fn receive(&mut self, id: LinkId, most: usize) -> Vec<u8> {
+        let link = &mut self.links[id];
+        let most = most.min(link.sent.len());
+        let bytes = take(&mut link.sent, most);
+        if link.is_short && self.has_room(&self.links[id]) {
+            self.links[id].is_short = false;
+            self.edge(id);
+        }
+        bytes
+    }
+
+    pub fn is_to_receive(&self, id: LinkId) -> bool {
+        !self.links[id].sent.is_empty()
+    }
+
+    /// The end that the peer has come to, once it has read everything.
+    pub fn received_end(&self, id: LinkId) -> Option<End> {
+        let link = &self.links[id];
+        if !link.sent.is_empty() {
+            None
+        } else if link.near_reset {
+            Some(End::Reset)
+        } else {
+            (link.near_fin || link.is_dropped).then_some(End::Fin)
+        }
+    }
+
+    // ---- what the gateway leaves lying
+
+    /// Something has arrived, bytes or an end, and has not been taken.
+    pub fn is_unread(&self, id: LinkId) -> bool {
+        let link = &self.links[id];
+        let is_ended = (link.has_fin || link.has_reset) && !link.is_end_told;
+        !link.is_dropped && (!link.received.is_empty() || is_ended)
+    }
+
+    /// Everything that the peer has sent has been taken.
+    pub fn is_all_taken(&self, id: LinkId) -> bool {
+        let link = &self.links[id];
+        !link.is_dropped && link.wire.is_empty() && link.received.is_empty()
+    }
+
+    /// A write that stopped short waits for its edge.
+    pub fn is_full(&self, id: LinkId) -> bool {
+        let link = &self.links[id];
+        !link.is_dropped && (link.is_short || link.is_owed || !link.is_up)
+    }
+
+    // ---- the near end
+
+    fn read(&mut self, id: LinkId, buf: &mut [u8], takes: bool) -> io::Result<usize> {
+        if self.nature.moods && self.one_in(64) {
+            return Err(ErrorKind::Interrupted.into());
+        }
+        let link = &mut self.links[id];
+        if !link.received.is_empty() {
+            let n = buf.len().min(link.received.len());
+            copy(&link.received, &mut buf[..n]);
+            if takes {
+                link.received.drain(..n);
+                self.note(|| format!("link {id} read {n}"));
+                self.took(id);
+            }
+            return Ok(n);
+        }
+        if let Some(kind) = link.error.take() {
+            link.is_end_told = true;
+            self.moves += 1;
+            return Err(kind.into());
+        }
+        if link.has_fin || link.has_reset {
+            link.is_end_told = true;
+            self.moves += 1;
+            return Ok(0);
+        }
+        Err(ErrorKind::WouldBlock.into())
+    }
+
+    /// The gateway took bytes: more may come, sometimes at once.
+    fn took(&mut self, id: LinkId) {
+        self.moves += 1;
+        if self.nature.moods && self.one_in(8) && !self.links[id].wire.is_empty() {
+            let most = self.links[id].wire.len().min(self.nature.receive_max - self.links[id].received.len());
+            if most > 0 {
+                let piece = self.chance.usize(1..=most);
+                let arrived = take(&mut self.links[id].wire, piece);
+                self.links[id].received.extend(arrived);
+                self.edge(id);
+            }
+        }
+        self.keep_delivering(id);
+        self.wake_peer(id);
+    }
+
+    fn write(&mut self, id: LinkId, bytes: &[u8]) -> io::Result<usize> {
+        let room = self.room(id, 1)?;
+        if self.links[id].is_far_gone {
+            self.far_resets(id);
+            return Ok(bytes.len());
+        }
+        let mut n = room.min(bytes.len());
+        if n > 1 && self.nature.moods && self.one_in(16) {
+            n = self.chance.usize(1..=n);
+        }
+        self.links[id].sent.extend(&bytes[..n]);
+        self.links[id].written += n as u64;
+        if n < bytes.len() {
+            self.fell_short(id);
+        }
+        self.note(|| format!("link {id} wrote {n} of {}", bytes.len()));
+        self.moves += 1;
+        self.wake_peer(id);
+        Ok(n)
+    }
+
+    /// Room of at least `least` bytes, or why there is none.
+    fn room(&mut self, id: LinkId, least: usize) -> io::Result<usize> {
+        if self.nature.moods && self.one_in(64) {
+            return Err(ErrorKind::Interrupted.into());
+        }
+        let send_max = self.nature.send_max;
+        let link = &mut self.links[id];
+        if let Some(kind) = link.error.take() {
+            self.moves += 1;
+            return Err(kind.into());
+        }
+        if link.near_fin || link.has_reset {
+            self.moves += 1;
+            return Err(ErrorKind::BrokenPipe.into());
+        }
+        if !link.is_up {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        let room = send_max.saturating_sub(link.sent.len());
+        if !link.is_far_gone && room < least {
+            self.fell_short(id);
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        Ok(room)
+    }
+
+    fn fell_short(&mut self, id: LinkId) {
+        if self.has_room(&self.links[id]) {
+            // Want of memory, not of room: the edge comes when there is some.
+            self.links[id].is_owed = true;
+            let wait = self.some(Duration::from_millis(2));
+            self.after(wait, Action::Edge(id));
+        } else {
+            self.links[id].is_short = true;
+        }
+    }
+
+    fn far_resets(&mut self, id: LinkId) {
+        self.moves += 1;
+        let link = &mut self.links[id];
+        if !link.has_reset && link.wire_end != Some(End::Reset) {
+            link.wire_end = Some(End::Reset);
+            self.keep_delivering(id);
+        }
+    }
+
+    fn shutdown(&mut self, id: LinkId) {
+        self.note(|| format!("link {id} sent FIN"));
+        self.moves += 1;
+        self.links[id].near_fin = true;
+        self.wake_peer(id);
+    }
+
+    fn dropped(&mut self, id: LinkId) {
+        let unread = self.links[id].received.len();
+        self.note(|| format!("link {id} closed unread={unread}"));
+        self.moves += 1;
+        let kept = self.chance.usize(..=self.links[id].sent.len());
+        let link = &mut self.links[id];
+        link.is_dropped = true;
+        if unread > 0 {
+            link.near_reset = true;
+            link.lost += link.sent.len() - kept;
+            link.sent.truncate(kept);
+        }
+        link.received = VecDeque::new();
+        self.keep_delivering(id);
+        self.wake_peer(id);
+    }
+
+    fn splice_into(&mut self, id: LinkId, pipe: &mut Pipe, most: usize) -> io::Result<usize> {
+        let mut bytes = vec![0; most.min(64 * 1024)];
+        if self.nature.moods && bytes.len() > 1 && self.one_in(8) {
+            let most = self.chance.usize(1..=bytes.len());
+            bytes.truncate(most);
+        }
+        let n = self.read(id, &mut bytes, false)?;
+        if n == 0 {
+            return Ok(0);
+        }
+        let into = &self.shuttle().into;
+        rustix::io::write(&into.1, &bytes[..n])?;
+        let moved = pipe.fill_from(&into.0, n);
+        let mut left = n - *moved.as_ref().unwrap_or(&0);
+        while left > 0 {
+            left -= rustix::io::read(&into.0, &mut bytes[..left])?;
+        }
+        let moved = moved?;
+        self.links[id].received.drain(..moved);
+        self.note(|| format!("link {id} spliced {moved} out"));
+        self.took(id);
+        Ok(moved)
+    }
+
+    fn splice_from(&mut self, id: LinkId, pipe: &mut Pipe) -> io::Result<usize> {
+        let room = self.room(id, 4096)?;
+        let is_far_gone = self.links[id].is_far_gone;
+        let shuttle = self.shuttle();
+        let from = shuttle.from.iter().find(|(most, ..)| is_far_gone || *most <= room);
+        let (_, read, write) = from.expect("the smallest fits");
+        let moved = pipe.drain_into(write)?;
+        let mut bytes = vec![0; moved];
+        let mut at = 0;
+        while at < moved {
+            at += rustix::io::read(read, &mut bytes[at..])?;
+        }
+        if is_far_gone {
+            self.far_resets(id);
+            return Ok(moved);
+        }
+        self.links[id].sent.extend(bytes);
+        self.links[id].written += moved as u64;
+        self.note(|| format!("link {id} spliced {moved} in"));
+        self.moves += 1;
+        self.wake_peer(id);
+        Ok(moved)
+    }
+
+    fn shuttle(&mut self) -> &Shuttle {
+        self.shuttle.get_or_insert_with(|| {
+            let pipe = |bytes: usize| {
+                let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).expect("a pipe");
+                rustix::pipe::fcntl_setpipe_size(&write, bytes).expect("a pipe of this size");
+                (read, write)
+            };
+            let from = [256 * 1024, 64 * 1024, 4096].map(|bytes| {
+                let (read, write) = pipe(bytes);
+                (bytes, read, write)
+            });
+            Shuttle { into: pipe(256 * 1024), from: from.into() }
+        })
+    }
+}
+
+impl Link {
+    fn new(source: Source, is_up: bool) -> Link {
+        Link {
+            source,
+            is_up,
+            wire: VecDeque::new(),
+            wire_end: None,
+            is_delivering: false,
+            received: VecDeque::new(),
+            has_fin: false,
+            has_reset: false,
+            error: None,
+            sent: VecDeque::new(),
+            near_fin: false,
+            is_short: false,
+            is_owed: false,
+            is_end_told: false,
+            has_edge: false,
+            is_dropped: false,
+            near_reset: false,
+            lost: 0,
+            written: 0,
+            is_far_gone: false,
+        }
+    }
+}
+
+/// Copies the first bytes of a queue, which are as many as fit.
+fn copy(queue: &VecDeque<u8>, into: &mut [u8]) {
+    let (first, second) = queue.as_slices();
+    let n = first.len().min(into.len());
+    into[..n].copy_from_slice(&first[..n]);
+    let rest = into.len() - n;
+    into[n..].copy_from_slice(&second[..rest]);
+}
+
+/// Takes the first `n` bytes of a queue.
+pub fn take(queue: &mut VecDeque<u8>, n: usize) -> Vec<u8> {
+    let mut bytes = vec![0; n];
+    copy(queue, &mut bytes);
+    queue.drain(..n);
+    bytes
+}
+
+/// The gateway's end of a link.
+pub struct Near {
+    pub kernel: Shared,
+    pub link: LinkId,
+}
+
+impl Read for Near {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.kernel.borrow_mut().read(self.link, buf, true)
+    }
+}
+
+impl Write for Near {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.kernel.borrow_mut().write(self.link, bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Transport for Near {
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        self.kernel.borrow_mut().shutdown(self.link);
+        Ok(())
+    }
+
+    fn can_splice(&self) -> bool {
+        self.kernel.borrow().nature.splices
+    }
+
+    fn peek(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.kernel.borrow_mut().read(self.link, buf, false)
+    }
+
+    fn splice_into(&mut self, pipe: &mut Pipe, most: usize) -> io::Result<usize> {
+        self.kernel.borrow_mut().splice_into(self.link, pipe, most)
+    }
+
+    fn splice_from(&mut self, pipe: &mut Pipe) -> io::Result<usize> {
+        self.kernel.borrow_mut().splice_from(self.link, pipe)
+    }
+}
+
+impl Drop for Near {
+    fn drop(&mut self) {
+        self.kernel.borrow_mut().dropped(self.link);
+    }
+}
+
+/// The gateway's way to new connections.
+pub struct Dialer(pub Shared);
+
+impl Network for Dialer {
+    fn connect(&mut self, to: SocketAddr, source: Source) -> io::Result<Box<dyn Transport>> {
+        let kernel = &mut *self.0.borrow_mut();
+        kernel.moves += 1;
+        let host = kernel.hosts.get(&to).copied().unwrap_or(Host::Refusing(Duration::ZERO));
+        kernel.note(|| format!("connect {to} {host:?}"));
+        if let Host::Failing(kind) = host {
+            return Err(kind.into());
+        }
+        kernel.links.push(Link::new(source, false));
+        let link = kernel.links.len() - 1;
+        let (most, result) = match host {
+            Host::Up(most) => (Some(most), Ok(())),
+            Host::Refusing(most) => (Some(most), Err(ErrorKind::ConnectionRefused)),
+            Host::Swallowing | Host::Failing(_) => (None, Ok(())),
+        };
+        match most {
+            Some(Duration::ZERO) => kernel.dialed(link, result),
+            Some(most) => {
+                let wait = kernel.some(most);
+                kernel.after(wait, Action::Dialed(link, result));
+            }
+            None => {}
+        }
+        kernel.edge(link);
+        Ok(Box::new(Near { kernel: Rc::clone(&self.0), link }))
+    }
+}

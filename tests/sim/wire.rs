@@ -1,0 +1,259 @@
+//! Frames as a peer makes them, and the judge of what the other end gets of them.
+//!
+//! Written without the gateway's own reader of frames, so that the two cannot be wrong together.
+
+use aivtuber_gateway::proto::ws::apply_mask;
+
+pub const TEXT: u8 = 1;
+pub const BINARY: u8 = 2;
+pub const CLOSE: u8 = 8;
+pub const PING: u8 = 9;
+pub const PONG: u8 = 10;
+
+/// What every reason in a Close frame of a peer begins with, to tell it from the gateway's.
+pub const PEERS_REASON: &str = "peer:";
+
+/// The length of the payload of the gateway's pings; peers ping with other lengths.
+pub const OUR_PING_BYTES: usize = 8;
+
+/// One frame as it is sent.
+#[derive(Clone)]
+pub struct Frame {
+    pub bytes: Vec<u8>,
+    /// The answer to a ping of the gateway: nobody else gets it.
+    pub is_ours_alone: bool,
+}
+
+/// What a frame says besides its payload.
+#[derive(Clone, Copy)]
+pub struct Kind {
+    pub opcode: u8,
+    pub fin: bool,
+    pub rsv: u8,
+    /// Bytes that the length is written in: 1, 3 or 9; more than needed is allowed.
+    pub length_bytes: usize,
+    pub mask: Option<[u8; 4]>,
+}
+
+impl Kind {
+    pub fn plain(opcode: u8, mask: Option<[u8; 4]>) -> Kind {
+        Kind { opcode, fin: true, rsv: 0, length_bytes: 1, mask }
+    }
+}
+
+impl Frame {
+    pub fn new(kind: Kind, payload: &[u8]) -> Frame {
+        let mut bytes = vec![u8::from(kind.fin) << 7 | kind.rsv << 4 | kind.opcode];
+        let masked = if kind.mask.is_some() { 0x80 } else { 0 };
+        let needed = match payload.len() {
+            0..126 => 1,
+            126..=0xffff => 3,
+            _ => 9,
+        };
+        match kind.length_bytes.max(needed) {
+            1 => bytes.push(masked | payload.len() as u8),
+            3 => {
+                bytes.push(masked | 126);
+                bytes.extend((payload.len() as u16).to_be_bytes());
+            }
+            _ => {
+                bytes.push(masked | 127);
+                bytes.extend((payload.len() as u64).to_be_bytes());
+            }
+        }
+        bytes.extend(kind.mask.iter().flatten());
+        let at = bytes.len();
+        bytes.extend(payload);
+        if let Some(mask) = kind.mask {
+            apply_mask(&mut bytes[at..], mask, 0);
+        }
+        Frame { bytes, is_ours_alone: false }
+    }
+
+    pub fn close(code: u16, reason: &str, mask: Option<[u8; 4]>) -> Frame {
+        Frame::new(Kind::plain(CLOSE, mask), &[&code.to_be_bytes(), reason.as_bytes()].concat())
+    }
+}
+
+/// The head of a frame: opcode, length of the head, of the payload, and the mask; `None` while it is cut.
+fn read_head(bytes: &[u8]) -> Option<(u8, usize, u64, Option<[u8; 4]>)> {
+    let &[first, second, ..] = bytes else { return None };
+    let (mut at, length) = match second & 0x7f {
+        126 => (4, u64::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?))),
+        127 => (10, u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?)),
+        length => (2, u64::from(length)),
+    };
+    let mask = match second & 0x80 {
+        0 => None,
+        _ => {
+            at += 4;
+            Some(bytes.get(at - 4..at)?.try_into().ok()?)
+        }
+    };
+    Some((first & 0xf, at, length, mask))
+}
+
+/// A Close frame that came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Goodbye {
+    pub code: Option<u16>,
+    pub reason: String,
+    pub is_ours: bool,
+}
+
+/// What came whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Got {
+    Data,
+    Ping { payload: Vec<u8>, is_ours: bool },
+    Pong,
+    Close,
+}
+
+/// Follows what one end gets and holds it against what the other end sent.
+#[derive(Default)]
+pub struct Judge {
+    /// Frames of the other end are masked if it is a client.
+    pub is_masked: bool,
+    /// The next of the other end's frames.
+    next: usize,
+    /// Of a frame of which it is not known yet whose it is.
+    begun: Vec<u8>,
+    /// Bytes of the other end's frame that have come, once it is known to be one.
+    matched: usize,
+    pub goodbye: Option<Goodbye>,
+}
+
+impl Judge {
+    pub fn new(is_masked: bool) -> Judge {
+        Judge { is_masked, ..Judge::default() }
+    }
+
+    /// Takes `bytes`, which came behind the handshake. `sent`: all that the other end has begun to send.
+    pub fn take(&mut self, mut bytes: &[u8], sent: &[Frame]) -> Result<Vec<Got>, String> {
+        let mut got = Vec::new();
+        while !bytes.is_empty() {
+            if let Some(goodbye) = &self.goodbye {
+                return Err(format!("{} bytes behind a Close frame {goodbye:?}", bytes.len()));
+            }
+            if self.matched > 0 {
+                let expected = &sent[self.next].bytes[self.matched..];
+                let n = expected.len().min(bytes.len());
+                if bytes[..n] != expected[..n] {
+                    return Err(format!("frame {} is not what was sent, after {} bytes", self.next, self.matched));
+                }
+                bytes = &bytes[n..];
+                self.matched += n;
+                if n == expected.len() {
+                    self.matched = 0;
+                    self.next += 1;
+                    got.push(Got::Data);
+                }
+                continue;
+            }
+            self.begun.push(bytes[0]);
+            bytes = &bytes[1..];
+            let Some((opcode, head, payload, mask)) = read_head(&self.begun) else { continue };
+            let is_control = opcode & 8 != 0;
+            if is_control && (self.begun.len() as u64) < head as u64 + payload {
+                continue;
+            }
+            while sent.get(self.next).is_some_and(|frame| frame.is_ours_alone) {
+                self.next += 1;
+            }
+            let is_theirs = sent.get(self.next).is_some_and(|frame| frame.bytes.starts_with(&self.begun));
+            let begun = std::mem::take(&mut self.begun);
+            if is_theirs && !is_control {
+                self.matched = begun.len();
+                if self.matched == sent[self.next].bytes.len() {
+                    self.matched = 0;
+                    self.next += 1;
+                    got.push(Got::Data);
+                }
+                continue;
+            }
+            if !is_theirs && mask.is_some() != self.is_masked {
+                return Err(format!("a frame of ours masked={}", mask.is_some()));
+            }
+            let mut payload = begun[head..].to_vec();
+            if let Some(mask) = mask {
+                apply_mask(&mut payload, mask, 0);
+            }
+            got.push(match opcode {
+                CLOSE => {
+                    self.goodbye = Some(Goodbye {
+                        code: payload.first_chunk().map(|code| u16::from_be_bytes(*code)),
+                        reason: String::from_utf8_lossy(payload.get(2..).unwrap_or_default()).into_owned(),
+                        is_ours: !is_theirs,
+                    });
+                    Got::Close
+                }
+                PING => Got::Ping { payload, is_ours: !is_theirs },
+                _ => Got::Pong,
+            });
+            if is_theirs {
+                self.next += 1;
+            } else if begun[0] != 0x80 | CLOSE && (begun[0] != 0x80 | PING || begun.len() - head != OUR_PING_BYTES) {
+                let shown = &begun[..begun.len().min(24)];
+                let expected = sent.get(self.next).map(|frame| &frame.bytes[..frame.bytes.len().min(24)]);
+                return Err(format!("{shown:x?} was never sent, frame {} is {expected:x?}", self.next));
+            }
+        }
+        Ok(got)
+    }
+
+    /// Nothing of a frame has come that has not come whole.
+    pub fn is_at_boundary(&self) -> bool {
+        self.matched == 0 && self.begun.is_empty()
+    }
+
+    /// What is missing of the first `wired` bytes of what was sent; a head that was cut there may be missing.
+    pub fn missing(&self, sent: &[Frame], wired: u64) -> Option<String> {
+        let mut start = 0;
+        for (index, frame) in sent.iter().enumerate() {
+            let whole = start + frame.bytes.len() as u64;
+            if index >= self.next && !frame.is_ours_alone {
+                let got = if index == self.next { self.matched.max(self.begun.len()) as u64 } else { 0 };
+                let passed = wired.min(whole).saturating_sub(start);
+                let held_back = if passed < whole - start { head_bytes(&frame.bytes) as u64 } else { 0 };
+                if got < passed && passed > held_back {
+                    return Some(format!("{got} of {passed} bytes of frame {index} came"));
+                }
+            }
+            start = whole;
+        }
+        None
+    }
+}
+
+/// How many bytes of a cut frame may have been kept back: a head that is not whole, or (nearly) a whole pong.
+fn head_bytes(frame: &[u8]) -> usize {
+    let (opcode, head, ..) = read_head(frame).expect("frames have heads");
+    if opcode == PONG { frame.len() } else { head - 1 }
+}
+
+#[test]
+fn the_judge_sees_what_is_wrong() {
+    let mask = Some([1, 2, 3, 4]);
+    let data = |n: usize| Frame::new(Kind::plain(BINARY, mask), &vec![7; n]);
+    let sent = [data(3), data(300), Frame::close(1000, "peer: bye", mask)];
+    let all = sent.iter().flat_map(|frame| frame.bytes.clone()).collect::<Vec<u8>>();
+    for cut in 0..all.len() {
+        let mut judge = Judge::new(true);
+        judge.take(&all[..cut], &sent).unwrap();
+        judge.take(&all[cut..], &sent).unwrap();
+        assert_eq!(judge.goodbye.as_ref().map(|bye| (bye.code, bye.is_ours)), Some((Some(1000), false)));
+        assert_eq!(judge.missing(&sent, all.len() as u64), None);
+        assert!(judge.take(b"x", &sent).is_err(), "nothing behind a Close frame");
+    }
+    let ping = Frame::new(Kind::plain(PING, mask), b"12345678").bytes;
+    let mut judge = Judge::new(true);
+    let got = judge.take(&[&sent[0].bytes[..], &ping, &sent[1].bytes[..9]].concat(), &sent).unwrap();
+    assert_eq!(got, [Got::Data, Got::Ping { payload: b"12345678".to_vec(), is_ours: true }]);
+    assert!(!judge.is_at_boundary());
+    assert!(judge.missing(&sent, sent[0].bytes.len() as u64 + 20).is_some());
+    assert!(judge.take(&ping, &sent).is_err(), "a frame within a frame");
+    assert!(Judge::new(true).take(&sent[1].bytes, &sent).is_err(), "a frame left out");
+    assert!(Judge::new(true).take(&Frame::new(Kind::plain(TEXT, mask), b"a").bytes, &sent).is_err());
+    assert!(Judge::new(false).take(&ping, &[]).is_err(), "masked towards a client");
+}

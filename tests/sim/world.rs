@@ -1,0 +1,822 @@
+//! The world around a gateway: who comes, what goes wrong, and what is owed to everyone in the end.
+//!
+//! The loop does what the reactor does, in the same order, with simulated time. After every turn in which nothing is left to
+//! be told, three things are checked that no test over real sockets can see: nobody's bytes lie there while the other side
+//! has room (a lost wake-up), nothing is held back for a side that is not slow, and no turn is asked for that does nothing.
+
+use crate::kernel::{Action, Dialer, End, Host, Kernel, LinkId, Nature, Near, Shared};
+use crate::peers::{self, Answer, Body, Ending, Manners, Peer, Role, Stage};
+use aivtuber_gateway::gateway::{self, Gateway};
+use aivtuber_gateway::net::{Side, Source};
+use aivtuber_gateway::service::limits;
+use aivtuber_gateway::service::route::{BackendUrl, RouteSettings, Target, Template};
+use aivtuber_gateway::service::upstreams::UpstreamId;
+use aivtuber_gateway::session::{self, OnBackendFailure};
+use std::collections::{HashMap, VecDeque};
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, UNIX_EPOCH};
+
+const MS: Duration = Duration::from_millis(1);
+const S: Duration = Duration::from_secs(1);
+
+/// What one flow may hold back: a read and a handshake, or a pipe.
+const HELD_MAX: usize = 256 * 1024;
+
+/// Turns that may do nothing in a row, and in one simulated second for each connection.
+const IDLE_TURNS_MAX: u32 = 8;
+const IDLE_TURNS_PER_SECOND: u32 = 50;
+
+/// More steps than any world needs.
+const STEPS_MAX: u64 = 3_000_000;
+
+/// What is planned from outside.
+enum Plan {
+    Arrive(Box<(Role, Manners, Vec<u8>)>),
+    Host(SocketAddr, Host),
+    Resolved(UpstreamId, Result<Vec<SocketAddr>, String>),
+    Drain,
+    Reload(Box<gateway::Settings>),
+}
+
+pub struct World {
+    pub kernel: Shared,
+    gateway: Gateway,
+    pub peers: Vec<Option<Peer>>,
+    by_link: HashMap<LinkId, usize>,
+    /// Connections that have not been accepted.
+    waiting: VecDeque<LinkId>,
+    /// The client in each slot of the gateway.
+    slots: HashMap<usize, LinkId>,
+    /// Client to backend and back.
+    pairs: HashMap<LinkId, LinkId>,
+    plans: Vec<Option<Plan>>,
+    answers: Vec<(UpstreamId, Result<Vec<SocketAddr>, String>)>,
+    orders: Vec<Plan>,
+    settings: gateway::Settings,
+    backends: Backends,
+    is_drained: bool,
+    is_reloaded: bool,
+    turns: Turns,
+}
+
+/// What backends are like in this world.
+struct Backends {
+    chance: fastrand::Rng,
+    is_kind: bool,
+    scale: Scale,
+}
+
+/// How much is said in this world, and how much sockets hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scale {
+    /// Byte by byte.
+    Tiny,
+    Common,
+    /// Streams that fill every buffer.
+    Large,
+}
+
+#[derive(Default)]
+struct Turns {
+    in_a_row: u32,
+    in_second: u32,
+    second: u64,
+}
+
+impl World {
+    /// A world drawn from `seed`.
+    pub fn new(seed: u64, is_traced: bool) -> World {
+        let mut chance = fastrand::Rng::with_seed(seed);
+        let scale = match chance.u8(..32) {
+            0..3 => Scale::Tiny,
+            3..6 => Scale::Large,
+            _ => Scale::Common,
+        };
+        let splices = scale == Scale::Large && chance.bool();
+        let sizes: &[usize] = match (scale, splices) {
+            (Scale::Tiny, _) => &[1, 2, 20],
+            (Scale::Common, _) => &[100, 4096, 65_536],
+            (Scale::Large, true) => &[64 * 1024, 200_000, 600_000],
+            (Scale::Large, false) => &[5000, 65_536, 300_000],
+        };
+        let nature = Nature {
+            receive_max: sizes[chance.usize(..sizes.len())],
+            send_max: sizes[chance.usize(..sizes.len())],
+            latency: [Duration::ZERO, MS / 10, 5 * MS][chance.usize(..3)],
+            cuts: chance.u8(..4) > 0,
+            moods: chance.bool(),
+            splices,
+        };
+        let kernel = Kernel::new(seed, nature);
+        if is_traced {
+            kernel.borrow_mut().trace = Some(Vec::new());
+        }
+        let settings = draw_settings(&mut chance);
+        let start = kernel.borrow().now;
+        let gateway = Gateway::new(
+            settings.clone(),
+            Box::new(Dialer(Rc::clone(&kernel))),
+            fastrand::Rng::with_seed(seed ^ 0xca5e),
+            start,
+            UNIX_EPOCH,
+        );
+        let gateway = gateway.expect("its settings are good");
+        let backends = Backends { is_kind: chance.bool(), scale, chance: chance.fork() };
+        let mut world = World::around(kernel, gateway, settings, backends);
+        world.plan_hosts(&mut chance);
+        world.plan_clients(&mut chance);
+        world.plan_orders(&mut chance);
+        world
+    }
+
+    fn around(kernel: Shared, gateway: Gateway, settings: gateway::Settings, backends: Backends) -> World {
+        World {
+            kernel,
+            gateway,
+            peers: Vec::new(),
+            by_link: HashMap::new(),
+            waiting: VecDeque::new(),
+            slots: HashMap::new(),
+            pairs: HashMap::new(),
+            plans: Vec::new(),
+            answers: Vec::new(),
+            orders: Vec::new(),
+            settings,
+            backends,
+            is_drained: false,
+            is_reloaded: false,
+            turns: Turns::default(),
+        }
+    }
+
+    fn plan_hosts(&mut self, chance: &mut fastrand::Rng) {
+        for address in HOSTS {
+            let mut host = draw_host(chance);
+            self.kernel.borrow_mut().hosts.insert(address.parse().expect("an address"), host);
+            let mut at = Duration::ZERO;
+            while chance.u8(..3) == 0 {
+                at += 10 * MS + 5 * S * chance.u32(..1000) / 1000;
+                host = if host == Host::Up(Duration::ZERO) { draw_host(chance) } else { Host::Up(Duration::ZERO) };
+                self.plan(at, Plan::Host(address.parse().expect("an address"), host));
+            }
+        }
+    }
+
+    fn plan_clients(&mut self, chance: &mut fastrand::Rng) {
+        for _ in 0..[1, 1, 2, 3, 6][chance.usize(..5)] {
+            let at = if chance.bool() { Duration::ZERO } else { 3 * S * chance.u32(..1000) / 1000 };
+            let manners = draw_manners(chance, self.has_pings(), self.backends.scale);
+            let (role, head) = if chance.u8(..4) == 0 { draw_asker(chance) } else { draw_client(chance) };
+            self.plan(at, Plan::Arrive(Box::new((role, manners, head))));
+        }
+    }
+
+    fn plan_orders(&mut self, chance: &mut fastrand::Rng) {
+        if chance.u8(..6) == 0 {
+            let at = 4 * S * chance.u32(..1000) / 1000;
+            let mut settings = draw_settings(chance);
+            // What peers may rely on must hold for all of them.
+            settings.session.ping_interval = self.settings.session.ping_interval;
+            settings.session.ping_timeout = self.settings.session.ping_timeout;
+            settings.session.max_message = self.settings.session.max_message;
+            settings.session.idle_timeout = self.settings.session.idle_timeout;
+            if chance.bool() {
+                settings.routes.pop();
+            }
+            self.plan(at, Plan::Reload(Box::new(settings)));
+        }
+        if chance.u8(..6) == 0 {
+            let at = 6 * S * chance.u32(..1000) / 1000;
+            self.plan(at, Plan::Drain);
+        }
+    }
+
+    fn plan(&mut self, wait: Duration, plan: Plan) {
+        self.plans.push(Some(plan));
+        self.kernel.borrow_mut().after(wait, Action::Plan(self.plans.len() - 1));
+    }
+
+    fn has_pings(&self) -> bool {
+        self.settings.session.ping_interval.is_some()
+    }
+
+    /// Lives until nothing will happen any more, then asks what is left.
+    pub fn run(&mut self) -> Result<(), String> {
+        self.live()?;
+        self.judge()?;
+        if self.gateway.is_stopped() { Ok(()) } else { self.inspect() }
+    }
+
+    fn live(&mut self) -> Result<(), String> {
+        for _ in 0..STEPS_MAX {
+            self.act()?;
+            let now = self.kernel.borrow().now;
+            let is_due = self.gateway.next_turn().is_some_and(|at| at <= now);
+            let is_knocked = !self.waiting.is_empty() && (self.gateway.can_admit() || self.is_drained);
+            let is_ordered = !self.answers.is_empty() || !self.orders.is_empty();
+            if is_due || is_knocked || is_ordered || self.kernel.borrow().has_edges() {
+                self.dawdle();
+                self.act()?;
+                self.turn()?;
+                continue;
+            }
+            self.check_quiet()?;
+            let next = [self.kernel.borrow().next_action(), self.gateway.next_turn()].into_iter().flatten().min();
+            match next {
+                Some(at) => self.kernel.borrow_mut().now = at,
+                None => return Ok(()),
+            }
+        }
+        Err("it does not come to an end".into())
+    }
+
+    /// A loop is not always quick: more may happen before the turn.
+    fn dawdle(&mut self) {
+        let kernel = &mut *self.kernel.borrow_mut();
+        if kernel.nature.moods && kernel.one_in(4) {
+            let wait = kernel.some(MS);
+            kernel.now += wait;
+        }
+    }
+
+    /// Does what is due in the world.
+    fn act(&mut self) -> Result<(), String> {
+        loop {
+            let Some(action) = self.kernel.borrow_mut().poll_action() else { return Ok(()) };
+            match action {
+                Action::Deliver(link) => self.kernel.borrow_mut().deliver(link),
+                Action::Edge(link) => self.kernel.borrow_mut().late_edge(link),
+                Action::Dialed(link, result) => self.kernel.borrow_mut().dialed(link, result),
+                Action::Peer(link) => self.tick(link)?,
+                Action::Plan(index) => {
+                    if let Some(plan) = self.plans[index].take() {
+                        self.carry_out(plan);
+                    }
+                }
+            }
+            self.greet();
+        }
+    }
+
+    fn tick(&mut self, link: LinkId) -> Result<(), String> {
+        let Some(&index) = self.by_link.get(&link) else { return Ok(()) };
+        let Some(mut peer) = self.peers[index].take() else { return Ok(()) };
+        let other = self.pairs.get(&link).and_then(|other| self.peers[self.by_link[other]].as_ref());
+        let sent = other.map_or(&[][..], |other| &other.frames);
+        let ticked = peer.tick(&mut self.kernel.borrow_mut(), sent);
+        self.peers[index] = Some(peer);
+        ticked.map_err(|why| format!("peer {link}: {why}"))
+    }
+
+    fn carry_out(&mut self, plan: Plan) {
+        match plan {
+            Plan::Arrive(visitor) => {
+                let (role, manners, head) = *visitor;
+                let link = self.kernel.borrow_mut().open();
+                self.join(link, role, manners, &head);
+                self.waiting.push_back(link);
+            }
+            Plan::Host(address, host) => {
+                self.kernel.borrow_mut().note(|| format!("{address} is {host:?}"));
+                self.kernel.borrow_mut().hosts.insert(address, host);
+            }
+            Plan::Resolved(upstream, answer) => self.answers.push((upstream, answer)),
+            order @ (Plan::Drain | Plan::Reload(_)) => self.orders.push(order),
+        }
+    }
+
+    fn join(&mut self, link: LinkId, role: Role, manners: Manners, head: &[u8]) {
+        let max_message = self.settings.session.max_message;
+        self.kernel.borrow_mut().note(|| format!("peer {link} is {role:?} {manners:?}"));
+        let peer = Peer::new(&mut self.kernel.borrow_mut(), link, role, manners, max_message, head);
+        self.by_link.insert(link, self.peers.len());
+        self.peers.push(Some(peer));
+    }
+
+    /// Gives each connection that stands its backend.
+    fn greet(&mut self) {
+        loop {
+            let Some(link) = self.kernel.borrow_mut().stands.pop_front() else { return };
+            let Source::Session(key, Side::Upstream) = self.kernel.borrow().links[link].source else {
+                unreachable!("the gateway dials for sessions")
+            };
+            let client = self.slots[&key];
+            self.pairs.insert(client, link);
+            self.pairs.insert(link, client);
+            let chance = &mut self.backends.chance;
+            let answer = if self.backends.is_kind { Answer::Upgrade { interim: false } } else { draw_answer(chance) };
+            let answer_after = match self.backends.is_kind {
+                true => Duration::ZERO,
+                false => [Duration::ZERO, Duration::ZERO, 100 * MS, 20 * S][chance.usize(..4)],
+            };
+            let manners = draw_manners(chance, self.settings.session.ping_interval.is_some(), self.backends.scale);
+            self.join(link, Role::Backend { answer, answer_after }, manners, &[]);
+        }
+    }
+
+    /// One turn of the loop, as the reactor has it.
+    fn turn(&mut self) -> Result<(), String> {
+        let (now, moves) = (self.kernel.borrow().now, self.kernel.borrow().moves);
+        let events = self.kernel.borrow_mut().take_events();
+        let is_told = !events.is_empty() || !self.answers.is_empty() || !self.orders.is_empty();
+        self.gateway.begin_turn(now);
+        for (source, ready) in events {
+            let Source::Session(key, side) = source else { continue };
+            self.kernel.borrow_mut().note(|| format!("event slot={key} {side:?} {ready:?}"));
+            self.gateway.ready(key, side, ready);
+        }
+        for (upstream, answer) in std::mem::take(&mut self.answers) {
+            self.gateway.resolved(upstream, answer);
+        }
+        self.gateway.settle();
+        self.accept();
+        while let Some(lookup) = self.gateway.poll_lookup() {
+            let (wait, answer) = self.look_up(&lookup.host, lookup.port);
+            self.plan(wait, Plan::Resolved(lookup.upstream, answer));
+        }
+        for order in std::mem::take(&mut self.orders) {
+            self.obey(order);
+        }
+        self.gateway.reap();
+        self.greet();
+        let is_idle = !is_told && moves == self.kernel.borrow().moves;
+        self.check_turn(is_idle)
+    }
+
+    fn accept(&mut self) {
+        if self.is_drained {
+            let waiting = std::mem::take(&mut self.waiting);
+            waiting.into_iter().for_each(|link| self.kernel.borrow_mut().refuse(link));
+        }
+        while self.gateway.can_admit()
+            && let Some(link) = self.waiting.pop_front()
+        {
+            let key = self.gateway.next_key();
+            self.slots.insert(key, link);
+            self.kernel.borrow_mut().note(|| format!("link {link} accepted slot={key}"));
+            self.kernel.borrow_mut().register(link, Source::Session(key, Side::Downstream));
+            let host = link as u8 % 3 + 1;
+            let near = Near { kernel: Rc::clone(&self.kernel), link };
+            self.gateway.admit(Box::new(near), SocketAddr::from(([192, 0, 2, host], 1000 + link as u16)));
+            self.greet();
+        }
+    }
+
+    fn look_up(&mut self, host: &str, port: u16) -> (Duration, Result<Vec<SocketAddr>, String>) {
+        let kernel = &mut *self.kernel.borrow_mut();
+        let wait = kernel.some(300 * MS);
+        let answer = match kernel.chance.u8(..8) {
+            0 => Err("no such name".into()),
+            1 => Ok(Vec::new()),
+            _ => Ok(vec![SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], port)), SocketAddr::from(([127, 0, 0, 1], port))]),
+        };
+        kernel.note(|| format!("{host} will be {answer:?}"));
+        (wait, answer)
+    }
+
+    fn obey(&mut self, order: Plan) {
+        match order {
+            Plan::Drain => {
+                self.kernel.borrow_mut().note(|| "drain".into());
+                self.is_drained = true;
+                self.gateway.drain();
+            }
+            Plan::Reload(settings) => {
+                self.kernel.borrow_mut().note(|| "reload".into());
+                self.is_reloaded = true;
+                self.settings = (*settings).clone();
+                self.gateway.adopt(*settings);
+            }
+            _ => unreachable!("no order"),
+        }
+    }
+
+    // ---- after every turn
+
+    fn check_turn(&mut self, is_idle: bool) -> Result<(), String> {
+        let count = self.gateway.session_count();
+        let held = self.gateway.backlog_bytes();
+        if held > 2 * HELD_MAX * count {
+            return Err(format!("{held} bytes are held back for {count} sessions"));
+        }
+        let (now, start) = (self.kernel.borrow().now, self.kernel.borrow().start);
+        let second = (now - start).as_secs();
+        if std::mem::replace(&mut self.turns.second, second) != second {
+            self.turns.in_second = 0;
+        }
+        if !is_idle {
+            self.turns.in_a_row = 0;
+            return Ok(());
+        }
+        self.turns.in_a_row += 1;
+        self.turns.in_second += 1;
+        let per_second = IDLE_TURNS_PER_SECOND * (1 + count as u32);
+        if self.turns.in_a_row > IDLE_TURNS_MAX * (1 + count as u32) || self.turns.in_second > per_second {
+            return Err(format!("it spins: {} turns did nothing", self.turns.in_a_row));
+        }
+        Ok(())
+    }
+
+    /// Nothing will happen before time passes: is everybody served?
+    fn check_quiet(&self) -> Result<(), String> {
+        let kernel = &*self.kernel.borrow();
+        let is_anyone_full = (0..kernel.links.len()).any(|link| kernel.is_full(link));
+        let held = self.gateway.backlog_bytes();
+        if held > 0 && !is_anyone_full {
+            return Err(format!("{held} bytes are held back, and everybody has room"));
+        }
+        for backend in self.peers.iter().flatten() {
+            let Some(&client) = self.pairs.get(&backend.link) else { continue };
+            let has_answered = backend.has_shaken_hands() && kernel.is_all_taken(backend.link);
+            if matches!(backend.role, Role::Backend { .. }) && has_answered && backend.stage == Stage::Frames {
+                let client = &kernel.links[client];
+                if client.written == 0 && !client.is_dropped && !client.is_far_gone {
+                    return Err(format!("the 101 of backend {} is not passed on", backend.link));
+                }
+            }
+        }
+        for peer in self.peers.iter().flatten() {
+            let link = peer.link;
+            if !kernel.is_unread(link) || kernel.links[link].source == Source::Waker {
+                continue;
+            }
+            let other = self.pairs.get(&link).copied();
+            let is_finished = other.is_some_and(|other| kernel.links[other].near_fin);
+            if self.has_pings() && peer.is_unresponsive() && is_finished {
+                continue; // It may have been given up, and that is final.
+            }
+            let sink = match &peer.role {
+                Role::Asker { .. } => Some(link),
+                // What comes early waits in the socket, beyond what the gateway keeps.
+                Role::Client { .. } if peer.status.is_none() && peer.stream_bytes() > 10_000 => continue,
+                Role::Client { .. } => match other {
+                    Some(other) if self.is_relayed(link) && !kernel.links[other].is_dropped => Some(other),
+                    _ => Some(link),
+                },
+                Role::Backend { .. } => other,
+            };
+            if !sink.is_some_and(|sink| kernel.is_full(sink)) {
+                return Err(format!("peer {link} is not read from, and {sink:?} has room"));
+            }
+        }
+        Ok(())
+    }
+
+    fn peer(&self, link: LinkId) -> Option<&Peer> {
+        self.peers[*self.by_link.get(&link)?].as_ref()
+    }
+
+    /// The backend's 101 has come to this client, or is at least on its way.
+    fn is_relayed(&self, client: LinkId) -> bool {
+        let backend = self.pairs.get(&client).and_then(|link| self.peer(*link));
+        backend.is_some_and(|backend| {
+            backend.stage != Stage::Head && matches!(backend.role, Role::Backend { answer: Answer::Upgrade { .. }, .. })
+        })
+    }
+
+    // ---- in the end
+
+    /// Everyone has left, and everyone got what was promised.
+    fn judge(&self) -> Result<(), String> {
+        let count = self.gateway.session_count();
+        if count > 0 {
+            return Err(format!("{count} sessions never end"));
+        }
+        if self.is_drained && !self.gateway.is_stopped() {
+            return Err("it was drained, and does not stop".into());
+        }
+        let held = self.gateway.backlog_bytes();
+        if held > 0 {
+            return Err(format!("{held} bytes are still held back"));
+        }
+        for (link, end) in self.kernel.borrow().links.iter().enumerate() {
+            if !end.is_dropped {
+                return Err(format!("link {link} is still open"));
+            }
+        }
+        for peer in self.peers.iter().flatten() {
+            self.judge_peer(peer).map_err(|why| format!("peer {}: {why}", peer.link))?;
+        }
+        Ok(())
+    }
+
+    fn judge_peer(&self, peer: &Peer) -> Result<(), String> {
+        match &peer.role {
+            Role::Asker { questions, .. } => self.judge_asker(peer, questions),
+            Role::Client { .. } => {
+                let waited = peer.manners.is_prompt && peer.saw_end.is_some() && !peer.ended_first;
+                if peer.status.is_none() && waited && !self.is_drained && peer.manners.ending != Ending::Silent {
+                    return Err("no answer at all".into());
+                }
+                if peer.status == Some(101) { self.judge_stream(peer) } else { Ok(()) }
+            }
+            Role::Backend { .. } if peer.stage != Stage::Head => self.judge_stream(peer),
+            Role::Backend { .. } => Ok(()),
+        }
+    }
+
+    fn judge_asker(&self, peer: &Peer, questions: &[(bool, u16)]) -> Result<(), String> {
+        let heads: Vec<bool> = questions.iter().map(|(is_head, _)| *is_head).collect();
+        let answers = peers::answers(&peer.inbox, &heads)?;
+        let is_limited = answers.first().is_some_and(|(status, _)| *status == 503);
+        if is_limited || self.is_drained || self.is_reloaded || peer.is_unresponsive() {
+            return Ok(());
+        }
+        for (index, ((status, _), (_, expected))) in answers.iter().zip(questions).enumerate() {
+            if *expected != 0 && status != expected {
+                return Err(format!("question {index} was answered {status}, not {expected}"));
+            }
+        }
+        let is_cut = peer.ended == Some(End::Reset) || self.kernel.borrow().links[peer.link].lost > 0;
+        let is_last = answers.last().is_some_and(|(status, _)| matches!(status, 400 | 408 | 413 | 414 | 431));
+        if answers.len() < questions.len() && !is_last && !is_cut && peer.saw_end.is_some() {
+            return Err(format!("{} of {} questions were answered", answers.len(), questions.len()));
+        }
+        Ok(())
+    }
+
+    /// What one end of a relay got, `peer` being that end.
+    fn judge_stream(&self, peer: &Peer) -> Result<(), String> {
+        let other = self.pairs.get(&peer.link).and_then(|link| self.peer(*link));
+        let is_client = matches!(peer.role, Role::Client { .. });
+        if let Some(goodbye) = &peer.judge.goodbye
+            && goodbye.is_ours
+        {
+            let code = goodbye.code.unwrap_or_default();
+            self.judge_goodbye(peer, other, is_client, code, &goodbye.reason)?;
+        }
+        let client = if is_client { Some(peer) } else { other };
+        let (Some(other), Some(client)) = (other, client) else { return Ok(()) };
+        let is_disturbed = self.is_drained || self.settings.session.idle_timeout.is_some();
+        let is_big = peer.has_said_too_much() || other.has_said_too_much();
+        let is_strict = client.is_relayed
+            && !is_disturbed
+            && !peer.is_unresponsive()
+            && !other.is_unresponsive()
+            && !peer.ended_first
+            && !peer.has_closed()
+            && peer.saw_end.is_some();
+        if !is_strict {
+            return Ok(());
+        }
+        if self.kernel.borrow().links[peer.link].lost > 0 {
+            return Err("an RST destroyed what was on its way to it".into());
+        }
+        match &peer.judge.goodbye {
+            None if peer.judge.is_at_boundary() => return Err("an end without a Close frame".into()),
+            None if !other.ended_first && !is_big => return Err("an end within a frame".into()),
+            Some(goodbye) if !goodbye.is_ours => return Ok(()),
+            _ => {}
+        }
+        if other.ended == Some(End::Fin)
+            && !is_big
+            && other.ended_first
+            && let Some(missing) = peer.judge.missing(&other.frames, other.stream_bytes())
+        {
+            return Err(format!("bytes were lost: {missing}"));
+        }
+        Ok(())
+    }
+
+    /// Whether there was a reason for a Close frame of the gateway's.
+    fn judge_goodbye(
+        &self,
+        peer: &Peer,
+        other: Option<&Peer>,
+        is_client: bool,
+        code: u16,
+        reason: &str,
+    ) -> Result<(), String> {
+        let is_gone = other.is_some_and(|other| other.ended.is_some());
+        let is_dead = other.is_some_and(Peer::is_unresponsive);
+        let has_said_too_much = |peer: &Peer| peer.has_said_too_much();
+        let is_big = has_said_too_much(peer) || other.is_some_and(has_said_too_much);
+        let is_idle = self.settings.session.idle_timeout.is_some();
+        let is_right = match (is_client, code, reason) {
+            (true, 1011, "backend connection lost") => is_gone || is_dead,
+            (false, 1001, "client connection lost") => is_gone,
+            (false, 1001, "client not responding") => is_dead,
+            (true, 1011 | 1013, reason) if reason.starts_with("backend unavailable: ") => !peer.is_relayed,
+            (true, 1009, "message too big") => is_big,
+            (false, 1009, "message too big") => has_said_too_much(peer),
+            (false, 1001, "message too big") => other.is_some_and(has_said_too_much),
+            (true, 1012, "gateway restarting") | (false, 1001, "gateway restarting") => self.is_drained,
+            (true, 1000, "idle timeout") | (false, 1001, "idle timeout") => is_idle,
+            _ => false,
+        };
+        if is_right { Ok(()) } else { Err(format!("a Close frame {code} {reason:?} for no reason")) }
+    }
+
+    /// A last client asks what the gateway still holds.
+    fn inspect(&mut self) -> Result<(), String> {
+        let questions = ["/connections", "/health", "/metrics"];
+        let head: String = questions.map(|path| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).concat();
+        let questions = questions.map(|_| (false, 200)).to_vec();
+        let manners = Manners { leaves_after: 100 * S, ..prompt() };
+        let visitor = (Role::Asker { questions, closes: true }, manners, head.into_bytes());
+        self.plan(Duration::ZERO, Plan::Arrive(Box::new(visitor)));
+        self.live()?;
+        let visitor = self.peers.last().and_then(Option::as_ref).ok_or("nobody came to inspect")?;
+        let answers = peers::answers(&visitor.inbox, &[])?;
+        let text = |index: usize| {
+            let (_, body) = answers.get(index).ok_or_else(|| format!("only {index} answers at the inspection"))?;
+            String::from_utf8(body.clone()).map_err(|_| "not UTF-8".to_owned())
+        };
+        let connections = text(0)?;
+        if !connections.starts_with(r#"{"total_connections":0,"connections":[],"#) {
+            return Err(format!("connections are left: {connections}"));
+        }
+        if !text(1)?.contains(r#""active_connections":0"#) {
+            return Err(format!("not healthy: {}", text(1)?));
+        }
+        let metrics = text(2)?;
+        for line in metrics.lines() {
+            let is_right = match line.split(['{', ' ']).next().unwrap_or_default() {
+                "aivtuber_gateway_connections_open" => line.ends_with(" 1"),
+                "aivtuber_gateway_websockets_open" | "aivtuber_gateway_backend_connections" => line.ends_with(" 0"),
+                _ => true,
+            };
+            if !is_right {
+                return Err(format!("something is left: {line}"));
+            }
+        }
+        self.judge()
+    }
+}
+
+// ---- drawing
+
+const HOSTS: [&str; 5] = ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80", "[::1]:9000", "127.0.0.1:9000"];
+
+pub fn route(name: &str, path: &str, urls: &[&str]) -> RouteSettings {
+    let urls = urls.iter().map(|url| BackendUrl::parse(url).expect("a URL")).collect();
+    RouteSettings {
+        name: name.into(),
+        path: Template::parse(path).expect("a path"),
+        target: Target::Backend { urls, host: None },
+    }
+}
+
+fn draw_settings(chance: &mut fastrand::Rng) -> gateway::Settings {
+    let pings = [(None, None), (Some(20 * S), Some(20 * S)), (Some(S), Some(S)), (Some(2 * S), Some(10 * S))];
+    let (ping_interval, ping_timeout) = pings[chance.usize(..pings.len())];
+    let session = session::Settings {
+        header_timeout: Some(10 * S),
+        keep_alive: Some([S, 30 * S][chance.usize(..2)]),
+        connect_timeout: Some([100 * MS, 5 * S][chance.usize(..2)]),
+        handshake_timeout: Some([100 * MS, 10 * S][chance.usize(..2)]),
+        ping_interval,
+        ping_timeout,
+        idle_timeout: if chance.u8(..5) == 0 { Some([200 * MS, 3 * S][chance.usize(..2)]) } else { None },
+        max_message: if chance.u8(..4) == 0 { Some([0, 100, 20_000][chance.usize(..3)]) } else { None },
+        on_backend_failure: if chance.bool() { OnBackendFailure::Close } else { OnBackendFailure::Http },
+        ..session::Settings::default()
+    };
+    let limits = limits::Settings {
+        max_connections: if chance.u8(..8) == 0 { chance.usize(1..4) } else { 1000 },
+        max_connections_per_ip: if chance.u8(..8) == 0 { chance.usize(1..3) } else { 0 },
+        allowed_origins: Vec::new(),
+    };
+    let routes = vec![
+        route("input", "/ws/input", &["ws://10.0.0.1/ws/input"]),
+        route("output", "/ws/output/{task_id}", &["ws://10.0.0.2/out/{task_id}", "ws://10.0.0.3/out/{task_id}?a=b"]),
+        route("named", "/ws/named", &["ws://name.example:9000/"]),
+    ];
+    gateway::Settings {
+        session,
+        limits,
+        routes,
+        drain_timeout: Some([S / 10, 2 * S, 30 * S][chance.usize(..3)]),
+        tasks: Default::default(),
+        link: Default::default(),
+    }
+}
+
+fn draw_host(chance: &mut fastrand::Rng) -> Host {
+    match chance.u8(..12) {
+        0 => Host::Refusing(Duration::ZERO),
+        1 => Host::Refusing(300 * MS),
+        2 => Host::Swallowing,
+        3 => Host::Failing([ErrorKind::OutOfMemory, ErrorKind::NetworkUnreachable][chance.usize(..2)]),
+        4..7 => Host::Up(200 * MS),
+        _ => Host::Up(Duration::ZERO),
+    }
+}
+
+fn prompt() -> Manners {
+    Manners {
+        is_prompt: true,
+        read_bite: usize::MAX,
+        read_pace: Duration::ZERO,
+        reads_most: usize::MAX,
+        write_bite: usize::MAX,
+        write_pace: Duration::ZERO,
+        pong_after: Some(Duration::ZERO),
+        replies_close: true,
+        messages: 0,
+        payload_max: 200,
+        ending: Ending::Stay,
+        cuts: false,
+        leaves_after: 60 * S,
+    }
+}
+
+fn draw_manners(chance: &mut fastrand::Rng, has_pings: bool, scale: Scale) -> Manners {
+    let ending = match chance.u8(..10) {
+        0..4 => Ending::Close,
+        4..6 => Ending::Fin,
+        6 => Ending::Reset,
+        7 if has_pings => Ending::Silent,
+        _ => Ending::Stay,
+    };
+    let (messages, payload_max) = match scale {
+        Scale::Tiny => (chance.u32(..4), [5, 30][chance.usize(..2)]),
+        Scale::Common => ([0, 1, 3, 10, 30][chance.usize(..5)], [10, 300, 3000][chance.usize(..3)]),
+        // A crowd of small ones, whose heads stand everywhere in what is read.
+        Scale::Large if chance.u8(..3) == 0 => (400, [30, 300][chance.usize(..2)]),
+        Scale::Large => (chance.u32(..6), [70_000, 300_000, 1_000_000][chance.usize(..3)]),
+    };
+    let base = Manners {
+        messages,
+        payload_max,
+        ending,
+        cuts: chance.bool(),
+        write_pace: [Duration::ZERO, MS, 50 * MS][chance.usize(..3)],
+        leaves_after: S + 60 * S * chance.u32(..1000) / 1000,
+        ..prompt()
+    };
+    if chance.u8(..5) < 3 {
+        return base;
+    }
+    let bites = if scale == Scale::Large { [5000, 60_000, usize::MAX] } else { [1, 100, usize::MAX] };
+    Manners {
+        is_prompt: false,
+        read_bite: bites[chance.usize(..3)],
+        read_pace: [Duration::ZERO, MS, 20 * MS, 3 * S][chance.usize(..4)],
+        reads_most: if chance.u8(..4) == 0 { chance.usize(..2000) } else { usize::MAX },
+        write_bite: bites[chance.usize(..3)],
+        write_pace: [Duration::ZERO, MS, 100 * MS, 2 * S][chance.usize(..4)],
+        pong_after: [None, Some(Duration::ZERO), Some(900 * MS), Some(5 * S)][chance.usize(..4)],
+        replies_close: chance.bool(),
+        ..base
+    }
+}
+
+fn draw_client(chance: &mut fastrand::Rng) -> (Role, Vec<u8>) {
+    let path = match chance.u8(..8) {
+        0..4 => "/ws/input",
+        4..6 => "/ws/output/7d1c?x=y",
+        _ => "/ws/named",
+    };
+    // A plain question before it on the same connection, now and then.
+    (Role::Client { is_early: chance.u8(..3) == 0 }, peers::upgrade_request(path, ""))
+}
+
+fn draw_asker(chance: &mut fastrand::Rng) -> (Role, Vec<u8>) {
+    let known: [(&str, bool, u16); 12] = [
+        ("GET /health HTTP/1.1\r\nHost: a\r\n\r\n", false, 200),
+        ("HEAD /health HTTP/1.1\r\nHost: a\r\n\r\n", true, 200),
+        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", false, 200),
+        ("GET /ready HTTP/1.1\r\nHost: a\r\n\r\n", false, 200),
+        ("GET /connections HTTP/1.1\r\nHost: a\r\n\r\n", false, 200),
+        ("GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n", false, 200),
+        ("GET /nothing HTTP/1.1\r\nHost: a\r\n\r\n", false, 404),
+        ("POST /health HTTP/1.1\r\nHost: a\r\n\r\n", false, 405),
+        ("GET /ws/input HTTP/1.1\r\nHost: a\r\n\r\n", false, 426),
+        ("GET /status/7 HTTP/1.1\r\nHost: a\r\n\r\n", false, 400),
+        ("GET / HTTP/1.1\r\n\r\n", false, 400),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello", false, 413),
+    ];
+    let mut head = Vec::new();
+    let mut questions = Vec::new();
+    for _ in 0..chance.usize(1..30) {
+        let is_wild = chance.u8(..30) == 0;
+        let (text, is_head, status) = known[chance.usize(if is_wild { 10..12 } else { 0..10 })];
+        head.extend(text.as_bytes());
+        questions.push((is_head, status));
+        if is_wild {
+            break;
+        }
+    }
+    (Role::Asker { questions, closes: chance.bool() }, head)
+}
+
+fn draw_answer(chance: &mut fastrand::Rng) -> Answer {
+    match chance.u8(..16) {
+        0 => Answer::Status(403, draw_body(chance)),
+        1 => Answer::Status(503, draw_body(chance)),
+        2 => Answer::Garbage,
+        3 => Answer::WrongKey,
+        4 => Answer::Nothing,
+        5 => Answer::Fin,
+        6 => Answer::Reset,
+        7..10 => Answer::Upgrade { interim: true },
+        _ => Answer::Upgrade { interim: false },
+    }
+}
+
+fn draw_body(chance: &mut fastrand::Rng) -> Body {
+    [Body::Length, Body::Chunked, Body::UntilClose, Body::Cut][chance.usize(..4)]
+}
