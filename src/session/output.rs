@@ -165,10 +165,10 @@ impl Output {
         if self.wake_at.is_some_and(|at| at <= cx.now) && !self.handle_deadline(who, cx) {
             return self.end(CloseReason::ClientSilent, None, None, who, cx);
         }
-        let mut more = match self.read(downstream, who, cx) {
-            Ok(more) => more,
-            Err(()) => return self.end(CloseReason::ClientVanished, None, None, who, cx),
-        };
+        if self.read(downstream, who, cx).is_err() {
+            return self.end(CloseReason::ClientVanished, None, None, who, cx);
+        }
+        let mut has_more = false;
         for budget in (0..BUDGET).rev() {
             match self.outbox.flush(downstream, self.audio.as_deref().map(|audio| &audio.file)) {
                 Ok(Flushed { is_blocked, moved }) => {
@@ -177,7 +177,6 @@ impl Output {
                         if moved > 0 {
                             self.heard_at = cx.now; // a slow socket that takes bytes is a sign of life
                         }
-                        more = false;
                         break;
                     }
                 }
@@ -194,10 +193,12 @@ impl Output {
             if !self.produce(who, cx) {
                 break;
             }
-            more |= budget == 0;
+            has_more = budget == 0;
         }
         self.wake_at = self.next_deadline(cx);
-        if more { Step::Yield(Phase::Output(self)) } else { Step::Wait(Phase::Output(self)) }
+        // What was not read while too much was held is told by no further event.
+        has_more |= self.can_read(downstream);
+        if has_more { Step::Yield(Phase::Output(self)) } else { Step::Wait(Phase::Output(self)) }
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -271,11 +272,11 @@ impl Output {
         })
     }
 
-    /// Takes what the client says. `Ok(true)`: there is more; `Err`: it is gone.
-    fn read(&mut self, downstream: &mut Conn, who: &Identity, cx: &mut Context) -> Result<bool, ()> {
+    /// Takes what the client says, as far as the budget goes. `Err`: it is gone.
+    fn read(&mut self, downstream: &mut Conn, who: &Identity, cx: &mut Context) -> Result<(), ()> {
         for _ in 0..BUDGET {
-            if self.outbox.held_bytes() > ANSWERS_BYTES_MAX || self.leaving.is_some() || !downstream.is_readable() {
-                return Ok(false);
+            if !self.can_read(downstream) {
+                break;
             }
             cx.with_scratch(|scratch, cx| match downstream.read(&mut scratch[..ANSWERS_BYTES_MAX]) {
                 Ok(Io::Moved(n)) => {
@@ -286,7 +287,12 @@ impl Output {
                 Ok(Io::Ended) | Err(_) => Err(()),
             })?;
         }
-        Ok(downstream.is_readable())
+        Ok(())
+    }
+
+    /// The client may have said something, and there is room for the answers.
+    fn can_read(&self, downstream: &Conn) -> bool {
+        downstream.is_readable() && self.leaving.is_none() && self.outbox.held_bytes() <= ANSWERS_BYTES_MAX
     }
 
     fn handle_bytes(&mut self, bytes: &[u8], who: &Identity, cx: &mut Context) {
