@@ -11,6 +11,7 @@ import pytest
 from gatewaylab import wire
 from gatewaylab.gateway import BINARY, Gateway, route
 from gatewaylab.peers import Browser, LibraryBackend, NodeClients, PythonClient
+from gatewaylab.results import Results
 
 LIBRARIES = ["websockets", "ws"]
 
@@ -117,6 +118,12 @@ def lab(tmp_path):
     lab = Lab(tmp_path)
     yield lab
     lab.stop()
+
+
+@pytest.fixture
+def results(lab, tmp_path):
+    """What tests of results start."""
+    return Results(lab, tmp_path)
 
 
 class Way:

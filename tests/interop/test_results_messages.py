@@ -1,0 +1,795 @@
+"""What a waiting client is sent (PROTOCOL section 2): ids, messages, audio, errors, resuming, the rules for what it says itself.
+
+Results are published by redis-py to a real Redis.
+"""
+
+import ctypes
+import json
+import os
+import socket
+import uuid
+
+import pytest
+
+from gatewaylab import wire
+from gatewaylab.peers import Closed, Message, pattern
+from gatewaylab.results import new_task, status
+from gatewaylab.wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, eventually, frame
+
+
+@pytest.fixture
+def desk(results):
+    return Desk(results)
+
+
+class Desk:
+    """A Redis and a gateway on it."""
+
+    def __init__(self, results, **options):
+        self.results = results
+        self.redis = results.redis()
+        self.gateway = results.gateway(self.redis, **options)
+
+    def wait(self, task, query="", **options):
+        return self.results.wait(self.gateway, task, query, **options)
+
+    def deliver(self, result=None, **fields):
+        """Publishes and lets a client come for it: the client and its task."""
+        task = new_task()
+        assert self.redis.publish(task, result, **fields) == 1
+        return self.wait(task), task
+
+
+# ---- whose results
+
+
+def test_a_bad_id_is_told_and_closed_with_4004(desk):
+    """2.1: "Not a UUID: the upgrade is completed, `{"status":"error","error":"Invalid task_id format"}` is sent, close 4004"."""
+    for bad in ["1", "nonsense", "7d2b1a52-93a2-4c44-9a94-6a2a4a6cf11", "7d2b1a52-93a2-4c44-9a94-6a2a4a6cf1111", "%", "%zz", "%00"]:
+        waiter = desk.wait(bad)
+        waiter.refused("Invalid task_id format", 4004, "bad task id")
+
+
+TASK = "7d2b1a52-93a2-4c44-9a94-6a2a4a6cf111"
+SPELLINGS = {
+    "usual": (TASK, TASK),
+    "capitals": (TASK.upper(), TASK.upper()),
+    "simple": (TASK.replace("-", ""), TASK.replace("-", "")),
+    "braces": ("{" + TASK + "}", "{" + TASK + "}"),
+    "urn": ("urn:uuid:" + TASK, "urn:uuid:" + TASK),
+    "escaped braces": ("%7B" + TASK + "%7d", "{" + TASK + "}"),
+    "escaped hyphens": (TASK.replace("-", "%2D"), TASK),
+    "all escaped": ("".join(f"%{ord(one):02X}" for one in TASK), TASK),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_an_id_in_any_form_is_echoed_as_it_was_written(desk, spelling):
+    """2: "`task_id` is a UUID in any form that the `uuid` crate reads; it is echoed back as the client wrote it"."""
+    segment, echoed = SPELLINGS[spelling]
+    desk.results.write("a", b"x")
+    waiter = desk.wait(segment)
+    waiter.task = echoed
+    desk.redis.publish(TASK, text="hi", audio_file="a")
+    result = waiter.result()
+    assert result.message == {"status": "success", "task_id": echoed, "content": "hi", "audio_present": True}
+    assert result.audio == b"x"
+    waiter.done()
+
+
+@pytest.mark.parametrize("published", ["capitals", "simple", "urn"])
+def test_a_worker_may_spell_an_id_differently(desk, published):
+    """2: ids are compared as UUIDs, on the channel as well."""
+    waiter = desk.wait(TASK)
+    desk.redis.publish(SPELLINGS[published][1], text="hi")
+    assert waiter.result().message["task_id"] == TASK
+    waiter.done()
+
+
+def test_an_id_is_decoded_once(desk):
+    """2: `%`-decoded once: what is escaped twice is no UUID."""
+    desk.wait(TASK.replace("-", "%252D")).refused("Invalid task_id format", 4004, "bad task id")
+
+
+def test_a_plain_get_is_told_to_upgrade(desk):
+    """3: "A plain GET on a WebSocket path: 426"."""
+    assert desk.gateway.get(f"/ws/output/{TASK}").status == 426
+
+
+def test_results_of_others_do_not_come(desk):
+    """2.2: "Each result for its task" - and no other one's."""
+    one, other = new_task(), new_task()
+    waiter = desk.wait(one)
+    desk.redis.publish(other, text="not yours")
+    with desk.redis.client() as worker:
+        worker.publish("task_response:", b"{}")
+        worker.publish("task_response:nonsense", b"{}")
+        worker.publish("other:" + one, json.dumps({"text": "nor this"}))
+    desk.redis.publish(one, text="yours")
+    assert waiter.result().content == "yours"
+    waiter.done()
+
+
+def test_everybody_who_waits_gets_everything(desk):
+    """2.2: "Several clients may wait for one task: each gets everything"; fifty of them, with audio."""
+    audio = pattern(200_000)
+    desk.results.write("a", audio)
+    task = new_task()
+    waiters = [desk.wait(task) for _ in range(50)]
+    desk.redis.publish(task, text="first", final=False)
+    desk.redis.publish(task, text="last", audio_file="a")
+    for waiter in waiters:
+        first = waiter.result()
+        assert first.message == {"status": "success", "task_id": task, "content": "first", "audio_present": False, "final": False}
+        last = waiter.result()
+        assert (last.content, last.audio) == ("last", audio)
+        waiter.done()
+
+
+# ---- messages
+
+
+def test_a_text_comes_first_and_alone(desk):
+    """2.3: `{"status":"success","task_id":"...","content":"...","audio_present":false}`, and 2.5: "After the final result: close 1000"."""
+    waiter, task = desk.deliver(text="こんにちは \U0001f399 \"quoted\" \\ \u0000")
+    found = waiter.message()
+    assert found == {"status": "success", "task_id": task, "content": "こんにちは \U0001f399 \"quoted\" \\ \u0000", "audio_present": False}
+    assert list(found) == ["status", "task_id", "content", "audio_present"]
+    waiter.done()
+
+
+@pytest.mark.parametrize("size", [0, 1, 65535, 65536, 65537, 1_000_003])
+def test_audio_of_every_size(desk, size):
+    """2.4: "for every chunk of `chunk_size` (64 KiB; the last one may be shorter) a text message, then one binary message with just
+    the chunk's bytes ... An empty file: no chunk, just `audio_complete`"."""
+    audio = pattern(size)
+    desk.results.write("a.wav", audio)
+    waiter, task = desk.deliver(text="t", audio_file="a.wav")
+    result = waiter.result()
+    assert result.message == {"status": "success", "task_id": task, "content": "t", "audio_present": True}
+    total = -(-size // 65536)
+    assert result.chunks == [(number, total) for number in range(total)]
+    assert result.audio == audio
+    waiter.done()
+
+
+@pytest.mark.parametrize("size", [0, 1, 65535, 65536, 65537, 1_000_003])
+def test_libraries_read_audio_of_every_size(desk, open_client, size):
+    """2.4: the same for `websockets` and `ws`, which offer permessage-deflate; it is not negotiated."""
+    audio = pattern(size)
+    desk.results.write("a.wav", audio)
+    task = new_task()
+    client = open_client(f"ws://127.0.0.1:{desk.gateway.port}/ws/output/{task}")
+    assert client.extensions == ""
+    desk.redis.publish(task, text="t", audio_file="a.wav")
+    assert json.loads(client.receive().text)["audio_present"] is True
+    total = -(-size // 65536)
+    for number in range(total):
+        told = json.loads(client.receive().text)
+        assert told == {"type": "audio_chunk", "task_id": task, "chunk_id": number, "total_chunks": total}
+        assert client.receive() == Message.of(audio[number * 65536 : (number + 1) * 65536])
+    assert json.loads(client.receive().text) == {"type": "audio_complete", "task_id": task}
+    assert client.receive() == Closed(1000, "done")
+
+
+def test_chunks_have_the_size_that_is_set(results):
+    """CONFIG `chunk_size`."""
+    desk = Desk(results, output={"chunk_size": "1KiB"})
+    results.write("a", pattern(2500))
+    waiter, _ = desk.deliver(text="", audio_file="a")
+    result = waiter.result(chunk_size=1024)
+    assert result.chunks == [(0, 3), (1, 3), (2, 3)]
+    assert result.audio == pattern(2500)
+    waiter.done()
+
+
+def test_a_large_text_arrives_whole(desk):
+    """2.3: a text of some megabytes is a message like any other."""
+    text = "x" * 5_000_000
+    waiter, _ = desk.deliver(text=text)
+    assert waiter.result().content == text
+    waiter.done()
+
+
+# ---- what workers may publish
+
+TEXTS = {
+    "text": ({"text": "a"}, "a", {}),
+    "text goes before reply": ({"text": "a", "reply": "b"}, "a", {"reply": "b"}),
+    "text goes before content": ({"text": "a", "content": "c"}, "a", {}),
+    "an empty text is a text": ({"text": "", "reply": "b"}, "", {"reply": "b"}),
+    "null is absent": ({"text": None, "reply": "b"}, "b", {}),
+    "reply": ({"reply": "b"}, "b", {}),
+    "reply goes before content": ({"reply": "b", "content": "c"}, "b", {}),
+    "content": ({"content": "c"}, "c", {}),
+    "content after nulls": ({"text": None, "reply": None, "content": "c"}, "c", {}),
+    "none": ({}, "", {}),
+    "all null": ({"text": None, "reply": None, "content": None}, "", {}),
+    "status success": ({"text": "a", "status": "success"}, "a", {}),
+    "status in capitals": ({"text": "a", "status": "SUCCESS"}, "a", {}),
+    "no error": ({"text": "a", "error": False}, "a", {}),
+    "null error": ({"text": "a", "error": None}, "a", {}),
+    "empty error": ({"text": "a", "error": ""}, "a", {}),
+    "no audio: null": ({"text": "a", "audio_file": None}, "a", {}),
+    "no audio: empty": ({"text": "a", "audio_file": ""}, "a", {}),
+    "final": ({"text": "a", "final": True}, "a", {}),
+}
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_where_the_text_comes_from(desk, case):
+    """2, table: `text`, else `reply`, else `content`, else `""`; what means "no error", "no audio", "final"."""
+    published, content, more = TEXTS[case]
+    waiter, task = desk.deliver(published)
+    assert waiter.message() == {"status": "success", "task_id": task, "content": content, "audio_present": False, **more}
+    waiter.done()
+
+
+FAILURES = {
+    "error": ({"error": "no voice"}, "no voice"),
+    "error and text": ({"error": "no voice", "text": "a"}, "no voice"),
+    "true": ({"error": True}, "Processing failed"),
+    "true and text": ({"error": True, "text": "it broke"}, "it broke"),
+    "true and reply": ({"error": True, "reply": "it broke"}, "it broke"),
+    "status": ({"status": "error"}, "Processing failed"),
+    "status and text": ({"status": "failed", "text": "it broke"}, "it broke"),
+    "status and error": ({"status": "failed", "text": "t", "error": "e"}, "e"),
+    "empty status": ({"status": ""}, "Processing failed"),
+    "not final": ({"error": "no voice", "final": False}, "no voice"),
+    "audio": ({"error": "no voice", "audio_file": "a"}, "no voice"),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_a_failure_is_delivered_as_an_error_and_is_final(desk, case):
+    """2, table: "a `status` other than `success` ..., or an `error` ...: delivered as an error message and final"."""
+    published, error = FAILURES[case]
+    desk.results.write("a", b"unused")
+    waiter, task = desk.deliver({**published, "emotion": "sad"})
+    waiter.refused(error, 1000, "done", task_id=task, emotion="sad")
+    assert status(desk.gateway, task) == {"task_id": task, "status": "failed", "connected": False}
+
+
+MALFORMED = [
+    b"",
+    b"not JSON",
+    b'{"text":"a"',
+    b'{"text":"a"} {"text":"b"}',
+    b"{text: 'a'}",
+    b"[]",
+    b'["text"]',
+    b'"text"',
+    b"1",
+    b"null",
+    b"true",
+    b'{"text":"\xff"}',
+    b'{"text":"a\nb"}',
+    b'{"text":"a",}',
+    b'{"text":NaN}',
+    b"\xef\xbb\xbf{}",
+    b"[" * 100_000,
+    b'{"a":' * 100_000,
+    b'{"text":1}',
+    b'{"text":["a"]}',
+    b'{"text":{}}',
+    b'{"text":true}',
+    b'{"reply":1}',
+    b'{"content":1}',
+    b'{"audio_file":1}',
+    b'{"audio_file":["a"]}',
+    b'{"audio_file":false}',
+    b'{"status":1}',
+    b'{"status":true}',
+    b'{"status":null}',
+    b'{"error":1}',
+    b'{"error":{}}',
+    b'{"error":[]}',
+    b'{"final":"false"}',
+    b'{"final":0}',
+    b'{"final":null}',
+]
+
+
+def test_malformed_results_of_every_kind(desk):
+    """2.7: "A result that is not JSON, or not an object: `Invalid response format`"; table: "Any other type in a known field"."""
+    for published in MALFORMED:
+        task = new_task()
+        desk.redis.publish(task, published)
+        waiter = desk.wait(task)
+        told = waiter.message()
+        assert told == {"status": "error", "error": "Invalid response format", "task_id": task}, published[:60]
+        waiter.done()
+        assert status(desk.gateway, task)["status"] == "failed"
+
+
+def test_other_fields_are_passed_on_unchanged(desk):
+    """2: "Every other field is passed on to the client inside the text or error message unchanged" - to the character."""
+    extras = '"stats":{"ms":1e400,"n":12345678901234567890.0},"transcript":"\\ud800 \\u00e9","emotion":[null,true,{"a":{}}],"":0,"Text":"x"'
+    waiter, task = desk.deliver('{"text":"a",' + extras + "}")
+    assert waiter.read_frame().text == f'{{"status":"success","task_id":"{task}","content":"a","audio_present":false,{extras}}}'
+    waiter.done()
+
+
+def test_our_names_are_not_passed_on(desk):
+    """2: "unless its name is one of ours"."""
+    ours = {"task_id": "forged", "audio_present": True, "type": "audio_chunk", "chunk_id": 7, "total_chunks": 9}
+    waiter, task = desk.deliver({"text": "a", **ours, "emotion": "glad"})
+    assert waiter.message() == {"status": "success", "task_id": task, "content": "a", "audio_present": False, "emotion": "glad"}
+    waiter.done()
+
+
+def test_sentence_by_sentence(desk):
+    """2, table: `final` false: "delivered with `"final":false` added, and the connection stays", with and without audio."""
+    task = new_task()
+    waiter = desk.wait(task)
+    for number in range(20):
+        audio = pattern(number * 10_000)
+        if number % 2:
+            desk.results.write(f"{number}", audio)
+        desk.redis.publish(task, text=f"{number}", audio_file=f"{number}" if number % 2 else None, final=False, mood=number)
+        result = waiter.result()
+        assert result.message == {
+            "status": "success",
+            "task_id": task,
+            "content": f"{number}",
+            "audio_present": bool(number % 2),
+            "final": False,
+            "mood": number,
+        }
+        assert result.audio == (audio if number % 2 else None)
+        eventually(lambda: status(desk.gateway, task)["status"] == "waiting", "it waits for the next sentence")
+    desk.redis.publish(task, text="end")
+    assert waiter.result().message == {"status": "success", "task_id": task, "content": "end", "audio_present": False}
+    waiter.done()
+
+
+def test_the_same_sentence_twice_is_two(desk):
+    """2: equal results are results of their own, before and after the client came."""
+    task = new_task()
+    for _ in range(2):
+        desk.redis.publish(task, text="ha", final=False)
+    waiter = desk.wait(task)
+    for _ in range(2):
+        assert waiter.result().content == "ha"
+    for _ in range(2):
+        desk.redis.publish(task, text="ha", final=False)
+    desk.redis.publish(task, text="end")
+    assert [waiter.result().content for _ in range(3)] == ["ha", "ha", "end"]
+    waiter.done()
+
+
+# ---- resuming
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 3, 4, 99, 2**64 - 1])
+def test_from_chunk_resumes(desk, first):
+    """2.8: "sends the text message, then the chunks from K on. K beyond the end: just `audio_complete`"."""
+    audio = pattern(3 * 65536 + 7)
+    desk.results.write("a", audio)
+    task = new_task()
+    desk.redis.publish(task, text="t", audio_file="a")
+    waiter = desk.wait(task, f"?from_chunk={first}")
+    result = waiter.result(first_chunk=first)
+    assert result.content == "t"
+    assert result.chunks == [(number, 4) for number in range(first, 4)]
+    assert result.audio == audio[first * 65536 :]
+    waiter.done()
+
+
+def test_a_lost_connection_is_resumed_where_it_broke(desk):
+    """2.8 and "while the client reconnects": both parts together are the file."""
+    audio = pattern(20 * 65536)
+    desk.results.write("a", audio)
+    task = new_task()
+    desk.redis.publish(task, text="t", audio_file="a")
+    waiter = desk.wait(task)
+    assert waiter.message()["audio_present"]
+    had = b""
+    for _ in range(5):
+        waiter.message()
+        had += waiter.read_frame().payload
+    waiter.reset()
+    waiter = desk.wait(task, "?from_chunk=5&other=1")
+    had += waiter.result(first_chunk=5).audio
+    assert had == audio
+    waiter.done()
+
+
+@pytest.mark.parametrize("bad", ["", "x", "-1", "1.5", "0x1", "1e3", " 1", "18446744073709551616", "%31%2e"])
+def test_from_chunk_must_be_a_number(desk, bad):
+    """2.8: "Not a number: error message, close 4004"."""
+    task = new_task()
+    waiter = desk.wait(task, f"?from_chunk={bad.replace(' ', '%20')}")
+    told = waiter.message()
+    assert told["status"] == "error" and "from_chunk" in told["error"] and told["task_id"] == task
+    waiter.done(4004, "bad task id")
+
+
+# ---- audio that cannot be sent
+
+
+def no_audio(desk, name, error):
+    waiter, task = desk.deliver(text="the text", audio_file=name, emotion="glad")
+    expected = {"status": "success", "task_id": task, "content": "the text", "audio_present": False, "emotion": "glad"}
+    assert waiter.message() == expected, name
+    waiter.refused(error, 1000, "done", task_id=task)
+    assert status(desk.gateway, task)["status"] == "completed"
+
+
+def test_a_missing_file_leaves_the_text(desk):
+    """2.7: "a missing ... audio file gives the text message with `"audio_present":false`, then an error message that says which"."""
+    for name in ["nothing.wav", "no/such/folder.wav", str(desk.results.audio / "nothing"), "x" * 300, "a\0b", "\ud800.wav"]:
+        no_audio(desk, name, "Audio file not found")
+
+
+def test_tricks_with_paths(desk, tmp_path):
+    """2.7 and the table: "a file under `audio_root`" - nothing else is ever sent, whatever its name."""
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    audio = desk.results.audio
+    desk.results.write("good", b"x")
+    desk.results.write("folder/inside", b"x")
+    (audio / "link").symlink_to(secret)
+    (audio / "inner-link").symlink_to(audio / "good")
+    (audio / "folder-link").symlink_to(tmp_path)
+    (audio / "proc-link").symlink_to("/proc/self")
+    os.mkfifo(audio / "fifo")
+    tricks = [
+        "../secret",
+        "../audio/good",
+        "folder/../../secret",
+        "folder/../good",
+        str(secret),
+        str(audio) + "/../secret",
+        str(audio) + "2/good",
+        "/etc/passwd",
+        "/proc/self/environ",
+        "/proc/self/fd/0",
+        "/dev/zero",
+        "//etc/passwd",
+        "link",
+        "inner-link",
+        "folder-link/secret",
+        "proc-link/environ",
+        "fifo",
+        "folder",
+        ".",
+        "..",
+        "/",
+        str(audio),
+    ]
+    for name in tricks:
+        no_audio(desk, name, "Audio file not allowed")
+    assert "secret" not in desk.gateway.get("/metrics").body.decode()
+
+
+def test_names_that_are_fine(desk):
+    """Table: "a file under `audio_root`": relative, absolute, deeper, with odd characters."""
+    names = ["a.wav", "deep/er/a.wav", "声.wav", "a b%20c?.wav", "-", "..a", "a..", "./a.wav", "deep//er/./a.wav"]
+    for number, name in enumerate(names):
+        desk.results.write(name, b"%d" % number)
+        for written in [name, f"{desk.results.audio}/{name}"]:
+            waiter, _ = desk.deliver(text="", audio_file=written)
+            assert waiter.result().audio == b"%d" % number, written
+            waiter.done()
+
+
+def test_a_file_over_the_limit(results):
+    """CONFIG `max_audio`; 2.7: "too large"."""
+    desk = Desk(results, output={"max_audio": "1KiB"})
+    results.write("fits", bytes(1024))
+    results.write("large", bytes(1025))
+    waiter, _ = desk.deliver(text="", audio_file="fits")
+    assert waiter.result(chunk_size=65536).audio == bytes(1024)
+    waiter.done()
+    no_audio(desk, "large", "Audio file too large")
+
+
+def test_an_unreadable_file(results):
+    """2.7: "unreadable"."""
+    desk = Desk(results, before=without_overrides if os.getuid() == 0 else None)
+    results.write("a", b"x").chmod(0)
+    no_audio(desk, "a", "Audio file not readable")
+
+
+def without_overrides():
+    """Nothing is unreadable for root, except without the capabilities that make it so."""
+    libc = ctypes.CDLL(None)
+    for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+        assert libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) == 0
+
+
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, PR_CAPBSET_DROP = 1, 2, 24
+
+
+def test_a_folder_that_is_not_there(results):
+    """2.7: `audio_root` itself is missing: the text arrives all the same, and files are found once it is there."""
+    later = results.folder / "later"
+    desk = Desk(results, output={"audio_root": str(later)})
+    no_audio(desk, "a", "Audio file not found")
+    later.mkdir()
+    (later / "a").write_bytes(b"x")
+    waiter, _ = desk.deliver(text="", audio_file="a")
+    assert waiter.result().audio == b"x"
+    waiter.done()
+
+
+def slowly(desk, size, name="a"):
+    """A client with a small window in the middle of a large file; its text message is read."""
+    desk.results.write(name, pattern(size))
+    task = new_task()
+    desk.redis.publish(task, text="t", audio_file=name)
+    waiter = desk.wait(task, receive_buffer=16 * 1024)
+    assert waiter.message()["audio_present"]
+    eventually(lambda: status(desk.gateway, task)["status"] == "sending", "it is being sent")
+    return waiter, task
+
+
+def test_a_file_that_vanishes_while_it_is_sent(desk):
+    """2.7, "vanishing": what is open is delivered to its end."""
+    waiter, _ = slowly(desk, 8_000_000)
+    (desk.results.audio / "a").unlink()
+    audio = b""
+    while (told := waiter.message())["type"] == "audio_chunk":
+        audio += waiter.read_frame().payload
+    assert told["type"] == "audio_complete"
+    assert audio == pattern(8_000_000)
+    waiter.done()
+
+
+def test_a_file_that_shrinks_while_it_is_sent(desk):
+    """A file that shrinks while it is sent "ends that delivery with an error message and 1011, never with wrong bytes"; in the middle
+    of a chunk, where no frame fits, the connection just ends."""
+    size = 8_000_000
+    waiter, task = slowly(desk, size)
+    # Wholly: in a piece of the page cache that is cut, the kernel clears the rest even where it is on its way to a socket.
+    os.truncate(desk.results.audio / "a", 0)
+    had = b""
+    while True:
+        try:
+            found = waiter.read_frame()
+        except AssertionError as ended:
+            assert "connection ended" in str(ended) or "connection reset" in str(ended)
+            break
+        if found.opcode == BINARY:
+            had += found.payload
+        elif found.opcode == TEXT:
+            told = json.loads(found.text)
+            assert told.get("type") != "audio_complete"
+            if told.get("status") == "error":
+                assert told == {"status": "error", "error": "Audio file changed", "task_id": task}
+                waiter.done(1011, "audio file changed")
+                break
+    assert had == pattern(size)[: len(had)] and len(had) < size
+    eventually(lambda: status(desk.gateway, task)["status"] == "failed", "it is known as failed")
+
+
+def test_a_file_that_grows_is_sent_as_it_was(desk):
+    """The length is taken once, when the file is opened."""
+    waiter, _ = slowly(desk, 4_000_000)
+    with open(desk.results.audio / "a", "ab") as file:
+        file.write(b"more")
+    audio = b""
+    while waiter.message()["type"] == "audio_chunk":
+        audio += waiter.read_frame().payload
+    assert audio == pattern(4_000_000)
+    waiter.done()
+
+
+def test_no_error_shows_a_path_or_a_worker_s_bytes(desk):
+    """2.7: "without showing server paths"; 2: "a worker's exception texts and the server's paths never appear in errors of ours"."""
+    for published in [{"audio_file": "/very/secret/place.wav"}, b'{"text": very secret place}', {"audio_file": "../secret"}]:
+        waiter, _ = desk.deliver(published)
+        said = waiter.read_to_end().decode("latin-1")
+        assert "secret" not in said and str(desk.results.audio) not in said
+
+
+# ---- time
+
+
+def test_no_result_in_time(results):
+    """2.6: "No result within `timeout` ...: `{"status":"error","error":"Processing timeout"}`, close 4008"."""
+    desk = Desk(results, output={"timeout": "300ms"})
+    task = new_task()
+    waiter = desk.wait(task)
+    told = waiter.message()
+    assert told.pop("task_id") == task
+    assert told == {"status": "error", "error": "Processing timeout"}
+    waiter.done(4008, "processing timeout")
+    assert status(desk.gateway, task) == {"task_id": task, "status": "timeout", "connected": False}
+
+
+def test_the_timeout_fires_even_without_redis(results):
+    """2.6: "it fires even if nothing ever arrives"."""
+    gateway = results.gateway(f"redis://127.0.0.1:{wire.closed_port()}", output={"timeout": "300ms"}, ready=False)
+    waiter = results.wait(gateway, new_task())
+    assert waiter.message()["error"] == "Processing timeout"
+    waiter.done(4008, "processing timeout")
+
+
+def test_a_timeout_does_not_cut_a_delivery(results):
+    """2.6 is about waiting: who is being sent a file gets all of it, however long that takes."""
+    desk = Desk(results, output={"timeout": "300ms"})
+    waiter, _ = slowly(desk, 6_000_000)
+    other = desk.wait(new_task())
+    assert other.message()["error"] == "Processing timeout"
+    other.done(4008, "processing timeout")
+    audio = b""
+    while waiter.message()["type"] == "audio_chunk":
+        audio += waiter.read_frame().payload
+    assert audio == pattern(6_000_000)
+    waiter.done()
+
+
+# ---- what the client says
+
+
+def test_what_a_client_says_is_ignored(desk):
+    """2.2: "What a client sends is ignored, control frames apart"."""
+    task = new_task()
+    waiter = desk.wait(task)
+    waiter.say("hello")
+    waiter.frame(BINARY, bytes(4096))
+    waiter.frame(TEXT, "a", fin=False)
+    waiter.frame(PING, b"in between")
+    waiter.frame(CONTINUATION, "b", fin=False)
+    waiter.frame(CONTINUATION, "c")
+    waiter.frame(PONG, b"unasked")
+    waiter.frame(PING, b"")
+    waiter.frame(PING, bytes(125))
+    for answer in [b"in between", b"", bytes(125)]:
+        found = waiter.read_frame()
+        assert (found.opcode, found.payload) == (PONG, answer)
+    desk.redis.publish(task, text="still here")
+    assert waiter.result().content == "still here"
+    waiter.done()
+
+
+def test_frames_cut_at_each_byte(desk):
+    """RFC 6455: however the bytes come, they are the same frames."""
+    waiter = desk.wait(new_task())
+    waiter.send_bytewise(frame(TEXT, "héllo", mask=b"mask") + frame(PING, b"x" * 20, mask=b"ksam"))
+    assert waiter.read_frame().payload == b"x" * 20
+
+
+def test_early_bytes_are_read(desk):
+    """Frames that come with the request head, before the 101."""
+    waiter = desk.results.connect(desk.gateway)
+    task = new_task()
+    waiter.upgrade(f"/ws/output/{task}", behind=frame(PING, b"early", mask=b"mask") + frame(TEXT, "x", mask=b"mask"))
+    waiter.read_switch()
+    assert waiter.read_frame().payload == b"early"
+    desk.redis.publish(task, text="ok")
+    assert waiter.result().content == "ok"
+    waiter.done()
+
+
+TOO_BIG = {
+    "one frame": frame(TEXT, "x" * 4097, mask=b"mask"),
+    "announced only": b"\x82\xff" + (1 << 40).to_bytes(8, "big") + b"mask",
+    "in fragments": frame(TEXT, "x" * 4000, fin=False, mask=b"mask") + frame(CONTINUATION, "x" * 97, mask=b"mask"),
+}
+PROTOCOL_FAULTS = {
+    "no mask": frame(TEXT, "x"),
+    "reserved bit": frame(TEXT, "x", rsv=4, mask=b"mask"),
+    "reserved opcode": frame(3, "x", mask=b"mask"),
+    "reserved control opcode": frame(11, "x", mask=b"mask"),
+    "long ping": frame(PING, bytes(126), mask=b"mask"),
+    "ping in fragments": frame(PING, b"x", fin=False, mask=b"mask"),
+    "continuation of nothing": frame(CONTINUATION, b"x", mask=b"mask"),
+    "text inside a text": frame(TEXT, "a", fin=False, mask=b"mask") + frame(TEXT, "b", mask=b"mask"),
+    "close of one byte": frame(CLOSE, b"\x03", mask=b"mask"),
+    "close with 1005": frame(CLOSE, (1005).to_bytes(2, "big"), mask=b"mask"),
+}
+NOT_UTF8 = {
+    "text": frame(TEXT, b"\xff\xfe", mask=b"mask"),
+    "cut character": frame(TEXT, "é".encode()[:1], mask=b"mask"),
+    "over fragments": frame(TEXT, "é".encode()[:1], fin=False, mask=b"mask") + frame(CONTINUATION, b"x", mask=b"mask"),
+    "surrogate": frame(TEXT, b"\xed\xa0\x80", mask=b"mask"),
+}
+FAULTS = [
+    *((1009, "message too big", *one) for one in TOO_BIG.items()),
+    *((1002, "protocol error", *one) for one in PROTOCOL_FAULTS.items()),
+    *((1007, "text is not UTF-8", *one) for one in NOT_UTF8.items()),
+]
+
+
+@pytest.mark.parametrize("code, reason, case, sent", FAULTS, ids=[f"{fault[0]} {fault[2]}" for fault in FAULTS])
+def test_faults_of_a_client(desk, code, reason, case, sent):
+    """4: "1002 / 1007 protocol / UTF-8 fault on a served route", "1009 message too big" (2.2: "at most 4 KiB a message")."""
+    task = new_task()
+    waiter = desk.wait(task)
+    waiter.send(sent)
+    closed = waiter.read_close()
+    assert closed.code == code
+    assert closed.reason in (reason, "Protocol violation")
+    waiter.half_close()
+    waiter.expect_end()
+    desk.redis.publish(task, text="kept")
+    assert desk.wait(task).result().content == "kept"
+
+
+def test_a_message_of_4_kib_is_taken(desk):
+    """2.2: "at most 4 KiB a message" - that many are fine, in one frame or several."""
+    waiter = desk.wait(new_task())
+    waiter.say("x" * 4096)
+    waiter.frame(TEXT, "x" * 4000, fin=False)
+    waiter.frame(CONTINUATION, "x" * 96)
+    waiter.frame(PING, b"still there?")
+    assert waiter.read_frame().opcode == PONG
+
+
+@pytest.mark.parametrize("code", [None, 1000, 1001, 3000, 4999])
+def test_a_client_closes(desk, code):
+    """A client's Close is answered with its code; nothing of it is left behind."""
+    task = new_task()
+    waiter = desk.wait(task)
+    waiter.close_frame(code, "" if code is None else "bye")
+    assert waiter.read_close().code == code
+    waiter.half_close()
+    waiter.expect_end()
+    eventually(lambda: status(desk.gateway, task) == {"task_id": task, "status": "not_found", "connected": False}, "forgotten")
+    assert desk.gateway.connections()["total_connections"] == 0
+
+
+@pytest.mark.parametrize("how", ["vanish", "reset", "half_close"])
+def test_a_client_that_leaves_is_noticed_at_once(desk, how):
+    """2: a client that leaves without a word is gone at once."""
+    task = new_task()
+    waiter = desk.wait(task)
+    eventually(lambda: status(desk.gateway, task)["connected"], "it is there")
+    getattr(waiter, how)()
+    eventually(lambda: not status(desk.gateway, task)["connected"], "it has left", patience=4)
+
+
+def test_silent_clients_are_pinged_and_given_up(results):
+    """CONFIG `ping_interval`, `ping_timeout`: as on relayed routes; who answers stays."""
+    desk = Desk(results, config={"proxy": {"ping_interval": "200ms", "ping_timeout": "1s"}})
+    tasks = [new_task(), new_task()]
+    alive, dead = [desk.wait(task) for task in tasks]
+    answered = 0
+    while status(desk.gateway, tasks[1])["connected"]:
+        found = alive.read_frame()
+        assert found.opcode == PING
+        alive.frame(PONG, found.payload)
+        answered += 1
+    assert answered >= 2
+    assert dead.read_frame().opcode == PING
+    dead.expect_gone()
+    desk.redis.publish(tasks[0], text="for the living")
+    assert alive.result().content == "for the living"
+    alive.done()
+
+
+@pytest.mark.parametrize("size", [4_000_000, 5_123_457, 8_000_000])
+def test_a_ping_behind_a_large_text_is_answered(desk, size):
+    """2.2: "pings are answered" - also when the ping came while a large message filled the socket, once the client reads on."""
+    task = new_task()
+    waiter = desk.wait(task)
+    desk.redis.publish(task, text="x" * size, final=False)
+    assert waiter.sock.recv(1, socket.MSG_PEEK), "it is under way, and more than the socket holds"
+    waiter.frame(PING, b"are you there?")
+    desk.gateway.get("/health")  # by its answer the ping has been seen, too
+    assert len(waiter.result().content) == size
+    found = waiter.read_frame()
+    assert (found.opcode, found.payload) == (PONG, b"are you there?")
+
+
+def test_nothing_is_compressed(desk):
+    """permessage-deflate is not negotiated on this route, nor any other extension; a subprotocol on offer is accepted."""
+    offers = [("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits, x-other")]
+    waiter = desk.results.connect(desk.gateway)
+    waiter.upgrade(f"/ws/output/{new_task()}", headers=offers)
+    assert "Sec-WebSocket-Extensions" not in waiter.read_switch()
+
+
+def test_task_ids_are_listed(desk):
+    """3, `/connections`: a waiting client has its task, no backend, a state and counts that are live."""
+    task = str(uuid.UUID(new_task())).upper()
+    waiter = desk.wait(task)
+    sent = waiter.say("x")
+    waiter.frame(PING, b"")
+    waiter.read_frame()
+    (listed,) = desk.gateway.connections()["details"]
+    assert (listed["route"], listed["state"], listed["task_id"], listed["backend"]) == ("output", "waiting", task, None)
+    assert listed["from_client"] == {"frames": 2, "bytes": len(sent) + 6}
