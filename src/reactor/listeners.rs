@@ -32,6 +32,8 @@ pub struct Listeners {
 }
 
 struct Listener {
+    /// What its events carry; others may have been closed since.
+    index: usize,
     socket: TcpListener,
     door: Door,
     is_ready: bool,
@@ -61,7 +63,7 @@ impl Listeners {
             };
             let (local, socket) = open().map_err(|error| StartError::Listen(address, error))?;
             opened.push((door, local));
-            listeners.push(Listener { socket, door, is_ready: false });
+            listeners.push(Listener { index, socket, door, is_ready: false });
         }
         Ok(Listeners { listeners, addresses: opened, paused_until: None, is_full: false, is_closed: false })
     }
@@ -73,7 +75,7 @@ impl Listeners {
 
     /// Somebody knocks.
     pub fn handle_ready(&mut self, index: usize) {
-        if let Some(listener) = self.listeners.get_mut(index) {
+        if let Some(listener) = self.listeners.iter_mut().find(|listener| listener.index == index) {
             listener.is_ready = true;
         }
     }
@@ -88,14 +90,15 @@ impl Listeners {
                 if listener.door == Door::Inbox && !gateway.can_admit_worker() {
                     break;
                 }
-                let is_full = listener.door == Door::Clients && !gateway.can_admit();
-                if is_full && !self.is_full {
-                    gateway.stats().accept_pauses += 1;
-                    warn!(target: "gateway", "accepting pauses why=\"too many connections\"");
-                }
-                self.is_full = is_full;
-                if is_full {
-                    return;
+                if listener.door == Door::Clients {
+                    let was_full = std::mem::replace(&mut self.is_full, !gateway.can_admit());
+                    if self.is_full && !was_full {
+                        gateway.stats().accept_pauses += 1;
+                        warn!(target: "gateway", "accepting pauses why=\"too many connections\"");
+                    }
+                    if self.is_full {
+                        break; // workers may still come
+                    }
                 }
                 match listener.socket.accept() {
                     Ok((stream, client)) => {
