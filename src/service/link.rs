@@ -557,6 +557,9 @@ impl Link {
         if connection.written == connection.output.len() {
             connection.output = Vec::new();
             connection.written = 0;
+        } else if connection.written >= OUTPUT_MAX {
+            // While Redis is the slower one there is always more: what is out must not pile up in front of it.
+            connection.output.drain(..std::mem::take(&mut connection.written));
         }
     }
 
@@ -1666,6 +1669,13 @@ mod tests {
         let packed = world.link.hand.output.len();
         assert!(packed > OUTPUT_MAX && packed < 2 * OUTPUT_MAX + BATCH_BYTES_MAX, "{packed}");
         assert!(world.link.jobs.len() < before);
+        // Nor is what it has taken held, when it never takes all.
+        for _ in 0..100 {
+            (0..8).for_each(|_| world.keep(1, &large[..1 << 16]));
+            let waiting = world.link.poll_output(Line::Hand, world.now).len();
+            world.link.handle_written(Line::Hand, waiting - 1000);
+        }
+        assert!(world.link.hand.output.len() < 3 * OUTPUT_MAX, "{}", world.link.hand.output.len());
     }
 
     #[test]

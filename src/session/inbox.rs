@@ -91,7 +91,11 @@ impl Inbox {
         while self.sent < self.answers.len() {
             match downstream.write(&self.answers[self.sent..]) {
                 Ok(Io::Moved(n)) => self.sent += n,
-                Ok(_) => return Ok(self.answers.len() - self.sent < ANSWERS_BYTES_MAX && !self.is_quitting),
+                Ok(_) => {
+                    // What is out goes at once, or a worker that always leaves a few answers unread would make this grow for ever.
+                    self.answers.drain(..std::mem::take(&mut self.sent));
+                    return Ok(self.answers.len() < ANSWERS_BYTES_MAX && !self.is_quitting);
+                }
                 Err(_) => return Err(()),
             }
         }
