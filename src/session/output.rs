@@ -345,7 +345,7 @@ impl Output {
             }
             return true;
         }
-        let Some(result) = self.results.pop_front() else { return false };
+        let Some(result) = self.results.pop_front() else { return self.rest(who, cx) };
         self.active_at = cx.now;
         if self.stage == Stage::Waiting {
             cx.results.stage(cx.now, self.task.uuid(), Stage::Waiting, Stage::Sending);
@@ -391,13 +391,24 @@ impl Output {
         if is_final {
             let end = if is_failure { End::Failed } else { End::Completed };
             self.results.clear();
-            return self.leave(CloseReason::Delivered, Some(end), who, cx);
+            self.leave(CloseReason::Delivered, Some(end), who, cx);
         }
+    }
+
+    /// All that came for it is out: it waits again, unless the wait would be in vain. True: it leaves.
+    fn rest(&mut self, who: &Identity, cx: &mut Context) -> bool {
+        if self.stage == Stage::Waiting {
+            return false;
+        }
+        cx.results.stage(cx.now, self.task.uuid(), Stage::Sending, Stage::Waiting);
+        self.stage = Stage::Waiting;
         self.due_at = cx.after(cx.settings.output.timeout);
-        if self.results.is_empty() {
-            cx.results.stage(cx.now, self.task.uuid(), Stage::Sending, Stage::Waiting);
-            self.stage = Stage::Waiting;
+        if cx.is_draining {
+            self.leave(CloseReason::Draining, None, who, cx);
+        } else if cx.results.is_lost() {
+            self.leave_with_error(message::REDIS_AWAY, CloseReason::RedisAway, None, who, cx);
         }
+        self.leaving.is_some()
     }
 
     fn push_text(&mut self, text: &str, who: &Identity) {
