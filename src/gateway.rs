@@ -31,7 +31,7 @@ const REFUSALS_MAX: usize = 100;
 /// Workers that are connected to the embedded inbox at once.
 const WORKERS_MAX: usize = 1000;
 
-/// What is left for last frames to leave when the drain time is over.
+/// What is left for last frames to leave when the drain time is over, and for Redis to keep the last results.
 const LAST_CALL: Duration = Duration::from_millis(500);
 
 /// How the gateway behaves.
@@ -328,6 +328,7 @@ impl Gateway {
         info!(target: "gateway", "draining connections={} timeout={timeout}", self.sessions.len());
         self.lifecycle = Lifecycle::Draining { until };
         self.cx.is_draining = true;
+        self.cx.results.finish(self.cx.now);
         self.drain_sessions(false);
         self.check_drain();
     }
@@ -421,7 +422,11 @@ impl Gateway {
         match self.lifecycle {
             Lifecycle::Serving | Lifecycle::Stopped => {}
             // Workers do not keep it: they would never leave.
-            _ if self.sessions.len() == self.closed.len() + self.workers => self.stop(),
+            _ if self.sessions.len() == self.closed.len() + self.workers && self.cx.results.is_at_rest() => self.stop(),
+            // Redis is given what was heard, within a last call's time, for the next gateway to deliver.
+            Lifecycle::Draining { .. } if self.sessions.len() == self.closed.len() + self.workers => {
+                self.lifecycle = Lifecycle::LastCall { until: self.cx.now + LAST_CALL };
+            }
             Lifecycle::Draining { until } if is_due(until) => {
                 info!(target: "gateway", "drain time is over connections={}", self.sessions.len());
                 self.lifecycle = Lifecycle::LastCall { until: self.cx.now + LAST_CALL };

@@ -161,6 +161,7 @@ impl Reactor {
         }
         if is_signalled {
             self.handle_signals();
+            self.redis.flush(self.gateway.results(), now);
         }
         self.gateway.reap();
         self.gateway.stats().log_lines_lost = (self.hooks.log_lines_lost)();

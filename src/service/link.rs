@@ -407,6 +407,13 @@ impl Link {
         }
     }
 
+    /// Makes sure that [`Link::is_idle`] comes after everything that was published before now has been heard.
+    pub fn catch_up(&mut self, now: Instant) {
+        if self.ear.is_up() {
+            self.ear.ask(now, Expected::Any, &[b"PING"]);
+        }
+    }
+
     /// Everything that was to be kept or asked is answered. A gateway that stops waits for this, shortly.
     pub fn is_idle(&self) -> bool {
         self.jobs.is_empty() && LINES.iter().all(|line| self.connection(*line).expected.is_empty())

@@ -158,6 +158,18 @@ impl<K: Copy + Eq + Hash> Results<K> {
         self.link.as_ref().is_none_or(Link::is_up)
     }
 
+    /// The gateway is about to stop: what was published up to now is still to be heard and kept.
+    pub fn finish(&mut self, now: Instant) {
+        if let Some(link) = &mut self.link {
+            link.catch_up(now);
+        }
+    }
+
+    /// Nothing is on its way to Redis or from there, or it cannot be.
+    pub fn is_at_rest(&self) -> bool {
+        self.link.as_ref().is_none_or(|link| !link.is_up() || link.is_idle())
+    }
+
     /// Redis has been away for longer than its grace.
     pub fn is_lost(&self) -> bool {
         self.link.as_ref().is_some_and(Link::is_lost)
