@@ -13,7 +13,7 @@ use crate::proto::http::Reply;
 use crate::proto::message::{self, TaskId};
 use crate::service::limits::{self, Limits};
 use crate::service::link::{self, Link};
-use crate::service::report::{self, BackendView, ConnectionView, RedisView, RouteView, Snapshot};
+use crate::service::report::{self, BackendView, ConnectionView, RedisView, ResultsView, RouteView, Snapshot};
 use crate::service::results::{Notice, Results};
 use crate::service::route::{Endpoint, RouteSettings, RouteTarget, Routes, Target};
 use crate::service::stats::{BothWays, Stats};
@@ -496,7 +496,16 @@ impl Gateway {
             (true, false) if self.cx.results.is_up() => RedisView::Connected,
             (true, false) => RedisView::Disconnected,
         };
+        let tasks = cx.results.tasks();
+        snapshot.results = ResultsView {
+            waiting: 0,
+            retained: tasks.retained() as u64,
+            retained_bytes: tasks.retained_bytes() as u64,
+        };
         for (_, session) in &self.sessions {
+            if matches!(session.phase(), Phase::Output(output) if output.is_waiting()) {
+                snapshot.results.waiting += 1;
+            }
             let Some(traffic) = session.traffic() else { continue };
             snapshot.add_live(session.who().route_name(), traffic);
             if snapshot.connections.len() < connections_max {

@@ -24,8 +24,14 @@ pub const PAGE_CONNECTIONS_MAX: usize = 100;
 /// The media type of Prometheus' text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The page is whole in itself and runs nothing; this holds a browser to it, whatever a value may smuggle in.
+/// The page is whole in itself; this holds a browser to it, whatever a value may smuggle in. What is added where the page has
+/// the form to talk: its one script, known by its hash, WebSockets of this gateway, and the sounds that came over them.
 const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+const TALK_POLICY: &str =
+    "script-src 'sha256-0tmjuINX7qx8IOtO6fcHnbRIp29xCc/LRcBhXg/XK+0='; connect-src 'self'; media-src blob:";
+
+/// The client that `docs/protocol.md` shows, and the form that uses it.
+const TALK_SCRIPT: &str = include_str!("talk.js");
 
 /// The gateway at one moment.
 #[derive(Debug)]
@@ -41,6 +47,7 @@ pub struct Snapshot<'a> {
     pub redis: RedisView,
     /// Whether a route serves results, so that the gateway is no use without Redis.
     pub results_wanted: bool,
+    pub results: ResultsView,
     pub stats: &'a Stats,
     live: BTreeMap<&'a str, Live>,
 }
@@ -61,6 +68,17 @@ pub enum RedisView {
     Embedded,
     /// No route serves results.
     Disabled,
+}
+
+/// Who waits for results, and which are kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ResultsView {
+    /// Clients that wait; those that are being sent one do not.
+    pub waiting: u64,
+    /// Results that are kept in memory.
+    pub retained: u64,
+    /// Bytes of memory that they take.
+    pub retained_bytes: u64,
 }
 
 /// One route.
@@ -117,6 +135,7 @@ impl<'a> Snapshot<'a> {
             connections: Vec::new(),
             redis: RedisView::Disabled,
             results_wanted: false,
+            results: ResultsView::default(),
             stats,
             live: BTreeMap::new(),
         }
@@ -287,6 +306,10 @@ pub fn metrics(snapshot: &Snapshot) -> Reply {
     route_metrics(snapshot, &mut out);
     backend_metrics(snapshot, &mut out);
 
+    if snapshot.results_wanted {
+        result_metrics(snapshot, &mut out);
+    }
+
     out.counter("pings_sent_total", "Pings sent to silent sides.").plain(stats.pings_sent);
     out.counter("pongs_swallowed_total", "Answers to the gateway's own pings, which are not relayed.")
         .plain(stats.pongs_swallowed);
@@ -303,6 +326,7 @@ pub fn page(snapshot: &Snapshot) -> Reply {
         Lifecycle::Serving if snapshot.is_degraded() => ("Degraded", "bad"),
         Lifecycle::Serving => ("Serving", "good"),
     };
+    let can_talk = can_talk(snapshot);
     let body = fill(include_str!("page.html"), |name, out| match name {
         "title" => out.push_str(&format!("{state} · aivtuber-gateway")),
         "state" => out.push_str(state),
@@ -310,9 +334,25 @@ pub fn page(snapshot: &Snapshot) -> Reply {
         "figures" => push_figures(out, snapshot),
         "routes" => snapshot.routes.iter().for_each(|route| push_route(out, route, snapshot)),
         "connections" => push_connections(out, snapshot),
+        "talk" if can_talk => {
+            out.push_str(include_str!("talk.html"));
+            put(out, format_args!("<script>{TALK_SCRIPT}</script>\n"));
+        }
+        "talk" => {}
         _ => unreachable!("page.html asks for {name}"),
     });
-    uncached(Reply::html(200, body)).with("Content-Security-Policy", PAGE_POLICY)
+    let policy = if can_talk { format!("{PAGE_POLICY}; {TALK_POLICY}") } else { PAGE_POLICY.to_owned() };
+    uncached(Reply::html(200, body)).with("Content-Security-Policy", policy)
+}
+
+/// Both paths that the form to talk needs have a route.
+fn can_talk(snapshot: &Snapshot) -> bool {
+    let has = |fits: fn(&str) -> bool| snapshot.routes.iter().any(|route| fits(&route.path));
+    has(|path| path == "/ws/input")
+        && has(|path| {
+            let name = path.strip_prefix("/ws/output/{").and_then(|rest| rest.strip_suffix('}'));
+            name.is_some_and(|name| !name.contains('/'))
+        })
 }
 
 fn json(body: &impl Serialize) -> Reply {
@@ -397,6 +437,18 @@ fn backend_metrics(snapshot: &Snapshot, out: &mut Exposition) {
     }
 }
 
+fn result_metrics(snapshot: &Snapshot, out: &mut Exposition) {
+    let (stats, results) = (snapshot.stats, snapshot.results);
+    out.gauge("results_waiting_clients", "Clients that wait for a result.").plain(results.waiting);
+    out.counter("results_delivered_total", "Results told to a client.").plain(stats.results_delivered);
+    out.counter("audio_bytes_total", "Bytes of audio sent to clients.").plain(stats.audio_bytes);
+    out.gauge("results_retained", "Results kept in memory.").plain(results.retained);
+    out.gauge("results_retained_bytes", "Memory that kept results take.").plain(results.retained_bytes);
+    out.counter("results_evicted_total", "Kept results let go before their time, for lack of room.")
+        .plain(stats.results_evicted);
+    out.counter("redis_connects_total", "Times the connections to Redis came up.").plain(stats.redis_connects);
+}
+
 /// Text in Prometheus' exposition format 0.0.4.
 #[derive(Default)]
 struct Exposition {
@@ -470,14 +522,20 @@ fn fill(template: &str, mut push: impl FnMut(&str, &mut String)) -> String {
 
 fn push_figures(out: &mut String, snapshot: &Snapshot) {
     let refused: u64 = snapshot.stats.refused().values().sum();
-    let figures = [
-        ("WebSockets open", snapshot.active_connections().to_string()),
-        ("Connections accepted", snapshot.stats.connections_accepted.to_string()),
+    let mut figures = vec![
+        ("WebSockets", snapshot.active_connections().to_string()),
+        ("Accepted", snapshot.stats.connections_accepted.to_string()),
         ("Refused", refused.to_string()),
         ("Redis", snapshot.redis.word().to_owned()),
-        ("Up for", human_duration(snapshot.uptime)),
-        ("Version", snapshot.version.to_owned()),
     ];
+    if snapshot.results_wanted {
+        let ResultsView { waiting, retained, retained_bytes } = snapshot.results;
+        figures.push(("Clients waiting", waiting.to_string()));
+        figures.push(("Results delivered", snapshot.stats.results_delivered.to_string()));
+        figures.push(("Results kept", format!("{retained} ({})", human_bytes(retained_bytes))));
+    }
+    figures.push(("Up for", human_duration(snapshot.uptime)));
+    figures.push(("Version", snapshot.version.to_owned()));
     for (name, value) in figures {
         put(out, format_args!("\n    <div><dt>{name}</dt><dd>{}</dd></div>", Html(&value)));
     }
@@ -776,7 +834,33 @@ mod tests {
         ] {
             assert!(lines.contains(&format!("aivtuber_gateway_{line}").as_str()), "{line} in\n{}", text(&reply));
         }
-        assert!(!text(&reply).contains("redis_connected"), "without results there is no Redis to be away");
+        assert!(!text(&reply).contains("redis"), "without results there is no Redis to be away");
+        assert!(!text(&reply).contains("results"));
+    }
+
+    #[test]
+    fn metrics_tell_of_results_where_they_are_served() {
+        let mut stats = Stats::new();
+        (stats.results_delivered, stats.results_evicted) = (7, 6);
+        (stats.audio_bytes, stats.redis_connects) = (5_000, 4);
+        let mut snapshot = empty(&stats);
+        snapshot.results_wanted = true;
+        snapshot.results = ResultsView { waiting: 3, retained: 2, retained_bytes: 1024 };
+        let reply = metrics(&snapshot);
+        let lines: Vec<&str> = text(&reply).lines().collect();
+        for line in [
+            "results_waiting_clients 3",
+            "results_delivered_total 7",
+            "results_retained 2",
+            "results_retained_bytes 1024",
+            "results_evicted_total 6",
+            "audio_bytes_total 5000",
+            "redis_connects_total 4",
+            "redis_connected 1",
+        ] {
+            assert!(lines.contains(&format!("aivtuber_gateway_{line}").as_str()), "{line} in\n{}", text(&reply));
+        }
+        assert!(text(&page(&snapshot)).contains("<dt>Results kept</dt><dd>2 (1.0 KiB)</dd>"));
     }
 
     /// The rules of the text format that a scraper holds a page to.
@@ -852,6 +936,44 @@ mod tests {
         assert!(text(&page(&snapshot)).contains("failed, resting"));
         snapshot.lifecycle = Lifecycle::Draining;
         assert!(text(&page(&snapshot)).contains("Shutting down"));
+    }
+
+    #[test]
+    fn the_page_offers_to_talk_where_both_paths_lead_somewhere() {
+        let stats = Stats::new();
+        let view = |path: &str| RouteView { path: path.into(), ..relayed("any", vec![]) };
+        for (paths, can_talk) in [
+            (&["/ws/input", "/ws/output/{task_id}"][..], true),
+            (&["/ws/output/{id}", "/other", "/ws/input"], true),
+            (&[], false),
+            (&["/ws/input"], false),
+            (&["/ws/output/{task_id}"], false),
+            (&["/ws/input", "/ws/output/{a}/{b}"], false),
+            (&["/ws/input/{room}", "/ws/output/{task_id}"], false),
+        ] {
+            let mut snapshot = empty(&stats);
+            snapshot.routes = paths.iter().map(|path| view(path)).collect();
+            let reply = page(&snapshot);
+            let policy = &reply.headers.iter().find(|(name, _)| *name == "Content-Security-Policy").unwrap().1;
+            assert_eq!(text(&reply).contains("<script>"), can_talk, "{paths:?}");
+            assert_eq!(policy.contains("script-src"), can_talk, "{policy}");
+            assert!(policy.starts_with("default-src 'none'; "), "{policy}");
+        }
+    }
+
+    #[test]
+    fn the_policy_names_the_script_that_is_there() {
+        use data_encoding::BASE64;
+        use sha2::{Digest, Sha256};
+        let hash = BASE64.encode(&Sha256::digest(TALK_SCRIPT));
+        assert!(
+            TALK_POLICY.contains(&format!("'sha256-{hash}'")),
+            "talk.js has changed: TALK_POLICY needs sha256-{hash}"
+        );
+        assert!(
+            !TALK_SCRIPT.contains("</") && !TALK_SCRIPT.contains("<!--"),
+            "these would end the script, or hide its end"
+        );
     }
 
     #[test]

@@ -222,6 +222,11 @@ impl Output {
         }
     }
 
+    /// It waits for a result: none is being sent to it, and it is not about to leave.
+    pub fn is_waiting(&self) -> bool {
+        self.leaving.is_none() && self.stage == Stage::Waiting
+    }
+
     /// When something was last sent or heard.
     pub fn active_at(&self) -> Instant {
         self.active_at

@@ -254,8 +254,20 @@ class Browser(Driven):
         hello = self.greetings.get(timeout=60)
         assert hello["event"] == "ready", hello
 
-    def goto(self, url):
-        return self.order("goto", url=url)
+    def goto(self, url, **look):
+        """Opens a page of its own; `look` is what playwright's `newPage` takes, such as `colorScheme` and `viewport`."""
+        return self.order("goto", url=url, look=look)
+
+    def type(self, text):
+        """Types on the keyboard, wherever the focus is."""
+        self.order("keys", keys=[{"type": text}])
+
+    def press(self, *keys):
+        """Presses one key after the other: `Tab`, `Enter`, `Shift+Enter`."""
+        self.order("keys", keys=[{"press": key} for key in keys])
+
+    def screenshot(self, path):
+        self.order("screenshot", path=str(path))
 
     def evaluate(self, script):
         """The value of an expression in the page; a promise is waited for."""

@@ -1,4 +1,5 @@
-// Headless Chromium, driven over standard input: one JSON order a line (`goto`, `evaluate`, `close`), one JSON answer a line.
+// Headless Chromium, driven over standard input: one JSON order a line (`goto`, `evaluate`, `keys`, `screenshot`, `complaints`), one
+// JSON answer a line.
 // It only ever opens pages of this machine; the flags keep it from asking anybody else anything.
 "use strict";
 const readline = require("readline");
@@ -31,12 +32,21 @@ async function main() {
     try {
       if (order.do === "goto") {
         await page.close();
-        page = await browser.newPage();
+        page = await browser.newPage(order.look || {});
         complaints = watch(page);
         const response = await page.goto(order.url);
         answer = { status: response && response.status(), title: await page.title() };
       } else if (order.do === "evaluate") {
         answer = { value: await page.evaluate(order.script) };
+      } else if (order.do === "keys") {
+        for (const key of order.keys) {
+          if (key.press) await page.keyboard.press(key.press);
+          else await page.keyboard.type(key.type);
+        }
+        answer = { value: true };
+      } else if (order.do === "screenshot") {
+        await page.screenshot({ path: order.path, fullPage: true });
+        answer = { value: true };
       } else if (order.do === "complaints") {
         answer = { value: complaints };
       } else {
@@ -50,10 +60,13 @@ async function main() {
   await browser.close();
 }
 
-// What the page itself got wrong: uncaught errors, and requests that left this machine.
+// What the page itself got wrong: uncaught errors, what its own policy forbids, and requests that left this machine.
 function watch(page) {
   const seen = [];
   page.on("pageerror", (error) => seen.push("error: " + error.message));
+  page.on("console", (message) => {
+    if (/Content Security Policy/i.test(message.text())) seen.push("policy: " + message.text());
+  });
   page.on("request", (request) => {
     const host = new URL(request.url()).hostname;
     if (!["127.0.0.1", "localhost", ""].includes(host)) seen.push("foreign request: " + request.url());

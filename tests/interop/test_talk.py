@@ -1,0 +1,331 @@
+"""The status page's form "type, send, see the answer, hear it", in headless Chromium, and what the page does when things go wrong.
+
+The first command of the README starts what most of these tests open. The page is driven by its keyboard alone; what it says is read
+from the page as a person would.
+"""
+
+import json
+import re
+import signal
+import threading
+
+import pytest
+
+from gatewaylab.cut import CuttingProxy
+from gatewaylab.gateway import BINARY, LISTENING, clean_env, route
+from gatewaylab.process import Process
+from gatewaylab.wire import TEXT, closed_port
+
+LIGHT = {"colorScheme": "light", "viewport": {"width": 1280, "height": 900}}
+DARK = {"colorScheme": "dark", "viewport": {"width": 1280, "height": 900}}
+NARROW = {"colorScheme": "dark", "viewport": {"width": 360, "height": 740}}
+
+# The status line of the form once it matches, and the sounds the page has decoded by then.
+SAYS = """
+(pattern) => new Promise((done) => {
+  const state = document.getElementById("talk-state");
+  const look = () => {
+    if (!new RegExp(pattern).test(state.textContent)) return;
+    watch.disconnect();
+    done(state.textContent);
+  };
+  const watch = new MutationObserver(look);
+  watch.observe(state, { childList: true, characterData: true, subtree: true });
+  look();
+})
+"""
+
+# The line about a sound: it is complete once `decodeAudioData` has had its say.
+SOUND = """
+new Promise((done) => {
+  const answers = document.getElementById("talk-answers");
+  const look = () => {
+    const about = answers.querySelector(".about")?.textContent ?? "";
+    if (!/sound/.test(about)) return;
+    watch.disconnect();
+    done(about);
+  };
+  const watch = new MutationObserver(look);
+  watch.observe(answers, { childList: true, characterData: true, subtree: true });
+  look();
+})
+"""
+
+# How long the sound is that the page plays, by the player's own account.
+PLAYER = """
+new Promise((done) => {
+  const audio = document.querySelector("#talk-answers audio");
+  const tell = () => done({ seconds: audio.duration, controls: audio.controls, local: audio.src.startsWith("blob:") });
+  audio.readyState >= 1 ? tell() : audio.addEventListener("loadedmetadata", tell);
+})
+"""
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """The first command of the README, but for the port."""
+    process = Process([BINARY, "demo", "--listen", "127.0.0.1:0"], env=clean_env(), cwd=tmp_path)
+    process.port = int(process.wait_for_line(rf"gateway {LISTENING}").group(1))
+    yield process
+    print(process.text)
+    # By a signal that it can act on: it removes the sounds that it made.
+    process.signal(signal.SIGINT)
+    try:
+        process.wait()
+    finally:
+        process.kill()
+
+
+@pytest.fixture
+def talk(browser):
+    """Opens the page and says something by keyboard."""
+    yield Talk(browser)
+    browser.leave()
+
+
+class Talk:
+    def __init__(self, browser):
+        self.browser = browser
+
+    def open(self, port, **look):
+        assert self.browser.goto(f"http://127.0.0.1:{port}/", **(look or LIGHT))["status"] == 200
+
+    def say(self, text):
+        """Goes to the field with the Tab key, wherever it is on the page, types and sends."""
+        for _ in range(20):
+            if self.browser.evaluate("document.activeElement.id") == "talk-text":
+                break
+            self.browser.press("Tab")
+        else:
+            raise AssertionError("the field cannot be reached by keyboard")
+        self.browser.type(text)
+        self.browser.press("Enter")
+
+    def ends(self, pattern="^(Done|Failed|Stopped)"):
+        return self.browser.evaluate(f"({SAYS})({json.dumps(pattern)})")
+
+    @property
+    def answer(self):
+        return self.browser.evaluate("document.querySelector('#talk-answers .answer')?.textContent ?? null")
+
+    def sound(self):
+        """Seconds and KiB, as `decodeAudioData` and the player have them."""
+        about = self.browser.evaluate(SOUND)
+        found = re.match(r"(\d+\.\d) s of sound · (\d+\.\d) KiB · task [0-9a-f-]{36}$", about)
+        assert found, about
+        player = self.browser.evaluate(PLAYER)
+        assert player["controls"] and player["local"]
+        assert abs(player["seconds"] - float(found.group(1))) < 0.1
+        return float(found.group(1)), float(found.group(2))
+
+
+@pytest.mark.parametrize("look", [LIGHT, DARK, NARROW], ids=["light", "dark", "narrow"])
+def test_type_send_see_the_answer_and_hear_it(demo, talk, tmp_path, look):
+    """`demo` and a browser on its port: type, get the answer, hear it; decoded by `decodeAudioData`, and nothing complains."""
+    talk.open(demo.port, **look)
+    talk.say("Hello, gateway! <b>こんにちは</b>")
+    assert talk.ends().startswith("Done.")
+    assert "You said: “Hello, gateway! <b>こんにちは</b>”" in talk.answer
+    seconds, kibibytes = talk.sound()
+    assert 4.7 < seconds < 4.9
+    assert kibibytes > 128, "three chunks at the least"
+    assert talk.browser.complaints() == []
+    assert talk.browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out to the side"
+    picture = tmp_path / "page.png"
+    talk.browser.screenshot(picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    print(f"screenshot: {picture}")
+
+
+def test_one_thing_after_the_other(demo, talk):
+    """Two texts are two tasks, the newest answer stands first, and the focus is where the next text goes."""
+    talk.open(demo.port)
+    talk.say("first")
+    assert talk.ends().startswith("Done.")
+    talk.say("second")
+    talk.ends("^(Connecting|Sent|Taken|Audio)")
+    assert talk.ends().startswith("Done.")
+    answers = talk.browser.evaluate("[...document.querySelectorAll('#talk-answers .answer')].map((one) => one.textContent)")
+    assert ["second" in answers[0], "first" in answers[1], len(answers)] == [True, True, 2]
+    assert talk.browser.evaluate("document.activeElement.id") == "talk-text"
+
+
+def test_shift_enter_is_a_new_line_and_nothing_is_not_sent(demo, talk):
+    """Only Enter sends, and only if there is something to send."""
+    talk.open(demo.port)
+    talk.say("")
+    talk.say("one")
+    talk.ends("^Done")
+    talk.browser.evaluate("document.getElementById('talk-text').value = ''")
+    talk.browser.type("above")
+    talk.browser.press("Shift+Enter")
+    talk.say("below")
+    talk.ends("^(Connecting|Sent|Taken|Audio)")
+    assert talk.ends().startswith("Done.")
+    assert "“above\nbelow”" in talk.answer
+
+
+def test_the_sound_goes_on_where_it_was_cut(demo, talk):
+    """2: `?from_chunk=K` resumes - the output connection is lost in its second chunk; the page comes back for the rest of it."""
+    proxy = CuttingProxy(demo.port, "/ws/output/", after=100_000)
+    try:
+        talk.open(proxy.port)
+        talk.say("Hello again")
+        talk.ends("trying again")
+        assert talk.ends().startswith("Done.")
+        seconds, kibibytes = talk.sound()
+        assert (seconds, kibibytes) == (4.8, 225.0)
+        assert [target.partition("?")[2] for target in proxy.targets] == ["", "from_chunk=1"]
+        demo.wait_for_line(r"delivers task=\S+ audio=230444B chunks=4 from=1")
+    finally:
+        proxy.stop()
+
+
+def test_why_it_failed_can_be_read(lab, talk):
+    """The close code and the reason of a backend that is away are on the page, in words."""
+    routes = [route(backend=f"ws://127.0.0.1:{closed_port()}/ws/input"), route("output", "/ws/output/{task_id}", serve="output")]
+    gateway = lab.gateway({"route": routes, "redis": {"url": "embedded://127.0.0.1:0"}})
+    talk.open(gateway.port)
+    talk.say("anybody there?")
+    said = talk.ends()
+    assert said.startswith("Failed: backend unavailable: connection refused (close code 1011: the service behind")
+    assert talk.answer is None
+    assert talk.browser.evaluate("document.getElementById('talk-send').disabled") is False
+
+
+def test_a_page_that_may_not_connect_says_so(lab, talk):
+    """`allowed_origins` holds for the gateway's own page as for any other."""
+    routes = [route(backend="ws://127.0.0.1:9/"), route("output", "/ws/output/{task_id}", serve="output")]
+    origins = {"allowed_origins": ["https://app.example"]}
+    gateway = lab.gateway({"server": origins, "route": routes, "redis": {"url": "embedded://127.0.0.1:0"}})
+    talk.open(gateway.port)
+    talk.say("let me in")
+    assert "(close code 1008: the address of this page is not in allowed_origins)" in talk.ends()
+
+
+class Actor:
+    """Another back end that speaks the same protocol: both handlers behind the gateway, played by a test."""
+
+    TASK = "11111111-2222-4333-8444-555555555555"
+
+    def __init__(self, lab):
+        self.input, self.output = lab.backend(), lab.backend()
+        routes = [
+            route(backend=self.input.url()),
+            route("results", "/ws/output/{id}", backend=self.output.url("/ws/output/{id}")),
+        ]
+        self.gateway = lab.gateway({"route": routes})
+        self.heard = []
+
+    def play(self, scene):
+        """Takes the text, and then does what `scene` says with the output's connections."""
+        self.scene = scene
+        self.thread = threading.Thread(target=self._play, daemon=True)
+        self.thread.start()
+
+    def _play(self):
+        peer = self.input.accept_upgraded()
+        say(peer, {"type": "system", "action": "task_id_assigned", "task_id": self.TASK})
+        while True:
+            told = json.loads(peer.read_message_frame().payload)
+            if told["action"] == "upload_complete":
+                break
+            self.heard.append((told, peer.read_message_frame().payload.decode()))
+        say(peer, {"type": "system", "action": "upload_processed", "status": "queued", "task_id": self.TASK})
+        self.scene(self.output)
+
+
+def say(peer, message):
+    peer.frame(TEXT, json.dumps(message, ensure_ascii=False))
+
+
+@pytest.fixture
+def actor(lab):
+    actor = Actor(lab)
+    yield actor
+    actor.thread.join()
+
+
+def test_another_back_end_that_speaks_the_same_protocol(actor, talk):
+    """It works with any back end: relayed handlers, no audio, more fields, sentence by sentence."""
+
+    def scene(output):
+        peer = output.accept_upgraded()
+        about = {"status": "success", "task_id": Actor.TASK, "audio_present": False}
+        say(peer, {**about, "content": "One.", "final": False})
+        say(peer, {**about, "content": "<i>Two.</i>", "emotion": "<script>joy</script>"})
+        peer.close_frame(1000)
+
+    actor.play(scene)
+    talk.open(actor.gateway.port)
+    words = "x😀" * 3000
+    talk.browser.evaluate(f"document.getElementById('talk-text').value = {json.dumps(words)}")
+    talk.say("!")
+    assert talk.ends().startswith("Done.")
+    assert "".join(text for _, text in actor.heard) == words + "!"
+    assert [about for about, _ in actor.heard] == [
+        {"type": "text", "chunk_id": number, "action": "data_chunk"} for number in range(len(actor.heard))
+    ]
+    assert len(actor.heard) > 1, "a long text goes in pieces"
+    shown = talk.browser.evaluate("[...document.querySelectorAll('#talk-answers .answer')].map((one) => one.textContent)")
+    assert shown == ["One.", "<i>Two.</i>"]
+    assert "<script>joy</script>" in talk.browser.evaluate("document.querySelector('#talk-answers pre').textContent")
+    assert talk.browser.complaints() == []
+
+
+def test_a_failure_of_the_worker_is_told(actor, talk):
+    """2: `{"status":"error","error":"..."}` - in the worker's words."""
+
+    def scene(output):
+        peer = output.accept_upgraded()
+        say(peer, {"status": "error", "error": "The model is asleep", "task_id": Actor.TASK})
+        peer.close_frame(1000)
+
+    actor.play(scene)
+    talk.open(actor.gateway.port)
+    talk.say("wake up")
+    assert talk.ends().startswith("Failed: The model is asleep (close code 1000)")
+
+
+def test_an_answer_without_its_sound(actor, talk):
+    """2: a missing file: the text with `"audio_present":false`, then an error that says which."""
+
+    def scene(output):
+        peer = output.accept_upgraded()
+        say(peer, {"status": "success", "task_id": Actor.TASK, "content": "Listen!", "audio_present": False})
+        say(peer, {"status": "error", "error": "Audio file not found", "task_id": Actor.TASK})
+        peer.close_frame(1000)
+
+    actor.play(scene)
+    talk.open(actor.gateway.port)
+    talk.say("sing")
+    assert talk.ends().startswith("Failed: Audio file not found")
+    assert talk.answer == "Listen!"
+
+
+def test_stop_ends_both_connections(actor, talk):
+    """A person who does not want to wait presses Stop; the backend is told."""
+    left = threading.Event()
+
+    def scene(output):
+        peer = output.accept_upgraded()
+        peer.read_close()
+        peer.close_frame(1000)
+        left.set()
+
+    actor.play(scene)
+    talk.open(actor.gateway.port)
+    talk.say("never mind")
+    talk.ends("^Taken")
+    talk.browser.press("Tab", "Enter")
+    assert talk.ends() == "Stopped."
+    assert left.wait(10)
+    assert talk.browser.evaluate("document.activeElement.id") == "talk-text"
+
+
+def test_a_gateway_without_both_routes_offers_nothing(lab, browser):
+    """The form is there only if both of its paths lead somewhere; without it the page runs no script."""
+    gateway = lab.gateway(backend="ws://127.0.0.1:9/ws/input")
+    browser.goto(f"http://127.0.0.1:{gateway.port}/")
+    assert browser.evaluate("document.querySelector('#talk, script')") is None
+    browser.leave()
