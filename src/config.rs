@@ -212,6 +212,20 @@ impl Config {
         text
     }
 
+    /// What the first line of the log says about it: where it listens, its routes, and where results come from (`disabled` where no
+    /// route serves any), without passwords.
+    pub fn summary(&self) -> String {
+        let listed = |words: Vec<String>| if words.is_empty() { "none".to_owned() } else { words.join(",") };
+        let listen = self.reactor.listen.iter().map(ToString::to_string).collect();
+        let routes = &self.gateway.routes;
+        let redis = match routes.iter().any(|route| route.target == Target::Output) {
+            true => listed(self.gateway.link.urls.iter().map(|url| without_password(url)).collect()),
+            false => "disabled".to_owned(),
+        };
+        let routes = routes.iter().map(|route| route.name.clone()).collect();
+        format!("listen={} routes={} redis={redis}", listed(listen), listed(routes))
+    }
+
     /// Makes a newly loaded configuration one that the running gateway can take: keys that only a restart takes into use keep the
     /// value that `running` has. Gives those that would have changed, such as `server.listen`, for a warning.
     pub fn keep_until_restart(&mut self, running: &Config) -> Vec<String> {
@@ -1704,6 +1718,17 @@ mod tests {
             text.contains("# *** stands for a password that is not shown\nurl = [\"redis://u:***@h\"]\n"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn the_summary_names_listen_routes_and_redis_without_its_password() {
+        assert_eq!(Config::default().summary(), "listen=0.0.0.0:8000 routes=input,output redis=redis://localhost:6379");
+        let urls = r#"["redis://u:secret@h", "unix:///r.sock"]"#;
+        let text = format!("[server]\nlisten = [\"127.0.0.1:1\", \"[::1]:2\"]\n[redis]\nurl = {urls}");
+        let summary = parsed(&text).summary();
+        assert_eq!(summary, "listen=127.0.0.1:1,[::1]:2 routes=input,output redis=redis://u:***@h,unix:///r.sock");
+        let relay = parsed("[[route]]\nname = \"a\"\npath = \"/a\"\nbackend = \"ws://b/\"");
+        assert!(relay.summary().ends_with("routes=a redis=disabled"), "{}", relay.summary());
     }
 
     #[test]

@@ -175,12 +175,12 @@ pub fn welcome(gateway: SocketAddr) -> String {
         "\n\
          The demo is running: the gateway, and a stand-in for the AI behind {PATH}.\n\
          \n\
-         \x20 open   http://{at}/                what the gateway does right now\n\
+         \x20 open   http://{at}/                type something, see the answer and hear it\n\
          \x20 ask    curl http://{at}/health\n\
          \x20 try    python3 -m websockets ws://{at}{PATH}\n\
          \x20        (pip install websockets) and you are told the id of your task\n\
          \n\
-         README.md has a client of a few lines that says something. Ctrl-C ends the demo.\n\n"
+         docs/protocol.md has a client to copy and paste. Ctrl-C ends the demo.\n\n"
     )
 }
 

@@ -85,7 +85,13 @@ fn run_demo(flags: Flags, loaded: Loaded, logging: &Logging) -> Result<(), Strin
 fn run(flags: Flags, loaded: Loaded, demo: Option<Demo>, logging: &Logging) -> Result<(), String> {
     let Loaded { config, path, .. } = loaded;
     let (is_demo, demo) = (demo.is_some(), demo.map(Rc::new));
-    log::info!(target: "gateway", "starting version={} config={} demo={is_demo}", env!("CARGO_PKG_VERSION"), named(path.as_deref()));
+    log::info!(
+        target: "gateway",
+        "starting version={} config={} demo={is_demo} {}",
+        env!("CARGO_PKG_VERSION"),
+        named(path.as_deref()),
+        config.summary(),
+    );
     let hooks = Hooks {
         reload: {
             let (mut running, logging, demo) = (config.clone(), logging.clone(), demo.clone());
