@@ -122,6 +122,9 @@ impl Reactor {
             info!(target: "inbox", "listening address={address}");
         }
         log::logger().flush();
+        // The link's first dial is due, and no event will come before it that would end the first wait.
+        self.redis_has_more =
+            self.redis.turn(self.gateway.results(), &mut self.resolver, self.poll.registry(), Instant::now())?;
         while !self.gateway.is_stopped() {
             self.turn()?;
         }
