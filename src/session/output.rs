@@ -114,6 +114,7 @@ impl Output {
         let mut accept = Vec::new();
         upgrade::write_accept(handshake, &mut accept);
         cx.stats.count_upgrade(who.route_name());
+        cx.stats.count_http(101);
         let Some(task) = TaskId::read(segment) else {
             return refuse(accept, message::BAD_TASK_ID, CloseReason::BadTaskId, None, who, cx);
         };
