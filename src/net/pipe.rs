@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 /// What a pipe is asked to hold. The kernel may give less to users who have many.
-pub const PIPE_BYTES: usize = 512 * 1024;
+pub const PIPE_BYTES: usize = 1024 * 1024;
 
 /// Empty pipes kept for the next stream.
 const IDLE_PIPES_MAX: usize = 16;

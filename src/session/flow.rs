@@ -51,6 +51,8 @@ pub struct Flow {
     current: Current,
     /// The bytes take the way through a pipe: see [`stream`].
     is_streaming: bool,
+    /// How much goes into the pipe at once.
+    fill_bytes: u32,
     /// Bytes of a head that has been looked at and is still in the source's socket.
     head_left: u8,
     /// A pipe with bytes in it, for which the sink had no room.
@@ -138,6 +140,7 @@ impl Flow {
             close_code: None,
             current: Current::Control,
             is_streaming: false,
+            fill_bytes: 0,
             head_left: 0,
             pipe: None,
             backlog,
@@ -193,6 +196,17 @@ impl Flow {
         // Whatever the last read brought, a frame of ours or a FIN that it made due has not gone out.
         pumped.more = true;
         pumped
+    }
+
+    /// A pump would do nothing: nothing is held or due, and the source has nothing.
+    #[inline]
+    pub fn is_quiet(&self, source: &Conn) -> bool {
+        !(source.is_readable() && self.source == Source::Talking)
+            && self.backlog.is_empty()
+            && self.pipe.is_none()
+            && !self.is_ping_due
+            && self.goodbye.is_none()
+            && self.sink != Sink::Finishing
     }
 
     /// Takes what the source said and passes it on. Called from outside for what came along with a handshake.
@@ -512,7 +526,9 @@ impl Flow {
             // The stall begins now, whatever was heard before: until here the sink has kept up.
             pumped.sink_alive |= written < bytes.len();
         }
-        self.backlog.push(&bytes[written..]).expect("one chunk and our own frames fit an empty backlog");
+        if written < bytes.len() {
+            self.backlog.push(&bytes[written..]).expect("one chunk and our own frames fit an empty backlog");
+        }
     }
 
     /// Writes what was held back.

@@ -202,7 +202,7 @@ impl fmt::Display for Identity {
 
 /// What a session is at the moment.
 pub enum Phase {
-    Request(request::Request),
+    Request(Box<request::Request>),
     Reply(Box<reply::Reply>),
     Dial(Box<dial::Dial>),
     Relay(Box<relay::Relay>),
@@ -258,7 +258,7 @@ pub enum Admission {
 impl Session {
     /// A connection that was just accepted, and counted by [`Limits`].
     pub fn accepted(who: Identity, downstream: Conn, cx: &Context) -> Session {
-        let phase = Phase::Request(request::Request::first(cx));
+        let phase = request::Request::first(cx);
         Session { who, downstream, phase, armed: Armed::default(), is_yielded: false, admission: Admission::Client }
     }
 

@@ -96,8 +96,14 @@ impl Relay {
             }
             self.wake_at = self.next_deadline(cx);
         }
-        let up = self.up.pump(downstream, &mut self.upstream, who, cx);
-        let down = self.down.pump(&mut self.upstream, downstream, who, cx);
+        let mut up = Pumped::default();
+        let mut down = Pumped::default();
+        if !self.up.is_quiet(downstream) {
+            up = self.up.pump(downstream, &mut self.upstream, who, cx);
+        }
+        if !self.down.is_quiet(&self.upstream) {
+            down = self.down.pump(&mut self.upstream, downstream, who, cx);
+        }
         if up.message || down.message {
             self.message_at = cx.now;
         }

@@ -80,9 +80,9 @@ impl Reply {
         match self.then {
             // One answer a turn, however many questions stand in a row.
             Then::NextRequest { rest } if !rest.is_empty() || downstream.is_readable() => {
-                Step::Yield(Phase::Request(Request::following(rest, cx)))
+                Step::Yield(Request::following(rest, cx))
             }
-            Then::NextRequest { rest } => Step::Next(Phase::Request(Request::following(rest, cx))),
+            Then::NextRequest { rest } => Step::Next(Request::following(rest, cx)),
             Then::Close(reason) => Step::Next(Linger::phase(Vec::new(), reason, cx)),
         }
     }

@@ -37,20 +37,21 @@ enum State {
 
 impl Request {
     /// The first request of a connection.
-    pub fn first(cx: &Context) -> Request {
-        Request { held: Vec::new(), deadline: cx.after(cx.settings.header_timeout), state: State::Due }
+    pub fn first(cx: &Context) -> Phase {
+        let deadline = cx.after(cx.settings.header_timeout);
+        Phase::Request(Box::new(Request { held: Vec::new(), deadline, state: State::Due }))
     }
 
     /// The next one, of which `held` has come already.
-    pub fn following(held: Vec<u8>, cx: &Context) -> Request {
+    pub fn following(held: Vec<u8>, cx: &Context) -> Phase {
         let (state, timeout) = match held.is_empty() {
             true => (State::Idle, cx.settings.keep_alive),
             false => (State::Pipelined, cx.settings.header_timeout),
         };
-        Request { held, deadline: cx.after(timeout), state }
+        Phase::Request(Box::new(Request { held, deadline: cx.after(timeout), state }))
     }
 
-    pub(super) fn step(mut self, downstream: &mut Conn, who: &mut Identity, cx: &mut Context) -> Step {
+    pub(super) fn step(mut self: Box<Self>, downstream: &mut Conn, who: &mut Identity, cx: &mut Context) -> Step {
         if self.state == State::Draining {
             return Step::Next(Phase::Closed(CloseReason::Draining));
         }

@@ -7,6 +7,7 @@
 //! boundary, and so does a source that brings less than a read would: then the copy is cheaper than the calls.
 
 use super::{Current, Flow, Pumped, Sink};
+use crate::net::pipe::PIPE_BYTES;
 use crate::net::{Conn, Io, Pipe};
 use crate::proto::ws::FrameHead;
 use crate::session::{Context, Identity};
@@ -18,8 +19,10 @@ const SPLICE_BYTES_MIN: usize = 16 * 1024;
 /// A frame with less payload ends the stream.
 const PAYLOAD_BYTES_MIN: u64 = 16 * 1024;
 
-/// What the pipe takes before it is emptied.
-const FILL_BYTES: usize = 256 * 1024;
+/// What the pipe takes before it is emptied: the more, the cheaper the byte. It grows while the sink takes all of it, so
+/// that a sink which then stalls leaves little behind in the kernel.
+const FILL_BYTES_MIN: u32 = 128 * 1024;
+const FILL_BYTES_MAX: u32 = PIPE_BYTES as u32;
 
 /// Bytes in one step; then the others have their turn.
 const BYTES_PER_STEP: usize = 1024 * 1024;
@@ -57,6 +60,7 @@ impl Flow {
             && is_plain
             && source.can_splice()
             && sink.can_splice();
+        self.fill_bytes = FILL_BYTES_MIN;
     }
 
     /// Moves what can be moved through a pipe.
@@ -84,6 +88,7 @@ impl Flow {
                     Ok(_) => {
                         // The stall begins now, whatever was heard before: until here the sink has kept up.
                         pumped.sink_alive |= !was_blocked;
+                        self.fill_bytes = FILL_BYTES_MIN;
                         if let Filled::Ended = filled {
                             self.end_source(self.vanished(), pumped);
                         }
@@ -96,6 +101,7 @@ impl Flow {
                     }
                 }
             }
+            self.fill_bytes = (2 * self.fill_bytes).min(FILL_BYTES_MAX);
             match filled {
                 Filled::Enough if moved < BYTES_PER_STEP => {}
                 Filled::Enough => break Streamed::Yields,
@@ -124,7 +130,8 @@ impl Flow {
         cx: &mut Context,
         pumped: &mut Pumped,
     ) -> Filled {
-        while pipe.held() < FILL_BYTES {
+        let fill_bytes = self.fill_bytes as usize;
+        while pipe.held() < fill_bytes {
             if self.frames.payload_left() == 0 {
                 match self.peek_frame(source, who, cx, pumped) {
                     Ok(true) => {}
@@ -134,7 +141,7 @@ impl Flow {
                 }
             }
             let left = self.frames.payload_left() + u64::from(self.head_left);
-            let most = left.min((FILL_BYTES - pipe.held()) as u64) as usize;
+            let most = left.min((fill_bytes - pipe.held()) as u64) as usize;
             let was_empty = pipe.held() == 0;
             match source.splice_into(pipe, most) {
                 Ok(Io::Moved(n)) => {
