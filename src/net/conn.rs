@@ -120,9 +120,10 @@ impl Conn {
         self.transport.can_splice()
     }
 
-    /// Reads into `buf` without taking. Fewer bytes than there is room for prove nothing: the rest is still to be read.
-    pub fn peek(&mut self, buf: &mut [u8]) -> io::Result<Io> {
-        self.when_readable(|transport| transport.peek(buf), true)
+    /// Reads into `buf`, from the byte at `offset` on, without taking. Fewer bytes than there is room for prove nothing, and
+    /// neither does `Blocked` behind an offset: what is before it is still to be read.
+    pub fn peek(&mut self, offset: u32, buf: &mut [u8]) -> io::Result<Io> {
+        self.when_readable(|transport| transport.peek(offset, buf), offset == 0)
     }
 
     /// Moves at most `most` bytes into `pipe`. `Blocked` while the pipe holds bytes may also mean that it is full.

@@ -6,6 +6,7 @@
 pub mod audio;
 pub mod conn;
 pub mod pipe;
+mod sys;
 pub mod tcp;
 pub mod token;
 
@@ -49,8 +50,9 @@ pub trait Transport: Read + Write {
         false
     }
 
-    /// Reads without taking.
-    fn peek(&mut self, _: &mut [u8]) -> io::Result<usize> {
+    /// Reads from the byte at `offset` on, counted from the next one, without taking. `WouldBlock`: it has not come, or the
+    /// transport can only look at offset 0.
+    fn peek(&mut self, _offset: u32, _: &mut [u8]) -> io::Result<usize> {
         Err(ErrorKind::Unsupported.into())
     }
 

@@ -1,18 +1,18 @@
 //! The real network: TCP through `mio`.
 
-use super::{AudioFile, Network, Pipe, Source, Transport};
+use super::{AudioFile, Network, Pipe, Source, Transport, sys};
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry};
 use rustix::net::SendFlags;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::path::Path;
 
 /// How many bytes the kernel keeps unsent for one socket before it says "full".
 ///
 /// A slow reader then costs about 0.3 MB of kernel memory a relayed pair instead of 4 MB, at the same speed.
-const UNSENT_BYTES_MAX: u32 = 128 * 1024;
+const UNSENT_BYTES_MAX: u32 = 512 * 1024;
 
 /// Connections waiting to be accepted.
 const BACKLOG: i32 = 4096;
@@ -69,7 +69,10 @@ impl Transport for Tcp {
         true
     }
 
-    fn peek(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+    fn peek(&mut self, offset: u32, buf: &mut [u8]) -> io::Result<usize> {
+        if !sys::set_peek_offset(&self.0, offset) && offset > 0 {
+            return Err(ErrorKind::WouldBlock.into());
+        }
         self.0.peek(buf)
     }
 

@@ -217,6 +217,12 @@ impl FrameScanner {
         self.payload_left -= n;
     }
 
+    /// Says that a whole frame, head and all, follows what is left of the current one: it will go past without being shown,
+    /// and what is left is the rest of both.
+    pub const fn pass_frame(&mut self, head: &FrameHead, head_bytes: usize) {
+        self.payload_left = self.payload_left.saturating_add(head_bytes as u64).saturating_add(head.payload);
+    }
+
     /// Bytes of the current frame's payload that are still to come; 0 between frames and within a head.
     #[inline]
     pub const fn payload_left(&self) -> u64 {

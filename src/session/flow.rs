@@ -53,8 +53,6 @@ pub struct Flow {
     is_streaming: bool,
     /// How much goes into the pipe at once.
     fill_bytes: u32,
-    /// Bytes of a head that has been looked at and is still in the source's socket.
-    head_left: u8,
     /// A pipe with bytes in it, for which the sink had no room.
     pipe: Option<Pipe>,
     backlog: Buf,
@@ -141,7 +139,6 @@ impl Flow {
             current: Current::Control,
             is_streaming: false,
             fill_bytes: 0,
-            head_left: 0,
             pipe: None,
             backlog,
             frames: FrameScanner::new(),

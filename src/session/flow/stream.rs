@@ -39,6 +39,16 @@ enum Filled {
     Ended,
 }
 
+/// What stands behind the bytes that belong to the stream.
+enum Seen {
+    /// More of it.
+    Enough,
+    /// Nothing yet.
+    Nothing,
+    /// A frame that is not of the stream, or a head that is cut.
+    Other,
+}
+
 /// How a step of the stream ended.
 pub(super) enum Streamed {
     /// Nothing can be moved now.
@@ -88,7 +98,7 @@ impl Flow {
                     Ok(_) => {
                         // The stall begins now, whatever was heard before: until here the sink has kept up.
                         pumped.sink_alive |= !was_blocked;
-                        self.fill_bytes = FILL_BYTES_MIN;
+                        self.fill_bytes = (self.fill_bytes / 2).max(FILL_BYTES_MIN);
                         if let Filled::Ended = filled {
                             self.end_source(self.vanished(), pumped);
                         }
@@ -132,23 +142,27 @@ impl Flow {
     ) -> Filled {
         let fill_bytes = self.fill_bytes as usize;
         while pipe.held() < fill_bytes {
-            if self.frames.payload_left() == 0 {
-                match self.peek_frame(source, who, cx, pumped) {
-                    Ok(true) => {}
-                    Ok(false) if source.is_readable() => return Filled::Over,
-                    Ok(false) => return Filled::Dry,
-                    Err(_) => return Filled::Ended,
-                }
+            let room = (fill_bytes - pipe.held()) as u64;
+            let seen = match self.look_ahead(room, source, who, cx, pumped) {
+                Ok(seen) => seen,
+                Err(_) => return Filled::Ended,
+            };
+            let most = self.frames.payload_left().min(room) as usize;
+            if most == 0 {
+                return match seen {
+                    Seen::Other => Filled::Over,
+                    Seen::Enough | Seen::Nothing => Filled::Dry,
+                };
             }
-            let left = self.frames.payload_left() + u64::from(self.head_left);
-            let most = left.min((fill_bytes - pipe.held()) as u64) as usize;
             let was_empty = pipe.held() == 0;
             match source.splice_into(pipe, most) {
                 Ok(Io::Moved(n)) => {
-                    self.note_spliced(n, cx, pumped);
+                    self.frames.skip(n as u64);
+                    self.traffic.bytes += n as u64;
+                    self.heard_at = cx.now;
+                    pumped.message |= matches!(self.current, Current::Data);
                     if n < most && n < SPLICE_BYTES_MIN {
-                        // A head of which a part has gone cannot be read again.
-                        return if self.head_left == 0 { Filled::Over } else { Filled::Enough };
+                        return Filled::Over;
                     }
                 }
                 Ok(Io::Blocked) if was_empty => return Filled::Dry,
@@ -159,33 +173,33 @@ impl Flow {
         Filled::Enough
     }
 
-    /// Looks at the next head, which stays in the socket. True: its frame belongs to the stream, and has begun.
-    fn peek_frame(
+    /// Looks at the heads that stand among the next `room` bytes, which stay in the socket. Frames of the stream begin here,
+    /// before they have come whole: from here on their heads and payloads are one run of bytes that nobody looks at.
+    fn look_ahead(
         &mut self,
+        room: u64,
         source: &mut Conn,
         who: &Identity,
         cx: &mut Context,
         pumped: &mut Pumped,
-    ) -> io::Result<bool> {
-        let mut bytes = [0; FrameHead::BYTES_MAX];
-        let Io::Moved(n) = source.peek(&mut bytes)? else { return Ok(false) };
-        let Some((head, length)) = FrameHead::parse(&bytes[..n]) else { return Ok(false) };
-        if head.is_control() || head.payload < PAYLOAD_BYTES_MIN || self.has_own() || self.too_big(&head, cx).is_some()
-        {
-            return Ok(false);
+    ) -> io::Result<Seen> {
+        while self.frames.payload_left() < room {
+            let mut bytes = [0; FrameHead::BYTES_MAX];
+            let offset = self.frames.payload_left() as u32;
+            let Io::Moved(n) = source.peek(offset, &mut bytes)? else { return Ok(Seen::Nothing) };
+            let Some((head, length)) = FrameHead::parse(&bytes[..n]) else {
+                return Ok(if offset == 0 { Seen::Other } else { Seen::Nothing });
+            };
+            if head.is_control()
+                || head.payload < PAYLOAD_BYTES_MIN
+                || self.has_own()
+                || self.too_big(&head, cx).is_some()
+            {
+                return Ok(Seen::Other);
+            }
+            self.frames.pass_frame(&head, length);
+            self.begin_frame(&head, who, cx, pumped);
         }
-        self.frames.advance(&bytes[..length]);
-        self.head_left = length as u8;
-        self.begin_frame(&head, who, cx, pumped);
-        Ok(true)
-    }
-
-    fn note_spliced(&mut self, n: usize, cx: &Context, pumped: &mut Pumped) {
-        let of_head = n.min(self.head_left as usize);
-        self.head_left -= of_head as u8;
-        self.frames.skip((n - of_head) as u64);
-        self.traffic.bytes += n as u64;
-        self.heard_at = cx.now;
-        pumped.message |= matches!(self.current, Current::Data);
+        Ok(Seen::Enough)
     }
 }
