@@ -72,6 +72,8 @@ pub struct Nature {
     pub moods: bool,
     /// Bytes can pass through pipes.
     pub splices: bool,
+    /// Unread bytes can be looked at from any place on.
+    pub peeks_ahead: bool,
 }
 
 /// All connections and what is going to happen.
@@ -732,8 +734,21 @@ impl Transport for Near {
         self.kernel.borrow().nature.splices
     }
 
-    fn peek(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.kernel.borrow_mut().read(self.link, buf, false)
+    fn peek(&mut self, offset: u32, buf: &mut [u8]) -> io::Result<usize> {
+        let kernel = &mut *self.kernel.borrow_mut();
+        if offset > 0 && !kernel.nature.peeks_ahead {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        let offset = offset as usize;
+        let mut all = vec![0; offset + buf.len()];
+        match kernel.read(self.link, &mut all, false)?.checked_sub(offset) {
+            None | Some(0) if offset > 0 => Err(ErrorKind::WouldBlock.into()),
+            None => unreachable!("nothing is less than nothing"),
+            Some(n) => {
+                buf[..n].copy_from_slice(&all[offset..offset + n]);
+                Ok(n)
+            }
+        }
     }
 
     fn splice_into(&mut self, pipe: &mut Pipe, most: usize) -> io::Result<usize> {

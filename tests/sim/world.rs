@@ -108,6 +108,7 @@ impl World {
             cuts: chance.u8(..4) > 0,
             moods: chance.bool(),
             splices,
+            peeks_ahead: chance.bool(),
         };
         let kernel = Kernel::new(seed, nature);
         if is_traced {
