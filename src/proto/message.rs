@@ -115,6 +115,15 @@ impl TaskResult {
         self.is_final
     }
 
+    /// Memory that it takes, roughly.
+    pub fn bytes(&self) -> usize {
+        let words = match &self.kind {
+            Kind::Answer { content, .. } => content.len(),
+            Kind::Failure { error } => error.len(),
+        };
+        size_of::<Self>() + words + self.extras.len()
+    }
+
     /// Whether the worker reported a failure, or the result was malformed.
     pub fn is_failure(&self) -> bool {
         matches!(self.kind, Kind::Failure { .. })

@@ -197,6 +197,11 @@ impl Tasks {
         self.settings = settings;
     }
 
+    /// Bytes of memory for kept results, in all.
+    pub fn max_retained(&self) -> usize {
+        self.settings.max_retained
+    }
+
     /// A publication was heard. Whoever waits gets it through [`Tasks::results`]; call [`Tasks::trim`] afterwards.
     pub fn handle_heard(&mut self, now: Instant, task: Uuid, ear: Ear, payload: Rc<[u8]>) -> Heard {
         let hash = xxh3_64(&payload);

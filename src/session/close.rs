@@ -28,6 +28,8 @@ pub enum CloseReason {
     ClientMessageTooBig,
     BackendMessageTooBig,
     IdleTimeout,
+    /// Too many results wait for it to read them.
+    ClientTooSlow,
     /// The final result has been delivered.
     Delivered,
     /// The task id is no UUID, or `from_chunk` no number.
@@ -70,6 +72,7 @@ impl CloseReason {
             ClientMessageTooBig => "client_message_too_big",
             BackendMessageTooBig => "backend_message_too_big",
             IdleTimeout => "idle_timeout",
+            ClientTooSlow => "client_too_slow",
             Delivered => "delivered",
             BadTaskId => "bad_task_id",
             TaskTimeout => "task_timeout",
@@ -96,7 +99,7 @@ impl CloseReason {
             (OriginNotAllowed, _) => 1008,
             (BackendUnavailable | BackendVanished | BackendSilent | BackendClosed | AudioLost, _) => 1011,
             (Draining | Stopped, _) => 1012,
-            (BackendOverloaded | Refused | RedisAway, _) => 1013,
+            (BackendOverloaded | Refused | RedisAway | ClientTooSlow, _) => 1013,
             (BadTaskId, _) => 4004,
             (TaskTimeout, _) => 4008,
         }
@@ -119,6 +122,7 @@ impl CloseReason {
             ClientSilent => "client not responding",
             ClientMessageTooBig | BackendMessageTooBig => "message too big",
             IdleTimeout => "idle timeout",
+            ClientTooSlow => "client too slow",
             Delivered => "done",
             BadTaskId => "bad task id",
             TaskTimeout => "processing timeout",

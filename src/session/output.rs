@@ -36,6 +36,10 @@ const BUDGET: usize = 16;
 /// Answers to a client's pings that wait for it to read. While there are more, it is not read from.
 const ANSWERS_BYTES_MAX: usize = 16 * 1024;
 
+/// Results that wait for one client, bytes, beyond those that may have been retained for it. One that is further behind is sent
+/// away; what is retained is there when it is back.
+const RESULTS_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// How results are delivered: the `[output]` section, retention apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -66,6 +70,7 @@ pub struct Output {
     stage: Stage,
     /// Results that have come for it, oldest first.
     results: VecDeque<Rc<TaskResult>>,
+    results_bytes: usize,
     /// Its audio is on the way.
     audio: Option<Box<Audio>>,
     outbox: Outbox,
@@ -130,6 +135,7 @@ impl Output {
             task,
             stage: Stage::Waiting,
             results: VecDeque::new(),
+            results_bytes: 0,
             audio: None,
             outbox: Outbox::default(),
             skipped_chunks,
@@ -151,6 +157,7 @@ impl Output {
     /// A result for its task. It is acted on by the next step.
     pub fn handle_result(&mut self, result: Rc<TaskResult>) {
         if self.leaving.is_none() {
+            self.results_bytes += result.bytes();
             self.results.push_back(result);
         }
     }
@@ -168,6 +175,11 @@ impl Output {
         }
         if self.read(downstream, who, cx).is_err() {
             return self.end(CloseReason::ClientVanished, None, None, who, cx);
+        }
+        let bytes_max = cx.results.tasks().max_retained() + RESULTS_BYTES_MAX;
+        if self.results_bytes > bytes_max && self.results.len() > 1 {
+            (self.results, self.results_bytes) = (VecDeque::new(), 0);
+            self.leave(CloseReason::ClientTooSlow, None, who, cx);
         }
         let mut has_more = false;
         for budget in (0..BUDGET).rev() {
@@ -352,6 +364,7 @@ impl Output {
             return true;
         }
         let Some(result) = self.results.pop_front() else { return self.rest(who, cx) };
+        self.results_bytes -= result.bytes();
         self.active_at = cx.now;
         if self.stage == Stage::Waiting {
             cx.results.stage(cx.now, self.task.uuid(), Stage::Waiting, Stage::Sending);
@@ -396,7 +409,7 @@ impl Output {
     fn end_result(&mut self, is_final: bool, is_failure: bool, who: &Identity, cx: &mut Context) {
         if is_final {
             let end = if is_failure { End::Failed } else { End::Completed };
-            self.results.clear();
+            (self.results, self.results_bytes) = (VecDeque::new(), 0);
             self.leave(CloseReason::Delivered, Some(end), who, cx);
         }
     }
