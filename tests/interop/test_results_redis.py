@@ -1,0 +1,652 @@
+"""Redis as it is and as it fails (PROTOCOL section 2, "Nothing is lost"; CONFIG `[redis]`): restarts, freezes, killed clients,
+passwords, lists of servers, several gateways, gateways that die, and what is heard before, during and after.
+
+Each test starts its own `redis-server`. Outages are made by its signals and commands; every wait is for something that happened.
+"""
+
+import json
+import os
+import signal
+import threading
+
+import pytest
+
+from gatewaylab import wire
+from gatewaylab.results import PREFIX, is_up, is_waiting, new_task, status
+from gatewaylab.wire import eventually, closed_port
+
+
+@pytest.fixture
+def server(results):
+    return results.redis()
+
+
+def is_away(gateway):
+    eventually(lambda: gateway.get("/ready").status == 503, "the gateway knows that Redis is away")
+
+
+def told(waiter, content, code=1000):
+    assert waiter.result().content == content
+    waiter.done(code)
+
+
+# ---- before, with and after the client
+
+
+def test_a_result_that_was_there_first(results, server):
+    """2: "A result published before its client connects ... is kept ... and delivered on connect"."""
+    gateway = results.gateway(server)
+    task = new_task()
+    assert server.publish(task, text="early") == 1
+    eventually(lambda: status(gateway, task) == {"task_id": task, "status": "ready", "connected": False}, "it is kept")
+    told(results.wait(gateway, task), "early")
+    assert status(gateway, task) == {"task_id": task, "status": "completed", "connected": False}
+
+
+def test_in_the_same_instant(results, server):
+    """2: publish and connect race each other a thousand times; each client gets its result, once."""
+    gateway = results.gateway(server, config={"log": {"level": "info"}})
+    with server.client() as worker:
+        for number in range(1000):
+            task = new_task()
+            waiter = results.connect(gateway)
+            publishing = threading.Thread(target=worker.publish, args=(PREFIX + task, json.dumps({"text": str(number)})))
+            if number % 2:
+                publishing.start()
+                waiter.wait(task)
+            else:
+                waiter.upgrade(f"/ws/output/{task}")
+                publishing.start()
+                waiter.read_switch()
+            told(waiter, str(number))
+            publishing.join()
+
+
+def test_who_comes_back_gets_it_again(results, server):
+    """2: kept "while the client reconnects": a client that lost the connection gets what it had missed, and what came meanwhile."""
+    gateway = results.gateway(server)
+    task = new_task()
+    waiter = results.wait(gateway, task)
+    server.publish(task, text="one", final=False)
+    assert waiter.result().content == "one"
+    waiter.reset()
+    eventually(lambda: not status(gateway, task)["connected"], "it is gone")
+    server.publish(task, text="two", final=False)
+    waiter = results.wait(gateway, task)
+    assert [waiter.result().content for _ in range(2)] == ["one", "two"]
+    server.publish(task, text="three")
+    told(waiter, "three")
+
+
+def test_what_is_kept_ends_after_retain(results, server):
+    """2: "kept for `retain`" - here and in Redis, and the task is forgotten with it."""
+    gateway = results.gateway(server, output={"retain": "500ms", "timeout": "500ms"})
+    task = new_task()
+    server.publish(task, text="old")
+    eventually(lambda: status(gateway, task)["status"] == "ready", "it is kept")
+    eventually(lambda: status(gateway, task)["status"] == "not_found", "it is let go")
+    eventually(lambda: server.kept() == 0, "Redis lets it go")
+    assert results.wait(gateway, task).message()["error"] == "Processing timeout"
+
+
+def test_what_is_kept_has_a_limit(results, server):
+    """2: "within `max_retained` ...; the oldest goes first, counted and logged"."""
+    gateway = results.gateway(server, output={"max_retained": "64KiB"})
+    tasks = [new_task() for _ in range(100)]
+    for task in tasks:
+        server.publish(task, text="x" * 1000)
+    gateway.process.wait_for_line(r"WARN.*kept results let go for lack of room")
+    assert gateway.metrics().total("evicted") > 0
+    states = [status(gateway, task)["status"] for task in tasks]
+    first = states.index("ready")
+    assert 30 < first < 70, states
+    assert states == ["not_found"] * first + ["ready"] * (100 - first)
+    told(results.wait(gateway, tasks[-1]), "x" * 1000)
+    # Redis lets go as well, so that both ends say the same.
+    eventually(lambda: server.kept() == 100 - first, "Redis lets go of as many")
+
+
+def test_nothing_is_kept_where_nothing_is_to_be(results, server):
+    """CONFIG `retain = "0s"` switches it off; who waits gets its result all the same."""
+    gateway = results.gateway(server, output={"retain": "0s"})
+    task = new_task()
+    waiter = results.wait(gateway, task)
+    is_waiting(gateway, task)
+    server.publish(task, text="live")
+    told(waiter, "live")
+    assert status(gateway, task)["status"] == "not_found"
+    assert server.kept() == 0
+
+
+# ---- the worker's own SET
+
+
+def set_result(server, task, **fields):
+    with server.client() as worker:
+        worker.set(PREFIX + task, json.dumps(fields), ex=300)
+
+
+def test_a_result_that_was_set_while_no_gateway_ran(results, server):
+    """2: "`SET task_response:{task_id} <the same JSON> EX 300` before its `PUBLISH`: the gateway looks there too when a client connects"."""
+    task = new_task()
+    set_result(server, task, text="set")
+    assert server.publish(task, text="set") == 0
+    told(results.wait(results.gateway(server), task), "set")
+
+
+@pytest.mark.parametrize("spelled", ["{0}", "urn:uuid:{0}"])
+def test_a_result_that_was_set_under_another_spelling(results, server, spelled):
+    """2: the key is spelled as the worker spells it, and as the client does."""
+    task = spelled.format(new_task().upper())
+    set_result(server, task, text="set")
+    told(results.wait(results.gateway(server), task), "set")
+
+
+def test_set_and_published_is_one_result(results, server):
+    """2: "A client never gets one result twice on one connection" - set, then published, in every order with the client."""
+    gateway = results.gateway(server)
+    for order in ["set publish connect", "set connect publish", "connect set publish"]:
+        task = new_task()
+        for step in order.split():
+            if step == "set":
+                set_result(server, task, text="once", final=False)
+            elif step == "publish":
+                server.publish(task, text="once", final=False)
+            else:
+                waiter = results.wait(gateway, task)
+                eventually(lambda: status(gateway, task)["status"] in ("waiting", "sending"), "it is listened for")
+        server.publish(task, text="end")
+        assert [waiter.result().content for _ in range(2)] == ["once", "end"], order
+        waiter.done()
+
+
+def test_set_while_redis_cannot_be_heard(results, server):
+    """2: "and after each reconnect to Redis": set and published while the gateway is cut off."""
+    gateway = results.gateway(server, link={"grace": "60s"})
+    task = new_task()
+    waiter = results.wait(gateway, task)
+    is_waiting(gateway, task)
+    server.kill()
+    is_away(gateway)
+    server.start()
+    set_result(server, task, text="meanwhile")
+    told(waiter, "meanwhile")
+
+
+# ---- Redis goes away and comes back
+
+
+def test_redis_is_killed_and_restarted_while_clients_wait(results, server):
+    """2: "Redis goes away and comes back: ... waiting clients still get results that were published after that"."""
+    gateway = results.gateway(server)
+    tasks = [new_task() for _ in range(20)]
+    waiters = [results.wait(gateway, task) for task in tasks]
+    for round in range(3):
+        server.kill()
+        is_away(gateway)
+        assert gateway.get("/health").json()["redis"] == "disconnected"
+        assert gateway.get("/health").json()["status"] == "degraded"
+        assert status(gateway, tasks[0]) == {"task_id": tasks[0], "status": "connected", "connected": True}
+        server.start()
+        is_up(gateway)
+        assert gateway.get("/health").json()["redis"] == "connected"
+        for task, waiter in zip(tasks, waiters):
+            server.publish(task, text=f"round {round}", final=round == 2)
+            assert waiter.result().content == f"round {round}"
+    for waiter in waiters:
+        waiter.done()
+
+
+def test_what_was_retained_survives_a_restart_of_redis(results, server):
+    """2: "What can be recovered from retained results is": the gateway's own memory still has them."""
+    gateway = results.gateway(server)
+    task = new_task()
+    server.publish(task, text="one", final=False)
+    eventually(lambda: status(gateway, task)["status"] == "ready", "it is kept")
+    server.restart()
+    server_is_back(gateway)
+    server.publish(task, text="two")
+    waiter = results.wait(gateway, task)
+    assert [waiter.result().content for _ in range(2)] == ["one", "two"]
+    waiter.done()
+
+
+def server_is_back(gateway, count=2):
+    """It has noticed the loss and connected again."""
+    eventually(lambda: gateway.metrics().total("redis_connects") >= count, "it has connected again")
+    is_up(gateway)
+
+
+def test_results_that_are_here_go_out_while_redis_is_away(results, server):
+    """2: "Shorter outages are invisible to clients": who comes during one still gets what is retained."""
+    gateway = results.gateway(server)
+    task = new_task()
+    server.publish(task, text="kept")
+    eventually(lambda: status(gateway, task)["status"] == "ready", "it is kept")
+    server.kill()
+    is_away(gateway)
+    told(results.wait(gateway, task), "kept")
+
+
+def test_clients_of_redis_are_killed(results, server):
+    """`CLIENT KILL`: one connection or both, again and again; nothing is lost."""
+    gateway = results.gateway(server)
+    task = new_task()
+    waiter = results.wait(gateway, task)
+    is_waiting(gateway, task)
+    for number, kind in enumerate(["pubsub", "normal", "pubsub", "normal"]):
+        ups = gateway.metrics().total("redis_connects")
+        with server.client() as client:
+            killed = [one for one in server.gateways() if ("P" in one["flags"]) == (kind == "pubsub")]
+            assert len(killed) == 1
+            client.client_kill(killed[0]["addr"])
+        server_is_back(gateway, ups + 1)
+        server.publish(task, text=str(number), final=number == 3)
+        assert waiter.result().content == str(number)
+    waiter.done()
+
+
+def test_there_are_two_connections_whatever_the_crowd(results, server):
+    """One connection listens for the whole process, and one asks; never one a client."""
+    gateway = results.gateway(server)
+    for _ in range(100):
+        results.wait(gateway, new_task())
+    assert len(server.gateways()) == 2
+
+
+@pytest.mark.parametrize("how", ["SIGSTOP", "CLIENT PAUSE"])
+def test_redis_freezes(results, server, how):
+    """Frozen for a while: what is published once it runs again arrives. No connection is given up for a short freeze."""
+    gateway = results.gateway(server)
+    task = new_task()
+    waiter = results.wait(gateway, task)
+    is_waiting(gateway, task)
+    late = new_task()
+    if how == "SIGSTOP":
+        server.freeze()
+    else:
+        with server.client() as worker:
+            worker.client_pause(1000, all=True)
+    late_waiter = results.wait(gateway, late)
+    assert status(gateway, late) == {"task_id": late, "status": "connected", "connected": True}
+    if how == "SIGSTOP":
+        server.thaw()
+    is_waiting(gateway, late)
+    for one, client in [(task, waiter), (late, late_waiter)]:
+        server.publish(one, text="thawed")
+        told(client, "thawed")
+    assert gateway.metrics().total("redis_connects") == 1
+
+
+def test_redis_stays_frozen(results, server):
+    """A server that says nothing for 5 s though it was asked is lost; clients are told after the grace, and served once it thaws."""
+    gateway = results.gateway(server, link={"grace": "100ms"})
+    server.freeze()
+    task = new_task()
+    waiter = results.wait(gateway, task)  # looks something up
+    waiter.refused("Redis connection not available", 1013, "Redis connection not available", task_id=task)
+    gateway.process.wait_for_line(r"WARN.*redis lost .*silent for 5 s")
+    server.thaw()
+    is_up(gateway)
+    server.publish(task, text="thawed")
+    told(results.wait(gateway, task), "thawed")
+
+
+def test_the_grace(results, server):
+    """2.7: "Redis out of reach for longer than `redis.grace`: `Redis connection not available`, close 1013" - those who wait, and those
+    who come then; not those who are just being served."""
+    results.write("large", bytes(8_000_000))
+    gateway = results.gateway(server, link={"grace": "300ms"})
+    waiting = new_task()
+    waiter = results.wait(gateway, waiting)
+    sending = new_task()
+    server.publish(sending, text="t", audio_file="large", final=False)
+    reader = results.wait(gateway, sending, receive_buffer=16 * 1024)
+    assert reader.message()["audio_present"]
+    server.kill()
+    reason = "Redis connection not available"
+    waiter.refused(reason, 1013, reason, task_id=waiting)
+    late = new_task()
+    results.wait(gateway, late).refused(reason, 1013, reason, task_id=late)
+    while reader.message()["type"] == "audio_chunk":
+        reader.read_frame()
+    # It would wait in vain for the next result.
+    reader.refused(reason, 1013, reason, task_id=sending)
+    assert gateway.process.is_running()
+    server.start()
+    is_up(gateway)
+    server.publish(late, text="again")
+    told(results.wait(gateway, late), "again")
+
+
+def test_redis_may_be_away_at_the_start(results, server):
+    """Redis down at start is no reason not to start: clients wait, and it is connected to when it comes."""
+    server.kill()
+    gateway = results.gateway(server, ready=False)
+    assert gateway.get("/ready").status == 503
+    task = new_task()
+    waiter = results.wait(gateway, task)
+    assert status(gateway, task) == {"task_id": task, "status": "connected", "connected": True}
+    server.start()
+    is_waiting(gateway, task)
+    server.publish(task, text="there")
+    told(waiter, "there")
+
+
+def test_published_while_the_gateway_reconnects(results, server):
+    """2: workers go on publishing through an outage. Whatever a publisher saw a subscriber for arrives, once and in order."""
+    gateway = results.gateway(server, config={"log": {"level": "info"}})
+    task = new_task()
+    waiter = results.wait(gateway, task)
+    is_waiting(gateway, task)
+    heard, number = [], 0
+    with server.client() as worker:
+        for round in range(8):
+            worker.client_kill_filter(_type="normal" if round % 4 == 3 else "pubsub", skipme=True)
+            enough = len(heard) + 50
+            while len(heard) < enough:
+                number += 1
+                if worker.publish(PREFIX + task, json.dumps({"text": str(number), "final": False})):
+                    heard.append(str(number))
+        is_up(gateway)
+        worker.publish(PREFIX + task, json.dumps({"text": "end"}))
+    got = []
+    while (content := waiter.result().content) != "end":
+        got.append(content)
+    waiter.done()
+    assert got == heard
+
+
+# ---- who we are to Redis
+
+
+def test_a_wrong_password_is_said_and_not_shown(results):
+    """CONFIG `redis.url`: refused, said once in plain words, tried again; once the password fits, all is well."""
+    server = results.redis(password="right-word")
+    gateway = results.gateway(f"redis://:wrong-word@127.0.0.1:{server.port}", ready=False)
+    gateway.process.wait_for_line(r"WARN.*redis trouble .*WRONGPASS")
+    assert gateway.get("/health").json()["redis"] == "disconnected"
+    task = new_task()
+    waiter = results.wait(gateway, task)
+    with server.client() as client:
+        client.config_set("requirepass", "wrong-word")
+    server.password = "wrong-word"
+    is_up(gateway)
+    server.publish(task, text="in")
+    told(waiter, "in")
+    assert "wrong-word" not in gateway.log and "right-word" not in gateway.log
+
+
+def test_no_password_where_one_is_needed(results):
+    """The same without any password: Redis' own words are in the log."""
+    server = results.redis(password="word")
+    gateway = results.gateway(f"redis://127.0.0.1:{server.port}", ready=False)
+    gateway.process.wait_for_line(r"WARN.*redis .*NOAUTH")
+    assert gateway.get("/ready").status == 503
+
+
+LOGINS = {
+    "password": "redis://:word@127.0.0.1:{port}",
+    "user": "redis://gateway:its-word@127.0.0.1:{port}",
+    "user and db": "redis://gateway:its-word@127.0.0.1:{port}/3",
+    "RESP3": "redis://gateway:its-word@127.0.0.1:{port}/0?protocol=resp3",
+    "name": "redis://:word@localhost:{port}",
+    "unix": "unix://{socket}?pass=word",
+    "unix with user and db": "unix://{socket}?user=gateway&pass=its-word&db=2",
+}
+
+
+@pytest.mark.parametrize("login", LOGINS)
+def test_ways_in(results, login):
+    """CONFIG: "redis://user:password@host:port/db, unix:///path": results arrive and are kept, in the database that was named."""
+    server = results.redis(password="word")
+    with server.client() as client:
+        client.acl_setuser("gateway", enabled=True, passwords=["+its-word"], keys=["*"], channels=["*"], categories=["+@all"])
+    gateway = results.gateway(LOGINS[login].format(port=server.port, socket=server.socket))
+    task = new_task()
+    server.publish(task, text="in")
+    told(results.wait(gateway, task), "in")
+    number = {"user and db": 3, "unix with user and db": 2}.get(login, 0)
+    with server.client(db=number) as client:
+        eventually(lambda: client.keys() == [b"task_response_kept:" + task.encode()], "it is kept in this database")
+        other = new_task()
+        client.set(PREFIX + other, json.dumps({"text": "set here"}))
+    told(results.wait(gateway, other), "set here")
+
+
+def test_a_user_with_few_rights(results, server):
+    """A user that may only listen: results arrive, nothing is kept in Redis, and that is said."""
+    with server.client() as client:
+        client.acl_setuser("ear", enabled=True, passwords=["+word"], channels=["task_response:*"], commands=["+psubscribe", "+ping"])
+    gateway = results.gateway(f"redis://ear:word@127.0.0.1:{server.port}")
+    task = new_task()
+    server.publish(task, text="heard")
+    told(results.wait(gateway, task), "heard")
+    gateway.process.wait_for_line(r"WARN.*redis trouble .*NOPERM")
+    assert server.kept() == 0
+
+
+def test_servers_are_tried_in_turn(results):
+    """CONFIG: "a list tried in turn": the first that answers serves; when it dies, the other does."""
+    one, two = results.redis(), results.redis()
+    gateway = results.gateway([f"redis://127.0.0.1:{closed_port()}", one, two])
+    task = new_task()
+    waiter = results.wait(gateway, task)
+    is_waiting(gateway, task)
+    assert (len(one.gateways()), len(two.gateways())) == (2, 0)
+    one.kill()
+    server_is_back(gateway)
+    is_waiting(gateway, task)
+    assert len(two.gateways()) == 2
+    two.publish(task, text="from the second")
+    told(waiter, "from the second")
+
+
+def test_another_prefix(results, server):
+    """CONFIG `channel_prefix`: only these channels are heard, and kept beside them."""
+    prefix = "studio 2/results"
+    gateway = results.gateway(server, link={"channel_prefix": prefix})
+    task = new_task()
+    with server.client() as worker:
+        assert worker.publish("studio 2/result" + task, b"{}") == 0
+        assert worker.publish(PREFIX + task, b"{}") == 0
+        assert worker.publish(prefix + task, json.dumps({"text": "special"})) == 1
+    told(results.wait(gateway, task), "special")
+    with server.client() as client:
+        eventually(lambda: client.keys() == [b"studio 2/results_kept:" + task.encode()], "it is kept")
+
+
+# ---- one subscription a task
+
+
+def test_tasks_are_subscribed_to_one_by_one(results, server):
+    """CONFIG `subscribe = "task"`: `SUBSCRIBE` per waited-for task, and none for tasks that nobody waits for."""
+    gateway = results.gateway(server, link={"subscribe": "task"})
+    task = new_task()
+    assert server.publish(task, text="nobody hears it") == 0
+    one = results.wait(gateway, task)
+    two = results.wait(gateway, task.upper())
+    three = results.wait(gateway, task)
+    is_waiting(gateway, task)
+    with server.client() as client:
+        channels = {(PREFIX + task).encode(), (PREFIX + task.upper()).encode()}
+        eventually(lambda: set(client.pubsub_channels()) == channels, "both spellings are subscribed to")
+        assert client.pubsub_numpat() == 0
+        assert server.publish(task, text="a", final=False) == 1
+        for waiter in (one, two, three):
+            assert waiter.result().content == "a"
+        assert server.publish(task.upper(), text="b") == 1
+        for waiter in (one, two, three):
+            told(waiter, "b")
+        eventually(lambda: client.pubsub_channels() == [], "nothing is subscribed to any more")
+    assert len(server.gateways()) == 2
+
+
+def test_one_by_one_again_after_an_outage(results, server):
+    """`subscribe = "task"`: after a reconnect everything that is waited for is subscribed to and looked up again."""
+    gateway = results.gateway(server, link={"subscribe": "task"})
+    tasks = [new_task() for _ in range(50)]
+    waiters = [results.wait(gateway, task) for task in tasks]
+    server.kill()
+    is_away(gateway)
+    server.start()
+    for task in tasks[::2]:
+        set_result(server, task, text="set")
+    for task in tasks[1::2]:
+        is_waiting(gateway, task)
+        assert server.publish(task, text="published") == 1
+    for number, waiter in enumerate(waiters):
+        told(waiter, "published" if number % 2 else "set")
+
+
+def test_one_by_one_what_another_gateway_kept(results, server):
+    """`subscribe = "task"`: a gateway that was not listening delivers what one with a pattern has kept."""
+    keeper = results.gateway(server)
+    gateway = results.gateway(server, link={"subscribe": "task"})
+    task = new_task()
+    for number in range(5):
+        server.publish(task, text=str(number), final=number == 4)
+    eventually(lambda: server.kept() == 1 and status(keeper, task)["status"] == "ready", "it is kept")
+    waiter = results.wait(gateway, task)
+    assert [waiter.result().content for _ in range(5)] == list("01234")
+    waiter.done()
+
+
+# ---- gateways come and go
+
+
+def is_kept(server, task, count):
+    with server.client() as client:
+        eventually(lambda: client.hlen(f"task_response_kept:{task}") == count + 1, f"{count} results are kept in Redis")
+
+
+def test_the_gateway_is_killed_between_publish_and_connect(results, server):
+    """2: "With Redis, results also survive a restart of the gateway" - after a `kill -9`, in order, each once."""
+    first = results.gateway(server)
+    task = new_task()
+    for number in range(10):
+        server.publish(task, text=str(number), final=False)
+    is_kept(server, task, 10)
+    first.may_end = True
+    first.process.kill()
+    second = results.gateway(server)
+    waiter = results.wait(second, task)
+    server.publish(task, text="end")
+    assert [waiter.result().content for _ in range(11)] == [*"0123456789", "end"]
+    waiter.done()
+
+
+def test_a_stop_leaves_nothing_unkept(results, server):
+    """The same after a TERM, at once behind a burst: a gateway that stops sees to it that Redis has everything."""
+    first = results.gateway(server, config={"log": {"level": "info"}})
+    tasks = [new_task() for _ in range(2000)]
+    with server.client() as worker, worker.pipeline(transaction=False) as pipeline:
+        for task in tasks:
+            pipeline.publish(PREFIX + task, json.dumps({"text": task}))
+        assert pipeline.execute() == [1] * len(tasks)
+    first.may_end = True
+    first.signal(signal.SIGTERM)
+    assert first.process.wait() == 0
+    assert server.kept() == len(tasks)
+    second = results.gateway(server, config={"log": {"level": "info"}})
+    for task in tasks[::100]:
+        told(results.wait(second, task), task)
+
+
+def test_two_gateways_on_one_redis(results, server):
+    """2: "any gateway on the same Redis can deliver them", each once, however many heard it; live, retained and after a restart."""
+    gateways = [results.gateway(server) for _ in range(2)]
+    task = new_task()
+    live = [results.wait(gateway, task) for gateway in gateways]
+    assert server.publish(task, text="same", final=False) == 2
+    assert server.publish(task, text="same", final=False) == 2
+    assert server.publish(task, text="other", final=False) == 2
+    for waiter in live:
+        assert [waiter.result().content for _ in range(3)] == ["same", "same", "other"]
+    is_kept(server, task, 3)
+    third = results.gateway(server)
+    late = [results.wait(gateway, task) for gateway in [*gateways, third]]
+    server.publish(task, text="end")
+    for waiter in late:
+        assert [waiter.result().content for _ in range(4)] == ["same", "same", "other", "end"]
+        waiter.done()
+    for waiter in live:
+        told(waiter, "end")
+
+
+def test_a_gateway_that_was_away_is_told_what_it_missed(results, server):
+    """2: one gateway heard it, the other was cut off meanwhile; its waiting client still gets everything, in order."""
+    here, away = [results.gateway(server, link={"grace": "60s"}) for _ in range(2)]
+    task = new_task()
+    waiter = results.wait(away, task)
+    is_waiting(away, task)
+    os.kill(away.pid, signal.SIGSTOP)
+    with server.client() as client:
+        killed = 0
+        for number in range(4):
+            server.publish(task, text=str(number), final=False)
+            if number == 1:
+                # The stopped one loses both connections, and with them whatever was on its way to it.
+                for one in server.gateways():
+                    if pid_of_port(int(one["addr"].split(":")[1])) == away.pid:
+                        killed += client.client_kill_filter(_id=one["id"])
+        assert killed == 2
+        is_kept(server, task, 4)
+    os.kill(away.pid, signal.SIGCONT)
+    is_waiting(away, task)
+    server.publish(task, text="end")
+    assert [waiter.result().content for _ in range(5)] == ["0", "1", "2", "3", "end"]
+    waiter.done()
+    told_again = results.wait(here, task)
+    assert [told_again.result().content for _ in range(5)] == ["0", "1", "2", "3", "end"]
+
+
+def pid_of_port(port):
+    """Whose end of a loopback connection that port is."""
+    inode = None
+    for line in open("/proc/net/tcp").read().splitlines()[1:]:
+        fields = line.split()
+        if int(fields[1].split(":")[1], 16) == port and fields[3] == "01":
+            inode = fields[9]
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            for entry in os.scandir(f"/proc/{pid}/fd"):
+                if os.readlink(entry.path) == f"socket:[{inode}]":
+                    return int(pid)
+        except OSError:
+            continue
+    return None
+
+
+# ---- behind the gateway, or alone
+
+
+def test_as_a_separate_output_handler(results, server):
+    """Issue of PROTOCOL's picture: "the output handler alone serves only `/ws/output/{task_id}`", and a gateway relays to it."""
+    handler = results.gateway(server)
+    front = results.lab.gateway(
+        {"route": [{"name": "output", "path": "/ws/output/{task_id}", "backend": f"ws://127.0.0.1:{handler.port}/ws/output/{{task_id}}"}]}
+    )
+    assert front.get("/health").json()["redis"] == "disabled"
+    results.write("a", bytes(range(256)) * 1000)
+    task = new_task()
+    waiter = results.wait(front, task)
+    server.publish(task, text="through two", audio_file="a")
+    result = waiter.result()
+    assert (result.content, result.audio) == ("through two", bytes(range(256)) * 1000)
+    waiter.done()
+    results.wait(front, "nonsense").refused("Invalid task_id format", 4004, "bad task id")
+
+
+def test_redis_cli_publishes(results, server):
+    """`redis-cli PUBLISH` as a person types it."""
+    import subprocess
+
+    gateway = results.gateway(server)
+    task = new_task()
+    waiter = results.wait(gateway, task)
+    done = subprocess.run(
+        ["redis-cli", "-p", str(server.port), "PUBLISH", PREFIX + task, '{"text":"by hand"}'], capture_output=True, text=True, timeout=wire.PATIENCE
+    )
+    assert done.stdout.strip() == "1"
+    told(waiter, "by hand")
