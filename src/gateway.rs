@@ -62,6 +62,7 @@ pub struct Gateway {
     yielded: Vec<usize>,
     closed: Vec<usize>,
     refusals: usize,
+    /// Open connections of workers.
     workers: usize,
     /// The gateway itself is where workers publish.
     is_inbox: bool,
@@ -389,7 +390,12 @@ impl Gateway {
                 // A client that pipelines questions gets one answer a turn.
                 true
             }
-            Driven::Closed => return self.closed.push(key),
+            Driven::Closed => {
+                if self.sessions[key].admission == Admission::Inbox {
+                    self.workers -= 1; // now, for it stands among the closed ones from here on
+                }
+                return self.closed.push(key);
+            }
         };
         let session = &mut self.sessions[key];
         if is_yielding && !std::mem::replace(&mut session.is_yielded, true) {
@@ -402,9 +408,8 @@ impl Gateway {
 
     fn release(&mut self, mut session: Session) {
         match session.admission {
-            Admission::Client => {}
+            Admission::Client | Admission::Inbox => {}
             Admission::Refused => self.refusals -= 1,
-            Admission::Inbox => self.workers -= 1,
         }
         session.release(&mut self.cx);
     }
