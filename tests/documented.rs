@@ -136,6 +136,17 @@ fn every_metric_is_in_the_reference() {
     assert!(count > 10, "only {count} metrics were found");
 }
 
+#[test]
+fn the_client_in_the_protocol_is_the_one_of_the_status_page() {
+    let script = read("src/service/talk.js");
+    let (client, _) = script.split_once("\n// ---- the form of the status page\n").expect("talk.js has its two parts");
+    let shown = format!("```js\n{client}```\n");
+    assert!(
+        read("docs/protocol.md").contains(&shown),
+        "docs/protocol.md shows another client than talk.js begins with"
+    );
+}
+
 fn after<'a>(text: &'a str, mark: &str, file: &str) -> &'a str {
     text.split_once(mark).unwrap_or_else(|| panic!("{file} lacks {mark:?}")).1
 }

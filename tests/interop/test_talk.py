@@ -106,7 +106,7 @@ class Talk:
 
     @property
     def answer(self):
-        return self.browser.evaluate("document.querySelector('#talk-answers .answer')?.textContent ?? null")
+        return self.browser.evaluate("document.querySelector('#talk-answers .answer')?.textContent")
 
     def sound(self):
         """Seconds and KiB, as `decodeAudioData` and the player have them."""

@@ -270,8 +270,8 @@ class Browser(Driven):
         self.order("screenshot", path=str(path))
 
     def evaluate(self, script):
-        """The value of an expression in the page; a promise is waited for."""
-        return self.order("evaluate", script=script)["value"]
+        """The value of an expression in the page, `None` if it has none; a promise is waited for."""
+        return self.order("evaluate", script=script).get("value")
 
     def leave(self):
         """An empty page: what the last one had open ends with it."""

@@ -1,0 +1,110 @@
+"""The gateway as a drop-in for the separate output handler: a process with only the output route, and a gateway that relays to it."""
+
+import json
+import uuid
+
+import pytest
+import redis
+
+from gatewaylab.gateway import route
+from gatewaylab.peers import Closed, pattern
+from gatewaylab.redis_server import RedisServer
+
+PATH = "/ws/output/{task_id}"
+
+
+class Handlers:
+    """An output handler on a port of its own, the gateway before it, and the way that a worker publishes."""
+
+    def __init__(self, lab, folder, url, port=None, timeout="300s"):
+        self.audio = folder / "audio"
+        self.audio.mkdir()
+        settings = {"audio_root": str(self.audio), "timeout": timeout}
+        only_output = {"route": [route("output", PATH, serve="output")], "output": settings, "redis": {"url": url}}
+        self.handler = lab.gateway(only_output)
+        self.gateway = lab.gateway({"route": [route("output", PATH, backend=f"ws://127.0.0.1:{self.handler.port}{PATH}")]})
+        port = port or self.handler.process.wait_for_line(r"inbox listening address=127\.0\.0\.1:(\d+)").group(1)
+        self.handler.process.wait_for_line(r"(redis connected|inbox listening) address=")
+        self.worker = redis.Redis(port=int(port))
+
+    def publish(self, task, **result):
+        return self.worker.publish(f"task_response:{task}", json.dumps(result))
+
+    def url(self, task):
+        return f"ws://127.0.0.1:{self.gateway.port}/ws/output/{task}"
+
+
+@pytest.fixture(params=["redis", "embedded"])
+def handlers(request, lab, tmp_path):
+    if request.param == "embedded":
+        handlers = Handlers(lab, tmp_path, "embedded://127.0.0.1:0")
+        yield handlers
+    else:
+        server = RedisServer(tmp_path)
+        handlers = Handlers(lab, tmp_path, server.url, server.port)
+        yield handlers
+        server.stop()
+    handlers.worker.close()
+
+
+def everything(client):
+    """All that comes, up to the close."""
+    seen = []
+    while not isinstance(message := client.receive(), Closed):
+        seen.append(message)
+    return seen, (message.code, message.reason)
+
+
+def test_serves_the_output_handler_alone(handlers, open_client):
+    """2: "The output handler alone serves only `/ws/output/{task_id}`", and a gateway relays to it: text, chunks, close, all whole."""
+    task = str(uuid.uuid4())
+    sound = pattern(150_000)
+    (handlers.audio / "a.wav").write_bytes(sound)
+    client = open_client(handlers.url(task))
+    assert handlers.publish(task, text="Hello", audio_file="a.wav", emotion="joy") == 1
+    seen, closed = everything(client)
+    texts = [json.loads(message.text) for message in seen if not message.binary]
+    assert texts[0] == {"status": "success", "task_id": task, "content": "Hello", "audio_present": True, "emotion": "joy"}
+    assert texts[1:] == [
+        *({"type": "audio_chunk", "task_id": task, "chunk_id": number, "total_chunks": 3} for number in range(3)),
+        {"type": "audio_complete", "task_id": task},
+    ]
+    chunks = [message for message in seen if message.binary]
+    wanted = [sound[at : at + 65536] for at in range(0, len(sound), 65536)]
+    assert chunks == [type(seen[0]).of(piece) for piece in wanted]
+    assert [message.binary for message in seen] == [False] + [False, True] * 3 + [False]
+    assert closed == (1000, "done")
+
+
+def test_a_result_that_came_first_and_a_return_for_the_rest(handlers, open_client):
+    """2: "A result published before its client connects ... is delivered on connect", `?from_chunk=K` - also by way of a gateway."""
+    task = str(uuid.uuid4())
+    (handlers.audio / "a.wav").write_bytes(pattern(150_000))
+    handlers.publish(task, text="Hello", audio_file="a.wav")
+    seen, closed = everything(open_client(handlers.url(task) + "?from_chunk=2"))
+    assert [json.loads(message.text).get("chunk_id") for message in seen if not message.binary] == [None, 2, None]
+    assert [message.size for message in seen if message.binary] == [150_000 - 2 * 65536]
+    assert closed == (1000, "done")
+
+
+def test_its_endings_reach_the_client_as_they_are(lab, tmp_path, open_client):
+    """4: the handler's own codes go through the gateway before it: 4004, 4008."""
+    handlers = Handlers(lab, tmp_path, "embedded://127.0.0.1:0", timeout="200ms")
+    seen, closed = everything(open_client(handlers.url("no-uuid")))
+    assert [message.text for message in seen] == ['{"status":"error","error":"Invalid task_id format"}']
+    assert closed == (4004, "bad task id")
+    task = str(uuid.uuid4())
+    seen, closed = everything(open_client(handlers.url(task)))
+    assert json.loads(seen[0].text) == {"status": "error", "error": "Processing timeout", "task_id": task}
+    assert closed == (4008, "processing timeout")
+    handlers.worker.close()
+
+
+def test_it_serves_nothing_else(handlers):
+    """2: only the output route: another path is 404; each of the two says of itself what is true."""
+    assert handlers.handler.get("/ws/input").status == 404
+    assert handlers.handler.get("/ready").status == 200
+    health = handlers.handler.get("/health").json()
+    assert health["backend_services"] == {"output": "built in"}
+    assert health["redis"] in ("connected", "embedded")
+    assert handlers.gateway.get("/health").json()["redis"] == "disabled"

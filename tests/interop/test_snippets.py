@@ -1,0 +1,169 @@
+"""What `docs/protocol.md` offers to copy and paste is run as it stands there: the browser's client, and the worker's side.
+
+A block is found by its first line, and only the port in it is replaced, because tests get theirs from the kernel.
+"""
+
+import json
+import re
+import signal
+import uuid
+
+import pytest
+
+from gatewaylab import ROOT
+from gatewaylab.gateway import BINARY, LISTENING, clean_env, route
+from gatewaylab.peers import Closed
+from gatewaylab.process import Process
+from gatewaylab.redis_server import RedisServer
+from test_browser import origin  # noqa: F401  the page of a front end that is served elsewhere
+
+DOCUMENT = (ROOT / "docs" / "protocol.md").read_text()
+
+
+def snippet(language, first_line, **replaced):
+    """The block that begins with `first_line`, with each of `replaced` in it in place of what stands there, once."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
+    found = [block for block in blocks if block.startswith(first_line)]
+    assert len(found) == 1, f"{len(found)} blocks in docs/protocol.md begin with {first_line!r}"
+    text = found[0]
+    for old, new in replaced.items():
+        assert text.count(old) == 1, f"{old} stands {text.count(old)} times in {first_line}"
+        text = text.replace(old, str(new))
+    return text
+
+
+RUN = """
+(code) => {
+  window.onerror = (message) => { window.broken = message; };
+  window.said = [];
+  const log = console.log;
+  console.log = (...words) => { window.said.push(words.join(" ").trim()); log(...words); };
+  const script = document.createElement("script");
+  script.textContent = code;
+  document.head.append(script);
+}
+"""
+
+HEARD = """
+new Promise((done, fail) => {
+  const look = async () => {
+    if (window.broken) return fail(new Error(window.broken));
+    const audio = document.querySelector("audio");
+    if (!audio || !window.said.includes("done")) return;
+    watch();
+    const bytes = await (await fetch(audio.src)).arrayBuffer();
+    const length = bytes.byteLength;
+    const sound = await new OfflineAudioContext(1, 1, 44100).decodeAudioData(bytes);
+    const loudest = sound.getChannelData(0).reduce((most, sample) => Math.max(most, Math.abs(sample)), 0);
+    done({ length, seconds: sound.duration, loudest, text: document.body.innerText, said: window.said });
+  };
+  const timer = setInterval(look, 20);
+  const watch = () => clearInterval(timer);
+})
+"""
+
+
+@pytest.fixture
+def demo(tmp_path):
+    process = Process([BINARY, "demo", "--listen", "127.0.0.1:0"], env=clean_env(), cwd=tmp_path)
+    process.port = int(process.wait_for_line(rf"gateway {LISTENING}").group(1))
+    yield process
+    print(process.text)
+    process.signal(signal.SIGINT)
+    try:
+        process.wait()
+    finally:
+        process.kill()
+
+
+def test_the_browser_s_client_is_heard(demo, browser, origin):  # noqa: F811
+    """The client and the page that uses it, on a front end's own server, against `demo`."""
+    client = snippet("js", "// Asks the AI behind a gateway one thing.")
+    page = snippet("js", "// page.js", **{"localhost:8000": f"localhost:{demo.port}"})
+    browser.goto(origin)
+    browser.evaluate(f"({RUN})({json.dumps(client + page)})")
+    heard = browser.evaluate(HEARD)
+    assert heard["length"] == 230_444
+    assert abs(heard["seconds"] - 4.8) < 0.01
+    assert heard["loudest"] > 0.1, "it is not silence"
+    assert "You said: “Hello, gateway!”" in heard["text"]
+    assert heard["said"][0] == "sent" and "audio, part 4 of 4" in heard["said"]
+    assert browser.complaints() == []
+    browser.leave()
+
+
+def worker(first_line, port):
+    """The functions of a worker's snippet."""
+    names = {}
+    exec(compile(snippet("python", first_line, **{"port=6379": f"port={port}"}), first_line, "exec"), names)
+    return names
+
+
+def served(tmp_path, url):
+    audio = tmp_path / "audio"
+    audio.mkdir(exist_ok=True)
+    routes = [route("output", "/ws/output/{task_id}", serve="output")]
+    return audio, {"route": routes, "output": {"audio_root": str(audio)}, "redis": {"url": url}}
+
+
+def everything(client):
+    seen = []
+    while not isinstance(message := client.receive(), Closed):
+        seen.append(json.loads(message.text) if message.text is not None else message.size)
+    assert (message.code, message.reason) == (1000, "done")
+    return seen
+
+
+@pytest.mark.parametrize("inbox", ["redis", "embedded"])
+def test_the_worker_s_publish(lab, open_client, tmp_path, inbox):
+    """The worker's snippet, with a Redis and without one: an answer in two parts, the second with a sound; a failure."""
+    server = RedisServer(tmp_path) if inbox == "redis" else None
+    try:
+        audio, config = served(tmp_path, server.url if server else "embedded://127.0.0.1:0")
+        gateway = lab.gateway(config)
+        said = gateway.process.wait_for_line(r"(?:redis connected|inbox listening) address=127\.0\.0\.1:(\d+)")
+        names = worker("# worker.py", said.group(1))
+        (audio / "hello.wav").write_bytes(b"sound")
+        task, failed = str(uuid.uuid4()), str(uuid.uuid4())
+        client = open_client(f"ws://127.0.0.1:{gateway.port}/ws/output/{task}")
+        names["publish"](task, text="First,", final=False)
+        names["publish"](task, text="Hello!", audio_file="hello.wav")
+        names["publish"](failed, error="no model")
+        about = {"status": "success", "task_id": task}
+        assert everything(client) == [
+            {**about, "content": "First,", "audio_present": False, "final": False},
+            {**about, "content": "Hello!", "audio_present": True},
+            {"type": "audio_chunk", "task_id": task, "chunk_id": 0, "total_chunks": 1},
+            5,
+            {"type": "audio_complete", "task_id": task},
+        ]
+        failure = everything(open_client(f"ws://127.0.0.1:{gateway.port}/ws/output/{failed}"))
+        assert failure == [{"status": "error", "error": "no model", "task_id": failed}]
+        names["results"].close()
+    finally:
+        if server:
+            server.stop()
+
+
+def test_the_safe_worker_s_result_survives_that_no_gateway_runs(lab, open_client, tmp_path):
+    """The safe snippet: said while no gateway runs it is delivered by the next one; said while one listens it comes once."""
+    server = RedisServer(tmp_path)
+    try:
+        names = worker("# safe_worker.py", server.port)
+        early, late = str(uuid.uuid4()), str(uuid.uuid4())
+        names["publish"](early, text="said to nobody", final=False)
+        _, config = served(tmp_path, server.url)
+        gateway = lab.gateway(config)
+        gateway.process.wait_for_line("redis connected")
+        answer = {"status": "success", "content": "now", "audio_present": False}
+        client = open_client(f"ws://127.0.0.1:{gateway.port}/ws/output/{early}")
+        first = json.loads(client.receive().text)
+        assert first == {**answer, "task_id": early, "content": "said to nobody", "final": False}
+        names["publish"](early, text="now")
+        assert everything(client) == [{**answer, "task_id": early}]
+        client = open_client(f"ws://127.0.0.1:{gateway.port}/ws/output/{late}")
+        names["publish"](late, text="now")
+        assert everything(client) == [{**answer, "task_id": late}]
+        names["results"].close()
+    finally:
+        server.stop()
