@@ -68,7 +68,7 @@ def test_what_front_ends_get_wrong_does_not_stop_it(demo, open_client):
 
 def test_it_says_what_to_open_and_stops_on_ctrl_c(demo):
     """`demo` prints what to open and what to try; INT ends it cleanly, stand-in and all."""
-    demo.process.wait_for_line(rf"http://(127\.0\.0\.1|localhost):{demo.port}")
+    demo.process.wait_for_line(rf"open +http://(127\.0\.0\.1|localhost):{demo.port}/ +type something, see the answer and hear it")
     client = connect(demo.port)
     assert client.get("/").status == 200
     assert re.search(r"<title>", client.get("/").body.decode())

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from gatewaylab.wire import BINARY, PING, TEXT, eventually
+from gatewaylab.gateway import route
+from gatewaylab.wire import BINARY, PING, TEXT, closed_port, eventually
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 
@@ -42,6 +43,20 @@ def test_a_connection_s_story_at_info(lab):
     start = gateway.log[: gateway.log.index("input_1")]
     assert re.search(r"\bversion\b|\d+\.\d+\.\d+", start)
     assert "/ws/input" in start and f"127.0.0.1:{backend.port}" in start
+
+
+def test_the_first_line_names_what_was_started(lab):
+    """CONFIG: `info`: "start (version, listen, routes, Redis)" - and passwords never."""
+    url = f"redis://me:open-sesame@127.0.0.1:{closed_port()}"
+    routes = [route(backend="ws://127.0.0.1:9/"), route("output", "/ws/output/{task_id}", serve="output")]
+    gateway = lab.gateway({"route": routes, "redis": {"url": url}})
+    gateway.process.wait_for_line("redis trouble")
+    first = gateway.log.splitlines()[0]
+    assert re.search(r"gateway starting version=\d+\.\d+\.\d+ .*listen=127\.0\.0\.1:0 routes=input,output redis=", first)
+    assert first.endswith("redis=" + url.replace("open-sesame", "***"))
+    assert "open-sesame" not in gateway.log
+    relay = lab.gateway(backend="ws://127.0.0.1:9/")
+    assert relay.log.splitlines()[0].endswith("routes=input redis=disabled")
 
 
 def test_debug_has_each_step_and_each_message(lab):

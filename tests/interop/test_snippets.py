@@ -1,4 +1,4 @@
-"""What `docs/protocol.md` offers to copy and paste is run as it stands there: the browser's client, and the worker's side.
+"""What the documents offer to copy and paste is run as it stands there: the browser's client, the worker's side, the README's program.
 
 A block is found by its first line, and only the port in it is replaced, because tests get theirs from the kernel.
 """
@@ -6,7 +6,9 @@ A block is found by its first line, and only the port in it is replaced, because
 import json
 import re
 import signal
+import sys
 import uuid
+import wave
 
 import pytest
 
@@ -17,14 +19,12 @@ from gatewaylab.process import Process
 from gatewaylab.redis_server import RedisServer
 from test_browser import origin  # noqa: F401  the page of a front end that is served elsewhere
 
-DOCUMENT = (ROOT / "docs" / "protocol.md").read_text()
-
-
-def snippet(language, first_line, **replaced):
+def snippet(language, first_line, document="docs/protocol.md", **replaced):
     """The block that begins with `first_line`, with each of `replaced` in it in place of what stands there, once."""
-    blocks = re.findall(rf"^```{language}\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
+    text = (ROOT / document).read_text()
+    blocks = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     found = [block for block in blocks if block.startswith(first_line)]
-    assert len(found) == 1, f"{len(found)} blocks in docs/protocol.md begin with {first_line!r}"
+    assert len(found) == 1, f"{len(found)} blocks in {document} begin with {first_line!r}"
     text = found[0]
     for old, new in replaced.items():
         assert text.count(old) == 1, f"{old} stands {text.count(old)} times in {first_line}"
@@ -90,6 +90,25 @@ def test_the_browser_s_client_is_heard(demo, browser, origin):  # noqa: F811
     assert heard["said"][0] == "sent" and "audio, part 4 of 4" in heard["said"]
     assert browser.complaints() == []
     browser.leave()
+
+
+def test_the_readme_s_program_gets_its_answer(demo, tmp_path):
+    """The README's `say.py` against `demo`: what it prints, and a sound that is whole."""
+    program = snippet("python", "import json\nfrom websockets", "README.md", **{"localhost:8000": f"localhost:{demo.port}"})
+    said = Process([sys.executable, "-c", program], cwd=tmp_path)
+    try:
+        assert said.wait() == 0, said.text
+    finally:
+        said.kill()
+    lines = [json.loads(line.removeprefix("< ")) for line in said.text.splitlines()]
+    assert [line.get("action") or line.get("status") or line.get("type") for line in lines] == [
+        "upload_processed",
+        "success",
+        *["audio_chunk"] * 4,
+        "audio_complete",
+    ]
+    with wave.open(str(tmp_path / "answer.wav")) as sound:
+        assert sound.getnframes() / sound.getframerate() == 4.8
 
 
 def worker(first_line, port):
