@@ -28,7 +28,7 @@ const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// the form to talk: its one script, known by its hash, WebSockets of this gateway, and the sounds that came over them.
 const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const TALK_POLICY: &str =
-    "script-src 'sha256-0tmjuINX7qx8IOtO6fcHnbRIp29xCc/LRcBhXg/XK+0='; connect-src 'self'; media-src blob:";
+    "script-src 'sha256-2UC0tY5K1rzTrZZILyoks+Kis4rB5zX/oAODANSNFG0='; connect-src 'self'; media-src blob:";
 
 /// The client that `docs/protocol.md` shows, and the form that uses it.
 const TALK_SCRIPT: &str = include_str!("talk.js");

@@ -117,7 +117,7 @@ function ask(gateway, text, on) {
 (() => {
   const SHOWN_MAX = 10;
   const MEANINGS = {
-    1006: "it was cut, or it never was a WebSocket",
+    1006: "nobody is there, it was cut, or it never was a WebSocket",
     1008: "the address of this page is not in allowed_origins",
     1009: "the text is too long for the service behind the gateway",
     1011: "the service behind the gateway is away, or was lost",
