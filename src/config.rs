@@ -64,6 +64,7 @@ impl Default for Config {
             reactor: reactor::Settings {
                 listen: vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8000))],
                 inbox: Vec::new(),
+                reuse_port: false,
             },
             gateway,
             log: Default::default(),
@@ -373,6 +374,8 @@ enum Kind {
     Size { get: fn(&Config) -> u64, set: fn(&mut Config, u64), allows_zero: bool, range: RangeInclusive<u64> },
     /// A whole number, both ends allowed.
     Count { get: fn(&Config) -> u64, set: fn(&mut Config, u64), least: u64, most: u64 },
+    /// `true` or `false`.
+    Flag { get: fn(&Config) -> bool, set: fn(&mut Config, bool) },
     /// A string.
     Text { get: fn(&Config) -> String, set: fn(&mut Config, &str) -> Result<(), String> },
     /// A string or a list of them. The error says which.
@@ -427,6 +430,10 @@ pub const SECTIONS: &[Section] = &[
                     get: |c| c.reactor.listen.iter().map(SocketAddr::to_string).collect(),
                     set: |c, addresses| set_listen(c, addresses),
                 },
+            ),
+            at_start(
+                "reuse_port",
+                Kind::Flag { get: |c| c.reactor.reuse_port, set: |c, value| c.reactor.reuse_port = value },
             ),
             live(
                 "max_connections",
@@ -630,6 +637,7 @@ impl Kind {
                 if *allows_zero { ", or \"0\"" } else { "" }
             ),
             Kind::Count { least, most, .. } => format!("a whole number from {least} to {most}"),
+            Kind::Flag { .. } => "true or false".into(),
             Kind::Text { .. } => "a string".into(),
             Kind::List { .. } => "a string, or a list of strings".into(),
         }
@@ -640,6 +648,7 @@ impl Kind {
             Kind::Time { get, .. } => quoted(&get(config).map_or("0s".into(), show_time)),
             Kind::Size { get, .. } => quoted(&show_size(get(config))),
             Kind::Count { get, .. } => get(config).to_string(),
+            Kind::Flag { get, .. } => get(config).to_string(),
             Kind::Text { get, .. } => quoted(&get(config)),
             Kind::List { get, .. } => show_list(&get(config)),
         }
@@ -657,6 +666,7 @@ impl Kind {
         match self {
             Kind::Time { get, set } => set(to, get(from)),
             Kind::Size { get, set, .. } | Kind::Count { get, set, .. } => set(to, get(from)),
+            Kind::Flag { get, set } => set(to, get(from)),
             Kind::Text { get, set } => set(to, &get(from)).expect("a value in use is right"),
             Kind::List { get, set } => set(to, &get(from)).expect("a value in use is right"),
         }
@@ -691,6 +701,10 @@ impl Kind {
                     Some(count) if (*least..=*most).contains(&count) => set(config, count),
                     _ => return Err(refused(format!("{} is out of range", number.as_str()))),
                 }
+            }
+            Kind::Flag { set, .. } => {
+                let DeValue::Boolean(value) = value.get_ref() else { return Err(wrong_type()) };
+                set(config, *value);
             }
             Kind::Text { set, .. } => {
                 let text = value.get_ref().as_str().ok_or_else(wrong_type)?;
@@ -1365,6 +1379,7 @@ mod tests {
             (_, Kind::Time { .. }) => "\"17s\"",
             (_, Kind::Size { .. }) => "\"17KiB\"",
             (_, Kind::Count { .. }) => "17",
+            (_, Kind::Flag { .. }) => "true",
             ("listen", _) => "[\"127.0.0.1:17\"]",
             ("allowed_origins", _) => "[\"https://17.example\"]",
             ("url", _) => "[\"redis://seventeen\"]",

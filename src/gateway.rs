@@ -96,8 +96,7 @@ impl Gateway {
     ) -> Result<Gateway, String> {
         let Settings { session, limits, routes, drain_timeout, tasks, link } = settings;
         let is_inbox = link.is_embedded();
-        let serves_results = routes.iter().any(|route| route.target == Target::Output);
-        let redis = match serves_results && !is_inbox {
+        let redis = match wants_redis(&routes, &link) {
             true => Some(Link::new(&link, tasks, now, chance.u64(..)).map_err(|why| format!("redis.url: {why}"))?),
             false => None,
         };
@@ -336,9 +335,15 @@ impl Gateway {
 
     /// Takes other settings. Open connections stay, with the route they came by.
     pub fn adopt(&mut self, settings: Settings) {
-        let Settings { session, limits, routes, drain_timeout, tasks, .. } = settings;
+        let Settings { session, limits, routes, drain_timeout, tasks, link } = settings;
         let clients = self.sessions.iter().filter(|(_, session)| session.admission == Admission::Client);
         self.cx.limits.reload(limits, clients.map(|(_, session)| session.who().client.ip()));
+        if wants_redis(&routes, &link) && self.cx.results.link().is_none() {
+            match Link::new(&link, tasks, self.cx.now, self.cx.chance.u64(..)) {
+                Ok(link) => self.cx.results.begin_link(link),
+                Err(why) => warn!(target: "redis", "no link to Redis why=\"{why}\""),
+            }
+        }
         self.cx.routes.reload(routes, &mut self.cx.upstreams);
         self.cx.settings = session;
         self.cx.results.set_retention(tasks);
@@ -544,6 +549,11 @@ impl Gateway {
             traffic,
         }
     }
+}
+
+/// Results come from Redis, and some route serves them.
+fn wants_redis(routes: &[RouteSettings], link: &link::Settings) -> bool {
+    !link.is_embedded() && routes.iter().any(|route| route.target == Target::Output)
 }
 
 fn log_routes(cx: &Context) {

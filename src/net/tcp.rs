@@ -146,13 +146,14 @@ pub fn connect_unix(path: &Path, source: Source, registry: &Registry) -> io::Res
     Ok(Box::new(Unix(stream)))
 }
 
-/// Opens a nonblocking listener.
+/// Opens a nonblocking listener; with `reuse_port` beside those of other processes that do the same.
 ///
 /// # Errors
 /// Whatever the kernel says; the caller names the address.
-pub fn listen(address: SocketAddr) -> io::Result<mio::net::TcpListener> {
+pub fn listen(address: SocketAddr, reuse_port: bool) -> io::Result<mio::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(reuse_port)?;
     if address.is_ipv6() {
         // `[::]` and `0.0.0.0` can then be listened on side by side, and an address in a log is what the client used.
         socket.set_only_v6(true)?;

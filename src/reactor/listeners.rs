@@ -51,13 +51,14 @@ impl Listeners {
     /// Listens on all of `addresses`, or on none.
     pub fn open(
         addresses: impl Iterator<Item = (Door, SocketAddr)>,
+        reuse_port: bool,
         registry: &Registry,
     ) -> Result<Listeners, StartError> {
         let mut listeners = Vec::new();
         let mut opened = Vec::new();
         for (index, (door, address)) in addresses.enumerate() {
             let open = || {
-                let mut socket = tcp::listen(address)?;
+                let mut socket = tcp::listen(address, reuse_port && door == Door::Clients)?;
                 registry.register(&mut socket, Source::Listener(index).into(), Interest::READABLE)?;
                 io::Result::Ok((socket.local_addr()?, socket))
             };

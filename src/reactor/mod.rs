@@ -38,6 +38,8 @@ pub struct Settings {
     pub listen: Vec<SocketAddr>,
     /// Where workers publish to the embedded inbox; nowhere if empty.
     pub inbox: Vec<SocketAddr>,
+    /// Other processes may listen for clients on the same addresses: the kernel deals connections out among them.
+    pub reuse_port: bool,
 }
 
 /// What the front door does when the reactor is told to.
@@ -83,9 +85,9 @@ impl Reactor {
         let chance = fastrand::Rng::new();
         let gateway = Gateway::new(gateway, network, chance, Instant::now(), SystemTime::now())
             .map_err(|why| StartError::Other(io::Error::other(why)))?;
-        let inbox = settings.inbox.iter().filter(|_| gateway.serves_results());
-        let doors = settings.listen.iter().map(|&at| (Door::Clients, at)).chain(inbox.map(|&at| (Door::Inbox, at)));
-        let listeners = Listeners::open(doors, registry)?;
+        let clients = settings.listen.iter().map(|&at| (Door::Clients, at));
+        let doors = clients.chain(settings.inbox.iter().map(|&at| (Door::Inbox, at)));
+        let listeners = Listeners::open(doors, settings.reuse_port, registry)?;
         let signals = Signals::register(registry)?;
         Ok(Reactor {
             gateway,

@@ -110,6 +110,11 @@ impl<K: Copy + Eq + Hash> Results<K> {
         self.notices.pop_front()
     }
 
+    /// Listens to Redis from now on.
+    pub fn begin_link(&mut self, link: Link) {
+        self.link = Some(link);
+    }
+
     /// Takes other settings for what is kept here; what Redis keeps follows after a restart.
     pub fn set_retention(&mut self, settings: tasks::Settings) {
         self.tasks.set_settings(settings);

@@ -1,6 +1,7 @@
 """The gateway as a drop-in for the separate output handler: a process with only the output route, and a gateway that relays to it."""
 
 import json
+import signal
 import uuid
 
 import pytest
@@ -9,6 +10,7 @@ import redis
 from gatewaylab.gateway import route
 from gatewaylab.peers import Closed, pattern
 from gatewaylab.redis_server import RedisServer
+from gatewaylab.wire import eventually
 
 PATH = "/ws/output/{task_id}"
 
@@ -108,3 +110,20 @@ def test_it_serves_nothing_else(handlers):
     assert health["backend_services"] == {"output": "built in"}
     assert health["redis"] in ("connected", "embedded")
     assert handlers.gateway.get("/health").json()["redis"] == "disabled"
+
+
+def test_a_reload_that_begins_to_serve_results_connects_to_redis(lab, tmp_path):
+    """CONFIG: "Redis is connected to only where a route serves output" - also where that route came with a HUP."""
+    server_of_results = RedisServer(tmp_path)
+    try:
+        backend = lab.backend()
+        server = {"listen": ["127.0.0.1:0"]}
+        relaying = {"server": server, "redis": {"url": server_of_results.url}, "route": [route(backend=backend.url())]}
+        gateway = lab.gateway(relaying)
+        assert gateway.get("/health").json()["redis"] == "disabled"
+        serving = relaying | {"route": [*relaying["route"], route("output", "/ws/output/{task_id}", serve="output")]}
+        gateway.configure(serving | {"server": {"listen": [f"127.0.0.1:{gateway.port}"]}})
+        gateway.signal(signal.SIGHUP)
+        assert eventually(lambda: gateway.get("/health").json()["redis"] == "connected", "Redis is connected")
+    finally:
+        server_of_results.stop()
