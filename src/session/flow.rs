@@ -39,8 +39,8 @@ pub struct Flow {
     to: Side,
     source: Source,
     sink: Sink,
-    /// A Close frame of ours that waits for a boundary.
-    goodbye: Option<Goodbye>,
+    /// Why a Close frame of ours waits for a boundary.
+    goodbye: Option<CloseReason>,
     is_ping_due: bool,
     /// A ping of ours went to the source: from now on its pongs may be ours. Late ones too, so this stays.
     was_pinged: bool,
@@ -91,13 +91,6 @@ enum Sink {
     Closed,
     Finishing,
     Finished,
-}
-
-#[derive(Clone, Copy)]
-struct Goodbye {
-    reason: CloseReason,
-    /// The end of a frame will do; else the message is waited for.
-    any_frame: bool,
 }
 
 /// The frame whose payload is passing.
@@ -254,7 +247,7 @@ impl Flow {
                 at = piece.end;
                 let Some(head) = head else { break };
                 self.begin_frame(&head, who, cx, pumped);
-                if self.goodbye.is_some_and(|goodbye| goodbye.any_frame) {
+                if self.goodbye.is_some() {
                     // The message is too big. Nothing of this frame has gone out, and nothing will.
                     cx.stats.messages_too_big += 1;
                     self.forward(&bytes[pass], sink, pumped);
@@ -295,7 +288,7 @@ impl Flow {
             pumped.ending = pumped.ending.or(Some(reason));
         }
         if self.sink == Sink::Open && self.is_at_boundary() {
-            self.goodbye = Some(Goodbye { reason, any_frame: true });
+            self.goodbye = Some(reason);
             self.is_ping_due = false;
             return;
         }
@@ -317,10 +310,10 @@ impl Flow {
         self.sink = Sink::Finished;
     }
 
-    /// Asks for a Close frame of ours behind the current message, or, with `any_frame`, behind the current frame.
-    pub fn say_goodbye(&mut self, reason: CloseReason, any_frame: bool) {
-        if self.sink == Sink::Open && self.goodbye.is_none_or(|goodbye| !goodbye.any_frame) {
-            self.goodbye = Some(Goodbye { reason, any_frame });
+    /// Asks for a Close frame of ours behind the current frame.
+    pub fn say_goodbye(&mut self, reason: CloseReason) {
+        if self.sink == Sink::Open && self.goodbye.is_none() {
+            self.goodbye = Some(reason);
         }
     }
 
@@ -362,6 +355,11 @@ impl Flow {
     /// Frames may still be passed to the sink.
     pub fn is_open(&self) -> bool {
         self.sink == Sink::Open
+    }
+
+    /// No message has begun that is not over. (A frame of ours may stand within one, but a good end does not.)
+    pub fn is_between_messages(&self) -> bool {
+        !self.is_in_message && self.is_at_boundary()
     }
 
     /// A Close frame of ours is still to be sent.
@@ -414,7 +412,7 @@ impl Flow {
                 self.message_bytes = self.message_bytes_with(head);
                 self.is_in_message = !head.fin;
                 if let Some(reason) = too_big {
-                    self.goodbye = Some(Goodbye { reason, any_frame: true });
+                    self.goodbye = Some(reason);
                     pumped.ending = pumped.ending.or(Some(reason));
                 }
                 Current::Data
@@ -472,7 +470,7 @@ impl Flow {
     }
 
     fn has_own(&self) -> bool {
-        self.is_ping_due || self.goodbye.is_some_and(|goodbye| goodbye.any_frame || !self.is_in_message)
+        self.is_ping_due || self.goodbye.is_some()
     }
 
     /// Nothing of a frame has gone out that has not gone out whole (given that the backlog is empty). A head that was cut
@@ -491,21 +489,21 @@ impl Flow {
             Side::Downstream => None,
         };
         self.is_ping_due = false;
-        let Some(goodbye) = self.goodbye.take() else {
+        let Some(reason) = self.goodbye.take() else {
             self.forward(&ws::ping_frame(&ping_payload(who, cx), mask), sink, pumped);
             debug!(target: "relay", "{who} = pinged {}", self.to.word());
             cx.stats.pings_sent += 1;
             pumped.pinged = true;
             return;
         };
-        let code = goodbye.reason.close_code(self.to);
+        let code = reason.close_code(self.to);
         self.is_streaming = false; // Close is last
-        self.forward(&ws::close_frame(code, goodbye.reason.phrase(), mask), sink, pumped);
-        debug!(target: "relay", "{who} = sent close to {} code={code} reason={}", self.to.word(), goodbye.reason);
+        self.forward(&ws::close_frame(code, reason.phrase(), mask), sink, pumped);
+        debug!(target: "relay", "{who} = sent close to {} code={code} reason={reason}", self.to.word());
         if self.sink == Sink::Open {
             self.sink = Sink::Finishing;
         }
-        pumped.ending = pumped.ending.or(Some(goodbye.reason));
+        pumped.ending = pumped.ending.or(Some(reason));
     }
 
     /// Writes `bytes`, or what of them the sink does not take now goes to the backlog.

@@ -30,6 +30,8 @@ pub struct Relay {
     pinged_at: [Instant; 2],
     /// When the last message, or a part of one, was relayed.
     message_at: Instant,
+    /// It is to end, once no message is in flight.
+    is_draining: bool,
     /// What began the end.
     ending: Option<Ending>,
     wake_at: Option<Instant>,
@@ -74,6 +76,7 @@ impl Relay {
             down,
             pinged_at: [cx.now; 2],
             message_at: cx.now,
+            is_draining: false,
             ending: None,
             wake_at: None,
         });
@@ -107,19 +110,28 @@ impl Relay {
         if up.message || down.message {
             self.message_at = cx.now;
         }
-        if up.has_news() || down.has_news() {
+        let has_news = up.has_news() || down.has_news();
+        if has_news {
             self.handle_news(up, Side::Upstream, cx);
             self.handle_news(down, Side::Downstream, cx);
-            if self.up.is_finished() && self.down.is_finished() {
-                return self.end(who, cx);
-            }
-            self.wake_at = self.next_deadline(cx);
-            if self.up.is_goodbye_due() || self.down.is_goodbye_due() {
-                // What one flow found out, the other has to say: no event will come to remind it.
-                return Step::Next(Phase::Relay(self));
-            }
-        } else if self.ending.is_some() && self.up.is_finished() && self.down.is_finished() {
+        }
+        if self.ending.is_some() && self.up.is_finished() && self.down.is_finished() {
             return self.end(who, cx);
+        }
+        if has_news {
+            self.wake_at = self.next_deadline(cx);
+        }
+        let is_told = has_news && (self.up.is_goodbye_due() || self.down.is_goodbye_due());
+        let is_drained = self.is_draining
+            && self.ending.is_none()
+            && self.up.is_between_messages()
+            && self.down.is_between_messages();
+        if is_drained {
+            self.drain(true);
+        }
+        if is_told || is_drained {
+            // What one flow found out, the other has to say: no event will come to remind it.
+            return Step::Next(Phase::Relay(self));
         }
         if up.more || down.more { Step::Yield(Phase::Relay(self)) } else { Step::Wait(Phase::Relay(self)) }
     }
@@ -133,10 +145,15 @@ impl Relay {
         self.wake_at = Some(now);
     }
 
-    /// The gateway is about to stop: 1012 behind the messages in flight, or, at last, behind the frames.
+    /// The gateway is about to stop: 1012 as soon as no message is in flight either way, or, at last, behind the frames.
+    ///
+    /// Both sides are told together: a backend that reads a Close frame does not finish what it is sending.
     pub(super) fn drain(&mut self, is_last_call: bool) {
-        self.up.say_goodbye(CloseReason::Draining, is_last_call);
-        self.down.say_goodbye(CloseReason::Draining, is_last_call);
+        self.is_draining = !is_last_call;
+        if is_last_call {
+            self.up.say_goodbye(CloseReason::Draining);
+            self.down.say_goodbye(CloseReason::Draining);
+        }
     }
 
     /// The word for `/connections`.
@@ -213,8 +230,8 @@ impl Relay {
             _ => LINGER_TIMEOUT,
         };
         if matches!(reason, CloseReason::ClientMessageTooBig | CloseReason::BackendMessageTooBig) {
-            self.up.say_goodbye(reason, true);
-            self.down.say_goodbye(reason, true);
+            self.up.say_goodbye(reason);
+            self.down.say_goodbye(reason);
         }
         match &mut self.ending {
             None => self.ending = Some(Ending { reason, began_at: cx.now, timeout }),
@@ -233,8 +250,8 @@ impl Relay {
             }
         }
         if cx.settings.idle_timeout.is_some_and(|timeout| self.message_at + timeout <= cx.now) {
-            self.up.say_goodbye(CloseReason::IdleTimeout, true);
-            self.down.say_goodbye(CloseReason::IdleTimeout, true);
+            self.up.say_goodbye(CloseReason::IdleTimeout);
+            self.down.say_goodbye(CloseReason::IdleTimeout);
             self.begin_ending(CloseReason::IdleTimeout, cx);
         }
     }
