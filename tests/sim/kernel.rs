@@ -99,6 +99,8 @@ pub struct Kernel {
 #[derive(Debug)]
 pub struct Link {
     pub source: Source,
+    /// Where the gateway dialed.
+    pub to: Option<SocketAddr>,
     is_up: bool,
     wire: VecDeque<u8>,
     wire_end: Option<End>,
@@ -207,7 +209,7 @@ impl Kernel {
 
     /// A client's connection, waiting to be accepted.
     pub fn open(&mut self) -> LinkId {
-        self.links.push(Link::new(Source::Waker, true));
+        self.links.push(Link::new(Source::Waker, None, true));
         self.links.len() - 1
     }
 
@@ -659,9 +661,10 @@ impl Kernel {
 }
 
 impl Link {
-    fn new(source: Source, is_up: bool) -> Link {
+    fn new(source: Source, to: Option<SocketAddr>, is_up: bool) -> Link {
         Link {
             source,
+            to,
             is_up,
             wire: VecDeque::new(),
             wire_end: None,
@@ -778,7 +781,7 @@ impl Network for Dialer {
         if let Host::Failing(kind) = host {
             return Err(kind.into());
         }
-        kernel.links.push(Link::new(source, false));
+        kernel.links.push(Link::new(source, Some(to), false));
         let link = kernel.links.len() - 1;
         let (most, result) = match host {
             Host::Up(most) => (Some(most), Ok(())),

@@ -450,8 +450,14 @@ impl Peer {
             }
             return !self.out.is_empty();
         }
-        self.messages_left -= 1;
-        self.push_message();
+        loop {
+            self.messages_left -= 1;
+            self.push_message();
+            // A crowd of small ones goes out in bulk.
+            if self.messages_left < 100 || self.out.len() > 20_000 {
+                break;
+            }
+        }
         let vanishes = matches!(self.manners.ending, Ending::Fin | Ending::Reset | Ending::Silent);
         if self.messages_left == 0 && vanishes && self.manners.cuts && self.cut_at.is_none() {
             let back = self.chance.usize(1..=self.out.len());

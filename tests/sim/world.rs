@@ -94,7 +94,7 @@ impl World {
             3..6 => Scale::Large,
             _ => Scale::Common,
         };
-        let splices = scale == Scale::Large && chance.bool();
+        let splices = scale == Scale::Large && chance.u8(..3) > 0;
         let sizes: &[usize] = match (scale, splices) {
             (Scale::Tiny, _) => &[1, 2, 20],
             (Scale::Common, _) => &[100, 4096, 65_536],
@@ -104,7 +104,10 @@ impl World {
         let nature = Nature {
             receive_max: sizes[chance.usize(..sizes.len())],
             send_max: sizes[chance.usize(..sizes.len())],
-            latency: [Duration::ZERO, MS / 10, 5 * MS][chance.usize(..3)],
+            latency: match scale {
+                Scale::Large => [Duration::ZERO, Duration::ZERO, MS / 10][chance.usize(..3)],
+                _ => [Duration::ZERO, MS / 10, 5 * MS][chance.usize(..3)],
+            },
             cuts: chance.u8(..4) > 0,
             moods: chance.bool(),
             splices,
@@ -290,7 +293,8 @@ impl World {
 
     fn join(&mut self, link: LinkId, role: Role, manners: Manners, head: &[u8]) {
         let max_message = self.settings.session.max_message;
-        self.kernel.borrow_mut().note(|| format!("peer {link} is {role:?} {manners:?}"));
+        let to = self.kernel.borrow().links[link].to;
+        self.kernel.borrow_mut().note(|| format!("peer {link} at {to:?} is {role:?} {manners:?}"));
         let peer = Peer::new(&mut self.kernel.borrow_mut(), link, role, manners, max_message, head);
         self.by_link.insert(link, self.peers.len());
         self.peers.push(Some(peer));
@@ -550,29 +554,29 @@ impl World {
         }
         let client = if is_client { Some(peer) } else { other };
         let (Some(other), Some(client)) = (other, client) else { return Ok(()) };
-        let is_disturbed = self.is_drained || self.settings.session.idle_timeout.is_some();
-        let is_big = peer.has_said_too_much() || other.has_said_too_much();
-        let is_strict = client.is_relayed
-            && !is_disturbed
+        // It reads, says nothing that would end it, and is there to the end.
+        let is_owed = client.is_relayed
             && !peer.is_unresponsive()
-            && !other.is_unresponsive()
             && !peer.ended_first
             && !peer.has_closed()
             && peer.saw_end.is_some();
-        if !is_strict {
+        if !is_owed {
             return Ok(());
+        }
+        let is_big = peer.has_said_too_much() || other.has_said_too_much();
+        let is_disturbed =
+            self.is_drained || self.settings.session.idle_timeout.is_some() || is_big || other.is_unresponsive();
+        match &peer.judge.goodbye {
+            None if peer.judge.is_at_boundary() => return Err("an end without a Close frame".into()),
+            None if !other.ended_first && !is_disturbed => return Err("an end within a frame".into()),
+            Some(goodbye) if !goodbye.is_ours => return Ok(()),
+            _ if is_disturbed => return Ok(()),
+            _ => {}
         }
         if self.kernel.borrow().links[peer.link].lost > 0 {
             return Err("an RST destroyed what was on its way to it".into());
         }
-        match &peer.judge.goodbye {
-            None if peer.judge.is_at_boundary() => return Err("an end without a Close frame".into()),
-            None if !other.ended_first && !is_big => return Err("an end within a frame".into()),
-            Some(goodbye) if !goodbye.is_ours => return Ok(()),
-            _ => {}
-        }
         if other.ended == Some(End::Fin)
-            && !is_big
             && other.ended_first
             && let Some(missing) = peer.judge.missing(&other.frames, other.stream_bytes())
         {
@@ -736,7 +740,7 @@ fn draw_manners(chance: &mut fastrand::Rng, has_pings: bool, scale: Scale) -> Ma
         Scale::Tiny => (chance.u32(..4), [5, 30][chance.usize(..2)]),
         Scale::Common => ([0, 1, 3, 10, 30][chance.usize(..5)], [10, 300, 3000][chance.usize(..3)]),
         // A crowd of small ones, whose heads stand everywhere in what is read.
-        Scale::Large if chance.u8(..3) == 0 => (400, [30, 300][chance.usize(..2)]),
+        Scale::Large if chance.u8(..3) == 0 => (3000, [30, 300][chance.usize(..2)]),
         Scale::Large => (chance.u32(..6), [70_000, 300_000, 1_000_000][chance.usize(..3)]),
     };
     let base = Manners {
@@ -744,7 +748,7 @@ fn draw_manners(chance: &mut fastrand::Rng, has_pings: bool, scale: Scale) -> Ma
         payload_max,
         ending,
         cuts: chance.bool(),
-        write_pace: [Duration::ZERO, MS, 50 * MS][chance.usize(..3)],
+        write_pace: [Duration::ZERO, MS, 50 * MS][chance.usize(if scale == Scale::Large { 0..2 } else { 0..3 })],
         leaves_after: S + 60 * S * chance.u32(..1000) / 1000,
         ..prompt()
     };
