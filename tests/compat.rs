@@ -1,0 +1,756 @@
+//! The wire contract as exchanges: scripts that say who sends what, and under `---` what everybody then gets.
+//!
+//! The scripts are `tests/compat/*.txt`, one file for each section of `docs/protocol.md` that they show; each exchange begins
+//! with `## ` and what it shows. They are played over the simulated kernel of `tests/sim`, without chance: bytes arrive at
+//! once and whole, time passes only with `wait`. What was meant has to be written by a person; `COMPAT_REWRITE=1` writes what
+//! happens in its place, to be read and judged before it is kept.
+//!
+//! ```text
+//! set max_message=5                     settings, before anything else; `set splices=1`: streams pass through pipes
+//! show heads                            of handshakes, too, which are cut to their first lines otherwise
+//! host 10.0.0.1:8001 refuses            or swallows, or up
+//! client> GET /health HTTP/1.1          a line, with CRLF
+//! client: upgrade /ws/input, Origin: https://a.example
+//! client: text "hello"                  frames: text, binary, continue, ping, pong, close 1000 "why"; `more` text: FIN is not set
+//! client: cut 4 text "hello"            only the first bytes of it
+//! client: rest text "hello" 4           only what stands behind them
+//! client: bytes 81 00                   anything
+//! client: repeat 5000 x                 a long text; `lines`: so many lines
+//! client: fin | reset | closes          how it ends
+//! client: stalls | reads                it stops reading, and goes on
+//! client: gathers | sends | sends fin   what it says is kept, and goes out at once
+//! backend: accept                       the 101 to the request that came
+//! wait 5s   drain   reload max_message=5   stats
+//! ```
+//! Connections of clients come to be with the first word they say; backends are called `backend`, `backend2`, … as they are
+//! dialed. Output comes in the order of connections, not of time.
+
+#[allow(dead_code)]
+#[path = "sim/kernel.rs"]
+mod kernel;
+#[allow(dead_code)]
+#[path = "sim/wire.rs"]
+mod wire;
+
+use aivtuber_gateway::gateway::{self, Gateway};
+use aivtuber_gateway::net::{Side, Source};
+use aivtuber_gateway::service::limits::{self, OriginRule};
+use aivtuber_gateway::service::route::{BackendUrl, RouteSettings, Target, Template};
+use aivtuber_gateway::session::{self, OnBackendFailure};
+use kernel::{Action, Dialer, End, Host, Kernel, LinkId, Nature, Near, Shared};
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::{Duration, UNIX_EPOCH};
+use tungstenite::handshake::derive_accept_key;
+use wire::{Frame, Kind};
+
+#[test]
+fn relayed_routes() {
+    play("relay.txt");
+}
+
+#[test]
+fn backends_that_fail() {
+    play("failures.txt");
+}
+
+#[test]
+fn http_on_the_same_port() {
+    play("http.txt");
+}
+
+#[test]
+fn close_codes() {
+    play("closing.txt");
+}
+
+/// Plays every exchange of a file, and holds what happened against what is written there.
+fn play(name: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat").join(name);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let mut played = String::new();
+    let mut exchanges = 0;
+    for (index, exchange) in text.split("\n## ").enumerate() {
+        if index == 0 {
+            played.push_str(exchange);
+            continue;
+        }
+        exchanges += 1;
+        played.push_str("\n## ");
+        played.push_str(&play_exchange(exchange).unwrap_or_else(|why| panic!("{name}: {exchange}\n\n{why}")));
+    }
+    assert!(exchanges > 5, "{name} has only {exchanges} exchanges");
+    if std::env::var_os("COMPAT_REWRITE").is_some() {
+        std::fs::write(&path, &played).expect("it was read a moment ago");
+    } else if let Some((number, (ours, theirs))) =
+        (1..).zip(played.lines().zip(text.lines())).find(|(_, (ours, theirs))| ours != theirs)
+    {
+        panic!("{name}:{number}: written is\n  {theirs}\nwhat happens is\n  {ours}\n\n{}", diff(&text, &played));
+    } else {
+        assert_eq!(played.lines().count(), text.lines().count(), "{name}: another number of lines");
+    }
+}
+
+/// The exchange where the first difference is, as it happened.
+fn diff(written: &str, played: &str) -> String {
+    let exchanges = written.split("\n## ").zip(played.split("\n## "));
+    exchanges.filter(|(a, b)| a != b).map(|(_, b)| format!("## {b}")).next().unwrap_or_default()
+}
+
+fn play_exchange(text: &str) -> Result<String, String> {
+    let mut out = String::new();
+    let mut theatre = None;
+    let mut settings = settings();
+    let (mut shows_heads, mut splices) = (false, false);
+    let mut lines = text.lines().peekable();
+    writeln!(out, "{}", lines.next().unwrap_or_default()).expect("a String takes everything");
+    while let Some(line) = lines.next() {
+        writeln!(out, "{line}").expect("a String takes everything");
+        if let Some(words) = line.strip_prefix("set ") {
+            splices |= words.contains("splices=1");
+            change(&mut settings, words)?;
+        } else if line == "show heads" {
+            shows_heads = true;
+        } else if line == "---" {
+            let theatre: &mut Theatre =
+                theatre.get_or_insert_with(|| Theatre::new(settings.clone(), shows_heads, splices));
+            theatre.settle()?;
+            out.push_str(&theatre.take_output());
+            while lines.peek().is_some_and(|line| is_output(line)) {
+                lines.next();
+            }
+        } else if !line.is_empty() && !line.starts_with('#') {
+            let theatre = theatre.get_or_insert_with(|| Theatre::new(settings.clone(), shows_heads, splices));
+            theatre.act(line, &mut settings).map_err(|why| format!("{line}: {why}"))?;
+        }
+    }
+    let mut theatre = theatre.ok_or("nothing happens")?;
+    theatre.settle()?;
+    match theatre.take_output() {
+        rest if rest.is_empty() => {
+            // Every exchange but the last is followed by the empty line before the next one.
+            Ok(out.strip_suffix('\n').unwrap_or(&out).to_owned() + if text.ends_with('\n') { "\n" } else { "" })
+        }
+        rest => Err(format!("this is said after the last `---`:\n{rest}")),
+    }
+}
+
+/// `client< …`
+fn is_output(line: &str) -> bool {
+    line.trim_start_matches(|sign: char| sign.is_ascii_alphanumeric()).starts_with('<')
+}
+
+// ---- settings
+
+fn settings() -> gateway::Settings {
+    let route = |name: &str, path: &str, urls: &[&str]| RouteSettings {
+        name: name.into(),
+        path: Template::parse(path).expect("a path"),
+        target: Target::Backend {
+            urls: urls.iter().map(|url| BackendUrl::parse(url).expect("a URL")).collect(),
+            host: (name == "hosted").then(|| "backend.example".into()),
+        },
+    };
+    gateway::Settings {
+        session: session::Settings::default(),
+        limits: limits::Settings { max_connections: 100, max_connections_per_ip: 0, allowed_origins: Vec::new() },
+        routes: vec![
+            route("input", "/ws/input", &["ws://10.0.0.1:8001/ws/input"]),
+            route("task", "/ws/task/{task_id}", &["ws://10.0.0.2:8002/tasks/{task_id}?from={task_id}"]),
+            route("two", "/ws/two", &["ws://10.0.0.3/", "ws://10.0.0.4/"]),
+            route("named", "/ws/named", &["ws://name.example:8003/"]),
+            route("hosted", "/ws/hosted", &["ws://10.0.0.1:8001/hosted"]),
+        ],
+        drain_timeout: Some(Duration::from_secs(30)),
+        tasks: Default::default(),
+        link: Default::default(),
+    }
+}
+
+fn change(settings: &mut gateway::Settings, words: &str) -> Result<(), String> {
+    for word in words.split_whitespace() {
+        let (key, value) = word.split_once('=').ok_or(format!("`{word}` is no key=value"))?;
+        let time = || duration(value).map(|time| (!time.is_zero()).then_some(time));
+        let number = || value.parse::<u64>().map_err(|error| format!("{word}: {error}"));
+        let session = &mut settings.session;
+        match key {
+            "header_timeout" => session.header_timeout = time()?,
+            "keep_alive" => session.keep_alive = time()?,
+            "connect_timeout" => session.connect_timeout = time()?,
+            "handshake_timeout" => session.handshake_timeout = time()?,
+            "ping_interval" => session.ping_interval = time()?,
+            "ping_timeout" => session.ping_timeout = time()?,
+            "idle_timeout" => session.idle_timeout = time()?,
+            "drain_timeout" => settings.drain_timeout = time()?,
+            "max_message" => session.max_message = Some(number()?).filter(|&max| max > 0),
+            "on_backend_failure" if value == "http" => session.on_backend_failure = OnBackendFailure::Http,
+            "on_backend_failure" if value == "close" => session.on_backend_failure = OnBackendFailure::Close,
+            "max_connections" => settings.limits.max_connections = number()? as usize,
+            "max_connections_per_ip" => settings.limits.max_connections_per_ip = number()? as usize,
+            "allowed_origins" => settings.limits.allowed_origins = vec![OriginRule::parse(value)?],
+            "splices" => {} // the kernel's, not the gateway's
+            "without_route" => settings.routes.retain(|route| route.name != value),
+            _ => return Err(format!("`{word}` is not known")),
+        }
+    }
+    Ok(())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let number = |digits: &str| digits.parse::<u64>().map_err(|error| format!("{text}: {error}"));
+    match text.strip_suffix("ms") {
+        Some(digits) => Ok(Duration::from_millis(number(digits)?)),
+        None => Ok(Duration::from_secs(number(text.strip_suffix('s').ok_or("a time ends with s or ms")?)?)),
+    }
+}
+
+// ---- the stage
+
+/// A gateway with people around it who do as they are told.
+struct Theatre {
+    kernel: Shared,
+    gateway: Gateway,
+    people: Vec<Person>,
+    slots: Vec<(usize, LinkId)>,
+    waiting: Vec<LinkId>,
+    backends: usize,
+    shows_heads: bool,
+    /// What `stats` said.
+    shown: String,
+}
+
+/// One end, and how it reads what it gets.
+struct Person {
+    name: String,
+    link: LinkId,
+    is_client: bool,
+    /// The heads of handshakes are shown whole.
+    shows_heads: bool,
+    is_stalled: bool,
+    /// What it says is kept here first.
+    gathered: Option<Vec<u8>>,
+    /// What has come and has not been shown.
+    held: Vec<u8>,
+    reading: Reading,
+    output: String,
+    key: String,
+    has_seen_end: bool,
+}
+
+#[derive(PartialEq, Eq)]
+enum Reading {
+    Head,
+    Body {
+        left: usize,
+        is_shown: bool,
+    },
+    Frames,
+    /// An answer that ends with its connection.
+    Rest,
+}
+
+const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+const MASK: [u8; 4] = [1, 2, 3, 4];
+
+impl Theatre {
+    fn new(settings: gateway::Settings, shows_heads: bool, splices: bool) -> Theatre {
+        let nature = Nature {
+            receive_max: 1 << 20,
+            send_max: if splices { 1 << 20 } else { 64 * 1024 },
+            latency: Duration::ZERO,
+            cuts: false,
+            moods: false,
+            splices,
+        };
+        let kernel = Kernel::new(1, nature);
+        for address in ["10.0.0.1:8001", "10.0.0.2:8002", "10.0.0.3:80", "10.0.0.4:80", "[::1]:8003", "127.0.0.1:8003"]
+        {
+            let address = address.parse().expect("an address");
+            kernel.borrow_mut().hosts.insert(address, Host::Up(Duration::ZERO));
+        }
+        let now = kernel.borrow().now;
+        let network = Box::new(Dialer(Rc::clone(&kernel)));
+        let gateway = Gateway::new(settings, network, fastrand::Rng::with_seed(1), now, UNIX_EPOCH);
+        let gateway = gateway.expect("its settings are good");
+        Theatre {
+            kernel,
+            gateway,
+            people: Vec::new(),
+            slots: Vec::new(),
+            waiting: Vec::new(),
+            backends: 0,
+            shows_heads,
+            shown: String::new(),
+        }
+    }
+
+    fn act(&mut self, line: &str, settings: &mut gateway::Settings) -> Result<(), String> {
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        match word {
+            "wait" => return self.wait(duration(rest)?),
+            "drain" => self.gateway.drain(),
+            "stats" => self.show_stats(),
+            "reload" => {
+                change(settings, rest)?;
+                self.gateway.adopt(settings.clone());
+            }
+            "host" => self.set_host(rest)?,
+            _ => {
+                let (name, rest) = match word.split_at(word.len() - 1) {
+                    (name, ">") => {
+                        let index = self.person(name)?;
+                        let bytes = format!("{rest}\r\n");
+                        self.send(index, bytes.as_bytes());
+                        return self.settle();
+                    }
+                    (name, ":") => (name, rest),
+                    _ => return Err("who says that?".into()),
+                };
+                let index = self.person(name)?;
+                self.tell(index, rest)?;
+            }
+        }
+        self.settle()
+    }
+
+    fn show_stats(&mut self) {
+        let stats = self.gateway.stats();
+        let (too_big, pings, pongs) = (stats.messages_too_big, stats.pings_sent, stats.pongs_swallowed);
+        let mut line = format!("gateway< too_big={too_big} pings={pings} pongs={pongs}");
+        for (backend, dials) in stats.backends() {
+            write!(line, " {backend} ok={} failed={}", dials.ok, dials.failed).expect("a String takes everything");
+        }
+        for (status, count) in stats.http() {
+            write!(line, " {status}={count}").expect("a String takes everything");
+        }
+        self.shown = line + "\n";
+    }
+
+    fn set_host(&mut self, words: &str) -> Result<(), String> {
+        let (address, how) = words.split_once(' ').ok_or("how?")?;
+        let address: SocketAddr = address.parse().map_err(|error| format!("{error}"))?;
+        let host = match how {
+            "refuses" => Host::Refusing(Duration::ZERO),
+            "swallows" => Host::Swallowing,
+            "up" => Host::Up(Duration::ZERO),
+            _ => return Err(format!("a host that {how}?")),
+        };
+        self.kernel.borrow_mut().hosts.insert(address, host);
+        Ok(())
+    }
+
+    fn person(&mut self, name: &str) -> Result<usize, String> {
+        if let Some(index) = self.people.iter().position(|person| person.name == name) {
+            return Ok(index);
+        }
+        if !name.starts_with("client") {
+            return Err(format!("{name} has not been dialed"));
+        }
+        let link = self.kernel.borrow_mut().open();
+        self.waiting.push(link);
+        self.people.push(Person::new(name.to_owned(), link, true, self.shows_heads));
+        self.settle()?;
+        Ok(self.people.len() - 1)
+    }
+
+    fn send(&mut self, index: usize, bytes: &[u8]) {
+        if let Some(gathered) = &mut self.people[index].gathered {
+            return gathered.extend(bytes);
+        }
+        self.kernel.borrow_mut().send(self.people[index].link, bytes);
+    }
+
+    /// Has one of them do what `words` say.
+    fn tell(&mut self, index: usize, words: &str) -> Result<(), String> {
+        let link = self.people[index].link;
+        let (word, rest) = words.split_once(' ').unwrap_or((words, ""));
+        match word {
+            "fin" => self.kernel.borrow_mut().end(link, End::Fin),
+            "reset" => self.kernel.borrow_mut().end(link, End::Reset),
+            "closes" => {
+                self.kernel.borrow_mut().close(link);
+            }
+            "stalls" => self.people[index].is_stalled = true,
+            "reads" => self.people[index].is_stalled = false,
+            "connects" => {}
+            "gathers" => self.people[index].gathered = Some(Vec::new()),
+            "sends" => {
+                let gathered = self.people[index].gathered.take().ok_or("it has gathered nothing")?;
+                self.send(index, &gathered);
+                if rest == "fin" {
+                    // The last bytes and the FIN make one event.
+                    self.kernel.borrow_mut().deliver(link);
+                    self.kernel.borrow_mut().end(link, End::Fin);
+                    self.kernel.borrow_mut().deliver(link);
+                }
+            }
+            "upgrade" => self.send(index, &upgrade(rest)),
+            "accept" => {
+                let accept = derive_accept_key(self.people[index].key.as_bytes());
+                let mut head = format!(
+                    "HTTP/1.1 101 Switching Protocols\r\nServer: backend\r\nConnection: Upgrade\r\n\
+                     Upgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\n"
+                );
+                rest.split(", ").filter(|line| !line.is_empty()).for_each(|line| head += &format!("{line}\r\n"));
+                self.send(index, format!("{head}\r\n").as_bytes());
+            }
+            "repeat" => {
+                let (count, text) = rest.split_once(' ').ok_or("repeat how often?")?;
+                let count = count.parse().map_err(|error| format!("{error}"))?;
+                self.send(index, text.repeat(count).as_bytes());
+            }
+            "lines" => {
+                let (count, text) = rest.split_once(' ').ok_or("how many?")?;
+                let count = count.parse().map_err(|error| format!("{error}"))?;
+                self.send(index, format!("{text}\r\n").repeat(count).as_bytes());
+            }
+            "bytes" => {
+                let bytes: Result<Vec<u8>, _> = rest.split(' ').map(|byte| u8::from_str_radix(byte, 16)).collect();
+                self.send(index, &bytes.map_err(|error| format!("{error}"))?);
+            }
+            "cut" => {
+                let (count, rest) = rest.split_once(' ').ok_or("cut where?")?;
+                let count: usize = count.parse().map_err(|error| format!("{error}"))?;
+                let frame = self.frame(index, rest)?;
+                self.send(index, &frame[..count]);
+            }
+            "rest" => {
+                let (rest, count) = rest.rsplit_once(' ').ok_or("from where on?")?;
+                let count: usize = count.parse().map_err(|error| format!("{error}"))?;
+                let frame = self.frame(index, rest)?;
+                self.send(index, &frame[count..]);
+            }
+            _ => {
+                let frame = self.frame(index, words)?;
+                self.send(index, &frame);
+            }
+        }
+        Ok(())
+    }
+
+    fn frame(&self, index: usize, words: &str) -> Result<Vec<u8>, String> {
+        let mask = self.people[index].is_client.then_some(MASK);
+        let (fin, words) = match words.strip_prefix("more ") {
+            Some(words) => (false, words),
+            None => (true, words),
+        };
+        let (rsv, words) = match words.strip_prefix("deflated ") {
+            Some(words) => (4, words),
+            None => (0, words),
+        };
+        let (word, rest) = words.split_once(' ').unwrap_or((words, ""));
+        let opcode = match word {
+            "continue" => 0,
+            "text" => wire::TEXT,
+            "binary" => wire::BINARY,
+            "close" => wire::CLOSE,
+            "ping" => wire::PING,
+            "pong" => wire::PONG,
+            _ => return Err(format!("what is `{word}`?")),
+        };
+        let (code, text) = match opcode {
+            wire::CLOSE if !rest.is_empty() => rest.split_once(' ').unwrap_or((rest, "\"\"")),
+            _ => ("", rest),
+        };
+        let mut payload = Vec::new();
+        if !code.is_empty() {
+            payload.extend(code.parse::<u16>().map_err(|error| format!("{code}: {error}"))?.to_be_bytes());
+        }
+        match text.split_once(" times ") {
+            Some((count, text)) => {
+                let count = count.parse().map_err(|error| format!("{count}: {error}"))?;
+                payload.extend(text.trim_matches('"').repeat(count).bytes());
+            }
+            None => payload.extend(text.trim_matches('"').bytes()),
+        }
+        Ok(Frame::new(Kind { fin, rsv, ..Kind::plain(opcode, mask) }, &payload).bytes)
+    }
+
+    // ---- time and turns
+
+    /// Lets everything happen that happens without time passing.
+    fn settle(&mut self) -> Result<(), String> {
+        for _ in 0..10_000 {
+            let action = self.kernel.borrow_mut().poll_action();
+            if let Some(action) = action {
+                self.happen(action);
+                continue;
+            }
+            let now = self.kernel.borrow().now;
+            let is_due = self.gateway.next_turn().is_some_and(|at| at <= now);
+            let is_knocked = !self.waiting.is_empty() && self.gateway.can_admit();
+            if is_due || is_knocked || self.kernel.borrow().has_edges() {
+                self.turn();
+            } else if !self.read() {
+                return Ok(());
+            }
+        }
+        Err("it does not settle".into())
+    }
+
+    fn wait(&mut self, time: Duration) -> Result<(), String> {
+        self.settle()?;
+        let until = self.kernel.borrow().now + time;
+        loop {
+            let next = [self.kernel.borrow().next_action(), self.gateway.next_turn()].into_iter().flatten().min();
+            self.kernel.borrow_mut().now = next.map_or(until, |at| at.min(until));
+            self.settle()?;
+            if self.kernel.borrow().now >= until {
+                return Ok(());
+            }
+        }
+    }
+
+    fn happen(&mut self, action: Action) {
+        match action {
+            Action::Deliver(link) => self.kernel.borrow_mut().deliver(link),
+            Action::Edge(link) => self.kernel.borrow_mut().late_edge(link),
+            Action::Dialed(link, result) => self.kernel.borrow_mut().dialed(link, result),
+            Action::Peer(_) | Action::Plan(_) => {}
+        }
+    }
+
+    fn turn(&mut self) {
+        let events = self.kernel.borrow_mut().take_events();
+        let now = self.kernel.borrow().now;
+        self.gateway.begin_turn(now);
+        for (source, ready) in events {
+            if let Source::Session(key, side) = source {
+                self.gateway.ready(key, side, ready);
+            }
+        }
+        self.gateway.settle();
+        while self.gateway.can_admit() && !self.waiting.is_empty() {
+            let link = self.waiting.remove(0);
+            let key = self.gateway.next_key();
+            self.slots.retain(|(slot, _)| *slot != key);
+            self.slots.push((key, link));
+            self.kernel.borrow_mut().register(link, Source::Session(key, Side::Downstream));
+            let near = Near { kernel: Rc::clone(&self.kernel), link };
+            self.gateway.admit(Box::new(near), SocketAddr::from(([192, 0, 2, 1], 50_000 + link as u16)));
+        }
+        while let Some(lookup) = self.gateway.poll_lookup() {
+            let addresses = ["[::1]:8003", "127.0.0.1:8003"].map(|address| address.parse().expect("an address"));
+            self.gateway.resolved(lookup.upstream, Ok(addresses.to_vec()));
+        }
+        self.gateway.reap();
+        loop {
+            let Some(link) = self.kernel.borrow_mut().stands.pop_front() else { break };
+            self.backends += 1;
+            let to = self.kernel.borrow().links[link].to;
+            let name = if self.backends == 1 { "backend".into() } else { format!("backend{}", self.backends) };
+            let mut person = Person::new(name, link, false, self.shows_heads);
+            person.say(&format!("(dialed at {})", to.expect("it was dialed")));
+            self.people.push(person);
+        }
+    }
+
+    /// Everybody reads; false if there was nothing for anyone.
+    fn read(&mut self) -> bool {
+        let mut is_any = false;
+        for person in &mut self.people {
+            if person.is_stalled {
+                continue;
+            }
+            let bytes = self.kernel.borrow_mut().receive(person.link, usize::MAX);
+            if !bytes.is_empty() {
+                is_any = true;
+                person.held.extend(bytes);
+                person.show();
+            }
+            let end = self.kernel.borrow().received_end(person.link);
+            if let Some(end) = end
+                && !std::mem::replace(&mut person.has_seen_end, true)
+            {
+                person.show_end(end);
+            }
+        }
+        is_any
+    }
+
+    fn take_output(&mut self) -> String {
+        let said: String = self.people.iter_mut().map(|person| std::mem::take(&mut person.output)).collect();
+        said + &std::mem::take(&mut self.shown)
+    }
+}
+
+impl Person {
+    fn new(name: String, link: LinkId, is_client: bool, shows_heads: bool) -> Person {
+        Person {
+            name,
+            link,
+            is_client,
+            shows_heads,
+            is_stalled: false,
+            gathered: None,
+            held: Vec::new(),
+            reading: Reading::Head,
+            output: String::new(),
+            key: String::new(),
+            has_seen_end: false,
+        }
+    }
+
+    fn say(&mut self, what: &str) {
+        let line = format!("{}< {what}", self.name);
+        writeln!(self.output, "{}", line.trim_end()).expect("a String takes everything");
+    }
+
+    /// Shows what has come whole.
+    fn show(&mut self) {
+        loop {
+            let is_more = match self.reading {
+                Reading::Head => self.show_head(),
+                Reading::Body { left, is_shown } => self.show_body(left, is_shown),
+                Reading::Frames => self.show_frame(),
+                Reading::Rest => false,
+            };
+            if !is_more {
+                return;
+            }
+        }
+    }
+
+    fn show_head(&mut self) -> bool {
+        let Some(length) = self.held.windows(4).position(|four| four == b"\r\n\r\n") else { return false };
+        let head = String::from_utf8_lossy(&self.held[..length]).into_owned();
+        self.held.drain(..length + 4);
+        let status = head.split(' ').nth(1).unwrap_or_default();
+        if !self.shows_heads && (status == "101" || !self.is_client) {
+            let first = head.lines().next().unwrap_or_default();
+            self.key =
+                head.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Key: ")).unwrap_or_default().into();
+            self.say(&format!("{first} …"));
+            self.reading = Reading::Frames;
+            return true;
+        }
+        let (mut left, mut is_shown) = (0, true);
+        for line in head.lines() {
+            if let Some(key) = line.strip_prefix("Sec-WebSocket-Key: ") {
+                self.key = key.to_owned();
+            }
+            if let Some(length) = line.strip_prefix("Content-Length: ") {
+                left = length.parse().expect("a length");
+                self.say("Content-Length: …");
+                continue;
+            }
+            is_shown &= !line.starts_with("Content-Type: text/");
+            match line.strip_prefix("X-Request-Id: ") {
+                Some(id) if id.len() == 36 => self.say("X-Request-Id: <a UUID>"),
+                _ => self.say(line),
+            }
+        }
+        self.say("");
+        self.reading = match status {
+            "101" => Reading::Frames,
+            _ if !self.is_client => Reading::Frames,
+            _ if head.contains("Transfer-Encoding") => Reading::Rest,
+            _ if left > 0 => Reading::Body { left, is_shown },
+            _ => Reading::Head,
+        };
+        true
+    }
+
+    fn show_body(&mut self, left: usize, is_shown: bool) -> bool {
+        // The answer to HEAD says a length and has no body: the next head stands there, or nothing.
+        if self.held.starts_with(b"HTTP/1.1 ") || self.held.is_empty() {
+            self.reading = Reading::Head;
+            return !self.held.is_empty();
+        }
+        if self.held.len() < left {
+            return false;
+        }
+        let body: Vec<u8> = self.held.drain(..left).collect();
+        let text = String::from_utf8_lossy(&body).replace(env!("CARGO_PKG_VERSION"), "<version>");
+        if is_shown {
+            self.say(text.trim_end());
+        } else {
+            self.say(&format!("({})", text.lines().next().unwrap_or_default()));
+        }
+        self.reading = Reading::Head;
+        true
+    }
+
+    fn show_frame(&mut self) -> bool {
+        let Some((head, length)) = aivtuber_gateway::proto::ws::FrameHead::parse(&self.held) else { return false };
+        let end = length + head.payload as usize;
+        if self.held.len() < end {
+            return false;
+        }
+        let mut payload = self.held[length..end].to_vec();
+        self.held.drain(..end);
+        if let Some(mask) = head.mask {
+            aivtuber_gateway::proto::ws::apply_mask(&mut payload, mask, 0);
+        }
+        let mut line = String::new();
+        if head.mask.is_some() == self.is_client {
+            line.push_str("WRONGLY MASKED ");
+        }
+        if !head.fin {
+            line.push_str("more ");
+        }
+        if head.rsv != 0 {
+            line.push_str("deflated ");
+        }
+        let is_ours = head.opcode == aivtuber_gateway::proto::ws::Opcode::Ping && payload.len() == 8;
+        let text = if is_ours { "<ours>".into() } else { String::from_utf8_lossy(&payload).into_owned() };
+        match (head.opcode.bits(), payload.first_chunk()) {
+            (0, _) => write!(line, "continue \"{}\"", short(&text)),
+            (wire::CLOSE, Some(code)) => {
+                let reason = String::from_utf8_lossy(&payload[2..]).into_owned();
+                write!(line, "close {} \"{reason}\"", u16::from_be_bytes(*code))
+            }
+            (wire::CLOSE, None) => write!(line, "close"),
+            _ => write!(line, "{} \"{}\"", head.opcode, short(&text)),
+        }
+        .expect("a String takes everything");
+        self.say(&line);
+        true
+    }
+
+    fn show_end(&mut self, end: End) {
+        if !self.held.is_empty() {
+            let held = std::mem::take(&mut self.held);
+            let text = match self.reading {
+                Reading::Frames => {
+                    let bytes: Vec<String> = held.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+                    format!("({} bytes of a frame: {})", held.len(), bytes.join(" "))
+                }
+                _ => String::from_utf8_lossy(&held).escape_default().to_string(),
+            };
+            self.say(&text);
+        }
+        self.say(match end {
+            End::Fin => "(end)",
+            End::Reset => "(reset)",
+        });
+    }
+}
+
+fn short(text: &str) -> String {
+    match text.len() {
+        0..=100 => text.to_owned(),
+        length => format!("{}… {length} bytes", text.chars().take(10).collect::<String>()),
+    }
+}
+
+/// A sound upgrade request; `words`: path, then lines to add or, by their name, to replace.
+fn upgrade(words: &str) -> Vec<u8> {
+    let mut words = words.split(", ");
+    let path = words.next().filter(|path| !path.is_empty()).unwrap_or("/ws/input");
+    let extra: Vec<&str> = words.collect();
+    let mut head = format!("GET {path} HTTP/1.1\r\n");
+    let key = format!("Sec-WebSocket-Key: {KEY}");
+    for line in ["Host: gateway:8000", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", &key] {
+        let name = &line[..=line.find(':').expect("a header")];
+        if !extra.iter().any(|extra| extra.starts_with(name)) {
+            head += &format!("{line}\r\n");
+        }
+    }
+    for line in extra {
+        head += &format!("{line}\r\n");
+    }
+    (head + "\r\n").into_bytes()
+}
