@@ -263,6 +263,7 @@ impl Theatre {
             cuts: false,
             moods: false,
             splices,
+            peeks_ahead: true,
         };
         let kernel = Kernel::new(1, nature);
         for address in ["10.0.0.1:8001", "10.0.0.2:8002", "10.0.0.3:80", "10.0.0.4:80", "[::1]:8003", "127.0.0.1:8003"]

@@ -22,7 +22,7 @@ const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
 
 /// What one flow may hold back: a read and a handshake, or a pipe.
-const HELD_MAX: usize = 256 * 1024;
+const HELD_MAX: usize = 512 * 1024;
 
 /// Turns that may do nothing in a row, and in one simulated second for each connection.
 const IDLE_TURNS_MAX: u32 = 8;
