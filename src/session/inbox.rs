@@ -4,6 +4,7 @@
 //! answered so that they are content, and every other command is told clearly that it is not known. Each command is answered
 //! in its place; a worker that does not read its answers is not read from.
 
+use super::linger::Linger;
 use super::{CloseReason, Context, Identity, Phase, Step};
 use crate::net::{Conn, Io};
 use crate::proto::resp::{Answer, Protocol, Requests};
@@ -52,7 +53,11 @@ impl Inbox {
     pub(super) fn step(mut self: Box<Self>, downstream: &mut Conn, who: &Identity, cx: &mut Context) -> Step {
         for _ in 0..READS_PER_STEP {
             match self.flush(downstream) {
-                Ok(true) if self.is_quitting => return self.end(CloseReason::Done, who),
+                Ok(true) if self.is_quitting => {
+                    self.log_end(CloseReason::Done, who);
+                    // It may be sending still, and must be able to read what was wrong.
+                    return Step::Next(Linger::phase(Vec::new(), CloseReason::Done, cx));
+                }
                 Ok(true) => {}
                 Ok(false) => return Step::Wait(Phase::Inbox(self)),
                 Err(()) => return self.end(CloseReason::ClientVanished, who),
@@ -82,8 +87,12 @@ impl Inbox {
     }
 
     fn end(&self, reason: CloseReason, who: &Identity) -> Step {
-        info!(target: "inbox", "{who} closed reason={reason} published={}", self.published);
+        self.log_end(reason, who);
         Step::Next(Phase::Closed(reason))
+    }
+
+    fn log_end(&self, reason: CloseReason, who: &Identity) {
+        info!(target: "inbox", "{who} closed reason={reason} published={}", self.published);
     }
 
     /// True: all answers are out.
