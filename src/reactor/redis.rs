@@ -68,7 +68,7 @@ impl RedisSockets {
         }
     }
 
-    /// Does what the link wants, and moves what can be moved. True: there is more to read, in the next turn.
+    /// Does what the link wants, and reads what has come. True: there is more to read, in the next turn.
     pub fn turn(
         &mut self,
         results: &mut Results<usize>,
@@ -86,7 +86,7 @@ impl RedisSockets {
         Ok(more)
     }
 
-    /// Sends what the link has to say, after all who are concerned have had their turn.
+    /// Sends what the link has to say: after the turn's deliveries, because keeping a result can wait and a client should not.
     pub fn flush(&mut self, results: &mut Results<usize>, now: Instant) {
         for line in LINES {
             if let Some(link) = results.link() {
@@ -170,7 +170,6 @@ impl RedisSockets {
             }
             link.handle_connected(line, now);
         }
-        self.write(line, link, now);
         self.read(line, results, now)
     }
 
