@@ -12,12 +12,13 @@
 //! client> GET /health HTTP/1.1          a line, with CRLF
 //! client: upgrade /ws/input, Origin: https://a.example
 //! client: text "hello"                  frames: text, binary, continue, ping, pong, close 1000 "why"; `more` text: FIN is not set
+//! client: answers                       a pong to the gateway's last ping
 //! client: cut 4 text "hello"            only the first bytes of it
 //! client: rest text "hello" 4           only what stands behind them
 //! client: bytes 81 00                   anything
 //! client: repeat 5000 x                 a long text; `lines`: so many lines
 //! client: fin | reset | closes          how it ends
-//! client: stalls | reads                it stops reading, and goes on
+//! client: stalls | reads | takes 500    it stops reading, goes on, or reads just so many bytes
 //! client: gathers | sends | sends fin   what it says is kept, and goes out at once
 //! backend: accept                       the 101 to the request that came
 //! wait 5s   drain   reload max_message=5   stats
@@ -236,6 +237,8 @@ struct Person {
     reading: Reading,
     output: String,
     key: String,
+    /// The payload of the gateway's last ping.
+    pinged: Vec<u8>,
     has_seen_end: bool,
 }
 
@@ -258,7 +261,7 @@ impl Theatre {
     fn new(settings: gateway::Settings, shows_heads: bool, splices: bool) -> Theatre {
         let nature = Nature {
             receive_max: 1 << 20,
-            send_max: if splices { 1 << 20 } else { 64 * 1024 },
+            send_max: if splices { 256 * 1024 } else { 64 * 1024 },
             latency: Duration::ZERO,
             cuts: false,
             moods: false,
@@ -375,6 +378,17 @@ impl Theatre {
             }
             "stalls" => self.people[index].is_stalled = true,
             "reads" => self.people[index].is_stalled = false,
+            "takes" => {
+                let count = rest.parse().map_err(|error| format!("{error}"))?;
+                let bytes = self.kernel.borrow_mut().receive(link, count);
+                self.people[index].held.extend(bytes);
+                self.people[index].show();
+            }
+            "answers" => {
+                let mask = self.people[index].is_client.then_some(MASK);
+                let frame = Frame::new(Kind::plain(wire::PONG, mask), &self.people[index].pinged);
+                self.send(index, &frame.bytes);
+            }
             "connects" => {}
             "gathers" => self.people[index].gathered = Some(Vec::new()),
             "sends" => {
@@ -590,6 +604,7 @@ impl Person {
             reading: Reading::Head,
             output: String::new(),
             key: String::new(),
+            pinged: Vec::new(),
             has_seen_end: false,
         }
     }
@@ -696,6 +711,9 @@ impl Person {
             line.push_str("deflated ");
         }
         let is_ours = head.opcode == aivtuber_gateway::proto::ws::Opcode::Ping && payload.len() == 8;
+        if is_ours {
+            self.pinged.clone_from(&payload);
+        }
         let text = if is_ours { "<ours>".into() } else { String::from_utf8_lossy(&payload).into_owned() };
         match (head.opcode.bits(), payload.first_chunk()) {
             (0, _) => write!(line, "continue \"{}\"", short(&text)),

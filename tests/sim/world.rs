@@ -517,7 +517,7 @@ impl World {
                 }
                 if peer.status == Some(101) { self.judge_stream(peer) } else { Ok(()) }
             }
-            Role::Backend { .. } if peer.stage != Stage::Head => self.judge_stream(peer),
+            Role::Backend { .. } if peer.has_shaken_hands() => self.judge_stream(peer),
             Role::Backend { .. } => Ok(()),
         }
     }
@@ -555,7 +555,9 @@ impl World {
         let client = if is_client { Some(peer) } else { other };
         let (Some(other), Some(client)) = (other, client) else { return Ok(()) };
         // It reads, says nothing that would end it, and is there to the end.
+        let backend = if is_client { other } else { peer };
         let is_owed = client.is_relayed
+            && self.pairs.get(&client.link) == Some(&backend.link)
             && !peer.is_unresponsive()
             && !peer.ended_first
             && !peer.has_closed()
