@@ -7,6 +7,7 @@
 //! - *Slots are freed last*: a session that ended in this turn keeps its slot until [`Gateway::reap`], so that a late event of
 //!   this turn reaches nobody else.
 
+use crate::base::moment::Moment;
 use crate::base::timers::Timers;
 use crate::net::{Conn, Network, Ready, Side, Transport};
 use crate::proto::http::Reply;
@@ -23,7 +24,7 @@ use crate::session::{self, Admission, Context, Driven, Identity, Phase, Session}
 use log::{info, warn};
 use slab::Slab;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 /// Connections that are being told that there is no room, at once. While so many are, no further one is accepted.
 const REFUSALS_MAX: usize = 100;
@@ -69,7 +70,7 @@ pub struct Gateway {
     serials: u64,
     lifecycle: Lifecycle,
     drain_timeout: Option<Duration>,
-    started: Instant,
+    started: Moment,
     started_wall: SystemTime,
     cx: Context,
 }
@@ -77,8 +78,8 @@ pub struct Gateway {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lifecycle {
     Serving,
-    Draining { until: Option<Instant> },
-    LastCall { until: Instant },
+    Draining { until: Option<Moment> },
+    LastCall { until: Moment },
     Stopped,
 }
 
@@ -91,7 +92,7 @@ impl Gateway {
         settings: Settings,
         network: Box<dyn Network>,
         mut chance: fastrand::Rng,
-        now: Instant,
+        now: Moment,
         wall: SystemTime,
     ) -> Result<Gateway, String> {
         let Settings { session, limits, routes, drain_timeout, tasks, link } = settings;
@@ -123,7 +124,7 @@ impl Gateway {
     }
 
     /// Everything that follows happens at `now`.
-    pub fn begin_turn(&mut self, now: Instant) {
+    pub fn begin_turn(&mut self, now: Moment) {
         self.cx.now = now;
     }
 
@@ -282,7 +283,7 @@ impl Gateway {
     }
 
     /// When the next turn must begin even if nothing happens; a moment in the past: at once.
-    pub fn next_turn(&self) -> Option<Instant> {
+    pub fn next_turn(&self) -> Option<Moment> {
         if !self.yielded.is_empty() {
             return Some(self.cx.now);
         }
@@ -428,7 +429,7 @@ impl Gateway {
     }
 
     fn check_drain(&mut self) {
-        let is_due = |until: Option<Instant>| until.is_some_and(|until| until <= self.cx.now);
+        let is_due = |until: Option<Moment>| until.is_some_and(|until| until <= self.cx.now);
         match self.lifecycle {
             Lifecycle::Serving | Lifecycle::Stopped => {}
             // Workers do not keep it: they would never leave.

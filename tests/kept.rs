@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use aivtuber_gateway::proto::message::TaskId;
+use aivtuber_gateway::reactor::clock::Clock;
 use aivtuber_gateway::service::link::{self, Action, LINES, Line, Link, Subscribe};
 use aivtuber_gateway::service::results::{Notice, Results};
 use aivtuber_gateway::service::tasks::{self, Stage, Status, Tasks};
@@ -86,6 +87,7 @@ impl Drop for Server {
 }
 
 struct Gateway {
+    clock: Clock,
     results: Results<u32>,
     sockets: HashMap<Line, UnixStream>,
     /// What each client got, in order.
@@ -104,8 +106,10 @@ impl Gateway {
             grace: Some(Duration::from_secs(10)),
         };
         let retention = tasks::Settings { retain: Some(Duration::from_secs(300)), max_retained: 16 << 20 };
-        let link = Link::new(&settings, retention, Instant::now(), fastrand::u64(..)).unwrap();
+        let clock = Clock::start();
+        let link = Link::new(&settings, retention, clock.now(), fastrand::u64(..)).unwrap();
         Gateway {
+            clock,
             results: Results::new(Tasks::new(retention), Some(link)),
             sockets: HashMap::new(),
             got: HashMap::new(),
@@ -122,7 +126,7 @@ impl Gateway {
     }
 
     fn step(&mut self) {
-        let now = Instant::now();
+        let now = self.clock.now();
         let link = self.results.link().unwrap();
         while let Some(action) = link.poll_action() {
             match action {
@@ -163,7 +167,7 @@ impl Gateway {
     }
 
     fn write(&mut self) {
-        let now = Instant::now();
+        let now = self.clock.now();
         let link = self.results.link().unwrap();
         for (line, socket) in &mut self.sockets {
             loop {
@@ -181,12 +185,12 @@ impl Gateway {
 
     fn join(&mut self, task: Uuid) -> u32 {
         self.last_key += 1;
-        self.results.join(Instant::now(), &TaskId::from(task), self.last_key);
+        self.results.join(self.clock.now(), &TaskId::from(task), self.last_key);
         self.last_key
     }
 
     fn leave(&mut self, key: u32) {
-        self.results.leave(Instant::now(), key, Stage::Waiting, None);
+        self.results.leave(self.clock.now(), key, Stage::Waiting, None);
     }
 
     fn got(&self, key: u32) -> &[String] {
@@ -340,7 +344,7 @@ fn what_was_set_while_nobody_listened_is_found_after_the_reconnect() {
     let mut gateway = Gateway::start(&server);
     let key = gateway.join(TASK);
     let shouted = gateway.last_key + 1;
-    gateway.results.join(Instant::now(), &TaskId::read(&TASK.to_string().to_uppercase()).unwrap(), shouted);
+    gateway.results.join(gateway.clock.now(), &TaskId::read(&TASK.to_string().to_uppercase()).unwrap(), shouted);
     await_all(&mut [&mut gateway], |gateways| gateways[0].is_answered());
     server.restart();
     let name = format!("task_response:{}", TASK.to_string().to_uppercase());

@@ -41,7 +41,7 @@ const BANNED: [(&str, &str); 8] = [
 /// Words with a home: where they stand, and only there. A home is a file, or a folder that ends with `/`.
 const HOMES: [(&str, &[&str]); 6] = [
     (
-        "std::time::Instant::now",
+        "std::time::Instant",
         &["src/reactor/", "src/main.rs", "src/demo.rs", "src/demo/", "src/healthcheck.rs", "src/logging.rs"],
     ),
     (
@@ -269,11 +269,11 @@ fn the_floor_rule_catches() {
 #[test]
 fn the_home_rule_catches() {
     let catches = |path: &str, text: &str| homes(&source(path, text)).len();
-    assert_eq!(catches("src/gateway.rs", "use std::time::Instant; fn f() { Instant::now(); }"), 1);
+    assert_eq!(catches("src/gateway.rs", "use std::time::Instant; fn f() {}"), 1);
     assert_eq!(catches("src/gateway.rs", "use std::time; fn f() { time::Instant::now(); }"), 1);
     assert_eq!(catches("src/gateway.rs", "fn f() { std::time::SystemTime::now(); }"), 1);
-    assert_eq!(catches("src/gateway.rs", "use std::time::{Duration, Instant as Moment}; fn f() { Moment::now(); }"), 1);
-    assert_eq!(catches("src/gateway.rs", "use std::time::Instant; fn f(now: Instant) {}"), 0);
+    assert_eq!(catches("src/gateway.rs", "use std::time::{Duration, Instant as Moment}; fn f() {}"), 1);
+    assert_eq!(catches("src/gateway.rs", "use crate::base::moment::Moment; fn f(now: Moment) {}"), 0);
     assert_eq!(catches("src/reactor/mod.rs", "use std::time::Instant; fn f() { Instant::now(); }"), 0);
     assert_eq!(catches("src/session/mod.rs", "use mio::Token;"), 1);
     assert_eq!(catches("src/session/mod.rs", "use mio;"), 1);

@@ -4,17 +4,17 @@
 //! after it. So an owner whose deadline moved back leaves its entry alone and looks at the clock when it is called: a
 //! relayed message, which moves an idle deadline, never touches this queue.
 
+use crate::base::moment::Moment;
 use std::collections::BTreeSet;
-use std::time::Instant;
 
 /// When an owner's entry stands in the queue; kept by the owner, written by [`Timers`] alone.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Armed(Option<Instant>);
+pub struct Armed(Option<Moment>);
 
 /// The queue. `K` names an owner.
 #[derive(Debug)]
 pub struct Timers<K> {
-    entries: BTreeSet<(Instant, K)>,
+    entries: BTreeSet<(Moment, K)>,
 }
 
 impl<K: Ord + Copy> Timers<K> {
@@ -23,7 +23,7 @@ impl<K: Ord + Copy> Timers<K> {
     }
 
     /// Sees to it that `key` comes out of [`Timers::pop_due`] at `at` or before. Costs nothing when it will anyway.
-    pub fn arm(&mut self, key: K, armed: &mut Armed, at: Instant) {
+    pub fn arm(&mut self, key: K, armed: &mut Armed, at: Moment) {
         match armed.0 {
             Some(earlier) if earlier <= at => return,
             Some(later) => {
@@ -43,7 +43,7 @@ impl<K: Ord + Copy> Timers<K> {
     }
 
     /// The next owner whose time has come. The caller resets its [`Armed`] with [`Armed::fired`].
-    pub fn pop_due(&mut self, now: Instant) -> Option<K> {
+    pub fn pop_due(&mut self, now: Moment) -> Option<K> {
         let &(at, key) = self.entries.first()?;
         if at > now {
             return None;
@@ -53,7 +53,7 @@ impl<K: Ord + Copy> Timers<K> {
     }
 
     /// The earliest deadline.
-    pub fn next(&self) -> Option<Instant> {
+    pub fn next(&self) -> Option<Moment> {
         self.entries.first().map(|&(at, _)| at)
     }
 }
@@ -76,13 +76,13 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    fn at(start: Instant, ms: u64) -> Instant {
+    fn at(start: Moment, ms: u64) -> Moment {
         start + Duration::from_millis(ms)
     }
 
     #[test]
     fn owners_come_out_in_the_order_of_their_deadlines() {
-        let start = Instant::now();
+        let start = Moment::START;
         let mut timers = Timers::new();
         let mut armed = [Armed::default(); 3];
         for (key, ms) in [(0, 30), (1, 10), (2, 20)] {
@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_later_deadline_leaves_the_entry_and_an_earlier_one_moves_it() {
-        let start = Instant::now();
+        let start = Moment::START;
         let mut timers = Timers::new();
         let mut armed = Armed::default();
         timers.arm(1, &mut armed, at(start, 20));
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_disarmed_owner_is_gone() {
-        let start = Instant::now();
+        let start = Moment::START;
         let mut timers = Timers::new();
         let mut armed = Armed::default();
         timers.arm(1, &mut armed, start);

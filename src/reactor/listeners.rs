@@ -4,6 +4,7 @@
 //! are in use, accepting pauses; clients wait in the kernel's queue, and nothing spins.
 
 use super::StartError;
+use crate::base::moment::Moment;
 use crate::gateway::Gateway;
 use crate::net::Source;
 use crate::net::tcp::{self, Tcp};
@@ -13,7 +14,7 @@ use mio::{Interest, Registry};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Connections accepted in one turn from one listener; then the others have their turn.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -26,7 +27,7 @@ pub struct Listeners {
     listeners: Vec<Listener>,
     addresses: Vec<(Door, SocketAddr)>,
     /// Out of descriptors until then.
-    paused_until: Option<Instant>,
+    paused_until: Option<Moment>,
     is_full: bool,
     is_closed: bool,
 }
@@ -82,7 +83,7 @@ impl Listeners {
     }
 
     /// Takes those who wait, as long as there is room.
-    pub fn accept(&mut self, gateway: &mut Gateway, registry: &Registry) {
+    pub fn accept(&mut self, gateway: &mut Gateway, registry: &Registry, now: Moment) {
         for listener in &mut self.listeners {
             for _ in 0..ACCEPTS_PER_TURN {
                 if !listener.is_ready {
@@ -119,7 +120,7 @@ impl Listeners {
                             gateway.stats().accept_pauses += 1;
                             warn!(target: "gateway", "accepting pauses why=\"{error}\"");
                         }
-                        self.paused_until = Some(Instant::now() + DESCRIPTOR_PAUSE);
+                        self.paused_until = Some(now + DESCRIPTOR_PAUSE);
                         return;
                     }
                     // One that was gone before we came to it, or a packet that the kernel passes on: the next, please.
@@ -129,8 +130,8 @@ impl Listeners {
         }
     }
 
-    /// When accepting goes on by itself.
-    pub fn next_turn(&self, gateway: &Gateway) -> Option<Instant> {
+    /// When accepting goes on by itself; a moment in the past: at once.
+    pub fn next_turn(&self, gateway: &Gateway) -> Option<Moment> {
         let can_accept = |listener: &Listener| match listener.door {
             Door::Clients => gateway.can_admit(),
             Door::Inbox => gateway.can_admit_worker(),
@@ -138,7 +139,7 @@ impl Listeners {
         if !self.listeners.iter().any(|listener| listener.is_ready && can_accept(listener)) {
             return None;
         }
-        Some(self.paused_until.unwrap_or_else(Instant::now))
+        Some(self.paused_until.unwrap_or(Moment::START))
     }
 
     /// Stops listening for clients. Workers may still publish what clients wait for.

@@ -4,15 +4,18 @@
 //! log. Nothing in it may block: names are looked up by a helper thread, and the log is written to a buffer until the end of
 //! the turn.
 
+pub mod clock;
 pub mod listeners;
 mod redis;
 mod resolver;
 mod signals;
 
+use crate::base::moment::Moment;
 use crate::gateway::{self, Gateway};
 use crate::net::tcp::TcpNetwork;
 use crate::net::{Ready, Source};
 use crate::service::link::LINES;
+use clock::Clock;
 use listeners::{Door, Listeners};
 use log::info;
 use mio::event::Event;
@@ -24,7 +27,7 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 /// Events taken from the kernel at once; the others come with the next turn.
 const EVENTS_PER_TURN: usize = 1024;
@@ -63,6 +66,7 @@ pub enum StartError {
 
 /// The loop and all that is registered with it.
 pub struct Reactor {
+    clock: Clock,
     poll: Poll,
     events: Events,
     gateway: Gateway,
@@ -77,19 +81,21 @@ pub struct Reactor {
 impl Reactor {
     /// Opens the listeners. From here on clients can connect, though nobody is served before [`Reactor::run`].
     pub fn new(settings: &Settings, gateway: gateway::Settings, hooks: Hooks) -> Result<Reactor, StartError> {
+        let clock = Clock::start();
         listeners::raise_descriptor_limit();
         let poll = Poll::new()?;
         let registry = poll.registry();
         let waker = Arc::new(Waker::new(registry, Source::Waker.into())?);
         let network = Box::new(TcpNetwork::new(registry.try_clone()?));
         let chance = fastrand::Rng::new();
-        let gateway = Gateway::new(gateway, network, chance, Instant::now(), SystemTime::now())
+        let gateway = Gateway::new(gateway, network, chance, clock.now(), SystemTime::now())
             .map_err(|why| StartError::Other(io::Error::other(why)))?;
         let clients = settings.listen.iter().map(|&at| (Door::Clients, at));
         let doors = clients.chain(settings.inbox.iter().map(|&at| (Door::Inbox, at)));
         let listeners = Listeners::open(doors, settings.reuse_port, registry)?;
         let signals = Signals::register(registry)?;
         Ok(Reactor {
+            clock,
             gateway,
             redis: RedisSockets::default(),
             redis_has_more: false,
@@ -126,7 +132,7 @@ impl Reactor {
         log::logger().flush();
         // The link's first dial is due, and no event will come before it that would end the first wait.
         self.redis_has_more =
-            self.redis.turn(self.gateway.results(), &mut self.resolver, self.poll.registry(), Instant::now())?;
+            self.redis.turn(self.gateway.results(), &mut self.resolver, self.poll.registry(), self.clock.now())?;
         while !self.gateway.is_stopped() {
             self.turn()?;
         }
@@ -141,7 +147,7 @@ impl Reactor {
             Err(error) if error.kind() == ErrorKind::Interrupted => self.events.clear(),
             other => other?,
         }
-        let now = Instant::now();
+        let now = self.clock.now();
         self.gateway.begin_turn(now);
         let mut is_signalled = false;
         let mut is_woken = false;
@@ -160,7 +166,7 @@ impl Reactor {
         self.redis_has_more = self.redis.turn(self.gateway.results(), &mut self.resolver, self.poll.registry(), now)?;
         self.gateway.settle();
         self.redis.flush(self.gateway.results(), now);
-        self.listeners.accept(&mut self.gateway, self.poll.registry());
+        self.listeners.accept(&mut self.gateway, self.poll.registry(), now);
         while let Some(lookup) = self.gateway.poll_lookup() {
             self.resolver.ask(Subject::Backend(lookup.upstream), lookup.host, lookup.port)?;
         }
@@ -181,11 +187,11 @@ impl Reactor {
         }
         let log = (self.hooks.is_log_behind)().then_some(LOG_RETRY);
         let next = [self.gateway.next_turn(), self.listeners.next_turn(&self.gateway)].into_iter().flatten().min();
-        let next = next.map(|next| next.saturating_duration_since(Instant::now()));
+        let next = next.map(|next| next - self.clock.now());
         [next, log].into_iter().flatten().min()
     }
 
-    fn handle_answers(&mut self, now: Instant) {
+    fn handle_answers(&mut self, now: Moment) {
         while let Some((subject, answer)) = self.resolver.poll_answer() {
             match subject {
                 Subject::Backend(upstream) => self.gateway.resolved(upstream, answer),

@@ -4,6 +4,7 @@
 //! thread like any other, and its addresses are tried in turn.
 
 use super::resolver::{Resolver, Subject};
+use crate::base::moment::Moment;
 use crate::net::tcp;
 use crate::net::{Conn, Io, Ready, Source, Transport};
 use crate::service::link::{Action, Address, LINES, Line, Link};
@@ -12,7 +13,6 @@ use mio::Registry;
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::time::Instant;
 
 /// Reads from Redis in one turn: a flood on the channels must not starve the relays.
 const READS_PER_TURN: usize = 8;
@@ -57,7 +57,7 @@ impl RedisSockets {
         found: Result<Vec<SocketAddr>, String>,
         link: &mut Link,
         registry: &Registry,
-        now: Instant,
+        now: Moment,
     ) {
         if !matches!(self.sockets[line as usize], Socket::Looking) {
             return;
@@ -74,7 +74,7 @@ impl RedisSockets {
         results: &mut Results<usize>,
         resolver: &mut Resolver,
         registry: &Registry,
-        now: Instant,
+        now: Moment,
     ) -> io::Result<bool> {
         let mut more = false;
         self.obey(results, resolver, registry, now)?;
@@ -87,7 +87,7 @@ impl RedisSockets {
     }
 
     /// Sends what the link has to say: after the turn's deliveries, because keeping a result can wait and a client should not.
-    pub fn flush(&mut self, results: &mut Results<usize>, now: Instant) {
+    pub fn flush(&mut self, results: &mut Results<usize>, now: Moment) {
         for line in LINES {
             if let Some(link) = results.link() {
                 self.write(line, link, now);
@@ -100,7 +100,7 @@ impl RedisSockets {
         results: &mut Results<usize>,
         resolver: &mut Resolver,
         registry: &Registry,
-        now: Instant,
+        now: Moment,
     ) -> io::Result<()> {
         let Some(link) = results.link() else { return Ok(()) };
         while let Some(action) = link.poll_action() {
@@ -132,7 +132,7 @@ impl RedisSockets {
         otherwise: &str,
         link: &mut Link,
         registry: &Registry,
-        now: Instant,
+        now: Moment,
     ) {
         let mut why = otherwise.to_owned();
         while let Some(address) = addresses.pop_front() {
@@ -149,12 +149,12 @@ impl RedisSockets {
         self.sockets[line as usize] = Socket::Dialing { conn: Conn::connecting(transport), later };
     }
 
-    fn lose(&mut self, line: Line, why: &str, link: &mut Link, now: Instant) {
+    fn lose(&mut self, line: Line, why: &str, link: &mut Link, now: Moment) {
         self.sockets[line as usize] = Socket::Closed;
         link.handle_closed(line, why, now);
     }
 
-    fn serve(&mut self, line: Line, results: &mut Results<usize>, registry: &Registry, now: Instant) -> bool {
+    fn serve(&mut self, line: Line, results: &mut Results<usize>, registry: &Registry, now: Moment) -> bool {
         let Some(link) = results.link() else { return false };
         if let Socket::Dialing { conn, later } = &mut self.sockets[line as usize] {
             if !conn.is_writable() {
@@ -173,7 +173,7 @@ impl RedisSockets {
         self.read(line, results, now)
     }
 
-    fn write(&mut self, line: Line, link: &mut Link, now: Instant) {
+    fn write(&mut self, line: Line, link: &mut Link, now: Moment) {
         loop {
             let Socket::Open { conn } = &mut self.sockets[line as usize] else { return };
             let bytes = link.poll_output(line, now);
@@ -188,7 +188,7 @@ impl RedisSockets {
         }
     }
 
-    fn read(&mut self, line: Line, results: &mut Results<usize>, now: Instant) -> bool {
+    fn read(&mut self, line: Line, results: &mut Results<usize>, now: Moment) -> bool {
         self.scratch.resize(READ_BYTES, 0);
         for _ in 0..READS_PER_TURN {
             if results.is_full() {

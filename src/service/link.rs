@@ -54,10 +54,11 @@
 //! ones are never lost nor out of order for it. Nobody hears what is published while no gateway is subscribed; for that there is
 //! the worker's `SET`.
 
+use crate::base::moment::Moment;
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use redis::{ConnectionAddr, IntoConnectionInfo, ProtocolVersion, Value};
 use uuid::Uuid;
@@ -244,7 +245,7 @@ pub struct Link {
     ear: Connection,
     hand: Connection,
     /// Redis' clock (microseconds) at a moment of ours; late by the way the answer took, which is the safe side.
-    clock: Option<(u64, Instant)>,
+    clock: Option<(u64, Moment)>,
     last_ear: u32,
     pattern_ear: Option<Ear>,
     /// Which channels are to be subscribed to one by one, under the spelling of the task's id.
@@ -258,7 +259,7 @@ pub struct Link {
     dropped: u64,
     actions: VecDeque<Action>,
     events: VecDeque<Event>,
-    away_since: Option<Instant>,
+    away_since: Option<Moment>,
     is_lost: bool,
     told: Vec<String>,
     chance: fastrand::Rng,
@@ -282,14 +283,14 @@ struct Connection {
     written: usize,
     expected: VecDeque<Expected>,
     /// When the last byte came, or the oldest open question was asked, whichever is later.
-    alive_at: Instant,
+    alive_at: Moment,
 }
 
 enum State {
-    Down { retry_at: Instant },
-    Dialing { give_up_at: Instant },
-    Greeting { give_up_at: Instant, decoder: Box<Decoder> },
-    Up { since: Instant, ping_at: Instant, decoder: Box<Decoder> },
+    Down { retry_at: Moment },
+    Dialing { give_up_at: Moment },
+    Greeting { give_up_at: Moment, decoder: Box<Decoder> },
+    Up { since: Moment, ping_at: Moment, decoder: Box<Decoder> },
 }
 
 /// What the next reply will be about.
@@ -336,7 +337,7 @@ enum Script {
 
 impl Link {
     /// A link that begins to dial at once. `seed` feeds the jitter. The error names the URL by its place in the list.
-    pub fn new(settings: &Settings, retention: tasks::Settings, now: Instant, seed: u64) -> Result<Link, String> {
+    pub fn new(settings: &Settings, retention: tasks::Settings, now: Moment, seed: u64) -> Result<Link, String> {
         let mut targets = Vec::new();
         for (i, url) in settings.urls.iter().enumerate() {
             targets.push(Target::read(url).map_err(|why| format!("URL {} of {}: {why}", i + 1, settings.urls.len()))?);
@@ -390,7 +391,7 @@ impl Link {
     }
 
     /// Since when the link is not up; `None` while it is.
-    pub fn away_since(&self) -> Option<Instant> {
+    pub fn away_since(&self) -> Option<Moment> {
         self.away_since
     }
 
@@ -408,7 +409,7 @@ impl Link {
     }
 
     /// Makes sure that [`Link::is_idle`] comes after everything that was published before now has been heard.
-    pub fn catch_up(&mut self, now: Instant) {
+    pub fn catch_up(&mut self, now: Moment) {
         if self.ear.is_up() {
             self.ear.ask(now, Expected::Any, &[b"PING"]);
         }
@@ -425,21 +426,21 @@ impl Link {
     }
 
     /// The dial has succeeded.
-    pub fn handle_connected(&mut self, line: Line, now: Instant) {
+    pub fn handle_connected(&mut self, line: Line, now: Moment) {
         if matches!(self.connection(line).state, State::Dialing { .. }) {
             self.greet(line, now);
         }
     }
 
     /// The dial failed or the connection is gone; `why` is for the log.
-    pub fn handle_closed(&mut self, line: Line, why: &str, now: Instant) {
+    pub fn handle_closed(&mut self, line: Line, why: &str, now: Moment) {
         if !matches!(self.connection(line).state, State::Down { .. }) {
             self.fail(line, why, now);
         }
     }
 
     /// Bytes came.
-    pub fn handle_bytes(&mut self, line: Line, bytes: &[u8], now: Instant) {
+    pub fn handle_bytes(&mut self, line: Line, bytes: &[u8], now: Moment) {
         let mut input = bytes;
         self.connection_mut(line).alive_at = now;
         loop {
@@ -456,7 +457,7 @@ impl Link {
     }
 
     /// Time passed; see [`Link::deadline`].
-    pub fn handle_time(&mut self, now: Instant) {
+    pub fn handle_time(&mut self, now: Moment) {
         for line in LINES {
             let connection = self.connection_mut(line);
             let is_owing = !connection.expected.is_empty();
@@ -486,13 +487,13 @@ impl Link {
     }
 
     /// When [`Link::handle_time`] has to be called at the latest.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Option<Moment> {
         let grace = self.away_since.filter(|_| !self.is_lost).and_then(|since| Some(since + self.grace?));
         LINES.iter().map(|line| self.connection(*line).deadline()).chain(grace).min()
     }
 
     /// Listens to a task under one spelling of its id. Nothing to do with a pattern.
-    pub fn listen(&mut self, task: Uuid, spelling: &str, now: Instant) {
+    pub fn listen(&mut self, task: Uuid, spelling: &str, now: Moment) {
         if self.subscribe == Subscribe::Task {
             self.wanted.insert(spelling.into(), Wanted { task, request: 0, since: 0, ear: None });
             self.request(now, &[spelling.into()]);
@@ -549,7 +550,7 @@ impl Link {
     }
 
     /// Bytes for the line's socket, empty if there are none. Say how many went with [`Link::handle_written`] and ask again.
-    pub fn poll_output(&mut self, line: Line, now: Instant) -> &[u8] {
+    pub fn poll_output(&mut self, line: Line, now: Moment) -> &[u8] {
         if line == Line::Hand && self.hand.is_up() {
             self.pack_jobs(now);
         }
@@ -590,7 +591,7 @@ impl Link {
         other.is_up().then_some(other.target)
     }
 
-    fn dial(&mut self, line: Line, now: Instant) {
+    fn dial(&mut self, line: Line, now: Moment) {
         let target = self.other(line).unwrap_or(self.current);
         let connection = self.connection_mut(line);
         connection.target = target;
@@ -598,7 +599,7 @@ impl Link {
         self.actions.push_back(Action::Dial { line, address: self.targets[target].address.clone() });
     }
 
-    fn greet(&mut self, line: Line, now: Instant) {
+    fn greet(&mut self, line: Line, now: Moment) {
         let target = self.targets[self.connection(line).target].clone();
         let pattern = resp::pattern_for_prefix(&self.prefix);
         let subscribe = self.subscribe;
@@ -641,7 +642,7 @@ impl Link {
         }
     }
 
-    fn handle_value(&mut self, line: Line, value: Value, now: Instant) {
+    fn handle_value(&mut self, line: Line, value: Value, now: Moment) {
         match resp::sort(value, line == Line::Ear) {
             Sorted::Message { channel, payload } => {
                 let spelling = channel.strip_prefix(self.prefix.as_bytes()).and_then(|rest| str::from_utf8(rest).ok());
@@ -672,7 +673,7 @@ impl Link {
         }
     }
 
-    fn handle_reply(&mut self, line: Line, reply: Value, now: Instant) {
+    fn handle_reply(&mut self, line: Line, reply: Value, now: Moment) {
         let expected = self.connection_mut(line).expected.pop_front();
         let refusal = match &reply {
             Value::ServerError(error) => Some((error.code().to_owned(), error.details().unwrap_or("").to_owned())),
@@ -745,7 +746,7 @@ impl Link {
         }
     }
 
-    fn come_up(&mut self, line: Line, now: Instant) {
+    fn come_up(&mut self, line: Line, now: Moment) {
         let target = self.connection(line).target;
         if self.other(line).is_some_and(|other| other != target) {
             // The other line got up elsewhere meanwhile. What is heard on one server is not kept on another.
@@ -773,7 +774,7 @@ impl Link {
     }
 
     /// The line is lost, or never stood. Everything about it but what it wanted is forgotten.
-    fn fail(&mut self, line: Line, why: &str, now: Instant) {
+    fn fail(&mut self, line: Line, why: &str, now: Moment) {
         let was_link_up = self.is_up();
         let other = self.other(line);
         let count = self.targets.len();
@@ -838,7 +839,7 @@ impl Link {
     }
 
     /// Subscribes to tasks one by one, in as few commands as will do.
-    fn request(&mut self, now: Instant, spellings: &[String]) {
+    fn request(&mut self, now: Moment, spellings: &[String]) {
         if !self.ear.is_up() {
             return;
         }
@@ -897,7 +898,7 @@ impl Link {
     }
 
     /// Turns jobs into commands, in their order, as long as Redis keeps up.
-    fn pack_jobs(&mut self, now: Instant) {
+    fn pack_jobs(&mut self, now: Moment) {
         while self.hand.output.len() - self.hand.written < OUTPUT_MAX {
             match self.jobs.front() {
                 None => {
@@ -940,7 +941,7 @@ impl Link {
         }
     }
 
-    fn pack_stores(&mut self, now: Instant, sha: &[u8]) {
+    fn pack_stores(&mut self, now: Moment, sha: &[u8]) {
         let mut stores: Vec<Store> = Vec::new();
         let mut bytes = 0;
         while stores.len() < BATCH_MAX
@@ -971,7 +972,7 @@ impl Link {
         self.hand.expect(now, Expected::Stored(stores));
     }
 
-    fn pack_look_up(&mut self, now: Instant, task: Uuid, spellings: &[Box<str>]) {
+    fn pack_look_up(&mut self, now: Moment, task: Uuid, spellings: &[Box<str>]) {
         if self.retention.retain.is_some() {
             let key = format!("{}{task}", self.kept_prefix);
             self.hand.ask(now, Expected::Kept, &[b"HGETALL", key.as_bytes()]);
@@ -985,7 +986,7 @@ impl Link {
 }
 
 impl Connection {
-    fn new(now: Instant) -> Connection {
+    fn new(now: Moment) -> Connection {
         Connection {
             state: State::Down { retry_at: now },
             target: 0,
@@ -1002,7 +1003,7 @@ impl Connection {
     }
 
     /// Sends a command that is answered with one reply.
-    fn ask(&mut self, now: Instant, expected: Expected, command: &[&[u8]]) {
+    fn ask(&mut self, now: Moment, expected: Expected, command: &[&[u8]]) {
         self.say(command);
         self.expect(now, expected);
     }
@@ -1012,7 +1013,7 @@ impl Connection {
         resp::pack(&mut self.output, command);
     }
 
-    fn expect(&mut self, now: Instant, expected: Expected) {
+    fn expect(&mut self, now: Moment, expected: Expected) {
         if self.expected.is_empty() {
             self.alive_at = now;
         }
@@ -1027,7 +1028,7 @@ impl Connection {
         std::mem::take(&mut self.expected)
     }
 
-    fn deadline(&self) -> Instant {
+    fn deadline(&self) -> Moment {
         match &self.state {
             State::Down { retry_at } => *retry_at,
             State::Dialing { give_up_at } | State::Greeting { give_up_at, .. } => *give_up_at,
@@ -1081,7 +1082,7 @@ mod tests {
     /// A link, and a Redis that answers what it is told to.
     struct World {
         link: Link,
-        now: Instant,
+        now: Moment,
         /// What each line has said and the server has not looked at yet.
         said: [Vec<Vec<String>>; 2],
         readers: [Requests; 2],
@@ -1098,7 +1099,7 @@ mod tests {
 
     impl World {
         fn new(urls: &[&str], subscribe: Subscribe) -> World {
-            let now = Instant::now();
+            let now = Moment::START;
             let link = Link::new(&settings(urls, subscribe), retention(), now, 7).unwrap();
             World { link, now, said: Default::default(), readers: [Requests::new(1 << 20), Requests::new(1 << 20)] }
         }
@@ -1709,7 +1710,7 @@ mod tests {
             assert!(!why.contains("secret") && why.contains("redis://["), "{why}");
         }
         let settings = settings(&["redis://one", "nonsense"], Subscribe::Pattern);
-        let why = Link::new(&settings, retention(), Instant::now(), 1).err().unwrap();
+        let why = Link::new(&settings, retention(), Moment::START, 1).err().unwrap();
         assert!(why.starts_with("URL 2 of 2: not a Redis URL"), "{why}");
     }
 
@@ -1717,7 +1718,7 @@ mod tests {
     fn kept_keys_follow_the_prefix() {
         for (prefix, expected) in [("task_response:", "task_response_kept:"), ("a/", "a/_kept:"), ("", "_kept:")] {
             let settings = Settings { channel_prefix: prefix.into(), ..settings(&["redis://one"], Subscribe::Pattern) };
-            assert_eq!(Link::new(&settings, retention(), Instant::now(), 1).unwrap().kept_prefix, expected);
+            assert_eq!(Link::new(&settings, retention(), Moment::START, 1).unwrap().kept_prefix, expected);
         }
     }
 }

@@ -4,10 +4,11 @@
 //! surprising thing: a snapshot counts every open WebSocket with [`Snapshot::add_live`], but lists them in `connections` only
 //! for the answers that show them, so that a scrape of 10,000 connections writes none of their addresses.
 
+use crate::base::moment::Moment;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
 use std::net::SocketAddr;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -166,7 +167,7 @@ impl<'a> Snapshot<'a> {
 
 impl<'a> RouteView<'a> {
     /// The view of `route` at `now`.
-    pub fn new(route: &'a Route, upstreams: &'a Upstreams, now: Instant) -> Self {
+    pub fn new(route: &'a Route, upstreams: &'a Upstreams, now: Moment) -> Self {
         let backends = route.upstreams().iter().map(|id| BackendView {
             url: upstreams.url(*id).public_text(),
             active: upstreams.active(*id),
@@ -984,7 +985,7 @@ mod tests {
         let settings = RouteSettings { name: "a".into(), path, target: Target::Backend { urls, host: None } };
         let routes = Routes::new(vec![settings], &mut upstreams);
         let route = routes.iter().next().unwrap();
-        let now = Instant::now();
+        let now = Moment::START;
         upstreams.connecting(route.upstreams()[0]);
         upstreams.connecting(route.upstreams()[1]);
         upstreams.failed(route.upstreams()[1], now);

@@ -8,9 +8,10 @@
 //! so that the second sentence never overtakes the first. Redis answers in about a millisecond. When it does not, because its
 //! connection is gone as well, everything goes out after `HOLD_MAX`: late order is better than no result.
 
+use crate::base::moment::Moment;
 use std::hash::Hash;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -48,7 +49,7 @@ pub struct Results<K> {
     /// Results are held no longer although the link is down.
     is_released: bool,
     evicted_told: u64,
-    evicted_told_at: Option<Instant>,
+    evicted_told_at: Option<Moment>,
 }
 
 impl<K: Copy + Eq + Hash> Results<K> {
@@ -66,7 +67,7 @@ impl<K: Copy + Eq + Hash> Results<K> {
     }
 
     /// `key` waits for `task` from now on. What is retained for it is among the next deliveries.
-    pub fn join(&mut self, now: Instant, task: &TaskId, key: K) {
+    pub fn join(&mut self, now: Moment, task: &TaskId, key: K) {
         let uuid = task.uuid();
         self.bus.subscribe(task, key);
         self.tasks.client(now, uuid, None, Some(Stage::Waiting), None);
@@ -76,12 +77,12 @@ impl<K: Copy + Eq + Hash> Results<K> {
     }
 
     /// `key`, which waits for `task`, goes from one stage to the next.
-    pub fn stage(&mut self, now: Instant, task: Uuid, from: Stage, to: Stage) {
+    pub fn stage(&mut self, now: Moment, task: Uuid, from: Stage, to: Stage) {
         self.tasks.client(now, task, Some(from), Some(to), None);
     }
 
     /// `key` is gone or done: its stage, and how its task ended for it, if it did.
-    pub fn leave(&mut self, now: Instant, key: K, stage: Stage, end: Option<End>) {
+    pub fn leave(&mut self, now: Moment, key: K, stage: Stage, end: Option<End>) {
         if let Some(task) = self.bus.forget(key) {
             self.tasks.client(now, task, Some(stage), None, end);
             self.follow_changes(now);
@@ -90,7 +91,7 @@ impl<K: Copy + Eq + Hash> Results<K> {
     }
 
     /// A worker published to the embedded inbox.
-    pub fn publish(&mut self, now: Instant, task: Uuid, payload: &[u8]) {
+    pub fn publish(&mut self, now: Moment, task: Uuid, payload: &[u8]) {
         self.heard(now, task, Ear::LOOSE, payload.into());
         self.trim(now);
     }
@@ -126,7 +127,7 @@ impl<K: Copy + Eq + Hash> Results<K> {
     }
 
     /// Takes in what the link has learned, and lets go what is too old or too much. Once a turn, and at [`Results::deadline`].
-    pub fn settle(&mut self, now: Instant) {
+    pub fn settle(&mut self, now: Moment) {
         if let Some(link) = &mut self.link {
             link.handle_time(now);
         }
@@ -141,7 +142,7 @@ impl<K: Copy + Eq + Hash> Results<K> {
     }
 
     /// When [`Results::settle`] has to be called at the latest.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Option<Moment> {
         let link = self.link.as_ref().and_then(Link::deadline);
         let hold = self.hold_ends_at().filter(|_| !self.is_released);
         let notice = self.evicted_told_at.filter(|_| self.evicted_told < self.tasks.evicted());
@@ -164,7 +165,7 @@ impl<K: Copy + Eq + Hash> Results<K> {
     }
 
     /// The gateway is about to stop: what was published up to now is still to be heard and kept.
-    pub fn finish(&mut self, now: Instant) {
+    pub fn finish(&mut self, now: Moment) {
         if let Some(link) = &mut self.link {
             link.catch_up(now);
         }
@@ -190,7 +191,7 @@ impl<K: Copy + Eq + Hash> Results<K> {
         &self.tasks
     }
 
-    fn handle_event(&mut self, now: Instant, event: Event) {
+    fn handle_event(&mut self, now: Moment, event: Event) {
         match event {
             Event::Up { address } => {
                 self.is_released = false;
@@ -218,7 +219,7 @@ impl<K: Copy + Eq + Hash> Results<K> {
         }
     }
 
-    fn heard(&mut self, now: Instant, task: Uuid, ear: Ear, payload: Rc<[u8]>) {
+    fn heard(&mut self, now: Moment, task: Uuid, ear: Ear, payload: Rc<[u8]>) {
         let heard = self.tasks.handle_heard(now, task, ear, Rc::clone(&payload));
         if heard.is_new {
             self.keep(task, ear, heard, payload);
@@ -244,7 +245,7 @@ impl<K: Copy + Eq + Hash> Results<K> {
     }
 
     /// Gives everybody who waits for `task` what they have not had yet, if it may go out.
-    fn catch_up(&mut self, now: Instant, task: Uuid) {
+    fn catch_up(&mut self, now: Moment, task: Uuid) {
         if !self.bus.is_waited_for(task) || !self.may_go_out(now, task) {
             return;
         }
@@ -255,12 +256,12 @@ impl<K: Copy + Eq + Hash> Results<K> {
         self.bus.have_seen(task, highest);
     }
 
-    fn catch_all_up(&mut self, now: Instant) {
+    fn catch_all_up(&mut self, now: Moment) {
         let waited_for: Vec<Uuid> = self.bus.waited_for().collect();
         waited_for.into_iter().for_each(|task| self.catch_up(now, task));
     }
 
-    fn may_go_out(&self, now: Instant, task: Uuid) -> bool {
+    fn may_go_out(&self, now: Moment, task: Uuid) -> bool {
         let Some(link) = &self.link else { return true };
         match link.ear(task) {
             Some(ear) => self.tasks.is_settled(task, ear) || self.hold_ends_at().is_some_and(|at| at <= now),
@@ -276,11 +277,11 @@ impl<K: Copy + Eq + Hash> Results<K> {
         }
     }
 
-    fn hold_ends_at(&self) -> Option<Instant> {
+    fn hold_ends_at(&self) -> Option<Moment> {
         Some(self.link.as_ref()?.away_since()? + HOLD_MAX)
     }
 
-    fn follow_changes(&mut self, now: Instant) {
+    fn follow_changes(&mut self, now: Moment) {
         while let Some(change) = self.bus.poll_change() {
             match (&mut self.link, change) {
                 (Some(link), Change::Listen { task, spelling }) => link.listen(task, &spelling, now),
@@ -290,7 +291,7 @@ impl<K: Copy + Eq + Hash> Results<K> {
         }
     }
 
-    fn trim(&mut self, now: Instant) {
+    fn trim(&mut self, now: Moment) {
         self.tasks.trim(now);
         while let Some(task) = self.tasks.poll_forgotten() {
             if let Some(link) = &mut self.link {
@@ -318,8 +319,8 @@ mod tests {
         TaskId::from(Uuid::from_u128(1))
     }
 
-    fn results(max_retained: usize) -> (Results<u32>, Instant) {
-        (Results::new(Tasks::new(Settings { retain: Some(300 * SECOND), max_retained }), None), Instant::now())
+    fn results(max_retained: usize) -> (Results<u32>, Moment) {
+        (Results::new(Tasks::new(Settings { retain: Some(300 * SECOND), max_retained }), None), Moment::START)
     }
 
     fn deliveries(results: &mut Results<u32>) -> Vec<(u32, String)> {
@@ -330,7 +331,7 @@ mod tests {
         std::iter::from_fn(|| results.poll_delivery()).map(|(key, result)| (key, told(result))).collect()
     }
 
-    fn publish(results: &mut Results<u32>, now: Instant, text: &str) {
+    fn publish(results: &mut Results<u32>, now: Moment, text: &str) {
         results.publish(now, task().uuid(), format!(r#"{{"text":"{text}","final":false}}"#).as_bytes());
     }
 

@@ -12,9 +12,10 @@
 //! is about to be published, by a worker that may have to try again later: its publication is recognised whichever ear hears it
 //! (`Way::Set`).
 
+use crate::base::moment::Moment;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
@@ -133,10 +134,10 @@ pub struct Tasks {
     settings: Settings,
     tasks: HashMap<Uuid, Task>,
     /// Retained results, the oldest in front.
-    retained: VecDeque<(Instant, Uuid, u64)>,
+    retained: VecDeque<(Moment, Uuid, u64)>,
     retained_bytes: usize,
     /// Ends, the oldest in front. Only a task's latest end counts.
-    ended: VecDeque<(Instant, Uuid)>,
+    ended: VecDeque<(Moment, Uuid)>,
     last_serial: u64,
     evicted: u64,
     forgotten: VecDeque<Uuid>,
@@ -148,7 +149,7 @@ struct Task {
     results: Vec<Known>,
     /// How many clients there are at each stage.
     clients: [u32; 2],
-    end: Option<(End, Instant)>,
+    end: Option<(End, Moment)>,
     /// The ear for which Redis was asked what it keeps, and answered.
     settled: Option<u32>,
     /// What was heard last, and by which ear.
@@ -203,7 +204,7 @@ impl Tasks {
     }
 
     /// A publication was heard. Whoever waits gets it through [`Tasks::results`]; call [`Tasks::trim`] afterwards.
-    pub fn handle_heard(&mut self, now: Instant, task: Uuid, ear: Ear, payload: Rc<[u8]>) -> Heard {
+    pub fn handle_heard(&mut self, now: Moment, task: Uuid, ear: Ear, payload: Rc<[u8]>) -> Heard {
         let hash = xxh3_64(&payload);
         let known = self.tasks.entry(task).or_default();
         let nth =
@@ -224,7 +225,7 @@ impl Tasks {
     /// order in which it was heard. Answers those of the worker's that nobody has published yet, to be kept like publications.
     pub fn handle_looked_up(
         &mut self,
-        now: Instant,
+        now: Moment,
         task: Uuid,
         ear: Ear,
         kept: Vec<Kept>,
@@ -317,7 +318,7 @@ impl Tasks {
     }
 
     /// A client came, moved on (`from` its former stage) or left (`to` is `None`), with the end its task had for it.
-    pub fn client(&mut self, now: Instant, task: Uuid, from: Option<Stage>, to: Option<Stage>, end: Option<End>) {
+    pub fn client(&mut self, now: Moment, task: Uuid, from: Option<Stage>, to: Option<Stage>, end: Option<End>) {
         let known = self.tasks.entry(task).or_default();
         if let Some(from) = from {
             known.clients[from as usize] -= 1;
@@ -354,7 +355,7 @@ impl Tasks {
     }
 
     /// Lets go what is too old or too much. Cheap when nothing is.
-    pub fn trim(&mut self, now: Instant) {
+    pub fn trim(&mut self, now: Moment) {
         while let Some(&(at, task, serial)) = self.retained.front() {
             let is_over = self.retained_bytes > self.settings.max_retained;
             let is_old = match self.settings.retain {
@@ -390,7 +391,7 @@ impl Tasks {
     }
 
     /// When [`Tasks::trim`] has something to do at the latest.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Option<Moment> {
         let retain = self.settings.retain?;
         let result = self.retained.front().map(|(at, ..)| *at);
         let end = self.ended.front().map(|(at, _)| *at);
@@ -427,7 +428,7 @@ impl Tasks {
         self.tasks.is_empty()
     }
 
-    fn add(&mut self, now: Instant, task: Uuid, way: Way, hash: u64, payload: Rc<[u8]>) {
+    fn add(&mut self, now: Moment, task: Uuid, way: Way, hash: u64, payload: Rc<[u8]>) {
         self.last_serial += 1;
         let known = self.tasks.entry(task).or_default();
         if known.results.capacity() == 0 {
@@ -450,7 +451,7 @@ impl Tasks {
         }
     }
 
-    fn retain(&mut self, now: Instant, task: Uuid, serial: u64, payload: Rc<[u8]>) {
+    fn retain(&mut self, now: Moment, task: Uuid, serial: u64, payload: Rc<[u8]>) {
         let results = &mut self.tasks.entry(task).or_default().results;
         // Nearly always the last one.
         if let Some(one) = results.iter_mut().rev().find(|one| one.serial == serial) {
@@ -516,13 +517,13 @@ mod tests {
 
     struct World {
         tasks: Tasks,
-        now: Instant,
+        now: Moment,
         ear: Ear,
     }
 
     impl World {
         fn new(tasks: Tasks) -> World {
-            World { tasks, now: Instant::now(), ear: EAR }
+            World { tasks, now: Moment::START, ear: EAR }
         }
 
         fn hear(&mut self, text: &str) -> Heard {
@@ -716,7 +717,7 @@ mod tests {
         world.now += 200 * SECOND;
         world.hear("b");
         let deadline = world.tasks.deadline().unwrap();
-        world.tasks.trim(deadline - Duration::from_nanos(1));
+        world.tasks.trim(world.now + (deadline - world.now - Duration::from_nanos(1)));
         assert_eq!(texts(&world.tasks), ["a", "b"]);
         world.tasks.trim(deadline);
         assert_eq!(texts(&world.tasks), ["b"]);

@@ -13,10 +13,11 @@
 //!                              └──────────────────────────────────────► (gone)
 //! ```
 
+use crate::base::moment::Moment;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::route::BackendUrl;
 use crate::base::backoff::Backoff;
@@ -59,7 +60,7 @@ struct Upstream {
     dialed: u64,
     rest: Backoff,
     /// Set by a failure, until a success; in the past once the rest is over.
-    rests_until: Option<Instant>,
+    rests_until: Option<Moment>,
     addresses: Addresses,
     lookup_error: Option<String>,
 }
@@ -106,7 +107,7 @@ impl Upstreams {
     /// The one with the fewest connections, dials included; among equals the one dialled longest ago, so that short
     /// connections are spread as well. One that rests comes only when all that are left rest, and then the one whose rest ends
     /// first: a backend that is back gets the very next client.
-    pub fn choose(&self, candidates: &[UpstreamId], tried: &[UpstreamId], now: Instant) -> Option<UpstreamId> {
+    pub fn choose(&self, candidates: &[UpstreamId], tried: &[UpstreamId], now: Moment) -> Option<UpstreamId> {
         candidates
             .iter()
             .filter(|id| !tried.contains(id))
@@ -141,7 +142,7 @@ impl Upstreams {
     /// The dial failed at every address, or its name was not found. The backend rests, and its name will be looked up again.
     ///
     /// Many dials under way when a backend goes count as one failure: a rest that lasts is not made longer.
-    pub fn failed(&mut self, id: UpstreamId, now: Instant) {
+    pub fn failed(&mut self, id: UpstreamId, now: Moment) {
         self.update(id, |upstream| {
             upstream.dialing = upstream.dialing.saturating_sub(1);
             upstream.active = upstream.active.saturating_sub(1);
@@ -179,7 +180,7 @@ impl Upstreams {
     }
 
     /// Whether others are preferred: its rest lasts, or someone is just finding out whether it is well again.
-    pub fn is_resting(&self, id: UpstreamId, now: Instant) -> bool {
+    pub fn is_resting(&self, id: UpstreamId, now: Moment) -> bool {
         self.entries.get(&id).is_some_and(|upstream| upstream.is_resting(now))
     }
 
@@ -231,7 +232,7 @@ impl Upstreams {
 }
 
 impl Upstream {
-    fn is_resting(&self, now: Instant) -> bool {
+    fn is_resting(&self, now: Moment) -> bool {
         self.rests_until.is_some_and(|until| now < until || self.dialing > 0)
     }
 
@@ -251,13 +252,13 @@ mod tests {
 
     const S: fn(u64) -> Duration = Duration::from_secs;
 
-    fn three() -> (Upstreams, [UpstreamId; 3], Instant) {
+    fn three() -> (Upstreams, [UpstreamId; 3], Moment) {
         let mut upstreams = Upstreams::new();
         let ids = ["ws://a/", "ws://b/", "ws://c/"].map(|url| upstreams.intern(&BackendUrl::parse(url).unwrap()));
-        (upstreams, ids, Instant::now())
+        (upstreams, ids, Moment::START)
     }
 
-    fn dial_fails(upstreams: &mut Upstreams, id: UpstreamId, now: Instant) {
+    fn dial_fails(upstreams: &mut Upstreams, id: UpstreamId, now: Moment) {
         upstreams.connecting(id);
         upstreams.failed(id, now);
     }
@@ -325,7 +326,7 @@ mod tests {
         for rest in [1, 2, 4, 8, 16, 30, 30] {
             dial_fails(&mut upstreams, a, now);
             assert!(upstreams.last_dial_failed(a));
-            assert!(upstreams.is_resting(a, now + S(rest) - Duration::from_nanos(1)), "{rest}");
+            assert!(upstreams.is_resting(a, now + (S(rest) - Duration::from_nanos(1))), "{rest}");
             assert_eq!(upstreams.choose(&[a, b], &[], now), Some(b), "although it has more connections");
             now += S(rest);
             assert!(!upstreams.is_resting(a, now), "{rest}");
@@ -410,7 +411,7 @@ mod tests {
         let id = upstreams.intern(&BackendUrl::parse("ws://[::1]:81/").unwrap());
         let known = Addresses::Known(Rc::new(["[::1]:81".parse().unwrap()]));
         assert_eq!(upstreams.addresses(id), known);
-        dial_fails(&mut upstreams, id, Instant::now());
+        dial_fails(&mut upstreams, id, Moment::START);
         upstreams.looking(id);
         upstreams.resolved(id, Err("never asked".into()));
         assert_eq!(upstreams.addresses(id), known);

@@ -3,15 +3,15 @@
 //! Any byte is a sign of life, and so is a slow socket that takes one. What is not: a ping of ours that could not be sent yet.
 
 use super::Context;
-use std::time::Instant;
+use crate::base::moment::Moment;
 
 /// What is known of one end.
 #[derive(Debug, Clone, Copy)]
 pub struct Alive {
     /// The last sign of life.
-    pub heard_at: Instant,
+    pub heard_at: Moment,
     /// The last ping of ours.
-    pub pinged_at: Instant,
+    pub pinged_at: Moment,
     /// Its socket takes nothing at the moment, so it cannot be pinged.
     pub is_blocked: bool,
 }
@@ -42,7 +42,7 @@ impl Alive {
     }
 
     /// When to ask for the verdict again: early, never late.
-    pub fn deadline(&self, cx: &Context) -> Option<Instant> {
+    pub fn deadline(&self, cx: &Context) -> Option<Moment> {
         let interval = cx.settings.ping_interval?;
         let ping_at = self.heard_at + interval;
         if ping_at > cx.now {

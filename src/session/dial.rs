@@ -14,6 +14,7 @@ use super::linger::Linger;
 use super::relay::{Early, Relay};
 use super::reply::Reply;
 use super::{CloseReason, Context, Identity, OnBackendFailure, Phase, Step};
+use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Ready, Side, Source};
 use crate::proto::body::BodyScanner;
 use crate::proto::http::{self, HEAD_BYTES_MAX, RequestHead, ResponseHead, empty_slots};
@@ -25,7 +26,6 @@ use log::{debug, info, warn};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Instant;
 
 /// What a client may send behind its request before the backend has answered; more waits in its socket.
 const EARLY_BYTES_MAX: usize = HEAD_BYTES_MAX;
@@ -42,7 +42,7 @@ pub struct Dial {
     tried: Vec<UpstreamId>,
     current: Option<Current>,
     stage: Stage,
-    connect_by: Option<Instant>,
+    connect_by: Option<Moment>,
     /// Why the last attempt failed.
     failure: Failure,
     is_draining: bool,
@@ -60,9 +60,9 @@ struct Current {
 enum Stage {
     Choose,
     Lookup,
-    Connect { conn: Conn, request: Vec<u8>, sent: usize, give_up_at: Option<Instant> },
-    Handshake { conn: Conn, held: Vec<u8>, give_up_at: Option<Instant> },
-    Refusal { conn: Conn, refusal: Refusal, give_up_at: Option<Instant> },
+    Connect { conn: Conn, request: Vec<u8>, sent: usize, give_up_at: Option<Moment> },
+    Handshake { conn: Conn, held: Vec<u8>, give_up_at: Option<Moment> },
+    Refusal { conn: Conn, refusal: Refusal, give_up_at: Option<Moment> },
 }
 
 /// A backend's own answer, as far as it has come.
@@ -165,7 +165,7 @@ impl Dial {
         }
     }
 
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub(super) fn deadline(&self) -> Option<Moment> {
         match &self.stage {
             Stage::Choose | Stage::Lookup => self.connect_by,
             Stage::Connect { give_up_at, .. }
@@ -304,7 +304,7 @@ impl Dial {
         mut conn: Conn,
         request: Vec<u8>,
         mut sent: usize,
-        give_up_at: Option<Instant>,
+        give_up_at: Option<Moment>,
         who: &Identity,
         cx: &mut Context,
     ) -> Outcome {
@@ -342,7 +342,7 @@ impl Dial {
         &mut self,
         mut conn: Conn,
         mut held: Vec<u8>,
-        give_up_at: Option<Instant>,
+        give_up_at: Option<Moment>,
         who: &Identity,
         cx: &mut Context,
     ) -> Outcome {
@@ -391,7 +391,7 @@ impl Dial {
         conn: Conn,
         head: &ResponseHead,
         rest: &[u8],
-        give_up_at: Option<Instant>,
+        give_up_at: Option<Moment>,
         who: &Identity,
         cx: &Context,
     ) -> Outcome {
@@ -415,7 +415,7 @@ impl Dial {
         conn: Conn,
         head: &ResponseHead,
         rest: &[u8],
-        give_up_at: Option<Instant>,
+        give_up_at: Option<Moment>,
         cx: &Context,
     ) -> Outcome {
         let reason = match head.status {
@@ -541,15 +541,15 @@ impl Dial {
     }
 
     /// This attempt's even share of the time that is left for all.
-    fn attempt_deadline(&self, cx: &Context) -> Option<Instant> {
-        let left = self.connect_by?.saturating_duration_since(cx.now);
+    fn attempt_deadline(&self, cx: &Context) -> Option<Moment> {
+        let left = self.connect_by? - cx.now;
         let attempts = self.current.as_ref().map_or(1, |current| 1 + current.addresses.len() - current.next);
         Some(cx.now + left / attempts as u32)
     }
 }
 
 /// Reads the body that belongs to a backend's refusal. One that does not come whole is not passed on at all.
-fn read_refusal(mut conn: Conn, mut refusal: Refusal, give_up_at: Option<Instant>, cx: &mut Context) -> Outcome {
+fn read_refusal(mut conn: Conn, mut refusal: Refusal, give_up_at: Option<Moment>, cx: &mut Context) -> Outcome {
     while !refusal.body.is_done() && refusal.answer.len() <= REFUSAL_BYTES_MAX {
         let read = cx.with_scratch(|scratch, _| {
             let read = conn.read(scratch)?;

@@ -20,12 +20,12 @@ mod stream;
 
 use super::{CloseReason, Context, Identity, SCRATCH_BYTES};
 use crate::base::buf::Buf;
+use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Pipe, Side};
 use crate::proto::http::HEAD_BYTES_MAX;
 use crate::proto::ws::{self, FrameHead, FrameScanner, Opcode};
 use crate::service::stats::Traffic;
 use log::debug;
-use std::time::Instant;
 use stream::Streamed;
 
 /// Reads in one step; then the others have their turn.
@@ -61,7 +61,7 @@ pub struct Flow {
     message_bytes: u64,
     traffic: Traffic,
     /// When the source's side last gave a byte, or, being slow, took one.
-    heard_at: Instant,
+    heard_at: Moment,
 }
 
 /// What a pump did that the relay, which knows both flows, has to act on.
@@ -117,7 +117,7 @@ struct HeldPong {
 
 impl Flow {
     /// A flow that begins now, with `first` (a handshake's answer, no frames) to be sent before all else.
-    pub fn new(to: Side, first: &[u8], now: Instant) -> Flow {
+    pub fn new(to: Side, first: &[u8], now: Moment) -> Flow {
         let mut backlog = Buf::with_limit(BACKLOG_BYTES_MAX);
         backlog.push(first).expect("a handshake's answer fits");
         Flow {
@@ -328,12 +328,12 @@ impl Flow {
     }
 
     /// See [`Flow::heard_at`]; for what the other flow found out.
-    pub fn note_alive(&mut self, now: Instant) {
+    pub fn note_alive(&mut self, now: Moment) {
         self.heard_at = now;
     }
 
     /// When the source's side last gave a byte, or, being slow, took one.
-    pub fn heard_at(&self) -> Instant {
+    pub fn heard_at(&self) -> Moment {
         self.heard_at
     }
 

@@ -6,10 +6,10 @@
 
 use super::linger::Linger;
 use super::{CloseReason, Context, Identity, Phase, Step};
+use crate::base::moment::Moment;
 use crate::net::{Conn, Io};
 use crate::proto::resp::{Answer, Protocol, Requests};
 use log::{debug, info, warn};
-use std::time::Instant;
 use uuid::Uuid;
 
 /// The largest command, and so the largest result.
@@ -82,7 +82,7 @@ impl Inbox {
         Step::Yield(Phase::Inbox(self))
     }
 
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub(super) fn deadline(&self) -> Option<Moment> {
         None
     }
 

@@ -4,8 +4,9 @@
 //! destroys the very Close frame or error page that was just sent. So what comes is read and thrown away until FIN.
 
 use super::{CloseReason, Context, Phase, Step};
+use crate::base::moment::Moment;
 use crate::net::{Conn, Io};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long the peer may take to read our last bytes and to close its side.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -19,7 +20,7 @@ pub struct Linger {
     sent: usize,
     is_shut: bool,
     reason: CloseReason,
-    deadline: Instant,
+    deadline: Moment,
 }
 
 impl Linger {
@@ -58,7 +59,7 @@ impl Linger {
         Step::Yield(Phase::Linger(self))
     }
 
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub(super) fn deadline(&self) -> Option<Moment> {
         Some(self.deadline)
     }
 }

@@ -34,6 +34,7 @@ mod close;
 
 pub use close::CloseReason;
 
+use crate::base::moment::Moment;
 use crate::base::timers::Armed;
 use crate::net::{Conn, Network, Pipes, Ready, Side};
 use crate::proto::http;
@@ -46,7 +47,7 @@ use crate::service::upstreams::{UpstreamId, Upstreams};
 use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Bytes that one read can take: a 64 KiB payload and its frame head pass in one. One buffer serves the whole process.
 pub const SCRATCH_BYTES: usize = 68 * 1024;
@@ -104,7 +105,7 @@ pub enum OnBackendFailure {
 /// Everything that sessions share, lent to one of them at a time.
 pub struct Context {
     /// The moment of this turn.
-    pub now: Instant,
+    pub now: Moment,
     pub settings: Settings,
     /// Results, and which session waits for which.
     pub results: Results<usize>,
@@ -129,7 +130,7 @@ pub struct Context {
 
 impl Context {
     pub fn new(
-        now: Instant,
+        now: Moment,
         settings: Settings,
         network: Box<dyn Network>,
         limits: Limits,
@@ -165,7 +166,7 @@ impl Context {
     }
 
     /// The moment `timeout` from now, if it is switched on.
-    pub fn after(&self, timeout: Option<Duration>) -> Option<Instant> {
+    pub fn after(&self, timeout: Option<Duration>) -> Option<Moment> {
         timeout.map(|timeout| self.now + timeout)
     }
 }
@@ -177,7 +178,7 @@ pub struct Identity {
     /// Counted from 1 since the start.
     pub serial: u64,
     pub client: SocketAddr,
-    pub opened: Instant,
+    pub opened: Moment,
     /// What it is called while it has no route: `http`, or `inbox` for a worker.
     pub label: &'static str,
     /// Once it is a WebSocket. A reload of the configuration leaves it with the route it came by.
@@ -332,7 +333,7 @@ impl Session {
     }
 
     /// When it last had something to do with a message.
-    pub fn active_at(&self) -> Instant {
+    pub fn active_at(&self) -> Moment {
         match &self.phase {
             Phase::Relay(relay) => relay.message_at(),
             Phase::Output(output) => output.active_at(),
@@ -391,14 +392,14 @@ impl Session {
     }
 
     /// Other settings are in force. They are acted on by the next [`Session::drive`].
-    pub fn handle_settings(&mut self, now: Instant) {
+    pub fn handle_settings(&mut self, now: Moment) {
         if let Phase::Relay(relay) = &mut self.phase {
             relay.handle_settings(now);
         }
     }
 
     /// When it must be driven even if nothing happens.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Option<Moment> {
         match &self.phase {
             Phase::Request(request) => request.deadline(),
             Phase::Reply(reply) => reply.deadline(),

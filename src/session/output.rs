@@ -16,6 +16,7 @@ use super::close::CloseReason;
 use super::linger::Linger;
 use super::outbox::{Flushed, Lost, Outbox};
 use super::{Context, Identity, Phase, Step};
+use crate::base::moment::Moment;
 use crate::net::audio::AudioRoot;
 use crate::net::{AudioFile, Conn, Io, Side};
 use crate::proto::conduit::{Conduit, Fault, Said};
@@ -28,7 +29,7 @@ use log::{debug, info, warn};
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Reads from a client, and messages made for it, in one step; then the others have their turn.
 const BUDGET: usize = 16;
@@ -80,11 +81,11 @@ pub struct Output {
     /// Only while the client is in the middle of a message.
     conduit: Option<Box<Conduit>>,
     /// No result by then: it has waited long enough.
-    due_at: Option<Instant>,
-    heard_at: Instant,
-    pinged_at: Instant,
-    active_at: Instant,
-    wake_at: Option<Instant>,
+    due_at: Option<Moment>,
+    heard_at: Moment,
+    pinged_at: Moment,
+    active_at: Moment,
+    wake_at: Option<Moment>,
     traffic: BothWays,
 }
 
@@ -214,7 +215,7 @@ impl Output {
         if has_more { Step::Yield(Phase::Output(self)) } else { Step::Wait(Phase::Output(self)) }
     }
 
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub(super) fn deadline(&self) -> Option<Moment> {
         self.wake_at
     }
 
@@ -241,7 +242,7 @@ impl Output {
     }
 
     /// When something was last sent or heard.
-    pub fn active_at(&self) -> Instant {
+    pub fn active_at(&self) -> Moment {
         self.active_at
     }
 
@@ -505,7 +506,7 @@ impl Output {
         Alive { heard_at: self.heard_at, pinged_at: self.pinged_at, is_blocked: !self.outbox.is_empty() }
     }
 
-    fn next_deadline(&self, cx: &Context) -> Option<Instant> {
+    fn next_deadline(&self, cx: &Context) -> Option<Moment> {
         let due_at = self.due_at.filter(|_| self.stage == Stage::Waiting && self.leaving.is_none());
         [self.alive().deadline(cx), due_at].into_iter().flatten().min()
     }

@@ -8,11 +8,12 @@
 use super::alive::{Alive, Verdict};
 use super::flow::{Flow, Pumped};
 use super::{CloseReason, Context, Identity, Phase, Step};
+use crate::base::moment::Moment;
 use crate::net::{Conn, Ready, Side};
 use crate::service::stats::BothWays;
 use crate::service::upstreams::UpstreamId;
 use log::{debug, info};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Once a side is gone, or a Close frame of ours is out, silence for so long ends the session.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,20 +28,20 @@ pub struct Relay {
     up: Flow,
     down: Flow,
     /// When the client and when the backend was last pinged.
-    pinged_at: [Instant; 2],
+    pinged_at: [Moment; 2],
     /// When the last message, or a part of one, was relayed.
-    message_at: Instant,
+    message_at: Moment,
     /// It is to end, once no message is in flight.
     is_draining: bool,
     /// What began the end.
     ending: Option<Ending>,
-    wake_at: Option<Instant>,
+    wake_at: Option<Moment>,
 }
 
 #[derive(Clone, Copy)]
 struct Ending {
     reason: CloseReason,
-    began_at: Instant,
+    began_at: Moment,
     timeout: Duration,
 }
 
@@ -136,12 +137,12 @@ impl Relay {
         if up.more || down.more { Step::Yield(Phase::Relay(self)) } else { Step::Wait(Phase::Relay(self)) }
     }
 
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub(super) fn deadline(&self) -> Option<Moment> {
         self.wake_at
     }
 
     /// The timeouts may have changed: the next step looks at all of them.
-    pub(super) fn handle_settings(&mut self, now: Instant) {
+    pub(super) fn handle_settings(&mut self, now: Moment) {
         self.wake_at = Some(now);
     }
 
@@ -166,7 +167,7 @@ impl Relay {
     }
 
     /// When the last message was relayed.
-    pub fn message_at(&self) -> Instant {
+    pub fn message_at(&self) -> Moment {
         self.message_at
     }
 
@@ -309,12 +310,12 @@ impl Relay {
     }
 
     /// Bytes that are still relayed put it off; bytes that are thrown away do not.
-    fn linger_deadline(&self) -> Option<Instant> {
+    fn linger_deadline(&self) -> Option<Moment> {
         let ending = self.ending?;
         Some(ending.began_at.max(self.up.heard_at()).max(self.down.heard_at()) + ending.timeout)
     }
 
-    fn next_deadline(&self, cx: &Context) -> Option<Instant> {
+    fn next_deadline(&self, cx: &Context) -> Option<Moment> {
         if self.ending.is_some() {
             return self.linger_deadline();
         }

@@ -3,10 +3,11 @@
 use super::linger::Linger;
 use super::request::Request;
 use super::{CloseReason, Context, Identity, Phase, Step};
+use crate::base::moment::Moment;
 use crate::net::{Conn, Io};
 use crate::proto::http;
 use log::debug;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A client that takes none of its answer for so long is given up.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -28,7 +29,7 @@ pub struct Reply {
     bytes: Vec<u8>,
     sent: usize,
     then: Then,
-    deadline: Instant,
+    deadline: Moment,
 }
 
 enum Then {
@@ -87,7 +88,7 @@ impl Reply {
         }
     }
 
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub(super) fn deadline(&self) -> Option<Moment> {
         Some(self.deadline)
     }
 

@@ -8,18 +8,18 @@ use super::linger::Linger;
 use super::output::Output;
 use super::reply::{Asked, Reply};
 use super::{CloseReason, Context, Identity, Phase, Step};
+use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Side};
 use crate::proto::http::{self, BadHead, HEAD_BYTES_MAX, RequestHead, empty_slots};
 use crate::proto::{upgrade, ws};
 use crate::service::route::{Endpoint, Route, RouteTarget, TASK_ID};
 use log::{debug, info, warn};
 use std::rc::Rc;
-use std::time::Instant;
 
 /// Waiting for a request, or for the rest of one.
 pub struct Request {
     held: Vec<u8>,
-    deadline: Option<Instant>,
+    deadline: Option<Moment>,
     state: State,
 }
 
@@ -99,7 +99,7 @@ impl Request {
         })
     }
 
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub(super) fn deadline(&self) -> Option<Moment> {
         self.deadline
     }
 

@@ -11,6 +11,7 @@
 //!
 //! Everything happens by chance, from one seed: how bytes are cut on the way, how long that takes, which events a turn gets.
 
+use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::net::{Network, Pipe, Ready, Source, Transport};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -18,7 +19,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Names a link; never used again.
 pub type LinkId = usize;
@@ -78,8 +79,8 @@ pub struct Nature {
 
 /// All connections and what is going to happen.
 pub struct Kernel {
-    pub now: Instant,
-    pub start: Instant,
+    pub now: Moment,
+    pub start: Moment,
     pub chance: fastrand::Rng,
     pub nature: Nature,
     pub links: Vec<Link>,
@@ -89,7 +90,7 @@ pub struct Kernel {
     /// Calls that changed something: what tells work from spinning.
     pub moves: u64,
     pub trace: Option<Vec<String>>,
-    agenda: BTreeMap<(Instant, u64), Action>,
+    agenda: BTreeMap<(Moment, u64), Action>,
     planned: u64,
     edges: Vec<LinkId>,
     shuttle: Option<Shuttle>,
@@ -141,7 +142,7 @@ pub type Shared = Rc<RefCell<Kernel>>;
 
 impl Kernel {
     pub fn new(seed: u64, nature: Nature) -> Shared {
-        let start = Instant::now();
+        let start = Moment::START;
         Rc::new(RefCell::new(Kernel {
             now: start,
             start,
@@ -170,7 +171,7 @@ impl Kernel {
     }
 
     /// Plans `action`, unless the same is planned for the same moment.
-    pub fn at(&mut self, at: Instant, action: Action) {
+    pub fn at(&mut self, at: Moment, action: Action) {
         let at = at.max(self.now);
         if self.agenda.range((at, 0)..=(at, u64::MAX)).any(|(_, planned)| *planned == action) {
             return;
@@ -192,7 +193,7 @@ impl Kernel {
         self.agenda.pop_first().map(|(_, action)| action)
     }
 
-    pub fn next_action(&self) -> Option<Instant> {
+    pub fn next_action(&self) -> Option<Moment> {
         self.agenda.first_key_value().map(|(&(at, _), _)| at)
     }
 

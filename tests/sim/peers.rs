@@ -5,8 +5,9 @@
 
 use crate::kernel::{Action, End, Kernel, LinkId, take};
 use crate::wire::{self, BINARY, Frame, Got, Judge, Kind, PEERS_REASON, PING, PONG, TEXT};
+use aivtuber_gateway::base::moment::Moment;
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tungstenite::handshake::derive_accept_key;
 
 const MS: Duration = Duration::from_millis(1);
@@ -138,11 +139,11 @@ pub struct Peer {
     /// It reads no more, or answers no more.
     pub is_silent: bool,
     taken: usize,
-    read_at: Instant,
-    write_at: Instant,
-    leave_at: Instant,
-    pongs: VecDeque<(Instant, Vec<u8>, bool)>,
-    answer_at: Option<Instant>,
+    read_at: Moment,
+    write_at: Moment,
+    leave_at: Moment,
+    pongs: VecDeque<(Moment, Vec<u8>, bool)>,
+    answer_at: Option<Moment>,
 }
 
 impl Peer {
