@@ -59,7 +59,7 @@ pub struct Lookup {
 /// Everything between accepted sockets and backends.
 pub struct Gateway {
     sessions: Slab<Session>,
-    timers: Timers<usize>,
+    timers: Timers,
     yielded: Vec<usize>,
     closed: Vec<usize>,
     refusals: usize,
@@ -207,11 +207,7 @@ impl Gateway {
                 self.drive(key);
             }
         }
-        let mut due = Vec::new();
-        while let Some(key) = self.timers.pop_due(self.cx.now) {
-            self.sessions[key].armed.fired();
-            due.push(key);
-        }
+        let due: Vec<usize> = std::iter::from_fn(|| self.timers.pop_due(self.cx.now)).collect();
         due.into_iter().for_each(|key| self.drive(key));
         self.settle_results();
         self.check_drain();
@@ -272,8 +268,8 @@ impl Gateway {
             return;
         }
         for key in std::mem::take(&mut self.closed) {
-            let mut session = self.sessions.remove(key);
-            self.timers.disarm(key, &mut session.armed);
+            self.timers.disarm(key);
+            let session = self.sessions.remove(key);
             self.release(session);
         }
         self.cx.routes.release_unused(&mut self.cx.upstreams);
@@ -408,7 +404,7 @@ impl Gateway {
             self.yielded.push(key);
         }
         if let Some(at) = session.deadline() {
-            self.timers.arm(key, &mut session.armed, at);
+            self.timers.arm(key, at);
         }
     }
 

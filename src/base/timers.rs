@@ -1,122 +1,204 @@
-//! Deadlines of many owners, at most one each.
+//! Deadlines of many owners, at most one each: a tournament.
 //!
-//! The invariant, signed *early, never late* wherever it is relied on: an owner may be called before its deadline, never
-//! after it. So an owner whose deadline moved back leaves its entry alone and looks at the clock when it is called: a
-//! relayed message, which moves an idle deadline, never touches this queue.
+//! ```text
+//!                      3                       the final: the next deadline of all
+//!           3                     5            the earliest of eight below, and so on
+//!   [ 7 3 9 · · 8 4 · ]   [ · 5 · · 6 · · · ]  one place for each owner, `·` where it has none
+//! ```
+//!
+//! Owners are small numbers that are used again, as those of a slab, so a place is found without a search, and costs nine
+//! bytes, shares of the upper rounds included. The invariant, signed *early, never late* wherever it is relied on: an owner
+//! may be called before its deadline, never after it. So an owner whose deadline moved back leaves its place alone and looks
+//! at the clock when it is called: a relayed message, which moves an idle deadline, only reads here.
 
-use crate::base::moment::Moment;
-use std::collections::BTreeSet;
+use super::moment::Moment;
 
-/// When an owner's entry stands in the queue; kept by the owner, written by [`Timers`] alone.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Armed(Option<Moment>);
+/// How many play one match.
+const MATCH: usize = 8;
 
-/// The queue. `K` names an owner.
-#[derive(Debug)]
-pub struct Timers<K> {
-    entries: BTreeSet<(Moment, K)>,
+/// The queue; see the top of this file.
+#[derive(Debug, Default)]
+pub struct Timers {
+    /// The owners' places first, the final last. Each round has an entry for every [`MATCH`] of the one before it.
+    rounds: Vec<Vec<Option<Moment>>>,
 }
 
-impl<K: Ord + Copy> Timers<K> {
-    pub const fn new() -> Timers<K> {
-        Timers { entries: BTreeSet::new() }
+impl Timers {
+    pub const fn new() -> Timers {
+        Timers { rounds: Vec::new() }
     }
 
-    /// Sees to it that `key` comes out of [`Timers::pop_due`] at `at` or before. Costs nothing when it will anyway.
-    pub fn arm(&mut self, key: K, armed: &mut Armed, at: Moment) {
-        match armed.0 {
-            Some(earlier) if earlier <= at => return,
-            Some(later) => {
-                self.entries.remove(&(later, key));
+    /// Sees to it that `owner` comes out of [`Timers::pop_due`] at `at` or before. Costs nothing when it will anyway.
+    #[inline]
+    pub fn arm(&mut self, owner: usize, at: Moment) {
+        match self.rounds.first().and_then(|places| places.get(owner)) {
+            Some(&Some(earlier)) if earlier <= at => {}
+            _ => self.move_up(owner, at),
+        }
+    }
+
+    /// Takes the owner's deadline out.
+    pub fn disarm(&mut self, owner: usize) {
+        let mut index = owner;
+        let mut winner = None;
+        for round in &mut self.rounds {
+            let Some(entry) = round.get_mut(index) else { return };
+            if *entry == winner {
+                return;
             }
-            None => {}
-        }
-        self.entries.insert((at, key));
-        armed.0 = Some(at);
-    }
-
-    /// Takes the owner's entry out.
-    pub fn disarm(&mut self, key: K, armed: &mut Armed) {
-        if let Some(at) = armed.0.take() {
-            self.entries.remove(&(at, key));
+            *entry = winner;
+            let from = index - index % MATCH;
+            let to = round.len().min(from + MATCH);
+            winner = winner_of(&round[from..to]);
+            index /= MATCH;
         }
     }
 
-    /// The next owner whose time has come. The caller resets its [`Armed`] with [`Armed::fired`].
-    pub fn pop_due(&mut self, now: Moment) -> Option<K> {
-        let &(at, key) = self.entries.first()?;
-        if at > now {
-            return None;
+    /// The next owner whose time has come. Its deadline is taken out.
+    pub fn pop_due(&mut self, now: Moment) -> Option<usize> {
+        let first = self.next().filter(|&at| at <= now);
+        first?;
+        let mut owner = 0;
+        for round in self.rounds.iter().rev() {
+            let from = owner * MATCH;
+            owner = from + round[from..].iter().position(|&entry| entry == first).expect("a winner has played below");
         }
-        self.entries.pop_first();
-        Some(key)
+        self.disarm(owner);
+        Some(owner)
     }
 
     /// The earliest deadline.
     pub fn next(&self) -> Option<Moment> {
-        self.entries.first().map(|&(at, _)| at)
+        *self.rounds.last()?.first()?
+    }
+
+    /// Gives back the memory of places behind the last one that is taken.
+    pub fn shrink_to_fit(&mut self) {
+        for round in &mut self.rounds {
+            let used = round.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+            round.truncate(used);
+            round.shrink_to_fit();
+        }
+        let used = self.rounds.iter().position(|round| round.len() <= 1).map_or(self.rounds.len(), |last| last + 1);
+        self.rounds.truncate(used);
+    }
+
+    /// Gives `owner` an earlier deadline than it has, if any, and has it win every match that it now wins.
+    fn move_up(&mut self, owner: usize, at: Moment) {
+        let mut index = owner;
+        for depth in 0.. {
+            if depth == self.rounds.len() {
+                // One round more: so far the one below was the final.
+                let first_match = depth.checked_sub(1).and_then(|below| self.rounds[below].chunks(MATCH).next());
+                self.rounds.push(vec![first_match.and_then(winner_of)]);
+            }
+            let round = &mut self.rounds[depth];
+            if index >= round.len() {
+                round.resize(index + 1, None);
+            }
+            if round[index].is_some_and(|winner| winner <= at) {
+                return;
+            }
+            round[index] = Some(at);
+            if round.len() == 1 {
+                return;
+            }
+            index /= MATCH;
+        }
     }
 }
 
-impl<K: Ord + Copy> Default for Timers<K> {
-    fn default() -> Self {
-        Timers::new()
-    }
-}
-
-impl Armed {
-    /// The entry has come out of the queue.
-    pub fn fired(&mut self) {
-        self.0 = None;
-    }
+fn winner_of(entries: &[Option<Moment>]) -> Option<Moment> {
+    entries.iter().flatten().min().copied()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
     use std::time::Duration;
 
-    fn at(start: Moment, ms: u64) -> Moment {
-        start + Duration::from_millis(ms)
+    fn at(ms: u64) -> Moment {
+        Moment::START + Duration::from_millis(ms)
     }
 
     #[test]
     fn owners_come_out_in_the_order_of_their_deadlines() {
-        let start = Moment::START;
         let mut timers = Timers::new();
-        let mut armed = [Armed::default(); 3];
-        for (key, ms) in [(0, 30), (1, 10), (2, 20)] {
-            timers.arm(key, &mut armed[key], at(start, ms));
+        for (owner, ms) in [(0, 30), (1, 10), (2, 20)] {
+            timers.arm(owner, at(ms));
         }
-        assert_eq!(timers.next(), Some(at(start, 10)));
-        assert_eq!(timers.pop_due(at(start, 9)), None);
-        assert_eq!(timers.pop_due(at(start, 20)), Some(1));
-        assert_eq!(timers.pop_due(at(start, 20)), Some(2));
-        assert_eq!(timers.pop_due(at(start, 20)), None);
+        assert_eq!(timers.next(), Some(at(10)));
+        assert_eq!(timers.pop_due(at(9)), None);
+        assert_eq!(timers.pop_due(at(20)), Some(1));
+        assert_eq!(timers.pop_due(at(20)), Some(2));
+        assert_eq!(timers.pop_due(at(20)), None);
     }
 
     #[test]
-    fn a_later_deadline_leaves_the_entry_and_an_earlier_one_moves_it() {
-        let start = Moment::START;
+    fn a_later_deadline_leaves_the_place_and_an_earlier_one_takes_it() {
         let mut timers = Timers::new();
-        let mut armed = Armed::default();
-        timers.arm(1, &mut armed, at(start, 20));
-        timers.arm(1, &mut armed, at(start, 90));
-        assert_eq!(timers.next(), Some(at(start, 20)), "early, never late");
-        timers.arm(1, &mut armed, at(start, 5));
-        assert_eq!(timers.pop_due(at(start, 99)), Some(1));
-        assert_eq!(timers.pop_due(at(start, 99)), None, "one entry an owner");
+        timers.arm(1, at(20));
+        timers.arm(1, at(90));
+        assert_eq!(timers.next(), Some(at(20)), "early, never late");
+        timers.arm(1, at(5));
+        assert_eq!(timers.pop_due(at(99)), Some(1));
+        assert_eq!(timers.pop_due(at(99)), None, "one deadline an owner");
     }
 
     #[test]
     fn a_disarmed_owner_is_gone() {
-        let start = Moment::START;
         let mut timers = Timers::new();
-        let mut armed = Armed::default();
-        timers.arm(1, &mut armed, start);
-        timers.disarm(1, &mut armed);
-        timers.disarm(1, &mut armed);
-        assert_eq!(timers.pop_due(at(start, 1)), None);
+        timers.disarm(7);
+        timers.arm(1, at(0));
+        timers.disarm(1);
+        timers.disarm(1);
+        timers.disarm(1000);
+        assert_eq!(timers.pop_due(at(1)), None);
         assert_eq!(timers.next(), None);
+    }
+
+    #[test]
+    fn it_is_as_a_sorted_list_would_be() {
+        for seed in 0..300 {
+            let mut chance = fastrand::Rng::with_seed(seed);
+            let owners = [1, 7, 8, 9, 64, 65, 600][seed as usize % 7];
+            let (mut timers, mut list, mut now) = (Timers::new(), BTreeMap::new(), 0);
+            for _ in 0..1000 {
+                let owner = chance.usize(..owners);
+                match chance.u32(..10) {
+                    0 => {
+                        timers.disarm(owner);
+                        list.remove(&owner);
+                    }
+                    1 => timers.shrink_to_fit(),
+                    2 => now += chance.u64(..20),
+                    3 => {
+                        while let Some(owner) = timers.pop_due(at(now)) {
+                            let due = list.remove(&owner);
+                            assert!(due.is_some_and(|due| due <= now), "seed {seed}: {owner} {due:?} at {now}");
+                        }
+                    }
+                    _ => {
+                        let ms = now + chance.u64(..50);
+                        timers.arm(owner, at(ms));
+                        list.entry(owner).and_modify(|due| *due = ms.min(*due)).or_insert(ms);
+                    }
+                }
+                assert_eq!(timers.next(), list.values().min().map(|&ms| at(ms)), "seed {seed}");
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_costs_more_than_nine_bytes_and_a_little() {
+        let mut timers = Timers::new();
+        (0..10_000).for_each(|owner| timers.arm(owner, at(owner as u64)));
+        let entries: usize = timers.rounds.iter().map(Vec::len).sum();
+        assert!(entries * size_of::<Option<Moment>>() < 10_000 * 93 / 10);
+        (1..10_000).for_each(|owner| timers.disarm(owner));
+        timers.shrink_to_fit();
+        let entries: usize = timers.rounds.iter().map(Vec::capacity).sum();
+        assert_eq!((entries, timers.next()), (1, Some(at(0))));
     }
 }

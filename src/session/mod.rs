@@ -35,7 +35,6 @@ mod close;
 pub use close::CloseReason;
 
 use crate::base::moment::Moment;
-use crate::base::timers::Armed;
 use crate::net::{Conn, Network, Pipes, Ready, Side};
 use crate::proto::http;
 use crate::proto::message::TaskResult;
@@ -238,8 +237,6 @@ pub struct Session {
     who: Identity,
     downstream: Conn,
     phase: Phase,
-    /// Its entry in the timer queue.
-    pub armed: Armed,
     /// It stands in the list of those that have more to do.
     pub is_yielded: bool,
     pub admission: Admission,
@@ -260,13 +257,13 @@ impl Session {
     /// A connection that was just accepted, and counted by [`Limits`].
     pub fn accepted(who: Identity, downstream: Conn, cx: &Context) -> Session {
         let phase = request::Request::first(cx);
-        Session { who, downstream, phase, armed: Armed::default(), is_yielded: false, admission: Admission::Client }
+        Session { who, downstream, phase, is_yielded: false, admission: Admission::Client }
     }
 
     /// A worker's connection to the embedded inbox.
     pub fn inbox(who: Identity, downstream: Conn) -> Session {
         let phase = inbox::Inbox::phase();
-        Session { who, downstream, phase, armed: Armed::default(), is_yielded: false, admission: Admission::Inbox }
+        Session { who, downstream, phase, is_yielded: false, admission: Admission::Inbox }
     }
 
     /// A result for the task that it waits for. It is acted on by the next [`Session::drive`].
@@ -286,7 +283,7 @@ impl Session {
     /// A connection that is told why it is not wanted, and closed.
     pub fn refused(who: Identity, downstream: Conn, reply: &http::Reply, cx: &mut Context) -> Session {
         let phase = reply::Reply::last(reply, CloseReason::Refused, cx);
-        Session { who, downstream, phase, armed: Armed::default(), is_yielded: false, admission: Admission::Refused }
+        Session { who, downstream, phase, is_yielded: false, admission: Admission::Refused }
     }
 
     pub fn who(&self) -> &Identity {
