@@ -761,6 +761,11 @@ impl Link {
         };
         connection.backoff.reset();
         self.current = target;
+        // The server is there again: what the ear hears from now on is to be kept now, not when the hand's pause is over.
+        let other = self.connection_mut(if line == Line::Ear { Line::Hand } else { Line::Ear });
+        if let State::Down { retry_at } = &mut other.state {
+            *retry_at = (*retry_at).min(now);
+        }
         if line == Line::Ear && self.subscribe == Subscribe::Task {
             let spellings: Vec<String> = self.wanted.keys().cloned().collect();
             self.request(now, &spellings);
@@ -1388,6 +1393,23 @@ mod tests {
         world.pass(5 * SECOND);
         world.connect();
         assert!(!world.link.is_lost() && world.link.is_up());
+    }
+
+    #[test]
+    fn when_one_line_stands_the_other_does_not_wait() {
+        let mut world = World::up(Subscribe::Pattern);
+        for line in LINES {
+            world.link.handle_closed(line, "closed", world.now);
+        }
+        world.link.handle_time(world.now);
+        world.dials();
+        world.pass(SECOND);
+        world.dials();
+        world.link.handle_closed(Line::Hand, "refused", world.now);
+        world.link.handle_connected(Line::Ear, world.now);
+        world.greet(Line::Ear);
+        world.link.handle_time(world.now);
+        assert_eq!(world.dials(), [Line::Hand]);
     }
 
     #[test]

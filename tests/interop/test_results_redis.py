@@ -542,7 +542,7 @@ def test_a_stop_leaves_nothing_unkept(results, server):
     tasks = [new_task() for _ in range(2000)]
     with server.client() as worker, worker.pipeline(transaction=False) as pipeline:
         for task in tasks:
-            pipeline.publish(PREFIX + task, json.dumps({"text": task}))
+            pipeline.publish(PREFIX + task, json.dumps({"text": task, "more": "x" * 4000}))
         assert pipeline.execute() == [1] * len(tasks)
     first.may_end = True
     first.signal(signal.SIGTERM)
