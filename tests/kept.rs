@@ -320,6 +320,25 @@ fn a_gateway_that_heard_half_does_not_decide_the_order() {
 }
 
 #[test]
+fn a_deaf_gateway_does_not_begin_in_the_middle() {
+    let server = Server::start();
+    let mut steady = Gateway::start(&server);
+    let mut worker = server.client();
+    publish(&mut worker, TASK, "a");
+    settle(&mut [&mut steady], &server);
+    let mut late = Gateway::start(&server);
+    publish(&mut worker, TASK, "b");
+    settle(&mut [&mut late], &server);
+    // It has heard the second one only, and loses its ear before anybody has asked for the first.
+    late.sockets.remove(&Line::Ear);
+    late.results.link().unwrap().handle_closed(Line::Ear, "lost", Instant::now());
+    let key = late.join(TASK);
+    assert_eq!(late.results.poll_delivery(), None);
+    await_all(&mut [&mut late], |gateways| gateways[0].got(key).len() == 2);
+    assert_eq!(late.got(key), ["a", "b"]);
+}
+
+#[test]
 fn what_a_worker_set_is_found_and_not_delivered_twice() {
     let server = Server::start();
     let mut worker = server.client();

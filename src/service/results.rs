@@ -263,11 +263,9 @@ impl<K: Copy + Eq + Hash> Results<K> {
 
     fn may_go_out(&self, now: Moment, task: Uuid) -> bool {
         let Some(link) = &self.link else { return true };
-        match link.ear(task) {
-            Some(ear) => self.tasks.is_settled(task, ear) || self.hold_ends_at().is_some_and(|at| at <= now),
-            // Deaf: nothing can come before what is here. Subscribing: something may.
-            None => !link.is_up(),
-        }
+        // Deaf, subscribing or just listening again: Redis may keep what came before all that was heard here.
+        let is_settled = link.ear(task).is_some_and(|ear| self.tasks.is_settled(task, ear));
+        is_settled || self.hold_ends_at().is_some_and(|at| at <= now)
     }
 
     fn is_heard(&self, task: Uuid) -> bool {
