@@ -44,8 +44,13 @@ class Task:
         self.sent = collections.Counter()
         """How often each result may have been published."""
         self.published = 0
+        self.story = []
+        """What happened to it and when, for whoever has to find out why something is missing."""
         self.visits = 0
         self.member = None
+
+    def note(self, what):
+        self.story.append((time.monotonic(), what))
 
     def result(self, number):
         is_final = number == self.results - 1
@@ -69,6 +74,7 @@ class Soak:
         self.may_publish = threading.Lock()
         self.is_over = threading.Event()
         self.trouble = []
+        self.chronicle = []
         results.write("a", pattern(AUDIO))
 
     # the workers
@@ -87,8 +93,10 @@ class Soak:
             task.sent[number] += 1
             try:
                 heard = client.publish(PREFIX + task.id, task.result(number))
-            except redis.RedisError:
+            except redis.RedisError as trouble:
+                task.note(f"publishing {number} failed: {trouble!r}")
                 return False
+            task.note(f"published {number}, heard by {heard}")
             if heard:
                 task.published += 1
             else:
@@ -104,13 +112,25 @@ class Soak:
             while not self.is_over.is_set():
                 time.sleep(chance.random() * 0.4)
                 fault = chance.choice(kinds)
+                self.note(f"{fault.__name__} begins")
                 fault(chance)
                 self.faults[fault.__name__] += 1
                 for gateway in self.gateways:
                     is_up(gateway)
+                    self.note(f"{gateway.port} is up")
         except BaseException as trouble:
             self.trouble.append(trouble)
             raise
+
+    def note(self, what):
+        self.chronicle.append((time.monotonic(), what))
+
+    def story_of(self, task_id):
+        """A task's story, and what else went on."""
+        (task,) = [task for task in self.tasks if task.id == task_id]
+        first, last = task.story[0][0] - 0.5, task.story[-1][0]
+        lines = sorted(task.story + [(at, "    " + what) for at, what in self.chronicle if first < at < last])
+        return "\n".join(f"{at - first:8.4f} {what}" for at, what in lines)
 
     def all_is_kept(self):
         """Everything that was published is in Redis, and nothing is published meanwhile: the lock is held."""
@@ -207,8 +227,10 @@ class Soak:
 
     def visit(self, task, now):
         task.visits += 1
+        port = self.chance.choice(self.ports)
+        task.note(f"a client comes to {port}")
         try:
-            task.member = self.crowd.join(task.id, port=self.chance.choice(self.ports))
+            task.member = self.crowd.join(task.id, port=port)
         except OSError:
             self.waiting.append((now + 0.05, task))
 
@@ -224,17 +246,20 @@ class Soak:
         if member.code is not None or member.ended:
             if member.code not in (None, 1012, 503):
                 self.wrong.append((task.id, member.code, member.texts))
+            task.note(f"its connection ended with {member.code} after {numbers}")
             task.member = None
             self.waiting.append((now + 0.05, task))
         elif len(numbers) > 1 and task.visits < 3 and self.chance.random() < 0.3:
             self.resets += 1
             self.crowd.drop(member, rudely=True)
+            task.note(f"its client left after {numbers}")
             task.member = None
             self.waiting.append((now + self.chance.random() * 0.2, task))
         return False
 
     def judge(self, task, member, numbers):
         """Everything, in order, and nothing more often than it was published."""
+        task.note(f"its client was delivered {numbers}")
         had = collections.Counter(numbers)
         self.lost += [(task.id, number) for number in range(task.results) if not had[number]]
         self.twice += [(task.id, number) for number in had if had[number] > max(1, task.sent[number])]
@@ -256,5 +281,7 @@ def test_nothing_is_lost_and_nothing_comes_twice(results, capsys):
             f"\nsoak: {SECONDS:.0f} s, seed {SEED}: {len(soak.done)} tasks, {count} results, {again} visits more, {soak.resets} resets by clients;"
             f" faults: {faults}; lost {len(soak.lost)}, twice {len(soak.twice)}, wrong {len(soak.wrong)}"
         )
+    for task_id in {one[0] for one in soak.lost + soak.twice + soak.wrong}:
+        print(f"---- {task_id}\n{soak.story_of(task_id)}")
     assert len(soak.done) == len(soak.tasks) and soak.faults.total() > SECONDS / 4
     assert (soak.lost, soak.twice, soak.wrong) == ([], [], [])
