@@ -331,7 +331,8 @@ fn a_deaf_gateway_does_not_begin_in_the_middle() {
     settle(&mut [&mut late], &server);
     // It has heard the second one only, and loses its ear before anybody has asked for the first.
     late.sockets.remove(&Line::Ear);
-    late.results.link().unwrap().handle_closed(Line::Ear, "lost", Instant::now());
+    let now = late.clock.now();
+    late.results.link().unwrap().handle_closed(Line::Ear, "lost", now);
     let key = late.join(TASK);
     assert_eq!(late.results.poll_delivery(), None);
     await_all(&mut [&mut late], |gateways| gateways[0].got(key).len() == 2);
