@@ -42,8 +42,9 @@
 //! A look-up is answered when the ear has caught up with it, too: another gateway may have stored what is on its way to us, and in
 //! an order that is about to be put right.
 //!
-//! What a worker has set itself (`SET task_response:{task_id}`) is looked up together with what is kept, and kept as well if it was not
-//! published before, counted as the first of its content: its publication will find itself there.
+//! What a worker has set itself (`SET task_response:{task_id}`) is looked up together with what is kept, and kept as well if it is
+//! not there. Nobody can say when it will be published, so it has no time until then: whoever hears it, however long it has
+//! listened, finds it there and gives it one. Whoever looks it up before that knows that its publication is still to come.
 //!
 //! Kept results expire `retain` after the last one of their task. A task keeps at most [`KEPT_MAX`] results of together
 //! `max_retained` bytes, and tasks that had to go from memory for lack of room go from Redis too. Results are stored up to
@@ -1189,7 +1190,7 @@ mod tests {
         }
 
         fn keep(&mut self, nth: u32, text: &str) {
-            let heard = Heard { hash: 0xab, nth, before: (nth > 1).then_some((0xcd, 1)), is_new: true };
+            let heard = Heard { hash: 0xab, nth, before: (nth > 1).then_some((0xcd, 1)) };
             self.link.keep(TASK, Ear { number: 1, since: 1_000_000_017 }, heard, text.as_bytes().into());
         }
 

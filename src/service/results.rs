@@ -221,9 +221,8 @@ impl<K: Copy + Eq + Hash> Results<K> {
 
     fn heard(&mut self, now: Moment, task: Uuid, ear: Ear, payload: Rc<[u8]>) {
         let heard = self.tasks.handle_heard(now, task, ear, Rc::clone(&payload));
-        if heard.is_new {
-            self.keep(task, ear, heard, payload);
-        }
+        // What was known because a worker had set it is kept already, but not yet as heard.
+        self.keep(task, ear, heard, payload);
         self.catch_up(now, task);
         // Within a turn as well: a flood must not pile up first and be trimmed afterwards.
         self.tasks.trim(now);

@@ -59,10 +59,15 @@ impl Ear {
 /// A result that Redis keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kept {
-    /// When it was stored: microseconds of Redis' clock.
+    /// When it was stored: microseconds of Redis' clock; or [`Kept::UNHEARD`].
     pub at: u64,
     /// What the worker published.
     pub payload: Vec<u8>,
+}
+
+impl Kept {
+    /// The time of what a worker has set and nobody has heard yet: later than all others.
+    pub const UNHEARD: u64 = 9_999_999_999_999_999;
 }
 
 /// A result among the others of its task.
@@ -70,12 +75,10 @@ pub struct Kept {
 pub struct Heard {
     /// Equal results have equal numbers.
     pub hash: u64,
-    /// It is the so-manieth equal one that this ear heard, from 1.
+    /// It is the so-manieth equal one that this ear heard, from 1. 0: it was not heard, a worker has set it.
     pub nth: u32,
     /// Hash and count of what the ear heard before it on this task.
     pub before: Option<(u64, u32)>,
-    /// Whether it was unknown until now. What the worker had set before it published is not new.
-    pub is_new: bool,
 }
 
 /// How far one client is.
@@ -162,9 +165,23 @@ struct Known {
     serial: u64,
     hash: u64,
     way: Way,
+    /// What Redis stored before this moment is older: microseconds of its clock.
+    since: u64,
     is_given: bool,
     /// `None` once it is no longer retained. The rest stays as long as the task, so that the result is recognised.
     payload: Option<Rc<[u8]>>,
+}
+
+/// One that Redis keeps, and that was not known.
+struct Unknown {
+    /// It belongs before the known one at this place.
+    place: usize,
+    /// And not behind this one, which follows it in Redis.
+    before: Option<usize>,
+    at: u64,
+    hash: u64,
+    way: Way,
+    payload: Vec<u8>,
 }
 
 /// How we came to know a result.
@@ -212,17 +229,16 @@ impl Tasks {
         let before = known.last_heard.filter(|last| last.0 == ear.number).map(|(_, hash, nth)| (hash, nth));
         known.last_heard = Some((ear.number, hash, nth));
         let claimed = known.results.iter_mut().find(|one| one.hash == hash && one.way == Way::Set);
-        let is_new = claimed.is_none();
         match claimed {
             Some(one) => one.way = Way::Heard(ear.number),
-            None => self.add(now, task, Way::Heard(ear.number), hash, payload),
+            None => self.add(now, task, Way::Heard(ear.number), ear.since, hash, payload),
         }
-        Heard { hash, nth, before, is_new }
+        Heard { hash, nth, before }
     }
 
     /// Redis answered what it keeps of a task (`kept`, in order), and what the worker has set there; and `ear` has heard everything
     /// that was published before that answer. What was not known joins the results, in Redis' order; what was heard stays in the
-    /// order in which it was heard. Answers those of the worker's that nobody has published yet, to be kept like publications.
+    /// order in which it was heard. Answers those of the worker's that nobody has heard yet, to be kept like publications.
     pub fn handle_looked_up(
         &mut self,
         now: Moment,
@@ -236,9 +252,8 @@ impl Tasks {
         let results = &known.results;
         let mut is_matched = vec![false; results.len()];
         let mut refill = Vec::new();
-        // Unknown ones, each with the place among the known ones before which it belongs, as soon as that is clear.
-        let mut unknown: Vec<(Option<usize>, u64, Vec<u8>)> = Vec::new();
-        let mut last = None;
+        let mut unknown: Vec<Unknown> = Vec::new();
+        let mut behind = 0;
         for one in kept {
             let hash = xxh3_64(&one.payload);
             let like = |fits: fn(Way, Way) -> bool| {
@@ -254,27 +269,38 @@ impl Tasks {
                 false => like(|way, heard| way != heard && way != Way::Set).or_else(|| like(is_set)),
             };
             let Some(at) = at else {
-                unknown.push((None, hash, one.payload));
+                let way = if one.at == Kept::UNHEARD { Way::Set } else { Way::Kept };
+                unknown.push(Unknown { place: behind, before: None, at: one.at, hash, way, payload: one.payload });
                 continue;
             };
             is_matched[at] = true;
-            last = last.max(Some(at));
-            unknown.iter_mut().filter(|(before, ..)| before.is_none()).for_each(|(before, ..)| *before = Some(at));
+            behind = behind.max(at + 1);
+            unknown.iter_mut().filter(|one| one.before.is_none()).for_each(|one| one.before = Some(at));
             if results[at].payload.is_none() && !results[at].is_given {
                 refill.push((results[at].serial, one.payload));
             }
         }
-        let end = last.map_or(0, |last| last + 1);
-        unknown.sort_by_key(|(before, ..)| before.unwrap_or(end));
+        for one in &mut unknown {
+            let before = one.before.unwrap_or(results.len());
+            one.place = one.place.min(before);
+            // Behind what Redis does not know, if that is older: what the present ear heard is not, or it would have heard this as well.
+            let is_older = |at: usize| {
+                let known = &results[at];
+                !is_matched[at] && known.way != Way::Heard(ear.number) && known.since <= one.at
+            };
+            while one.place < before && is_older(one.place) {
+                one.place += 1;
+            }
+        }
+        unknown.sort_by_key(|one| one.place);
         let mut merged = Vec::with_capacity(results.len() + unknown.len());
         let mut unknown = unknown.into_iter().peekable();
         for (at, two) in std::mem::take(&mut known.results).into_iter().map(Some).chain([None]).enumerate() {
-            while let Some((_, hash, payload)) =
-                unknown.next_if(|(before, ..)| before.unwrap_or(end) <= at || two.is_none())
-            {
+            while let Some(Unknown { at: kept_at, hash, way, payload, .. }) = unknown.next_if(|one| one.place <= at) {
+                let since = if way == Way::Set { ear.since } else { kept_at };
                 self.last_serial += 1;
                 refill.push((self.last_serial, payload));
-                merged.push(Known { serial: self.last_serial, hash, way: Way::Kept, is_given: false, payload: None });
+                merged.push(Known { serial: self.last_serial, hash, way, since, is_given: false, payload: None });
             }
             merged.extend(two);
         }
@@ -288,8 +314,8 @@ impl Tasks {
             let known = self.tasks.entry(task).or_default();
             if known.results.iter().all(|one| one.hash != hash) {
                 let payload: Rc<[u8]> = payload.into();
-                self.add(now, task, Way::Set, hash, Rc::clone(&payload));
-                published_by_us.push((Heard { hash, nth: 1, before: None, is_new: true }, payload));
+                self.add(now, task, Way::Set, ear.since, hash, Rc::clone(&payload));
+                published_by_us.push((Heard { hash, nth: 0, before: None }, payload));
             }
         }
         if self.tasks.get(&task).is_some_and(Task::is_idle) {
@@ -428,13 +454,13 @@ impl Tasks {
         self.tasks.is_empty()
     }
 
-    fn add(&mut self, now: Moment, task: Uuid, way: Way, hash: u64, payload: Rc<[u8]>) {
+    fn add(&mut self, now: Moment, task: Uuid, way: Way, since: u64, hash: u64, payload: Rc<[u8]>) {
         self.last_serial += 1;
         let known = self.tasks.entry(task).or_default();
         if known.results.capacity() == 0 {
             known.results.reserve_exact(1);
         }
-        known.results.push(Known { serial: self.last_serial, hash, way, is_given: false, payload: None });
+        known.results.push(Known { serial: self.last_serial, hash, way, since, is_given: false, payload: None });
         self.retain(now, task, self.last_serial, payload);
         let known = self.tasks.entry(task).or_default();
         if known.results.len() > RESULTS_MAX {
@@ -530,6 +556,13 @@ mod tests {
             self.hear_on(TASK, text)
         }
 
+        /// Hears, and says whether that was new.
+        fn is_new(&mut self, text: &str) -> bool {
+            let before = texts(&self.tasks).len();
+            self.hear(text);
+            texts(&self.tasks).len() > before
+        }
+
         fn hear_on(&mut self, task: Uuid, text: &str) -> Heard {
             self.tasks.handle_heard(self.now, task, self.ear, text.as_bytes().into())
         }
@@ -559,9 +592,7 @@ mod tests {
             heard.iter().map(|heard| heard.before).collect::<Vec<_>>(),
             [None, Some((heard[0].hash, 1)), Some((heard[1].hash, 1)), Some((heard[0].hash, 2))]
         );
-        assert!(
-            heard.iter().all(|heard| heard.is_new) && heard[0].hash == heard[2].hash && heard[0].hash != heard[1].hash
-        );
+        assert!(heard[0].hash == heard[2].hash && heard[0].hash != heard[1].hash);
         let serials: Vec<u64> = world.tasks.results(TASK).map(|(serial, _)| serial).collect();
         assert!(serials.is_sorted() && serials[0] > 0);
     }
@@ -572,7 +603,7 @@ mod tests {
         world.hear("a");
         world.ear = Ear { number: 2, since: 5000 };
         let heard = world.hear("a");
-        assert_eq!((heard.nth, heard.before, heard.is_new), (1, None, true));
+        assert_eq!((heard.nth, heard.before), (1, None));
         assert_eq!(texts(&world.tasks), ["a", "a"]);
     }
 
@@ -586,8 +617,8 @@ mod tests {
         world.look_up(&[(500, "a"), (2000, "b"), (2001, "c")], &[]);
         assert!(world.tasks.is_settled(TASK, EAR) && !world.tasks.is_settled(TASK, Ear { number: 2, since: 0 }));
         assert_eq!(texts(&world.tasks), ["a", "b", "c"]);
-        assert!(world.hear("b").is_new);
-        assert!(world.hear("a").is_new);
+        assert!(world.is_new("b"));
+        assert!(world.is_new("a"));
         assert_eq!(texts(&world.tasks), ["a", "b", "c", "b", "a"]);
         world.look_up(&[(500, "a"), (2000, "b"), (2001, "c"), (2002, "b"), (2003, "a")], &[]);
         assert_eq!(texts(&world.tasks), ["a", "b", "c", "b", "a"]);
@@ -607,7 +638,7 @@ mod tests {
             ("ab", "b", "ab"),
             ("ab", "bc", "abc"),
             ("abc", "ca", "abc"),
-            ("abc", "xcya", "yabxc"),
+            ("abc", "xcya", "xyabc"),
         ] {
             let mut world = World::new(tasks());
             for text in known.chars() {
@@ -620,6 +651,18 @@ mod tests {
             world.look_up(&kept, &[]);
             assert_eq!(texts(&world.tasks).concat(), expected, "{known} with {kept:?} again");
         }
+    }
+
+    #[test]
+    fn what_redis_lost_stays_before_what_it_keeps_since() {
+        let mut world = World::new(tasks());
+        world.hear("a");
+        world.look_up(&[(900, "x"), (2000, "a")], &[]);
+        world.ear = Ear { number: 2, since: 5000 };
+        world.hear("d");
+        // Redis came back empty; another gateway was there before us.
+        world.look_up(&[(4000, "b"), (4001, "c")], &[]);
+        assert_eq!(texts(&world.tasks), ["x", "a", "b", "c", "d"]);
     }
 
     #[test]
@@ -647,7 +690,7 @@ mod tests {
         world.hear("a");
         world.look_up(&[(900, "a"), (2000, "a")], &[]);
         assert_eq!(texts(&world.tasks), ["a", "a"]);
-        assert!(world.hear("a").is_new);
+        assert!(world.is_new("a"));
     }
 
     #[test]
@@ -657,7 +700,7 @@ mod tests {
         world.ear = Ear { number: 2, since: 5000 };
         world.look_up(&[(6000, "a")], &[]);
         assert_eq!(texts(&world.tasks), ["a"]);
-        assert!(world.hear("a").is_new);
+        assert!(world.is_new("a"));
     }
 
     #[test]
@@ -675,8 +718,8 @@ mod tests {
         assert_eq!(world.look_up(&[], &["a"]), 1);
         assert_eq!(texts(&world.tasks), ["a"]);
         assert_eq!(world.look_up(&[], &["a"]), 0);
-        assert!(!world.hear("a").is_new);
-        assert!(world.hear("a").is_new);
+        assert!(!world.is_new("a"));
+        assert!(world.is_new("a"));
         assert_eq!(texts(&world.tasks), ["a", "a"]);
         assert_eq!(world.look_up(&[(2000, "a"), (2001, "a")], &["a"]), 0);
         assert_eq!(world.look_up(&[(2000, "a"), (2001, "a")], &["c", "c"]), 1);
@@ -688,9 +731,18 @@ mod tests {
         let mut world = World::new(tasks());
         world.look_up(&[], &["a"]);
         world.ear = Ear { number: 2, since: 5000 };
-        assert_eq!(world.look_up(&[(2000, "a")], &["a"]), 0);
-        assert!(!world.hear("a").is_new);
-        assert!(world.hear("a").is_new);
+        assert_eq!(world.look_up(&[(Kept::UNHEARD, "a")], &["a"]), 0);
+        assert!(!world.is_new("a"));
+        assert!(world.is_new("a"));
+    }
+
+    #[test]
+    fn what_another_gateway_found_set_is_recognised_when_it_is_published() {
+        let mut world = World::new(tasks());
+        assert_eq!(world.look_up(&[(2000, "a"), (Kept::UNHEARD, "b")], &["b"]), 0);
+        assert!(!world.is_new("b"));
+        assert!(world.is_new("b"));
+        assert!(world.is_new("a"));
     }
 
     #[test]
@@ -700,7 +752,7 @@ mod tests {
         world.ear = Ear { number: 2, since: 5000 };
         world.look_up(&[(2000, "a")], &[]);
         assert_eq!(texts(&world.tasks), ["a"]);
-        assert!(world.hear("a").is_new);
+        assert!(world.is_new("a"));
     }
 
     #[test]
