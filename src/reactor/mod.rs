@@ -165,14 +165,14 @@ impl Reactor {
         }
         self.redis_has_more = self.redis.turn(self.gateway.results(), &mut self.resolver, self.poll.registry(), now)?;
         self.gateway.settle();
-        self.redis.flush(self.gateway.results(), now);
+        self.redis.flush(self.gateway.results(), &mut self.resolver, self.poll.registry(), now)?;
         self.listeners.accept(&mut self.gateway, self.poll.registry(), now);
         while let Some(lookup) = self.gateway.poll_lookup() {
             self.resolver.ask(Subject::Backend(lookup.upstream), lookup.host, lookup.port)?;
         }
         if is_signalled {
             self.handle_signals();
-            self.redis.flush(self.gateway.results(), now);
+            self.redis.flush(self.gateway.results(), &mut self.resolver, self.poll.registry(), now)?;
         }
         self.gateway.reap();
         self.gateway.stats().log_lines_lost = (self.hooks.log_lines_lost)();

@@ -86,13 +86,22 @@ impl RedisSockets {
         Ok(more)
     }
 
-    /// Sends what the link has to say: after the turn's deliveries, because keeping a result can wait and a client should not.
-    pub fn flush(&mut self, results: &mut Results<usize>, now: Moment) {
+    /// Sends what the link has to say: after the turn's deliveries, because keeping a result can wait and a client should not. And
+    /// does what it has come to want meanwhile: nothing else would end the wait before that.
+    pub fn flush(
+        &mut self,
+        results: &mut Results<usize>,
+        resolver: &mut Resolver,
+        registry: &Registry,
+        now: Moment,
+    ) -> io::Result<()> {
+        self.obey(results, resolver, registry, now)?;
         for line in LINES {
             if let Some(link) = results.link() {
                 self.write(line, link, now);
             }
         }
+        Ok(())
     }
 
     fn obey(
