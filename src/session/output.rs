@@ -496,10 +496,15 @@ impl Output {
             Verdict::Ping => {}
             Verdict::Gone => return false,
         }
-        if self.stage == Stage::Waiting && self.results.is_empty() && self.due_at.is_some_and(|at| at <= cx.now) {
+        if self.waits_in_vain() && self.due_at.is_some_and(|at| at <= cx.now) {
             self.leave_with_error(message::TIMED_OUT, CloseReason::TaskTimeout, Some(End::TimedOut), who, cx);
         }
         true
+    }
+
+    /// Nothing has come for it: the timeout counts. What has come may still wait for the client to take what was said before.
+    fn waits_in_vain(&self) -> bool {
+        self.stage == Stage::Waiting && self.results.is_empty()
     }
 
     fn alive(&self) -> Alive {
@@ -507,7 +512,7 @@ impl Output {
     }
 
     fn next_deadline(&self, cx: &Context) -> Option<Moment> {
-        let due_at = self.due_at.filter(|_| self.stage == Stage::Waiting && self.leaving.is_none());
+        let due_at = self.due_at.filter(|_| self.waits_in_vain() && self.leaving.is_none());
         [self.alive().deadline(cx), due_at].into_iter().flatten().min()
     }
 }
