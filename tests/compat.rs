@@ -531,7 +531,7 @@ impl Theatre {
         let events = self.kernel.borrow_mut().take_events();
         let now = self.kernel.borrow().now;
         self.gateway.begin_turn(now);
-        for (source, ready) in events {
+        for (_, source, ready) in events {
             if let Source::Session(key, side) = source {
                 self.gateway.ready(key, side, ready);
             }

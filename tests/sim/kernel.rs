@@ -125,8 +125,9 @@ pub struct Link {
     near_reset: bool,
     /// Bytes that the gateway had written were lost by its RST.
     pub lost: usize,
-    /// Bytes that the gateway has written.
+    /// Bytes that the gateway has written, and has read.
     pub written: u64,
+    pub taken: u64,
     /// The peer has closed: what is written leads to an RST.
     pub is_far_gone: bool,
 }
@@ -221,7 +222,7 @@ impl Kernel {
     }
 
     /// Takes the events of a turn: mostly all, in an order of chance.
-    pub fn take_events(&mut self) -> Vec<(Source, Ready)> {
+    pub fn take_events(&mut self) -> Vec<(LinkId, Source, Ready)> {
         let mut edges = std::mem::take(&mut self.edges);
         self.chance.shuffle(&mut edges);
         if self.nature.moods && edges.len() > 1 && self.one_in(4) {
@@ -232,14 +233,14 @@ impl Kernel {
         for id in edges {
             self.links[id].has_edge = false;
             if let Some(ready) = self.ready(id) {
-                events.push((self.links[id].source, ready));
+                events.push((id, self.links[id].source, ready));
             }
         }
         if self.nature.moods && self.one_in(8) && !self.links.is_empty() {
             // Somebody else's wake-up: the state as it is, told once more.
             let id = self.chance.usize(..self.links.len());
             if let Some(ready) = self.ready(id) {
-                events.push((self.links[id].source, ready));
+                events.push((id, self.links[id].source, ready));
             }
         }
         events
@@ -247,7 +248,7 @@ impl Kernel {
 
     fn ready(&self, id: LinkId) -> Option<Ready> {
         let link = &self.links[id];
-        if link.is_dropped || !matches!(link.source, Source::Session(..)) {
+        if link.is_dropped || !matches!(link.source, Source::Session(..) | Source::Link(_)) {
             return None;
         }
         let failed = link.error.is_some() || link.has_reset;
@@ -473,7 +474,7 @@ impl Kernel {
             if takes {
                 link.received.drain(..n);
                 self.note(|| format!("link {id} read {n}"));
-                self.took(id);
+                self.took(id, n);
             }
             return Ok(n);
         }
@@ -491,8 +492,9 @@ impl Kernel {
     }
 
     /// The gateway took bytes: more may come, sometimes at once.
-    fn took(&mut self, id: LinkId) {
+    fn took(&mut self, id: LinkId, n: usize) {
         self.moves += 1;
+        self.links[id].taken += n as u64;
         if self.nature.moods && self.one_in(8) && !self.links[id].wire.is_empty() {
             let most = self.links[id].wire.len().min(self.nature.receive_max - self.links[id].received.len());
             if most > 0 {
@@ -617,7 +619,7 @@ impl Kernel {
         let moved = moved?;
         self.links[id].received.drain(..moved);
         self.note(|| format!("link {id} spliced {moved} out"));
-        self.took(id);
+        self.took(id, moved);
         Ok(moved)
     }
 
@@ -684,6 +686,7 @@ impl Link {
             near_reset: false,
             lost: 0,
             written: 0,
+            taken: 0,
             is_far_gone: false,
         }
     }
@@ -732,6 +735,15 @@ impl Transport for Near {
     fn shutdown_write(&mut self) -> io::Result<()> {
         self.kernel.borrow_mut().shutdown(self.link);
         Ok(())
+    }
+
+    fn connect_outcome(&mut self) -> io::Result<()> {
+        let kernel = &mut *self.kernel.borrow_mut();
+        kernel.moves += 1;
+        let link = &mut kernel.links[self.link];
+        let error = link.error.take();
+        link.is_end_told |= error.is_some();
+        error.map_or(Ok(()), |kind| Err(kind.into()))
     }
 
     fn can_splice(&self) -> bool {

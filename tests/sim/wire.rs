@@ -76,7 +76,7 @@ impl Frame {
 }
 
 /// The head of a frame: opcode, length of the head, of the payload, and the mask; `None` while it is cut.
-fn read_head(bytes: &[u8]) -> Option<(u8, usize, u64, Option<[u8; 4]>)> {
+pub fn read_head(bytes: &[u8]) -> Option<(u8, usize, u64, Option<[u8; 4]>)> {
     let &[first, second, ..] = bytes else { return None };
     let (mut at, length) = match second & 0x7f {
         126 => (4, u64::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?))),

@@ -327,7 +327,7 @@ impl World {
         let events = self.kernel.borrow_mut().take_events();
         let is_told = !events.is_empty() || !self.answers.is_empty() || !self.orders.is_empty();
         self.gateway.begin_turn(now);
-        for (source, ready) in events {
+        for (_, source, ready) in events {
             let Source::Session(key, side) = source else { continue };
             self.kernel.borrow_mut().note(|| format!("event slot={key} {side:?} {ready:?}"));
             self.gateway.ready(key, side, ready);

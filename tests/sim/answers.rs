@@ -1,0 +1,205 @@
+//! What workers publish in the simulated world, and what a client must see of it.
+//!
+//! Each result has a text of its own, by which it is recognised wherever it comes out; some are equal on purpose. Audio files
+//! are real ones, small, and the same in every world: their bytes follow from their place and the file's name.
+
+use aivtuber_gateway::base::moment::Moment;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock};
+use uuid::Uuid;
+
+/// Everything that workers have to say.
+#[derive(Default)]
+pub struct Board {
+    pub chunk_size: usize,
+    pub tasks: Vec<Task>,
+    pub answers: Vec<Answer>,
+}
+
+pub struct Task {
+    pub uuid: Uuid,
+    /// What was published, or set and not published yet, in this order. Indices of answers.
+    pub out: Vec<usize>,
+    /// The last of `out` was set, and is about to be published.
+    pub is_ahead: bool,
+}
+
+/// One result.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub task: usize,
+    pub payload: Vec<u8>,
+    /// The `content` or `error` that a client sees.
+    pub view: String,
+    pub sound: Sound,
+    pub is_failure: bool,
+    pub is_final: bool,
+    pub extra: Option<(&'static str, Value)>,
+    pub out_at: Option<Moment>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sound {
+    None,
+    File(usize),
+    /// A file that has `cut` bytes only from some moment on.
+    Shrinks {
+        name: String,
+        size: usize,
+        cut: usize,
+    },
+    /// No file, and the client is told why.
+    Fault(&'static str),
+}
+
+impl Board {
+    /// A further result of `task`. `equal`: like others to the last byte.
+    pub fn add(&mut self, chance: &mut fastrand::Rng, task: usize, is_final: bool, is_equal: bool, seed: u64) -> usize {
+        let number = self.answers.len();
+        let mut view = if is_equal { format!("the same again for {task}") } else { format!("answer {number}") };
+        if chance.u8(..8) == 0 && !is_equal {
+            view += &" and more".repeat(chance.usize(..200));
+        }
+        let kind = if is_equal { 9 } else { chance.u8(..16) };
+        let chunk = self.chunk_size;
+        let sound = match kind {
+            0..6 => Sound::File(sizes(chunk)[chance.usize(..SIZES)]),
+            6 => [
+                Sound::Fault("Audio file not found"),
+                Sound::Fault("Audio file not allowed"),
+                Sound::Fault("Audio file too large"),
+            ][chance.usize(..3)]
+            .clone(),
+            7 if chance.bool() => {
+                let size = chunk * chance.usize(1..6) + chance.usize(..chunk);
+                let name = format!("shrinks-{seed}-{number}.wav");
+                fs::write(folder().join(&name), audio_bytes(0, size)).expect("a file");
+                Sound::Shrinks { name, size, cut: chance.usize(..size) }
+            }
+            _ => Sound::None,
+        };
+        let file = match &sound {
+            Sound::None => None,
+            Sound::File(size) => Some(made(*size)),
+            Sound::Shrinks { name, .. } => Some(name.clone()),
+            Sound::Fault(words) => Some(
+                match *words {
+                    "Audio file not found" => "nothing.wav",
+                    "Audio file not allowed" => "../outside.wav",
+                    _ => "large.wav",
+                }
+                .to_owned(),
+            ),
+        };
+        let is_failure = is_final && sound == Sound::None && !is_equal && chance.u8(..3) == 0;
+        let mut extra = None;
+        let payload = match (is_failure, chance.u8(..4)) {
+            (true, 0) => json!({"status": "failed", "text": view}),
+            (true, 1) => json!({"error": view, "text": "not this"}),
+            (true, 2) => json!({"error": true, "reply": view}),
+            (true, _) => {
+                let odd = [format!("no JSON {view}"), format!("[\"{view}\"]"), format!(r#"{{"text":{number}}}"#)];
+                view = "Invalid response format".into();
+                Value::String(odd[chance.usize(..3)].clone())
+            }
+            (false, with) => {
+                let mut payload = json!({"text": view});
+                if let Some(file) = file {
+                    payload["audio_file"] = file.into();
+                }
+                if !is_final {
+                    payload["final"] = false.into();
+                }
+                if with == 0 {
+                    extra = Some(("stats", json!({"n": number})));
+                    payload["stats"] = json!({"n": number});
+                }
+                payload
+            }
+        };
+        let payload = match payload {
+            Value::String(odd) => odd.into_bytes(),
+            payload => payload.to_string().into_bytes(),
+        };
+        let extra = extra.filter(|_| !is_equal);
+        let payload = if is_equal { format!(r#"{{"text":"{view}","final":false}}"#).into_bytes() } else { payload };
+        let is_final = is_final && !is_equal;
+        self.answers.push(Answer { task, payload, view, sound, is_failure, is_final, extra, out_at: None });
+        number
+    }
+
+    /// A worker has published, or set, an answer.
+    pub fn put_out(&mut self, answer: usize, is_published: bool, now: Moment) {
+        let task = &mut self.tasks[self.answers[answer].task];
+        if !std::mem::replace(&mut task.is_ahead, !is_published) {
+            task.out.push(answer);
+        }
+        self.answers[answer].out_at = Some(now);
+    }
+
+    /// The answer that a client sees as `view`, and how many such are out.
+    pub fn find(&self, task: usize, view: &str) -> Option<(&Answer, usize)> {
+        let mut out = self.tasks[task].out.iter().map(|&at| &self.answers[at]).filter(|one| one.view == view);
+        let first = out.next()?;
+        Some((first, 1 + out.count()))
+    }
+
+    /// The text message that tells it.
+    pub fn message(&self, answer: &Answer, id: &str) -> Value {
+        let mut message = match answer.is_failure {
+            true => json!({"status": "error", "error": answer.view, "task_id": id}),
+            false => {
+                let has_audio = matches!(answer.sound, Sound::File(_) | Sound::Shrinks { .. });
+                json!({"status": "success", "task_id": id, "content": answer.view, "audio_present": has_audio})
+            }
+        };
+        if !answer.is_final {
+            message["final"] = false.into();
+        }
+        if let Some((name, value)) = &answer.extra {
+            message[*name] = value.clone();
+        }
+        message
+    }
+}
+
+/// How many sizes [`sizes`] are.
+const SIZES: usize = 6;
+
+/// Sizes that matter.
+fn sizes(chunk: usize) -> [usize; SIZES] {
+    [0, 1, chunk - 1, chunk, chunk + 1, 3 * chunk + chunk / 2]
+}
+
+/// Larger files are not sent.
+pub const AUDIO_MAX: u64 = 100_000;
+
+/// Bytes of any file, from `at` on.
+pub fn audio_bytes(at: usize, count: usize) -> Vec<u8> {
+    (at..at + count).map(|at| (at * 31 + at / 251) as u8).collect()
+}
+
+/// The folder of all audio files.
+pub fn folder() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("sim-audio-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a folder");
+        fs::write(folder.join("large.wav"), vec![0; AUDIO_MAX as usize + 1]).expect("a file");
+        folder
+    })
+}
+
+/// The name of a file of `size` bytes, made when it is first wanted.
+fn made(size: usize) -> String {
+    static MADE: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+    let name = format!("a{size}.wav");
+    let mut made = MADE.lock().expect("no panic while a file is made");
+    if !made.contains(&size) {
+        fs::write(folder().join(&name), audio_bytes(0, size)).expect("a file");
+        made.push(size);
+    }
+    name
+}

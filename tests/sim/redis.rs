@@ -1,0 +1,444 @@
+//! A Redis that is not there: as much of one as the gateway and its workers speak to.
+//!
+//! Bytes in, bytes out; its connections live in the simulated kernel and are moved by the world. The script that keeps results
+//! (`keep.lua`) is played by [`Redis::keep`], written from what the script promises. What leaves on a connection is marked, so
+//! that the judge knows to the byte what a gateway has been told: [`Mark`].
+//!
+//! Its clock runs with the world's and is a microsecond later with every command, as a real one's is.
+
+use crate::kernel::LinkId;
+use aivtuber_gateway::base::moment::Moment;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::time::Duration;
+
+/// What the wall clock says when the world begins, microseconds.
+const EPOCH: u64 = 1_700_000_000_000_000;
+
+/// What the script is called, once it is loaded.
+const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// Up to this byte of a connection, the gateway has been told this.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mark {
+    pub at: u64,
+    pub what: Told,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    /// Something was published.
+    Heard { payload: Vec<u8> },
+    /// What is kept, and set, for a task. `key`: the task's id.
+    LookedUp { key: String, payloads: Vec<Vec<u8>> },
+}
+
+/// How this server differs from others.
+#[derive(Debug, Clone, Default)]
+pub struct Nature {
+    pub password: Option<&'static str>,
+    /// It does not let the gateway run scripts.
+    pub refuses_scripts: bool,
+}
+
+pub struct Redis {
+    pub nature: Nature,
+    pub conns: BTreeMap<LinkId, Conn>,
+    /// It has been started and reads its data: most commands are refused.
+    pub loads_until: Option<Moment>,
+    /// Nothing is read or said until then.
+    pub frozen_until: Option<Moment>,
+    /// It was emptied, or a key was deleted by a gateway.
+    pub lost_at: Option<Moment>,
+    keys: HashMap<String, Key>,
+    has_script: bool,
+    start: Moment,
+    now: Moment,
+    clock: u64,
+}
+
+/// One connection, seen from the server.
+#[derive(Default)]
+pub struct Conn {
+    pub out: VecDeque<u8>,
+    /// Bytes that have ever been put into `out`.
+    said: u64,
+    pub marks: VecDeque<Mark>,
+    input: Vec<u8>,
+    is_known: bool,
+    speaks_resp3: bool,
+    channels: BTreeSet<String>,
+    patterns: BTreeSet<String>,
+    /// It hears and says nothing more; its marks are still of interest.
+    is_closed: bool,
+    /// What the last `HGETALL` answered.
+    looked_up: Vec<Vec<u8>>,
+}
+
+struct Key {
+    value: Value,
+    expires_at: Option<Moment>,
+}
+
+enum Value {
+    Text(Vec<u8>),
+    Kept(Kept),
+}
+
+/// What `keep.lua` makes of a hash.
+#[derive(Default)]
+struct Kept {
+    bytes: usize,
+    /// Hash, time and field of each result.
+    index: Vec<(String, String, String)>,
+    fields: BTreeMap<String, Vec<u8>>,
+}
+
+impl Redis {
+    pub fn new(now: Moment, nature: Nature) -> Redis {
+        Redis {
+            nature,
+            conns: BTreeMap::new(),
+            loads_until: None,
+            frozen_until: None,
+            lost_at: None,
+            keys: HashMap::new(),
+            has_script: false,
+            start: now,
+            now,
+            clock: EPOCH,
+        }
+    }
+
+    pub fn pass(&mut self, now: Moment) {
+        self.now = now;
+        self.loads_until = self.loads_until.filter(|until| *until > now);
+        self.frozen_until = self.frozen_until.filter(|until| *until > now);
+        self.keys.retain(|_, key| key.expires_at.is_none_or(|at| at > now));
+    }
+
+    /// A worker can do something with it.
+    pub fn is_usable(&self) -> bool {
+        self.loads_until.is_none() && self.frozen_until.is_none()
+    }
+
+    /// It is started again, without its connections and perhaps without its data.
+    pub fn restart(&mut self, is_empty: bool) {
+        self.conns.values_mut().for_each(Conn::close);
+        self.has_script = false;
+        self.frozen_until = None;
+        if is_empty {
+            self.keys.clear();
+            self.lost_at = Some(self.now);
+        }
+    }
+
+    /// The connections that stand.
+    pub fn links(&self) -> impl Iterator<Item = LinkId> + '_ {
+        self.conns.iter().filter(|(_, conn)| !conn.is_closed).map(|(link, _)| *link)
+    }
+
+    pub fn flush_scripts(&mut self) {
+        self.has_script = false;
+    }
+
+    /// A worker's `SET … EX`.
+    pub fn set(&mut self, key: &str, payload: &[u8], lives: Duration) {
+        let key_value = Key { value: Value::Text(payload.into()), expires_at: Some(self.now + lives) };
+        self.keys.insert(key.into(), key_value);
+    }
+
+    /// A worker's `PUBLISH`: how many heard it.
+    pub fn publish(&mut self, channel: &str, payload: &[u8]) -> usize {
+        let mut heard = 0;
+        for conn in self.conns.values_mut().filter(|conn| !conn.is_closed) {
+            for pattern in conn.patterns.clone() {
+                if channel.starts_with(pattern.trim_end_matches('*')) {
+                    conn.push(&[b"pmessage", pattern.as_bytes(), channel.as_bytes(), payload]);
+                    conn.mark(Told::Heard { payload: payload.into() });
+                    heard += 1;
+                }
+            }
+            if conn.channels.contains(channel) {
+                conn.push(&[b"message", channel.as_bytes(), payload]);
+                conn.mark(Told::Heard { payload: payload.into() });
+                heard += 1;
+            }
+        }
+        heard
+    }
+
+    /// What is kept of a task, in order.
+    pub fn kept(&self, key: &str) -> Vec<&Vec<u8>> {
+        match self.keys.get(key).map(|key| &key.value) {
+            Some(Value::Kept(kept)) => kept.index.iter().map(|(.., field)| &kept.fields[field]).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Bytes came on a connection. The error says what the gateway did wrong.
+    pub fn take(&mut self, link: LinkId, bytes: &[u8]) -> Result<(), String> {
+        let Some(mut conn) = self.conns.remove(&link) else { return Ok(()) };
+        conn.input.extend(bytes);
+        let mut taken = Ok(());
+        while let Some((command, used)) = command(&conn.input) {
+            conn.input.drain(..used);
+            self.clock = (self.clock + 1).max(EPOCH + (self.now - self.start).as_micros() as u64);
+            taken = self.answer(&mut conn, &command);
+            if taken.is_err() {
+                break;
+            }
+        }
+        self.conns.insert(link, conn);
+        taken
+    }
+
+    fn answer(&mut self, conn: &mut Conn, command: &[Vec<u8>]) -> Result<(), String> {
+        let words: Vec<String> = command.iter().map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let is_login = matches!(words[0], "HELLO" | "AUTH");
+        if !is_login && !conn.is_known && self.nature.password.is_some() {
+            conn.say(b"-NOAUTH Authentication required.\r\n");
+            return Ok(());
+        }
+        // Those that a real one has marked as allowed while loading.
+        let is_simple = matches!(words[0], "CLIENT" | "TIME" | "PSUBSCRIBE" | "SUBSCRIBE" | "UNSUBSCRIBE" | "SELECT");
+        if self.loads_until.is_some() && !is_login && !is_simple {
+            conn.say(b"-LOADING Redis is loading the dataset in memory\r\n");
+            return Ok(());
+        }
+        let is_listening = !(conn.channels.is_empty() && conn.patterns.is_empty());
+        match words[..] {
+            ["AUTH", password] | ["AUTH", _, password] => self.log_in(conn, password, "+OK\r\n"),
+            ["HELLO", "3"] => {
+                conn.speaks_resp3 = true;
+                conn.say(b"%1\r\n$6\r\nserver\r\n$5\r\nredis\r\n");
+            }
+            ["HELLO", "3", "AUTH", _, password] => {
+                conn.speaks_resp3 = true;
+                self.log_in(conn, password, "%1\r\n$6\r\nserver\r\n$5\r\nredis\r\n");
+            }
+            ["CLIENT", "SETNAME", _] | ["SELECT", _] => conn.say(b"+OK\r\n"),
+            ["PING"] if is_listening && !conn.speaks_resp3 => conn.say(b"*2\r\n$4\r\npong\r\n$0\r\n\r\n"),
+            ["PING"] => conn.say(b"+PONG\r\n"),
+            ["TIME"] => {
+                let (seconds, micros) = ((self.clock / 1_000_000).to_string(), (self.clock % 1_000_000).to_string());
+                conn.say_all(&[seconds.as_bytes(), micros.as_bytes()]);
+            }
+            ["PSUBSCRIBE", pattern] => {
+                conn.patterns.insert(pattern.into());
+                conn.confirm("psubscribe", pattern);
+            }
+            ["SUBSCRIBE", ref channels @ ..] => {
+                for channel in channels {
+                    conn.channels.insert((*channel).into());
+                    conn.confirm("subscribe", channel);
+                }
+            }
+            ["UNSUBSCRIBE", channel] => {
+                conn.channels.remove(channel);
+                conn.confirm("unsubscribe", channel);
+            }
+            ["HGETALL", key] => self.tell_kept(conn, key),
+            ["MGET", ref keys @ ..] => self.tell_set(conn, keys),
+            ["SCRIPT", "LOAD", _] if self.nature.refuses_scripts => {
+                conn.say(b"-NOPERM this user has no permissions to run the 'script|load' command\r\n");
+            }
+            ["SCRIPT", "LOAD", script] => {
+                if !script.contains("PEXPIRE") {
+                    return Err("it loads some other script".into());
+                }
+                self.has_script = true;
+                conn.say(format!("${}\r\n{SHA}\r\n", SHA.len()).as_bytes());
+            }
+            ["EVALSHA", SHA, ..] if !self.has_script => {
+                conn.say(b"-NOSCRIPT No matching script. Please use EVAL.\r\n");
+            }
+            ["EVALSHA", SHA, count, ..] => {
+                let count: usize = count.parse().map_err(|_| "EVALSHA without a count")?;
+                let refused = self.keep(&words[3..3 + count], &command[3 + count..])?;
+                conn.say(format!(":{refused}\r\n").as_bytes());
+            }
+            ["UNLINK", ref keys @ ..] => {
+                let gone = keys.iter().filter(|key| self.keys.remove(**key).is_some()).count();
+                self.lost_at = Some(self.now);
+                conn.say(format!(":{gone}\r\n").as_bytes());
+            }
+            _ => return Err(format!("it says {:?}", &words[..words.len().min(4)])),
+        }
+        Ok(())
+    }
+
+    fn log_in(&self, conn: &mut Conn, password: &str, welcome: &str) {
+        if self.nature.password.is_none_or(|right| right == password) {
+            conn.is_known = true;
+            conn.say(welcome.as_bytes());
+        } else {
+            conn.say(b"-WRONGPASS invalid username-password pair or user is disabled.\r\n");
+        }
+    }
+
+    fn tell_kept(&self, conn: &mut Conn, key: &str) {
+        conn.looked_up.clear();
+        let mut words: Vec<Vec<u8>> = Vec::new();
+        match self.keys.get(key).map(|key| &key.value) {
+            Some(Value::Text(_)) => {
+                conn.say(b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n");
+                return;
+            }
+            Some(Value::Kept(kept)) => {
+                for (field, payload) in &kept.fields {
+                    words.extend([field.clone().into_bytes(), payload.clone()]);
+                }
+                let entries: String = kept.index.iter().map(|(hash, at, field)| format!("{hash}{at}{field}")).collect();
+                words.extend([b"index".to_vec(), format!("{:012}{entries}", kept.bytes).into_bytes()]);
+                conn.looked_up = kept.index.iter().map(|(.., field)| kept.fields[field].clone()).collect();
+            }
+            None => {}
+        }
+        if conn.speaks_resp3 {
+            conn.say(format!("%{}\r\n", words.len() / 2).as_bytes());
+            words.iter().for_each(|word| conn.say_bulk(word));
+        } else {
+            conn.say_all(&words.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        }
+    }
+
+    fn tell_set(&self, conn: &mut Conn, keys: &[&str]) {
+        conn.say(format!("*{}\r\n", keys.len()).as_bytes());
+        let mut payloads = std::mem::take(&mut conn.looked_up);
+        for key in keys {
+            match self.keys.get(*key).map(|key| &key.value) {
+                Some(Value::Text(payload)) => {
+                    conn.say_bulk(payload);
+                    payloads.push(payload.clone());
+                }
+                _ if conn.speaks_resp3 => conn.say(b"_\r\n"),
+                _ => conn.say(b"$-1\r\n"),
+            }
+        }
+        let key = keys[0].rsplit(':').next().unwrap_or_default().to_owned();
+        conn.mark(Told::LookedUp { key, payloads });
+    }
+
+    /// What `keep.lua` does: how many were refused.
+    fn keep(&mut self, keys: &[&str], arguments: &[Vec<u8>]) -> Result<usize, String> {
+        let word = |i: usize| String::from_utf8_lossy(&arguments[i]).into_owned();
+        let number =
+            |i: usize| word(i).parse::<usize>().map_err(|_| format!("argument {i} of EVALSHA is {:?}", word(i)));
+        if arguments.len() != 3 + 6 * keys.len() {
+            return Err(format!("EVALSHA has {} arguments for {} results", arguments.len(), keys.len()));
+        }
+        let (lives, bytes_max, count_max) = (Duration::from_millis(number(0)? as u64), number(1)?, number(2)?);
+        let now = format!("{:016}", self.clock);
+        let mut refused = 0;
+        for (i, key) in keys.iter().enumerate() {
+            let a = 3 + 6 * i;
+            let (since, hash, nth, before, before_nth) =
+                (word(a), word(a + 1), number(a + 2)?, word(a + 3), number(a + 4)?);
+            let payload = &arguments[a + 5];
+            let fresh = Key { value: Value::Kept(Kept::default()), expires_at: None };
+            let key = self.keys.entry((*key).into()).or_insert(fresh);
+            let Value::Kept(kept) = &mut key.value else {
+                refused += 1;
+                continue;
+            };
+            let place = |index: &[(String, String, String)], hash: &str, nth: usize| {
+                let mut places = index.iter().enumerate().filter(|(_, one)| one.0 == hash && one.1 >= since);
+                nth.checked_sub(1).and_then(|nth| places.nth(nth)).map(|(at, _)| at)
+            };
+            let unheard = "9999999999999999";
+            let there =
+                if nth == 0 { kept.index.iter().position(|one| one.0 == hash) } else { place(&kept.index, &hash, nth) };
+            if let Some(at) = there {
+                if nth > 0 && kept.index[at].1 == unheard {
+                    kept.index[at].1 = now.clone();
+                }
+                let earlier = if before.is_empty() { None } else { place(&kept.index, &before, before_nth) };
+                if let Some(earlier) = earlier.filter(|earlier| *earlier > at) {
+                    let one = kept.index.remove(at);
+                    kept.index.insert(earlier, one);
+                }
+            } else if kept.bytes + payload.len() > bytes_max || kept.index.len() >= count_max {
+                refused += 1;
+            } else {
+                let field = format!("{:04}", kept.index.len());
+                kept.bytes += payload.len();
+                kept.index.push((hash, if nth == 0 { unheard.into() } else { now.clone() }, field.clone()));
+                kept.fields.insert(field, payload.clone());
+                key.expires_at = Some(self.now + lives);
+            }
+        }
+        self.keys.retain(|_, key| !matches!(&key.value, Value::Kept(kept) if kept.index.is_empty()));
+        Ok(refused)
+    }
+}
+
+impl Conn {
+    pub fn close(&mut self) {
+        self.is_closed = true;
+        self.out.clear();
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
+    fn say(&mut self, bytes: &[u8]) {
+        self.out.extend(bytes);
+        self.said += bytes.len() as u64;
+    }
+
+    fn say_bulk(&mut self, bytes: &[u8]) {
+        self.say(format!("${}\r\n", bytes.len()).as_bytes());
+        self.say(bytes);
+        self.say(b"\r\n");
+    }
+
+    fn say_all(&mut self, words: &[&[u8]]) {
+        self.say(format!("*{}\r\n", words.len()).as_bytes());
+        words.iter().for_each(|word| self.say_bulk(word));
+    }
+
+    /// What nobody asked for.
+    fn push(&mut self, words: &[&[u8]]) {
+        let sign = if self.speaks_resp3 { '>' } else { '*' };
+        self.say(format!("{sign}{}\r\n", words.len()).as_bytes());
+        words.iter().for_each(|word| self.say_bulk(word));
+    }
+
+    fn confirm(&mut self, kind: &str, name: &str) {
+        let sign = if self.speaks_resp3 { '>' } else { '*' };
+        self.say(format!("{sign}3\r\n").as_bytes());
+        self.say_bulk(kind.as_bytes());
+        self.say_bulk(name.as_bytes());
+        let count = self.channels.len() + self.patterns.len();
+        self.say(format!(":{count}\r\n").as_bytes());
+    }
+
+    fn mark(&mut self, what: Told) {
+        self.marks.push_back(Mark { at: self.said, what });
+    }
+}
+
+/// The command at the front of `bytes`, and how many of them it takes.
+fn command(bytes: &[u8]) -> Option<(Vec<Vec<u8>>, usize)> {
+    let mut at = 0;
+    let mut line = |sign: u8| -> Option<(usize, usize)> {
+        let end = at + bytes[at..].windows(2).position(|two| two == b"\r\n")?;
+        assert_eq!(bytes[at], sign, "commands are arrays of strings");
+        let number = std::str::from_utf8(&bytes[at + 1..end]).ok()?.parse().ok()?;
+        at = end + 2;
+        if sign == b'$' {
+            at += number + 2;
+        }
+        (at <= bytes.len()).then_some((number, at))
+    };
+    let (count, mut used) = line(b'*')?;
+    let mut words = Vec::new();
+    for _ in 0..count {
+        let (length, end) = line(b'$')?;
+        words.push(bytes[end - 2 - length..end - 2].to_vec());
+        used = end;
+    }
+    Some((words, used))
+}

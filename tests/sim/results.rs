@@ -1,0 +1,1341 @@
+//! The world around results: workers, a Redis or the embedded inbox, one gateway or several, clients who wait.
+//!
+//! What everybody is owed follows from what a gateway was really told, to the byte: a publication counts as heard when the gateway
+//! has read its last byte, what Redis keeps counts as known when the answer has been read. From there on:
+//!
+//! - Nobody sees anything that was not published, nor anything twice, nor a message in the wrong place.
+//! - Results come in the order of their publication, as long as Redis was not away meanwhile.
+//! - A prompt client that stays sees everything that its gateway was told, and then the right Close frame; nobody is sent away
+//!   without a reason.
+//! - What a gateway heard is kept in Redis in the end, each once, and other gateways deliver it.
+//! - In the end no session is left, and after `retain` no result.
+
+use crate::answers::{AUDIO_MAX, Board, Sound, Task, folder};
+use crate::house::{House, Knock, is_neglected};
+use crate::kernel::{Action, End, Host, Kernel, LinkId, Nature, Shared, take};
+use crate::peers;
+use crate::redis::{self, Redis, Told};
+use crate::waiter::{Hearing, Leaving, Say, Waiter, Ways};
+use aivtuber_gateway::base::moment::Moment;
+use aivtuber_gateway::gateway;
+use aivtuber_gateway::net::Source;
+use aivtuber_gateway::service::limits;
+use aivtuber_gateway::service::link::{self, Subscribe};
+use aivtuber_gateway::service::route::{RouteSettings, Target, Template};
+use aivtuber_gateway::service::tasks;
+use aivtuber_gateway::session;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::SocketAddr;
+use std::time::Duration;
+use uuid::Uuid;
+
+const MS: Duration = Duration::from_millis(1);
+const S: Duration = Duration::from_secs(1);
+
+/// Then somebody comes for every task, at every door.
+const INSPECTED_AFTER: Duration = Duration::from_secs(75);
+
+const STEPS_MAX: u64 = 3_000_000;
+const REDIS: &str = "10.0.0.9:6379";
+const PASSWORD: &str = "open";
+
+/// What is planned from outside.
+enum Plan {
+    Come(Box<Visit>),
+    /// A worker that publishes to the inbox connects.
+    Publish(Box<Errand>),
+    /// A worker's next step towards Redis.
+    Work(usize),
+    Redis(Fault),
+    Thaw,
+    Host(Host),
+    Drain(usize),
+    Kill(usize),
+    Start(usize),
+}
+
+struct Visit {
+    door: usize,
+    task: usize,
+    kind: Kind,
+    from_chunk: usize,
+    ways: Ways,
+    comebacks: u32,
+}
+
+/// What a visitor asks for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Task,
+    BadId,
+    BadChunk,
+}
+
+/// What a worker has to publish to the inbox, and how.
+struct Errand {
+    answers: Vec<usize>,
+    greets: bool,
+    write_bite: usize,
+    write_pace: Duration,
+    read_pace: Duration,
+    end: Option<End>,
+    cut: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    /// Connections end: all, or one; after so many further bytes.
+    Drop {
+        is_all: bool,
+        end: End,
+        after: usize,
+    },
+    Freeze(Duration),
+    /// It is away for some time, and reads its data for some time.
+    Restart {
+        is_empty: bool,
+        away: Duration,
+        loads: Duration,
+    },
+    FlushScripts,
+}
+
+/// A worker that publishes to Redis.
+struct Worker {
+    answers: VecDeque<usize>,
+    pace: Duration,
+    sets: bool,
+    /// The first of `answers` has been set.
+    has_set: bool,
+}
+
+/// A worker at the embedded inbox.
+struct Publisher {
+    link: LinkId,
+    errand: Errand,
+    out: VecDeque<u8>,
+    expected: VecDeque<u8>,
+    marks: VecDeque<(u64, usize)>,
+    write_at: Moment,
+    read_at: Moment,
+    is_over: bool,
+}
+
+/// How a gateway was told of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Tell {
+    turn: u64,
+    at: Moment,
+    is_heard: bool,
+    /// By the first look-up of the task since the ear began to listen.
+    is_first: bool,
+}
+
+/// A gateway, and what is known of it from outside.
+struct Place {
+    /// `None`: it has been stopped or killed.
+    house: Option<House>,
+    door: usize,
+    /// What it was told, by answer.
+    told: HashMap<usize, Tell>,
+    heard: HashMap<(LinkId, Vec<u8>), usize>,
+    looked_up: HashSet<(LinkId, String)>,
+    /// Whether the link was up, and since when.
+    ups: Vec<(Moment, bool)>,
+    turn: u64,
+}
+
+/// A waiting client, and what is known of it from outside.
+struct Visitor {
+    waiter: Waiter,
+    place: usize,
+    visit: Visit,
+    joined: Option<(Moment, u64)>,
+    /// Bytes written to it in all, the turn, the moment, and whether its socket was full before.
+    writes: Vec<(u64, u64, Moment, bool)>,
+    was_full: bool,
+    is_done: bool,
+}
+
+pub struct ResultsWorld {
+    pub kernel: Shared,
+    seed: u64,
+    settings: gateway::Settings,
+    board: Board,
+    by_payload: HashMap<Vec<u8>, Vec<usize>>,
+    places: Vec<Place>,
+    /// Which place is behind each door.
+    doors: Vec<Option<usize>>,
+    owners: HashMap<LinkId, usize>,
+    visitors: Vec<Visitor>,
+    by_link: HashMap<LinkId, Far>,
+    publishers: Vec<Publisher>,
+    workers: Vec<Worker>,
+    redis: Option<Redis>,
+    host: Host,
+    cuts: HashMap<LinkId, (usize, End)>,
+    plans: Vec<Option<Plan>>,
+    chance: fastrand::Rng,
+    margin: Duration,
+}
+
+/// Who lives at the far end of a link.
+#[derive(Clone, Copy)]
+enum Far {
+    Visitor(usize),
+    Publisher(usize),
+    Redis,
+}
+
+impl ResultsWorld {
+    pub fn new(seed: u64, is_traced: bool) -> ResultsWorld {
+        let mut chance = fastrand::Rng::with_seed(seed ^ 0x7e5u64.rotate_left(40));
+        let has_redis = chance.u8(..3) > 0;
+        let is_tiny = !has_redis && chance.u8(..6) == 0;
+        let sizes: &[usize] = match (is_tiny, has_redis) {
+            (true, _) => &[1, 2, 20],
+            (false, true) => &[1000, 4096, 65_536],
+            (false, false) => &[100, 4096, 65_536],
+        };
+        let nature = Nature {
+            receive_max: sizes[chance.usize(..3)],
+            send_max: sizes[chance.usize(..3)],
+            latency: [Duration::ZERO, MS / 10, 5 * MS][chance.usize(..3)],
+            cuts: chance.u8(..4) > 0,
+            moods: chance.bool(),
+            splices: false,
+            peeks_ahead: false,
+        };
+        let kernel = Kernel::new(seed, nature);
+        if is_traced {
+            kernel.borrow_mut().trace = Some(Vec::new());
+        }
+        let chunk_size = if is_tiny { 16 } else { [16, 100, 5000][chance.usize(..3)] };
+        let settings = draw_settings(&mut chance, has_redis, chunk_size);
+        let now = kernel.borrow().now;
+        kernel.borrow_mut().note(|| format!("{settings:?}"));
+        let redis = has_redis.then(|| {
+            let password = settings.link.urls[0].contains(PASSWORD).then_some(PASSWORD);
+            Redis::new(now, redis::Nature { password, refuses_scripts: chance.u8(..8) == 0 })
+        });
+        let doors = if has_redis { [1, 1, 1, 2, 3][chance.usize(..5)] } else { 1 };
+        let mut world = ResultsWorld {
+            kernel,
+            seed,
+            settings,
+            board: Board { chunk_size, ..Board::default() },
+            by_payload: HashMap::new(),
+            places: Vec::new(),
+            doors: vec![None; doors],
+            owners: HashMap::new(),
+            visitors: Vec::new(),
+            by_link: HashMap::new(),
+            publishers: Vec::new(),
+            workers: Vec::new(),
+            redis,
+            host: Host::Up(Duration::ZERO),
+            cuts: HashMap::new(),
+            plans: Vec::new(),
+            chance: chance.fork(),
+            margin: if is_tiny { 60 * S } else { 20 * S },
+        };
+        world.plan_redis(&mut chance);
+        (0..doors).for_each(|door| world.start(door));
+        world.plan_work(&mut chance);
+        world.plan_visits(&mut chance, is_tiny);
+        world.plan_restarts(&mut chance);
+        world
+    }
+
+    fn plan(&mut self, wait: Duration, plan: Plan) {
+        self.plans.push(Some(plan));
+        self.kernel.borrow_mut().after(wait, Action::Plan(self.plans.len() - 1));
+    }
+
+    fn plan_redis(&mut self, chance: &mut fastrand::Rng) {
+        if self.redis.is_none() {
+            return;
+        }
+        let address: SocketAddr = REDIS.parse().expect("an address");
+        if chance.u8(..6) == 0 {
+            self.host = [Host::Refusing(Duration::ZERO), Host::Swallowing][chance.usize(..2)];
+            let back = some(chance, 20 * S);
+            self.plan(back, Plan::Host(Host::Up(Duration::ZERO)));
+        } else {
+            self.host = Host::Up([Duration::ZERO, 200 * MS][chance.usize(..2)]);
+        }
+        self.kernel.borrow_mut().hosts.insert(address, self.host);
+        if chance.u8(..4) == 0 {
+            return;
+        }
+        for _ in 0..[1, 2, 5, 10][chance.usize(..4)] {
+            let end = [End::Fin, End::Reset][chance.usize(..2)];
+            let fault = match chance.u8(..10) {
+                0..5 => Fault::Drop {
+                    is_all: chance.bool(),
+                    end,
+                    after: if chance.bool() { 0 } else { chance.usize(..300) },
+                },
+                5..7 => Fault::Freeze([MS * 100, 3 * S, 7 * S, 14 * S][chance.usize(..4)]),
+                7..9 => Fault::Restart {
+                    is_empty: chance.bool(),
+                    away: [Duration::ZERO, 300 * MS, 3 * S, 15 * S][chance.usize(..4)],
+                    loads: [Duration::ZERO, 500 * MS, 4 * S][chance.usize(..3)],
+                },
+                _ => Fault::FlushScripts,
+            };
+            let at = some(chance, 35 * S);
+            self.plan(at, Plan::Redis(fault));
+        }
+    }
+
+    fn plan_work(&mut self, chance: &mut fastrand::Rng) {
+        let tasks = [1, 1, 2, 4][chance.usize(..4)];
+        let has_equals = self.doors.len() == 1 && chance.u8(..4) == 0;
+        for task in 0..tasks {
+            let uuid = Uuid::from_u128(u128::from(self.seed) << 64 | 0xabcd_ef00_0000_0000 | task as u128);
+            self.board.tasks.push(Task { uuid, out: Vec::new(), is_ahead: false });
+            let count = [0, 1, 1, 2, 5, 12][chance.usize(..6)];
+            let ends = chance.u8(..4) > 0;
+            let answers: Vec<usize> = (0..count)
+                .map(|i| {
+                    let is_final = ends && i + 1 == count;
+                    let is_equal = has_equals && !is_final && chance.bool();
+                    self.board.add(chance, task, is_final, is_equal, self.seed)
+                })
+                .collect();
+            for &answer in &answers {
+                self.by_payload.entry(self.board.answers[answer].payload.clone()).or_default().push(answer);
+                if let Sound::Shrinks { .. } = self.board.answers[answer].sound {
+                    let at = some(chance, 40 * S);
+                    self.plan(at, Plan::Work(usize::MAX - answer));
+                }
+            }
+            let at = if chance.bool() { some(chance, 100 * MS) } else { some(chance, 30 * S) };
+            if self.redis.is_some() {
+                let pace = [Duration::ZERO, 5 * MS, S, 6 * S][chance.usize(..4)];
+                let sets = !has_equals && chance.u8(..3) == 0;
+                self.workers.push(Worker { answers: answers.into(), pace, sets, has_set: false });
+                self.plan(at, Plan::Work(self.workers.len() - 1));
+            } else {
+                self.plan_errands(chance, at, answers);
+            }
+        }
+    }
+
+    fn plan_errands(&mut self, chance: &mut fastrand::Rng, mut at: Duration, mut answers: Vec<usize>) {
+        while !answers.is_empty() {
+            let rest = answers.split_off(chance.usize(1..=answers.len()));
+            let errand = Errand {
+                answers: std::mem::replace(&mut answers, rest),
+                greets: chance.bool(),
+                write_bite: [1, 7, usize::MAX, usize::MAX][chance.usize(..4)],
+                write_pace: [Duration::ZERO, MS, 50 * MS][chance.usize(..3)],
+                read_pace: [Duration::ZERO, 20 * MS, S][chance.usize(..3)],
+                end: [Some(End::Fin), Some(End::Reset), None][chance.usize(..3)],
+                cut: chance.u8(..4) == 0,
+            };
+            self.plan(at, Plan::Publish(Box::new(errand)));
+            at += 20 * S;
+        }
+    }
+
+    fn plan_visits(&mut self, chance: &mut fastrand::Rng, is_tiny: bool) {
+        for _ in 0..[1, 2, 4, 8][chance.usize(..4)] {
+            let visit = Visit {
+                door: chance.usize(..self.doors.len()),
+                task: chance.usize(..self.board.tasks.len()),
+                kind: match chance.u8(..16) {
+                    0 => Kind::BadId,
+                    1 => Kind::BadChunk,
+                    _ => Kind::Task,
+                },
+                from_chunk: if chance.u8(..4) == 0 { chance.usize(..5) } else { 0 },
+                ways: draw_ways(chance, self.settings.session.ping_interval.is_some(), is_tiny),
+                comebacks: chance.u32(..3),
+            };
+            let at = if chance.bool() { some(chance, 200 * MS) } else { some(chance, 35 * S) };
+            self.plan(at, Plan::Come(Box::new(visit)));
+        }
+        let stay = 2 * self.margin + 10 * S;
+        for door in 0..self.doors.len() {
+            for task in 0..self.board.tasks.len() {
+                let ways = Ways { leaves_after: stay, ..prompt() };
+                let visit = Visit { door, task, kind: Kind::Task, from_chunk: 0, ways, comebacks: 0 };
+                self.plan(INSPECTED_AFTER, Plan::Come(Box::new(visit)));
+            }
+        }
+    }
+
+    fn plan_restarts(&mut self, chance: &mut fastrand::Rng) {
+        for door in 0..self.doors.len() {
+            if chance.u8(..4) == 0 {
+                let at = some(chance, 30 * S);
+                let plan = if chance.bool() { Plan::Drain(door) } else { Plan::Kill(door) };
+                self.plan(at, plan);
+            }
+        }
+    }
+
+    // ---- the loop
+
+    /// Lives until everybody has gone, then asks what is left.
+    pub fn run(&mut self) -> Result<(), String> {
+        let start = self.kernel.borrow().start;
+        self.live(start + INSPECTED_AFTER)?;
+        self.check_kept()?;
+        let stay = 2 * self.margin + 10 * S;
+        self.live(start + INSPECTED_AFTER + stay + 400 * S)?;
+        self.judge()?;
+        // Ends are known for as long as results.
+        let now = self.kernel.borrow().now;
+        self.live(now + self.settings.tasks.retain.unwrap_or_default() + S)?;
+        self.check_nothing_left()
+    }
+
+    fn live(&mut self, until: Moment) -> Result<(), String> {
+        for _ in 0..STEPS_MAX {
+            self.act()?;
+            let now = self.kernel.borrow().now;
+            let due = self.due_places(now);
+            if !due.is_empty() || self.kernel.borrow().has_edges() {
+                self.dawdle();
+                self.act()?;
+                self.turns()?;
+                continue;
+            }
+            self.check_quiet()?;
+            let turns = self.places.iter().filter_map(|place| place.house.as_ref()?.gateway.next_turn());
+            let next = turns.chain(self.kernel.borrow().next_action()).min();
+            match next {
+                Some(at) if at <= until => self.kernel.borrow_mut().now = at,
+                _ => {
+                    self.kernel.borrow_mut().now = until;
+                    return Ok(());
+                }
+            }
+        }
+        Err("it does not come to an end".into())
+    }
+
+    fn due_places(&self, now: Moment) -> Vec<usize> {
+        let is_due = |place: &Place| place.house.as_ref().is_some_and(|house| house.is_due(now));
+        (0..self.places.len()).filter(|&at| is_due(&self.places[at])).collect()
+    }
+
+    fn dawdle(&mut self) {
+        let kernel = &mut *self.kernel.borrow_mut();
+        if kernel.nature.moods && kernel.one_in(4) {
+            let wait = kernel.some(MS);
+            kernel.now += wait;
+        }
+    }
+
+    fn act(&mut self) -> Result<(), String> {
+        loop {
+            let Some(action) = self.kernel.borrow_mut().poll_action() else { return Ok(()) };
+            let now = self.kernel.borrow().now;
+            if let Some(redis) = &mut self.redis {
+                redis.pass(now);
+            }
+            match action {
+                Action::Deliver(link) => self.kernel.borrow_mut().deliver(link),
+                Action::Edge(link) => self.kernel.borrow_mut().late_edge(link),
+                Action::Dialed(link, result) => self.kernel.borrow_mut().dialed(link, result),
+                Action::Peer(link) => self.tick(link)?,
+                Action::Plan(index) => {
+                    if let Some(plan) = self.plans[index].take() {
+                        self.carry_out(plan);
+                    }
+                }
+            }
+            self.greet();
+        }
+    }
+
+    /// Connections to Redis that stand.
+    fn greet(&mut self) {
+        loop {
+            let Some(link) = self.kernel.borrow_mut().stands.pop_front() else { return };
+            if let Some(redis) = &mut self.redis {
+                redis.conns.insert(link, redis::Conn::default());
+                self.by_link.insert(link, Far::Redis);
+                self.kernel.borrow_mut().wake_peer(link);
+            }
+        }
+    }
+
+    fn tick(&mut self, link: LinkId) -> Result<(), String> {
+        match self.by_link.get(&link) {
+            Some(&Far::Visitor(at)) => self.tick_visitor(at),
+            Some(&Far::Publisher(at)) => self.tick_publisher(at),
+            Some(Far::Redis) => self.tick_redis(link),
+            None => Ok(()),
+        }
+    }
+
+    fn tick_visitor(&mut self, at: usize) -> Result<(), String> {
+        let visitor = &mut self.visitors[at];
+        let link = visitor.waiter.link;
+        visitor
+            .waiter
+            .tick(&mut self.kernel.borrow_mut(), &self.board)
+            .map_err(|why| format!("waiter {link}: {why}"))?;
+        let is_over = visitor.waiter.is_over || visitor.waiter.saw_end.is_some();
+        if !is_over || std::mem::replace(&mut visitor.is_done, true) || visitor.visit.comebacks == 0 {
+            return Ok(());
+        }
+        let has_all = visitor.waiter.seen.last().is_some_and(|seen| seen.is_final);
+        if !has_all && visitor.visit.kind == Kind::Task {
+            let visit = Visit {
+                door: self.chance.usize(..self.doors.len()),
+                task: visitor.visit.task,
+                kind: Kind::Task,
+                from_chunk: visitor.waiter.chunks,
+                ways: Ways {
+                    says: Vec::new(),
+                    leaves_after: visitor.waiter.ways.leaves_after.min(60 * S),
+                    ..visitor.waiter.ways.clone()
+                },
+                comebacks: visitor.visit.comebacks - 1,
+            };
+            let wait = some(&mut self.chance, 2 * S);
+            self.plan(wait, Plan::Come(Box::new(visit)));
+        }
+        Ok(())
+    }
+
+    fn tick_redis(&mut self, link: LinkId) -> Result<(), String> {
+        let Some(redis) = &mut self.redis else { return Ok(()) };
+        let kernel = &mut *self.kernel.borrow_mut();
+        if redis.frozen_until.is_some() || redis.conns.get(&link).is_none_or(redis::Conn::is_closed) {
+            return Ok(());
+        }
+        let bytes = kernel.receive(link, usize::MAX);
+        redis.take(link, &bytes).map_err(|why| format!("Redis does not understand: {why}"))?;
+        if kernel.received_end(link).is_some() {
+            kernel.close(link);
+            redis.conns.get_mut(&link).expect("it is connected").close();
+            return Ok(());
+        }
+        let conn = redis.conns.get_mut(&link).expect("it is connected");
+        let mut n = conn.out.len().min(kernel.window(link));
+        let cut = self.cuts.get_mut(&link);
+        if let Some((left, _)) = &cut {
+            n = n.min(*left);
+        }
+        if n > 0 {
+            let bytes = take(&mut conn.out, n);
+            kernel.send(link, &bytes);
+        }
+        if let Some((left, end)) = cut {
+            *left -= n;
+            if *left == 0 {
+                let end = *end;
+                kernel.note(|| format!("Redis drops link {link} {end:?}"));
+                kernel.end(link, end);
+                kernel.links[link].is_far_gone = true;
+                conn.close();
+            }
+        }
+        Ok(())
+    }
+
+    fn tick_all_redis(&mut self) {
+        let links: Vec<LinkId> = self.redis.iter().flat_map(Redis::links).collect();
+        links.into_iter().for_each(|link| self.kernel.borrow_mut().wake_peer(link));
+    }
+
+    fn tick_publisher(&mut self, at: usize) -> Result<(), String> {
+        let kernel = &mut *self.kernel.borrow_mut();
+        let publisher = &mut self.publishers[at];
+        let link = publisher.link;
+        if publisher.is_over {
+            return Ok(());
+        }
+        while kernel.is_to_receive(link) {
+            if kernel.now < publisher.read_at {
+                kernel.at(publisher.read_at, Action::Peer(link));
+                break;
+            }
+            publisher.read_at = kernel.now + publisher.errand.read_pace;
+            for byte in kernel.receive(link, 64) {
+                if publisher.expected.pop_front() != Some(byte) {
+                    return Err(format!("publisher {link} gets a wrong answer"));
+                }
+            }
+        }
+        while !publisher.out.is_empty() {
+            if kernel.now < publisher.write_at {
+                kernel.at(publisher.write_at, Action::Peer(link));
+                break;
+            }
+            let n = publisher.errand.write_bite.min(publisher.out.len()).min(kernel.window(link));
+            if n == 0 {
+                break;
+            }
+            let bytes = take(&mut publisher.out, n);
+            kernel.send(link, &bytes);
+            publisher.write_at = kernel.now + publisher.errand.write_pace;
+        }
+        if publisher.out.is_empty()
+            && let Some(end) = publisher.errand.end
+        {
+            kernel.end(link, end);
+            publisher.errand.end = None;
+            publisher.is_over = end == End::Reset;
+            // It reads on, for a while.
+            kernel.after(20 * S, Action::Peer(link));
+            publisher.errand.cut = true;
+        } else if publisher.out.is_empty() && publisher.expected.is_empty() || kernel.received_end(link).is_some() {
+            if !publisher.expected.is_empty() && !publisher.errand.cut && self.doors[0].is_some() {
+                return Err(format!("publisher {link} lacks {} bytes of answers", publisher.expected.len()));
+            }
+            kernel.close(link);
+            publisher.is_over = true;
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, plan: Plan) {
+        match plan {
+            Plan::Come(visit) => self.come(*visit),
+            Plan::Publish(errand) => self.publish_to_inbox(*errand),
+            Plan::Work(worker) if worker > usize::MAX / 2 => self.shrink(usize::MAX - worker),
+            Plan::Work(worker) => self.work(worker),
+            Plan::Redis(fault) => self.strike(fault),
+            Plan::Thaw => self.tick_all_redis(),
+            Plan::Host(host) => {
+                let address: SocketAddr = REDIS.parse().expect("an address");
+                self.kernel.borrow_mut().note(|| format!("Redis is {host:?}"));
+                self.host = host;
+                self.kernel.borrow_mut().hosts.insert(address, host);
+            }
+            Plan::Drain(door) => {
+                if let Some(house) = self.doors[door].and_then(|at| self.places[at].house.as_mut()) {
+                    self.kernel.borrow_mut().note(|| format!("drain door {door}"));
+                    house.drain();
+                }
+            }
+            Plan::Kill(door) => {
+                if let Some(at) = self.doors[door].take() {
+                    self.kernel.borrow_mut().note(|| format!("kill door {door}"));
+                    self.close(at);
+                }
+            }
+            Plan::Start(door) => self.start(door),
+        }
+    }
+
+    fn start(&mut self, door: usize) {
+        let at = self.places.len();
+        self.kernel.borrow_mut().note(|| format!("place {at} opens door {door}"));
+        let house = House::new(&self.kernel, self.settings.clone(), self.seed ^ at as u64);
+        let now = self.kernel.borrow().now;
+        let place = Place {
+            house: Some(house),
+            door,
+            told: HashMap::new(),
+            heard: HashMap::new(),
+            looked_up: HashSet::new(),
+            ups: vec![(now, false)],
+            turn: 0,
+        };
+        self.places.push(place);
+        self.doors[door] = Some(at);
+        self.own_redis_links(at);
+    }
+
+    fn own_redis_links(&mut self, at: usize) {
+        if let Some(house) = &self.places[at].house {
+            house.sockets.links.into_iter().flatten().for_each(|link| {
+                self.owners.insert(link, at);
+            });
+        }
+    }
+
+    /// A gateway has stopped or been killed. It comes back.
+    fn close(&mut self, at: usize) {
+        let door = self.places[at].door;
+        let house = self.places[at].house.take();
+        for knock in house.iter().flat_map(|house| &house.knocks) {
+            let (Knock::Client(link) | Knock::Worker(link)) = *knock;
+            self.kernel.borrow_mut().refuse(link);
+        }
+        drop(house);
+        self.doors[door] = None;
+        let wait = some(&mut self.chance, 3 * S);
+        self.plan(wait, Plan::Start(door));
+    }
+
+    fn come(&mut self, visit: Visit) {
+        let uuid = self.board.tasks[visit.task].uuid;
+        let Some(place) = self.doors[visit.door] else {
+            // Nobody is there: again in a while.
+            self.plan(S, Plan::Come(Box::new(visit)));
+            return;
+        };
+        let usual = uuid.hyphenated().to_string();
+        let (segment, id) = match self.chance.u8(..8) {
+            0 => (usual.to_uppercase(), usual.to_uppercase()),
+            1 => (uuid.simple().to_string(), uuid.simple().to_string()),
+            2 => (format!("%7B{usual}%7d"), format!("{{{usual}}}")),
+            _ => (usual.clone(), usual),
+        };
+        let (path, id, task) = match visit.kind {
+            Kind::BadId => ("/ws/output/7".to_owned(), String::new(), None),
+            Kind::BadChunk => (format!("/ws/output/{segment}?from_chunk=x"), id, None),
+            Kind::Task if visit.from_chunk > 0 => {
+                (format!("/ws/output/{segment}?from_chunk={}", visit.from_chunk), id, Some(visit.task))
+            }
+            Kind::Task => (format!("/ws/output/{segment}"), id, Some(visit.task)),
+        };
+        let request = peers::upgrade_request(&path, "");
+        let kernel = &mut *self.kernel.borrow_mut();
+        let link = kernel.open();
+        kernel.note(|| format!("waiter {link} comes to door {} for {path} {:?}", visit.door, visit.ways));
+        let waiter = Waiter::new(kernel, link, task, (id, visit.from_chunk), visit.ways.clone(), &request);
+        self.by_link.insert(link, Far::Visitor(self.visitors.len()));
+        self.owners.insert(link, place);
+        self.visitors.push(Visitor {
+            waiter,
+            place,
+            visit,
+            joined: None,
+            writes: Vec::new(),
+            was_full: false,
+            is_done: false,
+        });
+        if let Some(house) = &mut self.places[place].house {
+            house.knocks.push_back(Knock::Client(link));
+        }
+    }
+
+    fn publish_to_inbox(&mut self, errand: Errand) {
+        let Some(place) = self.doors[0] else {
+            self.plan(S, Plan::Publish(Box::new(errand)));
+            return;
+        };
+        let kernel = &mut *self.kernel.borrow_mut();
+        let link = kernel.open();
+        let (mut out, mut expected, mut marks) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
+        if errand.greets {
+            out.extend(b"*2\r\n$5\r\nHELLO\r\n$1\r\n2\r\nPING\r\n");
+            let map = "*12\r\n$6\r\nserver\r\n$16\r\naivtuber-gateway\r\n$7\r\nversion\r\n$5\r\n7.0.0\r\n$5\r\nproto\r\n:2\r\n\
+                       $4\r\nmode\r\n$10\r\nstandalone\r\n$4\r\nrole\r\n$6\r\nmaster\r\n$7\r\nmodules\r\n*0\r\n+PONG\r\n";
+            expected.extend(map.bytes());
+        }
+        for &answer in &errand.answers {
+            let answered = &self.board.answers[answer];
+            let channel = format!("task_response:{}", self.board.tasks[answered.task].uuid);
+            let payload = &answered.payload;
+            out.extend(
+                format!("*3\r\n$7\r\nPUBLISH\r\n${}\r\n{channel}\r\n${}\r\n", channel.len(), payload.len()).bytes(),
+            );
+            out.extend(payload);
+            out.extend(b"\r\n");
+            marks.push_back((out.len() as u64, answer));
+            expected.extend(b":1\r\n");
+        }
+        if errand.cut && errand.end.is_some() {
+            // It dies in the middle of the last one.
+            let keep = out.len() - kernel.chance.usize(..30);
+            out.truncate(keep);
+        }
+        kernel.note(|| format!("publisher {link} has {} answers", errand.answers.len()));
+        let now = kernel.now;
+        kernel.wake_peer(link);
+        kernel.after(120 * S, Action::Peer(link));
+        self.by_link.insert(link, Far::Publisher(self.publishers.len()));
+        self.owners.insert(link, place);
+        let publisher = Publisher { link, errand, out, expected, marks, write_at: now, read_at: now, is_over: false };
+        self.publishers.push(publisher);
+        if let Some(house) = &mut self.places[place].house {
+            house.knocks.push_back(Knock::Worker(link));
+        }
+    }
+
+    /// A worker's next step: `SET`, then `PUBLISH`.
+    fn work(&mut self, index: usize) {
+        let worker = &mut self.workers[index];
+        let Some(&answer) = worker.answers.front() else { return };
+        let is_usable = matches!(self.host, Host::Up(_));
+        let Some(redis) = self.redis.as_mut().filter(|redis| is_usable && redis.is_usable()) else {
+            self.plan(100 * MS, Plan::Work(index));
+            return;
+        };
+        let now = self.kernel.borrow().now;
+        let name = format!("task_response:{}", self.board.tasks[self.board.answers[answer].task].uuid);
+        let payload = &self.board.answers[answer].payload;
+        let wait = if worker.sets && !worker.has_set {
+            self.kernel.borrow_mut().note(|| format!("worker sets {answer}"));
+            redis.set(&name, payload, self.settings.tasks.retain.unwrap_or(300 * S));
+            worker.has_set = true;
+            self.board.put_out(answer, false, now);
+            [Duration::ZERO, MS, 2 * S][self.chance.usize(..3)]
+        } else {
+            let heard = redis.publish(&name, payload);
+            self.kernel.borrow_mut().note(|| format!("worker publishes {answer} to {heard}"));
+            worker.has_set = false;
+            worker.answers.pop_front();
+            self.board.put_out(answer, true, now);
+            worker.pace
+        };
+        self.plan(wait, Plan::Work(index));
+        self.tick_all_redis();
+    }
+
+    fn shrink(&mut self, answer: usize) {
+        if let Sound::Shrinks { name, cut, .. } = &self.board.answers[answer].sound {
+            self.kernel.borrow_mut().note(|| format!("{name} shrinks to {cut}"));
+            let file = std::fs::OpenOptions::new().write(true).open(folder().join(name)).expect("the file");
+            file.set_len(*cut as u64).expect("a shorter file");
+        }
+    }
+
+    fn strike(&mut self, fault: Fault) {
+        self.kernel.borrow_mut().note(|| format!("Redis: {fault:?}"));
+        let Some(redis) = &mut self.redis else { return };
+        let now = self.kernel.borrow().now;
+        let links: Vec<LinkId> = redis.links().collect();
+        match fault {
+            Fault::Drop { is_all, end, after } => {
+                let only = self.chance.usize(..links.len().max(1));
+                for (i, link) in links.into_iter().enumerate() {
+                    if is_all || i == only {
+                        self.cuts.entry(link).or_insert((after, end));
+                    }
+                }
+            }
+            Fault::Freeze(time) => {
+                redis.frozen_until = redis.frozen_until.max(Some(now + time));
+                self.plan(time, Plan::Thaw);
+            }
+            Fault::Restart { is_empty, away, loads } => {
+                for link in links {
+                    let end = if self.chance.bool() { End::Fin } else { End::Reset };
+                    self.kernel.borrow_mut().end(link, end);
+                    self.kernel.borrow_mut().links[link].is_far_gone = true;
+                }
+                redis.restart(is_empty);
+                if away > Duration::ZERO {
+                    self.plan(Duration::ZERO, Plan::Host(Host::Refusing(Duration::ZERO)));
+                    self.plan(away, Plan::Host(Host::Up(Duration::ZERO)));
+                }
+                redis_loads(&mut self.redis, now + away + loads);
+            }
+            Fault::FlushScripts => redis.flush_scripts(),
+        }
+        self.tick_all_redis();
+    }
+
+    // ---- turns
+
+    fn turns(&mut self) -> Result<(), String> {
+        let now = self.kernel.borrow().now;
+        let mut events: HashMap<usize, Vec<_>> = HashMap::new();
+        let taken = self.kernel.borrow_mut().take_events();
+        for event in taken {
+            if let Some(&owner) = self.owners.get(&event.0) {
+                events.entry(owner).or_default().push(event);
+            }
+        }
+        for at in 0..self.places.len() {
+            let events = events.remove(&at).unwrap_or_default();
+            let Some(house) = &mut self.places[at].house else { continue };
+            if events.is_empty() && !house.is_due(now) {
+                continue;
+            }
+            self.turn(at, events)?;
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self, at: usize, events: Vec<(LinkId, Source, aivtuber_gateway::net::Ready)>) -> Result<(), String> {
+        for visitor in self.visitors.iter_mut().filter(|visitor| visitor.place == at) {
+            visitor.was_full = self.kernel.borrow().is_full(visitor.waiter.link);
+        }
+        let place = &mut self.places[at];
+        place.turn += 1;
+        let before = place.house.as_ref().map(|house| house.sockets.links).unwrap_or_default();
+        let Some(house) = &mut place.house else { return Ok(()) };
+        house.turn(events).map_err(|why| format!("place {at}: {why}"))?;
+        self.own_redis_links(at);
+        self.greet();
+        let after = self.places[at].house.as_ref().map(|house| house.sockets.links).unwrap_or_default();
+        let ear = before[0];
+        for link in before.into_iter().chain(after).flatten() {
+            self.tell(at, ear, link);
+        }
+        self.tell_inbox(at);
+        self.note_writes(at);
+        let now = self.kernel.borrow().now;
+        let place = &mut self.places[at];
+        let Some(house) = &mut place.house else { return Ok(()) };
+        let is_up = house.gateway.results().is_up();
+        if place.ups.last().is_none_or(|last| last.1 != is_up) {
+            place.ups.push((now, is_up));
+        }
+        if house.gateway.is_stopped() {
+            self.kernel.borrow_mut().note(|| format!("place {at} has stopped"));
+            self.close(at);
+        }
+        Ok(())
+    }
+
+    /// Takes down what the gateway has read on one of its links to Redis.
+    fn tell(&mut self, at: usize, ear: Option<LinkId>, link: LinkId) {
+        let (now, taken) = (self.kernel.borrow().now, self.kernel.borrow().links[link].taken);
+        let Some(conn) = self.redis.as_mut().and_then(|redis| redis.conns.get_mut(&link)) else { return };
+        let place = &mut self.places[at];
+        while conn.marks.front().is_some_and(|mark| mark.at <= taken)
+            && let Some(mark) = conn.marks.pop_front()
+        {
+            match mark.what {
+                Told::Heard { payload } => {
+                    let nth = place.heard.entry((link, payload.clone())).or_default();
+                    let answer = self.by_payload[&payload].get(*nth).copied();
+                    *nth += 1;
+                    let tell = Tell { turn: place.turn, at: now, is_heard: true, is_first: false };
+                    if let Some(answer) = answer {
+                        place.told.entry(answer).and_modify(|old| old.is_heard |= true).or_insert(tell);
+                    }
+                }
+                Told::LookedUp { key, payloads } => {
+                    let is_first = ear.is_some_and(|ear| place.looked_up.insert((ear, key)));
+                    let mut counts: HashMap<Vec<u8>, usize> = HashMap::new();
+                    for payload in payloads {
+                        let nth = counts.entry(payload.clone()).or_default();
+                        let answer = self.by_payload.get(&payload).and_then(|answers| answers.get(*nth));
+                        *nth += 1;
+                        let tell = Tell { turn: place.turn, at: now, is_heard: false, is_first };
+                        if let Some(&answer) = answer {
+                            place.told.entry(answer).or_insert(tell);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn tell_inbox(&mut self, at: usize) {
+        let now = self.kernel.borrow().now;
+        for publisher in &mut self.publishers {
+            let taken = self.kernel.borrow().links[publisher.link].taken;
+            while publisher.marks.front().is_some_and(|(end, _)| *end <= taken)
+                && let Some((_, answer)) = publisher.marks.pop_front()
+            {
+                self.board.put_out(answer, true, now);
+                let place = &mut self.places[at];
+                place.told.insert(answer, Tell { turn: place.turn, at: now, is_heard: true, is_first: false });
+            }
+        }
+    }
+
+    fn note_writes(&mut self, at: usize) {
+        let now = self.kernel.borrow().now;
+        let turn = self.places[at].turn;
+        for visitor in self.visitors.iter_mut().filter(|visitor| visitor.place == at) {
+            let written = self.kernel.borrow().links[visitor.waiter.link].written;
+            if visitor.writes.last().map_or(0, |last| last.0) < written {
+                visitor.joined.get_or_insert((now, turn));
+                visitor.writes.push((written, turn, now, visitor.was_full));
+            }
+        }
+    }
+
+    fn check_quiet(&mut self) -> Result<(), String> {
+        for (at, place) in self.places.iter_mut().enumerate() {
+            let Some(house) = &mut place.house else { continue };
+            house.check_quiet().map_err(|why| format!("place {at}: {why}"))?;
+            let held = house.gateway.backlog_bytes();
+            let kernel = self.kernel.borrow();
+            let mut links = self.owners.iter().filter(|(_, owner)| **owner == at);
+            if held > 0 && !links.any(|(link, _)| kernel.is_full(*link)) {
+                return Err(format!("place {at}: {held} bytes are held back, and everybody has room"));
+            }
+            if held > 40_000 * (1 + house.gateway.session_count()) {
+                return Err(format!("place {at}: {held} bytes are held"));
+            }
+            if let Some((link, _)) =
+                self.owners.iter().find(|(link, owner)| **owner == at && is_neglected(&kernel, **link))
+            {
+                return Err(format!("link {link} is not read from"));
+            }
+        }
+        Ok(())
+    }
+
+    // ---- in the end
+
+    /// What was heard is kept by Redis.
+    fn check_kept(&self) -> Result<(), String> {
+        let Some(redis) = &self.redis else { return Ok(()) };
+        let now = self.kernel.borrow().now;
+        let retain = self.settings.tasks.retain.unwrap_or_default();
+        for task in &self.board.tasks {
+            let kept = redis.kept(&format!("task_response_kept:{}", task.uuid));
+            for payload in &kept {
+                let answers = &self.by_payload[*payload];
+                let out = answers.iter().filter(|answer| task.out.contains(answer)).count();
+                let count = kept.iter().filter(|other| *other == payload).count();
+                if count > out {
+                    return Err(format!("answer {answers:?} is kept {count} times"));
+                }
+            }
+        }
+        if redis.nature.refuses_scripts || self.is_tight() {
+            return Ok(());
+        }
+        for (at, place) in self.places.iter().enumerate() {
+            let is_well = place.house.is_some() && place.ups.last().is_some_and(|up| up.1 && up.0 + 10 * S < now);
+            for (&answer, tell) in place.told.iter().filter(|(_, tell)| tell.is_heard && is_well) {
+                let is_due = tell.at + 10 * S < now
+                    && tell.at + retain > now + 10 * S
+                    && redis.lost_at.is_none_or(|at| at < tell.at);
+                let task = &self.board.tasks[self.board.answers[answer].task];
+                let kept = redis.kept(&format!("task_response_kept:{}", task.uuid));
+                if is_due && !kept.contains(&&self.board.answers[answer].payload) {
+                    return Err(format!("answer {answer}, which place {at} has heard, is not kept"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn is_tight(&self) -> bool {
+        self.settings.tasks.max_retained < 1 << 20
+    }
+
+    fn judge(&mut self) -> Result<(), String> {
+        for (at, place) in self.places.iter_mut().enumerate() {
+            let Some(house) = &mut place.house else { continue };
+            if house.gateway.session_count() > 0 {
+                return Err(format!("place {at}: {} sessions never end", house.gateway.session_count()));
+            }
+            if house.gateway.backlog_bytes() > 0 {
+                return Err(format!("place {at}: {} bytes are still held", house.gateway.backlog_bytes()));
+            }
+            if house.is_drained {
+                return Err(format!("place {at} was drained, and does not stop"));
+            }
+        }
+        for visitor in &self.visitors {
+            let link = visitor.waiter.link;
+            if !self.kernel.borrow().links[link].is_dropped {
+                return Err(format!("link {link} is still open"));
+            }
+            self.judge_visitor(visitor).map_err(|why| format!("waiter {link}: {why}"))?;
+        }
+        Ok(())
+    }
+
+    fn judge_visitor(&self, visitor: &Visitor) -> Result<(), String> {
+        let waiter = &visitor.waiter;
+        waiter.judge_goodbye()?;
+        self.judge_reason(visitor)?;
+        let place = &self.places[visitor.place];
+        let was_killed = place.house.is_none();
+        let is_strict = waiter.ways.is_prompt && !waiter.left_first;
+        if is_strict && !was_killed && waiter.has_faulted.is_none() {
+            if waiter.status != Some(101) {
+                return Err(format!("it was answered {:?}", waiter.status));
+            }
+            let may_break = matches!(waiter.hearing, Hearing::Chunk { .. } | Hearing::Audio { .. })
+                && waiter.hears_what_shrinks(&self.board);
+            if waiter.goodbye.is_none() && waiter.saw_end.is_some() && !may_break {
+                return Err("an end without a Close frame".into());
+            }
+            if self.kernel.borrow().links[waiter.link].lost > 0 {
+                return Err("an RST destroyed what was on its way to it".into());
+            }
+        }
+        let is_answered = waiter.has_closed.is_some_and(|own| {
+            waiter.goodbye.as_ref().is_some_and(|(code, reason, _)| *code == own && reason != "done")
+        });
+        if is_answered && !waiter.pings.is_empty() && waiter.hearing == Hearing::Rest && !was_killed {
+            return Err(format!("{} pings were not answered", waiter.pings.len()));
+        }
+        if waiter.ways.is_prompt && waiter.status == Some(101) {
+            self.judge_order(visitor)?;
+            self.judge_owed(visitor)?;
+            self.judge_waiting(visitor)?;
+        }
+        Ok(())
+    }
+
+    /// Whether there was a reason for the Close frame.
+    fn judge_reason(&self, visitor: &Visitor) -> Result<(), String> {
+        let waiter = &visitor.waiter;
+        let Some((code, _, at)) = &waiter.goodbye else { return Ok(()) };
+        let Some((joined, _)) = visitor.joined else { return Ok(()) };
+        let place = &self.places[visitor.place];
+        let settings = &self.settings;
+        match code {
+            Some(4008) => {
+                let timeout = settings.session.output.timeout.ok_or("a timeout, and there is none")?;
+                let last = waiter.seen.last().and_then(|seen| self.write_of(visitor, seen.offset));
+                if *at < last.map_or(joined, |(_, at, _)| at) + timeout {
+                    return Err("it was sent away too early".into());
+                }
+            }
+            Some(1013) => {
+                let grace = settings.link.grace.ok_or("Redis is away, and there is no grace")?;
+                let away = place
+                    .ups
+                    .iter()
+                    .zip(place.ups.iter().map(|up| up.0).skip(1).chain([*at]))
+                    .any(|(up, until)| !up.1 && up.0 + grace <= until.min(*at));
+                if self.redis.is_none() || !away {
+                    return Err("Redis was not away".into());
+                }
+            }
+            Some(1012) if place.house.is_some() => return Err("it was not drained".into()),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// When the byte at `offset` was written: turn, moment, and whether the socket had been full.
+    fn write_of(&self, visitor: &Visitor, offset: u64) -> Option<(u64, Moment, bool)> {
+        let write = visitor.writes.iter().find(|write| write.0 > offset)?;
+        Some((write.1, write.2, write.3))
+    }
+
+    fn is_up_between(&self, place: &Place, from: Moment, to: Moment) -> bool {
+        let mut state = false;
+        for &(at, is_up) in &place.ups {
+            if at <= from {
+                state = is_up;
+            } else if at <= to {
+                state &= is_up;
+            }
+        }
+        state
+    }
+
+    fn judge_order(&self, visitor: &Visitor) -> Result<(), String> {
+        let (Some(task), Some((joined, _))) = (visitor.waiter.task, visitor.joined) else { return Ok(()) };
+        let until = visitor.waiter.listened_until(self.kernel.borrow().now);
+        if !self.is_up_between(&self.places[visitor.place], joined, until) {
+            return Ok(());
+        }
+        let mut out = self.board.tasks[task].out.iter();
+        for seen in &visitor.waiter.seen {
+            if !out.any(|&answer| self.board.answers[answer].view == seen.view) {
+                let views: Vec<&str> =
+                    visitor.waiter.seen.iter().map(|seen| &seen.view[..seen.view.len().min(20)]).collect();
+                return Err(format!("out of order: {views:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn judge_owed(&self, visitor: &Visitor) -> Result<(), String> {
+        let waiter = &visitor.waiter;
+        let (Some(task), Some((joined, join_turn))) = (waiter.task, visitor.joined) else { return Ok(()) };
+        if self.is_tight() {
+            return Ok(());
+        }
+        let place = &self.places[visitor.place];
+        let retain = self.settings.tasks.retain.unwrap_or_default();
+        let now = self.kernel.borrow().now;
+        let until = waiter.listened_until(now);
+        let out = &self.board.tasks[task].out;
+        let last = waiter.seen.iter().find(|seen| seen.is_final);
+        let last_at = last.and_then(|seen| out.iter().position(|&at| self.board.answers[at].view == seen.view));
+        let last_write = last.and_then(|seen| self.write_of(visitor, seen.offset));
+        let mut owed: HashMap<&str, usize> = HashMap::new();
+        for (at, answer) in out.iter().enumerate() {
+            let Some(tell) = place.told.get(answer) else { continue };
+            let is_there = match tell.is_heard {
+                true => tell.at >= joined || tell.at + retain > joined + 100 * MS,
+                false => tell.turn >= join_turn,
+            };
+            let since = tell.at.max(joined);
+            let is_owed = match (last_at, last_write) {
+                (Some(last_at), Some((turn, write_at, was_full))) => {
+                    let before = tell.turn < turn || tell.turn == turn && !was_full;
+                    let is_certain = tell.is_heard || tell.is_first && self.is_up_between(place, joined, write_at);
+                    at < last_at && before && is_certain
+                }
+                _ => {
+                    let by = since + self.margin;
+                    until >= by && (tell.is_heard || self.is_up_between(place, since, by))
+                }
+            };
+            if is_there && is_owed && waiter.has_faulted.is_none() {
+                let view = self.board.answers[*answer].view.as_str();
+                let count = owed.entry(view).or_default();
+                *count += 1;
+                if waiter.seen.iter().filter(|seen| seen.view == view).count() < *count {
+                    let after = tell.at - self.kernel.borrow().start;
+                    return Err(format!(
+                        "answer {answer} is lost, of which its gateway was told after {after:?}: {tell:?}"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whoever waits in vain is told so.
+    fn judge_waiting(&self, visitor: &Visitor) -> Result<(), String> {
+        let waiter = &visitor.waiter;
+        let (Some(_), Some((joined, _)), None) = (waiter.task, visitor.joined, waiter.has_faulted) else {
+            return Ok(());
+        };
+        let place = &self.places[visitor.place];
+        let until = waiter.listened_until(self.kernel.borrow().now);
+        if waiter.goodbye.is_some() || place.house.is_none() {
+            return Ok(());
+        }
+        let last = visitor.writes.last().map_or(joined, |write| write.2);
+        if let Some(timeout) = self.settings.session.output.timeout
+            && waiter.seen.is_empty()
+            && until > joined + timeout + self.margin
+        {
+            return Err("it waits for too long".into());
+        }
+        if let Some(grace) = self.settings.link.grace
+            && self.redis.is_some()
+            && waiter.hearing == Hearing::Rest
+        {
+            let ends = place.ups.iter().map(|up| up.0).skip(1).chain([until]);
+            for (up, end) in place.ups.iter().zip(ends) {
+                if !up.1 && end.min(until) > up.0.max(last) + grace + self.margin && up.0 > joined {
+                    return Err("Redis is away, and nobody tells it".into());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_nothing_left(&mut self) -> Result<(), String> {
+        for (at, place) in self.places.iter_mut().enumerate() {
+            let Some(house) = &mut place.house else { continue };
+            let results = house.gateway.results();
+            let (retained, bytes) = (results.tasks().retained(), results.tasks().retained_bytes());
+            if retained > 0 || bytes > 0 || !results.tasks().is_empty() {
+                let tasks = results.tasks().len();
+                return Err(format!("place {at}: {retained} results of {bytes} bytes, {tasks} tasks are left"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for ResultsWorld {
+    fn drop(&mut self) {
+        for answer in &self.board.answers {
+            if let Sound::Shrinks { name, .. } = &answer.sound {
+                let _ = std::fs::remove_file(folder().join(name));
+            }
+        }
+    }
+}
+
+fn redis_loads(redis: &mut Option<Redis>, until: Moment) {
+    if let Some(redis) = redis {
+        redis.loads_until = Some(until);
+    }
+}
+
+// ---- drawing
+
+fn some(chance: &mut fastrand::Rng, most: Duration) -> Duration {
+    most * chance.u32(..1000) / 1000
+}
+
+fn draw_settings(chance: &mut fastrand::Rng, has_redis: bool, chunk_size: usize) -> gateway::Settings {
+    let pings = [(None, None), (Some(20 * S), Some(20 * S)), (Some(2 * S), Some(10 * S))];
+    let (ping_interval, ping_timeout) = pings[chance.usize(..pings.len())];
+    let output = session::output::Settings {
+        timeout: [None, Some(2 * S), Some(20 * S), Some(300 * S)][chance.usize(..4)],
+        chunk_size,
+        audio_root: folder().to_path_buf(),
+        max_audio: AUDIO_MAX,
+    };
+    let session = session::Settings { ping_interval, ping_timeout, output, ..session::Settings::default() };
+    let routes = vec![RouteSettings {
+        name: "output".into(),
+        path: Template::parse("/ws/output/{task_id}").expect("a path"),
+        target: Target::Output,
+    }];
+    let retain = match chance.u8(..10) {
+        0 => None,
+        1 => Some(3 * S),
+        _ => Some(300 * S),
+    };
+    let max_retained = if chance.u8(..10) == 0 { 3000 } else { 16 << 20 };
+    let login = ["", "", ":open@", "me:open@"][chance.usize(..4)];
+    let protocol = if chance.u8(..3) == 0 { "?protocol=resp3" } else { "" };
+    let url = if has_redis { format!("redis://{login}{REDIS}/{protocol}") } else { "embedded://127.0.0.1:1".into() };
+    gateway::Settings {
+        session,
+        limits: limits::Settings { max_connections: 1000, max_connections_per_ip: 0, allowed_origins: Vec::new() },
+        routes,
+        drain_timeout: Some([S / 10, 2 * S, 30 * S][chance.usize(..3)]),
+        tasks: tasks::Settings { retain, max_retained },
+        link: link::Settings {
+            urls: vec![url],
+            subscribe: if chance.u8(..3) == 0 { Subscribe::Task } else { Subscribe::Pattern },
+            grace: [None, Some(2 * S), Some(10 * S), Some(10 * S)][chance.usize(..4)],
+            ..link::Settings::default()
+        },
+    }
+}
+
+fn prompt() -> Ways {
+    Ways {
+        is_prompt: true,
+        read_bite: usize::MAX,
+        read_pace: Duration::ZERO,
+        reads_most: usize::MAX,
+        write_bite: usize::MAX,
+        write_pace: Duration::ZERO,
+        pong_after: Some(Duration::ZERO),
+        says: Vec::new(),
+        leaves_after: 60 * S,
+        leaving: Leaving::Close,
+    }
+}
+
+fn draw_ways(chance: &mut fastrand::Rng, has_pings: bool, is_tiny: bool) -> Ways {
+    let mut says = Vec::new();
+    for _ in 0..[0, 0, 1, 3, 20][chance.usize(..5)] {
+        let say = match chance.u8(..30) {
+            0 if !is_tiny => Say::TooBig,
+            1 => Say::BadText,
+            2 => Say::BadFrame,
+            3..18 => Say::Ping([0, 1, 8, 125][chance.usize(..4)]),
+            18..24 => Say::Pieces,
+            _ => Say::Text,
+        };
+        let at = if chance.bool() { Duration::ZERO } else { some(chance, 20 * S) };
+        says.push((at, say));
+    }
+    says.sort_by_key(|(at, _)| *at);
+    let leaving = match chance.u8(..8) {
+        0 if has_pings => Leaving::Silent,
+        1 => Leaving::Fin,
+        2..4 => Leaving::Reset,
+        _ => Leaving::Close,
+    };
+    let leaves_after = [some(chance, 300 * MS), some(chance, 20 * S), 60 * S, 200 * S][chance.usize(..4)];
+    let base = Ways { says, leaving, leaves_after, ..prompt() };
+    if chance.u8(..3) > 0 {
+        return base;
+    }
+    let bites = [1, 100, usize::MAX];
+    Ways {
+        is_prompt: false,
+        read_bite: bites[chance.usize(..3)],
+        read_pace: [Duration::ZERO, MS, 20 * MS, 3 * S][chance.usize(..4)],
+        reads_most: if chance.u8(..3) == 0 { chance.usize(..2000) } else { usize::MAX },
+        write_bite: bites[chance.usize(..3)],
+        write_pace: [Duration::ZERO, MS, 100 * MS][chance.usize(..3)],
+        pong_after: [None, Some(Duration::ZERO), Some(900 * MS), Some(5 * S)][chance.usize(..4)],
+        ..base
+    }
+}

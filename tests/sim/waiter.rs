@@ -1,0 +1,504 @@
+//! A client that waits for the results of a task, and holds every message against what was published.
+//!
+//! It reads frames by itself and follows what a result looks like on the wire: the text, for each chunk its announcement and its
+//! bytes, the end. Whatever does not fit is a fault at once; what is missing can only be judged in the end, by the world.
+
+use crate::answers::{Board, Sound, audio_bytes};
+use crate::kernel::{Action, End, Kernel, LinkId, take};
+use crate::peers::head_length;
+use crate::wire::{BINARY, CLOSE, Frame, Kind, PING, PONG, TEXT, read_head};
+use aivtuber_gateway::base::moment::Moment;
+use serde_json::Value;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+const MS: Duration = Duration::from_millis(1);
+
+/// How a waiting client behaves.
+#[derive(Debug, Clone)]
+pub struct Ways {
+    /// It reads and answers without delay.
+    pub is_prompt: bool,
+    pub read_bite: usize,
+    pub read_pace: Duration,
+    pub reads_most: usize,
+    pub write_bite: usize,
+    pub write_pace: Duration,
+    pub pong_after: Option<Duration>,
+    /// What it says, and when, counted from its request.
+    pub says: Vec<(Duration, Say)>,
+    pub leaves_after: Duration,
+    pub leaving: Leaving,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leaving {
+    /// With a Close frame, and soon after that in any case.
+    Close,
+    Fin,
+    Reset,
+    /// Unplugged.
+    Silent,
+}
+
+/// Something that it says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Say {
+    Ping(usize),
+    Text,
+    /// A message in two pieces with a ping between them.
+    Pieces,
+    /// Faults: too large, not UTF-8, not masked.
+    TooBig,
+    BadText,
+    BadFrame,
+}
+
+/// Where it is in what it is told.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Hearing {
+    /// Between results.
+    Rest,
+    /// An error of ours follows the text: these words.
+    Fault { words: &'static str, is_final: bool },
+    /// `lengths`: what the file's length may have been; `next`: the chunk that is to come, if that is clear.
+    Audio { lengths: Vec<usize>, next: Option<usize>, is_final: bool },
+    /// The bytes of the chunk that was announced.
+    Chunk { lengths: Vec<usize>, chunk: usize, is_final: bool },
+    /// A Close frame with this code follows.
+    Over(u16),
+}
+
+/// One result as it came.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    pub view: String,
+    pub is_final: bool,
+    /// Where it began in the bytes of the connection.
+    pub offset: u64,
+}
+
+pub struct Waiter {
+    pub link: LinkId,
+    /// `None`: it asks for something that is no task.
+    pub task: Option<usize>,
+    /// The id as it is to be echoed.
+    id: String,
+    skips: usize,
+    pub ways: Ways,
+    pub status: Option<u16>,
+    pub hearing: Hearing,
+    pub seen: Vec<Seen>,
+    /// Chunks that came whole of the last audio.
+    pub chunks: usize,
+    pub goodbye: Option<(Option<u16>, String, Moment)>,
+    pub came_at: Moment,
+    pub saw_end: Option<(End, Moment)>,
+    /// It said something that ends it: a Close frame (with its code), or a fault.
+    pub has_closed: Option<Option<u16>>,
+    pub has_faulted: Option<u16>,
+    /// Since then it has not listened, or has been gone.
+    pub left_at: Option<Moment>,
+    /// It left before the gateway did.
+    pub left_first: bool,
+    pub is_over: bool,
+    inbox: Vec<u8>,
+    offset: u64,
+    taken: usize,
+    out: VecDeque<u8>,
+    /// Pings that have been sent and not answered.
+    pub pings: VecDeque<Vec<u8>>,
+    pongs: VecDeque<(Moment, Vec<u8>)>,
+    chance: fastrand::Rng,
+    read_at: Moment,
+    write_at: Moment,
+    leave_at: Moment,
+}
+
+impl Waiter {
+    pub fn new(
+        kernel: &mut Kernel,
+        link: LinkId,
+        task: Option<usize>,
+        (id, skips): (String, usize),
+        ways: Ways,
+        request: &[u8],
+    ) -> Waiter {
+        let now = kernel.now;
+        let leave_at = now + ways.leaves_after;
+        kernel.at(leave_at, Action::Peer(link));
+        ways.says.iter().for_each(|(wait, _)| kernel.after(*wait, Action::Peer(link)));
+        kernel.wake_peer(link);
+        Waiter {
+            link,
+            task,
+            id,
+            skips,
+            ways,
+            status: None,
+            hearing: Hearing::Rest,
+            seen: Vec::new(),
+            chunks: 0,
+            goodbye: None,
+            came_at: now,
+            saw_end: None,
+            has_closed: None,
+            has_faulted: None,
+            left_at: None,
+            left_first: false,
+            is_over: false,
+            inbox: Vec::new(),
+            offset: 0,
+            taken: 0,
+            out: request.iter().copied().collect(),
+            pings: VecDeque::new(),
+            pongs: VecDeque::new(),
+            chance: fastrand::Rng::with_seed(kernel.chance.u64(..)),
+            read_at: now,
+            write_at: now,
+            leave_at,
+        }
+    }
+
+    /// Until when it listened.
+    pub fn listened_until(&self, now: Moment) -> Moment {
+        let ends = [self.left_at, self.saw_end.map(|(_, at)| at), self.goodbye.as_ref().map(|bye| bye.2)];
+        ends.into_iter().flatten().min().unwrap_or(now)
+    }
+
+    /// Looks up: reads, writes, leaves.
+    pub fn tick(&mut self, kernel: &mut Kernel, board: &Board) -> Result<(), String> {
+        if self.is_over {
+            return Ok(());
+        }
+        self.read(kernel, board)?;
+        self.write(kernel);
+        if kernel.now >= self.leave_at {
+            self.leave(kernel);
+        }
+        Ok(())
+    }
+
+    fn leave(&mut self, kernel: &mut Kernel) {
+        kernel.note(|| format!("waiter {} leaves {:?}", self.link, self.ways.leaving));
+        let can_close = self.status == Some(101) && self.has_closed.is_none() && self.saw_end.is_none();
+        let is_first = self.left_at.is_none();
+        self.left_at.get_or_insert(kernel.now);
+        self.left_first |= is_first && self.saw_end.is_none();
+        match self.ways.leaving {
+            Leaving::Close if is_first && can_close && self.has_faulted.is_none() => {
+                let code = [None, Some(1000), Some(1001), Some(4999)][self.chance.usize(..4)];
+                let mask = Some(self.chance.u32(..).to_ne_bytes());
+                let frame = match code {
+                    Some(code) => Frame::close(code, "bye", mask),
+                    None => Frame::new(Kind::plain(CLOSE, mask), &[]),
+                };
+                self.out.extend(frame.bytes);
+                self.has_closed = Some(code);
+                self.leave_at = kernel.now + 30_000 * MS;
+                kernel.at(self.leave_at, Action::Peer(self.link));
+                self.write(kernel);
+            }
+            Leaving::Fin if is_first && can_close => {
+                kernel.end(self.link, End::Fin);
+                self.leave_at = kernel.now + 3000 * MS;
+                kernel.at(self.leave_at, Action::Peer(self.link));
+            }
+            Leaving::Reset => {
+                kernel.end(self.link, End::Reset);
+                self.is_over = true;
+            }
+            Leaving::Silent if is_first => self.is_over = true,
+            _ => {
+                kernel.close(self.link);
+                self.is_over = true;
+            }
+        }
+    }
+
+    fn leave_by(&mut self, kernel: &mut Kernel, most: Duration) {
+        let at = kernel.now + kernel.some(most);
+        if at < self.leave_at || self.left_at.is_some() {
+            self.leave_at = at;
+            kernel.at(at, Action::Peer(self.link));
+        }
+    }
+
+    fn read(&mut self, kernel: &mut Kernel, board: &Board) -> Result<(), String> {
+        while kernel.is_to_receive(self.link) && self.taken < self.ways.reads_most {
+            if kernel.now < self.read_at {
+                kernel.at(self.read_at, Action::Peer(self.link));
+                return Ok(());
+            }
+            let bytes = kernel.receive(self.link, self.ways.read_bite.min(self.ways.reads_most - self.taken));
+            self.taken += bytes.len();
+            self.read_at = kernel.now + self.ways.read_pace;
+            self.inbox.extend(bytes);
+            self.take(kernel, board)?;
+        }
+        if self.saw_end.is_none()
+            && let Some(end) = kernel.received_end(self.link)
+        {
+            kernel.note(|| format!("waiter {} saw {end:?}", self.link));
+            self.saw_end = Some((end, kernel.now));
+            self.leave_by(kernel, 200 * MS);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, kernel: &mut Kernel, board: &Board) -> Result<(), String> {
+        if self.status.is_none() {
+            let Some(length) = head_length(&self.inbox) else { return Ok(()) };
+            let status = std::str::from_utf8(&self.inbox[9..12]).ok().and_then(|text| text.parse().ok());
+            self.status = Some(status.ok_or("an answer without a status")?);
+            if self.status == Some(101) {
+                self.inbox.drain(..length);
+                self.offset += length as u64;
+            }
+        }
+        while self.status == Some(101) {
+            let Some((opcode, head, length, mask)) = read_head(&self.inbox) else { return Ok(()) };
+            if self.goodbye.is_some() {
+                return Err(format!("{} bytes behind a Close frame", self.inbox.len()));
+            }
+            if self.inbox[0] & 0xf0 != 0x80 || mask.is_some() || length > 1 << 20 {
+                return Err(format!("a frame {:x?}", &self.inbox[..head]));
+            }
+            let end = head + length as usize;
+            if self.inbox.len() < end {
+                return Ok(());
+            }
+            let payload = self.inbox[head..end].to_vec();
+            self.inbox.drain(..end);
+            let offset = self.offset;
+            self.offset += end as u64;
+            match opcode {
+                TEXT => self.take_text(kernel, board, &payload, offset)?,
+                BINARY => self.take_chunk(board, &payload)?,
+                CLOSE => self.take_close(kernel, &payload),
+                PING => {
+                    if let Some(wait) = self.ways.pong_after {
+                        self.pongs.push_back((kernel.now + wait, payload));
+                        kernel.after(wait, Action::Peer(self.link));
+                    }
+                }
+                PONG => {
+                    let at = self.pings.iter().position(|ping| *ping == payload).ok_or("a pong without a ping")?;
+                    if at > 0 {
+                        return Err(format!("{at} pings were not answered"));
+                    }
+                    self.pings.pop_front();
+                }
+                _ => return Err(format!("a frame of kind {opcode}")),
+            }
+        }
+        Ok(())
+    }
+
+    fn take_text(&mut self, kernel: &mut Kernel, board: &Board, text: &[u8], offset: u64) -> Result<(), String> {
+        let shown = || String::from_utf8_lossy(&text[..text.len().min(200)]).into_owned();
+        let message: Value = serde_json::from_slice(text).map_err(|why| format!("{why} in {}", shown()))?;
+        kernel.note(|| format!("waiter {} is told {}", self.link, shown()));
+        let hearing = std::mem::replace(&mut self.hearing, Hearing::Rest);
+        let is_fitting =
+            |expected: Value| if message == expected { Ok(()) } else { Err(format!("{} is wrong", shown())) };
+        let error = |words: &str| serde_json::json!({"status": "error", "error": words, "task_id": self.id});
+        let Some(task) = self.task else {
+            let words = if self.id.is_empty() { "Invalid task_id format" } else { "Invalid from_chunk format" };
+            let mut expected = error(words);
+            if self.id.is_empty() {
+                expected.as_object_mut().expect("an object").remove("task_id");
+            }
+            self.hearing = Hearing::Over(4004);
+            return if hearing == Hearing::Rest { is_fitting(expected) } else { Err(format!("{} again", shown())) };
+        };
+        let after = |is_final: bool| if is_final { Hearing::Over(1000) } else { Hearing::Rest };
+        match hearing {
+            Hearing::Rest => {
+                let view = message.get("content").or(message.get("error")).and_then(Value::as_str).unwrap_or_default();
+                let code = match view {
+                    "Processing timeout" => Some(4008),
+                    "Redis connection not available" => Some(1013),
+                    _ => None,
+                };
+                if let Some(code) = code {
+                    is_fitting(error(view))?;
+                    self.hearing = Hearing::Over(code);
+                    return Ok(());
+                }
+                let (answer, times) =
+                    board.find(task, view).ok_or_else(|| format!("{} was never published", shown()))?;
+                is_fitting(board.message(answer, &self.id))?;
+                if self.seen.iter().filter(|seen| seen.view == view).count() >= times {
+                    return Err(format!("{} came twice", shown()));
+                }
+                self.seen.push(Seen { view: view.into(), is_final: answer.is_final, offset });
+                let is_final = answer.is_final;
+                self.hearing = match &answer.sound {
+                    Sound::None => after(is_final),
+                    Sound::Fault(words) => Hearing::Fault { words, is_final },
+                    Sound::File(size) => Hearing::Audio { lengths: vec![*size], next: None, is_final },
+                    Sound::Shrinks { size, cut, .. } => {
+                        Hearing::Audio { lengths: vec![*size, *cut], next: None, is_final }
+                    }
+                };
+                self.chunks = 0;
+                Ok(())
+            }
+            Hearing::Fault { words, is_final } => {
+                self.hearing = after(is_final);
+                is_fitting(error(words))
+            }
+            Hearing::Audio { mut lengths, next, is_final } => {
+                if message["error"] == "Audio file changed" && self.hears_what_shrinks(board) {
+                    self.hearing = Hearing::Over(1011);
+                    return is_fitting(error("Audio file changed"));
+                }
+                let chunk_size = board.chunk_size;
+                let first = |total: usize| next.unwrap_or(self.skips.min(total));
+                if message["type"] == "audio_complete" {
+                    is_fitting(serde_json::json!({"type": "audio_complete", "task_id": self.id}))?;
+                    lengths.retain(|length| first(length.div_ceil(chunk_size)) == length.div_ceil(chunk_size));
+                    self.hearing = after(is_final);
+                } else {
+                    let (chunk, total) = (&message["chunk_id"], &message["total_chunks"]);
+                    is_fitting(serde_json::json!(
+                        {"type": "audio_chunk", "task_id": self.id, "chunk_id": chunk, "total_chunks": total}
+                    ))?;
+                    let (chunk, total) =
+                        (chunk.as_u64().unwrap_or(u64::MAX) as usize, total.as_u64().unwrap_or(0) as usize);
+                    lengths.retain(|length| {
+                        length.div_ceil(chunk_size) == total && first(total) == chunk && chunk < total
+                    });
+                    self.hearing = Hearing::Chunk { lengths: lengths.clone(), chunk, is_final };
+                }
+                self.skips = 0;
+                if lengths.is_empty() { Err(format!("{} out of place, after chunk {next:?}", shown())) } else { Ok(()) }
+            }
+            Hearing::Chunk { .. } | Hearing::Over(_) => Err(format!("{} out of place, at {hearing:?}", shown())),
+        }
+    }
+
+    /// The file of what it is hearing loses bytes at some time.
+    pub fn hears_what_shrinks(&self, board: &Board) -> bool {
+        let last = self.seen.last().and_then(|seen| board.find(self.task?, &seen.view));
+        last.is_some_and(|(answer, _)| matches!(answer.sound, Sound::Shrinks { .. }))
+    }
+
+    fn take_chunk(&mut self, board: &Board, bytes: &[u8]) -> Result<(), String> {
+        let Hearing::Chunk { mut lengths, chunk, is_final } = std::mem::replace(&mut self.hearing, Hearing::Rest)
+        else {
+            return Err(format!("a binary message of {} bytes out of place", bytes.len()));
+        };
+        let at = chunk * board.chunk_size;
+        lengths.retain(|length| bytes.len() == board.chunk_size.min(length - at));
+        if lengths.is_empty() || bytes != audio_bytes(at, bytes.len()) {
+            return Err(format!("chunk {chunk} of {} bytes is wrong", bytes.len()));
+        }
+        self.chunks = chunk + 1;
+        self.hearing = Hearing::Audio { lengths, next: Some(chunk + 1), is_final };
+        Ok(())
+    }
+
+    fn take_close(&mut self, kernel: &mut Kernel, payload: &[u8]) {
+        let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
+        let reason = String::from_utf8_lossy(payload.get(2..).unwrap_or_default()).into_owned();
+        kernel.note(|| format!("waiter {} is closed {code:?} {reason:?} at {:?}", self.link, self.hearing));
+        self.goodbye = Some((code, reason, kernel.now));
+        if self.has_closed.is_none() && self.left_at.is_none() {
+            let frame = Frame::new(Kind::plain(CLOSE, Some([1, 2, 3, 4])), &payload[..payload.len().min(2)]);
+            self.out.extend(frame.bytes);
+        }
+    }
+
+    /// Whether the Close frame that came fits what came before it. `judged` by the world: whether it had a reason.
+    pub fn judge_goodbye(&self) -> Result<(), String> {
+        let Some((code, reason, _)) = &self.goodbye else { return Ok(()) };
+        let code = code.unwrap_or_default();
+        let is_echo = self.has_closed.is_some_and(|own| own.unwrap_or_default() == code);
+        let is_right = match (&self.hearing, code) {
+            (_, _) if is_echo => true,
+            (Hearing::Over(expected), code) if *expected == code => true,
+            // What the client has done, or a restart, may end anything but a chunk that was announced.
+            (Hearing::Chunk { .. } | Hearing::Over(1000), _) => false,
+            (_, 1002 | 1007 | 1009) => self.has_faulted == Some(code),
+            (_, 1012) => reason == "gateway restarting",
+            _ => false,
+        };
+        if is_right { Ok(()) } else { Err(format!("a Close frame {code} {reason:?} at {:?}", self.hearing)) }
+    }
+
+    fn write(&mut self, kernel: &mut Kernel) {
+        while self.pongs.front().is_some_and(|(at, _)| *at <= kernel.now) {
+            if let Some((_, payload)) = self.pongs.pop_front() {
+                self.say(PONG, &payload);
+            }
+        }
+        let due = kernel.now - self.came_at;
+        while let Some(&(wait, say)) = self.ways.says.first()
+            && wait <= due
+        {
+            self.ways.says.remove(0);
+            self.push(say);
+        }
+        while !self.out.is_empty() {
+            if kernel.now < self.write_at {
+                kernel.at(self.write_at, Action::Peer(self.link));
+                return;
+            }
+            let n = self.ways.write_bite.min(self.out.len()).min(kernel.window(self.link));
+            if n == 0 {
+                return;
+            }
+            let bytes = take(&mut self.out, n);
+            kernel.send(self.link, &bytes);
+            self.write_at = kernel.now + self.ways.write_pace;
+        }
+    }
+
+    fn is_silent(&self) -> bool {
+        self.has_closed.is_some() || self.has_faulted.is_some() || self.goodbye.is_some() || self.left_at.is_some()
+    }
+
+    fn say(&mut self, opcode: u8, payload: &[u8]) {
+        if !self.is_silent() {
+            let mask = Some(self.chance.u32(..).to_ne_bytes());
+            self.out.extend(Frame::new(Kind::plain(opcode, mask), payload).bytes);
+        }
+    }
+
+    fn push(&mut self, say: Say) {
+        if self.is_silent() {
+            return;
+        }
+        let mask = Some(self.chance.u32(..).to_ne_bytes());
+        let piece = |opcode, fin, payload: &[u8]| {
+            Frame::new(Kind { opcode, fin, rsv: 0, length_bytes: 1, mask }, payload).bytes
+        };
+        match say {
+            Say::Ping(n) => {
+                let payload: Vec<u8> = (0..n).map(|_| self.chance.u8(..)).collect();
+                self.say(PING, &payload);
+                self.pings.push_back(payload);
+            }
+            Say::Text => self.say(TEXT, b"are you there?"),
+            Say::Pieces => {
+                self.out.extend(piece(TEXT, false, "häl".as_bytes()));
+                self.push(Say::Ping(3));
+                self.out.extend(piece(0, true, b"lo"));
+            }
+            Say::TooBig => {
+                self.out.extend(piece(BINARY, true, &[7; 5000]));
+                self.has_faulted = Some(1009);
+            }
+            Say::BadText => {
+                self.out.extend(piece(TEXT, true, &[0xff, 0xfe]));
+                self.has_faulted = Some(1007);
+            }
+            Say::BadFrame => {
+                self.out.extend(Frame::new(Kind::plain(TEXT, None), b"bare").bytes);
+                self.has_faulted = Some(1002);
+            }
+        }
+    }
+}
