@@ -1,24 +1,26 @@
 //! A bounded byte queue that owns no memory while it is empty.
 //!
-//! It exists for the moments when a peer is slow. Nearly all of the time it is empty, and then it costs its 32 bytes and
-//! nothing else: the allocation is given back with the last byte, not kept for the next stall.
+//! It exists for the moments when a peer is slow. Nearly all of the time it is empty, and then it is one null pointer: the
+//! allocation is given back with the last byte, not kept for the next stall.
 
-/// Bytes that wait to be written, at most `limit` of them.
-#[derive(Debug)]
-pub struct Buf {
+/// Bytes that wait to be written, at most `LIMIT` of them.
+#[derive(Debug, Default)]
+pub struct Buf<const LIMIT: usize>(Option<Box<Held>>);
+
+/// What is queued, which is something.
+#[derive(Debug, Default)]
+struct Held {
     bytes: Vec<u8>,
-    start: u32,
-    limit: u32,
+    start: usize,
 }
 
 /// The bytes did not fit; none of them was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Full;
 
-impl Buf {
-    /// An empty queue for at most `limit` bytes.
-    pub const fn with_limit(limit: u32) -> Buf {
-        Buf { bytes: Vec::new(), start: 0, limit }
+impl<const LIMIT: usize> Buf<LIMIT> {
+    pub const fn new() -> Self {
+        Buf(None)
     }
 
     /// Appends all of `bytes`, or none of them.
@@ -26,19 +28,23 @@ impl Buf {
         if bytes.len() > self.room() {
             return Err(Full);
         }
-        if self.start > 0 && self.bytes.len() + bytes.len() > self.bytes.capacity() {
-            // Moving what is left to the front is cheaper than a larger allocation, and keeps capacity near the limit.
-            self.bytes.drain(..self.start as usize);
-            self.start = 0;
+        if bytes.is_empty() {
+            return Ok(());
         }
-        self.bytes.reserve_exact(bytes.len());
-        self.bytes.extend_from_slice(bytes);
+        let held = self.0.get_or_insert_default();
+        if held.start > 0 && held.bytes.len() + bytes.len() > held.bytes.capacity() {
+            // Moving what is left to the front is cheaper than a larger allocation, and keeps capacity near the limit.
+            held.bytes.drain(..held.start);
+            held.start = 0;
+        }
+        held.bytes.reserve_exact(bytes.len());
+        held.bytes.extend_from_slice(bytes);
         Ok(())
     }
 
     /// What is queued, oldest first.
     pub fn as_slice(&self) -> &[u8] {
-        &self.bytes[self.start as usize..]
+        self.0.as_deref().map_or(&[], |held| &held.bytes[held.start..])
     }
 
     /// Forgets the oldest `n` bytes.
@@ -47,31 +53,31 @@ impl Buf {
     /// When fewer than `n` are queued.
     pub fn consume(&mut self, n: usize) {
         assert!(n <= self.len(), "consumed {n} of {} queued bytes", self.len());
-        self.start += n as u32;
-        if self.start as usize == self.bytes.len() {
+        if n == self.len() {
             self.clear();
+        } else if let Some(held) = &mut self.0 {
+            held.start += n;
         }
     }
 
     /// Forgets everything and frees the memory.
     pub fn clear(&mut self) {
-        self.bytes = Vec::new();
-        self.start = 0;
+        self.0 = None;
     }
 
     /// Bytes queued.
     pub fn len(&self) -> usize {
-        self.bytes.len() - self.start as usize
+        self.as_slice().len()
     }
 
     /// Nothing is queued (and no memory is held).
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.0.is_none()
     }
 
     /// Bytes that still fit.
     pub fn room(&self) -> usize {
-        self.limit as usize - self.len()
+        LIMIT - self.len()
     }
 }
 
@@ -81,7 +87,7 @@ mod tests {
 
     #[test]
     fn gives_back_what_was_pushed_in_order() {
-        let mut buf = Buf::with_limit(8);
+        let mut buf = Buf::<8>::new();
         buf.push(b"abc").unwrap();
         buf.push(b"de").unwrap();
         buf.consume(2);
@@ -93,32 +99,35 @@ mod tests {
 
     #[test]
     fn push_is_all_or_nothing() {
-        let mut buf = Buf::with_limit(4);
+        let mut buf = Buf::<4>::new();
         buf.push(b"abc").unwrap();
         assert_eq!(buf.push(b"de"), Err(Full));
         assert_eq!(buf.as_slice(), b"abc");
         buf.push(b"d").unwrap();
+        buf.consume(4);
+        buf.push(b"").unwrap();
+        assert!(buf.is_empty(), "nothing holds no memory");
     }
 
     #[test]
     fn owns_no_memory_when_empty() {
-        let mut buf = Buf::with_limit(1024);
+        let mut buf = Buf::<1024>::new();
         buf.push(&[7; 1000]).unwrap();
         buf.consume(1000);
         assert!(buf.is_empty());
-        assert_eq!(buf.bytes.capacity(), 0);
-        assert_eq!(size_of::<Buf>(), 32);
+        assert!(buf.0.is_none());
+        assert_eq!(size_of_val(&buf), size_of::<usize>());
     }
 
     #[test]
     fn never_allocates_past_its_limit() {
-        let mut buf = Buf::with_limit(1000);
+        let mut buf = Buf::<1000>::new();
         for round in 0..5000u32 {
             let n = (round * 37 % 400) as usize;
             if buf.push(&vec![round as u8; n]).is_err() {
                 buf.consume(buf.len() / 2 + 1);
             }
-            assert!(buf.bytes.capacity() <= 1000);
+            assert!(buf.0.as_ref().is_none_or(|held| held.bytes.capacity() <= 1000));
         }
     }
 }

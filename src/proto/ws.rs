@@ -175,14 +175,20 @@ impl FrameHead {
 #[derive(Clone, Debug, Default)]
 pub struct FrameScanner {
     payload_left: u64,
-    held: [u8; FrameHead::BYTES_MAX],
-    held_length: u8,
+    /// A head that has begun and is not complete, which is rare.
+    held: Option<Box<HeldHead>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct HeldHead {
+    bytes: [u8; FrameHead::BYTES_MAX],
+    length: u8,
 }
 
 impl FrameScanner {
     /// A scanner at the start of a stream, which is a frame boundary.
     pub const fn new() -> FrameScanner {
-        FrameScanner { payload_left: 0, held: [0; FrameHead::BYTES_MAX], held_length: 0 }
+        FrameScanner { payload_left: 0, held: None }
     }
 
     /// Passes what is left of the current frame's payload, then reads the next head. Returns how many of `bytes` that
@@ -196,7 +202,7 @@ impl FrameScanner {
         }
         // Below the length of a slice, so it fits.
         let passed = self.payload_left as usize;
-        if self.held_length == 0
+        if self.held.is_none()
             && let Some((head, length)) = FrameHead::parse(&bytes[passed..])
         {
             self.payload_left = head.payload;
@@ -232,34 +238,29 @@ impl FrameScanner {
     /// Whether nothing of a frame is begun, so that a frame of ours may stand here.
     #[inline]
     pub const fn at_boundary(&self) -> bool {
-        self.payload_left == 0 && self.held_length == 0
+        self.payload_left == 0 && self.held.is_none()
     }
 
-    /// The bytes of a head that has begun and is not complete, and how many of the array they are. They stay as they came:
-    /// a head that is written anew might have another length.
+    /// The bytes of a head that has begun and is not complete, 0 to 13 of them. They stay as they came: a head that is
+    /// written anew might have another length.
     #[inline]
-    pub const fn held_head(&self) -> ([u8; FrameHead::BYTES_MAX], usize) {
-        (self.held, self.held_length as usize)
-    }
-
-    /// Bytes of a head that has begun and is not complete, 0 to 13.
-    #[inline]
-    pub const fn held_head_bytes(&self) -> usize {
-        self.held_length as usize
+    pub fn held_head(&self) -> &[u8] {
+        self.held.as_deref().map_or(&[], |held| &held.bytes[..held.length as usize])
     }
 
     /// The rare case: a head that is cut, its first part here or held from before.
     #[cold]
     fn advance_in_head(&mut self, bytes: &[u8]) -> (usize, Option<FrameHead>) {
+        let mut held = self.held.take().unwrap_or_default();
         for (index, &byte) in bytes.iter().enumerate() {
-            self.held[self.held_length as usize] = byte;
-            self.held_length += 1;
-            if let Some((head, _)) = FrameHead::parse(&self.held[..self.held_length as usize]) {
-                self.held_length = 0;
+            held.bytes[held.length as usize] = byte;
+            held.length += 1;
+            if let Some((head, _)) = FrameHead::parse(&held.bytes[..held.length as usize]) {
                 self.payload_left = head.payload;
                 return (index + 1, Some(head));
             }
         }
+        self.held = Some(held);
         (bytes.len(), None)
     }
 }
@@ -442,7 +443,7 @@ mod tests {
 
     #[test]
     fn the_scanner_is_small() {
-        assert_eq!(std::mem::size_of::<FrameScanner>(), 24);
+        assert_eq!(std::mem::size_of::<FrameScanner>(), 16);
     }
 
     #[test]
@@ -489,12 +490,12 @@ mod tests {
         assert_eq!(scanner.advance(b""), (0, None));
         assert_eq!(scanner.advance(b"\x82"), (1, None));
         assert!(!scanner.at_boundary());
-        assert_eq!(scanner.held_head_bytes(), 1);
+        assert_eq!(scanner.held_head().len(), 1);
         assert_eq!(scanner.advance(b"\xfe\x01\x00\x01\x02\x03"), (6, None));
-        assert_eq!(scanner.held_head_bytes(), 7);
+        assert_eq!(scanner.held_head().len(), 7);
         let masked = FrameHead { mask: Some([1, 2, 3, 4]), ..head(Opcode::Binary, 256) };
         assert_eq!(scanner.advance(b"\x04payload"), (1, Some(masked)));
-        assert_eq!((scanner.held_head_bytes(), scanner.payload_left()), (0, 256));
+        assert_eq!((scanner.held_head().len(), scanner.payload_left()), (0, 256));
         assert!(!scanner.at_boundary());
         scanner.skip(255);
         assert_eq!(scanner.advance(b"!"), (1, None));
@@ -529,7 +530,7 @@ mod tests {
             bytes.iter().for_each(|byte| feed(&mut trickled, &[*byte], &mut same));
             assert_eq!(heads, same, "seed {seed}");
             assert_eq!(whole.payload_left(), trickled.payload_left());
-            assert_eq!(whole.held_head_bytes(), trickled.held_head_bytes());
+            assert_eq!(whole.held_head().len(), trickled.held_head().len());
             parse_close(&bytes);
         }
     }

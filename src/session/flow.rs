@@ -21,20 +21,20 @@ mod stream;
 use super::{CloseReason, Context, Identity, SCRATCH_BYTES};
 use crate::base::buf::Buf;
 use crate::base::moment::Moment;
-use crate::net::{Conn, Io, Pipe, Side};
+use crate::net::{Conn, Io, Side};
 use crate::proto::http::HEAD_BYTES_MAX;
 use crate::proto::ws::{self, FrameHead, FrameScanner, Opcode};
 use crate::service::stats::Traffic;
 use log::debug;
-use stream::Streamed;
+use stream::{Stream, Streamed};
 
 /// Reads in one step; then the others have their turn.
 const READS_PER_STEP: usize = 16;
 
 /// One read, and what a handshake may bring on top of it: a head and early frames, each way.
-const BACKLOG_BYTES_MAX: u32 = (SCRATCH_BYTES + 4 * HEAD_BYTES_MAX) as u32;
+const BACKLOG_BYTES_MAX: usize = SCRATCH_BYTES + 4 * HEAD_BYTES_MAX;
 
-/// One direction of a relay.
+/// One direction of a relay. What is not needed by a flow that is idle stands behind a pointer.
 pub struct Flow {
     to: Side,
     source: Source,
@@ -42,25 +42,21 @@ pub struct Flow {
     /// Why a Close frame of ours waits for a boundary.
     goodbye: Option<CloseReason>,
     is_ping_due: bool,
-    /// A ping of ours went to the source: from now on its pongs may be ours. Late ones too, so this stays.
-    was_pinged: bool,
+    pinged: Pinged,
     /// Between the fragments of a message.
     is_in_message: bool,
-    /// The code in the Close frame that was passed.
-    close_code: Option<u16>,
-    current: Current,
-    /// The bytes take the way through a pipe: see [`stream`].
-    is_streaming: bool,
-    /// How much goes into the pipe at once.
-    fill_bytes: u32,
-    /// A pipe with bytes in it, for which the sink had no room.
-    pipe: Option<Pipe>,
-    backlog: Buf,
+    /// The payload that is passing is of a message.
+    is_data: bool,
+    /// The frame that is passing, or the Close frame that has passed, if it is one that is looked into.
+    watched: Option<Box<Watched>>,
+    /// The bytes take the way through a pipe.
+    stream: Option<Box<Stream>>,
+    backlog: Buf<BACKLOG_BYTES_MAX>,
     frames: FrameScanner,
     /// Payload bytes of the current message so far.
     message_bytes: u64,
     traffic: Traffic,
-    /// When the source's side last gave a byte, or, being slow, took one.
+    /// When the source's side last gave a byte, or, being slow, took one; or when it was pinged, if that was later.
     heard_at: Moment,
 }
 
@@ -93,14 +89,22 @@ enum Sink {
     Finished,
 }
 
-/// The frame whose payload is passing.
-enum Current {
-    Data,
-    Control,
+/// Pings of ours that went to the source's side.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pinged {
+    Never,
+    /// The last one, at `heard_at`: nothing was heard since.
+    Unanswered,
+    /// A pong may be ours all the same: it may be late.
+    Before,
+}
+
+/// A frame that is looked into.
+enum Watched {
     /// Its code is noted for the log.
     Close(CloseSeen),
     /// It may be the pong to a ping of ours, so it is kept back until that is known.
-    Pong(Box<HeldPong>),
+    Pong(HeldPong),
 }
 
 struct CloseSeen {
@@ -118,7 +122,7 @@ struct HeldPong {
 impl Flow {
     /// A flow that begins now, with `first` (a handshake's answer, no frames) to be sent before all else.
     pub fn new(to: Side, first: &[u8], now: Moment) -> Flow {
-        let mut backlog = Buf::with_limit(BACKLOG_BYTES_MAX);
+        let mut backlog = Buf::new();
         backlog.push(first).expect("a handshake's answer fits");
         Flow {
             to,
@@ -126,13 +130,11 @@ impl Flow {
             sink: Sink::Open,
             goodbye: None,
             is_ping_due: false,
-            was_pinged: false,
+            pinged: Pinged::Never,
             is_in_message: false,
-            close_code: None,
-            current: Current::Control,
-            is_streaming: false,
-            fill_bytes: 0,
-            pipe: None,
+            is_data: false,
+            watched: None,
+            stream: None,
             backlog,
             frames: FrameScanner::new(),
             message_bytes: 0,
@@ -149,13 +151,13 @@ impl Flow {
             if !self.backlog.is_empty() {
                 return pumped; // Not reading is the backpressure
             }
-            if self.is_streaming {
+            if self.stream.is_some() {
                 match self.pump_stream(source, sink, who, cx, &mut pumped) {
                     Streamed::Yields => {
                         pumped.more = true;
                         return pumped;
                     }
-                    Streamed::Waits if self.pipe.is_some() => return pumped, // Not reading is the backpressure
+                    Streamed::Waits if self.is_blocked() => return pumped, // Not reading is the backpressure
                     Streamed::Waits | Streamed::Over => {}
                 }
             }
@@ -191,12 +193,9 @@ impl Flow {
     /// A pump would do nothing: nothing is held or due, and the source has nothing.
     #[inline]
     pub fn is_quiet(&self, source: &Conn) -> bool {
-        !(source.is_readable() && self.source == Source::Talking)
-            && self.backlog.is_empty()
-            && self.pipe.is_none()
-            && !self.is_ping_due
-            && self.goodbye.is_none()
-            && self.sink != Sink::Finishing
+        let can_read = source.is_readable() && self.source == Source::Talking;
+        let has_more = self.is_blocked() || self.has_own() || self.sink == Sink::Finishing;
+        !can_read && !has_more
     }
 
     /// Takes what the source said and passes it on. Called from outside for what came along with a handshake.
@@ -208,7 +207,7 @@ impl Flow {
         cx: &mut Context,
         pumped: &mut Pumped,
     ) {
-        self.heard_at = cx.now;
+        self.note_alive(cx.now);
         self.traffic.bytes += bytes.len() as u64;
         let mut pass = 0..0;
         let mut at = 0;
@@ -218,11 +217,11 @@ impl Flow {
                 let piece = at..at + payload_left.min((bytes.len() - at) as u64) as usize;
                 at = piece.end;
                 self.frames.skip(piece.len() as u64);
-                match &mut self.current {
-                    Current::Data => pumped.message = true,
-                    Current::Control => {}
-                    Current::Close(seen) => seen.handle_payload(&bytes[piece.clone()]),
-                    Current::Pong(held) => {
+                pumped.message |= self.is_data;
+                match self.watched.as_deref_mut() {
+                    None => {}
+                    Some(Watched::Close(seen)) => seen.handle_payload(&bytes[piece.clone()]),
+                    Some(Watched::Pong(held)) => {
                         held.bytes.extend_from_slice(&bytes[piece]);
                         pass = at..at;
                         if self.frames.payload_left() == 0 {
@@ -241,7 +240,7 @@ impl Flow {
                         return; // Close is last
                     }
                 }
-                let (carried, carried_bytes) = self.frames.held_head();
+                let carried = self.frames.held_head().to_vec();
                 let (used, head) = self.frames.advance(&bytes[at..]);
                 let piece = at..at + used;
                 at = piece.end;
@@ -255,20 +254,20 @@ impl Flow {
                     self.send_own(sink, who, cx, pumped);
                     return;
                 }
-                if let Current::Pong(held) = &mut self.current {
-                    held.bytes.extend_from_slice(&carried[..carried_bytes]);
+                if let Some(Watched::Pong(held)) = self.watched.as_deref_mut() {
+                    held.bytes.extend_from_slice(&carried);
                     held.bytes.extend_from_slice(&bytes[piece]);
                     held.payload_at = held.bytes.len();
                     self.forward(&bytes[pass], sink, pumped);
                     pass = at..at;
                     continue;
                 }
-                if carried_bytes > 0 {
-                    self.forward(&carried[..carried_bytes], sink, pumped);
+                if !carried.is_empty() {
+                    self.forward(&carried, sink, pumped);
                 }
                 pass = if pass.is_empty() { piece } else { pass.start..at };
             }
-            if self.frames.payload_left() == 0 && matches!(self.current, Current::Close(_)) {
+            if self.frames.payload_left() == 0 && matches!(self.watched.as_deref(), Some(Watched::Close(_))) {
                 self.forward(&bytes[pass], sink, pumped);
                 self.end_close(who, pumped);
                 return; // Close is last
@@ -303,8 +302,7 @@ impl Flow {
     /// Nothing reaches the sink any more.
     pub fn lose_sink(&mut self) {
         self.backlog.clear();
-        self.pipe = None;
-        self.is_streaming = false;
+        self.stream = None;
         self.goodbye = None;
         self.is_ping_due = false;
         self.sink = Sink::Finished;
@@ -323,18 +321,28 @@ impl Flow {
     }
 
     /// The source's side has been pinged: its pong is ours alone.
-    pub fn expect_pong(&mut self) {
-        self.was_pinged = true;
+    pub fn note_pinged(&mut self, now: Moment) {
+        self.heard_at = now;
+        self.pinged = Pinged::Unanswered;
     }
 
-    /// See [`Flow::heard_at`]; for what the other flow found out.
+    /// The source's side is alive: it gave a byte, or took one, which the other flow found out.
+    #[inline]
     pub fn note_alive(&mut self, now: Moment) {
         self.heard_at = now;
+        if self.pinged == Pinged::Unanswered {
+            self.pinged = Pinged::Before;
+        }
     }
 
-    /// When the source's side last gave a byte, or, being slow, took one.
+    /// When the source's side last gave a byte, or, being slow, took one; or when it was pinged, if that was later.
     pub fn heard_at(&self) -> Moment {
         self.heard_at
+    }
+
+    /// Nothing has been heard of the source's side since it was last pinged.
+    pub fn is_pinged(&self) -> bool {
+        self.pinged == Pinged::Unanswered
     }
 
     /// Both ends are done.
@@ -349,7 +357,7 @@ impl Flow {
 
     /// Bytes wait for the sink.
     pub fn is_blocked(&self) -> bool {
-        !self.backlog.is_empty() || self.pipe.is_some()
+        !self.backlog.is_empty() || self.stream.as_ref().is_some_and(|stream| stream.held() > 0)
     }
 
     /// Frames may still be passed to the sink.
@@ -369,7 +377,10 @@ impl Flow {
 
     /// The code in the Close frame that was passed; `None` where there was none.
     pub fn close_code(&self) -> Option<u16> {
-        self.close_code
+        match self.watched.as_deref() {
+            Some(Watched::Close(seen)) => seen.code(),
+            _ => None,
+        }
     }
 
     /// Frames and bytes from the source.
@@ -379,7 +390,7 @@ impl Flow {
 
     /// Bytes held back, and what they stand in.
     pub fn backlog_bytes(&self) -> usize {
-        self.backlog.len() + self.pipe.as_ref().map_or(0, Pipe::held)
+        self.backlog.len() + self.stream.as_ref().map_or(0, |stream| stream.held())
     }
 
     /// The source ended without a Close frame.
@@ -399,25 +410,25 @@ impl Flow {
             self.to.other().word(), self.to.word(), head.opcode, head.payload, head.fin,
         );
         let too_big = self.too_big(head, cx);
-        self.current = match head.opcode {
-            Opcode::Close => Current::Close(CloseSeen { mask: head.mask.unwrap_or_default(), code: [0; 2], seen: 0 }),
-            Opcode::Pong if self.was_pinged && head.payload == PING_BYTES as u64 => Current::Pong(Box::new(HeldPong {
-                bytes: Vec::with_capacity(FrameHead::BYTES_MAX + PING_BYTES),
-                payload_at: 0,
-                mask: head.mask.unwrap_or_default(),
-            })),
-            opcode if opcode.is_control() => Current::Control,
-            _ => {
-                pumped.message = true;
-                self.message_bytes = self.message_bytes_with(head);
-                self.is_in_message = !head.fin;
-                if let Some(reason) = too_big {
-                    self.goodbye = Some(reason);
-                    pumped.ending = pumped.ending.or(Some(reason));
-                }
-                Current::Data
+        let mask = head.mask.unwrap_or_default();
+        self.is_data = !head.is_control();
+        self.watched = match head.opcode {
+            Opcode::Close => Some(Box::new(Watched::Close(CloseSeen { mask, code: [0; 2], seen: 0 }))),
+            Opcode::Pong if self.pinged != Pinged::Never && head.payload == PING_BYTES as u64 => {
+                let bytes = Vec::with_capacity(FrameHead::BYTES_MAX + PING_BYTES);
+                Some(Box::new(Watched::Pong(HeldPong { bytes, payload_at: 0, mask })))
             }
+            _ => None,
         };
+        if self.is_data {
+            pumped.message = true;
+            self.message_bytes = self.message_bytes_with(head);
+            self.is_in_message = !head.fin;
+            if let Some(reason) = too_big {
+                self.goodbye = Some(reason);
+                pumped.ending = pumped.ending.or(Some(reason));
+            }
+        }
     }
 
     /// Payload bytes of the message so far, with a data frame that begins.
@@ -437,9 +448,6 @@ impl Flow {
 
     /// The whole Close frame has been passed.
     fn end_close(&mut self, who: &Identity, pumped: &mut Pumped) {
-        if let Current::Close(seen) = &self.current {
-            self.close_code = seen.code();
-        }
         self.sink = Sink::Closed;
         self.goodbye = None;
         self.is_ping_due = false;
@@ -451,14 +459,14 @@ impl Flow {
             target: "relay",
             "{who} = {} sent close code={}",
             self.to.other().word(),
-            self.close_code.map_or_else(|| "none".to_owned(), |code| code.to_string()),
+            self.close_code().map_or_else(|| "none".to_owned(), |code| code.to_string()),
         );
         pumped.ending = pumped.ending.or(Some(reason));
     }
 
     /// A pong that may be ours has come whole: swallow it or pass it on.
     fn end_pong(&mut self, sink: &mut Conn, who: &Identity, cx: &mut Context, pumped: &mut Pumped) {
-        let Current::Pong(held) = std::mem::replace(&mut self.current, Current::Control) else { return };
+        let Some(Watched::Pong(held)) = self.watched.take().map(|watched| *watched) else { return };
         let mut payload: [u8; PING_BYTES] = held.bytes[held.payload_at..].try_into().expect("its head said so");
         ws::apply_mask(&mut payload, held.mask, 0);
         if payload == ping_payload(who, cx) {
@@ -476,7 +484,7 @@ impl Flow {
     /// Nothing of a frame has gone out that has not gone out whole (given that the backlog is empty). A head that was cut
     /// and a pong that may be ours are here, not there.
     pub fn is_at_boundary(&self) -> bool {
-        self.frames.payload_left() == 0 || matches!(self.current, Current::Pong(_))
+        self.frames.payload_left() == 0 || matches!(self.watched.as_deref(), Some(Watched::Pong(_)))
     }
 
     /// Sends the frame of ours that is due. *Boundary*: only called at one.
@@ -497,7 +505,7 @@ impl Flow {
             return;
         };
         let code = reason.close_code(self.to);
-        self.is_streaming = false; // Close is last
+        self.stream = None; // Close is last
         self.forward(&ws::close_frame(code, reason.phrase(), mask), sink, pumped);
         debug!(target: "relay", "{who} = sent close to {} code={code} reason={reason}", self.to.word());
         if self.sink == Sink::Open {

@@ -82,8 +82,9 @@ pub struct Output {
     conduit: Option<Box<Conduit>>,
     /// No result by then: it has waited long enough.
     due_at: Option<Moment>,
+    /// The last sign of life, or the last ping of ours, if that was later.
     heard_at: Moment,
-    pinged_at: Moment,
+    is_pinged: bool,
     active_at: Moment,
     wake_at: Option<Moment>,
     traffic: BothWays,
@@ -144,7 +145,7 @@ impl Output {
             conduit: None,
             due_at: cx.after(cx.settings.output.timeout),
             heard_at: cx.now,
-            pinged_at: cx.now,
+            is_pinged: false,
             active_at: cx.now,
             wake_at: None,
             traffic: BothWays::default(),
@@ -189,7 +190,7 @@ impl Output {
                     self.traffic.to_client.bytes += moved as u64;
                     if is_blocked {
                         if moved > 0 {
-                            self.heard_at = cx.now; // a slow socket that takes bytes is a sign of life
+                            self.note_alive(cx.now); // a slow socket that takes bytes is a sign of life
                         }
                         break;
                     }
@@ -318,7 +319,7 @@ impl Output {
         if bytes.is_empty() {
             return;
         }
-        self.heard_at = cx.now;
+        self.note_alive(cx.now);
         self.traffic.from_client.bytes += bytes.len() as u64;
         let mut answers = Vec::new();
         let conduit = self.conduit.get_or_insert_default();
@@ -489,7 +490,7 @@ impl Output {
             Verdict::Fine => {}
             Verdict::Ping if self.leaving.is_none() => {
                 self.outbox.push(&ws::ping_frame(b"", None));
-                self.pinged_at = cx.now;
+                (self.heard_at, self.is_pinged) = (cx.now, true);
                 cx.stats.pings_sent += 1;
                 debug!(target: "output", "{who} > ping");
             }
@@ -507,8 +508,12 @@ impl Output {
         self.stage == Stage::Waiting && self.results.is_empty()
     }
 
+    fn note_alive(&mut self, now: Moment) {
+        (self.heard_at, self.is_pinged) = (now, false);
+    }
+
     fn alive(&self) -> Alive {
-        Alive { heard_at: self.heard_at, pinged_at: self.pinged_at, is_blocked: !self.outbox.is_empty() }
+        Alive { heard_at: self.heard_at, is_pinged: self.is_pinged, is_blocked: !self.outbox.is_empty() }
     }
 
     fn next_deadline(&self, cx: &Context) -> Option<Moment> {

@@ -27,8 +27,6 @@ pub struct Relay {
     backend: UpstreamId,
     up: Flow,
     down: Flow,
-    /// When the client and when the backend was last pinged.
-    pinged_at: [Moment; 2],
     /// When the last message, or a part of one, was relayed.
     message_at: Moment,
     /// It is to end, once no message is in flight.
@@ -42,7 +40,8 @@ pub struct Relay {
 struct Ending {
     reason: CloseReason,
     began_at: Moment,
-    timeout: Duration,
+    /// A Close frame of one side is out, and the other's answer is waited for.
+    awaits_close: bool,
 }
 
 /// What came along with the handshake.
@@ -75,7 +74,6 @@ impl Relay {
             backend,
             up,
             down,
-            pinged_at: [cx.now; 2],
             message_at: cx.now,
             is_draining: false,
             ending: None,
@@ -216,8 +214,7 @@ impl Relay {
             }
         }
         if pumped.pinged {
-            other.expect_pong();
-            self.pinged_at[to as usize] = cx.now;
+            other.note_pinged(cx.now);
         }
         if let Some(reason) = pumped.ending {
             self.begin_ending(reason, cx);
@@ -226,17 +223,14 @@ impl Relay {
 
     /// The first reason is the one that is told; each further one may only shorten the wait.
     fn begin_ending(&mut self, reason: CloseReason, cx: &mut Context) {
-        let timeout = match reason {
-            CloseReason::ClientClosed | CloseReason::BackendClosed => CLOSE_TIMEOUT,
-            _ => LINGER_TIMEOUT,
-        };
+        let awaits_close = matches!(reason, CloseReason::ClientClosed | CloseReason::BackendClosed);
         if matches!(reason, CloseReason::ClientMessageTooBig | CloseReason::BackendMessageTooBig) {
             self.up.say_goodbye(reason);
             self.down.say_goodbye(reason);
         }
         match &mut self.ending {
-            None => self.ending = Some(Ending { reason, began_at: cx.now, timeout }),
-            Some(ending) => ending.timeout = ending.timeout.min(timeout),
+            None => self.ending = Some(Ending { reason, began_at: cx.now, awaits_close }),
+            Some(ending) => ending.awaits_close &= awaits_close,
         }
     }
 
@@ -272,7 +266,7 @@ impl Relay {
                     Side::Downstream => CloseReason::ClientSilent,
                     Side::Upstream => CloseReason::BackendSilent,
                 };
-                debug!(target: "relay", "{who} = {} has been silent for {:.3?}", side.word(), cx.now - alive.heard_at);
+                debug!(target: "relay", "{who} = {} has not answered for {:.3?}", side.word(), cx.now - alive.heard_at);
                 to.lose_sink();
                 from.end_source(reason, &mut Pumped::default());
                 self.begin_ending(reason, cx);
@@ -286,15 +280,15 @@ impl Relay {
             Side::Downstream => (&self.up, &self.down),
             Side::Upstream => (&self.down, &self.up),
         };
-        let heard_at = match (from.is_blocked(), to.is_blocked()) {
+        let (heard_at, is_pinged) = match (from.is_blocked(), to.is_blocked()) {
             (true, false) => return None,
             // Two that wait for each other are alive as long as one of them moves.
-            (true, true) => from.heard_at().max(to.heard_at()),
-            (false, _) => from.heard_at(),
+            (true, true) if to.heard_at() > from.heard_at() => (to.heard_at(), false),
+            _ => (from.heard_at(), from.is_pinged()),
         };
         // Where neither has finished its frame, there may never be a place for a ping.
         let is_blocked = to.is_blocked() || !to.is_at_boundary() && !from.is_at_boundary();
-        Some(Alive { heard_at, pinged_at: self.pinged_at[side as usize], is_blocked })
+        Some(Alive { heard_at, is_pinged, is_blocked })
     }
 
     /// The flow from `side` and the one to it.
@@ -312,7 +306,8 @@ impl Relay {
     /// Bytes that are still relayed put it off; bytes that are thrown away do not.
     fn linger_deadline(&self) -> Option<Moment> {
         let ending = self.ending?;
-        Some(ending.began_at.max(self.up.heard_at()).max(self.down.heard_at()) + ending.timeout)
+        let timeout = if ending.awaits_close { CLOSE_TIMEOUT } else { LINGER_TIMEOUT };
+        Some(ending.began_at.max(self.up.heard_at()).max(self.down.heard_at()) + timeout)
     }
 
     fn next_deadline(&self, cx: &Context) -> Option<Moment> {

@@ -6,7 +6,7 @@
 //! control frame, a small message, a frame of ours that is due, a limit that is passed) ends the stream at that frame's
 //! boundary, and so does a source that brings less than a read would: then the copy is cheaper than the calls.
 
-use super::{Current, Flow, Pumped, Sink};
+use super::{Flow, Pumped, Sink};
 use crate::net::pipe::PIPE_BYTES;
 use crate::net::{Conn, Io, Pipe};
 use crate::proto::ws::FrameHead;
@@ -26,6 +26,14 @@ const FILL_BYTES_MAX: u32 = PIPE_BYTES as u32;
 
 /// Bytes in one step; then the others have their turn.
 const BYTES_PER_STEP: usize = 1024 * 1024;
+
+/// That a direction streams.
+pub(super) struct Stream {
+    /// How much goes into the pipe at once.
+    fill_bytes: u32,
+    /// A pipe with bytes in it, for which the sink had no room.
+    pipe: Option<Pipe>,
+}
 
 /// Why filling the pipe stopped.
 enum Filled {
@@ -59,18 +67,21 @@ pub(super) enum Streamed {
     Over,
 }
 
+impl Stream {
+    /// Bytes for which the sink had no room.
+    pub(super) fn held(&self) -> usize {
+        self.pipe.as_ref().map_or(0, Pipe::held)
+    }
+}
+
 impl Flow {
     /// A read filled the whole buffer: stream from now on, if both ends can.
     pub(super) fn begin_stream(&mut self, source: &Conn, sink: &Conn) {
         // A head of which a part is held here, a Close frame and a pong that may be ours have to be read to their ends.
-        let is_plain = self.frames.payload_left() == 0 || matches!(self.current, Current::Data | Current::Control);
-        self.is_streaming = self.sink == Sink::Open
-            && self.backlog.is_empty()
-            && self.frames.held_head_bytes() == 0
-            && is_plain
-            && source.can_splice()
-            && sink.can_splice();
-        self.fill_bytes = FILL_BYTES_MIN;
+        let is_plain = self.frames.held_head().is_empty() && self.watched.is_none();
+        let can_stream =
+            self.sink == Sink::Open && self.backlog.is_empty() && is_plain && source.can_splice() && sink.can_splice();
+        self.stream = can_stream.then(|| Box::new(Stream { fill_bytes: FILL_BYTES_MIN, pipe: None }));
     }
 
     /// Moves what can be moved through a pipe.
@@ -82,15 +93,13 @@ impl Flow {
         cx: &mut Context,
         pumped: &mut Pumped,
     ) -> Streamed {
-        let was_blocked = self.pipe.is_some();
-        let Some(mut pipe) = self.pipe.take().or_else(|| cx.pipes.take()) else {
-            self.is_streaming = false;
-            return Streamed::Over;
-        };
+        let Some(mut stream) = self.stream.take() else { return Streamed::Over };
+        let was_blocked = stream.pipe.is_some();
+        let Some(mut pipe) = stream.pipe.take().or_else(|| cx.pipes.take()) else { return Streamed::Over };
         let mut moved = 0;
         let streamed = loop {
             let before = pipe.held();
-            let filled = self.fill(&mut pipe, source, who, cx, pumped);
+            let filled = self.fill(&mut pipe, stream.fill_bytes as usize, source, who, cx, pumped);
             moved += pipe.held() - before;
             while pipe.held() > 0 {
                 match sink.splice_from(&mut pipe) {
@@ -98,11 +107,12 @@ impl Flow {
                     Ok(_) => {
                         // The stall begins now, whatever was heard before: until here the sink has kept up.
                         pumped.sink_alive |= !was_blocked;
-                        self.fill_bytes = (self.fill_bytes / 2).max(FILL_BYTES_MIN);
+                        stream.fill_bytes = (stream.fill_bytes / 2).max(FILL_BYTES_MIN);
+                        stream.pipe = Some(pipe);
+                        self.stream = Some(stream);
                         if let Filled::Ended = filled {
                             self.end_source(self.vanished(), pumped);
                         }
-                        self.pipe = Some(pipe);
                         return Streamed::Waits;
                     }
                     Err(_) => {
@@ -111,23 +121,22 @@ impl Flow {
                     }
                 }
             }
-            self.fill_bytes = (2 * self.fill_bytes).min(FILL_BYTES_MAX);
+            stream.fill_bytes = (2 * stream.fill_bytes).min(FILL_BYTES_MAX);
             match filled {
                 Filled::Enough if moved < BYTES_PER_STEP => {}
                 Filled::Enough => break Streamed::Yields,
                 Filled::Dry => break Streamed::Waits,
-                Filled::Over => {
-                    self.is_streaming = false;
-                    break Streamed::Over;
-                }
+                Filled::Over => break Streamed::Over,
                 Filled::Ended => {
-                    self.is_streaming = false;
                     self.end_source(self.vanished(), pumped);
                     break Streamed::Over;
                 }
             }
         };
         cx.pipes.put_back(pipe);
+        if !matches!(streamed, Streamed::Over) {
+            self.stream = Some(stream);
+        }
         streamed
     }
 
@@ -135,12 +144,12 @@ impl Flow {
     fn fill(
         &mut self,
         pipe: &mut Pipe,
+        fill_bytes: usize,
         source: &mut Conn,
         who: &Identity,
         cx: &mut Context,
         pumped: &mut Pumped,
     ) -> Filled {
-        let fill_bytes = self.fill_bytes as usize;
         while pipe.held() < fill_bytes {
             let room = (fill_bytes - pipe.held()) as u64;
             let seen = match self.look_ahead(room, source, who, cx, pumped) {
@@ -159,8 +168,8 @@ impl Flow {
                 Ok(Io::Moved(n)) => {
                     self.frames.skip(n as u64);
                     self.traffic.bytes += n as u64;
-                    self.heard_at = cx.now;
-                    pumped.message |= matches!(self.current, Current::Data);
+                    self.note_alive(cx.now);
+                    pumped.message |= self.is_data;
                     if n < most && n < SPLICE_BYTES_MIN {
                         return Filled::Over;
                     }
