@@ -9,7 +9,7 @@
 
 use crate::base::moment::Moment;
 use crate::base::timers::Timers;
-use crate::net::{Conn, Network, Ready, Side, Transport};
+use crate::net::{Conn, Network, Ready, Side, Socket};
 use crate::proto::http::Reply;
 use crate::proto::message::{self, TaskId};
 use crate::service::limits::{self, Limits};
@@ -139,10 +139,9 @@ impl Gateway {
     }
 
     /// Takes a connection that was accepted from `client` and registered for [`Gateway::next_key`].
-    pub fn admit(&mut self, transport: Box<dyn Transport>, client: SocketAddr) {
-        let who = self.identity(client, "http");
-        let key = who.key;
-        let downstream = Conn::accepted(transport);
+    pub fn admit(&mut self, socket: Socket, client: SocketAddr) {
+        let who = self.identity(client, Admission::Client);
+        let downstream = Conn::accepted(socket);
         let session = match self.cx.limits.admit(client.ip()) {
             Ok(()) => {
                 self.cx.stats.connections_accepted += 1;
@@ -155,10 +154,11 @@ impl Gateway {
                     return; // Not even told: one address must not hold more than that.
                 }
                 self.refusals += 1;
+                let who = Identity { admission: Admission::Refused, ..who };
                 Session::refused(who, downstream, &Reply::error(503, refusal.why()), &mut self.cx)
             }
         };
-        self.sessions.insert(session);
+        let key = self.sessions.insert(session);
         self.drive(key);
     }
 
@@ -168,25 +168,25 @@ impl Gateway {
     }
 
     /// Takes a worker's connection to the embedded inbox, registered for [`Gateway::next_key`].
-    pub fn admit_worker(&mut self, transport: Box<dyn Transport>, client: SocketAddr) {
-        let who = self.identity(client, "inbox");
-        let key = who.key;
+    pub fn admit_worker(&mut self, socket: Socket, client: SocketAddr) {
+        let who = self.identity(client, Admission::Inbox);
         info!(target: "inbox", "{who} opened client={client}");
         self.workers += 1;
-        self.sessions.insert(Session::inbox(who, Conn::accepted(transport)));
+        let key = self.sessions.insert(Session::inbox(who, Conn::accepted(socket)));
         self.drive(key);
     }
 
-    fn identity(&mut self, client: SocketAddr, label: &'static str) -> Identity {
+    fn identity(&mut self, client: SocketAddr, admission: Admission) -> Identity {
         self.serials += 1;
         Identity {
-            key: self.sessions.vacant_key(),
             serial: self.serials,
-            client,
             opened: self.cx.now,
-            label,
             route: None,
             task_id: None,
+            key: self.sessions.vacant_key() as u32,
+            ip: client.ip(),
+            port: client.port(),
+            admission,
         }
     }
 
@@ -220,9 +220,9 @@ impl Gateway {
             self.handle_notice(notice);
         }
         while let Some((key, result)) = self.cx.results.poll_delivery() {
-            if let Some(session) = self.sessions.get_mut(key) {
+            if let Some(session) = self.sessions.get_mut(key as usize) {
                 session.handle_result(result);
-                self.drive(key);
+                self.drive(key as usize);
             }
         }
     }
@@ -241,7 +241,7 @@ impl Gateway {
             }
             Notice::GraceOver => {
                 warn!(target: "redis", "away for longer than the grace: waiting clients are told");
-                let waiters: Vec<usize> = self.cx.results.waiters().collect();
+                let waiters: Vec<usize> = self.cx.results.waiters().map(|key| key as usize).collect();
                 for key in waiters {
                     if let Some(session) = self.sessions.get_mut(key) {
                         session.handle_redis_lost(&mut self.cx);
@@ -253,7 +253,7 @@ impl Gateway {
     }
 
     /// Results, for whoever has the sockets of the link to Redis.
-    pub fn results(&mut self) -> &mut Results<usize> {
+    pub fn results(&mut self) -> &mut Results<u32> {
         &mut self.cx.results
     }
 
@@ -333,8 +333,8 @@ impl Gateway {
     /// Takes other settings. Open connections stay, with the route they came by.
     pub fn adopt(&mut self, settings: Settings) {
         let Settings { session, limits, routes, drain_timeout, tasks, link } = settings;
-        let clients = self.sessions.iter().filter(|(_, session)| session.admission == Admission::Client);
-        self.cx.limits.reload(limits, clients.map(|(_, session)| session.who().client.ip()));
+        let clients = self.sessions.iter().filter(|(_, session)| session.who().admission == Admission::Client);
+        self.cx.limits.reload(limits, clients.map(|(_, session)| session.who().ip));
         if wants_redis(&routes, &link) && self.cx.results.link().is_none() {
             match Link::new(&link, tasks, self.cx.now, self.cx.chance.u64(..)) {
                 Ok(link) => self.cx.results.begin_link(link),
@@ -393,7 +393,7 @@ impl Gateway {
                 true
             }
             Driven::Closed => {
-                if self.sessions[key].admission == Admission::Inbox {
+                if session.who().admission == Admission::Inbox {
                     self.workers -= 1; // now, for it stands among the closed ones from here on
                 }
                 return self.closed.push(key);
@@ -409,7 +409,7 @@ impl Gateway {
     }
 
     fn release(&mut self, mut session: Session) {
-        match session.admission {
+        match session.who().admission {
             Admission::Client | Admission::Inbox => {}
             Admission::Refused => self.refusals -= 1,
         }
@@ -538,9 +538,9 @@ impl Gateway {
             id: who.to_string(),
             route: who.route_name(),
             state: session.state(),
-            client: who.client,
+            client: who.client(),
             backend: session.backend().map(|id| self.cx.upstreams.url(id).public_text().to_owned()),
-            task_id: who.task_id.as_deref().map(str::to_owned),
+            task_id: session.task_id(),
             opened: self.started_wall + (who.opened - self.started),
             idle: self.cx.now - session.active_at(),
             traffic,

@@ -34,7 +34,7 @@ mod kernel;
 mod wire;
 
 use aivtuber_gateway::gateway::{self, Gateway};
-use aivtuber_gateway::net::{Side, Source};
+use aivtuber_gateway::net::{Side, Socket, Source};
 use aivtuber_gateway::service::limits::{self, OriginRule};
 use aivtuber_gateway::service::route::{BackendUrl, RouteSettings, Target, Template};
 use aivtuber_gateway::session::{self, OnBackendFailure};
@@ -544,7 +544,7 @@ impl Theatre {
             self.slots.push((key, link));
             self.kernel.borrow_mut().register(link, Source::Session(key, Side::Downstream));
             let near = Near { kernel: Rc::clone(&self.kernel), link };
-            self.gateway.admit(Box::new(near), SocketAddr::from(([192, 0, 2, 1], 50_000 + link as u16)));
+            self.gateway.admit(Socket::Other(Box::new(near)), SocketAddr::from(([192, 0, 2, 1], 50_000 + link as u16)));
         }
         while let Some(lookup) = self.gateway.poll_lookup() {
             let addresses = ["[::1]:8003", "127.0.0.1:8003"].map(|address| address.parse().expect("an address"));

@@ -1,11 +1,11 @@
-//! A transport and what is known of its readiness.
+//! A socket and what is known of its readiness.
 //!
 //! Events are edge-triggered: each is told once, so it is remembered here until a call proves it stale. The surprising part
 //! is what counts as proof: a read that did not fill its buffer has drained the socket, and a write that stopped short has
 //! filled it. That saves the extra call that would only answer `EAGAIN`. Once the peer's FIN has been announced the rule
 //! is off for reads, because data and FIN may share one event: then we read on until the end itself is seen.
 
-use super::{AudioFile, Pipe, Transport};
+use super::{AudioFile, Pipe, Socket, Transport, tcp::Tcp};
 use std::io::{self, ErrorKind};
 
 /// What an event said about one socket.
@@ -29,8 +29,18 @@ pub enum Io {
 }
 
 /// One registered socket.
-pub struct Conn {
-    transport: Box<dyn Transport>,
+///
+/// TCP, as nearly all are, stands here itself; any other behind one pointer more, so that it does not make all of them larger.
+pub struct Conn(Placed);
+
+enum Placed {
+    Here(Tcp, Known),
+    Apart(Box<Box<dyn Transport>>, Known),
+}
+
+/// What is known of its readiness.
+#[derive(Debug, Clone, Copy)]
+struct Known {
     readable: bool,
     writable: bool,
     read_closed: bool,
@@ -38,40 +48,50 @@ pub struct Conn {
 
 impl Conn {
     /// A connection that was just accepted: there is room to write, and what there is to read will be announced.
-    pub fn accepted(transport: Box<dyn Transport>) -> Conn {
-        Conn { transport, readable: false, writable: true, read_closed: false }
+    pub fn accepted(socket: Socket) -> Conn {
+        Conn::new(socket, Known { readable: false, writable: true, read_closed: false })
     }
 
     /// A connection that is being made. A write may be tried at once: it says `Blocked` until the connection stands.
-    pub fn dialed(transport: Box<dyn Transport>) -> Conn {
-        Conn::accepted(transport)
+    pub fn dialed(socket: Socket) -> Conn {
+        Conn::accepted(socket)
     }
 
     /// A connection that is being made and is not to be touched before an event says what became of it.
-    pub fn connecting(transport: Box<dyn Transport>) -> Conn {
-        Conn { transport, readable: false, writable: false, read_closed: false }
+    pub fn connecting(socket: Socket) -> Conn {
+        Conn::new(socket, Known { readable: false, writable: false, read_closed: false })
+    }
+
+    fn new(socket: Socket, known: Known) -> Conn {
+        Conn(match socket {
+            Socket::Tcp(tcp) => Placed::Here(tcp, known),
+            Socket::Other(transport) => Placed::Apart(Box::new(transport), known),
+        })
     }
 
     /// Whether the connection that was being made stands, after its first event.
     pub fn connect_outcome(&mut self) -> io::Result<()> {
-        self.transport.connect_outcome()
+        self.transport().connect_outcome()
     }
 
     /// Takes what an event said.
     pub fn handle_ready(&mut self, ready: Ready) {
-        self.readable |= ready.readable | ready.read_closed;
-        self.writable |= ready.writable;
-        self.read_closed |= ready.read_closed;
+        let known = self.known_mut();
+        known.readable |= ready.readable | ready.read_closed;
+        known.writable |= ready.writable;
+        known.read_closed |= ready.read_closed;
     }
 
     /// A read may bring something.
+    #[inline]
     pub fn is_readable(&self) -> bool {
-        self.readable
+        self.known().readable
     }
 
     /// A write may take something.
+    #[inline]
     pub fn is_writable(&self) -> bool {
-        self.writable
+        self.known().writable
     }
 
     /// Reads into `buf` (not empty), with no call at all while nothing can be there.
@@ -80,9 +100,9 @@ impl Conn {
         let read = self.when_readable(|transport| transport.read(buf), true)?;
         if let Io::Moved(n) = read
             && n < buf.len()
-            && !self.read_closed
+            && !self.known().read_closed
         {
-            self.readable = false;
+            self.known_mut().readable = false;
         }
         Ok(read)
     }
@@ -94,7 +114,7 @@ impl Conn {
         if let Io::Moved(n) = written
             && n < bytes.len()
         {
-            self.writable = false;
+            self.known_mut().writable = false;
         }
         Ok(written)
     }
@@ -117,7 +137,10 @@ impl Conn {
 
     /// Whether a stream may pass through a pipe from or to here.
     pub fn can_splice(&self) -> bool {
-        self.transport.can_splice()
+        match &self.0 {
+            Placed::Here(tcp, _) => tcp.can_splice(),
+            Placed::Apart(transport, _) => transport.can_splice(),
+        }
     }
 
     /// Reads into `buf`, from the byte at `offset` on, without taking. Fewer bytes than there is room for prove nothing, and
@@ -139,17 +162,63 @@ impl Conn {
 
     /// Sends FIN. An error only says that the peer is gone already, which reading finds out too.
     pub fn shutdown_write(&mut self) {
-        let _ = self.transport.shutdown_write();
+        let _ = self.transport().shutdown_write();
     }
 
     /// One call that takes from the socket, if it may bring something. `is_proof`: `WouldBlock` says that nothing is there.
+    #[inline]
     fn when_readable(
         &mut self,
+        call: impl FnMut(&mut dyn Transport) -> io::Result<usize>,
+        is_proof: bool,
+    ) -> io::Result<Io> {
+        match &mut self.0 {
+            Placed::Here(tcp, known) => known.when_readable(tcp, call, is_proof),
+            Placed::Apart(transport, known) => known.when_readable(&mut ***transport, call, is_proof),
+        }
+    }
+
+    /// One call that gives to the socket, if it may have room.
+    #[inline]
+    fn when_writable(&mut self, call: impl FnMut(&mut dyn Transport) -> io::Result<usize>) -> io::Result<Io> {
+        match &mut self.0 {
+            Placed::Here(tcp, known) => known.when_writable(tcp, call),
+            Placed::Apart(transport, known) => known.when_writable(&mut ***transport, call),
+        }
+    }
+
+    fn transport(&mut self) -> &mut dyn Transport {
+        match &mut self.0 {
+            Placed::Here(tcp, _) => tcp,
+            Placed::Apart(transport, _) => &mut ***transport,
+        }
+    }
+
+    #[inline]
+    fn known(&self) -> &Known {
+        match &self.0 {
+            Placed::Here(_, known) | Placed::Apart(_, known) => known,
+        }
+    }
+
+    #[inline]
+    fn known_mut(&mut self) -> &mut Known {
+        match &mut self.0 {
+            Placed::Here(_, known) | Placed::Apart(_, known) => known,
+        }
+    }
+}
+
+impl Known {
+    #[inline]
+    fn when_readable(
+        &mut self,
+        transport: &mut dyn Transport,
         mut call: impl FnMut(&mut dyn Transport) -> io::Result<usize>,
         is_proof: bool,
     ) -> io::Result<Io> {
         while self.readable {
-            match call(&mut *self.transport) {
+            match call(transport) {
                 Ok(0) => return Ok(Io::Ended),
                 Ok(n) => return Ok(Io::Moved(n)),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
@@ -164,10 +233,14 @@ impl Conn {
         Ok(Io::Blocked)
     }
 
-    /// One call that gives to the socket, if it may have room.
-    fn when_writable(&mut self, mut call: impl FnMut(&mut dyn Transport) -> io::Result<usize>) -> io::Result<Io> {
+    #[inline]
+    fn when_writable(
+        &mut self,
+        transport: &mut dyn Transport,
+        mut call: impl FnMut(&mut dyn Transport) -> io::Result<usize>,
+    ) -> io::Result<Io> {
         while self.writable {
-            match call(&mut *self.transport) {
+            match call(transport) {
                 Ok(0) => self.writable = false,
                 Ok(n) => return Ok(Io::Moved(n)),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => self.writable = false,
@@ -221,11 +294,18 @@ mod tests {
         reads: impl IntoIterator<Item = io::Result<usize>>,
         writes: impl IntoIterator<Item = io::Result<usize>>,
     ) -> Conn {
-        Conn::accepted(Box::new(Script { reads: reads.into_iter().collect(), writes: writes.into_iter().collect() }))
+        let script = Script { reads: reads.into_iter().collect(), writes: writes.into_iter().collect() };
+        Conn::accepted(Socket::Other(Box::new(script)))
     }
 
     const READABLE: Ready = Ready { readable: true, writable: false, read_closed: false };
     const HANGUP: Ready = Ready { readable: true, writable: false, read_closed: true };
+
+    #[test]
+    fn a_tcp_socket_and_its_readiness_are_two_words() {
+        // `mio` keeps a word more in debug builds.
+        assert_eq!(size_of::<Conn>(), if cfg!(debug_assertions) { 24 } else { 16 });
+    }
 
     #[test]
     fn nothing_is_called_before_an_event() {

@@ -67,9 +67,15 @@ pub trait Transport: Read + Write {
     }
 }
 
+/// A socket of one kind or another. TCP is known by its name: a session has two of them, and nothing else to point to.
+pub enum Socket {
+    Tcp(tcp::Tcp),
+    Other(Box<dyn Transport>),
+}
+
 /// Where new connections come from.
 pub trait Network {
     /// Begins to connect to `to`, registered as `source`. The connection need not stand yet: a first write says
     /// `WouldBlock` until it does and fails when it cannot.
-    fn connect(&mut self, to: SocketAddr, source: Source) -> io::Result<Box<dyn Transport>>;
+    fn connect(&mut self, to: SocketAddr, source: Source) -> io::Result<Socket>;
 }

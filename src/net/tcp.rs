@@ -1,10 +1,10 @@
 //! The real network: TCP through `mio`.
 
-use super::{AudioFile, Network, Pipe, Source, Transport, sys};
+use super::{AudioFile, Network, Pipe, Socket, Source, Transport, sys};
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry};
 use rustix::net::SendFlags;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Type};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::path::Path;
@@ -24,14 +24,6 @@ const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
 /// A registered TCP socket.
 pub struct Tcp(TcpStream);
-
-impl Tcp {
-    /// Registers an accepted socket. Its options come from the listener.
-    pub fn accepted(mut stream: TcpStream, source: Source, registry: &Registry) -> io::Result<Tcp> {
-        registry.register(&mut stream, source.into(), BOTH)?;
-        Ok(Tcp(stream))
-    }
-}
 
 impl Read for Tcp {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
@@ -127,24 +119,30 @@ impl TcpNetwork {
 }
 
 impl Network for TcpNetwork {
-    fn connect(&mut self, to: SocketAddr, source: Source) -> io::Result<Box<dyn Transport>> {
+    fn connect(&mut self, to: SocketAddr, source: Source) -> io::Result<Socket> {
         connect(to, source, &self.registry)
     }
 }
 
+/// Registers an accepted socket. Its options come from the listener.
+pub fn accepted(mut stream: TcpStream, source: Source, registry: &Registry) -> io::Result<Socket> {
+    registry.register(&mut stream, source.into(), BOTH)?;
+    Ok(Socket::Tcp(Tcp(stream)))
+}
+
 /// Begins to connect to `to`, registered as `source`.
-pub fn connect(to: SocketAddr, source: Source, registry: &Registry) -> io::Result<Box<dyn Transport>> {
+pub fn connect(to: SocketAddr, source: Source, registry: &Registry) -> io::Result<Socket> {
     let mut stream = TcpStream::connect(to)?;
     set_options(SockRef::from(&stream))?;
     registry.register(&mut stream, source.into(), BOTH)?;
-    Ok(Box::new(Tcp(stream)))
+    Ok(Socket::Tcp(Tcp(stream)))
 }
 
 /// Connects to the socket at `path`, registered as `source`.
-pub fn connect_unix(path: &Path, source: Source, registry: &Registry) -> io::Result<Box<dyn Transport>> {
+pub fn connect_unix(path: &Path, source: Source, registry: &Registry) -> io::Result<Socket> {
     let mut stream = UnixStream::connect(path)?;
     registry.register(&mut stream, source.into(), BOTH)?;
-    Ok(Box::new(Unix(stream)))
+    Ok(Socket::Other(Box::new(Unix(stream))))
 }
 
 /// Opens a nonblocking listener; with `reuse_port` beside those of other processes that do the same.
@@ -152,7 +150,7 @@ pub fn connect_unix(path: &Path, source: Source, registry: &Registry) -> io::Res
 /// # Errors
 /// Whatever the kernel says; the caller names the address.
 pub fn listen(address: SocketAddr, reuse_port: bool) -> io::Result<mio::net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(reuse_port)?;
     if address.is_ipv6() {

@@ -7,7 +7,7 @@ use super::StartError;
 use crate::base::moment::Moment;
 use crate::gateway::Gateway;
 use crate::net::Source;
-use crate::net::tcp::{self, Tcp};
+use crate::net::tcp;
 use log::warn;
 use mio::net::TcpListener;
 use mio::{Interest, Registry};
@@ -106,11 +106,9 @@ impl Listeners {
                     Ok((stream, client)) => {
                         self.paused_until = None;
                         let source = Source::Session(gateway.next_key(), crate::net::Side::Downstream);
-                        match Tcp::accepted(stream, source, registry) {
-                            Ok(transport) if listener.door == Door::Inbox => {
-                                gateway.admit_worker(Box::new(transport), client);
-                            }
-                            Ok(transport) => gateway.admit(Box::new(transport), client),
+                        match tcp::accepted(stream, source, registry) {
+                            Ok(socket) if listener.door == Door::Inbox => gateway.admit_worker(socket, client),
+                            Ok(socket) => gateway.admit(socket, client),
                             Err(error) => warn!(target: "gateway", "cannot register {client}: {error}"),
                         }
                     }

@@ -5,8 +5,7 @@
 
 use super::resolver::{Resolver, Subject};
 use crate::base::moment::Moment;
-use crate::net::tcp;
-use crate::net::{Conn, Io, Ready, Source, Transport};
+use crate::net::{self, Conn, Io, Ready, Source, tcp};
 use crate::service::link::{Action, Address, LINES, Line, Link};
 use crate::service::results::Results;
 use mio::Registry;
@@ -71,7 +70,7 @@ impl RedisSockets {
     /// Does what the link wants, and reads what has come. True: there is more to read, in the next turn.
     pub fn turn(
         &mut self,
-        results: &mut Results<usize>,
+        results: &mut Results<u32>,
         resolver: &mut Resolver,
         registry: &Registry,
         now: Moment,
@@ -90,7 +89,7 @@ impl RedisSockets {
     /// does what it has come to want meanwhile: nothing else would end the wait before that.
     pub fn flush(
         &mut self,
-        results: &mut Results<usize>,
+        results: &mut Results<u32>,
         resolver: &mut Resolver,
         registry: &Registry,
         now: Moment,
@@ -106,7 +105,7 @@ impl RedisSockets {
 
     fn obey(
         &mut self,
-        results: &mut Results<usize>,
+        results: &mut Results<u32>,
         resolver: &mut Resolver,
         registry: &Registry,
         now: Moment,
@@ -117,7 +116,7 @@ impl RedisSockets {
                 Action::Close { line } => self.sockets[line as usize] = Socket::Closed,
                 Action::Dial { line, address: Address::Unix(path) } => {
                     match tcp::connect_unix(&path, Source::Link(line as usize), registry) {
-                        Ok(transport) => self.begin(line, transport, VecDeque::new()),
+                        Ok(socket) => self.begin(line, socket, VecDeque::new()),
                         Err(error) => self.lose(line, &error.to_string(), link, now),
                     }
                 }
@@ -146,16 +145,16 @@ impl RedisSockets {
         let mut why = otherwise.to_owned();
         while let Some(address) = addresses.pop_front() {
             match tcp::connect(address, Source::Link(line as usize), registry) {
-                Ok(transport) => return self.begin(line, transport, addresses),
+                Ok(socket) => return self.begin(line, socket, addresses),
                 Err(error) => why = error.to_string(),
             }
         }
         self.lose(line, &why, link, now);
     }
 
-    fn begin(&mut self, line: Line, transport: Box<dyn Transport>, later: VecDeque<SocketAddr>) {
+    fn begin(&mut self, line: Line, socket: net::Socket, later: VecDeque<SocketAddr>) {
         // Whether it stands is told by the first event.
-        self.sockets[line as usize] = Socket::Dialing { conn: Conn::connecting(transport), later };
+        self.sockets[line as usize] = Socket::Dialing { conn: Conn::connecting(socket), later };
     }
 
     fn lose(&mut self, line: Line, why: &str, link: &mut Link, now: Moment) {
@@ -163,7 +162,7 @@ impl RedisSockets {
         link.handle_closed(line, why, now);
     }
 
-    fn serve(&mut self, line: Line, results: &mut Results<usize>, registry: &Registry, now: Moment) -> bool {
+    fn serve(&mut self, line: Line, results: &mut Results<u32>, registry: &Registry, now: Moment) -> bool {
         let Some(link) = results.link() else { return false };
         if let Socket::Dialing { conn, later } = &mut self.sockets[line as usize] {
             if !conn.is_writable() {
@@ -197,7 +196,7 @@ impl RedisSockets {
         }
     }
 
-    fn read(&mut self, line: Line, results: &mut Results<usize>, now: Moment) -> bool {
+    fn read(&mut self, line: Line, results: &mut Results<u32>, now: Moment) -> bool {
         self.scratch.resize(READ_BYTES, 0);
         for _ in 0..READS_PER_TURN {
             if results.is_full() {

@@ -129,7 +129,7 @@ impl Dial {
 
     pub(super) fn step(mut self: Box<Self>, downstream: &mut Conn, who: &Identity, cx: &mut Context) -> Step {
         if !self.read_early(downstream, cx) {
-            info!(target: "dial", "{who} closed reason={} while connecting client={}", CloseReason::ClientVanished, who.client);
+            info!(target: "dial", "{who} closed reason={} while connecting client={}", CloseReason::ClientVanished, who.client());
             cx.stats.count_closed(who.route_name(), CloseReason::ClientVanished.word(), Default::default());
             self.release(cx);
             return Step::Next(Phase::Closed(CloseReason::ClientVanished));
@@ -289,11 +289,11 @@ impl Dial {
         if self.is_late(cx) {
             return Outcome::Retry(Failure::new("connecting timed out", 504));
         }
-        match cx.network.connect(address, Source::Session(who.key, Side::Upstream)) {
-            Ok(transport) => {
+        match cx.network.connect(address, Source::Session(who.key as usize, Side::Upstream)) {
+            Ok(socket) => {
                 let give_up_at = self.attempt_deadline(cx);
                 let request = self.forwarded_request(who, cx);
-                Outcome::Go(Stage::Connect { conn: Conn::dialed(transport), request, sent: 0, give_up_at })
+                Outcome::Go(Stage::Connect { conn: Conn::dialed(socket), request, sent: 0, give_up_at })
             }
             Err(error) => Outcome::Retry(Failure::connecting(&error)),
         }
@@ -450,7 +450,7 @@ impl Dial {
         info!(
             target: "relay",
             "{who} opened client={} backend={} request_id={}",
-            who.client, cx.upstreams.url(current.backend).public_text(), self.request_id,
+            who.client(), cx.upstreams.url(current.backend).public_text(), self.request_id,
         );
         cx.stats.count_http(101);
         cx.stats.count_upgrade(who.route_name());
@@ -484,7 +484,7 @@ impl Dial {
             }
         }
         let Failure { what, status, reason } = failure;
-        info!(target: "dial", "{who} closed reason={reason} what=\"{what}\" client={}", who.client);
+        info!(target: "dial", "{who} closed reason={reason} what=\"{what}\" client={}", who.client());
         cx.stats.count_closed(who.route_name(), reason.word(), Default::default());
         if cx.settings.on_backend_failure == OnBackendFailure::Http {
             return Step::Next(match answer {
@@ -525,12 +525,8 @@ impl Dial {
         let params = route.path.match_path(head.path()).expect("the route was found by it");
         let target = upstream_target(cx.upstreams.url(backend), &params, head.query());
         let RouteTarget::Relay { host, .. } = &route.target else { unreachable!("only relayed routes dial") };
-        let forwarding = Forwarding {
-            target: &target,
-            host: host.as_deref(),
-            client: who.client.ip(),
-            request_id: &self.request_id,
-        };
+        let forwarding =
+            Forwarding { target: &target, host: host.as_deref(), client: who.ip, request_id: &self.request_id };
         let mut request = Vec::with_capacity(self.head.len() + 256);
         upgrade::write_forwarded_request(&head, &forwarding, &mut request);
         request

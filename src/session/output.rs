@@ -131,7 +131,7 @@ impl Output {
         if cx.results.is_lost() {
             return refuse(accept, message::REDIS_AWAY, CloseReason::RedisAway, Some(&task), who, cx);
         }
-        info!(target: "output", "{who} opened client={} task={task}", who.client);
+        info!(target: "output", "{who} opened client={} task={task}", who.client());
         cx.results.join(cx.now, &task, who.key);
         let mut output = Box::new(Output {
             task,
@@ -235,6 +235,10 @@ impl Output {
             (None, Stage::Waiting) => "waiting",
             (None, Stage::Sending) => "sending",
         }
+    }
+
+    pub fn task(&self) -> &TaskId {
+        &self.task
     }
 
     /// It waits for a result: none is being sent to it, and it is not about to leave.
@@ -542,7 +546,7 @@ fn refuse(
     head(Opcode::Text, text.len() as u64).write(&mut last);
     last.extend_from_slice(text.as_bytes());
     last.extend(ws::close_frame(reason.close_code(Side::Downstream), reason.phrase(), None));
-    info!(target: "output", "{who} closed reason={reason} error=\"{error}\" client={}", who.client);
+    info!(target: "output", "{who} closed reason={reason} error=\"{error}\" client={}", who.client());
     cx.stats.count_closed(who.route_name(), reason.word(), BothWays::default());
     Linger::phase(last, reason, cx)
 }

@@ -125,7 +125,7 @@ fn choose(head: &RequestHead, head_bytes: &[u8], rest: &[u8], who: &mut Identity
         let route = Rc::clone(route);
         return match upgrade::check_request(head) {
             Ok(handshake) => {
-                who.task_id = params.value(TASK_ID).map(Into::into);
+                who.task_id = params.value(TASK_ID).map(|task_id| Box::new(task_id.into()));
                 open(head, head_bytes, rest, &handshake, route, who, cx)
             }
             Err(bad) if bad.status == 400 => refuse(bad, CloseReason::BadRequest, who, cx),
@@ -164,7 +164,7 @@ fn open(
     if !cx.limits.is_allowed(origin) {
         let reason = CloseReason::OriginNotAllowed;
         let origin = origin.map(String::from_utf8_lossy).unwrap_or_default();
-        warn!(target: "http", "{who} closed reason={reason} origin=\"{origin}\" client={}", who.client);
+        warn!(target: "http", "{who} closed reason={reason} origin=\"{origin}\" client={}", who.client());
         cx.stats.count_closed(who.route_name(), reason.word(), Default::default());
         cx.stats.count_http(101);
         let mut last = Vec::new();
@@ -174,7 +174,7 @@ fn open(
     }
     match who.route.as_ref().map(|route| &route.target) {
         Some(RouteTarget::Output) => {
-            let task = who.task_id.clone().unwrap_or_default();
+            let task = who.task_id.take().unwrap_or_default();
             Step::Next(Output::phase(handshake, &task, head.query(), rest, who, cx))
         }
         _ => Step::Next(Dial::phase(head, head_bytes, rest, cx)),
@@ -187,12 +187,12 @@ fn answer(asked: Asked, reply: http::Reply, who: &Identity, cx: &mut Context) ->
 
 /// An answer to a head that was not understood: nobody knows where the next one would begin.
 fn refuse(bad: BadHead, reason: CloseReason, who: &Identity, cx: &mut Context) -> Step {
-    info!(target: "http", "{who} closed reason={reason} status={} why=\"{}\" client={}", bad.status, bad.why, who.client);
+    info!(target: "http", "{who} closed reason={reason} status={} why=\"{}\" client={}", bad.status, bad.why, who.client());
     Step::Next(Reply::last(&bad.into_reply(), reason, cx))
 }
 
 /// The path alone: query values may be secrets.
 fn log_request(head: &RequestHead, who: &Identity) {
     let query = if head.query().is_some() { "?…" } else { "" };
-    debug!(target: "http", "{who} client>gateway {} {}{query} client={}", head.method, head.path(), who.client);
+    debug!(target: "http", "{who} client>gateway {} {}{query} client={}", head.method, head.path(), who.client());
 }

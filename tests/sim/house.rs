@@ -134,7 +134,8 @@ impl House {
                 let key = self.gateway.next_key();
                 self.kernel.borrow_mut().note(|| format!("{knock:?} accepted slot={key}"));
                 self.kernel.borrow_mut().register(link, Source::Session(key, Side::Downstream));
-                let near = Box::new(Near { kernel: Rc::clone(&self.kernel), link });
+                let near =
+                    aivtuber_gateway::net::Socket::Other(Box::new(Near { kernel: Rc::clone(&self.kernel), link }));
                 let from = SocketAddr::from(([192, 0, 2, 1], 1000 + link as u16));
                 match is_worker {
                     true => self.gateway.admit_worker(near, from),
@@ -209,7 +210,7 @@ impl Sockets {
     }
 
     /// True: there is more to read, in the next turn.
-    fn turn(&mut self, results: &mut Results<usize>, kernel: &Shared, now: Moment) -> bool {
+    fn turn(&mut self, results: &mut Results<u32>, kernel: &Shared, now: Moment) -> bool {
         self.obey(results, kernel, now);
         let mut more = false;
         for line in LINES {
@@ -220,7 +221,7 @@ impl Sockets {
         more
     }
 
-    fn flush(&mut self, results: &mut Results<usize>, kernel: &Shared, now: Moment) {
+    fn flush(&mut self, results: &mut Results<u32>, kernel: &Shared, now: Moment) {
         self.obey(results, kernel, now);
         for line in LINES {
             if let Some(link) = results.link() {
@@ -229,7 +230,7 @@ impl Sockets {
         }
     }
 
-    fn obey(&mut self, results: &mut Results<usize>, kernel: &Shared, now: Moment) {
+    fn obey(&mut self, results: &mut Results<u32>, kernel: &Shared, now: Moment) {
         let Some(link) = results.link() else { return };
         while let Some(action) = link.poll_action() {
             match action {
@@ -254,7 +255,7 @@ impl Sockets {
         link.handle_closed(line, why, now);
     }
 
-    fn serve(&mut self, line: Line, results: &mut Results<usize>, now: Moment) -> bool {
+    fn serve(&mut self, line: Line, results: &mut Results<u32>, now: Moment) -> bool {
         let Some(link) = results.link() else { return false };
         if let Socket::Dialing(conn) = &mut self.sockets[line as usize] {
             if !conn.is_writable() {
@@ -287,7 +288,7 @@ impl Sockets {
         }
     }
 
-    fn read(&mut self, line: Line, results: &mut Results<usize>, now: Moment) -> bool {
+    fn read(&mut self, line: Line, results: &mut Results<u32>, now: Moment) -> bool {
         for _ in 0..READS_PER_TURN {
             if results.is_full() {
                 return true;

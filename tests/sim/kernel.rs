@@ -12,7 +12,7 @@
 //! Everything happens by chance, from one seed: how bytes are cut on the way, how long that takes, which events a turn gets.
 
 use aivtuber_gateway::base::moment::Moment;
-use aivtuber_gateway::net::{Network, Pipe, Ready, Source, Transport};
+use aivtuber_gateway::net::{Network, Pipe, Ready, Socket, Source, Transport};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};
@@ -786,7 +786,7 @@ impl Drop for Near {
 pub struct Dialer(pub Shared);
 
 impl Network for Dialer {
-    fn connect(&mut self, to: SocketAddr, source: Source) -> io::Result<Box<dyn Transport>> {
+    fn connect(&mut self, to: SocketAddr, source: Source) -> io::Result<Socket> {
         let kernel = &mut *self.0.borrow_mut();
         kernel.moves += 1;
         let host = kernel.hosts.get(&to).copied().unwrap_or(Host::Refusing(Duration::ZERO));
@@ -810,6 +810,6 @@ impl Network for Dialer {
             None => {}
         }
         kernel.edge(link);
-        Ok(Box::new(Near { kernel: Rc::clone(&self.0), link }))
+        Ok(Socket::Other(Box::new(Near { kernel: Rc::clone(&self.0), link })))
     }
 }

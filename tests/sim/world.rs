@@ -7,7 +7,7 @@
 use crate::kernel::{Action, Dialer, End, Host, Kernel, LinkId, Nature, Near, Shared};
 use crate::peers::{self, Answer, Body, Ending, Manners, Peer, Role, Stage};
 use aivtuber_gateway::gateway::{self, Gateway};
-use aivtuber_gateway::net::{Side, Source};
+use aivtuber_gateway::net::{Side, Socket, Source};
 use aivtuber_gateway::service::limits;
 use aivtuber_gateway::service::route::{BackendUrl, RouteSettings, Target, Template};
 use aivtuber_gateway::service::upstreams::UpstreamId;
@@ -364,7 +364,8 @@ impl World {
             self.kernel.borrow_mut().register(link, Source::Session(key, Side::Downstream));
             let host = link as u8 % 3 + 1;
             let near = Near { kernel: Rc::clone(&self.kernel), link };
-            self.gateway.admit(Box::new(near), SocketAddr::from(([192, 0, 2, host], 1000 + link as u16)));
+            self.gateway
+                .admit(Socket::Other(Box::new(near)), SocketAddr::from(([192, 0, 2, host], 1000 + link as u16)));
             self.greet();
         }
     }
