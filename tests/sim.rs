@@ -50,7 +50,7 @@ const SEEDS: u64 = 2000;
 const LINES_MAX: usize = 400;
 
 /// Worlds of results in an ordinary run.
-const RESULTS_SEEDS: u64 = 1000;
+const RESULTS_SEEDS: u64 = 400;
 
 #[test]
 fn many_worlds_end_well() {
