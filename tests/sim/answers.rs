@@ -136,7 +136,7 @@ impl Board {
         if !std::mem::replace(&mut task.is_ahead, !is_published) {
             task.out.push(answer);
         }
-        self.answers[answer].out_at = Some(now);
+        self.answers[answer].out_at.get_or_insert(now);
     }
 
     /// The answer that a client sees as `view`, and how many such are out.
