@@ -35,6 +35,9 @@ const WORKERS_MAX: usize = 1000;
 /// What is left for last frames to leave when the drain time is over, and for Redis to keep the last results.
 const LAST_CALL: Duration = Duration::from_millis(500);
 
+/// Of a crowd of so many or more it is noticed when half of it has left.
+const CROWD_MIN: usize = 64;
+
 /// How the gateway behaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -62,6 +65,8 @@ pub struct Gateway {
     timers: Timers,
     yielded: Vec<usize>,
     closed: Vec<usize>,
+    /// The most sessions at a time since [`Gateway::has_thinned_out`] was last true.
+    crowd: usize,
     refusals: usize,
     /// Open connections of workers.
     workers: usize,
@@ -111,6 +116,7 @@ impl Gateway {
             timers: Timers::new(),
             yielded: Vec::new(),
             closed: Vec::new(),
+            crowd: 0,
             refusals: 0,
             workers: 0,
             is_inbox,
@@ -273,9 +279,23 @@ impl Gateway {
             self.release(session);
         }
         self.cx.routes.release_unused(&mut self.cx.upstreams);
-        if self.sessions.is_empty() {
-            self.sessions.shrink_to_fit();
+    }
+
+    /// Half of a crowd has left: what it needed in memory is worth giving back. True once for each half.
+    pub fn has_thinned_out(&mut self) -> bool {
+        self.crowd = self.crowd.max(self.sessions.len());
+        let has_thinned_out = self.crowd >= CROWD_MIN && self.sessions.len() <= self.crowd / 2;
+        if has_thinned_out {
+            self.crowd = self.sessions.len();
+            self.shrink_to_fit();
         }
+        has_thinned_out
+    }
+
+    /// Gives back the slots behind the last one that is in use. The lowest are taken first from then on.
+    pub fn shrink_to_fit(&mut self) {
+        self.sessions.shrink_to_fit();
+        self.timers.shrink_to_fit();
     }
 
     /// When the next turn must begin even if nothing happens; a moment in the past: at once.

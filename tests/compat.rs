@@ -551,6 +551,7 @@ impl Theatre {
             self.gateway.resolved(lookup.upstream, Ok(addresses.to_vec()));
         }
         self.gateway.reap();
+        self.gateway.shrink_to_fit();
         loop {
             let Some(link) = self.kernel.borrow_mut().stands.pop_front() else { break };
             self.backends += 1;

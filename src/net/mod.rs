@@ -16,6 +16,7 @@ use std::net::SocketAddr;
 pub use audio::AudioFile;
 pub use conn::{Conn, Io, Ready};
 pub use pipe::{Pipe, Pipes};
+pub use sys::give_memory_back;
 pub use token::{Side, Source};
 
 /// A nonblocking byte stream, registered for edge-triggered events in both directions.

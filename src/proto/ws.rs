@@ -7,6 +7,7 @@
 //! held, and that is not here.
 
 use std::fmt;
+use std::ops::Deref;
 
 /// The longest payload that a control frame may carry (RFC 6455 §5.5).
 pub const CONTROL_PAYLOAD_MAX: usize = 125;
@@ -179,10 +180,20 @@ pub struct FrameScanner {
     held: Option<Box<HeldHead>>,
 }
 
-#[derive(Clone, Debug, Default)]
-struct HeldHead {
+/// The first bytes of a head, 0 to 13 of them. They stay as they came: a head that is written anew might have another length.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HeldHead {
     bytes: [u8; FrameHead::BYTES_MAX],
     length: u8,
+}
+
+impl Deref for HeldHead {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.length as usize]
+    }
 }
 
 impl FrameScanner {
@@ -241,11 +252,10 @@ impl FrameScanner {
         self.payload_left == 0 && self.held.is_none()
     }
 
-    /// The bytes of a head that has begun and is not complete, 0 to 13 of them. They stay as they came: a head that is
-    /// written anew might have another length.
+    /// The head that has begun and is not complete.
     #[inline]
-    pub fn held_head(&self) -> &[u8] {
-        self.held.as_deref().map_or(&[], |held| &held.bytes[..held.length as usize])
+    pub fn held_head(&self) -> HeldHead {
+        self.held.as_deref().copied().unwrap_or_default()
     }
 
     /// The rare case: a head that is cut, its first part here or held from before.
@@ -255,7 +265,7 @@ impl FrameScanner {
         for (index, &byte) in bytes.iter().enumerate() {
             held.bytes[held.length as usize] = byte;
             held.length += 1;
-            if let Some((head, _)) = FrameHead::parse(&held.bytes[..held.length as usize]) {
+            if let Some((head, _)) = FrameHead::parse(&held) {
                 self.payload_left = head.payload;
                 return (index + 1, Some(head));
             }

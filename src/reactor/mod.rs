@@ -13,7 +13,7 @@ mod signals;
 use crate::base::moment::Moment;
 use crate::gateway::{self, Gateway};
 use crate::net::tcp::TcpNetwork;
-use crate::net::{Ready, Source};
+use crate::net::{self, Ready, Source};
 use crate::service::link::LINES;
 use clock::Clock;
 use listeners::{Door, Listeners};
@@ -175,6 +175,9 @@ impl Reactor {
             self.redis.flush(self.gateway.results(), &mut self.resolver, self.poll.registry(), now)?;
         }
         self.gateway.reap();
+        if self.gateway.has_thinned_out() {
+            net::give_memory_back();
+        }
         self.gateway.stats().log_lines_lost = (self.hooks.log_lines_lost)();
         log::logger().flush();
         Ok(())

@@ -240,7 +240,7 @@ impl Flow {
                         return; // Close is last
                     }
                 }
-                let carried = self.frames.held_head().to_vec();
+                let carried = self.frames.held_head();
                 let (used, head) = self.frames.advance(&bytes[at..]);
                 let piece = at..at + used;
                 at = piece.end;

@@ -345,6 +345,7 @@ impl World {
             self.obey(order);
         }
         self.gateway.reap();
+        self.gateway.shrink_to_fit();
         self.greet();
         let is_idle = !is_told && moves == self.kernel.borrow().moves;
         self.check_turn(is_idle)
