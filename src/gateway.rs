@@ -134,6 +134,11 @@ impl Gateway {
         self.cx.now = now;
     }
 
+    /// The moment of this turn.
+    pub fn now(&self) -> Moment {
+        self.cx.now
+    }
+
     /// The slot that the next admitted connection will have, for its registration.
     pub fn next_key(&self) -> usize {
         self.sessions.vacant_key()

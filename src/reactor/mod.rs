@@ -190,7 +190,8 @@ impl Reactor {
         }
         let log = (self.hooks.is_log_behind)().then_some(LOG_RETRY);
         let next = [self.gateway.next_turn(), self.listeners.next_turn(&self.gateway)].into_iter().flatten().min();
-        let next = next.map(|next| next - self.clock.now());
+        // From the moment of the turn: a second look at the clock would cost more than the turn's length is worth.
+        let next = next.map(|next| next - self.gateway.now());
         [next, log].into_iter().flatten().min()
     }
 
