@@ -9,11 +9,14 @@
 //! it travels with the first bytes of its payload.
 
 use crate::net::{AudioFile, Conn, Io};
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 
 /// See the top of this file. Owns no memory while it is empty.
 #[derive(Debug, Default)]
-pub struct Outbox {
+pub struct Outbox(Option<Box<Load>>);
+
+#[derive(Debug, Default)]
+struct Load {
     before: Vec<u8>,
     sent: usize,
     chunk_offset: u64,
@@ -40,7 +43,11 @@ pub enum Lost {
 impl Outbox {
     /// Appends whole frames, or nothing.
     pub fn push(&mut self, frames: &[u8]) {
-        let last = if self.chunk_left > 0 { &mut self.after } else { &mut self.before };
+        if frames.is_empty() {
+            return;
+        }
+        let load = self.0.get_or_insert_default();
+        let last = if load.chunk_left > 0 { &mut load.after } else { &mut load.before };
         last.extend_from_slice(frames);
     }
 
@@ -49,61 +56,66 @@ impl Outbox {
     /// # Panics
     /// When another chunk is in the outbox.
     pub fn push_chunk(&mut self, head: &[u8], offset: u64, length: u32) {
-        assert!(self.chunk_left == 0, "one chunk at a time");
-        self.before.extend_from_slice(head);
-        (self.chunk_offset, self.chunk_left) = (offset, length);
+        let load = self.0.get_or_insert_default();
+        assert!(load.chunk_left == 0, "one chunk at a time");
+        load.before.extend_from_slice(head);
+        (load.chunk_offset, load.chunk_left) = (offset, length);
     }
 
     pub fn is_empty(&self) -> bool {
-        self.before.is_empty() && self.chunk_left == 0 && self.after.is_empty()
+        self.0.is_none()
     }
 
     /// Bytes in memory.
     pub fn held_bytes(&self) -> usize {
-        self.before.len() - self.sent + self.after.len()
+        self.0.as_ref().map_or(0, |load| load.before.len() - load.sent + load.after.len())
     }
 
     /// Sends as much as the socket takes. `file` is where the chunk comes from.
     pub fn flush(&mut self, sink: &mut Conn, file: Option<&AudioFile>) -> Result<Flushed, Lost> {
         let mut moved = 0;
-        loop {
-            let wrote = if self.sent < self.before.len() {
-                let bytes = &self.before[self.sent..];
-                let io = if self.chunk_left > 0 { sink.write_more(bytes) } else { sink.write(bytes) };
-                self.note_sent(io.map_err(|_| Lost::Client)?)
-            } else if self.chunk_left > 0 {
-                let Some(file) = file else { return Err(Lost::File) };
-                self.note_chunk(sink.send_file(file, self.chunk_offset, self.chunk_left as usize))?
-            } else if !self.after.is_empty() {
-                self.before = std::mem::take(&mut self.after);
-                continue;
-            } else {
-                return Ok(Flushed { is_blocked: false, moved });
-            };
-            match wrote {
-                Some(n) => moved += n,
-                None => return Ok(Flushed { is_blocked: true, moved }),
+        while let Some(load) = &mut self.0 {
+            match load.send(sink, file)? {
+                Sent::Some(n) => moved += n,
+                Sent::Blocked => return Ok(Flushed { is_blocked: true, moved }),
+                Sent::All => self.0 = None,
             }
         }
+        Ok(Flushed { is_blocked: false, moved })
     }
+}
 
-    fn note_sent(&mut self, io: Io) -> Option<usize> {
-        let Io::Moved(n) = io else { return None };
-        self.sent += n;
-        if self.sent == self.before.len() {
-            (self.before, self.sent) = (Vec::new(), 0);
+/// What one call did.
+enum Sent {
+    Some(usize),
+    Blocked,
+    /// There was nothing left.
+    All,
+}
+
+impl Load {
+    fn send(&mut self, sink: &mut Conn, file: Option<&AudioFile>) -> Result<Sent, Lost> {
+        if self.sent == self.before.len() && self.chunk_left == 0 {
+            (self.before, self.sent) = (std::mem::take(&mut self.after), 0);
         }
-        Some(n)
-    }
-
-    fn note_chunk(&mut self, io: io::Result<Io>) -> Result<Option<usize>, Lost> {
-        match io {
+        if self.sent < self.before.len() {
+            let bytes = &self.before[self.sent..];
+            let io = if self.chunk_left > 0 { sink.write_more(bytes) } else { sink.write(bytes) };
+            let Io::Moved(n) = io.map_err(|_| Lost::Client)? else { return Ok(Sent::Blocked) };
+            self.sent += n;
+            return Ok(Sent::Some(n));
+        }
+        if self.chunk_left == 0 {
+            return Ok(Sent::All);
+        }
+        let Some(file) = file else { return Err(Lost::File) };
+        match sink.send_file(file, self.chunk_offset, self.chunk_left as usize) {
             Ok(Io::Moved(n)) => {
                 self.chunk_offset += n as u64;
                 self.chunk_left -= n as u32;
-                Ok(Some(n))
+                Ok(Sent::Some(n))
             }
-            Ok(_) => Ok(None),
+            Ok(_) => Ok(Sent::Blocked),
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(Lost::File),
             Err(_) => Err(Lost::Client),
         }

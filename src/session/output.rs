@@ -70,8 +70,7 @@ pub struct Output {
     task: TaskId,
     stage: Stage,
     /// Results that have come for it, oldest first.
-    results: VecDeque<Rc<TaskResult>>,
-    results_bytes: usize,
+    results: Arrivals,
     /// Its audio is on the way.
     audio: Option<Box<Audio>>,
     outbox: Outbox,
@@ -89,6 +88,10 @@ pub struct Output {
     wake_at: Option<Moment>,
     traffic: BothWays,
 }
+
+/// Results in the order in which they came, and their bytes. Owns no memory while there are none.
+#[derive(Default)]
+struct Arrivals(Option<Box<(VecDeque<Rc<TaskResult>>, usize)>>);
 
 /// An audio file between two of its chunks.
 struct Audio {
@@ -136,8 +139,7 @@ impl Output {
         let mut output = Box::new(Output {
             task,
             stage: Stage::Waiting,
-            results: VecDeque::new(),
-            results_bytes: 0,
+            results: Arrivals::default(),
             audio: None,
             outbox: Outbox::default(),
             skipped_chunks,
@@ -159,8 +161,7 @@ impl Output {
     /// A result for its task. It is acted on by the next step.
     pub fn handle_result(&mut self, result: Rc<TaskResult>) {
         if self.leaving.is_none() {
-            self.results_bytes += result.bytes();
-            self.results.push_back(result);
+            self.results.push(result);
         }
     }
 
@@ -179,8 +180,8 @@ impl Output {
             return self.end(CloseReason::ClientVanished, None, None, who, cx);
         }
         let bytes_max = cx.results.tasks().max_retained() + RESULTS_BYTES_MAX;
-        if self.results_bytes > bytes_max && self.results.len() > 1 {
-            (self.results, self.results_bytes) = (VecDeque::new(), 0);
+        if self.results.bytes() > bytes_max && self.results.len() > 1 {
+            self.results = Arrivals::default();
             self.leave(CloseReason::ClientTooSlow, None, who, cx);
         }
         let mut has_more = false;
@@ -281,14 +282,7 @@ impl Output {
         cx.stats.count_closed(who.route_name(), reason.word(), self.traffic);
     }
 
-    fn end(
-        self: Box<Self>,
-        reason: CloseReason,
-        code: Option<u16>,
-        end: Option<End>,
-        who: &Identity,
-        cx: &mut Context,
-    ) -> Step {
+    fn end(&self, reason: CloseReason, code: Option<u16>, end: Option<End>, who: &Identity, cx: &mut Context) -> Step {
         self.close(reason, code, end, who, cx);
         Step::Next(match self.leaving {
             Some(_) => Linger::phase(Vec::new(), reason, cx),
@@ -369,8 +363,7 @@ impl Output {
             }
             return true;
         }
-        let Some(result) = self.results.pop_front() else { return self.rest(who, cx) };
-        self.results_bytes -= result.bytes();
+        let Some(result) = self.results.pop() else { return self.rest(who, cx) };
         self.active_at = cx.now;
         if self.stage == Stage::Waiting {
             cx.results.stage(cx.now, self.task.uuid(), Stage::Waiting, Stage::Sending);
@@ -415,7 +408,7 @@ impl Output {
     fn end_result(&mut self, is_final: bool, is_failure: bool, who: &Identity, cx: &mut Context) {
         if is_final {
             let end = if is_failure { End::Failed } else { End::Completed };
-            (self.results, self.results_bytes) = (VecDeque::new(), 0);
+            self.results = Arrivals::default();
             self.leave(CloseReason::Delivered, Some(end), who, cx);
         }
     }
@@ -523,6 +516,36 @@ impl Output {
     fn next_deadline(&self, cx: &Context) -> Option<Moment> {
         let due_at = self.due_at.filter(|_| self.waits_in_vain() && self.leaving.is_none());
         [self.alive().deadline(cx), due_at].into_iter().flatten().min()
+    }
+}
+
+impl Arrivals {
+    fn push(&mut self, result: Rc<TaskResult>) {
+        let (results, bytes) = &mut **self.0.get_or_insert_default();
+        *bytes += result.bytes();
+        results.push_back(result);
+    }
+
+    fn pop(&mut self) -> Option<Rc<TaskResult>> {
+        let (results, bytes) = &mut **self.0.as_mut()?;
+        let result = results.pop_front()?;
+        *bytes -= result.bytes();
+        if results.is_empty() {
+            self.0 = None;
+        }
+        Some(result)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    fn len(&self) -> usize {
+        self.0.as_ref().map_or(0, |held| held.0.len())
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.as_ref().map_or(0, |held| held.1)
     }
 }
 
