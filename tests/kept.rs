@@ -189,8 +189,8 @@ impl Gateway {
         self.last_key
     }
 
-    fn leave(&mut self, key: u32) {
-        self.results.leave(self.clock.now(), key, Stage::Waiting, None);
+    fn leave(&mut self, task: Uuid, key: u32) {
+        self.results.leave(self.clock.now(), task, key, Stage::Waiting, None);
     }
 
     fn got(&self, key: u32) -> &[String] {
@@ -221,7 +221,7 @@ fn told_to_a_new_client(gateway: &mut Gateway, task: Uuid) -> Vec<String> {
     let key = gateway.join(task);
     await_all(&mut [gateway], |gateways| gateways[0].is_answered());
     assert_eq!(gateway.results.status(task), (Status::Waiting, true));
-    gateway.leave(key);
+    gateway.leave(task, key);
     gateway.got.remove(&key).unwrap_or_default()
 }
 
@@ -439,7 +439,7 @@ fn tasks_can_be_listened_to_one_by_one() {
     assert_eq!(publish(&mut worker, Uuid::from_u128(2), "x"), 0);
     assert_eq!(publish(&mut worker, TASK, "a"), 1);
     await_all(&mut [&mut gateway], |gateways| gateways[0].got(key) == ["a"]);
-    gateway.leave(key);
+    gateway.leave(TASK, key);
     await_all(&mut [&mut gateway], |_| publish(&mut worker, TASK, "nobody") == 0);
     let key = gateway.join(TASK);
     await_all(&mut [&mut gateway], |gateways| gateways[0].results.status(TASK).0 == Status::Waiting);

@@ -20,8 +20,8 @@ const DELIVERIES_MAX: usize = 4096;
 /// The bus. `K` names a session.
 #[derive(Debug)]
 pub struct Bus<K> {
-    waiting: HashMap<Uuid, Waiting<K>>,
-    places: HashMap<K, Place>,
+    /// Boxed, because a table of them is never full, and twice as large while it grows.
+    waiting: HashMap<Uuid, Box<Waiting<K>>>,
     /// Tasks whose listeners may have changed, each at most once.
     changed: VecDeque<Uuid>,
     deliveries: VecDeque<(K, Rc<TaskResult>)>,
@@ -38,7 +38,7 @@ pub enum Change {
 
 #[derive(Debug)]
 struct Waiting<K> {
-    keys: Vec<K>,
+    places: Vec<Place<K>>,
     /// How clients wrote the id, apart from the usual form.
     spellings: Vec<Box<str>>,
     /// Spellings that were given out by `poll_change`, the usual form being the first.
@@ -47,8 +47,8 @@ struct Waiting<K> {
 }
 
 #[derive(Debug)]
-struct Place {
-    task: Uuid,
+struct Place<K> {
+    key: K,
     /// The highest serial number of what was delivered to this session.
     seen: u64,
 }
@@ -56,21 +56,16 @@ struct Place {
 impl<K: Copy + Eq + Hash> Bus<K> {
     /// Nobody waits.
     pub fn new() -> Bus<K> {
-        Bus { waiting: HashMap::new(), places: HashMap::new(), changed: VecDeque::new(), deliveries: VecDeque::new() }
+        Bus { waiting: HashMap::new(), changed: VecDeque::new(), deliveries: VecDeque::new() }
     }
 
-    /// `key` waits for `task` from now on. A key waits for one task at most: a second call moves it.
+    /// `key` waits for `task` from now on. It must not wait for any task yet.
     pub fn subscribe(&mut self, task: &TaskId, key: K) {
-        self.forget(key);
         let uuid = task.uuid();
-        self.places.insert(key, Place { task: uuid, seen: 0 });
-        let waiting = self.waiting.entry(uuid).or_insert_with(|| Waiting {
-            keys: Vec::with_capacity(1),
-            spellings: Vec::new(),
-            announced: 0,
-            is_queued: false,
+        let waiting = self.waiting.entry(uuid).or_insert_with(|| {
+            Box::new(Waiting { places: Vec::with_capacity(1), spellings: Vec::new(), announced: 0, is_queued: false })
         });
-        waiting.keys.push(key);
+        waiting.places.push(Place { key, seen: 0 });
         if let Some(written) = task.written()
             && !waiting.spellings.iter().any(|known| **known == *written)
         {
@@ -82,13 +77,13 @@ impl<K: Copy + Eq + Hash> Bus<K> {
         }
     }
 
-    /// `key` is gone, and what was on its way to it. Answers the task it waited for.
-    pub fn forget(&mut self, key: K) -> Option<Uuid> {
-        let Place { task, .. } = self.places.remove(&key)?;
+    /// `key`, which waited for `task`, is gone, and what was on its way to it. False: it did not wait for that.
+    pub fn forget(&mut self, task: Uuid, key: K) -> bool {
+        let Some(waiting) = self.waiting.get_mut(&task) else { return false };
+        let Some(at) = waiting.places.iter().position(|place| place.key == key) else { return false };
+        waiting.places.remove(at);
         self.deliveries.retain(|(to, _)| *to != key);
-        let waiting = self.waiting.get_mut(&task).expect("a session's task is waited for");
-        waiting.keys.retain(|waiter| *waiter != key);
-        if waiting.keys.is_empty() {
+        if waiting.places.is_empty() {
             if waiting.announced == 0 && !waiting.is_queued {
                 self.waiting.remove(&task);
             } else if !waiting.is_queued {
@@ -96,35 +91,32 @@ impl<K: Copy + Eq + Hash> Bus<K> {
                 self.changed.push_back(task);
             }
         }
-        Some(task)
+        true
     }
 
     /// Queues the result with the number `serial` for those who have not had that one yet; how many that are. `result` is called
     /// at most once. Serial numbers only grow; what is found late gets a late number. Call [`Bus::have_seen`] when all is published.
     pub fn publish(&mut self, task: Uuid, serial: u64, result: impl FnOnce() -> Rc<TaskResult>) -> usize {
         let Some(waiting) = self.waiting.get(&task) else { return 0 };
-        let (places, deliveries) = (&self.places, &mut self.deliveries);
-        let mut missing = waiting.keys.iter().filter(|key| places[key].seen < serial).peekable();
+        let mut missing = waiting.places.iter().filter(|place| place.seen < serial).peekable();
         if missing.peek().is_none() {
             return 0;
         }
-        let (result, before) = (result(), deliveries.len());
-        deliveries.extend(missing.map(|key| (*key, Rc::clone(&result))));
-        deliveries.len() - before
+        let (result, before) = (result(), self.deliveries.len());
+        self.deliveries.extend(missing.map(|place| (place.key, Rc::clone(&result))));
+        self.deliveries.len() - before
     }
 
     /// Everybody who waits for `task` has had everything up to the number `serial`.
     pub fn have_seen(&mut self, task: Uuid, serial: u64) {
-        for key in self.waiting.get(&task).map_or(&[][..], |waiting| &waiting.keys) {
-            if let Some(place) = self.places.get_mut(key) {
-                place.seen = place.seen.max(serial);
-            }
+        for place in self.waiting.get_mut(&task).map_or(&mut [][..], |waiting| &mut waiting.places) {
+            place.seen = place.seen.max(serial);
         }
     }
 
     /// The lowest number that everybody who waits for `task` has had; `None` where nobody waits.
     pub fn seen_by_all(&self, task: Uuid) -> Option<u64> {
-        self.waiting.get(&task)?.keys.iter().map(|key| self.places[key].seen).min()
+        self.waiting.get(&task)?.places.iter().map(|place| place.seen).min()
     }
 
     /// The next change in what should be listened to. A task that was waited for and left in between does not appear.
@@ -135,7 +127,7 @@ impl<K: Copy + Eq + Hash> Bus<K> {
                 Some(i) => waiting.spellings[i].to_string(),
                 None => task.hyphenated().to_string(),
             };
-            if waiting.keys.is_empty() {
+            if waiting.places.is_empty() {
                 if let Some(last) = waiting.announced.checked_sub(1) {
                     waiting.announced = last;
                     return Some(Change::Unlisten { task, spelling: spelling(waiting, last) });
@@ -168,17 +160,17 @@ impl<K: Copy + Eq + Hash> Bus<K> {
 
     /// Whether somebody waits for `task`.
     pub fn is_waited_for(&self, task: Uuid) -> bool {
-        self.waiting.get(&task).is_some_and(|waiting| !waiting.keys.is_empty())
+        self.waiting.get(&task).is_some_and(|waiting| !waiting.places.is_empty())
     }
 
     /// Every task that somebody waits for.
     pub fn waited_for(&self) -> impl Iterator<Item = Uuid> + '_ {
-        self.waiting.iter().filter(|(_, waiting)| !waiting.keys.is_empty()).map(|(task, _)| *task)
+        self.waiting.iter().filter(|(_, waiting)| !waiting.places.is_empty()).map(|(task, _)| *task)
     }
 
     /// Every session that waits, in no order.
     pub fn waiters(&self) -> impl Iterator<Item = K> + '_ {
-        self.places.keys().copied()
+        self.waiting.values().flat_map(|waiting| &waiting.places).map(|place| place.key)
     }
 
     /// How clients that wait for `task` wrote its id, apart from lower case with hyphens.
@@ -243,10 +235,11 @@ mod tests {
         bus.subscribe(&task(), 1);
         bus.subscribe(&task(), 2);
         bus.publish(task().uuid(), 1, || result("a"));
-        assert_eq!(bus.forget(1), Some(task().uuid()));
-        assert_eq!(bus.forget(1), None);
+        assert!(bus.forget(task().uuid(), 1));
+        assert!(!bus.forget(task().uuid(), 1));
+        assert!(!bus.forget(Uuid::from_u128(7), 2));
         assert_eq!(deliveries(&mut bus).len(), 1);
-        assert_eq!(bus.forget(2), Some(task().uuid()));
+        assert!(bus.forget(task().uuid(), 2));
         assert_eq!(bus.publish(task().uuid(), 2, || result("b")), 0);
         assert!(!bus.is_waited_for(task().uuid()));
         assert_eq!(bus.waited_for().count() + bus.waiters().count(), 0);
@@ -260,10 +253,10 @@ mod tests {
         }
         assert_eq!(changes(&mut bus).len(), 1000);
         for key in 0..1000 {
-            bus.forget(key);
+            bus.forget(Uuid::from_u128(u128::from(key)), key);
         }
         assert_eq!(changes(&mut bus).len(), 1000);
-        assert!(bus.waiting.is_empty() && bus.places.is_empty() && bus.changed.is_empty());
+        assert!(bus.waiting.is_empty() && bus.changed.is_empty());
     }
 
     #[test]
@@ -277,10 +270,10 @@ mod tests {
         assert_eq!(changes(&mut bus), [(true, ID.to_uppercase())]);
         assert_eq!(bus.spellings(task().uuid()), [ID.to_uppercase().into_boxed_str()]);
         for key in [3, 1, 4] {
-            bus.forget(key);
+            bus.forget(task().uuid(), key);
         }
         assert_eq!(changes(&mut bus), []);
-        bus.forget(2);
+        bus.forget(task().uuid(), 2);
         assert_eq!(changes(&mut bus), [(false, ID.to_uppercase()), (false, ID.into())]);
         bus.subscribe(&task(), 5);
         assert_eq!(changes(&mut bus), [(true, ID.into())]);
@@ -290,15 +283,15 @@ mod tests {
     fn coming_and_going_between_two_looks_is_no_change() {
         let mut bus = Bus::new();
         bus.subscribe(&task(), 1);
-        bus.forget(1);
+        bus.forget(task().uuid(), 1);
         assert_eq!(changes(&mut bus), []);
         bus.subscribe(&task(), 1);
         assert_eq!(changes(&mut bus), [(true, ID.into())]);
-        bus.forget(1);
+        bus.forget(task().uuid(), 1);
         bus.subscribe(&task(), 2);
         assert_eq!(changes(&mut bus), []);
         for _ in 0..1000 {
-            bus.forget(2);
+            bus.forget(task().uuid(), 2);
             bus.subscribe(&task(), 2);
         }
         assert_eq!(bus.changed.len(), 1);
@@ -334,14 +327,5 @@ mod tests {
         assert!(published < DELIVERIES_MAX + 50);
         assert_eq!(deliveries(&mut bus).len(), published);
         assert!(!bus.is_full());
-    }
-
-    #[test]
-    fn a_key_waits_for_one_task() {
-        let mut bus = Bus::new();
-        bus.subscribe(&task(), 1);
-        bus.subscribe(&TaskId::from(Uuid::from_u128(7)), 1);
-        assert_eq!(bus.publish(task().uuid(), 1, || result("a")), 0);
-        assert_eq!(bus.publish(Uuid::from_u128(7), 1, || result("a")), 1);
     }
 }

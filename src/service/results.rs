@@ -81,9 +81,9 @@ impl<K: Copy + Eq + Hash> Results<K> {
         self.tasks.client(now, task, Some(from), Some(to), None);
     }
 
-    /// `key` is gone or done: its stage, and how its task ended for it, if it did.
-    pub fn leave(&mut self, now: Moment, key: K, stage: Stage, end: Option<End>) {
-        if let Some(task) = self.bus.forget(key) {
+    /// `key`, which joined `task`, is gone or done: its stage, and how its task ended for it, if it did.
+    pub fn leave(&mut self, now: Moment, task: Uuid, key: K, stage: Stage, end: Option<End>) {
+        if self.bus.forget(task, key) {
             self.tasks.client(now, task, Some(stage), None, end);
             self.follow_changes(now);
             self.trim(now);
@@ -356,7 +356,7 @@ mod tests {
         for _ in 0..2 {
             results.join(now, &task(), 1);
             assert_eq!(deliveries(&mut results), [(1, "a".into())]);
-            results.leave(now, 1, Stage::Waiting, None);
+            results.leave(now, task().uuid(), 1, Stage::Waiting, None);
         }
         let at = results.deadline().unwrap();
         assert_eq!(at, now + 300 * SECOND);
@@ -364,7 +364,7 @@ mod tests {
         results.join(at, &task(), 1);
         assert_eq!(deliveries(&mut results), []);
         assert_eq!(results.status(task().uuid()), (Status::Waiting, true));
-        results.leave(at, 1, Stage::Waiting, Some(End::TimedOut));
+        results.leave(at, task().uuid(), 1, Stage::Waiting, Some(End::TimedOut));
         assert_eq!(results.status(task().uuid()), (Status::TimedOut, false));
     }
 

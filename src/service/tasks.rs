@@ -135,7 +135,8 @@ impl Status {
 #[derive(Debug)]
 pub struct Tasks {
     settings: Settings,
-    tasks: HashMap<Uuid, Task>,
+    /// Boxed, because a table of them is never full, and twice as large while it grows.
+    tasks: HashMap<Uuid, Box<Task>>,
     /// Retained results, the oldest in front.
     retained: VecDeque<(Moment, Uuid, u64)>,
     retained_bytes: usize,
@@ -318,7 +319,7 @@ impl Tasks {
                 published_by_us.push((Heard { hash, nth: 0, before: None }, payload));
             }
         }
-        if self.tasks.get(&task).is_some_and(Task::is_idle) {
+        if self.tasks.get(&task).is_some_and(|task| task.is_idle()) {
             self.tasks.remove(&task);
         }
         published_by_us

@@ -270,7 +270,7 @@ impl Output {
         who: &Identity,
         cx: &mut Context,
     ) {
-        cx.results.leave(cx.now, who.key, self.stage, end);
+        cx.results.leave(cx.now, self.task.uuid(), who.key, self.stage, end);
         let Traffic { frames, bytes } = self.traffic.to_client;
         info!(
             target: "output",
