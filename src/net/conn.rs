@@ -38,18 +38,19 @@ enum Placed {
     Apart(Box<Box<dyn Transport>>, Known),
 }
 
-/// What is known of its readiness.
+/// What is known of its readiness, and what it was told.
 #[derive(Debug, Clone, Copy)]
 struct Known {
     readable: bool,
     writable: bool,
     read_closed: bool,
+    is_held: bool,
 }
 
 impl Conn {
     /// A connection that was just accepted: there is room to write, and what there is to read will be announced.
     pub fn accepted(socket: Socket) -> Conn {
-        Conn::new(socket, Known { readable: false, writable: true, read_closed: false })
+        Conn::new(socket, Known { readable: false, writable: true, read_closed: false, is_held: false })
     }
 
     /// A connection that is being made. A write may be tried at once: it says `Blocked` until the connection stands.
@@ -59,7 +60,7 @@ impl Conn {
 
     /// A connection that is being made and is not to be touched before an event says what became of it.
     pub fn connecting(socket: Socket) -> Conn {
-        Conn::new(socket, Known { readable: false, writable: false, read_closed: false })
+        Conn::new(socket, Known { readable: false, writable: false, read_closed: false, is_held: false })
     }
 
     fn new(socket: Socket, known: Known) -> Conn {
@@ -122,6 +123,15 @@ impl Conn {
     /// The same, for bytes that more follow at once.
     pub fn write_more(&mut self, bytes: &[u8]) -> io::Result<Io> {
         self.when_writable(|transport| transport.write_more(bytes))
+    }
+
+    /// While it is held, what does not fill a packet waits for more: for a run of writes that together are one message. No call
+    /// unless that changes something. Failures are of no interest: it is a wish.
+    pub fn hold(&mut self, is_held: bool) {
+        if self.known().is_held != is_held {
+            self.known_mut().is_held = is_held;
+            let _ = self.transport().hold(is_held);
+        }
     }
 
     /// Writes at most `count` bytes of `file` from `offset` on.

@@ -36,6 +36,11 @@ pub trait Transport: Read + Write {
         self.write(bytes)
     }
 
+    /// While it is held, only full packets leave; what is short of one waits for more, or for the release (`tcp(7)`, `TCP_CORK`).
+    fn hold(&mut self, _is_held: bool) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Writes at most `count` bytes of `file` from `offset` on; 0 when the file ends there.
     fn send_file(&mut self, file: &AudioFile, offset: u64, count: usize) -> io::Result<usize> {
         let mut bytes = [0; 16 * 1024];

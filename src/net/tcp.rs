@@ -54,6 +54,10 @@ impl Transport for Tcp {
         Ok(rustix::net::send(&self.0, bytes, SendFlags::MORE | SendFlags::NOSIGNAL)?)
     }
 
+    fn hold(&mut self, is_held: bool) -> io::Result<()> {
+        Ok(rustix::net::sockopt::set_tcp_cork(&self.0, is_held)?)
+    }
+
     fn send_file(&mut self, file: &AudioFile, offset: u64, count: usize) -> io::Result<usize> {
         file.send_to(&self.0, offset, count)
     }

@@ -34,7 +34,8 @@ pub const FAILED: &str = "Processing failed";
 const OUR_NAMES: [&str; 9] =
     ["status", "error", "task_id", "content", "audio_present", "final", "type", "chunk_id", "total_chunks"];
 
-/// Which task a client waits for: compared as a UUID, spoken as the client wrote it.
+/// Which task a client waits for: compared as a UUID, spoken as the client wrote it. That is letters, digits and `{}-:`, so that
+/// between two quotes it is a JSON string.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskId {
     uuid: Uuid,
@@ -145,16 +146,15 @@ impl TaskResult {
     /// The text message that opens the delivery: the answer, or the error message of a failure. `audio_present` is true once the
     /// audio file is open; a failure does not mention it.
     pub fn message(&self, task: &TaskId, audio_present: bool) -> String {
-        let task = json_string(&task.to_string());
         let extras = &self.extras;
         match &self.kind {
             Kind::Answer { content, .. } => {
                 let more = if self.is_final { "" } else { r#","final":false"# };
                 format!(
-                    r#"{{"status":"success","task_id":{task},"content":{content},"audio_present":{audio_present}{more}{extras}}}"#
+                    r#"{{"status":"success","task_id":"{task}","content":{content},"audio_present":{audio_present}{more}{extras}}}"#
                 )
             }
-            Kind::Failure { error } => format!(r#"{{"status":"error","error":{error},"task_id":{task}{extras}}}"#),
+            Kind::Failure { error } => format!(r#"{{"status":"error","error":{error},"task_id":"{task}"{extras}}}"#),
         }
     }
 
@@ -213,20 +213,19 @@ impl TaskResult {
 pub fn error_message(error: &str, task: Option<&TaskId>) -> String {
     let error = json_string(error);
     match task {
-        Some(task) => format!(r#"{{"status":"error","error":{error},"task_id":{}}}"#, json_string(&task.to_string())),
+        Some(task) => format!(r#"{{"status":"error","error":{error},"task_id":"{task}"}}"#),
         None => format!(r#"{{"status":"error","error":{error}}}"#),
     }
 }
 
 /// Announces the binary message that follows: chunk `chunk_id`, counted from 0, of `total_chunks`.
 pub fn audio_chunk(task: &TaskId, chunk_id: u64, total_chunks: u64) -> String {
-    let task = json_string(&task.to_string());
-    format!(r#"{{"type":"audio_chunk","task_id":{task},"chunk_id":{chunk_id},"total_chunks":{total_chunks}}}"#)
+    format!(r#"{{"type":"audio_chunk","task_id":"{task}","chunk_id":{chunk_id},"total_chunks":{total_chunks}}}"#)
 }
 
 /// Says that the last chunk is out.
 pub fn audio_complete(task: &TaskId) -> String {
-    format!(r#"{{"type":"audio_complete","task_id":{}}}"#, json_string(&task.to_string()))
+    format!(r#"{{"type":"audio_complete","task_id":"{task}"}}"#)
 }
 
 /// The top level of a result as JSON text, piece by piece, borrowed from the payload. Of a name given twice the last one counts, as

@@ -9,9 +9,13 @@
 //! it travels with the first bytes of its payload.
 
 use crate::net::{AudioFile, Conn, Io};
+use crate::proto::ws::{FrameHead, Opcode};
 use std::io::ErrorKind;
 
-/// See the top of this file. Owns no memory while it is empty.
+/// Room for frames that is kept from one chunk to the next: enough for what announces a chunk, not for a long answer.
+const KEPT_BYTES: usize = 1024;
+
+/// See the top of this file. Owns no memory before its first frame and after [`Outbox::release`].
 #[derive(Debug, Default)]
 pub struct Outbox(Option<Box<Load>>);
 
@@ -43,27 +47,38 @@ pub enum Lost {
 impl Outbox {
     /// Appends whole frames, or nothing.
     pub fn push(&mut self, frames: &[u8]) {
-        if frames.is_empty() {
-            return;
+        if !frames.is_empty() {
+            self.last().extend_from_slice(frames);
         }
-        let load = self.0.get_or_insert_default();
-        let last = if load.chunk_left > 0 { &mut load.after } else { &mut load.before };
-        last.extend_from_slice(frames);
     }
 
-    /// Appends the head of a frame and, as its payload, a range of the file.
+    /// Appends a text message.
+    pub fn push_text(&mut self, text: &str) {
+        let last = self.last();
+        FrameHead::of_message(Opcode::Text, text.len() as u64).write(last);
+        last.extend_from_slice(text.as_bytes());
+    }
+
+    /// Appends a binary message: a range of the file.
     ///
     /// # Panics
     /// When another chunk is in the outbox.
-    pub fn push_chunk(&mut self, head: &[u8], offset: u64, length: u32) {
+    pub fn push_chunk(&mut self, offset: u64, length: u32) {
         let load = self.0.get_or_insert_default();
         assert!(load.chunk_left == 0, "one chunk at a time");
-        load.before.extend_from_slice(head);
+        FrameHead::of_message(Opcode::Binary, u64::from(length)).write(&mut load.before);
         (load.chunk_offset, load.chunk_left) = (offset, length);
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_none()
+        self.0.as_ref().is_none_or(|load| load.is_empty())
+    }
+
+    /// Gives its memory back, if it is empty.
+    pub fn release(&mut self) {
+        if self.is_empty() {
+            self.0 = None;
+        }
     }
 
     /// Bytes in memory.
@@ -74,48 +89,54 @@ impl Outbox {
     /// Sends as much as the socket takes. `file` is where the chunk comes from.
     pub fn flush(&mut self, sink: &mut Conn, file: Option<&AudioFile>) -> Result<Flushed, Lost> {
         let mut moved = 0;
-        while let Some(load) = &mut self.0 {
+        while let Some(load) = &mut self.0
+            && !load.is_empty()
+        {
             match load.send(sink, file)? {
-                Sent::Some(n) => moved += n,
-                Sent::Blocked => return Ok(Flushed { is_blocked: true, moved }),
-                Sent::All => self.0 = None,
+                Some(n) => moved += n,
+                None => return Ok(Flushed { is_blocked: true, moved }),
             }
         }
         Ok(Flushed { is_blocked: false, moved })
     }
-}
 
-/// What one call did.
-enum Sent {
-    Some(usize),
-    Blocked,
-    /// There was nothing left.
-    All,
+    /// Where the next frame goes.
+    fn last(&mut self) -> &mut Vec<u8> {
+        let load = self.0.get_or_insert_default();
+        if load.chunk_left > 0 { &mut load.after } else { &mut load.before }
+    }
 }
 
 impl Load {
-    fn send(&mut self, sink: &mut Conn, file: Option<&AudioFile>) -> Result<Sent, Lost> {
-        if self.sent == self.before.len() && self.chunk_left == 0 {
-            (self.before, self.sent) = (std::mem::take(&mut self.after), 0);
+    fn is_empty(&self) -> bool {
+        self.before.is_empty() && self.chunk_left == 0 && self.after.is_empty()
+    }
+
+    /// One call; it is not empty. `None`: the socket is full.
+    fn send(&mut self, sink: &mut Conn, file: Option<&AudioFile>) -> Result<Option<usize>, Lost> {
+        if self.before.is_empty() && self.chunk_left == 0 {
+            std::mem::swap(&mut self.before, &mut self.after);
         }
         if self.sent < self.before.len() {
             let bytes = &self.before[self.sent..];
             let io = if self.chunk_left > 0 { sink.write_more(bytes) } else { sink.write(bytes) };
-            let Io::Moved(n) = io.map_err(|_| Lost::Client)? else { return Ok(Sent::Blocked) };
+            let Io::Moved(n) = io.map_err(|_| Lost::Client)? else { return Ok(None) };
             self.sent += n;
-            return Ok(Sent::Some(n));
-        }
-        if self.chunk_left == 0 {
-            return Ok(Sent::All);
+            if self.sent == self.before.len() {
+                self.before.clear();
+                self.before.shrink_to(KEPT_BYTES);
+                self.sent = 0;
+            }
+            return Ok(Some(n));
         }
         let Some(file) = file else { return Err(Lost::File) };
         match sink.send_file(file, self.chunk_offset, self.chunk_left as usize) {
             Ok(Io::Moved(n)) => {
                 self.chunk_offset += n as u64;
                 self.chunk_left -= n as u32;
-                Ok(Sent::Some(n))
+                Ok(Some(n))
             }
-            Ok(_) => Ok(Sent::Blocked),
+            Ok(_) => Ok(None),
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(Lost::File),
             Err(_) => Err(Lost::Client),
         }

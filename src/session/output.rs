@@ -184,8 +184,13 @@ impl Output {
             self.results = Arrivals::default();
             self.leave(CloseReason::ClientTooSlow, None, who, cx);
         }
+        self.check_audio(who, cx);
         let mut has_more = false;
         for budget in (0..BUDGET).rev() {
+            // A chunk and what announces it are a little more than a large packet: without this, half of the packets are tiny.
+            if self.audio.is_some() {
+                downstream.hold(true);
+            }
             match self.outbox.flush(downstream, self.audio.as_deref().map(|audio| &audio.file)) {
                 Ok(Flushed { is_blocked, moved }) => {
                     self.traffic.to_client.bytes += moved as u64;
@@ -203,6 +208,9 @@ impl Output {
                     return self.end(CloseReason::AudioLost, None, Some(End::Failed), who, cx);
                 }
             }
+            if self.audio.is_none() || self.leaving.is_some() {
+                downstream.hold(false);
+            }
             if let Some(Leaving { reason, code, end }) = self.leaving {
                 return self.end(reason, code, end, who, cx);
             }
@@ -210,6 +218,9 @@ impl Output {
                 break;
             }
             has_more = budget == 0;
+        }
+        if self.audio.is_none() {
+            self.outbox.release();
         }
         self.wake_at = self.next_deadline(cx);
         // What was not read while too much was held is told by no further event.
@@ -350,11 +361,6 @@ impl Output {
         if let Some(mut audio) = self.audio.take() {
             self.active_at = cx.now;
             if audio.next_chunk < audio.total_chunks {
-                if audio.file.has_shrunk() {
-                    warn!(target: "output", "{who} = audio file shrank while it was sent");
-                    self.leave_with_error(AUDIO_CHANGED, CloseReason::AudioLost, Some(End::Failed), who, cx);
-                    return true;
-                }
                 self.push_chunk(&mut audio, who, cx);
                 self.audio = Some(audio);
             } else {
@@ -371,6 +377,17 @@ impl Output {
         }
         self.begin_result(&result, who, cx);
         true
+    }
+
+    /// Once a step: a file that shrank meanwhile is given up between two chunks, while something can still be said.
+    fn check_audio(&mut self, who: &Identity, cx: &mut Context) {
+        let is_wanted = |audio: &Audio| audio.next_chunk < audio.total_chunks;
+        if self.leaving.is_none()
+            && self.audio.as_deref().is_some_and(|audio| is_wanted(audio) && audio.file.has_shrunk())
+        {
+            warn!(target: "output", "{who} = audio file shrank while it was sent");
+            self.leave_with_error(AUDIO_CHANGED, CloseReason::AudioLost, Some(End::Failed), who, cx);
+        }
     }
 
     fn begin_result(&mut self, result: &TaskResult, who: &Identity, cx: &mut Context) {
@@ -430,10 +447,7 @@ impl Output {
     }
 
     fn push_text(&mut self, text: &str, who: &Identity) {
-        let mut frame = Vec::with_capacity(text.len() + FrameHead::BYTES_MAX);
-        head(Opcode::Text, text.len() as u64).write(&mut frame);
-        frame.extend_from_slice(text.as_bytes());
-        self.outbox.push(&frame);
+        self.outbox.push_text(text);
         self.traffic.to_client.frames += 1;
         debug!(target: "output", "{who} > text len={}", text.len());
     }
@@ -445,9 +459,7 @@ impl Output {
         let offset = number * audio.chunk_size;
         let length = audio.chunk_size.min(audio.file.length() - offset);
         self.push_text(&message::audio_chunk(&self.task, number, audio.total_chunks), who);
-        let mut frame_head = Vec::with_capacity(FrameHead::BYTES_MAX);
-        head(Opcode::Binary, length).write(&mut frame_head);
-        self.outbox.push_chunk(&frame_head, offset, length as u32);
+        self.outbox.push_chunk(offset, length as u32);
         self.traffic.to_client.frames += 1;
         cx.stats.audio_bytes += length;
         debug!(target: "output", "{who} > binary len={length} chunk={number}/{}", audio.total_chunks);
@@ -552,10 +564,6 @@ impl Arrivals {
 /// Told when an audio file lost bytes while it was sent.
 const AUDIO_CHANGED: &str = "Audio file changed";
 
-fn head(opcode: Opcode, payload: u64) -> FrameHead {
-    FrameHead { fin: true, rsv: 0, opcode, mask: None, payload }
-}
-
 /// Who cannot wait for a task is told why.
 fn refuse(
     mut last: Vec<u8>,
@@ -566,7 +574,7 @@ fn refuse(
     cx: &mut Context,
 ) -> Phase {
     let text = message::error_message(error, task);
-    head(Opcode::Text, text.len() as u64).write(&mut last);
+    FrameHead::of_message(Opcode::Text, text.len() as u64).write(&mut last);
     last.extend_from_slice(text.as_bytes());
     last.extend(ws::close_frame(reason.close_code(Side::Downstream), reason.phrase(), None));
     info!(target: "output", "{who} closed reason={reason} error=\"{error}\" client={}", who.client());
