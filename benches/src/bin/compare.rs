@@ -109,6 +109,7 @@ impl Driver {
         };
         let model = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = model.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|pair| pair.1);
+        let congestion = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default();
         let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
         let versions: Vec<String> = ["gateway", "haproxy", "nginx", "caddy"]
             .iter()
@@ -116,8 +117,8 @@ impl Driver {
             .filter_map(|target| Some(format!("{} {}", target.title, target.version(&self.place)?)))
             .collect();
         format!(
-            "# Side by side\n\n{}, Linux {}, {} ({} cores); targets on core {}, load on core {}; load average before: {}.\n\
-             {}. Rounds: {}, {} s each.\n\n",
+            "# Side by side\n\n{}, Linux {}, {} ({} cores); targets on core {}, load on core {}; load average before: {}; \
+             congestion control: {}.\n{}. Rounds: {}, {} s each.\n\n",
             said("date", &["-u", "+%Y-%m-%d %H:%M UTC"]),
             said("uname", &["-r"]),
             model.unwrap_or("unknown processor"),
@@ -125,6 +126,7 @@ impl Driver {
             self.place.cores.target,
             self.place.cores.load,
             load.split_whitespace().take(3).collect::<Vec<_>>().join(" "),
+            congestion.trim(),
             versions.join(", "),
             self.options.rounds,
             self.options.seconds
