@@ -39,6 +39,8 @@ pub enum Source {
     Link(usize),
     /// A helper thread has something for us.
     Waker,
+    /// Something is due.
+    Alarm,
 }
 
 const KIND_BITS: u32 = 3;
@@ -48,6 +50,7 @@ const LISTENER: usize = 2;
 const SIGNAL: usize = 3;
 const WAKER: usize = 4;
 const LINK: usize = 5;
+const ALARM: usize = 6;
 
 impl From<Source> for Token {
     fn from(source: Source) -> Token {
@@ -57,6 +60,7 @@ impl From<Source> for Token {
             Source::Listener(n) => (n, LISTENER),
             Source::Signal(n) => (n, SIGNAL),
             Source::Waker => (0, WAKER),
+            Source::Alarm => (0, ALARM),
             Source::Link(n) => (n, LINK),
         };
         Token(number << KIND_BITS | kind)
@@ -72,6 +76,7 @@ impl From<Token> for Source {
             LISTENER => Source::Listener(number),
             SIGNAL => Source::Signal(number),
             WAKER => Source::Waker,
+            ALARM => Source::Alarm,
             LINK => Source::Link(number),
             kind => unreachable!("token kind {kind}"),
         }
@@ -91,6 +96,7 @@ mod tests {
             Source::Listener(3),
             Source::Signal(2),
             Source::Waker,
+            Source::Alarm,
             Source::Link(1),
         ] {
             assert_eq!(Source::from(Token::from(source)), source);

@@ -4,6 +4,7 @@
 //! log. Nothing in it may block: names are looked up by a helper thread, and the log is written to a buffer until the end of
 //! the turn.
 
+mod alarm;
 pub mod clock;
 pub mod listeners;
 mod redis;
@@ -15,6 +16,7 @@ use crate::gateway::{self, Gateway};
 use crate::net::tcp::TcpNetwork;
 use crate::net::{self, Ready, Source};
 use crate::service::link::LINES;
+use alarm::Alarm;
 use clock::Clock;
 use listeners::{Door, Listeners};
 use log::info;
@@ -67,6 +69,7 @@ pub enum StartError {
 /// The loop and all that is registered with it.
 pub struct Reactor {
     clock: Clock,
+    alarm: Alarm,
     poll: Poll,
     events: Events,
     gateway: Gateway,
@@ -94,8 +97,10 @@ impl Reactor {
         let doors = clients.chain(settings.inbox.iter().map(|&at| (Door::Inbox, at)));
         let listeners = Listeners::open(doors, settings.reuse_port, registry)?;
         let signals = Signals::register(registry)?;
+        let alarm = Alarm::register(registry)?;
         Ok(Reactor {
             clock,
+            alarm,
             gateway,
             redis: RedisSockets::default(),
             redis_has_more: false,
@@ -142,8 +147,8 @@ impl Reactor {
     }
 
     fn turn(&mut self) -> io::Result<()> {
-        let timeout = self.timeout();
-        match self.poll.poll(&mut self.events, timeout) {
+        let wait = self.wait()?;
+        match self.poll.poll(&mut self.events, wait) {
             Err(error) if error.kind() == ErrorKind::Interrupted => self.events.clear(),
             other => other?,
         }
@@ -157,6 +162,7 @@ impl Reactor {
                 Source::Listener(index) => self.listeners.handle_ready(index),
                 Source::Signal(_) => is_signalled = true,
                 Source::Waker => is_woken = true,
+                Source::Alarm => self.alarm.handle_ring(),
                 Source::Link(line) => self.redis.handle_ready(LINES[line], ready(event)),
             }
         }
@@ -183,16 +189,18 @@ impl Reactor {
         Ok(())
     }
 
-    /// How long the next turn may wait for events.
-    fn timeout(&self) -> Option<Duration> {
-        if self.redis_has_more {
-            return Some(Duration::ZERO);
+    /// How long the next turn waits for events: not at all, or until the alarm rings at the latest.
+    fn wait(&mut self) -> io::Result<Option<Duration>> {
+        let now = self.gateway.now();
+        let log = (self.hooks.is_log_behind)().then(|| now + LOG_RETRY);
+        let next = [self.gateway.next_turn(), self.listeners.next_turn(&self.gateway), log].into_iter().flatten().min();
+        match next {
+            _ if self.redis_has_more => Ok(Some(Duration::ZERO)),
+            // From the moment of the turn: a second look at the clock would cost more than the turn's length is worth.
+            Some(at) if at <= now => Ok(Some(Duration::ZERO)),
+            Some(at) => self.alarm.set(at, now).map(|()| None),
+            None => Ok(None),
         }
-        let log = (self.hooks.is_log_behind)().then_some(LOG_RETRY);
-        let next = [self.gateway.next_turn(), self.listeners.next_turn(&self.gateway)].into_iter().flatten().min();
-        // From the moment of the turn: a second look at the clock would cost more than the turn's length is worth.
-        let next = next.map(|next| next - self.gateway.now());
-        [next, log].into_iter().flatten().min()
     }
 
     fn handle_answers(&mut self, now: Moment) {
