@@ -34,8 +34,6 @@ pub struct Handshake<'b> {
 /// What a forwarded request says that the client's own did not.
 #[derive(Clone, Copy, Debug)]
 pub struct Forwarding<'a> {
-    /// Path and query for the backend, beginning with `/`.
-    pub target: &'a str,
     /// Goes out in place of the client's `Host`.
     pub host: Option<&'a str>,
     pub client: IpAddr,
@@ -104,15 +102,19 @@ pub fn request_id<'b>(head: &RequestHead<'_, 'b>) -> Option<&'b str> {
     if is_kept && ids.next().is_none() { std::str::from_utf8(id).ok() } else { None }
 }
 
-/// Appends the client's request as the backend is to read it: end-to-end headers unchanged, in their order and spelling;
+/// Appends the first line of the request to a backend. `target` is path and query, beginning with `/`.
+pub fn write_request_line(target: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"GET ");
+    push_value(out, target.as_bytes());
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+}
+
+/// Appends what follows that line, the same for every backend: end-to-end headers unchanged, in their order and spelling;
 /// hop-by-hop ones dropped but for the upgrade pair; `Host` in its place, replaced by `forwarding.host`, or by the
 /// authority of a target that was a URL (RFC 9112 §3.2.2); then what is said about the client (see the top of this file).
 ///
 /// The request is one that [`check_request`] let through: a GET without a body.
-pub fn write_forwarded_request(head: &RequestHead<'_, '_>, forwarding: &Forwarding<'_>, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"GET ");
-    push_value(out, forwarding.target.as_bytes());
-    out.extend_from_slice(b" HTTP/1.1\r\n");
+pub fn write_forwarded_headers(head: &RequestHead<'_, '_>, forwarding: &Forwarding<'_>, out: &mut Vec<u8>) {
     let host = forwarding.host.or_else(|| head.host()).unwrap_or_default();
     if head.headers.first("host").is_none() {
         push_header(out, "Host", host.as_bytes());
@@ -257,6 +259,11 @@ mod tests {
     const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
     const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
+    fn write_forwarded_request(head: &RequestHead<'_, '_>, forwarding: &Forwarding<'_>, out: &mut Vec<u8>) {
+        write_request_line("/backend?a=b", out);
+        write_forwarded_headers(head, forwarding, out);
+    }
+
     /// A handshake as browsers send it, with `lines` behind; a line of the same name there takes the place of one here.
     fn asking(lines: &str) -> String {
         let usual = [
@@ -356,7 +363,7 @@ mod tests {
 
     fn forwarded(request: &str, host: Option<&str>) -> String {
         let client = "192.0.2.7".parse().unwrap();
-        let forwarding = Forwarding { target: "/backend?a=b", host, client, request_id: "ours" };
+        let forwarding = Forwarding { host, client, request_id: "ours" };
         with_request(request, |head| {
             let mut out = Vec::new();
             write_forwarded_request(head, &forwarding, &mut out);
@@ -396,7 +403,7 @@ mod tests {
         let (head, _) = RequestHead::parse(&request, &mut slots).unwrap().unwrap();
         let client = "::1".parse().unwrap();
         let mut out = Vec::new();
-        write_forwarded_request(&head, &Forwarding { target: "/", host: None, client, request_id: "a" }, &mut out);
+        write_forwarded_request(&head, &Forwarding { host: None, client, request_id: "a" }, &mut out);
         assert!(memchr::memmem::find(&out, b"\r\nX-Name: \xe5\xa3\xb0 \xff\r\n").is_some());
     }
 
@@ -436,7 +443,7 @@ mod tests {
     #[test]
     fn a_client_of_a_dual_stack_socket_keeps_its_own_address() {
         for (client, said) in [("::ffff:192.0.2.7", "192.0.2.7"), ("2001:db8::1", "2001:db8::1")] {
-            let forwarding = Forwarding { target: "/", host: None, client: client.parse().unwrap(), request_id: "a" };
+            let forwarding = Forwarding { host: None, client: client.parse().unwrap(), request_id: "a" };
             let mut out = Vec::new();
             with_request(&asking(""), |head| write_forwarded_request(head, &forwarding, &mut out));
             assert_eq!(values(&String::from_utf8(out).unwrap(), "x-forwarded-for"), [said]);
@@ -547,7 +554,7 @@ mod tests {
             if let Ok(Some((head, _))) = RequestHead::parse(&request, &mut slots) {
                 let _ = check_request(&head);
                 let client = "192.0.2.7".parse().unwrap();
-                let forwarding = Forwarding { target: "/", host: None, client, request_id: "ours" };
+                let forwarding = Forwarding { host: None, client, request_id: "ours" };
                 let mut out = Vec::new();
                 write_forwarded_request(&head, &forwarding, &mut out);
                 let mut slots = empty_slots();

@@ -18,7 +18,7 @@ use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Ready, Side, Source};
 use crate::proto::body::BodyScanner;
 use crate::proto::http::{self, HEAD_BYTES_MAX, RequestHead, ResponseHead, empty_slots};
-use crate::proto::upgrade::{self, Forwarding};
+use crate::proto::upgrade::{self, Forwarding, Handshake};
 use crate::proto::ws;
 use crate::service::route::{RouteTarget, upstream_target};
 use crate::service::upstreams::{Addresses, UpstreamId};
@@ -30,13 +30,22 @@ use std::rc::Rc;
 /// What a client may send behind its request before the backend has answered; more waits in its socket.
 const EARLY_BYTES_MAX: usize = HEAD_BYTES_MAX;
 
+/// Room for the headers of a usual request, a browser's cookies apart.
+const HEADERS_ROOM: usize = 1024;
+
 /// The largest body that comes with a backend's refusal and is passed on.
 const REFUSAL_BYTES_MAX: usize = 64 * 1024;
 
 /// A client on its way to a backend.
 pub struct Dial {
-    /// The request head as the client sent it: it is written anew for each backend that is tried.
-    head: Box<[u8]>,
+    /// The path as the client sent it, and the query: what each backend is asked for is made from them.
+    path: Box<str>,
+    query: Option<Box<str>>,
+    /// What every backend gets behind the first line.
+    headers: Vec<u8>,
+    /// The client's side of the handshake.
+    key: Box<str>,
+    protocol: Option<Box<str>>,
     early: Vec<u8>,
     request_id: String,
     tried: Vec<UpstreamId>,
@@ -99,14 +108,31 @@ struct Established {
 }
 
 impl Dial {
-    /// Begins for a good upgrade `request`, whose bytes are `head`, with `early` bytes behind it.
-    pub fn phase(request: &RequestHead, head: &[u8], early: &[u8], cx: &mut Context) -> Phase {
+    /// Begins for a good upgrade `request`, whose `handshake` was checked, with `early` bytes behind it.
+    pub fn phase(
+        request: &RequestHead,
+        handshake: &Handshake,
+        early: &[u8],
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Phase {
         let request_id = match upgrade::request_id(request) {
             Some(theirs) => theirs.to_owned(),
             None => uuid::Builder::from_random_bytes(cx.chance.u128(..).to_be_bytes()).into_uuid().to_string(),
         };
+        let host = match who.route.as_ref().map(|route| &route.target) {
+            Some(RouteTarget::Relay { host, .. }) => host.as_deref(),
+            _ => unreachable!("only relayed routes dial"),
+        };
+        let mut headers = Vec::with_capacity(HEADERS_ROOM);
+        let forwarding = Forwarding { host, client: who.ip, request_id: &request_id };
+        upgrade::write_forwarded_headers(request, &forwarding, &mut headers);
         Phase::Dial(Box::new(Dial {
-            head: head.into(),
+            path: request.path().into(),
+            query: request.query().map(Into::into),
+            headers,
+            key: handshake.key.into(),
+            protocol: handshake.protocol.map(Into::into),
             early: early.to_vec(),
             request_id,
             tried: Vec::new(),
@@ -292,7 +318,7 @@ impl Dial {
         match cx.network.connect(address, Source::Session(who.key as usize, Side::Upstream)) {
             Ok(socket) => {
                 let give_up_at = self.attempt_deadline(cx);
-                let request = self.forwarded_request(who, cx);
+                let request = self.request(who, cx);
                 Outcome::Go(Stage::Connect { conn: Conn::dialed(socket), request, sent: 0, give_up_at })
             }
             Err(error) => Outcome::Retry(Failure::connecting(&error)),
@@ -398,9 +424,7 @@ impl Dial {
         if head.status != 101 {
             return self.refused(conn, head, rest, give_up_at, cx);
         }
-        let mut slots = empty_slots();
-        let key = self.request(&mut slots).headers.text("sec-websocket-key").unwrap_or_default();
-        if let Err(why) = upgrade::check_response(head, key) {
+        if let Err(why) = upgrade::check_response(head, &self.key) {
             warn!(target: "dial", "{who} = bad answer from the backend why=\"{why}\"");
             return Outcome::Fail(Failure::new("its answer was not a WebSocket upgrade", 502), None);
         }
@@ -492,12 +516,8 @@ impl Dial {
                 None => Reply::last(&http::Reply::error(status, &format!("backend unavailable: {what}")), reason, cx),
             });
         }
-        let mut slots = empty_slots();
         let mut last = Vec::new();
-        match upgrade::check_request(&self.request(&mut slots)) {
-            Ok(handshake) => upgrade::write_accept(&handshake, &mut last),
-            Err(_) => unreachable!("it was checked before the dial"),
-        }
+        upgrade::write_accept(&Handshake { key: &self.key, protocol: self.protocol.as_deref() }, &mut last);
         cx.stats.count_http(101);
         let phrase = match reason {
             CloseReason::Draining => reason.phrase().to_owned(),
@@ -507,28 +527,16 @@ impl Dial {
         Step::Next(Linger::phase(last, reason, cx))
     }
 
-    /// The client's request.
-    fn request<'h, 'b>(&'b self, slots: &'h mut http::Slots<'b>) -> RequestHead<'h, 'b> {
-        match RequestHead::parse(&self.head, slots) {
-            Ok(Some((head, _))) => head,
-            _ => unreachable!("it was parsed before the dial"),
-        }
-    }
-
     /// The request as the current backend is to get it.
-    fn forwarded_request(&self, who: &Identity, cx: &Context) -> Vec<u8> {
+    fn request(&self, who: &Identity, cx: &Context) -> Vec<u8> {
         let (Some(backend), Some(route)) = (self.backend(), who.route.as_ref()) else {
             unreachable!("a backend is dialed for a route");
         };
-        let mut slots = empty_slots();
-        let head = self.request(&mut slots);
-        let params = route.path.match_path(head.path()).expect("the route was found by it");
-        let target = upstream_target(cx.upstreams.url(backend), &params, head.query());
-        let RouteTarget::Relay { host, .. } = &route.target else { unreachable!("only relayed routes dial") };
-        let forwarding =
-            Forwarding { target: &target, host: host.as_deref(), client: who.ip, request_id: &self.request_id };
-        let mut request = Vec::with_capacity(self.head.len() + 256);
-        upgrade::write_forwarded_request(&head, &forwarding, &mut request);
+        let params = route.path.match_path(&self.path).expect("the route was found by it");
+        let target = upstream_target(cx.upstreams.url(backend), &params, self.query.as_deref());
+        let mut request = Vec::with_capacity(target.len() + self.headers.len() + 16);
+        upgrade::write_request_line(&target, &mut request);
+        request.extend_from_slice(&self.headers);
         request
     }
 

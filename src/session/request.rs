@@ -63,8 +63,7 @@ impl Request {
                     let mut slots = empty_slots();
                     match RequestHead::parse(&scratch[..length], &mut slots) {
                         Ok(Some((head, head_bytes))) => {
-                            let (head_bytes, rest) = scratch[..length].split_at(head_bytes);
-                            return choose(&head, head_bytes, rest, who, cx);
+                            return choose(&head, &scratch[head_bytes..length], who, cx);
                         }
                         Ok(None) => {}
                         Err(bad) => return refuse(bad, CloseReason::BadRequest, who, cx),
@@ -112,7 +111,7 @@ impl Request {
 }
 
 /// What the request asks for decides what the connection becomes. `rest`: what came behind the head.
-fn choose(head: &RequestHead, head_bytes: &[u8], rest: &[u8], who: &mut Identity, cx: &mut Context) -> Step {
+fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context) -> Step {
     let path = head.path();
     let asked = || Asked {
         minor_version: head.minor_version,
@@ -126,7 +125,7 @@ fn choose(head: &RequestHead, head_bytes: &[u8], rest: &[u8], who: &mut Identity
         return match upgrade::check_request(head) {
             Ok(handshake) => {
                 who.task_id = params.value(TASK_ID).map(|task_id| Box::new(task_id.into()));
-                open(head, head_bytes, rest, &handshake, route, who, cx)
+                open(head, rest, &handshake, route, who, cx)
             }
             Err(bad) if bad.status == 400 => refuse(bad, CloseReason::BadRequest, who, cx),
             Err(bad) => {
@@ -148,7 +147,6 @@ fn choose(head: &RequestHead, head_bytes: &[u8], rest: &[u8], who: &mut Identity
 /// A good upgrade request on a WebSocket route.
 fn open(
     head: &RequestHead,
-    head_bytes: &[u8],
     rest: &[u8],
     handshake: &upgrade::Handshake,
     route: Rc<Route>,
@@ -177,7 +175,7 @@ fn open(
             let task = who.task_id.take().unwrap_or_default();
             Step::Next(Output::phase(handshake, &task, head.query(), rest, who, cx))
         }
-        _ => Step::Next(Dial::phase(head, head_bytes, rest, cx)),
+        _ => Step::Next(Dial::phase(head, handshake, rest, who, cx)),
     }
 }
 
