@@ -3,8 +3,9 @@
 use super::{AudioFile, Network, Pipe, Socket, Source, Transport, sys};
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry};
+use rustix::io::Errno;
 use rustix::net::SendFlags;
-use socket2::{Domain, Protocol, SockRef, Type};
+use socket2::{Domain, Protocol, Type};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::path::Path;
@@ -14,6 +15,14 @@ use std::path::Path;
 /// Without it a slow reader's send buffer grows to `tcp_wmem`'s maximum, 4 MB and more; with much less, a stream is stopped and
 /// woken more often and costs a tenth more a byte.
 const UNSENT_BYTES_MAX: u32 = 512 * 1024;
+
+/// The congestion control of sockets to this machine's own programs, on a host that is set to BBR, by how that one's name begins.
+///
+/// BBR paces what is sent by timers. Between two programs on one machine there is nothing to pace for, and the timers cost more
+/// than all the rest of a stream. Reno is in every kernel, and everybody may choose it. It has to be chosen before the
+/// connection stands, because the pacing stays: so at a listener only where all clients are local ones.
+const UNPACED: &[u8] = b"reno";
+const PACED: &[u8] = b"bbr";
 
 /// Connections waiting to be accepted.
 const BACKLOG: i32 = 4096;
@@ -114,17 +123,20 @@ impl Transport for Unix {
 /// Dials over TCP and registers with the reactor's poll.
 pub struct TcpNetwork {
     registry: Registry,
+    /// What this host sends is paced, if nothing else is chosen.
+    is_paced: bool,
 }
 
 impl TcpNetwork {
-    pub fn new(registry: Registry) -> TcpNetwork {
-        TcpNetwork { registry }
+    pub fn new(registry: Registry) -> io::Result<TcpNetwork> {
+        let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+        Ok(TcpNetwork { registry, is_paced: is_paced(&socket) })
     }
 }
 
 impl Network for TcpNetwork {
     fn connect(&mut self, to: SocketAddr, source: Source) -> io::Result<Socket> {
-        connect(to, source, &self.registry)
+        begin(to, source, self.is_paced && to.ip().is_loopback(), &self.registry)
     }
 }
 
@@ -136,8 +148,18 @@ pub fn accepted(mut stream: TcpStream, source: Source, registry: &Registry) -> i
 
 /// Begins to connect to `to`, registered as `source`.
 pub fn connect(to: SocketAddr, source: Source, registry: &Registry) -> io::Result<Socket> {
-    let mut stream = TcpStream::connect(to)?;
-    set_options(SockRef::from(&stream))?;
+    begin(to, source, false, registry)
+}
+
+fn begin(to: SocketAddr, source: Source, is_unpaced: bool, registry: &Registry) -> io::Result<Socket> {
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket = socket2::Socket::new_raw(Domain::for_address(to), kind, Some(Protocol::TCP))?;
+    set_options(&socket, is_unpaced)?;
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) => return Err(error),
+        _ => {}
+    }
+    let mut stream = TcpStream::from_std(socket.into());
     registry.register(&mut stream, source.into(), BOTH)?;
     Ok(Socket::Tcp(Tcp(stream)))
 }
@@ -161,7 +183,7 @@ pub fn listen(address: SocketAddr, reuse_port: bool) -> io::Result<mio::net::Tcp
         // `[::]` and `0.0.0.0` can then be listened on side by side, and an address in a log is what the client used.
         socket.set_only_v6(true)?;
     }
-    set_options(SockRef::from(&socket))?;
+    set_options(&socket, address.ip().is_loopback() && is_paced(&socket))?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -169,7 +191,45 @@ pub fn listen(address: SocketAddr, reuse_port: bool) -> io::Result<mio::net::Tcp
 }
 
 /// What every socket of ours wants; accepted ones inherit it from their listener.
-fn set_options(socket: SockRef<'_>) -> io::Result<()> {
+fn set_options(socket: &socket2::Socket, is_unpaced: bool) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
+    if is_unpaced {
+        // A wish: a container's rules may forbid it.
+        let _ = socket.set_tcp_congestion(UNPACED);
+    }
+    Ok(())
+}
+
+fn is_paced(socket: &socket2::Socket) -> bool {
+    socket.tcp_congestion().is_ok_and(|name| name.starts_with(PACED))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn socket() -> socket2::Socket {
+        socket2::Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap()
+    }
+
+    #[test]
+    fn what_stays_on_this_machine_is_not_paced() {
+        let socket = socket();
+        set_options(&socket, true).unwrap();
+        assert!(socket.tcp_congestion().unwrap().starts_with(UNPACED));
+        assert!(!is_paced(&socket));
+        let listener = listen("127.0.0.1:0".parse().unwrap(), false).unwrap();
+        let name = socket2::SockRef::from(&listener).tcp_congestion().unwrap();
+        assert!(!name.starts_with(PACED));
+    }
+
+    #[test]
+    fn other_sockets_stay_as_the_host_wants_them() {
+        let (usual, ours) = (socket(), socket());
+        set_options(&ours, false).unwrap();
+        assert_eq!(ours.tcp_congestion().unwrap(), usual.tcp_congestion().unwrap());
+        let listener = listen("0.0.0.0:0".parse().unwrap(), false).unwrap();
+        assert_eq!(socket2::SockRef::from(&listener).tcp_congestion().unwrap(), usual.tcp_congestion().unwrap());
+    }
 }
