@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 /// Units of work in the short and the long run.
 const MESSAGES: [u64; 2] = [2_000, 6_000];
-const HANDSHAKES: [u64; 2] = [100, 300];
+const HANDSHAKES: [u64; 2] = [500, 2_500];
 /// A count that has grown by more than this share is named.
 pub const GROWTH_MAX: f64 = 0.03;
 /// Callgrind writes its file after the program has ended.
