@@ -78,9 +78,9 @@ impl Options {
         Ok(options)
     }
 
-    /// Whether a row was asked for.
-    pub fn wants_row(&self, row: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|name| name == row)
+    /// Whether a row was asked for: by its name, or as one of all, of which a quick run has those that are quick.
+    pub fn wants_row(&self, row: &str, is_quick: bool) -> bool {
+        if self.only.is_empty() { is_quick || !self.quick } else { self.only.iter().any(|name| name == row) }
     }
 
     /// Whether a target was asked for.
@@ -124,9 +124,18 @@ mod tests {
     fn rows_and_targets_are_lists() {
         let options = parse("--only a --only b,c --targets pipe,gateway").unwrap();
         assert_eq!(options.only, ["a", "b", "c"]);
-        assert!(options.wants_row("c") && !options.wants_row("d"));
+        assert!(options.wants_row("c", true) && !options.wants_row("d", true));
         assert!(options.wants_target("pipe") && !options.wants_target("nginx"));
-        assert!(parse("").unwrap().wants_row("anything") && parse("").unwrap().wants_target("anything"));
+        assert!(parse("").unwrap().wants_row("anything", true) && parse("").unwrap().wants_target("anything"));
+    }
+
+    #[test]
+    fn a_quick_run_has_its_own_rows_and_those_that_are_named() {
+        assert!(parse("").unwrap().wants_row("long", false));
+        assert!(!parse("--quick").unwrap().wants_row("long", false));
+        assert!(parse("--quick").unwrap().wants_row("short", true));
+        assert!(parse("--quick --only long").unwrap().wants_row("long", false));
+        assert!(!parse("--quick --only long").unwrap().wants_row("short", true));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `bench-compare`: the driver behind `benches/compare`.
 
 use aivtuber_gateway_benches::compare::report::{self, Results};
-use aivtuber_gateway_benches::compare::rows::{QUICK_TARGETS, ROWS, Row};
+use aivtuber_gateway_benches::compare::rows::{NOT_QUICK, QUICK_TARGETS, ROWS, Row};
 use aivtuber_gateway_benches::compare::run::{Run, Sample};
 use aivtuber_gateway_benches::compare::targets::{AUDIO, AUDIO_SMALL, Instance, Place, TARGETS, Target, target};
 use aivtuber_gateway_benches::options::{HELP, Options};
@@ -58,7 +58,7 @@ fn run() -> Result<bool, Fault> {
     print!("{text}");
     let mut all = Vec::new();
     for row in ROWS {
-        if !driver.options.wants_row(row.id) {
+        if !driver.options.wants_row(row.id, !NOT_QUICK.contains(&row.id)) {
             continue;
         }
         let Some(results) = driver.measure(row) else { continue };

@@ -1,6 +1,6 @@
 //! `bench-load`: one workload against one target that already runs.
 
-use aivtuber_gateway_benches::compare::process::{Watch, memory};
+use aivtuber_gateway_benches::compare::process::{Watch, family, memory};
 use aivtuber_gateway_benches::load::work::{self, Echo, Limits, Outcome};
 use aivtuber_gateway_benches::load::{Way, World};
 use aivtuber_gateway_benches::{Fault, interrupt, net};
@@ -65,7 +65,7 @@ fn run() -> Result<(), Fault> {
     net::raise_descriptor_limit();
     let listener = net::listen(backend).map_err(|error| format!("cannot listen on {backend}: {error}"))?;
     let mut world = World::new(target, listener)?;
-    let mut watch = Watch::new(id.unwrap_or_default(), None);
+    let mut watch = Watch::new(family(id.unwrap_or_default()), None);
     let observe: &mut dyn work::Observe = if id.is_some() { &mut watch } else { &mut () };
     let or = |default: u64| connections.unwrap_or(default);
     match work.as_deref() {

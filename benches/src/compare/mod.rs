@@ -3,6 +3,7 @@
 //! Everything that is compared is compared within one run and round by round: figures of two runs on two days say more
 //! about the machine than about the programs.
 
+pub mod division;
 pub mod instructions;
 pub mod process;
 pub mod report;

@@ -46,6 +46,11 @@ impl Cores {
         Ok(cores)
     }
 
+    /// For a program that has the load generator's core too.
+    pub fn beside_load(self) -> Cores {
+        Cores { target: self.load, ..self }
+    }
+
     fn stay_on(self, core: usize) -> Result<(), Fault> {
         let mut set = CpuSet::new();
         set.set(core);
@@ -61,7 +66,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a program on the targets' core and waits until `address` takes connections. What it prints goes to
+    /// Starts a program on `cores.target` and waits until `address` takes connections. What it prints goes to
     /// `output`.
     pub fn start(mut command: Command, cores: Cores, address: SocketAddr, output: &Path) -> Result<Process, Fault> {
         let name = command.get_program().to_string_lossy().into_owned();
@@ -167,6 +172,17 @@ pub fn run_time(family: &[u32]) -> u64 {
         .sum()
 }
 
+/// How often threads of this process gave up their core to wait for something.
+pub fn sleeps(id: u32) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+    threads
+        .filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok())
+        .filter_map(|status| {
+            status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse::<u64>().ok())
+        })
+        .sum()
+}
+
 /// How long this thread has waited for its core so far, in nanoseconds.
 fn own_wait() -> u64 {
     let line = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
@@ -221,10 +237,11 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// `counts`: count system calls too, through a scratch file; the run time then says nothing.
-    pub fn new(id: u32, counts: Option<PathBuf>) -> Watch {
+    /// `family`: the target's processes. `counts`: count system calls too, through a scratch file; the run time then
+    /// says nothing.
+    pub fn new(family: Vec<u32>, counts: Option<PathBuf>) -> Watch {
         Watch {
-            family: family(id),
+            family,
             before: 0,
             strace: None,
             counts,

@@ -43,6 +43,9 @@ const BASES: &[(&str, &str)] = &[
     ("subscriber", "× subscriber"),
 ];
 
+/// The base where a row has none of those.
+const OWN_BASE: &[(&str, &str)] = &[("gateway", "× gateway")];
+
 impl Results {
     pub fn summary(&self, target: &str, metric: &str) -> Option<Summary> {
         let (_, samples) = self.samples.iter().find(|(name, _)| *name == target)?;
@@ -94,6 +97,14 @@ impl Results {
                 let (median, least) = (ours.median / theirs.median, ours.least / theirs.least);
                 (median <= most, least <= most, format!("{median:.2} by medians, {least:.2} by least"))
             }
+            Limit::TimesAtLeast(least, of) => {
+                let _ = write!(words, "≥ {least} × `{of}`");
+                let (Some(ours), Some(theirs)) = (ours, self.summary(of, goal.metric)) else {
+                    return (Verdict::NotMeasured, words);
+                };
+                let (median, best) = (ours.median / theirs.median, ours.greatest / theirs.greatest);
+                (median >= least, best >= least, format!("{median:.2} by medians, {best:.2} at best"))
+            }
             Limit::Above(most, of) => {
                 let _ = write!(words, "≤ `{of}` + {most}");
                 let (Some(ours), Some(theirs)) = (ours, self.summary(of, goal.metric)) else {
@@ -124,7 +135,10 @@ impl Results {
     }
 
     fn table(&self, row: &Row, main: &Metric, out: &mut String) {
-        let bases: Vec<_> = BASES.iter().filter(|(name, _)| self.summary(name, main.key).is_some()).collect();
+        let among = |bases: &'static [(&str, &str)]| -> Vec<_> {
+            bases.iter().filter(|(name, _)| self.summary(name, main.key).is_some()).collect()
+        };
+        let bases = Some(among(BASES)).filter(|bases| !bases.is_empty()).unwrap_or_else(|| among(OWN_BASE));
         let mut head = format!("| target | {}: median | least | spread |", main.title);
         for (_, title) in &bases {
             let _ = write!(head, " {title} |");
@@ -239,6 +253,10 @@ mod tests {
         assert_eq!(judge(&results, Limit::Times(1.0, &["haproxy"])), Verdict::NotMeasured);
         assert_eq!(judge(&results, Limit::Above(0.4, "pipe")), Verdict::Unclear);
         assert_eq!(judge(&results, Limit::Above(0.5, "pipe")), Verdict::Reached);
+        assert_eq!(judge(&results, Limit::TimesAtLeast(1.0, "pipe")), Verdict::Reached);
+        assert_eq!(judge(&results, Limit::TimesAtLeast(2.0, "pipe")), Verdict::Unclear);
+        assert_eq!(judge(&results, Limit::TimesAtLeast(3.0, "pipe")), Verdict::NotReached);
+        assert_eq!(judge(&results, Limit::TimesAtLeast(1.0, "haproxy")), Verdict::NotMeasured);
         assert_eq!(judge(&results, Limit::AtMost(9.0)), Verdict::NotReached);
         assert_eq!(judge(&results, Limit::AtLeast(11.5)), Verdict::Reached);
         assert_eq!(judge(&results, Limit::AtLeast(12.0)), Verdict::Unclear);
@@ -249,6 +267,16 @@ mod tests {
         let results = results(&[("copy-64k", &[4.0]), ("copy-256k", &[2.0]), ("gateway", &[1.2])]);
         assert_eq!(judge(&results, Limit::Times(0.6, &["copy-64k", "copy-256k"])), Verdict::Reached);
         assert_eq!(judge(&results, Limit::Times(0.5, &["copy-64k", "copy-256k"])), Verdict::NotReached);
+    }
+
+    #[test]
+    fn the_gateway_is_the_base_where_there_is_no_other() {
+        let row = ROWS.iter().find(|row| row.id == "side-by-side").unwrap();
+        let markdown = results(&[("gateway", &[10.0, 12.0]), ("gateway-two", &[11.0, 11.0])]).markdown(row);
+        assert!(markdown.contains("| spread | × gateway |"), "{markdown}");
+        assert!(markdown.contains("| 11.00 | 11.00 | 0 % | 1.00 | – |"), "{markdown}");
+        let beside_a_floor = results(&[("pipe", &[10.0]), ("gateway", &[10.0])]).markdown(&ROWS[0]);
+        assert!(!beside_a_floor.contains("× gateway"), "{beside_a_floor}");
     }
 
     #[test]

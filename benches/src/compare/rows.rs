@@ -1,7 +1,8 @@
 //! The rows of the comparison: what is done, what is read off, and what the gateway has to reach.
 
+use super::division::{self, Division, Part};
 use super::run::{Run, Sample};
-use super::targets::{AUDIO, AUDIO_SMALL, DEAF_PREFIX, Need};
+use super::targets::{AUDIO, AUDIO_SMALL, DEAF_PREFIX, Need, Twin};
 use crate::Fault;
 use crate::load::Way;
 use crate::load::work::{self, Echo, Flood, Limits, Order};
@@ -25,6 +26,8 @@ pub struct Goal {
 pub enum Limit {
     /// At most this many times the best of these targets.
     Times(f64, &'static [&'static str]),
+    /// At least this many times that target.
+    TimesAtLeast(f64, &'static str),
     /// At most this much more than that target.
     Above(f64, &'static str),
     AtMost(f64),
@@ -65,8 +68,13 @@ pub const QUICK_TARGETS: &[&str] = &[
     "gateway",
     "gateway-inbox",
     "gateway-info",
+    "gateway-two",
+    "gateway-two-here",
     "versus",
 ];
+
+/// Rows that a short run leaves out unless it is asked for them.
+pub const NOT_QUICK: &[&str] = &["side-by-side"];
 
 /// In a sample: the share of the time in which the load generator did not have its core.
 pub const DISTURBANCE: &str = "disturbance";
@@ -75,6 +83,8 @@ const ALWAYS: usize = usize::MAX;
 const MIB: f64 = (1 << 20) as f64;
 /// Pairs that hold still while others are measured or weighed.
 const IDLE_PAIRS: u64 = 5000;
+/// Enough for an even deal: by chance alone the fuller of two has more than 0.6 of them about once in a thousand times.
+const DEALT_CONNECTIONS: u64 = 256;
 /// Messages a second beside streams and floods: few enough to leave the load generator's core to those.
 const BESIDE_RATE: f64 = 1000.0;
 /// Results a second in the flood, and what one of them says.
@@ -422,6 +432,33 @@ pub const ROWS: &[Row] = &[
         counts_calls: false,
         run: |run| whole_seconds(run, handshakes),
     },
+    Row {
+        id: "side-by-side",
+        title: "Echo 64 B, 256 connections, one message in flight on each: one process, and two on the same address",
+        note: "Of two processes, one on each core, the second shares its core with the load generator, whose messages wake \
+               it one by one: those sleeps are in its cost. The load generator also bounds the throughput of two cores: \
+               CPU a message shows what they can take, messages/s do not. At how many messages/s in all a core is full is \
+               reckoned, not run: as the connections are dealt out, at the cost of the process that has its core to \
+               itself while both work. What it costs to be two, and nothing else, is CPU a message of both on the \
+               targets' core. Fullest: the share of the connections that one process has; 0.5 is even.",
+        need: Need::Relay,
+        targets: &["gateway", "gateway-two", "gateway-two-here"],
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: metrics![
+            "cpu" "CPU µs/message" 2, "own" "on its own core" 2, "shared" "on the load's core" 2,
+            "sleeps" "sleeps/message" 3, "full" "messages/s until a core is full" 0, "fullest" "fullest" 3,
+            "rate" "messages/s" 0
+        ],
+        goals: goals![
+            "gateway-two" "full" Limit::TimesAtLeast(1.6, "gateway"),
+            "gateway-two" "fullest" Limit::AtMost(0.65),
+            "gateway-two-here" "cpu" Limit::Times(1.05, &["gateway"]),
+            "gateway-two-here" "fullest" Limit::AtMost(0.65),
+        ],
+        counts_calls: true,
+        run: side_by_side,
+    },
 ];
 
 const LOGGED: &[&str] = &["gateway", "gateway-info"];
@@ -501,6 +538,46 @@ fn handshakes(run: &mut Run<'_>) -> Result<Sample, Fault> {
         ("rate", count / outcome.seconds),
         (DISTURBANCE, watch.disturbance),
     ]))
+}
+
+fn side_by_side(run: &mut Run<'_>) -> Result<Sample, Fault> {
+    let mut division = Division::new(run.watch(), run.instance.processes());
+    let mut world = run.world()?;
+    let outcome = work::echo(&mut world, &Echo::new(64, DEALT_CONNECTIONS), run.limits(), &mut division)?;
+    drop(world);
+    let Division { watch, parts, .. } = &mut division;
+    let counted: u64 = parts.iter().map(|part| part.messages).sum();
+    if counted != outcome.count {
+        return Err(format!("{} messages came back, the processes counted {counted}", outcome.count));
+    }
+    let messages = outcome.count as f64;
+    run.keep_calls(watch, 2.0 * messages, "relayed frame");
+    let fullest = division::fullest(parts).ok_or("no process has a connection")?;
+    let mut sample = Sample::from([
+        ("cpu", watch.nanos as f64 / 1e3 / messages),
+        ("fullest", fullest),
+        ("sleeps", parts.iter().map(|part| part.sleeps).sum::<u64>() as f64 / messages),
+        ("rate", messages / outcome.seconds),
+    ]);
+    let cost = |part: &Part| part.nanos as f64 / 1e3 / part.messages as f64;
+    let twin = run.instance.target.twin();
+    // Two on one core have none of their own.
+    if let (Some(first), None | Some(Twin::LoadCore)) = (parts.first(), twin)
+        && first.messages > 0
+    {
+        sample.extend([("own", cost(first)), ("full", 1e6 / (cost(first) * fullest))]);
+    }
+    match (twin, parts.get(1)) {
+        (Some(Twin::LoadCore), Some(second)) if second.messages > 0 => {
+            sample.insert("shared", cost(second));
+        }
+        // What the second process has of the load generator's core is no disturbance.
+        (Some(Twin::LoadCore), _) => {}
+        _ => {
+            sample.insert(DISTURBANCE, watch.disturbance);
+        }
+    }
+    Ok(sample)
 }
 
 fn idle_memory(run: &mut Run<'_>) -> Result<Sample, Fault> {
@@ -640,7 +717,7 @@ mod tests {
                 assert!(row.metrics.iter().any(|metric| metric.key == goal.metric), "{}: {}", row.id, goal.metric);
                 let others: &[&str] = match &goal.limit {
                     Limit::Times(_, of) => of,
-                    Limit::Above(_, of) => std::slice::from_ref(of),
+                    Limit::Above(_, of) | Limit::TimesAtLeast(_, of) => std::slice::from_ref(of),
                     _ => &[],
                 };
                 for name in others.iter().chain([&goal.who]) {
@@ -650,6 +727,9 @@ mod tests {
         }
         for name in QUICK_TARGETS {
             assert!(target(name).is_some(), "no target {name}");
+        }
+        for name in NOT_QUICK {
+            assert!(ids.contains(name), "no row {name}");
         }
     }
 }

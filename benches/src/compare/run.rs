@@ -49,7 +49,7 @@ impl Run<'_> {
 
     pub fn watch(&self) -> Watch {
         let counts: Option<PathBuf> = self.counting.then(|| self.place.dir.join("strace.counts"));
-        Watch::new(self.instance.process.id(), counts)
+        Watch::new(self.instance.family(), counts)
     }
 
     pub fn limits(&self) -> Limits {

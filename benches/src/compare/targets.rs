@@ -47,10 +47,19 @@ enum Kind {
     Haproxy { splice: bool, buffers: Option<u32> },
     Nginx { buffers: Option<&'static str> },
     Caddy,
-    Gateway { inbox: bool, log: bool, versus: bool },
+    Gateway { inbox: bool, log: bool, versus: bool, twin: Option<Twin> },
 }
 
-const GATEWAY: Kind = Kind::Gateway { inbox: false, log: false, versus: false };
+/// A second process beside the first one, on the same address, and where it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Twin {
+    /// On the load generator's core: both work at the same time.
+    LoadCore,
+    /// On the targets' core, as the first one: what a second process adds, and nothing else.
+    TargetCore,
+}
+
+const GATEWAY: Kind = Kind::Gateway { inbox: false, log: false, versus: false, twin: None };
 
 /// Every target there is.
 pub const TARGETS: &[Target] = &[
@@ -82,17 +91,27 @@ pub const TARGETS: &[Target] = &[
     Target {
         id: "gateway-inbox",
         title: "aivtuber-gateway, embedded inbox",
-        kind: Kind::Gateway { inbox: true, log: false, versus: false },
+        kind: Kind::Gateway { inbox: true, log: false, versus: false, twin: None },
     },
     Target {
         id: "gateway-info",
         title: "aivtuber-gateway, log level info, /metrics read every second",
-        kind: Kind::Gateway { inbox: false, log: true, versus: false },
+        kind: Kind::Gateway { inbox: false, log: true, versus: false, twin: None },
+    },
+    Target {
+        id: "gateway-two",
+        title: "aivtuber-gateway, two processes, one on each core",
+        kind: Kind::Gateway { inbox: false, log: false, versus: false, twin: Some(Twin::LoadCore) },
+    },
+    Target {
+        id: "gateway-two-here",
+        title: "aivtuber-gateway, two processes, both on the targets' core",
+        kind: Kind::Gateway { inbox: false, log: false, versus: false, twin: Some(Twin::TargetCore) },
     },
     Target {
         id: "versus",
         title: "aivtuber-gateway, the other build",
-        kind: Kind::Gateway { inbox: false, log: false, versus: true },
+        kind: Kind::Gateway { inbox: false, log: false, versus: true, twin: None },
     },
 ];
 
@@ -130,6 +149,10 @@ pub struct Instance {
     /// PSS once it had come to rest after its start, in bytes.
     pub start_memory: u64,
     pub process: Process,
+    /// The second process on that address.
+    twin: Option<Process>,
+    /// Where the first process alone answers, and the second one alone.
+    own: Vec<SocketAddr>,
     /// Its own Redis; ended after it.
     _redis: Option<Process>,
 }
@@ -170,6 +193,11 @@ impl Target {
         matches!(self.kind, Kind::Gateway { log: true, .. })
     }
 
+    /// Where its second process runs, if it has one.
+    pub fn twin(&self) -> Option<Twin> {
+        if let Kind::Gateway { twin, .. } = self.kind { twin } else { None }
+    }
+
     /// Whether its clients see the results as they were published.
     pub fn copies_results(&self) -> bool {
         self.kind == Kind::Subscriber
@@ -192,15 +220,32 @@ impl Target {
         let redis = if delivers && !has_inbox { Some(start_redis(place)?) } else { None };
         let inbox = if has_inbox { Some(local(free_port().map_err(|error| error.to_string())?)) } else { None };
         let publish_at = redis.as_ref().map(|(_, at)| *at).or(inbox.filter(|_| delivers));
-        let command = self.command(place, address, publish_at)?;
-        let output = place.dir.join(format!("{}.output", self.id));
-        let process = Process::start(command, place.cores, address, &output)?;
+        let output = |number: usize| place.dir.join(format!("{}.{number}.output", self.id));
+        let command = || self.command(place, address, publish_at);
+        let (process, twin, own) = match self.twin() {
+            None => (Process::start(command()?, place.cores, address, &output(1))?, None, vec![address]),
+            Some(twin) => {
+                // On the address that they share one would answer for the other: each has a further one of its own.
+                let start = |cores: Cores, number: usize| -> Result<(Process, SocketAddr), Fault> {
+                    let own = local(free_port().map_err(|error| format!("no free port: {error}"))?);
+                    let mut command = command()?;
+                    command.args(["--listen", &address.to_string(), "--listen", &own.to_string()]);
+                    Ok((Process::start(command, cores, own, &output(number))?, own))
+                };
+                let (first, first_own) = start(place.cores, 1)?;
+                let cores = if twin == Twin::LoadCore { place.cores.beside_load() } else { place.cores };
+                let (second, second_own) = start(cores, 2)?;
+                (first, Some(second), vec![first_own, second_own])
+            }
+        };
         if let Some((_, at)) = &redis {
             await_subscription(*at)?;
         }
-        rest(&family(process.id()));
-        let start_memory = memory(&family(process.id()))?;
-        Ok(Instance { target: self, address, publish_at, start_memory, process, _redis: redis.map(|(redis, _)| redis) })
+        let redis = redis.map(|(redis, _)| redis);
+        let mut instance =
+            Instance { target: self, address, publish_at, start_memory: 0, process, twin, own, _redis: redis };
+        instance.start_memory = instance.memory()?;
+        Ok(instance)
     }
 
     /// The command that serves on `listen`, its configuration written.
@@ -269,8 +314,8 @@ impl Target {
                 command.arg(write("Caddyfile".to_owned(), text)?);
                 command.env("HOME", &place.dir).env("XDG_DATA_HOME", &place.dir).env("XDG_CONFIG_HOME", &place.dir);
             }
-            Kind::Gateway { inbox, log, .. } => {
-                let text = gateway_configuration(place, listen, publish_at, inbox);
+            Kind::Gateway { inbox, log, twin, .. } => {
+                let text = gateway_configuration(place, listen, publish_at, inbox, twin.is_some());
                 command.arg("--config").arg(write(format!("{}.toml", self.id), text)?);
                 command.args(["--log-level", if log { "info" } else { "warn" }]);
                 for name in [
@@ -323,9 +368,15 @@ impl Drop for Place {
 }
 
 impl Instance {
-    /// The target's process and its children.
+    /// The one process or two that serve on `address`: their ids, and where each of them alone answers.
+    pub fn processes(&self) -> Vec<(u32, SocketAddr)> {
+        let processes = std::iter::once(&self.process).chain(&self.twin);
+        processes.map(Process::id).zip(self.own.iter().copied()).collect()
+    }
+
+    /// The target's processes and their children.
     pub fn family(&self) -> Vec<u32> {
-        family(self.process.id())
+        self.processes().into_iter().flat_map(|(id, _)| family(id)).collect()
     }
 
     /// PSS now, once it has come to rest, in bytes.
@@ -337,9 +388,16 @@ impl Instance {
 }
 
 /// Both routes where results are published, else the relayed one alone; everything else as the gateway has it.
-fn gateway_configuration(place: &Place, listen: SocketAddr, publish_at: Option<SocketAddr>, inbox: bool) -> String {
+fn gateway_configuration(
+    place: &Place,
+    listen: SocketAddr,
+    publish_at: Option<SocketAddr>,
+    inbox: bool,
+    twin: bool,
+) -> String {
+    let shared = if twin { "reuse_port = true\n" } else { "" };
     let relayed = format!(
-        "[server]\nlisten = [\"{listen}\"]\nmax_connections = {}\n\n\
+        "[server]\nlisten = [\"{listen}\"]\n{shared}max_connections = {}\n\n\
          [[route]]\nname = \"input\"\npath = \"/ws/input\"\nbackend = \"ws://{}/ws/input\"\n",
         place.connections_max(),
         place.backend
@@ -359,8 +417,7 @@ fn start_redis(place: &Place) -> Result<(Process, SocketAddr), Fault> {
     let mut command = Command::new(installed("redis-server")?);
     command.args(["--port", &at.port().to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
     command.args(["--loglevel", "warning", "--dir"]).arg(&place.dir);
-    let beside = Cores { target: place.cores.load, load: place.cores.load };
-    let process = Process::start(command, beside, at, &place.dir.join("redis.output"))?;
+    let process = Process::start(command, place.cores.beside_load(), at, &place.dir.join("redis.output"))?;
     Ok((process, at))
 }
 
@@ -428,12 +485,23 @@ mod tests {
     #[test]
     fn the_gateway_is_told_of_results_only_where_they_are_published() {
         let place = place(Path::new("/nowhere"));
-        let relay = gateway_configuration(&place, local(1), None, false);
+        let relay = gateway_configuration(&place, local(1), None, false, false);
         assert!(relay.contains("listen = [\"127.0.0.1:1\"]") && relay.contains("ws://127.0.0.1:2/ws/input"));
         assert!(!relay.contains("output") && !relay.contains("redis"));
-        let redis = gateway_configuration(&place, local(1), Some(local(3)), false);
+        let redis = gateway_configuration(&place, local(1), Some(local(3)), false, false);
         assert!(redis.contains("serve = \"output\"") && redis.contains("url = \"redis://127.0.0.1:3\""));
-        assert!(gateway_configuration(&place, local(1), Some(local(3)), true).contains("embedded://127.0.0.1:3"));
+        assert!(
+            gateway_configuration(&place, local(1), Some(local(3)), true, false).contains("embedded://127.0.0.1:3")
+        );
+    }
+
+    #[test]
+    fn two_processes_share_their_address_and_one_does_not() {
+        let place = place(Path::new("/nowhere"));
+        assert!(gateway_configuration(&place, local(1), None, false, true).contains("\nreuse_port = true\n"));
+        assert!(!gateway_configuration(&place, local(1), None, false, false).contains("reuse_port"));
+        let two: Vec<_> = TARGETS.iter().filter(|target| target.twin().is_some()).map(|target| target.id).collect();
+        assert_eq!(two, ["gateway-two", "gateway-two-here"]);
     }
 
     #[test]
