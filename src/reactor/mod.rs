@@ -156,6 +156,7 @@ impl Reactor {
         self.gateway.begin_turn(now);
         let mut is_signalled = false;
         let mut is_woken = false;
+        let mut has_redis_moved = self.redis_has_more;
         for event in &self.events {
             match Source::from(event.token()) {
                 Source::Session(key, side) => self.gateway.ready(key, side, ready(event)),
@@ -163,13 +164,20 @@ impl Reactor {
                 Source::Signal(_) => is_signalled = true,
                 Source::Waker => is_woken = true,
                 Source::Alarm => self.alarm.handle_ring(),
-                Source::Link(line) => self.redis.handle_ready(LINES[line], ready(event)),
+                Source::Link(line) => {
+                    self.redis.handle_ready(LINES[line], ready(event));
+                    has_redis_moved = true;
+                }
             }
         }
         if is_woken {
             self.handle_answers(now);
         }
-        self.redis_has_more = self.redis.turn(self.gateway.results(), &mut self.resolver, self.poll.registry(), now)?;
+        // What is due by time alone is settled by the gateway, and done by the flush.
+        if has_redis_moved || is_woken {
+            self.redis_has_more =
+                self.redis.turn(self.gateway.results(), &mut self.resolver, self.poll.registry(), now)?;
+        }
         self.gateway.settle();
         self.redis.flush(self.gateway.results(), &mut self.resolver, self.poll.registry(), now)?;
         self.listeners.accept(&mut self.gateway, self.poll.registry(), now);
