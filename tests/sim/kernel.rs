@@ -8,6 +8,9 @@
 //! - *No room*: a write takes what fits, and an edge follows only after one that stopped short.
 //! - *Errors*: an RST leaves what arrived before it to be read, is told once as an error, and is an end or a broken pipe
 //!   from then on. Closing with unread bytes sends an RST and loses what the peer has not read.
+//! - *Held back*: of what is written with more to follow, or to a socket that is held, only full packets leave; the rest waits
+//!   for the next write, the release, the end, or a full queue. A real kernel gives up waiting after 200 ms; this one never
+//!   does, so that who forgets to let go is found out.
 //!
 //! Everything happens by chance, from one seed: how bytes are cut on the way, how long that takes, which events a turn gets.
 
@@ -20,6 +23,9 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
+
+/// Bytes of a full packet.
+const PACKET: u64 = 1448;
 
 /// Names a link; never used again.
 pub type LinkId = usize;
@@ -128,6 +134,9 @@ pub struct Link {
     /// Bytes that the gateway has written, and has read.
     pub written: u64,
     pub taken: u64,
+    /// Of what is written, so many bytes are not held back.
+    let_go: u64,
+    is_held: bool,
     /// The peer has closed: what is written leads to an RST.
     pub is_far_gone: bool,
 }
@@ -415,7 +424,7 @@ impl Kernel {
     /// What the peer can read, at most `most` bytes.
     pub fn receive(&mut self, id: LinkId, most: usize) -> Vec<u8> {
         let link = &mut self.links[id];
-        let most = most.min(link.sent.len());
+        let most = most.min(link.sent.len() - link.held_back());
         let bytes = take(&mut link.sent, most);
         if link.is_short && self.has_room(&self.links[id]) {
             self.links[id].is_short = false;
@@ -425,7 +434,8 @@ impl Kernel {
     }
 
     pub fn is_to_receive(&self, id: LinkId) -> bool {
-        !self.links[id].sent.is_empty()
+        let link = &self.links[id];
+        link.sent.len() > link.held_back()
     }
 
     /// The end that the peer has come to, once it has read everything.
@@ -508,7 +518,7 @@ impl Kernel {
         self.wake_peer(id);
     }
 
-    fn write(&mut self, id: LinkId, bytes: &[u8]) -> io::Result<usize> {
+    fn write(&mut self, id: LinkId, bytes: &[u8], has_more: bool) -> io::Result<usize> {
         let room = self.room(id, 1)?;
         if self.links[id].is_far_gone {
             self.far_resets(id);
@@ -519,7 +529,7 @@ impl Kernel {
             n = self.chance.usize(1..=n);
         }
         self.links[id].sent.extend(&bytes[..n]);
-        self.links[id].written += n as u64;
+        self.links[id].wrote(n, has_more);
         if n < bytes.len() {
             self.fell_short(id);
         }
@@ -556,6 +566,7 @@ impl Kernel {
     }
 
     fn fell_short(&mut self, id: LinkId) {
+        self.let_go(id);
         if self.has_room(&self.links[id]) {
             // Want of memory, not of room: the edge comes when there is some.
             self.links[id].is_owed = true;
@@ -563,6 +574,22 @@ impl Kernel {
             self.after(wait, Action::Edge(id));
         } else {
             self.links[id].is_short = true;
+        }
+    }
+
+    fn hold(&mut self, id: LinkId, is_held: bool) {
+        self.note(|| format!("link {id} {}", if is_held { "is held" } else { "is let go" }));
+        self.links[id].is_held = is_held;
+        if !is_held {
+            self.let_go(id);
+        }
+    }
+
+    /// Nothing is held back any longer of what has been written.
+    fn let_go(&mut self, id: LinkId) {
+        if self.links[id].held_back() > 0 {
+            self.links[id].let_go = self.links[id].written;
+            self.wake_peer(id);
         }
     }
 
@@ -578,6 +605,7 @@ impl Kernel {
     fn shutdown(&mut self, id: LinkId) {
         self.note(|| format!("link {id} sent FIN"));
         self.moves += 1;
+        self.let_go(id);
         self.links[id].near_fin = true;
         self.wake_peer(id);
     }
@@ -586,6 +614,7 @@ impl Kernel {
         let unread = self.links[id].received.len();
         self.note(|| format!("link {id} closed unread={unread}"));
         self.moves += 1;
+        self.let_go(id);
         let kept = self.chance.usize(..=self.links[id].sent.len());
         let link = &mut self.links[id];
         link.is_dropped = true;
@@ -640,7 +669,7 @@ impl Kernel {
             return Ok(moved);
         }
         self.links[id].sent.extend(bytes);
-        self.links[id].written += moved as u64;
+        self.links[id].wrote(moved, false);
         self.note(|| format!("link {id} spliced {moved} in"));
         self.moves += 1;
         self.wake_peer(id);
@@ -687,8 +716,23 @@ impl Link {
             lost: 0,
             written: 0,
             taken: 0,
+            let_go: 0,
+            is_held: false,
             is_far_gone: false,
         }
+    }
+}
+
+impl Link {
+    /// Bytes that do not leave before more comes, or the release.
+    fn held_back(&self) -> usize {
+        ((self.written - self.let_go) as usize).min(self.sent.len())
+    }
+
+    fn wrote(&mut self, n: usize, has_more: bool) {
+        self.written += n as u64;
+        let held_back = if self.is_held || has_more { (self.written - self.let_go) % PACKET } else { 0 };
+        self.let_go = self.written - held_back;
     }
 }
 
@@ -723,7 +767,7 @@ impl Read for Near {
 
 impl Write for Near {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.kernel.borrow_mut().write(self.link, bytes)
+        self.kernel.borrow_mut().write(self.link, bytes, false)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -734,6 +778,15 @@ impl Write for Near {
 impl Transport for Near {
     fn shutdown_write(&mut self) -> io::Result<()> {
         self.kernel.borrow_mut().shutdown(self.link);
+        Ok(())
+    }
+
+    fn write_more(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.kernel.borrow_mut().write(self.link, bytes, true)
+    }
+
+    fn hold(&mut self, is_held: bool) -> io::Result<()> {
+        self.kernel.borrow_mut().hold(self.link, is_held);
         Ok(())
     }
 
