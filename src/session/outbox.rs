@@ -74,6 +74,11 @@ impl Outbox {
         self.0.as_ref().is_none_or(|load| load.is_empty())
     }
 
+    /// Some of a chunk is still to be sent.
+    pub fn has_chunk(&self) -> bool {
+        self.0.as_ref().is_some_and(|load| load.chunk_left > 0)
+    }
+
     /// Gives its memory back, if it is empty.
     pub fn release(&mut self) {
         if self.is_empty() {

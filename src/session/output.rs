@@ -188,7 +188,8 @@ impl Output {
         let mut has_more = false;
         for budget in (0..BUDGET).rev() {
             // A chunk and what announces it are a little more than a large packet: without this, half of the packets are tiny.
-            if self.audio.is_some() {
+            // The text before the first one leaves by itself: it does not wait for the disk.
+            if self.outbox.has_chunk() {
                 downstream.hold(true);
             }
             match self.outbox.flush(downstream, self.audio.as_deref().map(|audio| &audio.file)) {

@@ -15,7 +15,7 @@
 //! Everything happens by chance, from one seed: how bytes are cut on the way, how long that takes, which events a turn gets.
 
 use aivtuber_gateway::base::moment::Moment;
-use aivtuber_gateway::net::{Network, Pipe, Ready, Socket, Source, Transport};
+use aivtuber_gateway::net::{AudioFile, Network, Pipe, Ready, Socket, Source, Transport};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};
@@ -137,6 +137,8 @@ pub struct Link {
     /// Of what is written, so many bytes are not held back.
     let_go: u64,
     is_held: bool,
+    /// How much was written, and not held back, whenever a file was read to be sent.
+    file_reads: Vec<(u64, u64)>,
     /// The peer has closed: what is written leads to an RST.
     pub is_far_gone: bool,
 }
@@ -718,15 +720,26 @@ impl Link {
             taken: 0,
             let_go: 0,
             is_held: false,
+            file_reads: Vec::new(),
             is_far_gone: false,
         }
     }
 }
 
 impl Link {
+    /// Whether the byte at `offset` of what was written had left when a file was next read: disks are slow.
+    pub fn left_before_file(&self, offset: u64) -> bool {
+        let next = self.file_reads.iter().find(|(written, _)| *written > offset);
+        next.is_none_or(|(_, let_go)| *let_go > offset)
+    }
+
     /// Bytes that do not leave before more comes, or the release.
     fn held_back(&self) -> usize {
         ((self.written - self.let_go) as usize).min(self.sent.len())
+    }
+
+    fn note_file_read(&mut self) {
+        self.file_reads.push((self.written, self.let_go));
     }
 
     fn wrote(&mut self, n: usize, has_more: bool) {
@@ -788,6 +801,15 @@ impl Transport for Near {
     fn hold(&mut self, is_held: bool) -> io::Result<()> {
         self.kernel.borrow_mut().hold(self.link, is_held);
         Ok(())
+    }
+
+    fn send_file(&mut self, file: &AudioFile, offset: u64, count: usize) -> io::Result<usize> {
+        self.kernel.borrow_mut().links[self.link].note_file_read();
+        let mut bytes = vec![0; count.min(16 * 1024)];
+        match file.read_at(&mut bytes, offset)? {
+            0 => Ok(0),
+            n => self.write(&bytes[..n]),
+        }
     }
 
     fn connect_outcome(&mut self) -> io::Result<()> {

@@ -1036,6 +1036,10 @@ impl ResultsWorld {
         let waiter = &visitor.waiter;
         waiter.judge_goodbye()?;
         self.judge_reason(visitor)?;
+        let is_held_back = |offset| !self.kernel.borrow().links[waiter.link].left_before_file(offset);
+        if let Some(seen) = waiter.seen.iter().find(|seen| is_held_back(seen.offset)) {
+            return Err(format!("a text was held back while its audio was read: {}", seen.view));
+        }
         let place = &self.places[visitor.place];
         let was_killed = place.house.is_none();
         let is_strict = waiter.ways.is_prompt && !waiter.left_first;
