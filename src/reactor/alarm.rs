@@ -53,6 +53,7 @@ impl Alarm {
 mod tests {
     use super::*;
     use mio::{Events, Poll};
+    use rustix::event::{PollFd, PollFlags};
 
     #[test]
     fn it_rings_at_the_earliest_moment_and_again_when_it_is_set_again() {
@@ -67,6 +68,27 @@ mod tests {
             poll.poll(&mut events, None).unwrap();
             assert_eq!(events.iter().map(|event| Source::from(event.token())).collect::<Vec<_>>(), [Source::Alarm]);
             alarm.handle_ring();
+        }
+    }
+
+    /// It rang while nobody looked, which is told when somebody does; unless it was set to an earlier moment, which is told instead.
+    #[test]
+    fn a_ring_that_nobody_saw_is_not_lost() {
+        let mut poll = Poll::new().unwrap();
+        let mut alarm = Alarm::register(poll.registry()).unwrap();
+        let mut events = Events::with_capacity(4);
+        let (start, second) = (Moment::START, Duration::from_secs(1));
+        for next in [start, start + second, start + 2 * second] {
+            // Due for a second, as it is when a turn takes that long.
+            alarm.set(start + second, start + 2 * second).unwrap();
+            let mut rung = [PollFd::new(&alarm.timer, PollFlags::IN)];
+            assert_eq!(rustix::event::poll(&mut rung, None), Ok(1));
+            alarm.set(next, start).unwrap();
+            poll.poll(&mut events, None).unwrap();
+            assert_eq!(events.iter().count(), 1);
+            alarm.handle_ring();
+            poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+            assert!(events.is_empty(), "once");
         }
     }
 
