@@ -30,8 +30,8 @@ use std::rc::Rc;
 /// What a client may send behind its request before the backend has answered; more waits in its socket.
 const EARLY_BYTES_MAX: usize = HEAD_BYTES_MAX;
 
-/// Room for the headers of a usual request, a browser's cookies apart.
-const HEADERS_ROOM: usize = 1024;
+/// Room for what is said about the client behind its own headers.
+const ADDED_ROOM: usize = 192;
 
 /// The largest body that comes with a backend's refusal and is passed on.
 const REFUSAL_BYTES_MAX: usize = 64 * 1024;
@@ -124,7 +124,8 @@ impl Dial {
             Some(RouteTarget::Relay { host, .. }) => host.as_deref(),
             _ => unreachable!("only relayed routes dial"),
         };
-        let mut headers = Vec::with_capacity(HEADERS_ROOM);
+        let theirs: usize = request.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
+        let mut headers = Vec::with_capacity(theirs + ADDED_ROOM);
         let forwarding = Forwarding { host, client: who.ip, request_id: &request_id };
         upgrade::write_forwarded_headers(request, &forwarding, &mut headers);
         Phase::Dial(Box::new(Dial {
