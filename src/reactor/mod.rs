@@ -89,7 +89,7 @@ impl Reactor {
         let poll = Poll::new()?;
         let registry = poll.registry();
         let waker = Arc::new(Waker::new(registry, Source::Waker.into())?);
-        let network = Box::new(TcpNetwork::new(registry.try_clone()?)?);
+        let network = Box::new(TcpNetwork::new(registry.try_clone()?));
         let chance = fastrand::Rng::new();
         let gateway = Gateway::new(gateway, network, chance, clock.now(), SystemTime::now())
             .map_err(|why| StartError::Other(io::Error::other(why)))?;
