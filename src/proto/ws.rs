@@ -353,6 +353,10 @@ mod tests {
 
     const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
+    fn head(opcode: Opcode, payload: u64) -> FrameHead {
+        FrameHead::of_message(opcode, payload)
+    }
+
     fn written(head: &FrameHead) -> Vec<u8> {
         let mut out = Vec::new();
         head.write(&mut out);
@@ -362,15 +366,15 @@ mod tests {
     /// Frames of every length form, masked and not, with fragments, reserved opcodes and RSV bits, and their heads.
     fn stream() -> (Vec<u8>, Vec<FrameHead>) {
         let heads = vec![
-            FrameHead { mask: Some(MASK), ..FrameHead::of_message(Opcode::Text, 5) },
-            FrameHead::of_message(Opcode::Ping, 0),
-            FrameHead { fin: false, rsv: 4, ..FrameHead::of_message(Opcode::Binary, 126) },
-            FrameHead { mask: Some([0; 4]), ..FrameHead::of_message(Opcode::Pong, 125) },
-            FrameHead { fin: false, ..FrameHead::of_message(Opcode::Continuation, 0) },
-            FrameHead { rsv: 7, mask: Some(MASK), ..FrameHead::of_message(Opcode::Reserved(3), 300) },
-            FrameHead { mask: Some(MASK), ..FrameHead::of_message(Opcode::Continuation, 65_536) },
-            FrameHead::of_message(Opcode::Reserved(0xf), 1),
-            FrameHead { mask: Some(MASK), ..FrameHead::of_message(Opcode::Close, 2) },
+            FrameHead { mask: Some(MASK), ..head(Opcode::Text, 5) },
+            head(Opcode::Ping, 0),
+            FrameHead { fin: false, rsv: 4, ..head(Opcode::Binary, 126) },
+            FrameHead { mask: Some([0; 4]), ..head(Opcode::Pong, 125) },
+            FrameHead { fin: false, ..head(Opcode::Continuation, 0) },
+            FrameHead { rsv: 7, mask: Some(MASK), ..head(Opcode::Reserved(3), 300) },
+            FrameHead { mask: Some(MASK), ..head(Opcode::Continuation, 65_536) },
+            head(Opcode::Reserved(0xf), 1),
+            FrameHead { mask: Some(MASK), ..head(Opcode::Close, 2) },
         ];
         let mut bytes = Vec::new();
         for head in &heads {
@@ -395,24 +399,15 @@ mod tests {
     #[test]
     fn the_examples_of_the_rfc() {
         // RFC 6455 §5.7
-        assert_eq!(FrameHead::parse(b"\x81\x05Hello"), Some((FrameHead::of_message(Opcode::Text, 5), 2)));
+        assert_eq!(FrameHead::parse(b"\x81\x05Hello"), Some((head(Opcode::Text, 5), 2)));
         let masked = b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58";
-        assert_eq!(
-            FrameHead::parse(masked),
-            Some((FrameHead { mask: Some(MASK), ..FrameHead::of_message(Opcode::Text, 5) }, 6))
-        );
+        assert_eq!(FrameHead::parse(masked), Some((FrameHead { mask: Some(MASK), ..head(Opcode::Text, 5) }, 6)));
         let mut payload = masked[6..].to_vec();
         apply_mask(&mut payload, MASK, 0);
         assert_eq!(payload, b"Hello");
-        assert_eq!(
-            FrameHead::parse(b"\x01\x03Hel"),
-            Some((FrameHead { fin: false, ..FrameHead::of_message(Opcode::Text, 3) }, 2))
-        );
-        assert_eq!(FrameHead::parse(b"\x82\x7e\x01\x00"), Some((FrameHead::of_message(Opcode::Binary, 256), 4)));
-        assert_eq!(
-            FrameHead::parse(b"\x82\x7f\0\0\0\0\0\x01\0\0"),
-            Some((FrameHead::of_message(Opcode::Binary, 65_536), 10))
-        );
+        assert_eq!(FrameHead::parse(b"\x01\x03Hel"), Some((FrameHead { fin: false, ..head(Opcode::Text, 3) }, 2)));
+        assert_eq!(FrameHead::parse(b"\x82\x7e\x01\x00"), Some((head(Opcode::Binary, 256), 4)));
+        assert_eq!(FrameHead::parse(b"\x82\x7f\0\0\0\0\0\x01\0\0"), Some((head(Opcode::Binary, 65_536), 10)));
         assert_eq!(pong_frame(b"Hello", Some(MASK)), b"\x8a\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58");
         assert_eq!(ping_frame(b"Hello", None), b"\x89\x05Hello");
     }
@@ -441,15 +436,12 @@ mod tests {
 
     #[test]
     fn lengths_are_written_in_the_shortest_form_and_read_in_any() {
-        assert_eq!(written(&FrameHead::of_message(Opcode::Text, 125)).len(), 2);
-        assert_eq!(written(&FrameHead::of_message(Opcode::Text, 126)).len(), 4);
-        assert_eq!(written(&FrameHead::of_message(Opcode::Text, 0xffff)).len(), 4);
-        assert_eq!(written(&FrameHead::of_message(Opcode::Text, 0x1_0000)).len(), 10);
-        assert_eq!(FrameHead::parse(b"\x82\x7e\x00\x05"), Some((FrameHead::of_message(Opcode::Binary, 5), 4)));
-        assert_eq!(
-            FrameHead::parse(b"\x82\x7f\0\0\0\0\0\0\0\x05"),
-            Some((FrameHead::of_message(Opcode::Binary, 5), 10))
-        );
+        assert_eq!(written(&head(Opcode::Text, 125)).len(), 2);
+        assert_eq!(written(&head(Opcode::Text, 126)).len(), 4);
+        assert_eq!(written(&head(Opcode::Text, 0xffff)).len(), 4);
+        assert_eq!(written(&head(Opcode::Text, 0x1_0000)).len(), 10);
+        assert_eq!(FrameHead::parse(b"\x82\x7e\x00\x05"), Some((head(Opcode::Binary, 5), 4)));
+        assert_eq!(FrameHead::parse(b"\x82\x7f\0\0\0\0\0\0\0\x05"), Some((head(Opcode::Binary, 5), 10)));
     }
 
     #[test]
@@ -516,7 +508,7 @@ mod tests {
         assert_eq!(scanner.held_head().len(), 1);
         assert_eq!(scanner.advance(b"\xfe\x01\x00\x01\x02\x03"), (6, None));
         assert_eq!(scanner.held_head().len(), 7);
-        let masked = FrameHead { mask: Some([1, 2, 3, 4]), ..FrameHead::of_message(Opcode::Binary, 256) };
+        let masked = FrameHead { mask: Some([1, 2, 3, 4]), ..head(Opcode::Binary, 256) };
         assert_eq!(scanner.advance(b"\x04payload"), (1, Some(masked)));
         assert_eq!((scanner.held_head().len(), scanner.payload_left()), (0, 256));
         assert!(!scanner.at_boundary());
@@ -528,10 +520,10 @@ mod tests {
     #[test]
     fn the_longest_payload_does_not_overflow() {
         let mut scanner = FrameScanner::new();
-        let longest = FrameHead::of_message(Opcode::Binary, u64::MAX);
+        let longest = head(Opcode::Binary, u64::MAX);
         assert_eq!(scanner.advance(&written(&longest)), (10, Some(longest)));
         scanner.skip(u64::MAX - 3);
-        assert_eq!(scanner.advance(b"abc\x89\x00"), (5, Some(FrameHead::of_message(Opcode::Ping, 0))));
+        assert_eq!(scanner.advance(b"abc\x89\x00"), (5, Some(head(Opcode::Ping, 0))));
     }
 
     #[test]
