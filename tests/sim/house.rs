@@ -99,16 +99,22 @@ impl House {
         let (now, moves) = (self.kernel.borrow().now, self.kernel.borrow().moves);
         let is_told = !events.is_empty() || self.wants_drain;
         self.gateway.begin_turn(now);
+        let mut has_redis_moved = self.has_more;
         for (_, source, ready) in events {
             self.kernel.borrow_mut().note(|| format!("event {source:?} {ready:?}"));
             match source {
                 Source::Session(key, side) => self.gateway.ready(key, side, ready),
-                Source::Link(line) => self.sockets.handle_ready(LINES[line], ready),
+                Source::Link(line) => {
+                    self.sockets.handle_ready(LINES[line], ready);
+                    has_redis_moved = true;
+                }
                 _ => unreachable!("nothing else is registered"),
             }
         }
         let kernel = Rc::clone(&self.kernel);
-        self.has_more = self.sockets.turn(self.gateway.results(), &kernel, now);
+        if has_redis_moved {
+            self.has_more = self.sockets.turn(self.gateway.results(), &kernel, now);
+        }
         self.gateway.settle();
         self.sockets.flush(self.gateway.results(), &kernel, now);
         let entered = self.accept();
