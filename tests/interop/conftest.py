@@ -5,12 +5,14 @@ Tests marked `transparent` say what a relay must not change. They run through on
 """
 
 import itertools
+import signal
 
 import pytest
 
 from gatewaylab import wire
-from gatewaylab.gateway import BINARY, Gateway, route
+from gatewaylab.gateway import BINARY, LISTENING, Gateway, clean_env, route
 from gatewaylab.peers import Browser, LibraryBackend, NodeClients, PythonClient
+from gatewaylab.process import Process
 from gatewaylab.results import Results
 
 LIBRARIES = ["websockets", "ws"]
@@ -196,3 +198,18 @@ def browser():
     browser = Browser()
     yield browser
     browser.stop()
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """The first command of the README, but for the port."""
+    process = Process([BINARY, "demo", "--listen", "127.0.0.1:0"], env=clean_env(), cwd=tmp_path)
+    process.port = int(process.wait_for_line(rf"gateway {LISTENING}").group(1))
+    yield process
+    print(process.text)
+    # By a signal that it can act on: it removes the sounds that it made.
+    process.signal(signal.SIGINT)
+    try:
+        process.wait()
+    finally:
+        process.kill()

@@ -5,7 +5,6 @@ A block is found by its first line, and only the port in it is replaced, because
 
 import json
 import re
-import signal
 import sys
 import uuid
 import wave
@@ -13,7 +12,7 @@ import wave
 import pytest
 
 from gatewaylab import ROOT
-from gatewaylab.gateway import BINARY, LISTENING, clean_env, route
+from gatewaylab.gateway import route
 from gatewaylab.peers import Closed
 from gatewaylab.process import Process
 from gatewaylab.redis_server import RedisServer
@@ -61,19 +60,6 @@ new Promise((done, fail) => {
   const watch = () => clearInterval(timer);
 })
 """
-
-
-@pytest.fixture
-def demo(tmp_path):
-    process = Process([BINARY, "demo", "--listen", "127.0.0.1:0"], env=clean_env(), cwd=tmp_path)
-    process.port = int(process.wait_for_line(rf"gateway {LISTENING}").group(1))
-    yield process
-    print(process.text)
-    process.signal(signal.SIGINT)
-    try:
-        process.wait()
-    finally:
-        process.kill()
 
 
 def test_the_browser_s_client_is_heard(demo, browser, origin):  # noqa: F811

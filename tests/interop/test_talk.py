@@ -6,14 +6,12 @@ from the page as a person would.
 
 import json
 import re
-import signal
 import threading
 
 import pytest
 
 from gatewaylab.cut import CuttingProxy
-from gatewaylab.gateway import BINARY, LISTENING, clean_env, route
-from gatewaylab.process import Process
+from gatewaylab.gateway import route
 from gatewaylab.wire import TEXT, closed_port
 
 LIGHT = {"colorScheme": "light", "viewport": {"width": 1280, "height": 900}}
@@ -59,21 +57,6 @@ new Promise((done) => {
   audio.readyState >= 1 ? tell() : audio.addEventListener("loadedmetadata", tell);
 })
 """
-
-
-@pytest.fixture
-def demo(tmp_path):
-    """The first command of the README, but for the port."""
-    process = Process([BINARY, "demo", "--listen", "127.0.0.1:0"], env=clean_env(), cwd=tmp_path)
-    process.port = int(process.wait_for_line(rf"gateway {LISTENING}").group(1))
-    yield process
-    print(process.text)
-    # By a signal that it can act on: it removes the sounds that it made.
-    process.signal(signal.SIGINT)
-    try:
-        process.wait()
-    finally:
-        process.kill()
 
 
 @pytest.fixture
