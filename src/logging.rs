@@ -18,7 +18,8 @@
 //! - **Said once.** A file that cannot be written is reported on standard error once, and once more when it works again. Where it
 //!   cannot even be opened, lines go to standard error in the meantime; a full disk only makes them wait.
 
-use std::fmt::Write as _;
+use std::cell::Cell;
+use std::fmt::{self, Write as _};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
@@ -37,6 +38,9 @@ pub const BUFFER_BYTES_MAX: usize = 1024 * 1024;
 
 /// A buffer that grew beyond this is given back once it is empty.
 const BUFFER_BYTES_KEPT: usize = 64 * 1024;
+
+/// Room for one line that is kept for the next; a longer one takes its room with it.
+const LINE_BYTES_KEPT: usize = 1024;
 
 /// What one write to a pipe that said "writable" takes without blocking (`PIPE_BUF`).
 const PIPE_BYTES: usize = 4096;
@@ -172,10 +176,16 @@ impl Log for Front {
         if !self.enabled(record.metadata()) {
             return;
         }
-        // Made before any lock is taken: a message whose `Display` logs or panics then does no harm here.
+        // Made before any lock is taken: a message whose `Display` logs or panics then does no harm here. Taken out of its place
+        // for the same reason: what logs meanwhile begins with an empty one.
         let format = lock(&self.sink).settings.format;
-        let line = line(format, OffsetDateTime::now_utc(), record.level(), record.target(), &record.args().to_string());
+        let mut line = LINE.take();
+        write_line(&mut line, format, OffsetDateTime::now_utc(), record.level(), record.target(), *record.args());
         self.inner.log(&Record::builder().level(record.level()).args(format_args!("{line}")).build());
+        if line.capacity() <= LINE_BYTES_KEPT {
+            line.clear();
+            LINE.set(line);
+        }
     }
 
     fn flush(&self) {
@@ -188,42 +198,83 @@ fn is_hushed(target: &str, level: Level) -> bool {
     level > Level::Warn && QUIET.iter().any(|path| target.starts_with(path))
 }
 
-/// One line, without its newline and without any other control character.
-fn line(format: Format, at: OffsetDateTime, level: Level, target: &str, message: &str) -> String {
+thread_local! {
+    /// The room in which lines are made, so that none is asked for and given back for each.
+    static LINE: Cell<String> = const { Cell::new(String::new()) };
+}
+
+/// Appends one line, without its newline and without any other control character.
+fn write_line(
+    line: &mut String,
+    format: Format,
+    at: OffsetDateTime,
+    level: Level,
+    target: &str,
+    message: fmt::Arguments<'_>,
+) {
     let target = match target.strip_prefix("aivtuber_gateway::") {
         Some(path) => path.rsplit("::").next().unwrap_or(path),
         None => target,
     };
-    let mut line = String::with_capacity(64 + message.len());
-    let time = Time(at);
     match format {
         Format::Text => {
-            let _ = write!(line, "{time} {level:<5} ");
-            escape_into(&mut line, target);
+            push_time(line, at);
             line.push(' ');
-            escape_into(&mut line, message);
+            line.push_str(level.as_str());
+            line.push_str(&"      "[level.as_str().len()..]);
+            escape_into(line, target);
+            line.push(' ');
+            let _ = Escaped(line).write_fmt(message);
         }
         Format::Json => {
-            let (target, message) = (serde_json::Value::from(target), serde_json::Value::from(message));
-            let _ = write!(line, r#"{{"time":"{time}","level":"{level}","target":{target},"message":{message}}}"#);
+            let (target, message) = (serde_json::Value::from(target), serde_json::Value::from(message.to_string()));
+            line.push_str(r#"{"time":""#);
+            push_time(line, at);
+            let _ = write!(line, r#"","level":"{level}","target":{target},"message":{message}}}"#);
         }
     }
-    line
 }
 
-/// `2026-11-22T10:00:00.123Z`.
-struct Time(OffsetDateTime);
+/// `2026-11-22T10:00:00.123Z`. By hand, because padded numbers through `write!` cost as much as the rest of a line.
+fn push_time(line: &mut String, at: OffsetDateTime) {
+    let (hour, minute, second, milli) = at.to_hms_milli();
+    push_digits::<4>(line, at.year().unsigned_abs());
+    let pairs = [('-', u8::from(at.month())), ('-', at.day()), ('T', hour), (':', minute), (':', second)];
+    for (before, number) in pairs {
+        line.push(before);
+        push_digits::<2>(line, number.into());
+    }
+    line.push('.');
+    push_digits::<3>(line, milli.into());
+    line.push('Z');
+}
 
-impl std::fmt::Display for Time {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let at = self.0;
-        let (year, month, day) = (at.year(), u8::from(at.month()), at.day());
-        let (hour, minute, second, milli) = at.to_hms_milli();
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
+/// The last `N` decimal digits of `number`.
+fn push_digits<const N: usize>(line: &mut String, mut number: u32) {
+    let mut digits = [0; N];
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
+    }
+    line.extend(digits.map(char::from));
+}
+
+/// Escapes what is written through it.
+struct Escaped<'a>(&'a mut String);
+
+impl fmt::Write for Escaped<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        escape_into(self.0, text);
+        Ok(())
     }
 }
 
 fn escape_into(line: &mut String, text: &str) {
+    // Nearly all text; without an early end the compiler looks at many bytes at once.
+    if text.bytes().fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~')) {
+        line.push_str(text);
+        return;
+    }
     for c in text.chars() {
         // The last two are line ends to some readers, though not control characters.
         if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') {
@@ -332,11 +383,12 @@ impl Sink {
         self.write_buffer();
         if self.buffer.is_empty() && self.lost_untold > 0 {
             let lost = std::mem::take(&mut self.lost_untold);
-            let message = format!("lines lost={lost}: they could not be written, or came faster than they could be");
-            let mut line =
-                line(self.settings.format, OffsetDateTime::now_utc(), Level::Warn, "logging", &message).into_bytes();
-            line.push(b'\n');
-            self.push(&line);
+            let message =
+                format_args!("lines lost={lost}: they could not be written, or came faster than they could be");
+            let mut line = String::new();
+            write_line(&mut line, self.settings.format, OffsetDateTime::now_utc(), Level::Warn, "logging", message);
+            line.push('\n');
+            self.push(line.as_bytes());
             self.write_buffer();
         }
         if self.buffer.is_empty() && self.buffer.capacity() > BUFFER_BYTES_KEPT {
@@ -603,6 +655,12 @@ mod tests {
 
     fn at() -> OffsetDateTime {
         OffsetDateTime::from_unix_timestamp_nanos(1_795_341_600_123_456_789).unwrap()
+    }
+
+    fn line(format: Format, at: OffsetDateTime, level: Level, target: &str, message: &str) -> String {
+        let mut line = String::new();
+        write_line(&mut line, format, at, level, target, format_args!("{message}"));
+        line
     }
 
     #[test]
