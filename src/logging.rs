@@ -1,4 +1,4 @@
-//! The log: one line an event, collected in memory, written once a turn of the loop.
+//! The log: one line an event, collected in memory, written at most once a turn of the loop.
 //!
 //! ```text
 //! info!(..) ─► Front (level, target, one escaped line) ─► simplelog ─► Pen ─► Sink: buffer ─flush()─► file or standard error
@@ -9,8 +9,9 @@
 //! message, because taking them out of it again could only guess. Control characters are escaped in both, so that no client can
 //! forge a line. The target of a line of ours is the last part of its module's path (`aivtuber_gateway::session::relay` is `relay`).
 //!
-//! Surprising: nothing reaches the disk before `log::logger().flush()`. The reactor calls it once a turn; a thread of its own calls
-//! it after its lines; a panic and [`Logging::finish`] do too. Nothing in here blocks on a full pipe, waits for a disk to have room or
+//! Surprising: nothing reaches the disk before [`Logging::turn`] or `log::logger().flush()`. The reactor calls the one once a turn: the
+//! first line after a while is written at once, those that follow it closely go together. A thread of its own calls the other after its
+//! lines; a panic and [`Logging::finish`] do too. Nothing in here blocks on a full pipe, waits for a disk to have room or
 //! panics over one:
 //!
 //! - **Whole lines.** What was written of a line before a failure is continued, or ended with a newline, never run into the next one.
@@ -28,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use crate::base::moment::Moment;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use simplelog::{ConfigBuilder, WriteLogger};
@@ -44,6 +46,12 @@ const LINE_BYTES_KEPT: usize = 1024;
 
 /// What one write to a pipe that said "writable" takes without blocking (`PIPE_BUF`).
 const PIPE_BYTES: usize = 4096;
+
+/// Lines that come so soon after a write are written together. A write to a sleeping core's cold caches costs more than the line.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// How soon to write again what the file or the terminal did not take.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// How long a file that could not be opened is left alone before the next try.
 const REOPEN_AFTER: Duration = Duration::from_secs(1);
@@ -129,14 +137,12 @@ impl Logging {
         sink.reopen();
     }
 
-    /// Lines that were never written, since the start.
-    pub fn lines_lost(&self) -> u64 {
-        lock(&self.sink).lost
-    }
-
-    /// True while lines wait that the last flush could not write: a slow reader or a full disk. Another flush is due soon.
-    pub fn is_behind(&self) -> bool {
-        !lock(&self.sink).buffer.is_empty()
+    /// Writes the lines that wait, without waiting for anything, unless the last ones were written a moment ago or did not go out.
+    /// Called once a turn of the loop, and at the moment that it answers.
+    pub fn turn(&self, now: Moment) -> State {
+        let mut sink = lock(&self.sink);
+        sink.turn(now);
+        State { next: sink.next, lost: sink.lost }
     }
 
     /// Writes what is left, waiting a moment for a slow reader. The last call before the process exits.
@@ -144,6 +150,15 @@ impl Logging {
         log::logger().flush();
         lock(&self.sink).finish();
     }
+}
+
+/// How the log stands at the end of a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State {
+    /// When the next lines are due, if any wait.
+    pub next: Option<Moment>,
+    /// Lines that were never written, since the start.
+    pub lost: u64,
 }
 
 /// The process's logger: decides, makes the line, hands it to simplelog.
@@ -319,6 +334,10 @@ struct Sink {
     /// Lines that wait; the first may have been written in part, see `is_mid_line`.
     buffer: Vec<u8>,
     is_mid_line: bool,
+    /// Nothing is written by turns before this moment.
+    not_before: Option<Moment>,
+    /// When what waits is due.
+    next: Option<Moment>,
     /// Lines dropped since the start, and those of them that no line in the log tells of yet.
     lost: u64,
     lost_untold: u64,
@@ -350,6 +369,8 @@ impl Sink {
             out: Out::Stderr { retry_at: SystemTime::UNIX_EPOCH },
             buffer: Vec::new(),
             is_mid_line: false,
+            not_before: None,
+            next: None,
             lost: 0,
             lost_untold: 0,
             in_trouble: false,
@@ -367,6 +388,25 @@ impl Sink {
         } else {
             self.buffer.extend_from_slice(line);
         }
+    }
+
+    fn turn(&mut self, now: Moment) {
+        self.next = None;
+        if self.buffer.is_empty() && self.lost_untold == 0 {
+            return;
+        }
+        if let Some(at) = self.not_before
+            && at > now
+            && self.buffer.len() < BUFFER_BYTES_KEPT
+        {
+            self.next = Some(at);
+            return;
+        }
+        self.flush();
+        let is_behind = !self.buffer.is_empty();
+        let at = now + if is_behind { RETRY } else { GATHER };
+        self.not_before = Some(at);
+        self.next = is_behind.then_some(at);
     }
 
     /// Writes what can be written without waiting.
@@ -714,6 +754,41 @@ mod tests {
         let text = folder.read("log");
         let lines: Vec<_> = text.lines().map(|line| &line[25..]).collect();
         assert_eq!(lines, ["INFO  t one", "ERROR t two\\nparts"]);
+    }
+
+    #[test]
+    fn lines_that_follow_closely_are_written_together() {
+        let folder = Folder::new("gather");
+        let mut sink = sink(folder.file("log"));
+        let start = Moment::START;
+        sink.turn(start);
+        assert_eq!(sink.next, None, "nothing waits");
+        sink.push(b"first\n");
+        sink.turn(start);
+        assert_eq!((folder.read("log").as_str(), sink.next), ("first\n", None), "at once");
+        sink.push(b"second\n");
+        sink.turn(start + GATHER / 2);
+        assert_eq!((folder.read("log").as_str(), sink.next), ("first\n", Some(start + GATHER)));
+        sink.push(b"third\n");
+        sink.turn(start + GATHER);
+        assert_eq!((folder.read("log").as_str(), sink.next), ("first\nsecond\nthird\n", None));
+        sink.push(&b"x\n".repeat(BUFFER_BYTES_KEPT));
+        sink.turn(start + GATHER);
+        assert!(sink.buffer.is_empty(), "much is not gathered");
+    }
+
+    #[test]
+    fn what_did_not_go_out_is_tried_again() {
+        let folder = Folder::new("retry");
+        std::os::unix::fs::symlink("/dev/full", folder.file("log")).unwrap();
+        let mut sink = sink(folder.file("log"));
+        sink.push(b"line\n");
+        sink.turn(Moment::START);
+        assert_eq!(sink.next, Some(Moment::START + RETRY));
+        fs::remove_file(folder.file("log")).unwrap();
+        sink.open_file();
+        sink.turn(Moment::START + RETRY);
+        assert_eq!((folder.read("log").as_str(), sink.next), ("line\n", None));
     }
 
     #[test]

@@ -101,13 +101,9 @@ fn run(flags: Flags, loaded: Loaded, demo: Option<Demo>, logging: &Logging) -> R
             let logging = logging.clone();
             Box::new(move || logging.reopen())
         },
-        log_lines_lost: {
+        log_turn: {
             let logging = logging.clone();
-            Box::new(move || logging.lines_lost())
-        },
-        is_log_behind: {
-            let logging = logging.clone();
-            Box::new(move || logging.is_behind())
+            Box::new(move |now| logging.turn(now))
         },
     };
     let reactor = Reactor::new(&config.reactor, config.gateway, hooks).map_err(|error| error.to_string())?;

@@ -1,7 +1,7 @@
 //! The poll loop: one thread, one `mio::Poll`, every socket registered once.
 //!
 //! A turn waits for events, reads the clock once, passes everything on to the [`Gateway`], accepts, reaps, and writes the
-//! log. Nothing in it may block: names are looked up by a helper thread, and the log is written to a buffer until the end of
+//! log. Nothing in it may block: names are looked up by a helper thread, and lines of the log go to a buffer until the end of
 //! the turn.
 
 mod alarm;
@@ -13,6 +13,7 @@ mod signals;
 
 use crate::base::moment::Moment;
 use crate::gateway::{self, Gateway};
+use crate::logging;
 use crate::net::tcp::TcpNetwork;
 use crate::net::{self, Ready, Source};
 use crate::service::link::LINES;
@@ -34,9 +35,6 @@ use std::time::{Duration, SystemTime};
 /// Events taken from the kernel at once; the others come with the next turn.
 const EVENTS_PER_TURN: usize = 1024;
 
-/// How soon to write again what the log's file or terminal did not take.
-const LOG_RETRY: Duration = Duration::from_millis(100);
-
 /// Where the gateway listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -52,10 +50,8 @@ pub struct Hooks {
     /// Reads the configuration again and reopens the log; `None` when it is bad, which has been said.
     pub reload: Box<dyn FnMut() -> Option<gateway::Settings>>,
     pub reopen_log: Box<dyn FnMut()>,
-    /// Lines that the log has lost since the start.
-    pub log_lines_lost: Box<dyn Fn() -> u64>,
-    /// Lines wait for a slow disk or terminal.
-    pub is_log_behind: Box<dyn Fn() -> bool>,
+    /// Writes the log's lines that are due.
+    pub log_turn: Box<dyn Fn(Moment) -> logging::State>,
 }
 
 /// Why the reactor could not start.
@@ -79,6 +75,7 @@ pub struct Reactor {
     signals: Signals,
     resolver: Resolver,
     hooks: Hooks,
+    log_due_at: Option<Moment>,
 }
 
 impl Reactor {
@@ -110,6 +107,7 @@ impl Reactor {
             listeners,
             signals,
             hooks,
+            log_due_at: None,
         })
     }
 
@@ -192,16 +190,17 @@ impl Reactor {
         if self.gateway.has_thinned_out() {
             net::give_memory_back();
         }
-        self.gateway.stats().log_lines_lost = (self.hooks.log_lines_lost)();
-        log::logger().flush();
+        let log = (self.hooks.log_turn)(now);
+        self.log_due_at = log.next;
+        self.gateway.stats().log_lines_lost = log.lost;
         Ok(())
     }
 
     /// How long the next turn waits for events: not at all, or until the alarm rings at the latest.
     fn wait(&mut self) -> io::Result<Option<Duration>> {
         let now = self.gateway.now();
-        let log = (self.hooks.is_log_behind)().then(|| now + LOG_RETRY);
-        let next = [self.gateway.next_turn(), self.listeners.next_turn(&self.gateway), log].into_iter().flatten().min();
+        let next = [self.gateway.next_turn(), self.listeners.next_turn(&self.gateway), self.log_due_at];
+        let next = next.into_iter().flatten().min();
         match next {
             _ if self.redis_has_more => Ok(Some(Duration::ZERO)),
             // From the moment of the turn: a second look at the clock would cost more than the turn's length is worth.
