@@ -187,7 +187,7 @@ impl Driver {
             for (target, instance) in &running {
                 let Some(instance) = instance else { continue };
                 let mut run = self.run(instance, COUNTING_SECONDS, true);
-                match (row.run)(&mut run) {
+                match run.perform(row) {
                     Ok(_) => drop(run.calls.map(|calls| results.calls.insert(target.id, calls))),
                     Err(fault) => eprintln!("{}: {}: system calls were not counted: {fault}", row.id, target.id),
                 }
@@ -198,10 +198,10 @@ impl Driver {
 
     fn once(&self, row: &Row, target: &'static Target, instance: Option<&Instance>) -> Result<Sample, Fault> {
         match instance {
-            Some(instance) => (row.run)(&mut self.run(instance, self.options.seconds, false)),
+            Some(instance) => self.run(instance, self.options.seconds, false).perform(row),
             None => {
                 let instance = target.start(&self.place, row.need)?;
-                (row.run)(&mut self.run(&instance, self.options.seconds, false))
+                self.run(&instance, self.options.seconds, false).perform(row)
             }
         }
     }

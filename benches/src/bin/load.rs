@@ -76,11 +76,11 @@ fn run() -> Result<(), Fault> {
         }
         Some(way @ ("down" | "up")) => {
             let way = if way == "down" { Way::Down } else { Way::Up };
-            let outcome = work::stream(&mut world, or(4), size.unwrap_or(65_536), way, false, limits, observe)?;
+            let outcome = work::stream(&mut world, or(4), size.unwrap_or(65_536), way, limits, observe)?;
             show("frames", outcome, id.map(|_| watch.nanos));
         }
         Some("handshake") => {
-            let outcome = work::handshakes(&mut world, or(32), false, limits, observe)?;
+            let outcome = work::handshakes(&mut world, or(32), limits, observe)?;
             show("handshakes", outcome, id.map(|_| watch.nanos));
         }
         Some("hold") => {

@@ -3,15 +3,12 @@
 //! Connections and messages are the gateway's own counts, read from `/metrics` of each process: on the shared address
 //! nobody can choose who answers, so each process is asked at one that is its alone.
 
+use super::metrics;
 use super::process::{Watch, run_time, sleeps};
 use crate::Fault;
 use crate::load::work::Observe;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::net::SocketAddr;
 
-/// A process that does not answer by then is broken.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// What is read from `/metrics`; the relayed route is called `input` (`targets.rs`).
 const CONNECTIONS: &str = "aivtuber_gateway_websockets_open{route=\"input\"}";
 const MESSAGES: &str = "aivtuber_gateway_frames_total{route=\"input\",direction=\"from_client\"}";
@@ -47,9 +44,9 @@ impl Division {
 impl Observe for Division {
     fn begin(&mut self) -> Result<(), Fault> {
         for (part, &(_, address)) in self.parts.iter_mut().zip(&self.processes) {
-            let text = metrics(address)?;
-            part.connections = figure(&text, CONNECTIONS)?;
-            part.messages = figure(&text, MESSAGES)?;
+            let text = metrics::read(address)?;
+            part.connections = metrics::figure(&text, CONNECTIONS)?;
+            part.messages = metrics::figure(&text, MESSAGES)?;
         }
         self.watch.begin()?;
         for (part, &(id, _)) in self.parts.iter_mut().zip(&self.processes) {
@@ -64,7 +61,7 @@ impl Observe for Division {
             (part.nanos, part.sleeps) = (run_time(&[id]) - part.nanos, sleeps(id) - part.sleeps);
         }
         for (part, &(_, address)) in self.parts.iter_mut().zip(&self.processes) {
-            part.messages = figure(&metrics(address)?, MESSAGES)? - part.messages;
+            part.messages = metrics::figure(&metrics::read(address)?, MESSAGES)? - part.messages;
         }
         Ok(())
     }
@@ -77,39 +74,15 @@ pub fn fullest(parts: &[Part]) -> Option<f64> {
     (sum > 0).then(|| most as f64 / sum as f64)
 }
 
-/// The answer to `GET /metrics`, head and all.
-fn metrics(address: SocketAddr) -> Result<String, Fault> {
-    let ask = || {
-        let mut stream = TcpStream::connect(address)?;
-        stream.set_read_timeout(Some(ANSWER_PATIENCE))?;
-        write!(stream, "GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        std::io::Result::Ok(answer)
-    };
-    ask().map_err(|error| format!("/metrics of {address}: {error}"))
-}
-
-/// The value of that name.
-fn figure(metrics: &str, name: &str) -> Result<u64, Fault> {
-    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-    value.ok_or_else(|| format!("/metrics has no {name}"))
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::metrics::tests::be_asked;
     use super::*;
+    use std::io::Write;
     use std::net::TcpListener;
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
     use std::process::{Command, Stdio};
-
-    #[test]
-    fn figures_are_found_by_their_whole_name() {
-        let text = format!("HTTP/1.1 200 OK\r\n\r\n{CONNECTIONS}x 1\n# {CONNECTIONS} 2\n{CONNECTIONS} 3\n");
-        assert_eq!(figure(&text, CONNECTIONS), Ok(3));
-        assert_eq!(figure(&text, MESSAGES).unwrap_err(), format!("/metrics has no {MESSAGES}"));
-    }
 
     #[test]
     fn the_fullest_is_a_share_of_all() {
@@ -137,14 +110,7 @@ mod tests {
                 let address = listener.local_addr().unwrap();
                 let serve = move || {
                     for (connections, messages) in answers {
-                        let (mut stream, _) = listener.accept().unwrap();
-                        let mut asked = Vec::new();
-                        while !asked.ends_with(b"\r\n\r\n") {
-                            let mut byte = [0];
-                            stream.read_exact(&mut byte).unwrap();
-                            asked.extend(byte);
-                        }
-                        assert!(asked.starts_with(b"GET /metrics HTTP/1.1\r\n"));
+                        let mut stream = be_asked(&listener);
                         let head = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n";
                         write!(stream, "{head}{CONNECTIONS} {connections}\n{MESSAGES} {messages}\n").unwrap();
                     }

@@ -64,7 +64,7 @@ fn run(target: &'static Target, place: &Place, listener: &TcpListener, work: &st
     let mut world = World::new(address, shared)?;
     match work {
         "frame" => drop(work::echo(&mut world, &Echo::new(64, 1), Limits::count(length), &mut ())?),
-        _ => drop(work::handshakes(&mut world, 1, false, Limits::count(length), &mut ())?),
+        _ => drop(work::handshakes(&mut world, 1, Limits::count(length), &mut ())?),
     }
     drop(world);
     signal(process.id(), rustix::process::Signal::TERM);

@@ -5,6 +5,7 @@
 
 pub mod division;
 pub mod instructions;
+pub mod metrics;
 pub mod process;
 pub mod report;
 pub mod rows;

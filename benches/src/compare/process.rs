@@ -99,6 +99,12 @@ impl Process {
         self.child.id()
     }
 
+    /// From now on it gives way to whoever else has something to do on its core.
+    pub fn yield_to_others(&self) -> Result<(), Fault> {
+        rustix::process::setpriority_process(Pid::from_child(&self.child).into(), 19)
+            .map_err(|error| format!("cannot make way: {error}"))
+    }
+
     /// Whether it still runs.
     pub fn is_alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
@@ -130,6 +136,42 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// Keeps both cores from being halted as long as it lives: on each a loop runs that gives way to everything else (`SCHED_IDLE`).
+///
+/// To wake a halted core of a virtual machine takes its host 50 µs, or 500: more than all that is timed, and never the same.
+pub struct Awake(Vec<Child>);
+
+impl Awake {
+    pub fn keep(cores: Cores) -> Result<Awake, Fault> {
+        let mut awake = Awake(Vec::new());
+        for core in [cores.target, cores.load] {
+            let mut command = Command::new("chrt");
+            command.args([
+                "--idle",
+                "0",
+                "taskset",
+                "--cpu-list",
+                &core.to_string(),
+                "sh",
+                "-c",
+                "while :; do :; done",
+            ]);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            awake.0.push(command.spawn().map_err(|error| format!("cannot start chrt (Debian: util-linux): {error}"))?);
+        }
+        Ok(awake)
+    }
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! One run of one row against one target, and what it measured.
 
+use super::metrics::Scraper;
 use super::process::Watch;
+use super::rows::Row;
 use super::targets::{CHANNEL_PREFIX, Instance, Place};
 use crate::Fault;
 use crate::load::World;
@@ -41,6 +43,14 @@ pub struct Calls {
 }
 
 impl Run<'_> {
+    /// Runs the row, and reads `/metrics` meanwhile if the target is one whose are read.
+    pub fn perform(&mut self, row: &Row) -> Result<Sample, Fault> {
+        let scraper = self.instance.target.is_scraped().then(|| Scraper::start(self.instance.address));
+        let sample = (row.run)(self);
+        scraper.map_or(Ok(0), Scraper::finish)?;
+        sample
+    }
+
     /// A fresh world around the target.
     pub fn world(&self) -> Result<World, Fault> {
         let listener = self.listener.try_clone().map_err(|error| format!("cannot share the listener: {error}"))?;
@@ -61,11 +71,6 @@ impl Run<'_> {
         if self.counting {
             self.calls = Some(Calls { by_name: std::mem::take(&mut watch.calls), units, unit });
         }
-    }
-
-    /// Whether `/metrics` is read meanwhile.
-    pub fn scrape(&self) -> bool {
-        self.instance.target.is_scraped()
     }
 
     pub fn publish_at(&self) -> Result<SocketAddr, Fault> {

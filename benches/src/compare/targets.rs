@@ -154,7 +154,7 @@ pub struct Instance {
     /// Where the first process alone answers, and the second one alone.
     own: Vec<SocketAddr>,
     /// Its own Redis; ended after it.
-    _redis: Option<Process>,
+    pub redis: Option<Process>,
 }
 
 impl Target {
@@ -188,7 +188,7 @@ impl Target {
         Some(line[from..].split_whitespace().next()?.to_owned())
     }
 
-    /// Whether it reads the log and metrics row's extra load.
+    /// Whether its `/metrics` are read every second while it works.
     pub fn is_scraped(&self) -> bool {
         matches!(self.kind, Kind::Gateway { log: true, .. })
     }
@@ -242,8 +242,7 @@ impl Target {
             await_subscription(*at)?;
         }
         let redis = redis.map(|(redis, _)| redis);
-        let mut instance =
-            Instance { target: self, address, publish_at, start_memory: 0, process, twin, own, _redis: redis };
+        let mut instance = Instance { target: self, address, publish_at, start_memory: 0, process, twin, own, redis };
         instance.start_memory = instance.memory()?;
         Ok(instance)
     }

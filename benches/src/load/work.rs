@@ -25,9 +25,6 @@ const WARM_UP_SHARE: f64 = 0.15;
 const DELIVERIES_MAX: u64 = 64;
 /// Time between two pieces of a flood.
 const FLOOD_TICK: Duration = Duration::from_millis(1);
-/// The first look at `/metrics`, and the time between two.
-const SCRAPE_FIRST: Duration = Duration::from_millis(500);
-const SCRAPE_EVERY: Duration = Duration::from_secs(1);
 
 /// Told when the measured part begins and ends.
 pub trait Observe {
@@ -77,8 +74,6 @@ pub struct Outcome {
     pub latencies: Latencies,
     /// Bytes a second of streams beside messages.
     pub stream_rate: f64,
-    /// Answers of `/metrics`.
-    pub scrapes: u64,
     /// Results published in a flood.
     pub published: u64,
 }
@@ -95,13 +90,11 @@ pub struct Echo {
     /// Pairs that stream down beside the messages, and the size of their frames.
     pub streams: u64,
     pub stream_size: usize,
-    /// Whether `/metrics` is read every second meanwhile.
-    pub scrape: bool,
 }
 
 impl Echo {
     pub fn new(size: usize, connections: u64) -> Echo {
-        Echo { size, connections, idle: 0, rate: None, streams: 0, stream_size: 1 << 20, scrape: false }
+        Echo { size, connections, idle: 0, rate: None, streams: 0, stream_size: 1 << 20 }
     }
 }
 
@@ -137,15 +130,14 @@ pub fn echo(world: &mut World, echo: &Echo, limits: Limits, observe: &mut dyn Ob
         open_all(world, echo.streams, &Plan::Stream { pattern, way: Way::Down }, limits)?;
     }
     open_all(world, echo.connections, &Plan::Echo { size: echo.size }, limits)?;
-    let scraper = if echo.scrape { Some(world.open_scraper()?) } else { None };
     let warm_up = Limits { count: WARM_UP_MESSAGES * echo.connections, seconds: 10.0, ..limits };
-    exchange(world, &Echo { rate: None, streams: 0, ..*echo }, None, warm_up)?;
+    exchange(world, &Echo { rate: None, streams: 0, ..*echo }, warm_up)?;
     if echo.streams > 0 {
         stream_for(world, limits.seconds * WARM_UP_SHARE, limits)?;
     }
     world.reset_tally();
     observe.begin()?;
-    let mut outcome = exchange(world, echo, scraper, limits)?;
+    let mut outcome = exchange(world, echo, limits)?;
     observe.end()?;
     outcome.latencies = std::mem::take(&mut world.tally.latencies);
     Ok(outcome)
@@ -157,51 +149,36 @@ pub fn stream(
     pairs: u64,
     size: usize,
     way: Way,
-    scrape: bool,
     limits: Limits,
     observe: &mut dyn Observe,
 ) -> Result<Outcome, Fault> {
     let pattern = world.pattern(size, way);
     open_all(world, pairs, &Plan::Stream { pattern, way }, limits)?;
-    let scraper = if scrape { Some(world.open_scraper()?) } else { None };
     stream_for(world, limits.seconds * WARM_UP_SHARE, limits)?;
     world.reset_tally();
     observe.begin()?;
     let start = Instant::now();
     world.start_streams()?;
-    let mut scrapes = Scrapes::new(scraper, start);
     while start.elapsed().as_secs_f64() < limits.seconds && world.tally.received_bytes < limits.count {
         world.turn(Some(Duration::from_millis(20)))?;
-        scrapes.due(world)?;
     }
     world.streaming = false;
-    world.run_until(limits.patience, "streams in flight", |world| {
-        world.streams_are_over() && scrapes.asked == world.tally.scrapes
-    })?;
+    world.run_until(limits.patience, "streams in flight", World::streams_are_over)?;
     let seconds = start.elapsed().as_secs_f64();
     observe.end()?;
     let bytes = world.tally.received_bytes;
     let stream_rate = bytes as f64 / seconds;
-    Ok(Outcome {
-        count: bytes / size as u64,
-        bytes,
-        seconds,
-        stream_rate,
-        scrapes: scrapes.asked,
-        ..Outcome::default()
-    })
+    Ok(Outcome { count: bytes / size as u64, bytes, seconds, stream_rate, ..Outcome::default() })
 }
 
 /// Connect, upgrade, one message of 64 bytes, close, `concurrent` at once.
 pub fn handshakes(
     world: &mut World,
     concurrent: u64,
-    scrape: bool,
     limits: Limits,
     observe: &mut dyn Observe,
 ) -> Result<Outcome, Fault> {
     world.after_echo = After::Leave;
-    let scraper = if scrape { Some(world.open_scraper()?) } else { None };
     let mut last = Outcome::default();
     for measured in [false, true] {
         let count = if measured { limits.count } else { (2 * concurrent).min(limits.count) };
@@ -211,21 +188,19 @@ pub fn handshakes(
         }
         let start = Instant::now();
         let mut begun = 0;
-        let mut scrapes = Scrapes::new(scraper.filter(|_| measured), start);
         loop {
             let over = begun >= count || start.elapsed().as_secs_f64() >= limits.seconds;
             while !over && begun < count && begun - world.tally.left < concurrent {
                 world.open(RELAYED, Plan::Echo { size: 64 })?;
                 begun += 1;
             }
-            if over && world.tally.left == begun && scrapes.asked == world.tally.scrapes {
+            if over && world.tally.left == begun {
                 break;
             }
             if start.elapsed().as_secs_f64() > limits.seconds + limits.patience.as_secs_f64() {
                 return Err(format!("gave up: {} of {begun} handshakes came to their end", world.tally.left));
             }
             world.turn(Some(Duration::from_millis(20)))?;
-            scrapes.due(world)?;
             while let Some(client) = world.paused.pop_front() {
                 world.send_message(client)?;
             }
@@ -233,7 +208,6 @@ pub fn handshakes(
         last = Outcome {
             count: begun,
             seconds: start.elapsed().as_secs_f64(),
-            scrapes: scrapes.asked,
             latencies: std::mem::take(&mut world.tally.latencies),
             ..Outcome::default()
         };
@@ -421,12 +395,7 @@ pub fn flood(
         Some(flood) => Some(world.open_publisher(flood.publish_at)?),
         None => None,
     };
-    exchange(
-        world,
-        &Echo { rate: None, ..*echo },
-        None,
-        Limits { count: WARM_UP_MESSAGES * echo.connections, ..limits },
-    )?;
+    exchange(world, &Echo { rate: None, ..*echo }, Limits { count: WARM_UP_MESSAGES * echo.connections, ..limits })?;
     world.reset_tally();
     observe.begin()?;
     world.after_echo = After::Pause;
@@ -503,11 +472,10 @@ fn stream_for(world: &mut World, seconds: f64, limits: Limits) -> Result<(), Fau
     world.run_until(limits.patience, "streams in flight", World::streams_are_over)
 }
 
-fn exchange(world: &mut World, echo: &Echo, scraper: Option<u32>, limits: Limits) -> Result<Outcome, Fault> {
+fn exchange(world: &mut World, echo: &Echo, limits: Limits) -> Result<Outcome, Fault> {
     let clients = world.paused.len();
     let (mut sent, echoed_before) = (0u64, world.tally.echoed);
     let start = Instant::now();
-    let mut scrapes = Scrapes::new(scraper, start);
     if echo.streams > 0 {
         world.start_streams()?;
     }
@@ -524,7 +492,6 @@ fn exchange(world: &mut World, echo: &Echo, scraper: Option<u32>, limits: Limits
         if elapsed >= limits.seconds || world.tally.echoed - echoed_before >= limits.count {
             break;
         }
-        scrapes.due(world)?;
         match echo.rate {
             // A timed message leaves when it is due: this side never sleeps, its core is its own.
             Some(rate) => {
@@ -542,40 +509,15 @@ fn exchange(world: &mut World, echo: &Echo, scraper: Option<u32>, limits: Limits
     world.after_echo = After::Pause;
     world.streaming = false;
     world.run_until(limits.patience, "messages in flight", |world| {
-        world.paused.len() == clients && world.streams_are_over() && scrapes.asked == world.tally.scrapes
+        world.paused.len() == clients && world.streams_are_over()
     })?;
     Ok(Outcome {
         count: world.tally.echoed - echoed_before,
         bytes: world.tally.received_bytes,
         seconds: start.elapsed().as_secs_f64(),
         stream_rate,
-        scrapes: scrapes.asked,
         ..Outcome::default()
     })
-}
-
-/// Reads `/metrics` at its time.
-struct Scrapes {
-    scraper: Option<u32>,
-    next: Instant,
-    asked: u64,
-}
-
-impl Scrapes {
-    fn new(scraper: Option<u32>, start: Instant) -> Scrapes {
-        Scrapes { scraper, next: start + SCRAPE_FIRST, asked: 0 }
-    }
-
-    fn due(&mut self, world: &mut World) -> Result<(), Fault> {
-        if let Some(scraper) = self.scraper
-            && Instant::now() >= self.next
-        {
-            world.scrape(scraper)?;
-            self.asked += 1;
-            self.next += SCRAPE_EVERY;
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -663,7 +605,7 @@ mod tests {
                 for size in [1000, 65_536, 1 << 20] {
                     let mut world = around_a_pipe(splice);
                     let limits = Limits { seconds: 20.0, ..Limits::count(3 << 20) };
-                    let outcome = stream(&mut world, 2, size, way, false, limits, &mut ()).unwrap();
+                    let outcome = stream(&mut world, 2, size, way, limits, &mut ()).unwrap();
                     assert!(outcome.bytes >= 3 << 20, "{way:?} {size}");
                 }
             }
@@ -673,7 +615,7 @@ mod tests {
     #[test]
     fn handshakes_are_as_many_as_asked_for() {
         let (mut world, mut seen) = (around_a_pipe(false), Seen::default());
-        let outcome = handshakes(&mut world, 4, false, Limits::count(25), &mut seen).unwrap();
+        let outcome = handshakes(&mut world, 4, Limits::count(25), &mut seen).unwrap();
         assert_eq!((outcome.count, outcome.latencies.len(), seen.0, seen.1), (25, 25, 1, 1));
     }
 
@@ -698,7 +640,7 @@ mod tests {
         for place in [200, 70_000, 300_000] {
             let mut world = around_a_liar(place);
             let limits = Limits { seconds: 5.0, ..Limits::count(1 << 20) };
-            let fault = stream(&mut world, 1, 65_536, Way::Down, false, limits, &mut ()).unwrap_err();
+            let fault = stream(&mut world, 1, 65_536, Way::Down, limits, &mut ()).unwrap_err();
             assert!(fault.contains("a stream came changed"), "byte {place}: {fault}");
         }
     }

@@ -89,8 +89,7 @@ pub struct Tally {
     /// PUBLISH commands that were answered, and the receivers that the answers counted.
     pub published: u64,
     pub receivers: u64,
-    /// `/metrics` answers, and files fetched over plain HTTP.
-    pub scrapes: u64,
+    /// Files fetched over plain HTTP.
     pub fetched: u64,
     /// From a message to its echo, or from PUBLISH to the text message.
     pub latencies: Latencies,
@@ -190,9 +189,6 @@ enum Job {
     },
     Task(Box<Delivery>),
     Publish,
-    Scrape {
-        left: u64,
-    },
     Fetch {
         left: Option<u64>,
         got: usize,
@@ -281,12 +277,6 @@ impl World {
         self.admit(socket, Job::Publish)
     }
 
-    /// Connects for `scrape`.
-    pub fn open_scraper(&mut self) -> Result<u32, Fault> {
-        let socket = net::dial(self.target).map_err(|error| format!("cannot connect to the target: {error}"))?;
-        self.admit(socket, Job::Scrape { left: 0 })
-    }
-
     /// Connects for `fetch`.
     pub fn open_fetcher(&mut self) -> Result<u32, Fault> {
         let socket = net::dial(self.target).map_err(|error| format!("cannot connect to the target: {error}"))?;
@@ -339,12 +329,6 @@ impl World {
         let mut frame = Vec::new();
         wire::push_frame(&mut frame, wire::TEXT, b"next", Some(fastrand::u32(..).to_ne_bytes()));
         self.send(id, &frame)
-    }
-
-    /// Asks for `/metrics` once more.
-    pub fn scrape(&mut self, id: u32) -> Result<(), Fault> {
-        let request = format!("GET /metrics HTTP/1.1\r\nHost: {}\r\nAccept: text/plain\r\n\r\n", self.host);
-        self.send(id, request.as_bytes())
     }
 
     /// Asks for a file `times` times, one after the other.
@@ -506,7 +490,6 @@ impl World {
                 Job::Ask => self.take_answer(id, &inbox[used..])?,
                 Job::Greet => self.take_request(id, &inbox[used..])?,
                 Job::Publish => self.take_reply(&inbox[used..])?,
-                Job::Scrape { .. } => self.take_metrics(id, &inbox[used..])?,
                 _ => self.take_frame(id, &inbox[used..])?,
             };
             if count == 0 {
@@ -816,21 +799,6 @@ impl World {
         }
     }
 
-    fn take_metrics(&mut self, id: u32, bytes: &[u8]) -> Result<usize, Fault> {
-        let conn = self.slots[id as usize].as_mut().ok_or("no such reader")?;
-        if let Job::Scrape { left: left @ 1.. } = &mut conn.job {
-            let count = bytes.len().min(*left as usize);
-            *left -= count as u64;
-            self.tally.scrapes += u64::from(*left == 0);
-            return Ok(count);
-        }
-        let Some(answer) = wire::parse_answer(bytes)? else { return Ok(0) };
-        let length = answer.content_length.filter(|&length| answer.status == 200 && length > 0);
-        let length = length.ok_or_else(|| format!("/metrics: {}", String::from_utf8_lossy(bytes)))?;
-        self.conn(id).job = Job::Scrape { left: length };
-        Ok(answer.size)
-    }
-
     /// A file over plain HTTP.
     fn read_file(&mut self, id: u32) -> Result<(), Fault> {
         let conn = self.slots[id as usize].as_mut().ok_or("no such client")?;
@@ -935,7 +903,6 @@ impl Job {
             Job::Send { .. } | Job::Receive { .. } => "a stream",
             Job::Task(_) => "a waiting client",
             Job::Publish => "a publisher",
-            Job::Scrape { .. } => "the metrics reader",
             Job::Fetch { .. } => "a download",
         }
     }
