@@ -12,7 +12,7 @@ benches/instructions: instructions of user space for a relayed frame and for a h
 
   --record         keep what was counted in benches/instructions.txt
   --strict         exit status 1 when a count has grown by more than 3 %
-  --targets A,B    pipe and gateway are counted by default
+  --targets A,B    pipe, gateway and gateway-info (log level info) are counted by default
   --gateway FILE   the gateway's binary (default: target/release/aivtuber-gateway)
   --file FILE      the recorded counts (default: benches/instructions.txt)
   -h, --help       this text
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
 fn run() -> Result<bool, Fault> {
     let mut parser = lexopt::Parser::from_env();
     let (mut record, mut strict, mut gateway) = (false, false, None);
-    let mut names = "pipe,gateway".to_owned();
+    let mut names = "pipe,gateway,gateway-info".to_owned();
     let mut file = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/instructions.txt"));
     let text = |parser: &mut lexopt::Parser| -> Result<String, Fault> {
         parser.value().and_then(|value| value.string()).map_err(|error| error.to_string())
