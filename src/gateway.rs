@@ -8,6 +8,7 @@
 //!   this turn reaches nobody else.
 
 use crate::base::moment::Moment;
+use crate::base::table::FIRST_BYTES;
 use crate::base::timers::Timers;
 use crate::net::{Conn, Network, Ready, Side, Socket};
 use crate::proto::http::Reply;
@@ -112,7 +113,7 @@ impl Gateway {
         cx.channel_prefix = link.channel_prefix;
         log_routes(&cx);
         Ok(Gateway {
-            sessions: Slab::new(),
+            sessions: Slab::with_capacity(FIRST_BYTES / size_of::<Session>()),
             timers: Timers::new(),
             yielded: Vec::new(),
             closed: Vec::new(),

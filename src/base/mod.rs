@@ -1,6 +1,7 @@
-//! The ground floor: bounded queues, moments, deadlines, waiting longer each time. Pure: no clock, no socket.
+//! The ground floor: bounded queues, moments, deadlines, tables, waiting longer each time. Pure: no clock, no socket.
 
 pub mod backoff;
 pub mod buf;
 pub mod moment;
+pub mod table;
 pub mod timers;

@@ -39,8 +39,8 @@ const OUR_NAMES: [&str; 9] =
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskId {
     uuid: Uuid,
-    /// Only where it is not the usual form: lower case with hyphens.
-    written: Option<Box<str>>,
+    /// Only where it is not the usual form: lower case with hyphens. Behind two pointers, for most clients write that.
+    written: Option<Box<Box<str>>>,
 }
 
 impl TaskId {
@@ -49,7 +49,7 @@ impl TaskId {
     pub fn read(segment: &str) -> Option<TaskId> {
         let decoded = percent_decoded(segment)?;
         let uuid = Uuid::try_parse(&decoded).ok()?;
-        Some(TaskId { uuid, written: (usual_form(&uuid) != decoded).then(|| decoded.into()) })
+        Some(TaskId { uuid, written: (usual_form(&uuid) != decoded).then(|| Box::new(decoded.into())) })
     }
 
     /// What tasks are compared by.
@@ -59,7 +59,7 @@ impl TaskId {
 
     /// The client's own spelling, where it differs from lower case with hyphens.
     pub fn written(&self) -> Option<&str> {
-        self.written.as_deref()
+        self.written.as_deref().map(|written| &**written)
     }
 }
 

@@ -6,10 +6,12 @@
 //! The surprising thing: the bus never drops a delivery. When more wait than it likes, [`Bus::is_full`] says so, and whoever reads
 //! from Redis stops reading; Redis and the kernel hold the rest.
 
-use std::collections::{HashMap, VecDeque};
+use crate::base::table::Table;
+use std::collections::VecDeque;
 use std::hash::Hash;
 use std::rc::Rc;
 
+use smallvec::SmallVec;
 use uuid::Uuid;
 
 use crate::proto::message::{TaskId, TaskResult};
@@ -20,8 +22,7 @@ const DELIVERIES_MAX: usize = 4096;
 /// The bus. `K` names a session.
 #[derive(Debug)]
 pub struct Bus<K> {
-    /// Boxed, because a table of them is never full, and twice as large while it grows.
-    waiting: HashMap<Uuid, Box<Waiting<K>>>,
+    waiting: Table<Waiting<K>>,
     /// Tasks whose listeners may have changed, each at most once.
     changed: VecDeque<Uuid>,
     deliveries: VecDeque<(K, Rc<TaskResult>)>,
@@ -36,42 +37,49 @@ pub enum Change {
     Unlisten { task: Uuid, spelling: String },
 }
 
+/// Who waits for one task. There is one for every client that waits, so it is small.
 #[derive(Debug)]
 struct Waiting<K> {
-    places: Vec<Place<K>>,
-    /// How clients wrote the id, apart from the usual form.
-    spellings: Vec<Box<str>>,
+    /// In the order in which they came; nearly always one.
+    places: SmallVec<[Place<K>; 2]>,
     /// Spellings that were given out by `poll_change`, the usual form being the first.
-    announced: usize,
+    announced: u32,
+    spellings: Spellings,
     is_queued: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Place<K> {
     key: K,
-    /// The highest serial number of what was delivered to this session.
-    seen: u64,
+    /// It has had all that came until [`Bus::have_caught_up`] was last called.
+    has_caught_up: bool,
+}
+
+/// How clients wrote the id, apart from the usual form. Owns no memory while all wrote that.
+#[derive(Debug, Default)]
+struct Spellings(Option<Box<Written>>);
+
+#[derive(Debug, Default)]
+struct Written {
+    forms: Vec<Box<str>>,
 }
 
 impl<K: Copy + Eq + Hash> Bus<K> {
     /// Nobody waits.
     pub fn new() -> Bus<K> {
-        Bus { waiting: HashMap::new(), changed: VecDeque::new(), deliveries: VecDeque::new() }
+        Bus { waiting: Table::new(), changed: VecDeque::new(), deliveries: VecDeque::new() }
     }
 
     /// `key` waits for `task` from now on. It must not wait for any task yet.
     pub fn subscribe(&mut self, task: &TaskId, key: K) {
         let uuid = task.uuid();
-        let waiting = self.waiting.entry(uuid).or_insert_with(|| {
-            Box::new(Waiting { places: Vec::with_capacity(1), spellings: Vec::new(), announced: 0, is_queued: false })
-        });
-        waiting.places.push(Place { key, seen: 0 });
-        if let Some(written) = task.written()
-            && !waiting.spellings.iter().any(|known| **known == *written)
-        {
-            waiting.spellings.push(written.into());
+        let slot = self.waiting.find_or_insert_with(uuid, Waiting::default);
+        let waiting = &mut self.waiting[slot];
+        waiting.places.push(Place { key, has_caught_up: false });
+        if let Some(written) = task.written() {
+            waiting.spellings.add(written);
         }
-        if waiting.announced <= waiting.spellings.len() && !waiting.is_queued {
+        if waiting.is_unannounced() && !waiting.is_queued {
             waiting.is_queued = true;
             self.changed.push_back(uuid);
         }
@@ -79,13 +87,14 @@ impl<K: Copy + Eq + Hash> Bus<K> {
 
     /// `key`, which waited for `task`, is gone, and what was on its way to it. False: it did not wait for that.
     pub fn forget(&mut self, task: Uuid, key: K) -> bool {
-        let Some(waiting) = self.waiting.get_mut(&task) else { return false };
+        let Some(slot) = self.waiting.find(task) else { return false };
+        let waiting = &mut self.waiting[slot];
         let Some(at) = waiting.places.iter().position(|place| place.key == key) else { return false };
         waiting.places.remove(at);
         self.deliveries.retain(|(to, _)| *to != key);
         if waiting.places.is_empty() {
             if waiting.announced == 0 && !waiting.is_queued {
-                self.waiting.remove(&task);
+                self.waiting.remove(slot);
             } else if !waiting.is_queued {
                 waiting.is_queued = true;
                 self.changed.push_back(task);
@@ -94,11 +103,11 @@ impl<K: Copy + Eq + Hash> Bus<K> {
         true
     }
 
-    /// Queues the result with the number `serial` for those who have not had that one yet; how many that are. `result` is called
-    /// at most once. Serial numbers only grow; what is found late gets a late number. Call [`Bus::have_seen`] when all is published.
-    pub fn publish(&mut self, task: Uuid, serial: u64, result: impl FnOnce() -> Rc<TaskResult>) -> usize {
-        let Some(waiting) = self.waiting.get(&task) else { return 0 };
-        let mut missing = waiting.places.iter().filter(|place| place.seen < serial).peekable();
+    /// Queues a result for those who have not had it; how many that are. `is_given`: [`Bus::have_caught_up`] was called since it
+    /// came, so that only those who came after that miss it. `result` is called at most once.
+    pub fn publish(&mut self, task: Uuid, is_given: bool, result: impl FnOnce() -> Rc<TaskResult>) -> usize {
+        let Some(waiting) = self.waiting.entry(task) else { return 0 };
+        let mut missing = waiting.places.iter().filter(|place| !(is_given && place.has_caught_up)).peekable();
         if missing.peek().is_none() {
             return 0;
         }
@@ -107,24 +116,20 @@ impl<K: Copy + Eq + Hash> Bus<K> {
         self.deliveries.len() - before
     }
 
-    /// Everybody who waits for `task` has had everything up to the number `serial`.
-    pub fn have_seen(&mut self, task: Uuid, serial: u64) {
-        for place in self.waiting.get_mut(&task).map_or(&mut [][..], |waiting| &mut waiting.places) {
-            place.seen = place.seen.max(serial);
+    /// Everybody who waits for `task` now has had all that came for it.
+    pub fn have_caught_up(&mut self, task: Uuid) {
+        if let Some(waiting) = self.waiting.entry_mut(task) {
+            waiting.places.iter_mut().for_each(|place| place.has_caught_up = true);
         }
-    }
-
-    /// The lowest number that everybody who waits for `task` has had; `None` where nobody waits.
-    pub fn seen_by_all(&self, task: Uuid) -> Option<u64> {
-        self.waiting.get(&task)?.places.iter().map(|place| place.seen).min()
     }
 
     /// The next change in what should be listened to. A task that was waited for and left in between does not appear.
     pub fn poll_change(&mut self) -> Option<Change> {
         while let Some(&task) = self.changed.front() {
-            let waiting = self.waiting.get_mut(&task).expect("a queued task is kept");
-            let spelling = |waiting: &Waiting<K>, i: usize| match i.checked_sub(1) {
-                Some(i) => waiting.spellings[i].to_string(),
+            let slot = self.waiting.find(task).expect("a queued task is kept");
+            let waiting = &mut self.waiting[slot];
+            let spelling = |waiting: &Waiting<K>, number: u32| match number.checked_sub(1) {
+                Some(number) => waiting.spellings.all()[number as usize].to_string(),
                 None => task.hyphenated().to_string(),
             };
             if waiting.places.is_empty() {
@@ -132,8 +137,8 @@ impl<K: Copy + Eq + Hash> Bus<K> {
                     waiting.announced = last;
                     return Some(Change::Unlisten { task, spelling: spelling(waiting, last) });
                 }
-                self.waiting.remove(&task);
-            } else if waiting.announced <= waiting.spellings.len() {
+                self.waiting.remove(slot);
+            } else if waiting.is_unannounced() {
                 waiting.announced += 1;
                 return Some(Change::Listen { task, spelling: spelling(waiting, waiting.announced - 1) });
             } else {
@@ -160,22 +165,47 @@ impl<K: Copy + Eq + Hash> Bus<K> {
 
     /// Whether somebody waits for `task`.
     pub fn is_waited_for(&self, task: Uuid) -> bool {
-        self.waiting.get(&task).is_some_and(|waiting| !waiting.places.is_empty())
+        self.waiting.entry(task).is_some_and(|waiting| !waiting.places.is_empty())
     }
 
     /// Every task that somebody waits for.
     pub fn waited_for(&self) -> impl Iterator<Item = Uuid> + '_ {
-        self.waiting.iter().filter(|(_, waiting)| !waiting.places.is_empty()).map(|(task, _)| *task)
+        self.waiting.iter().filter(|(_, waiting)| !waiting.places.is_empty()).map(|(task, _)| task)
     }
 
     /// Every session that waits, in no order.
     pub fn waiters(&self) -> impl Iterator<Item = K> + '_ {
-        self.waiting.values().flat_map(|waiting| &waiting.places).map(|place| place.key)
+        self.waiting.iter().flat_map(|(_, waiting)| &waiting.places).map(|place| place.key)
     }
 
     /// How clients that wait for `task` wrote its id, apart from lower case with hyphens.
     pub fn spellings(&self, task: Uuid) -> &[Box<str>] {
-        self.waiting.get(&task).map_or(&[], |waiting| &waiting.spellings)
+        self.waiting.entry(task).map_or(&[], |waiting| waiting.spellings.all())
+    }
+}
+
+impl<K> Waiting<K> {
+    /// A spelling was not given out yet, the usual form included.
+    fn is_unannounced(&self) -> bool {
+        self.announced as usize <= self.spellings.all().len()
+    }
+}
+
+impl<K> Default for Waiting<K> {
+    fn default() -> Self {
+        Waiting { places: SmallVec::new(), announced: 0, spellings: Spellings::default(), is_queued: false }
+    }
+}
+
+impl Spellings {
+    fn all(&self) -> &[Box<str>] {
+        self.0.as_deref().map_or(&[], |written| &written.forms)
+    }
+
+    fn add(&mut self, written: &str) {
+        if self.all().iter().all(|known| **known != *written) {
+            self.0.get_or_insert_default().forms.push(written.into());
+        }
     }
 }
 
@@ -222,9 +252,9 @@ mod tests {
         bus.subscribe(&shouted(), 2);
         bus.subscribe(&TaskId::from(Uuid::from_u128(7)), 3);
         let (a, b) = (result("a"), result("b"));
-        assert_eq!(bus.publish(task().uuid(), 1, || a.clone()), 2);
-        assert_eq!(bus.publish(task().uuid(), 2, || b.clone()), 2);
-        assert_eq!(bus.publish(Uuid::from_u128(8), 3, || unreachable!("nobody waits")), 0);
+        assert_eq!(bus.publish(task().uuid(), false, || a.clone()), 2);
+        assert_eq!(bus.publish(task().uuid(), false, || b.clone()), 2);
+        assert_eq!(bus.publish(Uuid::from_u128(8), false, || unreachable!("nobody waits")), 0);
         assert_eq!(deliveries(&mut bus), [(1, a.clone()), (2, a), (1, b.clone()), (2, b)]);
         assert_eq!(bus.poll_delivery(), None);
     }
@@ -234,13 +264,13 @@ mod tests {
         let mut bus = Bus::new();
         bus.subscribe(&task(), 1);
         bus.subscribe(&task(), 2);
-        bus.publish(task().uuid(), 1, || result("a"));
+        bus.publish(task().uuid(), false, || result("a"));
         assert!(bus.forget(task().uuid(), 1));
         assert!(!bus.forget(task().uuid(), 1));
         assert!(!bus.forget(Uuid::from_u128(7), 2));
         assert_eq!(deliveries(&mut bus).len(), 1);
         assert!(bus.forget(task().uuid(), 2));
-        assert_eq!(bus.publish(task().uuid(), 2, || result("b")), 0);
+        assert_eq!(bus.publish(task().uuid(), false, || result("b")), 0);
         assert!(!bus.is_waited_for(task().uuid()));
         assert_eq!(bus.waited_for().count() + bus.waiters().count(), 0);
     }
@@ -298,22 +328,32 @@ mod tests {
     }
 
     #[test]
-    fn each_number_is_had_once() {
+    fn each_result_is_had_once() {
         let mut bus = Bus::new();
         let uuid = task().uuid();
-        let publish = |bus: &mut Bus<u32>, serial| bus.publish(uuid, serial, || result("x"));
+        let publish = |bus: &mut Bus<u32>, is_given| bus.publish(uuid, is_given, || result("x"));
         bus.subscribe(&task(), 1);
-        assert_eq!(publish(&mut bus, 4), 1);
-        assert_eq!(publish(&mut bus, 2), 1);
-        bus.have_seen(uuid, 4);
+        assert_eq!(publish(&mut bus, false), 1);
+        bus.have_caught_up(uuid);
         bus.subscribe(&task(), 2);
-        assert_eq!(bus.seen_by_all(uuid), Some(0));
-        assert_eq!(publish(&mut bus, 4), 1);
-        assert_eq!(publish(&mut bus, 5), 2);
-        bus.have_seen(uuid, 5);
-        assert_eq!(bus.seen_by_all(uuid), Some(5));
-        assert_eq!(bus.publish(uuid, 5, || unreachable!("nobody misses it")), 0);
-        assert_eq!(deliveries(&mut bus).into_iter().map(|(key, _)| key).collect::<Vec<_>>(), [1, 1, 2, 1, 2]);
+        assert_eq!(publish(&mut bus, true), 1);
+        assert_eq!(publish(&mut bus, false), 2);
+        bus.have_caught_up(uuid);
+        assert_eq!(bus.publish(uuid, true, || unreachable!("nobody misses it")), 0);
+        bus.subscribe(&task(), 3);
+        bus.subscribe(&task(), 4);
+        bus.forget(uuid, 1);
+        bus.forget(uuid, 3);
+        assert_eq!(publish(&mut bus, true), 1);
+        assert_eq!(deliveries(&mut bus).into_iter().map(|(key, _)| key).collect::<Vec<_>>(), [2, 2, 4]);
+        bus.subscribe(&task(), 5);
+        assert_eq!(publish(&mut bus, false), 3);
+        assert_eq!(deliveries(&mut bus).into_iter().map(|(key, _)| key).collect::<Vec<_>>(), [2, 4, 5]);
+    }
+
+    #[test]
+    fn who_waits_costs_little() {
+        assert_eq!(size_of::<(Uuid, Waiting<u32>)>(), 56);
     }
 
     #[test]
@@ -322,7 +362,7 @@ mod tests {
         (0..50).for_each(|key| bus.subscribe(&task(), key));
         let mut published = 0;
         while !bus.is_full() {
-            published += bus.publish(task().uuid(), 1, || result("a"));
+            published += bus.publish(task().uuid(), false, || result("a"));
         }
         assert!(published < DELIVERIES_MAX + 50);
         assert_eq!(deliveries(&mut bus).len(), published);

@@ -1,7 +1,7 @@
 //! Results from wherever they come to whoever waits: bus, tasks and link as one.
 //!
 //! A result comes in by [`Results::publish`] (the embedded inbox) or out of the link's events ([`Results::settle`]); it goes out by
-//! [`Results::poll_delivery`]. In between it is numbered, retained, kept in Redis, and given to everybody who waits, once.
+//! [`Results::poll_delivery`]. In between it is retained, kept in Redis, and given to everybody who waits, once.
 //!
 //! The surprising thing: a result that was just heard may have to wait for one that was published before it. After a (re)connect to
 //! Redis, and when a task's first client comes, Redis is asked what it keeps; until it has answered, nothing of that task goes out,
@@ -248,11 +248,11 @@ impl<K: Copy + Eq + Hash> Results<K> {
         if !self.bus.is_waited_for(task) || !self.may_go_out(now, task) {
             return;
         }
-        for (serial, payload) in self.tasks.results(task) {
-            self.bus.publish(task, serial, || Rc::new(TaskResult::read(payload)));
+        for (is_given, payload) in self.tasks.results(task) {
+            self.bus.publish(task, is_given, || Rc::new(TaskResult::read(payload)));
         }
-        let highest = self.tasks.given(task);
-        self.bus.have_seen(task, highest);
+        self.tasks.given(task);
+        self.bus.have_caught_up(task);
     }
 
     fn catch_all_up(&mut self, now: Moment) {

@@ -467,6 +467,6 @@ mod tests {
         assert_eq!(size_of::<Session>(), 96 + DEBUG);
         assert_eq!(size_of::<relay::Relay>(), 216 + DEBUG);
         assert_eq!(size_of::<flow::Flow>(), 80);
-        assert_eq!(size_of::<output::Output>(), 144);
+        assert_eq!(size_of::<output::Output>(), 104);
     }
 }

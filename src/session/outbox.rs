@@ -15,12 +15,9 @@ use std::io::ErrorKind;
 /// Room for frames that is kept from one chunk to the next: enough for what announces a chunk, not for a long answer.
 const KEPT_BYTES: usize = 1024;
 
-/// See the top of this file. Owns no memory before its first frame and after [`Outbox::release`].
+/// See the top of this file.
 #[derive(Debug, Default)]
-pub struct Outbox(Option<Box<Load>>);
-
-#[derive(Debug, Default)]
-struct Load {
+pub struct Outbox {
     before: Vec<u8>,
     sent: usize,
     chunk_offset: u64,
@@ -64,40 +61,30 @@ impl Outbox {
     /// # Panics
     /// When another chunk is in the outbox.
     pub fn push_chunk(&mut self, offset: u64, length: u32) {
-        let load = self.0.get_or_insert_default();
-        assert!(load.chunk_left == 0, "one chunk at a time");
-        FrameHead::of_message(Opcode::Binary, u64::from(length)).write(&mut load.before);
-        (load.chunk_offset, load.chunk_left) = (offset, length);
+        assert!(self.chunk_left == 0, "one chunk at a time");
+        FrameHead::of_message(Opcode::Binary, u64::from(length)).write(&mut self.before);
+        (self.chunk_offset, self.chunk_left) = (offset, length);
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.as_ref().is_none_or(|load| load.is_empty())
+        self.before.is_empty() && self.chunk_left == 0 && self.after.is_empty()
     }
 
     /// Some of a chunk is still to be sent.
     pub fn has_chunk(&self) -> bool {
-        self.0.as_ref().is_some_and(|load| load.chunk_left > 0)
-    }
-
-    /// Gives its memory back, if it is empty.
-    pub fn release(&mut self) {
-        if self.is_empty() {
-            self.0 = None;
-        }
+        self.chunk_left > 0
     }
 
     /// Bytes in memory.
     pub fn held_bytes(&self) -> usize {
-        self.0.as_ref().map_or(0, |load| load.before.len() - load.sent + load.after.len())
+        self.before.len() - self.sent + self.after.len()
     }
 
     /// Sends as much as the socket takes. `file` is where the chunk comes from.
     pub fn flush(&mut self, sink: &mut Conn, file: Option<&AudioFile>) -> Result<Flushed, Lost> {
         let mut moved = 0;
-        while let Some(load) = &mut self.0
-            && !load.is_empty()
-        {
-            match load.send(sink, file)? {
+        while !self.is_empty() {
+            match self.send(sink, file)? {
                 Some(n) => moved += n,
                 None => return Ok(Flushed { is_blocked: true, moved }),
             }
@@ -107,14 +94,7 @@ impl Outbox {
 
     /// Where the next frame goes.
     fn last(&mut self) -> &mut Vec<u8> {
-        let load = self.0.get_or_insert_default();
-        if load.chunk_left > 0 { &mut load.after } else { &mut load.before }
-    }
-}
-
-impl Load {
-    fn is_empty(&self) -> bool {
-        self.before.is_empty() && self.chunk_left == 0 && self.after.is_empty()
+        if self.chunk_left > 0 { &mut self.after } else { &mut self.before }
     }
 
     /// One call; it is not empty. `None`: the socket is full.

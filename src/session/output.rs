@@ -69,16 +69,9 @@ impl Default for Settings {
 pub struct Output {
     task: TaskId,
     stage: Stage,
-    /// Results that have come for it, oldest first.
-    results: Arrivals,
-    /// Its audio is on the way.
-    audio: Option<Box<Audio>>,
-    outbox: Outbox,
-    /// Chunks of the first audio that the client has already.
-    skipped_chunks: u64,
+    /// `None` while nothing is.
+    underway: Option<Box<Underway>>,
     leaving: Option<Leaving>,
-    /// Only while the client is in the middle of a message.
-    conduit: Option<Box<Conduit>>,
     /// No result by then: it has waited long enough.
     due_at: Option<Moment>,
     /// The last sign of life, or the last ping of ours, if that was later.
@@ -89,9 +82,21 @@ pub struct Output {
     traffic: BothWays,
 }
 
-/// Results in the order in which they came, and their bytes. Owns no memory while there are none.
+/// What is on its way to the client, or from it.
 #[derive(Default)]
-struct Arrivals(Option<Box<(VecDeque<Rc<TaskResult>>, usize)>>);
+struct Underway {
+    /// Results that have come for it, oldest first.
+    results: VecDeque<Rc<TaskResult>>,
+    /// What they take in memory.
+    result_bytes: usize,
+    /// Its audio is being sent.
+    audio: Option<Audio>,
+    /// Chunks of the first audio that the client has already.
+    skipped_chunks: u64,
+    outbox: Outbox,
+    /// Only while the client is in the middle of a message.
+    conduit: Option<Box<Conduit>>,
+}
 
 /// An audio file between two of its chunks.
 struct Audio {
@@ -139,12 +144,8 @@ impl Output {
         let mut output = Box::new(Output {
             task,
             stage: Stage::Waiting,
-            results: Arrivals::default(),
-            audio: None,
-            outbox: Outbox::default(),
-            skipped_chunks,
+            underway: Some(Box::new(Underway { skipped_chunks, ..Underway::default() })),
             leaving: None,
-            conduit: None,
             due_at: cx.after(cx.settings.output.timeout),
             heard_at: cx.now,
             is_pinged: false,
@@ -152,7 +153,7 @@ impl Output {
             wake_at: None,
             traffic: BothWays::default(),
         });
-        output.outbox.push(&accept);
+        output.underway().outbox.push(&accept);
         output.handle_bytes(early, who, cx);
         output.wake_at = output.next_deadline(cx);
         Phase::Output(output)
@@ -161,13 +162,15 @@ impl Output {
     /// A result for its task. It is acted on by the next step.
     pub fn handle_result(&mut self, result: Rc<TaskResult>) {
         if self.leaving.is_none() {
-            self.results.push(result);
+            let underway = self.underway();
+            underway.result_bytes += result.bytes();
+            underway.results.push_back(result);
         }
     }
 
     /// Redis has been away for longer than its grace.
     pub fn handle_redis_lost(&mut self, who: &Identity, cx: &mut Context) {
-        if self.stage == Stage::Waiting && self.results.is_empty() {
+        if self.waits_in_vain() {
             self.leave_with_error(message::REDIS_AWAY, CloseReason::RedisAway, None, who, cx);
         }
     }
@@ -180,8 +183,8 @@ impl Output {
             return self.end(CloseReason::ClientVanished, None, None, who, cx);
         }
         let bytes_max = cx.results.tasks().max_retained() + RESULTS_BYTES_MAX;
-        if self.results.bytes() > bytes_max && self.results.len() > 1 {
-            self.results = Arrivals::default();
+        if self.underway.as_ref().is_some_and(|it| it.result_bytes > bytes_max && it.results.len() > 1) {
+            self.underway().drop_results();
             self.leave(CloseReason::ClientTooSlow, None, who, cx);
         }
         self.check_audio(who, cx);
@@ -189,10 +192,11 @@ impl Output {
         for budget in (0..BUDGET).rev() {
             // A chunk and what announces it are a little more than a large packet: without this, half of the packets are tiny.
             // The text before the first one leaves by itself: it does not wait for the disk.
-            if self.outbox.has_chunk() {
+            let Underway { outbox, audio, .. } = self.underway();
+            if outbox.has_chunk() {
                 downstream.hold(true);
             }
-            match self.outbox.flush(downstream, self.audio.as_deref().map(|audio| &audio.file)) {
+            match outbox.flush(downstream, audio.as_ref().map(|audio| &audio.file)) {
                 Ok(Flushed { is_blocked, moved }) => {
                     self.traffic.to_client.bytes += moved as u64;
                     if is_blocked {
@@ -209,7 +213,7 @@ impl Output {
                     return self.end(CloseReason::AudioLost, None, Some(End::Failed), who, cx);
                 }
             }
-            if self.audio.is_none() || self.leaving.is_some() {
+            if self.underway().audio.is_none() || self.leaving.is_some() {
                 downstream.hold(false);
             }
             if let Some(Leaving { reason, code, end }) = self.leaving {
@@ -220,8 +224,8 @@ impl Output {
             }
             has_more = budget == 0;
         }
-        if self.audio.is_none() {
-            self.outbox.release();
+        if self.underway.as_ref().is_some_and(|underway| underway.is_over()) {
+            self.underway = None;
         }
         self.wake_at = self.next_deadline(cx);
         // What was not read while too much was held is told by no further event.
@@ -235,8 +239,7 @@ impl Output {
 
     /// The gateway is about to stop. A result that is on its way arrives; who only waits is sent away, to come back.
     pub(super) fn drain(&mut self, is_last_call: bool, who: &Identity, cx: &mut Context) {
-        let is_waiting = self.stage == Stage::Waiting && self.results.is_empty();
-        if is_waiting || is_last_call {
+        if self.waits_in_vain() || is_last_call {
             self.leave(CloseReason::Draining, None, who, cx);
         }
     }
@@ -270,7 +273,7 @@ impl Output {
 
     /// Bytes held for the client.
     pub fn held_bytes(&self) -> usize {
-        self.outbox.held_bytes()
+        self.underway.as_ref().map_or(0, |underway| underway.outbox.held_bytes())
     }
 
     /// Says how it ended, and stops waiting for its task.
@@ -322,7 +325,7 @@ impl Output {
 
     /// The client may have said something, and there is room for the answers.
     fn can_read(&self, downstream: &Conn) -> bool {
-        downstream.is_readable() && self.leaving.is_none() && self.outbox.held_bytes() <= ANSWERS_BYTES_MAX
+        downstream.is_readable() && self.leaving.is_none() && self.held_bytes() <= ANSWERS_BYTES_MAX
     }
 
     fn handle_bytes(&mut self, bytes: &[u8], who: &Identity, cx: &mut Context) {
@@ -332,18 +335,18 @@ impl Output {
         self.note_alive(cx.now);
         self.traffic.from_client.bytes += bytes.len() as u64;
         let mut answers = Vec::new();
-        let conduit = self.conduit.get_or_insert_default();
+        let mut conduit = self.underway().conduit.take().unwrap_or_default();
         let frames = conduit.frames_seen();
         let said = conduit.handle_bytes(bytes, &mut answers);
         self.traffic.from_client.frames += conduit.frames_seen() - frames;
-        if conduit.is_idle() {
-            self.conduit = None;
+        if !conduit.is_idle() {
+            self.underway().conduit = Some(conduit);
         }
         match said {
-            Said::Nothing => self.outbox.push(&answers),
+            Said::Nothing => self.underway().outbox.push(&answers),
             Said::Close(code) => {
                 debug!(target: "output", "{who} < close code={}", code.map_or_else(|| "none".to_owned(), |code| code.to_string()));
-                self.outbox.push(&answers);
+                self.underway().outbox.push(&answers);
                 self.leaving = Some(Leaving { reason: CloseReason::ClientClosed, code, end: None });
             }
             Said::Fault(fault) => {
@@ -359,18 +362,18 @@ impl Output {
 
     /// Makes the next messages, once the outbox is empty. False: there is nothing to say.
     fn produce(&mut self, who: &Identity, cx: &mut Context) -> bool {
-        if let Some(mut audio) = self.audio.take() {
+        if let Some(mut audio) = self.underway().audio.take() {
             self.active_at = cx.now;
             if audio.next_chunk < audio.total_chunks {
                 self.push_chunk(&mut audio, who, cx);
-                self.audio = Some(audio);
+                self.underway().audio = Some(audio);
             } else {
                 self.push_text(&message::audio_complete(&self.task), who);
                 self.end_result(audio.is_final, false, who, cx);
             }
             return true;
         }
-        let Some(result) = self.results.pop() else { return self.rest(who, cx) };
+        let Some(result) = self.underway().pop_result() else { return self.rest(who, cx) };
         self.active_at = cx.now;
         if self.stage == Stage::Waiting {
             cx.results.stage(cx.now, self.task.uuid(), Stage::Waiting, Stage::Sending);
@@ -383,9 +386,8 @@ impl Output {
     /// Once a step: a file that shrank meanwhile is given up between two chunks, while something can still be said.
     fn check_audio(&mut self, who: &Identity, cx: &mut Context) {
         let is_wanted = |audio: &Audio| audio.next_chunk < audio.total_chunks;
-        if self.leaving.is_none()
-            && self.audio.as_deref().is_some_and(|audio| is_wanted(audio) && audio.file.has_shrunk())
-        {
+        let audio = self.underway.as_ref().and_then(|underway| underway.audio.as_ref());
+        if self.leaving.is_none() && audio.is_some_and(|audio| is_wanted(audio) && audio.file.has_shrunk()) {
             warn!(target: "output", "{who} = audio file shrank while it was sent");
             self.leave_with_error(AUDIO_CHANGED, CloseReason::AudioLost, Some(End::Failed), who, cx);
         }
@@ -405,11 +407,11 @@ impl Output {
                 let length = file.length();
                 let chunk_size = cx.settings.output.chunk_size as u64;
                 let total_chunks = length.div_ceil(chunk_size);
-                let next_chunk = std::mem::take(&mut self.skipped_chunks).min(total_chunks);
+                let next_chunk = std::mem::take(&mut self.underway().skipped_chunks).min(total_chunks);
                 file.read_ahead(next_chunk * chunk_size);
                 info!(target: "output", "{who} delivers task={} audio={length}B chunks={total_chunks} from={next_chunk}", self.task);
                 let is_final = result.is_final();
-                self.audio = Some(Box::new(Audio { file, chunk_size, next_chunk, total_chunks, is_final }));
+                self.underway().audio = Some(Audio { file, chunk_size, next_chunk, total_chunks, is_final });
                 return;
             }
             Some(Err(fault)) => {
@@ -426,7 +428,7 @@ impl Output {
     fn end_result(&mut self, is_final: bool, is_failure: bool, who: &Identity, cx: &mut Context) {
         if is_final {
             let end = if is_failure { End::Failed } else { End::Completed };
-            self.results = Arrivals::default();
+            self.underway().drop_results();
             self.leave(CloseReason::Delivered, Some(end), who, cx);
         }
     }
@@ -448,7 +450,7 @@ impl Output {
     }
 
     fn push_text(&mut self, text: &str, who: &Identity) {
-        self.outbox.push_text(text);
+        self.underway().outbox.push_text(text);
         self.traffic.to_client.frames += 1;
         debug!(target: "output", "{who} > text len={}", text.len());
     }
@@ -460,7 +462,7 @@ impl Output {
         let offset = number * audio.chunk_size;
         let length = audio.chunk_size.min(audio.file.length() - offset);
         self.push_text(&message::audio_chunk(&self.task, number, audio.total_chunks), who);
-        self.outbox.push_chunk(offset, length as u32);
+        self.underway().outbox.push_chunk(offset, length as u32);
         self.traffic.to_client.frames += 1;
         cx.stats.audio_bytes += length;
         debug!(target: "output", "{who} > binary len={length} chunk={number}/{}", audio.total_chunks);
@@ -489,7 +491,7 @@ impl Output {
         }
         let code = reason.close_code(Side::Downstream);
         debug!(target: "output", "{who} > close code={code} reason=\"{}\"", reason.phrase());
-        self.outbox.push(&ws::close_frame(code, reason.phrase(), None));
+        self.underway().outbox.push(&ws::close_frame(code, reason.phrase(), None));
         self.leaving = Some(Leaving { reason, code: Some(code), end });
         self.wake_at = Some(cx.now);
     }
@@ -499,7 +501,7 @@ impl Output {
         match self.alive().verdict(cx) {
             Verdict::Fine => {}
             Verdict::Ping if self.leaving.is_none() => {
-                self.outbox.push(&ws::ping_frame(b"", None));
+                self.underway().outbox.push(&ws::ping_frame(b"", None));
                 (self.heard_at, self.is_pinged) = (cx.now, true);
                 cx.stats.pings_sent += 1;
                 debug!(target: "output", "{who} > ping");
@@ -515,7 +517,11 @@ impl Output {
 
     /// Nothing has come for it: the timeout counts. What has come may still wait for the client to take what was said before.
     fn waits_in_vain(&self) -> bool {
-        self.stage == Stage::Waiting && self.results.is_empty()
+        self.stage == Stage::Waiting && self.underway.as_ref().is_none_or(|underway| underway.results.is_empty())
+    }
+
+    fn underway(&mut self) -> &mut Underway {
+        self.underway.get_or_insert_default()
     }
 
     fn note_alive(&mut self, now: Moment) {
@@ -523,7 +529,8 @@ impl Output {
     }
 
     fn alive(&self) -> Alive {
-        Alive { heard_at: self.heard_at, is_pinged: self.is_pinged, is_blocked: !self.outbox.is_empty() }
+        let is_blocked = self.underway.as_ref().is_some_and(|underway| !underway.outbox.is_empty());
+        Alive { heard_at: self.heard_at, is_pinged: self.is_pinged, is_blocked }
     }
 
     fn next_deadline(&self, cx: &Context) -> Option<Moment> {
@@ -532,33 +539,28 @@ impl Output {
     }
 }
 
-impl Arrivals {
-    fn push(&mut self, result: Rc<TaskResult>) {
-        let (results, bytes) = &mut **self.0.get_or_insert_default();
-        *bytes += result.bytes();
-        results.push_back(result);
-    }
-
-    fn pop(&mut self) -> Option<Rc<TaskResult>> {
-        let (results, bytes) = &mut **self.0.as_mut()?;
-        let result = results.pop_front()?;
-        *bytes -= result.bytes();
-        if results.is_empty() {
-            self.0 = None;
+impl Underway {
+    fn pop_result(&mut self) -> Option<Rc<TaskResult>> {
+        let result = self.results.pop_front()?;
+        if self.results.is_empty() {
+            self.drop_results(); // and the room that many may have needed
+        } else {
+            self.result_bytes -= result.bytes();
         }
         Some(result)
     }
 
-    fn is_empty(&self) -> bool {
-        self.0.is_none()
+    fn drop_results(&mut self) {
+        (self.results, self.result_bytes) = (VecDeque::new(), 0);
     }
 
-    fn len(&self) -> usize {
-        self.0.as_ref().map_or(0, |held| held.0.len())
-    }
-
-    fn bytes(&self) -> usize {
-        self.0.as_ref().map_or(0, |held| held.1)
+    /// Nothing of it is left.
+    fn is_over(&self) -> bool {
+        self.results.is_empty()
+            && self.audio.is_none()
+            && self.skipped_chunks == 0
+            && self.outbox.is_empty()
+            && self.conduit.is_none()
     }
 }
 
