@@ -19,7 +19,6 @@
 //! - **Said once.** A file that cannot be written is reported on standard error once, and once more when it works again. Where it
 //!   cannot even be opened, lines go to standard error in the meantime; a full disk only makes them wait.
 
-use std::cell::Cell;
 use std::fmt::{self, Write as _};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -30,6 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use crate::base::moment::Moment;
+use crate::reactor::LogState;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use simplelog::{ConfigBuilder, WriteLogger};
@@ -139,10 +139,10 @@ impl Logging {
 
     /// Writes the lines that wait, without waiting for anything, unless the last ones were written a moment ago or did not go out.
     /// Called once a turn of the loop, and at the moment that it answers.
-    pub fn turn(&self, now: Moment) -> State {
+    pub fn turn(&self, now: Moment) -> LogState {
         let mut sink = lock(&self.sink);
         sink.turn(now);
-        State { next: sink.next, lost: sink.lost }
+        LogState { due_at: sink.due_at, lines_lost: sink.lost }
     }
 
     /// Writes what is left, waiting a moment for a slow reader. The last call before the process exits.
@@ -152,19 +152,12 @@ impl Logging {
     }
 }
 
-/// How the log stands at the end of a turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct State {
-    /// When the next lines are due, if any wait.
-    pub next: Option<Moment>,
-    /// Lines that were never written, since the start.
-    pub lost: u64,
-}
-
 /// The process's logger: decides, makes the line, hands it to simplelog.
 struct Front {
     inner: Box<WriteLogger<Pen>>,
     sink: Arc<Mutex<Sink>>,
+    /// Where lines are made, so that room is not asked for and given back for each.
+    room: Mutex<String>,
 }
 
 impl Front {
@@ -178,7 +171,7 @@ impl Front {
             .set_location_level(LevelFilter::Off)
             .build();
         let pen = Pen { line: Vec::new(), sink: Arc::clone(&sink) };
-        Front { inner: WriteLogger::new(LevelFilter::Trace, bare, pen), sink }
+        Front { inner: WriteLogger::new(LevelFilter::Trace, bare, pen), sink, room: Mutex::default() }
     }
 }
 
@@ -191,15 +184,15 @@ impl Log for Front {
         if !self.enabled(record.metadata()) {
             return;
         }
-        // Made before any lock is taken: a message whose `Display` logs or panics then does no harm here. Taken out of its place
-        // for the same reason: what logs meanwhile begins with an empty one.
+        // Made while no lock is held: a message whose `Display` logs or panics then does no harm here. What logs meanwhile finds
+        // other room.
         let format = lock(&self.sink).settings.format;
-        let mut line = LINE.take();
+        let mut line = std::mem::take(&mut *lock(&self.room));
         write_line(&mut line, format, OffsetDateTime::now_utc(), record.level(), record.target(), *record.args());
         self.inner.log(&Record::builder().level(record.level()).args(format_args!("{line}")).build());
         if line.capacity() <= LINE_BYTES_KEPT {
             line.clear();
-            LINE.set(line);
+            *lock(&self.room) = line;
         }
     }
 
@@ -211,11 +204,6 @@ impl Log for Front {
 /// True for a line of another crate that would be noise, or show payloads.
 fn is_hushed(target: &str, level: Level) -> bool {
     level > Level::Warn && QUIET.iter().any(|path| target.starts_with(path))
-}
-
-thread_local! {
-    /// The room in which lines are made, so that none is asked for and given back for each.
-    static LINE: Cell<String> = const { Cell::new(String::new()) };
 }
 
 /// Appends one line, without its newline and without any other control character.
@@ -322,9 +310,9 @@ impl Write for Pen {
     }
 }
 
-/// The lock, also after a thread panicked while it had it: every method below leaves the sink in order.
-fn lock(sink: &Mutex<Sink>) -> MutexGuard<'_, Sink> {
-    sink.lock().unwrap_or_else(PoisonError::into_inner)
+/// The lock, also after a thread panicked while it had it: whatever is done under one leaves things in order.
+fn lock<T>(one: &Mutex<T>) -> MutexGuard<'_, T> {
+    one.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Lines on their way out.
@@ -336,8 +324,8 @@ struct Sink {
     is_mid_line: bool,
     /// Nothing is written by turns before this moment.
     not_before: Option<Moment>,
-    /// When what waits is due.
-    next: Option<Moment>,
+    /// When the lines that wait are due.
+    due_at: Option<Moment>,
     /// Lines dropped since the start, and those of them that no line in the log tells of yet.
     lost: u64,
     lost_untold: u64,
@@ -370,7 +358,7 @@ impl Sink {
             buffer: Vec::new(),
             is_mid_line: false,
             not_before: None,
-            next: None,
+            due_at: None,
             lost: 0,
             lost_untold: 0,
             in_trouble: false,
@@ -391,7 +379,7 @@ impl Sink {
     }
 
     fn turn(&mut self, now: Moment) {
-        self.next = None;
+        self.due_at = None;
         if self.buffer.is_empty() && self.lost_untold == 0 {
             return;
         }
@@ -399,14 +387,14 @@ impl Sink {
             && at > now
             && self.buffer.len() < BUFFER_BYTES_KEPT
         {
-            self.next = Some(at);
+            self.due_at = Some(at);
             return;
         }
         self.flush();
         let is_behind = !self.buffer.is_empty();
         let at = now + if is_behind { RETRY } else { GATHER };
         self.not_before = Some(at);
-        self.next = is_behind.then_some(at);
+        self.due_at = is_behind.then_some(at);
     }
 
     /// Writes what can be written without waiting.
@@ -762,16 +750,16 @@ mod tests {
         let mut sink = sink(folder.file("log"));
         let start = Moment::START;
         sink.turn(start);
-        assert_eq!(sink.next, None, "nothing waits");
+        assert_eq!(sink.due_at, None, "nothing waits");
         sink.push(b"first\n");
         sink.turn(start);
-        assert_eq!((folder.read("log").as_str(), sink.next), ("first\n", None), "at once");
+        assert_eq!((folder.read("log").as_str(), sink.due_at), ("first\n", None), "at once");
         sink.push(b"second\n");
         sink.turn(start + GATHER / 2);
-        assert_eq!((folder.read("log").as_str(), sink.next), ("first\n", Some(start + GATHER)));
+        assert_eq!((folder.read("log").as_str(), sink.due_at), ("first\n", Some(start + GATHER)));
         sink.push(b"third\n");
         sink.turn(start + GATHER);
-        assert_eq!((folder.read("log").as_str(), sink.next), ("first\nsecond\nthird\n", None));
+        assert_eq!((folder.read("log").as_str(), sink.due_at), ("first\nsecond\nthird\n", None));
         sink.push(&b"x\n".repeat(BUFFER_BYTES_KEPT));
         sink.turn(start + GATHER);
         assert!(sink.buffer.is_empty(), "much is not gathered");
@@ -784,11 +772,11 @@ mod tests {
         let mut sink = sink(folder.file("log"));
         sink.push(b"line\n");
         sink.turn(Moment::START);
-        assert_eq!(sink.next, Some(Moment::START + RETRY));
+        assert_eq!(sink.due_at, Some(Moment::START + RETRY));
         fs::remove_file(folder.file("log")).unwrap();
         sink.open_file();
         sink.turn(Moment::START + RETRY);
-        assert_eq!((folder.read("log").as_str(), sink.next), ("line\n", None));
+        assert_eq!((folder.read("log").as_str(), sink.due_at), ("line\n", None));
     }
 
     #[test]

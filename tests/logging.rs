@@ -7,7 +7,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use aivtuber_gateway::base::moment::Moment;
-use aivtuber_gateway::logging::{self, Format, Settings, State};
+use aivtuber_gateway::logging::{self, Format, Settings};
+use aivtuber_gateway::reactor::LogState;
 
 /// Set in a child: the file it logs to, or nothing for standard error.
 const CHILD: &str = "GATEWAY_LOGGING_TEST_CHILD";
@@ -23,8 +24,8 @@ fn a_reader_that_does_not_read_never_holds_the_process_up() {
             log::info!(target: "test", "number={number} {}", TEXT.repeat(1000));
             log::logger().flush();
         }
-        let State { next, lost } = logging.turn(Moment::START);
-        assert!(next.is_some());
+        let LogState { due_at, lines_lost: lost } = logging.turn(Moment::START);
+        assert!(due_at.is_some());
         logging.finish();
         println!("lost={lost}");
         return;

@@ -13,7 +13,6 @@ mod signals;
 
 use crate::base::moment::Moment;
 use crate::gateway::{self, Gateway};
-use crate::logging;
 use crate::net::tcp::TcpNetwork;
 use crate::net::{self, Ready, Source};
 use crate::service::link::LINES;
@@ -51,7 +50,16 @@ pub struct Hooks {
     pub reload: Box<dyn FnMut() -> Option<gateway::Settings>>,
     pub reopen_log: Box<dyn FnMut()>,
     /// Writes the log's lines that are due.
-    pub log_turn: Box<dyn Fn(Moment) -> logging::State>,
+    pub log_turn: Box<dyn Fn(Moment) -> LogState>,
+}
+
+/// How the log stands at the end of a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogState {
+    /// When the lines that wait are due, if any wait.
+    pub due_at: Option<Moment>,
+    /// Lines that were never written, since the start.
+    pub lines_lost: u64,
 }
 
 /// Why the reactor could not start.
@@ -191,8 +199,8 @@ impl Reactor {
             net::give_memory_back();
         }
         let log = (self.hooks.log_turn)(now);
-        self.log_due_at = log.next;
-        self.gateway.stats().log_lines_lost = log.lost;
+        self.log_due_at = log.due_at;
+        self.gateway.stats().log_lines_lost = log.lines_lost;
         Ok(())
     }
 
