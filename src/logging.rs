@@ -38,8 +38,12 @@ use time::OffsetDateTime;
 /// Bytes of lines that may wait to be written; what comes on top is dropped and counted.
 pub const BUFFER_BYTES_MAX: usize = 1024 * 1024;
 
-/// A buffer that grew beyond this is given back once it is empty.
-const BUFFER_BYTES_KEPT: usize = 64 * 1024;
+/// So many bytes are written without gathering more.
+const GATHER_BYTES: usize = 16 * 1024;
+
+/// The buffer's first room. The allocator maps a piece so large by itself, so that of it only what was once written to is there;
+/// one that had to grow is given back once it is empty.
+const BUFFER_BYTES_KEPT: usize = 128 * 1024;
 
 /// Room for one line that is kept for the next; a longer one takes its room with it.
 const LINE_BYTES_KEPT: usize = 1024;
@@ -373,9 +377,12 @@ impl Sink {
         if self.buffer.len() + line.len() > BUFFER_BYTES_MAX {
             self.lost += 1;
             self.lost_untold += 1;
-        } else {
-            self.buffer.extend_from_slice(line);
+            return;
         }
+        if self.buffer.capacity() == 0 {
+            self.buffer.reserve_exact(BUFFER_BYTES_KEPT);
+        }
+        self.buffer.extend_from_slice(line);
     }
 
     fn turn(&mut self, now: Moment) {
@@ -385,7 +392,7 @@ impl Sink {
         }
         if let Some(at) = self.not_before
             && at > now
-            && self.buffer.len() < BUFFER_BYTES_KEPT
+            && self.buffer.len() < GATHER_BYTES
         {
             self.due_at = Some(at);
             return;
@@ -760,7 +767,7 @@ mod tests {
         sink.push(b"third\n");
         sink.turn(start + GATHER);
         assert_eq!((folder.read("log").as_str(), sink.due_at), ("first\nsecond\nthird\n", None));
-        sink.push(&b"x\n".repeat(BUFFER_BYTES_KEPT));
+        sink.push(&b"x\n".repeat(GATHER_BYTES));
         sink.turn(start + GATHER);
         assert!(sink.buffer.is_empty(), "much is not gathered");
     }

@@ -638,7 +638,6 @@ fn publish(run: &mut Run<'_>) -> Result<Sample, Fault> {
 }
 
 fn flood(run: &mut Run<'_>) -> Result<Sample, Fault> {
-    let _awake = Awake::keep(run.place.cores)?;
     // The bare subscriber relays nothing.
     let connections = if run.instance.target.copies_results() { 0 } else { 64 };
     let echo = Echo { rate: Some(BESIDE_RATE), ..Echo::new(64, connections) };
