@@ -16,6 +16,7 @@ benches/compare: the gateway side by side with floors and peers, in Markdown on 
   --gateway FILE     the gateway's binary (default: target/release/aivtuber-gateway)
   --versus FILE      another build of the gateway, as the target `versus`
   --markdown FILE    also write everything to FILE
+  --awake            keep the cores from being halted in every row: wakes cost less and vary less
   --no-strace        do not count system calls
   --list             name rows and targets, measure nothing
   -h, --help         this text
@@ -34,6 +35,7 @@ pub struct Options {
     pub gateway: Option<PathBuf>,
     pub versus: Option<PathBuf>,
     pub markdown: Option<PathBuf>,
+    pub awake: bool,
     pub strace: bool,
     pub list: bool,
     pub help: bool,
@@ -53,6 +55,7 @@ impl Options {
             gateway: None,
             versus: None,
             markdown: None,
+            awake: false,
             strace: true,
             list: false,
             help: false,
@@ -67,6 +70,7 @@ impl Options {
                 Long("gateway") => options.gateway = Some(path(&mut parser)?),
                 Long("versus") => options.versus = Some(path(&mut parser)?),
                 Long("markdown") => options.markdown = Some(path(&mut parser)?),
+                Long("awake") => options.awake = true,
                 Long("no-strace") => options.strace = false,
                 Long("list") => options.list = true,
                 Short('h') | Long("help") => options.help = true,
@@ -118,6 +122,7 @@ mod tests {
         assert_eq!((parse("--quick").unwrap().rounds, parse("--quick").unwrap().seconds), (2, 0.3));
         assert_eq!(parse("--rounds 5 --quick").unwrap().rounds, 5);
         assert!(!parse("--no-strace").unwrap().strace);
+        assert!(parse("--awake").unwrap().awake && !parse("").unwrap().awake);
     }
 
     #[test]

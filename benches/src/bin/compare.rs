@@ -1,5 +1,6 @@
 //! `bench-compare`: the driver behind `benches/compare`.
 
+use aivtuber_gateway_benches::compare::process::Awake;
 use aivtuber_gateway_benches::compare::report::{self, Results};
 use aivtuber_gateway_benches::compare::rows::{NOT_QUICK, QUICK_TARGETS, ROWS, Row};
 use aivtuber_gateway_benches::compare::run::{Run, Sample};
@@ -53,6 +54,7 @@ fn run() -> Result<bool, Fault> {
     }
     interrupt::listen()?;
     let mut driver = Driver::new(options)?;
+    let _awake = if driver.options.awake { Some(Awake::keep(driver.place.cores)?) } else { None };
     let began = Instant::now();
     let mut text = driver.preface();
     print!("{text}");
@@ -118,7 +120,7 @@ impl Driver {
             .collect();
         format!(
             "# Side by side\n\n{}, Linux {}, {} ({} cores); targets on core {}, load on core {}; load average before: {}; \
-             congestion control: {}.\n{}. Rounds: {}, {} s each.\n\n",
+             congestion control: {}{}.\n{}. Rounds: {}, {} s each.\n\n",
             said("date", &["-u", "+%Y-%m-%d %H:%M UTC"]),
             said("uname", &["-r"]),
             model.unwrap_or("unknown processor"),
@@ -127,6 +129,7 @@ impl Driver {
             self.place.cores.load,
             load.split_whitespace().take(3).collect::<Vec<_>>().join(" "),
             congestion.trim(),
+            if self.options.awake { "; cores kept awake" } else { "" },
             versions.join(", "),
             self.options.rounds,
             self.options.seconds
