@@ -229,9 +229,15 @@ fn write_line(
             line.push(' ');
             line.push_str(level.as_str());
             line.push_str(&"      "[level.as_str().len()..]);
-            escape_into(line, target);
+            let start = line.len();
+            line.push_str(target);
             line.push(' ');
-            let _ = Escaped(line).write_fmt(message);
+            let _ = line.write_fmt(message);
+            // Looked at as a whole: a message comes in dozens of pieces.
+            if !is_plain(&line[start..]) {
+                let raw = line.split_off(start);
+                escape_into(line, &raw);
+            }
         }
         Format::Json => {
             let (target, message) = (serde_json::Value::from(target), serde_json::Value::from(message.to_string()));
@@ -266,22 +272,12 @@ fn push_digits<const N: usize>(line: &mut String, mut number: u32) {
     line.extend(digits.map(char::from));
 }
 
-/// Escapes what is written through it.
-struct Escaped<'a>(&'a mut String);
-
-impl fmt::Write for Escaped<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        escape_into(self.0, text);
-        Ok(())
-    }
+/// Nearly all text is. Without an early end the compiler looks at many bytes at once.
+fn is_plain(text: &str) -> bool {
+    text.bytes().fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~'))
 }
 
 fn escape_into(line: &mut String, text: &str) {
-    // Nearly all text; without an early end the compiler looks at many bytes at once.
-    if text.bytes().fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~')) {
-        line.push_str(text);
-        return;
-    }
     for c in text.chars() {
         // The last two are line ends to some readers, though not control characters.
         if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') {

@@ -18,6 +18,7 @@
 
 mod stream;
 
+use super::close::CodeText;
 use super::{CloseReason, Context, Identity, SCRATCH_BYTES};
 use crate::base::buf::Buf;
 use crate::base::moment::Moment;
@@ -459,7 +460,7 @@ impl Flow {
             target: "relay",
             "{who} = {} sent close code={}",
             self.to.other().word(),
-            self.close_code().map_or_else(|| "none".to_owned(), |code| code.to_string()),
+            CodeText(self.close_code()),
         );
         pumped.ending = pumped.ending.or(Some(reason));
     }

@@ -34,7 +34,7 @@ mod close;
 
 pub use close::CloseReason;
 
-use crate::base::moment::Moment;
+use crate::base::moment::{Moment, Seconds};
 use crate::net::{Conn, Network, Pipes, Ready, Side};
 use crate::proto::http;
 use crate::proto::message::TaskResult;
@@ -200,6 +200,11 @@ pub enum Admission {
 impl Identity {
     pub fn client(&self) -> SocketAddr {
         SocketAddr::new(self.ip, self.port)
+    }
+
+    /// How long it has been here.
+    pub fn age(&self, now: Moment) -> Seconds {
+        Seconds(now - self.opened)
     }
 
     /// The route's name, or what it is called while it has none.

@@ -12,7 +12,7 @@
 //! nothing is sent and nothing is half said, a session owns no buffer, no reader and no file.
 
 use super::alive::{Alive, Verdict};
-use super::close::CloseReason;
+use super::close::{CloseReason, CodeText};
 use super::linger::Linger;
 use super::outbox::{Flushed, Lost, Outbox};
 use super::{Context, Identity, Phase, Step};
@@ -289,9 +289,9 @@ impl Output {
         let Traffic { frames, bytes } = self.traffic.to_client;
         info!(
             target: "output",
-            "{who} closed reason={reason} code={} duration={:.3}s to_client_frames={frames} to_client_bytes={bytes} task={}",
-            code.map_or_else(|| "none".to_owned(), |code| code.to_string()),
-            (cx.now - who.opened).as_secs_f64(),
+            "{who} closed reason={reason} code={} duration={} to_client_frames={frames} to_client_bytes={bytes} task={}",
+            CodeText(code),
+            who.age(cx.now),
             self.task,
         );
         cx.stats.count_closed(who.route_name(), reason.word(), self.traffic);
@@ -345,7 +345,7 @@ impl Output {
         match said {
             Said::Nothing => self.underway().outbox.push(&answers),
             Said::Close(code) => {
-                debug!(target: "output", "{who} < close code={}", code.map_or_else(|| "none".to_owned(), |code| code.to_string()));
+                debug!(target: "output", "{who} < close code={}", CodeText(code));
                 self.underway().outbox.push(&answers);
                 self.leaving = Some(Leaving { reason: CloseReason::ClientClosed, code, end: None });
             }

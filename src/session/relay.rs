@@ -6,6 +6,7 @@
 //! has passed or an ending begins.
 
 use super::alive::{Alive, Verdict};
+use super::close::CodeText;
 use super::flow::{Flow, Pumped};
 use super::{CloseReason, Context, Identity, Phase, Step};
 use crate::base::moment::Moment;
@@ -190,8 +191,8 @@ impl Relay {
         };
         info!(
             target: "relay",
-            "{who} closed reason={reason} code={} duration={:.3}s from_client_frames={} from_client_bytes={} to_client_frames={} to_client_bytes={}",
-            CodeText(code), (cx.now - who.opened).as_secs_f64(),
+            "{who} closed reason={reason} code={} duration={} from_client_frames={} from_client_bytes={} to_client_frames={} to_client_bytes={}",
+            CodeText(code), who.age(cx.now),
             from_client.frames, from_client.bytes, to_client.frames, to_client.bytes,
         );
         cx.stats.count_closed(who.route_name(), reason.word(), both);
@@ -328,16 +329,5 @@ impl Relay {
 impl Pumped {
     fn has_news(&self) -> bool {
         self.sink_alive || self.pinged || self.ending.is_some()
-    }
-}
-
-struct CodeText(Option<u16>);
-
-impl std::fmt::Display for CodeText {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Some(code) => code.fmt(f),
-            None => f.write_str("none"),
-        }
     }
 }
