@@ -145,8 +145,7 @@ impl Logging {
     /// Called once a turn of the loop, and at the moment that it answers.
     pub fn turn(&self, now: Moment) -> LogState {
         let mut sink = lock(&self.sink);
-        sink.turn(now);
-        LogState { due_at: sink.due_at, lines_lost: sink.lost }
+        LogState { due_at: sink.turn(now), lines_lost: sink.lost }
     }
 
     /// Writes what is left, waiting a moment for a slow reader. The last call before the process exits.
@@ -324,8 +323,6 @@ struct Sink {
     is_mid_line: bool,
     /// Nothing is written by turns before this moment.
     not_before: Option<Moment>,
-    /// When the lines that wait are due.
-    due_at: Option<Moment>,
     /// Lines dropped since the start, and those of them that no line in the log tells of yet.
     lost: u64,
     lost_untold: u64,
@@ -358,7 +355,6 @@ impl Sink {
             buffer: Vec::new(),
             is_mid_line: false,
             not_before: None,
-            due_at: None,
             lost: 0,
             lost_untold: 0,
             in_trouble: false,
@@ -381,23 +377,22 @@ impl Sink {
         self.buffer.extend_from_slice(line);
     }
 
-    fn turn(&mut self, now: Moment) {
-        self.due_at = None;
+    /// Writes, unless it is too early for that. Answers when the lines that still wait are due.
+    fn turn(&mut self, now: Moment) -> Option<Moment> {
         if self.buffer.is_empty() && self.lost_untold == 0 {
-            return;
+            return None;
         }
         if let Some(at) = self.not_before
             && at > now
             && self.buffer.len() < GATHER_BYTES
         {
-            self.due_at = Some(at);
-            return;
+            return Some(at);
         }
         self.flush();
         let is_behind = !self.buffer.is_empty();
         let at = now + if is_behind { RETRY } else { GATHER };
         self.not_before = Some(at);
-        self.due_at = is_behind.then_some(at);
+        is_behind.then_some(at)
     }
 
     /// Writes what can be written without waiting.
@@ -752,17 +747,13 @@ mod tests {
         let folder = Folder::new("gather");
         let mut sink = sink(folder.file("log"));
         let start = Moment::START;
-        sink.turn(start);
-        assert_eq!(sink.due_at, None, "nothing waits");
+        assert_eq!(sink.turn(start), None, "nothing waits");
         sink.push(b"first\n");
-        sink.turn(start);
-        assert_eq!((folder.read("log").as_str(), sink.due_at), ("first\n", None), "at once");
+        assert_eq!((sink.turn(start), folder.read("log").as_str()), (None, "first\n"), "at once");
         sink.push(b"second\n");
-        sink.turn(start + GATHER / 2);
-        assert_eq!((folder.read("log").as_str(), sink.due_at), ("first\n", Some(start + GATHER)));
+        assert_eq!((sink.turn(start + GATHER / 2), folder.read("log").as_str()), (Some(start + GATHER), "first\n"));
         sink.push(b"third\n");
-        sink.turn(start + GATHER);
-        assert_eq!((folder.read("log").as_str(), sink.due_at), ("first\nsecond\nthird\n", None));
+        assert_eq!((sink.turn(start + GATHER), folder.read("log").as_str()), (None, "first\nsecond\nthird\n"));
         sink.push(&b"x\n".repeat(GATHER_BYTES));
         sink.turn(start + GATHER);
         assert!(sink.buffer.is_empty(), "much is not gathered");
@@ -774,12 +765,10 @@ mod tests {
         std::os::unix::fs::symlink("/dev/full", folder.file("log")).unwrap();
         let mut sink = sink(folder.file("log"));
         sink.push(b"line\n");
-        sink.turn(Moment::START);
-        assert_eq!(sink.due_at, Some(Moment::START + RETRY));
+        assert_eq!(sink.turn(Moment::START), Some(Moment::START + RETRY));
         fs::remove_file(folder.file("log")).unwrap();
         sink.open_file();
-        sink.turn(Moment::START + RETRY);
-        assert_eq!((folder.read("log").as_str(), sink.due_at), ("line\n", None));
+        assert_eq!((sink.turn(Moment::START + RETRY), folder.read("log").as_str()), (None, "line\n"));
     }
 
     #[test]
