@@ -146,7 +146,12 @@ pub const FLAGS: &[Flag] = &[
         doc: "print the version, and stop",
         effect: Effect::Action(Action::Version),
     },
-    Flag { long: "help", short: Some('h'), doc: "print this, and stop", effect: Effect::Action(Action::Help) },
+    Flag {
+        long: "help",
+        short: Some('h'),
+        doc: "print this, and stop",
+        effect: Effect::Action(Action::Help),
+    },
 ];
 
 /// Reads the arguments, the program's own name not among them. The error is one line that says what is wrong and what was
@@ -163,18 +168,25 @@ where
         let (word, action) = match argument {
             lexopt::Arg::Value(word) => {
                 let word = word.to_string_lossy().into_owned();
-                let command = COMMANDS.iter().find(|command| command.name == word).ok_or_else(|| {
-                    let hint = config::did_you_mean(&word, COMMANDS.iter().map(|command| command.name));
-                    format!("unknown command {word:?}{}", hint_or(&hint))
-                })?;
+                let command =
+                    COMMANDS.iter().find(|command| command.name == word).ok_or_else(|| {
+                        let hint = config::did_you_mean(
+                            &word,
+                            COMMANDS.iter().map(|command| command.name),
+                        );
+                        format!("unknown command {word:?}{}", hint_or(&hint))
+                    })?;
                 (word, command.action)
             }
             option => {
                 let (shown, flag) = find(&option)?;
                 match flag.effect {
                     Effect::Value(name, set) => {
-                        let value = parser.value().map_err(|_| format!("{shown} needs a value: {shown} {name}"))?;
-                        set(&mut flags, value).map_err(|value| format!("{shown}: {value:?} is not UTF-8"))?;
+                        let value = parser
+                            .value()
+                            .map_err(|_| format!("{shown} needs a value: {shown} {name}"))?;
+                        set(&mut flags, value)
+                            .map_err(|value| format!("{shown}: {value:?} is not UTF-8"))?;
                         continue;
                     }
                     Effect::Action(action) => {
@@ -240,7 +252,8 @@ fn find(option: &lexopt::Arg<'_>) -> Result<(String, &'static Flag), String> {
     match option {
         lexopt::Arg::Short(short) => {
             let flag = FLAGS.iter().find(|flag| flag.short == Some(*short));
-            flag.map(|flag| (format!("-{short}"), flag)).ok_or_else(|| format!("unknown flag -{short}{}", hint_or("")))
+            flag.map(|flag| (format!("-{short}"), flag))
+                .ok_or_else(|| format!("unknown flag -{short}{}", hint_or("")))
         }
         lexopt::Arg::Long(long) => {
             let flag = FLAGS.iter().find(|flag| flag.long == *long);
@@ -286,7 +299,11 @@ mod tests {
             "-cx.toml -l:1 -l=:2 --redis=redis://a --log-level=debug --log-file=y.log",
             "--config x.toml --listen :1 --listen=:2 --redis redis://a --log-level debug --log-file y.log",
         ] {
-            assert_eq!(parsed(line), Ok(Invocation { action: Action::Run, flags: flags.clone() }), "{line}");
+            assert_eq!(
+                parsed(line),
+                Ok(Invocation { action: Action::Run, flags: flags.clone() }),
+                "{line}"
+            );
         }
     }
 
@@ -294,7 +311,8 @@ mod tests {
     fn every_flag_of_the_table_is_understood() {
         for flag in FLAGS {
             let value = flag.value().map_or("", |_| " value");
-            let long = parsed(&format!("--{}{value}", flag.long)).unwrap_or_else(|why| panic!("{why}"));
+            let long =
+                parsed(&format!("--{}{value}", flag.long)).unwrap_or_else(|why| panic!("{why}"));
             assert_ne!(long, parsed("").unwrap(), "--{} has no effect", flag.long);
             if let Some(short) = flag.short {
                 assert_eq!(parsed(&format!("-{short}{value}")), Ok(long));
@@ -337,7 +355,11 @@ mod tests {
     fn help_lists_everything_and_fits_a_terminal() {
         let help = help();
         for flag in FLAGS {
-            assert!(help.contains(&format!("--{}", flag.long)) && help.contains(flag.doc), "--{}", flag.long);
+            assert!(
+                help.contains(&format!("--{}", flag.long)) && help.contains(flag.doc),
+                "--{}",
+                flag.long
+            );
         }
         for (name, doc) in COMMANDS.iter().map(|command| (command.name, command.doc)) {
             assert!(help.contains(name) && help.contains(doc), "{name}");

@@ -137,7 +137,9 @@ pub const ENVIRONMENT: &[Variable] = &[
     Variable {
         name: "REDIS_URL",
         doc: "`redis.url`; wins over REDIS_HOST and REDIS_PORT",
-        apply: |config, url, _| set_redis(config, &[url.into()]).map_err(|(_, why)| Fault::Error(why)),
+        apply: |config, url, _| {
+            set_redis(config, &[url.into()]).map_err(|(_, why)| Fault::Error(why))
+        },
     },
     Variable {
         name: "AIVTUBER_GATEWAY_LOG",
@@ -216,11 +218,14 @@ impl Config {
     /// What the first line of the log says about it: where it listens, its routes, and where results come from (`disabled` where no
     /// route serves any), without passwords.
     pub fn summary(&self) -> String {
-        let listed = |words: Vec<String>| if words.is_empty() { "none".to_owned() } else { words.join(",") };
+        let listed =
+            |words: Vec<String>| if words.is_empty() { "none".to_owned() } else { words.join(",") };
         let listen = self.reactor.listen.iter().map(ToString::to_string).collect();
         let routes = &self.gateway.routes;
         let redis = match routes.iter().any(|route| route.target == Target::Output) {
-            true => listed(self.gateway.link.urls.iter().map(|url| without_password(url)).collect()),
+            true => {
+                listed(self.gateway.link.urls.iter().map(|url| without_password(url)).collect())
+            }
             false => "disabled".to_owned(),
         };
         let routes = routes.iter().map(|route| route.name.clone()).collect();
@@ -309,7 +314,8 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .into_iter()
         .map(|candidate| {
             // A part of the right name (`origins`) is as good as two slips of the finger.
-            let is_part = word.len() >= 4 && (candidate.contains(&word) || word.contains(candidate));
+            let is_part =
+                word.len() >= 4 && (candidate.contains(&word) || word.contains(candidate));
             (if is_part { 2 } else { distance(&word, candidate) }, is_part, candidate)
         })
         .filter(|(distance, is_part, _)| *is_part || *distance <= allowed)
@@ -327,7 +333,8 @@ fn distance(from: &str, to: &str) -> usize {
                 i.max(j)
             } else {
                 let changed = usize::from(from[i - 1] != to[j - 1]);
-                let mut least = (rows[i - 1][j] + 1).min(rows[i][j - 1] + 1).min(rows[i - 1][j - 1] + changed);
+                let mut least =
+                    (rows[i - 1][j] + 1).min(rows[i][j - 1] + 1).min(rows[i - 1][j - 1] + changed);
                 if i > 1 && j > 1 && from[i - 1] == to[j - 2] && from[i - 2] == to[j - 1] {
                     least = least.min(rows[i - 2][j - 2] + 1);
                 }
@@ -371,7 +378,12 @@ enum Kind {
     /// `"500ms"`; `"0s"` is `None`.
     Time { get: fn(&Config) -> Option<Duration>, set: fn(&mut Config, Option<Duration>) },
     /// `"64KiB"` or bytes. Where zero is allowed, it means off or nothing, whatever `range` says.
-    Size { get: fn(&Config) -> u64, set: fn(&mut Config, u64), allows_zero: bool, range: RangeInclusive<u64> },
+    Size {
+        get: fn(&Config) -> u64,
+        set: fn(&mut Config, u64),
+        allows_zero: bool,
+        range: RangeInclusive<u64>,
+    },
     /// A whole number, both ends allowed.
     Count { get: fn(&Config) -> u64, set: fn(&mut Config, u64), least: u64, most: u64 },
     /// `true` or `false`.
@@ -433,7 +445,10 @@ pub const SECTIONS: &[Section] = &[
             ),
             at_start(
                 "reuse_port",
-                Kind::Flag { get: |c| c.reactor.reuse_port, set: |c, value| c.reactor.reuse_port = value },
+                Kind::Flag {
+                    get: |c| c.reactor.reuse_port,
+                    set: |c, value| c.reactor.reuse_port = value,
+                },
             ),
             live(
                 "max_connections",
@@ -459,7 +474,9 @@ pub const SECTIONS: &[Section] = &[
             live(
                 "allowed_origins",
                 Kind::List {
-                    get: |c| c.gateway.limits.allowed_origins.iter().map(OriginRule::to_string).collect(),
+                    get: |c| {
+                        c.gateway.limits.allowed_origins.iter().map(OriginRule::to_string).collect()
+                    },
                     set: |c, rules| {
                         c.gateway.limits.allowed_origins = each(rules, OriginRule::parse)?;
                         Ok(())
@@ -480,9 +497,12 @@ pub const SECTIONS: &[Section] = &[
             live(
                 "on_backend_failure",
                 Kind::Text {
-                    get: |c| word_of(ON_BACKEND_FAILURE, c.gateway.session.on_backend_failure).into(),
+                    get: |c| {
+                        word_of(ON_BACKEND_FAILURE, c.gateway.session.on_backend_failure).into()
+                    },
                     set: |c, word| {
-                        c.gateway.session.on_backend_failure = meaning_of(ON_BACKEND_FAILURE, word)?;
+                        c.gateway.session.on_backend_failure =
+                            meaning_of(ON_BACKEND_FAILURE, word)?;
                         Ok(())
                     },
                 },
@@ -515,7 +535,13 @@ pub const SECTIONS: &[Section] = &[
     Section {
         name: "redis",
         keys: &[
-            at_start("url", Kind::List { get: |c| c.gateway.link.urls.clone(), set: |c, urls| set_redis(c, urls) }),
+            at_start(
+                "url",
+                Kind::List {
+                    get: |c| c.gateway.link.urls.clone(),
+                    set: |c, urls| set_redis(c, urls),
+                },
+            ),
             at_start(
                 "channel_prefix",
                 Kind::Text {
@@ -555,7 +581,12 @@ pub const SECTIONS: &[Section] = &[
             live(
                 "file",
                 Kind::Text {
-                    get: |c| c.log.file.as_deref().map_or(String::new(), |path| path.to_string_lossy().into_owned()),
+                    get: |c| {
+                        c.log
+                            .file
+                            .as_deref()
+                            .map_or(String::new(), |path| path.to_string_lossy().into_owned())
+                    },
                     set: |c, path| {
                         c.log.file = (!path.is_empty()).then(|| path.into());
                         Ok(())
@@ -592,7 +623,8 @@ type Words<T> = &'static [(&'static str, T)];
 const ON_BACKEND_FAILURE: Words<OnBackendFailure> =
     &[("close", OnBackendFailure::Close), ("http", OnBackendFailure::Http)];
 const SUBSCRIBE: Words<Subscribe> = &[("pattern", Subscribe::Pattern), ("task", Subscribe::Task)];
-const FORMAT: Words<logging::Format> = &[("text", logging::Format::Text), ("json", logging::Format::Json)];
+const FORMAT: Words<logging::Format> =
+    &[("text", logging::Format::Text), ("json", logging::Format::Json)];
 const LEVELS: Words<LevelFilter> = &[
     ("off", LevelFilter::Off),
     ("error", LevelFilter::Error),
@@ -628,7 +660,10 @@ impl Kind {
     fn allowed(&self) -> String {
         match self {
             Kind::Time { .. } => {
-                format!("a duration such as \"500ms\", \"10s\", \"5m\" or \"1h\", at most \"{}\", or \"0s\"", LONGEST.0)
+                format!(
+                    "a duration such as \"500ms\", \"10s\", \"5m\" or \"1h\", at most \"{}\", or \"0s\"",
+                    LONGEST.0
+                )
             }
             Kind::Size { allows_zero, range, .. } => format!(
                 "a size such as \"64KiB\", \"16MiB\" or a number of bytes, from {} to {}{}",
@@ -672,9 +707,14 @@ impl Kind {
         }
     }
 
-    fn read(&self, config: &mut Config, value: &Spanned<DeValue<'_>>) -> Result<(), (Range<usize>, String)> {
+    fn read(
+        &self,
+        config: &mut Config,
+        value: &Spanned<DeValue<'_>>,
+    ) -> Result<(), (Range<usize>, String)> {
         let at = |why| (value.span(), why);
-        let wrong_type = || at(format!("it is {}, what is allowed is {}", a_type(value), self.allowed()));
+        let wrong_type =
+            || at(format!("it is {}, what is allowed is {}", a_type(value), self.allowed()));
         let refused = |why| at(format!("{why}; what is allowed is {}", self.allowed()));
         match self {
             Kind::Time { set, .. } => {
@@ -684,9 +724,8 @@ impl Kind {
             Kind::Size { set, allows_zero, range, .. } => {
                 let bytes = match value.get_ref() {
                     DeValue::String(text) => parse_size(text),
-                    DeValue::Integer(number) => {
-                        whole(number).ok_or_else(|| format!("{} is no number of bytes", number.as_str()))
-                    }
+                    DeValue::Integer(number) => whole(number)
+                        .ok_or_else(|| format!("{} is no number of bytes", number.as_str())),
                     _ => return Err(wrong_type()),
                 }
                 .map_err(refused)?;
@@ -712,7 +751,9 @@ impl Kind {
             }
             Kind::List { set, .. } => {
                 let (texts, spans) = strings(value).ok_or_else(wrong_type)?;
-                set(config, &texts).map_err(|(index, why)| (spans.get(index).cloned().unwrap_or(value.span()), why))?;
+                set(config, &texts).map_err(|(index, why)| {
+                    (spans.get(index).cloned().unwrap_or(value.span()), why)
+                })?;
             }
         }
         Ok(())
@@ -723,9 +764,10 @@ impl Kind {
 fn strings(value: &Spanned<DeValue<'_>>) -> Option<(Vec<String>, Vec<Range<usize>>)> {
     match value.get_ref() {
         DeValue::String(text) => Some((vec![text.to_string()], vec![value.span()])),
-        DeValue::Array(items) => {
-            items.iter().map(|item| Some((item.get_ref().as_str()?.to_owned(), item.span()))).collect::<Option<_>>()
-        }
+        DeValue::Array(items) => items
+            .iter()
+            .map(|item| Some((item.get_ref().as_str()?.to_owned(), item.span())))
+            .collect::<Option<_>>(),
         _ => None,
     }
 }
@@ -807,7 +849,8 @@ fn show_size(bytes: u64) -> String {
 
 fn number_and_unit(text: &str) -> (&str, &str) {
     let text = text.trim();
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let (number, unit) =
+        text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     (number, unit.trim_start())
 }
 
@@ -834,7 +877,12 @@ fn show_list(texts: &[String]) -> String {
 }
 
 fn show_route(text: &mut String, route: &RouteSettings) {
-    let _ = writeln!(text, "[[route]]\nname = {}\npath = {}", quoted(&route.name), quoted(&route.path.to_string()));
+    let _ = writeln!(
+        text,
+        "[[route]]\nname = {}\npath = {}",
+        quoted(&route.name),
+        quoted(&route.path.to_string())
+    );
     match &route.target {
         Target::Output => text.push_str("serve = \"output\"\n"),
         Target::Backend { urls, host } => {
@@ -854,8 +902,10 @@ fn default_routes() -> Vec<RouteSettings> {
         path: Template::parse(path).expect("a default path is right"),
         target,
     };
-    let relayed =
-        |url| Target::Backend { urls: vec![BackendUrl::parse(url).expect("a default URL is right")], host: None };
+    let relayed = |url| Target::Backend {
+        urls: vec![BackendUrl::parse(url).expect("a default URL is right")],
+        host: None,
+    };
     vec![
         route("input", "/ws/input", relayed("ws://localhost:8001/ws/input")),
         route("output", "/ws/output/{task_id}", Target::Output),
@@ -863,7 +913,8 @@ fn default_routes() -> Vec<RouteSettings> {
 }
 
 fn read(path: &Path) -> Result<String, Problems> {
-    let failed = |why| Problems(vec![Problem { place: path.display().to_string(), key: None, why }]);
+    let failed =
+        |why| Problems(vec![Problem { place: path.display().to_string(), key: None, why }]);
     let bytes = std::fs::read(path).map_err(|error| failed(format!("cannot be read: {error}")))?;
     String::from_utf8(bytes).map_err(|error| {
         let line = line_at(error.as_bytes(), error.utf8_error().valid_up_to());
@@ -874,7 +925,8 @@ fn read(path: &Path) -> Result<String, Problems> {
 fn search(paths: &[&str]) -> Result<(Option<PathBuf>, String), Problems> {
     for path in paths.iter().map(Path::new) {
         match path.metadata() {
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
             // Whatever else is in the way: the reading says it.
             _ => return Ok((Some(path.to_owned()), read(path)?)),
         }
@@ -901,12 +953,20 @@ impl<'a> Reader<'a> {
         let mut config = Config::default();
         match DeTable::parse(text) {
             Ok(table) => reader.read_top(&mut config, table.get_ref()),
-            Err(error) => reader.refuse(error.span().unwrap_or(0..0), None, format!("not TOML: {}", error.message())),
+            Err(error) => reader.refuse(
+                error.span().unwrap_or(0..0),
+                None,
+                format!("not TOML: {}", error.message()),
+            ),
         }
         // As they stand in the file, not as the tables were walked.
         reader.problems.sort_by_key(|(span, ..)| span.start);
         for (span, key, why) in std::mem::take(&mut reader.problems) {
-            let place = format!("{}:{}", reader.path.display(), line_at(reader.text.as_bytes(), span.start));
+            let place = format!(
+                "{}:{}",
+                reader.path.display(),
+                line_at(reader.text.as_bytes(), span.start)
+            );
             problems.push(Problem { place, key, why });
         }
         config
@@ -924,7 +984,11 @@ impl<'a> Reader<'a> {
             } else if let Some(section) = SECTIONS.iter().find(|section| section.name == name) {
                 match value.get_ref() {
                     DeValue::Table(table) => self.read_section(config, section, table),
-                    _ => self.refuse(value.span(), Some(name), format!("a table is needed: write `[{name}]`")),
+                    _ => self.refuse(
+                        value.span(),
+                        Some(name),
+                        format!("a table is needed: write `[{name}]`"),
+                    ),
                 }
             } else {
                 let tables = SECTIONS.iter().map(|section| section.name).chain(["route"]);
@@ -985,7 +1049,11 @@ impl<'a> Reader<'a> {
         for (name, _) in table {
             if !ROUTE_KEYS.contains(&name.get_ref().as_ref()) {
                 let hint = did_you_mean(name.get_ref(), ROUTE_KEYS);
-                self.refuse(name.span(), Some(&format!("route.{}", name.get_ref())), format!("unknown key{hint}"));
+                self.refuse(
+                    name.span(),
+                    Some(&format!("route.{}", name.get_ref())),
+                    format!("unknown key{hint}"),
+                );
             }
         }
         let name = self.route_text(table, "name");
@@ -1009,10 +1077,18 @@ impl<'a> Reader<'a> {
         }
         match (table.contains_key("backend"), is_served) {
             (true, true) => {
-                self.refuse(span.clone(), Some("route"), "a route has `backend` or `serve`, not both".into());
+                self.refuse(
+                    span.clone(),
+                    Some("route"),
+                    "a route has `backend` or `serve`, not both".into(),
+                );
             }
             (false, false) if !table.contains_key("serve") => {
-                self.refuse(span.clone(), Some("route"), "a route needs `backend` or `serve`".into());
+                self.refuse(
+                    span.clone(),
+                    Some("route"),
+                    "a route needs `backend` or `serve`".into(),
+                );
             }
             (false, _) if host.is_some() => {
                 self.refuse(
@@ -1023,7 +1099,9 @@ impl<'a> Reader<'a> {
             }
             _ => {}
         }
-        for (name, is_there) in [("name", table.contains_key("name")), ("path", table.contains_key("path"))] {
+        for (name, is_there) in
+            [("name", table.contains_key("name")), ("path", table.contains_key("path"))]
+        {
             if !is_there {
                 self.refuse(
                     span.clone(),
@@ -1064,7 +1142,10 @@ impl<'a> Reader<'a> {
     fn read_backend(&mut self, value: &Spanned<DeValue<'_>>) -> Option<Vec<BackendUrl>> {
         let key = Some("route.backend");
         let Some((texts, spans)) = strings(value) else {
-            let why = format!("it is {}, what is allowed is a string, or a list of strings", a_type(value));
+            let why = format!(
+                "it is {}, what is allowed is a string, or a list of strings",
+                a_type(value)
+            );
             self.refuse(value.span(), key, why);
             return None;
         };
@@ -1080,12 +1161,16 @@ impl<'a> Reader<'a> {
 
 /// Where a key that stands in the wrong table belongs.
 fn home_of(name: &str) -> Option<String> {
-    let section = SECTIONS.iter().find(|section| section.keys.iter().any(|key| key.name == name))?;
+    let section =
+        SECTIONS.iter().find(|section| section.keys.iter().any(|key| key.name == name))?;
     Some(format!(", it belongs in `[{}]`", section.name))
 }
 
 /// Every text read, or the first that cannot be, with its index.
-fn each<T>(texts: &[String], read: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, (usize, String)> {
+fn each<T>(
+    texts: &[String],
+    read: impl Fn(&str) -> Result<T, String>,
+) -> Result<Vec<T>, (usize, String)> {
     texts.iter().enumerate().map(|(index, text)| read(text).map_err(|why| (index, why))).collect()
 }
 
@@ -1113,8 +1198,10 @@ fn resolve_listen(text: &str) -> Result<Vec<SocketAddr>, String> {
     if let Ok(address) = SocketAddr::from_str(text) {
         return Ok(vec![address]);
     }
-    let allowed = "what is allowed is \"0.0.0.0:8000\", \"[::]:8000\", \"localhost:8000\" or \":8000\"";
-    let parts = text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+    let allowed =
+        "what is allowed is \"0.0.0.0:8000\", \"[::]:8000\", \"localhost:8000\" or \":8000\"";
+    let parts =
+        text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
     let Some((host, port)) = parts else {
         return Err(format!("{text:?} is no address with a port; {allowed}"));
     };
@@ -1124,15 +1211,20 @@ fn resolve_listen(text: &str) -> Result<Vec<SocketAddr>, String> {
     if host.contains([':', '/', '[', ']']) {
         return Err(format!("{text:?} is no address with a port; {allowed}"));
     }
-    let mut all: Vec<SocketAddr> =
-        (host, port).to_socket_addrs().map_err(|error| format!("{host:?} has no address: {error}"))?.collect();
+    let mut all: Vec<SocketAddr> = (host, port)
+        .to_socket_addrs()
+        .map_err(|error| format!("{host:?} has no address: {error}"))?
+        .collect();
     all.sort();
     all.dedup();
     // `localhost` is `::1` too in /etc/hosts, also on machines without IPv6.
-    let ours: Vec<_> = all.iter().copied().filter(|address| UdpSocket::bind((address.ip(), 0)).is_ok()).collect();
+    let ours: Vec<_> =
+        all.iter().copied().filter(|address| UdpSocket::bind((address.ip(), 0)).is_ok()).collect();
     match (ours.is_empty(), all.is_empty()) {
         (false, _) => Ok(ours),
-        (true, false) => Err(format!("{host:?} is {}, which is no address of this machine", all[0].ip())),
+        (true, false) => {
+            Err(format!("{host:?} is {}, which is no address of this machine", all[0].ip()))
+        }
         (true, true) => Err(format!("{host:?} has no address")),
     }
 }
@@ -1145,7 +1237,10 @@ fn set_redis(config: &mut Config, urls: &[String]) -> Result<(), (usize, String)
     if let Some(index) = urls.iter().position(|url| url.starts_with("embedded://"))
         && urls.len() > 1
     {
-        return Err((index, "an embedded:// URL stands alone: the gateway itself is the inbox then".into()));
+        return Err((
+            index,
+            "an embedded:// URL stands alone: the gateway itself is the inbox then".into(),
+        ));
     }
     config.gateway.link.urls = urls.to_vec();
     config.reactor.inbox = match urls[0].strip_prefix("embedded://") {
@@ -1167,17 +1262,17 @@ fn check_redis(url: &str) -> Result<(), String> {
         Some(("rediss", _)) => Err(format!("`{shown}`: TLS to Redis is not supported; {allowed}")),
         Some(("redis" | "unix", _)) => match url.into_connection_info() {
             Ok(_) => Ok(()),
-            Err(error) => {
-                Err(format!("`{shown}` cannot be read: {}; {allowed}", error.detail().unwrap_or("not a Redis URL")))
-            }
+            Err(error) => Err(format!(
+                "`{shown}` cannot be read: {}; {allowed}",
+                error.detail().unwrap_or("not a Redis URL")
+            )),
         },
         _ => Err(format!("`{shown}` is no Redis URL; {allowed}")),
     }
 }
 
 fn check_prefix(prefix: &str) -> Result<String, String> {
-    let allowed =
-        "1 to 200 characters, none of them a control character or one of `*?[]^\\`, which Redis reads as a pattern";
+    let allowed = "1 to 200 characters, none of them a control character or one of `*?[]^\\`, which Redis reads as a pattern";
     let is_good = |c: char| !c.is_control() && !matches!(c, '*' | '?' | '[' | ']' | '^' | '\\');
     if prefix.is_empty() || prefix.len() > 200 || !prefix.chars().all(is_good) {
         return Err(format!("{prefix:?} cannot be used; what is allowed is {allowed}"));
@@ -1200,14 +1295,21 @@ fn apply_environment(
     warnings: &mut Vec<String>,
 ) {
     // Set to nothing is not set: how a compose file passes on what its own environment lacks.
-    let text =
-        |name: &str| env(name).map(|value| value.to_string_lossy().trim().to_owned()).filter(|value| !value.is_empty());
+    let text = |name: &str| {
+        env(name)
+            .map(|value| value.to_string_lossy().trim().to_owned())
+            .filter(|value| !value.is_empty())
+    };
     for variable in ENVIRONMENT {
         let Some(value) = text(variable.name) else { continue };
         match (variable.apply)(config, &value, &text) {
             Ok(()) => {}
-            Err(Fault::Error(why)) => problems.push(Problem { place: variable.name.into(), key: None, why }),
-            Err(Fault::Warning(why)) => warnings.push(format!("{} is ignored: {why}", variable.name)),
+            Err(Fault::Error(why)) => {
+                problems.push(Problem { place: variable.name.into(), key: None, why })
+            }
+            Err(Fault::Warning(why)) => {
+                warnings.push(format!("{} is ignored: {why}", variable.name))
+            }
         }
     }
 }
@@ -1217,7 +1319,10 @@ fn relay(config: &mut Config, name: &str, urls: &str) -> Result<(), Fault> {
     let Some(route) = config.gateway.routes.iter_mut().find(|route| route.name == name) else {
         return Err(Fault::Warning(format!("no route is called `{name}`")));
     };
-    let urls = urls.split(',').map(|url| with_route_path(url.trim(), &route.path)).collect::<Result<_, _>>();
+    let urls = urls
+        .split(',')
+        .map(|url| with_route_path(url.trim(), &route.path))
+        .collect::<Result<_, _>>();
     let urls = urls.map_err(Fault::Error)?;
     let host = match &route.target {
         Target::Backend { host, .. } => host.clone(),
@@ -1241,7 +1346,11 @@ fn with_route_path(url: &str, path: &Template) -> Result<BackendUrl, String> {
         return BackendUrl::parse(&format!("{bare}{path}"));
     }
     let names: Vec<_> = path.names().map(|name| format!("/{{{name}}}")).collect();
-    if names.is_empty() { Ok(parsed) } else { BackendUrl::parse(&format!("{bare}{}", names.concat())) }
+    if names.is_empty() {
+        Ok(parsed)
+    } else {
+        BackendUrl::parse(&format!("{bare}{}", names.concat()))
+    }
 }
 
 /// Kubernetes sets REDIS_PORT=tcp://10.0.0.7:6379 for a service called `redis`.
@@ -1256,9 +1365,17 @@ fn redis_at(config: &mut Config, host: &str, env: Lookup) -> Result<(), Fault> {
     let port = env("REDIS_PORT").filter(|port| !is_kubernetes(port)).unwrap_or("6379".into());
     match port.parse::<u16>() {
         Ok(port) if port > 0 => {}
-        _ => return Err(Fault::Error(format!("REDIS_PORT is {port:?}, what is allowed is 1 to 65535"))),
+        _ => {
+            return Err(Fault::Error(format!(
+                "REDIS_PORT is {port:?}, what is allowed is 1 to 65535"
+            )));
+        }
     }
-    let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.into() };
+    let host = if host.contains(':') && !host.starts_with('[') {
+        format!("[{host}]")
+    } else {
+        host.into()
+    };
     set_redis(config, &[format!("redis://{host}:{port}")]).map_err(|(_, why)| Fault::Error(why))
 }
 
@@ -1296,14 +1413,19 @@ mod tests {
     }
 
     fn load_with(env: &[(&str, &str)], flags: Flags) -> Result<Loaded, Problems> {
-        let env: Vec<_> = env.iter().map(|(name, value)| (name.to_string(), OsString::from(value))).collect();
-        let env = move |name: &str| env.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+        let env: Vec<_> =
+            env.iter().map(|(name, value)| (name.to_string(), OsString::from(value))).collect();
+        let env = move |name: &str| {
+            env.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
+        };
         load(&flags, &env)
     }
 
     fn targets(config: &Config) -> Vec<String> {
         let shown = |route: &RouteSettings| match &route.target {
-            Target::Backend { urls, .. } => urls.iter().map(BackendUrl::to_string).collect::<Vec<_>>().join(" "),
+            Target::Backend { urls, .. } => {
+                urls.iter().map(BackendUrl::to_string).collect::<Vec<_>>().join(" ")
+            }
             Target::Output => "output".into(),
         };
         config.gateway.routes.iter().map(shown).collect()
@@ -1394,7 +1516,11 @@ mod tests {
                 let line = format!("{} = {}", key.name, other(key));
                 let mut changed = parsed(&format!("[{}]\n{line}\n", section.name));
                 assert_ne!(changed, Config::default(), "{line}");
-                assert!(changed.to_toml().lines().any(|shown| shown == line), "{line} in {}", changed.to_toml());
+                assert!(
+                    changed.to_toml().lines().any(|shown| shown == line),
+                    "{line} in {}",
+                    changed.to_toml()
+                );
                 assert_eq!(parsed(&changed.to_toml()), changed, "{line}");
                 let kept = changed.keep_until_restart(&Config::default());
                 if key.needs_restart {
@@ -1411,13 +1537,22 @@ mod tests {
     fn wrong_keys_are_told_with_line_key_and_nearest_name() {
         for (text, expected) in [
             ("[server]\nlistn = []", "x.toml:2: server.listn: unknown key, did you mean `listen`?"),
-            ("[server]\norigins = []", "x.toml:2: server.origins: unknown key, did you mean `allowed_origins`?"),
-            ("[server]\nchunk_size = 1", "x.toml:2: server.chunk_size: unknown key, it belongs in `[output]`"),
+            (
+                "[server]\norigins = []",
+                "x.toml:2: server.origins: unknown key, did you mean `allowed_origins`?",
+            ),
+            (
+                "[server]\nchunk_size = 1",
+                "x.toml:2: server.chunk_size: unknown key, it belongs in `[output]`",
+            ),
             ("max_audio = 1", "x.toml:1: max_audio: unknown key, it belongs in `[output]`"),
             ("\n[sever]\n", "x.toml:2: sever: unknown key, did you mean `server`?"),
             ("zzz = 1", "x.toml:1: zzz: unknown key"),
             ("server = 1", "x.toml:1: server: a table is needed: write `[server]`"),
-            ("[route]\nname = \"x\"", "x.toml:1: route: routes are a list of tables: write `[[route]]`"),
+            (
+                "[route]\nname = \"x\"",
+                "x.toml:1: route: routes are a list of tables: write `[[route]]`",
+            ),
         ] {
             assert_eq!(said(text), expected);
         }
@@ -1425,8 +1560,7 @@ mod tests {
 
     #[test]
     fn wrong_values_are_told_with_what_is_allowed() {
-        let duration =
-            "what is allowed is a duration such as \"500ms\", \"10s\", \"5m\" or \"1h\", at most \"720h\", or \"0s\"";
+        let duration = "what is allowed is a duration such as \"500ms\", \"10s\", \"5m\" or \"1h\", at most \"720h\", or \"0s\"";
         let chunk = "what is allowed is a size such as \"64KiB\", \"16MiB\" or a number of bytes, from 1KiB to 16MiB";
         for (text, expected) in [
             ("[server]\nheader_timeout = 10", format!("server.header_timeout: it is a number, {duration}")),
@@ -1480,9 +1614,12 @@ mod tests {
 
     #[test]
     fn everything_that_is_wrong_is_told_at_once_in_file_order() {
-        let text = "[server]\nlistn = 1\nmax_connections = 0\n[log]\nlevel = 3\n[[route]]\nname = \"x\"\n";
-        let lines: Vec<_> =
-            said(text).lines().map(|line| line.split(": ").take(2).collect::<Vec<_>>().join(" ")).collect();
+        let text =
+            "[server]\nlistn = 1\nmax_connections = 0\n[log]\nlevel = 3\n[[route]]\nname = \"x\"\n";
+        let lines: Vec<_> = said(text)
+            .lines()
+            .map(|line| line.split(": ").take(2).collect::<Vec<_>>().join(" "))
+            .collect();
         assert_eq!(
             lines,
             [
@@ -1500,7 +1637,11 @@ mod tests {
         let text = "[server]\nlisten = [\n  \"127.0.0.1:1\",\n  \"127.0.0.1:1\",\n]\n";
         assert_eq!(said(text), "x.toml:4: server.listen: 127.0.0.1:1 is listed twice");
         let text = "[server]\nallowed_origins = [\n  \"https://a.example\",\n  \"a.example\",\n]\n";
-        assert!(said(text).starts_with("x.toml:4: server.allowed_origins: `a.example` is no origin"), "{}", said(text));
+        assert!(
+            said(text).starts_with("x.toml:4: server.allowed_origins: `a.example` is no origin"),
+            "{}",
+            said(text)
+        );
     }
 
     #[test]
@@ -1510,13 +1651,18 @@ mod tests {
             "{}",
             said("[server]\nlisten = [\"a\"\n[log]\n")
         );
-        assert!(said("a = 1\na = 2\n").starts_with("x.toml:2: not TOML: duplicate key"), "{}", said("a = 1\na = 2\n"));
+        assert!(
+            said("a = 1\na = 2\n").starts_with("x.toml:2: not TOML: duplicate key"),
+            "{}",
+            said("a = 1\na = 2\n")
+        );
     }
 
     #[test]
     fn routes_of_a_file_replace_the_default_ones() {
-        let config =
-            parsed("[[route]]\nname = \"one\"\npath = \"/one/{x}\"\nbackend = [\"ws://a/{x}\", \"ws://b/{x}\"]\n");
+        let config = parsed(
+            "[[route]]\nname = \"one\"\npath = \"/one/{x}\"\nbackend = [\"ws://a/{x}\", \"ws://b/{x}\"]\n",
+        );
         assert_eq!(targets(&config), ["ws://a/{x} ws://b/{x}"]);
     }
 
@@ -1543,31 +1689,41 @@ mod tests {
         assert_eq!(with("backend = []"), "x.toml:1: route `r`: it needs at least one backend URL");
         assert_eq!(
             with("serve = \"input\"").lines().next(),
-            Some("x.toml:4: route.serve: \"input\" is not \"output\", which is all that can be served")
+            Some(
+                "x.toml:4: route.serve: \"input\" is not \"output\", which is all that can be served"
+            )
         );
         assert!(
-            with("backend = \"ws://a\"\nserve = \"output\"").contains("a route has `backend` or `serve`, not both")
+            with("backend = \"ws://a\"\nserve = \"output\"")
+                .contains("a route has `backend` or `serve`, not both")
         );
         let twice = "[[route]]\nname = \"a\"\npath = \"/a\"\nbackend = \"ws://a\"\n";
-        assert!(said(&format!("{twice}{twice}")).starts_with("x.toml:5: route `a`: another route has this name"));
+        assert!(
+            said(&format!("{twice}{twice}"))
+                .starts_with("x.toml:5: route `a`: another route has this name")
+        );
     }
 
     #[test]
     fn a_route_can_be_served() {
-        let text = "[[route]]\nname = \"output\"\npath = \"/ws/output/{task_id}\"\nserve = \"output\"\n";
+        let text =
+            "[[route]]\nname = \"output\"\npath = \"/ws/output/{task_id}\"\nserve = \"output\"\n";
         assert_eq!(targets(&parsed(text)), ["output"]);
     }
 
     #[test]
     fn times_and_sizes() {
-        for (text, milliseconds) in [("500ms", 500), ("10s", 10_000), ("5m", 300_000), ("1h", 3_600_000), ("2 s", 2000)]
+        for (text, milliseconds) in
+            [("500ms", 500), ("10s", 10_000), ("5m", 300_000), ("1h", 3_600_000), ("2 s", 2000)]
         {
             assert_eq!(parse_time(text), Ok(Some(Duration::from_millis(milliseconds))), "{text}");
         }
         for text in ["0s", "0ms", "0h", "0"] {
             assert_eq!(parse_time(text), Ok(None), "{text}");
         }
-        for text in ["", "s", "1.5s", "1h30m", "+1s", "99999999999999999999s", "18446744073709551615h"] {
+        for text in
+            ["", "s", "1.5s", "1h30m", "+1s", "99999999999999999999s", "18446744073709551615h"]
+        {
             assert!(parse_time(text).is_err(), "{text}");
         }
         for (text, bytes) in [
@@ -1590,8 +1746,9 @@ mod tests {
 
     #[test]
     fn addresses_to_listen_on() {
-        let listen =
-            |text: &str| resolve_listen(text).map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let listen = |text: &str| {
+            resolve_listen(text).map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
         assert_eq!(listen("0.0.0.0:8000"), Ok(vec!["0.0.0.0:8000".into()]));
         assert_eq!(listen("[::]:8000"), Ok(vec!["[::]:8000".into()]));
         assert_eq!(listen(":8000"), Ok(vec!["0.0.0.0:8000".into()]));
@@ -1599,7 +1756,11 @@ mod tests {
         for text in ["", "8000", "localhost", "::1:80:x", "host:70000", "http://a:80", "[::1]"] {
             assert!(listen(text).is_err(), "{text}");
         }
-        assert_eq!(listen("192.0.2.1:80"), Ok(vec!["192.0.2.1:80".into()]), "an address is taken as it is");
+        assert_eq!(
+            listen("192.0.2.1:80"),
+            Ok(vec!["192.0.2.1:80".into()]),
+            "an address is taken as it is"
+        );
     }
 
     #[test]
@@ -1607,12 +1768,20 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("gateway-config-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let file = folder.join("precedence.toml");
-        std::fs::write(&file, "[log]\nlevel = \"error\"\n[redis]\nurl = \"redis://file\"\n").unwrap();
+        std::fs::write(&file, "[log]\nlevel = \"error\"\n[redis]\nurl = \"redis://file\"\n")
+            .unwrap();
         let flags = Flags { config: Some(file.clone()), ..Flags::default() };
-        let env = [("AIVTUBER_GATEWAY_LOG", "DEBUG"), ("REDIS_URL", "redis://environment"), ("REDIS_HOST", "no")];
+        let env = [
+            ("AIVTUBER_GATEWAY_LOG", "DEBUG"),
+            ("REDIS_URL", "redis://environment"),
+            ("REDIS_HOST", "no"),
+        ];
 
         let loaded = load_with(&[], flags.clone()).unwrap();
-        assert_eq!((loaded.config.log.level, loaded.path.as_ref()), (LevelFilter::Error, Some(&file)));
+        assert_eq!(
+            (loaded.config.log.level, loaded.path.as_ref()),
+            (LevelFilter::Error, Some(&file))
+        );
         assert_eq!(loaded.config.gateway.link.urls, ["redis://file"]);
         let loaded = load_with(&env, flags.clone()).unwrap();
         assert_eq!(loaded.config.log.level, LevelFilter::Debug);
@@ -1627,7 +1796,11 @@ mod tests {
         let loaded = load_with(&env, flags).unwrap();
         assert_eq!(
             loaded.config.log,
-            logging::Settings { level: LevelFilter::Trace, file: Some("l".into()), ..Default::default() }
+            logging::Settings {
+                level: LevelFilter::Trace,
+                file: Some("l".into()),
+                ..Default::default()
+            }
         );
         assert_eq!(loaded.config.gateway.link.urls, ["redis://flag", "redis://other"]);
         assert_eq!(loaded.config.reactor.listen, ["0.0.0.0:1".parse().unwrap()]);
@@ -1636,8 +1809,11 @@ mod tests {
 
     /// `load` without a file, as if none were in the folder.
     fn from_environment(env: &[(&str, &str)]) -> (Config, Vec<String>, Vec<String>) {
-        let env: Vec<_> = env.iter().map(|(name, value)| (name.to_string(), OsString::from(value))).collect();
-        let env = move |name: &str| env.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+        let env: Vec<_> =
+            env.iter().map(|(name, value)| (name.to_string(), OsString::from(value))).collect();
+        let env = move |name: &str| {
+            env.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
+        };
         let (mut config, mut problems, mut warnings) = (Config::default(), Vec::new(), Vec::new());
         apply_environment(&mut config, &env, &mut problems, &mut warnings);
         (config, problems.iter().map(ToString::to_string).collect(), warnings)
@@ -1645,19 +1821,27 @@ mod tests {
 
     #[test]
     fn backends_from_the_environment() {
-        let output = |url: &str| targets(&from_environment(&[("OUTPUT_HANDLER_URL", url)]).0)[1].clone();
+        let output =
+            |url: &str| targets(&from_environment(&[("OUTPUT_HANDLER_URL", url)]).0)[1].clone();
         assert_eq!(output("ws://o:2"), "ws://o:2/ws/output/{task_id}");
         assert_eq!(output("ws://o:2/"), "ws://o:2/ws/output/{task_id}");
         assert_eq!(output("ws://o:2/results"), "ws://o:2/results/{task_id}");
         assert_eq!(output("ws://o:2/r/{task_id}/x"), "ws://o:2/r/{task_id}/x");
         assert_eq!(output("ws://o:2/r?id={task_id}"), "ws://o:2/r?id={task_id}");
-        assert_eq!(output("ws://a:1, ws://b:2"), "ws://a:1/ws/output/{task_id} ws://b:2/ws/output/{task_id}");
+        assert_eq!(
+            output("ws://a:1, ws://b:2"),
+            "ws://a:1/ws/output/{task_id} ws://b:2/ws/output/{task_id}"
+        );
         assert_eq!(output("  "), targets(&Config::default())[1], "set to nothing is not set");
-        let input = |url: &str| targets(&from_environment(&[("INPUT_HANDLER_URL", url)]).0)[0].clone();
+        let input =
+            |url: &str| targets(&from_environment(&[("INPUT_HANDLER_URL", url)]).0)[0].clone();
         assert_eq!(input("ws://i:1"), "ws://i:1/ws/input");
         assert_eq!(input("ws://i:1/other"), "ws://i:1/other");
         let (_, problems, _) = from_environment(&[("INPUT_HANDLER_URL", "http://i")]);
-        assert_eq!(problems, ["INPUT_HANDLER_URL: `http://i` begins with `http://`, only `ws://` is allowed"]);
+        assert_eq!(
+            problems,
+            ["INPUT_HANDLER_URL: `http://i` begins with `http://`, only `ws://` is allowed"]
+        );
     }
 
     #[test]
@@ -1677,16 +1861,23 @@ mod tests {
         assert_eq!(urls(&[("REDIS_PORT", "7")]), ["redis://localhost:7"]);
         assert_eq!(urls(&[("REDIS_HOST", "r"), ("REDIS_PORT", "7")]), ["redis://r:7"]);
         assert_eq!(urls(&[("REDIS_HOST", "::1"), ("REDIS_PORT", "7")]), ["redis://[::1]:7"]);
-        let (config, problems, warnings) = from_environment(&[("REDIS_PORT", "tcp://10.0.0.7:6379")]);
+        let (config, problems, warnings) =
+            from_environment(&[("REDIS_PORT", "tcp://10.0.0.7:6379")]);
         assert_eq!(
             (config.gateway.link.urls[0].as_str(), problems.len(), warnings.len()),
             ("redis://localhost:6379", 0, 1)
         );
         let (config, problems, warnings) =
             from_environment(&[("REDIS_HOST", "r"), ("REDIS_PORT", "tcp://10.0.0.7:6379")]);
-        assert_eq!((config.gateway.link.urls[0].as_str(), problems.len(), warnings.len()), ("redis://r:6379", 0, 1));
+        assert_eq!(
+            (config.gateway.link.urls[0].as_str(), problems.len(), warnings.len()),
+            ("redis://r:6379", 0, 1)
+        );
         assert_eq!(from_environment(&[("REDIS_PORT", "x")]).1.len(), 1);
-        assert_eq!(urls(&[("REDIS_URL", "redis://u"), ("REDIS_HOST", "r"), ("REDIS_PORT", "x")]), ["redis://u"]);
+        assert_eq!(
+            urls(&[("REDIS_URL", "redis://u"), ("REDIS_HOST", "r"), ("REDIS_PORT", "x")]),
+            ["redis://u"]
+        );
     }
 
     #[test]
@@ -1724,24 +1915,36 @@ mod tests {
             ("redis://user:secret@host:1/2", "redis://user:***@host:1/2"),
             ("redis://:sec@ret@host", "redis://:***@host"),
             ("redis://user@host", "redis://user@host"),
-            ("unix:///run/r.sock?db=1&pass=secret&user=u", "unix:///run/r.sock?db=1&pass=***&user=u"),
+            (
+                "unix:///run/r.sock?db=1&pass=secret&user=u",
+                "unix:///run/r.sock?db=1&pass=***&user=u",
+            ),
         ] {
             assert_eq!(without_password(url), shown);
         }
         let text = parsed("[redis]\nurl = \"redis://u:secret@h\"").to_toml();
         assert!(
-            text.contains("# *** stands for a password that is not shown\nurl = [\"redis://u:***@h\"]\n"),
+            text.contains(
+                "# *** stands for a password that is not shown\nurl = [\"redis://u:***@h\"]\n"
+            ),
             "{text}"
         );
     }
 
     #[test]
     fn the_summary_names_listen_routes_and_redis_without_its_password() {
-        assert_eq!(Config::default().summary(), "listen=0.0.0.0:8000 routes=input,output redis=redis://localhost:6379");
+        assert_eq!(
+            Config::default().summary(),
+            "listen=0.0.0.0:8000 routes=input,output redis=redis://localhost:6379"
+        );
         let urls = r#"["redis://u:secret@h", "unix:///r.sock"]"#;
-        let text = format!("[server]\nlisten = [\"127.0.0.1:1\", \"[::1]:2\"]\n[redis]\nurl = {urls}");
+        let text =
+            format!("[server]\nlisten = [\"127.0.0.1:1\", \"[::1]:2\"]\n[redis]\nurl = {urls}");
         let summary = parsed(&text).summary();
-        assert_eq!(summary, "listen=127.0.0.1:1,[::1]:2 routes=input,output redis=redis://u:***@h,unix:///r.sock");
+        assert_eq!(
+            summary,
+            "listen=127.0.0.1:1,[::1]:2 routes=input,output redis=redis://u:***@h,unix:///r.sock"
+        );
         let relay = parsed("[[route]]\nname = \"a\"\npath = \"/a\"\nbackend = \"ws://b/\"");
         assert!(relay.summary().ends_with("routes=a redis=disabled"), "{}", relay.summary());
     }
@@ -1759,7 +1962,12 @@ mod tests {
         let why = load_with(&[], flags("/nowhere/x.toml")).unwrap_err().to_string();
         assert!(why.starts_with("/nowhere/x.toml: cannot be read: No such file"), "{why}");
         assert_eq!(search(&["/nowhere/a.toml", "/nowhere/b.toml"]).unwrap(), (None, String::new()));
-        assert!(search(&["/nowhere/a.toml", "/"]).unwrap_err().to_string().starts_with("/: cannot be read"));
+        assert!(
+            search(&["/nowhere/a.toml", "/"])
+                .unwrap_err()
+                .to_string()
+                .starts_with("/: cannot be read")
+        );
     }
 
     #[test]
@@ -1768,6 +1976,9 @@ mod tests {
         assert_eq!(nearest("timeout", ["level", "header_timeout"]), Some("header_timeout"));
         assert_eq!(nearest("pingtimeout", ["ping_interval", "ping_timeout"]), Some("ping_timeout"));
         assert_eq!(nearest("banana", ["listen", "level"]), None);
-        assert_eq!((distance("ab", "ba"), distance("", "abc"), distance("kitten", "sitting")), (1, 3, 3));
+        assert_eq!(
+            (distance("ab", "ba"), distance("", "abc"), distance("kitten", "sitting")),
+            (1, 3, 3)
+        );
     }
 }

@@ -121,7 +121,11 @@ impl Demo {
         let _ = self.inbox.set(inbox);
     }
 
-    fn open(studio: Option<Studio>, inbox: Arc<OnceLock<SocketAddr>>, idle_timeout: Duration) -> io::Result<Demo> {
+    fn open(
+        studio: Option<Studio>,
+        inbox: Arc<OnceLock<SocketAddr>>,
+        idle_timeout: Duration,
+    ) -> io::Result<Demo> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
         let house = Arc::new(House {
@@ -165,7 +169,9 @@ impl Drop for Demo {
 /// What to open and what to try, for a gateway that listens at `gateway`.
 pub fn welcome(gateway: SocketAddr) -> String {
     let host = match gateway.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() || ip == Ipv4Addr::LOCALHOST => "localhost".to_owned(),
+        IpAddr::V4(ip) if ip.is_unspecified() || ip == Ipv4Addr::LOCALHOST => {
+            "localhost".to_owned()
+        }
         IpAddr::V6(ip) if ip.is_unspecified() => "[::1]".to_owned(),
         IpAddr::V4(ip) => ip.to_string(),
         IpAddr::V6(ip) => format!("[{ip}]"),
@@ -193,7 +199,8 @@ impl House {
             }
             let admitted = stream.and_then(|stream| {
                 let Some(visitor) = Visitor::enter(self) else { return refuse(stream) };
-                let thread = thread::Builder::new().name("demo visitor".into()).stack_size(STACK_BYTES);
+                let thread =
+                    thread::Builder::new().name("demo visitor".into()).stack_size(STACK_BYTES);
                 thread.spawn(move || visitor.stay(stream)).map(drop)
             });
             if let Err(error) = admitted {
@@ -211,7 +218,9 @@ fn refuse(mut stream: TcpStream) -> io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_millis(200)))?;
     stream.set_write_timeout(Some(Duration::from_millis(200)))?;
     let _ = stream.read(&mut [0; 16 * 1024])?;
-    stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    stream.write_all(
+        b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+    )
 }
 
 /// One connection, counted for as long as it lives.
@@ -222,7 +231,8 @@ struct Visitor {
 
 impl Visitor {
     fn enter(house: &Arc<House>) -> Option<Visitor> {
-        let visitor = Visitor { house: Arc::clone(house), upload: Upload::new(&Uuid::new_v4().to_string()) };
+        let visitor =
+            Visitor { house: Arc::clone(house), upload: Upload::new(&Uuid::new_v4().to_string()) };
         (house.visitors.fetch_add(1, Ordering::SeqCst) < VISITORS_MAX).then_some(visitor)
     }
 
@@ -244,7 +254,8 @@ impl Visitor {
             .read_buffer_size(4096)
             .max_message_size(Some(MESSAGE_BYTES_MAX))
             .max_frame_size(Some(MESSAGE_BYTES_MAX));
-        let mut socket = tungstenite::accept_with_config(stream, Some(limits)).map_err(|error| error.to_string())?;
+        let mut socket = tungstenite::accept_with_config(stream, Some(limits))
+            .map_err(|error| error.to_string())?;
         socket.get_ref().set_read_timeout(Some(TICK.min(self.house.idle_timeout)))?;
         socket.send(Message::text(self.upload.greeting()))?;
 
@@ -269,7 +280,9 @@ impl Visitor {
                 }
             };
             match answer {
-                Answer::None if message_at.elapsed().unwrap_or_default() >= self.house.idle_timeout => {
+                Answer::None
+                    if message_at.elapsed().unwrap_or_default() >= self.house.idle_timeout =>
+                {
                     part(socket, CloseCode::Normal, "idle timeout");
                     return Ok(());
                 }
@@ -309,7 +322,9 @@ fn fault_code(error: &tungstenite::Error) -> Option<CloseCode> {
     match error {
         tungstenite::Error::Capacity(_) => Some(CloseCode::Size),
         tungstenite::Error::Utf8(_) => Some(CloseCode::Invalid),
-        tungstenite::Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => None,
+        tungstenite::Error::Protocol(
+            tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
+        ) => None,
         tungstenite::Error::Protocol(_) => Some(CloseCode::Protocol),
         _ => None,
     }
@@ -318,7 +333,9 @@ fn fault_code(error: &tungstenite::Error) -> Option<CloseCode> {
 /// Closes from our side, and reads on for a moment so that the Close frame is not lost to an RST.
 fn part(mut socket: WebSocket<TcpStream>, code: CloseCode, reason: &str) {
     let reason: String = reason.chars().take(40).collect();
-    let _ = socket.close(Some(CloseFrame { code, reason: reason.into() })).and_then(|()| socket.flush());
+    let _ = socket
+        .close(Some(CloseFrame { code, reason: reason.into() }))
+        .and_then(|()| socket.flush());
     let stream = socket.get_ref();
     let _ = stream.shutdown(Shutdown::Write);
     let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
@@ -364,7 +381,11 @@ enum Answer {
 
 impl Upload {
     fn new(task_id: &str) -> Upload {
-        Upload { task_id: task_id.to_owned(), expects: Expects::Announcement, text: Text::Growing(Vec::new()) }
+        Upload {
+            task_id: task_id.to_owned(),
+            expects: Expects::Announcement,
+            text: Text::Growing(Vec::new()),
+        }
     }
 
     /// The first thing a client is told.
@@ -379,9 +400,8 @@ impl Upload {
             Err(why) => return self.refuse(&format!("this is not JSON: {why}")),
         };
         match message.get("action").and_then(Value::as_str) {
-            _ if self.expects == Expects::Nothing => {
-                self.refuse("the text of this task is complete: open a new connection for another one")
-            }
+            _ if self.expects == Expects::Nothing => self
+                .refuse("the text of this task is complete: open a new connection for another one"),
             Some("data_chunk" | "upload_complete") if self.expects == Expects::Bytes => {
                 self.refuse("the piece that was announced is due first, as a binary message")
             }
@@ -400,7 +420,9 @@ impl Upload {
                 return self.refuse(&format!("a binary message must be announced by {wanted}"));
             }
             Expects::Nothing => {
-                return self.refuse("the text of this task is complete: open a new connection for another one");
+                return self.refuse(
+                    "the text of this task is complete: open a new connection for another one",
+                );
             }
         }
         match &mut self.text {
@@ -437,8 +459,7 @@ impl Upload {
                 Ok(text) => {
                     self.expects = Expects::Nothing;
                     let task_id = &self.task_id;
-                    let reply =
-                        json!({"type": "system", "action": "upload_processed", "status": "queued", "task_id": task_id});
+                    let reply = json!({"type": "system", "action": "upload_processed", "status": "queued", "task_id": task_id});
                     Answer::Queue { reply: reply.to_string(), text }
                 }
             },
@@ -516,7 +537,9 @@ fn reply_to(text: &str) -> String {
     if shown.len() < text.len() {
         shown.push('…');
     }
-    format!("You said: “{shown}” I am the demo's stand-in for an AI, so all I can do is hum your words.")
+    format!(
+        "You said: “{shown}” I am the demo's stand-in for an AI, so all I can do is hum your words."
+    )
 }
 
 /// Publishes on a channel of whatever speaks the Redis protocol at `inbox`.
@@ -530,7 +553,9 @@ fn publish(inbox: SocketAddr, channel: &str, json: &str) -> io::Result<()> {
     stream.write_all(&redis::cmd("PUBLISH").arg(channel).arg(json).get_packed_command())?;
     match redis::Parser::new().parse_value(&mut stream) {
         Ok(redis::Value::Int(_)) => Ok(()),
-        Ok(redis::Value::ServerError(refusal)) => Err(io::Error::other(format!("the inbox refused it: {refusal}"))),
+        Ok(redis::Value::ServerError(refusal)) => {
+            Err(io::Error::other(format!("the inbox refused it: {refusal}")))
+        }
         Ok(_) => Err(io::Error::other("the inbox gave an answer that PUBLISH has not")),
         Err(error) => Err(io::Error::other(error)),
     }
@@ -628,7 +653,8 @@ mod tests {
     /// A stand-in whose answers arrive at the receiver at once, with sound files in a new folder.
     fn with_studio(name: &str) -> (Demo, mpsc::Receiver<(String, Value)>, PathBuf) {
         let (sender, published) = mpsc::channel();
-        let audio_root = std::env::temp_dir().join(format!("aivtuber-demo-{name}-{}", std::process::id()));
+        let audio_root =
+            std::env::temp_dir().join(format!("aivtuber-demo-{name}-{}", std::process::id()));
         let publish = move |task_id: &str, json: &str| {
             let _ = sender.send((task_id.to_owned(), serde_json::from_str(json)?));
             Ok(())
@@ -661,7 +687,10 @@ mod tests {
         let greeting = read(&mut socket);
         let task_id = greeting["task_id"].as_str().unwrap();
         assert!(Uuid::parse_str(task_id).is_ok());
-        assert_eq!(greeting, json!({"type": "system", "action": "task_id_assigned", "task_id": task_id}));
+        assert_eq!(
+            greeting,
+            json!({"type": "system", "action": "task_id_assigned", "task_id": task_id})
+        );
         // A character may be cut in two by the end of a piece.
         upload(&mut socket, &[b"Hello \xe4\xb8", b"\x96\xe7\x95\x8c"]);
         let reply = json!({"type": "system", "action": "upload_processed", "status": "queued", "task_id": task_id});
@@ -690,13 +719,15 @@ mod tests {
         for message in ["[]", "17", "null", "{}", r#"{"action":"dance"}"#, r#"{"action":7}"#] {
             refused(upload.handle_text(message), "`action` must be");
         }
-        for message in
-            [r#"{"action":"data_chunk","chunk_id":0}"#, r#"{"type":"audio","action":"data_chunk","chunk_id":0}"#]
-        {
+        for message in [
+            r#"{"action":"data_chunk","chunk_id":0}"#,
+            r#"{"type":"audio","action":"data_chunk","chunk_id":0}"#,
+        ] {
             refused(upload.handle_text(message), "`type` must be");
         }
         for chunk_id in ["-1", "1.5", r#""0""#, "null"] {
-            let message = format!(r#"{{"type":"text","action":"data_chunk","chunk_id":{chunk_id}}}"#);
+            let message =
+                format!(r#"{{"type":"text","action":"data_chunk","chunk_id":{chunk_id}}}"#);
             refused(upload.handle_text(&message), "`chunk_id` must be");
         }
         refused(upload.handle_bytes(b"out of the blue"), "must be announced");
@@ -710,7 +741,9 @@ mod tests {
 
         assert_eq!(upload.handle_text(&announcement(0)), Answer::Heard);
         assert_eq!(upload.handle_bytes(b"good"), Answer::Heard);
-        assert!(matches!(upload.handle_text(COMPLETE), Answer::Queue { text, .. } if text == "good"));
+        assert!(
+            matches!(upload.handle_text(COMPLETE), Answer::Queue { text, .. } if text == "good")
+        );
 
         refused(upload.handle_text(&announcement(0)), "is complete");
         refused(upload.handle_bytes(b"more"), "is complete");
@@ -725,15 +758,21 @@ mod tests {
             assert_eq!(upload.handle_bytes(&piece), Answer::Heard);
         }
         upload.handle_text(&announcement(2));
-        assert!(matches!(upload.handle_bytes(b"a"), Answer::Say(text) if text.contains("longer than 65536 bytes")));
+        assert!(
+            matches!(upload.handle_bytes(b"a"), Answer::Say(text) if text.contains("longer than 65536 bytes"))
+        );
         upload.handle_text(&announcement(3));
         assert_eq!(upload.handle_bytes(b"the rest"), Answer::Heard, "said once");
-        assert!(matches!(upload.handle_text(COMPLETE), Answer::Say(text) if text.contains("too long")));
+        assert!(
+            matches!(upload.handle_text(COMPLETE), Answer::Say(text) if text.contains("too long"))
+        );
         for _ in 0..2 {
             upload.handle_text(&announcement(0));
             upload.handle_bytes(&piece);
         }
-        assert!(matches!(upload.handle_text(COMPLETE), Answer::Queue { text, .. } if text.len() == TEXT_BYTES_MAX));
+        assert!(
+            matches!(upload.handle_text(COMPLETE), Answer::Queue { text, .. } if text.len() == TEXT_BYTES_MAX)
+        );
     }
 
     #[test]
@@ -851,10 +890,18 @@ mod tests {
         for text in ["", "a", "Hello", "こんにちは、世界", &"long ".repeat(10_000)] {
             let wav = wav(text);
             let word = |at: usize| u32::from_le_bytes(wav[at..at + 4].try_into().unwrap()) as usize;
-            assert_eq!((&wav[..4], &wav[8..16], &wav[36..40]), (&b"RIFF"[..], &b"WAVEfmt "[..], &b"data"[..]));
-            assert_eq!((word(4), word(24), word(28), word(40)), (wav.len() - 8, 24_000, 48_000, wav.len() - 44));
+            assert_eq!(
+                (&wav[..4], &wav[8..16], &wav[36..40]),
+                (&b"RIFF"[..], &b"WAVEfmt "[..], &b"data"[..])
+            );
+            assert_eq!(
+                (word(4), word(24), word(28), word(40)),
+                (wav.len() - 8, 24_000, 48_000, wav.len() - 44)
+            );
             assert!(wav.len() > 2 * 65_536, "{} bytes", wav.len());
-            let samples = wav[44..].chunks_exact(2).map(|pair| i16::from_le_bytes([pair[0], pair[1]]).unsigned_abs());
+            let samples = wav[44..]
+                .chunks_exact(2)
+                .map(|pair| i16::from_le_bytes([pair[0], pair[1]]).unsigned_abs());
             let loudest = samples.max().unwrap();
             assert!((5_000..32_000).contains(&loudest), "{loudest}");
         }

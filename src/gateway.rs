@@ -15,7 +15,9 @@ use crate::proto::http::Reply;
 use crate::proto::message::{self, TaskId};
 use crate::service::limits::{self, Limits};
 use crate::service::link::{self, Link};
-use crate::service::report::{self, BackendView, ConnectionView, RedisView, ResultsView, RouteView, Snapshot};
+use crate::service::report::{
+    self, BackendView, ConnectionView, RedisView, ResultsView, RouteView, Snapshot,
+};
 use crate::service::results::{Notice, Results};
 use crate::service::route::{Endpoint, RouteSettings, RouteTarget, Routes, Target};
 use crate::service::stats::{BothWays, Stats};
@@ -104,7 +106,10 @@ impl Gateway {
         let Settings { session, limits, routes, drain_timeout, tasks, link } = settings;
         let is_inbox = link.is_embedded();
         let redis = match wants_redis(&routes, &link) {
-            true => Some(Link::new(&link, tasks, now, chance.u64(..)).map_err(|why| format!("redis.url: {why}"))?),
+            true => Some(
+                Link::new(&link, tasks, now, chance.u64(..))
+                    .map_err(|why| format!("redis.url: {why}"))?,
+            ),
             false => None,
         };
         let results = Results::new(Tasks::new(tasks), redis);
@@ -253,7 +258,8 @@ impl Gateway {
             }
             Notice::GraceOver => {
                 warn!(target: "redis", "away for longer than the grace: waiting clients are told");
-                let waiters: Vec<usize> = self.cx.results.waiters().map(|key| key as usize).collect();
+                let waiters: Vec<usize> =
+                    self.cx.results.waiters().map(|key| key as usize).collect();
                 for key in waiters {
                     if let Some(session) = self.sessions.get_mut(key) {
                         session.handle_redis_lost(&mut self.cx);
@@ -335,7 +341,9 @@ impl Gateway {
         let waiting: Vec<usize> = self
             .sessions
             .iter()
-            .filter(|(_, session)| matches!(session.phase(), Phase::Dial(dial) if dial.is_looking_up()))
+            .filter(
+                |(_, session)| matches!(session.phase(), Phase::Dial(dial) if dial.is_looking_up()),
+            )
             .map(|(key, _)| key)
             .collect();
         waiting.into_iter().for_each(|key| self.drive(key));
@@ -347,7 +355,8 @@ impl Gateway {
             return;
         }
         let until = self.cx.after(self.drain_timeout);
-        let timeout = self.drain_timeout.map_or_else(|| "none".to_owned(), |timeout| format!("{timeout:?}"));
+        let timeout =
+            self.drain_timeout.map_or_else(|| "none".to_owned(), |timeout| format!("{timeout:?}"));
         info!(target: "gateway", "draining connections={} timeout={timeout}", self.sessions.len());
         self.lifecycle = Lifecycle::Draining { until };
         self.cx.is_draining = true;
@@ -359,7 +368,10 @@ impl Gateway {
     /// Takes other settings. Open connections stay, with the route they came by.
     pub fn adopt(&mut self, settings: Settings) {
         let Settings { session, limits, routes, drain_timeout, tasks, link } = settings;
-        let clients = self.sessions.iter().filter(|(_, session)| session.who().admission == Admission::Client);
+        let clients = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.who().admission == Admission::Client);
         self.cx.limits.reload(limits, clients.map(|(_, session)| session.who().ip));
         if wants_redis(&routes, &link) && self.cx.results.link().is_none() {
             match Link::new(&link, tasks, self.cx.now, self.cx.chance.u64(..)) {
@@ -455,9 +467,15 @@ impl Gateway {
         match self.lifecycle {
             Lifecycle::Serving | Lifecycle::Stopped => {}
             // Workers do not keep it: they would never leave.
-            _ if self.sessions.len() == self.closed.len() + self.workers && self.cx.results.is_at_rest() => self.stop(),
+            _ if self.sessions.len() == self.closed.len() + self.workers
+                && self.cx.results.is_at_rest() =>
+            {
+                self.stop()
+            }
             // Redis is given what was heard, within a last call's time, for the next gateway to deliver.
-            Lifecycle::Draining { .. } if self.sessions.len() == self.closed.len() + self.workers => {
+            Lifecycle::Draining { .. }
+                if self.sessions.len() == self.closed.len() + self.workers =>
+            {
                 self.lifecycle = Lifecycle::LastCall { until: self.cx.now + LAST_CALL };
             }
             Lifecycle::Draining { until } if is_due(until) => {
@@ -473,7 +491,11 @@ impl Gateway {
     /// Ends what is left, now.
     pub fn stop(&mut self) {
         self.lifecycle = Lifecycle::Stopped;
-        for session in std::mem::take(&mut self.sessions).into_iter().map(|(_, session)| session).collect::<Vec<_>>() {
+        for session in std::mem::take(&mut self.sessions)
+            .into_iter()
+            .map(|(_, session)| session)
+            .collect::<Vec<_>>()
+        {
             self.release(session);
         }
         self.closed.clear();
@@ -499,7 +521,9 @@ impl Gateway {
     }
 
     fn status(&self, segment: &str) -> Reply {
-        let Some(task) = TaskId::read(segment) else { return Reply::error(400, message::BAD_TASK_ID) };
+        let Some(task) = TaskId::read(segment) else {
+            return Reply::error(400, message::BAD_TASK_ID);
+        };
         let (status, is_connected) = self.cx.results.status(task.uuid());
         let body = serde_json::json!({
             "task_id": task.to_string(), "status": status.word(), "connected": is_connected,
@@ -510,8 +534,10 @@ impl Gateway {
     /// The gateway at this moment, with views of at most `connections_max` WebSockets.
     fn snapshot(&self, connections_max: usize) -> Snapshot<'_> {
         let cx = &self.cx;
-        let lifecycle = if cx.is_draining { report::Lifecycle::Draining } else { report::Lifecycle::Serving };
-        let mut snapshot = Snapshot::new(env!("CARGO_PKG_VERSION"), cx.now - self.started, lifecycle, &cx.stats);
+        let lifecycle =
+            if cx.is_draining { report::Lifecycle::Draining } else { report::Lifecycle::Serving };
+        let mut snapshot =
+            Snapshot::new(env!("CARGO_PKG_VERSION"), cx.now - self.started, lifecycle, &cx.stats);
         snapshot.routes = cx
             .routes
             .iter()
@@ -558,7 +584,11 @@ impl Gateway {
         }
     }
 
-    fn connection_view<'s>(&'s self, session: &'s Session, traffic: BothWays) -> ConnectionView<'s> {
+    fn connection_view<'s>(
+        &'s self,
+        session: &'s Session,
+        traffic: BothWays,
+    ) -> ConnectionView<'s> {
         let who = session.who();
         ConnectionView {
             id: who.to_string(),

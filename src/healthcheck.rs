@@ -23,7 +23,10 @@ pub fn ask(listen: SocketAddr) -> Result<String, String> {
 fn ask_within(listen: SocketAddr, limit: Duration) -> Result<String, String> {
     let address = reachable(listen);
     if address.port() == 0 {
-        return Err("the gateway listens on a port of the kernel's choice (port 0): name it with --listen".into());
+        return Err(
+            "the gateway listens on a port of the kernel's choice (port 0): name it with --listen"
+                .into(),
+        );
     }
     let (sender, answer) = mpsc::channel();
     // A thread, so that one limit holds for all of it, however slowly the bytes come.
@@ -48,7 +51,10 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 fn exchange(address: SocketAddr, limit: Duration) -> std::io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect_timeout(&address, limit)?;
     stream.set_read_timeout(Some(limit))?;
-    write!(stream, "GET /health HTTP/1.1\r\nHost: {address}\r\nUser-Agent: healthcheck\r\nConnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET /health HTTP/1.1\r\nHost: {address}\r\nUser-Agent: healthcheck\r\nConnection: close\r\n\r\n"
+    )?;
     let mut answer = Vec::new();
     stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
     Ok(answer)
@@ -98,9 +104,13 @@ mod tests {
     #[test]
     fn a_running_gateway_passes_and_says_how_it_is() {
         let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n";
-        let ok = Box::leak(format!("{head}{{\"status\":\"ok\",\"gateway\":\"running\"}}").into_boxed_str());
+        let ok = Box::leak(
+            format!("{head}{{\"status\":\"ok\",\"gateway\":\"running\"}}").into_boxed_str(),
+        );
         assert_eq!(ask(answering(ok)), Ok("ok".into()));
-        let degraded = Box::leak(format!("{head}{{\"status\":\"degraded\",\"gateway\":\"running\"}}").into_boxed_str());
+        let degraded = Box::leak(
+            format!("{head}{{\"status\":\"degraded\",\"gateway\":\"running\"}}").into_boxed_str(),
+        );
         assert_eq!(ask(answering(degraded)), Ok("degraded".into()));
     }
 
@@ -109,7 +119,10 @@ mod tests {
         for (answer, why) in [
             ("HTTP/1.1 503 Service Unavailable\r\n\r\n", "with HTTP 503"),
             ("HTTP/1.1 200 OK\r\n\r\nhello", "not as a gateway does: no JSON"),
-            ("HTTP/1.1 200 OK\r\n\r\n{\"status\":\"ok\"}", "not as a gateway does: no `gateway` and `status`"),
+            (
+                "HTTP/1.1 200 OK\r\n\r\n{\"status\":\"ok\"}",
+                "not as a gateway does: no `gateway` and `status`",
+            ),
             ("+PONG\r\n", "not in HTTP"),
             ("", "not in HTTP"),
         ] {

@@ -84,7 +84,13 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { level: LevelFilter::Info, file: None, format: Format::Text, max_size: None, keep: 5 }
+        Settings {
+            level: LevelFilter::Info,
+            file: None,
+            format: Format::Text,
+            max_size: None,
+            keep: 5,
+        }
     }
 }
 
@@ -174,7 +180,11 @@ impl Front {
             .set_location_level(LevelFilter::Off)
             .build();
         let pen = Pen { line: Vec::new(), sink: Arc::clone(&sink) };
-        Front { inner: WriteLogger::new(LevelFilter::Trace, bare, pen), sink, room: Mutex::default() }
+        Front {
+            inner: WriteLogger::new(LevelFilter::Trace, bare, pen),
+            sink,
+            room: Mutex::default(),
+        }
     }
 }
 
@@ -191,8 +201,16 @@ impl Log for Front {
         // other room.
         let format = lock(&self.sink).settings.format;
         let mut line = std::mem::take(&mut *lock(&self.room));
-        write_line(&mut line, format, OffsetDateTime::now_utc(), record.level(), record.target(), *record.args());
-        self.inner.log(&Record::builder().level(record.level()).args(format_args!("{line}")).build());
+        write_line(
+            &mut line,
+            format,
+            OffsetDateTime::now_utc(),
+            record.level(),
+            record.target(),
+            *record.args(),
+        );
+        self.inner
+            .log(&Record::builder().level(record.level()).args(format_args!("{line}")).build());
         if line.capacity() <= LINE_BYTES_KEPT {
             line.clear();
             *lock(&self.room) = line;
@@ -239,7 +257,8 @@ fn write_line(
             }
         }
         Format::Json => {
-            let (target, message) = (serde_json::Value::from(target), serde_json::Value::from(message.to_string()));
+            let (target, message) =
+                (serde_json::Value::from(target), serde_json::Value::from(message.to_string()));
             line.push_str(r#"{"time":""#);
             push_time(line, at);
             let _ = write!(line, r#"","level":"{level}","target":{target},"message":{message}}}"#);
@@ -251,7 +270,8 @@ fn write_line(
 fn push_time(line: &mut String, at: OffsetDateTime) {
     let (hour, minute, second, milli) = at.to_hms_milli();
     push_digits::<4>(line, at.year().unsigned_abs());
-    let pairs = [('-', u8::from(at.month())), ('-', at.day()), ('T', hour), (':', minute), (':', second)];
+    let pairs =
+        [('-', u8::from(at.month())), ('-', at.day()), ('T', hour), (':', minute), (':', second)];
     for (before, number) in pairs {
         line.push(before);
         push_digits::<2>(line, number.into());
@@ -409,10 +429,18 @@ impl Sink {
         self.write_buffer();
         if self.buffer.is_empty() && self.lost_untold > 0 {
             let lost = std::mem::take(&mut self.lost_untold);
-            let message =
-                format_args!("lines lost={lost}: they could not be written, or came faster than they could be");
+            let message = format_args!(
+                "lines lost={lost}: they could not be written, or came faster than they could be"
+            );
             let mut line = String::new();
-            write_line(&mut line, self.settings.format, OffsetDateTime::now_utc(), Level::Warn, "logging", message);
+            write_line(
+                &mut line,
+                self.settings.format,
+                OffsetDateTime::now_utc(),
+                Level::Warn,
+                "logging",
+                message,
+            );
             line.push('\n');
             self.push(line.as_bytes());
             self.write_buffer();
@@ -465,7 +493,11 @@ impl Sink {
     fn go_to(&mut self, out: Out) {
         self.out = out;
         if std::mem::take(&mut self.is_mid_line) {
-            let rest = self.buffer.iter().position(|&b| b == b'\n').map_or(self.buffer.len(), |end| end + 1);
+            let rest = self
+                .buffer
+                .iter()
+                .position(|&b| b == b'\n')
+                .map_or(self.buffer.len(), |end| end + 1);
             self.buffer.drain(..rest);
             self.lost += 1;
             self.lost_untold += 1;
@@ -476,7 +508,8 @@ impl Sink {
         while !self.buffer.is_empty() {
             let written = match &mut self.out {
                 Out::Stderr { .. } => write_stderr(&self.buffer),
-                Out::File { file, size } => match room(*size, self.settings.max_size, &self.buffer) {
+                Out::File { file, size } => match room(*size, self.settings.max_size, &self.buffer)
+                {
                     0 => {
                         self.rotate();
                         continue;
@@ -527,7 +560,10 @@ impl Sink {
 
     fn trouble(&mut self, error: &io::Error, meanwhile: &str) {
         if !std::mem::replace(&mut self.in_trouble, true) {
-            (self.report)(&format!("the log file {} cannot be written: {error}; {meanwhile}", self.path()));
+            (self.report)(&format!(
+                "the log file {} cannot be written: {error}; {meanwhile}",
+                self.path()
+            ));
         }
     }
 
@@ -545,7 +581,9 @@ impl Sink {
         let Some(path) = self.settings.file.clone() else { return };
         match shift(&path, self.settings.keep) {
             Ok(()) => self.open_file(),
-            Err(error) => (self.report)(&format!("the log file {} cannot be rotated: {error}", self.path())),
+            Err(error) => {
+                (self.report)(&format!("the log file {} cannot be rotated: {error}", self.path()))
+            }
         }
     }
 
@@ -597,14 +635,19 @@ struct Opened {
 /// Opens for appending, folder and file made where they are missing. Never waits: a named pipe without a reader is an error.
 fn open_log(path: &Path) -> io::Result<Opened> {
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs::create_dir_all(folder)
-            .map_err(|error| io::Error::new(error.kind(), format!("its folder cannot be made: {error}")))?;
+        fs::create_dir_all(folder).map_err(|error| {
+            io::Error::new(error.kind(), format!("its folder cannot be made: {error}"))
+        })?;
     }
     let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
     let file = OpenOptions::new().append(true).create(true).custom_flags(nonblocking).open(path)?;
     let metadata = file.metadata()?;
     let size = if metadata.is_file() { metadata.len() } else { 0 };
-    Ok(Opened { file, size, ends_in_half_line: size > 0 && last_byte(path).is_ok_and(|byte| byte != b'\n') })
+    Ok(Opened {
+        file,
+        size,
+        ends_in_half_line: size > 0 && last_byte(path).is_ok_and(|byte| byte != b'\n'),
+    })
 }
 
 fn last_byte(path: &Path) -> io::Result<u8> {
@@ -617,7 +660,10 @@ fn last_byte(path: &Path) -> io::Result<u8> {
 
 /// True for failures that end by themselves once somebody makes room.
 fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
+    matches!(
+        error.kind(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
+    )
 }
 
 /// True once `at` is over, and when the clock was set back so far that it might never be.
@@ -654,7 +700,8 @@ mod tests {
 
     impl Folder {
         fn new(name: &str) -> Folder {
-            let path = std::env::temp_dir().join(format!("gateway-log-{name}-{}", std::process::id()));
+            let path =
+                std::env::temp_dir().join(format!("gateway-log-{name}-{}", std::process::id()));
             let _ = fs::remove_dir_all(&path);
             fs::create_dir_all(&path).unwrap();
             Folder(path)
@@ -683,7 +730,13 @@ mod tests {
         OffsetDateTime::from_unix_timestamp_nanos(1_795_341_600_123_456_789).unwrap()
     }
 
-    fn line(format: Format, at: OffsetDateTime, level: Level, target: &str, message: &str) -> String {
+    fn line(
+        format: Format,
+        at: OffsetDateTime,
+        level: Level,
+        target: &str,
+        message: &str,
+    ) -> String {
         let mut line = String::new();
         write_line(&mut line, format, at, level, target, format_args!("{message}"));
         line
@@ -691,8 +744,13 @@ mod tests {
 
     #[test]
     fn text_line() {
-        let line =
-            line(Format::Text, at(), Level::Info, "aivtuber_gateway::session::relay", "input_1 opened code=1000");
+        let line = line(
+            Format::Text,
+            at(),
+            Level::Info,
+            "aivtuber_gateway::session::relay",
+            "input_1 opened code=1000",
+        );
         assert_eq!(line, "2026-11-22T10:00:00.123Z INFO  relay input_1 opened code=1000");
     }
 
@@ -710,8 +768,17 @@ mod tests {
 
     #[test]
     fn control_characters_are_escaped() {
-        let line = line(Format::Text, at(), Level::Warn, "x", "a\r\n2026 INFO forged\u{1b}[31m\u{85}\u{2028}é\\");
-        assert!(line.ends_with("x a\\r\\n2026 INFO forged\\u{1b}[31m\\u{85}\\u{2028}é\\"), "{line}");
+        let line = line(
+            Format::Text,
+            at(),
+            Level::Warn,
+            "x",
+            "a\r\n2026 INFO forged\u{1b}[31m\u{85}\u{2028}é\\",
+        );
+        assert!(
+            line.ends_with("x a\\r\\n2026 INFO forged\\u{1b}[31m\\u{85}\\u{2028}é\\"),
+            "{line}"
+        );
     }
 
     #[test]
@@ -732,8 +799,12 @@ mod tests {
         let front = Front::new(Arc::clone(&shared));
         // `Front::log` asks the global level, which other tests leave alone.
         log::set_max_level(LevelFilter::Info);
-        for (level, text) in [(Level::Info, "one"), (Level::Debug, "never"), (Level::Error, "two\nparts")] {
-            front.log(&Record::builder().level(level).target("t").args(format_args!("{text}")).build());
+        for (level, text) in
+            [(Level::Info, "one"), (Level::Debug, "never"), (Level::Error, "two\nparts")]
+        {
+            front.log(
+                &Record::builder().level(level).target("t").args(format_args!("{text}")).build(),
+            );
         }
         assert_eq!(folder.read("log"), "");
         front.flush();
@@ -751,9 +822,15 @@ mod tests {
         sink.push(b"first\n");
         assert_eq!((sink.turn(start), folder.read("log").as_str()), (None, "first\n"), "at once");
         sink.push(b"second\n");
-        assert_eq!((sink.turn(start + GATHER / 2), folder.read("log").as_str()), (Some(start + GATHER), "first\n"));
+        assert_eq!(
+            (sink.turn(start + GATHER / 2), folder.read("log").as_str()),
+            (Some(start + GATHER), "first\n")
+        );
         sink.push(b"third\n");
-        assert_eq!((sink.turn(start + GATHER), folder.read("log").as_str()), (None, "first\nsecond\nthird\n"));
+        assert_eq!(
+            (sink.turn(start + GATHER), folder.read("log").as_str()),
+            (None, "first\nsecond\nthird\n")
+        );
         sink.push(&b"x\n".repeat(GATHER_BYTES));
         sink.turn(start + GATHER);
         assert!(sink.buffer.is_empty(), "much is not gathered");
@@ -768,7 +845,10 @@ mod tests {
         assert_eq!(sink.turn(Moment::START), Some(Moment::START + RETRY));
         fs::remove_file(folder.file("log")).unwrap();
         sink.open_file();
-        assert_eq!((sink.turn(Moment::START + RETRY), folder.read("log").as_str()), (None, "line\n"));
+        assert_eq!(
+            (sink.turn(Moment::START + RETRY), folder.read("log").as_str()),
+            (None, "line\n")
+        );
     }
 
     #[test]
@@ -801,7 +881,8 @@ mod tests {
         let link = folder.file("log");
         std::os::unix::fs::symlink("/dev/full", &link).unwrap();
         let settings = Settings { file: Some(link.clone()), ..Settings::default() };
-        let mut sink = Sink::open_reporting(settings, |text| REPORTS.lock().unwrap().push(text.into()));
+        let mut sink =
+            Sink::open_reporting(settings, |text| REPORTS.lock().unwrap().push(text.into()));
         for text in ["one\n", "two\n"] {
             sink.push(text.as_bytes());
             sink.flush();
@@ -893,7 +974,12 @@ mod tests {
     #[test]
     fn rotation_keeps_whole_lines_and_so_many_files() {
         let folder = Folder::new("rotation");
-        let settings = Settings { file: Some(folder.file("log")), max_size: Some(20), keep: 2, ..Settings::default() };
+        let settings = Settings {
+            file: Some(folder.file("log")),
+            max_size: Some(20),
+            keep: 2,
+            ..Settings::default()
+        };
         let mut sink = Sink::open_reporting(settings, |_| {});
         for number in 0..7 {
             sink.push(format!("line {number}\n").as_bytes());
@@ -910,7 +996,12 @@ mod tests {
     #[test]
     fn rotation_without_old_files() {
         let folder = Folder::new("rotation-none");
-        let settings = Settings { file: Some(folder.file("log")), max_size: Some(4), keep: 0, ..Settings::default() };
+        let settings = Settings {
+            file: Some(folder.file("log")),
+            max_size: Some(4),
+            keep: 0,
+            ..Settings::default()
+        };
         let mut sink = Sink::open_reporting(settings, |_| {});
         for line in ["one\n", "two\n"] {
             sink.push(line.as_bytes());
@@ -925,8 +1016,14 @@ mod tests {
         static REPORTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
         let folder = Folder::new("rotation-fails");
         fs::create_dir_all(folder.file("log.1/in-the-way")).unwrap();
-        let settings = Settings { file: Some(folder.file("log")), max_size: Some(4), keep: 1, ..Settings::default() };
-        let mut sink = Sink::open_reporting(settings, |text| REPORTS.lock().unwrap().push(text.into()));
+        let settings = Settings {
+            file: Some(folder.file("log")),
+            max_size: Some(4),
+            keep: 1,
+            ..Settings::default()
+        };
+        let mut sink =
+            Sink::open_reporting(settings, |text| REPORTS.lock().unwrap().push(text.into()));
         for line in ["one\n", "two\n"] {
             sink.push(line.as_bytes());
             sink.flush();
@@ -938,7 +1035,12 @@ mod tests {
     #[test]
     fn a_file_that_somebody_cut_is_not_rotated() {
         let folder = Folder::new("cut");
-        let settings = Settings { file: Some(folder.file("log")), max_size: Some(8), keep: 3, ..Settings::default() };
+        let settings = Settings {
+            file: Some(folder.file("log")),
+            max_size: Some(8),
+            keep: 3,
+            ..Settings::default()
+        };
         let mut sink = Sink::open_reporting(settings, |_| {});
         sink.push(b"1234567\n");
         sink.flush();

@@ -36,7 +36,9 @@ fn main() -> ExitCode {
             for warning in &loaded.warnings {
                 complain(0, warning);
             }
-            let source = loaded.path.map_or("no file, the defaults".into(), |path| path.display().to_string());
+            let source = loaded
+                .path
+                .map_or("no file, the defaults".into(), |path| path.display().to_string());
             say(&format!("The configuration is right ({source}).\n"))
         }
         Action::PrintConfig => say(&loaded.config.to_toml()),
@@ -59,7 +61,11 @@ fn start(is_demo: bool, flags: Flags, loaded: Loaded) -> ExitCode {
         log::warn!(target: "config", "{warning}");
     }
     let is_on_stderr = loaded.config.log.file.is_none();
-    let outcome = if is_demo { run_demo(flags, loaded, &logging) } else { run(flags, loaded, None, &logging) };
+    let outcome = if is_demo {
+        run_demo(flags, loaded, &logging)
+    } else {
+        run(flags, loaded, None, &logging)
+    };
     if let Err(why) = &outcome {
         log::error!(target: "main", "{why}");
     }
@@ -75,8 +81,12 @@ fn start(is_demo: bool, flags: Flags, loaded: Loaded) -> ExitCode {
 /// The gateway with the stand-in as its backend for input.
 fn run_demo(flags: Flags, loaded: Loaded, logging: &Logging) -> Result<(), String> {
     let gateway::Settings { link, session, .. } = loaded.config.gateway;
-    let options = demo::Options { channel_prefix: link.channel_prefix, audio_root: session.output.audio_root };
-    let demo = Demo::start(options).map_err(|error| format!("cannot start the stand-in of the demo: {error}"))?;
+    let options = demo::Options {
+        channel_prefix: link.channel_prefix,
+        audio_root: session.output.audio_root,
+    };
+    let demo = Demo::start(options)
+        .map_err(|error| format!("cannot start the stand-in of the demo: {error}"))?;
     let loaded = load(&flags, Some(&demo)).map_err(|problems| problems.to_string())?;
     run(flags, loaded, Some(demo), logging)
 }
@@ -106,7 +116,8 @@ fn run(flags: Flags, loaded: Loaded, demo: Option<Demo>, logging: &Logging) -> R
             Box::new(move |now| logging.turn(now))
         },
     };
-    let reactor = Reactor::new(&config.reactor, config.gateway, hooks).map_err(|error| error.to_string())?;
+    let reactor =
+        Reactor::new(&config.reactor, config.gateway, hooks).map_err(|error| error.to_string())?;
     if let Some(demo) = demo {
         if let Some(&inbox) = reactor.inbox_addresses().first() {
             demo.publish_at(inbox);
@@ -118,7 +129,12 @@ fn run(flags: Flags, loaded: Loaded, demo: Option<Demo>, logging: &Logging) -> R
 
 /// Reads the configuration again and takes the log's part into use. Gives what the gateway is to take; nothing if the configuration
 /// is wrong, which is logged and leaves the running one as it is.
-fn reload(flags: &Flags, demo: Option<&Demo>, running: &mut Config, logging: &Logging) -> Option<gateway::Settings> {
+fn reload(
+    flags: &Flags,
+    demo: Option<&Demo>,
+    running: &mut Config,
+    logging: &Logging,
+) -> Option<gateway::Settings> {
     let Loaded { mut config, warnings, path } = match load(flags, demo) {
         Ok(loaded) => loaded,
         Err(problems) => {
@@ -161,7 +177,9 @@ fn load(flags: &Flags, demo: Option<&Demo>) -> Result<Loaded, config::Problems> 
 /// To standard output. A reader that went away early (`| head`) has what it wanted.
 fn say(text: &str) -> ExitCode {
     match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => complain(1, &format!("cannot print: {error}")),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            complain(1, &format!("cannot print: {error}"))
+        }
         _ => ExitCode::SUCCESS,
     }
 }

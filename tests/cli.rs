@@ -67,21 +67,28 @@ fn help_and_version_need_nothing() {
     let folder = Folder::new("help");
     folder.write("config.toml", "this is no TOML");
     for flag in ["--help", "-h"] {
-        assert!(folder.run(&[flag]).printed().contains("Usage: aivtuber-gateway [COMMAND] [FLAGS]"));
+        assert!(
+            folder.run(&[flag]).printed().contains("Usage: aivtuber-gateway [COMMAND] [FLAGS]")
+        );
     }
     for flag in ["--version", "-V"] {
-        assert_eq!(folder.run(&[flag]).printed(), format!("aivtuber-gateway {}\n", env!("CARGO_PKG_VERSION")));
+        assert_eq!(
+            folder.run(&[flag]).printed(),
+            format!("aivtuber-gateway {}\n", env!("CARGO_PKG_VERSION"))
+        );
     }
 }
 
 #[test]
 fn bad_usage_is_one_line_and_status_2() {
     let folder = Folder::new("usage");
-    folder.run(&["--lisen", ":1"]).refused_with("aivtuber-gateway: unknown flag --lisen, did you mean `--listen`?\n");
-    folder.run(&["-c"]).refused_with("aivtuber-gateway: -c needs a value: -c FILE\n");
     folder
-        .run(&["helthcheck"])
-        .refused_with("aivtuber-gateway: unknown command \"helthcheck\", did you mean `healthcheck`?\n");
+        .run(&["--lisen", ":1"])
+        .refused_with("aivtuber-gateway: unknown flag --lisen, did you mean `--listen`?\n");
+    folder.run(&["-c"]).refused_with("aivtuber-gateway: -c needs a value: -c FILE\n");
+    folder.run(&["helthcheck"]).refused_with(
+        "aivtuber-gateway: unknown command \"helthcheck\", did you mean `healthcheck`?\n",
+    );
     folder.run(&["--listen", "nonsense", "--check"]).refused_with(
         "aivtuber-gateway: --listen: \"nonsense\" is no address with a port; what is allowed is \"0.0.0.0:8000\", \
          \"[::]:8000\", \"localhost:8000\" or \":8000\"\n",
@@ -101,35 +108,53 @@ fn a_wrong_file_is_told_with_file_line_key_and_nearest_name() {
     folder.write("other.toml", "[server\n");
     let other = folder.run(&["--config", "other.toml"]);
     assert_eq!(other.status, 2);
-    assert!(other.stderr.starts_with("aivtuber-gateway: other.toml:1: not TOML: "), "{}", other.stderr);
-    folder
-        .run(&["-c", "none.toml"])
-        .refused_with("aivtuber-gateway: none.toml: cannot be read: No such file or directory (os error 2)\n");
+    assert!(
+        other.stderr.starts_with("aivtuber-gateway: other.toml:1: not TOML: "),
+        "{}",
+        other.stderr
+    );
+    folder.run(&["-c", "none.toml"]).refused_with(
+        "aivtuber-gateway: none.toml: cannot be read: No such file or directory (os error 2)\n",
+    );
 }
 
 #[test]
 fn check_says_which_file_is_right() {
     let folder = Folder::new("check");
     folder.write("other.toml", "[server]\nlisten = \"127.0.0.1:1\"\n");
-    assert_eq!(folder.run(&["--check", "-c", "other.toml"]).printed(), "The configuration is right (other.toml).\n");
+    assert_eq!(
+        folder.run(&["--check", "-c", "other.toml"]).printed(),
+        "The configuration is right (other.toml).\n"
+    );
     folder.write("config.toml", "");
     assert_eq!(folder.run(&["--check"]).printed(), "The configuration is right (config.toml).\n");
     folder.write("config.toml", "route = []");
     let warned = folder.run_with(&[("INPUT_HANDLER_URL", "ws://a")], &["--check"]);
-    assert_eq!((warned.status, warned.stdout.as_str()), (0, "The configuration is right (config.toml).\n"));
-    assert_eq!(warned.stderr, "aivtuber-gateway: INPUT_HANDLER_URL is ignored: no route is called `input`\n");
+    assert_eq!(
+        (warned.status, warned.stdout.as_str()),
+        (0, "The configuration is right (config.toml).\n")
+    );
+    assert_eq!(
+        warned.stderr,
+        "aivtuber-gateway: INPUT_HANDLER_URL is ignored: no route is called `input`\n"
+    );
 }
 
 #[test]
 fn print_config_is_a_file_that_gives_the_same() {
     let folder = Folder::new("print");
-    folder.write("config.toml", "[log]\nlevel = \"warn\"\nformat = \"json\"\n[redis]\nurl = \"redis://file\"\n");
+    folder.write(
+        "config.toml",
+        "[log]\nlevel = \"warn\"\nformat = \"json\"\n[redis]\nurl = \"redis://file\"\n",
+    );
     let env = [
         ("OUTPUT_HANDLER_URL", "ws://out:9/r/{task_id}"),
         ("REDIS_URL", "redis://environment"),
         ("AIVTUBER_GATEWAY_LOG", "debug"),
     ];
-    let printed = folder.run_with(&env, &["--print-config", "--redis", "redis://flag", "-l", "127.0.0.1:9"]).printed();
+    let printed = folder
+        .run_with(&env, &["--print-config", "--redis", "redis://flag", "-l", "127.0.0.1:9"])
+        .printed();
     for line in [
         "listen = [\"127.0.0.1:9\"]",
         "backend = [\"ws://out:9/r/{task_id}\"]",
@@ -147,7 +172,8 @@ fn print_config_is_a_file_that_gives_the_same() {
 fn print_config_shows_no_password() {
     let folder = Folder::new("password");
     folder.write("config.toml", "");
-    let printed = folder.run(&["--print-config", "--redis", "redis://user:hunter2@host/1"]).printed();
+    let printed =
+        folder.run(&["--print-config", "--redis", "redis://user:hunter2@host/1"]).printed();
     assert!(printed.contains("url = [\"redis://user:***@host/1\"]"), "{printed}");
     let refused = folder.run(&["--check", "--redis", "rediss://user:hunter2@host/1"]);
     assert_eq!(refused.status, 2);
@@ -158,9 +184,9 @@ fn print_config_shows_no_password() {
 fn a_wrong_variable_is_told_by_its_name() {
     let folder = Folder::new("variable");
     folder.write("config.toml", "");
-    folder
-        .run_with(&[("REDIS_HOST", "r"), ("REDIS_PORT", "none")], &["--check"])
-        .refused_with("aivtuber-gateway: REDIS_HOST: REDIS_PORT is \"none\", what is allowed is 1 to 65535\n");
+    folder.run_with(&[("REDIS_HOST", "r"), ("REDIS_PORT", "none")], &["--check"]).refused_with(
+        "aivtuber-gateway: REDIS_HOST: REDIS_PORT is \"none\", what is allowed is 1 to 65535\n",
+    );
 }
 
 #[test]
@@ -168,7 +194,8 @@ fn healthcheck_without_a_gateway_is_status_1_and_a_sentence() {
     let folder = Folder::new("health");
     folder.write("config.toml", "");
     // A port that was free a moment ago, and that nobody listens on.
-    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let address =
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let ended = folder.run(&["healthcheck", "--listen", &address]);
     assert_eq!((ended.status, ended.stdout.as_str()), (1, ""));
     assert!(

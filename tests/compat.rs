@@ -70,7 +70,8 @@ fn close_codes() {
 /// Plays every exchange of a file, and holds what happened against what is written there.
 fn play(name: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat").join(name);
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let text = std::fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let mut played = String::new();
     let mut exchanges = 0;
     for (index, exchange) in text.split("\n## ").enumerate() {
@@ -80,7 +81,9 @@ fn play(name: &str) {
         }
         exchanges += 1;
         played.push_str("\n## ");
-        played.push_str(&play_exchange(exchange).unwrap_or_else(|why| panic!("{name}: {exchange}\n\n{why}")));
+        played.push_str(
+            &play_exchange(exchange).unwrap_or_else(|why| panic!("{name}: {exchange}\n\n{why}")),
+        );
     }
     assert!(exchanges > 5, "{name} has only {exchanges} exchanges");
     if std::env::var_os("COMPAT_REWRITE").is_some() {
@@ -88,7 +91,10 @@ fn play(name: &str) {
     } else if let Some((number, (ours, theirs))) =
         (1..).zip(played.lines().zip(text.lines())).find(|(_, (ours, theirs))| ours != theirs)
     {
-        panic!("{name}:{number}: written is\n  {theirs}\nwhat happens is\n  {ours}\n\n{}", diff(&text, &played));
+        panic!(
+            "{name}:{number}: written is\n  {theirs}\nwhat happens is\n  {ours}\n\n{}",
+            diff(&text, &played)
+        );
     } else {
         assert_eq!(played.lines().count(), text.lines().count(), "{name}: another number of lines");
     }
@@ -123,7 +129,8 @@ fn play_exchange(text: &str) -> Result<String, String> {
                 lines.next();
             }
         } else if !line.is_empty() && !line.starts_with('#') {
-            let theatre = theatre.get_or_insert_with(|| Theatre::new(settings.clone(), shows_heads, splices));
+            let theatre =
+                theatre.get_or_insert_with(|| Theatre::new(settings.clone(), shows_heads, splices));
             theatre.act(line, &mut settings).map_err(|why| format!("{line}: {why}"))?;
         }
     }
@@ -132,7 +139,8 @@ fn play_exchange(text: &str) -> Result<String, String> {
     match theatre.take_output() {
         rest if rest.is_empty() => {
             // Every exchange but the last is followed by the empty line before the next one.
-            Ok(out.strip_suffix('\n').unwrap_or(&out).to_owned() + if text.ends_with('\n') { "\n" } else { "" })
+            Ok(out.strip_suffix('\n').unwrap_or(&out).to_owned()
+                + if text.ends_with('\n') { "\n" } else { "" })
         }
         rest => Err(format!("this is said after the last `---`:\n{rest}")),
     }
@@ -156,10 +164,18 @@ fn settings() -> gateway::Settings {
     };
     gateway::Settings {
         session: session::Settings::default(),
-        limits: limits::Settings { max_connections: 100, max_connections_per_ip: 0, allowed_origins: Vec::new() },
+        limits: limits::Settings {
+            max_connections: 100,
+            max_connections_per_ip: 0,
+            allowed_origins: Vec::new(),
+        },
         routes: vec![
             route("input", "/ws/input", &["ws://10.0.0.1:8001/ws/input"]),
-            route("task", "/ws/task/{task_id}", &["ws://10.0.0.2:8002/tasks/{task_id}?from={task_id}"]),
+            route(
+                "task",
+                "/ws/task/{task_id}",
+                &["ws://10.0.0.2:8002/tasks/{task_id}?from={task_id}"],
+            ),
             route("two", "/ws/two", &["ws://10.0.0.3/", "ws://10.0.0.4/"]),
             route("named", "/ws/named", &["ws://name.example:8003/"]),
             route("hosted", "/ws/hosted", &["ws://10.0.0.1:8001/hosted"]),
@@ -186,8 +202,12 @@ fn change(settings: &mut gateway::Settings, words: &str) -> Result<(), String> {
             "idle_timeout" => session.idle_timeout = time()?,
             "drain_timeout" => settings.drain_timeout = time()?,
             "max_message" => session.max_message = Some(number()?).filter(|&max| max > 0),
-            "on_backend_failure" if value == "http" => session.on_backend_failure = OnBackendFailure::Http,
-            "on_backend_failure" if value == "close" => session.on_backend_failure = OnBackendFailure::Close,
+            "on_backend_failure" if value == "http" => {
+                session.on_backend_failure = OnBackendFailure::Http
+            }
+            "on_backend_failure" if value == "close" => {
+                session.on_backend_failure = OnBackendFailure::Close
+            }
             "max_connections" => settings.limits.max_connections = number()? as usize,
             "max_connections_per_ip" => settings.limits.max_connections_per_ip = number()? as usize,
             "allowed_origins" => settings.limits.allowed_origins = vec![OriginRule::parse(value)?],
@@ -203,7 +223,9 @@ fn duration(text: &str) -> Result<Duration, String> {
     let number = |digits: &str| digits.parse::<u64>().map_err(|error| format!("{text}: {error}"));
     match text.strip_suffix("ms") {
         Some(digits) => Ok(Duration::from_millis(number(digits)?)),
-        None => Ok(Duration::from_secs(number(text.strip_suffix('s').ok_or("a time ends with s or ms")?)?)),
+        None => Ok(Duration::from_secs(number(
+            text.strip_suffix('s').ok_or("a time ends with s or ms")?,
+        )?)),
     }
 }
 
@@ -269,8 +291,14 @@ impl Theatre {
             peeks_ahead: true,
         };
         let kernel = Kernel::new(1, nature);
-        for address in ["10.0.0.1:8001", "10.0.0.2:8002", "10.0.0.3:80", "10.0.0.4:80", "[::1]:8003", "127.0.0.1:8003"]
-        {
+        for address in [
+            "10.0.0.1:8001",
+            "10.0.0.2:8002",
+            "10.0.0.3:80",
+            "10.0.0.4:80",
+            "[::1]:8003",
+            "127.0.0.1:8003",
+        ] {
             let address = address.parse().expect("an address");
             kernel.borrow_mut().hosts.insert(address, Host::Up(Duration::ZERO));
         }
@@ -321,10 +349,12 @@ impl Theatre {
 
     fn show_stats(&mut self) {
         let stats = self.gateway.stats();
-        let (too_big, pings, pongs) = (stats.messages_too_big, stats.pings_sent, stats.pongs_swallowed);
+        let (too_big, pings, pongs) =
+            (stats.messages_too_big, stats.pings_sent, stats.pongs_swallowed);
         let mut line = format!("gateway< too_big={too_big} pings={pings} pongs={pongs}");
         for (backend, dials) in stats.backends() {
-            write!(line, " {backend} ok={} failed={}", dials.ok, dials.failed).expect("a String takes everything");
+            write!(line, " {backend} ok={} failed={}", dials.ok, dials.failed)
+                .expect("a String takes everything");
         }
         for (status, count) in stats.http() {
             write!(line, " {status}={count}").expect("a String takes everything");
@@ -392,7 +422,8 @@ impl Theatre {
             "connects" => {}
             "gathers" => self.people[index].gathered = Some(Vec::new()),
             "sends" => {
-                let gathered = self.people[index].gathered.take().ok_or("it has gathered nothing")?;
+                let gathered =
+                    self.people[index].gathered.take().ok_or("it has gathered nothing")?;
                 self.send(index, &gathered);
                 if rest == "fin" {
                     // The last bytes and the FIN make one event.
@@ -408,7 +439,9 @@ impl Theatre {
                     "HTTP/1.1 101 Switching Protocols\r\nServer: backend\r\nConnection: Upgrade\r\n\
                      Upgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\n"
                 );
-                rest.split(", ").filter(|line| !line.is_empty()).for_each(|line| head += &format!("{line}\r\n"));
+                rest.split(", ")
+                    .filter(|line| !line.is_empty())
+                    .for_each(|line| head += &format!("{line}\r\n"));
                 self.send(index, format!("{head}\r\n").as_bytes());
             }
             "repeat" => {
@@ -422,7 +455,8 @@ impl Theatre {
                 self.send(index, format!("{text}\r\n").repeat(count).as_bytes());
             }
             "bytes" => {
-                let bytes: Result<Vec<u8>, _> = rest.split(' ').map(|byte| u8::from_str_radix(byte, 16)).collect();
+                let bytes: Result<Vec<u8>, _> =
+                    rest.split(' ').map(|byte| u8::from_str_radix(byte, 16)).collect();
                 self.send(index, &bytes.map_err(|error| format!("{error}"))?);
             }
             "cut" => {
@@ -471,7 +505,9 @@ impl Theatre {
         };
         let mut payload = Vec::new();
         if !code.is_empty() {
-            payload.extend(code.parse::<u16>().map_err(|error| format!("{code}: {error}"))?.to_be_bytes());
+            payload.extend(
+                code.parse::<u16>().map_err(|error| format!("{code}: {error}"))?.to_be_bytes(),
+            );
         }
         match text.split_once(" times ") {
             Some((count, text)) => {
@@ -509,7 +545,10 @@ impl Theatre {
         self.settle()?;
         let until = self.kernel.borrow().now + time;
         loop {
-            let next = [self.kernel.borrow().next_action(), self.gateway.next_turn()].into_iter().flatten().min();
+            let next = [self.kernel.borrow().next_action(), self.gateway.next_turn()]
+                .into_iter()
+                .flatten()
+                .min();
             self.kernel.borrow_mut().now = next.map_or(until, |at| at.min(until));
             self.settle()?;
             if self.kernel.borrow().now >= until {
@@ -544,10 +583,14 @@ impl Theatre {
             self.slots.push((key, link));
             self.kernel.borrow_mut().register(link, Source::Session(key, Side::Downstream));
             let near = Near { kernel: Rc::clone(&self.kernel), link };
-            self.gateway.admit(Socket::Other(Box::new(near)), SocketAddr::from(([192, 0, 2, 1], 50_000 + link as u16)));
+            self.gateway.admit(
+                Socket::Other(Box::new(near)),
+                SocketAddr::from(([192, 0, 2, 1], 50_000 + link as u16)),
+            );
         }
         while let Some(lookup) = self.gateway.poll_lookup() {
-            let addresses = ["[::1]:8003", "127.0.0.1:8003"].map(|address| address.parse().expect("an address"));
+            let addresses = ["[::1]:8003", "127.0.0.1:8003"]
+                .map(|address| address.parse().expect("an address"));
             self.gateway.resolved(lookup.upstream, Ok(addresses.to_vec()));
         }
         self.gateway.reap();
@@ -556,7 +599,11 @@ impl Theatre {
             let Some(link) = self.kernel.borrow_mut().stands.pop_front() else { break };
             self.backends += 1;
             let to = self.kernel.borrow().links[link].to;
-            let name = if self.backends == 1 { "backend".into() } else { format!("backend{}", self.backends) };
+            let name = if self.backends == 1 {
+                "backend".into()
+            } else {
+                format!("backend{}", self.backends)
+            };
             let mut person = Person::new(name, link, false, self.shows_heads);
             person.say(&format!("(dialed at {})", to.expect("it was dialed")));
             self.people.push(person);
@@ -587,7 +634,8 @@ impl Theatre {
     }
 
     fn take_output(&mut self) -> String {
-        let said: String = self.people.iter_mut().map(|person| std::mem::take(&mut person.output)).collect();
+        let said: String =
+            self.people.iter_mut().map(|person| std::mem::take(&mut person.output)).collect();
         said + &std::mem::take(&mut self.shown)
     }
 }
@@ -631,14 +679,19 @@ impl Person {
     }
 
     fn show_head(&mut self) -> bool {
-        let Some(length) = self.held.windows(4).position(|four| four == b"\r\n\r\n") else { return false };
+        let Some(length) = self.held.windows(4).position(|four| four == b"\r\n\r\n") else {
+            return false;
+        };
         let head = String::from_utf8_lossy(&self.held[..length]).into_owned();
         self.held.drain(..length + 4);
         let status = head.split(' ').nth(1).unwrap_or_default();
         if !self.shows_heads && (status == "101" || !self.is_client) {
             let first = head.lines().next().unwrap_or_default();
-            self.key =
-                head.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Key: ")).unwrap_or_default().into();
+            self.key = head
+                .lines()
+                .find_map(|line| line.strip_prefix("Sec-WebSocket-Key: "))
+                .unwrap_or_default()
+                .into();
             self.say(&format!("{first} …"));
             self.reading = Reading::Frames;
             return true;
@@ -691,7 +744,9 @@ impl Person {
     }
 
     fn show_frame(&mut self) -> bool {
-        let Some((head, length)) = aivtuber_gateway::proto::ws::FrameHead::parse(&self.held) else { return false };
+        let Some((head, length)) = aivtuber_gateway::proto::ws::FrameHead::parse(&self.held) else {
+            return false;
+        };
         let end = length + head.payload as usize;
         if self.held.len() < end {
             return false;
@@ -711,11 +766,13 @@ impl Person {
         if head.rsv != 0 {
             line.push_str("deflated ");
         }
-        let is_ours = head.opcode == aivtuber_gateway::proto::ws::Opcode::Ping && payload.len() == 8;
+        let is_ours =
+            head.opcode == aivtuber_gateway::proto::ws::Opcode::Ping && payload.len() == 8;
         if is_ours {
             self.pinged.clone_from(&payload);
         }
-        let text = if is_ours { "<ours>".into() } else { String::from_utf8_lossy(&payload).into_owned() };
+        let text =
+            if is_ours { "<ours>".into() } else { String::from_utf8_lossy(&payload).into_owned() };
         match (head.opcode.bits(), payload.first_chunk()) {
             (0, _) => write!(line, "continue \"{}\"", short(&text)),
             (wire::CLOSE, Some(code)) => {
@@ -735,7 +792,8 @@ impl Person {
             let held = std::mem::take(&mut self.held);
             let text = match self.reading {
                 Reading::Frames => {
-                    let bytes: Vec<String> = held.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+                    let bytes: Vec<String> =
+                        held.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
                     format!("({} bytes of a frame: {})", held.len(), bytes.join(" "))
                 }
                 _ => String::from_utf8_lossy(&held).escape_default().to_string(),
@@ -763,7 +821,13 @@ fn upgrade(words: &str) -> Vec<u8> {
     let extra: Vec<&str> = words.collect();
     let mut head = format!("GET {path} HTTP/1.1\r\n");
     let key = format!("Sec-WebSocket-Key: {KEY}");
-    for line in ["Host: gateway:8000", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", &key] {
+    for line in [
+        "Host: gateway:8000",
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        &key,
+    ] {
         let name = &line[..=line.find(':').expect("a header")];
         if !extra.iter().any(|extra| extra.starts_with(name)) {
             head += &format!("{line}\r\n");

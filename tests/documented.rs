@@ -21,7 +21,10 @@ fn every_flag_is_in_the_readme() {
         };
         assert!(readme.contains(&written), "README.md lacks {written}");
         if let Some(short) = flag.short {
-            assert!(readme.contains(&format!("`-{short}`, {written}")), "README.md lacks `-{short}` before {written}");
+            assert!(
+                readme.contains(&format!("`-{short}`, {written}")),
+                "README.md lacks `-{short}` before {written}"
+            );
         }
     }
 }
@@ -47,14 +50,19 @@ fn every_command_and_variable_is_in_the_readme() {
         assert!(readme.contains(&written), "README.md lacks `{written}`");
     }
     for variable in ENVIRONMENT {
-        assert!(readme.contains(&format!("`{}`", variable.name)), "README.md lacks `{}`", variable.name);
+        assert!(
+            readme.contains(&format!("`{}`", variable.name)),
+            "README.md lacks `{}`",
+            variable.name
+        );
     }
 }
 
 #[test]
 fn config_toml_is_the_defaults() {
     let path = root("config.toml");
-    let config = config::parse(&path, &read("config.toml")).unwrap_or_else(|problems| panic!("{problems}"));
+    let config =
+        config::parse(&path, &read("config.toml")).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(config, Config::default());
 }
 
@@ -66,7 +74,9 @@ fn config_toml_has_every_key_with_a_comment_in_the_order_of_the_table() {
         rest = after(rest, &format!("\n[{}]\n", section.name), "config.toml");
         for key in section.keys {
             let name = format!("{}.{}", section.name, key.name);
-            let (before, value) = rest.split_once(&format!("\n{} = ", key.name)).unwrap_or_else(|| panic!("no {name}"));
+            let (before, value) = rest
+                .split_once(&format!("\n{} = ", key.name))
+                .unwrap_or_else(|| panic!("no {name}"));
             assert!(
                 before.lines().last().is_some_and(|line| line.starts_with("# ")),
                 "{name} has no comment before it"
@@ -115,7 +125,10 @@ fn every_key_is_in_the_reference() {
         }
     }
     for key in ROUTE_KEYS {
-        assert!(reference.contains(&format!("\n| `{key}` | ")), "docs/operations.md lacks route.{key}");
+        assert!(
+            reference.contains(&format!("\n| `{key}` | ")),
+            "docs/operations.md lacks route.{key}"
+        );
     }
 }
 
@@ -127,7 +140,9 @@ fn every_metric_is_in_the_reference() {
     let metrics = String::from_utf8(report::metrics(&snapshot).body).expect("metrics are text");
     let reference = read("docs/operations.md");
     let table = after(&reference, "\n## Metrics\n", "docs/operations.md");
-    let names = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE aivtuber_gateway_")?.split(' ').next());
+    let names = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE aivtuber_gateway_")?.split(' ').next());
     let mut count = 0;
     for name in names {
         assert!(table.contains(&format!("`{name}`")), "docs/operations.md lacks the metric {name}");
@@ -139,7 +154,9 @@ fn every_metric_is_in_the_reference() {
 #[test]
 fn the_client_in_the_protocol_is_the_one_of_the_status_page() {
     let script = read("src/service/talk.js");
-    let (client, _) = script.split_once("\n// ---- the form of the status page\n").expect("talk.js has its two parts");
+    let (client, _) = script
+        .split_once("\n// ---- the form of the status page\n")
+        .expect("talk.js has its two parts");
     let shown = format!("```js\n{client}```\n");
     assert!(
         read("docs/protocol.md").contains(&shown),

@@ -31,7 +31,11 @@ struct Server {
 impl Server {
     fn start() -> Server {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("aivtuber-kept-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "aivtuber-kept-{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
         let folder = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&folder).unwrap();
         let process = Server::spawn(&folder);
@@ -105,7 +109,8 @@ impl Gateway {
             subscribe,
             grace: Some(Duration::from_secs(10)),
         };
-        let retention = tasks::Settings { retain: Some(Duration::from_secs(300)), max_retained: 16 << 20 };
+        let retention =
+            tasks::Settings { retain: Some(Duration::from_secs(300)), max_retained: 16 << 20 };
         let clock = Clock::start();
         let link = Link::new(&settings, retention, clock.now(), fastrand::u64(..)).unwrap();
         Gateway {
@@ -160,7 +165,8 @@ impl Gateway {
         self.write();
         while let Some((key, result)) = self.results.poll_delivery() {
             let task = TaskId::from(Uuid::nil());
-            let message: serde_json::Value = serde_json::from_str(&result.message(&task, false)).unwrap();
+            let message: serde_json::Value =
+                serde_json::from_str(&result.message(&task, false)).unwrap();
             self.got.entry(key).or_default().push(message["content"].as_str().unwrap().into());
         }
         self.notices.extend(std::iter::from_fn(|| self.results.poll_notice()));
@@ -241,7 +247,9 @@ fn settle(gateways: &mut [&mut Gateway], server: &Server) {
     let marker = Uuid::from_u128(fastrand::u128(..));
     publish(&mut server.client(), marker, "marker");
     await_all(gateways, |gateways| {
-        gateways.iter_mut().all(|gateway| gateway.results.status(marker).0 == Status::Ready && gateway.is_answered())
+        gateways.iter_mut().all(|gateway| {
+            gateway.results.status(marker).0 == Status::Ready && gateway.is_answered()
+        })
     });
 }
 
@@ -364,14 +372,23 @@ fn what_was_set_while_nobody_listened_is_found_after_the_reconnect() {
     let mut gateway = Gateway::start(&server);
     let key = gateway.join(TASK);
     let shouted = gateway.last_key + 1;
-    gateway.results.join(gateway.clock.now(), &TaskId::read(&TASK.to_string().to_uppercase()).unwrap(), shouted);
+    gateway.results.join(
+        gateway.clock.now(),
+        &TaskId::read(&TASK.to_string().to_uppercase()).unwrap(),
+        shouted,
+    );
     await_all(&mut [&mut gateway], |gateways| gateways[0].is_answered());
     server.restart();
     let name = format!("task_response:{}", TASK.to_string().to_uppercase());
     let _: () = server.client().set(name, payload("a")).unwrap();
-    await_all(&mut [&mut gateway], |gateways| gateways[0].got(key) == ["a"] && gateways[0].got(shouted) == ["a"]);
+    await_all(&mut [&mut gateway], |gateways| {
+        gateways[0].got(key) == ["a"] && gateways[0].got(shouted) == ["a"]
+    });
     assert!(
-        matches!(&gateway.notices[..], [Notice::Up { .. }, Notice::Down { .. }, .., Notice::Up { .. }]),
+        matches!(
+            &gateway.notices[..],
+            [Notice::Up { .. }, Notice::Down { .. }, .., Notice::Up { .. }]
+        ),
         "{:?}",
         gateway.notices
     );
@@ -384,7 +401,9 @@ fn a_redis_that_comes_back_empty_takes_nothing_from_memory() {
     publish(&mut server.client(), TASK, "a");
     settle(&mut [&mut gateway], &server);
     server.restart();
-    await_all(&mut [&mut gateway], |gateways| gateways[0].notices.len() >= 2 && gateways[0].results.is_up());
+    await_all(&mut [&mut gateway], |gateways| {
+        gateways[0].notices.len() >= 2 && gateways[0].results.is_up()
+    });
     publish(&mut server.client(), TASK, "b");
     settle(&mut [&mut gateway], &server);
     assert_eq!(told_to_a_new_client(&mut gateway, TASK), ["a", "b"]);
@@ -434,7 +453,9 @@ fn tasks_can_be_listened_to_one_by_one() {
     let server = Server::start();
     let mut gateway = Gateway::new(&server.url(), Subscribe::Task);
     let key = gateway.join(TASK);
-    await_all(&mut [&mut gateway], |gateways| gateways[0].results.status(TASK).0 == Status::Waiting);
+    await_all(&mut [&mut gateway], |gateways| {
+        gateways[0].results.status(TASK).0 == Status::Waiting
+    });
     let mut worker = server.client();
     assert_eq!(publish(&mut worker, Uuid::from_u128(2), "x"), 0);
     assert_eq!(publish(&mut worker, TASK, "a"), 1);
@@ -442,9 +463,13 @@ fn tasks_can_be_listened_to_one_by_one() {
     gateway.leave(TASK, key);
     await_all(&mut [&mut gateway], |_| publish(&mut worker, TASK, "nobody") == 0);
     let key = gateway.join(TASK);
-    await_all(&mut [&mut gateway], |gateways| gateways[0].results.status(TASK).0 == Status::Waiting);
+    await_all(&mut [&mut gateway], |gateways| {
+        gateways[0].results.status(TASK).0 == Status::Waiting
+    });
     assert_eq!(publish(&mut worker, TASK, "a"), 1);
-    await_all(&mut [&mut gateway], |gateways| gateways[0].got(key).len() >= 2 && gateways[0].is_answered());
+    await_all(&mut [&mut gateway], |gateways| {
+        gateways[0].got(key).len() >= 2 && gateways[0].is_answered()
+    });
     let got = gateway.got(key);
     assert_eq!((got.first().unwrap().as_str(), got.last().unwrap().as_str()), ("a", "a"));
     assert_eq!(got.iter().filter(|text| *text == "a").count(), 2);
@@ -476,7 +501,10 @@ fn a_flushed_script_and_a_full_task_are_survived() {
     let mut fresh = Gateway::start(&server);
     assert_eq!(told_to_a_new_client(&mut fresh, other), ["d"]);
     let kept = told_to_a_new_client(&mut fresh, TASK);
-    assert_eq!((kept.len(), kept[0].as_str(), kept[1].as_str(), kept[1023].as_str()), (1024, "a", "b", "1023"));
+    assert_eq!(
+        (kept.len(), kept[0].as_str(), kept[1].as_str(), kept[1023].as_str()),
+        (1024, "a", "b", "1023")
+    );
 }
 
 #[test]
@@ -489,9 +517,15 @@ fn a_password_and_a_database_are_used() {
     acl(&["gate", "on", ">s3 cret", "~*", "&*", "+@all"]);
     acl(&["unscripted", "on", ">s3 cret", "~*", "&*", "+@all", "-@scripting"]);
     acl(&["default", ">other"]);
-    let mut gateway = Gateway::new(&format!("{}?user=gate&pass=s3%20cret&db=5", server.url()), Subscribe::Pattern);
+    let mut gateway = Gateway::new(
+        &format!("{}?user=gate&pass=s3%20cret&db=5", server.url()),
+        Subscribe::Pattern,
+    );
     await_all(&mut [&mut gateway], |gateways| gateways[0].results.is_up());
-    let mut worker = redis::Client::open(format!("{}?pass=other", server.url())).unwrap().get_connection().unwrap();
+    let mut worker = redis::Client::open(format!("{}?pass=other", server.url()))
+        .unwrap()
+        .get_connection()
+        .unwrap();
     publish(&mut worker, TASK, "a");
     await_all(&mut [&mut gateway], |gateways| {
         gateways[0].results.status(TASK).0 == Status::Ready && gateways[0].is_answered()
@@ -499,7 +533,10 @@ fn a_password_and_a_database_are_used() {
     let _: () = redis::cmd("SELECT").arg(5).query(&mut worker).unwrap();
     assert!(worker.exists::<_, bool>(format!("task_response_kept:{TASK}")).unwrap());
 
-    let mut unscripted = Gateway::new(&format!("{}?user=unscripted&pass=s3%20cret", server.url()), Subscribe::Pattern);
+    let mut unscripted = Gateway::new(
+        &format!("{}?user=unscripted&pass=s3%20cret", server.url()),
+        Subscribe::Pattern,
+    );
     await_all(&mut [&mut unscripted], |gateways| gateways[0].results.is_up());
     publish(&mut worker, TASK, "b");
     await_all(&mut [&mut unscripted], |gateways| {
@@ -512,7 +549,8 @@ fn a_password_and_a_database_are_used() {
     );
     assert_eq!(told_to_a_new_client(&mut unscripted, TASK), ["b"]);
 
-    let mut wrong = Gateway::new(&format!("{}?user=gate&pass=wrong", server.url()), Subscribe::Pattern);
+    let mut wrong =
+        Gateway::new(&format!("{}?user=gate&pass=wrong", server.url()), Subscribe::Pattern);
     await_all(&mut [&mut wrong], |gateways| !gateways[0].notices.is_empty());
     for _ in 0..300 {
         wrong.step();

@@ -30,13 +30,15 @@ fn a_reader_that_does_not_read_never_holds_the_process_up() {
         println!("lost={lost}");
         return;
     }
-    let mut child = again("a_reader_that_does_not_read_never_holds_the_process_up", "", Stdio::piped());
+    let mut child =
+        again("a_reader_that_does_not_read_never_holds_the_process_up", "", Stdio::piped());
     // Nobody has read a byte of its log by then, and a pipe takes 64 KiB.
     assert!(wait(&mut child).success());
     let (mut stdout, mut stderr) = (String::new(), String::new());
     child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
     child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
-    let lost: usize = stdout.split("lost=").nth(1).unwrap().lines().next().unwrap().parse().unwrap();
+    let lost: usize =
+        stdout.split("lost=").nth(1).unwrap().lines().next().unwrap().parse().unwrap();
     assert!(lost > LINES / 2 && lost < LINES, "{lost}");
     let lines: Vec<_> = stderr.split_inclusive('\n').filter(|line| line.ends_with('\n')).collect();
     assert!(lines.len() > 10, "{stderr}");
@@ -50,17 +52,28 @@ fn a_reader_that_does_not_read_never_holds_the_process_up() {
 #[test]
 fn a_panic_is_in_the_log_behind_all_lines_before_it() {
     if let Some(file) = std::env::var_os(CHILD) {
-        logging::start(Settings { file: Some(file.into()), format: Format::Json, ..Settings::default() }).unwrap();
+        logging::start(Settings {
+            file: Some(file.into()),
+            format: Format::Json,
+            ..Settings::default()
+        })
+        .unwrap();
         log::info!(target: "test", "before");
         log::debug!(target: "test", "not at this level");
         panic!("it broke");
     }
-    let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("panic-{}.log", std::process::id()));
-    let mut child = again("a_panic_is_in_the_log_behind_all_lines_before_it", file.to_str().unwrap(), Stdio::null());
+    let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+        .join(format!("panic-{}.log", std::process::id()));
+    let mut child = again(
+        "a_panic_is_in_the_log_behind_all_lines_before_it",
+        file.to_str().unwrap(),
+        Stdio::null(),
+    );
     assert!(!wait(&mut child).success());
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::remove_file(&file).unwrap();
-    let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), 2, "{text}");
     assert_eq!((&lines[0]["level"], &lines[0]["message"]), (&"INFO".into(), &"before".into()));
     assert_eq!((&lines[1]["level"], &lines[1]["target"]), (&"ERROR".into(), &"panic".into()));

@@ -134,7 +134,8 @@ fn hold<W: Live>(seed: u64, is_shown: bool, test: &str) {
     let transcript = Rc::new(RefCell::new(Vec::new()));
     let again = live::<W>(seed, Some(&transcript));
     let transcript = transcript.borrow();
-    let shown = &transcript[transcript.len().saturating_sub(if is_shown { usize::MAX } else { LINES_MAX })..];
+    let shown = &transcript
+        [transcript.len().saturating_sub(if is_shown { usize::MAX } else { LINES_MAX })..];
     panic!(
         "{}\n\nseed {seed}: {why}\nagain: {again:?}\nSIM_SEED={seed} cargo test --test sim {test}\n",
         shown.join("\n")
@@ -164,7 +165,9 @@ fn live<W: Live>(seed: u64, transcript: Option<&Transcript>) -> Result<(), Strin
 }
 
 fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
+    std::env::var(name)
+        .ok()
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
 }
 
 // ---- the log as a transcript

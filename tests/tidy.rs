@@ -42,21 +42,53 @@ const BANNED: [(&str, &str); 8] = [
 const HOMES: [(&str, &[&str]); 6] = [
     (
         "std::time::Instant",
-        &["src/reactor/", "src/main.rs", "src/demo.rs", "src/demo/", "src/healthcheck.rs", "src/logging.rs"],
+        &[
+            "src/reactor/",
+            "src/main.rs",
+            "src/demo.rs",
+            "src/demo/",
+            "src/healthcheck.rs",
+            "src/logging.rs",
+        ],
     ),
     (
         "std::time::SystemTime::now",
-        &["src/reactor/", "src/main.rs", "src/demo.rs", "src/demo/", "src/healthcheck.rs", "src/logging.rs"],
+        &[
+            "src/reactor/",
+            "src/main.rs",
+            "src/demo.rs",
+            "src/demo/",
+            "src/healthcheck.rs",
+            "src/logging.rs",
+        ],
     ),
     ("mio", &["src/net/", "src/reactor/"]),
     (
         "std::fs",
-        &["src/net/", "src/main.rs", "src/cli.rs", "src/config.rs", "src/logging.rs", "src/demo.rs", "src/demo/"],
+        &[
+            "src/net/",
+            "src/main.rs",
+            "src/cli.rs",
+            "src/config.rs",
+            "src/logging.rs",
+            "src/demo.rs",
+            "src/demo/",
+        ],
     ),
-    ("std::net::TcpStream", &["src/net/", "src/reactor/", "src/healthcheck.rs", "src/demo.rs", "src/demo/"]),
+    (
+        "std::net::TcpStream",
+        &["src/net/", "src/reactor/", "src/healthcheck.rs", "src/demo.rs", "src/demo/"],
+    ),
     (
         "std::thread",
-        &["src/reactor/", "src/main.rs", "src/demo.rs", "src/demo/", "src/healthcheck.rs", "src/logging.rs"],
+        &[
+            "src/reactor/",
+            "src/main.rs",
+            "src/demo.rs",
+            "src/demo/",
+            "src/healthcheck.rs",
+            "src/logging.rs",
+        ],
     ),
 ];
 
@@ -111,12 +143,17 @@ fn hold(sources: &[Source], rule: fn(&Source) -> Faults) {
 
 /// A floor imports only from floors below it; the rooms of one floor do not know each other.
 fn floors(source: &Source) -> Faults {
-    let Some(room) = room_of(&source.path) else { return vec![format!("{}: this room has no floor", source.path)] };
+    let Some(room) = room_of(&source.path) else {
+        return vec![format!("{}: this room has no floor", source.path)];
+    };
     let mut faults = Vec::new();
     for (line, path) in paths(&source.code) {
         let Some(there) = crate_room(&path, &source.path) else { continue };
         let (Some(ours), Some(theirs)) = (floor(&room), floor(&there)) else {
-            faults.push(format!("{}:{line}: `{path}`: no floor is known for one of the two", source.path));
+            faults.push(format!(
+                "{}:{line}: `{path}`: no floor is known for one of the two",
+                source.path
+            ));
             continue;
         };
         if there != room && theirs >= ours {
@@ -150,13 +187,20 @@ fn homes(source: &Source) -> Faults {
     let mut faults = Vec::new();
     let full = full_paths(&source.code);
     for (word, homes) in HOMES {
-        if homes.iter().any(|home| source.path == *home || home.ends_with('/') && source.path.starts_with(home)) {
+        if homes.iter().any(|home| {
+            source.path == *home || home.ends_with('/') && source.path.starts_with(home)
+        }) {
             continue;
         }
         for (line, path) in &full {
-            let is_there = path == word || path.strip_prefix(word).is_some_and(|rest| rest.starts_with("::"));
+            let is_there =
+                path == word || path.strip_prefix(word).is_some_and(|rest| rest.starts_with("::"));
             if is_there {
-                faults.push(format!("{}:{line}: `{word}` stands only in {}", source.path, homes.join(", ")));
+                faults.push(format!(
+                    "{}:{line}: `{word}` stands only in {}",
+                    source.path,
+                    homes.join(", ")
+                ));
             }
         }
     }
@@ -169,7 +213,11 @@ fn unsafe_home(source: &Source) -> Faults {
     }
     let tokens = tokens(&source.code);
     let found = tokens.iter().filter(|token| token.text == "unsafe");
-    found.map(|token| format!("{}:{}: `unsafe` stands only in src/net/sys.rs", source.path, token.line)).collect()
+    found
+        .map(|token| {
+            format!("{}:{}: `unsafe` stands only in src/net/sys.rs", source.path, token.line)
+        })
+        .collect()
 }
 
 fn banned(source: &Source) -> Faults {
@@ -187,7 +235,8 @@ fn banned(source: &Source) -> Faults {
 }
 
 fn left_out_words(source: &Source) -> Faults {
-    const BEFORE_NAMES: [&str; 9] = ["fn", "struct", "enum", "trait", "mod", "type", "const", "static", "union"];
+    const BEFORE_NAMES: [&str; 9] =
+        ["fn", "struct", "enum", "trait", "mod", "type", "const", "static", "union"];
     let mut names: Vec<(usize, String)> =
         source.path.split('/').map(|part| (1, part.trim_end_matches(".rs").to_owned())).collect();
     let tokens = tokens(&source.code);
@@ -236,7 +285,11 @@ fn long_lines(source: &Source) -> Faults {
         let max = if is_prose { PROSE_COLUMNS_MAX } else { COLUMNS_MAX };
         let columns = line.chars().count();
         if columns > max && (is_prose || !is_literal) {
-            faults.push(format!("{}:{}: {columns} columns, {max} are enough", source.path, index + 1));
+            faults.push(format!(
+                "{}:{}: {columns} columns, {max} are enough",
+                source.path,
+                index + 1
+            ));
         }
     }
     faults
@@ -249,20 +302,46 @@ fn the_floor_rule_catches() {
     let catches = |path: &str, text: &str| floors(&source(path, text)).len();
     assert_eq!(catches("src/proto/ws.rs", "use crate::service::stats::Stats;"), 1);
     assert_eq!(catches("src/proto/ws.rs", "use crate::base::buf::Buf;"), 0);
-    assert_eq!(catches("src/service/bus.rs", "use crate::net::Conn;"), 1, "service and net do not know each other");
+    assert_eq!(
+        catches("src/service/bus.rs", "use crate::net::Conn;"),
+        1,
+        "service and net do not know each other"
+    );
     assert_eq!(catches("src/net/conn.rs", "use crate::{base::buf, service::route};"), 1);
     assert_eq!(catches("src/net/conn.rs", "fn f() -> crate::gateway::Gateway {}"), 1);
-    assert_eq!(catches("src/session/flow/stream.rs", "use super::super::super::gateway::Gateway;"), 1);
-    assert_eq!(catches("src/session/flow.rs", "use super::relay::Relay; use super::super::proto::ws;"), 0);
+    assert_eq!(
+        catches("src/session/flow/stream.rs", "use super::super::super::gateway::Gateway;"),
+        1
+    );
+    assert_eq!(
+        catches("src/session/flow.rs", "use super::relay::Relay; use super::super::proto::ws;"),
+        0
+    );
     assert_eq!(catches("src/gateway.rs", "use super::reactor::Reactor;"), 1);
-    assert_eq!(catches("src/gateway.rs", "use crate::config::Config;"), 1, "no part imports the configuration");
+    assert_eq!(
+        catches("src/gateway.rs", "use crate::config::Config;"),
+        1,
+        "no part imports the configuration"
+    );
     assert_eq!(catches("src/logging.rs", "use crate::config::Config;"), 1);
     assert_eq!(catches("src/config.rs", "use crate::logging; use crate::gateway::Settings;"), 0);
     assert_eq!(catches("src/main.rs", "use aivtuber_gateway::config::Config;"), 0);
     assert_eq!(catches("src/base/buf.rs", "use aivtuber_gateway::config::Config;"), 1);
-    assert_eq!(catches("src/base/buf.rs", "// use crate::gateway::Gateway;\nconst A: &str = \"crate::gateway\";"), 0);
-    assert_eq!(catches("src/base/buf.rs", "#[cfg(test)]\nmod tests { use crate::gateway::Gateway; }"), 0);
-    assert_eq!(catches("src/base/buf.rs", "#[cfg(test)] mod tests {}\nuse crate::gateway::Gateway;"), 1);
+    assert_eq!(
+        catches(
+            "src/base/buf.rs",
+            "// use crate::gateway::Gateway;\nconst A: &str = \"crate::gateway\";"
+        ),
+        0
+    );
+    assert_eq!(
+        catches("src/base/buf.rs", "#[cfg(test)]\nmod tests { use crate::gateway::Gateway; }"),
+        0
+    );
+    assert_eq!(
+        catches("src/base/buf.rs", "#[cfg(test)] mod tests {}\nuse crate::gateway::Gateway;"),
+        1
+    );
     assert_eq!(catches("src/attic.rs", ""), 1, "a new room needs a floor");
 }
 
@@ -272,9 +351,18 @@ fn the_home_rule_catches() {
     assert_eq!(catches("src/gateway.rs", "use std::time::Instant; fn f() {}"), 1);
     assert_eq!(catches("src/gateway.rs", "use std::time; fn f() { time::Instant::now(); }"), 1);
     assert_eq!(catches("src/gateway.rs", "fn f() { std::time::SystemTime::now(); }"), 1);
-    assert_eq!(catches("src/gateway.rs", "use std::time::{Duration, Instant as Moment}; fn f() {}"), 1);
-    assert_eq!(catches("src/gateway.rs", "use crate::base::moment::Moment; fn f(now: Moment) {}"), 0);
-    assert_eq!(catches("src/reactor/mod.rs", "use std::time::Instant; fn f() { Instant::now(); }"), 0);
+    assert_eq!(
+        catches("src/gateway.rs", "use std::time::{Duration, Instant as Moment}; fn f() {}"),
+        1
+    );
+    assert_eq!(
+        catches("src/gateway.rs", "use crate::base::moment::Moment; fn f(now: Moment) {}"),
+        0
+    );
+    assert_eq!(
+        catches("src/reactor/mod.rs", "use std::time::Instant; fn f() { Instant::now(); }"),
+        0
+    );
     assert_eq!(catches("src/session/mod.rs", "use mio::Token;"), 1);
     assert_eq!(catches("src/session/mod.rs", "use mio;"), 1);
     assert_eq!(catches("src/net/tcp.rs", "use mio::Token;"), 0);
@@ -289,7 +377,11 @@ fn the_home_rule_catches() {
 #[test]
 fn the_unsafe_rule_catches() {
     assert_eq!(unsafe_home(&source("src/net/tcp.rs", "fn f() { unsafe { g() } }")).len(), 1);
-    assert_eq!(unsafe_home(&source("src/net/tcp.rs", "// unsafe\nfn unsafe_looking() { \"unsafe\"; }")).len(), 0);
+    assert_eq!(
+        unsafe_home(&source("src/net/tcp.rs", "// unsafe\nfn unsafe_looking() { \"unsafe\"; }"))
+            .len(),
+        0
+    );
     assert_eq!(unsafe_home(&source("src/net/sys.rs", "unsafe { g() }")).len(), 0);
 }
 
@@ -309,7 +401,10 @@ fn the_banned_rule_catches() {
     ] {
         assert_eq!(banned(&source("src/gateway.rs", text)).len(), 1, "{text}");
     }
-    assert_eq!(banned(&source("src/gateway.rs", "//! thread_local! todo!\nlet a = \"dbg!\";")).len(), 0);
+    assert_eq!(
+        banned(&source("src/gateway.rs", "//! thread_local! todo!\nlet a = \"dbg!\";")).len(),
+        0
+    );
 }
 
 #[test]
@@ -325,8 +420,13 @@ fn the_name_rule_catches() {
     ] {
         assert_eq!(left_out_words(&source("src/gateway.rs", text)).len(), 1, "{text}");
     }
-    for text in ["fn handle_ready() {}", "fn gets() {}", "struct Target;", "fn f() { info!(\"a\"); }", "fn forget() {}"]
-    {
+    for text in [
+        "fn handle_ready() {}",
+        "fn gets() {}",
+        "struct Target;",
+        "fn f() { info!(\"a\"); }",
+        "fn forget() {}",
+    ] {
         assert_eq!(left_out_words(&source("src/gateway.rs", text)).len(), 0, "{text}");
     }
     assert_eq!(left_out_words(&source("src/session/helper.rs", "")).len(), 1);
@@ -338,16 +438,24 @@ fn the_rules_about_text_catch() {
     assert_eq!(opens_with_doc(&source("src/a.rs", "use std::fmt;")).len(), 1);
     assert_eq!(opens_with_doc(&source("src/a.rs", "//!\n//! Late.")).len(), 1);
     assert_eq!(opens_with_doc(&source("src/a.rs", "//! What this is for.")).len(), 0);
-    assert_eq!(left_for_later(&source("src/a.rs", "// TODO: more\n/* FIXME */\nfn f() {}")).len(), 2);
+    assert_eq!(
+        left_for_later(&source("src/a.rs", "// TODO: more\n/* FIXME */\nfn f() {}")).len(),
+        2
+    );
     assert_eq!(left_for_later(&source("src/a.rs", "fn todo_list() {}")).len(), 0);
     assert_eq!(long_lines(&source("src/a.rs", &"x".repeat(121))).len(), 1);
     assert_eq!(long_lines(&source("src/a.rs", &format!("// {}", "x".repeat(138)))).len(), 1);
-    assert_eq!(long_lines(&source("src/a.rs", &format!("// {}\n{}", "x".repeat(137), "é".repeat(120)))).len(), 0);
+    assert_eq!(
+        long_lines(&source("src/a.rs", &format!("// {}\n{}", "x".repeat(137), "é".repeat(120))))
+            .len(),
+        0
+    );
 }
 
 #[test]
 fn what_is_no_code_is_blanked() {
-    let text = "a /* b /* c */ d */ e // f\n\"g \\\" h\" i 'j' 'k r#\"l \" m\"# n b'o' br\"p\" '\\'' q";
+    let text =
+        "a /* b /* c */ d */ e // f\n\"g \\\" h\" i 'j' 'k r#\"l \" m\"# n b'o' br\"p\" '\\'' q";
     let code = code_of(text);
     let left: Vec<&str> = code.split_whitespace().collect();
     assert_eq!(left, ["a", "e", "i", "'k", "n", "q"]);
@@ -391,14 +499,17 @@ fn read(folders: &[&str]) -> Vec<Source> {
 }
 
 fn read_folder(root: &Path, folder: &Path, sources: &mut Vec<Source>) {
-    for entry in fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+    for entry in
+        fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+    {
         let path = entry.expect("a folder's entry").path();
         if path.is_dir() {
             if !path.ends_with("node_modules") {
                 read_folder(root, &path, sources);
             }
         } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            let text = fs::read_to_string(&path)
+                .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
             let path = path.strip_prefix(root).expect("it was found below the root");
             sources.push(source(&path.to_string_lossy(), &text));
         }
@@ -424,7 +535,8 @@ fn crate_room(path: &str, file: &str) -> Option<String> {
             parts.next();
         }
         &"super" => {
-            let inside = file.strip_prefix("src/")?.trim_end_matches(".rs").trim_end_matches("/mod");
+            let inside =
+                file.strip_prefix("src/")?.trim_end_matches(".rs").trim_end_matches("/mod");
             let mut depth = inside.split('/').count();
             while parts.peek() == Some(&"super") {
                 parts.next();
@@ -466,7 +578,8 @@ fn without_literals(text: &str) -> String {
                 }
             },
             (first, _) if first.is_alphabetic() || first == '_' => {
-                let end = (at..signs.len()).find(|&i| !signs[i].is_alphanumeric() && signs[i] != '_');
+                let end =
+                    (at..signs.len()).find(|&i| !signs[i].is_alphanumeric() && signs[i] != '_');
                 let end = end.unwrap_or(signs.len());
                 let word: String = signs[at..end].iter().collect();
                 match (word.as_str(), signs.get(end)) {
@@ -532,7 +645,9 @@ fn raw_end(signs: &[char], at: usize) -> Option<usize> {
     }
     let mut i = at + hashes + 1;
     while i < signs.len() {
-        if signs[i] == '"' && signs[i + 1..].iter().take(hashes).filter(|&&sign| sign == '#').count() == hashes {
+        if signs[i] == '"'
+            && signs[i + 1..].iter().take(hashes).filter(|&&sign| sign == '#').count() == hashes
+        {
             return Some(i + 1 + hashes);
         }
         i += 1;
@@ -625,7 +740,8 @@ fn full_paths(code: &str) -> Vec<(usize, String)> {
         use_tree(&tokens, at + 1, "", &mut |_, path, name| known.push((name, path)));
     }
     let resolve = |path: String| {
-        let (first, rest) = path.split_once("::").map_or((path.as_str(), ""), |(first, rest)| (first, rest));
+        let (first, rest) =
+            path.split_once("::").map_or((path.as_str(), ""), |(first, rest)| (first, rest));
         match known.iter().find(|(name, _)| name == first) {
             Some((_, full)) if rest.is_empty() => full.clone(),
             Some((_, full)) => format!("{full}::{rest}"),
@@ -652,7 +768,12 @@ fn full_paths(code: &str) -> Vec<(usize, String)> {
 }
 
 /// Takes the tree behind `use` apart; `found` gets line, path and the name it is known by. Gives where the tree ends.
-fn use_tree(tokens: &[Token], mut at: usize, before: &str, found: &mut dyn FnMut(usize, String, String)) -> usize {
+fn use_tree(
+    tokens: &[Token],
+    mut at: usize,
+    before: &str,
+    found: &mut dyn FnMut(usize, String, String),
+) -> usize {
     let mut path = before.to_owned();
     let mut line = tokens.get(at).map_or(0, |token| token.line);
     let mut name = None;
@@ -709,7 +830,8 @@ fn words(name: &str) -> Vec<String> {
         let before = i.checked_sub(1).map(|i| signs[i]);
         let starts_word = sign.is_uppercase()
             && (before.is_some_and(char::is_lowercase)
-                || before.is_some_and(char::is_uppercase) && signs.get(i + 1).is_some_and(|next| next.is_lowercase()));
+                || before.is_some_and(char::is_uppercase)
+                    && signs.get(i + 1).is_some_and(|next| next.is_lowercase()));
         if sign == '_' || starts_word {
             words.push(String::new());
         }

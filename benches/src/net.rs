@@ -35,7 +35,10 @@ pub struct Poll {
 impl Poll {
     /// `events_max`: how many events one wait reports at most.
     pub fn new(events_max: usize) -> io::Result<Poll> {
-        Ok(Poll { epoll: epoll::create(CreateFlags::CLOEXEC)?, events: Vec::with_capacity(events_max) })
+        Ok(Poll {
+            epoll: epoll::create(CreateFlags::CLOEXEC)?,
+            events: Vec::with_capacity(events_max),
+        })
     }
 
     pub fn add(&self, fd: impl AsFd, token: u64, flags: EventFlags) -> io::Result<()> {

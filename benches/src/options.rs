@@ -65,7 +65,9 @@ impl Options {
                 Long("quick") => options.quick = true,
                 Long("only") => options.only.extend(words(&mut parser)?),
                 Long("targets") => options.targets.extend(words(&mut parser)?),
-                Long("rounds") => rounds = Some(number(&mut parser, "--rounds", 1.0, 1000.0)? as usize),
+                Long("rounds") => {
+                    rounds = Some(number(&mut parser, "--rounds", 1.0, 1000.0)? as usize)
+                }
                 Long("seconds") => seconds = Some(number(&mut parser, "--seconds", 0.05, 60.0)?),
                 Long("gateway") => options.gateway = Some(path(&mut parser)?),
                 Long("versus") => options.versus = Some(path(&mut parser)?),
@@ -84,7 +86,11 @@ impl Options {
 
     /// Whether a row was asked for: by its name, or as one of all, of which a quick run has those that are quick.
     pub fn wants_row(&self, row: &str, is_quick: bool) -> bool {
-        if self.only.is_empty() { is_quick || !self.quick } else { self.only.iter().any(|name| name == row) }
+        if self.only.is_empty() {
+            is_quick || !self.quick
+        } else {
+            self.only.iter().any(|name| name == row)
+        }
     }
 
     /// Whether a target was asked for.
@@ -94,7 +100,8 @@ impl Options {
 }
 
 fn words(parser: &mut lexopt::Parser) -> Result<Vec<String>, Fault> {
-    let value = parser.value().and_then(|value| value.string()).map_err(|error| error.to_string())?;
+    let value =
+        parser.value().and_then(|value| value.string()).map_err(|error| error.to_string())?;
     Ok(value.split(',').map(str::trim).filter(|word| !word.is_empty()).map(str::to_owned).collect())
 }
 
@@ -103,7 +110,8 @@ fn path(parser: &mut lexopt::Parser) -> Result<PathBuf, Fault> {
 }
 
 fn number(parser: &mut lexopt::Parser, flag: &str, least: f64, most: f64) -> Result<f64, Fault> {
-    let value = parser.value().and_then(|value| value.string()).map_err(|error| error.to_string())?;
+    let value =
+        parser.value().and_then(|value| value.string()).map_err(|error| error.to_string())?;
     let number = value.parse::<f64>().ok().filter(|number| (least..=most).contains(number));
     number.ok_or_else(|| format!("{flag} {value}: a number from {least} to {most} is allowed"))
 }
@@ -131,7 +139,10 @@ mod tests {
         assert_eq!(options.only, ["a", "b", "c"]);
         assert!(options.wants_row("c", true) && !options.wants_row("d", true));
         assert!(options.wants_target("pipe") && !options.wants_target("nginx"));
-        assert!(parse("").unwrap().wants_row("anything", true) && parse("").unwrap().wants_target("anything"));
+        assert!(
+            parse("").unwrap().wants_row("anything", true)
+                && parse("").unwrap().wants_target("anything")
+        );
     }
 
     #[test]

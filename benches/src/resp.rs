@@ -68,7 +68,8 @@ mod tests {
         for cut in 0..wire.len() {
             assert_eq!(parse(&wire[..cut]), Ok(None), "cut at {cut}");
         }
-        let words: Vec<Value> = [&b"pmessage"[..], b"a*", b"ab", b"\r\n{}"].map(Value::Bytes).to_vec();
+        let words: Vec<Value> =
+            [&b"pmessage"[..], b"a*", b"ab", b"\r\n{}"].map(Value::Bytes).to_vec();
         let mut longer = wire.to_vec();
         longer.push(b'+');
         assert_eq!(parse(&longer), Ok(Some((Value::Array(words), wire.len()))));

@@ -61,7 +61,9 @@ impl Latencies {
 
     /// The time in microseconds that `percent` per cent did not exceed (nearest rank); `None` when nothing was kept.
     pub fn percentile(&mut self, percent: f64) -> Option<f64> {
-        let rank = ((percent / 100.0 * self.0.len() as f64).ceil() as usize).clamp(1, self.0.len().max(1)) - 1;
+        let rank = ((percent / 100.0 * self.0.len() as f64).ceil() as usize)
+            .clamp(1, self.0.len().max(1))
+            - 1;
         if self.0.is_empty() {
             return None;
         }

@@ -130,16 +130,26 @@ pub struct Request {
 pub fn parse_request(bytes: &[u8]) -> Result<Option<Request>, Fault> {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut head = httparse::Request::new(&mut headers);
-    let size = match head.parse(bytes).map_err(|error| format!("the backend was sent a broken head: {error}"))? {
+    let size = match head
+        .parse(bytes)
+        .map_err(|error| format!("the backend was sent a broken head: {error}"))?
+    {
         httparse::Status::Complete(size) => size,
         httparse::Status::Partial => return within_limit(bytes),
     };
     let upgrade = header(head.headers, "upgrade").unwrap_or_default();
     let key = header(head.headers, "sec-websocket-key").unwrap_or_default();
     if !upgrade.eq_ignore_ascii_case("websocket") || key.is_empty() {
-        return Err(format!("the backend was sent no upgrade: {}", String::from_utf8_lossy(&bytes[..size])));
+        return Err(format!(
+            "the backend was sent no upgrade: {}",
+            String::from_utf8_lossy(&bytes[..size])
+        ));
     }
-    Ok(Some(Request { target: head.path.unwrap_or_default().to_owned(), key: key.to_owned(), size }))
+    Ok(Some(Request {
+        target: head.path.unwrap_or_default().to_owned(),
+        key: key.to_owned(),
+        size,
+    }))
 }
 
 /// An answer head.
@@ -157,7 +167,10 @@ pub struct Answer {
 pub fn parse_answer(bytes: &[u8]) -> Result<Option<Answer>, Fault> {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut head = httparse::Response::new(&mut headers);
-    let size = match head.parse(bytes).map_err(|error| format!("the client was sent a broken head: {error}"))? {
+    let size = match head
+        .parse(bytes)
+        .map_err(|error| format!("the client was sent a broken head: {error}"))?
+    {
         httparse::Status::Complete(size) => size,
         httparse::Status::Partial => return within_limit(bytes),
     };
@@ -170,7 +183,11 @@ pub fn parse_answer(bytes: &[u8]) -> Result<Option<Answer>, Fault> {
 }
 
 fn within_limit<T>(bytes: &[u8]) -> Result<Option<T>, Fault> {
-    if bytes.len() >= HEAD_BYTES_MAX { Err(format!("a head of over {HEAD_BYTES_MAX} bytes")) } else { Ok(None) }
+    if bytes.len() >= HEAD_BYTES_MAX {
+        Err(format!("a head of over {HEAD_BYTES_MAX} bytes"))
+    } else {
+        Ok(None)
+    }
 }
 
 fn header<'a>(headers: &[httparse::Header<'a>], name: &str) -> Option<&'a str> {
@@ -189,9 +206,14 @@ mod tests {
                 let mut wire = Vec::new();
                 push_frame_head(&mut wire, BINARY, payload, mask);
                 for cut in 0..wire.len() {
-                    assert_eq!(parse_frame_head(&wire[..cut]), None, "payload {payload}, cut at {cut}");
+                    assert_eq!(
+                        parse_frame_head(&wire[..cut]),
+                        None,
+                        "payload {payload}, cut at {cut}"
+                    );
                 }
-                let expected = FrameHead { first: BINARY, mask, payload: payload as u64, size: wire.len() };
+                let expected =
+                    FrameHead { first: BINARY, mask, payload: payload as u64, size: wire.len() };
                 assert_eq!(parse_frame_head(&wire), Some(expected));
                 wire.push(0xff);
                 assert_eq!(parse_frame_head(&wire), Some(expected));
@@ -217,7 +239,8 @@ mod tests {
         let key = [0xa5, 0x01, 0xfe, 0x7c];
         for length in 0..40usize {
             let plain: Vec<u8> = (0..length as u8).collect();
-            let slow: Vec<u8> = plain.iter().enumerate().map(|(at, byte)| byte ^ key[at % 4]).collect();
+            let slow: Vec<u8> =
+                plain.iter().enumerate().map(|(at, byte)| byte ^ key[at % 4]).collect();
             let mut fast = plain.clone();
             apply_mask(&mut fast, key);
             assert_eq!(fast, slow);
@@ -243,9 +266,15 @@ mod tests {
             assert_eq!(parse_answer(&answer[..cut]), Ok(None));
         }
         let parsed = parse_request(&request).unwrap().unwrap();
-        assert_eq!(parsed, Request { target: "/ws/input?n=7".into(), key: key.clone(), size: request.len() });
+        assert_eq!(
+            parsed,
+            Request { target: "/ws/input?n=7".into(), key: key.clone(), size: request.len() }
+        );
         let parsed = parse_answer(&answer).unwrap().unwrap();
-        assert_eq!((parsed.status, parsed.accept, parsed.size), (101, accept_for(&key), answer.len()));
+        assert_eq!(
+            (parsed.status, parsed.accept, parsed.size),
+            (101, accept_for(&key), answer.len())
+        );
     }
 
     #[test]

@@ -28,7 +28,8 @@ impl Add<Duration> for Moment {
 
     #[inline]
     fn add(self, wait: Duration) -> Moment {
-        let nanos = wait.as_secs().saturating_mul(1_000_000_000).saturating_add(wait.subsec_nanos().into());
+        let nanos =
+            wait.as_secs().saturating_mul(1_000_000_000).saturating_add(wait.subsec_nanos().into());
         Moment(self.0.saturating_add(nanos))
     }
 }

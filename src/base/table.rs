@@ -61,7 +61,9 @@ impl<T> Table<T> {
         }
         let Table { entries, slots, hashes, crowd } = self;
         let slot = Slot(entries.insert((id, entry())) as u32);
-        slots.insert_unique(hashes.hash_one(id), slot, |slot| hashes.hash_one(entries[slot.0 as usize].0));
+        slots.insert_unique(hashes.hash_one(id), slot, |slot| {
+            hashes.hash_one(entries[slot.0 as usize].0)
+        });
         *crowd = entries.len().max(*crowd);
         slot
     }
@@ -139,7 +141,8 @@ mod tests {
 
     #[test]
     fn it_is_as_a_map_would_be() {
-        let (mut table, mut map, mut chance) = (Table::new(), HashMap::new(), fastrand::Rng::with_seed(7));
+        let (mut table, mut map, mut chance) =
+            (Table::new(), HashMap::new(), fastrand::Rng::with_seed(7));
         for round in 0..20_000 {
             // Up to a crowd, and down again.
             let ids = if round < 10_000 { 4 * CROWD_MIN } else { 16 };
@@ -155,7 +158,10 @@ mod tests {
                 }
                 _ => {
                     let slot = table.find_or_insert_with(id, || round);
-                    assert_eq!((table.id(slot), table[slot]), (id, *map.entry(id).or_insert(round)));
+                    assert_eq!(
+                        (table.id(slot), table[slot]),
+                        (id, *map.entry(id).or_insert(round))
+                    );
                 }
             }
             assert_eq!((table.len(), table.is_empty()), (map.len(), map.is_empty()));
@@ -166,19 +172,24 @@ mod tests {
     #[test]
     fn an_entry_keeps_its_slot() {
         let mut table = Table::new();
-        let slots: Vec<Slot> = (0..5000).map(|number| table.find_or_insert_with(id(number), || number)).collect();
+        let slots: Vec<Slot> =
+            (0..5000).map(|number| table.find_or_insert_with(id(number), || number)).collect();
         for number in (0..5000).filter(|number| number % 100 != 0) {
             assert_eq!(table.remove(slots[number]), number);
         }
         for number in (0..5000).step_by(100) {
-            assert_eq!((table.find(id(number)), table[slots[number]]), (Some(slots[number]), number));
+            assert_eq!(
+                (table.find(id(number)), table[slots[number]]),
+                (Some(slots[number]), number)
+            );
         }
     }
 
     #[test]
     fn a_crowd_that_left_leaves_no_memory_behind() {
         let mut table = Table::new();
-        let slots: Vec<Slot> = (0..50_000).map(|number| table.find_or_insert_with(id(number), || number)).collect();
+        let slots: Vec<Slot> =
+            (0..50_000).map(|number| table.find_or_insert_with(id(number), || number)).collect();
         slots.iter().rev().for_each(|slot| _ = table.remove(*slot));
         assert!(table.is_empty());
         assert!(table.entries.capacity() < CROWD_MIN && table.slots.capacity() < CROWD_MIN);

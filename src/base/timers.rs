@@ -61,7 +61,11 @@ impl Timers {
         let mut owner = 0;
         for round in self.rounds.iter().rev() {
             let from = owner * MATCH;
-            owner = from + round[from..].iter().position(|&entry| entry == first).expect("a winner has played below");
+            owner = from
+                + round[from..]
+                    .iter()
+                    .position(|&entry| entry == first)
+                    .expect("a winner has played below");
         }
         self.disarm(owner);
         Some(owner)
@@ -79,7 +83,11 @@ impl Timers {
             round.truncate(used);
             round.shrink_to_fit();
         }
-        let used = self.rounds.iter().position(|round| round.len() <= 1).map_or(self.rounds.len(), |last| last + 1);
+        let used = self
+            .rounds
+            .iter()
+            .position(|round| round.len() <= 1)
+            .map_or(self.rounds.len(), |last| last + 1);
         self.rounds.truncate(used);
     }
 
@@ -89,7 +97,8 @@ impl Timers {
         for depth in 0.. {
             if depth == self.rounds.len() {
                 // One round more: so far the one below was the final.
-                let first_match = depth.checked_sub(1).and_then(|below| self.rounds[below].chunks(MATCH).next());
+                let first_match =
+                    depth.checked_sub(1).and_then(|below| self.rounds[below].chunks(MATCH).next());
                 self.rounds.push(vec![first_match.and_then(winner_of)]);
             }
             let round = &mut self.rounds[depth];
@@ -176,7 +185,10 @@ mod tests {
                     3 => {
                         while let Some(owner) = timers.pop_due(at(now)) {
                             let due = list.remove(&owner);
-                            assert!(due.is_some_and(|due| due <= now), "seed {seed}: {owner} {due:?} at {now}");
+                            assert!(
+                                due.is_some_and(|due| due <= now),
+                                "seed {seed}: {owner} {due:?} at {now}"
+                            );
                         }
                     }
                     _ => {

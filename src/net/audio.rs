@@ -158,7 +158,8 @@ fn send_file(socket: impl AsFd, file: &File, offset: u64, count: usize) -> io::R
 }
 
 /// Opening a pipe or a device must not wait for its other end, nor make it our terminal.
-const READ: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
+const READ: OFlags =
+    OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
 /// The components of a relative path that only goes down.
 fn steps(relative: &Path) -> Result<Vec<&Path>, AudioFault> {
@@ -167,7 +168,9 @@ fn steps(relative: &Path) -> Result<Vec<&Path>, AudioFault> {
         match component {
             Component::Normal(name) => steps.push(Path::new(name)),
             Component::CurDir => {}
-            Component::ParentDir | Component::RootDir | Component::Prefix(_) => return Err(AudioFault::NotAllowed),
+            Component::ParentDir | Component::RootDir | Component::Prefix(_) => {
+                return Err(AudioFault::NotAllowed);
+            }
         }
     }
     if steps.is_empty() {
@@ -210,7 +213,9 @@ fn fault(errno: Errno) -> AudioFault {
     match errno {
         Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::INVAL => AudioFault::NotFound,
         // A link, a way out, and a socket or a device that nobody serves.
-        Errno::LOOP | Errno::XDEV | Errno::ISDIR | Errno::NXIO | Errno::NODEV => AudioFault::NotAllowed,
+        Errno::LOOP | Errno::XDEV | Errno::ISDIR | Errno::NXIO | Errno::NODEV => {
+            AudioFault::NotAllowed
+        }
         Errno::FBIG | Errno::OVERFLOW => AudioFault::TooLarge,
         _ => AudioFault::Unreadable,
     }
@@ -232,7 +237,8 @@ mod tests {
 
     impl Folder {
         fn new(name: &str) -> Folder {
-            let folder = std::env::temp_dir().join(format!("aivtuber-audio-{}-{name}", std::process::id()));
+            let folder =
+                std::env::temp_dir().join(format!("aivtuber-audio-{}-{name}", std::process::id()));
             fs::create_dir_all(folder.join("root/sub")).unwrap();
             Folder(folder)
         }
@@ -288,7 +294,9 @@ mod tests {
     fn what_is_not_there_is_not_found() {
         let folder = Folder::new("missing");
         folder.write("root/a.wav", b"one");
-        for name in ["b.wav", "no/a.wav", "a.wav/b", "sub/a.wav", &"x".repeat(300), "nul\0", "a.wav\0"] {
+        for name in
+            ["b.wav", "no/a.wav", "a.wav/b", "sub/a.wav", &"x".repeat(300), "nul\0", "a.wav\0"]
+        {
             assert_eq!(both(&folder, name), Err(NotFound), "{name:?}");
         }
     }
@@ -379,7 +387,10 @@ mod tests {
         assert_eq!(root.open(&linked).err(), Some(NotAllowed));
         assert_eq!(root.open(Path::new("/proc/self/environ")).err(), Some(NotAllowed));
         assert_eq!(root.open(&linked.join("../secret")).err(), Some(NotAllowed));
-        assert_eq!(root.open(Path::new(OsStr::from_bytes(b"\xff\xed\xa0\x80"))).err(), Some(NotFound));
+        assert_eq!(
+            root.open(Path::new(OsStr::from_bytes(b"\xff\xed\xa0\x80"))).err(),
+            Some(NotFound)
+        );
     }
 
     #[test]
@@ -391,7 +402,10 @@ mod tests {
         for content in ["one", "other"] {
             fs::create_dir(folder.0.join("later")).unwrap();
             folder.write("later/a.wav", content.as_bytes());
-            assert_eq!(root.open(Path::new("a.wav")).map(|file| file.length()), Ok(content.len() as u64));
+            assert_eq!(
+                root.open(Path::new("a.wav")).map(|file| file.length()),
+                Ok(content.len() as u64)
+            );
             fs::remove_dir_all(folder.0.join("later")).unwrap();
         }
     }
@@ -412,7 +426,8 @@ mod tests {
         let folder = Folder::new("send");
         let bytes: Vec<u8> = (0..1_000_003u32).map(|i| ((i * 31) >> 3) as u8).collect();
         folder.write("root/a.wav", &bytes);
-        let AudioFile { file, length } = AudioRoot::new(&folder.root(), u64::MAX).open(Path::new("a.wav")).unwrap();
+        let AudioFile { file, length } =
+            AudioRoot::new(&folder.root(), u64::MAX).open(Path::new("a.wav")).unwrap();
         read_ahead(&file, 0, length);
         read_ahead(&file, length, 0);
         let (socket, mut peer) = UnixStream::pair().unwrap();
@@ -440,10 +455,20 @@ mod tests {
             }
         }
         assert!(received == bytes && was_full);
-        fs::OpenOptions::new().write(true).open(folder.root().join("a.wav")).unwrap().set_len(10).unwrap();
+        fs::OpenOptions::new()
+            .write(true)
+            .open(folder.root().join("a.wav"))
+            .unwrap()
+            .set_len(10)
+            .unwrap();
         assert_eq!(send_file(&socket, &file, 10, 100).unwrap(), 0);
         // A file that vanishes stays readable for whoever has it open.
-        fs::OpenOptions::new().append(true).open(folder.root().join("a.wav")).unwrap().write_all(b"more").unwrap();
+        fs::OpenOptions::new()
+            .append(true)
+            .open(folder.root().join("a.wav"))
+            .unwrap()
+            .write_all(b"more")
+            .unwrap();
         fs::remove_file(folder.root().join("a.wav")).unwrap();
         assert_eq!(send_file(&socket, &file, 10, 100).unwrap(), 4);
     }

@@ -50,7 +50,10 @@ struct Known {
 impl Conn {
     /// A connection that was just accepted: there is room to write, and what there is to read will be announced.
     pub fn accepted(socket: Socket) -> Conn {
-        Conn::new(socket, Known { readable: false, writable: true, read_closed: false, is_held: false })
+        Conn::new(
+            socket,
+            Known { readable: false, writable: true, read_closed: false, is_held: false },
+        )
     }
 
     /// A connection that is being made. A write may be tried at once: it says `Blocked` until the connection stands.
@@ -60,7 +63,10 @@ impl Conn {
 
     /// A connection that is being made and is not to be touched before an event says what became of it.
     pub fn connecting(socket: Socket) -> Conn {
-        Conn::new(socket, Known { readable: false, writable: false, read_closed: false, is_held: false })
+        Conn::new(
+            socket,
+            Known { readable: false, writable: false, read_closed: false, is_held: false },
+        )
     }
 
     fn new(socket: Socket, known: Known) -> Conn {
@@ -184,13 +190,18 @@ impl Conn {
     ) -> io::Result<Io> {
         match &mut self.0 {
             Placed::Here(tcp, known) => known.when_readable(tcp, call, is_proof),
-            Placed::Apart(transport, known) => known.when_readable(&mut ***transport, call, is_proof),
+            Placed::Apart(transport, known) => {
+                known.when_readable(&mut ***transport, call, is_proof)
+            }
         }
     }
 
     /// One call that gives to the socket, if it may have room.
     #[inline]
-    fn when_writable(&mut self, call: impl FnMut(&mut dyn Transport) -> io::Result<usize>) -> io::Result<Io> {
+    fn when_writable(
+        &mut self,
+        call: impl FnMut(&mut dyn Transport) -> io::Result<usize>,
+    ) -> io::Result<Io> {
         match &mut self.0 {
             Placed::Here(tcp, known) => known.when_writable(tcp, call),
             Placed::Apart(transport, known) => known.when_writable(&mut ***transport, call),
@@ -304,7 +315,8 @@ mod tests {
         reads: impl IntoIterator<Item = io::Result<usize>>,
         writes: impl IntoIterator<Item = io::Result<usize>>,
     ) -> Conn {
-        let script = Script { reads: reads.into_iter().collect(), writes: writes.into_iter().collect() };
+        let script =
+            Script { reads: reads.into_iter().collect(), writes: writes.into_iter().collect() };
         Conn::accepted(Socket::Other(Box::new(script)))
     }
 

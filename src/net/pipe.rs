@@ -36,14 +36,28 @@ impl Pipe {
 
     /// Takes at most `most` bytes from `source`; 0 at its end. `WouldBlock`: `source` has none, or the pipe is full.
     pub fn fill_from(&mut self, source: impl AsFd, most: usize) -> io::Result<usize> {
-        let n = splice(source, None, &self.write, None, most, SpliceFlags::NONBLOCK | SpliceFlags::MOVE)?;
+        let n = splice(
+            source,
+            None,
+            &self.write,
+            None,
+            most,
+            SpliceFlags::NONBLOCK | SpliceFlags::MOVE,
+        )?;
         self.held += n as u32;
         Ok(n)
     }
 
     /// Gives `sink` as much as it takes.
     pub fn drain_into(&mut self, sink: impl AsFd) -> io::Result<usize> {
-        let n = splice(&self.read, None, sink, None, self.held(), SpliceFlags::NONBLOCK | SpliceFlags::MOVE)?;
+        let n = splice(
+            &self.read,
+            None,
+            sink,
+            None,
+            self.held(),
+            SpliceFlags::NONBLOCK | SpliceFlags::MOVE,
+        )?;
         self.held -= n as u32;
         Ok(n)
     }

@@ -151,12 +151,19 @@ pub fn connect(to: SocketAddr, source: Source, registry: &Registry) -> io::Resul
     begin(to, source, false, registry)
 }
 
-fn begin(to: SocketAddr, source: Source, is_unpaced: bool, registry: &Registry) -> io::Result<Socket> {
+fn begin(
+    to: SocketAddr,
+    source: Source,
+    is_unpaced: bool,
+    registry: &Registry,
+) -> io::Result<Socket> {
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = socket2::Socket::new_raw(Domain::for_address(to), kind, Some(Protocol::TCP))?;
     set_options(&socket, is_unpaced)?;
     match socket.connect(&to.into()) {
-        Err(error) if error.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) => return Err(error),
+        Err(error) if error.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) => {
+            return Err(error);
+        }
         _ => {}
     }
     let mut stream = TcpStream::from_std(socket.into());
@@ -176,7 +183,8 @@ pub fn connect_unix(path: &Path, source: Source, registry: &Registry) -> io::Res
 /// # Errors
 /// Whatever the kernel says; the caller names the address.
 pub fn listen(address: SocketAddr, reuse_port: bool) -> io::Result<mio::net::TcpListener> {
-    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket =
+        socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(reuse_port)?;
     if address.is_ipv6() {
@@ -230,6 +238,9 @@ mod tests {
         set_options(&ours, false).unwrap();
         assert_eq!(ours.tcp_congestion().unwrap(), usual.tcp_congestion().unwrap());
         let listener = listen("0.0.0.0:0".parse().unwrap(), false).unwrap();
-        assert_eq!(socket2::SockRef::from(&listener).tcp_congestion().unwrap(), usual.tcp_congestion().unwrap());
+        assert_eq!(
+            socket2::SockRef::from(&listener).tcp_congestion().unwrap(),
+            usual.tcp_congestion().unwrap()
+        );
     }
 }

@@ -100,7 +100,9 @@ fn after(place: Place, byte: u8) -> Result<Place, &'static str> {
             let digit = char::from(byte).to_digit(16).unwrap_or_default();
             Place::Size { size: size << 4 | u64::from(digit), digits: digits + 1 }
         }
-        (Place::Size { size, digits: 1.. } | Place::Extension { size }, b'\r') => Place::SizeLf { size },
+        (Place::Size { size, digits: 1.. } | Place::Extension { size }, b'\r') => {
+            Place::SizeLf { size }
+        }
         (Place::Size { size, digits: 1.. }, b';' | b' ' | b'\t') => Place::Extension { size },
         (Place::Size { .. }, _) => return Err("malformed chunk size"),
         (Place::SizeLf { size: 0 }, b'\n') => Place::TrailerStart,
@@ -138,7 +140,10 @@ mod tests {
                 let mut scanner = BodyScanner::new(Body::Chunked);
                 assert_eq!(scanner.advance(&body[..cut]), Ok(cut));
                 assert!(!scanner.is_done() && !scanner.may_end(), "cut at {cut}");
-                assert_eq!(scanner.advance(&[&body[cut..], b"5\r\nmore"].concat()), Ok(body.len() - cut));
+                assert_eq!(
+                    scanner.advance(&[&body[cut..], b"5\r\nmore"].concat()),
+                    Ok(body.len() - cut)
+                );
                 assert!(scanner.is_done() && scanner.may_end());
                 assert_eq!(scanner.advance(b"more"), Ok(0));
             }
@@ -198,7 +203,9 @@ mod tests {
             let mut whole = BodyScanner::new(Body::Chunked);
             let used = whole.advance(&bytes);
             let mut trickled = BodyScanner::new(Body::Chunked);
-            let same = bytes.iter().try_fold(0, |sum, byte| trickled.advance(&[*byte]).map(|one| sum + one));
+            let same = bytes
+                .iter()
+                .try_fold(0, |sum, byte| trickled.advance(&[*byte]).map(|one| sum + one));
             assert_eq!(used, same, "seed {seed}");
             assert_eq!(whole.is_done(), trickled.is_done(), "seed {seed}");
             ended += u32::from(whole.is_done());

@@ -148,7 +148,8 @@ mod tests {
 
     fn frame(opcode: Opcode, fin: bool, payload: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
-        FrameHead { fin, rsv: 0, opcode, mask: Some(MASK), payload: payload.len() as u64 }.write(&mut out);
+        FrameHead { fin, rsv: 0, opcode, mask: Some(MASK), payload: payload.len() as u64 }
+            .write(&mut out);
         let at = out.len();
         out.extend_from_slice(payload);
         apply_mask(&mut out[at..], MASK, 0);
@@ -172,7 +173,11 @@ mod tests {
         for cut in (0..bytes.len()).step_by(7) {
             let (mut conduit, mut answers) = (Conduit::new(), Vec::new());
             for piece in [&bytes[..cut], &bytes[cut..]] {
-                assert_eq!(conduit.handle_bytes(piece, &mut answers), Said::Nothing, "cut at {cut}");
+                assert_eq!(
+                    conduit.handle_bytes(piece, &mut answers),
+                    Said::Nothing,
+                    "cut at {cut}"
+                );
             }
             assert_eq!(answers, expected, "cut at {cut}");
             assert!(conduit.is_idle());
@@ -181,7 +186,8 @@ mod tests {
 
     #[test]
     fn it_is_idle_only_between_messages() {
-        let bytes = [frame(Opcode::Text, false, b"a"), frame(Opcode::Continuation, true, b"b")].concat();
+        let bytes =
+            [frame(Opcode::Text, false, b"a"), frame(Opcode::Continuation, true, b"b")].concat();
         let mut conduit = Conduit::new();
         for (at, byte) in bytes.iter().enumerate() {
             conduit.handle_bytes(&[*byte], &mut Vec::new());
@@ -191,7 +197,8 @@ mod tests {
 
     #[test]
     fn a_close_is_echoed_and_what_follows_it_is_not_read() {
-        let bytes = [close_frame(4321, "bye", Some(MASK)), ping_frame(b"late", Some(MASK))].concat();
+        let bytes =
+            [close_frame(4321, "bye", Some(MASK)), ping_frame(b"late", Some(MASK))].concat();
         assert_eq!(all(&bytes), (Said::Close(Some(4321)), close_frame(4321, "bye", None)));
         let (said, answers) = all(&frame(Opcode::Close, true, b""));
         assert_eq!((said, answers), (Said::Close(None), vec![0x88, 0]));
@@ -204,9 +211,13 @@ mod tests {
         assert_eq!(all(&frame(Opcode::Reserved(3), true, b"")).0, Said::Fault(Fault::Protocol));
         assert_eq!(all(&frame(Opcode::Continuation, true, b"")).0, Said::Fault(Fault::Protocol));
         assert_eq!(all(&frame(Opcode::Text, true, &[0xff])).0, Said::Fault(Fault::Utf8));
-        assert_eq!(all(&frame(Opcode::Binary, true, &[0; MESSAGE_BYTES_MAX + 1])).0, Said::Fault(Fault::TooBig));
+        assert_eq!(
+            all(&frame(Opcode::Binary, true, &[0; MESSAGE_BYTES_MAX + 1])).0,
+            Said::Fault(Fault::TooBig)
+        );
         let fragments =
-            [frame(Opcode::Binary, false, &[0; 4000]), frame(Opcode::Continuation, true, &[0; 97])].concat();
+            [frame(Opcode::Binary, false, &[0; 4000]), frame(Opcode::Continuation, true, &[0; 97])]
+                .concat();
         assert_eq!(all(&fragments).0, Said::Fault(Fault::TooBig));
     }
 }

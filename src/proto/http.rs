@@ -79,7 +79,9 @@ impl<'h, 'b> Headers<'h, 'b> {
 
     /// The values of all lines called `name`.
     pub fn all<'n>(&self, name: &'n str) -> impl Iterator<Item = &'b [u8]> + use<'h, 'b, 'n> {
-        self.iter().filter(move |(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        self.iter()
+            .filter(move |(found, _)| found.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value)
     }
 
     /// The elements of a comma-separated list that may be spread over several lines (RFC 9110 §5.6.1); empty ones are
@@ -110,7 +112,9 @@ impl<'h, 'b> Headers<'h, 'b> {
 
     /// What `Content-Length` says. Several are refused even when they agree: no client sends that by itself.
     fn content_length(&self) -> Result<Option<u64>, &'static str> {
-        let Some(value) = self.only("content-length", "several Content-Length headers")? else { return Ok(None) };
+        let Some(value) = self.only("content-length", "several Content-Length headers")? else {
+            return Ok(None);
+        };
         if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
             return Err("Content-Length is not a number");
         }
@@ -153,7 +157,10 @@ impl<'h, 'b> RequestHead<'h, 'b> {
     /// # Errors
     /// 400 for what is malformed or ambiguous, 405 for CONNECT, 413 when it announces a body, 414 when the target is over
     /// [`TARGET_BYTES_MAX`], 431 when the head is over [`HEAD_BYTES_MAX`] or [`HEADERS_MAX`], 505 for other versions of HTTP.
-    pub fn parse(bytes: &'b [u8], slots: &'h mut Slots<'b>) -> Result<Option<(RequestHead<'h, 'b>, usize)>, BadHead> {
+    pub fn parse(
+        bytes: &'b [u8],
+        slots: &'h mut Slots<'b>,
+    ) -> Result<Option<(RequestHead<'h, 'b>, usize)>, BadHead> {
         let window = &bytes[..bytes.len().min(HEAD_BYTES_MAX)];
         let skipped = leading_empty_lines(window);
         let lines = Lines::walk(&window[skipped..]);
@@ -169,15 +176,23 @@ impl<'h, 'b> RequestHead<'h, 'b> {
             Ok(httparse::Status::Complete(length)) => length,
             Ok(httparse::Status::Partial) => {
                 return match lines.fault {
-                    Some(LineFault::BareLf) => Err(BadHead { status: 400, why: "line ends with a bare LF" }),
-                    Some(LineFault::TooMany) => Err(BadHead { status: 431, why: "too many headers" }),
+                    Some(LineFault::BareLf) => {
+                        Err(BadHead { status: 400, why: "line ends with a bare LF" })
+                    }
+                    Some(LineFault::TooMany) => {
+                        Err(BadHead { status: 431, why: "too many headers" })
+                    }
                     None if bytes.len() < HEAD_BYTES_MAX => Ok(None),
-                    None if lines.first_is_open => Err(BadHead { status: 414, why: "request line is too long" }),
+                    None if lines.first_is_open => {
+                        Err(BadHead { status: 414, why: "request line is too long" })
+                    }
                     None => Err(BadHead { status: 431, why: "request head is too large" }),
                 };
             }
         };
-        let (Some(method), Some(target), Some(minor_version)) = (request.method, request.path, request.version) else {
+        let (Some(method), Some(target), Some(minor_version)) =
+            (request.method, request.path, request.version)
+        else {
             return Err(bad("malformed request line"));
         };
         let headers = Headers(request.headers);
@@ -253,7 +268,10 @@ impl<'h, 'b> ResponseHead<'h, 'b> {
     ///
     /// # Errors
     /// 502 for what is malformed or over [`HEAD_BYTES_MAX`] or [`HEADERS_MAX`]: the answer that the client deserves.
-    pub fn parse(bytes: &'b [u8], slots: &'h mut Slots<'b>) -> Result<Option<(ResponseHead<'h, 'b>, usize)>, BadHead> {
+    pub fn parse(
+        bytes: &'b [u8],
+        slots: &'h mut Slots<'b>,
+    ) -> Result<Option<(ResponseHead<'h, 'b>, usize)>, BadHead> {
         let fault = |why| BadHead { status: 502, why };
         let window = &bytes[..bytes.len().min(HEAD_BYTES_MAX)];
         if let [b'\r' | b'\n', ..] = window {
@@ -264,7 +282,9 @@ impl<'h, 'b> ResponseHead<'h, 'b> {
         let length = match response.parse(lines.sound) {
             Err(httparse::Error::Version) => return Err(fault("response is not HTTP/1")),
             Err(httparse::Error::Status) => return Err(fault("malformed status line in response")),
-            Err(httparse::Error::HeaderName) => return Err(fault("malformed header name in response")),
+            Err(httparse::Error::HeaderName) => {
+                return Err(fault("malformed header name in response"));
+            }
             Err(_) => return Err(fault("malformed header in response")),
             Ok(httparse::Status::Complete(length)) => length,
             Ok(httparse::Status::Partial) => {
@@ -382,7 +402,9 @@ impl Reply {
             (true, _) => None,
         };
         match (self.has("upgrade"), fate) {
-            (true, Some(fate)) => push_header(out, "Connection", format!("Upgrade, {fate}").as_bytes()),
+            (true, Some(fate)) => {
+                push_header(out, "Connection", format!("Upgrade, {fate}").as_bytes())
+            }
             (true, None) => push_header(out, "Connection", b"Upgrade"),
             (false, Some(fate)) => push_header(out, "Connection", fate.as_bytes()),
             (false, None) => {}
@@ -435,7 +457,11 @@ pub(super) fn push_header(out: &mut Vec<u8>, name: &str, value: &[u8]) {
 
 /// Appends a part of a header's value under the rule of [`push_header`].
 pub(super) fn push_value(out: &mut Vec<u8>, value: &[u8]) {
-    out.extend(value.iter().map(|&byte| if byte.is_ascii_control() && byte != b'\t' { b' ' } else { byte }));
+    out.extend(
+        value
+            .iter()
+            .map(|&byte| if byte.is_ascii_control() && byte != b'\t' { b' ' } else { byte }),
+    );
 }
 
 /// Appends a number, an address, ….
@@ -446,7 +472,8 @@ pub(super) fn push_display(out: &mut Vec<u8>, value: impl fmt::Display) {
 
 /// Whether `bytes` is a token (RFC 9110 §5.6.2).
 pub(super) fn is_token(bytes: &[u8]) -> bool {
-    let is_token_byte = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    let is_token_byte =
+        |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
     !bytes.is_empty() && bytes.iter().all(is_token_byte)
 }
 
@@ -478,14 +505,22 @@ impl<'b> Lines<'b> {
         for lf in memchr_iter(b'\n', bytes) {
             let first_is_open = lines == 0;
             if lf == line_start || bytes[lf - 1] != b'\r' {
-                return Lines { sound: &bytes[..lf], fault: Some(LineFault::BareLf), first_is_open };
+                return Lines {
+                    sound: &bytes[..lf],
+                    fault: Some(LineFault::BareLf),
+                    first_is_open,
+                };
             }
             if lf == line_start + 1 {
                 return Lines { sound: &bytes[..=lf], fault: None, first_is_open };
             }
             lines += 1;
             if lines > 1 + HEADERS_MAX {
-                return Lines { sound: &bytes[..line_start], fault: Some(LineFault::TooMany), first_is_open };
+                return Lines {
+                    sound: &bytes[..line_start],
+                    fault: Some(LineFault::TooMany),
+                    first_is_open,
+                };
             }
             line_start = lf + 1;
         }
@@ -502,7 +537,9 @@ fn is_target_too_long(bytes: &[u8]) -> bool {
     let target = &bytes[space + 1..];
     is_token(&bytes[..space])
         && target.len() > TARGET_BYTES_MAX
-        && target[..=TARGET_BYTES_MAX].iter().all(|&byte| byte.is_ascii_graphic() || !byte.is_ascii())
+        && target[..=TARGET_BYTES_MAX]
+            .iter()
+            .all(|&byte| byte.is_ascii_graphic() || !byte.is_ascii())
 }
 
 fn request_fault(fault: httparse::Error, bytes: &[u8]) -> BadHead {
@@ -510,18 +547,25 @@ fn request_fault(fault: httparse::Error, bytes: &[u8]) -> BadHead {
         httparse::Error::Version if is_other_version(bytes) => {
             BadHead { status: 505, why: "only HTTP/1.0 and HTTP/1.1 are spoken here" }
         }
-        httparse::Error::HeaderName => bad("malformed header name, or a space before its colon, or a folded line"),
+        httparse::Error::HeaderName => {
+            bad("malformed header name, or a space before its colon, or a folded line")
+        }
         httparse::Error::HeaderValue => bad("bare CR or another control byte in a header"),
         httparse::Error::TooManyHeaders => BadHead { status: 431, why: "too many headers" },
         httparse::Error::NewLine => bad("malformed line end"),
-        httparse::Error::Token | httparse::Error::Version | httparse::Error::Status => bad("malformed request line"),
+        httparse::Error::Token | httparse::Error::Version | httparse::Error::Status => {
+            bad("malformed request line")
+        }
     }
 }
 
 /// Whether the request line ends in a version of HTTP, whichever. Called where `httparse` has found that it is not 1.0 or
 /// 1.1; of a line that is cut, only what led to that is looked at.
 fn is_other_version(bytes: &[u8]) -> bool {
-    let version = bytes.splitn(3, |&byte| byte == b' ').nth(2).and_then(|version| version.strip_prefix(b"HTTP/"));
+    let version = bytes
+        .splitn(3, |&byte| byte == b' ')
+        .nth(2)
+        .and_then(|version| version.strip_prefix(b"HTTP/"));
     match version {
         Some([b'1', b'.', minor, ..]) => minor.is_ascii_digit(),
         Some([b'1', ..]) => false,
@@ -547,7 +591,8 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<TargetParts<'b>, Ba
     let (authority, local) = if target.starts_with('/') {
         (None, target)
     } else {
-        let (authority, local) = split_absolute(target).ok_or(bad("request target is neither a path nor a URL"))?;
+        let (authority, local) =
+            split_absolute(target).ok_or(bad("request target is neither a path nor a URL"))?;
         if authority.is_empty() || !is_authority(authority.as_bytes()) {
             return Err(bad("request target has no valid host"));
         }
@@ -575,7 +620,11 @@ fn is_authority(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte))
 }
 
-fn check_request_headers(method: &str, minor_version: u8, headers: Headers<'_, '_>) -> Result<(), BadHead> {
+fn check_request_headers(
+    method: &str,
+    minor_version: u8,
+    headers: Headers<'_, '_>,
+) -> Result<(), BadHead> {
     let length = headers.content_length().map_err(bad)?;
     let is_chunked = headers.first("transfer-encoding").is_some();
     if is_chunked {
@@ -602,12 +651,17 @@ fn check_request_headers(method: &str, minor_version: u8, headers: Headers<'_, '
 }
 
 fn response_body(status: u16, headers: Headers<'_, '_>) -> Result<Body, &'static str> {
-    let length = headers.content_length().map_err(|_| "malformed or repeated Content-Length in response")?;
+    let length =
+        headers.content_length().map_err(|_| "malformed or repeated Content-Length in response")?;
     if matches!(status, 100..=199 | 204 | 304) {
         return Ok(Body::Empty);
     }
     if let Some(last) = headers.elements("transfer-encoding").last() {
-        return Ok(if last.eq_ignore_ascii_case(b"chunked") { Body::Chunked } else { Body::UntilClose });
+        return Ok(if last.eq_ignore_ascii_case(b"chunked") {
+            Body::Chunked
+        } else {
+            Body::UntilClose
+        });
     }
     Ok(length.map_or(Body::UntilClose, Body::Length))
 }
@@ -702,16 +756,21 @@ mod tests {
     #[test]
     fn headers_keep_order_and_spelling() {
         let whole = said(REQUESTS[2].as_bytes());
-        let lines: Vec<_> = whole.headers.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
+        let lines: Vec<_> =
+            whole.headers.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
         let expected: [(&str, &[u8]); 4] =
             [("host", b"localhost:8000"), ("X", b""), ("Cookie", b"a=b; c=d"), ("X", b"2")];
         assert_eq!(lines, expected);
-        assert_eq!((whole.path.as_str(), whole.query.as_deref()), ("/ws/input", Some("a=1&b=%20?c")));
+        assert_eq!(
+            (whole.path.as_str(), whole.query.as_deref()),
+            ("/ws/input", Some("a=1&b=%20?c"))
+        );
     }
 
     #[test]
     fn headers_are_found_in_any_case_and_as_lists() {
-        let bytes = get("Connection: keep-alive, , Upgrade\r\nCONNECTION: x ,y\r\nOrigin: https://a\r\n");
+        let bytes =
+            get("Connection: keep-alive, , Upgrade\r\nCONNECTION: x ,y\r\nOrigin: https://a\r\n");
         let mut slots = empty_slots();
         let (head, _) = RequestHead::parse(bytes.as_bytes(), &mut slots).unwrap().unwrap();
         assert_eq!(head.headers.first("ORIGIN"), Some(&b"https://a"[..]));
@@ -722,9 +781,18 @@ mod tests {
             head.headers.elements("connection").collect::<Vec<_>>(),
             [&b"keep-alive"[..], b"Upgrade", b"x", b"y"]
         );
-        assert!(head.headers.has_token("connection", "upgrade") && head.headers.has_token("Connection", "Y"));
-        assert!(!head.headers.has_token("connection", "keep") && !head.headers.has_token("connection", ""));
-        assert_eq!(format!("{:?}", head.headers), r#"["Host", "Connection", "CONNECTION", "Origin"]"#);
+        assert!(
+            head.headers.has_token("connection", "upgrade")
+                && head.headers.has_token("Connection", "Y")
+        );
+        assert!(
+            !head.headers.has_token("connection", "keep")
+                && !head.headers.has_token("connection", "")
+        );
+        assert_eq!(
+            format!("{:?}", head.headers),
+            r#"["Host", "Connection", "CONNECTION", "Origin"]"#
+        );
         assert!(!format!("{head:?}").contains("https"));
     }
 
@@ -743,17 +811,36 @@ mod tests {
             let whole = said(format!("GET {target} HTTP/1.1\r\nHost: other\r\n\r\n").as_bytes());
             (whole.host.unwrap(), whole.path, whole.query)
         };
-        assert_eq!(parts("http://a.example/b/c?d"), ("a.example".into(), "/b/c".into(), Some("d".into())));
+        assert_eq!(
+            parts("http://a.example/b/c?d"),
+            ("a.example".into(), "/b/c".into(), Some("d".into()))
+        );
         assert_eq!(parts("HTTPS://a:8443"), ("a:8443".into(), "/".into(), None));
-        assert_eq!(parts("ws://[::1]:80?d=/e"), ("[::1]:80".into(), "/".into(), Some("d=/e".into())));
+        assert_eq!(
+            parts("ws://[::1]:80?d=/e"),
+            ("[::1]:80".into(), "/".into(), Some("d=/e".into()))
+        );
         assert_eq!(parts("//a/b"), ("other".into(), "//a/b".into(), None));
-        assert_eq!(parts("/http://a/?"), ("other".into(), "/http://a/".into(), Some(String::new())));
+        assert_eq!(
+            parts("/http://a/?"),
+            ("other".into(), "/http://a/".into(), Some(String::new()))
+        );
     }
 
     #[test]
     fn bad_targets_are_refused() {
-        for target in ["*", "a/b", "ftp://a/", "http:///a", "http://user@a/", "http:/a", "/a#b", "/ä", "a:80", "://a"]
-        {
+        for target in [
+            "*",
+            "a/b",
+            "ftp://a/",
+            "http:///a",
+            "http://user@a/",
+            "http:/a",
+            "/a#b",
+            "/ä",
+            "a:80",
+            "://a",
+        ] {
             refused(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"), 400);
         }
         refused(b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n", 400);
@@ -818,9 +905,15 @@ mod tests {
         assert_eq!(refused("GET / HTTP/1.1\r\n\r\n", 400), "missing Host");
         assert_eq!(refused("GET http://a/ HTTP/1.1\r\nAccept: b\r\n\r\n", 400), "missing Host");
         assert_eq!(refused(get("host: a\r\n"), 400), "several Host headers");
-        assert_eq!(refused("GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n", 400), "several Host headers");
+        assert_eq!(
+            refused("GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+            "several Host headers"
+        );
         for host in ["a b", "a/b", "user@a", "a\u{e4}", "a\\b", "<a>"] {
-            assert_eq!(refused(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"), 400), "malformed Host");
+            assert_eq!(
+                refused(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"), 400),
+                "malformed Host"
+            );
         }
         assert_eq!(said(b"GET / HTTP/1.1\r\nHost:\r\n\r\n").host.as_deref(), Some(""));
         let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
@@ -838,7 +931,10 @@ mod tests {
         refused(get("Content-Length: 18446744073709551615\r\n"), 413);
         refused(post("Transfer-Encoding: chunked\r\n"), 413);
         for method in ["GET", "HEAD"] {
-            refused(format!("{method} / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"), 400);
+            refused(
+                format!("{method} / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"),
+                400,
+            );
         }
         refused("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400);
         refused(post("Content-Length: 0\r\nTransfer-Encoding: chunked\r\n"), 400);
@@ -851,7 +947,8 @@ mod tests {
 
     #[test]
     fn limits_are_held_to_the_byte() {
-        let with_target = |length: usize| format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "t".repeat(length - 1));
+        let with_target =
+            |length: usize| format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "t".repeat(length - 1));
         assert!(read(with_target(TARGET_BYTES_MAX).as_bytes()).unwrap().is_some());
         refused(with_target(TARGET_BYTES_MAX + 1), 414);
         refused("M".repeat(HEAD_BYTES_MAX + 1), 414);
@@ -865,7 +962,10 @@ mod tests {
         assert_eq!(read("\r\n".repeat(HEAD_BYTES_MAX / 2).as_bytes()).unwrap_err().status, 414);
 
         // `get` says one header itself.
-        assert_eq!(said(get(&"A: b\r\n".repeat(HEADERS_MAX - 1)).as_bytes()).headers.len(), HEADERS_MAX);
+        assert_eq!(
+            said(get(&"A: b\r\n".repeat(HEADERS_MAX - 1)).as_bytes()).headers.len(),
+            HEADERS_MAX
+        );
         refused(get(&"A: b\r\n".repeat(HEADERS_MAX)), 431);
     }
 
@@ -892,7 +992,13 @@ mod tests {
     fn read_response(bytes: &[u8]) -> Result<Option<Answered>, BadHead> {
         let mut slots = empty_slots();
         let Some((head, length)) = ResponseHead::parse(bytes, &mut slots)? else { return Ok(None) };
-        Ok(Some((head.status, head.reason.into(), head.body(), head.headers.iter().count(), length)))
+        Ok(Some((
+            head.status,
+            head.reason.into(),
+            head.body(),
+            head.headers.iter().count(),
+            length,
+        )))
     }
 
     #[test]
@@ -906,7 +1012,10 @@ mod tests {
             assert_eq!(read_response(&[response, b"\x81\x05hello\n"].concat()), Ok(Some(whole)));
         }
         let said = RESPONSES.map(|response| read_response(response.as_bytes()).unwrap().unwrap());
-        assert_eq!((said[0].0, said[0].1.as_str(), said[0].2, said[0].3), (101, "Switching Protocols", Body::Empty, 2));
+        assert_eq!(
+            (said[0].0, said[0].1.as_str(), said[0].2, said[0].3),
+            (101, "Switching Protocols", Body::Empty, 2)
+        );
         assert_eq!((said[1].0, said[1].1.as_str(), said[1].2), (503, "", Body::Length(12)));
         assert_eq!((said[2].0, said[2].2), (404, Body::UntilClose));
         assert_eq!((said[3].1.as_str(), said[3].2), ("OK then", Body::Chunked));
@@ -925,8 +1034,14 @@ mod tests {
         assert_eq!(body(204, ""), (Body::Empty, Some(0), false));
         assert_eq!(body(103, "Link: a\r\n"), (Body::Empty, Some(0), true));
         assert_eq!(body(101, ""), (Body::Empty, Some(0), false));
-        assert_eq!(body(200, "Transfer-Encoding: chunked, gzip\r\n"), (Body::UntilClose, None, false));
-        assert_eq!(body(500, "Content-Length: 7\r\nTransfer-Encoding: chunked\r\n"), (Body::Chunked, None, false));
+        assert_eq!(
+            body(200, "Transfer-Encoding: chunked, gzip\r\n"),
+            (Body::UntilClose, None, false)
+        );
+        assert_eq!(
+            body(500, "Content-Length: 7\r\nTransfer-Encoding: chunked\r\n"),
+            (Body::Chunked, None, false)
+        );
     }
 
     #[test]
@@ -948,10 +1063,18 @@ mod tests {
             &long,
             &many,
         ] {
-            assert_eq!(read_response(response.as_bytes()).unwrap_err().status, 502, "{response:.80}");
+            assert_eq!(
+                read_response(response.as_bytes()).unwrap_err().status,
+                502,
+                "{response:.80}"
+            );
             for cut in 0..response.len() {
-                let status = read_response(&response.as_bytes()[..cut]).map_err(|fault| fault.status);
-                assert!(matches!(status, Ok(None) | Err(502)), "{response:.80} cut at {cut}: {status:?}");
+                let status =
+                    read_response(&response.as_bytes()[..cut]).map_err(|fault| fault.status);
+                assert!(
+                    matches!(status, Ok(None) | Err(502)),
+                    "{response:.80} cut at {cut}: {status:?}"
+                );
             }
         }
     }
@@ -961,7 +1084,10 @@ mod tests {
         let mut chance = fastrand::Rng::with_seed(seed);
         let mut bytes = Vec::new();
         if chance.bool() {
-            let heads = [REQUESTS[chance.usize(..REQUESTS.len())], RESPONSES[chance.usize(..RESPONSES.len())]];
+            let heads = [
+                REQUESTS[chance.usize(..REQUESTS.len())],
+                RESPONSES[chance.usize(..RESPONSES.len())],
+            ];
             bytes.extend_from_slice(heads[chance.usize(..2)].as_bytes());
             for _ in 0..chance.usize(1..5) {
                 let at = chance.usize(..bytes.len());
@@ -985,7 +1111,9 @@ mod tests {
             for cut in 0..bytes.len() {
                 match read(&bytes[..cut]) {
                     Ok(None) => {}
-                    Ok(Some(early)) => assert_eq!(Ok(Some(early)), request, "seed {seed} cut at {cut}"),
+                    Ok(Some(early)) => {
+                        assert_eq!(Ok(Some(early)), request, "seed {seed} cut at {cut}")
+                    }
                     Err(early) => {
                         assert_eq!(
                             Some(early.status),
@@ -1012,18 +1140,28 @@ mod tests {
     #[test]
     fn replies_say_length_and_fate() {
         let reply = Reply::json(200, "{}").with("X-A", "b");
-        let head =
-            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\nCache-Control: no-store\r\n";
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\nCache-Control: no-store\r\n";
         assert_eq!(wire(&reply, 1, false, true), format!("{head}X-A: b\r\n\r\n{{}}"));
         assert_eq!(wire(&reply, 1, true, true), format!("{head}X-A: b\r\n\r\n"));
-        assert_eq!(wire(&reply, 1, false, false), format!("{head}X-A: b\r\nConnection: close\r\n\r\n{{}}"));
-        assert_eq!(wire(&reply, 0, false, true), format!("{head}X-A: b\r\nConnection: keep-alive\r\n\r\n{{}}"));
-        assert_eq!(wire(&reply, 0, false, false), format!("{head}X-A: b\r\nConnection: close\r\n\r\n{{}}"));
+        assert_eq!(
+            wire(&reply, 1, false, false),
+            format!("{head}X-A: b\r\nConnection: close\r\n\r\n{{}}")
+        );
+        assert_eq!(
+            wire(&reply, 0, false, true),
+            format!("{head}X-A: b\r\nConnection: keep-alive\r\n\r\n{{}}")
+        );
+        assert_eq!(
+            wire(&reply, 0, false, false),
+            format!("{head}X-A: b\r\nConnection: close\r\n\r\n{{}}")
+        );
     }
 
     #[test]
     fn replies_are_heads_that_are_read_back() {
-        let reply = Reply::html(404, "<p>é</p>").with("Cache-Control", "max-age=5").with("X-A", "b\r\nEvil: c\0");
+        let reply = Reply::html(404, "<p>é</p>")
+            .with("Cache-Control", "max-age=5")
+            .with("X-A", "b\r\nEvil: c\0");
         let bytes = wire(&reply, 1, false, true);
         let mut slots = empty_slots();
         let (head, length) = ResponseHead::parse(bytes.as_bytes(), &mut slots).unwrap().unwrap();
@@ -1042,7 +1180,9 @@ mod tests {
     fn refusals_bring_the_headers_that_their_status_demands() {
         let reply = BadHead { status: 426, why: "why" }.into_reply();
         let bytes = wire(&reply, 1, false, true);
-        assert!(bytes.contains("\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nConnection: Upgrade\r\n\r\n"));
+        assert!(bytes.contains(
+            "\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nConnection: Upgrade\r\n\r\n"
+        ));
         assert!(wire(&reply, 1, false, false).contains("\r\nConnection: Upgrade, close\r\n\r\n"));
         assert!(
             wire(&BadHead { status: 405, why: "why" }.into_reply(), 1, false, true)

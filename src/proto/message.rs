@@ -31,8 +31,17 @@ pub const REDIS_AWAY: &str = "Redis connection not available";
 pub const FAILED: &str = "Processing failed";
 
 /// Names of the messages' own fields: a worker's field of that name is not passed on.
-const OUR_NAMES: [&str; 9] =
-    ["status", "error", "task_id", "content", "audio_present", "final", "type", "chunk_id", "total_chunks"];
+const OUR_NAMES: [&str; 9] = [
+    "status",
+    "error",
+    "task_id",
+    "content",
+    "audio_present",
+    "final",
+    "type",
+    "chunk_id",
+    "total_chunks",
+];
 
 /// Which task a client waits for: compared as a UUID, spoken as the client wrote it. That is letters, digits and `{}-:`, so that
 /// between two quotes it is a JSON string.
@@ -49,7 +58,10 @@ impl TaskId {
     pub fn read(segment: &str) -> Option<TaskId> {
         let decoded = percent_decoded(segment)?;
         let uuid = Uuid::try_parse(&decoded).ok()?;
-        Some(TaskId { uuid, written: (usual_form(&uuid) != decoded).then(|| Box::new(decoded.into())) })
+        Some(TaskId {
+            uuid,
+            written: (usual_form(&uuid) != decoded).then(|| Box::new(decoded.into())),
+        })
     }
 
     /// What tasks are compared by.
@@ -154,7 +166,9 @@ impl TaskResult {
                     r#"{{"status":"success","task_id":"{task}","content":{content},"audio_present":{audio_present}{more}{extras}}}"#
                 )
             }
-            Kind::Failure { error } => format!(r#"{{"status":"error","error":{error},"task_id":"{task}"{extras}}}"#),
+            Kind::Failure { error } => {
+                format!(r#"{{"status":"error","error":{error},"task_id":"{task}"{extras}}}"#)
+            }
         }
     }
 
@@ -178,9 +192,8 @@ impl TaskResult {
         };
         let is_success = match fields.status {
             None => true,
-            Some(json) if json.starts_with('"') => {
-                serde_json::from_str::<String>(json).is_ok_and(|status| status.eq_ignore_ascii_case("success"))
-            }
+            Some(json) if json.starts_with('"') => serde_json::from_str::<String>(json)
+                .is_ok_and(|status| status.eq_ignore_ascii_case("success")),
             Some(_) => return Err("`status` is not a string"),
         };
         let (has_error, error) = match fields.error {
@@ -220,7 +233,9 @@ pub fn error_message(error: &str, task: Option<&TaskId>) -> String {
 
 /// Announces the binary message that follows: chunk `chunk_id`, counted from 0, of `total_chunks`.
 pub fn audio_chunk(task: &TaskId, chunk_id: u64, total_chunks: u64) -> String {
-    format!(r#"{{"type":"audio_chunk","task_id":"{task}","chunk_id":{chunk_id},"total_chunks":{total_chunks}}}"#)
+    format!(
+        r#"{{"type":"audio_chunk","task_id":"{task}","chunk_id":{chunk_id},"total_chunks":{total_chunks}}}"#
+    )
 }
 
 /// Says that the last chunk is out.
@@ -284,7 +299,10 @@ impl<'de> Deserialize<'de> for Fields<'de> {
 }
 
 /// JSON text of a string, `None` for null or an absent field.
-fn string_or_null<'a>(json: Option<&'a str>, fault: &'static str) -> Result<Option<&'a str>, &'static str> {
+fn string_or_null<'a>(
+    json: Option<&'a str>,
+    fault: &'static str,
+) -> Result<Option<&'a str>, &'static str> {
     match json {
         None | Some("null") => Ok(None),
         Some(text) if text.starts_with('"') => Ok(Some(text)),
@@ -332,7 +350,10 @@ fn percent_decoded(text: &str) -> Option<String> {
     while let Some(byte) = rest.next() {
         bytes.push(match byte {
             b'%' => {
-                let (high, low) = (char::from(rest.next()?).to_digit(16)?, char::from(rest.next()?).to_digit(16)?);
+                let (high, low) = (
+                    char::from(rest.next()?).to_digit(16)?,
+                    char::from(rest.next()?).to_digit(16)?,
+                );
                 (high * 16 + low) as u8
             }
             other => other,
@@ -362,10 +383,14 @@ mod tests {
 
     #[test]
     fn an_answer_is_told_as_the_contract_writes_it() {
-        let expected = format!(r#"{{"status":"success","task_id":"{ID}","content":"hello","audio_present":false}}"#);
+        let expected = format!(
+            r#"{{"status":"success","task_id":"{ID}","content":"hello","audio_present":false}}"#
+        );
         assert_eq!(told(r#"{"text":"hello"}"#), expected);
         assert_eq!(
-            told(r#" { "text" : "hello" , "audio_file" : null, "status":"SUCCESS", "error":false, "final":true } "#),
+            told(
+                r#" { "text" : "hello" , "audio_file" : null, "status":"SUCCESS", "error":false, "final":true } "#
+            ),
             expected
         );
         let result = TaskResult::read(br#"{"text":"hello","audio_file":"a b.wav"}"#);
@@ -394,17 +419,30 @@ mod tests {
 
     #[test]
     fn reply_is_passed_on_where_it_is_not_read() {
-        assert!(told(r#"{"text":"a","reply":{"b":1}}"#).ends_with(r#""audio_present":false,"reply":{"b":1}}"#));
+        assert!(
+            told(r#"{"text":"a","reply":{"b":1}}"#)
+                .ends_with(r#""audio_present":false,"reply":{"b":1}}"#)
+        );
         assert!(told(r#"{"reply":"b"}"#).ends_with(r#""content":"b","audio_present":false}"#));
-        assert!(told(r#"{"text":"a","content":"c"}"#).ends_with(r#""content":"a","audio_present":false}"#));
+        assert!(
+            told(r#"{"text":"a","content":"c"}"#)
+                .ends_with(r#""content":"a","audio_present":false}"#)
+        );
     }
 
     #[test]
     fn text_keeps_every_character() {
-        for text in
-            [r#""\u3053\u3093""#, r#""こん🎤""#, r#""\ud83c\udfa4""#, r#""\ud800 half""#, r#""a\"b\\c\n\u0000""#]
-        {
-            assert!(told(&format!(r#"{{"text":{text}}}"#)).contains(&format!(r#""content":{text},"#)), "{text}");
+        for text in [
+            r#""\u3053\u3093""#,
+            r#""こん🎤""#,
+            r#""\ud83c\udfa4""#,
+            r#""\ud800 half""#,
+            r#""a\"b\\c\n\u0000""#,
+        ] {
+            assert!(
+                told(&format!(r#"{{"text":{text}}}"#)).contains(&format!(r#""content":{text},"#)),
+                "{text}"
+            );
         }
     }
 
@@ -421,7 +459,10 @@ mod tests {
     #[test]
     fn depth_is_no_reason_to_lose_a_result() {
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
-        assert!(told(&format!(r#"{{"text":"t","deep":{deep}}}"#)).ends_with(&format!(r#","deep":{deep}}}"#)));
+        assert!(
+            told(&format!(r#"{{"text":"t","deep":{deep}}}"#))
+                .ends_with(&format!(r#","deep":{deep}}}"#))
+        );
     }
 
     #[test]
@@ -454,19 +495,28 @@ mod tests {
             (r#"{"status":"\ud800","text":"sorry"}"#, "sorry"),
         ] {
             let result = TaskResult::read(payload.as_bytes());
-            assert!(result.is_failure() && result.is_final() && result.fault().is_none(), "{payload}");
+            assert!(
+                result.is_failure() && result.is_final() && result.fault().is_none(),
+                "{payload}"
+            );
             let message: Value = serde_json::from_str(&result.message(&task(), true)).unwrap();
-            assert_eq!(message, json!({"status": "error", "error": error, "task_id": ID}), "{payload}");
+            assert_eq!(
+                message,
+                json!({"status": "error", "error": error, "task_id": ID}),
+                "{payload}"
+            );
         }
     }
 
     #[test]
     fn failures_are_final_have_no_audio_and_pass_fields_on() {
-        let result =
-            TaskResult::read(br#"{"error":"x","final":false,"audio_file":"a.wav","stats":{"s":1.50},"chunk_id":1}"#);
+        let result = TaskResult::read(
+            br#"{"error":"x","final":false,"audio_file":"a.wav","stats":{"s":1.50},"chunk_id":1}"#,
+        );
         assert!(result.is_final());
         assert_eq!(result.audio_file(), None);
-        let expected = format!(r#"{{"status":"error","error":"x","task_id":"{ID}","stats":{{"s":1.50}}}}"#);
+        let expected =
+            format!(r#"{{"status":"error","error":"x","task_id":"{ID}","stats":{{"s":1.50}}}}"#);
         assert_eq!(result.message(&task(), false), expected);
     }
 
@@ -516,7 +566,10 @@ mod tests {
         ] {
             let result = TaskResult::read(payload.as_bytes());
             assert_eq!(result.message(&task(), true), invalid(), "{payload}");
-            assert!(result.is_final() && result.is_failure() && result.fault().is_some(), "{payload}");
+            assert!(
+                result.is_final() && result.is_failure() && result.fault().is_some(),
+                "{payload}"
+            );
         }
         assert_eq!(TaskResult::read(b"{\"text\":\"\xff\"}").message(&task(), true), invalid());
         assert_eq!(TaskResult::read(b"\xef\xbb\xbf{}").message(&task(), true), invalid());
@@ -533,7 +586,9 @@ mod tests {
     #[test]
     fn audio_files_are_named_in_bytes() {
         let named = |json: &str| {
-            TaskResult::read(format!(r#"{{"audio_file":{json}}}"#).as_bytes()).audio_file().map(Path::to_path_buf)
+            TaskResult::read(format!(r#"{{"audio_file":{json}}}"#).as_bytes())
+                .audio_file()
+                .map(Path::to_path_buf)
         };
         assert_eq!(named(r#""""#), None);
         assert_eq!(named("null"), None);
@@ -551,7 +606,10 @@ mod tests {
                 json!({"type": "audio_chunk", "task_id": odd.to_string(), "chunk_id": 0, "total_chunks": 5}),
             ),
             (audio_complete(&odd), json!({"type": "audio_complete", "task_id": odd.to_string()})),
-            (error_message(TIMED_OUT, None), json!({"status": "error", "error": "Processing timeout"})),
+            (
+                error_message(TIMED_OUT, None),
+                json!({"status": "error", "error": "Processing timeout"}),
+            ),
             (
                 error_message("a \"b\"", Some(&odd)),
                 json!({"status": "error", "error": "a \"b\"", "task_id": odd.to_string()}),
@@ -563,7 +621,10 @@ mod tests {
             audio_chunk(&task(), 4, 5),
             format!(r#"{{"type":"audio_chunk","task_id":"{ID}","chunk_id":4,"total_chunks":5}}"#)
         );
-        assert_eq!(audio_complete(&task()), format!(r#"{{"type":"audio_complete","task_id":"{ID}"}}"#));
+        assert_eq!(
+            audio_complete(&task()),
+            format!(r#"{{"type":"audio_complete","task_id":"{ID}"}}"#)
+        );
     }
 
     #[test]

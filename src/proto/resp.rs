@@ -53,7 +53,10 @@ impl Decoder {
             }
             Err(error) if error.is_timeout() => {
                 if self.unfinished > self.unfinished_max {
-                    return Err(BadReply(format!("a value of more than {} bytes", self.unfinished_max)));
+                    return Err(BadReply(format!(
+                        "a value of more than {} bytes",
+                        self.unfinished_max
+                    )));
                 }
                 Ok(None)
             }
@@ -102,7 +105,9 @@ pub fn sort(value: Value, is_listening: bool) -> Sorted {
             let sorted = match kind.as_slice() {
                 b"message" => message(items.next(), items.next()),
                 b"pmessage" => message(items.nth(1), items.next()),
-                b"subscribe" | b"psubscribe" => bytes(items.next()).map(|name| Sorted::Subscribed { name }),
+                b"subscribe" | b"psubscribe" => {
+                    bytes(items.next()).map(|name| Sorted::Subscribed { name })
+                }
                 _ => bytes(items.next()).map(|name| Sorted::Unsubscribed { name }),
             };
             sorted.unwrap_or(Sorted::Unasked)
@@ -199,7 +204,9 @@ impl Requests {
                 State::Length(count, line) => {
                     let count = *count;
                     let Some(line) = take_line(input, line)? else { return Ok(None) };
-                    let Some(length) = line.strip_prefix(b"$") else { return Err(BadRequest("expected '$'")) };
+                    let Some(length) = line.strip_prefix(b"$") else {
+                        return Err(BadRequest("expected '$'"));
+                    };
                     let length = number(length).and_then(|length| usize::try_from(length).ok());
                     self.size = self.size.saturating_add(length.unwrap_or(usize::MAX));
                     let Some(length) = length.filter(|_| self.size <= self.size_max) else {
@@ -264,7 +271,9 @@ impl Answer<'_> {
     pub fn write(&self, protocol: Protocol, out: &mut Vec<u8>) {
         let line = |out: &mut Vec<u8>, mark: u8, text: &str| {
             out.push(mark);
-            out.extend(text.bytes().map(|byte| if byte == b'\r' || byte == b'\n' { b' ' } else { byte }));
+            out.extend(
+                text.bytes().map(|byte| if byte == b'\r' || byte == b'\n' { b' ' } else { byte }),
+            );
             out.extend_from_slice(b"\r\n");
         };
         match self {
@@ -443,7 +452,8 @@ mod tests {
         let mut input: &[u8] = b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$999999999999\r\n";
         assert_eq!(decoder.decode(&mut input), Ok(None));
         let filler = [b'x'; 100];
-        let outcome: Result<Vec<_>, _> = (0..20).map(|_| decoder.decode(&mut &filler[..])).collect();
+        let outcome: Result<Vec<_>, _> =
+            (0..20).map(|_| decoder.decode(&mut &filler[..])).collect();
         assert_eq!(outcome, Err(BadReply("a value of more than 1000 bytes".into())));
     }
 
@@ -463,9 +473,17 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_without_being_quoted() {
-        for nonsense in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"$x\r\n", b"*1\r\n?secret\r\n", b"$1\r\nabc\r\n"] {
+        for nonsense in [
+            &b"HTTP/1.1 400 Bad Request\r\n\r\n"[..],
+            b"$x\r\n",
+            b"*1\r\n?secret\r\n",
+            b"$1\r\nabc\r\n",
+        ] {
             let mut decoder = Decoder::new(1000);
-            assert_eq!(decoder.decode(&mut &nonsense[..]), Err(BadReply("not the Redis protocol".into())));
+            assert_eq!(
+                decoder.decode(&mut &nonsense[..]),
+                Err(BadReply("not the Redis protocol".into()))
+            );
         }
     }
 
@@ -474,21 +492,42 @@ mod tests {
         let one = |stream: &[u8], is_listening| sort(decoded(stream, &[]).remove(0), is_listening);
         let heard = Sorted::Message { channel: b"ch".to_vec(), payload: b"\0\xff".to_vec() };
         assert_eq!(one(b"*3\r\n$7\r\nmessage\r\n$2\r\nch\r\n$2\r\n\0\xff\r\n", true), heard);
-        assert_eq!(one(b"*4\r\n$8\r\npmessage\r\n$2\r\nc*\r\n$2\r\nch\r\n$2\r\n\0\xff\r\n", true), heard);
+        assert_eq!(
+            one(b"*4\r\n$8\r\npmessage\r\n$2\r\nc*\r\n$2\r\nch\r\n$2\r\n\0\xff\r\n", true),
+            heard
+        );
         for is_listening in [true, false] {
-            assert_eq!(one(b">3\r\n$7\r\nmessage\r\n$2\r\nch\r\n$2\r\n\0\xff\r\n", is_listening), heard);
-            assert_eq!(one(b">4\r\n$8\r\npmessage\r\n$2\r\nc*\r\n$2\r\nch\r\n$2\r\n\0\xff\r\n", is_listening), heard);
+            assert_eq!(
+                one(b">3\r\n$7\r\nmessage\r\n$2\r\nch\r\n$2\r\n\0\xff\r\n", is_listening),
+                heard
+            );
+            assert_eq!(
+                one(
+                    b">4\r\n$8\r\npmessage\r\n$2\r\nc*\r\n$2\r\nch\r\n$2\r\n\0\xff\r\n",
+                    is_listening
+                ),
+                heard
+            );
             assert_eq!(one(b">2\r\n$10\r\ninvalidate\r\n*0\r\n", is_listening), Sorted::Unasked);
-            assert!(matches!(one(b"*2\r\n$4\r\npong\r\n$0\r\n\r\n", is_listening), Sorted::Reply(_)));
+            assert!(matches!(
+                one(b"*2\r\n$4\r\npong\r\n$0\r\n\r\n", is_listening),
+                Sorted::Reply(_)
+            ));
             assert!(matches!(one(b"+PONG\r\n", is_listening), Sorted::Reply(_)));
             assert!(matches!(one(b"*0\r\n", is_listening), Sorted::Reply(_)));
         }
-        assert!(matches!(one(b"*3\r\n$7\r\nmessage\r\n$2\r\nch\r\n$1\r\nm\r\n", false), Sorted::Reply(_)));
+        assert!(matches!(
+            one(b"*3\r\n$7\r\nmessage\r\n$2\r\nch\r\n$1\r\nm\r\n", false),
+            Sorted::Reply(_)
+        ));
         assert_eq!(
             one(b"*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n", true),
             Sorted::Subscribed { name: b"c".to_vec() }
         );
-        assert_eq!(one(b">3\r\n+psubscribe\r\n$2\r\nc*\r\n:1\r\n", true), Sorted::Subscribed { name: b"c*".to_vec() });
+        assert_eq!(
+            one(b">3\r\n+psubscribe\r\n$2\r\nc*\r\n:1\r\n", true),
+            Sorted::Subscribed { name: b"c*".to_vec() }
+        );
         assert_eq!(
             one(b"*3\r\n$11\r\nunsubscribe\r\n$1\r\nc\r\n:0\r\n", true),
             Sorted::Unsubscribed { name: b"c".to_vec() }
@@ -511,7 +550,10 @@ mod tests {
         let mut stream = Vec::new();
         pack(&mut stream, &[b"PUBLISH", b"c", b"\r\n\0$5"]);
         pack(&mut stream, &[b"PING"]);
-        assert_eq!(requests(&stream, &[]), [vec![&b"PUBLISH"[..], b"c", b"\r\n\0$5"], vec![b"PING"]]);
+        assert_eq!(
+            requests(&stream, &[]),
+            [vec![&b"PUBLISH"[..], b"c", b"\r\n\0$5"], vec![b"PING"]]
+        );
     }
 
     fn requests(stream: &[u8], cuts: &[usize]) -> Vec<Vec<Vec<u8>>> {
@@ -576,12 +618,17 @@ mod tests {
             assert_eq!(Requests::new(100).decode(&mut &stream[..]), Err(BadRequest(why)), "{}", stream.escape_ascii());
         }
         let line = vec![b'x'; LINE_MAX + 1];
-        assert_eq!(Requests::new(100).decode(&mut &line[..]), Err(BadRequest("too big inline request")));
+        assert_eq!(
+            Requests::new(100).decode(&mut &line[..]),
+            Err(BadRequest("too big inline request"))
+        );
     }
 
     #[test]
     fn a_limit_is_for_each_command() {
-        let stream = b"*1\r\n$60\r\n123456789012345678901234567890123456789012345678901234567890\r\n".repeat(3);
+        let stream =
+            b"*1\r\n$60\r\n123456789012345678901234567890123456789012345678901234567890\r\n"
+                .repeat(3);
         let mut requests = Requests::new(100);
         let mut input = &stream[..];
         assert_eq!(std::iter::from_fn(|| requests.decode(&mut input).unwrap()).count(), 3);
@@ -601,13 +648,17 @@ mod tests {
         answer.write(Protocol::Resp2, &mut out);
         assert_eq!(
             out.escape_ascii().to_string(),
-            b"*6\r\n+O  K\r\n-ERR no\r\n:-3\r\n$2\r\n\r\n\r\n$-1\r\n*2\r\n$1\r\na\r\n:1\r\n".escape_ascii().to_string()
+            b"*6\r\n+O  K\r\n-ERR no\r\n:-3\r\n$2\r\n\r\n\r\n$-1\r\n*2\r\n$1\r\na\r\n:1\r\n"
+                .escape_ascii()
+                .to_string()
         );
         out.clear();
         answer.write(Protocol::Resp3, &mut out);
         assert_eq!(
             out.escape_ascii().to_string(),
-            b"*6\r\n+O  K\r\n-ERR no\r\n:-3\r\n$2\r\n\r\n\r\n_\r\n%1\r\n$1\r\na\r\n:1\r\n".escape_ascii().to_string()
+            b"*6\r\n+O  K\r\n-ERR no\r\n:-3\r\n$2\r\n\r\n\r\n_\r\n%1\r\n$1\r\na\r\n:1\r\n"
+                .escape_ascii()
+                .to_string()
         );
         assert_eq!(decoded(&out, &[]).len(), 1);
     }

@@ -17,7 +17,9 @@ use std::net::IpAddr;
 
 use tungstenite::handshake::derive_accept_key;
 
-use super::http::{BadHead, Headers, RequestHead, ResponseHead, is_token, push_display, push_header, push_value};
+use super::http::{
+    BadHead, Headers, RequestHead, ResponseHead, is_token, push_display, push_header, push_value,
+};
 
 /// The longest `X-Request-Id` from a client that is kept.
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -58,7 +60,10 @@ pub fn check_request<'b>(head: &RequestHead<'_, 'b>) -> Result<Handshake<'b>, Ba
         return Err(BadHead { status: 405, why: "a WebSocket is opened with GET" });
     }
     if head.is_head() || !is_upgrade(head) {
-        return Err(BadHead { status: 426, why: "this path is a WebSocket: open it with GET and Upgrade: websocket" });
+        return Err(BadHead {
+            status: 426,
+            why: "this path is a WebSocket: open it with GET and Upgrade: websocket",
+        });
     }
     if head.minor_version == 0 {
         return bad("a WebSocket is opened with HTTP/1.1");
@@ -73,12 +78,17 @@ pub fn check_request<'b>(head: &RequestHead<'_, 'b>) -> Result<Handshake<'b>, Ba
     if versions.next().is_some() {
         return bad("several Sec-WebSocket-Version headers");
     }
-    let Some(key) = head.headers.first("sec-websocket-key") else { return bad("missing Sec-WebSocket-Key") };
+    let Some(key) = head.headers.first("sec-websocket-key") else {
+        return bad("missing Sec-WebSocket-Key");
+    };
     if !is_key(key) {
         return bad("Sec-WebSocket-Key is not 16 bytes in base64");
     }
-    let Ok(key) = std::str::from_utf8(key) else { return bad("Sec-WebSocket-Key is not 16 bytes in base64") };
-    let protocol = head.headers.elements("sec-websocket-protocol").next().filter(|first| is_token(first));
+    let Ok(key) = std::str::from_utf8(key) else {
+        return bad("Sec-WebSocket-Key is not 16 bytes in base64");
+    };
+    let protocol =
+        head.headers.elements("sec-websocket-protocol").next().filter(|first| is_token(first));
     Ok(Handshake { key, protocol: protocol.and_then(|first| std::str::from_utf8(first).ok()) })
 }
 
@@ -87,7 +97,11 @@ pub fn check_request<'b>(head: &RequestHead<'_, 'b>) -> Result<Handshake<'b>, Ba
 pub fn write_accept(handshake: &Handshake<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\n");
     write_upgrade_pair(out);
-    push_header(out, "Sec-WebSocket-Accept", derive_accept_key(handshake.key.as_bytes()).as_bytes());
+    push_header(
+        out,
+        "Sec-WebSocket-Accept",
+        derive_accept_key(handshake.key.as_bytes()).as_bytes(),
+    );
     if let Some(protocol) = handshake.protocol {
         push_header(out, "Sec-WebSocket-Protocol", protocol.as_bytes());
     }
@@ -98,7 +112,8 @@ pub fn write_accept(handshake: &Handshake<'_>, out: &mut Vec<u8>) {
 pub fn request_id<'b>(head: &RequestHead<'_, 'b>) -> Option<&'b str> {
     let mut ids = head.headers.all("x-request-id");
     let id = ids.next()?;
-    let is_kept = (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic);
+    let is_kept =
+        (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic);
     if is_kept && ids.next().is_none() { std::str::from_utf8(id).ok() } else { None }
 }
 
@@ -114,7 +129,11 @@ pub fn write_request_line(target: &str, out: &mut Vec<u8>) {
 /// authority of a target that was a URL (RFC 9112 §3.2.2); then what is said about the client (see the top of this file).
 ///
 /// The request is one that [`check_request`] let through: a GET without a body.
-pub fn write_forwarded_headers(head: &RequestHead<'_, '_>, forwarding: &Forwarding<'_>, out: &mut Vec<u8>) {
+pub fn write_forwarded_headers(
+    head: &RequestHead<'_, '_>,
+    forwarding: &Forwarding<'_>,
+    out: &mut Vec<u8>,
+) {
     let host = forwarding.host.or_else(|| head.host()).unwrap_or_default();
     if head.headers.first("host").is_none() {
         push_header(out, "Host", host.as_bytes());
@@ -225,11 +244,13 @@ fn write_upgrade_pair(out: &mut Vec<u8>) {
 /// Whether a header is for this connection only (RFC 9110 §7.6.1): by its name, or because `Connection` names it. What
 /// frames the message, and the handshake itself, cannot be named away.
 fn is_hop_by_hop(name: &str, headers: &Headers<'_, '_>) -> bool {
-    const NAMES: [&str; 6] = ["connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
+    const NAMES: [&str; 6] =
+        ["connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
     if NAMES.iter().any(|known| name.eq_ignore_ascii_case(known)) || starts_with(name, "proxy-") {
         return true;
     }
-    let is_needed = name.eq_ignore_ascii_case("content-length") || starts_with(name, "sec-websocket-");
+    let is_needed =
+        name.eq_ignore_ascii_case("content-length") || starts_with(name, "sec-websocket-");
     !is_needed && headers.has_token("connection", name)
 }
 
@@ -259,7 +280,11 @@ mod tests {
     const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
     const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-    fn write_forwarded_request(head: &RequestHead<'_, '_>, forwarding: &Forwarding<'_>, out: &mut Vec<u8>) {
+    fn write_forwarded_request(
+        head: &RequestHead<'_, '_>,
+        forwarding: &Forwarding<'_>,
+        out: &mut Vec<u8>,
+    ) {
         write_request_line("/backend?a=b", out);
         write_forwarded_headers(head, forwarding, out);
     }
@@ -285,14 +310,16 @@ mod tests {
 
     fn with_request<T>(bytes: &str, then: impl FnOnce(&RequestHead<'_, '_>) -> T) -> T {
         let mut slots = empty_slots();
-        let (head, length) = RequestHead::parse(bytes.as_bytes(), &mut slots).expect(bytes).expect(bytes);
+        let (head, length) =
+            RequestHead::parse(bytes.as_bytes(), &mut slots).expect(bytes).expect(bytes);
         assert_eq!(length, bytes.len());
         then(&head)
     }
 
     fn with_response<T>(bytes: &str, then: impl FnOnce(&ResponseHead<'_, '_>) -> T) -> T {
         let mut slots = empty_slots();
-        let (head, length) = ResponseHead::parse(bytes.as_bytes(), &mut slots).expect(bytes).expect(bytes);
+        let (head, length) =
+            ResponseHead::parse(bytes.as_bytes(), &mut slots).expect(bytes).expect(bytes);
         assert_eq!(length, bytes.len());
         then(&head)
     }
@@ -307,11 +334,18 @@ mod tests {
     #[test]
     fn a_proper_request_is_let_through() {
         assert_eq!(checked(&asking("")), Ok((KEY.into(), None)));
-        assert_eq!(checked(&asking("Upgrade: WebSocket\r\nConnection: UPGRADE\r\n")), Ok((KEY.into(), None)));
+        assert_eq!(
+            checked(&asking("Upgrade: WebSocket\r\nConnection: UPGRADE\r\n")),
+            Ok((KEY.into(), None))
+        );
         assert_eq!(checked(&asking("Upgrade: h2c, websocket\r\n")), Ok((KEY.into(), None)));
-        let protocols = "Sec-WebSocket-Protocol: , chat.v2, chat\r\nSec-WebSocket-Protocol: other\r\n";
+        let protocols =
+            "Sec-WebSocket-Protocol: , chat.v2, chat\r\nSec-WebSocket-Protocol: other\r\n";
         assert_eq!(checked(&asking(protocols)), Ok((KEY.into(), Some("chat.v2".into()))));
-        assert_eq!(checked(&asking("Sec-WebSocket-Protocol: a b, chat\r\n")), Ok((KEY.into(), None)));
+        assert_eq!(
+            checked(&asking("Sec-WebSocket-Protocol: a b, chat\r\n")),
+            Ok((KEY.into(), None))
+        );
     }
 
     #[test]
@@ -325,22 +359,48 @@ mod tests {
         assert_eq!(checked(&asking("Upgrade: websockets\r\n")), Err(426));
         assert_eq!(checked(&asking("Connection: keep-alive\r\n")), Err(400));
         for version in ["8", "12", "14", "013", "13, 8", ""] {
-            assert_eq!(checked(&asking(&format!("Sec-WebSocket-Version: {version}\r\n"))), Err(426), "{version:?}");
+            assert_eq!(
+                checked(&asking(&format!("Sec-WebSocket-Version: {version}\r\n"))),
+                Err(426),
+                "{version:?}"
+            );
         }
         assert_eq!(checked(&asking("").replace("Sec-WebSocket-Version: 13\r\n", "")), Err(426));
-        assert_eq!(checked(&asking("Sec-WebSocket-Version: 13\r\nSec-WebSocket-Version: 13\r\n")), Err(400));
-        for key in ["", "dGhl", "dGhlIHNhbXBsZSBub25jZQ=", "dGhlIHNhbXBsZSBub25jZQAA", "dGhlIHNhbXBsZSBub25j*Q=="] {
-            assert_eq!(checked(&asking(&format!("Sec-WebSocket-Key: {key}\r\n"))), Err(400), "{key:?}");
+        assert_eq!(
+            checked(&asking("Sec-WebSocket-Version: 13\r\nSec-WebSocket-Version: 13\r\n")),
+            Err(400)
+        );
+        for key in [
+            "",
+            "dGhl",
+            "dGhlIHNhbXBsZSBub25jZQ=",
+            "dGhlIHNhbXBsZSBub25jZQAA",
+            "dGhlIHNhbXBsZSBub25j*Q==",
+        ] {
+            assert_eq!(
+                checked(&asking(&format!("Sec-WebSocket-Key: {key}\r\n"))),
+                Err(400),
+                "{key:?}"
+            );
         }
-        assert_eq!(checked(&asking("").replace(&format!("Sec-WebSocket-Key: {KEY}\r\n"), "")), Err(400));
+        assert_eq!(
+            checked(&asking("").replace(&format!("Sec-WebSocket-Key: {KEY}\r\n"), "")),
+            Err(400)
+        );
     }
 
     #[test]
     fn a_plain_get_is_told_what_to_ask_for() {
-        let fault = with_request("GET / HTTP/1.1\r\nHost: a\r\n\r\n", |head| check_request(head).unwrap_err());
+        let fault = with_request("GET / HTTP/1.1\r\nHost: a\r\n\r\n", |head| {
+            check_request(head).unwrap_err()
+        });
         let reply: Reply = fault.into_reply();
-        let said: Vec<_> = reply.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        assert_eq!((reply.status, said), (426, vec![("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")]));
+        let said: Vec<_> =
+            reply.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        assert_eq!(
+            (reply.status, said),
+            (426, vec![("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")])
+        );
     }
 
     #[test]
@@ -403,14 +463,17 @@ mod tests {
         let (head, _) = RequestHead::parse(&request, &mut slots).unwrap().unwrap();
         let client = "::1".parse().unwrap();
         let mut out = Vec::new();
-        write_forwarded_request(&head, &Forwarding { host: None, client, request_id: "a" }, &mut out);
+        write_forwarded_request(
+            &head,
+            &Forwarding { host: None, client, request_id: "a" },
+            &mut out,
+        );
         assert!(memchr::memmem::find(&out, b"\r\nX-Name: \xe5\xa3\xb0 \xff\r\n").is_some());
     }
 
     #[test]
     fn the_handshake_cannot_be_named_away() {
-        let named =
-            "Connection: Upgrade, Host, Sec-WebSocket-Key, X-Forwarded-For, X-Request-Id, Cookie\r\nCookie: a\r\n";
+        let named = "Connection: Upgrade, Host, Sec-WebSocket-Key, X-Forwarded-For, X-Request-Id, Cookie\r\nCookie: a\r\n";
         let out = forwarded(&asking(named), None);
         assert_eq!(checked(&out), Ok((KEY.into(), None)));
         assert_eq!(values(&out, "host"), ["gateway:8000"]);
@@ -434,7 +497,10 @@ mod tests {
         let lines = "X-Forwarded-For: 203.0.113.1\r\nx-forwarded-for: 198.51.100.2 ,, unknown\r\n\
              X-Forwarded-Proto: https\r\nX-Forwarded-Host: evil\r\nForwarded: for=a\r\n";
         let out = forwarded(&asking(lines), None);
-        assert_eq!(values(&out, "x-forwarded-for"), ["203.0.113.1, 198.51.100.2, unknown, 192.0.2.7"]);
+        assert_eq!(
+            values(&out, "x-forwarded-for"),
+            ["203.0.113.1, 198.51.100.2, unknown, 192.0.2.7"]
+        );
         assert_eq!(values(&out, "x-forwarded-proto"), ["http"]);
         assert_eq!(values(&out, "x-forwarded-host"), ["gateway:8000"]);
         assert_eq!(values(&out, "forwarded"), ["for=a"]);
@@ -443,7 +509,8 @@ mod tests {
     #[test]
     fn a_client_of_a_dual_stack_socket_keeps_its_own_address() {
         for (client, said) in [("::ffff:192.0.2.7", "192.0.2.7"), ("2001:db8::1", "2001:db8::1")] {
-            let forwarding = Forwarding { host: None, client: client.parse().unwrap(), request_id: "a" };
+            let forwarding =
+                Forwarding { host: None, client: client.parse().unwrap(), request_id: "a" };
             let mut out = Vec::new();
             with_request(&asking(""), |head| write_forwarded_request(head, &forwarding, &mut out));
             assert_eq!(values(&String::from_utf8(out).unwrap(), "x-forwarded-for"), [said]);
@@ -468,8 +535,15 @@ mod tests {
         let once = forwarded(&asking("Cookie: a=b\r\n"), None);
         let twice = forwarded(&once, None);
         assert_eq!(values(&twice, "x-forwarded-for"), ["192.0.2.7, 192.0.2.7"]);
-        for name in ["host", "cookie", "x-forwarded-proto", "x-forwarded-host", "x-request-id", "connection", "upgrade"]
-        {
+        for name in [
+            "host",
+            "cookie",
+            "x-forwarded-proto",
+            "x-forwarded-host",
+            "x-request-id",
+            "connection",
+            "upgrade",
+        ] {
             assert_eq!(values(&twice, name), values(&once, name), "{name}");
             assert_eq!(values(&twice, name).len(), 1, "{name}");
         }
@@ -491,7 +565,12 @@ mod tests {
         assert!(check(&answered(&format!("{pair}{accept}{accept}"))).is_err());
         assert!(check(&answered(&format!("{pair}{}", accept.to_uppercase()))).is_err());
         assert!(check(&format!("HTTP/1.1 200 OK\r\n{pair}{accept}\r\n")).is_err());
-        assert!(with_response(&answered(&format!("{pair}{accept}")), |head| check_response(head, "other")).is_err());
+        assert!(
+            with_response(&answered(&format!("{pair}{accept}")), |head| check_response(
+                head, "other"
+            ))
+            .is_err()
+        );
     }
 
     #[test]
@@ -524,11 +603,15 @@ mod tests {
             "HTTP/1.1 401 Who\r\nWWW-Authenticate: Basic\r\nContent-Length: 3\r\nConnection: close\r\n\r\n"
         );
         assert_eq!(
-            refusal("HTTP/1.1 500 \r\nTransfer-Encoding: chunked\r\nTrailer: A\r\nContent-Length: 3\r\n\r\n"),
+            refusal(
+                "HTTP/1.1 500 \r\nTransfer-Encoding: chunked\r\nTrailer: A\r\nContent-Length: 3\r\n\r\n"
+            ),
             "HTTP/1.1 500 \r\nTransfer-Encoding: chunked\r\nTrailer: A\r\nConnection: close\r\n\r\n"
         );
         assert_eq!(
-            refusal("HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"),
+            refusal(
+                "HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
+            ),
             "HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n\r\n"
         );
         assert_eq!(
@@ -542,8 +625,10 @@ mod tests {
         let mut let_through = 0;
         for seed in 0..3000 {
             let mut chance = fastrand::Rng::with_seed(seed);
-            let mut request = asking("Connection: Upgrade, a\r\nX-Forwarded-For: a,b\r\nA: b\r\n").into_bytes();
-            let mut response = answered("Upgrade: websocket\r\nConnection: Upgrade\r\nA: b\r\n").into_bytes();
+            let mut request =
+                asking("Connection: Upgrade, a\r\nX-Forwarded-For: a,b\r\nA: b\r\n").into_bytes();
+            let mut response =
+                answered("Upgrade: websocket\r\nConnection: Upgrade\r\nA: b\r\n").into_bytes();
             for bytes in [&mut request, &mut response] {
                 for _ in 0..chance.usize(0..4) {
                     let at = chance.usize(..bytes.len());
@@ -574,7 +659,10 @@ mod tests {
                 write_forwarded_refusal(&head, &mut out);
                 let mut slots = empty_slots();
                 let (_, length) = ResponseHead::parse(&out, &mut slots).unwrap().unwrap();
-                assert!(ResponseHead::parse(&out[length..], &mut empty_slots()).unwrap().is_some(), "seed {seed}");
+                assert!(
+                    ResponseHead::parse(&out[length..], &mut empty_slots()).unwrap().is_some(),
+                    "seed {seed}"
+                );
             }
         }
         assert!(let_through > 500, "only {let_through} got far enough to test anything");

@@ -235,14 +235,19 @@ impl FrameScanner {
     /// If the current frame has fewer than `n` bytes left: the boundary would be lost, and with it everything after.
     #[inline]
     pub fn skip(&mut self, n: u64) {
-        assert!(n <= self.payload_left, "skipped {n} bytes of a payload that has {} left", self.payload_left);
+        assert!(
+            n <= self.payload_left,
+            "skipped {n} bytes of a payload that has {} left",
+            self.payload_left
+        );
         self.payload_left -= n;
     }
 
     /// Says that a whole frame, head and all, follows what is left of the current one: it will go past without being shown,
     /// and what is left is the rest of both.
     pub const fn pass_frame(&mut self, head: &FrameHead, head_bytes: usize) {
-        self.payload_left = self.payload_left.saturating_add(head_bytes as u64).saturating_add(head.payload);
+        self.payload_left =
+            self.payload_left.saturating_add(head_bytes as u64).saturating_add(head.payload);
     }
 
     /// Bytes of the current frame's payload that are still to come; 0 between frames and within a head.
@@ -401,14 +406,26 @@ mod tests {
         // RFC 6455 §5.7
         assert_eq!(FrameHead::parse(b"\x81\x05Hello"), Some((head(Opcode::Text, 5), 2)));
         let masked = b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58";
-        assert_eq!(FrameHead::parse(masked), Some((FrameHead { mask: Some(MASK), ..head(Opcode::Text, 5) }, 6)));
+        assert_eq!(
+            FrameHead::parse(masked),
+            Some((FrameHead { mask: Some(MASK), ..head(Opcode::Text, 5) }, 6))
+        );
         let mut payload = masked[6..].to_vec();
         apply_mask(&mut payload, MASK, 0);
         assert_eq!(payload, b"Hello");
-        assert_eq!(FrameHead::parse(b"\x01\x03Hel"), Some((FrameHead { fin: false, ..head(Opcode::Text, 3) }, 2)));
+        assert_eq!(
+            FrameHead::parse(b"\x01\x03Hel"),
+            Some((FrameHead { fin: false, ..head(Opcode::Text, 3) }, 2))
+        );
         assert_eq!(FrameHead::parse(b"\x82\x7e\x01\x00"), Some((head(Opcode::Binary, 256), 4)));
-        assert_eq!(FrameHead::parse(b"\x82\x7f\0\0\0\0\0\x01\0\0"), Some((head(Opcode::Binary, 65_536), 10)));
-        assert_eq!(pong_frame(b"Hello", Some(MASK)), b"\x8a\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58");
+        assert_eq!(
+            FrameHead::parse(b"\x82\x7f\0\0\0\0\0\x01\0\0"),
+            Some((head(Opcode::Binary, 65_536), 10))
+        );
+        assert_eq!(
+            pong_frame(b"Hello", Some(MASK)),
+            b"\x8a\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58"
+        );
         assert_eq!(ping_frame(b"Hello", None), b"\x89\x05Hello");
     }
 
@@ -429,7 +446,10 @@ mod tests {
                     assert_eq!(FrameHead::parse(&bytes[..cut]), None, "{whole:?} cut at {cut}");
                 }
                 assert_eq!(FrameHead::parse(&bytes), Some((whole, bytes.len())));
-                assert_eq!(FrameHead::parse(&[&bytes[..], b"more"].concat()), Some((whole, bytes.len())));
+                assert_eq!(
+                    FrameHead::parse(&[&bytes[..], b"more"].concat()),
+                    Some((whole, bytes.len()))
+                );
             }
         }
     }
@@ -441,7 +461,10 @@ mod tests {
         assert_eq!(written(&head(Opcode::Text, 0xffff)).len(), 4);
         assert_eq!(written(&head(Opcode::Text, 0x1_0000)).len(), 10);
         assert_eq!(FrameHead::parse(b"\x82\x7e\x00\x05"), Some((head(Opcode::Binary, 5), 4)));
-        assert_eq!(FrameHead::parse(b"\x82\x7f\0\0\0\0\0\0\0\x05"), Some((head(Opcode::Binary, 5), 10)));
+        assert_eq!(
+            FrameHead::parse(b"\x82\x7f\0\0\0\0\0\0\0\x05"),
+            Some((head(Opcode::Binary, 5), 10))
+        );
     }
 
     #[test]
@@ -556,7 +579,10 @@ mod tests {
         assert_eq!(close_frame(1001, "away", None), b"\x88\x06\x03\xe9away");
         let masked = close_frame(1011, "lost", Some(MASK));
         let (head, length) = FrameHead::parse(&masked).unwrap();
-        assert_eq!((head.opcode, head.mask, head.payload, length), (Opcode::Close, Some(MASK), 6, 6));
+        assert_eq!(
+            (head.opcode, head.mask, head.payload, length),
+            (Opcode::Close, Some(MASK), 6, 6)
+        );
         let mut payload = masked[length..].to_vec();
         apply_mask(&mut payload, MASK, 0);
         assert_eq!(parse_close(&payload), Some((1011, "lost")));

@@ -9,7 +9,8 @@ use crate::net::Source;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
 };
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -24,8 +25,15 @@ pub struct Alarm {
 impl Alarm {
     /// An alarm that is not set.
     pub fn register(registry: &Registry) -> io::Result<Alarm> {
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-        registry.register(&mut SourceFd(&timer.as_raw_fd()), Source::Alarm.into(), Interest::READABLE)?;
+        let timer = timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
+        )?;
+        registry.register(
+            &mut SourceFd(&timer.as_raw_fd()),
+            Source::Alarm.into(),
+            Interest::READABLE,
+        )?;
         Ok(Alarm { timer, rings_at: None })
     }
 
@@ -36,7 +44,8 @@ impl Alarm {
         }
         // Nothing at all would disarm it.
         let wait = (at - now).max(Duration::from_nanos(1));
-        let value = Timespec::try_from(wait).unwrap_or(Timespec { tv_sec: i64::from(i32::MAX), tv_nsec: 0 });
+        let value = Timespec::try_from(wait)
+            .unwrap_or(Timespec { tv_sec: i64::from(i32::MAX), tv_nsec: 0 });
         let once = Itimerspec { it_interval: Timespec::default(), it_value: value };
         timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
         self.rings_at = Some(at);
@@ -66,7 +75,10 @@ mod tests {
             alarm.set(now + Duration::from_millis(1), now).unwrap();
             alarm.set(now + Duration::from_secs(60), now).unwrap();
             poll.poll(&mut events, None).unwrap();
-            assert_eq!(events.iter().map(|event| Source::from(event.token())).collect::<Vec<_>>(), [Source::Alarm]);
+            assert_eq!(
+                events.iter().map(|event| Source::from(event.token())).collect::<Vec<_>>(),
+                [Source::Alarm]
+            );
             alarm.handle_ring();
         }
     }

@@ -60,14 +60,24 @@ impl Listeners {
         for (index, (door, address)) in addresses.enumerate() {
             let open = || {
                 let mut socket = tcp::listen(address, reuse_port && door == Door::Clients)?;
-                registry.register(&mut socket, Source::Listener(index).into(), Interest::READABLE)?;
+                registry.register(
+                    &mut socket,
+                    Source::Listener(index).into(),
+                    Interest::READABLE,
+                )?;
                 io::Result::Ok((socket.local_addr()?, socket))
             };
             let (local, socket) = open().map_err(|error| StartError::Listen(address, error))?;
             opened.push((door, local));
             listeners.push(Listener { index, socket, door, is_ready: false });
         }
-        Ok(Listeners { listeners, addresses: opened, paused_until: None, is_full: false, is_closed: false })
+        Ok(Listeners {
+            listeners,
+            addresses: opened,
+            paused_until: None,
+            is_full: false,
+            is_closed: false,
+        })
     }
 
     /// What is listened on, with the ports that the kernel chose.
@@ -105,14 +115,21 @@ impl Listeners {
                 match listener.socket.accept() {
                     Ok((stream, client)) => {
                         self.paused_until = None;
-                        let source = Source::Session(gateway.next_key(), crate::net::Side::Downstream);
+                        let source =
+                            Source::Session(gateway.next_key(), crate::net::Side::Downstream);
                         match tcp::accepted(stream, source, registry) {
-                            Ok(socket) if listener.door == Door::Inbox => gateway.admit_worker(socket, client),
+                            Ok(socket) if listener.door == Door::Inbox => {
+                                gateway.admit_worker(socket, client)
+                            }
                             Ok(socket) => gateway.admit(socket, client),
-                            Err(error) => warn!(target: "gateway", "cannot register {client}: {error}"),
+                            Err(error) => {
+                                warn!(target: "gateway", "cannot register {client}: {error}")
+                            }
                         }
                     }
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => listener.is_ready = false,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                        listener.is_ready = false
+                    }
                     Err(error) if is_out_of_descriptors(&error) => {
                         if self.paused_until.is_none() {
                             gateway.stats().accept_pauses += 1;

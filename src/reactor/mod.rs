@@ -88,7 +88,11 @@ pub struct Reactor {
 
 impl Reactor {
     /// Opens the listeners. From here on clients can connect, though nobody is served before [`Reactor::run`].
-    pub fn new(settings: &Settings, gateway: gateway::Settings, hooks: Hooks) -> Result<Reactor, StartError> {
+    pub fn new(
+        settings: &Settings,
+        gateway: gateway::Settings,
+        hooks: Hooks,
+    ) -> Result<Reactor, StartError> {
         let clock = Clock::start();
         listeners::raise_descriptor_limit();
         let poll = Poll::new()?;
@@ -142,8 +146,12 @@ impl Reactor {
         }
         log::logger().flush();
         // The link's first dial is due, and no event will come before it that would end the first wait.
-        self.redis_has_more =
-            self.redis.turn(self.gateway.results(), &mut self.resolver, self.poll.registry(), self.clock.now())?;
+        self.redis_has_more = self.redis.turn(
+            self.gateway.results(),
+            &mut self.resolver,
+            self.poll.registry(),
+            self.clock.now(),
+        )?;
         while !self.gateway.is_stopped() {
             self.turn()?;
         }
@@ -181,8 +189,12 @@ impl Reactor {
         }
         // What is due by time alone is settled by the gateway, and done by the flush.
         if has_redis_moved || is_woken {
-            self.redis_has_more =
-                self.redis.turn(self.gateway.results(), &mut self.resolver, self.poll.registry(), now)?;
+            self.redis_has_more = self.redis.turn(
+                self.gateway.results(),
+                &mut self.resolver,
+                self.poll.registry(),
+                now,
+            )?;
         }
         self.gateway.settle();
         self.redis.flush(self.gateway.results(), &mut self.resolver, self.poll.registry(), now)?;
@@ -192,7 +204,12 @@ impl Reactor {
         }
         if is_signalled {
             self.handle_signals();
-            self.redis.flush(self.gateway.results(), &mut self.resolver, self.poll.registry(), now)?;
+            self.redis.flush(
+                self.gateway.results(),
+                &mut self.resolver,
+                self.poll.registry(),
+                now,
+            )?;
         }
         self.gateway.reap();
         if self.gateway.has_thinned_out() {
@@ -207,7 +224,8 @@ impl Reactor {
     /// How long the next turn waits for events: not at all, or until the alarm rings at the latest.
     fn wait(&mut self) -> io::Result<Option<Duration>> {
         let now = self.gateway.now();
-        let next = [self.gateway.next_turn(), self.listeners.next_turn(&self.gateway), self.log_due_at];
+        let next =
+            [self.gateway.next_turn(), self.listeners.next_turn(&self.gateway), self.log_due_at];
         let next = next.into_iter().flatten().min();
         match next {
             _ if self.redis_has_more => Ok(Some(Duration::ZERO)),
@@ -269,7 +287,11 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StartError::Listen(address, error) if error.kind() == ErrorKind::AddrInUse => {
-                write!(f, "cannot listen on {address}: port {} is taken by another program", address.port())
+                write!(
+                    f,
+                    "cannot listen on {address}: port {} is taken by another program",
+                    address.port()
+                )
             }
             StartError::Listen(address, error) => write!(f, "cannot listen on {address}: {error}"),
             StartError::Other(error) => error.fmt(f),

@@ -44,7 +44,9 @@ enum Socket {
 
 impl RedisSockets {
     pub fn handle_ready(&mut self, line: Line, ready: Ready) {
-        if let Socket::Dialing { conn, .. } | Socket::Open { conn } = &mut self.sockets[line as usize] {
+        if let Socket::Dialing { conn, .. } | Socket::Open { conn } =
+            &mut self.sockets[line as usize]
+        {
             conn.handle_ready(ready);
         }
     }
@@ -62,7 +64,9 @@ impl RedisSockets {
             return;
         }
         match found {
-            Ok(addresses) => self.dial(line, addresses.into(), "its name has no address", link, registry, now),
+            Ok(addresses) => {
+                self.dial(line, addresses.into(), "its name has no address", link, registry, now)
+            }
             Err(why) => self.lose(line, &format!("its name was not found: {why}"), link, now),
         }
     }
@@ -121,7 +125,14 @@ impl RedisSockets {
                     }
                 }
                 Action::Dial { line, address: Address::Tcp { host, port } } => match host.parse() {
-                    Ok(ip) => self.dial(line, [SocketAddr::new(ip, port)].into(), "no address", link, registry, now),
+                    Ok(ip) => self.dial(
+                        line,
+                        [SocketAddr::new(ip, port)].into(),
+                        "no address",
+                        link,
+                        registry,
+                        now,
+                    ),
                     Err(_) => {
                         self.sockets[line as usize] = Socket::Looking;
                         resolver.ask(Subject::Redis(line), host, port)?;
@@ -162,7 +173,13 @@ impl RedisSockets {
         link.handle_closed(line, why, now);
     }
 
-    fn serve(&mut self, line: Line, results: &mut Results<u32>, registry: &Registry, now: Moment) -> bool {
+    fn serve(
+        &mut self,
+        line: Line,
+        results: &mut Results<u32>,
+        registry: &Registry,
+        now: Moment,
+    ) -> bool {
         let Some(link) = results.link() else { return false };
         if let Socket::Dialing { conn, later } = &mut self.sockets[line as usize] {
             if !conn.is_writable() {

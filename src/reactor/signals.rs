@@ -19,8 +19,12 @@ pub enum Signal {
     Reopen,
 }
 
-const SIGNALS: [(i32, Signal); 4] =
-    [(SIGTERM, Signal::Terminate), (SIGINT, Signal::Terminate), (SIGHUP, Signal::Reload), (SIGUSR1, Signal::Reopen)];
+const SIGNALS: [(i32, Signal); 4] = [
+    (SIGTERM, Signal::Terminate),
+    (SIGINT, Signal::Terminate),
+    (SIGHUP, Signal::Reload),
+    (SIGUSR1, Signal::Reopen),
+];
 
 /// The receiving ends, in the order of [`SIGNALS`].
 pub struct Signals {

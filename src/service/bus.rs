@@ -89,7 +89,9 @@ impl<K: Copy + Eq + Hash> Bus<K> {
     pub fn forget(&mut self, task: Uuid, key: K) -> bool {
         let Some(slot) = self.waiting.find(task) else { return false };
         let waiting = &mut self.waiting[slot];
-        let Some(at) = waiting.places.iter().position(|place| place.key == key) else { return false };
+        let Some(at) = waiting.places.iter().position(|place| place.key == key) else {
+            return false;
+        };
         waiting.places.remove(at);
         self.deliveries.retain(|(to, _)| *to != key);
         if waiting.places.is_empty() {
@@ -105,9 +107,15 @@ impl<K: Copy + Eq + Hash> Bus<K> {
 
     /// Queues a result for those who have not had it; how many that are. `is_given`: [`Bus::have_caught_up`] was called since it
     /// came, so that only those who came after that miss it. `result` is called at most once.
-    pub fn publish(&mut self, task: Uuid, is_given: bool, result: impl FnOnce() -> Rc<TaskResult>) -> usize {
+    pub fn publish(
+        &mut self,
+        task: Uuid,
+        is_given: bool,
+        result: impl FnOnce() -> Rc<TaskResult>,
+    ) -> usize {
         let Some(waiting) = self.waiting.entry(task) else { return 0 };
-        let mut missing = waiting.places.iter().filter(|place| !(is_given && place.has_caught_up)).peekable();
+        let mut missing =
+            waiting.places.iter().filter(|place| !(is_given && place.has_caught_up)).peekable();
         if missing.peek().is_none() {
             return 0;
         }
@@ -140,7 +148,10 @@ impl<K: Copy + Eq + Hash> Bus<K> {
                 self.waiting.remove(slot);
             } else if waiting.is_unannounced() {
                 waiting.announced += 1;
-                return Some(Change::Listen { task, spelling: spelling(waiting, waiting.announced - 1) });
+                return Some(Change::Listen {
+                    task,
+                    spelling: spelling(waiting, waiting.announced - 1),
+                });
             } else {
                 waiting.is_queued = false;
             }
@@ -193,7 +204,12 @@ impl<K> Waiting<K> {
 
 impl<K> Default for Waiting<K> {
     fn default() -> Self {
-        Waiting { places: SmallVec::new(), announced: 0, spellings: Spellings::default(), is_queued: false }
+        Waiting {
+            places: SmallVec::new(),
+            announced: 0,
+            spellings: Spellings::default(),
+            is_queued: false,
+        }
     }
 }
 
@@ -345,10 +361,16 @@ mod tests {
         bus.forget(uuid, 1);
         bus.forget(uuid, 3);
         assert_eq!(publish(&mut bus, true), 1);
-        assert_eq!(deliveries(&mut bus).into_iter().map(|(key, _)| key).collect::<Vec<_>>(), [2, 2, 4]);
+        assert_eq!(
+            deliveries(&mut bus).into_iter().map(|(key, _)| key).collect::<Vec<_>>(),
+            [2, 2, 4]
+        );
         bus.subscribe(&task(), 5);
         assert_eq!(publish(&mut bus, false), 3);
-        assert_eq!(deliveries(&mut bus).into_iter().map(|(key, _)| key).collect::<Vec<_>>(), [2, 4, 5]);
+        assert_eq!(
+            deliveries(&mut bus).into_iter().map(|(key, _)| key).collect::<Vec<_>>(),
+            [2, 4, 5]
+        );
     }
 
     #[test]

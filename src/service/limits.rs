@@ -146,7 +146,9 @@ impl Limits {
 }
 
 fn is_matched<'o>(rules: &[OriginRule], origin: &'o [u8]) -> Option<&'o str> {
-    let text = std::str::from_utf8(origin).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_graphic()))?;
+    let text = std::str::from_utf8(origin)
+        .ok()
+        .filter(|text| text.bytes().all(|byte| byte.is_ascii_graphic()))?;
     let parsed = Origin::parse(text).ok();
     rules.iter().any(|rule| rule.is_match(text, parsed.as_ref())).then_some(text)
 }
@@ -186,7 +188,8 @@ impl OriginRule {
         let kind = match text {
             "*" => RuleKind::Any,
             "null" | "file://" => RuleKind::Literal,
-            _ => parse_kind(text).map_err(|why| format!("`{}` is no origin: {why}", text.escape_debug()))?,
+            _ => parse_kind(text)
+                .map_err(|why| format!("`{}` is no origin: {why}", text.escape_debug()))?,
         };
         Ok(Self { text: text.into(), kind })
     }
@@ -226,11 +229,15 @@ fn parse_kind(text: &str) -> Result<RuleKind, String> {
             if !suffix.starts_with('.') || suffix.len() < 2 {
                 return Err("`*` stands for whole labels, as in `*.example`".into());
             }
-            Ok(RuleKind::Below { scheme: scheme.is_some().then_some(origin.scheme), suffix, port: origin.port })
+            Ok(RuleKind::Below {
+                scheme: scheme.is_some().then_some(origin.scheme),
+                suffix,
+                port: origin.port,
+            })
         }
-        (None, None) => {
-            Err(format!("a scheme is missing: write `https://{text}`, or `*.{text}` for every host below it"))
-        }
+        (None, None) => Err(format!(
+            "a scheme is missing: write `https://{text}`, or `*.{text}` for every host below it"
+        )),
         (Some(_), None) => Ok(RuleKind::Exact(Origin::parse(text)?)),
     }
 }
@@ -248,8 +255,11 @@ impl Origin {
     fn parse(text: &str) -> Result<Self, String> {
         let (scheme, rest) = text.split_once("://").ok_or("a scheme is missing")?;
         let scheme = scheme.to_ascii_lowercase();
-        let is_scheme = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
-        if !scheme.starts_with(|first: char| first.is_ascii_lowercase()) || !scheme.bytes().all(is_scheme) {
+        let is_scheme =
+            |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
+        if !scheme.starts_with(|first: char| first.is_ascii_lowercase())
+            || !scheme.bytes().all(is_scheme)
+        {
             return Err(format!("`{}` is no scheme", scheme.escape_debug()));
         }
         if let Some(sign) = rest.chars().find(|sign| matches!(sign, '/' | '?' | '#')) {
@@ -258,8 +268,15 @@ impl Origin {
         let (host, port) = match rest.rfind(':') {
             Some(at) if !rest[at..].contains(']') => {
                 let digits = &rest[at + 1..];
-                let port = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
-                (&rest[..at], Some(port.ok_or_else(|| format!("its port `{digits}` must be 0 to 65535"))?))
+                let port = digits
+                    .bytes()
+                    .all(|byte| byte.is_ascii_digit())
+                    .then(|| digits.parse().ok())
+                    .flatten();
+                (
+                    &rest[..at],
+                    Some(port.ok_or_else(|| format!("its port `{digits}` must be 0 to 65535"))?),
+                )
             }
             _ => (rest, None),
         };
@@ -378,11 +395,20 @@ mod tests {
                 ][..],
             ),
             ("https://app.example:443", &["https://app.example"], &["https://app.example:80"]),
-            ("http://localhost:3000", &["http://localhost:3000"], &["http://localhost", "http://localhost:30000"]),
+            (
+                "http://localhost:3000",
+                &["http://localhost:3000"],
+                &["http://localhost", "http://localhost:30000"],
+            ),
             ("http://[::1]:3000", &["http://[::1]:3000"], &["http://[::1]"]),
             (
                 "*.example",
-                &["https://a.example", "http://a.b.example:8080", "wss://A.EXAMPLE", "app://a.example"],
+                &[
+                    "https://a.example",
+                    "http://a.b.example:8080",
+                    "wss://A.EXAMPLE",
+                    "app://a.example",
+                ],
                 &[
                     "https://example",
                     "https://evilexample",
@@ -413,7 +439,10 @@ mod tests {
                 assert_eq!(limits.allow_origin(Some(origin.as_bytes())), Some(*origin));
             }
             for origin in no.iter().filter(|origin| !(rule == "*" && origin.is_empty())) {
-                assert!(!limits.is_allowed(Some(origin.as_bytes())), "{rule} should not match {origin}");
+                assert!(
+                    !limits.is_allowed(Some(origin.as_bytes())),
+                    "{rule} should not match {origin}"
+                );
                 assert_eq!(limits.allow_origin(Some(origin.as_bytes())), None);
             }
         }

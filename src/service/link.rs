@@ -206,12 +206,12 @@ pub struct Target {
 impl Target {
     /// Reads a URL. The error says what is wrong, without any part of the URL (it may hold a password).
     pub fn read(url: &str) -> Result<Target, String> {
-        const ALLOWED: &str =
-            "allowed are redis://[user:password@]host[:port][/db] and unix:///path[?db=…&user=…&pass=…]";
+        const ALLOWED: &str = "allowed are redis://[user:password@]host[:port][/db] and unix:///path[?db=…&user=…&pass=…]";
         if ["rediss:", "valkeys:"].iter().any(|scheme| url.starts_with(scheme)) {
             return Err(format!("TLS to Redis is not supported; {ALLOWED}"));
         }
-        let connection = url.into_connection_info().map_err(|_| format!("not a Redis URL; {ALLOWED}"))?;
+        let connection =
+            url.into_connection_info().map_err(|_| format!("not a Redis URL; {ALLOWED}"))?;
         let address = match connection.addr() {
             ConnectionAddr::Tcp(host, port) => Address::Tcp { host: host.clone(), port: *port },
             ConnectionAddr::Unix(path) => Address::Unix(path.clone()),
@@ -338,10 +338,18 @@ enum Script {
 
 impl Link {
     /// A link that begins to dial at once. `seed` feeds the jitter. The error names the URL by its place in the list.
-    pub fn new(settings: &Settings, retention: tasks::Settings, now: Moment, seed: u64) -> Result<Link, String> {
+    pub fn new(
+        settings: &Settings,
+        retention: tasks::Settings,
+        now: Moment,
+        seed: u64,
+    ) -> Result<Link, String> {
         let mut targets = Vec::new();
         for (i, url) in settings.urls.iter().enumerate() {
-            targets.push(Target::read(url).map_err(|why| format!("URL {} of {}: {why}", i + 1, settings.urls.len()))?);
+            targets.push(
+                Target::read(url)
+                    .map_err(|why| format!("URL {} of {}: {why}", i + 1, settings.urls.len()))?,
+            );
         }
         if targets.is_empty() {
             return Err("no URL".into());
@@ -405,7 +413,11 @@ impl Link {
     pub fn ear(&self, task: Uuid) -> Option<Ear> {
         match self.subscribe {
             Subscribe::Pattern => self.pattern_ear,
-            Subscribe::Task => self.wanted.get(task.hyphenated().encode_lower(&mut Uuid::encode_buffer()) as &str)?.ear,
+            Subscribe::Task => {
+                self.wanted
+                    .get(task.hyphenated().encode_lower(&mut Uuid::encode_buffer()) as &str)?
+                    .ear
+            }
         }
     }
 
@@ -464,7 +476,9 @@ impl Link {
             let is_owing = !connection.expected.is_empty();
             match &mut connection.state {
                 State::Down { retry_at } if *retry_at <= now => self.dial(line, now),
-                State::Dialing { give_up_at } if *give_up_at <= now => self.fail(line, "no connection within 5 s", now),
+                State::Dialing { give_up_at } if *give_up_at <= now => {
+                    self.fail(line, "no connection within 5 s", now)
+                }
                 State::Greeting { give_up_at, .. } if *give_up_at <= now => {
                     self.fail(line, "no answer within 5 s", now)
                 }
@@ -489,7 +503,8 @@ impl Link {
 
     /// When [`Link::handle_time`] has to be called at the latest.
     pub fn deadline(&self) -> Option<Moment> {
-        let grace = self.away_since.filter(|_| !self.is_lost).and_then(|since| Some(since + self.grace?));
+        let grace =
+            self.away_since.filter(|_| !self.is_lost).and_then(|since| Some(since + self.grace?));
         LINES.iter().map(|line| self.connection(*line).deadline()).chain(grace).min()
     }
 
@@ -597,7 +612,8 @@ impl Link {
         let connection = self.connection_mut(line);
         connection.target = target;
         connection.state = State::Dialing { give_up_at: now + DIAL_TIMEOUT };
-        self.actions.push_back(Action::Dial { line, address: self.targets[target].address.clone() });
+        self.actions
+            .push_back(Action::Dial { line, address: self.targets[target].address.clone() });
     }
 
     fn greet(&mut self, line: Line, now: Moment) {
@@ -606,7 +622,10 @@ impl Link {
         let subscribe = self.subscribe;
         let value_max = VALUE_MAX.max(self.retention.max_retained.saturating_mul(2));
         let connection = self.connection_mut(line);
-        let state = State::Greeting { give_up_at: now + DIAL_TIMEOUT, decoder: Box::new(Decoder::new(value_max)) };
+        let state = State::Greeting {
+            give_up_at: now + DIAL_TIMEOUT,
+            decoder: Box::new(Decoder::new(value_max)),
+        };
         connection.state = state;
         connection.alive_at = now;
         let user = target.user.as_deref().unwrap_or("default");
@@ -646,7 +665,9 @@ impl Link {
     fn handle_value(&mut self, line: Line, value: Value, now: Moment) {
         match resp::sort(value, line == Line::Ear) {
             Sorted::Message { channel, payload } => {
-                let spelling = channel.strip_prefix(self.prefix.as_bytes()).and_then(|rest| str::from_utf8(rest).ok());
+                let spelling = channel
+                    .strip_prefix(self.prefix.as_bytes())
+                    .and_then(|rest| str::from_utf8(rest).ok());
                 // Other people's channels may begin with our prefix, too.
                 if let Some(spelling) = spelling
                     && let Ok(task) = Uuid::try_parse(spelling)
@@ -655,7 +676,11 @@ impl Link {
                         Subscribe::Pattern => self.pattern_ear,
                         Subscribe::Task => self.wanted.get(spelling).and_then(|wanted| wanted.ear),
                     };
-                    self.events.push_back(Event::Heard { task, ear: ear.unwrap_or(Ear::LOOSE), payload });
+                    self.events.push_back(Event::Heard {
+                        task,
+                        ear: ear.unwrap_or(Ear::LOOSE),
+                        payload,
+                    });
                 }
             }
             Sorted::Subscribed { name } => match self.subscribe {
@@ -677,7 +702,9 @@ impl Link {
     fn handle_reply(&mut self, line: Line, reply: Value, now: Moment) {
         let expected = self.connection_mut(line).expected.pop_front();
         let refusal = match &reply {
-            Value::ServerError(error) => Some((error.code().to_owned(), error.details().unwrap_or("").to_owned())),
+            Value::ServerError(error) => {
+                Some((error.code().to_owned(), error.details().unwrap_or("").to_owned()))
+            }
             _ => None,
         };
         match (expected, refusal) {
@@ -697,7 +724,9 @@ impl Link {
             (Some(Expected::Script), Some((code, details))) => {
                 self.script = Script::Refused;
                 self.drop_stores();
-                self.tell(format!("results are not kept in Redis, it does not take the script: {code} {details}"));
+                self.tell(format!(
+                    "results are not kept in Redis, it does not take the script: {code} {details}"
+                ));
             }
             (Some(Expected::Stored(stores)), Some((code, _))) if code == "NOSCRIPT" => {
                 self.store_again(stores);
@@ -717,7 +746,8 @@ impl Link {
             }
             (Some(Expected::Kept), None) => {
                 let kept = kept(reply);
-                if let Some(Expected::Set(_, slot)) = self.connection_mut(line).expected.front_mut() {
+                if let Some(Expected::Set(_, slot)) = self.connection_mut(line).expected.front_mut()
+                {
                     *slot = kept;
                 }
             }
@@ -726,10 +756,14 @@ impl Link {
             }
             (Some(Expected::Set(task, kept)), refusal) => {
                 if let Some((code, details)) = refusal {
-                    self.tell(format!("results that workers set cannot be read from Redis: {code} {details}"));
+                    self.tell(format!(
+                        "results that workers set cannot be read from Redis: {code} {details}"
+                    ));
                 }
                 let set = match reply {
-                    Value::Array(items) => items.into_iter().filter_map(|item| resp::bytes(Some(item))).collect(),
+                    Value::Array(items) => {
+                        items.into_iter().filter_map(|item| resp::bytes(Some(item))).collect()
+                    }
                     _ => Vec::new(),
                 };
                 // Another gateway may have stored what is still on its way to our ear. What is kept is told once we have heard as
@@ -757,7 +791,9 @@ impl Link {
         let connection = self.connection_mut(line);
         let state = std::mem::replace(&mut connection.state, State::Down { retry_at: now });
         connection.state = match state {
-            State::Greeting { decoder, .. } => State::Up { since: now, ping_at: now + PING_INTERVAL, decoder },
+            State::Greeting { decoder, .. } => {
+                State::Up { since: now, ping_at: now + PING_INTERVAL, decoder }
+            }
             state => state,
         };
         connection.backoff.reset();
@@ -787,9 +823,14 @@ impl Link {
         let (current, mut chance) = (self.current, self.chance.fork());
         let connection = self.connection_mut(line);
         let target = connection.target;
-        let was_stable = matches!(connection.state, State::Up { since, .. } if since + STABLE_AFTER <= now);
+        let was_stable =
+            matches!(connection.state, State::Up { since, .. } if since + STABLE_AFTER <= now);
         let was_up = connection.is_up();
-        let pause = if was_stable { Duration::ZERO } else { connection.backoff.next_wait_jittered(&mut chance) };
+        let pause = if was_stable {
+            Duration::ZERO
+        } else {
+            connection.backoff.next_wait_jittered(&mut chance)
+        };
         self.lose(line, State::Down { retry_at: now + pause });
         // Both lines fail on the same target; it counts once.
         if !was_up && other.is_none() && target == current {
@@ -826,7 +867,9 @@ impl Link {
             }
         }
         // A dial that nobody has begun yet need not begin.
-        self.actions.retain(|action| !matches!(action, Action::Dial { line: dialled, .. } if *dialled == line));
+        self.actions.retain(
+            |action| !matches!(action, Action::Dial { line: dialled, .. } if *dialled == line),
+        );
         self.actions.push_back(Action::Close { line });
     }
 
@@ -851,7 +894,8 @@ impl Link {
         }
         let since = self.clock.map_or(0, |(clock, at)| clock + (now - at).as_micros() as u64);
         for some in spellings.chunks(1000) {
-            let channels: Vec<String> = some.iter().map(|spelling| format!("{}{spelling}", self.prefix)).collect();
+            let channels: Vec<String> =
+                some.iter().map(|spelling| format!("{}{spelling}", self.prefix)).collect();
             for spelling in some {
                 self.last_request += 1;
                 self.unconfirmed.push_back(self.last_request);
@@ -868,7 +912,8 @@ impl Link {
     /// A subscription to one task is confirmed. It counts if it was the latest request for it.
     fn confirm(&mut self, channel: &[u8]) {
         let request = self.unconfirmed.pop_front();
-        let spelling = channel.strip_prefix(self.prefix.as_bytes()).and_then(|rest| str::from_utf8(rest).ok());
+        let spelling =
+            channel.strip_prefix(self.prefix.as_bytes()).and_then(|rest| str::from_utf8(rest).ok());
         let number = self.last_ear + 1;
         if let Some(wanted) = spelling.and_then(|spelling| self.wanted.get_mut(spelling))
             && Some(wanted.request) == request
@@ -897,7 +942,9 @@ impl Link {
     fn bound_jobs(&mut self) {
         while self.jobs.len() > JOBS_MAX || self.job_bytes > self.retention.max_retained {
             let oldest = self.jobs.iter().position(|job| matches!(job, Job::Store(_)));
-            let Some(Job::Store(store)) = oldest.and_then(|at| self.jobs.remove(at)) else { return };
+            let Some(Job::Store(store)) = oldest.and_then(|at| self.jobs.remove(at)) else {
+                return;
+            };
             self.job_bytes -= store.payload.len();
             self.dropped += 1;
         }
@@ -920,7 +967,11 @@ impl Link {
                         }
                         Script::Unknown => {
                             self.script = Script::Loading;
-                            return self.hand.ask(now, Expected::Script, &[b"SCRIPT", b"LOAD", SCRIPT.as_bytes()]);
+                            return self.hand.ask(
+                                now,
+                                Expected::Script,
+                                &[b"SCRIPT", b"LOAD", SCRIPT.as_bytes()],
+                            );
                         }
                         Script::Loading => return,
                     };
@@ -1047,7 +1098,9 @@ impl Connection {
 /// The answer to `TIME` in microseconds.
 fn clock(reply: Value) -> Option<u64> {
     let Value::Array(parts) = reply else { return None };
-    let mut parts = parts.into_iter().map(|part| String::from_utf8(resp::bytes(Some(part))?).ok()?.parse::<u64>().ok());
+    let mut parts = parts
+        .into_iter()
+        .map(|part| String::from_utf8(resp::bytes(Some(part))?).ok()?.parse::<u64>().ok());
     Some(parts.next()?? * 1_000_000 + parts.next()??)
 }
 
@@ -1096,7 +1149,12 @@ mod tests {
 
     fn settings(urls: &[&str], subscribe: Subscribe) -> Settings {
         let urls = urls.iter().map(|url| url.to_string()).collect();
-        Settings { urls, channel_prefix: "task_response:".into(), subscribe, grace: Some(10 * SECOND) }
+        Settings {
+            urls,
+            channel_prefix: "task_response:".into(),
+            subscribe,
+            grace: Some(10 * SECOND),
+        }
     }
 
     fn retention() -> tasks::Settings {
@@ -1107,7 +1165,12 @@ mod tests {
         fn new(urls: &[&str], subscribe: Subscribe) -> World {
             let now = Moment::START;
             let link = Link::new(&settings(urls, subscribe), retention(), now, 7).unwrap();
-            World { link, now, said: Default::default(), readers: [Requests::new(1 << 20), Requests::new(1 << 20)] }
+            World {
+                link,
+                now,
+                said: Default::default(),
+                readers: [Requests::new(1 << 20), Requests::new(1 << 20)],
+            }
         }
 
         /// One that is up.
@@ -1137,7 +1200,11 @@ mod tests {
                         let name = name.to_lowercase();
                         let channels = &command[1..];
                         let lines = channels.iter().map(|channel| {
-                            format!("*3\r\n${}\r\n{name}\r\n${}\r\n{channel}\r\n:1\r\n", name.len(), channel.len())
+                            format!(
+                                "*3\r\n${}\r\n{name}\r\n${}\r\n{channel}\r\n:1\r\n",
+                                name.len(),
+                                channel.len()
+                            )
                         });
                         lines.collect()
                     }
@@ -1191,7 +1258,12 @@ mod tests {
 
         fn keep(&mut self, nth: u32, text: &str) {
             let heard = Heard { hash: 0xab, nth, before: (nth > 1).then_some((0xcd, 1)) };
-            self.link.keep(TASK, Ear { number: 1, since: 1_000_000_017 }, heard, text.as_bytes().into());
+            self.link.keep(
+                TASK,
+                Ear { number: 1, since: 1_000_000_017 },
+                heard,
+                text.as_bytes().into(),
+            );
         }
 
         fn load_script(&mut self) {
@@ -1211,7 +1283,10 @@ mod tests {
         }
         let name = ["CLIENT", "SETNAME", "aivtuber-gateway"];
         let ear = world.commands(Line::Ear);
-        assert_eq!(ear, [&["AUTH", "ann", "s cret"][..], &name, &["TIME"], &["PSUBSCRIBE", "task_response:*"]]);
+        assert_eq!(
+            ear,
+            [&["AUTH", "ann", "s cret"][..], &name, &["TIME"], &["PSUBSCRIBE", "task_response:*"]]
+        );
         let hand = world.commands(Line::Hand);
         assert_eq!(hand, [&["AUTH", "ann", "s cret"][..], &name, &["SELECT", "3"], &["PING"]]);
         world.say(Line::Hand, "+OK\r\n+OK\r\n+OK\r\n+PONG\r\n");
@@ -1231,10 +1306,19 @@ mod tests {
         let ear = Ear { number: 1, since: 1_000_000_017 };
         let mut world = World::up(Subscribe::Pattern);
         let heard = Event::Heard { task: TASK, ear, payload: b"{}".to_vec() };
-        for channel in [format!("task_response:{SPELLED}"), format!("task_response:{}", SPELLED.to_uppercase())] {
+        for channel in [
+            format!("task_response:{SPELLED}"),
+            format!("task_response:{}", SPELLED.to_uppercase()),
+        ] {
             let message = format!("${}\r\n{channel}\r\n$2\r\n{{}}\r\n", channel.len());
-            world.say(Line::Ear, &format!("*4\r\n$8\r\npmessage\r\n$15\r\ntask_response:*\r\n{message}"));
-            world.say(Line::Ear, &format!(">4\r\n$8\r\npmessage\r\n$15\r\ntask_response:*\r\n{message}"));
+            world.say(
+                Line::Ear,
+                &format!("*4\r\n$8\r\npmessage\r\n$15\r\ntask_response:*\r\n{message}"),
+            );
+            world.say(
+                Line::Ear,
+                &format!(">4\r\n$8\r\npmessage\r\n$15\r\ntask_response:*\r\n{message}"),
+            );
             assert_eq!(world.events(), [heard.clone(), heard.clone()]);
         }
         world
@@ -1263,8 +1347,14 @@ mod tests {
         assert_eq!(world.dials(), LINES);
         assert_eq!(world.link.deadline(), Some(world.now + 5 * SECOND));
         world.pass(5 * SECOND);
-        assert_eq!(world.events(), [Event::Trouble { why: "one:6379: no connection within 5 s".into() }]);
-        assert_eq!(world.actions(), [Action::Close { line: Line::Ear }, Action::Close { line: Line::Hand }]);
+        assert_eq!(
+            world.events(),
+            [Event::Trouble { why: "one:6379: no connection within 5 s".into() }]
+        );
+        assert_eq!(
+            world.actions(),
+            [Action::Close { line: Line::Ear }, Action::Close { line: Line::Hand }]
+        );
         let mut pause = Duration::from_millis(200);
         for _ in 0..10 {
             let from = world.now;
@@ -1291,7 +1381,11 @@ mod tests {
         world.link.handle_connected(Line::Ear, world.now + SECOND);
         world.link.handle_bytes(Line::Ear, b"+OK\r\n", world.now + 2 * SECOND);
         world.pass(6 * SECOND);
-        assert!(world.events().contains(&Event::Trouble { why: "one:6379: no answer within 5 s".into() }));
+        assert!(
+            world
+                .events()
+                .contains(&Event::Trouble { why: "one:6379: no answer within 5 s".into() })
+        );
         world.say(Line::Ear, "+late\r\n");
         assert!(!world.link.is_up());
     }
@@ -1373,7 +1467,10 @@ mod tests {
     fn nonsense_ends_a_line() {
         let mut world = World::up(Subscribe::Pattern);
         world.say(Line::Hand, "HTTP/1.1 400\r\n");
-        assert_eq!(world.events(), [Event::Down { why: "one:6379: it sent not the Redis protocol".into() }]);
+        assert_eq!(
+            world.events(),
+            [Event::Down { why: "one:6379: it sent not the Redis protocol".into() }]
+        );
         assert_eq!(world.actions(), [Action::Close { line: Line::Hand }]);
     }
 
@@ -1415,8 +1512,10 @@ mod tests {
 
     #[test]
     fn urls_are_tried_in_turn_by_both_lines_together() {
-        let mut world =
-            World::new(&["redis://one", "redis://two", "unix:///run/redis.sock?pass=x"], Subscribe::Pattern);
+        let mut world = World::new(
+            &["redis://one", "redis://two", "unix:///run/redis.sock?pass=x"],
+            Subscribe::Pattern,
+        );
         let mut tried = Vec::new();
         for _ in 0..4 {
             let dials: Vec<(Line, String)> = world
@@ -1487,7 +1586,10 @@ mod tests {
             world.keep(nth, "b");
         }
         let commands = world.commands(Line::Hand);
-        assert_eq!(commands.iter().map(|command| command[2].as_str()).collect::<Vec<_>>(), ["64", "64", "64", "7"]);
+        assert_eq!(
+            commands.iter().map(|command| command[2].as_str()).collect::<Vec<_>>(),
+            ["64", "64", "64", "7"]
+        );
         assert_eq!(
             commands[0][3 + 64 + 3..][..6],
             ["0000001000000017", "00000000000000ab", "2", "00000000000000cd", "1", "b"]
@@ -1521,7 +1623,8 @@ mod tests {
         world.load_script();
         let commands = world.commands(Line::Hand);
         assert_eq!(commands.len(), 1, "{commands:?}");
-        let payloads: Vec<&str> = (0..4).map(|i| commands[0][3 + 4 + 3 + 6 * i + 5].as_str()).collect();
+        let payloads: Vec<&str> =
+            (0..4).map(|i| commands[0][3 + 4 + 3 + 6 * i + 5].as_str()).collect();
         assert_eq!(payloads, ["b", "c", "d", "e"]);
     }
 
@@ -1547,7 +1650,10 @@ mod tests {
         let mut world = World::up(Subscribe::Pattern);
         world.keep(1, "a");
         world.commands(Line::Hand);
-        world.say(Line::Hand, "-NOPERM this user has no permissions to run the 'script|load' command\r\n");
+        world.say(
+            Line::Hand,
+            "-NOPERM this user has no permissions to run the 'script|load' command\r\n",
+        );
         let [Event::Trouble { why }] = &world.events()[..] else { panic!() };
         assert!(why.contains("NOPERM"), "{why}");
         world.keep(2, "b");
@@ -1567,7 +1673,10 @@ mod tests {
             world.keep(nth, "b");
             world.commands(Line::Hand);
         }
-        world.say(Line::Hand, &"-OOM command not allowed when used memory > 'maxmemory'.\r\n".repeat(3));
+        world.say(
+            Line::Hand,
+            &"-OOM command not allowed when used memory > 'maxmemory'.\r\n".repeat(3),
+        );
         assert_eq!(world.events().len(), 1);
         assert!(world.link.is_up() && world.link.dropped() == 4);
     }
@@ -1579,7 +1688,10 @@ mod tests {
         world.link.look_up(Uuid::nil(), &[]);
         let commands = world.commands(Line::Hand);
         assert_eq!(commands[0], ["HGETALL".into(), format!("task_response_kept:{SPELLED}")]);
-        let keys = [format!("task_response:{SPELLED}"), format!("task_response:{}", SPELLED.to_uppercase())];
+        let keys = [
+            format!("task_response:{SPELLED}"),
+            format!("task_response:{}", SPELLED.to_uppercase()),
+        ];
         assert_eq!(commands[1], ["MGET", &keys[0], &keys[1]]);
         let index = format!("000000000003{:016x}{:016}0001{:016x}{:016}0000", 1, 20, 2, 30);
         let mut rest = String::new();
@@ -1595,10 +1707,17 @@ mod tests {
         world.commands(Line::Hand);
         world.say(Line::Hand, &format!("*8\r\n{rest}*2\r\n$-1\r\n$1\r\ns\r\n%0\r\n*1\r\n$-1\r\n"));
         assert_eq!(world.commands(Line::Ear), [["PING"]]);
-        let kept = vec![Kept { at: 20, payload: b"a".to_vec() }, Kept { at: 30, payload: b"b".to_vec() }];
-        assert_eq!(world.events()[1..], [Event::LookedUp { task: Uuid::nil(), kept: vec![], set: vec![] }]);
+        let kept =
+            vec![Kept { at: 20, payload: b"a".to_vec() }, Kept { at: 30, payload: b"b".to_vec() }];
+        assert_eq!(
+            world.events()[1..],
+            [Event::LookedUp { task: Uuid::nil(), kept: vec![], set: vec![] }]
+        );
         world.say(Line::Ear, "*2\r\n$4\r\npong\r\n$0\r\n\r\n");
-        assert_eq!(world.events(), [Event::LookedUp { task: TASK, kept, set: vec![b"s".to_vec()] }]);
+        assert_eq!(
+            world.events(),
+            [Event::LookedUp { task: TASK, kept, set: vec![b"s".to_vec()] }]
+        );
     }
 
     #[test]
@@ -1612,13 +1731,23 @@ mod tests {
         world.say(Line::Ear, "*2\r\n$4\r\npong\r\n$0\r\n\r\n");
         let events = world.events();
         assert!(matches!(&events[0], Event::Trouble { why } if why.contains("WRONGTYPE")));
-        assert_eq!(events[1], Event::LookedUp { task: TASK, kept: vec![], set: vec![b"s".to_vec()] });
+        assert_eq!(
+            events[1],
+            Event::LookedUp { task: TASK, kept: vec![], set: vec![b"s".to_vec()] }
+        );
         let entry = |index: &str| {
-            kept(Value::Array(["index", index, "0000", "a"].map(|text| Value::BulkString(text.into())).into()))
+            kept(Value::Array(
+                ["index", index, "0000", "a"].map(|text| Value::BulkString(text.into())).into(),
+            ))
         };
-        for index in
-            ["", "0", "000000000000", "000000000000short", &"x".repeat(48), &format!("{}\u{3042}", "0".repeat(45))]
-        {
+        for index in [
+            "",
+            "0",
+            "000000000000",
+            "000000000000short",
+            &"x".repeat(48),
+            &format!("{}\u{3042}", "0".repeat(45)),
+        ] {
             assert_eq!(entry(index), [], "{index}");
         }
     }
@@ -1636,7 +1765,10 @@ mod tests {
         let ear = world.link.ear(TASK).unwrap();
         assert_eq!(ear.since, 1_000_000_017);
         world.link.unlisten(SPELLED);
-        assert_eq!(world.commands(Line::Ear), [["UNSUBSCRIBE", &format!("task_response:{SPELLED}")]]);
+        assert_eq!(
+            world.commands(Line::Ear),
+            [["UNSUBSCRIBE", &format!("task_response:{SPELLED}")]]
+        );
         assert_eq!(world.link.ear(TASK), None);
     }
 
@@ -1648,7 +1780,8 @@ mod tests {
         world.link.listen(TASK, SPELLED, world.now);
         assert_eq!(world.commands(Line::Ear).len(), 3);
         let channel = format!("task_response:{SPELLED}");
-        let confirm = |kind: &str| format!("*3\r\n${}\r\n{kind}\r\n$50\r\n{channel}\r\n:1\r\n", kind.len());
+        let confirm =
+            |kind: &str| format!("*3\r\n${}\r\n{kind}\r\n$50\r\n{channel}\r\n:1\r\n", kind.len());
         world.say(Line::Ear, &confirm("subscribe"));
         world.say(Line::Ear, &confirm("unsubscribe"));
         assert_eq!((world.events(), world.link.ear(TASK)), (vec![], None));
@@ -1739,9 +1872,17 @@ mod tests {
 
     #[test]
     fn kept_keys_follow_the_prefix() {
-        for (prefix, expected) in [("task_response:", "task_response_kept:"), ("a/", "a/_kept:"), ("", "_kept:")] {
-            let settings = Settings { channel_prefix: prefix.into(), ..settings(&["redis://one"], Subscribe::Pattern) };
-            assert_eq!(Link::new(&settings, retention(), Moment::START, 1).unwrap().kept_prefix, expected);
+        for (prefix, expected) in
+            [("task_response:", "task_response_kept:"), ("a/", "a/_kept:"), ("", "_kept:")]
+        {
+            let settings = Settings {
+                channel_prefix: prefix.into(),
+                ..settings(&["redis://one"], Subscribe::Pattern)
+            };
+            assert_eq!(
+                Link::new(&settings, retention(), Moment::START, 1).unwrap().kept_prefix,
+                expected
+            );
         }
     }
 }

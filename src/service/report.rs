@@ -28,8 +28,7 @@ const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// The page is whole in itself; this holds a browser to it, whatever a value may smuggle in. What is added where the page has
 /// the form to talk: its one script, known by its hash, WebSockets of this gateway, and the sounds that came over them.
 const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-const TALK_POLICY: &str =
-    "script-src 'sha256-2UC0tY5K1rzTrZZILyoks+Kis4rB5zX/oAODANSNFG0='; connect-src 'self'; media-src blob:";
+const TALK_POLICY: &str = "script-src 'sha256-2UC0tY5K1rzTrZZILyoks+Kis4rB5zX/oAODANSNFG0='; connect-src 'self'; media-src blob:";
 
 /// The client that `docs/protocol.md` shows, and the form that uses it.
 const TALK_SCRIPT: &str = include_str!("talk.js");
@@ -161,7 +160,11 @@ impl<'a> Snapshot<'a> {
 
     fn is_degraded(&self) -> bool {
         self.lacks_redis()
-            || self.routes.iter().flat_map(|route| &route.backends).any(|backend| backend.last_dial_failed)
+            || self
+                .routes
+                .iter()
+                .flat_map(|route| &route.backends)
+                .any(|backend| backend.last_dial_failed)
     }
 }
 
@@ -207,7 +210,8 @@ pub fn health(snapshot: &Snapshot) -> Reply {
         backend_services: serde_json::Map<String, serde_json::Value>,
         redis: &'static str,
     }
-    let services = snapshot.routes.iter().map(|route| (route.name.to_owned(), route.target.clone().into()));
+    let services =
+        snapshot.routes.iter().map(|route| (route.name.to_owned(), route.target.clone().into()));
     json(&Health {
         status: if snapshot.is_degraded() { "degraded" } else { "ok" },
         gateway: "running",
@@ -227,7 +231,9 @@ pub fn ready(snapshot: &Snapshot) -> Reply {
     }
     match snapshot.lifecycle {
         Lifecycle::Draining => uncached(Reply::error(503, "the gateway is shutting down")),
-        Lifecycle::Serving if snapshot.lacks_redis() => uncached(Reply::error(503, "Redis connection not available")),
+        Lifecycle::Serving if snapshot.lacks_redis() => {
+            uncached(Reply::error(503, "Redis connection not available"))
+        }
         Lifecycle::Serving => json(&Ready { status: "ready" }),
     }
 }
@@ -283,23 +289,31 @@ pub fn metrics(snapshot: &Snapshot) -> Reply {
     let mut out = Exposition::default();
     let stats = snapshot.stats;
 
-    out.gauge("build_info", "The running version; always 1.").labelled(&[("version", snapshot.version)], 1);
+    out.gauge("build_info", "The running version; always 1.")
+        .labelled(&[("version", snapshot.version)], 1);
     out.gauge("uptime_seconds", "Time since the start.").plain(snapshot.uptime.as_secs());
     out.gauge("draining", "1 while the gateway is shutting down.")
         .plain((snapshot.lifecycle == Lifecycle::Draining).into());
     if snapshot.results_wanted {
-        out.gauge("redis_connected", "1 while results can arrive.").plain((!snapshot.lacks_redis()).into());
+        out.gauge("redis_connected", "1 while results can arrive.")
+            .plain((!snapshot.lacks_redis()).into());
     }
 
-    out.counter("connections_accepted_total", "Client connections let in.").plain(stats.connections_accepted);
-    out.gauge("connections_open", "Client connections that have not ended.").plain(stats.connections_open);
+    out.counter("connections_accepted_total", "Client connections let in.")
+        .plain(stats.connections_accepted);
+    out.gauge("connections_open", "Client connections that have not ended.")
+        .plain(stats.connections_open);
     let mut family = out.counter("connections_refused_total", "Connections not let in, by reason.");
     for (reason, count) in stats.refused() {
         family.labelled(&[("reason", reason)], *count);
     }
-    out.counter("accept_pauses_total", "Times accepting was paused for want of connections or descriptors.")
-        .plain(stats.accept_pauses);
-    let mut family = out.counter("http_responses_total", "HTTP answers, upgrades included, by status.");
+    out.counter(
+        "accept_pauses_total",
+        "Times accepting was paused for want of connections or descriptors.",
+    )
+    .plain(stats.accept_pauses);
+    let mut family =
+        out.counter("http_responses_total", "HTTP answers, upgrades included, by status.");
     for (status, count) in stats.http() {
         family.labelled(&[("status", &status.to_string())], *count);
     }
@@ -312,12 +326,22 @@ pub fn metrics(snapshot: &Snapshot) -> Reply {
     }
 
     out.counter("pings_sent_total", "Pings sent to silent sides.").plain(stats.pings_sent);
-    out.counter("pongs_swallowed_total", "Answers to the gateway's own pings, which are not relayed.")
-        .plain(stats.pongs_swallowed);
-    out.counter("messages_too_big_total", "Messages over max_message.").plain(stats.messages_too_big);
-    out.counter("log_lines_lost_total", "Log lines that could not be written.").plain(stats.log_lines_lost);
+    out.counter(
+        "pongs_swallowed_total",
+        "Answers to the gateway's own pings, which are not relayed.",
+    )
+    .plain(stats.pongs_swallowed);
+    out.counter("messages_too_big_total", "Messages over max_message.")
+        .plain(stats.messages_too_big);
+    out.counter("log_lines_lost_total", "Log lines that could not be written.")
+        .plain(stats.log_lines_lost);
 
-    uncached(Reply { status: 200, content_type: METRICS_TYPE, headers: Vec::new(), body: out.text.into_bytes() })
+    uncached(Reply {
+        status: 200,
+        content_type: METRICS_TYPE,
+        headers: Vec::new(),
+        body: out.text.into_bytes(),
+    })
 }
 
 /// `/`: the status page.
@@ -342,7 +366,8 @@ pub fn page(snapshot: &Snapshot) -> Reply {
         "talk" => {}
         _ => unreachable!("page.html asks for {name}"),
     });
-    let policy = if can_talk { format!("{PAGE_POLICY}; {TALK_POLICY}") } else { PAGE_POLICY.to_owned() };
+    let policy =
+        if can_talk { format!("{PAGE_POLICY}; {TALK_POLICY}") } else { PAGE_POLICY.to_owned() };
     uncached(Reply::html(200, body)).with("Content-Security-Policy", policy)
 }
 
@@ -368,7 +393,8 @@ fn uncached(reply: Reply) -> Reply {
 
 /// RFC 3339 in UTC with milliseconds.
 fn rfc3339(at: SystemTime) -> String {
-    let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+    let format =
+        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
     // `From` panics only beyond the year 9999, which no clock of ours shows.
     OffsetDateTime::from(at).format(format).expect("every component is there")
 }
@@ -401,13 +427,15 @@ fn route_metrics(snapshot: &Snapshot, out: &mut Exposition) {
         traffic += snapshot.live.get(name).map(|live| live.traffic).unwrap_or_default();
         [("from_client", traffic.from_client), ("to_client", traffic.to_client)]
     };
-    let mut family = out.counter("frames_total", "WebSocket frames carried, control frames included.");
+    let mut family =
+        out.counter("frames_total", "WebSocket frames carried, control frames included.");
     for &name in &names {
         for (direction, traffic) in traffic(name) {
             family.labelled(&[("route", name), ("direction", direction)], traffic.frames);
         }
     }
-    let mut family = out.counter("frame_bytes_total", "Bytes of the WebSocket frames carried, heads included.");
+    let mut family =
+        out.counter("frame_bytes_total", "Bytes of the WebSocket frames carried, heads included.");
     for &name in &names {
         for (direction, traffic) in traffic(name) {
             family.labelled(&[("route", name), ("direction", direction)], traffic.bytes);
@@ -417,8 +445,12 @@ fn route_metrics(snapshot: &Snapshot, out: &mut Exposition) {
 
 fn backend_metrics(snapshot: &Snapshot, out: &mut Exposition) {
     // Two routes may share a backend, but a series may stand here only once.
-    let backends: BTreeMap<&str, &BackendView> =
-        snapshot.routes.iter().flat_map(|route| &route.backends).map(|backend| (backend.url, backend)).collect();
+    let backends: BTreeMap<&str, &BackendView> = snapshot
+        .routes
+        .iter()
+        .flat_map(|route| &route.backends)
+        .map(|backend| (backend.url, backend))
+        .collect();
     let mut family = out.counter("backend_dials_total", "Dials to backends that ended, by result.");
     for (url, dials) in snapshot.stats.backends() {
         family.labelled(&[("backend", url), ("result", "ok")], dials.ok);
@@ -432,7 +464,8 @@ fn backend_metrics(snapshot: &Snapshot, out: &mut Exposition) {
     for (url, backend) in &backends {
         family.labelled(&[("backend", url)], backend.resting.into());
     }
-    let mut family = out.gauge("backend_last_dial_failed", "1 if the last dial to a backend failed.");
+    let mut family =
+        out.gauge("backend_last_dial_failed", "1 if the last dial to a backend failed.");
     for (url, backend) in &backends {
         family.labelled(&[("backend", url)], backend.last_dial_failed.into());
     }
@@ -441,13 +474,19 @@ fn backend_metrics(snapshot: &Snapshot, out: &mut Exposition) {
 fn result_metrics(snapshot: &Snapshot, out: &mut Exposition) {
     let (stats, results) = (snapshot.stats, snapshot.results);
     out.gauge("results_waiting_clients", "Clients that wait for a result.").plain(results.waiting);
-    out.counter("results_delivered_total", "Results told to a client.").plain(stats.results_delivered);
+    out.counter("results_delivered_total", "Results told to a client.")
+        .plain(stats.results_delivered);
     out.counter("audio_bytes_total", "Bytes of audio sent to clients.").plain(stats.audio_bytes);
     out.gauge("results_retained", "Results kept in memory.").plain(results.retained);
-    out.gauge("results_retained_bytes", "Memory that kept results take.").plain(results.retained_bytes);
-    out.counter("results_evicted_total", "Kept results let go before their time, for lack of room.")
-        .plain(stats.results_evicted);
-    out.counter("redis_connects_total", "Times the connections to Redis came up.").plain(stats.redis_connects);
+    out.gauge("results_retained_bytes", "Memory that kept results take.")
+        .plain(results.retained_bytes);
+    out.counter(
+        "results_evicted_total",
+        "Kept results let go before their time, for lack of room.",
+    )
+    .plain(stats.results_evicted);
+    out.counter("redis_connects_total", "Times the connections to Redis came up.")
+        .plain(stats.redis_connects);
 }
 
 /// Text in Prometheus' exposition format 0.0.4.
@@ -466,7 +505,10 @@ impl Exposition {
     }
 
     fn family(&mut self, name: &'static str, help: &str, kind: &str) -> Family<'_> {
-        put(&mut self.text, format_args!("# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}\n"));
+        put(
+            &mut self.text,
+            format_args!("# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}\n"),
+        );
         Family { text: &mut self.text, name }
     }
 }
@@ -545,7 +587,14 @@ fn push_figures(out: &mut String, snapshot: &Snapshot) {
 fn push_route(out: &mut String, route: &RouteView, snapshot: &Snapshot) {
     let open = snapshot.live.get(route.name).map_or(0, |live| live.open);
     let opened = snapshot.stats.routes().get(route.name).map_or(0, |stats| stats.upgrades);
-    put(out, format_args!("\n      <tr><td>{}</td><td><code>{}</code></td><td>", Html(route.name), Html(&route.path)));
+    put(
+        out,
+        format_args!(
+            "\n      <tr><td>{}</td><td><code>{}</code></td><td>",
+            Html(route.name),
+            Html(&route.path)
+        ),
+    );
     if route.backends.is_empty() {
         put(out, format_args!("{}", Html(&route.target)));
     }
@@ -558,7 +607,10 @@ fn push_route(out: &mut String, route: &RouteView, snapshot: &Snapshot) {
         let new_line = if index > 0 { "<br>" } else { "" };
         put(
             out,
-            format_args!("{new_line}<code>{}</code> <span class=\"state {class}\">{word}</span>", Html(backend.url)),
+            format_args!(
+                "{new_line}<code>{}</code> <span class=\"state {class}\">{word}</span>",
+                Html(backend.url)
+            ),
         );
     }
     put(out, format_args!("</td><td class=\"n\">{open}</td><td class=\"n\">{opened}</td></tr>"));
@@ -584,8 +636,13 @@ fn push_connections(out: &mut String, snapshot: &Snapshot) {
                 connection.client
             ),
         );
-        for (index, text) in [&connection.task_id, &connection.backend].into_iter().flatten().enumerate() {
-            put(out, format_args!("{}<code>{}</code>", if index > 0 { "<br>" } else { "" }, Html(text)));
+        for (index, text) in
+            [&connection.task_id, &connection.backend].into_iter().flatten().enumerate()
+        {
+            put(
+                out,
+                format_args!("{}<code>{}</code>", if index > 0 { "<br>" } else { "" }, Html(text)),
+            );
         }
         out.push_str("</td>");
         for traffic in [connection.traffic.from_client, connection.traffic.to_client] {
@@ -611,7 +668,12 @@ fn push_connections(out: &mut String, snapshot: &Snapshot) {
     out.push_str("\n    </tbody>\n  </table>\n  </div>");
     let all = snapshot.active_connections();
     if all > shown as u64 {
-        put(out, format_args!("\n  <p>The first {shown} of {all}; <a href=\"/connections\">all of them</a>.</p>"));
+        put(
+            out,
+            format_args!(
+                "\n  <p>The first {shown} of {all}; <a href=\"/connections\">all of them</a>.</p>"
+            ),
+        );
     }
 }
 
@@ -670,8 +732,10 @@ mod tests {
     use crate::service::route::{BackendUrl, RouteSettings, Routes, Target, Template};
     use serde_json::{Value, json};
 
-    const BOTH: BothWays =
-        BothWays { from_client: Traffic { frames: 2, bytes: 20 }, to_client: Traffic { frames: 3, bytes: 300_000 } };
+    const BOTH: BothWays = BothWays {
+        from_client: Traffic { frames: 2, bytes: 20 },
+        to_client: Traffic { frames: 3, bytes: 300_000 },
+    };
 
     fn empty(stats: &Stats) -> Snapshot<'_> {
         Snapshot::new("1.2.3", Duration::from_millis(93_784_900), Lifecycle::Serving, stats)
@@ -711,7 +775,12 @@ mod tests {
         snapshot.routes = vec![
             relayed("output", vec![well("ws://b/")]),
             relayed("input", vec![well("ws://a/"), well("ws://c/")]),
-            RouteView { name: "served", path: "/s/{task_id}".into(), target: "built in".into(), backends: vec![] },
+            RouteView {
+                name: "served",
+                path: "/s/{task_id}".into(),
+                target: "built in".into(),
+                backends: vec![],
+            },
         ];
         snapshot.add_live("input", BOTH);
         let reply = health(&snapshot);
@@ -728,11 +797,16 @@ mod tests {
         let status = |snapshot: &Snapshot| {
             let reply = health(snapshot);
             assert_eq!(reply.status, 200);
-            serde_json::from_slice::<Value>(&reply.body).unwrap()["status"].as_str().unwrap().to_owned()
+            serde_json::from_slice::<Value>(&reply.body).unwrap()["status"]
+                .as_str()
+                .unwrap()
+                .to_owned()
         };
         let mut snapshot = empty(&stats);
-        snapshot.routes =
-            vec![relayed("a", vec![well("ws://a/"), BackendView { last_dial_failed: true, ..well("ws://b/") }])];
+        snapshot.routes = vec![relayed(
+            "a",
+            vec![well("ws://a/"), BackendView { last_dial_failed: true, ..well("ws://b/") }],
+        )];
         assert_eq!(status(&snapshot), "degraded");
 
         for (redis, results_wanted, expected) in [
@@ -768,7 +842,10 @@ mod tests {
     fn connections_are_as_the_contract_has_them() {
         let stats = Stats::new();
         let mut snapshot = empty(&stats);
-        assert_eq!(text(&connections(&snapshot)), r#"{"total_connections":0,"connections":[],"details":[]}"#);
+        assert_eq!(
+            text(&connections(&snapshot)),
+            r#"{"total_connections":0,"connections":[],"details":[]}"#
+        );
         snapshot.connections.push(connection("input_1"));
         snapshot.connections.push(ConnectionView {
             backend: None,
@@ -807,7 +884,10 @@ mod tests {
         let mut snapshot = empty(&stats);
         snapshot.add_live("input", BOTH);
         snapshot.routes = vec![
-            relayed("input", vec![BackendView { resting: true, last_dial_failed: true, ..well("ws://a/") }]),
+            relayed(
+                "input",
+                vec![BackendView { resting: true, last_dial_failed: true, ..well("ws://a/") }],
+            ),
             relayed("same", vec![well("ws://a/"), well("ws://\"\\\n/")]),
         ];
         let reply = metrics(&snapshot);
@@ -833,7 +913,11 @@ mod tests {
             r#"backend_connections{backend="ws://\"\\\n/"} 1"#,
             "pings_sent_total 4",
         ] {
-            assert!(lines.contains(&format!("aivtuber_gateway_{line}").as_str()), "{line} in\n{}", text(&reply));
+            assert!(
+                lines.contains(&format!("aivtuber_gateway_{line}").as_str()),
+                "{line} in\n{}",
+                text(&reply)
+            );
         }
         assert!(!text(&reply).contains("redis"), "without results there is no Redis to be away");
         assert!(!text(&reply).contains("results"));
@@ -859,7 +943,11 @@ mod tests {
             "redis_connects_total 4",
             "redis_connected 1",
         ] {
-            assert!(lines.contains(&format!("aivtuber_gateway_{line}").as_str()), "{line} in\n{}", text(&reply));
+            assert!(
+                lines.contains(&format!("aivtuber_gateway_{line}").as_str()),
+                "{line} in\n{}",
+                text(&reply)
+            );
         }
         assert!(text(&page(&snapshot)).contains("<dt>Results kept</dt><dd>2 (1.0 KiB)</dd>"));
     }
@@ -871,7 +959,8 @@ mod tests {
         stats.count_upgrade("input");
         let mut snapshot = empty(&stats);
         snapshot.results_wanted = true;
-        snapshot.routes = vec![relayed("input", vec![well("ws://a/")]), relayed("same", vec![well("ws://a/")])];
+        snapshot.routes =
+            vec![relayed("input", vec![well("ws://a/")]), relayed("same", vec![well("ws://a/")])];
         let reply = metrics(&snapshot);
         assert!(text(&reply).ends_with('\n'));
         let mut families = BTreeSet::new();
@@ -917,7 +1006,10 @@ mod tests {
         let reply = page(&snapshot);
         let html = text(&reply);
         assert!(!html.contains("<b a="));
-        assert_eq!(html.matches("&lt;b a=&#39;1&#39; c=&quot;2&quot;&gt;&amp;{{state}}").count(), 1 + 3 + 1 + 3 * 100);
+        assert_eq!(
+            html.matches("&lt;b a=&#39;1&#39; c=&quot;2&quot;&gt;&amp;{{state}}").count(),
+            1 + 3 + 1 + 3 * 100
+        );
         assert!(html.contains("_99</code>") && !html.contains("_100</code>"));
         assert!(html.contains("The first 100 of 150"));
         assert!(html.contains("Serving"));
@@ -931,8 +1023,10 @@ mod tests {
         let stats = Stats::new();
         let mut snapshot = empty(&stats);
         assert!(text(&page(&snapshot)).contains("None is open."));
-        snapshot.routes =
-            vec![relayed("a", vec![BackendView { resting: true, last_dial_failed: true, ..well("ws://a/") }])];
+        snapshot.routes = vec![relayed(
+            "a",
+            vec![BackendView { resting: true, last_dial_failed: true, ..well("ws://a/") }],
+        )];
         assert!(text(&page(&snapshot)).contains("Degraded"));
         assert!(text(&page(&snapshot)).contains("failed, resting"));
         snapshot.lifecycle = Lifecycle::Draining;
@@ -955,7 +1049,12 @@ mod tests {
             let mut snapshot = empty(&stats);
             snapshot.routes = paths.iter().map(|path| view(path)).collect();
             let reply = page(&snapshot);
-            let policy = &reply.headers.iter().find(|(name, _)| *name == "Content-Security-Policy").unwrap().1;
+            let policy = &reply
+                .headers
+                .iter()
+                .find(|(name, _)| *name == "Content-Security-Policy")
+                .unwrap()
+                .1;
             assert_eq!(text(&reply).contains("<script>"), can_talk, "{paths:?}");
             assert_eq!(policy.contains("script-src"), can_talk, "{policy}");
             assert!(policy.starts_with("default-src 'none'; "), "{policy}");
@@ -980,9 +1079,12 @@ mod tests {
     #[test]
     fn a_route_view_tells_what_is_known_of_its_backends() {
         let mut upstreams = Upstreams::new();
-        let urls = ["ws://a/{x}?token=secret", "ws://b/"].map(|url| BackendUrl::parse(url).unwrap()).to_vec();
+        let urls = ["ws://a/{x}?token=secret", "ws://b/"]
+            .map(|url| BackendUrl::parse(url).unwrap())
+            .to_vec();
         let path = Template::parse("/ws/{x}").unwrap();
-        let settings = RouteSettings { name: "a".into(), path, target: Target::Backend { urls, host: None } };
+        let settings =
+            RouteSettings { name: "a".into(), path, target: Target::Backend { urls, host: None } };
         let routes = Routes::new(vec![settings], &mut upstreams);
         let route = routes.iter().next().unwrap();
         let now = Moment::START;
@@ -990,16 +1092,27 @@ mod tests {
         upstreams.connecting(route.upstreams()[1]);
         upstreams.failed(route.upstreams()[1], now);
         let view = RouteView::new(route, &upstreams, now);
-        assert_eq!((view.name, &*view.path, &*view.target), ("a", "/ws/{x}", "ws://a/{x}?…, ws://b/"));
-        let told: Vec<_> = view.backends.iter().map(|b| (b.url, b.active, b.resting, b.last_dial_failed)).collect();
+        assert_eq!(
+            (view.name, &*view.path, &*view.target),
+            ("a", "/ws/{x}", "ws://a/{x}?…, ws://b/")
+        );
+        let told: Vec<_> = view
+            .backends
+            .iter()
+            .map(|b| (b.url, b.active, b.resting, b.last_dial_failed))
+            .collect();
         assert_eq!(told, [("ws://a/{x}?…", 1, false, false), ("ws://b/", 0, true, true)]);
     }
 
     #[test]
     fn durations_and_sizes_are_for_people() {
-        for (seconds, words) in
-            [(0, "0 s"), (59, "59 s"), (125, "2 min 5 s"), (7260, "2 h 1 min"), (273_600, "3 d 4 h")]
-        {
+        for (seconds, words) in [
+            (0, "0 s"),
+            (59, "59 s"),
+            (125, "2 min 5 s"),
+            (7260, "2 h 1 min"),
+            (273_600, "3 d 4 h"),
+        ] {
             assert_eq!(human_duration(Duration::from_secs(seconds)), words);
         }
         for (bytes, words) in [
@@ -1018,7 +1131,8 @@ mod tests {
     fn a_large_list_is_made_in_one_pass() {
         let stats = Stats::new();
         let mut snapshot = empty(&stats);
-        snapshot.connections = (0..10_000).map(|number| connection(&format!("input_{number}"))).collect();
+        snapshot.connections =
+            (0..10_000).map(|number| connection(&format!("input_{number}"))).collect();
         let reply = connections(&snapshot);
         let body: Value = serde_json::from_slice(&reply.body).unwrap();
         assert_eq!(body["total_connections"], 10_000);

@@ -209,7 +209,8 @@ impl<K: Copy + Eq + Hash> Results<K> {
             Event::Listening { task } => self.look_up(task),
             Event::LookedUp { task, kept, set } => {
                 if self.bus.is_waited_for(task) {
-                    let ear = self.link.as_ref().and_then(|link| link.ear(task)).unwrap_or(Ear::LOOSE);
+                    let ear =
+                        self.link.as_ref().and_then(|link| link.ear(task)).unwrap_or(Ear::LOOSE);
                     for (heard, payload) in self.tasks.handle_looked_up(now, task, ear, kept, set) {
                         self.keep(task, ear, heard, payload);
                     }
@@ -269,7 +270,9 @@ impl<K: Copy + Eq + Hash> Results<K> {
 
     fn is_heard(&self, task: Uuid) -> bool {
         match &self.link {
-            Some(link) => link.is_up() && link.ear(task).is_some_and(|ear| self.tasks.is_settled(task, ear)),
+            Some(link) => {
+                link.is_up() && link.ear(task).is_some_and(|ear| self.tasks.is_settled(task, ear))
+            }
             None => true,
         }
     }
@@ -281,7 +284,9 @@ impl<K: Copy + Eq + Hash> Results<K> {
     fn follow_changes(&mut self, now: Moment) {
         while let Some(change) = self.bus.poll_change() {
             match (&mut self.link, change) {
-                (Some(link), Change::Listen { task, spelling }) => link.listen(task, &spelling, now),
+                (Some(link), Change::Listen { task, spelling }) => {
+                    link.listen(task, &spelling, now)
+                }
                 (Some(link), Change::Unlisten { spelling, .. }) => link.unlisten(&spelling),
                 (None, _) => {}
             }
@@ -317,19 +322,29 @@ mod tests {
     }
 
     fn results(max_retained: usize) -> (Results<u32>, Moment) {
-        (Results::new(Tasks::new(Settings { retain: Some(300 * SECOND), max_retained }), None), Moment::START)
+        (
+            Results::new(Tasks::new(Settings { retain: Some(300 * SECOND), max_retained }), None),
+            Moment::START,
+        )
     }
 
     fn deliveries(results: &mut Results<u32>) -> Vec<(u32, String)> {
         let told = |result: Rc<TaskResult>| {
-            let message: serde_json::Value = serde_json::from_str(&result.message(&task(), false)).unwrap();
+            let message: serde_json::Value =
+                serde_json::from_str(&result.message(&task(), false)).unwrap();
             message["content"].as_str().unwrap_or("?").to_owned()
         };
-        std::iter::from_fn(|| results.poll_delivery()).map(|(key, result)| (key, told(result))).collect()
+        std::iter::from_fn(|| results.poll_delivery())
+            .map(|(key, result)| (key, told(result)))
+            .collect()
     }
 
     fn publish(results: &mut Results<u32>, now: Moment, text: &str) {
-        results.publish(now, task().uuid(), format!(r#"{{"text":"{text}","final":false}}"#).as_bytes());
+        results.publish(
+            now,
+            task().uuid(),
+            format!(r#"{{"text":"{text}","final":false}}"#).as_bytes(),
+        );
     }
 
     #[test]
@@ -343,7 +358,8 @@ mod tests {
         publish(&mut results, now, "c");
         let all = deliveries(&mut results);
         for key in [1, 2] {
-            let texts: Vec<&str> = all.iter().filter(|one| one.0 == key).map(|one| one.1.as_str()).collect();
+            let texts: Vec<&str> =
+                all.iter().filter(|one| one.0 == key).map(|one| one.1.as_str()).collect();
             assert_eq!(texts, ["a", "b", "a", "c"]);
         }
         assert_eq!(all.len(), 8);
@@ -379,7 +395,10 @@ mod tests {
         assert_eq!(results.poll_notice(), None);
         assert_eq!(results.deadline(), Some(now + SECOND));
         results.settle(now + SECOND);
-        assert_eq!(results.poll_notice(), Some(Notice::Evicted { results: results.tasks().evicted() - 1 }));
+        assert_eq!(
+            results.poll_notice(),
+            Some(Notice::Evicted { results: results.tasks().evicted() - 1 })
+        );
         assert!(results.tasks().retained_bytes() <= 1000);
     }
 

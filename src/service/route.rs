@@ -38,7 +38,9 @@ impl Template {
             return Err(format!("the path `{text}` must begin with `/`"));
         }
         if let Some(sign) = text.chars().find(|sign| matches!(sign, '?' | '#')) {
-            return Err(format!("the path `{text}` must not hold `{sign}`: a route is chosen by its path alone"));
+            return Err(format!(
+                "the path `{text}` must not hold `{sign}`: a route is chosen by its path alone"
+            ));
         }
         let template = Self::parse_loosely("path", text)?;
         for segment in text[1..].split('/') {
@@ -50,7 +52,9 @@ impl Template {
                 ));
             }
             if is_dot_segment(segment) {
-                return Err(format!("the path `{text}` holds the segment `{segment}`, which no client sends"));
+                return Err(format!(
+                    "the path `{text}` holds the segment `{segment}`, which no client sends"
+                ));
             }
         }
         if text.contains("//") {
@@ -94,13 +98,18 @@ impl Template {
 
     /// Whether every path that `other` matches is matched by this one too.
     fn covers(&self, other: &Template) -> bool {
-        self.same_length_and(other, |ours, theirs| if is_name(ours) { !theirs.is_empty() } else { ours == theirs })
+        self.same_length_and(
+            other,
+            |ours, theirs| if is_name(ours) { !theirs.is_empty() } else { ours == theirs },
+        )
     }
 
     /// Whether there is a path that both match.
     fn overlaps(&self, other: &Template) -> bool {
         self.same_length_and(other, |ours, theirs| {
-            ours == theirs || (is_name(ours) && !theirs.is_empty()) || (is_name(theirs) && !ours.is_empty())
+            ours == theirs
+                || (is_name(ours) && !theirs.is_empty())
+                || (is_name(theirs) && !ours.is_empty())
         })
     }
 
@@ -137,7 +146,9 @@ impl Template {
             if name.is_empty() {
                 return Err(format!("the {what} `{text}` has an empty name `{{}}`"));
             }
-            if let Some(sign) = name.chars().find(|sign| !sign.is_ascii_alphanumeric() && *sign != '_') {
+            if let Some(sign) =
+                name.chars().find(|sign| !sign.is_ascii_alphanumeric() && *sign != '_')
+            {
                 return Err(format!(
                     "the name `{{{name}}}` in the {what} `{text}` holds `{sign}`: letters, digits and `_` are allowed"
                 ));
@@ -158,11 +169,18 @@ impl Template {
         Ok(Self { text: text.into(), pieces: pieces.into(), names: names.into() })
     }
 
-    fn fill_into(&self, filled: &mut String, params: &Params, write_value: impl Fn(&mut String, &str)) {
+    fn fill_into(
+        &self,
+        filled: &mut String,
+        params: &Params,
+        write_value: impl Fn(&mut String, &str),
+    ) {
         for piece in &self.pieces {
             match piece {
                 Piece::Text(text) => filled.push_str(text),
-                Piece::Name(index) => write_value(filled, params.value(&self.names[*index]).unwrap_or_default()),
+                Piece::Name(index) => {
+                    write_value(filled, params.value(&self.names[*index]).unwrap_or_default())
+                }
             }
         }
     }
@@ -184,8 +202,10 @@ fn is_dot_segment(segment: &str) -> bool {
     let mut rest = segment;
     let mut dots = 0;
     while !rest.is_empty() {
-        let Some(after) =
-            rest.strip_prefix('.').or_else(|| rest.strip_prefix("%2e")).or_else(|| rest.strip_prefix("%2E"))
+        let Some(after) = rest
+            .strip_prefix('.')
+            .or_else(|| rest.strip_prefix("%2e"))
+            .or_else(|| rest.strip_prefix("%2E"))
         else {
             return false;
         };
@@ -232,11 +252,17 @@ impl BackendUrl {
         };
         match scheme.to_ascii_lowercase().as_str() {
             "ws" => {}
-            "wss" => return Err(format!("`{text}`: TLS to backends is not supported, only `ws://`")),
-            _ => return Err(format!("`{text}` begins with `{scheme}://`, only `ws://` is allowed")),
+            "wss" => {
+                return Err(format!("`{text}`: TLS to backends is not supported, only `ws://`"));
+            }
+            _ => {
+                return Err(format!("`{text}` begins with `{scheme}://`, only `ws://` is allowed"));
+            }
         }
         if rest.contains('#') {
-            return Err(format!("`{text}` has a fragment (`#…`), which is never sent to a backend"));
+            return Err(format!(
+                "`{text}` has a fragment (`#…`), which is never sent to a backend"
+            ));
         }
         let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         if let Some((_, place)) = authority.rsplit_once('@') {
@@ -305,7 +331,9 @@ fn split_authority(authority: &str) -> Result<(&str, u16), String> {
         let (host, after) = rest.split_once(']').ok_or("the `[` of its host is not closed")?;
         host.parse::<Ipv6Addr>().map_err(|_| format!("`[{host}]` is not an IPv6 address"))?;
         match after.strip_prefix(':') {
-            None if !after.is_empty() => return Err(format!("`{after}` stands between its host and its path")),
+            None if !after.is_empty() => {
+                return Err(format!("`{after}` stands between its host and its path"));
+            }
             port => (host, port),
         }
     } else {
@@ -325,17 +353,21 @@ fn split_authority(authority: &str) -> Result<(&str, u16), String> {
     }
     let port = match port {
         None => 80,
-        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => match digits.parse::<u16>() {
-            Ok(port) if port > 0 => port,
-            _ => return Err(format!("its port `{digits}` must be 1 to 65535")),
-        },
+        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+            match digits.parse::<u16>() {
+                Ok(port) if port > 0 => port,
+                _ => return Err(format!("its port `{digits}` must be 1 to 65535")),
+            }
+        }
         Some(other) => return Err(format!("its port `{other}` must be 1 to 65535")),
     };
     Ok((host, port))
 }
 
 fn check_host_name(host: &str) -> Result<(), String> {
-    if let Some(sign) = host.chars().find(|sign| !sign.is_ascii_alphanumeric() && !matches!(sign, '.' | '-' | '_')) {
+    if let Some(sign) =
+        host.chars().find(|sign| !sign.is_ascii_alphanumeric() && !matches!(sign, '.' | '-' | '_'))
+    {
         return Err(format!(
             "its host `{}` holds {sign:?}: letters, digits, `.`, `-` and `_` are allowed",
             host.escape_debug()
@@ -370,11 +402,14 @@ pub enum Target {
 /// Whether these routes can work together. The error is a sentence that begins with the route it is about.
 pub fn check(routes: &[RouteSettings]) -> Result<(), String> {
     for (index, route) in routes.iter().enumerate() {
-        check_alone(route).map_err(|why| format!("route `{}`: {why}", route.name.escape_debug()))?;
+        check_alone(route)
+            .map_err(|why| format!("route `{}`: {why}", route.name.escape_debug()))?;
         for earlier in &routes[..index] {
             let name = &route.name;
             if earlier.name == *name {
-                return Err(format!("route `{name}`: another route has this name already, names must differ"));
+                return Err(format!(
+                    "route `{name}`: another route has this name already, names must differ"
+                ));
             }
             if earlier.path.covers(&route.path) {
                 let advice = if route.path.covers(&earlier.path) {
@@ -393,9 +428,16 @@ pub fn check(routes: &[RouteSettings]) -> Result<(), String> {
 }
 
 fn check_alone(route: &RouteSettings) -> Result<(), String> {
-    let is_good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
-    if route.name.is_empty() || route.name.len() > NAME_BYTES_MAX || !route.name.bytes().all(is_good) {
-        return Err(format!("a name is 1 to {NAME_BYTES_MAX} of the characters a-z, 0-9, `_` and `-`"));
+    let is_good = |byte: u8| {
+        byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-')
+    };
+    if route.name.is_empty()
+        || route.name.len() > NAME_BYTES_MAX
+        || !route.name.bytes().all(is_good)
+    {
+        return Err(format!(
+            "a name is 1 to {NAME_BYTES_MAX} of the characters a-z, 0-9, `_` and `-`"
+        ));
     }
     for path in ENDPOINT_PATHS {
         let endpoint = Template::parse(path).expect("our own paths are well formed");
@@ -406,7 +448,10 @@ fn check_alone(route: &RouteSettings) -> Result<(), String> {
     match &route.target {
         Target::Output => {
             if !route.path.names().any(|name| name == TASK_ID) {
-                return Err(format!("its path `{}` must hold `{{{TASK_ID}}}` to serve results", route.path));
+                return Err(format!(
+                    "its path `{}` must hold `{{{TASK_ID}}}` to serve results",
+                    route.path
+                ));
             }
         }
         Target::Backend { urls, host } => {
@@ -417,7 +462,9 @@ fn check_alone(route: &RouteSettings) -> Result<(), String> {
                 if urls[..index].contains(url) {
                     return Err(format!("the backend `{url}` is listed twice"));
                 }
-                if let Some(name) = url.names().find(|name| !route.path.names().any(|known| known == *name)) {
+                if let Some(name) =
+                    url.names().find(|name| !route.path.names().any(|known| known == *name))
+                {
                     return Err(format!(
                         "the backend `{url}` uses `{{{name}}}`, which its path `{}` does not have",
                         route.path
@@ -425,7 +472,8 @@ fn check_alone(route: &RouteSettings) -> Result<(), String> {
                 }
             }
             if let Some(host) = host {
-                split_authority(host).map_err(|why| format!("`host = {host:?}` is no host header: {why}"))?;
+                split_authority(host)
+                    .map_err(|why| format!("`host = {host:?}` is no host header: {why}"))?;
             }
         }
     }
@@ -518,9 +566,10 @@ impl Routes {
 
 fn in_use(settings: RouteSettings, upstreams: &mut Upstreams) -> Route {
     let target = match settings.target {
-        Target::Backend { urls, host } => {
-            RouteTarget::Relay { upstreams: urls.iter().map(|url| upstreams.intern(url)).collect(), host }
-        }
+        Target::Backend { urls, host } => RouteTarget::Relay {
+            upstreams: urls.iter().map(|url| upstreams.intern(url)).collect(),
+            host,
+        },
         Target::Output => RouteTarget::Output,
     };
     Route { name: settings.name.into(), path: settings.path, target }
@@ -556,7 +605,8 @@ fn push_query_value(target: &mut String, value: &str) {
 }
 
 /// The paths that the gateway answers itself; no route may hide one.
-const ENDPOINT_PATHS: [&str; 6] = ["/", "/health", "/ready", "/connections", "/status/{task_id}", "/metrics"];
+const ENDPOINT_PATHS: [&str; 6] =
+    ["/", "/health", "/ready", "/connections", "/status/{task_id}", "/metrics"];
 
 /// What the gateway answers itself, over plain HTTP.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -602,7 +652,11 @@ mod tests {
 
     fn relayed(name: &str, path: &str, urls: &[&str]) -> RouteSettings {
         let urls = urls.iter().map(|url| BackendUrl::parse(url).unwrap()).collect();
-        RouteSettings { name: name.into(), path: template(path), target: Target::Backend { urls, host: None } }
+        RouteSettings {
+            name: name.into(),
+            path: template(path),
+            target: Target::Backend { urls, host: None },
+        }
     }
 
     fn served(name: &str, path: &str) -> RouteSettings {
@@ -614,14 +668,24 @@ mod tests {
         let output = template("/ws/output/{task_id}");
         assert_eq!(output.match_path("/ws/output/7").unwrap().value("task_id"), Some("7"));
         assert_eq!(output.match_path("/ws/output/a%2Fb").unwrap().value("task_id"), Some("a%2Fb"));
-        for path in
-            ["/ws/output/", "/ws/output", "/ws/output/7/", "/ws/output/7/8", "/ws/outputs/7", "ws/output/7", "/", ""]
-        {
+        for path in [
+            "/ws/output/",
+            "/ws/output",
+            "/ws/output/7/",
+            "/ws/output/7/8",
+            "/ws/outputs/7",
+            "ws/output/7",
+            "/",
+            "",
+        ] {
             assert_eq!(output.match_path(path), None, "{path}");
         }
         let two = template("/a/{x}/b/{y_2}/");
         let params = two.match_path("/a/1/b/2/").unwrap();
-        assert_eq!((params.value("x"), params.value("y_2"), params.value("z")), (Some("1"), Some("2"), None));
+        assert_eq!(
+            (params.value("x"), params.value("y_2"), params.value("z")),
+            (Some("1"), Some("2"), None)
+        );
         assert_eq!(two.match_path("/a//b/2/"), None);
         assert_eq!(two.names().collect::<Vec<_>>(), ["x", "y_2"]);
         assert!(template("/").match_path("/").is_some());
@@ -687,7 +751,10 @@ mod tests {
             assert_eq!(url.to_string(), text);
         }
         assert_eq!(BackendUrl::parse("ws://[::1]").unwrap().ip(), Some("::1".parse().unwrap()));
-        assert_eq!(BackendUrl::parse("ws://10.0.0.1:5").unwrap().ip(), Some("10.0.0.1".parse().unwrap()));
+        assert_eq!(
+            BackendUrl::parse("ws://10.0.0.1:5").unwrap().ip(),
+            Some("10.0.0.1".parse().unwrap())
+        );
         assert_eq!(BackendUrl::parse("ws://localhost").unwrap().ip(), None);
     }
 
@@ -737,7 +804,11 @@ mod tests {
             ("ws://h?task={task_id}", Some("a=1"), "/?task=a%20b%26c%3Dd&a=1"),
             ("ws://h/p?k=v", None, "/p?k=v"),
         ] {
-            assert_eq!(upstream_target(&BackendUrl::parse(url).unwrap(), &params, query), target, "{url}");
+            assert_eq!(
+                upstream_target(&BackendUrl::parse(url).unwrap(), &params, query),
+                target,
+                "{url}"
+            );
         }
     }
 
@@ -750,7 +821,11 @@ mod tests {
     #[test]
     fn good_routes_pass() {
         check(&[
-            relayed("input", "/ws/input", &["ws://localhost:8001/ws/input", "ws://localhost:8003/ws/input"]),
+            relayed(
+                "input",
+                "/ws/input",
+                &["ws://localhost:8001/ws/input", "ws://localhost:8003/ws/input"],
+            ),
             served("output", "/ws/output/{task_id}"),
             relayed("one", "/ws/chat/lobby", &["ws://a/"]),
             relayed("all-others_2", "/ws/chat/{room}", &["ws://a/{room}?room={room}"]),
@@ -764,15 +839,29 @@ mod tests {
     fn routes_that_cannot_work_are_named() {
         let backend = &["ws://a/"][..];
         let mut with_host = relayed("a", "/ws/a", backend);
-        with_host.target =
-            Target::Backend { urls: vec![BackendUrl::parse("ws://a").unwrap()], host: Some("x y".into()) };
+        with_host.target = Target::Backend {
+            urls: vec![BackendUrl::parse("ws://a").unwrap()],
+            host: Some("x y".into()),
+        };
         for (routes, why) in [
             (vec![relayed("", "/ws/a", backend)], "a name is 1 to 64"),
             (vec![relayed("A", "/ws/a", backend)], "route `A`: a name is"),
-            (vec![relayed("a", "/ws/a", backend), relayed("a", "/ws/b", backend)], "names must differ"),
-            (vec![relayed("a", "/ws/a", backend), relayed("b", "/ws/a", backend)], "only be routed once"),
-            (vec![relayed("a", "/ws/{x}", backend), relayed("b", "/ws/{y}", backend)], "only be routed once"),
-            (vec![relayed("a", "/ws/{x}", backend), relayed("b", "/ws/b", backend)], "put the narrower path first"),
+            (
+                vec![relayed("a", "/ws/a", backend), relayed("a", "/ws/b", backend)],
+                "names must differ",
+            ),
+            (
+                vec![relayed("a", "/ws/a", backend), relayed("b", "/ws/a", backend)],
+                "only be routed once",
+            ),
+            (
+                vec![relayed("a", "/ws/{x}", backend), relayed("b", "/ws/{y}", backend)],
+                "only be routed once",
+            ),
+            (
+                vec![relayed("a", "/ws/{x}", backend), relayed("b", "/ws/b", backend)],
+                "put the narrower path first",
+            ),
             (vec![relayed("a", "/ws/a", &["ws://a/{task}"])], "uses `{task}`"),
             (vec![relayed("a", "/ws/{t}", &["ws://a/?x={task}"])], "uses `{task}`"),
             (vec![relayed("a", "/ws/a", &["ws://a/", "ws://a/"])], "listed twice"),
@@ -781,7 +870,10 @@ mod tests {
             (vec![relayed("a", "/health", backend)], "hide the gateway's own `/health`"),
             (vec![relayed("a", "/", backend)], "hide the gateway's own `/`"),
             (vec![relayed("a", "/{x}", backend)], "hide the gateway's own `/health`"),
-            (vec![relayed("a", "/status/x", backend)], "hide the gateway's own `/status/{task_id}`"),
+            (
+                vec![relayed("a", "/status/x", backend)],
+                "hide the gateway's own `/status/{task_id}`",
+            ),
             (vec![relayed("a", "/{x}/{y}", backend)], "hide the gateway's own `/status/{task_id}`"),
             (vec![with_host], "is no host header"),
         ] {
@@ -793,8 +885,10 @@ mod tests {
     #[test]
     fn the_first_route_in_file_order_wins() {
         let mut upstreams = Upstreams::new();
-        let settings =
-            vec![relayed("one", "/ws/lobby", &["ws://a/"]), relayed("any", "/ws/{room}", &["ws://b/{room}"])];
+        let settings = vec![
+            relayed("one", "/ws/lobby", &["ws://a/"]),
+            relayed("any", "/ws/{room}", &["ws://b/{room}"]),
+        ];
         let routes = Routes::new(settings, &mut upstreams);
         assert_eq!(&*routes.find("/ws/lobby").unwrap().0.name, "one");
         let (route, params) = routes.find("/ws/hall").unwrap();
@@ -806,7 +900,8 @@ mod tests {
     #[test]
     fn a_reload_keeps_what_a_session_holds() {
         let mut upstreams = Upstreams::new();
-        let mut routes = Routes::new(vec![relayed("a", "/ws/a", &["ws://old/", "ws://both/"])], &mut upstreams);
+        let mut routes =
+            Routes::new(vec![relayed("a", "/ws/a", &["ws://old/", "ws://both/"])], &mut upstreams);
         let held = Rc::clone(routes.find("/ws/a").unwrap().0);
         let (old, both) = (held.upstreams()[0], held.upstreams()[1]);
 
@@ -837,7 +932,8 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(Endpoint::find(path), endpoint, "{path}");
-            let is_listed = ENDPOINT_PATHS.iter().any(|listed| template(listed).match_path(path).is_some());
+            let is_listed =
+                ENDPOINT_PATHS.iter().any(|listed| template(listed).match_path(path).is_some());
             assert_eq!(is_listed, endpoint.is_some(), "{path} in ENDPOINT_PATHS");
         }
     }

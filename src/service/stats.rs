@@ -157,8 +157,10 @@ mod tests {
     #[test]
     fn routes_and_backends_are_counted_by_name() {
         let mut stats = Stats::new();
-        let once =
-            BothWays { from_client: Traffic { frames: 1, bytes: 10 }, to_client: Traffic { frames: 2, bytes: 300 } };
+        let once = BothWays {
+            from_client: Traffic { frames: 1, bytes: 10 },
+            to_client: Traffic { frames: 2, bytes: 300 },
+        };
         stats.count_upgrade("input");
         stats.count_upgrade("input");
         stats.count_closed("input", "done", once);

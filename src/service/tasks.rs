@@ -247,10 +247,15 @@ impl Tasks {
         let hash = xxh3_64(&payload);
         let slot = self.tasks.find_or_insert_with(task, Task::default);
         let known = &mut self.tasks[slot];
-        let like = known.results.iter().filter(|one| one.hash == hash && one.way == Way::Heard(ear.number)).count();
+        let like = known
+            .results
+            .iter()
+            .filter(|one| one.hash == hash && one.way == Way::Heard(ear.number))
+            .count();
         let nth = NonZeroU32::MIN.saturating_add(like as u32);
         let last = known.last_heard.replace(LastHeard { hash, ear: ear.number, nth });
-        let before = last.filter(|last| last.ear == ear.number).map(|last| (last.hash, last.nth.get()));
+        let before =
+            last.filter(|last| last.ear == ear.number).map(|last| (last.hash, last.nth.get()));
         let claimed = known.results.iter_mut().find(|one| one.hash == hash && one.way == Way::Set);
         match claimed {
             Some(one) => one.way = Way::Heard(ear.number),
@@ -289,17 +294,31 @@ impl Tasks {
             let is_set = |way, _| way == Way::Set;
             // A recent one may also be what an earlier ear of ours heard and stored late. An old one is never the present ear's.
             let at = match one.at >= ear.since {
-                true => like(|way, heard| way == heard).or_else(|| like(is_set)).or_else(|| like(|_, _| true)),
-                false => like(|way, heard| way != heard && way != Way::Set).or_else(|| like(is_set)),
+                true => like(|way, heard| way == heard)
+                    .or_else(|| like(is_set))
+                    .or_else(|| like(|_, _| true)),
+                false => {
+                    like(|way, heard| way != heard && way != Way::Set).or_else(|| like(is_set))
+                }
             };
             let Some(at) = at else {
                 let way = if one.at == Kept::UNHEARD { Way::Set } else { Way::Kept };
-                unknown.push(Unknown { place: behind, before: None, at: one.at, hash, way, payload: one.payload });
+                unknown.push(Unknown {
+                    place: behind,
+                    before: None,
+                    at: one.at,
+                    hash,
+                    way,
+                    payload: one.payload,
+                });
                 continue;
             };
             is_matched[at] = true;
             behind = behind.max(at + 1);
-            unknown.iter_mut().filter(|one| one.before.is_none()).for_each(|one| one.before = Some(at));
+            unknown
+                .iter_mut()
+                .filter(|one| one.before.is_none())
+                .for_each(|one| one.before = Some(at));
             if results[at].payload.is_none() && !results[at].is_given {
                 refill.push((results[at].number, one.payload));
             }
@@ -319,12 +338,23 @@ impl Tasks {
         unknown.sort_by_key(|one| one.place);
         let mut merged = SmallVec::with_capacity(results.len() + unknown.len());
         let mut unknown = unknown.into_iter().peekable();
-        for (at, two) in std::mem::take(&mut known.results).into_iter().map(Some).chain([None]).enumerate() {
-            while let Some(Unknown { at: kept_at, hash, way, payload, .. }) = unknown.next_if(|one| one.place <= at) {
+        for (at, two) in
+            std::mem::take(&mut known.results).into_iter().map(Some).chain([None]).enumerate()
+        {
+            while let Some(Unknown { at: kept_at, hash, way, payload, .. }) =
+                unknown.next_if(|one| one.place <= at)
+            {
                 let since = if way == Way::Set { ear.since } else { kept_at };
                 known.last_number = known.last_number.wrapping_add(1);
                 refill.push((known.last_number, payload));
-                merged.push(Known { number: known.last_number, hash, way, since, is_given: false, payload: None });
+                merged.push(Known {
+                    number: known.last_number,
+                    hash,
+                    way,
+                    since,
+                    is_given: false,
+                    payload: None,
+                });
             }
             merged.extend(two);
         }
@@ -365,7 +395,14 @@ impl Tasks {
     }
 
     /// A client came, moved on (`from` its former stage) or left (`to` is `None`), with the end its task had for it.
-    pub fn client(&mut self, now: Moment, task: Uuid, from: Option<Stage>, to: Option<Stage>, end: Option<End>) {
+    pub fn client(
+        &mut self,
+        now: Moment,
+        task: Uuid,
+        from: Option<Stage>,
+        to: Option<Stage>,
+        end: Option<End>,
+    ) {
         let slot = self.tasks.find_or_insert_with(task, Task::default);
         let known = &mut self.tasks[slot];
         if let Some(from) = from {
@@ -386,8 +423,9 @@ impl Tasks {
     pub fn status(&self, task: Uuid) -> (Status, bool) {
         let Some(task) = self.tasks.entry(task) else { return (Status::NotFound, false) };
         let [waiting, sending] = task.clients;
-        let is_kept =
-            |with_given: bool| task.results.iter().any(|one| one.payload.is_some() && one.is_given <= with_given);
+        let is_kept = |with_given: bool| {
+            task.results.iter().any(|one| one.payload.is_some() && one.is_given <= with_given)
+        };
         let status = match task.end {
             _ if sending > 0 => Status::Sending,
             _ if waiting > 0 => Status::Waiting,
@@ -489,13 +527,16 @@ impl Tasks {
                 }
             }
             oldest.sort_unstable();
-            self.retained.retain(|one| one.task != task || oldest.binary_search(&one.number).is_err());
+            self.retained
+                .retain(|one| one.task != task || oldest.binary_search(&one.number).is_err());
         }
     }
 
     fn retain(&mut self, now: Moment, task: Slot, number: u32, payload: Rc<[u8]>) {
         // Nearly always the last one.
-        if let Some(one) = self.tasks[task].results.iter_mut().rev().find(|one| one.number == number) {
+        if let Some(one) =
+            self.tasks[task].results.iter_mut().rev().find(|one| one.number == number)
+        {
             self.retained_bytes += RESULT_COST + payload.len();
             one.payload = Some(payload);
             self.retained.push_back(Retained { at: now, task, number });
@@ -504,7 +545,11 @@ impl Tasks {
 
     fn let_go(&mut self, Retained { task, number, .. }: Retained, is_evicted: bool) {
         let known = &mut self.tasks[task];
-        let one = known.results.iter_mut().find(|one| one.number == number).expect("a retained result is known");
+        let one = known
+            .results
+            .iter_mut()
+            .find(|one| one.number == number)
+            .expect("a retained result is known");
         let payload = one.payload.take().expect("a retained result has its bytes");
         self.retained_bytes -= RESULT_COST + payload.len();
         self.evicted += u64::from(is_evicted);
@@ -531,7 +576,9 @@ impl Task {
 
     /// Nothing makes it worth remembering.
     fn is_idle(&self) -> bool {
-        !self.has_clients() && self.end.is_none() && self.results.iter().all(|one| one.payload.is_none())
+        !self.has_clients()
+            && self.end.is_none()
+            && self.results.iter().all(|one| one.payload.is_none())
     }
 
     /// Whether a client waits that has not been given this result.
@@ -557,7 +604,10 @@ mod tests {
     }
 
     fn texts(tasks: &Tasks) -> Vec<String> {
-        tasks.results(TASK).map(|(_, payload)| String::from_utf8(payload.to_vec()).unwrap()).collect()
+        tasks
+            .results(TASK)
+            .map(|(_, payload)| String::from_utf8(payload.to_vec()).unwrap())
+            .collect()
     }
 
     struct World {
@@ -604,7 +654,10 @@ mod tests {
     /// A task with one result and that one's bytes are all there is of it, but for four bytes and a little in a table.
     #[test]
     fn a_task_is_small() {
-        assert_eq!((size_of::<Known>(), size_of::<(Uuid, Task)>(), size_of::<Retained>()), (48, 112, 16));
+        assert_eq!(
+            (size_of::<Known>(), size_of::<(Uuid, Task)>(), size_of::<Retained>()),
+            (48, 112, 16)
+        );
     }
 
     #[test]
@@ -638,7 +691,10 @@ mod tests {
         assert!(!world.tasks.is_settled(TASK, EAR));
         // "a" is from before we listened, "b" was stored late by another gateway; "c" is ours.
         world.look_up(&[(500, "a"), (2000, "b"), (2001, "c")], &[]);
-        assert!(world.tasks.is_settled(TASK, EAR) && !world.tasks.is_settled(TASK, Ear { number: 2, since: 0 }));
+        assert!(
+            world.tasks.is_settled(TASK, EAR)
+                && !world.tasks.is_settled(TASK, Ear { number: 2, since: 0 })
+        );
         assert_eq!(texts(&world.tasks), ["a", "b", "c"]);
         assert!(world.is_new("b"));
         assert!(world.is_new("a"));
@@ -695,7 +751,10 @@ mod tests {
         world.hear("b");
         world.tasks.given(TASK);
         world.look_up(&[(1, "a"), (2000, "b")], &[]);
-        assert_eq!(world.tasks.results(TASK).map(|(is_given, _)| is_given).collect::<Vec<_>>(), [false, true]);
+        assert_eq!(
+            world.tasks.results(TASK).map(|(is_given, _)| is_given).collect::<Vec<_>>(),
+            [false, true]
+        );
     }
 
     #[test]
@@ -800,19 +859,26 @@ mod tests {
         world.now += 400 * SECOND;
         world.tasks.trim(world.now);
         assert!(world.tasks.is_empty() && world.tasks.deadline().is_none());
-        assert_eq!((world.tasks.retained_bytes(), world.tasks.retained(), world.tasks.evicted()), (0, 0, 0));
+        assert_eq!(
+            (world.tasks.retained_bytes(), world.tasks.retained(), world.tasks.evicted()),
+            (0, 0, 0)
+        );
         assert_eq!(world.tasks.poll_forgotten(), None);
     }
 
     #[test]
     fn too_much_lets_the_oldest_go_first() {
-        let settings = Settings { retain: Some(300 * SECOND), max_retained: 10 * (RESULT_COST + 1) };
+        let settings =
+            Settings { retain: Some(300 * SECOND), max_retained: 10 * (RESULT_COST + 1) };
         let mut world = World::new(Tasks::new(settings));
         for task in 0..25 {
             world.hear_on(Uuid::from_u128(task), "x");
             world.tasks.trim(world.now);
         }
-        assert_eq!((world.tasks.retained(), world.tasks.evicted(), world.tasks.len()), (10, 15, 10));
+        assert_eq!(
+            (world.tasks.retained(), world.tasks.evicted(), world.tasks.len()),
+            (10, 15, 10)
+        );
         assert_eq!(world.tasks.retained_bytes(), 10 * (RESULT_COST + 1));
         assert_eq!(
             std::iter::from_fn(|| world.tasks.poll_forgotten()).collect::<Vec<_>>(),
@@ -826,7 +892,8 @@ mod tests {
 
     #[test]
     fn a_task_that_is_waited_for_is_never_forgotten() {
-        let mut world = World::new(Tasks::new(Settings { retain: Some(SECOND), max_retained: 100 }));
+        let mut world =
+            World::new(Tasks::new(Settings { retain: Some(SECOND), max_retained: 100 }));
         world.client(None, Some(Stage::Waiting), None);
         world.hear("a");
         world.tasks.given(TASK);
@@ -842,7 +909,8 @@ mod tests {
 
     #[test]
     fn what_was_let_go_undelivered_is_taken_from_redis_again() {
-        let mut world = World::new(Tasks::new(Settings { retain: Some(SECOND), max_retained: 100 }));
+        let mut world =
+            World::new(Tasks::new(Settings { retain: Some(SECOND), max_retained: 100 }));
         world.client(None, Some(Stage::Waiting), None);
         world.hear("a");
         world.tasks.trim(world.now);
@@ -922,7 +990,13 @@ mod tests {
         let mut world = World::new(tasks());
         for task in 0..ENDED_MAX as u128 + 10 {
             world.tasks.client(world.now, Uuid::from_u128(task), None, Some(Stage::Waiting), None);
-            world.tasks.client(world.now, Uuid::from_u128(task), Some(Stage::Waiting), None, Some(End::TimedOut));
+            world.tasks.client(
+                world.now,
+                Uuid::from_u128(task),
+                Some(Stage::Waiting),
+                None,
+                Some(End::TimedOut),
+            );
             world.tasks.trim(world.now);
         }
         assert_eq!(world.tasks.len(), ENDED_MAX);

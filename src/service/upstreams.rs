@@ -107,7 +107,12 @@ impl Upstreams {
     /// The one with the fewest connections, dials included; among equals the one dialled longest ago, so that short
     /// connections are spread as well. One that rests comes only when all that are left rest, and then the one whose rest ends
     /// first: a backend that is back gets the very next client.
-    pub fn choose(&self, candidates: &[UpstreamId], tried: &[UpstreamId], now: Moment) -> Option<UpstreamId> {
+    pub fn choose(
+        &self,
+        candidates: &[UpstreamId],
+        tried: &[UpstreamId],
+        now: Moment,
+    ) -> Option<UpstreamId> {
         candidates
             .iter()
             .filter(|id| !tried.contains(id))
@@ -254,7 +259,8 @@ mod tests {
 
     fn three() -> (Upstreams, [UpstreamId; 3], Moment) {
         let mut upstreams = Upstreams::new();
-        let ids = ["ws://a/", "ws://b/", "ws://c/"].map(|url| upstreams.intern(&BackendUrl::parse(url).unwrap()));
+        let ids = ["ws://a/", "ws://b/", "ws://c/"]
+            .map(|url| upstreams.intern(&BackendUrl::parse(url).unwrap()));
         (upstreams, ids, Moment::START)
     }
 
@@ -327,7 +333,11 @@ mod tests {
             dial_fails(&mut upstreams, a, now);
             assert!(upstreams.last_dial_failed(a));
             assert!(upstreams.is_resting(a, now + (S(rest) - Duration::from_nanos(1))), "{rest}");
-            assert_eq!(upstreams.choose(&[a, b], &[], now), Some(b), "although it has more connections");
+            assert_eq!(
+                upstreams.choose(&[a, b], &[], now),
+                Some(b),
+                "although it has more connections"
+            );
             now += S(rest);
             assert!(!upstreams.is_resting(a, now), "{rest}");
             assert_eq!(upstreams.choose(&[a, b], &[], now), Some(a));
@@ -373,7 +383,11 @@ mod tests {
         let now = now + S(2);
         assert_eq!(upstreams.choose(&[a, b], &[], now), Some(a));
         upstreams.connecting(a);
-        assert_eq!(upstreams.choose(&[a, b], &[], now), Some(b), "the others go where it is known to work");
+        assert_eq!(
+            upstreams.choose(&[a, b], &[], now),
+            Some(b),
+            "the others go where it is known to work"
+        );
         upstreams.connected(a);
         upstreams.left(a);
         assert_eq!(upstreams.choose(&[a, b], &[], now), Some(a));
@@ -389,7 +403,11 @@ mod tests {
         upstreams.resolved(a, Ok(found.clone()));
         assert_eq!(upstreams.addresses(a), Addresses::Known(found.clone().into()));
         upstreams.looking(a);
-        assert_eq!(upstreams.addresses(a), Addresses::Known(found.clone().into()), "known stays known");
+        assert_eq!(
+            upstreams.addresses(a),
+            Addresses::Known(found.clone().into()),
+            "known stays known"
+        );
 
         dial_fails(&mut upstreams, a, now);
         assert_eq!(upstreams.addresses(a), Addresses::Unknown);

@@ -48,7 +48,9 @@ impl Alive {
         if self.is_pinged {
             // Once it is heard again, the next ping is due an interval after that.
             let next_ping_at = cx.now + interval;
-            return Some(timeout.map_or(next_ping_at, |timeout| next_ping_at.min(self.heard_at + timeout)));
+            return Some(
+                timeout.map_or(next_ping_at, |timeout| next_ping_at.min(self.heard_at + timeout)),
+            );
         }
         let ping_at = self.heard_at + interval;
         if ping_at > cx.now {

@@ -97,7 +97,10 @@ impl CloseReason {
             (BadRequest | HeaderTimeout | ProtocolFault, _) => 1002,
             (NotUtf8, _) => 1007,
             (OriginNotAllowed, _) => 1008,
-            (BackendUnavailable | BackendVanished | BackendSilent | BackendClosed | AudioLost, _) => 1011,
+            (
+                BackendUnavailable | BackendVanished | BackendSilent | BackendClosed | AudioLost,
+                _,
+            ) => 1011,
             (Draining | Stopped, _) => 1012,
             (BackendOverloaded | Refused | RedisAway | ClientTooSlow, _) => 1013,
             (BadTaskId, _) => 4004,

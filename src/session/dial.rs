@@ -118,13 +118,16 @@ impl Dial {
     ) -> Phase {
         let request_id = match upgrade::request_id(request) {
             Some(theirs) => theirs.to_owned(),
-            None => uuid::Builder::from_random_bytes(cx.chance.u128(..).to_be_bytes()).into_uuid().to_string(),
+            None => uuid::Builder::from_random_bytes(cx.chance.u128(..).to_be_bytes())
+                .into_uuid()
+                .to_string(),
         };
         let host = match who.route.as_ref().map(|route| &route.target) {
             Some(RouteTarget::Relay { host, .. }) => host.as_deref(),
             _ => unreachable!("only relayed routes dial"),
         };
-        let theirs: usize = request.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
+        let theirs: usize =
+            request.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
         let mut headers = Vec::with_capacity(theirs + ADDED_ROOM);
         let forwarding = Forwarding { host, client: who.ip, request_id: &request_id };
         upgrade::write_forwarded_headers(request, &forwarding, &mut headers);
@@ -147,22 +150,36 @@ impl Dial {
 
     pub(super) fn handle_ready(&mut self, ready: Ready) {
         match &mut self.stage {
-            Stage::Connect { conn, .. } | Stage::Handshake { conn, .. } | Stage::Refusal { conn, .. } => {
+            Stage::Connect { conn, .. }
+            | Stage::Handshake { conn, .. }
+            | Stage::Refusal { conn, .. } => {
                 conn.handle_ready(ready);
             }
             Stage::Choose | Stage::Lookup => {}
         }
     }
 
-    pub(super) fn step(mut self: Box<Self>, downstream: &mut Conn, who: &Identity, cx: &mut Context) -> Step {
+    pub(super) fn step(
+        mut self: Box<Self>,
+        downstream: &mut Conn,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Step {
         if !self.read_early(downstream, cx) {
             info!(target: "dial", "{who} closed reason={} while connecting client={}", CloseReason::ClientVanished, who.client());
-            cx.stats.count_closed(who.route_name(), CloseReason::ClientVanished.word(), Default::default());
+            cx.stats.count_closed(
+                who.route_name(),
+                CloseReason::ClientVanished.word(),
+                Default::default(),
+            );
             self.release(cx);
             return Step::Next(Phase::Closed(CloseReason::ClientVanished));
         }
         if self.is_draining {
-            let failure = Failure { reason: CloseReason::Draining, ..Failure::new("gateway restarting", 503) };
+            let failure = Failure {
+                reason: CloseReason::Draining,
+                ..Failure::new("gateway restarting", 503)
+            };
             return self.fail(failure, None, who, cx);
         }
         loop {
@@ -173,8 +190,12 @@ impl Dial {
                 Stage::Connect { conn, request, sent, give_up_at } => {
                     self.connect(conn, request, sent, give_up_at, who, cx)
                 }
-                Stage::Handshake { conn, held, give_up_at } => self.shake_hands(conn, held, give_up_at, who, cx),
-                Stage::Refusal { conn, refusal, give_up_at } => read_refusal(conn, refusal, give_up_at, cx),
+                Stage::Handshake { conn, held, give_up_at } => {
+                    self.shake_hands(conn, held, give_up_at, who, cx)
+                }
+                Stage::Refusal { conn, refusal, give_up_at } => {
+                    read_refusal(conn, refusal, give_up_at, cx)
+                }
             };
             match outcome {
                 Outcome::Go(stage) => self.stage = stage,
@@ -187,7 +208,9 @@ impl Dial {
                     self.failure = failure;
                 }
                 Outcome::Fail(failure, answer) => return self.fail(failure, answer, who, cx),
-                Outcome::Relay(established) => return self.establish(*established, downstream, who, cx),
+                Outcome::Relay(established) => {
+                    return self.establish(*established, downstream, who, cx);
+                }
             }
         }
     }
@@ -261,7 +284,8 @@ impl Dial {
             return Outcome::Fail(self.failure.clone(), None);
         };
         cx.upstreams.connecting(backend);
-        self.current = Some(Current { backend, addresses: [].into(), next: 0, is_connected: false });
+        self.current =
+            Some(Current { backend, addresses: [].into(), next: 0, is_connected: false });
         match cx.upstreams.addresses(backend) {
             Addresses::Known(addresses) => {
                 self.set_addresses(addresses);
@@ -282,7 +306,9 @@ impl Dial {
                 self.set_addresses(addresses);
                 Outcome::Go(Stage::Choose)
             }
-            _ if self.is_late(cx) => Outcome::Retry(Failure::new("its name could not be looked up in time", 504)),
+            _ if self.is_late(cx) => {
+                Outcome::Retry(Failure::new("its name could not be looked up in time", 504))
+            }
             Addresses::Looking => Outcome::Wait(Stage::Lookup),
             Addresses::Unknown => match cx.upstreams.lookup_error(backend) {
                 Some(_) => Outcome::Retry(Failure::new("its name was not found", 502)),
@@ -320,7 +346,12 @@ impl Dial {
             Ok(socket) => {
                 let give_up_at = self.attempt_deadline(cx);
                 let request = self.request(who, cx);
-                Outcome::Go(Stage::Connect { conn: Conn::dialed(socket), request, sent: 0, give_up_at })
+                Outcome::Go(Stage::Connect {
+                    conn: Conn::dialed(socket),
+                    request,
+                    sent: 0,
+                    give_up_at,
+                })
             }
             Err(error) => Outcome::Retry(Failure::connecting(&error)),
         }
@@ -402,11 +433,19 @@ impl Dial {
             match read {
                 Ok(Io::Moved(_)) => {}
                 Ok(Io::Blocked) if give_up_at.is_some_and(|at| at <= cx.now) => {
-                    return Outcome::Fail(Failure::new("no answer to the upgrade in time", 504), None);
+                    return Outcome::Fail(
+                        Failure::new("no answer to the upgrade in time", 504),
+                        None,
+                    );
                 }
-                Ok(Io::Blocked) => return Outcome::Wait(Stage::Handshake { conn, held, give_up_at }),
+                Ok(Io::Blocked) => {
+                    return Outcome::Wait(Stage::Handshake { conn, held, give_up_at });
+                }
                 Ok(Io::Ended) | Err(_) => {
-                    return Outcome::Fail(Failure::new("it closed the connection without an answer", 502), None);
+                    return Outcome::Fail(
+                        Failure::new("it closed the connection without an answer", 502),
+                        None,
+                    );
                 }
             }
         }
@@ -427,7 +466,10 @@ impl Dial {
         }
         if let Err(why) = upgrade::check_response(head, &self.key) {
             warn!(target: "dial", "{who} = bad answer from the backend why=\"{why}\"");
-            return Outcome::Fail(Failure::new("its answer was not a WebSocket upgrade", 502), None);
+            return Outcome::Fail(
+                Failure::new("its answer was not a WebSocket upgrade", 502),
+                None,
+            );
         }
         let mut reply = Vec::new();
         upgrade::write_forwarded_response(head, &mut reply);
@@ -498,7 +540,13 @@ impl Dial {
     }
 
     /// Tells the client.
-    fn fail(mut self: Box<Self>, failure: Failure, answer: Option<Vec<u8>>, who: &Identity, cx: &mut Context) -> Step {
+    fn fail(
+        mut self: Box<Self>,
+        failure: Failure,
+        answer: Option<Vec<u8>>,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Step {
         if let Some(backend) = self.backend() {
             if failure.reason == CloseReason::Draining {
                 self.release(cx);
@@ -514,11 +562,18 @@ impl Dial {
         if cx.settings.on_backend_failure == OnBackendFailure::Http {
             return Step::Next(match answer {
                 Some(answer) => Reply::raw(answer, reason, cx),
-                None => Reply::last(&http::Reply::error(status, &format!("backend unavailable: {what}")), reason, cx),
+                None => Reply::last(
+                    &http::Reply::error(status, &format!("backend unavailable: {what}")),
+                    reason,
+                    cx,
+                ),
             });
         }
         let mut last = Vec::new();
-        upgrade::write_accept(&Handshake { key: &self.key, protocol: self.protocol.as_deref() }, &mut last);
+        upgrade::write_accept(
+            &Handshake { key: &self.key, protocol: self.protocol.as_deref() },
+            &mut last,
+        );
         cx.stats.count_http(101);
         let phrase = match reason {
             CloseReason::Draining => reason.phrase().to_owned(),
@@ -548,13 +603,19 @@ impl Dial {
     /// This attempt's even share of the time that is left for all.
     fn attempt_deadline(&self, cx: &Context) -> Option<Moment> {
         let left = self.connect_by? - cx.now;
-        let attempts = self.current.as_ref().map_or(1, |current| 1 + current.addresses.len() - current.next);
+        let attempts =
+            self.current.as_ref().map_or(1, |current| 1 + current.addresses.len() - current.next);
         Some(cx.now + left / attempts as u32)
     }
 }
 
 /// Reads the body that belongs to a backend's refusal. One that does not come whole is not passed on at all.
-fn read_refusal(mut conn: Conn, mut refusal: Refusal, give_up_at: Option<Moment>, cx: &mut Context) -> Outcome {
+fn read_refusal(
+    mut conn: Conn,
+    mut refusal: Refusal,
+    give_up_at: Option<Moment>,
+    cx: &mut Context,
+) -> Outcome {
     while !refusal.body.is_done() && refusal.answer.len() <= REFUSAL_BYTES_MAX {
         let read = cx.with_scratch(|scratch, _| {
             let read = conn.read(scratch)?;
@@ -565,7 +626,9 @@ fn read_refusal(mut conn: Conn, mut refusal: Refusal, give_up_at: Option<Moment>
         });
         match read {
             Ok(Io::Moved(_)) => {}
-            Ok(Io::Ended) if refusal.body.may_end() => return Outcome::Fail(refusal.failure, Some(refusal.answer)),
+            Ok(Io::Ended) if refusal.body.may_end() => {
+                return Outcome::Fail(refusal.failure, Some(refusal.answer));
+            }
             Ok(Io::Blocked) if give_up_at.is_none_or(|at| at > cx.now) => {
                 return Outcome::Wait(Stage::Refusal { conn, refusal, give_up_at });
             }
@@ -594,8 +657,12 @@ impl Failure {
         match error.kind() {
             ErrorKind::ConnectionRefused => Failure::new("connection refused", 502),
             ErrorKind::TimedOut => Failure::new("connecting timed out", 504),
-            ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Failure::new("no route to it", 502),
-            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Failure::new("connection reset", 502),
+            ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
+                Failure::new("no route to it", 502)
+            }
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+                Failure::new("connection reset", 502)
+            }
             _ => Failure::new("could not connect", 502),
         }
     }

@@ -145,7 +145,13 @@ impl Flow {
     }
 
     /// Moves what can be moved now: what was held back, frames of ours, then what the source has.
-    pub fn pump(&mut self, source: &mut Conn, sink: &mut Conn, who: &Identity, cx: &mut Context) -> Pumped {
+    pub fn pump(
+        &mut self,
+        source: &mut Conn,
+        sink: &mut Conn,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Pumped {
         let mut pumped = Pumped::default();
         for _ in 0..READS_PER_STEP {
             self.flush(sink, &mut pumped);
@@ -268,7 +274,9 @@ impl Flow {
                 }
                 pass = if pass.is_empty() { piece } else { pass.start..at };
             }
-            if self.frames.payload_left() == 0 && matches!(self.watched.as_deref(), Some(Watched::Close(_))) {
+            if self.frames.payload_left() == 0
+                && matches!(self.watched.as_deref(), Some(Watched::Close(_)))
+            {
                 self.forward(&bytes[pass], sink, pumped);
                 self.end_close(who, pumped);
                 return; // Close is last
@@ -414,7 +422,9 @@ impl Flow {
         let mask = head.mask.unwrap_or_default();
         self.is_data = !head.is_control();
         self.watched = match head.opcode {
-            Opcode::Close => Some(Box::new(Watched::Close(CloseSeen { mask, code: [0; 2], seen: 0 }))),
+            Opcode::Close => {
+                Some(Box::new(Watched::Close(CloseSeen { mask, code: [0; 2], seen: 0 })))
+            }
             Opcode::Pong if self.pinged != Pinged::Never && head.payload == PING_BYTES as u64 => {
                 let bytes = Vec::with_capacity(FrameHead::BYTES_MAX + PING_BYTES);
                 Some(Box::new(Watched::Pong(HeldPong { bytes, payload_at: 0, mask })))
@@ -468,7 +478,8 @@ impl Flow {
     /// A pong that may be ours has come whole: swallow it or pass it on.
     fn end_pong(&mut self, sink: &mut Conn, who: &Identity, cx: &mut Context, pumped: &mut Pumped) {
         let Some(Watched::Pong(held)) = self.watched.take().map(|watched| *watched) else { return };
-        let mut payload: [u8; PING_BYTES] = held.bytes[held.payload_at..].try_into().expect("its head said so");
+        let mut payload: [u8; PING_BYTES] =
+            held.bytes[held.payload_at..].try_into().expect("its head said so");
         ws::apply_mask(&mut payload, held.mask, 0);
         if payload == ping_payload(who, cx) {
             cx.stats.pongs_swallowed += 1;
@@ -531,7 +542,9 @@ impl Flow {
             pumped.sink_alive |= written < bytes.len();
         }
         if written < bytes.len() {
-            self.backlog.push(&bytes[written..]).expect("one chunk and our own frames fit an empty backlog");
+            self.backlog
+                .push(&bytes[written..])
+                .expect("one chunk and our own frames fit an empty backlog");
         }
     }
 

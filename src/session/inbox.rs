@@ -50,7 +50,12 @@ impl Inbox {
         }))
     }
 
-    pub(super) fn step(mut self: Box<Self>, downstream: &mut Conn, who: &Identity, cx: &mut Context) -> Step {
+    pub(super) fn step(
+        mut self: Box<Self>,
+        downstream: &mut Conn,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Step {
         for _ in 0..READS_PER_STEP {
             match self.flush(downstream) {
                 Ok(true) if self.is_quitting => {
@@ -147,7 +152,9 @@ impl Inbox {
             }
             ("PUBLISH" | "PING" | "ECHO" | "AUTH" | "SELECT" | "CLIENT", _) => {
                 let name = name.to_ascii_lowercase();
-                self.answer(&Answer::Error(&format!("ERR wrong number of arguments for '{name}' command")));
+                self.answer(&Answer::Error(&format!(
+                    "ERR wrong number of arguments for '{name}' command"
+                )));
             }
             _ => {
                 let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
@@ -212,8 +219,15 @@ mod tests {
     #[test]
     fn a_channel_is_a_prefix_and_a_uuid_in_any_form() {
         let task = Uuid::from_u128(0x1234_5678_9abc_def0_1234_5678_9abc_def0);
-        for form in [task.hyphenated().to_string(), task.simple().to_string(), task.to_string().to_uppercase()] {
-            assert_eq!(task_of(format!("task_response:{form}").as_bytes(), "task_response:"), Some(task));
+        for form in [
+            task.hyphenated().to_string(),
+            task.simple().to_string(),
+            task.to_string().to_uppercase(),
+        ] {
+            assert_eq!(
+                task_of(format!("task_response:{form}").as_bytes(), "task_response:"),
+                Some(task)
+            );
         }
         assert_eq!(task_of(b"task_response:1", "task_response:"), None);
         assert_eq!(task_of(b"other:12345678-9abc-def0-1234-56789abcdef0", "task_response:"), None);

@@ -293,7 +293,12 @@ impl Session {
     }
 
     /// A connection that is told why it is not wanted, and closed.
-    pub fn refused(who: Identity, downstream: Conn, reply: &http::Reply, cx: &mut Context) -> Session {
+    pub fn refused(
+        who: Identity,
+        downstream: Conn,
+        reply: &http::Reply,
+        cx: &mut Context,
+    ) -> Session {
         let phase = reply::Reply::last(reply, CloseReason::Refused, cx);
         Session { who, downstream, phase, is_yielded: false }
     }

@@ -134,10 +134,24 @@ impl Output {
             return refuse(accept, message::BAD_TASK_ID, CloseReason::BadTaskId, None, who, cx);
         };
         let Some(skipped_chunks) = from_chunk(query) else {
-            return refuse(accept, message::BAD_FROM_CHUNK, CloseReason::BadTaskId, Some(&task), who, cx);
+            return refuse(
+                accept,
+                message::BAD_FROM_CHUNK,
+                CloseReason::BadTaskId,
+                Some(&task),
+                who,
+                cx,
+            );
         };
         if cx.results.is_lost() {
-            return refuse(accept, message::REDIS_AWAY, CloseReason::RedisAway, Some(&task), who, cx);
+            return refuse(
+                accept,
+                message::REDIS_AWAY,
+                CloseReason::RedisAway,
+                Some(&task),
+                who,
+                cx,
+            );
         }
         info!(target: "output", "{who} opened client={} task={task}", who.client());
         cx.results.join(cx.now, &task, who.key);
@@ -175,7 +189,12 @@ impl Output {
         }
     }
 
-    pub(super) fn step(mut self: Box<Self>, downstream: &mut Conn, who: &Identity, cx: &mut Context) -> Step {
+    pub(super) fn step(
+        mut self: Box<Self>,
+        downstream: &mut Conn,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Step {
         if self.wake_at.is_some_and(|at| at <= cx.now) && !self.handle_deadline(who, cx) {
             return self.end(CloseReason::ClientSilent, None, None, who, cx);
         }
@@ -183,7 +202,11 @@ impl Output {
             return self.end(CloseReason::ClientVanished, None, None, who, cx);
         }
         let bytes_max = cx.results.tasks().max_retained() + RESULTS_BYTES_MAX;
-        if self.underway.as_ref().is_some_and(|it| it.result_bytes > bytes_max && it.results.len() > 1) {
+        if self
+            .underway
+            .as_ref()
+            .is_some_and(|it| it.result_bytes > bytes_max && it.results.len() > 1)
+        {
             self.underway().drop_results();
             self.leave(CloseReason::ClientTooSlow, None, who, cx);
         }
@@ -206,7 +229,9 @@ impl Output {
                         break;
                     }
                 }
-                Err(Lost::Client) => return self.end(CloseReason::ClientVanished, None, None, who, cx),
+                Err(Lost::Client) => {
+                    return self.end(CloseReason::ClientVanished, None, None, who, cx);
+                }
                 Err(Lost::File) => {
                     // In the middle of a frame nothing can be said; wrong bytes are not sent.
                     warn!(target: "output", "{who} = audio file shrank inside a chunk");
@@ -297,7 +322,14 @@ impl Output {
         cx.stats.count_closed(who.route_name(), reason.word(), self.traffic);
     }
 
-    fn end(&self, reason: CloseReason, code: Option<u16>, end: Option<End>, who: &Identity, cx: &mut Context) -> Step {
+    fn end(
+        &self,
+        reason: CloseReason,
+        code: Option<u16>,
+        end: Option<End>,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Step {
         self.close(reason, code, end, who, cx);
         Step::Next(match self.leaving {
             Some(_) => Linger::phase(Vec::new(), reason, cx),
@@ -311,13 +343,15 @@ impl Output {
             if !self.can_read(downstream) {
                 break;
             }
-            cx.with_scratch(|scratch, cx| match downstream.read(&mut scratch[..ANSWERS_BYTES_MAX]) {
-                Ok(Io::Moved(n)) => {
-                    self.handle_bytes(&scratch[..n], who, cx);
-                    Ok(())
+            cx.with_scratch(|scratch, cx| {
+                match downstream.read(&mut scratch[..ANSWERS_BYTES_MAX]) {
+                    Ok(Io::Moved(n)) => {
+                        self.handle_bytes(&scratch[..n], who, cx);
+                        Ok(())
+                    }
+                    Ok(Io::Blocked) => Ok(()),
+                    Ok(Io::Ended) | Err(_) => Err(()),
                 }
-                Ok(Io::Blocked) => Ok(()),
-                Ok(Io::Ended) | Err(_) => Err(()),
             })?;
         }
         Ok(())
@@ -387,9 +421,17 @@ impl Output {
     fn check_audio(&mut self, who: &Identity, cx: &mut Context) {
         let is_wanted = |audio: &Audio| audio.next_chunk < audio.total_chunks;
         let audio = self.underway.as_ref().and_then(|underway| underway.audio.as_ref());
-        if self.leaving.is_none() && audio.is_some_and(|audio| is_wanted(audio) && audio.file.has_shrunk()) {
+        if self.leaving.is_none()
+            && audio.is_some_and(|audio| is_wanted(audio) && audio.file.has_shrunk())
+        {
             warn!(target: "output", "{who} = audio file shrank while it was sent");
-            self.leave_with_error(AUDIO_CHANGED, CloseReason::AudioLost, Some(End::Failed), who, cx);
+            self.leave_with_error(
+                AUDIO_CHANGED,
+                CloseReason::AudioLost,
+                Some(End::Failed),
+                who,
+                cx,
+            );
         }
     }
 
@@ -398,8 +440,9 @@ impl Output {
             warn!(target: "output", "{who} = the worker's result is malformed why=\"{fault}\" task={}", self.task);
         }
         let settings = &cx.settings.output;
-        let opened =
-            result.audio_file().map(|name| AudioRoot::new(&settings.audio_root, settings.max_audio).open(name));
+        let opened = result
+            .audio_file()
+            .map(|name| AudioRoot::new(&settings.audio_root, settings.max_audio).open(name));
         self.push_text(&result.message(&self.task, matches!(opened, Some(Ok(_)))), who);
         cx.stats.results_delivered += 1;
         match opened {
@@ -407,11 +450,13 @@ impl Output {
                 let length = file.length();
                 let chunk_size = cx.settings.output.chunk_size as u64;
                 let total_chunks = length.div_ceil(chunk_size);
-                let next_chunk = std::mem::take(&mut self.underway().skipped_chunks).min(total_chunks);
+                let next_chunk =
+                    std::mem::take(&mut self.underway().skipped_chunks).min(total_chunks);
                 file.read_ahead(next_chunk * chunk_size);
                 info!(target: "output", "{who} delivers task={} audio={length}B chunks={total_chunks} from={next_chunk}", self.task);
                 let is_final = result.is_final();
-                self.underway().audio = Some(Audio { file, chunk_size, next_chunk, total_chunks, is_final });
+                self.underway().audio =
+                    Some(Audio { file, chunk_size, next_chunk, total_chunks, is_final });
                 return;
             }
             Some(Err(fault)) => {
@@ -510,14 +555,21 @@ impl Output {
             Verdict::Gone => return false,
         }
         if self.waits_in_vain() && self.due_at.is_some_and(|at| at <= cx.now) {
-            self.leave_with_error(message::TIMED_OUT, CloseReason::TaskTimeout, Some(End::TimedOut), who, cx);
+            self.leave_with_error(
+                message::TIMED_OUT,
+                CloseReason::TaskTimeout,
+                Some(End::TimedOut),
+                who,
+                cx,
+            );
         }
         true
     }
 
     /// Nothing has come for it: the timeout counts. What has come may still wait for the client to take what was said before.
     fn waits_in_vain(&self) -> bool {
-        self.stage == Stage::Waiting && self.underway.as_ref().is_none_or(|underway| underway.results.is_empty())
+        self.stage == Stage::Waiting
+            && self.underway.as_ref().is_none_or(|underway| underway.results.is_empty())
     }
 
     fn underway(&mut self) -> &mut Underway {
@@ -587,7 +639,8 @@ fn refuse(
 
 /// The first chunk that is wanted: 0 where the query does not say. `None`: it is not a number.
 fn from_chunk(query: Option<&str>) -> Option<u64> {
-    let wanted = query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("from_chunk="));
+    let wanted =
+        query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("from_chunk="));
     wanted.map_or(Some(0), |number| number.parse().ok())
 }
 
@@ -601,8 +654,13 @@ mod tests {
         assert_eq!(from_chunk(Some("")), Some(0));
         assert_eq!(from_chunk(Some("a=1&from_chunk=7&b")), Some(7));
         assert_eq!(from_chunk(Some("from_chunk=7&from_chunk=8")), Some(7));
-        for bad in ["from_chunk=", "from_chunk=-1", "from_chunk=x", "from_chunk=1.0", "from_chunk=99999999999999999999"]
-        {
+        for bad in [
+            "from_chunk=",
+            "from_chunk=-1",
+            "from_chunk=x",
+            "from_chunk=1.0",
+            "from_chunk=99999999999999999999",
+        ] {
             assert_eq!(from_chunk(Some(bad)), None, "{bad}");
         }
     }

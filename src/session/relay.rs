@@ -91,7 +91,12 @@ impl Relay {
         self.upstream.handle_ready(ready);
     }
 
-    pub(super) fn step(mut self: Box<Self>, downstream: &mut Conn, who: &Identity, cx: &mut Context) -> Step {
+    pub(super) fn step(
+        mut self: Box<Self>,
+        downstream: &mut Conn,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Step {
         if self.wake_at.is_some_and(|at| at <= cx.now) {
             self.handle_deadline(who, cx);
             if self.has_lingered(cx) {
@@ -133,7 +138,11 @@ impl Relay {
             // What one flow found out, the other has to say: no event will come to remind it.
             return Step::Next(Phase::Relay(self));
         }
-        if up.more || down.more { Step::Yield(Phase::Relay(self)) } else { Step::Wait(Phase::Relay(self)) }
+        if up.more || down.more {
+            Step::Yield(Phase::Relay(self))
+        } else {
+            Step::Wait(Phase::Relay(self))
+        }
     }
 
     pub(super) fn deadline(&self) -> Option<Moment> {
@@ -180,7 +189,12 @@ impl Relay {
     }
 
     /// Says how it ended, and gives back what it shared. `unended` is the reason where nothing had begun the end.
-    pub(super) fn close(&self, unended: CloseReason, who: &Identity, cx: &mut Context) -> CloseReason {
+    pub(super) fn close(
+        &self,
+        unended: CloseReason,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> CloseReason {
         let reason = self.ending.map_or(unended, |ending| ending.reason);
         let both @ BothWays { from_client, to_client } = self.traffic();
         let code = match reason {

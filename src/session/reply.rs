@@ -43,13 +43,19 @@ impl Reply {
         debug!(target: "http", "{who} gateway>client {} {}", reply.status, http::reason_phrase(reply.status));
         cx.stats.count_http(reply.status);
         let reply = match reply.content_type {
-            http::JSON => cx.limits.cors_headers(asked.origin.as_deref()).into_iter().fold(reply, with_header),
+            http::JSON => {
+                cx.limits.cors_headers(asked.origin.as_deref()).into_iter().fold(reply, with_header)
+            }
             _ => reply,
         };
         let keep_alive = asked.keep_alive && !cx.is_draining;
         let mut bytes = Vec::new();
         reply.write(&mut bytes, asked.minor_version, asked.head_only, keep_alive);
-        let then = if keep_alive { Then::NextRequest { rest: asked.rest } } else { Then::Close(CloseReason::Done) };
+        let then = if keep_alive {
+            Then::NextRequest { rest: asked.rest }
+        } else {
+            Then::Close(CloseReason::Done)
+        };
         Phase::Reply(Box::new(Reply { bytes, sent: 0, then, deadline: cx.now + SEND_TIMEOUT }))
     }
 
@@ -63,7 +69,12 @@ impl Reply {
 
     /// The same, for bytes that are an answer already.
     pub fn raw(bytes: Vec<u8>, reason: CloseReason, cx: &Context) -> Phase {
-        Phase::Reply(Box::new(Reply { bytes, sent: 0, then: Then::Close(reason), deadline: cx.now + SEND_TIMEOUT }))
+        Phase::Reply(Box::new(Reply {
+            bytes,
+            sent: 0,
+            then: Then::Close(reason),
+            deadline: cx.now + SEND_TIMEOUT,
+        }))
     }
 
     pub(super) fn step(mut self: Box<Self>, downstream: &mut Conn, cx: &mut Context) -> Step {
@@ -73,7 +84,9 @@ impl Reply {
                     self.sent += n;
                     self.deadline = cx.now + SEND_TIMEOUT;
                 }
-                Ok(_) if cx.now >= self.deadline => return Step::Next(Phase::Closed(CloseReason::ClientSilent)),
+                Ok(_) if cx.now >= self.deadline => {
+                    return Step::Next(Phase::Closed(CloseReason::ClientSilent));
+                }
                 Ok(_) => return Step::Wait(Phase::Reply(self)),
                 Err(_) => return Step::Next(Phase::Closed(CloseReason::ClientVanished)),
             }

@@ -51,7 +51,12 @@ impl Request {
         Phase::Request(Box::new(Request { held, deadline: cx.after(timeout), state }))
     }
 
-    pub(super) fn step(mut self: Box<Self>, downstream: &mut Conn, who: &mut Identity, cx: &mut Context) -> Step {
+    pub(super) fn step(
+        mut self: Box<Self>,
+        downstream: &mut Conn,
+        who: &mut Identity,
+        cx: &mut Context,
+    ) -> Step {
         if self.state == State::Draining {
             return Step::Next(Phase::Closed(CloseReason::Draining));
         }
@@ -83,7 +88,8 @@ impl Request {
                 return match self.state {
                     State::Idle => Step::Next(Phase::Closed(CloseReason::Done)),
                     _ => {
-                        let bad = BadHead { status: 408, why: "The request head did not arrive in time" };
+                        let bad =
+                            BadHead { status: 408, why: "The request head did not arrive in time" };
                         refuse(bad, CloseReason::HeaderTimeout, who, cx)
                     }
                 };
@@ -136,9 +142,12 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
     }
     log_request(head, who);
     match Endpoint::find(path) {
-        Some(_) if !matches!(head.method, "GET" | "HEAD") => {
-            answer(asked(), BadHead { status: 405, why: "Method not allowed" }.into_reply(), who, cx)
-        }
+        Some(_) if !matches!(head.method, "GET" | "HEAD") => answer(
+            asked(),
+            BadHead { status: 405, why: "Method not allowed" }.into_reply(),
+            who,
+            cx,
+        ),
         Some(endpoint) => Step::Ask(endpoint, Box::new(asked())),
         None => answer(asked(), http::Reply::error(404, "Not found"), who, cx),
     }
@@ -154,7 +163,11 @@ fn open(
     cx: &mut Context,
 ) -> Step {
     if cx.is_draining {
-        return Step::Next(Reply::last(&http::Reply::error(503, "Gateway restarting"), CloseReason::Draining, cx));
+        return Step::Next(Reply::last(
+            &http::Reply::error(503, "Gateway restarting"),
+            CloseReason::Draining,
+            cx,
+        ));
     }
     who.route = Some(route);
     log_request(head, who);

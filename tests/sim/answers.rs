@@ -56,9 +56,20 @@ pub enum Sound {
 
 impl Board {
     /// A further result of `task`. `equal`: like others to the last byte.
-    pub fn add(&mut self, chance: &mut fastrand::Rng, task: usize, is_final: bool, is_equal: bool, seed: u64) -> usize {
+    pub fn add(
+        &mut self,
+        chance: &mut fastrand::Rng,
+        task: usize,
+        is_final: bool,
+        is_equal: bool,
+        seed: u64,
+    ) -> usize {
         let number = self.answers.len();
-        let mut view = if is_equal { format!("the same again for {task}") } else { format!("answer {number}") };
+        let mut view = if is_equal {
+            format!("the same again for {task}")
+        } else {
+            format!("answer {number}")
+        };
         if chance.u8(..8) == 0 && !is_equal {
             view += &" and more".repeat(chance.usize(..200));
         }
@@ -100,7 +111,11 @@ impl Board {
             (true, 1) => json!({"error": view, "text": "not this"}),
             (true, 2) => json!({"error": true, "reply": view}),
             (true, _) => {
-                let odd = [format!("no JSON {view}"), format!("[\"{view}\"]"), format!(r#"{{"text":{number}}}"#)];
+                let odd = [
+                    format!("no JSON {view}"),
+                    format!("[\"{view}\"]"),
+                    format!(r#"{{"text":{number}}}"#),
+                ];
                 view = "Invalid response format".into();
                 Value::String(odd[chance.usize(..3)].clone())
             }
@@ -124,9 +139,22 @@ impl Board {
             payload => payload.to_string().into_bytes(),
         };
         let extra = extra.filter(|_| !is_equal);
-        let payload = if is_equal { format!(r#"{{"text":"{view}","final":false}}"#).into_bytes() } else { payload };
+        let payload = if is_equal {
+            format!(r#"{{"text":"{view}","final":false}}"#).into_bytes()
+        } else {
+            payload
+        };
         let is_final = is_final && !is_equal;
-        self.answers.push(Answer { task, payload, view, sound, is_failure, is_final, extra, out_at: None });
+        self.answers.push(Answer {
+            task,
+            payload,
+            view,
+            sound,
+            is_failure,
+            is_final,
+            extra,
+            out_at: None,
+        });
         number
     }
 
@@ -141,7 +169,8 @@ impl Board {
 
     /// The answer that a client sees as `view`, and how many such are out.
     pub fn find(&self, task: usize, view: &str) -> Option<(&Answer, usize)> {
-        let mut out = self.tasks[task].out.iter().map(|&at| &self.answers[at]).filter(|one| one.view == view);
+        let mut out =
+            self.tasks[task].out.iter().map(|&at| &self.answers[at]).filter(|one| one.view == view);
         let first = out.next()?;
         Some((first, 1 + out.count()))
     }
@@ -185,7 +214,8 @@ pub fn audio_bytes(at: usize, count: usize) -> Vec<u8> {
 pub fn folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("sim-audio-{}", std::process::id()));
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
+            .join(format!("sim-audio-{}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder");
         fs::write(folder.join("large.wav"), vec![0; AUDIO_MAX as usize + 1]).expect("a file");
         folder

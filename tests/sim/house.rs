@@ -59,7 +59,8 @@ impl House {
         let now = kernel.borrow().now;
         let network = Box::new(Dialer(Rc::clone(kernel)));
         let chance = fastrand::Rng::with_seed(seed);
-        let gateway = Gateway::new(settings, network, chance, now, UNIX_EPOCH).expect("its settings are good");
+        let gateway = Gateway::new(settings, network, chance, now, UNIX_EPOCH)
+            .expect("its settings are good");
         let sockets = Sockets { scratch: vec![0; 64 * 1024], ..Sockets::default() };
         let mut house = House {
             gateway,
@@ -136,12 +137,16 @@ impl House {
             let is_worker = matches!(knock, Knock::Worker(_));
             if !is_worker && self.is_drained {
                 self.kernel.borrow_mut().refuse(link);
-            } else if is_worker && self.gateway.can_admit_worker() || !is_worker && self.gateway.can_admit() {
+            } else if is_worker && self.gateway.can_admit_worker()
+                || !is_worker && self.gateway.can_admit()
+            {
                 let key = self.gateway.next_key();
                 self.kernel.borrow_mut().note(|| format!("{knock:?} accepted slot={key}"));
                 self.kernel.borrow_mut().register(link, Source::Session(key, Side::Downstream));
-                let near =
-                    aivtuber_gateway::net::Socket::Other(Box::new(Near { kernel: Rc::clone(&self.kernel), link }));
+                let near = aivtuber_gateway::net::Socket::Other(Box::new(Near {
+                    kernel: Rc::clone(&self.kernel),
+                    link,
+                }));
                 let from = SocketAddr::from(([192, 0, 2, 1], 1000 + link as u16));
                 match is_worker {
                     true => self.gateway.admit_worker(near, from),
@@ -162,7 +167,8 @@ impl House {
             self.idle_in_second = 0;
         }
         let now = self.kernel.borrow().now;
-        let has_paused = now > std::mem::replace(&mut self.turned_at, now) + Duration::from_millis(1);
+        let has_paused =
+            now > std::mem::replace(&mut self.turned_at, now) + Duration::from_millis(1);
         if !is_idle || has_paused {
             self.idle_in_a_row = 0;
             return Ok(());
@@ -172,7 +178,10 @@ impl House {
         let count = 3 + self.gateway.session_count() as u32;
         if self.idle_in_a_row > 8 * count || self.idle_in_second > 50 * count {
             let next = self.gateway.next_turn().map(|at| at - self.kernel.borrow().now);
-            return Err(format!("it spins: {} turns did nothing, the next is due in {next:?}", self.idle_in_a_row));
+            return Err(format!(
+                "it spins: {} turns did nothing, the next is due in {next:?}",
+                self.idle_in_a_row
+            ));
         }
         Ok(())
     }
@@ -246,12 +255,15 @@ impl Sockets {
                     match Dialer(Rc::clone(kernel)).connect(to, Source::Link(line as usize)) {
                         Ok(transport) => {
                             self.links[line as usize] = Some(kernel.borrow().links.len() - 1);
-                            self.sockets[line as usize] = Socket::Dialing(Conn::connecting(transport));
+                            self.sockets[line as usize] =
+                                Socket::Dialing(Conn::connecting(transport));
                         }
                         Err(error) => self.lose(line, &error.to_string(), link, now),
                     }
                 }
-                Action::Dial { address: Address::Unix(_), .. } => unreachable!("no such address was given"),
+                Action::Dial { address: Address::Unix(_), .. } => {
+                    unreachable!("no such address was given")
+                }
             }
         }
     }

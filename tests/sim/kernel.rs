@@ -300,7 +300,8 @@ impl Kernel {
             self.wake_peer(id);
             return;
         }
-        let room = self.nature.receive_max - self.links[id].received.len().min(self.nature.receive_max);
+        let room =
+            self.nature.receive_max - self.links[id].received.len().min(self.nature.receive_max);
         let most = room.min(self.links[id].wire.len());
         let cuts = self.nature.cuts && !self.one_in(4);
         let piece = if cuts && most > 1 { self.chance.usize(1..=most) } else { most };
@@ -341,7 +342,8 @@ impl Kernel {
     fn keep_delivering(&mut self, id: LinkId) {
         let link = &self.links[id];
         let has_room = link.received.len() < self.nature.receive_max;
-        let has_more = !link.wire.is_empty() && has_room || link.wire.is_empty() && link.wire_end.is_some();
+        let has_more =
+            !link.wire.is_empty() && has_room || link.wire.is_empty() && link.wire_end.is_some();
         if has_more && !link.is_delivering {
             self.links[id].is_delivering = true;
             let wait = self.some(self.nature.latency);
@@ -508,7 +510,10 @@ impl Kernel {
         self.moves += 1;
         self.links[id].taken += n as u64;
         if self.nature.moods && self.one_in(8) && !self.links[id].wire.is_empty() {
-            let most = self.links[id].wire.len().min(self.nature.receive_max - self.links[id].received.len());
+            let most = self.links[id]
+                .wire
+                .len()
+                .min(self.nature.receive_max - self.links[id].received.len());
             if most > 0 {
                 let piece = self.chance.usize(1..=most);
                 let arrived = take(&mut self.links[id].wire, piece);
@@ -681,7 +686,8 @@ impl Kernel {
     fn shuttle(&mut self) -> &Shuttle {
         self.shuttle.get_or_insert_with(|| {
             let pipe = |bytes: usize| {
-                let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).expect("a pipe");
+                let (read, write) =
+                    rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).expect("a pipe");
                 rustix::pipe::fcntl_setpipe_size(&write, bytes).expect("a pipe of this size");
                 (read, write)
             };
@@ -744,7 +750,8 @@ impl Link {
 
     fn wrote(&mut self, n: usize, has_more: bool) {
         self.written += n as u64;
-        let held_back = if self.is_held || has_more { (self.written - self.let_go) % PACKET } else { 0 };
+        let held_back =
+            if self.is_held || has_more { (self.written - self.let_go) % PACKET } else { 0 };
         self.let_go = self.written - held_back;
     }
 }

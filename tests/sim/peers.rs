@@ -239,7 +239,10 @@ impl Peer {
                 kernel.at(self.read_at, Action::Peer(self.link));
                 return Ok(());
             }
-            let bytes = kernel.receive(self.link, self.manners.read_bite.min(self.manners.reads_most - self.taken));
+            let bytes = kernel.receive(
+                self.link,
+                self.manners.read_bite.min(self.manners.reads_most - self.taken),
+            );
             self.taken += bytes.len();
             kernel.note(|| format!("peer {} got {}", self.link, bytes.len()));
             self.read_at = kernel.now + self.manners.read_pace;
@@ -290,8 +293,12 @@ impl Peer {
             }
             Role::Backend { answer_after, .. } => {
                 let head = String::from_utf8_lossy(&self.inbox[..length]).into_owned();
-                for line in ["X-Forwarded-For: ", "X-Request-Id: ", "Upgrade: websocket\r\n", "Connection: Upgrade\r\n"]
-                {
+                for line in [
+                    "X-Forwarded-For: ",
+                    "X-Request-Id: ",
+                    "Upgrade: websocket\r\n",
+                    "Connection: Upgrade\r\n",
+                ] {
                     if !head.contains(line) {
                         return Err(format!("no {line:?} in {head:?}"));
                     }
@@ -306,7 +313,12 @@ impl Peer {
         }
     }
 
-    fn take_frames(&mut self, kernel: &mut Kernel, bytes: &[u8], sent: &[Frame]) -> Result<(), String> {
+    fn take_frames(
+        &mut self,
+        kernel: &mut Kernel,
+        bytes: &[u8],
+        sent: &[Frame],
+    ) -> Result<(), String> {
         for got in self.judge.take(bytes, sent)? {
             match got {
                 Got::Data | Got::Pong => {}
@@ -317,7 +329,8 @@ impl Peer {
                     }
                 }
                 Got::Close => {
-                    if self.manners.replies_close && !self.has_close_queued && self.ended.is_none() {
+                    if self.manners.replies_close && !self.has_close_queued && self.ended.is_none()
+                    {
                         self.messages_left = 0;
                         self.push_close();
                     }
@@ -348,11 +361,15 @@ impl Peer {
         }
         let head = String::from_utf8_lossy(&self.inbox).into_owned();
         let length = head_length(&self.inbox).unwrap_or_default();
-        let key = head.lines().find_map(|line| line.strip_prefix("Sec-WebSocket-Key: ")).unwrap_or_default();
+        let key = head
+            .lines()
+            .find_map(|line| line.strip_prefix("Sec-WebSocket-Key: "))
+            .unwrap_or_default();
         let accept = derive_accept_key(key.as_bytes());
         let bytes = match *answer {
             Answer::Upgrade { interim } => {
-                let before = if interim { "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" } else { "" };
+                let before =
+                    if interim { "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" } else { "" };
                 format!("{before}{}", switching(&accept))
             }
             Answer::WrongKey => switching("AAAAAAAAAAAAAAAAAAAAAAAAAAA="),
@@ -565,7 +582,8 @@ impl Peer {
             let n = match self.chance.u8(..8) {
                 0 => 0,
                 1..5 => self.chance.usize(..=self.manners.payload_max.min(200)),
-                5 => [125, 126, 127, 1000, 65_535, 65_536][self.chance.usize(..6)].min(self.manners.payload_max),
+                5 => [125, 126, 127, 1000, 65_535, 65_536][self.chance.usize(..6)]
+                    .min(self.manners.payload_max),
                 _ => self.chance.usize(..=self.manners.payload_max),
             };
             let mut payload = vec![0; n];
@@ -579,7 +597,8 @@ impl Peer {
             };
             let before = if opcode == 0 { self.message_bytes } else { 0 };
             self.message_bytes = before + n as u64;
-            if self.big_at.is_none() && self.max_message.is_some_and(|max| self.message_bytes > max) {
+            if self.big_at.is_none() && self.max_message.is_some_and(|max| self.message_bytes > max)
+            {
                 // Its head has to be on the way whole to be known for what it is.
                 let begun: usize = self.frames.iter().map(|frame| frame.bytes.len()).sum();
                 self.big_at = Some(begun as u64 + 1);
@@ -626,7 +645,10 @@ pub fn answers(mut bytes: &[u8], heads_only: &[bool]) -> Result<Vec<(u16, Vec<u8
     while let Some(length) = head_length(bytes) {
         let head = String::from_utf8_lossy(&bytes[..length]).to_lowercase();
         let status = status(bytes).ok_or_else(|| format!("no status in {head:?}"))?;
-        let body = head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(Ok(0), str::parse);
+        let body = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: "))
+            .map_or(Ok(0), str::parse);
         let body: usize = body.map_err(|_| format!("a bad length in {head:?}"))?;
         let body = if heads_only.get(answers.len()) == Some(&true) { 0 } else { body };
         if bytes.len() < length + body {

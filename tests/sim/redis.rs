@@ -143,7 +143,8 @@ impl Redis {
 
     /// A worker's `SET … EX`.
     pub fn set(&mut self, key: &str, payload: &[u8], lives: Duration) {
-        let key_value = Key { value: Value::Text(payload.into()), expires_at: Some(self.now + lives) };
+        let key_value =
+            Key { value: Value::Text(payload.into()), expires_at: Some(self.now + lives) };
         self.keys.insert(key.into(), key_value);
     }
 
@@ -170,7 +171,9 @@ impl Redis {
     /// What is kept of a task, in order.
     pub fn kept(&self, key: &str) -> Vec<&Vec<u8>> {
         match self.keys.get(key).map(|key| &key.value) {
-            Some(Value::Kept(kept)) => kept.index.iter().map(|(.., field)| &kept.fields[field]).collect(),
+            Some(Value::Kept(kept)) => {
+                kept.index.iter().map(|(.., field)| &kept.fields[field]).collect()
+            }
             _ => Vec::new(),
         }
     }
@@ -193,7 +196,8 @@ impl Redis {
     }
 
     fn answer(&mut self, conn: &mut Conn, command: &[Vec<u8>]) -> Result<(), String> {
-        let words: Vec<String> = command.iter().map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+        let words: Vec<String> =
+            command.iter().map(|word| String::from_utf8_lossy(word).into_owned()).collect();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let is_login = matches!(words[0], "HELLO" | "AUTH");
         if !is_login && !conn.is_known && self.nature.password.is_some() {
@@ -201,7 +205,10 @@ impl Redis {
             return Ok(());
         }
         // Those that a real one has marked as allowed while loading.
-        let is_simple = matches!(words[0], "CLIENT" | "TIME" | "PSUBSCRIBE" | "SUBSCRIBE" | "UNSUBSCRIBE" | "SELECT");
+        let is_simple = matches!(
+            words[0],
+            "CLIENT" | "TIME" | "PSUBSCRIBE" | "SUBSCRIBE" | "UNSUBSCRIBE" | "SELECT"
+        );
         if self.loads_until.is_some() && !is_login && !is_simple {
             conn.say(b"-LOADING Redis is loading the dataset in memory\r\n");
             return Ok(());
@@ -218,10 +225,13 @@ impl Redis {
                 self.log_in(conn, password, "%1\r\n$6\r\nserver\r\n$5\r\nredis\r\n");
             }
             ["CLIENT", "SETNAME", _] | ["SELECT", _] => conn.say(b"+OK\r\n"),
-            ["PING"] if is_listening && !conn.speaks_resp3 => conn.say(b"*2\r\n$4\r\npong\r\n$0\r\n\r\n"),
+            ["PING"] if is_listening && !conn.speaks_resp3 => {
+                conn.say(b"*2\r\n$4\r\npong\r\n$0\r\n\r\n")
+            }
             ["PING"] => conn.say(b"+PONG\r\n"),
             ["TIME"] => {
-                let (seconds, micros) = ((self.clock / 1_000_000).to_string(), (self.clock % 1_000_000).to_string());
+                let (seconds, micros) =
+                    ((self.clock / 1_000_000).to_string(), (self.clock % 1_000_000).to_string());
                 conn.say_all(&[seconds.as_bytes(), micros.as_bytes()]);
             }
             ["PSUBSCRIBE", pattern] => {
@@ -241,7 +251,9 @@ impl Redis {
             ["HGETALL", key] => self.tell_kept(conn, key),
             ["MGET", ref keys @ ..] => self.tell_set(conn, keys),
             ["SCRIPT", "LOAD", _] if self.nature.refuses_scripts => {
-                conn.say(b"-NOPERM this user has no permissions to run the 'script|load' command\r\n");
+                conn.say(
+                    b"-NOPERM this user has no permissions to run the 'script|load' command\r\n",
+                );
             }
             ["SCRIPT", "LOAD", script] => {
                 if !script.contains("PEXPIRE") {
@@ -289,9 +301,17 @@ impl Redis {
                 for (field, payload) in &kept.fields {
                     words.extend([field.clone().into_bytes(), payload.clone()]);
                 }
-                let entries: String = kept.index.iter().map(|(hash, at, field)| format!("{hash}{at}{field}")).collect();
-                words.extend([b"index".to_vec(), format!("{:012}{entries}", kept.bytes).into_bytes()]);
-                conn.looked_up = kept.index.iter().map(|(.., field)| kept.fields[field].clone()).collect();
+                let entries: String = kept
+                    .index
+                    .iter()
+                    .map(|(hash, at, field)| format!("{hash}{at}{field}"))
+                    .collect();
+                words.extend([
+                    b"index".to_vec(),
+                    format!("{:012}{entries}", kept.bytes).into_bytes(),
+                ]);
+                conn.looked_up =
+                    kept.index.iter().map(|(.., field)| kept.fields[field].clone()).collect();
             }
             None => {}
         }
@@ -323,12 +343,20 @@ impl Redis {
     /// What `keep.lua` does: how many were refused.
     fn keep(&mut self, keys: &[&str], arguments: &[Vec<u8>]) -> Result<usize, String> {
         let word = |i: usize| String::from_utf8_lossy(&arguments[i]).into_owned();
-        let number =
-            |i: usize| word(i).parse::<usize>().map_err(|_| format!("argument {i} of EVALSHA is {:?}", word(i)));
+        let number = |i: usize| {
+            word(i)
+                .parse::<usize>()
+                .map_err(|_| format!("argument {i} of EVALSHA is {:?}", word(i)))
+        };
         if arguments.len() != 3 + 6 * keys.len() {
-            return Err(format!("EVALSHA has {} arguments for {} results", arguments.len(), keys.len()));
+            return Err(format!(
+                "EVALSHA has {} arguments for {} results",
+                arguments.len(),
+                keys.len()
+            ));
         }
-        let (lives, bytes_max, count_max) = (Duration::from_millis(number(0)? as u64), number(1)?, number(2)?);
+        let (lives, bytes_max, count_max) =
+            (Duration::from_millis(number(0)? as u64), number(1)?, number(2)?);
         let now = format!("{:016}", self.clock);
         let mut refused = 0;
         for (i, key) in keys.iter().enumerate() {
@@ -343,17 +371,22 @@ impl Redis {
                 continue;
             };
             let place = |index: &[(String, String, String)], hash: &str, nth: usize| {
-                let mut places = index.iter().enumerate().filter(|(_, one)| one.0 == hash && one.1 >= since);
+                let mut places =
+                    index.iter().enumerate().filter(|(_, one)| one.0 == hash && one.1 >= since);
                 nth.checked_sub(1).and_then(|nth| places.nth(nth)).map(|(at, _)| at)
             };
             let unheard = "9999999999999999";
-            let there =
-                if nth == 0 { kept.index.iter().position(|one| one.0 == hash) } else { place(&kept.index, &hash, nth) };
+            let there = if nth == 0 {
+                kept.index.iter().position(|one| one.0 == hash)
+            } else {
+                place(&kept.index, &hash, nth)
+            };
             if let Some(at) = there {
                 if nth > 0 && kept.index[at].1 == unheard {
                     kept.index[at].1 = now.clone();
                 }
-                let earlier = if before.is_empty() { None } else { place(&kept.index, &before, before_nth) };
+                let earlier =
+                    if before.is_empty() { None } else { place(&kept.index, &before, before_nth) };
                 if let Some(earlier) = earlier.filter(|earlier| *earlier > at) {
                     let one = kept.index.remove(at);
                     kept.index.insert(earlier, one);
@@ -363,12 +396,17 @@ impl Redis {
             } else {
                 let field = format!("{:04}", kept.index.len());
                 kept.bytes += payload.len();
-                kept.index.push((hash, if nth == 0 { unheard.into() } else { now.clone() }, field.clone()));
+                kept.index.push((
+                    hash,
+                    if nth == 0 { unheard.into() } else { now.clone() },
+                    field.clone(),
+                ));
                 kept.fields.insert(field, payload.clone());
                 key.expires_at = Some(self.now + lives);
             }
         }
-        self.keys.retain(|_, key| !matches!(&key.value, Value::Kept(kept) if kept.index.is_empty()));
+        self.keys
+            .retain(|_, key| !matches!(&key.value, Value::Kept(kept) if kept.index.is_empty()));
         Ok(refused)
     }
 }

@@ -293,7 +293,8 @@ impl ResultsWorld {
         let tasks = [1, 1, 2, 4][chance.usize(..4)];
         let has_equals = self.doors.len() == 1 && chance.u8(..4) == 0;
         for task in 0..tasks {
-            let uuid = Uuid::from_u128(u128::from(self.seed) << 64 | 0xabcd_ef00_0000_0000 | task as u128);
+            let uuid =
+                Uuid::from_u128(u128::from(self.seed) << 64 | 0xabcd_ef00_0000_0000 | task as u128);
             self.board.tasks.push(Task { uuid, out: Vec::new(), is_ahead: false });
             let count = [0, 1, 1, 2, 5, 12][chance.usize(..6)];
             let ends = chance.u8(..4) > 0;
@@ -305,7 +306,10 @@ impl ResultsWorld {
                 })
                 .collect();
             for &answer in &answers {
-                self.by_payload.entry(self.board.answers[answer].payload.clone()).or_default().push(answer);
+                self.by_payload
+                    .entry(self.board.answers[answer].payload.clone())
+                    .or_default()
+                    .push(answer);
                 if let Sound::Shrinks { .. } = self.board.answers[answer].sound {
                     let at = some(chance, 40 * S);
                     self.plan(at, Plan::Work(usize::MAX - answer));
@@ -323,7 +327,12 @@ impl ResultsWorld {
         }
     }
 
-    fn plan_errands(&mut self, chance: &mut fastrand::Rng, mut at: Duration, mut answers: Vec<usize>) {
+    fn plan_errands(
+        &mut self,
+        chance: &mut fastrand::Rng,
+        mut at: Duration,
+        mut answers: Vec<usize>,
+    ) {
         while !answers.is_empty() {
             let rest = answers.split_off(chance.usize(1..=answers.len()));
             let errand = Errand {
@@ -361,7 +370,8 @@ impl ResultsWorld {
         for door in 0..self.doors.len() {
             for task in 0..self.board.tasks.len() {
                 let ways = Ways { leaves_after: stay, ..prompt() };
-                let visit = Visit { door, task, kind: Kind::Task, from_chunk: 0, ways, comebacks: 0 };
+                let visit =
+                    Visit { door, task, kind: Kind::Task, from_chunk: 0, ways, comebacks: 0 };
                 self.plan(INSPECTED_AFTER, Plan::Come(Box::new(visit)));
             }
         }
@@ -405,7 +415,8 @@ impl ResultsWorld {
                 continue;
             }
             self.check_quiet()?;
-            let turns = self.places.iter().filter_map(|place| place.house.as_ref()?.gateway.next_turn());
+            let turns =
+                self.places.iter().filter_map(|place| place.house.as_ref()?.gateway.next_turn());
             let next = turns.chain(self.kernel.borrow().next_action()).min();
             match next {
                 Some(at) if at <= until => self.kernel.borrow_mut().now = at,
@@ -482,7 +493,8 @@ impl ResultsWorld {
             .tick(&mut self.kernel.borrow_mut(), &self.board)
             .map_err(|why| format!("waiter {link}: {why}"))?;
         let is_over = visitor.waiter.is_over || visitor.waiter.saw_end.is_some();
-        if !is_over || std::mem::replace(&mut visitor.is_done, true) || visitor.visit.comebacks == 0 {
+        if !is_over || std::mem::replace(&mut visitor.is_done, true) || visitor.visit.comebacks == 0
+        {
             return Ok(());
         }
         let has_all = visitor.waiter.seen.last().is_some_and(|seen| seen.is_final);
@@ -508,7 +520,8 @@ impl ResultsWorld {
     fn tick_redis(&mut self, link: LinkId) -> Result<(), String> {
         let Some(redis) = &mut self.redis else { return Ok(()) };
         let kernel = &mut *self.kernel.borrow_mut();
-        if redis.frozen_until.is_some() || redis.conns.get(&link).is_none_or(redis::Conn::is_closed) {
+        if redis.frozen_until.is_some() || redis.conns.get(&link).is_none_or(redis::Conn::is_closed)
+        {
             return Ok(());
         }
         let bytes = kernel.receive(link, usize::MAX);
@@ -587,11 +600,16 @@ impl ResultsWorld {
             // It reads on, for a while.
             kernel.after(20 * S, Action::Peer(link));
             publisher.errand.cut = true;
-        } else if publisher.out.is_empty() && publisher.expected.is_empty() || kernel.received_end(link).is_some() {
+        } else if publisher.out.is_empty() && publisher.expected.is_empty()
+            || kernel.received_end(link).is_some()
+        {
             let house = self.owners.get(&link).and_then(|at| self.places[*at].house.as_ref());
             let is_served = house.is_some_and(|house| !house.is_drained);
             if !publisher.expected.is_empty() && !publisher.errand.cut && is_served {
-                return Err(format!("publisher {link} lacks {} bytes of answers", publisher.expected.len()));
+                return Err(format!(
+                    "publisher {link} lacks {} bytes of answers",
+                    publisher.expected.len()
+                ));
             }
             kernel.close(link);
             publisher.is_over = true;
@@ -614,7 +632,8 @@ impl ResultsWorld {
                 self.kernel.borrow_mut().hosts.insert(address, host);
             }
             Plan::Drain(door) => {
-                if let Some(house) = self.doors[door].and_then(|at| self.places[at].house.as_mut()) {
+                if let Some(house) = self.doors[door].and_then(|at| self.places[at].house.as_mut())
+                {
                     self.kernel.borrow_mut().note(|| format!("drain door {door}"));
                     house.drain();
                 }
@@ -687,16 +706,21 @@ impl ResultsWorld {
         let (path, id, task) = match visit.kind {
             Kind::BadId => ("/ws/output/7".to_owned(), String::new(), None),
             Kind::BadChunk => (format!("/ws/output/{segment}?from_chunk=x"), id, None),
-            Kind::Task if visit.from_chunk > 0 => {
-                (format!("/ws/output/{segment}?from_chunk={}", visit.from_chunk), id, Some(visit.task))
-            }
+            Kind::Task if visit.from_chunk > 0 => (
+                format!("/ws/output/{segment}?from_chunk={}", visit.from_chunk),
+                id,
+                Some(visit.task),
+            ),
             Kind::Task => (format!("/ws/output/{segment}"), id, Some(visit.task)),
         };
         let request = peers::upgrade_request(&path, "");
         let kernel = &mut *self.kernel.borrow_mut();
         let link = kernel.open();
-        kernel.note(|| format!("waiter {link} comes to door {} for {path} {:?}", visit.door, visit.ways));
-        let waiter = Waiter::new(kernel, link, task, (id, visit.from_chunk), visit.ways.clone(), &request);
+        kernel.note(|| {
+            format!("waiter {link} comes to door {} for {path} {:?}", visit.door, visit.ways)
+        });
+        let waiter =
+            Waiter::new(kernel, link, task, (id, visit.from_chunk), visit.ways.clone(), &request);
         self.by_link.insert(link, Far::Visitor(self.visitors.len()));
         self.owners.insert(link, place);
         self.visitors.push(Visitor {
@@ -720,7 +744,8 @@ impl ResultsWorld {
         };
         let kernel = &mut *self.kernel.borrow_mut();
         let link = kernel.open();
-        let (mut out, mut expected, mut marks) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
+        let (mut out, mut expected, mut marks) =
+            (VecDeque::new(), VecDeque::new(), VecDeque::new());
         if errand.greets {
             out.extend(b"*2\r\n$5\r\nHELLO\r\n$1\r\n2\r\nPING\r\n");
             let map = "*12\r\n$6\r\nserver\r\n$16\r\naivtuber-gateway\r\n$7\r\nversion\r\n$5\r\n7.0.0\r\n$5\r\nproto\r\n:2\r\n\
@@ -732,7 +757,12 @@ impl ResultsWorld {
             let channel = format!("task_response:{}", self.board.tasks[answered.task].uuid);
             let payload = &answered.payload;
             out.extend(
-                format!("*3\r\n$7\r\nPUBLISH\r\n${}\r\n{channel}\r\n${}\r\n", channel.len(), payload.len()).bytes(),
+                format!(
+                    "*3\r\n$7\r\nPUBLISH\r\n${}\r\n{channel}\r\n${}\r\n",
+                    channel.len(),
+                    payload.len()
+                )
+                .bytes(),
             );
             out.extend(payload);
             out.extend(b"\r\n");
@@ -750,7 +780,16 @@ impl ResultsWorld {
         kernel.after(120 * S, Action::Peer(link));
         self.by_link.insert(link, Far::Publisher(self.publishers.len()));
         self.owners.insert(link, place);
-        let publisher = Publisher { link, errand, out, expected, marks, write_at: now, read_at: now, is_over: false };
+        let publisher = Publisher {
+            link,
+            errand,
+            out,
+            expected,
+            marks,
+            write_at: now,
+            read_at: now,
+            is_over: false,
+        };
         self.publishers.push(publisher);
         if let Some(house) = &mut self.places[place].house {
             house.knocks.push_back(Knock::Worker(link));
@@ -767,7 +806,8 @@ impl ResultsWorld {
             return;
         };
         let now = self.kernel.borrow().now;
-        let name = format!("task_response:{}", self.board.tasks[self.board.answers[answer].task].uuid);
+        let name =
+            format!("task_response:{}", self.board.tasks[self.board.answers[answer].task].uuid);
         let payload = &self.board.answers[answer].payload;
         let wait = if worker.sets && !worker.has_set {
             self.kernel.borrow_mut().note(|| format!("worker sets {answer}"));
@@ -790,7 +830,10 @@ impl ResultsWorld {
     fn shrink(&mut self, answer: usize) {
         if let Sound::Shrinks { name, cut, .. } = &self.board.answers[answer].sound {
             self.kernel.borrow_mut().note(|| format!("{name} shrinks to {cut}"));
-            let file = std::fs::OpenOptions::new().write(true).open(folder().join(name)).expect("the file");
+            let file = std::fs::OpenOptions::new()
+                .write(true)
+                .open(folder().join(name))
+                .expect("the file");
             file.set_len(*cut as u64).expect("a shorter file");
         }
     }
@@ -853,7 +896,11 @@ impl ResultsWorld {
         Ok(())
     }
 
-    fn turn(&mut self, at: usize, events: Vec<(LinkId, Source, aivtuber_gateway::net::Ready)>) -> Result<(), String> {
+    fn turn(
+        &mut self,
+        at: usize,
+        events: Vec<(LinkId, Source, aivtuber_gateway::net::Ready)>,
+    ) -> Result<(), String> {
         for visitor in self.visitors.iter_mut().filter(|visitor| visitor.place == at) {
             visitor.was_full = self.kernel.borrow().is_full(visitor.waiter.link);
         }
@@ -864,7 +911,8 @@ impl ResultsWorld {
         house.turn(events).map_err(|why| format!("place {at}: {why}"))?;
         self.own_redis_links(at);
         self.greet();
-        let after = self.places[at].house.as_ref().map(|house| house.sockets.links).unwrap_or_default();
+        let after =
+            self.places[at].house.as_ref().map(|house| house.sockets.links).unwrap_or_default();
         let ear = before[0];
         for link in before.into_iter().chain(after).flatten() {
             self.tell(at, ear, link);
@@ -888,7 +936,9 @@ impl ResultsWorld {
     /// Takes down what the gateway has read on one of its links to Redis.
     fn tell(&mut self, at: usize, ear: Option<LinkId>, link: LinkId) {
         let (now, taken) = (self.kernel.borrow().now, self.kernel.borrow().links[link].taken);
-        let Some(conn) = self.redis.as_mut().and_then(|redis| redis.conns.get_mut(&link)) else { return };
+        let Some(conn) = self.redis.as_mut().and_then(|redis| redis.conns.get_mut(&link)) else {
+            return;
+        };
         let place = &mut self.places[at];
         while conn.marks.front().is_some_and(|mark| mark.at <= taken)
             && let Some(mark) = conn.marks.pop_front()
@@ -900,7 +950,11 @@ impl ResultsWorld {
                     *nth += 1;
                     let tell = Tell { turn: place.turn, at: now, is_heard: true, is_first: false };
                     if let Some(answer) = answer {
-                        place.told.entry(answer).and_modify(|old| old.is_heard |= true).or_insert(tell);
+                        place
+                            .told
+                            .entry(answer)
+                            .and_modify(|old| old.is_heard |= true)
+                            .or_insert(tell);
                     }
                 }
                 Told::LookedUp { key, payloads } => {
@@ -908,7 +962,8 @@ impl ResultsWorld {
                     let mut counts: HashMap<Vec<u8>, usize> = HashMap::new();
                     for payload in payloads {
                         let nth = counts.entry(payload.clone()).or_default();
-                        let answer = self.by_payload.get(&payload).and_then(|answers| answers.get(*nth));
+                        let answer =
+                            self.by_payload.get(&payload).and_then(|answers| answers.get(*nth));
                         *nth += 1;
                         let tell = Tell { turn: place.turn, at: now, is_heard: false, is_first };
                         if let Some(&answer) = answer {
@@ -929,7 +984,10 @@ impl ResultsWorld {
             {
                 self.board.put_out(answer, true, now);
                 let place = &mut self.places[at];
-                place.told.insert(answer, Tell { turn: place.turn, at: now, is_heard: true, is_first: false });
+                place.told.insert(
+                    answer,
+                    Tell { turn: place.turn, at: now, is_heard: true, is_first: false },
+                );
             }
         }
     }
@@ -954,13 +1012,17 @@ impl ResultsWorld {
             let kernel = self.kernel.borrow();
             let mut links = self.owners.iter().filter(|(_, owner)| **owner == at);
             if held > 0 && !links.any(|(link, _)| kernel.is_full(*link)) {
-                return Err(format!("place {at}: {held} bytes are held back, and everybody has room"));
+                return Err(format!(
+                    "place {at}: {held} bytes are held back, and everybody has room"
+                ));
             }
             if held > 40_000 * (1 + house.gateway.session_count()) {
                 return Err(format!("place {at}: {held} bytes are held"));
             }
-            if let Some((link, _)) =
-                self.owners.iter().find(|(link, owner)| **owner == at && is_neglected(&kernel, **link))
+            if let Some((link, _)) = self
+                .owners
+                .iter()
+                .find(|(link, owner)| **owner == at && is_neglected(&kernel, **link))
             {
                 return Err(format!("link {link} is not read from"));
             }
@@ -990,7 +1052,8 @@ impl ResultsWorld {
             return Ok(());
         }
         for (at, place) in self.places.iter().enumerate() {
-            let is_well = place.house.is_some() && place.ups.last().is_some_and(|up| up.1 && up.0 + 10 * S < now);
+            let is_well = place.house.is_some()
+                && place.ups.last().is_some_and(|up| up.1 && up.0 + 10 * S < now);
             for (&answer, tell) in place.told.iter().filter(|(_, tell)| tell.is_heard && is_well) {
                 let is_due = tell.at + 10 * S < now
                     && tell.at + retain > now + 10 * S
@@ -998,7 +1061,9 @@ impl ResultsWorld {
                 let task = &self.board.tasks[self.board.answers[answer].task];
                 let kept = redis.kept(&format!("task_response_kept:{}", task.uuid));
                 if is_due && !kept.contains(&&self.board.answers[answer].payload) {
-                    return Err(format!("answer {answer}, which place {at} has heard, is not kept"));
+                    return Err(format!(
+                        "answer {answer}, which place {at} has heard, is not kept"
+                    ));
                 }
             }
         }
@@ -1013,10 +1078,16 @@ impl ResultsWorld {
         for (at, place) in self.places.iter_mut().enumerate() {
             let Some(house) = &mut place.house else { continue };
             if house.gateway.session_count() > 0 {
-                return Err(format!("place {at}: {} sessions never end", house.gateway.session_count()));
+                return Err(format!(
+                    "place {at}: {} sessions never end",
+                    house.gateway.session_count()
+                ));
             }
             if house.gateway.backlog_bytes() > 0 {
-                return Err(format!("place {at}: {} bytes are still held", house.gateway.backlog_bytes()));
+                return Err(format!(
+                    "place {at}: {} bytes are still held",
+                    house.gateway.backlog_bytes()
+                ));
             }
             if house.is_drained {
                 return Err(format!("place {at} was drained, and does not stop"));
@@ -1036,7 +1107,8 @@ impl ResultsWorld {
         let waiter = &visitor.waiter;
         waiter.judge_goodbye()?;
         self.judge_reason(visitor)?;
-        let is_held_back = |offset| !self.kernel.borrow().links[waiter.link].left_before_file(offset);
+        let is_held_back =
+            |offset| !self.kernel.borrow().links[waiter.link].left_before_file(offset);
         if let Some(seen) = waiter.seen.iter().find(|seen| is_held_back(seen.offset)) {
             return Err(format!("a text was held back while its audio was read: {}", seen.view));
         }
@@ -1057,9 +1129,13 @@ impl ResultsWorld {
             }
         }
         let is_answered = waiter.has_closed.is_some_and(|own| {
-            waiter.goodbye.as_ref().is_some_and(|(code, reason, _)| *code == own && reason != "done")
+            waiter
+                .goodbye
+                .as_ref()
+                .is_some_and(|(code, reason, _)| *code == own && reason != "done")
         });
-        if is_answered && !waiter.pings.is_empty() && waiter.hearing == Hearing::Rest && !was_killed {
+        if is_answered && !waiter.pings.is_empty() && waiter.hearing == Hearing::Rest && !was_killed
+        {
             return Err(format!("{} pings were not answered", waiter.pings.len()));
         }
         if waiter.ways.is_prompt && waiter.status == Some(101) {
@@ -1079,7 +1155,8 @@ impl ResultsWorld {
         let settings = &self.settings;
         match code {
             Some(4008) => {
-                let timeout = settings.session.output.timeout.ok_or("a timeout, and there is none")?;
+                let timeout =
+                    settings.session.output.timeout.ok_or("a timeout, and there is none")?;
                 let last = waiter.seen.last().and_then(|seen| self.write_of(visitor, seen.offset));
                 if *at < last.map_or(joined, |(_, at, _)| at) + timeout {
                     return Err("it was sent away too early".into());
@@ -1121,10 +1198,15 @@ impl ResultsWorld {
     }
 
     fn judge_order(&self, visitor: &Visitor) -> Result<(), String> {
-        let (Some(task), Some((joined, _))) = (visitor.waiter.task, visitor.joined) else { return Ok(()) };
+        let (Some(task), Some((joined, _))) = (visitor.waiter.task, visitor.joined) else {
+            return Ok(());
+        };
         let until = visitor.waiter.listened_until(self.kernel.borrow().now);
         let out = &self.board.tasks[task].out;
-        let Some(first_out) = out.first().and_then(|&first| self.board.answers[first].out_at) else { return Ok(()) };
+        let Some(first_out) = out.first().and_then(|&first| self.board.answers[first].out_at)
+        else {
+            return Ok(());
+        };
         // What several gateways keep is in order while none of them is kept from keeping it.
         let is_alone = self.doors.len() == 1;
         let is_calm = |place: &Place| match place.ups[0].0 <= first_out {
@@ -1138,8 +1220,12 @@ impl ResultsWorld {
         let mut out = out.iter();
         for seen in &visitor.waiter.seen {
             if !out.any(|&answer| self.board.answers[answer].view == seen.view) {
-                let views: Vec<&str> =
-                    visitor.waiter.seen.iter().map(|seen| &seen.view[..seen.view.len().min(20)]).collect();
+                let views: Vec<&str> = visitor
+                    .waiter
+                    .seen
+                    .iter()
+                    .map(|seen| &seen.view[..seen.view.len().min(20)])
+                    .collect();
                 return Err(format!("out of order: {views:?}"));
             }
         }
@@ -1148,7 +1234,9 @@ impl ResultsWorld {
 
     fn judge_owed(&self, visitor: &Visitor) -> Result<(), String> {
         let waiter = &visitor.waiter;
-        let (Some(task), Some((joined, join_turn))) = (waiter.task, visitor.joined) else { return Ok(()) };
+        let (Some(task), Some((joined, join_turn))) = (waiter.task, visitor.joined) else {
+            return Ok(());
+        };
         if self.is_tight() {
             return Ok(());
         }
@@ -1158,7 +1246,8 @@ impl ResultsWorld {
         let until = waiter.listened_until(now);
         let out = &self.board.tasks[task].out;
         let last = waiter.seen.iter().find(|seen| seen.is_final);
-        let last_at = last.and_then(|seen| out.iter().position(|&at| self.board.answers[at].view == seen.view));
+        let last_at = last
+            .and_then(|seen| out.iter().position(|&at| self.board.answers[at].view == seen.view));
         let last_write = last.and_then(|seen| self.write_of(visitor, seen.offset));
         let mut owed: HashMap<&str, usize> = HashMap::new();
         for (at, answer) in out.iter().enumerate() {
@@ -1171,7 +1260,8 @@ impl ResultsWorld {
             let is_owed = match (last_at, last_write) {
                 (Some(last_at), Some((turn, write_at, was_full))) => {
                     let before = tell.turn < turn || tell.turn == turn && !was_full;
-                    let is_certain = tell.is_heard || tell.is_first && self.is_up_between(place, joined, write_at);
+                    let is_certain = tell.is_heard
+                        || tell.is_first && self.is_up_between(place, joined, write_at);
                     at < last_at && before && is_certain
                 }
                 _ => {
@@ -1197,7 +1287,8 @@ impl ResultsWorld {
     /// Whoever waits in vain is told so.
     fn judge_waiting(&self, visitor: &Visitor) -> Result<(), String> {
         let waiter = &visitor.waiter;
-        let (Some(_), Some((joined, _)), None) = (waiter.task, visitor.joined, waiter.has_faulted) else {
+        let (Some(_), Some((joined, _)), None) = (waiter.task, visitor.joined, waiter.has_faulted)
+        else {
             return Ok(());
         };
         let place = &self.places[visitor.place];
@@ -1233,7 +1324,9 @@ impl ResultsWorld {
             let (retained, bytes) = (results.tasks().retained(), results.tasks().retained_bytes());
             if retained > 0 || bytes > 0 || !results.tasks().is_empty() {
                 let tasks = results.tasks().len();
-                return Err(format!("place {at}: {retained} results of {bytes} bytes, {tasks} tasks are left"));
+                return Err(format!(
+                    "place {at}: {retained} results of {bytes} bytes, {tasks} tasks are left"
+                ));
             }
         }
         Ok(())
@@ -1262,7 +1355,11 @@ fn some(chance: &mut fastrand::Rng, most: Duration) -> Duration {
     most * chance.u32(..1000) / 1000
 }
 
-fn draw_settings(chance: &mut fastrand::Rng, has_redis: bool, chunk_size: usize) -> gateway::Settings {
+fn draw_settings(
+    chance: &mut fastrand::Rng,
+    has_redis: bool,
+    chunk_size: usize,
+) -> gateway::Settings {
     let pings = [(None, None), (Some(20 * S), Some(20 * S)), (Some(2 * S), Some(10 * S))];
     let (ping_interval, ping_timeout) = pings[chance.usize(..pings.len())];
     let output = session::output::Settings {
@@ -1271,7 +1368,8 @@ fn draw_settings(chance: &mut fastrand::Rng, has_redis: bool, chunk_size: usize)
         audio_root: folder().to_path_buf(),
         max_audio: AUDIO_MAX,
     };
-    let session = session::Settings { ping_interval, ping_timeout, output, ..session::Settings::default() };
+    let session =
+        session::Settings { ping_interval, ping_timeout, output, ..session::Settings::default() };
     let routes = vec![RouteSettings {
         name: "output".into(),
         path: Template::parse("/ws/output/{task_id}").expect("a path"),
@@ -1285,10 +1383,18 @@ fn draw_settings(chance: &mut fastrand::Rng, has_redis: bool, chunk_size: usize)
     let max_retained = if chance.u8(..10) == 0 { 3000 } else { 16 << 20 };
     let login = ["", "", ":open@", "me:open@"][chance.usize(..4)];
     let protocol = if chance.u8(..3) == 0 { "?protocol=resp3" } else { "" };
-    let url = if has_redis { format!("redis://{login}{REDIS}/{protocol}") } else { "embedded://127.0.0.1:1".into() };
+    let url = if has_redis {
+        format!("redis://{login}{REDIS}/{protocol}")
+    } else {
+        "embedded://127.0.0.1:1".into()
+    };
     gateway::Settings {
         session,
-        limits: limits::Settings { max_connections: 1000, max_connections_per_ip: 0, allowed_origins: Vec::new() },
+        limits: limits::Settings {
+            max_connections: 1000,
+            max_connections_per_ip: 0,
+            allowed_origins: Vec::new(),
+        },
         routes,
         drain_timeout: Some([S / 10, 2 * S, 30 * S][chance.usize(..3)]),
         tasks: tasks::Settings { retain, max_retained },
@@ -1337,7 +1443,8 @@ fn draw_ways(chance: &mut fastrand::Rng, has_pings: bool, is_tiny: bool) -> Ways
         2..4 => Leaving::Reset,
         _ => Leaving::Close,
     };
-    let leaves_after = [some(chance, 300 * MS), some(chance, 20 * S), 60 * S, 200 * S][chance.usize(..4)];
+    let leaves_after =
+        [some(chance, 300 * MS), some(chance, 20 * S), 60 * S, 200 * S][chance.usize(..4)];
     let base = Ways { says, leaving, leaves_after, ..prompt() };
     if chance.u8(..3) > 0 {
         return base;

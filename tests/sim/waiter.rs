@@ -162,7 +162,8 @@ impl Waiter {
 
     /// Until when it listened.
     pub fn listened_until(&self, now: Moment) -> Moment {
-        let ends = [self.left_at, self.saw_end.map(|(_, at)| at), self.goodbye.as_ref().map(|bye| bye.2)];
+        let ends =
+            [self.left_at, self.saw_end.map(|(_, at)| at), self.goodbye.as_ref().map(|bye| bye.2)];
         ends.into_iter().flatten().min().unwrap_or(now)
     }
 
@@ -181,7 +182,8 @@ impl Waiter {
 
     fn leave(&mut self, kernel: &mut Kernel) {
         kernel.note(|| format!("waiter {} leaves {:?}", self.link, self.ways.leaving));
-        let can_close = self.status == Some(101) && self.has_closed.is_none() && self.saw_end.is_none();
+        let can_close =
+            self.status == Some(101) && self.has_closed.is_none() && self.saw_end.is_none();
         let is_first = self.left_at.is_none();
         self.left_at.get_or_insert(kernel.now);
         self.left_first |= is_first && self.saw_end.is_none();
@@ -230,7 +232,8 @@ impl Waiter {
                 kernel.at(self.read_at, Action::Peer(self.link));
                 return Ok(());
             }
-            let bytes = kernel.receive(self.link, self.ways.read_bite.min(self.ways.reads_most - self.taken));
+            let bytes = kernel
+                .receive(self.link, self.ways.read_bite.min(self.ways.reads_most - self.taken));
             self.taken += bytes.len();
             self.read_at = kernel.now + self.ways.read_pace;
             self.inbox.extend(bytes);
@@ -249,7 +252,8 @@ impl Waiter {
     fn take(&mut self, kernel: &mut Kernel, board: &Board) -> Result<(), String> {
         if self.status.is_none() {
             let Some(length) = head_length(&self.inbox) else { return Ok(()) };
-            let status = std::str::from_utf8(&self.inbox[9..12]).ok().and_then(|text| text.parse().ok());
+            let status =
+                std::str::from_utf8(&self.inbox[9..12]).ok().and_then(|text| text.parse().ok());
             self.status = Some(status.ok_or("an answer without a status")?);
             if self.status == Some(101) {
                 self.inbox.drain(..length);
@@ -283,7 +287,11 @@ impl Waiter {
                     }
                 }
                 PONG => {
-                    let at = self.pings.iter().position(|ping| *ping == payload).ok_or("a pong without a ping")?;
+                    let at = self
+                        .pings
+                        .iter()
+                        .position(|ping| *ping == payload)
+                        .ok_or("a pong without a ping")?;
                     if at > 0 {
                         return Err(format!("{at} pings were not answered"));
                     }
@@ -295,27 +303,47 @@ impl Waiter {
         Ok(())
     }
 
-    fn take_text(&mut self, kernel: &mut Kernel, board: &Board, text: &[u8], offset: u64) -> Result<(), String> {
+    fn take_text(
+        &mut self,
+        kernel: &mut Kernel,
+        board: &Board,
+        text: &[u8],
+        offset: u64,
+    ) -> Result<(), String> {
         let shown = || String::from_utf8_lossy(&text[..text.len().min(200)]).into_owned();
-        let message: Value = serde_json::from_slice(text).map_err(|why| format!("{why} in {}", shown()))?;
+        let message: Value =
+            serde_json::from_slice(text).map_err(|why| format!("{why} in {}", shown()))?;
         kernel.note(|| format!("waiter {} is told {}", self.link, shown()));
         let hearing = std::mem::replace(&mut self.hearing, Hearing::Rest);
-        let is_fitting =
-            |expected: Value| if message == expected { Ok(()) } else { Err(format!("{} is wrong", shown())) };
+        let is_fitting = |expected: Value| {
+            if message == expected { Ok(()) } else { Err(format!("{} is wrong", shown())) }
+        };
         let error = |words: &str| serde_json::json!({"status": "error", "error": words, "task_id": self.id});
         let Some(task) = self.task else {
-            let words = if self.id.is_empty() { "Invalid task_id format" } else { "Invalid from_chunk format" };
+            let words = if self.id.is_empty() {
+                "Invalid task_id format"
+            } else {
+                "Invalid from_chunk format"
+            };
             let mut expected = error(words);
             if self.id.is_empty() {
                 expected.as_object_mut().expect("an object").remove("task_id");
             }
             self.hearing = Hearing::Over(4004);
-            return if hearing == Hearing::Rest { is_fitting(expected) } else { Err(format!("{} again", shown())) };
+            return if hearing == Hearing::Rest {
+                is_fitting(expected)
+            } else {
+                Err(format!("{} again", shown()))
+            };
         };
         let after = |is_final: bool| if is_final { Hearing::Over(1000) } else { Hearing::Rest };
         match hearing {
             Hearing::Rest => {
-                let view = message.get("content").or(message.get("error")).and_then(Value::as_str).unwrap_or_default();
+                let view = message
+                    .get("content")
+                    .or(message.get("error"))
+                    .and_then(Value::as_str)
+                    .unwrap_or_default();
                 let code = match view {
                     "Processing timeout" => Some(4008),
                     "Redis connection not available" => Some(1013),
@@ -326,8 +354,9 @@ impl Waiter {
                     self.hearing = Hearing::Over(code);
                     return Ok(());
                 }
-                let (answer, times) =
-                    board.find(task, view).ok_or_else(|| format!("{} was never published", shown()))?;
+                let (answer, times) = board
+                    .find(task, view)
+                    .ok_or_else(|| format!("{} was never published", shown()))?;
                 is_fitting(board.message(answer, &self.id))?;
                 if self.seen.iter().filter(|seen| seen.view == view).count() >= times {
                     return Err(format!("{} came twice", shown()));
@@ -337,7 +366,9 @@ impl Waiter {
                 self.hearing = match &answer.sound {
                     Sound::None => after(is_final),
                     Sound::Fault(words) => Hearing::Fault { words, is_final },
-                    Sound::File(size) => Hearing::Audio { lengths: vec![*size], next: None, is_final },
+                    Sound::File(size) => {
+                        Hearing::Audio { lengths: vec![*size], next: None, is_final }
+                    }
                     Sound::Shrinks { size, cut, .. } => {
                         Hearing::Audio { lengths: vec![*size, *cut], next: None, is_final }
                     }
@@ -358,24 +389,36 @@ impl Waiter {
                 let first = |total: usize| next.unwrap_or(self.skips.min(total));
                 if message["type"] == "audio_complete" {
                     is_fitting(serde_json::json!({"type": "audio_complete", "task_id": self.id}))?;
-                    lengths.retain(|length| first(length.div_ceil(chunk_size)) == length.div_ceil(chunk_size));
+                    lengths.retain(|length| {
+                        first(length.div_ceil(chunk_size)) == length.div_ceil(chunk_size)
+                    });
                     self.hearing = after(is_final);
                 } else {
                     let (chunk, total) = (&message["chunk_id"], &message["total_chunks"]);
                     is_fitting(serde_json::json!(
                         {"type": "audio_chunk", "task_id": self.id, "chunk_id": chunk, "total_chunks": total}
                     ))?;
-                    let (chunk, total) =
-                        (chunk.as_u64().unwrap_or(u64::MAX) as usize, total.as_u64().unwrap_or(0) as usize);
+                    let (chunk, total) = (
+                        chunk.as_u64().unwrap_or(u64::MAX) as usize,
+                        total.as_u64().unwrap_or(0) as usize,
+                    );
                     lengths.retain(|length| {
-                        length.div_ceil(chunk_size) == total && first(total) == chunk && chunk < total
+                        length.div_ceil(chunk_size) == total
+                            && first(total) == chunk
+                            && chunk < total
                     });
                     self.hearing = Hearing::Chunk { lengths: lengths.clone(), chunk, is_final };
                 }
                 self.skips = 0;
-                if lengths.is_empty() { Err(format!("{} out of place, after chunk {next:?}", shown())) } else { Ok(()) }
+                if lengths.is_empty() {
+                    Err(format!("{} out of place, after chunk {next:?}", shown()))
+                } else {
+                    Ok(())
+                }
             }
-            Hearing::Chunk { .. } | Hearing::Over(_) => Err(format!("{} out of place, at {hearing:?}", shown())),
+            Hearing::Chunk { .. } | Hearing::Over(_) => {
+                Err(format!("{} out of place, at {hearing:?}", shown()))
+            }
         }
     }
 
@@ -386,7 +429,8 @@ impl Waiter {
     }
 
     fn take_chunk(&mut self, board: &Board, bytes: &[u8]) -> Result<(), String> {
-        let Hearing::Chunk { mut lengths, chunk, is_final } = std::mem::replace(&mut self.hearing, Hearing::Rest)
+        let Hearing::Chunk { mut lengths, chunk, is_final } =
+            std::mem::replace(&mut self.hearing, Hearing::Rest)
         else {
             return Err(format!("a binary message of {} bytes out of place", bytes.len()));
         };
@@ -403,10 +447,15 @@ impl Waiter {
     fn take_close(&mut self, kernel: &mut Kernel, payload: &[u8]) {
         let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
         let reason = String::from_utf8_lossy(payload.get(2..).unwrap_or_default()).into_owned();
-        kernel.note(|| format!("waiter {} is closed {code:?} {reason:?} at {:?}", self.link, self.hearing));
+        kernel.note(|| {
+            format!("waiter {} is closed {code:?} {reason:?} at {:?}", self.link, self.hearing)
+        });
         self.goodbye = Some((code, reason, kernel.now));
         if self.has_closed.is_none() && self.left_at.is_none() {
-            let frame = Frame::new(Kind::plain(CLOSE, Some([1, 2, 3, 4])), &payload[..payload.len().min(2)]);
+            let frame = Frame::new(
+                Kind::plain(CLOSE, Some([1, 2, 3, 4])),
+                &payload[..payload.len().min(2)],
+            );
             self.out.extend(frame.bytes);
         }
     }
@@ -425,7 +474,11 @@ impl Waiter {
             (_, 1012) => reason == "gateway restarting",
             _ => false,
         };
-        if is_right { Ok(()) } else { Err(format!("a Close frame {code} {reason:?} at {:?}", self.hearing)) }
+        if is_right {
+            Ok(())
+        } else {
+            Err(format!("a Close frame {code} {reason:?} at {:?}", self.hearing))
+        }
     }
 
     fn write(&mut self, kernel: &mut Kernel) {
@@ -457,7 +510,10 @@ impl Waiter {
     }
 
     fn is_silent(&self) -> bool {
-        self.has_closed.is_some() || self.has_faulted.is_some() || self.goodbye.is_some() || self.left_at.is_some()
+        self.has_closed.is_some()
+            || self.has_faulted.is_some()
+            || self.goodbye.is_some()
+            || self.left_at.is_some()
     }
 
     fn say(&mut self, opcode: u8, payload: &[u8]) {

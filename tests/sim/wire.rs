@@ -140,7 +140,10 @@ impl Judge {
                 let expected = &sent[self.next].bytes[self.matched..];
                 let n = expected.len().min(bytes.len());
                 if bytes[..n] != expected[..n] {
-                    return Err(format!("frame {} is not what was sent, after {} bytes", self.next, self.matched));
+                    return Err(format!(
+                        "frame {} is not what was sent, after {} bytes",
+                        self.next, self.matched
+                    ));
                 }
                 bytes = &bytes[n..];
                 self.matched += n;
@@ -161,7 +164,8 @@ impl Judge {
             while sent.get(self.next).is_some_and(|frame| frame.is_ours_alone) {
                 self.next += 1;
             }
-            let is_theirs = sent.get(self.next).is_some_and(|frame| frame.bytes.starts_with(&self.begun));
+            let is_theirs =
+                sent.get(self.next).is_some_and(|frame| frame.bytes.starts_with(&self.begun));
             let begun = std::mem::take(&mut self.begun);
             if is_theirs && !is_control {
                 self.matched = begun.len();
@@ -183,7 +187,8 @@ impl Judge {
                 CLOSE => {
                     self.goodbye = Some(Goodbye {
                         code: payload.first_chunk().map(|code| u16::from_be_bytes(*code)),
-                        reason: String::from_utf8_lossy(payload.get(2..).unwrap_or_default()).into_owned(),
+                        reason: String::from_utf8_lossy(payload.get(2..).unwrap_or_default())
+                            .into_owned(),
                         is_ours: !is_theirs,
                     });
                     Got::Close
@@ -193,10 +198,16 @@ impl Judge {
             });
             if is_theirs {
                 self.next += 1;
-            } else if begun[0] != 0x80 | CLOSE && (begun[0] != 0x80 | PING || begun.len() - head != OUR_PING_BYTES) {
+            } else if begun[0] != 0x80 | CLOSE
+                && (begun[0] != 0x80 | PING || begun.len() - head != OUR_PING_BYTES)
+            {
                 let shown = &begun[..begun.len().min(24)];
-                let expected = sent.get(self.next).map(|frame| &frame.bytes[..frame.bytes.len().min(24)]);
-                return Err(format!("{shown:x?} was never sent, frame {} is {expected:x?}", self.next));
+                let expected =
+                    sent.get(self.next).map(|frame| &frame.bytes[..frame.bytes.len().min(24)]);
+                return Err(format!(
+                    "{shown:x?} was never sent, frame {} is {expected:x?}",
+                    self.next
+                ));
             }
         }
         Ok(got)
@@ -213,9 +224,11 @@ impl Judge {
         for (index, frame) in sent.iter().enumerate() {
             let whole = start + frame.bytes.len() as u64;
             if index >= self.next && !frame.is_ours_alone {
-                let got = if index == self.next { self.matched.max(self.begun.len()) as u64 } else { 0 };
+                let got =
+                    if index == self.next { self.matched.max(self.begun.len()) as u64 } else { 0 };
                 let passed = wired.min(whole).saturating_sub(start);
-                let held_back = if passed < whole - start { head_bytes(&frame.bytes) as u64 } else { 0 };
+                let held_back =
+                    if passed < whole - start { head_bytes(&frame.bytes) as u64 } else { 0 };
                 if got < passed && passed > held_back {
                     return Some(format!("{got} of {passed} bytes of frame {index} came"));
                 }
@@ -242,18 +255,24 @@ fn the_judge_sees_what_is_wrong() {
         let mut judge = Judge::new(true);
         judge.take(&all[..cut], &sent).unwrap();
         judge.take(&all[cut..], &sent).unwrap();
-        assert_eq!(judge.goodbye.as_ref().map(|bye| (bye.code, bye.is_ours)), Some((Some(1000), false)));
+        assert_eq!(
+            judge.goodbye.as_ref().map(|bye| (bye.code, bye.is_ours)),
+            Some((Some(1000), false))
+        );
         assert_eq!(judge.missing(&sent, all.len() as u64), None);
         assert!(judge.take(b"x", &sent).is_err(), "nothing behind a Close frame");
     }
     let ping = Frame::new(Kind::plain(PING, mask), b"12345678").bytes;
     let mut judge = Judge::new(true);
-    let got = judge.take(&[&sent[0].bytes[..], &ping, &sent[1].bytes[..9]].concat(), &sent).unwrap();
+    let got =
+        judge.take(&[&sent[0].bytes[..], &ping, &sent[1].bytes[..9]].concat(), &sent).unwrap();
     assert_eq!(got, [Got::Data, Got::Ping { payload: b"12345678".to_vec(), is_ours: true }]);
     assert!(!judge.is_at_boundary());
     assert!(judge.missing(&sent, sent[0].bytes.len() as u64 + 20).is_some());
     assert!(judge.take(&ping, &sent).is_err(), "a frame within a frame");
     assert!(Judge::new(true).take(&sent[1].bytes, &sent).is_err(), "a frame left out");
-    assert!(Judge::new(true).take(&Frame::new(Kind::plain(TEXT, mask), b"a").bytes, &sent).is_err());
+    assert!(
+        Judge::new(true).take(&Frame::new(Kind::plain(TEXT, mask), b"a").bytes, &sent).is_err()
+    );
     assert!(Judge::new(false).take(&ping, &[]).is_err(), "masked towards a client");
 }

@@ -135,7 +135,12 @@ impl World {
         world
     }
 
-    fn around(kernel: Shared, gateway: Gateway, settings: gateway::Settings, backends: Backends) -> World {
+    fn around(
+        kernel: Shared,
+        gateway: Gateway,
+        settings: gateway::Settings,
+        backends: Backends,
+    ) -> World {
         World {
             kernel,
             gateway,
@@ -162,7 +167,11 @@ impl World {
             let mut at = Duration::ZERO;
             while chance.u8(..3) == 0 {
                 at += 10 * MS + 5 * S * chance.u32(..1000) / 1000;
-                host = if host == Host::Up(Duration::ZERO) { draw_host(chance) } else { Host::Up(Duration::ZERO) };
+                host = if host == Host::Up(Duration::ZERO) {
+                    draw_host(chance)
+                } else {
+                    Host::Up(Duration::ZERO)
+                };
                 self.plan(at, Plan::Host(address.parse().expect("an address"), host));
             }
         }
@@ -172,7 +181,8 @@ impl World {
         for _ in 0..[1, 1, 2, 3, 6][chance.usize(..5)] {
             let at = if chance.bool() { Duration::ZERO } else { 3 * S * chance.u32(..1000) / 1000 };
             let manners = draw_manners(chance, self.has_pings(), self.backends.scale);
-            let (role, head) = if chance.u8(..4) == 0 { draw_asker(chance) } else { draw_client(chance) };
+            let (role, head) =
+                if chance.u8(..4) == 0 { draw_asker(chance) } else { draw_client(chance) };
             self.plan(at, Plan::Arrive(Box::new((role, manners, head))));
         }
     }
@@ -218,7 +228,8 @@ impl World {
             self.act()?;
             let now = self.kernel.borrow().now;
             let is_due = self.gateway.next_turn().is_some_and(|at| at <= now);
-            let is_knocked = !self.waiting.is_empty() && (self.gateway.can_admit() || self.is_drained);
+            let is_knocked =
+                !self.waiting.is_empty() && (self.gateway.can_admit() || self.is_drained);
             let is_ordered = !self.answers.is_empty() || !self.orders.is_empty();
             if is_due || is_knocked || is_ordered || self.kernel.borrow().has_edges() {
                 self.dawdle();
@@ -227,7 +238,10 @@ impl World {
                 continue;
             }
             self.check_quiet()?;
-            let next = [self.kernel.borrow().next_action(), self.gateway.next_turn()].into_iter().flatten().min();
+            let next = [self.kernel.borrow().next_action(), self.gateway.next_turn()]
+                .into_iter()
+                .flatten()
+                .min();
             match next {
                 Some(at) => self.kernel.borrow_mut().now = at,
                 None => return Ok(()),
@@ -267,7 +281,8 @@ impl World {
     fn tick(&mut self, link: LinkId) -> Result<(), String> {
         let Some(&index) = self.by_link.get(&link) else { return Ok(()) };
         let Some(mut peer) = self.peers[index].take() else { return Ok(()) };
-        let other = self.pairs.get(&link).and_then(|other| self.peers[self.by_link[other]].as_ref());
+        let other =
+            self.pairs.get(&link).and_then(|other| self.peers[self.by_link[other]].as_ref());
         let sent = other.map_or(&[][..], |other| &other.frames);
         let ticked = peer.tick(&mut self.kernel.borrow_mut(), sent);
         self.peers[index] = Some(peer);
@@ -304,19 +319,28 @@ impl World {
     fn greet(&mut self) {
         loop {
             let Some(link) = self.kernel.borrow_mut().stands.pop_front() else { return };
-            let Source::Session(key, Side::Upstream) = self.kernel.borrow().links[link].source else {
+            let Source::Session(key, Side::Upstream) = self.kernel.borrow().links[link].source
+            else {
                 unreachable!("the gateway dials for sessions")
             };
             let client = self.slots[&key];
             self.pairs.insert(client, link);
             self.pairs.insert(link, client);
             let chance = &mut self.backends.chance;
-            let answer = if self.backends.is_kind { Answer::Upgrade { interim: false } } else { draw_answer(chance) };
+            let answer = if self.backends.is_kind {
+                Answer::Upgrade { interim: false }
+            } else {
+                draw_answer(chance)
+            };
             let answer_after = match self.backends.is_kind {
                 true => Duration::ZERO,
                 false => [Duration::ZERO, Duration::ZERO, 100 * MS, 20 * S][chance.usize(..4)],
             };
-            let manners = draw_manners(chance, self.settings.session.ping_interval.is_some(), self.backends.scale);
+            let manners = draw_manners(
+                chance,
+                self.settings.session.ping_interval.is_some(),
+                self.backends.scale,
+            );
             self.join(link, Role::Backend { answer, answer_after }, manners, &[]);
         }
     }
@@ -365,8 +389,10 @@ impl World {
             self.kernel.borrow_mut().register(link, Source::Session(key, Side::Downstream));
             let host = link as u8 % 3 + 1;
             let near = Near { kernel: Rc::clone(&self.kernel), link };
-            self.gateway
-                .admit(Socket::Other(Box::new(near)), SocketAddr::from(([192, 0, 2, host], 1000 + link as u16)));
+            self.gateway.admit(
+                Socket::Other(Box::new(near)),
+                SocketAddr::from(([192, 0, 2, host], 1000 + link as u16)),
+            );
             self.greet();
         }
     }
@@ -377,7 +403,10 @@ impl World {
         let answer = match kernel.chance.u8(..8) {
             0 => Err("no such name".into()),
             1 => Ok(Vec::new()),
-            _ => Ok(vec![SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], port)), SocketAddr::from(([127, 0, 0, 1], port))]),
+            _ => Ok(vec![
+                SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], port)),
+                SocketAddr::from(([127, 0, 0, 1], port)),
+            ]),
         };
         kernel.note(|| format!("{host} will be {answer:?}"));
         (wait, answer)
@@ -420,7 +449,9 @@ impl World {
         self.turns.in_a_row += 1;
         self.turns.in_second += 1;
         let per_second = IDLE_TURNS_PER_SECOND * (1 + count as u32);
-        if self.turns.in_a_row > IDLE_TURNS_MAX * (1 + count as u32) || self.turns.in_second > per_second {
+        if self.turns.in_a_row > IDLE_TURNS_MAX * (1 + count as u32)
+            || self.turns.in_second > per_second
+        {
             return Err(format!("it spins: {} turns did nothing", self.turns.in_a_row));
         }
         Ok(())
@@ -437,7 +468,10 @@ impl World {
         for backend in self.peers.iter().flatten() {
             let Some(&client) = self.pairs.get(&backend.link) else { continue };
             let has_answered = backend.has_shaken_hands() && kernel.is_all_taken(backend.link);
-            if matches!(backend.role, Role::Backend { .. }) && has_answered && backend.stage == Stage::Frames {
+            if matches!(backend.role, Role::Backend { .. })
+                && has_answered
+                && backend.stage == Stage::Frames
+            {
                 let client = &kernel.links[client];
                 if client.written == 0 && !client.is_dropped && !client.is_far_gone {
                     return Err(format!("the 101 of backend {} is not passed on", backend.link));
@@ -457,9 +491,13 @@ impl World {
             let sink = match &peer.role {
                 Role::Asker { .. } => Some(link),
                 // What comes early waits in the socket, beyond what the gateway keeps.
-                Role::Client { .. } if peer.status.is_none() && peer.stream_bytes() > 10_000 => continue,
+                Role::Client { .. } if peer.status.is_none() && peer.stream_bytes() > 10_000 => {
+                    continue;
+                }
                 Role::Client { .. } => match other {
-                    Some(other) if self.is_relayed(link) && !kernel.links[other].is_dropped => Some(other),
+                    Some(other) if self.is_relayed(link) && !kernel.links[other].is_dropped => {
+                        Some(other)
+                    }
                     _ => Some(link),
                 },
                 Role::Backend { .. } => other,
@@ -479,7 +517,8 @@ impl World {
     fn is_relayed(&self, client: LinkId) -> bool {
         let backend = self.pairs.get(&client).and_then(|link| self.peer(*link));
         backend.is_some_and(|backend| {
-            backend.stage != Stage::Head && matches!(backend.role, Role::Backend { answer: Answer::Upgrade { .. }, .. })
+            backend.stage != Stage::Head
+                && matches!(backend.role, Role::Backend { answer: Answer::Upgrade { .. }, .. })
         })
     }
 
@@ -514,7 +553,11 @@ impl World {
             Role::Asker { questions, .. } => self.judge_asker(peer, questions),
             Role::Client { .. } => {
                 let waited = peer.manners.is_prompt && peer.saw_end.is_some() && !peer.ended_first;
-                if peer.status.is_none() && waited && !self.is_drained && peer.manners.ending != Ending::Silent {
+                if peer.status.is_none()
+                    && waited
+                    && !self.is_drained
+                    && peer.manners.ending != Ending::Silent
+                {
                     return Err("no answer at all".into());
                 }
                 if peer.status == Some(101) { self.judge_stream(peer) } else { Ok(()) }
@@ -536,10 +579,16 @@ impl World {
                 return Err(format!("question {index} was answered {status}, not {expected}"));
             }
         }
-        let is_cut = peer.ended == Some(End::Reset) || self.kernel.borrow().links[peer.link].lost > 0;
-        let is_last = answers.last().is_some_and(|(status, _)| matches!(status, 400 | 408 | 413 | 414 | 431));
+        let is_cut =
+            peer.ended == Some(End::Reset) || self.kernel.borrow().links[peer.link].lost > 0;
+        let is_last =
+            answers.last().is_some_and(|(status, _)| matches!(status, 400 | 408 | 413 | 414 | 431));
         if answers.len() < questions.len() && !is_last && !is_cut && peer.saw_end.is_some() {
-            return Err(format!("{} of {} questions were answered", answers.len(), questions.len()));
+            return Err(format!(
+                "{} of {} questions were answered",
+                answers.len(),
+                questions.len()
+            ));
         }
         Ok(())
     }
@@ -568,11 +617,17 @@ impl World {
             return Ok(());
         }
         let is_big = peer.has_said_too_much() || other.has_said_too_much();
-        let is_disturbed =
-            self.is_drained || self.settings.session.idle_timeout.is_some() || is_big || other.is_unresponsive();
+        let is_disturbed = self.is_drained
+            || self.settings.session.idle_timeout.is_some()
+            || is_big
+            || other.is_unresponsive();
         match &peer.judge.goodbye {
-            None if peer.judge.is_at_boundary() => return Err("an end without a Close frame".into()),
-            None if !other.ended_first && !is_disturbed => return Err("an end within a frame".into()),
+            None if peer.judge.is_at_boundary() => {
+                return Err("an end without a Close frame".into());
+            }
+            None if !other.ended_first && !is_disturbed => {
+                return Err("an end within a frame".into());
+            }
             Some(goodbye) if !goodbye.is_ours => return Ok(()),
             _ if is_disturbed => return Ok(()),
             _ => {}
@@ -607,21 +662,30 @@ impl World {
             (true, 1011, "backend connection lost") => is_gone || is_dead,
             (false, 1001, "client connection lost") => is_gone,
             (false, 1001, "client not responding") => is_dead,
-            (true, 1011 | 1013, reason) if reason.starts_with("backend unavailable: ") => !peer.is_relayed,
+            (true, 1011 | 1013, reason) if reason.starts_with("backend unavailable: ") => {
+                !peer.is_relayed
+            }
             (true, 1009, "message too big") => is_big,
             (false, 1009, "message too big") => has_said_too_much(peer),
             (false, 1001, "message too big") => other.is_some_and(has_said_too_much),
-            (true, 1012, "gateway restarting") | (false, 1001, "gateway restarting") => self.is_drained,
+            (true, 1012, "gateway restarting") | (false, 1001, "gateway restarting") => {
+                self.is_drained
+            }
             (true, 1000, "idle timeout") | (false, 1001, "idle timeout") => is_idle,
             _ => false,
         };
-        if is_right { Ok(()) } else { Err(format!("a Close frame {code} {reason:?} for no reason")) }
+        if is_right {
+            Ok(())
+        } else {
+            Err(format!("a Close frame {code} {reason:?} for no reason"))
+        }
     }
 
     /// A last client asks what the gateway still holds.
     fn inspect(&mut self) -> Result<(), String> {
         let questions = ["/connections", "/health", "/metrics"];
-        let head: String = questions.map(|path| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).concat();
+        let head: String =
+            questions.map(|path| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).concat();
         let questions = questions.map(|_| (false, 200)).to_vec();
         let manners = Manners { leaves_after: 100 * S, ..prompt() };
         let visitor = (Role::Asker { questions, closes: true }, manners, head.into_bytes());
@@ -630,7 +694,9 @@ impl World {
         let visitor = self.peers.last().and_then(Option::as_ref).ok_or("nobody came to inspect")?;
         let answers = peers::answers(&visitor.inbox, &[])?;
         let text = |index: usize| {
-            let (_, body) = answers.get(index).ok_or_else(|| format!("only {index} answers at the inspection"))?;
+            let (_, body) = answers
+                .get(index)
+                .ok_or_else(|| format!("only {index} answers at the inspection"))?;
             String::from_utf8(body.clone()).map_err(|_| "not UTF-8".to_owned())
         };
         let connections = text(0)?;
@@ -644,7 +710,9 @@ impl World {
         for line in metrics.lines() {
             let is_right = match line.split(['{', ' ']).next().unwrap_or_default() {
                 "aivtuber_gateway_connections_open" => line.ends_with(" 1"),
-                "aivtuber_gateway_websockets_open" | "aivtuber_gateway_backend_connections" => line.ends_with(" 0"),
+                "aivtuber_gateway_websockets_open" | "aivtuber_gateway_backend_connections" => {
+                    line.ends_with(" 0")
+                }
                 _ => true,
             };
             if !is_right {
@@ -657,7 +725,8 @@ impl World {
 
 // ---- drawing
 
-const HOSTS: [&str; 5] = ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80", "[::1]:9000", "127.0.0.1:9000"];
+const HOSTS: [&str; 5] =
+    ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80", "[::1]:9000", "127.0.0.1:9000"];
 
 pub fn route(name: &str, path: &str, urls: &[&str]) -> RouteSettings {
     let urls = urls.iter().map(|url| BackendUrl::parse(url).expect("a URL")).collect();
@@ -669,7 +738,12 @@ pub fn route(name: &str, path: &str, urls: &[&str]) -> RouteSettings {
 }
 
 fn draw_settings(chance: &mut fastrand::Rng) -> gateway::Settings {
-    let pings = [(None, None), (Some(20 * S), Some(20 * S)), (Some(S), Some(S)), (Some(2 * S), Some(10 * S))];
+    let pings = [
+        (None, None),
+        (Some(20 * S), Some(20 * S)),
+        (Some(S), Some(S)),
+        (Some(2 * S), Some(10 * S)),
+    ];
     let (ping_interval, ping_timeout) = pings[chance.usize(..pings.len())];
     let session = session::Settings {
         header_timeout: Some(10 * S),
@@ -678,9 +752,21 @@ fn draw_settings(chance: &mut fastrand::Rng) -> gateway::Settings {
         handshake_timeout: Some([100 * MS, 10 * S][chance.usize(..2)]),
         ping_interval,
         ping_timeout,
-        idle_timeout: if chance.u8(..5) == 0 { Some([200 * MS, 3 * S][chance.usize(..2)]) } else { None },
-        max_message: if chance.u8(..4) == 0 { Some([0, 100, 20_000][chance.usize(..3)]) } else { None },
-        on_backend_failure: if chance.bool() { OnBackendFailure::Close } else { OnBackendFailure::Http },
+        idle_timeout: if chance.u8(..5) == 0 {
+            Some([200 * MS, 3 * S][chance.usize(..2)])
+        } else {
+            None
+        },
+        max_message: if chance.u8(..4) == 0 {
+            Some([0, 100, 20_000][chance.usize(..3)])
+        } else {
+            None
+        },
+        on_backend_failure: if chance.bool() {
+            OnBackendFailure::Close
+        } else {
+            OnBackendFailure::Http
+        },
         ..session::Settings::default()
     };
     let limits = limits::Settings {
@@ -690,7 +776,11 @@ fn draw_settings(chance: &mut fastrand::Rng) -> gateway::Settings {
     };
     let routes = vec![
         route("input", "/ws/input", &["ws://10.0.0.1/ws/input"]),
-        route("output", "/ws/output/{task_id}", &["ws://10.0.0.2/out/{task_id}", "ws://10.0.0.3/out/{task_id}?a=b"]),
+        route(
+            "output",
+            "/ws/output/{task_id}",
+            &["ws://10.0.0.2/out/{task_id}", "ws://10.0.0.3/out/{task_id}?a=b"],
+        ),
         route("named", "/ws/named", &["ws://name.example:9000/"]),
     ];
     gateway::Settings {
@@ -708,7 +798,9 @@ fn draw_host(chance: &mut fastrand::Rng) -> Host {
         0 => Host::Refusing(Duration::ZERO),
         1 => Host::Refusing(300 * MS),
         2 => Host::Swallowing,
-        3 => Host::Failing([ErrorKind::OutOfMemory, ErrorKind::NetworkUnreachable][chance.usize(..2)]),
+        3 => Host::Failing(
+            [ErrorKind::OutOfMemory, ErrorKind::NetworkUnreachable][chance.usize(..2)],
+        ),
         4..7 => Host::Up(200 * MS),
         _ => Host::Up(Duration::ZERO),
     }
@@ -752,14 +844,16 @@ fn draw_manners(chance: &mut fastrand::Rng, has_pings: bool, scale: Scale) -> Ma
         payload_max,
         ending,
         cuts: chance.bool(),
-        write_pace: [Duration::ZERO, MS, 50 * MS][chance.usize(if scale == Scale::Large { 0..2 } else { 0..3 })],
+        write_pace: [Duration::ZERO, MS, 50 * MS]
+            [chance.usize(if scale == Scale::Large { 0..2 } else { 0..3 })],
         leaves_after: S + 60 * S * chance.u32(..1000) / 1000,
         ..prompt()
     };
     if chance.u8(..5) < 3 {
         return base;
     }
-    let bites = if scale == Scale::Large { [5000, 60_000, usize::MAX] } else { [1, 100, usize::MAX] };
+    let bites =
+        if scale == Scale::Large { [5000, 60_000, usize::MAX] } else { [1, 100, usize::MAX] };
     Manners {
         is_prompt: false,
         read_bite: bites[chance.usize(..3)],

@@ -4,7 +4,9 @@ use aivtuber_gateway_benches::compare::process::Awake;
 use aivtuber_gateway_benches::compare::report::{self, Results};
 use aivtuber_gateway_benches::compare::rows::{NOT_QUICK, QUICK_TARGETS, ROWS, Row};
 use aivtuber_gateway_benches::compare::run::{Run, Sample};
-use aivtuber_gateway_benches::compare::targets::{AUDIO, AUDIO_SMALL, Instance, Place, TARGETS, Target, target};
+use aivtuber_gateway_benches::compare::targets::{
+    AUDIO, AUDIO_SMALL, Instance, Place, TARGETS, Target, target,
+};
 use aivtuber_gateway_benches::options::{HELP, Options};
 use aivtuber_gateway_benches::{Fault, interrupt};
 use std::fs;
@@ -74,7 +76,8 @@ fn run() -> Result<bool, Fault> {
     print!("{goals}");
     text.push_str(&goals);
     if let Some(file) = &driver.options.markdown {
-        fs::write(file, &text).map_err(|error| format!("cannot write {}: {error}", file.display()))?;
+        fs::write(file, &text)
+            .map_err(|error| format!("cannot write {}: {error}", file.display()))?;
     }
     eprintln!("{} rows in {:.0} s", all.len(), began.elapsed().as_secs_f64());
     Ok(all.iter().all(|(_, results)| results.faults.is_empty()))
@@ -96,10 +99,12 @@ impl Driver {
         let write = |name: &str, bytes: usize| -> Result<Arc<Vec<u8>>, Fault> {
             let mut audio = vec![0; bytes];
             fastrand::fill(&mut audio);
-            fs::write(place.audio_root.join(name), &audio).map_err(|error| format!("cannot write {name}: {error}"))?;
+            fs::write(place.audio_root.join(name), &audio)
+                .map_err(|error| format!("cannot write {name}: {error}"))?;
             Ok(Arc::new(audio))
         };
-        let (audio, audio_small) = (write(AUDIO, AUDIO_BYTES)?, write(AUDIO_SMALL, AUDIO_SMALL_BYTES)?);
+        let (audio, audio_small) =
+            (write(AUDIO, AUDIO_BYTES)?, write(AUDIO_SMALL, AUDIO_SMALL_BYTES)?);
         Ok(Driver { options, place, listener, audio, audio_small, absent: Vec::new() })
     }
 
@@ -107,11 +112,17 @@ impl Driver {
     fn preface(&self) -> String {
         let said = |program: &str, arguments: &[&str]| {
             let output = Command::new(program).args(arguments).output().ok();
-            output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
+            output
+                .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+                .unwrap_or_default()
         };
         let model = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let model = model.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|pair| pair.1);
-        let congestion = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default();
+        let model = model
+            .lines()
+            .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+            .map(|pair| pair.1);
+        let congestion =
+            fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default();
         let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
         let versions: Vec<String> = ["gateway", "haproxy", "nginx", "caddy"]
             .iter()
@@ -141,10 +152,13 @@ impl Driver {
         let mut results = Results::default();
         let wanted = |name: &&&'static str| {
             self.options.wants_target(name)
-                && (!self.options.quick || !self.options.targets.is_empty() || QUICK_TARGETS.contains(name))
+                && (!self.options.quick
+                    || !self.options.targets.is_empty()
+                    || QUICK_TARGETS.contains(name))
                 && (**name != "versus" || self.place.versus.is_some())
         };
-        let targets: Vec<&'static Target> = row.targets.iter().filter(wanted).filter_map(|name| target(name)).collect();
+        let targets: Vec<&'static Target> =
+            row.targets.iter().filter(wanted).filter_map(|name| target(name)).collect();
         let mut running: Vec<(&'static Target, Option<Instance>)> = Vec::new();
         for target in targets {
             if let Err(fault) = target.program(&self.place) {
@@ -154,7 +168,8 @@ impl Driver {
                 }
                 continue;
             }
-            let instance = if row.fresh { Ok(None) } else { target.start(&self.place, row.need).map(Some) };
+            let instance =
+                if row.fresh { Ok(None) } else { target.start(&self.place, row.need).map(Some) };
             match instance {
                 Ok(instance) => {
                     results.samples.push((target.id, Vec::new()));
@@ -172,17 +187,20 @@ impl Driver {
                 break;
             }
             eprintln!("{}: round {round} of {rounds}", row.id);
-            running.retain_mut(|(target, instance)| match self.once(row, target, instance.as_ref()) {
-                Ok(sample) => {
-                    let figures = results.samples.iter_mut().find(|(name, _)| *name == target.id);
-                    figures.into_iter().for_each(|(_, samples)| samples.push(sample.clone()));
-                    true
-                }
-                Err(fault) => {
-                    eprintln!("{}: {}: {fault}", row.id, target.id);
-                    results.faults.push((target.id, fault));
-                    *instance = None;
-                    false
+            running.retain_mut(|(target, instance)| {
+                match self.once(row, target, instance.as_ref()) {
+                    Ok(sample) => {
+                        let figures =
+                            results.samples.iter_mut().find(|(name, _)| *name == target.id);
+                        figures.into_iter().for_each(|(_, samples)| samples.push(sample.clone()));
+                        true
+                    }
+                    Err(fault) => {
+                        eprintln!("{}: {}: {fault}", row.id, target.id);
+                        results.faults.push((target.id, fault));
+                        *instance = None;
+                        false
+                    }
                 }
             });
         }
@@ -192,14 +210,22 @@ impl Driver {
                 let mut run = self.run(instance, COUNTING_SECONDS, true);
                 match run.perform(row) {
                     Ok(_) => drop(run.calls.map(|calls| results.calls.insert(target.id, calls))),
-                    Err(fault) => eprintln!("{}: {}: system calls were not counted: {fault}", row.id, target.id),
+                    Err(fault) => eprintln!(
+                        "{}: {}: system calls were not counted: {fault}",
+                        row.id, target.id
+                    ),
                 }
             }
         }
         Some(results)
     }
 
-    fn once(&self, row: &Row, target: &'static Target, instance: Option<&Instance>) -> Result<Sample, Fault> {
+    fn once(
+        &self,
+        row: &Row,
+        target: &'static Target,
+        instance: Option<&Instance>,
+    ) -> Result<Sample, Fault> {
         match instance {
             Some(instance) => self.run(instance, self.options.seconds, false).perform(row),
             None => {

@@ -30,12 +30,15 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Fault> {
     let mut parser = lexopt::Parser::from_env();
-    let (mut program, mut listen, mut backend, mut redis, mut file) = (None, None, None, None, None);
+    let (mut program, mut listen, mut backend, mut redis, mut file) =
+        (None, None, None, None, None);
     let (mut splice, mut buffer, mut chunk) = (false, BUFFER_BYTES, 64 * 1024);
     let mut prefix = "task_response:".to_owned();
     while let Some(argument) = parser.next().map_err(|error| error.to_string())? {
         match argument {
-            Value(name) if program.is_none() => program = Some(name.string().map_err(|error| error.to_string())?),
+            Value(name) if program.is_none() => {
+                program = Some(name.string().map_err(|error| error.to_string())?)
+            }
             Long("listen") => listen = Some(value::<SocketAddr>(&mut parser)?),
             Long("backend") => backend = Some(value::<SocketAddr>(&mut parser)?),
             Long("redis") => redis = Some(value::<SocketAddr>(&mut parser)?),

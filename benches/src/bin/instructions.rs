@@ -55,7 +55,8 @@ fn run() -> Result<bool, Fault> {
     let (place, listener) = Place::new(gateway, None)?;
     let mut counts = Counts::new();
     for name in names.split(',') {
-        let target = target(name).ok_or_else(|| format!("--targets {name}: there is no such target"))?;
+        let target =
+            target(name).ok_or_else(|| format!("--targets {name}: there is no such target"))?;
         match target.program(&place) {
             Ok(_) => counts.extend(count(target, &place, &listener)?),
             Err(fault) => eprintln!("{name} is left out: {fault}"),

@@ -43,7 +43,9 @@ fn run() -> Result<(), Fault> {
     let (mut limits, mut id) = (Limits::seconds(2.0), None);
     while let Some(argument) = parser.next().map_err(|error| error.to_string())? {
         match argument {
-            Value(name) if work.is_none() => work = Some(name.string().map_err(|error| error.to_string())?),
+            Value(name) if work.is_none() => {
+                work = Some(name.string().map_err(|error| error.to_string())?)
+            }
             Long("size") => size = Some(value::<usize>(&mut parser)?),
             Long("connections") => connections = Some(value::<u64>(&mut parser)?),
             Long("rate") => rate = Some(value::<f64>(&mut parser)?),
@@ -63,7 +65,8 @@ fn run() -> Result<(), Fault> {
     }
     interrupt::listen()?;
     net::raise_descriptor_limit();
-    let listener = net::listen(backend).map_err(|error| format!("cannot listen on {backend}: {error}"))?;
+    let listener =
+        net::listen(backend).map_err(|error| format!("cannot listen on {backend}: {error}"))?;
     let mut world = World::new(target, listener)?;
     let mut watch = Watch::new(family(id.unwrap_or_default()), None);
     let observe: &mut dyn work::Observe = if id.is_some() { &mut watch } else { &mut () };
@@ -76,7 +79,8 @@ fn run() -> Result<(), Fault> {
         }
         Some(way @ ("down" | "up")) => {
             let way = if way == "down" { Way::Down } else { Way::Up };
-            let outcome = work::stream(&mut world, or(4), size.unwrap_or(65_536), way, limits, observe)?;
+            let outcome =
+                work::stream(&mut world, or(4), size.unwrap_or(65_536), way, limits, observe)?;
             show("frames", outcome, id.map(|_| watch.nanos));
         }
         Some("handshake") => {
@@ -111,7 +115,9 @@ fn show(unit: &str, mut outcome: Outcome, nanos: Option<u64>) {
     if outcome.bytes > 0 {
         println!("{:.1} MB/s", outcome.stream_rate / 1e6);
     }
-    if let (Some(p50), Some(p99)) = (outcome.latencies.percentile(50.0), outcome.latencies.percentile(99.0)) {
+    if let (Some(p50), Some(p99)) =
+        (outcome.latencies.percentile(50.0), outcome.latencies.percentile(99.0))
+    {
         println!("p50 {p50:.1} µs, p99 {p99:.1} µs");
     }
     if let Some(nanos) = nanos {

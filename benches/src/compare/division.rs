@@ -112,7 +112,11 @@ mod tests {
                     for (connections, messages) in answers {
                         let mut stream = be_asked(&listener);
                         let head = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n";
-                        write!(stream, "{head}{CONNECTIONS} {connections}\n{MESSAGES} {messages}\n").unwrap();
+                        write!(
+                            stream,
+                            "{head}{CONNECTIONS} {connections}\n{MESSAGES} {messages}\n"
+                        )
+                        .unwrap();
                     }
                 };
                 ((id, address), std::thread::spawn(serve))
@@ -128,8 +132,13 @@ mod tests {
         drop(work);
         worker.wait().unwrap();
         servers.into_iter().for_each(|server| server.join().unwrap());
-        let counts: Vec<_> = division.parts.iter().map(|part| (part.connections, part.messages)).collect();
+        let counts: Vec<_> =
+            division.parts.iter().map(|part| (part.connections, part.messages)).collect();
         assert_eq!(counts, [(3, 7), (5, 2)]);
-        assert!(division.parts.iter().all(|part| part.nanos >= 1_000_000 && part.sleeps > 0), "{:?}", division.parts);
+        assert!(
+            division.parts.iter().all(|part| part.nanos >= 1_000_000 && part.sleeps > 0),
+            "{:?}",
+            division.parts
+        );
     }
 }

@@ -29,7 +29,11 @@ const STOP_PATIENCE: Duration = Duration::from_secs(30);
 pub type Counts = BTreeMap<String, f64>;
 
 /// Counts both for one target.
-pub fn count(target: &'static Target, place: &Place, listener: &TcpListener) -> Result<Counts, Fault> {
+pub fn count(
+    target: &'static Target,
+    place: &Place,
+    listener: &TcpListener,
+) -> Result<Counts, Fault> {
     let mut counts = Counts::new();
     // A message is two relayed frames.
     for (name, lengths, units) in [("frame", MESSAGES, 2.0), ("handshake", HANDSHAKES, 1.0)] {
@@ -44,14 +48,22 @@ pub fn count(target: &'static Target, place: &Place, listener: &TcpListener) -> 
     Ok(counts)
 }
 
-fn run(target: &'static Target, place: &Place, listener: &TcpListener, work: &str, length: u64) -> Result<u64, Fault> {
+fn run(
+    target: &'static Target,
+    place: &Place,
+    listener: &TcpListener,
+    work: &str,
+    length: u64,
+) -> Result<u64, Fault> {
     let port = free_port().map_err(|error| format!("no free port: {error}"))?;
     let address: SocketAddr = (Ipv4Addr::LOCALHOST, port).into();
     let counted = target.command(place, address, None)?;
     let file = place.dir.join("callgrind.out");
     let _ = fs::remove_file(&file);
     let mut command = Command::new(installed("valgrind")?);
-    command.args(["--tool=callgrind", "--quiet"]).arg(format!("--callgrind-out-file={}", file.display()));
+    command
+        .args(["--tool=callgrind", "--quiet"])
+        .arg(format!("--callgrind-out-file={}", file.display()));
     command.arg(counted.get_program()).args(counted.get_args());
     for (name, value) in counted.get_envs() {
         match value {
@@ -59,7 +71,8 @@ fn run(target: &'static Target, place: &Place, listener: &TcpListener, work: &st
             None => command.env_remove(name),
         };
     }
-    let mut process = Process::start(command, place.cores, address, &place.dir.join("valgrind.output"))?;
+    let mut process =
+        Process::start(command, place.cores, address, &place.dir.join("valgrind.output"))?;
     let shared = listener.try_clone().map_err(|error| error.to_string())?;
     let mut world = World::new(address, shared)?;
     match work {
@@ -75,13 +88,16 @@ fn run(target: &'static Target, place: &Place, listener: &TcpListener, work: &st
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    let written = fs::read_to_string(&file).map_err(|error| format!("callgrind wrote nothing: {error}"))?;
+    let written =
+        fs::read_to_string(&file).map_err(|error| format!("callgrind wrote nothing: {error}"))?;
     total_in(&written).ok_or_else(|| "callgrind's file has no total".into())
 }
 
 /// The sum of all instructions in callgrind's file.
 fn total_in(file: &str) -> Option<u64> {
-    let line = file.lines().find_map(|line| line.strip_prefix("totals:").or(line.strip_prefix("summary:")))?;
+    let line = file
+        .lines()
+        .find_map(|line| line.strip_prefix("totals:").or(line.strip_prefix("summary:")))?;
     line.split_whitespace().next()?.parse().ok()
 }
 
@@ -96,11 +112,17 @@ pub fn read(path: &Path) -> Result<Counts, Fault> {
     for (number, line) in text.lines().enumerate() {
         let line = line.split('#').next().unwrap_or_default().trim();
         let mut words = line.split_whitespace();
-        let (Some(name), Some(count)) = (words.next(), words.next().and_then(|word| word.parse().ok())) else {
+        let (Some(name), Some(count)) =
+            (words.next(), words.next().and_then(|word| word.parse().ok()))
+        else {
             if line.is_empty() {
                 continue;
             }
-            return Err(format!("{}:{}: a name and a number are allowed", path.display(), number + 1));
+            return Err(format!(
+                "{}:{}: a name and a number are allowed",
+                path.display(),
+                number + 1
+            ));
         };
         counts.insert(name.to_owned(), count);
     }
@@ -122,7 +144,8 @@ pub fn write(path: &Path, counts: &Counts) -> Result<(), Fault> {
 /// A Markdown table of the counts beside those that were recorded, and whether none has grown by more than
 /// `GROWTH_MAX`.
 pub fn compare(counts: &Counts, recorded: &Counts) -> (String, bool) {
-    let mut text = String::from("| instructions | counted | recorded | change |\n| --- | --- | --- | --- |\n");
+    let mut text =
+        String::from("| instructions | counted | recorded | change |\n| --- | --- | --- | --- |\n");
     let mut good = true;
     for (name, count) in counts {
         let line = match recorded.get(name) {
@@ -130,7 +153,10 @@ pub fn compare(counts: &Counts, recorded: &Counts) -> (String, bool) {
                 let growth = count / before - 1.0;
                 good &= growth <= GROWTH_MAX;
                 let mark = if growth > GROWTH_MAX { " **more than 3 % worse**" } else { "" };
-                format!("| `{name}` | {count:.1} | {before:.1} | {:+.1} %{mark} |\n", growth * 100.0)
+                format!(
+                    "| `{name}` | {count:.1} | {before:.1} | {:+.1} %{mark} |\n",
+                    growth * 100.0
+                )
             }
             None => format!("| `{name}` | {count:.1} | – | – |\n"),
         };
@@ -145,7 +171,10 @@ mod tests {
 
     #[test]
     fn the_total_is_found() {
-        assert_eq!(total_in("version: 1\nevents: Ir\nfn=(1)\n12 3\n\ntotals: 123456\n"), Some(123_456));
+        assert_eq!(
+            total_in("version: 1\nevents: Ir\nfn=(1)\n12 3\n\ntotals: 123456\n"),
+            Some(123_456)
+        );
         assert_eq!(total_in("summary: 77\n"), Some(77));
         assert_eq!(total_in("fn=(1)\n"), None);
     }
@@ -153,16 +182,24 @@ mod tests {
     #[test]
     fn growth_is_named_from_three_per_cent_on() {
         let recorded = Counts::from([("a".into(), 100.0), ("b".into(), 100.0)]);
-        let counts = |a: f64| Counts::from([("a".into(), a), ("b".into(), 50.0), ("new".into(), 9.0)]);
+        let counts =
+            |a: f64| Counts::from([("a".into(), a), ("b".into(), 50.0), ("new".into(), 9.0)]);
         let (text, good) = compare(&counts(102.9), &recorded);
-        assert!(good && text.contains("| `a` | 102.9 | 100.0 | +2.9 % |") && text.contains("| `new` | 9.0 | – | – |"));
+        assert!(
+            good && text.contains("| `a` | 102.9 | 100.0 | +2.9 % |")
+                && text.contains("| `new` | 9.0 | – | – |")
+        );
         let (text, good) = compare(&counts(103.1), &recorded);
         assert!(!good && text.contains("worse"));
     }
 
     #[test]
     fn recorded_counts_survive_the_trip_and_faults_are_named() {
-        let path = std::env::temp_dir().join(format!("instructions-{}-{}", std::process::id(), fastrand::u64(..)));
+        let path = std::env::temp_dir().join(format!(
+            "instructions-{}-{}",
+            std::process::id(),
+            fastrand::u64(..)
+        ));
         let counts = Counts::from([("gateway.frame".into(), 812.5), ("pipe.frame".into(), 300.0)]);
         write(&path, &counts).unwrap();
         assert_eq!(read(&path).unwrap(), counts);

@@ -24,7 +24,9 @@ pub fn read(address: SocketAddr) -> Result<String, Fault> {
     };
     match ask() {
         Ok(answer) if answer.starts_with("HTTP/1.1 200 ") => Ok(answer),
-        Ok(answer) => Err(format!("/metrics of {address}: {}", answer.lines().next().unwrap_or("no answer"))),
+        Ok(answer) => {
+            Err(format!("/metrics of {address}: {}", answer.lines().next().unwrap_or("no answer")))
+        }
         Err(error) => Err(format!("/metrics of {address}: {error}")),
     }
 }

@@ -35,9 +35,12 @@ pub struct Cores {
 impl Cores {
     /// The first and the last core this process may use, which stays on the last one.
     pub fn choose() -> Result<Cores, Fault> {
-        let allowed = rustix::thread::sched_getaffinity(None).map_err(|error| format!("no affinity: {error}"))?;
+        let allowed = rustix::thread::sched_getaffinity(None)
+            .map_err(|error| format!("no affinity: {error}"))?;
         let cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)).collect();
-        let (Some(&target), Some(&load)) = (cores.first(), cores.last()) else { return Err("no core".into()) };
+        let (Some(&target), Some(&load)) = (cores.first(), cores.last()) else {
+            return Err("no core".into());
+        };
         if target == load {
             return Err("two cores are needed: one for the target, one for the load".into());
         }
@@ -54,7 +57,8 @@ impl Cores {
     fn stay_on(self, core: usize) -> Result<(), Fault> {
         let mut set = CpuSet::new();
         set.set(core);
-        rustix::thread::sched_setaffinity(None, &set).map_err(|error| format!("cannot stay on core {core}: {error}"))
+        rustix::thread::sched_setaffinity(None, &set)
+            .map_err(|error| format!("cannot stay on core {core}: {error}"))
     }
 }
 
@@ -68,9 +72,15 @@ pub struct Process {
 impl Process {
     /// Starts a program on `cores.target` and waits until `address` takes connections. What it prints goes to
     /// `output`.
-    pub fn start(mut command: Command, cores: Cores, address: SocketAddr, output: &Path) -> Result<Process, Fault> {
+    pub fn start(
+        mut command: Command,
+        cores: Cores,
+        address: SocketAddr,
+        output: &Path,
+    ) -> Result<Process, Fault> {
         let name = command.get_program().to_string_lossy().into_owned();
-        let file = fs::File::create(output).map_err(|error| format!("cannot write {}: {error}", output.display()))?;
+        let file = fs::File::create(output)
+            .map_err(|error| format!("cannot write {}: {error}", output.display()))?;
         let errors = file.try_clone().map_err(|error| error.to_string())?;
         command.stdin(Stdio::null()).stdout(file).stderr(errors);
         // A child inherits the core of the thread that makes it.
@@ -89,7 +99,8 @@ impl Process {
             let ended = process.child.try_wait().map_err(|error| error.to_string())?;
             if ended.is_some() || before.elapsed() > START_PATIENCE {
                 let said = fs::read_to_string(output).unwrap_or_default();
-                let how = ended.map_or("does not listen".to_owned(), |status| format!("ended with {status}"));
+                let how = ended
+                    .map_or("does not listen".to_owned(), |status| format!("ended with {status}"));
                 return Err(format!("{name} {how}; it said:\n{said}"));
             }
         }
@@ -160,7 +171,11 @@ impl Awake {
                 "while :; do :; done",
             ]);
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            awake.0.push(command.spawn().map_err(|error| format!("cannot start chrt (Debian: util-linux): {error}"))?);
+            awake.0.push(
+                command
+                    .spawn()
+                    .map_err(|error| format!("cannot start chrt (Debian: util-linux): {error}"))?,
+            );
         }
         Ok(awake)
     }
@@ -186,8 +201,12 @@ pub fn signal(id: u32, signal: Signal) {
 pub fn family(root: u32) -> Vec<u32> {
     let mut parents = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        if let Some(parent) = fs::read_to_string(entry.path().join("stat")).ok().as_deref().and_then(parent_in) {
+        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        if let Some(parent) =
+            fs::read_to_string(entry.path().join("stat")).ok().as_deref().and_then(parent_in)
+        {
             parents.push((id, parent));
         }
     }
@@ -207,7 +226,9 @@ fn parent_in(stat: &str) -> Option<u32> {
 
 /// Run time of all threads of these processes, in nanoseconds.
 pub fn run_time(family: &[u32]) -> u64 {
-    let threads = family.iter().flat_map(|id| fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten());
+    let threads = family
+        .iter()
+        .flat_map(|id| fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten());
     threads
         .filter_map(|thread| fs::read_to_string(thread.path().join("schedstat")).ok())
         .filter_map(|line| line.split_whitespace().next()?.parse::<u64>().ok())
@@ -220,7 +241,9 @@ pub fn sleeps(id: u32) -> u64 {
     threads
         .filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok())
         .filter_map(|status| {
-            status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse::<u64>().ok())
+            status.lines().find_map(|line| {
+                line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse::<u64>().ok()
+            })
         })
         .sum()
 }
@@ -331,13 +354,16 @@ impl Strace {
         for id in family {
             command.arg("-p").arg(id.to_string());
         }
-        let errors = fs::File::create(file.with_extension("errors")).map_err(|error| error.to_string())?;
+        let errors =
+            fs::File::create(file.with_extension("errors")).map_err(|error| error.to_string())?;
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors).spawn();
-        let mut strace = Strace { child: child.map_err(|error| format!("cannot start strace: {error}"))?, file };
+        let mut strace =
+            Strace { child: child.map_err(|error| format!("cannot start strace: {error}"))?, file };
         let start = Instant::now();
         while !family.iter().all(|&id| is_traced(id)) {
             if !matches!(strace.child.try_wait(), Ok(None)) || start.elapsed() > START_PATIENCE {
-                let said = fs::read_to_string(strace.file.with_extension("errors")).unwrap_or_default();
+                let said =
+                    fs::read_to_string(strace.file.with_extension("errors")).unwrap_or_default();
                 return Err(format!("strace did not attach: {said}"));
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -366,7 +392,9 @@ impl Drop for Strace {
 fn is_traced(id: u32) -> bool {
     fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten().all(|thread| {
         let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
-        status.lines().any(|line| line.strip_prefix("TracerPid:").is_some_and(|pid| pid.trim() != "0"))
+        status
+            .lines()
+            .any(|line| line.strip_prefix("TracerPid:").is_some_and(|pid| pid.trim() != "0"))
     })
 }
 
@@ -376,9 +404,11 @@ fn calls_in(table: &str) -> BTreeMap<String, u64> {
     for line in table.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         // % time, seconds, usecs/call, calls, errors (may be empty), name
-        let (Some(Ok(_)), Some(Ok(count)), Some(&name)) =
-            (words.first().map(|word| word.parse::<f64>()), words.get(3).map(|word| word.parse()), words.last())
-        else {
+        let (Some(Ok(_)), Some(Ok(count)), Some(&name)) = (
+            words.first().map(|word| word.parse::<f64>()),
+            words.get(3).map(|word| word.parse()),
+            words.last(),
+        ) else {
             continue;
         };
         if name != "total" {
@@ -400,7 +430,10 @@ mod tests {
 
     #[test]
     fn pss_is_read_in_bytes() {
-        assert_eq!(pss_in("55d0-7ff [rollup]\nRss:  1200 kB\nPss:    812 kB\nPss_Dirty: 3 kB\n"), Some(812 * 1024));
+        assert_eq!(
+            pss_in("55d0-7ff [rollup]\nRss:  1200 kB\nPss:    812 kB\nPss_Dirty: 3 kB\n"),
+            Some(812 * 1024)
+        );
         assert_eq!(pss_in("Rss: 1 kB\n"), None);
     }
 

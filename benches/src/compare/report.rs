@@ -49,7 +49,9 @@ const OWN_BASE: &[(&str, &str)] = &[("gateway", "× gateway")];
 impl Results {
     pub fn summary(&self, target: &str, metric: &str) -> Option<Summary> {
         let (_, samples) = self.samples.iter().find(|(name, _)| *name == target)?;
-        Summary::of(&samples.iter().filter_map(|sample| sample.get(metric).copied()).collect::<Vec<_>>())
+        Summary::of(
+            &samples.iter().filter_map(|sample| sample.get(metric).copied()).collect::<Vec<_>>(),
+        )
     }
 
     /// The section of a row.
@@ -64,8 +66,11 @@ impl Results {
             let (verdict, words) = self.judge(goal, row);
             let _ = writeln!(out, "- {words}: **{}**", verdict.word());
         }
-        let disturbed =
-            self.samples.iter().flat_map(|(_, samples)| samples).filter_map(|sample| sample.get(DISTURBANCE));
+        let disturbed = self
+            .samples
+            .iter()
+            .flat_map(|(_, samples)| samples)
+            .filter_map(|sample| sample.get(DISTURBANCE));
         let worst = disturbed.copied().fold(0.0, f64::max);
         if row.need == Need::Relay && worst > DISTURBANCE_MAX {
             let _ = writeln!(
@@ -75,7 +80,8 @@ impl Results {
             );
         }
         for (target, fault) in &self.faults {
-            let _ = writeln!(out, "- `{target}` has no figures: {}", fault.trim().replace('\n', " / "));
+            let _ =
+                writeln!(out, "- `{target}` has no figures: {}", fault.trim().replace('\n', " / "));
         }
         out.push('\n');
         self.calls_table(&mut out);
@@ -85,7 +91,8 @@ impl Results {
     /// A goal in words, with the figures, and whether it was reached.
     pub fn judge(&self, goal: &Goal, row: &Row) -> (Verdict, String) {
         let metric = row.metrics.iter().find(|metric| metric.key == goal.metric);
-        let (title, digits) = metric.map_or((goal.metric, 2), |metric| (metric.title, metric.digits));
+        let (title, digits) =
+            metric.map_or((goal.metric, 2), |metric| (metric.title, metric.digits));
         let mut words = format!("{title} of `{}` ", goal.who);
         let ours = self.summary(goal.who, goal.metric);
         let (by_median, by_best, got) = match goal.limit {
@@ -93,9 +100,15 @@ impl Results {
                 let _ = write!(words, "≤ {most} × {}", names(of));
                 let theirs = of.iter().filter_map(|name| self.summary(name, goal.metric));
                 let theirs = theirs.min_by(|a, b| a.median.total_cmp(&b.median));
-                let (Some(ours), Some(theirs)) = (ours, theirs) else { return (Verdict::NotMeasured, words) };
+                let (Some(ours), Some(theirs)) = (ours, theirs) else {
+                    return (Verdict::NotMeasured, words);
+                };
                 let (median, least) = (ours.median / theirs.median, ours.least / theirs.least);
-                (median <= most, least <= most, format!("{median:.2} by medians, {least:.2} by least"))
+                (
+                    median <= most,
+                    least <= most,
+                    format!("{median:.2} by medians, {least:.2} by least"),
+                )
             }
             Limit::TimesAtLeast(least, of) => {
                 let _ = write!(words, "≥ {least} × `{of}`");
@@ -103,7 +116,11 @@ impl Results {
                     return (Verdict::NotMeasured, words);
                 };
                 let (median, best) = (ours.median / theirs.median, ours.greatest / theirs.greatest);
-                (median >= least, best >= least, format!("{median:.2} by medians, {best:.2} at best"))
+                (
+                    median >= least,
+                    best >= least,
+                    format!("{median:.2} by medians, {best:.2} at best"),
+                )
             }
             Limit::Above(most, of) => {
                 let _ = write!(words, "≤ `{of}` + {most}");
@@ -111,18 +128,26 @@ impl Results {
                     return (Verdict::NotMeasured, words);
                 };
                 let (median, least) = (ours.median - theirs.median, ours.least - theirs.least);
-                (median <= most, least <= most, format!("{median:+.1} by medians, {least:+.1} by least"))
+                (
+                    median <= most,
+                    least <= most,
+                    format!("{median:+.1} by medians, {least:+.1} by least"),
+                )
             }
             Limit::AtMost(most) => {
                 let _ = write!(words, "≤ {most}");
                 let Some(ours) = ours else { return (Verdict::NotMeasured, words) };
-                let got = format!("{:.digits$} by median, {:.digits$} least", ours.median, ours.least);
+                let got =
+                    format!("{:.digits$} by median, {:.digits$} least", ours.median, ours.least);
                 (ours.median <= most, ours.least <= most, got)
             }
             Limit::AtLeast(least) => {
                 let _ = write!(words, "≥ {least}");
                 let Some(ours) = ours else { return (Verdict::NotMeasured, words) };
-                let got = format!("{:.digits$} by median, {:.digits$} at best", ours.median, ours.greatest);
+                let got = format!(
+                    "{:.digits$} by median, {:.digits$} at best",
+                    ours.median, ours.greatest
+                );
                 (ours.median >= least, ours.greatest >= least, got)
             }
         };
@@ -138,7 +163,8 @@ impl Results {
         let among = |bases: &'static [(&str, &str)]| -> Vec<_> {
             bases.iter().filter(|(name, _)| self.summary(name, main.key).is_some()).collect()
         };
-        let bases = Some(among(BASES)).filter(|bases| !bases.is_empty()).unwrap_or_else(|| among(OWN_BASE));
+        let bases =
+            Some(among(BASES)).filter(|bases| !bases.is_empty()).unwrap_or_else(|| among(OWN_BASE));
         let mut head = format!("| target | {}: median | least | spread |", main.title);
         for (_, title) in &bases {
             let _ = write!(head, " {title} |");
@@ -190,7 +216,12 @@ impl Results {
                 .map(|(name, count)| format!("{name} {:.2}", **count as f64 / calls.units))
                 .collect();
             let title = target(name).map_or(*name, |target| target.title);
-            let _ = writeln!(out, "| {title} | {:.2} | {} |", total as f64 / calls.units, which.join(", "));
+            let _ = writeln!(
+                out,
+                "| {title} | {:.2} | {} |",
+                total as f64 / calls.units,
+                which.join(", ")
+            );
         }
         out.push('\n');
     }
@@ -235,7 +266,9 @@ mod tests {
     fn results(figures: &[(&'static str, &[f64])]) -> Results {
         let samples = figures
             .iter()
-            .map(|(name, figures)| (*name, figures.iter().map(|&cpu| Sample::from([("cpu", cpu)])).collect()))
+            .map(|(name, figures)| {
+                (*name, figures.iter().map(|&cpu| Sample::from([("cpu", cpu)])).collect())
+            })
             .collect();
         Results { samples, ..Results::default() }
     }
@@ -265,14 +298,21 @@ mod tests {
     #[test]
     fn the_best_of_several_is_the_base() {
         let results = results(&[("copy-64k", &[4.0]), ("copy-256k", &[2.0]), ("gateway", &[1.2])]);
-        assert_eq!(judge(&results, Limit::Times(0.6, &["copy-64k", "copy-256k"])), Verdict::Reached);
-        assert_eq!(judge(&results, Limit::Times(0.5, &["copy-64k", "copy-256k"])), Verdict::NotReached);
+        assert_eq!(
+            judge(&results, Limit::Times(0.6, &["copy-64k", "copy-256k"])),
+            Verdict::Reached
+        );
+        assert_eq!(
+            judge(&results, Limit::Times(0.5, &["copy-64k", "copy-256k"])),
+            Verdict::NotReached
+        );
     }
 
     #[test]
     fn the_gateway_is_the_base_where_there_is_no_other() {
         let row = ROWS.iter().find(|row| row.id == "side-by-side").unwrap();
-        let markdown = results(&[("gateway", &[10.0, 12.0]), ("gateway-two", &[11.0, 11.0])]).markdown(row);
+        let markdown =
+            results(&[("gateway", &[10.0, 12.0]), ("gateway-two", &[11.0, 11.0])]).markdown(row);
         assert!(markdown.contains("| spread | × gateway |"), "{markdown}");
         assert!(markdown.contains("| 11.00 | 11.00 | 0 % | 1.00 | – |"), "{markdown}");
         let beside_a_floor = results(&[("pipe", &[10.0]), ("gateway", &[10.0])]).markdown(&ROWS[0]);
@@ -281,11 +321,18 @@ mod tests {
 
     #[test]
     fn tables_have_as_many_cells_as_heads_and_name_faults() {
-        let mut results = results(&[("pipe", &[10.0, 12.0]), ("haproxy", &[20.0, 22.0]), ("gateway", &[11.0, 11.0])]);
+        let mut results = results(&[
+            ("pipe", &[10.0, 12.0]),
+            ("haproxy", &[20.0, 22.0]),
+            ("gateway", &[11.0, 11.0]),
+        ]);
         results.faults.push(("nginx", "it\nbroke".into()));
         let markdown = results.markdown(&ROWS[0]);
-        let cells: Vec<usize> =
-            markdown.lines().filter(|line| line.starts_with('|')).map(|line| line.matches('|').count()).collect();
+        let cells: Vec<usize> = markdown
+            .lines()
+            .filter(|line| line.starts_with('|'))
+            .map(|line| line.matches('|').count())
+            .collect();
         assert_eq!(cells.len(), 5, "{markdown}");
         assert!(cells.iter().all(|&count| count == cells[0]), "{markdown}");
         assert!(markdown.contains("| 11.00 | 10.00 | 18 % | 1.00 | 0.52 |"), "{markdown}");

@@ -66,7 +66,8 @@ const RELAYS: &[&str] = &[
     "versus",
 ];
 /// For rows that take long or whose peers have nothing to add.
-const FEW_RELAYS: &[&str] = &["pipe", "haproxy", "nginx", "caddy", "gateway", "gateway-info", "versus"];
+const FEW_RELAYS: &[&str] =
+    &["pipe", "haproxy", "nginx", "caddy", "gateway", "gateway-info", "versus"];
 /// What a short run keeps of all that.
 pub const QUICK_TARGETS: &[&str] = &[
     "pipe",
@@ -338,7 +339,15 @@ pub const ROWS: &[Row] = &[
         title: "Audio out, 64 KiB chunks from a cached file of 8 MiB, 8 clients",
         note: "The copy loops send the same frames; nginx sends the same file over plain HTTP.",
         need: Need::Audio,
-        targets: &["copy-64k", "copy-256k", "nginx-file", "gateway", "gateway-info", "gateway-inbox", "versus"],
+        targets: &[
+            "copy-64k",
+            "copy-256k",
+            "nginx-file",
+            "gateway",
+            "gateway-info",
+            "gateway-inbox",
+            "versus",
+        ],
         fresh: false,
         rounds_max: ALWAYS,
         metrics: STREAM_METRICS,
@@ -523,12 +532,16 @@ fn handshakes(run: &mut Run<'_>) -> Result<Sample, Fault> {
 fn side_by_side(run: &mut Run<'_>) -> Result<Sample, Fault> {
     let mut division = Division::new(run.watch(), run.instance.processes());
     let mut world = run.world()?;
-    let outcome = work::echo(&mut world, &Echo::new(64, DEALT_CONNECTIONS), run.limits(), &mut division)?;
+    let outcome =
+        work::echo(&mut world, &Echo::new(64, DEALT_CONNECTIONS), run.limits(), &mut division)?;
     drop(world);
     let Division { watch, parts, .. } = &mut division;
     let counted: u64 = parts.iter().map(|part| part.messages).sum();
     if counted != outcome.count {
-        return Err(format!("{} messages came back, the processes counted {counted}", outcome.count));
+        return Err(format!(
+            "{} messages came back, the processes counted {counted}",
+            outcome.count
+        ));
     }
     let messages = outcome.count as f64;
     run.keep_calls(watch, 2.0 * messages, "relayed frame");
@@ -577,7 +590,9 @@ fn come_and_go(run: &mut Run<'_>) -> Result<Sample, Fault> {
 
 fn start(run: &mut Run<'_>) -> Result<Sample, Fault> {
     let program = run.instance.target.program(run.place)?;
-    let binary = std::fs::metadata(&program).map_err(|error| format!("{}: {error}", program.display()))?.len();
+    let binary = std::fs::metadata(&program)
+        .map_err(|error| format!("{}: {error}", program.display()))?
+        .len();
     Ok(Sample::from([
         ("binary", binary as f64 / MIB),
         ("start", run.instance.process.started_in.as_secs_f64() * 1e3),
@@ -616,9 +631,20 @@ fn waiting_memory(run: &mut Run<'_>) -> Result<Sample, Fault> {
         *into = (run.instance.memory()? as f64 - start) / clients as f64;
         Ok(())
     };
-    let order = Order::Publish { at: run.publish_at()?, channel_prefix: run.channel_prefix(), file: AUDIO_SMALL };
+    let order = Order::Publish {
+        at: run.publish_at()?,
+        channel_prefix: run.channel_prefix(),
+        file: AUDIO_SMALL,
+    };
     let limits = run.limits();
-    work::wait_and_serve(&mut world, order, clients, limits, || weigh(&mut waiting), || weigh(&mut served))?;
+    work::wait_and_serve(
+        &mut world,
+        order,
+        clients,
+        limits,
+        || weigh(&mut waiting),
+        || weigh(&mut served),
+    )?;
     Ok(Sample::from([("waiting", waiting), ("served", served)]))
 }
 
@@ -651,7 +677,8 @@ fn flood(run: &mut Run<'_>) -> Result<Sample, Fault> {
     run.instance.redis.as_ref().map_or(Ok(()), Process::yield_to_others)?;
     let unheard = Flood { publish_at, channel_prefix: DEAF_PREFIX, rate: FLOOD_RATE, json: &json };
     let (mut world, mut watch) = (run.world()?, run.watch());
-    let mut without = work::flood(&mut world, &echo, (!is_inbox).then_some(unheard), limits, &mut watch)?;
+    let mut without =
+        work::flood(&mut world, &echo, (!is_inbox).then_some(unheard), limits, &mut watch)?;
     let before = watch.nanos as f64 / without.seconds;
     drop(world);
     let memory = run.instance.memory()? as f64;
@@ -663,7 +690,9 @@ fn flood(run: &mut Run<'_>) -> Result<Sample, Fault> {
         ("cpu", (watch.nanos as f64 - before * with.seconds) / 1e3 / with.published as f64),
         ("memory", (run.instance.memory()? as f64 - memory) / MIB),
     ]);
-    if let (Some(p99_without), Some(p99)) = (without.latencies.percentile(99.0), with.latencies.percentile(99.0)) {
+    if let (Some(p99_without), Some(p99)) =
+        (without.latencies.percentile(99.0), with.latencies.percentile(99.0))
+    {
         sample.extend([("p99_without", p99_without), ("p99", p99), ("growth", p99 / p99_without)]);
     }
     Ok(sample)
@@ -684,7 +713,12 @@ mod tests {
                 assert!(target(name).is_some(), "{}: no target {name}", row.id);
             }
             for goal in row.goals {
-                assert!(row.metrics.iter().any(|metric| metric.key == goal.metric), "{}: {}", row.id, goal.metric);
+                assert!(
+                    row.metrics.iter().any(|metric| metric.key == goal.metric),
+                    "{}: {}",
+                    row.id,
+                    goal.metric
+                );
                 let others: &[&str] = match &goal.limit {
                     Limit::Times(_, of) => of,
                     Limit::Above(_, of) | Limit::TimesAtLeast(_, of) => std::slice::from_ref(of),

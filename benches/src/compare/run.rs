@@ -45,7 +45,8 @@ pub struct Calls {
 impl Run<'_> {
     /// Runs the row, and reads `/metrics` meanwhile if the target is one whose are read.
     pub fn perform(&mut self, row: &Row) -> Result<Sample, Fault> {
-        let scraper = self.instance.target.is_scraped().then(|| Scraper::start(self.instance.address));
+        let scraper =
+            self.instance.target.is_scraped().then(|| Scraper::start(self.instance.address));
         let sample = (row.run)(self);
         scraper.map_or(Ok(0), Scraper::finish)?;
         sample
@@ -53,7 +54,10 @@ impl Run<'_> {
 
     /// A fresh world around the target.
     pub fn world(&self) -> Result<World, Fault> {
-        let listener = self.listener.try_clone().map_err(|error| format!("cannot share the listener: {error}"))?;
+        let listener = self
+            .listener
+            .try_clone()
+            .map_err(|error| format!("cannot share the listener: {error}"))?;
         World::new(self.instance.address, listener)
     }
 

@@ -63,16 +63,32 @@ const GATEWAY: Kind = Kind::Gateway { inbox: false, log: false, versus: false, t
 
 /// Every target there is.
 pub const TARGETS: &[Target] = &[
-    Target { id: "pipe", title: "floor: byte pipe, nothing parsed", kind: Kind::Pipe { splice: false } },
+    Target {
+        id: "pipe",
+        title: "floor: byte pipe, nothing parsed",
+        kind: Kind::Pipe { splice: false },
+    },
     Target {
         id: "splice",
         title: "floor: the same, splicing while a direction streams",
         kind: Kind::Pipe { splice: true },
     },
     Target { id: "subscriber", title: "floor: bare Redis subscriber", kind: Kind::Subscriber },
-    Target { id: "copy-64k", title: "floor: copy loop, 64 KiB a time", kind: Kind::Copy { buffer: 64 << 10 } },
-    Target { id: "copy-256k", title: "floor: copy loop, 256 KiB a time", kind: Kind::Copy { buffer: 256 << 10 } },
-    Target { id: "haproxy", title: "HAProxy", kind: Kind::Haproxy { splice: false, buffers: None } },
+    Target {
+        id: "copy-64k",
+        title: "floor: copy loop, 64 KiB a time",
+        kind: Kind::Copy { buffer: 64 << 10 },
+    },
+    Target {
+        id: "copy-256k",
+        title: "floor: copy loop, 256 KiB a time",
+        kind: Kind::Copy { buffer: 256 << 10 },
+    },
+    Target {
+        id: "haproxy",
+        title: "HAProxy",
+        kind: Kind::Haproxy { splice: false, buffers: None },
+    },
     Target {
         id: "haproxy-splice",
         title: "HAProxy, splice always",
@@ -84,8 +100,16 @@ pub const TARGETS: &[Target] = &[
         kind: Kind::Haproxy { splice: false, buffers: Some(65_536) },
     },
     Target { id: "nginx", title: "nginx", kind: Kind::Nginx { buffers: None } },
-    Target { id: "nginx-64k", title: "nginx, 64 KiB buffers", kind: Kind::Nginx { buffers: Some("64k") } },
-    Target { id: "nginx-file", title: "nginx, plain HTTP, sendfile", kind: Kind::Nginx { buffers: None } },
+    Target {
+        id: "nginx-64k",
+        title: "nginx, 64 KiB buffers",
+        kind: Kind::Nginx { buffers: Some("64k") },
+    },
+    Target {
+        id: "nginx-file",
+        title: "nginx, plain HTTP, sendfile",
+        kind: Kind::Nginx { buffers: None },
+    },
     Target { id: "caddy", title: "Caddy", kind: Kind::Caddy },
     Target { id: "gateway", title: "aivtuber-gateway", kind: GATEWAY },
     Target {
@@ -106,7 +130,12 @@ pub const TARGETS: &[Target] = &[
     Target {
         id: "gateway-two-here",
         title: "aivtuber-gateway, two processes, both on the targets' core",
-        kind: Kind::Gateway { inbox: false, log: false, versus: false, twin: Some(Twin::TargetCore) },
+        kind: Kind::Gateway {
+            inbox: false,
+            log: false,
+            versus: false,
+            twin: Some(Twin::TargetCore),
+        },
     },
     Target {
         id: "versus",
@@ -216,14 +245,21 @@ impl Target {
     pub fn start(&'static self, place: &Place, need: Need) -> Result<Instance, Fault> {
         let address = local(free_port().map_err(|error| format!("no free port: {error}"))?);
         let has_inbox = matches!(self.kind, Kind::Gateway { inbox: true, .. });
-        let delivers = need != Need::Relay && matches!(self.kind, Kind::Gateway { .. } | Kind::Subscriber);
+        let delivers =
+            need != Need::Relay && matches!(self.kind, Kind::Gateway { .. } | Kind::Subscriber);
         let redis = if delivers && !has_inbox { Some(start_redis(place)?) } else { None };
-        let inbox = if has_inbox { Some(local(free_port().map_err(|error| error.to_string())?)) } else { None };
+        let inbox = if has_inbox {
+            Some(local(free_port().map_err(|error| error.to_string())?))
+        } else {
+            None
+        };
         let publish_at = redis.as_ref().map(|(_, at)| *at).or(inbox.filter(|_| delivers));
         let output = |number: usize| place.dir.join(format!("{}.{number}.output", self.id));
         let command = || self.command(place, address, publish_at);
         let (process, twin, own) = match self.twin() {
-            None => (Process::start(command()?, place.cores, address, &output(1))?, None, vec![address]),
+            None => {
+                (Process::start(command()?, place.cores, address, &output(1))?, None, vec![address])
+            }
             Some(twin) => {
                 // On the address that they share one would answer for the other: each has a further one of its own.
                 let start = |cores: Cores, number: usize| -> Result<(Process, SocketAddr), Fault> {
@@ -233,7 +269,8 @@ impl Target {
                     Ok((Process::start(command, cores, own, &output(number))?, own))
                 };
                 let (first, first_own) = start(place.cores, 1)?;
-                let cores = if twin == Twin::LoadCore { place.cores.beside_load() } else { place.cores };
+                let cores =
+                    if twin == Twin::LoadCore { place.cores.beside_load() } else { place.cores };
                 let (second, second_own) = start(cores, 2)?;
                 (first, Some(second), vec![first_own, second_own])
             }
@@ -242,39 +279,79 @@ impl Target {
             await_subscription(*at)?;
         }
         let redis = redis.map(|(redis, _)| redis);
-        let mut instance = Instance { target: self, address, publish_at, start_memory: 0, process, twin, own, redis };
+        let mut instance = Instance {
+            target: self,
+            address,
+            publish_at,
+            start_memory: 0,
+            process,
+            twin,
+            own,
+            redis,
+        };
         instance.start_memory = instance.memory()?;
         Ok(instance)
     }
 
     /// The command that serves on `listen`, its configuration written.
-    pub fn command(&self, place: &Place, listen: SocketAddr, publish_at: Option<SocketAddr>) -> Result<Command, Fault> {
+    pub fn command(
+        &self,
+        place: &Place,
+        listen: SocketAddr,
+        publish_at: Option<SocketAddr>,
+    ) -> Result<Command, Fault> {
         let mut command = Command::new(self.program(place)?);
         let backend = place.backend;
         let port = listen.port();
-        let (dir, descriptors, connections) = (place.dir.display(), place.descriptors, place.connections_max());
+        let (dir, descriptors, connections) =
+            (place.dir.display(), place.descriptors, place.connections_max());
         let write = |name: String, text: String| -> Result<PathBuf, Fault> {
             let path = place.dir.join(name);
-            fs::write(&path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+            fs::write(&path, text)
+                .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
             Ok(path)
         };
         match self.kind {
             Kind::Pipe { splice } => {
-                command.args(["pipe", "--listen", &listen.to_string(), "--backend", &backend.to_string()]);
+                command.args([
+                    "pipe",
+                    "--listen",
+                    &listen.to_string(),
+                    "--backend",
+                    &backend.to_string(),
+                ]);
                 command.args(splice.then_some("--splice"));
             }
             Kind::Subscriber => {
                 let redis = publish_at.ok_or("the bare subscriber needs a Redis")?;
-                command.args(["subscribe", "--listen", &listen.to_string(), "--redis", &redis.to_string()]);
+                command.args([
+                    "subscribe",
+                    "--listen",
+                    &listen.to_string(),
+                    "--redis",
+                    &redis.to_string(),
+                ]);
                 command.args(["--prefix", CHANNEL_PREFIX]);
             }
             Kind::Copy { buffer } => {
-                command.args(["copy", "--listen", &listen.to_string(), "--buffer", &buffer.to_string(), "--file"]);
+                command.args([
+                    "copy",
+                    "--listen",
+                    &listen.to_string(),
+                    "--buffer",
+                    &buffer.to_string(),
+                    "--file",
+                ]);
                 command.arg(place.audio_root.join(AUDIO));
             }
             Kind::Haproxy { splice, buffers } => {
-                let splice = if splice { "    option splice-request\n    option splice-response\n" } else { "" };
-                let buffers = buffers.map_or(String::new(), |bytes| format!("    tune.bufsize {bytes}\n"));
+                let splice = if splice {
+                    "    option splice-request\n    option splice-response\n"
+                } else {
+                    ""
+                };
+                let buffers =
+                    buffers.map_or(String::new(), |bytes| format!("    tune.bufsize {bytes}\n"));
                 let text = format!(
                     "global\n    nbthread 1\n    maxconn {connections}\n{buffers}\
                      defaults\n    mode http\n    timeout connect 5s\n    timeout client 1h\n    timeout server 1h\n    \
@@ -285,8 +362,9 @@ impl Target {
                 command.args(["-db", "-f"]).arg(write(format!("{}.cfg", self.id), text)?);
             }
             Kind::Nginx { buffers } => {
-                let buffers = buffers
-                    .map_or(String::new(), |size| format!("proxy_buffer_size {size};\nproxy_buffers 4 {size};\n"));
+                let buffers = buffers.map_or(String::new(), |size| {
+                    format!("proxy_buffer_size {size};\nproxy_buffers 4 {size};\n")
+                });
                 let user = if rustix::process::geteuid().is_root() { "user root;\n" } else { "" };
                 let audio_root = place.audio_root.display();
                 let text = format!(
@@ -302,7 +380,9 @@ impl Target {
                      proxy_set_header Host $host;\nproxy_read_timeout 1h;\nproxy_send_timeout 1h;\n{buffers}}}\n}}\n}}\n",
                     id = self.id
                 );
-                command.args(["-p", &dir.to_string(), "-c"]).arg(write(format!("{}.conf", self.id), text)?);
+                command
+                    .args(["-p", &dir.to_string(), "-c"])
+                    .arg(write(format!("{}.conf", self.id), text)?);
             }
             Kind::Caddy => {
                 let text = format!(
@@ -311,7 +391,10 @@ impl Target {
                 );
                 command.args(["run", "--adapter", "caddyfile", "--config"]);
                 command.arg(write("Caddyfile".to_owned(), text)?);
-                command.env("HOME", &place.dir).env("XDG_DATA_HOME", &place.dir).env("XDG_CONFIG_HOME", &place.dir);
+                command
+                    .env("HOME", &place.dir)
+                    .env("XDG_DATA_HOME", &place.dir)
+                    .env("XDG_CONFIG_HOME", &place.dir);
             }
             Kind::Gateway { inbox, log, twin, .. } => {
                 let text = gateway_configuration(place, listen, publish_at, inbox, twin.is_some());
@@ -336,18 +419,26 @@ impl Target {
 impl Place {
     /// A place in a folder of its own under the system's temporary one, and the listener that plays the backend. The
     /// programs are looked for beside the one that runs.
-    pub fn new(gateway: Option<PathBuf>, versus: Option<PathBuf>) -> Result<(Place, TcpListener), Fault> {
+    pub fn new(
+        gateway: Option<PathBuf>,
+        versus: Option<PathBuf>,
+    ) -> Result<(Place, TcpListener), Fault> {
         let descriptors = net::raise_descriptor_limit();
         let cores = Cores::choose()?;
         let listener = net::listen(local(0)).map_err(|error| format!("cannot listen: {error}"))?;
         let backend = listener.local_addr().map_err(|error| error.to_string())?;
         let own = std::env::current_exe().map_err(|error| format!("where am I? {error}"))?;
-        let dir = std::env::temp_dir().join(format!("aivtuber-gateway-bench-{}", std::process::id()));
+        let dir =
+            std::env::temp_dir().join(format!("aivtuber-gateway-bench-{}", std::process::id()));
         let audio_root = dir.join("audio");
-        fs::create_dir_all(&audio_root).map_err(|error| format!("cannot make {}: {error}", audio_root.display()))?;
+        fs::create_dir_all(&audio_root)
+            .map_err(|error| format!("cannot make {}: {error}", audio_root.display()))?;
         let gateway = gateway.unwrap_or_else(|| own.with_file_name("aivtuber-gateway"));
         let floor = own.with_file_name("bench-floor");
-        Ok((Place { descriptors, dir, cores, backend, gateway, versus, floor, audio_root }, listener))
+        Ok((
+            Place { descriptors, dir, cores, backend, gateway, versus, floor, audio_root },
+            listener,
+        ))
     }
 
     /// Client connections that every target can be told to take: HAProxy wants up to five descriptors for two of them.
@@ -414,9 +505,19 @@ fn gateway_configuration(
 fn start_redis(place: &Place) -> Result<(Process, SocketAddr), Fault> {
     let at = local(free_port().map_err(|error| format!("no free port: {error}"))?);
     let mut command = Command::new(installed("redis-server")?);
-    command.args(["--port", &at.port().to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+    command.args([
+        "--port",
+        &at.port().to_string(),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+    ]);
     command.args(["--loglevel", "warning", "--dir"]).arg(&place.dir);
-    let process = Process::start(command, place.cores.beside_load(), at, &place.dir.join("redis.output"))?;
+    let process =
+        Process::start(command, place.cores.beside_load(), at, &place.dir.join("redis.output"))?;
     Ok((process, at))
 }
 
@@ -434,7 +535,12 @@ fn await_subscription(redis: SocketAddr) -> Result<(), Fault> {
         match resp::parse(&answer[..count])? {
             Some((Value::Integer(1..), _)) => return Ok(()),
             Some((Value::Integer(_), _)) if start.elapsed() < SUBSCRIBE_PATIENCE => {}
-            other => return Err(format!("nobody subscribed within {} s: {other:?}", SUBSCRIBE_PATIENCE.as_secs())),
+            other => {
+                return Err(format!(
+                    "nobody subscribed within {} s: {other:?}",
+                    SUBSCRIBE_PATIENCE.as_secs()
+                ));
+            }
         }
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -451,7 +557,11 @@ fn found(path: PathBuf) -> Result<PathBuf, Fault> {
 /// Looks a program up where Debian puts them.
 pub fn installed(name: &str) -> Result<PathBuf, Fault> {
     let places = std::env::var("PATH").unwrap_or_default();
-    let places = places.split(':').map(str::to_owned).chain(["/usr/sbin".into(), "/usr/bin".into(), "/sbin".into()]);
+    let places = places.split(':').map(str::to_owned).chain([
+        "/usr/sbin".into(),
+        "/usr/bin".into(),
+        "/sbin".into(),
+    ]);
     let found = places.map(|place| Path::new(&place).join(name)).find(|path| path.is_file());
     found.ok_or_else(|| format!("{name} is not installed"))
 }
@@ -485,27 +595,45 @@ mod tests {
     fn the_gateway_is_told_of_results_only_where_they_are_published() {
         let place = place(Path::new("/nowhere"));
         let relay = gateway_configuration(&place, local(1), None, false, false);
-        assert!(relay.contains("listen = [\"127.0.0.1:1\"]") && relay.contains("ws://127.0.0.1:2/ws/input"));
+        assert!(
+            relay.contains("listen = [\"127.0.0.1:1\"]")
+                && relay.contains("ws://127.0.0.1:2/ws/input")
+        );
         assert!(!relay.contains("output") && !relay.contains("redis"));
         let redis = gateway_configuration(&place, local(1), Some(local(3)), false, false);
-        assert!(redis.contains("serve = \"output\"") && redis.contains("url = \"redis://127.0.0.1:3\""));
         assert!(
-            gateway_configuration(&place, local(1), Some(local(3)), true, false).contains("embedded://127.0.0.1:3")
+            redis.contains("serve = \"output\"") && redis.contains("url = \"redis://127.0.0.1:3\"")
+        );
+        assert!(
+            gateway_configuration(&place, local(1), Some(local(3)), true, false)
+                .contains("embedded://127.0.0.1:3")
         );
     }
 
     #[test]
     fn two_processes_share_their_address_and_one_does_not() {
         let place = place(Path::new("/nowhere"));
-        assert!(gateway_configuration(&place, local(1), None, false, true).contains("\nreuse_port = true\n"));
-        assert!(!gateway_configuration(&place, local(1), None, false, false).contains("reuse_port"));
-        let two: Vec<_> = TARGETS.iter().filter(|target| target.twin().is_some()).map(|target| target.id).collect();
+        assert!(
+            gateway_configuration(&place, local(1), None, false, true)
+                .contains("\nreuse_port = true\n")
+        );
+        assert!(
+            !gateway_configuration(&place, local(1), None, false, false).contains("reuse_port")
+        );
+        let two: Vec<_> = TARGETS
+            .iter()
+            .filter(|target| target.twin().is_some())
+            .map(|target| target.id)
+            .collect();
         assert_eq!(two, ["gateway-two", "gateway-two-here"]);
     }
 
     #[test]
     fn a_missing_program_is_named() {
-        assert_eq!(installed("no-such-program-here").unwrap_err(), "no-such-program-here is not installed");
+        assert_eq!(
+            installed("no-such-program-here").unwrap_err(),
+            "no-such-program-here is not installed"
+        );
         let mut place = place(Path::new("/nowhere"));
         place.gateway = "/nowhere/gateway".into();
         let fault = target("gateway").unwrap().program(&place).unwrap_err();

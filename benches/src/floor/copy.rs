@@ -32,9 +32,11 @@ pub struct Settings {
 pub fn run(settings: &Settings) -> Result<(), Fault> {
     net::raise_descriptor_limit();
     let shown = settings.file.display();
-    let file = File::open(&settings.file).map_err(|error| format!("cannot open {shown}: {error}"))?;
+    let file =
+        File::open(&settings.file).map_err(|error| format!("cannot open {shown}: {error}"))?;
     let length = file.metadata().map_err(|error| format!("cannot read {shown}: {error}"))?.len();
-    let listener = net::listen(settings.listen).map_err(|error| format!("cannot listen: {error}"))?;
+    let listener =
+        net::listen(settings.listen).map_err(|error| format!("cannot listen: {error}"))?;
     let mut poll = Poll::new(256).map_err(|error| error.to_string())?;
     poll.add(&listener, LISTENER, EventFlags::IN).map_err(|error| error.to_string())?;
     let room = settings.buffer + settings.chunk + HEADS_ROOM;
@@ -53,17 +55,27 @@ pub fn run(settings: &Settings) -> Result<(), Fault> {
         for index in 0..count {
             let (token, flags) = poll.event(index);
             if token == LISTENER {
-                while let Some(socket) = net::accept(&listener).map_err(|error| error.to_string())? {
+                while let Some(socket) =
+                    net::accept(&listener).map_err(|error| error.to_string())?
+                {
                     let both = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
-                    poll.add(&socket, clients.len() as u64, both).map_err(|error| error.to_string())?;
-                    clients.push(Some(Client { socket, task: String::new(), wanted: 0, next: 0, backlog: Vec::new() }));
+                    poll.add(&socket, clients.len() as u64, both)
+                        .map_err(|error| error.to_string())?;
+                    clients.push(Some(Client {
+                        socket,
+                        task: String::new(),
+                        wanted: 0,
+                        next: 0,
+                        backlog: Vec::new(),
+                    }));
                 }
                 continue;
             }
             let slot = token as usize;
             let alive = match clients[slot].as_mut() {
                 Some(client) => {
-                    (!flags.contains(EventFlags::IN) || client.listen()) && client.serve(&mut source).is_ok()
+                    (!flags.contains(EventFlags::IN) || client.listen())
+                        && client.serve(&mut source).is_ok()
                 }
                 None => true,
             };
@@ -116,7 +128,9 @@ impl Client {
         loop {
             match net::recv(&self.socket, &mut buffer) {
                 Ok(Io::Moved(count)) if self.task.is_empty() => {
-                    let Ok(Some(request)) = wire::parse_request(&buffer[..count]) else { return false };
+                    let Ok(Some(request)) = wire::parse_request(&buffer[..count]) else {
+                        return false;
+                    };
                     self.task = request.target.rsplit('/').next().unwrap_or_default().to_owned();
                     self.backlog = wire::upgrade_answer(&request.key);
                 }

@@ -37,7 +37,8 @@ pub struct Settings {
 /// Serves for ever.
 pub fn run(settings: Settings) -> Result<(), Fault> {
     net::raise_descriptor_limit();
-    let listener = net::listen(settings.listen).map_err(|error| format!("cannot listen: {error}"))?;
+    let listener =
+        net::listen(settings.listen).map_err(|error| format!("cannot listen: {error}"))?;
     serve(settings, &listener).map_err(|error| format!("the pipe broke: {error}"))
 }
 
@@ -47,8 +48,11 @@ pub(crate) fn serve(settings: Settings, listener: &TcpListener) -> io::Result<()
     poll.add(listener, LISTENER, EventFlags::IN)?;
     let mut pairs: Vec<Option<Pair>> = Vec::new();
     let mut free: Vec<usize> = Vec::new();
-    let mut tools =
-        Tools { splice: settings.splice, buffer: vec![0; settings.buffer].into_boxed_slice(), pool: Vec::new() };
+    let mut tools = Tools {
+        splice: settings.splice,
+        buffer: vec![0; settings.buffer].into_boxed_slice(),
+        pool: Vec::new(),
+    };
     let (mut yielded, mut again, mut dead) = (Vec::<usize>::new(), Vec::new(), Vec::new());
     loop {
         let count = poll.wait(if yielded.is_empty() { None } else { Some(Duration::ZERO) })?;
@@ -189,13 +193,19 @@ impl Flow {
             if !self.flush(sink, tools)? || !self.readable || self.ended {
                 return Ok(false);
             }
-            let moved = if self.streaming { self.splice(source, tools)? } else { self.relay(source, sink, tools)? };
+            let moved = if self.streaming {
+                self.splice(source, tools)?
+            } else {
+                self.relay(source, sink, tools)?
+            };
             match moved {
                 Io::Moved(count) => bytes += count,
                 Io::Blocked => self.readable = false,
                 Io::Ended => {
                     self.ended = true;
-                    return rustix::net::shutdown(sink, Shutdown::Write).map(|()| false).map_err(Into::into);
+                    return rustix::net::shutdown(sink, Shutdown::Write)
+                        .map(|()| false)
+                        .map_err(Into::into);
                 }
             }
             if bytes >= BYTES_PER_WAKE {
@@ -244,7 +254,8 @@ impl Flow {
             _ => 0,
         };
         if sent < count {
-            self.backlog = Some(Box::new(Backlog { bytes: tools.buffer[sent..count].to_vec(), sent: 0 }));
+            self.backlog =
+                Some(Box::new(Backlog { bytes: tools.buffer[sent..count].to_vec(), sent: 0 }));
         }
         Ok(Io::Moved(count))
     }
@@ -253,7 +264,8 @@ impl Flow {
         let tunnel = match tools.pool.pop() {
             Some(tunnel) => tunnel,
             None => {
-                let (exit, entry) = rustix::pipe::pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
+                let (exit, entry) =
+                    rustix::pipe::pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
                 // Refused where this user's pipe pages are used up: the default size works too.
                 let _ = rustix::pipe::fcntl_setpipe_size(&entry, PIPE_BYTES);
                 Tunnel { exit, entry }
@@ -292,7 +304,12 @@ mod tests {
         let backend = TcpListener::bind("127.0.0.1:0").unwrap();
         let listener = net::listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
-        let settings = Settings { listen: address, backend: backend.local_addr().unwrap(), splice, buffer: 64 * 1024 };
+        let settings = Settings {
+            listen: address,
+            backend: backend.local_addr().unwrap(),
+            splice,
+            buffer: 64 * 1024,
+        };
         // The thread ends with the test process: a floor serves for ever.
         std::thread::spawn(move || serve(settings, &listener));
         let mut client = TcpStream::connect(address).unwrap();

@@ -30,11 +30,14 @@ pub struct Settings {
 /// Serves for ever.
 pub fn run(settings: &Settings) -> Result<(), Fault> {
     net::raise_descriptor_limit();
-    let listener = net::listen(settings.listen).map_err(|error| format!("cannot listen: {error}"))?;
-    let redis = net::dial(settings.redis).map_err(|error| format!("cannot reach Redis: {error}"))?;
+    let listener =
+        net::listen(settings.listen).map_err(|error| format!("cannot listen: {error}"))?;
+    let redis =
+        net::dial(settings.redis).map_err(|error| format!("cannot reach Redis: {error}"))?;
     let mut poll = Poll::new(256).map_err(|error| error.to_string())?;
     poll.add(&listener, LISTENER, EventFlags::IN).map_err(|error| error.to_string())?;
-    poll.add(&redis, REDIS, EventFlags::IN | EventFlags::OUT | EventFlags::ET).map_err(|error| error.to_string())?;
+    poll.add(&redis, REDIS, EventFlags::IN | EventFlags::OUT | EventFlags::ET)
+        .map_err(|error| error.to_string())?;
     let mut subscriber = Subscriber {
         prefix: settings.channel_prefix.as_bytes().to_vec(),
         redis,
@@ -94,7 +97,8 @@ impl Subscriber {
         if !self.subscribed {
             let mut command = Vec::new();
             resp::push_command(&mut command, &[b"PSUBSCRIBE", &[&self.prefix[..], b"*"].concat()]);
-            let sent = net::send(&self.redis, &command).map_err(|error| format!("cannot reach Redis: {error}"))?;
+            let sent = net::send(&self.redis, &command)
+                .map_err(|error| format!("cannot reach Redis: {error}"))?;
             self.subscribed = sent == Io::Moved(command.len());
         }
         loop {
@@ -126,8 +130,12 @@ impl Subscriber {
         let mut used = 0;
         while let Some((value, length)) = resp::parse(&bytes[used..])? {
             used += length;
-            let Value::Array(words) = value else { return Err("Redis said what no subscriber expects".into()) };
-            if let [Value::Bytes(b"pmessage"), _, Value::Bytes(channel), Value::Bytes(payload)] = words[..] {
+            let Value::Array(words) = value else {
+                return Err("Redis said what no subscriber expects".into());
+            };
+            if let [Value::Bytes(b"pmessage"), _, Value::Bytes(channel), Value::Bytes(payload)] =
+                words[..]
+            {
                 self.deliver(channel.strip_prefix(&self.prefix[..]).unwrap_or_default(), payload);
             }
         }

@@ -24,12 +24,16 @@ pub fn published(audio: Option<&str>, last: bool) -> String {
 /// The text message of a result.
 pub fn text_message(task: &str, audio: bool, last: bool) -> String {
     let more = if last { "" } else { r#","final":false"# };
-    format!(r#"{{"status":"success","task_id":"{task}","content":"{TEXT}","audio_present":{audio}{more}}}"#)
+    format!(
+        r#"{{"status":"success","task_id":"{task}","content":"{TEXT}","audio_present":{audio}{more}}}"#
+    )
 }
 
 /// The text message before a chunk.
 pub fn chunk_message(task: &str, chunk: u64, chunks: u64) -> String {
-    format!(r#"{{"type":"audio_chunk","task_id":"{task}","chunk_id":{chunk},"total_chunks":{chunks}}}"#)
+    format!(
+        r#"{{"type":"audio_chunk","task_id":"{task}","chunk_id":{chunk},"total_chunks":{chunks}}}"#
+    )
 }
 
 /// The text message after the last chunk.
@@ -160,7 +164,9 @@ impl Delivery {
         match head.first {
             wire::TEXT => self.take_text(payload, progress)?,
             wire::PING => progress.pings += 1,
-            wire::CLOSE if self.next == Next::Close && payload.starts_with(&1000u16.to_be_bytes()) => {
+            wire::CLOSE
+                if self.next == Next::Close && payload.starts_with(&1000u16.to_be_bytes()) =>
+            {
                 self.next = Next::Nothing;
                 progress.closed = true;
             }
@@ -196,7 +202,12 @@ impl Delivery {
                 same_json(payload, &complete_message(&self.task))?;
                 self.finish(progress);
             }
-            other => return Err(format!("expected {other:?}, got text {:?}", String::from_utf8_lossy(payload))),
+            other => {
+                return Err(format!(
+                    "expected {other:?}, got text {:?}",
+                    String::from_utf8_lossy(payload)
+                ));
+            }
         }
         Ok(())
     }
@@ -205,7 +216,11 @@ impl Delivery {
         let at = chunk * CHUNK_BYTES;
         let end = (at + CHUNK_BYTES).min(self.audio.unwrap_or_default());
         if head.payload != end - at {
-            return Err(format!("chunk {chunk} has {} bytes instead of {}", head.payload, end - at));
+            return Err(format!(
+                "chunk {chunk} has {} bytes instead of {}",
+                head.payload,
+                end - at
+            ));
         }
         self.advance_chunk(at, end);
         Ok(())
@@ -254,7 +269,12 @@ mod tests {
         let chunks = (audio.len() as u64).div_ceil(CHUNK_BYTES);
         wire::push_frame(&mut wire, wire::TEXT, text_message(task, true, last).as_bytes(), None);
         for (at, chunk) in audio.chunks(CHUNK_BYTES as usize).enumerate() {
-            wire::push_frame(&mut wire, wire::TEXT, chunk_message(task, at as u64, chunks).as_bytes(), None);
+            wire::push_frame(
+                &mut wire,
+                wire::TEXT,
+                chunk_message(task, at as u64, chunks).as_bytes(),
+                None,
+            );
             wire::push_frame(&mut wire, wire::BINARY, chunk, None);
         }
         wire::push_frame(&mut wire, wire::TEXT, complete_message(task).as_bytes(), None);
@@ -270,7 +290,8 @@ mod tests {
             let (task, audio) = (fresh_task(), audio(length));
             let wire = exchange(&task, &audio, true);
             for piece in [1, 2, 7, 1000, 65_536, wire.len()] {
-                let mut delivery = Delivery::new(task.clone(), Shape::Delivered, true, Some(length as u64));
+                let mut delivery =
+                    Delivery::new(task.clone(), Shape::Delivered, true, Some(length as u64));
                 let mut sum = Progress::default();
                 for bytes in wire.chunks(piece) {
                     assert!(!delivery.is_over());
@@ -280,7 +301,13 @@ mod tests {
                     sum.audio_bytes += progress.audio_bytes;
                     sum.closed |= progress.closed;
                 }
-                let all = Progress { texts: 1, results: 1, audio_bytes: length as u64, pings: 0, closed: true };
+                let all = Progress {
+                    texts: 1,
+                    results: 1,
+                    audio_bytes: length as u64,
+                    pings: 0,
+                    closed: true,
+                };
                 assert_eq!(sum, all, "length {length}, pieces of {piece}");
                 assert!(delivery.is_over());
             }

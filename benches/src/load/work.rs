@@ -122,7 +122,12 @@ pub struct Flood<'a> {
     pub json: &'a str,
 }
 
-pub fn echo(world: &mut World, echo: &Echo, limits: Limits, observe: &mut dyn Observe) -> Result<Outcome, Fault> {
+pub fn echo(
+    world: &mut World,
+    echo: &Echo,
+    limits: Limits,
+    observe: &mut dyn Observe,
+) -> Result<Outcome, Fault> {
     open_all(world, echo.idle, &Plan::Rest, limits)?;
     if echo.streams > 0 {
         world.share_with_messages();
@@ -159,7 +164,9 @@ pub fn stream(
     observe.begin()?;
     let start = Instant::now();
     world.start_streams()?;
-    while start.elapsed().as_secs_f64() < limits.seconds && world.tally.received_bytes < limits.count {
+    while start.elapsed().as_secs_f64() < limits.seconds
+        && world.tally.received_bytes < limits.count
+    {
         world.turn(Some(Duration::from_millis(20)))?;
     }
     world.streaming = false;
@@ -198,7 +205,10 @@ pub fn handshakes(
                 break;
             }
             if start.elapsed().as_secs_f64() > limits.seconds + limits.patience.as_secs_f64() {
-                return Err(format!("gave up: {} of {begun} handshakes came to their end", world.tally.left));
+                return Err(format!(
+                    "gave up: {} of {begun} handshakes came to their end",
+                    world.tally.left
+                ));
             }
             world.turn(Some(Duration::from_millis(20)))?;
             while let Some(client) = world.paused.pop_front() {
@@ -217,7 +227,12 @@ pub fn handshakes(
 }
 
 /// Opens `pairs` that say nothing; they stay open as long as the world.
-pub fn hold(world: &mut World, pairs: u64, limits: Limits, observe: &mut dyn Observe) -> Result<(), Fault> {
+pub fn hold(
+    world: &mut World,
+    pairs: u64,
+    limits: Limits,
+    observe: &mut dyn Observe,
+) -> Result<(), Fault> {
     observe.begin()?;
     open_all(world, pairs, &Plan::Rest, limits)?;
     observe.end()
@@ -233,7 +248,8 @@ pub fn come_and_go(world: &mut World, pairs: u64, waves: u64, limits: Limits) ->
             world.send_message(client)?;
             world.turn(Some(Duration::ZERO))?;
         }
-        world.run_until(limits.patience, "closing connections", |world| world.tally.left == pairs)?;
+        world
+            .run_until(limits.patience, "closing connections", |world| world.tally.left == pairs)?;
     }
     Ok(())
 }
@@ -293,12 +309,16 @@ pub fn audio(
     let length = world.audio.len() as u64;
     if let Order::Get(path) = order {
         let fetchers = (0..clients).map(|_| world.open_fetcher()).collect::<Result<Vec<_>, _>>()?;
-        let files = |bytes_a_second: f64| (bytes_a_second * limits.seconds / length as f64 / clients as f64).max(1.0);
+        let files = |bytes_a_second: f64| {
+            (bytes_a_second * limits.seconds / length as f64 / clients as f64).max(1.0)
+        };
         let start = Instant::now();
         for &fetcher in &fetchers {
             world.fetch(fetcher, path, 1)?;
         }
-        world.run_until(limits.patience, "the first downloads", |world| world.tally.fetched == clients)?;
+        world.run_until(limits.patience, "the first downloads", |world| {
+            world.tally.fetched == clients
+        })?;
         let each = files(world.tally.audio_bytes as f64 / start.elapsed().as_secs_f64()) as u64;
         world.reset_tally();
         observe.begin()?;
@@ -306,13 +326,16 @@ pub fn audio(
         for &fetcher in &fetchers {
             world.fetch(fetcher, path, each)?;
         }
-        world.run_until(limits.patience, "downloads", |world| world.tally.fetched == clients * each)?;
+        world.run_until(limits.patience, "downloads", |world| {
+            world.tally.fetched == clients * each
+        })?;
         return audio_outcome(world, start, observe);
     }
     let waiting = open_tasks(world, clients, Shape::Delivered, false, Some(length), limits)?;
     let publisher = match order {
         Order::Publish { at, channel_prefix, file } => {
-            let (through, json) = (world.open_publisher(at)?, results::published(Some(file), false));
+            let (through, json) =
+                (world.open_publisher(at)?, results::published(Some(file), false));
             Some((through, channel_prefix.to_owned(), json))
         }
         _ => None,
@@ -330,17 +353,24 @@ pub fn audio(
         let start = Instant::now();
         for (client, task) in &waiting {
             match &publisher {
-                Some((through, prefix, json)) => world.publish(*through, &format!("{prefix}{task}"), json, None)?,
+                Some((through, prefix, json)) => {
+                    world.publish(*through, &format!("{prefix}{task}"), json, None)?
+                }
                 None => world.nudge(*client)?,
             }
         }
-        while measured && start.elapsed().as_secs_f64() < limits.seconds && world.tally.results < limits.count {
+        while measured
+            && start.elapsed().as_secs_f64() < limits.seconds
+            && world.tally.results < limits.count
+        {
             world.turn(Some(Duration::from_millis(20)))?;
         }
         // Each client has one on its way.
         world.after_result = Refill::Nothing;
         let wanted = world.tally.results + clients;
-        world.run_until(limits.patience, "audio on its way", |world| world.tally.results == wanted)?;
+        world.run_until(limits.patience, "audio on its way", |world| {
+            world.tally.results == wanted
+        })?;
         if measured {
             return audio_outcome(world, start, observe);
         }
@@ -348,7 +378,11 @@ pub fn audio(
     Err("nothing was measured".into())
 }
 
-fn audio_outcome(world: &World, start: Instant, observe: &mut dyn Observe) -> Result<Outcome, Fault> {
+fn audio_outcome(
+    world: &World,
+    start: Instant,
+    observe: &mut dyn Observe,
+) -> Result<Outcome, Fault> {
     let seconds = start.elapsed().as_secs_f64();
     observe.end()?;
     let (bytes, count) = (world.tally.audio_bytes, world.tally.results + world.tally.fetched);
@@ -365,7 +399,9 @@ pub fn wait_and_serve(
     mut waited: impl FnMut() -> Result<(), Fault>,
     mut served: impl FnMut() -> Result<(), Fault>,
 ) -> Result<(), Fault> {
-    let Order::Publish { at, channel_prefix, file } = order else { return Err("results are published".into()) };
+    let Order::Publish { at, channel_prefix, file } = order else {
+        return Err("results are published".into());
+    };
     let length = world.audio.len() as u64;
     let publisher = world.open_publisher(at)?;
     let waiting = open_tasks(world, clients, Shape::Delivered, false, Some(length), limits)?;
@@ -395,7 +431,11 @@ pub fn flood(
         Some(flood) => Some(world.open_publisher(flood.publish_at)?),
         None => None,
     };
-    exchange(world, &Echo { rate: None, ..*echo }, Limits { count: WARM_UP_MESSAGES * echo.connections, ..limits })?;
+    exchange(
+        world,
+        &Echo { rate: None, ..*echo },
+        Limits { count: WARM_UP_MESSAGES * echo.connections, ..limits },
+    )?;
     world.reset_tally();
     observe.begin()?;
     world.after_echo = After::Pause;
@@ -412,8 +452,9 @@ pub fn flood(
             let due = (elapsed * flood.rate) as u64;
             let tick = (flood.rate * FLOOD_TICK.as_secs_f64()) as u64;
             if due.saturating_sub(published) >= tick.max(1) && published < limits.count {
-                let channels: Vec<String> =
-                    (published..due).map(|_| format!("{}{}", flood.channel_prefix, results::fresh_task())).collect();
+                let channels: Vec<String> = (published..due)
+                    .map(|_| format!("{}{}", flood.channel_prefix, results::fresh_task()))
+                    .collect();
                 world.publish_all(publisher, &channels, flood.json)?;
                 published = due;
             }
@@ -436,9 +477,13 @@ fn open_all(world: &mut World, pairs: u64, plan: &Plan, limits: Limits) -> Resul
     for begun in 0..pairs {
         world.open(RELAYED, plan.clone())?;
         let oldest = before + (begun + 1).saturating_sub(OPENING_MAX);
-        world.run_until(limits.patience, "opening connections", |world| world.tally.opened >= oldest)?;
+        world.run_until(limits.patience, "opening connections", |world| {
+            world.tally.opened >= oldest
+        })?;
     }
-    world.run_until(limits.patience, "opening connections", |world| world.tally.opened == before + pairs)
+    world.run_until(limits.patience, "opening connections", |world| {
+        world.tally.opened == before + pairs
+    })
 }
 
 fn open_tasks(
@@ -453,12 +498,17 @@ fn open_tasks(
     let mut opened = Vec::new();
     for begun in 0..clients {
         let task = results::fresh_task();
-        let id = world.open(&format!("{OUTPUT}{task}"), waiting(task.clone(), shape, last, audio))?;
+        let id =
+            world.open(&format!("{OUTPUT}{task}"), waiting(task.clone(), shape, last, audio))?;
         opened.push((id, task));
         let oldest = before + (begun + 1).saturating_sub(OPENING_MAX);
-        world.run_until(limits.patience, "opening connections", |world| world.tally.opened >= oldest)?;
+        world.run_until(limits.patience, "opening connections", |world| {
+            world.tally.opened >= oldest
+        })?;
     }
-    world.run_until(limits.patience, "opening connections", |world| world.tally.opened == before + clients)?;
+    world.run_until(limits.patience, "opening connections", |world| {
+        world.tally.opened == before + clients
+    })?;
     Ok(opened)
 }
 
@@ -482,7 +532,9 @@ fn exchange(world: &mut World, echo: &Echo, limits: Limits) -> Result<Outcome, F
     world.after_echo = if echo.rate.is_some() { After::Pause } else { After::Again };
     world.messages_left = limits.count;
     if echo.rate.is_none() {
-        while let (Some(left), Some(client)) = (world.messages_left.checked_sub(1), world.paused.pop_front()) {
+        while let (Some(left), Some(client)) =
+            (world.messages_left.checked_sub(1), world.paused.pop_front())
+        {
             world.messages_left = left;
             world.send_message(client)?;
         }
@@ -533,8 +585,12 @@ mod tests {
         let backend = net::listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let listener = net::listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let target = listener.local_addr().unwrap();
-        let settings =
-            pipe::Settings { listen: target, backend: backend.local_addr().unwrap(), splice, buffer: 64 * 1024 };
+        let settings = pipe::Settings {
+            listen: target,
+            backend: backend.local_addr().unwrap(),
+            splice,
+            buffer: 64 * 1024,
+        };
         std::thread::spawn(move || pipe::serve(settings, &listener));
         World::new(target, backend).unwrap()
     }
@@ -551,7 +607,9 @@ mod tests {
             std::thread::spawn(move || std::io::copy(&mut from, &mut to));
             let (mut from, mut to, mut passed, mut buffer) = (upstream, client, 0, [0; 4096]);
             while let Ok(count @ 1..) = from.read(&mut buffer) {
-                if let Some(byte) = place.checked_sub(passed).and_then(|at| buffer[..count].get_mut(at)) {
+                if let Some(byte) =
+                    place.checked_sub(passed).and_then(|at| buffer[..count].get_mut(at))
+                {
                     *byte ^= 1;
                 }
                 passed += count;
@@ -580,9 +638,12 @@ mod tests {
 
     #[test]
     fn echoes_are_as_many_as_asked_for_at_any_size() {
-        for (size, connections) in [(0, 1), (1, 3), (64, 16), (1024, 4), (65_536, 2), (1 << 20, 2)] {
+        for (size, connections) in [(0, 1), (1, 3), (64, 16), (1024, 4), (65_536, 2), (1 << 20, 2)]
+        {
             let (mut world, mut seen) = (around_a_pipe(false), Seen::default());
-            let mut outcome = echo(&mut world, &Echo::new(size, connections), Limits::count(50), &mut seen).unwrap();
+            let mut outcome =
+                echo(&mut world, &Echo::new(size, connections), Limits::count(50), &mut seen)
+                    .unwrap();
             assert_eq!((outcome.count, outcome.latencies.len()), (50, 50), "size {size}");
             assert!(outcome.latencies.percentile(50.0).unwrap() > 0.0);
             assert_eq!((seen.0, seen.1), (1, 1));
@@ -592,7 +653,13 @@ mod tests {
     #[test]
     fn timed_messages_go_beside_idle_pairs_and_streams() {
         let mut world = around_a_pipe(true);
-        let plan = Echo { idle: 20, rate: Some(2000.0), streams: 2, stream_size: 1 << 18, ..Echo::new(64, 8) };
+        let plan = Echo {
+            idle: 20,
+            rate: Some(2000.0),
+            streams: 2,
+            stream_size: 1 << 18,
+            ..Echo::new(64, 8)
+        };
         let limits = Limits { seconds: 20.0, ..Limits::count(100) };
         let outcome = echo(&mut world, &plan, limits, &mut ()).unwrap();
         assert!(outcome.count >= 100 && outcome.bytes > 0 && outcome.stream_rate > 0.0);

@@ -256,7 +256,8 @@ impl World {
 
     /// Begins to open a client at a path of the target; `Tally::opened` counts it once the target has answered.
     pub fn open(&mut self, path: &str, plan: Plan) -> Result<u32, Fault> {
-        let socket = net::dial(self.target).map_err(|error| format!("cannot connect to the target: {error}"))?;
+        let socket = net::dial(self.target)
+            .map_err(|error| format!("cannot connect to the target: {error}"))?;
         let id = self.admit(socket, Job::Ask)?;
         let key = wire::fresh_key();
         let target = match &plan {
@@ -273,13 +274,15 @@ impl World {
 
     /// Connects to where results are published.
     pub fn open_publisher(&mut self, address: SocketAddr) -> Result<Publisher, Fault> {
-        let socket = net::dial(address).map_err(|error| format!("cannot connect to publish: {error}"))?;
+        let socket =
+            net::dial(address).map_err(|error| format!("cannot connect to publish: {error}"))?;
         self.admit(socket, Job::Publish)
     }
 
     /// Connects for `fetch`.
     pub fn open_fetcher(&mut self) -> Result<u32, Fault> {
-        let socket = net::dial(self.target).map_err(|error| format!("cannot connect to the target: {error}"))?;
+        let socket = net::dial(self.target)
+            .map_err(|error| format!("cannot connect to the target: {error}"))?;
         self.admit(socket, Job::Fetch { left: None, got: 0, wanted: 0 })
     }
 
@@ -287,7 +290,9 @@ impl World {
     pub fn send_message(&mut self, id: u32) -> Result<(), Fault> {
         let mut frame = std::mem::take(&mut self.frame);
         frame.clear();
-        let Job::Echo { size, sequence } = &mut self.slots[id as usize].as_mut().ok_or("no such client")?.job else {
+        let Job::Echo { size, sequence } =
+            &mut self.slots[id as usize].as_mut().ok_or("no such client")?.job
+        else {
             return Err("only an echo client has messages to send".into());
         };
         *sequence += 1;
@@ -306,7 +311,13 @@ impl World {
     }
 
     /// Publishes; a client of that task is timed from here.
-    pub fn publish(&mut self, through: Publisher, channel: &str, json: &str, client: Option<u32>) -> Result<(), Fault> {
+    pub fn publish(
+        &mut self,
+        through: Publisher,
+        channel: &str,
+        json: &str,
+        client: Option<u32>,
+    ) -> Result<(), Fault> {
         let mut command = Vec::with_capacity(channel.len() + json.len() + 64);
         resp::push_command(&mut command, &[b"PUBLISH", channel.as_bytes(), json.as_bytes()]);
         if let Some(client) = client {
@@ -316,7 +327,12 @@ impl World {
     }
 
     /// Publishes one text for many channels, in one write.
-    pub fn publish_all(&mut self, through: Publisher, channels: &[String], json: &str) -> Result<(), Fault> {
+    pub fn publish_all(
+        &mut self,
+        through: Publisher,
+        channels: &[String],
+        json: &str,
+    ) -> Result<(), Fault> {
         let mut commands = Vec::with_capacity(channels.len() * (json.len() + 128));
         for channel in channels {
             resp::push_command(&mut commands, &[b"PUBLISH", channel.as_bytes(), json.as_bytes()]);
@@ -386,12 +402,21 @@ impl World {
     }
 
     /// Turns until `done` says so.
-    pub fn run_until(&mut self, within: Duration, what: &str, done: impl Fn(&World) -> bool) -> Result<(), Fault> {
+    pub fn run_until(
+        &mut self,
+        within: Duration,
+        what: &str,
+        done: impl Fn(&World) -> bool,
+    ) -> Result<(), Fault> {
         let deadline = Instant::now() + within;
         while !done(self) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(format!("gave up after {} s: {what}; so far {}", within.as_secs(), self.progress()));
+                return Err(format!(
+                    "gave up after {} s: {what}; so far {}",
+                    within.as_secs(),
+                    self.progress()
+                ));
             }
             self.turn(Some(left))?;
         }
@@ -422,7 +447,9 @@ impl World {
             self.slots.push(None);
             self.slots.len() as u32 - 1
         });
-        self.poll.add(&socket, u64::from(id), EventFlags::IN).map_err(|error| format!("cannot poll: {error}"))?;
+        self.poll
+            .add(&socket, u64::from(id), EventFlags::IN)
+            .map_err(|error| format!("cannot poll: {error}"))?;
         self.slots[id as usize] = Some(Conn {
             socket,
             job,
@@ -439,7 +466,9 @@ impl World {
     }
 
     fn accept(&mut self) -> Result<(), Fault> {
-        while let Some(socket) = net::accept(&self.listener).map_err(|error| format!("cannot accept: {error}"))? {
+        while let Some(socket) =
+            net::accept(&self.listener).map_err(|error| format!("cannot accept: {error}"))?
+        {
             self.admit(socket, Job::Greet)?;
         }
         Ok(())
@@ -453,7 +482,9 @@ impl World {
             }
             self.stream_on(id)?;
         }
-        if !flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) || self.dead.contains(&id) {
+        if !flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR)
+            || self.dead.contains(&id)
+        {
             return Ok(());
         }
         match &self.conn(id).job {
@@ -501,13 +532,17 @@ impl World {
             }
         }
         inbox.drain(..used);
-        if let Some(head) = wire::parse_frame_head(&inbox).filter(|_| matches!(self.conn(id).job, Job::Answer)) {
+        if let Some(head) =
+            wire::parse_frame_head(&inbox).filter(|_| matches!(self.conn(id).job, Job::Answer))
+        {
             // Makes room for the rest of a large message in one go.
-            let size = usize::try_from(head.payload).unwrap_or(usize::MAX).min(POOL_BYTES) + head.size;
+            let size =
+                usize::try_from(head.payload).unwrap_or(usize::MAX).min(POOL_BYTES) + head.size;
             inbox.reserve(size.saturating_sub(inbox.len()));
         }
         let conn = self.conn(id);
-        if !(inbox.is_empty() && matches!(conn.job, Job::Rest | Job::Task(_) | Job::Receive { .. })) {
+        if !(inbox.is_empty() && matches!(conn.job, Job::Rest | Job::Task(_) | Job::Receive { .. }))
+        {
             conn.inbox = inbox;
         }
         Ok(())
@@ -545,19 +580,27 @@ impl World {
     /// The request that the target passed on.
     fn take_request(&mut self, id: u32, bytes: &[u8]) -> Result<usize, Fault> {
         let Some(request) = wire::parse_request(bytes)? else { return Ok(0) };
-        let (client, generation) = parse_query(&request.target)
-            .ok_or_else(|| format!("the backend was asked for {:?}: the query is lost", request.target))?;
+        let (client, generation) = parse_query(&request.target).ok_or_else(|| {
+            format!("the backend was asked for {:?}: the query is lost", request.target)
+        })?;
         if generation != self.generation {
             self.dead.push(id);
             return Ok(request.size);
         }
         let plan = match self.slots.get(client as usize) {
             Some(Some(conn)) if conn.key == request.key => conn.plan.clone(),
-            _ => return Err(format!("the backend was asked for {:?} with a key of nobody's", request.target)),
+            _ => {
+                return Err(format!(
+                    "the backend was asked for {:?} with a key of nobody's",
+                    request.target
+                ));
+            }
         };
         self.conn(id).job = match plan {
             Some(Plan::Echo { .. }) => Job::Answer,
-            Some(Plan::Stream { pattern, way: Way::Down }) => Job::Send { pattern, at: 0, active: false },
+            Some(Plan::Stream { pattern, way: Way::Down }) => {
+                Job::Send { pattern, at: 0, active: false }
+            }
             Some(Plan::Stream { pattern, way: Way::Up }) => Job::Receive { pattern, at: 0 },
             _ => Job::Rest,
         };
@@ -570,7 +613,8 @@ impl World {
 
     fn take_frame(&mut self, id: u32, bytes: &[u8]) -> Result<usize, Fault> {
         let Some(head) = wire::parse_frame_head(bytes) else { return Ok(0) };
-        let end = head.size + usize::try_from(head.payload).map_err(|_| "a frame too large to be ours")?;
+        let end = head.size
+            + usize::try_from(head.payload).map_err(|_| "a frame too large to be ours")?;
         let Some(payload) = bytes.get(head.size..end) else { return Ok(0) };
         match (head.first, &mut self.conn(id).job) {
             (wire::BINARY, Job::Echo { size, sequence }) => {
@@ -590,7 +634,10 @@ impl World {
             }
             (wire::CLOSE, Job::Answer) => {
                 let mut code = payload.to_vec();
-                wire::apply_mask(&mut code, head.mask.ok_or("an unmasked Close came from the client's side")?);
+                wire::apply_mask(
+                    &mut code,
+                    head.mask.ok_or("an unmasked Close came from the client's side")?,
+                );
                 if code != 1000u16.to_be_bytes() {
                     return Err(format!("the backend was sent Close {code:?}"));
                 }
@@ -599,7 +646,9 @@ impl World {
                 self.send(id, &frame)?;
                 self.dead.push(id);
             }
-            (wire::CLOSE, Job::Leave { answered }) if payload == 1000u16.to_be_bytes() => *answered = true,
+            (wire::CLOSE, Job::Leave { answered }) if payload == 1000u16.to_be_bytes() => {
+                *answered = true
+            }
             // In the middle of a frame there is no place for an answer, and runs are shorter than any patience.
             (wire::PING, Job::Send { .. }) => {}
             (wire::PING, _) => {
@@ -610,7 +659,9 @@ impl World {
                 wire::push_frame(&mut frame, wire::PONG, &pong, key);
                 self.send(id, &frame)?;
             }
-            (first, _) => return Err(format!("frame {first:#x} of {} bytes came unasked", head.payload)),
+            (first, _) => {
+                return Err(format!("frame {first:#x} of {} bytes came unasked", head.payload));
+            }
         }
         Ok(end)
     }
@@ -650,7 +701,12 @@ impl World {
 
     fn leave(&mut self, id: u32) -> Result<(), Fault> {
         let mut frame = Vec::new();
-        wire::push_frame(&mut frame, wire::CLOSE, &1000u16.to_be_bytes(), Some(fastrand::u32(..).to_ne_bytes()));
+        wire::push_frame(
+            &mut frame,
+            wire::CLOSE,
+            &1000u16.to_be_bytes(),
+            Some(fastrand::u32(..).to_ne_bytes()),
+        );
         self.conn(id).job = Job::Leave { answered: false };
         self.send(id, &frame)
     }
@@ -675,7 +731,8 @@ impl World {
     fn make_bulk(&mut self, id: u32) -> Result<(), Fault> {
         let conn = self.slots[id as usize].as_mut().ok_or("no such stream")?;
         let flags = interest(conn.wants_write);
-        rustix::event::epoll::delete(&self.poll, &conn.socket).map_err(|error| error.to_string())?;
+        rustix::event::epoll::delete(&self.poll, &conn.socket)
+            .map_err(|error| error.to_string())?;
         self.bulk.add(&conn.socket, u64::from(id), flags).map_err(|error| error.to_string())?;
         conn.in_bulk = true;
         Ok(())
@@ -721,7 +778,9 @@ impl World {
             let piece = got.len().min(pattern.wire.len() - *at);
             if got[..piece] != pattern.wire[*at..*at + piece] {
                 let far = self.tally.received_bytes;
-                return Err(format!("a stream came changed, somewhere behind {far} received bytes"));
+                return Err(format!(
+                    "a stream came changed, somewhere behind {far} received bytes"
+                ));
             }
             *at = (*at + piece) % pattern.wire.len();
             got = &got[piece..];
@@ -742,8 +801,12 @@ impl World {
                 self.dead.push(id);
                 return Ok(());
             }
-            Ok(Io::Ended) => return Err(format!("the target ended a waiting client's connection: {delivery:?}")),
-            Err(error) => return Err(format!("the target broke a waiting client's connection ({error})")),
+            Ok(Io::Ended) => {
+                return Err(format!("the target ended a waiting client's connection: {delivery:?}"));
+            }
+            Err(error) => {
+                return Err(format!("the target broke a waiting client's connection ({error})"));
+            }
         };
         let heard_at = Instant::now();
         let progress = delivery.observe(&self.scratch[..count], &self.audio)?;
@@ -760,7 +823,12 @@ impl World {
             wire::push_frame(&mut frame, wire::PONG, b"", Some(fastrand::u32(..).to_ne_bytes()));
         }
         if progress.closed {
-            wire::push_frame(&mut frame, wire::CLOSE, &1000u16.to_be_bytes(), Some(fastrand::u32(..).to_ne_bytes()));
+            wire::push_frame(
+                &mut frame,
+                wire::CLOSE,
+                &1000u16.to_be_bytes(),
+                Some(fastrand::u32(..).to_ne_bytes()),
+            );
         }
         if !frame.is_empty() {
             // It may hang up right after its Close: ours is a courtesy then.
@@ -847,7 +915,12 @@ impl World {
             true => match net::send(&conn.socket, bytes) {
                 Ok(Io::Moved(count)) => count,
                 Ok(_) => 0,
-                Err(error) => return Err(format!("the target broke the connection of {} ({error})", conn.job.word())),
+                Err(error) => {
+                    return Err(format!(
+                        "the target broke the connection of {} ({error})",
+                        conn.job.word()
+                    ));
+                }
             },
             false => 0,
         };
@@ -860,7 +933,12 @@ impl World {
         match net::send(&conn.socket, &conn.out[conn.out_at..]) {
             Ok(Io::Moved(count)) => conn.out_at += count,
             Ok(_) => {}
-            Err(error) => return Err(format!("the target broke the connection of {} ({error})", conn.job.word())),
+            Err(error) => {
+                return Err(format!(
+                    "the target broke the connection of {} ({error})",
+                    conn.job.word()
+                ));
+            }
         }
         if conn.out_at == conn.out.len() {
             conn.out.clear();

@@ -79,9 +79,13 @@ impl Flow {
     pub(super) fn begin_stream(&mut self, source: &Conn, sink: &Conn) {
         // A head of which a part is held here, a Close frame and a pong that may be ours have to be read to their ends.
         let is_plain = self.frames.held_head().is_empty() && self.watched.is_none();
-        let can_stream =
-            self.sink == Sink::Open && self.backlog.is_empty() && is_plain && source.can_splice() && sink.can_splice();
-        self.stream = can_stream.then(|| Box::new(Stream { fill_bytes: FILL_BYTES_MIN, pipe: None }));
+        let can_stream = self.sink == Sink::Open
+            && self.backlog.is_empty()
+            && is_plain
+            && source.can_splice()
+            && sink.can_splice();
+        self.stream =
+            can_stream.then(|| Box::new(Stream { fill_bytes: FILL_BYTES_MIN, pipe: None }));
     }
 
     /// Moves what can be moved through a pipe.
@@ -95,7 +99,9 @@ impl Flow {
     ) -> Streamed {
         let Some(mut stream) = self.stream.take() else { return Streamed::Over };
         let was_blocked = stream.pipe.is_some();
-        let Some(mut pipe) = stream.pipe.take().or_else(|| cx.pipes.take()) else { return Streamed::Over };
+        let Some(mut pipe) = stream.pipe.take().or_else(|| cx.pipes.take()) else {
+            return Streamed::Over;
+        };
         let mut moved = 0;
         let streamed = loop {
             let before = pipe.held();
