@@ -48,7 +48,7 @@ const HOMES: [(&str, &[&str]); 6] = [
             "src/demo.rs",
             "src/demo/",
             "src/healthcheck.rs",
-            "src/logging.rs",
+            "src/logging/",
         ],
     ),
     (
@@ -59,7 +59,7 @@ const HOMES: [(&str, &[&str]); 6] = [
             "src/demo.rs",
             "src/demo/",
             "src/healthcheck.rs",
-            "src/logging.rs",
+            "src/logging/",
         ],
     ),
     ("mio", &["src/net/", "src/reactor/"]),
@@ -70,7 +70,7 @@ const HOMES: [(&str, &[&str]); 6] = [
             "src/main.rs",
             "src/cli.rs",
             "src/config.rs",
-            "src/logging.rs",
+            "src/logging/",
             "src/demo.rs",
             "src/demo/",
         ],
@@ -87,7 +87,7 @@ const HOMES: [(&str, &[&str]); 6] = [
             "src/demo.rs",
             "src/demo/",
             "src/healthcheck.rs",
-            "src/logging.rs",
+            "src/logging/",
         ],
     ),
 ];
@@ -323,7 +323,7 @@ fn the_floor_rule_catches() {
         1,
         "no part imports the configuration"
     );
-    assert_eq!(catches("src/logging.rs", "use crate::config::Config;"), 1);
+    assert_eq!(catches("src/logging/mod.rs", "use crate::config::Config;"), 1);
     assert_eq!(catches("src/config.rs", "use crate::logging; use crate::gateway::Settings;"), 0);
     assert_eq!(catches("src/main.rs", "use aivtuber_gateway::config::Config;"), 0);
     assert_eq!(catches("src/base/buf.rs", "use aivtuber_gateway::config::Config;"), 1);

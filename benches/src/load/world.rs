@@ -802,7 +802,9 @@ impl World {
                 return Ok(());
             }
             Ok(Io::Ended) => {
-                return Err(format!("the target ended a waiting client's connection: {delivery:?}"));
+                return Err(format!(
+                    "the target ended a waiting client's connection: {delivery:?}"
+                ));
             }
             Err(error) => {
                 return Err(format!("the target broke a waiting client's connection ({error})"));

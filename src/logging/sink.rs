@@ -1,38 +1,16 @@
-//! The log: one line an event, collected in memory, written at most once a turn of the loop.
-//!
-//! ```text
-//! info!(..) ─► Front (level, target, one escaped line) ─► simplelog ─► Pen ─► Sink: buffer ─flush()─► file or standard error
-//! ```
-//!
-//! Text lines are `2026-11-22T10:00:00.123Z INFO  relay input_1 opened client=127.0.0.1:52010`: UTC time, level, target,
-//! message with `key=value` pairs. JSON lines have the members `time`, `level`, `target` and `message`; the pairs stay inside the
-//! message, because taking them out of it again could only guess. Control characters are escaped in both, so that no client can
-//! forge a line. The target of a line of ours is the last part of its module's path (`aivtuber_gateway::session::relay` is `relay`).
-//!
-//! Surprising: nothing reaches the disk before [`Logging::turn`] or `log::logger().flush()`. The reactor calls the one once a turn: the
-//! first line after a while is written at once, those that follow it closely go together. A thread of its own calls the other after its
-//! lines; a panic and [`Logging::finish`] do too. Nothing in here blocks on a full pipe, waits for a disk to have room or
-//! panics over one:
-//!
-//! - **Whole lines.** What was written of a line before a failure is continued, or ended with a newline, never run into the next one.
-//! - **Bounded.** At most [`BUFFER_BYTES_MAX`] wait; further lines are dropped, counted, and the count is logged when there is room again.
-//! - **Said once.** A file that cannot be written is reported on standard error once, and once more when it works again. Where it
-//!   cannot even be opened, lines go to standard error in the meantime; a full disk only makes them wait.
+//! Lines on their way to the file or to standard error.
 
-use std::fmt::{self, Write as _};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
-
+use super::Settings;
+use super::file;
+use super::line::write_line;
 use crate::base::moment::Moment;
-use crate::reactor::LogState;
-use log::{Level, LevelFilter, Log, Metadata, Record};
+use log::Level;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use simplelog::{ConfigBuilder, WriteLogger};
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
 use time::OffsetDateTime;
 
 /// Bytes of lines that may wait to be written; what comes on top is dropped and counted.
@@ -44,9 +22,6 @@ const GATHER_BYTES: usize = 16 * 1024;
 /// The buffer's first room. The allocator maps a piece so large by itself, so that of it only what was once written to is there;
 /// one that had to grow is given back once it is empty.
 const BUFFER_BYTES_KEPT: usize = 128 * 1024;
-
-/// Room for one line that is kept for the next; a longer one takes its room with it.
-const LINE_BYTES_KEPT: usize = 1024;
 
 /// What one write to a pipe that said "writable" takes without blocking (`PIPE_BUF`).
 const PIPE_BYTES: usize = 4096;
@@ -63,280 +38,9 @@ const REOPEN_AFTER: Duration = Duration::from_secs(1);
 /// How long [`Logging::finish`] waits for a reader that does not read, in all.
 const FINISH_WITHIN: Duration = Duration::from_secs(1);
 
-/// Modules whose lines are held at `warn`: below it they print payloads (tungstenite) or every event (mio). The `::` leaves the
-/// bare names to us: `redis` is what our own lines about Redis may be called.
-const QUIET: [&str; 3] = ["tungstenite::", "mio::", "redis::"];
-
-/// The `[log]` section.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// The least important level that is written.
-    pub level: LevelFilter,
-    /// Where lines go; `None` is standard error.
-    pub file: Option<PathBuf>,
-    /// How a line looks.
-    pub format: Format,
-    /// The file is rotated before it grows beyond this many bytes; `None`: never.
-    pub max_size: Option<u64>,
-    /// How many rotated files stay (`file.1` is the youngest); with 0 the full file is deleted.
-    pub keep: u32,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Settings {
-            level: LevelFilter::Info,
-            file: None,
-            format: Format::Text,
-            max_size: None,
-            keep: 5,
-        }
-    }
-}
-
-/// How a line looks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Format {
-    /// For people: time, level, target, message.
-    #[default]
-    Text,
-    /// For programs: one JSON object a line.
-    Json,
-}
-
-/// Makes the log the process's log, and the panic message part of it. Can succeed once in a process.
-///
-/// A file that cannot be opened is no error: it is reported on standard error, where the lines then go.
-pub fn start(settings: Settings) -> Result<Logging, log::SetLoggerError> {
-    let level = settings.level;
-    let sink = Arc::new(Mutex::new(Sink::open(settings)));
-    log::set_boxed_logger(Box::new(Front::new(Arc::clone(&sink))))?;
-    log::set_max_level(level);
-    let print = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        log::error!(target: "panic", "{panic}");
-        log::logger().flush();
-        print(panic);
-    }));
-    Ok(Logging { sink })
-}
-
-/// A hold on the running log, for signals and for the end.
-#[derive(Clone)]
-pub struct Logging {
-    sink: Arc<Mutex<Sink>>,
-}
-
-impl Logging {
-    /// Opens the file again by its name, after what waits was written to the old one (logrotate's `create` mode).
-    pub fn reopen(&self) {
-        lock(&self.sink).reopen();
-    }
-
-    /// From now on this level, whatever the settings said.
-    pub fn set_level(&self, level: LevelFilter) {
-        log::set_max_level(level);
-    }
-
-    /// Takes new settings into use, all of them, and opens the file again.
-    pub fn apply(&self, settings: Settings) {
-        log::set_max_level(settings.level);
-        let mut sink = lock(&self.sink);
-        sink.flush();
-        sink.settings = settings;
-        sink.reopen();
-    }
-
-    /// Writes the lines that wait, without waiting for anything, unless the last ones were written a moment ago or did not go out.
-    /// Called once a turn of the loop, and at the moment that it answers.
-    pub fn turn(&self, now: Moment) -> LogState {
-        let mut sink = lock(&self.sink);
-        LogState { due_at: sink.turn(now), lines_lost: sink.lost }
-    }
-
-    /// Writes what is left, waiting a moment for a slow reader. The last call before the process exits.
-    pub fn finish(&self) {
-        log::logger().flush();
-        lock(&self.sink).finish();
-    }
-}
-
-/// The process's logger: decides, makes the line, hands it to simplelog.
-struct Front {
-    inner: Box<WriteLogger<Pen>>,
-    sink: Arc<Mutex<Sink>>,
-    /// Where lines are made, so that room is not asked for and given back for each.
-    room: Mutex<String>,
-}
-
-impl Front {
-    fn new(sink: Arc<Mutex<Sink>>) -> Self {
-        // Everything but the message is switched off: the line is finished before it gets there.
-        let bare = ConfigBuilder::new()
-            .set_time_level(LevelFilter::Off)
-            .set_max_level(LevelFilter::Off)
-            .set_thread_level(LevelFilter::Off)
-            .set_target_level(LevelFilter::Off)
-            .set_location_level(LevelFilter::Off)
-            .build();
-        let pen = Pen { line: Vec::new(), sink: Arc::clone(&sink) };
-        Front {
-            inner: WriteLogger::new(LevelFilter::Trace, bare, pen),
-            sink,
-            room: Mutex::default(),
-        }
-    }
-}
-
-impl Log for Front {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.level() <= log::max_level() && !is_hushed(metadata.target(), metadata.level())
-    }
-
-    fn log(&self, record: &Record<'_>) {
-        if !self.enabled(record.metadata()) {
-            return;
-        }
-        // Made while no lock is held: a message whose `Display` logs or panics then does no harm here. What logs meanwhile finds
-        // other room.
-        let format = lock(&self.sink).settings.format;
-        let mut line = std::mem::take(&mut *lock(&self.room));
-        write_line(
-            &mut line,
-            format,
-            OffsetDateTime::now_utc(),
-            record.level(),
-            record.target(),
-            *record.args(),
-        );
-        self.inner
-            .log(&Record::builder().level(record.level()).args(format_args!("{line}")).build());
-        if line.capacity() <= LINE_BYTES_KEPT {
-            line.clear();
-            *lock(&self.room) = line;
-        }
-    }
-
-    fn flush(&self) {
-        self.inner.flush();
-    }
-}
-
-/// True for a line of another crate that would be noise, or show payloads.
-fn is_hushed(target: &str, level: Level) -> bool {
-    level > Level::Warn && QUIET.iter().any(|path| target.starts_with(path))
-}
-
-/// Appends one line, without its newline and without any other control character.
-fn write_line(
-    line: &mut String,
-    format: Format,
-    at: OffsetDateTime,
-    level: Level,
-    target: &str,
-    message: fmt::Arguments<'_>,
-) {
-    let target = match target.strip_prefix("aivtuber_gateway::") {
-        Some(path) => path.rsplit("::").next().unwrap_or(path),
-        None => target,
-    };
-    match format {
-        Format::Text => {
-            push_time(line, at);
-            line.push(' ');
-            line.push_str(level.as_str());
-            line.push_str(&"      "[level.as_str().len()..]);
-            let start = line.len();
-            line.push_str(target);
-            line.push(' ');
-            let _ = line.write_fmt(message);
-            // Looked at as a whole: a message comes in dozens of pieces.
-            if !is_plain(&line[start..]) {
-                let raw = line.split_off(start);
-                escape_into(line, &raw);
-            }
-        }
-        Format::Json => {
-            let (target, message) =
-                (serde_json::Value::from(target), serde_json::Value::from(message.to_string()));
-            line.push_str(r#"{"time":""#);
-            push_time(line, at);
-            let _ = write!(line, r#"","level":"{level}","target":{target},"message":{message}}}"#);
-        }
-    }
-}
-
-/// `2026-11-22T10:00:00.123Z`. By hand, because padded numbers through `write!` cost as much as the rest of a line.
-fn push_time(line: &mut String, at: OffsetDateTime) {
-    let (hour, minute, second, milli) = at.to_hms_milli();
-    push_digits::<4>(line, at.year().unsigned_abs());
-    let pairs =
-        [('-', u8::from(at.month())), ('-', at.day()), ('T', hour), (':', minute), (':', second)];
-    for (before, number) in pairs {
-        line.push(before);
-        push_digits::<2>(line, number.into());
-    }
-    line.push('.');
-    push_digits::<3>(line, milli.into());
-    line.push('Z');
-}
-
-/// The last `N` decimal digits of `number`.
-fn push_digits<const N: usize>(line: &mut String, mut number: u32) {
-    let mut digits = [0; N];
-    for digit in digits.iter_mut().rev() {
-        *digit = b'0' + (number % 10) as u8;
-        number /= 10;
-    }
-    line.extend(digits.map(char::from));
-}
-
-/// Nearly all text is. Without an early end the compiler looks at many bytes at once.
-fn is_plain(text: &str) -> bool {
-    text.bytes().fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~'))
-}
-
-fn escape_into(line: &mut String, text: &str) {
-    for c in text.chars() {
-        // The last two are line ends to some readers, though not control characters.
-        if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') {
-            line.extend(c.escape_default());
-        } else {
-            line.push(c);
-        }
-    }
-}
-
-/// What simplelog writes to: puts its pieces together and hands over whole lines.
-struct Pen {
-    line: Vec<u8>,
-    sink: Arc<Mutex<Sink>>,
-}
-
-impl Write for Pen {
-    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
-        self.line.extend_from_slice(piece);
-        if self.line.ends_with(b"\n") {
-            lock(&self.sink).push(&self.line);
-            self.line.clear();
-        }
-        Ok(piece.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        lock(&self.sink).flush();
-        Ok(())
-    }
-}
-
-/// The lock, also after a thread panicked while it had it: whatever is done under one leaves things in order.
-fn lock<T>(one: &Mutex<T>) -> MutexGuard<'_, T> {
-    one.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Lines on their way out.
-struct Sink {
-    settings: Settings,
+pub(super) struct Sink {
+    pub(super) settings: Settings,
     out: Out,
     /// Lines that wait; the first may have been written in part, see `is_mid_line`.
     buffer: Vec<u8>,
@@ -344,7 +48,7 @@ struct Sink {
     /// Nothing is written by turns before this moment.
     not_before: Option<Moment>,
     /// Lines dropped since the start, and those of them that no line in the log tells of yet.
-    lost: u64,
+    pub(super) lost: u64,
     lost_untold: u64,
     /// Set while the file cannot be written, from the report until the all-clear.
     in_trouble: bool,
@@ -364,11 +68,11 @@ enum Out {
 }
 
 impl Sink {
-    fn open(settings: Settings) -> Sink {
+    pub(super) fn open(settings: Settings) -> Sink {
         Sink::open_reporting(settings, report_on_stderr)
     }
 
-    fn open_reporting(settings: Settings, report: fn(&str)) -> Sink {
+    pub(super) fn open_reporting(settings: Settings, report: fn(&str)) -> Sink {
         let mut sink = Sink {
             settings,
             out: Out::Stderr { retry_at: SystemTime::UNIX_EPOCH },
@@ -385,7 +89,7 @@ impl Sink {
     }
 
     /// Takes a line, with its newline, or drops and counts it.
-    fn push(&mut self, line: &[u8]) {
+    pub(super) fn push(&mut self, line: &[u8]) {
         if self.buffer.len() + line.len() > BUFFER_BYTES_MAX {
             self.lost += 1;
             self.lost_untold += 1;
@@ -398,7 +102,7 @@ impl Sink {
     }
 
     /// Writes, unless it is too early for that. Answers when the lines that still wait are due.
-    fn turn(&mut self, now: Moment) -> Option<Moment> {
+    pub(super) fn turn(&mut self, now: Moment) -> Option<Moment> {
         if self.buffer.is_empty() && self.lost_untold == 0 {
             return None;
         }
@@ -416,7 +120,7 @@ impl Sink {
     }
 
     /// Writes what can be written without waiting.
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         if self.buffer.is_empty() && self.lost_untold == 0 {
             return;
         }
@@ -450,7 +154,7 @@ impl Sink {
         }
     }
 
-    fn finish(&mut self) {
+    pub(super) fn finish(&mut self) {
         let step = Duration::from_millis(50);
         for _ in 0..FINISH_WITHIN.as_millis() / step.as_millis() {
             self.flush();
@@ -462,7 +166,7 @@ impl Sink {
         }
     }
 
-    fn reopen(&mut self) {
+    pub(super) fn reopen(&mut self) {
         self.flush();
         self.open_file();
     }
@@ -474,7 +178,7 @@ impl Sink {
             self.in_trouble = false;
             return;
         };
-        match open_log(&path) {
+        match file::open(&path) {
             Ok(opened) => {
                 self.go_to(Out::File { file: opened.file, size: opened.size });
                 if opened.ends_in_half_line {
@@ -508,14 +212,15 @@ impl Sink {
         while !self.buffer.is_empty() {
             let written = match &mut self.out {
                 Out::Stderr { .. } => write_stderr(&self.buffer),
-                Out::File { file, size } => match room(*size, self.settings.max_size, &self.buffer)
-                {
-                    0 => {
-                        self.rotate();
-                        continue;
+                Out::File { file, size } => {
+                    match file::room(*size, self.settings.max_size, &self.buffer) {
+                        0 => {
+                            self.rotate();
+                            continue;
+                        }
+                        bytes => file.write(&self.buffer[..bytes]),
                     }
-                    bytes => file.write(&self.buffer[..bytes]),
-                },
+                }
             };
             match written {
                 Ok(0) => return,
@@ -547,7 +252,7 @@ impl Sink {
                 self.is_mid_line = false;
                 self.lost += lines;
             }
-            Out::File { .. } if is_full(error) => {
+            Out::File { .. } if file::is_full(error) => {
                 self.trouble(error, "lines wait in memory until it can be, up to 1 MiB");
             }
             // A disk that went away comes back as another file: the old descriptor would fail for ever.
@@ -579,7 +284,7 @@ impl Sink {
         }
         *size = 0;
         let Some(path) = self.settings.file.clone() else { return };
-        match shift(&path, self.settings.keep) {
+        match file::shift(&path, self.settings.keep) {
             Ok(()) => self.open_file(),
             Err(error) => {
                 (self.report)(&format!("the log file {} cannot be rotated: {error}", self.path()))
@@ -590,80 +295,6 @@ impl Sink {
     fn path(&self) -> String {
         self.settings.file.as_deref().unwrap_or(Path::new("standard error")).display().to_string()
     }
-}
-
-/// How many bytes of `lines` may be written to a file of `size` bytes before it has to be rotated: whole lines, and into an empty
-/// file at least one.
-fn room(size: u64, max_size: Option<u64>, lines: &[u8]) -> usize {
-    let Some(max_size) = max_size else { return lines.len() };
-    let left = max_size.saturating_sub(size);
-    if lines.len() as u64 <= left {
-        return lines.len();
-    }
-    let fitting = &lines[..left as usize];
-    match memchr::memrchr(b'\n', fitting) {
-        Some(end) => end + 1,
-        None if size == 0 => memchr::memchr(b'\n', lines).map_or(lines.len(), |end| end + 1),
-        None => 0,
-    }
-}
-
-fn shift(path: &Path, keep: u32) -> io::Result<()> {
-    if keep == 0 {
-        return fs::remove_file(path);
-    }
-    let numbered = |number: u32| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(format!(".{number}"));
-        PathBuf::from(name)
-    };
-    for number in (1..keep).rev() {
-        match fs::rename(numbered(number), numbered(number + 1)) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    fs::rename(path, numbered(1))
-}
-
-struct Opened {
-    file: File,
-    size: u64,
-    ends_in_half_line: bool,
-}
-
-/// Opens for appending, folder and file made where they are missing. Never waits: a named pipe without a reader is an error.
-fn open_log(path: &Path) -> io::Result<Opened> {
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs::create_dir_all(folder).map_err(|error| {
-            io::Error::new(error.kind(), format!("its folder cannot be made: {error}"))
-        })?;
-    }
-    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-    let file = OpenOptions::new().append(true).create(true).custom_flags(nonblocking).open(path)?;
-    let metadata = file.metadata()?;
-    let size = if metadata.is_file() { metadata.len() } else { 0 };
-    Ok(Opened {
-        file,
-        size,
-        ends_in_half_line: size > 0 && last_byte(path).is_ok_and(|byte| byte != b'\n'),
-    })
-}
-
-fn last_byte(path: &Path) -> io::Result<u8> {
-    let mut file = File::open(path)?;
-    file.seek(SeekFrom::End(-1))?;
-    let mut byte = [0];
-    file.read_exact(&mut byte)?;
-    Ok(byte[0])
-}
-
-/// True for failures that end by themselves once somebody makes room.
-fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
-    )
 }
 
 /// True once `at` is over, and when the clock was set back so far that it might never be.
@@ -694,6 +325,9 @@ fn report_on_stderr(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+    use std::path::PathBuf;
+    use std::sync::Mutex;
 
     /// A folder of its own for each test, gone with it.
     struct Folder(PathBuf);
@@ -724,93 +358,6 @@ mod tests {
 
     fn sink(file: PathBuf) -> Sink {
         Sink::open_reporting(Settings { file: Some(file), ..Settings::default() }, |_| {})
-    }
-
-    fn at() -> OffsetDateTime {
-        OffsetDateTime::from_unix_timestamp_nanos(1_795_341_600_123_456_789).unwrap()
-    }
-
-    fn line(
-        format: Format,
-        at: OffsetDateTime,
-        level: Level,
-        target: &str,
-        message: &str,
-    ) -> String {
-        let mut line = String::new();
-        write_line(&mut line, format, at, level, target, format_args!("{message}"));
-        line
-    }
-
-    #[test]
-    fn text_line() {
-        let line = line(
-            Format::Text,
-            at(),
-            Level::Info,
-            "aivtuber_gateway::session::relay",
-            "input_1 opened code=1000",
-        );
-        assert_eq!(line, "2026-11-22T10:00:00.123Z INFO  relay input_1 opened code=1000");
-    }
-
-    #[test]
-    fn json_line() {
-        let line = line(Format::Json, at(), Level::Error, "demo", "say \"hi\"\n\u{1b}[1m");
-        let value: serde_json::Value = serde_json::from_str(&line).unwrap();
-        assert!(!line.contains('\n'));
-        assert_eq!(value["time"], "2026-11-22T10:00:00.123Z");
-        assert_eq!(value["level"], "ERROR");
-        assert_eq!(value["target"], "demo");
-        assert_eq!(value["message"], "say \"hi\"\n\u{1b}[1m");
-        assert_eq!(value.as_object().unwrap().len(), 4);
-    }
-
-    #[test]
-    fn control_characters_are_escaped() {
-        let line = line(
-            Format::Text,
-            at(),
-            Level::Warn,
-            "x",
-            "a\r\n2026 INFO forged\u{1b}[31m\u{85}\u{2028}é\\",
-        );
-        assert!(
-            line.ends_with("x a\\r\\n2026 INFO forged\\u{1b}[31m\\u{85}\\u{2028}é\\"),
-            "{line}"
-        );
-    }
-
-    #[test]
-    fn other_crates_are_hushed_below_warn() {
-        assert!(is_hushed("tungstenite::protocol", Level::Trace));
-        assert!(is_hushed("mio::poll", Level::Info));
-        assert!(is_hushed("redis::parser", Level::Debug));
-        assert!(!is_hushed("tungstenite::protocol", Level::Warn));
-        assert!(!is_hushed("redis", Level::Info), "a target of ours");
-        assert!(!is_hushed("aivtuber_gateway::reactor::redis", Level::Trace));
-        assert!(!is_hushed("miobridge::poll", Level::Trace));
-    }
-
-    #[test]
-    fn lines_wait_for_the_flush_and_pass_through_simplelog_whole() {
-        let folder = Folder::new("front");
-        let shared = Arc::new(Mutex::new(sink(folder.file("log"))));
-        let front = Front::new(Arc::clone(&shared));
-        // `Front::log` asks the global level, which other tests leave alone.
-        log::set_max_level(LevelFilter::Info);
-        for (level, text) in
-            [(Level::Info, "one"), (Level::Debug, "never"), (Level::Error, "two\nparts")]
-        {
-            front.log(
-                &Record::builder().level(level).target("t").args(format_args!("{text}")).build(),
-            );
-        }
-        assert_eq!(folder.read("log"), "");
-        front.flush();
-        let text = folder.read("log");
-        let lines: Vec<_> = text.lines().map(|line| &line[25..]).collect();
-        assert_eq!(lines, ["INFO  t one", "ERROR t two\\nparts"]);
     }
 
     #[test]
