@@ -1,0 +1,222 @@
+//! `/health`, `/ready` and `/connections`.
+
+use serde::Serialize;
+
+use super::super::stats::Traffic;
+use super::{Lifecycle, Snapshot, rfc3339, uncached};
+use crate::proto::http::Reply;
+
+/// `/health`: always 200; `degraded` when Redis is wanted and away or a backend's last dial failed.
+pub fn health(snapshot: &Snapshot) -> Reply {
+    #[derive(Serialize)]
+    struct Health<'a> {
+        status: &'static str,
+        gateway: &'static str,
+        version: &'a str,
+        uptime_seconds: u64,
+        active_connections: u64,
+        backend_services: serde_json::Map<String, serde_json::Value>,
+        redis: &'static str,
+    }
+    let services =
+        snapshot.routes.iter().map(|route| (route.name.to_owned(), route.target.clone().into()));
+    json(&Health {
+        status: if snapshot.is_degraded() { "degraded" } else { "ok" },
+        gateway: "running",
+        version: snapshot.version,
+        uptime_seconds: snapshot.uptime.as_secs(),
+        active_connections: snapshot.active_connections(),
+        backend_services: services.collect(),
+        redis: snapshot.redis.word(),
+    })
+}
+
+/// `/ready`: 200, or 503 while draining or while results are wanted and Redis is away.
+pub fn ready(snapshot: &Snapshot) -> Reply {
+    #[derive(Serialize)]
+    struct Ready {
+        status: &'static str,
+    }
+    match snapshot.lifecycle {
+        Lifecycle::Draining => uncached(Reply::error(503, "the gateway is shutting down")),
+        Lifecycle::Serving if snapshot.lacks_redis() => {
+            uncached(Reply::error(503, "Redis connection not available"))
+        }
+        Lifecycle::Serving => json(&Ready { status: "ready" }),
+    }
+}
+
+/// `/connections`: every open WebSocket, first by id, then in detail.
+pub fn connections(snapshot: &Snapshot) -> Reply {
+    #[derive(Serialize)]
+    struct Connections<'a> {
+        total_connections: usize,
+        connections: Vec<&'a str>,
+        details: Vec<Detail<'a>>,
+    }
+    #[derive(Serialize)]
+    struct Detail<'a> {
+        id: &'a str,
+        route: &'a str,
+        state: &'static str,
+        client: String,
+        backend: Option<&'a str>,
+        task_id: Option<&'a str>,
+        opened: String,
+        idle_seconds: f64,
+        from_client: Count,
+        to_client: Count,
+    }
+    #[derive(Serialize)]
+    struct Count {
+        frames: u64,
+        bytes: u64,
+    }
+    let count = |traffic: Traffic| Count { frames: traffic.frames, bytes: traffic.bytes };
+    let details = snapshot.connections.iter().map(|connection| Detail {
+        id: &connection.id,
+        route: connection.route,
+        state: connection.state,
+        client: connection.client.to_string(),
+        backend: connection.backend.as_deref(),
+        task_id: connection.task_id.as_deref(),
+        opened: rfc3339(connection.opened),
+        idle_seconds: connection.idle.as_millis() as f64 / 1000.0,
+        from_client: count(connection.traffic.from_client),
+        to_client: count(connection.traffic.to_client),
+    });
+    json(&Connections {
+        total_connections: snapshot.connections.len(),
+        connections: snapshot.connections.iter().map(|connection| connection.id.as_str()).collect(),
+        details: details.collect(),
+    })
+}
+
+fn json(body: &impl Serialize) -> Reply {
+    let body = serde_json::to_string(body).expect("plain data with text keys is always JSON");
+    uncached(Reply::json(200, body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{BOTH, connection, empty, relayed, text, well};
+    use super::super::{BackendView, ConnectionView, RedisView, RouteView};
+    use super::*;
+    use crate::service::stats::Stats;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn health_is_as_the_contract_has_it() {
+        let stats = Stats::new();
+        let mut snapshot = empty(&stats);
+        snapshot.routes = vec![
+            relayed("output", vec![well("ws://b/")]),
+            relayed("input", vec![well("ws://a/"), well("ws://c/")]),
+            RouteView {
+                name: "served",
+                path: "/s/{task_id}".into(),
+                target: "built in".into(),
+                backends: vec![],
+            },
+        ];
+        snapshot.add_live("input", BOTH);
+        let reply = health(&snapshot);
+        let expected = concat!(
+            r#"{"status":"ok","gateway":"running","version":"1.2.3","uptime_seconds":93784,"active_connections":1,"#,
+            r#""backend_services":{"output":"ws://b/","input":"ws://a/, ws://c/","served":"built in"},"redis":"disabled"}"#,
+        );
+        assert_eq!((reply.status, text(&reply)), (200, expected));
+    }
+
+    #[test]
+    fn health_is_degraded_by_redis_or_a_backend() {
+        let stats = Stats::new();
+        let status = |snapshot: &Snapshot| {
+            let reply = health(snapshot);
+            assert_eq!(reply.status, 200);
+            serde_json::from_slice::<Value>(&reply.body).unwrap()["status"]
+                .as_str()
+                .unwrap()
+                .to_owned()
+        };
+        let mut snapshot = empty(&stats);
+        snapshot.routes = vec![relayed(
+            "a",
+            vec![well("ws://a/"), BackendView { last_dial_failed: true, ..well("ws://b/") }],
+        )];
+        assert_eq!(status(&snapshot), "degraded");
+
+        for (redis, results_wanted, expected) in [
+            (RedisView::Disconnected, true, "degraded"),
+            (RedisView::Disconnected, false, "ok"),
+            (RedisView::Connected, true, "ok"),
+            (RedisView::Embedded, true, "ok"),
+            (RedisView::Disabled, false, "ok"),
+        ] {
+            let mut snapshot = empty(&stats);
+            (snapshot.redis, snapshot.results_wanted) = (redis, results_wanted);
+            assert_eq!(status(&snapshot), expected, "{redis:?}");
+        }
+    }
+
+    #[test]
+    fn ready_unless_draining_or_without_wanted_redis() {
+        let stats = Stats::new();
+        let mut snapshot = empty(&stats);
+        let reply = ready(&snapshot);
+        assert_eq!((reply.status, text(&reply)), (200, r#"{"status":"ready"}"#));
+        (snapshot.redis, snapshot.results_wanted) = (RedisView::Disconnected, true);
+        let reply = ready(&snapshot);
+        assert_eq!(
+            (reply.status, text(&reply)),
+            (503, r#"{"status":"error","error":"Redis connection not available"}"#)
+        );
+        (snapshot.redis, snapshot.lifecycle) = (RedisView::Connected, Lifecycle::Draining);
+        assert_eq!(ready(&snapshot).status, 503);
+    }
+
+    #[test]
+    fn connections_are_as_the_contract_has_them() {
+        let stats = Stats::new();
+        let mut snapshot = empty(&stats);
+        assert_eq!(
+            text(&connections(&snapshot)),
+            r#"{"total_connections":0,"connections":[],"details":[]}"#
+        );
+        snapshot.connections.push(connection("input_1"));
+        snapshot.connections.push(ConnectionView {
+            backend: None,
+            task_id: Some("7\"".into()),
+            ..connection("output_2")
+        });
+        let reply = connections(&snapshot);
+        assert!(
+            text(&reply).starts_with(
+                r#"{"total_connections":2,"connections":["input_1","output_2"],"details":[{"id":"input_1","#
+            )
+        );
+        let body: Value = serde_json::from_slice(&reply.body).unwrap();
+        assert_eq!(
+            body["details"][0],
+            json!({
+                "id": "input_1", "route": "input", "state": "open", "client": "[::1]:5000", "backend": "ws://a/",
+                "task_id": null, "opened": "2026-09-21T14:13:20.007Z", "idle_seconds": 1.5,
+                "from_client": {"frames": 2, "bytes": 20}, "to_client": {"frames": 3, "bytes": 300000},
+            })
+        );
+        assert_eq!(body["details"][1]["task_id"], "7\"");
+    }
+
+    #[test]
+    fn a_large_list_is_made_in_one_pass() {
+        let stats = Stats::new();
+        let mut snapshot = empty(&stats);
+        snapshot.connections =
+            (0..10_000).map(|number| connection(&format!("input_{number}"))).collect();
+        let reply = connections(&snapshot);
+        let body: Value = serde_json::from_slice(&reply.body).unwrap();
+        assert_eq!(body["total_connections"], 10_000);
+        assert_eq!(body["connections"][9999], "input_9999");
+        assert_eq!(body["details"].as_array().unwrap().len(), 10_000);
+    }
+}

@@ -1,0 +1,280 @@
+//! What the gateway tells about itself: the status page, `/health`, `/ready`, `/connections` and `/metrics`.
+//!
+//! The gateway fills a [`Snapshot`] of plain data, and each function here makes an answer of it; none looks anything up. The
+//! surprising thing: a snapshot counts every open WebSocket with [`Snapshot::add_live`], but lists them in `connections` only
+//! for the answers that show them, so that a scrape of 10,000 connections writes none of their addresses.
+
+mod json;
+mod page;
+mod prometheus;
+
+pub use json::{connections, health, ready};
+pub use page::{PAGE_CONNECTIONS_MAX, page};
+pub use prometheus::metrics;
+
+use crate::base::moment::Moment;
+use std::collections::BTreeMap;
+use std::fmt::{self, Write};
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use time::OffsetDateTime;
+use time::macros::format_description;
+
+use super::route::Route;
+use super::stats::{BothWays, Stats};
+use super::upstreams::Upstreams;
+use crate::proto::http::Reply;
+
+/// The gateway at one moment.
+#[derive(Debug)]
+pub struct Snapshot<'a> {
+    pub version: &'a str,
+    pub uptime: Duration,
+    pub lifecycle: Lifecycle,
+    /// Current routes in file order.
+    pub routes: Vec<RouteView<'a>>,
+    /// Open WebSockets, for [`connections`] (all of them) and [`page`] (the first [`PAGE_CONNECTIONS_MAX`] do); others leave it
+    /// empty.
+    pub connections: Vec<ConnectionView<'a>>,
+    pub redis: RedisView,
+    /// Whether a route serves results, so that the gateway is no use without Redis.
+    pub results_wanted: bool,
+    pub results: ResultsView,
+    pub stats: &'a Stats,
+    live: BTreeMap<&'a str, Live>,
+}
+
+/// Whether new connections are welcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lifecycle {
+    Serving,
+    Draining,
+}
+
+/// Where results come from, and whether they can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RedisView {
+    Connected,
+    Disconnected,
+    /// The gateway's own inbox.
+    Embedded,
+    /// No route serves results.
+    Disabled,
+}
+
+/// Who waits for results, and which are kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ResultsView {
+    /// Clients that wait; those that are being sent one do not.
+    pub waiting: u64,
+    /// Results that are kept in memory.
+    pub retained: u64,
+    /// Bytes of memory that they take.
+    pub retained_bytes: u64,
+}
+
+/// One route.
+#[derive(Debug)]
+pub struct RouteView<'a> {
+    pub name: &'a str,
+    pub path: String,
+    /// In words; see [`Route::target_text`].
+    pub target: String,
+    /// None where the gateway serves the route itself.
+    pub backends: Vec<BackendView<'a>>,
+}
+
+/// One backend of a route.
+#[derive(Debug)]
+pub struct BackendView<'a> {
+    pub url: &'a str,
+    /// Connections over all routes, dials included.
+    pub active: usize,
+    pub resting: bool,
+    pub last_dial_failed: bool,
+}
+
+/// One open WebSocket.
+#[derive(Debug)]
+pub struct ConnectionView<'a> {
+    /// Such as `input_1`.
+    pub id: String,
+    pub route: &'a str,
+    pub state: &'static str,
+    pub client: SocketAddr,
+    pub backend: Option<String>,
+    pub task_id: Option<String>,
+    pub opened: SystemTime,
+    /// Since the last byte either way.
+    pub idle: Duration,
+    pub traffic: BothWays,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Live {
+    open: u64,
+    traffic: BothWays,
+}
+
+impl<'a> Snapshot<'a> {
+    /// A gateway without routes, connections and Redis, to be filled.
+    pub fn new(version: &'a str, uptime: Duration, lifecycle: Lifecycle, stats: &'a Stats) -> Self {
+        Self {
+            version,
+            uptime,
+            lifecycle,
+            routes: Vec::new(),
+            connections: Vec::new(),
+            redis: RedisView::Disabled,
+            results_wanted: false,
+            results: ResultsView::default(),
+            stats,
+            live: BTreeMap::new(),
+        }
+    }
+
+    /// Counts one open WebSocket and what it has carried so far; to be called for each of them. `route` may be one that a
+    /// reload took away.
+    pub fn add_live(&mut self, route: &'a str, traffic: BothWays) {
+        let live = self.live.entry(route).or_default();
+        live.open += 1;
+        live.traffic += traffic;
+    }
+
+    /// How many WebSockets are open.
+    pub fn active_connections(&self) -> u64 {
+        self.live.values().map(|live| live.open).sum()
+    }
+
+    fn lacks_redis(&self) -> bool {
+        self.results_wanted && self.redis == RedisView::Disconnected
+    }
+
+    fn is_degraded(&self) -> bool {
+        self.lacks_redis()
+            || self
+                .routes
+                .iter()
+                .flat_map(|route| &route.backends)
+                .any(|backend| backend.last_dial_failed)
+    }
+}
+
+impl<'a> RouteView<'a> {
+    /// The view of `route` at `now`.
+    pub fn new(route: &'a Route, upstreams: &'a Upstreams, now: Moment) -> Self {
+        let backends = route.upstreams().iter().map(|id| BackendView {
+            url: upstreams.url(*id).public_text(),
+            active: upstreams.active(*id),
+            resting: upstreams.is_resting(*id, now),
+            last_dial_failed: upstreams.last_dial_failed(*id),
+        });
+        Self {
+            name: &route.name,
+            path: route.path.to_string(),
+            target: route.target_text(upstreams),
+            backends: backends.collect(),
+        }
+    }
+}
+
+impl RedisView {
+    /// The word in `/health`.
+    pub fn word(self) -> &'static str {
+        match self {
+            RedisView::Connected => "connected",
+            RedisView::Disconnected => "disconnected",
+            RedisView::Embedded => "embedded",
+            RedisView::Disabled => "disabled",
+        }
+    }
+}
+
+/// All of this is true for a moment only.
+fn uncached(reply: Reply) -> Reply {
+    reply.with("Cache-Control", "no-store")
+}
+
+/// RFC 3339 in UTC with milliseconds.
+fn rfc3339(at: SystemTime) -> String {
+    let format =
+        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+    // `From` panics only beyond the year 9999, which no clock of ours shows.
+    OffsetDateTime::from(at).format(format).expect("every component is there")
+}
+
+fn put(text: &mut String, what: fmt::Arguments) {
+    text.write_fmt(what).expect("a String takes everything");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::stats::Traffic;
+    use super::*;
+    use crate::service::route::{BackendUrl, RouteSettings, Routes, Target, Template};
+
+    pub const BOTH: BothWays = BothWays {
+        from_client: Traffic { frames: 2, bytes: 20 },
+        to_client: Traffic { frames: 3, bytes: 300_000 },
+    };
+
+    pub fn empty(stats: &Stats) -> Snapshot<'_> {
+        Snapshot::new("1.2.3", Duration::from_millis(93_784_900), Lifecycle::Serving, stats)
+    }
+
+    pub fn relayed<'a>(name: &'a str, backends: Vec<BackendView<'a>>) -> RouteView<'a> {
+        let target = backends.iter().map(|backend| backend.url).collect::<Vec<_>>().join(", ");
+        RouteView { name, path: format!("/ws/{name}"), target, backends }
+    }
+
+    pub fn well(url: &str) -> BackendView<'_> {
+        BackendView { url, active: 1, resting: false, last_dial_failed: false }
+    }
+
+    pub fn connection(id: &str) -> ConnectionView<'static> {
+        ConnectionView {
+            id: id.into(),
+            route: "input",
+            state: "open",
+            client: "[::1]:5000".parse().unwrap(),
+            backend: Some("ws://a/".into()),
+            task_id: None,
+            opened: SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_007),
+            idle: Duration::from_micros(1_500_900),
+            traffic: BOTH,
+        }
+    }
+
+    pub fn text(reply: &Reply) -> &str {
+        std::str::from_utf8(&reply.body).unwrap()
+    }
+
+    #[test]
+    fn a_route_view_tells_what_is_known_of_its_backends() {
+        let mut upstreams = Upstreams::new();
+        let urls = ["ws://a/{x}?token=secret", "ws://b/"]
+            .map(|url| BackendUrl::parse(url).unwrap())
+            .to_vec();
+        let path = Template::parse("/ws/{x}").unwrap();
+        let settings =
+            RouteSettings { name: "a".into(), path, target: Target::Backend { urls, host: None } };
+        let routes = Routes::new(vec![settings], &mut upstreams);
+        let route = routes.iter().next().unwrap();
+        let now = Moment::START;
+        upstreams.connecting(route.upstreams()[0]);
+        upstreams.connecting(route.upstreams()[1]);
+        upstreams.failed(route.upstreams()[1], now);
+        let view = RouteView::new(route, &upstreams, now);
+        assert_eq!(
+            (view.name, &*view.path, &*view.target),
+            ("a", "/ws/{x}", "ws://a/{x}?…, ws://b/")
+        );
+        let told: Vec<_> = view
+            .backends
+            .iter()
+            .map(|b| (b.url, b.active, b.resting, b.last_dial_failed))
+            .collect();
+        assert_eq!(told, [("ws://a/{x}?…", 1, false, false), ("ws://b/", 0, true, true)]);
+    }
+}

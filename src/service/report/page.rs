@@ -1,0 +1,354 @@
+//! The status page.
+
+use std::fmt::{self, Write};
+use std::time::Duration;
+
+use super::{Lifecycle, ResultsView, RouteView, Snapshot, put, rfc3339, uncached};
+use crate::proto::http::Reply;
+
+/// The status page lists so many connections; `/connections` has all.
+pub const PAGE_CONNECTIONS_MAX: usize = 100;
+
+/// The page is whole in itself; this holds a browser to it, whatever a value may smuggle in. What is added where the page has
+/// the form to talk: its one script, known by its hash, WebSockets of this gateway, and the sounds that came over them.
+const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+const TALK_POLICY: &str = "script-src 'sha256-2UC0tY5K1rzTrZZILyoks+Kis4rB5zX/oAODANSNFG0='; connect-src 'self'; media-src blob:";
+
+/// The client that `docs/protocol.md` shows, and the form that uses it.
+const TALK_SCRIPT: &str = include_str!("../talk.js");
+
+/// `/`: the status page.
+pub fn page(snapshot: &Snapshot) -> Reply {
+    let (state, state_class) = match snapshot.lifecycle {
+        Lifecycle::Draining => ("Shutting down", "warn"),
+        Lifecycle::Serving if snapshot.is_degraded() => ("Degraded", "bad"),
+        Lifecycle::Serving => ("Serving", "good"),
+    };
+    let can_talk = can_talk(snapshot);
+    let body = fill(include_str!("../page.html"), |name, out| match name {
+        "title" => out.push_str(&format!("{state} · aivtuber-gateway")),
+        "state" => out.push_str(state),
+        "state_class" => out.push_str(state_class),
+        "figures" => push_figures(out, snapshot),
+        "routes" => snapshot.routes.iter().for_each(|route| push_route(out, route, snapshot)),
+        "connections" => push_connections(out, snapshot),
+        "talk" if can_talk => {
+            out.push_str(include_str!("../talk.html"));
+            put(out, format_args!("<script>{TALK_SCRIPT}</script>\n"));
+        }
+        "talk" => {}
+        _ => unreachable!("page.html asks for {name}"),
+    });
+    let policy =
+        if can_talk { format!("{PAGE_POLICY}; {TALK_POLICY}") } else { PAGE_POLICY.to_owned() };
+    uncached(Reply::html(200, body)).with("Content-Security-Policy", policy)
+}
+
+/// Both paths that the form to talk needs have a route.
+fn can_talk(snapshot: &Snapshot) -> bool {
+    let has = |fits: fn(&str) -> bool| snapshot.routes.iter().any(|route| fits(&route.path));
+    has(|path| path == "/ws/input")
+        && has(|path| {
+            let name = path.strip_prefix("/ws/output/{").and_then(|rest| rest.strip_suffix('}'));
+            name.is_some_and(|name| !name.contains('/'))
+        })
+}
+
+/// `template` with each `{{name}}` replaced by what `push` writes for it. What was written is not searched again, so a value
+/// that looks like a place to fill stays as it is.
+fn fill(template: &str, mut push: impl FnMut(&str, &mut String)) -> String {
+    let mut out = String::with_capacity(template.len() * 2);
+    let mut parts = template.split("{{");
+    out.push_str(parts.next().unwrap_or_default());
+    for part in parts {
+        let (name, rest) = part.split_once("}}").expect("page.html closes every place");
+        push(name, &mut out);
+        out.push_str(rest);
+    }
+    out
+}
+
+fn push_figures(out: &mut String, snapshot: &Snapshot) {
+    let refused: u64 = snapshot.stats.refused().values().sum();
+    let mut figures = vec![
+        ("WebSockets", snapshot.active_connections().to_string()),
+        ("Accepted", snapshot.stats.connections_accepted.to_string()),
+        ("Refused", refused.to_string()),
+        ("Redis", snapshot.redis.word().to_owned()),
+    ];
+    if snapshot.results_wanted {
+        let ResultsView { waiting, retained, retained_bytes } = snapshot.results;
+        figures.push(("Clients waiting", waiting.to_string()));
+        figures.push(("Results delivered", snapshot.stats.results_delivered.to_string()));
+        figures.push(("Results kept", format!("{retained} ({})", human_bytes(retained_bytes))));
+    }
+    figures.push(("Up for", human_duration(snapshot.uptime)));
+    figures.push(("Version", snapshot.version.to_owned()));
+    for (name, value) in figures {
+        put(out, format_args!("\n    <div><dt>{name}</dt><dd>{}</dd></div>", Html(&value)));
+    }
+}
+
+fn push_route(out: &mut String, route: &RouteView, snapshot: &Snapshot) {
+    let open = snapshot.live.get(route.name).map_or(0, |live| live.open);
+    let opened = snapshot.stats.routes().get(route.name).map_or(0, |stats| stats.upgrades);
+    put(
+        out,
+        format_args!(
+            "\n      <tr><td>{}</td><td><code>{}</code></td><td>",
+            Html(route.name),
+            Html(&route.path)
+        ),
+    );
+    if route.backends.is_empty() {
+        put(out, format_args!("{}", Html(&route.target)));
+    }
+    for (index, backend) in route.backends.iter().enumerate() {
+        let (class, word) = match (backend.last_dial_failed, backend.resting) {
+            (false, _) => ("good", "ok"),
+            (true, true) => ("bad", "failed, resting"),
+            (true, false) => ("bad", "failed, next client tries"),
+        };
+        let new_line = if index > 0 { "<br>" } else { "" };
+        put(
+            out,
+            format_args!(
+                "{new_line}<code>{}</code> <span class=\"state {class}\">{word}</span>",
+                Html(backend.url)
+            ),
+        );
+    }
+    put(out, format_args!("</td><td class=\"n\">{open}</td><td class=\"n\">{opened}</td></tr>"));
+}
+
+fn push_connections(out: &mut String, snapshot: &Snapshot) {
+    let shown = snapshot.connections.len().min(PAGE_CONNECTIONS_MAX);
+    if shown == 0 {
+        out.push_str("  <p>None is open.</p>");
+        return;
+    }
+    out.push_str(
+        "  <div class=\"wide\" tabindex=\"0\">\n  <table>\n    <thead><tr><th>Id</th><th>State</th><th>Client</th><th>Task, backend</th>\
+         <th class=\"n\">From client</th><th class=\"n\">To client</th><th class=\"n\">Idle</th><th>Opened (UTC)</th></tr></thead>\n    <tbody>",
+    );
+    for connection in &snapshot.connections[..shown] {
+        put(
+            out,
+            format_args!(
+                "\n      <tr><td><code>{}</code></td><td>{}</td><td><code>{}</code></td><td>",
+                Html(&connection.id),
+                Html(connection.state),
+                connection.client
+            ),
+        );
+        for (index, text) in
+            [&connection.task_id, &connection.backend].into_iter().flatten().enumerate()
+        {
+            put(
+                out,
+                format_args!("{}<code>{}</code>", if index > 0 { "<br>" } else { "" }, Html(text)),
+            );
+        }
+        out.push_str("</td>");
+        for traffic in [connection.traffic.from_client, connection.traffic.to_client] {
+            put(
+                out,
+                format_args!(
+                    "<td class=\"n\">{} <span class=\"soft\">in {}</span></td>",
+                    human_bytes(traffic.bytes),
+                    plural(traffic.frames, "frame")
+                ),
+            );
+        }
+        let opened = rfc3339(connection.opened);
+        put(
+            out,
+            format_args!(
+                "<td class=\"n\">{}</td><td class=\"t\"><time datetime=\"{opened}\" title=\"{opened}\">{}</time></td></tr>",
+                human_duration(connection.idle),
+                &opened[5..19].replace('T', " ")
+            ),
+        );
+    }
+    out.push_str("\n    </tbody>\n  </table>\n  </div>");
+    let all = snapshot.active_connections();
+    if all > shown as u64 {
+        put(
+            out,
+            format_args!(
+                "\n  <p>The first {shown} of {all}; <a href=\"/connections\">all of them</a>.</p>"
+            ),
+        );
+    }
+}
+
+/// Text that can stand between tags and in quoted attributes.
+struct Html<'t>(&'t str);
+
+impl fmt::Display for Html<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for sign in self.0.chars() {
+            match sign {
+                '&' => f.write_str("&amp;")?,
+                '<' => f.write_str("&lt;")?,
+                '>' => f.write_str("&gt;")?,
+                '"' => f.write_str("&quot;")?,
+                '\'' => f.write_str("&#39;")?,
+                _ => f.write_char(sign)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The two largest units that matter: `3 d 4 h`, `2 min 5 s`, `0 s`.
+fn human_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+fn human_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut amount = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    // What would be rounded to 1024.0 belongs to the next unit.
+    while amount >= 1023.95 && unit + 1 < UNITS.len() {
+        amount /= 1024.0;
+        unit += 1;
+    }
+    format!("{amount:.1} {}", UNITS[unit])
+}
+
+fn plural(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{BOTH, connection, empty, relayed, text, well};
+    use super::super::{BackendView, ConnectionView};
+    use super::*;
+    use crate::service::stats::Stats;
+
+    #[test]
+    fn the_page_escapes_everything_and_lists_a_hundred() {
+        let mut stats = Stats::new();
+        stats.count_refused("full");
+        let mut snapshot = empty(&stats);
+        let evil = "<b a='1' c=\"2\">&{{state}}";
+        snapshot.version = evil;
+        snapshot.routes = vec![RouteView { path: evil.into(), ..relayed(evil, vec![well(evil)]) }];
+        snapshot.routes.push(RouteView { target: evil.into(), ..relayed("served", vec![]) });
+        for number in 0..150 {
+            let connection = connection(&format!("{evil}_{number}"));
+            snapshot.connections.push(ConnectionView {
+                task_id: Some(evil.into()),
+                backend: Some(evil.into()),
+                ..connection
+            });
+            snapshot.add_live("input", BOTH);
+        }
+        let reply = page(&snapshot);
+        let html = text(&reply);
+        assert!(!html.contains("<b a="));
+        assert_eq!(
+            html.matches("&lt;b a=&#39;1&#39; c=&quot;2&quot;&gt;&amp;{{state}}").count(),
+            1 + 3 + 1 + 3 * 100
+        );
+        assert!(html.contains("_99</code>") && !html.contains("_100</code>"));
+        assert!(html.contains("The first 100 of 150"));
+        assert!(html.contains("Serving"));
+        assert!(
+            reply.headers.iter().any(|(name, value)| *name == "Content-Security-Policy" && value.contains("'none'"))
+        );
+    }
+
+    #[test]
+    fn the_page_says_how_things_are() {
+        let stats = Stats::new();
+        let mut snapshot = empty(&stats);
+        assert!(text(&page(&snapshot)).contains("None is open."));
+        snapshot.routes = vec![relayed(
+            "a",
+            vec![BackendView { resting: true, last_dial_failed: true, ..well("ws://a/") }],
+        )];
+        assert!(text(&page(&snapshot)).contains("Degraded"));
+        assert!(text(&page(&snapshot)).contains("failed, resting"));
+        snapshot.lifecycle = Lifecycle::Draining;
+        assert!(text(&page(&snapshot)).contains("Shutting down"));
+    }
+
+    #[test]
+    fn the_page_offers_to_talk_where_both_paths_lead_somewhere() {
+        let stats = Stats::new();
+        let view = |path: &str| RouteView { path: path.into(), ..relayed("any", vec![]) };
+        for (paths, can_talk) in [
+            (&["/ws/input", "/ws/output/{task_id}"][..], true),
+            (&["/ws/output/{id}", "/other", "/ws/input"], true),
+            (&[], false),
+            (&["/ws/input"], false),
+            (&["/ws/output/{task_id}"], false),
+            (&["/ws/input", "/ws/output/{a}/{b}"], false),
+            (&["/ws/input/{room}", "/ws/output/{task_id}"], false),
+        ] {
+            let mut snapshot = empty(&stats);
+            snapshot.routes = paths.iter().map(|path| view(path)).collect();
+            let reply = page(&snapshot);
+            let policy = &reply
+                .headers
+                .iter()
+                .find(|(name, _)| *name == "Content-Security-Policy")
+                .unwrap()
+                .1;
+            assert_eq!(text(&reply).contains("<script>"), can_talk, "{paths:?}");
+            assert_eq!(policy.contains("script-src"), can_talk, "{policy}");
+            assert!(policy.starts_with("default-src 'none'; "), "{policy}");
+        }
+    }
+
+    #[test]
+    fn the_policy_names_the_script_that_is_there() {
+        use data_encoding::BASE64;
+        use sha2::{Digest, Sha256};
+        let hash = BASE64.encode(&Sha256::digest(TALK_SCRIPT));
+        assert!(
+            TALK_POLICY.contains(&format!("'sha256-{hash}'")),
+            "talk.js has changed: TALK_POLICY needs sha256-{hash}"
+        );
+        assert!(
+            !TALK_SCRIPT.contains("</") && !TALK_SCRIPT.contains("<!--"),
+            "these would end the script, or hide its end"
+        );
+    }
+
+    #[test]
+    fn durations_and_sizes_are_for_people() {
+        for (seconds, words) in [
+            (0, "0 s"),
+            (59, "59 s"),
+            (125, "2 min 5 s"),
+            (7260, "2 h 1 min"),
+            (273_600, "3 d 4 h"),
+        ] {
+            assert_eq!(human_duration(Duration::from_secs(seconds)), words);
+        }
+        for (bytes, words) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1_048_575, "1.0 MiB"),
+            (1_572_864, "1.5 MiB"),
+            (u64::MAX, "16384.0 PiB"),
+        ] {
+            assert_eq!(human_bytes(bytes), words);
+        }
+    }
+}

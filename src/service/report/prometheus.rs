@@ -1,0 +1,334 @@
+//! `/metrics`, in Prometheus' text format.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{BackendView, Lifecycle, Snapshot, put, uncached};
+use crate::proto::http::Reply;
+
+/// The media type of Prometheus' text format.
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+const PREFIX: &str = "aivtuber_gateway_";
+
+/// `/metrics`: every counter and gauge in Prometheus' text format.
+pub fn metrics(snapshot: &Snapshot) -> Reply {
+    let mut out = Exposition::default();
+    let stats = snapshot.stats;
+
+    out.gauge("build_info", "The running version; always 1.")
+        .labelled(&[("version", snapshot.version)], 1);
+    out.gauge("uptime_seconds", "Time since the start.").plain(snapshot.uptime.as_secs());
+    out.gauge("draining", "1 while the gateway is shutting down.")
+        .plain((snapshot.lifecycle == Lifecycle::Draining).into());
+    if snapshot.results_wanted {
+        out.gauge("redis_connected", "1 while results can arrive.")
+            .plain((!snapshot.lacks_redis()).into());
+    }
+
+    out.counter("connections_accepted_total", "Client connections let in.")
+        .plain(stats.connections_accepted);
+    out.gauge("connections_open", "Client connections that have not ended.")
+        .plain(stats.connections_open);
+    let mut family = out.counter("connections_refused_total", "Connections not let in, by reason.");
+    for (reason, count) in stats.refused() {
+        family.labelled(&[("reason", reason)], *count);
+    }
+    out.counter(
+        "accept_pauses_total",
+        "Times accepting was paused for want of connections or descriptors.",
+    )
+    .plain(stats.accept_pauses);
+    let mut family =
+        out.counter("http_responses_total", "HTTP answers, upgrades included, by status.");
+    for (status, count) in stats.http() {
+        family.labelled(&[("status", &status.to_string())], *count);
+    }
+
+    route_metrics(snapshot, &mut out);
+    backend_metrics(snapshot, &mut out);
+
+    if snapshot.results_wanted {
+        result_metrics(snapshot, &mut out);
+    }
+
+    out.counter("pings_sent_total", "Pings sent to silent sides.").plain(stats.pings_sent);
+    out.counter(
+        "pongs_swallowed_total",
+        "Answers to the gateway's own pings, which are not relayed.",
+    )
+    .plain(stats.pongs_swallowed);
+    out.counter("messages_too_big_total", "Messages over max_message.")
+        .plain(stats.messages_too_big);
+    out.counter("log_lines_lost_total", "Log lines that could not be written.")
+        .plain(stats.log_lines_lost);
+
+    uncached(Reply {
+        status: 200,
+        content_type: METRICS_TYPE,
+        headers: Vec::new(),
+        body: out.text.into_bytes(),
+    })
+}
+
+fn route_metrics(snapshot: &Snapshot, out: &mut Exposition) {
+    let stats = snapshot.stats.routes();
+    // A route that was never used says 0, and one that was taken away keeps its counts.
+    let mut names: BTreeSet<&str> = snapshot.routes.iter().map(|route| route.name).collect();
+    names.extend(stats.keys().map(|name| &**name));
+    names.extend(snapshot.live.keys());
+
+    let mut family = out.gauge("websockets_open", "Open WebSockets.");
+    for &name in &names {
+        family.labelled(&[("route", name)], snapshot.live.get(name).map_or(0, |live| live.open));
+    }
+    let mut family = out.counter("websocket_upgrades_total", "WebSockets opened.");
+    for &name in &names {
+        family.labelled(&[("route", name)], stats.get(name).map_or(0, |route| route.upgrades));
+    }
+    let mut family = out.counter("websocket_closes_total", "WebSockets ended, by reason.");
+    for &name in &names {
+        for (reason, count) in stats.get(name).iter().flat_map(|route| &route.closed) {
+            family.labelled(&[("route", name), ("reason", reason)], *count);
+        }
+    }
+    let traffic = |name: &str| {
+        let mut traffic = stats.get(name).map(|route| route.traffic).unwrap_or_default();
+        traffic += snapshot.live.get(name).map(|live| live.traffic).unwrap_or_default();
+        [("from_client", traffic.from_client), ("to_client", traffic.to_client)]
+    };
+    let mut family =
+        out.counter("frames_total", "WebSocket frames carried, control frames included.");
+    for &name in &names {
+        for (direction, traffic) in traffic(name) {
+            family.labelled(&[("route", name), ("direction", direction)], traffic.frames);
+        }
+    }
+    let mut family =
+        out.counter("frame_bytes_total", "Bytes of the WebSocket frames carried, heads included.");
+    for &name in &names {
+        for (direction, traffic) in traffic(name) {
+            family.labelled(&[("route", name), ("direction", direction)], traffic.bytes);
+        }
+    }
+}
+
+fn backend_metrics(snapshot: &Snapshot, out: &mut Exposition) {
+    // Two routes may share a backend, but a series may stand here only once.
+    let backends: BTreeMap<&str, &BackendView> = snapshot
+        .routes
+        .iter()
+        .flat_map(|route| &route.backends)
+        .map(|backend| (backend.url, backend))
+        .collect();
+    let mut family = out.counter("backend_dials_total", "Dials to backends that ended, by result.");
+    for (url, dials) in snapshot.stats.backends() {
+        family.labelled(&[("backend", url), ("result", "ok")], dials.ok);
+        family.labelled(&[("backend", url), ("result", "failed")], dials.failed);
+    }
+    let mut family = out.gauge("backend_connections", "Connections to a backend, dials included.");
+    for (url, backend) in &backends {
+        family.labelled(&[("backend", url)], backend.active as u64);
+    }
+    let mut family = out.gauge("backend_resting", "1 while a backend that failed is left alone.");
+    for (url, backend) in &backends {
+        family.labelled(&[("backend", url)], backend.resting.into());
+    }
+    let mut family =
+        out.gauge("backend_last_dial_failed", "1 if the last dial to a backend failed.");
+    for (url, backend) in &backends {
+        family.labelled(&[("backend", url)], backend.last_dial_failed.into());
+    }
+}
+
+fn result_metrics(snapshot: &Snapshot, out: &mut Exposition) {
+    let (stats, results) = (snapshot.stats, snapshot.results);
+    out.gauge("results_waiting_clients", "Clients that wait for a result.").plain(results.waiting);
+    out.counter("results_delivered_total", "Results told to a client.")
+        .plain(stats.results_delivered);
+    out.counter("audio_bytes_total", "Bytes of audio sent to clients.").plain(stats.audio_bytes);
+    out.gauge("results_retained", "Results kept in memory.").plain(results.retained);
+    out.gauge("results_retained_bytes", "Memory that kept results take.")
+        .plain(results.retained_bytes);
+    out.counter(
+        "results_evicted_total",
+        "Kept results let go before their time, for lack of room.",
+    )
+    .plain(stats.results_evicted);
+    out.counter("redis_connects_total", "Times the connections to Redis came up.")
+        .plain(stats.redis_connects);
+}
+
+/// Text in Prometheus' exposition format 0.0.4.
+#[derive(Default)]
+struct Exposition {
+    text: String,
+}
+
+impl Exposition {
+    fn counter(&mut self, name: &'static str, help: &str) -> Family<'_> {
+        self.family(name, help, "counter")
+    }
+
+    fn gauge(&mut self, name: &'static str, help: &str) -> Family<'_> {
+        self.family(name, help, "gauge")
+    }
+
+    fn family(&mut self, name: &'static str, help: &str, kind: &str) -> Family<'_> {
+        put(
+            &mut self.text,
+            format_args!("# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}\n"),
+        );
+        Family { text: &mut self.text, name }
+    }
+}
+
+struct Family<'e> {
+    text: &'e mut String,
+    name: &'static str,
+}
+
+impl Family<'_> {
+    fn plain(&mut self, value: u64) {
+        put(self.text, format_args!("{PREFIX}{} {value}\n", self.name));
+    }
+
+    fn labelled(&mut self, labels: &[(&str, &str)], value: u64) {
+        put(self.text, format_args!("{PREFIX}{}", self.name));
+        for (index, (label, text)) in labels.iter().enumerate() {
+            put(self.text, format_args!("{}{label}=\"", if index == 0 { '{' } else { ',' }));
+            for sign in text.chars() {
+                match sign {
+                    '\\' => self.text.push_str("\\\\"),
+                    '"' => self.text.push_str("\\\""),
+                    '\n' => self.text.push_str("\\n"),
+                    _ => self.text.push(sign),
+                }
+            }
+            self.text.push('"');
+        }
+        put(self.text, format_args!("}} {value}\n"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{BOTH, empty, relayed, text, well};
+    use super::super::{ResultsView, page};
+    use super::*;
+    use crate::service::stats::Stats;
+
+    #[test]
+    fn metrics_add_the_living_to_the_ended() {
+        let mut stats = Stats::new();
+        stats.connections_accepted = 9;
+        stats.pings_sent = 4;
+        stats.count_http(101);
+        stats.count_refused("full");
+        stats.count_upgrade("input");
+        stats.count_closed("gone", "done", BOTH);
+        stats.count_closed("input", "client_gone", BOTH);
+        stats.count_dial("ws://a/", false);
+        let mut snapshot = empty(&stats);
+        snapshot.add_live("input", BOTH);
+        snapshot.routes = vec![
+            relayed(
+                "input",
+                vec![BackendView { resting: true, last_dial_failed: true, ..well("ws://a/") }],
+            ),
+            relayed("same", vec![well("ws://a/"), well("ws://\"\\\n/")]),
+        ];
+        let reply = metrics(&snapshot);
+        assert_eq!(reply.content_type, "text/plain; version=0.0.4; charset=utf-8");
+        let lines: Vec<&str> = text(&reply).lines().collect();
+        for line in [
+            r#"build_info{version="1.2.3"} 1"#,
+            "uptime_seconds 93784",
+            "draining 0",
+            "connections_accepted_total 9",
+            "connections_open 0",
+            r#"connections_refused_total{reason="full"} 1"#,
+            r#"http_responses_total{status="101"} 1"#,
+            r#"websockets_open{route="input"} 1"#,
+            r#"websockets_open{route="same"} 0"#,
+            r#"websocket_upgrades_total{route="input"} 1"#,
+            r#"websocket_closes_total{route="input",reason="client_gone"} 1"#,
+            r#"frames_total{route="input",direction="from_client"} 4"#,
+            r#"frame_bytes_total{route="input",direction="to_client"} 600000"#,
+            r#"frame_bytes_total{route="gone",direction="to_client"} 300000"#,
+            r#"frame_bytes_total{route="same",direction="to_client"} 0"#,
+            r#"backend_dials_total{backend="ws://a/",result="failed"} 1"#,
+            r#"backend_connections{backend="ws://\"\\\n/"} 1"#,
+            "pings_sent_total 4",
+        ] {
+            assert!(
+                lines.contains(&format!("aivtuber_gateway_{line}").as_str()),
+                "{line} in\n{}",
+                text(&reply)
+            );
+        }
+        assert!(!text(&reply).contains("redis"), "without results there is no Redis to be away");
+        assert!(!text(&reply).contains("results"));
+    }
+
+    #[test]
+    fn metrics_tell_of_results_where_they_are_served() {
+        let mut stats = Stats::new();
+        (stats.results_delivered, stats.results_evicted) = (7, 6);
+        (stats.audio_bytes, stats.redis_connects) = (5_000, 4);
+        let mut snapshot = empty(&stats);
+        snapshot.results_wanted = true;
+        snapshot.results = ResultsView { waiting: 3, retained: 2, retained_bytes: 1024 };
+        let reply = metrics(&snapshot);
+        let lines: Vec<&str> = text(&reply).lines().collect();
+        for line in [
+            "results_waiting_clients 3",
+            "results_delivered_total 7",
+            "results_retained 2",
+            "results_retained_bytes 1024",
+            "results_evicted_total 6",
+            "audio_bytes_total 5000",
+            "redis_connects_total 4",
+            "redis_connected 1",
+        ] {
+            assert!(
+                lines.contains(&format!("aivtuber_gateway_{line}").as_str()),
+                "{line} in\n{}",
+                text(&reply)
+            );
+        }
+        assert!(text(&page(&snapshot)).contains("<dt>Results kept</dt><dd>2 (1.0 KiB)</dd>"));
+    }
+
+    /// The rules of the text format that a scraper holds a page to.
+    #[test]
+    fn metrics_are_well_formed() {
+        let mut stats = Stats::new();
+        stats.count_upgrade("input");
+        let mut snapshot = empty(&stats);
+        snapshot.results_wanted = true;
+        snapshot.routes =
+            vec![relayed("input", vec![well("ws://a/")]), relayed("same", vec![well("ws://a/")])];
+        let reply = metrics(&snapshot);
+        assert!(text(&reply).ends_with('\n'));
+        let mut families = BTreeSet::new();
+        let mut series = BTreeSet::new();
+        let mut family = "";
+        for line in text(&reply).lines() {
+            if let Some(help) = line.strip_prefix("# HELP ") {
+                family = help.split_once(' ').expect("a help text").0;
+                assert!(families.insert(family), "{family} stands here once");
+                assert!(family.starts_with("aivtuber_gateway_"));
+            } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = kind.split_once(' ').unwrap();
+                assert_eq!(name, family);
+                assert_eq!(kind == "counter", family.ends_with("_total"), "{family} is a {kind}");
+            } else {
+                let (name, value) = line.rsplit_once(' ').unwrap();
+                assert_eq!(name.split('{').next().unwrap(), family);
+                assert!(series.insert(name), "{name} stands here once");
+                value.parse::<u64>().unwrap();
+            }
+        }
+        assert!(families.len() > 15);
+    }
+}
