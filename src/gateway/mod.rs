@@ -7,20 +7,18 @@
 //! - *Slots are freed last*: a session that ended in this turn keeps its slot until [`Gateway::reap`], so that a late event of
 //!   this turn reaches nobody else.
 
+mod snapshot;
+
 use crate::base::moment::Moment;
 use crate::base::table::FIRST_BYTES;
 use crate::base::timers::Timers;
 use crate::net::{Conn, Network, Ready, Side, Socket};
 use crate::proto::http::Reply;
-use crate::proto::message::{self, TaskId};
 use crate::service::limits::{self, Limits};
 use crate::service::link::{self, Link};
-use crate::service::report::{
-    self, BackendView, ConnectionView, RedisView, ResultsView, RouteView, Snapshot,
-};
 use crate::service::results::{Notice, Results};
-use crate::service::route::{Endpoint, RouteSettings, RouteTarget, Routes, Target};
-use crate::service::stats::{BothWays, Stats};
+use crate::service::route::{RouteSettings, RouteTarget, Routes, Target};
+use crate::service::stats::Stats;
 use crate::service::tasks::{self, Tasks};
 use crate::service::upstreams::UpstreamId;
 use crate::session::{self, Admission, Context, Driven, Identity, Phase, Session};
@@ -501,106 +499,6 @@ impl Gateway {
         self.closed.clear();
         self.yielded.clear();
         self.timers = Timers::new();
-    }
-
-    fn report(&mut self, endpoint: &Endpoint) -> Reply {
-        self.cx.stats.connections_open = self.cx.limits.open() as u64;
-        let snapshot = self.snapshot(match endpoint {
-            Endpoint::Connections => usize::MAX,
-            Endpoint::Page => report::PAGE_CONNECTIONS_MAX,
-            _ => 0,
-        });
-        match endpoint {
-            Endpoint::Page => report::page(&snapshot),
-            Endpoint::Metrics => report::metrics(&snapshot),
-            Endpoint::Health => report::health(&snapshot),
-            Endpoint::Ready => report::ready(&snapshot),
-            Endpoint::Connections => report::connections(&snapshot),
-            Endpoint::Status(task_id) => self.status(task_id),
-        }
-    }
-
-    fn status(&self, segment: &str) -> Reply {
-        let Some(task) = TaskId::read(segment) else {
-            return Reply::error(400, message::BAD_TASK_ID);
-        };
-        let (status, is_connected) = self.cx.results.status(task.uuid());
-        let body = serde_json::json!({
-            "task_id": task.to_string(), "status": status.word(), "connected": is_connected,
-        });
-        Reply::json(200, body.to_string())
-    }
-
-    /// The gateway at this moment, with views of at most `connections_max` WebSockets.
-    fn snapshot(&self, connections_max: usize) -> Snapshot<'_> {
-        let cx = &self.cx;
-        let lifecycle =
-            if cx.is_draining { report::Lifecycle::Draining } else { report::Lifecycle::Serving };
-        let mut snapshot =
-            Snapshot::new(env!("CARGO_PKG_VERSION"), cx.now - self.started, lifecycle, &cx.stats);
-        snapshot.routes = cx
-            .routes
-            .iter()
-            .map(|route| RouteView {
-                name: &route.name,
-                path: route.path.to_string(),
-                target: route.target_text(&cx.upstreams),
-                backends: route.upstreams().iter().map(|&id| self.backend_view(id)).collect(),
-            })
-            .collect();
-        snapshot.results_wanted = self.serves_results();
-        snapshot.redis = match (snapshot.results_wanted, self.is_inbox) {
-            (false, _) => RedisView::Disabled,
-            (true, true) => RedisView::Embedded,
-            (true, false) if self.cx.results.is_up() => RedisView::Connected,
-            (true, false) => RedisView::Disconnected,
-        };
-        let tasks = cx.results.tasks();
-        snapshot.results = ResultsView {
-            waiting: 0,
-            retained: tasks.retained() as u64,
-            retained_bytes: tasks.retained_bytes() as u64,
-        };
-        for (_, session) in &self.sessions {
-            if matches!(session.phase(), Phase::Output(output) if output.is_waiting()) {
-                snapshot.results.waiting += 1;
-            }
-            let Some(traffic) = session.traffic() else { continue };
-            snapshot.add_live(session.who().route_name(), traffic);
-            if snapshot.connections.len() < connections_max {
-                snapshot.connections.push(self.connection_view(session, traffic));
-            }
-        }
-        snapshot
-    }
-
-    fn backend_view(&self, id: UpstreamId) -> BackendView<'_> {
-        let upstreams = &self.cx.upstreams;
-        BackendView {
-            url: upstreams.url(id).public_text(),
-            active: upstreams.active(id),
-            resting: upstreams.is_resting(id, self.cx.now),
-            last_dial_failed: upstreams.last_dial_failed(id),
-        }
-    }
-
-    fn connection_view<'s>(
-        &'s self,
-        session: &'s Session,
-        traffic: BothWays,
-    ) -> ConnectionView<'s> {
-        let who = session.who();
-        ConnectionView {
-            id: who.to_string(),
-            route: who.route_name(),
-            state: session.state(),
-            client: who.client(),
-            backend: session.backend().map(|id| self.cx.upstreams.url(id).public_text().to_owned()),
-            task_id: session.task_id(),
-            opened: self.started_wall + (who.opened - self.started),
-            idle: self.cx.now - session.active_at(),
-            traffic,
-        }
     }
 }
 
