@@ -1,0 +1,624 @@
+//! The configuration: flags, environment and `config.toml` in, the parts' own settings out.
+//!
+//! Keys are data: [`SECTIONS`] holds each with its section, its bounds and how it is read and shown. The reader, `--print-config`,
+//! the comparison on a reload and the documentation test all walk that one table, so a key cannot be read and yet be forgotten
+//! elsewhere. Routes are the exception: they are a list, so [`ROUTE_KEYS`] names their keys and `Reader::read_route` reads them.
+//!
+//! Surprising: a file is read to its end even when something in it is wrong, and everything that is wrong is told at once, each
+//! with file, line and key. What does come out of [`load`] has been checked as a whole.
+
+mod addresses;
+mod environment;
+mod keys;
+mod nearest;
+mod problems;
+mod reader;
+mod routes;
+mod settings;
+mod values;
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use crate::service::route::{self, Target};
+
+pub use addresses::without_password;
+pub use environment::{ENVIRONMENT, Variable};
+pub use keys::{Key, SECTIONS, Section};
+pub use nearest::{did_you_mean, nearest};
+pub use problems::{Problem, Problems};
+pub use routes::ROUTE_KEYS;
+pub use settings::Config;
+
+/// Where a file is looked for when no flag names one.
+pub const SEARCHED: [&str; 2] = ["config.toml", "/etc/aivtuber-gateway/config.toml"];
+
+/// What the command line says about settings. Kept for reloads: a flag wins each time.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Flags {
+    /// The file to read, in place of [`SEARCHED`].
+    pub config: Option<PathBuf>,
+    /// In place of `server.listen`, unless empty.
+    pub listen: Vec<String>,
+    /// In place of `redis.url`, unless empty.
+    pub redis: Vec<String>,
+    pub log_level: Option<String>,
+    pub log_file: Option<String>,
+}
+
+/// A configuration that can be used, and where it came from.
+#[derive(Debug)]
+pub struct Loaded {
+    pub config: Config,
+    /// What is odd but does no harm: to be logged.
+    pub warnings: Vec<String>,
+    /// The file that was read, if there was one.
+    pub path: Option<PathBuf>,
+}
+
+/// Reads flags, environment, file and defaults, in this precedence.
+///
+/// `env` answers with a variable's value. On a reload the same call is made again with the same flags.
+pub fn load(flags: &Flags, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Loaded, Problems> {
+    let (path, text) = match &flags.config {
+        Some(path) => (Some(path.clone()), read(path)?),
+        None => search(&SEARCHED)?,
+    };
+    let mut problems = Vec::new();
+    let mut warnings = Vec::new();
+    let mut config = match &path {
+        Some(path) => reader::read_file(path, &text, &mut problems),
+        None => Config::default(),
+    };
+    environment::apply_environment(&mut config, env, &mut problems, &mut warnings);
+    apply_flags(&mut config, flags, &mut problems);
+    // The routes of a file that is wrong are not what its author meant: what the whole looks like says nothing then.
+    if problems.is_empty()
+        && let Err(why) = route::check(&config.gateway.routes)
+    {
+        problems.push(Problem { place: "the environment".into(), key: None, why });
+    }
+    if !problems.is_empty() {
+        return Err(Problems(problems));
+    }
+    Ok(Loaded { config, warnings, path })
+}
+
+/// Reads the text of a file alone, without flags and environment. `path` is for the messages.
+pub fn parse(path: &Path, text: &str) -> Result<Config, Problems> {
+    let mut problems = Vec::new();
+    let config = reader::read_file(path, text, &mut problems);
+    if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
+}
+
+impl Config {
+    /// The whole configuration as a file that [`load`] reads as the same, apart from passwords in Redis URLs: they are `***`,
+    /// because what is printed ends in chats and bug reports.
+    pub fn to_toml(&self) -> String {
+        let mut text = String::new();
+        if self.gateway.routes.is_empty() {
+            // Without it, the default routes would be read back.
+            text.push_str("route = []\n\n");
+        }
+        for section in SECTIONS {
+            if section.name == "output" {
+                for route in &self.gateway.routes {
+                    routes::show_route(&mut text, route);
+                }
+            }
+            let _ = writeln!(text, "[{}]", section.name);
+            for key in section.keys {
+                let value = key.kind.show(self);
+                if value.contains("***") {
+                    text.push_str("# *** stands for a password that is not shown\n");
+                }
+                let _ = writeln!(text, "{} = {value}", key.name);
+            }
+            text.push('\n');
+        }
+        text.pop();
+        text
+    }
+
+    /// What the first line of the log says about it: where it listens, its routes, and where results come from (`disabled` where no
+    /// route serves any), without passwords.
+    pub fn summary(&self) -> String {
+        let listed =
+            |words: Vec<String>| if words.is_empty() { "none".to_owned() } else { words.join(",") };
+        let listen = self.reactor.listen.iter().map(ToString::to_string).collect();
+        let routes = &self.gateway.routes;
+        let redis = match routes.iter().any(|route| route.target == Target::Output) {
+            true => {
+                listed(self.gateway.link.urls.iter().map(|url| without_password(url)).collect())
+            }
+            false => "disabled".to_owned(),
+        };
+        let routes = routes.iter().map(|route| route.name.clone()).collect();
+        format!("listen={} routes={} redis={redis}", listed(listen), listed(routes))
+    }
+
+    /// Makes a newly loaded configuration one that the running gateway can take: keys that only a restart takes into use keep the
+    /// value that `running` has. Gives those that would have changed, such as `server.listen`, for a warning.
+    pub fn keep_until_restart(&mut self, running: &Config) -> Vec<String> {
+        let mut kept = Vec::new();
+        for section in SECTIONS {
+            for key in section.keys.iter().filter(|key| key.needs_restart()) {
+                if key.kind.differs(running, self) {
+                    key.kind.copy(running, self);
+                    kept.push(format!("{}.{}", section.name, key.name));
+                }
+            }
+        }
+        kept
+    }
+}
+
+fn read(path: &Path) -> Result<String, Problems> {
+    let failed =
+        |why| Problems(vec![Problem { place: path.display().to_string(), key: None, why }]);
+    let bytes = std::fs::read(path).map_err(|error| failed(format!("cannot be read: {error}")))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let line = problems::line_at(error.as_bytes(), error.utf8_error().valid_up_to());
+        failed(format!("line {line} is not UTF-8"))
+    })
+}
+
+fn search(paths: &[&str]) -> Result<(Option<PathBuf>, String), Problems> {
+    for path in paths.iter().map(Path::new) {
+        match path.metadata() {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+            // Whatever else is in the way: the reading says it.
+            _ => return Ok((Some(path.to_owned()), read(path)?)),
+        }
+    }
+    Ok((None, String::new()))
+}
+
+fn apply_flags(config: &mut Config, flags: &Flags, problems: &mut Vec<Problem>) {
+    let mut note = |flag: &str, outcome: Result<(), String>| {
+        if let Err(why) = outcome {
+            problems.push(Problem { place: flag.into(), key: None, why });
+        }
+    };
+    if !flags.listen.is_empty() {
+        note("--listen", addresses::set_listen(config, &flags.listen).map_err(|(_, why)| why));
+    }
+    if !flags.redis.is_empty() {
+        note("--redis", addresses::set_redis(config, &flags.redis).map_err(|(_, why)| why));
+    }
+    if let Some(level) = &flags.log_level {
+        note("--log-level", values::parse_level(level).map(|level| config.log.level = level));
+    }
+    if let Some(file) = &flags.log_file {
+        config.log.file = (!file.is_empty()).then(|| file.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use log::LevelFilter;
+
+    use super::keys::Kind;
+    use super::*;
+    use crate::logging;
+    use crate::service::route::{BackendUrl, RouteSettings};
+
+    pub(super) fn parsed(text: &str) -> Config {
+        parse(Path::new("x.toml"), text).unwrap_or_else(|problems| panic!("{problems}"))
+    }
+
+    /// What is said about a wrong file, one line each.
+    pub(super) fn said(text: &str) -> String {
+        parse(Path::new("x.toml"), text).expect_err("it is wrong").to_string()
+    }
+
+    fn load_with(env: &[(&str, &str)], flags: Flags) -> Result<Loaded, Problems> {
+        let env: Vec<_> =
+            env.iter().map(|(name, value)| (name.to_string(), OsString::from(value))).collect();
+        let env = move |name: &str| {
+            env.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
+        };
+        load(&flags, &env)
+    }
+
+    pub(super) fn targets(config: &Config) -> Vec<String> {
+        let shown = |route: &RouteSettings| match &route.target {
+            Target::Backend { urls, .. } => {
+                urls.iter().map(BackendUrl::to_string).collect::<Vec<_>>().join(" ")
+            }
+            Target::Output => "output".into(),
+        };
+        config.gateway.routes.iter().map(shown).collect()
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_contract() {
+        let config = parsed("");
+        assert_eq!(config, Config::default());
+        assert_eq!(config.reactor.listen, ["0.0.0.0:8000".parse().unwrap()]);
+        assert_eq!(config.gateway.limits.max_connections, 10_000);
+        assert_eq!(config.gateway.session.ping_interval, Some(Duration::from_secs(20)));
+        assert_eq!(config.gateway.session.idle_timeout, None);
+        assert_eq!(config.gateway.session.output.chunk_size, 65_536);
+        assert_eq!(config.gateway.tasks.retain, Some(Duration::from_secs(300)));
+        assert_eq!(route::check(&config.gateway.routes), Ok(()));
+    }
+
+    #[test]
+    fn what_is_printed_reads_back_as_the_same() {
+        let config = parsed(
+            r#"
+            [server]
+            listen = ["127.0.0.1:0", "[::1]:9000"]
+            max_connections = 7
+            max_connections_per_ip = 3
+            header_timeout = "1500ms"
+            keep_alive = "0s"
+            drain_timeout = "2h"
+            allowed_origins = ["https://app.example", "*.example"]
+            [proxy]
+            ping_interval = "90s"
+            max_message = 1000
+            on_backend_failure = "http"
+            [[route]]
+            name = "a"
+            path = "/a/{x}"
+            backend = ["ws://one:1/{x}?k={x}", "ws://[::1]:2/"]
+            host = "back\u002eexample"
+            [[route]]
+            name = "b"
+            path = "/b"
+            backend = "ws://b"
+            [output]
+            chunk_size = "16MiB"
+            audio_root = "/with \"quotes\" and \\"
+            max_audio = 5
+            max_retained = 0
+            retain = "0s"
+            [redis]
+            url = ["redis://one:1/2", "unix:///run/redis.sock"]
+            channel_prefix = "p:"
+            subscribe = "task"
+            grace = "0s"
+            [log]
+            level = "TRACE"
+            file = "x.log"
+            format = "json"
+            max_size = "10MB"
+            keep = 0
+            "#,
+        );
+        let text = config.to_toml();
+        assert_eq!(parsed(&text), config, "{text}");
+        assert!(text.contains("max_size = \"10000000\""), "{text}");
+        assert!(text.contains("header_timeout = \"1500ms\""), "{text}");
+        assert_eq!(parsed(&parsed("route = []").to_toml()).gateway.routes, []);
+    }
+
+    #[test]
+    fn each_key_is_read_shown_and_compared() {
+        let other = |key: &Key| match (key.name, &key.kind) {
+            (_, Kind::Time { .. }) => "\"17s\"",
+            (_, Kind::Size { .. }) => "\"17KiB\"",
+            (_, Kind::Count { .. }) => "17",
+            (_, Kind::Flag { .. }) => "true",
+            ("listen", _) => "[\"127.0.0.1:17\"]",
+            ("allowed_origins", _) => "[\"https://17.example\"]",
+            ("url", _) => "[\"redis://seventeen\"]",
+            ("on_backend_failure", _) => "\"http\"",
+            ("subscribe", _) => "\"task\"",
+            ("level", _) => "\"debug\"",
+            ("format", _) => "\"json\"",
+            _ => "\"seventeen\"",
+        };
+        for section in SECTIONS {
+            for key in section.keys {
+                let line = format!("{} = {}", key.name, other(key));
+                let mut changed = parsed(&format!("[{}]\n{line}\n", section.name));
+                assert_ne!(changed, Config::default(), "{line}");
+                assert!(
+                    changed.to_toml().lines().any(|shown| shown == line),
+                    "{line} in {}",
+                    changed.to_toml()
+                );
+                assert_eq!(parsed(&changed.to_toml()), changed, "{line}");
+                let kept = changed.keep_until_restart(&Config::default());
+                if key.needs_restart() {
+                    assert_eq!(kept, [format!("{}.{}", section.name, key.name)]);
+                    assert_eq!(changed, Config::default());
+                } else {
+                    assert!(kept.is_empty() && changed != Config::default(), "{line}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_keys_are_told_with_line_key_and_nearest_name() {
+        for (text, expected) in [
+            ("[server]\nlistn = []", "x.toml:2: server.listn: unknown key, did you mean `listen`?"),
+            (
+                "[server]\norigins = []",
+                "x.toml:2: server.origins: unknown key, did you mean `allowed_origins`?",
+            ),
+            (
+                "[server]\nchunk_size = 1",
+                "x.toml:2: server.chunk_size: unknown key, it belongs in `[output]`",
+            ),
+            ("max_audio = 1", "x.toml:1: max_audio: unknown key, it belongs in `[output]`"),
+            ("\n[sever]\n", "x.toml:2: sever: unknown key, did you mean `server`?"),
+            ("zzz = 1", "x.toml:1: zzz: unknown key"),
+            ("server = 1", "x.toml:1: server: a table is needed: write `[server]`"),
+            (
+                "[route]\nname = \"x\"",
+                "x.toml:1: route: routes are a list of tables: write `[[route]]`",
+            ),
+        ] {
+            assert_eq!(said(text), expected);
+        }
+    }
+
+    #[test]
+    fn wrong_values_are_told_with_what_is_allowed() {
+        let duration = "what is allowed is a duration such as \"500ms\", \"10s\", \"5m\" or \"1h\", at most \"720h\", or \"0s\"";
+        let chunk = "what is allowed is a size such as \"64KiB\", \"16MiB\" or a number of bytes, from 1KiB to 16MiB";
+        for (text, expected) in [
+            ("[server]\nheader_timeout = 10", format!("server.header_timeout: it is a number, {duration}")),
+            ("[server]\nheader_timeout = \"10\"", format!("server.header_timeout: \"10\" has no unit; {duration}")),
+            ("[server]\nheader_timeout = \"1 day\"", format!("server.header_timeout: \"1 day\" has an unknown unit; {duration}")),
+            ("[server]\nheader_timeout = \"-1s\"", format!("server.header_timeout: \"-1s\" is no duration; {duration}")),
+            ("[server]\nheader_timeout = \"721h\"", format!("server.header_timeout: \"721h\" is too long; {duration}")),
+            (
+                "[server]\nmax_connections = 0",
+                "server.max_connections: 0 is out of range; what is allowed is a whole number from 1 to 1000000".into(),
+            ),
+            (
+                "[server]\nmax_connections = -1",
+                "server.max_connections: -1 is out of range; what is allowed is a whole number from 1 to 1000000".into(),
+            ),
+            (
+                "[server]\nmax_connections = \"9\"",
+                "server.max_connections: it is a string, what is allowed is a whole number from 1 to 1000000".into(),
+            ),
+            ("[output]\nchunk_size = 1023", format!("output.chunk_size: 1023 is out of range; {chunk}")),
+            ("[output]\nchunk_size = \"17MiB\"", format!("output.chunk_size: 17MiB is out of range; {chunk}")),
+            ("[output]\nchunk_size = \"0\"", format!("output.chunk_size: 0 is out of range; {chunk}")),
+            ("[output]\nchunk_size = \"64 potatoes\"", format!("output.chunk_size: \"64 potatoes\" has an unknown unit; {chunk}")),
+            ("[output]\nchunk_size = 1.5", format!("output.chunk_size: it is a number with a decimal point, {chunk}")),
+            (
+                "[proxy]\non_backend_failure = \"htpp\"",
+                "proxy.on_backend_failure: \"htpp\" is none of \"close\" and \"http\", did you mean `http`?".into(),
+            ),
+            (
+                "[log]\nlevel = \"warning\"",
+                "log.level: \"warning\" is none of \"off\", \"error\", \"warn\", \"info\", \"debug\" and \"trace\", did you mean `warn`?".into(),
+            ),
+            ("[log]\nfile = true", "log.file: it is true or false, what is allowed is a string".into()),
+            ("[server]\nlisten = []", "server.listen: at least one address is needed, such as \"0.0.0.0:8000\"".into()),
+            (
+                "[server]\nlisten = [8000]",
+                "server.listen: it is a list, what is allowed is a string, or a list of strings".into(),
+            ),
+            (
+                "[server]\nlisten = \"8000\"",
+                "server.listen: \"8000\" is no address with a port; what is allowed is \"0.0.0.0:8000\", \"[::]:8000\", \"localhost:8000\" or \":8000\"".into(),
+            ),
+            (
+                "[redis]\nchannel_prefix = \"a*\"",
+                "redis.channel_prefix: \"a*\" cannot be used; what is allowed is 1 to 200 characters, none of them a control character or one of `*?[]^\\`, which Redis reads as a pattern".into(),
+            ),
+        ] {
+            assert_eq!(said(text), format!("x.toml:2: {expected}"));
+        }
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_told_at_once_in_file_order() {
+        let text =
+            "[server]\nlistn = 1\nmax_connections = 0\n[log]\nlevel = 3\n[[route]]\nname = \"x\"\n";
+        let lines: Vec<_> = said(text)
+            .lines()
+            .map(|line| line.split(": ").take(2).collect::<Vec<_>>().join(" "))
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                "x.toml:2 server.listn",
+                "x.toml:3 server.max_connections",
+                "x.toml:5 log.level",
+                "x.toml:6 route",
+                "x.toml:6 route.path",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_wrong_entry_of_a_list_is_told_at_its_own_line() {
+        let text = "[server]\nlisten = [\n  \"127.0.0.1:1\",\n  \"127.0.0.1:1\",\n]\n";
+        assert_eq!(said(text), "x.toml:4: server.listen: 127.0.0.1:1 is listed twice");
+        let text = "[server]\nallowed_origins = [\n  \"https://a.example\",\n  \"a.example\",\n]\n";
+        assert!(
+            said(text).starts_with("x.toml:4: server.allowed_origins: `a.example` is no origin"),
+            "{}",
+            said(text)
+        );
+    }
+
+    #[test]
+    fn no_toml_is_told_with_its_line() {
+        assert!(
+            said("[server]\nlisten = [\"a\"\n[log]\n").starts_with("x.toml:3: not TOML: "),
+            "{}",
+            said("[server]\nlisten = [\"a\"\n[log]\n")
+        );
+        assert!(
+            said("a = 1\na = 2\n").starts_with("x.toml:2: not TOML: duplicate key"),
+            "{}",
+            said("a = 1\na = 2\n")
+        );
+    }
+
+    #[test]
+    fn routes_of_a_file_replace_the_default_ones() {
+        let config = parsed(
+            "[[route]]\nname = \"one\"\npath = \"/one/{x}\"\nbackend = [\"ws://a/{x}\", \"ws://b/{x}\"]\n",
+        );
+        assert_eq!(targets(&config), ["ws://a/{x} ws://b/{x}"]);
+    }
+
+    #[test]
+    fn wrong_routes_are_told() {
+        let with = |keys: &str| said(&format!("[[route]]\nname = \"r\"\npath = \"/r\"\n{keys}"));
+        assert_eq!(with(""), "x.toml:1: route: a route needs `backend` or `serve`");
+        assert_eq!(
+            with("bakend = 1").lines().last(),
+            Some("x.toml:4: route.bakend: unknown key, did you mean `backend`?")
+        );
+        assert_eq!(
+            with("backend = 7"),
+            "x.toml:4: route.backend: it is a number, what is allowed is a string, or a list of strings"
+        );
+        assert_eq!(
+            with("backend = \"http://a\""),
+            "x.toml:4: route.backend: `http://a` begins with `http://`, only `ws://` is allowed"
+        );
+        assert_eq!(
+            with("backend = [\n\"ws://a\",\n\"ws://a:0\"]"),
+            "x.toml:6: route.backend: `ws://a:0`: its port `0` must be 1 to 65535"
+        );
+        assert_eq!(with("backend = []"), "x.toml:1: route `r`: it needs at least one backend URL");
+        assert_eq!(
+            with("serve = \"input\"").lines().next(),
+            Some(
+                "x.toml:4: route.serve: \"input\" is not \"output\", which is all that can be served"
+            )
+        );
+        assert!(
+            with("backend = \"ws://a\"\nserve = \"output\"")
+                .contains("a route has `backend` or `serve`, not both")
+        );
+        let twice = "[[route]]\nname = \"a\"\npath = \"/a\"\nbackend = \"ws://a\"\n";
+        assert!(
+            said(&format!("{twice}{twice}"))
+                .starts_with("x.toml:5: route `a`: another route has this name")
+        );
+    }
+
+    #[test]
+    fn a_route_can_be_served() {
+        let text =
+            "[[route]]\nname = \"output\"\npath = \"/ws/output/{task_id}\"\nserve = \"output\"\n";
+        assert_eq!(targets(&parsed(text)), ["output"]);
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file_and_flags_over_both() {
+        let folder = std::env::temp_dir().join(format!("gateway-config-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let file = folder.join("precedence.toml");
+        std::fs::write(&file, "[log]\nlevel = \"error\"\n[redis]\nurl = \"redis://file\"\n")
+            .unwrap();
+        let flags = Flags { config: Some(file.clone()), ..Flags::default() };
+        let env = [
+            ("AIVTUBER_GATEWAY_LOG", "DEBUG"),
+            ("REDIS_URL", "redis://environment"),
+            ("REDIS_HOST", "no"),
+        ];
+
+        let loaded = load_with(&[], flags.clone()).unwrap();
+        assert_eq!(
+            (loaded.config.log.level, loaded.path.as_ref()),
+            (LevelFilter::Error, Some(&file))
+        );
+        assert_eq!(loaded.config.gateway.link.urls, ["redis://file"]);
+        let loaded = load_with(&env, flags.clone()).unwrap();
+        assert_eq!(loaded.config.log.level, LevelFilter::Debug);
+        assert_eq!(loaded.config.gateway.link.urls, ["redis://environment"]);
+        let flags = Flags {
+            redis: vec!["redis://flag".into(), "redis://other".into()],
+            log_level: Some("trace".into()),
+            log_file: Some("l".into()),
+            listen: vec![":1".into()],
+            ..flags
+        };
+        let loaded = load_with(&env, flags).unwrap();
+        assert_eq!(
+            loaded.config.log,
+            logging::Settings {
+                level: LevelFilter::Trace,
+                file: Some("l".into()),
+                ..Default::default()
+            }
+        );
+        assert_eq!(loaded.config.gateway.link.urls, ["redis://flag", "redis://other"]);
+        assert_eq!(loaded.config.reactor.listen, ["0.0.0.0:1".parse().unwrap()]);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        for (url, shown) in [
+            ("redis://localhost:6379", "redis://localhost:6379"),
+            ("redis://user:secret@host:1/2", "redis://user:***@host:1/2"),
+            ("redis://:sec@ret@host", "redis://:***@host"),
+            ("redis://user@host", "redis://user@host"),
+            (
+                "unix:///run/r.sock?db=1&pass=secret&user=u",
+                "unix:///run/r.sock?db=1&pass=***&user=u",
+            ),
+        ] {
+            assert_eq!(without_password(url), shown);
+        }
+        let text = parsed("[redis]\nurl = \"redis://u:secret@h\"").to_toml();
+        assert!(
+            text.contains(
+                "# *** stands for a password that is not shown\nurl = [\"redis://u:***@h\"]\n"
+            ),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn the_summary_names_listen_routes_and_redis_without_its_password() {
+        assert_eq!(
+            Config::default().summary(),
+            "listen=0.0.0.0:8000 routes=input,output redis=redis://localhost:6379"
+        );
+        let urls = r#"["redis://u:secret@h", "unix:///r.sock"]"#;
+        let text =
+            format!("[server]\nlisten = [\"127.0.0.1:1\", \"[::1]:2\"]\n[redis]\nurl = {urls}");
+        let summary = parsed(&text).summary();
+        assert_eq!(
+            summary,
+            "listen=127.0.0.1:1,[::1]:2 routes=input,output redis=redis://u:***@h,unix:///r.sock"
+        );
+        let relay = parsed("[[route]]\nname = \"a\"\npath = \"/a\"\nbackend = \"ws://b/\"");
+        assert!(relay.summary().ends_with("routes=a redis=disabled"), "{}", relay.summary());
+    }
+
+    #[test]
+    fn a_new_password_is_a_change() {
+        let old = parsed("[redis]\nurl = \"redis://u:one@h\"");
+        let mut new = parsed("[redis]\nurl = \"redis://u:two@h\"");
+        assert_eq!(new.keep_until_restart(&old), ["redis.url"]);
+    }
+
+    #[test]
+    fn files_that_cannot_be_read_are_told() {
+        let flags = |path: &str| Flags { config: Some(path.into()), ..Flags::default() };
+        let why = load_with(&[], flags("/nowhere/x.toml")).unwrap_err().to_string();
+        assert!(why.starts_with("/nowhere/x.toml: cannot be read: No such file"), "{why}");
+        assert_eq!(search(&["/nowhere/a.toml", "/nowhere/b.toml"]).unwrap(), (None, String::new()));
+        assert!(
+            search(&["/nowhere/a.toml", "/"])
+                .unwrap_err()
+                .to_string()
+                .starts_with("/: cannot be read")
+        );
+    }
+}
