@@ -102,8 +102,11 @@ fn config_toml_marks_what_needs_a_restart() {
     for section in SECTIONS {
         let mut rest = after(&text, &format!("\n[{}]\n", section.name), "config.toml");
         for key in section.keys {
-            let (comment, value) = rest.split_once(&format!("\n{} = ", key.name)).unwrap();
-            let (is_marked, name) = (comment.contains("(restart)"), key.name);
+            let name = key.name;
+            let Some((comment, value)) = rest.split_once(&format!("\n{name} = ")) else {
+                panic!("config.toml lacks {}.{name}", section.name);
+            };
+            let is_marked = comment.contains("(restart)");
             assert_eq!(is_marked, key.needs_restart(), "{}.{name} is marked wrongly", section.name);
             rest = value;
         }

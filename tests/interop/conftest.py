@@ -5,6 +5,7 @@ Tests marked `transparent` say what a relay must not change. They run through on
 """
 
 import itertools
+import os
 import signal
 
 import pytest
@@ -29,6 +30,9 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "transparent: what a relay must not change; also true with no gateway in between")
+    needs_binary = config.getoption("through") != "direct" and not config.getoption("collectonly")
+    if needs_binary and not (BINARY.is_file() and os.access(BINARY, os.X_OK)):
+        pytest.exit(f"there is no gateway binary at {BINARY}: build it, or set GATEWAY_BINARY", returncode=2)
 
 
 def pytest_generate_tests(metafunc):

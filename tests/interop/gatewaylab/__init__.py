@@ -1,8 +1,8 @@
-"""A small laboratory around the gateway's binary: peers that are under control to the byte, and the process in between.
+"""The test bench around the gateway's binary: peers controlled to the byte, and the process between them.
 
-Nothing here knows how the gateway works inside; it is started, spoken to over loopback and read in its log, as its
-users do. The surprising part: most exchanges need no thread, because the kernel's listen queue and socket buffers let one
-test play client and backend in turn, so a test reads from top to bottom like the exchange itself.
+Nothing here knows how the gateway works inside. It is started, spoken to over loopback and read in its log, as its users
+do. Most exchanges need no thread: the kernel's listen queue and socket buffers let one test play client and backend in
+turn, so a test reads from top to bottom like the exchange itself.
 """
 
 import os
@@ -10,10 +10,11 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 PEERS = ROOT / "tests" / "interop" / "peers"
-NODE_MODULES = ROOT / "target" / "interop" / "node_modules"
+TARGET = ROOT / os.environ.get("CARGO_TARGET_DIR", "target")
+NODE_MODULES = TARGET / "interop" / "node_modules"
 
 PATIENCE = float(os.environ.get("GATEWAYLAB_PATIENCE", "15"))
-"""Seconds that a wait for an event may last before the test fails; never a time that is waited out."""
+"""Seconds until a wait for an event fails its test. No test waits this long when all is well."""
 
 SOON = 4.0
-"""Seconds for what the contract wants `without delay`: below every timeout that the gateway has by default."""
+"""Seconds for what the contract wants `without delay`: shorter than every default timeout of the gateway."""

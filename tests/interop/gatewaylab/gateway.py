@@ -1,7 +1,7 @@
 """The gateway's binary as a test sees it: a configuration in, a port out, a log to read.
 
-The port is the kernel's choice (`listen = ["127.0.0.1:0"]`) and is learned from the `listening` line of the log. Every
-gateway is checked once more when its test ends: it must still run, and no session may be left in it.
+The kernel chooses the port (`listen = ["127.0.0.1:0"]`), and the test reads it from the `listening` line of the log. When
+a test ends, each of its gateways must still run and have no session left.
 """
 
 import json
@@ -10,10 +10,10 @@ import pathlib
 import signal
 import subprocess
 
-from . import PATIENCE, ROOT, wire
+from . import PATIENCE, TARGET, wire
 from .process import Process
 
-BINARY = pathlib.Path(os.environ.get("GATEWAY_BINARY", ROOT / "target" / "release" / "aivtuber-gateway"))
+BINARY = pathlib.Path(os.environ.get("GATEWAY_BINARY", TARGET / "release" / "aivtuber-gateway"))
 
 LISTENING = r"listening\b.*address=\"?(?:127\.0\.0\.1|\[::1\]):(\d+)"
 
