@@ -1,0 +1,740 @@
+use super::connection::{FIRST_PAUSE, LONGEST_PAUSE};
+use super::keep::BATCH_BYTES_MAX;
+use super::*;
+use crate::proto::resp::Requests;
+use crate::service::tasks::Heard;
+
+const SECOND: Duration = Duration::from_secs(1);
+const TASK: Uuid = Uuid::from_u128(0x0f8fad5b_d9cb_469f_a165_70867728950e);
+const SPELLED: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
+
+/// A link, and a Redis that answers what it is told to.
+struct World {
+    link: Link,
+    now: Moment,
+    /// What each line has said and the server has not looked at yet.
+    said: [Vec<Vec<String>>; 2],
+    readers: [Requests; 2],
+}
+
+fn settings(urls: &[&str], subscribe: Subscribe) -> Settings {
+    let urls = urls.iter().map(|url| url.to_string()).collect();
+    Settings { urls, channel_prefix: "task_response:".into(), subscribe, grace: Some(10 * SECOND) }
+}
+
+fn retention() -> tasks::Settings {
+    tasks::Settings { retain: Some(300 * SECOND), max_retained: 1 << 20 }
+}
+
+impl World {
+    fn new(urls: &[&str], subscribe: Subscribe) -> World {
+        let now = Moment::START;
+        let link = Link::new(&settings(urls, subscribe), retention(), now, 7).unwrap();
+        World {
+            link,
+            now,
+            said: Default::default(),
+            readers: [Requests::new(1 << 20), Requests::new(1 << 20)],
+        }
+    }
+
+    /// One that is up.
+    fn up(subscribe: Subscribe) -> World {
+        let mut world = World::new(&["redis://one"], subscribe);
+        world.connect();
+        assert_eq!(world.events(), [Event::Up { address: "one:6379".into() }]);
+        world
+    }
+
+    fn connect(&mut self) {
+        self.link.handle_time(self.now);
+        for line in self.dials() {
+            self.link.handle_connected(line, self.now);
+            self.greet(line);
+        }
+    }
+
+    /// Answers whatever the greeting asks.
+    fn greet(&mut self, line: Line) {
+        for command in self.commands(line) {
+            let answer = match command[0].as_str() {
+                "TIME" => "*2\r\n$4\r\n1000\r\n$2\r\n17\r\n".to_owned(),
+                "PING" => "+PONG\r\n".to_owned(),
+                "HELLO" => "%1\r\n+server\r\n+redis\r\n".to_owned(),
+                name @ ("PSUBSCRIBE" | "SUBSCRIBE") => {
+                    let name = name.to_lowercase();
+                    let channels = &command[1..];
+                    let lines = channels.iter().map(|channel| {
+                        format!(
+                            "*3\r\n${}\r\n{name}\r\n${}\r\n{channel}\r\n:1\r\n",
+                            name.len(),
+                            channel.len()
+                        )
+                    });
+                    lines.collect()
+                }
+                _ => "+OK\r\n".to_owned(),
+            };
+            self.say(line, &answer);
+        }
+    }
+
+    fn actions(&mut self) -> Vec<Action> {
+        std::iter::from_fn(|| self.link.poll_action()).collect()
+    }
+
+    fn dials(&mut self) -> Vec<Line> {
+        let dial = |action| match action {
+            Action::Dial { line, .. } => Some(line),
+            Action::Close { .. } => None,
+        };
+        self.actions().into_iter().filter_map(dial).collect()
+    }
+
+    fn events(&mut self) -> Vec<Event> {
+        std::iter::from_fn(|| self.link.poll_event()).collect()
+    }
+
+    /// What the line has said since the last look.
+    fn commands(&mut self, line: Line) -> Vec<Vec<String>> {
+        let i = line as usize;
+        loop {
+            let bytes = self.link.poll_output(line, self.now).to_vec();
+            if bytes.is_empty() {
+                return std::mem::take(&mut self.said[i]);
+            }
+            let mut input = &bytes[..];
+            while let Some(command) = self.readers[i].decode(&mut input).unwrap() {
+                let text = |argument: Vec<u8>| String::from_utf8(argument).unwrap();
+                self.said[i].push(command.into_iter().map(text).collect());
+            }
+            self.link.handle_written(line, bytes.len());
+        }
+    }
+
+    fn say(&mut self, line: Line, answer: &str) {
+        self.link.handle_bytes(line, answer.as_bytes(), self.now);
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.link.handle_time(self.now);
+    }
+
+    fn keep(&mut self, nth: u32, text: &str) {
+        let heard = Heard { hash: 0xab, nth, before: (nth > 1).then_some((0xcd, 1)) };
+        self.link.keep(
+            TASK,
+            Ear { number: 1, since: 1_000_000_017 },
+            heard,
+            text.as_bytes().into(),
+        );
+    }
+
+    fn load_script(&mut self) {
+        assert_eq!(self.commands(Line::Hand)[0][..2], ["SCRIPT", "LOAD"]);
+        self.say(Line::Hand, "$3\r\nsha\r\n");
+    }
+}
+
+#[test]
+fn both_lines_log_in_and_the_pattern_makes_it_up() {
+    let mut world = World::new(&["redis://ann:s%20cret@one:7000/3"], Subscribe::Pattern);
+    let address = Address::Tcp { host: "one".into(), port: 7000 };
+    let dial = |line| Action::Dial { line, address: address.clone() };
+    assert_eq!(world.actions(), [dial(Line::Ear), dial(Line::Hand)]);
+    for line in LINES {
+        world.link.handle_connected(line, world.now);
+    }
+    let name = ["CLIENT", "SETNAME", "aivtuber-gateway"];
+    let ear = world.commands(Line::Ear);
+    assert_eq!(
+        ear,
+        [&["AUTH", "ann", "s cret"][..], &name, &["TIME"], &["PSUBSCRIBE", "task_response:*"]]
+    );
+    let hand = world.commands(Line::Hand);
+    assert_eq!(hand, [&["AUTH", "ann", "s cret"][..], &name, &["SELECT", "3"], &["PING"]]);
+    world.say(Line::Hand, "+OK\r\n+OK\r\n+OK\r\n+PONG\r\n");
+    assert!(!world.link.is_up());
+    let greeting = "+OK\r\n-ERR unknown subcommand\r\n*2\r\n$4\r\n1000\r\n$2\r\n17\r\n*3\r\n$10\r\npsubscribe\r\n$15\r\ntask_response:*\r\n:1\r\n";
+    for (i, byte) in greeting.bytes().enumerate() {
+        assert!(!world.link.is_up(), "too early at {i}");
+        world.link.handle_bytes(Line::Ear, &[byte], world.now);
+    }
+    assert!(world.link.is_up());
+    assert_eq!(world.link.ear(TASK), Some(Ear { number: 1, since: 1_000_000_017 }));
+    assert_eq!(world.events(), [Event::Up { address: "one:7000".into() }]);
+}
+
+#[test]
+fn publications_are_heard_in_either_protocol() {
+    let ear = Ear { number: 1, since: 1_000_000_017 };
+    let mut world = World::up(Subscribe::Pattern);
+    let heard = Event::Heard { task: TASK, ear, payload: b"{}".to_vec() };
+    for channel in
+        [format!("task_response:{SPELLED}"), format!("task_response:{}", SPELLED.to_uppercase())]
+    {
+        let message = format!("${}\r\n{channel}\r\n$2\r\n{{}}\r\n", channel.len());
+        world.say(
+            Line::Ear,
+            &format!("*4\r\n$8\r\npmessage\r\n$15\r\ntask_response:*\r\n{message}"),
+        );
+        world.say(
+            Line::Ear,
+            &format!(">4\r\n$8\r\npmessage\r\n$15\r\ntask_response:*\r\n{message}"),
+        );
+        assert_eq!(world.events(), [heard.clone(), heard.clone()]);
+    }
+    world.say(
+        Line::Ear,
+        "*4\r\n$8\r\npmessage\r\n$15\r\ntask_response:*\r\n$15\r\ntask_response:x\r\n$2\r\n{}\r\n",
+    );
+    assert_eq!(world.events(), []);
+    world.link.handle_closed(Line::Ear, "closed", world.now);
+    assert_eq!(world.link.ear(TASK), None);
+}
+
+#[test]
+fn resp3_is_spoken_where_the_url_says_so() {
+    let mut world = World::new(&["redis://:secret@one?protocol=resp3"], Subscribe::Pattern);
+    for line in world.dials() {
+        world.link.handle_connected(line, world.now);
+        let commands = world.commands(line);
+        assert_eq!(commands[0], ["HELLO", "3", "AUTH", "default", "secret"]);
+        world.said[line as usize] = commands;
+        world.greet(line);
+    }
+    assert!(world.link.is_up());
+}
+
+#[test]
+fn dials_are_given_up_and_repeated_with_growing_pauses() {
+    let mut world = World::new(&["redis://one"], Subscribe::Pattern);
+    assert_eq!(world.dials(), LINES);
+    assert_eq!(world.link.deadline(), Some(world.now + 5 * SECOND));
+    world.pass(5 * SECOND);
+    assert_eq!(
+        world.events(),
+        [Event::Trouble { why: "one:6379: no connection within 5 s".into() }]
+    );
+    assert_eq!(
+        world.actions(),
+        [Action::Close { line: Line::Ear }, Action::Close { line: Line::Hand }]
+    );
+    let mut pause = Duration::from_millis(200);
+    for _ in 0..10 {
+        let from = world.now;
+        while world.dials().is_empty() {
+            world.now = world.link.deadline().unwrap();
+            world.link.handle_time(world.now);
+        }
+        world.pass(pause);
+        world.dials();
+        for line in LINES {
+            world.link.handle_closed(line, "refused", world.now);
+        }
+        assert!(world.now - from <= 2 * pause, "{:?}", world.now - from);
+        pause = (2 * pause).min(5 * SECOND);
+    }
+    let deadline = world.link.deadline().unwrap();
+    assert!(deadline - world.now >= LONGEST_PAUSE / 2 && deadline - world.now <= LONGEST_PAUSE);
+}
+
+#[test]
+fn a_greeting_without_answer_is_given_up() {
+    let mut world = World::new(&["redis://one"], Subscribe::Pattern);
+    world.dials();
+    world.link.handle_connected(Line::Ear, world.now + SECOND);
+    world.link.handle_bytes(Line::Ear, b"+OK\r\n", world.now + 2 * SECOND);
+    world.pass(6 * SECOND);
+    assert!(
+        world.events().contains(&Event::Trouble { why: "one:6379: no answer within 5 s".into() })
+    );
+    world.say(Line::Ear, "+late\r\n");
+    assert!(!world.link.is_up());
+}
+
+#[test]
+fn a_wrong_password_is_said_once_and_tried_again() {
+    let mut world = World::new(&["redis://:wrong@one"], Subscribe::Pattern);
+    let refusal = "-WRONGPASS invalid username-password pair or user is disabled.\r\n";
+    let mut told = Vec::new();
+    for _ in 0..3 {
+        for line in world.dials() {
+            world.link.handle_connected(line, world.now);
+            world.say(line, &format!("{refusal}-NOAUTH Authentication required.\r\n"));
+        }
+        world.pass(5 * SECOND);
+        told.append(&mut world.events());
+    }
+    let why =
+        "one:6379: it refused us: WRONGPASS invalid username-password pair or user is disabled.";
+    assert_eq!(told, [Event::Trouble { why: why.into() }, Event::GraceOver]);
+    world.connect();
+    assert!(world.link.is_up());
+}
+
+#[test]
+fn a_password_that_is_missing_is_told() {
+    let mut world = World::new(&["redis://one"], Subscribe::Pattern);
+    for line in world.dials() {
+        world.link.handle_connected(line, world.now);
+        world.say(line, &"-NOAUTH Authentication required.\r\n".repeat(4));
+    }
+    let why = "one:6379: it refused us: NOAUTH Authentication required.";
+    assert_eq!(world.events(), [Event::Trouble { why: why.into() }]);
+}
+
+#[test]
+fn silence_is_noticed_and_the_line_dialled_again_at_once() {
+    let mut world = World::up(Subscribe::Pattern);
+    world.pass(10 * SECOND);
+    for line in LINES {
+        assert_eq!(world.commands(line), [["PING"]]);
+    }
+    world.say(Line::Ear, "*2\r\n$4\r\npong\r\n$0\r\n\r\n");
+    assert_eq!(world.link.deadline(), Some(world.now + 5 * SECOND));
+    world.pass(5 * SECOND);
+    assert_eq!(world.events(), [Event::Down { why: "one:6379: silent for 5 s".into() }]);
+    assert_eq!(world.actions(), [Action::Close { line: Line::Hand }]);
+    assert!(world.link.ear(TASK).is_some(), "the ear heard on");
+    world.pass(Duration::ZERO);
+    world.connect();
+    assert_eq!(world.events(), [Event::Up { address: "one:6379".into() }]);
+}
+
+#[test]
+fn anything_that_comes_proves_life() {
+    let mut world = World::up(Subscribe::Pattern);
+    world.pass(10 * SECOND);
+    world.commands(Line::Ear);
+    world.say(Line::Hand, "+PONG\r\n");
+    for _ in 0..9 {
+        world.pass(SECOND);
+        world.say(
+            Line::Ear,
+            "*4\r\n$8\r\npmessage\r\n$15\r\ntask_response:*\r\n$15\r\ntask_response:x\r\n$2\r\n{}\r\n",
+        );
+    }
+    assert!(world.link.is_up());
+}
+
+#[test]
+fn a_line_that_falls_at_once_is_not_dialled_in_a_loop() {
+    let mut world = World::up(Subscribe::Pattern);
+    world.link.handle_closed(Line::Ear, "closed", world.now);
+    world.link.handle_time(world.now);
+    assert_eq!(world.dials(), []);
+    assert!(world.link.deadline().unwrap() >= world.now + FIRST_PAUSE / 2);
+}
+
+#[test]
+fn nonsense_ends_a_line() {
+    let mut world = World::up(Subscribe::Pattern);
+    world.say(Line::Hand, "HTTP/1.1 400\r\n");
+    assert_eq!(
+        world.events(),
+        [Event::Down { why: "one:6379: it sent not the Redis protocol".into() }]
+    );
+    assert_eq!(world.actions(), [Action::Close { line: Line::Hand }]);
+}
+
+#[test]
+fn grace_ends_once() {
+    let mut world = World::up(Subscribe::Pattern);
+    world.pass(SECOND);
+    world.link.handle_closed(Line::Ear, "closed", world.now);
+    world.events();
+    for _ in 0..9 {
+        world.pass(SECOND);
+    }
+    assert!(!world.link.is_lost());
+    world.pass(SECOND);
+    assert!(world.link.is_lost() && world.events().contains(&Event::GraceOver));
+    world.pass(20 * SECOND);
+    assert!(!world.events().contains(&Event::GraceOver));
+    world.pass(5 * SECOND);
+    world.connect();
+    assert!(!world.link.is_lost() && world.link.is_up());
+}
+
+#[test]
+fn when_one_line_stands_the_other_does_not_wait() {
+    let mut world = World::up(Subscribe::Pattern);
+    for line in LINES {
+        world.link.handle_closed(line, "closed", world.now);
+    }
+    world.link.handle_time(world.now);
+    world.dials();
+    world.pass(SECOND);
+    world.dials();
+    world.link.handle_closed(Line::Hand, "refused", world.now);
+    world.link.handle_connected(Line::Ear, world.now);
+    world.greet(Line::Ear);
+    world.link.handle_time(world.now);
+    assert_eq!(world.dials(), [Line::Hand]);
+}
+
+#[test]
+fn urls_are_tried_in_turn_by_both_lines_together() {
+    let mut world = World::new(
+        &["redis://one", "redis://two", "unix:///run/redis.sock?pass=x"],
+        Subscribe::Pattern,
+    );
+    let mut tried = Vec::new();
+    for _ in 0..4 {
+        let dials: Vec<(Line, String)> = world
+            .actions()
+            .into_iter()
+            .filter_map(|action| match action {
+                Action::Dial { line, address } => Some((line, address.to_string())),
+                Action::Close { .. } => None,
+            })
+            .collect();
+        assert_eq!(dials[0].1, dials[1].1);
+        tried.push(dials[0].1.clone());
+        for (line, _) in dials {
+            world.link.handle_closed(line, "refused", world.now);
+        }
+        world.pass(5 * SECOND);
+    }
+    assert_eq!(tried, ["one:6379", "two:6379", "/run/redis.sock", "one:6379"]);
+}
+
+#[test]
+fn the_lines_meet_on_one_server() {
+    let mut world = World::new(&["redis://one", "redis://two"], Subscribe::Pattern);
+    world.dials();
+    world.link.handle_closed(Line::Ear, "refused", world.now);
+    world.pass(SECOND);
+    assert_eq!(world.dials(), [Line::Ear]);
+    // The ear is dialling "two" when the hand gets through to "one".
+    world.link.handle_connected(Line::Hand, world.now);
+    world.greet(Line::Hand);
+    world.link.handle_connected(Line::Ear, world.now);
+    world.greet(Line::Ear);
+    let one = Address::Tcp { host: "one".into(), port: 6379 };
+    assert_eq!(
+        world.actions(),
+        [Action::Close { line: Line::Ear }, Action::Dial { line: Line::Ear, address: one }]
+    );
+    assert_eq!(world.link.ear(TASK), None);
+    world.link.handle_connected(Line::Ear, world.now);
+    world.greet(Line::Ear);
+    assert!(world.link.is_up());
+}
+
+#[test]
+fn results_are_kept_in_batches() {
+    let mut world = World::up(Subscribe::Pattern);
+    world.keep(1, "a");
+    world.load_script();
+    assert_eq!(
+        world.commands(Line::Hand),
+        [[
+            "EVALSHA",
+            "sha",
+            "1",
+            &format!("task_response_kept:{SPELLED}"),
+            "300000",
+            "1048576",
+            "1024",
+            "0000001000000017",
+            "00000000000000ab",
+            "1",
+            "",
+            "0",
+            "a"
+        ]]
+    );
+    for nth in 2..=200 {
+        world.keep(nth, "b");
+    }
+    let commands = world.commands(Line::Hand);
+    assert_eq!(
+        commands.iter().map(|command| command[2].as_str()).collect::<Vec<_>>(),
+        ["64", "64", "64", "7"]
+    );
+    assert_eq!(
+        commands[0][3 + 64 + 3..][..6],
+        ["0000001000000017", "00000000000000ab", "2", "00000000000000cd", "1", "b"]
+    );
+    world.say(Line::Hand, ":0\r\n:0\r\n:0\r\n:0\r\n:3\r\n");
+    assert_eq!(world.link.dropped(), 3);
+    for task in 0..70 {
+        world.link.forget(Uuid::from_u128(task));
+    }
+    assert_eq!(world.commands(Line::Hand).iter().map(Vec::len).collect::<Vec<_>>(), [65, 7]);
+}
+
+#[test]
+fn what_was_not_confirmed_is_kept_again() {
+    let mut world = World::up(Subscribe::Pattern);
+    world.keep(1, "a");
+    world.load_script();
+    world.commands(Line::Hand);
+    world.say(Line::Hand, ":0\r\n");
+    for text in ["b", "c"] {
+        world.keep(2, text);
+        assert_eq!(world.commands(Line::Hand).len(), 1);
+    }
+    world.keep(2, "d");
+    world.link.look_up(TASK, &[]);
+    world.link.handle_closed(Line::Hand, "closed", world.now);
+    world.keep(2, "e");
+    world.pass(SECOND);
+    world.connect();
+    assert!(world.link.is_up());
+    world.load_script();
+    let commands = world.commands(Line::Hand);
+    assert_eq!(commands.len(), 1, "{commands:?}");
+    let payloads: Vec<&str> = (0..4).map(|i| commands[0][3 + 4 + 3 + 6 * i + 5].as_str()).collect();
+    assert_eq!(payloads, ["b", "c", "d", "e"]);
+}
+
+#[test]
+fn a_script_that_was_flushed_is_loaded_again() {
+    let mut world = World::up(Subscribe::Pattern);
+    world.keep(1, "a");
+    world.load_script();
+    world.keep(2, "b");
+    assert_eq!(world.commands(Line::Hand).len(), 1);
+    world.keep(2, "c");
+    assert_eq!(world.commands(Line::Hand).len(), 1);
+    world.say(Line::Hand, "-NOSCRIPT No matching script.\r\n-NOSCRIPT No matching script.\r\n");
+    world.load_script();
+    let commands = world.commands(Line::Hand);
+    assert_eq!(commands.len(), 1);
+    assert_eq!(commands[0][2], "3");
+    assert_eq!(world.events(), []);
+}
+
+#[test]
+fn a_redis_without_scripts_keeps_nothing_but_works() {
+    let mut world = World::up(Subscribe::Pattern);
+    world.keep(1, "a");
+    world.commands(Line::Hand);
+    world.say(
+        Line::Hand,
+        "-NOPERM this user has no permissions to run the 'script|load' command\r\n",
+    );
+    let [Event::Trouble { why }] = &world.events()[..] else { panic!() };
+    assert!(why.contains("NOPERM"), "{why}");
+    world.keep(2, "b");
+    assert_eq!(world.commands(Line::Hand), Vec::<Vec<String>>::new());
+    assert_eq!(world.link.dropped(), 2);
+    world.link.look_up(TASK, &[]);
+    assert_eq!(world.commands(Line::Hand).len(), 2);
+    assert!(world.link.is_up());
+}
+
+#[test]
+fn a_full_redis_is_told_once() {
+    let mut world = World::up(Subscribe::Pattern);
+    world.keep(1, "a");
+    world.load_script();
+    for nth in 2..5 {
+        world.keep(nth, "b");
+        world.commands(Line::Hand);
+    }
+    world
+        .say(Line::Hand, &"-OOM command not allowed when used memory > 'maxmemory'.\r\n".repeat(3));
+    assert_eq!(world.events().len(), 1);
+    assert!(world.link.is_up() && world.link.dropped() == 4);
+}
+
+#[test]
+fn what_is_kept_and_what_was_set_come_together() {
+    let mut world = World::up(Subscribe::Pattern);
+    world.link.look_up(TASK, &[SPELLED.to_uppercase().into()]);
+    world.link.look_up(Uuid::nil(), &[]);
+    let commands = world.commands(Line::Hand);
+    assert_eq!(commands[0], ["HGETALL".into(), format!("task_response_kept:{SPELLED}")]);
+    let keys =
+        [format!("task_response:{SPELLED}"), format!("task_response:{}", SPELLED.to_uppercase())];
+    assert_eq!(commands[1], ["MGET", &keys[0], &keys[1]]);
+    let index = format!("000000000003{:016x}{:016}0001{:016x}{:016}0000", 1, 20, 2, 30);
+    let mut rest = String::new();
+    for text in ["0000", "b", "0001", "a", "index", &index, "9999", "left over"] {
+        rest += &format!("${}\r\n{text}\r\n", text.len());
+    }
+    world.link.handle_closed(Line::Hand, "start over", world.now);
+    world.events();
+    world.pass(SECOND);
+    world.connect();
+    world.link.look_up(TASK, &[]);
+    world.link.look_up(Uuid::nil(), &[]);
+    world.commands(Line::Hand);
+    world.say(Line::Hand, &format!("*8\r\n{rest}*2\r\n$-1\r\n$1\r\ns\r\n%0\r\n*1\r\n$-1\r\n"));
+    assert_eq!(world.commands(Line::Ear), [["PING"]]);
+    let kept =
+        vec![Kept { at: 20, payload: b"a".to_vec() }, Kept { at: 30, payload: b"b".to_vec() }];
+    assert_eq!(
+        world.events()[1..],
+        [Event::LookedUp { task: Uuid::nil(), kept: vec![], set: vec![] }]
+    );
+    world.say(Line::Ear, "*2\r\n$4\r\npong\r\n$0\r\n\r\n");
+    assert_eq!(world.events(), [Event::LookedUp { task: TASK, kept, set: vec![b"s".to_vec()] }]);
+}
+
+#[test]
+fn broken_keys_of_others_do_no_harm() {
+    let mut world = World::up(Subscribe::Pattern);
+    world.link.look_up(TASK, &[]);
+    world.commands(Line::Hand);
+    world.say(
+        Line::Hand,
+        "-WRONGTYPE Operation against a key holding the wrong kind of value\r\n*1\r\n$1\r\ns\r\n",
+    );
+    world.commands(Line::Ear);
+    world.say(Line::Ear, "*2\r\n$4\r\npong\r\n$0\r\n\r\n");
+    let events = world.events();
+    assert!(matches!(&events[0], Event::Trouble { why } if why.contains("WRONGTYPE")));
+    assert_eq!(events[1], Event::LookedUp { task: TASK, kept: vec![], set: vec![b"s".to_vec()] });
+    let entry = |index: &str| {
+        kept(Value::Array(
+            ["index", index, "0000", "a"].map(|text| Value::BulkString(text.into())).into(),
+        ))
+    };
+    for index in [
+        "",
+        "0",
+        "000000000000",
+        "000000000000short",
+        &"x".repeat(48),
+        &format!("{}\u{3042}", "0".repeat(45)),
+    ] {
+        assert_eq!(entry(index), [], "{index}");
+    }
+}
+
+#[test]
+fn tasks_are_subscribed_to_one_by_one() {
+    let mut world = World::up(Subscribe::Task);
+    world.link.listen(TASK, SPELLED, world.now);
+    assert_eq!(world.link.ear(TASK), None);
+    world.now += SECOND;
+    world.said[0] = world.commands(Line::Ear);
+    assert_eq!(world.said[0], [["SUBSCRIBE", &format!("task_response:{SPELLED}")]]);
+    world.greet(Line::Ear);
+    assert_eq!(world.events(), [Event::Listening { task: TASK }]);
+    let ear = world.link.ear(TASK).unwrap();
+    assert_eq!(ear.since, 1_000_000_017);
+    world.link.unlisten(SPELLED);
+    assert_eq!(world.commands(Line::Ear), [["UNSUBSCRIBE", &format!("task_response:{SPELLED}")]]);
+    assert_eq!(world.link.ear(TASK), None);
+}
+
+#[test]
+fn only_the_latest_subscription_counts() {
+    let mut world = World::up(Subscribe::Task);
+    world.link.listen(TASK, SPELLED, world.now);
+    world.link.unlisten(SPELLED);
+    world.link.listen(TASK, SPELLED, world.now);
+    assert_eq!(world.commands(Line::Ear).len(), 3);
+    let channel = format!("task_response:{SPELLED}");
+    let confirm =
+        |kind: &str| format!("*3\r\n${}\r\n{kind}\r\n$50\r\n{channel}\r\n:1\r\n", kind.len());
+    world.say(Line::Ear, &confirm("subscribe"));
+    world.say(Line::Ear, &confirm("unsubscribe"));
+    assert_eq!((world.events(), world.link.ear(TASK)), (vec![], None));
+    world.say(Line::Ear, &confirm("subscribe"));
+    assert_eq!(world.events(), [Event::Listening { task: TASK }]);
+}
+
+#[test]
+fn after_a_reconnect_all_tasks_are_subscribed_to_again() {
+    let mut world = World::up(Subscribe::Task);
+    for task in 0..2500 {
+        world.link.listen(Uuid::from_u128(task), &Uuid::from_u128(task).to_string(), world.now);
+    }
+    world.greet(Line::Ear);
+    assert_eq!(world.events().len(), 2500);
+    let first = world.link.ear(Uuid::from_u128(7)).unwrap();
+    world.pass(SECOND);
+    world.link.handle_closed(Line::Ear, "closed", world.now);
+    world.events();
+    assert_eq!(world.link.ear(Uuid::from_u128(7)), None);
+    world.connect();
+    assert_eq!(world.events().len(), 1);
+    world.said[0] = world.commands(Line::Ear);
+    assert_eq!(world.said[0].len(), 3);
+    world.greet(Line::Ear);
+    assert_eq!(world.events().len(), 2500);
+    assert!(world.link.ear(Uuid::from_u128(7)).unwrap().number > first.number);
+}
+
+#[test]
+fn what_waits_for_redis_is_bounded() {
+    let mut world = World::new(&["redis://one"], Subscribe::Pattern);
+    for _ in 0..JOBS_MAX + 10 {
+        world.keep(1, "");
+    }
+    assert_eq!((world.link.jobs.len(), world.link.dropped()), (JOBS_MAX, 10));
+    let large = "x".repeat(1 << 19);
+    for _ in 0..4 {
+        world.keep(1, &large);
+    }
+    assert_eq!(world.link.job_bytes, 1 << 20);
+    world.keep(1, &"x".repeat((1 << 20) + 1));
+    assert_eq!(world.link.job_bytes, 1 << 20);
+    // A server that takes nothing is not packed for without end.
+    world.connect();
+    world.load_script();
+    let before = world.link.jobs.len();
+    world.link.poll_output(Line::Hand, world.now);
+    let packed = world.link.hand.output.len();
+    assert!(packed > OUTPUT_MAX && packed < 2 * OUTPUT_MAX + BATCH_BYTES_MAX, "{packed}");
+    assert!(world.link.jobs.len() < before);
+    // Nor is what it has taken held, when it never takes all.
+    for _ in 0..100 {
+        (0..8).for_each(|_| world.keep(1, &large[..1 << 16]));
+        let waiting = world.link.poll_output(Line::Hand, world.now).len();
+        world.link.handle_written(Line::Hand, waiting - 1000);
+    }
+    assert!(world.link.hand.output.len() < 3 * OUTPUT_MAX, "{}", world.link.hand.output.len());
+}
+
+#[test]
+fn urls_are_read_and_refused_without_being_quoted() {
+    for (url, address) in [
+        ("redis://localhost:6379", "localhost:6379"),
+        ("redis://user:p@one/2", "one:6379"),
+        ("redis://[::1]:7000", "[::1]:7000"),
+        ("unix:///run/redis.sock", "/run/redis.sock"),
+        ("redis+unix:///run/redis.sock?db=1", "/run/redis.sock"),
+    ] {
+        assert_eq!(Target::read(url).unwrap().address().to_string(), address);
+    }
+    for url in [
+        "",
+        "one:6379",
+        "http://one",
+        "rediss://:secret@one",
+        "redis://:secret@one/x",
+        "redis://:secret@",
+        "embedded://127.0.0.1:1",
+    ] {
+        let why = Target::read(url).unwrap_err();
+        assert!(!why.contains("secret") && why.contains("redis://["), "{why}");
+    }
+    let settings = settings(&["redis://one", "nonsense"], Subscribe::Pattern);
+    let why = Link::new(&settings, retention(), Moment::START, 1).err().unwrap();
+    assert!(why.starts_with("URL 2 of 2: not a Redis URL"), "{why}");
+}
+
+#[test]
+fn kept_keys_follow_the_prefix() {
+    for (prefix, expected) in
+        [("task_response:", "task_response_kept:"), ("a/", "a/_kept:"), ("", "_kept:")]
+    {
+        let settings = Settings {
+            channel_prefix: prefix.into(),
+            ..settings(&["redis://one"], Subscribe::Pattern)
+        };
+        assert_eq!(
+            Link::new(&settings, retention(), Moment::START, 1).unwrap().kept_prefix,
+            expected
+        );
+    }
+}
