@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use aivtuber_gateway::proto::message::TaskId;
 use aivtuber_gateway::reactor::clock::Clock;
-use aivtuber_gateway::service::link::{self, Action, LINES, Line, Link, Subscribe};
+use aivtuber_gateway::service::link::{self, Action, Link, REDIS_ROLES, RedisRole, Subscribe};
 use aivtuber_gateway::service::results::{Notice, Results};
-use aivtuber_gateway::service::tasks::{self, Stage, Status, Tasks};
+use aivtuber_gateway::service::tasks::{self, ClientState, Status, Tasks};
 use redis::Commands;
 use uuid::Uuid;
 
@@ -93,7 +93,7 @@ impl Drop for Server {
 struct Gateway {
     clock: Clock,
     results: Results<u32>,
-    sockets: HashMap<Line, UnixStream>,
+    sockets: HashMap<RedisRole, UnixStream>,
     /// What each client got, in order.
     got: HashMap<u32, Vec<String>>,
     notices: Vec<Notice>,
@@ -135,28 +135,28 @@ impl Gateway {
         let link = self.results.link().unwrap();
         while let Some(action) = link.poll_action() {
             match action {
-                Action::Close { line } => {
-                    self.sockets.remove(&line);
+                Action::Close { role } => {
+                    self.sockets.remove(&role);
                 }
-                Action::Dial { line, address } => match UnixStream::connect(address.to_string()) {
+                Action::Dial { role, address } => match UnixStream::connect(address.to_string()) {
                     Ok(socket) => {
                         socket.set_nonblocking(true).unwrap();
-                        self.sockets.insert(line, socket);
-                        link.handle_connected(line, now);
+                        self.sockets.insert(role, socket);
+                        link.handle_connected(role, now);
                     }
-                    Err(error) => link.handle_closed(line, &error.kind().to_string(), now),
+                    Err(error) => link.handle_closed(role, &error.kind().to_string(), now),
                 },
             }
         }
         let mut bytes = [0; 4096];
-        for line in LINES {
-            while let Some(socket) = self.sockets.get_mut(&line) {
+        for role in REDIS_ROLES {
+            while let Some(socket) = self.sockets.get_mut(&role) {
                 match socket.read(&mut bytes) {
-                    Ok(n @ 1..) => link.handle_bytes(line, &bytes[..n], now),
+                    Ok(n @ 1..) => link.handle_bytes(role, &bytes[..n], now),
                     Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                     _ => {
-                        self.sockets.remove(&line);
-                        link.handle_closed(line, "closed by the server", now);
+                        self.sockets.remove(&role);
+                        link.handle_closed(role, "closed by the server", now);
                     }
                 }
             }
@@ -175,14 +175,14 @@ impl Gateway {
     fn write(&mut self) {
         let now = self.clock.now();
         let link = self.results.link().unwrap();
-        for (line, socket) in &mut self.sockets {
+        for (role, socket) in &mut self.sockets {
             loop {
-                let output = link.poll_output(*line, now);
+                let output = link.poll_output(*role, now);
                 if output.is_empty() {
                     break;
                 }
                 match socket.write(output) {
-                    Ok(n) => link.handle_written(*line, n),
+                    Ok(n) => link.handle_written(*role, n),
                     Err(_) => break,
                 }
             }
@@ -196,7 +196,7 @@ impl Gateway {
     }
 
     fn leave(&mut self, task: Uuid, key: u32) {
-        self.results.leave(self.clock.now(), task, key, Stage::Waiting, None);
+        self.results.leave(self.clock.now(), task, key, ClientState::Waiting, None);
     }
 
     fn got(&self, key: u32) -> &[String] {
@@ -338,9 +338,9 @@ fn a_deaf_gateway_does_not_begin_in_the_middle() {
     publish(&mut worker, TASK, "b");
     settle(&mut [&mut late], &server);
     // It has heard the second one only, and loses its ear before anybody has asked for the first.
-    late.sockets.remove(&Line::Ear);
+    late.sockets.remove(&RedisRole::Subscriber);
     let now = late.clock.now();
-    late.results.link().unwrap().handle_closed(Line::Ear, "lost", now);
+    late.results.link().unwrap().handle_closed(RedisRole::Subscriber, "lost", now);
     let key = late.join(TASK);
     assert_eq!(late.results.poll_delivery(), None);
     await_all(&mut [&mut late], |gateways| gateways[0].got(key).len() == 2);
@@ -419,8 +419,8 @@ fn what_others_heard_during_our_absence_is_delivered_after_it() {
     settle(&mut [&mut absent, &mut steady], &server);
     // Both of its lines are cut; it notices only when it looks again.
     absent.sockets.clear();
-    absent.sockets.insert(Line::Ear, UnixStream::pair().unwrap().0);
-    absent.sockets.insert(Line::Hand, UnixStream::pair().unwrap().0);
+    absent.sockets.insert(RedisRole::Subscriber, UnixStream::pair().unwrap().0);
+    absent.sockets.insert(RedisRole::Store, UnixStream::pair().unwrap().0);
     for text in ["b", "a"] {
         publish(&mut worker, TASK, text);
     }
@@ -438,7 +438,7 @@ fn losing_the_hand_does_not_make_deaf() {
     let key = gateway.join(TASK);
     await_all(&mut [&mut gateway], |gateways| gateways[0].is_answered());
     for round in 1..=20 {
-        gateway.sockets.insert(Line::Hand, UnixStream::pair().unwrap().0);
+        gateway.sockets.insert(RedisRole::Store, UnixStream::pair().unwrap().0);
         publish(&mut server.client(), TASK, "a");
         await_all(&mut [&mut gateway], |gateways| gateways[0].got(key).len() == round);
     }
@@ -543,7 +543,7 @@ fn a_password_and_a_database_are_used() {
         gateways[0].results.status(TASK).0 == Status::Ready && gateways[0].is_answered()
     });
     assert!(
-        matches!(&unscripted.notices[..], [_, Notice::Trouble { why }] if why.contains("NOPERM")),
+        matches!(&unscripted.notices[..], [_, Notice::Problem { why }] if why.contains("NOPERM")),
         "{:?}",
         unscripted.notices
     );
@@ -557,7 +557,7 @@ fn a_password_and_a_database_are_used() {
         std::thread::sleep(Duration::from_millis(1));
     }
     assert!(
-        matches!(&wrong.notices[..], [Notice::Trouble { why }] if why.contains("WRONGPASS")),
+        matches!(&wrong.notices[..], [Notice::Problem { why }] if why.contains("WRONGPASS")),
         "{:?}",
         wrong.notices
     );
@@ -586,12 +586,12 @@ fn random_faults(seed: u64, contents: usize) {
             }
             45..47 => gateways[1 + chance.usize(..2)] = Gateway::start(&server),
             47..49 => {
-                let line = *chance.choice(&LINES).unwrap();
-                gateways[1 + chance.usize(..2)].sockets.insert(line, UnixStream::pair().unwrap().0);
+                let role = *chance.choice(&REDIS_ROLES).unwrap();
+                gateways[1 + chance.usize(..2)].sockets.insert(role, UnixStream::pair().unwrap().0);
             }
-            // The one that hears everything may lose its hand, but not its ear.
+            // The one that hears everything may lose its hand, but not its subscription.
             49..50 => {
-                gateways[0].sockets.insert(Line::Hand, UnixStream::pair().unwrap().0);
+                gateways[0].sockets.insert(RedisRole::Store, UnixStream::pair().unwrap().0);
             }
             50..53 if turn < 1000 => stayed.push((gateways[0].join(task), task)),
             _ => gateways[chance.usize(..3)].step(),

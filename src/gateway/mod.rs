@@ -249,7 +249,7 @@ impl Gateway {
                 info!(target: "redis", "connected address={address}");
             }
             Notice::Down { why } => warn!(target: "redis", "lost why=\"{why}\""),
-            Notice::Trouble { why } => warn!(target: "redis", "trouble why=\"{why}\""),
+            Notice::Problem { why } => warn!(target: "redis", "trouble why=\"{why}\""),
             Notice::Evicted { results } => {
                 self.cx.stats.results_evicted += results;
                 warn!(target: "output", "kept results let go for lack of room results={results}");
@@ -379,7 +379,7 @@ impl Gateway {
         }
         self.cx.routes.reload(routes, &mut self.cx.upstreams);
         self.cx.settings = session;
-        self.cx.results.set_retention(tasks);
+        self.cx.results.reload(tasks);
         self.drain_timeout = drain_timeout;
         log_routes(&self.cx);
         let keys: Vec<usize> = self.sessions.iter().map(|(key, _)| key).collect();

@@ -26,7 +26,7 @@ pub struct Conduit {
 
 /// What came of the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Said {
+pub enum Received {
     /// Nothing that matters; pings have been answered.
     Nothing,
     /// A Close frame with this code, or without one. Its answer is in the queue, and nothing may follow it.
@@ -62,7 +62,7 @@ impl Conduit {
     }
 
     /// Takes what the client sent. Answers are appended to `answers`, each of them a whole frame.
-    pub fn handle_bytes(&mut self, bytes: &[u8], answers: &mut Vec<u8>) -> Said {
+    pub fn handle_bytes(&mut self, bytes: &[u8], answers: &mut Vec<u8>) -> Received {
         self.follow(bytes);
         let mut between = Between { bytes, answers };
         loop {
@@ -70,16 +70,16 @@ impl Conduit {
                 Ok(Message::Close(frame)) => {
                     // The echo is written before anything else is read.
                     let _ = self.context.flush(&mut between);
-                    return Said::Close(frame.map(|frame| frame.code.into()));
+                    return Received::Close(frame.map(|frame| frame.code.into()));
                 }
                 Ok(_) => continue,
                 Err(error) => error,
             };
             return match error {
-                Error::Io(error) if error.kind() == ErrorKind::WouldBlock => Said::Nothing,
-                Error::Utf8(_) => Said::Fault(Fault::Utf8),
-                Error::Capacity(_) => Said::Fault(Fault::TooBig),
-                _ => Said::Fault(Fault::Protocol),
+                Error::Io(error) if error.kind() == ErrorKind::WouldBlock => Received::Nothing,
+                Error::Utf8(_) => Received::Fault(Fault::Utf8),
+                Error::Capacity(_) => Received::Fault(Fault::TooBig),
+                _ => Received::Fault(Fault::Protocol),
             };
         }
     }
@@ -156,7 +156,7 @@ mod tests {
         out
     }
 
-    fn all(bytes: &[u8]) -> (Said, Vec<u8>) {
+    fn all(bytes: &[u8]) -> (Received, Vec<u8>) {
         let mut answers = Vec::new();
         (Conduit::new().handle_bytes(bytes, &mut answers), answers)
     }
@@ -169,13 +169,13 @@ mod tests {
         bytes.extend(frame(Opcode::Binary, true, &[0xff; 4096]));
         bytes.extend(ping_frame(b"two", Some(MASK)));
         let expected = [pong_frame(b"one", None), pong_frame(b"two", None)].concat();
-        assert_eq!(all(&bytes), (Said::Nothing, expected.clone()));
+        assert_eq!(all(&bytes), (Received::Nothing, expected.clone()));
         for cut in (0..bytes.len()).step_by(7) {
             let (mut conduit, mut answers) = (Conduit::new(), Vec::new());
             for piece in [&bytes[..cut], &bytes[cut..]] {
                 assert_eq!(
                     conduit.handle_bytes(piece, &mut answers),
-                    Said::Nothing,
+                    Received::Nothing,
                     "cut at {cut}"
                 );
             }
@@ -199,25 +199,28 @@ mod tests {
     fn a_close_is_echoed_and_what_follows_it_is_not_read() {
         let bytes =
             [close_frame(4321, "bye", Some(MASK)), ping_frame(b"late", Some(MASK))].concat();
-        assert_eq!(all(&bytes), (Said::Close(Some(4321)), close_frame(4321, "bye", None)));
-        let (said, answers) = all(&frame(Opcode::Close, true, b""));
-        assert_eq!((said, answers), (Said::Close(None), vec![0x88, 0]));
+        assert_eq!(all(&bytes), (Received::Close(Some(4321)), close_frame(4321, "bye", None)));
+        let (received, answers) = all(&frame(Opcode::Close, true, b""));
+        assert_eq!((received, answers), (Received::Close(None), vec![0x88, 0]));
     }
 
     #[test]
     fn faults_are_told_apart() {
         let unmasked = ping_frame(b"", None);
-        assert_eq!(all(&unmasked).0, Said::Fault(Fault::Protocol));
-        assert_eq!(all(&frame(Opcode::Reserved(3), true, b"")).0, Said::Fault(Fault::Protocol));
-        assert_eq!(all(&frame(Opcode::Continuation, true, b"")).0, Said::Fault(Fault::Protocol));
-        assert_eq!(all(&frame(Opcode::Text, true, &[0xff])).0, Said::Fault(Fault::Utf8));
+        assert_eq!(all(&unmasked).0, Received::Fault(Fault::Protocol));
+        assert_eq!(all(&frame(Opcode::Reserved(3), true, b"")).0, Received::Fault(Fault::Protocol));
+        assert_eq!(
+            all(&frame(Opcode::Continuation, true, b"")).0,
+            Received::Fault(Fault::Protocol)
+        );
+        assert_eq!(all(&frame(Opcode::Text, true, &[0xff])).0, Received::Fault(Fault::Utf8));
         assert_eq!(
             all(&frame(Opcode::Binary, true, &[0; MESSAGE_BYTES_MAX + 1])).0,
-            Said::Fault(Fault::TooBig)
+            Received::Fault(Fault::TooBig)
         );
         let fragments =
             [frame(Opcode::Binary, false, &[0; 4000]), frame(Opcode::Continuation, true, &[0; 97])]
                 .concat();
-        assert_eq!(all(&fragments).0, Said::Fault(Fault::TooBig));
+        assert_eq!(all(&fragments).0, Received::Fault(Fault::TooBig));
     }
 }

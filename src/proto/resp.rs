@@ -1,7 +1,7 @@
 //! The Redis protocol, without its sockets: both ends of it.
 //!
-//! As a client of Redis, the `redis` crate packs commands ([`pack`]) and parses answers ([`Decoder`]), and [`sort`] tells what
-//! was published from what was asked for. As the embedded inbox we are the server: [`Requests`] reads commands, [`Answer`] writes
+//! As a client of Redis, the `redis` crate packs commands ([`pack`]) and parses answers ([`Decoder`]), and [`classify`] tells what
+//! was published from what was asked for. As the embedded inbox we are the server: [`CommandReader`] reads commands, [`RespReply`] writes
 //! the replies.
 //!
 //! The surprising thing: in RESP2 a published message and an ordinary array look alike, only the connection tells them apart; in
@@ -44,7 +44,7 @@ impl Decoder {
     /// Call it until it answers that.
     pub fn decode(&mut self, input: &mut &[u8]) -> Result<Option<Value>, BadReply> {
         let before = input.len();
-        let outcome = self.parser.parse_value(Piece(input));
+        let outcome = self.parser.parse_value(PartialInput(input));
         self.unfinished += before - input.len();
         match outcome {
             Ok(value) => {
@@ -68,7 +68,7 @@ impl Decoder {
 
 /// What came from Redis, sorted by who is concerned.
 #[derive(Debug, PartialEq)]
-pub enum Sorted {
+pub enum Incoming {
     /// Somebody published.
     Message { channel: Vec<u8>, payload: Vec<u8> },
     /// A subscription of ours counts from here on. The name is the channel or the pattern, as we sent it.
@@ -78,42 +78,42 @@ pub enum Sorted {
     /// The answer to the oldest command that has none yet.
     Reply(Value),
     /// A push that nobody asked for.
-    Unasked,
+    Other,
 }
 
 /// Sorts a value. `is_listening` says whether this connection subscribes: only there does RESP2 send messages, as arrays.
-pub fn sort(value: Value, is_listening: bool) -> Sorted {
+pub fn classify(value: Value, is_listening: bool) -> Incoming {
     match value {
         Value::Push { kind, data } => {
             let mut data = data.into_iter();
-            let sorted = match kind {
+            let incoming = match kind {
                 PushKind::Message => message(data.next(), data.next()),
                 PushKind::PMessage => message(data.nth(1), data.next()),
                 PushKind::Subscribe | PushKind::PSubscribe => {
-                    bytes(data.next()).map(|name| Sorted::Subscribed { name })
+                    bytes(data.next()).map(|name| Incoming::Subscribed { name })
                 }
                 PushKind::Unsubscribe | PushKind::PUnsubscribe => {
-                    bytes(data.next()).map(|name| Sorted::Unsubscribed { name })
+                    bytes(data.next()).map(|name| Incoming::Unsubscribed { name })
                 }
                 _ => None,
             };
-            sorted.unwrap_or(Sorted::Unasked)
+            incoming.unwrap_or(Incoming::Other)
         }
         Value::Array(items) if is_listening && is_published(&items) => {
             let mut items = items.into_iter();
             let kind = bytes(items.next()).unwrap_or_default();
-            let sorted = match kind.as_slice() {
+            let incoming = match kind.as_slice() {
                 b"message" => message(items.next(), items.next()),
                 b"pmessage" => message(items.nth(1), items.next()),
                 b"subscribe" | b"psubscribe" => {
-                    bytes(items.next()).map(|name| Sorted::Subscribed { name })
+                    bytes(items.next()).map(|name| Incoming::Subscribed { name })
                 }
-                _ => bytes(items.next()).map(|name| Sorted::Unsubscribed { name }),
+                _ => bytes(items.next()).map(|name| Incoming::Unsubscribed { name }),
             };
-            sorted.unwrap_or(Sorted::Unasked)
+            incoming.unwrap_or(Incoming::Other)
         }
-        Value::Attribute { data, .. } => sort(*data, is_listening),
-        reply => Sorted::Reply(reply),
+        Value::Attribute { data, .. } => classify(*data, is_listening),
+        reply => Incoming::Reply(reply),
     }
 }
 
@@ -142,15 +142,15 @@ pub fn pattern_for_prefix(prefix: &str) -> String {
 
 /// Commands from a worker, out of any pieces of bytes: arrays of bulk strings as every client sends them, and plain lines as a
 /// person types them into `nc`. Owns no memory between commands.
-pub struct Requests {
-    state: State,
+pub struct CommandReader {
+    state: CommandState,
     arguments: Vec<Vec<u8>>,
     /// Bytes of this command so far.
     size: usize,
     size_max: usize,
 }
 
-enum State {
+enum CommandState {
     /// The first line of a command.
     Start(Vec<u8>),
     /// So many arguments to come; the line that says the next one's length.
@@ -170,10 +170,15 @@ const LINE_MAX: usize = 64 * 1024;
 /// Most arguments of one command; the inbox knows none that takes more than a few.
 const ARGUMENTS_MAX: usize = 1024;
 
-impl Requests {
+impl CommandReader {
     /// Reads commands of at most `size_max` bytes.
-    pub fn new(size_max: usize) -> Requests {
-        Requests { state: State::Start(Vec::new()), arguments: Vec::new(), size: 0, size_max }
+    pub fn new(size_max: usize) -> CommandReader {
+        CommandReader {
+            state: CommandState::Start(Vec::new()),
+            arguments: Vec::new(),
+            size: 0,
+            size_max,
+        }
     }
 
     /// The next command, its name first; never empty. Takes bytes from the front of `input`; `Ok(None)`: all of it is taken and
@@ -181,13 +186,13 @@ impl Requests {
     pub fn decode(&mut self, input: &mut &[u8]) -> Result<Option<Vec<Vec<u8>>>, BadRequest> {
         loop {
             match &mut self.state {
-                State::Start(line) => {
+                CommandState::Start(line) => {
                     let Some(line) = take_line(input, line)? else { return Ok(None) };
                     if let Some(count) = line.strip_prefix(b"*") {
                         match number(count) {
                             Some(count) if count <= 0 => {}
                             Some(count) if count <= ARGUMENTS_MAX as i64 => {
-                                self.state = State::Length(count as usize, Vec::new());
+                                self.state = CommandState::Length(count as usize, Vec::new());
                             }
                             _ => return Err(BadRequest("invalid multibulk length")),
                         }
@@ -201,7 +206,7 @@ impl Requests {
                     }
                     return Ok(Some(arguments));
                 }
-                State::Length(count, line) => {
+                CommandState::Length(count, line) => {
                     let count = *count;
                     let Some(line) = take_line(input, line)? else { return Ok(None) };
                     let Some(length) = line.strip_prefix(b"$") else {
@@ -212,9 +217,9 @@ impl Requests {
                     let Some(length) = length.filter(|_| self.size <= self.size_max) else {
                         return Err(BadRequest("invalid bulk length"));
                     };
-                    self.state = State::Argument(count, length, Vec::new());
+                    self.state = CommandState::Argument(count, length, Vec::new());
                 }
-                State::Argument(count, missing, argument) => {
+                CommandState::Argument(count, missing, argument) => {
                     let taken = input.len().min(*missing);
                     argument.extend_from_slice(&input[..taken]);
                     *input = &input[taken..];
@@ -223,19 +228,19 @@ impl Requests {
                         return Ok(None);
                     }
                     self.arguments.push(std::mem::take(argument));
-                    self.state = State::LineEnd(*count - 1, Vec::new());
+                    self.state = CommandState::LineEnd(*count - 1, Vec::new());
                 }
-                State::LineEnd(count, line) => {
+                CommandState::LineEnd(count, line) => {
                     let count = *count;
                     let Some(line) = take_line(input, line)? else { return Ok(None) };
                     if !line.is_empty() {
                         return Err(BadRequest("an argument is longer than announced"));
                     }
                     if count > 0 {
-                        self.state = State::Length(count, Vec::new());
+                        self.state = CommandState::Length(count, Vec::new());
                         continue;
                     }
-                    self.state = State::Start(Vec::new());
+                    self.state = CommandState::Start(Vec::new());
                     self.size = 0;
                     return Ok(Some(std::mem::take(&mut self.arguments)));
                 }
@@ -254,19 +259,19 @@ pub enum Protocol {
 
 /// A reply of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer<'a> {
+pub enum RespReply<'a> {
     Simple(&'a str),
     /// With its code in front: `ERR unknown command`.
     Error(&'a str),
     Integer(i64),
     Bulk(&'a [u8]),
     Null,
-    Array(Vec<Answer<'a>>),
+    Array(Vec<RespReply<'a>>),
     /// A flat array in RESP2.
-    Map(Vec<(Answer<'a>, Answer<'a>)>),
+    Map(Vec<(RespReply<'a>, RespReply<'a>)>),
 }
 
-impl Answer<'_> {
+impl RespReply<'_> {
     /// Appends the reply to `out`. Line ends inside simple strings and errors become blanks.
     pub fn write(&self, protocol: Protocol, out: &mut Vec<u8>) {
         let line = |out: &mut Vec<u8>, mark: u8, text: &str| {
@@ -277,21 +282,21 @@ impl Answer<'_> {
             out.extend_from_slice(b"\r\n");
         };
         match self {
-            Answer::Simple(text) => line(out, b'+', text),
-            Answer::Error(text) => line(out, b'-', text),
-            Answer::Integer(value) => line(out, b':', &value.to_string()),
-            Answer::Bulk(bytes) => {
+            RespReply::Simple(text) => line(out, b'+', text),
+            RespReply::Error(text) => line(out, b'-', text),
+            RespReply::Integer(value) => line(out, b':', &value.to_string()),
+            RespReply::Bulk(bytes) => {
                 line(out, b'$', &bytes.len().to_string());
                 out.extend_from_slice(bytes);
                 out.extend_from_slice(b"\r\n");
             }
-            Answer::Null if protocol == Protocol::Resp3 => line(out, b'_', ""),
-            Answer::Null => line(out, b'$', "-1"),
-            Answer::Array(items) => {
+            RespReply::Null if protocol == Protocol::Resp3 => line(out, b'_', ""),
+            RespReply::Null => line(out, b'$', "-1"),
+            RespReply::Array(items) => {
                 line(out, b'*', &items.len().to_string());
                 items.iter().for_each(|item| item.write(protocol, out));
             }
-            Answer::Map(pairs) => {
+            RespReply::Map(pairs) => {
                 match protocol {
                     Protocol::Resp2 => line(out, b'*', &(pairs.len() * 2).to_string()),
                     Protocol::Resp3 => line(out, b'%', &pairs.len().to_string()),
@@ -306,9 +311,9 @@ impl Answer<'_> {
 }
 
 /// Bytes that are here now, and after them "not yet" rather than "the end".
-struct Piece<'a, 'b>(&'a mut &'b [u8]);
+struct PartialInput<'a, 'b>(&'a mut &'b [u8]);
 
-impl Read for Piece<'_, '_> {
+impl Read for PartialInput<'_, '_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if self.0.is_empty() {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -317,8 +322,8 @@ impl Read for Piece<'_, '_> {
     }
 }
 
-fn message(channel: Option<Value>, payload: Option<Value>) -> Option<Sorted> {
-    Some(Sorted::Message { channel: bytes(channel)?, payload: bytes(payload)? })
+fn message(channel: Option<Value>, payload: Option<Value>) -> Option<Incoming> {
+    Some(Incoming::Message { channel: bytes(channel)?, payload: bytes(payload)? })
 }
 
 fn is_published(items: &[Value]) -> bool {
@@ -489,8 +494,9 @@ mod tests {
 
     #[test]
     fn messages_and_replies_are_told_apart() {
-        let one = |stream: &[u8], is_listening| sort(decoded(stream, &[]).remove(0), is_listening);
-        let heard = Sorted::Message { channel: b"ch".to_vec(), payload: b"\0\xff".to_vec() };
+        let one =
+            |stream: &[u8], is_listening| classify(decoded(stream, &[]).remove(0), is_listening);
+        let heard = Incoming::Message { channel: b"ch".to_vec(), payload: b"\0\xff".to_vec() };
         assert_eq!(one(b"*3\r\n$7\r\nmessage\r\n$2\r\nch\r\n$2\r\n\0\xff\r\n", true), heard);
         assert_eq!(
             one(b"*4\r\n$8\r\npmessage\r\n$2\r\nc*\r\n$2\r\nch\r\n$2\r\n\0\xff\r\n", true),
@@ -508,35 +514,35 @@ mod tests {
                 ),
                 heard
             );
-            assert_eq!(one(b">2\r\n$10\r\ninvalidate\r\n*0\r\n", is_listening), Sorted::Unasked);
+            assert_eq!(one(b">2\r\n$10\r\ninvalidate\r\n*0\r\n", is_listening), Incoming::Other);
             assert!(matches!(
                 one(b"*2\r\n$4\r\npong\r\n$0\r\n\r\n", is_listening),
-                Sorted::Reply(_)
+                Incoming::Reply(_)
             ));
-            assert!(matches!(one(b"+PONG\r\n", is_listening), Sorted::Reply(_)));
-            assert!(matches!(one(b"*0\r\n", is_listening), Sorted::Reply(_)));
+            assert!(matches!(one(b"+PONG\r\n", is_listening), Incoming::Reply(_)));
+            assert!(matches!(one(b"*0\r\n", is_listening), Incoming::Reply(_)));
         }
         assert!(matches!(
             one(b"*3\r\n$7\r\nmessage\r\n$2\r\nch\r\n$1\r\nm\r\n", false),
-            Sorted::Reply(_)
+            Incoming::Reply(_)
         ));
         assert_eq!(
             one(b"*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n", true),
-            Sorted::Subscribed { name: b"c".to_vec() }
+            Incoming::Subscribed { name: b"c".to_vec() }
         );
         assert_eq!(
             one(b">3\r\n+psubscribe\r\n$2\r\nc*\r\n:1\r\n", true),
-            Sorted::Subscribed { name: b"c*".to_vec() }
+            Incoming::Subscribed { name: b"c*".to_vec() }
         );
         assert_eq!(
             one(b"*3\r\n$11\r\nunsubscribe\r\n$1\r\nc\r\n:0\r\n", true),
-            Sorted::Unsubscribed { name: b"c".to_vec() }
+            Incoming::Unsubscribed { name: b"c".to_vec() }
         );
         assert_eq!(
             one(b">3\r\n$11\r\nunsubscribe\r\n$1\r\nc\r\n:0\r\n", true),
-            Sorted::Unsubscribed { name: b"c".to_vec() }
+            Incoming::Unsubscribed { name: b"c".to_vec() }
         );
-        assert_eq!(one(b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n:1\r\n", true), Sorted::Unasked);
+        assert_eq!(one(b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n:1\r\n", true), Incoming::Other);
     }
 
     #[test]
@@ -557,7 +563,7 @@ mod tests {
     }
 
     fn requests(stream: &[u8], cuts: &[usize]) -> Vec<Vec<Vec<u8>>> {
-        let mut requests = Requests::new(1 << 20);
+        let mut requests = CommandReader::new(1 << 20);
         let mut all = Vec::new();
         for piece in pieces(stream, cuts) {
             let mut input = piece;
@@ -567,7 +573,7 @@ mod tests {
             assert!(input.is_empty());
         }
         assert!(
-            matches!(&requests.state, State::Start(line) if line.capacity() == 0),
+            matches!(&requests.state, CommandState::Start(line) if line.capacity() == 0),
             "memory is held between commands"
         );
         all
@@ -615,11 +621,11 @@ mod tests {
             (b"Host: x\r\n", "this is not an HTTP server"),
         ] {
             let stream = [stream, b"\r\n"].concat();
-            assert_eq!(Requests::new(100).decode(&mut &stream[..]), Err(BadRequest(why)), "{}", stream.escape_ascii());
+            assert_eq!(CommandReader::new(100).decode(&mut &stream[..]), Err(BadRequest(why)), "{}", stream.escape_ascii());
         }
         let line = vec![b'x'; LINE_MAX + 1];
         assert_eq!(
-            Requests::new(100).decode(&mut &line[..]),
+            CommandReader::new(100).decode(&mut &line[..]),
             Err(BadRequest("too big inline request"))
         );
     }
@@ -629,20 +635,20 @@ mod tests {
         let stream =
             b"*1\r\n$60\r\n123456789012345678901234567890123456789012345678901234567890\r\n"
                 .repeat(3);
-        let mut requests = Requests::new(100);
+        let mut requests = CommandReader::new(100);
         let mut input = &stream[..];
         assert_eq!(std::iter::from_fn(|| requests.decode(&mut input).unwrap()).count(), 3);
     }
 
     #[test]
     fn answers_are_written_in_both_dialects() {
-        let answer = Answer::Array(vec![
-            Answer::Simple("O\r\nK"),
-            Answer::Error("ERR no"),
-            Answer::Integer(-3),
-            Answer::Bulk(b"\r\n"),
-            Answer::Null,
-            Answer::Map(vec![(Answer::Bulk(b"a"), Answer::Integer(1))]),
+        let answer = RespReply::Array(vec![
+            RespReply::Simple("O\r\nK"),
+            RespReply::Error("ERR no"),
+            RespReply::Integer(-3),
+            RespReply::Bulk(b"\r\n"),
+            RespReply::Null,
+            RespReply::Map(vec![(RespReply::Bulk(b"a"), RespReply::Integer(1))]),
         ]);
         let mut out = Vec::new();
         answer.write(Protocol::Resp2, &mut out);

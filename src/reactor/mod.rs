@@ -15,7 +15,7 @@ use crate::base::moment::Moment;
 use crate::gateway::{self, Gateway};
 use crate::net::tcp::TcpNetwork;
 use crate::net::{self, Ready, Source};
-use crate::service::link::LINES;
+use crate::service::link::REDIS_ROLES;
 use alarm::Alarm;
 use clock::Clock;
 use listeners::{Door, Listeners};
@@ -178,8 +178,8 @@ impl Reactor {
                 Source::Signal(_) => is_signalled = true,
                 Source::Waker => is_woken = true,
                 Source::Alarm => self.alarm.handle_ring(),
-                Source::Link(line) => {
-                    self.redis.handle_ready(LINES[line], ready(event));
+                Source::Link(role) => {
+                    self.redis.handle_ready(REDIS_ROLES[role], ready(event));
                     has_redis_moved = true;
                 }
             }
@@ -240,9 +240,9 @@ impl Reactor {
         while let Some((subject, answer)) = self.resolver.poll_answer() {
             match subject {
                 Subject::Backend(upstream) => self.gateway.resolved(upstream, answer),
-                Subject::Redis(line) => {
+                Subject::Redis(role) => {
                     if let Some(link) = self.gateway.results().link() {
-                        self.redis.handle_addresses(line, answer, link, self.poll.registry(), now);
+                        self.redis.handle_addresses(role, answer, link, self.poll.registry(), now);
                     }
                 }
             }

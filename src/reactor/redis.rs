@@ -6,7 +6,7 @@
 use super::resolver::{Resolver, Subject};
 use crate::base::moment::Moment;
 use crate::net::{self, Conn, Io, Ready, Source, tcp};
-use crate::service::link::{Action, Address, LINES, Line, Link};
+use crate::service::link::{Action, Address, Link, REDIS_ROLES, RedisRole};
 use crate::service::results::Results;
 use mio::Registry;
 use std::collections::VecDeque;
@@ -43,9 +43,9 @@ enum Socket {
 }
 
 impl RedisSockets {
-    pub fn handle_ready(&mut self, line: Line, ready: Ready) {
+    pub fn handle_ready(&mut self, role: RedisRole, ready: Ready) {
         if let Socket::Dialing { conn, .. } | Socket::Open { conn } =
-            &mut self.sockets[line as usize]
+            &mut self.sockets[role as usize]
         {
             conn.handle_ready(ready);
         }
@@ -54,20 +54,20 @@ impl RedisSockets {
     /// The addresses of the server's name.
     pub fn handle_addresses(
         &mut self,
-        line: Line,
+        role: RedisRole,
         found: Result<Vec<SocketAddr>, String>,
         link: &mut Link,
         registry: &Registry,
         now: Moment,
     ) {
-        if !matches!(self.sockets[line as usize], Socket::Looking) {
+        if !matches!(self.sockets[role as usize], Socket::Looking) {
             return;
         }
         match found {
             Ok(addresses) => {
-                self.dial(line, addresses.into(), "its name has no address", link, registry, now)
+                self.dial(role, addresses.into(), "its name has no address", link, registry, now)
             }
-            Err(why) => self.lose(line, &format!("its name was not found: {why}"), link, now),
+            Err(why) => self.lose(role, &format!("its name was not found: {why}"), link, now),
         }
     }
 
@@ -81,8 +81,8 @@ impl RedisSockets {
     ) -> io::Result<bool> {
         let mut more = false;
         self.obey(results, resolver, registry, now)?;
-        for line in LINES {
-            more |= self.serve(line, results, registry, now);
+        for role in REDIS_ROLES {
+            more |= self.serve(role, results, registry, now);
         }
         results.settle(now);
         self.obey(results, resolver, registry, now)?;
@@ -99,9 +99,9 @@ impl RedisSockets {
         now: Moment,
     ) -> io::Result<()> {
         self.obey(results, resolver, registry, now)?;
-        for line in LINES {
+        for role in REDIS_ROLES {
             if let Some(link) = results.link() {
-                self.write(line, link, now);
+                self.write(role, link, now);
             }
         }
         Ok(())
@@ -117,16 +117,16 @@ impl RedisSockets {
         let Some(link) = results.link() else { return Ok(()) };
         while let Some(action) = link.poll_action() {
             match action {
-                Action::Close { line } => self.sockets[line as usize] = Socket::Closed,
-                Action::Dial { line, address: Address::Unix(path) } => {
-                    match tcp::connect_unix(&path, Source::Link(line as usize), registry) {
-                        Ok(socket) => self.begin(line, socket, VecDeque::new()),
-                        Err(error) => self.lose(line, &error.to_string(), link, now),
+                Action::Close { role } => self.sockets[role as usize] = Socket::Closed,
+                Action::Dial { role, address: Address::Unix(path) } => {
+                    match tcp::connect_unix(&path, Source::Link(role as usize), registry) {
+                        Ok(socket) => self.begin(role, socket, VecDeque::new()),
+                        Err(error) => self.lose(role, &error.to_string(), link, now),
                     }
                 }
-                Action::Dial { line, address: Address::Tcp { host, port } } => match host.parse() {
+                Action::Dial { role, address: Address::Tcp { host, port } } => match host.parse() {
                     Ok(ip) => self.dial(
-                        line,
+                        role,
                         [SocketAddr::new(ip, port)].into(),
                         "no address",
                         link,
@@ -134,8 +134,8 @@ impl RedisSockets {
                         now,
                     ),
                     Err(_) => {
-                        self.sockets[line as usize] = Socket::Looking;
-                        resolver.ask(Subject::Redis(line), host, port)?;
+                        self.sockets[role as usize] = Socket::Looking;
+                        resolver.ask(Subject::Redis(role), host, port)?;
                     }
                 },
             }
@@ -146,7 +146,7 @@ impl RedisSockets {
     /// Begins to connect to the first of `addresses` that the kernel accepts.
     fn dial(
         &mut self,
-        line: Line,
+        role: RedisRole,
         mut addresses: VecDeque<SocketAddr>,
         otherwise: &str,
         link: &mut Link,
@@ -155,81 +155,81 @@ impl RedisSockets {
     ) {
         let mut why = otherwise.to_owned();
         while let Some(address) = addresses.pop_front() {
-            match tcp::connect(address, Source::Link(line as usize), registry) {
-                Ok(socket) => return self.begin(line, socket, addresses),
+            match tcp::connect(address, Source::Link(role as usize), registry) {
+                Ok(socket) => return self.begin(role, socket, addresses),
                 Err(error) => why = error.to_string(),
             }
         }
-        self.lose(line, &why, link, now);
+        self.lose(role, &why, link, now);
     }
 
-    fn begin(&mut self, line: Line, socket: net::Socket, later: VecDeque<SocketAddr>) {
+    fn begin(&mut self, role: RedisRole, socket: net::Socket, later: VecDeque<SocketAddr>) {
         // Whether it stands is told by the first event.
-        self.sockets[line as usize] = Socket::Dialing { conn: Conn::connecting(socket), later };
+        self.sockets[role as usize] = Socket::Dialing { conn: Conn::connecting(socket), later };
     }
 
-    fn lose(&mut self, line: Line, why: &str, link: &mut Link, now: Moment) {
-        self.sockets[line as usize] = Socket::Closed;
-        link.handle_closed(line, why, now);
+    fn lose(&mut self, role: RedisRole, why: &str, link: &mut Link, now: Moment) {
+        self.sockets[role as usize] = Socket::Closed;
+        link.handle_closed(role, why, now);
     }
 
     fn serve(
         &mut self,
-        line: Line,
+        role: RedisRole,
         results: &mut Results<u32>,
         registry: &Registry,
         now: Moment,
     ) -> bool {
         let Some(link) = results.link() else { return false };
-        if let Socket::Dialing { conn, later } = &mut self.sockets[line as usize] {
+        if let Socket::Dialing { conn, later } = &mut self.sockets[role as usize] {
             if !conn.is_writable() {
                 return false;
             }
             if let Err(error) = conn.connect_outcome() {
                 let later = std::mem::take(later);
-                self.dial(line, later, &error.to_string(), link, registry, now);
+                self.dial(role, later, &error.to_string(), link, registry, now);
                 return false;
             }
-            if let Socket::Dialing { conn, .. } = std::mem::take(&mut self.sockets[line as usize]) {
-                self.sockets[line as usize] = Socket::Open { conn };
+            if let Socket::Dialing { conn, .. } = std::mem::take(&mut self.sockets[role as usize]) {
+                self.sockets[role as usize] = Socket::Open { conn };
             }
-            link.handle_connected(line, now);
+            link.handle_connected(role, now);
         }
-        self.read(line, results, now)
+        self.read(role, results, now)
     }
 
-    fn write(&mut self, line: Line, link: &mut Link, now: Moment) {
+    fn write(&mut self, role: RedisRole, link: &mut Link, now: Moment) {
         loop {
-            let Socket::Open { conn } = &mut self.sockets[line as usize] else { return };
-            let bytes = link.poll_output(line, now);
+            let Socket::Open { conn } = &mut self.sockets[role as usize] else { return };
+            let bytes = link.poll_output(role, now);
             if bytes.is_empty() {
                 return;
             }
             match conn.write(bytes) {
-                Ok(Io::Moved(n)) => link.handle_written(line, n),
+                Ok(Io::Moved(n)) => link.handle_written(role, n),
                 Ok(_) => return,
-                Err(error) => return self.lose(line, &error.to_string(), link, now),
+                Err(error) => return self.lose(role, &error.to_string(), link, now),
             }
         }
     }
 
-    fn read(&mut self, line: Line, results: &mut Results<u32>, now: Moment) -> bool {
+    fn read(&mut self, role: RedisRole, results: &mut Results<u32>, now: Moment) -> bool {
         self.scratch.resize(READ_BYTES, 0);
         for _ in 0..READS_PER_TURN {
             if results.is_full() {
                 return true; // deliveries go first
             }
             let Some(link) = results.link() else { return false };
-            let Socket::Open { conn } = &mut self.sockets[line as usize] else { return false };
+            let Socket::Open { conn } = &mut self.sockets[role as usize] else { return false };
             match conn.read(&mut self.scratch) {
-                Ok(Io::Moved(n)) => link.handle_bytes(line, &self.scratch[..n], now),
+                Ok(Io::Moved(n)) => link.handle_bytes(role, &self.scratch[..n], now),
                 Ok(Io::Blocked) => return false,
                 Ok(Io::Ended) => {
-                    self.lose(line, "it closed the connection", link, now);
+                    self.lose(role, "it closed the connection", link, now);
                     return false;
                 }
                 Err(error) => {
-                    self.lose(line, &error.to_string(), link, now);
+                    self.lose(role, &error.to_string(), link, now);
                     return false;
                 }
             }

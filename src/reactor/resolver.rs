@@ -2,7 +2,7 @@
 //!
 //! The thread is started by the first name; a gateway whose backends are all IP addresses never has one.
 
-use crate::service::link::Line;
+use crate::service::link::RedisRole;
 use crate::service::upstreams::UpstreamId;
 use mio::Waker;
 use std::io;
@@ -18,7 +18,7 @@ const STACK_BYTES: usize = 256 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subject {
     Backend(UpstreamId),
-    Redis(Line),
+    Redis(RedisRole),
 }
 
 struct Question {

@@ -1,4 +1,4 @@
-//! Who waits for which task, and what is on its way to whom. Only queues: nothing here calls anybody.
+//! Who waits for which task, and what is on its origin to whom. Only queues: nothing here calls anybody.
 //!
 //! A publication descends from Redis and ends in this queue; a delivery descends from the gateway and begins with it. Two descents
 //! joined by one queue, so no session is ever entered from inside another one's turn.
@@ -22,7 +22,7 @@ const DELIVERIES_MAX: usize = 4096;
 /// The bus. `K` names a session.
 #[derive(Debug)]
 pub struct Bus<K> {
-    waiting: Table<Waiting<K>>,
+    waiting: Table<TaskWaiters<K>>,
     /// Tasks whose listeners may have changed, each at most once.
     changed: VecDeque<Uuid>,
     deliveries: VecDeque<(K, Rc<TaskResult>)>,
@@ -39,9 +39,9 @@ pub enum Change {
 
 /// Who waits for one task. There is one for every client that waits, so it is small.
 #[derive(Debug)]
-struct Waiting<K> {
+struct TaskWaiters<K> {
     /// In the order in which they came; nearly always one.
-    places: SmallVec<[Place<K>; 2]>,
+    waiters: SmallVec<[Waiter<K>; 2]>,
     /// Spellings that were given out by `poll_change`, the usual form being the first.
     announced: u32,
     spellings: Spellings,
@@ -49,10 +49,10 @@ struct Waiting<K> {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Place<K> {
+struct Waiter<K> {
     key: K,
-    /// It has had all that came until [`Bus::have_caught_up`] was last called.
-    has_caught_up: bool,
+    /// It has had all that came until [`Bus::mark_caught_up`] was last called.
+    is_caught_up: bool,
 }
 
 /// How clients wrote the id, apart from the usual form. Owns no memory while all wrote that.
@@ -73,9 +73,9 @@ impl<K: Copy + Eq + Hash> Bus<K> {
     /// `key` waits for `task` from now on. It must not wait for any task yet.
     pub fn subscribe(&mut self, task: &TaskId, key: K) {
         let uuid = task.uuid();
-        let slot = self.waiting.find_or_insert_with(uuid, Waiting::default);
+        let slot = self.waiting.find_or_insert_with(uuid, TaskWaiters::default);
         let waiting = &mut self.waiting[slot];
-        waiting.places.push(Place { key, has_caught_up: false });
+        waiting.waiters.push(Waiter { key, is_caught_up: false });
         if let Some(written) = task.written() {
             waiting.spellings.add(written);
         }
@@ -85,16 +85,16 @@ impl<K: Copy + Eq + Hash> Bus<K> {
         }
     }
 
-    /// `key`, which waited for `task`, is gone, and what was on its way to it. False: it did not wait for that.
-    pub fn forget(&mut self, task: Uuid, key: K) -> bool {
+    /// `key`, which waited for `task`, is gone, and what was on its origin to it. False: it did not wait for that.
+    pub fn unsubscribe(&mut self, task: Uuid, key: K) -> bool {
         let Some(slot) = self.waiting.find(task) else { return false };
         let waiting = &mut self.waiting[slot];
-        let Some(at) = waiting.places.iter().position(|place| place.key == key) else {
+        let Some(at) = waiting.waiters.iter().position(|waiter| waiter.key == key) else {
             return false;
         };
-        waiting.places.remove(at);
+        waiting.waiters.remove(at);
         self.deliveries.retain(|(to, _)| *to != key);
-        if waiting.places.is_empty() {
+        if waiting.waiters.is_empty() {
             if waiting.announced == 0 && !waiting.is_queued {
                 self.waiting.remove(slot);
             } else if !waiting.is_queued {
@@ -105,29 +105,32 @@ impl<K: Copy + Eq + Hash> Bus<K> {
         true
     }
 
-    /// Queues a result for those who have not had it; how many that are. `is_given`: [`Bus::have_caught_up`] was called since it
+    /// Queues a result for those who have not had it; how many that are. `is_dispatched`: [`Bus::mark_caught_up`] was called since it
     /// came, so that only those who came after that miss it. `result` is called at most once.
     pub fn publish(
         &mut self,
         task: Uuid,
-        is_given: bool,
+        is_dispatched: bool,
         result: impl FnOnce() -> Rc<TaskResult>,
     ) -> usize {
         let Some(waiting) = self.waiting.entry(task) else { return 0 };
-        let mut missing =
-            waiting.places.iter().filter(|place| !(is_given && place.has_caught_up)).peekable();
+        let mut missing = waiting
+            .waiters
+            .iter()
+            .filter(|waiter| !(is_dispatched && waiter.is_caught_up))
+            .peekable();
         if missing.peek().is_none() {
             return 0;
         }
         let (result, before) = (result(), self.deliveries.len());
-        self.deliveries.extend(missing.map(|place| (place.key, Rc::clone(&result))));
+        self.deliveries.extend(missing.map(|waiter| (waiter.key, Rc::clone(&result))));
         self.deliveries.len() - before
     }
 
     /// Everybody who waits for `task` now has had all that came for it.
-    pub fn have_caught_up(&mut self, task: Uuid) {
+    pub fn mark_caught_up(&mut self, task: Uuid) {
         if let Some(waiting) = self.waiting.entry_mut(task) {
-            waiting.places.iter_mut().for_each(|place| place.has_caught_up = true);
+            waiting.waiters.iter_mut().for_each(|waiter| waiter.is_caught_up = true);
         }
     }
 
@@ -136,11 +139,11 @@ impl<K: Copy + Eq + Hash> Bus<K> {
         while let Some(&task) = self.changed.front() {
             let slot = self.waiting.find(task).expect("a queued task is kept");
             let waiting = &mut self.waiting[slot];
-            let spelling = |waiting: &Waiting<K>, number: u32| match number.checked_sub(1) {
+            let spelling = |waiting: &TaskWaiters<K>, number: u32| match number.checked_sub(1) {
                 Some(number) => waiting.spellings.all()[number as usize].to_string(),
                 None => task.hyphenated().to_string(),
             };
-            if waiting.places.is_empty() {
+            if waiting.waiters.is_empty() {
                 if let Some(last) = waiting.announced.checked_sub(1) {
                     waiting.announced = last;
                     return Some(Change::Unlisten { task, spelling: spelling(waiting, last) });
@@ -176,17 +179,17 @@ impl<K: Copy + Eq + Hash> Bus<K> {
 
     /// Whether somebody waits for `task`.
     pub fn is_waited_for(&self, task: Uuid) -> bool {
-        self.waiting.entry(task).is_some_and(|waiting| !waiting.places.is_empty())
+        self.waiting.entry(task).is_some_and(|waiting| !waiting.waiters.is_empty())
     }
 
     /// Every task that somebody waits for.
     pub fn waited_for(&self) -> impl Iterator<Item = Uuid> + '_ {
-        self.waiting.iter().filter(|(_, waiting)| !waiting.places.is_empty()).map(|(task, _)| task)
+        self.waiting.iter().filter(|(_, waiting)| !waiting.waiters.is_empty()).map(|(task, _)| task)
     }
 
     /// Every session that waits, in no order.
     pub fn waiters(&self) -> impl Iterator<Item = K> + '_ {
-        self.waiting.iter().flat_map(|(_, waiting)| &waiting.places).map(|place| place.key)
+        self.waiting.iter().flat_map(|(_, waiting)| &waiting.waiters).map(|waiter| waiter.key)
     }
 
     /// How clients that wait for `task` wrote its id, apart from lower case with hyphens.
@@ -195,17 +198,17 @@ impl<K: Copy + Eq + Hash> Bus<K> {
     }
 }
 
-impl<K> Waiting<K> {
+impl<K> TaskWaiters<K> {
     /// A spelling was not given out yet, the usual form included.
     fn is_unannounced(&self) -> bool {
         self.announced as usize <= self.spellings.all().len()
     }
 }
 
-impl<K> Default for Waiting<K> {
+impl<K> Default for TaskWaiters<K> {
     fn default() -> Self {
-        Waiting {
-            places: SmallVec::new(),
+        TaskWaiters {
+            waiters: SmallVec::new(),
             announced: 0,
             spellings: Spellings::default(),
             is_queued: false,
@@ -281,11 +284,11 @@ mod tests {
         bus.subscribe(&task(), 1);
         bus.subscribe(&task(), 2);
         bus.publish(task().uuid(), false, || result("a"));
-        assert!(bus.forget(task().uuid(), 1));
-        assert!(!bus.forget(task().uuid(), 1));
-        assert!(!bus.forget(Uuid::from_u128(7), 2));
+        assert!(bus.unsubscribe(task().uuid(), 1));
+        assert!(!bus.unsubscribe(task().uuid(), 1));
+        assert!(!bus.unsubscribe(Uuid::from_u128(7), 2));
         assert_eq!(deliveries(&mut bus).len(), 1);
-        assert!(bus.forget(task().uuid(), 2));
+        assert!(bus.unsubscribe(task().uuid(), 2));
         assert_eq!(bus.publish(task().uuid(), false, || result("b")), 0);
         assert!(!bus.is_waited_for(task().uuid()));
         assert_eq!(bus.waited_for().count() + bus.waiters().count(), 0);
@@ -299,7 +302,7 @@ mod tests {
         }
         assert_eq!(changes(&mut bus).len(), 1000);
         for key in 0..1000 {
-            bus.forget(Uuid::from_u128(u128::from(key)), key);
+            bus.unsubscribe(Uuid::from_u128(u128::from(key)), key);
         }
         assert_eq!(changes(&mut bus).len(), 1000);
         assert!(bus.waiting.is_empty() && bus.changed.is_empty());
@@ -316,10 +319,10 @@ mod tests {
         assert_eq!(changes(&mut bus), [(true, ID.to_uppercase())]);
         assert_eq!(bus.spellings(task().uuid()), [ID.to_uppercase().into_boxed_str()]);
         for key in [3, 1, 4] {
-            bus.forget(task().uuid(), key);
+            bus.unsubscribe(task().uuid(), key);
         }
         assert_eq!(changes(&mut bus), []);
-        bus.forget(task().uuid(), 2);
+        bus.unsubscribe(task().uuid(), 2);
         assert_eq!(changes(&mut bus), [(false, ID.to_uppercase()), (false, ID.into())]);
         bus.subscribe(&task(), 5);
         assert_eq!(changes(&mut bus), [(true, ID.into())]);
@@ -329,15 +332,15 @@ mod tests {
     fn coming_and_going_between_two_looks_is_no_change() {
         let mut bus = Bus::new();
         bus.subscribe(&task(), 1);
-        bus.forget(task().uuid(), 1);
+        bus.unsubscribe(task().uuid(), 1);
         assert_eq!(changes(&mut bus), []);
         bus.subscribe(&task(), 1);
         assert_eq!(changes(&mut bus), [(true, ID.into())]);
-        bus.forget(task().uuid(), 1);
+        bus.unsubscribe(task().uuid(), 1);
         bus.subscribe(&task(), 2);
         assert_eq!(changes(&mut bus), []);
         for _ in 0..1000 {
-            bus.forget(task().uuid(), 2);
+            bus.unsubscribe(task().uuid(), 2);
             bus.subscribe(&task(), 2);
         }
         assert_eq!(bus.changed.len(), 1);
@@ -347,19 +350,20 @@ mod tests {
     fn each_result_is_had_once() {
         let mut bus = Bus::new();
         let uuid = task().uuid();
-        let publish = |bus: &mut Bus<u32>, is_given| bus.publish(uuid, is_given, || result("x"));
+        let publish =
+            |bus: &mut Bus<u32>, is_dispatched| bus.publish(uuid, is_dispatched, || result("x"));
         bus.subscribe(&task(), 1);
         assert_eq!(publish(&mut bus, false), 1);
-        bus.have_caught_up(uuid);
+        bus.mark_caught_up(uuid);
         bus.subscribe(&task(), 2);
         assert_eq!(publish(&mut bus, true), 1);
         assert_eq!(publish(&mut bus, false), 2);
-        bus.have_caught_up(uuid);
+        bus.mark_caught_up(uuid);
         assert_eq!(bus.publish(uuid, true, || unreachable!("nobody misses it")), 0);
         bus.subscribe(&task(), 3);
         bus.subscribe(&task(), 4);
-        bus.forget(uuid, 1);
-        bus.forget(uuid, 3);
+        bus.unsubscribe(uuid, 1);
+        bus.unsubscribe(uuid, 3);
         assert_eq!(publish(&mut bus, true), 1);
         assert_eq!(
             deliveries(&mut bus).into_iter().map(|(key, _)| key).collect::<Vec<_>>(),
@@ -375,7 +379,7 @@ mod tests {
 
     #[test]
     fn who_waits_costs_little() {
-        assert_eq!(size_of::<(Uuid, Waiting<u32>)>(), 56);
+        assert_eq!(size_of::<(Uuid, TaskWaiters<u32>)>(), 56);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::proto::message::{TaskId, TaskResult};
 use crate::service::bus::{Bus, Change};
 use crate::service::link::{Event, Link};
-use crate::service::tasks::{self, Ear, End, Heard, Stage, Status, Tasks};
+use crate::service::tasks::{self, ClientState, Occurrence, Status, Subscription, TaskEnd, Tasks};
 
 /// A heard result waits no longer for what Redis may keep while the link is down.
 const HOLD_MAX: Duration = Duration::from_secs(1);
@@ -33,7 +33,7 @@ pub enum Notice {
     /// Redis is lost.
     Down { why: String },
     /// Something about Redis is not as it should be.
-    Trouble { why: String },
+    Problem { why: String },
     /// Redis has been away for longer than its grace: tell [`Results::waiters`].
     GraceOver,
     /// So many results went before their time since the last notice, because `max_retained` is reached.
@@ -47,9 +47,9 @@ pub struct Results<K> {
     link: Option<Link>,
     notices: std::collections::VecDeque<Notice>,
     /// Results are held no longer although the link is down.
-    is_released: bool,
-    evicted_told: u64,
-    evicted_told_at: Option<Moment>,
+    hold_has_expired: bool,
+    evicted_reported: u64,
+    evicted_reported_at: Option<Moment>,
 }
 
 impl<K: Copy + Eq + Hash> Results<K> {
@@ -60,9 +60,9 @@ impl<K: Copy + Eq + Hash> Results<K> {
             tasks,
             link,
             notices: Default::default(),
-            is_released: false,
-            evicted_told: 0,
-            evicted_told_at: None,
+            hold_has_expired: false,
+            evicted_reported: 0,
+            evicted_reported_at: None,
         }
     }
 
@@ -70,20 +70,27 @@ impl<K: Copy + Eq + Hash> Results<K> {
     pub fn join(&mut self, now: Moment, task: &TaskId, key: K) {
         let uuid = task.uuid();
         self.bus.subscribe(task, key);
-        self.tasks.client(now, uuid, None, Some(Stage::Waiting), None);
+        self.tasks.client(now, uuid, None, Some(ClientState::Waiting), None);
         self.follow_changes(now);
         self.look_up(uuid);
-        self.catch_up(now, uuid);
+        self.dispatch(now, uuid);
     }
 
     /// `key`, which waits for `task`, goes from one stage to the next.
-    pub fn stage(&mut self, now: Moment, task: Uuid, from: Stage, to: Stage) {
+    pub fn stage(&mut self, now: Moment, task: Uuid, from: ClientState, to: ClientState) {
         self.tasks.client(now, task, Some(from), Some(to), None);
     }
 
     /// `key`, which joined `task`, is gone or done: its stage, and how its task ended for it, if it did.
-    pub fn leave(&mut self, now: Moment, task: Uuid, key: K, stage: Stage, end: Option<End>) {
-        if self.bus.forget(task, key) {
+    pub fn leave(
+        &mut self,
+        now: Moment,
+        task: Uuid,
+        key: K,
+        stage: ClientState,
+        end: Option<TaskEnd>,
+    ) {
+        if self.bus.unsubscribe(task, key) {
             self.tasks.client(now, task, Some(stage), None, end);
             self.follow_changes(now);
             self.trim(now);
@@ -92,7 +99,7 @@ impl<K: Copy + Eq + Hash> Results<K> {
 
     /// A worker published to the embedded inbox.
     pub fn publish(&mut self, now: Moment, task: Uuid, payload: &[u8]) {
-        self.heard(now, task, Ear::LOOSE, payload.into());
+        self.handle_published(now, task, Subscription::UNKNOWN, payload.into());
         self.trim(now);
     }
 
@@ -117,8 +124,8 @@ impl<K: Copy + Eq + Hash> Results<K> {
     }
 
     /// Takes other settings for what is kept here; what Redis keeps follows after a restart.
-    pub fn set_retention(&mut self, settings: tasks::Settings) {
-        self.tasks.set_settings(settings);
+    pub fn reload(&mut self, settings: tasks::Settings) {
+        self.tasks.reload(settings);
     }
 
     /// The link, for whoever has the sockets. Call [`Results::settle`] after giving it bytes or time.
@@ -134,9 +141,9 @@ impl<K: Copy + Eq + Hash> Results<K> {
         while let Some(event) = self.link.as_mut().and_then(Link::poll_event) {
             self.handle_event(now, event);
         }
-        if !self.is_released && self.hold_ends_at().is_some_and(|at| at <= now) {
-            self.is_released = true;
-            self.catch_all_up(now);
+        if !self.hold_has_expired && self.hold_ends_at().is_some_and(|at| at <= now) {
+            self.hold_has_expired = true;
+            self.dispatch_all(now);
         }
         self.trim(now);
     }
@@ -144,8 +151,9 @@ impl<K: Copy + Eq + Hash> Results<K> {
     /// When [`Results::settle`] has to be called at the latest.
     pub fn deadline(&self) -> Option<Moment> {
         let link = self.link.as_ref().and_then(Link::deadline);
-        let hold = self.hold_ends_at().filter(|_| !self.is_released);
-        let notice = self.evicted_told_at.filter(|_| self.evicted_told < self.tasks.evicted());
+        let hold = self.hold_ends_at().filter(|_| !self.hold_has_expired);
+        let notice =
+            self.evicted_reported_at.filter(|_| self.evicted_reported < self.tasks.evicted());
         let notice = notice.map(|at| at + EVICTION_NOTICE_INTERVAL);
         [link, hold, notice, self.tasks.deadline()].into_iter().flatten().min()
     }
@@ -154,7 +162,7 @@ impl<K: Copy + Eq + Hash> Results<K> {
     /// while Redis is away, it is only connected.
     pub fn status(&self, task: Uuid) -> (Status, bool) {
         match self.tasks.status(task) {
-            (Status::Waiting, _) if !self.is_heard(task) => (Status::Connected, true),
+            (Status::Waiting, _) if !self.is_subscribed(task) => (Status::Connected, true),
             status => status,
         }
     }
@@ -171,7 +179,7 @@ impl<K: Copy + Eq + Hash> Results<K> {
         }
     }
 
-    /// Nothing is on its way to Redis or from there, or it cannot be.
+    /// Nothing is on its origin to Redis or from there, or it cannot be.
     pub fn is_at_rest(&self) -> bool {
         self.link.as_ref().is_none_or(|link| !link.is_up() || link.is_idle())
     }
@@ -194,84 +202,108 @@ impl<K: Copy + Eq + Hash> Results<K> {
     fn handle_event(&mut self, now: Moment, event: Event) {
         match event {
             Event::Up { address } => {
-                self.is_released = false;
+                self.hold_has_expired = false;
                 let waited_for: Vec<Uuid> = self.bus.waited_for().collect();
                 waited_for.into_iter().for_each(|task| self.look_up(task));
                 self.notices.push_back(Notice::Up { address });
             }
             Event::Down { why } => {
-                self.catch_all_up(now);
+                self.dispatch_all(now);
                 self.notices.push_back(Notice::Down { why });
             }
-            Event::Trouble { why } => self.notices.push_back(Notice::Trouble { why }),
+            Event::Problem { why } => self.notices.push_back(Notice::Problem { why }),
             Event::GraceOver => self.notices.push_back(Notice::GraceOver),
-            Event::Heard { task, ear, payload } => self.heard(now, task, ear, payload.into()),
-            Event::Listening { task } => self.look_up(task),
+            Event::Published { task, subscription, payload } => {
+                self.handle_published(now, task, subscription, payload.into())
+            }
+            Event::Subscribed { task } => self.look_up(task),
             Event::LookedUp { task, kept, set } => {
                 if self.bus.is_waited_for(task) {
-                    let ear =
-                        self.link.as_ref().and_then(|link| link.ear(task)).unwrap_or(Ear::LOOSE);
-                    for (heard, payload) in self.tasks.handle_looked_up(now, task, ear, kept, set) {
-                        self.keep(task, ear, heard, payload);
+                    let subscription = self
+                        .link
+                        .as_ref()
+                        .and_then(|link| link.subscription(task))
+                        .unwrap_or(Subscription::UNKNOWN);
+                    for (occurrence, payload) in
+                        self.tasks.handle_looked_up(now, task, subscription, kept, set)
+                    {
+                        self.keep(task, subscription, occurrence, payload);
                     }
-                    self.catch_up(now, task);
+                    self.dispatch(now, task);
                 }
             }
         }
     }
 
-    fn heard(&mut self, now: Moment, task: Uuid, ear: Ear, payload: Rc<[u8]>) {
-        let heard = self.tasks.handle_heard(now, task, ear, Rc::clone(&payload));
+    fn handle_published(
+        &mut self,
+        now: Moment,
+        task: Uuid,
+        subscription: Subscription,
+        payload: Rc<[u8]>,
+    ) {
+        let occurrence = self.tasks.handle_published(now, task, subscription, Rc::clone(&payload));
         // What was known because a worker had set it is kept already, but not yet as heard.
-        self.keep(task, ear, heard, payload);
-        self.catch_up(now, task);
+        self.keep(task, subscription, occurrence, payload);
+        self.dispatch(now, task);
         // Within a turn as well: a flood must not pile up first and be trimmed afterwards.
         self.tasks.trim(now);
     }
 
-    fn keep(&mut self, task: Uuid, ear: Ear, heard: Heard, payload: Rc<[u8]>) {
+    fn keep(
+        &mut self,
+        task: Uuid,
+        subscription: Subscription,
+        occurrence: Occurrence,
+        payload: Rc<[u8]>,
+    ) {
         if let Some(link) = &mut self.link {
-            link.keep(task, ear, heard, payload);
+            link.keep(task, subscription, occurrence, payload);
         }
     }
 
     fn look_up(&mut self, task: Uuid) {
         if let Some(link) = &mut self.link
             && link.is_up()
-            && link.ear(task).is_some()
+            && link.subscription(task).is_some()
         {
             link.look_up(task, self.bus.spellings(task));
         }
     }
 
     /// Gives everybody who waits for `task` what they have not had yet, if it may go out.
-    fn catch_up(&mut self, now: Moment, task: Uuid) {
+    fn dispatch(&mut self, now: Moment, task: Uuid) {
         if !self.bus.is_waited_for(task) || !self.may_go_out(now, task) {
             return;
         }
-        for (is_given, payload) in self.tasks.results(task) {
-            self.bus.publish(task, is_given, || Rc::new(TaskResult::read(payload)));
+        for (is_dispatched, payload) in self.tasks.results(task) {
+            self.bus.publish(task, is_dispatched, || Rc::new(TaskResult::read(payload)));
         }
-        self.tasks.given(task);
-        self.bus.have_caught_up(task);
+        self.tasks.mark_dispatched(task);
+        self.bus.mark_caught_up(task);
     }
 
-    fn catch_all_up(&mut self, now: Moment) {
+    fn dispatch_all(&mut self, now: Moment) {
         let waited_for: Vec<Uuid> = self.bus.waited_for().collect();
-        waited_for.into_iter().for_each(|task| self.catch_up(now, task));
+        waited_for.into_iter().for_each(|task| self.dispatch(now, task));
     }
 
     fn may_go_out(&self, now: Moment, task: Uuid) -> bool {
         let Some(link) = &self.link else { return true };
         // Deaf, subscribing or just listening again: Redis may keep what came before all that was heard here.
-        let is_settled = link.ear(task).is_some_and(|ear| self.tasks.is_settled(task, ear));
+        let is_settled = link
+            .subscription(task)
+            .is_some_and(|subscription| self.tasks.is_settled(task, subscription));
         is_settled || self.hold_ends_at().is_some_and(|at| at <= now)
     }
 
-    fn is_heard(&self, task: Uuid) -> bool {
+    fn is_subscribed(&self, task: Uuid) -> bool {
         match &self.link {
             Some(link) => {
-                link.is_up() && link.ear(task).is_some_and(|ear| self.tasks.is_settled(task, ear))
+                link.is_up()
+                    && link
+                        .subscription(task)
+                        .is_some_and(|subscription| self.tasks.is_settled(task, subscription))
             }
             None => true,
         }
@@ -301,11 +333,12 @@ impl<K: Copy + Eq + Hash> Results<K> {
             }
         }
         let evicted = self.tasks.evicted();
-        let is_time = self.evicted_told_at.is_none_or(|at| at + EVICTION_NOTICE_INTERVAL <= now);
-        if evicted > self.evicted_told && is_time {
-            self.notices.push_back(Notice::Evicted { results: evicted - self.evicted_told });
-            self.evicted_told = evicted;
-            self.evicted_told_at = Some(now);
+        let is_time =
+            self.evicted_reported_at.is_none_or(|at| at + EVICTION_NOTICE_INTERVAL <= now);
+        if evicted > self.evicted_reported && is_time {
+            self.notices.push_back(Notice::Evicted { results: evicted - self.evicted_reported });
+            self.evicted_reported = evicted;
+            self.evicted_reported_at = Some(now);
         }
     }
 }
@@ -372,7 +405,7 @@ mod tests {
         for _ in 0..2 {
             results.join(now, &task(), 1);
             assert_eq!(deliveries(&mut results), [(1, "a".into())]);
-            results.leave(now, task().uuid(), 1, Stage::Waiting, None);
+            results.leave(now, task().uuid(), 1, ClientState::Waiting, None);
         }
         let at = results.deadline().unwrap();
         assert_eq!(at, now + 300 * SECOND);
@@ -380,7 +413,7 @@ mod tests {
         results.join(at, &task(), 1);
         assert_eq!(deliveries(&mut results), []);
         assert_eq!(results.status(task().uuid()), (Status::Waiting, true));
-        results.leave(at, task().uuid(), 1, Stage::Waiting, Some(End::TimedOut));
+        results.leave(at, task().uuid(), 1, ClientState::Waiting, Some(TaskEnd::TimedOut));
         assert_eq!(results.status(task().uuid()), (Status::TimedOut, false));
     }
 

@@ -7,10 +7,10 @@
 //!
 //! The surprising thing is how results are told from each other. They carry no number, two of them may be equal to the last byte
 //! and yet be two, and the same one may come along several ways: heard on the channel, kept by Redis (whichever gateway kept it), set
-//! by the worker. So equal results are counted. During one unbroken time of listening, an [`Ear`], the n-th equal publication that we
+//! by the worker. So equal results are counted. During one unbroken time of listening, an [`Subscription`], the n-th equal publication that we
 //! hear is the n-th equal one that anybody heard since: two gateways that listen agree on it without a word. What a worker has set
 //! is about to be published, by a worker that may have to try again later: its publication is recognised whichever ear hears it
-//! (`Way::Set`).
+//! (`Origin::Set`).
 
 use crate::base::moment::Moment;
 use crate::base::table::{Slot, Table};
@@ -48,35 +48,35 @@ impl Default for Settings {
 
 /// One unbroken time of listening.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ear {
-    /// Tells one ear from the next. Never 0, except in [`Ear::LOOSE`].
+pub struct Subscription {
+    /// Tells one ear from the next. Never 0, except in [`Subscription::UNKNOWN`].
     pub number: u32,
     /// A moment at which it did not listen yet: microseconds of Redis' clock.
     pub since: u64,
 }
 
-impl Ear {
+impl Subscription {
     /// For what is heard when nothing is known about the listening.
-    pub const LOOSE: Ear = Ear { number: 0, since: 0 };
+    pub const UNKNOWN: Subscription = Subscription { number: 0, since: 0 };
 }
 
 /// A result that Redis keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kept {
-    /// When it was stored: microseconds of Redis' clock; or [`Kept::UNHEARD`].
+pub struct KeptResult {
+    /// When it was stored: microseconds of Redis' clock; or [`KeptResult::NOT_PUBLISHED`].
     pub at: u64,
     /// What the worker published.
     pub payload: Vec<u8>,
 }
 
-impl Kept {
+impl KeptResult {
     /// The time of what a worker has set and nobody has heard yet: later than all others.
-    pub const UNHEARD: u64 = 9_999_999_999_999_999;
+    pub const NOT_PUBLISHED: u64 = 9_999_999_999_999_999;
 }
 
 /// A result among the others of its task.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Heard {
+pub struct Occurrence {
     /// Equal results have equal numbers.
     pub hash: u64,
     /// It is the so-manieth equal one that this ear heard, from 1. 0: it was not heard, a worker has set it.
@@ -87,16 +87,16 @@ pub struct Heard {
 
 /// How far one client is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub enum ClientState {
     /// It waits for a result.
     Waiting,
-    /// A result is on its way to it.
+    /// A result is on its origin to it.
     Sending,
 }
 
 /// How a task ended for a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum TaskEnd {
     /// The final result went out whole.
     Completed,
     /// The worker reported a failure or something malformed, or the delivery broke.
@@ -152,12 +152,12 @@ pub struct Tasks {
 #[derive(Debug, Default)]
 struct Task {
     /// In the order in which they were published, as far as that is known. Most tasks have one.
-    results: SmallVec<[Known; 1]>,
+    results: SmallVec<[KnownResult; 1]>,
     /// The number of the result that came last.
     last_number: u32,
     /// How many clients there are at each stage.
     clients: [u32; 2],
-    end: Option<End>,
+    end: Option<TaskEnd>,
     /// How many ends of it stand among all ends.
     ends: u32,
     /// The ear for which Redis was asked what it keeps, and answered.
@@ -165,26 +165,26 @@ struct Task {
     last_heard: Option<LastHeard>,
 }
 
-/// What was heard last, and by which ear.
+/// What was heard last, and by which subscription.
 #[derive(Clone, Copy, Debug)]
 struct LastHeard {
     hash: u64,
-    ear: u32,
+    subscription: u32,
     nth: NonZeroU32,
 }
 
 /// One result.
 #[derive(Debug)]
-struct Known {
+struct KnownResult {
     hash: u64,
     /// What Redis stored before this moment is older: microseconds of its clock.
     since: u64,
     /// `None` once it is no longer retained. The rest stays as long as the task, so that the result is recognised.
     payload: Option<Rc<[u8]>>,
-    way: Way,
+    origin: Origin,
     /// Tells it from the others of its task. Numbers come round once all of the first ones have long been forgotten.
     number: u32,
-    is_given: bool,
+    is_dispatched: bool,
 }
 
 /// A retained result among all others.
@@ -196,22 +196,22 @@ struct Retained {
 }
 
 /// One that Redis keeps, and that was not known.
-struct Unknown {
-    /// It belongs before the known one at this place.
+struct NewResult {
+    /// It belongs before the known one at this waiter.
     place: usize,
     /// And not behind this one, which follows it in Redis.
     before: Option<usize>,
     at: u64,
     hash: u64,
-    way: Way,
+    origin: Origin,
     payload: Vec<u8>,
 }
 
 /// How we came to know a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum Origin {
     /// The ear of this number heard it.
-    Heard(u32),
+    Published(u32),
     /// Redis keeps it, and no ear of ours heard it.
     Kept,
     /// The worker has set it, and has not published it yet.
@@ -233,7 +233,7 @@ impl Tasks {
     }
 
     /// Other limits from now on; [`Tasks::trim`] applies them.
-    pub fn set_settings(&mut self, settings: Settings) {
+    pub fn reload(&mut self, settings: Settings) {
         self.settings = settings;
     }
 
@@ -243,25 +243,41 @@ impl Tasks {
     }
 
     /// A publication was heard. Whoever waits gets it through [`Tasks::results`]; call [`Tasks::trim`] afterwards.
-    pub fn handle_heard(&mut self, now: Moment, task: Uuid, ear: Ear, payload: Rc<[u8]>) -> Heard {
+    pub fn handle_published(
+        &mut self,
+        now: Moment,
+        task: Uuid,
+        subscription: Subscription,
+        payload: Rc<[u8]>,
+    ) -> Occurrence {
         let hash = xxh3_64(&payload);
         let slot = self.tasks.find_or_insert_with(task, Task::default);
         let known = &mut self.tasks[slot];
         let like = known
             .results
             .iter()
-            .filter(|one| one.hash == hash && one.way == Way::Heard(ear.number))
+            .filter(|one| one.hash == hash && one.origin == Origin::Published(subscription.number))
             .count();
         let nth = NonZeroU32::MIN.saturating_add(like as u32);
-        let last = known.last_heard.replace(LastHeard { hash, ear: ear.number, nth });
-        let before =
-            last.filter(|last| last.ear == ear.number).map(|last| (last.hash, last.nth.get()));
-        let claimed = known.results.iter_mut().find(|one| one.hash == hash && one.way == Way::Set);
+        let last =
+            known.last_heard.replace(LastHeard { hash, subscription: subscription.number, nth });
+        let before = last
+            .filter(|last| last.subscription == subscription.number)
+            .map(|last| (last.hash, last.nth.get()));
+        let claimed =
+            known.results.iter_mut().find(|one| one.hash == hash && one.origin == Origin::Set);
         match claimed {
-            Some(one) => one.way = Way::Heard(ear.number),
-            None => self.add(now, slot, Way::Heard(ear.number), ear.since, hash, payload),
+            Some(one) => one.origin = Origin::Published(subscription.number),
+            None => self.add(
+                now,
+                slot,
+                Origin::Published(subscription.number),
+                subscription.since,
+                hash,
+                payload,
+            ),
         }
-        Heard { hash, nth: nth.get(), before }
+        Occurrence { hash, nth: nth.get(), before }
     }
 
     /// Redis answered what it keeps of a task (`kept`, in order), and what the worker has set there; and `ear` has heard everything
@@ -271,44 +287,46 @@ impl Tasks {
         &mut self,
         now: Moment,
         task: Uuid,
-        ear: Ear,
-        kept: Vec<Kept>,
+        subscription: Subscription,
+        kept: Vec<KeptResult>,
         set: Vec<Vec<u8>>,
-    ) -> Vec<(Heard, Rc<[u8]>)> {
+    ) -> Vec<(Occurrence, Rc<[u8]>)> {
         let slot = self.tasks.find_or_insert_with(task, Task::default);
         let known = &mut self.tasks[slot];
-        known.settled = NonZeroU32::new(ear.number);
+        known.settled = NonZeroU32::new(subscription.number);
         let results = &known.results;
         let mut is_matched = vec![false; results.len()];
         let mut refill = Vec::new();
-        let mut unknown: Vec<Unknown> = Vec::new();
+        let mut unknown: Vec<NewResult> = Vec::new();
         let mut behind = 0;
         for one in kept {
             let hash = xxh3_64(&one.payload);
-            let like = |fits: fn(Way, Way) -> bool| {
-                let is_it = |(at, two): (usize, &Known)| {
-                    !is_matched[at] && two.hash == hash && fits(two.way, Way::Heard(ear.number))
+            let like = |fits: fn(Origin, Origin) -> bool| {
+                let is_it = |(at, two): (usize, &KnownResult)| {
+                    !is_matched[at]
+                        && two.hash == hash
+                        && fits(two.origin, Origin::Published(subscription.number))
                 };
                 results.iter().enumerate().position(is_it)
             };
-            let is_set = |way, _| way == Way::Set;
+            let is_set = |origin, _| origin == Origin::Set;
             // A recent one may also be what an earlier ear of ours heard and stored late. An old one is never the present ear's.
-            let at = match one.at >= ear.since {
-                true => like(|way, heard| way == heard)
+            let at = match one.at >= subscription.since {
+                true => like(|origin, heard| origin == heard)
                     .or_else(|| like(is_set))
                     .or_else(|| like(|_, _| true)),
-                false => {
-                    like(|way, heard| way != heard && way != Way::Set).or_else(|| like(is_set))
-                }
+                false => like(|origin, heard| origin != heard && origin != Origin::Set)
+                    .or_else(|| like(is_set)),
             };
             let Some(at) = at else {
-                let way = if one.at == Kept::UNHEARD { Way::Set } else { Way::Kept };
-                unknown.push(Unknown {
+                let origin =
+                    if one.at == KeptResult::NOT_PUBLISHED { Origin::Set } else { Origin::Kept };
+                unknown.push(NewResult {
                     place: behind,
                     before: None,
                     at: one.at,
                     hash,
-                    way,
+                    origin,
                     payload: one.payload,
                 });
                 continue;
@@ -319,7 +337,7 @@ impl Tasks {
                 .iter_mut()
                 .filter(|one| one.before.is_none())
                 .for_each(|one| one.before = Some(at));
-            if results[at].payload.is_none() && !results[at].is_given {
+            if results[at].payload.is_none() && !results[at].is_dispatched {
                 refill.push((results[at].number, one.payload));
             }
         }
@@ -329,7 +347,9 @@ impl Tasks {
             // Behind what Redis does not know, if that is older: what the present ear heard is not, or it would have heard this as well.
             let is_older = |at: usize| {
                 let known = &results[at];
-                !is_matched[at] && known.way != Way::Heard(ear.number) && known.since <= one.at
+                !is_matched[at]
+                    && known.origin != Origin::Published(subscription.number)
+                    && known.since <= one.at
             };
             while one.place < before && is_older(one.place) {
                 one.place += 1;
@@ -341,18 +361,18 @@ impl Tasks {
         for (at, two) in
             std::mem::take(&mut known.results).into_iter().map(Some).chain([None]).enumerate()
         {
-            while let Some(Unknown { at: kept_at, hash, way, payload, .. }) =
+            while let Some(NewResult { at: kept_at, hash, origin, payload, .. }) =
                 unknown.next_if(|one| one.place <= at)
             {
-                let since = if way == Way::Set { ear.since } else { kept_at };
+                let since = if origin == Origin::Set { subscription.since } else { kept_at };
                 known.last_number = known.last_number.wrapping_add(1);
                 refill.push((known.last_number, payload));
-                merged.push(Known {
+                merged.push(KnownResult {
                     number: known.last_number,
                     hash,
-                    way,
+                    origin,
                     since,
-                    is_given: false,
+                    is_dispatched: false,
                     payload: None,
                 });
             }
@@ -367,8 +387,8 @@ impl Tasks {
             let hash = xxh3_64(&payload);
             if self.tasks[slot].results.iter().all(|one| one.hash != hash) {
                 let payload: Rc<[u8]> = payload.into();
-                self.add(now, slot, Way::Set, ear.since, hash, Rc::clone(&payload));
-                published_by_us.push((Heard { hash, nth: 0, before: None }, payload));
+                self.add(now, slot, Origin::Set, subscription.since, hash, Rc::clone(&payload));
+                published_by_us.push((Occurrence { hash, nth: 0, before: None }, payload));
             }
         }
         self.forget_if_idle(slot);
@@ -376,21 +396,21 @@ impl Tasks {
     }
 
     /// Whether Redis has answered what it keeps of `task`, as far as `ear` has not heard it.
-    pub fn is_settled(&self, task: Uuid, ear: Ear) -> bool {
+    pub fn is_settled(&self, task: Uuid, subscription: Subscription) -> bool {
         let settled = self.tasks.entry(task).and_then(|task| task.settled);
-        settled.is_some_and(|settled| settled.get() == ear.number)
+        settled.is_some_and(|settled| settled.get() == subscription.number)
     }
 
-    /// The retained results of a task in order, and whether each was there when [`Tasks::given`] was called: for `Bus::publish`.
+    /// The retained results of a task in order, and whether each was there when [`Tasks::mark_dispatched`] was called: for `Bus::publish`.
     pub fn results(&self, task: Uuid) -> impl Iterator<Item = (bool, &Rc<[u8]>)> {
         let results = self.tasks.entry(task).map_or(&[][..], |task| &task.results);
-        results.iter().filter_map(|one| Some((one.is_given, one.payload.as_ref()?)))
+        results.iter().filter_map(|one| Some((one.is_dispatched, one.payload.as_ref()?)))
     }
 
     /// Everything of the task was handed to everybody who waits for it.
-    pub fn given(&mut self, task: Uuid) {
+    pub fn mark_dispatched(&mut self, task: Uuid) {
         if let Some(task) = self.tasks.entry_mut(task) {
-            task.results.iter_mut().for_each(|one| one.is_given = true);
+            task.results.iter_mut().for_each(|one| one.is_dispatched = true);
         }
     }
 
@@ -399,9 +419,9 @@ impl Tasks {
         &mut self,
         now: Moment,
         task: Uuid,
-        from: Option<Stage>,
-        to: Option<Stage>,
-        end: Option<End>,
+        from: Option<ClientState>,
+        to: Option<ClientState>,
+        end: Option<TaskEnd>,
     ) {
         let slot = self.tasks.find_or_insert_with(task, Task::default);
         let known = &mut self.tasks[slot];
@@ -423,16 +443,18 @@ impl Tasks {
     pub fn status(&self, task: Uuid) -> (Status, bool) {
         let Some(task) = self.tasks.entry(task) else { return (Status::NotFound, false) };
         let [waiting, sending] = task.clients;
-        let is_kept = |with_given: bool| {
-            task.results.iter().any(|one| one.payload.is_some() && one.is_given <= with_given)
+        let is_kept = |with_dispatched: bool| {
+            task.results
+                .iter()
+                .any(|one| one.payload.is_some() && one.is_dispatched <= with_dispatched)
         };
         let status = match task.end {
             _ if sending > 0 => Status::Sending,
             _ if waiting > 0 => Status::Waiting,
             _ if is_kept(false) => Status::Ready,
-            Some(End::Completed) => Status::Completed,
-            Some(End::Failed) => Status::Failed,
-            Some(End::TimedOut) => Status::TimedOut,
+            Some(TaskEnd::Completed) => Status::Completed,
+            Some(TaskEnd::Failed) => Status::Failed,
+            Some(TaskEnd::TimedOut) => Status::TimedOut,
             None if is_kept(true) => Status::Ready,
             None => Status::NotFound,
         };
@@ -452,7 +474,7 @@ impl Tasks {
                 break;
             }
             self.retained.pop_front();
-            self.let_go(one, !is_old);
+            self.drop_payload(one, !is_old);
         }
         let retain = self.settings.retain.unwrap_or_default();
         while let Some(&(at, slot)) = self.ended.front()
@@ -510,11 +532,26 @@ impl Tasks {
         self.tasks.is_empty()
     }
 
-    fn add(&mut self, now: Moment, task: Slot, way: Way, since: u64, hash: u64, payload: Rc<[u8]>) {
+    fn add(
+        &mut self,
+        now: Moment,
+        task: Slot,
+        origin: Origin,
+        since: u64,
+        hash: u64,
+        payload: Rc<[u8]>,
+    ) {
         let known = &mut self.tasks[task];
         known.last_number = known.last_number.wrapping_add(1);
         let number = known.last_number;
-        known.results.push(Known { number, hash, way, since, is_given: false, payload: None });
+        known.results.push(KnownResult {
+            number,
+            hash,
+            origin,
+            since,
+            is_dispatched: false,
+            payload: None,
+        });
         self.retain(now, task, number, payload);
         let known = &mut self.tasks[task];
         if known.results.len() > RESULTS_MAX {
@@ -543,7 +580,7 @@ impl Tasks {
         }
     }
 
-    fn let_go(&mut self, Retained { task, number, .. }: Retained, is_evicted: bool) {
+    fn drop_payload(&mut self, Retained { task, number, .. }: Retained, is_evicted: bool) {
         let known = &mut self.tasks[task];
         let one = known
             .results
@@ -583,7 +620,8 @@ impl Task {
 
     /// Whether a client waits that has not been given this result.
     fn owes(&self, number: u32) -> bool {
-        self.has_clients() && self.results.iter().any(|one| one.number == number && !one.is_given)
+        self.has_clients()
+            && self.results.iter().any(|one| one.number == number && !one.is_dispatched)
     }
 }
 
@@ -592,15 +630,18 @@ mod tests {
     use super::*;
 
     const TASK: Uuid = Uuid::from_u128(1);
-    const EAR: Ear = Ear { number: 1, since: 1000 };
+    const EAR: Subscription = Subscription { number: 1, since: 1000 };
     const SECOND: Duration = Duration::from_secs(1);
 
     fn tasks() -> Tasks {
         Tasks::new(Settings { retain: Some(300 * SECOND), max_retained: 1 << 20 })
     }
 
-    fn kept(items: &[(u64, &str)]) -> Vec<Kept> {
-        items.iter().map(|(at, text)| Kept { at: *at, payload: text.as_bytes().to_vec() }).collect()
+    fn kept(items: &[(u64, &str)]) -> Vec<KeptResult> {
+        items
+            .iter()
+            .map(|(at, text)| KeptResult { at: *at, payload: text.as_bytes().to_vec() })
+            .collect()
     }
 
     fn texts(tasks: &Tasks) -> Vec<String> {
@@ -613,15 +654,15 @@ mod tests {
     struct World {
         tasks: Tasks,
         now: Moment,
-        ear: Ear,
+        subscription: Subscription,
     }
 
     impl World {
         fn new(tasks: Tasks) -> World {
-            World { tasks, now: Moment::START, ear: EAR }
+            World { tasks, now: Moment::START, subscription: EAR }
         }
 
-        fn hear(&mut self, text: &str) -> Heard {
+        fn hear(&mut self, text: &str) -> Occurrence {
             self.hear_on(TASK, text)
         }
 
@@ -632,16 +673,21 @@ mod tests {
             texts(&self.tasks).len() > before
         }
 
-        fn hear_on(&mut self, task: Uuid, text: &str) -> Heard {
-            self.tasks.handle_heard(self.now, task, self.ear, text.as_bytes().into())
+        fn hear_on(&mut self, task: Uuid, text: &str) -> Occurrence {
+            self.tasks.handle_published(self.now, task, self.subscription, text.as_bytes().into())
         }
 
         fn look_up(&mut self, items: &[(u64, &str)], set: &[&str]) -> usize {
             let set = set.iter().map(|text| text.as_bytes().to_vec()).collect();
-            self.tasks.handle_looked_up(self.now, TASK, self.ear, kept(items), set).len()
+            self.tasks.handle_looked_up(self.now, TASK, self.subscription, kept(items), set).len()
         }
 
-        fn client(&mut self, from: Option<Stage>, to: Option<Stage>, end: Option<End>) {
+        fn client(
+            &mut self,
+            from: Option<ClientState>,
+            to: Option<ClientState>,
+            end: Option<TaskEnd>,
+        ) {
             self.tasks.client(self.now, TASK, from, to, end);
         }
 
@@ -655,7 +701,7 @@ mod tests {
     #[test]
     fn a_task_is_small() {
         assert_eq!(
-            (size_of::<Known>(), size_of::<(Uuid, Task)>(), size_of::<Retained>()),
+            (size_of::<KnownResult>(), size_of::<(Uuid, Task)>(), size_of::<Retained>()),
             (48, 112, 16)
         );
     }
@@ -663,11 +709,11 @@ mod tests {
     #[test]
     fn results_are_kept_in_order_and_equal_ones_are_counted() {
         let mut world = World::new(tasks());
-        let heard: Vec<Heard> = ["a", "b", "a", "a"].map(|text| world.hear(text)).into();
+        let heard: Vec<Occurrence> = ["a", "b", "a", "a"].map(|text| world.hear(text)).into();
         assert_eq!(texts(&world.tasks), ["a", "b", "a", "a"]);
-        assert_eq!(heard.iter().map(|heard| heard.nth).collect::<Vec<_>>(), [1, 1, 2, 3]);
+        assert_eq!(heard.iter().map(|occurrence| occurrence.nth).collect::<Vec<_>>(), [1, 1, 2, 3]);
         assert_eq!(
-            heard.iter().map(|heard| heard.before).collect::<Vec<_>>(),
+            heard.iter().map(|occurrence| occurrence.before).collect::<Vec<_>>(),
             [None, Some((heard[0].hash, 1)), Some((heard[1].hash, 1)), Some((heard[0].hash, 2))]
         );
         assert!(heard[0].hash == heard[2].hash && heard[0].hash != heard[1].hash);
@@ -677,23 +723,23 @@ mod tests {
     fn a_new_ear_counts_anew() {
         let mut world = World::new(tasks());
         world.hear("a");
-        world.ear = Ear { number: 2, since: 5000 };
-        let heard = world.hear("a");
-        assert_eq!((heard.nth, heard.before), (1, None));
+        world.subscription = Subscription { number: 2, since: 5000 };
+        let occurrence = world.hear("a");
+        assert_eq!((occurrence.nth, occurrence.before), (1, None));
         assert_eq!(texts(&world.tasks), ["a", "a"]);
     }
 
     #[test]
     fn what_redis_kept_joins_in_its_order_and_once() {
         let mut world = World::new(tasks());
-        world.client(None, Some(Stage::Waiting), None);
+        world.client(None, Some(ClientState::Waiting), None);
         world.hear("c");
         assert!(!world.tasks.is_settled(TASK, EAR));
         // "a" is from before we listened, "b" was stored late by another gateway; "c" is ours.
         world.look_up(&[(500, "a"), (2000, "b"), (2001, "c")], &[]);
         assert!(
             world.tasks.is_settled(TASK, EAR)
-                && !world.tasks.is_settled(TASK, Ear { number: 2, since: 0 })
+                && !world.tasks.is_settled(TASK, Subscription { number: 2, since: 0 })
         );
         assert_eq!(texts(&world.tasks), ["a", "b", "c"]);
         assert!(world.is_new("b"));
@@ -737,7 +783,7 @@ mod tests {
         let mut world = World::new(tasks());
         world.hear("a");
         world.look_up(&[(900, "x"), (2000, "a")], &[]);
-        world.ear = Ear { number: 2, since: 5000 };
+        world.subscription = Subscription { number: 2, since: 5000 };
         world.hear("d");
         // Redis came back empty; another gateway was there before us.
         world.look_up(&[(4000, "b"), (4001, "c")], &[]);
@@ -747,12 +793,12 @@ mod tests {
     #[test]
     fn found_late_means_not_given() {
         let mut world = World::new(tasks());
-        world.client(None, Some(Stage::Waiting), None);
+        world.client(None, Some(ClientState::Waiting), None);
         world.hear("b");
-        world.tasks.given(TASK);
+        world.tasks.mark_dispatched(TASK);
         world.look_up(&[(1, "a"), (2000, "b")], &[]);
         assert_eq!(
-            world.tasks.results(TASK).map(|(is_given, _)| is_given).collect::<Vec<_>>(),
+            world.tasks.results(TASK).map(|(is_dispatched, _)| is_dispatched).collect::<Vec<_>>(),
             [false, true]
         );
     }
@@ -761,7 +807,7 @@ mod tests {
     fn equal_results_on_both_sides_of_an_absence_stay_two() {
         let mut world = World::new(tasks());
         world.hear("a");
-        world.ear = Ear { number: 2, since: 5000 };
+        world.subscription = Subscription { number: 2, since: 5000 };
         // Ours from before, and one more that another gateway heard, as did we.
         world.hear("a");
         world.look_up(&[(2000, "a"), (6000, "a")], &[]);
@@ -778,7 +824,7 @@ mod tests {
     fn what_was_stored_late_is_known() {
         let mut world = World::new(tasks());
         world.hear("a");
-        world.ear = Ear { number: 2, since: 5000 };
+        world.subscription = Subscription { number: 2, since: 5000 };
         world.look_up(&[(6000, "a")], &[]);
         assert_eq!(texts(&world.tasks), ["a"]);
         assert!(world.is_new("a"));
@@ -811,8 +857,8 @@ mod tests {
     fn what_the_worker_set_is_recognised_by_a_later_ear() {
         let mut world = World::new(tasks());
         world.look_up(&[], &["a"]);
-        world.ear = Ear { number: 2, since: 5000 };
-        assert_eq!(world.look_up(&[(Kept::UNHEARD, "a")], &["a"]), 0);
+        world.subscription = Subscription { number: 2, since: 5000 };
+        assert_eq!(world.look_up(&[(KeptResult::NOT_PUBLISHED, "a")], &["a"]), 0);
         assert!(!world.is_new("a"));
         assert!(world.is_new("a"));
     }
@@ -820,7 +866,7 @@ mod tests {
     #[test]
     fn what_another_gateway_found_set_is_recognised_when_it_is_published() {
         let mut world = World::new(tasks());
-        assert_eq!(world.look_up(&[(2000, "a"), (Kept::UNHEARD, "b")], &["b"]), 0);
+        assert_eq!(world.look_up(&[(2000, "a"), (KeptResult::NOT_PUBLISHED, "b")], &["b"]), 0);
         assert!(!world.is_new("b"));
         assert!(world.is_new("b"));
         assert!(world.is_new("a"));
@@ -830,7 +876,7 @@ mod tests {
     fn what_another_gateway_heard_before_our_absence_is_not_taken_in_twice() {
         let mut world = World::new(tasks());
         world.look_up(&[(2000, "a")], &[]);
-        world.ear = Ear { number: 2, since: 5000 };
+        world.subscription = Subscription { number: 2, since: 5000 };
         world.look_up(&[(2000, "a")], &[]);
         assert_eq!(texts(&world.tasks), ["a"]);
         assert!(world.is_new("a"));
@@ -894,16 +940,16 @@ mod tests {
     fn a_task_that_is_waited_for_is_never_forgotten() {
         let mut world =
             World::new(Tasks::new(Settings { retain: Some(SECOND), max_retained: 100 }));
-        world.client(None, Some(Stage::Waiting), None);
+        world.client(None, Some(ClientState::Waiting), None);
         world.hear("a");
-        world.tasks.given(TASK);
+        world.tasks.mark_dispatched(TASK);
         world.tasks.trim(world.now);
         assert_eq!(world.tasks.retained(), 0);
         assert_eq!(world.tasks.poll_forgotten(), None);
         // Let go here, still kept there: given already, so it is not taken in again.
         world.look_up(&[(2000, "a")], &[]);
         assert_eq!(texts(&world.tasks), Vec::<String>::new());
-        world.client(Some(Stage::Waiting), None, None);
+        world.client(Some(ClientState::Waiting), None, None);
         assert!(world.tasks.is_empty());
     }
 
@@ -911,7 +957,7 @@ mod tests {
     fn what_was_let_go_undelivered_is_taken_from_redis_again() {
         let mut world =
             World::new(Tasks::new(Settings { retain: Some(SECOND), max_retained: 100 }));
-        world.client(None, Some(Stage::Waiting), None);
+        world.client(None, Some(ClientState::Waiting), None);
         world.hear("a");
         world.tasks.trim(world.now);
         assert_eq!(texts(&world.tasks), Vec::<String>::new());
@@ -925,14 +971,14 @@ mod tests {
         world.hear("a");
         world.tasks.trim(world.now);
         assert!(world.tasks.is_empty());
-        world.client(None, Some(Stage::Waiting), None);
+        world.client(None, Some(ClientState::Waiting), None);
         world.hear("b");
         world.tasks.trim(world.now);
         assert_eq!(texts(&world.tasks), ["b"]);
-        world.tasks.given(TASK);
+        world.tasks.mark_dispatched(TASK);
         world.tasks.trim(world.now);
         assert_eq!(texts(&world.tasks), Vec::<String>::new());
-        world.client(Some(Stage::Waiting), None, Some(End::Completed));
+        world.client(Some(ClientState::Waiting), None, Some(TaskEnd::Completed));
         assert!(world.tasks.is_empty() && world.tasks.deadline().is_none());
     }
 
@@ -940,44 +986,44 @@ mod tests {
     fn status_tells_the_truth_at_each_moment() {
         let mut world = World::new(tasks());
         assert_eq!(world.status(), ("not_found", false));
-        world.client(None, Some(Stage::Waiting), None);
+        world.client(None, Some(ClientState::Waiting), None);
         assert_eq!(world.status(), ("waiting", true));
-        world.client(None, Some(Stage::Sending), None);
+        world.client(None, Some(ClientState::Sending), None);
         assert_eq!(world.status(), ("sending", true));
-        world.client(Some(Stage::Sending), None, None);
+        world.client(Some(ClientState::Sending), None, None);
         assert_eq!(world.status(), ("waiting", true));
-        world.client(Some(Stage::Waiting), None, None);
+        world.client(Some(ClientState::Waiting), None, None);
         assert_eq!(world.status(), ("not_found", false));
         assert!(world.tasks.is_empty());
         world.hear("a");
         assert_eq!(world.status(), ("ready", false));
-        world.client(None, Some(Stage::Waiting), None);
-        world.client(Some(Stage::Waiting), Some(Stage::Sending), None);
-        world.tasks.given(TASK);
+        world.client(None, Some(ClientState::Waiting), None);
+        world.client(Some(ClientState::Waiting), Some(ClientState::Sending), None);
+        world.tasks.mark_dispatched(TASK);
         assert_eq!(world.status(), ("sending", true));
-        world.client(Some(Stage::Sending), None, None);
+        world.client(Some(ClientState::Sending), None, None);
         assert_eq!(world.status(), ("ready", false), "it left midway and may come back");
-        world.client(None, Some(Stage::Sending), None);
-        world.client(Some(Stage::Sending), None, Some(End::Completed));
+        world.client(None, Some(ClientState::Sending), None);
+        world.client(Some(ClientState::Sending), None, Some(TaskEnd::Completed));
         assert_eq!(world.status(), ("completed", false));
         world.hear("b");
         assert_eq!(world.status(), ("ready", false), "there is more than was delivered");
-        world.tasks.given(TASK);
-        world.client(None, Some(Stage::Sending), None);
-        world.client(Some(Stage::Sending), None, Some(End::Failed));
+        world.tasks.mark_dispatched(TASK);
+        world.client(None, Some(ClientState::Sending), None);
+        world.client(Some(ClientState::Sending), None, Some(TaskEnd::Failed));
         assert_eq!(world.status(), ("failed", false));
     }
 
     #[test]
     fn ends_are_known_for_as_long_as_results() {
         let mut world = World::new(tasks());
-        world.client(None, Some(Stage::Waiting), None);
-        world.client(Some(Stage::Waiting), None, Some(End::TimedOut));
+        world.client(None, Some(ClientState::Waiting), None);
+        world.client(Some(ClientState::Waiting), None, Some(TaskEnd::TimedOut));
         assert_eq!(world.status(), ("timeout", false));
         world.now += 200 * SECOND;
-        world.client(None, Some(Stage::Waiting), None);
+        world.client(None, Some(ClientState::Waiting), None);
         assert_eq!(world.status(), ("waiting", true));
-        world.client(Some(Stage::Waiting), None, Some(End::Completed));
+        world.client(Some(ClientState::Waiting), None, Some(TaskEnd::Completed));
         world.tasks.trim(world.now + 150 * SECOND);
         assert_eq!(world.status(), ("completed", false), "the first end is not the last");
         world.tasks.trim(world.now + 300 * SECOND);
@@ -989,13 +1035,19 @@ mod tests {
     fn ends_are_bounded() {
         let mut world = World::new(tasks());
         for task in 0..ENDED_MAX as u128 + 10 {
-            world.tasks.client(world.now, Uuid::from_u128(task), None, Some(Stage::Waiting), None);
             world.tasks.client(
                 world.now,
                 Uuid::from_u128(task),
-                Some(Stage::Waiting),
                 None,
-                Some(End::TimedOut),
+                Some(ClientState::Waiting),
+                None,
+            );
+            world.tasks.client(
+                world.now,
+                Uuid::from_u128(task),
+                Some(ClientState::Waiting),
+                None,
+                Some(TaskEnd::TimedOut),
             );
             world.tasks.trim(world.now);
         }

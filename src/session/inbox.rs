@@ -8,7 +8,7 @@ use super::linger::Linger;
 use super::{CloseReason, Context, Identity, Phase, Step};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io};
-use crate::proto::resp::{Answer, Protocol, Requests};
+use crate::proto::resp::{CommandReader, Protocol, RespReply};
 use log::{debug, info, warn};
 use uuid::Uuid;
 
@@ -30,7 +30,7 @@ const SERVER: &str = concat!(
 
 /// A worker's connection.
 pub struct Inbox {
-    requests: Requests,
+    requests: CommandReader,
     protocol: Protocol,
     answers: Vec<u8>,
     sent: usize,
@@ -41,7 +41,7 @@ pub struct Inbox {
 impl Inbox {
     pub fn phase() -> Phase {
         Phase::Inbox(Box::new(Inbox {
-            requests: Requests::new(COMMAND_BYTES_MAX),
+            requests: CommandReader::new(COMMAND_BYTES_MAX),
             protocol: Protocol::Resp2,
             answers: Vec::new(),
             sent: 0,
@@ -125,7 +125,7 @@ impl Inbox {
                 Ok(None) => return,
                 Err(bad) => {
                     warn!(target: "inbox", "{who} = protocol error: {}", bad.0);
-                    self.answer(&Answer::Error(&format!("ERR Protocol error: {}", bad.0)));
+                    self.answer(&RespReply::Error(&format!("ERR Protocol error: {}", bad.0)));
                     self.is_quitting = true;
                 }
             }
@@ -138,27 +138,27 @@ impl Inbox {
         match (name.as_str(), &command[1..]) {
             ("PUBLISH", [channel, payload]) => {
                 let heard = self.publish(channel, payload, who, cx);
-                self.answer(&Answer::Integer(heard));
+                self.answer(&RespReply::Integer(heard));
             }
-            ("PING", []) => self.answer(&Answer::Simple("PONG")),
-            ("PING" | "ECHO", [text]) => self.answer(&Answer::Bulk(text)),
-            ("AUTH", [_] | [_, _]) | ("SELECT", [_]) => self.answer(&Answer::Simple("OK")),
+            ("PING", []) => self.answer(&RespReply::Simple("PONG")),
+            ("PING" | "ECHO", [text]) => self.answer(&RespReply::Bulk(text)),
+            ("AUTH", [_] | [_, _]) | ("SELECT", [_]) => self.answer(&RespReply::Simple("OK")),
             ("HELLO", arguments) => self.hello(arguments),
             ("CLIENT", [subcommand, ..]) => self.client(subcommand, who),
-            ("INFO", _) => self.answer(&Answer::Bulk(SERVER.as_bytes())),
+            ("INFO", _) => self.answer(&RespReply::Bulk(SERVER.as_bytes())),
             ("QUIT", _) => {
-                self.answer(&Answer::Simple("OK"));
+                self.answer(&RespReply::Simple("OK"));
                 self.is_quitting = true;
             }
             ("PUBLISH" | "PING" | "ECHO" | "AUTH" | "SELECT" | "CLIENT", _) => {
                 let name = name.to_ascii_lowercase();
-                self.answer(&Answer::Error(&format!(
+                self.answer(&RespReply::Error(&format!(
                     "ERR wrong number of arguments for '{name}' command"
                 )));
             }
             _ => {
                 let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
-                self.answer(&Answer::Error(&format!(
+                self.answer(&RespReply::Error(&format!(
                     "ERR unknown command '{name}': this is the result inbox of aivtuber-gateway, which takes PUBLISH"
                 )));
             }
@@ -181,28 +181,30 @@ impl Inbox {
             Some(b"2") => self.protocol = Protocol::Resp2,
             Some(b"3") => self.protocol = Protocol::Resp3,
             None => {}
-            Some(_) => return self.answer(&Answer::Error("NOPROTO unsupported protocol version")),
+            Some(_) => {
+                return self.answer(&RespReply::Error("NOPROTO unsupported protocol version"));
+            }
         }
         let version = if self.protocol == Protocol::Resp3 { 3 } else { 2 };
-        self.answer(&Answer::Map(vec![
-            (Answer::Bulk(b"server"), Answer::Bulk(b"aivtuber-gateway")),
-            (Answer::Bulk(b"version"), Answer::Bulk(b"7.0.0")),
-            (Answer::Bulk(b"proto"), Answer::Integer(version)),
-            (Answer::Bulk(b"mode"), Answer::Bulk(b"standalone")),
-            (Answer::Bulk(b"role"), Answer::Bulk(b"master")),
-            (Answer::Bulk(b"modules"), Answer::Array(Vec::new())),
+        self.answer(&RespReply::Map(vec![
+            (RespReply::Bulk(b"server"), RespReply::Bulk(b"aivtuber-gateway")),
+            (RespReply::Bulk(b"version"), RespReply::Bulk(b"7.0.0")),
+            (RespReply::Bulk(b"proto"), RespReply::Integer(version)),
+            (RespReply::Bulk(b"mode"), RespReply::Bulk(b"standalone")),
+            (RespReply::Bulk(b"role"), RespReply::Bulk(b"master")),
+            (RespReply::Bulk(b"modules"), RespReply::Array(Vec::new())),
         ]));
     }
 
     fn client(&mut self, subcommand: &[u8], who: &Identity) {
         match subcommand.to_ascii_uppercase().as_slice() {
-            b"ID" => self.answer(&Answer::Integer(who.serial as i64)),
-            b"GETNAME" => self.answer(&Answer::Null),
-            _ => self.answer(&Answer::Simple("OK")),
+            b"ID" => self.answer(&RespReply::Integer(who.serial as i64)),
+            b"GETNAME" => self.answer(&RespReply::Null),
+            _ => self.answer(&RespReply::Simple("OK")),
         }
     }
 
-    fn answer(&mut self, answer: &Answer) {
+    fn answer(&mut self, answer: &RespReply) {
         answer.write(self.protocol, &mut self.answers);
     }
 }

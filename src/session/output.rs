@@ -9,7 +9,7 @@
 //!
 //! *Wire order is queue order*: everything that is said goes through the [`Outbox`], which holds little more than one chunk's
 //! heads; the next is made when it is empty. A chunk's bytes never come here: they go from the page cache to the socket. While
-//! nothing is sent and nothing is half said, a session owns no buffer, no reader and no file.
+//! nothing is sent and nothing is half received, a session owns no buffer, no reader and no file.
 
 use super::alive::{Alive, Verdict};
 use super::close::{CloseReason, CodeText};
@@ -19,12 +19,12 @@ use super::{Context, Identity, Phase, Step};
 use crate::base::moment::Moment;
 use crate::net::audio::AudioRoot;
 use crate::net::{AudioFile, Conn, Io, Side};
-use crate::proto::conduit::{Conduit, Fault, Said};
+use crate::proto::conduit::{Conduit, Fault, Received};
 use crate::proto::message::{self, TaskId, TaskResult};
 use crate::proto::upgrade::{self, Handshake};
 use crate::proto::ws::{self, FrameHead, Opcode};
 use crate::service::stats::{BothWays, Traffic};
-use crate::service::tasks::{End, Stage};
+use crate::service::tasks::{ClientState, TaskEnd};
 use log::{debug, info, warn};
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -68,7 +68,7 @@ impl Default for Settings {
 /// A client that waits for the results of a task.
 pub struct Output {
     task: TaskId,
-    stage: Stage,
+    stage: ClientState,
     /// `None` while nothing is.
     underway: Option<Box<Underway>>,
     leaving: Option<Leaving>,
@@ -113,7 +113,7 @@ struct Audio {
 struct Leaving {
     reason: CloseReason,
     code: Option<u16>,
-    end: Option<End>,
+    end: Option<TaskEnd>,
 }
 
 impl Output {
@@ -157,7 +157,7 @@ impl Output {
         cx.results.join(cx.now, &task, who.key);
         let mut output = Box::new(Output {
             task,
-            stage: Stage::Waiting,
+            stage: ClientState::Waiting,
             underway: Some(Box::new(Underway { skipped_chunks, ..Underway::default() })),
             leaving: None,
             due_at: cx.after(cx.settings.output.timeout),
@@ -235,7 +235,7 @@ impl Output {
                 Err(Lost::File) => {
                     // In the middle of a frame nothing can be said; wrong bytes are not sent.
                     warn!(target: "output", "{who} = audio file shrank inside a chunk");
-                    return self.end(CloseReason::AudioLost, None, Some(End::Failed), who, cx);
+                    return self.end(CloseReason::AudioLost, None, Some(TaskEnd::Failed), who, cx);
                 }
             }
             if self.underway().audio.is_none() || self.leaving.is_some() {
@@ -273,8 +273,8 @@ impl Output {
     pub fn state(&self) -> &'static str {
         match (self.leaving, self.stage) {
             (Some(_), _) => "closing",
-            (None, Stage::Waiting) => "waiting",
-            (None, Stage::Sending) => "sending",
+            (None, ClientState::Waiting) => "waiting",
+            (None, ClientState::Sending) => "sending",
         }
     }
 
@@ -284,7 +284,7 @@ impl Output {
 
     /// It waits for a result: none is being sent to it, and it is not about to leave.
     pub fn is_waiting(&self) -> bool {
-        self.leaving.is_none() && self.stage == Stage::Waiting
+        self.leaving.is_none() && self.stage == ClientState::Waiting
     }
 
     /// When something was last sent or heard.
@@ -306,7 +306,7 @@ impl Output {
         &self,
         reason: CloseReason,
         code: Option<u16>,
-        end: Option<End>,
+        end: Option<TaskEnd>,
         who: &Identity,
         cx: &mut Context,
     ) {
@@ -326,7 +326,7 @@ impl Output {
         &self,
         reason: CloseReason,
         code: Option<u16>,
-        end: Option<End>,
+        end: Option<TaskEnd>,
         who: &Identity,
         cx: &mut Context,
     ) -> Step {
@@ -371,19 +371,19 @@ impl Output {
         let mut answers = Vec::new();
         let mut conduit = self.underway().conduit.take().unwrap_or_default();
         let frames = conduit.frames_seen();
-        let said = conduit.handle_bytes(bytes, &mut answers);
+        let received = conduit.handle_bytes(bytes, &mut answers);
         self.traffic.from_client.frames += conduit.frames_seen() - frames;
         if !conduit.is_idle() {
             self.underway().conduit = Some(conduit);
         }
-        match said {
-            Said::Nothing => self.underway().outbox.push(&answers),
-            Said::Close(code) => {
+        match received {
+            Received::Nothing => self.underway().outbox.push(&answers),
+            Received::Close(code) => {
                 debug!(target: "output", "{who} < close code={}", CodeText(code));
                 self.underway().outbox.push(&answers);
                 self.leaving = Some(Leaving { reason: CloseReason::ClientClosed, code, end: None });
             }
-            Said::Fault(fault) => {
+            Received::Fault(fault) => {
                 let reason = match fault {
                     Fault::Protocol => CloseReason::ProtocolFault,
                     Fault::Utf8 => CloseReason::NotUtf8,
@@ -409,9 +409,9 @@ impl Output {
         }
         let Some(result) = self.underway().pop_result() else { return self.rest(who, cx) };
         self.active_at = cx.now;
-        if self.stage == Stage::Waiting {
-            cx.results.stage(cx.now, self.task.uuid(), Stage::Waiting, Stage::Sending);
-            self.stage = Stage::Sending;
+        if self.stage == ClientState::Waiting {
+            cx.results.stage(cx.now, self.task.uuid(), ClientState::Waiting, ClientState::Sending);
+            self.stage = ClientState::Sending;
         }
         self.begin_result(&result, who, cx);
         true
@@ -428,7 +428,7 @@ impl Output {
             self.leave_with_error(
                 AUDIO_CHANGED,
                 CloseReason::AudioLost,
-                Some(End::Failed),
+                Some(TaskEnd::Failed),
                 who,
                 cx,
             );
@@ -472,7 +472,7 @@ impl Output {
     /// The last message of a result is in the outbox.
     fn end_result(&mut self, is_final: bool, is_failure: bool, who: &Identity, cx: &mut Context) {
         if is_final {
-            let end = if is_failure { End::Failed } else { End::Completed };
+            let end = if is_failure { TaskEnd::Failed } else { TaskEnd::Completed };
             self.underway().drop_results();
             self.leave(CloseReason::Delivered, Some(end), who, cx);
         }
@@ -480,11 +480,11 @@ impl Output {
 
     /// All that came for it is out: it waits again, unless the wait would be in vain. True: it leaves.
     fn rest(&mut self, who: &Identity, cx: &mut Context) -> bool {
-        if self.stage == Stage::Waiting {
+        if self.stage == ClientState::Waiting {
             return false;
         }
-        cx.results.stage(cx.now, self.task.uuid(), Stage::Sending, Stage::Waiting);
-        self.stage = Stage::Waiting;
+        cx.results.stage(cx.now, self.task.uuid(), ClientState::Sending, ClientState::Waiting);
+        self.stage = ClientState::Waiting;
         self.due_at = cx.after(cx.settings.output.timeout);
         if cx.is_draining {
             self.leave(CloseReason::Draining, None, who, cx);
@@ -518,7 +518,7 @@ impl Output {
         &mut self,
         error: &str,
         reason: CloseReason,
-        end: Option<End>,
+        end: Option<TaskEnd>,
         who: &Identity,
         cx: &mut Context,
     ) {
@@ -530,7 +530,13 @@ impl Output {
     }
 
     /// Says goodbye behind what is in the outbox, the frame that is under way first.
-    fn leave(&mut self, reason: CloseReason, end: Option<End>, who: &Identity, cx: &mut Context) {
+    fn leave(
+        &mut self,
+        reason: CloseReason,
+        end: Option<TaskEnd>,
+        who: &Identity,
+        cx: &mut Context,
+    ) {
         if self.leaving.is_some() {
             return;
         }
@@ -558,7 +564,7 @@ impl Output {
             self.leave_with_error(
                 message::TIMED_OUT,
                 CloseReason::TaskTimeout,
-                Some(End::TimedOut),
+                Some(TaskEnd::TimedOut),
                 who,
                 cx,
             );
@@ -568,7 +574,7 @@ impl Output {
 
     /// Nothing has come for it: the timeout counts. What has come may still wait for the client to take what was said before.
     fn waits_in_vain(&self) -> bool {
-        self.stage == Stage::Waiting
+        self.stage == ClientState::Waiting
             && self.underway.as_ref().is_none_or(|underway| underway.results.is_empty())
     }
 

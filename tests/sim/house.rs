@@ -6,7 +6,7 @@ use crate::kernel::{Dialer, Kernel, LinkId, Near, Shared};
 use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::gateway::{self, Gateway};
 use aivtuber_gateway::net::{Conn, Io, Network, Ready, Side, Source};
-use aivtuber_gateway::service::link::{Action, Address, LINES, Line, Link};
+use aivtuber_gateway::service::link::{Action, Address, Link, REDIS_ROLES, RedisRole};
 use aivtuber_gateway::service::results::Results;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -41,7 +41,7 @@ pub struct House {
 #[derive(Default)]
 pub struct Sockets {
     sockets: [Socket; 2],
-    /// The latest link of each line, whatever became of it.
+    /// The latest link of each role, whatever became of it.
     pub links: [Option<LinkId>; 2],
     scratch: Vec<u8>,
 }
@@ -105,8 +105,8 @@ impl House {
             self.kernel.borrow_mut().note(|| format!("event {source:?} {ready:?}"));
             match source {
                 Source::Session(key, side) => self.gateway.ready(key, side, ready),
-                Source::Link(line) => {
-                    self.sockets.handle_ready(LINES[line], ready);
+                Source::Link(role) => {
+                    self.sockets.handle_ready(REDIS_ROLES[role], ready);
                     has_redis_moved = true;
                 }
                 _ => unreachable!("nothing else is registered"),
@@ -203,11 +203,11 @@ impl House {
         if let Some(action) = link.poll_action() {
             return Err(format!("{action:?} is not done"));
         }
-        for line in LINES {
-            let waits = link.poll_output(line, now).len();
+        for role in REDIS_ROLES {
+            let waits = link.poll_output(role, now).len();
             if waits > 0
                 && let (Socket::Open(_), Some(id)) =
-                    (&self.sockets.sockets[line as usize], self.sockets.links[line as usize])
+                    (&self.sockets.sockets[role as usize], self.sockets.links[role as usize])
                 && !self.kernel.borrow().is_full(id)
             {
                 return Err(format!("{waits} bytes for Redis are not sent, and there is room"));
@@ -218,8 +218,8 @@ impl House {
 }
 
 impl Sockets {
-    fn handle_ready(&mut self, line: Line, ready: Ready) {
-        if let Socket::Dialing(conn) | Socket::Open(conn) = &mut self.sockets[line as usize] {
+    fn handle_ready(&mut self, role: RedisRole, ready: Ready) {
+        if let Socket::Dialing(conn) | Socket::Open(conn) = &mut self.sockets[role as usize] {
             conn.handle_ready(ready);
         }
     }
@@ -228,8 +228,8 @@ impl Sockets {
     fn turn(&mut self, results: &mut Results<u32>, kernel: &Shared, now: Moment) -> bool {
         self.obey(results, kernel, now);
         let mut more = false;
-        for line in LINES {
-            more |= self.serve(line, results, now);
+        for role in REDIS_ROLES {
+            more |= self.serve(role, results, now);
         }
         results.settle(now);
         self.obey(results, kernel, now);
@@ -238,9 +238,9 @@ impl Sockets {
 
     fn flush(&mut self, results: &mut Results<u32>, kernel: &Shared, now: Moment) {
         self.obey(results, kernel, now);
-        for line in LINES {
+        for role in REDIS_ROLES {
             if let Some(link) = results.link() {
-                self.write(line, link, now);
+                self.write(role, link, now);
             }
         }
     }
@@ -249,16 +249,16 @@ impl Sockets {
         let Some(link) = results.link() else { return };
         while let Some(action) = link.poll_action() {
             match action {
-                Action::Close { line } => self.sockets[line as usize] = Socket::Closed,
-                Action::Dial { line, address: Address::Tcp { host, port } } => {
+                Action::Close { role } => self.sockets[role as usize] = Socket::Closed,
+                Action::Dial { role, address: Address::Tcp { host, port } } => {
                     let to = SocketAddr::new(host.parse().expect("an address"), port);
-                    match Dialer(Rc::clone(kernel)).connect(to, Source::Link(line as usize)) {
+                    match Dialer(Rc::clone(kernel)).connect(to, Source::Link(role as usize)) {
                         Ok(transport) => {
-                            self.links[line as usize] = Some(kernel.borrow().links.len() - 1);
-                            self.sockets[line as usize] =
+                            self.links[role as usize] = Some(kernel.borrow().links.len() - 1);
+                            self.sockets[role as usize] =
                                 Socket::Dialing(Conn::connecting(transport));
                         }
-                        Err(error) => self.lose(line, &error.to_string(), link, now),
+                        Err(error) => self.lose(role, &error.to_string(), link, now),
                     }
                 }
                 Action::Dial { address: Address::Unix(_), .. } => {
@@ -268,60 +268,60 @@ impl Sockets {
         }
     }
 
-    fn lose(&mut self, line: Line, why: &str, link: &mut Link, now: Moment) {
-        self.sockets[line as usize] = Socket::Closed;
-        link.handle_closed(line, why, now);
+    fn lose(&mut self, role: RedisRole, why: &str, link: &mut Link, now: Moment) {
+        self.sockets[role as usize] = Socket::Closed;
+        link.handle_closed(role, why, now);
     }
 
-    fn serve(&mut self, line: Line, results: &mut Results<u32>, now: Moment) -> bool {
+    fn serve(&mut self, role: RedisRole, results: &mut Results<u32>, now: Moment) -> bool {
         let Some(link) = results.link() else { return false };
-        if let Socket::Dialing(conn) = &mut self.sockets[line as usize] {
+        if let Socket::Dialing(conn) = &mut self.sockets[role as usize] {
             if !conn.is_writable() {
                 return false;
             }
             if let Err(error) = conn.connect_outcome() {
-                self.lose(line, &error.to_string(), link, now);
+                self.lose(role, &error.to_string(), link, now);
                 return false;
             }
-            if let Socket::Dialing(conn) = std::mem::take(&mut self.sockets[line as usize]) {
-                self.sockets[line as usize] = Socket::Open(conn);
+            if let Socket::Dialing(conn) = std::mem::take(&mut self.sockets[role as usize]) {
+                self.sockets[role as usize] = Socket::Open(conn);
             }
-            link.handle_connected(line, now);
+            link.handle_connected(role, now);
         }
-        self.read(line, results, now)
+        self.read(role, results, now)
     }
 
-    fn write(&mut self, line: Line, link: &mut Link, now: Moment) {
+    fn write(&mut self, role: RedisRole, link: &mut Link, now: Moment) {
         loop {
-            let Socket::Open(conn) = &mut self.sockets[line as usize] else { return };
-            let bytes = link.poll_output(line, now);
+            let Socket::Open(conn) = &mut self.sockets[role as usize] else { return };
+            let bytes = link.poll_output(role, now);
             if bytes.is_empty() {
                 return;
             }
             match conn.write(bytes) {
-                Ok(Io::Moved(n)) => link.handle_written(line, n),
+                Ok(Io::Moved(n)) => link.handle_written(role, n),
                 Ok(_) => return,
-                Err(error) => return self.lose(line, &error.to_string(), link, now),
+                Err(error) => return self.lose(role, &error.to_string(), link, now),
             }
         }
     }
 
-    fn read(&mut self, line: Line, results: &mut Results<u32>, now: Moment) -> bool {
+    fn read(&mut self, role: RedisRole, results: &mut Results<u32>, now: Moment) -> bool {
         for _ in 0..READS_PER_TURN {
             if results.is_full() {
                 return true;
             }
             let Some(link) = results.link() else { return false };
-            let Socket::Open(conn) = &mut self.sockets[line as usize] else { return false };
+            let Socket::Open(conn) = &mut self.sockets[role as usize] else { return false };
             match conn.read(&mut self.scratch) {
-                Ok(Io::Moved(n)) => link.handle_bytes(line, &self.scratch[..n], now),
+                Ok(Io::Moved(n)) => link.handle_bytes(role, &self.scratch[..n], now),
                 Ok(Io::Blocked) => return false,
                 Ok(Io::Ended) => {
-                    self.lose(line, "it closed the connection", link, now);
+                    self.lose(role, "it closed the connection", link, now);
                     return false;
                 }
                 Err(error) => {
-                    self.lose(line, &error.to_string(), link, now);
+                    self.lose(role, &error.to_string(), link, now);
                     return false;
                 }
             }

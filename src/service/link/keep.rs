@@ -6,11 +6,11 @@ use std::rc::Rc;
 use redis::Value;
 use uuid::Uuid;
 
-use super::connection::Expected;
+use super::connection::PendingReply;
 use super::{JOBS_MAX, KEPT_MAX, Link, OUTPUT_MAX};
 use crate::base::moment::Moment;
 use crate::proto::resp;
-use crate::service::tasks::{Ear, Heard, Kept};
+use crate::service::tasks::{KeptResult, Occurrence, Subscription};
 
 /// Results in one command.
 pub const BATCH_MAX: usize = 64;
@@ -20,15 +20,15 @@ pub(super) const BATCH_BYTES_MAX: usize = 128 * 1024;
 const SCRIPT: &str = include_str!("keep.lua");
 
 pub(super) enum Job {
-    Store(Store),
+    Store(StoreRequest),
     LookUp { task: Uuid, spellings: Vec<Box<str>> },
     Forget(Uuid),
 }
 
-pub(super) struct Store {
+pub(super) struct StoreRequest {
     pub(super) task: Uuid,
     pub(super) since: u64,
-    pub(super) heard: Heard,
+    pub(super) occurrence: Occurrence,
     pub(super) payload: Rc<[u8]>,
 }
 
@@ -46,13 +46,19 @@ impl Link {
     /// Asks what is kept of a task and what the worker has set; the answer is [`Event::LookedUp`]. None comes when the link is not
     /// up or goes down: [`Event::Up`] is the sign to ask again.
     pub fn look_up(&mut self, task: Uuid, spellings: &[Box<str>]) {
-        if self.hand.is_up() {
+        if self.store.is_up() {
             self.jobs.push_back(Job::LookUp { task, spellings: spellings.to_vec() });
         }
     }
 
     /// Keeps a result in Redis, as soon as that is possible. When too much waits for it, the oldest is dropped and counted.
-    pub fn keep(&mut self, task: Uuid, ear: Ear, heard: Heard, payload: Rc<[u8]>) {
+    pub fn keep(
+        &mut self,
+        task: Uuid,
+        subscription: Subscription,
+        occurrence: Occurrence,
+        payload: Rc<[u8]>,
+    ) {
         if self.retention.retain.is_none() {
             return;
         }
@@ -61,18 +67,23 @@ impl Link {
             return;
         }
         self.job_bytes += payload.len();
-        self.jobs.push_back(Job::Store(Store { task, since: ear.since, heard, payload }));
+        self.jobs.push_back(Job::Store(StoreRequest {
+            task,
+            since: subscription.since,
+            occurrence,
+            payload,
+        }));
         self.bound_jobs();
     }
 
     /// Lets Redis forget what it keeps of a task.
     pub fn forget(&mut self, task: Uuid) {
-        if self.retention.retain.is_some() && self.hand.is_up() {
+        if self.retention.retain.is_some() && self.store.is_up() {
             self.jobs.push_back(Job::Forget(task));
         }
     }
 
-    pub(super) fn store_again(&mut self, stores: Vec<Store>) {
+    pub(super) fn store_again(&mut self, stores: Vec<StoreRequest>) {
         for store in stores.into_iter().rev() {
             self.job_bytes += store.payload.len();
             self.jobs.push_front(Job::Store(store));
@@ -100,7 +111,7 @@ impl Link {
 
     /// Turns jobs into commands, in their order, as long as Redis keeps up.
     pub(super) fn pack_jobs(&mut self, now: Moment) {
-        while self.hand.output.len() - self.hand.written < OUTPUT_MAX {
+        while self.store.output.len() - self.store.written < OUTPUT_MAX {
             match self.jobs.front() {
                 None => {
                     self.jobs.shrink_to(1024);
@@ -115,9 +126,9 @@ impl Link {
                         }
                         Script::Unknown => {
                             self.script = Script::Loading;
-                            return self.hand.ask(
+                            return self.store.ask(
                                 now,
-                                Expected::Script,
+                                PendingReply::Script,
                                 &[b"SCRIPT", b"LOAD", SCRIPT.as_bytes()],
                             );
                         }
@@ -140,14 +151,14 @@ impl Link {
                     }
                     let mut command = vec![&b"UNLINK"[..]];
                     command.extend(keys.iter().map(|key| key.as_bytes()));
-                    self.hand.ask(now, Expected::Forgotten, &command);
+                    self.store.ask(now, PendingReply::Forgotten, &command);
                 }
             }
         }
     }
 
     pub(super) fn pack_stores(&mut self, now: Moment, sha: &[u8]) {
-        let mut stores: Vec<Store> = Vec::new();
+        let mut stores: Vec<StoreRequest> = Vec::new();
         let mut bytes = 0;
         while stores.len() < BATCH_MAX
             && bytes < BATCH_BYTES_MAX
@@ -165,33 +176,36 @@ impl Link {
         }
         let retain = self.retention.retain.unwrap_or_default().as_millis().max(1);
         command.arg(retain as u64).arg(self.retention.max_retained).arg(KEPT_MAX);
-        for Store { since, heard, payload, .. } in &stores {
-            command.arg(format!("{since:016}")).arg(format!("{:016x}", heard.hash)).arg(heard.nth);
-            match heard.before {
+        for StoreRequest { since, occurrence, payload, .. } in &stores {
+            command
+                .arg(format!("{since:016}"))
+                .arg(format!("{:016x}", occurrence.hash))
+                .arg(occurrence.nth);
+            match occurrence.before {
                 Some((hash, nth)) => command.arg(format!("{hash:016x}")).arg(nth),
                 None => command.arg("").arg(0),
             };
             command.arg(&payload[..]);
         }
-        command.write_packed_command(&mut self.hand.output);
-        self.hand.expect(now, Expected::Stored(stores));
+        command.write_packed_command(&mut self.store.output);
+        self.store.expect(now, PendingReply::Stored(stores));
     }
 
     pub(super) fn pack_look_up(&mut self, now: Moment, task: Uuid, spellings: &[Box<str>]) {
         if self.retention.retain.is_some() {
             let key = format!("{}{task}", self.kept_prefix);
-            self.hand.ask(now, Expected::Kept, &[b"HGETALL", key.as_bytes()]);
+            self.store.ask(now, PendingReply::Kept, &[b"HGETALL", key.as_bytes()]);
         }
         let mut keys = vec![format!("{}{task}", self.prefix)];
         keys.extend(spellings.iter().map(|spelling| format!("{}{spelling}", self.prefix)));
         let mut command = vec![&b"MGET"[..]];
         command.extend(keys.iter().map(|key| key.as_bytes()));
-        self.hand.ask(now, Expected::Set(task, Vec::new()), &command);
+        self.store.ask(now, PendingReply::Set(task, Vec::new()), &command);
     }
 }
 
 /// A task's hash, in the order of its index. Whatever does not look as the script writes it is left out.
-pub(super) fn kept(reply: Value) -> Vec<Kept> {
+pub(super) fn kept(reply: Value) -> Vec<KeptResult> {
     let pairs: Vec<(Value, Value)> = match reply {
         Value::Map(pairs) => pairs,
         Value::Array(items) => {
@@ -210,7 +224,7 @@ pub(super) fn kept(reply: Value) -> Vec<Kept> {
     let entries = index.get(12..).unwrap_or_default().chunks_exact(36);
     let kept = entries.filter_map(|entry| {
         let at = str::from_utf8(&entry[16..32]).ok()?.parse().ok()?;
-        Some(Kept { at, payload: fields.remove(&entry[32..36])? })
+        Some(KeptResult { at, payload: fields.remove(&entry[32..36])? })
     });
     kept.collect()
 }

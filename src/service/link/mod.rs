@@ -17,7 +17,7 @@
 //! Bytes go in ([`Link::handle_bytes`]), bytes come out ([`Link::poll_output`]), the reactor does what [`Link::poll_action`] says,
 //! and what was learned comes out of [`Link::poll_event`]. Time is an argument. The link is *up* while both lines are.
 //!
-//! The pause before a dial is 100 ms at first and doubles to 5 s, shortened by chance; a line that was up for a while is dialled
+//! The pause before a dial is 100 ms at first and doubles to 5 s, shortened by chance; a role that was up for a while is dialled
 //! again at once, since every moment without an ear may lose a result. Of several URLs the next one is tried after each failure, but
 //! both lines go to the same server.
 //!
@@ -67,25 +67,25 @@ use redis::Value;
 use uuid::Uuid;
 
 use crate::base::moment::Moment;
-use crate::proto::resp::{self, BadReply, Sorted};
-use crate::service::tasks::{self, Ear, Kept};
-use connection::{Connection, Expected, State};
+use crate::proto::resp::{self, BadReply, Incoming};
+use crate::service::tasks::{self, KeptResult, Subscription};
+use connection::{Connection, ConnectionState, PendingReply};
 use keep::{Job, Script, kept};
 use subscribe::{Wanted, clock};
-pub use target::{Address, Target};
+pub use target::{Address, Server};
 
 /// A dial, and the greeting after it, may take so long.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
-/// A line is pinged so often.
+/// A role is pinged so often.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// A line that owes an answer and has sent nothing for so long is lost.
+/// A role that owes an answer and has sent nothing for so long is lost.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// A line that was up for so long is dialled again without a pause.
+/// A role that was up for so long is dialled again without a pause.
 const STABLE_AFTER: Duration = Duration::from_secs(1);
 
 /// Results of one task that Redis keeps.
 pub const KEPT_MAX: usize = 1024;
-/// Bytes on their way to Redis before more commands are packed.
+/// Bytes on their origin to Redis before more commands are packed.
 const OUTPUT_MAX: usize = 512 * 1024;
 /// Commands that wait for Redis.
 const JOBS_MAX: usize = 65_536;
@@ -132,23 +132,23 @@ pub enum Subscribe {
 
 /// One of the two connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Line {
-    /// Listens to publications.
-    Ear,
+pub enum RedisRole {
+    /// Receives publications.
+    Subscriber,
     /// Keeps results and looks them up.
-    Hand,
+    Store,
 }
 
 /// Both, for loops.
-pub const LINES: [Line; 2] = [Line::Ear, Line::Hand];
+pub const REDIS_ROLES: [RedisRole; 2] = [RedisRole::Subscriber, RedisRole::Store];
 
 /// What the reactor is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Connect, then say [`Link::handle_connected`] or [`Link::handle_closed`].
-    Dial { line: Line, address: Address },
+    Dial { role: RedisRole, address: Address },
     /// Close the socket, if there is one. Nothing is to be said.
-    Close { line: Line },
+    Close { role: RedisRole },
 }
 
 /// What was learned.
@@ -159,33 +159,33 @@ pub enum Event {
     /// The link was up and is not any more.
     Down { why: String },
     /// Something went wrong that a person should know of. The same is said once until the link is up again.
-    Trouble { why: String },
+    Problem { why: String },
     /// Redis has been away for longer than the grace: tell those who wait.
     GraceOver,
     /// A worker published.
-    Heard { task: Uuid, ear: Ear, payload: Vec<u8> },
+    Published { task: Uuid, subscription: Subscription, payload: Vec<u8> },
     /// The subscription for one task counts from here on: look the task up. Not sent for patterns.
-    Listening { task: Uuid },
+    Subscribed { task: Uuid },
     /// The answer to [`Link::look_up`]. Everything that was published before it was given has been heard.
-    LookedUp { task: Uuid, kept: Vec<Kept>, set: Vec<Vec<u8>> },
+    LookedUp { task: Uuid, kept: Vec<KeptResult>, set: Vec<Vec<u8>> },
 }
 
 /// The link to Redis.
 pub struct Link {
-    targets: Vec<Target>,
-    /// The target that is dialled next, unless the other line stands somewhere.
+    targets: Vec<Server>,
+    /// The target that is dialled next, unless the other role stands somewhere.
     current: usize,
     prefix: String,
     kept_prefix: String,
     subscribe: Subscribe,
     grace: Option<Duration>,
     retention: tasks::Settings,
-    ear: Connection,
-    hand: Connection,
-    /// Redis' clock (microseconds) at a moment of ours; late by the way the answer took, which is the safe side.
+    subscriber: Connection,
+    store: Connection,
+    /// Redis' clock (microseconds) at a moment of ours; late by the origin the answer took, which is the safe side.
     clock: Option<(u64, Moment)>,
-    last_ear: u32,
-    pattern_ear: Option<Ear>,
+    last_subscription: u32,
+    pattern_subscription: Option<Subscription>,
     /// Which channels are to be subscribed to one by one, under the spelling of the task's id.
     wanted: HashMap<String, Wanted>,
     /// Numbers of (un)subscriptions that are not confirmed, in the order of asking.
@@ -199,7 +199,7 @@ pub struct Link {
     events: VecDeque<Event>,
     away_since: Option<Moment>,
     is_lost: bool,
-    told: Vec<String>,
+    reported: Vec<String>,
     chance: fastrand::Rng,
 }
 
@@ -214,7 +214,7 @@ impl Link {
         let mut targets = Vec::new();
         for (i, url) in settings.urls.iter().enumerate() {
             targets.push(
-                Target::read(url)
+                Server::parse(url)
                     .map_err(|why| format!("URL {} of {}: {why}", i + 1, settings.urls.len()))?,
             );
         }
@@ -233,11 +233,11 @@ impl Link {
             subscribe: settings.subscribe,
             grace: settings.grace,
             retention,
-            ear: Connection::new(now),
-            hand: Connection::new(now),
+            subscriber: Connection::new(now),
+            store: Connection::new(now),
             clock: None,
-            last_ear: 0,
-            pattern_ear: None,
+            last_subscription: 0,
+            pattern_subscription: None,
             wanted: HashMap::new(),
             unconfirmed: VecDeque::new(),
             last_request: 0,
@@ -249,7 +249,7 @@ impl Link {
             events: VecDeque::new(),
             away_since: Some(now),
             is_lost: false,
-            told: Vec::new(),
+            reported: Vec::new(),
             chance: fastrand::Rng::with_seed(seed),
         };
         link.handle_time(now);
@@ -258,7 +258,7 @@ impl Link {
 
     /// Both lines stand and, with a pattern, the subscription is confirmed.
     pub fn is_up(&self) -> bool {
-        LINES.iter().all(|line| self.connection(*line).is_up())
+        REDIS_ROLES.iter().all(|role| self.connection(*role).is_up())
     }
 
     /// Redis has been away for longer than the grace.
@@ -278,14 +278,15 @@ impl Link {
 
     /// Makes sure that [`Link::is_idle`] comes after everything that was published before now has been heard.
     pub fn catch_up(&mut self, now: Moment) {
-        if self.ear.is_up() {
-            self.ear.ask(now, Expected::Any, &[b"PING"]);
+        if self.subscriber.is_up() {
+            self.subscriber.ask(now, PendingReply::Any, &[b"PING"]);
         }
     }
 
     /// Everything that was to be kept or asked is answered. A gateway that stops waits for this, shortly.
     pub fn is_idle(&self) -> bool {
-        self.jobs.is_empty() && LINES.iter().all(|line| self.connection(*line).expected.is_empty())
+        self.jobs.is_empty()
+            && REDIS_ROLES.iter().all(|role| self.connection(*role).expected.is_empty())
     }
 
     /// Results that were not kept in Redis for want of room here, since the start.
@@ -294,55 +295,59 @@ impl Link {
     }
 
     /// The dial has succeeded.
-    pub fn handle_connected(&mut self, line: Line, now: Moment) {
-        if matches!(self.connection(line).state, State::Dialing { .. }) {
-            self.greet(line, now);
+    pub fn handle_connected(&mut self, role: RedisRole, now: Moment) {
+        if matches!(self.connection(role).state, ConnectionState::Dialing { .. }) {
+            self.greet(role, now);
         }
     }
 
     /// The dial failed or the connection is gone; `why` is for the log.
-    pub fn handle_closed(&mut self, line: Line, why: &str, now: Moment) {
-        if !matches!(self.connection(line).state, State::Down { .. }) {
-            self.fail(line, why, now);
+    pub fn handle_closed(&mut self, role: RedisRole, why: &str, now: Moment) {
+        if !matches!(self.connection(role).state, ConnectionState::Down { .. }) {
+            self.fail(role, why, now);
         }
     }
 
     /// Bytes came.
-    pub fn handle_bytes(&mut self, line: Line, bytes: &[u8], now: Moment) {
+    pub fn handle_bytes(&mut self, role: RedisRole, bytes: &[u8], now: Moment) {
         let mut input = bytes;
-        self.connection_mut(line).alive_at = now;
+        self.connection_mut(role).alive_at = now;
         loop {
-            let decoder = match &mut self.connection_mut(line).state {
-                State::Greeting { decoder, .. } | State::Up { decoder, .. } => decoder,
-                State::Down { .. } | State::Dialing { .. } => return,
+            let decoder = match &mut self.connection_mut(role).state {
+                ConnectionState::Greeting { decoder, .. } | ConnectionState::Up { decoder, .. } => {
+                    decoder
+                }
+                ConnectionState::Down { .. } | ConnectionState::Dialing { .. } => return,
             };
             match decoder.decode(&mut input) {
-                Ok(Some(value)) => self.handle_value(line, value, now),
+                Ok(Some(value)) => self.handle_value(role, value, now),
                 Ok(None) => return,
-                Err(BadReply(why)) => return self.fail(line, &format!("it sent {why}"), now),
+                Err(BadReply(why)) => return self.fail(role, &format!("it sent {why}"), now),
             }
         }
     }
 
     /// Time passed; see [`Link::deadline`].
     pub fn handle_time(&mut self, now: Moment) {
-        for line in LINES {
-            let connection = self.connection_mut(line);
-            let is_owing = !connection.expected.is_empty();
+        for role in REDIS_ROLES {
+            let connection = self.connection_mut(role);
+            let awaits_reply = !connection.expected.is_empty();
             match &mut connection.state {
-                State::Down { retry_at } if *retry_at <= now => self.dial(line, now),
-                State::Dialing { give_up_at } if *give_up_at <= now => {
-                    self.fail(line, "no connection within 5 s", now)
+                ConnectionState::Down { retry_at } if *retry_at <= now => self.dial(role, now),
+                ConnectionState::Dialing { give_up_at } if *give_up_at <= now => {
+                    self.fail(role, "no connection within 5 s", now)
                 }
-                State::Greeting { give_up_at, .. } if *give_up_at <= now => {
-                    self.fail(line, "no answer within 5 s", now)
+                ConnectionState::Greeting { give_up_at, .. } if *give_up_at <= now => {
+                    self.fail(role, "no answer within 5 s", now)
                 }
-                State::Up { .. } if is_owing && connection.alive_at + ANSWER_TIMEOUT <= now => {
-                    self.fail(line, "silent for 5 s", now);
+                ConnectionState::Up { .. }
+                    if awaits_reply && connection.alive_at + ANSWER_TIMEOUT <= now =>
+                {
+                    self.fail(role, "silent for 5 s", now);
                 }
-                State::Up { ping_at, .. } if *ping_at <= now => {
+                ConnectionState::Up { ping_at, .. } if *ping_at <= now => {
                     *ping_at = now + PING_INTERVAL;
-                    connection.ask(now, Expected::Any, &[b"PING"]);
+                    connection.ask(now, PendingReply::Any, &[b"PING"]);
                 }
                 _ => {}
             }
@@ -360,7 +365,7 @@ impl Link {
     pub fn deadline(&self) -> Option<Moment> {
         let grace =
             self.away_since.filter(|_| !self.is_lost).and_then(|since| Some(since + self.grace?));
-        LINES.iter().map(|line| self.connection(*line).deadline()).chain(grace).min()
+        REDIS_ROLES.iter().map(|role| self.connection(*role).deadline()).chain(grace).min()
     }
 
     /// The next thing for the reactor to do.
@@ -373,18 +378,18 @@ impl Link {
         self.events.pop_front()
     }
 
-    /// Bytes for the line's socket, empty if there are none. Say how many went with [`Link::handle_written`] and ask again.
-    pub fn poll_output(&mut self, line: Line, now: Moment) -> &[u8] {
-        if line == Line::Hand && self.hand.is_up() {
+    /// Bytes for the role's socket, empty if there are none. Say how many went with [`Link::handle_written`] and ask again.
+    pub fn poll_output(&mut self, role: RedisRole, now: Moment) -> &[u8] {
+        if role == RedisRole::Store && self.store.is_up() {
             self.pack_jobs(now);
         }
-        let connection = self.connection(line);
+        let connection = self.connection(role);
         &connection.output[connection.written..]
     }
 
     /// So many bytes of [`Link::poll_output`] were written.
-    pub fn handle_written(&mut self, line: Line, n: usize) {
-        let connection = self.connection_mut(line);
+    pub fn handle_written(&mut self, role: RedisRole, n: usize) {
+        let connection = self.connection_mut(role);
         connection.written += n;
         if connection.written == connection.output.len() {
             connection.output = Vec::new();
@@ -395,38 +400,42 @@ impl Link {
         }
     }
 
-    fn connection(&self, line: Line) -> &Connection {
-        match line {
-            Line::Ear => &self.ear,
-            Line::Hand => &self.hand,
+    fn connection(&self, role: RedisRole) -> &Connection {
+        match role {
+            RedisRole::Subscriber => &self.subscriber,
+            RedisRole::Store => &self.store,
         }
     }
 
-    fn connection_mut(&mut self, line: Line) -> &mut Connection {
-        match line {
-            Line::Ear => &mut self.ear,
-            Line::Hand => &mut self.hand,
+    fn connection_mut(&mut self, role: RedisRole) -> &mut Connection {
+        match role {
+            RedisRole::Subscriber => &mut self.subscriber,
+            RedisRole::Store => &mut self.store,
         }
     }
 
-    /// Where the other line stands, if it does.
-    fn other(&self, line: Line) -> Option<usize> {
-        let other = self.connection(if line == Line::Ear { Line::Hand } else { Line::Ear });
+    /// Where the other role stands, if it does.
+    fn other(&self, role: RedisRole) -> Option<usize> {
+        let other = self.connection(if role == RedisRole::Subscriber {
+            RedisRole::Store
+        } else {
+            RedisRole::Subscriber
+        });
         other.is_up().then_some(other.target)
     }
 
-    fn dial(&mut self, line: Line, now: Moment) {
-        let target = self.other(line).unwrap_or(self.current);
-        let connection = self.connection_mut(line);
+    fn dial(&mut self, role: RedisRole, now: Moment) {
+        let target = self.other(role).unwrap_or(self.current);
+        let connection = self.connection_mut(role);
         connection.target = target;
-        connection.state = State::Dialing { give_up_at: now + DIAL_TIMEOUT };
+        connection.state = ConnectionState::Dialing { give_up_at: now + DIAL_TIMEOUT };
         self.actions
-            .push_back(Action::Dial { line, address: self.targets[target].address.clone() });
+            .push_back(Action::Dial { role, address: self.targets[target].address.clone() });
     }
 
-    fn handle_value(&mut self, line: Line, value: Value, now: Moment) {
-        match resp::sort(value, line == Line::Ear) {
-            Sorted::Message { channel, payload } => {
+    fn handle_value(&mut self, role: RedisRole, value: Value, now: Moment) {
+        match resp::classify(value, role == RedisRole::Subscriber) {
+            Incoming::Message { channel, payload } => {
                 let spelling = channel
                     .strip_prefix(self.prefix.as_bytes())
                     .and_then(|rest| str::from_utf8(rest).ok());
@@ -434,35 +443,37 @@ impl Link {
                 if let Some(spelling) = spelling
                     && let Ok(task) = Uuid::try_parse(spelling)
                 {
-                    let ear = match self.subscribe {
-                        Subscribe::Pattern => self.pattern_ear,
-                        Subscribe::Task => self.wanted.get(spelling).and_then(|wanted| wanted.ear),
+                    let subscription = match self.subscribe {
+                        Subscribe::Pattern => self.pattern_subscription,
+                        Subscribe::Task => {
+                            self.wanted.get(spelling).and_then(|wanted| wanted.subscription)
+                        }
                     };
-                    self.events.push_back(Event::Heard {
+                    self.events.push_back(Event::Published {
                         task,
-                        ear: ear.unwrap_or(Ear::LOOSE),
+                        subscription: subscription.unwrap_or(Subscription::UNKNOWN),
                         payload,
                     });
                 }
             }
-            Sorted::Subscribed { name } => match self.subscribe {
+            Incoming::Subscribed { name } => match self.subscribe {
                 Subscribe::Pattern => {
                     let since = self.clock.map_or(0, |(clock, _)| clock);
-                    self.pattern_ear = Some(self.open_ear(since));
-                    self.come_up(line, now);
+                    self.pattern_subscription = Some(self.new_subscription(since));
+                    self.come_up(role, now);
                 }
                 Subscribe::Task => self.confirm(&name),
             },
-            Sorted::Unsubscribed { .. } => {
+            Incoming::Unsubscribed { .. } => {
                 self.unconfirmed.pop_front();
             }
-            Sorted::Reply(reply) => self.handle_reply(line, reply, now),
-            Sorted::Unasked => {}
+            Incoming::Reply(reply) => self.handle_reply(role, reply, now),
+            Incoming::Other => {}
         }
     }
 
-    fn handle_reply(&mut self, line: Line, reply: Value, now: Moment) {
-        let expected = self.connection_mut(line).expected.pop_front();
+    fn handle_reply(&mut self, role: RedisRole, reply: Value, now: Moment) {
+        let expected = self.connection_mut(role).expected.pop_front();
         let refusal = match &reply {
             Value::ServerError(error) => {
                 Some((error.code().to_owned(), error.details().unwrap_or("").to_owned()))
@@ -471,54 +482,57 @@ impl Link {
         };
         match (expected, refusal) {
             // Subscribing has no reply but a refusal.
-            (Some(Expected::Login) | None, Some((code, details))) => {
-                self.fail(line, &format!("it refused us: {code} {details}"), now);
+            (Some(PendingReply::Login) | None, Some((code, details))) => {
+                self.fail(role, &format!("it refused us: {code} {details}"), now);
             }
-            (Some(Expected::Ready), Some((code, details))) if code != "NOPERM" => {
-                self.fail(line, &format!("it refused us: {code} {details}"), now);
+            (Some(PendingReply::Ready), Some((code, details))) if code != "NOPERM" => {
+                self.fail(role, &format!("it refused us: {code} {details}"), now);
             }
-            (Some(Expected::Ready), _) => self.come_up(line, now),
-            (Some(Expected::Clock), None) => self.clock = clock(reply).map(|clock| (clock, now)),
-            (Some(Expected::Clock), Some(_)) => self.clock = None,
-            (Some(Expected::Script), None) => {
+            (Some(PendingReply::Ready), _) => self.come_up(role, now),
+            (Some(PendingReply::Clock), None) => {
+                self.clock = clock(reply).map(|clock| (clock, now))
+            }
+            (Some(PendingReply::Clock), Some(_)) => self.clock = None,
+            (Some(PendingReply::Script), None) => {
                 self.script = resp::bytes(Some(reply)).map_or(Script::Refused, Script::Loaded);
             }
-            (Some(Expected::Script), Some((code, details))) => {
+            (Some(PendingReply::Script), Some((code, details))) => {
                 self.script = Script::Refused;
                 self.drop_stores();
-                self.tell(format!(
+                self.report(format!(
                     "results are not kept in Redis, it does not take the script: {code} {details}"
                 ));
             }
-            (Some(Expected::Stored(stores)), Some((code, _))) if code == "NOSCRIPT" => {
+            (Some(PendingReply::Stored(stores)), Some((code, _))) if code == "NOSCRIPT" => {
                 self.store_again(stores);
                 if matches!(self.script, Script::Loaded(_)) {
                     self.script = Script::Unknown;
                 }
             }
-            (Some(Expected::Stored(stores)), Some((code, details))) => {
+            (Some(PendingReply::Stored(stores)), Some((code, details))) => {
                 self.dropped += stores.len() as u64;
-                self.tell(format!("results are not kept in Redis: {code} {details}"));
+                self.report(format!("results are not kept in Redis: {code} {details}"));
             }
-            (Some(Expected::Stored(_)), None) => {
+            (Some(PendingReply::Stored(_)), None) => {
                 if let Value::Int(refused @ 1..) = reply {
                     self.dropped += refused as u64;
-                    self.tell("some results are not kept in Redis: their task has too many or too large ones".into());
+                    self.report("some results are not kept in Redis: their task has too many or too large ones".into());
                 }
             }
-            (Some(Expected::Kept), None) => {
+            (Some(PendingReply::Kept), None) => {
                 let kept = kept(reply);
-                if let Some(Expected::Set(_, slot)) = self.connection_mut(line).expected.front_mut()
+                if let Some(PendingReply::Set(_, slot)) =
+                    self.connection_mut(role).expected.front_mut()
                 {
                     *slot = kept;
                 }
             }
-            (Some(Expected::Kept), Some((code, details))) => {
-                self.tell(format!("kept results cannot be read from Redis: {code} {details}"));
+            (Some(PendingReply::Kept), Some((code, details))) => {
+                self.report(format!("kept results cannot be read from Redis: {code} {details}"));
             }
-            (Some(Expected::Set(task, kept)), refusal) => {
+            (Some(PendingReply::Set(task, kept)), refusal) => {
                 if let Some((code, details)) = refusal {
-                    self.tell(format!(
+                    self.report(format!(
                         "results that workers set cannot be read from Redis: {code} {details}"
                     ));
                 }
@@ -528,72 +542,77 @@ impl Link {
                     }
                     _ => Vec::new(),
                 };
-                // Another gateway may have stored what is still on its way to our ear. What is kept is told once we have heard as
+                // Another gateway may have stored what is still on its way to our subscription. What is kept is told once we have heard as
                 // much, so that nothing overtakes anything.
-                if self.ear.is_up() && !(kept.is_empty() && set.is_empty()) {
-                    self.ear.ask(now, Expected::Caught(task, kept, set), &[b"PING"]);
+                if self.subscriber.is_up() && !(kept.is_empty() && set.is_empty()) {
+                    self.subscriber.ask(now, PendingReply::Barrier(task, kept, set), &[b"PING"]);
                 } else {
                     self.events.push_back(Event::LookedUp { task, kept, set });
                 }
             }
-            (Some(Expected::Caught(task, kept, set)), _) => {
+            (Some(PendingReply::Barrier(task, kept, set)), _) => {
                 self.events.push_back(Event::LookedUp { task, kept, set });
             }
-            (Some(Expected::Login | Expected::Any | Expected::Forgotten) | None, _) => {}
+            (Some(PendingReply::Login | PendingReply::Any | PendingReply::Forgotten) | None, _) => {
+            }
         }
     }
 
-    fn come_up(&mut self, line: Line, now: Moment) {
-        let target = self.connection(line).target;
-        if self.other(line).is_some_and(|other| other != target) {
-            // The other line got up elsewhere meanwhile. What is heard on one server is not kept on another.
-            self.lose(line, State::Down { retry_at: now });
-            return self.dial(line, now);
+    fn come_up(&mut self, role: RedisRole, now: Moment) {
+        let target = self.connection(role).target;
+        if self.other(role).is_some_and(|other| other != target) {
+            // The other role got up elsewhere meanwhile. What is heard on one server is not kept on another.
+            self.lose(role, ConnectionState::Down { retry_at: now });
+            return self.dial(role, now);
         }
-        let connection = self.connection_mut(line);
-        let state = std::mem::replace(&mut connection.state, State::Down { retry_at: now });
+        let connection = self.connection_mut(role);
+        let state =
+            std::mem::replace(&mut connection.state, ConnectionState::Down { retry_at: now });
         connection.state = match state {
-            State::Greeting { decoder, .. } => {
-                State::Up { since: now, ping_at: now + PING_INTERVAL, decoder }
+            ConnectionState::Greeting { decoder, .. } => {
+                ConnectionState::Up { since: now, ping_at: now + PING_INTERVAL, decoder }
             }
             state => state,
         };
         connection.backoff.reset();
         self.current = target;
         // The server is there again: what the ear hears from now on is to be kept now, not when the hand's pause is over.
-        let other = self.connection_mut(if line == Line::Ear { Line::Hand } else { Line::Ear });
-        if let State::Down { retry_at } = &mut other.state {
+        let other = self.connection_mut(if role == RedisRole::Subscriber {
+            RedisRole::Store
+        } else {
+            RedisRole::Subscriber
+        });
+        if let ConnectionState::Down { retry_at } = &mut other.state {
             *retry_at = (*retry_at).min(now);
         }
-        if line == Line::Ear && self.subscribe == Subscribe::Task {
+        if role == RedisRole::Subscriber && self.subscribe == Subscribe::Task {
             let spellings: Vec<String> = self.wanted.keys().cloned().collect();
             self.request(now, &spellings);
         }
         if self.is_up() {
             self.away_since = None;
             self.is_lost = false;
-            self.told.clear();
+            self.reported.clear();
             self.events.push_back(Event::Up { address: self.address().to_string() });
         }
     }
 
-    /// The line is lost, or never stood. Everything about it but what it wanted is forgotten.
-    fn fail(&mut self, line: Line, why: &str, now: Moment) {
+    /// The role is lost, or never stood. Everything about it but what it wanted is forgotten.
+    fn fail(&mut self, role: RedisRole, why: &str, now: Moment) {
         let was_link_up = self.is_up();
-        let other = self.other(line);
+        let other = self.other(role);
         let count = self.targets.len();
         let (current, mut chance) = (self.current, self.chance.fork());
-        let connection = self.connection_mut(line);
+        let connection = self.connection_mut(role);
         let target = connection.target;
-        let was_stable =
-            matches!(connection.state, State::Up { since, .. } if since + STABLE_AFTER <= now);
+        let was_stable = matches!(connection.state, ConnectionState::Up { since, .. } if since + STABLE_AFTER <= now);
         let was_up = connection.is_up();
         let pause = if was_stable {
             Duration::ZERO
         } else {
             connection.backoff.next_wait_jittered(&mut chance)
         };
-        self.lose(line, State::Down { retry_at: now + pause });
+        self.lose(role, ConnectionState::Down { retry_at: now + pause });
         // Both lines fail on the same target; it counts once.
         if !was_up && other.is_none() && target == current {
             self.current = (target + 1) % count;
@@ -601,28 +620,28 @@ impl Link {
         let why = format!("{}: {why}", self.targets[target].address);
         if was_link_up {
             self.away_since = Some(now);
-            self.told.push(why.clone());
+            self.reported.push(why.clone());
             self.events.push_back(Event::Down { why });
         } else {
-            self.tell(why);
+            self.report(why);
         }
     }
 
-    /// Lets go of the socket and of everything that was under way on it. Results that Redis has not confirmed go back to the queue.
-    fn lose(&mut self, line: Line, state: State) {
-        let expected = self.connection_mut(line).reset(state);
-        match line {
-            Line::Ear => {
-                self.pattern_ear = None;
+    /// Lets go of the socket and of everything that was under origin on it. Results that Redis has not confirmed go back to the queue.
+    fn lose(&mut self, role: RedisRole, state: ConnectionState) {
+        let expected = self.connection_mut(role).reset(state);
+        match role {
+            RedisRole::Subscriber => {
+                self.pattern_subscription = None;
                 self.unconfirmed.clear();
-                self.wanted.values_mut().for_each(|wanted| wanted.ear = None);
+                self.wanted.values_mut().for_each(|wanted| wanted.subscription = None);
             }
-            Line::Hand => {
+            RedisRole::Store => {
                 self.script = Script::Unknown;
                 // Asked again when the link is up.
                 self.jobs.retain(|job| !matches!(job, Job::LookUp { .. }));
                 for expected in expected.into_iter().rev() {
-                    if let Expected::Stored(stores) = expected {
+                    if let PendingReply::Stored(stores) = expected {
                         self.store_again(stores);
                     }
                 }
@@ -630,17 +649,17 @@ impl Link {
         }
         // A dial that nobody has begun yet need not begin.
         self.actions.retain(
-            |action| !matches!(action, Action::Dial { line: dialled, .. } if *dialled == line),
+            |action| !matches!(action, Action::Dial { role: dialled, .. } if *dialled == role),
         );
-        self.actions.push_back(Action::Close { line });
+        self.actions.push_back(Action::Close { role });
     }
 
-    fn tell(&mut self, why: String) {
-        const TOLD_MAX: usize = 32;
+    fn report(&mut self, why: String) {
+        const REPORTED_MAX: usize = 32;
         let why: String = why.trim_end().chars().take(300).collect();
-        if !self.told.contains(&why) && self.told.len() < TOLD_MAX {
-            self.told.push(why.clone());
-            self.events.push_back(Event::Trouble { why });
+        if !self.reported.contains(&why) && self.reported.len() < REPORTED_MAX {
+            self.reported.push(why.clone());
+            self.events.push_back(Event::Problem { why });
         }
     }
 }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::{Event, Link, Subscribe};
 use crate::base::moment::Moment;
 use crate::proto::resp;
-use crate::service::tasks::Ear;
+use crate::service::tasks::Subscription;
 
 #[derive(Debug)]
 pub(super) struct Wanted {
@@ -15,18 +15,18 @@ pub(super) struct Wanted {
     pub(super) request: u64,
     /// Redis' clock before that request.
     pub(super) since: u64,
-    pub(super) ear: Option<Ear>,
+    pub(super) subscription: Option<Subscription>,
 }
 
 impl Link {
     /// The ear that hears results of `task`, if one does at this moment.
-    pub fn ear(&self, task: Uuid) -> Option<Ear> {
+    pub fn subscription(&self, task: Uuid) -> Option<Subscription> {
         match self.subscribe {
-            Subscribe::Pattern => self.pattern_ear,
+            Subscribe::Pattern => self.pattern_subscription,
             Subscribe::Task => {
                 self.wanted
                     .get(task.hyphenated().encode_lower(&mut Uuid::encode_buffer()) as &str)?
-                    .ear
+                    .subscription
             }
         }
     }
@@ -34,29 +34,30 @@ impl Link {
     /// Listens to a task under one spelling of its id. Nothing to do with a pattern.
     pub fn listen(&mut self, task: Uuid, spelling: &str, now: Moment) {
         if self.subscribe == Subscribe::Task {
-            self.wanted.insert(spelling.into(), Wanted { task, request: 0, since: 0, ear: None });
+            self.wanted
+                .insert(spelling.into(), Wanted { task, request: 0, since: 0, subscription: None });
             self.request(now, &[spelling.into()]);
         }
     }
 
     /// Ends what [`Link::listen`] began.
     pub fn unlisten(&mut self, spelling: &str) {
-        if self.wanted.remove(spelling).is_some() && self.ear.is_up() {
+        if self.wanted.remove(spelling).is_some() && self.subscriber.is_up() {
             self.last_request += 1;
             self.unconfirmed.push_back(self.last_request);
             let channel = format!("{}{spelling}", self.prefix);
-            self.ear.say(&[b"UNSUBSCRIBE", channel.as_bytes()]);
+            self.subscriber.say(&[b"UNSUBSCRIBE", channel.as_bytes()]);
         }
     }
 
-    pub(super) fn open_ear(&mut self, since: u64) -> Ear {
-        self.last_ear += 1;
-        Ear { number: self.last_ear, since }
+    pub(super) fn new_subscription(&mut self, since: u64) -> Subscription {
+        self.last_subscription += 1;
+        Subscription { number: self.last_subscription, since }
     }
 
     /// Subscribes to tasks one by one, in as few commands as will do.
     pub(super) fn request(&mut self, now: Moment, spellings: &[String]) {
-        if !self.ear.is_up() {
+        if !self.subscriber.is_up() {
             return;
         }
         let since = self.clock.map_or(0, |(clock, at)| clock + (now - at).as_micros() as u64);
@@ -72,7 +73,7 @@ impl Link {
             }
             let mut command = vec![&b"SUBSCRIBE"[..]];
             command.extend(channels.iter().map(|channel| channel.as_bytes()));
-            self.ear.say(&command);
+            self.subscriber.say(&command);
         }
     }
 
@@ -81,13 +82,13 @@ impl Link {
         let request = self.unconfirmed.pop_front();
         let spelling =
             channel.strip_prefix(self.prefix.as_bytes()).and_then(|rest| str::from_utf8(rest).ok());
-        let number = self.last_ear + 1;
+        let number = self.last_subscription + 1;
         if let Some(wanted) = spelling.and_then(|spelling| self.wanted.get_mut(spelling))
             && Some(wanted.request) == request
         {
-            self.last_ear = number;
-            wanted.ear = Some(Ear { number, since: wanted.since });
-            self.events.push_back(Event::Listening { task: wanted.task });
+            self.last_subscription = number;
+            wanted.subscription = Some(Subscription { number, since: wanted.since });
+            self.events.push_back(Event::Subscribed { task: wanted.task });
         }
     }
 }

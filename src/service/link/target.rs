@@ -23,7 +23,7 @@ impl std::fmt::Display for Address {
 
 /// A server out of the settings.
 #[derive(Clone, Debug)]
-pub struct Target {
+pub struct Server {
     pub(super) address: Address,
     pub(super) user: Option<String>,
     pub(super) password: Option<String>,
@@ -31,9 +31,9 @@ pub struct Target {
     pub(super) speaks_resp3: bool,
 }
 
-impl Target {
+impl Server {
     /// Reads a URL. The error says what is wrong, without any part of the URL (it may hold a password).
-    pub fn read(url: &str) -> Result<Target, String> {
+    pub fn parse(url: &str) -> Result<Server, String> {
         const ALLOWED: &str = "allowed are redis://[user:password@]host[:port][/db] and unix:///path[?db=…&user=…&pass=…]";
         if ["rediss:", "valkeys:"].iter().any(|scheme| url.starts_with(scheme)) {
             return Err(format!("TLS to Redis is not supported; {ALLOWED}"));
@@ -46,7 +46,7 @@ impl Target {
             _ => return Err(format!("not a Redis URL; {ALLOWED}")),
         };
         let settings = connection.redis_settings();
-        Ok(Target {
+        Ok(Server {
             address,
             user: settings.username().map(String::from),
             password: settings.password().map(String::from),

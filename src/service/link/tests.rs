@@ -1,8 +1,10 @@
+//! The link against a server that the test plays by hand.
+
 use super::connection::{FIRST_PAUSE, LONGEST_PAUSE};
 use super::keep::BATCH_BYTES_MAX;
 use super::*;
-use crate::proto::resp::Requests;
-use crate::service::tasks::Heard;
+use crate::proto::resp::CommandReader;
+use crate::service::tasks::Occurrence;
 
 const SECOND: Duration = Duration::from_secs(1);
 const TASK: Uuid = Uuid::from_u128(0x0f8fad5b_d9cb_469f_a165_70867728950e);
@@ -12,9 +14,9 @@ const SPELLED: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
 struct World {
     link: Link,
     now: Moment,
-    /// What each line has said and the server has not looked at yet.
+    /// What each role has said and the server has not looked at yet.
     said: [Vec<Vec<String>>; 2],
-    readers: [Requests; 2],
+    readers: [CommandReader; 2],
 }
 
 fn settings(urls: &[&str], subscribe: Subscribe) -> Settings {
@@ -34,7 +36,7 @@ impl World {
             link,
             now,
             said: Default::default(),
-            readers: [Requests::new(1 << 20), Requests::new(1 << 20)],
+            readers: [CommandReader::new(1 << 20), CommandReader::new(1 << 20)],
         }
     }
 
@@ -48,15 +50,15 @@ impl World {
 
     fn connect(&mut self) {
         self.link.handle_time(self.now);
-        for line in self.dials() {
-            self.link.handle_connected(line, self.now);
-            self.greet(line);
+        for role in self.dials() {
+            self.link.handle_connected(role, self.now);
+            self.greet(role);
         }
     }
 
     /// Answers whatever the greeting asks.
-    fn greet(&mut self, line: Line) {
-        for command in self.commands(line) {
+    fn greet(&mut self, role: RedisRole) {
+        for command in self.commands(role) {
             let answer = match command[0].as_str() {
                 "TIME" => "*2\r\n$4\r\n1000\r\n$2\r\n17\r\n".to_owned(),
                 "PING" => "+PONG\r\n".to_owned(),
@@ -75,7 +77,7 @@ impl World {
                 }
                 _ => "+OK\r\n".to_owned(),
             };
-            self.say(line, &answer);
+            self.say(role, &answer);
         }
     }
 
@@ -83,9 +85,9 @@ impl World {
         std::iter::from_fn(|| self.link.poll_action()).collect()
     }
 
-    fn dials(&mut self) -> Vec<Line> {
+    fn dials(&mut self) -> Vec<RedisRole> {
         let dial = |action| match action {
-            Action::Dial { line, .. } => Some(line),
+            Action::Dial { role, .. } => Some(role),
             Action::Close { .. } => None,
         };
         self.actions().into_iter().filter_map(dial).collect()
@@ -95,11 +97,11 @@ impl World {
         std::iter::from_fn(|| self.link.poll_event()).collect()
     }
 
-    /// What the line has said since the last look.
-    fn commands(&mut self, line: Line) -> Vec<Vec<String>> {
-        let i = line as usize;
+    /// What the role has said since the last look.
+    fn commands(&mut self, role: RedisRole) -> Vec<Vec<String>> {
+        let i = role as usize;
         loop {
-            let bytes = self.link.poll_output(line, self.now).to_vec();
+            let bytes = self.link.poll_output(role, self.now).to_vec();
             if bytes.is_empty() {
                 return std::mem::take(&mut self.said[i]);
             }
@@ -108,12 +110,12 @@ impl World {
                 let text = |argument: Vec<u8>| String::from_utf8(argument).unwrap();
                 self.said[i].push(command.into_iter().map(text).collect());
             }
-            self.link.handle_written(line, bytes.len());
+            self.link.handle_written(role, bytes.len());
         }
     }
 
-    fn say(&mut self, line: Line, answer: &str) {
-        self.link.handle_bytes(line, answer.as_bytes(), self.now);
+    fn say(&mut self, role: RedisRole, answer: &str) {
+        self.link.handle_bytes(role, answer.as_bytes(), self.now);
     }
 
     fn pass(&mut self, time: Duration) {
@@ -122,18 +124,18 @@ impl World {
     }
 
     fn keep(&mut self, nth: u32, text: &str) {
-        let heard = Heard { hash: 0xab, nth, before: (nth > 1).then_some((0xcd, 1)) };
+        let occurrence = Occurrence { hash: 0xab, nth, before: (nth > 1).then_some((0xcd, 1)) };
         self.link.keep(
             TASK,
-            Ear { number: 1, since: 1_000_000_017 },
-            heard,
+            Subscription { number: 1, since: 1_000_000_017 },
+            occurrence,
             text.as_bytes().into(),
         );
     }
 
     fn load_script(&mut self) {
-        assert_eq!(self.commands(Line::Hand)[0][..2], ["SCRIPT", "LOAD"]);
-        self.say(Line::Hand, "$3\r\nsha\r\n");
+        assert_eq!(self.commands(RedisRole::Store)[0][..2], ["SCRIPT", "LOAD"]);
+        self.say(RedisRole::Store, "$3\r\nsha\r\n");
     }
 }
 
@@ -141,68 +143,71 @@ impl World {
 fn both_lines_log_in_and_the_pattern_makes_it_up() {
     let mut world = World::new(&["redis://ann:s%20cret@one:7000/3"], Subscribe::Pattern);
     let address = Address::Tcp { host: "one".into(), port: 7000 };
-    let dial = |line| Action::Dial { line, address: address.clone() };
-    assert_eq!(world.actions(), [dial(Line::Ear), dial(Line::Hand)]);
-    for line in LINES {
-        world.link.handle_connected(line, world.now);
+    let dial = |role| Action::Dial { role, address: address.clone() };
+    assert_eq!(world.actions(), [dial(RedisRole::Subscriber), dial(RedisRole::Store)]);
+    for role in REDIS_ROLES {
+        world.link.handle_connected(role, world.now);
     }
     let name = ["CLIENT", "SETNAME", "aivtuber-gateway"];
-    let ear = world.commands(Line::Ear);
+    let subscription = world.commands(RedisRole::Subscriber);
     assert_eq!(
-        ear,
+        subscription,
         [&["AUTH", "ann", "s cret"][..], &name, &["TIME"], &["PSUBSCRIBE", "task_response:*"]]
     );
-    let hand = world.commands(Line::Hand);
+    let hand = world.commands(RedisRole::Store);
     assert_eq!(hand, [&["AUTH", "ann", "s cret"][..], &name, &["SELECT", "3"], &["PING"]]);
-    world.say(Line::Hand, "+OK\r\n+OK\r\n+OK\r\n+PONG\r\n");
+    world.say(RedisRole::Store, "+OK\r\n+OK\r\n+OK\r\n+PONG\r\n");
     assert!(!world.link.is_up());
     let greeting = "+OK\r\n-ERR unknown subcommand\r\n*2\r\n$4\r\n1000\r\n$2\r\n17\r\n*3\r\n$10\r\npsubscribe\r\n$15\r\ntask_response:*\r\n:1\r\n";
     for (i, byte) in greeting.bytes().enumerate() {
         assert!(!world.link.is_up(), "too early at {i}");
-        world.link.handle_bytes(Line::Ear, &[byte], world.now);
+        world.link.handle_bytes(RedisRole::Subscriber, &[byte], world.now);
     }
     assert!(world.link.is_up());
-    assert_eq!(world.link.ear(TASK), Some(Ear { number: 1, since: 1_000_000_017 }));
+    assert_eq!(
+        world.link.subscription(TASK),
+        Some(Subscription { number: 1, since: 1_000_000_017 })
+    );
     assert_eq!(world.events(), [Event::Up { address: "one:7000".into() }]);
 }
 
 #[test]
 fn publications_are_heard_in_either_protocol() {
-    let ear = Ear { number: 1, since: 1_000_000_017 };
+    let subscription = Subscription { number: 1, since: 1_000_000_017 };
     let mut world = World::up(Subscribe::Pattern);
-    let heard = Event::Heard { task: TASK, ear, payload: b"{}".to_vec() };
+    let heard = Event::Published { task: TASK, subscription, payload: b"{}".to_vec() };
     for channel in
         [format!("task_response:{SPELLED}"), format!("task_response:{}", SPELLED.to_uppercase())]
     {
         let message = format!("${}\r\n{channel}\r\n$2\r\n{{}}\r\n", channel.len());
         world.say(
-            Line::Ear,
+            RedisRole::Subscriber,
             &format!("*4\r\n$8\r\npmessage\r\n$15\r\ntask_response:*\r\n{message}"),
         );
         world.say(
-            Line::Ear,
+            RedisRole::Subscriber,
             &format!(">4\r\n$8\r\npmessage\r\n$15\r\ntask_response:*\r\n{message}"),
         );
         assert_eq!(world.events(), [heard.clone(), heard.clone()]);
     }
     world.say(
-        Line::Ear,
+        RedisRole::Subscriber,
         "*4\r\n$8\r\npmessage\r\n$15\r\ntask_response:*\r\n$15\r\ntask_response:x\r\n$2\r\n{}\r\n",
     );
     assert_eq!(world.events(), []);
-    world.link.handle_closed(Line::Ear, "closed", world.now);
-    assert_eq!(world.link.ear(TASK), None);
+    world.link.handle_closed(RedisRole::Subscriber, "closed", world.now);
+    assert_eq!(world.link.subscription(TASK), None);
 }
 
 #[test]
 fn resp3_is_spoken_where_the_url_says_so() {
     let mut world = World::new(&["redis://:secret@one?protocol=resp3"], Subscribe::Pattern);
-    for line in world.dials() {
-        world.link.handle_connected(line, world.now);
-        let commands = world.commands(line);
+    for role in world.dials() {
+        world.link.handle_connected(role, world.now);
+        let commands = world.commands(role);
         assert_eq!(commands[0], ["HELLO", "3", "AUTH", "default", "secret"]);
-        world.said[line as usize] = commands;
-        world.greet(line);
+        world.said[role as usize] = commands;
+        world.greet(role);
     }
     assert!(world.link.is_up());
 }
@@ -210,16 +215,16 @@ fn resp3_is_spoken_where_the_url_says_so() {
 #[test]
 fn dials_are_given_up_and_repeated_with_growing_pauses() {
     let mut world = World::new(&["redis://one"], Subscribe::Pattern);
-    assert_eq!(world.dials(), LINES);
+    assert_eq!(world.dials(), REDIS_ROLES);
     assert_eq!(world.link.deadline(), Some(world.now + 5 * SECOND));
     world.pass(5 * SECOND);
     assert_eq!(
         world.events(),
-        [Event::Trouble { why: "one:6379: no connection within 5 s".into() }]
+        [Event::Problem { why: "one:6379: no connection within 5 s".into() }]
     );
     assert_eq!(
         world.actions(),
-        [Action::Close { line: Line::Ear }, Action::Close { line: Line::Hand }]
+        [Action::Close { role: RedisRole::Subscriber }, Action::Close { role: RedisRole::Store }]
     );
     let mut pause = Duration::from_millis(200);
     for _ in 0..10 {
@@ -230,8 +235,8 @@ fn dials_are_given_up_and_repeated_with_growing_pauses() {
         }
         world.pass(pause);
         world.dials();
-        for line in LINES {
-            world.link.handle_closed(line, "refused", world.now);
+        for role in REDIS_ROLES {
+            world.link.handle_closed(role, "refused", world.now);
         }
         assert!(world.now - from <= 2 * pause, "{:?}", world.now - from);
         pause = (2 * pause).min(5 * SECOND);
@@ -244,13 +249,13 @@ fn dials_are_given_up_and_repeated_with_growing_pauses() {
 fn a_greeting_without_answer_is_given_up() {
     let mut world = World::new(&["redis://one"], Subscribe::Pattern);
     world.dials();
-    world.link.handle_connected(Line::Ear, world.now + SECOND);
-    world.link.handle_bytes(Line::Ear, b"+OK\r\n", world.now + 2 * SECOND);
+    world.link.handle_connected(RedisRole::Subscriber, world.now + SECOND);
+    world.link.handle_bytes(RedisRole::Subscriber, b"+OK\r\n", world.now + 2 * SECOND);
     world.pass(6 * SECOND);
     assert!(
-        world.events().contains(&Event::Trouble { why: "one:6379: no answer within 5 s".into() })
+        world.events().contains(&Event::Problem { why: "one:6379: no answer within 5 s".into() })
     );
-    world.say(Line::Ear, "+late\r\n");
+    world.say(RedisRole::Subscriber, "+late\r\n");
     assert!(!world.link.is_up());
 }
 
@@ -260,16 +265,16 @@ fn a_wrong_password_is_said_once_and_tried_again() {
     let refusal = "-WRONGPASS invalid username-password pair or user is disabled.\r\n";
     let mut told = Vec::new();
     for _ in 0..3 {
-        for line in world.dials() {
-            world.link.handle_connected(line, world.now);
-            world.say(line, &format!("{refusal}-NOAUTH Authentication required.\r\n"));
+        for role in world.dials() {
+            world.link.handle_connected(role, world.now);
+            world.say(role, &format!("{refusal}-NOAUTH Authentication required.\r\n"));
         }
         world.pass(5 * SECOND);
         told.append(&mut world.events());
     }
     let why =
         "one:6379: it refused us: WRONGPASS invalid username-password pair or user is disabled.";
-    assert_eq!(told, [Event::Trouble { why: why.into() }, Event::GraceOver]);
+    assert_eq!(told, [Event::Problem { why: why.into() }, Event::GraceOver]);
     world.connect();
     assert!(world.link.is_up());
 }
@@ -277,27 +282,27 @@ fn a_wrong_password_is_said_once_and_tried_again() {
 #[test]
 fn a_password_that_is_missing_is_told() {
     let mut world = World::new(&["redis://one"], Subscribe::Pattern);
-    for line in world.dials() {
-        world.link.handle_connected(line, world.now);
-        world.say(line, &"-NOAUTH Authentication required.\r\n".repeat(4));
+    for role in world.dials() {
+        world.link.handle_connected(role, world.now);
+        world.say(role, &"-NOAUTH Authentication required.\r\n".repeat(4));
     }
     let why = "one:6379: it refused us: NOAUTH Authentication required.";
-    assert_eq!(world.events(), [Event::Trouble { why: why.into() }]);
+    assert_eq!(world.events(), [Event::Problem { why: why.into() }]);
 }
 
 #[test]
 fn silence_is_noticed_and_the_line_dialled_again_at_once() {
     let mut world = World::up(Subscribe::Pattern);
     world.pass(10 * SECOND);
-    for line in LINES {
-        assert_eq!(world.commands(line), [["PING"]]);
+    for role in REDIS_ROLES {
+        assert_eq!(world.commands(role), [["PING"]]);
     }
-    world.say(Line::Ear, "*2\r\n$4\r\npong\r\n$0\r\n\r\n");
+    world.say(RedisRole::Subscriber, "*2\r\n$4\r\npong\r\n$0\r\n\r\n");
     assert_eq!(world.link.deadline(), Some(world.now + 5 * SECOND));
     world.pass(5 * SECOND);
     assert_eq!(world.events(), [Event::Down { why: "one:6379: silent for 5 s".into() }]);
-    assert_eq!(world.actions(), [Action::Close { line: Line::Hand }]);
-    assert!(world.link.ear(TASK).is_some(), "the ear heard on");
+    assert_eq!(world.actions(), [Action::Close { role: RedisRole::Store }]);
+    assert!(world.link.subscription(TASK).is_some(), "the ear heard on");
     world.pass(Duration::ZERO);
     world.connect();
     assert_eq!(world.events(), [Event::Up { address: "one:6379".into() }]);
@@ -307,12 +312,12 @@ fn silence_is_noticed_and_the_line_dialled_again_at_once() {
 fn anything_that_comes_proves_life() {
     let mut world = World::up(Subscribe::Pattern);
     world.pass(10 * SECOND);
-    world.commands(Line::Ear);
-    world.say(Line::Hand, "+PONG\r\n");
+    world.commands(RedisRole::Subscriber);
+    world.say(RedisRole::Store, "+PONG\r\n");
     for _ in 0..9 {
         world.pass(SECOND);
         world.say(
-            Line::Ear,
+            RedisRole::Subscriber,
             "*4\r\n$8\r\npmessage\r\n$15\r\ntask_response:*\r\n$15\r\ntask_response:x\r\n$2\r\n{}\r\n",
         );
     }
@@ -322,7 +327,7 @@ fn anything_that_comes_proves_life() {
 #[test]
 fn a_line_that_falls_at_once_is_not_dialled_in_a_loop() {
     let mut world = World::up(Subscribe::Pattern);
-    world.link.handle_closed(Line::Ear, "closed", world.now);
+    world.link.handle_closed(RedisRole::Subscriber, "closed", world.now);
     world.link.handle_time(world.now);
     assert_eq!(world.dials(), []);
     assert!(world.link.deadline().unwrap() >= world.now + FIRST_PAUSE / 2);
@@ -331,19 +336,19 @@ fn a_line_that_falls_at_once_is_not_dialled_in_a_loop() {
 #[test]
 fn nonsense_ends_a_line() {
     let mut world = World::up(Subscribe::Pattern);
-    world.say(Line::Hand, "HTTP/1.1 400\r\n");
+    world.say(RedisRole::Store, "HTTP/1.1 400\r\n");
     assert_eq!(
         world.events(),
         [Event::Down { why: "one:6379: it sent not the Redis protocol".into() }]
     );
-    assert_eq!(world.actions(), [Action::Close { line: Line::Hand }]);
+    assert_eq!(world.actions(), [Action::Close { role: RedisRole::Store }]);
 }
 
 #[test]
 fn grace_ends_once() {
     let mut world = World::up(Subscribe::Pattern);
     world.pass(SECOND);
-    world.link.handle_closed(Line::Ear, "closed", world.now);
+    world.link.handle_closed(RedisRole::Subscriber, "closed", world.now);
     world.events();
     for _ in 0..9 {
         world.pass(SECOND);
@@ -361,18 +366,18 @@ fn grace_ends_once() {
 #[test]
 fn when_one_line_stands_the_other_does_not_wait() {
     let mut world = World::up(Subscribe::Pattern);
-    for line in LINES {
-        world.link.handle_closed(line, "closed", world.now);
+    for role in REDIS_ROLES {
+        world.link.handle_closed(role, "closed", world.now);
     }
     world.link.handle_time(world.now);
     world.dials();
     world.pass(SECOND);
     world.dials();
-    world.link.handle_closed(Line::Hand, "refused", world.now);
-    world.link.handle_connected(Line::Ear, world.now);
-    world.greet(Line::Ear);
+    world.link.handle_closed(RedisRole::Store, "refused", world.now);
+    world.link.handle_connected(RedisRole::Subscriber, world.now);
+    world.greet(RedisRole::Subscriber);
     world.link.handle_time(world.now);
-    assert_eq!(world.dials(), [Line::Hand]);
+    assert_eq!(world.dials(), [RedisRole::Store]);
 }
 
 #[test]
@@ -383,18 +388,18 @@ fn urls_are_tried_in_turn_by_both_lines_together() {
     );
     let mut tried = Vec::new();
     for _ in 0..4 {
-        let dials: Vec<(Line, String)> = world
+        let dials: Vec<(RedisRole, String)> = world
             .actions()
             .into_iter()
             .filter_map(|action| match action {
-                Action::Dial { line, address } => Some((line, address.to_string())),
+                Action::Dial { role, address } => Some((role, address.to_string())),
                 Action::Close { .. } => None,
             })
             .collect();
         assert_eq!(dials[0].1, dials[1].1);
         tried.push(dials[0].1.clone());
-        for (line, _) in dials {
-            world.link.handle_closed(line, "refused", world.now);
+        for (role, _) in dials {
+            world.link.handle_closed(role, "refused", world.now);
         }
         world.pass(5 * SECOND);
     }
@@ -405,22 +410,25 @@ fn urls_are_tried_in_turn_by_both_lines_together() {
 fn the_lines_meet_on_one_server() {
     let mut world = World::new(&["redis://one", "redis://two"], Subscribe::Pattern);
     world.dials();
-    world.link.handle_closed(Line::Ear, "refused", world.now);
+    world.link.handle_closed(RedisRole::Subscriber, "refused", world.now);
     world.pass(SECOND);
-    assert_eq!(world.dials(), [Line::Ear]);
+    assert_eq!(world.dials(), [RedisRole::Subscriber]);
     // The ear is dialling "two" when the hand gets through to "one".
-    world.link.handle_connected(Line::Hand, world.now);
-    world.greet(Line::Hand);
-    world.link.handle_connected(Line::Ear, world.now);
-    world.greet(Line::Ear);
+    world.link.handle_connected(RedisRole::Store, world.now);
+    world.greet(RedisRole::Store);
+    world.link.handle_connected(RedisRole::Subscriber, world.now);
+    world.greet(RedisRole::Subscriber);
     let one = Address::Tcp { host: "one".into(), port: 6379 };
     assert_eq!(
         world.actions(),
-        [Action::Close { line: Line::Ear }, Action::Dial { line: Line::Ear, address: one }]
+        [
+            Action::Close { role: RedisRole::Subscriber },
+            Action::Dial { role: RedisRole::Subscriber, address: one }
+        ]
     );
-    assert_eq!(world.link.ear(TASK), None);
-    world.link.handle_connected(Line::Ear, world.now);
-    world.greet(Line::Ear);
+    assert_eq!(world.link.subscription(TASK), None);
+    world.link.handle_connected(RedisRole::Subscriber, world.now);
+    world.greet(RedisRole::Subscriber);
     assert!(world.link.is_up());
 }
 
@@ -430,7 +438,7 @@ fn results_are_kept_in_batches() {
     world.keep(1, "a");
     world.load_script();
     assert_eq!(
-        world.commands(Line::Hand),
+        world.commands(RedisRole::Store),
         [[
             "EVALSHA",
             "sha",
@@ -450,7 +458,7 @@ fn results_are_kept_in_batches() {
     for nth in 2..=200 {
         world.keep(nth, "b");
     }
-    let commands = world.commands(Line::Hand);
+    let commands = world.commands(RedisRole::Store);
     assert_eq!(
         commands.iter().map(|command| command[2].as_str()).collect::<Vec<_>>(),
         ["64", "64", "64", "7"]
@@ -459,12 +467,12 @@ fn results_are_kept_in_batches() {
         commands[0][3 + 64 + 3..][..6],
         ["0000001000000017", "00000000000000ab", "2", "00000000000000cd", "1", "b"]
     );
-    world.say(Line::Hand, ":0\r\n:0\r\n:0\r\n:0\r\n:3\r\n");
+    world.say(RedisRole::Store, ":0\r\n:0\r\n:0\r\n:0\r\n:3\r\n");
     assert_eq!(world.link.dropped(), 3);
     for task in 0..70 {
         world.link.forget(Uuid::from_u128(task));
     }
-    assert_eq!(world.commands(Line::Hand).iter().map(Vec::len).collect::<Vec<_>>(), [65, 7]);
+    assert_eq!(world.commands(RedisRole::Store).iter().map(Vec::len).collect::<Vec<_>>(), [65, 7]);
 }
 
 #[test]
@@ -472,21 +480,21 @@ fn what_was_not_confirmed_is_kept_again() {
     let mut world = World::up(Subscribe::Pattern);
     world.keep(1, "a");
     world.load_script();
-    world.commands(Line::Hand);
-    world.say(Line::Hand, ":0\r\n");
+    world.commands(RedisRole::Store);
+    world.say(RedisRole::Store, ":0\r\n");
     for text in ["b", "c"] {
         world.keep(2, text);
-        assert_eq!(world.commands(Line::Hand).len(), 1);
+        assert_eq!(world.commands(RedisRole::Store).len(), 1);
     }
     world.keep(2, "d");
     world.link.look_up(TASK, &[]);
-    world.link.handle_closed(Line::Hand, "closed", world.now);
+    world.link.handle_closed(RedisRole::Store, "closed", world.now);
     world.keep(2, "e");
     world.pass(SECOND);
     world.connect();
     assert!(world.link.is_up());
     world.load_script();
-    let commands = world.commands(Line::Hand);
+    let commands = world.commands(RedisRole::Store);
     assert_eq!(commands.len(), 1, "{commands:?}");
     let payloads: Vec<&str> = (0..4).map(|i| commands[0][3 + 4 + 3 + 6 * i + 5].as_str()).collect();
     assert_eq!(payloads, ["b", "c", "d", "e"]);
@@ -498,12 +506,15 @@ fn a_script_that_was_flushed_is_loaded_again() {
     world.keep(1, "a");
     world.load_script();
     world.keep(2, "b");
-    assert_eq!(world.commands(Line::Hand).len(), 1);
+    assert_eq!(world.commands(RedisRole::Store).len(), 1);
     world.keep(2, "c");
-    assert_eq!(world.commands(Line::Hand).len(), 1);
-    world.say(Line::Hand, "-NOSCRIPT No matching script.\r\n-NOSCRIPT No matching script.\r\n");
+    assert_eq!(world.commands(RedisRole::Store).len(), 1);
+    world.say(
+        RedisRole::Store,
+        "-NOSCRIPT No matching script.\r\n-NOSCRIPT No matching script.\r\n",
+    );
     world.load_script();
-    let commands = world.commands(Line::Hand);
+    let commands = world.commands(RedisRole::Store);
     assert_eq!(commands.len(), 1);
     assert_eq!(commands[0][2], "3");
     assert_eq!(world.events(), []);
@@ -513,18 +524,18 @@ fn a_script_that_was_flushed_is_loaded_again() {
 fn a_redis_without_scripts_keeps_nothing_but_works() {
     let mut world = World::up(Subscribe::Pattern);
     world.keep(1, "a");
-    world.commands(Line::Hand);
+    world.commands(RedisRole::Store);
     world.say(
-        Line::Hand,
+        RedisRole::Store,
         "-NOPERM this user has no permissions to run the 'script|load' command\r\n",
     );
-    let [Event::Trouble { why }] = &world.events()[..] else { panic!() };
+    let [Event::Problem { why }] = &world.events()[..] else { panic!() };
     assert!(why.contains("NOPERM"), "{why}");
     world.keep(2, "b");
-    assert_eq!(world.commands(Line::Hand), Vec::<Vec<String>>::new());
+    assert_eq!(world.commands(RedisRole::Store), Vec::<Vec<String>>::new());
     assert_eq!(world.link.dropped(), 2);
     world.link.look_up(TASK, &[]);
-    assert_eq!(world.commands(Line::Hand).len(), 2);
+    assert_eq!(world.commands(RedisRole::Store).len(), 2);
     assert!(world.link.is_up());
 }
 
@@ -535,10 +546,12 @@ fn a_full_redis_is_told_once() {
     world.load_script();
     for nth in 2..5 {
         world.keep(nth, "b");
-        world.commands(Line::Hand);
+        world.commands(RedisRole::Store);
     }
-    world
-        .say(Line::Hand, &"-OOM command not allowed when used memory > 'maxmemory'.\r\n".repeat(3));
+    world.say(
+        RedisRole::Store,
+        &"-OOM command not allowed when used memory > 'maxmemory'.\r\n".repeat(3),
+    );
     assert_eq!(world.events().len(), 1);
     assert!(world.link.is_up() && world.link.dropped() == 4);
 }
@@ -548,7 +561,7 @@ fn what_is_kept_and_what_was_set_come_together() {
     let mut world = World::up(Subscribe::Pattern);
     world.link.look_up(TASK, &[SPELLED.to_uppercase().into()]);
     world.link.look_up(Uuid::nil(), &[]);
-    let commands = world.commands(Line::Hand);
+    let commands = world.commands(RedisRole::Store);
     assert_eq!(commands[0], ["HGETALL".into(), format!("task_response_kept:{SPELLED}")]);
     let keys =
         [format!("task_response:{SPELLED}"), format!("task_response:{}", SPELLED.to_uppercase())];
@@ -558,22 +571,25 @@ fn what_is_kept_and_what_was_set_come_together() {
     for text in ["0000", "b", "0001", "a", "index", &index, "9999", "left over"] {
         rest += &format!("${}\r\n{text}\r\n", text.len());
     }
-    world.link.handle_closed(Line::Hand, "start over", world.now);
+    world.link.handle_closed(RedisRole::Store, "start over", world.now);
     world.events();
     world.pass(SECOND);
     world.connect();
     world.link.look_up(TASK, &[]);
     world.link.look_up(Uuid::nil(), &[]);
-    world.commands(Line::Hand);
-    world.say(Line::Hand, &format!("*8\r\n{rest}*2\r\n$-1\r\n$1\r\ns\r\n%0\r\n*1\r\n$-1\r\n"));
-    assert_eq!(world.commands(Line::Ear), [["PING"]]);
-    let kept =
-        vec![Kept { at: 20, payload: b"a".to_vec() }, Kept { at: 30, payload: b"b".to_vec() }];
+    world.commands(RedisRole::Store);
+    world
+        .say(RedisRole::Store, &format!("*8\r\n{rest}*2\r\n$-1\r\n$1\r\ns\r\n%0\r\n*1\r\n$-1\r\n"));
+    assert_eq!(world.commands(RedisRole::Subscriber), [["PING"]]);
+    let kept = vec![
+        KeptResult { at: 20, payload: b"a".to_vec() },
+        KeptResult { at: 30, payload: b"b".to_vec() },
+    ];
     assert_eq!(
         world.events()[1..],
         [Event::LookedUp { task: Uuid::nil(), kept: vec![], set: vec![] }]
     );
-    world.say(Line::Ear, "*2\r\n$4\r\npong\r\n$0\r\n\r\n");
+    world.say(RedisRole::Subscriber, "*2\r\n$4\r\npong\r\n$0\r\n\r\n");
     assert_eq!(world.events(), [Event::LookedUp { task: TASK, kept, set: vec![b"s".to_vec()] }]);
 }
 
@@ -581,15 +597,15 @@ fn what_is_kept_and_what_was_set_come_together() {
 fn broken_keys_of_others_do_no_harm() {
     let mut world = World::up(Subscribe::Pattern);
     world.link.look_up(TASK, &[]);
-    world.commands(Line::Hand);
+    world.commands(RedisRole::Store);
     world.say(
-        Line::Hand,
+        RedisRole::Store,
         "-WRONGTYPE Operation against a key holding the wrong kind of value\r\n*1\r\n$1\r\ns\r\n",
     );
-    world.commands(Line::Ear);
-    world.say(Line::Ear, "*2\r\n$4\r\npong\r\n$0\r\n\r\n");
+    world.commands(RedisRole::Subscriber);
+    world.say(RedisRole::Subscriber, "*2\r\n$4\r\npong\r\n$0\r\n\r\n");
     let events = world.events();
-    assert!(matches!(&events[0], Event::Trouble { why } if why.contains("WRONGTYPE")));
+    assert!(matches!(&events[0], Event::Problem { why } if why.contains("WRONGTYPE")));
     assert_eq!(events[1], Event::LookedUp { task: TASK, kept: vec![], set: vec![b"s".to_vec()] });
     let entry = |index: &str| {
         kept(Value::Array(
@@ -612,17 +628,20 @@ fn broken_keys_of_others_do_no_harm() {
 fn tasks_are_subscribed_to_one_by_one() {
     let mut world = World::up(Subscribe::Task);
     world.link.listen(TASK, SPELLED, world.now);
-    assert_eq!(world.link.ear(TASK), None);
+    assert_eq!(world.link.subscription(TASK), None);
     world.now += SECOND;
-    world.said[0] = world.commands(Line::Ear);
+    world.said[0] = world.commands(RedisRole::Subscriber);
     assert_eq!(world.said[0], [["SUBSCRIBE", &format!("task_response:{SPELLED}")]]);
-    world.greet(Line::Ear);
-    assert_eq!(world.events(), [Event::Listening { task: TASK }]);
-    let ear = world.link.ear(TASK).unwrap();
-    assert_eq!(ear.since, 1_000_000_017);
+    world.greet(RedisRole::Subscriber);
+    assert_eq!(world.events(), [Event::Subscribed { task: TASK }]);
+    let subscription = world.link.subscription(TASK).unwrap();
+    assert_eq!(subscription.since, 1_000_000_017);
     world.link.unlisten(SPELLED);
-    assert_eq!(world.commands(Line::Ear), [["UNSUBSCRIBE", &format!("task_response:{SPELLED}")]]);
-    assert_eq!(world.link.ear(TASK), None);
+    assert_eq!(
+        world.commands(RedisRole::Subscriber),
+        [["UNSUBSCRIBE", &format!("task_response:{SPELLED}")]]
+    );
+    assert_eq!(world.link.subscription(TASK), None);
 }
 
 #[test]
@@ -631,15 +650,15 @@ fn only_the_latest_subscription_counts() {
     world.link.listen(TASK, SPELLED, world.now);
     world.link.unlisten(SPELLED);
     world.link.listen(TASK, SPELLED, world.now);
-    assert_eq!(world.commands(Line::Ear).len(), 3);
+    assert_eq!(world.commands(RedisRole::Subscriber).len(), 3);
     let channel = format!("task_response:{SPELLED}");
     let confirm =
         |kind: &str| format!("*3\r\n${}\r\n{kind}\r\n$50\r\n{channel}\r\n:1\r\n", kind.len());
-    world.say(Line::Ear, &confirm("subscribe"));
-    world.say(Line::Ear, &confirm("unsubscribe"));
-    assert_eq!((world.events(), world.link.ear(TASK)), (vec![], None));
-    world.say(Line::Ear, &confirm("subscribe"));
-    assert_eq!(world.events(), [Event::Listening { task: TASK }]);
+    world.say(RedisRole::Subscriber, &confirm("subscribe"));
+    world.say(RedisRole::Subscriber, &confirm("unsubscribe"));
+    assert_eq!((world.events(), world.link.subscription(TASK)), (vec![], None));
+    world.say(RedisRole::Subscriber, &confirm("subscribe"));
+    assert_eq!(world.events(), [Event::Subscribed { task: TASK }]);
 }
 
 #[test]
@@ -648,20 +667,20 @@ fn after_a_reconnect_all_tasks_are_subscribed_to_again() {
     for task in 0..2500 {
         world.link.listen(Uuid::from_u128(task), &Uuid::from_u128(task).to_string(), world.now);
     }
-    world.greet(Line::Ear);
+    world.greet(RedisRole::Subscriber);
     assert_eq!(world.events().len(), 2500);
-    let first = world.link.ear(Uuid::from_u128(7)).unwrap();
+    let first = world.link.subscription(Uuid::from_u128(7)).unwrap();
     world.pass(SECOND);
-    world.link.handle_closed(Line::Ear, "closed", world.now);
+    world.link.handle_closed(RedisRole::Subscriber, "closed", world.now);
     world.events();
-    assert_eq!(world.link.ear(Uuid::from_u128(7)), None);
+    assert_eq!(world.link.subscription(Uuid::from_u128(7)), None);
     world.connect();
     assert_eq!(world.events().len(), 1);
-    world.said[0] = world.commands(Line::Ear);
+    world.said[0] = world.commands(RedisRole::Subscriber);
     assert_eq!(world.said[0].len(), 3);
-    world.greet(Line::Ear);
+    world.greet(RedisRole::Subscriber);
     assert_eq!(world.events().len(), 2500);
-    assert!(world.link.ear(Uuid::from_u128(7)).unwrap().number > first.number);
+    assert!(world.link.subscription(Uuid::from_u128(7)).unwrap().number > first.number);
 }
 
 #[test]
@@ -682,17 +701,17 @@ fn what_waits_for_redis_is_bounded() {
     world.connect();
     world.load_script();
     let before = world.link.jobs.len();
-    world.link.poll_output(Line::Hand, world.now);
-    let packed = world.link.hand.output.len();
+    world.link.poll_output(RedisRole::Store, world.now);
+    let packed = world.link.store.output.len();
     assert!(packed > OUTPUT_MAX && packed < 2 * OUTPUT_MAX + BATCH_BYTES_MAX, "{packed}");
     assert!(world.link.jobs.len() < before);
     // Nor is what it has taken held, when it never takes all.
     for _ in 0..100 {
         (0..8).for_each(|_| world.keep(1, &large[..1 << 16]));
-        let waiting = world.link.poll_output(Line::Hand, world.now).len();
-        world.link.handle_written(Line::Hand, waiting - 1000);
+        let waiting = world.link.poll_output(RedisRole::Store, world.now).len();
+        world.link.handle_written(RedisRole::Store, waiting - 1000);
     }
-    assert!(world.link.hand.output.len() < 3 * OUTPUT_MAX, "{}", world.link.hand.output.len());
+    assert!(world.link.store.output.len() < 3 * OUTPUT_MAX, "{}", world.link.store.output.len());
 }
 
 #[test]
@@ -704,7 +723,7 @@ fn urls_are_read_and_refused_without_being_quoted() {
         ("unix:///run/redis.sock", "/run/redis.sock"),
         ("redis+unix:///run/redis.sock?db=1", "/run/redis.sock"),
     ] {
-        assert_eq!(Target::read(url).unwrap().address().to_string(), address);
+        assert_eq!(Server::parse(url).unwrap().address().to_string(), address);
     }
     for url in [
         "",
@@ -715,7 +734,7 @@ fn urls_are_read_and_refused_without_being_quoted() {
         "redis://:secret@",
         "embedded://127.0.0.1:1",
     ] {
-        let why = Target::read(url).unwrap_err();
+        let why = Server::parse(url).unwrap_err();
         assert!(!why.contains("secret") && why.contains("redis://["), "{why}");
     }
     let settings = settings(&["redis://one", "nonsense"], Subscribe::Pattern);
