@@ -5,12 +5,11 @@
 //! first, by age or because `max_retained` is reached. What a result costs apart from its bytes is counted too, so that
 //! `max_retained` is what the process really grows by.
 //!
-//! The surprising thing is how results are told from each other. They carry no number, two of them may be equal to the last byte
-//! and yet be two, and the same one may come along several ways: heard on the channel, kept by Redis (whichever gateway kept it), set
-//! by the worker. So equal results are counted. During one unbroken time of listening, an [`Subscription`], the n-th equal publication that we
-//! hear is the n-th equal one that anybody heard since: two gateways that listen agree on it without a word. What a worker has set
-//! is about to be published, by a worker that may have to try again later: its publication is recognised whichever ear hears it
-//! (`Origin::Set`).
+//! Results carry no number. Two of them may be equal to the last byte and still be two results, and the same one may reach the
+//! gateway in several ways: published on the channel, kept by Redis (whichever gateway kept it), set by the worker. So equal results
+//! are counted. During one uninterrupted [`Subscription`], the n-th equal publication that this gateway hears is the n-th one that
+//! any gateway heard since, so two gateways agree on it without talking to each other. A result that a worker has `SET` is about to
+//! be published, perhaps only after a retry, so its publication is recognised during any subscription (`Origin::Set`).
 
 use crate::base::moment::Moment;
 use crate::base::table::{Slot, Table};
