@@ -1,5 +1,5 @@
 //! What can be set is documented: flags, commands and environment in the README, keys in `config.toml` with their defaults and in
-//! `docs/operations.md`, and so is what is measured.
+//! `docs/operations.md`, endpoints in the README and `docs/protocol.md`, and so is what is measured.
 //!
 //! The tables that the parsers themselves read are compared with the files that people read, so neither can fall behind.
 
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use aivtuber_gateway::cli::{COMMANDS, FLAGS};
 use aivtuber_gateway::config::{self, Config, ENVIRONMENT, ROUTE_KEYS, SECTIONS};
+use aivtuber_gateway::service::endpoints::{ENDPOINTS, Endpoint};
 use aivtuber_gateway::service::report::{self, Lifecycle, Snapshot};
 use aivtuber_gateway::service::stats::Stats;
 
@@ -152,6 +153,27 @@ fn every_metric_is_in_the_reference() {
         count += 1;
     }
     assert!(count > 10, "only {count} metrics were found");
+}
+
+#[test]
+fn every_endpoint_is_in_the_readme_and_the_protocol() {
+    let (readme, protocol) = (read("README.md"), read("docs/protocol.md"));
+    let section = after(&protocol, "\n## 3. HTTP on the same port\n", "docs/protocol.md");
+    let table = section.split("\n\n").next().unwrap_or_default();
+    for Endpoint { path, methods, .. } in ENDPOINTS {
+        assert!(readme.contains(&format!("\n| `{path}` | ")), "README.md lacks {path}");
+        for method in methods.iter().filter(|method| **method != "HEAD") {
+            let row = format!("\n| `{method} {path}` | ");
+            assert!(table.contains(&row), "docs/protocol.md lacks {method} {path}");
+        }
+    }
+    let documented = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    for request in documented {
+        let is_known = ENDPOINTS.iter().any(|endpoint| {
+            endpoint.methods.iter().any(|method| request == format!("{method} {}", endpoint.path))
+        });
+        assert!(is_known, "docs/protocol.md has {request}, which is no endpoint");
+    }
 }
 
 #[test]

@@ -422,9 +422,9 @@ impl Gateway {
         let is_yielding = match session.drive(&mut self.cx) {
             Driven::Wait => false,
             Driven::Yield => true,
-            Driven::Ask(endpoint, asked) => {
-                let reply = self.report(&endpoint);
-                self.sessions[key].answer(*asked, reply, &mut self.cx);
+            Driven::Ask(question) => {
+                let reply = self.report(&question);
+                self.sessions[key].answer(question.asked, reply, &mut self.cx);
                 // A client that pipelines questions gets one answer a turn.
                 true
             }

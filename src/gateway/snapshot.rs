@@ -3,29 +3,26 @@
 use super::Gateway;
 use crate::proto::http::Reply;
 use crate::proto::message::{self, TaskId};
+use crate::service::endpoints::Answer;
 use crate::service::report::{
     self, BackendView, ConnectionView, RedisView, ResultsView, RouteView, Snapshot,
 };
-use crate::service::route::Endpoint;
 use crate::service::stats::BothWays;
 use crate::service::upstreams::UpstreamId;
+use crate::session::reply::Question;
 use crate::session::{Phase, Session};
 
 impl Gateway {
-    pub(super) fn report(&mut self, endpoint: &Endpoint) -> Reply {
+    /// Answers a request for one of the gateway's endpoints.
+    pub(super) fn report(&mut self, question: &Question) -> Reply {
         self.cx.stats.connections_open = self.cx.limits.open() as u64;
-        let snapshot = self.snapshot(match endpoint {
-            Endpoint::Connections => usize::MAX,
-            Endpoint::Page => report::PAGE_CONNECTIONS_MAX,
-            _ => 0,
-        });
-        match endpoint {
-            Endpoint::Page => report::page(&snapshot),
-            Endpoint::Metrics => report::metrics(&snapshot),
-            Endpoint::Health => report::health(&snapshot),
-            Endpoint::Ready => report::ready(&snapshot),
-            Endpoint::Connections => report::connections(&snapshot),
-            Endpoint::Status(task_id) => self.status(task_id),
+        match question.endpoint.answer {
+            Answer::Page => report::page(&self.snapshot(report::PAGE_CONNECTIONS_MAX)),
+            Answer::Metrics => report::metrics(&self.snapshot(0)),
+            Answer::Health => report::health(&self.snapshot(0)),
+            Answer::Ready => report::ready(&self.snapshot(0)),
+            Answer::Connections => report::connections(&self.snapshot(usize::MAX)),
+            Answer::Status => self.status(&question.value),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Rules without sockets: where a request goes, which backend is next, who is admitted, what is told about it all.
 
 pub mod bus;
+pub mod endpoints;
 pub mod limits;
 pub mod link;
 pub mod report;

@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 
+use super::endpoints::ENDPOINTS;
 use super::upstreams::{UpstreamId, Upstreams};
 
 /// The longest route name, in bytes: it becomes part of ids, log lines and metric labels.
@@ -439,9 +440,10 @@ fn check_alone(route: &RouteSettings) -> Result<(), String> {
             "a name is 1 to {NAME_BYTES_MAX} of the characters a-z, 0-9, `_` and `-`"
         ));
     }
-    for path in ENDPOINT_PATHS {
-        let endpoint = Template::parse(path).expect("our own paths are well formed");
-        if route.path.overlaps(&endpoint) {
+    for endpoint in ENDPOINTS {
+        let path = endpoint.path;
+        let template = Template::parse(path).expect("endpoint paths are well formed");
+        if route.path.overlaps(&template) {
             return Err(format!("its path `{}` would hide the gateway's own `{path}`", route.path));
         }
     }
@@ -601,44 +603,6 @@ fn push_query_value(target: &mut String, value: &str) {
             '+' => target.push_str("%2B"),
             _ => target.push(sign),
         }
-    }
-}
-
-/// The paths that the gateway answers itself; no route may hide one.
-const ENDPOINT_PATHS: [&str; 6] =
-    ["/", "/health", "/ready", "/connections", "/status/{task_id}", "/metrics"];
-
-/// What the gateway answers itself, over plain HTTP.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Endpoint {
-    /// `/`
-    Page,
-    /// `/health`
-    Health,
-    /// `/ready`
-    Ready,
-    /// `/connections`
-    Connections,
-    /// `/status/{task_id}`: the segment as the client wrote it, undecoded.
-    Status(String),
-    /// `/metrics`
-    Metrics,
-}
-
-impl Endpoint {
-    /// The endpoint at `path` (without its query).
-    pub fn find(path: &str) -> Option<Endpoint> {
-        Some(match path {
-            "/" => Endpoint::Page,
-            "/health" => Endpoint::Health,
-            "/ready" => Endpoint::Ready,
-            "/connections" => Endpoint::Connections,
-            "/metrics" => Endpoint::Metrics,
-            _ => match path.strip_prefix("/status/")? {
-                task if !task.is_empty() && !task.contains('/') => Endpoint::Status(task.into()),
-                _ => return None,
-            },
-        })
     }
 }
 
@@ -914,27 +878,5 @@ mod tests {
         routes.release_unused(&mut upstreams);
         assert!(!upstreams.is_known(old));
         assert!(upstreams.is_known(both) && upstreams.is_known(now[1]));
-    }
-
-    #[test]
-    fn endpoints_are_found_by_exact_path() {
-        for (path, endpoint) in [
-            ("/", Some(Endpoint::Page)),
-            ("/health", Some(Endpoint::Health)),
-            ("/ready", Some(Endpoint::Ready)),
-            ("/connections", Some(Endpoint::Connections)),
-            ("/metrics", Some(Endpoint::Metrics)),
-            ("/status/a%20b", Some(Endpoint::Status("a%20b".into()))),
-            ("/status/", None),
-            ("/status", None),
-            ("/status/a/b", None),
-            ("/health/", None),
-            ("", None),
-        ] {
-            assert_eq!(Endpoint::find(path), endpoint, "{path}");
-            let is_listed =
-                ENDPOINT_PATHS.iter().any(|listed| template(listed).match_path(path).is_some());
-            assert_eq!(is_listed, endpoint.is_some(), "{path} in ENDPOINT_PATHS");
-        }
     }
 }

@@ -40,7 +40,7 @@ use crate::proto::http;
 use crate::proto::message::TaskResult;
 use crate::service::limits::Limits;
 use crate::service::results::Results;
-use crate::service::route::{Endpoint, Route, Routes};
+use crate::service::route::{Route, Routes};
 use crate::service::stats::{BothWays, Stats};
 use crate::service::upstreams::{UpstreamId, Upstreams};
 use std::fmt;
@@ -244,15 +244,15 @@ pub enum Step {
     Next(Phase),
     /// More could be done, but it is the others' turn first.
     Yield(Phase),
-    /// The answer needs a view of the whole house: the gateway makes it and calls [`Session::answer`].
-    Ask(Endpoint, Box<reply::Asked>),
+    /// Only the gateway can answer this, since the answer is about more than one session: it calls [`Session::answer`].
+    Ask(Box<reply::Question>),
 }
 
 /// What a session wants after it was driven.
 pub enum Driven {
     Wait,
     Yield,
-    Ask(Endpoint, Box<reply::Asked>),
+    Ask(Box<reply::Question>),
     Closed,
 }
 
@@ -403,7 +403,7 @@ impl Session {
                     self.phase = phase;
                     return Driven::Yield;
                 }
-                Step::Ask(endpoint, asked) => return Driven::Ask(endpoint, asked),
+                Step::Ask(question) => return Driven::Ask(question),
             }
         }
     }

@@ -6,6 +6,7 @@ use super::{CloseReason, Context, Identity, Phase, Step};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io};
 use crate::proto::http;
+use crate::service::endpoints::Endpoint;
 use log::debug;
 use std::time::Duration;
 
@@ -22,6 +23,14 @@ pub struct Asked {
     pub origin: Option<Vec<u8>>,
     /// Bytes that came behind the request: the beginning of the next one.
     pub rest: Vec<u8>,
+}
+
+/// A request for one of the gateway's endpoints.
+pub struct Question {
+    pub endpoint: &'static Endpoint,
+    /// The segment that the `{name}` in the endpoint's path matched, as the client wrote it.
+    pub value: Box<str>,
+    pub asked: Asked,
 }
 
 /// Bytes of an answer that wait for the client to take them.

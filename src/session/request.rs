@@ -6,13 +6,14 @@
 use super::dial::Dial;
 use super::linger::Linger;
 use super::output::Output;
-use super::reply::{Asked, Reply};
+use super::reply::{Asked, Question, Reply};
 use super::{CloseReason, Context, Identity, Phase, Step};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Side};
 use crate::proto::http::{self, BadHead, HEAD_BYTES_MAX, RequestHead, empty_slots};
 use crate::proto::{upgrade, ws};
-use crate::service::route::{Endpoint, Route, RouteTarget, TASK_ID};
+use crate::service::endpoints::Endpoint;
+use crate::service::route::{Route, RouteTarget, TASK_ID};
 use log::{debug, info, warn};
 use std::rc::Rc;
 
@@ -119,6 +120,12 @@ impl Request {
 /// What the request asks for decides what the connection becomes. `rest`: what came behind the head.
 fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context) -> Step {
     let path = head.path();
+    let endpoint = Endpoint::find(path);
+    let body_bytes_max = endpoint.map_or(0, |(endpoint, _)| endpoint.body_bytes_max);
+    if head.body_bytes() > body_bytes_max {
+        let bad = BadHead { status: 413, why: "request bodies are not taken" };
+        return refuse(bad, CloseReason::BadRequest, who, cx);
+    }
     let asked = || Asked {
         minor_version: head.minor_version,
         head_only: head.is_head(),
@@ -141,14 +148,14 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
         };
     }
     log_request(head, who);
-    match Endpoint::find(path) {
-        Some(_) if !matches!(head.method, "GET" | "HEAD") => answer(
-            asked(),
-            BadHead { status: 405, why: "Method not allowed" }.into_reply(),
-            who,
-            cx,
-        ),
-        Some(endpoint) => Step::Ask(endpoint, Box::new(asked())),
+    match endpoint {
+        Some((endpoint, _)) if !endpoint.takes_method(head.method) => {
+            let reply = http::Reply::error(405, "Method not allowed");
+            answer(asked(), reply.with("Allow", endpoint.allow()), who, cx)
+        }
+        Some((endpoint, value)) => {
+            Step::Ask(Box::new(Question { endpoint, value: value.into(), asked: asked() }))
+        }
         None => answer(asked(), http::Reply::error(404, "Not found"), who, cx),
     }
 }

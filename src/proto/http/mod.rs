@@ -8,7 +8,6 @@
 //! Refused, because two programs in a row that read such a head differently can be played off against each other (RFC 9112
 //! §11.2): bare CR and bare LF, a space before the colon, folded lines, NUL and other control bytes, repeated or malformed
 //! `Content-Length`, `Transfer-Encoding` where no body belongs, several `Host` or none, several `Sec-WebSocket-Key`.
-//! Request bodies are not taken at all: 413.
 
 mod reply;
 mod request;

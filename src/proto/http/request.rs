@@ -18,6 +18,7 @@ pub struct RequestHead<'h, 'b> {
     pub minor_version: u8,
     pub headers: Headers<'h, 'b>,
     parts: TargetParts<'b>,
+    body_bytes: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -32,7 +33,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
     /// lines (CRLF) before it are skipped and counted in (RFC 9112 §2.2).
     ///
     /// # Errors
-    /// 400 for what is malformed or ambiguous, 405 for CONNECT, 413 when it announces a body, 414 when the target is over
+    /// 400 for what is malformed or ambiguous, 405 for CONNECT, 414 when the target is over
     /// [`TARGET_BYTES_MAX`], 431 when the head is over [`HEAD_BYTES_MAX`] or [`HEADERS_MAX`], 505 for other versions of HTTP.
     pub fn parse(
         bytes: &'b [u8],
@@ -74,8 +75,9 @@ impl<'h, 'b> RequestHead<'h, 'b> {
         };
         let headers = Headers(request.headers);
         let parts = split_target(method, target)?;
-        check_request_headers(method, minor_version, headers)?;
-        Ok(Some((RequestHead { method, target, minor_version, headers, parts }, skipped + length)))
+        let body_bytes = check_request_headers(method, minor_version, headers)?;
+        let head = RequestHead { method, target, minor_version, headers, parts, body_bytes };
+        Ok(Some((head, skipped + length)))
     }
 
     /// The path: begins with `/`, or is `*` (OPTIONS only). Nothing in it is decoded.
@@ -98,6 +100,12 @@ impl<'h, 'b> RequestHead<'h, 'b> {
     pub fn is_keep_alive(&self) -> bool {
         let close = self.headers.has_token("connection", "close");
         !close && (self.minor_version > 0 || self.headers.has_token("connection", "keep-alive"))
+    }
+
+    /// Length of the body that follows the head, in bytes; [`u64::MAX`] where it is chunked, so that its length is only known
+    /// at its end.
+    pub fn body_bytes(&self) -> u64 {
+        self.body_bytes
     }
 
     /// Whether the answer's body is left out: HEAD.
@@ -210,11 +218,13 @@ fn is_authority(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte))
 }
 
+/// Refuses headers that two readers could understand differently; gives the length of the body in bytes, [`u64::MAX`] for
+/// one whose length is not announced.
 fn check_request_headers(
     method: &str,
     minor_version: u8,
     headers: Headers<'_, '_>,
-) -> Result<(), BadHead> {
+) -> Result<u64, BadHead> {
     let length = headers.content_length().map_err(bad)?;
     let is_chunked = headers.first("transfer-encoding").is_some();
     if is_chunked {
@@ -234,10 +244,10 @@ fn check_request_headers(
         Some(_) | None => {}
     }
     headers.only("sec-websocket-key", "several Sec-WebSocket-Key headers").map_err(bad)?;
-    if is_chunked || length.is_some_and(|length| length > 0) {
-        return Err(BadHead { status: 413, why: "request bodies are not taken" });
-    }
-    Ok(())
+    Ok(match (is_chunked, length) {
+        (true, _) => u64::MAX,
+        (false, length) => length.unwrap_or(0),
+    })
 }
 
 #[cfg(test)]
@@ -497,14 +507,18 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn bodies_are_not_taken() {
+    fn body_length_is_read_and_ambiguous_ones_are_refused() {
         let post = |lines: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{lines}\r\n");
-        assert!(read(post("").as_bytes()).is_ok());
-        assert!(read(post("Content-Length: 0\r\n").as_bytes()).is_ok());
-        assert!(read(post("Content-Length: 000\r\n").as_bytes()).is_ok());
-        refused(post("Content-Length: 1\r\n"), 413);
-        refused(get("Content-Length: 18446744073709551615\r\n"), 413);
-        refused(post("Transfer-Encoding: chunked\r\n"), 413);
+        let body_bytes = |head: &str| {
+            let mut slots = empty_slots();
+            RequestHead::parse(head.as_bytes(), &mut slots).unwrap().unwrap().0.body_bytes()
+        };
+        for none in ["", "Content-Length: 0\r\n", "Content-Length: 000\r\n"] {
+            assert_eq!(body_bytes(&post(none)), 0, "{none}");
+        }
+        assert_eq!(body_bytes(&post("Content-Length: 1\r\n")), 1);
+        assert_eq!(body_bytes(&get("Content-Length: 18446744073709551615\r\n")), u64::MAX);
+        assert_eq!(body_bytes(&post("Transfer-Encoding: chunked\r\n")), u64::MAX);
         for method in ["GET", "HEAD"] {
             refused(
                 format!("{method} / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"),

@@ -1,0 +1,177 @@
+//! The gateway's own HTTP endpoints, as one table.
+//!
+//! Routing, the methods of a 405, request bodies, the rule that no route may hide an endpoint, and the test that compares
+//! the documents with the program all read [`ENDPOINTS`]. To add an endpoint, add a row and a variant of [`Answer`]; the
+//! compiler then asks the gateway for what answers it, and `tests/documented.rs` for its row in `docs/protocol.md`.
+
+/// One endpoint.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// The path. `{name}` matches one whole, non-empty segment and can only be the last one.
+    pub path: &'static str,
+    /// Any other method is answered with 405 and these in `Allow`.
+    pub methods: &'static [&'static str],
+    /// Who gets an answer.
+    pub audience: Audience,
+    /// The largest request body that is taken, in bytes; a larger one is answered with 413.
+    pub body_bytes_max: u64,
+    pub answer: Answer,
+    /// What the endpoint is for, in one line.
+    pub doc: &'static str,
+}
+
+/// Who may use an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audience {
+    /// Every client that can connect.
+    Everyone,
+}
+
+/// What answers an endpoint; `gateway/snapshot.rs` has the code for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    Page,
+    Health,
+    Ready,
+    Connections,
+    Status,
+    Metrics,
+}
+
+/// HEAD is answered wherever GET is (RFC 9110 §9.3.2).
+const READ: &[&str] = &["GET", "HEAD"];
+
+/// Every endpoint of the gateway.
+pub const ENDPOINTS: &[Endpoint] = &[
+    Endpoint {
+        path: "/",
+        methods: READ,
+        audience: Audience::Everyone,
+        body_bytes_max: 0,
+        answer: Answer::Page,
+        doc: "the status page",
+    },
+    Endpoint {
+        path: "/health",
+        methods: READ,
+        audience: Audience::Everyone,
+        body_bytes_max: 0,
+        answer: Answer::Health,
+        doc: "whether backends and Redis can be reached; always 200",
+    },
+    Endpoint {
+        path: "/ready",
+        methods: READ,
+        audience: Audience::Everyone,
+        body_bytes_max: 0,
+        answer: Answer::Ready,
+        doc: "whether new clients should be sent here: 200 or 503",
+    },
+    Endpoint {
+        path: "/connections",
+        methods: READ,
+        audience: Audience::Everyone,
+        body_bytes_max: 0,
+        answer: Answer::Connections,
+        doc: "every open WebSocket",
+    },
+    Endpoint {
+        path: "/status/{task_id}",
+        methods: READ,
+        audience: Audience::Everyone,
+        body_bytes_max: 0,
+        answer: Answer::Status,
+        doc: "the state of one task",
+    },
+    Endpoint {
+        path: "/metrics",
+        methods: READ,
+        audience: Audience::Everyone,
+        body_bytes_max: 0,
+        answer: Answer::Metrics,
+        doc: "counters and gauges for Prometheus",
+    },
+];
+
+impl Endpoint {
+    /// The endpoint at `path` (without its query), and the segment that its `{name}` matched, as the client wrote it; `""`
+    /// where it has no name.
+    pub fn find(path: &str) -> Option<(&'static Endpoint, &str)> {
+        ENDPOINTS.iter().find_map(|endpoint| Some((endpoint, endpoint.match_path(path)?)))
+    }
+
+    fn match_path<'p>(&self, path: &'p str) -> Option<&'p str> {
+        match self.path.split_once('{') {
+            None => (path == self.path).then_some(""),
+            Some((before, _)) => {
+                path.strip_prefix(before).filter(|value| !value.is_empty() && !value.contains('/'))
+            }
+        }
+    }
+
+    pub fn takes_method(&self, method: &str) -> bool {
+        self.methods.contains(&method)
+    }
+
+    /// The value of the `Allow` header.
+    pub fn allow(&self) -> String {
+        self.methods.join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::route::Template;
+
+    #[test]
+    fn endpoints_are_found_by_exact_path() {
+        for (path, found) in [
+            ("/", Some((Answer::Page, ""))),
+            ("/health", Some((Answer::Health, ""))),
+            ("/ready", Some((Answer::Ready, ""))),
+            ("/connections", Some((Answer::Connections, ""))),
+            ("/metrics", Some((Answer::Metrics, ""))),
+            ("/status/a%20b", Some((Answer::Status, "a%20b"))),
+            ("/status/", None),
+            ("/status", None),
+            ("/status/a/b", None),
+            ("/health/", None),
+            ("/Health", None),
+            ("", None),
+        ] {
+            let answer = Endpoint::find(path).map(|(endpoint, value)| (endpoint.answer, value));
+            assert_eq!(answer, found, "{path}");
+        }
+    }
+
+    /// `route::check` compares routes with these paths as templates, so both must agree on what a path matches.
+    #[test]
+    fn every_path_is_a_template_that_matches_the_same_paths() {
+        for endpoint in ENDPOINTS {
+            let template = Template::parse(endpoint.path).expect("endpoint paths are well formed");
+            for path in ["/", "/health", "/status/a", "/status/", "/status/a/b", "/metrics", "/x"] {
+                assert_eq!(
+                    endpoint.match_path(path).is_some(),
+                    template.match_path(path).is_some(),
+                    "{path} at {}",
+                    endpoint.path
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn head_is_answered_wherever_get_is() {
+        for endpoint in ENDPOINTS {
+            assert_eq!(
+                endpoint.takes_method("GET"),
+                endpoint.takes_method("HEAD"),
+                "{}",
+                endpoint.path
+            );
+        }
+        assert!(!ENDPOINTS[0].takes_method("get"), "methods are case-sensitive (RFC 9110 §9.1)");
+        assert_eq!(ENDPOINTS[0].allow(), "GET, HEAD");
+    }
+}
