@@ -5,7 +5,7 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use aivtuber_gateway::cli::{self, Action, Invocation};
 use aivtuber_gateway::config::{self, Config, Flags, Loaded};
@@ -94,7 +94,7 @@ fn run_demo(flags: Flags, loaded: Loaded, logging: &Logging) -> Result<(), Strin
 /// The gateway, from here to its end. The error is a sentence, for exit status 1.
 fn run(flags: Flags, loaded: Loaded, demo: Option<Demo>, logging: &Logging) -> Result<(), String> {
     let Loaded { config, path, .. } = loaded;
-    let (is_demo, demo) = (demo.is_some(), demo.map(Rc::new));
+    let (is_demo, demo) = (demo.is_some(), demo.map(Arc::new));
     log::info!(
         target: "gateway",
         "starting version={} config={} demo={is_demo} {}",
@@ -103,9 +103,13 @@ fn run(flags: Flags, loaded: Loaded, demo: Option<Demo>, logging: &Logging) -> R
         config.summary(),
     );
     let hooks = Hooks {
-        reload: {
-            let (mut running, logging, demo) = (config.clone(), logging.clone(), demo.clone());
-            Box::new(move || reload(&flags, demo.as_deref(), &mut running, &logging))
+        read_config: {
+            let demo = demo.clone();
+            Box::new(move || load(&flags, demo.as_deref()))
+        },
+        apply_config: {
+            let (mut running, logging) = (config.clone(), logging.clone());
+            Box::new(move |loaded| apply(loaded, &mut running, &logging))
         },
         reopen_log: {
             let logging = logging.clone();
@@ -127,15 +131,14 @@ fn run(flags: Flags, loaded: Loaded, demo: Option<Demo>, logging: &Logging) -> R
     reactor.run().map_err(|error| error.to_string())
 }
 
-/// Reads the configuration again and takes the log's part into use. Gives what the gateway is to take; nothing if the configuration
-/// is wrong, which is logged and leaves the running one as it is.
-fn reload(
-    flags: &Flags,
-    demo: Option<&Demo>,
+/// Applies a configuration that was read again to the log. Returns what the gateway is to apply; `None` if the configuration is
+/// bad, which is logged and leaves the running one as it is.
+fn apply(
+    loaded: Result<Loaded, config::Problems>,
     running: &mut Config,
     logging: &Logging,
 ) -> Option<gateway::Settings> {
-    let Loaded { mut config, warnings, path } = match load(flags, demo) {
+    let Loaded { mut config, warnings, path } = match loaded {
         Ok(loaded) => loaded,
         Err(problems) => {
             for problem in problems.0 {

@@ -37,6 +37,7 @@ use aivtuber_gateway::gateway::{self, Gateway};
 use aivtuber_gateway::net::{Side, Socket, Source};
 use aivtuber_gateway::service::limits::{self, OriginRule};
 use aivtuber_gateway::service::route::{BackendUrl, RouteSettings, Target, Template};
+use aivtuber_gateway::session::jobs::{Answer, Job};
 use aivtuber_gateway::session::{self, OnBackendFailure};
 use kernel::{Action, Dialer, End, Host, Kernel, LinkId, Nature, Near, Shared};
 use std::fmt::Write as _;
@@ -238,6 +239,8 @@ struct Theatre {
     people: Vec<Person>,
     slots: Vec<(usize, LinkId)>,
     waiting: Vec<LinkId>,
+    /// Finished background jobs, for the next turn.
+    answers: Vec<Answer>,
     backends: usize,
     shows_heads: bool,
     /// What `stats` said.
@@ -312,6 +315,7 @@ impl Theatre {
             people: Vec::new(),
             slots: Vec::new(),
             waiting: Vec::new(),
+            answers: Vec::new(),
             backends: 0,
             shows_heads,
             shown: String::new(),
@@ -532,7 +536,8 @@ impl Theatre {
             let now = self.kernel.borrow().now;
             let is_due = self.gateway.next_turn().is_some_and(|at| at <= now);
             let is_knocked = !self.waiting.is_empty() && self.gateway.can_admit();
-            if is_due || is_knocked || self.kernel.borrow().has_edges() {
+            let is_answered = !self.answers.is_empty();
+            if is_due || is_knocked || is_answered || self.kernel.borrow().has_edges() {
                 self.turn();
             } else if !self.read() {
                 return Ok(());
@@ -571,9 +576,10 @@ impl Theatre {
         let now = self.kernel.borrow().now;
         self.gateway.begin_turn(now);
         for (_, source, ready) in events {
-            if let Source::Session(key, side) = source {
-                self.gateway.ready(key, side, ready);
-            }
+            self.gateway.ready(source, ready);
+        }
+        for answer in std::mem::take(&mut self.answers) {
+            self.gateway.handle_answer(answer);
         }
         self.gateway.settle();
         while self.gateway.can_admit() && !self.waiting.is_empty() {
@@ -588,13 +594,13 @@ impl Theatre {
                 SocketAddr::from(([192, 0, 2, 1], 50_000 + link as u16)),
             );
         }
-        while let Some(lookup) = self.gateway.poll_lookup() {
+        self.gateway.finish_turn();
+        self.gateway.shrink_to_fit();
+        while let Some(Job::LookUp { owner, .. }) = self.gateway.poll_job() {
             let addresses = ["[::1]:8003", "127.0.0.1:8003"]
                 .map(|address| address.parse().expect("an address"));
-            self.gateway.resolved(lookup.upstream, Ok(addresses.to_vec()));
+            self.answers.push(Answer::LookedUp { owner, found: Ok(addresses.to_vec()) });
         }
-        self.gateway.reap();
-        self.gateway.shrink_to_fit();
         loop {
             let Some(link) = self.kernel.borrow_mut().stands.pop_front() else { break };
             self.backends += 1;

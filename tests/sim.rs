@@ -6,12 +6,12 @@
 
 #[path = "sim/answers.rs"]
 mod answers;
-#[path = "sim/house.rs"]
-mod house;
 #[path = "sim/kernel.rs"]
 mod kernel;
 #[path = "sim/peers.rs"]
 mod peers;
+#[path = "sim/process.rs"]
+mod process;
 #[path = "sim/redis.rs"]
 mod redis;
 #[path = "sim/results.rs"]

@@ -1,28 +1,40 @@
-//! Sessions, timers, backends and limits as one whole; no clock and no real socket.
+//! Sessions, timers, Redis sockets, backends and limits as one whole; no clock and no real socket.
 //!
-//! The reactor, or a simulated world, says what happened and when: [`Gateway::begin_turn`], then any number of
-//! [`Gateway::admit`] and [`Gateway::ready`], then [`Gateway::settle`] and [`Gateway::reap`]. Two invariants hold it together:
+//! The reactor, or a simulated world, reports what happened and when. The order of a turn is fixed here, and is the same for
+//! both:
+//!
+//! 1. [`Gateway::begin_turn`] sets the moment of the turn.
+//! 2. [`Gateway::ready`] for each event, [`Gateway::handle_answer`] for each finished background job.
+//! 3. [`Gateway::settle`]: Redis is read, sessions that yielded go on, deadlines are judged, results are delivered.
+//! 4. [`Gateway::admit`] for each accepted connection; [`Gateway::drain`], [`Gateway::stop`], [`Gateway::adopt`] on a signal.
+//! 5. [`Gateway::finish_turn`]: Redis is written, sessions that ended are freed.
+//! 6. [`Gateway::poll_job`] until there is none: the turn's work for the background threads.
+//!
+//! Two invariants hold it together:
 //!
 //! - *One door*: `Gateway::drive` is the only caller of [`Session::drive`], and brings timers and lists up to date after it.
-//! - *Slots are freed last*: a session that ended in this turn keeps its slot until [`Gateway::reap`], so that a late event of
-//!   this turn reaches nobody else.
+//! - *Slots are freed last*: a session that ended in this turn keeps its slot until [`Gateway::finish_turn`], so that a late
+//!   event of this turn cannot reach another session.
 
+mod redis;
 mod snapshot;
 
 use crate::base::moment::Moment;
 use crate::base::table::FIRST_BYTES;
 use crate::base::timers::Timers;
-use crate::net::{Conn, Network, Ready, Side, Socket};
+use crate::net::{self, Conn, Network, Ready, Socket, Source};
 use crate::proto::http::Reply;
 use crate::service::limits::{self, Limits};
-use crate::service::link::{self, Link};
+use crate::service::link::{self, Link, REDIS_ROLES};
 use crate::service::results::{Notice, Results};
 use crate::service::route::{RouteSettings, RouteTarget, Routes, Target};
 use crate::service::stats::Stats;
 use crate::service::tasks::{self, Tasks};
 use crate::service::upstreams::UpstreamId;
+use crate::session::jobs::{Answer, Job, NameOwner};
 use crate::session::{self, Admission, Context, Driven, Identity, Phase, Session};
 use log::{info, warn};
+use redis::RedisSockets;
 use slab::Slab;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
@@ -36,8 +48,8 @@ const WORKERS_MAX: usize = 1000;
 /// What is left for last frames to leave when the drain time is over, and for Redis to keep the last results.
 const LAST_CALL: Duration = Duration::from_millis(500);
 
-/// Of a crowd of so many or more it is noticed when half of it has left.
-const CROWD_MIN: usize = 64;
+/// Unused slots are released once the number of sessions has halved, from this number up.
+const RELEASE_FROM: usize = 64;
 
 /// How the gateway behaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,22 +64,15 @@ pub struct Settings {
     pub link: link::Settings,
 }
 
-/// A backend's name that has to be looked up.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lookup {
-    pub upstream: UpstreamId,
-    pub host: String,
-    pub port: u16,
-}
-
 /// Everything between accepted sockets and backends.
 pub struct Gateway {
     sessions: Slab<Session>,
     timers: Timers,
     yielded: Vec<usize>,
     closed: Vec<usize>,
-    /// The most sessions at a time since [`Gateway::has_thinned_out`] was last true.
-    crowd: usize,
+    redis: RedisSockets,
+    /// The largest number of sessions since unused slots were last released.
+    sessions_peak: usize,
     refusals: usize,
     /// Open connections of workers.
     workers: usize,
@@ -120,7 +125,8 @@ impl Gateway {
             timers: Timers::new(),
             yielded: Vec::new(),
             closed: Vec::new(),
-            crowd: 0,
+            redis: RedisSockets::new(),
+            sessions_peak: 0,
             refusals: 0,
             workers: 0,
             is_inbox,
@@ -205,16 +211,37 @@ impl Gateway {
         }
     }
 
-    /// Something happened at one socket of a session.
-    pub fn ready(&mut self, key: usize, side: Side, ready: Ready) {
-        if let Some(session) = self.sessions.get_mut(key) {
-            session.handle_ready(side, ready);
-            self.drive(key);
+    /// An event of a socket that the gateway owns. Events of other sources are none of its business and are ignored.
+    #[inline]
+    pub fn ready(&mut self, source: Source, ready: Ready) {
+        match source {
+            Source::Session(key, side) => {
+                if let Some(session) = self.sessions.get_mut(key) {
+                    session.handle_ready(side, ready);
+                    self.drive(key);
+                }
+            }
+            Source::Link(role) => self.redis.handle_ready(REDIS_ROLES[role], ready),
+            Source::Listener(_) | Source::Signal(_) | Source::Waker | Source::Alarm => {}
         }
     }
 
-    /// After all events of a turn: those who had more to do, and those whose time has come.
+    /// The outcome of a background job.
+    pub fn handle_answer(&mut self, answer: Answer) {
+        match answer {
+            Answer::LookedUp { owner: NameOwner::Backend(upstream), found } => {
+                self.handle_backend_addresses(upstream, found)
+            }
+            Answer::LookedUp { owner: NameOwner::Redis(role), found } => {
+                self.redis.handle_addresses(role, found, &mut self.cx)
+            }
+        }
+    }
+
+    /// After all events of the turn: reads Redis, goes on with sessions that had more to do or whose deadline has come, and
+    /// delivers what was published.
     pub fn settle(&mut self) {
+        self.redis.read(&mut self.cx);
         for key in std::mem::take(&mut self.yielded) {
             if let Some(session) = self.sessions.get_mut(key)
                 && std::mem::take(&mut session.is_yielded)
@@ -268,7 +295,7 @@ impl Gateway {
         }
     }
 
-    /// Results, for whoever has the sockets of the link to Redis.
+    /// What is known of results, and the link to Redis.
     pub fn results(&mut self) -> &mut Results<u32> {
         &mut self.cx.results
     }
@@ -278,31 +305,31 @@ impl Gateway {
         self.cx.routes.iter().any(|route| matches!(route.target, RouteTarget::Output))
     }
 
-    /// Frees what ended in this turn. *Slots are freed last.*
-    pub fn reap(&mut self) {
-        if self.closed.is_empty() {
-            return;
+    /// The end of a turn: sends what Redis is to get, and frees what ended. *Slots are freed last.*
+    pub fn finish_turn(&mut self) {
+        self.redis.flush(&mut self.cx);
+        if !self.closed.is_empty() {
+            self.reap();
         }
+    }
+
+    fn reap(&mut self) {
+        // Sessions are added all the time and removed only here.
+        self.sessions_peak = self.sessions_peak.max(self.sessions.len());
         for key in std::mem::take(&mut self.closed) {
             self.timers.disarm(key);
             let session = self.sessions.remove(key);
             self.release(session);
         }
         self.cx.routes.release_unused(&mut self.cx.upstreams);
-    }
-
-    /// Half of a crowd has left: what it needed in memory is worth giving back. True once for each half.
-    pub fn has_thinned_out(&mut self) -> bool {
-        self.crowd = self.crowd.max(self.sessions.len());
-        let has_thinned_out = self.crowd >= CROWD_MIN && self.sessions.len() <= self.crowd / 2;
-        if has_thinned_out {
-            self.crowd = self.sessions.len();
+        if self.sessions_peak >= RELEASE_FROM && self.sessions.len() <= self.sessions_peak / 2 {
+            self.sessions_peak = self.sessions.len();
             self.shrink_to_fit();
+            net::give_memory_back();
         }
-        has_thinned_out
     }
 
-    /// Gives back the slots behind the last one that is in use. The lowest are taken first from then on.
+    /// Releases the slots behind the last one in use. The lowest ones are used first from then on.
     pub fn shrink_to_fit(&mut self) {
         self.sessions.shrink_to_fit();
         self.timers.shrink_to_fit();
@@ -310,7 +337,7 @@ impl Gateway {
 
     /// When the next turn must begin even if nothing happens; a moment in the past: at once.
     pub fn next_turn(&self) -> Option<Moment> {
-        if !self.yielded.is_empty() {
+        if !self.yielded.is_empty() || self.redis.has_news() {
             return Some(self.cx.now);
         }
         let drained = match self.lifecycle {
@@ -321,15 +348,16 @@ impl Gateway {
         [self.timers.next(), drained, self.cx.results.deadline()].into_iter().flatten().min()
     }
 
-    /// The next backend's name to be looked up; [`Gateway::resolved`] brings the answer.
-    pub fn poll_lookup(&mut self) -> Option<Lookup> {
-        let upstream = self.cx.lookups.pop()?;
-        let url = self.cx.upstreams.url(upstream);
-        Some(Lookup { upstream, host: url.host().to_owned(), port: url.port() })
+    /// The next job for the background threads; [`Gateway::handle_answer`] takes the outcome.
+    pub fn poll_job(&mut self) -> Option<Job> {
+        self.cx.jobs.pop_front()
     }
 
-    /// What looking up a name gave: addresses in the order to try them, or why there are none.
-    pub fn resolved(&mut self, upstream: UpstreamId, answer: Result<Vec<SocketAddr>, String>) {
+    fn handle_backend_addresses(
+        &mut self,
+        upstream: UpstreamId,
+        answer: Result<Vec<SocketAddr>, String>,
+    ) {
         if let Err(why) = &answer
             && self.cx.upstreams.is_known(upstream)
         {

@@ -12,6 +12,7 @@ pub mod token;
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 pub use audio::AudioFile;
 pub use conn::{Conn, Io, Ready};
@@ -79,9 +80,23 @@ pub enum Socket {
     Other(Box<dyn Transport>),
 }
 
+/// Where a connection can be made to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PeerAddress {
+    Tcp(SocketAddr),
+    /// A Unix socket in the file system.
+    Unix(PathBuf),
+}
+
+impl From<SocketAddr> for PeerAddress {
+    fn from(address: SocketAddr) -> Self {
+        PeerAddress::Tcp(address)
+    }
+}
+
 /// Where new connections come from.
 pub trait Network {
-    /// Begins to connect to `to`, registered as `source`. The connection need not stand yet: a first write says
-    /// `WouldBlock` until it does and fails when it cannot.
-    fn connect(&mut self, to: SocketAddr, source: Source) -> io::Result<Socket>;
+    /// Begins to connect to `to`, registered as `source`. The connection need not be established yet: a first write says
+    /// `WouldBlock` until it is, and fails when it cannot be.
+    fn connect(&mut self, to: &PeerAddress, source: Source) -> io::Result<Socket>;
 }

@@ -1,6 +1,6 @@
 //! The real network: TCP through `mio`.
 
-use super::{AudioFile, Network, Pipe, Socket, Source, Transport, sys};
+use super::{AudioFile, Network, PeerAddress, Pipe, Socket, Source, Transport, sys};
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry};
 use rustix::io::Errno;
@@ -120,7 +120,7 @@ impl Transport for Unix {
     }
 }
 
-/// Dials over TCP and registers with the reactor's poll.
+/// Dials over TCP and Unix sockets and registers with the reactor's poll.
 pub struct TcpNetwork {
     registry: Registry,
     /// What this host sends is paced, if nothing else is chosen.
@@ -135,8 +135,13 @@ impl TcpNetwork {
 }
 
 impl Network for TcpNetwork {
-    fn connect(&mut self, to: SocketAddr, source: Source) -> io::Result<Socket> {
-        begin(to, source, self.is_paced && to.ip().is_loopback(), &self.registry)
+    fn connect(&mut self, to: &PeerAddress, source: Source) -> io::Result<Socket> {
+        match to {
+            PeerAddress::Tcp(to) => {
+                connect(*to, source, self.is_paced && to.ip().is_loopback(), &self.registry)
+            }
+            PeerAddress::Unix(path) => connect_unix(path, source, &self.registry),
+        }
     }
 }
 
@@ -146,12 +151,7 @@ pub fn accepted(mut stream: TcpStream, source: Source, registry: &Registry) -> i
     Ok(Socket::Tcp(Tcp(stream)))
 }
 
-/// Begins to connect to `to`, registered as `source`.
-pub fn connect(to: SocketAddr, source: Source, registry: &Registry) -> io::Result<Socket> {
-    begin(to, source, false, registry)
-}
-
-fn begin(
+fn connect(
     to: SocketAddr,
     source: Source,
     is_unpaced: bool,
@@ -171,8 +171,7 @@ fn begin(
     Ok(Socket::Tcp(Tcp(stream)))
 }
 
-/// Connects to the socket at `path`, registered as `source`.
-pub fn connect_unix(path: &Path, source: Source, registry: &Registry) -> io::Result<Socket> {
+fn connect_unix(path: &Path, source: Source, registry: &Registry) -> io::Result<Socket> {
     let mut stream = UnixStream::connect(path)?;
     registry.register(&mut stream, source.into(), BOTH)?;
     Ok(Socket::Other(Box::new(Unix(stream))))

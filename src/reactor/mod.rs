@@ -1,34 +1,34 @@
 //! The poll loop: one thread, one `mio::Poll`, every socket registered once.
 //!
-//! A turn waits for events, reads the clock once, passes everything on to the [`Gateway`], accepts, reaps, and writes the
-//! log. Nothing in it may block: names are looked up by a helper thread, and lines of the log go to a buffer until the end of
-//! the turn.
+//! A turn waits for events, reads the clock once, and passes everything on to the [`Gateway`], whose module describes the
+//! order of a turn. What belongs to the reactor alone: waiting, the clock, accepting, signals, background threads, and the
+//! moment at which the log is written.
+//!
+//! Nothing in a turn may block: what might is done by the threads of [`background`], and log lines go to a buffer that is
+//! written at the end of the turn.
 
 mod alarm;
+mod background;
 pub mod clock;
 pub mod listeners;
-mod redis;
-mod resolver;
+mod names;
 mod signals;
 
 use crate::base::moment::Moment;
 use crate::gateway::{self, Gateway};
 use crate::net::tcp::TcpNetwork;
-use crate::net::{self, Ready, Source};
-use crate::service::link::REDIS_ROLES;
+use crate::net::{Ready, Source};
 use alarm::Alarm;
+use background::{Background, News, ReadConfig};
 use clock::Clock;
 use listeners::{Door, Listeners};
 use log::info;
 use mio::event::Event;
 use mio::{Events, Poll, Waker};
-use redis::RedisSockets;
-use resolver::{Resolver, Subject};
 use signals::{Signal, Signals};
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// Events taken from the kernel at once; the others come with the next turn.
@@ -44,12 +44,14 @@ pub struct Settings {
     pub reuse_port: bool,
 }
 
-/// What the front door does when the reactor is told to.
-pub struct Hooks {
-    /// Reads the configuration again and reopens the log; `None` when it is bad, which has been said.
-    pub reload: Box<dyn FnMut() -> Option<gateway::Settings>>,
+/// What the reactor asks of the program around it. `C` is the configuration as it was read, good or bad.
+pub struct Hooks<C> {
+    /// Reads the configuration. Runs on a background thread, since a file or a name in it may be slow.
+    pub read_config: ReadConfig<C>,
+    /// Applies what was read to the log, and returns what the gateway is to apply; `None` if it is bad, which has been logged.
+    pub apply_config: Box<dyn FnMut(C) -> Option<gateway::Settings>>,
     pub reopen_log: Box<dyn FnMut()>,
-    /// Writes the log's lines that are due.
+    /// Writes the log lines that are due.
     pub log_turn: Box<dyn Fn(Moment) -> LogState>,
 }
 
@@ -67,37 +69,50 @@ pub struct LogState {
 pub enum StartError {
     /// This address cannot be listened on.
     Listen(SocketAddr, io::Error),
+    /// The system allows no more threads.
+    Threads(io::Error),
     Other(io::Error),
 }
 
 /// The loop and all that is registered with it.
-pub struct Reactor {
+pub struct Reactor<C> {
     clock: Clock,
     alarm: Alarm,
     poll: Poll,
     events: Events,
     gateway: Gateway,
-    redis: RedisSockets,
-    redis_has_more: bool,
     listeners: Listeners,
     signals: Signals,
-    resolver: Resolver,
-    hooks: Hooks,
+    background: Background<C>,
+    hooks: ReactorHooks<C>,
     log_due_at: Option<Moment>,
 }
 
-impl Reactor {
-    /// Opens the listeners. From here on clients can connect, though nobody is served before [`Reactor::run`].
+/// The hooks that run in the loop.
+struct ReactorHooks<C> {
+    apply_config: Box<dyn FnMut(C) -> Option<gateway::Settings>>,
+    reopen_log: Box<dyn FnMut()>,
+    log_turn: Box<dyn Fn(Moment) -> LogState>,
+}
+
+impl<C: Send + 'static> Reactor<C> {
+    /// Opens the listeners and starts the background threads. From here on clients can connect, though nobody is served before
+    /// [`Reactor::run`].
+    ///
+    /// # Errors
+    /// When the system refuses an address, a thread or a descriptor that is needed.
     pub fn new(
         settings: &Settings,
         gateway: gateway::Settings,
-        hooks: Hooks,
-    ) -> Result<Reactor, StartError> {
+        hooks: Hooks<C>,
+    ) -> Result<Reactor<C>, StartError> {
+        let Hooks { read_config, apply_config, reopen_log, log_turn } = hooks;
         let clock = Clock::start();
         listeners::raise_descriptor_limit();
         let poll = Poll::new()?;
         let registry = poll.registry();
-        let waker = Arc::new(Waker::new(registry, Source::Waker.into())?);
+        let waker = Waker::new(registry, Source::Waker.into())?;
+        let background = Background::start(waker, read_config).map_err(StartError::Threads)?;
         let network = Box::new(TcpNetwork::new(registry.try_clone()?));
         let chance = fastrand::Rng::new();
         let gateway = Gateway::new(gateway, network, chance, clock.now(), SystemTime::now())
@@ -111,14 +126,12 @@ impl Reactor {
             clock,
             alarm,
             gateway,
-            redis: RedisSockets::default(),
-            redis_has_more: false,
             events: Events::with_capacity(EVENTS_PER_TURN),
-            resolver: Resolver::new(waker),
+            background,
             poll,
             listeners,
             signals,
-            hooks,
+            hooks: ReactorHooks { apply_config, reopen_log, log_turn },
             log_due_at: None,
         })
     }
@@ -145,13 +158,6 @@ impl Reactor {
             info!(target: "inbox", "listening address={address}");
         }
         log::logger().flush();
-        // The link's first dial is due, and no event will come before it that would end the first wait.
-        self.redis_has_more = self.redis.turn(
-            self.gateway.results(),
-            &mut self.resolver,
-            self.poll.registry(),
-            self.clock.now(),
-        )?;
         while !self.gateway.is_stopped() {
             self.turn()?;
         }
@@ -160,6 +166,7 @@ impl Reactor {
         Ok(())
     }
 
+    /// One turn. What the gateway does in it, and in which order, is described in [`crate::gateway`].
     fn turn(&mut self) -> io::Result<()> {
         let wait = self.wait()?;
         match self.poll.poll(&mut self.events, wait) {
@@ -169,51 +176,33 @@ impl Reactor {
         let now = self.clock.now();
         self.gateway.begin_turn(now);
         let mut is_signalled = false;
-        let mut is_woken = false;
-        let mut has_redis_moved = self.redis_has_more;
+        let mut is_woken = self.background.has_news();
         for event in &self.events {
             match Source::from(event.token()) {
-                Source::Session(key, side) => self.gateway.ready(key, side, ready(event)),
+                source @ (Source::Session(..) | Source::Link(_)) => {
+                    self.gateway.ready(source, ready(event));
+                }
                 Source::Listener(index) => self.listeners.handle_ready(index),
                 Source::Signal(_) => is_signalled = true,
                 Source::Waker => is_woken = true,
                 Source::Alarm => self.alarm.handle_ring(),
-                Source::Link(role) => {
-                    self.redis.handle_ready(REDIS_ROLES[role], ready(event));
-                    has_redis_moved = true;
-                }
             }
         }
+        let mut config = None;
         if is_woken {
-            self.handle_answers(now);
-        }
-        // What is due by time alone is settled by the gateway, and done by the flush.
-        if has_redis_moved || is_woken {
-            self.redis_has_more = self.redis.turn(
-                self.gateway.results(),
-                &mut self.resolver,
-                self.poll.registry(),
-                now,
-            )?;
+            config = self.handle_news(now);
         }
         self.gateway.settle();
-        self.redis.flush(self.gateway.results(), &mut self.resolver, self.poll.registry(), now)?;
         self.listeners.accept(&mut self.gateway, self.poll.registry(), now);
-        while let Some(lookup) = self.gateway.poll_lookup() {
-            self.resolver.ask(Subject::Backend(lookup.upstream), lookup.host, lookup.port)?;
-        }
         if is_signalled {
             self.handle_signals();
-            self.redis.flush(
-                self.gateway.results(),
-                &mut self.resolver,
-                self.poll.registry(),
-                now,
-            )?;
         }
-        self.gateway.reap();
-        if self.gateway.has_thinned_out() {
-            net::give_memory_back();
+        if let Some(settings) = config.and_then(|config| (self.hooks.apply_config)(config)) {
+            self.gateway.adopt(settings);
+        }
+        self.gateway.finish_turn();
+        while let Some(job) = self.gateway.poll_job() {
+            self.background.submit(job, now);
         }
         let log = (self.hooks.log_turn)(now);
         self.log_due_at = log.due_at;
@@ -226,27 +215,25 @@ impl Reactor {
         let now = self.gateway.now();
         let next =
             [self.gateway.next_turn(), self.listeners.next_turn(&self.gateway), self.log_due_at];
-        let next = next.into_iter().flatten().min();
-        match next {
-            _ if self.redis_has_more => Ok(Some(Duration::ZERO)),
-            // From the moment of the turn: a second look at the clock would cost more than the turn's length is worth.
+        match next.into_iter().flatten().min() {
+            _ if self.background.has_news() => Ok(Some(Duration::ZERO)),
+            // Counted from the moment of the turn: reading the clock again would cost more than the turn's length matters.
             Some(at) if at <= now => Ok(Some(Duration::ZERO)),
             Some(at) => self.alarm.set(at, now).map(|()| None),
             None => Ok(None),
         }
     }
 
-    fn handle_answers(&mut self, now: Moment) {
-        while let Some((subject, answer)) = self.resolver.poll_answer() {
-            match subject {
-                Subject::Backend(upstream) => self.gateway.resolved(upstream, answer),
-                Subject::Redis(role) => {
-                    if let Some(link) = self.gateway.results().link() {
-                        self.redis.handle_addresses(role, answer, link, self.poll.registry(), now);
-                    }
-                }
+    /// Passes on what the background threads have finished. Returns the configuration if it was read, the latest if more than once.
+    fn handle_news(&mut self, now: Moment) -> Option<C> {
+        let mut latest = None;
+        while let Some(news) = self.background.poll_news(now) {
+            match news {
+                News::Answer(answer) => self.gateway.handle_answer(answer),
+                News::Config(config) => latest = Some(config),
             }
         }
+        latest
     }
 
     fn handle_signals(&mut self) {
@@ -258,11 +245,7 @@ impl Reactor {
                     self.listeners.close();
                     self.gateway.drain();
                 }
-                Signal::Reload => {
-                    if let Some(settings) = (self.hooks.reload)() {
-                        self.gateway.adopt(settings);
-                    }
-                }
+                Signal::Reload => self.background.read_config(),
                 Signal::Reopen => (self.hooks.reopen_log)(),
             }
         }
@@ -294,6 +277,7 @@ impl fmt::Display for StartError {
                 )
             }
             StartError::Listen(address, error) => write!(f, "cannot listen on {address}: {error}"),
+            StartError::Threads(error) => write!(f, "cannot start the background threads: {error}"),
             StartError::Other(error) => error.fmt(f),
         }
     }

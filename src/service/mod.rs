@@ -4,6 +4,7 @@ pub mod bus;
 pub mod endpoints;
 pub mod limits;
 pub mod link;
+pub mod name;
 pub mod report;
 pub mod results;
 pub mod route;

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::endpoints::ENDPOINTS;
 use super::upstreams::{UpstreamId, Upstreams};
@@ -22,7 +23,7 @@ pub const TASK_ID: &str = "task_id";
 pub struct Template {
     text: Box<str>,
     pieces: Box<[Piece]>,
-    names: Rc<[Box<str>]>,
+    names: Arc<[Box<str>]>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +82,7 @@ impl Template {
                 }
             }
         }
-        rest.is_empty().then(|| Params { names: Rc::clone(&self.names), values })
+        rest.is_empty().then(|| Params { names: Arc::clone(&self.names), values })
     }
 
     /// The text with each name replaced by its value. A name that `params` lacks becomes nothing; [`check`] has made sure that
@@ -219,7 +220,7 @@ fn is_dot_segment(segment: &str) -> bool {
 /// What the names of a template stood for in one path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Params<'p> {
-    names: Rc<[Box<str>]>,
+    names: Arc<[Box<str>]>,
     values: Vec<&'p str>,
 }
 

@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::name::Name;
 use super::route::BackendUrl;
 use crate::base::backoff::Backoff;
 
@@ -212,7 +213,7 @@ impl Upstreams {
     /// has failed, with [`Upstreams::lookup_error`] as the reason. An answer for a backend forgotten meanwhile is ignored.
     pub fn resolved(&mut self, id: UpstreamId, answer: Result<Vec<SocketAddr>, String>) {
         let Some(upstream) = self.entries.get_mut(&id) else { return };
-        if upstream.url.ip().is_some() {
+        if upstream.name().known_addresses().is_some() {
             return;
         }
         (upstream.addresses, upstream.lookup_error) = match answer {
@@ -241,10 +242,14 @@ impl Upstream {
         self.rests_until.is_some_and(|until| now < until || self.dialing > 0)
     }
 
+    fn name(&self) -> Name {
+        Name { host: self.url.host().to_owned(), port: self.url.port() }
+    }
+
     /// A look-up under way stays: its answer is newer than the failure.
     fn forget_addresses(&mut self) {
-        if let Some(ip) = self.url.ip() {
-            self.addresses = Addresses::Known(Rc::new([SocketAddr::new(ip, self.url.port())]));
+        if let Some(known) = self.name().known_addresses() {
+            self.addresses = Addresses::Known(known.into());
         } else if self.addresses != Addresses::Looking {
             self.addresses = Addresses::Unknown;
         }

@@ -10,6 +10,7 @@
 //! All attempts share one `connect_timeout`: a client waits no longer because there are more backends. While addresses
 //! remain to be tried, each gets an even share of what is left, so that one that swallows packets does not use it all up.
 
+use super::jobs::{Job, NameOwner};
 use super::linger::Linger;
 use super::relay::{Early, Relay};
 use super::reply::Reply;
@@ -20,6 +21,7 @@ use crate::proto::body::BodyScanner;
 use crate::proto::http::{self, HEAD_BYTES_MAX, RequestHead, ResponseHead, empty_slots};
 use crate::proto::upgrade::{self, Forwarding, Handshake};
 use crate::proto::ws;
+use crate::service::name::Name;
 use crate::service::route::{RouteTarget, upstream_target};
 use crate::service::upstreams::{Addresses, UpstreamId};
 use log::{debug, info, warn};
@@ -323,7 +325,9 @@ impl Dial {
 
     fn ask_lookup(&self, backend: UpstreamId, cx: &mut Context) {
         cx.upstreams.looking(backend);
-        cx.lookups.push(backend);
+        let url = cx.upstreams.url(backend);
+        let name = Name { host: url.host().to_owned(), port: url.port() };
+        cx.jobs.push_back(Job::LookUp { name, owner: NameOwner::Backend(backend) });
     }
 
     fn set_addresses(&mut self, addresses: Rc<[SocketAddr]>) {
@@ -342,7 +346,8 @@ impl Dial {
         if self.is_late(cx) {
             return Outcome::Retry(Failure::new("connecting timed out", 504));
         }
-        match cx.network.connect(address, Source::Session(who.key as usize, Side::Upstream)) {
+        match cx.network.connect(&address.into(), Source::Session(who.key as usize, Side::Upstream))
+        {
             Ok(socket) => {
                 let give_up_at = self.attempt_deadline(cx);
                 let request = self.request(who, cx);

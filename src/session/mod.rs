@@ -23,6 +23,7 @@ pub mod alive;
 pub mod dial;
 pub mod flow;
 pub mod inbox;
+pub mod jobs;
 pub mod linger;
 pub mod outbox;
 pub mod output;
@@ -43,6 +44,7 @@ use crate::service::results::Results;
 use crate::service::route::{Route, Routes};
 use crate::service::stats::{BothWays, Stats};
 use crate::service::upstreams::{UpstreamId, Upstreams};
+use std::collections::VecDeque;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -120,8 +122,8 @@ pub struct Context {
     pub ping_key: u64,
     /// No new work is begun.
     pub is_draining: bool,
-    /// Backends whose names somebody waits for; the gateway passes them on to be looked up.
-    pub lookups: Vec<UpstreamId>,
+    /// Work for the background threads, taken at the end of the turn.
+    pub jobs: VecDeque<jobs::Job>,
     /// Pipes for streams.
     pub pipes: Pipes,
     scratch: Box<[u8]>,
@@ -150,7 +152,7 @@ impl Context {
             chance,
             ping_key,
             is_draining: false,
-            lookups: Vec::new(),
+            jobs: VecDeque::new(),
             pipes: Pipes::default(),
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
         }

@@ -15,7 +15,9 @@
 //! Everything happens by chance, from one seed: how bytes are cut on the way, how long that takes, which events a turn gets.
 
 use aivtuber_gateway::base::moment::Moment;
-use aivtuber_gateway::net::{AudioFile, Network, Pipe, Ready, Socket, Source, Transport};
+use aivtuber_gateway::net::{
+    AudioFile, Network, PeerAddress, Pipe, Ready, Socket, Source, Transport,
+};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};
@@ -868,7 +870,8 @@ impl Drop for Near {
 pub struct Dialer(pub Shared);
 
 impl Network for Dialer {
-    fn connect(&mut self, to: SocketAddr, source: Source) -> io::Result<Socket> {
+    fn connect(&mut self, to: &PeerAddress, source: Source) -> io::Result<Socket> {
+        let &PeerAddress::Tcp(to) = to else { return Err(ErrorKind::NotFound.into()) };
         let kernel = &mut *self.0.borrow_mut();
         kernel.moves += 1;
         let host = kernel.hosts.get(&to).copied().unwrap_or(Host::Refusing(Duration::ZERO));

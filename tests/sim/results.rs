@@ -11,9 +11,9 @@
 //! - In the end no session is left, and after `retain` no result.
 
 use crate::answers::{AUDIO_MAX, Board, Sound, Task, folder};
-use crate::house::{House, Knock, is_neglected};
 use crate::kernel::{Action, End, Host, Kernel, LinkId, Nature, Shared, take};
 use crate::peers;
+use crate::process::{Knock, Process, is_neglected};
 use crate::redis::{self, Redis, Told};
 use crate::waiter::{Hearing, Leaving, Say, Waiter, Ways};
 use aivtuber_gateway::base::moment::Moment;
@@ -37,6 +37,9 @@ const INSPECTED_AFTER: Duration = Duration::from_secs(75);
 
 const STEPS_MAX: u64 = 3_000_000;
 const REDIS: &str = "10.0.0.9:6379";
+
+/// The same, by a name that has to be looked up.
+const REDIS_NAME: &str = "redis.example:6379";
 const PASSWORD: &str = "open";
 
 /// What is planned from outside.
@@ -134,7 +137,7 @@ struct Tell {
 /// A gateway, and what is known of it from outside.
 struct Place {
     /// `None`: it has been stopped or killed.
-    house: Option<House>,
+    house: Option<Process>,
     door: usize,
     /// What it was told, by answer.
     told: HashMap<usize, Tell>,
@@ -415,8 +418,7 @@ impl ResultsWorld {
                 continue;
             }
             self.check_quiet()?;
-            let turns =
-                self.places.iter().filter_map(|place| place.house.as_ref()?.gateway.next_turn());
+            let turns = self.places.iter().filter_map(|place| place.house.as_ref()?.next_turn());
             let next = turns.chain(self.kernel.borrow().next_action()).min();
             match next {
                 Some(at) if at <= until => self.kernel.borrow_mut().now = at,
@@ -651,7 +653,7 @@ impl ResultsWorld {
     fn start(&mut self, door: usize) {
         let at = self.places.len();
         self.kernel.borrow_mut().note(|| format!("place {at} opens door {door}"));
-        let house = House::new(&self.kernel, self.settings.clone(), self.seed ^ at as u64);
+        let house = Process::new(&self.kernel, self.settings.clone(), self.seed ^ at as u64);
         let now = self.kernel.borrow().now;
         let place = Place {
             house: Some(house),
@@ -669,7 +671,7 @@ impl ResultsWorld {
 
     fn own_redis_links(&mut self, at: usize) {
         if let Some(house) = &self.places[at].house {
-            house.sockets.links.into_iter().flatten().for_each(|link| {
+            house.redis_links().into_iter().flatten().for_each(|link| {
                 self.owners.insert(link, at);
             });
         }
@@ -906,13 +908,12 @@ impl ResultsWorld {
         }
         let place = &mut self.places[at];
         place.turn += 1;
-        let before = place.house.as_ref().map(|house| house.sockets.links).unwrap_or_default();
+        let before = place.house.as_ref().map(Process::redis_links).unwrap_or_default();
         let Some(house) = &mut place.house else { return Ok(()) };
         house.turn(events).map_err(|why| format!("place {at}: {why}"))?;
         self.own_redis_links(at);
         self.greet();
-        let after =
-            self.places[at].house.as_ref().map(|house| house.sockets.links).unwrap_or_default();
+        let after = self.places[at].house.as_ref().map(Process::redis_links).unwrap_or_default();
         let ear = before[0];
         for link in before.into_iter().chain(after).flatten() {
             self.tell(at, ear, link);
@@ -1383,8 +1384,9 @@ fn draw_settings(
     let max_retained = if chance.u8(..10) == 0 { 3000 } else { 16 << 20 };
     let login = ["", "", ":open@", "me:open@"][chance.usize(..4)];
     let protocol = if chance.u8(..3) == 0 { "?protocol=resp3" } else { "" };
+    let server = if chance.u8(..3) == 0 { REDIS_NAME } else { REDIS };
     let url = if has_redis {
-        format!("redis://{login}{REDIS}/{protocol}")
+        format!("redis://{login}{server}/{protocol}")
     } else {
         "embedded://127.0.0.1:1".into()
     };

@@ -10,7 +10,7 @@ use aivtuber_gateway::gateway::{self, Gateway};
 use aivtuber_gateway::net::{Side, Socket, Source};
 use aivtuber_gateway::service::limits;
 use aivtuber_gateway::service::route::{BackendUrl, RouteSettings, Target, Template};
-use aivtuber_gateway::service::upstreams::UpstreamId;
+use aivtuber_gateway::session::jobs::{self, Job};
 use aivtuber_gateway::session::{self, OnBackendFailure};
 use std::collections::{HashMap, VecDeque};
 use std::io::ErrorKind;
@@ -35,7 +35,7 @@ const STEPS_MAX: u64 = 3_000_000;
 enum Plan {
     Arrive(Box<(Role, Manners, Vec<u8>)>),
     Host(SocketAddr, Host),
-    Resolved(UpstreamId, Result<Vec<SocketAddr>, String>),
+    Answer(jobs::Answer),
     Drain,
     Reload(Box<gateway::Settings>),
 }
@@ -52,7 +52,7 @@ pub struct World {
     /// Client to backend and back.
     pairs: HashMap<LinkId, LinkId>,
     plans: Vec<Option<Plan>>,
-    answers: Vec<(UpstreamId, Result<Vec<SocketAddr>, String>)>,
+    answers: Vec<jobs::Answer>,
     orders: Vec<Plan>,
     settings: gateway::Settings,
     backends: Backends,
@@ -301,7 +301,7 @@ impl World {
                 self.kernel.borrow_mut().note(|| format!("{address} is {host:?}"));
                 self.kernel.borrow_mut().hosts.insert(address, host);
             }
-            Plan::Resolved(upstream, answer) => self.answers.push((upstream, answer)),
+            Plan::Answer(answer) => self.answers.push(answer),
             order @ (Plan::Drain | Plan::Reload(_)) => self.orders.push(order),
         }
     }
@@ -352,24 +352,23 @@ impl World {
         let is_told = !events.is_empty() || !self.answers.is_empty() || !self.orders.is_empty();
         self.gateway.begin_turn(now);
         for (_, source, ready) in events {
-            let Source::Session(key, side) = source else { continue };
-            self.kernel.borrow_mut().note(|| format!("event slot={key} {side:?} {ready:?}"));
-            self.gateway.ready(key, side, ready);
+            self.kernel.borrow_mut().note(|| format!("event {source:?} {ready:?}"));
+            self.gateway.ready(source, ready);
         }
-        for (upstream, answer) in std::mem::take(&mut self.answers) {
-            self.gateway.resolved(upstream, answer);
+        for answer in std::mem::take(&mut self.answers) {
+            self.gateway.handle_answer(answer);
         }
         self.gateway.settle();
         self.accept();
-        while let Some(lookup) = self.gateway.poll_lookup() {
-            let (wait, answer) = self.look_up(&lookup.host, lookup.port);
-            self.plan(wait, Plan::Resolved(lookup.upstream, answer));
-        }
         for order in std::mem::take(&mut self.orders) {
             self.obey(order);
         }
-        self.gateway.reap();
+        self.gateway.finish_turn();
         self.gateway.shrink_to_fit();
+        while let Some(Job::LookUp { name, owner }) = self.gateway.poll_job() {
+            let (wait, found) = self.look_up(&name.host, name.port);
+            self.plan(wait, Plan::Answer(jobs::Answer::LookedUp { owner, found }));
+        }
         self.greet();
         let is_idle = !is_told && moves == self.kernel.borrow().moves;
         self.check_turn(is_idle)

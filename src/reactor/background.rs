@@ -1,0 +1,297 @@
+//! Background threads for whatever may block: looking up names, reading the configuration.
+//!
+//! All are started with the gateway, so a system that allows no more threads is noticed then and not in the night. A task
+//! goes into the queue of its lane, one of the lane's threads takes it, and its outcome comes back through a channel; the
+//! waker then ends the loop's wait. Each lane has threads of its own: a slow configuration file delays no name.
+//!
+//! A thread that waits owns a stack of which a page or two are in use, and nothing on the heap.
+
+use super::names::{self, Found, Names};
+use crate::base::moment::Moment;
+use crate::session::jobs::{Answer, Job};
+use mio::Waker;
+use std::collections::VecDeque;
+use std::io;
+use std::net::ToSocketAddrs;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+/// The stack of a thread that looks up names: the system's resolver keeps its buffers there.
+const RESOLVER_STACK_BYTES: usize = 256 * 1024;
+
+/// The stack of the thread that reads the configuration: the parser recurses.
+const CONFIG_STACK_BYTES: usize = 1024 * 1024;
+
+/// Reads the configuration, as `C`.
+pub type ReadConfig<C> = Box<dyn FnMut() -> C + Send>;
+
+/// The threads, seen from the loop.
+pub struct Background<C> {
+    names: Names,
+    hosts: Arc<Queue<String>>,
+    config: ConfigReader,
+    outcomes: Receiver<Outcome<C>>,
+    /// Answers that were known at once.
+    answers: VecDeque<Answer>,
+}
+
+/// What a thread sends back.
+enum Outcome<C> {
+    Found { host: String, found: Found },
+    Config(C),
+}
+
+/// What came back, for the loop.
+pub enum News<C> {
+    Answer(Answer),
+    /// The configuration as it was read.
+    Config(C),
+}
+
+struct ConfigReader {
+    requests: Arc<Queue<()>>,
+    state: Reading,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    Idle,
+    UnderWay,
+    /// It was asked for again meanwhile: the file may have changed after it was read.
+    UnderWayAndAgain,
+}
+
+impl<C: Send + 'static> Background<C> {
+    /// Starts all threads. `waker` ends the loop's wait when there is news.
+    ///
+    /// # Errors
+    /// When the system allows no more threads.
+    pub fn start(waker: Waker, mut read_config: ReadConfig<C>) -> io::Result<Background<C>> {
+        let (sender, outcomes) = channel();
+        let back = Back { sender, waker: Arc::new(waker) };
+        let hosts = Arc::new(Queue::default());
+        for _ in 0..names::THREADS {
+            let look_up = |host: String| {
+                let found = look_up(&host);
+                Outcome::Found { host, found }
+            };
+            spawn("resolver", RESOLVER_STACK_BYTES, &hosts, &back, look_up)?;
+        }
+        let requests = Arc::new(Queue::default());
+        let read = move |()| Outcome::Config(read_config());
+        spawn("config", CONFIG_STACK_BYTES, &requests, &back, read)?;
+        Ok(Background {
+            names: Names::default(),
+            hosts,
+            config: ConfigReader { requests, state: Reading::Idle },
+            outcomes,
+            answers: VecDeque::new(),
+        })
+    }
+
+    /// Has a job done.
+    pub fn submit(&mut self, job: Job, now: Moment) {
+        match job {
+            Job::LookUp { name, owner } => {
+                self.answers.extend(self.names.ask(name, owner));
+                self.dispatch_names(now);
+            }
+        }
+    }
+
+    /// Has the configuration read; once more if that is under way already.
+    pub fn read_config(&mut self) {
+        self.config.state = match self.config.state {
+            Reading::Idle => {
+                self.config.requests.push(());
+                Reading::UnderWay
+            }
+            Reading::UnderWay | Reading::UnderWayAndAgain => Reading::UnderWayAndAgain,
+        };
+    }
+
+    /// The next outcome.
+    pub fn poll_news(&mut self, now: Moment) -> Option<News<C>> {
+        loop {
+            if let Some(answer) = self.answers.pop_front() {
+                return Some(News::Answer(answer));
+            }
+            match self.outcomes.try_recv().ok()? {
+                Outcome::Found { host, found } => {
+                    self.answers.extend(self.names.handle_found(&host, &found, now));
+                    self.dispatch_names(now);
+                }
+                Outcome::Config(config) => {
+                    let state = std::mem::replace(&mut self.config.state, Reading::Idle);
+                    if state == Reading::UnderWayAndAgain {
+                        self.read_config();
+                    }
+                    return Some(News::Config(config));
+                }
+            }
+        }
+    }
+
+    /// Whether there is news that no wake-up announces.
+    pub fn has_news(&self) -> bool {
+        !self.answers.is_empty()
+    }
+
+    fn dispatch_names(&mut self, now: Moment) {
+        while let Some(host) = self.names.poll(now) {
+            self.hosts.push(host.to_owned());
+        }
+    }
+}
+
+/// Asks the system's resolver, which blocks.
+fn look_up(host: &str) -> Found {
+    match (host, 0).to_socket_addrs() {
+        Ok(addresses) => Ok(addresses.map(|address| address.ip()).collect()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The way back to the loop.
+struct Back<C> {
+    sender: Sender<Outcome<C>>,
+    waker: Arc<Waker>,
+}
+
+fn spawn<T: Send + 'static, C: Send + 'static>(
+    name: &str,
+    stack_bytes: usize,
+    queue: &Arc<Queue<T>>,
+    back: &Back<C>,
+    mut work: impl FnMut(T) -> Outcome<C> + Send + 'static,
+) -> io::Result<()> {
+    let queue = Arc::clone(queue);
+    let (sender, waker) = (back.sender.clone(), Arc::clone(&back.waker));
+    thread::Builder::new().name(name.into()).stack_size(stack_bytes).spawn(move || {
+        loop {
+            let outcome = work(queue.wait());
+            if sender.send(outcome).is_err() || waker.wake().is_err() {
+                return; // The loop has ended.
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// Tasks for the threads of one lane, oldest first.
+struct Queue<T> {
+    tasks: Mutex<VecDeque<T>>,
+    has_task: Condvar,
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Queue { tasks: Mutex::default(), has_task: Condvar::new() }
+    }
+}
+
+impl<T> Queue<T> {
+    fn push(&self, task: T) {
+        self.lock().push_back(task);
+        self.has_task.notify_one();
+    }
+
+    /// The next task; blocks until there is one.
+    fn wait(&self) -> T {
+        let mut tasks = self.lock();
+        loop {
+            if let Some(task) = tasks.pop_front() {
+                return task;
+            }
+            tasks = self.has_task.wait(tasks).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<T>> {
+        // No code that can panic runs under the lock.
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::Source;
+    use crate::service::link::RedisRole;
+    use crate::service::name::Name;
+    use crate::session::jobs::NameOwner;
+    use mio::{Events, Poll};
+
+    const NOW: Moment = Moment::START;
+
+    /// Waits for a wake-up, then takes the next outcome.
+    fn next_news<C: Send + 'static>(poll: &mut Poll, background: &mut Background<C>) -> News<C> {
+        let mut events = Events::with_capacity(4);
+        loop {
+            if let Some(news) = background.poll_news(NOW) {
+                return news;
+            }
+            poll.poll(&mut events, None).unwrap();
+        }
+    }
+
+    fn start<C: Send + 'static>(read_config: ReadConfig<C>) -> (Poll, Background<C>) {
+        let poll = Poll::new().unwrap();
+        let waker = Waker::new(poll.registry(), Source::Waker.into()).unwrap();
+        let background = Background::start(waker, read_config).unwrap();
+        (poll, background)
+    }
+
+    #[test]
+    fn names_are_looked_up_while_the_configuration_is_slow() {
+        let (release, released) = channel();
+        let (mut poll, mut background) = start(Box::new(move || released.recv().unwrap()));
+        background.read_config();
+        let name = Name { host: "127.0.0.1".into(), port: 7 };
+        background.submit(Job::LookUp { name, owner: NameOwner::Redis(RedisRole::Store) }, NOW);
+        match next_news(&mut poll, &mut background) {
+            News::Answer(Answer::LookedUp { owner, found }) => {
+                assert_eq!(owner, NameOwner::Redis(RedisRole::Store));
+                assert_eq!(found.unwrap(), ["127.0.0.1:7".parse().unwrap()]);
+            }
+            News::Config(()) => panic!("it was not released"),
+        }
+        release.send(()).unwrap();
+        assert!(matches!(next_news(&mut poll, &mut background), News::Config(())));
+    }
+
+    #[test]
+    fn a_configuration_that_is_asked_for_while_it_is_read_is_read_once_more() {
+        let (release, released) = channel();
+        let mut count = 0;
+        let (mut poll, mut background) = start(Box::new(move || {
+            released.recv().unwrap();
+            count += 1;
+            count
+        }));
+        for _ in 0..3 {
+            background.read_config();
+        }
+        for expected in 1..=2 {
+            release.send(()).unwrap();
+            match next_news(&mut poll, &mut background) {
+                News::Config(count) => assert_eq!(count, expected),
+                News::Answer(answer) => panic!("{answer:?}"),
+            }
+        }
+        assert_eq!(background.config.state, Reading::Idle);
+    }
+
+    #[test]
+    fn a_name_that_does_not_exist_is_answered_with_the_reason() {
+        let (mut poll, mut background) = start(Box::new(|| ()));
+        let name = Name { host: "no such name".into(), port: 7 };
+        background
+            .submit(Job::LookUp { name, owner: NameOwner::Redis(RedisRole::Subscriber) }, NOW);
+        match next_news(&mut poll, &mut background) {
+            News::Answer(Answer::LookedUp { found, .. }) => assert_ne!(found.unwrap_err(), ""),
+            News::Config(()) => panic!("nobody asked for it"),
+        }
+    }
+}

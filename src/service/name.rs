@@ -1,0 +1,50 @@
+//! Names of servers, and the ones whose addresses are known without asking anybody.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// A host name or an IP address, and a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Name {
+    pub host: String,
+    pub port: u16,
+}
+
+impl Name {
+    /// The addresses that are known without asking anybody: those of an IP address and of `localhost`, which is always this
+    /// machine (RFC 6761, section 6.3) whatever its hosts file says.
+    pub fn known_addresses(&self) -> Option<Vec<SocketAddr>> {
+        if let Ok(ip) = self.host.parse::<IpAddr>() {
+            return Some(vec![SocketAddr::new(ip, self.port)]);
+        }
+        let host = self.host.strip_suffix('.').unwrap_or(&self.host).to_ascii_lowercase();
+        let label = host.strip_suffix(".localhost");
+        let is_local = host == "localhost" || label.is_some_and(|label| !label.is_empty());
+        is_local.then(|| {
+            let local = [IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::LOCALHOST)];
+            local.map(|ip| SocketAddr::new(ip, self.port)).to_vec()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn localhost_and_ip_addresses_need_no_look_up() {
+        let known = |host: &str| {
+            let found = Name { host: host.into(), port: 1 }.known_addresses();
+            found.map(|found| found.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        for host in ["localhost", "LocalHost", "localhost.", "app.localhost", "a.b.LOCALHOST."] {
+            assert_eq!(known(host).unwrap(), ["[::1]:1", "127.0.0.1:1"], "{host}");
+        }
+        assert_eq!(known("192.0.2.1").unwrap(), ["192.0.2.1:1"]);
+        assert_eq!(known("2001:db8::1").unwrap(), ["[2001:db8::1]:1"]);
+        for host in
+            ["example.com", "notlocalhost", "localhost.example", ".localhost", "ünlocalhost"]
+        {
+            assert_eq!(known(host), None, "{host}");
+        }
+    }
+}

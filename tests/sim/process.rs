@@ -1,0 +1,247 @@
+//! One gateway process of the simulated world: the gateway, with the part of the reactor that is not in the gateway.
+//!
+//! A turn calls the gateway as the reactor does; the order of a turn and the Redis sockets are the gateway's own.
+
+use crate::kernel::{Dialer, Kernel, LinkId, Near, Shared};
+use aivtuber_gateway::base::moment::Moment;
+use aivtuber_gateway::gateway::{self, Gateway};
+use aivtuber_gateway::net::{self, Network, PeerAddress, Ready, Side, Socket, Source};
+use aivtuber_gateway::service::link::REDIS_ROLES;
+use aivtuber_gateway::session::jobs::{Answer, Job};
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, UNIX_EPOCH};
+
+/// The longest time that a look-up takes.
+const LOOK_UP_MAX: Duration = Duration::from_millis(2);
+
+/// The host that the name of every Redis server leads to.
+const REDIS_IP: [u8; 4] = [10, 0, 0, 9];
+
+/// A connection that waits to be accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Knock {
+    Client(LinkId),
+    Worker(LinkId),
+}
+
+pub struct Process {
+    pub gateway: Gateway,
+    kernel: Shared,
+    pub knocks: VecDeque<Knock>,
+    pub is_drained: bool,
+    wants_drain: bool,
+    redis_links: Rc<Cell<RedisLinks>>,
+    /// Outcomes of background jobs, and when they come.
+    answers: VecDeque<(Moment, Answer)>,
+    idle_in_a_row: u32,
+    idle_in_second: u32,
+    second: u64,
+    turned_at: Moment,
+}
+
+/// The latest link of each Redis connection, open or not.
+pub type RedisLinks = [Option<LinkId>; 2];
+
+/// The kernel's connections, with a note of those to Redis.
+struct ProcessNetwork {
+    dialer: Dialer,
+    redis_links: Rc<Cell<RedisLinks>>,
+}
+
+impl Network for ProcessNetwork {
+    fn connect(&mut self, to: &PeerAddress, source: Source) -> io::Result<Socket> {
+        let socket = self.dialer.connect(to, source)?;
+        if let Source::Link(role) = source {
+            let mut links = self.redis_links.get();
+            links[role] = Some(self.dialer.0.borrow().links.len() - 1);
+            self.redis_links.set(links);
+        }
+        Ok(socket)
+    }
+}
+
+impl Process {
+    pub fn new(kernel: &Shared, settings: gateway::Settings, seed: u64) -> Process {
+        let now = kernel.borrow().now;
+        let redis_links = Rc::new(Cell::new(RedisLinks::default()));
+        let network = Box::new(ProcessNetwork {
+            dialer: Dialer(Rc::clone(kernel)),
+            redis_links: Rc::clone(&redis_links),
+        });
+        let chance = fastrand::Rng::with_seed(seed);
+        let gateway = Gateway::new(settings, network, chance, now, UNIX_EPOCH)
+            .expect("its settings are good");
+        Process {
+            gateway,
+            kernel: Rc::clone(kernel),
+            knocks: VecDeque::new(),
+            is_drained: false,
+            wants_drain: false,
+            redis_links,
+            answers: VecDeque::new(),
+            idle_in_a_row: 0,
+            idle_in_second: 0,
+            second: 0,
+            turned_at: now,
+        }
+    }
+
+    /// The latest link of each Redis connection, open or not.
+    pub fn redis_links(&self) -> RedisLinks {
+        self.redis_links.get()
+    }
+
+    pub fn drain(&mut self) {
+        self.wants_drain = true;
+    }
+
+    /// When the next turn begins without an event.
+    pub fn next_turn(&self) -> Option<Moment> {
+        let answer = self.answers.front().map(|(at, _)| *at);
+        self.gateway.next_turn().into_iter().chain(answer).min()
+    }
+
+    /// A turn would begin now, were there no event.
+    pub fn is_due(&self, now: Moment) -> bool {
+        let can_enter = |knock: &Knock| match knock {
+            Knock::Client(_) => self.gateway.can_admit() || self.is_drained,
+            Knock::Worker(_) => self.gateway.can_admit_worker(),
+        };
+        self.wants_drain
+            || self.knocks.front().is_some_and(can_enter)
+            || self.next_turn().is_some_and(|at| at <= now)
+    }
+
+    /// One turn of the loop. Returns the links that were accepted.
+    pub fn turn(&mut self, events: Vec<(LinkId, Source, Ready)>) -> Result<Vec<LinkId>, String> {
+        let (now, moves) = (self.kernel.borrow().now, self.kernel.borrow().moves);
+        let mut has_news = !events.is_empty() || self.wants_drain;
+        self.gateway.begin_turn(now);
+        for (_, source, ready) in events {
+            self.kernel.borrow_mut().note(|| format!("event {source:?} {ready:?}"));
+            self.gateway.ready(source, ready);
+        }
+        while self.answers.front().is_some_and(|(at, _)| *at <= now)
+            && let Some((_, answer)) = self.answers.pop_front()
+        {
+            has_news = true;
+            self.gateway.handle_answer(answer);
+        }
+        self.gateway.settle();
+        let entered = self.accept();
+        if std::mem::take(&mut self.wants_drain) {
+            self.is_drained = true;
+            self.gateway.drain();
+        }
+        self.gateway.finish_turn();
+        while let Some(job) = self.gateway.poll_job() {
+            self.begin(job, now);
+        }
+        let is_idle = !has_news && moves == self.kernel.borrow().moves;
+        self.count_idle(is_idle)?;
+        Ok(entered)
+    }
+
+    fn begin(&mut self, job: Job, now: Moment) {
+        let Job::LookUp { name, owner } = job;
+        let wait = self.kernel.borrow_mut().some(LOOK_UP_MAX);
+        self.kernel.borrow_mut().note(|| format!("{} is looked up", name.host));
+        let found = Ok(vec![SocketAddr::from((REDIS_IP, name.port))]);
+        let at = self.answers.iter().map(|(at, _)| *at).max().unwrap_or(now).max(now + wait);
+        self.answers.push_back((at, Answer::LookedUp { owner, found }));
+    }
+
+    fn accept(&mut self) -> Vec<LinkId> {
+        let mut entered = Vec::new();
+        while let Some(&knock) = self.knocks.front() {
+            let (Knock::Client(link) | Knock::Worker(link)) = knock;
+            let is_worker = matches!(knock, Knock::Worker(_));
+            if !is_worker && self.is_drained {
+                self.kernel.borrow_mut().refuse(link);
+            } else if is_worker && self.gateway.can_admit_worker()
+                || !is_worker && self.gateway.can_admit()
+            {
+                let key = self.gateway.next_key();
+                self.kernel.borrow_mut().note(|| format!("{knock:?} accepted slot={key}"));
+                self.kernel.borrow_mut().register(link, Source::Session(key, Side::Downstream));
+                let near = Near { kernel: Rc::clone(&self.kernel), link };
+                let near = net::Socket::Other(Box::new(near));
+                let from = SocketAddr::from(([192, 0, 2, 1], 1000 + link as u16));
+                match is_worker {
+                    true => self.gateway.admit_worker(near, from),
+                    false => self.gateway.admit(near, from),
+                }
+                entered.push(link);
+            } else {
+                break;
+            }
+            self.knocks.pop_front();
+        }
+        entered
+    }
+
+    fn count_idle(&mut self, is_idle: bool) -> Result<(), String> {
+        let second = (self.kernel.borrow().now - self.kernel.borrow().start).as_secs();
+        if std::mem::replace(&mut self.second, second) != second {
+            self.idle_in_second = 0;
+        }
+        let now = self.kernel.borrow().now;
+        let has_paused =
+            now > std::mem::replace(&mut self.turned_at, now) + Duration::from_millis(1);
+        if !is_idle || has_paused {
+            self.idle_in_a_row = 0;
+            return Ok(());
+        }
+        self.idle_in_a_row += 1;
+        self.idle_in_second += 1;
+        let count = 3 + self.gateway.session_count() as u32;
+        if self.idle_in_a_row > 8 * count || self.idle_in_second > 50 * count {
+            let next = self.next_turn().map(|at| at - self.kernel.borrow().now);
+            return Err(format!(
+                "it spins: {} turns did nothing, the next is due in {next:?}",
+                self.idle_in_a_row
+            ));
+        }
+        Ok(())
+    }
+
+    /// Nothing will happen before time passes: is anything left undone?
+    pub fn check_quiet(&mut self) -> Result<(), String> {
+        let now = self.kernel.borrow().now;
+        let results = self.gateway.results();
+        if results.poll_delivery().is_some() {
+            return Err("a result is not handed out".into());
+        }
+        if results.poll_notice().is_some() {
+            return Err("a notice is not told".into());
+        }
+        let Some(link) = results.link() else { return Ok(()) };
+        if let Some(event) = link.poll_event() {
+            return Err(format!("{event:?} is not taken in"));
+        }
+        if let Some(action) = link.poll_action() {
+            return Err(format!("{action:?} is not done"));
+        }
+        for role in REDIS_ROLES {
+            let waits = link.poll_output(role, now).len();
+            let kernel = self.kernel.borrow();
+            if waits > 0
+                && let Some(id) = self.redis_links.get()[role as usize]
+                && !kernel.links[id].is_dropped
+                && !kernel.is_full(id)
+            {
+                return Err(format!("{waits} bytes for Redis are not sent, and there is room"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the gateway leaves anything lying in a socket of its own that it should have taken.
+pub fn is_neglected(kernel: &Kernel, link: LinkId) -> bool {
+    kernel.is_unread(link) && kernel.links[link].source != Source::Waker && !kernel.is_full(link)
+}
