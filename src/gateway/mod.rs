@@ -32,7 +32,7 @@ use crate::service::stats::Stats;
 use crate::service::tasks::{self, Tasks};
 use crate::service::upstreams::UpstreamId;
 use crate::session::jobs::{Answer, Job, NameOwner};
-use crate::session::{self, Admission, Context, Driven, Identity, Phase, Session};
+use crate::session::{self, Admission, Context, Drain, Driven, Identity, Phase, Session};
 use log::{info, warn};
 use redis::RedisSockets;
 use slab::Slab;
@@ -387,7 +387,7 @@ impl Gateway {
         self.lifecycle = Lifecycle::Draining { until };
         self.cx.is_draining = true;
         self.cx.results.finish(self.cx.now);
-        self.drain_sessions(false);
+        self.drain_sessions(Drain::Finish);
         self.check_drain();
     }
 
@@ -412,7 +412,7 @@ impl Gateway {
         log_routes(&self.cx);
         let keys: Vec<usize> = self.sessions.iter().map(|(key, _)| key).collect();
         for key in keys {
-            self.sessions[key].handle_settings(self.cx.now);
+            self.sessions[key].reload(self.cx.now);
             self.drive(key);
         }
     }
@@ -429,12 +429,7 @@ impl Gateway {
 
     /// Bytes held back for slow peers, over all sessions.
     pub fn backlog_bytes(&self) -> usize {
-        let held = self.sessions.iter().map(|(_, session)| match session.phase() {
-            Phase::Relay(relay) => relay.backlog_bytes(),
-            Phase::Output(output) => output.held_bytes(),
-            _ => 0,
-        });
-        held.sum()
+        self.sessions.iter().map(|(_, session)| session.held_bytes()).sum()
     }
 
     pub fn stats(&mut self) -> &mut Stats {
@@ -480,10 +475,10 @@ impl Gateway {
         session.release(&mut self.cx);
     }
 
-    fn drain_sessions(&mut self, is_last_call: bool) {
+    fn drain_sessions(&mut self, drain: Drain) {
         let keys: Vec<usize> = self.sessions.iter().map(|(key, _)| key).collect();
         for key in keys {
-            self.sessions[key].drain(is_last_call, &mut self.cx);
+            self.sessions[key].drain(drain, &mut self.cx);
             self.drive(key);
         }
     }
@@ -507,7 +502,7 @@ impl Gateway {
             Lifecycle::Draining { until } if is_due(until) => {
                 info!(target: "gateway", "drain time is over connections={}", self.sessions.len());
                 self.lifecycle = Lifecycle::LastCall { until: self.cx.now + LAST_CALL };
-                self.drain_sessions(true);
+                self.drain_sessions(Drain::Leave);
             }
             Lifecycle::LastCall { until } if is_due(Some(until)) => self.stop(),
             Lifecycle::Draining { .. } | Lifecycle::LastCall { .. } => {}

@@ -11,10 +11,12 @@
 //! remain to be tried, each gets an even share of what is left, so that one that swallows packets does not use it all up.
 
 use super::jobs::{Job, NameOwner};
-use super::linger::Linger;
 use super::relay::{Early, Relay};
 use super::reply::Reply;
-use super::{CloseReason, Context, Identity, OnBackendFailure, Phase, Step};
+use super::{
+    CloseReason, Context, Detail, Drain, Ended, Identity, Last, OnBackendFailure, Phase, State,
+    Step,
+};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Ready, Side, Source};
 use crate::proto::body::BodyScanner;
@@ -23,6 +25,7 @@ use crate::proto::upgrade::{self, Forwarding, Handshake};
 use crate::proto::ws;
 use crate::service::name::Name;
 use crate::service::route::{RouteTarget, upstream_target};
+use crate::service::stats::BothWays;
 use crate::service::upstreams::{Addresses, UpstreamId};
 use log::{debug, info, warn};
 use std::io::{self, ErrorKind};
@@ -150,98 +153,13 @@ impl Dial {
         }))
     }
 
-    pub(super) fn handle_ready(&mut self, ready: Ready) {
-        match &mut self.stage {
-            Stage::Connect { conn, .. }
-            | Stage::Handshake { conn, .. }
-            | Stage::Refusal { conn, .. } => {
-                conn.handle_ready(ready);
-            }
-            Stage::Choose | Stage::Lookup => {}
-        }
-    }
-
-    pub(super) fn step(
-        mut self: Box<Self>,
-        downstream: &mut Conn,
-        who: &Identity,
-        cx: &mut Context,
-    ) -> Step {
-        if !self.read_early(downstream, cx) {
-            info!(target: "dial", "{who} closed reason={} while connecting client={}", CloseReason::ClientVanished, who.client());
-            cx.stats.count_closed(
-                who.route_name(),
-                CloseReason::ClientVanished.word(),
-                Default::default(),
-            );
-            self.release(cx);
-            return Step::Next(Phase::Closed(CloseReason::ClientVanished));
-        }
-        if self.is_draining {
-            let failure = Failure {
-                reason: CloseReason::Draining,
-                ..Failure::new("gateway restarting", 503)
-            };
-            return self.fail(failure, None, who, cx);
-        }
-        loop {
-            let stage = std::mem::replace(&mut self.stage, Stage::Choose);
-            let outcome = match stage {
-                Stage::Choose => self.choose(who, cx),
-                Stage::Lookup => self.look_up(cx),
-                Stage::Connect { conn, request, sent, give_up_at } => {
-                    self.connect(conn, request, sent, give_up_at, who, cx)
-                }
-                Stage::Handshake { conn, held, give_up_at } => {
-                    self.shake_hands(conn, held, give_up_at, who, cx)
-                }
-                Stage::Refusal { conn, refusal, give_up_at } => {
-                    read_refusal(conn, refusal, give_up_at, cx)
-                }
-            };
-            match outcome {
-                Outcome::Go(stage) => self.stage = stage,
-                Outcome::Wait(stage) => {
-                    self.stage = stage;
-                    return Step::Wait(Phase::Dial(self));
-                }
-                Outcome::Retry(failure) => {
-                    debug!(target: "dial", "{who} = attempt failed what=\"{}\"", failure.what);
-                    self.failure = failure;
-                }
-                Outcome::Fail(failure, answer) => return self.fail(failure, answer, who, cx),
-                Outcome::Relay(established) => {
-                    return self.establish(*established, downstream, who, cx);
-                }
-            }
-        }
-    }
-
-    pub(super) fn deadline(&self) -> Option<Moment> {
-        match &self.stage {
-            Stage::Choose | Stage::Lookup => self.connect_by,
-            Stage::Connect { give_up_at, .. }
-            | Stage::Handshake { give_up_at, .. }
-            | Stage::Refusal { give_up_at, .. } => *give_up_at,
-        }
-    }
-
-    pub(super) fn drain(&mut self) {
-        self.is_draining = true;
-    }
-
-    /// The backend that is being tried.
-    pub fn backend(&self) -> Option<UpstreamId> {
-        self.current.as_ref().map(|current| current.backend)
-    }
-
     /// It waits for a backend's name to be looked up.
     pub fn is_looking_up(&self) -> bool {
         matches!(self.stage, Stage::Lookup)
     }
 
     /// Leaves the backend that was being tried, through no fault of its own.
-    pub(super) fn release(&self, cx: &mut Context) {
+    fn leave_backend(&self, cx: &mut Context) {
         match &self.current {
             Some(current) if current.is_connected => cx.upstreams.left(current.backend),
             Some(current) => cx.upstreams.abandoned(current.backend),
@@ -554,7 +472,7 @@ impl Dial {
     ) -> Step {
         if let Some(backend) = self.backend() {
             if failure.reason == CloseReason::Draining {
-                self.release(cx);
+                self.leave_backend(cx);
                 self.current = None;
             } else {
                 self.failure = failure.clone();
@@ -562,17 +480,13 @@ impl Dial {
             }
         }
         let Failure { what, status, reason } = failure;
-        info!(target: "dial", "{who} closed reason={reason} what=\"{what}\" client={}", who.client());
-        cx.stats.count_closed(who.route_name(), reason.word(), Default::default());
         if cx.settings.on_backend_failure == OnBackendFailure::Http {
-            return Step::Next(match answer {
-                Some(answer) => Reply::raw(answer, reason, cx),
-                None => Reply::last(
-                    &http::Reply::error(status, &format!("backend unavailable: {what}")),
-                    reason,
-                    cx,
-                ),
+            let answer = answer.unwrap_or_else(|| {
+                let error = format!("backend unavailable: {what}");
+                Reply::last(&http::Reply::error(status, &error), cx)
             });
+            let ended = Ended::new(reason, Detail::NoBackend { what });
+            return Step::End(ended.with_last(Last::Answer(answer)));
         }
         let mut last = Vec::new();
         upgrade::write_accept(
@@ -585,7 +499,8 @@ impl Dial {
             _ => format!("backend unavailable: {what}"),
         };
         last.extend(ws::close_frame(reason.close_code(Side::Downstream), &phrase, None));
-        Step::Next(Linger::phase(last, reason, cx))
+        let ended = Ended::new(reason, Detail::NoBackend { what });
+        Step::End(ended.with_last(Last::Frames(last)))
     }
 
     /// The request as the current backend is to get it.
@@ -611,6 +526,106 @@ impl Dial {
         let attempts =
             self.current.as_ref().map_or(1, |current| 1 + current.addresses.len() - current.next);
         Some(cx.now + left / attempts as u32)
+    }
+}
+
+impl State for Dial {
+    fn step(
+        mut self: Box<Self>,
+        downstream: &mut Conn,
+        who: &mut Identity,
+        cx: &mut Context,
+    ) -> Step {
+        if !self.read_early(downstream, cx) {
+            self.leave_backend(cx);
+            return Step::End(Ended::new(CloseReason::ClientVanished, Detail::LeftWhileDialing));
+        }
+        if self.is_draining {
+            let failure = Failure {
+                reason: CloseReason::Draining,
+                ..Failure::new("gateway restarting", 503)
+            };
+            return self.fail(failure, None, who, cx);
+        }
+        loop {
+            let stage = std::mem::replace(&mut self.stage, Stage::Choose);
+            let outcome = match stage {
+                Stage::Choose => self.choose(who, cx),
+                Stage::Lookup => self.look_up(cx),
+                Stage::Connect { conn, request, sent, give_up_at } => {
+                    self.connect(conn, request, sent, give_up_at, who, cx)
+                }
+                Stage::Handshake { conn, held, give_up_at } => {
+                    self.shake_hands(conn, held, give_up_at, who, cx)
+                }
+                Stage::Refusal { conn, refusal, give_up_at } => {
+                    read_refusal(conn, refusal, give_up_at, cx)
+                }
+            };
+            match outcome {
+                Outcome::Go(stage) => self.stage = stage,
+                Outcome::Wait(stage) => {
+                    self.stage = stage;
+                    return Step::Wait(Phase::Dial(self));
+                }
+                Outcome::Retry(failure) => {
+                    debug!(target: "dial", "{who} = attempt failed what=\"{}\"", failure.what);
+                    self.failure = failure;
+                }
+                Outcome::Fail(failure, answer) => return self.fail(failure, answer, who, cx),
+                Outcome::Relay(established) => {
+                    return self.establish(*established, downstream, who, cx);
+                }
+            }
+        }
+    }
+
+    fn deadline(&self) -> Option<Moment> {
+        match &self.stage {
+            Stage::Choose | Stage::Lookup => self.connect_by,
+            Stage::Connect { give_up_at, .. }
+            | Stage::Handshake { give_up_at, .. }
+            | Stage::Refusal { give_up_at, .. } => *give_up_at,
+        }
+    }
+
+    fn drain(&mut self, _: Drain, _: &Identity, _: &mut Context) {
+        self.is_draining = true;
+    }
+
+    fn reload(&mut self, _: Moment) {}
+
+    fn word(&self) -> &'static str {
+        "connecting"
+    }
+
+    fn held_bytes(&self) -> usize {
+        0
+    }
+
+    fn release(self: Box<Self>, _: &Identity, cx: &mut Context) -> Box<Ended> {
+        self.leave_backend(cx);
+        Ended::http(CloseReason::Stopped)
+    }
+
+    fn traffic(&self) -> Option<BothWays> {
+        Some(BothWays::default())
+    }
+
+    /// The backend that is being tried.
+    fn backend(&self) -> Option<UpstreamId> {
+        self.current.as_ref().map(|current| current.backend)
+    }
+
+    fn handle_ready(&mut self, ready: Ready) {
+        match &mut self.stage {
+            Stage::Connect { conn, .. }
+            | Stage::Handshake { conn, .. }
+            | Stage::Refusal { conn, .. } => {
+                conn.handle_ready(ready);
+            }
+            Stage::Choose | Stage::Lookup => {}
+        }
     }
 }
 

@@ -4,12 +4,11 @@
 //! answered so that they are content, and every other command is told clearly that it is not known. Each command is answered
 //! in its place; a worker that does not read its answers is not read from.
 
-use super::linger::Linger;
-use super::{CloseReason, Context, Identity, Phase, Step};
+use super::{CloseReason, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io};
 use crate::proto::resp::{CommandReader, Protocol, RespReply};
-use log::{debug, info, warn};
+use log::{debug, warn};
 use uuid::Uuid;
 
 /// The largest command, and so the largest result.
@@ -50,54 +49,8 @@ impl Inbox {
         }))
     }
 
-    pub(super) fn step(
-        mut self: Box<Self>,
-        downstream: &mut Conn,
-        who: &Identity,
-        cx: &mut Context,
-    ) -> Step {
-        for _ in 0..READS_PER_STEP {
-            match self.flush(downstream) {
-                Ok(true) if self.is_quitting => {
-                    self.log_end(CloseReason::Done, who);
-                    // It may be sending still, and must be able to read what was wrong.
-                    return Step::Next(Linger::phase(Vec::new(), CloseReason::Done, cx));
-                }
-                Ok(true) => {}
-                Ok(false) => return Step::Wait(Phase::Inbox(self)),
-                Err(()) => return self.end(CloseReason::ClientVanished, who),
-            }
-            if cx.results.is_full() {
-                return Step::Yield(Phase::Inbox(self)); // deliveries go first
-            }
-            let read = cx.with_scratch(|scratch, cx| {
-                let read = downstream.read(scratch);
-                if let Ok(Io::Moved(n)) = read {
-                    self.handle_bytes(&scratch[..n], who, cx);
-                }
-                read
-            });
-            match read {
-                Ok(Io::Moved(_)) => {}
-                Ok(Io::Blocked) => return Step::Wait(Phase::Inbox(self)),
-                Ok(Io::Ended) => return self.end(CloseReason::Done, who),
-                Err(_) => return self.end(CloseReason::ClientVanished, who),
-            }
-        }
-        Step::Yield(Phase::Inbox(self))
-    }
-
-    pub(super) fn deadline(&self) -> Option<Moment> {
-        None
-    }
-
-    fn end(&self, reason: CloseReason, who: &Identity) -> Step {
-        self.log_end(reason, who);
-        Step::Next(Phase::Closed(reason))
-    }
-
-    fn log_end(&self, reason: CloseReason, who: &Identity) {
-        info!(target: "inbox", "{who} closed reason={reason} published={}", self.published);
+    fn ended(&self, reason: CloseReason) -> Box<Ended> {
+        Ended::new(reason, Detail::Inbox { published: self.published })
     }
 
     /// True: all answers are out.
@@ -206,6 +159,66 @@ impl Inbox {
 
     fn answer(&mut self, answer: &RespReply) {
         answer.write(self.protocol, &mut self.answers);
+    }
+}
+
+impl State for Inbox {
+    fn step(
+        mut self: Box<Self>,
+        downstream: &mut Conn,
+        who: &mut Identity,
+        cx: &mut Context,
+    ) -> Step {
+        for _ in 0..READS_PER_STEP {
+            match self.flush(downstream) {
+                Ok(true) if self.is_quitting => {
+                    // It may be sending still, and must be able to read what was wrong.
+                    let ended = self.ended(CloseReason::Done);
+                    return Step::End(ended.with_last(Last::Frames(Vec::new())));
+                }
+                Ok(true) => {}
+                Ok(false) => return Step::Wait(Phase::Inbox(self)),
+                Err(()) => return Step::End(self.ended(CloseReason::ClientVanished)),
+            }
+            if cx.results.is_full() {
+                return Step::Yield(Phase::Inbox(self)); // deliveries go first
+            }
+            let read = cx.with_scratch(|scratch, cx| {
+                let read = downstream.read(scratch);
+                if let Ok(Io::Moved(n)) = read {
+                    self.handle_bytes(&scratch[..n], who, cx);
+                }
+                read
+            });
+            match read {
+                Ok(Io::Moved(_)) => {}
+                Ok(Io::Blocked) => return Step::Wait(Phase::Inbox(self)),
+                Ok(Io::Ended) => return Step::End(self.ended(CloseReason::Done)),
+                Err(_) => return Step::End(self.ended(CloseReason::ClientVanished)),
+            }
+        }
+        Step::Yield(Phase::Inbox(self))
+    }
+
+    fn deadline(&self) -> Option<Moment> {
+        None
+    }
+
+    /// Workers may publish until all waiting clients have their results.
+    fn drain(&mut self, _: Drain, _: &Identity, _: &mut Context) {}
+
+    fn reload(&mut self, _: Moment) {}
+
+    fn word(&self) -> &'static str {
+        "inbox"
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.answers.len() - self.sent
+    }
+
+    fn release(self: Box<Self>, _: &Identity, _: &mut Context) -> Box<Ended> {
+        self.ended(CloseReason::Stopped)
     }
 }
 

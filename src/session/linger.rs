@@ -3,7 +3,7 @@
 //! The wait is not politeness: a socket that is closed while bytes of the peer lie unread answers with RST, and an RST
 //! destroys the very Close frame or error page that was just sent. So what comes is read and thrown away until FIN.
 
-use super::{CloseReason, Context, Phase, Step};
+use super::{CloseReason, Context, Drain, Ended, Identity, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io};
 use std::time::Duration;
@@ -19,19 +19,25 @@ pub struct Linger {
     last: Vec<u8>,
     sent: usize,
     is_shut: bool,
-    reason: CloseReason,
     deadline: Moment,
 }
 
 impl Linger {
     /// Sends `last`, then FIN.
-    pub fn phase(last: Vec<u8>, reason: CloseReason, cx: &Context) -> Phase {
+    pub fn phase(last: Vec<u8>, cx: &Context) -> Phase {
         let deadline = cx.now + LINGER_TIMEOUT;
-        Phase::Linger(Box::new(Linger { last, sent: 0, is_shut: false, reason, deadline }))
+        Phase::Linger(Box::new(Linger { last, sent: 0, is_shut: false, deadline }))
     }
+}
 
-    pub(super) fn step(mut self: Box<Self>, downstream: &mut Conn, cx: &mut Context) -> Step {
-        let closed = Step::Next(Phase::Closed(self.reason));
+impl State for Linger {
+    fn step(
+        mut self: Box<Self>,
+        downstream: &mut Conn,
+        _: &mut Identity,
+        cx: &mut Context,
+    ) -> Step {
+        let closed = Step::Next(Phase::Closed);
         while self.sent < self.last.len() {
             match downstream.write(&self.last[self.sent..]) {
                 Ok(Io::Moved(n)) => self.sent += n,
@@ -59,7 +65,23 @@ impl Linger {
         Step::Yield(Phase::Linger(self))
     }
 
-    pub(super) fn deadline(&self) -> Option<Moment> {
+    fn deadline(&self) -> Option<Moment> {
         Some(self.deadline)
+    }
+
+    fn drain(&mut self, _: Drain, _: &Identity, _: &mut Context) {}
+
+    fn reload(&mut self, _: Moment) {}
+
+    fn word(&self) -> &'static str {
+        "closing"
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.last.len() - self.sent
+    }
+
+    fn release(self: Box<Self>, _: &Identity, _: &mut Context) -> Box<Ended> {
+        Ended::http(CloseReason::Stopped)
     }
 }

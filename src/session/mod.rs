@@ -16,11 +16,13 @@
 //!   Relay:   two flows until both have ended                    Closed: the slot is freed at the end of the turn
 //! ```
 //!
-//! Each phase is a type in a file of its own. Its `step` consumes it and says what follows; a phase that only waits hands
-//! itself back. No session knows another: all that is shared is lent to a step as [`Context`].
+//! Each phase is a type in a file of its own that implements [`State`]. Its `step` consumes it and returns what follows; a
+//! phase that only waits returns itself. A phase that ends returns an [`Ended`], which [`Session`] alone logs and counts.
+//! No session knows another: all that is shared is lent to a step as [`Context`].
 
 pub mod alive;
 pub mod dial;
+mod ended;
 pub mod flow;
 pub mod inbox;
 pub mod jobs;
@@ -34,6 +36,7 @@ pub mod request;
 mod close;
 
 pub use close::CloseReason;
+pub use ended::{Detail, Ended, Last};
 
 use crate::base::moment::{Moment, Seconds};
 use crate::net::{Conn, Network, Pipes, Ready, Side};
@@ -235,7 +238,60 @@ pub enum Phase {
     Output(Box<output::Output>),
     Inbox(Box<inbox::Inbox>),
     Linger(Box<linger::Linger>),
-    Closed(CloseReason),
+    /// Nothing is left but the slot.
+    Closed,
+}
+
+/// How far a session may go on while the gateway drains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drain {
+    /// Finish what is in flight, then leave.
+    Finish,
+    /// The drain time is over: leave now.
+    Leave,
+}
+
+/// What every phase can do.
+trait State {
+    /// Does all that can be done now.
+    fn step(self: Box<Self>, downstream: &mut Conn, who: &mut Identity, cx: &mut Context) -> Step;
+
+    /// When the next step is due even if nothing happens. It may be early, never late.
+    fn deadline(&self) -> Option<Moment>;
+
+    /// The gateway is about to stop. Acted on by the next step.
+    fn drain(&mut self, drain: Drain, who: &Identity, cx: &mut Context);
+
+    /// The settings have changed. Acted on by the next step.
+    fn reload(&mut self, now: Moment);
+
+    /// The word for `/connections`.
+    fn word(&self) -> &'static str;
+
+    /// Bytes in memory that wait for a peer to take them.
+    fn held_bytes(&self) -> usize;
+
+    /// The gateway stops: gives back what is shared with other sessions. Returns how the session ended.
+    fn release(self: Box<Self>, who: &Identity, cx: &mut Context) -> Box<Ended>;
+
+    /// Frames and bytes so far; `None` while it is not a WebSocket.
+    fn traffic(&self) -> Option<BothWays> {
+        None
+    }
+
+    /// The backend that it has, or is dialing.
+    fn backend(&self) -> Option<UpstreamId> {
+        None
+    }
+
+    /// When a message was last handled; `None` where there are no messages.
+    fn active_at(&self) -> Option<Moment> {
+        None
+    }
+
+    /// An event of the socket to the backend. Acted on by the next step. The default is for a phase without one: the event
+    /// then belongs to a connection that was dropped earlier in this turn.
+    fn handle_ready(&mut self, _: Ready) {}
 }
 
 /// What follows a step.
@@ -248,6 +304,8 @@ pub enum Step {
     Yield(Phase),
     /// Only the gateway can answer this, since the answer is about more than one session: it calls [`Session::answer`].
     Ask(Box<reply::Question>),
+    /// The session has ended, apart from the last bytes to the client.
+    End(Box<Ended>),
 }
 
 /// What a session wants after it was driven.
@@ -301,7 +359,8 @@ impl Session {
         reply: &http::Reply,
         cx: &mut Context,
     ) -> Session {
-        let phase = reply::Reply::last(reply, CloseReason::Refused, cx);
+        let answer = reply::Reply::last(reply, cx);
+        let phase = reply::Reply::raw(answer, cx);
         Session { who, downstream, phase, is_yielded: false }
     }
 
@@ -314,7 +373,7 @@ impl Session {
     }
 
     pub fn is_closed(&self) -> bool {
-        matches!(self.phase, Phase::Closed(_))
+        matches!(self.phase, Phase::Closed)
     }
 
     /// The task in its path, as the client wrote it.
@@ -325,76 +384,50 @@ impl Session {
         }
     }
 
-    /// Frames and bytes so far; `None` while it is no WebSocket.
+    /// Frames and bytes so far; `None` while it is not a WebSocket.
     pub fn traffic(&self) -> Option<BothWays> {
-        match &self.phase {
-            Phase::Dial(_) => Some(BothWays::default()),
-            Phase::Relay(relay) => Some(relay.traffic()),
-            Phase::Output(output) => Some(output.traffic()),
-            _ => None,
-        }
+        in_phase!(&self.phase, it => it.traffic(), closed => None)
     }
 
     /// The word for `/connections`.
     pub fn state(&self) -> &'static str {
-        match &self.phase {
-            Phase::Request(_) | Phase::Reply(_) => "http",
-            Phase::Dial(_) => "connecting",
-            Phase::Relay(relay) => relay.state(),
-            Phase::Output(output) => output.state(),
-            Phase::Inbox(_) => "inbox",
-            Phase::Linger(_) | Phase::Closed(_) => "closing",
-        }
+        in_phase!(&self.phase, it => it.word(), closed => "closing")
     }
 
     /// The backend that it has, or is dialing.
     pub fn backend(&self) -> Option<UpstreamId> {
-        match &self.phase {
-            Phase::Dial(dial) => dial.backend(),
-            Phase::Relay(relay) => Some(relay.backend()),
-            _ => None,
-        }
+        in_phase!(&self.phase, it => it.backend(), closed => None)
     }
 
-    /// When it last had something to do with a message.
+    /// When it last handled a message, or was opened.
     pub fn active_at(&self) -> Moment {
-        match &self.phase {
-            Phase::Relay(relay) => relay.message_at(),
-            Phase::Output(output) => output.active_at(),
-            _ => self.who.opened,
-        }
+        in_phase!(&self.phase, it => it.active_at(), closed => None).unwrap_or(self.who.opened)
+    }
+
+    /// Bytes in memory that wait for a peer to take them.
+    pub fn held_bytes(&self) -> usize {
+        in_phase!(&self.phase, it => it.held_bytes(), closed => 0)
     }
 
     /// An event of one of its sockets. It is acted on by the next [`Session::drive`].
     pub fn handle_ready(&mut self, side: Side, ready: Ready) {
         match side {
             Side::Downstream => self.downstream.handle_ready(ready),
-            Side::Upstream => match &mut self.phase {
-                Phase::Dial(dial) => dial.handle_ready(ready),
-                Phase::Relay(relay) => relay.handle_ready(ready),
-                // An event of a connection that was dropped earlier in this turn.
-                _ => {}
-            },
+            Side::Upstream => {
+                in_phase!(&mut self.phase, it => it.handle_ready(ready), closed => ())
+            }
         }
     }
 
     /// Does all that can be done now. Called by `Gateway::drive` alone.
     pub fn drive(&mut self, cx: &mut Context) -> Driven {
         loop {
-            let phase = std::mem::replace(&mut self.phase, Phase::Closed(CloseReason::Done));
-            let step = match phase {
-                Phase::Request(request) => request.step(&mut self.downstream, &mut self.who, cx),
-                Phase::Reply(reply) => reply.step(&mut self.downstream, cx),
-                Phase::Dial(dial) => dial.step(&mut self.downstream, &self.who, cx),
-                Phase::Relay(relay) => relay.step(&mut self.downstream, &self.who, cx),
-                Phase::Output(output) => output.step(&mut self.downstream, &self.who, cx),
-                Phase::Inbox(inbox) => inbox.step(&mut self.downstream, &self.who, cx),
-                Phase::Linger(linger) => linger.step(&mut self.downstream, cx),
-                Phase::Closed(reason) => {
-                    self.phase = Phase::Closed(reason);
-                    return Driven::Closed;
-                }
-            };
+            let phase = std::mem::replace(&mut self.phase, Phase::Closed);
+            let step = in_phase!(
+                phase,
+                it => it.step(&mut self.downstream, &mut self.who, cx),
+                closed => return Driven::Closed
+            );
             match step {
                 Step::Next(phase) => self.phase = phase,
                 Step::Wait(phase) => {
@@ -406,8 +439,19 @@ impl Session {
                     return Driven::Yield;
                 }
                 Step::Ask(question) => return Driven::Ask(question),
+                Step::End(ended) => self.end(*ended, cx),
             }
         }
+    }
+
+    /// The one place where a session ends: its closing line, its count, and the last bytes to the client.
+    fn end(&mut self, ended: Ended, cx: &mut Context) {
+        ended.record(&self.who, cx);
+        self.phase = match ended.last {
+            Last::Nothing => Phase::Closed,
+            Last::Frames(frames) => linger::Linger::phase(frames, cx),
+            Last::Answer(answer) => reply::Reply::raw(answer, cx),
+        };
     }
 
     /// The answer to what [`Driven::Ask`] asked; the session is to be driven again.
@@ -415,38 +459,19 @@ impl Session {
         self.phase = reply::Reply::answer(asked, reply, &self.who, cx);
     }
 
-    /// Other settings are in force. They are acted on by the next [`Session::drive`].
-    pub fn handle_settings(&mut self, now: Moment) {
-        if let Phase::Relay(relay) = &mut self.phase {
-            relay.handle_settings(now);
-        }
+    /// The settings have changed. Acted on by the next [`Session::drive`].
+    pub fn reload(&mut self, now: Moment) {
+        in_phase!(&mut self.phase, it => it.reload(now), closed => ());
     }
 
     /// When it must be driven even if nothing happens.
     pub fn deadline(&self) -> Option<Moment> {
-        match &self.phase {
-            Phase::Request(request) => request.deadline(),
-            Phase::Reply(reply) => reply.deadline(),
-            Phase::Dial(dial) => dial.deadline(),
-            Phase::Relay(relay) => relay.deadline(),
-            Phase::Output(output) => output.deadline(),
-            Phase::Inbox(inbox) => inbox.deadline(),
-            Phase::Linger(linger) => linger.deadline(),
-            Phase::Closed(_) => None,
-        }
+        in_phase!(&self.phase, it => it.deadline(), closed => None)
     }
 
-    /// The gateway is about to stop: finish what is in flight and leave. `is_last_call`: leave now.
-    pub fn drain(&mut self, is_last_call: bool, cx: &mut Context) {
-        match &mut self.phase {
-            Phase::Request(request) => request.drain(),
-            Phase::Reply(reply) => reply.drain(),
-            Phase::Dial(dial) => dial.drain(),
-            Phase::Relay(relay) => relay.drain(is_last_call),
-            Phase::Output(output) => output.drain(is_last_call, &self.who, cx),
-            // Workers may publish until all who wait are served.
-            Phase::Inbox(_) | Phase::Linger(_) | Phase::Closed(_) => {}
-        }
+    /// The gateway is about to stop. Acted on by the next [`Session::drive`].
+    pub fn drain(&mut self, drain: Drain, cx: &mut Context) {
+        in_phase!(&mut self.phase, it => it.drain(drain, &self.who, cx), closed => ());
     }
 
     /// Gives back what it shares with others, before its slot is freed.
@@ -454,16 +479,28 @@ impl Session {
         if self.who.admission == Admission::Client {
             cx.limits.release(self.who.ip);
         }
-        match std::mem::replace(&mut self.phase, Phase::Closed(CloseReason::Stopped)) {
-            Phase::Dial(dial) => dial.release(cx),
-            Phase::Relay(relay) => {
-                relay.close(CloseReason::Stopped, &self.who, cx);
-            }
-            Phase::Output(output) => output.close(CloseReason::Stopped, None, None, &self.who, cx),
-            _ => {}
-        }
+        let phase = std::mem::replace(&mut self.phase, Phase::Closed);
+        let ended = in_phase!(phase, it => it.release(&self.who, cx), closed => return);
+        ended.record(&self.who, cx);
     }
 }
+
+/// Evaluates an expression with `$it` as the [`State`] inside a [`Phase`], or another one where it is closed.
+macro_rules! in_phase {
+    ($phase:expr, $it:ident => $of_state:expr, closed => $of_closed:expr) => {
+        match $phase {
+            Phase::Request($it) => $of_state,
+            Phase::Reply($it) => $of_state,
+            Phase::Dial($it) => $of_state,
+            Phase::Relay($it) => $of_state,
+            Phase::Output($it) => $of_state,
+            Phase::Inbox($it) => $of_state,
+            Phase::Linger($it) => $of_state,
+            Phase::Closed => $of_closed,
+        }
+    };
+}
+use in_phase;
 
 #[cfg(test)]
 mod tests {

@@ -13,9 +13,8 @@
 
 use super::alive::{Alive, Verdict};
 use super::close::{CloseReason, CodeText};
-use super::linger::Linger;
 use super::outbox::{Flushed, Lost, Outbox};
-use super::{Context, Identity, Phase, Step};
+use super::{Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::net::audio::AudioRoot;
 use crate::net::{AudioFile, Conn, Io, Side};
@@ -23,7 +22,7 @@ use crate::proto::conduit::{Conduit, Fault, Received};
 use crate::proto::message::{self, TaskId, TaskResult};
 use crate::proto::upgrade::{self, Handshake};
 use crate::proto::ws::{self, FrameHead, Opcode};
-use crate::service::stats::{BothWays, Traffic};
+use crate::service::stats::BothWays;
 use crate::service::tasks::{ClientState, TaskEnd};
 use log::{debug, info, warn};
 use std::collections::VecDeque;
@@ -118,40 +117,27 @@ struct Leaving {
 
 impl Output {
     /// Completes the upgrade. `segment` is the task id as it stands in the path, `early` what came behind the request.
-    pub fn phase(
+    pub fn begin(
         handshake: &Handshake,
         segment: &str,
         query: Option<&str>,
         early: &[u8],
         who: &Identity,
         cx: &mut Context,
-    ) -> Phase {
+    ) -> Step {
         let mut accept = Vec::new();
         upgrade::write_accept(handshake, &mut accept);
         cx.stats.count_upgrade(who.route_name());
         cx.stats.count_http(101);
         let Some(task) = TaskId::read(segment) else {
-            return refuse(accept, message::BAD_TASK_ID, CloseReason::BadTaskId, None, who, cx);
+            return refuse(accept, message::BAD_TASK_ID, CloseReason::BadTaskId, None);
         };
         let Some(skipped_chunks) = from_chunk(query) else {
-            return refuse(
-                accept,
-                message::BAD_FROM_CHUNK,
-                CloseReason::BadTaskId,
-                Some(&task),
-                who,
-                cx,
-            );
+            let reason = CloseReason::BadTaskId;
+            return refuse(accept, message::BAD_FROM_CHUNK, reason, Some(&task));
         };
         if cx.results.is_lost() {
-            return refuse(
-                accept,
-                message::REDIS_AWAY,
-                CloseReason::RedisAway,
-                Some(&task),
-                who,
-                cx,
-            );
+            return refuse(accept, message::REDIS_AWAY, CloseReason::RedisAway, Some(&task));
         }
         info!(target: "output", "{who} opened client={} task={task}", who.client());
         cx.results.join(cx.now, &task, who.key);
@@ -170,7 +156,7 @@ impl Output {
         output.underway().outbox.push(&accept);
         output.handle_bytes(early, who, cx);
         output.wake_at = output.next_deadline(cx);
-        Phase::Output(output)
+        Step::Next(Phase::Output(output))
     }
 
     /// A result for its task. It is acted on by the next step.
@@ -184,97 +170,8 @@ impl Output {
 
     /// Redis has been away for longer than its grace.
     pub fn handle_redis_lost(&mut self, who: &Identity, cx: &mut Context) {
-        if self.waits_in_vain() {
+        if self.has_nothing_to_send() {
             self.leave_with_error(message::REDIS_AWAY, CloseReason::RedisAway, None, who, cx);
-        }
-    }
-
-    pub(super) fn step(
-        mut self: Box<Self>,
-        downstream: &mut Conn,
-        who: &Identity,
-        cx: &mut Context,
-    ) -> Step {
-        if self.wake_at.is_some_and(|at| at <= cx.now) && !self.handle_deadline(who, cx) {
-            return self.end(CloseReason::ClientSilent, None, None, who, cx);
-        }
-        if self.read(downstream, who, cx).is_err() {
-            return self.end(CloseReason::ClientVanished, None, None, who, cx);
-        }
-        let bytes_max = cx.results.tasks().max_retained() + RESULTS_BYTES_MAX;
-        if self
-            .underway
-            .as_ref()
-            .is_some_and(|it| it.result_bytes > bytes_max && it.results.len() > 1)
-        {
-            self.underway().drop_results();
-            self.leave(CloseReason::ClientTooSlow, None, who, cx);
-        }
-        self.check_audio(who, cx);
-        let mut has_more = false;
-        for budget in (0..BUDGET).rev() {
-            // A chunk and what announces it are a little more than a large packet: without this, half of the packets are tiny.
-            // The text before the first one leaves by itself: it does not wait for the disk.
-            let Underway { outbox, audio, .. } = self.underway();
-            if outbox.has_chunk() {
-                downstream.hold(true);
-            }
-            match outbox.flush(downstream, audio.as_ref().map(|audio| &audio.file)) {
-                Ok(Flushed { is_blocked, moved }) => {
-                    self.traffic.to_client.bytes += moved as u64;
-                    if is_blocked {
-                        if moved > 0 {
-                            self.note_alive(cx.now); // a slow socket that takes bytes is a sign of life
-                        }
-                        break;
-                    }
-                }
-                Err(Lost::Client) => {
-                    return self.end(CloseReason::ClientVanished, None, None, who, cx);
-                }
-                Err(Lost::File) => {
-                    // In the middle of a frame nothing can be said; wrong bytes are not sent.
-                    warn!(target: "output", "{who} = audio file shrank inside a chunk");
-                    return self.end(CloseReason::AudioLost, None, Some(TaskEnd::Failed), who, cx);
-                }
-            }
-            if self.underway().audio.is_none() || self.leaving.is_some() {
-                downstream.hold(false);
-            }
-            if let Some(Leaving { reason, code, end }) = self.leaving {
-                return self.end(reason, code, end, who, cx);
-            }
-            if !self.produce(who, cx) {
-                break;
-            }
-            has_more = budget == 0;
-        }
-        if self.underway.as_ref().is_some_and(|underway| underway.is_over()) {
-            self.underway = None;
-        }
-        self.wake_at = self.next_deadline(cx);
-        // What was not read while too much was held is told by no further event.
-        has_more |= self.can_read(downstream);
-        if has_more { Step::Yield(Phase::Output(self)) } else { Step::Wait(Phase::Output(self)) }
-    }
-
-    pub(super) fn deadline(&self) -> Option<Moment> {
-        self.wake_at
-    }
-
-    /// The gateway is about to stop. A result that is on its way arrives; who only waits is sent away, to come back.
-    pub(super) fn drain(&mut self, is_last_call: bool, who: &Identity, cx: &mut Context) {
-        if self.waits_in_vain() || is_last_call {
-            self.leave(CloseReason::Draining, None, who, cx);
-        }
-    }
-
-    /// The word for `/connections`.
-    pub fn state(&self) -> &'static str {
-        match (self.leaving, self.stage) {
-            (Some(_), _) => "closing",
-            (None, ClientState::Waiting) => "waiting",
-            (None, ClientState::Sending) => "sending",
         }
     }
 
@@ -287,54 +184,16 @@ impl Output {
         self.leaving.is_none() && self.stage == ClientState::Waiting
     }
 
-    /// When something was last sent or heard.
-    pub fn active_at(&self) -> Moment {
-        self.active_at
-    }
-
-    pub fn traffic(&self) -> BothWays {
-        self.traffic
-    }
-
-    /// Bytes held for the client.
-    pub fn held_bytes(&self) -> usize {
-        self.underway.as_ref().map_or(0, |underway| underway.outbox.held_bytes())
-    }
-
-    /// Says how it ended, and stops waiting for its task.
-    pub(super) fn close(
-        &self,
-        reason: CloseReason,
-        code: Option<u16>,
-        end: Option<TaskEnd>,
-        who: &Identity,
-        cx: &mut Context,
-    ) {
+    /// Stops waiting for its task. Returns how it ended.
+    fn end(self, leaving: Leaving, who: &Identity, cx: &mut Context) -> Box<Ended> {
+        let Leaving { reason, code, end } = leaving;
         cx.results.leave(cx.now, self.task.uuid(), who.key, self.stage, end);
-        let Traffic { frames, bytes } = self.traffic.to_client;
-        info!(
-            target: "output",
-            "{who} closed reason={reason} code={} duration={} to_client_frames={frames} to_client_bytes={bytes} task={}",
-            CodeText(code),
-            who.age(cx.now),
-            self.task,
-        );
-        cx.stats.count_closed(who.route_name(), reason.word(), self.traffic);
-    }
-
-    fn end(
-        &self,
-        reason: CloseReason,
-        code: Option<u16>,
-        end: Option<TaskEnd>,
-        who: &Identity,
-        cx: &mut Context,
-    ) -> Step {
-        self.close(reason, code, end, who, cx);
-        Step::Next(match self.leaving {
-            Some(_) => Linger::phase(Vec::new(), reason, cx),
-            None => Phase::Closed(reason),
-        })
+        let last = match self.leaving {
+            Some(_) => Last::Frames(Vec::new()),
+            None => Last::Nothing,
+        };
+        let detail = Detail::Output { task: self.task };
+        Box::new(Ended { reason, code, traffic: self.traffic, detail, last })
     }
 
     /// Takes what the client says, as far as the budget goes. `Err`: it is gone.
@@ -560,7 +419,7 @@ impl Output {
             Verdict::Ping => {}
             Verdict::Gone => return false,
         }
-        if self.waits_in_vain() && self.due_at.is_some_and(|at| at <= cx.now) {
+        if self.has_nothing_to_send() && self.due_at.is_some_and(|at| at <= cx.now) {
             self.leave_with_error(
                 message::TIMED_OUT,
                 CloseReason::TaskTimeout,
@@ -573,7 +432,7 @@ impl Output {
     }
 
     /// Nothing has come for it: the timeout counts. What has come may still wait for the client to take what was said before.
-    fn waits_in_vain(&self) -> bool {
+    fn has_nothing_to_send(&self) -> bool {
         self.stage == ClientState::Waiting
             && self.underway.as_ref().is_none_or(|underway| underway.results.is_empty())
     }
@@ -592,8 +451,129 @@ impl Output {
     }
 
     fn next_deadline(&self, cx: &Context) -> Option<Moment> {
-        let due_at = self.due_at.filter(|_| self.waits_in_vain() && self.leaving.is_none());
+        let due_at = self.due_at.filter(|_| self.has_nothing_to_send() && self.leaving.is_none());
         [self.alive().deadline(cx), due_at].into_iter().flatten().min()
+    }
+}
+
+impl State for Output {
+    fn step(
+        mut self: Box<Self>,
+        downstream: &mut Conn,
+        who: &mut Identity,
+        cx: &mut Context,
+    ) -> Step {
+        if self.wake_at.is_some_and(|at| at <= cx.now) && !self.handle_deadline(who, cx) {
+            return Step::End(self.end(Leaving::abrupt(CloseReason::ClientSilent), who, cx));
+        }
+        if self.read(downstream, who, cx).is_err() {
+            return Step::End(self.end(Leaving::abrupt(CloseReason::ClientVanished), who, cx));
+        }
+        let bytes_max = cx.results.tasks().max_retained() + RESULTS_BYTES_MAX;
+        if self
+            .underway
+            .as_ref()
+            .is_some_and(|it| it.result_bytes > bytes_max && it.results.len() > 1)
+        {
+            self.underway().drop_results();
+            self.leave(CloseReason::ClientTooSlow, None, who, cx);
+        }
+        self.check_audio(who, cx);
+        let mut has_more = false;
+        for budget in (0..BUDGET).rev() {
+            // A chunk and what announces it are a little more than a large packet: without this, half of the packets are tiny.
+            // The text before the first one leaves by itself: it does not wait for the disk.
+            let Underway { outbox, audio, .. } = self.underway();
+            if outbox.has_chunk() {
+                downstream.hold(true);
+            }
+            match outbox.flush(downstream, audio.as_ref().map(|audio| &audio.file)) {
+                Ok(Flushed { is_blocked, moved }) => {
+                    self.traffic.to_client.bytes += moved as u64;
+                    if is_blocked {
+                        if moved > 0 {
+                            self.note_alive(cx.now); // a slow socket that takes bytes is a sign of life
+                        }
+                        break;
+                    }
+                }
+                Err(Lost::Client) => {
+                    let leaving = Leaving::abrupt(CloseReason::ClientVanished);
+                    return Step::End(self.end(leaving, who, cx));
+                }
+                Err(Lost::File) => {
+                    // In the middle of a frame nothing can be said; wrong bytes are not sent.
+                    warn!(target: "output", "{who} = audio file shrank inside a chunk");
+                    let leaving = Leaving {
+                        end: Some(TaskEnd::Failed),
+                        ..Leaving::abrupt(CloseReason::AudioLost)
+                    };
+                    return Step::End(self.end(leaving, who, cx));
+                }
+            }
+            if self.underway().audio.is_none() || self.leaving.is_some() {
+                downstream.hold(false);
+            }
+            if let Some(leaving) = self.leaving {
+                return Step::End(self.end(leaving, who, cx));
+            }
+            if !self.produce(who, cx) {
+                break;
+            }
+            has_more = budget == 0;
+        }
+        if self.underway.as_ref().is_some_and(|underway| underway.is_over()) {
+            self.underway = None;
+        }
+        self.wake_at = self.next_deadline(cx);
+        // What was not read while too much was held is told by no further event.
+        has_more |= self.can_read(downstream);
+        if has_more { Step::Yield(Phase::Output(self)) } else { Step::Wait(Phase::Output(self)) }
+    }
+
+    fn deadline(&self) -> Option<Moment> {
+        self.wake_at
+    }
+
+    /// A result that is on its way still arrives; a client that only waits is sent away, to come back.
+    fn drain(&mut self, drain: Drain, who: &Identity, cx: &mut Context) {
+        if drain == Drain::Leave || self.has_nothing_to_send() {
+            self.leave(CloseReason::Draining, None, who, cx);
+        }
+    }
+
+    /// The next step works out its deadline anew.
+    fn reload(&mut self, _: Moment) {}
+
+    fn word(&self) -> &'static str {
+        match (self.leaving, self.stage) {
+            (Some(_), _) => "closing",
+            (None, ClientState::Waiting) => "waiting",
+            (None, ClientState::Sending) => "sending",
+        }
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.underway.as_ref().map_or(0, |underway| underway.outbox.held_bytes())
+    }
+
+    fn release(self: Box<Self>, who: &Identity, cx: &mut Context) -> Box<Ended> {
+        self.end(Leaving::abrupt(CloseReason::Stopped), who, cx)
+    }
+
+    fn traffic(&self) -> Option<BothWays> {
+        Some(self.traffic)
+    }
+
+    fn active_at(&self) -> Option<Moment> {
+        Some(self.active_at)
+    }
+}
+
+impl Leaving {
+    /// An end without a Close frame.
+    fn abrupt(reason: CloseReason) -> Leaving {
+        Leaving { reason, code: None, end: None }
     }
 }
 
@@ -625,22 +605,19 @@ impl Underway {
 /// Told when an audio file lost bytes while it was sent.
 const AUDIO_CHANGED: &str = "Audio file changed";
 
-/// Who cannot wait for a task is told why.
+/// Rejects a client that cannot subscribe, with the reason.
 fn refuse(
     mut last: Vec<u8>,
-    error: &str,
+    error: &'static str,
     reason: CloseReason,
     task: Option<&TaskId>,
-    who: &Identity,
-    cx: &mut Context,
-) -> Phase {
+) -> Step {
     let text = message::error_message(error, task);
     FrameHead::of_message(Opcode::Text, text.len() as u64).write(&mut last);
     last.extend_from_slice(text.as_bytes());
     last.extend(ws::close_frame(reason.close_code(Side::Downstream), reason.phrase(), None));
-    info!(target: "output", "{who} closed reason={reason} error=\"{error}\" client={}", who.client());
-    cx.stats.count_closed(who.route_name(), reason.word(), BothWays::default());
-    Linger::phase(last, reason, cx)
+    let ended = Ended::new(reason, Detail::CannotSubscribe { error });
+    Step::End(ended.with_last(Last::Frames(last)))
 }
 
 /// The first chunk that is wanted: 0 where the query does not say. `None`: it is not a number.

@@ -6,14 +6,13 @@
 //! has passed or an ending begins.
 
 use super::alive::{Alive, Verdict};
-use super::close::CodeText;
 use super::flow::{Flow, Pumped};
-use super::{CloseReason, Context, Identity, Phase, Step};
+use super::{CloseReason, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Ready, Side};
 use crate::service::stats::BothWays;
 use crate::service::upstreams::UpstreamId;
-use log::{debug, info};
+use log::debug;
 use std::time::Duration;
 
 /// Once a side is gone, or a Close frame of ours is out, silence for so long ends the session.
@@ -87,136 +86,25 @@ impl Relay {
         Phase::Relay(relay)
     }
 
-    pub(super) fn handle_ready(&mut self, ready: Ready) {
-        self.upstream.handle_ready(ready);
-    }
-
-    pub(super) fn step(
-        mut self: Box<Self>,
-        downstream: &mut Conn,
-        who: &Identity,
-        cx: &mut Context,
-    ) -> Step {
-        if self.wake_at.is_some_and(|at| at <= cx.now) {
-            self.handle_deadline(who, cx);
-            if self.has_lingered(cx) {
-                return self.end(who, cx);
-            }
-            self.wake_at = self.next_deadline(cx);
-        }
-        let mut up = Pumped::default();
-        let mut down = Pumped::default();
-        if !self.up.is_quiet(downstream) {
-            up = self.up.pump(downstream, &mut self.upstream, who, cx);
-        }
-        if !self.down.is_quiet(&self.upstream) {
-            down = self.down.pump(&mut self.upstream, downstream, who, cx);
-        }
-        if up.message || down.message {
-            self.message_at = cx.now;
-        }
-        let has_news = up.has_news() || down.has_news();
-        if has_news {
-            self.handle_news(up, Side::Upstream, cx);
-            self.handle_news(down, Side::Downstream, cx);
-        }
-        if self.ending.is_some() && self.up.is_finished() && self.down.is_finished() {
-            return self.end(who, cx);
-        }
-        if has_news {
-            self.wake_at = self.next_deadline(cx);
-        }
-        let is_told = has_news && (self.up.is_goodbye_due() || self.down.is_goodbye_due());
-        let is_drained = self.is_draining
-            && self.ending.is_none()
-            && self.up.is_between_messages()
-            && self.down.is_between_messages();
-        if is_drained {
-            self.drain(true);
-        }
-        if is_told || is_drained {
-            // What one flow found out, the other has to say: no event will come to remind it.
-            return Step::Next(Phase::Relay(self));
-        }
-        if up.more || down.more {
-            Step::Yield(Phase::Relay(self))
-        } else {
-            Step::Wait(Phase::Relay(self))
-        }
-    }
-
-    pub(super) fn deadline(&self) -> Option<Moment> {
-        self.wake_at
-    }
-
-    /// The timeouts may have changed: the next step looks at all of them.
-    pub(super) fn handle_settings(&mut self, now: Moment) {
-        self.wake_at = Some(now);
-    }
-
-    /// The gateway is about to stop: 1012 as soon as no message is in flight either way, or, at last, behind the frames.
-    ///
-    /// Both sides are told together: a backend that reads a Close frame does not finish what it is sending.
-    pub(super) fn drain(&mut self, is_last_call: bool) {
-        self.is_draining = !is_last_call;
-        if is_last_call {
-            self.up.say_goodbye(CloseReason::Draining);
-            self.down.say_goodbye(CloseReason::Draining);
-        }
-    }
-
-    /// The word for `/connections`.
-    pub fn state(&self) -> &'static str {
-        if self.ending.is_some() { "closing" } else { "open" }
-    }
-
-    pub fn backend(&self) -> UpstreamId {
-        self.backend
-    }
-
-    /// When the last message was relayed.
-    pub fn message_at(&self) -> Moment {
-        self.message_at
-    }
-
-    pub fn traffic(&self) -> BothWays {
-        BothWays { from_client: self.up.traffic(), to_client: self.down.traffic() }
-    }
-
-    /// Bytes held back for either side.
-    pub fn backlog_bytes(&self) -> usize {
-        self.up.backlog_bytes() + self.down.backlog_bytes()
-    }
-
-    /// Says how it ended, and gives back what it shared. `unended` is the reason where nothing had begun the end.
-    pub(super) fn close(
-        &self,
-        unended: CloseReason,
-        who: &Identity,
-        cx: &mut Context,
-    ) -> CloseReason {
+    /// Gives back what it shared. Returns how it ended; `unended` is the reason where nothing had begun the end.
+    fn end(self: Box<Self>, unended: CloseReason, cx: &mut Context) -> Box<Ended> {
+        cx.upstreams.left(self.backend);
         let reason = self.ending.map_or(unended, |ending| ending.reason);
-        let both @ BothWays { from_client, to_client } = self.traffic();
+        let traffic = BothWays { from_client: self.up.traffic(), to_client: self.down.traffic() };
         let code = match reason {
             CloseReason::ClientClosed => self.up.close_code(),
             CloseReason::BackendClosed => self.down.close_code(),
             CloseReason::ClientVanished | CloseReason::ClientSilent => None,
             reason => Some(reason.close_code(Side::Downstream)),
         };
-        info!(
-            target: "relay",
-            "{who} closed reason={reason} code={} duration={} from_client_frames={} from_client_bytes={} to_client_frames={} to_client_bytes={}",
-            CodeText(code), who.age(cx.now),
-            from_client.frames, from_client.bytes, to_client.frames, to_client.bytes,
-        );
-        cx.stats.count_closed(who.route_name(), reason.word(), both);
-        cx.upstreams.left(self.backend);
-        reason
+        Box::new(Ended { reason, code, traffic, detail: Detail::Relay, last: Last::Nothing })
     }
 
-    fn end(self: Box<Self>, who: &Identity, cx: &mut Context) -> Step {
-        let reason = self.close(CloseReason::Done, who, cx);
-        Step::Next(Phase::Closed(reason))
+    /// Sends 1012 behind the frames that have begun, to both sides at once: a backend that reads a Close frame does not finish
+    /// what it is sending.
+    fn say_goodbye(&mut self, reason: CloseReason) {
+        self.up.say_goodbye(reason);
+        self.down.say_goodbye(reason);
     }
 
     fn handle_news(&mut self, pumped: Pumped, to: Side, cx: &mut Context) {
@@ -240,8 +128,7 @@ impl Relay {
     fn begin_ending(&mut self, reason: CloseReason, cx: &mut Context) {
         let awaits_close = matches!(reason, CloseReason::ClientClosed | CloseReason::BackendClosed);
         if matches!(reason, CloseReason::ClientMessageTooBig | CloseReason::BackendMessageTooBig) {
-            self.up.say_goodbye(reason);
-            self.down.say_goodbye(reason);
+            self.say_goodbye(reason);
         }
         match &mut self.ending {
             None => self.ending = Some(Ending { reason, began_at: cx.now, awaits_close }),
@@ -260,8 +147,7 @@ impl Relay {
             }
         }
         if cx.settings.idle_timeout.is_some_and(|timeout| self.message_at + timeout <= cx.now) {
-            self.up.say_goodbye(CloseReason::IdleTimeout);
-            self.down.say_goodbye(CloseReason::IdleTimeout);
+            self.say_goodbye(CloseReason::IdleTimeout);
             self.begin_ending(CloseReason::IdleTimeout, cx);
         }
     }
@@ -337,6 +223,111 @@ impl Relay {
         .into_iter()
         .flatten()
         .min()
+    }
+}
+
+impl State for Relay {
+    fn step(
+        mut self: Box<Self>,
+        downstream: &mut Conn,
+        who: &mut Identity,
+        cx: &mut Context,
+    ) -> Step {
+        if self.wake_at.is_some_and(|at| at <= cx.now) {
+            self.handle_deadline(who, cx);
+            if self.has_lingered(cx) {
+                return Step::End(self.end(CloseReason::Done, cx));
+            }
+            self.wake_at = self.next_deadline(cx);
+        }
+        let mut up = Pumped::default();
+        let mut down = Pumped::default();
+        if !self.up.is_quiet(downstream) {
+            up = self.up.pump(downstream, &mut self.upstream, who, cx);
+        }
+        if !self.down.is_quiet(&self.upstream) {
+            down = self.down.pump(&mut self.upstream, downstream, who, cx);
+        }
+        if up.message || down.message {
+            self.message_at = cx.now;
+        }
+        let has_news = up.has_news() || down.has_news();
+        if has_news {
+            self.handle_news(up, Side::Upstream, cx);
+            self.handle_news(down, Side::Downstream, cx);
+        }
+        if self.ending.is_some() && self.up.is_finished() && self.down.is_finished() {
+            return Step::End(self.end(CloseReason::Done, cx));
+        }
+        if has_news {
+            self.wake_at = self.next_deadline(cx);
+        }
+        let is_told = has_news && (self.up.is_goodbye_due() || self.down.is_goodbye_due());
+        let is_drained = self.is_draining
+            && self.ending.is_none()
+            && self.up.is_between_messages()
+            && self.down.is_between_messages();
+        if is_drained {
+            self.is_draining = false;
+            self.say_goodbye(CloseReason::Draining);
+        }
+        if is_told || is_drained {
+            // What one flow found out, the other has to say: no event will come to remind it.
+            return Step::Next(Phase::Relay(self));
+        }
+        if up.more || down.more {
+            Step::Yield(Phase::Relay(self))
+        } else {
+            Step::Wait(Phase::Relay(self))
+        }
+    }
+
+    fn deadline(&self) -> Option<Moment> {
+        self.wake_at
+    }
+
+    /// 1012 as soon as no message is in flight either way, or, when the time is over, behind the frames.
+    fn drain(&mut self, drain: Drain, _: &Identity, _: &mut Context) {
+        match drain {
+            Drain::Finish => self.is_draining = true,
+            Drain::Leave => {
+                self.is_draining = false;
+                self.say_goodbye(CloseReason::Draining);
+            }
+        }
+    }
+
+    /// The timeouts may have changed: the next step looks at all of them.
+    fn reload(&mut self, now: Moment) {
+        self.wake_at = Some(now);
+    }
+
+    fn word(&self) -> &'static str {
+        if self.ending.is_some() { "closing" } else { "open" }
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.up.backlog_bytes() + self.down.backlog_bytes()
+    }
+
+    fn release(self: Box<Self>, _: &Identity, cx: &mut Context) -> Box<Ended> {
+        self.end(CloseReason::Stopped, cx)
+    }
+
+    fn traffic(&self) -> Option<BothWays> {
+        Some(BothWays { from_client: self.up.traffic(), to_client: self.down.traffic() })
+    }
+
+    fn backend(&self) -> Option<UpstreamId> {
+        Some(self.backend)
+    }
+
+    fn active_at(&self) -> Option<Moment> {
+        Some(self.message_at)
+    }
+
+    fn handle_ready(&mut self, ready: Ready) {
+        self.upstream.handle_ready(ready);
     }
 }
 

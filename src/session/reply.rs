@@ -2,7 +2,7 @@
 
 use super::linger::Linger;
 use super::request::Request;
-use super::{CloseReason, Context, Identity, Phase, Step};
+use super::{CloseReason, Context, Drain, Ended, Identity, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io};
 use crate::proto::http;
@@ -43,7 +43,7 @@ pub struct Reply {
 
 enum Then {
     NextRequest { rest: Vec<u8> },
-    Close(CloseReason),
+    Close,
 }
 
 impl Reply {
@@ -60,33 +60,32 @@ impl Reply {
         let keep_alive = asked.keep_alive && !cx.is_draining;
         let mut bytes = Vec::new();
         reply.write(&mut bytes, asked.minor_version, asked.head_only, keep_alive);
-        let then = if keep_alive {
-            Then::NextRequest { rest: asked.rest }
-        } else {
-            Then::Close(CloseReason::Done)
-        };
+        let then = if keep_alive { Then::NextRequest { rest: asked.rest } } else { Then::Close };
         Phase::Reply(Box::new(Reply { bytes, sent: 0, then, deadline: cx.now + SEND_TIMEOUT }))
     }
 
-    /// An answer after which nothing more is read.
-    pub fn last(reply: &http::Reply, reason: CloseReason, cx: &mut Context) -> Phase {
+    /// The bytes of an answer after which nothing more is read.
+    pub fn last(reply: &http::Reply, cx: &mut Context) -> Vec<u8> {
         cx.stats.count_http(reply.status);
         let mut bytes = Vec::new();
         reply.write(&mut bytes, 1, false, false);
-        Reply::raw(bytes, reason, cx)
+        bytes
     }
 
-    /// The same, for bytes that are an answer already.
-    pub fn raw(bytes: Vec<u8>, reason: CloseReason, cx: &Context) -> Phase {
-        Phase::Reply(Box::new(Reply {
-            bytes,
-            sent: 0,
-            then: Then::Close(reason),
-            deadline: cx.now + SEND_TIMEOUT,
-        }))
+    /// Sends an answer after which nothing more is read.
+    pub fn raw(bytes: Vec<u8>, cx: &Context) -> Phase {
+        let deadline = cx.now + SEND_TIMEOUT;
+        Phase::Reply(Box::new(Reply { bytes, sent: 0, then: Then::Close, deadline }))
     }
+}
 
-    pub(super) fn step(mut self: Box<Self>, downstream: &mut Conn, cx: &mut Context) -> Step {
+impl State for Reply {
+    fn step(
+        mut self: Box<Self>,
+        downstream: &mut Conn,
+        _: &mut Identity,
+        cx: &mut Context,
+    ) -> Step {
         while self.sent < self.bytes.len() {
             match downstream.write(&self.bytes[self.sent..]) {
                 Ok(Io::Moved(n)) => {
@@ -94,10 +93,10 @@ impl Reply {
                     self.deadline = cx.now + SEND_TIMEOUT;
                 }
                 Ok(_) if cx.now >= self.deadline => {
-                    return Step::Next(Phase::Closed(CloseReason::ClientSilent));
+                    return Step::End(Ended::http(CloseReason::ClientSilent));
                 }
                 Ok(_) => return Step::Wait(Phase::Reply(self)),
-                Err(_) => return Step::Next(Phase::Closed(CloseReason::ClientVanished)),
+                Err(_) => return Step::End(Ended::http(CloseReason::ClientVanished)),
             }
         }
         match self.then {
@@ -106,18 +105,30 @@ impl Reply {
                 Step::Yield(Request::following(rest, cx))
             }
             Then::NextRequest { rest } => Step::Next(Request::following(rest, cx)),
-            Then::Close(reason) => Step::Next(Linger::phase(Vec::new(), reason, cx)),
+            Then::Close => Step::Next(Linger::phase(Vec::new(), cx)),
         }
     }
 
-    pub(super) fn deadline(&self) -> Option<Moment> {
+    fn deadline(&self) -> Option<Moment> {
         Some(self.deadline)
     }
 
-    pub(super) fn drain(&mut self) {
-        if let Then::NextRequest { .. } = self.then {
-            self.then = Then::Close(CloseReason::Draining);
-        }
+    fn drain(&mut self, _: Drain, _: &Identity, _: &mut Context) {
+        self.then = Then::Close;
+    }
+
+    fn reload(&mut self, _: Moment) {}
+
+    fn word(&self) -> &'static str {
+        "http"
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.bytes.len() - self.sent
+    }
+
+    fn release(self: Box<Self>, _: &Identity, _: &mut Context) -> Box<Ended> {
+        Ended::http(CloseReason::Stopped)
     }
 }
 

@@ -4,28 +4,27 @@
 //! nothing while it waits.
 
 use super::dial::Dial;
-use super::linger::Linger;
 use super::output::Output;
 use super::reply::{Asked, Question, Reply};
-use super::{CloseReason, Context, Identity, Phase, Step};
+use super::{CloseReason, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Side};
 use crate::proto::http::{self, BadHead, HEAD_BYTES_MAX, RequestHead, empty_slots};
 use crate::proto::{upgrade, ws};
 use crate::service::endpoints::Endpoint;
 use crate::service::route::{Route, RouteTarget, TASK_ID};
-use log::{debug, info, warn};
+use log::debug;
 use std::rc::Rc;
 
 /// Waiting for a request, or for the rest of one.
 pub struct Request {
     held: Vec<u8>,
     deadline: Option<Moment>,
-    state: State,
+    awaited: Awaited,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
+enum Awaited {
     /// Nothing of this head has come, and nothing is owed: the connection was kept alive.
     Idle,
     /// A head is due by the deadline.
@@ -40,80 +39,96 @@ impl Request {
     /// The first request of a connection.
     pub fn first(cx: &Context) -> Phase {
         let deadline = cx.after(cx.settings.header_timeout);
-        Phase::Request(Box::new(Request { held: Vec::new(), deadline, state: State::Due }))
+        Phase::Request(Box::new(Request { held: Vec::new(), deadline, awaited: Awaited::Due }))
     }
 
     /// The next one, of which `held` has come already.
     pub fn following(held: Vec<u8>, cx: &Context) -> Phase {
-        let (state, timeout) = match held.is_empty() {
-            true => (State::Idle, cx.settings.keep_alive),
-            false => (State::Pipelined, cx.settings.header_timeout),
+        let (awaited, timeout) = match held.is_empty() {
+            true => (Awaited::Idle, cx.settings.keep_alive),
+            false => (Awaited::Pipelined, cx.settings.header_timeout),
         };
-        Phase::Request(Box::new(Request { held, deadline: cx.after(timeout), state }))
+        Phase::Request(Box::new(Request { held, deadline: cx.after(timeout), awaited }))
     }
+}
 
-    pub(super) fn step(
+impl State for Request {
+    fn step(
         mut self: Box<Self>,
         downstream: &mut Conn,
         who: &mut Identity,
         cx: &mut Context,
     ) -> Step {
-        if self.state == State::Draining {
-            return Step::Next(Phase::Closed(CloseReason::Draining));
+        if self.awaited == Awaited::Draining {
+            return Step::End(Ended::http(CloseReason::Draining));
         }
         cx.with_scratch(|scratch, cx| {
             let mut length = self.held.len();
             scratch[..length].copy_from_slice(&self.held);
             loop {
-                if length > self.held.len() || self.state == State::Pipelined {
+                if length > self.held.len() || self.awaited == Awaited::Pipelined {
                     let mut slots = empty_slots();
                     match RequestHead::parse(&scratch[..length], &mut slots) {
                         Ok(Some((head, head_bytes))) => {
                             return choose(&head, &scratch[head_bytes..length], who, cx);
                         }
                         Ok(None) => {}
-                        Err(bad) => return refuse(bad, CloseReason::BadRequest, who, cx),
+                        Err(bad) => return refuse(bad, CloseReason::BadRequest, cx),
                     }
                 }
                 match downstream.read(&mut scratch[length..HEAD_BYTES_MAX]) {
                     Ok(Io::Moved(n)) => length += n,
                     Ok(Io::Blocked) => break,
-                    Ok(Io::Ended) | Err(_) => return Step::Next(Phase::Closed(CloseReason::Done)),
+                    Ok(Io::Ended) | Err(_) => return Step::End(Ended::http(CloseReason::Done)),
                 }
             }
-            if length > 0 && self.state == State::Idle {
+            if length > 0 && self.awaited == Awaited::Idle {
                 self.deadline = cx.after(cx.settings.header_timeout);
-                self.state = State::Due;
+                self.awaited = Awaited::Due;
             }
             if self.deadline.is_some_and(|at| at <= cx.now) {
-                return match self.state {
-                    State::Idle => Step::Next(Phase::Closed(CloseReason::Done)),
+                return match self.awaited {
+                    Awaited::Idle => Step::End(Ended::http(CloseReason::Done)),
                     _ => {
                         let bad =
                             BadHead { status: 408, why: "The request head did not arrive in time" };
-                        refuse(bad, CloseReason::HeaderTimeout, who, cx)
+                        refuse(bad, CloseReason::HeaderTimeout, cx)
                     }
                 };
             }
             if length > self.held.len() {
                 self.held = scratch[..length].to_vec();
             }
-            if self.state == State::Pipelined {
-                self.state = State::Due;
+            if self.awaited == Awaited::Pipelined {
+                self.awaited = Awaited::Due;
             }
             Step::Wait(Phase::Request(self))
         })
     }
 
-    pub(super) fn deadline(&self) -> Option<Moment> {
+    fn deadline(&self) -> Option<Moment> {
         self.deadline
     }
 
     /// A request that has begun still gets its answer.
-    pub(super) fn drain(&mut self) {
+    fn drain(&mut self, _: Drain, _: &Identity, _: &mut Context) {
         if self.held.is_empty() {
-            self.state = State::Draining;
+            self.awaited = Awaited::Draining;
         }
+    }
+
+    fn reload(&mut self, _: Moment) {}
+
+    fn word(&self) -> &'static str {
+        "http"
+    }
+
+    fn held_bytes(&self) -> usize {
+        0
+    }
+
+    fn release(self: Box<Self>, _: &Identity, _: &mut Context) -> Box<Ended> {
+        Ended::http(CloseReason::Stopped)
     }
 }
 
@@ -124,7 +139,7 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
     let body_bytes_max = endpoint.map_or(0, |(endpoint, _)| endpoint.body_bytes_max);
     if head.body_bytes() > body_bytes_max {
         let bad = BadHead { status: 413, why: "request bodies are not taken" };
-        return refuse(bad, CloseReason::BadRequest, who, cx);
+        return refuse(bad, CloseReason::BadRequest, cx);
     }
     let asked = || Asked {
         minor_version: head.minor_version,
@@ -140,7 +155,7 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
                 who.task_id = params.value(TASK_ID).map(|task_id| Box::new(task_id.into()));
                 open(head, rest, &handshake, route, who, cx)
             }
-            Err(bad) if bad.status == 400 => refuse(bad, CloseReason::BadRequest, who, cx),
+            Err(bad) if bad.status == 400 => refuse(bad, CloseReason::BadRequest, cx),
             Err(bad) => {
                 log_request(head, who);
                 answer(asked(), bad.into_reply(), who, cx)
@@ -170,30 +185,26 @@ fn open(
     cx: &mut Context,
 ) -> Step {
     if cx.is_draining {
-        return Step::Next(Reply::last(
-            &http::Reply::error(503, "Gateway restarting"),
-            CloseReason::Draining,
-            cx,
-        ));
+        let answer = Reply::last(&http::Reply::error(503, "Gateway restarting"), cx);
+        return Step::End(Ended::http(CloseReason::Draining).with_last(Last::Answer(answer)));
     }
     who.route = Some(route);
     log_request(head, who);
     let origin = head.headers.first("origin");
     if !cx.limits.is_allowed(origin) {
         let reason = CloseReason::OriginNotAllowed;
-        let origin = origin.map(String::from_utf8_lossy).unwrap_or_default();
-        warn!(target: "http", "{who} closed reason={reason} origin=\"{origin}\" client={}", who.client());
-        cx.stats.count_closed(who.route_name(), reason.word(), Default::default());
+        let origin = origin.map(String::from_utf8_lossy).unwrap_or_default().into_owned();
         cx.stats.count_http(101);
         let mut last = Vec::new();
         upgrade::write_accept(handshake, &mut last);
         last.extend(ws::close_frame(reason.close_code(Side::Downstream), reason.phrase(), None));
-        return Step::Next(Linger::phase(last, reason, cx));
+        let ended = Ended::new(reason, Detail::OriginNotAllowed { origin });
+        return Step::End(ended.with_last(Last::Frames(last)));
     }
     match who.route.as_ref().map(|route| &route.target) {
         Some(RouteTarget::Output) => {
             let task = who.task_id.take().unwrap_or_default();
-            Step::Next(Output::phase(handshake, &task, head.query(), rest, who, cx))
+            Output::begin(handshake, &task, head.query(), rest, who, cx)
         }
         _ => Step::Next(Dial::phase(head, handshake, rest, who, cx)),
     }
@@ -204,9 +215,10 @@ fn answer(asked: Asked, reply: http::Reply, who: &Identity, cx: &mut Context) ->
 }
 
 /// An answer to a head that was not understood: nobody knows where the next one would begin.
-fn refuse(bad: BadHead, reason: CloseReason, who: &Identity, cx: &mut Context) -> Step {
-    info!(target: "http", "{who} closed reason={reason} status={} why=\"{}\" client={}", bad.status, bad.why, who.client());
-    Step::Next(Reply::last(&bad.into_reply(), reason, cx))
+fn refuse(bad: BadHead, reason: CloseReason, cx: &mut Context) -> Step {
+    let detail = Detail::BadRequest { status: bad.status, why: bad.why };
+    let answer = Reply::last(&bad.into_reply(), cx);
+    Step::End(Ended::new(reason, detail).with_last(Last::Answer(answer)))
 }
 
 /// The path alone: query values may be secrets.

@@ -1,0 +1,138 @@
+//! How a session ended: the phase says it once, and `Session` alone logs and counts it.
+
+use super::close::{CloseReason, CodeText};
+use super::{Context, Identity};
+use crate::proto::message::TaskId;
+use crate::service::stats::BothWays;
+use log::{info, warn};
+
+/// The end of a session, as the phase that decided it reports it.
+#[derive(Debug)]
+pub struct Ended {
+    pub reason: CloseReason,
+    /// The code in the Close frame that the client saw; `None` where it saw none.
+    pub code: Option<u16>,
+    pub traffic: BothWays,
+    pub detail: Detail,
+    pub last: Last,
+}
+
+/// What the closing line has besides the reason. It also decides whether the end is counted.
+#[derive(Debug)]
+pub enum Detail {
+    /// An HTTP connection: neither logged nor counted.
+    Http,
+    /// A request head that was not understood, or came too late.
+    BadRequest {
+        status: u16,
+        why: &'static str,
+    },
+    OriginNotAllowed {
+        origin: String,
+    },
+    /// The client left before a backend had answered.
+    LeftWhileDialing,
+    /// No backend took the client.
+    NoBackend {
+        what: String,
+    },
+    Relay,
+    /// A client that cannot subscribe to results.
+    CannotSubscribe {
+        error: &'static str,
+    },
+    Output {
+        task: TaskId,
+    },
+    Inbox {
+        published: u64,
+    },
+}
+
+/// What is still to be sent to the client.
+#[derive(Debug)]
+pub enum Last {
+    /// Nothing: the connection is closed at once.
+    Nothing,
+    /// These frames, which may be none. Then FIN, and a wait for the client's.
+    Frames(Vec<u8>),
+    /// A whole HTTP answer. Then FIN, and a wait for the client's.
+    Answer(Vec<u8>),
+}
+
+impl Ended {
+    /// An end that carried no messages, after which nothing is sent.
+    pub fn new(reason: CloseReason, detail: Detail) -> Box<Ended> {
+        let traffic = BothWays::default();
+        Box::new(Ended { reason, code: None, traffic, detail, last: Last::Nothing })
+    }
+
+    /// The end of an HTTP connection that needs no line in the log.
+    pub fn http(reason: CloseReason) -> Box<Ended> {
+        Ended::new(reason, Detail::Http)
+    }
+
+    /// The same end, with something left to send.
+    pub fn with_last(mut self: Box<Self>, last: Last) -> Box<Ended> {
+        self.last = last;
+        self
+    }
+
+    /// Logs and counts it. Called by [`super::Session`] alone, once for each session.
+    pub(super) fn record(&self, who: &Identity, cx: &mut Context) {
+        self.log(who, cx);
+        match self.detail {
+            Detail::Http | Detail::BadRequest { .. } | Detail::Inbox { .. } => {}
+            Detail::OriginNotAllowed { .. }
+            | Detail::LeftWhileDialing
+            | Detail::NoBackend { .. }
+            | Detail::Relay
+            | Detail::CannotSubscribe { .. }
+            | Detail::Output { .. } => {
+                cx.stats.count_closed(who.route_name(), self.reason.word(), self.traffic);
+            }
+        }
+    }
+
+    fn log(&self, who: &Identity, cx: &Context) {
+        let Ended { reason, traffic: BothWays { from_client, to_client }, .. } = self;
+        let (client, code, age) = (who.client(), CodeText(self.code), who.age(cx.now));
+        match &self.detail {
+            Detail::Http => {}
+            Detail::BadRequest { status, why } => info!(
+                target: "http",
+                "{who} closed reason={reason} status={status} why=\"{why}\" client={client}",
+            ),
+            Detail::OriginNotAllowed { origin } => warn!(
+                target: "http",
+                "{who} closed reason={reason} origin=\"{origin}\" client={client}",
+            ),
+            Detail::LeftWhileDialing => info!(
+                target: "dial",
+                "{who} closed reason={reason} while connecting client={client}",
+            ),
+            Detail::NoBackend { what } => info!(
+                target: "dial",
+                "{who} closed reason={reason} what=\"{what}\" client={client}",
+            ),
+            Detail::Relay => info!(
+                target: "relay",
+                "{who} closed reason={reason} code={code} duration={age} from_client_frames={} from_client_bytes={} to_client_frames={} to_client_bytes={}",
+                from_client.frames, from_client.bytes, to_client.frames, to_client.bytes,
+            ),
+            Detail::CannotSubscribe { error } => info!(
+                target: "output",
+                "{who} closed reason={reason} error=\"{error}\" client={client}",
+            ),
+            Detail::Output { task } => info!(
+                target: "output",
+                "{who} closed reason={reason} code={code} duration={age} to_client_frames={} to_client_bytes={} task={task}",
+                to_client.frames, to_client.bytes,
+            ),
+            Detail::Inbox { published } => info!(
+                target: "inbox",
+                "{who} closed reason={reason} published={published}",
+            ),
+        }
+    }
+}
