@@ -90,7 +90,7 @@ fn bad_usage_is_one_line_and_status_2() {
         "aivtuber-gateway: unknown command \"helthcheck\", did you mean `healthcheck`?\n",
     );
     folder.run(&["--listen", "nonsense", "--check"]).refused_with(
-        "aivtuber-gateway: --listen: \"nonsense\" is no address with a port; what is allowed is \"0.0.0.0:8000\", \
+        "aivtuber-gateway: --listen: \"nonsense\" is not an address with a port; expected \"0.0.0.0:8000\", \
          \"[::]:8000\", \"localhost:8000\" or \":8000\"\n",
     );
 }
@@ -100,8 +100,8 @@ fn a_wrong_file_is_told_with_file_line_key_and_nearest_name() {
     let folder = Folder::new("wrong");
     folder.write("config.toml", "[server]\nlistn = \"0.0.0.0:8000\"\n\n[log]\nlevel = \"inf\"\n");
     let expected = "aivtuber-gateway: config.toml:2: server.listn: unknown key, did you mean `listen`?\n\
-                    aivtuber-gateway: config.toml:5: log.level: \"inf\" is none of \"off\", \"error\", \"warn\", \"info\", \
-                    \"debug\" and \"trace\", did you mean `info`?\n";
+                    aivtuber-gateway: config.toml:5: log.level: \"inf\" is unknown, expected one of \"off\", \"error\", \"warn\", \"info\", \
+                    \"debug\", \"trace\", did you mean `info`?\n";
     for arguments in [&["--check"][..], &["--print-config"], &[], &["demo"], &["healthcheck"]] {
         folder.run(arguments).refused_with(expected);
     }
@@ -185,7 +185,7 @@ fn a_wrong_variable_is_told_by_its_name() {
     let folder = Folder::new("variable");
     folder.write("config.toml", "");
     folder.run_with(&[("REDIS_HOST", "r"), ("REDIS_PORT", "none")], &["--check"]).refused_with(
-        "aivtuber-gateway: REDIS_HOST: REDIS_PORT is \"none\", what is allowed is 1 to 65535\n",
+        "aivtuber-gateway: REDIS_HOST: REDIS_PORT is \"none\", expected 1 to 65535\n",
     );
 }
 

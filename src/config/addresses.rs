@@ -1,23 +1,25 @@
-//! Addresses to listen on, and where Redis is.
+//! Addresses: where the gateway listens, and where Redis is.
 
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::str::FromStr;
 
 use redis::IntoConnectionInfo;
 
+use super::problems::BadItem;
 use super::settings::Config;
 use super::values::each;
 
-pub(super) fn set_listen(config: &mut Config, texts: &[String]) -> Result<(), (usize, String)> {
+/// Sets `server.listen`.
+pub(super) fn set_listen(config: &mut Config, texts: &[String]) -> Result<(), BadItem> {
     if texts.is_empty() {
-        return Err((0, "at least one address is needed, such as \"0.0.0.0:8000\"".into()));
+        return Err(BadItem::new(0, "at least one address is needed, such as \"0.0.0.0:8000\""));
     }
     let mut listen: Vec<SocketAddr> = Vec::new();
     for (index, addresses) in each(texts, resolve_listen)?.into_iter().enumerate() {
         for address in addresses {
-            // Port 0 is a port of the kernel's choice: another one each time.
+            // Port 0 lets the kernel choose a port, another one each time.
             if address.port() != 0 && listen.contains(&address) {
-                return Err((index, format!("{address} is listed twice")));
+                return Err(BadItem::new(index, format!("{address} is listed twice")));
             }
             listen.push(address);
         }
@@ -26,24 +28,24 @@ pub(super) fn set_listen(config: &mut Config, texts: &[String]) -> Result<(), (u
     Ok(())
 }
 
-/// `0.0.0.0:8000`, `[::]:8000`, `localhost:8000`, or `:8000` for every IPv4 address.
+/// Reads `0.0.0.0:8000`, `[::]:8000`, `localhost:8000`, or `:8000` for every IPv4 address. A name is
+/// looked up here and may give several addresses.
 fn resolve_listen(text: &str) -> Result<Vec<SocketAddr>, String> {
     let text = text.trim();
     if let Ok(address) = SocketAddr::from_str(text) {
         return Ok(vec![address]);
     }
-    let allowed =
-        "what is allowed is \"0.0.0.0:8000\", \"[::]:8000\", \"localhost:8000\" or \":8000\"";
+    let expected = "expected \"0.0.0.0:8000\", \"[::]:8000\", \"localhost:8000\" or \":8000\"";
     let parts =
         text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
     let Some((host, port)) = parts else {
-        return Err(format!("{text:?} is no address with a port; {allowed}"));
+        return Err(format!("{text:?} is not an address with a port; {expected}"));
     };
     if host.is_empty() {
         return Ok(vec![SocketAddr::from(([0, 0, 0, 0], port))]);
     }
     if host.contains([':', '/', '[', ']']) {
-        return Err(format!("{text:?} is no address with a port; {allowed}"));
+        return Err(format!("{text:?} is not an address with a port; {expected}"));
     }
     let mut all: Vec<SocketAddr> = (host, port)
         .to_socket_addrs()
@@ -51,82 +53,92 @@ fn resolve_listen(text: &str) -> Result<Vec<SocketAddr>, String> {
         .collect();
     all.sort();
     all.dedup();
-    // `localhost` is `::1` too in /etc/hosts, also on machines without IPv6.
-    let ours: Vec<_> =
+    // /etc/hosts often gives `localhost` the address `::1` even where IPv6 is off: take only what can
+    // be bound here.
+    let local: Vec<_> =
         all.iter().copied().filter(|address| UdpSocket::bind((address.ip(), 0)).is_ok()).collect();
-    match (ours.is_empty(), all.is_empty()) {
-        (false, _) => Ok(ours),
-        (true, false) => {
-            Err(format!("{host:?} is {}, which is no address of this machine", all[0].ip()))
+    match all.first() {
+        _ if !local.is_empty() => Ok(local),
+        Some(address) => {
+            Err(format!("{host:?} is {}, which is not an address of this machine", address.ip()))
         }
-        (true, true) => Err(format!("{host:?} has no address")),
+        None => Err(format!("{host:?} has no address")),
     }
 }
 
-pub(super) fn set_redis(config: &mut Config, urls: &[String]) -> Result<(), (usize, String)> {
-    if urls.is_empty() {
-        return Err((0, "at least one URL is needed".into()));
-    }
+/// Sets `redis.url`, and with it where the embedded inbox listens, if it is one.
+pub(super) fn set_redis(config: &mut Config, urls: &[String]) -> Result<(), BadItem> {
     each(urls, check_redis)?;
-    if let Some(index) = urls.iter().position(|url| url.starts_with("embedded://"))
-        && urls.len() > 1
-    {
-        return Err((
-            index,
-            "an embedded:// URL stands alone: the gateway itself is the inbox then".into(),
-        ));
-    }
-    config.gateway.link.urls = urls.to_vec();
-    config.reactor.inbox = match urls[0].strip_prefix("embedded://") {
-        Some(address) => resolve_listen(address.trim_end_matches('/')).map_err(|why| (0, why))?,
+    let embedded = |url: &String| url.strip_prefix("embedded://").map(str::to_owned);
+    let inbox = match urls {
+        [] => return Err(BadItem::new(0, "at least one URL is needed")),
+        [url] => embedded(url),
+        _ => match urls.iter().position(|url| embedded(url).is_some()) {
+            Some(index) => {
+                let why = "an embedded:// URL must be the only one: the gateway is the inbox then";
+                return Err(BadItem::new(index, why));
+            }
+            None => None,
+        },
+    };
+    config.reactor.inbox = match inbox {
+        Some(address) => resolve_inbox(&address).map_err(|why| BadItem::new(0, why))?,
         None => Vec::new(),
     };
+    config.gateway.link.urls = urls.to_vec();
     Ok(())
 }
 
-/// The sentence names the URL without its password.
+/// Where the embedded inbox listens: what follows `embedded://`.
+fn resolve_inbox(address: &str) -> Result<Vec<SocketAddr>, String> {
+    resolve_listen(address.trim_end_matches('/'))
+}
+
+/// Whether `url` can be used. The error names it without its password.
 fn check_redis(url: &str) -> Result<(), String> {
     let shown = without_password(url);
-    let allowed = "what is allowed is redis://user:password@host:port/db, unix:///path or embedded://127.0.0.1:6379";
+    let expected =
+        "expected redis://user:password@host:port/db, unix:///path or embedded://127.0.0.1:6379";
     match url.split_once("://") {
-        Some(("embedded", address)) => match resolve_listen(address.trim_end_matches('/')) {
+        Some(("embedded", address)) => match resolve_inbox(address) {
             Ok(_) => Ok(()),
             Err(why) => Err(format!("`{shown}`: {why}")),
         },
-        Some(("rediss", _)) => Err(format!("`{shown}`: TLS to Redis is not supported; {allowed}")),
+        Some(("rediss", _)) => Err(format!("`{shown}`: TLS to Redis is not supported; {expected}")),
         Some(("redis" | "unix", _)) => match url.into_connection_info() {
             Ok(_) => Ok(()),
             Err(error) => Err(format!(
-                "`{shown}` cannot be read: {}; {allowed}",
+                "`{shown}` cannot be read: {}; {expected}",
                 error.detail().unwrap_or("not a Redis URL")
             )),
         },
-        _ => Err(format!("`{shown}` is no Redis URL; {allowed}")),
+        _ => Err(format!("`{shown}` is not a Redis URL; {expected}")),
     }
 }
 
+/// Whether `prefix` can begin the names of channels: as it is, not as a pattern.
 pub(super) fn check_prefix(prefix: &str) -> Result<String, String> {
-    let allowed = "1 to 200 characters, none of them a control character or one of `*?[]^\\`, which Redis reads as a pattern";
+    let expected = "1 to 200 characters, none of them a control character or one of `*?[]^\\`, which Redis reads as a pattern";
     let is_good = |c: char| !c.is_control() && !matches!(c, '*' | '?' | '[' | ']' | '^' | '\\');
     if prefix.is_empty() || prefix.len() > 200 || !prefix.chars().all(is_good) {
-        return Err(format!("{prefix:?} cannot be used; what is allowed is {allowed}"));
+        return Err(format!("{prefix:?} cannot be used; expected {expected}"));
     }
     Ok(prefix.into())
 }
 
-/// The URL as it may be shown: a password in it is `***`.
+/// The URL with `***` in place of its password, for logs and messages.
 pub fn without_password(url: &str) -> String {
     let mut shown = url.to_owned();
     if let Some(scheme) = url.find("://") {
         let begin = scheme + 3;
-        // The last `@`, because people forget to encode those in a password.
+        // The last `@` ends it: people forget to encode those in a password.
         if let Some(at) = url[begin..].rfind('@').map(|at| begin + at)
             && let Some(colon) = url[begin..at].find(':').map(|colon| begin + colon)
         {
             shown.replace_range(colon + 1..at, "***");
         }
     }
-    // `unix:///path?pass=…`
+    // A Unix socket's URL has it in its query: `unix:///path?pass=…`.
     for name in ["?pass=", "&pass="] {
         if let Some(begin) = shown.find(name).map(|at| at + name.len()) {
             let end = shown[begin..].find('&').map_or(shown.len(), |end| begin + end);
@@ -139,10 +151,10 @@ pub fn without_password(url: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::tests::said;
+    use crate::config::tests::problems_of;
 
     #[test]
-    fn addresses_to_listen_on() {
+    fn addresses_to_listen_on_are_read() {
         let listen = |text: &str| {
             resolve_listen(text).map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>())
         };
@@ -156,12 +168,12 @@ mod tests {
         assert_eq!(
             listen("192.0.2.1:80"),
             Ok(vec!["192.0.2.1:80".into()]),
-            "an address is taken as it is"
+            "whether an address is local is for `bind` to say"
         );
     }
 
     #[test]
-    fn redis_urls() {
+    fn redis_urls_are_checked_without_showing_passwords() {
         for url in [
             "redis://localhost",
             "redis://user:pass@host:1/2",
@@ -185,6 +197,9 @@ mod tests {
             let why = check_redis(url).expect_err(url);
             assert!(!why.contains("secret"), "{why}");
         }
-        assert!(said("[redis]\nurl = [\"redis://a\", \"embedded://:1\"]").contains("stands alone"));
+        assert!(
+            problems_of("[redis]\nurl = [\"redis://a\", \"embedded://:1\"]")
+                .contains("must be the only one")
+        );
     }
 }

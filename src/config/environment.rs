@@ -1,24 +1,28 @@
-//! Environment variables that set something.
+//! The environment variables that override the file, and what each does.
+//!
+//! They come from the deployments that this gateway replaces: containers that name their handlers and
+//! Redis in the environment.
 
 use std::ffi::OsString;
 
 use super::addresses::set_redis;
-use super::problems::Problem;
+use super::problems::{BadItem, Problem};
 use super::settings::Config;
 use super::values::parse_level;
 use crate::service::route::{BackendUrl, Target, Template};
 
-/// An environment variable that is listened to.
+/// An environment variable that sets something.
 pub struct Variable {
     pub name: &'static str,
+    /// For `--help`.
     pub doc: &'static str,
     apply: fn(&mut Config, &str, Lookup) -> Result<(), Fault>,
 }
 
-/// Answers with the value of a variable that is set to something.
+/// Looks up another variable; `None` if it is unset or empty.
 type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// The environment, in the order in which it is taken.
+/// The variables, in the order in which they are applied.
 pub const ENVIRONMENT: &[Variable] = &[
     Variable {
         name: "INPUT_HANDLER_URL",
@@ -40,9 +44,9 @@ pub const ENVIRONMENT: &[Variable] = &[
         doc: "the port of `redis.url`; the host is REDIS_HOST or localhost",
         apply: |config, port, env| match env("REDIS_HOST") {
             _ if is_kubernetes(port) => Err(Fault::Warning(format!(
-                "`{port}` is how Kubernetes points to a service called `redis`, not a port"
+                "`{port}` is not a port: Kubernetes sets it so for a service called `redis`"
             ))),
-            // It was taken together with the host.
+            // Applied together with the host.
             Some(_) => Ok(()),
             None => redis_at(config, "localhost", env),
         },
@@ -50,9 +54,7 @@ pub const ENVIRONMENT: &[Variable] = &[
     Variable {
         name: "REDIS_URL",
         doc: "`redis.url`; wins over REDIS_HOST and REDIS_PORT",
-        apply: |config, url, _| {
-            set_redis(config, &[url.into()]).map_err(|(_, why)| Fault::Error(why))
-        },
+        apply: |config, url, _| set_redis(config, &[url.into()]).map_err(Fault::from),
     },
     Variable {
         name: "AIVTUBER_GATEWAY_LOG",
@@ -64,21 +66,28 @@ pub const ENVIRONMENT: &[Variable] = &[
     },
 ];
 
-/// What the environment's value came to.
+/// Why a variable was not applied.
 enum Fault {
-    /// It is wrong, and nothing is started.
+    /// Its value cannot be used: the gateway does not start.
     Error(String),
-    /// It has no effect; somebody should know.
+    /// It has no effect, which is worth a warning.
     Warning(String),
 }
 
+impl From<BadItem> for Fault {
+    fn from(bad: BadItem) -> Self {
+        Fault::Error(bad.why)
+    }
+}
+
+/// Applies every variable that `env` has a value for.
 pub(super) fn apply_environment(
     config: &mut Config,
     env: &dyn Fn(&str) -> Option<OsString>,
     problems: &mut Vec<Problem>,
     warnings: &mut Vec<String>,
 ) {
-    // Set to nothing is not set: how a compose file passes on what its own environment lacks.
+    // Empty counts as unset: Compose passes on an unset variable of its own as an empty one.
     let text = |name: &str| {
         env(name)
             .map(|value| value.to_string_lossy().trim().to_owned())
@@ -98,7 +107,7 @@ pub(super) fn apply_environment(
     }
 }
 
-/// Relays the route of this name to `urls`, which stand between commas.
+/// Makes the route `name` a relayed one, to `urls`, which are separated by commas.
 fn relay(config: &mut Config, name: &str, urls: &str) -> Result<(), Fault> {
     let Some(route) = config.gateway.routes.iter_mut().find(|route| route.name == name) else {
         return Err(Fault::Warning(format!("no route is called `{name}`")));
@@ -116,8 +125,9 @@ fn relay(config: &mut Config, name: &str, urls: &str) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The URL, with what the route's path has and a variable's author takes for granted: the whole path where there is none, and
-/// the names at its end (`ws://host:8002/ws/output` for tasks of their own paths).
+/// Completes a URL from a variable, whose author expects the route's path to be appended: the whole
+/// path to a URL without one, else the names in it (`ws://host:8002/ws/output` gets `/{task_id}`).
+/// A URL with a query, or with names of its own, is complete.
 fn with_route_path(url: &str, path: &Template) -> Result<BackendUrl, String> {
     let parsed = BackendUrl::parse(url)?;
     if url.contains('?') || parsed.names().next().is_some() {
@@ -137,11 +147,12 @@ fn with_route_path(url: &str, path: &Template) -> Result<BackendUrl, String> {
     }
 }
 
-/// Kubernetes sets REDIS_PORT=tcp://10.0.0.7:6379 for a service called `redis`.
+/// Whether `port` is what Kubernetes sets for a service called `redis`: `tcp://10.0.0.7:6379`.
 fn is_kubernetes(port: &str) -> bool {
     port.starts_with("tcp://")
 }
 
+/// Sets `redis.url` from a host and `REDIS_PORT`, unless `REDIS_URL` is set, which wins.
 fn redis_at(config: &mut Config, host: &str, env: Lookup) -> Result<(), Fault> {
     if env("REDIS_URL").is_some() {
         return Ok(());
@@ -150,9 +161,7 @@ fn redis_at(config: &mut Config, host: &str, env: Lookup) -> Result<(), Fault> {
     match port.parse::<u16>() {
         Ok(port) if port > 0 => {}
         _ => {
-            return Err(Fault::Error(format!(
-                "REDIS_PORT is {port:?}, what is allowed is 1 to 65535"
-            )));
+            return Err(Fault::Error(format!("REDIS_PORT is {port:?}, expected 1 to 65535")));
         }
     }
     let host = if host.contains(':') && !host.starts_with('[') {
@@ -160,7 +169,7 @@ fn redis_at(config: &mut Config, host: &str, env: Lookup) -> Result<(), Fault> {
     } else {
         host.into()
     };
-    set_redis(config, &[format!("redis://{host}:{port}")]).map_err(|(_, why)| Fault::Error(why))
+    set_redis(config, &[format!("redis://{host}:{port}")]).map_err(Fault::from)
 }
 
 #[cfg(test)]
@@ -168,7 +177,7 @@ mod tests {
     use super::*;
     use crate::config::tests::{parsed, targets};
 
-    /// `load` without a file, as if none were in the folder.
+    /// The defaults with `env` applied, the problems and the warnings.
     fn from_environment(env: &[(&str, &str)]) -> (Config, Vec<String>, Vec<String>) {
         let env: Vec<_> =
             env.iter().map(|(name, value)| (name.to_string(), OsString::from(value))).collect();
@@ -181,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn backends_from_the_environment() {
+    fn backend_variables_complete_their_urls() {
         let output =
             |url: &str| targets(&from_environment(&[("OUTPUT_HANDLER_URL", url)]).0)[1].clone();
         assert_eq!(output("ws://o:2"), "ws://o:2/ws/output/{task_id}");
@@ -193,7 +202,7 @@ mod tests {
             output("ws://a:1, ws://b:2"),
             "ws://a:1/ws/output/{task_id} ws://b:2/ws/output/{task_id}"
         );
-        assert_eq!(output("  "), targets(&Config::default())[1], "set to nothing is not set");
+        assert_eq!(output("  "), targets(&Config::default())[1], "empty counts as unset");
         let input =
             |url: &str| targets(&from_environment(&[("INPUT_HANDLER_URL", url)]).0)[0].clone();
         assert_eq!(input("ws://i:1"), "ws://i:1/ws/input");
@@ -206,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_for_a_route_that_is_not_there_is_a_warning() {
+    fn a_variable_for_a_missing_route_is_a_warning() {
         let mut config = parsed("route = []");
         let (mut problems, mut warnings) = (Vec::new(), Vec::new());
         let env = |name: &str| (name == "INPUT_HANDLER_URL").then(|| "ws://a".into());
@@ -216,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn redis_from_the_environment() {
+    fn redis_variables_set_the_url() {
         let urls = |env: &[(&str, &str)]| from_environment(env).0.gateway.link.urls;
         assert_eq!(urls(&[("REDIS_HOST", "r")]), ["redis://r:6379"]);
         assert_eq!(urls(&[("REDIS_PORT", "7")]), ["redis://localhost:7"]);

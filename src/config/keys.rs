@@ -1,69 +1,53 @@
-//! The table of keys: each with its section, its bounds, and how it is read and shown.
+//! The table of keys, in the order of `config.toml`: each with its section, its type and bounds.
+//!
+//! Reading, `--print-config`, reloading and the documentation test all use this one table. A new key
+//! is one line here and its field in the settings of the part that it is for.
 
 use std::net::SocketAddr;
-use std::ops::{Range, RangeInclusive};
-use std::time::Duration;
 
-use toml::Spanned;
-use toml::de::DeValue;
-
-use super::addresses::{check_prefix, set_listen, set_redis, without_password};
-use super::settings::Config;
-use super::values::{
-    FORMAT, GIB, KIB, LONGEST, MIB, ON_BACKEND_FAILURE, SUBSCRIBE, TIB, a_type, each, meaning_of,
-    parse_level, parse_size, parse_time, quoted, show_size, show_time, strings, whole, word_of,
-};
+use super::addresses::{check_prefix, set_listen, set_redis};
+use super::kind::Kind;
+use super::values::{GIB, KIB, MIB, TIB, Words, each, parse_level, value_of, word_of};
+use crate::logging;
 use crate::service::limits::OriginRule;
+use crate::service::link::Subscribe;
+use crate::session::OnBackendFailure;
 
 /// A table of the file.
 pub struct Section {
+    /// As in `[server]`.
     pub name: &'static str,
+    /// In the order of `config.toml`.
     pub keys: &'static [Key],
 }
 
 /// A key of the file.
 pub struct Key {
+    /// Without its section.
     pub name: &'static str,
     pub(super) kind: Kind,
     needs_restart: bool,
 }
 
 impl Key {
-    /// Whether a reload goes on with the old value, and says so.
+    /// Whether a reload keeps the old value, with a warning, until the next start.
     pub fn needs_restart(&self) -> bool {
         self.needs_restart
     }
 }
 
-/// What a key takes, and where its value lives.
-pub(super) enum Kind {
-    /// `"500ms"`; `"0s"` is `None`.
-    Time { get: fn(&Config) -> Option<Duration>, set: fn(&mut Config, Option<Duration>) },
-    /// `"64KiB"` or bytes. Where zero is allowed, it means off or nothing, whatever `range` says.
-    Size {
-        get: fn(&Config) -> u64,
-        set: fn(&mut Config, u64),
-        allows_zero: bool,
-        range: RangeInclusive<u64>,
-    },
-    /// A whole number, both ends allowed.
-    Count { get: fn(&Config) -> u64, set: fn(&mut Config, u64), least: u64, most: u64 },
-    /// `true` or `false`.
-    Flag { get: fn(&Config) -> bool, set: fn(&mut Config, bool) },
-    /// A string.
-    Text { get: fn(&Config) -> String, set: fn(&mut Config, &str) -> Result<(), String> },
-    /// A string or a list of them. The error says which.
-    List { get: fn(&Config) -> Vec<String>, set: SetList },
-}
-
-type SetList = fn(&mut Config, &[String]) -> Result<(), (usize, String)>;
-
+/// A duration.
 macro_rules! time {
-    ($($field:ident).+) => { Kind::Time { get: |c| c.$($field).+, set: |c, value| c.$($field).+ = value } };
+    ($($field:ident).+) => {
+        Kind::Time { get: |c| c.$($field).+, set: |c, value| c.$($field).+ = value }
+    };
 }
 
+/// A size in bytes, within a range.
 macro_rules! size {
-    ($($field:ident).+, $allows_zero:expr, $range:expr) => {
+    ($($field:ident).+, $range:expr) => { size!(@ $($field).+, $range, false) };
+    ($($field:ident).+, 0 or $range:expr) => { size!(@ $($field).+, $range, true) };
+    (@ $($field:ident).+, $range:expr, $allows_zero:expr) => {
         Kind::Size {
             get: |c| c.$($field).+ as u64,
             set: |c, value| c.$($field).+ = value as _,
@@ -73,7 +57,7 @@ macro_rules! size {
     };
 }
 
-/// A size whose zero is `None`.
+/// A size in bytes that is `None` when it is 0.
 macro_rules! limit {
     ($($field:ident).+, $range:expr) => {
         Kind::Size {
@@ -85,15 +69,54 @@ macro_rules! limit {
     };
 }
 
+/// A whole number, within a range.
+macro_rules! count {
+    ($($field:ident).+, $range:expr) => {
+        Kind::Count {
+            get: |c| c.$($field).+ as u64,
+            set: |c, value| c.$($field).+ = value as _,
+            range: $range,
+        }
+    };
+}
+
+/// `true` or `false`.
+macro_rules! flag {
+    ($($field:ident).+) => {
+        Kind::Flag { get: |c| c.$($field).+, set: |c, value| c.$($field).+ = value }
+    };
+}
+
+/// One of several words.
+macro_rules! word {
+    ($($field:ident).+, $words:expr) => {
+        Kind::Text {
+            get: |c| word_of($words, c.$($field).+).into(),
+            set: |c, word| {
+                c.$($field).+ = value_of($words, word)?;
+                Ok(())
+            },
+        }
+    };
+}
+
+/// A key that a reload takes into use.
 const fn live(name: &'static str, kind: Kind) -> Key {
     Key { name, kind, needs_restart: false }
 }
 
+/// A key that only a restart takes into use.
 const fn at_start(name: &'static str, kind: Kind) -> Key {
     Key { name, kind, needs_restart: true }
 }
 
-/// Every table and key, in the order of `config.toml`. The routes stand before `[output]`.
+const ON_BACKEND_FAILURE: Words<OnBackendFailure> =
+    &[("close", OnBackendFailure::Close), ("http", OnBackendFailure::Http)];
+const SUBSCRIBE: Words<Subscribe> = &[("pattern", Subscribe::Pattern), ("task", Subscribe::Task)];
+const FORMAT: Words<logging::Format> =
+    &[("text", logging::Format::Text), ("json", logging::Format::Json)];
+
+/// Every section with its keys. In `config.toml`, the routes come before `[output]`.
 pub const SECTIONS: &[Section] = &[
     Section {
         name: "server",
@@ -105,30 +128,11 @@ pub const SECTIONS: &[Section] = &[
                     set: |c, addresses| set_listen(c, addresses),
                 },
             ),
-            at_start(
-                "reuse_port",
-                Kind::Flag {
-                    get: |c| c.reactor.reuse_port,
-                    set: |c, value| c.reactor.reuse_port = value,
-                },
-            ),
-            live(
-                "max_connections",
-                Kind::Count {
-                    get: |c| c.gateway.limits.max_connections as u64,
-                    set: |c, value| c.gateway.limits.max_connections = value as usize,
-                    least: 1,
-                    most: 1_000_000,
-                },
-            ),
+            at_start("reuse_port", flag!(reactor.reuse_port)),
+            live("max_connections", count!(gateway.limits.max_connections, 1..=1_000_000)),
             live(
                 "max_connections_per_ip",
-                Kind::Count {
-                    get: |c| c.gateway.limits.max_connections_per_ip as u64,
-                    set: |c, value| c.gateway.limits.max_connections_per_ip = value as usize,
-                    least: 0,
-                    most: 1_000_000,
-                },
+                count!(gateway.limits.max_connections_per_ip, 0..=1_000_000),
             ),
             live("header_timeout", time!(gateway.session.header_timeout)),
             live("keep_alive", time!(gateway.session.keep_alive)),
@@ -158,16 +162,7 @@ pub const SECTIONS: &[Section] = &[
             live("max_message", limit!(gateway.session.max_message, 1..=TIB)),
             live(
                 "on_backend_failure",
-                Kind::Text {
-                    get: |c| {
-                        word_of(ON_BACKEND_FAILURE, c.gateway.session.on_backend_failure).into()
-                    },
-                    set: |c, word| {
-                        c.gateway.session.on_backend_failure =
-                            meaning_of(ON_BACKEND_FAILURE, word)?;
-                        Ok(())
-                    },
-                },
+                word!(gateway.session.on_backend_failure, ON_BACKEND_FAILURE),
             ),
         ],
     },
@@ -175,23 +170,23 @@ pub const SECTIONS: &[Section] = &[
         name: "output",
         keys: &[
             live("timeout", time!(gateway.session.output.timeout)),
-            live("chunk_size", size!(gateway.session.output.chunk_size, false, KIB..=16 * MIB)),
+            live("chunk_size", size!(gateway.session.output.chunk_size, KIB..=16 * MIB)),
             live(
                 "audio_root",
                 Kind::Text {
                     get: |c| c.gateway.session.output.audio_root.to_string_lossy().into_owned(),
                     set: |c, path| {
                         if path.is_empty() {
-                            return Err("a folder must be named".into());
+                            return Err("the name of a folder is missing".into());
                         }
                         c.gateway.session.output.audio_root = path.into();
                         Ok(())
                     },
                 },
             ),
-            live("max_audio", size!(gateway.session.output.max_audio, false, 1..=TIB)),
+            live("max_audio", size!(gateway.session.output.max_audio, 1..=TIB)),
             live("retain", time!(gateway.tasks.retain)),
-            live("max_retained", size!(gateway.tasks.max_retained, true, 1..=64 * GIB)),
+            live("max_retained", size!(gateway.tasks.max_retained, 0 or 1..=64 * GIB)),
         ],
     },
     Section {
@@ -214,16 +209,7 @@ pub const SECTIONS: &[Section] = &[
                     },
                 },
             ),
-            at_start(
-                "subscribe",
-                Kind::Text {
-                    get: |c| word_of(SUBSCRIBE, c.gateway.link.subscribe).into(),
-                    set: |c, word| {
-                        c.gateway.link.subscribe = meaning_of(SUBSCRIBE, word)?;
-                        Ok(())
-                    },
-                },
-            ),
+            at_start("subscribe", word!(gateway.link.subscribe, SUBSCRIBE)),
             live("grace", time!(gateway.link.grace)),
         ],
     },
@@ -255,136 +241,9 @@ pub const SECTIONS: &[Section] = &[
                     },
                 },
             ),
-            live(
-                "format",
-                Kind::Text {
-                    get: |c| word_of(FORMAT, c.log.format).into(),
-                    set: |c, word| {
-                        c.log.format = meaning_of(FORMAT, word)?;
-                        Ok(())
-                    },
-                },
-            ),
+            live("format", word!(log.format, FORMAT)),
             live("max_size", limit!(log.max_size, 4 * KIB..=TIB)),
-            live(
-                "keep",
-                Kind::Count {
-                    get: |c| c.log.keep.into(),
-                    set: |c, value| c.log.keep = value as u32,
-                    least: 0,
-                    most: 1000,
-                },
-            ),
+            live("keep", count!(log.keep, 0..=1000)),
         ],
     },
 ];
-
-impl Kind {
-    /// What it takes, to end a sentence.
-    fn allowed(&self) -> String {
-        match self {
-            Kind::Time { .. } => {
-                format!(
-                    "a duration such as \"500ms\", \"10s\", \"5m\" or \"1h\", at most \"{}\", or \"0s\"",
-                    LONGEST.0
-                )
-            }
-            Kind::Size { allows_zero, range, .. } => format!(
-                "a size such as \"64KiB\", \"16MiB\" or a number of bytes, from {} to {}{}",
-                show_size(*range.start()),
-                show_size(*range.end()),
-                if *allows_zero { ", or \"0\"" } else { "" }
-            ),
-            Kind::Count { least, most, .. } => format!("a whole number from {least} to {most}"),
-            Kind::Flag { .. } => "true or false".into(),
-            Kind::Text { .. } => "a string".into(),
-            Kind::List { .. } => "a string, or a list of strings".into(),
-        }
-    }
-
-    pub(super) fn show(&self, config: &Config) -> String {
-        match self {
-            Kind::Time { get, .. } => quoted(&get(config).map_or("0s".into(), show_time)),
-            Kind::Size { get, .. } => quoted(&show_size(get(config))),
-            Kind::Count { get, .. } => get(config).to_string(),
-            Kind::Flag { get, .. } => get(config).to_string(),
-            Kind::Text { get, .. } => quoted(&get(config)),
-            Kind::List { get, .. } => show_list(&get(config)),
-        }
-    }
-
-    pub(super) fn differs(&self, old: &Config, new: &Config) -> bool {
-        match self {
-            // Compared as they are: shown, two passwords look the same.
-            Kind::List { get, .. } => get(old) != get(new),
-            _ => self.show(old) != self.show(new),
-        }
-    }
-
-    pub(super) fn copy(&self, from: &Config, to: &mut Config) {
-        match self {
-            Kind::Time { get, set } => set(to, get(from)),
-            Kind::Size { get, set, .. } | Kind::Count { get, set, .. } => set(to, get(from)),
-            Kind::Flag { get, set } => set(to, get(from)),
-            Kind::Text { get, set } => set(to, &get(from)).expect("a value in use is right"),
-            Kind::List { get, set } => set(to, &get(from)).expect("a value in use is right"),
-        }
-    }
-
-    pub(super) fn read(
-        &self,
-        config: &mut Config,
-        value: &Spanned<DeValue<'_>>,
-    ) -> Result<(), (Range<usize>, String)> {
-        let at = |why| (value.span(), why);
-        let wrong_type =
-            || at(format!("it is {}, what is allowed is {}", a_type(value), self.allowed()));
-        let refused = |why| at(format!("{why}; what is allowed is {}", self.allowed()));
-        match self {
-            Kind::Time { set, .. } => {
-                let text = value.get_ref().as_str().ok_or_else(wrong_type)?;
-                set(config, parse_time(text).map_err(refused)?);
-            }
-            Kind::Size { set, allows_zero, range, .. } => {
-                let bytes = match value.get_ref() {
-                    DeValue::String(text) => parse_size(text),
-                    DeValue::Integer(number) => whole(number)
-                        .ok_or_else(|| format!("{} is no number of bytes", number.as_str())),
-                    _ => return Err(wrong_type()),
-                }
-                .map_err(refused)?;
-                if !(range.contains(&bytes) || bytes == 0 && *allows_zero) {
-                    return Err(refused(format!("{} is out of range", show_size(bytes))));
-                }
-                set(config, bytes);
-            }
-            Kind::Count { set, least, most, .. } => {
-                let DeValue::Integer(number) = value.get_ref() else { return Err(wrong_type()) };
-                match whole(number) {
-                    Some(count) if (*least..=*most).contains(&count) => set(config, count),
-                    _ => return Err(refused(format!("{} is out of range", number.as_str()))),
-                }
-            }
-            Kind::Flag { set, .. } => {
-                let DeValue::Boolean(value) = value.get_ref() else { return Err(wrong_type()) };
-                set(config, *value);
-            }
-            Kind::Text { set, .. } => {
-                let text = value.get_ref().as_str().ok_or_else(wrong_type)?;
-                set(config, text).map_err(at)?;
-            }
-            Kind::List { set, .. } => {
-                let (texts, spans) = strings(value).ok_or_else(wrong_type)?;
-                set(config, &texts).map_err(|(index, why)| {
-                    (spans.get(index).cloned().unwrap_or(value.span()), why)
-                })?;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn show_list(texts: &[String]) -> String {
-    let texts: Vec<_> = texts.iter().map(|text| quoted(&without_password(text))).collect();
-    format!("[{}]", texts.join(", "))
-}

@@ -1,15 +1,28 @@
-//! The configuration: flags, environment and `config.toml` in, the parts' own settings out.
+//! The configuration: flags, environment and `config.toml` in, the settings of each part out.
 //!
-//! Keys are data: [`SECTIONS`] holds each with its section, its bounds and how it is read and shown. The reader, `--print-config`,
-//! the comparison on a reload and the documentation test all walk that one table, so a key cannot be read and yet be forgotten
-//! elsewhere. Routes are the exception: they are a list, so [`ROUTE_KEYS`] names their keys and `Reader::read_route` reads them.
+//! Keys are data: [`SECTIONS`] holds each key with its section, its bounds and how it is read and shown.
+//! The reader, `--print-config`, the comparison on a reload and the documentation test all use that one
+//! table, so a key that can be read cannot be missing elsewhere. Routes are the exception: they are a
+//! list of tables, so [`ROUTE_KEYS`] names their keys and `routes.rs` reads them.
 //!
-//! Surprising: a file is read to its end even when something in it is wrong, and everything that is wrong is told at once, each
-//! with file, line and key. What does come out of [`load`] has been checked as a whole.
+//! A file is read to its end even when something in it is wrong, and all problems are reported
+//! together, each with file, line and key. What [`load`] returns has been checked as a whole.
+//!
+//! ```
+//! use std::path::Path;
+//! use aivtuber_gateway::config;
+//!
+//! let problems = config::parse(Path::new("config.toml"), "[server]\nlistn = 1").unwrap_err();
+//! assert_eq!(
+//!     problems.to_string(),
+//!     "config.toml:2: server.listn: unknown key, did you mean `listen`?"
+//! );
+//! ```
 
 mod addresses;
 mod environment;
 mod keys;
+mod kind;
 mod nearest;
 mod problems;
 mod reader;
@@ -32,10 +45,10 @@ pub use problems::{Problem, Problems};
 pub use routes::ROUTE_KEYS;
 pub use settings::Config;
 
-/// Where a file is looked for when no flag names one.
+/// The files that are tried when no flag names one. The first that exists is read.
 pub const SEARCHED: [&str; 2] = ["config.toml", "/etc/aivtuber-gateway/config.toml"];
 
-/// What the command line says about settings. Kept for reloads: a flag wins each time.
+/// Settings from the command line. Kept for reloads, where they override the file again.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Flags {
     /// The file to read, in place of [`SEARCHED`].
@@ -44,23 +57,29 @@ pub struct Flags {
     pub listen: Vec<String>,
     /// In place of `redis.url`, unless empty.
     pub redis: Vec<String>,
+    /// In place of `log.level`.
     pub log_level: Option<String>,
+    /// In place of `log.file`.
     pub log_file: Option<String>,
 }
 
-/// A configuration that can be used, and where it came from.
+/// A valid configuration, and where it came from.
 #[derive(Debug)]
 pub struct Loaded {
+    /// The whole configuration.
     pub config: Config,
-    /// What is odd but does no harm: to be logged.
+    /// What has no effect although it was set, one sentence each: to be logged.
     pub warnings: Vec<String>,
-    /// The file that was read, if there was one.
+    /// The file that was read, if any.
     pub path: Option<PathBuf>,
 }
 
-/// Reads flags, environment, file and defaults, in this precedence.
+/// Reads flags, environment, file and defaults; the earlier of these override the later.
 ///
-/// `env` answers with a variable's value. On a reload the same call is made again with the same flags.
+/// `env` looks up a variable. A reload makes the same call again, with the same flags.
+///
+/// # Errors
+/// Everything that is wrong, if anything is: then nothing of the configuration can be used.
 pub fn load(flags: &Flags, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Loaded, Problems> {
     let (path, text) = match &flags.config {
         Some(path) => (Some(path.clone()), read(path)?),
@@ -74,7 +93,7 @@ pub fn load(flags: &Flags, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Loa
     };
     environment::apply_environment(&mut config, env, &mut problems, &mut warnings);
     apply_flags(&mut config, flags, &mut problems);
-    // The routes of a file that is wrong are not what its author meant: what the whole looks like says nothing then.
+    // With problems in the file, routes are missing here, and complaints about the rest would mislead.
     if problems.is_empty()
         && let Err(why) = route::check(&config.gateway.routes)
     {
@@ -86,7 +105,10 @@ pub fn load(flags: &Flags, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Loa
     Ok(Loaded { config, warnings, path })
 }
 
-/// Reads the text of a file alone, without flags and environment. `path` is for the messages.
+/// Reads the text of a file alone, without flags and environment. `path` is for messages only.
+///
+/// # Errors
+/// Everything that is wrong with the text.
 pub fn parse(path: &Path, text: &str) -> Result<Config, Problems> {
     let mut problems = Vec::new();
     let config = reader::read_file(path, text, &mut problems);
@@ -94,12 +116,12 @@ pub fn parse(path: &Path, text: &str) -> Result<Config, Problems> {
 }
 
 impl Config {
-    /// The whole configuration as a file that [`load`] reads as the same, apart from passwords in Redis URLs: they are `***`,
-    /// because what is printed ends in chats and bug reports.
+    /// The whole configuration as the text of a file. [`parse`] reads it back as the same, except for
+    /// passwords in Redis URLs: they are `***`, because what is printed ends up in bug reports.
     pub fn to_toml(&self) -> String {
         let mut text = String::new();
         if self.gateway.routes.is_empty() {
-            // Without it, the default routes would be read back.
+            // Without this line, the default routes would be read back.
             text.push_str("route = []\n\n");
         }
         for section in SECTIONS {
@@ -112,7 +134,7 @@ impl Config {
             for key in section.keys {
                 let value = key.kind.show(self);
                 if value.contains("***") {
-                    text.push_str("# *** stands for a password that is not shown\n");
+                    text.push_str("# *** replaces a password\n");
                 }
                 let _ = writeln!(text, "{} = {value}", key.name);
             }
@@ -122,8 +144,8 @@ impl Config {
         text
     }
 
-    /// What the first line of the log says about it: where it listens, its routes, and where results come from (`disabled` where no
-    /// route serves any), without passwords.
+    /// For the first line of the log: addresses, names of routes, and where results come from
+    /// (`disabled` if no route serves any), without passwords.
     pub fn summary(&self) -> String {
         let listed =
             |words: Vec<String>| if words.is_empty() { "none".to_owned() } else { words.join(",") };
@@ -139,8 +161,9 @@ impl Config {
         format!("listen={} routes={} redis={redis}", listed(listen), listed(routes))
     }
 
-    /// Makes a newly loaded configuration one that the running gateway can take: keys that only a restart takes into use keep the
-    /// value that `running` has. Gives those that would have changed, such as `server.listen`, for a warning.
+    /// Makes a newly loaded configuration one that the running gateway can take: keys that need a
+    /// restart are set to their value in `running`. Returns those that had another value, such as
+    /// `server.listen`, for a warning.
     pub fn keep_until_restart(&mut self, running: &Config) -> Vec<String> {
         let mut kept = Vec::new();
         for section in SECTIONS {
@@ -170,7 +193,7 @@ fn search(paths: &[&str]) -> Result<(Option<PathBuf>, String), Problems> {
         match path.metadata() {
             Err(error)
                 if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
-            // Whatever else is in the way: the reading says it.
+            // It exists, or something is wrong with it, which reading will report.
             _ => return Ok((Some(path.to_owned()), read(path)?)),
         }
     }
@@ -184,10 +207,10 @@ fn apply_flags(config: &mut Config, flags: &Flags, problems: &mut Vec<Problem>) 
         }
     };
     if !flags.listen.is_empty() {
-        note("--listen", addresses::set_listen(config, &flags.listen).map_err(|(_, why)| why));
+        note("--listen", addresses::set_listen(config, &flags.listen).map_err(|bad| bad.why));
     }
     if !flags.redis.is_empty() {
-        note("--redis", addresses::set_redis(config, &flags.redis).map_err(|(_, why)| why));
+        note("--redis", addresses::set_redis(config, &flags.redis).map_err(|bad| bad.why));
     }
     if let Some(level) = &flags.log_level {
         note("--log-level", values::parse_level(level).map(|level| config.log.level = level));
@@ -203,7 +226,7 @@ mod tests {
 
     use log::LevelFilter;
 
-    use super::keys::Kind;
+    use super::kind::Kind;
     use super::*;
     use crate::logging;
     use crate::service::route::{BackendUrl, RouteSettings};
@@ -212,9 +235,9 @@ mod tests {
         parse(Path::new("x.toml"), text).unwrap_or_else(|problems| panic!("{problems}"))
     }
 
-    /// What is said about a wrong file, one line each.
-    pub(super) fn said(text: &str) -> String {
-        parse(Path::new("x.toml"), text).expect_err("it is wrong").to_string()
+    /// The problems of a text, one line each.
+    pub(super) fn problems_of(text: &str) -> String {
+        parse(Path::new("x.toml"), text).expect_err("the text has a problem").to_string()
     }
 
     fn load_with(env: &[(&str, &str)], flags: Flags) -> Result<Loaded, Problems> {
@@ -250,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_reads_back_as_the_same() {
+    fn printed_configuration_reads_back_as_the_same() {
         let config = parsed(
             r#"
             [server]
@@ -301,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn each_key_is_read_shown_and_compared() {
+    fn every_key_is_read_shown_and_compared() {
         let other = |key: &Key| match (key.name, &key.kind) {
             (_, Kind::Time { .. }) => "\"17s\"",
             (_, Kind::Size { .. }) => "\"17KiB\"",
@@ -339,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_keys_are_told_with_line_key_and_nearest_name() {
+    fn unknown_keys_are_reported_with_line_key_and_nearest_name() {
         for (text, expected) in [
             ("[server]\nlistn = []", "x.toml:2: server.listn: unknown key, did you mean `listen`?"),
             (
@@ -353,75 +376,76 @@ mod tests {
             ("max_audio = 1", "x.toml:1: max_audio: unknown key, it belongs in `[output]`"),
             ("\n[sever]\n", "x.toml:2: sever: unknown key, did you mean `server`?"),
             ("zzz = 1", "x.toml:1: zzz: unknown key"),
-            ("server = 1", "x.toml:1: server: a table is needed: write `[server]`"),
+            ("server = 1", "x.toml:1: server: must be a table: write `[server]`"),
             (
                 "[route]\nname = \"x\"",
                 "x.toml:1: route: routes are a list of tables: write `[[route]]`",
             ),
         ] {
-            assert_eq!(said(text), expected);
+            assert_eq!(problems_of(text), expected);
         }
     }
 
     #[test]
-    fn wrong_values_are_told_with_what_is_allowed() {
-        let duration = "what is allowed is a duration such as \"500ms\", \"10s\", \"5m\" or \"1h\", at most \"720h\", or \"0s\"";
-        let chunk = "what is allowed is a size such as \"64KiB\", \"16MiB\" or a number of bytes, from 1KiB to 16MiB";
+    fn bad_values_are_reported_with_what_is_expected() {
+        let duration = "expected a duration such as \"500ms\", \"10s\", \"5m\" or \"1h\", at most \"720h\", or \"0s\"";
+        let chunk =
+            "expected a size such as \"64KiB\", \"16MiB\" or a number of bytes, from 1KiB to 16MiB";
         for (text, expected) in [
-            ("[server]\nheader_timeout = 10", format!("server.header_timeout: it is a number, {duration}")),
+            ("[server]\nheader_timeout = 10", format!("server.header_timeout: found a number, {duration}")),
             ("[server]\nheader_timeout = \"10\"", format!("server.header_timeout: \"10\" has no unit; {duration}")),
             ("[server]\nheader_timeout = \"1 day\"", format!("server.header_timeout: \"1 day\" has an unknown unit; {duration}")),
-            ("[server]\nheader_timeout = \"-1s\"", format!("server.header_timeout: \"-1s\" is no duration; {duration}")),
+            ("[server]\nheader_timeout = \"-1s\"", format!("server.header_timeout: \"-1s\" is not a duration; {duration}")),
             ("[server]\nheader_timeout = \"721h\"", format!("server.header_timeout: \"721h\" is too long; {duration}")),
             (
                 "[server]\nmax_connections = 0",
-                "server.max_connections: 0 is out of range; what is allowed is a whole number from 1 to 1000000".into(),
+                "server.max_connections: 0 is out of range; expected a whole number from 1 to 1000000".into(),
             ),
             (
                 "[server]\nmax_connections = -1",
-                "server.max_connections: -1 is out of range; what is allowed is a whole number from 1 to 1000000".into(),
+                "server.max_connections: -1 is out of range; expected a whole number from 1 to 1000000".into(),
             ),
             (
                 "[server]\nmax_connections = \"9\"",
-                "server.max_connections: it is a string, what is allowed is a whole number from 1 to 1000000".into(),
+                "server.max_connections: found a string, expected a whole number from 1 to 1000000".into(),
             ),
             ("[output]\nchunk_size = 1023", format!("output.chunk_size: 1023 is out of range; {chunk}")),
             ("[output]\nchunk_size = \"17MiB\"", format!("output.chunk_size: 17MiB is out of range; {chunk}")),
             ("[output]\nchunk_size = \"0\"", format!("output.chunk_size: 0 is out of range; {chunk}")),
             ("[output]\nchunk_size = \"64 potatoes\"", format!("output.chunk_size: \"64 potatoes\" has an unknown unit; {chunk}")),
-            ("[output]\nchunk_size = 1.5", format!("output.chunk_size: it is a number with a decimal point, {chunk}")),
+            ("[output]\nchunk_size = 1.5", format!("output.chunk_size: found a number with a decimal point, {chunk}")),
             (
                 "[proxy]\non_backend_failure = \"htpp\"",
-                "proxy.on_backend_failure: \"htpp\" is none of \"close\" and \"http\", did you mean `http`?".into(),
+                "proxy.on_backend_failure: \"htpp\" is unknown, expected one of \"close\", \"http\", did you mean `http`?".into(),
             ),
             (
                 "[log]\nlevel = \"warning\"",
-                "log.level: \"warning\" is none of \"off\", \"error\", \"warn\", \"info\", \"debug\" and \"trace\", did you mean `warn`?".into(),
+                "log.level: \"warning\" is unknown, expected one of \"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\", did you mean `warn`?".into(),
             ),
-            ("[log]\nfile = true", "log.file: it is true or false, what is allowed is a string".into()),
+            ("[log]\nfile = true", "log.file: found true or false, expected a string".into()),
             ("[server]\nlisten = []", "server.listen: at least one address is needed, such as \"0.0.0.0:8000\"".into()),
             (
                 "[server]\nlisten = [8000]",
-                "server.listen: it is a list, what is allowed is a string, or a list of strings".into(),
+                "server.listen: found a list, expected a string, or a list of strings".into(),
             ),
             (
                 "[server]\nlisten = \"8000\"",
-                "server.listen: \"8000\" is no address with a port; what is allowed is \"0.0.0.0:8000\", \"[::]:8000\", \"localhost:8000\" or \":8000\"".into(),
+                "server.listen: \"8000\" is not an address with a port; expected \"0.0.0.0:8000\", \"[::]:8000\", \"localhost:8000\" or \":8000\"".into(),
             ),
             (
                 "[redis]\nchannel_prefix = \"a*\"",
-                "redis.channel_prefix: \"a*\" cannot be used; what is allowed is 1 to 200 characters, none of them a control character or one of `*?[]^\\`, which Redis reads as a pattern".into(),
+                "redis.channel_prefix: \"a*\" cannot be used; expected 1 to 200 characters, none of them a control character or one of `*?[]^\\`, which Redis reads as a pattern".into(),
             ),
         ] {
-            assert_eq!(said(text), format!("x.toml:2: {expected}"));
+            assert_eq!(problems_of(text), format!("x.toml:2: {expected}"));
         }
     }
 
     #[test]
-    fn everything_that_is_wrong_is_told_at_once_in_file_order() {
+    fn all_problems_are_reported_in_file_order() {
         let text =
             "[server]\nlistn = 1\nmax_connections = 0\n[log]\nlevel = 3\n[[route]]\nname = \"x\"\n";
-        let lines: Vec<_> = said(text)
+        let lines: Vec<_> = problems_of(text)
             .lines()
             .map(|line| line.split(": ").take(2).collect::<Vec<_>>().join(" "))
             .collect();
@@ -438,28 +462,29 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_entry_of_a_list_is_told_at_its_own_line() {
+    fn a_bad_entry_of_a_list_is_reported_at_its_own_line() {
         let text = "[server]\nlisten = [\n  \"127.0.0.1:1\",\n  \"127.0.0.1:1\",\n]\n";
-        assert_eq!(said(text), "x.toml:4: server.listen: 127.0.0.1:1 is listed twice");
+        assert_eq!(problems_of(text), "x.toml:4: server.listen: 127.0.0.1:1 is listed twice");
         let text = "[server]\nallowed_origins = [\n  \"https://a.example\",\n  \"a.example\",\n]\n";
         assert!(
-            said(text).starts_with("x.toml:4: server.allowed_origins: `a.example` is no origin"),
+            problems_of(text)
+                .starts_with("x.toml:4: server.allowed_origins: `a.example` is no origin"),
             "{}",
-            said(text)
+            problems_of(text)
         );
     }
 
     #[test]
-    fn no_toml_is_told_with_its_line() {
+    fn invalid_toml_is_reported_with_its_line() {
         assert!(
-            said("[server]\nlisten = [\"a\"\n[log]\n").starts_with("x.toml:3: not TOML: "),
+            problems_of("[server]\nlisten = [\"a\"\n[log]\n").starts_with("x.toml:3: not TOML: "),
             "{}",
-            said("[server]\nlisten = [\"a\"\n[log]\n")
+            problems_of("[server]\nlisten = [\"a\"\n[log]\n")
         );
         assert!(
-            said("a = 1\na = 2\n").starts_with("x.toml:2: not TOML: duplicate key"),
+            problems_of("a = 1\na = 2\n").starts_with("x.toml:2: not TOML: duplicate key"),
             "{}",
-            said("a = 1\na = 2\n")
+            problems_of("a = 1\na = 2\n")
         );
     }
 
@@ -472,8 +497,9 @@ mod tests {
     }
 
     #[test]
-    fn wrong_routes_are_told() {
-        let with = |keys: &str| said(&format!("[[route]]\nname = \"r\"\npath = \"/r\"\n{keys}"));
+    fn bad_routes_are_reported() {
+        let with =
+            |keys: &str| problems_of(&format!("[[route]]\nname = \"r\"\npath = \"/r\"\n{keys}"));
         assert_eq!(with(""), "x.toml:1: route: a route needs `backend` or `serve`");
         assert_eq!(
             with("bakend = 1").lines().last(),
@@ -481,7 +507,7 @@ mod tests {
         );
         assert_eq!(
             with("backend = 7"),
-            "x.toml:4: route.backend: it is a number, what is allowed is a string, or a list of strings"
+            "x.toml:4: route.backend: found a number, expected a string, or a list of strings"
         );
         assert_eq!(
             with("backend = \"http://a\""),
@@ -495,7 +521,7 @@ mod tests {
         assert_eq!(
             with("serve = \"input\"").lines().next(),
             Some(
-                "x.toml:4: route.serve: \"input\" is not \"output\", which is all that can be served"
+                "x.toml:4: route.serve: \"input\" cannot be served, only \"output\" can"
             )
         );
         assert!(
@@ -504,7 +530,7 @@ mod tests {
         );
         let twice = "[[route]]\nname = \"a\"\npath = \"/a\"\nbackend = \"ws://a\"\n";
         assert!(
-            said(&format!("{twice}{twice}"))
+            problems_of(&format!("{twice}{twice}"))
                 .starts_with("x.toml:5: route `a`: another route has this name")
         );
     }
@@ -576,9 +602,7 @@ mod tests {
         }
         let text = parsed("[redis]\nurl = \"redis://u:secret@h\"").to_toml();
         assert!(
-            text.contains(
-                "# *** stands for a password that is not shown\nurl = [\"redis://u:***@h\"]\n"
-            ),
+            text.contains("# *** replaces a password\nurl = [\"redis://u:***@h\"]\n"),
             "{text}"
         );
     }
@@ -602,14 +626,14 @@ mod tests {
     }
 
     #[test]
-    fn a_new_password_is_a_change() {
+    fn another_password_is_a_change() {
         let old = parsed("[redis]\nurl = \"redis://u:one@h\"");
         let mut new = parsed("[redis]\nurl = \"redis://u:two@h\"");
         assert_eq!(new.keep_until_restart(&old), ["redis.url"]);
     }
 
     #[test]
-    fn files_that_cannot_be_read_are_told() {
+    fn unreadable_files_are_reported() {
         let flags = |path: &str| Flags { config: Some(path.into()), ..Flags::default() };
         let why = load_with(&[], flags("/nowhere/x.toml")).unwrap_err().to_string();
         assert!(why.starts_with("/nowhere/x.toml: cannot be read: No such file"), "{why}");

@@ -1,45 +1,32 @@
-//! The name that was probably meant, for messages about unknown ones.
+//! Suggests the right name for an unknown one.
 
-/// The word among `known` that was probably meant, if one is close.
+/// How many edits a suggestion may be away: one for every third character of the word, at least one.
+const CHARACTERS_PER_EDIT: usize = 3;
+/// From this length on, a word that is part of a name (`origins` of `allowed_origins`) suggests it.
+const PART_MIN: usize = 4;
+/// What such a part counts for among the other candidates, in edits.
+const PART_DISTANCE: usize = 2;
+
+/// The closest of the `known` words to `word`, if one is close enough to suggest.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_ascii_lowercase();
-    let allowed = (word.chars().count() / 3).max(1);
+    let edits_max = (word.chars().count() / CHARACTERS_PER_EDIT).max(1);
+    let distance = |candidate: &str| {
+        if word.len() >= PART_MIN && (candidate.contains(&word) || word.contains(candidate)) {
+            return Some(PART_DISTANCE);
+        }
+        // Swapped neighbours count as one edit, as they are one slip of the fingers.
+        let edits = strsim::osa_distance(&word, candidate);
+        (edits <= edits_max).then_some(edits)
+    };
     known
         .into_iter()
-        .map(|candidate| {
-            // A part of the right name (`origins`) is as good as two slips of the finger.
-            let is_part =
-                word.len() >= 4 && (candidate.contains(&word) || word.contains(candidate));
-            (if is_part { 2 } else { distance(&word, candidate) }, is_part, candidate)
-        })
-        .filter(|(distance, is_part, _)| *is_part || *distance <= allowed)
-        .min_by_key(|(distance, ..)| *distance)
-        .map(|(.., candidate)| candidate)
+        .filter_map(|candidate| Some((distance(candidate)?, candidate)))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
 }
 
-/// Single-character changes, and swaps of neighbours, from one word to the other.
-fn distance(from: &str, to: &str) -> usize {
-    let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
-    let mut rows = vec![vec![0; to.len() + 1]; from.len() + 1];
-    for i in 0..=from.len() {
-        for j in 0..=to.len() {
-            rows[i][j] = if i == 0 || j == 0 {
-                i.max(j)
-            } else {
-                let changed = usize::from(from[i - 1] != to[j - 1]);
-                let mut least =
-                    (rows[i - 1][j] + 1).min(rows[i][j - 1] + 1).min(rows[i - 1][j - 1] + changed);
-                if i > 1 && j > 1 && from[i - 1] == to[j - 2] && from[i - 2] == to[j - 1] {
-                    least = least.min(rows[i - 2][j - 2] + 1);
-                }
-                least
-            };
-        }
-    }
-    rows[from.len()][to.len()]
-}
-
-/// ", did you mean …?" or nothing.
+/// `, did you mean …?` to end a sentence with, or nothing.
 pub fn did_you_mean<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     nearest(word, known).map_or(String::new(), |name| format!(", did you mean `{name}`?"))
 }
@@ -49,14 +36,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nearest_names() {
+    fn close_names_are_suggested() {
         assert_eq!(nearest("listne", ["listen", "level"]), Some("listen"));
+        assert_eq!(nearest("LISTEN", ["listen", "level"]), Some("listen"));
         assert_eq!(nearest("timeout", ["level", "header_timeout"]), Some("header_timeout"));
         assert_eq!(nearest("pingtimeout", ["ping_interval", "ping_timeout"]), Some("ping_timeout"));
+        assert_eq!(nearest("kepe", ["keep", "level"]), Some("keep"), "a swap is one edit");
         assert_eq!(nearest("banana", ["listen", "level"]), None);
-        assert_eq!(
-            (distance("ab", "ba"), distance("", "abc"), distance("kitten", "sitting")),
-            (1, 3, 3)
-        );
+        assert_eq!(did_you_mean("levle", ["level"]), ", did you mean `level`?");
+        assert_eq!(did_you_mean("banana", ["level"]), "");
     }
 }

@@ -1,4 +1,6 @@
-//! Reads one file: what it says over the defaults, and everything that is wrong with it.
+//! Reads one file: its values over the defaults, and everything that is wrong with it.
+//!
+//! Reading goes on after a problem, so that one run of `--check` shows all of them.
 
 use std::path::Path;
 
@@ -6,21 +8,20 @@ use toml::de::{DeTable, DeValue};
 
 use super::keys::{SECTIONS, Section};
 use super::nearest::did_you_mean;
-use super::problems::{FileProblems, Problem};
+use super::problems::{BadValue, FileProblems, Problem};
 use super::routes::read_routes;
 use super::settings::Config;
 
-/// What the file says over what is the default, as far as it can be read.
+/// Reads `text`, the content of `path`. What cannot be used is left at its default and added to `problems`.
 pub(super) fn read_file(path: &Path, text: &str, problems: &mut Vec<Problem>) -> Config {
     let mut found = FileProblems::default();
     let mut config = Config::default();
     match DeTable::parse(text) {
         Ok(table) => read_top(&mut found, &mut config, table.get_ref()),
-        Err(error) => found.refuse(
-            error.span().unwrap_or(0..0),
-            None,
-            format!("not TOML: {}", error.message()),
-        ),
+        Err(error) => {
+            let why = format!("not TOML: {}", error.message());
+            found.add(error.span().unwrap_or(0..0), None, why);
+        }
     }
     problems.extend(found.located(path, text));
     config
@@ -34,16 +35,15 @@ fn read_top(problems: &mut FileProblems, config: &mut Config, top: &DeTable<'_>)
         } else if let Some(section) = SECTIONS.iter().find(|section| section.name == name) {
             match value.get_ref() {
                 DeValue::Table(table) => read_section(problems, config, section, table),
-                _ => problems.refuse(
-                    value.span(),
-                    Some(name),
-                    format!("a table is needed: write `[{name}]`"),
-                ),
+                _ => {
+                    let why = format!("must be a table: write `[{name}]`");
+                    problems.add(value.span(), Some(name), why);
+                }
             }
         } else {
             let tables = SECTIONS.iter().map(|section| section.name).chain(["route"]);
             let hint = home_of(name).unwrap_or_else(|| did_you_mean(name, tables));
-            problems.refuse(span, Some(name), format!("unknown key{hint}"));
+            problems.add(span, Some(name), format!("unknown key{hint}"));
         }
     }
 }
@@ -59,8 +59,8 @@ fn read_section(
         let path = format!("{}.{name}", section.name);
         match section.keys.iter().find(|key| key.name == name) {
             Some(key) => {
-                if let Err((span, why)) = key.kind.read(config, value) {
-                    problems.refuse(span, Some(&path), why);
+                if let Err(BadValue { span, why }) = key.kind.read(config, value) {
+                    problems.add(span, Some(&path), why);
                 }
             }
             None => {
@@ -68,13 +68,13 @@ fn read_section(
                     hint if hint.is_empty() => home_of(name).unwrap_or_default(),
                     hint => hint,
                 };
-                problems.refuse(span, Some(&path), format!("unknown key{hint}"));
+                problems.add(span, Some(&path), format!("unknown key{hint}"));
             }
         }
     }
 }
 
-/// Where a key that stands in the wrong table belongs.
+/// A hint for a key that is in the wrong table.
 fn home_of(name: &str) -> Option<String> {
     let section =
         SECTIONS.iter().find(|section| section.keys.iter().any(|key| key.name == name))?;

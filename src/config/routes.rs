@@ -1,4 +1,4 @@
-//! Routes: a list of tables, so they have their own reader.
+//! Routes in the file: a list of tables, which the table of keys cannot hold, so they are read here.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -8,20 +8,24 @@ use toml::de::{DeTable, DeValue};
 
 use super::nearest::did_you_mean;
 use super::problems::FileProblems;
-use super::values::{a_type, each, quoted, strings};
+use super::values::{each, quoted, strings, type_name};
 use crate::service::route::{self, BackendUrl, RouteSettings, Target, Template};
 
 /// The keys of a `[[route]]`.
 pub const ROUTE_KEYS: [&str; 5] = ["name", "path", "backend", "host", "serve"];
 
+/// What `serve` may name.
+const SERVED: &str = "output";
+
+/// The routes of a gateway whose configuration has none.
 pub(super) fn default_routes() -> Vec<RouteSettings> {
     let route = |name: &str, path, target| RouteSettings {
         name: name.into(),
-        path: Template::parse(path).expect("a default path is right"),
+        path: Template::parse(path).expect("a default path is valid"),
         target,
     };
     let relayed = |url| Target::Backend {
-        urls: vec![BackendUrl::parse(url).expect("a default URL is right")],
+        urls: vec![BackendUrl::parse(url).expect("a default URL is valid")],
         host: None,
     };
     vec![
@@ -30,15 +34,14 @@ pub(super) fn default_routes() -> Vec<RouteSettings> {
     ]
 }
 
+/// Appends the route as the file would have it.
 pub(super) fn show_route(text: &mut String, route: &RouteSettings) {
-    let _ = writeln!(
-        text,
-        "[[route]]\nname = {}\npath = {}",
-        quoted(&route.name),
-        quoted(&route.path.to_string())
-    );
+    let (name, path) = (quoted(&route.name), quoted(&route.path.to_string()));
+    let _ = writeln!(text, "[[route]]\nname = {name}\npath = {path}");
     match &route.target {
-        Target::Output => text.push_str("serve = \"output\"\n"),
+        Target::Output => {
+            let _ = writeln!(text, "serve = {}", quoted(SERVED));
+        }
         Target::Backend { urls, host } => {
             let urls: Vec<_> = urls.iter().map(|url| quoted(&url.to_string())).collect();
             let _ = writeln!(text, "backend = [{}]", urls.join(", "));
@@ -50,28 +53,29 @@ pub(super) fn show_route(text: &mut String, route: &RouteSettings) {
     text.push('\n');
 }
 
-/// The routes of a file. Those that are wrong are left out.
+/// Reads the routes of a file. Those that cannot be used are left out and added to `problems`.
 pub(super) fn read_routes(
     problems: &mut FileProblems,
     value: &Spanned<DeValue<'_>>,
 ) -> Vec<RouteSettings> {
-    let wanted = "routes are a list of tables: write `[[route]]`".to_owned();
+    const WANTED: &str = "routes are a list of tables: write `[[route]]`";
     let DeValue::Array(items) = value.get_ref() else {
-        problems.refuse(value.span(), Some("route"), wanted);
+        problems.add(value.span(), Some("route"), WANTED);
         return Vec::new();
     };
     let mut routes = Vec::new();
     for item in items.iter() {
         let DeValue::Table(table) = item.get_ref() else {
-            problems.refuse(item.span(), Some("route"), wanted);
+            problems.add(item.span(), Some("route"), WANTED);
             return Vec::new();
         };
         let before = problems.len();
-        if let Some(route) = read_route(problems, table, item.span()) {
+        let mut reader = RouteReader { problems, table, span: item.span() };
+        if let Some(route) = reader.read() {
             routes.push(route);
-            // Each with those before it: so a clash is told at the later one.
+            // Checked with those before it, so that a clash is reported at the later one.
             if let Err(why) = route::check(&routes) {
-                problems.refuse(item.span(), None, why);
+                problems.add(item.span(), None, why);
             }
         }
         if problems.len() > before {
@@ -81,125 +85,113 @@ pub(super) fn read_routes(
     routes
 }
 
-fn read_route(
-    problems: &mut FileProblems,
-    table: &DeTable<'_>,
+/// Reads one route.
+struct RouteReader<'a> {
+    problems: &'a mut FileProblems,
+    table: &'a DeTable<'a>,
+    /// Of the route's table, for what is wrong with the route as a whole.
     span: Range<usize>,
-) -> Option<RouteSettings> {
-    let before = problems.len();
-    for (name, _) in table {
-        if !ROUTE_KEYS.contains(&name.get_ref().as_ref()) {
-            let hint = did_you_mean(name.get_ref(), ROUTE_KEYS);
-            problems.refuse(
-                name.span(),
-                Some(&format!("route.{}", name.get_ref())),
-                format!("unknown key{hint}"),
-            );
+}
+
+impl RouteReader<'_> {
+    /// The route, or nothing if something is wrong with it.
+    fn read(&mut self) -> Option<RouteSettings> {
+        let before = self.problems.len();
+        self.refuse_unknown_keys();
+        let name = self.text("name").map(|(name, _)| name);
+        let path = self.path();
+        let target = self.target();
+        for name in ["name", "path"] {
+            if !self.table.contains_key(name) {
+                self.refuse(&format!("route.{name}"), "is missing, every route needs one");
+            }
+        }
+        if self.problems.len() > before {
+            return None;
+        }
+        Some(RouteSettings { name: name?, path: path?, target: target? })
+    }
+
+    fn refuse(&mut self, key: &str, why: &str) {
+        self.problems.add(self.span.clone(), Some(key), why);
+    }
+
+    fn refuse_unknown_keys(&mut self) {
+        for (name, _) in self.table {
+            if !ROUTE_KEYS.contains(&name.get_ref().as_ref()) {
+                let hint = did_you_mean(name.get_ref(), ROUTE_KEYS);
+                let key = format!("route.{}", name.get_ref());
+                self.problems.add(name.span(), Some(&key), format!("unknown key{hint}"));
+            }
         }
     }
-    let name = route_text(problems, table, "name");
-    let path = route_text(problems, table, "path");
-    let host = route_text(problems, table, "host").map(|(host, _)| host);
-    let serve = route_text(problems, table, "serve");
-    let urls = match table.get("backend") {
-        Some(value) => read_backend(problems, value),
-        None => None,
-    };
-    let is_served = serve.is_some();
-    if let Some((serve, span)) = serve
-        && serve != "output"
-    {
-        let hint = did_you_mean(&serve, ["output"]);
-        problems.refuse(
-            span,
-            Some("route.serve"),
-            format!("{serve:?} is not \"output\", which is all that can be served{hint}"),
-        );
-    }
-    match (table.contains_key("backend"), is_served) {
-        (true, true) => {
-            problems.refuse(
-                span.clone(),
-                Some("route"),
-                "a route has `backend` or `serve`, not both".into(),
-            );
-        }
-        (false, false) if !table.contains_key("serve") => {
-            problems.refuse(
-                span.clone(),
-                Some("route"),
-                "a route needs `backend` or `serve`".into(),
-            );
-        }
-        (false, _) if host.is_some() => {
-            problems.refuse(
-                span.clone(),
-                Some("route.host"),
-                "it is sent to a backend, and this route has none".into(),
-            );
-        }
-        _ => {}
-    }
-    for (name, is_there) in
-        [("name", table.contains_key("name")), ("path", table.contains_key("path"))]
-    {
-        if !is_there {
-            problems.refuse(
-                span.clone(),
-                Some(&format!("route.{name}")),
-                "it is missing, every route needs one".into(),
-            );
-        }
-    }
-    let path = match path {
-        Some((path, span)) => match Template::parse(&path) {
+
+    fn path(&mut self) -> Option<Template> {
+        let (path, span) = self.text("path")?;
+        match Template::parse(&path) {
             Ok(path) => Some(path),
             Err(why) => {
-                problems.refuse(span, Some("route.path"), why);
+                self.problems.add(span, Some("route.path"), why);
                 None
             }
-        },
-        None => None,
-    };
-    if problems.len() > before {
-        return None;
-    }
-    let target = if is_served { Target::Output } else { Target::Backend { urls: urls?, host } };
-    Some(RouteSettings { name: name?.0, path: path?, target })
-}
-
-fn route_text(
-    problems: &mut FileProblems,
-    table: &DeTable<'_>,
-    name: &str,
-) -> Option<(String, Range<usize>)> {
-    let value = table.get(name)?;
-    match value.get_ref().as_str() {
-        Some(text) => Some((text.to_owned(), value.span())),
-        None => {
-            let why = format!("it is {}, what is allowed is a string", a_type(value));
-            problems.refuse(value.span(), Some(&format!("route.{name}")), why);
-            None
         }
     }
-}
 
-fn read_backend(
-    problems: &mut FileProblems,
-    value: &Spanned<DeValue<'_>>,
-) -> Option<Vec<BackendUrl>> {
-    let key = Some("route.backend");
-    let Some((texts, spans)) = strings(value) else {
-        let why =
-            format!("it is {}, what is allowed is a string, or a list of strings", a_type(value));
-        problems.refuse(value.span(), key, why);
-        return None;
-    };
-    match each(&texts, BackendUrl::parse) {
-        Ok(urls) => Some(urls),
-        Err((index, why)) => {
-            problems.refuse(spans[index].clone(), key, why);
-            None
+    fn target(&mut self) -> Option<Target> {
+        let host = self.text("host").map(|(host, _)| host);
+        let urls = self.backend();
+        let (has_backend, has_serve) =
+            (self.table.contains_key("backend"), self.table.contains_key("serve"));
+        let is_served = self.is_served();
+        if has_backend && has_serve {
+            self.refuse("route", "a route has `backend` or `serve`, not both");
+        } else if !has_backend && !has_serve {
+            self.refuse("route", "a route needs `backend` or `serve`");
+        } else if !has_backend && host.is_some() {
+            self.refuse("route.host", "is sent to a backend, and this route has none");
+        }
+        if is_served { Some(Target::Output) } else { Some(Target::Backend { urls: urls?, host }) }
+    }
+
+    fn is_served(&mut self) -> bool {
+        let Some((serve, span)) = self.text("serve") else { return false };
+        if serve != SERVED {
+            let hint = did_you_mean(&serve, [SERVED]);
+            let why = format!("{serve:?} cannot be served, only \"{SERVED}\" can{hint}");
+            self.problems.add(span, Some("route.serve"), why);
+        }
+        true
+    }
+
+    /// The string under `name`, with its place.
+    fn text(&mut self, name: &str) -> Option<(String, Range<usize>)> {
+        let value = self.table.get(name)?;
+        match value.get_ref().as_str() {
+            Some(text) => Some((text.to_owned(), value.span())),
+            None => {
+                let why = format!("found {}, expected a string", type_name(value));
+                self.problems.add(value.span(), Some(&format!("route.{name}")), why);
+                None
+            }
+        }
+    }
+
+    fn backend(&mut self) -> Option<Vec<BackendUrl>> {
+        let key = Some("route.backend");
+        let value = self.table.get("backend")?;
+        let Some((texts, spans)) = strings(value) else {
+            let found = type_name(value);
+            let why = format!("found {found}, expected a string, or a list of strings");
+            self.problems.add(value.span(), key, why);
+            return None;
+        };
+        match each(&texts, BackendUrl::parse) {
+            Ok(urls) => Some(urls),
+            Err(bad) => {
+                let span = spans.get(bad.index).cloned().unwrap_or(value.span());
+                self.problems.add(span, key, bad.why);
+                None
+            }
         }
     }
 }

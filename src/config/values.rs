@@ -1,4 +1,4 @@
-//! Values as they are written: durations, sizes, words, strings and lists of them.
+//! How values are written in the file: durations, sizes, words, strings and lists of strings.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -9,11 +9,9 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::nearest::did_you_mean;
-use crate::logging;
-use crate::service::link::Subscribe;
-use crate::session::OnBackendFailure;
+use super::problems::BadItem;
 
-/// The longest time a timeout may have, in words and as a duration.
+/// The longest duration that any key takes, as text and as a value.
 pub(super) const LONGEST: (&str, Duration) = ("720h", Duration::from_secs(720 * 3600));
 
 pub(super) const KIB: u64 = 1024;
@@ -21,16 +19,10 @@ pub(super) const MIB: u64 = 1024 * KIB;
 pub(super) const GIB: u64 = 1024 * MIB;
 pub(super) const TIB: u64 = 1024 * GIB;
 
-/// Words with a meaning.
+/// The words that a key takes, each with its value.
 pub(super) type Words<T> = &'static [(&'static str, T)];
 
-pub(super) const ON_BACKEND_FAILURE: Words<OnBackendFailure> =
-    &[("close", OnBackendFailure::Close), ("http", OnBackendFailure::Http)];
-pub(super) const SUBSCRIBE: Words<Subscribe> =
-    &[("pattern", Subscribe::Pattern), ("task", Subscribe::Task)];
-pub(super) const FORMAT: Words<logging::Format> =
-    &[("text", logging::Format::Text), ("json", logging::Format::Json)];
-pub(super) const LEVELS: Words<LevelFilter> = &[
+const LEVELS: Words<LevelFilter> = &[
     ("off", LevelFilter::Off),
     ("error", LevelFilter::Error),
     ("warn", LevelFilter::Warn),
@@ -39,28 +31,30 @@ pub(super) const LEVELS: Words<LevelFilter> = &[
     ("trace", LevelFilter::Trace),
 ];
 
-pub(super) fn word_of<T: Copy + PartialEq>(words: Words<T>, meaning: T) -> &'static str {
-    words.iter().find(|(_, known)| *known == meaning).expect("every meaning has its word").0
+/// The word for a value.
+pub(super) fn word_of<T: Copy + PartialEq>(words: Words<T>, value: T) -> &'static str {
+    words.iter().find(|(_, known)| *known == value).expect("every value has a word").0
 }
 
-pub(super) fn meaning_of<T: Copy>(words: Words<T>, word: &str) -> Result<T, String> {
+/// The value of a word. The error lists the words.
+pub(super) fn value_of<T: Copy>(words: Words<T>, word: &str) -> Result<T, String> {
     match words.iter().find(|(known, _)| *known == word) {
-        Some((_, meaning)) => Ok(*meaning),
+        Some((_, value)) => Ok(*value),
         None => {
             let known = || words.iter().map(|(known, _)| *known);
             let list = known().map(|known| format!("{known:?}")).collect::<Vec<_>>();
-            let (last, first) = list.split_last().expect("there are words");
             let hint = did_you_mean(word, known());
-            Err(format!("{word:?} is none of {} and {last}{hint}", first.join(", ")))
+            Err(format!("{word:?} is unknown, expected one of {}{hint}", list.join(", ")))
         }
     }
 }
 
+/// Reads a log level, whatever its case.
 pub(super) fn parse_level(word: &str) -> Result<LevelFilter, String> {
-    meaning_of(LEVELS, &word.trim().to_ascii_lowercase())
+    value_of(LEVELS, &word.trim().to_ascii_lowercase())
 }
 
-/// A string, or all strings of a list, each with its place.
+/// The strings of a list, or a single string, each with its place; `None` for anything else.
 pub(super) fn strings(value: &Spanned<DeValue<'_>>) -> Option<(Vec<String>, Vec<Range<usize>>)> {
     match value.get_ref() {
         DeValue::String(text) => Some((vec![text.to_string()], vec![value.span()])),
@@ -72,11 +66,13 @@ pub(super) fn strings(value: &Spanned<DeValue<'_>>) -> Option<(Vec<String>, Vec<
     }
 }
 
+/// A TOML integer that is not negative, in any of its notations.
 pub(super) fn whole(number: &toml::de::DeInteger<'_>) -> Option<u64> {
     u64::from_str_radix(number.as_str(), number.radix()).ok()
 }
 
-pub(super) fn a_type(value: &Spanned<DeValue<'_>>) -> &'static str {
+/// What a value of the wrong type is called in messages.
+pub(super) fn type_name(value: &Spanned<DeValue<'_>>) -> &'static str {
     match value.get_ref() {
         DeValue::String(_) => "a string",
         DeValue::Integer(_) => "a number",
@@ -88,10 +84,10 @@ pub(super) fn a_type(value: &Spanned<DeValue<'_>>) -> &'static str {
     }
 }
 
-/// `None` is zero: switched off.
+/// Reads `"500ms"`; zero is `None`, which means switched off.
 pub(super) fn parse_time(text: &str) -> Result<Option<Duration>, String> {
     let (number, unit) = number_and_unit(text);
-    let number: u64 = number.parse().map_err(|_| format!("{text:?} is no duration"))?;
+    let number: u64 = number.parse().map_err(|_| format!("{text:?} is not a duration"))?;
     let milliseconds = match unit {
         "ms" => 1,
         "s" => 1000,
@@ -108,9 +104,10 @@ pub(super) fn parse_time(text: &str) -> Result<Option<Duration>, String> {
     }
 }
 
+/// Writes a duration so that it reads back as the same.
 pub(super) fn show_time(time: Duration) -> String {
     let milliseconds = time.as_millis();
-    // The largest unit that leaves no rest.
+    // The largest unit that divides it.
     match [(3_600_000, "h"), (60_000, "m"), (1000, "s")]
         .into_iter()
         .find(|(unit, _)| milliseconds.is_multiple_of(*unit))
@@ -120,9 +117,10 @@ pub(super) fn show_time(time: Duration) -> String {
     }
 }
 
+/// Reads `"64KiB"`: bytes.
 pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let (number, unit) = number_and_unit(text);
-    let number: u64 = number.parse().map_err(|_| format!("{text:?} is no size"))?;
+    let number: u64 = number.parse().map_err(|_| format!("{text:?} is not a size"))?;
     let bytes = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => 1,
         "kib" => KIB,
@@ -137,6 +135,7 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     number.checked_mul(bytes).ok_or_else(|| format!("{text:?} is too large"))
 }
 
+/// Writes a number of bytes so that it reads back as the same.
 pub(super) fn show_size(bytes: u64) -> String {
     match [(TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")]
         .into_iter()
@@ -154,7 +153,7 @@ fn number_and_unit(text: &str) -> (&str, &str) {
     (number, unit.trim_start())
 }
 
-/// A TOML basic string.
+/// The text as a TOML basic string.
 pub(super) fn quoted(text: &str) -> String {
     let mut quoted = String::from("\"");
     for c in text.chars() {
@@ -171,12 +170,13 @@ pub(super) fn quoted(text: &str) -> String {
     quoted
 }
 
-/// Every text read, or the first that cannot be, with its index.
+/// Reads every text with `read`; the error is about the first that it refuses.
 pub(super) fn each<T>(
     texts: &[String],
     read: impl Fn(&str) -> Result<T, String>,
-) -> Result<Vec<T>, (usize, String)> {
-    texts.iter().enumerate().map(|(index, text)| read(text).map_err(|why| (index, why))).collect()
+) -> Result<Vec<T>, BadItem> {
+    let indexed = texts.iter().enumerate();
+    indexed.map(|(index, text)| read(text).map_err(|why| BadItem::new(index, why))).collect()
 }
 
 #[cfg(test)]
@@ -184,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_and_sizes() {
+    fn durations_and_sizes_are_read() {
         for (text, milliseconds) in
             [("500ms", 500), ("10s", 10_000), ("5m", 300_000), ("1h", 3_600_000), ("2 s", 2000)]
         {

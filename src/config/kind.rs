@@ -1,0 +1,153 @@
+//! What a key takes: how its value is read from the file, shown, compared and copied.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::addresses::without_password;
+use super::problems::{BadItem, BadValue};
+use super::settings::Config;
+use super::values::{
+    LONGEST, parse_size, parse_time, quoted, show_size, show_time, strings, type_name, whole,
+};
+
+/// The type of a key's value, its bounds, and where in [`Config`] it is.
+pub(super) enum Kind {
+    /// `"500ms"`; `"0s"` is `None`.
+    Time { get: fn(&Config) -> Option<Duration>, set: fn(&mut Config, Option<Duration>) },
+    /// `"64KiB"` or a number of bytes. Zero may be allowed besides `range`: it means off, or nothing.
+    Size {
+        get: fn(&Config) -> u64,
+        set: fn(&mut Config, u64),
+        allows_zero: bool,
+        range: RangeInclusive<u64>,
+    },
+    /// A whole number.
+    Count { get: fn(&Config) -> u64, set: fn(&mut Config, u64), range: RangeInclusive<u64> },
+    /// `true` or `false`.
+    Flag { get: fn(&Config) -> bool, set: fn(&mut Config, bool) },
+    /// A string.
+    Text { get: fn(&Config) -> String, set: fn(&mut Config, &str) -> Result<(), String> },
+    /// A string or a list of strings.
+    List { get: fn(&Config) -> Vec<String>, set: SetList },
+}
+
+type SetList = fn(&mut Config, &[String]) -> Result<(), BadItem>;
+
+impl Kind {
+    /// What the key takes, to follow the word "expected".
+    fn expected(&self) -> String {
+        match self {
+            Kind::Time { .. } => {
+                format!(
+                    "a duration such as \"500ms\", \"10s\", \"5m\" or \"1h\", at most \"{}\", or \"0s\"",
+                    LONGEST.0
+                )
+            }
+            Kind::Size { allows_zero, range, .. } => format!(
+                "a size such as \"64KiB\", \"16MiB\" or a number of bytes, from {} to {}{}",
+                show_size(*range.start()),
+                show_size(*range.end()),
+                if *allows_zero { ", or \"0\"" } else { "" }
+            ),
+            Kind::Count { range, .. } => {
+                format!("a whole number from {} to {}", range.start(), range.end())
+            }
+            Kind::Flag { .. } => "true or false".into(),
+            Kind::Text { .. } => "a string".into(),
+            Kind::List { .. } => "a string, or a list of strings".into(),
+        }
+    }
+
+    /// The value as the file has it, without passwords.
+    pub(super) fn show(&self, config: &Config) -> String {
+        match self {
+            Kind::Time { get, .. } => quoted(&get(config).map_or("0s".into(), show_time)),
+            Kind::Size { get, .. } => quoted(&show_size(get(config))),
+            Kind::Count { get, .. } => get(config).to_string(),
+            Kind::Flag { get, .. } => get(config).to_string(),
+            Kind::Text { get, .. } => quoted(&get(config)),
+            Kind::List { get, .. } => show_list(&get(config)),
+        }
+    }
+
+    /// Whether the two have different values.
+    pub(super) fn differs(&self, old: &Config, new: &Config) -> bool {
+        match self {
+            // Not as they are shown, where all passwords look the same.
+            Kind::List { get, .. } => get(old) != get(new),
+            _ => self.show(old) != self.show(new),
+        }
+    }
+
+    /// Sets the value in `to` to that in `from`.
+    pub(super) fn copy(&self, from: &Config, to: &mut Config) {
+        match self {
+            Kind::Time { get, set } => set(to, get(from)),
+            Kind::Size { get, set, .. } | Kind::Count { get, set, .. } => set(to, get(from)),
+            Kind::Flag { get, set } => set(to, get(from)),
+            Kind::Text { get, set } => set(to, &get(from)).expect("a value in use is valid"),
+            Kind::List { get, set } => set(to, &get(from)).expect("a value in use is valid"),
+        }
+    }
+
+    /// Sets the value in `config` to that in the file.
+    pub(super) fn read(
+        &self,
+        config: &mut Config,
+        value: &Spanned<DeValue<'_>>,
+    ) -> Result<(), BadValue> {
+        let at = |why| BadValue { span: value.span(), why };
+        let wrong_type = || at(format!("found {}, expected {}", type_name(value), self.expected()));
+        let refused = |why| at(format!("{why}; expected {}", self.expected()));
+        match self {
+            Kind::Time { set, .. } => {
+                let text = value.get_ref().as_str().ok_or_else(wrong_type)?;
+                set(config, parse_time(text).map_err(refused)?);
+            }
+            Kind::Size { set, allows_zero, range, .. } => {
+                let bytes = match value.get_ref() {
+                    DeValue::String(text) => parse_size(text),
+                    DeValue::Integer(number) => whole(number)
+                        .ok_or_else(|| format!("{} is not a number of bytes", number.as_str())),
+                    _ => return Err(wrong_type()),
+                }
+                .map_err(refused)?;
+                if !(range.contains(&bytes) || bytes == 0 && *allows_zero) {
+                    return Err(refused(format!("{} is out of range", show_size(bytes))));
+                }
+                set(config, bytes);
+            }
+            Kind::Count { set, range, .. } => {
+                let DeValue::Integer(number) = value.get_ref() else { return Err(wrong_type()) };
+                match whole(number) {
+                    Some(count) if range.contains(&count) => set(config, count),
+                    _ => return Err(refused(format!("{} is out of range", number.as_str()))),
+                }
+            }
+            Kind::Flag { set, .. } => {
+                let DeValue::Boolean(value) = value.get_ref() else { return Err(wrong_type()) };
+                set(config, *value);
+            }
+            Kind::Text { set, .. } => {
+                let text = value.get_ref().as_str().ok_or_else(wrong_type)?;
+                set(config, text).map_err(at)?;
+            }
+            Kind::List { set, .. } => {
+                let (texts, spans) = strings(value).ok_or_else(wrong_type)?;
+                set(config, &texts).map_err(|BadItem { index, why }| BadValue {
+                    span: spans.get(index).cloned().unwrap_or(value.span()),
+                    why,
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn show_list(texts: &[String]) -> String {
+    let texts: Vec<_> = texts.iter().map(|text| quoted(&without_password(text))).collect();
+    format!("[{}]", texts.join(", "))
+}
