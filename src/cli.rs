@@ -1,43 +1,57 @@
-//! The command line: words in, a decision out.
+//! The command line: arguments in, an action and flags out.
 //!
-//! Flags and commands are data: [`FLAGS`] and [`COMMANDS`] hold name, value, words and effect side by side. The parser, `--help` and
-//! the test that compares with the README all read them.
+//! Flags and commands are data: [`FLAGS`] and [`COMMANDS`] hold name, value, description and effect side
+//! by side. The parser, `--help` and the test that compares with the README all read these tables.
+//!
+//! ```
+//! use aivtuber_gateway::cli::{self, Action};
+//!
+//! let invocation = cli::parse(["--check", "--listen", ":9000"]).unwrap();
+//! assert_eq!(invocation.action, Action::Check);
+//! assert_eq!(invocation.flags.listen, [":9000"]);
+//! ```
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
 
 use crate::config::{self, Flags};
 
-/// The name of the program, as it stands before its messages.
+/// The name of the program, which its messages begin with.
 pub const NAME: &str = "aivtuber-gateway";
 
-/// What is to be done.
+/// What the program does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Run the gateway until it is told to stop.
+    /// Run the gateway until a signal stops it.
     Run,
-    /// The same, with the stand-in for the AI.
+    /// The same, with a stand-in for the AI.
     Demo,
-    /// Ask a running gateway how it is.
+    /// Ask a running gateway for its `/health`.
     Healthcheck,
-    /// Say whether the configuration is right.
+    /// Check the configuration.
     Check,
     /// Print the configuration that would be in use.
     PrintConfig,
+    /// Print the help.
     Help,
+    /// Print the version.
     Version,
 }
 
-/// What the command line said.
+/// What the command line asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invocation {
+    /// What to do.
     pub action: Action,
+    /// Settings that override environment and file.
     pub flags: Flags,
 }
 
-/// A word that stands alone and says what to do.
+/// A word without dashes that says what to do.
 pub struct Command {
+    /// The word.
     pub name: &'static str,
+    /// For `--help`.
     pub doc: &'static str,
     action: Action,
 }
@@ -46,7 +60,7 @@ pub struct Command {
 pub const COMMANDS: &[Command] = &[
     Command {
         name: "demo",
-        doc: "run with a small stand-in for the AI behind /ws/input: needs nothing else",
+        doc: "run with a small stand-in for the AI behind /ws/input; needs nothing else",
         action: Action::Demo,
     },
     Command {
@@ -58,9 +72,11 @@ pub const COMMANDS: &[Command] = &[
 
 /// A flag.
 pub struct Flag {
-    /// Without its dashes.
+    /// Its long name, without dashes.
     pub long: &'static str,
+    /// Its short name, if it has one.
     pub short: Option<char>,
+    /// For `--help`.
     pub doc: &'static str,
     effect: Effect,
 }
@@ -72,7 +88,7 @@ enum Effect {
 }
 
 impl Flag {
-    /// What its value is called, if it takes one.
+    /// The name of its value in `--help`, if it takes one.
     pub fn value(&self) -> Option<&'static str> {
         match self.effect {
             Effect::Value(name, _) => Some(name),
@@ -86,7 +102,7 @@ pub const FLAGS: &[Flag] = &[
     Flag {
         long: "config",
         short: Some('c'),
-        doc: "read this file",
+        doc: "read the configuration from this file",
         effect: Effect::Value("FILE", |flags, file| {
             flags.config = Some(file.into());
             Ok(())
@@ -95,7 +111,7 @@ pub const FLAGS: &[Flag] = &[
     Flag {
         long: "listen",
         short: Some('l'),
-        doc: "accept connections here, such as 0.0.0.0:8000; may be repeated",
+        doc: "accept connections on this address, such as 0.0.0.0:8000; repeatable",
         effect: Effect::Value("ADDR", |flags, address| {
             flags.listen.push(address.into_string()?);
             Ok(())
@@ -104,7 +120,7 @@ pub const FLAGS: &[Flag] = &[
     Flag {
         long: "redis",
         short: None,
-        doc: "where results come from; repeated: tried in turn",
+        doc: "take results from this Redis; repeatable, tried in turn",
         effect: Effect::Value("URL", |flags, url| {
             flags.redis.push(url.into_string()?);
             Ok(())
@@ -113,7 +129,7 @@ pub const FLAGS: &[Flag] = &[
     Flag {
         long: "log-level",
         short: None,
-        doc: "off, error, warn, info, debug or trace",
+        doc: "log this level and above: off, error, warn, info, debug or trace",
         effect: Effect::Value("LEVEL", |flags, level| {
             flags.log_level = Some(level.into_string()?);
             Ok(())
@@ -122,7 +138,7 @@ pub const FLAGS: &[Flag] = &[
     Flag {
         long: "log-file",
         short: None,
-        doc: "write the log there in place of standard error",
+        doc: "write the log to this file instead of standard error",
         effect: Effect::Value("FILE", |flags, file| {
             flags.log_file = Some(file.into_string()?);
             Ok(())
@@ -131,31 +147,33 @@ pub const FLAGS: &[Flag] = &[
     Flag {
         long: "check",
         short: None,
-        doc: "say whether the configuration is right, and stop",
+        doc: "check the configuration and exit",
         effect: Effect::Action(Action::Check),
     },
     Flag {
         long: "print-config",
         short: None,
-        doc: "print the configuration that is in use, without passwords, and stop",
+        doc: "print the configuration in use, without passwords, and exit",
         effect: Effect::Action(Action::PrintConfig),
     },
     Flag {
         long: "version",
         short: Some('V'),
-        doc: "print the version, and stop",
+        doc: "print the version and exit",
         effect: Effect::Action(Action::Version),
     },
     Flag {
         long: "help",
         short: Some('h'),
-        doc: "print this, and stop",
+        doc: "print this help and exit",
         effect: Effect::Action(Action::Help),
     },
 ];
 
-/// Reads the arguments, the program's own name not among them. The error is one line that says what is wrong and what was
-/// probably meant.
+/// Reads the arguments, without the name of the program.
+///
+/// # Errors
+/// One line that says what is wrong and what was probably meant.
 pub fn parse<I>(arguments: I) -> Result<Invocation, String>
 where
     I: IntoIterator,
@@ -200,10 +218,10 @@ where
         };
         chosen = Some(match chosen {
             None => (word, action),
-            // Who asks for help gets it, whatever else is there.
+            // Help wins over everything else.
             Some(before) if before.1 == Action::Help || before.1 == action => before,
             Some(_) if action == Action::Help => (word, action),
-            Some((before, _)) => return Err(format!("{before} and {word} do not go together")),
+            Some((before, _)) => return Err(format!("{before} and {word} cannot be combined")),
         });
     }
     Ok(Invocation { action: chosen.map_or(Action::Run, |(_, action)| action), flags })
@@ -212,7 +230,7 @@ where
 /// What `--help` prints.
 pub fn help() -> String {
     let mut text = format!(
-        "One port in front of an AI-VTuber back end: relays WebSockets, delivers results, shows what it does.\n\n\
+        "One port in front of an AI-VTuber back end: relays WebSockets, delivers results, shows their state.\n\n\
          Usage: {NAME} [COMMAND] [FLAGS]\n\nCommands:\n"
     );
     for command in COMMANDS {
@@ -233,7 +251,7 @@ pub fn help() -> String {
     let _ = write!(
         text,
         "\nWithout --config: ./{here}, then {system}, then the defaults.\n\
-         A flag wins over the environment, the environment over the file.\n"
+         Flags override the environment, the environment overrides the file.\n"
     );
     text
 }
@@ -247,7 +265,7 @@ fn push_row(text: &mut String, name: &str, doc: &str) {
     let _ = writeln!(text, "  {name:<23} {doc}");
 }
 
-/// The flag, and how it was written.
+/// The flag, and how it was written on the command line.
 fn find(option: &lexopt::Arg<'_>) -> Result<(String, &'static Flag), String> {
     match option {
         lexopt::Arg::Short(short) => {
@@ -286,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn values_arrive_in_each_way_of_writing_them() {
+    fn values_are_read_in_every_notation() {
         let flags = Flags {
             config: Some("x.toml".into()),
             listen: vec![":1".into(), ":2".into()],
@@ -344,8 +362,8 @@ mod tests {
             ("--config", "--config needs a value: --config FILE"),
             ("-l", "-l needs a value: -l ADDR"),
             ("--check=yes", "--check takes no value"),
-            ("demo --check", "demo and --check do not go together"),
-            ("demo healthcheck", "demo and healthcheck do not go together"),
+            ("demo --check", "demo and --check cannot be combined"),
+            ("demo healthcheck", "demo and healthcheck cannot be combined"),
         ] {
             assert_eq!(parsed(line), Err(why.into()));
         }

@@ -1,6 +1,6 @@
-//! The binary: reads the words, loads the configuration, sets the log up and runs the house.
+//! The binary: reads the command line, loads the configuration, starts the log and runs the gateway.
 //!
-//! Exit status: 0 a clean stop, 2 bad usage or configuration, 1 anything else.
+//! Exit status: 0 after a clean stop, 2 for bad usage or configuration, 1 for anything else.
 
 use std::io::Write;
 use std::path::Path;
@@ -14,7 +14,7 @@ use aivtuber_gateway::logging::{self, Logging};
 use aivtuber_gateway::reactor::{Hooks, Reactor};
 use aivtuber_gateway::{gateway, healthcheck};
 
-/// Bad usage or configuration.
+/// The exit status for bad usage or configuration.
 const UNUSABLE: u8 = 2;
 
 fn main() -> ExitCode {
@@ -38,8 +38,8 @@ fn main() -> ExitCode {
             }
             let source = loaded
                 .path
-                .map_or("no file, the defaults".into(), |path| path.display().to_string());
-            say(&format!("The configuration is right ({source}).\n"))
+                .map_or("no file, only defaults".into(), |path| path.display().to_string());
+            say(&format!("The configuration is valid ({source}).\n"))
         }
         Action::PrintConfig => say(&loaded.config.to_toml()),
         Action::Healthcheck => match healthcheck::ask(loaded.config.reactor.listen[0]) {
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs with the log set up, and sees to it that the last line is written.
+/// Runs with a log, and writes its last lines before returning.
 fn start(is_demo: bool, flags: Flags, loaded: Loaded) -> ExitCode {
     let logging = match logging::start(loaded.config.log.clone()) {
         Ok(logging) => logging,
@@ -72,13 +72,13 @@ fn start(is_demo: bool, flags: Flags, loaded: Loaded) -> ExitCode {
     logging.finish();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        // Said already, where the log is what the person sees.
+        // Already reported: the log goes to standard error.
         Err(_) if is_on_stderr && log::max_level() >= log::Level::Error => ExitCode::FAILURE,
         Err(why) => complain(1, &why),
     }
 }
 
-/// The gateway with the stand-in as its backend for input.
+/// Runs the gateway with the stand-in as its backend for input.
 fn run_demo(flags: Flags, loaded: Loaded, logging: &Logging) -> Result<(), String> {
     let gateway::Settings { link, session, .. } = loaded.config.gateway;
     let options = demo::Options {
@@ -91,7 +91,7 @@ fn run_demo(flags: Flags, loaded: Loaded, logging: &Logging) -> Result<(), Strin
     run(flags, loaded, Some(demo), logging)
 }
 
-/// The gateway, from here to its end. The error is a sentence, for exit status 1.
+/// Runs the gateway to its end. The error is a sentence, for exit status 1.
 fn run(flags: Flags, loaded: Loaded, demo: Option<Demo>, logging: &Logging) -> Result<(), String> {
     let Loaded { config, path, .. } = loaded;
     let (is_demo, demo) = (demo.is_some(), demo.map(Arc::new));
@@ -131,8 +131,8 @@ fn run(flags: Flags, loaded: Loaded, demo: Option<Demo>, logging: &Logging) -> R
     reactor.run().map_err(|error| error.to_string())
 }
 
-/// Applies a configuration that was read again to the log. Returns what the gateway is to apply; `None` if the configuration is
-/// bad, which is logged and leaves the running one as it is.
+/// Applies a configuration that was read again to the log. Returns the settings for the gateway, or
+/// nothing if the configuration cannot be used: then that is logged, and the running one stays.
 fn apply(
     loaded: Result<Loaded, config::Problems>,
     running: &mut Config,
@@ -161,13 +161,13 @@ fn apply(
     Some(config.gateway)
 }
 
-/// The file in a log line.
+/// How the log names the file.
 fn named(path: Option<&Path>) -> String {
     path.map_or("none".into(), |path| path.display().to_string())
 }
 
-/// With a demo, as if the environment named its stand-in and an inbox of our own: that wins over a file, also each time it is
-/// read again.
+/// Loads the configuration. The demo acts through the environment: its stand-in and an embedded inbox
+/// then override the file, also on each reload.
 fn load(flags: &Flags, demo: Option<&Demo>) -> Result<Loaded, config::Problems> {
     config::load(flags, &|name| match demo {
         Some(demo) if name == "INPUT_HANDLER_URL" => Some(demo.url().into()),
@@ -177,7 +177,7 @@ fn load(flags: &Flags, demo: Option<&Demo>) -> Result<Loaded, config::Problems> 
     })
 }
 
-/// To standard output. A reader that went away early (`| head`) has what it wanted.
+/// Prints to standard output. A closed pipe is no error: `| head` has read enough.
 fn say(text: &str) -> ExitCode {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
@@ -187,7 +187,7 @@ fn say(text: &str) -> ExitCode {
     }
 }
 
-/// To standard error, each line with the program's name before it.
+/// Prints to standard error, each line with the name of the program.
 fn complain(status: u8, text: &str) -> ExitCode {
     for line in text.lines() {
         let _ = writeln!(std::io::stderr(), "{}: {line}", cli::NAME);

@@ -1,10 +1,11 @@
-//! The binary as a person or a script meets it, as far as no gateway has to run: what is printed where, and the exit status.
+//! The command line as people and scripts use it, without running a gateway: output and exit status.
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-/// A folder of its own for each test, gone with it: the binary runs there, so that no `config.toml` of somebody's is read.
+/// A folder for one test, removed afterwards. The binary runs in it, so that no other `config.toml` is
+/// read.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -63,9 +64,9 @@ impl Ended {
 }
 
 #[test]
-fn help_and_version_need_nothing() {
+fn help_and_version_work_with_a_broken_file() {
     let folder = Folder::new("help");
-    folder.write("config.toml", "this is no TOML");
+    folder.write("config.toml", "this is not TOML");
     for flag in ["--help", "-h"] {
         assert!(
             folder.run(&[flag]).printed().contains("Usage: aivtuber-gateway [COMMAND] [FLAGS]")
@@ -96,7 +97,7 @@ fn bad_usage_is_one_line_and_status_2() {
 }
 
 #[test]
-fn a_wrong_file_is_told_with_file_line_key_and_nearest_name() {
+fn problems_of_a_file_are_reported_with_file_line_key_and_nearest_name() {
     let folder = Folder::new("wrong");
     folder.write("config.toml", "[server]\nlistn = \"0.0.0.0:8000\"\n\n[log]\nlevel = \"inf\"\n");
     let expected = "aivtuber-gateway: config.toml:2: server.listn: unknown key, did you mean `listen`?\n\
@@ -119,20 +120,20 @@ fn a_wrong_file_is_told_with_file_line_key_and_nearest_name() {
 }
 
 #[test]
-fn check_says_which_file_is_right() {
+fn check_names_the_file() {
     let folder = Folder::new("check");
     folder.write("other.toml", "[server]\nlisten = \"127.0.0.1:1\"\n");
     assert_eq!(
         folder.run(&["--check", "-c", "other.toml"]).printed(),
-        "The configuration is right (other.toml).\n"
+        "The configuration is valid (other.toml).\n"
     );
     folder.write("config.toml", "");
-    assert_eq!(folder.run(&["--check"]).printed(), "The configuration is right (config.toml).\n");
+    assert_eq!(folder.run(&["--check"]).printed(), "The configuration is valid (config.toml).\n");
     folder.write("config.toml", "route = []");
     let warned = folder.run_with(&[("INPUT_HANDLER_URL", "ws://a")], &["--check"]);
     assert_eq!(
         (warned.status, warned.stdout.as_str()),
-        (0, "The configuration is right (config.toml).\n")
+        (0, "The configuration is valid (config.toml).\n")
     );
     assert_eq!(
         warned.stderr,
@@ -141,7 +142,7 @@ fn check_says_which_file_is_right() {
 }
 
 #[test]
-fn print_config_is_a_file_that_gives_the_same() {
+fn printed_configuration_reads_back_as_the_same() {
     let folder = Folder::new("print");
     folder.write(
         "config.toml",
@@ -181,7 +182,7 @@ fn print_config_shows_no_password() {
 }
 
 #[test]
-fn a_wrong_variable_is_told_by_its_name() {
+fn a_bad_variable_is_reported_by_name() {
     let folder = Folder::new("variable");
     folder.write("config.toml", "");
     folder.run_with(&[("REDIS_HOST", "r"), ("REDIS_PORT", "none")], &["--check"]).refused_with(
@@ -193,7 +194,7 @@ fn a_wrong_variable_is_told_by_its_name() {
 fn healthcheck_without_a_gateway_is_status_1_and_a_sentence() {
     let folder = Folder::new("health");
     folder.write("config.toml", "");
-    // A port that was free a moment ago, and that nobody listens on.
+    // A port that was free a moment ago: nothing listens on it.
     let address =
         std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let ended = folder.run(&["healthcheck", "--listen", &address]);

@@ -35,7 +35,8 @@ mod wire;
 
 use aivtuber_gateway::gateway::{self, Gateway};
 use aivtuber_gateway::net::{Side, Socket, Source};
-use aivtuber_gateway::service::limits::{self, OriginRule};
+use aivtuber_gateway::service::limits;
+use aivtuber_gateway::service::origin::OriginRule;
 use aivtuber_gateway::service::route::{BackendUrl, RouteSettings, Target, Template};
 use aivtuber_gateway::session::jobs::{Answer, Job};
 use aivtuber_gateway::session::{self, OnBackendFailure};

@@ -53,7 +53,7 @@ pub const ENVIRONMENT: &[Variable] = &[
     },
     Variable {
         name: "REDIS_URL",
-        doc: "`redis.url`; wins over REDIS_HOST and REDIS_PORT",
+        doc: "`redis.url`; overrides REDIS_HOST and REDIS_PORT",
         apply: |config, url, _| set_redis(config, &[url.into()]).map_err(Fault::from),
     },
     Variable {
@@ -152,7 +152,7 @@ fn is_kubernetes(port: &str) -> bool {
     port.starts_with("tcp://")
 }
 
-/// Sets `redis.url` from a host and `REDIS_PORT`, unless `REDIS_URL` is set, which wins.
+/// Sets `redis.url` from a host and `REDIS_PORT`, unless `REDIS_URL` is set, which overrides both.
 fn redis_at(config: &mut Config, host: &str, env: Lookup) -> Result<(), Fault> {
     if env("REDIS_URL").is_some() {
         return Ok(());

@@ -9,8 +9,8 @@ use super::addresses::{check_prefix, set_listen, set_redis};
 use super::kind::Kind;
 use super::values::{GIB, KIB, MIB, TIB, Words, each, parse_level, value_of, word_of};
 use crate::logging;
-use crate::service::limits::OriginRule;
 use crate::service::link::Subscribe;
+use crate::service::origin::OriginRule;
 use crate::session::OnBackendFailure;
 
 /// A table of the file.

@@ -468,7 +468,7 @@ mod tests {
         let text = "[server]\nallowed_origins = [\n  \"https://a.example\",\n  \"a.example\",\n]\n";
         assert!(
             problems_of(text)
-                .starts_with("x.toml:4: server.allowed_origins: `a.example` is no origin"),
+                .starts_with("x.toml:4: server.allowed_origins: `a.example` is not an origin"),
             "{}",
             problems_of(text)
         );
@@ -520,9 +520,7 @@ mod tests {
         assert_eq!(with("backend = []"), "x.toml:1: route `r`: it needs at least one backend URL");
         assert_eq!(
             with("serve = \"input\"").lines().next(),
-            Some(
-                "x.toml:4: route.serve: \"input\" cannot be served, only \"output\" can"
-            )
+            Some("x.toml:4: route.serve: \"input\" cannot be served, only \"output\" can")
         );
         assert!(
             with("backend = \"ws://a\"\nserve = \"output\"")

@@ -5,6 +5,7 @@ pub mod endpoints;
 pub mod limits;
 pub mod link;
 pub mod name;
+pub mod origin;
 pub mod report;
 pub mod results;
 pub mod route;
