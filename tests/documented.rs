@@ -178,14 +178,10 @@ fn every_endpoint_is_in_the_readme_and_the_protocol() {
 
 #[test]
 fn the_client_in_the_protocol_is_the_one_of_the_status_page() {
-    let script = read("src/service/talk.js");
-    let (client, _) = script
-        .split_once("\n// ---- the form of the status page\n")
-        .expect("talk.js has its two parts");
-    let shown = format!("```js\n{client}```\n");
+    let shown = format!("```js\n{}```\n", read("assets/client.js"));
     assert!(
         read("docs/protocol.md").contains(&shown),
-        "docs/protocol.md shows another client than talk.js begins with"
+        "docs/protocol.md shows another client than assets/client.js"
     );
 }
 

@@ -38,6 +38,7 @@ RUN = """
   const log = console.log;
   console.log = (...words) => { window.said.push(words.join(" ").trim()); log(...words); };
   const script = document.createElement("script");
+  script.type = "module";
   script.textContent = code;
   document.head.append(script);
 }
@@ -65,7 +66,9 @@ new Promise((done, fail) => {
 def test_the_browser_s_client_is_heard(demo, browser, origin):  # noqa: F811
     """The client and the page that uses it, on a front end's own server, against `demo`."""
     client = snippet("js", "// Asks the AI behind a gateway one thing.")
-    page = snippet("js", "// page.js", **{"localhost:8000": f"localhost:{demo.port}"})
+    # Both are one module here, so nothing is left to import.
+    replaced = {"localhost:8000": f"localhost:{demo.port}", 'import { ask } from "./client.js";\n': ""}
+    page = snippet("js", "// page.js", **replaced)
     browser.goto(origin)
     browser.evaluate(f"({RUN})({json.dumps(client + page)})")
     heard = browser.evaluate(HEARD)

@@ -1,21 +1,68 @@
 //! The status page.
 
 use std::fmt::{self, Write};
+use std::sync::LazyLock;
 use std::time::Duration;
+
+use data_encoding::BASE64;
+use sha2::{Digest, Sha256};
 
 use super::{Lifecycle, ResultsView, RouteView, Snapshot, put, rfc3339, uncached};
 use crate::proto::http::Reply;
 
-/// The status page lists so many connections; `/connections` has all.
+/// The most connections that the status page lists; `/connections` has all.
 pub const PAGE_CONNECTIONS_MAX: usize = 100;
 
-/// The page is whole in itself; this holds a browser to it, whatever a value may smuggle in. What is added where the page has
-/// the form to talk: its one script, known by its hash, WebSockets of this gateway, and the sounds that came over them.
-const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-const TALK_POLICY: &str = "script-src 'sha256-2UC0tY5K1rzTrZZILyoks+Kis4rB5zX/oAODANSNFG0='; connect-src 'self'; media-src blob:";
+const STYLE: &str = include_str!("../../../assets/page.css");
 
-/// The client that `docs/protocol.md` shows, and the form that uses it.
-const TALK_SCRIPT: &str = include_str!("../talk.js");
+/// The client that `docs/protocol.md` shows.
+const CLIENT: &str = include_str!("../../../assets/client.js");
+
+/// The form that uses it.
+const FORM: &str = include_str!("../../../assets/page.js");
+
+/// What `page.js` imports. The page has both modules in one script, so this line is left out there.
+const IMPORT: &str = "import { ask } from \"./client.js\";\n";
+
+/// The parts of the page that never change.
+static FIXED: LazyLock<Fixed> = LazyLock::new(Fixed::new);
+
+struct Fixed {
+    style: String,
+    script: String,
+    /// `Content-Security-Policy` of the page without the form, and with it.
+    policy: String,
+    policy_with_form: String,
+}
+
+impl Fixed {
+    /// The page loads nothing, and the policy holds a browser to that whatever a value on the page may smuggle in: the one
+    /// style sheet and the one script are known by their hashes. With the form, the page may also open WebSockets to this
+    /// gateway and play the audio that came over them.
+    fn new() -> Fixed {
+        let script = format!("{CLIENT}\n{}", FORM.replacen(IMPORT, "", 1));
+        let policy = format!(
+            "default-src 'none'; style-src {}; img-src data:; base-uri 'none'; form-action 'none'; \
+             frame-ancestors 'none'",
+            hash_source(STYLE)
+        );
+        let policy_with_form = format!(
+            "{policy}; script-src {}; connect-src 'self'; media-src blob:",
+            hash_source(&script)
+        );
+        Fixed {
+            style: format!("<style>{STYLE}</style>"),
+            script: format!("<script type=\"module\">{script}</script>\n"),
+            policy,
+            policy_with_form,
+        }
+    }
+}
+
+/// How a policy names inline text that is allowed (CSP Level 3, section 2.3.1).
+fn hash_source(text: &str) -> String {
+    format!("'sha256-{}'", BASE64.encode(&Sha256::digest(text)))
+}
 
 /// `/`: the status page.
 pub fn page(snapshot: &Snapshot) -> Reply {
@@ -25,22 +72,22 @@ pub fn page(snapshot: &Snapshot) -> Reply {
         Lifecycle::Serving => ("Serving", "good"),
     };
     let can_talk = can_talk(snapshot);
-    let body = fill(include_str!("../page.html"), |name, out| match name {
+    let body = fill(include_str!("../../../assets/page.html"), |name, out| match name {
         "title" => out.push_str(&format!("{state} · aivtuber-gateway")),
+        "style" => out.push_str(&FIXED.style),
         "state" => out.push_str(state),
         "state_class" => out.push_str(state_class),
         "figures" => push_figures(out, snapshot),
         "routes" => snapshot.routes.iter().for_each(|route| push_route(out, route, snapshot)),
         "connections" => push_connections(out, snapshot),
         "talk" if can_talk => {
-            out.push_str(include_str!("../talk.html"));
-            put(out, format_args!("<script>{TALK_SCRIPT}</script>\n"));
+            out.push_str(include_str!("../../../assets/talk.html"));
+            out.push_str(&FIXED.script);
         }
         "talk" => {}
         _ => unreachable!("page.html asks for {name}"),
     });
-    let policy =
-        if can_talk { format!("{PAGE_POLICY}; {TALK_POLICY}") } else { PAGE_POLICY.to_owned() };
+    let policy = if can_talk { &FIXED.policy_with_form } else { &FIXED.policy };
     uncached(Reply::html(200, body)).with("Content-Security-Policy", policy)
 }
 
@@ -308,25 +355,39 @@ mod tests {
                 .find(|(name, _)| *name == "Content-Security-Policy")
                 .unwrap()
                 .1;
-            assert_eq!(text(&reply).contains("<script>"), can_talk, "{paths:?}");
+            assert_eq!(text(&reply).contains("<script"), can_talk, "{paths:?}");
             assert_eq!(policy.contains("script-src"), can_talk, "{policy}");
             assert!(policy.starts_with("default-src 'none'; "), "{policy}");
         }
     }
 
     #[test]
-    fn the_policy_names_the_script_that_is_there() {
-        use data_encoding::BASE64;
-        use sha2::{Digest, Sha256};
-        let hash = BASE64.encode(&Sha256::digest(TALK_SCRIPT));
-        assert!(
-            TALK_POLICY.contains(&format!("'sha256-{hash}'")),
-            "talk.js has changed: TALK_POLICY needs sha256-{hash}"
-        );
-        assert!(
-            !TALK_SCRIPT.contains("</") && !TALK_SCRIPT.contains("<!--"),
-            "these would end the script, or hide its end"
-        );
+    fn policy_allows_exactly_the_style_and_script_of_the_page() {
+        let stats = Stats::new();
+        let mut snapshot = empty(&stats);
+        snapshot.routes = ["/ws/input", "/ws/output/{task_id}"]
+            .map(|path| RouteView { path: path.into(), ..relayed("any", vec![]) })
+            .into();
+        let reply = page(&snapshot);
+        let (_, policy) =
+            reply.headers.iter().find(|(name, _)| *name == "Content-Security-Policy").unwrap();
+        for (open, close, directive) in [
+            ("<style>", "</style>", "style-src"),
+            ("<script type=\"module\">", "</script>", "script-src"),
+        ] {
+            let (_, rest) = text(&reply).split_once(open).expect(open);
+            let (inline, _) = rest.split_once(close).expect(close);
+            assert!(policy.contains(&format!("{directive} {}", hash_source(inline))), "{policy}");
+        }
+        assert!(!policy.contains("unsafe"), "{policy}");
+    }
+
+    #[test]
+    fn assets_can_be_written_into_the_page() {
+        assert!(FORM.contains(IMPORT), "page.js does not import the client with the known line");
+        for (name, text) in [("page.css", STYLE), ("client.js", CLIENT), ("page.js", FORM)] {
+            assert!(!text.contains("</") && !text.contains("<!--"), "{name} would end its element");
+        }
     }
 
     #[test]
