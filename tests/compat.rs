@@ -713,6 +713,11 @@ impl Person {
                 self.say("Content-Length: …");
                 continue;
             }
+            if let Some((before, rest)) = line.split_once("'sha256-") {
+                let (_, after) = rest.split_once('\'').expect("a hash is quoted");
+                self.say(&format!("{before}'sha256-…'{after}"));
+                continue;
+            }
             is_shown &= !line.starts_with("Content-Type: text/");
             match line.strip_prefix("X-Request-Id: ") {
                 Some(id) if id.len() == 36 => self.say("X-Request-Id: <a UUID>"),
