@@ -1,21 +1,29 @@
 //! Results and a real Redis: what is kept there, in which order, and how often, with several gateways, absences and restarts.
 //!
-//! A [`Gateway`] here is the delivery service without its sessions: `Results` and two sockets to a `redis-server` that each test starts
-//! for itself, on a socket in a folder of its own.
+//! A [`Process`] is a whole gateway, turned by the test; its Redis sockets go to a `redis-server` that each test starts for
+//! itself, on a Unix socket in a folder of its own. Only the clients are in memory.
 
-use std::collections::HashMap;
-use std::io::{ErrorKind, Read, Write};
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
+use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use aivtuber_gateway::proto::message::TaskId;
+use aivtuber_gateway::gateway::{self, Gateway};
+use aivtuber_gateway::net::{Network, PeerAddress, Ready, Side, Socket, Source, Transport};
 use aivtuber_gateway::reactor::clock::Clock;
-use aivtuber_gateway::service::link::{self, Action, Link, REDIS_ROLES, RedisRole, Subscribe};
-use aivtuber_gateway::service::results::{Notice, Results};
-use aivtuber_gateway::service::tasks::{self, ClientState, Status, Tasks};
+use aivtuber_gateway::service::limits;
+use aivtuber_gateway::service::link::{self, REDIS_ROLES, RedisRole, Subscribe};
+use aivtuber_gateway::service::route::{RouteSettings, Target, Template};
+use aivtuber_gateway::service::tasks::{self, Status};
+use aivtuber_gateway::session;
+use log::{LevelFilter, Log, Metadata, Record};
 use redis::Commands;
 use uuid::Uuid;
 
@@ -90,127 +98,273 @@ impl Drop for Server {
     }
 }
 
-struct Gateway {
+/// One gateway process: the gateway itself, with clients in memory and its Redis sockets to a real server.
+struct Process {
     clock: Clock,
-    results: Results<u32>,
-    sockets: HashMap<RedisRole, UnixStream>,
-    /// What each client got, in order.
-    got: HashMap<u32, Vec<String>>,
-    notices: Vec<Notice>,
-    last_key: u32,
+    gateway: Gateway,
+    redis: Rc<RefCell<RedisStreams>>,
+    clients: HashMap<ClientId, Client>,
+    last_client: ClientId,
 }
 
-impl Gateway {
-    /// Not connected yet: that takes [`Gateway::step`].
-    fn new(url: &str, subscribe: Subscribe) -> Gateway {
-        let settings = link::Settings {
-            urls: vec![url.into()],
-            channel_prefix: "task_response:".into(),
-            subscribe,
-            grace: Some(Duration::from_secs(10)),
+type ClientId = u32;
+
+/// The streams of the two Redis connections, in the order of `REDIS_ROLES`. `None`: not connected, or cut.
+type RedisStreams = [Option<UnixStream>; 2];
+
+struct Client {
+    /// The slot of its session.
+    key: usize,
+    wire: Rc<RefCell<ClientWire>>,
+}
+
+/// What is on the way between a client and its session.
+#[derive(Default)]
+struct ClientWire {
+    to_gateway: VecDeque<u8>,
+    from_gateway: Vec<u8>,
+    has_left: bool,
+}
+
+/// An event says that anything may be possible; the call then finds out.
+const READY: Ready = Ready { readable: true, writable: true, read_closed: false };
+
+impl Process {
+    /// Not connected yet: that takes [`Process::step`].
+    fn new(url: &str, subscribe: Subscribe) -> Process {
+        start_log();
+        let redis = Rc::default();
+        let settings = gateway::Settings {
+            session: session::Settings::default(),
+            limits: limits::Settings {
+                max_connections: 1000,
+                max_connections_per_ip: 0,
+                allowed_origins: Vec::new(),
+            },
+            routes: vec![RouteSettings {
+                name: "output".into(),
+                path: Template::parse("/ws/output/{task_id}").unwrap(),
+                target: Target::Output,
+            }],
+            drain_timeout: None,
+            tasks: tasks::Settings {
+                retain: Some(Duration::from_secs(300)),
+                max_retained: 16 << 20,
+            },
+            link: link::Settings { urls: vec![url.into()], subscribe, ..Default::default() },
         };
-        let retention =
-            tasks::Settings { retain: Some(Duration::from_secs(300)), max_retained: 16 << 20 };
         let clock = Clock::start();
-        let link = Link::new(&settings, retention, clock.now(), fastrand::u64(..)).unwrap();
-        Gateway {
-            clock,
-            results: Results::new(Tasks::new(retention), Some(link)),
-            sockets: HashMap::new(),
-            got: HashMap::new(),
-            notices: Vec::new(),
-            last_key: 0,
-        }
+        let network = Box::new(RedisNetwork(Rc::clone(&redis)));
+        let chance = fastrand::Rng::new();
+        let gateway = Gateway::new(settings, network, chance, clock.now(), SystemTime::now());
+        Process { clock, gateway: gateway.unwrap(), redis, clients: HashMap::new(), last_client: 0 }
     }
 
-    /// One that is up.
-    fn start(server: &Server) -> Gateway {
-        let mut gateway = Gateway::new(&server.url(), Subscribe::Pattern);
-        await_all(&mut [&mut gateway], |gateways| gateways[0].results.is_up());
-        gateway
+    /// One that is connected.
+    fn start(server: &Server) -> Process {
+        let mut process = Process::new(&server.url(), Subscribe::Pattern);
+        await_all(&mut [&mut process], |processes| processes[0].is_up());
+        process
     }
 
+    /// A turn in which Redis may have sent something.
     fn step(&mut self) {
-        let now = self.clock.now();
-        let link = self.results.link().unwrap();
-        while let Some(action) = link.poll_action() {
-            match action {
-                Action::Close { role } => {
-                    self.sockets.remove(&role);
-                }
-                Action::Dial { role, address } => match UnixStream::connect(address.to_string()) {
-                    Ok(socket) => {
-                        socket.set_nonblocking(true).unwrap();
-                        self.sockets.insert(role, socket);
-                        link.handle_connected(role, now);
-                    }
-                    Err(error) => link.handle_closed(role, &error.kind().to_string(), now),
-                },
-            }
-        }
-        let mut bytes = [0; 4096];
-        for role in REDIS_ROLES {
-            while let Some(socket) = self.sockets.get_mut(&role) {
-                match socket.read(&mut bytes) {
-                    Ok(n @ 1..) => link.handle_bytes(role, &bytes[..n], now),
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                    _ => {
-                        self.sockets.remove(&role);
-                        link.handle_closed(role, "closed by the server", now);
-                    }
-                }
-            }
-        }
-        self.results.settle(now);
-        self.write();
-        while let Some((key, result)) = self.results.poll_delivery() {
-            let task = TaskId::from(Uuid::nil());
-            let message: serde_json::Value =
-                serde_json::from_str(&result.message(&task, false)).unwrap();
-            self.got.entry(key).or_default().push(message["content"].as_str().unwrap().into());
-        }
-        self.notices.extend(std::iter::from_fn(|| self.results.poll_notice()));
+        self.turn(&[Source::Link(0), Source::Link(1)], None);
     }
 
-    fn write(&mut self) {
-        let now = self.clock.now();
-        let link = self.results.link().unwrap();
-        for (role, socket) in &mut self.sockets {
-            loop {
-                let output = link.poll_output(*role, now);
-                if output.is_empty() {
-                    break;
-                }
-                match socket.write(output) {
-                    Ok(n) => link.handle_written(*role, n),
-                    Err(_) => break,
-                }
-            }
+    fn turn(&mut self, events: &[Source], arrives: Option<(Socket, SocketAddr)>) {
+        self.gateway.begin_turn(self.clock.now());
+        for source in events {
+            self.gateway.ready(*source, READY);
         }
+        self.gateway.settle();
+        if let Some((socket, address)) = arrives {
+            self.gateway.admit(socket, address);
+        }
+        self.gateway.finish_turn();
     }
 
-    fn join(&mut self, task: Uuid) -> u32 {
-        self.last_key += 1;
-        self.results.join(self.clock.now(), &TaskId::from(task), self.last_key);
-        self.last_key
+    /// Loses its connection of this role; it notices when it next looks.
+    fn cut(&mut self, role: RedisRole) {
+        self.redis.borrow_mut()[role as usize] = None;
     }
 
-    fn leave(&mut self, task: Uuid, key: u32) {
-        self.results.leave(self.clock.now(), task, key, ClientState::Waiting, None);
+    /// A client comes for this task, while nothing comes from Redis.
+    fn join(&mut self, task: Uuid) -> ClientId {
+        self.join_as(&task.to_string())
     }
 
-    fn got(&self, key: u32) -> &[String] {
-        self.got.get(&key).map_or(&[], |texts| texts)
+    fn join_as(&mut self, task: &str) -> ClientId {
+        self.last_client += 1;
+        let key = self.gateway.next_key();
+        let wire = Rc::new(RefCell::new(ClientWire::default()));
+        let request = format!(
+            "GET /ws/output/{task} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        );
+        wire.borrow_mut().to_gateway.extend(request.bytes());
+        let socket = Socket::Other(Box::new(ClientSocket(Rc::clone(&wire))));
+        self.turn(&[], Some((socket, ([192, 0, 2, 1], 1).into())));
+        self.turn(&[Source::Session(key, Side::Downstream)], None);
+        self.clients.insert(self.last_client, Client { key, wire });
+        self.last_client
+    }
+
+    fn leave(&mut self, client: ClientId) {
+        let Client { key, wire } = &self.clients[&client];
+        wire.borrow_mut().has_left = true;
+        self.turn(&[Source::Session(*key, Side::Downstream)], None);
+    }
+
+    /// The texts of the results that a client got, in order.
+    fn got(&self, client: ClientId) -> Vec<String> {
+        let wire = self.clients[&client].wire.borrow();
+        let bytes = &wire.from_gateway;
+        let head =
+            bytes.windows(4).position(|end| end == b"\r\n\r\n").map_or(bytes.len(), |at| at + 4);
+        frames(&bytes[head..]).iter().map(|frame| content(frame)).collect()
+    }
+
+    fn status(&mut self, task: Uuid) -> (Status, bool) {
+        self.gateway.results().status(task)
+    }
+
+    fn is_up(&mut self) -> bool {
+        self.gateway.results().is_up()
     }
 
     /// Everything that was asked of Redis has been answered.
     fn is_answered(&mut self) -> bool {
-        let link = self.results.link().unwrap();
+        let link = self.gateway.results().link().unwrap();
         link.is_up() && link.is_idle()
     }
 }
 
-fn await_all(gateways: &mut [&mut Gateway], mut is_so: impl FnMut(&mut [&mut Gateway]) -> bool) {
+/// The payloads of a server's frames, which are whole and not masked.
+fn frames(mut bytes: &[u8]) -> Vec<&[u8]> {
+    let mut frames = Vec::new();
+    while let [_, length, rest @ ..] = bytes {
+        let (length, rest) = match length {
+            126 => (usize::from(u16::from_be_bytes([rest[0], rest[1]])), &rest[2..]),
+            length => (usize::from(*length), rest),
+        };
+        let (frame, rest) = rest.split_at(length);
+        frames.push(frame);
+        bytes = rest;
+    }
+    frames
+}
+
+fn content(frame: &[u8]) -> String {
+    let message: serde_json::Value = serde_json::from_slice(frame).unwrap();
+    message["content"].as_str().unwrap_or_else(|| panic!("{message} has no content")).into()
+}
+
+/// Connects to Redis, and keeps the streams where the test can cut them.
+struct RedisNetwork(Rc<RefCell<RedisStreams>>);
+
+impl Network for RedisNetwork {
+    fn connect(&mut self, to: &PeerAddress, source: Source) -> io::Result<Socket> {
+        let (PeerAddress::Unix(path), Source::Link(role)) = (to, source) else {
+            panic!("{to:?} is dialed for {source:?}")
+        };
+        let stream = UnixStream::connect(path)?;
+        stream.set_nonblocking(true)?;
+        self.0.borrow_mut()[role] = Some(stream);
+        Ok(Socket::Other(Box::new(RedisSocket(Rc::clone(&self.0), role))))
+    }
+}
+
+struct RedisSocket(Rc<RefCell<RedisStreams>>, usize);
+
+impl Read for RedisSocket {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.0.borrow_mut()[self.1].as_mut().map_or(Ok(0), |stream| stream.read(bytes))
+    }
+}
+
+impl Write for RedisSocket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let gone = Err(ErrorKind::BrokenPipe.into());
+        self.0.borrow_mut()[self.1].as_mut().map_or(gone, |stream| stream.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Transport for RedisSocket {
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct ClientSocket(Rc<RefCell<ClientWire>>);
+
+impl Read for ClientSocket {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let mut wire = self.0.borrow_mut();
+        match wire.to_gateway.read(bytes)? {
+            0 if !wire.has_left => Err(ErrorKind::WouldBlock.into()),
+            n => Ok(n),
+        }
+    }
+}
+
+impl Write for ClientSocket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.borrow_mut().from_gateway.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Transport for ClientSocket {
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+// ---- the log
+
+thread_local! {
+    /// What this thread's gateways have logged about Redis.
+    static LOGGED: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+struct RedisLog;
+
+impl Log for RedisLog {
+    fn enabled(&self, metadata: &Metadata) -> bool {
+        metadata.target() == "redis"
+    }
+
+    fn log(&self, record: &Record) {
+        if self.enabled(record.metadata()) {
+            LOGGED.with(|lines| lines.borrow_mut().push(record.args().to_string()));
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+fn start_log() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        log::set_logger(&RedisLog).expect("no other logger");
+        log::set_max_level(LevelFilter::Info);
+    });
+}
+
+/// What this thread's gateways have logged about Redis since the last call.
+fn take_log() -> Vec<String> {
+    LOGGED.with(|lines| std::mem::take(&mut *lines.borrow_mut()))
+}
+
+fn await_all(gateways: &mut [&mut Process], mut is_so: impl FnMut(&mut [&mut Process]) -> bool) {
     let since = Instant::now();
     loop {
         gateways.iter_mut().for_each(|gateway| gateway.step());
@@ -223,12 +377,13 @@ fn await_all(gateways: &mut [&mut Gateway], mut is_so: impl FnMut(&mut [&mut Gat
 }
 
 /// What a client that comes now is given, once Redis has answered what it keeps.
-fn told_to_a_new_client(gateway: &mut Gateway, task: Uuid) -> Vec<String> {
+fn told_to_a_new_client(gateway: &mut Process, task: Uuid) -> Vec<String> {
     let key = gateway.join(task);
     await_all(&mut [gateway], |gateways| gateways[0].is_answered());
-    assert_eq!(gateway.results.status(task), (Status::Waiting, true));
-    gateway.leave(task, key);
-    gateway.got.remove(&key).unwrap_or_default()
+    assert_eq!(gateway.status(task), (Status::Waiting, true));
+    let got = gateway.got(key);
+    gateway.leave(key);
+    got
 }
 
 fn publish(client: &mut redis::Connection, task: Uuid, text: &str) -> u32 {
@@ -242,21 +397,21 @@ fn payload(text: &str) -> String {
 const TASK: Uuid = Uuid::from_u128(0x0f8fad5b_d9cb_469f_a165_70867728950e);
 
 /// Until every gateway has heard everything and Redis has confirmed all of it.
-fn settle(gateways: &mut [&mut Gateway], server: &Server) {
+fn settle(gateways: &mut [&mut Process], server: &Server) {
     // What was published before this marker is heard before it.
     let marker = Uuid::from_u128(fastrand::u128(..));
     publish(&mut server.client(), marker, "marker");
     await_all(gateways, |gateways| {
-        gateways.iter_mut().all(|gateway| {
-            gateway.results.status(marker).0 == Status::Ready && gateway.is_answered()
-        })
+        gateways
+            .iter_mut()
+            .all(|gateway| gateway.status(marker).0 == Status::Ready && gateway.is_answered())
     });
 }
 
 #[test]
 fn results_outlive_the_gateway_that_heard_them() {
     let server = Server::start();
-    let mut gateway = Gateway::start(&server);
+    let mut gateway = Process::start(&server);
     let mut worker = server.client();
     for text in ["a", "b", "a", "c"] {
         publish(&mut worker, TASK, text);
@@ -264,7 +419,7 @@ fn results_outlive_the_gateway_that_heard_them() {
     settle(&mut [&mut gateway], &server);
     assert_eq!(told_to_a_new_client(&mut gateway, TASK), ["a", "b", "a", "c"]);
     drop(gateway);
-    let mut gateway = Gateway::start(&server);
+    let mut gateway = Process::start(&server);
     for _ in 0..2 {
         assert_eq!(told_to_a_new_client(&mut gateway, TASK), ["a", "b", "a", "c"]);
     }
@@ -275,14 +430,14 @@ fn results_outlive_the_gateway_that_heard_them() {
 #[test]
 fn however_many_gateways_hear_a_result_it_is_kept_once() {
     let server = Server::start();
-    let mut gateways: Vec<Gateway> = (0..4).map(|_| Gateway::start(&server)).collect();
+    let mut gateways: Vec<Process> = (0..4).map(|_| Process::start(&server)).collect();
     let mut worker = server.client();
     let texts = ["a", "a", "b", "a", "b", "b"];
     for text in texts {
         assert_eq!(publish(&mut worker, TASK, text), 4);
     }
     settle(&mut gateways.iter_mut().collect::<Vec<_>>(), &server);
-    gateways.push(Gateway::start(&server));
+    gateways.push(Process::start(&server));
     for gateway in &mut gateways {
         assert_eq!(told_to_a_new_client(gateway, TASK), texts);
     }
@@ -291,18 +446,18 @@ fn however_many_gateways_hear_a_result_it_is_kept_once() {
 #[test]
 fn a_gateway_that_was_away_for_one_of_two_equal_ones_changes_nothing() {
     let server = Server::start();
-    let mut steady = Gateway::start(&server);
+    let mut steady = Process::start(&server);
     let mut worker = server.client();
     publish(&mut worker, TASK, "a");
     settle(&mut [&mut steady], &server);
-    let mut late = Gateway::start(&server);
+    let mut late = Process::start(&server);
     for text in ["a", "b", "a"] {
         publish(&mut worker, TASK, text);
     }
     // The late one is first to store.
     settle(&mut [&mut late], &server);
     settle(&mut [&mut steady], &server);
-    let mut third = Gateway::start(&server);
+    let mut third = Process::start(&server);
     for gateway in [&mut steady, &mut late, &mut third] {
         assert_eq!(told_to_a_new_client(gateway, TASK), ["a", "a", "b", "a"]);
     }
@@ -311,38 +466,37 @@ fn a_gateway_that_was_away_for_one_of_two_equal_ones_changes_nothing() {
 #[test]
 fn a_gateway_that_heard_half_does_not_decide_the_order() {
     let server = Server::start();
-    let mut steady = Gateway::start(&server);
+    let mut steady = Process::start(&server);
     let mut worker = server.client();
     // The steady one hears all of it, but is slow to store.
     publish(&mut worker, TASK, "a");
     publish(&mut worker, TASK, "b");
-    let mut late = Gateway::start(&server);
+    let mut late = Process::start(&server);
     for text in ["c", "a", "d"] {
         publish(&mut worker, TASK, text);
     }
     settle(&mut [&mut late], &server);
-    assert_eq!(told_to_a_new_client(&mut Gateway::start(&server), TASK), ["c", "a", "d"]);
+    assert_eq!(told_to_a_new_client(&mut Process::start(&server), TASK), ["c", "a", "d"]);
     settle(&mut [&mut steady], &server);
-    assert_eq!(told_to_a_new_client(&mut Gateway::start(&server), TASK), ["a", "b", "c", "a", "d"]);
+    assert_eq!(told_to_a_new_client(&mut Process::start(&server), TASK), ["a", "b", "c", "a", "d"]);
     assert_eq!(told_to_a_new_client(&mut steady, TASK), ["a", "b", "c", "a", "d"]);
 }
 
 #[test]
 fn a_deaf_gateway_does_not_begin_in_the_middle() {
     let server = Server::start();
-    let mut steady = Gateway::start(&server);
+    let mut steady = Process::start(&server);
     let mut worker = server.client();
     publish(&mut worker, TASK, "a");
     settle(&mut [&mut steady], &server);
-    let mut late = Gateway::start(&server);
+    let mut late = Process::start(&server);
     publish(&mut worker, TASK, "b");
     settle(&mut [&mut late], &server);
     // It has heard the second one only, and loses its ear before anybody has asked for the first.
-    late.sockets.remove(&RedisRole::Subscriber);
-    let now = late.clock.now();
-    late.results.link().unwrap().handle_closed(RedisRole::Subscriber, "lost", now);
+    late.cut(RedisRole::Subscriber);
+    late.step();
     let key = late.join(TASK);
-    assert_eq!(late.results.poll_delivery(), None);
+    assert_eq!(late.got(key), [""; 0]);
     await_all(&mut [&mut late], |gateways| gateways[0].got(key).len() == 2);
     assert_eq!(late.got(key), ["a", "b"]);
 }
@@ -353,7 +507,7 @@ fn what_a_worker_set_is_found_and_not_delivered_twice() {
     let mut worker = server.client();
     let channel = format!("task_response:{TASK}");
     let _: () = worker.set_ex(&channel, payload("a"), 300).unwrap();
-    let mut gateway = Gateway::start(&server);
+    let mut gateway = Process::start(&server);
     let key = gateway.join(TASK);
     await_all(&mut [&mut gateway], |gateways| gateways[0].got(key) == ["a"]);
     publish(&mut worker, TASK, "a");
@@ -363,20 +517,15 @@ fn what_a_worker_set_is_found_and_not_delivered_twice() {
     settle(&mut [&mut gateway], &server);
     assert_eq!(gateway.got(key), ["a", "b", "b"]);
     assert_eq!(told_to_a_new_client(&mut gateway, TASK), ["a", "b", "b"]);
-    assert_eq!(told_to_a_new_client(&mut Gateway::start(&server), TASK), ["a", "b", "b"]);
+    assert_eq!(told_to_a_new_client(&mut Process::start(&server), TASK), ["a", "b", "b"]);
 }
 
 #[test]
 fn what_was_set_while_nobody_listened_is_found_after_the_reconnect() {
     let mut server = Server::start();
-    let mut gateway = Gateway::start(&server);
+    let mut gateway = Process::start(&server);
     let key = gateway.join(TASK);
-    let shouted = gateway.last_key + 1;
-    gateway.results.join(
-        gateway.clock.now(),
-        &TaskId::read(&TASK.to_string().to_uppercase()).unwrap(),
-        shouted,
-    );
+    let shouted = gateway.join_as(&TASK.to_string().to_uppercase());
     await_all(&mut [&mut gateway], |gateways| gateways[0].is_answered());
     server.restart();
     let name = format!("task_response:{}", TASK.to_string().to_uppercase());
@@ -384,26 +533,20 @@ fn what_was_set_while_nobody_listened_is_found_after_the_reconnect() {
     await_all(&mut [&mut gateway], |gateways| {
         gateways[0].got(key) == ["a"] && gateways[0].got(shouted) == ["a"]
     });
-    assert!(
-        matches!(
-            &gateway.notices[..],
-            [Notice::Up { .. }, Notice::Down { .. }, .., Notice::Up { .. }]
-        ),
-        "{:?}",
-        gateway.notices
-    );
+    let logged = take_log();
+    let words: Vec<&str> = logged.iter().filter_map(|line| line.split(' ').next()).collect();
+    assert!(matches!(words[..], ["connected", "lost", .., "connected"]), "{logged:?}");
 }
 
 #[test]
 fn a_redis_that_comes_back_empty_takes_nothing_from_memory() {
     let mut server = Server::start();
-    let mut gateway = Gateway::start(&server);
+    let mut gateway = Process::start(&server);
     publish(&mut server.client(), TASK, "a");
     settle(&mut [&mut gateway], &server);
     server.restart();
-    await_all(&mut [&mut gateway], |gateways| {
-        gateways[0].notices.len() >= 2 && gateways[0].results.is_up()
-    });
+    await_all(&mut [&mut gateway], |gateways| !gateways[0].is_up());
+    await_all(&mut [&mut gateway], |gateways| gateways[0].is_up());
     publish(&mut server.client(), TASK, "b");
     settle(&mut [&mut gateway], &server);
     assert_eq!(told_to_a_new_client(&mut gateway, TASK), ["a", "b"]);
@@ -412,15 +555,13 @@ fn a_redis_that_comes_back_empty_takes_nothing_from_memory() {
 #[test]
 fn what_others_heard_during_our_absence_is_delivered_after_it() {
     let server = Server::start();
-    let (mut absent, mut steady) = (Gateway::start(&server), Gateway::start(&server));
+    let (mut absent, mut steady) = (Process::start(&server), Process::start(&server));
     let mut worker = server.client();
     let key = absent.join(TASK);
     publish(&mut worker, TASK, "a");
     settle(&mut [&mut absent, &mut steady], &server);
     // Both of its lines are cut; it notices only when it looks again.
-    absent.sockets.clear();
-    absent.sockets.insert(RedisRole::Subscriber, UnixStream::pair().unwrap().0);
-    absent.sockets.insert(RedisRole::Store, UnixStream::pair().unwrap().0);
+    REDIS_ROLES.into_iter().for_each(|role| absent.cut(role));
     for text in ["b", "a"] {
         publish(&mut worker, TASK, text);
     }
@@ -434,38 +575,34 @@ fn what_others_heard_during_our_absence_is_delivered_after_it() {
 #[test]
 fn losing_the_hand_does_not_make_deaf() {
     let server = Server::start();
-    let mut gateway = Gateway::start(&server);
+    let mut gateway = Process::start(&server);
     let key = gateway.join(TASK);
     await_all(&mut [&mut gateway], |gateways| gateways[0].is_answered());
     for round in 1..=20 {
-        gateway.sockets.insert(RedisRole::Store, UnixStream::pair().unwrap().0);
+        gateway.cut(RedisRole::Store);
         publish(&mut server.client(), TASK, "a");
         await_all(&mut [&mut gateway], |gateways| gateways[0].got(key).len() == round);
     }
     await_all(&mut [&mut gateway], |gateways| gateways[0].is_answered());
     assert_eq!(gateway.got(key).len(), 20);
     drop(gateway);
-    assert_eq!(told_to_a_new_client(&mut Gateway::start(&server), TASK).len(), 20);
+    assert_eq!(told_to_a_new_client(&mut Process::start(&server), TASK).len(), 20);
 }
 
 #[test]
 fn tasks_can_be_listened_to_one_by_one() {
     let server = Server::start();
-    let mut gateway = Gateway::new(&server.url(), Subscribe::Task);
+    let mut gateway = Process::new(&server.url(), Subscribe::Task);
     let key = gateway.join(TASK);
-    await_all(&mut [&mut gateway], |gateways| {
-        gateways[0].results.status(TASK).0 == Status::Waiting
-    });
+    await_all(&mut [&mut gateway], |gateways| gateways[0].status(TASK).0 == Status::Waiting);
     let mut worker = server.client();
     assert_eq!(publish(&mut worker, Uuid::from_u128(2), "x"), 0);
     assert_eq!(publish(&mut worker, TASK, "a"), 1);
     await_all(&mut [&mut gateway], |gateways| gateways[0].got(key) == ["a"]);
-    gateway.leave(TASK, key);
+    gateway.leave(key);
     await_all(&mut [&mut gateway], |_| publish(&mut worker, TASK, "nobody") == 0);
     let key = gateway.join(TASK);
-    await_all(&mut [&mut gateway], |gateways| {
-        gateways[0].results.status(TASK).0 == Status::Waiting
-    });
+    await_all(&mut [&mut gateway], |gateways| gateways[0].status(TASK).0 == Status::Waiting);
     assert_eq!(publish(&mut worker, TASK, "a"), 1);
     await_all(&mut [&mut gateway], |gateways| {
         gateways[0].got(key).len() >= 2 && gateways[0].is_answered()
@@ -478,7 +615,7 @@ fn tasks_can_be_listened_to_one_by_one() {
 #[test]
 fn a_flushed_script_and_a_full_task_are_survived() {
     let server = Server::start();
-    let mut gateway = Gateway::start(&server);
+    let mut gateway = Process::start(&server);
     let mut worker = server.client();
     publish(&mut worker, TASK, "a");
     settle(&mut [&mut gateway], &server);
@@ -490,7 +627,7 @@ fn a_flushed_script_and_a_full_task_are_survived() {
         gateway.step();
     }
     settle(&mut [&mut gateway], &server);
-    assert_eq!(gateway.results.link().unwrap().dropped(), 10);
+    assert_eq!(gateway.gateway.results().link().unwrap().dropped(), 10);
     // A key of somebody else's does not keep the others in its batch from being stored.
     let (strange, other) = (Uuid::from_u128(3), Uuid::from_u128(4));
     let _: () = worker.set(format!("task_response_kept:{strange}"), "strange").unwrap();
@@ -498,7 +635,7 @@ fn a_flushed_script_and_a_full_task_are_survived() {
     publish(&mut worker, other, "d");
     settle(&mut [&mut gateway], &server);
     assert_eq!(told_to_a_new_client(&mut gateway, strange), ["c"]);
-    let mut fresh = Gateway::start(&server);
+    let mut fresh = Process::start(&server);
     assert_eq!(told_to_a_new_client(&mut fresh, other), ["d"]);
     let kept = told_to_a_new_client(&mut fresh, TASK);
     assert_eq!(
@@ -517,52 +654,46 @@ fn a_password_and_a_database_are_used() {
     acl(&["gate", "on", ">s3 cret", "~*", "&*", "+@all"]);
     acl(&["unscripted", "on", ">s3 cret", "~*", "&*", "+@all", "-@scripting"]);
     acl(&["default", ">other"]);
-    let mut gateway = Gateway::new(
+    let mut gateway = Process::new(
         &format!("{}?user=gate&pass=s3%20cret&db=5", server.url()),
         Subscribe::Pattern,
     );
-    await_all(&mut [&mut gateway], |gateways| gateways[0].results.is_up());
+    await_all(&mut [&mut gateway], |gateways| gateways[0].is_up());
     let mut worker = redis::Client::open(format!("{}?pass=other", server.url()))
         .unwrap()
         .get_connection()
         .unwrap();
     publish(&mut worker, TASK, "a");
     await_all(&mut [&mut gateway], |gateways| {
-        gateways[0].results.status(TASK).0 == Status::Ready && gateways[0].is_answered()
+        gateways[0].status(TASK).0 == Status::Ready && gateways[0].is_answered()
     });
     let _: () = redis::cmd("SELECT").arg(5).query(&mut worker).unwrap();
     assert!(worker.exists::<_, bool>(format!("task_response_kept:{TASK}")).unwrap());
 
-    let mut unscripted = Gateway::new(
+    take_log();
+    let mut unscripted = Process::new(
         &format!("{}?user=unscripted&pass=s3%20cret", server.url()),
         Subscribe::Pattern,
     );
-    await_all(&mut [&mut unscripted], |gateways| gateways[0].results.is_up());
+    await_all(&mut [&mut unscripted], |gateways| gateways[0].is_up());
     publish(&mut worker, TASK, "b");
     await_all(&mut [&mut unscripted], |gateways| {
-        gateways[0].results.status(TASK).0 == Status::Ready && gateways[0].is_answered()
+        gateways[0].status(TASK).0 == Status::Ready && gateways[0].is_answered()
     });
-    assert!(
-        matches!(&unscripted.notices[..], [_, Notice::Problem { why }] if why.contains("NOPERM")),
-        "{:?}",
-        unscripted.notices
-    );
+    let logged = take_log();
+    assert!(matches!(&logged[..], [_, line] if line.contains("NOPERM")), "{logged:?}");
     assert_eq!(told_to_a_new_client(&mut unscripted, TASK), ["b"]);
 
     let mut wrong =
-        Gateway::new(&format!("{}?user=gate&pass=wrong", server.url()), Subscribe::Pattern);
-    await_all(&mut [&mut wrong], |gateways| !gateways[0].notices.is_empty());
+        Process::new(&format!("{}?user=gate&pass=wrong", server.url()), Subscribe::Pattern);
     for _ in 0..300 {
         wrong.step();
         std::thread::sleep(Duration::from_millis(1));
     }
-    assert!(
-        matches!(&wrong.notices[..], [Notice::Problem { why }] if why.contains("WRONGPASS")),
-        "{:?}",
-        wrong.notices
-    );
+    let logged = take_log();
+    assert!(matches!(&logged[..], [line] if line.contains("WRONGPASS")), "{logged:?}");
     acl(&["gate", ">wrong"]);
-    await_all(&mut [&mut wrong], |gateways| gateways[0].results.is_up());
+    await_all(&mut [&mut wrong], |gateways| gateways[0].is_up());
 }
 
 /// Gateways come, go, are cut off and killed at random while results are published; one gateway hears everything, late. In the end
@@ -572,7 +703,7 @@ fn random_faults(seed: u64, contents: usize) {
     let mut chance = fastrand::Rng::with_seed(seed);
     let server = Server::start();
     let mut worker = server.client();
-    let mut gateways: Vec<Gateway> = (0..3).map(|_| Gateway::start(&server)).collect();
+    let mut gateways: Vec<Process> = (0..3).map(|_| Process::start(&server)).collect();
     let tasks: Vec<Uuid> = (1..=12).map(Uuid::from_u128).collect();
     let mut published: HashMap<Uuid, Vec<String>> = HashMap::new();
     let mut stayed = Vec::new();
@@ -584,14 +715,14 @@ fn random_faults(seed: u64, contents: usize) {
                 publish(&mut worker, task, &text);
                 published.entry(task).or_default().push(text);
             }
-            45..47 => gateways[1 + chance.usize(..2)] = Gateway::start(&server),
+            45..47 => gateways[1 + chance.usize(..2)] = Process::start(&server),
             47..49 => {
                 let role = *chance.choice(&REDIS_ROLES).unwrap();
-                gateways[1 + chance.usize(..2)].sockets.insert(role, UnixStream::pair().unwrap().0);
+                gateways[1 + chance.usize(..2)].cut(role);
             }
             // The one that hears everything may lose its hand, but not its subscription.
             49..50 => {
-                gateways[0].sockets.insert(RedisRole::Store, UnixStream::pair().unwrap().0);
+                gateways[0].cut(RedisRole::Store);
             }
             50..53 if turn < 1000 => stayed.push((gateways[0].join(task), task)),
             _ => gateways[chance.usize(..3)].step(),
@@ -599,13 +730,13 @@ fn random_faults(seed: u64, contents: usize) {
     }
     let told = |task: &Uuid| published.get(task).cloned().unwrap_or_default();
     await_all(&mut gateways.iter_mut().collect::<Vec<_>>(), |gateways| {
-        gateways.iter().all(|gateway| gateway.results.is_up())
+        gateways.iter_mut().all(|gateway| gateway.is_up())
     });
     settle(&mut gateways.iter_mut().collect::<Vec<_>>(), &server);
     for (key, task) in stayed {
         assert_eq!(gateways[0].got(key), told(&task), "seed {seed}, client {key}");
     }
-    gateways.push(Gateway::start(&server));
+    gateways.push(Process::start(&server));
     for (i, gateway) in gateways.iter_mut().enumerate() {
         for task in &tasks {
             let (mut got, mut expected) = (told_to_a_new_client(gateway, *task), told(task));
