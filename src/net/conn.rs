@@ -5,7 +5,7 @@
 //! filled it. That saves the extra call that would only answer `EAGAIN`. Once the peer's FIN has been announced the rule
 //! is off for reads, because data and FIN may share one event: then we read on until the end itself is seen.
 
-use super::{AudioFile, Pipe, Socket, Transport, tcp::Tcp};
+use super::{OpenFile, Pipe, Socket, Transport, tcp::Tcp};
 use std::io::{self, ErrorKind};
 
 /// What an event said about one socket.
@@ -144,7 +144,7 @@ impl Conn {
     ///
     /// # Errors
     /// `UnexpectedEof`: the file ends before `offset`; everything else: the peer is gone.
-    pub fn send_file(&mut self, file: &AudioFile, offset: u64, count: usize) -> io::Result<Io> {
+    pub fn send_file(&mut self, file: &OpenFile, offset: u64, count: usize) -> io::Result<Io> {
         self.when_writable(|transport| match transport.send_file(file, offset, count)? {
             0 => Err(ErrorKind::UnexpectedEof.into()),
             n => Ok(n),

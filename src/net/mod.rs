@@ -3,8 +3,8 @@
 //! [`Transport`] and [`Network`] are the seam between the gateway and the kernel. Behind it stands TCP ([`tcp`]) or, in
 //! `tests/sim.rs`, a simulated world; everything above it only knows these two traits.
 
-pub mod audio;
 pub mod conn;
+pub mod files;
 pub mod pipe;
 mod sys;
 pub mod tcp;
@@ -14,8 +14,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-pub use audio::AudioFile;
 pub use conn::{Conn, Io, Ready};
+pub use files::OpenFile;
 pub use pipe::{Pipe, Pipes};
 pub use sys::give_memory_back;
 pub use token::{Side, Source};
@@ -43,7 +43,7 @@ pub trait Transport: Read + Write {
     }
 
     /// Writes at most `count` bytes of `file` from `offset` on; 0 when the file ends there.
-    fn send_file(&mut self, file: &AudioFile, offset: u64, count: usize) -> io::Result<usize> {
+    fn send_file(&mut self, file: &OpenFile, offset: u64, count: usize) -> io::Result<usize> {
         let mut bytes = [0; 16 * 1024];
         let most = count.min(bytes.len());
         match file.read_at(&mut bytes[..most], offset)? {

@@ -1,6 +1,6 @@
 //! The real network: TCP through `mio`.
 
-use super::{AudioFile, Network, PeerAddress, Pipe, Socket, Source, Transport, sys};
+use super::{Network, OpenFile, PeerAddress, Pipe, Socket, Source, Transport, sys};
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry};
 use rustix::io::Errno;
@@ -67,7 +67,7 @@ impl Transport for Tcp {
         Ok(rustix::net::sockopt::set_tcp_cork(&self.0, is_held)?)
     }
 
-    fn send_file(&mut self, file: &AudioFile, offset: u64, count: usize) -> io::Result<usize> {
+    fn send_file(&mut self, file: &OpenFile, offset: u64, count: usize) -> io::Result<usize> {
         file.send_to(&self.0, offset, count)
     }
 

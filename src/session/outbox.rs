@@ -8,7 +8,7 @@
 //! chunk's end, because a chunk is the payload of a frame whose head is in `before`. The head leaves with `MSG_MORE`, so that
 //! it travels with the first bytes of its payload.
 
-use crate::net::{AudioFile, Conn, Io};
+use crate::net::{Conn, Io, OpenFile};
 use crate::proto::ws::{FrameHead, Opcode};
 use std::io::ErrorKind;
 
@@ -81,7 +81,7 @@ impl Outbox {
     }
 
     /// Sends as much as the socket takes. `file` is where the chunk comes from.
-    pub fn flush(&mut self, sink: &mut Conn, file: Option<&AudioFile>) -> Result<Flushed, Lost> {
+    pub fn flush(&mut self, sink: &mut Conn, file: Option<&OpenFile>) -> Result<Flushed, Lost> {
         let mut moved = 0;
         while !self.is_empty() {
             match self.send(sink, file)? {
@@ -98,7 +98,7 @@ impl Outbox {
     }
 
     /// One call; it is not empty. `None`: the socket is full.
-    fn send(&mut self, sink: &mut Conn, file: Option<&AudioFile>) -> Result<Option<usize>, Lost> {
+    fn send(&mut self, sink: &mut Conn, file: Option<&OpenFile>) -> Result<Option<usize>, Lost> {
         if self.before.is_empty() && self.chunk_left == 0 {
             std::mem::swap(&mut self.before, &mut self.after);
         }

@@ -16,8 +16,8 @@ use super::close::{CloseReason, CodeText};
 use super::outbox::{Flushed, Lost, Outbox};
 use super::{Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
-use crate::net::audio::AudioRoot;
-use crate::net::{AudioFile, Conn, Io, Side};
+use crate::net::files::{OpenError, Root};
+use crate::net::{Conn, Io, OpenFile, Side};
 use crate::proto::conduit::{Conduit, Fault, Received};
 use crate::proto::message::{self, TaskId, TaskResult};
 use crate::proto::upgrade::{self, Handshake};
@@ -99,7 +99,7 @@ struct Underway {
 
 /// An audio file between two of its chunks.
 struct Audio {
-    file: AudioFile,
+    file: OpenFile,
     chunk_size: u64,
     next_chunk: u64,
     total_chunks: u64,
@@ -281,7 +281,7 @@ impl Output {
         let is_wanted = |audio: &Audio| audio.next_chunk < audio.total_chunks;
         let audio = self.underway.as_ref().and_then(|underway| underway.audio.as_ref());
         if self.leaving.is_none()
-            && audio.is_some_and(|audio| is_wanted(audio) && audio.file.has_shrunk())
+            && audio.is_some_and(|audio| is_wanted(audio) && has_shrunk(&audio.file))
         {
             warn!(target: "output", "{who} = audio file shrank while it was sent");
             self.leave_with_error(
@@ -301,26 +301,26 @@ impl Output {
         let settings = &cx.settings.output;
         let opened = result
             .audio_file()
-            .map(|name| AudioRoot::new(&settings.audio_root, settings.max_audio).open(name));
+            .map(|name| Root::new(&settings.audio_root, settings.max_audio).request(name).run());
         self.push_text(&result.message(&self.task, matches!(opened, Some(Ok(_)))), who);
         cx.stats.results_delivered += 1;
         match opened {
             Some(Ok(file)) => {
-                let length = file.length();
+                let length = file.state().length;
                 let chunk_size = cx.settings.output.chunk_size as u64;
                 let total_chunks = length.div_ceil(chunk_size);
                 let next_chunk =
                     std::mem::take(&mut self.underway().skipped_chunks).min(total_chunks);
-                file.read_ahead(next_chunk * chunk_size);
                 info!(target: "output", "{who} delivers task={} audio={length}B chunks={total_chunks} from={next_chunk}", self.task);
                 let is_final = result.is_final();
                 self.underway().audio =
                     Some(Audio { file, chunk_size, next_chunk, total_chunks, is_final });
                 return;
             }
-            Some(Err(fault)) => {
-                warn!(target: "output", "{who} = no audio why=\"{}\" task={}", fault.words(), self.task);
-                self.push_text(&message::error_message(fault.words(), Some(&self.task)), who);
+            Some(Err(error)) => {
+                let error = audio_error(error);
+                warn!(target: "output", "{who} = no audio why=\"{error}\" task={}", self.task);
+                self.push_text(&message::error_message(error, Some(&self.task)), who);
             }
             None => {}
         }
@@ -364,7 +364,7 @@ impl Output {
         let number = audio.next_chunk;
         audio.next_chunk += 1;
         let offset = number * audio.chunk_size;
-        let length = audio.chunk_size.min(audio.file.length() - offset);
+        let length = audio.chunk_size.min(audio.file.state().length - offset);
         self.push_text(&message::audio_chunk(&self.task, number, audio.total_chunks), who);
         self.underway().outbox.push_chunk(offset, length as u32);
         self.traffic.to_client.frames += 1;
@@ -604,6 +604,22 @@ impl Underway {
 
 /// Told when an audio file lost bytes while it was sent.
 const AUDIO_CHANGED: &str = "Audio file changed";
+
+fn has_shrunk(file: &OpenFile) -> bool {
+    file.state_now().is_some_and(|state| state.length < file.state().length)
+}
+
+/// What the client is told about a file that could not be opened. The path stays in the log.
+fn audio_error(error: OpenError) -> &'static str {
+    match error {
+        OpenError::NotFound => "Audio file not found",
+        OpenError::Forbidden | OpenError::NotRegular => "Audio file not allowed",
+        OpenError::TooLarge => "Audio file too large",
+        OpenError::WouldWait | OpenError::Shortage(_) | OpenError::Unreadable(_) => {
+            "Audio file not readable"
+        }
+    }
+}
 
 /// Rejects a client that cannot subscribe, with the reason.
 fn refuse(

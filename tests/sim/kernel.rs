@@ -16,7 +16,7 @@
 
 use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::net::{
-    AudioFile, Network, PeerAddress, Pipe, Ready, Socket, Source, Transport,
+    Network, OpenFile, PeerAddress, Pipe, Ready, Socket, Source, Transport,
 };
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -812,7 +812,7 @@ impl Transport for Near {
         Ok(())
     }
 
-    fn send_file(&mut self, file: &AudioFile, offset: u64, count: usize) -> io::Result<usize> {
+    fn send_file(&mut self, file: &OpenFile, offset: u64, count: usize) -> io::Result<usize> {
         self.kernel.borrow_mut().links[self.link].note_file_read();
         let mut bytes = vec![0; count.min(16 * 1024)];
         match file.read_at(&mut bytes, offset)? {
