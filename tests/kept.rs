@@ -409,7 +409,7 @@ fn settle(gateways: &mut [&mut Process], server: &Server) {
 }
 
 #[test]
-fn results_outlive_the_gateway_that_heard_them() {
+fn results_survive_a_restart_of_the_gateway() {
     let server = Server::start();
     let mut gateway = Process::start(&server);
     let mut worker = server.client();
@@ -428,7 +428,7 @@ fn results_outlive_the_gateway_that_heard_them() {
 }
 
 #[test]
-fn however_many_gateways_hear_a_result_it_is_kept_once() {
+fn result_heard_by_several_gateways_is_kept_once() {
     let server = Server::start();
     let mut gateways: Vec<Process> = (0..4).map(|_| Process::start(&server)).collect();
     let mut worker = server.client();
@@ -444,7 +444,7 @@ fn however_many_gateways_hear_a_result_it_is_kept_once() {
 }
 
 #[test]
-fn a_gateway_that_was_away_for_one_of_two_equal_ones_changes_nothing() {
+fn gateway_that_missed_one_of_two_equal_results_changes_nothing() {
     let server = Server::start();
     let mut steady = Process::start(&server);
     let mut worker = server.client();
@@ -464,7 +464,7 @@ fn a_gateway_that_was_away_for_one_of_two_equal_ones_changes_nothing() {
 }
 
 #[test]
-fn a_gateway_that_heard_half_does_not_decide_the_order() {
+fn gateway_that_heard_half_does_not_decide_the_order() {
     let server = Server::start();
     let mut steady = Process::start(&server);
     let mut worker = server.client();
@@ -483,7 +483,7 @@ fn a_gateway_that_heard_half_does_not_decide_the_order() {
 }
 
 #[test]
-fn a_deaf_gateway_does_not_begin_in_the_middle() {
+fn gateway_without_subscription_does_not_deliver_from_the_middle() {
     let server = Server::start();
     let mut steady = Process::start(&server);
     let mut worker = server.client();
@@ -502,7 +502,7 @@ fn a_deaf_gateway_does_not_begin_in_the_middle() {
 }
 
 #[test]
-fn what_a_worker_set_is_found_and_not_delivered_twice() {
+fn set_result_is_found_and_delivered_once() {
     let server = Server::start();
     let mut worker = server.client();
     let channel = format!("task_response:{TASK}");
@@ -521,7 +521,7 @@ fn what_a_worker_set_is_found_and_not_delivered_twice() {
 }
 
 #[test]
-fn what_was_set_while_nobody_listened_is_found_after_the_reconnect() {
+fn result_set_during_an_absence_is_found_after_the_reconnect() {
     let mut server = Server::start();
     let mut gateway = Process::start(&server);
     let key = gateway.join(TASK);
@@ -539,7 +539,7 @@ fn what_was_set_while_nobody_listened_is_found_after_the_reconnect() {
 }
 
 #[test]
-fn a_redis_that_comes_back_empty_takes_nothing_from_memory() {
+fn redis_that_returns_empty_removes_nothing_from_memory() {
     let mut server = Server::start();
     let mut gateway = Process::start(&server);
     publish(&mut server.client(), TASK, "a");
@@ -553,7 +553,7 @@ fn a_redis_that_comes_back_empty_takes_nothing_from_memory() {
 }
 
 #[test]
-fn what_others_heard_during_our_absence_is_delivered_after_it() {
+fn results_heard_by_others_during_an_absence_are_delivered_after_it() {
     let server = Server::start();
     let (mut absent, mut steady) = (Process::start(&server), Process::start(&server));
     let mut worker = server.client();
@@ -573,7 +573,7 @@ fn what_others_heard_during_our_absence_is_delivered_after_it() {
 }
 
 #[test]
-fn losing_the_hand_does_not_make_deaf() {
+fn losing_the_store_connection_does_not_interrupt_the_subscription() {
     let server = Server::start();
     let mut gateway = Process::start(&server);
     let key = gateway.join(TASK);
@@ -590,7 +590,7 @@ fn losing_the_hand_does_not_make_deaf() {
 }
 
 #[test]
-fn tasks_can_be_listened_to_one_by_one() {
+fn tasks_can_be_subscribed_to_one_by_one() {
     let server = Server::start();
     let mut gateway = Process::new(&server.url(), Subscribe::Task);
     let key = gateway.join(TASK);
@@ -613,7 +613,7 @@ fn tasks_can_be_listened_to_one_by_one() {
 }
 
 #[test]
-fn a_flushed_script_and_a_full_task_are_survived() {
+fn flushed_script_and_full_task_are_handled() {
     let server = Server::start();
     let mut gateway = Process::start(&server);
     let mut worker = server.client();
@@ -645,7 +645,7 @@ fn a_flushed_script_and_a_full_task_are_survived() {
 }
 
 #[test]
-fn a_password_and_a_database_are_used() {
+fn password_and_database_are_used() {
     let server = Server::start();
     let mut admin = server.client();
     let mut acl = |rules: &[&str]| {
@@ -750,11 +750,11 @@ fn random_faults(seed: u64, contents: usize) {
 }
 
 #[test]
-fn under_random_faults_everything_is_told_in_order_and_once() {
+fn random_faults_keep_order_and_lose_nothing() {
     (0..6).for_each(|seed| random_faults(seed, usize::MAX));
 }
 
 #[test]
-fn under_random_faults_equal_results_are_neither_lost_nor_doubled() {
+fn random_faults_neither_lose_nor_double_equal_results() {
     (0..6).for_each(|seed| random_faults(seed, 3));
 }

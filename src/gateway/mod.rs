@@ -407,7 +407,7 @@ impl Gateway {
         }
         self.cx.routes.reload(routes, &mut self.cx.upstreams);
         self.cx.settings = session;
-        self.cx.results.reload(tasks);
+        self.cx.results.reload(&link, tasks);
         self.drain_timeout = drain_timeout;
         log_routes(&self.cx);
         let keys: Vec<usize> = self.sessions.iter().map(|(key, _)| key).collect();

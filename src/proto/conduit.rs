@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_idle_only_between_messages() {
+    fn idle_only_between_messages() {
         let bytes =
             [frame(Opcode::Text, false, b"a"), frame(Opcode::Continuation, true, b"b")].concat();
         let mut conduit = Conduit::new();
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_close_is_echoed_and_what_follows_it_is_not_read() {
+    fn close_is_echoed_and_nothing_is_read_after_it() {
         let bytes =
             [close_frame(4321, "bye", Some(MASK)), ping_frame(b"late", Some(MASK))].concat();
         assert_eq!(all(&bytes), (Received::Close(Some(4321)), close_frame(4321, "bye", None)));
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_told_apart() {
+    fn faults_are_classified() {
         let unmasked = ping_frame(b"", None);
         assert_eq!(all(&unmasked).0, Received::Fault(Fault::Protocol));
         assert_eq!(all(&frame(Opcode::Reserved(3), true, b"")).0, Received::Fault(Fault::Protocol));

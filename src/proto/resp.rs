@@ -1,14 +1,15 @@
-//! The Redis protocol, without its sockets: both ends of it.
+//! The Redis protocol (RESP2 and RESP3) without its sockets, as a client and as a server.
 //!
-//! As a client of Redis, the `redis` crate packs commands ([`pack`]) and parses answers ([`Decoder`]), and [`classify`] tells what
-//! was published from what was asked for. As the embedded inbox we are the server: [`CommandReader`] reads commands, [`RespReply`] writes
-//! the replies.
+//! As a client of Redis: the `redis` crate packs commands ([`pack`]) and parses replies ([`Decoder`]),
+//! and [`classify`] separates published messages from replies. As the embedded inbox, which is a server:
+//! [`CommandReader`] reads commands and [`RespReply`] writes replies.
 //!
-//! The surprising thing: in RESP2 a published message and an ordinary array look alike, only the connection tells them apart; in
-//! RESP3 a message is a push. And a parser that waits for the rest of a value holds what came so far, so a peer that announces
-//! a gigabyte is bounded by the bytes it may send before a value is finished, not by what it announced (announcements allocate
-//! nothing).
+//! In RESP2 a published message and an ordinary array look alike, and only the connection tells them
+//! apart; in RESP3 a message is a push. A parser that waits for the rest of a value holds what came so
+//! far. So a peer that announces a gigabyte is limited by the bytes that it may send before a value is
+//! complete, not by the announcement, which allocates nothing.
 
+use std::fmt;
 use std::io::{self, Read};
 
 use redis::{Parser, PushKind, Value};
@@ -22,27 +23,46 @@ pub fn pack(out: &mut Vec<u8>, arguments: &[&[u8]]) {
     command.write_packed_command(out);
 }
 
-/// Redis' answers out of any pieces of bytes. One for each connection: after a reconnect, or an error, a new one.
+/// Decodes replies that arrive in pieces. Each connection needs a new one, also after an error.
 pub struct Decoder {
     parser: Parser,
-    /// Bytes taken since the last finished value (some of them may belong to the next ones).
+    /// Bytes taken since the last complete value. Some of them may belong to the values after it.
     unfinished: usize,
     unfinished_max: usize,
 }
 
-/// The server does not speak its protocol, or a value is larger than allowed: the connection is of no more use.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BadReply(pub String);
+/// The server broke its protocol: the connection cannot be used any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplyError {
+    /// A value of more than this many bytes.
+    TooLarge { bytes_max: usize },
+    /// Bytes that are not RESP. They are not quoted, as they may be a result's payload.
+    NotResp,
+}
+
+impl fmt::Display for ReplyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ReplyError::TooLarge { bytes_max } => {
+                write!(f, "a value of more than {bytes_max} bytes")
+            }
+            ReplyError::NotResp => f.write_str("bytes that are not the Redis protocol"),
+        }
+    }
+}
 
 impl Decoder {
-    /// A decoder that gives up when `unfinished_max` bytes do not finish a value.
+    /// A decoder for values of at most `unfinished_max` bytes.
     pub fn new(unfinished_max: usize) -> Decoder {
         Decoder { parser: Parser::new(), unfinished: 0, unfinished_max }
     }
 
-    /// The next value, taking bytes from the front of `input`. `Ok(None)`: all of it is taken and the next value is not complete.
-    /// Call it until it answers that.
-    pub fn decode(&mut self, input: &mut &[u8]) -> Result<Option<Value>, BadReply> {
+    /// The next value, with its bytes removed from the front of `input`. `Ok(None)`: all of `input`
+    /// was taken and the value is not complete. Call it until it returns that.
+    ///
+    /// # Errors
+    /// See [`ReplyError`]. A value may exceed the limit by one piece of input.
+    pub fn decode(&mut self, input: &mut &[u8]) -> Result<Option<Value>, ReplyError> {
         let before = input.len();
         let outcome = self.parser.parse_value(PartialInput(input));
         self.unfinished += before - input.len();
@@ -53,66 +73,51 @@ impl Decoder {
             }
             Err(error) if error.is_timeout() => {
                 if self.unfinished > self.unfinished_max {
-                    return Err(BadReply(format!(
-                        "a value of more than {} bytes",
-                        self.unfinished_max
-                    )));
+                    return Err(ReplyError::TooLarge { bytes_max: self.unfinished_max });
                 }
                 Ok(None)
             }
-            // The crate's words quote the bytes; they may be a result's payload, which has no place in a log.
-            Err(_) => Err(BadReply("not the Redis protocol".into())),
+            // The parser's own message quotes the bytes.
+            Err(_) => Err(ReplyError::NotResp),
         }
     }
 }
 
-/// What came from Redis, sorted by who is concerned.
+/// A value from Redis, by what it is about.
 #[derive(Debug, PartialEq)]
 pub enum Incoming {
-    /// Somebody published.
+    /// A publication.
     Message { channel: Vec<u8>, payload: Vec<u8> },
-    /// A subscription of ours counts from here on. The name is the channel or the pattern, as we sent it.
+    /// A subscription has begun. `name` is the channel or the pattern, as it was sent.
     Subscribed { name: Vec<u8> },
-    /// A subscription of ours has ended.
+    /// A subscription has ended.
     Unsubscribed { name: Vec<u8> },
-    /// The answer to the oldest command that has none yet.
+    /// The reply to the oldest command without one.
     Reply(Value),
-    /// A push that nobody asked for.
+    /// A push about something else, such as cache invalidation.
     Other,
 }
 
-/// Sorts a value. `is_listening` says whether this connection subscribes: only there does RESP2 send messages, as arrays.
-pub fn classify(value: Value, is_listening: bool) -> Incoming {
+/// Says what a value is about. `is_subscriber`: the connection subscribes to channels. Only such a
+/// connection receives messages as plain arrays (RESP2); on any other one an array is a reply.
+pub fn classify(value: Value, is_subscriber: bool) -> Incoming {
     match value {
         Value::Push { kind, data } => {
-            let mut data = data.into_iter();
-            let incoming = match kind {
-                PushKind::Message => message(data.next(), data.next()),
-                PushKind::PMessage => message(data.nth(1), data.next()),
-                PushKind::Subscribe | PushKind::PSubscribe => {
-                    bytes(data.next()).map(|name| Incoming::Subscribed { name })
-                }
-                PushKind::Unsubscribe | PushKind::PUnsubscribe => {
-                    bytes(data.next()).map(|name| Incoming::Unsubscribed { name })
-                }
-                _ => None,
+            let name = match kind {
+                PushKind::Message => "message",
+                PushKind::PMessage => "pmessage",
+                PushKind::Subscribe | PushKind::PSubscribe => "subscribe",
+                PushKind::Unsubscribe | PushKind::PUnsubscribe => "unsubscribe",
+                _ => return Incoming::Other,
             };
-            incoming.unwrap_or(Incoming::Other)
+            published(name.as_bytes(), data.into_iter())
         }
-        Value::Array(items) if is_listening && is_published(&items) => {
+        Value::Array(items) if is_subscriber && is_published(&items) => {
             let mut items = items.into_iter();
-            let kind = bytes(items.next()).unwrap_or_default();
-            let incoming = match kind.as_slice() {
-                b"message" => message(items.next(), items.next()),
-                b"pmessage" => message(items.nth(1), items.next()),
-                b"subscribe" | b"psubscribe" => {
-                    bytes(items.next()).map(|name| Incoming::Subscribed { name })
-                }
-                _ => bytes(items.next()).map(|name| Incoming::Unsubscribed { name }),
-            };
-            incoming.unwrap_or(Incoming::Other)
+            let name = bytes(items.next()).unwrap_or_default();
+            published(&name, items)
         }
-        Value::Attribute { data, .. } => classify(*data, is_listening),
+        Value::Attribute { data, .. } => classify(*data, is_subscriber),
         reply => Incoming::Reply(reply),
     }
 }
@@ -140,86 +145,106 @@ pub fn pattern_for_prefix(prefix: &str) -> String {
     pattern
 }
 
-/// Commands from a worker, out of any pieces of bytes: arrays of bulk strings as every client sends them, and plain lines as a
-/// person types them into `nc`. Owns no memory between commands.
+/// Reads a worker's commands, which arrive in pieces: arrays of bulk strings, as every client library
+/// sends them, and plain lines, as a person types them into `nc`. Owns no memory between commands.
 pub struct CommandReader {
     state: CommandState,
     arguments: Vec<Vec<u8>>,
-    /// Bytes of this command so far.
+    /// Bytes of the current command so far.
     size: usize,
     size_max: usize,
 }
 
+/// Counts are of the arguments to come, the current one included.
 enum CommandState {
-    /// The first line of a command.
-    Start(Vec<u8>),
-    /// So many arguments to come; the line that says the next one's length.
-    Length(usize, Vec<u8>),
-    /// So many arguments to come, this one included; so many bytes of it to come; what is here.
-    Argument(usize, usize, Vec<u8>),
-    /// So many arguments to come; the line end behind the last one.
-    LineEnd(usize, Vec<u8>),
+    /// In the first line of a command.
+    Start { line: Vec<u8> },
+    /// In the line with the next argument's length.
+    Length { count: usize, line: Vec<u8> },
+    /// In an argument that lacks `missing` bytes.
+    Argument { count: usize, missing: usize, argument: Vec<u8> },
+    /// In the line end behind an argument.
+    LineEnd { count: usize, line: Vec<u8> },
 }
 
-/// The worker does not speak the protocol: answer `-ERR Protocol error: {0}` and close.
+/// What is wrong with a command. The reply is `-ERR Protocol error: …`, and the connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadRequest(pub &'static str);
+pub enum CommandError {
+    /// The count of arguments is not a number, or over 1024.
+    ArgumentCount,
+    /// An argument does not begin with `$`.
+    ArgumentStart,
+    /// The length of an argument is not a number, or the command is too large.
+    ArgumentLength,
+    /// No line end follows an argument.
+    ArgumentEnd,
+    /// A line of more than 64 KiB.
+    LineTooLong,
+    /// A quote without its partner in a typed line.
+    Quotes,
+    /// An HTTP request. A web page can make a browser send one, with commands in its body.
+    Http,
+}
 
-/// Longest line: a command typed by hand, or a length.
-const LINE_MAX: usize = 64 * 1024;
-/// Most arguments of one command; the inbox knows none that takes more than a few.
+impl fmt::Display for CommandError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            CommandError::ArgumentCount => "invalid multibulk length",
+            CommandError::ArgumentStart => "expected '$'",
+            CommandError::ArgumentLength => "invalid bulk length",
+            CommandError::ArgumentEnd => "an argument is longer than announced",
+            CommandError::LineTooLong => "too big inline request",
+            CommandError::Quotes => "unbalanced quotes in request",
+            CommandError::Http => "this is not an HTTP server",
+        })
+    }
+}
+
+/// The longest line, in bytes: a typed command, or a length.
+const LINE_BYTES_MAX: usize = 64 * 1024;
+/// The most arguments of a command. No command of the inbox takes more than a few.
 const ARGUMENTS_MAX: usize = 1024;
 
 impl CommandReader {
-    /// Reads commands of at most `size_max` bytes.
+    /// A reader of commands of at most `size_max` bytes.
     pub fn new(size_max: usize) -> CommandReader {
         CommandReader {
-            state: CommandState::Start(Vec::new()),
+            state: CommandState::Start { line: Vec::new() },
             arguments: Vec::new(),
             size: 0,
             size_max,
         }
     }
 
-    /// The next command, its name first; never empty. Takes bytes from the front of `input`; `Ok(None)`: all of it is taken and
-    /// the next command is not complete. Call it until it answers that.
-    pub fn decode(&mut self, input: &mut &[u8]) -> Result<Option<Vec<Vec<u8>>>, BadRequest> {
+    /// The next command, its name first; never empty. Its bytes are removed from the front of `input`.
+    /// `Ok(None)`: all of `input` was taken and the command is not complete. Call it until it returns
+    /// that.
+    ///
+    /// # Errors
+    /// See [`CommandError`]; nothing more can be read.
+    pub fn decode(&mut self, input: &mut &[u8]) -> Result<Option<Vec<Vec<u8>>>, CommandError> {
         loop {
             match &mut self.state {
-                CommandState::Start(line) => {
+                CommandState::Start { line } => {
                     let Some(line) = take_line(input, line)? else { return Ok(None) };
                     if let Some(count) = line.strip_prefix(b"*") {
-                        match number(count) {
-                            Some(count) if count <= 0 => {}
-                            Some(count) if count <= ARGUMENTS_MAX as i64 => {
-                                self.state = CommandState::Length(count as usize, Vec::new());
-                            }
-                            _ => return Err(BadRequest("invalid multibulk length")),
-                        }
+                        self.start_array(count)?;
                         continue;
                     }
                     let arguments = split(&line)?;
                     let Some(name) = arguments.first() else { continue };
-                    // A web page can make a browser send an HTTP request here, with a command of the page's choice in its body.
                     if name.eq_ignore_ascii_case(b"post") || name.eq_ignore_ascii_case(b"host:") {
-                        return Err(BadRequest("this is not an HTTP server"));
+                        return Err(CommandError::Http);
                     }
                     return Ok(Some(arguments));
                 }
-                CommandState::Length(count, line) => {
+                CommandState::Length { count, line } => {
                     let count = *count;
                     let Some(line) = take_line(input, line)? else { return Ok(None) };
-                    let Some(length) = line.strip_prefix(b"$") else {
-                        return Err(BadRequest("expected '$'"));
-                    };
-                    let length = number(length).and_then(|length| usize::try_from(length).ok());
-                    self.size = self.size.saturating_add(length.unwrap_or(usize::MAX));
-                    let Some(length) = length.filter(|_| self.size <= self.size_max) else {
-                        return Err(BadRequest("invalid bulk length"));
-                    };
-                    self.state = CommandState::Argument(count, length, Vec::new());
+                    let missing = self.argument_length(&line)?;
+                    self.state = CommandState::Argument { count, missing, argument: Vec::new() };
                 }
-                CommandState::Argument(count, missing, argument) => {
+                CommandState::Argument { count, missing, argument } => {
                     let taken = input.len().min(*missing);
                     argument.extend_from_slice(&input[..taken]);
                     *input = &input[taken..];
@@ -228,28 +253,48 @@ impl CommandReader {
                         return Ok(None);
                     }
                     self.arguments.push(std::mem::take(argument));
-                    self.state = CommandState::LineEnd(*count - 1, Vec::new());
+                    self.state = CommandState::LineEnd { count: *count - 1, line: Vec::new() };
                 }
-                CommandState::LineEnd(count, line) => {
+                CommandState::LineEnd { count, line } => {
                     let count = *count;
                     let Some(line) = take_line(input, line)? else { return Ok(None) };
                     if !line.is_empty() {
-                        return Err(BadRequest("an argument is longer than announced"));
+                        return Err(CommandError::ArgumentEnd);
                     }
                     if count > 0 {
-                        self.state = CommandState::Length(count, Vec::new());
+                        self.state = CommandState::Length { count, line: Vec::new() };
                         continue;
                     }
-                    self.state = CommandState::Start(Vec::new());
+                    self.state = CommandState::Start { line: Vec::new() };
                     self.size = 0;
                     return Ok(Some(std::mem::take(&mut self.arguments)));
                 }
             }
         }
     }
+
+    /// The first line announced an array. Redis ignores an empty one, and one of negative length.
+    fn start_array(&mut self, count: &[u8]) -> Result<(), CommandError> {
+        match number(count) {
+            Some(count) if count <= 0 => {}
+            Some(count) if count <= ARGUMENTS_MAX as i64 => {
+                self.state = CommandState::Length { count: count as usize, line: Vec::new() };
+            }
+            _ => return Err(CommandError::ArgumentCount),
+        }
+        Ok(())
+    }
+
+    fn argument_length(&mut self, line: &[u8]) -> Result<usize, CommandError> {
+        let length = line.strip_prefix(b"$").ok_or(CommandError::ArgumentStart)?;
+        let length = number(length).and_then(|length| usize::try_from(length).ok());
+        // Checked before the argument comes, so that no memory is taken for one that is too large.
+        self.size = self.size.saturating_add(length.unwrap_or(usize::MAX));
+        length.filter(|_| self.size <= self.size_max).ok_or(CommandError::ArgumentLength)
+    }
 }
 
-/// Which dialect a peer asked for with `HELLO`.
+/// The version of the protocol that a peer asked for with `HELLO`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Protocol {
     #[default]
@@ -257,11 +302,11 @@ pub enum Protocol {
     Resp3,
 }
 
-/// A reply of ours.
+/// A reply of the inbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RespReply<'a> {
     Simple(&'a str),
-    /// With its code in front: `ERR unknown command`.
+    /// Begins with a code: `ERR unknown command`.
     Error(&'a str),
     Integer(i64),
     Bulk(&'a [u8]),
@@ -272,7 +317,7 @@ pub enum RespReply<'a> {
 }
 
 impl RespReply<'_> {
-    /// Appends the reply to `out`. Line ends inside simple strings and errors become blanks.
+    /// Appends the reply to `out`. Line ends in simple strings and errors become spaces.
     pub fn write(&self, protocol: Protocol, out: &mut Vec<u8>) {
         let line = |out: &mut Vec<u8>, mark: u8, text: &str| {
             out.push(mark);
@@ -310,7 +355,7 @@ impl RespReply<'_> {
     }
 }
 
-/// Bytes that are here now, and after them "not yet" rather than "the end".
+/// Bytes that have arrived. Behind them a read would block; it does not find an end.
 struct PartialInput<'a, 'b>(&'a mut &'b [u8]);
 
 impl Read for PartialInput<'_, '_> {
@@ -320,6 +365,20 @@ impl Read for PartialInput<'_, '_> {
         }
         self.0.read(buf)
     }
+}
+
+/// What a message of the kind `name` says with the `items` behind that.
+fn published(name: &[u8], mut items: impl Iterator<Item = Value>) -> Incoming {
+    let incoming = match name {
+        b"message" => message(items.next(), items.next()),
+        // The pattern comes first.
+        b"pmessage" => message(items.nth(1), items.next()),
+        b"subscribe" | b"psubscribe" => {
+            bytes(items.next()).map(|name| Incoming::Subscribed { name })
+        }
+        _ => bytes(items.next()).map(|name| Incoming::Unsubscribed { name }),
+    };
+    incoming.unwrap_or(Incoming::Other)
 }
 
 fn message(channel: Option<Value>, payload: Option<Value>) -> Option<Incoming> {
@@ -333,12 +392,13 @@ fn is_published(items: &[Value]) -> bool {
     ))
 }
 
-/// Moves bytes up to a line end from `input` to `line`; the line without its end once it is complete.
-fn take_line(input: &mut &[u8], line: &mut Vec<u8>) -> Result<Option<Vec<u8>>, BadRequest> {
+/// Moves bytes up to a line end from `input` to `line`. Returns the line without its end once it is
+/// complete.
+fn take_line(input: &mut &[u8], line: &mut Vec<u8>) -> Result<Option<Vec<u8>>, CommandError> {
     let end = memchr::memchr(b'\n', input);
     let taken = end.unwrap_or(input.len());
-    if line.len() + taken > LINE_MAX {
-        return Err(BadRequest("too big inline request"));
+    if line.len() + taken > LINE_BYTES_MAX {
+        return Err(CommandError::LineTooLong);
     }
     line.extend_from_slice(&input[..taken]);
     *input = &input[end.map_or(taken, |end| end + 1)..];
@@ -355,9 +415,8 @@ fn number(digits: &[u8]) -> Option<i64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// A typed line in words, with the quotes and escapes that Redis knows.
-fn split(line: &[u8]) -> Result<Vec<Vec<u8>>, BadRequest> {
-    const UNBALANCED: BadRequest = BadRequest("unbalanced quotes in request");
+/// Splits a typed line into words, with the quotes and escapes of `redis-cli`.
+fn split(line: &[u8]) -> Result<Vec<Vec<u8>>, CommandError> {
     let is_blank = |byte: &u8| byte.is_ascii_whitespace() || *byte == 0;
     let mut words = Vec::new();
     let mut rest = line.iter().copied().peekable();
@@ -373,22 +432,24 @@ fn split(line: &[u8]) -> Result<Vec<Vec<u8>>, BadRequest> {
                 continue;
             }
             loop {
-                match rest.next().ok_or(UNBALANCED)? {
+                match rest.next().ok_or(CommandError::Quotes)? {
                     end if end == byte => break,
-                    b'\\' if byte == b'"' => word.push(escaped(&mut rest).ok_or(UNBALANCED)?),
+                    b'\\' if byte == b'"' => {
+                        word.push(escaped(&mut rest).ok_or(CommandError::Quotes)?)
+                    }
                     b'\\' if rest.next_if_eq(&b'\'').is_some() => word.push(b'\''),
                     plain => word.push(plain),
                 }
             }
             if rest.peek().is_some_and(|next| !is_blank(next)) {
-                return Err(UNBALANCED);
+                return Err(CommandError::Quotes);
             }
         }
         words.push(word);
     }
 }
 
-/// What stands behind a backslash between double quotes.
+/// The byte that the characters behind a backslash mean, between double quotes.
 fn escaped(rest: &mut std::iter::Peekable<impl Iterator<Item = u8> + Clone>) -> Option<u8> {
     Some(match rest.next()? {
         b'n' => b'\n',
@@ -439,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_the_same_wherever_the_stream_is_cut() {
+    fn replies_are_the_same_wherever_the_stream_is_cut() {
         let stream = b"+OK\r\n:42\r\n$-1\r\n$5\r\na\r\nbc\r\n*0\r\n*2\r\n$1\r\nx\r\n*1\r\n:-1\r\n-ERR no\r\n_\r\n#t\r\n%1\r\n+a\r\n:1\r\n\
             >4\r\n$8\r\npmessage\r\n$2\r\np*\r\n$2\r\npc\r\n$0\r\n\r\n=6\r\ntxt:hi\r\n+PONG\r\n*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\nm\r\n";
         let whole = decoded(stream, &[]);
@@ -452,18 +513,18 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_never_ends_is_bounded() {
+    fn unfinished_value_is_bounded() {
         let mut decoder = Decoder::new(1000);
         let mut input: &[u8] = b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$999999999999\r\n";
         assert_eq!(decoder.decode(&mut input), Ok(None));
         let filler = [b'x'; 100];
         let outcome: Result<Vec<_>, _> =
             (0..20).map(|_| decoder.decode(&mut &filler[..])).collect();
-        assert_eq!(outcome, Err(BadReply("a value of more than 1000 bytes".into())));
+        assert_eq!(outcome, Err(ReplyError::TooLarge { bytes_max: 1000 }));
     }
 
     #[test]
-    fn finished_values_may_be_as_many_as_like() {
+    fn number_of_finished_values_is_not_limited() {
         let mut decoder = Decoder::new(100);
         let stream = b"$50\r\naaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n".repeat(1000);
         let count = stream.chunks(33).map(|mut piece| {
@@ -477,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused_without_being_quoted() {
+    fn bytes_that_are_not_resp_are_refused_without_being_quoted() {
         for nonsense in [
             &b"HTTP/1.1 400 Bad Request\r\n\r\n"[..],
             b"$x\r\n",
@@ -485,15 +546,12 @@ mod tests {
             b"$1\r\nabc\r\n",
         ] {
             let mut decoder = Decoder::new(1000);
-            assert_eq!(
-                decoder.decode(&mut &nonsense[..]),
-                Err(BadReply("not the Redis protocol".into()))
-            );
+            assert_eq!(decoder.decode(&mut &nonsense[..]), Err(ReplyError::NotResp));
         }
     }
 
     #[test]
-    fn messages_and_replies_are_told_apart() {
+    fn messages_and_replies_are_classified() {
         let one =
             |stream: &[u8], is_listening| classify(decoded(stream, &[]).remove(0), is_listening);
         let heard = Incoming::Message { channel: b"ch".to_vec(), payload: b"\0\xff".to_vec() };
@@ -546,13 +604,13 @@ mod tests {
     }
 
     #[test]
-    fn patterns_match_the_prefix_and_nothing_else() {
+    fn pattern_matches_the_prefix_only() {
         assert_eq!(pattern_for_prefix("task_response:"), "task_response:*");
         assert_eq!(pattern_for_prefix("a*b?[c]\\^:"), r"a\*b\?\[c\]\\\^:*");
     }
 
     #[test]
-    fn what_we_pack_we_can_read() {
+    fn packed_commands_can_be_read() {
         let mut stream = Vec::new();
         pack(&mut stream, &[b"PUBLISH", b"c", b"\r\n\0$5"]);
         pack(&mut stream, &[b"PING"]);
@@ -573,7 +631,7 @@ mod tests {
             assert!(input.is_empty());
         }
         assert!(
-            matches!(&requests.state, CommandState::Start(line) if line.capacity() == 0),
+            matches!(&requests.state, CommandState::Start { line } if line.capacity() == 0),
             "memory is held between commands"
         );
         all
@@ -600,38 +658,35 @@ mod tests {
     }
 
     #[test]
-    fn bad_commands_are_refused() {
+    fn malformed_commands_are_refused() {
         for (stream, why) in [
-            (&b"*1025\r\n"[..], "invalid multibulk length"),
-            (b"*x\r\n", "invalid multibulk length"),
-            (b"*1\r\n:1\r\n", "expected '$'"),
-            (b"*1\r\n$-1\r\n", "invalid bulk length"),
-            (b"*1\r\n$101\r\n", "invalid bulk length"),
-            (b"*1\r\n$99999999999999999999\r\n", "invalid bulk length"),
+            (&b"*1025\r\n"[..], CommandError::ArgumentCount),
+            (b"*x\r\n", CommandError::ArgumentCount),
+            (b"*1\r\n:1\r\n", CommandError::ArgumentStart),
+            (b"*1\r\n$-1\r\n", CommandError::ArgumentLength),
+            (b"*1\r\n$101\r\n", CommandError::ArgumentLength),
+            (b"*1\r\n$99999999999999999999\r\n", CommandError::ArgumentLength),
             (
                 b"*2\r\n$60\r\n123456789012345678901234567890123456789012345678901234567890\r\n$60\r\n",
-                "invalid bulk length",
+                CommandError::ArgumentLength,
             ),
-            (b"*1\r\n$1\r\nabc\r\n", "an argument is longer than announced"),
-            (b"ECHO \"a\r\n", "unbalanced quotes in request"),
-            (b"ECHO \"a\"b\r\n", "unbalanced quotes in request"),
-            (b"ECHO 'a\r\n", "unbalanced quotes in request"),
-            (b"ECHO \"a\\", "unbalanced quotes in request"),
-            (b"POST / HTTP/1.1\r\n", "this is not an HTTP server"),
-            (b"Host: x\r\n", "this is not an HTTP server"),
+            (b"*1\r\n$1\r\nabc\r\n", CommandError::ArgumentEnd),
+            (b"ECHO \"a\r\n", CommandError::Quotes),
+            (b"ECHO \"a\"b\r\n", CommandError::Quotes),
+            (b"ECHO 'a\r\n", CommandError::Quotes),
+            (b"ECHO \"a\\", CommandError::Quotes),
+            (b"POST / HTTP/1.1\r\n", CommandError::Http),
+            (b"Host: x\r\n", CommandError::Http),
         ] {
             let stream = [stream, b"\r\n"].concat();
-            assert_eq!(CommandReader::new(100).decode(&mut &stream[..]), Err(BadRequest(why)), "{}", stream.escape_ascii());
+            assert_eq!(CommandReader::new(100).decode(&mut &stream[..]), Err(why), "{}", stream.escape_ascii());
         }
-        let line = vec![b'x'; LINE_MAX + 1];
-        assert_eq!(
-            CommandReader::new(100).decode(&mut &line[..]),
-            Err(BadRequest("too big inline request"))
-        );
+        let line = vec![b'x'; LINE_BYTES_MAX + 1];
+        assert_eq!(CommandReader::new(100).decode(&mut &line[..]), Err(CommandError::LineTooLong));
     }
 
     #[test]
-    fn a_limit_is_for_each_command() {
+    fn size_limit_is_per_command() {
         let stream =
             b"*1\r\n$60\r\n123456789012345678901234567890123456789012345678901234567890\r\n"
                 .repeat(3);
@@ -641,7 +696,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_written_in_both_dialects() {
+    fn replies_are_written_in_resp2_and_resp3() {
         let answer = RespReply::Array(vec![
             RespReply::Simple("O\r\nK"),
             RespReply::Error("ERR no"),

@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn everybody_who_waits_gets_everything_in_order() {
+    fn every_waiter_gets_every_result_in_order() {
         let mut bus = Bus::new();
         bus.subscribe(&task(), 1);
         bus.subscribe(&shouted(), 2);
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn who_left_gets_nothing_even_of_what_was_under_way() {
+    fn unsubscribing_drops_queued_deliveries() {
         let mut bus = Bus::new();
         bus.subscribe(&task(), 1);
         bus.subscribe(&task(), 2);
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_left_behind() {
+    fn no_memory_of_tasks_that_were_left() {
         let mut bus = Bus::new();
         for key in 0..1000 {
             bus.subscribe(&TaskId::from(Uuid::from_u128(u128::from(key))), key);
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_told_once_for_each_spelling() {
+    fn each_spelling_is_announced_once() {
         let mut bus = Bus::new();
         bus.subscribe(&task(), 1);
         bus.subscribe(&task(), 2);
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn coming_and_going_between_two_looks_is_no_change() {
+    fn arrival_and_departure_between_polls_is_no_change() {
         let mut bus = Bus::new();
         bus.subscribe(&task(), 1);
         bus.unsubscribe(task().uuid(), 1);
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn each_result_is_had_once() {
+    fn each_waiter_gets_each_result_once() {
         let mut bus = Bus::new();
         let uuid = task().uuid();
         let publish =
@@ -378,12 +378,12 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_costs_little() {
+    fn waiter_is_small() {
         assert_eq!(size_of::<(Uuid, TaskWaiters<u32>)>(), 56);
     }
 
     #[test]
-    fn a_full_bus_says_so_and_loses_nothing() {
+    fn full_bus_reports_it_and_loses_nothing() {
         let mut bus = Bus::new();
         (0..50).for_each(|key| bus.subscribe(&task(), key));
         let mut published = 0;

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::proto::message::{TaskId, TaskResult};
 use crate::service::bus::{Bus, Change};
-use crate::service::link::{Event, Link};
+use crate::service::link::{self, Event, Link, LookUpAnswer};
 use crate::service::tasks::{self, ClientState, Occurrence, Status, Subscription, TaskEnd, Tasks};
 
 /// A heard result waits no longer for what Redis may keep while the link is down.
@@ -123,9 +123,12 @@ impl<K: Copy + Eq + Hash> Results<K> {
         self.link = Some(link);
     }
 
-    /// Takes other settings for what is kept here; what Redis keeps follows after a restart.
-    pub fn reload(&mut self, settings: tasks::Settings) {
-        self.tasks.reload(settings);
+    /// Takes other settings. Results that exceed them go with the next [`Results::settle`].
+    pub fn reload(&mut self, link: &link::Settings, retention: tasks::Settings) {
+        self.tasks.reload(retention);
+        if let Some(own) = &mut self.link {
+            own.reload(link, retention);
+        }
     }
 
     /// The link, for whoever has the sockets. Call [`Results::settle`] after giving it bytes or time.
@@ -185,8 +188,8 @@ impl<K: Copy + Eq + Hash> Results<K> {
     }
 
     /// Redis has been away for longer than its grace.
-    pub fn is_lost(&self) -> bool {
-        self.link.as_ref().is_some_and(Link::is_lost)
+    pub fn is_redis_lost(&self) -> bool {
+        self.link.as_ref().is_some_and(Link::is_past_grace)
     }
 
     /// Every session that waits, in no order.
@@ -217,7 +220,7 @@ impl<K: Copy + Eq + Hash> Results<K> {
                 self.handle_published(now, task, subscription, payload.into())
             }
             Event::Subscribed { task } => self.look_up(task),
-            Event::LookedUp { task, kept, set } => {
+            Event::LookedUp(LookUpAnswer { task, kept, set }) => {
                 if self.bus.is_waited_for(task) {
                     let subscription = self
                         .link
@@ -381,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn before_and_after_the_client_everything_arrives_once_and_in_order() {
+    fn results_before_and_after_the_client_arrive_once_and_in_order() {
         let (mut results, now) = results(1 << 20);
         publish(&mut results, now, "a");
         publish(&mut results, now, "b");
@@ -399,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_comes_back_gets_it_again() {
+    fn returning_client_gets_kept_results_again() {
         let (mut results, now) = results(1 << 20);
         publish(&mut results, now, "a");
         for _ in 0..2 {
@@ -418,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn evictions_are_told_of_once_a_second() {
+    fn evictions_are_reported_once_a_second() {
         let (mut results, now) = results(1000);
         for i in 0..100 {
             results.publish(now, Uuid::from_u128(i), b"{}");
@@ -436,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_too_large_to_keep_is_still_delivered() {
+    fn result_too_large_to_keep_is_delivered() {
         let (mut results, now) = results(1000);
         results.join(now, &task(), 1);
         publish(&mut results, now, &"x".repeat(5000));

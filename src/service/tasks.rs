@@ -236,6 +236,11 @@ impl Tasks {
         self.settings = settings;
     }
 
+    /// The limits in effect.
+    pub fn settings(&self) -> Settings {
+        self.settings
+    }
+
     /// Bytes of memory for kept results, in all.
     pub fn max_retained(&self) -> usize {
         self.settings.max_retained
@@ -706,7 +711,7 @@ mod tests {
     }
 
     #[test]
-    fn results_are_kept_in_order_and_equal_ones_are_counted() {
+    fn results_are_ordered_and_equal_ones_counted() {
         let mut world = World::new(tasks());
         let heard: Vec<Occurrence> = ["a", "b", "a", "a"].map(|text| world.hear(text)).into();
         assert_eq!(texts(&world.tasks), ["a", "b", "a", "a"]);
@@ -719,7 +724,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_ear_counts_anew() {
+    fn new_subscription_counts_from_one() {
         let mut world = World::new(tasks());
         world.hear("a");
         world.subscription = Subscription { number: 2, since: 5000 };
@@ -729,7 +734,7 @@ mod tests {
     }
 
     #[test]
-    fn what_redis_kept_joins_in_its_order_and_once() {
+    fn results_from_redis_are_merged_in_order_and_once() {
         let mut world = World::new(tasks());
         world.client(None, Some(ClientState::Waiting), None);
         world.hear("c");
@@ -749,7 +754,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_missed_finds_its_place() {
+    fn missed_results_are_inserted_in_order() {
         for (known, kept, expected) in [
             ("", "abc", "abc"),
             ("abc", "", "abc"),
@@ -778,7 +783,7 @@ mod tests {
     }
 
     #[test]
-    fn what_redis_lost_stays_before_what_it_keeps_since() {
+    fn results_that_redis_lost_stay_before_later_ones() {
         let mut world = World::new(tasks());
         world.hear("a");
         world.look_up(&[(900, "x"), (2000, "a")], &[]);
@@ -790,7 +795,7 @@ mod tests {
     }
 
     #[test]
-    fn found_late_means_not_given() {
+    fn result_found_late_is_not_dispatched_yet() {
         let mut world = World::new(tasks());
         world.client(None, Some(ClientState::Waiting), None);
         world.hear("b");
@@ -803,7 +808,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_results_on_both_sides_of_an_absence_stay_two() {
+    fn equal_results_before_and_after_an_absence_stay_two() {
         let mut world = World::new(tasks());
         world.hear("a");
         world.subscription = Subscription { number: 2, since: 5000 };
@@ -820,7 +825,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_stored_late_is_known() {
+    fn result_stored_late_is_recognised() {
         let mut world = World::new(tasks());
         world.hear("a");
         world.subscription = Subscription { number: 2, since: 5000 };
@@ -830,7 +835,7 @@ mod tests {
     }
 
     #[test]
-    fn a_redis_that_forgot_takes_nothing_away() {
+    fn redis_that_lost_its_data_removes_nothing() {
         let mut world = World::new(tasks());
         world.hear("a");
         world.hear("b");
@@ -839,7 +844,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_worker_set_is_told_from_what_it_published() {
+    fn set_result_is_recognised_when_it_is_published() {
         let mut world = World::new(tasks());
         assert_eq!(world.look_up(&[], &["a"]), 1);
         assert_eq!(texts(&world.tasks), ["a"]);
@@ -853,7 +858,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_worker_set_is_recognised_by_a_later_ear() {
+    fn set_result_is_recognised_during_a_later_subscription() {
         let mut world = World::new(tasks());
         world.look_up(&[], &["a"]);
         world.subscription = Subscription { number: 2, since: 5000 };
@@ -863,7 +868,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_gateway_found_set_is_recognised_when_it_is_published() {
+    fn result_that_another_gateway_found_set_is_recognised_when_it_is_published() {
         let mut world = World::new(tasks());
         assert_eq!(world.look_up(&[(2000, "a"), (KeptResult::NOT_PUBLISHED, "b")], &["b"]), 0);
         assert!(!world.is_new("b"));
@@ -872,7 +877,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_gateway_heard_before_our_absence_is_not_taken_in_twice() {
+    fn result_heard_by_another_gateway_before_an_absence_is_not_duplicated() {
         let mut world = World::new(tasks());
         world.look_up(&[(2000, "a")], &[]);
         world.subscription = Subscription { number: 2, since: 5000 };
@@ -882,14 +887,14 @@ mod tests {
     }
 
     #[test]
-    fn looking_up_nothing_leaves_nothing() {
+    fn empty_look_up_leaves_no_task() {
         let mut world = World::new(tasks());
         world.look_up(&[], &[]);
         assert!(world.tasks.is_empty());
     }
 
     #[test]
-    fn age_ends_retention() {
+    fn results_expire_after_retain() {
         let mut world = World::new(tasks());
         world.hear("a");
         world.now += 200 * SECOND;
@@ -912,7 +917,7 @@ mod tests {
     }
 
     #[test]
-    fn too_much_lets_the_oldest_go_first() {
+    fn oldest_result_is_evicted_first() {
         let settings =
             Settings { retain: Some(300 * SECOND), max_retained: 10 * (RESULT_COST + 1) };
         let mut world = World::new(Tasks::new(settings));
@@ -936,7 +941,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_is_waited_for_is_never_forgotten() {
+    fn task_with_a_client_is_not_removed() {
         let mut world =
             World::new(Tasks::new(Settings { retain: Some(SECOND), max_retained: 100 }));
         world.client(None, Some(ClientState::Waiting), None);
@@ -953,7 +958,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_let_go_undelivered_is_taken_from_redis_again() {
+    fn evicted_result_without_delivery_is_taken_from_redis_again() {
         let mut world =
             World::new(Tasks::new(Settings { retain: Some(SECOND), max_retained: 100 }));
         world.client(None, Some(ClientState::Waiting), None);
@@ -965,7 +970,7 @@ mod tests {
     }
 
     #[test]
-    fn without_retention_only_what_is_owed_stays() {
+    fn without_retention_only_undelivered_results_stay() {
         let mut world = World::new(Tasks::new(Settings { retain: None, max_retained: 1 << 20 }));
         world.hear("a");
         world.tasks.trim(world.now);
@@ -982,7 +987,7 @@ mod tests {
     }
 
     #[test]
-    fn status_tells_the_truth_at_each_moment() {
+    fn status_follows_clients_and_results() {
         let mut world = World::new(tasks());
         assert_eq!(world.status(), ("not_found", false));
         world.client(None, Some(ClientState::Waiting), None);
@@ -1014,7 +1019,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_are_known_for_as_long_as_results() {
+    fn end_of_a_task_is_known_for_retain() {
         let mut world = World::new(tasks());
         world.client(None, Some(ClientState::Waiting), None);
         world.client(Some(ClientState::Waiting), None, Some(TaskEnd::TimedOut));
@@ -1031,7 +1036,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_are_bounded() {
+    fn remembered_ends_are_bounded() {
         let mut world = World::new(tasks());
         for task in 0..ENDED_MAX as u128 + 10 {
             world.tasks.client(
@@ -1054,7 +1059,7 @@ mod tests {
     }
 
     #[test]
-    fn the_results_of_one_task_are_bounded() {
+    fn results_of_one_task_are_bounded() {
         let mut world = World::new(tasks());
         for _ in 0..3 * RESULTS_MAX {
             world.hear("x");

@@ -76,9 +76,9 @@ impl Inbox {
             match self.requests.decode(&mut input) {
                 Ok(Some(command)) => self.handle_command(&command, who, cx),
                 Ok(None) => return,
-                Err(bad) => {
-                    warn!(target: "inbox", "{who} = protocol error: {}", bad.0);
-                    self.answer(&RespReply::Error(&format!("ERR Protocol error: {}", bad.0)));
+                Err(error) => {
+                    warn!(target: "inbox", "{who} = protocol error: {error}");
+                    self.answer(&RespReply::Error(&format!("ERR Protocol error: {error}")));
                     self.is_quitting = true;
                 }
             }

@@ -136,7 +136,7 @@ impl Output {
             let reason = CloseReason::BadTaskId;
             return refuse(accept, message::BAD_FROM_CHUNK, reason, Some(&task));
         };
-        if cx.results.is_lost() {
+        if cx.results.is_redis_lost() {
             return refuse(accept, message::REDIS_AWAY, CloseReason::RedisAway, Some(&task));
         }
         info!(target: "output", "{who} opened client={} task={task}", who.client());
@@ -347,7 +347,7 @@ impl Output {
         self.due_at = cx.after(cx.settings.output.timeout);
         if cx.is_draining {
             self.leave(CloseReason::Draining, None, who, cx);
-        } else if cx.results.is_lost() {
+        } else if cx.results.is_redis_lost() {
             self.leave_with_error(message::REDIS_AWAY, CloseReason::RedisAway, None, who, cx);
         }
         self.leaving.is_some()

@@ -1,97 +1,64 @@
-//! The life of the Redis connections: dial, log in, subscribe, stay alive, come back.
+//! The life of the connections to Redis: dial, log in, subscribe, stay alive, come back.
 //!
-//! There are two for the whole process, whatever the number of clients. The **ear** listens to publications; the **hand** keeps
-//! results in Redis and looks them up. Each lives by itself, because losing the hand must not make the ear deaf:
+//! There are two connections for the whole process, whatever the number of clients. The **subscriber**
+//! receives publications; the **store** connection keeps results in Redis and looks them up. Each has a
+//! life of its own, because losing the store connection must not interrupt the subscription:
 //!
 //! ```text
-//!                       retry_at                    connected
-//!            ┌────────┐ ───────► ┌─────────────────┐ ───────► ┌────────────────────┐  all answered, and    ┌──────────────┐
-//!   start ─► │  Down  │          │     Dialing     │          │      Greeting      │ ────────────────────► │      Up      │
-//!            │retry_at│ ◄─────── │   give_up_at    │          │     give_up_at     │ the pattern confirmed │   ping_at    │
-//!            └────────┘  failed, └─────────────────┘          │ HELLO/AUTH, SELECT │                       │ silent for   │
-//!                 ▲      too long                             │ CLIENT SETNAME …   │                       │ 5 s: lost    │
-//!                 │                                           └────────────────────┘                       └──────────────┘
-//!                 └──── closed, refused, too long, not the Redis protocol, no answer ──────────┴───────────────────┘
+//!                 retry_at            connected           all answered, and the
+//!          ┌──────┐ ─────► ┌─────────┐ ───────► ┌──────────┐ pattern confirmed ┌────┐
+//! start ─► │ Down │        │ Dialing │          │ Greeting │ ────────────────► │ Up │
+//!          └──────┘        └─────────┘          └──────────┘                   └────┘
+//!             ▲                 │                    │                            │
+//!             └─────────────────┴────────────────────┴────────────────────────────┘
+//!               failed, closed, refused, timed out, silent, not the Redis protocol
 //! ```
 //!
-//! Bytes go in ([`Link::handle_bytes`]), bytes come out ([`Link::poll_output`]), the reactor does what [`Link::poll_action`] says,
-//! and what was learned comes out of [`Link::poll_event`]. Time is an argument. The link is *up* while both lines are.
+//! Bytes go in by [`Link::handle_bytes`] and come out by [`Link::poll_output`]. The reactor does what
+//! [`Link::poll_action`] says, and [`Link::poll_event`] gives what was learned. Time is an argument. The
+//! link is *up* while both connections are.
 //!
-//! The pause before a dial is 100 ms at first and doubles to 5 s, shortened by chance; a role that was up for a while is dialled
-//! again at once, since every moment without an ear may lose a result. Of several URLs the next one is tried after each failure, but
-//! both lines go to the same server.
+//! The pause before a dial is 100 ms at first and doubles to 5 s, with jitter. A connection that was up
+//! for a second is dialled again at once, because each moment without a subscription may lose a result.
+//! Of several servers the next one is tried after each failure, but both connections go to the same
+//! server: what is heard on one server is not kept on another.
 //!
-//! # Kept in Redis
-//! So that a restarted gateway, or another one, can deliver results in order, each once, every gateway that hears a result keeps it
-//! in the hash `task_response_kept:{task_id}` (derived from the channel's prefix). `index` there lists the results in order, each with
-//! the hash of its content and the time it was stored; the other fields hold the payloads. One short script (`keep.lua`), which Redis
-//! runs atomically, adds a result unless it is there. The surprising part is what "there" means when publications have no number:
-//!
-//! - *Every gateway hears the same one.* A gateway says: this is the n-th result of this content that I heard since S. S is a moment
-//!   of Redis' clock just before it subscribed. If n results of that content were stored since S, it is there. So two equal
-//!   publications stay two, and ten gateways that hear both keep two.
-//! - *A gateway was away.* It counts from its new S. What was stored before that cannot be what it hears now; what it missed does not
-//!   shift its count against the others', who have stored what they heard in between before S.
-//! - *Order.* The first one to store decides. Only a gateway that subscribed a moment ago can be first with the second result of a
-//!   pair it heard half of; the other gateway then appends the first behind the second, and says the second. Each therefore names the
-//!   result it heard before on that task, and a result that stands before its predecessor is moved to right behind it. What a
-//!   gateway that heard everything has said is then in order, and no other one's saying disturbs that, for it can only move results
-//!   that this gateway has not said yet.
-//! - *Sent twice.* A store that was not answered before the connection broke is sent again on the next, and is there by then or not.
-//!
-//! A look-up is answered when the ear has caught up with it, too: another gateway may have stored what is on its way to us, and in
-//! an order that is about to be put right.
-//!
-//! What a worker has set itself (`SET task_response:{task_id}`) is looked up together with what is kept, and kept as well if it is
-//! not there. Nobody can say when it will be published, so it has no time until then: whoever hears it, however long it has
-//! listened, finds it there and gives it one. Whoever looks it up before that knows that its publication is still to come.
-//!
-//! Kept results expire `retain` after the last one of their task. A task keeps at most [`KEPT_MAX`] results of together
-//! `max_retained` bytes, and tasks that had to go from memory for lack of room go from Redis too. Results are stored up to
-//! [`BATCH_MAX`] at a time, so that a flood that nobody waits for costs a fraction of a command each.
-//!
-//! Not solved: of *equal* results in one task, if one was heard by one gateway only and another by another only, one is lost; and if a
-//! gateway subscribed between them while another had not stored the first yet, their order among the others may be wrong. Different
-//! ones are never lost nor out of order for it. Nobody hears what is published while no gateway is subscribed; for that there is
-//! the worker's `SET`.
+//! How results are kept in Redis, told apart and kept in order is explained in `docs/kept-results.md`.
 
 mod connection;
 mod keep;
+mod server;
 mod subscribe;
-mod target;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::rc::Rc;
 use std::time::Duration;
 
 use redis::Value;
 use uuid::Uuid;
 
 use crate::base::moment::Moment;
-use crate::proto::resp::{self, BadReply, Incoming};
-use crate::service::tasks::{self, KeptResult, Subscription};
-use connection::{Connection, ConnectionState, PendingReply};
-use keep::{Job, Script, kept};
-use subscribe::{Wanted, clock};
-pub use target::{Address, Server};
+use crate::proto::resp::{self, Incoming};
+use crate::service::tasks::{self, KeptResult, Occurrence, Subscription};
+use connection::{Connection, Due, PendingReply};
+pub use keep::{BATCH_MAX, KEPT_MAX};
+use keep::{ErrorReply, Keeper, StoreOutcome};
+pub use server::{Address, Server};
+use subscribe::{Confirmed, Subscriptions};
 
-/// A dial, and the greeting after it, may take so long.
+/// Timeout for a dial, and for the greeting after it.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
-/// A role is pinged so often.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// A role that owes an answer and has sent nothing for so long is lost.
+/// A connection that owes a reply and has been silent for this long is lost.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// A role that was up for so long is dialled again without a pause.
-const STABLE_AFTER: Duration = Duration::from_secs(1);
+/// The largest publication, in bytes; a larger one ends the connection. Kept results come in one reply,
+/// which may have twice `max_retained`.
+const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Different problems that are reported before the link is up again.
+const REPORTED_MAX: usize = 32;
+/// The longest report, in characters.
+const REPORT_CHARS_MAX: usize = 300;
 
-/// Results of one task that Redis keeps.
-pub const KEPT_MAX: usize = 1024;
-/// Bytes on their origin to Redis before more commands are packed.
-const OUTPUT_MAX: usize = 512 * 1024;
-/// Commands that wait for Redis.
-const JOBS_MAX: usize = 65_536;
-/// Largest publication, bytes; a larger one ends the connection. Kept results, which come in one answer, may be twice what is kept.
-const VALUE_MAX: usize = 64 * 1024 * 1024;
-/// Where Redis is and how it is listened to.
+/// Where Redis is, and how results are subscribed to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// `redis://user:password@host:port/db` or `unix:///path?db=0`, tried in turn.
@@ -99,7 +66,7 @@ pub struct Settings {
     /// Channels are this and a task id.
     pub channel_prefix: String,
     pub subscribe: Subscribe,
-    /// Waiting clients are told when Redis is away for longer. `None`: never.
+    /// How long Redis may be away before waiting clients are sent away. `None`: for ever.
     pub grace: Option<Duration>,
 }
 
@@ -115,16 +82,16 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The gateway is the inbox itself: there is no Redis to link to.
+    /// Whether workers publish to the gateway itself, so that there is no Redis to connect to.
     pub fn is_embedded(&self) -> bool {
         self.urls.iter().any(|url| url.starts_with("embedded://"))
     }
 }
 
-/// How results are listened to.
+/// How results are subscribed to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subscribe {
-    /// One `PSUBSCRIBE` for all tasks: results are heard even before somebody waits for them.
+    /// One `PSUBSCRIBE` for all tasks: results are heard before a client waits for them.
     Pattern,
     /// One `SUBSCRIBE` for each task that is waited for.
     Task,
@@ -139,131 +106,138 @@ pub enum RedisRole {
     Store,
 }
 
-/// Both, for loops.
+/// Both roles, for loops.
 pub const REDIS_ROLES: [RedisRole; 2] = [RedisRole::Subscriber, RedisRole::Store];
+
+impl RedisRole {
+    fn other(self) -> RedisRole {
+        match self {
+            RedisRole::Subscriber => RedisRole::Store,
+            RedisRole::Store => RedisRole::Subscriber,
+        }
+    }
+}
 
 /// What the reactor is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Connect, then say [`Link::handle_connected`] or [`Link::handle_closed`].
+    /// Connect, then call [`Link::handle_connected`] or [`Link::handle_closed`].
     Dial { role: RedisRole, address: Address },
-    /// Close the socket, if there is one. Nothing is to be said.
+    /// Close the socket, if there is one. No call follows.
     Close { role: RedisRole },
 }
 
 /// What was learned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Both lines stand: look up everything that is waited for.
+    /// Both connections are up: look up everything that is waited for.
     Up { address: String },
-    /// The link was up and is not any more.
+    /// The link was up and no longer is.
     Down { why: String },
-    /// Something went wrong that a person should know of. The same is said once until the link is up again.
+    /// A problem that a person should know of. Each text comes once until the link is up again.
     Problem { why: String },
-    /// Redis has been away for longer than the grace: tell those who wait.
+    /// Redis has been away for longer than `grace`.
     GraceOver,
-    /// A worker published.
+    /// A worker published a result.
     Published { task: Uuid, subscription: Subscription, payload: Vec<u8> },
-    /// The subscription for one task counts from here on: look the task up. Not sent for patterns.
+    /// The subscription to one task has begun: look the task up. Not sent for patterns.
     Subscribed { task: Uuid },
-    /// The answer to [`Link::look_up`]. Everything that was published before it was given has been heard.
-    LookedUp { task: Uuid, kept: Vec<KeptResult>, set: Vec<Vec<u8>> },
+    /// The answer to [`Link::look_up`].
+    LookedUp(LookUpAnswer),
+}
+
+/// What Redis has of a task. Everything that was published before the answer was given has been heard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LookUpAnswer {
+    pub task: Uuid,
+    /// What gateways have stored, in order.
+    pub kept: Vec<KeptResult>,
+    /// What the worker has set.
+    pub set: Vec<Vec<u8>>,
 }
 
 /// The link to Redis.
 pub struct Link {
-    targets: Vec<Server>,
-    /// The target that is dialled next, unless the other role stands somewhere.
+    settings: Settings,
+    servers: Vec<Server>,
+    /// The server that is dialled next, unless the other connection is up elsewhere.
     current: usize,
-    prefix: String,
-    kept_prefix: String,
-    subscribe: Subscribe,
-    grace: Option<Duration>,
-    retention: tasks::Settings,
     subscriber: Connection,
     store: Connection,
-    /// Redis' clock (microseconds) at a moment of ours; late by the origin the answer took, which is the safe side.
-    clock: Option<(u64, Moment)>,
-    last_subscription: u32,
-    pattern_subscription: Option<Subscription>,
-    /// Which channels are to be subscribed to one by one, under the spelling of the task's id.
-    wanted: HashMap<String, Wanted>,
-    /// Numbers of (un)subscriptions that are not confirmed, in the order of asking.
-    unconfirmed: VecDeque<u64>,
-    last_request: u64,
-    script: Script,
-    jobs: VecDeque<Job>,
-    job_bytes: usize,
-    dropped: u64,
+    subscriptions: Subscriptions,
+    keeper: Keeper,
     actions: VecDeque<Action>,
     events: VecDeque<Event>,
     away_since: Option<Moment>,
-    is_lost: bool,
+    is_past_grace: bool,
+    /// Problems that have been reported since the link was last up.
     reported: Vec<String>,
-    chance: fastrand::Rng,
+    rng: fastrand::Rng,
 }
 
 impl Link {
-    /// A link that begins to dial at once. `seed` feeds the jitter. The error names the URL by its place in the list.
+    /// A link that dials at once. `seed` feeds the jitter.
+    ///
+    /// # Errors
+    /// A sentence that names the URL by its place in the list, since it may hold a password.
     pub fn new(
         settings: &Settings,
         retention: tasks::Settings,
         now: Moment,
         seed: u64,
     ) -> Result<Link, String> {
-        let mut targets = Vec::new();
+        let mut servers = Vec::new();
         for (i, url) in settings.urls.iter().enumerate() {
-            targets.push(
-                Server::parse(url)
-                    .map_err(|why| format!("URL {} of {}: {why}", i + 1, settings.urls.len()))?,
-            );
+            let place = || format!("URL {} of {}", i + 1, settings.urls.len());
+            servers.push(Server::parse(url).map_err(|why| format!("{}: {why}", place()))?);
         }
-        if targets.is_empty() {
+        if servers.is_empty() {
             return Err("no URL".into());
         }
-        let kept_prefix = match settings.channel_prefix.strip_suffix(':') {
-            Some(name) => format!("{name}_kept:"),
-            None => format!("{}_kept:", settings.channel_prefix),
-        };
         let mut link = Link {
-            targets,
+            settings: settings.clone(),
+            servers,
             current: 0,
-            prefix: settings.channel_prefix.clone(),
-            kept_prefix,
-            subscribe: settings.subscribe,
-            grace: settings.grace,
-            retention,
             subscriber: Connection::new(now),
             store: Connection::new(now),
-            clock: None,
-            last_subscription: 0,
-            pattern_subscription: None,
-            wanted: HashMap::new(),
-            unconfirmed: VecDeque::new(),
-            last_request: 0,
-            script: Script::Unknown,
-            jobs: VecDeque::new(),
-            job_bytes: 0,
-            dropped: 0,
+            subscriptions: Subscriptions::new(settings.subscribe, &settings.channel_prefix),
+            keeper: Keeper::new(&settings.channel_prefix, retention),
             actions: VecDeque::new(),
             events: VecDeque::new(),
             away_since: Some(now),
-            is_lost: false,
+            is_past_grace: false,
             reported: Vec::new(),
-            chance: fastrand::Rng::with_seed(seed),
+            rng: fastrand::Rng::with_seed(seed),
         };
         link.handle_time(now);
         Ok(link)
     }
 
-    /// Both lines stand and, with a pattern, the subscription is confirmed.
-    pub fn is_up(&self) -> bool {
-        REDIS_ROLES.iter().all(|role| self.connection(*role).is_up())
+    /// Takes other settings. `grace` and retention apply at once; the URLs, the prefix and the way of
+    /// subscribing are those of the start.
+    pub fn reload(&mut self, settings: &Settings, retention: tasks::Settings) {
+        self.settings.grace = settings.grace;
+        self.keeper.reload(retention);
     }
 
-    /// Redis has been away for longer than the grace.
-    pub fn is_lost(&self) -> bool {
-        self.is_lost
+    /// The settings in effect.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The limits in effect for what Redis keeps.
+    pub fn retention(&self) -> tasks::Settings {
+        self.keeper.retention()
+    }
+
+    /// Whether both connections are up and, with a pattern, the subscription is confirmed.
+    pub fn is_up(&self) -> bool {
+        self.subscriber.is_up() && self.store.is_up()
+    }
+
+    /// Whether Redis has been away for longer than `grace`.
+    pub fn is_past_grace(&self) -> bool {
+        self.is_past_grace
     }
 
     /// Since when the link is not up; `None` while it is.
@@ -271,39 +245,44 @@ impl Link {
         self.away_since
     }
 
-    /// Where both lines stand, or are about to be dialled.
+    /// The server that is connected to, or dialled next.
     pub fn address(&self) -> &Address {
-        &self.targets[self.current].address
+        &self.servers[self.current].address
     }
 
-    /// Makes sure that [`Link::is_idle`] comes after everything that was published before now has been heard.
+    /// The subscription by which results of `task` are heard now.
+    pub fn subscription(&self, task: Uuid) -> Option<Subscription> {
+        self.subscriptions.current(task)
+    }
+
+    /// Delays [`Link::is_idle`] until everything that was published before now has been heard.
     pub fn catch_up(&mut self, now: Moment) {
         if self.subscriber.is_up() {
-            self.subscriber.ask(now, PendingReply::Any, &[b"PING"]);
+            self.subscriber.send(now, PendingReply::Ignored, &[b"PING"]);
         }
     }
 
-    /// Everything that was to be kept or asked is answered. A gateway that stops waits for this, shortly.
+    /// Whether every result is stored and every reply has come. A gateway that stops waits for this,
+    /// for a short time.
     pub fn is_idle(&self) -> bool {
-        self.jobs.is_empty()
-            && REDIS_ROLES.iter().all(|role| self.connection(*role).expected.is_empty())
+        self.keeper.is_idle() && self.subscriber.pending.is_empty() && self.store.pending.is_empty()
     }
 
-    /// Results that were not kept in Redis for want of room here, since the start.
+    /// Results that were not kept in Redis, since the start.
     pub fn dropped(&self) -> u64 {
-        self.dropped
+        self.keeper.dropped()
     }
 
     /// The dial has succeeded.
     pub fn handle_connected(&mut self, role: RedisRole, now: Moment) {
-        if matches!(self.connection(role).state, ConnectionState::Dialing { .. }) {
+        if matches!(self.connection(role).state, connection::ConnectionState::Dialing { .. }) {
             self.greet(role, now);
         }
     }
 
     /// The dial failed or the connection is gone; `why` is for the log.
     pub fn handle_closed(&mut self, role: RedisRole, why: &str, now: Moment) {
-        if !matches!(self.connection(role).state, ConnectionState::Down { .. }) {
+        if !self.connection(role).is_down() {
             self.fail(role, why, now);
         }
     }
@@ -311,18 +290,12 @@ impl Link {
     /// Bytes came.
     pub fn handle_bytes(&mut self, role: RedisRole, bytes: &[u8], now: Moment) {
         let mut input = bytes;
-        self.connection_mut(role).alive_at = now;
         loop {
-            let decoder = match &mut self.connection_mut(role).state {
-                ConnectionState::Greeting { decoder, .. } | ConnectionState::Up { decoder, .. } => {
-                    decoder
-                }
-                ConnectionState::Down { .. } | ConnectionState::Dialing { .. } => return,
-            };
+            let Some(decoder) = self.connection_mut(role).decoder(now) else { return };
             match decoder.decode(&mut input) {
                 Ok(Some(value)) => self.handle_value(role, value, now),
                 Ok(None) => return,
-                Err(BadReply(why)) => return self.fail(role, &format!("it sent {why}"), now),
+                Err(error) => return self.fail(role, &format!("it sent {error}"), now),
             }
         }
     }
@@ -330,42 +303,61 @@ impl Link {
     /// Time passed; see [`Link::deadline`].
     pub fn handle_time(&mut self, now: Moment) {
         for role in REDIS_ROLES {
-            let connection = self.connection_mut(role);
-            let awaits_reply = !connection.expected.is_empty();
-            match &mut connection.state {
-                ConnectionState::Down { retry_at } if *retry_at <= now => self.dial(role, now),
-                ConnectionState::Dialing { give_up_at } if *give_up_at <= now => {
-                    self.fail(role, "no connection within 5 s", now)
-                }
-                ConnectionState::Greeting { give_up_at, .. } if *give_up_at <= now => {
-                    self.fail(role, "no answer within 5 s", now)
-                }
-                ConnectionState::Up { .. }
-                    if awaits_reply && connection.alive_at + ANSWER_TIMEOUT <= now =>
-                {
-                    self.fail(role, "silent for 5 s", now);
-                }
-                ConnectionState::Up { ping_at, .. } if *ping_at <= now => {
-                    *ping_at = now + PING_INTERVAL;
-                    connection.ask(now, PendingReply::Any, &[b"PING"]);
-                }
-                _ => {}
+            match self.connection_mut(role).handle_time(now) {
+                Due::Nothing => {}
+                Due::Dial => self.dial(role, now),
+                Due::Failed(why) => self.fail(role, why, now),
             }
         }
-        if let (Some(since), Some(grace)) = (self.away_since, self.grace)
-            && !self.is_lost
-            && since + grace <= now
-        {
-            self.is_lost = true;
+        if self.grace_ends_at().is_some_and(|at| at <= now) {
+            self.is_past_grace = true;
             self.events.push_back(Event::GraceOver);
         }
     }
 
     /// When [`Link::handle_time`] has to be called at the latest.
     pub fn deadline(&self) -> Option<Moment> {
-        let grace =
-            self.away_since.filter(|_| !self.is_lost).and_then(|since| Some(since + self.grace?));
-        REDIS_ROLES.iter().map(|role| self.connection(*role).deadline()).chain(grace).min()
+        let connections = [self.subscriber.deadline(), self.store.deadline()];
+        connections.into_iter().chain(self.grace_ends_at()).min()
+    }
+
+    /// Subscribes to a task under one spelling of its id. Nothing to do with a pattern.
+    pub fn listen(&mut self, task: Uuid, spelling: &str, now: Moment) {
+        if self.subscriptions.mode() == Subscribe::Task {
+            self.subscriptions.add(task, spelling, &mut self.subscriber, now);
+        }
+    }
+
+    /// Ends what [`Link::listen`] began.
+    pub fn unlisten(&mut self, spelling: &str) {
+        self.subscriptions.remove(spelling, &mut self.subscriber);
+    }
+
+    /// Asks what is kept of a task and what the worker has set; [`Event::LookedUp`] answers. No answer
+    /// comes when the link is not up or goes down: ask again after [`Event::Up`].
+    pub fn look_up(&mut self, task: Uuid, spellings: &[Box<str>]) {
+        if self.store.is_up() {
+            self.keeper.look_up(task, spellings);
+        }
+    }
+
+    /// Keeps a result in Redis, as soon as that is possible. When too much waits for Redis, the oldest
+    /// is dropped and counted.
+    pub fn keep(
+        &mut self,
+        task: Uuid,
+        subscription: Subscription,
+        occurrence: Occurrence,
+        payload: Rc<[u8]>,
+    ) {
+        self.keeper.store(task, subscription, occurrence, payload);
+    }
+
+    /// Removes from Redis what it keeps of a task.
+    pub fn forget(&mut self, task: Uuid) {
+        if self.store.is_up() {
+            self.keeper.forget(task);
+        }
     }
 
     /// The next thing for the reactor to do.
@@ -378,26 +370,18 @@ impl Link {
         self.events.pop_front()
     }
 
-    /// Bytes for the role's socket, empty if there are none. Say how many went with [`Link::handle_written`] and ask again.
+    /// Bytes for a connection's socket, empty if there are none. Pass the number that was written to
+    /// [`Link::handle_written`] and ask again.
     pub fn poll_output(&mut self, role: RedisRole, now: Moment) -> &[u8] {
         if role == RedisRole::Store && self.store.is_up() {
-            self.pack_jobs(now);
+            self.keeper.pack(&mut self.store, now);
         }
-        let connection = self.connection(role);
-        &connection.output[connection.written..]
+        self.connection(role).output()
     }
 
-    /// So many bytes of [`Link::poll_output`] were written.
+    /// `n` bytes of [`Link::poll_output`] were written.
     pub fn handle_written(&mut self, role: RedisRole, n: usize) {
-        let connection = self.connection_mut(role);
-        connection.written += n;
-        if connection.written == connection.output.len() {
-            connection.output = Vec::new();
-            connection.written = 0;
-        } else if connection.written >= OUTPUT_MAX {
-            // While Redis is the slower one there is always more: what is out must not pile up in front of it.
-            connection.output.drain(..std::mem::take(&mut connection.written));
-        }
+        self.connection_mut(role).handle_written(n);
     }
 
     fn connection(&self, role: RedisRole) -> &Connection {
@@ -414,210 +398,153 @@ impl Link {
         }
     }
 
-    /// Where the other role stands, if it does.
-    fn other(&self, role: RedisRole) -> Option<usize> {
-        let other = self.connection(if role == RedisRole::Subscriber {
-            RedisRole::Store
-        } else {
-            RedisRole::Subscriber
-        });
-        other.is_up().then_some(other.target)
+    /// The server of the other connection, if that one is up.
+    fn server_of_other(&self, role: RedisRole) -> Option<usize> {
+        let other = self.connection(role.other());
+        other.is_up().then_some(other.server)
+    }
+
+    fn grace_ends_at(&self) -> Option<Moment> {
+        let since = self.away_since.filter(|_| !self.is_past_grace)?;
+        Some(since + self.settings.grace?)
     }
 
     fn dial(&mut self, role: RedisRole, now: Moment) {
-        let target = self.other(role).unwrap_or(self.current);
+        let server = self.server_of_other(role).unwrap_or(self.current);
+        self.connection_mut(role).dial(server, now);
+        let address = self.servers[server].address.clone();
+        self.actions.push_back(Action::Dial { role, address });
+    }
+
+    fn greet(&mut self, role: RedisRole, now: Moment) {
+        let server = self.servers[self.connection(role).server].clone();
+        let value_bytes_max =
+            VALUE_BYTES_MAX.max(self.keeper.retention().max_retained.saturating_mul(2));
         let connection = self.connection_mut(role);
-        connection.target = target;
-        connection.state = ConnectionState::Dialing { give_up_at: now + DIAL_TIMEOUT };
-        self.actions
-            .push_back(Action::Dial { role, address: self.targets[target].address.clone() });
+        connection.begin_greeting(role, &server, value_bytes_max, now);
+        if role == RedisRole::Subscriber {
+            // Before the subscription: what is stored from here on may be what is about to be heard.
+            connection.send(now, PendingReply::Clock, &[b"TIME"]);
+            if self.subscriptions.mode() == Subscribe::Pattern {
+                // Its confirmation is what ends the greeting.
+                return self.subscriptions.send_pattern(&mut self.subscriber);
+            }
+        }
+        self.connection_mut(role).send(now, PendingReply::Ready, &[b"PING"]);
     }
 
     fn handle_value(&mut self, role: RedisRole, value: Value, now: Moment) {
         match resp::classify(value, role == RedisRole::Subscriber) {
             Incoming::Message { channel, payload } => {
-                let spelling = channel
-                    .strip_prefix(self.prefix.as_bytes())
-                    .and_then(|rest| str::from_utf8(rest).ok());
-                // Other people's channels may begin with our prefix, too.
-                if let Some(spelling) = spelling
-                    && let Ok(task) = Uuid::try_parse(spelling)
-                {
-                    let subscription = match self.subscribe {
-                        Subscribe::Pattern => self.pattern_subscription,
-                        Subscribe::Task => {
-                            self.wanted.get(spelling).and_then(|wanted| wanted.subscription)
-                        }
-                    };
-                    self.events.push_back(Event::Published {
-                        task,
-                        subscription: subscription.unwrap_or(Subscription::UNKNOWN),
-                        payload,
-                    });
+                if let Some((task, subscription)) = self.subscriptions.task_of(&channel) {
+                    self.events.push_back(Event::Published { task, subscription, payload });
                 }
             }
-            Incoming::Subscribed { name } => match self.subscribe {
-                Subscribe::Pattern => {
-                    let since = self.clock.map_or(0, |(clock, _)| clock);
-                    self.pattern_subscription = Some(self.new_subscription(since));
-                    self.come_up(role, now);
-                }
-                Subscribe::Task => self.confirm(&name),
+            Incoming::Subscribed { name } => match self.subscriptions.handle_subscribed(&name) {
+                Confirmed::Pattern => self.come_up(role, now),
+                Confirmed::Task(task) => self.events.push_back(Event::Subscribed { task }),
+                Confirmed::Outdated => {}
             },
-            Incoming::Unsubscribed { .. } => {
-                self.unconfirmed.pop_front();
-            }
+            Incoming::Unsubscribed { .. } => self.subscriptions.handle_unsubscribed(),
             Incoming::Reply(reply) => self.handle_reply(role, reply, now),
             Incoming::Other => {}
         }
     }
 
+    /// A reply answers the oldest command that has none yet, so `pending` says what it is about.
     fn handle_reply(&mut self, role: RedisRole, reply: Value, now: Moment) {
-        let expected = self.connection_mut(role).expected.pop_front();
-        let refusal = match &reply {
-            Value::ServerError(error) => {
-                Some((error.code().to_owned(), error.details().unwrap_or("").to_owned()))
+        let pending = self.connection_mut(role).pending.pop_front();
+        let error = ErrorReply::of(&reply);
+        match (pending, error) {
+            // A subscription is confirmed by a message and refused by a reply, so an error that no
+            // command awaits refuses a subscription. Without one the gateway would wait for results
+            // that it cannot hear.
+            (Some(PendingReply::Login) | None, Some(error)) => {
+                self.fail(role, &format!("it refused us: {error}"), now);
             }
-            _ => None,
-        };
-        match (expected, refusal) {
-            // Subscribing has no reply but a refusal.
-            (Some(PendingReply::Login) | None, Some((code, details))) => {
-                self.fail(role, &format!("it refused us: {code} {details}"), now);
-            }
-            (Some(PendingReply::Ready), Some((code, details))) if code != "NOPERM" => {
-                self.fail(role, &format!("it refused us: {code} {details}"), now);
+            // A user who may not send PING can still do all the rest.
+            (Some(PendingReply::Ready), Some(error)) if error.code != "NOPERM" => {
+                self.fail(role, &format!("it refused us: {error}"), now);
             }
             (Some(PendingReply::Ready), _) => self.come_up(role, now),
-            (Some(PendingReply::Clock), None) => {
-                self.clock = clock(reply).map(|clock| (clock, now))
+            (Some(PendingReply::Clock), _) => self.subscriptions.handle_clock(&reply, now),
+            (Some(PendingReply::Store(about)), _) => {
+                let outcome = self.keeper.handle_reply(about, reply);
+                self.handle_store_outcome(outcome, now);
             }
-            (Some(PendingReply::Clock), Some(_)) => self.clock = None,
-            (Some(PendingReply::Script), None) => {
-                self.script = resp::bytes(Some(reply)).map_or(Script::Refused, Script::Loaded);
+            (Some(PendingReply::Barrier(answer)), _) => {
+                self.events.push_back(Event::LookedUp(*answer));
             }
-            (Some(PendingReply::Script), Some((code, details))) => {
-                self.script = Script::Refused;
-                self.drop_stores();
-                self.report(format!(
-                    "results are not kept in Redis, it does not take the script: {code} {details}"
-                ));
-            }
-            (Some(PendingReply::Stored(stores)), Some((code, _))) if code == "NOSCRIPT" => {
-                self.store_again(stores);
-                if matches!(self.script, Script::Loaded(_)) {
-                    self.script = Script::Unknown;
-                }
-            }
-            (Some(PendingReply::Stored(stores)), Some((code, details))) => {
-                self.dropped += stores.len() as u64;
-                self.report(format!("results are not kept in Redis: {code} {details}"));
-            }
-            (Some(PendingReply::Stored(_)), None) => {
-                if let Value::Int(refused @ 1..) = reply {
-                    self.dropped += refused as u64;
-                    self.report("some results are not kept in Redis: their task has too many or too large ones".into());
-                }
-            }
-            (Some(PendingReply::Kept), None) => {
-                let kept = kept(reply);
-                if let Some(PendingReply::Set(_, slot)) =
-                    self.connection_mut(role).expected.front_mut()
+            (Some(PendingReply::Login | PendingReply::Ignored) | None, _) => {}
+        }
+    }
+
+    fn handle_store_outcome(&mut self, outcome: StoreOutcome, now: Moment) {
+        match outcome {
+            StoreOutcome::Nothing => {}
+            StoreOutcome::Problem(why) => self.report(why),
+            StoreOutcome::Kept(results) => {
+                // The look-up is two commands. What the first one found waits in the second.
+                if let Some(PendingReply::Store(keep::StoreReply::Set(_, kept))) =
+                    self.store.pending.front_mut()
                 {
-                    *slot = kept;
+                    *kept = results;
                 }
             }
-            (Some(PendingReply::Kept), Some((code, details))) => {
-                self.report(format!("kept results cannot be read from Redis: {code} {details}"));
-            }
-            (Some(PendingReply::Set(task, kept)), refusal) => {
-                if let Some((code, details)) = refusal {
-                    self.report(format!(
-                        "results that workers set cannot be read from Redis: {code} {details}"
-                    ));
-                }
-                let set = match reply {
-                    Value::Array(items) => {
-                        items.into_iter().filter_map(|item| resp::bytes(Some(item))).collect()
-                    }
-                    _ => Vec::new(),
-                };
-                // Another gateway may have stored what is still on its way to our subscription. What is kept is told once we have heard as
-                // much, so that nothing overtakes anything.
-                if self.subscriber.is_up() && !(kept.is_empty() && set.is_empty()) {
-                    self.subscriber.ask(now, PendingReply::Barrier(task, kept, set), &[b"PING"]);
+            StoreOutcome::LookedUp(answer, problem) => {
+                problem.into_iter().for_each(|why| self.report(why));
+                // Another gateway may have stored what is still under way to our subscriber
+                // connection, and in an order that is about to be corrected. So the answer waits for
+                // a PING there: what comes before its reply was published before the look-up.
+                // Without this a later result could be delivered before an earlier one.
+                let has_results = !(answer.kept.is_empty() && answer.set.is_empty());
+                if self.subscriber.is_up() && has_results {
+                    let barrier = PendingReply::Barrier(Box::new(answer));
+                    self.subscriber.send(now, barrier, &[b"PING"]);
                 } else {
-                    self.events.push_back(Event::LookedUp { task, kept, set });
+                    self.events.push_back(Event::LookedUp(answer));
                 }
-            }
-            (Some(PendingReply::Barrier(task, kept, set)), _) => {
-                self.events.push_back(Event::LookedUp { task, kept, set });
-            }
-            (Some(PendingReply::Login | PendingReply::Any | PendingReply::Forgotten) | None, _) => {
             }
         }
     }
 
     fn come_up(&mut self, role: RedisRole, now: Moment) {
-        let target = self.connection(role).target;
-        if self.other(role).is_some_and(|other| other != target) {
-            // The other role got up elsewhere meanwhile. What is heard on one server is not kept on another.
-            self.lose(role, ConnectionState::Down { retry_at: now });
+        let server = self.connection(role).server;
+        if self.server_of_other(role).is_some_and(|other| other != server) {
+            // The other connection came up on another server meanwhile.
+            self.reset(role, now);
             return self.dial(role, now);
         }
-        let connection = self.connection_mut(role);
-        let state =
-            std::mem::replace(&mut connection.state, ConnectionState::Down { retry_at: now });
-        connection.state = match state {
-            ConnectionState::Greeting { decoder, .. } => {
-                ConnectionState::Up { since: now, ping_at: now + PING_INTERVAL, decoder }
-            }
-            state => state,
-        };
-        connection.backoff.reset();
-        self.current = target;
-        // The server is there again: what the ear hears from now on is to be kept now, not when the hand's pause is over.
-        let other = self.connection_mut(if role == RedisRole::Subscriber {
-            RedisRole::Store
-        } else {
-            RedisRole::Subscriber
-        });
-        if let ConnectionState::Down { retry_at } = &mut other.state {
-            *retry_at = (*retry_at).min(now);
-        }
-        if role == RedisRole::Subscriber && self.subscribe == Subscribe::Task {
-            let spellings: Vec<String> = self.wanted.keys().cloned().collect();
-            self.request(now, &spellings);
+        self.connection_mut(role).come_up(now);
+        self.current = server;
+        // The server is back: what the subscriber hears from now on is to be kept now, not when the
+        // pause of the store connection is over.
+        self.connection_mut(role.other()).dial_sooner(now);
+        if role == RedisRole::Subscriber && self.subscriptions.mode() == Subscribe::Task {
+            self.subscriptions.send_channels(&mut self.subscriber, now);
         }
         if self.is_up() {
             self.away_since = None;
-            self.is_lost = false;
+            self.is_past_grace = false;
             self.reported.clear();
             self.events.push_back(Event::Up { address: self.address().to_string() });
         }
     }
 
-    /// The role is lost, or never stood. Everything about it but what it wanted is forgotten.
+    /// The connection is lost, or could not be made.
     fn fail(&mut self, role: RedisRole, why: &str, now: Moment) {
         let was_link_up = self.is_up();
-        let other = self.other(role);
-        let count = self.targets.len();
-        let (current, mut chance) = (self.current, self.chance.fork());
+        let other = self.server_of_other(role);
+        let mut rng = self.rng.fork();
         let connection = self.connection_mut(role);
-        let target = connection.target;
-        let was_stable = matches!(connection.state, ConnectionState::Up { since, .. } if since + STABLE_AFTER <= now);
-        let was_up = connection.is_up();
-        let pause = if was_stable {
-            Duration::ZERO
-        } else {
-            connection.backoff.next_wait_jittered(&mut chance)
-        };
-        self.lose(role, ConnectionState::Down { retry_at: now + pause });
-        // Both lines fail on the same target; it counts once.
-        if !was_up && other.is_none() && target == current {
-            self.current = (target + 1) % count;
+        let (server, was_up) = (connection.server, connection.is_up());
+        let pause = connection.next_pause(now, &mut rng);
+        self.reset(role, now + pause);
+        // Both connections fail on the same server, and only the first failure moves on to the next.
+        if !was_up && other.is_none() && server == self.current {
+            self.current = (server + 1) % self.servers.len();
         }
-        let why = format!("{}: {why}", self.targets[target].address);
+        let why = format!("{}: {why}", self.servers[server].address);
         if was_link_up {
             self.away_since = Some(now);
             self.reported.push(why.clone());
@@ -627,27 +554,15 @@ impl Link {
         }
     }
 
-    /// Lets go of the socket and of everything that was under origin on it. Results that Redis has not confirmed go back to the queue.
-    fn lose(&mut self, role: RedisRole, state: ConnectionState) {
-        let expected = self.connection_mut(role).reset(state);
+    /// Drops the socket and what was under way on it. Results that Redis has not confirmed go back to
+    /// the queue.
+    fn reset(&mut self, role: RedisRole, retry_at: Moment) {
+        let pending = self.connection_mut(role).reset(retry_at);
         match role {
-            RedisRole::Subscriber => {
-                self.pattern_subscription = None;
-                self.unconfirmed.clear();
-                self.wanted.values_mut().for_each(|wanted| wanted.subscription = None);
-            }
-            RedisRole::Store => {
-                self.script = Script::Unknown;
-                // Asked again when the link is up.
-                self.jobs.retain(|job| !matches!(job, Job::LookUp { .. }));
-                for expected in expected.into_iter().rev() {
-                    if let PendingReply::Stored(stores) = expected {
-                        self.store_again(stores);
-                    }
-                }
-            }
+            RedisRole::Subscriber => self.subscriptions.reset(),
+            RedisRole::Store => self.keeper.reset(pending),
         }
-        // A dial that nobody has begun yet need not begin.
+        // A dial that the reactor has not begun is not needed any more.
         self.actions.retain(
             |action| !matches!(action, Action::Dial { role: dialled, .. } if *dialled == role),
         );
@@ -655,8 +570,7 @@ impl Link {
     }
 
     fn report(&mut self, why: String) {
-        const REPORTED_MAX: usize = 32;
-        let why: String = why.trim_end().chars().take(300).collect();
+        let why: String = why.trim_end().chars().take(REPORT_CHARS_MAX).collect();
         if !self.reported.contains(&why) && self.reported.len() < REPORTED_MAX {
             self.reported.push(why.clone());
             self.events.push_back(Event::Problem { why });

@@ -1,7 +1,7 @@
 //! The link against a server that the test plays by hand.
 
 use super::connection::{FIRST_PAUSE, LONGEST_PAUSE};
-use super::keep::BATCH_BYTES_MAX;
+use super::keep::{BATCH_BYTES_MAX, JOBS_MAX, OUTPUT_MAX, kept};
 use super::*;
 use crate::proto::resp::CommandReader;
 use crate::service::tasks::Occurrence;
@@ -140,7 +140,7 @@ impl World {
 }
 
 #[test]
-fn both_lines_log_in_and_the_pattern_makes_it_up() {
+fn link_is_up_once_both_connections_are_and_the_pattern_is_confirmed() {
     let mut world = World::new(&["redis://ann:s%20cret@one:7000/3"], Subscribe::Pattern);
     let address = Address::Tcp { host: "one".into(), port: 7000 };
     let dial = |role| Action::Dial { role, address: address.clone() };
@@ -172,7 +172,7 @@ fn both_lines_log_in_and_the_pattern_makes_it_up() {
 }
 
 #[test]
-fn publications_are_heard_in_either_protocol() {
+fn publications_are_read_in_resp2_and_resp3() {
     let subscription = Subscription { number: 1, since: 1_000_000_017 };
     let mut world = World::up(Subscribe::Pattern);
     let heard = Event::Published { task: TASK, subscription, payload: b"{}".to_vec() };
@@ -200,7 +200,7 @@ fn publications_are_heard_in_either_protocol() {
 }
 
 #[test]
-fn resp3_is_spoken_where_the_url_says_so() {
+fn url_with_protocol_resp3_logs_in_with_hello() {
     let mut world = World::new(&["redis://:secret@one?protocol=resp3"], Subscribe::Pattern);
     for role in world.dials() {
         world.link.handle_connected(role, world.now);
@@ -213,7 +213,7 @@ fn resp3_is_spoken_where_the_url_says_so() {
 }
 
 #[test]
-fn dials_are_given_up_and_repeated_with_growing_pauses() {
+fn dials_time_out_and_are_repeated_with_backoff() {
     let mut world = World::new(&["redis://one"], Subscribe::Pattern);
     assert_eq!(world.dials(), REDIS_ROLES);
     assert_eq!(world.link.deadline(), Some(world.now + 5 * SECOND));
@@ -246,7 +246,7 @@ fn dials_are_given_up_and_repeated_with_growing_pauses() {
 }
 
 #[test]
-fn a_greeting_without_answer_is_given_up() {
+fn greeting_without_reply_times_out() {
     let mut world = World::new(&["redis://one"], Subscribe::Pattern);
     world.dials();
     world.link.handle_connected(RedisRole::Subscriber, world.now + SECOND);
@@ -260,7 +260,7 @@ fn a_greeting_without_answer_is_given_up() {
 }
 
 #[test]
-fn a_wrong_password_is_said_once_and_tried_again() {
+fn wrong_password_is_reported_once_and_tried_again() {
     let mut world = World::new(&["redis://:wrong@one"], Subscribe::Pattern);
     let refusal = "-WRONGPASS invalid username-password pair or user is disabled.\r\n";
     let mut told = Vec::new();
@@ -280,7 +280,7 @@ fn a_wrong_password_is_said_once_and_tried_again() {
 }
 
 #[test]
-fn a_password_that_is_missing_is_told() {
+fn missing_password_is_reported() {
     let mut world = World::new(&["redis://one"], Subscribe::Pattern);
     for role in world.dials() {
         world.link.handle_connected(role, world.now);
@@ -291,7 +291,7 @@ fn a_password_that_is_missing_is_told() {
 }
 
 #[test]
-fn silence_is_noticed_and_the_line_dialled_again_at_once() {
+fn silent_connection_is_dialled_again_at_once() {
     let mut world = World::up(Subscribe::Pattern);
     world.pass(10 * SECOND);
     for role in REDIS_ROLES {
@@ -309,7 +309,7 @@ fn silence_is_noticed_and_the_line_dialled_again_at_once() {
 }
 
 #[test]
-fn anything_that_comes_proves_life() {
+fn any_byte_proves_that_the_server_is_alive() {
     let mut world = World::up(Subscribe::Pattern);
     world.pass(10 * SECOND);
     world.commands(RedisRole::Subscriber);
@@ -325,7 +325,7 @@ fn anything_that_comes_proves_life() {
 }
 
 #[test]
-fn a_line_that_falls_at_once_is_not_dialled_in_a_loop() {
+fn connection_that_fails_at_once_is_not_dialled_in_a_loop() {
     let mut world = World::up(Subscribe::Pattern);
     world.link.handle_closed(RedisRole::Subscriber, "closed", world.now);
     world.link.handle_time(world.now);
@@ -334,18 +334,18 @@ fn a_line_that_falls_at_once_is_not_dialled_in_a_loop() {
 }
 
 #[test]
-fn nonsense_ends_a_line() {
+fn bytes_that_are_not_resp_end_the_connection() {
     let mut world = World::up(Subscribe::Pattern);
     world.say(RedisRole::Store, "HTTP/1.1 400\r\n");
     assert_eq!(
         world.events(),
-        [Event::Down { why: "one:6379: it sent not the Redis protocol".into() }]
+        [Event::Down { why: "one:6379: it sent bytes that are not the Redis protocol".into() }]
     );
     assert_eq!(world.actions(), [Action::Close { role: RedisRole::Store }]);
 }
 
 #[test]
-fn grace_ends_once() {
+fn end_of_grace_is_reported_once() {
     let mut world = World::up(Subscribe::Pattern);
     world.pass(SECOND);
     world.link.handle_closed(RedisRole::Subscriber, "closed", world.now);
@@ -353,18 +353,18 @@ fn grace_ends_once() {
     for _ in 0..9 {
         world.pass(SECOND);
     }
-    assert!(!world.link.is_lost());
+    assert!(!world.link.is_past_grace());
     world.pass(SECOND);
-    assert!(world.link.is_lost() && world.events().contains(&Event::GraceOver));
+    assert!(world.link.is_past_grace() && world.events().contains(&Event::GraceOver));
     world.pass(20 * SECOND);
     assert!(!world.events().contains(&Event::GraceOver));
     world.pass(5 * SECOND);
     world.connect();
-    assert!(!world.link.is_lost() && world.link.is_up());
+    assert!(!world.link.is_past_grace() && world.link.is_up());
 }
 
 #[test]
-fn when_one_line_stands_the_other_does_not_wait() {
+fn when_one_connection_is_up_the_other_dials_at_once() {
     let mut world = World::up(Subscribe::Pattern);
     for role in REDIS_ROLES {
         world.link.handle_closed(role, "closed", world.now);
@@ -381,7 +381,7 @@ fn when_one_line_stands_the_other_does_not_wait() {
 }
 
 #[test]
-fn urls_are_tried_in_turn_by_both_lines_together() {
+fn both_connections_go_through_the_urls_together() {
     let mut world = World::new(
         &["redis://one", "redis://two", "unix:///run/redis.sock?pass=x"],
         Subscribe::Pattern,
@@ -407,7 +407,7 @@ fn urls_are_tried_in_turn_by_both_lines_together() {
 }
 
 #[test]
-fn the_lines_meet_on_one_server() {
+fn both_connections_end_up_on_one_server() {
     let mut world = World::new(&["redis://one", "redis://two"], Subscribe::Pattern);
     world.dials();
     world.link.handle_closed(RedisRole::Subscriber, "refused", world.now);
@@ -433,7 +433,7 @@ fn the_lines_meet_on_one_server() {
 }
 
 #[test]
-fn results_are_kept_in_batches() {
+fn results_are_stored_in_batches() {
     let mut world = World::up(Subscribe::Pattern);
     world.keep(1, "a");
     world.load_script();
@@ -476,7 +476,7 @@ fn results_are_kept_in_batches() {
 }
 
 #[test]
-fn what_was_not_confirmed_is_kept_again() {
+fn unconfirmed_results_are_stored_again_after_a_reconnect() {
     let mut world = World::up(Subscribe::Pattern);
     world.keep(1, "a");
     world.load_script();
@@ -501,7 +501,7 @@ fn what_was_not_confirmed_is_kept_again() {
 }
 
 #[test]
-fn a_script_that_was_flushed_is_loaded_again() {
+fn flushed_script_is_loaded_again() {
     let mut world = World::up(Subscribe::Pattern);
     world.keep(1, "a");
     world.load_script();
@@ -521,7 +521,7 @@ fn a_script_that_was_flushed_is_loaded_again() {
 }
 
 #[test]
-fn a_redis_without_scripts_keeps_nothing_but_works() {
+fn redis_that_refuses_scripts_still_delivers() {
     let mut world = World::up(Subscribe::Pattern);
     world.keep(1, "a");
     world.commands(RedisRole::Store);
@@ -540,7 +540,7 @@ fn a_redis_without_scripts_keeps_nothing_but_works() {
 }
 
 #[test]
-fn a_full_redis_is_told_once() {
+fn full_redis_is_reported_once() {
     let mut world = World::up(Subscribe::Pattern);
     world.keep(1, "a");
     world.load_script();
@@ -557,7 +557,7 @@ fn a_full_redis_is_told_once() {
 }
 
 #[test]
-fn what_is_kept_and_what_was_set_come_together() {
+fn look_up_returns_kept_and_set_results_together() {
     let mut world = World::up(Subscribe::Pattern);
     world.link.look_up(TASK, &[SPELLED.to_uppercase().into()]);
     world.link.look_up(Uuid::nil(), &[]);
@@ -587,14 +587,17 @@ fn what_is_kept_and_what_was_set_come_together() {
     ];
     assert_eq!(
         world.events()[1..],
-        [Event::LookedUp { task: Uuid::nil(), kept: vec![], set: vec![] }]
+        [Event::LookedUp(LookUpAnswer { task: Uuid::nil(), kept: vec![], set: vec![] })]
     );
     world.say(RedisRole::Subscriber, "*2\r\n$4\r\npong\r\n$0\r\n\r\n");
-    assert_eq!(world.events(), [Event::LookedUp { task: TASK, kept, set: vec![b"s".to_vec()] }]);
+    assert_eq!(
+        world.events(),
+        [Event::LookedUp(LookUpAnswer { task: TASK, kept, set: vec![b"s".to_vec()] })]
+    );
 }
 
 #[test]
-fn broken_keys_of_others_do_no_harm() {
+fn keys_of_other_programs_do_no_harm() {
     let mut world = World::up(Subscribe::Pattern);
     world.link.look_up(TASK, &[]);
     world.commands(RedisRole::Store);
@@ -606,7 +609,10 @@ fn broken_keys_of_others_do_no_harm() {
     world.say(RedisRole::Subscriber, "*2\r\n$4\r\npong\r\n$0\r\n\r\n");
     let events = world.events();
     assert!(matches!(&events[0], Event::Problem { why } if why.contains("WRONGTYPE")));
-    assert_eq!(events[1], Event::LookedUp { task: TASK, kept: vec![], set: vec![b"s".to_vec()] });
+    assert_eq!(
+        events[1],
+        Event::LookedUp(LookUpAnswer { task: TASK, kept: vec![], set: vec![b"s".to_vec()] })
+    );
     let entry = |index: &str| {
         kept(Value::Array(
             ["index", index, "0000", "a"].map(|text| Value::BulkString(text.into())).into(),
@@ -625,7 +631,7 @@ fn broken_keys_of_others_do_no_harm() {
 }
 
 #[test]
-fn tasks_are_subscribed_to_one_by_one() {
+fn each_task_has_its_own_subscription() {
     let mut world = World::up(Subscribe::Task);
     world.link.listen(TASK, SPELLED, world.now);
     assert_eq!(world.link.subscription(TASK), None);
@@ -645,7 +651,7 @@ fn tasks_are_subscribed_to_one_by_one() {
 }
 
 #[test]
-fn only_the_latest_subscription_counts() {
+fn only_the_latest_request_for_a_channel_counts() {
     let mut world = World::up(Subscribe::Task);
     world.link.listen(TASK, SPELLED, world.now);
     world.link.unlisten(SPELLED);
@@ -662,7 +668,7 @@ fn only_the_latest_subscription_counts() {
 }
 
 #[test]
-fn after_a_reconnect_all_tasks_are_subscribed_to_again() {
+fn all_tasks_are_subscribed_to_again_after_a_reconnect() {
     let mut world = World::up(Subscribe::Task);
     for task in 0..2500 {
         world.link.listen(Uuid::from_u128(task), &Uuid::from_u128(task).to_string(), world.now);
@@ -684,38 +690,42 @@ fn after_a_reconnect_all_tasks_are_subscribed_to_again() {
 }
 
 #[test]
-fn what_waits_for_redis_is_bounded() {
+fn results_that_wait_for_redis_are_bounded() {
     let mut world = World::new(&["redis://one"], Subscribe::Pattern);
     for _ in 0..JOBS_MAX + 10 {
         world.keep(1, "");
     }
-    assert_eq!((world.link.jobs.len(), world.link.dropped()), (JOBS_MAX, 10));
+    assert_eq!((world.link.keeper.jobs.len(), world.link.dropped()), (JOBS_MAX, 10));
     let large = "x".repeat(1 << 19);
     for _ in 0..4 {
         world.keep(1, &large);
     }
-    assert_eq!(world.link.job_bytes, 1 << 20);
+    assert_eq!(world.link.keeper.job_bytes, 1 << 20);
     world.keep(1, &"x".repeat((1 << 20) + 1));
-    assert_eq!(world.link.job_bytes, 1 << 20);
+    assert_eq!(world.link.keeper.job_bytes, 1 << 20);
     // A server that takes nothing is not packed for without end.
     world.connect();
     world.load_script();
-    let before = world.link.jobs.len();
+    let before = world.link.keeper.jobs.len();
     world.link.poll_output(RedisRole::Store, world.now);
-    let packed = world.link.store.output.len();
+    let packed = world.link.store.output().len();
     assert!(packed > OUTPUT_MAX && packed < 2 * OUTPUT_MAX + BATCH_BYTES_MAX, "{packed}");
-    assert!(world.link.jobs.len() < before);
+    assert!(world.link.keeper.jobs.len() < before);
     // Nor is what it has taken held, when it never takes all.
     for _ in 0..100 {
         (0..8).for_each(|_| world.keep(1, &large[..1 << 16]));
         let waiting = world.link.poll_output(RedisRole::Store, world.now).len();
         world.link.handle_written(RedisRole::Store, waiting - 1000);
     }
-    assert!(world.link.store.output.len() < 3 * OUTPUT_MAX, "{}", world.link.store.output.len());
+    assert!(
+        world.link.store.output().len() < 3 * OUTPUT_MAX,
+        "{}",
+        world.link.store.output().len()
+    );
 }
 
 #[test]
-fn urls_are_read_and_refused_without_being_quoted() {
+fn bad_urls_are_refused_without_being_quoted() {
     for (url, address) in [
         ("redis://localhost:6379", "localhost:6379"),
         ("redis://user:p@one/2", "one:6379"),
@@ -743,7 +753,7 @@ fn urls_are_read_and_refused_without_being_quoted() {
 }
 
 #[test]
-fn kept_keys_follow_the_prefix() {
+fn keys_of_kept_results_follow_the_channel_prefix() {
     for (prefix, expected) in
         [("task_response:", "task_response_kept:"), ("a/", "a/_kept:"), ("", "_kept:")]
     {
@@ -752,8 +762,35 @@ fn kept_keys_follow_the_prefix() {
             ..settings(&["redis://one"], Subscribe::Pattern)
         };
         assert_eq!(
-            Link::new(&settings, retention(), Moment::START, 1).unwrap().kept_prefix,
+            Link::new(&settings, retention(), Moment::START, 1).unwrap().keeper.kept_prefix,
             expected
         );
     }
+}
+
+#[test]
+fn reload_changes_grace_and_retention_of_a_running_link() {
+    let mut world = World::up(Subscribe::Pattern);
+    world.keep(1, "a");
+    world.load_script();
+    world.commands(RedisRole::Store);
+    let new = Settings {
+        grace: Some(2 * SECOND),
+        ..settings(&["redis://elsewhere"], Subscribe::Pattern)
+    };
+    let limits = tasks::Settings { retain: Some(7 * SECOND), max_retained: 1000 };
+    world.link.reload(&new, limits);
+    assert_eq!(world.link.settings().grace, Some(2 * SECOND));
+    assert_eq!(world.link.settings().urls, ["redis://one"], "a URL needs a restart");
+    assert_eq!(world.link.retention(), limits);
+    world.keep(2, "b");
+    let command = world.commands(RedisRole::Store).remove(0);
+    assert_eq!(command[4..6], ["7000", "1000"]);
+    world.keep(3, &"x".repeat(1001));
+    assert_eq!((world.commands(RedisRole::Store).len(), world.link.dropped()), (0, 1));
+    world.link.handle_closed(RedisRole::Subscriber, "closed", world.now);
+    world.pass(SECOND);
+    assert!(!world.link.is_past_grace());
+    world.pass(SECOND);
+    assert!(world.link.is_past_grace());
 }

@@ -1,5 +1,6 @@
-//! Servers out of the configured URLs.
+//! Redis servers, as the configured URLs name them.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use redis::{ConnectionAddr, IntoConnectionInfo, ProtocolVersion};
@@ -7,12 +8,14 @@ use redis::{ConnectionAddr, IntoConnectionInfo, ProtocolVersion};
 /// Where to connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
+    /// A host name or IP address, and a port.
     Tcp { host: String, port: u16 },
+    /// A socket in the file system.
     Unix(PathBuf),
 }
 
-impl std::fmt::Display for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             Address::Tcp { host, port } => write!(f, "{host}:{port}"),
@@ -21,20 +24,24 @@ impl std::fmt::Display for Address {
     }
 }
 
-/// A server out of the settings.
+/// One server, and how to log in there.
 #[derive(Clone, Debug)]
 pub struct Server {
     pub(super) address: Address,
     pub(super) user: Option<String>,
     pub(super) password: Option<String>,
     pub(super) database: i64,
-    pub(super) speaks_resp3: bool,
+    pub(super) uses_resp3: bool,
 }
 
 impl Server {
-    /// Reads a URL. The error says what is wrong, without any part of the URL (it may hold a password).
+    /// Reads a `redis://` or `unix://` URL.
+    ///
+    /// # Errors
+    /// A sentence that quotes no part of the URL, since it may hold a password.
     pub fn parse(url: &str) -> Result<Server, String> {
-        const ALLOWED: &str = "allowed are redis://[user:password@]host[:port][/db] and unix:///path[?db=…&user=…&pass=…]";
+        const ALLOWED: &str = "allowed are redis://[user:password@]host[:port][/db] and \
+                               unix:///path[?db=…&user=…&pass=…]";
         if ["rediss:", "valkeys:"].iter().any(|scheme| url.starts_with(scheme)) {
             return Err(format!("TLS to Redis is not supported; {ALLOWED}"));
         }
@@ -51,7 +58,7 @@ impl Server {
             user: settings.username().map(String::from),
             password: settings.password().map(String::from),
             database: settings.db(),
-            speaks_resp3: settings.protocol() == ProtocolVersion::RESP3,
+            uses_resp3: settings.protocol() == ProtocolVersion::RESP3,
         })
     }
 
