@@ -1,0 +1,428 @@
+//! Unit tests of [`Tasks`].
+
+use super::*;
+
+const TASK: Uuid = Uuid::from_u128(1);
+const EAR: Subscription = Subscription { number: 1, since: 1000 };
+const SECOND: Duration = Duration::from_secs(1);
+
+fn tasks() -> Tasks {
+    Tasks::new(Settings { retain: Some(300 * SECOND), max_retained: 1 << 20 })
+}
+
+fn kept(items: &[(u64, &str)]) -> Vec<KeptResult> {
+    items
+        .iter()
+        .map(|(at, text)| KeptResult { at: *at, payload: text.as_bytes().to_vec() })
+        .collect()
+}
+
+fn texts(tasks: &Tasks) -> Vec<String> {
+    tasks.results(TASK).map(|(_, payload)| String::from_utf8(payload.to_vec()).unwrap()).collect()
+}
+
+struct World {
+    tasks: Tasks,
+    now: Moment,
+    subscription: Subscription,
+}
+
+impl World {
+    fn new(tasks: Tasks) -> World {
+        World { tasks, now: Moment::START, subscription: EAR }
+    }
+
+    fn hear(&mut self, text: &str) -> Occurrence {
+        self.hear_on(TASK, text)
+    }
+
+    /// Hears, and says whether that was new.
+    fn is_new(&mut self, text: &str) -> bool {
+        let before = texts(&self.tasks).len();
+        self.hear(text);
+        texts(&self.tasks).len() > before
+    }
+
+    fn hear_on(&mut self, task: Uuid, text: &str) -> Occurrence {
+        self.tasks.handle_published(self.now, task, self.subscription, text.as_bytes().into())
+    }
+
+    fn look_up(&mut self, items: &[(u64, &str)], set: &[&str]) -> usize {
+        let set = set.iter().map(|text| text.as_bytes().to_vec()).collect();
+        self.tasks.handle_looked_up(self.now, TASK, self.subscription, kept(items), set).len()
+    }
+
+    fn client(&mut self, from: Option<ClientState>, to: Option<ClientState>, end: Option<TaskEnd>) {
+        self.tasks.client(self.now, TASK, from, to, end);
+    }
+
+    fn status(&self) -> (&'static str, bool) {
+        let (status, is_connected) = self.tasks.status(TASK);
+        (status.word(), is_connected)
+    }
+}
+
+/// A task with one result and that one's bytes are all there is of it, but for four bytes and a little in a table.
+#[test]
+fn a_task_is_small() {
+    assert_eq!(
+        (size_of::<KnownResult>(), size_of::<(Uuid, Task)>(), size_of::<Retained>()),
+        (48, 112, 16)
+    );
+}
+
+#[test]
+fn results_are_ordered_and_equal_ones_counted() {
+    let mut world = World::new(tasks());
+    let heard: Vec<Occurrence> = ["a", "b", "a", "a"].map(|text| world.hear(text)).into();
+    assert_eq!(texts(&world.tasks), ["a", "b", "a", "a"]);
+    assert_eq!(heard.iter().map(|occurrence| occurrence.nth).collect::<Vec<_>>(), [1, 1, 2, 3]);
+    assert_eq!(
+        heard.iter().map(|occurrence| occurrence.before).collect::<Vec<_>>(),
+        [None, Some((heard[0].hash, 1)), Some((heard[1].hash, 1)), Some((heard[0].hash, 2))]
+    );
+    assert!(heard[0].hash == heard[2].hash && heard[0].hash != heard[1].hash);
+}
+
+#[test]
+fn new_subscription_counts_from_one() {
+    let mut world = World::new(tasks());
+    world.hear("a");
+    world.subscription = Subscription { number: 2, since: 5000 };
+    let occurrence = world.hear("a");
+    assert_eq!((occurrence.nth, occurrence.before), (1, None));
+    assert_eq!(texts(&world.tasks), ["a", "a"]);
+}
+
+#[test]
+fn results_from_redis_are_merged_in_order_and_once() {
+    let mut world = World::new(tasks());
+    world.client(None, Some(ClientState::Waiting), None);
+    world.hear("c");
+    assert!(!world.tasks.is_settled(TASK, EAR));
+    // "a" is from before we listened, "b" was stored late by another gateway; "c" is ours.
+    world.look_up(&[(500, "a"), (2000, "b"), (2001, "c")], &[]);
+    assert!(
+        world.tasks.is_settled(TASK, EAR)
+            && !world.tasks.is_settled(TASK, Subscription { number: 2, since: 0 })
+    );
+    assert_eq!(texts(&world.tasks), ["a", "b", "c"]);
+    assert!(world.is_new("b"));
+    assert!(world.is_new("a"));
+    assert_eq!(texts(&world.tasks), ["a", "b", "c", "b", "a"]);
+    world.look_up(&[(500, "a"), (2000, "b"), (2001, "c"), (2002, "b"), (2003, "a")], &[]);
+    assert_eq!(texts(&world.tasks), ["a", "b", "c", "b", "a"]);
+}
+
+#[test]
+fn missed_results_are_inserted_in_order() {
+    for (known, kept, expected) in [
+        ("", "abc", "abc"),
+        ("abc", "", "abc"),
+        ("bc", "abc", "abc"),
+        ("ac", "abc", "abc"),
+        ("ab", "abc", "abc"),
+        ("abd", "abc", "abcd"),
+        ("ab", "xyaz", "xyazb"),
+        // Redis has lost "a"; it knows a wrong order for the moment.
+        ("ab", "b", "ab"),
+        ("ab", "bc", "abc"),
+        ("abc", "ca", "abc"),
+        ("abc", "xcya", "xyabc"),
+    ] {
+        let mut world = World::new(tasks());
+        for text in known.chars() {
+            world.hear(&text.to_string());
+        }
+        let kept: Vec<String> = kept.chars().map(String::from).collect();
+        let kept: Vec<(u64, &str)> = kept.iter().map(|text| (2000, text.as_str())).collect();
+        world.look_up(&kept, &[]);
+        assert_eq!(texts(&world.tasks).concat(), expected, "{known} with {kept:?}");
+        world.look_up(&kept, &[]);
+        assert_eq!(texts(&world.tasks).concat(), expected, "{known} with {kept:?} again");
+    }
+}
+
+#[test]
+fn results_that_redis_lost_stay_before_later_ones() {
+    let mut world = World::new(tasks());
+    world.hear("a");
+    world.look_up(&[(900, "x"), (2000, "a")], &[]);
+    world.subscription = Subscription { number: 2, since: 5000 };
+    world.hear("d");
+    // Redis came back empty; another gateway was there before us.
+    world.look_up(&[(4000, "b"), (4001, "c")], &[]);
+    assert_eq!(texts(&world.tasks), ["x", "a", "b", "c", "d"]);
+}
+
+#[test]
+fn result_found_late_is_not_dispatched_yet() {
+    let mut world = World::new(tasks());
+    world.client(None, Some(ClientState::Waiting), None);
+    world.hear("b");
+    world.tasks.mark_dispatched(TASK);
+    world.look_up(&[(1, "a"), (2000, "b")], &[]);
+    assert_eq!(
+        world.tasks.results(TASK).map(|(is_dispatched, _)| is_dispatched).collect::<Vec<_>>(),
+        [false, true]
+    );
+}
+
+#[test]
+fn equal_results_before_and_after_an_absence_stay_two() {
+    let mut world = World::new(tasks());
+    world.hear("a");
+    world.subscription = Subscription { number: 2, since: 5000 };
+    // Ours from before, and one more that another gateway heard, as did we.
+    world.hear("a");
+    world.look_up(&[(2000, "a"), (6000, "a")], &[]);
+    assert_eq!(texts(&world.tasks), ["a", "a"]);
+    // Heard first, kept by another gateway as well, plus one that we missed.
+    let mut world = World::new(tasks());
+    world.hear("a");
+    world.look_up(&[(900, "a"), (2000, "a")], &[]);
+    assert_eq!(texts(&world.tasks), ["a", "a"]);
+    assert!(world.is_new("a"));
+}
+
+#[test]
+fn result_stored_late_is_recognised() {
+    let mut world = World::new(tasks());
+    world.hear("a");
+    world.subscription = Subscription { number: 2, since: 5000 };
+    world.look_up(&[(6000, "a")], &[]);
+    assert_eq!(texts(&world.tasks), ["a"]);
+    assert!(world.is_new("a"));
+}
+
+#[test]
+fn redis_that_lost_its_data_removes_nothing() {
+    let mut world = World::new(tasks());
+    world.hear("a");
+    world.hear("b");
+    world.look_up(&[], &[]);
+    assert_eq!(texts(&world.tasks), ["a", "b"]);
+}
+
+#[test]
+fn set_result_is_recognised_when_it_is_published() {
+    let mut world = World::new(tasks());
+    assert_eq!(world.look_up(&[], &["a"]), 1);
+    assert_eq!(texts(&world.tasks), ["a"]);
+    assert_eq!(world.look_up(&[], &["a"]), 0);
+    assert!(!world.is_new("a"));
+    assert!(world.is_new("a"));
+    assert_eq!(texts(&world.tasks), ["a", "a"]);
+    assert_eq!(world.look_up(&[(2000, "a"), (2001, "a")], &["a"]), 0);
+    assert_eq!(world.look_up(&[(2000, "a"), (2001, "a")], &["c", "c"]), 1);
+    assert_eq!(texts(&world.tasks), ["a", "a", "c"]);
+}
+
+#[test]
+fn set_result_is_recognised_during_a_later_subscription() {
+    let mut world = World::new(tasks());
+    world.look_up(&[], &["a"]);
+    world.subscription = Subscription { number: 2, since: 5000 };
+    assert_eq!(world.look_up(&[(KeptResult::NOT_PUBLISHED, "a")], &["a"]), 0);
+    assert!(!world.is_new("a"));
+    assert!(world.is_new("a"));
+}
+
+#[test]
+fn result_that_another_gateway_found_set_is_recognised_when_it_is_published() {
+    let mut world = World::new(tasks());
+    assert_eq!(world.look_up(&[(2000, "a"), (KeptResult::NOT_PUBLISHED, "b")], &["b"]), 0);
+    assert!(!world.is_new("b"));
+    assert!(world.is_new("b"));
+    assert!(world.is_new("a"));
+}
+
+#[test]
+fn result_heard_by_another_gateway_before_an_absence_is_not_duplicated() {
+    let mut world = World::new(tasks());
+    world.look_up(&[(2000, "a")], &[]);
+    world.subscription = Subscription { number: 2, since: 5000 };
+    world.look_up(&[(2000, "a")], &[]);
+    assert_eq!(texts(&world.tasks), ["a"]);
+    assert!(world.is_new("a"));
+}
+
+#[test]
+fn empty_look_up_leaves_no_task() {
+    let mut world = World::new(tasks());
+    world.look_up(&[], &[]);
+    assert!(world.tasks.is_empty());
+}
+
+#[test]
+fn results_expire_after_retain() {
+    let mut world = World::new(tasks());
+    world.hear("a");
+    world.now += 200 * SECOND;
+    world.hear("b");
+    let deadline = world.tasks.deadline().unwrap();
+    world.tasks.trim(world.now + (deadline - world.now - Duration::from_nanos(1)));
+    assert_eq!(texts(&world.tasks), ["a", "b"]);
+    world.tasks.trim(deadline);
+    assert_eq!(texts(&world.tasks), ["b"]);
+    // Gone, but recognised as long as the task is known.
+    assert_eq!(world.hear("a").nth, 2);
+    world.now += 400 * SECOND;
+    world.tasks.trim(world.now);
+    assert!(world.tasks.is_empty() && world.tasks.deadline().is_none());
+    assert_eq!(
+        (world.tasks.retained_bytes(), world.tasks.retained(), world.tasks.evicted()),
+        (0, 0, 0)
+    );
+    assert_eq!(world.tasks.poll_forgotten(), None);
+}
+
+#[test]
+fn oldest_result_is_evicted_first() {
+    let settings = Settings { retain: Some(300 * SECOND), max_retained: 10 * (RESULT_COST + 1) };
+    let mut world = World::new(Tasks::new(settings));
+    for task in 0..25 {
+        world.hear_on(Uuid::from_u128(task), "x");
+        world.tasks.trim(world.now);
+    }
+    assert_eq!((world.tasks.retained(), world.tasks.evicted(), world.tasks.len()), (10, 15, 10));
+    assert_eq!(world.tasks.retained_bytes(), 10 * (RESULT_COST + 1));
+    assert_eq!(
+        std::iter::from_fn(|| world.tasks.poll_forgotten()).collect::<Vec<_>>(),
+        (0..15).map(Uuid::from_u128).collect::<Vec<_>>()
+    );
+    assert_eq!(world.tasks.results(Uuid::from_u128(15)).count(), 1);
+    world.hear_on(TASK, &"y".repeat(5000));
+    world.tasks.trim(world.now);
+    assert!(world.tasks.is_empty());
+}
+
+#[test]
+fn task_with_a_client_is_not_removed() {
+    let mut world = World::new(Tasks::new(Settings { retain: Some(SECOND), max_retained: 100 }));
+    world.client(None, Some(ClientState::Waiting), None);
+    world.hear("a");
+    world.tasks.mark_dispatched(TASK);
+    world.tasks.trim(world.now);
+    assert_eq!(world.tasks.retained(), 0);
+    assert_eq!(world.tasks.poll_forgotten(), None);
+    // Let go here, still kept there: given already, so it is not taken in again.
+    world.look_up(&[(2000, "a")], &[]);
+    assert_eq!(texts(&world.tasks), Vec::<String>::new());
+    world.client(Some(ClientState::Waiting), None, None);
+    assert!(world.tasks.is_empty());
+}
+
+#[test]
+fn evicted_result_without_delivery_is_taken_from_redis_again() {
+    let mut world = World::new(Tasks::new(Settings { retain: Some(SECOND), max_retained: 100 }));
+    world.client(None, Some(ClientState::Waiting), None);
+    world.hear("a");
+    world.tasks.trim(world.now);
+    assert_eq!(texts(&world.tasks), Vec::<String>::new());
+    world.look_up(&[(2000, "a")], &[]);
+    assert_eq!(texts(&world.tasks), ["a"]);
+}
+
+#[test]
+fn without_retention_only_undelivered_results_stay() {
+    let mut world = World::new(Tasks::new(Settings { retain: None, max_retained: 1 << 20 }));
+    world.hear("a");
+    world.tasks.trim(world.now);
+    assert!(world.tasks.is_empty());
+    world.client(None, Some(ClientState::Waiting), None);
+    world.hear("b");
+    world.tasks.trim(world.now);
+    assert_eq!(texts(&world.tasks), ["b"]);
+    world.tasks.mark_dispatched(TASK);
+    world.tasks.trim(world.now);
+    assert_eq!(texts(&world.tasks), Vec::<String>::new());
+    world.client(Some(ClientState::Waiting), None, Some(TaskEnd::Completed));
+    assert!(world.tasks.is_empty() && world.tasks.deadline().is_none());
+}
+
+#[test]
+fn status_follows_clients_and_results() {
+    let mut world = World::new(tasks());
+    assert_eq!(world.status(), ("not_found", false));
+    world.client(None, Some(ClientState::Waiting), None);
+    assert_eq!(world.status(), ("waiting", true));
+    world.client(None, Some(ClientState::Sending), None);
+    assert_eq!(world.status(), ("sending", true));
+    world.client(Some(ClientState::Sending), None, None);
+    assert_eq!(world.status(), ("waiting", true));
+    world.client(Some(ClientState::Waiting), None, None);
+    assert_eq!(world.status(), ("not_found", false));
+    assert!(world.tasks.is_empty());
+    world.hear("a");
+    assert_eq!(world.status(), ("ready", false));
+    world.client(None, Some(ClientState::Waiting), None);
+    world.client(Some(ClientState::Waiting), Some(ClientState::Sending), None);
+    world.tasks.mark_dispatched(TASK);
+    assert_eq!(world.status(), ("sending", true));
+    world.client(Some(ClientState::Sending), None, None);
+    assert_eq!(world.status(), ("ready", false), "it left midway and may come back");
+    world.client(None, Some(ClientState::Sending), None);
+    world.client(Some(ClientState::Sending), None, Some(TaskEnd::Completed));
+    assert_eq!(world.status(), ("completed", false));
+    world.hear("b");
+    assert_eq!(world.status(), ("ready", false), "there is more than was delivered");
+    world.tasks.mark_dispatched(TASK);
+    world.client(None, Some(ClientState::Sending), None);
+    world.client(Some(ClientState::Sending), None, Some(TaskEnd::Failed));
+    assert_eq!(world.status(), ("failed", false));
+}
+
+#[test]
+fn end_of_a_task_is_known_for_retain() {
+    let mut world = World::new(tasks());
+    world.client(None, Some(ClientState::Waiting), None);
+    world.client(Some(ClientState::Waiting), None, Some(TaskEnd::TimedOut));
+    assert_eq!(world.status(), ("timeout", false));
+    world.now += 200 * SECOND;
+    world.client(None, Some(ClientState::Waiting), None);
+    assert_eq!(world.status(), ("waiting", true));
+    world.client(Some(ClientState::Waiting), None, Some(TaskEnd::Completed));
+    world.tasks.trim(world.now + 150 * SECOND);
+    assert_eq!(world.status(), ("completed", false), "the first end is not the last");
+    world.tasks.trim(world.now + 300 * SECOND);
+    assert_eq!(world.status(), ("not_found", false));
+    assert!(world.tasks.is_empty());
+}
+
+#[test]
+fn remembered_ends_are_bounded() {
+    let mut world = World::new(tasks());
+    for task in 0..ENDED_MAX as u128 + 10 {
+        world.tasks.client(
+            world.now,
+            Uuid::from_u128(task),
+            None,
+            Some(ClientState::Waiting),
+            None,
+        );
+        world.tasks.client(
+            world.now,
+            Uuid::from_u128(task),
+            Some(ClientState::Waiting),
+            None,
+            Some(TaskEnd::TimedOut),
+        );
+        world.tasks.trim(world.now);
+    }
+    assert_eq!(world.tasks.len(), ENDED_MAX);
+}
+
+#[test]
+fn results_of_one_task_are_bounded() {
+    let mut world = World::new(tasks());
+    for _ in 0..3 * RESULTS_MAX {
+        world.hear("x");
+    }
+    let known = world.tasks.results(TASK).count();
+    assert!((RESULTS_MAX / 2..=RESULTS_MAX).contains(&known));
+    assert_eq!(world.tasks.retained(), known);
+    assert_eq!(world.tasks.retained_bytes(), known * (RESULT_COST + 1));
+    world.tasks.trim(world.now + 300 * SECOND);
+    assert!(world.tasks.is_empty() && world.tasks.retained_bytes() == 0);
+}
