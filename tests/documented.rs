@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use aivtuber_gateway::cli::{COMMANDS, FLAGS};
 use aivtuber_gateway::config::{self, Config, ENVIRONMENT, ROUTE_KEYS, SECTIONS};
+use aivtuber_gateway::proto::http::Content;
 use aivtuber_gateway::service::endpoints::{ENDPOINTS, Endpoint};
 use aivtuber_gateway::service::report::{self, Lifecycle, Snapshot};
 use aivtuber_gateway::service::stats::Stats;
@@ -141,7 +142,10 @@ fn every_metric_is_in_the_reference() {
     let stats = Stats::new();
     let mut snapshot = Snapshot::new("0", Duration::ZERO, Lifecycle::Serving, &stats);
     snapshot.results_wanted = true;
-    let metrics = String::from_utf8(report::metrics(&snapshot).body).expect("metrics are text");
+    let Content::Bytes(metrics) = report::metrics(&snapshot).content else {
+        panic!("metrics are made for one client");
+    };
+    let metrics = String::from_utf8(metrics).expect("metrics are text");
     let reference = read("docs/operations.md");
     let table = after(&reference, "\n## Metrics\n", "docs/operations.md");
     let names = metrics

@@ -23,7 +23,7 @@ use crate::base::moment::Moment;
 use crate::base::table::FIRST_BYTES;
 use crate::base::timers::Timers;
 use crate::net::{self, Conn, Network, Ready, Socket, Source};
-use crate::proto::http::Reply;
+use crate::proto::http::Response;
 use crate::service::limits::{self, Limits};
 use crate::service::link::{self, Link, REDIS_ROLES};
 use crate::service::results::{Notice, Results};
@@ -176,7 +176,7 @@ impl Gateway {
                 }
                 self.refusals += 1;
                 let who = Identity { admission: Admission::Refused, ..who };
-                Session::refused(who, downstream, &Reply::error(503, refusal.why()), &mut self.cx)
+                Session::refused(who, downstream, Response::error(503, refusal.why()), &mut self.cx)
             }
         };
         let key = self.sessions.insert(session);
@@ -446,8 +446,8 @@ impl Gateway {
             Driven::Wait => false,
             Driven::Yield => true,
             Driven::Ask(question) => {
-                let reply = self.report(&question);
-                self.sessions[key].answer(question.asked, reply, &mut self.cx);
+                let response = self.report(&question);
+                self.sessions[key].answer(question.asked, response, &mut self.cx);
                 // A client that pipelines questions gets one answer a turn.
                 true
             }

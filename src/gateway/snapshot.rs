@@ -1,7 +1,7 @@
 //! What the endpoints report: a snapshot of the gateway, and the answer that is made of it.
 
 use super::Gateway;
-use crate::proto::http::Reply;
+use crate::proto::http::Response;
 use crate::proto::message::{self, TaskId};
 use crate::service::endpoints::Answer;
 use crate::service::report::{
@@ -14,7 +14,7 @@ use crate::session::{Phase, Session};
 
 impl Gateway {
     /// Answers a request for one of the gateway's endpoints.
-    pub(super) fn report(&mut self, question: &Question) -> Reply {
+    pub(super) fn report(&mut self, question: &Question) -> Response {
         self.cx.stats.connections_open = self.cx.limits.open() as u64;
         match question.endpoint.answer {
             Answer::Page => report::page(&self.snapshot(report::PAGE_CONNECTIONS_MAX)),
@@ -26,15 +26,15 @@ impl Gateway {
         }
     }
 
-    fn status(&self, segment: &str) -> Reply {
+    fn status(&self, segment: &str) -> Response {
         let Some(task) = TaskId::read(segment) else {
-            return Reply::error(400, message::BAD_TASK_ID);
+            return Response::error(400, message::BAD_TASK_ID);
         };
         let (status, is_connected) = self.cx.results.status(task.uuid());
         let body = serde_json::json!({
             "task_id": task.to_string(), "status": status.word(), "connected": is_connected,
         });
-        Reply::json(200, body.to_string())
+        Response::json(200, body.to_string())
     }
 
     /// The gateway at this moment, with views of at most `connections_max` WebSockets.

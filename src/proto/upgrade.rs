@@ -53,7 +53,7 @@ pub fn is_upgrade(head: &RequestHead<'_, '_>) -> bool {
 /// # Errors
 /// 405 for methods other than GET and HEAD; 426 for a plain GET or a HEAD, and for versions other than 13; 400 for an
 /// upgrade that is malformed. The head itself was sound, so the connection may go on after the answer
-/// ([`BadHead::into_reply`]).
+/// ([`BadHead::into_response`]).
 pub fn check_request<'b>(head: &RequestHead<'_, 'b>) -> Result<Handshake<'b>, BadHead> {
     let bad = |why| Err(BadHead { status: 400, why });
     if !matches!(head.method, "GET" | "HEAD") {
@@ -274,7 +274,7 @@ fn is_key(key: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::http::{Reply, empty_slots};
+    use super::super::http::{Response, empty_slots};
     use super::*;
 
     const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -394,7 +394,7 @@ mod tests {
         let fault = with_request("GET / HTTP/1.1\r\nHost: a\r\n\r\n", |head| {
             check_request(head).unwrap_err()
         });
-        let reply: Reply = fault.into_reply();
+        let reply: Response = fault.into_response();
         let said: Vec<_> =
             reply.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
         assert_eq!(

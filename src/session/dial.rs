@@ -483,7 +483,7 @@ impl Dial {
         if cx.settings.on_backend_failure == OnBackendFailure::Http {
             let answer = answer.unwrap_or_else(|| {
                 let error = format!("backend unavailable: {what}");
-                Reply::last(&http::Reply::error(status, &error), cx)
+                Reply::last(http::Response::error(status, &error), cx)
             });
             let ended = Ended::new(reason, Detail::NoBackend { what });
             return Step::End(ended.with_last(Last::Answer(answer)));

@@ -356,10 +356,10 @@ impl Session {
     pub fn refused(
         who: Identity,
         downstream: Conn,
-        reply: &http::Reply,
+        response: http::Response,
         cx: &mut Context,
     ) -> Session {
-        let answer = reply::Reply::last(reply, cx);
+        let answer = reply::Reply::last(response, cx);
         let phase = reply::Reply::raw(answer, cx);
         Session { who, downstream, phase, is_yielded: false }
     }
@@ -455,8 +455,8 @@ impl Session {
     }
 
     /// The answer to what [`Driven::Ask`] asked; the session is to be driven again.
-    pub fn answer(&mut self, asked: reply::Asked, reply: http::Reply, cx: &mut Context) {
-        self.phase = reply::Reply::answer(asked, reply, &self.who, cx);
+    pub fn answer(&mut self, asked: reply::Asked, response: http::Response, cx: &mut Context) {
+        self.phase = reply::Reply::answer(asked, response, &self.who, cx);
     }
 
     /// The settings have changed. Acted on by the next [`Session::drive`].

@@ -1,25 +1,29 @@
-//! An HTTP answer on its way out, and what the connection does afterwards.
+//! Sends an HTTP response, then takes the next request or ends the connection.
+//!
+//! A response is a head, made for this client, and content that may be shared with other clients. At most
+//! [`STEP_BYTES_MAX`] of it are written in one step, so that a long response delays other sessions only little.
 
 use super::linger::Linger;
 use super::request::Request;
 use super::{CloseReason, Context, Drain, Ended, Identity, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io};
-use crate::proto::http;
+use crate::proto::http::{self, Form, Response, Shared, Wire};
 use crate::service::endpoints::Endpoint;
 use log::debug;
 use std::time::Duration;
 
-/// A client that takes none of its answer for so long is given up.
+/// Timeout for a client that takes no byte of its response.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How the request was made, which decides how the answer is written.
+/// Bytes written in one step; then it is other sessions' turn.
+const STEP_BYTES_MAX: usize = 128 * 1024;
+
+/// What of a request is still needed when its response is known.
 #[derive(Debug, Clone)]
 pub struct Asked {
-    pub minor_version: u8,
-    pub head_only: bool,
-    pub keep_alive: bool,
-    /// `Origin`, for CORS headers on the JSON endpoints.
+    pub form: Form,
+    /// `Origin`, for CORS headers on JSON.
     pub origin: Option<Vec<u8>>,
     /// Bytes that came behind the request: the beginning of the next one.
     pub rest: Vec<u8>,
@@ -33,9 +37,13 @@ pub struct Question {
     pub asked: Asked,
 }
 
-/// Bytes of an answer that wait for the client to take them.
+/// Sending a response.
 pub struct Reply {
-    bytes: Vec<u8>,
+    first: Vec<u8>,
+    rest: Shared,
+    /// The part that is being sent: 0 for `first`, n for the n-th piece of `rest`.
+    part: usize,
+    /// Bytes of that part that have gone out.
     sent: usize,
     then: Then,
     deadline: Moment,
@@ -47,35 +55,50 @@ enum Then {
 }
 
 impl Reply {
-    /// The answer to a good request.
-    pub fn answer(asked: Asked, reply: http::Reply, who: &Identity, cx: &mut Context) -> Phase {
-        debug!(target: "http", "{who} gateway>client {} {}", reply.status, http::reason_phrase(reply.status));
-        cx.stats.count_http(reply.status);
-        let reply = match reply.content_type {
+    /// The response to a request that was understood.
+    pub fn answer(asked: Asked, response: Response, who: &Identity, cx: &mut Context) -> Phase {
+        debug!(target: "http", "{who} gateway>client {} {}", response.status, http::reason_phrase(response.status));
+        cx.stats.count_http(response.status);
+        let response = match response.content_type {
             http::JSON => {
-                cx.limits.cors_headers(asked.origin.as_deref()).into_iter().fold(reply, with_header)
+                let headers = cx.limits.cors_headers(asked.origin.as_deref());
+                headers
+                    .into_iter()
+                    .fold(response, |response, (name, value)| response.with(name, value))
             }
-            _ => reply,
+            _ => response,
         };
-        let keep_alive = asked.keep_alive && !cx.is_draining;
-        let mut bytes = Vec::new();
-        reply.write(&mut bytes, asked.minor_version, asked.head_only, keep_alive);
+        let keep_alive = asked.form.keep_alive && !cx.is_draining;
+        let wire = response.into_wire(Form { keep_alive, ..asked.form });
         let then = if keep_alive { Then::NextRequest { rest: asked.rest } } else { Then::Close };
-        Phase::Reply(Box::new(Reply { bytes, sent: 0, then, deadline: cx.now + SEND_TIMEOUT }))
+        Reply::phase(wire, then, cx)
     }
 
-    /// The bytes of an answer after which nothing more is read.
-    pub fn last(reply: &http::Reply, cx: &mut Context) -> Vec<u8> {
-        cx.stats.count_http(reply.status);
-        let mut bytes = Vec::new();
-        reply.write(&mut bytes, 1, false, false);
-        bytes
+    /// The bytes of a response after which nothing more is read.
+    pub fn last(response: Response, cx: &mut Context) -> Vec<u8> {
+        cx.stats.count_http(response.status);
+        let Wire { mut first, rest } = response.into_wire(Form::LAST);
+        rest.pieces().iter().for_each(|piece| first.extend_from_slice(piece));
+        first
     }
 
-    /// Sends an answer after which nothing more is read.
+    /// Sends a response after which nothing more is read.
     pub fn raw(bytes: Vec<u8>, cx: &Context) -> Phase {
+        Reply::phase(Wire { first: bytes, rest: Shared::default() }, Then::Close, cx)
+    }
+
+    fn phase(wire: Wire, then: Then, cx: &Context) -> Phase {
+        let Wire { first, rest } = wire;
         let deadline = cx.now + SEND_TIMEOUT;
-        Phase::Reply(Box::new(Reply { bytes, sent: 0, then: Then::Close, deadline }))
+        Phase::Reply(Box::new(Reply { first, rest, part: 0, sent: 0, then, deadline }))
+    }
+
+    /// The part that is being sent; `None` once all have gone out.
+    fn part(&self) -> Option<&[u8]> {
+        match self.part.checked_sub(1) {
+            None => Some(&self.first),
+            Some(index) => self.rest.pieces().get(index).map(|piece| &piece[..]),
+        }
     }
 }
 
@@ -86,10 +109,20 @@ impl State for Reply {
         _: &mut Identity,
         cx: &mut Context,
     ) -> Step {
-        while self.sent < self.bytes.len() {
-            match downstream.write(&self.bytes[self.sent..]) {
+        let mut budget = STEP_BYTES_MAX;
+        while let Some(part) = self.part() {
+            if self.sent == part.len() {
+                (self.part, self.sent) = (self.part + 1, 0);
+                continue;
+            }
+            if budget == 0 {
+                return Step::Yield(Phase::Reply(self));
+            }
+            let end = part.len().min(self.sent + budget);
+            match downstream.write(&part[self.sent..end]) {
                 Ok(Io::Moved(n)) => {
                     self.sent += n;
+                    budget -= n;
                     self.deadline = cx.now + SEND_TIMEOUT;
                 }
                 Ok(_) if cx.now >= self.deadline => {
@@ -100,7 +133,7 @@ impl State for Reply {
             }
         }
         match self.then {
-            // One answer a turn, however many questions stand in a row.
+            // One response a turn, however many requests are pipelined.
             Then::NextRequest { rest } if !rest.is_empty() || downstream.is_readable() => {
                 Step::Yield(Request::following(rest, cx))
             }
@@ -123,15 +156,12 @@ impl State for Reply {
         "http"
     }
 
+    /// Shared content is counted by the part of the gateway that keeps it, once.
     fn held_bytes(&self) -> usize {
-        self.bytes.len() - self.sent
+        self.first.capacity()
     }
 
     fn release(self: Box<Self>, _: &Identity, _: &mut Context) -> Box<Ended> {
         Ended::http(CloseReason::Stopped)
     }
-}
-
-fn with_header(reply: http::Reply, (name, value): (&'static str, String)) -> http::Reply {
-    reply.with(name, value)
 }

@@ -9,7 +9,7 @@ use super::reply::{Asked, Question, Reply};
 use super::{CloseReason, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Side};
-use crate::proto::http::{self, BadHead, HEAD_BYTES_MAX, RequestHead, empty_slots};
+use crate::proto::http::{self, BadHead, Form, HEAD_BYTES_MAX, RequestHead, empty_slots};
 use crate::proto::{upgrade, ws};
 use crate::service::endpoints::Endpoint;
 use crate::service::route::{Route, RouteTarget, TASK_ID};
@@ -142,9 +142,11 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
         return refuse(bad, CloseReason::BadRequest, cx);
     }
     let asked = || Asked {
-        minor_version: head.minor_version,
-        head_only: head.is_head(),
-        keep_alive: head.is_keep_alive(),
+        form: Form {
+            minor_version: head.minor_version,
+            head_only: head.is_head(),
+            keep_alive: head.is_keep_alive(),
+        },
         origin: head.headers.first("origin").map(<[u8]>::to_vec),
         rest: rest.to_vec(),
     };
@@ -158,20 +160,20 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
             Err(bad) if bad.status == 400 => refuse(bad, CloseReason::BadRequest, cx),
             Err(bad) => {
                 log_request(head, who);
-                answer(asked(), bad.into_reply(), who, cx)
+                answer(asked(), bad.into_response(), who, cx)
             }
         };
     }
     log_request(head, who);
     match endpoint {
         Some((endpoint, _)) if !endpoint.takes_method(head.method) => {
-            let reply = http::Reply::error(405, "Method not allowed");
-            answer(asked(), reply.with("Allow", endpoint.allow()), who, cx)
+            let response = http::Response::error(405, "Method not allowed");
+            answer(asked(), response.with("Allow", endpoint.allow()), who, cx)
         }
         Some((endpoint, value)) => {
             Step::Ask(Box::new(Question { endpoint, value: value.into(), asked: asked() }))
         }
-        None => answer(asked(), http::Reply::error(404, "Not found"), who, cx),
+        None => answer(asked(), http::Response::error(404, "Not found"), who, cx),
     }
 }
 
@@ -185,7 +187,7 @@ fn open(
     cx: &mut Context,
 ) -> Step {
     if cx.is_draining {
-        let answer = Reply::last(&http::Reply::error(503, "Gateway restarting"), cx);
+        let answer = Reply::last(http::Response::error(503, "Gateway restarting"), cx);
         return Step::End(Ended::http(CloseReason::Draining).with_last(Last::Answer(answer)));
     }
     who.route = Some(route);
@@ -210,14 +212,14 @@ fn open(
     }
 }
 
-fn answer(asked: Asked, reply: http::Reply, who: &Identity, cx: &mut Context) -> Step {
-    Step::Next(Reply::answer(asked, reply, who, cx))
+fn answer(asked: Asked, response: http::Response, who: &Identity, cx: &mut Context) -> Step {
+    Step::Next(Reply::answer(asked, response, who, cx))
 }
 
 /// An answer to a head that was not understood: nobody knows where the next one would begin.
 fn refuse(bad: BadHead, reason: CloseReason, cx: &mut Context) -> Step {
     let detail = Detail::BadRequest { status: bad.status, why: bad.why };
-    let answer = Reply::last(&bad.into_reply(), cx);
+    let answer = Reply::last(bad.into_response(), cx);
     Step::End(Ended::new(reason, detail).with_last(Last::Answer(answer)))
 }
 

@@ -9,11 +9,11 @@
 //! §11.2): bare CR and bare LF, a space before the colon, folded lines, NUL and other control bytes, repeated or malformed
 //! `Content-Length`, `Transfer-Encoding` where no body belongs, several `Host` or none, several `Sec-WebSocket-Key`.
 
-mod reply;
+mod outgoing;
 mod request;
 mod response;
 
-pub use reply::{JSON, Reply, reason_phrase};
+pub use outgoing::{Content, Form, JSON, Response, Shared, Wire, reason_phrase};
 pub use request::RequestHead;
 pub use response::{Body, ResponseHead};
 
@@ -51,12 +51,12 @@ pub struct BadHead {
 impl BadHead {
     /// The answer: an error as JSON, with the headers that its status demands. 405 says what is allowed (RFC 9110
     /// §15.5.6), 426 what to upgrade to and which version of it (RFC 9110 §15.5.22, RFC 6455 §4.4).
-    pub fn into_reply(self) -> Reply {
-        let reply = Reply::error(self.status, self.why);
+    pub fn into_response(self) -> Response {
+        let response = Response::error(self.status, self.why);
         match self.status {
-            405 => reply.with("Allow", "GET, HEAD"),
-            426 => reply.with("Upgrade", "websocket").with("Sec-WebSocket-Version", "13"),
-            _ => reply,
+            405 => response.with("Allow", "GET, HEAD"),
+            426 => response.with("Upgrade", "websocket").with("Sec-WebSocket-Version", "13"),
+            _ => response,
         }
     }
 }

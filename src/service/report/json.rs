@@ -3,11 +3,11 @@
 use serde::Serialize;
 
 use super::super::stats::Traffic;
-use super::{Lifecycle, Snapshot, rfc3339, uncached};
-use crate::proto::http::Reply;
+use super::{Lifecycle, Snapshot, rfc3339};
+use crate::proto::http::Response;
 
 /// `/health`: always 200; `degraded` when Redis is wanted and away or a backend's last dial failed.
-pub fn health(snapshot: &Snapshot) -> Reply {
+pub fn health(snapshot: &Snapshot) -> Response {
     #[derive(Serialize)]
     struct Health<'a> {
         status: &'static str,
@@ -32,22 +32,22 @@ pub fn health(snapshot: &Snapshot) -> Reply {
 }
 
 /// `/ready`: 200, or 503 while draining or while results are wanted and Redis is away.
-pub fn ready(snapshot: &Snapshot) -> Reply {
+pub fn ready(snapshot: &Snapshot) -> Response {
     #[derive(Serialize)]
     struct Ready {
         status: &'static str,
     }
     match snapshot.lifecycle {
-        Lifecycle::Draining => uncached(Reply::error(503, "the gateway is shutting down")),
+        Lifecycle::Draining => Response::error(503, "the gateway is shutting down"),
         Lifecycle::Serving if snapshot.lacks_redis() => {
-            uncached(Reply::error(503, "Redis connection not available"))
+            Response::error(503, "Redis connection not available")
         }
         Lifecycle::Serving => json(&Ready { status: "ready" }),
     }
 }
 
 /// `/connections`: every open WebSocket, first by id, then in detail.
-pub fn connections(snapshot: &Snapshot) -> Reply {
+pub fn connections(snapshot: &Snapshot) -> Response {
     #[derive(Serialize)]
     struct Connections<'a> {
         total_connections: usize,
@@ -92,9 +92,9 @@ pub fn connections(snapshot: &Snapshot) -> Reply {
     })
 }
 
-fn json(body: &impl Serialize) -> Reply {
+fn json(body: &impl Serialize) -> Response {
     let body = serde_json::to_string(body).expect("plain data with text keys is always JSON");
-    uncached(Reply::json(200, body))
+    Response::json(200, body)
 }
 
 #[cfg(test)]
@@ -120,21 +120,21 @@ mod tests {
             },
         ];
         snapshot.add_live("input", BOTH);
-        let reply = health(&snapshot);
+        let response = health(&snapshot);
         let expected = concat!(
             r#"{"status":"ok","gateway":"running","version":"1.2.3","uptime_seconds":93784,"active_connections":1,"#,
             r#""backend_services":{"output":"ws://b/","input":"ws://a/, ws://c/","served":"built in"},"redis":"disabled"}"#,
         );
-        assert_eq!((reply.status, text(&reply)), (200, expected));
+        assert_eq!((response.status, text(&response)), (200, expected));
     }
 
     #[test]
     fn health_is_degraded_by_redis_or_a_backend() {
         let stats = Stats::new();
         let status = |snapshot: &Snapshot| {
-            let reply = health(snapshot);
-            assert_eq!(reply.status, 200);
-            serde_json::from_slice::<Value>(&reply.body).unwrap()["status"]
+            let response = health(snapshot);
+            assert_eq!(response.status, 200);
+            serde_json::from_slice::<Value>(text(&response).as_bytes()).unwrap()["status"]
                 .as_str()
                 .unwrap()
                 .to_owned()
@@ -163,12 +163,12 @@ mod tests {
     fn ready_unless_draining_or_without_wanted_redis() {
         let stats = Stats::new();
         let mut snapshot = empty(&stats);
-        let reply = ready(&snapshot);
-        assert_eq!((reply.status, text(&reply)), (200, r#"{"status":"ready"}"#));
+        let response = ready(&snapshot);
+        assert_eq!((response.status, text(&response)), (200, r#"{"status":"ready"}"#));
         (snapshot.redis, snapshot.results_wanted) = (RedisView::Disconnected, true);
-        let reply = ready(&snapshot);
+        let response = ready(&snapshot);
         assert_eq!(
-            (reply.status, text(&reply)),
+            (response.status, text(&response)),
             (503, r#"{"status":"error","error":"Redis connection not available"}"#)
         );
         (snapshot.redis, snapshot.lifecycle) = (RedisView::Connected, Lifecycle::Draining);
@@ -189,13 +189,13 @@ mod tests {
             task_id: Some("7\"".into()),
             ..connection("output_2")
         });
-        let reply = connections(&snapshot);
+        let response = connections(&snapshot);
         assert!(
-            text(&reply).starts_with(
+            text(&response).starts_with(
                 r#"{"total_connections":2,"connections":["input_1","output_2"],"details":[{"id":"input_1","#
             )
         );
-        let body: Value = serde_json::from_slice(&reply.body).unwrap();
+        let body: Value = serde_json::from_slice(text(&response).as_bytes()).unwrap();
         assert_eq!(
             body["details"][0],
             json!({
@@ -213,8 +213,8 @@ mod tests {
         let mut snapshot = empty(&stats);
         snapshot.connections =
             (0..10_000).map(|number| connection(&format!("input_{number}"))).collect();
-        let reply = connections(&snapshot);
-        let body: Value = serde_json::from_slice(&reply.body).unwrap();
+        let response = connections(&snapshot);
+        let body: Value = serde_json::from_slice(text(&response).as_bytes()).unwrap();
         assert_eq!(body["total_connections"], 10_000);
         assert_eq!(body["connections"][9999], "input_9999");
         assert_eq!(body["details"].as_array().unwrap().len(), 10_000);

@@ -24,7 +24,6 @@ use time::macros::format_description;
 use super::route::Route;
 use super::stats::{BothWays, Stats};
 use super::upstreams::Upstreams;
-use crate::proto::http::Reply;
 
 /// The gateway at one moment.
 #[derive(Debug)]
@@ -191,11 +190,6 @@ impl RedisView {
     }
 }
 
-/// All of this is true for a moment only.
-fn uncached(reply: Reply) -> Reply {
-    reply.with("Cache-Control", "no-store")
-}
-
 /// RFC 3339 in UTC with milliseconds.
 fn rfc3339(at: SystemTime) -> String {
     let format =
@@ -212,6 +206,7 @@ fn put(text: &mut String, what: fmt::Arguments) {
 mod tests {
     use super::super::stats::Traffic;
     use super::*;
+    use crate::proto::http::{Content, Response};
     use crate::service::route::{BackendUrl, RouteSettings, Routes, Target, Template};
 
     pub const BOTH: BothWays = BothWays {
@@ -246,8 +241,11 @@ mod tests {
         }
     }
 
-    pub fn text(reply: &Reply) -> &str {
-        std::str::from_utf8(&reply.body).unwrap()
+    pub fn text(response: &Response) -> &str {
+        match &response.content {
+            Content::Bytes(bytes) => std::str::from_utf8(bytes).unwrap(),
+            Content::Shared(_) => panic!("{response:?} is shared"),
+        }
     }
 
     #[test]

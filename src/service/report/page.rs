@@ -7,8 +7,8 @@ use std::time::Duration;
 use data_encoding::BASE64;
 use sha2::{Digest, Sha256};
 
-use super::{Lifecycle, ResultsView, RouteView, Snapshot, put, rfc3339, uncached};
-use crate::proto::http::Reply;
+use super::{Lifecycle, ResultsView, RouteView, Snapshot, put, rfc3339};
+use crate::proto::http::Response;
 
 /// The most connections that the status page lists; `/connections` has all.
 pub const PAGE_CONNECTIONS_MAX: usize = 100;
@@ -65,7 +65,7 @@ fn hash_source(text: &str) -> String {
 }
 
 /// `/`: the status page.
-pub fn page(snapshot: &Snapshot) -> Reply {
+pub fn page(snapshot: &Snapshot) -> Response {
     let (state, state_class) = match snapshot.lifecycle {
         Lifecycle::Draining => ("Shutting down", "warn"),
         Lifecycle::Serving if snapshot.is_degraded() => ("Degraded", "bad"),
@@ -88,7 +88,7 @@ pub fn page(snapshot: &Snapshot) -> Reply {
         _ => unreachable!("page.html asks for {name}"),
     });
     let policy = if can_talk { &FIXED.policy_with_form } else { &FIXED.policy };
-    uncached(Reply::html(200, body)).with("Content-Security-Policy", policy)
+    Response::html(200, body).with("Content-Security-Policy", policy)
 }
 
 /// Both paths that the form to talk needs have a route.
@@ -303,8 +303,8 @@ mod tests {
             });
             snapshot.add_live("input", BOTH);
         }
-        let reply = page(&snapshot);
-        let html = text(&reply);
+        let response = page(&snapshot);
+        let html = text(&response);
         assert!(!html.contains("<b a="));
         assert_eq!(
             html.matches("&lt;b a=&#39;1&#39; c=&quot;2&quot;&gt;&amp;{{state}}").count(),
@@ -314,7 +314,7 @@ mod tests {
         assert!(html.contains("The first 100 of 150"));
         assert!(html.contains("Serving"));
         assert!(
-            reply.headers.iter().any(|(name, value)| *name == "Content-Security-Policy" && value.contains("'none'"))
+            response.headers.iter().any(|(name, value)| *name == "Content-Security-Policy" && value.contains("'none'"))
         );
     }
 
@@ -348,14 +348,14 @@ mod tests {
         ] {
             let mut snapshot = empty(&stats);
             snapshot.routes = paths.iter().map(|path| view(path)).collect();
-            let reply = page(&snapshot);
-            let policy = &reply
+            let response = page(&snapshot);
+            let policy = &response
                 .headers
                 .iter()
                 .find(|(name, _)| *name == "Content-Security-Policy")
                 .unwrap()
                 .1;
-            assert_eq!(text(&reply).contains("<script"), can_talk, "{paths:?}");
+            assert_eq!(text(&response).contains("<script"), can_talk, "{paths:?}");
             assert_eq!(policy.contains("script-src"), can_talk, "{policy}");
             assert!(policy.starts_with("default-src 'none'; "), "{policy}");
         }
@@ -368,14 +368,14 @@ mod tests {
         snapshot.routes = ["/ws/input", "/ws/output/{task_id}"]
             .map(|path| RouteView { path: path.into(), ..relayed("any", vec![]) })
             .into();
-        let reply = page(&snapshot);
+        let response = page(&snapshot);
         let (_, policy) =
-            reply.headers.iter().find(|(name, _)| *name == "Content-Security-Policy").unwrap();
+            response.headers.iter().find(|(name, _)| *name == "Content-Security-Policy").unwrap();
         for (open, close, directive) in [
             ("<style>", "</style>", "style-src"),
             ("<script type=\"module\">", "</script>", "script-src"),
         ] {
-            let (_, rest) = text(&reply).split_once(open).expect(open);
+            let (_, rest) = text(&response).split_once(open).expect(open);
             let (inline, _) = rest.split_once(close).expect(close);
             assert!(policy.contains(&format!("{directive} {}", hash_source(inline))), "{policy}");
         }

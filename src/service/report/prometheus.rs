@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{BackendView, Lifecycle, Snapshot, put, uncached};
-use crate::proto::http::Reply;
+use super::{BackendView, Lifecycle, Snapshot, put};
+use crate::proto::http::Response;
 
 /// The media type of Prometheus' text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -11,7 +11,7 @@ const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 const PREFIX: &str = "aivtuber_gateway_";
 
 /// `/metrics`: every counter and gauge in Prometheus' text format.
-pub fn metrics(snapshot: &Snapshot) -> Reply {
+pub fn metrics(snapshot: &Snapshot) -> Response {
     let mut out = Exposition::default();
     let stats = snapshot.stats;
 
@@ -62,12 +62,7 @@ pub fn metrics(snapshot: &Snapshot) -> Reply {
     out.counter("log_lines_lost_total", "Log lines that could not be written.")
         .plain(stats.log_lines_lost);
 
-    uncached(Reply {
-        status: 200,
-        content_type: METRICS_TYPE,
-        headers: Vec::new(),
-        body: out.text.into_bytes(),
-    })
+    Response::new(200, METRICS_TYPE, out.text.into_bytes())
 }
 
 fn route_metrics(snapshot: &Snapshot, out: &mut Exposition) {
@@ -237,9 +232,9 @@ mod tests {
             ),
             relayed("same", vec![well("ws://a/"), well("ws://\"\\\n/")]),
         ];
-        let reply = metrics(&snapshot);
-        assert_eq!(reply.content_type, "text/plain; version=0.0.4; charset=utf-8");
-        let lines: Vec<&str> = text(&reply).lines().collect();
+        let response = metrics(&snapshot);
+        assert_eq!(response.content_type, "text/plain; version=0.0.4; charset=utf-8");
+        let lines: Vec<&str> = text(&response).lines().collect();
         for line in [
             r#"build_info{version="1.2.3"} 1"#,
             "uptime_seconds 93784",
@@ -263,11 +258,11 @@ mod tests {
             assert!(
                 lines.contains(&format!("aivtuber_gateway_{line}").as_str()),
                 "{line} in\n{}",
-                text(&reply)
+                text(&response)
             );
         }
-        assert!(!text(&reply).contains("redis"), "without results there is no Redis to be away");
-        assert!(!text(&reply).contains("results"));
+        assert!(!text(&response).contains("redis"), "without results there is no Redis to be away");
+        assert!(!text(&response).contains("results"));
     }
 
     #[test]
@@ -278,8 +273,8 @@ mod tests {
         let mut snapshot = empty(&stats);
         snapshot.results_wanted = true;
         snapshot.results = ResultsView { waiting: 3, retained: 2, retained_bytes: 1024 };
-        let reply = metrics(&snapshot);
-        let lines: Vec<&str> = text(&reply).lines().collect();
+        let response = metrics(&snapshot);
+        let lines: Vec<&str> = text(&response).lines().collect();
         for line in [
             "results_waiting_clients 3",
             "results_delivered_total 7",
@@ -293,7 +288,7 @@ mod tests {
             assert!(
                 lines.contains(&format!("aivtuber_gateway_{line}").as_str()),
                 "{line} in\n{}",
-                text(&reply)
+                text(&response)
             );
         }
         assert!(text(&page(&snapshot)).contains("<dt>Results kept</dt><dd>2 (1.0 KiB)</dd>"));
@@ -308,12 +303,12 @@ mod tests {
         snapshot.results_wanted = true;
         snapshot.routes =
             vec![relayed("input", vec![well("ws://a/")]), relayed("same", vec![well("ws://a/")])];
-        let reply = metrics(&snapshot);
-        assert!(text(&reply).ends_with('\n'));
+        let response = metrics(&snapshot);
+        assert!(text(&response).ends_with('\n'));
         let mut families = BTreeSet::new();
         let mut series = BTreeSet::new();
         let mut family = "";
-        for line in text(&reply).lines() {
+        for line in text(&response).lines() {
             if let Some(help) = line.strip_prefix("# HELP ") {
                 family = help.split_once(' ').expect("a help text").0;
                 assert!(families.insert(family), "{family} stands here once");

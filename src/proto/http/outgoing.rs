@@ -1,0 +1,296 @@
+//! The gateway's own HTTP responses.
+
+use super::{push_display, push_header};
+use std::rc::Rc;
+
+/// The media type of what programs read.
+pub const JSON: &str = "application/json";
+
+/// A response that the gateway makes itself. A backend's is a [`ResponseHead`](super::ResponseHead).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    pub status: u16,
+    pub content_type: &'static str,
+    /// The headers besides `Content-Type`, `Content-Length`, `Connection` and `Cache-Control: no-store`, which
+    /// [`Response::into_wire`] adds; a `Cache-Control` here replaces that one.
+    pub headers: Vec<(&'static str, String)>,
+    pub content: Content,
+}
+
+/// The content of a response, of known length.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Made for one client.
+    Bytes(Vec<u8>),
+    /// One copy in memory for every client that asked.
+    Shared(Shared),
+}
+
+/// Immutable bytes in pieces. A clone shares them.
+///
+/// Pieces, because a long text is made over several turns of the loop, and one buffer that grows would have to be copied.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shared {
+    pieces: Option<Rc<[Box<[u8]>]>>,
+    length: usize,
+}
+
+/// What a request decides about how its response is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    /// 0 for HTTP/1.0, else 1; 1 where no request could be read.
+    pub minor_version: u8,
+    /// The response to HEAD has the length of its content, and no content (RFC 9110 §9.3.2).
+    pub head_only: bool,
+    /// The connection takes another request after this response.
+    pub keep_alive: bool,
+}
+
+/// A response as it goes out: `first` is the head, with the content behind it if that was made for one client.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Wire {
+    pub first: Vec<u8>,
+    pub rest: Shared,
+}
+
+impl Form {
+    /// For the last response of a connection, whatever was asked.
+    pub const LAST: Form = Form { minor_version: 1, head_only: false, keep_alive: false };
+}
+
+impl Shared {
+    pub fn new(pieces: Vec<Box<[u8]>>) -> Shared {
+        let length = pieces.iter().map(|piece| piece.len()).sum();
+        Shared { pieces: Some(pieces.into()), length }
+    }
+
+    /// Length of all pieces, in bytes.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    pub fn pieces(&self) -> &[Box<[u8]>] {
+        self.pieces.as_deref().unwrap_or_default()
+    }
+}
+
+impl Content {
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        match self {
+            Content::Bytes(bytes) => bytes.len(),
+            Content::Shared(shared) => shared.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Response {
+    /// `body` is JSON already.
+    pub fn json(status: u16, body: impl Into<Vec<u8>>) -> Response {
+        Response::new(status, JSON, body.into())
+    }
+
+    /// `{"status":"error","error":why}`.
+    pub fn error(status: u16, why: &str) -> Response {
+        Response::json(status, serde_json::json!({"status": "error", "error": why}).to_string())
+    }
+
+    /// A page for people.
+    pub fn html(status: u16, body: impl Into<Vec<u8>>) -> Response {
+        Response::new(status, "text/html; charset=utf-8", body.into())
+    }
+
+    /// Plain text in UTF-8.
+    pub fn text(status: u16, body: impl Into<Vec<u8>>) -> Response {
+        Response::new(status, "text/plain; charset=utf-8", body.into())
+    }
+
+    /// Content that other responses share.
+    pub fn shared(content_type: &'static str, content: Shared) -> Response {
+        let content = Content::Shared(content);
+        Response { status: 200, content_type, headers: Vec::new(), content }
+    }
+
+    /// A response with status `status`, without further headers.
+    pub fn new(status: u16, content_type: &'static str, bytes: Vec<u8>) -> Response {
+        Response { status, content_type, headers: Vec::new(), content: Content::Bytes(bytes) }
+    }
+
+    /// The same with one more header. Control bytes in `value` go out as spaces: no value can end its line.
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Response {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    /// The response in the form that its request asked for. It has no `Date`, which only a server with a clock must send
+    /// (RFC 9110 §6.6.1).
+    pub fn into_wire(self, form: Form) -> Wire {
+        let has_content = self.status >= 200 && self.status != 204 && self.status != 304;
+        let mut first = Vec::with_capacity(256);
+        self.write_head(&mut first, form, has_content);
+        let mut rest = Shared::default();
+        if has_content && !form.head_only {
+            match self.content {
+                Content::Bytes(bytes) => first.extend_from_slice(&bytes),
+                Content::Shared(shared) => rest = shared,
+            }
+        }
+        Wire { first, rest }
+    }
+
+    fn write_head(&self, out: &mut Vec<u8>, form: Form, has_content: bool) {
+        // The gateway's own version, not the client's (RFC 9110 §2.5).
+        out.extend_from_slice(b"HTTP/1.1 ");
+        push_display(out, self.status);
+        out.push(b' ');
+        out.extend_from_slice(reason_phrase(self.status).as_bytes());
+        out.extend_from_slice(b"\r\n");
+        if has_content {
+            push_header(out, "Content-Type", self.content_type.as_bytes());
+            out.extend_from_slice(b"Content-Length: ");
+            push_display(out, self.content.len());
+            out.extend_from_slice(b"\r\n");
+        }
+        if !self.has("cache-control") {
+            push_header(out, "Cache-Control", b"no-store");
+        }
+        for (name, value) in &self.headers {
+            push_header(out, name, value.as_bytes());
+        }
+        let persistence = match (form.keep_alive, form.minor_version) {
+            (false, _) => Some("close"),
+            (true, 0) => Some("keep-alive"),
+            (true, _) => None,
+        };
+        // A message with Upgrade names it in Connection, too (RFC 9110 §7.8).
+        match (self.has("upgrade"), persistence) {
+            (true, Some(word)) => {
+                push_header(out, "Connection", format!("Upgrade, {word}").as_bytes())
+            }
+            (true, None) => push_header(out, "Connection", b"Upgrade"),
+            (false, Some(word)) => push_header(out, "Connection", word.as_bytes()),
+            (false, None) => {}
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.headers.iter().any(|(found, _)| found.eq_ignore_ascii_case(name))
+    }
+}
+
+/// The usual phrase for a status (RFC 9110 §15); empty for one that is not in the list, which is allowed on the wire.
+pub const fn reason_phrase(status: u16) -> &'static str {
+    match status {
+        101 => "Switching Protocols",
+        200 => "OK",
+        204 => "No Content",
+        304 => "Not Modified",
+        400 => "Bad Request",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        413 => "Content Too Large",
+        414 => "URI Too Long",
+        426 => "Upgrade Required",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{BadHead, Body, ResponseHead, empty_slots};
+    use super::*;
+
+    const KEPT: Form = Form { minor_version: 1, head_only: false, keep_alive: true };
+
+    fn wire(response: &Response, form: Form) -> String {
+        let Wire { first, rest } = response.clone().into_wire(form);
+        String::from_utf8([&first[..], &rest.pieces().concat()].concat()).unwrap()
+    }
+
+    #[test]
+    fn responses_have_length_and_persistence() {
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\
+                    Cache-Control: no-store\r\nX-A: b\r\n";
+        let old = Form { minor_version: 0, ..KEPT };
+        let pieces = Shared::new(vec![b"{".as_slice().into(), b"}".as_slice().into()]);
+        for response in [Response::json(200, "{}"), Response::shared(JSON, pieces)] {
+            let response = response.with("X-A", "b");
+            for (form, end) in [
+                (KEPT, "\r\n{}"),
+                (Form { head_only: true, ..KEPT }, "\r\n"),
+                (Form::LAST, "Connection: close\r\n\r\n{}"),
+                (old, "Connection: keep-alive\r\n\r\n{}"),
+                (Form { keep_alive: false, ..old }, "Connection: close\r\n\r\n{}"),
+            ] {
+                assert_eq!(wire(&response, form), format!("{head}{end}"), "{form:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn shared_content_is_not_copied() {
+        let content = Shared::new(vec![vec![b'a'; 1000].into(), vec![b'b'; 500].into()]);
+        let Wire { first, rest } = Response::shared(JSON, content.clone()).into_wire(KEPT);
+        assert!(first.ends_with(b"\r\n\r\n"), "the head alone is made for this client");
+        assert_eq!(rest.len(), 1500);
+        assert!(std::ptr::eq(rest.pieces(), content.pieces()));
+    }
+
+    #[test]
+    fn responses_are_heads_that_are_read_back() {
+        let response = Response::html(404, "<p>é</p>")
+            .with("Cache-Control", "max-age=5")
+            .with("X-A", "b\r\nEvil: c\0");
+        let bytes = wire(&response, KEPT);
+        let mut slots = empty_slots();
+        let (head, length) = ResponseHead::parse(bytes.as_bytes(), &mut slots).unwrap().unwrap();
+        assert_eq!((head.status, head.reason, head.body()), (404, "Not Found", Body::Length(9)));
+        assert_eq!(head.headers.all("cache-control").collect::<Vec<_>>(), [b"max-age=5"]);
+        assert_eq!(head.headers.text("x-a"), Some("b  Evil: c"));
+        assert_eq!(&bytes[length..], "<p>é</p>");
+        assert_eq!(
+            wire(&Response::text(204, ""), KEPT),
+            "HTTP/1.1 204 No Content\r\nCache-Control: no-store\r\n\r\n"
+        );
+        assert_eq!(
+            Response::error(400, "a \"b\"").content,
+            Content::Bytes(br#"{"status":"error","error":"a \"b\""}"#.to_vec())
+        );
+    }
+
+    #[test]
+    fn refusals_have_the_headers_that_their_status_demands() {
+        let response = BadHead { status: 426, why: "why" }.into_response();
+        assert!(wire(&response, KEPT).contains(
+            "\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nConnection: Upgrade\r\n\r\n"
+        ));
+        assert!(wire(&response, Form::LAST).contains("\r\nConnection: Upgrade, close\r\n\r\n"));
+        assert!(
+            wire(&BadHead { status: 405, why: "why" }.into_response(), KEPT)
+                .contains("\r\nAllow: GET, HEAD\r\n")
+        );
+        assert_eq!(
+            BadHead { status: 431, why: "why" }.into_response(),
+            Response::error(431, "why")
+        );
+    }
+}
