@@ -331,7 +331,7 @@ impl Theatre {
             "stats" => self.show_stats(),
             "reload" => {
                 change(settings, rest)?;
-                self.gateway.adopt(settings.clone());
+                self.gateway.reload(settings.clone());
             }
             "host" => self.set_host(rest)?,
             _ => {

@@ -34,6 +34,11 @@ impl Key {
     pub fn needs_restart(&self) -> bool {
         self.needs_restart
     }
+
+    /// A valid value, as the file has it, that is not the default: for tests that try every key.
+    pub fn example(&self) -> &'static str {
+        self.kind.example()
+    }
 }
 
 /// A duration.
@@ -89,13 +94,14 @@ macro_rules! flag {
 
 /// One of several words.
 macro_rules! word {
-    ($($field:ident).+, $words:expr) => {
+    ($($field:ident).+, $words:expr, $example:literal) => {
         Kind::Text {
             get: |c| word_of($words, c.$($field).+).into(),
             set: |c, word| {
                 c.$($field).+ = value_of($words, word)?;
                 Ok(())
             },
+            example: concat!("\"", $example, "\""),
         }
     };
 }
@@ -126,6 +132,7 @@ pub const SECTIONS: &[Section] = &[
                 Kind::List {
                     get: |c| c.reactor.listen.iter().map(SocketAddr::to_string).collect(),
                     set: |c, addresses| set_listen(c, addresses),
+                    example: "[\"127.0.0.1:17\"]",
                 },
             ),
             at_start("reuse_port", flag!(reactor.reuse_port)),
@@ -147,6 +154,7 @@ pub const SECTIONS: &[Section] = &[
                         c.gateway.limits.allowed_origins = each(rules, OriginRule::parse)?;
                         Ok(())
                     },
+                    example: "[\"https://17.example\"]",
                 },
             ),
         ],
@@ -162,7 +170,7 @@ pub const SECTIONS: &[Section] = &[
             live("max_message", limit!(gateway.session.max_message, 1..=TIB)),
             live(
                 "on_backend_failure",
-                word!(gateway.session.on_backend_failure, ON_BACKEND_FAILURE),
+                word!(gateway.session.on_backend_failure, ON_BACKEND_FAILURE, "http"),
             ),
         ],
     },
@@ -182,6 +190,7 @@ pub const SECTIONS: &[Section] = &[
                         c.gateway.session.output.audio_root = path.into();
                         Ok(())
                     },
+                    example: "\"/seventeen\"",
                 },
             ),
             live("max_audio", size!(gateway.session.output.max_audio, 1..=TIB)),
@@ -197,6 +206,7 @@ pub const SECTIONS: &[Section] = &[
                 Kind::List {
                     get: |c| c.gateway.link.urls.clone(),
                     set: |c, urls| set_redis(c, urls),
+                    example: "[\"redis://seventeen\"]",
                 },
             ),
             at_start(
@@ -207,9 +217,10 @@ pub const SECTIONS: &[Section] = &[
                         c.gateway.link.channel_prefix = check_prefix(prefix)?;
                         Ok(())
                     },
+                    example: "\"seventeen:\"",
                 },
             ),
-            at_start("subscribe", word!(gateway.link.subscribe, SUBSCRIBE)),
+            at_start("subscribe", word!(gateway.link.subscribe, SUBSCRIBE, "task")),
             live("grace", time!(gateway.link.grace)),
         ],
     },
@@ -224,6 +235,7 @@ pub const SECTIONS: &[Section] = &[
                         c.log.level = parse_level(level)?;
                         Ok(())
                     },
+                    example: "\"debug\"",
                 },
             ),
             live(
@@ -239,9 +251,10 @@ pub const SECTIONS: &[Section] = &[
                         c.log.file = (!path.is_empty()).then(|| path.into());
                         Ok(())
                     },
+                    example: "\"seventeen.log\"",
                 },
             ),
-            live("format", word!(log.format, FORMAT)),
+            live("format", word!(log.format, FORMAT, "json")),
             live("max_size", limit!(log.max_size, 4 * KIB..=TIB)),
             live("keep", count!(log.keep, 0..=1000)),
         ],

@@ -29,9 +29,19 @@ pub(super) enum Kind {
     /// `true` or `false`.
     Flag { get: fn(&Config) -> bool, set: fn(&mut Config, bool) },
     /// A string.
-    Text { get: fn(&Config) -> String, set: fn(&mut Config, &str) -> Result<(), String> },
+    Text {
+        get: fn(&Config) -> String,
+        set: fn(&mut Config, &str) -> Result<(), String>,
+        /// Another value than the default, as the file has it.
+        example: &'static str,
+    },
     /// A string or a list of strings.
-    List { get: fn(&Config) -> Vec<String>, set: SetList },
+    List {
+        get: fn(&Config) -> Vec<String>,
+        set: SetList,
+        /// Another value than the default, as the file has it.
+        example: &'static str,
+    },
 }
 
 type SetList = fn(&mut Config, &[String]) -> Result<(), BadItem>;
@@ -58,6 +68,17 @@ impl Kind {
             Kind::Flag { .. } => "true or false".into(),
             Kind::Text { .. } => "a string".into(),
             Kind::List { .. } => "a string, or a list of strings".into(),
+        }
+    }
+
+    /// A valid value, as the file has it, that is not the default.
+    pub(super) fn example(&self) -> &'static str {
+        match self {
+            Kind::Time { .. } => "\"17s\"",
+            Kind::Size { .. } => "\"17KiB\"",
+            Kind::Count { .. } => "17",
+            Kind::Flag { .. } => "true",
+            Kind::Text { example, .. } | Kind::List { example, .. } => example,
         }
     }
 
@@ -88,8 +109,8 @@ impl Kind {
             Kind::Time { get, set } => set(to, get(from)),
             Kind::Size { get, set, .. } | Kind::Count { get, set, .. } => set(to, get(from)),
             Kind::Flag { get, set } => set(to, get(from)),
-            Kind::Text { get, set } => set(to, &get(from)).expect("a value in use is valid"),
-            Kind::List { get, set } => set(to, &get(from)).expect("a value in use is valid"),
+            Kind::Text { get, set, .. } => set(to, &get(from)).expect("a value in use is valid"),
+            Kind::List { get, set, .. } => set(to, &get(from)).expect("a value in use is valid"),
         }
     }
 

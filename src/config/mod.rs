@@ -226,7 +226,6 @@ mod tests {
 
     use log::LevelFilter;
 
-    use super::kind::Kind;
     use super::*;
     use crate::logging;
     use crate::service::route::{BackendUrl, RouteSettings};
@@ -325,23 +324,9 @@ mod tests {
 
     #[test]
     fn every_key_is_read_shown_and_compared() {
-        let other = |key: &Key| match (key.name, &key.kind) {
-            (_, Kind::Time { .. }) => "\"17s\"",
-            (_, Kind::Size { .. }) => "\"17KiB\"",
-            (_, Kind::Count { .. }) => "17",
-            (_, Kind::Flag { .. }) => "true",
-            ("listen", _) => "[\"127.0.0.1:17\"]",
-            ("allowed_origins", _) => "[\"https://17.example\"]",
-            ("url", _) => "[\"redis://seventeen\"]",
-            ("on_backend_failure", _) => "\"http\"",
-            ("subscribe", _) => "\"task\"",
-            ("level", _) => "\"debug\"",
-            ("format", _) => "\"json\"",
-            _ => "\"seventeen\"",
-        };
         for section in SECTIONS {
             for key in section.keys {
-                let line = format!("{} = {}", key.name, other(key));
+                let line = format!("{} = {}", key.name, key.example());
                 let mut changed = parsed(&format!("[{}]\n{line}\n", section.name));
                 assert_ne!(changed, Config::default(), "{line}");
                 assert!(

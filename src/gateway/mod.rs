@@ -6,7 +6,7 @@
 //! 1. [`Gateway::begin_turn`] sets the moment of the turn.
 //! 2. [`Gateway::ready`] for each event, [`Gateway::handle_answer`] for each finished background job.
 //! 3. [`Gateway::settle`]: Redis is read, sessions that yielded go on, deadlines are judged, results are delivered.
-//! 4. [`Gateway::admit`] for each accepted connection; [`Gateway::drain`], [`Gateway::stop`], [`Gateway::adopt`] on a signal.
+//! 4. [`Gateway::admit`] for each accepted connection; [`Gateway::drain`], [`Gateway::stop`], [`Gateway::reload`] on a signal.
 //! 5. [`Gateway::finish_turn`]: Redis is written, sessions that ended are freed.
 //! 6. [`Gateway::poll_job`] until there is none: the turn's work for the background threads.
 //!
@@ -17,7 +17,10 @@
 //!   event of this turn cannot reach another session.
 
 mod redis;
+mod reload;
 mod snapshot;
+
+pub use reload::InEffect;
 
 use crate::base::moment::Moment;
 use crate::base::table::FIRST_BYTES;
@@ -389,32 +392,6 @@ impl Gateway {
         self.cx.results.finish(self.cx.now);
         self.drain_sessions(Drain::Finish);
         self.check_drain();
-    }
-
-    /// Takes other settings. Open connections stay, with the route they came by.
-    pub fn adopt(&mut self, settings: Settings) {
-        let Settings { session, limits, routes, drain_timeout, tasks, link } = settings;
-        let clients = self
-            .sessions
-            .iter()
-            .filter(|(_, session)| session.who().admission == Admission::Client);
-        self.cx.limits.reload(limits, clients.map(|(_, session)| session.who().ip));
-        if wants_redis(&routes, &link) && self.cx.results.link().is_none() {
-            match Link::new(&link, tasks, self.cx.now, self.cx.chance.u64(..)) {
-                Ok(link) => self.cx.results.begin_link(link),
-                Err(why) => warn!(target: "redis", "no link to Redis why=\"{why}\""),
-            }
-        }
-        self.cx.routes.reload(routes, &mut self.cx.upstreams);
-        self.cx.settings = session;
-        self.cx.results.reload(&link, tasks);
-        self.drain_timeout = drain_timeout;
-        log_routes(&self.cx);
-        let keys: Vec<usize> = self.sessions.iter().map(|(key, _)| key).collect();
-        for key in keys {
-            self.sessions[key].reload(self.cx.now);
-            self.drive(key);
-        }
     }
 
     /// A drain has ended: nothing is left to be done.

@@ -123,6 +123,11 @@ impl Logging {
         sink.reopen();
     }
 
+    /// The settings in effect.
+    pub fn settings(&self) -> Settings {
+        lock(&self.sink).settings.clone()
+    }
+
     /// Writes the lines that wait, without waiting for anything, unless the last ones were written a moment ago or did not go out.
     /// Called once a turn of the loop, and at the moment that it answers.
     pub fn turn(&self, now: Moment) -> LogState {

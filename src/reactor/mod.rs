@@ -198,7 +198,7 @@ impl<C: Send + 'static> Reactor<C> {
             self.handle_signals();
         }
         if let Some(settings) = config.and_then(|config| (self.hooks.apply_config)(config)) {
-            self.gateway.adopt(settings);
+            self.gateway.reload(settings);
         }
         self.gateway.finish_turn();
         while let Some(job) = self.gateway.poll_job() {

@@ -65,6 +65,11 @@ impl Limits {
         Self { settings, open: 0, per_address }
     }
 
+    /// The settings in effect.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// Counts a connection from `ip`. It must be [released](Limits::release) with the same address.
     ///
     /// # Errors

@@ -561,6 +561,21 @@ impl Routes {
         self.current.iter().find_map(|route| Some((route, route.path.match_path(path)?)))
     }
 
+    /// The current routes as the configuration has them.
+    pub fn settings(&self, upstreams: &Upstreams) -> Vec<RouteSettings> {
+        let settings = self.current.iter().map(|route| {
+            let target = match &route.target {
+                RouteTarget::Relay { upstreams: ids, host } => Target::Backend {
+                    urls: ids.iter().map(|&id| upstreams.url(id).clone()).collect(),
+                    host: host.clone(),
+                },
+                RouteTarget::Output => Target::Output,
+            };
+            RouteSettings { name: route.name.to_string(), path: route.path.clone(), target }
+        });
+        settings.collect()
+    }
+
     /// The current routes in file order.
     pub fn iter(&self) -> impl Iterator<Item = &Rc<Route>> {
         self.current.iter()

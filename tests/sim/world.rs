@@ -422,7 +422,7 @@ impl World {
                 self.kernel.borrow_mut().note(|| "reload".into());
                 self.is_reloaded = true;
                 self.settings = (*settings).clone();
-                self.gateway.adopt(*settings);
+                self.gateway.reload(*settings);
             }
             _ => unreachable!("no order"),
         }

@@ -1,0 +1,76 @@
+//! New settings for a running gateway: each part gets its own, by its `reload`.
+//!
+//! [`Gateway::in_effect`] reads the settings back from the parts, so that a test can compare a reloaded
+//! gateway with one that was started with the same settings. A part that keeps settings belongs in
+//! both: `tests/reload.rs` fails for every live key whose part is missing in either.
+
+use std::time::Duration;
+
+use log::warn;
+
+use super::{Gateway, Settings, log_routes, wants_redis};
+use crate::service::limits;
+use crate::service::link::{self, Link};
+use crate::service::route::RouteSettings;
+use crate::service::tasks;
+use crate::session::{self, Admission};
+
+/// The settings that the parts of a gateway work with, read from each of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InEffect {
+    /// Of all sessions.
+    pub session: session::Settings,
+    /// Of the connection limits.
+    pub limits: limits::Settings,
+    /// In file order.
+    pub routes: Vec<RouteSettings>,
+    /// Of the next drain.
+    pub drain_timeout: Option<Duration>,
+    /// For results in memory.
+    pub retention: tasks::Settings,
+    /// Of the link to Redis, and for the results that Redis keeps; `None` without a link.
+    pub redis: Option<(link::Settings, tasks::Settings)>,
+}
+
+impl Gateway {
+    /// Takes other settings. Open connections stay, with the routes that they came by. What needs a
+    /// restart must be the same as before, see `Config::keep_until_restart`.
+    pub fn reload(&mut self, settings: Settings) {
+        let Settings { session, limits, routes, drain_timeout, tasks, link } = settings;
+        let clients = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.who().admission == Admission::Client);
+        self.cx.limits.reload(limits, clients.map(|(_, session)| session.who().ip));
+        self.cx.results.reload(&link, tasks);
+        if wants_redis(&routes, &link) && self.cx.results.link().is_none() {
+            // The first route that serves results has come with this reload.
+            match Link::new(&link, tasks, self.cx.now, self.cx.chance.u64(..)) {
+                Ok(link) => self.cx.results.begin_link(link),
+                Err(why) => warn!(target: "redis", "no link to Redis why=\"{why}\""),
+            }
+        }
+        self.cx.routes.reload(routes, &mut self.cx.upstreams);
+        self.cx.settings = session;
+        self.drain_timeout = drain_timeout;
+        log_routes(&self.cx);
+        let keys: Vec<usize> = self.sessions.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            self.sessions[key].reload(self.cx.now);
+            self.drive(key);
+        }
+    }
+
+    /// The settings that the parts work with.
+    pub fn in_effect(&mut self) -> InEffect {
+        let cx = &mut self.cx;
+        InEffect {
+            session: cx.settings.clone(),
+            limits: cx.limits.settings().clone(),
+            routes: cx.routes.settings(&cx.upstreams),
+            drain_timeout: self.drain_timeout,
+            retention: cx.results.tasks().settings(),
+            redis: cx.results.link().map(|link| (link.settings().clone(), link.retention())),
+        }
+    }
+}
