@@ -1,7 +1,9 @@
-//! Results and a real Redis: what is kept there, in which order, and how often, with several gateways, absences and restarts.
+//! Results and a real Redis: what is kept there, in which order, and how often, with several
+//! gateways, absences and restarts.
 //!
-//! A [`Process`] is a whole gateway, turned by the test; its Redis sockets go to a `redis-server` that each test starts for
-//! itself, on a Unix socket in a folder of its own. Only the clients are in memory.
+//! A [`Process`] is a whole gateway, turned by the test; its Redis sockets go to a `redis-server`
+//! that each test starts for itself, on a Unix socket in a folder of its own. Only the clients are
+//! in memory.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -27,10 +29,10 @@ use log::{LevelFilter, Log, Metadata, Record};
 use redis::Commands;
 use uuid::Uuid;
 
-/// How long anything may take before the test calls it broken.
+/// Timeout for whatever a test waits for.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A `redis-server` of our own; gone with the test.
+/// A `redis-server` of the test's own, stopped with it.
 struct Server {
     folder: PathBuf,
     process: Child,
@@ -67,7 +69,7 @@ impl Server {
         }
     }
 
-    /// Ends it and starts an empty one in its place.
+    /// Kills it and starts an empty one in its place.
     fn restart(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
@@ -98,7 +100,8 @@ impl Drop for Server {
     }
 }
 
-/// One gateway process: the gateway itself, with clients in memory and its Redis sockets to a real server.
+/// One gateway process: the gateway itself, with clients in memory and its Redis sockets to a real
+/// server.
 struct Process {
     clock: Clock,
     gateway: Gateway,
@@ -109,7 +112,8 @@ struct Process {
 
 type ClientId = u32;
 
-/// The streams of the two Redis connections, in the order of `REDIS_ROLES`. `None`: not connected, or cut.
+/// The streams of the two Redis connections, in the order of `REDIS_ROLES`. `None`: not connected,
+/// or cut.
 type RedisStreams = [Option<UnixStream>; 2];
 
 struct Client {
@@ -126,7 +130,7 @@ struct ClientWire {
     has_left: bool,
 }
 
-/// An event says that anything may be possible; the call then finds out.
+/// An event that announces everything; the call then finds out what is there.
 const READY: Ready = Ready { readable: true, writable: true, read_closed: false };
 
 impl Process {
@@ -184,12 +188,12 @@ impl Process {
         self.gateway.finish_turn();
     }
 
-    /// Loses its connection of this role; it notices when it next looks.
+    /// Cuts its connection of this role, which it notices when it next reads.
     fn cut(&mut self, role: RedisRole) {
         self.redis.borrow_mut()[role as usize] = None;
     }
 
-    /// A client comes for this task, while nothing comes from Redis.
+    /// Adds a client that waits for this task. Nothing is read from Redis meanwhile.
     fn join(&mut self, task: Uuid) -> ClientId {
         self.join_as(&task.to_string())
     }
@@ -364,20 +368,23 @@ fn take_log() -> Vec<String> {
     LOGGED.with(|lines| std::mem::take(&mut *lines.borrow_mut()))
 }
 
-fn await_all(gateways: &mut [&mut Process], mut is_so: impl FnMut(&mut [&mut Process]) -> bool) {
+fn await_all(
+    gateways: &mut [&mut Process],
+    mut is_reached: impl FnMut(&mut [&mut Process]) -> bool,
+) {
     let since = Instant::now();
     loop {
         gateways.iter_mut().for_each(|gateway| gateway.step());
-        if is_so(gateways) {
+        if is_reached(gateways) {
             return;
         }
-        assert!(since.elapsed() < PATIENCE, "it does not come to pass");
+        assert!(since.elapsed() < PATIENCE, "the awaited state is never reached");
         std::thread::sleep(Duration::from_micros(200));
     }
 }
 
-/// What a client that comes now is given, once Redis has answered what it keeps.
-fn told_to_a_new_client(gateway: &mut Process, task: Uuid) -> Vec<String> {
+/// The results that a new client gets, once Redis has answered what it keeps.
+fn results_of_a_new_client(gateway: &mut Process, task: Uuid) -> Vec<String> {
     let key = gateway.join(task);
     await_all(&mut [gateway], |gateways| gateways[0].is_answered());
     assert_eq!(gateway.status(task), (Status::Waiting, true));
@@ -396,9 +403,9 @@ fn payload(text: &str) -> String {
 
 const TASK: Uuid = Uuid::from_u128(0x0f8fad5b_d9cb_469f_a165_70867728950e);
 
-/// Until every gateway has heard everything and Redis has confirmed all of it.
+/// Waits until every gateway has received everything and Redis has confirmed all of it.
 fn settle(gateways: &mut [&mut Process], server: &Server) {
-    // What was published before this marker is heard before it.
+    // A subscription keeps the order, so what was published before this marker arrives before it.
     let marker = Uuid::from_u128(fastrand::u128(..));
     publish(&mut server.client(), marker, "marker");
     await_all(gateways, |gateways| {
@@ -417,11 +424,11 @@ fn results_survive_a_restart_of_the_gateway() {
         publish(&mut worker, TASK, text);
     }
     settle(&mut [&mut gateway], &server);
-    assert_eq!(told_to_a_new_client(&mut gateway, TASK), ["a", "b", "a", "c"]);
+    assert_eq!(results_of_a_new_client(&mut gateway, TASK), ["a", "b", "a", "c"]);
     drop(gateway);
     let mut gateway = Process::start(&server);
     for _ in 0..2 {
-        assert_eq!(told_to_a_new_client(&mut gateway, TASK), ["a", "b", "a", "c"]);
+        assert_eq!(results_of_a_new_client(&mut gateway, TASK), ["a", "b", "a", "c"]);
     }
     let ttl: i64 = worker.pttl(format!("task_response_kept:{TASK}")).unwrap();
     assert!(ttl > 200_000 && ttl <= 300_000, "{ttl}");
@@ -439,7 +446,7 @@ fn result_heard_by_several_gateways_is_kept_once() {
     settle(&mut gateways.iter_mut().collect::<Vec<_>>(), &server);
     gateways.push(Process::start(&server));
     for gateway in &mut gateways {
-        assert_eq!(told_to_a_new_client(gateway, TASK), texts);
+        assert_eq!(results_of_a_new_client(gateway, TASK), texts);
     }
 }
 
@@ -454,12 +461,12 @@ fn gateway_that_missed_one_of_two_equal_results_changes_nothing() {
     for text in ["a", "b", "a"] {
         publish(&mut worker, TASK, text);
     }
-    // The late one is first to store.
+    // The late one stores first.
     settle(&mut [&mut late], &server);
     settle(&mut [&mut steady], &server);
     let mut third = Process::start(&server);
     for gateway in [&mut steady, &mut late, &mut third] {
-        assert_eq!(told_to_a_new_client(gateway, TASK), ["a", "a", "b", "a"]);
+        assert_eq!(results_of_a_new_client(gateway, TASK), ["a", "a", "b", "a"]);
     }
 }
 
@@ -468,7 +475,7 @@ fn gateway_that_heard_half_does_not_decide_the_order() {
     let server = Server::start();
     let mut steady = Process::start(&server);
     let mut worker = server.client();
-    // The steady one hears all of it, but is slow to store.
+    // The steady one receives everything, but is slow to store.
     publish(&mut worker, TASK, "a");
     publish(&mut worker, TASK, "b");
     let mut late = Process::start(&server);
@@ -476,10 +483,13 @@ fn gateway_that_heard_half_does_not_decide_the_order() {
         publish(&mut worker, TASK, text);
     }
     settle(&mut [&mut late], &server);
-    assert_eq!(told_to_a_new_client(&mut Process::start(&server), TASK), ["c", "a", "d"]);
+    assert_eq!(results_of_a_new_client(&mut Process::start(&server), TASK), ["c", "a", "d"]);
     settle(&mut [&mut steady], &server);
-    assert_eq!(told_to_a_new_client(&mut Process::start(&server), TASK), ["a", "b", "c", "a", "d"]);
-    assert_eq!(told_to_a_new_client(&mut steady, TASK), ["a", "b", "c", "a", "d"]);
+    assert_eq!(
+        results_of_a_new_client(&mut Process::start(&server), TASK),
+        ["a", "b", "c", "a", "d"]
+    );
+    assert_eq!(results_of_a_new_client(&mut steady, TASK), ["a", "b", "c", "a", "d"]);
 }
 
 #[test]
@@ -492,7 +502,8 @@ fn gateway_without_subscription_does_not_deliver_from_the_middle() {
     let mut late = Process::start(&server);
     publish(&mut worker, TASK, "b");
     settle(&mut [&mut late], &server);
-    // It has heard the second one only, and loses its ear before anybody has asked for the first.
+    // It has received the second one only, and loses its subscription before a client asks for the
+    // first.
     late.cut(RedisRole::Subscriber);
     late.step();
     let key = late.join(TASK);
@@ -516,8 +527,8 @@ fn set_result_is_found_and_delivered_once() {
     publish(&mut worker, TASK, "b");
     settle(&mut [&mut gateway], &server);
     assert_eq!(gateway.got(key), ["a", "b", "b"]);
-    assert_eq!(told_to_a_new_client(&mut gateway, TASK), ["a", "b", "b"]);
-    assert_eq!(told_to_a_new_client(&mut Process::start(&server), TASK), ["a", "b", "b"]);
+    assert_eq!(results_of_a_new_client(&mut gateway, TASK), ["a", "b", "b"]);
+    assert_eq!(results_of_a_new_client(&mut Process::start(&server), TASK), ["a", "b", "b"]);
 }
 
 #[test]
@@ -525,13 +536,13 @@ fn result_set_during_an_absence_is_found_after_the_reconnect() {
     let mut server = Server::start();
     let mut gateway = Process::start(&server);
     let key = gateway.join(TASK);
-    let shouted = gateway.join_as(&TASK.to_string().to_uppercase());
+    let in_capitals = gateway.join_as(&TASK.to_string().to_uppercase());
     await_all(&mut [&mut gateway], |gateways| gateways[0].is_answered());
     server.restart();
     let name = format!("task_response:{}", TASK.to_string().to_uppercase());
     let _: () = server.client().set(name, payload("a")).unwrap();
     await_all(&mut [&mut gateway], |gateways| {
-        gateways[0].got(key) == ["a"] && gateways[0].got(shouted) == ["a"]
+        gateways[0].got(key) == ["a"] && gateways[0].got(in_capitals) == ["a"]
     });
     let logged = take_log();
     let words: Vec<&str> = logged.iter().filter_map(|line| line.split(' ').next()).collect();
@@ -549,7 +560,7 @@ fn redis_that_returns_empty_removes_nothing_from_memory() {
     await_all(&mut [&mut gateway], |gateways| gateways[0].is_up());
     publish(&mut server.client(), TASK, "b");
     settle(&mut [&mut gateway], &server);
-    assert_eq!(told_to_a_new_client(&mut gateway, TASK), ["a", "b"]);
+    assert_eq!(results_of_a_new_client(&mut gateway, TASK), ["a", "b"]);
 }
 
 #[test]
@@ -560,7 +571,7 @@ fn results_heard_by_others_during_an_absence_are_delivered_after_it() {
     let key = absent.join(TASK);
     publish(&mut worker, TASK, "a");
     settle(&mut [&mut absent, &mut steady], &server);
-    // Both of its lines are cut; it notices only when it looks again.
+    // Both of its connections are cut; it notices only in its next turn.
     REDIS_ROLES.into_iter().for_each(|role| absent.cut(role));
     for text in ["b", "a"] {
         publish(&mut worker, TASK, text);
@@ -586,7 +597,7 @@ fn losing_the_store_connection_does_not_interrupt_the_subscription() {
     await_all(&mut [&mut gateway], |gateways| gateways[0].is_answered());
     assert_eq!(gateway.got(key).len(), 20);
     drop(gateway);
-    assert_eq!(told_to_a_new_client(&mut Process::start(&server), TASK).len(), 20);
+    assert_eq!(results_of_a_new_client(&mut Process::start(&server), TASK).len(), 20);
 }
 
 #[test]
@@ -628,16 +639,17 @@ fn flushed_script_and_full_task_are_handled() {
     }
     settle(&mut [&mut gateway], &server);
     assert_eq!(gateway.gateway.results().link().unwrap().dropped(), 10);
-    // A key of somebody else's does not keep the others in its batch from being stored.
+    // A key of another type, made by another program, does not keep the rest of its batch from
+    // being stored.
     let (strange, other) = (Uuid::from_u128(3), Uuid::from_u128(4));
     let _: () = worker.set(format!("task_response_kept:{strange}"), "strange").unwrap();
     publish(&mut worker, strange, "c");
     publish(&mut worker, other, "d");
     settle(&mut [&mut gateway], &server);
-    assert_eq!(told_to_a_new_client(&mut gateway, strange), ["c"]);
+    assert_eq!(results_of_a_new_client(&mut gateway, strange), ["c"]);
     let mut fresh = Process::start(&server);
-    assert_eq!(told_to_a_new_client(&mut fresh, other), ["d"]);
-    let kept = told_to_a_new_client(&mut fresh, TASK);
+    assert_eq!(results_of_a_new_client(&mut fresh, other), ["d"]);
+    let kept = results_of_a_new_client(&mut fresh, TASK);
     assert_eq!(
         (kept.len(), kept[0].as_str(), kept[1].as_str(), kept[1023].as_str()),
         (1024, "a", "b", "1023")
@@ -682,7 +694,7 @@ fn password_and_database_are_used() {
     });
     let logged = take_log();
     assert!(matches!(&logged[..], [_, line] if line.contains("NOPERM")), "{logged:?}");
-    assert_eq!(told_to_a_new_client(&mut unscripted, TASK), ["b"]);
+    assert_eq!(results_of_a_new_client(&mut unscripted, TASK), ["b"]);
 
     let mut wrong =
         Process::new(&format!("{}?user=gate&pass=wrong", server.url()), Subscribe::Pattern);
@@ -696,9 +708,12 @@ fn password_and_database_are_used() {
     await_all(&mut [&mut wrong], |gateways| gateways[0].is_up());
 }
 
-/// Gateways come, go, are cut off and killed at random while results are published; one gateway hears everything, late. In the end
-/// each of them, and a new one, tells every task's results in order, each once; and so it was told to every client that stayed. Where
-/// many results are equal, those who did not hear all of them promise only to tell as many.
+/// Gateways are started, killed and cut off at random while results are published; the first one
+/// receives everything, but late. At the end each of them, and a new one, must deliver every task's
+/// results in order and once, and every client that stayed must have got them so.
+///
+/// With few different `contents` most results are equal. A gateway that missed some of them can then
+/// only promise the right number of each.
 fn random_faults(seed: u64, contents: usize) {
     let mut chance = fastrand::Rng::with_seed(seed);
     let server = Server::start();
@@ -720,7 +735,7 @@ fn random_faults(seed: u64, contents: usize) {
                 let role = *chance.choice(&REDIS_ROLES).unwrap();
                 gateways[1 + chance.usize(..2)].cut(role);
             }
-            // The one that hears everything may lose its hand, but not its subscription.
+            // The one that receives everything may lose its store connection, not its subscription.
             49..50 => {
                 gateways[0].cut(RedisRole::Store);
             }
@@ -739,7 +754,7 @@ fn random_faults(seed: u64, contents: usize) {
     gateways.push(Process::start(&server));
     for (i, gateway) in gateways.iter_mut().enumerate() {
         for task in &tasks {
-            let (mut got, mut expected) = (told_to_a_new_client(gateway, *task), told(task));
+            let (mut got, mut expected) = (results_of_a_new_client(gateway, *task), told(task));
             if i > 0 && contents < 1000 {
                 got.sort();
                 expected.sort();

@@ -2,12 +2,15 @@
 //!
 //! `Link` knows the protocol and the deadlines; this file knows sockets. Once a turn:
 //!
-//! 1. [`RedisSockets::read`], if a socket had an event: reads, with a limit per connection, and hands the bytes to the link.
+//! 1. [`RedisSockets::read`], if a socket had an event: reads, with a limit per connection, and
+//!    hands the bytes to the link.
 //! 2. The gateway delivers what was published.
-//! 3. [`RedisSockets::flush`]: opens and closes connections, then sends what the link wants to send. This comes after the
-//!    deliveries, because a client waits for its result and nobody waits for it to be stored.
+//! 3. [`RedisSockets::flush`]: opens and closes connections, then sends what the link wants to
+//!    send. This comes after the deliveries, because a client waits for its result and nobody waits
+//!    for it to be stored.
 //!
-//! A server's name is looked up by the background threads, and its addresses are tried one after the other.
+//! A server's name is looked up by the background threads, and its addresses are tried one after
+//! the other.
 
 use crate::net::{Conn, Io, PeerAddress, Ready, Source};
 use crate::service::link::{Action, Address, REDIS_ROLES, RedisRole};
@@ -23,7 +26,8 @@ const READS_PER_TURN: usize = 8;
 /// The sockets of both connections.
 pub(super) struct RedisSockets {
     sockets: [Socket; 2],
-    /// [`RedisSockets::read`] has something to do: an event came, or the last turn left bytes unread.
+    /// [`RedisSockets::read`] has something to do: an event came, or the last turn left bytes
+    /// unread.
     has_news: bool,
 }
 
@@ -130,7 +134,8 @@ impl RedisSockets {
         }
     }
 
-    /// Begins to connect to the first of `addresses` that the kernel accepts; `otherwise` is the failure if there is none.
+    /// Begins to connect to the first of `addresses` that the kernel accepts; `otherwise` is the
+    /// failure if there is none.
     fn dial(
         &mut self,
         role: RedisRole,

@@ -1,8 +1,9 @@
-//! The alarm that ends a wait for events when something is due: a timer of the kernel's, watched like a socket.
+//! The timer that ends a wait for events: a `timerfd`, registered like a socket.
 //!
-//! Surprising: it is hardly ever set. A time-out given with each wait is a timer that the kernel arms and disarms for each
-//! message of a quiet gateway; deadlines, however, nearly always move later (a connection that says something is idle later).
-//! So the alarm stays at the earliest moment it was ever asked for, rings there, perhaps in vain, and is set anew then.
+//! It is rarely set. A timeout passed to each wait would have the kernel arm and disarm a timer for
+//! every message of a quiet gateway, although deadlines nearly always move later: a connection that
+//! sends something will be idle later. So the timer stays at the earliest moment it was ever asked
+//! for, fires there, perhaps with nothing due, and is set anew.
 
 use crate::base::moment::Moment;
 use crate::net::Source;
@@ -16,14 +17,18 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-/// See the top of this file.
+/// The timer of the loop; see the module's description.
 pub struct Alarm {
     timer: OwnedFd,
-    rings_at: Option<Moment>,
+    /// When it fires; `None` while it is not set.
+    fires_at: Option<Moment>,
 }
 
 impl Alarm {
-    /// An alarm that is not set.
+    /// A timer that is not set.
+    ///
+    /// # Errors
+    /// When the system has no descriptor left.
     pub fn register(registry: &Registry) -> io::Result<Alarm> {
         let timer = timerfd_create(
             TimerfdClockId::Monotonic,
@@ -34,27 +39,31 @@ impl Alarm {
             Source::Alarm.into(),
             Interest::READABLE,
         )?;
-        Ok(Alarm { timer, rings_at: None })
+        Ok(Alarm { timer, fires_at: None })
     }
 
-    /// It rings at `at` or earlier. `now` is the turn's moment.
+    /// Makes it fire at `at` or earlier. `now` is the moment of the turn.
+    ///
+    /// # Errors
+    /// What `timerfd_settime(2)` reports; none is expected.
     pub fn set(&mut self, at: Moment, now: Moment) -> io::Result<()> {
-        if self.rings_at.is_some_and(|rings_at| rings_at <= at) {
+        if self.fires_at.is_some_and(|fires_at| fires_at <= at) {
             return Ok(());
         }
-        // Nothing at all would disarm it.
+        // A wait of zero would disarm it.
         let wait = (at - now).max(Duration::from_nanos(1));
         let value = Timespec::try_from(wait)
             .unwrap_or(Timespec { tv_sec: i64::from(i32::MAX), tv_nsec: 0 });
         let once = Itimerspec { it_interval: Timespec::default(), it_value: value };
         timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
-        self.rings_at = Some(at);
+        self.fires_at = Some(at);
         Ok(())
     }
 
-    /// It rang. There is nothing to read: its events are edge-triggered, and setting it starts it anew.
-    pub fn handle_ring(&mut self) {
-        self.rings_at = None;
+    /// It has fired. Nothing is read from it: its events are edge-triggered, and setting it again
+    /// also makes it unreadable.
+    pub fn handle_fired(&mut self) {
+        self.fires_at = None;
     }
 }
 
@@ -65,7 +74,7 @@ mod tests {
     use rustix::event::{PollFd, PollFlags};
 
     #[test]
-    fn it_rings_at_the_earliest_moment_and_again_when_it_is_set_again() {
+    fn it_fires_at_the_earliest_moment_and_again_when_it_is_set_again() {
         let mut poll = Poll::new().unwrap();
         let mut alarm = Alarm::register(poll.registry()).unwrap();
         let mut events = Events::with_capacity(4);
@@ -79,33 +88,34 @@ mod tests {
                 events.iter().map(|event| Source::from(event.token())).collect::<Vec<_>>(),
                 [Source::Alarm]
             );
-            alarm.handle_ring();
+            alarm.handle_fired();
         }
     }
 
-    /// It rang while nobody looked, which is told when somebody does; unless it was set to an earlier moment, which is told instead.
+    /// The timer may fire during a turn. The next wait reports it, unless it was set to another
+    /// moment in between; then that one is reported, and nothing twice.
     #[test]
-    fn a_ring_that_nobody_saw_is_not_lost() {
+    fn firing_during_a_turn_ends_the_next_wait() {
         let mut poll = Poll::new().unwrap();
         let mut alarm = Alarm::register(poll.registry()).unwrap();
         let mut events = Events::with_capacity(4);
         let (start, second) = (Moment::START, Duration::from_secs(1));
         for next in [start, start + second, start + 2 * second] {
-            // Due for a second, as it is when a turn takes that long.
+            // Due a second ago, as after a turn that took that long.
             alarm.set(start + second, start + 2 * second).unwrap();
-            let mut rung = [PollFd::new(&alarm.timer, PollFlags::IN)];
-            assert_eq!(rustix::event::poll(&mut rung, None), Ok(1));
+            let mut fired = [PollFd::new(&alarm.timer, PollFlags::IN)];
+            assert_eq!(rustix::event::poll(&mut fired, None), Ok(1));
             alarm.set(next, start).unwrap();
             poll.poll(&mut events, None).unwrap();
             assert_eq!(events.iter().count(), 1);
-            alarm.handle_ring();
+            alarm.handle_fired();
             poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
             assert!(events.is_empty(), "once");
         }
     }
 
     #[test]
-    fn what_is_due_rings_at_once_and_the_end_of_time_never() {
+    fn what_is_due_fires_at_once_and_the_end_of_time_never() {
         let mut poll = Poll::new().unwrap();
         let mut alarm = Alarm::register(poll.registry()).unwrap();
         let mut events = Events::with_capacity(4);

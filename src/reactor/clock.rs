@@ -1,4 +1,4 @@
-//! The one clock. It stands in the reactor, which reads it once a turn and hands the moment on.
+//! The one clock. The reactor reads it once a turn and passes the moment on.
 
 use crate::base::moment::Moment;
 use std::time::Instant;
@@ -8,10 +8,12 @@ use std::time::Instant;
 pub struct Clock(Instant);
 
 impl Clock {
+    /// Starts at this moment.
     pub fn start() -> Clock {
         Clock(Instant::now())
     }
 
+    /// Reads the clock.
     pub fn now(&self) -> Moment {
         Moment::START + self.0.elapsed()
     }

@@ -1,7 +1,8 @@
-//! Accepting: so many a turn, and not at all while nobody can be taken.
+//! Accepting: at most 64 connections per listener and turn, and none while there is no room.
 //!
-//! A listener's event is told once, so it is remembered until `accept` says that nobody waits. When all slots or descriptors
-//! are in use, accepting pauses; clients wait in the kernel's queue, and nothing spins.
+//! A listener's event comes once, so it is remembered until `accept` finds the queue empty. While
+//! all connections or descriptors are in use accepting pauses: clients wait in the kernel's queue,
+//! and the loop does not spin.
 
 use super::StartError;
 use crate::base::moment::Moment;
@@ -16,40 +17,45 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Connections accepted in one turn from one listener; then the others have their turn.
+/// Connections accepted from one listener in one turn.
 const ACCEPTS_PER_TURN: usize = 64;
 
-/// How long to wait, out of descriptors, before asking again: others in this system may have closed some.
+/// Pause after running out of descriptors. Other processes of the system may have closed some by
+/// then, of which no event tells.
 const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(200);
 
-/// All listeners.
+/// All listeners, and whether accepting pauses.
 pub struct Listeners {
     listeners: Vec<Listener>,
     addresses: Vec<(Door, SocketAddr)>,
-    /// Out of descriptors until then.
+    /// Set while out of descriptors.
     paused_until: Option<Moment>,
     is_full: bool,
     is_closed: bool,
 }
 
 struct Listener {
-    /// What its events carry; others may have been closed since.
+    /// The number that its events carry.
     index: usize,
     socket: TcpListener,
     door: Door,
     is_ready: bool,
 }
 
-/// Who comes in by a listener.
+/// What a listener is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Door {
+    /// Browsers and other clients.
     Clients,
-    /// Workers, who publish to the embedded inbox.
+    /// Workers that publish to the embedded inbox.
     Inbox,
 }
 
 impl Listeners {
-    /// Listens on all of `addresses`, or on none.
+    /// Listens on all of `addresses`.
+    ///
+    /// # Errors
+    /// The first address that cannot be listened on; the others are closed again.
     pub fn open(
         addresses: impl Iterator<Item = (Door, SocketAddr)>,
         reuse_port: bool,
@@ -80,19 +86,19 @@ impl Listeners {
         })
     }
 
-    /// What is listened on, with the ports that the kernel chose.
+    /// The addresses, with the ports that the kernel chose for port 0.
     pub fn addresses(&self, door: Door) -> impl Iterator<Item = SocketAddr> + '_ {
         self.addresses.iter().filter(move |(at, _)| *at == door).map(|&(_, address)| address)
     }
 
-    /// Somebody knocks.
+    /// An event: connections wait in a listener's queue.
     pub fn handle_ready(&mut self, index: usize) {
         if let Some(listener) = self.listeners.iter_mut().find(|listener| listener.index == index) {
             listener.is_ready = true;
         }
     }
 
-    /// Takes those who wait, as long as there is room.
+    /// Accepts what waits, as long as there is room.
     pub fn accept(&mut self, gateway: &mut Gateway, registry: &Registry, now: Moment) {
         for listener in &mut self.listeners {
             for _ in 0..ACCEPTS_PER_TURN {
@@ -109,7 +115,7 @@ impl Listeners {
                         warn!(target: "gateway", "accepting pauses why=\"too many connections\"");
                     }
                     if self.is_full {
-                        break; // workers may still come
+                        break; // workers have a limit of their own
                     }
                 }
                 match listener.socket.accept() {
@@ -138,14 +144,15 @@ impl Listeners {
                         self.paused_until = Some(now + DESCRIPTOR_PAUSE);
                         return;
                     }
-                    // One that was gone before we came to it, or a packet that the kernel passes on: the next, please.
+                    // The client is gone already, or the kernel passes a network error on
+                    // (`accept(2)`): neither concerns the next one.
                     Err(_) => {}
                 }
             }
         }
     }
 
-    /// When accepting goes on by itself; a moment in the past: at once.
+    /// When a turn is due for accepting although no event comes; a moment in the past: at once.
     pub fn next_turn(&self, gateway: &Gateway) -> Option<Moment> {
         let can_accept = |listener: &Listener| match listener.door {
             Door::Clients => gateway.can_admit(),
@@ -157,12 +164,13 @@ impl Listeners {
         Some(self.paused_until.unwrap_or(Moment::START))
     }
 
-    /// Stops listening for clients. Workers may still publish what clients wait for.
+    /// Stops listening for clients. Workers may still publish results that clients wait for.
     pub fn close(&mut self) {
         self.listeners.retain(|listener| listener.door == Door::Inbox);
         self.is_closed = true;
     }
 
+    /// Whether clients are listened for no longer.
     pub fn is_closed(&self) -> bool {
         self.is_closed
     }

@@ -1,11 +1,11 @@
 //! The poll loop: one thread, one `mio::Poll`, every socket registered once.
 //!
-//! A turn waits for events, reads the clock once, and passes everything on to the [`Gateway`], whose module describes the
-//! order of a turn. What belongs to the reactor alone: waiting, the clock, accepting, signals, background threads, and the
-//! moment at which the log is written.
+//! A turn waits for events, reads the clock once, and passes everything on to the [`Gateway`],
+//! whose module describes the order of a turn. What belongs to the reactor alone: waiting, the
+//! clock, accepting, signals, background threads, and the moment at which the log is written.
 //!
-//! Nothing in a turn may block: what might is done by the threads of [`background`], and log lines go to a buffer that is
-//! written at the end of the turn.
+//! Nothing in a turn may block: what might is done by the threads of [`background`], and log lines
+//! go to a buffer that is written at the end of the turn.
 
 mod alarm;
 mod background;
@@ -40,15 +40,19 @@ pub struct Settings {
     pub listen: Vec<SocketAddr>,
     /// Where workers publish to the embedded inbox; nowhere if empty.
     pub inbox: Vec<SocketAddr>,
-    /// Other processes may listen for clients on the same addresses: the kernel deals connections out among them.
+    /// Other processes may listen for clients on the same addresses: the kernel deals connections
+    /// out among them.
     pub reuse_port: bool,
 }
 
-/// What the reactor asks of the program around it. `C` is the configuration as it was read, good or bad.
+/// What the reactor asks of the program around it. `C` is the configuration as it was read, good or
+/// bad.
 pub struct Hooks<C> {
-    /// Reads the configuration. Runs on a background thread, since a file or a name in it may be slow.
+    /// Reads the configuration. Runs on a background thread, since a file or a name in it may be
+    /// slow.
     pub read_config: ReadConfig<C>,
-    /// Applies what was read to the log, and returns what the gateway is to apply; `None` if it is bad, which has been logged.
+    /// Applies what was read to the log, and returns what the gateway is to apply; `None` if it is
+    /// bad, which has been logged.
     pub apply_config: Box<dyn FnMut(C) -> Option<gateway::Settings>>,
     pub reopen_log: Box<dyn FnMut()>,
     /// Writes the log lines that are due.
@@ -96,8 +100,8 @@ struct ReactorHooks<C> {
 }
 
 impl<C: Send + 'static> Reactor<C> {
-    /// Opens the listeners and starts the background threads. From here on clients can connect, though nobody is served before
-    /// [`Reactor::run`].
+    /// Opens the listeners and starts the background threads. From here on clients can connect,
+    /// though nobody is served before [`Reactor::run`].
     ///
     /// # Errors
     /// When the system refuses an address, a thread or a descriptor that is needed.
@@ -166,7 +170,8 @@ impl<C: Send + 'static> Reactor<C> {
         Ok(())
     }
 
-    /// One turn. What the gateway does in it, and in which order, is described in [`crate::gateway`].
+    /// One turn. What the gateway does in it, and in which order, is described in
+    /// [`crate::gateway`].
     fn turn(&mut self) -> io::Result<()> {
         let wait = self.wait()?;
         match self.poll.poll(&mut self.events, wait) {
@@ -185,7 +190,7 @@ impl<C: Send + 'static> Reactor<C> {
                 Source::Listener(index) => self.listeners.handle_ready(index),
                 Source::Signal(_) => is_signalled = true,
                 Source::Waker => is_woken = true,
-                Source::Alarm => self.alarm.handle_ring(),
+                Source::Alarm => self.alarm.handle_fired(),
             }
         }
         let mut config = None;
@@ -210,21 +215,23 @@ impl<C: Send + 'static> Reactor<C> {
         Ok(())
     }
 
-    /// How long the next turn waits for events: not at all, or until the alarm rings at the latest.
+    /// How long the next turn waits for events: not at all, or until the alarm fires at the latest.
     fn wait(&mut self) -> io::Result<Option<Duration>> {
         let now = self.gateway.now();
         let next =
             [self.gateway.next_turn(), self.listeners.next_turn(&self.gateway), self.log_due_at];
         match next.into_iter().flatten().min() {
             _ if self.background.has_news() => Ok(Some(Duration::ZERO)),
-            // Counted from the moment of the turn: reading the clock again would cost more than the turn's length matters.
+            // Counted from the moment of the turn: reading the clock again would cost more than the
+            // turn's length matters.
             Some(at) if at <= now => Ok(Some(Duration::ZERO)),
             Some(at) => self.alarm.set(at, now).map(|()| None),
             None => Ok(None),
         }
     }
 
-    /// Passes on what the background threads have finished. Returns the configuration if it was read, the latest if more than once.
+    /// Passes on what the background threads have finished. Returns the configuration if it was
+    /// read, the latest if more than once.
     fn handle_news(&mut self, now: Moment) -> Option<C> {
         let mut latest = None;
         while let Some(news) = self.background.poll_news(now) {

@@ -1,14 +1,14 @@
 //! Which names are being looked up, and which come next; no thread and no clock.
 //!
-//! The system's resolver blocks for as long as its servers do not answer, 30 seconds and more. So that a few names that hang
-//! cannot keep all others waiting:
+//! The system's resolver blocks for as long as its servers do not answer, 30 seconds and more. So
+//! that a few names that hang cannot keep all others waiting:
 //!
 //! - a name is looked up once at a time, however many ask for it;
-//! - names that were slow last time, or are by now, get at most [`SLOW_THREADS_MAX`] of the [`THREADS`]. The others are left
-//!   to names that are expected to be quick.
+//! - names that were slow last time, or are by now, get at most [`SLOW_THREADS_MAX`] of the
+//!   [`THREADS`]. The others are left to names that are expected to be quick.
 //!
-//! Only if as many names as there are threads hang for the first time, all at once, do others wait: until the first of them
-//! fails, once.
+//! Only if as many names as there are threads hang for the first time, all at once, do others wait:
+//! until the first of them fails, once.
 
 use crate::base::moment::Moment;
 use crate::service::name::Name;
@@ -57,7 +57,8 @@ struct Running {
 }
 
 impl Names {
-    /// Notes that `owner` wants the addresses of `name`. An answer is returned if the name cannot be looked up now.
+    /// Notes that `owner` wants the addresses of `name`. An answer is returned if the name cannot
+    /// be looked up now.
     pub fn ask(&mut self, name: Name, owner: NameOwner) -> Option<Answer> {
         let Name { host, port } = name;
         if let Some(running) = self.running.iter_mut().find(|running| running.host == host) {
@@ -164,7 +165,8 @@ mod tests {
         let hanging: Vec<String> = (0..THREADS).map(|n| format!("hangs{n}")).collect();
         hanging.iter().for_each(|host| ask(&mut names, host));
         assert_eq!(poll_all(&mut names, now), hanging);
-        // The first time nothing is known of them, and another name waits until one of them has failed.
+        // The first time nothing is known of them, and another name waits until one of them has
+        // failed.
         ask(&mut names, "good");
         assert_eq!(names.poll(now), None);
         now += 30 * SECOND;

@@ -11,11 +11,11 @@ use std::io::{self, Read};
 /// What the operator wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
-    /// TERM or INT: drain; once more: stop at once.
+    /// `TERM` or `INT`: drain; the second one stops at once.
     Terminate,
-    /// HUP: read the configuration again and reopen the log.
+    /// `HUP`: read the configuration again and reopen the log file.
     Reload,
-    /// USR1: reopen the log.
+    /// `USR1`: reopen the log file.
     Reopen,
 }
 
@@ -26,25 +26,29 @@ const SIGNALS: [(i32, Signal); 4] = [
     (SIGUSR1, Signal::Reopen),
 ];
 
-/// The receiving ends, in the order of [`SIGNALS`].
+/// The receiving ends of the signals' sockets, in the order of [`SIGNALS`].
 pub struct Signals {
     pipes: Vec<UnixStream>,
 }
 
 impl Signals {
-    /// From now on these signals are events and nothing else.
+    /// Turns these signals into events. From here on they have no other effect.
+    ///
+    /// # Errors
+    /// When the system has no descriptor left.
     pub fn register(registry: &Registry) -> io::Result<Signals> {
         let mut pipes = Vec::new();
         for (index, (number, _)) in SIGNALS.into_iter().enumerate() {
-            let (mut ours, theirs) = UnixStream::pair()?;
-            registry.register(&mut ours, Source::Signal(index).into(), Interest::READABLE)?;
-            pipe::register(number, theirs)?;
-            pipes.push(ours);
+            let (mut receiver, sender) = UnixStream::pair()?;
+            registry.register(&mut receiver, Source::Signal(index).into(), Interest::READABLE)?;
+            pipe::register(number, sender)?;
+            pipes.push(receiver);
         }
         Ok(Signals { pipes })
     }
 
-    /// The next one that came; many of a kind that came at once may be told as one, as with signals themselves.
+    /// The next signal that came. Several of one kind in a row may count as one, as signals do
+    /// anyway.
     pub fn poll_signal(&mut self) -> Option<Signal> {
         self.pipes.iter_mut().zip(SIGNALS).find_map(|(pipe, (_, signal))| {
             let mut byte = [0; 1];

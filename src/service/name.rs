@@ -10,8 +10,9 @@ pub struct Name {
 }
 
 impl Name {
-    /// The addresses that are known without asking anybody: those of an IP address and of `localhost`, which is always this
-    /// machine (RFC 6761, section 6.3) whatever its hosts file says.
+    /// The addresses that are known without asking anybody: those of an IP address and of
+    /// `localhost`, which is always this machine (RFC 6761, section 6.3) whatever its hosts file
+    /// says.
     pub fn known_addresses(&self) -> Option<Vec<SocketAddr>> {
         if let Ok(ip) = self.host.parse::<IpAddr>() {
             return Some(vec![SocketAddr::new(ip, self.port)]);

@@ -1,6 +1,8 @@
-//! One gateway process of the simulated world: the gateway, with the part of the reactor that is not in the gateway.
+//! One gateway process of the simulated world: the gateway, with the part of the reactor that is
+//! not in the gateway.
 //!
-//! A turn calls the gateway as the reactor does; the order of a turn and the Redis sockets are the gateway's own.
+//! A turn calls the gateway as the reactor does; the order of a turn and the Redis sockets are the
+//! gateway's own.
 
 use crate::kernel::{Dialer, Kernel, LinkId, Near, Shared};
 use aivtuber_gateway::base::moment::Moment;
