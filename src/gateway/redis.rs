@@ -236,3 +236,158 @@ impl RedisSockets {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::moment::Moment;
+    use crate::net::{Network, Socket as NetSocket, Transport};
+    use crate::service::limits::{self, Limits};
+    use crate::service::link::{self, Link};
+    use crate::service::results::Results;
+    use crate::service::tasks::{self, Tasks};
+    use crate::session;
+    use std::cell::RefCell;
+    use std::io::{self, ErrorKind, Read, Write};
+    use std::rc::Rc;
+
+    /// Connections that fail as the test says, and a list of what was dialed.
+    #[derive(Clone, Default)]
+    struct Dials(Rc<RefCell<Vec<String>>>);
+
+    /// Fails once it is asked for its outcome, if it is told to.
+    struct Scripted {
+        fails: bool,
+    }
+
+    impl Network for Dials {
+        fn connect(&mut self, to: &PeerAddress, _: Source) -> io::Result<NetSocket> {
+            let (text, fails) = match to {
+                PeerAddress::Tcp(to) if to.port() == 1 => (to.to_string(), true),
+                PeerAddress::Tcp(to) => (to.to_string(), false),
+                PeerAddress::Unix(path) => (path.display().to_string(), false),
+            };
+            self.0.borrow_mut().push(text);
+            Ok(NetSocket::Other(Box::new(Scripted { fails })))
+        }
+    }
+
+    impl Read for Scripted {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(ErrorKind::WouldBlock.into())
+        }
+    }
+
+    impl Write for Scripted {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Transport for Scripted {
+        fn shutdown_write(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn connect_outcome(&mut self) -> io::Result<()> {
+            if self.fails { Err(ErrorKind::ConnectionRefused.into()) } else { Ok(()) }
+        }
+    }
+
+    fn begin(url: &str) -> (RedisSockets, Context, Dials) {
+        let settings = link::Settings { urls: vec![url.into()], ..Default::default() };
+        let link = Link::new(&settings, tasks::Settings::default(), Moment::START, 1).unwrap();
+        let results = Results::new(Tasks::new(tasks::Settings::default()), Some(link));
+        let limits = Limits::new(limits::Settings {
+            max_connections: 1,
+            max_connections_per_ip: 0,
+            allowed_origins: Vec::new(),
+        });
+        let dials = Dials::default();
+        let cx = Context::new(
+            Moment::START,
+            session::Settings::default(),
+            Box::new(dials.clone()),
+            limits,
+            results,
+            fastrand::Rng::with_seed(1),
+        );
+        (RedisSockets::new(), cx, dials)
+    }
+
+    /// The names that are to be looked up.
+    fn jobs(cx: &mut Context) -> Vec<(String, NameOwner)> {
+        let asked = |job| match job {
+            Job::LookUp { name, owner } => (name.host, owner),
+        };
+        std::mem::take(&mut cx.jobs).into_iter().map(asked).collect()
+    }
+
+    const WRITABLE: Ready = Ready { readable: false, writable: true, read_closed: false };
+
+    #[test]
+    fn the_addresses_of_a_name_are_tried_in_turn() {
+        let (mut sockets, mut cx, dials) = begin("redis://redis.example:7");
+        sockets.read(&mut cx);
+        let owners = [RedisRole::Subscriber, RedisRole::Store].map(NameOwner::Redis);
+        assert_eq!(jobs(&mut cx), owners.map(|owner| ("redis.example".to_owned(), owner)));
+        let found = ["192.0.2.1:1", "192.0.2.2:7"].map(|address| address.parse().unwrap());
+        sockets.handle_addresses(RedisRole::Store, Ok(found.to_vec()), &mut cx);
+        assert!(sockets.has_news());
+        assert_eq!(*dials.0.borrow(), ["192.0.2.1:1"]);
+        sockets.handle_ready(RedisRole::Store, WRITABLE);
+        sockets.read(&mut cx);
+        assert_eq!(*dials.0.borrow(), ["192.0.2.1:1", "192.0.2.2:7"]);
+        assert!(matches!(sockets.sockets[1], Socket::Dialing { .. }));
+        sockets.handle_ready(RedisRole::Store, WRITABLE);
+        sockets.read(&mut cx);
+        assert!(matches!(sockets.sockets[1], Socket::Open { .. }));
+    }
+
+    #[test]
+    fn a_name_that_is_not_found_is_asked_for_again_after_a_pause() {
+        let (mut sockets, mut cx, dials) = begin("redis://redis.example:7");
+        sockets.read(&mut cx);
+        jobs(&mut cx);
+        sockets.handle_addresses(RedisRole::Store, Err("no such name".into()), &mut cx);
+        sockets.flush(&mut cx);
+        assert_eq!(jobs(&mut cx), []);
+        let retry_at = cx.results.deadline().unwrap();
+        assert!(retry_at > cx.now);
+        cx.now = retry_at;
+        cx.results.settle(cx.now);
+        sockets.flush(&mut cx);
+        assert_eq!(
+            jobs(&mut cx),
+            [("redis.example".to_owned(), NameOwner::Redis(RedisRole::Store))]
+        );
+        assert!(dials.0.borrow().is_empty());
+    }
+
+    #[test]
+    fn an_answer_that_comes_after_the_dial_was_given_up_is_ignored() {
+        let (mut sockets, mut cx, dials) = begin("redis://redis.example:7");
+        sockets.read(&mut cx);
+        sockets.sockets[1] = Socket::Closed;
+        let found = vec!["192.0.2.1:7".parse().unwrap()];
+        sockets.handle_addresses(RedisRole::Store, Ok(found), &mut cx);
+        assert!(dials.0.borrow().is_empty());
+    }
+
+    #[test]
+    fn localhost_and_unix_sockets_are_dialed_without_a_look_up() {
+        for (url, address) in [
+            ("redis://localhost:7", "[::1]:7"),
+            ("redis://192.0.2.1:7", "192.0.2.1:7"),
+            ("unix:///run/redis.sock", "/run/redis.sock"),
+        ] {
+            let (mut sockets, mut cx, dials) = begin(url);
+            sockets.read(&mut cx);
+            assert_eq!(jobs(&mut cx), []);
+            assert_eq!(*dials.0.borrow(), [address, address]);
+        }
+    }
+}

@@ -25,7 +25,7 @@ const REDIS_IP: [u8; 4] = [10, 0, 0, 9];
 
 /// A connection that waits to be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Knock {
+pub enum Arrival {
     Client(LinkId),
     Worker(LinkId),
 }
@@ -33,7 +33,7 @@ pub enum Knock {
 pub struct Process {
     pub gateway: Gateway,
     kernel: Shared,
-    pub knocks: VecDeque<Knock>,
+    pub arrivals: VecDeque<Arrival>,
     pub is_drained: bool,
     wants_drain: bool,
     redis_links: Rc<Cell<RedisLinks>>,
@@ -80,7 +80,7 @@ impl Process {
         Process {
             gateway,
             kernel: Rc::clone(kernel),
-            knocks: VecDeque::new(),
+            arrivals: VecDeque::new(),
             is_drained: false,
             wants_drain: false,
             redis_links,
@@ -107,14 +107,14 @@ impl Process {
         self.gateway.next_turn().into_iter().chain(answer).min()
     }
 
-    /// A turn would begin now, were there no event.
+    /// Whether a turn begins now even without an event.
     pub fn is_due(&self, now: Moment) -> bool {
-        let can_enter = |knock: &Knock| match knock {
-            Knock::Client(_) => self.gateway.can_admit() || self.is_drained,
-            Knock::Worker(_) => self.gateway.can_admit_worker(),
+        let can_admit = |arrival: &Arrival| match arrival {
+            Arrival::Client(_) => self.gateway.can_admit() || self.is_drained,
+            Arrival::Worker(_) => self.gateway.can_admit_worker(),
         };
         self.wants_drain
-            || self.knocks.front().is_some_and(can_enter)
+            || self.arrivals.front().is_some_and(can_admit)
             || self.next_turn().is_some_and(|at| at <= now)
     }
 
@@ -159,16 +159,16 @@ impl Process {
 
     fn accept(&mut self) -> Vec<LinkId> {
         let mut entered = Vec::new();
-        while let Some(&knock) = self.knocks.front() {
-            let (Knock::Client(link) | Knock::Worker(link)) = knock;
-            let is_worker = matches!(knock, Knock::Worker(_));
+        while let Some(&arrival) = self.arrivals.front() {
+            let (Arrival::Client(link) | Arrival::Worker(link)) = arrival;
+            let is_worker = matches!(arrival, Arrival::Worker(_));
             if !is_worker && self.is_drained {
                 self.kernel.borrow_mut().refuse(link);
             } else if is_worker && self.gateway.can_admit_worker()
                 || !is_worker && self.gateway.can_admit()
             {
                 let key = self.gateway.next_key();
-                self.kernel.borrow_mut().note(|| format!("{knock:?} accepted slot={key}"));
+                self.kernel.borrow_mut().note(|| format!("{arrival:?} accepted slot={key}"));
                 self.kernel.borrow_mut().register(link, Source::Session(key, Side::Downstream));
                 let near = Near { kernel: Rc::clone(&self.kernel), link };
                 let near = net::Socket::Other(Box::new(near));
@@ -181,7 +181,7 @@ impl Process {
             } else {
                 break;
             }
-            self.knocks.pop_front();
+            self.arrivals.pop_front();
         }
         entered
     }
@@ -204,26 +204,26 @@ impl Process {
         if self.idle_in_a_row > 8 * count || self.idle_in_second > 50 * count {
             let next = self.next_turn().map(|at| at - self.kernel.borrow().now);
             return Err(format!(
-                "it spins: {} turns did nothing, the next is due in {next:?}",
+                "it spins: {} turns did nothing, the next one is due in {next:?}",
                 self.idle_in_a_row
             ));
         }
         Ok(())
     }
 
-    /// Nothing will happen before time passes: is anything left undone?
+    /// Called when nothing more happens before time passes. Fails if the gateway left work undone.
     pub fn check_quiet(&mut self) -> Result<(), String> {
         let now = self.kernel.borrow().now;
         let results = self.gateway.results();
         if results.poll_delivery().is_some() {
-            return Err("a result is not handed out".into());
+            return Err("a result is not delivered".into());
         }
         if results.poll_notice().is_some() {
-            return Err("a notice is not told".into());
+            return Err("a notice is not logged".into());
         }
         let Some(link) = results.link() else { return Ok(()) };
         if let Some(event) = link.poll_event() {
-            return Err(format!("{event:?} is not taken in"));
+            return Err(format!("{event:?} is not handled"));
         }
         if let Some(action) = link.poll_action() {
             return Err(format!("{action:?} is not done"));
@@ -243,7 +243,8 @@ impl Process {
     }
 }
 
-/// Whether the gateway leaves anything lying in a socket of its own that it should have taken.
-pub fn is_neglected(kernel: &Kernel, link: LinkId) -> bool {
+/// Whether the gateway has not read what arrived at one of its sockets, although nothing keeps it
+/// from reading.
+pub fn is_left_unread(kernel: &Kernel, link: LinkId) -> bool {
     kernel.is_unread(link) && kernel.links[link].source != Source::Waker && !kernel.is_full(link)
 }

@@ -13,7 +13,7 @@
 use crate::answers::{AUDIO_MAX, Board, Sound, Task, folder};
 use crate::kernel::{Action, End, Host, Kernel, LinkId, Nature, Shared, take};
 use crate::peers;
-use crate::process::{Knock, Process, is_neglected};
+use crate::process::{Arrival, Process, is_left_unread};
 use crate::redis::{self, Redis, Told};
 use crate::waiter::{Hearing, Leaving, Say, Waiter, Ways};
 use aivtuber_gateway::base::moment::Moment;
@@ -681,8 +681,8 @@ impl ResultsWorld {
     fn close(&mut self, at: usize) {
         let door = self.places[at].door;
         let house = self.places[at].house.take();
-        for knock in house.iter().flat_map(|house| &house.knocks) {
-            let (Knock::Client(link) | Knock::Worker(link)) = *knock;
+        for arrival in house.iter().flat_map(|house| &house.arrivals) {
+            let (Arrival::Client(link) | Arrival::Worker(link)) = *arrival;
             self.kernel.borrow_mut().refuse(link);
         }
         drop(house);
@@ -735,7 +735,7 @@ impl ResultsWorld {
             is_done: false,
         });
         if let Some(house) = &mut self.places[place].house {
-            house.knocks.push_back(Knock::Client(link));
+            house.arrivals.push_back(Arrival::Client(link));
         }
     }
 
@@ -794,7 +794,7 @@ impl ResultsWorld {
         };
         self.publishers.push(publisher);
         if let Some(house) = &mut self.places[place].house {
-            house.knocks.push_back(Knock::Worker(link));
+            house.arrivals.push_back(Arrival::Worker(link));
         }
     }
 
@@ -1023,7 +1023,7 @@ impl ResultsWorld {
             if let Some((link, _)) = self
                 .owners
                 .iter()
-                .find(|(link, owner)| **owner == at && is_neglected(&kernel, **link))
+                .find(|(link, owner)| **owner == at && is_left_unread(&kernel, **link))
             {
                 return Err(format!("link {link} is not read from"));
             }
