@@ -21,6 +21,7 @@
 
 mod addresses;
 mod environment;
+mod file;
 mod keys;
 mod kind;
 mod nearest;
@@ -181,7 +182,7 @@ impl Config {
 fn read(path: &Path) -> Result<String, Problems> {
     let failed =
         |why| Problems(vec![Problem { place: path.display().to_string(), key: None, why }]);
-    let bytes = std::fs::read(path).map_err(|error| failed(format!("cannot be read: {error}")))?;
+    let bytes = file::read(path).map_err(failed)?;
     String::from_utf8(bytes).map_err(|error| {
         let line = problems::line_at(error.as_bytes(), error.utf8_error().valid_up_to());
         failed(format!("line {line} is not UTF-8"))
