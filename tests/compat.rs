@@ -34,13 +34,13 @@ mod kernel;
 mod wire;
 
 use aivtuber_gateway::gateway::{self, Gateway};
-use aivtuber_gateway::net::{Side, Socket, Source};
+use aivtuber_gateway::net::{Side, Source};
 use aivtuber_gateway::service::limits;
 use aivtuber_gateway::service::origin::OriginRule;
 use aivtuber_gateway::service::route::{BackendUrl, RouteSettings, Target, Template};
 use aivtuber_gateway::session::jobs::{Answer, Job};
 use aivtuber_gateway::session::{self, OnBackendFailure};
-use kernel::{Action, Dialer, End, Host, Kernel, LinkId, Nature, Near, Shared};
+use kernel::{Action, Dialer, End, Host, Kernel, LinkId, Nature, Shared, near_socket};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -293,6 +293,7 @@ impl Theatre {
             moods: false,
             splices,
             peeks_ahead: true,
+            records: false,
         };
         let kernel = Kernel::new(1, nature);
         for address in [
@@ -589,9 +590,8 @@ impl Theatre {
             self.slots.retain(|(slot, _)| *slot != key);
             self.slots.push((key, link));
             self.kernel.borrow_mut().register(link, Source::Session(key, Side::Downstream));
-            let near = Near { kernel: Rc::clone(&self.kernel), link };
             self.gateway.admit(
-                Socket::Other(Box::new(near)),
+                near_socket(&self.kernel, link),
                 SocketAddr::from(([192, 0, 2, 1], 50_000 + link as u16)),
             );
         }

@@ -1,7 +1,7 @@
 //! Sockets without rules: nonblocking transports, remembered readiness, tokens.
 //!
-//! [`Transport`] and [`Network`] are the seam between the gateway and the kernel. Behind it stands TCP ([`tcp`]) or, in
-//! `tests/sim.rs`, a simulated world; everything above it only knows these two traits.
+//! [`Transport`] and [`Network`] are the seam between the gateway and the kernel. Behind them is TCP
+//! ([`tcp`]) or, in `tests/sim.rs`, a simulated world. Everything above knows only these two traits.
 
 pub mod conn;
 pub mod files;
@@ -20,29 +20,95 @@ pub use pipe::{Pipe, Pipes};
 pub use sys::give_memory_back;
 pub use token::{Side, Source};
 
-/// A nonblocking byte stream, registered for edge-triggered events in both directions.
+/// A nonblocking byte stream over one socket, registered for edge-triggered events both ways.
 ///
-/// `read` and `write` answer [`io::ErrorKind::WouldBlock`] when there is nothing to do now; an event follows when there is.
+/// # Contract
+///
+/// `epoll` reports an edge once, so [`Conn`] remembers it until a call proves it stale. What counts
+/// as proof depends on the transport. A *plain* one hands each call to the socket (TCP). A *buffering*
+/// one ([`Transport::is_buffering`]) has a record layer between the caller and the socket (TLS).
+///
+/// 1. **`WouldBlock` means that an event will follow.** A call may fail with it only after the socket
+///    itself refused what the call needed: to be read, or to be written.
+/// 2. **Drained.** With a plain transport, a read that does not fill its buffer has emptied the
+///    socket, unless the peer's FIN was announced. A buffering one may hold further plaintext
+///    although the socket is empty, because one event can bring several reads' worth. There only
+///    `WouldBlock` proves that a read brings nothing. The same holds for full: a buffering transport
+///    may take one record of a long write while the socket has room.
+/// 3. **Either event may serve either call.** TLS has to write in order to read (a handshake, a key
+///    update) and to read in order to write. With a buffering transport `Conn` takes each event for
+///    both directions. A read may find that the socket brought no plaintext, and block.
+/// 4. **A call may serve the other direction.** What a write took out of the socket raises no
+///    further event. [`Transport::is_read_pending`] and [`Transport::is_write_pending`] report what
+///    such a call has made possible.
+/// 5. **Output may be held back.** A write has succeeded when its bytes were taken, even if the
+///    record that carries them did not fit into the socket. While such output is held, further
+///    writes block, so that it never exceeds a record. `Conn` calls `flush` after each event.
+/// 6. **The end comes last.** `shutdown_write` blocks while output is held, and is called again.
+///    Dropping the transport loses what is held ([`Transport::is_output_held`]).
+/// 7. **Errors are final for their direction.** After a failed write, reading on meets what the peer
+///    still sent, then the end or an error.
+///
+/// [`Transport::peek`] and the two `splice` calls bypass any record layer, so that only a plain
+/// transport can offer them.
 pub trait Transport: Read + Write {
     /// Sends FIN behind everything that was written: the peer reads to the end, and may still answer.
+    ///
+    /// # Errors
+    /// `WouldBlock`: output is held back; call again after the next event. Anything else: the peer
+    /// is gone.
     fn shutdown_write(&mut self) -> io::Result<()>;
 
-    /// Whether a connection that was begun stands, once an event has come.
+    /// Whether a record layer holds bytes between the caller and the socket, either way.
+    fn is_buffering(&self) -> bool {
+        false
+    }
+
+    /// A read would bring something without a further event. Asked of buffering transports only.
+    fn is_read_pending(&self) -> bool {
+        false
+    }
+
+    /// A write would take something without a further event, although the last one blocked. Asked of
+    /// buffering transports only.
+    fn is_write_pending(&self) -> bool {
+        false
+    }
+
+    /// Output that was taken has not left for the socket. Asked of buffering transports only.
+    fn is_output_held(&self) -> bool {
+        false
+    }
+
+    /// After the first event of a dialed socket: whether the connection was established.
+    ///
+    /// # Errors
+    /// Why it was not.
     fn connect_outcome(&mut self) -> io::Result<()> {
         Ok(())
     }
 
-    /// Writes what more follows at once: the kernel may wait for it to fill a packet.
+    /// Writes bytes that more will follow at once. The kernel may wait for those to fill a packet.
+    ///
+    /// # Errors
+    /// As for `write`.
     fn write_more(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.write(bytes)
     }
 
-    /// While it is held, only full packets leave; what is short of one waits for more, or for the release (`tcp(7)`, `TCP_CORK`).
-    fn hold(&mut self, _is_held: bool) -> io::Result<()> {
+    /// Switches corking on or off. While it is on, only full packets leave; a partial one waits for
+    /// more bytes or for the release (`tcp(7)`, `TCP_CORK`).
+    ///
+    /// # Errors
+    /// When the kernel refuses, which changes when bytes leave but not which.
+    fn set_corked(&mut self, _is_corked: bool) -> io::Result<()> {
         Ok(())
     }
 
     /// Writes at most `count` bytes of `file` from `offset` on; 0 when the file ends there.
+    ///
+    /// # Errors
+    /// As for `write`, and those of reading the file.
     fn send_file(&mut self, file: &OpenFile, offset: u64, count: usize) -> io::Result<usize> {
         let mut bytes = [0; 16 * 1024];
         let most = count.min(bytes.len());
@@ -52,29 +118,39 @@ pub trait Transport: Read + Write {
         }
     }
 
-    /// Whether bytes can pass through a [`Pipe`], unseen by this process: the three calls below work.
+    /// Whether bytes can pass through a [`Pipe`] without entering this process, so that the three
+    /// calls below work.
     fn can_splice(&self) -> bool {
         false
     }
 
-    /// Reads from the byte at `offset` on, counted from the next one, without taking. `WouldBlock`: it has not come, or the
-    /// transport can only look at offset 0.
+    /// Reads from `offset` on, counted from the next unread byte, and leaves the bytes unread.
+    ///
+    /// # Errors
+    /// `WouldBlock`: that byte has not come, or the transport can only look at offset 0.
     fn peek(&mut self, _offset: u32, _: &mut [u8]) -> io::Result<usize> {
         Err(ErrorKind::Unsupported.into())
     }
 
     /// Moves at most `most` bytes into `pipe`; 0 at the peer's FIN.
+    ///
+    /// # Errors
+    /// `WouldBlock`: nothing to read, or the pipe is full.
     fn splice_into(&mut self, _pipe: &mut Pipe, _most: usize) -> io::Result<usize> {
         Err(ErrorKind::Unsupported.into())
     }
 
     /// Writes what `pipe` holds, as far as there is room.
+    ///
+    /// # Errors
+    /// As for `write`.
     fn splice_from(&mut self, _pipe: &mut Pipe) -> io::Result<usize> {
         Err(ErrorKind::Unsupported.into())
     }
 }
 
-/// A socket of one kind or another. TCP is known by its name: a session has two of them, and nothing else to point to.
+/// A socket of any kind. TCP has a variant of its own, because a session has two of them and would
+/// otherwise need a heap allocation for each.
 pub enum Socket {
     Tcp(tcp::Tcp),
     Other(Box<dyn Transport>),
@@ -96,7 +172,10 @@ impl From<SocketAddr> for PeerAddress {
 
 /// Where new connections come from.
 pub trait Network {
-    /// Begins to connect to `to`, registered as `source`. The connection need not be established yet: a first write says
-    /// `WouldBlock` until it is, and fails when it cannot be.
+    /// Begins to connect to `to`, registered as `source`. The connection need not be established yet:
+    /// until it is, a write says `WouldBlock`; when it cannot be, a write fails.
+    ///
+    /// # Errors
+    /// What the kernel says at once, such as a lack of descriptors or ports.
     fn connect(&mut self, to: &PeerAddress, source: Source) -> io::Result<Socket>;
 }

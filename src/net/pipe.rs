@@ -1,19 +1,19 @@
-//! Pipes of the kernel, through which a stream passes from socket to socket without entering this process.
+//! Kernel pipes: a stream passes through one from socket to socket without entering this process.
 //!
-//! A pipe has no life of its own here: whoever streams takes one from the pool, and gives it back as soon as it is empty,
-//! because making one costs as much as moving many messages.
+//! Creating a pipe costs as much as relaying many messages, so empty ones are pooled. A flow takes one
+//! when it streams and puts it back as soon as it is empty.
 
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// What a pipe is asked to hold. The kernel may give less to users who have many.
+/// Bytes that a pipe should hold. The kernel may grant less to a user that has many.
 pub const PIPE_BYTES: usize = 1024 * 1024;
 
 /// Empty pipes kept for the next stream.
 const IDLE_PIPES_MAX: usize = 16;
 
-/// One pipe and how much stands in it.
+/// One pipe and how much it holds.
 #[derive(Debug)]
 pub struct Pipe {
     read: OwnedFd,
@@ -24,7 +24,7 @@ pub struct Pipe {
 impl Pipe {
     fn open() -> io::Result<Pipe> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        // Without the larger size it works too, with more calls.
+        // With the default size it works too, at the cost of more calls.
         let _ = fcntl_setpipe_size(&write, PIPE_BYTES);
         Ok(Pipe { read, write, held: 0 })
     }
@@ -34,7 +34,10 @@ impl Pipe {
         self.held as usize
     }
 
-    /// Takes at most `most` bytes from `source`; 0 at its end. `WouldBlock`: `source` has none, or the pipe is full.
+    /// Takes at most `most` bytes from `source`; 0 at its end.
+    ///
+    /// # Errors
+    /// `WouldBlock`: `source` has none, or the pipe is full. Anything else: `source` is broken.
     pub fn fill_from(&mut self, source: impl AsFd, most: usize) -> io::Result<usize> {
         let n = splice(
             source,
@@ -48,7 +51,10 @@ impl Pipe {
         Ok(n)
     }
 
-    /// Gives `sink` as much as it takes.
+    /// Moves as much into `sink` as it takes.
+    ///
+    /// # Errors
+    /// `WouldBlock`: `sink` is full. Anything else: `sink` is broken.
     pub fn drain_into(&mut self, sink: impl AsFd) -> io::Result<usize> {
         let n = splice(
             &self.read,
@@ -63,19 +69,19 @@ impl Pipe {
     }
 }
 
-/// Empty pipes.
+/// A pool of empty pipes.
 #[derive(Debug, Default)]
 pub struct Pipes {
     idle: Vec<Pipe>,
 }
 
 impl Pipes {
-    /// An empty pipe; `None` when the system has none left.
+    /// An empty pipe; `None` when none can be created.
     pub fn take(&mut self) -> Option<Pipe> {
         self.idle.pop().or_else(|| Pipe::open().ok())
     }
 
-    /// Takes a pipe back. One that still holds bytes is closed, and they are lost.
+    /// Puts a pipe back. One that still holds bytes is closed, and they are lost.
     pub fn put_back(&mut self, pipe: Pipe) {
         if pipe.held == 0 && self.idle.len() < IDLE_PIPES_MAX {
             self.idle.push(pipe);
@@ -90,7 +96,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn bytes_pass_and_the_pipe_comes_back_empty() {
+    fn an_emptied_pipe_is_pooled() {
         let mut pipes = Pipes::default();
         let mut pipe = pipes.take().unwrap();
         let (mut source, source_end) = UnixStream::pair().unwrap();
@@ -111,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn one_with_bytes_in_it_is_not_kept() {
+    fn a_pipe_that_holds_bytes_is_closed() {
         let mut pipes = Pipes::default();
         let mut pipe = pipes.take().unwrap();
         let (mut source, source_end) = UnixStream::pair().unwrap();

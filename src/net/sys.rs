@@ -1,14 +1,15 @@
-//! Calls of the kernel and the C library for which no crate has a safe name.
+//! System and C library calls for which no crate has a safe wrapper.
 //!
-//! The only home of `unsafe` in this program.
+//! This is the only file with `unsafe` in it.
 
 use std::os::fd::{AsFd, AsRawFd};
 
-/// Says from where on `MSG_PEEK` looks into a socket's unread bytes. False: this kernel cannot (TCP before Linux 6.9), and
-/// looks from the first one on.
+/// Sets the offset into a socket's unread bytes from which `MSG_PEEK` reads (`socket(7)`,
+/// `SO_PEEK_OFF`). False: this kernel cannot (TCP before Linux 6.9) and reads from the first byte.
 pub fn set_peek_offset(socket: impl AsFd, offset: u32) -> bool {
     let offset = offset as libc::c_int;
-    // SAFETY: the descriptor is open as long as it is borrowed; the option is one `int`, whose address and size are given.
+    // SAFETY: the descriptor is open while it is borrowed, and the option is one `int`, whose address
+    // and size are given.
     let done = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
@@ -21,14 +22,15 @@ pub fn set_peek_offset(socket: impl AsFd, offset: u32) -> bool {
     done == 0
 }
 
-/// Gives the memory that is free in this process back to the system. Worth its while only after much was freed.
+/// Returns free heap memory to the system. It takes milliseconds on a large heap, so call it only
+/// after much was freed.
 ///
-/// The allocator gives back no more than the top of its heap, and where one small block stands there that was made while a
-/// crowd was in (a counter that was new that day), nothing at all: 5,000 relays that are gone cost as much as if they were
-/// there. Other C libraries than glibc have no such call, and a heap of another kind.
+/// By itself glibc's allocator returns only the top of its heap, and nothing at all while one small
+/// block there is in use: 5,000 relays that have ended would cost as much as if they were open. Other
+/// C libraries lack the call, and their allocators do not need it.
 pub fn give_memory_back() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it may be called at any time; what is in use does not move.
+    // SAFETY: it may be called at any time; blocks in use do not move.
     unsafe {
         libc::malloc_trim(0);
     }

@@ -10,25 +10,27 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::path::Path;
 
-/// How many bytes the kernel keeps unsent for one socket before it says "full".
+/// How many unsent bytes the kernel keeps for one socket before it reports it as full.
 ///
-/// Without it a slow reader's send buffer grows to `tcp_wmem`'s maximum, 4 MB and more; with much less, a stream is stopped and
-/// woken more often and costs a tenth more a byte.
+/// Without this limit a slow reader's send buffer grows to the maximum of `tcp_wmem`, 4 MB and more.
+/// With a much smaller one a stream is stopped and woken more often, and a byte costs a tenth more.
 const UNSENT_BYTES_MAX: u32 = 512 * 1024;
 
-/// The congestion control of sockets to this machine's own programs, on a host that is set to BBR, by how that one's name begins.
+/// The congestion control for sockets between programs on this machine when the host's default
+/// begins with [`PACED`].
 ///
-/// BBR paces what is sent by timers. Between two programs on one machine there is nothing to pace for, and the timers cost more
-/// than all the rest of a stream. Reno is in every kernel, and everybody may choose it. It has to be chosen before the
-/// connection stands, because the pacing stays: so at a listener only where all clients are local ones.
+/// BBR paces what is sent by timers. On one machine there is nothing to pace for, and the timers cost
+/// more than the rest of a stream. Every kernel has Reno, and any user may choose it. The choice has
+/// to come before the connection is established, because the pacing stays. So a listener gets it only
+/// if all its clients are local.
 const UNPACED: &[u8] = b"reno";
 const PACED: &[u8] = b"bbr";
 
-/// Connections waiting to be accepted.
+/// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
 
-/// Both directions, once, for as long as the socket lives: readiness is remembered in `Conn`, so `epoll_ctl` is never
-/// called again.
+/// Sockets are registered once, for both directions. `Conn` remembers readiness, so `epoll_ctl` is
+/// never called again.
 const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
 /// A registered TCP socket.
@@ -63,8 +65,8 @@ impl Transport for Tcp {
         Ok(rustix::net::send(&self.0, bytes, SendFlags::MORE | SendFlags::NOSIGNAL)?)
     }
 
-    fn hold(&mut self, is_held: bool) -> io::Result<()> {
-        Ok(rustix::net::sockopt::set_tcp_cork(&self.0, is_held)?)
+    fn set_corked(&mut self, is_corked: bool) -> io::Result<()> {
+        Ok(rustix::net::sockopt::set_tcp_cork(&self.0, is_corked)?)
     }
 
     fn send_file(&mut self, file: &OpenFile, offset: u64, count: usize) -> io::Result<usize> {
@@ -120,10 +122,10 @@ impl Transport for Unix {
     }
 }
 
-/// Dials over TCP and Unix sockets and registers with the reactor's poll.
+/// Connects over TCP and Unix sockets and registers with the reactor's poll.
 pub struct TcpNetwork {
     registry: Registry,
-    /// What this host sends is paced, if nothing else is chosen.
+    /// This host's default congestion control is a pacing one.
     is_paced: bool,
 }
 
@@ -177,17 +179,19 @@ fn connect_unix(path: &Path, source: Source, registry: &Registry) -> io::Result<
     Ok(Socket::Other(Box::new(Unix(stream))))
 }
 
-/// Opens a nonblocking listener; with `reuse_port` beside those of other processes that do the same.
+/// Opens a nonblocking listener. With `reuse_port`, other processes that set it too may listen on the
+/// same address.
 ///
 /// # Errors
-/// Whatever the kernel says; the caller names the address.
+/// Whatever the kernel says; the caller adds the address.
 pub fn listen(address: SocketAddr, reuse_port: bool) -> io::Result<mio::net::TcpListener> {
     let socket =
         socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(reuse_port)?;
     if address.is_ipv6() {
-        // `[::]` and `0.0.0.0` can then be listened on side by side, and an address in a log is what the client used.
+        // So `[::]` and `0.0.0.0` can be listened on side by side, and IPv4 clients appear in the log
+        // with an IPv4 address.
         socket.set_only_v6(true)?;
     }
     set_options(&socket, address.ip().is_loopback() && is_paced(&socket))?;
@@ -197,12 +201,12 @@ pub fn listen(address: SocketAddr, reuse_port: bool) -> io::Result<mio::net::Tcp
     Ok(mio::net::TcpListener::from_std(TcpListener::from(socket)))
 }
 
-/// What every socket of ours wants; accepted ones inherit it from their listener.
+/// Sets what all TCP sockets need. Accepted ones inherit it from their listener.
 fn set_options(socket: &socket2::Socket, is_unpaced: bool) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
     if is_unpaced {
-        // A wish: a container's rules may forbid it.
+        // Only an optimisation: a container's rules may forbid it.
         let _ = socket.set_tcp_congestion(UNPACED);
     }
     Ok(())
@@ -221,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_on_this_machine_is_not_paced() {
+    fn local_sockets_are_not_paced() {
         let socket = socket();
         set_options(&socket, true).unwrap();
         assert!(socket.tcp_congestion().unwrap().starts_with(UNPACED));
@@ -232,10 +236,10 @@ mod tests {
     }
 
     #[test]
-    fn other_sockets_stay_as_the_host_wants_them() {
-        let (usual, ours) = (socket(), socket());
-        set_options(&ours, false).unwrap();
-        assert_eq!(ours.tcp_congestion().unwrap(), usual.tcp_congestion().unwrap());
+    fn other_sockets_keep_the_default_of_the_host() {
+        let (usual, set) = (socket(), socket());
+        set_options(&set, false).unwrap();
+        assert_eq!(set.tcp_congestion().unwrap(), usual.tcp_congestion().unwrap());
         let listener = listen("0.0.0.0:0".parse().unwrap(), false).unwrap();
         assert_eq!(
             socket2::SockRef::from(&listener).tcp_congestion().unwrap(),

@@ -1,4 +1,4 @@
-//! What an event is about, packed into the one word that travels through `epoll`.
+//! What an event is about, packed into the one word that `epoll` carries.
 
 use mio::Token;
 
@@ -12,6 +12,7 @@ pub enum Side {
 }
 
 impl Side {
+    /// The opposite side.
     pub fn other(self) -> Side {
         match self {
             Side::Downstream => Side::Upstream,
@@ -19,7 +20,7 @@ impl Side {
         }
     }
 
-    /// The word for logs.
+    /// The word for this side in the log.
     pub fn word(self) -> &'static str {
         match self {
             Side::Downstream => "client",
@@ -37,9 +38,9 @@ pub enum Source {
     Signal(usize),
     /// One of the connections to Redis.
     Link(usize),
-    /// A helper thread has something for us.
+    /// A background thread has an answer.
     Waker,
-    /// Something is due.
+    /// A deadline has come.
     Alarm,
 }
 
@@ -88,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_source_survives_the_trip_through_a_token() {
+    fn a_token_round_trip_keeps_every_source() {
         for source in [
             Source::Session(0, Side::Downstream),
             Source::Session(0, Side::Upstream),

@@ -171,8 +171,7 @@ impl Flow {
             if self.has_own() && self.is_at_boundary() {
                 self.send_own(sink, who, cx, &mut pumped);
             }
-            if self.sink == Sink::Finishing && self.backlog.is_empty() {
-                sink.shutdown_write();
+            if self.sink == Sink::Finishing && self.backlog.is_empty() && sink.shutdown_write() {
                 self.sink = Sink::Finished;
             }
             if self.source == Source::Ended || !source.is_readable() || !self.backlog.is_empty() {

@@ -46,8 +46,7 @@ impl State for Linger {
             }
         }
         if self.sent == self.last.len() && !self.is_shut {
-            downstream.shutdown_write();
-            self.is_shut = true;
+            self.is_shut = downstream.shutdown_write();
         }
         if cx.now >= self.deadline {
             return closed;

@@ -448,6 +448,10 @@ impl Session {
     fn end(&mut self, ended: Ended, cx: &mut Context) {
         ended.record(&self.who, cx);
         self.phase = match ended.last {
+            // A transport that buffers may still hold the last bytes of an earlier answer.
+            Last::Nothing if self.downstream.is_output_held() => {
+                linger::Linger::phase(Vec::new(), cx)
+            }
             Last::Nothing => Phase::Closed,
             Last::Frames(frames) => linger::Linger::phase(frames, cx),
             Last::Answer(answer) => reply::Reply::raw(answer, cx),

@@ -485,7 +485,7 @@ impl State for Output {
             // The text before the first one leaves by itself: it does not wait for the disk.
             let Underway { outbox, audio, .. } = self.underway();
             if outbox.has_chunk() {
-                downstream.hold(true);
+                downstream.set_corked(true);
             }
             match outbox.flush(downstream, audio.as_ref().map(|audio| &audio.file)) {
                 Ok(Flushed { is_blocked, moved }) => {
@@ -512,7 +512,7 @@ impl State for Output {
                 }
             }
             if self.underway().audio.is_none() || self.leaving.is_some() {
-                downstream.hold(false);
+                downstream.set_corked(false);
             }
             if let Some(leaving) = self.leaving {
                 return Step::End(self.end(leaving, who, cx));

@@ -14,10 +14,14 @@
 //!
 //! Everything happens by chance, from one seed: how bytes are cut on the way, how long that takes, which events a turn gets.
 
+#[path = "records.rs"]
+pub mod records;
+
 use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::net::{
     Network, OpenFile, PeerAddress, Pipe, Ready, Socket, Source, Transport,
 };
+use records::{Layer, Recorded};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};
@@ -83,6 +87,8 @@ pub struct Nature {
     pub splices: bool,
     /// Unread bytes can be looked at from any place on.
     pub peeks_ahead: bool,
+    /// The gateway's transports have a record layer, as TLS has.
+    pub records: bool,
 }
 
 /// All connections and what is going to happen.
@@ -143,6 +149,8 @@ pub struct Link {
     file_reads: Vec<(u64, u64)>,
     /// The peer has closed: what is written leads to an RST.
     pub is_far_gone: bool,
+    /// Bytes pass in records.
+    pub layer: Option<Layer>,
 }
 
 /// Pipes of the real kernel, through which bytes get into and out of a [`Pipe`].
@@ -224,7 +232,18 @@ impl Kernel {
 
     /// A client's connection, waiting to be accepted.
     pub fn open(&mut self) -> LinkId {
-        self.links.push(Link::new(Source::Waker, None, true));
+        let link = self.add_link(Source::Waker, None);
+        self.links[link].is_up = true;
+        if self.nature.records {
+            self.links[link].wire.extend(records::hello());
+            self.keep_delivering(link);
+        }
+        link
+    }
+
+    fn add_link(&mut self, source: Source, to: Option<SocketAddr>) -> LinkId {
+        let layer = self.nature.records.then(Layer::default);
+        self.links.push(Link { layer, ..Link::new(source, to) });
         self.links.len() - 1
     }
 
@@ -353,6 +372,32 @@ impl Kernel {
         }
     }
 
+    /// The gateway begins to connect.
+    fn dial(&mut self, to: SocketAddr, source: Source) -> io::Result<LinkId> {
+        self.moves += 1;
+        let host = self.hosts.get(&to).copied().unwrap_or(Host::Refusing(Duration::ZERO));
+        self.note(|| format!("connect {to} {host:?}"));
+        if let Host::Failing(kind) = host {
+            return Err(kind.into());
+        }
+        let link = self.add_link(source, Some(to));
+        let (most, result) = match host {
+            Host::Up(most) => (Some(most), Ok(())),
+            Host::Refusing(most) => (Some(most), Err(ErrorKind::ConnectionRefused)),
+            Host::Swallowing | Host::Failing(_) => (None, Ok(())),
+        };
+        match most {
+            Some(Duration::ZERO) => self.dialed(link, result),
+            Some(most) => {
+                let wait = self.some(most);
+                self.after(wait, Action::Dialed(link, result));
+            }
+            None => {}
+        }
+        self.edge(link);
+        Ok(link)
+    }
+
     pub fn dialed(&mut self, id: LinkId, result: Result<(), ErrorKind>) {
         if self.links[id].is_dropped {
             return;
@@ -388,7 +433,11 @@ impl Kernel {
 
     /// The peer sends. What it sends to a socket that the gateway has closed is answered with an RST.
     pub fn send(&mut self, id: LinkId, bytes: &[u8]) {
-        self.links[id].wire.extend(bytes);
+        let link = &mut self.links[id];
+        match &mut link.layer {
+            Some(layer) => link.wire.extend(layer.seal(bytes, &mut self.chance)),
+            None => link.wire.extend(bytes),
+        }
         self.keep_delivering(id);
     }
 
@@ -429,6 +478,33 @@ impl Kernel {
 
     /// What the peer can read, at most `most` bytes.
     pub fn receive(&mut self, id: LinkId, most: usize) -> Vec<u8> {
+        if self.links[id].layer.is_none() {
+            return self.receive_unseen(id, most);
+        }
+        let mut received = Vec::new();
+        loop {
+            let link = &mut self.links[id];
+            let layer = link.layer.as_mut().expect("a link with records");
+            received.extend(layer.take_plaintext(most - received.len()));
+            let needed = layer.needed();
+            let bytes = match received.len() < most {
+                true => self.receive_unseen(id, needed),
+                false => Vec::new(),
+            };
+            if bytes.is_empty() {
+                return received;
+            }
+            let link = &mut self.links[id];
+            let layer = link.layer.as_mut().expect("a link with records");
+            if layer.open(&bytes, link.to.is_some()) {
+                link.wire.extend(records::hello());
+                self.keep_delivering(id);
+            }
+        }
+    }
+
+    /// The same, below any record layer.
+    fn receive_unseen(&mut self, id: LinkId, most: usize) -> Vec<u8> {
         let link = &mut self.links[id];
         let most = most.min(link.sent.len() - link.held_back());
         let bytes = take(&mut link.sent, most);
@@ -441,13 +517,13 @@ impl Kernel {
 
     pub fn is_to_receive(&self, id: LinkId) -> bool {
         let link = &self.links[id];
-        link.sent.len() > link.held_back()
+        link.sent.len() > link.held_back() || link.has_far_plaintext()
     }
 
     /// The end that the peer has come to, once it has read everything.
     pub fn received_end(&self, id: LinkId) -> Option<End> {
         let link = &self.links[id];
-        if !link.sent.is_empty() {
+        if !link.sent.is_empty() || link.has_far_plaintext() {
             None
         } else if link.near_reset {
             Some(End::Reset)
@@ -462,19 +538,33 @@ impl Kernel {
     pub fn is_unread(&self, id: LinkId) -> bool {
         let link = &self.links[id];
         let is_ended = (link.has_fin || link.has_reset) && !link.is_end_told;
-        !link.is_dropped && (!link.received.is_empty() || is_ended)
+        let (is_held, is_blocked) = link
+            .layer
+            .as_ref()
+            .map_or((false, false), |layer| (layer.is_input_held, layer.is_read_blocked));
+        !link.is_dropped && !is_blocked && (!link.received.is_empty() || is_held || is_ended)
     }
 
     /// Everything that the peer has sent has been taken.
     pub fn is_all_taken(&self, id: LinkId) -> bool {
         let link = &self.links[id];
-        !link.is_dropped && link.wire.is_empty() && link.received.is_empty()
+        let is_held = link.layer.as_ref().is_some_and(|layer| layer.is_input_held);
+        !link.is_dropped && link.wire.is_empty() && link.received.is_empty() && !is_held
     }
 
     /// A write that stopped short waits for its edge.
     pub fn is_full(&self, id: LinkId) -> bool {
         let link = &self.links[id];
-        !link.is_dropped && (link.is_short || link.is_owed || !link.is_up)
+        let is_new = link.layer.as_ref().is_some_and(|layer| !layer.is_established);
+        !link.is_dropped && (link.is_short || link.is_owed || !link.is_up || is_new)
+    }
+
+    /// A record layer has not sent its output, although the socket has room.
+    pub fn is_output_forgotten(&self, id: LinkId) -> bool {
+        let link = &self.links[id];
+        let held = link.layer.as_ref().map_or(0, |layer| layer.held_output);
+        let is_broken = link.has_reset || link.near_fin || link.error.is_some();
+        !link.is_dropped && held > 0 && link.is_up && !is_broken && !(link.is_short || link.is_owed)
     }
 
     // ---- the near end
@@ -489,8 +579,11 @@ impl Kernel {
             copy(&link.received, &mut buf[..n]);
             if takes {
                 link.received.drain(..n);
+                if link.layer.is_none() {
+                    link.taken += n as u64;
+                }
                 self.note(|| format!("link {id} read {n}"));
-                self.took(id, n);
+                self.took(id);
             }
             return Ok(n);
         }
@@ -508,9 +601,8 @@ impl Kernel {
     }
 
     /// The gateway took bytes: more may come, sometimes at once.
-    fn took(&mut self, id: LinkId, n: usize) {
+    fn took(&mut self, id: LinkId) {
         self.moves += 1;
-        self.links[id].taken += n as u64;
         if self.nature.moods && self.one_in(8) && !self.links[id].wire.is_empty() {
             let most = self.links[id]
                 .wire
@@ -528,6 +620,18 @@ impl Kernel {
     }
 
     fn write(&mut self, id: LinkId, bytes: &[u8], has_more: bool) -> io::Result<usize> {
+        let n = self.write_unseen(id, bytes)?;
+        if !self.links[id].is_far_gone {
+            self.links[id].wrote(n, has_more);
+            if n < bytes.len() {
+                self.let_go(id);
+            }
+        }
+        Ok(n)
+    }
+
+    /// The same, below any record layer.
+    fn write_unseen(&mut self, id: LinkId, bytes: &[u8]) -> io::Result<usize> {
         let room = self.room(id, 1)?;
         if self.links[id].is_far_gone {
             self.far_resets(id);
@@ -538,7 +642,6 @@ impl Kernel {
             n = self.chance.usize(1..=n);
         }
         self.links[id].sent.extend(&bytes[..n]);
-        self.links[id].wrote(n, has_more);
         if n < bytes.len() {
             self.fell_short(id);
         }
@@ -656,8 +759,9 @@ impl Kernel {
         }
         let moved = moved?;
         self.links[id].received.drain(..moved);
+        self.links[id].taken += moved as u64;
         self.note(|| format!("link {id} spliced {moved} out"));
-        self.took(id, moved);
+        self.took(id);
         Ok(moved)
     }
 
@@ -703,11 +807,11 @@ impl Kernel {
 }
 
 impl Link {
-    fn new(source: Source, to: Option<SocketAddr>, is_up: bool) -> Link {
+    fn new(source: Source, to: Option<SocketAddr>) -> Link {
         Link {
             source,
             to,
-            is_up,
+            is_up: false,
             wire: VecDeque::new(),
             wire_end: None,
             is_delivering: false,
@@ -730,6 +834,7 @@ impl Link {
             is_held: false,
             file_reads: Vec::new(),
             is_far_gone: false,
+            layer: None,
         }
     }
 }
@@ -744,6 +849,11 @@ impl Link {
     /// Bytes that do not leave before more comes, or the release.
     fn held_back(&self) -> usize {
         ((self.written - self.let_go) as usize).min(self.sent.len())
+    }
+
+    /// The peer has taken bytes out of the socket that it has not read.
+    fn has_far_plaintext(&self) -> bool {
+        self.layer.as_ref().is_some_and(Layer::has_plaintext)
     }
 
     fn note_file_read(&mut self) {
@@ -807,8 +917,8 @@ impl Transport for Near {
         self.kernel.borrow_mut().write(self.link, bytes, true)
     }
 
-    fn hold(&mut self, is_held: bool) -> io::Result<()> {
-        self.kernel.borrow_mut().hold(self.link, is_held);
+    fn set_corked(&mut self, is_corked: bool) -> io::Result<()> {
+        self.kernel.borrow_mut().hold(self.link, is_corked);
         Ok(())
     }
 
@@ -866,35 +976,23 @@ impl Drop for Near {
     }
 }
 
+/// The gateway's end of a link, as the gateway gets it.
+pub fn near_socket(kernel: &Shared, link: LinkId) -> Socket {
+    let is_dialed = kernel.borrow().links[link].to.is_some();
+    let has_records = kernel.borrow().nature.records;
+    Socket::Other(match has_records {
+        true => Box::new(Recorded::new(Rc::clone(kernel), link, is_dialed)),
+        false => Box::new(Near { kernel: Rc::clone(kernel), link }),
+    })
+}
+
 /// The gateway's way to new connections.
 pub struct Dialer(pub Shared);
 
 impl Network for Dialer {
     fn connect(&mut self, to: &PeerAddress, source: Source) -> io::Result<Socket> {
         let &PeerAddress::Tcp(to) = to else { return Err(ErrorKind::NotFound.into()) };
-        let kernel = &mut *self.0.borrow_mut();
-        kernel.moves += 1;
-        let host = kernel.hosts.get(&to).copied().unwrap_or(Host::Refusing(Duration::ZERO));
-        kernel.note(|| format!("connect {to} {host:?}"));
-        if let Host::Failing(kind) = host {
-            return Err(kind.into());
-        }
-        kernel.links.push(Link::new(source, Some(to), false));
-        let link = kernel.links.len() - 1;
-        let (most, result) = match host {
-            Host::Up(most) => (Some(most), Ok(())),
-            Host::Refusing(most) => (Some(most), Err(ErrorKind::ConnectionRefused)),
-            Host::Swallowing | Host::Failing(_) => (None, Ok(())),
-        };
-        match most {
-            Some(Duration::ZERO) => kernel.dialed(link, result),
-            Some(most) => {
-                let wait = kernel.some(most);
-                kernel.after(wait, Action::Dialed(link, result));
-            }
-            None => {}
-        }
-        kernel.edge(link);
-        Ok(Socket::Other(Box::new(Near { kernel: Rc::clone(&self.0), link })))
+        let link = self.0.borrow_mut().dial(to, source)?;
+        Ok(near_socket(&self.0, link))
     }
 }

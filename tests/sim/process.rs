@@ -4,7 +4,7 @@
 //! A turn calls the gateway as the reactor does; the order of a turn and the Redis sockets are the
 //! gateway's own.
 
-use crate::kernel::{Dialer, Kernel, LinkId, Near, Shared};
+use crate::kernel::{Dialer, Kernel, LinkId, Shared, near_socket};
 use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::gateway::{self, Gateway};
 use aivtuber_gateway::net::{self, Network, PeerAddress, Ready, Side, Socket, Source};
@@ -170,8 +170,7 @@ impl Process {
                 let key = self.gateway.next_key();
                 self.kernel.borrow_mut().note(|| format!("{arrival:?} accepted slot={key}"));
                 self.kernel.borrow_mut().register(link, Source::Session(key, Side::Downstream));
-                let near = Near { kernel: Rc::clone(&self.kernel), link };
-                let near = net::Socket::Other(Box::new(near));
+                let near = near_socket(&self.kernel, link);
                 let from = SocketAddr::from(([192, 0, 2, 1], 1000 + link as u16));
                 match is_worker {
                     true => self.gateway.admit_worker(near, from),

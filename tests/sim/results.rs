@@ -16,6 +16,7 @@ use crate::peers;
 use crate::process::{Arrival, Process, is_left_unread};
 use crate::redis::{self, Redis, Told};
 use crate::waiter::{Hearing, Leaving, Say, Waiter, Ways};
+use crate::world::has_records;
 use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::gateway;
 use aivtuber_gateway::net::Source;
@@ -208,6 +209,7 @@ impl ResultsWorld {
             moods: chance.bool(),
             splices: false,
             peeks_ahead: false,
+            records: has_records(seed),
         };
         let kernel = Kernel::new(seed, nature);
         if is_traced {

@@ -4,10 +4,10 @@
 //! be told, three things are checked that no test over real sockets can see: nobody's bytes lie there while the other side
 //! has room (a lost wake-up), nothing is held back for a side that is not slow, and no turn is asked for that does nothing.
 
-use crate::kernel::{Action, Dialer, End, Host, Kernel, LinkId, Nature, Near, Shared};
+use crate::kernel::{Action, Dialer, End, Host, Kernel, LinkId, Nature, Shared, near_socket};
 use crate::peers::{self, Answer, Body, Ending, Manners, Peer, Role, Stage};
 use aivtuber_gateway::gateway::{self, Gateway};
-use aivtuber_gateway::net::{Side, Socket, Source};
+use aivtuber_gateway::net::{Side, Source};
 use aivtuber_gateway::service::limits;
 use aivtuber_gateway::service::route::{BackendUrl, RouteSettings, Target, Template};
 use aivtuber_gateway::session::jobs::{self, Job};
@@ -112,6 +112,7 @@ impl World {
             moods: chance.bool(),
             splices,
             peeks_ahead: chance.bool(),
+            records: has_records(seed),
         };
         let kernel = Kernel::new(seed, nature);
         if is_traced {
@@ -387,9 +388,8 @@ impl World {
             self.kernel.borrow_mut().note(|| format!("link {link} accepted slot={key}"));
             self.kernel.borrow_mut().register(link, Source::Session(key, Side::Downstream));
             let host = link as u8 % 3 + 1;
-            let near = Near { kernel: Rc::clone(&self.kernel), link };
             self.gateway.admit(
-                Socket::Other(Box::new(near)),
+                near_socket(&self.kernel, link),
                 SocketAddr::from(([192, 0, 2, host], 1000 + link as u16)),
             );
             self.greet();
@@ -460,6 +460,9 @@ impl World {
     fn check_quiet(&self) -> Result<(), String> {
         let kernel = &*self.kernel.borrow();
         let is_anyone_full = (0..kernel.links.len()).any(|link| kernel.is_full(link));
+        if let Some(link) = (0..kernel.links.len()).find(|&link| kernel.is_output_forgotten(link)) {
+            return Err(format!("link {link} holds output back, and has room"));
+        }
         let held = self.gateway.backlog_bytes();
         if held > 0 && !is_anyone_full {
             return Err(format!("{held} bytes are held back, and everybody has room"));
@@ -726,6 +729,11 @@ impl World {
 
 const HOSTS: [&str; 5] =
     ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80", "[::1]:9000", "127.0.0.1:9000"];
+
+/// Whether the transports of this world have a record layer: those of a fifth of all seeds have.
+pub fn has_records(seed: u64) -> bool {
+    seed % 5 == 4
+}
 
 pub fn route(name: &str, path: &str, urls: &[&str]) -> RouteSettings {
     let urls = urls.iter().map(|url| BackendUrl::parse(url).expect("a URL")).collect();
