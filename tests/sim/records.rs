@@ -8,6 +8,7 @@
 //! - *Update*: after an `UPDATE` record nothing more can be read before the answer to it was written.
 //! - *Nothing in it*: a `TICKET` record costs a read and yields no plaintext.
 //! - *Several reads in one event*: records are cut anywhere on the wire and read in bulk.
+//! - *Crossing*: a write may take records out of the socket, for which no event comes any more.
 //! - *Held output*: a record that does not fit the socket leaves with a later event.
 
 use super::{Kernel, LinkId, Near, Shared};
@@ -239,6 +240,13 @@ impl Recorded {
             self.advance()?;
         }
         self.send()?;
+        if !self.is_ended && self.kernel().one_in(8) {
+            // A write may look into the socket: what it finds there raises no event any more.
+            match self.advance() {
+                Err(error) if !is_transient(&error) => return Err(error),
+                _ => {}
+            }
+        }
         let n = {
             let kernel = &mut *self.kernel();
             let n = kernel.chance.usize(1..=bytes.len().min(RECORD_BYTES_MAX));
@@ -317,6 +325,10 @@ impl Transport for Recorded {
     fn connect_outcome(&mut self) -> io::Result<()> {
         self.near.connect_outcome()
     }
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
 fn is_blocked(error: &io::Error) -> bool {
