@@ -1,12 +1,24 @@
-//! Waiting longer each time: the pause after a failure doubles up to a bound and starts over after a success.
+//! Exponential backoff: the wait after a failure doubles up to a limit and starts over after a success.
 //!
-//! Nothing here waits. The caller adds what [`Backoff::next_wait`] answers to the time it was given. Jitter is asked for, not
-//! built in: a thousand gateways that lost one Redis must not come back in step, but the rest of a backend is a promise to
-//! one gateway's clients and is better exact.
+//! Nothing here waits. The caller adds the returned duration to the moment it was given.
+//!
+//! Jitter is optional. A thousand gateways that lost the same Redis must not reconnect in step, so
+//! that wait is jittered. How long a failed backend rests concerns one gateway only and stays exact.
+//!
+//! ```
+//! use aivtuber_gateway::base::backoff::Backoff;
+//! use std::time::Duration;
+//!
+//! let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+//! assert_eq!(backoff.next_wait(), Duration::from_secs(1));
+//! assert_eq!(backoff.next_wait(), Duration::from_secs(2));
+//! backoff.reset();
+//! assert_eq!(backoff.next_wait(), Duration::from_secs(1));
+//! ```
 
 use std::time::Duration;
 
-/// Pauses that double from `first` to `most`.
+/// Waits that double from a first one to a longest one.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     first: Duration,
@@ -15,26 +27,26 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The first pause is `first`, none is longer than `most`.
+    /// The first wait is `first`; none is longer than `most`.
     pub const fn new(first: Duration, most: Duration) -> Self {
         Self { first, most, next: first }
     }
 
-    /// The pause for the failure that just happened; the one after it will be twice as long.
+    /// The wait after the failure that just happened. The next one will be twice as long.
     pub fn next_wait(&mut self) -> Duration {
         let wait = self.next.min(self.most);
         self.next = wait.saturating_mul(2).min(self.most);
         wait
     }
 
-    /// The same, shortened by chance to somewhere between its half and its whole, so that many who failed together do not
-    /// all come back together. Never longer than [`Backoff::next_wait`] would be.
+    /// The same, reduced at random by up to a half, so that many that failed together do not retry
+    /// together. Never longer than [`Backoff::next_wait`] would be.
     pub fn next_wait_jittered(&mut self, chance: &mut fastrand::Rng) -> Duration {
         let wait = self.next_wait();
         wait.mul_f64(0.5 + chance.f64() / 2.0)
     }
 
-    /// It worked: the next failure waits `first` again.
+    /// Starts over after a success.
     pub fn reset(&mut self) {
         self.next = self.first;
     }
@@ -47,7 +59,7 @@ mod tests {
     const MS: fn(u64) -> Duration = Duration::from_millis;
 
     #[test]
-    fn doubles_to_its_bound_and_starts_over() {
+    fn doubles_to_its_limit_and_starts_over() {
         let mut backoff = Backoff::new(MS(1000), MS(30_000));
         let waits: Vec<_> = (0..7).map(|_| backoff.next_wait().as_millis()).collect();
         assert_eq!(waits, [1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
@@ -56,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_pause_beyond_the_bound_is_cut() {
+    fn a_first_wait_beyond_the_limit_is_cut() {
         assert_eq!(Backoff::new(MS(10), MS(5)).next_wait(), MS(5));
     }
 
@@ -68,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn jitter_stays_between_half_and_whole_and_differs() {
+    fn jitter_varies_between_half_and_whole() {
         let mut chance = fastrand::Rng::with_seed(7);
         let mut backoff = Backoff::new(MS(100), MS(5000));
         let mut seen = std::collections::HashSet::new();

@@ -1,6 +1,8 @@
-//! The ground floor: bounded queues, moments, deadlines, tables, waiting longer each time. Pure: no clock, no socket.
+//! The lowest layer: bounded queues, memory budget, moments, deadlines, tables, backoff. Pure: no clock
+//! and no socket.
 
 pub mod backoff;
+pub mod budget;
 pub mod buf;
 pub mod moment;
 pub mod table;

@@ -1,28 +1,29 @@
-//! Moments as everything below the reactor knows them: eight bytes, and no way to ask what time it is.
+//! Points in time for everything below the reactor: eight bytes, without a `now`.
 //!
-//! `std::time::Instant` is sixteen, and `Option<Instant>` too; a session remembers a dozen of them. The surprising thing is
-//! what the type does not have: a `now`. Who holds a `Moment` was handed it, which is how time stays an argument.
+//! `std::time::Instant` takes sixteen bytes, and a session holds a dozen moments. There is no `now`, so
+//! that code gets the time only as an argument: that keeps it testable without a clock.
 
 use std::fmt;
 use std::num::NonZeroU64;
 use std::ops::{Add, AddAssign, Sub};
 use std::time::Duration;
 
-/// Nanoseconds since the process began, and one more, so that `Option<Moment>` is no larger. Enough for 584 years.
+/// A moment, in nanoseconds since the process began, plus one so that `Option<Moment>` needs no more
+/// room. Lasts for 584 years.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(NonZeroU64);
 
 impl Moment {
-    /// Before all others.
+    /// The moment at which the process began.
     pub const START: Moment = Moment(NonZeroU64::MIN);
 
-    /// How long after [`Moment::START`].
+    /// The time since [`Moment::START`].
     pub fn since_start(self) -> Duration {
         Duration::from_nanos(self.0.get() - 1)
     }
 }
 
-/// So much later; what is too late to be told is the last moment there is.
+/// A later moment. Saturates at the last one that can be represented.
 impl Add<Duration> for Moment {
     type Output = Moment;
 
@@ -40,7 +41,7 @@ impl AddAssign<Duration> for Moment {
     }
 }
 
-/// The time from an earlier moment to this one; none where it is later.
+/// The time since an earlier moment; zero if that one is later.
 impl Sub for Moment {
     type Output = Duration;
 
@@ -49,7 +50,8 @@ impl Sub for Moment {
     }
 }
 
-/// A time as the log has it: `1.234s`, thousandths cut off. Whole numbers, because a fraction takes ten times as long to write.
+/// A duration as the log prints it: `1.234s`, truncated to milliseconds. Printed with integers, which
+/// takes a tenth of the time that a float takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seconds(pub Duration);
 
@@ -70,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_added_is_what_lies_between() {
+    fn the_difference_is_what_was_added() {
         let wait = Duration::new(3, 141_592_653);
         let later = Moment::START + wait;
         assert_eq!((later - Moment::START, later.since_start()), (wait, wait));
@@ -89,14 +91,14 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_time_is_not_passed() {
+    fn addition_saturates() {
         let end = Moment::START + Duration::MAX;
         assert_eq!(end + Duration::from_secs(1), end);
         assert!(end > Moment::START + Duration::from_secs(500 * 365 * 24 * 60 * 60));
     }
 
     #[test]
-    fn it_is_half_an_instant() {
-        assert_eq!((size_of::<Moment>(), size_of::<Option<Moment>>()), (8, 8));
+    fn a_moment_takes_eight_bytes() {
+        assert!(size_of::<Moment>() <= 8 && size_of::<Option<Moment>>() <= 8);
     }
 }

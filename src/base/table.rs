@@ -1,9 +1,9 @@
-//! What is known by a UUID, at little more than its own size: slots in a row, and a table of their numbers.
+//! A map keyed by UUID that costs little more than its entries: a slab, and a hash table of slot numbers.
 //!
-//! The surprising thing is why a `HashMap` will not do. A hash table is never full, and half empty after it has grown: each byte
-//! of an entry costs up to two. Here only four bytes of each stand in such a table. A row of slots that has grown costs nothing
-//! beyond its last entry, because memory that nobody has written to is not there. And an entry keeps its slot for as long as it
-//! is in, so that others may remember it by four bytes.
+//! A `HashMap` would cost up to twice the size of its entries, because a hash table is half empty after
+//! it has grown. Here the hash table holds only four bytes an entry. A slab that has grown costs nothing
+//! behind its last entry, because untouched pages are not resident. And an entry keeps its slot for as
+//! long as it lives, so that other structures can refer to it with four bytes.
 
 use hashbrown::HashTable;
 use slab::Slab;
@@ -11,91 +11,96 @@ use std::hash::{BuildHasher, RandomState};
 use std::ops::{Index, IndexMut};
 use uuid::Uuid;
 
-/// Of a crowd of so many or more it is noticed when half of it has left.
-const CROWD_MIN: usize = 1024;
+/// Unused slots are released once the number of entries has halved, from this number up.
+const SHRINK_MIN: usize = 1024;
 
-/// Bytes that a row of slots is given before its first entry. An allocator maps pieces so large by themselves, so that they cost
-/// what was written to, and grow where they are. A smaller row would be copied as it grows, and leave its former places behind as
-/// holes between what was made meanwhile.
+/// Initial capacity of a slab, in bytes. An allocator maps a block of this size on its own, so that only
+/// touched pages are resident and the block can grow in place. A smaller slab would be copied as it
+/// grows, and leave holes in the heap.
 pub const FIRST_BYTES: usize = 256 * 1024;
 
-/// Where an entry stands, until it is removed; another one may stand there later.
+/// The place of an entry until it is removed. Another entry may have it later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot(u32);
 
-/// See the top of this file.
+/// A map keyed by UUID, whose entries keep their slots.
 #[derive(Debug)]
 pub struct Table<T> {
     entries: Slab<(Uuid, T)>,
     slots: HashTable<Slot>,
-    /// Keyed by chance: it is strangers who choose the UUIDs.
+    /// Randomly keyed, because the UUIDs come from outside.
     hashes: RandomState,
-    /// The most entries at a time since the memory of those that had left was last given back.
-    crowd: usize,
+    /// The highest number of entries since memory was last released.
+    peak: usize,
 }
 
 impl<T> Table<T> {
-    /// With [`FIRST_BYTES`] of room for entries.
+    /// An empty table with [`FIRST_BYTES`] of room for entries.
     pub fn new() -> Table<T> {
         let entries = Slab::with_capacity(FIRST_BYTES / size_of::<(Uuid, T)>());
-        Table { entries, slots: HashTable::new(), hashes: RandomState::new(), crowd: 0 }
+        Table { entries, slots: HashTable::new(), hashes: RandomState::new(), peak: 0 }
     }
 
+    /// The number of entries.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
+    /// Whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Where the entry of `id` stands, if there is one.
+    /// The slot of `id`, if it has an entry.
     pub fn find(&self, id: Uuid) -> Option<Slot> {
         self.slots.find(self.hashes.hash_one(id), |slot| self.id(*slot) == id).copied()
     }
 
-    /// Where the entry of `id` stands; a new one, if there is none.
+    /// The slot of `id`. If it has no entry, inserts one.
     pub fn find_or_insert_with(&mut self, id: Uuid, entry: impl FnOnce() -> T) -> Slot {
         if let Some(slot) = self.find(id) {
             return slot;
         }
-        let Table { entries, slots, hashes, crowd } = self;
+        let Table { entries, slots, hashes, peak } = self;
         let slot = Slot(entries.insert((id, entry())) as u32);
         slots.insert_unique(hashes.hash_one(id), slot, |slot| {
             hashes.hash_one(entries[slot.0 as usize].0)
         });
-        *crowd = entries.len().max(*crowd);
+        *peak = entries.len().max(*peak);
         slot
     }
 
+    /// The entry of `id`, if there is one.
     pub fn entry(&self, id: Uuid) -> Option<&T> {
         self.find(id).map(|slot| &self[slot])
     }
 
+    /// The entry of `id`, if there is one.
     pub fn entry_mut(&mut self, id: Uuid) -> Option<&mut T> {
         self.find(id).map(|slot| &mut self[slot])
     }
 
-    /// Whose entry stands there.
+    /// The key of the entry in `slot`.
     ///
     /// # Panics
-    /// When none does.
+    /// When the slot is empty.
     pub fn id(&self, slot: Slot) -> Uuid {
         self.entries[slot.0 as usize].0
     }
 
-    /// Takes the entry out. When half of a crowd has left, the memory behind the last entry is given back.
+    /// Removes the entry in `slot`. Releases the memory behind the last entry when the number of entries
+    /// has halved since the peak.
     ///
     /// # Panics
-    /// When there is none.
+    /// When the slot is empty.
     pub fn remove(&mut self, slot: Slot) -> T {
         let (id, entry) = self.entries.remove(slot.0 as usize);
         let Ok(found) = self.slots.find_entry(self.hashes.hash_one(id), |one| *one == slot) else {
             unreachable!("each entry's slot is in the table");
         };
         found.remove();
-        if self.crowd >= CROWD_MIN && self.len() <= self.crowd / 2 {
-            self.crowd = self.len();
+        if self.peak >= SHRINK_MIN && self.len() <= self.peak / 2 {
+            self.peak = self.len();
             self.entries.shrink_to_fit();
             self.slots.shrink_to_fit(|slot| self.hashes.hash_one(self.entries[slot.0 as usize].0));
         }
@@ -109,7 +114,7 @@ impl<T> Table<T> {
 }
 
 /// # Panics
-/// When no entry stands there.
+/// When the slot is empty.
 impl<T> Index<Slot> for Table<T> {
     type Output = T;
 
@@ -140,12 +145,12 @@ mod tests {
     }
 
     #[test]
-    fn it_is_as_a_map_would_be() {
+    fn behaves_like_a_map() {
         let (mut table, mut map, mut chance) =
             (Table::new(), HashMap::new(), fastrand::Rng::with_seed(7));
         for round in 0..20_000 {
-            // Up to a crowd, and down again.
-            let ids = if round < 10_000 { 4 * CROWD_MIN } else { 16 };
+            // Grows beyond the size from which it shrinks, then shrinks.
+            let ids = if round < 10_000 { 4 * SHRINK_MIN } else { 16 };
             let id = id(chance.usize(..ids));
             match chance.u32(..4) {
                 0 => assert_eq!(table.find(id).map(|slot| table.remove(slot)), map.remove(&id)),
@@ -186,12 +191,12 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_that_left_leaves_no_memory_behind() {
+    fn memory_is_released_after_most_entries_are_removed() {
         let mut table = Table::new();
         let slots: Vec<Slot> =
             (0..50_000).map(|number| table.find_or_insert_with(id(number), || number)).collect();
         slots.iter().rev().for_each(|slot| _ = table.remove(*slot));
         assert!(table.is_empty());
-        assert!(table.entries.capacity() < CROWD_MIN && table.slots.capacity() < CROWD_MIN);
+        assert!(table.entries.capacity() < SHRINK_MIN && table.slots.capacity() < SHRINK_MIN);
     }
 }

@@ -1,25 +1,29 @@
-//! Deadlines of many owners, at most one each: a tournament.
+//! Deadlines of many owners, at most one each, as a tournament tree.
 //!
 //! ```text
-//!                      3                       the final: the next deadline of all
-//!           3                     5            the earliest of eight below, and so on
-//!   [ 7 3 9 · · 8 4 · ]   [ · 5 · · 6 · · · ]  one place for each owner, `·` where it has none
+//!                      3                       the final: the earliest deadline of all
+//!           3                     5            each the earliest of the eight below it
+//!   [ 7 3 9 · · 8 4 · ]   [ · 5 · · 6 · · · ]  one place for each owner, `·` without a deadline
 //! ```
 //!
-//! Owners are small numbers that are used again, as those of a slab, so a place is found without a search, and costs nine
-//! bytes, shares of the upper rounds included. The invariant, signed *early, never late* wherever it is relied on: an owner
-//! may be called before its deadline, never after it. So an owner whose deadline moved back leaves its place alone and looks
-//! at the clock when it is called: a relayed message, which moves an idle deadline, only reads here.
+//! Owners are small numbers that are reused, such as the keys of a slab. So a place is found without a
+//! search, and costs nine bytes including its share of the upper rounds.
+//!
+//! The invariant is named *early, never late* wherever code relies on it: an owner may be called
+//! before its deadline, never after it. So an owner whose deadline moved back leaves its place alone
+//! and compares with the time when it is called. A relayed message moves an idle deadline back, and
+//! therefore only reads here.
 
 use super::moment::Moment;
 
-/// How many play one match.
+/// Entries that compete for one entry of the round above.
 const MATCH: usize = 8;
 
 /// The queue; see the top of this file.
 #[derive(Debug, Default)]
 pub struct Timers {
-    /// The owners' places first, the final last. Each round has an entry for every [`MATCH`] of the one before it.
+    /// The owners' places first, the final last. Each round has one entry for [`MATCH`] of the round
+    /// before it.
     rounds: Vec<Vec<Option<Moment>>>,
 }
 
@@ -28,7 +32,8 @@ impl Timers {
         Timers { rounds: Vec::new() }
     }
 
-    /// Sees to it that `owner` comes out of [`Timers::pop_due`] at `at` or before. Costs nothing when it will anyway.
+    /// Makes sure that [`Timers::pop_due`] returns `owner` at `at` or earlier. Changes nothing when it
+    /// will anyway.
     #[inline]
     pub fn arm(&mut self, owner: usize, at: Moment) {
         match self.rounds.first().and_then(|places| places.get(owner)) {
@@ -37,7 +42,7 @@ impl Timers {
         }
     }
 
-    /// Takes the owner's deadline out.
+    /// Removes the owner's deadline, if it has one.
     pub fn disarm(&mut self, owner: usize) {
         let mut index = owner;
         let mut winner = None;
@@ -54,7 +59,7 @@ impl Timers {
         }
     }
 
-    /// The next owner whose time has come. Its deadline is taken out.
+    /// The next owner whose deadline has come. Removes that deadline.
     pub fn pop_due(&mut self, now: Moment) -> Option<usize> {
         let first = self.next().filter(|&at| at <= now);
         first?;
@@ -76,7 +81,7 @@ impl Timers {
         *self.rounds.last()?.first()?
     }
 
-    /// Gives back the memory of places behind the last one that is taken.
+    /// Frees the memory of places behind the last one in use.
     pub fn shrink_to_fit(&mut self) {
         for round in &mut self.rounds {
             let used = round.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
@@ -91,12 +96,13 @@ impl Timers {
         self.rounds.truncate(used);
     }
 
-    /// Gives `owner` an earlier deadline than it has, if any, and has it win every match that it now wins.
+    /// Gives `owner` an earlier deadline than it has, and updates every round in which that is now the
+    /// earliest.
     fn move_up(&mut self, owner: usize, at: Moment) {
         let mut index = owner;
         for depth in 0.. {
             if depth == self.rounds.len() {
-                // One round more: so far the one below was the final.
+                // A new round: until now the round below had one entry, the final.
                 let first_match =
                     depth.checked_sub(1).and_then(|below| self.rounds[below].chunks(MATCH).next());
                 self.rounds.push(vec![first_match.and_then(winner_of)]);
@@ -132,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn owners_come_out_in_the_order_of_their_deadlines() {
+    fn owners_are_popped_in_the_order_of_their_deadlines() {
         let mut timers = Timers::new();
         for (owner, ms) in [(0, 30), (1, 10), (2, 20)] {
             timers.arm(owner, at(ms));
@@ -145,18 +151,18 @@ mod tests {
     }
 
     #[test]
-    fn a_later_deadline_leaves_the_place_and_an_earlier_one_takes_it() {
+    fn only_an_earlier_deadline_replaces_the_one_it_has() {
         let mut timers = Timers::new();
         timers.arm(1, at(20));
         timers.arm(1, at(90));
         assert_eq!(timers.next(), Some(at(20)), "early, never late");
         timers.arm(1, at(5));
         assert_eq!(timers.pop_due(at(99)), Some(1));
-        assert_eq!(timers.pop_due(at(99)), None, "one deadline an owner");
+        assert_eq!(timers.pop_due(at(99)), None, "at most one deadline for each owner");
     }
 
     #[test]
-    fn a_disarmed_owner_is_gone() {
+    fn a_disarmed_owner_is_not_popped() {
         let mut timers = Timers::new();
         timers.disarm(7);
         timers.arm(1, at(0));
@@ -168,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_as_a_sorted_list_would_be() {
+    fn behaves_like_a_sorted_list() {
         for seed in 0..300 {
             let mut chance = fastrand::Rng::with_seed(seed);
             let owners = [1, 7, 8, 9, 64, 65, 600][seed as usize % 7];
@@ -203,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_costs_more_than_nine_bytes_and_a_little() {
+    fn an_owner_costs_little_more_than_nine_bytes() {
         let mut timers = Timers::new();
         (0..10_000).for_each(|owner| timers.arm(owner, at(owner as u64)));
         let entries: usize = timers.rounds.iter().map(Vec::len).sum();

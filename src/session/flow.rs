@@ -122,9 +122,9 @@ struct HeldPong {
 
 impl Flow {
     /// A flow that begins now, with `first` (a handshake's answer, no frames) to be sent before all else.
-    pub fn new(to: Side, first: &[u8], now: Moment) -> Flow {
+    pub fn new(to: Side, first: &[u8], cx: &Context) -> Flow {
         let mut backlog = Buf::new();
-        backlog.push(first).expect("a handshake's answer fits");
+        backlog.push(first, &cx.budget).expect("a handshake's answer fits");
         Flow {
             to,
             source: Source::Talking,
@@ -140,7 +140,7 @@ impl Flow {
             frames: FrameScanner::new(),
             message_bytes: 0,
             traffic: Traffic::default(),
-            heard_at: now,
+            heard_at: cx.now,
         }
     }
 
@@ -239,7 +239,7 @@ impl Flow {
                 pass.end = at;
             } else {
                 if self.has_own() {
-                    self.forward(&bytes[pass], sink, pumped);
+                    self.forward(&bytes[pass], sink, cx, pumped);
                     pass = at..at;
                     self.send_own(sink, who, cx, pumped);
                     if self.sink != Sink::Open {
@@ -255,7 +255,7 @@ impl Flow {
                 if self.goodbye.is_some() {
                     // The message is too big. Nothing of this frame has gone out, and nothing will.
                     cx.stats.messages_too_big += 1;
-                    self.forward(&bytes[pass], sink, pumped);
+                    self.forward(&bytes[pass], sink, cx, pumped);
                     self.frames = FrameScanner::new();
                     self.send_own(sink, who, cx, pumped);
                     return;
@@ -264,24 +264,24 @@ impl Flow {
                     held.bytes.extend_from_slice(&carried);
                     held.bytes.extend_from_slice(&bytes[piece]);
                     held.payload_at = held.bytes.len();
-                    self.forward(&bytes[pass], sink, pumped);
+                    self.forward(&bytes[pass], sink, cx, pumped);
                     pass = at..at;
                     continue;
                 }
                 if !carried.is_empty() {
-                    self.forward(&carried, sink, pumped);
+                    self.forward(&carried, sink, cx, pumped);
                 }
                 pass = if pass.is_empty() { piece } else { pass.start..at };
             }
             if self.frames.payload_left() == 0
                 && matches!(self.watched.as_deref(), Some(Watched::Close(_)))
             {
-                self.forward(&bytes[pass], sink, pumped);
+                self.forward(&bytes[pass], sink, cx, pumped);
                 self.end_close(who, pumped);
                 return; // Close is last
             }
         }
-        self.forward(&bytes[pass], sink, pumped);
+        self.forward(&bytes[pass], sink, cx, pumped);
     }
 
     /// The source has no more to say: it sent FIN, was reset, or was given up for `reason`.
@@ -484,7 +484,7 @@ impl Flow {
             cx.stats.pongs_swallowed += 1;
             debug!(target: "relay", "{who} = {} answered our ping", self.to.other().word());
         } else {
-            self.forward(&held.bytes, sink, pumped);
+            self.forward(&held.bytes, sink, cx, pumped);
         }
     }
 
@@ -509,7 +509,7 @@ impl Flow {
         };
         self.is_ping_due = false;
         let Some(reason) = self.goodbye.take() else {
-            self.forward(&ws::ping_frame(&ping_payload(who, cx), mask), sink, pumped);
+            self.forward(&ws::ping_frame(&ping_payload(who, cx), mask), sink, cx, pumped);
             debug!(target: "relay", "{who} = pinged {}", self.to.word());
             cx.stats.pings_sent += 1;
             pumped.pinged = true;
@@ -517,7 +517,7 @@ impl Flow {
         };
         let code = reason.close_code(self.to);
         self.stream = None; // Close is last
-        self.forward(&ws::close_frame(code, reason.phrase(), mask), sink, pumped);
+        self.forward(&ws::close_frame(code, reason.phrase(), mask), sink, cx, pumped);
         debug!(target: "relay", "{who} = sent close to {} code={code} reason={reason}", self.to.word());
         if self.sink == Sink::Open {
             self.sink = Sink::Finishing;
@@ -526,7 +526,7 @@ impl Flow {
     }
 
     /// Writes `bytes`, or what of them the sink does not take now goes to the backlog.
-    fn forward(&mut self, bytes: &[u8], sink: &mut Conn, pumped: &mut Pumped) {
+    fn forward(&mut self, bytes: &[u8], sink: &mut Conn, cx: &Context, pumped: &mut Pumped) {
         if bytes.is_empty() || self.sink == Sink::Finished {
             return;
         }
@@ -542,7 +542,7 @@ impl Flow {
         }
         if written < bytes.len() {
             self.backlog
-                .push(&bytes[written..])
+                .push(&bytes[written..], &cx.budget)
                 .expect("one chunk and our own frames fit an empty backlog");
         }
     }

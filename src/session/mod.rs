@@ -38,6 +38,7 @@ mod close;
 pub use close::CloseReason;
 pub use ended::{Detail, Ended, Last};
 
+use crate::base::budget::Budget;
 use crate::base::moment::{Moment, Seconds};
 use crate::net::{Conn, Network, Pipes, Ready, Side};
 use crate::proto::http;
@@ -129,6 +130,8 @@ pub struct Context {
     pub jobs: VecDeque<jobs::Job>,
     /// Pipes for streams.
     pub pipes: Pipes,
+    /// What sessions, results and answers hold in memory.
+    pub budget: Budget,
     scratch: Box<[u8]>,
 }
 
@@ -157,6 +160,7 @@ impl Context {
             is_draining: false,
             jobs: VecDeque::new(),
             pipes: Pipes::default(),
+            budget: Budget::default(),
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
         }
     }

@@ -64,8 +64,8 @@ impl Relay {
         who: &Identity,
         cx: &mut Context,
     ) -> Phase {
-        let mut up = Flow::new(Side::Upstream, &[], cx.now);
-        let mut down = Flow::new(Side::Downstream, early.reply, cx.now);
+        let mut up = Flow::new(Side::Upstream, &[], cx);
+        let mut down = Flow::new(Side::Downstream, early.reply, cx);
         let mut pumped = Pumped::default();
         up.handle_bytes(early.from_client, &mut upstream, who, cx, &mut pumped);
         down.handle_bytes(early.from_backend, downstream, who, cx, &mut pumped);

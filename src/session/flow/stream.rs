@@ -7,6 +7,7 @@
 //! boundary, and so does a source that brings less than a read would: then the copy is cheaper than the calls.
 
 use super::{Flow, Pumped, Sink};
+use crate::base::budget::Charge;
 use crate::net::pipe::PIPE_BYTES;
 use crate::net::{Conn, Io, Pipe};
 use crate::proto::ws::FrameHead;
@@ -31,8 +32,14 @@ const BYTES_PER_STEP: usize = 1024 * 1024;
 pub(super) struct Stream {
     /// How much goes into the pipe at once.
     fill_bytes: u32,
-    /// A pipe with bytes in it, for which the sink had no room.
-    pipe: Option<Pipe>,
+    /// Bytes for which the sink had no room.
+    parked: Option<Parked>,
+}
+
+/// A pipe that holds bytes, and what they cost.
+struct Parked {
+    pipe: Pipe,
+    _charge: Charge,
 }
 
 /// Why filling the pipe stopped.
@@ -70,7 +77,7 @@ pub(super) enum Streamed {
 impl Stream {
     /// Bytes for which the sink had no room.
     pub(super) fn held(&self) -> usize {
-        self.pipe.as_ref().map_or(0, Pipe::held)
+        self.parked.as_ref().map_or(0, |parked| parked.pipe.held())
     }
 }
 
@@ -85,7 +92,7 @@ impl Flow {
             && source.can_splice()
             && sink.can_splice();
         self.stream =
-            can_stream.then(|| Box::new(Stream { fill_bytes: FILL_BYTES_MIN, pipe: None }));
+            can_stream.then(|| Box::new(Stream { fill_bytes: FILL_BYTES_MIN, parked: None }));
     }
 
     /// Moves what can be moved through a pipe.
@@ -98,8 +105,9 @@ impl Flow {
         pumped: &mut Pumped,
     ) -> Streamed {
         let Some(mut stream) = self.stream.take() else { return Streamed::Over };
-        let was_blocked = stream.pipe.is_some();
-        let Some(mut pipe) = stream.pipe.take().or_else(|| cx.pipes.take()) else {
+        let was_blocked = stream.parked.is_some();
+        let parked = stream.parked.take().map(|parked| parked.pipe);
+        let Some(mut pipe) = parked.or_else(|| cx.pipes.take()) else {
             return Streamed::Over;
         };
         let mut moved = 0;
@@ -114,7 +122,8 @@ impl Flow {
                         // The stall begins now, whatever was heard before: until here the sink has kept up.
                         pumped.sink_alive |= !was_blocked;
                         stream.fill_bytes = (stream.fill_bytes / 2).max(FILL_BYTES_MIN);
-                        stream.pipe = Some(pipe);
+                        let _charge = cx.budget.charge(pipe.held());
+                        stream.parked = Some(Parked { pipe, _charge });
                         self.stream = Some(stream);
                         if let Filled::Ended = filled {
                             self.end_source(self.vanished(), pumped);
