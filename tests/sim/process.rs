@@ -7,7 +7,7 @@
 use crate::kernel::{Dialer, Kernel, LinkId, Shared, near_socket};
 use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::gateway::{self, Gateway};
-use aivtuber_gateway::net::{self, Network, PeerAddress, Ready, Side, Socket, Source};
+use aivtuber_gateway::net::{Network, PeerAddress, Ready, Side, Socket, Source};
 use aivtuber_gateway::service::link::REDIS_ROLES;
 use aivtuber_gateway::session::jobs::{Answer, Job};
 use std::cell::Cell;
