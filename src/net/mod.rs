@@ -46,8 +46,8 @@ pub use token::{Side, Source};
 ///    writes block, so that it never exceeds a record. `Conn` calls `flush` after each event.
 /// 6. **The end comes last.** `shutdown_write` blocks while output is held, and is called again.
 ///    Dropping the transport loses what is held ([`Transport::is_output_held`]).
-/// 7. **Errors are final for their direction.** After a failed write, reading on meets what the peer
-///    still sent, then the end or an error.
+/// 7. **Errors are final for their direction.** After a failed write no output is held, and reading on
+///    meets what the peer still sent, then the end or an error.
 ///
 /// [`Transport::peek`] and the two `splice` calls bypass any record layer, so that only a plain
 /// transport can offer them.

@@ -182,6 +182,9 @@ impl Recorded {
             }
         };
         self.output.drain(..sent);
+        if outcome.as_ref().is_err_and(|error| !is_blocked(error)) {
+            self.output.clear(); // the peer is gone
+        }
         outcome
     }
 
