@@ -4,18 +4,18 @@ import { ask } from "./client.js";
 
 const SHOWN_MAX = 10;
 const MEANINGS = {
-  1006: "nobody is there, it was cut, or it never was a WebSocket",
+  1006: "no gateway there, the connection broke, or it was not a WebSocket",
   1008: "the address of this page is not in allowed_origins",
   1009: "the text is too long for the service behind the gateway",
-  1011: "the service behind the gateway is away, or was lost",
+  1011: "the service behind the gateway is not available",
   1012: "the gateway is restarting: try again in a moment",
-  1013: "there is too much to do, or Redis is away: try again later",
+  1013: "overloaded, or Redis is not available: try again later",
   4008: "the service behind the gateway did not answer in time",
 };
 
 const byId = (id) => document.getElementById(id);
 const [form, text, send, cancel, state, answers] = ["form", "text", "send", "stop", "state", "answers"].map((id) => byId("talk-" + id));
-// Relative to this page, so that it also works where another server shows the gateway under a path of its own.
+// Relative to this page, so that it also works behind a server that adds a path prefix.
 const gateway = new URL(".", location.href).href.replace(/^http/, "ws").replace(/\/$/, "");
 let stop = null;
 let silence = () => {};
@@ -25,7 +25,7 @@ form.addEventListener("submit", (event) => {
   if (!stop && text.value.trim()) begin(text.value);
 });
 text.addEventListener("keydown", (event) => {
-  // Enter also ends the choice of a word in an input method, which must not send.
+  // Enter also confirms a word in an input method editor; that must not send.
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
   form.requestSubmit();
@@ -44,7 +44,7 @@ function begin(words) {
   silence = sounds.silence;
   const parts = [];
   const began = performance.now();
-  let saysWhole = "";
+  let firstWords = "";
   show("busy", "Connecting\u2026");
   state.ariaBusy = "true";
   text.select();
@@ -55,13 +55,13 @@ function begin(words) {
     stop = ask(gateway, words, {
       state: (sentence) => show("busy", sentence[0].toUpperCase() + sentence.slice(1) + "."),
       result: (index, message) => {
-        if (index === 0) saysWhole = `First words after ${((performance.now() - began) / 1000).toFixed(1)} s.`;
+        if (index === 0) firstWords = `First words after ${((performance.now() - began) / 1000).toFixed(1)} s.`;
         parts[index] = answer(article, message);
         if (!article.isConnected) place(article);
       },
       sound: (index, blob) => sounds.add(parts[index], blob),
       end: (problem, code) => {
-        if (problem === null) finish("good", `Done. ${saysWhole}`);
+        if (problem === null) finish("good", `Done. ${firstWords}`);
         else finish("bad", `Failed: ${problem}${code ? ` (close code ${code}${MEANINGS[code] ? `: ${MEANINGS[code]}` : ""})` : ""}.`);
       },
     });
@@ -84,7 +84,7 @@ function show(mood, sentence) {
   state.textContent = sentence;
 }
 
-// The newest stands first; the oldest goes.
+// The newest answer comes first; the oldest ones are removed.
 function place(article) {
   answers.prepend(article);
   while (answers.children.length > SHOWN_MAX) {
@@ -101,13 +101,13 @@ function answer(article, { status, content, task_id, audio_present, final, ...ot
   link.href = "status/" + encodeURIComponent(task_id);
   if (Object.keys(others).length > 0) {
     const more = add(part, "details");
-    add(more, "summary", "", "More that the worker said");
+    add(more, "summary", "", "Further fields");
     add(more, "pre", "", JSON.stringify(others, null, 2));
   }
   return part;
 }
 
-// Shows sounds as they come, and plays one after the other.
+// Shows audio as it arrives, and plays one after the other.
 function playlist() {
   let isSilent = false;
   let turn = Promise.resolve();
@@ -118,7 +118,7 @@ function playlist() {
     about.prepend(size(bytes.byteLength) + " \u00b7 ");
     const audio = document.createElement("audio");
     audio.controls = true;
-    audio.setAttribute("aria-label", "The answer as sound");
+    audio.setAttribute("aria-label", "Audio of the answer");
     audio.src = URL.createObjectURL(new Blob([bytes], { type: kind(new Uint8Array(bytes)) }));
     about.before(audio);
     audios.push(audio);
@@ -126,14 +126,14 @@ function playlist() {
       const sound = await new OfflineAudioContext(1, 1, 44100).decodeAudioData(bytes);
       about.prepend(sound.duration.toFixed(1) + " s of sound \u00b7 ");
     } catch {
-      about.prepend("no sound that this browser knows \u00b7 ");
+      about.prepend("a sound format that this browser does not know \u00b7 ");
     }
     return audio;
   }
   async function play(audio) {
     if (isSilent) return;
     const isOver = new Promise((done) => ["ended", "error"].forEach((name) => audio.addEventListener(name, done)));
-    // Refused where a browser wants a person to begin: for that there are the controls.
+    // Browsers refuse to play before the user has done something; the controls are there for that.
     await audio.play().then(() => isOver, () => {});
   }
   return {
@@ -148,7 +148,7 @@ function playlist() {
   };
 }
 
-// The protocol does not say what the file is; its first bytes do.
+// The type of the file, from its first bytes.
 function kind(bytes) {
   const begins = (...codes) => codes.every((code, at) => bytes[at] === code);
   if (begins(0x52, 0x49, 0x46, 0x46)) return "audio/wav";
@@ -162,7 +162,7 @@ function size(bytes) {
   return bytes < 1024 ? `${bytes} B` : bytes < 1048576 ? `${(bytes / 1024).toFixed(1)} KiB` : `${(bytes / 1048576).toFixed(1)} MiB`;
 }
 
-// What comes from outside is only ever text.
+// Values from outside are only ever added as text.
 function add(parent, name, className = "", words = "") {
   const element = document.createElement(name);
   if (className) element.className = className;

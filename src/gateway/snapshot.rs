@@ -1,14 +1,11 @@
-//! What the endpoints report: a snapshot of the gateway, and the answer that is made of it.
+//! Answers requests for the gateway's own endpoints, from a snapshot of the gateway.
 
 use super::Gateway;
 use crate::proto::http::Response;
 use crate::proto::message::{self, TaskId};
 use crate::service::endpoints::Answer;
-use crate::service::report::{
-    self, BackendView, ConnectionView, RedisView, ResultsView, RouteView, Snapshot,
-};
+use crate::service::report::{self, ConnectionView, RedisView, ResultsView, RouteView, Snapshot};
 use crate::service::stats::BothWays;
-use crate::service::upstreams::UpstreamId;
 use crate::session::reply::Question;
 use crate::session::{Phase, Session};
 
@@ -37,23 +34,15 @@ impl Gateway {
         Response::json(200, body.to_string())
     }
 
-    /// The gateway at this moment, with views of at most `connections_max` WebSockets.
+    /// The gateway at this moment, listing at most `connections_max` WebSockets.
     fn snapshot(&self, connections_max: usize) -> Snapshot<'_> {
         let cx = &self.cx;
         let lifecycle =
             if cx.is_draining { report::Lifecycle::Draining } else { report::Lifecycle::Serving };
         let mut snapshot =
             Snapshot::new(env!("CARGO_PKG_VERSION"), cx.now - self.started, lifecycle, &cx.stats);
-        snapshot.routes = cx
-            .routes
-            .iter()
-            .map(|route| RouteView {
-                name: &route.name,
-                path: route.path.to_string(),
-                target: route.target_text(&cx.upstreams),
-                backends: route.upstreams().iter().map(|&id| self.backend_view(id)).collect(),
-            })
-            .collect();
+        snapshot.routes =
+            cx.routes.iter().map(|route| RouteView::new(route, &cx.upstreams, cx.now)).collect();
         snapshot.results_wanted = self.serves_results();
         snapshot.redis = match (snapshot.results_wanted, self.is_inbox) {
             (false, _) => RedisView::Disabled,
@@ -78,16 +67,6 @@ impl Gateway {
             }
         }
         snapshot
-    }
-
-    fn backend_view(&self, id: UpstreamId) -> BackendView<'_> {
-        let upstreams = &self.cx.upstreams;
-        BackendView {
-            url: upstreams.url(id).public_text(),
-            active: upstreams.active(id),
-            resting: upstreams.is_resting(id, self.cx.now),
-            last_dial_failed: upstreams.last_dial_failed(id),
-        }
     }
 
     fn connection_view<'s>(

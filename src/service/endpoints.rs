@@ -1,8 +1,9 @@
 //! The gateway's own HTTP endpoints, as one table.
 //!
-//! Routing, the methods of a 405, request bodies, the rule that no route may hide an endpoint, and the test that compares
-//! the documents with the program all read [`ENDPOINTS`]. To add an endpoint, add a row and a variant of [`Answer`]; the
-//! compiler then asks the gateway for what answers it, and `tests/documented.rs` for its row in `docs/protocol.md`.
+//! Routing, the methods of a 405, request bodies, the rule that no route may hide an endpoint, and
+//! the test that compares the documents with the program all read [`ENDPOINTS`]. To add an
+//! endpoint, add a row and a variant of [`Answer`]; the compiler then asks the gateway for what
+//! answers it, and `tests/documented.rs` for its row in `docs/protocol.md`.
 
 /// One endpoint.
 #[derive(Debug)]
@@ -94,8 +95,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
 ];
 
 impl Endpoint {
-    /// The endpoint at `path` (without its query), and the segment that its `{name}` matched, as the client wrote it; `""`
-    /// where it has no name.
+    /// The endpoint at `path` (without its query), and the segment that its `{name}` matched, as
+    /// the client wrote it; `""` where it has no name.
     pub fn find(path: &str) -> Option<(&'static Endpoint, &str)> {
         ENDPOINTS.iter().find_map(|endpoint| Some((endpoint, endpoint.match_path(path)?)))
     }
@@ -145,7 +146,8 @@ mod tests {
         }
     }
 
-    /// `route::check` compares routes with these paths as templates, so both must agree on what a path matches.
+    /// `route::check` compares routes with these paths as templates, so both must agree on what a
+    /// path matches.
     #[test]
     fn every_path_is_a_template_that_matches_the_same_paths() {
         for endpoint in ENDPOINTS {

@@ -1,13 +1,15 @@
-//! Every counter of the gateway, in one place, as plain numbers: one thread counts, so nothing here is atomic.
+//! Every counter of the gateway, as plain numbers. One thread counts, so nothing here is atomic.
 //!
-//! The surprising thing: frames and bytes are added when a session ENDS. While it lives its flows carry its counts, since a
-//! relayed message must not reach for a second cache line; a report adds those of the living to the ones here
-//! (`report::RouteView::live`). A session must leave the living and be added here in one go, or a counter would run backwards.
+//! Frames and bytes of a session are added here when it ends. Until then they are counted in its
+//! flows, because a relayed message must not touch another cache line; a report adds the counts of
+//! open sessions to those here (`report::Snapshot::add_live`). A session must move from one to the
+//! other at once, or a counter would run backwards.
 
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
 
-/// Frames and bytes one way. Bytes are those on the wire behind the handshake, frame heads included.
+/// Frames and bytes in one direction. Bytes are counted on the wire after the handshake, frame
+/// heads included.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
     pub frames: u64,
@@ -21,7 +23,7 @@ impl AddAssign for Traffic {
     }
 }
 
-/// Frames and bytes both ways.
+/// Frames and bytes in both directions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BothWays {
     pub from_client: Traffic,
@@ -35,30 +37,31 @@ impl AddAssign for BothWays {
     }
 }
 
-/// All counters since the start. Simple ones are counted where it happens (`stats.pings_sent += 1`).
+/// All counters since the start. Plain ones are public and counted where it happens:
+/// `stats.pings_sent += 1`.
 #[derive(Debug, Default)]
 pub struct Stats {
-    /// Client connections that were let in.
+    /// Client connections accepted.
     pub connections_accepted: u64,
-    /// Of these, the ones that have not ended; the only number here that also goes down.
+    /// Those that have not ended. The only number here that also decreases.
     pub connections_open: u64,
-    /// Pings that the gateway sent to silent sides.
+    /// Pings sent to idle peers.
     pub pings_sent: u64,
-    /// Answers to them, which are not relayed.
+    /// Pongs that answered these pings and were not relayed.
     pub pongs_swallowed: u64,
-    /// Messages over `max_message`, each of which ended its connection.
+    /// Messages larger than `max_message`. Each ended its connection.
     pub messages_too_big: u64,
-    /// How often accepting was paused for want of connections or descriptors.
+    /// Times accepting paused because connections or file descriptors ran out.
     pub accept_pauses: u64,
-    /// Results that were told to a client.
+    /// Results delivered to clients.
     pub results_delivered: u64,
-    /// Results that were let go before their time, for lack of room.
+    /// Kept results evicted before they expired, for lack of memory.
     pub results_evicted: u64,
-    /// How often the link to Redis came up.
+    /// Times the connections to Redis were established.
     pub redis_connects: u64,
-    /// Bytes of audio that were sent.
+    /// Bytes of audio sent to clients.
     pub audio_bytes: u64,
-    /// Lines that the log could not take.
+    /// Log lines that could not be written.
     pub log_lines_lost: u64,
     refused: BTreeMap<&'static str, u64>,
     http: BTreeMap<u16, u64>,
@@ -69,11 +72,11 @@ pub struct Stats {
 /// The counters of one route.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct RouteStats {
-    /// WebSockets that were opened, as answered with 101.
+    /// WebSockets opened, that is, answered with 101.
     pub upgrades: u64,
-    /// Those that ended, by the word of their `CloseReason`.
+    /// Those that ended, by the name of their `CloseReason`.
     pub closed: BTreeMap<&'static str, u64>,
-    /// What the ended ones carried.
+    /// Traffic of those that ended.
     pub traffic: BothWays,
 }
 
@@ -89,29 +92,29 @@ impl Stats {
         Self::default()
     }
 
-    /// A connection, or a WebSocket, was refused; `reason` is a word such as `Refusal::word`.
+    /// Counts a refused connection. `reason` is a label such as `Refusal::word`.
     pub fn count_refused(&mut self, reason: &'static str) {
         *self.refused.entry(reason).or_default() += 1;
     }
 
-    /// A request was answered with `status`, 101 included.
+    /// Counts an HTTP response, 101 included.
     pub fn count_http(&mut self, status: u16) {
         *self.http.entry(status).or_default() += 1;
     }
 
-    /// A WebSocket was opened on `route`.
+    /// Counts a WebSocket that was opened on `route`.
     pub fn count_upgrade(&mut self, route: &str) {
         entry(&mut self.routes, route).upgrades += 1;
     }
 
-    /// A WebSocket on `route` has ended for `reason`, having carried `traffic`.
+    /// Counts a WebSocket on `route` that ended for `reason` after carrying `traffic`.
     pub fn count_closed(&mut self, route: &str, reason: &'static str, traffic: BothWays) {
         let route = entry(&mut self.routes, route);
         *route.closed.entry(reason).or_default() += 1;
         route.traffic += traffic;
     }
 
-    /// A dial to `backend` (its public text) ended.
+    /// Counts a finished attempt to reach `backend`, given by the public text of its URL.
     pub fn count_dial(&mut self, backend: &str, is_ok: bool) {
         let dials = entry(&mut self.backends, backend);
         if is_ok {
@@ -121,17 +124,17 @@ impl Stats {
         }
     }
 
-    /// Refusals by reason.
+    /// Refused connections by reason.
     pub fn refused(&self) -> &BTreeMap<&'static str, u64> {
         &self.refused
     }
 
-    /// Answers by HTTP status.
+    /// HTTP responses by status.
     pub fn http(&self) -> &BTreeMap<u16, u64> {
         &self.http
     }
 
-    /// Counters by route name, also of routes that a reload took away.
+    /// Counters by route name, those of routes that a reload removed included.
     pub fn routes(&self) -> &BTreeMap<Box<str>, RouteStats> {
         &self.routes
     }
@@ -142,12 +145,12 @@ impl Stats {
     }
 }
 
-/// Like `map.entry(key).or_default()`, allocating only for a key that is new.
+/// Like `map.entry(key).or_default()`, but allocates only for a new key.
 fn entry<'m, V: Default>(map: &'m mut BTreeMap<Box<str>, V>, key: &str) -> &'m mut V {
     if !map.contains_key(key) {
         map.insert(key.into(), V::default());
     }
-    map.get_mut(key).expect("it was just put there")
+    map.get_mut(key).expect("the key was just inserted")
 }
 
 #[cfg(test)]
@@ -181,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_and_answers_are_counted_by_kind() {
+    fn refusals_and_responses_are_counted_by_kind() {
         let mut stats = Stats::new();
         for status in [200, 404, 200] {
             stats.count_http(status);

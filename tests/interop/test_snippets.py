@@ -65,7 +65,7 @@ new Promise((done, fail) => {
 
 def test_the_browser_s_client_is_heard(demo, browser, origin):  # noqa: F811
     """The client and the page that uses it, on a front end's own server, against `demo`."""
-    client = snippet("js", "// Asks the AI behind a gateway one thing.")
+    client = snippet("js", "// Asks the AI behind a gateway one question.")
     # Both are one module here, so nothing is left to import.
     replaced = {"localhost:8000": f"localhost:{demo.port}", 'import { ask } from "./client.js";\n': ""}
     page = snippet("js", "// page.js", **replaced)

@@ -126,7 +126,7 @@ def test_one_thing_after_the_other(demo, talk):
     talk.say("first")
     assert talk.ends().startswith("Done.")
     talk.say("second")
-    talk.ends("^(Connecting|Sent|Taken|Audio)")
+    talk.ends("^(Connecting|Sent|Accepted|Audio)")
     assert talk.ends().startswith("Done.")
     answers = talk.browser.evaluate("[...document.querySelectorAll('#talk-answers .answer')].map((one) => one.textContent)")
     assert ["second" in answers[0], "first" in answers[1], len(answers)] == [True, True, 2]
@@ -143,7 +143,7 @@ def test_shift_enter_is_a_new_line_and_nothing_is_not_sent(demo, talk):
     talk.browser.type("above")
     talk.browser.press("Shift+Enter")
     talk.say("below")
-    talk.ends("^(Connecting|Sent|Taken|Audio)")
+    talk.ends("^(Connecting|Sent|Accepted|Audio)")
     assert talk.ends().startswith("Done.")
     assert "“above\nbelow”" in talk.answer
 
@@ -299,7 +299,7 @@ def test_stop_ends_both_connections(actor, talk):
     actor.play(scene)
     talk.open(actor.gateway.port)
     talk.say("never mind")
-    talk.ends("^Taken")
+    talk.ends("^Accepted")
     talk.browser.press("Tab", "Enter")
     assert talk.ends() == "Stopped."
     assert left.wait(10)

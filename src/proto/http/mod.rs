@@ -1,13 +1,17 @@
-//! HTTP/1 heads in, replies out (RFC 9110, RFC 9112). `httparse` reads the grammar; what must be refused around it is here.
+//! HTTP/1 heads (RFC 9110, RFC 9112): request heads, response heads of backends, and the gateway's
+//! own responses.
 //!
-//! The surprising thing: what a head deserves does not depend on how its bytes were cut. `httparse` alone would take bare
-//! LFs, and a limit that is checked after parsing would answer differently for a head that trickles and one that comes
-//! whole. So the lines are walked first, at most [`HEAD_BYTES_MAX`] of them are looked at, and the first fault in the order
-//! of the bytes decides.
+//! `httparse` reads the grammar; the checks around it are made here. The verdict on a head must not
+//! depend on how its bytes were cut into reads. `httparse` alone accepts bare LFs, and a limit that
+//! is checked after parsing would judge a head that trickles in differently from one that arrives
+//! whole. So the lines are walked before parsing, no further than [`HEAD_BYTES_MAX`], and the first
+//! fault in byte order decides.
 //!
-//! Refused, because two programs in a row that read such a head differently can be played off against each other (RFC 9112
-//! §11.2): bare CR and bare LF, a space before the colon, folded lines, NUL and other control bytes, repeated or malformed
-//! `Content-Length`, `Transfer-Encoding` where no body belongs, several `Host` or none, several `Sec-WebSocket-Key`.
+//! Two programs in a row that read one message differently can be attacked through the difference
+//! (request smuggling, RFC 9112 §11.2). These are therefore refused: bare CR and bare LF, a space
+//! before the colon, folded lines, NUL and other control bytes, repeated or malformed
+//! `Content-Length`, `Transfer-Encoding` where no body is allowed, a missing or repeated `Host`,
+//! and a repeated `Sec-WebSocket-Key`.
 
 mod outgoing;
 mod request;
@@ -22,26 +26,26 @@ use std::fmt;
 use httparse::{EMPTY_HEADER, Header};
 use memchr::memchr_iter;
 
-/// The longest head, from its first byte to the empty line and including it.
+/// Largest head in bytes, the empty line at its end included.
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
 
-/// The most header lines in a head.
+/// Largest number of header lines in a head.
 pub const HEADERS_MAX: usize = 100;
 
-/// The longest request target.
+/// Longest request target, in bytes.
 pub const TARGET_BYTES_MAX: usize = 8 * 1024;
 
-/// Room for the headers of one head, on the caller's stack (3,200 bytes); see [`empty_slots`].
+/// Memory for the headers of one head, 3,200 bytes on the caller's stack; see [`empty_slots`].
 pub type Slots<'b> = [Header<'b>; HEADERS_MAX];
 
-/// Room for one head's headers, as the parsers want it.
+/// Unused memory for one head's headers, for [`RequestHead::parse`] and [`ResponseHead::parse`].
 pub const fn empty_slots<'b>() -> Slots<'b> {
     [EMPTY_HEADER; HEADERS_MAX]
 }
 
-/// A head that is refused, with the status to answer (for a backend's head: 502) and a phrase that says why.
+/// Why a head is refused: the status to answer with (502 for a backend's head) and a phrase.
 ///
-/// After one that a parser returned, nothing is known about where the next head would begin: answer and close.
+/// After one that a parser returned, the start of the next message is unknown: respond, then close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadHead {
     pub status: u16,
@@ -49,8 +53,8 @@ pub struct BadHead {
 }
 
 impl BadHead {
-    /// The answer: an error as JSON, with the headers that its status demands. 405 says what is allowed (RFC 9110
-    /// §15.5.6), 426 what to upgrade to and which version of it (RFC 9110 §15.5.22, RFC 6455 §4.4).
+    /// An error as JSON, with the headers that its status requires: `Allow` with 405 (RFC 9110
+    /// §15.5.6), `Upgrade` and `Sec-WebSocket-Version` with 426 (RFC 9110 §15.5.22, RFC 6455 §4.4).
     pub fn into_response(self) -> Response {
         let response = Response::error(self.status, self.why);
         match self.status {
@@ -69,17 +73,18 @@ impl fmt::Display for BadHead {
 
 impl std::error::Error for BadHead {}
 
-/// The header lines of one head, in their order and spelling. Names are compared without regard to case.
+/// The header lines of one head, in order and as they were spelled. Look-ups ignore the case of
+/// names.
 #[derive(Clone, Copy)]
 pub struct Headers<'h, 'b>(&'h [Header<'b>]);
 
 impl<'h, 'b> Headers<'h, 'b> {
-    /// The value of the first line called `name`, without the white space around it.
+    /// The value of the first line called `name`, without surrounding white space.
     pub fn first(&self, name: &str) -> Option<&'b [u8]> {
         self.all(name).next()
     }
 
-    /// Like [`first`](Self::first), where the value is UTF-8.
+    /// Like [`first`](Self::first); `None` also where the value is not UTF-8.
     pub fn text(&self, name: &str) -> Option<&'b str> {
         std::str::from_utf8(self.first(name)?).ok()
     }
@@ -91,8 +96,9 @@ impl<'h, 'b> Headers<'h, 'b> {
             .map(|(_, value)| value)
     }
 
-    /// The elements of a comma-separated list that may be spread over several lines (RFC 9110 §5.6.1); empty ones are
-    /// left out. Quoted strings are not known here: the lists that this is for have none.
+    /// The elements of a comma-separated list, which may span several lines (RFC 9110 §5.6.1).
+    /// Empty elements are skipped. Quoted strings are not understood: the lists that are read with
+    /// this have none.
     pub fn elements<'n>(&self, name: &'n str) -> impl Iterator<Item = &'b [u8]> + use<'h, 'b, 'n> {
         self.all(name)
             .flat_map(|value| value.split(|&byte| byte == b','))
@@ -100,7 +106,7 @@ impl<'h, 'b> Headers<'h, 'b> {
             .filter(|element| !element.is_empty())
     }
 
-    /// Whether `token` is an element of the list `name`, in any case.
+    /// Whether `token` is an element of the list `name`; case is ignored.
     pub fn has_token(&self, name: &str, token: &str) -> bool {
         self.elements(name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
     }
@@ -110,14 +116,15 @@ impl<'h, 'b> Headers<'h, 'b> {
         self.0.iter().map(|header| (header.name, header.value))
     }
 
-    /// The value of the one line called `name`; the phrase if there are several.
+    /// The value of the only line called `name`; `several` is the error if there is another one.
     fn only(&self, name: &str, several: &'static str) -> Result<Option<&'b [u8]>, &'static str> {
         let mut values = self.all(name);
         let first = values.next();
         if values.next().is_some() { Err(several) } else { Ok(first) }
     }
 
-    /// What `Content-Length` says. Several are refused even when they agree: no client sends that by itself.
+    /// The value of `Content-Length`. Repeated ones are refused even when they agree: no client
+    /// sends that on its own.
     fn content_length(&self) -> Result<Option<u64>, &'static str> {
         let Some(value) = self.only("content-length", "several Content-Length headers")? else {
             return Ok(None);
@@ -125,20 +132,21 @@ impl<'h, 'b> Headers<'h, 'b> {
         if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
             return Err("Content-Length is not a number");
         }
-        // All digits, so the only thing that can be wrong is that it is too long.
+        // It is all digits, so parsing can only fail because the number is too large.
         let length = std::str::from_utf8(value).ok().and_then(|digits| digits.parse().ok());
         length.ok_or("Content-Length is too large").map(Some)
     }
 }
 
 impl fmt::Debug for Headers<'_, '_> {
-    /// Names only: values hold cookies and tokens, which no log may show.
+    /// Names only: values hold cookies and tokens, which must not reach a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.0.iter().map(|header| header.name)).finish()
     }
 }
 
-/// Appends one header line. Control bytes in `value` become spaces (a tab stays).
+/// Appends one header line. Control bytes in `value` other than tab become spaces, so that no
+/// value can end its line.
 pub(super) fn push_header(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b": ");
@@ -146,7 +154,7 @@ pub(super) fn push_header(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Appends a part of a header's value under the rule of [`push_header`].
+/// Appends a part of a header's value, cleaned as by [`push_header`].
 pub(super) fn push_value(out: &mut Vec<u8>, value: &[u8]) {
     out.extend(
         value
@@ -155,7 +163,7 @@ pub(super) fn push_value(out: &mut Vec<u8>, value: &[u8]) {
     );
 }
 
-/// Appends a number, an address, ….
+/// Appends text without control bytes, such as a number or an address.
 pub(super) fn push_display(out: &mut Vec<u8>, value: impl fmt::Display) {
     use std::io::Write;
     write!(out, "{value}").expect("a Vec takes every byte");
@@ -174,10 +182,10 @@ const fn bad(why: &'static str) -> BadHead {
 
 /// The lines of a head, walked once before `httparse` sees them.
 struct Lines<'b> {
-    /// What stands before the first fault, or up to the end of the head.
+    /// The bytes before the first fault, or up to the end of the head.
     sound: &'b [u8],
     fault: Option<LineFault>,
-    /// Whether not even the first line is complete.
+    /// The first line is not complete yet.
     first_is_open: bool,
 }
 
@@ -220,7 +228,7 @@ mod tests {
     use super::request::tests::{REQUESTS, read};
     use super::response::tests::{RESPONSES, read_response};
 
-    /// Bytes that look like heads often enough to get far, from `seed`.
+    /// Random bytes that often resemble heads, so that they get deep into the parsers.
     fn noise(seed: u64) -> Vec<u8> {
         let mut chance = fastrand::Rng::with_seed(seed);
         let mut bytes = Vec::new();
@@ -245,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn no_bytes_make_a_parser_panic_or_change_its_mind() {
+    fn verdict_on_random_bytes_does_not_depend_on_cuts() {
         for seed in 0..1500 {
             let bytes = noise(seed);
             let (request, response) = (read(&bytes), read_response(&bytes));

@@ -6,13 +6,14 @@ use std::rc::Rc;
 /// The media type of what programs read.
 pub const JSON: &str = "application/json";
 
-/// A response that the gateway makes itself. A backend's is a [`ResponseHead`](super::ResponseHead).
+/// A response that the gateway makes itself. A backend's is a
+/// [`ResponseHead`](super::ResponseHead).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     pub status: u16,
     pub content_type: &'static str,
-    /// The headers besides `Content-Type`, `Content-Length`, `Connection` and `Cache-Control: no-store`, which
-    /// [`Response::into_wire`] adds; a `Cache-Control` here replaces that one.
+    /// The headers besides `Content-Type`, `Content-Length`, `Connection` and `Cache-Control:
+    /// no-store`, which [`Response::into_wire`] adds; a `Cache-Control` here replaces that one.
     pub headers: Vec<(&'static str, String)>,
     pub content: Content,
 }
@@ -28,7 +29,8 @@ pub enum Content {
 
 /// Immutable bytes in pieces. A clone shares them.
 ///
-/// Pieces, because a long text is made over several turns of the loop, and one buffer that grows would have to be copied.
+/// Pieces, because a long text is made over several turns of the loop, and one buffer that grows
+/// would have to be copied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shared {
     pieces: Option<Rc<[Box<[u8]>]>>,
@@ -46,7 +48,8 @@ pub struct Form {
     pub keep_alive: bool,
 }
 
-/// A response as it goes out: `first` is the head, with the content behind it if that was made for one client.
+/// A response as it goes out: `first` is the head, with the content behind it if that was made for
+/// one client.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Wire {
     pub first: Vec<u8>,
@@ -124,14 +127,15 @@ impl Response {
         Response { status, content_type, headers: Vec::new(), content: Content::Bytes(bytes) }
     }
 
-    /// The same with one more header. Control bytes in `value` go out as spaces: no value can end its line.
+    /// The same with one more header. Control bytes in `value` go out as spaces: no value can end
+    /// its line.
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Response {
         self.headers.push((name, value.into()));
         self
     }
 
-    /// The response in the form that its request asked for. It has no `Date`, which only a server with a clock must send
-    /// (RFC 9110 §6.6.1).
+    /// The response in the form that its request asked for. It has no `Date`, which only a server
+    /// with a clock must send (RFC 9110 §6.6.1).
     pub fn into_wire(self, form: Form) -> Wire {
         let has_content = self.status >= 200 && self.status != 204 && self.status != 304;
         let mut first = Vec::with_capacity(256);
@@ -187,7 +191,8 @@ impl Response {
     }
 }
 
-/// The usual phrase for a status (RFC 9110 §15); empty for one that is not in the list, which is allowed on the wire.
+/// The usual phrase for a status (RFC 9110 §15); empty for one that is not in the list, which is
+/// allowed on the wire.
 pub const fn reason_phrase(status: u16) -> &'static str {
     match status {
         101 => "Switching Protocols",

@@ -1,4 +1,4 @@
-//! The head of a request.
+//! Request heads.
 
 use std::fmt;
 
@@ -12,7 +12,8 @@ use super::{
 #[derive(Clone, Copy)]
 pub struct RequestHead<'h, 'b> {
     pub method: &'b str,
-    /// The target as it came: `/path?query`, `http://host/path?query`, or `*`. Visible ASCII.
+    /// The target as the client wrote it: `/path?query`, `http://host/path?query`, or `*`. Visible
+    /// ASCII.
     pub target: &'b str,
     /// 0 or 1, for HTTP/1.0 and HTTP/1.1.
     pub minor_version: u8,
@@ -29,12 +30,14 @@ struct TargetParts<'b> {
 }
 
 impl<'h, 'b> RequestHead<'h, 'b> {
-    /// The head at the start of `bytes`, and its length there. `Ok(None)`: not yet; show it again with more behind. Empty
-    /// lines (CRLF) before it are skipped and counted in (RFC 9112 §2.2).
+    /// The head at the start of `bytes`, and the number of bytes it takes. `Ok(None)`: it is not
+    /// complete; call again with the same bytes and more. Empty lines (CRLF) before it are skipped,
+    /// and counted (RFC 9112 §2.2).
     ///
     /// # Errors
     /// 400 for what is malformed or ambiguous, 405 for CONNECT, 414 when the target is over
-    /// [`TARGET_BYTES_MAX`], 431 when the head is over [`HEAD_BYTES_MAX`] or [`HEADERS_MAX`], 505 for other versions of HTTP.
+    /// [`TARGET_BYTES_MAX`], 431 when the head is over [`HEAD_BYTES_MAX`] or [`HEADERS_MAX`], 505
+    /// for other versions of HTTP.
     pub fn parse(
         bytes: &'b [u8],
         slots: &'h mut Slots<'b>,
@@ -80,18 +83,18 @@ impl<'h, 'b> RequestHead<'h, 'b> {
         Ok(Some((head, skipped + length)))
     }
 
-    /// The path: begins with `/`, or is `*` (OPTIONS only). Nothing in it is decoded.
+    /// The path, not decoded. It begins with `/`, or is `*` (OPTIONS only).
     pub fn path(&self) -> &'b str {
         self.parts.path
     }
 
-    /// What stands behind the first `?`, if there is one.
+    /// What follows the first `?`, if there is one.
     pub fn query(&self) -> Option<&'b str> {
         self.parts.query
     }
 
-    /// Whom the request is for: the target's own authority if it has one (RFC 9112 §3.2.2), else `Host`, which may be
-    /// empty. `None` only for HTTP/1.0.
+    /// The host and port that the request is for: those in the target if it is a whole URL (RFC
+    /// 9112 §3.2.2), else `Host`, which may be empty. `None` only for HTTP/1.0.
     pub fn host(&self) -> Option<&'b str> {
         self.parts.authority.or_else(|| self.headers.text("host"))
     }
@@ -102,20 +105,20 @@ impl<'h, 'b> RequestHead<'h, 'b> {
         !close && (self.minor_version > 0 || self.headers.has_token("connection", "keep-alive"))
     }
 
-    /// Length of the body that follows the head, in bytes; [`u64::MAX`] where it is chunked, so that its length is only known
-    /// at its end.
+    /// Length of the body that follows the head, in bytes; [`u64::MAX`] where it is chunked, so
+    /// that its length is only known at its end.
     pub fn body_bytes(&self) -> u64 {
         self.body_bytes
     }
 
-    /// Whether the answer's body is left out: HEAD.
+    /// Whether the method is HEAD, whose response has no body.
     pub fn is_head(&self) -> bool {
         self.method == "HEAD"
     }
 }
 
 impl fmt::Debug for RequestHead<'_, '_> {
-    /// Without the query and the values of headers, which no log may show.
+    /// Without the query and the values of headers, which must not reach a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = (self.method, self.path(), self.minor_version, &self.headers);
         f.debug_tuple("RequestHead").field(&shown).finish()
@@ -126,7 +129,8 @@ fn leading_empty_lines(bytes: &[u8]) -> usize {
     bytes.chunks_exact(2).take_while(|pair| pair == b"\r\n").count() * 2
 }
 
-/// Whether the target goes past its limit, whether or not its end is here. A method that is none is not this fault.
+/// Whether the target exceeds its limit, even if its end has not arrived. False after a malformed
+/// method, which is the earlier fault.
 fn is_target_too_long(bytes: &[u8]) -> bool {
     if bytes.len() <= TARGET_BYTES_MAX {
         return false;
@@ -157,8 +161,9 @@ fn request_fault(fault: httparse::Error, bytes: &[u8]) -> BadHead {
     }
 }
 
-/// Whether the request line ends in a version of HTTP, whichever. Called where `httparse` has found that it is not 1.0 or
-/// 1.1; of a line that is cut, only what led to that is looked at.
+/// Whether the request line ends with some version of HTTP. Called once `httparse` has found that
+/// it is neither 1.0 nor 1.1. The line may be incomplete, so only the bytes that led to that
+/// verdict are examined.
 fn is_other_version(bytes: &[u8]) -> bool {
     let version = bytes
         .splitn(3, |&byte| byte == b' ')
@@ -172,7 +177,7 @@ fn is_other_version(bytes: &[u8]) -> bool {
     }
 }
 
-/// Takes a target apart (RFC 9112 §3.2).
+/// Splits a target into authority, path and query (RFC 9112 §3.2).
 fn split_target<'b>(method: &str, target: &'b str) -> Result<TargetParts<'b>, BadHead> {
     if method == "CONNECT" {
         return Err(BadHead { status: 405, why: "CONNECT is not served here" });
@@ -203,7 +208,7 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<TargetParts<'b>, Ba
     Ok(TargetParts { authority, path: if path.is_empty() { "/" } else { path }, query })
 }
 
-/// Authority and rest of an absolute URL, the rest being empty or beginning with `/` or `?`.
+/// Authority and rest of an absolute URL. The rest is empty, or begins with `/` or `?`.
 fn split_absolute(target: &str) -> Option<(&str, &str)> {
     let (scheme, rest) = target.split_once("://")?;
     if !["http", "https", "ws", "wss"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
@@ -212,14 +217,14 @@ fn split_absolute(target: &str) -> Option<(&str, &str)> {
     Some(rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len())))
 }
 
-/// Whether `bytes` can be a host and port (RFC 3986 §3.2, without user names, which RFC 9110 §4.2.4 rules out). A check of
-/// bytes, not of names: whether a host exists is for others to say.
+/// Whether `bytes` can be a host and port (RFC 3986 §3.2, without user names, which RFC 9110 §4.2.4
+/// forbids). Only the bytes are checked, not whether such a host exists.
 fn is_authority(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte))
 }
 
-/// Refuses headers that two readers could understand differently; gives the length of the body in bytes, [`u64::MAX`] for
-/// one whose length is not announced.
+/// Refuses headers that two readers could understand differently. Returns the length of the body in
+/// bytes, [`u64::MAX`] for a chunked one.
 fn check_request_headers(
     method: &str,
     minor_version: u8,
@@ -255,9 +260,9 @@ pub(super) mod tests {
     use super::super::{HEADERS_MAX, empty_slots};
     use super::*;
 
-    /// All that a request head says, owned, so that two readings can be compared.
+    /// Everything in a request head, owned, so that two parses can be compared.
     #[derive(Debug, PartialEq)]
-    pub struct Said {
+    pub struct Parsed {
         line: String,
         version: u8,
         path: String,
@@ -268,10 +273,10 @@ pub(super) mod tests {
         length: usize,
     }
 
-    pub fn read(bytes: &[u8]) -> Result<Option<Said>, BadHead> {
+    pub fn read(bytes: &[u8]) -> Result<Option<Parsed>, BadHead> {
         let mut slots = empty_slots();
         let Some((head, length)) = RequestHead::parse(bytes, &mut slots)? else { return Ok(None) };
-        Ok(Some(Said {
+        Ok(Some(Parsed {
             line: format!("{} {}", head.method, head.target),
             version: head.minor_version,
             path: head.path().into(),
@@ -283,11 +288,11 @@ pub(super) mod tests {
         }))
     }
 
-    fn said(bytes: &[u8]) -> Said {
-        read(bytes).expect("a sound head").expect("a whole head")
+    fn parsed(bytes: &[u8]) -> Parsed {
+        read(bytes).expect("a valid head").expect("a complete head")
     }
 
-    /// Expects `head` to be refused with `status`, and no part of it to be answered otherwise.
+    /// Asserts that `head` is refused with `status`, and that no prefix of it gets another verdict.
     fn refused(head: impl AsRef<[u8]>, status: u16) -> &'static str {
         let head = head.as_ref();
         let shown = String::from_utf8_lossy(&head[..head.len().min(200)]);
@@ -296,13 +301,13 @@ pub(super) mod tests {
                 assert_eq!(fault.status, status, "{shown:?}: {}", fault.why);
                 fault.why
             }
-            other => panic!("{shown:?} was taken: {other:?}"),
+            other => panic!("{shown:?} was accepted: {other:?}"),
         };
         let mut refused = false;
         for cut in 0..head.len() {
             match read(&head[..cut]) {
-                Ok(None) => assert!(!refused, "{shown:?} was forgiven at {cut}"),
-                Ok(Some(said)) => panic!("{shown:?} was taken at {cut}: {said:?}"),
+                Ok(None) => assert!(!refused, "{shown:?} was refused, then not, at {cut}"),
+                Ok(Some(head)) => panic!("{shown:?} was accepted at {cut}: {head:?}"),
                 Err(fault) => {
                     assert_eq!(fault.status, status, "{shown:?} cut at {cut}: {}", fault.why);
                     refused = true;
@@ -325,22 +330,22 @@ pub(super) mod tests {
     ];
 
     #[test]
-    fn requests_cut_at_each_offset_say_the_same() {
+    fn requests_cut_at_each_offset_parse_the_same() {
         for request in REQUESTS.map(str::as_bytes) {
             for cut in 0..request.len() {
                 assert_eq!(read(&request[..cut]), Ok(None), "cut at {cut}");
             }
-            let whole = said(request);
+            let whole = parsed(request);
             assert_eq!(whole.length, request.len());
             for behind in [&b"\n"[..], b"GET / HTTP/2", b"\x81\x05hello", b"\0\0"] {
-                assert_eq!(said(&[request, behind].concat()), whole);
+                assert_eq!(parsed(&[request, behind].concat()), whole);
             }
         }
     }
 
     #[test]
     fn headers_keep_order_and_spelling() {
-        let whole = said(REQUESTS[2].as_bytes());
+        let whole = parsed(REQUESTS[2].as_bytes());
         let lines: Vec<_> =
             whole.headers.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
         let expected: [(&str, &[u8]); 4] =
@@ -353,7 +358,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn headers_are_found_in_any_case_and_as_lists() {
+    fn header_lookups_ignore_case_and_split_lists() {
         let bytes =
             get("Connection: keep-alive, , Upgrade\r\nCONNECTION: x ,y\r\nOrigin: https://a\r\n");
         let mut slots = empty_slots();
@@ -382,18 +387,18 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn keep_alive_follows_the_version() {
-        assert!(said(get("").as_bytes()).keep_alive);
-        assert!(!said(get("Connection: x, CLOSE\r\n").as_bytes()).keep_alive);
-        assert!(!said(b"GET / HTTP/1.0\r\n\r\n").keep_alive);
-        assert!(said(b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n").keep_alive);
-        assert!(!said(b"GET / HTTP/1.0\r\nConnection: Keep-Alive, close\r\n\r\n").keep_alive);
+    fn keep_alive_depends_on_version_and_connection_header() {
+        assert!(parsed(get("").as_bytes()).keep_alive);
+        assert!(!parsed(get("Connection: x, CLOSE\r\n").as_bytes()).keep_alive);
+        assert!(!parsed(b"GET / HTTP/1.0\r\n\r\n").keep_alive);
+        assert!(parsed(b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n").keep_alive);
+        assert!(!parsed(b"GET / HTTP/1.0\r\nConnection: Keep-Alive, close\r\n\r\n").keep_alive);
     }
 
     #[test]
-    fn absolute_targets_bring_their_own_host() {
+    fn host_in_an_absolute_target_replaces_the_header() {
         let parts = |target: &str| {
-            let whole = said(format!("GET {target} HTTP/1.1\r\nHost: other\r\n\r\n").as_bytes());
+            let whole = parsed(format!("GET {target} HTTP/1.1\r\nHost: other\r\n\r\n").as_bytes());
             (whole.host.unwrap(), whole.path, whole.query)
         };
         assert_eq!(
@@ -478,7 +483,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn only_http_1_is_spoken() {
+    fn versions_other_than_http_1_are_refused() {
         for version in ["2.0", "2", "1.2", "1.9", "0.9", "3.0", "9.9"] {
             refused(format!("GET / HTTP/{version}\r\nHost: a\r\n\r\n"), 505);
         }
@@ -500,7 +505,7 @@ pub(super) mod tests {
                 "malformed Host"
             );
         }
-        assert_eq!(said(b"GET / HTTP/1.1\r\nHost:\r\n\r\n").host.as_deref(), Some(""));
+        assert_eq!(parsed(b"GET / HTTP/1.1\r\nHost:\r\n\r\n").host.as_deref(), Some(""));
         let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
         assert!(read(get(key).as_bytes()).is_ok());
         assert_eq!(refused(get(&key.repeat(2)), 400), "several Sec-WebSocket-Key headers");
@@ -535,7 +540,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn limits_are_held_to_the_byte() {
+    fn limits_are_exact_to_the_byte() {
         let with_target =
             |length: usize| format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "t".repeat(length - 1));
         assert!(read(with_target(TARGET_BYTES_MAX).as_bytes()).unwrap().is_some());
@@ -546,20 +551,20 @@ pub(super) mod tests {
             let empty = get("A: \r\n").len();
             get(&format!("A: {}\r\n", "v".repeat(size - empty)))
         };
-        assert_eq!(said(with_size(HEAD_BYTES_MAX).as_bytes()).length, HEAD_BYTES_MAX);
+        assert_eq!(parsed(with_size(HEAD_BYTES_MAX).as_bytes()).length, HEAD_BYTES_MAX);
         refused(with_size(HEAD_BYTES_MAX + 1), 431);
         assert_eq!(read("\r\n".repeat(HEAD_BYTES_MAX / 2).as_bytes()).unwrap_err().status, 414);
 
-        // `get` says one header itself.
+        // `get` adds `Host`.
         assert_eq!(
-            said(get(&"A: b\r\n".repeat(HEADERS_MAX - 1)).as_bytes()).headers.len(),
+            parsed(get(&"A: b\r\n".repeat(HEADERS_MAX - 1)).as_bytes()).headers.len(),
             HEADERS_MAX
         );
         refused(get(&"A: b\r\n".repeat(HEADERS_MAX)), 431);
     }
 
     #[test]
-    fn the_first_fault_decides() {
+    fn first_fault_decides_the_status() {
         let long = "t".repeat(TARGET_BYTES_MAX);
         refused(format!("GET /{long} HTTP/2\n"), 414);
         refused(format!("GET / HTTP/2\nA: {}", "v".repeat(HEAD_BYTES_MAX)), 505);

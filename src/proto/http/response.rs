@@ -137,7 +137,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn responses_cut_at_each_offset_say_the_same() {
+    fn responses_cut_at_each_offset_parse_the_same() {
         for response in RESPONSES.map(str::as_bytes) {
             for cut in 0..response.len() {
                 assert_eq!(read_response(&response[..cut]), Ok(None), "cut at {cut}");

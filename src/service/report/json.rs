@@ -6,7 +6,8 @@ use super::super::stats::Traffic;
 use super::{Lifecycle, Snapshot, rfc3339};
 use crate::proto::http::Response;
 
-/// `/health`: always 200; `degraded` when Redis is wanted and away or a backend's last dial failed.
+/// `/health`: always 200. The status is `degraded` when the last dial to a backend failed, or when
+/// results are served and Redis is away.
 pub fn health(snapshot: &Snapshot) -> Response {
     #[derive(Serialize)]
     struct Health<'a> {
@@ -31,7 +32,7 @@ pub fn health(snapshot: &Snapshot) -> Response {
     })
 }
 
-/// `/ready`: 200, or 503 while draining or while results are wanted and Redis is away.
+/// `/ready`: 200; 503 while draining, or while results are served and Redis is away.
 pub fn ready(snapshot: &Snapshot) -> Response {
     #[derive(Serialize)]
     struct Ready {
@@ -46,7 +47,7 @@ pub fn ready(snapshot: &Snapshot) -> Response {
     }
 }
 
-/// `/connections`: every open WebSocket, first by id, then in detail.
+/// `/connections`: the ids of all open WebSockets, then their details.
 pub fn connections(snapshot: &Snapshot) -> Response {
     #[derive(Serialize)]
     struct Connections<'a> {
@@ -106,7 +107,7 @@ mod tests {
     use serde_json::{Value, json};
 
     #[test]
-    fn health_is_as_the_contract_has_it() {
+    fn health_has_every_field_in_order() {
         let stats = Stats::new();
         let mut snapshot = empty(&stats);
         snapshot.routes = vec![
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn ready_unless_draining_or_without_wanted_redis() {
+    fn ready_unless_draining_or_without_needed_redis() {
         let stats = Stats::new();
         let mut snapshot = empty(&stats);
         let response = ready(&snapshot);
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_are_as_the_contract_has_them() {
+    fn connections_have_every_field_in_order() {
         let stats = Stats::new();
         let mut snapshot = empty(&stats);
         assert_eq!(
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_list_is_made_in_one_pass() {
+    fn connections_of_a_full_gateway_are_valid_json() {
         let stats = Stats::new();
         let mut snapshot = empty(&stats);
         snapshot.connections =

@@ -1,8 +1,10 @@
-//! What the gateway tells about itself: the status page, `/health`, `/ready`, `/connections` and `/metrics`.
+//! Reports about the gateway: the status page, `/health`, `/ready`, `/connections` and `/metrics`.
 //!
-//! The gateway fills a [`Snapshot`] of plain data, and each function here makes an answer of it; none looks anything up. The
-//! surprising thing: a snapshot counts every open WebSocket with [`Snapshot::add_live`], but lists them in `connections` only
-//! for the answers that show them, so that a scrape of 10,000 connections writes none of their addresses.
+//! The gateway fills a [`Snapshot`] with plain data, and each function here turns one into a
+//! response; none looks anything up.
+//!
+//! A snapshot counts every open WebSocket ([`Snapshot::add_live`]), but lists them in `connections`
+//! only for the reports that show them. So a scrape of 10,000 connections formats no address.
 
 mod json;
 mod page;
@@ -33,43 +35,43 @@ pub struct Snapshot<'a> {
     pub lifecycle: Lifecycle,
     /// Current routes in file order.
     pub routes: Vec<RouteView<'a>>,
-    /// Open WebSockets, for [`connections`] (all of them) and [`page`] (the first [`PAGE_CONNECTIONS_MAX`] do); others leave it
-    /// empty.
+    /// Open WebSockets: all of them for [`connections`], the first [`PAGE_CONNECTIONS_MAX`] for
+    /// [`page`], none for other reports.
     pub connections: Vec<ConnectionView<'a>>,
     pub redis: RedisView,
-    /// Whether a route serves results, so that the gateway is no use without Redis.
+    /// A route serves results, so the gateway needs a source of results to be ready.
     pub results_wanted: bool,
     pub results: ResultsView,
     pub stats: &'a Stats,
     live: BTreeMap<&'a str, Live>,
 }
 
-/// Whether new connections are welcome.
+/// Whether new clients should be sent here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lifecycle {
     Serving,
     Draining,
 }
 
-/// Where results come from, and whether they can.
+/// Where results come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RedisView {
     Connected,
     Disconnected,
-    /// The gateway's own inbox.
+    /// From workers that publish to the gateway itself.
     Embedded,
-    /// No route serves results.
+    /// From nowhere: no route serves results.
     Disabled,
 }
 
-/// Who waits for results, and which are kept.
+/// Clients that wait for results, and results that are kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ResultsView {
-    /// Clients that wait; those that are being sent one do not.
+    /// Clients that wait for a result; a client that is being sent one is not counted.
     pub waiting: u64,
-    /// Results that are kept in memory.
+    /// Number of results kept in memory.
     pub retained: u64,
-    /// Bytes of memory that they take.
+    /// Memory that these take, in bytes.
     pub retained_bytes: u64,
 }
 
@@ -78,9 +80,9 @@ pub struct ResultsView {
 pub struct RouteView<'a> {
     pub name: &'a str,
     pub path: String,
-    /// In words; see [`Route::target_text`].
+    /// What it leads to, as text; see [`Route::target_text`].
     pub target: String,
-    /// None where the gateway serves the route itself.
+    /// Empty where the gateway serves the route itself.
     pub backends: Vec<BackendView<'a>>,
 }
 
@@ -88,7 +90,7 @@ pub struct RouteView<'a> {
 #[derive(Debug)]
 pub struct BackendView<'a> {
     pub url: &'a str,
-    /// Connections over all routes, dials included.
+    /// Open connections and connection attempts, over all routes.
     pub active: usize,
     pub resting: bool,
     pub last_dial_failed: bool,
@@ -97,7 +99,7 @@ pub struct BackendView<'a> {
 /// One open WebSocket.
 #[derive(Debug)]
 pub struct ConnectionView<'a> {
-    /// Such as `input_1`.
+    /// The connection id, such as `input_1`.
     pub id: String,
     pub route: &'a str,
     pub state: &'static str,
@@ -105,7 +107,7 @@ pub struct ConnectionView<'a> {
     pub backend: Option<String>,
     pub task_id: Option<String>,
     pub opened: SystemTime,
-    /// Since the last byte either way.
+    /// Time since the last message in either direction.
     pub idle: Duration,
     pub traffic: BothWays,
 }
@@ -117,7 +119,7 @@ struct Live {
 }
 
 impl<'a> Snapshot<'a> {
-    /// A gateway without routes, connections and Redis, to be filled.
+    /// A snapshot without routes, connections and Redis, to be filled in.
     pub fn new(version: &'a str, uptime: Duration, lifecycle: Lifecycle, stats: &'a Stats) -> Self {
         Self {
             version,
@@ -133,15 +135,15 @@ impl<'a> Snapshot<'a> {
         }
     }
 
-    /// Counts one open WebSocket and what it has carried so far; to be called for each of them. `route` may be one that a
-    /// reload took away.
+    /// Counts one open WebSocket and its traffic so far. Call it once for each. `route` may have
+    /// been removed by a reload.
     pub fn add_live(&mut self, route: &'a str, traffic: BothWays) {
         let live = self.live.entry(route).or_default();
         live.open += 1;
         live.traffic += traffic;
     }
 
-    /// How many WebSockets are open.
+    /// Number of open WebSockets.
     pub fn active_connections(&self) -> u64 {
         self.live.values().map(|live| live.open).sum()
     }
@@ -194,7 +196,7 @@ impl RedisView {
 fn rfc3339(at: SystemTime) -> String {
     let format =
         format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
-    // `From` panics only beyond the year 9999, which no clock of ours shows.
+    // `From` panics beyond the year 9999.
     OffsetDateTime::from(at).format(format).expect("every component is there")
 }
 

@@ -36,9 +36,10 @@ struct Fixed {
 }
 
 impl Fixed {
-    /// The page loads nothing, and the policy holds a browser to that whatever a value on the page may smuggle in: the one
-    /// style sheet and the one script are known by their hashes. With the form, the page may also open WebSockets to this
-    /// gateway and play the audio that came over them.
+    /// The page loads nothing, and the policy holds a browser to that whatever a value on the page
+    /// may smuggle in: the one style sheet and the one script are known by their hashes. With the
+    /// form, the page may also open WebSockets to this gateway and play the audio that came over
+    /// them.
     fn new() -> Fixed {
         let script = format!("{CLIENT}\n{}", FORM.replacen(IMPORT, "", 1));
         let policy = format!(
@@ -71,7 +72,7 @@ pub fn page(snapshot: &Snapshot) -> Response {
         Lifecycle::Serving if snapshot.is_degraded() => ("Degraded", "bad"),
         Lifecycle::Serving => ("Serving", "good"),
     };
-    let can_talk = can_talk(snapshot);
+    let has_form = has_form(snapshot);
     let body = fill(include_str!("../../../assets/page.html"), |name, out| match name {
         "title" => out.push_str(&format!("{state} · aivtuber-gateway")),
         "style" => out.push_str(&FIXED.style),
@@ -79,20 +80,23 @@ pub fn page(snapshot: &Snapshot) -> Response {
         "state_class" => out.push_str(state_class),
         "figures" => push_figures(out, snapshot),
         "routes" => snapshot.routes.iter().for_each(|route| push_route(out, route, snapshot)),
+        "connections_hidden" if shown_connections(snapshot) > 0 => {}
+        "connections_hidden" => out.push_str(" hidden"),
         "connections" => push_connections(out, snapshot),
-        "talk" if can_talk => {
-            out.push_str(include_str!("../../../assets/talk.html"));
+        "connections_note" => push_connections_note(out, snapshot),
+        "form" if has_form => {
+            out.push_str(include_str!("../../../assets/form.html"));
             out.push_str(&FIXED.script);
         }
-        "talk" => {}
+        "form" => {}
         _ => unreachable!("page.html asks for {name}"),
     });
-    let policy = if can_talk { &FIXED.policy_with_form } else { &FIXED.policy };
+    let policy = if has_form { &FIXED.policy_with_form } else { &FIXED.policy };
     Response::html(200, body).with("Content-Security-Policy", policy)
 }
 
-/// Both paths that the form to talk needs have a route.
-fn can_talk(snapshot: &Snapshot) -> bool {
+/// Both paths that the form needs are routed.
+fn has_form(snapshot: &Snapshot) -> bool {
     let has = |fits: fn(&str) -> bool| snapshot.routes.iter().any(|route| fits(&route.path));
     has(|path| path == "/ws/input")
         && has(|path| {
@@ -101,14 +105,14 @@ fn can_talk(snapshot: &Snapshot) -> bool {
         })
 }
 
-/// `template` with each `{{name}}` replaced by what `push` writes for it. What was written is not searched again, so a value
-/// that looks like a place to fill stays as it is.
+/// `template` with each `{{name}}` replaced by what `push` writes for it. What was written is not
+/// searched again, so a value that looks like a placeholder stays as it is.
 fn fill(template: &str, mut push: impl FnMut(&str, &mut String)) -> String {
     let mut out = String::with_capacity(template.len() * 2);
     let mut parts = template.split("{{");
     out.push_str(parts.next().unwrap_or_default());
     for part in parts {
-        let (name, rest) = part.split_once("}}").expect("page.html closes every place");
+        let (name, rest) = part.split_once("}}").expect("every placeholder in page.html is closed");
         push(name, &mut out);
         out.push_str(rest);
     }
@@ -169,16 +173,7 @@ fn push_route(out: &mut String, route: &RouteView, snapshot: &Snapshot) {
 }
 
 fn push_connections(out: &mut String, snapshot: &Snapshot) {
-    let shown = snapshot.connections.len().min(PAGE_CONNECTIONS_MAX);
-    if shown == 0 {
-        out.push_str("  <p>None is open.</p>");
-        return;
-    }
-    out.push_str(
-        "  <div class=\"wide\" tabindex=\"0\">\n  <table>\n    <thead><tr><th>Id</th><th>State</th><th>Client</th><th>Task, backend</th>\
-         <th class=\"n\">From client</th><th class=\"n\">To client</th><th class=\"n\">Idle</th><th>Opened (UTC)</th></tr></thead>\n    <tbody>",
-    );
-    for connection in &snapshot.connections[..shown] {
+    for connection in &snapshot.connections[..shown_connections(snapshot)] {
         put(
             out,
             format_args!(
@@ -217,9 +212,14 @@ fn push_connections(out: &mut String, snapshot: &Snapshot) {
             ),
         );
     }
-    out.push_str("\n    </tbody>\n  </table>\n  </div>");
-    let all = snapshot.active_connections();
-    if all > shown as u64 {
+}
+
+/// What stands below the list of connections.
+fn push_connections_note(out: &mut String, snapshot: &Snapshot) {
+    let (shown, all) = (shown_connections(snapshot), snapshot.active_connections());
+    if shown == 0 {
+        out.push_str("\n  <p>No connection is open.</p>");
+    } else if all > shown as u64 {
         put(
             out,
             format_args!(
@@ -229,7 +229,11 @@ fn push_connections(out: &mut String, snapshot: &Snapshot) {
     }
 }
 
-/// Text that can stand between tags and in quoted attributes.
+fn shown_connections(snapshot: &Snapshot) -> usize {
+    snapshot.connections.len().min(PAGE_CONNECTIONS_MAX)
+}
+
+/// Text escaped for use between tags and in quoted attributes.
 struct Html<'t>(&'t str);
 
 impl fmt::Display for Html<'_> {
@@ -248,7 +252,7 @@ impl fmt::Display for Html<'_> {
     }
 }
 
-/// The two largest units that matter: `3 d 4 h`, `2 min 5 s`, `0 s`.
+/// A duration in its two largest units: `3 d 4 h`, `2 min 5 s`, `0 s`.
 fn human_duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
@@ -266,7 +270,7 @@ fn human_bytes(bytes: u64) -> String {
     }
     let mut amount = bytes as f64 / 1024.0;
     let mut unit = 0;
-    // What would be rounded to 1024.0 belongs to the next unit.
+    // A value that would be rounded to 1024.0 is shown in the next unit.
     while amount >= 1023.95 && unit + 1 < UNITS.len() {
         amount /= 1024.0;
         unit += 1;
@@ -286,7 +290,7 @@ mod tests {
     use crate::service::stats::Stats;
 
     #[test]
-    fn the_page_escapes_everything_and_lists_a_hundred() {
+    fn page_escapes_every_value_and_lists_at_most_100_connections() {
         let mut stats = Stats::new();
         stats.count_refused("full");
         let mut snapshot = empty(&stats);
@@ -319,10 +323,10 @@ mod tests {
     }
 
     #[test]
-    fn the_page_says_how_things_are() {
+    fn page_shows_the_state() {
         let stats = Stats::new();
         let mut snapshot = empty(&stats);
-        assert!(text(&page(&snapshot)).contains("None is open."));
+        assert!(text(&page(&snapshot)).contains("No connection is open."));
         snapshot.routes = vec![relayed(
             "a",
             vec![BackendView { resting: true, last_dial_failed: true, ..well("ws://a/") }],
@@ -334,10 +338,10 @@ mod tests {
     }
 
     #[test]
-    fn the_page_offers_to_talk_where_both_paths_lead_somewhere() {
+    fn page_has_the_form_where_both_paths_are_routed() {
         let stats = Stats::new();
         let view = |path: &str| RouteView { path: path.into(), ..relayed("any", vec![]) };
-        for (paths, can_talk) in [
+        for (paths, has_form) in [
             (&["/ws/input", "/ws/output/{task_id}"][..], true),
             (&["/ws/output/{id}", "/other", "/ws/input"], true),
             (&[], false),
@@ -355,8 +359,8 @@ mod tests {
                 .find(|(name, _)| *name == "Content-Security-Policy")
                 .unwrap()
                 .1;
-            assert_eq!(text(&response).contains("<script"), can_talk, "{paths:?}");
-            assert_eq!(policy.contains("script-src"), can_talk, "{policy}");
+            assert_eq!(text(&response).contains("<script"), has_form, "{paths:?}");
+            assert_eq!(policy.contains("script-src"), has_form, "{policy}");
             assert!(policy.starts_with("default-src 'none'; "), "{policy}");
         }
     }
@@ -391,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_and_sizes_are_for_people() {
+    fn durations_and_sizes_are_readable() {
         for (seconds, words) in [
             (0, "0 s"),
             (59, "59 s"),

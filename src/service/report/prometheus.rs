@@ -25,21 +25,21 @@ pub fn metrics(snapshot: &Snapshot) -> Response {
             .plain((!snapshot.lacks_redis()).into());
     }
 
-    out.counter("connections_accepted_total", "Client connections let in.")
+    out.counter("connections_accepted_total", "Client connections accepted.")
         .plain(stats.connections_accepted);
     out.gauge("connections_open", "Client connections that have not ended.")
         .plain(stats.connections_open);
-    let mut family = out.counter("connections_refused_total", "Connections not let in, by reason.");
+    let mut family = out.counter("connections_refused_total", "Connections refused, by reason.");
     for (reason, count) in stats.refused() {
         family.labelled(&[("reason", reason)], *count);
     }
     out.counter(
         "accept_pauses_total",
-        "Times accepting was paused for want of connections or descriptors.",
+        "Times accepting paused because connections or file descriptors ran out.",
     )
     .plain(stats.accept_pauses);
     let mut family =
-        out.counter("http_responses_total", "HTTP answers, upgrades included, by status.");
+        out.counter("http_responses_total", "HTTP responses by status, upgrades included.");
     for (status, count) in stats.http() {
         family.labelled(&[("status", &status.to_string())], *count);
     }
@@ -51,13 +51,13 @@ pub fn metrics(snapshot: &Snapshot) -> Response {
         result_metrics(snapshot, &mut out);
     }
 
-    out.counter("pings_sent_total", "Pings sent to silent sides.").plain(stats.pings_sent);
+    out.counter("pings_sent_total", "Pings sent to idle peers.").plain(stats.pings_sent);
     out.counter(
         "pongs_swallowed_total",
-        "Answers to the gateway's own pings, which are not relayed.",
+        "Pongs that answered the gateway's own pings and were not relayed.",
     )
     .plain(stats.pongs_swallowed);
-    out.counter("messages_too_big_total", "Messages over max_message.")
+    out.counter("messages_too_big_total", "Messages larger than max_message.")
         .plain(stats.messages_too_big);
     out.counter("log_lines_lost_total", "Log lines that could not be written.")
         .plain(stats.log_lines_lost);
@@ -67,7 +67,7 @@ pub fn metrics(snapshot: &Snapshot) -> Response {
 
 fn route_metrics(snapshot: &Snapshot, out: &mut Exposition) {
     let stats = snapshot.stats.routes();
-    // A route that was never used says 0, and one that was taken away keeps its counts.
+    // A route that was never used reports 0, and one that a reload removed keeps its counts.
     let mut names: BTreeSet<&str> = snapshot.routes.iter().map(|route| route.name).collect();
     names.extend(stats.keys().map(|name| &**name));
     names.extend(snapshot.live.keys());
@@ -98,8 +98,7 @@ fn route_metrics(snapshot: &Snapshot, out: &mut Exposition) {
             family.labelled(&[("route", name), ("direction", direction)], traffic.frames);
         }
     }
-    let mut family =
-        out.counter("frame_bytes_total", "Bytes of the WebSocket frames carried, heads included.");
+    let mut family = out.counter("frame_bytes_total", "Bytes of these frames, heads included.");
     for &name in &names {
         for (direction, traffic) in traffic(name) {
             family.labelled(&[("route", name), ("direction", direction)], traffic.bytes);
@@ -108,7 +107,7 @@ fn route_metrics(snapshot: &Snapshot, out: &mut Exposition) {
 }
 
 fn backend_metrics(snapshot: &Snapshot, out: &mut Exposition) {
-    // Two routes may share a backend, but a series may stand here only once.
+    // Two routes may share a backend, but a series may occur only once.
     let backends: BTreeMap<&str, &BackendView> = snapshot
         .routes
         .iter()
@@ -124,7 +123,7 @@ fn backend_metrics(snapshot: &Snapshot, out: &mut Exposition) {
     for (url, backend) in &backends {
         family.labelled(&[("backend", url)], backend.active as u64);
     }
-    let mut family = out.gauge("backend_resting", "1 while a backend that failed is left alone.");
+    let mut family = out.gauge("backend_resting", "1 while a backend rests after a failure.");
     for (url, backend) in &backends {
         family.labelled(&[("backend", url)], backend.resting.into());
     }
@@ -137,19 +136,19 @@ fn backend_metrics(snapshot: &Snapshot, out: &mut Exposition) {
 
 fn result_metrics(snapshot: &Snapshot, out: &mut Exposition) {
     let (stats, results) = (snapshot.stats, snapshot.results);
-    out.gauge("results_waiting_clients", "Clients that wait for a result.").plain(results.waiting);
-    out.counter("results_delivered_total", "Results told to a client.")
+    out.gauge("results_waiting_clients", "Clients waiting for a result.").plain(results.waiting);
+    out.counter("results_delivered_total", "Results delivered to clients.")
         .plain(stats.results_delivered);
     out.counter("audio_bytes_total", "Bytes of audio sent to clients.").plain(stats.audio_bytes);
     out.gauge("results_retained", "Results kept in memory.").plain(results.retained);
-    out.gauge("results_retained_bytes", "Memory that kept results take.")
+    out.gauge("results_retained_bytes", "Memory used by kept results.")
         .plain(results.retained_bytes);
     out.counter(
         "results_evicted_total",
-        "Kept results let go before their time, for lack of room.",
+        "Kept results evicted before they expired, for lack of memory.",
     )
     .plain(stats.results_evicted);
-    out.counter("redis_connects_total", "Times the connections to Redis came up.")
+    out.counter("redis_connects_total", "Times the connections to Redis were established.")
         .plain(stats.redis_connects);
 }
 
@@ -213,7 +212,7 @@ mod tests {
     use crate::service::stats::Stats;
 
     #[test]
-    fn metrics_add_the_living_to_the_ended() {
+    fn traffic_of_open_and_closed_connections_is_added_up() {
         let mut stats = Stats::new();
         stats.connections_accepted = 9;
         stats.pings_sent = 4;
@@ -261,12 +260,12 @@ mod tests {
                 text(&response)
             );
         }
-        assert!(!text(&response).contains("redis"), "without results there is no Redis to be away");
+        assert!(!text(&response).contains("redis"), "without results there is no Redis to report");
         assert!(!text(&response).contains("results"));
     }
 
     #[test]
-    fn metrics_tell_of_results_where_they_are_served() {
+    fn metrics_of_results_exist_where_they_are_served() {
         let mut stats = Stats::new();
         (stats.results_delivered, stats.results_evicted) = (7, 6);
         (stats.audio_bytes, stats.redis_connects) = (5_000, 4);
@@ -294,9 +293,9 @@ mod tests {
         assert!(text(&page(&snapshot)).contains("<dt>Results kept</dt><dd>2 (1.0 KiB)</dd>"));
     }
 
-    /// The rules of the text format that a scraper holds a page to.
+    /// The rules of the text format that a scraper enforces.
     #[test]
-    fn metrics_are_well_formed() {
+    fn metrics_follow_the_text_format() {
         let mut stats = Stats::new();
         stats.count_upgrade("input");
         let mut snapshot = empty(&stats);
@@ -311,7 +310,7 @@ mod tests {
         for line in text(&response).lines() {
             if let Some(help) = line.strip_prefix("# HELP ") {
                 family = help.split_once(' ').expect("a help text").0;
-                assert!(families.insert(family), "{family} stands here once");
+                assert!(families.insert(family), "{family} occurs once");
                 assert!(family.starts_with("aivtuber_gateway_"));
             } else if let Some(kind) = line.strip_prefix("# TYPE ") {
                 let (name, kind) = kind.split_once(' ').unwrap();
@@ -320,7 +319,7 @@ mod tests {
             } else {
                 let (name, value) = line.rsplit_once(' ').unwrap();
                 assert_eq!(name.split('{').next().unwrap(), family);
-                assert!(series.insert(name), "{name} stands here once");
+                assert!(series.insert(name), "{name} occurs once");
                 value.parse::<u64>().unwrap();
             }
         }
