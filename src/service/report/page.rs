@@ -214,7 +214,7 @@ fn push_connections(out: &mut String, snapshot: &Snapshot) {
     }
 }
 
-/// What stands below the list of connections.
+/// The note below the list of connections.
 fn push_connections_note(out: &mut String, snapshot: &Snapshot) {
     let (shown, all) = (shown_connections(snapshot), snapshot.active_connections());
     if shown == 0 {
