@@ -290,7 +290,7 @@ impl Theatre {
             send_max: if splices { 256 * 1024 } else { 64 * 1024 },
             latency: Duration::ZERO,
             cuts: false,
-            moods: false,
+            has_quirks: false,
             splices,
             peeks_ahead: true,
             records: false,
@@ -603,7 +603,7 @@ impl Theatre {
             self.answers.push(Answer::LookedUp { owner, found: Ok(addresses.to_vec()) });
         }
         loop {
-            let Some(link) = self.kernel.borrow_mut().stands.pop_front() else { break };
+            let Some(link) = self.kernel.borrow_mut().established.pop_front() else { break };
             self.backends += 1;
             let to = self.kernel.borrow().links[link].to;
             let name = if self.backends == 1 {

@@ -1,8 +1,9 @@
-//! A simulated world around the gateway: scripted peers, a kernel that is not there, time that is only counted.
+//! The gateway in a simulated world: scripted peers, a simulated kernel, and time that is only counted.
 //!
-//! Every world follows from its seed, so one that fails fails again: `SIM_SEED=123 cargo test --test sim` shows it with its
-//! log and every call; `SIM_SEEDS=100000` tries so many. What is checked is written at the top of [`world`] and [`wire`].
-//! A seed that found a fault is kept below, under the name of the fault.
+//! Every world follows from its seed, so a failure can be repeated: `SIM_SEED=123 cargo test --test sim`
+//! runs one seed and prints its log and every call. `SIM_SEEDS=100000` runs that many, `SIM_FIRST=500`
+//! starts there, and `SIM_SURVEY=1` lists all failing seeds instead of stopping at the first. What is
+//! checked is described at the top of [`world`], [`results`] and [`wire`].
 
 #[path = "sim/answers.rs"]
 mod answers;
@@ -16,6 +17,8 @@ mod process;
 mod redis;
 #[path = "sim/results.rs"]
 mod results;
+#[path = "sim/simulation.rs"]
+mod simulation;
 #[path = "sim/waiter.rs"]
 mod waiter;
 #[path = "sim/wire.rs"]
@@ -26,137 +29,110 @@ mod world;
 use kernel::Shared;
 use log::{LevelFilter, Log, Metadata, Record};
 use results::ResultsWorld;
+use simulation::Simulation;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Once;
 use world::World;
 
-/// What worlds have found, and where. A change of the world itself may make its seeds show something else; the exchanges of
-/// `tests/compat` show the faults that could be told as a story.
+/// Faults that worlds have found, and their seeds. A change of the simulation itself may turn a seed into
+/// another world. Those that could be written as a short exchange are in `tests/compat` too.
 const FOUND: [(&str, u64); 6] = [
     ("a relay that has lost both sinks ends", 801),
-    ("the 101 behind an interim answer is not left lying", 88),
-    ("a second pong to pings of ours is kept to ourselves", 901),
-    ("who waits for the other side is not silent", 242),
-    ("a backend that timed out while it was asked is owed nothing", 142_527),
-    ("a client that is gone when it is to be told something", 195),
+    ("a 101 behind an interim answer is passed on", 88),
+    ("a second pong to the gateway's pings is not relayed", 901),
+    ("a side that waits for the other side is not silent", 242),
+    ("a backend that timed out during its handshake gets no Close frame", 142_527),
+    ("a client that is gone when a Close frame is due", 195),
 ];
 
-/// Worlds in an ordinary run.
+/// Worlds of relays in an ordinary run.
 const SEEDS: u64 = 2000;
-
-/// Lines of the transcript that are shown.
-const LINES_MAX: usize = 400;
 
 /// Worlds of results in an ordinary run.
 const RESULTS_SEEDS: u64 = 400;
 
+/// Lines of the transcript that a failure prints.
+const LINES_MAX: usize = 400;
+
 #[test]
 fn many_worlds_end_well() {
-    hold_many::<World>(SEEDS, "many_worlds_end_well");
+    check_seeds::<World>(SEEDS, "many_worlds_end_well");
 }
 
 #[test]
 fn results_arrive_in_many_worlds() {
-    hold_many::<ResultsWorld>(RESULTS_SEEDS, "results_arrive_in_many_worlds");
-}
-
-/// A simulated world.
-trait Live {
-    fn born(seed: u64, is_traced: bool) -> Self;
-    /// Lives to its end, and is judged.
-    fn run(&mut self) -> Result<(), String>;
-    fn kernel(&self) -> &Shared;
-}
-
-impl Live for World {
-    fn born(seed: u64, is_traced: bool) -> World {
-        World::new(seed, is_traced)
-    }
-
-    fn run(&mut self) -> Result<(), String> {
-        World::run(self)
-    }
-
-    fn kernel(&self) -> &Shared {
-        &self.kernel
-    }
-}
-
-impl Live for ResultsWorld {
-    fn born(seed: u64, is_traced: bool) -> ResultsWorld {
-        ResultsWorld::new(seed, is_traced)
-    }
-
-    fn run(&mut self) -> Result<(), String> {
-        ResultsWorld::run(self)
-    }
-
-    fn kernel(&self) -> &Shared {
-        &self.kernel
-    }
-}
-
-fn hold_many<W: Live>(seeds: u64, test: &str) {
-    if let Some(seed) = number("SIM_SEED") {
-        return hold::<W>(seed, true, test);
-    }
-    let first = number("SIM_FIRST").unwrap_or(0);
-    for seed in first..first + number("SIM_SEEDS").unwrap_or(seeds) {
-        if std::env::var("SIM_SURVEY").is_ok() {
-            if let Err(why) = live::<W>(seed, None) {
-                println!("SURVEY {seed}: {why}");
-            }
-            continue;
-        }
-        hold::<W>(seed, false, test);
-    }
+    check_seeds::<ResultsWorld>(RESULTS_SEEDS, "results_arrive_in_many_worlds");
 }
 
 #[test]
 fn worlds_that_found_faults_end_well() {
     for (_, seed) in FOUND {
-        hold::<World>(seed, false, "many_worlds_end_well");
+        check::<World>(seed, Shown::OnFailure, "many_worlds_end_well");
     }
 }
 
-/// Lives the world of `seed`; a failure is lived again with its transcript.
-fn hold<W: Live>(seed: u64, is_shown: bool, test: &str) {
-    let Err(why) = live::<W>(seed, None) else {
-        if is_shown {
-            let transcript = Rc::new(RefCell::new(Vec::new()));
-            let _ = live::<W>(seed, Some(&transcript));
-            println!("{}", transcript.borrow().join("\n"));
+/// When a transcript is printed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    Always,
+    OnFailure,
+}
+
+fn check_seeds<W: Simulation>(seeds: u64, test: &str) {
+    if let Some(seed) = number("SIM_SEED") {
+        return check::<W>(seed, Shown::Always, test);
+    }
+    let first = number("SIM_FIRST").unwrap_or(0);
+    for seed in first..first + number("SIM_SEEDS").unwrap_or(seeds) {
+        if std::env::var("SIM_SURVEY").is_ok() {
+            if let Err(why) = run::<W>(seed, None) {
+                println!("SURVEY {seed}: {why}");
+            }
+            continue;
         }
+        check::<W>(seed, Shown::OnFailure, test);
+    }
+}
+
+/// Runs the world of `seed`. One that fails runs again, to record its transcript.
+fn check<W: Simulation>(seed: u64, shown: Shown, test: &str) {
+    let outcome = run::<W>(seed, None);
+    if outcome.is_ok() && shown == Shown::OnFailure {
         return;
-    };
+    }
     let transcript = Rc::new(RefCell::new(Vec::new()));
-    let again = live::<W>(seed, Some(&transcript));
+    let again = run::<W>(seed, Some(&transcript));
     let transcript = transcript.borrow();
-    let shown = &transcript
-        [transcript.len().saturating_sub(if is_shown { usize::MAX } else { LINES_MAX })..];
-    panic!(
-        "{}\n\nseed {seed}: {why}\nagain: {again:?}\nSIM_SEED={seed} cargo test --test sim {test}\n",
-        shown.join("\n")
-    );
+    let skipped = match shown {
+        Shown::Always => 0,
+        Shown::OnFailure => transcript.len().saturating_sub(LINES_MAX),
+    };
+    let lines = transcript[skipped..].join("\n");
+    match outcome {
+        Ok(()) => println!("{lines}"),
+        Err(why) => panic!(
+            "{lines}\n\nseed {seed}: {why}\nagain: {again:?}\nSIM_SEED={seed} cargo test --test sim {test}\n"
+        ),
+    }
 }
 
 type Transcript = Rc<RefCell<Vec<String>>>;
 
-fn live<W: Live>(seed: u64, transcript: Option<&Transcript>) -> Result<(), String> {
-    let mut world = W::born(seed, transcript.is_some());
+fn run<W: Simulation>(seed: u64, transcript: Option<&Transcript>) -> Result<(), String> {
+    let mut world = W::new(seed, transcript.is_some());
     let kernel = Rc::clone(world.kernel());
     if transcript.is_some() {
-        listen(&kernel);
+        trace_log(&kernel);
     }
     let outcome = catch_unwind(AssertUnwindSafe(|| world.run()));
     if let Some(transcript) = transcript {
         transcript.borrow_mut().extend(kernel.borrow_mut().trace.take().unwrap_or_default());
-        LISTENER.with(|listener| listener.borrow_mut().take());
+        TRACED.with(|traced| traced.borrow_mut().take());
     }
     outcome.unwrap_or_else(|panic| {
-        // Whatever it holds is not to be looked at any more, not even to be dropped.
+        // After a panic the world may be inconsistent: not even its destructors may run.
         let what = panic.downcast_ref::<String>().cloned();
         let what = what.or_else(|| panic.downcast_ref::<&str>().map(|&what| what.to_owned()));
         std::mem::forget(world);
@@ -167,33 +143,34 @@ fn live<W: Live>(seed: u64, transcript: Option<&Transcript>) -> Result<(), Strin
 fn number(name: &str) -> Option<u64> {
     std::env::var(name)
         .ok()
-        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
+        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
 }
 
 // ---- the log as a transcript
 
 thread_local! {
     /// The kernel whose trace takes this thread's log lines.
-    static LISTENER: RefCell<Option<kernel::Shared>> = const { RefCell::new(None) };
+    static TRACED: RefCell<Option<Shared>> = const { RefCell::new(None) };
 }
 
-struct Ear;
+/// Writes log lines into the trace of a simulated kernel.
+struct TraceLogger;
 
-fn listen(kernel: &Shared) {
+fn trace_log(kernel: &Shared) {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| log::set_logger(&Ear).expect("no other logger"));
+    ONCE.call_once(|| log::set_logger(&TraceLogger).expect("no other logger"));
     log::set_max_level(LevelFilter::Debug);
-    LISTENER.with(|listener| *listener.borrow_mut() = Some(Rc::clone(kernel)));
+    TRACED.with(|traced| *traced.borrow_mut() = Some(Rc::clone(kernel)));
 }
 
-impl Log for Ear {
+impl Log for TraceLogger {
     fn enabled(&self, _: &Metadata) -> bool {
         true
     }
 
     fn log(&self, record: &Record) {
-        LISTENER.with(|listener| {
-            if let Some(kernel) = &*listener.borrow()
+        TRACED.with(|traced| {
+            if let Some(kernel) = &*traced.borrow()
                 && let Ok(mut kernel) = kernel.try_borrow_mut()
             {
                 kernel.note(|| format!("| {} {}", record.target(), record.args()));

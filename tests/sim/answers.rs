@@ -1,7 +1,7 @@
 //! What workers publish in the simulated world, and what a client must see of it.
 //!
-//! Each result has a text of its own, by which it is recognised wherever it comes out; some are equal on purpose. Audio files
-//! are real ones, small, and the same in every world: their bytes follow from their place and the file's name.
+//! Each result has a text of its own, by which it is recognised; some are equal on purpose. Audio files
+//! are real files, small, and the same in every world: each byte follows from its offset.
 
 use aivtuber_gateway::base::moment::Moment;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 use uuid::Uuid;
 
-/// Everything that workers have to say.
+/// All tasks, and all results that workers publish.
 #[derive(Default)]
 pub struct Board {
     pub chunk_size: usize,
@@ -20,9 +20,9 @@ pub struct Board {
 
 pub struct Task {
     pub uuid: Uuid,
-    /// What was published, or set and not published yet, in this order. Indices of answers.
+    /// Indices of the answers that were published, or set and not published yet, in this order.
     pub out: Vec<usize>,
-    /// The last of `out` was set, and is about to be published.
+    /// The last of `out` was set, and is still to be published.
     pub is_ahead: bool,
 }
 
@@ -44,18 +44,18 @@ pub struct Answer {
 pub enum Sound {
     None,
     File(usize),
-    /// A file that has `cut` bytes only from some moment on.
+    /// A file that is cut to `cut` bytes at some moment.
     Shrinks {
         name: String,
         size: usize,
         cut: usize,
     },
-    /// No file, and the client is told why.
+    /// No audio, and the client gets this error.
     Fault(&'static str),
 }
 
 impl Board {
-    /// A further result of `task`. `equal`: like others to the last byte.
+    /// Adds a result to `task`. `is_equal`: byte for byte like others.
     pub fn add(
         &mut self,
         chance: &mut fastrand::Rng,
@@ -158,7 +158,7 @@ impl Board {
         number
     }
 
-    /// A worker has published, or set, an answer.
+    /// A worker has published or set an answer.
     pub fn put_out(&mut self, answer: usize, is_published: bool, now: Moment) {
         let task = &mut self.tasks[self.answers[answer].task];
         if !std::mem::replace(&mut task.is_ahead, !is_published) {
@@ -167,7 +167,7 @@ impl Board {
         self.answers[answer].out_at.get_or_insert(now);
     }
 
-    /// The answer that a client sees as `view`, and how many such are out.
+    /// The answer that a client sees as `view`, and how many equal ones were published.
     pub fn find(&self, task: usize, view: &str) -> Option<(&Answer, usize)> {
         let mut out =
             self.tasks[task].out.iter().map(|&at| &self.answers[at]).filter(|one| one.view == view);
@@ -175,7 +175,7 @@ impl Board {
         Some((first, 1 + out.count()))
     }
 
-    /// The text message that tells it.
+    /// The text message that a client gets for it.
     pub fn message(&self, answer: &Answer, id: &str) -> Value {
         let mut message = match answer.is_failure {
             true => json!({"status": "error", "error": answer.view, "task_id": id}),
@@ -194,15 +194,15 @@ impl Board {
     }
 }
 
-/// How many sizes [`sizes`] are.
+/// The number of [`sizes`].
 const SIZES: usize = 6;
 
-/// Sizes that matter.
+/// File sizes around the limits of a chunk.
 fn sizes(chunk: usize) -> [usize; SIZES] {
     [0, 1, chunk - 1, chunk, chunk + 1, 3 * chunk + chunk / 2]
 }
 
-/// Larger files are not sent.
+/// The size limit for audio files.
 pub const AUDIO_MAX: u64 = 100_000;
 
 /// Bytes of any file, from `at` on.
@@ -222,7 +222,7 @@ pub fn folder() -> &'static Path {
     })
 }
 
-/// The name of a file of `size` bytes, made when it is first wanted.
+/// The name of a file of `size` bytes, which is created on first use.
 fn made(size: usize) -> String {
     static MADE: Mutex<Vec<usize>> = Mutex::new(Vec::new());
     let name = format!("a{size}.wav");

@@ -1,18 +1,22 @@
-//! A kernel that is not there: connections as two queues each, with the readiness edges that `epoll` would give.
+//! A simulated kernel: connections as two queues each, with the readiness edges that `epoll` would report.
 //!
-//! The gateway's end of a [`Link`] is a [`Transport`]; the far end belongs to a scripted peer. What makes it exact:
+//! The gateway's end of a [`Link`] is a [`Transport`]; the far end belongs to a scripted peer. It is
+//! exact in these respects:
 //!
-//! - *Edges*: an event is told once when data, FIN or RST arrives, when a connection stands or fails, and when a socket that
-//!   had no room has some again; never because a state merely lasts. What an event says is the state when it is taken, as
-//!   with `epoll_wait`, and one that was taken is delivered even if the socket was closed meanwhile.
-//! - *No room*: a write takes what fits, and an edge follows only after one that stopped short.
-//! - *Errors*: an RST leaves what arrived before it to be read, is told once as an error, and is an end or a broken pipe
-//!   from then on. Closing with unread bytes sends an RST and loses what the peer has not read.
-//! - *Held back*: of what is written with more to follow, or to a socket that is held, only full packets leave; the rest waits
-//!   for the next write, the release, the end, or a full queue. A real kernel gives up waiting after 200 ms; this one never
-//!   does, so that who forgets to let go is found out.
+//! - *Edges*: an event is reported once: when data, FIN or RST arrives, when a connection is established
+//!   or fails, and when a full socket has room again. It is never repeated because a state lasts. An
+//!   event shows the state at the time when it is taken, as with `epoll_wait`, and one that was taken is
+//!   delivered even if the socket was closed meanwhile.
+//! - *No room*: a write takes what fits. An edge follows only after a write that stopped short.
+//! - *Errors*: an RST leaves what arrived before it to be read, is reported once as an error, and is an
+//!   end or a broken pipe from then on. Closing with unread bytes sends an RST, and the peer loses what
+//!   it has not read.
+//! - *Corking*: of what is written with more to follow, or to a corked socket, only full packets leave.
+//!   The rest waits for the next write, the release, the end, or a full queue. A real kernel sends it
+//!   after 200 ms; this one never does, so that a missing release is noticed.
 //!
-//! Everything happens by chance, from one seed: how bytes are cut on the way, how long that takes, which events a turn gets.
+//! One seed decides everything else: how bytes are cut on the way, how long that takes, and which events
+//! a turn gets.
 
 #[path = "records.rs"]
 pub mod records;
@@ -33,7 +37,7 @@ use std::time::Duration;
 /// Bytes of a full packet.
 const PACKET: u64 = 1448;
 
-/// Names a link; never used again.
+/// A number of a link; never reused.
 pub type LinkId = usize;
 
 /// What happens at a set time.
@@ -41,24 +45,24 @@ pub type LinkId = usize;
 pub enum Action {
     /// Bytes on the way to the gateway arrive.
     Deliver(LinkId),
-    /// The peer at the far end looks up.
+    /// The peer at the far end acts.
     Peer(LinkId),
-    /// An edge that comes late.
+    /// A delayed edge is reported.
     Edge(LinkId),
-    /// A connection that the gateway dialed stands, or is refused.
+    /// A connection that the gateway dialed is established, or refused.
     Dialed(LinkId, Result<(), ErrorKind>),
-    /// Something that the world planned.
+    /// The world carries out one of its plans.
     Plan(usize),
 }
 
-/// What becomes of connections to an address.
+/// What happens to connections to an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Host {
-    /// They stand after at most so long; zero: at once, as on loopback.
+    /// They are established within this time; zero: at once, as on loopback.
     Up(Duration),
-    /// They are refused after at most so long.
+    /// They are refused within this time.
     Refusing(Duration),
-    /// Nobody ever answers.
+    /// They are never answered.
     Swallowing,
     /// The call itself fails.
     Failing(ErrorKind),
@@ -77,21 +81,21 @@ pub struct Nature {
     /// Bytes that fit a socket's receive queue, and its send queue.
     pub receive_max: usize,
     pub send_max: usize,
-    /// The longest time on the way, each piece.
+    /// The longest time that a piece is on the way.
     pub latency: Duration,
-    /// Pieces are cut anywhere; else they arrive whole.
+    /// Pieces are cut anywhere; otherwise they arrive whole.
     pub cuts: bool,
-    /// Calls are interrupted, stop short, and events come for nothing.
-    pub moods: bool,
+    /// Calls are interrupted or stop short, and spurious events occur.
+    pub has_quirks: bool,
     /// Bytes can pass through pipes.
     pub splices: bool,
-    /// Unread bytes can be looked at from any place on.
+    /// Peeking works at any offset, as with `SO_PEEK_OFF`.
     pub peeks_ahead: bool,
     /// The gateway's transports have a record layer, as TLS has.
     pub records: bool,
 }
 
-/// All connections and what is going to happen.
+/// All connections, and the actions that are planned.
 pub struct Kernel {
     pub now: Moment,
     pub start: Moment,
@@ -99,9 +103,9 @@ pub struct Kernel {
     pub nature: Nature,
     pub links: Vec<Link>,
     pub hosts: HashMap<SocketAddr, Host>,
-    /// Links that the gateway dialed and that stand, for the world to give them a peer.
-    pub stands: VecDeque<LinkId>,
-    /// Calls that changed something: what tells work from spinning.
+    /// Established links that the gateway dialed and that have no peer yet.
+    pub established: VecDeque<LinkId>,
+    /// Calls that changed something. A turn without any is idle.
     pub moves: u64,
     pub trace: Option<Vec<String>>,
     agenda: BTreeMap<(Moment, u64), Action>,
@@ -126,37 +130,37 @@ pub struct Link {
     error: Option<ErrorKind>,
     sent: VecDeque<u8>,
     pub near_fin: bool,
-    /// A write stopped short: an edge is owed when there is room.
+    /// A write stopped short: an edge is due when there is room.
     is_short: bool,
-    /// A write stopped short though there was room: the edge is under way.
+    /// A write stopped short although there was room: the edge is delayed.
     is_owed: bool,
-    /// The end has been read, or written into.
-    is_end_told: bool,
+    /// The gateway has met the end, by reading or by writing.
+    is_end_met: bool,
     has_edge: bool,
     /// The gateway closed it.
     pub is_dropped: bool,
-    /// The peer is to see an RST behind what is left.
+    /// The peer gets an RST behind what is left.
     near_reset: bool,
-    /// Bytes that the gateway had written were lost by its RST.
+    /// Bytes that the gateway had written and then destroyed by its RST.
     pub lost: usize,
     /// Bytes that the gateway has written, and has read.
     pub written: u64,
     pub taken: u64,
-    /// Of what is written, so many bytes are not held back.
-    let_go: u64,
-    is_held: bool,
-    /// How much was written, and not held back, whenever a file was read to be sent.
+    /// How many of the bytes written are free to leave.
+    released: u64,
+    is_corked: bool,
+    /// `written` and `released` each time a file was read to be sent.
     file_reads: Vec<(u64, u64)>,
-    /// The peer has closed: what is written leads to an RST.
+    /// The peer has closed: a write leads to an RST.
     pub is_far_gone: bool,
     /// Bytes pass in records.
     pub layer: Option<Layer>,
 }
 
-/// Pipes of the real kernel, through which bytes get into and out of a [`Pipe`].
+/// Real pipes, through which bytes get into and out of a [`Pipe`].
 struct Shuttle {
     into: (OwnedFd, OwnedFd),
-    /// By how much they hold, the largest first.
+    /// With their capacity, the largest first.
     from: Vec<(usize, OwnedFd, OwnedFd)>,
 }
 
@@ -172,7 +176,7 @@ impl Kernel {
             nature,
             links: Vec::new(),
             hosts: HashMap::new(),
-            stands: VecDeque::new(),
+            established: VecDeque::new(),
             moves: 0,
             trace: None,
             agenda: BTreeMap::new(),
@@ -182,17 +186,17 @@ impl Kernel {
         }))
     }
 
-    /// One in `n`.
+    /// True once in `n` times.
     pub fn one_in(&mut self, n: u32) -> bool {
         self.chance.u32(..n) == 0
     }
 
-    /// Some time up to `most`.
+    /// A random time up to `most`.
     pub fn some(&mut self, most: Duration) -> Duration {
         Duration::from_nanos(self.chance.u64(..=most.as_nanos() as u64))
     }
 
-    /// Plans `action`, unless the same is planned for the same moment.
+    /// Plans `action`, unless it is already planned for that moment.
     pub fn at(&mut self, at: Moment, action: Action) {
         let at = at.max(self.now);
         if self.agenda.range((at, 0)..=(at, u64::MAX)).any(|(_, planned)| *planned == action) {
@@ -206,7 +210,7 @@ impl Kernel {
         self.at(self.now + wait, action);
     }
 
-    /// The next action whose time has come.
+    /// The next action that is due.
     pub fn poll_action(&mut self) -> Option<Action> {
         let (&(at, _), _) = self.agenda.first_key_value()?;
         if at > self.now {
@@ -230,7 +234,7 @@ impl Kernel {
         }
     }
 
-    /// A client's connection, waiting to be accepted.
+    /// A client connects, and waits to be accepted.
     pub fn open(&mut self) -> LinkId {
         let link = self.add_link(Source::Waker, None);
         self.links[link].is_up = true;
@@ -247,17 +251,17 @@ impl Kernel {
         self.links.len() - 1
     }
 
-    /// It has been accepted and registered.
+    /// A connection has been accepted and registered.
     pub fn register(&mut self, link: LinkId, source: Source) {
         self.links[link].source = source;
         self.edge(link);
     }
 
-    /// Takes the events of a turn: mostly all, in an order of chance.
+    /// Takes the events of a turn: usually all, in random order.
     pub fn take_events(&mut self) -> Vec<(LinkId, Source, Ready)> {
         let mut edges = std::mem::take(&mut self.edges);
         self.chance.shuffle(&mut edges);
-        if self.nature.moods && edges.len() > 1 && self.one_in(4) {
+        if self.nature.has_quirks && edges.len() > 1 && self.one_in(4) {
             let kept = self.chance.usize(1..edges.len());
             self.edges = edges.split_off(kept);
         }
@@ -268,8 +272,8 @@ impl Kernel {
                 events.push((id, self.links[id].source, ready));
             }
         }
-        if self.nature.moods && self.one_in(8) && !self.links.is_empty() {
-            // Somebody else's wake-up: the state as it is, told once more.
+        if self.nature.has_quirks && self.one_in(8) && !self.links.is_empty() {
+            // A spurious event: the state as it is, reported once more.
             let id = self.chance.usize(..self.links.len());
             if let Some(ready) = self.ready(id) {
                 events.push((id, self.links[id].source, ready));
@@ -293,7 +297,7 @@ impl Kernel {
         (ready != Ready::default()).then_some(ready)
     }
 
-    /// Enough for an event, which is more than for a write.
+    /// Room enough for an event, which is more than a write needs.
     fn has_room(&self, link: &Link) -> bool {
         let room = self.nature.send_max.saturating_sub(link.sent.len());
         room > 0 && room >= self.nature.send_max / 3
@@ -305,13 +309,13 @@ impl Kernel {
         }
     }
 
-    // ---- what happens by itself
+    // ---- what happens over time
 
-    /// A piece of what is on the way arrives.
+    /// A piece of what is on the way arrives at the gateway.
     pub fn deliver(&mut self, id: LinkId) {
         self.links[id].is_delivering = false;
         if self.links[id].is_dropped {
-            // Nobody is there any more.
+            // The gateway has closed the socket.
             let link = &mut self.links[id];
             if !link.wire.is_empty() {
                 link.near_reset = true;
@@ -344,7 +348,7 @@ impl Kernel {
     }
 
     fn arrive_end(&mut self, id: LinkId, end: End) {
-        let loses = self.nature.moods && self.chance.bool();
+        let loses = self.nature.has_quirks && self.chance.bool();
         let link = &mut self.links[id];
         match end {
             End::Fin => link.has_fin = true,
@@ -405,14 +409,14 @@ impl Kernel {
         match result {
             Ok(()) => {
                 self.links[id].is_up = true;
-                self.stands.push_back(id);
+                self.established.push_back(id);
             }
             Err(kind) => self.links[id].error = Some(kind),
         }
         self.edge(id);
     }
 
-    /// The edge that was owed for want of memory.
+    /// Reports the edge that was delayed for lack of memory.
     pub fn late_edge(&mut self, id: LinkId) {
         self.links[id].is_owed = false;
         self.edge(id);
@@ -431,7 +435,7 @@ impl Kernel {
         self.nature.receive_max.saturating_sub(link.wire.len() + link.received.len())
     }
 
-    /// The peer sends. What it sends to a socket that the gateway has closed is answered with an RST.
+    /// The peer sends. If the gateway has closed the socket, the answer is an RST.
     pub fn send(&mut self, id: LinkId, bytes: &[u8]) {
         let link = &mut self.links[id];
         match &mut link.layer {
@@ -441,7 +445,7 @@ impl Kernel {
         self.keep_delivering(id);
     }
 
-    /// The peer ends its side: it sends nothing more (FIN), or is gone altogether (RST).
+    /// The peer ends its side: it sends nothing more (FIN), or has closed the connection (RST).
     pub fn end(&mut self, id: LinkId, end: End) {
         if end == End::Reset {
             self.links[id].is_far_gone = true;
@@ -453,7 +457,7 @@ impl Kernel {
         self.keep_delivering(id);
     }
 
-    /// The peer closes its socket: it reads nothing more either. Unread bytes make that an RST.
+    /// The peer closes its socket, and reads nothing more. With unread bytes that sends an RST.
     pub fn close(&mut self, id: LinkId) -> Option<End> {
         let link = &mut self.links[id];
         link.is_far_gone = true;
@@ -469,14 +473,14 @@ impl Kernel {
         }
     }
 
-    /// Nobody accepts it any more.
+    /// The listener is closed before the connection was accepted.
     pub fn refuse(&mut self, id: LinkId) {
         self.links[id].is_dropped = true;
         self.links[id].near_reset = true;
         self.wake_peer(id);
     }
 
-    /// What the peer can read, at most `most` bytes.
+    /// What the peer reads, at most `most` bytes.
     pub fn receive(&mut self, id: LinkId, most: usize) -> Vec<u8> {
         if self.links[id].layer.is_none() {
             return self.receive_unseen(id, most);
@@ -506,7 +510,7 @@ impl Kernel {
     /// The same, below any record layer.
     fn receive_unseen(&mut self, id: LinkId, most: usize) -> Vec<u8> {
         let link = &mut self.links[id];
-        let most = most.min(link.sent.len() - link.held_back());
+        let most = most.min(link.sent.len() - link.corked_bytes());
         let bytes = take(&mut link.sent, most);
         if link.is_short && self.has_room(&self.links[id]) {
             self.links[id].is_short = false;
@@ -517,10 +521,10 @@ impl Kernel {
 
     pub fn is_to_receive(&self, id: LinkId) -> bool {
         let link = &self.links[id];
-        link.sent.len() > link.held_back() || link.has_far_plaintext()
+        link.sent.len() > link.corked_bytes() || link.has_far_plaintext()
     }
 
-    /// The end that the peer has come to, once it has read everything.
+    /// The end that the peer meets after it has read everything.
     pub fn received_end(&self, id: LinkId) -> Option<End> {
         let link = &self.links[id];
         if !link.sent.is_empty() || link.has_far_plaintext() {
@@ -532,12 +536,12 @@ impl Kernel {
         }
     }
 
-    // ---- what the gateway leaves lying
+    // ---- what the gateway has left undone
 
-    /// Something has arrived, bytes or an end, and has not been taken.
+    /// Bytes or an end have arrived, and the gateway has not read them.
     pub fn is_unread(&self, id: LinkId) -> bool {
         let link = &self.links[id];
-        let is_ended = (link.has_fin || link.has_reset) && !link.is_end_told;
+        let is_ended = (link.has_fin || link.has_reset) && !link.is_end_met;
         let (is_held, is_blocked) = link
             .layer
             .as_ref()
@@ -545,7 +549,7 @@ impl Kernel {
         !link.is_dropped && !is_blocked && (!link.received.is_empty() || is_held || is_ended)
     }
 
-    /// Everything that the peer has sent has been taken.
+    /// The gateway has read everything that the peer has sent.
     pub fn is_all_taken(&self, id: LinkId) -> bool {
         let link = &self.links[id];
         let is_held = link.layer.as_ref().is_some_and(|layer| layer.is_input_held);
@@ -570,7 +574,7 @@ impl Kernel {
     // ---- the near end
 
     fn read(&mut self, id: LinkId, buf: &mut [u8], takes: bool) -> io::Result<usize> {
-        if self.nature.moods && self.one_in(64) {
+        if self.nature.has_quirks && self.one_in(64) {
             return Err(ErrorKind::Interrupted.into());
         }
         let link = &mut self.links[id];
@@ -588,22 +592,22 @@ impl Kernel {
             return Ok(n);
         }
         if let Some(kind) = link.error.take() {
-            link.is_end_told = true;
+            link.is_end_met = true;
             self.moves += 1;
             return Err(kind.into());
         }
         if link.has_fin || link.has_reset {
-            link.is_end_told = true;
+            link.is_end_met = true;
             self.moves += 1;
             return Ok(0);
         }
         Err(ErrorKind::WouldBlock.into())
     }
 
-    /// The gateway took bytes: more may come, sometimes at once.
+    /// The gateway has read: more may arrive, sometimes at once.
     fn took(&mut self, id: LinkId) {
         self.moves += 1;
-        if self.nature.moods && self.one_in(8) && !self.links[id].wire.is_empty() {
+        if self.nature.has_quirks && self.one_in(8) && !self.links[id].wire.is_empty() {
             let most = self.links[id]
                 .wire
                 .len()
@@ -624,7 +628,7 @@ impl Kernel {
         if !self.links[id].is_far_gone {
             self.links[id].wrote(n, has_more);
             if n < bytes.len() {
-                self.let_go(id);
+                self.release(id);
             }
         }
         Ok(n)
@@ -638,7 +642,7 @@ impl Kernel {
             return Ok(bytes.len());
         }
         let mut n = room.min(bytes.len());
-        if n > 1 && self.nature.moods && self.one_in(16) {
+        if n > 1 && self.nature.has_quirks && self.one_in(16) {
             n = self.chance.usize(1..=n);
         }
         self.links[id].sent.extend(&bytes[..n]);
@@ -651,9 +655,9 @@ impl Kernel {
         Ok(n)
     }
 
-    /// Room of at least `least` bytes, or why there is none.
+    /// Room of at least `least` bytes, or the error that a write returns.
     fn room(&mut self, id: LinkId, least: usize) -> io::Result<usize> {
-        if self.nature.moods && self.one_in(64) {
+        if self.nature.has_quirks && self.one_in(64) {
             return Err(ErrorKind::Interrupted.into());
         }
         let send_max = self.nature.send_max;
@@ -678,9 +682,9 @@ impl Kernel {
     }
 
     fn fell_short(&mut self, id: LinkId) {
-        self.let_go(id);
+        self.release(id);
         if self.has_room(&self.links[id]) {
-            // Want of memory, not of room: the edge comes when there is some.
+            // As if memory were short: the edge comes a little later.
             self.links[id].is_owed = true;
             let wait = self.some(Duration::from_millis(2));
             self.after(wait, Action::Edge(id));
@@ -689,18 +693,18 @@ impl Kernel {
         }
     }
 
-    fn hold(&mut self, id: LinkId, is_held: bool) {
-        self.note(|| format!("link {id} {}", if is_held { "is held" } else { "is let go" }));
-        self.links[id].is_held = is_held;
-        if !is_held {
-            self.let_go(id);
+    fn set_corked(&mut self, id: LinkId, is_corked: bool) {
+        self.note(|| format!("link {id} {}", if is_corked { "is corked" } else { "is uncorked" }));
+        self.links[id].is_corked = is_corked;
+        if !is_corked {
+            self.release(id);
         }
     }
 
-    /// Nothing is held back any longer of what has been written.
-    fn let_go(&mut self, id: LinkId) {
-        if self.links[id].held_back() > 0 {
-            self.links[id].let_go = self.links[id].written;
+    /// Lets everything leave that has been written.
+    fn release(&mut self, id: LinkId) {
+        if self.links[id].corked_bytes() > 0 {
+            self.links[id].released = self.links[id].written;
             self.wake_peer(id);
         }
     }
@@ -717,7 +721,7 @@ impl Kernel {
     fn shutdown(&mut self, id: LinkId) {
         self.note(|| format!("link {id} sent FIN"));
         self.moves += 1;
-        self.let_go(id);
+        self.release(id);
         self.links[id].near_fin = true;
         self.wake_peer(id);
     }
@@ -726,7 +730,7 @@ impl Kernel {
         let unread = self.links[id].received.len();
         self.note(|| format!("link {id} closed unread={unread}"));
         self.moves += 1;
-        self.let_go(id);
+        self.release(id);
         let kept = self.chance.usize(..=self.links[id].sent.len());
         let link = &mut self.links[id];
         link.is_dropped = true;
@@ -742,7 +746,7 @@ impl Kernel {
 
     fn splice_into(&mut self, id: LinkId, pipe: &mut Pipe, most: usize) -> io::Result<usize> {
         let mut bytes = vec![0; most.min(64 * 1024)];
-        if self.nature.moods && bytes.len() > 1 && self.one_in(8) {
+        if self.nature.has_quirks && bytes.len() > 1 && self.one_in(8) {
             let most = self.chance.usize(1..=bytes.len());
             bytes.truncate(most);
         }
@@ -823,15 +827,15 @@ impl Link {
             near_fin: false,
             is_short: false,
             is_owed: false,
-            is_end_told: false,
+            is_end_met: false,
             has_edge: false,
             is_dropped: false,
             near_reset: false,
             lost: 0,
             written: 0,
             taken: 0,
-            let_go: 0,
-            is_held: false,
+            released: 0,
+            is_corked: false,
             file_reads: Vec::new(),
             is_far_gone: false,
             layer: None,
@@ -840,15 +844,16 @@ impl Link {
 }
 
 impl Link {
-    /// Whether the byte at `offset` of what was written had left when a file was next read: disks are slow.
+    /// Whether the byte written at `offset` was free to leave before the next file was read. Disks are
+    /// slow, so it should be.
     pub fn left_before_file(&self, offset: u64) -> bool {
         let next = self.file_reads.iter().find(|(written, _)| *written > offset);
-        next.is_none_or(|(_, let_go)| *let_go > offset)
+        next.is_none_or(|(_, released)| *released > offset)
     }
 
-    /// Bytes that do not leave before more comes, or the release.
-    fn held_back(&self) -> usize {
-        ((self.written - self.let_go) as usize).min(self.sent.len())
+    /// Bytes that wait for more, or for the release.
+    fn corked_bytes(&self) -> usize {
+        ((self.written - self.released) as usize).min(self.sent.len())
     }
 
     /// The peer has taken bytes out of the socket that it has not read.
@@ -857,18 +862,18 @@ impl Link {
     }
 
     fn note_file_read(&mut self) {
-        self.file_reads.push((self.written, self.let_go));
+        self.file_reads.push((self.written, self.released));
     }
 
     fn wrote(&mut self, n: usize, has_more: bool) {
         self.written += n as u64;
-        let held_back =
-            if self.is_held || has_more { (self.written - self.let_go) % PACKET } else { 0 };
-        self.let_go = self.written - held_back;
+        let corked_bytes =
+            if self.is_corked || has_more { (self.written - self.released) % PACKET } else { 0 };
+        self.released = self.written - corked_bytes;
     }
 }
 
-/// Copies the first bytes of a queue, which are as many as fit.
+/// Fills `into` with the first bytes of a queue, which are at least as many.
 fn copy(queue: &VecDeque<u8>, into: &mut [u8]) {
     let (first, second) = queue.as_slices();
     let n = first.len().min(into.len());
@@ -877,7 +882,7 @@ fn copy(queue: &VecDeque<u8>, into: &mut [u8]) {
     into[n..].copy_from_slice(&second[..rest]);
 }
 
-/// Takes the first `n` bytes of a queue.
+/// Removes the first `n` bytes of a queue.
 pub fn take(queue: &mut VecDeque<u8>, n: usize) -> Vec<u8> {
     let mut bytes = vec![0; n];
     copy(queue, &mut bytes);
@@ -918,7 +923,7 @@ impl Transport for Near {
     }
 
     fn set_corked(&mut self, is_corked: bool) -> io::Result<()> {
-        self.kernel.borrow_mut().hold(self.link, is_corked);
+        self.kernel.borrow_mut().set_corked(self.link, is_corked);
         Ok(())
     }
 
@@ -936,7 +941,7 @@ impl Transport for Near {
         kernel.moves += 1;
         let link = &mut kernel.links[self.link];
         let error = link.error.take();
-        link.is_end_told |= error.is_some();
+        link.is_end_met |= error.is_some();
         error.map_or(Ok(()), |kind| Err(kind.into()))
     }
 
@@ -986,7 +991,7 @@ pub fn near_socket(kernel: &Shared, link: LinkId) -> Socket {
     })
 }
 
-/// The gateway's way to new connections.
+/// The gateway's [`Network`].
 pub struct Dialer(pub Shared);
 
 impl Network for Dialer {

@@ -1,7 +1,7 @@
-//! The people of the simulated world: clients and backends with good and bad manners.
+//! Scripted peers: clients and backends that behave well or badly.
 //!
-//! A peer lives at the far end of a link and is ticked whenever something may have happened to it. What it does follows from
-//! its [`Manners`], drawn once; what it got is judged as it comes.
+//! A peer is at the far end of a link and acts whenever something may have happened to it. What it does
+//! follows from its [`Behavior`], drawn once. What it receives is checked as it comes.
 
 use crate::kernel::{Action, End, Kernel, LinkId, take};
 use crate::wire::{self, BINARY, Frame, Got, Judge, Kind, PEERS_REASON, PING, PONG, TEXT};
@@ -14,40 +14,41 @@ const MS: Duration = Duration::from_millis(1);
 
 /// How a peer behaves.
 #[derive(Debug, Clone)]
-pub struct Manners {
-    /// It reads, writes and answers without delay, and leaves when it is time: what it is promised can be held to the letter.
+pub struct Behavior {
+    /// It reads, writes and answers without delay and leaves in time, so that every promise to it must be
+    /// kept exactly.
     pub is_prompt: bool,
     pub read_bite: usize,
     pub read_pace: Duration,
-    /// It stops reading after so many bytes.
+    /// It stops reading after this many bytes.
     pub reads_most: usize,
     pub write_bite: usize,
     pub write_pace: Duration,
-    /// How long it takes to answer a ping; `None`: it never does.
+    /// How long it takes to answer a ping; `None`: it does not.
     pub pong_after: Option<Duration>,
     /// It answers a Close frame with one.
     pub replies_close: bool,
-    /// Messages it sends of its own.
+    /// Messages that it sends.
     pub messages: u32,
     pub payload_max: usize,
     pub ending: Ending,
-    /// It ends in the middle of what it says.
+    /// It ends within a frame.
     pub cuts: bool,
-    /// It is gone by then, whatever happens.
+    /// It leaves after this time, whatever happens.
     pub leaves_after: Duration,
 }
 
-/// What a peer does when it has said everything.
+/// What a peer does after its last message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// A Close frame.
     Close,
-    /// FIN and no Close frame; it reads on.
+    /// FIN without a Close frame; it reads on.
     Fin,
     Reset,
-    /// It stays until the other end leaves or its time has come.
+    /// It stays until the other end leaves or `leaves_after` has passed.
     Stay,
-    /// It is unplugged: nothing is read or sent any more, not even a FIN.
+    /// It is unplugged: it reads and sends nothing more, not even a FIN.
     Silent,
 }
 
@@ -79,20 +80,20 @@ pub enum Body {
 pub enum Stage {
     /// The handshake, or a plain HTTP exchange.
     Head,
-    /// The 101 has come, or gone out.
+    /// The 101 was received, or sent.
     Frames,
     /// It has left.
     Over,
 }
 
-/// Which end it is.
+/// What kind of peer it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
-    /// Opens a WebSocket; with what it says before the answer.
+    /// Opens a WebSocket. `is_early`: it sends frames before the answer.
     Client {
         is_early: bool,
     },
-    /// Asks plain questions; for each whether it is a HEAD, and the status it deserves (0: whatever).
+    /// Sends plain requests. For each: whether it is a HEAD, and the expected status (0: any).
     Asker {
         questions: Vec<(bool, u16)>,
         closes: bool,
@@ -106,29 +107,29 @@ pub enum Role {
 pub struct Peer {
     pub link: LinkId,
     pub role: Role,
-    pub manners: Manners,
+    pub behavior: Behavior,
     pub stage: Stage,
-    /// Everything it has begun to say behind the handshake.
+    /// All frames that it has begun to send.
     pub frames: Vec<Frame>,
     pub judge: Judge,
-    /// The status that a client was answered with.
+    /// The status of the answer to a client.
     pub status: Option<u16>,
-    /// What of its bytes is not on the way yet.
+    /// Bytes that it has still to send.
     out: VecDeque<u8>,
-    /// Bytes on the way, and how many of them the handshake took.
+    /// Bytes sent, and how many of them belong to the handshake.
     wired: u64,
     head_bytes: u64,
-    /// What came of the handshake, or all that came of a plain exchange.
+    /// Bytes received of the handshake, or all bytes of a plain exchange.
     pub inbox: Vec<u8>,
     chance: fastrand::Rng,
     masked: bool,
     max_message: Option<u64>,
     message_bytes: u64,
     messages_left: u32,
-    /// It ends when so many bytes are on the way.
+    /// It ends after this many bytes.
     cut_at: Option<u64>,
     has_close_queued: bool,
-    /// A message over the limit stands among the frames, which begins so many bytes in.
+    /// Where a message over the limit begins, in bytes of frames.
     big_at: Option<u64>,
     pub ended: Option<End>,
     pub saw_end: Option<End>,
@@ -136,7 +137,7 @@ pub struct Peer {
     pub ended_first: bool,
     /// Its 101 came from the backend.
     pub is_relayed: bool,
-    /// It reads no more, or answers no more.
+    /// It has been unplugged.
     pub is_silent: bool,
     taken: usize,
     read_at: Moment,
@@ -151,22 +152,22 @@ impl Peer {
         kernel: &mut Kernel,
         link: LinkId,
         role: Role,
-        manners: Manners,
+        behavior: Behavior,
         max_message: Option<u64>,
         head: &[u8],
     ) -> Peer {
         let now = kernel.now;
         let masked = matches!(role, Role::Client { .. });
-        let leave_at = now + manners.leaves_after;
+        let leave_at = now + behavior.leaves_after;
         kernel.at(leave_at, Action::Peer(link));
         kernel.wake_peer(link);
         Peer {
             link,
-            messages_left: manners.messages,
+            messages_left: behavior.messages,
             judge: Judge::new(!masked),
             masked,
             role,
-            manners,
+            behavior,
             stage: Stage::Head,
             frames: Vec::new(),
             status: None,
@@ -194,32 +195,32 @@ impl Peer {
         }
     }
 
-    /// Bytes behind the handshake that are on their way, or were.
+    /// Bytes sent behind the handshake.
     pub fn stream_bytes(&self) -> u64 {
         self.wired.saturating_sub(self.head_bytes)
     }
 
-    /// What it says to the handshake is on its way.
+    /// Its part of the handshake has been sent.
     pub fn has_shaken_hands(&self) -> bool {
         self.head_bytes > 0 && self.wired >= self.head_bytes
     }
 
-    /// Its Close frame is on its way.
+    /// Its Close frame has been sent.
     pub fn has_closed(&self) -> bool {
         self.has_close_queued && self.out.is_empty()
     }
 
-    /// The head of a message that is too big is on its way.
+    /// The head of a message over the limit has been sent.
     pub fn has_said_too_much(&self) -> bool {
         self.big_at.is_some_and(|at| self.stream_bytes() > at)
     }
 
-    /// It may be taken for dead, or for too slow.
+    /// The gateway may take it for dead, or for too slow.
     pub fn is_unresponsive(&self) -> bool {
-        !self.manners.is_prompt || self.is_silent
+        !self.behavior.is_prompt || self.is_silent
     }
 
-    /// Looks up: reads, writes, leaves. `sent` is what the other end has begun to say.
+    /// Acts: reads, writes, leaves. `sent`: frames that the other end has begun to send.
     pub fn tick(&mut self, kernel: &mut Kernel, sent: &[Frame]) -> Result<(), String> {
         if self.stage == Stage::Over || self.is_silent {
             return Ok(());
@@ -234,18 +235,18 @@ impl Peer {
     }
 
     fn read(&mut self, kernel: &mut Kernel, sent: &[Frame]) -> Result<(), String> {
-        while kernel.is_to_receive(self.link) && self.taken < self.manners.reads_most {
+        while kernel.is_to_receive(self.link) && self.taken < self.behavior.reads_most {
             if kernel.now < self.read_at {
                 kernel.at(self.read_at, Action::Peer(self.link));
                 return Ok(());
             }
             let bytes = kernel.receive(
                 self.link,
-                self.manners.read_bite.min(self.manners.reads_most - self.taken),
+                self.behavior.read_bite.min(self.behavior.reads_most - self.taken),
             );
             self.taken += bytes.len();
             kernel.note(|| format!("peer {} got {}", self.link, bytes.len()));
-            self.read_at = kernel.now + self.manners.read_pace;
+            self.read_at = kernel.now + self.behavior.read_pace;
             self.take(kernel, &bytes, sent)?;
         }
         if self.saw_end.is_none()
@@ -253,7 +254,7 @@ impl Peer {
         {
             kernel.note(|| format!("peer {} saw {end:?}", self.link));
             self.saw_end = Some(end);
-            if self.manners.is_prompt || end == End::Reset {
+            if self.behavior.is_prompt || end == End::Reset {
                 self.leave_by(kernel, 200 * MS);
             }
         }
@@ -322,19 +323,19 @@ impl Peer {
         for got in self.judge.take(bytes, sent)? {
             match got {
                 Got::Data | Got::Pong => {}
-                Got::Ping { payload, is_ours } => {
-                    if let Some(wait) = self.manners.pong_after {
-                        self.pongs.push_back((kernel.now + wait, payload, is_ours));
+                Got::Ping { payload, is_gateways } => {
+                    if let Some(wait) = self.behavior.pong_after {
+                        self.pongs.push_back((kernel.now + wait, payload, is_gateways));
                         kernel.after(wait, Action::Peer(self.link));
                     }
                 }
                 Got::Close => {
-                    if self.manners.replies_close && !self.has_close_queued && self.ended.is_none()
+                    if self.behavior.replies_close && !self.has_close_queued && self.ended.is_none()
                     {
                         self.messages_left = 0;
                         self.push_close();
                     }
-                    if self.manners.replies_close {
+                    if self.behavior.replies_close {
                         // A server closes at once; a client waits for it to do so.
                         self.leave_by(kernel, if self.masked { 1000 * MS } else { 20 * MS });
                     }
@@ -352,7 +353,7 @@ impl Peer {
         }
     }
 
-    /// A backend's answer, when its time has come.
+    /// Sends a backend's answer when it is due.
     fn answer(&mut self, kernel: &mut Kernel) -> Result<(), String> {
         let Role::Backend { answer, .. } = &self.role else { return Ok(()) };
         let is_due = self.answer_at.is_some_and(|at| at <= kernel.now) && self.ended.is_none();
@@ -399,7 +400,7 @@ impl Peer {
             self.stage = Stage::Frames;
         } else if ends {
             self.cut_at = Some(self.head_bytes);
-            self.manners.ending = Ending::Fin;
+            self.behavior.ending = Ending::Fin;
         }
         Ok(())
     }
@@ -409,9 +410,9 @@ impl Peer {
             if at > kernel.now {
                 break;
             }
-            let Some((_, payload, is_ours)) = self.pongs.pop_front() else { break };
+            let Some((_, payload, is_gateways)) = self.pongs.pop_front() else { break };
             let mut frame = Frame::new(Kind::plain(PONG, self.mask()), &payload);
-            frame.is_ours_alone = is_ours;
+            frame.is_for_gateway = is_gateways;
             self.push(frame);
         }
         while self.ended.is_none() && self.stage != Stage::Over {
@@ -429,7 +430,7 @@ impl Peer {
             if window == 0 {
                 return;
             }
-            let mut n = self.manners.write_bite.min(self.out.len()).min(window);
+            let mut n = self.behavior.write_bite.min(self.out.len()).min(window);
             if let Some(cut) = self.cut_at {
                 n = n.min((cut - self.wired) as usize);
             }
@@ -445,10 +446,10 @@ impl Peer {
     }
 
     fn pace(&mut self) -> Duration {
-        Duration::from_nanos(self.chance.u64(..=self.manners.write_pace.as_nanos() as u64))
+        Duration::from_nanos(self.chance.u64(..=self.behavior.write_pace.as_nanos() as u64))
     }
 
-    /// Puts the next message into `out`, or ends. False: nothing to say now.
+    /// Puts the next message into `out`, or ends. False: nothing to send now.
     fn refill(&mut self, kernel: &mut Kernel) -> bool {
         let may_speak = match (&self.role, self.stage) {
             (_, Stage::Frames) => true,
@@ -471,13 +472,13 @@ impl Peer {
         loop {
             self.messages_left -= 1;
             self.push_message();
-            // A crowd of small ones goes out in bulk.
+            // Many small ones are sent in bulk.
             if self.messages_left < 100 || self.out.len() > 20_000 {
                 break;
             }
         }
-        let vanishes = matches!(self.manners.ending, Ending::Fin | Ending::Reset | Ending::Silent);
-        if self.messages_left == 0 && vanishes && self.manners.cuts && self.cut_at.is_none() {
+        let vanishes = matches!(self.behavior.ending, Ending::Fin | Ending::Reset | Ending::Silent);
+        if self.messages_left == 0 && vanishes && self.behavior.cuts && self.cut_at.is_none() {
             let back = self.chance.usize(1..=self.out.len());
             self.cut_at = Some(self.wired + (self.out.len() - back) as u64);
             if back == self.out.len() {
@@ -488,7 +489,7 @@ impl Peer {
     }
 
     fn do_ending(&mut self, kernel: &mut Kernel) {
-        match self.manners.ending {
+        match self.behavior.ending {
             Ending::Close => self.push_close(),
             Ending::Fin => self.end(kernel, End::Fin),
             Ending::Reset => self.end(kernel, End::Reset),
@@ -510,7 +511,7 @@ impl Peer {
         }
     }
 
-    /// Closes its socket, whatever there is to be read.
+    /// Closes its socket, even with bytes unread.
     pub fn leave(&mut self, kernel: &mut Kernel) {
         kernel.note(|| format!("peer {} leaves", self.link));
         self.ended_first |= self.ended.is_none() && self.saw_end.is_none();
@@ -547,7 +548,7 @@ impl Peer {
         self.has_close_queued = true;
     }
 
-    /// A message, perhaps in pieces with a ping between them, or a frame of some other kind.
+    /// Queues a message, perhaps fragmented with a ping in between, or some other frame.
     fn push_message(&mut self) {
         match self.chance.u8(..10) {
             0 => {
@@ -581,10 +582,10 @@ impl Peer {
             };
             let n = match self.chance.u8(..8) {
                 0 => 0,
-                1..5 => self.chance.usize(..=self.manners.payload_max.min(200)),
+                1..5 => self.chance.usize(..=self.behavior.payload_max.min(200)),
                 5 => [125, 126, 127, 1000, 65_535, 65_536][self.chance.usize(..6)]
-                    .min(self.manners.payload_max),
-                _ => self.chance.usize(..=self.manners.payload_max),
+                    .min(self.behavior.payload_max),
+                _ => self.chance.usize(..=self.behavior.payload_max),
             };
             let mut payload = vec![0; n];
             self.chance.fill(&mut payload);
@@ -639,7 +640,7 @@ fn status(head: &[u8]) -> Option<u16> {
     std::str::from_utf8(head.get(9..12)?).ok()?.parse().ok()
 }
 
-/// The answers in `bytes`, whole ones only, to questions of which it is known whether they are HEAD.
+/// The complete answers in `bytes`. `heads_only`: for each request, whether it was a HEAD.
 pub fn answers(mut bytes: &[u8], heads_only: &[bool]) -> Result<Vec<(u16, Vec<u8>)>, String> {
     let mut answers = Vec::new();
     while let Some(length) = head_length(bytes) {

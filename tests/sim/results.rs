@@ -15,6 +15,7 @@ use crate::kernel::{Action, End, Host, Kernel, LinkId, Nature, Shared, take};
 use crate::peers;
 use crate::process::{Arrival, Process, is_left_unread};
 use crate::redis::{self, Redis, Told};
+use crate::simulation::Simulation;
 use crate::waiter::{Hearing, Leaving, Say, Waiter, Ways};
 use crate::world::has_records;
 use aivtuber_gateway::base::moment::Moment;
@@ -36,7 +37,6 @@ const S: Duration = Duration::from_secs(1);
 /// Faults are over, and gateways stand again; then somebody comes for every task, at every door.
 const INSPECTED_AFTER: Duration = Duration::from_secs(75);
 
-const STEPS_MAX: u64 = 3_000_000;
 const REDIS: &str = "10.0.0.9:6379";
 
 /// The same, by a name that has to be looked up.
@@ -191,8 +191,8 @@ enum Far {
     Redis,
 }
 
-impl ResultsWorld {
-    pub fn new(seed: u64, is_traced: bool) -> ResultsWorld {
+impl Simulation for ResultsWorld {
+    fn new(seed: u64, is_traced: bool) -> ResultsWorld {
         let mut chance = fastrand::Rng::with_seed(seed ^ 0x7e5u64.rotate_left(40));
         let has_redis = chance.u8(..3) > 0;
         let is_tiny = !has_redis && chance.u8(..6) == 0;
@@ -206,7 +206,7 @@ impl ResultsWorld {
             send_max: sizes[chance.usize(..3)],
             latency: [Duration::ZERO, MS / 10, 5 * MS][chance.usize(..3)],
             cuts: chance.u8(..4) > 0,
-            moods: chance.bool(),
+            has_quirks: chance.bool(),
             splices: false,
             peeks_ahead: false,
             records: has_records(seed),
@@ -252,6 +252,113 @@ impl ResultsWorld {
         world
     }
 
+    /// Lives until everybody has gone, then asks what is left.
+    fn run(&mut self) -> Result<(), String> {
+        let start = self.kernel.borrow().start;
+        self.advance(Some(start + INSPECTED_AFTER))?;
+        self.check_kept()?;
+        let stay = 2 * self.margin + 10 * S;
+        self.advance(Some(start + INSPECTED_AFTER + stay + 400 * S))?;
+        self.judge()?;
+        // Ends are known for as long as results.
+        let now = self.kernel.borrow().now;
+        self.advance(Some(now + self.settings.tasks.retain.unwrap_or_default() + S))?;
+        self.check_nothing_left()
+    }
+
+    fn kernel(&self) -> &Shared {
+        &self.kernel
+    }
+
+    fn pass(&mut self, now: Moment) {
+        if let Some(redis) = &mut self.redis {
+            redis.pass(now);
+        }
+    }
+
+    fn tick(&mut self, link: LinkId) -> Result<(), String> {
+        match self.by_link.get(&link) {
+            Some(&Far::Visitor(at)) => self.tick_visitor(at),
+            Some(&Far::Publisher(at)) => self.tick_publisher(at),
+            Some(Far::Redis) => self.tick_redis(link),
+            None => Ok(()),
+        }
+    }
+
+    fn carry_out(&mut self, plan: usize) {
+        if let Some(plan) = self.plans[plan].take() {
+            self.obey_plan(plan);
+        }
+    }
+
+    /// Connections to Redis that stand.
+    fn greet(&mut self) {
+        loop {
+            let Some(link) = self.kernel.borrow_mut().established.pop_front() else { return };
+            if let Some(redis) = &mut self.redis {
+                redis.conns.insert(link, redis::Conn::default());
+                self.by_link.insert(link, Far::Redis);
+                self.kernel.borrow_mut().wake_peer(link);
+            }
+        }
+    }
+
+    fn is_due(&self, now: Moment) -> bool {
+        self.places.iter().any(|place| place.house.as_ref().is_some_and(|it| it.is_due(now)))
+    }
+
+    fn next_turn(&self) -> Option<Moment> {
+        self.places.iter().filter_map(|place| place.house.as_ref()?.next_turn()).min()
+    }
+
+    fn turn(&mut self) -> Result<(), String> {
+        let now = self.kernel.borrow().now;
+        let mut events: HashMap<usize, Vec<_>> = HashMap::new();
+        let taken = self.kernel.borrow_mut().take_events();
+        for event in taken {
+            if let Some(&owner) = self.owners.get(&event.0) {
+                events.entry(owner).or_default().push(event);
+            }
+        }
+        for at in 0..self.places.len() {
+            let events = events.remove(&at).unwrap_or_default();
+            let Some(house) = &mut self.places[at].house else { continue };
+            if events.is_empty() && !house.is_due(now) {
+                continue;
+            }
+            self.turn_of(at, events)?;
+        }
+        Ok(())
+    }
+
+    fn check_quiet(&mut self) -> Result<(), String> {
+        for (at, place) in self.places.iter_mut().enumerate() {
+            let Some(house) = &mut place.house else { continue };
+            house.check_quiet().map_err(|why| format!("place {at}: {why}"))?;
+            let held = house.gateway.backlog_bytes();
+            let kernel = self.kernel.borrow();
+            let mut links = self.owners.iter().filter(|(_, owner)| **owner == at);
+            if held > 0 && !links.any(|(link, _)| kernel.is_full(*link)) {
+                return Err(format!(
+                    "place {at}: {held} bytes are held back, and everybody has room"
+                ));
+            }
+            if held > 40_000 * (1 + house.gateway.session_count()) {
+                return Err(format!("place {at}: {held} bytes are held"));
+            }
+            if let Some((link, _)) = self
+                .owners
+                .iter()
+                .find(|(link, owner)| **owner == at && is_left_unread(&kernel, **link))
+            {
+                return Err(format!("link {link} is not read from"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ResultsWorld {
     fn plan(&mut self, wait: Duration, plan: Plan) {
         self.plans.push(Some(plan));
         self.kernel.borrow_mut().after(wait, Action::Plan(self.plans.len() - 1));
@@ -392,103 +499,6 @@ impl ResultsWorld {
         }
     }
 
-    // ---- the loop
-
-    /// Lives until everybody has gone, then asks what is left.
-    pub fn run(&mut self) -> Result<(), String> {
-        let start = self.kernel.borrow().start;
-        self.live(start + INSPECTED_AFTER)?;
-        self.check_kept()?;
-        let stay = 2 * self.margin + 10 * S;
-        self.live(start + INSPECTED_AFTER + stay + 400 * S)?;
-        self.judge()?;
-        // Ends are known for as long as results.
-        let now = self.kernel.borrow().now;
-        self.live(now + self.settings.tasks.retain.unwrap_or_default() + S)?;
-        self.check_nothing_left()
-    }
-
-    fn live(&mut self, until: Moment) -> Result<(), String> {
-        for _ in 0..STEPS_MAX {
-            self.act()?;
-            let now = self.kernel.borrow().now;
-            let due = self.due_places(now);
-            if !due.is_empty() || self.kernel.borrow().has_edges() {
-                self.dawdle();
-                self.act()?;
-                self.turns()?;
-                continue;
-            }
-            self.check_quiet()?;
-            let turns = self.places.iter().filter_map(|place| place.house.as_ref()?.next_turn());
-            let next = turns.chain(self.kernel.borrow().next_action()).min();
-            match next {
-                Some(at) if at <= until => self.kernel.borrow_mut().now = at,
-                _ => {
-                    self.kernel.borrow_mut().now = until;
-                    return Ok(());
-                }
-            }
-        }
-        Err("it does not come to an end".into())
-    }
-
-    fn due_places(&self, now: Moment) -> Vec<usize> {
-        let is_due = |place: &Place| place.house.as_ref().is_some_and(|house| house.is_due(now));
-        (0..self.places.len()).filter(|&at| is_due(&self.places[at])).collect()
-    }
-
-    fn dawdle(&mut self) {
-        let kernel = &mut *self.kernel.borrow_mut();
-        if kernel.nature.moods && kernel.one_in(4) {
-            let wait = kernel.some(MS);
-            kernel.now += wait;
-        }
-    }
-
-    fn act(&mut self) -> Result<(), String> {
-        loop {
-            let Some(action) = self.kernel.borrow_mut().poll_action() else { return Ok(()) };
-            let now = self.kernel.borrow().now;
-            if let Some(redis) = &mut self.redis {
-                redis.pass(now);
-            }
-            match action {
-                Action::Deliver(link) => self.kernel.borrow_mut().deliver(link),
-                Action::Edge(link) => self.kernel.borrow_mut().late_edge(link),
-                Action::Dialed(link, result) => self.kernel.borrow_mut().dialed(link, result),
-                Action::Peer(link) => self.tick(link)?,
-                Action::Plan(index) => {
-                    if let Some(plan) = self.plans[index].take() {
-                        self.carry_out(plan);
-                    }
-                }
-            }
-            self.greet();
-        }
-    }
-
-    /// Connections to Redis that stand.
-    fn greet(&mut self) {
-        loop {
-            let Some(link) = self.kernel.borrow_mut().stands.pop_front() else { return };
-            if let Some(redis) = &mut self.redis {
-                redis.conns.insert(link, redis::Conn::default());
-                self.by_link.insert(link, Far::Redis);
-                self.kernel.borrow_mut().wake_peer(link);
-            }
-        }
-    }
-
-    fn tick(&mut self, link: LinkId) -> Result<(), String> {
-        match self.by_link.get(&link) {
-            Some(&Far::Visitor(at)) => self.tick_visitor(at),
-            Some(&Far::Publisher(at)) => self.tick_publisher(at),
-            Some(Far::Redis) => self.tick_redis(link),
-            None => Ok(()),
-        }
-    }
-
     fn tick_visitor(&mut self, at: usize) -> Result<(), String> {
         let visitor = &mut self.visitors[at];
         let link = visitor.waiter.link;
@@ -621,7 +631,7 @@ impl ResultsWorld {
         Ok(())
     }
 
-    fn carry_out(&mut self, plan: Plan) {
+    fn obey_plan(&mut self, plan: Plan) {
         match plan {
             Plan::Come(visit) => self.come(*visit),
             Plan::Publish(errand) => self.publish_to_inbox(*errand),
@@ -880,27 +890,7 @@ impl ResultsWorld {
 
     // ---- turns
 
-    fn turns(&mut self) -> Result<(), String> {
-        let now = self.kernel.borrow().now;
-        let mut events: HashMap<usize, Vec<_>> = HashMap::new();
-        let taken = self.kernel.borrow_mut().take_events();
-        for event in taken {
-            if let Some(&owner) = self.owners.get(&event.0) {
-                events.entry(owner).or_default().push(event);
-            }
-        }
-        for at in 0..self.places.len() {
-            let events = events.remove(&at).unwrap_or_default();
-            let Some(house) = &mut self.places[at].house else { continue };
-            if events.is_empty() && !house.is_due(now) {
-                continue;
-            }
-            self.turn(at, events)?;
-        }
-        Ok(())
-    }
-
-    fn turn(
+    fn turn_of(
         &mut self,
         at: usize,
         events: Vec<(LinkId, Source, aivtuber_gateway::net::Ready)>,
@@ -1005,32 +995,6 @@ impl ResultsWorld {
                 visitor.writes.push((written, turn, now, visitor.was_full));
             }
         }
-    }
-
-    fn check_quiet(&mut self) -> Result<(), String> {
-        for (at, place) in self.places.iter_mut().enumerate() {
-            let Some(house) = &mut place.house else { continue };
-            house.check_quiet().map_err(|why| format!("place {at}: {why}"))?;
-            let held = house.gateway.backlog_bytes();
-            let kernel = self.kernel.borrow();
-            let mut links = self.owners.iter().filter(|(_, owner)| **owner == at);
-            if held > 0 && !links.any(|(link, _)| kernel.is_full(*link)) {
-                return Err(format!(
-                    "place {at}: {held} bytes are held back, and everybody has room"
-                ));
-            }
-            if held > 40_000 * (1 + house.gateway.session_count()) {
-                return Err(format!("place {at}: {held} bytes are held"));
-            }
-            if let Some((link, _)) = self
-                .owners
-                .iter()
-                .find(|(link, owner)| **owner == at && is_left_unread(&kernel, **link))
-            {
-                return Err(format!("link {link} is not read from"));
-            }
-        }
-        Ok(())
     }
 
     // ---- in the end

@@ -1,6 +1,6 @@
-//! Frames as a peer makes them, and the judge of what the other end gets of them.
+//! Frames as a peer makes them, and a [`Judge`] of what the other end receives.
 //!
-//! Written without the gateway's own reader of frames, so that the two cannot be wrong together.
+//! It does not use the gateway's own frame reader, so that the two cannot share a mistake.
 
 use aivtuber_gateway::proto::ws::apply_mask;
 
@@ -10,27 +10,27 @@ pub const CLOSE: u8 = 8;
 pub const PING: u8 = 9;
 pub const PONG: u8 = 10;
 
-/// What every reason in a Close frame of a peer begins with, to tell it from the gateway's.
+/// How reasons in the peers' Close frames begin, to tell them from the gateway's.
 pub const PEERS_REASON: &str = "peer:";
 
-/// The length of the payload of the gateway's pings; peers ping with other lengths.
-pub const OUR_PING_BYTES: usize = 8;
+/// Payload bytes of the gateway's pings. Peers ping with other lengths.
+pub const GATEWAY_PING_BYTES: usize = 8;
 
-/// One frame as it is sent.
+/// One frame, as it is sent.
 #[derive(Clone)]
 pub struct Frame {
     pub bytes: Vec<u8>,
-    /// The answer to a ping of the gateway: nobody else gets it.
-    pub is_ours_alone: bool,
+    /// The pong to a ping of the gateway, which is not relayed.
+    pub is_for_gateway: bool,
 }
 
-/// What a frame says besides its payload.
+/// What a frame carries besides its payload.
 #[derive(Clone, Copy)]
 pub struct Kind {
     pub opcode: u8,
     pub fin: bool,
     pub rsv: u8,
-    /// Bytes that the length is written in: 1, 3 or 9; more than needed is allowed.
+    /// Bytes that encode the length: 1, 3 or 9. More than needed are allowed.
     pub length_bytes: usize,
     pub mask: Option<[u8; 4]>,
 }
@@ -67,7 +67,7 @@ impl Frame {
         if let Some(mask) = kind.mask {
             apply_mask(&mut bytes[at..], mask, 0);
         }
-        Frame { bytes, is_ours_alone: false }
+        Frame { bytes, is_for_gateway: false }
     }
 
     pub fn close(code: u16, reason: &str, mask: Option<[u8; 4]>) -> Frame {
@@ -75,7 +75,8 @@ impl Frame {
     }
 }
 
-/// The head of a frame: opcode, length of the head, of the payload, and the mask; `None` while it is cut.
+/// A frame head: opcode, bytes of the head and of the payload, and the mask. `None` while it is
+/// incomplete.
 pub fn read_head(bytes: &[u8]) -> Option<(u8, usize, u64, Option<[u8; 4]>)> {
     let &[first, second, ..] = bytes else { return None };
     let (mut at, length) = match second & 0x7f {
@@ -93,33 +94,33 @@ pub fn read_head(bytes: &[u8]) -> Option<(u8, usize, u64, Option<[u8; 4]>)> {
     Some((first & 0xf, at, length, mask))
 }
 
-/// A Close frame that came.
+/// A Close frame that was received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Goodbye {
     pub code: Option<u16>,
     pub reason: String,
-    pub is_ours: bool,
+    pub is_gateways: bool,
 }
 
-/// What came whole.
+/// A frame that was received whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Got {
     Data,
-    Ping { payload: Vec<u8>, is_ours: bool },
+    Ping { payload: Vec<u8>, is_gateways: bool },
     Pong,
     Close,
 }
 
-/// Follows what one end gets and holds it against what the other end sent.
+/// Follows what one end receives and compares it with what the other end sent.
 #[derive(Default)]
 pub struct Judge {
-    /// Frames of the other end are masked if it is a client.
+    /// The other end is a client, whose frames are masked.
     pub is_masked: bool,
-    /// The next of the other end's frames.
+    /// The next frame of the other end that is expected.
     next: usize,
-    /// Of a frame of which it is not known yet whose it is.
+    /// The beginning of a frame that may be the other end's or the gateway's.
     begun: Vec<u8>,
-    /// Bytes of the other end's frame that have come, once it is known to be one.
+    /// Bytes received of a frame that is known to be the other end's.
     matched: usize,
     pub goodbye: Option<Goodbye>,
 }
@@ -129,7 +130,7 @@ impl Judge {
         Judge { is_masked, ..Judge::default() }
     }
 
-    /// Takes `bytes`, which came behind the handshake. `sent`: all that the other end has begun to send.
+    /// Handles `bytes`, which follow the handshake. `sent`: all frames that the other end has begun to send.
     pub fn take(&mut self, mut bytes: &[u8], sent: &[Frame]) -> Result<Vec<Got>, String> {
         let mut got = Vec::new();
         while !bytes.is_empty() {
@@ -161,13 +162,13 @@ impl Judge {
             if is_control && (self.begun.len() as u64) < head as u64 + payload {
                 continue;
             }
-            while sent.get(self.next).is_some_and(|frame| frame.is_ours_alone) {
+            while sent.get(self.next).is_some_and(|frame| frame.is_for_gateway) {
                 self.next += 1;
             }
-            let is_theirs =
+            let is_peers =
                 sent.get(self.next).is_some_and(|frame| frame.bytes.starts_with(&self.begun));
             let begun = std::mem::take(&mut self.begun);
-            if is_theirs && !is_control {
+            if is_peers && !is_control {
                 self.matched = begun.len();
                 if self.matched == sent[self.next].bytes.len() {
                     self.matched = 0;
@@ -176,8 +177,8 @@ impl Judge {
                 }
                 continue;
             }
-            if !is_theirs && mask.is_some() != self.is_masked {
-                return Err(format!("a frame of ours masked={}", mask.is_some()));
+            if !is_peers && mask.is_some() != self.is_masked {
+                return Err(format!("a frame of the gateway is masked={}", mask.is_some()));
             }
             let mut payload = begun[head..].to_vec();
             if let Some(mask) = mask {
@@ -189,17 +190,17 @@ impl Judge {
                         code: payload.first_chunk().map(|code| u16::from_be_bytes(*code)),
                         reason: String::from_utf8_lossy(payload.get(2..).unwrap_or_default())
                             .into_owned(),
-                        is_ours: !is_theirs,
+                        is_gateways: !is_peers,
                     });
                     Got::Close
                 }
-                PING => Got::Ping { payload, is_ours: !is_theirs },
+                PING => Got::Ping { payload, is_gateways: !is_peers },
                 _ => Got::Pong,
             });
-            if is_theirs {
+            if is_peers {
                 self.next += 1;
             } else if begun[0] != 0x80 | CLOSE
-                && (begun[0] != 0x80 | PING || begun.len() - head != OUR_PING_BYTES)
+                && (begun[0] != 0x80 | PING || begun.len() - head != GATEWAY_PING_BYTES)
             {
                 let shown = &begun[..begun.len().min(24)];
                 let expected =
@@ -213,17 +214,18 @@ impl Judge {
         Ok(got)
     }
 
-    /// Nothing of a frame has come that has not come whole.
+    /// No frame is incomplete.
     pub fn is_at_boundary(&self) -> bool {
         self.matched == 0 && self.begun.is_empty()
     }
 
-    /// What is missing of the first `wired` bytes of what was sent; a head that was cut there may be missing.
+    /// What is missing of the first `wired` bytes that were sent. A head that was cut there may be
+    /// missing.
     pub fn missing(&self, sent: &[Frame], wired: u64) -> Option<String> {
         let mut start = 0;
         for (index, frame) in sent.iter().enumerate() {
             let whole = start + frame.bytes.len() as u64;
-            if index >= self.next && !frame.is_ours_alone {
+            if index >= self.next && !frame.is_for_gateway {
                 let got =
                     if index == self.next { self.matched.max(self.begun.len()) as u64 } else { 0 };
                 let passed = wired.min(whole).saturating_sub(start);
@@ -239,14 +241,14 @@ impl Judge {
     }
 }
 
-/// How many bytes of a cut frame may have been kept back: a head that is not whole, or (nearly) a whole pong.
+/// How many bytes of a cut frame the gateway may keep back: an incomplete head, or a pong.
 fn head_bytes(frame: &[u8]) -> usize {
     let (opcode, head, ..) = read_head(frame).expect("frames have heads");
     if opcode == PONG { frame.len() } else { head - 1 }
 }
 
 #[test]
-fn the_judge_sees_what_is_wrong() {
+fn the_judge_finds_what_is_wrong() {
     let mask = Some([1, 2, 3, 4]);
     let data = |n: usize| Frame::new(Kind::plain(BINARY, mask), &vec![7; n]);
     let sent = [data(3), data(300), Frame::close(1000, "peer: bye", mask)];
@@ -256,7 +258,7 @@ fn the_judge_sees_what_is_wrong() {
         judge.take(&all[..cut], &sent).unwrap();
         judge.take(&all[cut..], &sent).unwrap();
         assert_eq!(
-            judge.goodbye.as_ref().map(|bye| (bye.code, bye.is_ours)),
+            judge.goodbye.as_ref().map(|bye| (bye.code, bye.is_gateways)),
             Some((Some(1000), false))
         );
         assert_eq!(judge.missing(&sent, all.len() as u64), None);
@@ -266,7 +268,7 @@ fn the_judge_sees_what_is_wrong() {
     let mut judge = Judge::new(true);
     let got =
         judge.take(&[&sent[0].bytes[..], &ping, &sent[1].bytes[..9]].concat(), &sent).unwrap();
-    assert_eq!(got, [Got::Data, Got::Ping { payload: b"12345678".to_vec(), is_ours: true }]);
+    assert_eq!(got, [Got::Data, Got::Ping { payload: b"12345678".to_vec(), is_gateways: true }]);
     assert!(!judge.is_at_boundary());
     assert!(judge.missing(&sent, sent[0].bytes.len() as u64 + 20).is_some());
     assert!(judge.take(&ping, &sent).is_err(), "a frame within a frame");

@@ -1,11 +1,14 @@
-//! The world around a gateway: who comes, what goes wrong, and what is owed to everyone in the end.
+//! A world of relays: which peers connect, what goes wrong, and what everyone must have received in the end.
 //!
-//! The loop does what the reactor does, in the same order, with simulated time. After every turn in which nothing is left to
-//! be told, three things are checked that no test over real sockets can see: nobody's bytes lie there while the other side
-//! has room (a lost wake-up), nothing is held back for a side that is not slow, and no turn is asked for that does nothing.
+//! The loop does what the reactor does, in the same order, with simulated time. Whenever nothing is left
+//! to do, it checks what no test over real sockets can see: no bytes are unread while the other side has
+//! room (a lost wake-up), nothing is held back for a side that is not slow, no record layer holds output
+//! that would fit the socket, and no turn was requested that did nothing.
 
 use crate::kernel::{Action, Dialer, End, Host, Kernel, LinkId, Nature, Shared, near_socket};
-use crate::peers::{self, Answer, Body, Ending, Manners, Peer, Role, Stage};
+use crate::peers::{self, Answer, Behavior, Body, Ending, Peer, Role, Stage};
+use crate::simulation::Simulation;
+use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::gateway::{self, Gateway};
 use aivtuber_gateway::net::{Side, Source};
 use aivtuber_gateway::service::limits;
@@ -21,19 +24,16 @@ use std::time::{Duration, UNIX_EPOCH};
 const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
 
-/// What one flow may hold back: a read and a handshake, or a pipe.
+/// Bytes that one flow may hold back: a read and a handshake, or a pipe.
 const HELD_MAX: usize = 512 * 1024;
 
-/// Turns that may do nothing in a row, and in one simulated second for each connection.
+/// Idle turns allowed in a row, and in one simulated second, for each connection.
 const IDLE_TURNS_MAX: u32 = 8;
 const IDLE_TURNS_PER_SECOND: u32 = 50;
 
-/// More steps than any world needs.
-const STEPS_MAX: u64 = 3_000_000;
-
-/// What is planned from outside.
+/// An event that is planned from outside the gateway.
 enum Plan {
-    Arrive(Box<(Role, Manners, Vec<u8>)>),
+    Arrive(Box<(Role, Behavior, Vec<u8>)>),
     Host(SocketAddr, Host),
     Answer(jobs::Answer),
     Drain,
@@ -49,7 +49,7 @@ pub struct World {
     waiting: VecDeque<LinkId>,
     /// The client in each slot of the gateway.
     slots: HashMap<usize, LinkId>,
-    /// Client to backend and back.
+    /// The backend of each client, and the client of each backend.
     pairs: HashMap<LinkId, LinkId>,
     plans: Vec<Option<Plan>>,
     answers: Vec<jobs::Answer>,
@@ -68,7 +68,7 @@ struct Backends {
     scale: Scale,
 }
 
-/// How much is said in this world, and how much sockets hold.
+/// How much peers send, and how much sockets hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scale {
     /// Byte by byte.
@@ -85,9 +85,8 @@ struct Turns {
     second: u64,
 }
 
-impl World {
-    /// A world drawn from `seed`.
-    pub fn new(seed: u64, is_traced: bool) -> World {
+impl Simulation for World {
+    fn new(seed: u64, is_traced: bool) -> World {
         let mut chance = fastrand::Rng::with_seed(seed);
         let scale = match chance.u8(..32) {
             0..3 => Scale::Tiny,
@@ -109,7 +108,7 @@ impl World {
                 _ => [Duration::ZERO, MS / 10, 5 * MS][chance.usize(..3)],
             },
             cuts: chance.u8(..4) > 0,
-            moods: chance.bool(),
+            has_quirks: chance.bool(),
             splices,
             peeks_ahead: chance.bool(),
             records: has_records(seed),
@@ -136,6 +135,161 @@ impl World {
         world
     }
 
+    /// Runs until nothing more will happen, then asks the gateway what it still holds.
+    fn run(&mut self) -> Result<(), String> {
+        self.advance(None)?;
+        self.judge()?;
+        if self.gateway.is_stopped() { Ok(()) } else { self.inspect() }
+    }
+
+    fn kernel(&self) -> &Shared {
+        &self.kernel
+    }
+
+    fn tick(&mut self, link: LinkId) -> Result<(), String> {
+        let Some(&index) = self.by_link.get(&link) else { return Ok(()) };
+        let Some(mut peer) = self.peers[index].take() else { return Ok(()) };
+        let other =
+            self.pairs.get(&link).and_then(|other| self.peers[self.by_link[other]].as_ref());
+        let sent = other.map_or(&[][..], |other| &other.frames);
+        let ticked = peer.tick(&mut self.kernel.borrow_mut(), sent);
+        self.peers[index] = Some(peer);
+        ticked.map_err(|why| format!("peer {link}: {why}"))
+    }
+
+    fn carry_out(&mut self, plan: usize) {
+        if let Some(plan) = self.plans[plan].take() {
+            self.obey_plan(plan);
+        }
+    }
+
+    /// Gives each established connection its backend.
+    fn greet(&mut self) {
+        loop {
+            let Some(link) = self.kernel.borrow_mut().established.pop_front() else { return };
+            let Source::Session(key, Side::Upstream) = self.kernel.borrow().links[link].source
+            else {
+                unreachable!("the gateway dials for sessions")
+            };
+            let client = self.slots[&key];
+            self.pairs.insert(client, link);
+            self.pairs.insert(link, client);
+            let chance = &mut self.backends.chance;
+            let answer = if self.backends.is_kind {
+                Answer::Upgrade { interim: false }
+            } else {
+                draw_answer(chance)
+            };
+            let answer_after = match self.backends.is_kind {
+                true => Duration::ZERO,
+                false => [Duration::ZERO, Duration::ZERO, 100 * MS, 20 * S][chance.usize(..4)],
+            };
+            let behavior = draw_behavior(
+                chance,
+                self.settings.session.ping_interval.is_some(),
+                self.backends.scale,
+            );
+            self.join(link, Role::Backend { answer, answer_after }, behavior, &[]);
+        }
+    }
+
+    fn is_due(&self, now: Moment) -> bool {
+        let can_accept = !self.waiting.is_empty() && (self.gateway.can_admit() || self.is_drained);
+        can_accept
+            || !self.answers.is_empty()
+            || !self.orders.is_empty()
+            || self.next_turn().is_some_and(|at| at <= now)
+    }
+
+    fn next_turn(&self) -> Option<Moment> {
+        self.gateway.next_turn()
+    }
+
+    /// One turn of the loop, as the reactor has it.
+    fn turn(&mut self) -> Result<(), String> {
+        let (now, moves) = (self.kernel.borrow().now, self.kernel.borrow().moves);
+        let events = self.kernel.borrow_mut().take_events();
+        let is_told = !events.is_empty() || !self.answers.is_empty() || !self.orders.is_empty();
+        self.gateway.begin_turn(now);
+        for (_, source, ready) in events {
+            self.kernel.borrow_mut().note(|| format!("event {source:?} {ready:?}"));
+            self.gateway.ready(source, ready);
+        }
+        for answer in std::mem::take(&mut self.answers) {
+            self.gateway.handle_answer(answer);
+        }
+        self.gateway.settle();
+        self.accept();
+        for order in std::mem::take(&mut self.orders) {
+            self.obey(order);
+        }
+        self.gateway.finish_turn();
+        self.gateway.shrink_to_fit();
+        while let Some(Job::LookUp { name, owner }) = self.gateway.poll_job() {
+            let (wait, found) = self.look_up(&name.host, name.port);
+            self.plan(wait, Plan::Answer(jobs::Answer::LookedUp { owner, found }));
+        }
+        self.greet();
+        let is_idle = !is_told && moves == self.kernel.borrow().moves;
+        self.check_turn(is_idle)
+    }
+
+    fn check_quiet(&mut self) -> Result<(), String> {
+        let kernel = &*self.kernel.borrow();
+        let is_anyone_full = (0..kernel.links.len()).any(|link| kernel.is_full(link));
+        if let Some(link) = (0..kernel.links.len()).find(|&link| kernel.is_output_forgotten(link)) {
+            return Err(format!("link {link} holds output back, and has room"));
+        }
+        let held = self.gateway.backlog_bytes();
+        if held > 0 && !is_anyone_full {
+            return Err(format!("{held} bytes are held back, and everybody has room"));
+        }
+        for backend in self.peers.iter().flatten() {
+            let Some(&client) = self.pairs.get(&backend.link) else { continue };
+            let has_answered = backend.has_shaken_hands() && kernel.is_all_taken(backend.link);
+            if matches!(backend.role, Role::Backend { .. })
+                && has_answered
+                && backend.stage == Stage::Frames
+            {
+                let client = &kernel.links[client];
+                if client.written == 0 && !client.is_dropped && !client.is_far_gone {
+                    return Err(format!("the 101 of backend {} is not passed on", backend.link));
+                }
+            }
+        }
+        for peer in self.peers.iter().flatten() {
+            let link = peer.link;
+            if !kernel.is_unread(link) || kernel.links[link].source == Source::Waker {
+                continue;
+            }
+            let other = self.pairs.get(&link).copied();
+            let is_finished = other.is_some_and(|other| kernel.links[other].near_fin);
+            if self.has_pings() && peer.is_unresponsive() && is_finished {
+                continue; // It may have been given up, and that is final.
+            }
+            let sink = match &peer.role {
+                Role::Asker { .. } => Some(link),
+                // What comes early waits in the socket, beyond what the gateway keeps.
+                Role::Client { .. } if peer.status.is_none() && peer.stream_bytes() > 10_000 => {
+                    continue;
+                }
+                Role::Client { .. } => match other {
+                    Some(other) if self.is_relayed(link) && !kernel.links[other].is_dropped => {
+                        Some(other)
+                    }
+                    _ => Some(link),
+                },
+                Role::Backend { .. } => other,
+            };
+            if !sink.is_some_and(|sink| kernel.is_full(sink)) {
+                return Err(format!("peer {link} is not read from, and {sink:?} has room"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl World {
     fn around(
         kernel: Shared,
         gateway: Gateway,
@@ -181,10 +335,10 @@ impl World {
     fn plan_clients(&mut self, chance: &mut fastrand::Rng) {
         for _ in 0..[1, 1, 2, 3, 6][chance.usize(..5)] {
             let at = if chance.bool() { Duration::ZERO } else { 3 * S * chance.u32(..1000) / 1000 };
-            let manners = draw_manners(chance, self.has_pings(), self.backends.scale);
+            let behavior = draw_behavior(chance, self.has_pings(), self.backends.scale);
             let (role, head) =
                 if chance.u8(..4) == 0 { draw_asker(chance) } else { draw_client(chance) };
-            self.plan(at, Plan::Arrive(Box::new((role, manners, head))));
+            self.plan(at, Plan::Arrive(Box::new((role, behavior, head))));
         }
     }
 
@@ -217,85 +371,12 @@ impl World {
         self.settings.session.ping_interval.is_some()
     }
 
-    /// Lives until nothing will happen any more, then asks what is left.
-    pub fn run(&mut self) -> Result<(), String> {
-        self.live()?;
-        self.judge()?;
-        if self.gateway.is_stopped() { Ok(()) } else { self.inspect() }
-    }
-
-    fn live(&mut self) -> Result<(), String> {
-        for _ in 0..STEPS_MAX {
-            self.act()?;
-            let now = self.kernel.borrow().now;
-            let is_due = self.gateway.next_turn().is_some_and(|at| at <= now);
-            let is_knocked =
-                !self.waiting.is_empty() && (self.gateway.can_admit() || self.is_drained);
-            let is_ordered = !self.answers.is_empty() || !self.orders.is_empty();
-            if is_due || is_knocked || is_ordered || self.kernel.borrow().has_edges() {
-                self.dawdle();
-                self.act()?;
-                self.turn()?;
-                continue;
-            }
-            self.check_quiet()?;
-            let next = [self.kernel.borrow().next_action(), self.gateway.next_turn()]
-                .into_iter()
-                .flatten()
-                .min();
-            match next {
-                Some(at) => self.kernel.borrow_mut().now = at,
-                None => return Ok(()),
-            }
-        }
-        Err("it does not come to an end".into())
-    }
-
-    /// A loop is not always quick: more may happen before the turn.
-    fn dawdle(&mut self) {
-        let kernel = &mut *self.kernel.borrow_mut();
-        if kernel.nature.moods && kernel.one_in(4) {
-            let wait = kernel.some(MS);
-            kernel.now += wait;
-        }
-    }
-
-    /// Does what is due in the world.
-    fn act(&mut self) -> Result<(), String> {
-        loop {
-            let Some(action) = self.kernel.borrow_mut().poll_action() else { return Ok(()) };
-            match action {
-                Action::Deliver(link) => self.kernel.borrow_mut().deliver(link),
-                Action::Edge(link) => self.kernel.borrow_mut().late_edge(link),
-                Action::Dialed(link, result) => self.kernel.borrow_mut().dialed(link, result),
-                Action::Peer(link) => self.tick(link)?,
-                Action::Plan(index) => {
-                    if let Some(plan) = self.plans[index].take() {
-                        self.carry_out(plan);
-                    }
-                }
-            }
-            self.greet();
-        }
-    }
-
-    fn tick(&mut self, link: LinkId) -> Result<(), String> {
-        let Some(&index) = self.by_link.get(&link) else { return Ok(()) };
-        let Some(mut peer) = self.peers[index].take() else { return Ok(()) };
-        let other =
-            self.pairs.get(&link).and_then(|other| self.peers[self.by_link[other]].as_ref());
-        let sent = other.map_or(&[][..], |other| &other.frames);
-        let ticked = peer.tick(&mut self.kernel.borrow_mut(), sent);
-        self.peers[index] = Some(peer);
-        ticked.map_err(|why| format!("peer {link}: {why}"))
-    }
-
-    fn carry_out(&mut self, plan: Plan) {
+    fn obey_plan(&mut self, plan: Plan) {
         match plan {
             Plan::Arrive(visitor) => {
-                let (role, manners, head) = *visitor;
+                let (role, behavior, head) = *visitor;
                 let link = self.kernel.borrow_mut().open();
-                self.join(link, role, manners, &head);
+                self.join(link, role, behavior, &head);
                 self.waiting.push_back(link);
             }
             Plan::Host(address, host) => {
@@ -307,72 +388,14 @@ impl World {
         }
     }
 
-    fn join(&mut self, link: LinkId, role: Role, manners: Manners, head: &[u8]) {
+    fn join(&mut self, link: LinkId, role: Role, behavior: Behavior, head: &[u8]) {
         let max_message = self.settings.session.max_message;
         let to = self.kernel.borrow().links[link].to;
-        self.kernel.borrow_mut().note(|| format!("peer {link} at {to:?} is {role:?} {manners:?}"));
-        let peer = Peer::new(&mut self.kernel.borrow_mut(), link, role, manners, max_message, head);
+        self.kernel.borrow_mut().note(|| format!("peer {link} at {to:?} is {role:?} {behavior:?}"));
+        let peer =
+            Peer::new(&mut self.kernel.borrow_mut(), link, role, behavior, max_message, head);
         self.by_link.insert(link, self.peers.len());
         self.peers.push(Some(peer));
-    }
-
-    /// Gives each connection that stands its backend.
-    fn greet(&mut self) {
-        loop {
-            let Some(link) = self.kernel.borrow_mut().stands.pop_front() else { return };
-            let Source::Session(key, Side::Upstream) = self.kernel.borrow().links[link].source
-            else {
-                unreachable!("the gateway dials for sessions")
-            };
-            let client = self.slots[&key];
-            self.pairs.insert(client, link);
-            self.pairs.insert(link, client);
-            let chance = &mut self.backends.chance;
-            let answer = if self.backends.is_kind {
-                Answer::Upgrade { interim: false }
-            } else {
-                draw_answer(chance)
-            };
-            let answer_after = match self.backends.is_kind {
-                true => Duration::ZERO,
-                false => [Duration::ZERO, Duration::ZERO, 100 * MS, 20 * S][chance.usize(..4)],
-            };
-            let manners = draw_manners(
-                chance,
-                self.settings.session.ping_interval.is_some(),
-                self.backends.scale,
-            );
-            self.join(link, Role::Backend { answer, answer_after }, manners, &[]);
-        }
-    }
-
-    /// One turn of the loop, as the reactor has it.
-    fn turn(&mut self) -> Result<(), String> {
-        let (now, moves) = (self.kernel.borrow().now, self.kernel.borrow().moves);
-        let events = self.kernel.borrow_mut().take_events();
-        let is_told = !events.is_empty() || !self.answers.is_empty() || !self.orders.is_empty();
-        self.gateway.begin_turn(now);
-        for (_, source, ready) in events {
-            self.kernel.borrow_mut().note(|| format!("event {source:?} {ready:?}"));
-            self.gateway.ready(source, ready);
-        }
-        for answer in std::mem::take(&mut self.answers) {
-            self.gateway.handle_answer(answer);
-        }
-        self.gateway.settle();
-        self.accept();
-        for order in std::mem::take(&mut self.orders) {
-            self.obey(order);
-        }
-        self.gateway.finish_turn();
-        self.gateway.shrink_to_fit();
-        while let Some(Job::LookUp { name, owner }) = self.gateway.poll_job() {
-            let (wait, found) = self.look_up(&name.host, name.port);
-            self.plan(wait, Plan::Answer(jobs::Answer::LookedUp { owner, found }));
-        }
-        self.greet();
-        let is_idle = !is_told && moves == self.kernel.borrow().moves;
-        self.check_turn(is_idle)
     }
 
     fn accept(&mut self) {
@@ -456,66 +479,11 @@ impl World {
         Ok(())
     }
 
-    /// Nothing will happen before time passes: is everybody served?
-    fn check_quiet(&self) -> Result<(), String> {
-        let kernel = &*self.kernel.borrow();
-        let is_anyone_full = (0..kernel.links.len()).any(|link| kernel.is_full(link));
-        if let Some(link) = (0..kernel.links.len()).find(|&link| kernel.is_output_forgotten(link)) {
-            return Err(format!("link {link} holds output back, and has room"));
-        }
-        let held = self.gateway.backlog_bytes();
-        if held > 0 && !is_anyone_full {
-            return Err(format!("{held} bytes are held back, and everybody has room"));
-        }
-        for backend in self.peers.iter().flatten() {
-            let Some(&client) = self.pairs.get(&backend.link) else { continue };
-            let has_answered = backend.has_shaken_hands() && kernel.is_all_taken(backend.link);
-            if matches!(backend.role, Role::Backend { .. })
-                && has_answered
-                && backend.stage == Stage::Frames
-            {
-                let client = &kernel.links[client];
-                if client.written == 0 && !client.is_dropped && !client.is_far_gone {
-                    return Err(format!("the 101 of backend {} is not passed on", backend.link));
-                }
-            }
-        }
-        for peer in self.peers.iter().flatten() {
-            let link = peer.link;
-            if !kernel.is_unread(link) || kernel.links[link].source == Source::Waker {
-                continue;
-            }
-            let other = self.pairs.get(&link).copied();
-            let is_finished = other.is_some_and(|other| kernel.links[other].near_fin);
-            if self.has_pings() && peer.is_unresponsive() && is_finished {
-                continue; // It may have been given up, and that is final.
-            }
-            let sink = match &peer.role {
-                Role::Asker { .. } => Some(link),
-                // What comes early waits in the socket, beyond what the gateway keeps.
-                Role::Client { .. } if peer.status.is_none() && peer.stream_bytes() > 10_000 => {
-                    continue;
-                }
-                Role::Client { .. } => match other {
-                    Some(other) if self.is_relayed(link) && !kernel.links[other].is_dropped => {
-                        Some(other)
-                    }
-                    _ => Some(link),
-                },
-                Role::Backend { .. } => other,
-            };
-            if !sink.is_some_and(|sink| kernel.is_full(sink)) {
-                return Err(format!("peer {link} is not read from, and {sink:?} has room"));
-            }
-        }
-        Ok(())
-    }
-
     fn peer(&self, link: LinkId) -> Option<&Peer> {
         self.peers[*self.by_link.get(&link)?].as_ref()
     }
 
-    /// The backend's 101 has come to this client, or is at least on its way.
+    /// The backend has sent this client a 101.
     fn is_relayed(&self, client: LinkId) -> bool {
         let backend = self.pairs.get(&client).and_then(|link| self.peer(*link));
         backend.is_some_and(|backend| {
@@ -526,7 +494,7 @@ impl World {
 
     // ---- in the end
 
-    /// Everyone has left, and everyone got what was promised.
+    /// Everyone has left and has received what was promised.
     fn judge(&self) -> Result<(), String> {
         let count = self.gateway.session_count();
         if count > 0 {
@@ -554,11 +522,11 @@ impl World {
         match &peer.role {
             Role::Asker { questions, .. } => self.judge_asker(peer, questions),
             Role::Client { .. } => {
-                let waited = peer.manners.is_prompt && peer.saw_end.is_some() && !peer.ended_first;
+                let waited = peer.behavior.is_prompt && peer.saw_end.is_some() && !peer.ended_first;
                 if peer.status.is_none()
                     && waited
                     && !self.is_drained
-                    && peer.manners.ending != Ending::Silent
+                    && peer.behavior.ending != Ending::Silent
                 {
                     return Err("no answer at all".into());
                 }
@@ -595,12 +563,12 @@ impl World {
         Ok(())
     }
 
-    /// What one end of a relay got, `peer` being that end.
+    /// Checks what `peer`, one end of a relay, has received.
     fn judge_stream(&self, peer: &Peer) -> Result<(), String> {
         let other = self.pairs.get(&peer.link).and_then(|link| self.peer(*link));
         let is_client = matches!(peer.role, Role::Client { .. });
         if let Some(goodbye) = &peer.judge.goodbye
-            && goodbye.is_ours
+            && goodbye.is_gateways
         {
             let code = goodbye.code.unwrap_or_default();
             self.judge_goodbye(peer, other, is_client, code, &goodbye.reason)?;
@@ -630,7 +598,7 @@ impl World {
             None if !other.ended_first && !is_disturbed => {
                 return Err("an end within a frame".into());
             }
-            Some(goodbye) if !goodbye.is_ours => return Ok(()),
+            Some(goodbye) if !goodbye.is_gateways => return Ok(()),
             _ if is_disturbed => return Ok(()),
             _ => {}
         }
@@ -646,7 +614,7 @@ impl World {
         Ok(())
     }
 
-    /// Whether there was a reason for a Close frame of the gateway's.
+    /// Checks that the gateway had a reason for its Close frame.
     fn judge_goodbye(
         &self,
         peer: &Peer,
@@ -683,16 +651,16 @@ impl World {
         }
     }
 
-    /// A last client asks what the gateway still holds.
+    /// A last client asks the gateway what it still holds.
     fn inspect(&mut self) -> Result<(), String> {
         let questions = ["/connections", "/health", "/metrics"];
         let head: String =
             questions.map(|path| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).concat();
         let questions = questions.map(|_| (false, 200)).to_vec();
-        let manners = Manners { leaves_after: 100 * S, ..prompt() };
-        let visitor = (Role::Asker { questions, closes: true }, manners, head.into_bytes());
+        let behavior = Behavior { leaves_after: 100 * S, ..prompt() };
+        let visitor = (Role::Asker { questions, closes: true }, behavior, head.into_bytes());
         self.plan(Duration::ZERO, Plan::Arrive(Box::new(visitor)));
-        self.live()?;
+        self.advance(None)?;
         let visitor = self.peers.last().and_then(Option::as_ref).ok_or("nobody came to inspect")?;
         let answers = peers::answers(&visitor.inbox, &[])?;
         let text = |index: usize| {
@@ -730,7 +698,7 @@ impl World {
 const HOSTS: [&str; 5] =
     ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80", "[::1]:9000", "127.0.0.1:9000"];
 
-/// Whether the transports of this world have a record layer: those of a fifth of all seeds have.
+/// Whether the transports of this world have a record layer. A fifth of all seeds have one.
 pub fn has_records(seed: u64) -> bool {
     seed % 5 == 4
 }
@@ -813,8 +781,8 @@ fn draw_host(chance: &mut fastrand::Rng) -> Host {
     }
 }
 
-fn prompt() -> Manners {
-    Manners {
+fn prompt() -> Behavior {
+    Behavior {
         is_prompt: true,
         read_bite: usize::MAX,
         read_pace: Duration::ZERO,
@@ -831,7 +799,7 @@ fn prompt() -> Manners {
     }
 }
 
-fn draw_manners(chance: &mut fastrand::Rng, has_pings: bool, scale: Scale) -> Manners {
+fn draw_behavior(chance: &mut fastrand::Rng, has_pings: bool, scale: Scale) -> Behavior {
     let ending = match chance.u8(..10) {
         0..4 => Ending::Close,
         4..6 => Ending::Fin,
@@ -846,7 +814,7 @@ fn draw_manners(chance: &mut fastrand::Rng, has_pings: bool, scale: Scale) -> Ma
         Scale::Large if chance.u8(..3) == 0 => (3000, [30, 300][chance.usize(..2)]),
         Scale::Large => (chance.u32(..6), [70_000, 300_000, 1_000_000][chance.usize(..3)]),
     };
-    let base = Manners {
+    let base = Behavior {
         messages,
         payload_max,
         ending,
@@ -861,7 +829,7 @@ fn draw_manners(chance: &mut fastrand::Rng, has_pings: bool, scale: Scale) -> Ma
     }
     let bites =
         if scale == Scale::Large { [5000, 60_000, usize::MAX] } else { [1, 100, usize::MAX] };
-    Manners {
+    Behavior {
         is_prompt: false,
         read_bite: bites[chance.usize(..3)],
         read_pace: [Duration::ZERO, MS, 20 * MS, 3 * S][chance.usize(..4)],
