@@ -257,6 +257,7 @@ fn check_request_headers(
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::tests::cuts;
     use super::super::{HEADERS_MAX, empty_slots};
     use super::*;
 
@@ -304,7 +305,7 @@ pub(super) mod tests {
             other => panic!("{shown:?} was accepted: {other:?}"),
         };
         let mut refused = false;
-        for cut in 0..head.len() {
+        for cut in cuts(head.len()) {
             match read(&head[..cut]) {
                 Ok(None) => assert!(!refused, "{shown:?} was refused, then not, at {cut}"),
                 Ok(Some(head)) => panic!("{shown:?} was accepted at {cut}: {head:?}"),

@@ -111,6 +111,7 @@ fn response_body(status: u16, headers: Headers<'_, '_>) -> Result<Body, &'static
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::tests::cuts;
     use super::super::{HEADERS_MAX, empty_slots};
     use super::*;
 
@@ -203,7 +204,7 @@ pub(super) mod tests {
                 502,
                 "{response:.80}"
             );
-            for cut in 0..response.len() {
+            for cut in cuts(response.len()) {
                 let status =
                     read_response(&response.as_bytes()[..cut]).map_err(|fault| fault.status);
                 assert!(
