@@ -13,6 +13,7 @@
 use super::jobs::{Job, NameOwner};
 use super::relay::{Early, Relay};
 use super::reply::Reply;
+use super::transcript::{Event, note};
 use super::{
     CloseReason, Context, Detail, Drain, Ended, Identity, Last, OnBackendFailure, Phase, State,
     Step,
@@ -27,7 +28,7 @@ use crate::service::name::Name;
 use crate::service::route::{RouteTarget, upstream_target};
 use crate::service::stats::BothWays;
 use crate::service::upstreams::{Addresses, UpstreamId};
-use log::{debug, info, warn};
+use log::{info, warn};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -259,7 +260,7 @@ impl Dial {
     fn dial(&mut self, address: SocketAddr, who: &Identity, cx: &mut Context) -> Outcome {
         if let Some(backend) = self.backend() {
             let url = cx.upstreams.url(backend).public_text();
-            debug!(target: "dial", "{who} = connecting to backend {url} at {address}");
+            note(who, || Event::Connecting { backend: url, address: &address });
         }
         if self.is_late(cx) {
             return Outcome::Retry(Failure::new("connecting timed out", 504));
@@ -302,7 +303,7 @@ impl Dial {
                 Err(error) => return Outcome::Retry(Failure::connecting(&error)),
             }
         }
-        debug!(target: "dial", "{who} gateway>backend upgrade request request_id={}", self.request_id);
+        note(who, || Event::UpgradeRequest { request_id: &self.request_id });
         let give_up_at = cx.after(cx.settings.handshake_timeout);
         Outcome::Go(Stage::Handshake { conn, held: Vec::new(), give_up_at })
     }
@@ -315,7 +316,7 @@ impl Dial {
             cx.upstreams.connected(current.backend);
             let url = cx.upstreams.url(current.backend).public_text();
             cx.stats.count_dial(url, true);
-            debug!(target: "dial", "{who} = connected to backend");
+            note(who, || Event::Connected);
         }
     }
 
@@ -331,7 +332,7 @@ impl Dial {
             let mut slots = empty_slots();
             match ResponseHead::parse(&held, &mut slots) {
                 Ok(Some((head, length))) => {
-                    debug!(target: "dial", "{who} backend>gateway {} {}", head.status, head.reason);
+                    note(who, || Event::BackendAnswer { status: head.status, reason: head.reason });
                     if head.is_interim() {
                         // What the backend says next may be here already, with no further event.
                         held.drain(..length);
@@ -436,7 +437,7 @@ impl Dial {
     ) -> Step {
         let Established { conn, reply, from_backend } = established;
         let Some(current) = self.current.take() else { unreachable!("a backend has answered") };
-        debug!(target: "dial", "{who} gateway>client 101 Switching Protocols");
+        note(who, || Event::Upgraded);
         info!(
             target: "relay",
             "{who} opened client={} backend={} request_id={}",
@@ -569,7 +570,7 @@ impl State for Dial {
                     return Step::Wait(Phase::Dial(self));
                 }
                 Outcome::Retry(failure) => {
-                    debug!(target: "dial", "{who} = attempt failed what=\"{}\"", failure.what);
+                    note(who, || Event::AttemptFailed { what: &failure.what });
                     self.failure = failure;
                 }
                 Outcome::Fail(failure, answer) => return self.fail(failure, answer, who, cx),

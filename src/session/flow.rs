@@ -18,7 +18,7 @@
 
 mod stream;
 
-use super::close::CodeText;
+use super::transcript::{Event, note};
 use super::{CloseReason, Context, Identity, SCRATCH_BYTES};
 use crate::base::buf::Buf;
 use crate::base::moment::Moment;
@@ -26,7 +26,6 @@ use crate::net::{Conn, Io, Side};
 use crate::proto::http::HEAD_BYTES_MAX;
 use crate::proto::ws::{self, FrameHead, FrameScanner, Opcode};
 use crate::service::stats::Traffic;
-use log::debug;
 use stream::{Stream, Streamed};
 
 /// Reads in one step; then the others have their turn.
@@ -412,11 +411,7 @@ impl Flow {
     /// Counts a frame and decides what becomes of it.
     fn begin_frame(&mut self, head: &FrameHead, who: &Identity, cx: &Context, pumped: &mut Pumped) {
         self.traffic.frames += 1;
-        debug!(
-            target: "relay",
-            "{who} {}>{} {} len={} fin={}",
-            self.to.other().word(), self.to.word(), head.opcode, head.payload, head.fin,
-        );
+        note(who, || Event::Frame { to: self.to, head });
         let too_big = self.too_big(head, cx);
         let mask = head.mask.unwrap_or_default();
         self.is_data = !head.is_control();
@@ -465,12 +460,7 @@ impl Flow {
             Side::Upstream => CloseReason::ClientClosed,
             Side::Downstream => CloseReason::BackendClosed,
         };
-        debug!(
-            target: "relay",
-            "{who} = {} sent close code={}",
-            self.to.other().word(),
-            CodeText(self.close_code()),
-        );
+        note(who, || Event::ClosePassed { to: self.to, code: self.close_code() });
         pumped.ending = pumped.ending.or(Some(reason));
     }
 
@@ -482,7 +472,7 @@ impl Flow {
         ws::apply_mask(&mut payload, held.mask, 0);
         if payload == ping_payload(who, cx) {
             cx.stats.pongs_swallowed += 1;
-            debug!(target: "relay", "{who} = {} answered our ping", self.to.other().word());
+            note(who, || Event::PongReceived { from: self.to.other() });
         } else {
             self.forward(&held.bytes, sink, cx, pumped);
         }
@@ -510,7 +500,7 @@ impl Flow {
         self.is_ping_due = false;
         let Some(reason) = self.goodbye.take() else {
             self.forward(&ws::ping_frame(&ping_payload(who, cx), mask), sink, cx, pumped);
-            debug!(target: "relay", "{who} = pinged {}", self.to.word());
+            note(who, || Event::PingSent { to: self.to });
             cx.stats.pings_sent += 1;
             pumped.pinged = true;
             return;
@@ -518,7 +508,7 @@ impl Flow {
         let code = reason.close_code(self.to);
         self.stream = None; // Close is last
         self.forward(&ws::close_frame(code, reason.phrase(), mask), sink, cx, pumped);
-        debug!(target: "relay", "{who} = sent close to {} code={code} reason={reason}", self.to.word());
+        note(who, || Event::CloseSent { to: self.to, code, reason });
         if self.sink == Sink::Open {
             self.sink = Sink::Finishing;
         }

@@ -4,11 +4,12 @@
 //! answered so that they are content, and every other command is told clearly that it is not known. Each command is answered
 //! in its place; a worker that does not read its answers is not read from.
 
+use super::transcript::{Event, note};
 use super::{CloseReason, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io};
 use crate::proto::resp::{CommandReader, Protocol, RespReply};
-use log::{debug, warn};
+use log::warn;
 use uuid::Uuid;
 
 /// The largest command, and so the largest result.
@@ -87,7 +88,7 @@ impl Inbox {
 
     fn handle_command(&mut self, command: &[Vec<u8>], who: &Identity, cx: &mut Context) {
         let name = String::from_utf8_lossy(&command[0]).to_ascii_uppercase();
-        debug!(target: "inbox", "{who} < {name} arguments={}", command.len() - 1);
+        note(who, || Event::Command { name: &name, arguments: command.len() - 1 });
         match (name.as_str(), &command[1..]) {
             ("PUBLISH", [channel, payload]) => {
                 let heard = self.publish(channel, payload, who, cx);
@@ -121,7 +122,7 @@ impl Inbox {
     /// How many heard it: the gateway itself, or nobody.
     fn publish(&mut self, channel: &[u8], payload: &[u8], who: &Identity, cx: &mut Context) -> i64 {
         let Some(task) = task_of(channel, &cx.channel_prefix) else {
-            debug!(target: "inbox", "{who} = published to a channel that is no task's");
+            note(who, || Event::NotATask);
             return 0;
         };
         self.published += 1;

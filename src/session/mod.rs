@@ -32,6 +32,7 @@ pub mod output;
 pub mod relay;
 pub mod reply;
 pub mod request;
+pub mod transcript;
 
 mod close;
 

@@ -12,8 +12,9 @@
 //! nothing is sent and nothing is half received, a session owns no buffer, no reader and no file.
 
 use super::alive::{Alive, Verdict};
-use super::close::{CloseReason, CodeText};
+use super::close::CloseReason;
 use super::outbox::{Flushed, Lost, Outbox};
+use super::transcript::{Event, note};
 use super::{Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::net::files::{OpenError, Root};
@@ -24,7 +25,7 @@ use crate::proto::upgrade::{self, Handshake};
 use crate::proto::ws::{self, FrameHead, Opcode};
 use crate::service::stats::BothWays;
 use crate::service::tasks::{ClientState, TaskEnd};
-use log::{debug, info, warn};
+use log::{info, warn};
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -238,7 +239,7 @@ impl Output {
         match received {
             Received::Nothing => self.underway().outbox.push(&answers),
             Received::Close(code) => {
-                debug!(target: "output", "{who} < close code={}", CodeText(code));
+                note(who, || Event::ClientClose { code });
                 self.underway().outbox.push(&answers);
                 self.leaving = Some(Leaving { reason: CloseReason::ClientClosed, code, end: None });
             }
@@ -356,7 +357,7 @@ impl Output {
     fn push_text(&mut self, text: &str, who: &Identity) {
         self.underway().outbox.push_text(text);
         self.traffic.to_client.frames += 1;
-        debug!(target: "output", "{who} > text len={}", text.len());
+        note(who, || Event::Text { length: text.len() });
     }
 
     /// What announces a chunk, and the chunk itself: one run on the wire.
@@ -369,7 +370,7 @@ impl Output {
         self.underway().outbox.push_chunk(offset, length as u32);
         self.traffic.to_client.frames += 1;
         cx.stats.audio_bytes += length;
-        debug!(target: "output", "{who} > binary len={length} chunk={number}/{}", audio.total_chunks);
+        note(who, || Event::Chunk { length, number, total: audio.total_chunks });
     }
 
     /// An error message, then goodbye.
@@ -400,7 +401,7 @@ impl Output {
             return;
         }
         let code = reason.close_code(Side::Downstream);
-        debug!(target: "output", "{who} > close code={code} reason=\"{}\"", reason.phrase());
+        note(who, || Event::Close { code, phrase: reason.phrase() });
         self.underway().outbox.push(&ws::close_frame(code, reason.phrase(), None));
         self.leaving = Some(Leaving { reason, code: Some(code), end });
         self.wake_at = Some(cx.now);
@@ -414,7 +415,7 @@ impl Output {
                 self.underway().outbox.push(&ws::ping_frame(b"", None));
                 (self.heard_at, self.is_pinged) = (cx.now, true);
                 cx.stats.pings_sent += 1;
-                debug!(target: "output", "{who} > ping");
+                note(who, || Event::Ping);
             }
             Verdict::Ping => {}
             Verdict::Gone => return false,

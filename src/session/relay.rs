@@ -7,12 +7,12 @@
 
 use super::alive::{Alive, Verdict};
 use super::flow::{Flow, Pumped};
+use super::transcript::{Event, note};
 use super::{CloseReason, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Ready, Side};
 use crate::service::stats::BothWays;
 use crate::service::upstreams::UpstreamId;
-use log::debug;
 use std::time::Duration;
 
 /// Once a side is gone, or a Close frame of ours is out, silence for so long ends the session.
@@ -167,7 +167,7 @@ impl Relay {
                     Side::Downstream => CloseReason::ClientSilent,
                     Side::Upstream => CloseReason::BackendSilent,
                 };
-                debug!(target: "relay", "{who} = {} has not answered for {:.3?}", side.word(), cx.now - alive.heard_at);
+                note(who, || Event::Silent { side, silence: cx.now - alive.heard_at });
                 to.lose_sink();
                 from.end_source(reason, &mut Pumped::default());
                 self.begin_ending(reason, cx);

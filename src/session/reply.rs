@@ -6,12 +6,12 @@
 
 use super::linger::Linger;
 use super::request::Request;
+use super::transcript::{Event, note};
 use super::{CloseReason, Context, Drain, Ended, Identity, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io};
 use crate::proto::http::{self, Form, Response, Shared, Wire};
 use crate::service::endpoints::Endpoint;
-use log::debug;
 use std::time::Duration;
 
 /// Timeout for a client that takes no byte of its response.
@@ -58,7 +58,7 @@ enum Then {
 impl Reply {
     /// The response to a request that was understood.
     pub fn answer(asked: Asked, response: Response, who: &Identity, cx: &mut Context) -> Phase {
-        debug!(target: "http", "{who} gateway>client {} {}", response.status, http::reason_phrase(response.status));
+        note(who, || Event::Answer { status: response.status });
         cx.stats.count_http(response.status);
         let response = match response.content_type {
             http::JSON => {

@@ -6,6 +6,7 @@
 use super::dial::Dial;
 use super::output::Output;
 use super::reply::{Asked, Question, Reply};
+use super::transcript::{Event, Query, note};
 use super::{CloseReason, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Side};
@@ -13,7 +14,6 @@ use crate::proto::http::{self, BadHead, Form, HEAD_BYTES_MAX, RequestHead, empty
 use crate::proto::{upgrade, ws};
 use crate::service::endpoints::Endpoint;
 use crate::service::route::{Route, RouteTarget, TASK_ID};
-use log::debug;
 use std::rc::Rc;
 
 /// Waiting for a request, or for the rest of one.
@@ -225,6 +225,11 @@ fn refuse(bad: BadHead, reason: CloseReason, cx: &mut Context) -> Step {
 
 /// The path alone: query values may be secrets.
 fn log_request(head: &RequestHead, who: &Identity) {
-    let query = if head.query().is_some() { "?…" } else { "" };
-    debug!(target: "http", "{who} client>gateway {} {}{query} client={}", head.method, head.path(), who.client());
+    let query = if head.query().is_some() { Query::Present } else { Query::Absent };
+    note(who, || Event::Request {
+        method: head.method,
+        path: head.path(),
+        query,
+        client: who.client(),
+    });
 }

@@ -1,0 +1,267 @@
+//! What happens to a session, step by step, as values: the debug log prints them, and whatever else watches a session later
+//! reads the same values.
+//!
+//! [`note`] builds the value only when something reads it, so at `info` a relayed frame pays for one comparison.
+//!
+//! How the lines read: `a>b` went from a to b, where `gateway` marks what it sent or took itself; on a connection that the
+//! gateway serves itself, `>` and `<` are to and from the client; `=` is an observation.
+
+use super::Identity;
+use super::close::{CloseReason, CodeText};
+use crate::net::Side;
+use crate::proto::http;
+use crate::proto::ws::FrameHead;
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// One thing that happened. Nothing in it is a payload, a token or the value of a query.
+#[derive(Clone, Copy)]
+pub enum Event<'e> {
+    /// A request head, without the query.
+    Request {
+        method: &'e str,
+        path: &'e str,
+        query: Query,
+        client: SocketAddr,
+    },
+    /// An HTTP answer of the gateway.
+    Answer {
+        status: u16,
+    },
+
+    /// An attempt to connect to a backend begins.
+    Connecting {
+        backend: &'e str,
+        address: &'e dyn fmt::Display,
+    },
+    Connected,
+    /// The attempt failed; another one may follow.
+    AttemptFailed {
+        what: &'e dyn fmt::Display,
+    },
+    /// The upgrade request has left for the backend.
+    UpgradeRequest {
+        request_id: &'e str,
+    },
+    /// An HTTP answer of the backend.
+    BackendAnswer {
+        status: u16,
+        reason: &'e str,
+    },
+    /// The backend's 101 is passed on.
+    Upgraded,
+
+    /// A frame passes through a relay.
+    Frame {
+        to: Side,
+        head: &'e FrameHead,
+    },
+    /// A Close frame from one side has been passed on whole.
+    ClosePassed {
+        to: Side,
+        code: Option<u16>,
+    },
+    /// A Close frame of the gateway's goes to one side.
+    CloseSent {
+        to: Side,
+        code: u16,
+        reason: CloseReason,
+    },
+    PingSent {
+        to: Side,
+    },
+    /// The answer to the gateway's own ping, which is not relayed.
+    PongReceived {
+        from: Side,
+    },
+    /// A side is given up.
+    Silent {
+        side: Side,
+        silence: Duration,
+    },
+
+    /// A message to a client whose results are served.
+    Text {
+        length: usize,
+    },
+    /// A chunk of audio, as one message.
+    Chunk {
+        length: u64,
+        number: u64,
+        total: u64,
+    },
+    /// A ping to a client whose results are served.
+    Ping,
+    /// A Close frame to a client whose results are served.
+    Close {
+        code: u16,
+        phrase: &'e str,
+    },
+    /// A Close frame from a client whose results are served.
+    ClientClose {
+        code: Option<u16>,
+    },
+
+    /// A worker's command in the inbox.
+    Command {
+        name: &'e str,
+        arguments: usize,
+    },
+    /// A worker published, but not for a task.
+    NotATask,
+}
+
+/// Whether a request has a query. Its values may be secrets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Query {
+    Present,
+    Absent,
+}
+
+/// Reports an event of a session. `event` is called only if something reads the value.
+#[inline]
+pub fn note<'e>(who: &Identity, event: impl FnOnce() -> Event<'e>) {
+    if log::Level::Debug <= log::max_level() {
+        log_event(who, &event());
+    }
+}
+
+#[cold]
+fn log_event(who: &Identity, event: &Event<'_>) {
+    log::debug!(target: event.target(), "{who} {event}");
+}
+
+impl Event<'_> {
+    /// The target of its log line.
+    fn target(&self) -> &'static str {
+        match self {
+            Event::Request { .. } | Event::Answer { .. } => "http",
+            Event::Connecting { .. }
+            | Event::Connected
+            | Event::AttemptFailed { .. }
+            | Event::UpgradeRequest { .. }
+            | Event::BackendAnswer { .. }
+            | Event::Upgraded => "dial",
+            Event::Frame { .. }
+            | Event::ClosePassed { .. }
+            | Event::CloseSent { .. }
+            | Event::PingSent { .. }
+            | Event::PongReceived { .. }
+            | Event::Silent { .. } => "relay",
+            Event::Text { .. }
+            | Event::Chunk { .. }
+            | Event::Ping
+            | Event::Close { .. }
+            | Event::ClientClose { .. } => "output",
+            Event::Command { .. } | Event::NotATask => "inbox",
+        }
+    }
+}
+
+impl fmt::Display for Event<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Event::Request { method, path, query, client } => {
+                let query = match query {
+                    Query::Present => "?…",
+                    Query::Absent => "",
+                };
+                write!(f, "client>gateway {method} {path}{query} client={client}")
+            }
+            Event::Answer { status } => {
+                write!(f, "gateway>client {status} {}", http::reason_phrase(status))
+            }
+            Event::Connecting { backend, address } => {
+                write!(f, "= connecting to backend {backend} at {address}")
+            }
+            Event::Connected => f.write_str("= connected to backend"),
+            Event::AttemptFailed { what } => write!(f, "= attempt failed what=\"{what}\""),
+            Event::UpgradeRequest { request_id } => {
+                write!(f, "gateway>backend upgrade request request_id={request_id}")
+            }
+            Event::BackendAnswer { status, reason } => {
+                write!(f, "backend>gateway {status} {reason}")
+            }
+            Event::Upgraded => f.write_str("gateway>client 101 Switching Protocols"),
+            Event::Frame { to, head } => {
+                let (from, to) = (to.other().word(), to.word());
+                write!(f, "{from}>{to} {} len={} fin={}", head.opcode, head.payload, head.fin)
+            }
+            Event::ClosePassed { to, code } => {
+                write!(f, "= {} sent close code={}", to.other().word(), CodeText(code))
+            }
+            Event::CloseSent { to, code, reason } => {
+                write!(f, "= sent close to {} code={code} reason={reason}", to.word())
+            }
+            Event::PingSent { to } => write!(f, "= pinged {}", to.word()),
+            Event::PongReceived { from } => write!(f, "= {} answered our ping", from.word()),
+            Event::Silent { side, silence } => {
+                write!(f, "= {} has not answered for {silence:.3?}", side.word())
+            }
+            Event::Text { length } => write!(f, "> text len={length}"),
+            Event::Chunk { length, number, total } => {
+                write!(f, "> binary len={length} chunk={number}/{total}")
+            }
+            Event::Ping => f.write_str("> ping"),
+            Event::Close { code, phrase } => write!(f, "> close code={code} reason=\"{phrase}\""),
+            Event::ClientClose { code } => write!(f, "< close code={}", CodeText(code)),
+            Event::Command { name, arguments } => write!(f, "< {name} arguments={arguments}"),
+            Event::NotATask => f.write_str("= published to a channel that is no task's"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::ws::Opcode;
+
+    /// `docs/operations.md` shows these lines, and people search logs for them.
+    #[test]
+    fn lines_stay_as_they_are_documented() {
+        let head = FrameHead { fin: false, payload: 5, ..FrameHead::of_message(Opcode::Text, 5) };
+        let client = SocketAddr::from(([192, 0, 2, 7], 5000));
+        let silence = Duration::from_millis(40_001);
+        use Side::{Downstream, Upstream};
+        #[rustfmt::skip]
+        let cases = [
+            (Event::Request { method: "GET", path: "/ws", query: Query::Present, client },
+             "http", "client>gateway GET /ws?… client=192.0.2.7:5000"),
+            (Event::Request { method: "GET", path: "/", query: Query::Absent, client },
+             "http", "client>gateway GET / client=192.0.2.7:5000"),
+            (Event::Answer { status: 404 }, "http", "gateway>client 404 Not Found"),
+            (Event::Connecting { backend: "ws://b/", address: &"192.0.2.1:1" },
+             "dial", "= connecting to backend ws://b/ at 192.0.2.1:1"),
+            (Event::Connected, "dial", "= connected to backend"),
+            (Event::AttemptFailed { what: &"no route to it" },
+             "dial", "= attempt failed what=\"no route to it\""),
+            (Event::UpgradeRequest { request_id: "r" },
+             "dial", "gateway>backend upgrade request request_id=r"),
+            (Event::BackendAnswer { status: 101, reason: "OK" }, "dial", "backend>gateway 101 OK"),
+            (Event::Upgraded, "dial", "gateway>client 101 Switching Protocols"),
+            (Event::Frame { to: Upstream, head: &head },
+             "relay", "client>backend text len=5 fin=false"),
+            (Event::ClosePassed { to: Upstream, code: None },
+             "relay", "= client sent close code=none"),
+            (Event::CloseSent { to: Downstream, code: 1011, reason: CloseReason::BackendVanished },
+             "relay", "= sent close to client code=1011 reason=backend_vanished"),
+            (Event::PingSent { to: Upstream }, "relay", "= pinged backend"),
+            (Event::PongReceived { from: Upstream }, "relay", "= backend answered our ping"),
+            (Event::Silent { side: Downstream, silence },
+             "relay", "= client has not answered for 40.001s"),
+            (Event::Text { length: 9 }, "output", "> text len=9"),
+            (Event::Chunk { length: 9, number: 1, total: 2 },
+             "output", "> binary len=9 chunk=1/2"),
+            (Event::Ping, "output", "> ping"),
+            (Event::Close { code: 1000, phrase: "done" },
+             "output", "> close code=1000 reason=\"done\""),
+            (Event::ClientClose { code: Some(1000) }, "output", "< close code=1000"),
+            (Event::Command { name: "PUBLISH", arguments: 2 }, "inbox", "< PUBLISH arguments=2"),
+            (Event::NotATask, "inbox", "= published to a channel that is no task's"),
+        ];
+        for (event, target, line) in cases {
+            assert_eq!((event.target(), event.to_string().as_str()), (target, line));
+        }
+    }
+}
