@@ -1,144 +1,122 @@
-//! One word for every ending: the log line, the metric and the close code all come from here.
+//! Every way in which a session ends, as one table: the word for log and metrics, the close code, the
+//! phrase in the Close frame.
 
 use crate::net::Side;
 use std::fmt;
 
-/// Why a session ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum CloseReason {
-    /// An HTTP connection that has had its answers.
-    Done,
-    /// A head that no answer but an error fits.
-    BadRequest,
-    HeaderTimeout,
-    /// Not admitted: too many connections.
-    Refused,
-    OriginNotAllowed,
-    BackendUnavailable,
-    BackendOverloaded,
-    /// A Close frame of theirs was passed on.
-    ClientClosed,
-    BackendClosed,
-    /// FIN or RST, and no Close frame before it.
-    ClientVanished,
-    BackendVanished,
-    /// Silent, and no answer to our ping.
-    ClientSilent,
-    BackendSilent,
-    ClientMessageTooBig,
-    BackendMessageTooBig,
-    IdleTimeout,
-    /// Too many results wait for it to read them.
-    ClientTooSlow,
-    /// The final result has been delivered.
-    Delivered,
-    /// The task id is no UUID, or `from_chunk` no number.
-    BadTaskId,
-    /// No result came in time.
-    TaskTimeout,
-    /// Redis is out of reach.
-    RedisAway,
-    /// The audio file lost bytes while it was sent.
-    AudioLost,
-    /// A frame of the client's breaks RFC 6455.
-    ProtocolFault,
-    /// A text of the client's is not UTF-8.
-    NotUtf8,
-    /// The gateway is about to stop.
-    Draining,
-    /// The gateway stopped before this session had ended.
-    Stopped,
+macro_rules! close_reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident: $word:literal, $code:literal, $phrase:literal;)+) => {
+        /// Why a session ended.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum CloseReason {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl CloseReason {
+            /// Every reason, in the order of the table.
+            pub const ALL: &[CloseReason] = &[$(CloseReason::$name),+];
+
+            fn row(self) -> Row {
+                match self {
+                    $(CloseReason::$name => Row { word: $word, code: $code, phrase: $phrase },)+
+                }
+            }
+        }
+    };
 }
 
-use CloseReason::*;
+/// What the table says about a reason.
+struct Row {
+    word: &'static str,
+    /// For a client.
+    code: u16,
+    phrase: &'static str,
+}
+
+close_reasons! {
+    /// An HTTP connection that has had its answers.
+    Done: "done", 1000, "done";
+    /// A request head that gets no answer but an error.
+    BadRequest: "bad_request", 1002, "bad request";
+    /// The request head did not arrive in time.
+    HeaderTimeout: "header_timeout", 1002, "request head timed out";
+    /// Not admitted: too many connections.
+    Refused: "refused", 1013, "too many connections";
+    /// The request's `Origin` is not in `allowed_origins`.
+    OriginNotAllowed: "origin_not_allowed", 1008, "Origin not allowed";
+    /// No backend could be reached, or none answered with 101.
+    BackendUnavailable: "backend_unavailable", 1011, "backend unavailable";
+    /// The backend answered 503 or 429.
+    BackendOverloaded: "backend_overloaded", 1013, "backend overloaded";
+    /// The client sent a Close frame.
+    ClientClosed: "client_closed", 1001, "client closed";
+    /// The backend sent a Close frame.
+    BackendClosed: "backend_closed", 1011, "backend closed";
+    /// FIN or RST from the client, and no Close frame before it.
+    ClientVanished: "client_vanished", 1001, "client connection lost";
+    /// FIN or RST from the backend, and no Close frame before it.
+    BackendVanished: "backend_vanished", 1011, "backend connection lost";
+    /// The client did not answer a ping.
+    ClientSilent: "client_silent", 1001, "client not responding";
+    /// The backend did not answer a ping.
+    BackendSilent: "backend_silent", 1011, "backend connection lost";
+    /// A message of the client is larger than `max_message`, or than a served route takes.
+    ClientMessageTooBig: "client_message_too_big", 1009, "message too big";
+    /// A message of the backend is larger than `max_message`.
+    BackendMessageTooBig: "backend_message_too_big", 1009, "message too big";
+    /// No message either way within `idle_timeout`.
+    IdleTimeout: "idle_timeout", 1000, "idle timeout";
+    /// The client reads its results too slowly, so too much waits for it.
+    ClientTooSlow: "client_too_slow", 1013, "client too slow";
+    /// The final result has been delivered.
+    Delivered: "delivered", 1000, "done";
+    /// The task id is not a UUID, or a number in the query is none.
+    BadTaskId: "bad_task_id", 4004, "bad task id";
+    /// No result came in time.
+    TaskTimeout: "task_timeout", 4008, "processing timeout";
+    /// Redis has been away for longer than its grace.
+    RedisAway: "redis_away", 1013, "Redis connection not available";
+    /// The audio file became shorter while it was sent.
+    AudioLost: "audio_lost", 1011, "audio file changed";
+    /// A frame of the client breaks RFC 6455.
+    ProtocolFault: "protocol_fault", 1002, "protocol error";
+    /// A text message of the client is not UTF-8.
+    NotUtf8: "not_utf8", 1007, "text is not UTF-8";
+    /// The gateway is about to stop.
+    Draining: "draining", 1012, "gateway restarting";
+    /// The gateway stopped before this session had ended.
+    Stopped: "stopped", 1012, "gateway restarting";
+}
 
 impl CloseReason {
     /// The word in logs and metrics.
     pub fn word(self) -> &'static str {
-        match self {
-            Done => "done",
-            BadRequest => "bad_request",
-            HeaderTimeout => "header_timeout",
-            Refused => "refused",
-            OriginNotAllowed => "origin_not_allowed",
-            BackendUnavailable => "backend_unavailable",
-            BackendOverloaded => "backend_overloaded",
-            ClientClosed => "client_closed",
-            BackendClosed => "backend_closed",
-            ClientVanished => "client_vanished",
-            BackendVanished => "backend_vanished",
-            ClientSilent => "client_silent",
-            BackendSilent => "backend_silent",
-            ClientMessageTooBig => "client_message_too_big",
-            BackendMessageTooBig => "backend_message_too_big",
-            IdleTimeout => "idle_timeout",
-            ClientTooSlow => "client_too_slow",
-            Delivered => "delivered",
-            BadTaskId => "bad_task_id",
-            TaskTimeout => "task_timeout",
-            RedisAway => "redis_away",
-            AudioLost => "audio_lost",
-            ProtocolFault => "protocol_fault",
-            NotUtf8 => "not_utf8",
-            Draining => "draining",
-            Stopped => "stopped",
-        }
+        self.row().word
     }
 
-    /// The code of the Close frame that tells `side` so.
+    /// The code of the Close frame that carries this reason to `side` (RFC 6455, section 7.4).
     ///
     /// A backend only learns that its peer left (1001), unless it is the one that broke the rule.
     pub fn close_code(self, side: Side) -> u16 {
         match (self, side) {
-            (BackendMessageTooBig, _) | (ClientMessageTooBig, Side::Downstream) => 1009,
+            (CloseReason::BackendMessageTooBig, _) | (_, Side::Downstream) => self.row().code,
             (_, Side::Upstream) => 1001,
-            (Done | IdleTimeout | Delivered, _) => 1000,
-            (ClientVanished | ClientSilent | ClientClosed, _) => 1001,
-            (BadRequest | HeaderTimeout | ProtocolFault, _) => 1002,
-            (NotUtf8, _) => 1007,
-            (OriginNotAllowed, _) => 1008,
-            (
-                BackendUnavailable | BackendVanished | BackendSilent | BackendClosed | AudioLost,
-                _,
-            ) => 1011,
-            (Draining | Stopped, _) => 1012,
-            (BackendOverloaded | Refused | RedisAway | ClientTooSlow, _) => 1013,
-            (BadTaskId, _) => 4004,
-            (TaskTimeout, _) => 4008,
         }
     }
 
-    /// The reason in that Close frame.
+    /// The text of that Close frame: a short English phrase.
     pub fn phrase(self) -> &'static str {
-        match self {
-            Done => "done",
-            BadRequest => "bad request",
-            HeaderTimeout => "request head timed out",
-            Refused => "too many connections",
-            OriginNotAllowed => "Origin not allowed",
-            BackendUnavailable => "backend unavailable",
-            BackendOverloaded => "backend overloaded",
-            ClientClosed => "client closed",
-            BackendClosed => "backend closed",
-            ClientVanished => "client connection lost",
-            BackendVanished | BackendSilent => "backend connection lost",
-            ClientSilent => "client not responding",
-            ClientMessageTooBig | BackendMessageTooBig => "message too big",
-            IdleTimeout => "idle timeout",
-            ClientTooSlow => "client too slow",
-            Delivered => "done",
-            BadTaskId => "bad task id",
-            TaskTimeout => "processing timeout",
-            RedisAway => "Redis connection not available",
-            AudioLost => "audio file changed",
-            ProtocolFault => "protocol error",
-            NotUtf8 => "text is not UTF-8",
-            Draining | Stopped => "gateway restarting",
-        }
+        self.row().phrase
     }
 }
 
-/// A close code as the log has it: `none` where there was none.
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// A close code in the log: `none` where there was none.
 pub struct CodeText(pub Option<u16>);
 
 impl fmt::Display for CodeText {
@@ -150,8 +128,36 @@ impl fmt::Display for CodeText {
     }
 }
 
-impl fmt::Display for CloseReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_word_names_one_reason() {
+        let words: BTreeSet<_> = CloseReason::ALL.iter().map(|reason| reason.word()).collect();
+        assert_eq!(words.len(), CloseReason::ALL.len());
+    }
+
+    /// RFC 6455, section 7.4.1: 1005, 1006 and 1015 are never sent. Section 5.5: a control frame
+    /// holds 125 bytes, two of them the code.
+    #[test]
+    fn every_reason_fits_a_close_frame() {
+        for &reason in CloseReason::ALL {
+            for side in [Side::Downstream, Side::Upstream] {
+                let code = reason.close_code(side);
+                assert!((1000..=1013).contains(&code) || (4000..5000).contains(&code), "{reason}");
+                assert!(![1004, 1005, 1006].contains(&code), "{reason}: {code}");
+            }
+            assert!(reason.phrase().len() <= 123, "{reason}");
+        }
+    }
+
+    #[test]
+    fn backend_learns_only_what_it_did_itself() {
+        for &reason in CloseReason::ALL {
+            let code = if reason == CloseReason::BackendMessageTooBig { 1009 } else { 1001 };
+            assert_eq!(reason.close_code(Side::Upstream), code, "{reason}");
+        }
     }
 }

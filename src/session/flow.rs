@@ -1,20 +1,21 @@
-//! Bytes ONE way, from a source to a sink, frame by frame; written once for both directions.
+//! Bytes in one direction, from a source to a sink, frame by frame; written once for both directions.
 //!
 //! ```text
-//!   source: Talking ── FIN, RST, given up ──► Ended
-//!   sink:   Open ── a Close frame was passed ──► Closed ── the source ended ──► Finishing ── FIN ──► Finished
-//!             ├──── a Close frame of ours (goodbye), or the source ended ────────────▲                  ▲
-//!             └──── a write failed ─────────────────────────────────────────────────────────────────────┘
+//!   source: Open ── FIN, RST, given up ──► Ended
+//!   sink:   Open ── Close frame passed ──► Closed ── source ended ──► Finishing ── FIN ──► Finished
+//!             ├──── Close frame of the gateway, or source ended ──────────▲                    ▲
+//!             └──── a write failed ────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! The rules that make it a relay, each signed where it is obeyed:
+//! Three rules make it a relay. Each has a name, which stands in a comment where the code relies on it:
 //!
 //! - *Not reading is the backpressure*: while the backlog holds bytes, the source is not read.
-//! - *Boundary*: a frame of ours goes out only where no other frame has been begun.
-//! - *Close is last*: no frame follows a Close frame; what the source says after it is read and thrown away.
+//! - *Boundary*: the gateway sends a frame of its own only between two frames of the source.
+//! - *Close is last*: no frame follows a Close frame; what the source sends after it is discarded.
 //!
-//! A head that is cut by the end of a chunk is kept back until the rest of it has come. The sink could do nothing with a
-//! piece of a head; so its side of the stream is at a boundary more often, and no decision about a frame comes too late.
+//! A frame head that is cut by the end of a read is held back until the rest of it has arrived. The
+//! sink could do nothing with a part of a head, and this way its side is at a boundary more often,
+//! and every decision about a frame is made before any of it has left.
 
 mod stream;
 
@@ -28,82 +29,87 @@ use crate::proto::ws::{self, FrameHead, FrameScanner, Opcode};
 use crate::service::stats::Traffic;
 use stream::{Stream, Streamed};
 
-/// Reads in one step; then the others have their turn.
+/// Reads in one step; then other sessions have their turn.
 const READS_PER_STEP: usize = 16;
 
-/// One read, and what a handshake may bring on top of it: a head and early frames, each way.
+/// One read, plus what a handshake may leave behind: a head and early frames, each way.
 const BACKLOG_BYTES_MAX: usize = SCRATCH_BYTES + 4 * HEAD_BYTES_MAX;
 
-/// One direction of a relay. What is not needed by a flow that is idle stands behind a pointer.
+/// One direction of a relay. What an idle flow does not need is behind a pointer.
 pub struct Flow {
     to: Side,
     source: Source,
     sink: Sink,
-    /// Why a Close frame of ours waits for a boundary.
+    /// A Close frame of the gateway with this reason is due at the next boundary.
     goodbye: Option<CloseReason>,
     is_ping_due: bool,
     pinged: Pinged,
     /// Between the fragments of a message.
     is_in_message: bool,
-    /// The payload that is passing is of a message.
+    /// The payload that is passing belongs to a message.
     is_data: bool,
-    /// The frame that is passing, or the Close frame that has passed, if it is one that is looked into.
+    /// Set while a frame passes whose payload matters, and after a Close frame has passed.
     watched: Option<Box<Watched>>,
-    /// The bytes take the way through a pipe.
+    /// Set while the bytes go through a pipe.
     stream: Option<Box<Stream>>,
     backlog: Buf<BACKLOG_BYTES_MAX>,
     frames: FrameScanner,
     /// Payload bytes of the current message so far.
     message_bytes: u64,
     traffic: Traffic,
-    /// When the source's side last gave a byte, or, being slow, took one; or when it was pinged, if that was later.
+    /// When the source's peer last proved alive (see [`super::alive`]), or was pinged, whichever came
+    /// later.
     heard_at: Moment,
 }
 
-/// What a pump did that the relay, which knows both flows, has to act on.
+/// What the relay, which knows both flows, must know about a pump.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Pumped {
-    /// The budget ran out before the source did.
+    /// There may be more to do, but the budget is used up.
     pub more: bool,
-    /// A message came from the source, or a part of one.
+    /// A message, or a part of one, came from the source.
     pub message: bool,
-    /// The sink is slow, and took bytes: its side is alive.
+    /// The sink is slow and took bytes, which proves its peer alive.
     pub sink_alive: bool,
-    /// A ping of ours went to the sink.
+    /// The gateway pinged the sink's peer.
     pub pinged: bool,
-    /// The flow is on its way to its end.
+    /// Something began that leads to the end of the flow.
     pub ending: Option<CloseReason>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
-    Talking,
+    Open,
+    /// FIN, RST, or given up.
     Ended,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Sink {
     Open,
+    /// A Close frame of the source was passed.
     Closed,
+    /// FIN follows the backlog.
     Finishing,
+    /// FIN was sent, or the connection is lost.
     Finished,
 }
 
-/// Pings of ours that went to the source's side.
+/// Pings of the gateway to the source's peer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Pinged {
     Never,
-    /// The last one, at `heard_at`: nothing was heard since.
+    /// The last one was sent at `heard_at`, and nothing was heard since.
     Unanswered,
-    /// A pong may be ours all the same: it may be late.
+    /// Something was heard since the last one. Its pong may still come.
     Before,
 }
 
-/// A frame that is looked into.
+/// A frame whose payload matters.
 enum Watched {
-    /// Its code is noted for the log.
+    /// The code is read for the log.
     Close(CloseSeen),
-    /// It may be the pong to a ping of ours, so it is kept back until that is known.
+    /// Possibly the answer to the gateway's ping: held back until the payload shows whether it is.
     Pong(HeldPong),
 }
 
@@ -120,13 +126,13 @@ struct HeldPong {
 }
 
 impl Flow {
-    /// A flow that begins now, with `first` (a handshake's answer, no frames) to be sent before all else.
+    /// A flow that begins now. `first`, the answer to a handshake, is sent before all frames.
     pub fn new(to: Side, first: &[u8], cx: &Context) -> Flow {
         let mut backlog = Buf::new();
-        backlog.push(first, &cx.budget).expect("a handshake's answer fits");
+        backlog.push(first, &cx.budget).expect("the answer to a handshake fits");
         Flow {
             to,
-            source: Source::Talking,
+            source: Source::Open,
             sink: Sink::Open,
             goodbye: None,
             is_ping_due: false,
@@ -143,7 +149,7 @@ impl Flow {
         }
     }
 
-    /// Moves what can be moved now: what was held back, frames of ours, then what the source has.
+    /// Moves what can be moved now: the backlog, then frames of the gateway, then what the source has.
     pub fn pump(
         &mut self,
         source: &mut Conn,
@@ -190,20 +196,25 @@ impl Flow {
                 Ok(Io::Ended) | Err(_) => self.end_source(self.vanished(), &mut pumped),
             });
         }
-        // Whatever the last read brought, a frame of ours or a FIN that it made due has not gone out.
+        // The last read may have made a frame of the gateway or a FIN due, which has not been sent.
         pumped.more = true;
         pumped
     }
 
-    /// A pump would do nothing: nothing is held or due, and the source has nothing.
+    /// A pump would do nothing: nothing is held or due, and the source has nothing to read.
     #[inline]
     pub fn is_quiet(&self, source: &Conn) -> bool {
-        let can_read = source.is_readable() && self.source == Source::Talking;
+        let can_read = source.is_readable() && self.source == Source::Open;
         let has_more = self.is_blocked() || self.has_own() || self.sink == Sink::Finishing;
         !can_read && !has_more
     }
 
-    /// Takes what the source said and passes it on. Called from outside for what came along with a handshake.
+    /// Passes on what the source sent. Called from outside for what came along with a handshake.
+    ///
+    /// `pass` is the run of bytes that may leave but has not yet: it grows over payloads and heads, so
+    /// that many frames leave in one write. It is forwarded early only where something must come
+    /// before or after it: a frame of the gateway at a boundary, a head whose beginning came with an
+    /// earlier read, the end of the flow, and a pong that is held back.
     pub fn handle_bytes(
         &mut self,
         bytes: &[u8],
@@ -216,6 +227,7 @@ impl Flow {
         self.traffic.bytes += bytes.len() as u64;
         let mut pass = 0..0;
         let mut at = 0;
+        // A forward may find the sink lost: the rest is then nobody's.
         while at < bytes.len() && self.sink == Sink::Open {
             let payload_left = self.frames.payload_left();
             if payload_left > 0 {
@@ -227,6 +239,7 @@ impl Flow {
                     None => {}
                     Some(Watched::Close(seen)) => seen.handle_payload(&bytes[piece.clone()]),
                     Some(Watched::Pong(held)) => {
+                        // Its head did not join `pass` either, and `pass` was forwarded before it.
                         held.bytes.extend_from_slice(&bytes[piece]);
                         pass = at..at;
                         if self.frames.payload_left() == 0 {
@@ -237,6 +250,8 @@ impl Flow {
                 }
                 pass.end = at;
             } else {
+                // Boundary: between two frames of this read. Without this, a source that never pauses
+                // would never let a ping or a Close frame through.
                 if self.has_own() {
                     self.forward(&bytes[pass], sink, cx, pumped);
                     pass = at..at;
@@ -245,6 +260,7 @@ impl Flow {
                         return; // Close is last
                     }
                 }
+                // The beginning of a head that an earlier read ended in. `advance` forgets it.
                 let carried = self.frames.held_head();
                 let (used, head) = self.frames.advance(&bytes[at..]);
                 let piece = at..at + used;
@@ -252,7 +268,8 @@ impl Flow {
                 let Some(head) = head else { break };
                 self.begin_frame(&head, who, cx, pumped);
                 if self.goodbye.is_some() {
-                    // The message is too big. Nothing of this frame has gone out, and nothing will.
+                    // The message is too big. Nothing of this frame has left, and nothing will: the
+                    // scanner starts anew, so that the Close frame is at a boundary.
                     cx.stats.messages_too_big += 1;
                     self.forward(&bytes[pass], sink, cx, pumped);
                     self.frames = FrameScanner::new();
@@ -267,6 +284,7 @@ impl Flow {
                     pass = at..at;
                     continue;
                 }
+                // A carried head begins the read, so `pass` is empty here and the order is kept.
                 if !carried.is_empty() {
                     self.forward(&carried, sink, cx, pumped);
                 }
@@ -283,14 +301,14 @@ impl Flow {
         self.forward(&bytes[pass], sink, cx, pumped);
     }
 
-    /// The source has no more to say: it sent FIN, was reset, or was given up for `reason`.
+    /// Nothing more comes from the source: it sent FIN, was reset, or is given up for `reason`.
     pub fn end_source(&mut self, reason: CloseReason, pumped: &mut Pumped) {
         if self.source == Source::Ended {
             return;
         }
         self.source = Source::Ended;
         if matches!(self.sink, Sink::Open | Sink::Finished) {
-            // Also where the sink is lost: with both sinks lost, nobody else would tell that this is the end.
+            // Also where the sink is lost: with both sinks lost, nothing else would report the end.
             pumped.ending = pumped.ending.or(Some(reason));
         }
         if self.sink == Sink::Open && self.is_at_boundary() {
@@ -298,7 +316,7 @@ impl Flow {
             self.is_ping_due = false;
             return;
         }
-        // After a Close frame nothing is left to be said; in the middle of a frame nothing can be.
+        // After a Close frame nothing may be sent; in the middle of a frame nothing can be.
         self.goodbye = None;
         self.is_ping_due = false;
         if self.sink != Sink::Finished {
@@ -306,7 +324,7 @@ impl Flow {
         }
     }
 
-    /// Nothing reaches the sink any more.
+    /// The sink is lost: what is held for it is dropped.
     pub fn lose_sink(&mut self) {
         self.backlog.clear();
         self.stream = None;
@@ -315,25 +333,25 @@ impl Flow {
         self.sink = Sink::Finished;
     }
 
-    /// Asks for a Close frame of ours behind the current frame.
+    /// Asks for a Close frame of the gateway behind the current frame.
     pub fn say_goodbye(&mut self, reason: CloseReason) {
         if self.sink == Sink::Open && self.goodbye.is_none() {
             self.goodbye = Some(reason);
         }
     }
 
-    /// Asks for a ping to the sink's side, at the next boundary.
+    /// Asks for a ping to the sink's peer, at the next boundary.
     pub fn ask_ping(&mut self) {
         self.is_ping_due = self.sink == Sink::Open && self.goodbye.is_none();
     }
 
-    /// The source's side has been pinged: its pong is ours alone.
+    /// The source's peer has been pinged, so its pong is not to be relayed.
     pub fn note_pinged(&mut self, now: Moment) {
         self.heard_at = now;
         self.pinged = Pinged::Unanswered;
     }
 
-    /// The source's side is alive: it gave a byte, or took one, which the other flow found out.
+    /// The source's peer proved alive: it sent a byte, or took one, which the other flow reports.
     #[inline]
     pub fn note_alive(&mut self, now: Moment) {
         self.heard_at = now;
@@ -342,12 +360,12 @@ impl Flow {
         }
     }
 
-    /// When the source's side last gave a byte, or, being slow, took one; or when it was pinged, if that was later.
+    /// When the source's peer last proved alive, or was pinged, whichever came later.
     pub fn heard_at(&self) -> Moment {
         self.heard_at
     }
 
-    /// Nothing has been heard of the source's side since it was last pinged.
+    /// The source's peer was pinged, and nothing was heard of it since.
     pub fn is_pinged(&self) -> bool {
         self.pinged == Pinged::Unanswered
     }
@@ -357,9 +375,9 @@ impl Flow {
         self.source == Source::Ended && self.sink == Sink::Finished
     }
 
-    /// The source still talks.
-    pub fn is_source_talking(&self) -> bool {
-        self.source == Source::Talking
+    /// The source may still send.
+    pub fn is_source_open(&self) -> bool {
+        self.source == Source::Open
     }
 
     /// Bytes wait for the sink.
@@ -367,22 +385,23 @@ impl Flow {
         !self.backlog.is_empty() || self.stream.as_ref().is_some_and(|stream| stream.held() > 0)
     }
 
-    /// Frames may still be passed to the sink.
+    /// Frames may still be sent to the sink.
     pub fn is_open(&self) -> bool {
         self.sink == Sink::Open
     }
 
-    /// No message has begun that is not over. (A frame of ours may stand within one, but a good end does not.)
+    /// No message is half sent. (A frame of the gateway may be sent within a message, but a drain waits
+    /// for its end.)
     pub fn is_between_messages(&self) -> bool {
         !self.is_in_message && self.is_at_boundary()
     }
 
-    /// A Close frame of ours is still to be sent.
+    /// A Close frame of the gateway is still to be sent.
     pub fn is_goodbye_due(&self) -> bool {
         self.goodbye.is_some()
     }
 
-    /// The code in the Close frame that was passed; `None` where there was none.
+    /// The code in the Close frame that was passed; `None` if none was passed or it had no code.
     pub fn close_code(&self) -> Option<u16> {
         match self.watched.as_deref() {
             Some(Watched::Close(seen)) => seen.code(),
@@ -395,12 +414,12 @@ impl Flow {
         self.traffic
     }
 
-    /// Bytes held back, and what they stand in.
+    /// Bytes that wait for the sink, in memory and in a pipe.
     pub fn backlog_bytes(&self) -> usize {
         self.backlog.len() + self.stream.as_ref().map_or(0, |stream| stream.held())
     }
 
-    /// The source ended without a Close frame.
+    /// The reason where the source ends without a Close frame.
     fn vanished(&self) -> CloseReason {
         match self.to {
             Side::Upstream => CloseReason::ClientVanished,
@@ -408,7 +427,7 @@ impl Flow {
         }
     }
 
-    /// Counts a frame and decides what becomes of it.
+    /// Counts a frame and decides what happens to it: passed, watched, or the end.
     fn begin_frame(&mut self, head: &FrameHead, who: &Identity, cx: &Context, pumped: &mut Pumped) {
         self.traffic.frames += 1;
         note(who, || Event::Frame { to: self.to, head });
@@ -436,13 +455,13 @@ impl Flow {
         }
     }
 
-    /// Payload bytes of the message so far, with a data frame that begins.
+    /// Payload bytes of the message, the data frame that begins included.
     fn message_bytes_with(&self, head: &FrameHead) -> u64 {
         let before = if head.opcode == Opcode::Continuation { self.message_bytes } else { 0 };
         before.saturating_add(head.payload)
     }
 
-    /// The data frame that begins takes its message over the limit.
+    /// The reason to end, if the frame that begins takes its message over the limit.
     fn too_big(&self, head: &FrameHead, cx: &Context) -> Option<CloseReason> {
         let max = cx.settings.max_message?;
         (!head.is_control() && self.message_bytes_with(head) > max).then_some(match self.to {
@@ -451,7 +470,7 @@ impl Flow {
         })
     }
 
-    /// The whole Close frame has been passed.
+    /// A whole Close frame has been passed. *Close is last.*
     fn end_close(&mut self, who: &Identity, pumped: &mut Pumped) {
         self.sink = Sink::Closed;
         self.goodbye = None;
@@ -464,11 +483,11 @@ impl Flow {
         pumped.ending = pumped.ending.or(Some(reason));
     }
 
-    /// A pong that may be ours has come whole: swallow it or pass it on.
+    /// A held pong is complete: drops it if it answers the gateway's ping, else passes it on.
     fn end_pong(&mut self, sink: &mut Conn, who: &Identity, cx: &mut Context, pumped: &mut Pumped) {
         let Some(Watched::Pong(held)) = self.watched.take().map(|watched| *watched) else { return };
         let mut payload: [u8; PING_BYTES] =
-            held.bytes[held.payload_at..].try_into().expect("its head said so");
+            held.bytes[held.payload_at..].try_into().expect("its head has this length");
         ws::apply_mask(&mut payload, held.mask, 0);
         if payload == ping_payload(who, cx) {
             cx.stats.pongs_swallowed += 1;
@@ -478,20 +497,21 @@ impl Flow {
         }
     }
 
+    /// A frame of the gateway is due.
     fn has_own(&self) -> bool {
         self.is_ping_due || self.goodbye.is_some()
     }
 
-    /// Nothing of a frame has gone out that has not gone out whole (given that the backlog is empty). A head that was cut
-    /// and a pong that may be ours are here, not there.
+    /// The sink has whole frames only, once the backlog is sent. A cut head and a pong that is held
+    /// back have not been sent at all.
     pub fn is_at_boundary(&self) -> bool {
         self.frames.payload_left() == 0 || matches!(self.watched.as_deref(), Some(Watched::Pong(_)))
     }
 
-    /// Sends the frame of ours that is due. *Boundary*: only called at one.
+    /// Sends the frame of the gateway that is due. *Boundary*: called at one only.
     fn send_own(&mut self, sink: &mut Conn, who: &Identity, cx: &mut Context, pumped: &mut Pumped) {
         if self.sink != Sink::Open {
-            return; // What stood before this frame has found the sink lost
+            return; // sending what comes before this frame found the sink lost
         }
         let mask = match self.to {
             Side::Upstream => Some(cx.chance.u32(..).to_ne_bytes()),
@@ -515,7 +535,7 @@ impl Flow {
         pumped.ending = pumped.ending.or(Some(reason));
     }
 
-    /// Writes `bytes`, or what of them the sink does not take now goes to the backlog.
+    /// Writes `bytes`. What the sink does not take now goes to the backlog.
     fn forward(&mut self, bytes: &[u8], sink: &mut Conn, cx: &Context, pumped: &mut Pumped) {
         if bytes.is_empty() || self.sink == Sink::Finished {
             return;
@@ -527,17 +547,17 @@ impl Flow {
                 Ok(_) => {}
                 Err(_) => return self.lose_sink(),
             }
-            // The stall begins now, whatever was heard before: until here the sink has kept up.
+            // The sink has kept up until now, so its time to take a byte begins now.
             pumped.sink_alive |= written < bytes.len();
         }
         if written < bytes.len() {
             self.backlog
                 .push(&bytes[written..], &cx.budget)
-                .expect("one chunk and our own frames fit an empty backlog");
+                .expect("one read and the gateway's own frames fit an empty backlog");
         }
     }
 
-    /// Writes what was held back.
+    /// Writes the backlog.
     fn flush(&mut self, sink: &mut Conn, pumped: &mut Pumped) {
         while !self.backlog.is_empty() {
             match sink.write(self.backlog.as_slice()) {
@@ -565,10 +585,11 @@ impl CloseSeen {
     }
 }
 
-/// Payload of a ping of ours.
+/// Payload bytes of a ping of the gateway.
 const PING_BYTES: usize = 8;
 
-/// The payload that tells this session's pongs from others: gateways in a row must not swallow each other's.
+/// The payload by which a pong is recognised as the answer to this session's ping. It differs from
+/// process to process, so that gateways in a row do not take each other's pongs.
 fn ping_payload(who: &Identity, cx: &Context) -> [u8; PING_BYTES] {
     (cx.ping_key ^ who.serial.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_be_bytes()
 }

@@ -1,21 +1,23 @@
-//! What is about to be said on a WebSocket of ours: frames, and at most one chunk of a file between them.
+//! What is about to be sent on a WebSocket that the gateway serves itself: frames, and at most one
+//! chunk of a file between them.
 //!
 //! ```text
 //!   before: bytes ──► chunk: a range of the file ──► after: bytes
 //! ```
 //!
-//! *Wire order is queue order.* `after` holds what came up while a chunk was under way (a pong, a goodbye): it waits for the
-//! chunk's end, because a chunk is the payload of a frame whose head is in `before`. The head leaves with `MSG_MORE`, so that
-//! it travels with the first bytes of its payload.
+//! *Wire order is queue order.* A chunk is the payload of a frame whose head is in `before`, so what
+//! comes up while a chunk is being sent (a pong, a Close frame) waits in `after` for the chunk's end.
+//! The head leaves with `MSG_MORE`, so that it travels with the first bytes of its payload.
 
 use crate::net::{Conn, Io, OpenFile};
 use crate::proto::ws::{FrameHead, Opcode};
 use std::io::ErrorKind;
 
-/// Room for frames that is kept from one chunk to the next: enough for what announces a chunk, not for a long answer.
+/// Capacity that is kept from one chunk to the next: enough for the text that announces a chunk, not
+/// for a long result.
 const KEPT_BYTES: usize = 1024;
 
-/// See the top of this file.
+/// The frames and the chunk that are still to be sent, in order.
 #[derive(Debug, Default)]
 pub struct Outbox {
     before: Vec<u8>,
@@ -25,62 +27,68 @@ pub struct Outbox {
     after: Vec<u8>,
 }
 
-/// What a flush did.
+/// The outcome of a flush.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flushed {
-    /// The socket is full, and something is left; else the outbox is empty.
+    /// The socket is full and something is left. Otherwise the outbox is empty.
     pub is_blocked: bool,
+    /// Bytes that the socket took.
     pub moved: usize,
 }
 
-/// Who is gone.
+/// Why a flush cannot go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lost {
+    /// The connection to the client.
     Client,
-    /// The file has fewer bytes than it had.
+    /// The rest of the chunk: the file ends before it.
     File,
 }
 
 impl Outbox {
-    /// Appends whole frames, or nothing.
+    /// Appends whole frames; none if `frames` is empty.
     pub fn push(&mut self, frames: &[u8]) {
         if !frames.is_empty() {
-            self.last().extend_from_slice(frames);
+            self.tail().extend_from_slice(frames);
         }
     }
 
     /// Appends a text message.
     pub fn push_text(&mut self, text: &str) {
-        let last = self.last();
-        FrameHead::of_message(Opcode::Text, text.len() as u64).write(last);
-        last.extend_from_slice(text.as_bytes());
+        let tail = self.tail();
+        FrameHead::of_message(Opcode::Text, text.len() as u64).write(tail);
+        tail.extend_from_slice(text.as_bytes());
     }
 
-    /// Appends a binary message: a range of the file.
+    /// Appends a binary message whose payload is `length` bytes of the file, from `offset` on.
     ///
     /// # Panics
-    /// When another chunk is in the outbox.
+    /// If another chunk is in the outbox: there is room for one.
     pub fn push_chunk(&mut self, offset: u64, length: u32) {
-        assert!(self.chunk_left == 0, "one chunk at a time");
+        assert!(self.chunk_left == 0, "an outbox holds one chunk at a time");
         FrameHead::of_message(Opcode::Binary, u64::from(length)).write(&mut self.before);
         (self.chunk_offset, self.chunk_left) = (offset, length);
     }
 
+    /// Everything has been sent.
     pub fn is_empty(&self) -> bool {
         self.before.is_empty() && self.chunk_left == 0 && self.after.is_empty()
     }
 
-    /// Some of a chunk is still to be sent.
+    /// A part of a chunk is still to be sent.
     pub fn has_chunk(&self) -> bool {
         self.chunk_left > 0
     }
 
-    /// Bytes in memory.
+    /// Bytes in memory. A chunk is not in memory.
     pub fn held_bytes(&self) -> usize {
         self.before.len() - self.sent + self.after.len()
     }
 
-    /// Sends as much as the socket takes. `file` is where the chunk comes from.
+    /// Sends as much as the socket takes. The chunk is read from `file`.
+    ///
+    /// # Errors
+    /// If the client is gone, or the file has become shorter.
     pub fn flush(&mut self, sink: &mut Conn, file: Option<&OpenFile>) -> Result<Flushed, Lost> {
         let mut moved = 0;
         while !self.is_empty() {
@@ -92,12 +100,12 @@ impl Outbox {
         Ok(Flushed { is_blocked: false, moved })
     }
 
-    /// Where the next frame goes.
-    fn last(&mut self) -> &mut Vec<u8> {
+    /// Where the next frame is appended.
+    fn tail(&mut self) -> &mut Vec<u8> {
         if self.chunk_left > 0 { &mut self.after } else { &mut self.before }
     }
 
-    /// One call; it is not empty. `None`: the socket is full.
+    /// One system call for an outbox that is not empty. `None`: the socket is full.
     fn send(&mut self, sink: &mut Conn, file: Option<&OpenFile>) -> Result<Option<usize>, Lost> {
         if self.before.is_empty() && self.chunk_left == 0 {
             std::mem::swap(&mut self.before, &mut self.after);
@@ -125,5 +133,111 @@ impl Outbox {
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(Lost::File),
             Err(_) => Err(Lost::Client),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::files::Root;
+    use crate::net::{Ready, Socket, Transport};
+    use std::io::{self, Read, Write};
+    use std::sync::mpsc;
+
+    /// A socket that takes `room` bytes a call and reports what it took.
+    struct Wire {
+        room: usize,
+        taken: mpsc::Sender<u8>,
+    }
+
+    impl Read for Wire {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(ErrorKind::WouldBlock.into())
+        }
+    }
+
+    impl Write for Wire {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let n = bytes.len().min(self.room);
+            bytes[..n].iter().for_each(|&byte| self.taken.send(byte).unwrap());
+            Ok(n)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Transport for Wire {
+        fn shutdown_write(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A file of `length` bytes that count from 0 up.
+    fn file(name: &str, length: u8) -> OpenFile {
+        let folder = std::env::temp_dir().join(format!("outbox-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join(name), (0..length).collect::<Vec<u8>>()).unwrap();
+        let opened = Root::new(&folder, 1024).request(name.as_ref()).run();
+        std::fs::remove_file(folder.join(name)).unwrap();
+        opened.expect("a file beneath the root opens")
+    }
+
+    /// Flushes until the outbox is empty or lost, through a socket that takes `room` bytes a call.
+    fn drain(outbox: &mut Outbox, file: Option<&OpenFile>, room: usize) -> (Vec<u8>, Option<Lost>) {
+        let (taken, wire) = mpsc::channel();
+        let mut conn = Conn::accepted(Socket::Other(Box::new(Wire { room, taken })));
+        let lost = loop {
+            conn.handle_ready(Ready { writable: true, ..Ready::default() });
+            match outbox.flush(&mut conn, file) {
+                Ok(Flushed { is_blocked: true, .. }) => {}
+                Ok(Flushed { is_blocked: false, .. }) => break None,
+                Err(lost) => break Some(lost),
+            }
+        };
+        (wire.try_iter().collect(), lost)
+    }
+
+    #[test]
+    fn wire_order_is_queue_order_around_a_chunk() {
+        let file = file("order", 10);
+        for room in [1, 2, 3, 7, 1000] {
+            let mut outbox = Outbox::default();
+            outbox.push_text("hi");
+            outbox.push_chunk(4, 3);
+            outbox.push(b"pong");
+            outbox.push(b"");
+            outbox.push_text("bye");
+            assert!(outbox.has_chunk());
+            let sent = drain(&mut outbox, Some(&file), room);
+            let expected = b"\x81\x02hi\x82\x03\x04\x05\x06pong\x81\x03bye".to_vec();
+            assert_eq!(sent, (expected, None), "{room} bytes a call");
+            assert!(outbox.is_empty() && outbox.held_bytes() == 0);
+        }
+    }
+
+    #[test]
+    fn a_file_that_ends_early_is_lost_and_nothing_follows_it() {
+        let file = file("short", 5);
+        let mut outbox = Outbox::default();
+        outbox.push_chunk(3, 4);
+        outbox.push_text("bye");
+        let sent = drain(&mut outbox, Some(&file), 1000);
+        assert_eq!(sent, (b"\x82\x04\x03\x04".to_vec(), Some(Lost::File)));
+    }
+
+    #[test]
+    fn a_chunk_is_not_held_in_memory() {
+        let mut outbox = Outbox::default();
+        outbox.push_chunk(0, 1 << 20);
+        assert_eq!(outbox.held_bytes(), 10, "the frame's head alone");
+    }
+
+    #[test]
+    fn capacity_of_a_long_message_is_released_once_it_is_sent() {
+        let mut outbox = Outbox::default();
+        outbox.push_text(&"x".repeat(100_000));
+        drain(&mut outbox, None, 1_000_000);
+        assert!(outbox.before.capacity() <= KEPT_BYTES, "{}", outbox.before.capacity());
     }
 }

@@ -1,15 +1,16 @@
-//! The WebSocket end of a task: a client that waits for its results, and gets them.
+//! The WebSocket of a client that waits for a task's results, and gets them.
 //!
 //! ```text
-//!   Waiting ── a result ──► Sending: text ──► chunk, chunk, … ──► audio_complete ──► the next result, or Waiting
-//!      │                       │                                        └── it was the final one ──┐
-//!      │                       └── the file shrank, the worker failed ────────────────────────────┤
-//!      └── timeout, Redis away, drain, the client closes or breaks the rules ─────────────────────┴─► Leaving ──► Linger
+//!   Waiting ── a result ──► Sending: text ──► chunk, chunk, … ──► audio_complete ──► Waiting, or the
+//!      │                       │                                     │               next result
+//!      │                       └── the file became shorter ──┐       └── it was the final one ──┐
+//!      └── timeout, Redis away, drain, closed by the client ─┴──────────────────────────────────┴─► Leaving
 //! ```
 //!
-//! *Wire order is queue order*: everything that is said goes through the [`Outbox`], which holds little more than one chunk's
-//! heads; the next is made when it is empty. A chunk's bytes never come here: they go from the page cache to the socket. While
-//! nothing is sent and nothing is half received, a session owns no buffer, no reader and no file.
+//! *Wire order is queue order*: everything is sent through the [`Outbox`], which holds little more than
+//! the head of one chunk; the next message is made when it is empty. The bytes of a chunk are never
+//! here: they go from the page cache to the socket. While nothing is being sent or half received, a
+//! session owns no buffer, no reader and no file.
 
 use super::alive::{Alive, Verdict};
 use super::close::CloseReason;
@@ -31,26 +32,26 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Reads from a client, and messages made for it, in one step; then the others have their turn.
+/// Reads from the client, and messages made for it, in one step; then other sessions have their turn.
 const BUDGET: usize = 16;
 
-/// Answers to a client's pings that wait for it to read. While there are more, it is not read from.
+/// Bytes of answers to the client's pings that wait for it. While there are more, it is not read.
 const ANSWERS_BYTES_MAX: usize = 16 * 1024;
 
-/// Results that wait for one client, bytes, beyond those that may have been retained for it. One that is further behind is sent
-/// away; what is retained is there when it is back.
+/// Bytes of results that may wait for one client, beyond those that may have been retained for it. A
+/// client that is further behind is closed; what is retained is there when it returns.
 const RESULTS_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// How results are delivered: the `[output]` section, retention apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// How long a client waits for a result; `None`: for ever.
+    /// Timeout for a result, from the upgrade and again from each result; `None`: no limit.
     pub timeout: Option<Duration>,
-    /// Bytes of audio in one binary message; the last one may be shorter.
+    /// Bytes of audio in one binary message. The last one may be shorter.
     pub chunk_size: usize,
-    /// The folder that audio files must be in.
+    /// The folder that holds the audio files. Nothing outside of it is sent.
     pub audio_root: PathBuf,
-    /// Bytes of the largest audio file that is sent.
+    /// The largest audio file that is sent, in bytes.
     pub max_audio: u64,
 }
 
@@ -69,12 +70,12 @@ impl Default for Settings {
 pub struct Output {
     task: TaskId,
     stage: ClientState,
-    /// `None` while nothing is.
+    /// `None` while nothing is on its way.
     underway: Option<Box<Underway>>,
     leaving: Option<Leaving>,
-    /// No result by then: it has waited long enough.
+    /// When the wait for a result times out.
     due_at: Option<Moment>,
-    /// The last sign of life, or the last ping of ours, if that was later.
+    /// When the client last proved alive (see [`super::alive`]), or was pinged, whichever came later.
     heard_at: Moment,
     is_pinged: bool,
     active_at: Moment,
@@ -82,19 +83,19 @@ pub struct Output {
     traffic: BothWays,
 }
 
-/// What is on its way to the client, or from it.
+/// What is on its way to the client or from it.
 #[derive(Default)]
 struct Underway {
-    /// Results that have come for it, oldest first.
+    /// Results that are still to be sent, oldest first.
     results: VecDeque<Rc<TaskResult>>,
-    /// What they take in memory.
+    /// Bytes that they take in memory.
     result_bytes: usize,
-    /// Its audio is being sent.
+    /// The audio of the result that is being sent.
     audio: Option<Audio>,
-    /// Chunks of the first audio that the client has already.
+    /// Chunks of the first audio that the client already has.
     skipped_chunks: u64,
     outbox: Outbox,
-    /// Only while the client is in the middle of a message.
+    /// The reader of the client's frames, only while it is in the middle of a message.
     conduit: Option<Box<Conduit>>,
 }
 
@@ -104,11 +105,23 @@ struct Audio {
     chunk_size: u64,
     next_chunk: u64,
     total_chunks: u64,
-    /// Nothing follows it.
-    is_final: bool,
+    order: Order,
 }
 
-/// The last frame is in the outbox.
+/// Whether anything follows a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    MoreFollow,
+    Last,
+}
+
+impl Order {
+    fn of(result: &TaskResult) -> Order {
+        if result.is_final() { Order::Last } else { Order::MoreFollow }
+    }
+}
+
+/// How the session is about to end: its last frame is in the outbox.
 #[derive(Clone, Copy)]
 struct Leaving {
     reason: CloseReason,
@@ -117,7 +130,8 @@ struct Leaving {
 }
 
 impl Output {
-    /// Completes the upgrade. `segment` is the task id as it stands in the path, `early` what came behind the request.
+    /// Completes the upgrade. `segment` is the task id as the path has it, `early` what followed the
+    /// request.
     pub fn begin(
         handshake: &Handshake,
         segment: &str,
@@ -169,9 +183,9 @@ impl Output {
         }
     }
 
-    /// Redis has been away for longer than its grace.
+    /// Redis has been away for longer than its grace. Acted on by the next step.
     pub fn handle_redis_lost(&mut self, who: &Identity, cx: &mut Context) {
-        if self.has_nothing_to_send() {
+        if self.has_no_result() {
             self.leave_with_error(message::REDIS_AWAY, CloseReason::RedisAway, None, who, cx);
         }
     }
@@ -180,7 +194,7 @@ impl Output {
         &self.task
     }
 
-    /// It waits for a result: none is being sent to it, and it is not about to leave.
+    /// It waits for a result: none is being sent, and it is not about to end.
     pub fn is_waiting(&self) -> bool {
         self.leaving.is_none() && self.stage == ClientState::Waiting
     }
@@ -197,7 +211,7 @@ impl Output {
         Box::new(Ended { reason, code, traffic: self.traffic, detail, last })
     }
 
-    /// Takes what the client says, as far as the budget goes. `Err`: it is gone.
+    /// Reads what the client sends, within the budget. `Err`: it is gone.
     fn read(&mut self, downstream: &mut Conn, who: &Identity, cx: &mut Context) -> Result<(), ()> {
         for _ in 0..BUDGET {
             if !self.can_read(downstream) {
@@ -217,7 +231,7 @@ impl Output {
         Ok(())
     }
 
-    /// The client may have said something, and there is room for the answers.
+    /// The client may have sent something, and there is room for the answers.
     fn can_read(&self, downstream: &Conn) -> bool {
         downstream.is_readable() && self.leaving.is_none() && self.held_bytes() <= ANSWERS_BYTES_MAX
     }
@@ -254,7 +268,7 @@ impl Output {
         }
     }
 
-    /// Makes the next messages, once the outbox is empty. False: there is nothing to say.
+    /// Makes the next messages, once the outbox is empty. False: there are none.
     fn produce(&mut self, who: &Identity, cx: &mut Context) -> bool {
         if let Some(mut audio) = self.underway().audio.take() {
             self.active_at = cx.now;
@@ -263,11 +277,11 @@ impl Output {
                 self.underway().audio = Some(audio);
             } else {
                 self.push_text(&message::audio_complete(&self.task), who);
-                self.end_result(audio.is_final, false, who, cx);
+                self.end_result(audio.order, TaskEnd::Completed, who, cx);
             }
             return true;
         }
-        let Some(result) = self.underway().pop_result() else { return self.rest(who, cx) };
+        let Some(result) = self.underway().pop_result() else { return self.wait_again(who, cx) };
         self.active_at = cx.now;
         if self.stage == ClientState::Waiting {
             cx.results.stage(cx.now, self.task.uuid(), ClientState::Waiting, ClientState::Sending);
@@ -277,7 +291,8 @@ impl Output {
         true
     }
 
-    /// Once a step: a file that shrank meanwhile is given up between two chunks, while something can still be said.
+    /// Gives up a file that has become shorter. Checked once a step, between two chunks, where an error
+    /// message can still be sent.
     fn check_audio(&mut self, who: &Identity, cx: &mut Context) {
         let is_wanted = |audio: &Audio| audio.next_chunk < audio.total_chunks;
         let audio = self.underway.as_ref().and_then(|underway| underway.audio.as_ref());
@@ -313,9 +328,9 @@ impl Output {
                 let next_chunk =
                     std::mem::take(&mut self.underway().skipped_chunks).min(total_chunks);
                 info!(target: "output", "{who} delivers task={} audio={length}B chunks={total_chunks} from={next_chunk}", self.task);
-                let is_final = result.is_final();
+                let order = Order::of(result);
                 self.underway().audio =
-                    Some(Audio { file, chunk_size, next_chunk, total_chunks, is_final });
+                    Some(Audio { file, chunk_size, next_chunk, total_chunks, order });
                 return;
             }
             Some(Err(error)) => {
@@ -326,20 +341,21 @@ impl Output {
             None => {}
         }
         info!(target: "output", "{who} delivers task={} audio=none failure={}", self.task, result.is_failure());
-        self.end_result(result.is_final(), result.is_failure(), who, cx);
+        let end = if result.is_failure() { TaskEnd::Failed } else { TaskEnd::Completed };
+        self.end_result(Order::of(result), end, who, cx);
     }
 
     /// The last message of a result is in the outbox.
-    fn end_result(&mut self, is_final: bool, is_failure: bool, who: &Identity, cx: &mut Context) {
-        if is_final {
-            let end = if is_failure { TaskEnd::Failed } else { TaskEnd::Completed };
+    fn end_result(&mut self, order: Order, end: TaskEnd, who: &Identity, cx: &mut Context) {
+        if order == Order::Last {
             self.underway().drop_results();
             self.leave(CloseReason::Delivered, Some(end), who, cx);
         }
     }
 
-    /// All that came for it is out: it waits again, unless the wait would be in vain. True: it leaves.
-    fn rest(&mut self, who: &Identity, cx: &mut Context) -> bool {
+    /// Everything has been sent: waits for the next result, or leaves where none can come. True: it
+    /// leaves.
+    fn wait_again(&mut self, who: &Identity, cx: &mut Context) -> bool {
         if self.stage == ClientState::Waiting {
             return false;
         }
@@ -360,7 +376,7 @@ impl Output {
         note(who, || Event::Text { length: text.len() });
     }
 
-    /// What announces a chunk, and the chunk itself: one run on the wire.
+    /// The message that announces a chunk, and the chunk itself: one run of bytes on the wire.
     fn push_chunk(&mut self, audio: &mut Audio, who: &Identity, cx: &mut Context) {
         let number = audio.next_chunk;
         audio.next_chunk += 1;
@@ -373,7 +389,7 @@ impl Output {
         note(who, || Event::Chunk { length, number, total: audio.total_chunks });
     }
 
-    /// An error message, then goodbye.
+    /// Sends an error message, then a Close frame.
     fn leave_with_error(
         &mut self,
         error: &str,
@@ -389,7 +405,7 @@ impl Output {
         }
     }
 
-    /// Says goodbye behind what is in the outbox, the frame that is under way first.
+    /// Sends a Close frame behind what is in the outbox.
     fn leave(
         &mut self,
         reason: CloseReason,
@@ -407,9 +423,9 @@ impl Output {
         self.wake_at = Some(cx.now);
     }
 
-    /// False: the client is dead to everything.
+    /// Pings, gives up waiting, or, returning false, gives up the client.
     fn handle_deadline(&mut self, who: &Identity, cx: &mut Context) -> bool {
-        match self.alive().verdict(cx) {
+        match self.alive().verdict(&cx.settings, cx.now) {
             Verdict::Fine => {}
             Verdict::Ping if self.leaving.is_none() => {
                 self.underway().outbox.push(&ws::ping_frame(b"", None));
@@ -420,7 +436,7 @@ impl Output {
             Verdict::Ping => {}
             Verdict::Gone => return false,
         }
-        if self.has_nothing_to_send() && self.due_at.is_some_and(|at| at <= cx.now) {
+        if self.has_no_result() && self.due_at.is_some_and(|at| at <= cx.now) {
             self.leave_with_error(
                 message::TIMED_OUT,
                 CloseReason::TaskTimeout,
@@ -432,8 +448,9 @@ impl Output {
         true
     }
 
-    /// Nothing has come for it: the timeout counts. What has come may still wait for the client to take what was said before.
-    fn has_nothing_to_send(&self) -> bool {
+    /// Nothing has come for the client, so the timeout counts. A result that has come may still wait for
+    /// the client to take what was sent before.
+    fn has_no_result(&self) -> bool {
         self.stage == ClientState::Waiting
             && self.underway.as_ref().is_none_or(|underway| underway.results.is_empty())
     }
@@ -452,8 +469,8 @@ impl Output {
     }
 
     fn next_deadline(&self, cx: &Context) -> Option<Moment> {
-        let due_at = self.due_at.filter(|_| self.has_nothing_to_send() && self.leaving.is_none());
-        [self.alive().deadline(cx), due_at].into_iter().flatten().min()
+        let due_at = self.due_at.filter(|_| self.has_no_result() && self.leaving.is_none());
+        [self.alive().deadline(&cx.settings, cx.now), due_at].into_iter().flatten().min()
     }
 }
 
@@ -482,8 +499,8 @@ impl State for Output {
         self.check_audio(who, cx);
         let mut has_more = false;
         for budget in (0..BUDGET).rev() {
-            // A chunk and what announces it are a little more than a large packet: without this, half of the packets are tiny.
-            // The text before the first one leaves by itself: it does not wait for the disk.
+            // A chunk and its announcement are a little more than a large packet. Without this, every
+            // second packet would be tiny. The text before the first chunk does not wait for the disk.
             let Underway { outbox, audio, .. } = self.underway();
             if outbox.has_chunk() {
                 downstream.set_corked(true);
@@ -493,7 +510,7 @@ impl State for Output {
                     self.traffic.to_client.bytes += moved as u64;
                     if is_blocked {
                         if moved > 0 {
-                            self.note_alive(cx.now); // a slow socket that takes bytes is a sign of life
+                            self.note_alive(cx.now); // a full socket that takes bytes proves it alive
                         }
                         break;
                     }
@@ -503,7 +520,7 @@ impl State for Output {
                     return Step::End(self.end(leaving, who, cx));
                 }
                 Err(Lost::File) => {
-                    // In the middle of a frame nothing can be said; wrong bytes are not sent.
+                    // In the middle of a frame no error can be sent, and wrong bytes must not be.
                     warn!(target: "output", "{who} = audio file shrank inside a chunk");
                     let leaving = Leaving {
                         end: Some(TaskEnd::Failed),
@@ -527,7 +544,7 @@ impl State for Output {
             self.underway = None;
         }
         self.wake_at = self.next_deadline(cx);
-        // What was not read while too much was held is told by no further event.
+        // Bytes that were not read because too much was held cause no further event.
         has_more |= self.can_read(downstream);
         if has_more { Step::Yield(Phase::Output(self)) } else { Step::Wait(Phase::Output(self)) }
     }
@@ -536,9 +553,9 @@ impl State for Output {
         self.wake_at
     }
 
-    /// A result that is on its way still arrives; a client that only waits is sent away, to come back.
+    /// A result that is on its way still arrives. A client that only waits is closed, to reconnect.
     fn drain(&mut self, drain: Drain, who: &Identity, cx: &mut Context) {
-        if drain == Drain::Leave || self.has_nothing_to_send() {
+        if drain == Drain::Leave || self.has_no_result() {
             self.leave(CloseReason::Draining, None, who, cx);
         }
     }
@@ -582,7 +599,7 @@ impl Underway {
     fn pop_result(&mut self) -> Option<Rc<TaskResult>> {
         let result = self.results.pop_front()?;
         if self.results.is_empty() {
-            self.drop_results(); // and the room that many may have needed
+            self.drop_results(); // also releases the capacity
         } else {
             self.result_bytes -= result.bytes();
         }
@@ -593,7 +610,7 @@ impl Underway {
         (self.results, self.result_bytes) = (VecDeque::new(), 0);
     }
 
-    /// Nothing of it is left.
+    /// Nothing is on its way.
     fn is_over(&self) -> bool {
         self.results.is_empty()
             && self.audio.is_none()
@@ -603,7 +620,7 @@ impl Underway {
     }
 }
 
-/// Told when an audio file lost bytes while it was sent.
+/// The error message for an audio file that became shorter while it was sent.
 const AUDIO_CHANGED: &str = "Audio file changed";
 
 fn has_shrunk(file: &OpenFile) -> bool {
@@ -637,7 +654,7 @@ fn refuse(
     Step::End(ended.with_last(Last::Frames(last)))
 }
 
-/// The first chunk that is wanted: 0 where the query does not say. `None`: it is not a number.
+/// The first chunk that the client wants, from the query; 0 by default. `None`: not a number.
 fn from_chunk(query: Option<&str>) -> Option<u64> {
     let wanted =
         query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("from_chunk="));

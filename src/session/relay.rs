@@ -1,9 +1,9 @@
 //! Two flows between a client and a backend, until both have ended.
 //!
-//! A [`Flow`] knows one direction; what takes both is decided here: who is pinged, when a side is given up, how long an
-//! ending may take. None of it is on the path of a message: as long as neither flow has news, a step is two pumps and one
-//! look at a deadline that is already known. That deadline may be early, never late, so it is only worked out again when it
-//! has passed or an ending begins.
+//! A [`Flow`] knows one direction. What takes both is decided here: whom to ping, when to give a side
+//! up, how long an ending may take. None of it is on the path of a message: while neither flow has
+//! news, a step is two pumps and one comparison with a deadline that is already known. That deadline
+//! may be early, never late, so it is computed again only when it has passed or an ending begins.
 
 use super::alive::{Alive, Verdict};
 use super::flow::{Flow, Pumped};
@@ -15,10 +15,10 @@ use crate::service::stats::BothWays;
 use crate::service::upstreams::UpstreamId;
 use std::time::Duration;
 
-/// Once a side is gone, or a Close frame of ours is out, silence for so long ends the session.
-const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Once a side is gone, or the gateway has sent a Close frame: silence for this long ends the session.
+const QUIET_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Once one side has sent a Close frame, the other may take so long to answer it.
+/// Timeout for the answer of one side to the other's Close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A relayed WebSocket.
@@ -29,7 +29,7 @@ pub struct Relay {
     down: Flow,
     /// When the last message, or a part of one, was relayed.
     message_at: Moment,
-    /// It is to end, once no message is in flight.
+    /// To end as soon as no message is half sent.
     is_draining: bool,
     /// What began the end.
     ending: Option<Ending>,
@@ -40,13 +40,13 @@ pub struct Relay {
 struct Ending {
     reason: CloseReason,
     began_at: Moment,
-    /// A Close frame of one side is out, and the other's answer is waited for.
+    /// One side's Close frame was passed on; the other side's is still to come.
     awaits_close: bool,
 }
 
 /// What came along with the handshake.
 pub struct Early<'b> {
-    /// The backend's answer, as the client is to get it.
+    /// The backend's answer, as it goes to the client.
     pub reply: &'b [u8],
     /// What the client sent behind its request.
     pub from_client: &'b [u8],
@@ -86,7 +86,8 @@ impl Relay {
         Phase::Relay(relay)
     }
 
-    /// Gives back what it shared. Returns how it ended; `unended` is the reason where nothing had begun the end.
+    /// Gives back what it shared. Returns how it ended, with `unended` as the reason where nothing had
+    /// begun the end.
     fn end(self: Box<Self>, unended: CloseReason, cx: &mut Context) -> Box<Ended> {
         cx.upstreams.left(self.backend);
         let reason = self.ending.map_or(unended, |ending| ending.reason);
@@ -100,8 +101,8 @@ impl Relay {
         Box::new(Ended { reason, code, traffic, detail: Detail::Relay, last: Last::Nothing })
     }
 
-    /// Sends 1012 behind the frames that have begun, to both sides at once: a backend that reads a Close frame does not finish
-    /// what it is sending.
+    /// Sends a Close frame to both sides, behind the frames that have begun. Both at once, since a
+    /// backend that reads one does not finish what it is sending.
     fn say_goodbye(&mut self, reason: CloseReason) {
         self.up.say_goodbye(reason);
         self.down.say_goodbye(reason);
@@ -112,7 +113,7 @@ impl Relay {
         if pumped.sink_alive {
             other.note_alive(cx.now);
             if !flow.is_blocked() {
-                // From here on the source is listened to again, and only from here on its silence counts.
+                // The source is read again from now on, so its silence counts from now on.
                 flow.note_alive(cx.now);
             }
         }
@@ -124,7 +125,7 @@ impl Relay {
         }
     }
 
-    /// The first reason is the one that is told; each further one may only shorten the wait.
+    /// The first reason is the one that is reported. A further one can only shorten the wait.
     fn begin_ending(&mut self, reason: CloseReason, cx: &mut Context) {
         let awaits_close = matches!(reason, CloseReason::ClientClosed | CloseReason::BackendClosed);
         if matches!(reason, CloseReason::ClientMessageTooBig | CloseReason::BackendMessageTooBig) {
@@ -152,14 +153,14 @@ impl Relay {
         }
     }
 
-    /// Pings a side that has been silent, gives up one that is dead to everything.
+    /// Pings a side that has been silent, gives up one that does not answer.
     fn check_alive(&mut self, side: Side, who: &Identity, cx: &mut Context) {
         let Some(alive) = self.alive(side) else { return };
         let (from, to) = self.flows_of(side);
-        if !from.is_source_talking() {
+        if !from.is_source_open() {
             return;
         }
-        match alive.verdict(cx) {
+        match alive.verdict(&cx.settings, cx.now) {
             Verdict::Fine => {}
             Verdict::Ping => to.ask_ping(),
             Verdict::Gone => {
@@ -175,20 +176,31 @@ impl Relay {
         }
     }
 
-    /// What is known of a side. `None`: its silence says nothing, because what it says waits for the other side.
+    /// What is known of a side; `None` while its silence proves nothing.
+    ///
+    /// `from` is the flow whose source the side is, `to` the one whose sink it is. A flow that is
+    /// blocked does not read its source (*Not reading is the backpressure*), so bytes from a side
+    /// prove it alive only while `from` is not blocked.
     fn alive(&self, side: Side) -> Option<Alive> {
         let (from, to) = match side {
             Side::Downstream => (&self.up, &self.down),
             Side::Upstream => (&self.down, &self.up),
         };
         let (heard_at, is_pinged) = match (from.is_blocked(), to.is_blocked()) {
+            // The gateway does not read it because the OTHER side is slow. Judging this one would close
+            // a healthy client because of a stuck backend; the stuck one is judged by its own flow.
             (true, false) => return None,
-            // Two that wait for each other are alive as long as one of them moves.
+            // Both are full: each side waits for the other to read, and the gateway reads neither. They
+            // are alive as long as one of them takes bytes, or a large exchange in both directions
+            // would end after `ping_interval + ping_timeout` although it makes progress.
             (true, true) if to.heard_at() > from.heard_at() => (to.heard_at(), false),
             _ => (from.heard_at(), from.is_pinged()),
         };
-        // Where neither has finished its frame, there may never be a place for a ping.
-        let is_blocked = to.is_blocked() || !to.is_at_boundary() && !from.is_at_boundary();
+        // A ping to this side needs a boundary in `to`. Where both frames are unfinished, each side may
+        // be waiting for the other's rest and the boundary may never come, so the side counts as one that
+        // cannot be pinged, and the timeout runs without a ping. Otherwise two sides that both stopped
+        // in the middle of a frame would be kept for ever.
+        let is_blocked = to.is_blocked() || (!to.is_at_boundary() && !from.is_at_boundary());
         Some(Alive { heard_at, is_pinged, is_blocked })
     }
 
@@ -200,24 +212,26 @@ impl Relay {
         }
     }
 
-    fn has_lingered(&self, cx: &Context) -> bool {
-        self.linger_deadline().is_some_and(|at| at <= cx.now)
+    fn is_ending_over(&self, cx: &Context) -> bool {
+        self.ending_deadline().is_some_and(|at| at <= cx.now)
     }
 
-    /// Bytes that are still relayed put it off; bytes that are thrown away do not.
-    fn linger_deadline(&self) -> Option<Moment> {
+    /// When the end is no longer waited for. Bytes that are still relayed put it off; bytes that are
+    /// discarded do not.
+    fn ending_deadline(&self) -> Option<Moment> {
         let ending = self.ending?;
-        let timeout = if ending.awaits_close { CLOSE_TIMEOUT } else { LINGER_TIMEOUT };
+        let timeout = if ending.awaits_close { CLOSE_TIMEOUT } else { QUIET_TIMEOUT };
         Some(ending.began_at.max(self.up.heard_at()).max(self.down.heard_at()) + timeout)
     }
 
     fn next_deadline(&self, cx: &Context) -> Option<Moment> {
         if self.ending.is_some() {
-            return self.linger_deadline();
+            return self.ending_deadline();
         }
+        let deadline = |alive: Alive| alive.deadline(&cx.settings, cx.now);
         [
-            self.alive(Side::Downstream).and_then(|alive| alive.deadline(cx)),
-            self.alive(Side::Upstream).and_then(|alive| alive.deadline(cx)),
+            self.alive(Side::Downstream).and_then(deadline),
+            self.alive(Side::Upstream).and_then(deadline),
             cx.settings.idle_timeout.map(|timeout| self.message_at + timeout),
         ]
         .into_iter()
@@ -235,7 +249,7 @@ impl State for Relay {
     ) -> Step {
         if self.wake_at.is_some_and(|at| at <= cx.now) {
             self.handle_deadline(who, cx);
-            if self.has_lingered(cx) {
+            if self.is_ending_over(cx) {
                 return Step::End(self.end(CloseReason::Done, cx));
             }
             self.wake_at = self.next_deadline(cx);
@@ -262,7 +276,7 @@ impl State for Relay {
         if has_news {
             self.wake_at = self.next_deadline(cx);
         }
-        let is_told = has_news && (self.up.is_goodbye_due() || self.down.is_goodbye_due());
+        let has_goodbye = has_news && (self.up.is_goodbye_due() || self.down.is_goodbye_due());
         let is_drained = self.is_draining
             && self.ending.is_none()
             && self.up.is_between_messages()
@@ -271,8 +285,9 @@ impl State for Relay {
             self.is_draining = false;
             self.say_goodbye(CloseReason::Draining);
         }
-        if is_told || is_drained {
-            // What one flow found out, the other has to say: no event will come to remind it.
+        if has_goodbye || is_drained {
+            // One flow made a Close frame due in the other, which was pumped before, and no event will
+            // come for it.
             return Step::Next(Phase::Relay(self));
         }
         if up.more || down.more {

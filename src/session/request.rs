@@ -1,7 +1,7 @@
 //! Reads a request head and chooses what the connection becomes.
 //!
-//! Heads are parsed in the shared scratch buffer; only one that came in pieces is kept by the session, which otherwise owns
-//! nothing while it waits.
+//! Heads are parsed in the shared scratch buffer. A session keeps only a head that arrived in part, and
+//! owns nothing else while it waits.
 
 use super::dial::Dial;
 use super::output::Output;
@@ -25,13 +25,13 @@ pub struct Request {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Awaited {
-    /// Nothing of this head has come, and nothing is owed: the connection was kept alive.
+    /// The first byte of a further request, on a connection that was kept alive. It need not come.
     Idle,
-    /// A head is due by the deadline.
+    /// A whole head, by the deadline.
     Due,
-    /// `held` has not been looked at yet.
+    /// A whole head, of which `held` is the beginning and has not been parsed yet.
     Pipelined,
-    /// No further request is taken.
+    /// Nothing: no further request is taken.
     Draining,
 }
 
@@ -42,7 +42,7 @@ impl Request {
         Phase::Request(Box::new(Request { held: Vec::new(), deadline, awaited: Awaited::Due }))
     }
 
-    /// The next one, of which `held` has come already.
+    /// The next request, of which `held` has arrived already.
     pub fn following(held: Vec<u8>, cx: &Context) -> Phase {
         let (awaited, timeout) = match held.is_empty() {
             true => (Awaited::Idle, cx.settings.keep_alive),
@@ -132,7 +132,7 @@ impl State for Request {
     }
 }
 
-/// What the request asks for decides what the connection becomes. `rest`: what came behind the head.
+/// Chooses what the connection becomes. `rest` is what followed the head.
 fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context) -> Step {
     let path = head.path();
     let endpoint = Endpoint::find(path);
@@ -216,14 +216,15 @@ fn answer(asked: Asked, response: http::Response, who: &Identity, cx: &mut Conte
     Step::Next(Reply::answer(asked, response, who, cx))
 }
 
-/// An answer to a head that was not understood: nobody knows where the next one would begin.
+/// The error for a head that was not understood. The connection ends, since it is unknown where the
+/// next request would begin.
 fn refuse(bad: BadHead, reason: CloseReason, cx: &mut Context) -> Step {
     let detail = Detail::BadRequest { status: bad.status, why: bad.why };
     let answer = Reply::last(bad.into_response(), cx);
     Step::End(Ended::new(reason, detail).with_last(Last::Answer(answer)))
 }
 
-/// The path alone: query values may be secrets.
+/// Logs the path without the query, whose values may be secrets.
 fn log_request(head: &RequestHead, who: &Identity) {
     let query = if head.query().is_some() { Query::Present } else { Query::Absent };
     note(who, || Event::Request {

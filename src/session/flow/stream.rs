@@ -1,10 +1,14 @@
-//! The part of a flow that does not enter this process: while a direction streams, its bytes go through a pipe.
+//! The part of a flow whose bytes do not enter this process: while a direction streams, they go
+//! through a pipe.
 //!
-//! A read that fills the scratch buffer shows that a stream is on. From then on the payload of each frame is spliced from
-//! socket to socket, and only the heads are looked at, with `MSG_PEEK`: they go through the pipe too, so that nothing has to
-//! be written twice. The frames of a pipe's filling leave in one call. Everything that wants a look at more than a head (a
-//! control frame, a small message, a frame of ours that is due, a limit that is passed) ends the stream at that frame's
-//! boundary, and so does a source that brings less than a read would: then the copy is cheaper than the calls.
+//! A read that fills the scratch buffer shows that a stream is on. From then on the payload of each
+//! frame is spliced from socket to socket, and only the heads are looked at, with `MSG_PEEK`. They go
+//! through the pipe too, so that nothing has to be written twice, and all frames in a pipe leave in
+//! one call.
+//!
+//! A stream ends at the boundary before any frame that needs more than a look at its head (a control
+//! frame, a small message, one over the limit), where a frame of the gateway is due, and when the
+//! source brings less than a read would: then the copy is cheaper than the calls.
 
 use super::{Flow, Pumped, Sink};
 use crate::base::budget::Charge;
@@ -14,21 +18,21 @@ use crate::proto::ws::FrameHead;
 use crate::session::{Context, Identity};
 use std::io;
 
-/// A splice that brings less, and was not kept from more by the frame's end, does not pay.
+/// A splice that brings less, though the frame has more, costs more than a read and a write.
 const SPLICE_BYTES_MIN: usize = 16 * 1024;
 
-/// A frame with less payload ends the stream.
+/// A frame with a smaller payload ends the stream.
 const PAYLOAD_BYTES_MIN: u64 = 16 * 1024;
 
-/// What the pipe takes before it is emptied: the more, the cheaper the byte. It grows while the sink takes all of it, so
-/// that a sink which then stalls leaves little behind in the kernel.
+/// How much goes into the pipe before it is emptied: the more, the cheaper the byte. It grows only
+/// while the sink takes all of it, so that a sink that stalls leaves little in the pipe.
 const FILL_BYTES_MIN: u32 = 128 * 1024;
 const FILL_BYTES_MAX: u32 = PIPE_BYTES as u32;
 
-/// Bytes in one step; then the others have their turn.
+/// Bytes in one step; then other sessions have their turn.
 const BYTES_PER_STEP: usize = 1024 * 1024;
 
-/// That a direction streams.
+/// The state of a direction that streams.
 pub(super) struct Stream {
     /// How much goes into the pipe at once.
     fill_bytes: u32,
@@ -44,7 +48,7 @@ struct Parked {
 
 /// Why filling the pipe stopped.
 enum Filled {
-    /// It holds enough, or the socket gives no more at the moment.
+    /// The pipe holds enough, or is full.
     Enough,
     /// The source has nothing more now.
     Dry,
@@ -54,13 +58,13 @@ enum Filled {
     Ended,
 }
 
-/// What stands behind the bytes that belong to the stream.
+/// What follows the bytes that are known to belong to the stream.
 enum Seen {
     /// More of it.
     Enough,
-    /// Nothing yet.
+    /// Nothing has arrived yet.
     Nothing,
-    /// A frame that is not of the stream, or a head that is cut.
+    /// A frame that does not belong to the stream, or a head that is cut.
     Other,
 }
 
@@ -68,7 +72,7 @@ enum Seen {
 pub(super) enum Streamed {
     /// Nothing can be moved now.
     Waits,
-    /// It goes on, but others have their turn first.
+    /// It goes on, but other sessions have their turn first.
     Yields,
     /// The stream is over: go on reading.
     Over,
@@ -84,7 +88,7 @@ impl Stream {
 impl Flow {
     /// A read filled the whole buffer: stream from now on, if both ends can.
     pub(super) fn begin_stream(&mut self, source: &Conn, sink: &Conn) {
-        // A head of which a part is held here, a Close frame and a pong that may be ours have to be read to their ends.
+        // A cut head, a Close frame and a pong that is held back have to be read to their ends.
         let is_plain = self.frames.held_head().is_empty() && self.watched.is_none();
         let can_stream = self.sink == Sink::Open
             && self.backlog.is_empty()
@@ -119,7 +123,7 @@ impl Flow {
                 match sink.splice_from(&mut pipe) {
                     Ok(Io::Moved(_)) => pumped.sink_alive |= was_blocked,
                     Ok(_) => {
-                        // The stall begins now, whatever was heard before: until here the sink has kept up.
+                        // The sink has kept up until now, so its time to take a byte begins now.
                         pumped.sink_alive |= !was_blocked;
                         stream.fill_bytes = (stream.fill_bytes / 2).max(FILL_BYTES_MIN);
                         let _charge = cx.budget.charge(pipe.held());
@@ -156,6 +160,9 @@ impl Flow {
     }
 
     /// Fills the pipe with the rest of the current frame and the frames behind it.
+    ///
+    /// Each round first makes sure that the bytes to splice belong to the stream, and only then moves
+    /// them: a spliced byte cannot be looked at any more.
     fn fill(
         &mut self,
         pipe: &mut Pipe,
@@ -173,6 +180,7 @@ impl Flow {
             };
             let most = self.frames.payload_left().min(room) as usize;
             if most == 0 {
+                // At a boundary, and the next frame is not of the stream, or not here.
                 return match seen {
                     Seen::Other => Filled::Over,
                     Seen::Enough | Seen::Nothing => Filled::Dry,
@@ -185,10 +193,15 @@ impl Flow {
                     self.traffic.bytes += n as u64;
                     self.note_alive(cx.now);
                     pumped.message |= self.is_data;
+                    // The source is slower than a stream. What it sends next is read, and a read that
+                    // fills the buffer begins the next stream.
                     if n < most && n < SPLICE_BYTES_MIN {
                         return Filled::Over;
                     }
                 }
+                // With bytes in the pipe, `Blocked` may mean that the pipe is full: it holds a number of
+                // packets, not of bytes. Taking that for a dry source would wait for an event that
+                // has already been reported, that is for ever.
                 Ok(Io::Blocked) if was_empty => return Filled::Dry,
                 Ok(Io::Blocked) => return Filled::Enough,
                 Ok(Io::Ended) | Err(_) => return Filled::Ended,
@@ -197,8 +210,10 @@ impl Flow {
         Filled::Enough
     }
 
-    /// Looks at the heads that stand among the next `room` bytes, which stay in the socket. Frames of the stream begin here,
-    /// before they have come whole: from here on their heads and payloads are one run of bytes that nobody looks at.
+    /// Looks at the heads among the next `room` bytes, which stay in the socket.
+    ///
+    /// A frame of the stream is counted here, before it has arrived whole: from then on its head and
+    /// payload are one run of bytes for the scanner, and `payload_left` covers both.
     fn look_ahead(
         &mut self,
         room: u64,
@@ -212,6 +227,8 @@ impl Flow {
             let offset = self.frames.payload_left() as u32;
             let Io::Moved(n) = source.peek(offset, &mut bytes)? else { return Ok(Seen::Nothing) };
             let Some((head, length)) = FrameHead::parse(&bytes[..n]) else {
+                // A cut head at the very front has to be read, or this would peek at it for ever without
+                // an event. Behind other bytes it is looked at again once those have moved.
                 return Ok(if offset == 0 { Seen::Other } else { Seen::Nothing });
             };
             if head.is_control()
