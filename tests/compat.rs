@@ -1,30 +1,31 @@
-//! The wire contract as exchanges: scripts that say who sends what, and under `---` what everybody then gets.
+//! The wire contract as exchanges: scripts of what the peers send and, under `---`, of what they get.
 //!
-//! The scripts are `tests/compat/*.txt`, one file for each section of `docs/protocol.md` that they show; each exchange begins
-//! with `## ` and what it shows. They are played over the simulated kernel of `tests/sim`, without chance: bytes arrive at
-//! once and whole, time passes only with `wait`. What was meant has to be written by a person; `COMPAT_REWRITE=1` writes what
-//! happens in its place, to be read and judged before it is kept.
+//! The scripts are `tests/compat/*.txt`, one file for each section of `docs/protocol.md`. An exchange
+//! begins with `## ` and what it shows. Exchanges run over the simulated kernel of `tests/sim`, without
+//! chance: bytes arrive whole and at once, and time passes only with `wait`. `COMPAT_REWRITE=1` writes
+//! what happens into the scripts, to be read and judged before it is kept.
 //!
 //! ```text
-//! set max_message=5                     settings, before anything else; `set splices=1`: streams pass through pipes
-//! show heads                            of handshakes, too, which are cut to their first lines otherwise
+//! set max_message=5                     settings, before anything else; `set splices=1`: use pipes
+//! show heads                            show handshakes whole; else only their first lines
 //! host 10.0.0.1:8001 refuses            or swallows, or up
 //! client> GET /health HTTP/1.1          a line, with CRLF
 //! client: upgrade /ws/input, Origin: https://a.example
-//! client: text "hello"                  frames: text, binary, continue, ping, pong, close 1000 "why"; `more` text: FIN is not set
+//! client: text "hello"                  frames: text, binary, continue, ping, pong, close 1000 "why"
+//! client: more text "hello"             a frame without FIN
 //! client: answers                       a pong to the gateway's last ping
 //! client: cut 4 text "hello"            only the first bytes of it
-//! client: rest text "hello" 4           only what stands behind them
-//! client: bytes 81 00                   anything
-//! client: repeat 5000 x                 a long text; `lines`: so many lines
+//! client: rest text "hello" 4           only what follows them
+//! client: bytes 81 00                   any bytes
+//! client: repeat 5000 x                 a long text; `lines`: this many lines
 //! client: fin | reset | closes          how it ends
-//! client: stalls | reads | takes 500    it stops reading, goes on, or reads just so many bytes
-//! client: gathers | sends | sends fin   what it says is kept, and goes out at once
-//! backend: accept                       the 101 to the request that came
+//! client: stalls | reads | takes 500    stops reading, reads again, or reads just this many bytes
+//! client: gathers | sends | sends fin   keeps what it sends, then sends it at once
+//! backend: accept                       the 101 to the request that arrived
 //! wait 5s   drain   reload max_message=5   stats
 //! ```
-//! Connections of clients come to be with the first word they say; backends are called `backend`, `backend2`, … as they are
-//! dialed. Output comes in the order of connections, not of time.
+//! A client connects with the first line that names it. Backends are called `backend`, `backend2`, … in
+//! the order in which they are dialed. Output is shown by connection, not by time.
 
 #[allow(dead_code)]
 #[path = "sim/kernel.rs"]
@@ -69,7 +70,7 @@ fn close_codes() {
     play("closing.txt");
 }
 
-/// Plays every exchange of a file, and holds what happened against what is written there.
+/// Plays every exchange of a file and compares what happens with what the file says.
 fn play(name: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat").join(name);
     let text = std::fs::read_to_string(&path)
@@ -94,11 +95,11 @@ fn play(name: &str) {
         (1..).zip(played.lines().zip(text.lines())).find(|(_, (ours, theirs))| ours != theirs)
     {
         panic!(
-            "{name}:{number}: written is\n  {theirs}\nwhat happens is\n  {ours}\n\n{}",
+            "{name}:{number}: the file has\n  {theirs}\nwhat happens is\n  {ours}\n\n{}",
             diff(&text, &played)
         );
     } else {
-        assert_eq!(played.lines().count(), text.lines().count(), "{name}: another number of lines");
+        assert_eq!(played.lines().count(), text.lines().count(), "{name}: the number of lines");
     }
 }
 
@@ -110,47 +111,55 @@ fn diff(written: &str, played: &str) -> String {
 
 fn play_exchange(text: &str) -> Result<String, String> {
     let mut out = String::new();
-    let mut theatre = None;
+    let mut stage = None;
     let mut settings = settings();
-    let (mut shows_heads, mut splices) = (false, false);
+    let mut options = Options { shows_heads: false, splices: false };
     let mut lines = text.lines().peekable();
     writeln!(out, "{}", lines.next().unwrap_or_default()).expect("a String takes everything");
     while let Some(line) = lines.next() {
         writeln!(out, "{line}").expect("a String takes everything");
         if let Some(words) = line.strip_prefix("set ") {
-            splices |= words.contains("splices=1");
+            options.splices |= words.contains("splices=1");
             change(&mut settings, words)?;
         } else if line == "show heads" {
-            shows_heads = true;
+            options.shows_heads = true;
         } else if line == "---" {
-            let theatre: &mut Theatre =
-                theatre.get_or_insert_with(|| Theatre::new(settings.clone(), shows_heads, splices));
-            theatre.settle()?;
-            out.push_str(&theatre.take_output());
+            let stage: &mut Stage =
+                stage.get_or_insert_with(|| Stage::new(settings.clone(), options));
+            stage.settle()?;
+            out.push_str(&stage.take_output());
             while lines.peek().is_some_and(|line| is_output(line)) {
                 lines.next();
             }
         } else if !line.is_empty() && !line.starts_with('#') {
-            let theatre =
-                theatre.get_or_insert_with(|| Theatre::new(settings.clone(), shows_heads, splices));
-            theatre.act(line, &mut settings).map_err(|why| format!("{line}: {why}"))?;
+            let stage = stage.get_or_insert_with(|| Stage::new(settings.clone(), options));
+            stage.act(line, &mut settings).map_err(|why| format!("{line}: {why}"))?;
         }
     }
-    let mut theatre = theatre.ok_or("nothing happens")?;
-    theatre.settle()?;
-    match theatre.take_output() {
+    let mut stage = stage.ok_or("nothing happens")?;
+    stage.settle()?;
+    match stage.take_output() {
         rest if rest.is_empty() => {
             // Every exchange but the last is followed by the empty line before the next one.
             Ok(out.strip_suffix('\n').unwrap_or(&out).to_owned()
                 + if text.ends_with('\n') { "\n" } else { "" })
         }
-        rest => Err(format!("this is said after the last `---`:\n{rest}")),
+        rest => Err(format!("this is sent after the last `---`:\n{rest}")),
     }
 }
 
 /// `client< …`
 fn is_output(line: &str) -> bool {
     line.trim_start_matches(|sign: char| sign.is_ascii_alphanumeric()).starts_with('<')
+}
+
+/// How an exchange is shown and carried.
+#[derive(Clone, Copy)]
+struct Options {
+    /// The heads of handshakes are shown whole.
+    shows_heads: bool,
+    /// The kernel can splice, so streams pass through pipes.
+    splices: bool,
 }
 
 // ---- settings
@@ -213,7 +222,7 @@ fn change(settings: &mut gateway::Settings, words: &str) -> Result<(), String> {
             "max_connections" => settings.limits.max_connections = number()? as usize,
             "max_connections_per_ip" => settings.limits.max_connections_per_ip = number()? as usize,
             "allowed_origins" => settings.limits.allowed_origins = vec![OriginRule::parse(value)?],
-            "splices" => {} // the kernel's, not the gateway's
+            "splices" => {} // an option of the kernel
             "without_route" => settings.routes.retain(|route| route.name != value),
             _ => return Err(format!("`{word}` is not known")),
         }
@@ -231,34 +240,34 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-// ---- the stage
+// ---- the gateway and its peers
 
-/// A gateway with people around it who do as they are told.
-struct Theatre {
+/// A gateway, with peers that do what the script says.
+struct Stage {
     kernel: Shared,
     gateway: Gateway,
-    people: Vec<Person>,
+    peers: Vec<Peer>,
     slots: Vec<(usize, LinkId)>,
     waiting: Vec<LinkId>,
     /// Finished background jobs, for the next turn.
     answers: Vec<Answer>,
     backends: usize,
     shows_heads: bool,
-    /// What `stats` said.
+    /// What `stats` showed.
     shown: String,
 }
 
-/// One end, and how it reads what it gets.
-struct Person {
+/// A client or a backend, and how it reads what it gets.
+struct Peer {
     name: String,
     link: LinkId,
-    is_client: bool,
+    role: Role,
     /// The heads of handshakes are shown whole.
     shows_heads: bool,
     is_stalled: bool,
-    /// What it says is kept here first.
+    /// What it sends is kept here first.
     gathered: Option<Vec<u8>>,
-    /// What has come and has not been shown.
+    /// What has arrived and has not been shown.
     held: Vec<u8>,
     reading: Reading,
     output: String,
@@ -266,6 +275,12 @@ struct Person {
     /// The payload of the gateway's last ping.
     pinged: Vec<u8>,
     has_seen_end: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Client,
+    Backend,
 }
 
 #[derive(PartialEq, Eq)]
@@ -283,8 +298,9 @@ enum Reading {
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const MASK: [u8; 4] = [1, 2, 3, 4];
 
-impl Theatre {
-    fn new(settings: gateway::Settings, shows_heads: bool, splices: bool) -> Theatre {
+impl Stage {
+    fn new(settings: gateway::Settings, options: Options) -> Stage {
+        let Options { shows_heads, splices } = options;
         let nature = Nature {
             receive_max: 1 << 20,
             send_max: if splices { 256 * 1024 } else { 64 * 1024 },
@@ -311,10 +327,10 @@ impl Theatre {
         let network = Box::new(Dialer(Rc::clone(&kernel)));
         let gateway = Gateway::new(settings, network, fastrand::Rng::with_seed(1), now, UNIX_EPOCH);
         let gateway = gateway.expect("its settings are good");
-        Theatre {
+        Stage {
             kernel,
             gateway,
-            people: Vec::new(),
+            peers: Vec::new(),
             slots: Vec::new(),
             waiting: Vec::new(),
             answers: Vec::new(),
@@ -338,16 +354,16 @@ impl Theatre {
             _ => {
                 let (name, rest) = match word.split_at(word.len() - 1) {
                     (name, ">") => {
-                        let index = self.person(name)?;
+                        let index = self.peer(name)?;
                         let bytes = format!("{rest}\r\n");
                         self.send(index, bytes.as_bytes());
                         return self.settle();
                     }
                     (name, ":") => (name, rest),
-                    _ => return Err("who says that?".into()),
+                    _ => return Err("a line begins with `name>` or `name:`".into()),
                 };
-                let index = self.person(name)?;
-                self.tell(index, rest)?;
+                let index = self.peer(name)?;
+                self.perform(index, rest)?;
             }
         }
         self.settle()
@@ -381,8 +397,8 @@ impl Theatre {
         Ok(())
     }
 
-    fn person(&mut self, name: &str) -> Result<usize, String> {
-        if let Some(index) = self.people.iter().position(|person| person.name == name) {
+    fn peer(&mut self, name: &str) -> Result<usize, String> {
+        if let Some(index) = self.peers.iter().position(|peer| peer.name == name) {
             return Ok(index);
         }
         if !name.starts_with("client") {
@@ -390,21 +406,21 @@ impl Theatre {
         }
         let link = self.kernel.borrow_mut().open();
         self.waiting.push(link);
-        self.people.push(Person::new(name.to_owned(), link, true, self.shows_heads));
+        self.peers.push(Peer::new(name.to_owned(), link, Role::Client, self.shows_heads));
         self.settle()?;
-        Ok(self.people.len() - 1)
+        Ok(self.peers.len() - 1)
     }
 
     fn send(&mut self, index: usize, bytes: &[u8]) {
-        if let Some(gathered) = &mut self.people[index].gathered {
+        if let Some(gathered) = &mut self.peers[index].gathered {
             return gathered.extend(bytes);
         }
-        self.kernel.borrow_mut().send(self.people[index].link, bytes);
+        self.kernel.borrow_mut().send(self.peers[index].link, bytes);
     }
 
-    /// Has one of them do what `words` say.
-    fn tell(&mut self, index: usize, words: &str) -> Result<(), String> {
-        let link = self.people[index].link;
+    /// A peer does what `words` say.
+    fn perform(&mut self, index: usize, words: &str) -> Result<(), String> {
+        let link = self.peers[index].link;
         let (word, rest) = words.split_once(' ').unwrap_or((words, ""));
         match word {
             "fin" => self.kernel.borrow_mut().end(link, End::Fin),
@@ -412,24 +428,24 @@ impl Theatre {
             "closes" => {
                 self.kernel.borrow_mut().close(link);
             }
-            "stalls" => self.people[index].is_stalled = true,
-            "reads" => self.people[index].is_stalled = false,
+            "stalls" => self.peers[index].is_stalled = true,
+            "reads" => self.peers[index].is_stalled = false,
             "takes" => {
                 let count = rest.parse().map_err(|error| format!("{error}"))?;
                 let bytes = self.kernel.borrow_mut().receive(link, count);
-                self.people[index].held.extend(bytes);
-                self.people[index].show();
+                self.peers[index].held.extend(bytes);
+                self.peers[index].show();
             }
             "answers" => {
-                let mask = self.people[index].is_client.then_some(MASK);
-                let frame = Frame::new(Kind::plain(wire::PONG, mask), &self.people[index].pinged);
+                let mask = self.peers[index].mask();
+                let frame = Frame::new(Kind::plain(wire::PONG, mask), &self.peers[index].pinged);
                 self.send(index, &frame.bytes);
             }
             "connects" => {}
-            "gathers" => self.people[index].gathered = Some(Vec::new()),
+            "gathers" => self.peers[index].gathered = Some(Vec::new()),
             "sends" => {
                 let gathered =
-                    self.people[index].gathered.take().ok_or("it has gathered nothing")?;
+                    self.peers[index].gathered.take().ok_or("it has gathered nothing")?;
                 self.send(index, &gathered);
                 if rest == "fin" {
                     // The last bytes and the FIN make one event.
@@ -440,7 +456,7 @@ impl Theatre {
             }
             "upgrade" => self.send(index, &upgrade(rest)),
             "accept" => {
-                let accept = derive_accept_key(self.people[index].key.as_bytes());
+                let accept = derive_accept_key(self.peers[index].key.as_bytes());
                 let mut head = format!(
                     "HTTP/1.1 101 Switching Protocols\r\nServer: backend\r\nConnection: Upgrade\r\n\
                      Upgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\n"
@@ -486,7 +502,7 @@ impl Theatre {
     }
 
     fn frame(&self, index: usize, words: &str) -> Result<Vec<u8>, String> {
-        let mask = self.people[index].is_client.then_some(MASK);
+        let mask = self.peers[index].mask();
         let (fin, words) = match words.strip_prefix("more ") {
             Some(words) => (false, words),
             None => (true, words),
@@ -527,7 +543,7 @@ impl Theatre {
 
     // ---- time and turns
 
-    /// Lets everything happen that happens without time passing.
+    /// Everything happens that needs no time to pass.
     fn settle(&mut self) -> Result<(), String> {
         for _ in 0..10_000 {
             let action = self.kernel.borrow_mut().poll_action();
@@ -611,48 +627,48 @@ impl Theatre {
             } else {
                 format!("backend{}", self.backends)
             };
-            let mut person = Person::new(name, link, false, self.shows_heads);
-            person.say(&format!("(dialed at {})", to.expect("it was dialed")));
-            self.people.push(person);
+            let mut peer = Peer::new(name, link, Role::Backend, self.shows_heads);
+            peer.report(&format!("(dialed at {})", to.expect("it was dialed")));
+            self.peers.push(peer);
         }
     }
 
-    /// Everybody reads; false if there was nothing for anyone.
+    /// Every peer reads. Returns false if there was nothing to read.
     fn read(&mut self) -> bool {
         let mut is_any = false;
-        for person in &mut self.people {
-            if person.is_stalled {
+        for peer in &mut self.peers {
+            if peer.is_stalled {
                 continue;
             }
-            let bytes = self.kernel.borrow_mut().receive(person.link, usize::MAX);
+            let bytes = self.kernel.borrow_mut().receive(peer.link, usize::MAX);
             if !bytes.is_empty() {
                 is_any = true;
-                person.held.extend(bytes);
-                person.show();
+                peer.held.extend(bytes);
+                peer.show();
             }
-            let end = self.kernel.borrow().received_end(person.link);
+            let end = self.kernel.borrow().received_end(peer.link);
             if let Some(end) = end
-                && !std::mem::replace(&mut person.has_seen_end, true)
+                && !std::mem::replace(&mut peer.has_seen_end, true)
             {
-                person.show_end(end);
+                peer.show_end(end);
             }
         }
         is_any
     }
 
     fn take_output(&mut self) -> String {
-        let said: String =
-            self.people.iter_mut().map(|person| std::mem::take(&mut person.output)).collect();
-        said + &std::mem::take(&mut self.shown)
+        let output: String =
+            self.peers.iter_mut().map(|peer| std::mem::take(&mut peer.output)).collect();
+        output + &std::mem::take(&mut self.shown)
     }
 }
 
-impl Person {
-    fn new(name: String, link: LinkId, is_client: bool, shows_heads: bool) -> Person {
-        Person {
+impl Peer {
+    fn new(name: String, link: LinkId, role: Role, shows_heads: bool) -> Peer {
+        Peer {
             name,
             link,
-            is_client,
+            role,
             shows_heads,
             is_stalled: false,
             gathered: None,
@@ -665,12 +681,17 @@ impl Person {
         }
     }
 
-    fn say(&mut self, what: &str) {
+    /// Clients mask what they send.
+    fn mask(&self) -> Option<[u8; 4]> {
+        (self.role == Role::Client).then_some(MASK)
+    }
+
+    fn report(&mut self, what: &str) {
         let line = format!("{}< {what}", self.name);
         writeln!(self.output, "{}", line.trim_end()).expect("a String takes everything");
     }
 
-    /// Shows what has come whole.
+    /// Shows what has arrived whole.
     fn show(&mut self) {
         loop {
             let is_more = match self.reading {
@@ -692,14 +713,14 @@ impl Person {
         let head = String::from_utf8_lossy(&self.held[..length]).into_owned();
         self.held.drain(..length + 4);
         let status = head.split(' ').nth(1).unwrap_or_default();
-        if !self.shows_heads && (status == "101" || !self.is_client) {
+        if !self.shows_heads && (status == "101" || !(self.role == Role::Client)) {
             let first = head.lines().next().unwrap_or_default();
             self.key = head
                 .lines()
                 .find_map(|line| line.strip_prefix("Sec-WebSocket-Key: "))
                 .unwrap_or_default()
                 .into();
-            self.say(&format!("{first} …"));
+            self.report(&format!("{first} …"));
             self.reading = Reading::Frames;
             return true;
         }
@@ -710,24 +731,24 @@ impl Person {
             }
             if let Some(length) = line.strip_prefix("Content-Length: ") {
                 left = length.parse().expect("a length");
-                self.say("Content-Length: …");
+                self.report("Content-Length: …");
                 continue;
             }
             if let Some((before, rest)) = line.split_once("'sha256-") {
                 let (_, after) = rest.split_once('\'').expect("a hash is quoted");
-                self.say(&format!("{before}'sha256-…'{after}"));
+                self.report(&format!("{before}'sha256-…'{after}"));
                 continue;
             }
             is_shown &= !line.starts_with("Content-Type: text/");
             match line.strip_prefix("X-Request-Id: ") {
-                Some(id) if id.len() == 36 => self.say("X-Request-Id: <a UUID>"),
-                _ => self.say(line),
+                Some(id) if id.len() == 36 => self.report("X-Request-Id: <a UUID>"),
+                _ => self.report(line),
             }
         }
-        self.say("");
+        self.report("");
         self.reading = match status {
             "101" => Reading::Frames,
-            _ if !self.is_client => Reading::Frames,
+            _ if !(self.role == Role::Client) => Reading::Frames,
             _ if head.contains("Transfer-Encoding") => Reading::Rest,
             _ if left > 0 => Reading::Body { left, is_shown },
             _ => Reading::Head,
@@ -736,7 +757,7 @@ impl Person {
     }
 
     fn show_body(&mut self, left: usize, is_shown: bool) -> bool {
-        // The answer to HEAD says a length and has no body: the next head stands there, or nothing.
+        // The answer to HEAD has a length and no body: the next head follows, or nothing.
         if self.held.starts_with(b"HTTP/1.1 ") || self.held.is_empty() {
             self.reading = Reading::Head;
             return !self.held.is_empty();
@@ -747,9 +768,9 @@ impl Person {
         let body: Vec<u8> = self.held.drain(..left).collect();
         let text = String::from_utf8_lossy(&body).replace(env!("CARGO_PKG_VERSION"), "<version>");
         if is_shown {
-            self.say(text.trim_end());
+            self.report(text.trim_end());
         } else {
-            self.say(&format!("({})", text.lines().next().unwrap_or_default()));
+            self.report(&format!("({})", text.lines().next().unwrap_or_default()));
         }
         self.reading = Reading::Head;
         true
@@ -769,7 +790,7 @@ impl Person {
             aivtuber_gateway::proto::ws::apply_mask(&mut payload, mask, 0);
         }
         let mut line = String::new();
-        if head.mask.is_some() == self.is_client {
+        if head.mask.is_some() == (self.role == Role::Client) {
             line.push_str("WRONGLY MASKED ");
         }
         if !head.fin {
@@ -778,13 +799,12 @@ impl Person {
         if head.rsv != 0 {
             line.push_str("deflated ");
         }
-        let is_ours =
-            head.opcode == aivtuber_gateway::proto::ws::Opcode::Ping && payload.len() == 8;
-        if is_ours {
+        let is_own = head.opcode == aivtuber_gateway::proto::ws::Opcode::Ping && payload.len() == 8;
+        if is_own {
             self.pinged.clone_from(&payload);
         }
         let text =
-            if is_ours { "<ours>".into() } else { String::from_utf8_lossy(&payload).into_owned() };
+            if is_own { "<ours>".into() } else { String::from_utf8_lossy(&payload).into_owned() };
         match (head.opcode.bits(), payload.first_chunk()) {
             (0, _) => write!(line, "continue \"{}\"", short(&text)),
             (wire::CLOSE, Some(code)) => {
@@ -795,7 +815,7 @@ impl Person {
             _ => write!(line, "{} \"{}\"", head.opcode, short(&text)),
         }
         .expect("a String takes everything");
-        self.say(&line);
+        self.report(&line);
         true
     }
 
@@ -810,9 +830,9 @@ impl Person {
                 }
                 _ => String::from_utf8_lossy(&held).escape_default().to_string(),
             };
-            self.say(&text);
+            self.report(&text);
         }
-        self.say(match end {
+        self.report(match end {
             End::Fin => "(end)",
             End::Reset => "(reset)",
         });
@@ -826,7 +846,7 @@ fn short(text: &str) -> String {
     }
 }
 
-/// A sound upgrade request; `words`: path, then lines to add or, by their name, to replace.
+/// A valid upgrade request. `words`: the path, then header lines to add or, by their name, to replace.
 fn upgrade(words: &str) -> Vec<u8> {
     let mut words = words.split(", ");
     let path = words.next().filter(|path| !path.is_empty()).unwrap_or("/ws/input");

@@ -42,13 +42,15 @@ use slab::Slab;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-/// Connections that are being told that there is no room, at once. While so many are, no further one is accepted.
+/// Rejected connections that may be open at once, for their 503 to be sent. At this number, no further
+/// connection is accepted.
 const REFUSALS_MAX: usize = 100;
 
-/// Workers that are connected to the embedded inbox at once.
+/// Workers that may be connected to the embedded inbox at once.
 const WORKERS_MAX: usize = 1000;
 
-/// What is left for last frames to leave when the drain time is over, and for Redis to keep the last results.
+/// The time for the last frames to leave once the drain time is over, and for Redis to store the last
+/// results.
 const LAST_CALL: Duration = Duration::from_millis(500);
 
 /// Unused slots are released once the number of sessions has halved, from this number up.
@@ -60,10 +62,11 @@ pub struct Settings {
     pub session: session::Settings,
     pub limits: limits::Settings,
     pub routes: Vec<RouteSettings>,
-    /// How long a drain may take; `None`: as long as it takes.
+    /// Timeout for a drain; `None`: no limit.
     pub drain_timeout: Option<Duration>,
-    /// How results are kept, and heard of.
+    /// How results are kept.
     pub tasks: tasks::Settings,
+    /// How results arrive: from Redis, or through the embedded inbox.
     pub link: link::Settings,
 }
 
@@ -71,18 +74,22 @@ pub struct Settings {
 pub struct Gateway {
     sessions: Slab<Session>,
     timers: Timers,
+    /// Sessions that had more to do than their budget.
     yielded: Vec<usize>,
+    /// Sessions that have ended and still have their slots.
     closed: Vec<usize>,
     redis: RedisSockets,
     /// The largest number of sessions since unused slots were last released.
     sessions_peak: usize,
+    /// Rejected connections that are open.
     refusals: usize,
     /// Open connections of workers.
     workers: usize,
     /// The gateway itself is where workers publish.
     is_inbox: bool,
+    /// Connections of every kind since the start.
     serials: u64,
-    lifecycle: Lifecycle,
+    run_state: RunState,
     drain_timeout: Option<Duration>,
     started: Moment,
     started_wall: SystemTime,
@@ -90,10 +97,16 @@ pub struct Gateway {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Lifecycle {
+enum RunState {
     Serving,
-    Draining { until: Option<Moment> },
-    LastCall { until: Moment },
+    /// No new work; what is in flight may finish.
+    Draining {
+        until: Option<Moment>,
+    },
+    /// Everything has been asked to leave at once.
+    LastCall {
+        until: Moment,
+    },
     Stopped,
 }
 
@@ -134,7 +147,7 @@ impl Gateway {
             workers: 0,
             is_inbox,
             serials: 0,
-            lifecycle: Lifecycle::Serving,
+            run_state: RunState::Serving,
             drain_timeout,
             started: now,
             started_wall: wall,
@@ -157,7 +170,7 @@ impl Gateway {
         self.sessions.vacant_key()
     }
 
-    /// One more connection can be taken, if only to be told that there is no room.
+    /// One more connection can be accepted, if only to be rejected with 503.
     pub fn can_admit(&self) -> bool {
         !self.cx.is_draining && (!self.cx.limits.is_full() || self.refusals < REFUSALS_MAX)
     }
@@ -175,7 +188,7 @@ impl Gateway {
                 warn!(target: "gateway", "{who} refused why=\"{}\" client={client}", refusal.why());
                 self.cx.stats.count_refused(refusal.word());
                 if self.refusals >= REFUSALS_MAX {
-                    return; // Not even told: one address must not hold more than that.
+                    return; // closed without a word, so that these are bounded too
                 }
                 self.refusals += 1;
                 let who = Identity { admission: Admission::Refused, ..who };
@@ -186,7 +199,7 @@ impl Gateway {
         self.drive(key);
     }
 
-    /// One more worker can be taken.
+    /// One more worker can be accepted.
     pub fn can_admit_worker(&self) -> bool {
         self.workers < WORKERS_MAX
     }
@@ -258,7 +271,7 @@ impl Gateway {
         self.check_drain();
     }
 
-    /// Hands out what was published, and tells what became of Redis.
+    /// Delivers what was published, and reports what happened to Redis.
     fn settle_results(&mut self) {
         self.cx.results.settle(self.cx.now);
         while let Some(notice) = self.cx.results.poll_notice() {
@@ -343,10 +356,10 @@ impl Gateway {
         if !self.yielded.is_empty() || self.redis.has_news() {
             return Some(self.cx.now);
         }
-        let drained = match self.lifecycle {
-            Lifecycle::Draining { until } => until,
-            Lifecycle::LastCall { until } => Some(until),
-            Lifecycle::Serving | Lifecycle::Stopped => None,
+        let drained = match self.run_state {
+            RunState::Draining { until } => until,
+            RunState::LastCall { until } => Some(until),
+            RunState::Serving | RunState::Stopped => None,
         };
         [self.timers.next(), drained, self.cx.results.deadline()].into_iter().flatten().min()
     }
@@ -380,14 +393,14 @@ impl Gateway {
 
     /// Begins to stop: no new work, what is in flight may finish within the drain time.
     pub fn drain(&mut self) {
-        if self.lifecycle != Lifecycle::Serving {
+        if self.run_state != RunState::Serving {
             return;
         }
         let until = self.cx.after(self.drain_timeout);
         let timeout =
             self.drain_timeout.map_or_else(|| "none".to_owned(), |timeout| format!("{timeout:?}"));
         info!(target: "gateway", "draining connections={} timeout={timeout}", self.sessions.len());
-        self.lifecycle = Lifecycle::Draining { until };
+        self.run_state = RunState::Draining { until };
         self.cx.is_draining = true;
         self.cx.results.finish(self.cx.now);
         self.drain_sessions(Drain::Finish);
@@ -396,24 +409,25 @@ impl Gateway {
 
     /// A drain has ended: nothing is left to be done.
     pub fn is_stopped(&self) -> bool {
-        self.lifecycle == Lifecycle::Stopped
+        self.run_state == RunState::Stopped
     }
 
-    /// Connections of every kind.
+    /// Open connections of every kind, clients and workers.
     pub fn session_count(&self) -> usize {
         self.sessions.len()
     }
 
-    /// Bytes held back for slow peers, over all sessions.
+    /// Bytes that wait for slow peers, over all sessions.
     pub fn backlog_bytes(&self) -> usize {
         self.sessions.iter().map(|(_, session)| session.held_bytes()).sum()
     }
 
+    /// Every counter.
     pub fn stats(&mut self) -> &mut Stats {
         &mut self.cx.stats
     }
 
-    /// The one door: lets a session do all it can, then sees what it wants.
+    /// *One door*: lets a session do all it can, then updates the timers and lists that it is in.
     fn drive(&mut self, key: usize) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         if session.is_closed() {
@@ -425,12 +439,12 @@ impl Gateway {
             Driven::Ask(question) => {
                 let response = self.report(&question);
                 self.sessions[key].answer(question.asked, response, &mut self.cx);
-                // A client that pipelines questions gets one answer a turn.
+                // A client that pipelines requests gets one answer a turn.
                 true
             }
             Driven::Closed => {
                 if session.who().admission == Admission::Inbox {
-                    self.workers -= 1; // now, for it stands among the closed ones from here on
+                    self.workers -= 1; // `check_drain` counts it among the closed ones from now on
                 }
                 return self.closed.push(key);
             }
@@ -462,33 +476,34 @@ impl Gateway {
 
     fn check_drain(&mut self) {
         let is_due = |until: Option<Moment>| until.is_some_and(|until| until <= self.cx.now);
-        match self.lifecycle {
-            Lifecycle::Serving | Lifecycle::Stopped => {}
-            // Workers do not keep it: they would never leave.
+        match self.run_state {
+            RunState::Serving | RunState::Stopped => {}
+            // Workers do not count: they stay connected.
             _ if self.sessions.len() == self.closed.len() + self.workers
                 && self.cx.results.is_at_rest() =>
             {
                 self.stop()
             }
-            // Redis is given what was heard, within a last call's time, for the next gateway to deliver.
-            Lifecycle::Draining { .. }
+            // No session is left, but Redis has not stored everything yet: another gateway is to deliver
+            // it.
+            RunState::Draining { .. }
                 if self.sessions.len() == self.closed.len() + self.workers =>
             {
-                self.lifecycle = Lifecycle::LastCall { until: self.cx.now + LAST_CALL };
+                self.run_state = RunState::LastCall { until: self.cx.now + LAST_CALL };
             }
-            Lifecycle::Draining { until } if is_due(until) => {
+            RunState::Draining { until } if is_due(until) => {
                 info!(target: "gateway", "drain time is over connections={}", self.sessions.len());
-                self.lifecycle = Lifecycle::LastCall { until: self.cx.now + LAST_CALL };
+                self.run_state = RunState::LastCall { until: self.cx.now + LAST_CALL };
                 self.drain_sessions(Drain::Leave);
             }
-            Lifecycle::LastCall { until } if is_due(Some(until)) => self.stop(),
-            Lifecycle::Draining { .. } | Lifecycle::LastCall { .. } => {}
+            RunState::LastCall { until } if is_due(Some(until)) => self.stop(),
+            RunState::Draining { .. } | RunState::LastCall { .. } => {}
         }
     }
 
-    /// Ends what is left, now.
+    /// Ends all sessions at once.
     pub fn stop(&mut self) {
-        self.lifecycle = Lifecycle::Stopped;
+        self.run_state = RunState::Stopped;
         for session in std::mem::take(&mut self.sessions)
             .into_iter()
             .map(|(_, session)| session)
@@ -502,7 +517,7 @@ impl Gateway {
     }
 }
 
-/// Results come from Redis, and some route serves them.
+/// Some route serves results, and they come from Redis.
 fn wants_redis(routes: &[RouteSettings], link: &link::Settings) -> bool {
     !link.is_embedded() && routes.iter().any(|route| route.target == Target::Output)
 }
@@ -510,5 +525,161 @@ fn wants_redis(routes: &[RouteSettings], link: &link::Settings) -> bool {
 fn log_routes(cx: &Context) {
     for route in cx.routes.iter() {
         info!(target: "gateway", "route {} path={} to={}", route.name, route.path, route.target_text(&cx.upstreams));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::{PeerAddress, Side, Transport};
+    use std::io::{self, ErrorKind, Read, Write};
+
+    struct NoNetwork;
+
+    impl Network for NoNetwork {
+        fn connect(&mut self, _: &PeerAddress, _: Source) -> io::Result<Socket> {
+            Err(ErrorKind::ConnectionRefused.into())
+        }
+    }
+
+    /// A peer that has sent some bytes, takes everything and never closes.
+    struct Peer(Vec<u8>);
+
+    impl Read for Peer {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            if self.0.is_empty() {
+                return Err(ErrorKind::WouldBlock.into());
+            }
+            let n = buf.len().min(self.0.len());
+            buf[..n].copy_from_slice(&self.0[..n]);
+            self.0.drain(..n);
+            Ok(n)
+        }
+    }
+
+    impl Write for Peer {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Transport for Peer {
+        fn shutdown_write(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    const READABLE: Ready = Ready { readable: true, writable: false, read_closed: false };
+
+    fn gateway(max_connections: usize) -> Gateway {
+        let settings = Settings {
+            session: session::Settings::default(),
+            limits: limits::Settings {
+                max_connections,
+                max_connections_per_ip: 0,
+                allowed_origins: Vec::new(),
+            },
+            routes: Vec::new(),
+            drain_timeout: Some(Duration::from_secs(5)),
+            tasks: tasks::Settings::default(),
+            link: link::Settings::default(),
+        };
+        let chance = fastrand::Rng::with_seed(1);
+        let (now, wall) = (Moment::START, SystemTime::UNIX_EPOCH);
+        Gateway::new(settings, Box::new(NoNetwork), chance, now, wall).expect("no Redis is wanted")
+    }
+
+    fn socket(sent: &[u8]) -> Socket {
+        Socket::Other(Box::new(Peer(sent.to_vec())))
+    }
+
+    fn client(gateway: &mut Gateway, sent: &[u8]) {
+        let key = gateway.next_key();
+        gateway.admit(socket(sent), SocketAddr::from(([192, 0, 2, 1], 5000)));
+        gateway.ready(Source::Session(key, Side::Downstream), READABLE);
+    }
+
+    fn turn(gateway: &mut Gateway, now: Moment) {
+        gateway.begin_turn(now);
+        gateway.settle();
+        gateway.finish_turn();
+    }
+
+    /// With a drain timeout of 5 s.
+    #[test]
+    fn drain_waits_for_what_is_in_flight_and_no_longer() {
+        struct Case {
+            name: &'static str,
+            open: fn(&mut Gateway),
+            stopped_at: u64,
+        }
+        let cases = [
+            Case { name: "nothing", open: |_| {}, stopped_at: 0 },
+            Case {
+                name: "an idle connection",
+                open: |gateway| client(gateway, b""),
+                stopped_at: 0,
+            },
+            Case {
+                name: "half a request head",
+                open: |gateway| client(gateway, b"GET / HTTP/1.1\r\n"),
+                stopped_at: 5500,
+            },
+            Case {
+                name: "a worker",
+                open: |gateway| {
+                    let from = SocketAddr::from(([192, 0, 2, 2], 6000));
+                    gateway.admit_worker(socket(b""), from);
+                },
+                stopped_at: 0,
+            },
+        ];
+        for Case { name, open, stopped_at } in cases {
+            let mut gateway = gateway(10);
+            open(&mut gateway);
+            gateway.drain();
+            for milliseconds in (0..=6000).step_by(500) {
+                turn(&mut gateway, Moment::START + Duration::from_millis(milliseconds));
+                let is_due = milliseconds >= stopped_at;
+                assert_eq!(gateway.is_stopped(), is_due, "{name} after {milliseconds} ms");
+            }
+        }
+    }
+
+    #[test]
+    fn rejected_connections_are_bounded() {
+        let mut gateway = gateway(1);
+        client(&mut gateway, b"");
+        for rejected in 0..REFUSALS_MAX {
+            assert!(gateway.can_admit(), "{rejected} have been rejected");
+            client(&mut gateway, b"");
+        }
+        assert!(!gateway.can_admit());
+        assert_eq!(gateway.session_count(), 1 + REFUSALS_MAX);
+        assert_eq!(gateway.stats().connections_accepted, 1);
+    }
+
+    #[test]
+    fn workers_are_bounded() {
+        let mut gateway = gateway(1);
+        for _ in 0..WORKERS_MAX {
+            assert!(gateway.can_admit_worker());
+            gateway.admit_worker(socket(b""), SocketAddr::from(([192, 0, 2, 2], 6000)));
+        }
+        assert!(!gateway.can_admit_worker());
+    }
+
+    #[test]
+    fn a_session_that_has_more_to_do_makes_the_next_turn_due_at_once() {
+        let mut gateway = gateway(10);
+        client(&mut gateway, b"");
+        turn(&mut gateway, Moment::START);
+        assert!(gateway.next_turn().is_some_and(|at| at > gateway.now()), "header_timeout");
+        // Two requests in a row: each gets its answer in a turn of its own.
+        client(&mut gateway, &b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n".repeat(2));
+        assert_eq!(gateway.next_turn(), Some(gateway.now()));
     }
 }

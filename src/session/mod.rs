@@ -55,25 +55,26 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Bytes that one read can take: a 64 KiB payload and its frame head pass in one. One buffer serves the whole process.
+/// Bytes of one read: enough for a payload of 64 KiB and its frame head. The whole process shares one
+/// such buffer.
 pub const SCRATCH_BYTES: usize = 68 * 1024;
 
-/// How a session behaves; the timeouts are off when `None`.
+/// How a session behaves. A timeout of `None` is switched off.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// A whole request head must be here by then.
+    /// Timeout for a whole request head.
     pub header_timeout: Option<Duration>,
-    /// How long an idle HTTP connection is kept.
+    /// Timeout for the next request on an idle HTTP connection.
     pub keep_alive: Option<Duration>,
-    /// All attempts to connect to a backend, together.
+    /// Timeout for all attempts to connect to a backend, together.
     pub connect_timeout: Option<Duration>,
-    /// From the connection until the backend's 101.
+    /// Timeout for the backend's 101, from the connection on.
     pub handshake_timeout: Option<Duration>,
-    /// A side that has been silent so long is sent a ping.
+    /// Silence after which a side is pinged.
     pub ping_interval: Option<Duration>,
-    /// A side that says nothing at all for so long after that ping is gone.
+    /// Timeout for any byte from a side, from that ping on.
     pub ping_timeout: Option<Duration>,
-    /// No message either way.
+    /// Timeout for a message, from either side.
     pub idle_timeout: Option<Duration>,
     /// Payload bytes of the largest message that is relayed.
     pub max_message: Option<u64>,
@@ -99,12 +100,13 @@ impl Default for Settings {
     }
 }
 
-/// What a client is told when no backend takes it.
+/// How a client learns that no backend takes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnBackendFailure {
-    /// Its upgrade is completed and then closed with a code and a reason, which a page in a browser can read.
+    /// The upgrade is completed, then closed with a code and a reason, which scripts in a browser can
+    /// read.
     Close,
-    /// The backend's own HTTP answer, or 502 or 504.
+    /// The backend's own HTTP answer, else 502 or 504.
     Http,
 }
 
@@ -113,7 +115,7 @@ pub struct Context {
     /// The moment of this turn.
     pub now: Moment,
     pub settings: Settings,
-    /// Results, and which session waits for which.
+    /// Results, and which session waits for which task.
     pub results: Results<u32>,
     /// What a task's channel begins with.
     pub channel_prefix: String,
@@ -123,9 +125,9 @@ pub struct Context {
     pub limits: Limits,
     pub stats: Stats,
     pub chance: fastrand::Rng,
-    /// What makes the payloads of our pings our own.
+    /// Makes the payloads of this process's pings recognisable.
     pub ping_key: u64,
-    /// No new work is begun.
+    /// The gateway drains: no new work begins.
     pub is_draining: bool,
     /// Work for the background threads, taken at the end of the turn.
     pub jobs: VecDeque<jobs::Job>,
@@ -180,28 +182,29 @@ impl Context {
     }
 }
 
-/// Who a session is: what stays the same, or is said in every line about it.
+/// What identifies a session: what stays the same, and what every log line about it has.
 pub struct Identity {
     /// Counted from 1 since the start.
     pub serial: u64,
     pub opened: Moment,
-    /// Once it is a WebSocket. A reload of the configuration leaves it with the route it came by.
+    /// Its route, once it is a WebSocket. A reload of the configuration does not change it.
     pub route: Option<Rc<Route>>,
-    /// The task in the path of a relayed one, as the client wrote it. Behind two pointers, for most have none.
+    /// The task in the path of a relayed session, as the client wrote it. Two pointers away, since most
+    /// sessions have none.
     pub task_id: Option<Box<Box<str>>>,
-    /// The slot it lives in, which its events carry.
+    /// Its slot, which its events carry.
     pub key: u32,
     pub ip: IpAddr,
     pub port: u16,
     pub admission: Admission,
 }
 
-/// On what account a session is here; it is taken off that account when it is reaped.
+/// What a session is counted as, until its slot is freed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
     /// A client, counted by [`Limits`].
     Client,
-    /// A client too many.
+    /// Rejected: connection limit.
     Refused,
     /// A worker.
     Inbox,
@@ -212,12 +215,12 @@ impl Identity {
         SocketAddr::new(self.ip, self.port)
     }
 
-    /// How long it has been here.
+    /// The time since it was accepted.
     pub fn age(&self, now: Moment) -> Seconds {
         Seconds(now - self.opened)
     }
 
-    /// The route's name, or what it is called while it has none.
+    /// The name of its route, or `http` or `inbox` where it has none.
     pub fn route_name(&self) -> &str {
         match (&self.route, self.admission) {
             (Some(route), _) => &route.name,
@@ -305,7 +308,7 @@ pub enum Step {
     Wait(Phase),
     /// Go on at once with this phase.
     Next(Phase),
-    /// More could be done, but it is the others' turn first.
+    /// More could be done, but other sessions have their turn first.
     Yield(Phase),
     /// Only the gateway can answer this, since the answer is about more than one session: it calls [`Session::answer`].
     Ask(Box<reply::Question>),
@@ -326,7 +329,7 @@ pub struct Session {
     who: Identity,
     downstream: Conn,
     phase: Phase,
-    /// It stands in the list of those that have more to do.
+    /// It is in the gateway's list of sessions that have more to do.
     pub is_yielded: bool,
 }
 
@@ -343,7 +346,7 @@ impl Session {
         Session { who, downstream, phase, is_yielded: false }
     }
 
-    /// A result for the task that it waits for. It is acted on by the next [`Session::drive`].
+    /// A result for the task that it waits for. Acted on by the next [`Session::drive`].
     pub fn handle_result(&mut self, result: Rc<TaskResult>) {
         if let Phase::Output(output) = &mut self.phase {
             output.handle_result(result);
@@ -357,7 +360,7 @@ impl Session {
         }
     }
 
-    /// A connection that is told why it is not wanted, and closed.
+    /// A connection that is rejected with `reply` and closed.
     pub fn refused(
         who: Identity,
         downstream: Conn,
@@ -515,16 +518,16 @@ use in_phase;
 mod tests {
     use super::*;
 
-    /// `mio` keeps a word more in each socket of a debug build.
+    /// `mio` adds a word to each socket in a debug build.
     const DEBUG: usize = if cfg!(debug_assertions) { 8 } else { 0 };
 
-    /// What an idle connection is made of. A relayed pair is a [`Session`] and a [`relay::Relay`], eight bytes that the allocator
-    /// adds to that, and nine of timers: under 400 bytes, with what the process takes once shared among 5,000.
+    /// An idle relayed pair is a [`Session`] and a [`relay::Relay`], eight bytes that the allocator adds,
+    /// and nine of timers: under 400 bytes, with a share in what the process takes once.
     #[test]
     fn an_idle_connection_is_small() {
-        assert_eq!(size_of::<Session>(), 96 + DEBUG);
-        assert_eq!(size_of::<relay::Relay>(), 216 + DEBUG);
-        assert_eq!(size_of::<flow::Flow>(), 80);
-        assert_eq!(size_of::<output::Output>(), 104);
+        assert!(size_of::<Session>() <= 96 + DEBUG);
+        assert!(size_of::<relay::Relay>() <= 216 + DEBUG);
+        assert!(size_of::<flow::Flow>() <= 80);
+        assert!(size_of::<output::Output>() <= 104);
     }
 }
