@@ -205,7 +205,6 @@ impl House {
             });
             if let Err(error) = admitted {
                 debug!(target: "demo", "cannot take a client: {error}");
-                log::logger().flush();
                 // Out of descriptors or of threads: others may give some back.
                 thread::sleep(Duration::from_millis(50));
             }
@@ -243,7 +242,6 @@ impl Visitor {
             Ok(()) => debug!(target: "demo", "task {} left", self.upload.task_id),
             Err(error) => debug!(target: "demo", "task {} left: {error}", self.upload.task_id),
         }
-        log::logger().flush();
     }
 
     fn talk(&mut self, stream: TcpStream) -> Result<(), Box<dyn std::error::Error>> {
@@ -307,7 +305,6 @@ impl Visitor {
             Ok(()) => info!(target: "demo", "task {task_id} answered text={}B", text.len()),
             Err(error) => warn!(target: "demo", "task {task_id} not answered: {error}"),
         }
-        log::logger().flush();
     }
 }
 

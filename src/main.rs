@@ -115,9 +115,9 @@ fn run(flags: Flags, loaded: Loaded, demo: Option<Demo>, logging: &Logging) -> R
             let logging = logging.clone();
             Box::new(move || logging.reopen())
         },
-        log_turn: {
+        log_lines_lost: {
             let logging = logging.clone();
-            Box::new(move |now| logging.turn(now))
+            Box::new(move || logging.lines_lost())
         },
     };
     let reactor =

@@ -28,7 +28,7 @@ pub(super) fn write_line(
             line.push_str(target);
             line.push(' ');
             let _ = line.write_fmt(message);
-            // Looked at as a whole: a message comes in dozens of pieces.
+            // Checked as a whole, because a message is formatted in dozens of pieces.
             if !is_plain(&line[start..]) {
                 let raw = line.split_off(start);
                 escape_into(line, &raw);
@@ -44,7 +44,7 @@ pub(super) fn write_line(
     }
 }
 
-/// `2026-11-22T10:00:00.123Z`. By hand, because padded numbers through `write!` cost as much as the rest of a line.
+/// `2026-11-22T10:00:00.123Z`. Not through `write!`: its padded numbers cost as much as the rest of a line.
 fn push_time(line: &mut String, at: OffsetDateTime) {
     let (hour, minute, second, milli) = at.to_hms_milli();
     push_digits::<4>(line, at.year().unsigned_abs());
@@ -69,14 +69,15 @@ fn push_digits<const N: usize>(line: &mut String, mut number: u32) {
     line.extend(digits.map(char::from));
 }
 
-/// Nearly all text is. Without an early end the compiler looks at many bytes at once.
+/// Whether nothing has to be escaped, as in nearly every line. There is no early return, so that the compiler checks many
+/// bytes at once.
 fn is_plain(text: &str) -> bool {
     text.bytes().fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~'))
 }
 
 fn escape_into(line: &mut String, text: &str) {
     for c in text.chars() {
-        // The last two are line ends to some readers, though not control characters.
+        // U+2028 and U+2029 are no control characters, but some readers end a line there.
         if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') {
             line.extend(c.escape_default());
         } else {

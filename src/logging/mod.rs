@@ -1,46 +1,57 @@
-//! The log: one line an event, collected in memory, written at most once a turn of the loop.
+//! The log: one line an event, made by the thread that logs it and written by a thread of its own.
 //!
 //! ```text
-//! info!(..) ─► Front (level, target, one escaped line) ─► simplelog ─► Pen ─► Sink: buffer ─flush()─► file or standard error
+//! info!(…) ─► Logger (level, target, one escaped line) ─► simplelog ─► Lines ─► Queue ─► writer thread: Sink ─► file or standard error
 //! ```
 //!
-//! Text lines are `2026-11-22T10:00:00.123Z INFO  relay input_1 opened client=127.0.0.1:52010`: UTC time, level, target,
-//! message with `key=value` pairs. JSON lines have the members `time`, `level`, `target` and `message`; the pairs stay inside the
-//! message, because taking them out of it again could only guess. Control characters are escaped in both, so that no client can
-//! forge a line. The target of a line of ours is the last part of its module's path (`aivtuber_gateway::session::relay` is `relay`).
+//! Text lines are `2026-11-22T10:00:00.123Z INFO  relay input_1 opened client=127.0.0.1:52010`: UTC time, level, target and
+//! a message with `key=value` pairs. JSON lines have the members `time`, `level`, `target` and `message`; the pairs stay
+//! inside the message. Control characters are escaped in both, so that no client can forge a line. The target of the
+//! gateway's own lines is the last part of the module's path (`aivtuber_gateway::session::relay` is `relay`).
 //!
-//! Surprising: nothing reaches the disk before [`Logging::turn`] or `log::logger().flush()`. The reactor calls the one once a turn: the
-//! first line after a while is written at once, those that follow it closely go together. A thread of its own calls the other after its
-//! lines; a panic and [`Logging::finish`] do too. Nothing in here blocks on a full pipe, waits for a disk to have room or
-//! panics over one:
+//! What to know before changing it:
 //!
-//! - **Whole lines.** What was written of a line before a failure is continued, or ended with a newline, never run into the next one.
-//! - **Bounded.** At most [`BUFFER_BYTES_MAX`] wait; further lines are dropped, counted, and the count is logged when there is room again.
-//! - **Said once.** A file that cannot be written is reported on standard error once, and once more when it works again. Where it
-//!   cannot even be opened, lines go to standard error in the meantime; a full disk only makes them wait.
+//! - **Logging never waits.** A thread that logs appends to a buffer in memory. Only the writer touches the disk, so a slow
+//!   or full one, or a reader of standard error that does not read, holds up nothing.
+//! - **Gathered.** The first line after a pause is written at once; lines that follow within 20 ms are written together.
+//! - **Whole lines.** What was written of a line before a failure is continued, or ended with a newline, but never run into
+//!   the next line.
+//! - **Bounded.** At most [`WAITING_BYTES_MAX`] wait. Lines beyond that are dropped and counted, and the count is logged
+//!   when there is room again.
+//! - **Reported once.** A file that cannot be written is reported on standard error once, and once more when it works
+//!   again. While it cannot be opened, lines go to standard error; while the disk is full, they wait in memory.
+//! - **Nothing is lost at the end.** A panic and [`Logging::finish`] wait for the writer, for a second at most.
 
 mod file;
 mod line;
+mod queue;
 mod sink;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use crate::base::moment::Moment;
-use crate::reactor::LogState;
 use line::write_line;
 use log::{Level, LevelFilter, Log, Metadata, Record};
+pub use queue::WAITING_BYTES_MAX;
+use queue::{Queue, Request};
 use simplelog::{ConfigBuilder, WriteLogger};
-pub use sink::BUFFER_BYTES_MAX;
 use sink::Sink;
 use time::OffsetDateTime;
 
-/// Room for one line that is kept for the next; a longer one takes its room with it.
+/// The largest line whose buffer is kept for the next line.
 const LINE_BYTES_KEPT: usize = 1024;
 
-/// Modules whose lines are held at `warn`: below it they print payloads (tungstenite) or every event (mio). The `::` leaves the
-/// bare names to us: `redis` is what our own lines about Redis may be called.
+/// How long a panic and [`Logging::finish`] wait for the writer.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The stack of the writer thread.
+const STACK_BYTES: usize = 128 * 1024;
+
+/// Modules of other crates that are logged from `warn` up: below it they print payloads (tungstenite) or every event (mio).
+/// The `::` keeps the bare names free: the gateway's own lines about Redis have the target `redis`.
 const QUIET: [&str; 3] = ["tungstenite::", "mio::", "redis::"];
 
 /// The `[log]` section.
@@ -54,7 +65,7 @@ pub struct Settings {
     pub format: Format,
     /// The file is rotated before it grows beyond this many bytes; `None`: never.
     pub max_size: Option<u64>,
-    /// How many rotated files stay (`file.1` is the youngest); with 0 the full file is deleted.
+    /// How many rotated files are kept (`file.1` is the newest); with 0 the full file is deleted.
     pub keep: u32,
 }
 
@@ -80,13 +91,24 @@ pub enum Format {
     Json,
 }
 
-/// Makes the log the process's log, and the panic message part of it. Can succeed once in a process.
+/// Makes the log the process's log, and the panic message part of it, and starts the writer thread. Can succeed once in a
+/// process.
 ///
 /// A file that cannot be opened is no error: it is reported on standard error, where the lines then go.
-pub fn start(settings: Settings) -> Result<Logging, log::SetLoggerError> {
+///
+/// # Errors
+/// When the system allows no more threads, or there is a logger already.
+pub fn start(settings: Settings) -> io::Result<Logging> {
     let level = settings.level;
-    let sink = Arc::new(Mutex::new(Sink::open(settings)));
-    log::set_boxed_logger(Box::new(Front::new(Arc::clone(&sink))))?;
+    let shared = Arc::new(Shared::new(settings.clone()));
+    let sink = Sink::open(settings);
+    let logger = Logger::new(Arc::clone(&shared));
+    log::set_boxed_logger(Box::new(logger)).map_err(io::Error::other)?;
+    let writer = Arc::clone(&shared);
+    std::thread::Builder::new()
+        .name("log".into())
+        .stack_size(STACK_BYTES)
+        .spawn(move || writer.queue.write_all(sink))?;
     log::set_max_level(level);
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -94,19 +116,29 @@ pub fn start(settings: Settings) -> Result<Logging, log::SetLoggerError> {
         log::logger().flush();
         print(panic);
     }));
-    Ok(Logging { sink })
+    Ok(Logging { shared })
 }
 
 /// A hold on the running log, for signals and for the end.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Logging {
-    sink: Arc<Mutex<Sink>>,
+    shared: Arc<Shared>,
+}
+
+/// What the threads that log, the writer and [`Logging`] share.
+#[derive(Debug)]
+struct Shared {
+    queue: Queue,
+    settings: Mutex<Settings>,
+    /// The format of the settings, for whoever logs.
+    is_json: AtomicBool,
 }
 
 impl Logging {
-    /// Opens the file again by its name, after what waits was written to the old one (logrotate's `create` mode).
+    /// Has the file opened again by its name (logrotate's `create` mode). Lines logged before go to the old one. Does not
+    /// wait for it.
     pub fn reopen(&self) {
-        lock(&self.sink).reopen();
+        self.shared.queue.ask(Request::Reopen);
     }
 
     /// From now on this level, whatever the settings said.
@@ -114,45 +146,61 @@ impl Logging {
         log::set_max_level(level);
     }
 
-    /// Takes new settings into use, all of them, and opens the file again.
+    /// Takes all of the new settings into use and has the file opened again. Does not wait for it.
     pub fn apply(&self, settings: Settings) {
         log::set_max_level(settings.level);
-        let mut sink = lock(&self.sink);
-        sink.flush();
-        sink.settings = settings;
-        sink.reopen();
+        self.shared.apply(settings.clone());
+        self.shared.queue.ask(Request::Apply(settings));
     }
 
     /// The settings in effect.
     pub fn settings(&self) -> Settings {
-        lock(&self.sink).settings.clone()
+        lock(&self.shared.settings).clone()
     }
 
-    /// Writes the lines that wait, without waiting for anything, unless the last ones were written a moment ago or did not go out.
-    /// Called once a turn of the loop, and at the moment that it answers.
-    pub fn turn(&self, now: Moment) -> LogState {
-        let mut sink = lock(&self.sink);
-        LogState { due_at: sink.turn(now), lines_lost: sink.lost }
+    /// Lines that were never written, since the start.
+    pub fn lines_lost(&self) -> u64 {
+        self.shared.queue.lines_lost()
     }
 
-    /// Writes what is left, waiting a moment for a slow reader. The last call before the process exits.
+    /// Waits until all lines are written, for a second at most. The last call before the process exits.
     pub fn finish(&self) {
-        log::logger().flush();
-        lock(&self.sink).finish();
+        self.shared.queue.flush(FLUSH_TIMEOUT);
+    }
+}
+
+impl Shared {
+    fn new(settings: Settings) -> Shared {
+        let shared = Shared {
+            queue: Queue::default(),
+            settings: Mutex::default(),
+            is_json: AtomicBool::new(false),
+        };
+        shared.apply(settings);
+        shared
+    }
+
+    fn format(&self) -> Format {
+        if self.is_json.load(Ordering::Relaxed) { Format::Json } else { Format::Text }
+    }
+
+    fn apply(&self, settings: Settings) {
+        self.is_json.store(settings.format == Format::Json, Ordering::Relaxed);
+        *lock(&self.settings) = settings;
     }
 }
 
 /// The process's logger: decides, makes the line, hands it to simplelog.
-struct Front {
-    inner: Box<WriteLogger<Pen>>,
-    sink: Arc<Mutex<Sink>>,
-    /// Where lines are made, so that room is not asked for and given back for each.
-    room: Mutex<String>,
+struct Logger {
+    inner: Box<WriteLogger<Lines>>,
+    shared: Arc<Shared>,
+    /// The buffer in which lines are made, kept from one line to the next.
+    line: Mutex<String>,
 }
 
-impl Front {
-    fn new(sink: Arc<Mutex<Sink>>) -> Self {
-        // Everything but the message is switched off: the line is finished before it gets there.
+impl Logger {
+    fn new(shared: Arc<Shared>) -> Self {
+        // Everything but the message is switched off: the line is complete before simplelog gets it.
         let bare = ConfigBuilder::new()
             .set_time_level(LevelFilter::Off)
             .set_max_level(LevelFilter::Off)
@@ -160,31 +208,30 @@ impl Front {
             .set_target_level(LevelFilter::Off)
             .set_location_level(LevelFilter::Off)
             .build();
-        let pen = Pen { line: Vec::new(), sink: Arc::clone(&sink) };
-        Front {
-            inner: WriteLogger::new(LevelFilter::Trace, bare, pen),
-            sink,
-            room: Mutex::default(),
+        let lines = Lines { line: Vec::new(), shared: Arc::clone(&shared) };
+        Logger {
+            inner: WriteLogger::new(LevelFilter::Trace, bare, lines),
+            shared,
+            line: Mutex::default(),
         }
     }
 }
 
-impl Log for Front {
+impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.level() <= log::max_level() && !is_hushed(metadata.target(), metadata.level())
+        metadata.level() <= log::max_level() && !is_quiet(metadata.target(), metadata.level())
     }
 
     fn log(&self, record: &Record<'_>) {
         if !self.enabled(record.metadata()) {
             return;
         }
-        // Made while no lock is held: a message whose `Display` logs or panics then does no harm here. What logs meanwhile finds
-        // other room.
-        let format = lock(&self.sink).settings.format;
-        let mut line = std::mem::take(&mut *lock(&self.room));
+        // The line is made while no lock is held, so a message whose `Display` itself logs or panics does no harm. A thread
+        // that logs at the same time finds an empty buffer and uses that.
+        let mut line = std::mem::take(&mut *lock(&self.line));
         write_line(
             &mut line,
-            format,
+            self.shared.format(),
             OffsetDateTime::now_utc(),
             record.level(),
             record.target(),
@@ -194,43 +241,43 @@ impl Log for Front {
             .log(&Record::builder().level(record.level()).args(format_args!("{line}")).build());
         if line.capacity() <= LINE_BYTES_KEPT {
             line.clear();
-            *lock(&self.room) = line;
+            *lock(&self.line) = line;
         }
     }
 
+    /// Waits for the writer, for a second at most.
     fn flush(&self) {
-        self.inner.flush();
+        self.shared.queue.flush(FLUSH_TIMEOUT);
     }
 }
 
-/// True for a line of another crate that would be noise, or show payloads.
-fn is_hushed(target: &str, level: Level) -> bool {
+/// Whether a line is another crate's and would be noise, or show payloads.
+fn is_quiet(target: &str, level: Level) -> bool {
     level > Level::Warn && QUIET.iter().any(|path| target.starts_with(path))
 }
 
 /// What simplelog writes to: puts its pieces together and hands over whole lines.
-struct Pen {
+struct Lines {
     line: Vec<u8>,
-    sink: Arc<Mutex<Sink>>,
+    shared: Arc<Shared>,
 }
 
-impl Write for Pen {
+impl Write for Lines {
     fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
         self.line.extend_from_slice(piece);
         if self.line.ends_with(b"\n") {
-            lock(&self.sink).push(&self.line);
+            self.shared.queue.push(&self.line);
             self.line.clear();
         }
         Ok(piece.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        lock(&self.sink).flush();
         Ok(())
     }
 }
 
-/// The lock, also after a thread panicked while it had it: whatever is done under one leaves things in order.
+/// The lock, even after a thread panicked with it: nothing is half done under one.
 fn lock<T>(one: &Mutex<T>) -> MutexGuard<'_, T> {
     one.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -240,11 +287,11 @@ mod tests {
     use super::*;
     use std::fs;
 
-    /// A folder of its own for each test, gone with it.
-    struct Folder(PathBuf);
+    /// A folder of its own for each test, removed with it.
+    pub(super) struct Folder(pub(super) PathBuf);
 
     impl Folder {
-        fn new(name: &str) -> Folder {
+        pub(in crate::logging) fn new(name: &str) -> Folder {
             let path =
                 std::env::temp_dir().join(format!("gateway-log-{name}-{}", std::process::id()));
             let _ = fs::remove_dir_all(&path);
@@ -252,11 +299,11 @@ mod tests {
             Folder(path)
         }
 
-        fn file(&self, name: &str) -> PathBuf {
+        pub(in crate::logging) fn file(&self, name: &str) -> PathBuf {
             self.0.join(name)
         }
 
-        fn read(&self, name: &str) -> String {
+        pub(in crate::logging) fn read(&self, name: &str) -> String {
             fs::read_to_string(self.file(name)).unwrap()
         }
     }
@@ -267,37 +314,42 @@ mod tests {
         }
     }
 
-    fn sink(file: PathBuf) -> Sink {
+    pub(super) fn sink(file: PathBuf) -> Sink {
         Sink::open_reporting(Settings { file: Some(file), ..Settings::default() }, |_| {})
     }
 
     #[test]
-    fn other_crates_are_hushed_below_warn() {
-        assert!(is_hushed("tungstenite::protocol", Level::Trace));
-        assert!(is_hushed("mio::poll", Level::Info));
-        assert!(is_hushed("redis::parser", Level::Debug));
-        assert!(!is_hushed("tungstenite::protocol", Level::Warn));
-        assert!(!is_hushed("redis", Level::Info), "a target of ours");
-        assert!(!is_hushed("aivtuber_gateway::reactor::redis", Level::Trace));
-        assert!(!is_hushed("miobridge::poll", Level::Trace));
+    fn other_crates_are_quiet_below_warn() {
+        assert!(is_quiet("tungstenite::protocol", Level::Trace));
+        assert!(is_quiet("mio::poll", Level::Info));
+        assert!(is_quiet("redis::parser", Level::Debug));
+        assert!(!is_quiet("tungstenite::protocol", Level::Warn));
+        assert!(!is_quiet("redis", Level::Info), "the gateway's own target");
+        assert!(!is_quiet("aivtuber_gateway::reactor::redis", Level::Trace));
+        assert!(!is_quiet("miobridge::poll", Level::Trace));
     }
 
     #[test]
-    fn lines_wait_for_the_flush_and_pass_through_simplelog_whole() {
-        let folder = Folder::new("front");
-        let shared = Arc::new(Mutex::new(sink(folder.file("log"))));
-        let front = Front::new(Arc::clone(&shared));
-        // `Front::log` asks the global level, which other tests leave alone.
+    fn lines_pass_through_simplelog_whole() {
+        let folder = Folder::new("logger");
+        let shared = Arc::new(Shared::new(Settings::default()));
+        let logger = Logger::new(Arc::clone(&shared));
+        // `Logger::log` asks the global level, which other tests leave alone.
         log::set_max_level(LevelFilter::Info);
         for (level, text) in
             [(Level::Info, "one"), (Level::Debug, "never"), (Level::Error, "two\nparts")]
         {
-            front.log(
+            logger.log(
                 &Record::builder().level(level).target("t").args(format_args!("{text}")).build(),
             );
         }
+        let sink = sink(folder.file("log"));
         assert_eq!(folder.read("log"), "");
-        front.flush();
+        std::thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || shared.queue.write_all(sink)
+        });
+        logger.flush();
         let text = folder.read("log");
         let lines: Vec<_> = text.lines().map(|line| &line[25..]).collect();
         assert_eq!(lines, ["INFO  t one", "ERROR t two\\nparts"]);

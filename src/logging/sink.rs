@@ -1,9 +1,9 @@
-//! Lines on their way to the file or to standard error.
+//! Writes lines to the log file or to standard error. Used by the writer thread alone, so it may wait for a disk.
 
 use super::Settings;
 use super::file;
 use super::line::write_line;
-use crate::base::moment::Moment;
+use super::queue::BUFFER_BYTES;
 use log::Level;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use std::fs::File;
@@ -13,50 +13,32 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 use time::OffsetDateTime;
 
-/// Bytes of lines that may wait to be written; what comes on top is dropped and counted.
-pub const BUFFER_BYTES_MAX: usize = 1024 * 1024;
-
-/// So many bytes are written without gathering more.
-const GATHER_BYTES: usize = 16 * 1024;
-
-/// The buffer's first room. The allocator maps a piece so large by itself, so that of it only what was once written to is there;
-/// one that had to grow is given back once it is empty.
-const BUFFER_BYTES_KEPT: usize = 128 * 1024;
-
-/// What one write to a pipe that said "writable" takes without blocking (`PIPE_BUF`).
+/// What a writable pipe takes in one write without blocking (`PIPE_BUF`).
 const PIPE_BYTES: usize = 4096;
 
-/// Lines that come so soon after a write are written together. A write to a sleeping core's cold caches costs more than the line.
-const GATHER: Duration = Duration::from_millis(20);
-
-/// How soon to write again what the file or the terminal did not take.
-const RETRY: Duration = Duration::from_millis(100);
-
-/// How long a file that could not be opened is left alone before the next try.
+/// How long to wait before trying again to open a file that could not be opened.
 const REOPEN_AFTER: Duration = Duration::from_secs(1);
 
-/// How long [`Logging::finish`] waits for a reader that does not read, in all.
-const FINISH_WITHIN: Duration = Duration::from_secs(1);
-
-/// Lines on their way out.
+/// The file or standard error, and the lines that are on their way there.
+#[derive(Debug)]
 pub(super) struct Sink {
-    pub(super) settings: Settings,
+    settings: Settings,
     out: Out,
-    /// Lines that wait; the first may have been written in part, see `is_mid_line`.
+    /// Lines to be written. The first may have been written in part, see `is_mid_line`.
     buffer: Vec<u8>,
     is_mid_line: bool,
-    /// Nothing is written by turns before this moment.
-    not_before: Option<Moment>,
-    /// Lines dropped since the start, and those of them that no line in the log tells of yet.
-    pub(super) lost: u64,
-    lost_untold: u64,
-    /// Set while the file cannot be written, from the report until the all-clear.
-    in_trouble: bool,
+    /// Lines that got lost in here since [`Sink::take_lost`] was last called.
+    lost: u64,
+    /// Lost lines that no line in the log reports yet.
+    lost_unreported: u64,
+    /// From the report that the file cannot be written until the report that it is written again.
+    is_failing: bool,
     /// Where reports about the log itself go: standard error, and a list in tests.
     report: fn(&str),
 }
 
 /// Where the lines go at present.
+#[derive(Debug)]
 enum Out {
     File {
         file: File,
@@ -68,6 +50,7 @@ enum Out {
 }
 
 impl Sink {
+    /// Opens what the settings name. Problems are reported on standard error.
     pub(super) fn open(settings: Settings) -> Sink {
         Sink::open_reporting(settings, report_on_stderr)
     }
@@ -78,50 +61,48 @@ impl Sink {
             out: Out::Stderr { retry_at: SystemTime::UNIX_EPOCH },
             buffer: Vec::new(),
             is_mid_line: false,
-            not_before: None,
             lost: 0,
-            lost_untold: 0,
-            in_trouble: false,
+            lost_unreported: 0,
+            is_failing: false,
             report,
         };
         sink.open_file();
         sink
     }
 
-    /// Takes a line, with its newline, or drops and counts it.
-    pub(super) fn push(&mut self, line: &[u8]) {
-        if self.buffer.len() + line.len() > BUFFER_BYTES_MAX {
-            self.lost += 1;
-            self.lost_untold += 1;
-            return;
+    /// Takes whole lines out of `lines`, which is empty afterwards.
+    pub(super) fn take_lines(&mut self, lines: &mut Vec<u8>) {
+        if self.buffer.is_empty() {
+            // The buffers change places, so neither is allocated anew.
+            std::mem::swap(&mut self.buffer, lines);
+        } else {
+            self.buffer.append(lines);
         }
-        if self.buffer.capacity() == 0 {
-            self.buffer.reserve_exact(BUFFER_BYTES_KEPT);
-        }
-        self.buffer.extend_from_slice(line);
     }
 
-    /// Writes, unless it is too early for that. Answers when the lines that still wait are due.
-    pub(super) fn turn(&mut self, now: Moment) -> Option<Moment> {
-        if self.buffer.is_empty() && self.lost_untold == 0 {
-            return None;
-        }
-        if let Some(at) = self.not_before
-            && at > now
-            && self.buffer.len() < GATHER_BYTES
-        {
-            return Some(at);
-        }
-        self.flush();
-        let is_behind = !self.buffer.is_empty();
-        let at = now + if is_behind { RETRY } else { GATHER };
-        self.not_before = Some(at);
-        is_behind.then_some(at)
+    /// Notes lines that were dropped before they came here, to be reported in the log.
+    pub(super) fn note_dropped(&mut self, lines: u64) {
+        self.lost_unreported += lines;
     }
 
-    /// Writes what can be written without waiting.
+    /// Lines that got lost in here since the last call.
+    pub(super) fn take_lost(&mut self) -> u64 {
+        std::mem::take(&mut self.lost)
+    }
+
+    /// Bytes that are not written yet.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Whether the file cannot be written at present.
+    pub(super) fn is_failing(&self) -> bool {
+        self.is_failing
+    }
+
+    /// Writes what the file takes, or what standard error takes without waiting for its reader.
     pub(super) fn flush(&mut self) {
-        if self.buffer.is_empty() && self.lost_untold == 0 {
+        if self.buffer.is_empty() && self.lost_unreported == 0 {
             return;
         }
         if let Out::Stderr { retry_at } = self.out
@@ -131,51 +112,45 @@ impl Sink {
             self.open_file();
         }
         self.write_buffer();
-        if self.buffer.is_empty() && self.lost_untold > 0 {
-            let lost = std::mem::take(&mut self.lost_untold);
-            let message = format_args!(
-                "lines lost={lost}: they could not be written, or came faster than they could be"
-            );
-            let mut line = String::new();
-            write_line(
-                &mut line,
-                self.settings.format,
-                OffsetDateTime::now_utc(),
-                Level::Warn,
-                "logging",
-                message,
-            );
-            line.push('\n');
-            self.push(line.as_bytes());
+        if self.buffer.is_empty() && self.lost_unreported > 0 {
+            self.report_lost();
             self.write_buffer();
         }
-        if self.buffer.is_empty() && self.buffer.capacity() > BUFFER_BYTES_KEPT {
+        if self.buffer.is_empty() && self.buffer.capacity() > BUFFER_BYTES {
             self.buffer = Vec::new();
         }
     }
 
-    pub(super) fn finish(&mut self) {
-        let step = Duration::from_millis(50);
-        for _ in 0..FINISH_WITHIN.as_millis() / step.as_millis() {
-            self.flush();
-            // A full disk will not get better by waiting for it; a reader may.
-            if self.buffer.is_empty() || self.in_trouble {
-                return;
-            }
-            std::thread::sleep(step);
-        }
-    }
-
+    /// Writes what waits, then opens the file again by its name.
     pub(super) fn reopen(&mut self) {
         self.flush();
         self.open_file();
     }
 
-    /// Opens what the settings name. Standard error stands in where that fails.
+    /// Writes what waits as it was to be written, then takes the new settings into use and opens the file again.
+    pub(super) fn apply(&mut self, settings: Settings) {
+        self.flush();
+        self.settings = settings;
+        self.open_file();
+    }
+
+    fn report_lost(&mut self) {
+        let lost = std::mem::take(&mut self.lost_unreported);
+        let message = format_args!(
+            "lines lost={lost}: they could not be written, or came faster than they could be"
+        );
+        let (format, now) = (self.settings.format, OffsetDateTime::now_utc());
+        let mut line = String::new();
+        write_line(&mut line, format, now, Level::Warn, "logging", message);
+        line.push('\n');
+        self.buffer.extend_from_slice(line.as_bytes());
+    }
+
+    /// Opens what the settings name; standard error takes its place where that fails.
     fn open_file(&mut self) {
         let Some(path) = self.settings.file.clone() else {
             self.go_to(Out::Stderr { retry_at: SystemTime::UNIX_EPOCH });
-            self.in_trouble = false;
+            self.is_failing = false;
             return;
         };
         match file::open(&path) {
@@ -184,16 +159,16 @@ impl Sink {
                 if opened.ends_in_half_line {
                     self.buffer.insert(0, b'\n');
                 }
-                // The all-clear waits for a line that was really written: a full disk opens files, too.
+                // `is_failing` is cleared by the first line that is really written: a full disk can open files.
             }
             Err(error) => {
                 self.go_to(Out::Stderr { retry_at: SystemTime::now() + REOPEN_AFTER });
-                self.trouble(&error, "lines go to standard error until it can be");
+                self.report_failure(&error, "lines go to standard error until it can be");
             }
         }
     }
 
-    /// Changes the place, and leaves the rest of a line behind of which the old place has the beginning.
+    /// Changes the place. A line of which the old place has the beginning is dropped: its rest would be a false line.
     fn go_to(&mut self, out: Out) {
         self.out = out;
         if std::mem::take(&mut self.is_mid_line) {
@@ -204,7 +179,7 @@ impl Sink {
                 .map_or(self.buffer.len(), |end| end + 1);
             self.buffer.drain(..rest);
             self.lost += 1;
-            self.lost_untold += 1;
+            self.lost_unreported += 1;
         }
     }
 
@@ -237,7 +212,7 @@ impl Sink {
         self.buffer.drain(..bytes);
         if let Out::File { size, .. } = &mut self.out {
             *size += bytes as u64;
-            if std::mem::take(&mut self.in_trouble) {
+            if std::mem::take(&mut self.is_failing) {
                 (self.report)(&format!("the log file {} is written again", self.path()));
             }
         }
@@ -245,7 +220,7 @@ impl Sink {
 
     fn handle_failure(&mut self, error: &io::Error) {
         match self.out {
-            // Nobody is left who could be told.
+            // There is nowhere else to report it.
             Out::Stderr { .. } => {
                 let lines = self.buffer.iter().filter(|&&b| b == b'\n').count() as u64;
                 self.buffer.clear();
@@ -253,18 +228,18 @@ impl Sink {
                 self.lost += lines;
             }
             Out::File { .. } if file::is_full(error) => {
-                self.trouble(error, "lines wait in memory until it can be, up to 1 MiB");
+                self.report_failure(error, "lines wait in memory until it can be, up to 1 MiB");
             }
-            // A disk that went away comes back as another file: the old descriptor would fail for ever.
+            // A disk that was removed comes back as another file; the old descriptor would fail for ever.
             Out::File { .. } => {
                 self.go_to(Out::Stderr { retry_at: SystemTime::now() + REOPEN_AFTER });
-                self.trouble(error, "lines go to standard error until it can be");
+                self.report_failure(error, "lines go to standard error until it can be");
             }
         }
     }
 
-    fn trouble(&mut self, error: &io::Error, meanwhile: &str) {
-        if !std::mem::replace(&mut self.in_trouble, true) {
+    fn report_failure(&mut self, error: &io::Error, meanwhile: &str) {
+        if !std::mem::replace(&mut self.is_failing, true) {
             (self.report)(&format!(
                 "the log file {} cannot be written: {error}; {meanwhile}",
                 self.path()
@@ -272,11 +247,11 @@ impl Sink {
         }
     }
 
-    /// Moves `file` to `file.1`, that one to `file.2` and so on, and begins anew. Where that fails, the file grows on and the next
-    /// try comes when it has grown by its limit again.
+    /// Renames `file` to `file.1`, that one to `file.2` and so on, and begins a new one. Where that fails, the file grows
+    /// on, and the next try comes when it has grown by its limit again.
     fn rotate(&mut self) {
         let Out::File { file, size } = &mut self.out else { return };
-        // Somebody else may have cut the file (logrotate's `copytruncate`).
+        // Another program may have truncated the file (logrotate's `copytruncate`).
         let real = file.metadata().map_or(*size, |metadata| metadata.len());
         if real < *size {
             *size = real;
@@ -297,7 +272,7 @@ impl Sink {
     }
 }
 
-/// True once `at` is over, and when the clock was set back so far that it might never be.
+/// Whether `at` is over, or the clock was set back so far that it might never be.
 fn is_past(at: SystemTime) -> bool {
     match at.duration_since(SystemTime::now()) {
         Ok(left) => left > REOPEN_AFTER,
@@ -305,8 +280,8 @@ fn is_past(at: SystemTime) -> bool {
     }
 }
 
-/// Writes a part to standard error without waiting for its reader. The descriptor is shared with whoever started us, so it is not
-/// made nonblocking; one that says it is writable takes [`PIPE_BYTES`] at once.
+/// Writes a part to standard error without waiting for its reader. The descriptor is shared with the program that started
+/// the gateway, so it is not made nonblocking; a pipe that is writable takes [`PIPE_BYTES`] at once.
 fn write_stderr(bytes: &[u8]) -> io::Result<usize> {
     let stderr = io::stderr();
     let mut poll = [PollFd::new(&stderr, PollFlags::OUT)];
@@ -325,100 +300,12 @@ fn report_on_stderr(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logging::tests::{Folder, sink};
     use std::fs;
-    use std::path::PathBuf;
     use std::sync::Mutex;
 
-    /// A folder of its own for each test, gone with it.
-    struct Folder(PathBuf);
-
-    impl Folder {
-        fn new(name: &str) -> Folder {
-            let path =
-                std::env::temp_dir().join(format!("gateway-log-{name}-{}", std::process::id()));
-            let _ = fs::remove_dir_all(&path);
-            fs::create_dir_all(&path).unwrap();
-            Folder(path)
-        }
-
-        fn file(&self, name: &str) -> PathBuf {
-            self.0.join(name)
-        }
-
-        fn read(&self, name: &str) -> String {
-            fs::read_to_string(self.file(name)).unwrap()
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-
-    fn sink(file: PathBuf) -> Sink {
-        Sink::open_reporting(Settings { file: Some(file), ..Settings::default() }, |_| {})
-    }
-
-    #[test]
-    fn lines_that_follow_closely_are_written_together() {
-        let folder = Folder::new("gather");
-        let mut sink = sink(folder.file("log"));
-        let start = Moment::START;
-        assert_eq!(sink.turn(start), None, "nothing waits");
-        sink.push(b"first\n");
-        assert_eq!((sink.turn(start), folder.read("log").as_str()), (None, "first\n"), "at once");
-        sink.push(b"second\n");
-        assert_eq!(
-            (sink.turn(start + GATHER / 2), folder.read("log").as_str()),
-            (Some(start + GATHER), "first\n")
-        );
-        sink.push(b"third\n");
-        assert_eq!(
-            (sink.turn(start + GATHER), folder.read("log").as_str()),
-            (None, "first\nsecond\nthird\n")
-        );
-        sink.push(&b"x\n".repeat(GATHER_BYTES));
-        sink.turn(start + GATHER);
-        assert!(sink.buffer.is_empty(), "much is not gathered");
-    }
-
-    #[test]
-    fn what_did_not_go_out_is_tried_again() {
-        let folder = Folder::new("retry");
-        std::os::unix::fs::symlink("/dev/full", folder.file("log")).unwrap();
-        let mut sink = sink(folder.file("log"));
-        sink.push(b"line\n");
-        assert_eq!(sink.turn(Moment::START), Some(Moment::START + RETRY));
-        fs::remove_file(folder.file("log")).unwrap();
-        sink.open_file();
-        assert_eq!(
-            (sink.turn(Moment::START + RETRY), folder.read("log").as_str()),
-            (None, "line\n")
-        );
-    }
-
-    #[test]
-    fn too_many_lines_are_dropped_counted_and_told() {
-        let folder = Folder::new("full-buffer");
-        let mut sink = sink(folder.file("log"));
-        let line = [b"x".repeat(1023), b"\n".to_vec()].concat();
-        for _ in 0..BUFFER_BYTES_MAX / 1024 + 7 {
-            sink.push(&line);
-        }
-        assert_eq!(sink.lost, 7);
-        sink.flush();
-        let text = folder.read("log");
-        assert_eq!(text.lines().count(), 1025);
-        assert!(
-            text.lines().last().unwrap().contains("WARN  logging lines lost=7:"),
-            "{}",
-            text.lines().last().unwrap()
-        );
-        assert_eq!(sink.buffer.capacity(), 0);
-        sink.push(b"after\n");
-        sink.flush();
-        assert!(folder.read("log").ends_with("\nafter\n"), "told once");
+    fn push(sink: &mut Sink, lines: &[u8]) {
+        sink.take_lines(&mut lines.to_vec());
     }
 
     #[test]
@@ -431,15 +318,15 @@ mod tests {
         let mut sink =
             Sink::open_reporting(settings, |text| REPORTS.lock().unwrap().push(text.into()));
         for text in ["one\n", "two\n"] {
-            sink.push(text.as_bytes());
+            push(&mut sink, text.as_bytes());
             sink.flush();
         }
         sink.reopen();
         assert_eq!(sink.buffer, b"one\ntwo\n");
-        assert_eq!(REPORTS.lock().unwrap().len(), 1, "said once");
+        assert_eq!(REPORTS.lock().unwrap().len(), 1, "reported once");
         fs::remove_file(&link).unwrap();
         sink.reopen();
-        sink.push(b"three\n");
+        push(&mut sink, b"three\n");
         sink.flush();
         assert_eq!(folder.read("log"), "one\ntwo\nthree\n");
         let reports = REPORTS.lock().unwrap();
@@ -449,10 +336,10 @@ mod tests {
     }
 
     #[test]
-    fn half_a_line_is_continued_in_the_same_file() {
+    fn a_half_written_line_is_continued_in_the_same_file() {
         let folder = Folder::new("half");
         let mut sink = sink(folder.file("log"));
-        sink.push(b"first line\nsecond line\n");
+        push(&mut sink, b"first line\nsecond line\n");
         // As a disk that had room for 14 bytes leaves it.
         let Out::File { file, .. } = &mut sink.out else { panic!("no file") };
         file.write_all(b"first line\nsec").unwrap();
@@ -462,26 +349,26 @@ mod tests {
     }
 
     #[test]
-    fn half_a_line_is_ended_where_the_file_changes() {
+    fn a_half_written_line_is_dropped_when_the_file_changes() {
         let folder = Folder::new("moved");
         let mut sink = sink(folder.file("log"));
-        sink.push(b"first line\nsecond line\nthird line\n");
+        push(&mut sink, b"first line\nsecond line\nthird line\n");
         let Out::File { file, .. } = &mut sink.out else { panic!("no file") };
         file.write_all(b"first line\nsec").unwrap();
         sink.consume(14);
         sink.open_file();
-        sink.lost_untold = 0;
+        sink.lost_unreported = 0;
         sink.flush();
         assert_eq!(folder.read("log"), "first line\nsec\nthird line\n");
         assert_eq!(sink.lost, 1);
     }
 
     #[test]
-    fn a_half_line_of_an_earlier_run_is_ended() {
+    fn a_half_line_of_an_earlier_run_gets_its_newline() {
         let folder = Folder::new("earlier");
         fs::write(folder.file("log"), "cut o").unwrap();
         let mut sink = sink(folder.file("log"));
-        sink.push(b"new\n");
+        push(&mut sink, b"new\n");
         sink.flush();
         assert_eq!(folder.read("log"), "cut o\nnew\n");
     }
@@ -490,36 +377,36 @@ mod tests {
     fn reopen_follows_a_rename() {
         let folder = Folder::new("reopen");
         let mut sink = sink(folder.file("log"));
-        sink.push(b"old\n");
+        push(&mut sink, b"old\n");
         fs::rename(folder.file("log"), folder.file("log.old")).unwrap();
         sink.reopen();
-        sink.push(b"new\n");
+        push(&mut sink, b"new\n");
         sink.flush();
         assert_eq!(folder.read("log.old"), "old\n");
         assert_eq!(folder.read("log"), "new\n");
     }
 
     #[test]
-    fn missing_folders_are_made_and_impossible_ones_survived() {
+    fn missing_folders_are_created_and_impossible_ones_survived() {
         let folder = Folder::new("folders");
         let mut deep = sink(folder.file("a/b/log"));
-        deep.push(b"x\n");
+        push(&mut deep, b"x\n");
         deep.flush();
         assert_eq!(folder.read("a/b/log"), "x\n");
 
         fs::write(folder.file("plain"), "").unwrap();
         let mut impossible = sink(folder.file("plain/log"));
-        assert!(impossible.in_trouble && matches!(impossible.out, Out::Stderr { .. }));
+        assert!(impossible.is_failing && matches!(impossible.out, Out::Stderr { .. }));
         fs::remove_file(folder.file("plain")).unwrap();
         impossible.reopen();
-        impossible.push(b"y\n");
+        push(&mut impossible, b"y\n");
         impossible.flush();
         assert_eq!(folder.read("plain/log"), "y\n");
-        assert!(!impossible.in_trouble);
+        assert!(!impossible.is_failing);
     }
 
     #[test]
-    fn rotation_keeps_whole_lines_and_so_many_files() {
+    fn rotation_keeps_whole_lines_and_the_configured_number_of_files() {
         let folder = Folder::new("rotation");
         let settings = Settings {
             file: Some(folder.file("log")),
@@ -529,10 +416,10 @@ mod tests {
         };
         let mut sink = Sink::open_reporting(settings, |_| {});
         for number in 0..7 {
-            sink.push(format!("line {number}\n").as_bytes());
+            push(&mut sink, format!("line {number}\n").as_bytes());
         }
-        sink.push(b"one line that is longer than a whole file\n");
-        sink.push(b"last\n");
+        push(&mut sink, b"one line that is longer than a whole file\n");
+        push(&mut sink, b"last\n");
         sink.flush();
         assert_eq!(folder.read("log"), "last\n");
         assert_eq!(folder.read("log.1"), "one line that is longer than a whole file\n");
@@ -551,7 +438,7 @@ mod tests {
         };
         let mut sink = Sink::open_reporting(settings, |_| {});
         for line in ["one\n", "two\n"] {
-            sink.push(line.as_bytes());
+            push(&mut sink, line.as_bytes());
             sink.flush();
         }
         assert_eq!(folder.read("log"), "two\n");
@@ -559,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn rotation_that_fails_is_said_and_the_file_grows_on() {
+    fn a_failed_rotation_is_reported_and_the_file_grows_on() {
         static REPORTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
         let folder = Folder::new("rotation-fails");
         fs::create_dir_all(folder.file("log.1/in-the-way")).unwrap();
@@ -572,7 +459,7 @@ mod tests {
         let mut sink =
             Sink::open_reporting(settings, |text| REPORTS.lock().unwrap().push(text.into()));
         for line in ["one\n", "two\n"] {
-            sink.push(line.as_bytes());
+            push(&mut sink, line.as_bytes());
             sink.flush();
         }
         assert_eq!(folder.read("log"), "one\ntwo\n");
@@ -580,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_somebody_cut_is_not_rotated() {
+    fn a_file_truncated_by_another_program_is_not_rotated() {
         let folder = Folder::new("cut");
         let settings = Settings {
             file: Some(folder.file("log")),
@@ -589,10 +476,10 @@ mod tests {
             ..Settings::default()
         };
         let mut sink = Sink::open_reporting(settings, |_| {});
-        sink.push(b"1234567\n");
+        push(&mut sink, b"1234567\n");
         sink.flush();
         fs::write(folder.file("log"), "").unwrap();
-        sink.push(b"new\n");
+        push(&mut sink, b"new\n");
         sink.flush();
         assert_eq!(folder.read("log"), "new\n");
         assert!(!folder.file("log.1").exists());

@@ -2,10 +2,10 @@
 //!
 //! A turn waits for events, reads the clock once, and passes everything on to the [`Gateway`],
 //! whose module describes the order of a turn. What belongs to the reactor alone: waiting, the
-//! clock, accepting, signals, background threads, and the moment at which the log is written.
+//! clock, accepting, signals and background threads.
 //!
-//! Nothing in a turn may block: what might is done by the threads of [`background`], and log lines
-//! go to a buffer that is written at the end of the turn.
+//! Nothing in a turn may block: what might is done by the threads of [`background`], and the log
+//! is written by a thread of its own.
 
 mod alarm;
 mod background;
@@ -55,17 +55,8 @@ pub struct Hooks<C> {
     /// bad, which has been logged.
     pub apply_config: Box<dyn FnMut(C) -> Option<gateway::Settings>>,
     pub reopen_log: Box<dyn FnMut()>,
-    /// Writes the log lines that are due.
-    pub log_turn: Box<dyn Fn(Moment) -> LogState>,
-}
-
-/// How the log stands at the end of a turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LogState {
-    /// When the lines that wait are due, if any wait.
-    pub due_at: Option<Moment>,
-    /// Lines that were never written, since the start.
-    pub lines_lost: u64,
+    /// Log lines that were never written, since the start.
+    pub log_lines_lost: Box<dyn Fn() -> u64>,
 }
 
 /// Why the reactor could not start.
@@ -89,14 +80,13 @@ pub struct Reactor<C> {
     signals: Signals,
     background: Background<C>,
     hooks: ReactorHooks<C>,
-    log_due_at: Option<Moment>,
 }
 
 /// The hooks that run in the loop.
 struct ReactorHooks<C> {
     apply_config: Box<dyn FnMut(C) -> Option<gateway::Settings>>,
     reopen_log: Box<dyn FnMut()>,
-    log_turn: Box<dyn Fn(Moment) -> LogState>,
+    log_lines_lost: Box<dyn Fn() -> u64>,
 }
 
 impl<C: Send + 'static> Reactor<C> {
@@ -110,7 +100,7 @@ impl<C: Send + 'static> Reactor<C> {
         gateway: gateway::Settings,
         hooks: Hooks<C>,
     ) -> Result<Reactor<C>, StartError> {
-        let Hooks { read_config, apply_config, reopen_log, log_turn } = hooks;
+        let Hooks { read_config, apply_config, reopen_log, log_lines_lost } = hooks;
         let clock = Clock::start();
         listeners::raise_descriptor_limit();
         let poll = Poll::new()?;
@@ -135,8 +125,7 @@ impl<C: Send + 'static> Reactor<C> {
             poll,
             listeners,
             signals,
-            hooks: ReactorHooks { apply_config, reopen_log, log_turn },
-            log_due_at: None,
+            hooks: ReactorHooks { apply_config, reopen_log, log_lines_lost },
         })
     }
 
@@ -161,12 +150,10 @@ impl<C: Send + 'static> Reactor<C> {
         for address in self.inbox_addresses() {
             info!(target: "inbox", "listening address={address}");
         }
-        log::logger().flush();
         while !self.gateway.is_stopped() {
             self.turn()?;
         }
         info!(target: "gateway", "stopped");
-        log::logger().flush();
         Ok(())
     }
 
@@ -209,17 +196,14 @@ impl<C: Send + 'static> Reactor<C> {
         while let Some(job) = self.gateway.poll_job() {
             self.background.submit(job, now);
         }
-        let log = (self.hooks.log_turn)(now);
-        self.log_due_at = log.due_at;
-        self.gateway.stats().log_lines_lost = log.lines_lost;
+        self.gateway.stats().log_lines_lost = (self.hooks.log_lines_lost)();
         Ok(())
     }
 
     /// How long the next turn waits for events: not at all, or until the alarm fires at the latest.
     fn wait(&mut self) -> io::Result<Option<Duration>> {
         let now = self.gateway.now();
-        let next =
-            [self.gateway.next_turn(), self.listeners.next_turn(&self.gateway), self.log_due_at];
+        let next = [self.gateway.next_turn(), self.listeners.next_turn(&self.gateway)];
         match next.into_iter().flatten().min() {
             _ if self.background.has_news() => Ok(Some(Duration::ZERO)),
             // Counted from the moment of the turn: reading the clock again would cost more than the

@@ -1,0 +1,369 @@
+//! Lines between the threads that log and the one that writes.
+//!
+//! Whoever logs only appends to a buffer under a lock that nobody holds for longer than it takes to copy a line or to swap
+//! two buffers. The writer takes the whole buffer at once and writes it with the lock released, so a disk that hangs holds
+//! up the writer and nothing else.
+
+use super::Settings;
+use super::sink::Sink;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Bytes of lines that may wait to be written. Lines beyond that are dropped and counted.
+pub const WAITING_BYTES_MAX: usize = 1024 * 1024;
+
+/// The first capacity of a buffer of lines. An allocation of this size gets a mapping of its own, so untouched pages of it
+/// are not resident. A buffer that had to grow is given back once it is empty.
+pub(super) const BUFFER_BYTES: usize = 128 * 1024;
+
+/// From this size on, lines are written without waiting for more.
+const GATHER_BYTES: usize = 16 * 1024;
+
+/// How long lines are gathered after a write, so that a busy log is written in large pieces.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// How soon to write again what the file or the terminal did not take.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// What the threads that log share with the writer.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    state: Mutex<State>,
+    /// There is something to do for the writer.
+    has_work: Condvar,
+    /// The writer has answered a flush.
+    has_flushed: Condvar,
+    lines_lost: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    lines: Vec<u8>,
+    /// Bytes that the writer has taken and not yet written.
+    taken_bytes: usize,
+    /// Lines dropped since the writer last took some.
+    dropped: u64,
+    request: Option<Request>,
+    /// Flushes asked for so far, and how many of them are done.
+    flushes_asked: u64,
+    flushes_done: u64,
+    writer: Writer,
+}
+
+/// What the writer does beside writing lines. What was logged before still goes to the old file.
+#[derive(Debug)]
+pub(super) enum Request {
+    /// Open the file again by its name.
+    Reopen,
+    Apply(Settings),
+}
+
+/// Which news wakes the writer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Writer {
+    /// It is writing, and looks for news by itself.
+    #[default]
+    Busy,
+    /// It waits for a line.
+    Idle,
+    /// It gathers lines, or waits to write again what was not taken.
+    Pausing,
+}
+
+impl Queue {
+    /// Appends a line with its newline, or drops and counts it.
+    pub(super) fn push(&self, line: &[u8]) {
+        let mut state = self.lock();
+        if state.lines.len() + state.taken_bytes + line.len() > WAITING_BYTES_MAX {
+            state.dropped += 1;
+            self.lines_lost.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        if state.lines.capacity() == 0 {
+            state.lines.reserve_exact(BUFFER_BYTES);
+        }
+        state.lines.extend_from_slice(line);
+        let is_urgent = match state.writer {
+            Writer::Busy => false,
+            Writer::Idle => true,
+            // Only once: the writer is busy from then on.
+            Writer::Pausing => state.taken_bytes == 0 && state.lines.len() >= GATHER_BYTES,
+        };
+        if is_urgent {
+            state.writer = Writer::Busy;
+            drop(state);
+            self.has_work.notify_one();
+        }
+    }
+
+    /// Has the writer do something beside writing lines. Of two requests that it has not seen yet, the later one counts;
+    /// new settings open the file anew too.
+    pub(super) fn ask(&self, request: Request) {
+        let mut state = self.lock();
+        if !(matches!(request, Request::Reopen) && matches!(state.request, Some(Request::Apply(_))))
+        {
+            state.request = Some(request);
+        }
+        state.writer = Writer::Busy;
+        drop(state);
+        self.has_work.notify_one();
+    }
+
+    /// Waits until everything logged so far is written, or cannot be, but no longer than `limit`.
+    pub(super) fn flush(&self, limit: Duration) {
+        let mut state = self.lock();
+        state.flushes_asked += 1;
+        let ticket = state.flushes_asked;
+        state.writer = Writer::Busy;
+        self.has_work.notify_one();
+        drop(
+            self.has_flushed
+                .wait_timeout_while(state, limit, |state| state.flushes_done < ticket)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+    }
+
+    /// Lines that were never written, since the start.
+    pub(super) fn lines_lost(&self) -> u64 {
+        self.lines_lost.load(Ordering::Relaxed)
+    }
+
+    /// The writer: writes what is logged until the process ends.
+    pub(super) fn write_all(&self, mut sink: Sink) {
+        loop {
+            self.write_once(&mut sink);
+            self.pause(&sink);
+        }
+    }
+
+    /// Takes what there is and writes it.
+    fn write_once(&self, sink: &mut Sink) {
+        let mut state = self.lock();
+        state.writer = Writer::Busy;
+        sink.take_lines(&mut state.lines);
+        sink.note_dropped(std::mem::take(&mut state.dropped));
+        state.taken_bytes = sink.waiting_bytes();
+        let flushes = state.flushes_asked;
+        let request = state.request.take();
+        drop(state);
+
+        sink.flush();
+        match request {
+            Some(Request::Reopen) => sink.reopen(),
+            Some(Request::Apply(settings)) => sink.apply(settings),
+            None => {}
+        }
+        self.lines_lost.fetch_add(sink.take_lost(), Ordering::Relaxed);
+
+        let mut state = self.lock();
+        state.taken_bytes = sink.waiting_bytes();
+        // A full disk does not improve by waiting for it, a slow reader of standard error may.
+        if state.taken_bytes == 0 || sink.is_failing() {
+            state.flushes_done = flushes;
+            drop(state);
+            self.has_flushed.notify_all();
+        }
+    }
+
+    /// Waits until there is something to write: for a while after a write, then for as long as it takes.
+    fn pause(&self, sink: &Sink) {
+        let is_retry = sink.waiting_bytes() > 0;
+        let until = Instant::now() + if is_retry { RETRY } else { GATHER };
+        let mut state = self.lock();
+        loop {
+            let is_full = state.lines.len() >= GATHER_BYTES;
+            let is_flush = state.flushes_done < state.flushes_asked;
+            if state.request.is_some() || !is_retry && (is_full || is_flush) {
+                return;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                state.writer = Writer::Pausing;
+                let waited = self.has_work.wait_timeout(state, left);
+                (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            if is_retry || !state.lines.is_empty() || state.dropped > 0 {
+                return;
+            }
+            state.writer = Writer::Idle;
+            state = self.has_work.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that can panic runs under this lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logging::tests::{Folder, sink};
+    use std::fs;
+    use std::sync::{Arc, mpsc};
+
+    fn queue(lines: &[&str]) -> Queue {
+        let queue = Queue::default();
+        for line in lines {
+            queue.push(line.as_bytes());
+        }
+        queue
+    }
+
+    fn waiting(queue: &Queue) -> usize {
+        queue.lock().lines.len()
+    }
+
+    #[test]
+    fn lines_are_taken_at_once_and_written_in_order() {
+        let folder = Folder::new("queue");
+        let mut sink = sink(folder.file("log"));
+        let queue = queue(&["one\n", "two\n"]);
+        assert_eq!(waiting(&queue), 8);
+        queue.write_once(&mut sink);
+        assert_eq!(waiting(&queue), 0);
+        queue.push(b"three\n");
+        queue.write_once(&mut sink);
+        assert_eq!(folder.read("log"), "one\ntwo\nthree\n");
+    }
+
+    #[test]
+    fn a_line_wakes_an_idle_writer_only() {
+        let queue = Queue::default();
+        queue.lock().writer = Writer::Idle;
+        queue.push(b"first\n");
+        assert_eq!(queue.lock().writer, Writer::Busy);
+
+        queue.lock().writer = Writer::Pausing;
+        queue.push(b"gathered\n");
+        assert_eq!(queue.lock().writer, Writer::Pausing);
+        queue.push(&b"x\n".repeat(GATHER_BYTES));
+        assert_eq!(queue.lock().writer, Writer::Busy, "much is not gathered");
+    }
+
+    #[test]
+    fn lines_beyond_the_limit_are_dropped_and_counted() {
+        let folder = Folder::new("queue-full");
+        std::os::unix::fs::symlink("/dev/full", folder.file("log")).unwrap();
+        let mut sink = sink(folder.file("log"));
+        let queue = Queue::default();
+        let line = [b"x".repeat(1023), b"\n".to_vec()].concat();
+        let fitting = WAITING_BYTES_MAX / 1024;
+        for number in 0..fitting + 7 {
+            if number == fitting / 2 {
+                // What the writer has taken and could not write counts too.
+                queue.write_once(&mut sink);
+            }
+            queue.push(&line);
+        }
+        assert_eq!(queue.lines_lost(), 7);
+
+        fs::remove_file(folder.file("log")).unwrap();
+        queue.ask(Request::Reopen);
+        queue.write_once(&mut sink);
+        queue.write_once(&mut sink);
+        let text = folder.read("log");
+        assert_eq!(text.lines().count(), fitting + 1);
+        let last = text.lines().last().unwrap();
+        assert!(last.contains("WARN  logging lines lost=7:"), "{last}");
+        queue.push(b"after\n");
+        queue.write_once(&mut sink);
+        assert!(folder.read("log").ends_with("\nafter\n"), "the loss is reported once");
+        assert_eq!(queue.lines_lost(), 7);
+    }
+
+    #[test]
+    fn lines_before_a_reopening_are_in_the_old_file() {
+        let folder = Folder::new("queue-reopen");
+        let mut sink = sink(folder.file("log"));
+        fs::rename(folder.file("log"), folder.file("log.old")).unwrap();
+        let queue = queue(&["old\n"]);
+        queue.ask(Request::Reopen);
+        queue.write_once(&mut sink);
+        queue.push(b"new\n");
+        queue.write_once(&mut sink);
+        assert_eq!(folder.read("log.old"), "old\n");
+        assert_eq!(folder.read("log"), "new\n");
+    }
+
+    #[test]
+    fn new_settings_are_not_forgotten_over_a_reopening() {
+        let folder = Folder::new("queue-apply");
+        let mut sink = sink(folder.file("log"));
+        let queue = queue(&["old\n"]);
+        let settings = Settings { file: Some(folder.file("other")), ..Settings::default() };
+        queue.ask(Request::Apply(settings));
+        queue.ask(Request::Reopen);
+        queue.write_once(&mut sink);
+        queue.push(b"new\n");
+        queue.write_once(&mut sink);
+        assert_eq!((folder.read("log"), folder.read("other")), ("old\n".into(), "new\n".into()));
+    }
+
+    #[test]
+    fn a_flush_waits_for_the_lines_before_it() {
+        let folder = Folder::new("queue-flush");
+        let sink = sink(folder.file("log"));
+        let queue = Arc::new(queue(&["first\n"]));
+        let writer = Arc::clone(&queue);
+        std::thread::spawn(move || writer.write_all(sink));
+        let limit = Duration::from_secs(30);
+        queue.flush(limit);
+        assert_eq!(folder.read("log"), "first\n");
+        // While the writer gathers, too.
+        queue.push(b"second\n");
+        queue.flush(limit);
+        assert_eq!(folder.read("log"), "first\nsecond\n");
+    }
+
+    #[test]
+    fn a_writer_that_is_held_up_holds_up_no_line() {
+        static GATE: Mutex<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>> = Mutex::new(None);
+        let (entered, has_entered) = mpsc::channel();
+        let (release, is_released) = mpsc::channel();
+        *GATE.lock().unwrap() = Some((entered, is_released));
+        let folder = Folder::new("queue-held-up");
+        std::os::unix::fs::symlink("/dev/full", folder.file("log")).unwrap();
+        let settings = Settings { file: Some(folder.file("log")), ..Settings::default() };
+        // A report takes as long as a disk that hangs.
+        let mut sink = Sink::open_reporting(settings, |_| {
+            if let Some((entered, is_released)) = GATE.lock().unwrap().take() {
+                entered.send(()).unwrap();
+                is_released.recv().unwrap();
+            }
+        });
+        let queue = Arc::new(queue(&["first\n"]));
+        let writer = std::thread::spawn({
+            let queue = Arc::clone(&queue);
+            move || queue.write_once(&mut sink)
+        });
+        has_entered.recv().unwrap();
+        let (logged, has_logged) = mpsc::channel();
+        std::thread::spawn({
+            let queue = Arc::clone(&queue);
+            move || {
+                queue.push(b"second\n");
+                queue.ask(Request::Reopen);
+                logged.send(queue.lines_lost()).unwrap();
+            }
+        });
+        assert_eq!(has_logged.recv_timeout(Duration::from_secs(30)), Ok(0));
+        release.send(()).unwrap();
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn a_flush_does_not_wait_for_a_full_disk() {
+        let folder = Folder::new("queue-full-disk");
+        std::os::unix::fs::symlink("/dev/full", folder.file("log")).unwrap();
+        let mut sink = sink(folder.file("log"));
+        let queue = queue(&["line\n"]);
+        queue.lock().flushes_asked = 1;
+        queue.write_once(&mut sink);
+        assert_eq!(queue.lock().flushes_done, 1);
+        assert_eq!(sink.waiting_bytes(), 5);
+    }
+}
