@@ -1,7 +1,8 @@
 //! `aivtuber-gateway healthcheck`: asks a running gateway's `/health`, for containers and scripts.
 //!
-//! Surprising: a degraded gateway passes. It runs and answers, and a restart, which is what a container gets for failing, would not
-//! bring its backend or its Redis back. What it says of itself is printed.
+//! A degraded gateway passes. It runs and answers, and a restart, which is what a
+//! container gets for failing, would not bring its backend or its Redis back. What it says of
+//! itself is printed.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -9,13 +10,14 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-/// All of it, from the connection to the last byte.
+/// For everything, from the connection to the last byte of the answer.
 pub const TIME_LIMIT: Duration = Duration::from_secs(5);
 
-/// A healthy answer is a few hundred bytes.
+/// The most that is read of an answer. A gateway's is a few hundred bytes.
 const ANSWER_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Asks the gateway that listens at `listen` and gives its `status`, `ok` or `degraded`. The error is a sentence.
+/// Asks the gateway that listens at `listen` and gives its `status`, `ok` or `degraded`. The error
+/// is a sentence.
 pub fn ask(listen: SocketAddr) -> Result<String, String> {
     ask_within(listen, TIME_LIMIT)
 }
@@ -29,7 +31,7 @@ fn ask_within(listen: SocketAddr, limit: Duration) -> Result<String, String> {
         );
     }
     let (sender, answer) = mpsc::channel();
-    // A thread, so that one limit holds for all of it, however slowly the bytes come.
+    // On a thread, so that one limit holds for the whole exchange, however slowly bytes arrive.
     thread::spawn(move || sender.send(exchange(address, limit).map_err(|error| error.to_string())));
     let bytes = match answer.recv_timeout(limit) {
         Ok(bytes) => bytes.map_err(|why| format!("no gateway answers at {address}: {why}"))?,
@@ -38,7 +40,7 @@ fn ask_within(listen: SocketAddr, limit: Duration) -> Result<String, String> {
     read_answer(&bytes).map_err(|why| format!("{address} answers, but {why}"))
 }
 
-/// An address to connect to for one to listen on: "every address" is this machine.
+/// The address to connect to for one that is listened on: `0.0.0.0` and `[::]` become loopback.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
@@ -84,7 +86,7 @@ mod tests {
     use super::*;
     use std::net::TcpListener;
 
-    /// A server that reads one request, answers so and closes.
+    /// A server that reads one request, sends `answer` and closes.
     fn answering(answer: &'static str) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -102,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_running_gateway_passes_and_says_how_it_is() {
+    fn a_running_gateway_passes_with_its_status() {
         let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n";
         let ok = Box::leak(
             format!("{head}{{\"status\":\"ok\",\"gateway\":\"running\"}}").into_boxed_str(),
@@ -132,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_there() {
+    fn a_closed_port_and_port_0_fail() {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let why = ask(address).unwrap_err();
         assert!(why.starts_with(&format!("no gateway answers at {address}: ")), "{why}");
@@ -140,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_has_an_end() {
+    fn a_silent_gateway_fails_after_the_limit() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         assert!(ask_within(address, Duration::from_millis(50)).is_err());

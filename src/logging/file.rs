@@ -5,8 +5,8 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// How many bytes of `lines` may be written to a file of `size` bytes before it has to be rotated: whole lines, and into an empty
-/// file at least one.
+/// How many bytes of `lines` may be written to a file of `size` bytes before it has to be rotated:
+/// whole lines, and into an empty file at least one.
 pub(super) fn room(size: u64, max_size: Option<u64>, lines: &[u8]) -> usize {
     let Some(max_size) = max_size else { return lines.len() };
     let left = max_size.saturating_sub(size);
@@ -45,7 +45,8 @@ pub(super) struct Opened {
     pub(super) ends_in_half_line: bool,
 }
 
-/// Opens for appending, folder and file made where they are missing. Never waits: a named pipe without a reader is an error.
+/// Opens for appending, folder and file made where they are missing. Never waits: a named pipe
+/// without a reader is an error.
 pub(super) fn open(path: &Path) -> io::Result<Opened> {
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::create_dir_all(folder).map_err(|error| {

@@ -1,4 +1,5 @@
-//! One line of the log: time, level, target, message; escaped, so that no value can forge another line.
+//! One line of the log: time, level, target, message; escaped, so that no value can forge another
+//! line.
 
 use super::Format;
 use log::Level;
@@ -44,7 +45,8 @@ pub(super) fn write_line(
     }
 }
 
-/// `2026-11-22T10:00:00.123Z`. Not through `write!`: its padded numbers cost as much as the rest of a line.
+/// `2026-11-22T10:00:00.123Z`. Not through `write!`: its padded numbers cost as much as the rest of
+/// a line.
 fn push_time(line: &mut String, at: OffsetDateTime) {
     let (hour, minute, second, milli) = at.to_hms_milli();
     push_digits::<4>(line, at.year().unsigned_abs());
@@ -69,8 +71,8 @@ fn push_digits<const N: usize>(line: &mut String, mut number: u32) {
     line.extend(digits.map(char::from));
 }
 
-/// Whether nothing has to be escaped, as in nearly every line. There is no early return, so that the compiler checks many
-/// bytes at once.
+/// Whether nothing has to be escaped, as in nearly every line. There is no early return, so that
+/// the compiler checks many bytes at once.
 fn is_plain(text: &str) -> bool {
     text.bytes().fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~'))
 }

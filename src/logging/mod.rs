@@ -1,26 +1,33 @@
 //! The log: one line an event, made by the thread that logs it and written by a thread of its own.
 //!
 //! ```text
-//! info!(…) ─► Logger (level, target, one escaped line) ─► simplelog ─► Lines ─► Queue ─► writer thread: Sink ─► file or standard error
+//! info!(…) ─► Logger: level, target, one escaped line ─► simplelog ─► Lines ─► Queue
+//!
+//!   Queue ─► the writer thread: Sink ─► file or standard error
 //! ```
 //!
-//! Text lines are `2026-11-22T10:00:00.123Z INFO  relay input_1 opened client=127.0.0.1:52010`: UTC time, level, target and
-//! a message with `key=value` pairs. JSON lines have the members `time`, `level`, `target` and `message`; the pairs stay
-//! inside the message. Control characters are escaped in both, so that no client can forge a line. The target of the
-//! gateway's own lines is the last part of the module's path (`aivtuber_gateway::session::relay` is `relay`).
+//! Text lines are `2026-11-22T10:00:00.123Z INFO  relay input_1 opened client=127.0.0.1:52010`: UTC
+//! time, level, target and a message with `key=value` pairs. JSON lines have the members `time`,
+//! `level`, `target` and `message`; the pairs stay inside the message. Control characters are
+//! escaped in both, so that no client can forge a line. The target of the gateway's own lines is
+//! the last part of the module's path (`aivtuber_gateway::session::relay` is `relay`).
 //!
 //! What to know before changing it:
 //!
-//! - **Logging never waits.** A thread that logs appends to a buffer in memory. Only the writer touches the disk, so a slow
-//!   or full one, or a reader of standard error that does not read, holds up nothing.
-//! - **Gathered.** The first line after a pause is written at once; lines that follow within 20 ms are written together.
-//! - **Whole lines.** What was written of a line before a failure is continued, or ended with a newline, but never run into
-//!   the next line.
-//! - **Bounded.** At most [`WAITING_BYTES_MAX`] wait. Lines beyond that are dropped and counted, and the count is logged
-//!   when there is room again.
-//! - **Reported once.** A file that cannot be written is reported on standard error once, and once more when it works
-//!   again. While it cannot be opened, lines go to standard error; while the disk is full, they wait in memory.
-//! - **Nothing is lost at the end.** A panic and [`Logging::finish`] wait for the writer, for a second at most.
+//! - **Logging never waits.** A thread that logs appends to a buffer in memory. Only the writer
+//!   touches the disk, so a slow or full one, or a reader of standard error that does not read,
+//!   holds up nothing.
+//! - **Gathered.** The first line after a pause is written at once; lines that follow within 20 ms
+//!   are written together.
+//! - **Whole lines.** What was written of a line before a failure is continued, or ended with a
+//!   newline, but never run into the next line.
+//! - **Bounded.** At most [`WAITING_BYTES_MAX`] wait. Lines beyond that are dropped and counted,
+//!   and the count is logged when there is room again.
+//! - **Reported once.** A file that cannot be written is reported on standard error once, and once
+//!   more when it works again. While it cannot be opened, lines go to standard error; while the
+//!   disk is full, they wait in memory.
+//! - **Nothing is lost at the end.** A panic and [`Logging::finish`] wait for the writer, for a
+//!   second at most.
 
 mod file;
 mod line;
@@ -50,8 +57,9 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// The stack of the writer thread.
 const STACK_BYTES: usize = 128 * 1024;
 
-/// Modules of other crates that are logged from `warn` up: below it they print payloads (tungstenite) or every event (mio).
-/// The `::` keeps the bare names free: the gateway's own lines about Redis have the target `redis`.
+/// Modules of other crates that are logged from `warn` up: below it they print payloads
+/// (tungstenite) or every event (mio). The `::` keeps the bare names free: the gateway's own lines
+/// about Redis have the target `redis`.
 const QUIET: [&str; 3] = ["tungstenite::", "mio::", "redis::"];
 
 /// The `[log]` section.
@@ -91,10 +99,11 @@ pub enum Format {
     Json,
 }
 
-/// Makes the log the process's log, and the panic message part of it, and starts the writer thread. Can succeed once in a
-/// process.
+/// Makes the log the process's log, and the panic message part of it, and starts the writer thread.
+/// Can succeed once in a process.
 ///
-/// A file that cannot be opened is no error: it is reported on standard error, where the lines then go.
+/// A file that cannot be opened is no error: it is reported on standard error, where the lines then
+/// go.
 ///
 /// # Errors
 /// When the system allows no more threads, or there is a logger already.
@@ -135,8 +144,8 @@ struct Shared {
 }
 
 impl Logging {
-    /// Has the file opened again by its name (logrotate's `create` mode). Lines logged before go to the old one. Does not
-    /// wait for it.
+    /// Has the file opened again by its name (logrotate's `create` mode). Lines logged before go to
+    /// the old one. Does not wait for it.
     pub fn reopen(&self) {
         self.shared.queue.ask(Request::Reopen);
     }
@@ -163,7 +172,8 @@ impl Logging {
         self.shared.queue.lines_lost()
     }
 
-    /// Waits until all lines are written, for a second at most. The last call before the process exits.
+    /// Waits until all lines are written, for a second at most. The last call before the process
+    /// exits.
     pub fn finish(&self) {
         self.shared.queue.flush(FLUSH_TIMEOUT);
     }
@@ -200,7 +210,8 @@ struct Logger {
 
 impl Logger {
     fn new(shared: Arc<Shared>) -> Self {
-        // Everything but the message is switched off: the line is complete before simplelog gets it.
+        // Everything but the message is switched off: the line is complete before simplelog gets
+        // it.
         let bare = ConfigBuilder::new()
             .set_time_level(LevelFilter::Off)
             .set_max_level(LevelFilter::Off)
@@ -226,8 +237,9 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        // The line is made while no lock is held, so a message whose `Display` itself logs or panics does no harm. A thread
-        // that logs at the same time finds an empty buffer and uses that.
+        // The line is made while no lock is held, so a message whose `Display` itself logs or
+        // panics does no harm. A thread that logs at the same time finds an empty buffer and uses
+        // that.
         let mut line = std::mem::take(&mut *lock(&self.line));
         write_line(
             &mut line,

@@ -1,8 +1,8 @@
 //! Lines between the threads that log and the one that writes.
 //!
-//! Whoever logs only appends to a buffer under a lock that nobody holds for longer than it takes to copy a line or to swap
-//! two buffers. The writer takes the whole buffer at once and writes it with the lock released, so a disk that hangs holds
-//! up the writer and nothing else.
+//! Whoever logs only appends to a buffer under a lock that nobody holds for longer than it takes to
+//! copy a line or to swap two buffers. The writer takes the whole buffer at once and writes it with
+//! the lock released, so a disk that hangs holds up the writer and nothing else.
 
 use super::Settings;
 use super::sink::Sink;
@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 /// Bytes of lines that may wait to be written. Lines beyond that are dropped and counted.
 pub const WAITING_BYTES_MAX: usize = 1024 * 1024;
 
-/// The first capacity of a buffer of lines. An allocation of this size gets a mapping of its own, so untouched pages of it
-/// are not resident. A buffer that had to grow is given back once it is empty.
+/// The first capacity of a buffer of lines. An allocation of this size gets a mapping of its own,
+/// so untouched pages of it are not resident. A buffer that had to grow is given back once it is
+/// empty.
 pub(super) const BUFFER_BYTES: usize = 128 * 1024;
 
 /// From this size on, lines are written without waiting for more.
@@ -97,8 +98,8 @@ impl Queue {
         }
     }
 
-    /// Has the writer do something beside writing lines. Of two requests that it has not seen yet, the later one counts;
-    /// new settings open the file anew too.
+    /// Has the writer do something beside writing lines. Of two requests that it has not seen yet,
+    /// the later one counts; new settings open the file anew too.
     pub(super) fn ask(&self, request: Request) {
         let mut state = self.lock();
         if !(matches!(request, Request::Reopen) && matches!(state.request, Some(Request::Apply(_))))
@@ -166,7 +167,8 @@ impl Queue {
         }
     }
 
-    /// Waits until there is something to write: for a while after a write, then for as long as it takes.
+    /// Waits until there is something to write: for a while after a write, then for as long as it
+    /// takes.
     fn pause(&self, sink: &Sink) {
         let is_retry = sink.waiting_bytes() > 0;
         let until = Instant::now() + if is_retry { RETRY } else { GATHER };

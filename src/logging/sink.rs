@@ -1,4 +1,5 @@
-//! Writes lines to the log file or to standard error. Used by the writer thread alone, so it may wait for a disk.
+//! Writes lines to the log file or to standard error. Used by the writer thread alone, so it may
+//! wait for a disk.
 
 use super::Settings;
 use super::file;
@@ -127,7 +128,8 @@ impl Sink {
         self.open_file();
     }
 
-    /// Writes what waits as it was to be written, then takes the new settings into use and opens the file again.
+    /// Writes what waits as it was to be written, then takes the new settings into use and opens
+    /// the file again.
     pub(super) fn apply(&mut self, settings: Settings) {
         self.flush();
         self.settings = settings;
@@ -159,7 +161,8 @@ impl Sink {
                 if opened.ends_in_half_line {
                     self.buffer.insert(0, b'\n');
                 }
-                // `is_failing` is cleared by the first line that is really written: a full disk can open files.
+                // `is_failing` is cleared by the first line that is really written: a full disk can
+                // open files.
             }
             Err(error) => {
                 self.go_to(Out::Stderr { retry_at: SystemTime::now() + REOPEN_AFTER });
@@ -168,7 +171,8 @@ impl Sink {
         }
     }
 
-    /// Changes the place. A line of which the old place has the beginning is dropped: its rest would be a false line.
+    /// Changes the place. A line of which the old place has the beginning is dropped: its rest
+    /// would be a false line.
     fn go_to(&mut self, out: Out) {
         self.out = out;
         if std::mem::take(&mut self.is_mid_line) {
@@ -230,7 +234,8 @@ impl Sink {
             Out::File { .. } if file::is_full(error) => {
                 self.report_failure(error, "lines wait in memory until it can be, up to 1 MiB");
             }
-            // A disk that was removed comes back as another file; the old descriptor would fail for ever.
+            // A disk that was removed comes back as another file; the old descriptor would fail for
+            // ever.
             Out::File { .. } => {
                 self.go_to(Out::Stderr { retry_at: SystemTime::now() + REOPEN_AFTER });
                 self.report_failure(error, "lines go to standard error until it can be");
@@ -247,8 +252,8 @@ impl Sink {
         }
     }
 
-    /// Renames `file` to `file.1`, that one to `file.2` and so on, and begins a new one. Where that fails, the file grows
-    /// on, and the next try comes when it has grown by its limit again.
+    /// Renames `file` to `file.1`, that one to `file.2` and so on, and begins a new one. Where that
+    /// fails, the file grows on, and the next try comes when it has grown by its limit again.
     fn rotate(&mut self) {
         let Out::File { file, size } = &mut self.out else { return };
         // Another program may have truncated the file (logrotate's `copytruncate`).
@@ -280,8 +285,9 @@ fn is_past(at: SystemTime) -> bool {
     }
 }
 
-/// Writes a part to standard error without waiting for its reader. The descriptor is shared with the program that started
-/// the gateway, so it is not made nonblocking; a pipe that is writable takes [`PIPE_BYTES`] at once.
+/// Writes a part to standard error without waiting for its reader. The descriptor is shared with
+/// the program that started the gateway, so it is not made nonblocking; a pipe that is writable
+/// takes [`PIPE_BYTES`] at once.
 fn write_stderr(bytes: &[u8]) -> io::Result<usize> {
     let stderr = io::stderr();
     let mut poll = [PollFd::new(&stderr, PollFlags::OUT)];

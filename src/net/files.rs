@@ -1,19 +1,23 @@
 //! Files beneath one folder, opened without a way out of it and sent from the page cache.
 //!
-//! The names come from outside: from whoever may publish a result, from whoever sends a request. So the kernel resolves
-//! them (`openat2`) beneath the folder and follows no link, not even one that stays inside. Where the kernel is too old for
-//! that call, or a container forbids it, each component is opened by itself with `O_NOFOLLOW`, which has the same effect.
-//! What was opened is then checked: a device, a pipe or a folder is never read.
+//! The names come from outside: from whoever may publish a result, from whoever sends a request. So
+//! the kernel resolves them (`openat2`) beneath the folder and follows no link, not even one that
+//! stays inside. Where the kernel is too old for that call, or a container forbids it, each
+//! component is opened by itself with `O_NOFOLLOW`, which has the same effect. What was opened is
+//! then checked: a device, a pipe or a folder is never read.
 //!
-//! Opening and reading may wait for a disk or a server, which the loop must not do. So there are two ways to open:
+//! Opening and reading may wait for a disk or a server, which the loop must not do. So there are
+//! two ways to open:
 //!
-//! - [`Root::open_cached`] for the loop: it answers [`OpenError::WouldWait`] unless everything it needs is in memory.
+//! - [`Root::open_cached`] for the loop: it answers [`OpenError::WouldWait`] unless everything it
+//!   needs is in memory.
 //! - [`OpenRequest::run`] for a background thread: it waits as long as it takes.
 //!
-//! What is in memory cannot be known on every file system: opening a file on NFS or FUSE asks a server even if the name is
-//! cached. So a background thread opens the first file of each file system, finds out of which kind it is, and
-//! [`LocalDevices`] remembers those that the loop may use. Reading works alike: [`OpenFile::is_cached`] says whether the
-//! next bytes can be sent at once, and [`ReadRequest::run`] fetches them in the background.
+//! What is in memory cannot be known on every file system: opening a file on NFS or FUSE asks a
+//! server even if the name is cached. So a background thread opens the first file of each file
+//! system, finds out of which kind it is, and [`LocalDevices`] remembers those that the loop may
+//! use. Reading works alike: [`OpenFile::is_cached`] says whether the next bytes can be sent at
+//! once, and [`ReadRequest::run`] fetches them in the background.
 
 use std::fs::{File, Metadata};
 use std::io::{self, IoSliceMut};
@@ -37,7 +41,8 @@ const RENAME_RETRIES_MAX: usize = 8;
 /// File systems that [`LocalDevices`] remembers; the oldest is forgotten first.
 const LOCAL_DEVICES_MAX: usize = 8;
 
-/// Opening a pipe or a device must not wait for its other end, nor make it the controlling terminal.
+/// Opening a pipe or a device must not wait for its other end, nor make it the controlling
+/// terminal.
 const READ: OFlags =
     OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
@@ -68,10 +73,11 @@ pub enum OpenError {
     NotRegular,
     /// Larger than allowed.
     TooLarge,
-    /// Only from [`Root::open_cached`]: the answer is not in memory. [`OpenRequest::run`] finds it out.
+    /// Only from [`Root::open_cached`]: the answer is not in memory. [`OpenRequest::run`] finds it
+    /// out.
     WouldWait,
-    /// The gateway or its machine has run out of something (`EMFILE`, `ENFILE`, `ENOMEM`, `ENOBUFS`). It says nothing
-    /// about the file, and the same call may succeed later.
+    /// The gateway or its machine has run out of something (`EMFILE`, `ENFILE`, `ENOMEM`,
+    /// `ENOBUFS`). It says nothing about the file, and the same call may succeed later.
     Shortage(Errno),
     /// It exists but cannot be read: permissions, a broken disk.
     Unreadable(Errno),
@@ -189,7 +195,8 @@ impl Root<'_> {
         self.check(file, kind, root_device)
     }
 
-    /// The name beneath the folder as it was configured; `None` for an absolute name that begins otherwise.
+    /// The name beneath the folder as it was configured; `None` for an absolute name that begins
+    /// otherwise.
     fn relative<'n>(&self, name: &'n Path) -> Result<Option<&'n Path>, OpenError> {
         // No file has such a name, and not every kernel call would say so.
         if name.as_os_str().as_bytes().contains(&0) {
@@ -235,8 +242,8 @@ impl OpenRequest {
 }
 
 impl ReadRequest {
-    /// Reads the bytes, and asks the kernel to have those behind them at hand soon. May block for as long as the file
-    /// system does.
+    /// Reads the bytes, and asks the kernel to have those behind them at hand soon. May block for
+    /// as long as the file system does.
     ///
     /// # Errors
     /// What the file system reports.
@@ -266,7 +273,8 @@ impl OpenFile {
         self.state
     }
 
-    /// Now; `None` if the answer may have to be waited for (then a [`ReadRequest`] brings it), or cannot be had.
+    /// Now; `None` if the answer may have to be waited for (then a [`ReadRequest`] brings it), or
+    /// cannot be had.
     pub fn state_now(&self) -> Option<FileState> {
         if self.kind == DeviceKind::Other {
             return None;
@@ -276,8 +284,8 @@ impl OpenFile {
 
     /// Whether `length` bytes from `offset` on can be sent without waiting for a disk.
     ///
-    /// Only the last of these bytes is probed. Its neighbours were read together with it; if the kernel has dropped some of
-    /// them since, sending waits for a local disk once.
+    /// Only the last of these bytes is probed. Its neighbours were read together with it; if the
+    /// kernel has dropped some of them since, sending waits for a local disk once.
     pub fn is_cached(&self, offset: u64, length: usize) -> bool {
         match self.kind {
             DeviceKind::Memory => return true,
@@ -301,8 +309,8 @@ impl OpenFile {
         self.file.read_at(bytes, offset)
     }
 
-    /// Sends up to `count` bytes from `offset` on to `socket`, straight from the page cache. Returns how many were sent: 0
-    /// means that the file ends there.
+    /// Sends up to `count` bytes from `offset` on to `socket`, straight from the page cache.
+    /// Returns how many were sent: 0 means that the file ends there.
     ///
     /// # Errors
     /// `WouldBlock`: the socket is full. Others: the peer is gone, or the file cannot be read.
@@ -351,7 +359,8 @@ fn open_beneath(root: BorrowedFd<'_>, steps: &[&Path]) -> Result<OwnedFd, Errno>
     loop {
         match rustix::fs::openat2(root, &path, READ, Mode::empty(), BENEATH) {
             Err(Errno::AGAIN) if retries < RENAME_RETRIES_MAX => retries += 1,
-            // Old kernels do not have the call, and some containers forbid calls that they do not know.
+            // Old kernels do not have the call, and some containers forbid calls that they do not
+            // know.
             Err(Errno::NOSYS | Errno::PERM) => return open_step_by_step(root, steps),
             opened => return opened,
         }
@@ -365,7 +374,8 @@ fn open_step_by_step(root: BorrowedFd<'_>, steps: &[&Path]) -> Result<OwnedFd, E
         let within = folder.as_ref().map_or(root, |folder| folder.as_fd());
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let next = rustix::fs::openat(within, *step, flags, Mode::empty())?;
-        // O_PATH opens the link itself. O_DIRECTORY would not, but its error does not tell a link from a file.
+        // O_PATH opens the link itself. O_DIRECTORY would not, but its error does not tell a link
+        // from a file.
         match FileType::from_raw_mode(rustix::fs::fstat(&next)?.st_mode) {
             FileType::Directory => folder = Some(next),
             FileType::Symlink => return Err(Errno::LOOP),
@@ -438,8 +448,8 @@ fn open_error(errno: Errno) -> OpenError {
 /// The error of a call that was restricted to what is cached.
 fn cached_error(errno: Errno) -> OpenError {
     match errno {
-        // Not cached; on another file system; and kernels and containers without this way of opening (openat2 came with
-        // Linux 5.6, RESOLVE_CACHED with 5.12).
+        // Not cached; on another file system; and kernels and containers without this way of
+        // opening (openat2 came with Linux 5.6, RESOLVE_CACHED with 5.12).
         Errno::AGAIN | Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::PERM => {
             OpenError::WouldWait
         }
