@@ -1,0 +1,158 @@
+//! Answers: a text and a sound file, published to the inbox.
+
+use super::IO_TIMEOUT;
+use super::voice::wav;
+use log::debug;
+use serde_json::json;
+use std::collections::VecDeque;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Sound files that lie on the disk at a time; the oldest goes first.
+pub const FILES_MAX: usize = 64;
+
+/// Hands a result to who waits for its task: task id, JSON object.
+pub type Publish = dyn Fn(&str, &str) -> io::Result<()> + Send + Sync;
+
+/// Makes answers and publishes them.
+pub struct Studio {
+    publish: Box<Publish>,
+    audio_root: PathBuf,
+    pub thinking_time: Duration,
+    files: Mutex<Files>,
+}
+
+/// Sound files that lie on the disk.
+#[derive(Default)]
+struct Files {
+    oldest_first: VecDeque<PathBuf>,
+    /// The demo has ended: none may be added.
+    is_closed: bool,
+}
+
+impl Studio {
+    pub fn new(publish: Box<Publish>, audio_root: PathBuf, thinking_time: Duration) -> Studio {
+        Studio { publish, audio_root, thinking_time, files: Mutex::default() }
+    }
+
+    pub fn answer(&self, task_id: &str, text: &str) -> io::Result<()> {
+        let name = format!("demo-{task_id}.wav");
+        self.keep(self.audio_root.join(&name), &wav(text))?;
+        (self.publish)(task_id, &json!({"text": reply_to(text), "audio_file": name}).to_string())
+    }
+
+    /// Writes a new file. The file of an answer that was given long ago makes room for it.
+    pub fn keep(&self, path: PathBuf, bytes: &[u8]) -> io::Result<()> {
+        fs::create_dir_all(&self.audio_root)?;
+        let mut files = self.files();
+        if files.is_closed {
+            return Err(io::Error::other("the demo has ended"));
+        }
+        while files.oldest_first.len() >= FILES_MAX {
+            if let Some(oldest) = files.oldest_first.pop_front() {
+                remove(&oldest);
+            }
+        }
+        // `create_new`: in a folder that everybody may write to, nobody's link is followed.
+        let mut file = OpenOptions::new().write(true).create_new(true).open(&path)?;
+        files.oldest_first.push_back(path);
+        file.write_all(bytes)
+    }
+
+    pub fn clear(&self) {
+        let mut files = self.files();
+        files.is_closed = true;
+        files.oldest_first.drain(..).for_each(|path| remove(&path));
+    }
+
+    fn files(&self) -> MutexGuard<'_, Files> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        debug!(target: "demo", "cannot remove {}: {error}", path.display());
+    }
+}
+
+fn reply_to(text: &str) -> String {
+    const SHOWN_CHARS: usize = 200;
+    let mut shown: String = text.chars().take(SHOWN_CHARS).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    format!(
+        "You said: “{shown}” I am the demo's stand-in for an AI, so all I can do is hum your words."
+    )
+}
+
+/// Publishes on a channel of whatever speaks the Redis protocol at `inbox`.
+///
+/// # Errors
+/// When it cannot be reached in [`IO_TIMEOUT`], or refuses.
+pub fn publish(inbox: SocketAddr, channel: &str, json: &str) -> io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&inbox, IO_TIMEOUT)?;
+    stream.set_read_timeout(Some(IO_TIMEOUT))?;
+    stream.set_write_timeout(Some(IO_TIMEOUT))?;
+    stream.write_all(&redis::cmd("PUBLISH").arg(channel).arg(json).get_packed_command())?;
+    match redis::Parser::new().parse_value(&mut stream) {
+        Ok(redis::Value::Int(_)) => Ok(()),
+        Ok(redis::Value::ServerError(refusal)) => {
+            Err(io::Error::other(format!("the inbox refused it: {refusal}")))
+        }
+        Ok(_) => Err(io::Error::other("the inbox gave an answer that PUBLISH has not")),
+        Err(error) => Err(io::Error::other(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::net::{Ipv4Addr, TcpListener};
+    use std::thread::{self, JoinHandle};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// Takes one connection, answers `answer`, and gives what was asked.
+    fn inbox(answer: &'static [u8], asked_bytes: usize) -> (SocketAddr, JoinHandle<Vec<u8>>) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let thread = thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut asked = vec![0; asked_bytes];
+            stream.read_exact(&mut asked).unwrap();
+            stream.write_all(answer).unwrap();
+            asked
+        });
+        (address, thread)
+    }
+
+    #[test]
+    fn publishing_speaks_the_redis_protocol() {
+        let asked = b"*3\r\n$7\r\nPUBLISH\r\n$17\r\ntask_response:a-b\r\n$11\r\n{\"a\":\"\xe5\xa3\xb0\"}\r\n";
+        let (address, thread) = inbox(b":1\r\n", asked.len());
+        publish(address, "task_response:a-b", "{\"a\":\"声\"}").unwrap();
+        assert_eq!(thread.join().unwrap(), asked);
+    }
+
+    #[test]
+    fn a_refusal_of_the_inbox_is_an_error_in_words() {
+        for (answer, why) in [
+            (&b"-ERR unknown command\r\n"[..], "unknown command"),
+            (b"+OK\r\n", "an answer that PUBLISH has not"),
+            (b"", ""),
+        ] {
+            let (address, thread) = inbox(answer, 1);
+            let error = publish(address, "c", "{}").unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+            thread.join().unwrap();
+        }
+    }
+}
