@@ -12,21 +12,21 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Sound files that lie on the disk at a time; the oldest goes first.
+/// Sound files on the disk at a time. The oldest is removed for a new one.
 pub const FILES_MAX: usize = 64;
 
-/// Hands a result to who waits for its task: task id, JSON object.
+/// Publishes a result: task id, JSON object.
 pub type Publish = dyn Fn(&str, &str) -> io::Result<()> + Send + Sync;
 
 /// Makes answers and publishes them.
-pub struct Studio {
+pub struct Responder {
     publish: Box<Publish>,
     audio_root: PathBuf,
-    pub thinking_time: Duration,
+    pub delay: Duration,
     files: Mutex<Files>,
 }
 
-/// Sound files that lie on the disk.
+/// Sound files on the disk.
 #[derive(Default)]
 struct Files {
     oldest_first: VecDeque<PathBuf>,
@@ -34,9 +34,9 @@ struct Files {
     is_closed: bool,
 }
 
-impl Studio {
-    pub fn new(publish: Box<Publish>, audio_root: PathBuf, thinking_time: Duration) -> Studio {
-        Studio { publish, audio_root, thinking_time, files: Mutex::default() }
+impl Responder {
+    pub fn new(publish: Box<Publish>, audio_root: PathBuf, delay: Duration) -> Responder {
+        Responder { publish, audio_root, delay, files: Mutex::default() }
     }
 
     pub fn answer(&self, task_id: &str, text: &str) -> io::Result<()> {
@@ -45,7 +45,7 @@ impl Studio {
         (self.publish)(task_id, &json!({"text": reply_to(text), "audio_file": name}).to_string())
     }
 
-    /// Writes a new file. The file of an answer that was given long ago makes room for it.
+    /// Writes a new file. The oldest one is removed first if there are too many.
     pub fn keep(&self, path: PathBuf, bytes: &[u8]) -> io::Result<()> {
         fs::create_dir_all(&self.audio_root)?;
         let mut files = self.files();
@@ -57,7 +57,7 @@ impl Studio {
                 remove(&oldest);
             }
         }
-        // `create_new`: in a folder that everybody may write to, nobody's link is followed.
+        // `create_new` follows no link, in case the folder is writable for everyone.
         let mut file = OpenOptions::new().write(true).create_new(true).open(&path)?;
         files.oldest_first.push_back(path);
         file.write_all(bytes)
@@ -91,10 +91,10 @@ fn reply_to(text: &str) -> String {
     )
 }
 
-/// Publishes on a channel of whatever speaks the Redis protocol at `inbox`.
+/// Publishes to a channel of the inbox, in the Redis protocol.
 ///
 /// # Errors
-/// When it cannot be reached in [`IO_TIMEOUT`], or refuses.
+/// When the inbox cannot be reached in [`IO_TIMEOUT`], or refuses.
 pub fn publish(inbox: SocketAddr, channel: &str, json: &str) -> io::Result<()> {
     let mut stream = TcpStream::connect_timeout(&inbox, IO_TIMEOUT)?;
     stream.set_read_timeout(Some(IO_TIMEOUT))?;
@@ -105,7 +105,7 @@ pub fn publish(inbox: SocketAddr, channel: &str, json: &str) -> io::Result<()> {
         Ok(redis::Value::ServerError(refusal)) => {
             Err(io::Error::other(format!("the inbox refused it: {refusal}")))
         }
-        Ok(_) => Err(io::Error::other("the inbox gave an answer that PUBLISH has not")),
+        Ok(_) => Err(io::Error::other("the inbox answered PUBLISH with something unexpected")),
         Err(error) => Err(io::Error::other(error)),
     }
 }
@@ -119,7 +119,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
-    /// Takes one connection, answers `answer`, and gives what was asked.
+    /// Takes one connection, sends `answer` and returns what it received.
     fn inbox(answer: &'static [u8], asked_bytes: usize) -> (SocketAddr, JoinHandle<Vec<u8>>) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
@@ -143,10 +143,10 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_of_the_inbox_is_an_error_in_words() {
+    fn a_refusal_of_the_inbox_is_an_error_with_its_reason() {
         for (answer, why) in [
             (&b"-ERR unknown command\r\n"[..], "unknown command"),
-            (b"+OK\r\n", "an answer that PUBLISH has not"),
+            (b"+OK\r\n", "with something unexpected"),
             (b"", ""),
         ] {
             let (address, thread) = inbox(answer, 1);

@@ -1,21 +1,22 @@
-//! The stand-in for the AI behind `/ws/input`, so that `aivtuber-gateway demo` works on a machine that has nothing else.
+//! The stand-in for the AI behind `/ws/input`, so that `aivtuber-gateway demo` needs nothing else.
 //!
-//! It speaks the input protocol that front ends already use, as a backend like any other: a listener on a port of the kernel's
-//! choice, reached over a socket and relayed to by the gateway. Nothing else in the house knows that it is there.
+//! It speaks the input protocol of existing front ends, as a backend like any other: it listens on
+//! a port that the kernel chooses, and the gateway relays to it. No other part of the program knows
+//! about it.
 //!
 //! ```text
 //!   ◄ {"type":"system","action":"task_id_assigned","task_id":"<uuid>"}
-//!   ► {"type":"text","chunk_id":0,"action":"data_chunk"}      the next message is a piece of the text
-//!   ► (binary) the piece, in UTF-8                            as many such pairs as it takes
+//!   ► {"type":"text","chunk_id":0,"action":"data_chunk"}      announces a piece of the text
+//!   ► (binary) the piece, in UTF-8                            as many such pairs as needed
 //!   ► {"action":"upload_complete"}
 //!   ◄ {"type":"system","action":"upload_processed","status":"queued","task_id":"<uuid>"}
 //! ```
 //!
-//! With an inbox for results, an answer is published [`THINKING_TIME`] later: a text, and a WAV of a few notes that the words
-//! were turned into.
+//! With an inbox for results, it publishes an answer [`ANSWER_DELAY`] later: a text, and a WAV file
+//! with a tune made of the words.
 //!
-//! Surprising: this is the one place with a blocking thread for each connection. It is the plainest way to write a backend, and
-//! [`VISITORS_MAX`] of them are no burden; the loop of the gateway never waits for any of them.
+//! It has a blocking thread for each connection, unlike the gateway. That is the simplest way to
+//! write a backend, and [`CONNECTIONS_MAX`] threads are no burden.
 
 mod answers;
 mod server;
@@ -29,49 +30,49 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use answers::{Studio, publish};
-use server::House;
+use answers::{Responder, publish};
+use server::Server;
 
-/// Where the stand-in expects its clients, as a path.
+/// The path of the input protocol.
 pub const PATH: &str = "/ws/input";
 
-/// Connections at a time; one more is answered 503.
-pub const VISITORS_MAX: usize = 64;
+/// Connections at a time; one more gets 503.
+pub const CONNECTIONS_MAX: usize = 64;
 
 /// Bytes of one upload's text, all pieces together.
 pub const TEXT_BYTES_MAX: usize = 64 * 1024;
 
-/// How long the stand-in takes for an answer.
-pub const THINKING_TIME: Duration = Duration::from_secs(1);
+/// From the end of an upload to its answer.
+pub const ANSWER_DELAY: Duration = Duration::from_secs(1);
 
-/// Who sends no message for so long is closed with 1000.
+/// A client that sends no message for this long is closed with 1000.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Every piece of a handshake, and every write, must get through in this time.
+/// For each read of a handshake and each write.
 const IO_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the stand-in does with an upload.
+/// How the stand-in answers.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// What a task's channel begins with.
+    /// The beginning of a task's channel name.
     pub channel_prefix: String,
-    /// The folder for sound files; made if it is not there.
+    /// The folder for sound files; created if it is missing.
     pub audio_root: PathBuf,
 }
 
-/// The running stand-in. Dropping it stops it, and removes the sound files that it made.
+/// The running stand-in. Dropping it stops it and removes its sound files.
 pub struct Demo {
     address: SocketAddr,
     inbox: Arc<OnceLock<SocketAddr>>,
-    house: Arc<House>,
-    doorman: Option<JoinHandle<()>>,
+    server: Arc<Server>,
+    listening: Option<JoinHandle<()>>,
 }
 
 impl Demo {
-    /// Listens on a port of the kernel's choice, on this machine only.
+    /// Listens on a port that the kernel chooses, on this machine only.
     ///
     /// # Errors
-    /// When that, or the thread, is refused.
+    /// When the system refuses the socket or the thread.
     pub fn start(options: Options) -> io::Result<Demo> {
         let Options { channel_prefix, audio_root } = options;
         let inbox: Arc<OnceLock<SocketAddr>> = Arc::default();
@@ -80,28 +81,30 @@ impl Demo {
             Some(&inbox) => publish(inbox, &format!("{channel_prefix}{task_id}"), json),
             None => Err(io::Error::other("there is no inbox to publish in")),
         };
-        let studio = Studio::new(Box::new(publish), audio_root, THINKING_TIME);
-        Demo::open(Some(studio), inbox, IDLE_TIMEOUT)
+        let responder = Responder::new(Box::new(publish), audio_root, ANSWER_DELAY);
+        Demo::open(Some(responder), inbox, IDLE_TIMEOUT)
     }
 
-    /// From now on answers are published at `inbox`, in the Redis protocol.
+    /// Publishes answers at `inbox` from now on, in the Redis protocol.
     pub fn publish_at(&self, inbox: SocketAddr) {
         let _ = self.inbox.set(inbox);
     }
 
     fn open(
-        studio: Option<Studio>,
+        responder: Option<Responder>,
         inbox: Arc<OnceLock<SocketAddr>>,
         idle_timeout: Duration,
     ) -> io::Result<Demo> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
-        let house = Arc::new(House::new(studio, idle_timeout));
-        let doorman = {
-            let house = Arc::clone(&house);
-            thread::Builder::new().name("demo".into()).spawn(move || house.open_door(&listener))?
+        let server = Arc::new(Server::new(responder, idle_timeout));
+        let listening = {
+            let server = Arc::clone(&server);
+            thread::Builder::new()
+                .name("demo".into())
+                .spawn(move || server.accept_all(&listener))?
         };
-        Ok(Demo { address, inbox, house, doorman: Some(doorman) })
+        Ok(Demo { address, inbox, server, listening: Some(listening) })
     }
 
     /// Where it listens.
@@ -117,17 +120,17 @@ impl Demo {
 
 impl Drop for Demo {
     fn drop(&mut self) {
-        self.house.stop();
-        // Wakes the listener, which looks at the flag.
+        self.server.stop();
+        // Wakes the listener, which then sees that it is to stop.
         let _ = TcpStream::connect_timeout(&self.address, IO_TIMEOUT);
-        if let Some(doorman) = self.doorman.take() {
-            let _ = doorman.join();
+        if let Some(listening) = self.listening.take() {
+            let _ = listening.join();
         }
-        self.house.clear();
+        self.server.clear();
     }
 }
 
-/// What to open and what to try, for a gateway that listens at `gateway`.
+/// What to open and what to try, for people, with a gateway that listens at `gateway`.
 pub fn welcome(gateway: SocketAddr) -> String {
     let host = match gateway.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() || ip == Ipv4Addr::LOCALHOST => {
@@ -145,7 +148,7 @@ pub fn welcome(gateway: SocketAddr) -> String {
          \x20 open   http://{at}/                type something, see the answer and hear it\n\
          \x20 ask    curl http://{at}/health\n\
          \x20 try    python3 -m websockets ws://{at}{PATH}\n\
-         \x20        (pip install websockets) and you are told the id of your task\n\
+         \x20        (pip install websockets) prints the id of your task\n\
          \n\
          docs/protocol.md has a client to copy and paste. Ctrl-C ends the demo.\n\n"
     )
@@ -156,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_welcome_names_an_address_that_can_be_opened() {
+    fn the_welcome_names_an_address_to_open() {
         for (listen, shown) in [
             ("0.0.0.0:8000", "http://localhost:8000/ "),
             ("127.0.0.1:81", "http://localhost:81/ "),

@@ -1,8 +1,8 @@
 //! The listener and a thread for each of its connections.
 
-use super::answers::Studio;
-use super::upload::{Answer, Upload};
-use super::{IO_TIMEOUT, TEXT_BYTES_MAX, VISITORS_MAX};
+use super::answers::Responder;
+use super::upload::{Reaction, Upload};
+use super::{CONNECTIONS_MAX, IO_TIMEOUT, TEXT_BYTES_MAX};
 use log::{debug, info, warn};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -15,70 +15,71 @@ use tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tungstenite::{Message, WebSocket};
 use uuid::Uuid;
 
-/// How often a silent connection is looked at.
+/// How often the idle timeout is checked.
 const TICK: Duration = Duration::from_secs(30);
 
-/// The largest message that is answered in words; a larger one is closed with 1009.
+/// The largest message that gets an error in reply; a larger one closes the connection with 1009.
 const MESSAGE_BYTES_MAX: usize = 4 * TEXT_BYTES_MAX;
 
-/// Read after a Close frame of ours, to let it arrive.
-const FAREWELL_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Bytes that are read after a Close frame was sent, so that it arrives.
+const DRAIN_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// The stack of a connection's thread.
 const STACK_BYTES: usize = 256 * 1024;
 
 /// What the threads share.
-pub struct House {
-    visitors: AtomicUsize,
+pub struct Server {
+    connections: AtomicUsize,
     is_stopping: AtomicBool,
     idle_timeout: Duration,
-    studio: Option<Studio>,
+    responder: Option<Responder>,
 }
 
-impl House {
-    pub fn new(studio: Option<Studio>, idle_timeout: Duration) -> House {
-        House {
-            visitors: AtomicUsize::new(0),
+impl Server {
+    pub fn new(responder: Option<Responder>, idle_timeout: Duration) -> Server {
+        Server {
+            connections: AtomicUsize::new(0),
             is_stopping: AtomicBool::new(false),
             idle_timeout,
-            studio,
+            responder,
         }
     }
 
-    /// The next connection ends the listening.
+    /// Listening ends with the next connection.
     pub fn stop(&self) {
         self.is_stopping.store(true, Ordering::SeqCst);
     }
 
     /// Removes the sound files.
     pub fn clear(&self) {
-        if let Some(studio) = &self.studio {
-            studio.clear();
+        if let Some(responder) = &self.responder {
+            responder.clear();
         }
     }
 
-    /// Lets clients in until it is told to stop.
-    pub fn open_door(self: &Arc<House>, listener: &TcpListener) {
+    /// Accepts clients until [`Server::stop`].
+    pub fn accept_all(self: &Arc<Server>, listener: &TcpListener) {
         for stream in listener.incoming() {
             if self.is_stopping.load(Ordering::SeqCst) {
                 return;
             }
             let admitted = stream.and_then(|stream| {
-                let Some(visitor) = Visitor::enter(self) else { return refuse(stream) };
+                let Some(connection) = Connection::admit(self) else { return refuse(stream) };
                 let thread =
-                    thread::Builder::new().name("demo visitor".into()).stack_size(STACK_BYTES);
-                thread.spawn(move || visitor.stay(stream)).map(drop)
+                    thread::Builder::new().name("demo connection".into()).stack_size(STACK_BYTES);
+                thread.spawn(move || connection.run(stream)).map(drop)
             });
             if let Err(error) = admitted {
                 debug!(target: "demo", "cannot take a client: {error}");
-                // Out of descriptors or of threads: others may give some back.
+                // Out of descriptors or threads: other connections may free some.
                 thread::sleep(Duration::from_millis(50));
             }
         }
     }
 }
 
-/// Says that there is no room. The request is read first: a socket closed with unread bytes sends RST, which eats the answer.
+/// Answers that there are too many connections. The request is read first: closing a socket with
+/// unread bytes sends RST, which destroys the answer.
 fn refuse(mut stream: TcpStream) -> io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_millis(200)))?;
     stream.set_write_timeout(Some(Duration::from_millis(200)))?;
@@ -89,28 +90,31 @@ fn refuse(mut stream: TcpStream) -> io::Result<()> {
 }
 
 /// One connection, counted for as long as it lives.
-struct Visitor {
-    house: Arc<House>,
+struct Connection {
+    server: Arc<Server>,
     upload: Upload,
 }
 
-impl Visitor {
-    fn enter(house: &Arc<House>) -> Option<Visitor> {
-        let visitor =
-            Visitor { house: Arc::clone(house), upload: Upload::new(&Uuid::new_v4().to_string()) };
-        (house.visitors.fetch_add(1, Ordering::SeqCst) < VISITORS_MAX).then_some(visitor)
+impl Connection {
+    /// Counts a new connection; `None` if there are too many.
+    fn admit(server: &Arc<Server>) -> Option<Connection> {
+        let connection = Connection {
+            server: Arc::clone(server),
+            upload: Upload::new(&Uuid::new_v4().to_string()),
+        };
+        (server.connections.fetch_add(1, Ordering::SeqCst) < CONNECTIONS_MAX).then_some(connection)
     }
 
     /// From the handshake to the end.
-    fn stay(mut self, stream: TcpStream) {
-        let outcome = self.talk(stream);
+    fn run(mut self, stream: TcpStream) {
+        let outcome = self.serve(stream);
         match &outcome {
             Ok(()) => debug!(target: "demo", "task {} left", self.upload.task_id),
             Err(error) => debug!(target: "demo", "task {} left: {error}", self.upload.task_id),
         }
     }
 
-    fn talk(&mut self, stream: TcpStream) -> Result<(), Box<dyn std::error::Error>> {
+    fn serve(&mut self, stream: TcpStream) -> Result<(), Box<dyn std::error::Error>> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(IO_TIMEOUT))?;
         stream.set_write_timeout(Some(IO_TIMEOUT))?;
@@ -120,40 +124,40 @@ impl Visitor {
             .max_frame_size(Some(MESSAGE_BYTES_MAX));
         let mut socket = tungstenite::accept_with_config(stream, Some(limits))
             .map_err(|error| error.to_string())?;
-        socket.get_ref().set_read_timeout(Some(TICK.min(self.house.idle_timeout)))?;
+        socket.get_ref().set_read_timeout(Some(TICK.min(self.server.idle_timeout)))?;
         socket.send(Message::text(self.upload.greeting()))?;
 
         let mut message_at = SystemTime::now();
         loop {
-            let answer = match socket.read() {
+            let reaction = match socket.read() {
                 Ok(Message::Text(text)) => self.upload.handle_text(&text),
                 Ok(Message::Binary(bytes)) => self.upload.handle_bytes(&bytes),
                 // Pings and Close frames are answered by the next read.
-                Ok(_) => Answer::None,
+                Ok(_) => Reaction::None,
                 Err(tungstenite::Error::Io(error))
                     if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
                 {
-                    Answer::None
+                    Reaction::None
                 }
                 Err(tungstenite::Error::ConnectionClosed) => return Ok(()),
                 Err(error) => {
                     if let Some(code) = fault_code(&error) {
-                        part(socket, code, &error.to_string());
+                        close(socket, code, &error.to_string());
                     }
                     return Err(error.into());
                 }
             };
-            match answer {
-                Answer::None
-                    if message_at.elapsed().unwrap_or_default() >= self.house.idle_timeout =>
+            match reaction {
+                Reaction::None
+                    if message_at.elapsed().unwrap_or_default() >= self.server.idle_timeout =>
                 {
-                    part(socket, CloseCode::Normal, "idle timeout");
+                    close(socket, CloseCode::Normal, "idle timeout");
                     return Ok(());
                 }
-                Answer::None => continue,
-                Answer::Heard => {}
-                Answer::Say(text) => socket.send(Message::text(text))?,
-                Answer::Queue { reply, text } => {
+                Reaction::None => continue,
+                Reaction::Accept => {}
+                Reaction::Reply(text) => socket.send(Message::text(text))?,
+                Reaction::Queue { reply, text } => {
                     socket.send(Message::text(reply))?;
                     self.answer(&text);
                 }
@@ -162,25 +166,26 @@ impl Visitor {
         }
     }
 
-    /// Thinks, then publishes. What goes wrong is the log's business: the client has been told that its text was taken.
+    /// Answers after a delay. Failures are only logged: the client already knows that its text is
+    /// queued.
     fn answer(&self, text: &str) {
         let task_id = &self.upload.task_id;
-        let Some(studio) = &self.house.studio else { return };
-        thread::sleep(studio.thinking_time);
-        match studio.answer(task_id, text) {
+        let Some(responder) = &self.server.responder else { return };
+        thread::sleep(responder.delay);
+        match responder.answer(task_id, text) {
             Ok(()) => info!(target: "demo", "task {task_id} answered text={}B", text.len()),
             Err(error) => warn!(target: "demo", "task {task_id} not answered: {error}"),
         }
     }
 }
 
-impl Drop for Visitor {
+impl Drop for Connection {
     fn drop(&mut self) {
-        self.house.visitors.fetch_sub(1, Ordering::SeqCst);
+        self.server.connections.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-/// The close code for what a client did wrong; `None` where no frame will reach it any more.
+/// The close code for a client's fault; `None` where no frame can reach the client any more.
 fn fault_code(error: &tungstenite::Error) -> Option<CloseCode> {
     match error {
         tungstenite::Error::Capacity(_) => Some(CloseCode::Size),
@@ -193,8 +198,8 @@ fn fault_code(error: &tungstenite::Error) -> Option<CloseCode> {
     }
 }
 
-/// Closes from our side, and reads on for a moment so that the Close frame is not lost to an RST.
-fn part(mut socket: WebSocket<TcpStream>, code: CloseCode, reason: &str) {
+/// Sends a Close frame and reads on for a moment, so that an RST does not destroy it.
+fn close(mut socket: WebSocket<TcpStream>, code: CloseCode, reason: &str) {
     let reason: String = reason.chars().take(40).collect();
     let _ = socket
         .close(Some(CloseFrame { code, reason: reason.into() }))
@@ -202,7 +207,7 @@ fn part(mut socket: WebSocket<TcpStream>, code: CloseCode, reason: &str) {
     let stream = socket.get_ref();
     let _ = stream.shutdown(Shutdown::Write);
     let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
-    let _ = io::copy(&mut stream.take(FAREWELL_BYTES_MAX), &mut io::sink());
+    let _ = io::copy(&mut stream.take(DRAIN_BYTES_MAX), &mut io::sink());
 }
 
 #[cfg(test)]
@@ -217,7 +222,7 @@ mod tests {
     use std::path::PathBuf;
     use std::sync::mpsc;
 
-    /// No wait in these tests lasts so long unless something is broken.
+    /// No wait in these tests takes this long unless something is broken.
     const PATIENCE: Duration = Duration::from_secs(20);
 
     fn connect(demo: &Demo) -> WebSocket<TcpStream> {
@@ -242,8 +247,8 @@ mod tests {
         socket.send(Message::text(COMPLETE)).unwrap();
     }
 
-    /// A stand-in whose answers arrive at the receiver at once, with sound files in a new folder.
-    fn with_studio(name: &str) -> (Demo, mpsc::Receiver<(String, Value)>, PathBuf) {
+    /// A demo whose answers arrive at the receiver at once, with sound files in a new folder.
+    fn with_answers(name: &str) -> (Demo, mpsc::Receiver<(String, Value)>, PathBuf) {
         let (sender, published) = mpsc::channel();
         let audio_root =
             std::env::temp_dir().join(format!("aivtuber-demo-{name}-{}", std::process::id()));
@@ -251,25 +256,25 @@ mod tests {
             let _ = sender.send((task_id.to_owned(), serde_json::from_str(json)?));
             Ok(())
         };
-        let studio = Studio::new(Box::new(publish), audio_root.clone(), Duration::ZERO);
-        (Demo::open(Some(studio), Arc::default(), IDLE_TIMEOUT).unwrap(), published, audio_root)
+        let responder = Responder::new(Box::new(publish), audio_root.clone(), Duration::ZERO);
+        (Demo::open(Some(responder), Arc::default(), IDLE_TIMEOUT).unwrap(), published, audio_root)
     }
 
-    fn without_studio() -> Demo {
+    fn without_answers() -> Demo {
         Demo::open(None, Arc::default(), IDLE_TIMEOUT).unwrap()
     }
 
     fn wait_until_empty(demo: &Demo) {
         let begun = SystemTime::now();
-        while demo.house.visitors.load(Ordering::SeqCst) > 0 {
-            assert!(begun.elapsed().unwrap_or_default() < PATIENCE, "somebody stays for ever");
+        while demo.server.connections.load(Ordering::SeqCst) > 0 {
+            assert!(begun.elapsed().unwrap_or_default() < PATIENCE, "a connection never ends");
             thread::sleep(Duration::from_millis(1));
         }
     }
 
     #[test]
-    fn an_upload_is_queued_under_the_id_that_was_assigned() {
-        let demo = without_studio();
+    fn an_upload_is_queued_under_its_assigned_id() {
+        let demo = without_answers();
         let mut socket = connect(&demo);
         let greeting = read(&mut socket);
         let task_id = greeting["task_id"].as_str().unwrap();
@@ -287,15 +292,15 @@ mod tests {
     }
 
     #[test]
-    fn each_connection_has_a_task_of_its_own() {
-        let demo = without_studio();
+    fn each_connection_has_its_own_task() {
+        let demo = without_answers();
         let (mut one, mut other) = (connect(&demo), connect(&demo));
         assert_ne!(read(&mut one)["task_id"], read(&mut other)["task_id"]);
     }
 
     #[test]
-    fn a_huge_message_ends_its_own_connection_alone() {
-        let demo = without_studio();
+    fn a_huge_message_ends_only_its_own_connection() {
+        let demo = without_answers();
         let (mut greedy, mut modest) = (connect(&demo), connect(&demo));
         read(&mut greedy);
         read(&mut modest);
@@ -307,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn who_says_nothing_is_closed_and_who_vanishes_is_forgotten() {
+    fn a_silent_client_is_closed_and_a_vanished_one_is_not_counted() {
         let demo = Demo::open(None, Arc::default(), Duration::from_millis(20)).unwrap();
         let mut silent = connect(&demo);
         read(&mut silent);
@@ -320,23 +325,23 @@ mod tests {
     }
 
     #[test]
-    fn one_visitor_too_many_is_told_so_and_takes_no_seat() {
-        let demo = without_studio();
-        let mut visitors: Vec<_> = (0..VISITORS_MAX).map(|_| connect(&demo)).collect();
-        visitors.iter_mut().for_each(|visitor| drop(read(visitor)));
+    fn a_connection_beyond_the_limit_gets_503_and_is_not_counted() {
+        let demo = without_answers();
+        let mut connections: Vec<_> = (0..CONNECTIONS_MAX).map(|_| connect(&demo)).collect();
+        connections.iter_mut().for_each(|connection| drop(read(connection)));
         let mut stream = TcpStream::connect(demo.address()).unwrap();
         stream.write_all(b"GET /ws/input HTTP/1.1\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
-        drop(visitors);
+        drop(connections);
         wait_until_empty(&demo);
         read(&mut connect(&demo));
     }
 
     #[test]
-    fn an_answer_is_published_with_a_sound_file_that_goes_when_the_demo_ends() {
-        let (demo, published, audio_root) = with_studio("answer");
+    fn an_answer_is_published_with_a_sound_file_that_is_removed_at_the_end() {
+        let (demo, published, audio_root) = with_answers("answer");
         let mut socket = connect(&demo);
         let task_id = read(&mut socket)["task_id"].as_str().unwrap().to_owned();
         upload(&mut socket, &["こんにちは".as_bytes()]);
@@ -352,17 +357,17 @@ mod tests {
     }
 
     #[test]
-    fn sound_files_do_not_pile_up() {
-        let (demo, _published, audio_root) = with_studio("pile");
-        let studio = demo.house.studio.as_ref().unwrap();
+    fn the_oldest_sound_file_is_removed_for_a_new_one() {
+        let (demo, _published, audio_root) = with_answers("pile");
+        let responder = demo.server.responder.as_ref().unwrap();
         let path = |index: usize| audio_root.join(format!("{index}.wav"));
         for index in 0..FILES_MAX + 3 {
-            studio.keep(path(index), b"wav").unwrap();
+            responder.keep(path(index), b"wav").unwrap();
         }
         assert!(!path(2).exists() && path(3).exists());
         assert_eq!(fs::read_dir(&audio_root).unwrap().count(), FILES_MAX);
-        studio.clear();
-        assert!(studio.keep(path(0), b"wav").is_err(), "nobody would remove it");
+        responder.clear();
+        assert!(responder.keep(path(0), b"wav").is_err(), "it would never be removed");
         fs::remove_dir(&audio_root).unwrap();
     }
 }

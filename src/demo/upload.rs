@@ -1,37 +1,40 @@
-//! The input protocol, without its socket.
+//! The input protocol, without its socket: one client's upload, message by message.
 
 use super::TEXT_BYTES_MAX;
 use serde_json::{Value, json};
 
-/// One client's upload.
+/// One client's upload. The messages are described in [`crate::demo`].
 pub struct Upload {
     pub task_id: String,
     expects: Expects,
     text: Text,
 }
 
+/// The next message that is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Expects {
     Announcement,
     Bytes,
-    /// The text was taken; a connection has one task.
+    /// The text is complete; a connection has one task.
     Nothing,
 }
 
 /// The pieces so far.
 enum Text {
     Growing(Vec<u8>),
-    /// It became too long, and its pieces are thrown away until it ends.
-    Spoiled,
+    /// It is too long; further pieces are dropped until it ends.
+    TooLong,
 }
 
+/// What follows a message.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// No message came.
+pub enum Reaction {
+    /// No message has come.
     None,
-    /// Understood, and nothing to say.
-    Heard,
-    Say(String),
+    /// Accepted, with no reply.
+    Accept,
+    Reply(String),
+    /// The text is complete: send the reply, then answer the text.
     Queue {
         reply: String,
         text: String,
@@ -47,13 +50,13 @@ impl Upload {
         }
     }
 
-    /// The first thing a client is told.
+    /// The first message to a client.
     pub fn greeting(&self) -> String {
         json!({"type": "system", "action": "task_id_assigned", "task_id": self.task_id}).to_string()
     }
 
-    /// A text message. One that is refused changes nothing.
-    pub fn handle_text(&mut self, message: &str) -> Answer {
+    /// Takes a text message. One that is refused changes nothing.
+    pub fn handle_text(&mut self, message: &str) -> Reaction {
         let message: Value = match serde_json::from_str(message) {
             Ok(message) => message,
             Err(why) => return self.refuse(&format!("this is not JSON: {why}")),
@@ -62,7 +65,7 @@ impl Upload {
             _ if self.expects == Expects::Nothing => self
                 .refuse("the text of this task is complete: open a new connection for another one"),
             Some("data_chunk" | "upload_complete") if self.expects == Expects::Bytes => {
-                self.refuse("the piece that was announced is due first, as a binary message")
+                self.refuse("the announced piece must come first, as a binary message")
             }
             Some("data_chunk") => self.handle_announcement(&message),
             Some("upload_complete") => self.complete(),
@@ -70,8 +73,8 @@ impl Upload {
         }
     }
 
-    /// A binary message: the piece that was announced.
-    pub fn handle_bytes(&mut self, piece: &[u8]) -> Answer {
+    /// Takes a binary message: the piece that was announced.
+    pub fn handle_bytes(&mut self, piece: &[u8]) -> Reaction {
         match self.expects {
             Expects::Bytes => self.expects = Expects::Announcement,
             Expects::Announcement => {
@@ -87,18 +90,18 @@ impl Upload {
         match &mut self.text {
             Text::Growing(text) if text.len() + piece.len() <= TEXT_BYTES_MAX => {
                 text.extend_from_slice(piece);
-                Answer::Heard
+                Reaction::Accept
             }
             Text::Growing(_) => {
-                self.text = Text::Spoiled;
+                self.text = Text::TooLong;
                 self.refuse(&format!("the text is longer than {TEXT_BYTES_MAX} bytes"))
             }
-            Text::Spoiled => Answer::Heard,
+            Text::TooLong => Reaction::Accept,
         }
     }
 
-    /// The pieces come in their order, so `chunk_id` is only looked at for what it is.
-    fn handle_announcement(&mut self, message: &Value) -> Answer {
+    /// Pieces arrive in order, so `chunk_id` is only checked to be a number.
+    fn handle_announcement(&mut self, message: &Value) -> Reaction {
         if message.get("type").and_then(Value::as_str) != Some("text") {
             return self.refuse("`type` must be \"text\": this stand-in only reads");
         }
@@ -106,12 +109,12 @@ impl Upload {
             return self.refuse("`chunk_id` must be a whole number from 0");
         }
         self.expects = Expects::Bytes;
-        Answer::Heard
+        Reaction::Accept
     }
 
-    fn complete(&mut self) -> Answer {
+    fn complete(&mut self) -> Reaction {
         match std::mem::replace(&mut self.text, Text::Growing(Vec::new())) {
-            Text::Spoiled => self.refuse("the text was too long: upload a shorter one"),
+            Text::TooLong => self.refuse("the text was too long: upload a shorter one"),
             Text::Growing(text) => match String::from_utf8(text) {
                 Ok(text) if text.is_empty() => self.refuse("nothing was uploaded"),
                 Err(_) => self.refuse("the text is not UTF-8: upload it again"),
@@ -119,14 +122,16 @@ impl Upload {
                     self.expects = Expects::Nothing;
                     let task_id = &self.task_id;
                     let reply = json!({"type": "system", "action": "upload_processed", "status": "queued", "task_id": task_id});
-                    Answer::Queue { reply: reply.to_string(), text }
+                    Reaction::Queue { reply: reply.to_string(), text }
                 }
             },
         }
     }
 
-    fn refuse(&self, why: &str) -> Answer {
-        Answer::Say(json!({"status": "error", "error": why, "task_id": self.task_id}).to_string())
+    fn refuse(&self, why: &str) -> Reaction {
+        Reaction::Reply(
+            json!({"status": "error", "error": why, "task_id": self.task_id}).to_string(),
+        )
     }
 }
 
@@ -141,10 +146,10 @@ pub mod tests {
     pub const COMPLETE: &str = r#"{"action":"upload_complete"}"#;
 
     #[test]
-    fn bad_input_is_told_what_is_wrong_and_the_upload_can_go_on() {
+    fn bad_input_gets_an_error_and_the_upload_can_go_on() {
         let mut upload = Upload::new("t");
-        let refused = |answer: Answer, why: &str| {
-            let Answer::Say(text) = answer else { panic!("{answer:?} in place of {why}") };
+        let refused = |reaction: Reaction, why: &str| {
+            let Reaction::Reply(text) = reaction else { panic!("{reaction:?} in place of {why}") };
             let error: Value = serde_json::from_str(&text).unwrap();
             assert_eq!((&error["status"], &error["task_id"]), (&json!("error"), &json!("t")));
             assert!(error["error"].as_str().unwrap().contains(why), "{error} lacks {why}");
@@ -167,16 +172,16 @@ pub mod tests {
         refused(upload.handle_bytes(b"out of the blue"), "must be announced");
         refused(upload.handle_text(COMPLETE), "nothing was uploaded");
 
-        assert_eq!(upload.handle_text(&announcement(0)), Answer::Heard);
-        refused(upload.handle_text(&announcement(1)), "is due first");
-        refused(upload.handle_text(COMPLETE), "is due first");
-        assert_eq!(upload.handle_bytes(b"\xff"), Answer::Heard);
+        assert_eq!(upload.handle_text(&announcement(0)), Reaction::Accept);
+        refused(upload.handle_text(&announcement(1)), "must come first");
+        refused(upload.handle_text(COMPLETE), "must come first");
+        assert_eq!(upload.handle_bytes(b"\xff"), Reaction::Accept);
         refused(upload.handle_text(COMPLETE), "not UTF-8");
 
-        assert_eq!(upload.handle_text(&announcement(0)), Answer::Heard);
-        assert_eq!(upload.handle_bytes(b"good"), Answer::Heard);
+        assert_eq!(upload.handle_text(&announcement(0)), Reaction::Accept);
+        assert_eq!(upload.handle_bytes(b"good"), Reaction::Accept);
         assert!(
-            matches!(upload.handle_text(COMPLETE), Answer::Queue { text, .. } if text == "good")
+            matches!(upload.handle_text(COMPLETE), Reaction::Queue { text, .. } if text == "good")
         );
 
         refused(upload.handle_text(&announcement(0)), "is complete");
@@ -184,28 +189,28 @@ pub mod tests {
     }
 
     #[test]
-    fn a_text_may_have_its_limit_and_not_a_byte_more() {
+    fn a_text_may_be_as_long_as_the_limit() {
         let piece = vec![b'a'; TEXT_BYTES_MAX / 2];
         let mut upload = Upload::new("t");
         for _ in 0..2 {
             upload.handle_text(&announcement(0));
-            assert_eq!(upload.handle_bytes(&piece), Answer::Heard);
+            assert_eq!(upload.handle_bytes(&piece), Reaction::Accept);
         }
         upload.handle_text(&announcement(2));
         assert!(
-            matches!(upload.handle_bytes(b"a"), Answer::Say(text) if text.contains("longer than 65536 bytes"))
+            matches!(upload.handle_bytes(b"a"), Reaction::Reply(text) if text.contains("longer than 65536 bytes"))
         );
         upload.handle_text(&announcement(3));
-        assert_eq!(upload.handle_bytes(b"the rest"), Answer::Heard, "said once");
+        assert_eq!(upload.handle_bytes(b"the rest"), Reaction::Accept, "the error is sent once");
         assert!(
-            matches!(upload.handle_text(COMPLETE), Answer::Say(text) if text.contains("too long"))
+            matches!(upload.handle_text(COMPLETE), Reaction::Reply(text) if text.contains("too long"))
         );
         for _ in 0..2 {
             upload.handle_text(&announcement(0));
             upload.handle_bytes(&piece);
         }
         assert!(
-            matches!(upload.handle_text(COMPLETE), Answer::Queue { text, .. } if text.len() == TEXT_BYTES_MAX)
+            matches!(upload.handle_text(COMPLETE), Reaction::Queue { text, .. } if text.len() == TEXT_BYTES_MAX)
         );
     }
 }

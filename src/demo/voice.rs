@@ -29,7 +29,7 @@ pub fn wav(text: &str) -> Vec<u8> {
         let hertz = 261.63 * (semitones as f32 / 12.0).exp2();
         for index in 0..SAMPLES_PER_NOTE {
             let seconds = index as f32 / SAMPLES_PER_SECOND as f32;
-            // Rises in 10 ms and rings off, so that no note begins or ends with a click.
+            // Rises within 10 ms and fades out, so that no note begins or ends with a click.
             let left = 1.0 - index as f32 / SAMPLES_PER_NOTE as f32;
             let loudness = (seconds / 0.01).min(1.0) * left * left;
             let phase = std::f32::consts::TAU * hertz * seconds;
@@ -40,7 +40,7 @@ pub fn wav(text: &str) -> Vec<u8> {
     wav
 }
 
-/// Semitones above middle C. Each note is chosen by the part of the text that stands where it is sung.
+/// Semitones above middle C. Each part of the text chooses one note.
 fn tune(text: &str) -> [i32; NOTES] {
     let chars: Vec<u32> = text.chars().map(u32::from).collect();
     std::array::from_fn(|note| {
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_tune_is_a_whole_wav_of_at_least_three_chunks() {
+    fn a_tune_is_a_valid_wav_of_at_least_three_chunks() {
         for text in ["", "a", "Hello", "こんにちは、世界", &"long ".repeat(10_000)] {
             let wav = wav(text);
             let word = |at: usize| u32::from_le_bytes(wav[at..at + 4].try_into().unwrap()) as usize;
