@@ -35,7 +35,9 @@ use crate::service::stats::Stats;
 use crate::service::tasks::{self, Tasks};
 use crate::service::upstreams::UpstreamId;
 use crate::session::jobs::{Answer, Job, NameOwner};
-use crate::session::{self, Admission, Context, Drain, Driven, Identity, Phase, Session};
+use crate::session::{
+    self, Admission, Context, Drain, Driven, Identity, Phase, Session, SessionId,
+};
 use log::{info, warn};
 use redis::RedisSockets;
 use slab::Slab;
@@ -52,6 +54,9 @@ const WORKERS_MAX: usize = 1000;
 /// The time for the last frames to leave once the drain time is over, and for Redis to store the last
 /// results.
 const LAST_CALL: Duration = Duration::from_millis(500);
+
+/// Results handed to clients in one turn.
+const DELIVERIES_PER_TURN: usize = 128;
 
 /// Unused slots are released once the number of sessions has halved, from this number up.
 const RELEASE_FROM: usize = 64;
@@ -277,10 +282,16 @@ impl Gateway {
         while let Some(notice) = self.cx.results.poll_notice() {
             self.handle_notice(notice);
         }
-        while let Some((key, result)) = self.cx.results.poll_delivery() {
-            if let Some(session) = self.sessions.get_mut(key as usize) {
+        self.deliver(DELIVERIES_PER_TURN);
+    }
+
+    /// Hands out queued results, at most `count_max`; the rest has its turn later.
+    fn deliver(&mut self, count_max: usize) {
+        for _ in 0..count_max {
+            let Some((client, result)) = self.cx.results.poll_delivery() else { return };
+            if let Some(session) = self.session_mut(client) {
                 session.handle_result(result);
-                self.drive(key as usize);
+                self.drive(client.key as usize);
             }
         }
     }
@@ -299,9 +310,11 @@ impl Gateway {
             }
             Notice::GraceOver => {
                 warn!(target: "redis", "away for longer than the grace: waiting clients are told");
-                let waiters: Vec<usize> =
-                    self.cx.results.waiters().map(|key| key as usize).collect();
-                for key in waiters {
+                // A client that is about to get a result has something to wait for.
+                self.deliver(usize::MAX);
+                let waiters: Vec<SessionId> = self.cx.results.waiters().collect();
+                for client in waiters {
+                    let key = client.key as usize;
                     if let Some(session) = self.sessions.get_mut(key) {
                         session.handle_redis_lost(&mut self.cx);
                         self.drive(key);
@@ -311,8 +324,13 @@ impl Gateway {
         }
     }
 
+    /// The session, unless it has ended and its slot is free or another one's.
+    fn session_mut(&mut self, id: SessionId) -> Option<&mut Session> {
+        self.sessions.get_mut(id.key as usize).filter(|session| session.who().id() == id)
+    }
+
     /// What is known of results, and the link to Redis.
-    pub fn results(&mut self) -> &mut Results<u32> {
+    pub fn results(&mut self) -> &mut Results<SessionId> {
         &mut self.cx.results
     }
 
@@ -353,7 +371,7 @@ impl Gateway {
 
     /// When the next turn must begin even if nothing happens; a moment in the past: at once.
     pub fn next_turn(&self) -> Option<Moment> {
-        if !self.yielded.is_empty() || self.redis.has_news() {
+        if !self.yielded.is_empty() || self.redis.has_news() || self.cx.results.has_deliveries() {
             return Some(self.cx.now);
         }
         let drained = match self.run_state {
@@ -403,6 +421,8 @@ impl Gateway {
         self.run_state = RunState::Draining { until };
         self.cx.is_draining = true;
         self.cx.results.finish(self.cx.now);
+        // A result that came before the drain is delivered, not answered with a Close.
+        self.deliver(usize::MAX);
         self.drain_sessions(Drain::Finish);
         self.check_drain();
     }

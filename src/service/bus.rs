@@ -1,25 +1,31 @@
-//! Who waits for which task, and what is on its origin to whom. Only queues: nothing here calls anybody.
+//! Which clients wait for which task, and the results that are queued for them.
 //!
-//! A publication descends from Redis and ends in this queue; a delivery descends from the gateway and begins with it. Two descents
-//! joined by one queue, so no session is ever entered from inside another one's turn.
+//! A publication ends in this queue, and the gateway takes deliveries from it, so no session is
+//! entered from another one's step.
 //!
-//! The surprising thing: the bus never drops a delivery. When more wait than it likes, [`Bus::is_full`] says so, and whoever reads
-//! from Redis stops reading; Redis and the kernel hold the rest.
+//! The bus never drops a result for a client that still waits. When more deliveries are queued than
+//! it likes, [`Bus::is_full`] reports it and publishers are not read; Redis and the kernel hold the
+//! rest.
+//!
+//! A task may have thousands of clients, and all of them may leave in one moment. So no event costs
+//! a walk over them, apart from a publication, which queues one delivery each: a client is found in
+//! a sorted set, and those that miss a result are kept apart from those that have had all. What is
+//! queued for a client that leaves stays queued; the caller skips it, because `K` is never used for
+//! a second client.
 
 use crate::base::table::Table;
-use std::collections::VecDeque;
-use std::hash::Hash;
+use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 
-use smallvec::SmallVec;
 use uuid::Uuid;
 
 use crate::proto::message::{TaskId, TaskResult};
 
-/// Deliveries that may wait before the bus calls itself full.
+/// The number of queued deliveries from which on the bus is full.
 const DELIVERIES_MAX: usize = 4096;
 
-/// The bus. `K` names a session.
+/// The bus. `K` identifies a client: no two clients have the same, ever, and it sorts clients in the
+/// order in which they came.
 #[derive(Debug)]
 pub struct Bus<K> {
     waiting: Table<TaskWaiters<K>>,
@@ -37,22 +43,30 @@ pub enum Change {
     Unlisten { task: Uuid, spelling: String },
 }
 
-/// Who waits for one task. There is one for every client that waits, so it is small.
+/// The clients that wait for one task. Nearly always there is one client, so this is small.
 #[derive(Debug)]
 struct TaskWaiters<K> {
-    /// In the order in which they came; nearly always one.
-    waiters: SmallVec<[Waiter<K>; 2]>,
+    waiters: Waiters<K>,
     /// Spellings that were given out by `poll_change`, the usual form being the first.
     announced: u32,
     spellings: Spellings,
     is_queued: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Waiter<K> {
-    key: K,
-    /// It has had all that came until [`Bus::mark_caught_up`] was last called.
-    is_caught_up: bool,
+/// Clients, apart by whether they have had all that came until [`Bus::mark_caught_up`] was last
+/// called.
+#[derive(Debug)]
+enum Waiters<K> {
+    None,
+    CaughtUp(K),
+    Newcomer(K),
+    Many(Box<Crowd<K>>),
+}
+
+#[derive(Debug)]
+struct Crowd<K> {
+    caught_up: BTreeSet<K>,
+    newcomers: BTreeSet<K>,
 }
 
 /// How clients wrote the id, apart from the usual form. Owns no memory while all wrote that.
@@ -64,7 +78,7 @@ struct Written {
     forms: Vec<Box<str>>,
 }
 
-impl<K: Copy + Eq + Hash> Bus<K> {
+impl<K: Copy + Ord> Bus<K> {
     /// Nobody waits.
     pub fn new() -> Bus<K> {
         Bus { waiting: Table::new(), changed: VecDeque::new(), deliveries: VecDeque::new() }
@@ -75,7 +89,7 @@ impl<K: Copy + Eq + Hash> Bus<K> {
         let uuid = task.uuid();
         let slot = self.waiting.find_or_insert_with(uuid, TaskWaiters::default);
         let waiting = &mut self.waiting[slot];
-        waiting.waiters.push(Waiter { key, is_caught_up: false });
+        waiting.waiters.insert(key);
         if let Some(written) = task.written() {
             waiting.spellings.add(written);
         }
@@ -85,15 +99,13 @@ impl<K: Copy + Eq + Hash> Bus<K> {
         }
     }
 
-    /// `key`, which waited for `task`, is gone, and what was on its origin to it. False: it did not wait for that.
+    /// `key`, which waited for `task`, is gone. Returns false if it did not wait for that.
     pub fn unsubscribe(&mut self, task: Uuid, key: K) -> bool {
         let Some(slot) = self.waiting.find(task) else { return false };
         let waiting = &mut self.waiting[slot];
-        let Some(at) = waiting.waiters.iter().position(|waiter| waiter.key == key) else {
+        if !waiting.waiters.remove(key) {
             return false;
-        };
-        waiting.waiters.remove(at);
-        self.deliveries.retain(|(to, _)| *to != key);
+        }
         if waiting.waiters.is_empty() {
             if waiting.announced == 0 && !waiting.is_queued {
                 self.waiting.remove(slot);
@@ -105,8 +117,9 @@ impl<K: Copy + Eq + Hash> Bus<K> {
         true
     }
 
-    /// Queues a result for those who have not had it; how many that are. `is_dispatched`: [`Bus::mark_caught_up`] was called since it
-    /// came, so that only those who came after that miss it. `result` is called at most once.
+    /// Queues a result for the clients that have not had it, and returns how many these are.
+    /// `is_dispatched`: [`Bus::mark_caught_up`] was called since the result came, so only those that
+    /// came after that call miss it. `result` is called at most once.
     pub fn publish(
         &mut self,
         task: Uuid,
@@ -114,24 +127,26 @@ impl<K: Copy + Eq + Hash> Bus<K> {
         result: impl FnOnce() -> Rc<TaskResult>,
     ) -> usize {
         let Some(waiting) = self.waiting.entry(task) else { return 0 };
-        let mut missing = waiting
-            .waiters
-            .iter()
-            .filter(|waiter| !(is_dispatched && waiter.is_caught_up))
-            .peekable();
+        let caught_up = (!is_dispatched).then(|| waiting.waiters.caught_up()).into_iter().flatten();
+        let mut missing = caught_up.chain(waiting.waiters.newcomers()).peekable();
         if missing.peek().is_none() {
             return 0;
         }
         let (result, before) = (result(), self.deliveries.len());
-        self.deliveries.extend(missing.map(|waiter| (waiter.key, Rc::clone(&result))));
+        self.deliveries.extend(missing.map(|key| (key, Rc::clone(&result))));
         self.deliveries.len() - before
     }
 
-    /// Everybody who waits for `task` now has had all that came for it.
+    /// Every client that waits for `task` now has had all that came for it.
     pub fn mark_caught_up(&mut self, task: Uuid) {
         if let Some(waiting) = self.waiting.entry_mut(task) {
-            waiting.waiters.iter_mut().for_each(|waiter| waiter.is_caught_up = true);
+            waiting.waiters.mark_caught_up();
         }
+    }
+
+    /// Whether some client of `task` may miss results that others have had.
+    pub fn has_newcomers(&self, task: Uuid) -> bool {
+        self.waiting.entry(task).is_some_and(|waiting| waiting.waiters.newcomers().next().is_some())
     }
 
     /// The next change in what should be listened to. A task that was waited for and left in between does not appear.
@@ -163,7 +178,7 @@ impl<K: Copy + Eq + Hash> Bus<K> {
         None
     }
 
-    /// The next result and whom it is for.
+    /// The next result and its client, which may have left.
     pub fn poll_delivery(&mut self) -> Option<(K, Rc<TaskResult>)> {
         let delivery = self.deliveries.pop_front();
         if self.deliveries.is_empty() && self.deliveries.capacity() > 64 {
@@ -172,9 +187,14 @@ impl<K: Copy + Eq + Hash> Bus<K> {
         delivery
     }
 
-    /// Whether so many deliveries wait that nothing more should be published before they are taken.
+    /// Whether no more should be published before deliveries are taken.
     pub fn is_full(&self) -> bool {
         self.deliveries.len() >= DELIVERIES_MAX
+    }
+
+    /// Whether deliveries are queued.
+    pub fn has_deliveries(&self) -> bool {
+        !self.deliveries.is_empty()
     }
 
     /// Whether somebody waits for `task`.
@@ -189,12 +209,92 @@ impl<K: Copy + Eq + Hash> Bus<K> {
 
     /// Every session that waits, in no order.
     pub fn waiters(&self) -> impl Iterator<Item = K> + '_ {
-        self.waiting.iter().flat_map(|(_, waiting)| &waiting.waiters).map(|waiter| waiter.key)
+        self.waiting.iter().flat_map(|(_, waiting)| waiting.waiters.iter())
     }
 
     /// How clients that wait for `task` wrote its id, apart from lower case with hyphens.
     pub fn spellings(&self, task: Uuid) -> &[Box<str>] {
         self.waiting.entry(task).map_or(&[], |waiting| waiting.spellings.all())
+    }
+}
+
+impl<K: Copy + Ord> Waiters<K> {
+    fn is_empty(&self) -> bool {
+        self.iter().next().is_none()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = K> + '_ {
+        self.caught_up().chain(self.newcomers())
+    }
+
+    fn caught_up(&self) -> impl Iterator<Item = K> + '_ {
+        let (one, many) = match self {
+            Waiters::CaughtUp(key) => (Some(*key), None),
+            Waiters::Many(crowd) => (None, Some(crowd.caught_up.iter().copied())),
+            Waiters::None | Waiters::Newcomer(_) => (None, None),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
+
+    fn newcomers(&self) -> impl Iterator<Item = K> + '_ {
+        let (one, many) = match self {
+            Waiters::Newcomer(key) => (Some(*key), None),
+            Waiters::Many(crowd) => (None, Some(crowd.newcomers.iter().copied())),
+            Waiters::None | Waiters::CaughtUp(_) => (None, None),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
+
+    fn insert(&mut self, key: K) {
+        if let Waiters::None = self {
+            *self = Waiters::Newcomer(key);
+            return;
+        }
+        self.crowd().newcomers.insert(key);
+    }
+
+    fn remove(&mut self, key: K) -> bool {
+        match self {
+            Waiters::None => false,
+            Waiters::CaughtUp(one) | Waiters::Newcomer(one) if *one == key => {
+                *self = Waiters::None;
+                true
+            }
+            Waiters::CaughtUp(_) | Waiters::Newcomer(_) => false,
+            Waiters::Many(crowd) => {
+                let is_removed = crowd.caught_up.remove(&key) || crowd.newcomers.remove(&key);
+                if crowd.caught_up.is_empty() && crowd.newcomers.is_empty() {
+                    *self = Waiters::None;
+                }
+                is_removed
+            }
+        }
+    }
+
+    fn mark_caught_up(&mut self) {
+        match self {
+            Waiters::Newcomer(key) => *self = Waiters::CaughtUp(*key),
+            Waiters::Many(crowd) => {
+                while let Some(key) = crowd.newcomers.pop_first() {
+                    crowd.caught_up.insert(key);
+                }
+            }
+            Waiters::None | Waiters::CaughtUp(_) => {}
+        }
+    }
+
+    fn crowd(&mut self) -> &mut Crowd<K> {
+        if !matches!(self, Waiters::Many(_)) {
+            let caught_up = self.caught_up().collect();
+            let newcomers = self.newcomers().collect();
+            *self = Waiters::Many(Box::new(Crowd { caught_up, newcomers }));
+        }
+        match self {
+            Waiters::Many(crowd) => crowd,
+            Waiters::None | Waiters::CaughtUp(_) | Waiters::Newcomer(_) => {
+                unreachable!("it was just made a crowd")
+            }
+        }
     }
 }
 
@@ -208,7 +308,7 @@ impl<K> TaskWaiters<K> {
 impl<K> Default for TaskWaiters<K> {
     fn default() -> Self {
         TaskWaiters {
-            waiters: SmallVec::new(),
+            waiters: Waiters::None,
             announced: 0,
             spellings: Spellings::default(),
             is_queued: false,
@@ -228,7 +328,7 @@ impl Spellings {
     }
 }
 
-impl<K: Copy + Eq + Hash> Default for Bus<K> {
+impl<K: Copy + Ord> Default for Bus<K> {
     fn default() -> Self {
         Bus::new()
     }
@@ -237,6 +337,8 @@ impl<K: Copy + Eq + Hash> Default for Bus<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::Cell;
+    use std::cmp::Ordering;
 
     const ID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
 
@@ -279,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn unsubscribing_drops_queued_deliveries() {
+    fn client_that_left_gets_nothing_more() {
         let mut bus = Bus::new();
         bus.subscribe(&task(), 1);
         bus.subscribe(&task(), 2);
@@ -287,6 +389,8 @@ mod tests {
         assert!(bus.unsubscribe(task().uuid(), 1));
         assert!(!bus.unsubscribe(task().uuid(), 1));
         assert!(!bus.unsubscribe(Uuid::from_u128(7), 2));
+        assert_eq!(deliveries(&mut bus).len(), 2, "what was queued stays, for the caller to skip");
+        bus.publish(task().uuid(), false, || result("a"));
         assert_eq!(deliveries(&mut bus).len(), 1);
         assert!(bus.unsubscribe(task().uuid(), 2));
         assert_eq!(bus.publish(task().uuid(), false, || result("b")), 0);
@@ -367,7 +471,7 @@ mod tests {
         assert_eq!(publish(&mut bus, true), 1);
         assert_eq!(
             deliveries(&mut bus).into_iter().map(|(key, _)| key).collect::<Vec<_>>(),
-            [2, 2, 4]
+            [1, 2, 1, 2, 4]
         );
         bus.subscribe(&task(), 5);
         assert_eq!(publish(&mut bus, false), 3);
@@ -379,7 +483,51 @@ mod tests {
 
     #[test]
     fn waiter_is_small() {
-        assert_eq!(size_of::<(Uuid, TaskWaiters<u32>)>(), 56);
+        assert!(size_of::<(Uuid, TaskWaiters<(u32, u32)>)>() <= 56);
+    }
+
+    /// A key that counts how often any of them is compared.
+    #[derive(Debug, Clone, Copy)]
+    struct Counted(u32, &'static Cell<usize>);
+
+    impl Ord for Counted {
+        fn cmp(&self, other: &Self) -> Ordering {
+            self.1.set(self.1.get() + 1);
+            self.0.cmp(&other.0)
+        }
+    }
+
+    impl PartialOrd for Counted {
+        fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+            Some(self.cmp(other))
+        }
+    }
+
+    impl PartialEq for Counted {
+        fn eq(&self, other: &Self) -> bool {
+            self.cmp(other) == Ordering::Equal
+        }
+    }
+
+    impl Eq for Counted {}
+
+    #[test]
+    fn work_of_a_crowd_that_comes_and_leaves_grows_with_its_size_and_not_its_square() {
+        const CLIENTS: u32 = 5000;
+        let comparisons: &'static Cell<usize> = Box::leak(Box::default());
+        let uuid = task().uuid();
+        let mut bus = Bus::new();
+        for number in 0..CLIENTS {
+            bus.subscribe(&task(), Counted(number, comparisons));
+            assert_eq!(bus.publish(uuid, true, || result("kept")), 1, "only the newcomer");
+            bus.mark_caught_up(uuid);
+        }
+        bus.publish(uuid, false, || result("new"));
+        for number in 0..CLIENTS {
+            assert!(bus.unsubscribe(uuid, Counted(number, comparisons)));
+        }
+        let per_client = comparisons.get() / CLIENTS as usize;
+        assert!(per_client < 200, "{per_client} comparisons a client");
     }
 
     #[test]

@@ -9,7 +9,6 @@
 //! connection is gone as well, everything goes out after `HOLD_MAX`: late order is better than no result.
 
 use crate::base::moment::Moment;
-use std::hash::Hash;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -40,7 +39,7 @@ pub enum Notice {
     Evicted { results: u64 },
 }
 
-/// Everything about results. `K` names a session.
+/// Everything about results. `K` identifies a client; see [`Bus`].
 pub struct Results<K> {
     bus: Bus<K>,
     tasks: Tasks,
@@ -52,7 +51,7 @@ pub struct Results<K> {
     evicted_reported_at: Option<Moment>,
 }
 
-impl<K: Copy + Eq + Hash> Results<K> {
+impl<K: Copy + Ord> Results<K> {
     /// With a link to Redis, or without one: then results come from the embedded inbox, or not at all.
     pub fn new(tasks: Tasks, link: Option<Link>) -> Results<K> {
         Results {
@@ -103,9 +102,14 @@ impl<K: Copy + Eq + Hash> Results<K> {
         self.trim(now);
     }
 
-    /// The next result and whom it is for.
+    /// The next result and its client, which may have left.
     pub fn poll_delivery(&mut self) -> Option<(K, Rc<TaskResult>)> {
         self.bus.poll_delivery()
+    }
+
+    /// Whether deliveries are queued.
+    pub fn has_deliveries(&self) -> bool {
+        self.bus.has_deliveries()
     }
 
     /// Whether nothing more should be read from publishers before deliveries are taken.

@@ -116,7 +116,7 @@ pub struct Context {
     pub now: Moment,
     pub settings: Settings,
     /// Results, and which session waits for which task.
-    pub results: Results<u32>,
+    pub results: Results<SessionId>,
     /// What a task's channel begins with.
     pub channel_prefix: String,
     pub network: Box<dyn Network>,
@@ -144,7 +144,7 @@ impl Context {
         settings: Settings,
         network: Box<dyn Network>,
         limits: Limits,
-        results: Results<u32>,
+        results: Results<SessionId>,
         mut chance: fastrand::Rng,
     ) -> Self {
         let ping_key = chance.u64(..);
@@ -210,7 +210,21 @@ pub enum Admission {
     Inbox,
 }
 
+/// Identifies a session among all that there have ever been; sorts them by age.
+///
+/// A slot alone does not: it is used again. Together with the low half of the serial number it is
+/// unique as long as nothing refers to a session that ended 2³² connections ago.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SessionId {
+    serial: u32,
+    pub key: u32,
+}
+
 impl Identity {
+    pub fn id(&self) -> SessionId {
+        SessionId { serial: self.serial as u32, key: self.key }
+    }
+
     pub fn client(&self) -> SocketAddr {
         SocketAddr::new(self.ip, self.port)
     }

@@ -155,7 +155,7 @@ impl Output {
             return refuse(accept, message::REDIS_AWAY, CloseReason::RedisAway, Some(&task));
         }
         info!(target: "output", "{who} opened client={} task={task}", who.client());
-        cx.results.join(cx.now, &task, who.key);
+        cx.results.join(cx.now, &task, who.id());
         let mut output = Box::new(Output {
             task,
             stage: ClientState::Waiting,
@@ -202,7 +202,7 @@ impl Output {
     /// Stops waiting for its task. Returns how it ended.
     fn end(self, leaving: Leaving, who: &Identity, cx: &mut Context) -> Box<Ended> {
         let Leaving { reason, code, end } = leaving;
-        cx.results.leave(cx.now, self.task.uuid(), who.key, self.stage, end);
+        cx.results.leave(cx.now, self.task.uuid(), who.id(), self.stage, end);
         let last = match self.leaving {
             Some(_) => Last::Frames(Vec::new()),
             None => Last::Nothing,
