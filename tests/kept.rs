@@ -237,10 +237,11 @@ impl Process {
         self.gateway.results().is_up()
     }
 
-    /// Everything that was asked of Redis has been answered.
+    /// Everything that was asked of Redis has been answered, and clients have had what it said.
     fn is_answered(&mut self) -> bool {
-        let link = self.gateway.results().link().unwrap();
-        link.is_up() && link.is_idle()
+        let results = self.gateway.results();
+        let link = results.link().unwrap();
+        link.is_up() && link.is_idle() && !results.has_deliveries()
     }
 }
 
