@@ -12,3 +12,4 @@ pub mod route;
 pub mod stats;
 pub mod tasks;
 pub mod upstreams;
+pub mod url;

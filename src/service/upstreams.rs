@@ -20,7 +20,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::name::Name;
-use super::route::BackendUrl;
+use super::url::BackendUrl;
 use crate::base::backoff::Backoff;
 
 /// How long a backend rests after its first failure, and at most.

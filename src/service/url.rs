@@ -1,0 +1,567 @@
+//! Path templates and backend URLs: what a configuration writes as `/ws/{name}` and `ws://host:port/path/{name}?query`.
+//!
+//! Nothing is percent-decoded here. A segment goes to the backend exactly as the client wrote it, so the gateway and the
+//! backend can never read one path in two ways. For the same reason `.` and `..`, also written `%2e`, are never the value of a
+//! name: a backend that normalizes paths would leave the folder its route was meant for.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+/// A path with names in it, such as `/ws/output/{task_id}`. `{name}` stands for one whole, non-empty path segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    text: Box<str>,
+    pieces: Box<[Piece]>,
+    names: Arc<[Box<str>]>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Piece {
+    Text(Box<str>),
+    /// An index into `Template::names`.
+    Name(usize),
+}
+
+impl Template {
+    /// Reads a route's path. The error is a sentence about `text` that can follow "route `input`: ".
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if !text.starts_with('/') {
+            return Err(format!("the path `{text}` must begin with `/`"));
+        }
+        if let Some(sign) = text.chars().find(|sign| matches!(sign, '?' | '#')) {
+            return Err(format!(
+                "the path `{text}` must not hold `{sign}`: a route is chosen by its path alone"
+            ));
+        }
+        let template = Self::parse_loosely("path", text)?;
+        for segment in text[1..].split('/') {
+            if segment.contains(['{', '}'])
+                && (!segment.starts_with('{') || segment.find('}') != Some(segment.len() - 1))
+            {
+                return Err(format!(
+                    "in the path `{text}`, `{segment}` mixes a name and text: a name is a whole segment"
+                ));
+            }
+            if is_dot_segment(segment) {
+                return Err(format!(
+                    "the path `{text}` holds the segment `{segment}`, which no client sends"
+                ));
+            }
+        }
+        if text.contains("//") {
+            return Err(format!("the path `{text}` holds `//`: a segment is missing"));
+        }
+        Ok(template)
+    }
+
+    /// What the names stand for, if `path` (without its query) fits; values are not decoded.
+    pub fn match_path<'p>(&self, path: &'p str) -> Option<Params<'p>> {
+        let mut values = Vec::new();
+        let mut rest = path;
+        for piece in &self.pieces {
+            match piece {
+                Piece::Text(text) => rest = rest.strip_prefix(&**text)?,
+                Piece::Name(_) => {
+                    let (value, after) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+                    if value.is_empty() || is_dot_segment(value) {
+                        return None;
+                    }
+                    values.push(value);
+                    rest = after;
+                }
+            }
+        }
+        rest.is_empty().then(|| Params { names: Arc::clone(&self.names), values })
+    }
+
+    /// The text with each name replaced by its value. A name that `params` lacks is replaced by
+    /// nothing; [`route::check`](super::route::check) makes sure that there is none.
+    pub fn fill(&self, params: &Params) -> String {
+        let mut filled = String::with_capacity(self.text.len() + 32);
+        self.fill_into(&mut filled, params, |filled, value| filled.push_str(value));
+        filled
+    }
+
+    /// The names in it, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(|name| &**name)
+    }
+
+    /// Whether every path that `other` matches is matched by this one too.
+    pub(super) fn covers(&self, other: &Template) -> bool {
+        self.same_length_and(
+            other,
+            |ours, theirs| if is_name(ours) { !theirs.is_empty() } else { ours == theirs },
+        )
+    }
+
+    /// Whether there is a path that both match.
+    pub(super) fn overlaps(&self, other: &Template) -> bool {
+        self.same_length_and(other, |ours, theirs| {
+            ours == theirs
+                || (is_name(ours) && !theirs.is_empty())
+                || (is_name(theirs) && !ours.is_empty())
+        })
+    }
+
+    fn same_length_and(&self, other: &Template, fits: impl Fn(&str, &str) -> bool) -> bool {
+        let (mut ours, mut theirs) = (self.text.split('/'), other.text.split('/'));
+        loop {
+            match (ours.next(), theirs.next()) {
+                (None, None) => return true,
+                (Some(ours), Some(theirs)) if fits(ours, theirs) => {}
+                _ => return false,
+            }
+        }
+    }
+
+    /// Names may stand anywhere: for the path and the query of a backend, which are filled and never matched.
+    fn parse_loosely(what: &str, text: &str) -> Result<Self, String> {
+        if let Some(sign) = text.chars().find(|sign| !sign.is_ascii_graphic()) {
+            return Err(format!(
+                "the {what} `{}` holds {sign:?}: only visible ASCII is allowed, anything else must be percent-encoded",
+                text.escape_debug()
+            ));
+        }
+        let mut pieces = Vec::new();
+        let mut names: Vec<Box<str>> = Vec::new();
+        let mut rest = text;
+        while let Some(at) = rest.find(['{', '}']) {
+            if rest.as_bytes()[at] == b'}' {
+                return Err(format!("the {what} `{text}` has a `}}` without a `{{` before it"));
+            }
+            let (before, after) = (&rest[..at], &rest[at + 1..]);
+            let Some((name, after)) = after.split_once('}') else {
+                return Err(format!("the {what} `{text}` has a `{{` that is not closed"));
+            };
+            if name.is_empty() {
+                return Err(format!("the {what} `{text}` has an empty name `{{}}`"));
+            }
+            if let Some(sign) =
+                name.chars().find(|sign| !sign.is_ascii_alphanumeric() && *sign != '_')
+            {
+                return Err(format!(
+                    "the name `{{{name}}}` in the {what} `{text}` holds `{sign}`: letters, digits and `_` are allowed"
+                ));
+            }
+            if names.iter().any(|known| **known == *name) {
+                return Err(format!("the {what} `{text}` has the name `{{{name}}}` twice"));
+            }
+            if !before.is_empty() {
+                pieces.push(Piece::Text(before.into()));
+            }
+            pieces.push(Piece::Name(names.len()));
+            names.push(name.into());
+            rest = after;
+        }
+        if !rest.is_empty() {
+            pieces.push(Piece::Text(rest.into()));
+        }
+        Ok(Self { text: text.into(), pieces: pieces.into(), names: names.into() })
+    }
+
+    fn fill_into(
+        &self,
+        filled: &mut String,
+        params: &Params,
+        write_value: impl Fn(&mut String, &str),
+    ) {
+        for piece in &self.pieces {
+            match piece {
+                Piece::Text(text) => filled.push_str(text),
+                Piece::Name(index) => {
+                    write_value(filled, params.value(&self.names[*index]).unwrap_or_default())
+                }
+            }
+        }
+    }
+}
+
+/// The text as it was written.
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+fn is_name(segment: &str) -> bool {
+    segment.starts_with('{')
+}
+
+/// `.` and `..`, each dot also as `%2e`: what RFC 3986 section 5.2.4 removes from a path.
+fn is_dot_segment(segment: &str) -> bool {
+    let mut rest = segment;
+    let mut dots = 0;
+    while !rest.is_empty() {
+        let Some(after) = rest
+            .strip_prefix('.')
+            .or_else(|| rest.strip_prefix("%2e"))
+            .or_else(|| rest.strip_prefix("%2E"))
+        else {
+            return false;
+        };
+        rest = after;
+        dots += 1;
+    }
+    dots == 1 || dots == 2
+}
+
+/// What the names of a template stood for in one path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Params<'p> {
+    names: Arc<[Box<str>]>,
+    values: Vec<&'p str>,
+}
+
+impl<'p> Params<'p> {
+    /// The segment that `name` stood for, undecoded.
+    pub fn value(&self, name: &str) -> Option<&'p str> {
+        let index = self.names.iter().position(|known| **known == *name)?;
+        self.values.get(index).copied()
+    }
+}
+
+/// Where a backend listens: `ws://host:port/path/{name}?query`.
+///
+/// The port is 80 where none is written, the path `/`. Names may stand anywhere in path and query. `wss://` is refused: the
+/// gateway speaks no TLS to backends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendUrl {
+    text: Box<str>,
+    public_text: Box<str>,
+    host: Box<str>,
+    port: u16,
+    path: Template,
+    query: Option<Template>,
+}
+
+impl BackendUrl {
+    /// Reads a URL. The error is a sentence that names the URL and what is allowed.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let Some((scheme, rest)) = text.split_once("://") else {
+            return Err(format!("`{text}` must begin with `ws://`"));
+        };
+        match scheme.to_ascii_lowercase().as_str() {
+            "ws" => {}
+            "wss" => {
+                return Err(format!("`{text}`: TLS to backends is not supported, only `ws://`"));
+            }
+            _ => {
+                return Err(format!("`{text}` begins with `{scheme}://`, only `ws://` is allowed"));
+            }
+        }
+        if rest.contains('#') {
+            return Err(format!(
+                "`{text}` has a fragment (`#…`), which is never sent to a backend"
+            ));
+        }
+        let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        if let Some((_, place)) = authority.rsplit_once('@') {
+            // The text is not repeated: it may hold a password.
+            return Err(format!(
+                "the URL of the backend at `{place}` has a user or password in it, which is not supported"
+            ));
+        }
+        let (host, port) = split_authority(authority).map_err(|why| format!("`{text}`: {why}"))?;
+        let (path, query) = match target.split_once('?') {
+            Some((path, query)) => (path, Some(Template::parse_loosely("query", query)?)),
+            None => (target, None),
+        };
+        let path = Template::parse_loosely("path", if path.is_empty() { "/" } else { path })?;
+        let public_text = match text.split_once('?') {
+            Some((before, _)) => format!("{before}?…").into(),
+            None => text.into(),
+        };
+        Ok(Self { text: text.into(), public_text, host: host.into(), port, path, query })
+    }
+
+    /// The host, without the brackets of an IPv6 address.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The address itself if the host is one: it needs no looking up.
+    pub fn ip(&self) -> Option<IpAddr> {
+        self.host.parse().ok()
+    }
+
+    /// Host and port as a `Host` header has them: brackets around IPv6, no `:80`.
+    pub fn authority(&self) -> String {
+        let (open, close) = if self.host.contains(':') { ("[", "]") } else { ("", "") };
+        match self.port {
+            80 => format!("{open}{}{close}", self.host),
+            port => format!("{open}{}{close}:{port}", self.host),
+        }
+    }
+
+    /// The text for everyone to see, in logs and answers: as written, but of a query only that there is one, since people
+    /// write tokens there.
+    pub fn public_text(&self) -> &str {
+        &self.public_text
+    }
+
+    /// The names in path and query.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.path.names().chain(self.query.iter().flat_map(Template::names))
+    }
+}
+
+/// The text as it was written, with all of its query: for `--print-config` and as identity. See [`BackendUrl::public_text`].
+impl fmt::Display for BackendUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+pub(super) fn split_authority(authority: &str) -> Result<(&str, u16), String> {
+    let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
+        let (host, after) = rest.split_once(']').ok_or("the `[` of its host is not closed")?;
+        host.parse::<Ipv6Addr>().map_err(|_| format!("`[{host}]` is not an IPv6 address"))?;
+        match after.strip_prefix(':') {
+            None if !after.is_empty() => {
+                return Err(format!("`{after}` stands between its host and its path"));
+            }
+            port => (host, port),
+        }
+    } else {
+        match authority.split_once(':') {
+            Some((_, port)) if port.contains(':') => {
+                return Err(format!("an IPv6 address is written in brackets: `[{authority}]`"));
+            }
+            Some((host, port)) => (host, Some(port)),
+            None => (authority, None),
+        }
+    };
+    if host.is_empty() {
+        return Err("its host is missing".into());
+    }
+    if !authority.starts_with('[') {
+        check_host_name(host)?;
+    }
+    let port = match port {
+        None => 80,
+        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+            match digits.parse::<u16>() {
+                Ok(port) if port > 0 => port,
+                _ => return Err(format!("its port `{digits}` must be 1 to 65535")),
+            }
+        }
+        Some(other) => return Err(format!("its port `{other}` must be 1 to 65535")),
+    };
+    Ok((host, port))
+}
+
+fn check_host_name(host: &str) -> Result<(), String> {
+    if let Some(sign) =
+        host.chars().find(|sign| !sign.is_ascii_alphanumeric() && !matches!(sign, '.' | '-' | '_'))
+    {
+        return Err(format!(
+            "its host `{}` holds {sign:?}: letters, digits, `.`, `-` and `_` are allowed",
+            host.escape_debug()
+        ));
+    }
+    // A name whose last label is a number is an IPv4 address (WHATWG URL, "ends in a number"): no resolver may guess.
+    let last = host.strip_suffix('.').unwrap_or(host).rsplit('.').next().unwrap_or_default();
+    if last.bytes().all(|byte| byte.is_ascii_digit()) && host.parse::<Ipv4Addr>().is_err() {
+        return Err(format!("its host `{host}` is not an IPv4 address"));
+    }
+    Ok(())
+}
+
+/// The request target for the backend: its path filled, its own query and the client's behind it.
+///
+/// `query` is what stood after the client's `?`; an empty one keeps its `?`. In the backend's query a value is escaped where it
+/// would otherwise begin another parameter.
+pub fn upstream_target(url: &BackendUrl, params: &Params, query: Option<&str>) -> String {
+    let mut target = url.path.fill(params);
+    if let Some(own) = &url.query {
+        target.push('?');
+        own.fill_into(&mut target, params, push_query_value);
+    }
+    if let Some(query) = query {
+        target.push(if url.query.is_some() { '&' } else { '?' });
+        target.push_str(query);
+    }
+    target
+}
+
+fn push_query_value(target: &mut String, value: &str) {
+    for sign in value.chars() {
+        match sign {
+            '&' => target.push_str("%26"),
+            ';' => target.push_str("%3B"),
+            '=' => target.push_str("%3D"),
+            '+' => target.push_str("%2B"),
+            _ => target.push(sign),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template(text: &str) -> Template {
+        Template::parse(text).unwrap()
+    }
+
+    #[test]
+    fn a_template_matches_whole_segments() {
+        let output = template("/ws/output/{task_id}");
+        assert_eq!(output.match_path("/ws/output/7").unwrap().value("task_id"), Some("7"));
+        assert_eq!(output.match_path("/ws/output/a%2Fb").unwrap().value("task_id"), Some("a%2Fb"));
+        for path in [
+            "/ws/output/",
+            "/ws/output",
+            "/ws/output/7/",
+            "/ws/output/7/8",
+            "/ws/outputs/7",
+            "ws/output/7",
+            "/",
+            "",
+        ] {
+            assert_eq!(output.match_path(path), None, "{path}");
+        }
+        let two = template("/a/{x}/b/{y_2}/");
+        let params = two.match_path("/a/1/b/2/").unwrap();
+        assert_eq!(
+            (params.value("x"), params.value("y_2"), params.value("z")),
+            (Some("1"), Some("2"), None)
+        );
+        assert_eq!(two.match_path("/a//b/2/"), None);
+        assert_eq!(two.names().collect::<Vec<_>>(), ["x", "y_2"]);
+        assert!(template("/").match_path("/").is_some());
+        assert_eq!(two.to_string(), "/a/{x}/b/{y_2}/");
+    }
+
+    #[test]
+    fn a_dot_segment_is_no_value() {
+        let output = template("/ws/output/{task_id}");
+        for dots in [".", "..", "%2e", "%2E.", ".%2e", "%2e%2E"] {
+            assert_eq!(output.match_path(&format!("/ws/output/{dots}")), None, "{dots}");
+        }
+        for fine in ["...", ".a", "%2f", "..%2f", "2e"] {
+            assert!(output.match_path(&format!("/ws/output/{fine}")).is_some(), "{fine}");
+        }
+    }
+
+    #[test]
+    fn a_bad_template_says_why() {
+        for (text, why) in [
+            ("", "must begin with `/`"),
+            ("ws/input", "must begin with `/`"),
+            ("/ws/{id", "not closed"),
+            ("/ws/id}", "without a `{`"),
+            ("/ws/{}", "empty name"),
+            ("/ws/{a b}", "visible ASCII"),
+            ("/ws/{a-b}", "holds `-`"),
+            ("/{a}/{a}", "twice"),
+            ("/{{a}}", "holds `{`"),
+            ("/x{a}", "whole segment"),
+            ("/{a}x", "whole segment"),
+            ("/{a}{b}", "whole segment"),
+            ("/ws?x=1", "must not hold `?`"),
+            ("/ws#x", "must not hold `#`"),
+            ("/wś", "visible ASCII"),
+            ("/ws//input", "segment is missing"),
+            ("/ws/../input", "no client sends"),
+        ] {
+            let error = Template::parse(text).unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn filling_is_matching_backwards() {
+        let params = template("/ws/{kind}/{id}").match_path("/ws/output/%41").unwrap();
+        assert_eq!(template("/{id}/x/{kind}").fill(&params), "/%41/x/output");
+        assert_eq!(template("/none").fill(&params), "/none");
+    }
+
+    #[test]
+    fn backend_urls_are_read_in_full() {
+        for (text, host, port, authority) in [
+            ("ws://localhost:8001/ws/input", "localhost", 8001, "localhost:8001"),
+            ("WS://Backend_1.example/", "Backend_1.example", 80, "Backend_1.example"),
+            ("ws://127.0.0.1", "127.0.0.1", 80, "127.0.0.1"),
+            ("ws://[::1]:9/x", "::1", 9, "[::1]:9"),
+            ("ws://[fe80::2]", "fe80::2", 80, "[fe80::2]"),
+            ("ws://a:80?x=1", "a", 80, "a"),
+        ] {
+            let url = BackendUrl::parse(text).unwrap_or_else(|why| panic!("{why}"));
+            assert_eq!((url.host(), url.port(), url.authority().as_str()), (host, port, authority));
+            assert_eq!(url.to_string(), text);
+        }
+        assert_eq!(BackendUrl::parse("ws://[::1]").unwrap().ip(), Some("::1".parse().unwrap()));
+        assert_eq!(
+            BackendUrl::parse("ws://10.0.0.1:5").unwrap().ip(),
+            Some("10.0.0.1".parse().unwrap())
+        );
+        assert_eq!(BackendUrl::parse("ws://localhost").unwrap().ip(), None);
+    }
+
+    #[test]
+    fn a_bad_backend_url_says_why() {
+        for (text, why) in [
+            ("", "must begin with `ws://`"),
+            ("localhost:8001", "must begin with `ws://`"),
+            ("http://localhost", "only `ws://`"),
+            ("wss://localhost", "TLS to backends is not supported"),
+            ("ws://", "host is missing"),
+            ("ws://:80/", "host is missing"),
+            ("ws:///path", "host is missing"),
+            ("ws://a:0", "1 to 65535"),
+            ("ws://a:65536", "1 to 65535"),
+            ("ws://a:", "1 to 65535"),
+            ("ws://a:+5", "1 to 65535"),
+            ("ws://::1/", "in brackets"),
+            ("ws://[::1", "not closed"),
+            ("ws://[::g]", "not an IPv6 address"),
+            ("ws://[::1]x", "between its host"),
+            ("ws://256.1.1.1", "not an IPv4 address"),
+            ("ws://1", "not an IPv4 address"),
+            ("ws://a b/", "are allowed"),
+            ("ws://höst/", "are allowed"),
+            ("ws://a/#x", "fragment"),
+            ("ws://a/ x", "visible ASCII"),
+            ("ws://a/{x", "not closed"),
+            ("ws://a/?t={}", "empty name"),
+        ] {
+            let error = BackendUrl::parse(text).unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
+        }
+        let error = BackendUrl::parse("ws://me:secret@a/").unwrap_err();
+        assert!(error.contains("password") && !error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn the_target_joins_path_and_both_queries() {
+        let params = template("/ws/output/{task_id}").match_path("/ws/output/a%20b&c=d").unwrap();
+        for (url, query, target) in [
+            ("ws://h/ws/output/{task_id}", None, "/ws/output/a%20b&c=d"),
+            ("ws://h/ws/output/{task_id}", Some("from=3&x"), "/ws/output/a%20b&c=d?from=3&x"),
+            ("ws://h/x", Some(""), "/x?"),
+            ("ws://h", None, "/"),
+            ("ws://h/t-{task_id}.ws", None, "/t-a%20b&c=d.ws"),
+            ("ws://h?task={task_id}", Some("a=1"), "/?task=a%20b%26c%3Dd&a=1"),
+            ("ws://h/p?k=v", None, "/p?k=v"),
+        ] {
+            assert_eq!(
+                upstream_target(&BackendUrl::parse(url).unwrap(), &params, query),
+                target,
+                "{url}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_query_is_not_shown_in_public() {
+        assert_eq!(BackendUrl::parse("ws://h/p?token=s").unwrap().public_text(), "ws://h/p?…");
+        assert_eq!(BackendUrl::parse("ws://h/p").unwrap().public_text(), "ws://h/p");
+    }
+}
