@@ -22,7 +22,8 @@ use aivtuber_gateway::net::{Network, PeerAddress, Ready, Side, Socket, Source, T
 use aivtuber_gateway::reactor::clock::Clock;
 use aivtuber_gateway::service::limits;
 use aivtuber_gateway::service::link::{self, REDIS_ROLES, RedisRole, Subscribe};
-use aivtuber_gateway::service::route::{RouteSettings, Target, Template};
+use aivtuber_gateway::service::route::{RouteSettings, Target};
+use aivtuber_gateway::service::url::Template;
 use aivtuber_gateway::service::tasks::{self, Status};
 use aivtuber_gateway::session;
 use log::{LevelFilter, Log, Metadata, Record};

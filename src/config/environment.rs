@@ -9,7 +9,8 @@ use super::addresses::set_redis;
 use super::problems::{BadItem, Problem};
 use super::settings::Config;
 use super::values::parse_level;
-use crate::service::route::{BackendUrl, Target, Template};
+use crate::service::route::Target;
+use crate::service::url::{BackendUrl, Template};
 
 /// An environment variable that sets something.
 pub struct Variable {

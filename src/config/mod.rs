@@ -229,7 +229,8 @@ mod tests {
 
     use super::*;
     use crate::logging;
-    use crate::service::route::{BackendUrl, RouteSettings};
+    use crate::service::route::RouteSettings;
+    use crate::service::url::BackendUrl;
 
     pub(super) fn parsed(text: &str) -> Config {
         parse(Path::new("x.toml"), text).unwrap_or_else(|problems| panic!("{problems}"))

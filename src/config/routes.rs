@@ -9,7 +9,8 @@ use toml::de::{DeTable, DeValue};
 use super::nearest::did_you_mean;
 use super::problems::FileProblems;
 use super::values::{each, quoted, strings, type_name};
-use crate::service::route::{self, BackendUrl, RouteSettings, Target, Template};
+use crate::service::route::{self, RouteSettings, Target};
+use crate::service::url::{BackendUrl, Template};
 
 /// The keys of a `[[route]]`.
 pub const ROUTE_KEYS: [&str; 5] = ["name", "path", "backend", "host", "serve"];

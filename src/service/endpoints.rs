@@ -123,7 +123,7 @@ impl Endpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::route::Template;
+    use crate::service::url::Template;
 
     #[test]
     fn endpoints_are_found_by_exact_path() {

@@ -4,9 +4,7 @@ use std::rc::Rc;
 
 use super::endpoints::ENDPOINTS;
 use super::upstreams::{UpstreamId, Upstreams};
-use super::url::split_authority;
-
-pub use super::url::{BackendUrl, Params, Template, upstream_target};
+use super::url::{BackendUrl, Params, Template, split_authority};
 
 /// The longest route name, in bytes: it becomes part of ids, log lines and metric labels.
 const NAME_BYTES_MAX: usize = 64;

@@ -25,7 +25,8 @@ use crate::proto::http::{self, HEAD_BYTES_MAX, RequestHead, ResponseHead, empty_
 use crate::proto::upgrade::{self, Forwarding, Handshake};
 use crate::proto::ws;
 use crate::service::name::Name;
-use crate::service::route::{RouteTarget, upstream_target};
+use crate::service::route::RouteTarget;
+use crate::service::url::upstream_target;
 use crate::service::stats::BothWays;
 use crate::service::upstreams::{Addresses, UpstreamId};
 use log::{info, warn};

@@ -209,7 +209,8 @@ mod tests {
     use super::super::stats::Traffic;
     use super::*;
     use crate::proto::http::{Content, Response};
-    use crate::service::route::{BackendUrl, RouteSettings, Routes, Target, Template};
+    use crate::service::route::{RouteSettings, Routes, Target};
+    use crate::service::url::{BackendUrl, Template};
 
     pub const BOTH: BothWays = BothWays {
         from_client: Traffic { frames: 2, bytes: 20 },
