@@ -1,27 +1,65 @@
-//! Where the body of a response ends (RFC 9112 §6, §7.1), for a backend's refusal that is passed on byte for byte.
+//! Where the body of a backend's response ends (RFC 9112 §6, §7.1), for a response that is passed on byte
+//! for byte.
 //!
-//! The surprising thing: a chunked body is not decoded. The client gets the chunks as the backend framed them, and only
-//! their sizes are read, to know when the answer is complete: a backend that keeps its connection alive never says so
-//! otherwise.
+//! A chunked body is not decoded. The client gets the chunks as the backend framed them; only their
+//! sizes are read, because a backend that keeps its connection alive marks the end in no other way.
 
-use super::http::Body;
+use super::http::ResponseHead;
 
-/// Follows one body through a byte stream that is cut anywhere.
+/// Where the body of a response to a GET ends (RFC 9112 §6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// There is no body. Behind a 101 the other protocol begins.
+    Empty,
+    /// After this many bytes.
+    Length(u64),
+    /// After the last chunk and its trailers; [`BodyScanner`] finds it.
+    Chunked,
+    /// Where the connection ends.
+    UntilClose,
+}
+
+impl Body {
+    /// What `head` says about its body.
+    ///
+    /// # Errors
+    /// A phrase, when `Content-Length` is malformed or repeated: two readers could find two different
+    /// ends.
+    pub fn of_response(head: &ResponseHead<'_, '_>) -> Result<Body, &'static str> {
+        let length = head
+            .headers
+            .content_length()
+            .map_err(|_| "malformed or repeated Content-Length in response")?;
+        if matches!(head.status, 100..=199 | 204 | 304) {
+            return Ok(Body::Empty);
+        }
+        if let Some(last) = head.headers.elements("transfer-encoding").last() {
+            return Ok(match last.eq_ignore_ascii_case(b"chunked") {
+                true => Body::Chunked,
+                false => Body::UntilClose,
+            });
+        }
+        Ok(length.map_or(Body::UntilClose, Body::Length))
+    }
+}
+
+/// Finds the end of one body in a byte stream that is cut anywhere.
 #[derive(Clone, Debug)]
 pub struct BodyScanner(Place);
 
+/// What the next byte is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// So many bytes of a body that is not chunked are still to come.
+    /// One of the bytes left of a body that is not chunked.
     Left(u64),
     UntilClose,
     Done,
-    /// In the digits of a chunk's size.
+    /// A digit of a chunk's size.
     Size {
         size: u64,
         digits: u8,
     },
-    /// Behind the size, up to the end of its line.
+    /// Behind the size, before the end of its line.
     Extension {
         size: u64,
     },
@@ -33,7 +71,7 @@ enum Place {
     },
     ChunkCr,
     ChunkLf,
-    /// Where a trailer line may begin, or the last empty line.
+    /// The first byte of a trailer line, or of the empty line that ends the body.
     TrailerStart,
     Trailer,
     TrailerLf,
@@ -51,20 +89,20 @@ impl BodyScanner {
         })
     }
 
-    /// Whether the body is complete. One that ends with its connection never is by itself.
+    /// Whether the body is complete. One that ends with its connection is never complete before that.
     pub fn is_done(&self) -> bool {
         self.0 == Place::Done
     }
 
-    /// Whether the end of the connection here is the proper end of the body.
+    /// Whether the body is complete if the connection ends here.
     pub fn may_end(&self) -> bool {
         matches!(self.0, Place::Done | Place::UntilClose)
     }
 
-    /// How many of `bytes` belong to the body: all of them, or those up to its end.
+    /// Returns how many of `bytes` belong to the body: all of them, or those up to its end.
     ///
     /// # Errors
-    /// A chunk that is malformed, as a phrase. Where the body ends cannot be known any more.
+    /// A phrase, when a chunk is malformed. The end of the body cannot be found any more.
     pub fn advance(&mut self, bytes: &[u8]) -> Result<usize, &'static str> {
         let mut used = 0;
         while let Some(&byte) = bytes.get(used) {
@@ -73,7 +111,6 @@ impl BodyScanner {
                 Place::Done => break,
                 Place::UntilClose => return Ok(bytes.len()),
                 Place::Left(left) | Place::Chunk { left } => {
-                    // Not more than `here`, which is the length of a slice.
                     let passed = here.min(*left);
                     *left -= passed;
                     used += passed as usize;
@@ -93,7 +130,7 @@ impl BodyScanner {
     }
 }
 
-/// Where `byte` of a chunk's frame leads.
+/// The place behind `byte`, which belongs to the framing of a chunk.
 fn after(place: Place, byte: u8) -> Result<Place, &'static str> {
     Ok(match (place, byte) {
         (Place::Size { size, digits: digits @ 0..16 }, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
@@ -124,6 +161,7 @@ fn after(place: Place, byte: u8) -> Result<Place, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::http::empty_slots;
     use super::*;
 
     const CHUNKED: [&str; 4] = [
@@ -134,7 +172,7 @@ mod tests {
     ];
 
     #[test]
-    fn chunked_bodies_cut_at_each_offset_end_at_the_same_byte() {
+    fn chunked_bodies_end_at_the_same_byte_however_they_are_cut() {
         for body in CHUNKED.map(str::as_bytes) {
             for cut in 0..body.len() {
                 let mut scanner = BodyScanner::new(Body::Chunked);
@@ -151,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_chunks_are_found_wherever_they_are_cut() {
+    fn malformed_chunks_are_rejected_however_they_are_cut() {
         for body in [
             "\r\n",
             "x\r\n",
@@ -177,7 +215,29 @@ mod tests {
     }
 
     #[test]
-    fn other_bodies_end_where_the_head_said() {
+    fn the_head_says_where_the_body_ends() {
+        let body = |status: u16, lines: &str| {
+            let bytes = format!("HTTP/1.1 {status} x\r\n{lines}\r\n");
+            let mut slots = empty_slots();
+            let (head, _) = ResponseHead::parse(bytes.as_bytes(), &mut slots).unwrap().unwrap();
+            Body::of_response(&head)
+        };
+        assert_eq!(body(200, "Content-Length: 7\r\n"), Ok(Body::Length(7)));
+        assert_eq!(body(200, ""), Ok(Body::UntilClose));
+        for status in [101, 103, 204, 304] {
+            assert_eq!(body(status, "Content-Length: 7\r\n"), Ok(Body::Empty), "{status}");
+        }
+        let encoded = "Transfer-Encoding: gzip, Chunked\r\n";
+        assert_eq!(body(200, encoded), Ok(Body::Chunked));
+        assert_eq!(body(500, &format!("Content-Length: 7\r\n{encoded}")), Ok(Body::Chunked));
+        assert_eq!(body(200, "Transfer-Encoding: chunked, gzip\r\n"), Ok(Body::UntilClose));
+        for length in ["x", "-1", "", "1\r\nContent-Length: 1"] {
+            assert!(body(200, &format!("Content-Length: {length}\r\n")).is_err(), "{length:?}");
+        }
+    }
+
+    #[test]
+    fn other_bodies_end_where_the_head_says() {
         assert!(BodyScanner::new(Body::Empty).is_done());
         assert!(BodyScanner::new(Body::Length(0)).is_done());
         let mut length = BodyScanner::new(Body::Length(5));
@@ -191,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn no_bytes_make_it_panic_or_change_its_mind() {
+    fn random_bytes_neither_panic_nor_depend_on_how_they_are_cut() {
         let mut ended = 0;
         for seed in 0..4000 {
             let mut chance = fastrand::Rng::with_seed(seed);

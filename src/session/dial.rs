@@ -20,7 +20,7 @@ use super::{
 };
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Ready, Side, Source};
-use crate::proto::body::BodyScanner;
+use crate::proto::body::{Body, BodyScanner};
 use crate::proto::http::{self, HEAD_BYTES_MAX, RequestHead, ResponseHead, empty_slots};
 use crate::proto::upgrade::{self, Forwarding, Handshake};
 use crate::proto::ws;
@@ -422,7 +422,8 @@ impl Dial {
         }
         let mut answer = Vec::new();
         upgrade::write_forwarded_refusal(head, &mut answer);
-        let mut refusal = Refusal { failure, answer, body: BodyScanner::new(head.body()) };
+        let Ok(body) = Body::of_response(head) else { return Outcome::Fail(failure, None) };
+        let mut refusal = Refusal { failure, answer, body: BodyScanner::new(body) };
         match refusal.push(rest) {
             Ok(()) => Outcome::Go(Stage::Refusal { conn, refusal, give_up_at }),
             Err(_) => Outcome::Fail(refusal.failure, None),

@@ -19,7 +19,7 @@ mod response;
 
 pub use outgoing::{Content, Form, JSON, Response, Shared, Wire, reason_phrase};
 pub use request::RequestHead;
-pub use response::{Body, ResponseHead};
+pub use response::ResponseHead;
 
 use std::fmt;
 
@@ -125,7 +125,7 @@ impl<'h, 'b> Headers<'h, 'b> {
 
     /// The value of `Content-Length`. Repeated ones are refused even when they agree: no client
     /// sends that on its own.
-    fn content_length(&self) -> Result<Option<u64>, &'static str> {
+    pub(in crate::proto) fn content_length(&self) -> Result<Option<u64>, &'static str> {
         let Some(value) = self.only("content-length", "several Content-Length headers")? else {
             return Ok(None);
         };
