@@ -8,7 +8,8 @@
 //! ```text
 //! set max_message=5                     settings, before anything else; `set splices=1`: use pipes
 //! show heads                            show handshakes whole; else only their first lines
-//! host 10.0.0.1:8001 refuses            or swallows, or up
+//! host 10.0.0.1:8001 refuses            or swallows, lacks (this machine has no memory), up
+//! names 10.0.0.3:80 10.0.0.4:80         what names resolve to; `fail`: nothing; `hang`: no answer
 //! client> GET /health HTTP/1.1          a line, with CRLF
 //! client: upgrade /ws/input, Origin: https://a.example
 //! client: text "hello"                  frames: text, binary, continue, ping, pong, close 1000 "why"
@@ -44,6 +45,7 @@ use aivtuber_gateway::session::jobs::{Answer, Job};
 use aivtuber_gateway::session::{self, OnBackendFailure};
 use kernel::{Action, Dialer, End, Host, Kernel, LinkId, Nature, Shared, near_socket};
 use std::fmt::Write as _;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
@@ -195,6 +197,7 @@ fn settings() -> gateway::Settings {
         drain_timeout: Some(Duration::from_secs(30)),
         tasks: Default::default(),
         link: Default::default(),
+        upstreams: Default::default(),
     }
 }
 
@@ -208,7 +211,9 @@ fn change(settings: &mut gateway::Settings, words: &str) -> Result<(), String> {
             "header_timeout" => session.header_timeout = time()?,
             "keep_alive" => session.keep_alive = time()?,
             "connect_timeout" => session.connect_timeout = time()?,
+            "attempt_timeout" => session.attempt_timeout = time()?,
             "handshake_timeout" => session.handshake_timeout = time()?,
+            "resolve_interval" => settings.upstreams.resolve_interval = time()?,
             "ping_interval" => session.ping_interval = time()?,
             "ping_timeout" => session.ping_timeout = time()?,
             "idle_timeout" => session.idle_timeout = time()?,
@@ -229,6 +234,11 @@ fn change(settings: &mut gateway::Settings, words: &str) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+fn addresses(words: &str) -> Result<Vec<SocketAddr>, String> {
+    let read = |word: &str| word.parse().map_err(|error| format!("{word}: {error}"));
+    words.split_whitespace().map(read).collect()
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -252,6 +262,8 @@ struct Stage {
     waiting: Vec<LinkId>,
     /// Finished background jobs, for the next turn.
     answers: Vec<Answer>,
+    /// What looking up a name gives; `None`: no answer.
+    names: Option<Result<Vec<SocketAddr>, String>>,
     backends: usize,
     shows_heads: bool,
     /// What `stats` showed.
@@ -335,6 +347,7 @@ impl Stage {
             slots: Vec::new(),
             waiting: Vec::new(),
             answers: Vec::new(),
+            names: Some(Ok(addresses("[::1]:8003 127.0.0.1:8003").expect("addresses"))),
             backends: 0,
             shows_heads,
             shown: String::new(),
@@ -352,6 +365,13 @@ impl Stage {
                 self.gateway.reload(settings.clone());
             }
             "host" => self.set_host(rest)?,
+            "names" => {
+                self.names = match rest {
+                    "hang" => None,
+                    "fail" => Some(Err("no such name".into())),
+                    found => Some(Ok(addresses(found)?)),
+                }
+            }
             _ => {
                 let (name, rest) = match word.split_at(word.len() - 1) {
                     (name, ">") => {
@@ -391,6 +411,7 @@ impl Stage {
         let host = match how {
             "refuses" => Host::Refusing(Duration::ZERO),
             "swallows" => Host::Swallowing,
+            "lacks" => Host::Failing(ErrorKind::OutOfMemory),
             "up" => Host::Up(Duration::ZERO),
             _ => return Err(format!("a host that {how}?")),
         };
@@ -615,9 +636,9 @@ impl Stage {
         self.gateway.finish_turn();
         self.gateway.shrink_to_fit();
         while let Some(Job::LookUp { owner, .. }) = self.gateway.poll_job() {
-            let addresses = ["[::1]:8003", "127.0.0.1:8003"]
-                .map(|address| address.parse().expect("an address"));
-            self.answers.push(Answer::LookedUp { owner, found: Ok(addresses.to_vec()) });
+            if let Some(found) = self.names.clone() {
+                self.answers.push(Answer::LookedUp { owner, found });
+            }
         }
         loop {
             let Some(link) = self.kernel.borrow_mut().established.pop_front() else { break };

@@ -23,8 +23,8 @@ use aivtuber_gateway::reactor::clock::Clock;
 use aivtuber_gateway::service::limits;
 use aivtuber_gateway::service::link::{self, REDIS_ROLES, RedisRole, Subscribe};
 use aivtuber_gateway::service::route::{RouteSettings, Target};
-use aivtuber_gateway::service::url::Template;
 use aivtuber_gateway::service::tasks::{self, Status};
+use aivtuber_gateway::service::url::Template;
 use aivtuber_gateway::session;
 use log::{LevelFilter, Log, Metadata, Record};
 use redis::Commands;
@@ -157,6 +157,7 @@ impl Process {
                 max_retained: 16 << 20,
             },
             link: link::Settings { urls: vec![url.into()], subscribe, ..Default::default() },
+            upstreams: Default::default(),
         };
         let clock = Clock::start();
         let network = Box::new(RedisNetwork(Rc::clone(&redis)));

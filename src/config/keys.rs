@@ -163,7 +163,9 @@ pub const SECTIONS: &[Section] = &[
         name: "proxy",
         keys: &[
             live("connect_timeout", time!(gateway.session.connect_timeout)),
+            live("attempt_timeout", time!(gateway.session.attempt_timeout)),
             live("handshake_timeout", time!(gateway.session.handshake_timeout)),
+            live("resolve_interval", time!(gateway.upstreams.resolve_interval)),
             live("ping_interval", time!(gateway.session.ping_interval)),
             live("ping_timeout", time!(gateway.session.ping_timeout)),
             live("idle_timeout", time!(gateway.session.idle_timeout)),

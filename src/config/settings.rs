@@ -28,6 +28,7 @@ impl Default for Config {
             drain_timeout: Some(Duration::from_secs(30)),
             tasks: Default::default(),
             link: Default::default(),
+            upstreams: Default::default(),
         };
         Config {
             reactor: reactor::Settings {

@@ -33,7 +33,7 @@ use crate::service::results::{Notice, Results};
 use crate::service::route::{RouteSettings, RouteTarget, Routes, Target};
 use crate::service::stats::Stats;
 use crate::service::tasks::{self, Tasks};
-use crate::service::upstreams::UpstreamId;
+use crate::service::upstreams::{self, UpstreamId, Upstreams};
 use crate::session::jobs::{Answer, Job, NameOwner};
 use crate::session::{
     self, Admission, Context, Drain, Driven, Identity, Phase, Session, SessionId,
@@ -73,6 +73,8 @@ pub struct Settings {
     pub tasks: tasks::Settings,
     /// How results arrive: from Redis, or through the embedded inbox.
     pub link: link::Settings,
+    /// How backends are found.
+    pub upstreams: upstreams::Settings,
 }
 
 /// Everything between accepted sockets and backends.
@@ -127,7 +129,7 @@ impl Gateway {
         now: Moment,
         wall: SystemTime,
     ) -> Result<Gateway, String> {
-        let Settings { session, limits, routes, drain_timeout, tasks, link } = settings;
+        let Settings { session, limits, routes, drain_timeout, tasks, link, upstreams } = settings;
         let is_inbox = link.is_embedded();
         let redis = match wants_redis(&routes, &link) {
             true => Some(
@@ -138,6 +140,7 @@ impl Gateway {
         };
         let results = Results::new(Tasks::new(tasks), redis);
         let mut cx = Context::new(now, session, network, Limits::new(limits), results, chance);
+        cx.upstreams = Upstreams::new(upstreams);
         cx.routes = Routes::new(routes, &mut cx.upstreams);
         cx.channel_prefix = link.channel_prefix;
         log_routes(&cx);
@@ -397,7 +400,7 @@ impl Gateway {
         {
             warn!(target: "dial", "name not found backend={} why=\"{why}\"", self.cx.upstreams.url(upstream).public_text());
         }
-        self.cx.upstreams.resolved(upstream, answer);
+        self.cx.upstreams.resolved(upstream, answer, self.cx.now);
         let waiting: Vec<usize> = self
             .sessions
             .iter()
@@ -606,6 +609,7 @@ mod tests {
             drain_timeout: Some(Duration::from_secs(5)),
             tasks: tasks::Settings::default(),
             link: link::Settings::default(),
+            upstreams: Default::default(),
         };
         let chance = fastrand::Rng::with_seed(1);
         let (now, wall) = (Moment::START, SystemTime::UNIX_EPOCH);

@@ -13,6 +13,7 @@ use crate::service::limits;
 use crate::service::link::{self, Link};
 use crate::service::route::RouteSettings;
 use crate::service::tasks;
+use crate::service::upstreams;
 use crate::session::{self, Admission};
 
 /// The settings that the parts of a gateway work with, read from each of them.
@@ -30,13 +31,15 @@ pub struct InEffect {
     pub retention: tasks::Settings,
     /// Of the link to Redis, and for the results that Redis keeps; `None` without a link.
     pub redis: Option<(link::Settings, tasks::Settings)>,
+    /// Of the backends' names.
+    pub upstreams: upstreams::Settings,
 }
 
 impl Gateway {
     /// Takes other settings. Open connections stay, with the routes that they came by. What needs a
     /// restart must be the same as before, see `Config::keep_until_restart`.
     pub fn reload(&mut self, settings: Settings) {
-        let Settings { session, limits, routes, drain_timeout, tasks, link } = settings;
+        let Settings { session, limits, routes, drain_timeout, tasks, link, upstreams } = settings;
         let clients = self
             .sessions
             .iter()
@@ -51,6 +54,7 @@ impl Gateway {
             }
         }
         self.cx.routes.reload(routes, &mut self.cx.upstreams);
+        self.reload_upstreams(upstreams);
         self.cx.settings = session;
         self.drain_timeout = drain_timeout;
         log_routes(&self.cx);
@@ -58,6 +62,14 @@ impl Gateway {
         for key in keys {
             self.sessions[key].reload(self.cx.now);
             self.drive(key);
+        }
+    }
+
+    /// Has every backend's name looked up again, also if no setting has changed.
+    fn reload_upstreams(&mut self, settings: upstreams::Settings) {
+        self.cx.upstreams.reload(settings, self.cx.now);
+        for backend in self.cx.upstreams.ids().collect::<Vec<_>>() {
+            session::connector::begin_lookup(backend, &mut self.cx);
         }
     }
 
@@ -70,6 +82,7 @@ impl Gateway {
             routes: cx.routes.settings(&cx.upstreams),
             drain_timeout: self.drain_timeout,
             retention: cx.results.tasks().settings(),
+            upstreams: cx.upstreams.settings().clone(),
             redis: cx.results.link().map(|link| (link.settings().clone(), link.retention())),
         }
     }

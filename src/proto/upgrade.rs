@@ -24,6 +24,12 @@ use super::http::{
 /// The longest `X-Request-Id` from a client that is kept.
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
 
+/// How this gateway calls itself in `Via`.
+const VIA_NAME: &[u8] = b"aivtuber-gateway";
+
+/// How many gateways like this one a request may have passed through before.
+const HOPS_MAX: usize = 8;
+
 /// What our own answer needs of a request that asks for a WebSocket properly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handshake<'b> {
@@ -117,6 +123,17 @@ pub fn request_id<'b>(head: &RequestHead<'_, 'b>) -> Option<&'b str> {
     if is_kept && ids.next().is_none() { std::str::from_utf8(id).ok() } else { None }
 }
 
+/// Whether the request has gone round in a circle: it has passed through a gateway like this one more
+/// often than any sensible chain of them is long. Each hop is an element `1.1 aivtuber-gateway` of
+/// `Via` (RFC 9110 §7.6.3).
+pub fn is_loop(head: &RequestHead<'_, '_>) -> bool {
+    let is_own_hop = |element: &&[u8]| {
+        let mut words = element.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+        words.nth(1).is_some_and(|name| name.eq_ignore_ascii_case(VIA_NAME))
+    };
+    head.headers.elements("via").filter(is_own_hop).count() > HOPS_MAX
+}
+
 /// Appends the first line of the request to a backend. `target` is path and query, beginning with `/`.
 pub fn write_request_line(target: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(b"GET ");
@@ -162,6 +179,9 @@ pub fn write_forwarded_headers(
     if kept_id.is_none() {
         push_header(out, "X-Request-Id", forwarding.request_id.as_bytes());
     }
+    out.extend_from_slice(b"Via: 1.1 ");
+    out.extend_from_slice(VIA_NAME);
+    out.extend_from_slice(b"\r\n");
     out.extend_from_slice(b"\r\n");
 }
 

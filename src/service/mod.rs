@@ -1,5 +1,6 @@
 //! Rules without sockets: where a request goes, which backend is next, who is admitted, what is told about it all.
 
+pub mod attempt;
 pub mod bus;
 pub mod endpoints;
 pub mod limits;

@@ -309,7 +309,7 @@ mod tests {
 
     #[test]
     fn the_first_route_in_file_order_wins() {
-        let mut upstreams = Upstreams::new();
+        let mut upstreams = Upstreams::default();
         let settings = vec![
             relayed("one", "/ws/lobby", &["ws://a/"]),
             relayed("any", "/ws/{room}", &["ws://b/{room}"]),
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_reload_keeps_what_a_session_holds() {
-        let mut upstreams = Upstreams::new();
+        let mut upstreams = Upstreams::default();
         let mut routes =
             Routes::new(vec![relayed("a", "/ws/a", &["ws://old/", "ws://both/"])], &mut upstreams);
         let held = Rc::clone(routes.find("/ws/a").unwrap().0);

@@ -8,6 +8,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use super::name::Name;
+
 /// A path with names in it, such as `/ws/output/{task_id}`. `{name}` stands for one whole, non-empty path segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
@@ -288,6 +290,11 @@ impl BackendUrl {
     /// The address itself if the host is one: it needs no looking up.
     pub fn ip(&self) -> Option<IpAddr> {
         self.host.parse().ok()
+    }
+
+    /// Host and port, to be looked up.
+    pub fn name(&self) -> Name {
+        Name { host: self.host.clone().into(), port: self.port }
     }
 
     /// Host and port as a `Host` header has them: brackets around IPv6, no `:80`.

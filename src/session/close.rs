@@ -48,6 +48,8 @@ close_reasons! {
     BackendUnavailable: "backend_unavailable", 1011, "backend unavailable";
     /// The backend answered 503 or 429.
     BackendOverloaded: "backend_overloaded", 1013, "backend overloaded";
+    /// This machine has no descriptors, ports or memory left for a connection to a backend.
+    OutOfResources: "out_of_resources", 1013, "gateway out of resources";
     /// The client sent a Close frame.
     ClientClosed: "client_closed", 1001, "client closed";
     /// The backend sent a Close frame.

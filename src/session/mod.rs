@@ -21,8 +21,10 @@
 //! No session knows another: all that is shared is lent to a step as [`Context`].
 
 pub mod alive;
+pub mod connector;
 pub mod dial;
 mod ended;
+pub mod exchange;
 pub mod flow;
 pub mod inbox;
 pub mod jobs;
@@ -66,9 +68,11 @@ pub struct Settings {
     pub header_timeout: Option<Duration>,
     /// Timeout for the next request on an idle HTTP connection.
     pub keep_alive: Option<Duration>,
-    /// Timeout for all attempts to connect to a backend, together.
+    /// Timeout for connecting to a backend, looking up its name included, all attempts together.
     pub connect_timeout: Option<Duration>,
-    /// Timeout for the backend's 101, from the connection on.
+    /// Timeout for one attempt to connect, while something else is left to try.
+    pub attempt_timeout: Option<Duration>,
+    /// Timeout for the backend's 101 once connected, all attempts together.
     pub handshake_timeout: Option<Duration>,
     /// Silence after which a side is pinged.
     pub ping_interval: Option<Duration>,
@@ -89,6 +93,7 @@ impl Default for Settings {
             header_timeout: Some(Duration::from_secs(10)),
             keep_alive: Some(Duration::from_secs(30)),
             connect_timeout: Some(Duration::from_secs(5)),
+            attempt_timeout: Some(Duration::from_secs(1)),
             handshake_timeout: Some(Duration::from_secs(10)),
             ping_interval: Some(Duration::from_secs(20)),
             ping_timeout: Some(Duration::from_secs(20)),

@@ -78,9 +78,7 @@ impl Reply {
     /// The bytes of a response after which nothing more is read.
     pub fn last(response: Response, cx: &mut Context) -> Vec<u8> {
         cx.stats.count_http(response.status);
-        let Wire { mut first, rest } = response.into_wire(Form::LAST);
-        rest.pieces().iter().for_each(|piece| first.extend_from_slice(piece));
-        first
+        response.into_bytes(Form::LAST)
     }
 
     /// Sends a response after which nothing more is read.

@@ -44,6 +44,8 @@ pub enum Event<'e> {
     UpgradeRequest {
         request_id: &'e str,
     },
+    /// The upgrade request of a probe has left for the backend.
+    ProbeRequest,
     /// An HTTP answer of the backend.
     BackendAnswer {
         status: u16,
@@ -119,16 +121,40 @@ pub enum Query {
     Absent,
 }
 
-/// Reports an event of a session. `event` is called only if something reads the value.
+/// What an event happened to.
+#[derive(Clone, Copy)]
+pub enum Subject<'s> {
+    Session(&'s Identity),
+    /// The probe of a failed backend with this number, counted from 1 since the start.
+    Probe(u64),
+}
+
+impl<'s> From<&'s Identity> for Subject<'s> {
+    fn from(who: &'s Identity) -> Self {
+        Subject::Session(who)
+    }
+}
+
+/// What begins its lines: `input_1`, `probe_1`.
+impl fmt::Display for Subject<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Subject::Session(who) => who.fmt(f),
+            Subject::Probe(number) => write!(f, "probe_{number}"),
+        }
+    }
+}
+
+/// Reports an event. `event` is called only if something reads the value.
 #[inline]
-pub fn note<'e>(who: &Identity, event: impl FnOnce() -> Event<'e>) {
+pub fn note<'s, 'e>(who: impl Into<Subject<'s>>, event: impl FnOnce() -> Event<'e>) {
     if log::Level::Debug <= log::max_level() {
-        log_event(who, &event());
+        log_event(who.into(), &event());
     }
 }
 
 #[cold]
-fn log_event(who: &Identity, event: &Event<'_>) {
+fn log_event(who: Subject<'_>, event: &Event<'_>) {
     log::debug!(target: event.target(), "{who} {event}");
 }
 
@@ -141,6 +167,7 @@ impl Event<'_> {
             | Event::Connected
             | Event::AttemptFailed { .. }
             | Event::UpgradeRequest { .. }
+            | Event::ProbeRequest
             | Event::BackendAnswer { .. }
             | Event::Upgraded => "dial",
             Event::Frame { .. }
@@ -180,6 +207,7 @@ impl fmt::Display for Event<'_> {
             Event::UpgradeRequest { request_id } => {
                 write!(f, "gateway>backend upgrade request request_id={request_id}")
             }
+            Event::ProbeRequest => f.write_str("gateway>backend upgrade request of a probe"),
             Event::BackendAnswer { status, reason } => {
                 write!(f, "backend>gateway {status} {reason}")
             }
@@ -238,6 +266,7 @@ mod tests {
              "dial", "= attempt failed what=\"no route to it\""),
             (Event::UpgradeRequest { request_id: "r" },
              "dial", "gateway>backend upgrade request request_id=r"),
+            (Event::ProbeRequest, "dial", "gateway>backend upgrade request of a probe"),
             (Event::BackendAnswer { status: 101, reason: "OK" }, "dial", "backend>gateway 101 OK"),
             (Event::Upgraded, "dial", "gateway>client 101 Switching Protocols"),
             (Event::Frame { to: Upstream, head: &head },

@@ -1373,6 +1373,7 @@ fn draw_settings(
             grace: [None, Some(2 * S), Some(10 * S), Some(10 * S)][chance.usize(..4)],
             ..link::Settings::default()
         },
+        upstreams: Default::default(),
     }
 }
 

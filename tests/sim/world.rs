@@ -636,6 +636,7 @@ impl World {
             (true, 1011 | 1013, reason) if reason.starts_with("backend unavailable: ") => {
                 !peer.is_relayed
             }
+            (true, 1013, "gateway out of resources") => !peer.is_relayed,
             (true, 1009, "message too big") => is_big,
             (false, 1009, "message too big") => has_said_too_much(peer),
             (false, 1001, "message too big") => other.is_some_and(has_said_too_much),
@@ -766,6 +767,7 @@ fn draw_settings(chance: &mut fastrand::Rng) -> gateway::Settings {
         drain_timeout: Some([S / 10, 2 * S, 30 * S][chance.usize(..3)]),
         tasks: Default::default(),
         link: Default::default(),
+        upstreams: Default::default(),
     }
 }
 

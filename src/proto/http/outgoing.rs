@@ -134,6 +134,13 @@ impl Response {
         self
     }
 
+    /// The whole response in one piece, in the form that its request asked for.
+    pub fn into_bytes(self, form: Form) -> Vec<u8> {
+        let Wire { mut first, rest } = self.into_wire(form);
+        rest.pieces().iter().for_each(|piece| first.extend_from_slice(piece));
+        first
+    }
+
     /// The response in the form that its request asked for. It has no `Date`, which only a server
     /// with a clock must send (RFC 9110 §6.6.1).
     pub fn into_wire(self, form: Form) -> Wire {
@@ -215,6 +222,7 @@ pub const fn reason_phrase(status: u16) -> &'static str {
         503 => "Service Unavailable",
         504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
+        508 => "Loop Detected",
         _ => "",
     }
 }

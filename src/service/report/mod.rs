@@ -25,7 +25,7 @@ use time::macros::format_description;
 
 use super::route::Route;
 use super::stats::{BothWays, Stats};
-use super::upstreams::Upstreams;
+use super::upstreams::{BackendState, Upstreams};
 
 /// The gateway at one moment.
 #[derive(Debug)]
@@ -169,7 +169,7 @@ impl<'a> RouteView<'a> {
             url: upstreams.url(*id).public_text(),
             active: upstreams.active(*id),
             resting: upstreams.is_resting(*id, now),
-            last_dial_failed: upstreams.last_dial_failed(*id),
+            last_dial_failed: matches!(upstreams.state(*id), BackendState::Failed { .. }),
         });
         Self {
             name: &route.name,
@@ -209,7 +209,9 @@ mod tests {
     use super::super::stats::Traffic;
     use super::*;
     use crate::proto::http::{Content, Response};
+    use crate::service::attempt::AttemptError;
     use crate::service::route::{RouteSettings, Routes, Target};
+    use crate::service::upstreams::{Outcome, Purpose};
     use crate::service::url::{BackendUrl, Template};
 
     pub const BOTH: BothWays = BothWays {
@@ -253,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_route_view_tells_what_is_known_of_its_backends() {
-        let mut upstreams = Upstreams::new();
+        let mut upstreams = Upstreams::default();
         let urls = ["ws://a/{x}?token=secret", "ws://b/"]
             .map(|url| BackendUrl::parse(url).unwrap())
             .to_vec();
@@ -263,9 +265,10 @@ mod tests {
         let routes = Routes::new(vec![settings], &mut upstreams);
         let route = routes.iter().next().unwrap();
         let now = Moment::START;
-        upstreams.connecting(route.upstreams()[0]);
-        upstreams.connecting(route.upstreams()[1]);
-        upstreams.failed(route.upstreams()[1], now);
+        let [well, failed] = *route.upstreams() else { panic!("two backends") };
+        upstreams.connecting(well, Purpose::Client);
+        upstreams.connecting(failed, Purpose::Client);
+        upstreams.ended(failed, Purpose::Client, Outcome::Failed(AttemptError::Refused), now);
         let view = RouteView::new(route, &upstreams, now);
         assert_eq!(
             (view.name, &*view.path, &*view.target),

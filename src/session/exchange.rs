@@ -1,0 +1,129 @@
+//! One HTTP request to a backend and the head of its answer, over a connection that may still be in
+//! the making.
+//!
+//! The request is written as soon as the connection exists: where it is established at once, as on
+//! loopback, that saves a turn. The first byte that can be written shows that it is established.
+
+use super::Context;
+use super::connector::Connector;
+use super::transcript::{Event, Subject, note};
+use crate::net::{Conn, Io, Ready};
+use crate::proto::http::{HEAD_BYTES_MAX, ResponseHead, empty_slots};
+use crate::service::attempt::AttemptError;
+use log::warn;
+use std::io;
+
+/// Interim answers (1xx) before the real one.
+const INTERIM_HEADS_MAX: u8 = 16;
+
+/// A request on its way, or the answer to it.
+pub struct Exchange {
+    conn: Conn,
+    request: Vec<u8>,
+    sent: usize,
+    /// `X-Request-Id`, for the log. A probe has none.
+    request_id: Option<String>,
+    received: Vec<u8>,
+    interim_heads: u8,
+}
+
+impl Exchange {
+    /// Sends `request` over `conn`, which a [`Connector`] has begun.
+    pub fn new(conn: Conn, request: Vec<u8>, request_id: Option<String>) -> Exchange {
+        Exchange { conn, request, sent: 0, request_id, received: Vec::new(), interim_heads: 0 }
+    }
+
+    /// The connection, once the answer has been read.
+    pub fn into_conn(self) -> Conn {
+        self.conn
+    }
+
+    pub fn handle_ready(&mut self, ready: Ready) {
+        self.conn.handle_ready(ready);
+    }
+
+    /// Does all that can be done now. `Ok(None)`: waits for an event, or `connector`'s deadline.
+    ///
+    /// `read` gets the head of the final answer, and what has arrived behind it.
+    ///
+    /// # Errors
+    /// Why the attempt has failed; [`Connector::fail`] is the caller's.
+    pub fn poll<T>(
+        &mut self,
+        connector: &mut Connector,
+        who: Subject<'_>,
+        cx: &mut Context,
+        read: impl FnOnce(&ResponseHead<'_, '_>, &[u8]) -> T,
+    ) -> Result<Option<T>, AttemptError> {
+        if !self.send(connector, who, cx)? {
+            return connector.timed_out(cx.now).map_or(Ok(None), Err);
+        }
+        loop {
+            let mut slots = empty_slots();
+            match ResponseHead::parse(&self.received, &mut slots) {
+                Ok(Some((head, length))) => {
+                    note(who, || Event::BackendAnswer { status: head.status, reason: head.reason });
+                    if !head.is_interim() {
+                        return Ok(Some(read(&head, &self.received[length..])));
+                    }
+                    self.interim_heads += 1;
+                    if self.interim_heads > INTERIM_HEADS_MAX {
+                        return Err(AttemptError::Malformed("too many interim answers"));
+                    }
+                    // What the backend says next may be here already, with no further event.
+                    self.received.drain(..length);
+                    continue;
+                }
+                Ok(None) => {}
+                Err(bad) => {
+                    warn!(target: "dial", "{who} = bad answer from the backend why=\"{bad}\"");
+                    return Err(AttemptError::Malformed(bad.why));
+                }
+            }
+            match self.receive(cx) {
+                Ok(Io::Moved(_)) => {}
+                Ok(Io::Blocked) => return connector.timed_out(cx.now).map_or(Ok(None), Err),
+                Ok(Io::Ended) | Err(_) => return Err(AttemptError::Unanswered),
+            }
+        }
+    }
+
+    /// Writes the request as far as there is room. True: all of it is out.
+    fn send(
+        &mut self,
+        connector: &mut Connector,
+        who: Subject<'_>,
+        cx: &Context,
+    ) -> Result<bool, AttemptError> {
+        while self.sent < self.request.len() {
+            match self.conn.write(&self.request[self.sent..]) {
+                Ok(Io::Moved(n)) => {
+                    self.sent += n;
+                    connector.connected(who, cx);
+                }
+                Ok(_) => return Ok(false),
+                Err(error) => return Err(AttemptError::of_connecting(&error)),
+            }
+        }
+        if !self.request.is_empty() {
+            note(who, || match &self.request_id {
+                Some(request_id) => Event::UpgradeRequest { request_id },
+                None => Event::ProbeRequest,
+            });
+            self.request = Vec::new();
+            self.sent = 0;
+        }
+        Ok(true)
+    }
+
+    fn receive(&mut self, cx: &mut Context) -> io::Result<Io> {
+        let room = HEAD_BYTES_MAX - self.received.len();
+        cx.with_scratch(|scratch, _| {
+            let read = self.conn.read(&mut scratch[..room])?;
+            if let Io::Moved(n) = read {
+                self.received.extend_from_slice(&scratch[..n]);
+            }
+            Ok(read)
+        })
+    }
+}
