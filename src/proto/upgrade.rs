@@ -470,7 +470,7 @@ mod tests {
              Origin: http://gateway:8000\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\
              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nCookie: c=d\r\nEmpty: \r\n\
              Upgrade: websocket\r\nConnection: Upgrade\r\nX-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: http\r\n\
-             X-Forwarded-Host: gateway:8000\r\nX-Request-Id: ours\r\n\r\n"
+             X-Forwarded-Host: gateway:8000\r\nX-Request-Id: ours\r\nVia: 1.1 aivtuber-gateway\r\n\r\n"
         );
     }
 
@@ -551,10 +551,25 @@ mod tests {
     }
 
     #[test]
-    fn through_two_gateways_in_a_row_only_the_addresses_grow() {
+    fn a_request_may_pass_through_eight_gateways() {
+        let is_loop = |lines: &str| with_request(&asking(lines), is_loop);
+        let hops = |n: usize| format!("Via: {}\r\n", ["1.1 aivtuber-gateway"; 9][..n].join(", "));
+        assert!(!is_loop(""));
+        assert!(!is_loop(&hops(8)));
+        assert!(is_loop(&hops(9)));
+        assert!(is_loop(&(hops(5) + &hops(4))), "over several lines");
+        assert!(is_loop(&(hops(8) + "Via: 1.1 Aivtuber-Gateway (second floor)\r\n")));
+        for other in ["1.1 proxy", "1.1 my-aivtuber-gateway", "aivtuber-gateway", "1.1", "", ","] {
+            assert!(!is_loop(&format!("{}Via: {other}\r\n", hops(8))), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_and_hops_are_all_that_grows_through_two_gateways() {
         let once = forwarded(&asking("Cookie: a=b\r\n"), None);
         let twice = forwarded(&once, None);
         assert_eq!(values(&twice, "x-forwarded-for"), ["192.0.2.7, 192.0.2.7"]);
+        assert_eq!(values(&twice, "via"), ["1.1 aivtuber-gateway"; 2]);
         for name in [
             "host",
             "cookie",
