@@ -1,6 +1,6 @@
-//! INT and TERM end a run in good order: the programs it started are ended too.
+//! INT and TERM end a run cleanly: the programs it started are ended too.
 //!
-//! The signal only sets a flag; whoever waits for something asks for it.
+//! The signal only sets a flag, which every wait checks.
 
 use crate::Fault;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
-/// From now on INT and TERM set the flag; a second one ends the process as if nobody listened.
+/// From now on INT and TERM set the flag; a second one ends the process.
 pub fn listen() -> Result<(), Fault> {
     let flag = FLAG.get_or_init(Arc::default);
     for signal in [SIGINT, SIGTERM] {

@@ -1,6 +1,6 @@
-//! Nonblocking sockets and epoll, thin over `rustix`: what the load generator and the floors both stand on.
+//! Nonblocking sockets and epoll, thin over `rustix`: shared by the load generator and the floors.
 //!
-//! There is deliberately no abstraction with a cost here. A floor that carried one would make the gateway look good.
+//! Deliberately without costly abstractions: a slow floor would flatter the gateway.
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
@@ -12,10 +12,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-/// Connections the kernel may hold for us until they are accepted.
+/// The listen backlog.
 const LISTEN_BACKLOG: i32 = 4096;
 
-/// Descriptors wanted: 10,000 pairs have 20,000 in the target and as many in the load generator.
+/// Wanted descriptors: 10,000 pairs take 20,000 in the target and as many in the load generator.
 const DESCRIPTORS_WANTED: u64 = 65_536;
 
 /// What one nonblocking call did.
@@ -26,7 +26,7 @@ pub enum Io {
     Ended,
 }
 
-/// An epoll set and room for what it reports.
+/// An epoll set and space for its events.
 pub struct Poll {
     epoll: OwnedFd,
     events: Vec<Event>,
@@ -49,7 +49,7 @@ impl Poll {
         Ok(epoll::modify(&self.epoll, fd, EventData::new_u64(token), flags)?)
     }
 
-    /// Waits for events, for ever without a timeout, and says how many there are for `event`.
+    /// Waits for events, without a timeout until there is one; returns their number for `event`.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<usize> {
         let timeout = timeout.map(|timeout| rustix::event::Timespec {
             tv_sec: timeout.as_secs() as i64,
@@ -114,7 +114,7 @@ pub fn recv(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<Io> {
     }
 }
 
-/// Never `Ended`. A connection that is still being made is `Blocked`.
+/// Never `Ended`. `Blocked` while the connection is being established.
 pub fn send(fd: impl AsFd, bytes: &[u8]) -> io::Result<Io> {
     match rustix::net::send(fd, bytes, SendFlags::NOSIGNAL) {
         Ok(count) => Ok(Io::Moved(count)),
@@ -128,7 +128,7 @@ pub fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
-/// Raises the limit of open descriptors as far as this user may; gives the limit that holds from now on.
+/// Raises the limit of open descriptors as far as allowed; returns the new limit.
 pub fn raise_descriptor_limit() -> u64 {
     let now = rustix::process::getrlimit(Resource::Nofile);
     let hard = now.maximum.unwrap_or(DESCRIPTORS_WANTED);

@@ -1,6 +1,6 @@
 //! As much of the Redis protocol (RESP2) as a publisher and a subscriber need.
 //!
-//! Values are read where they lie: nothing is copied out of the buffer they arrived in.
+//! Values are read in place, without copying them out of the receive buffer.
 
 use crate::Fault;
 
@@ -24,7 +24,7 @@ pub fn push_command(out: &mut Vec<u8>, words: &[&[u8]]) {
     }
 }
 
-/// The value at the start of `bytes` and its length; `Ok(None)` while it is not all there.
+/// The value at the start of `bytes` and its length; `Ok(None)` while it is incomplete.
 pub fn parse(bytes: &[u8]) -> Result<Option<(Value<'_>, usize)>, Fault> {
     let Some(end) = bytes.windows(2).position(|pair| pair == b"\r\n") else { return Ok(None) };
     let (line, after) = (&bytes[1..end], end + 2);

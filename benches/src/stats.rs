@@ -1,7 +1,7 @@
 //! Medians, percentiles and spreads.
 //!
-//! Disturbance by other programs only ever adds cost, so beside the median the least figure is kept: it is the one that
-//! a quiet machine would have shown.
+//! Other programs can only add cost, so the minimum is kept beside the median: it is what
+//! an idle machine would show.
 
 /// The figures of one metric of one target over all rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -13,7 +13,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// `None` where there is no figure at all.
+    /// `None` without figures.
     pub fn of(figures: &[f64]) -> Option<Summary> {
         let mut sorted = figures.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -42,7 +42,7 @@ fn median_of_sorted(sorted: &[f64]) -> f64 {
 pub struct Latencies(Vec<u32>);
 
 impl Latencies {
-    /// Keeps one; over 4.29 s it is kept as 4.29 s.
+    /// Records one; longer than 4.29 s is recorded as 4.29 s.
     pub fn push(&mut self, nanoseconds: u128) {
         self.0.push(u32::try_from(nanoseconds).unwrap_or(u32::MAX));
     }
@@ -59,7 +59,7 @@ impl Latencies {
         self.0.is_empty()
     }
 
-    /// The time in microseconds that `percent` per cent did not exceed (nearest rank); `None` when nothing was kept.
+    /// The time in microseconds that `percent` per cent did not exceed (nearest rank); `None` when nothing was recorded.
     pub fn percentile(&mut self, percent: f64) -> Option<f64> {
         let rank = ((percent / 100.0 * self.0.len() as f64).ceil() as usize)
             .clamp(1, self.0.len().max(1))

@@ -1,6 +1,6 @@
 //! The bytes of both protocols, as the load generator speaks them: RFC 6455 frames and the HTTP/1.1 upgrade.
 //!
-//! Written apart from the gateway's own framing on purpose: a mistake made in both would check itself as right.
+//! Deliberately independent of the gateway's own framing: a shared mistake would go unnoticed.
 
 use crate::Fault;
 use data_encoding::BASE64;
@@ -18,7 +18,7 @@ pub const HEAD_BYTES_MAX: usize = 8 * 1024;
 /// RFC 6455 section 1.3.
 const ACCEPT_SUFFIX: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// What stands before a payload (RFC 6455 section 5.2).
+/// A frame head (RFC 6455 section 5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameHead {
     /// FIN, RSV bits and opcode as they are on the wire.
@@ -30,7 +30,7 @@ pub struct FrameHead {
     pub size: usize,
 }
 
-/// Reads a frame head at the start of `bytes`; `None` while it is not all there.
+/// Reads a frame head at the start of `bytes`; `None` while it is incomplete.
 pub fn parse_frame_head(bytes: &[u8]) -> Option<FrameHead> {
     let (&first, rest) = bytes.split_first()?;
     let (&second, rest) = rest.split_first()?;
@@ -74,7 +74,7 @@ pub fn push_frame(out: &mut Vec<u8>, first: u8, payload: &[u8], mask: Option<[u8
     }
 }
 
-/// XORs `payload` with the key, from its first byte; done twice it is undone.
+/// XORs `payload` with the key, from its first byte; applying it twice restores the payload.
 pub fn apply_mask(payload: &mut [u8], key: [u8; 4]) {
     let wide = u64::from_ne_bytes([key[0], key[1], key[2], key[3], key[0], key[1], key[2], key[3]]);
     let (words, rest) = payload.as_chunks_mut::<8>();
@@ -126,7 +126,7 @@ pub struct Request {
     pub size: usize,
 }
 
-/// Reads an upgrade request; `Ok(None)` while it is not all there.
+/// Reads an upgrade request; `Ok(None)` while it is incomplete.
 pub fn parse_request(bytes: &[u8]) -> Result<Option<Request>, Fault> {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut head = httparse::Request::new(&mut headers);
@@ -163,7 +163,7 @@ pub struct Answer {
     pub size: usize,
 }
 
-/// Reads an answer head; `Ok(None)` while it is not all there.
+/// Reads an answer head; `Ok(None)` while it is incomplete.
 pub fn parse_answer(bytes: &[u8]) -> Result<Option<Answer>, Fault> {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut head = httparse::Response::new(&mut headers);

@@ -18,7 +18,7 @@ use std::time::Instant;
 const AUDIO_BYTES: usize = 8 << 20;
 /// Not a whole number of chunks.
 const AUDIO_SMALL_BYTES: usize = 1_000_000;
-/// The measured time of a pass that counts system calls.
+/// The duration of a pass that counts system calls.
 const COUNTING_SECONDS: f64 = 0.2;
 
 fn main() -> ExitCode {
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether every run of every target went through.
+/// Whether every run of every target succeeded.
 fn run() -> Result<bool, Fault> {
     let options = Options::parse(std::env::args_os().skip(1))?;
     if options.help {
@@ -89,7 +89,7 @@ struct Driver {
     listener: TcpListener,
     audio: Arc<Vec<u8>>,
     audio_small: Arc<Vec<u8>>,
-    /// Targets that cannot run here, and were named so.
+    /// Targets that cannot run here and have been reported.
     absent: Vec<&'static str>,
 }
 

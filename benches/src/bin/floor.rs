@@ -15,7 +15,7 @@ bench-floor: what the kernel charges when a program does nothing of its own
   bench-floor copy --listen ADDR --file FILE [--buffer BYTES] [--chunk BYTES]
 ";
 
-/// Takes a 64 KiB frame and its head in one read.
+/// Fits a 64 KiB frame and its head.
 const BUFFER_BYTES: usize = 68 * 1024;
 
 fn main() -> ExitCode {

@@ -1,7 +1,7 @@
-//! What each of several processes did that share a listening address.
+//! The share of each process of several on one listening address.
 //!
 //! Connections and messages are the gateway's own counts, read from `/metrics` of each process: on the shared address
-//! nobody can choose who answers, so each process is asked at one that is its alone.
+//! the kernel chooses the process, so each also listens on an address of its own.
 
 use super::metrics;
 use super::process::{Watch, run_time, sleeps};
@@ -16,20 +16,20 @@ const MESSAGES: &str = "aivtuber_gateway_frames_total{route=\"input\",direction=
 /// The part of one process in the measured part of a workload.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Part {
-    /// Clients that were connected to it when it began.
+    /// Its open connections at the start.
     pub connections: u64,
     /// Frames that it relayed to the backend.
     pub messages: u64,
     /// Its run time, in nanoseconds.
     pub nanos: u64,
-    /// How often a thread of it gave up its core to wait for something.
+    /// Voluntary context switches of its threads.
     pub sleeps: u64,
 }
 
 /// Watches a target as a whole, and each of its processes.
 pub struct Division {
     pub watch: Watch,
-    /// Their ids, and the address of each alone.
+    /// The process ids, and the address of its own of each.
     processes: Vec<(u32, SocketAddr)>,
     /// In the order of the processes; complete after `Observe::end`.
     pub parts: Vec<Part>,
@@ -67,7 +67,7 @@ impl Observe for Division {
     }
 }
 
-/// The greatest share of the connections that one process has: 0.5 is even among two; `None` where there are none.
+/// The greatest share of the connections that one process has: 0.5 is even for two; `None` without connections.
 pub fn fullest(parts: &[Part]) -> Option<f64> {
     let sum: u64 = parts.iter().map(|part| part.connections).sum();
     let most = parts.iter().map(|part| part.connections).max()?;

@@ -1,7 +1,7 @@
 //! Instructions of user space for a unit of work, counted by callgrind.
 //!
 //! Each count is the difference of two runs that differ only in their length, divided by that difference: start-up,
-//! handshake and warm-up cancel out, and what is left can be repeated to within a fraction of a per cent on any machine.
+//! handshake and warm-up cancel out, and the rest repeats to a fraction of a per cent on any machine.
 
 use super::process::{Process, signal};
 use super::targets::{Place, Target, installed};
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 /// Units of work in the short and the long run.
 const MESSAGES: [u64; 2] = [2_000, 6_000];
 const HANDSHAKES: [u64; 2] = [500, 2_500];
-/// A count that has grown by more than this share is named.
+/// Growth by more than this share is reported.
 pub const GROWTH_MAX: f64 = 0.03;
 /// Callgrind writes its file after the program has ended.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);

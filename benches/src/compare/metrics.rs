@@ -7,9 +7,9 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// A process that does not answer by then is broken.
+/// Timeout for an answer.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
-/// The time between two looks.
+/// The interval between two reads.
 const SCRAPE_EVERY: Duration = Duration::from_secs(1);
 
 /// The answer to `GET /metrics`, head and all.
@@ -37,8 +37,8 @@ pub fn figure(metrics: &str, name: &str) -> Result<u64, Fault> {
     value.ok_or_else(|| format!("/metrics has no {name}"))
 }
 
-/// Reads `/metrics` at once and then every second, on a thread of its own, until it is finished. A measured second holds one look
-/// wherever it begins.
+/// Reads `/metrics` at once and then every second, on its own thread, until it is finished. Every measured second
+/// contains one read.
 pub struct Scraper {
     stop: Sender<()>,
     thread: JoinHandle<Result<u64, Fault>>,
@@ -60,7 +60,7 @@ impl Scraper {
         Scraper { stop, thread: std::thread::spawn(scrape) }
     }
 
-    /// How often it was read, or what went wrong with that.
+    /// How often it was read, or the error.
     pub fn finish(self) -> Result<u64, Fault> {
         drop(self.stop);
         self.thread.join().unwrap_or_else(|_| Err("the reader of /metrics panicked".into()))
@@ -72,7 +72,7 @@ pub mod tests {
     use super::*;
     use std::net::TcpListener;
 
-    /// Takes a connection and its question for the metrics; the answer is the caller's.
+    /// Accepts a connection and reads a request for the metrics; the caller answers it.
     pub fn be_asked(listener: &TcpListener) -> TcpStream {
         let (mut stream, _) = listener.accept().unwrap();
         let mut question = Vec::new();
@@ -85,7 +85,7 @@ pub mod tests {
         stream
     }
 
-    /// Answers one request with that.
+    /// Answers one request with it.
     fn answer_once(answer: &'static str) -> (SocketAddr, JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

@@ -1,6 +1,6 @@
 //! The side-by-side run: targets started on one core, the load on another, rounds interleaved, Markdown out.
 //!
-//! Everything that is compared is compared within one run and round by round: figures of two runs on two days say more
+//! Comparisons are made within one run and round by round: figures of different days say more
 //! about the machine than about the programs.
 
 pub mod division;

@@ -1,7 +1,7 @@
 //! Programs under test: started on a core of their own, watched through `/proc`, ended by their id.
 //!
 //! CPU is the scheduler's run time of every thread of the process and its children. It counts nanoseconds where `utime`
-//! counts ticks; of a thread that sleeps it is exact, so it is only read once a target has come to rest.
+//! counts ticks; it is exact for sleeping threads, so it is read only when the target is at rest.
 
 use crate::Fault;
 use crate::load::work::Observe;
@@ -14,13 +14,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A target that does not listen by then is broken.
+/// Timeout for a target to listen.
 const START_PATIENCE: Duration = Duration::from_secs(20);
-/// A target that has not ended by then after TERM is killed.
+/// Timeout after TERM; then the target is killed.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
-/// A target is at rest once its run time stood still for so long.
+/// A target is at rest once its run time has not changed for this long.
 const REST: Duration = Duration::from_millis(15);
-/// Waiting for rest ends here: a program may have a heartbeat.
+/// Timeout for coming to rest: a program may have a heartbeat.
 const REST_PATIENCE: Duration = Duration::from_secs(3);
 /// Run time in one `REST` that still counts as rest, in nanoseconds.
 const REST_NANOS: u64 = 60_000;
@@ -49,7 +49,7 @@ impl Cores {
         Ok(cores)
     }
 
-    /// For a program that has the load generator's core too.
+    /// For a program that shares the load generator's core.
     pub fn beside_load(self) -> Cores {
         Cores { target: self.load, ..self }
     }
@@ -83,7 +83,7 @@ impl Process {
             .map_err(|error| format!("cannot write {}: {error}", output.display()))?;
         let errors = file.try_clone().map_err(|error| error.to_string())?;
         command.stdin(Stdio::null()).stdout(file).stderr(errors);
-        // A child inherits the core of the thread that makes it.
+        // A child inherits the core of the thread that starts it.
         cores.stay_on(cores.target)?;
         let before = Instant::now();
         let spawned = command.spawn();
@@ -110,18 +110,18 @@ impl Process {
         self.child.id()
     }
 
-    /// From now on it gives way to whoever else has something to do on its core.
+    /// Sets its nice value to 19, so that it yields to every other program on its core.
     pub fn yield_to_others(&self) -> Result<(), Fault> {
         rustix::process::setpriority_process(Pid::from_child(&self.child).into(), 19)
             .map_err(|error| format!("cannot make way: {error}"))
     }
 
-    /// Whether it still runs.
+    /// Whether it is still running.
     pub fn is_alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Asks it to end, and waits; then it is gone in any case.
+    /// Sends TERM and waits; kills it if that takes too long.
     pub fn stop(&mut self) {
         let family = family(self.id());
         signal(self.id(), Signal::TERM);
@@ -134,7 +134,7 @@ impl Process {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        // What it left behind, if it was killed.
+        // Children that survive a kill.
         for orphan in family.into_iter().filter(|&id| id != self.child.id()) {
             let stat = fs::read_to_string(format!("/proc/{orphan}/stat")).unwrap_or_default();
             if parent_in(&stat) == Some(1) {
@@ -150,9 +150,9 @@ impl Drop for Process {
     }
 }
 
-/// Keeps both cores from being halted as long as it lives: on each a loop runs that gives way to everything else (`SCHED_IDLE`).
+/// Keeps both cores from halting while it exists: a `SCHED_IDLE` loop runs on each.
 ///
-/// To wake a halted core of a virtual machine takes its host 50 µs, or 500: more than all that is timed, and never the same.
+/// Waking a halted virtual core takes 50 to 500 µs: more than everything that is timed, and it varies.
 pub struct Awake(Vec<Child>);
 
 impl Awake {
@@ -235,7 +235,7 @@ pub fn run_time(family: &[u32]) -> u64 {
         .sum()
 }
 
-/// How often threads of this process gave up their core to wait for something.
+/// Voluntary context switches of all threads of this process.
 pub fn sleeps(id: u32) -> u64 {
     let threads = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
     threads
@@ -248,7 +248,7 @@ pub fn sleeps(id: u32) -> u64 {
         .sum()
 }
 
-/// How long this thread has waited for its core so far, in nanoseconds.
+/// How long this thread has been runnable without a core, in nanoseconds.
 fn own_wait() -> u64 {
     let line = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or_default()
@@ -293,9 +293,9 @@ pub struct Watch {
     counts: Option<PathBuf>,
     /// Run time of the measured part, in nanoseconds.
     pub nanos: u64,
-    /// When it began, and how long the load generator had waited for its core by then.
+    /// When it began, and the load generator's wait for its core until then.
     began: (Instant, u64),
-    /// The share of the measured part in which the load generator wanted its core and did not have it.
+    /// The share of the measured part in which the load generator was runnable without its core.
     pub disturbance: f64,
     /// System calls of the measured part by name, when they were counted.
     pub calls: BTreeMap<String, u64>,

@@ -1,7 +1,7 @@
-//! Samples to Markdown: medians, least figures, spreads, ratios, goals.
+//! Samples to Markdown: medians, minima, spreads, ratios, goals.
 //!
-//! A goal is judged twice, by medians and by least figures, for disturbance only ever adds. Where the two disagree the
-//! word is `unclear`, not the kinder of them.
+//! A goal is judged by medians and by minima, because disturbance only adds. Where the two disagree the
+//! result is `unclear`.
 
 use super::rows::{DISTURBANCE, Goal, Limit, Metric, Row};
 use super::run::{Calls, Sample};
@@ -10,7 +10,7 @@ use crate::stats::Summary;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// Everything that a row brought, by target, in the row's order.
+/// All samples of a row by target, in the row's order.
 #[derive(Default)]
 pub struct Results {
     pub samples: Vec<(&'static str, Vec<Sample>)>,
@@ -23,17 +23,17 @@ pub struct Results {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Reached,
-    /// By the medians or by the least figures, but not by both.
+    /// By the medians or by the minima, but not by both.
     Unclear,
     NotReached,
     /// A figure is missing.
     NotMeasured,
 }
 
-/// A run in which the load generator had to wait for longer than this share of the time is named.
+/// Runs in which the load generator waited for its core for more than this share of the time are reported.
 const DISTURBANCE_MAX: f64 = 0.05;
 
-/// The targets whose figures stand beside every other one as ratios, where a row has them.
+/// The targets that others are compared with, where a row has them.
 const BASES: &[(&str, &str)] = &[
     ("pipe", "× pipe"),
     ("splice", "× splice"),
@@ -43,7 +43,7 @@ const BASES: &[(&str, &str)] = &[
     ("subscriber", "× subscriber"),
 ];
 
-/// The base where a row has none of those.
+/// The base of the comparison where a row has none of those.
 const OWN_BASE: &[(&str, &str)] = &[("gateway", "× gateway")];
 
 impl Results {
@@ -107,7 +107,7 @@ impl Results {
                 (
                     median <= most,
                     least <= most,
-                    format!("{median:.2} by medians, {least:.2} by least"),
+                    format!("{median:.2} by medians, {least:.2} by minima"),
                 )
             }
             Limit::TimesAtLeast(least, of) => {
@@ -131,14 +131,14 @@ impl Results {
                 (
                     median <= most,
                     least <= most,
-                    format!("{median:+.1} by medians, {least:+.1} by least"),
+                    format!("{median:+.1} by medians, {least:+.1} by minima"),
                 )
             }
             Limit::AtMost(most) => {
                 let _ = write!(words, "≤ {most}");
                 let Some(ours) = ours else { return (Verdict::NotMeasured, words) };
                 let got =
-                    format!("{:.digits$} by median, {:.digits$} least", ours.median, ours.least);
+                    format!("{:.digits$} by median, {:.digits$} minimum", ours.median, ours.least);
                 (ours.median <= most, ours.least <= most, got)
             }
             Limit::AtLeast(least) => {
@@ -165,7 +165,7 @@ impl Results {
         };
         let bases =
             Some(among(BASES)).filter(|bases| !bases.is_empty()).unwrap_or_else(|| among(OWN_BASE));
-        let mut head = format!("| target | {}: median | least | spread |", main.title);
+        let mut head = format!("| target | {}: median | minimum | spread |", main.title);
         for (_, title) in &bases {
             let _ = write!(head, " {title} |");
         }

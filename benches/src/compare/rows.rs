@@ -1,4 +1,4 @@
-//! The rows of the comparison: what is done, what is read off, and what the gateway has to reach.
+//! The rows of the comparison: the work, the figures, and the gateway's goals.
 
 use super::division::{self, Division, Part};
 use super::process::{Awake, Process};
@@ -9,14 +9,14 @@ use crate::load::Way;
 use crate::load::work::{self, Echo, Flood, Limits, Order};
 use std::sync::Arc;
 
-/// A figure that a row reads off.
+/// A figure of a row.
 pub struct Metric {
     pub key: &'static str,
     pub title: &'static str,
     pub digits: usize,
 }
 
-/// What one target has to reach.
+/// A goal for one target.
 pub struct Goal {
     pub who: &'static str,
     pub metric: &'static str,
@@ -38,16 +38,16 @@ pub enum Limit {
 pub struct Row {
     pub id: &'static str,
     pub title: &'static str,
-    /// What a reader must know to read the figures.
+    /// What a reader must know to understand the figures.
     pub note: &'static str,
     pub need: Need,
     pub targets: &'static [&'static str],
-    /// Whether each round needs a target that was just started.
+    /// Whether each round needs a freshly started target.
     pub fresh: bool,
     pub rounds_max: usize,
     pub metrics: &'static [Metric],
     pub goals: &'static [Goal],
-    /// Whether system calls are counted in a pass of their own.
+    /// Whether system calls are counted in a separate pass.
     pub counts_calls: bool,
     pub run: fn(&mut Run<'_>) -> Result<Sample, Fault>,
 }
@@ -65,10 +65,10 @@ const RELAYS: &[&str] = &[
     "gateway-info",
     "versus",
 ];
-/// For rows that take long or whose peers have nothing to add.
+/// For rows that take long or where the peers are of no interest.
 const FEW_RELAYS: &[&str] =
     &["pipe", "haproxy", "nginx", "caddy", "gateway", "gateway-info", "versus"];
-/// What a short run keeps of all that.
+/// The targets of a quick run.
 pub const QUICK_TARGETS: &[&str] = &[
     "pipe",
     "splice",
@@ -86,7 +86,7 @@ pub const QUICK_TARGETS: &[&str] = &[
     "versus",
 ];
 
-/// Rows that a short run leaves out unless it is asked for them.
+/// Rows that a quick run skips unless they are named.
 pub const NOT_QUICK: &[&str] = &["side-by-side"];
 
 /// In a sample: the share of the time in which the load generator did not have its core.
@@ -94,13 +94,13 @@ pub const DISTURBANCE: &str = "disturbance";
 
 const ALWAYS: usize = usize::MAX;
 const MIB: f64 = (1 << 20) as f64;
-/// Pairs that hold still while others are measured or weighed.
+/// Idle pairs in the rows that have them.
 const IDLE_PAIRS: u64 = 5000;
-/// Enough for an even deal: by chance alone the fuller of two has more than 0.6 of them about once in a thousand times.
+/// Enough to judge the balance: by chance the fuller of two has more than 0.6 of them about once in a thousand runs.
 const DEALT_CONNECTIONS: u64 = 256;
-/// Messages a second beside streams and floods: few enough to leave the load generator's core to those.
+/// Messages per second beside streams and floods: few, so that these get most of the load generator's core.
 const BESIDE_RATE: f64 = 1000.0;
-/// Results a second in the flood, and what one of them says.
+/// Results per second in the flood, and the text of each.
 const FLOOD_RATE: f64 = 20_000.0;
 const FLOOD_TEXT_BYTES: usize = 400;
 
@@ -450,7 +450,7 @@ pub const ROWS: &[Row] = &[
     },
 ];
 
-/// The log and a reader of the metrics may cost so much, everywhere.
+/// The allowed cost of the log and of reading the metrics, in all rows.
 const LOGGED: Limit = Limit::Times(1.03, &["gateway"]);
 const STREAM_METRICS: &[Metric] = metrics!["cpu_gb" "CPU s/GB" 3, "rate" "MB/s" 0];
 const LARGE_METRICS: &[Metric] =
@@ -554,7 +554,7 @@ fn side_by_side(run: &mut Run<'_>) -> Result<Sample, Fault> {
     ]);
     let cost = |part: &Part| part.nanos as f64 / 1e3 / part.messages as f64;
     let twin = run.instance.target.twin();
-    // Two on one core have none of their own.
+    // Two processes on one core have no core of their own.
     if let (Some(first), None | Some(Twin::LoadCore)) = (parts.first(), twin)
         && first.messages > 0
     {
@@ -564,7 +564,7 @@ fn side_by_side(run: &mut Run<'_>) -> Result<Sample, Fault> {
         (Some(Twin::LoadCore), Some(second)) if second.messages > 0 => {
             sample.insert("shared", cost(second));
         }
-        // What the second process has of the load generator's core is no disturbance.
+        // The second process's share of the load generator's core is no disturbance.
         (Some(Twin::LoadCore), _) => {}
         _ => {
             sample.insert(DISTURBANCE, watch.disturbance);
@@ -651,7 +651,7 @@ fn waiting_memory(run: &mut Run<'_>) -> Result<Sample, Fault> {
 fn publish(run: &mut Run<'_>) -> Result<Sample, Fault> {
     let _awake = Awake::keep(run.place.cores)?;
     let (mut world, mut watch) = (run.world()?, run.watch());
-    // Three seconds for each: of 500 results a hundredth is five.
+    // Three seconds each: 1 % of 500 results are only five.
     let tasks = ((run.seconds * 3.0 * 500.0) as u64).max(100);
     let (at, prefix, shape) = (run.publish_at()?, run.channel_prefix(), run.shape());
     let to = work::Delivery { publish_at: at, channel_prefix: prefix, shape, tasks, rate: 500.0 };
@@ -673,7 +673,7 @@ fn flood(run: &mut Run<'_>) -> Result<Sample, Fault> {
     // Long enough to publish more than is retained.
     let limits = Limits::seconds(if run.quick { 2.5 } else { 4.0 });
     let is_inbox = run.instance.target.id == "gateway-inbox";
-    // What is timed is the gateway, not the wait for a neighbour that only the shortage of cores has put beside the clients.
+    // Redis shares the clients' core only for lack of cores; the row should not time that.
     run.instance.redis.as_ref().map_or(Ok(()), Process::yield_to_others)?;
     let unheard = Flood { publish_at, channel_prefix: DEAF_PREFIX, rate: FLOOD_RATE, json: &json };
     let (mut world, mut watch) = (run.world()?, run.watch());

@@ -22,11 +22,11 @@ pub struct Run<'a> {
     pub instance: &'a Instance,
     pub listener: &'a TcpListener,
     pub seconds: f64,
-    /// Fewer connections and results where the full number takes long.
+    /// Use fewer connections and results where the full number takes long.
     pub quick: bool,
     /// Whether this pass counts system calls; its other figures are not kept.
     pub counting: bool,
-    /// What a call is counted against, and what was counted.
+    /// The counted system calls and the unit of work they are divided by.
     pub calls: Option<Calls>,
     pub audio: &'a Arc<Vec<u8>>,
     pub audio_small: &'a Arc<Vec<u8>>,
@@ -43,7 +43,7 @@ pub struct Calls {
 }
 
 impl Run<'_> {
-    /// Runs the row, and reads `/metrics` meanwhile if the target is one whose are read.
+    /// Runs the row, and reads `/metrics` in the meantime if the target wants that.
     pub fn perform(&mut self, row: &Row) -> Result<Sample, Fault> {
         let scraper =
             self.instance.target.is_scraped().then(|| Scraper::start(self.instance.address));
@@ -85,7 +85,7 @@ impl Run<'_> {
         CHANNEL_PREFIX
     }
 
-    /// How results look at this target's clients.
+    /// The form of results at this target's clients.
     pub fn shape(&self) -> Shape {
         if self.instance.target.copies_results() { Shape::AsPublished } else { Shape::Delivered }
     }

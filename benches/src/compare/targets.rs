@@ -1,7 +1,7 @@
 //! Floors, peers and the gateway: how each is configured and started.
 //!
-//! Peers run as Debian ships them, one worker on the one core, with time-outs long enough to stay out of the way and
-//! access logs off. What is changed beyond that is in the target's title.
+//! Peers run as Debian ships them, one worker on the one core, with timeouts that never trigger and
+//! access logs off. Further changes are in the target's title.
 
 use super::process::{Cores, Process, family, memory, rest};
 use crate::Fault;
@@ -14,11 +14,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// What stands before a task id in a channel's name.
+/// The part of a channel's name before the task id.
 pub const CHANNEL_PREFIX: &str = "task_response:";
 /// A channel prefix that no target listens to.
 pub const DEAF_PREFIX: &str = "unheard_response:";
-/// A subscriber that has not subscribed by then is broken.
+/// Timeout for the subscriber to subscribe.
 const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a row needs of its targets.
@@ -53,15 +53,15 @@ enum Kind {
 /// A second process beside the first one, on the same address, and where it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Twin {
-    /// On the load generator's core: both work at the same time.
+    /// On the load generator's core: both run at the same time.
     LoadCore,
-    /// On the targets' core, as the first one: what a second process adds, and nothing else.
+    /// On the targets' core, like the first one: shows only what a second process adds.
     TargetCore,
 }
 
 const GATEWAY: Kind = Kind::Gateway { inbox: false, log: false, versus: false, twin: None };
 
-/// Every target there is.
+/// All targets.
 pub const TARGETS: &[Target] = &[
     Target {
         id: "pipe",
@@ -175,12 +175,12 @@ pub struct Instance {
     pub address: SocketAddr,
     /// Where its results are published.
     pub publish_at: Option<SocketAddr>,
-    /// PSS once it had come to rest after its start, in bytes.
+    /// PSS at rest after its start, in bytes.
     pub start_memory: u64,
     pub process: Process,
     /// The second process on that address.
     twin: Option<Process>,
-    /// Where the first process alone answers, and the second one alone.
+    /// The addresses at which only the first and only the second process answer.
     own: Vec<SocketAddr>,
     /// Its own Redis; ended after it.
     pub redis: Option<Process>,
@@ -201,7 +201,7 @@ impl Target {
         }
     }
 
-    /// What the program says about its version.
+    /// The program's version text.
     pub fn version(&self, place: &Place) -> Option<String> {
         let (argument, word) = match self.kind {
             Kind::Haproxy { .. } => ("-v", "HAProxy version "),
@@ -217,7 +217,7 @@ impl Target {
         Some(line[from..].split_whitespace().next()?.to_owned())
     }
 
-    /// Whether its `/metrics` are read every second while it works.
+    /// Whether its `/metrics` are read every second during a run.
     pub fn is_scraped(&self) -> bool {
         matches!(self.kind, Kind::Gateway { log: true, .. })
     }
@@ -232,7 +232,7 @@ impl Target {
         self.kind == Kind::Subscriber
     }
 
-    /// Whether a client's message is what makes it send the audio, or a plain request.
+    /// Whether a client's message, or a plain request, makes it send the audio.
     pub fn is_copy_loop(&self) -> bool {
         matches!(self.kind, Kind::Copy { .. })
     }
@@ -261,7 +261,7 @@ impl Target {
                 (Process::start(command()?, place.cores, address, &output(1))?, None, vec![address])
             }
             Some(twin) => {
-                // On the address that they share one would answer for the other: each has a further one of its own.
+                // On the shared address either could answer, so each has a second address of its own.
                 let start = |cores: Cores, number: usize| -> Result<(Process, SocketAddr), Fault> {
                     let own = local(free_port().map_err(|error| format!("no free port: {error}"))?);
                     let mut command = command()?;
@@ -441,7 +441,7 @@ impl Place {
         ))
     }
 
-    /// Client connections that every target can be told to take: HAProxy wants up to five descriptors for two of them.
+    /// Client connections that every target can be configured for: HAProxy needs up to five descriptors for two of them.
     fn connections_max(&self) -> u64 {
         (self.descriptors * 2 / 5).saturating_sub(100).min(60_000)
     }
@@ -537,7 +537,7 @@ fn await_subscription(redis: SocketAddr) -> Result<(), Fault> {
             Some((Value::Integer(_), _)) if start.elapsed() < SUBSCRIBE_PATIENCE => {}
             other => {
                 return Err(format!(
-                    "nobody subscribed within {} s: {other:?}",
+                    "no subscriber within {} s: {other:?}",
                     SUBSCRIBE_PATIENCE.as_secs()
                 ));
             }

@@ -1,7 +1,7 @@
 //! The user-space copy loop: a file goes out as result delivery's frames, read into a buffer and written from it.
 //!
-//! Any message from a client asks for the file once more. As many chunks as the buffer holds, with their heads, leave in
-//! one `send`: no copy loop can do with fewer calls.
+//! Any message from a client requests the file once more. As many chunks as fit the buffer, with their heads, leave in
+//! one `send`: no copy loop needs fewer calls.
 
 use crate::Fault;
 use crate::load::results;
@@ -15,20 +15,20 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 const LISTENER: u64 = u64::MAX;
-/// Room for the text messages and frame heads of one gathering.
+/// Space for the text messages and frame heads of one `send`.
 const HEADS_ROOM: usize = 64 * 1024;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub listen: SocketAddr,
     pub file: PathBuf,
-    /// Payload bytes gathered for one `send`; at least one chunk is.
+    /// Payload bytes per `send`; at least one chunk.
     pub buffer: usize,
     /// Payload bytes of one binary frame.
     pub chunk: usize,
 }
 
-/// Serves for ever.
+/// Serves until the process ends.
 pub fn run(settings: &Settings) -> Result<(), Fault> {
     net::raise_descriptor_limit();
     let shown = settings.file.display();
@@ -91,7 +91,7 @@ struct Source {
     length: u64,
     chunk: usize,
     buffer: usize,
-    /// Never cleared and filled again: that would be a second pass over the memory.
+    /// Never cleared: that would be a second pass over the memory.
     out: Box<[u8]>,
     filled: usize,
     head: Vec<u8>,
@@ -114,15 +114,15 @@ struct Client {
     socket: OwnedFd,
     /// Empty until the upgrade.
     task: String,
-    /// Files still to be sent, the one under way included.
+    /// Files left to send, including the current one.
     wanted: u64,
-    /// The next piece: 0 is the text, then one a chunk, then the end.
+    /// The next piece: 0 is the text, then one per chunk, then the end.
     next: u64,
     backlog: Vec<u8>,
 }
 
 impl Client {
-    /// Takes what the client says; false when it is gone.
+    /// Handles input from the client; false when it has left.
     fn listen(&mut self) -> bool {
         let mut buffer = [0; 4096];
         loop {

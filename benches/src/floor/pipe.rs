@@ -1,7 +1,7 @@
 //! The byte pipe: listener to backend, nothing parsed, edge-triggered.
 //!
 //! The splicing rule: a read that fills the buffer turns a direction over to `splice`; a splice of less than
-//! `SPLICE_LEAST` turns it back. Kernel pipes come from a pool, for making and closing one costs more than a message.
+//! `SPLICE_LEAST` turns it back. Kernel pipes come from a pool, because creating and closing one costs more than a message.
 
 use crate::Fault;
 use crate::net::{self, Io, Poll};
@@ -34,7 +34,7 @@ pub struct Settings {
     pub buffer: usize,
 }
 
-/// Serves for ever.
+/// Serves until the process ends.
 pub fn run(settings: Settings) -> Result<(), Fault> {
     net::raise_descriptor_limit();
     let listener =
@@ -42,7 +42,7 @@ pub fn run(settings: Settings) -> Result<(), Fault> {
     serve(settings, &listener).map_err(|error| format!("the pipe broke: {error}"))
 }
 
-/// Serves for ever on a listener that is already there.
+/// Serves on an existing listener until the process ends.
 pub(crate) fn serve(settings: Settings, listener: &TcpListener) -> io::Result<()> {
     let mut poll = Poll::new(256)?;
     poll.add(listener, LISTENER, EventFlags::IN)?;
@@ -82,7 +82,7 @@ pub(crate) fn serve(settings: Settings, listener: &TcpListener) -> io::Result<()
                 }
             }
         }
-        // Slots are freed last, so that no event of this turn reaches a stranger.
+        // Slots are freed last, so that a late event of this turn reaches no new connection.
         for slot in dead.drain(..) {
             if pairs[slot].take().is_some() {
                 free.push(slot);
@@ -143,13 +143,13 @@ struct Flow {
     backlog: Option<Box<Backlog>>,
     tunnel: Option<Box<(Tunnel, usize)>>,
     readable: bool,
-    /// The source said that it will end: read on to the 0 whatever a short read says.
+    /// The source has announced its end: read on until 0, even after a short read.
     closing: bool,
     streaming: bool,
     ended: bool,
 }
 
-/// What the sink did not take, from `sent` on.
+/// What the sink has not taken, from `sent` on.
 struct Backlog {
     bytes: Vec<u8>,
     sent: usize,
@@ -215,7 +215,7 @@ impl Flow {
         Ok(true)
     }
 
-    /// Whether nothing is held any more.
+    /// Whether nothing is buffered.
     fn flush(&mut self, sink: &OwnedFd, tools: &mut Tools) -> io::Result<bool> {
         while let Some(backlog) = &mut self.backlog {
             match net::send(sink, &backlog.bytes[backlog.sent..])? {
@@ -266,7 +266,7 @@ impl Flow {
             None => {
                 let (exit, entry) =
                     rustix::pipe::pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
-                // Refused where this user's pipe pages are used up: the default size works too.
+                // Fails once this user's pipe pages are used up; the default size works too.
                 let _ = rustix::pipe::fcntl_setpipe_size(&entry, PIPE_BYTES);
                 Tunnel { exit, entry }
             }
@@ -310,7 +310,7 @@ mod tests {
             splice,
             buffer: 64 * 1024,
         };
-        // The thread ends with the test process: a floor serves for ever.
+        // The thread ends with the test process: a floor never stops by itself.
         std::thread::spawn(move || serve(settings, &listener));
         let mut client = TcpStream::connect(address).unwrap();
         let (mut server, _) = backend.accept().unwrap();
@@ -332,8 +332,8 @@ mod tests {
         });
         let mut got = Vec::new();
         server.read_to_end(&mut got).unwrap();
-        assert!(got == payload, "what went up arrived changed");
-        assert!(receiving.join().unwrap() == payload, "what went down arrived changed");
+        assert!(got == payload, "bytes changed on the way up");
+        assert!(receiving.join().unwrap() == payload, "bytes changed on the way down");
         sending.join().unwrap();
         answering.join().unwrap();
     }

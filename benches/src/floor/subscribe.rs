@@ -16,18 +16,18 @@ const LISTENER: u64 = u64::MAX;
 const REDIS: u64 = u64::MAX - 1;
 const READ_BYTES: usize = 64 * 1024;
 
-/// What the client of a task is told last: 1000.
+/// The close code for the client of a task.
 const GOODBYE: [u8; 4] = [wire::CLOSE, 2, 0x03, 0xe8];
 
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub listen: SocketAddr,
     pub redis: SocketAddr,
-    /// What stands before the task id in a channel's name.
+    /// The part of a channel's name before the task id.
     pub channel_prefix: String,
 }
 
-/// Serves for ever.
+/// Serves until the process ends.
 pub fn run(settings: &Settings) -> Result<(), Fault> {
     net::raise_descriptor_limit();
     let listener =
@@ -65,7 +65,7 @@ struct Subscriber {
     prefix: Vec<u8>,
     redis: OwnedFd,
     subscribed: bool,
-    /// The start of a value whose end has not arrived.
+    /// An incomplete value.
     heard: Vec<u8>,
     buffer: Vec<u8>,
     frame: Vec<u8>,
@@ -131,7 +131,7 @@ impl Subscriber {
         while let Some((value, length)) = resp::parse(&bytes[used..])? {
             used += length;
             let Value::Array(words) = value else {
-                return Err("Redis said what no subscriber expects".into());
+                return Err("unexpected message from Redis".into());
             };
             if let [Value::Bytes(b"pmessage"), _, Value::Bytes(channel), Value::Bytes(payload)] =
                 words[..]
@@ -158,7 +158,7 @@ impl Subscriber {
         let Some(client) = self.clients[slot].as_mut() else { return };
         let read = net::recv(&client.socket, &mut self.buffer);
         if let (Ok(Io::Moved(count)), true) = (&read, client.task.is_empty()) {
-            // A request comes in one piece over loopback; anything else ends the connection below.
+            // Over loopback a request arrives in one piece; anything else ends the connection below.
             if let Ok(Some(request)) = wire::parse_request(&self.buffer[..*count]) {
                 let task = request.target.rsplit('/').next().unwrap_or_default();
                 client.task = task.as_bytes().into();
@@ -172,7 +172,7 @@ impl Subscriber {
         if matches!(read, Ok(Io::Blocked)) {
             return;
         }
-        // Its close, or its end: there is nothing else that a waiting client has to say.
+        // Its Close or its FIN: a waiting client sends nothing else.
         self.waiting.remove(&client.task);
         self.clients[slot] = None;
         self.free.push(slot);

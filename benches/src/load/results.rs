@@ -1,6 +1,6 @@
 //! What result delivery sends to a waiting client, and the check of it, byte for byte.
 //!
-//! `Delivery` is fed whatever arrives, cut anywhere. Audio is compared where it lies in the read buffer and never kept,
+//! `Delivery` is fed whatever arrives, cut anywhere. Audio is compared inside the read buffer and never stored,
 //! so that the client costs little beside the program under test.
 
 use crate::Fault;
@@ -14,7 +14,7 @@ pub const CHUNK_BYTES: u64 = 64 * 1024;
 /// Text messages are shorter than this.
 const TEXT_BYTES_MAX: u64 = 4096;
 
-/// The JSON a worker publishes. `audio` is a file's name; `last` false says that more results follow.
+/// The JSON a worker publishes. `audio` is a file's name; `last` false: more results follow.
 pub fn published(audio: Option<&str>, last: bool) -> String {
     let audio = audio.map_or(String::new(), |name| format!(r#","audio_file":"{name}""#));
     let more = if last { "" } else { r#","final":false"# };
@@ -49,7 +49,7 @@ pub fn fresh_task() -> String {
     format!("{a:08x}-{b:04x}-{c:04x}-{d:04x}-{e:012x}")
 }
 
-/// How the text message must look.
+/// The expected form of the text message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// As the protocol says.
@@ -58,12 +58,12 @@ pub enum Shape {
     AsPublished,
 }
 
-/// What one piece of input brought to an end.
+/// What one piece of input completed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Text messages of results.
     pub texts: u32,
-    /// Results with everything that belongs to them.
+    /// Results including their audio.
     pub results: u32,
     /// Audio payload bytes.
     pub audio_bytes: u64,
@@ -71,7 +71,7 @@ pub struct Progress {
     pub closed: bool,
 }
 
-/// One client's expectations of what comes next.
+/// What one client expects next.
 #[derive(Clone, Debug)]
 pub struct Delivery {
     pub task: String,
@@ -81,7 +81,7 @@ pub struct Delivery {
     /// Length of the audio that each result has; `None` for none.
     audio: Option<u64>,
     next: Next,
-    /// A frame whose end has not arrived; never audio.
+    /// An incomplete frame; never audio.
     held: Vec<u8>,
 }
 
@@ -105,7 +105,7 @@ impl Delivery {
         Delivery { task, shape, last, audio, next: Next::Text, held: Vec::new() }
     }
 
-    /// Forgets the spare memory of a quiet client.
+    /// Releases the spare memory of an idle client.
     pub fn rest(&mut self) {
         self.held = Vec::new();
     }
@@ -147,7 +147,7 @@ impl Delivery {
         Ok(progress)
     }
 
-    /// Takes one frame, or of a chunk its head, from the start of `bytes`; 0 while it is not all there.
+    /// Takes one frame, or the head of a chunk, from the start of `bytes`; 0 while it is incomplete.
     fn take_frame(&mut self, bytes: &[u8], progress: &mut Progress) -> Result<usize, Fault> {
         let Some(head) = wire::parse_frame_head(bytes) else { return Ok(0) };
         if head.mask.is_some() {

@@ -1,7 +1,7 @@
-//! The workloads: what is opened, what is warmed up, what is measured, and when it is enough.
+//! The workloads: what is opened, warmed up and measured, and when it ends.
 //!
-//! Each is bounded in count and in time, and everything in flight has come back before `Observe::end` is called: what
-//! the target spent is then exactly what these units of work cost it.
+//! Each is bounded in count and time, and nothing is in flight when `Observe::end` is called: what
+//! the target used is then exactly the cost of these units of work.
 
 use super::results::{self, Shape};
 use super::world::{After, Plan, Refill, Way, World, waiting};
@@ -15,18 +15,18 @@ pub const RELAYED: &str = "/ws/input";
 /// The path of result delivery, before the task id.
 pub const OUTPUT: &str = "/ws/output/";
 
-/// Handshakes under way at once while connections are opened that are not themselves measured.
+/// Concurrent handshakes while opening connections whose handshake is not measured.
 const OPENING_MAX: u64 = 64;
-/// Messages of each connection before anything is measured.
+/// Warm-up messages per connection.
 const WARM_UP_MESSAGES: u64 = 4;
-/// Streams run for this share of the measured time before it begins.
+/// Streams warm up for this share of the measured time.
 const WARM_UP_SHARE: f64 = 0.15;
-/// Results whose audio is under way at once while every waiting client gets one.
+/// Concurrent audio deliveries while every waiting client gets a result.
 const DELIVERIES_MAX: u64 = 64;
 /// Time between two pieces of a flood.
 const FLOOD_TICK: Duration = Duration::from_millis(1);
 
-/// Told when the measured part begins and ends.
+/// Is notified when the measured part begins and ends.
 pub trait Observe {
     fn begin(&mut self) -> Result<(), Fault>;
     fn end(&mut self) -> Result<(), Fault>;
@@ -43,12 +43,12 @@ impl Observe for () {
     }
 }
 
-/// When a workload has done enough: whichever comes first.
+/// When a workload ends: whichever comes first.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub seconds: f64,
     pub count: u64,
-    /// How long everything in flight may take to come back before the run is given up.
+    /// Timeout for everything in flight to return.
     pub patience: Duration,
 }
 
@@ -78,14 +78,14 @@ pub struct Outcome {
     pub published: u64,
 }
 
-/// Messages that come back.
+/// Echoed messages.
 #[derive(Clone, Copy, Debug)]
 pub struct Echo {
     pub size: usize,
     pub connections: u64,
-    /// Further pairs that are open and say nothing.
+    /// Additional idle pairs.
     pub idle: u64,
-    /// Messages a second over all connections; `None`: the next leaves when one came back.
+    /// Messages per second over all connections; `None`: each is sent when the previous one has returned.
     pub rate: Option<f64>,
     /// Pairs that stream down beside the messages, and the size of their frames.
     pub streams: u64,
@@ -102,7 +102,7 @@ impl Echo {
 #[derive(Clone, Copy, Debug)]
 pub struct Delivery<'a> {
     pub publish_at: SocketAddr,
-    /// What stands before the task id in the channels' names.
+    /// The part of the channels' names before the task id.
     pub channel_prefix: &'a str,
     pub shape: Shape,
     pub tasks: u64,
@@ -114,11 +114,11 @@ pub struct Delivery<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Flood<'a> {
     pub publish_at: SocketAddr,
-    /// What stands before the task id in the channels' names.
+    /// The part of the channels' names before the task id.
     pub channel_prefix: &'a str,
     /// Results a second.
     pub rate: f64,
-    /// What each of them says.
+    /// The text of each.
     pub json: &'a str,
 }
 
@@ -206,7 +206,7 @@ pub fn handshakes(
             }
             if start.elapsed().as_secs_f64() > limits.seconds + limits.patience.as_secs_f64() {
                 return Err(format!(
-                    "gave up: {} of {begun} handshakes came to their end",
+                    "timed out: {} of {begun} handshakes completed",
                     world.tally.left
                 ));
             }
@@ -226,7 +226,7 @@ pub fn handshakes(
     Ok(last)
 }
 
-/// Opens `pairs` that say nothing; they stay open as long as the world.
+/// Opens idle `pairs`; they stay open as long as the world.
 pub fn hold(
     world: &mut World,
     pairs: u64,
@@ -254,7 +254,7 @@ pub fn come_and_go(world: &mut World, pairs: u64, waves: u64, limits: Limits) ->
     Ok(())
 }
 
-/// As many clients as tasks wait; each gets a result of text alone. The latencies are those from PUBLISH to the client's
+/// One waiting client per task; each gets a result without audio. Latencies are from PUBLISH to the client's
 /// text message.
 pub fn deliver(
     world: &mut World,
@@ -287,7 +287,7 @@ pub fn deliver(
     Ok(Outcome { count: tasks, seconds, latencies, ..Outcome::default() })
 }
 
-/// How audio is asked for.
+/// How audio is requested.
 #[derive(Clone, Copy, Debug)]
 pub enum Order<'a> {
     /// A worker publishes it at this address; the file's name under `audio_root`.
@@ -365,7 +365,7 @@ pub fn audio(
         {
             world.turn(Some(Duration::from_millis(20)))?;
         }
-        // Each client has one on its way.
+        // Each client has one in flight.
         world.after_result = Refill::Nothing;
         let wanted = world.tally.results + clients;
         world.run_until(limits.patience, "audio on its way", |world| {
@@ -389,7 +389,7 @@ fn audio_outcome(
     Ok(Outcome { count, bytes, seconds, stream_rate: bytes as f64 / seconds, ..Outcome::default() })
 }
 
-/// `clients` wait for the results of a task each (`waited` is called), then each gets one with `World::audio` and goes
+/// `clients` wait for a task each (`waited` is called), then each gets a result with `World::audio` and goes
 /// on waiting (`served` is called).
 pub fn wait_and_serve(
     world: &mut World,
@@ -417,7 +417,7 @@ pub fn wait_and_serve(
     served()
 }
 
-/// Messages at a rate, and beside them results that nobody waits for (none when `flood` is `None`).
+/// Messages at a fixed rate beside results for tasks without clients (none if `flood` is `None`).
 pub fn flood(
     world: &mut World,
     echo: &Echo,
@@ -471,7 +471,7 @@ pub fn flood(
     Ok(Outcome { count: sent, seconds, latencies, published, ..Outcome::default() })
 }
 
-/// Opens that many more, a few at a time.
+/// Opens this many more, a few at a time.
 fn open_all(world: &mut World, pairs: u64, plan: &Plan, limits: Limits) -> Result<(), Fault> {
     let before = world.tally.opened;
     for begun in 0..pairs {
@@ -545,7 +545,7 @@ fn exchange(world: &mut World, echo: &Echo, limits: Limits) -> Result<Outcome, F
             break;
         }
         match echo.rate {
-            // A timed message leaves when it is due: this side never sleeps, its core is its own.
+            // A timed message is sent when it is due: the load generator never sleeps, it has a core of its own.
             Some(rate) => {
                 while (sent as f64) < elapsed * rate && sent < limits.count {
                     let Some(client) = world.paused.pop_front() else { break };
@@ -595,7 +595,7 @@ mod tests {
         World::new(target, backend).unwrap()
     }
 
-    /// A world around a pipe that passes one connection on and changes the byte at `place` of what goes down.
+    /// A world around a pipe that relays one connection and changes the byte at `place` on the way down.
     fn around_a_liar(place: usize) -> World {
         let backend = net::listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,10 +1,10 @@
-//! The loop, its connections and what each of them does with its bytes.
+//! The event loop and the state of each connection.
 //!
-//! Every connection has a `Job`. Anything that comes back and is not exactly what the job expects ends the run with a
-//! sentence: a target that is fast and wrong has no figures.
+//! Every connection has a `Job`. Any received byte that the job does not expect ends the run with an
+//! error: a target that is fast but wrong gets no figures.
 //!
-//! Streams are in an epoll set of their own inside the first one, and get one event a turn: a message that waits behind
-//! a megabyte in the load generator would be held against the target.
+//! Streams are in a nested epoll set and get one event per turn: a message that waits behind
+//! a megabyte in the load generator would count against the target.
 
 use super::results::{Delivery, Shape};
 use crate::Fault;
@@ -25,11 +25,11 @@ use std::time::{Duration, Instant};
 
 /// Random bytes that payloads are cut from.
 const POOL_BYTES: usize = 3 << 20;
-/// Payloads begin at one of this many places in the pool.
+/// Number of offsets in the pool at which payloads start.
 const POOL_PLACES: u64 = 8191;
-/// One read or write of a stream, at most, while messages are timed beside it.
+/// Bytes per read or write of a stream while messages are timed beside it.
 const BULK_BYTES_SHARED: usize = 128 * 1024;
-/// One read or write of a stream, at most, while nothing else goes on.
+/// Bytes per read or write of a stream while nothing else runs.
 const BULK_BYTES_ALONE: usize = 1 << 20;
 /// Room for one read where no message size is known.
 const READ_BYTES: usize = 16 * 1024;
@@ -39,16 +39,16 @@ const PATTERN_BYTES: usize = 4 << 20;
 const LISTENER: u64 = u64::MAX;
 const BULK: u64 = u64::MAX - 1;
 
-/// What a pair of connections, or a client alone, is there for.
+/// The role of a pair of connections, or of a client without a backend connection.
 #[derive(Clone, Debug)]
 pub enum Plan {
     /// Opens and stays.
     Rest,
     /// Sends messages of this many bytes, gets them back.
     Echo { size: usize },
-    /// Frames one way, as fast as they go.
+    /// Frames one way, as fast as possible.
     Stream { pattern: Arc<Pattern>, way: Way },
-    /// A client alone that waits for the results of a task.
+    /// A client that waits for the results of a task.
     Task(Box<Delivery>),
 }
 
@@ -63,7 +63,7 @@ pub enum Way {
 /// Where results are published: Redis, or a target's inbox. An index of a connection.
 pub type Publisher = u32;
 
-/// The wire image of a stream: frames one after another, over and over.
+/// The wire image of a stream: a sequence of frames that repeats.
 #[derive(Debug)]
 pub struct Pattern {
     wire: Vec<u8>,
@@ -77,7 +77,7 @@ pub struct Tally {
     pub opened: u64,
     /// Messages that came back.
     pub echoed: u64,
-    /// Clients that saw the Close handshake and the end of the connection.
+    /// Clients that completed the Close handshake and saw the end of the connection.
     pub left: u64,
     /// Stream bytes sent and received, heads of frames included.
     pub sent_bytes: u64,
@@ -95,12 +95,12 @@ pub struct Tally {
     pub latencies: Latencies,
 }
 
-/// What a client does once its message came back.
+/// What a client does when its message has returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum After {
     /// Sends the next one while `World::messages_left` lasts.
     Again,
-    /// Waits until it is told to (`World::send_message`).
+    /// Waits for `World::send_message`.
     Pause,
     /// Closes; the connection ends.
     Leave,
@@ -110,7 +110,7 @@ pub enum After {
 #[derive(Clone, Debug)]
 pub enum Refill {
     Nothing,
-    /// Asks for the next by a message of its own.
+    /// Requests the next with a message.
     Message,
     /// Publishes the next for its task.
     Publish {
@@ -126,7 +126,7 @@ pub struct World {
     listener: TcpListener,
     target: SocketAddr,
     host: String,
-    /// Says which `World` a backend connection belongs to; strays of an earlier one are dropped.
+    /// The `World` that a backend connection belongs to; connections of an earlier one are dropped.
     generation: u32,
     slots: Vec<Option<Conn>>,
     free: Vec<u32>,
@@ -144,7 +144,7 @@ pub struct World {
     /// Whether streams go on.
     pub streaming: bool,
     pub tally: Tally,
-    /// Clients whose message came back since they were last told to send (with `After::Pause`).
+    /// Clients whose message has returned since their last `World::send_message` (with `After::Pause`).
     pub paused: VecDeque<u32>,
 }
 
@@ -155,7 +155,7 @@ struct Conn {
     plan: Option<Plan>,
     key: String,
     inbox: Vec<u8>,
-    /// What the socket did not take yet, from `out_at` on.
+    /// Unsent output, from `out_at` on.
     out: Vec<u8>,
     out_at: usize,
     wants_write: bool,
@@ -197,7 +197,7 @@ enum Job {
 }
 
 impl World {
-    /// A world around a target; `listener` is the backend that the target was told of.
+    /// A world around a target; `listener` is the target's backend.
     pub fn new(target: SocketAddr, listener: TcpListener) -> Result<World, Fault> {
         static GENERATION: AtomicU32 = AtomicU32::new(0);
         let broken = |error: std::io::Error| format!("cannot poll: {error}");
@@ -249,7 +249,7 @@ impl World {
         Arc::new(Pattern { frame_bytes: wire.len() / frames, wire })
     }
 
-    /// Streams take smaller bites from now on, because messages are timed beside them.
+    /// Streams use smaller reads and writes from now on, because messages are timed beside them.
     pub fn share_with_messages(&mut self) {
         self.bulk_bytes = BULK_BYTES_SHARED;
     }
@@ -340,14 +340,14 @@ impl World {
         self.send(through, &commands)
     }
 
-    /// A small text message from a waiting client, which the bare copy loop takes as its order.
+    /// A small text message from a waiting client, which makes the copy loop send the file.
     pub fn nudge(&mut self, id: u32) -> Result<(), Fault> {
         let mut frame = Vec::new();
         wire::push_frame(&mut frame, wire::TEXT, b"next", Some(fastrand::u32(..).to_ne_bytes()));
         self.send(id, &frame)
     }
 
-    /// Asks for a file `times` times, one after the other.
+    /// Requests a file `times` times, one after the other.
     pub fn fetch(&mut self, id: u32, path: &str, times: u64) -> Result<(), Fault> {
         if let Job::Fetch { wanted, .. } = &mut self.conn(id).job {
             *wanted = times;
@@ -376,7 +376,7 @@ impl World {
         self.senders == 0 && self.tally.sent_bytes == self.tally.received_bytes
     }
 
-    /// One run of the loop: waits up to `timeout` (for ever without one) and deals with what came.
+    /// One turn: waits up to `timeout` (without one, until there is an event) and handles the events.
     pub fn turn(&mut self, timeout: Option<Duration>) -> Result<(), Fault> {
         crate::interrupt::check()?;
         let broken = |error: std::io::Error| format!("cannot poll: {error}");
@@ -393,7 +393,7 @@ impl World {
             let (id, flags) = self.bulk.event(0);
             self.ready(id as u32, flags)?;
         }
-        // Slots are freed last, so that no event of this turn reaches a stranger.
+        // Slots are freed last, so that a late event of this turn reaches no new connection.
         for id in self.dead.drain(..) {
             self.slots[id as usize] = None;
             self.free.push(id);
@@ -401,7 +401,7 @@ impl World {
         Ok(())
     }
 
-    /// Turns until `done` says so.
+    /// Runs turns until `done` returns true.
     pub fn run_until(
         &mut self,
         within: Duration,
@@ -413,7 +413,7 @@ impl World {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(format!(
-                    "gave up after {} s: {what}; so far {}",
+                    "timed out after {} s: {what}; so far {}",
                     within.as_secs(),
                     self.progress()
                 ));
@@ -495,7 +495,7 @@ impl World {
         }
     }
 
-    /// Reads once into the connection's own inbox and takes what is whole.
+    /// Reads once into the connection's buffer and handles what is complete.
     fn read(&mut self, id: u32) -> Result<(), Fault> {
         let conn = self.conn(id);
         // One read can then take a whole message where its size is known.
@@ -591,7 +591,7 @@ impl World {
             Some(Some(conn)) if conn.key == request.key => conn.plan.clone(),
             _ => {
                 return Err(format!(
-                    "the backend was asked for {:?} with a key of nobody's",
+                    "the backend was asked for {:?} with an unknown key",
                     request.target
                 ));
             }
@@ -614,7 +614,7 @@ impl World {
     fn take_frame(&mut self, id: u32, bytes: &[u8]) -> Result<usize, Fault> {
         let Some(head) = wire::parse_frame_head(bytes) else { return Ok(0) };
         let end = head.size
-            + usize::try_from(head.payload).map_err(|_| "a frame too large to be ours")?;
+            + usize::try_from(head.payload).map_err(|_| "a frame larger than any that was sent")?;
         let Some(payload) = bytes.get(head.size..end) else { return Ok(0) };
         match (head.first, &mut self.conn(id).job) {
             (wire::BINARY, Job::Echo { size, sequence }) => {
@@ -649,7 +649,7 @@ impl World {
             (wire::CLOSE, Job::Leave { answered }) if payload == 1000u16.to_be_bytes() => {
                 *answered = true
             }
-            // In the middle of a frame there is no place for an answer, and runs are shorter than any patience.
+            // No answer fits inside a frame, and runs are shorter than any ping timeout.
             (wire::PING, Job::Send { .. }) => {}
             (wire::PING, _) => {
                 let mut pong = payload.to_vec();
@@ -660,7 +660,7 @@ impl World {
                 self.send(id, &frame)?;
             }
             (first, _) => {
-                return Err(format!("frame {first:#x} of {} bytes came unasked", head.payload));
+                return Err(format!("unexpected frame {first:#x} of {} bytes", head.payload));
             }
         }
         Ok(end)
@@ -681,7 +681,7 @@ impl World {
             || payload[..stamped] != sequence.to_le_bytes()[..stamped]
             || payload[stamped..] != self.pool[place + stamped..place + size]
         {
-            return Err(format!("message {sequence} of {size} bytes came back changed"));
+            return Err(format!("message {sequence} of {size} bytes was changed"));
         }
         let sent_at = self.conn(id).sent_at.take().ok_or("an echo came twice")?;
         self.tally.latencies.push(sent_at.elapsed().as_nanos());
@@ -711,7 +711,7 @@ impl World {
         self.send(id, &frame)
     }
 
-    /// The end of a connection: what some jobs wait for, and a fault for the others.
+    /// The end of a connection: expected by some jobs, an error for the others.
     fn ended(&mut self, id: u32, how: &str) -> Result<(), Fault> {
         match &self.conn(id).job {
             Job::Leave { answered: true } => {
@@ -719,7 +719,7 @@ impl World {
                 self.dead.push(id);
                 Ok(())
             }
-            // The target's own affair: a client of an earlier world, or one that is being told of by the client's end.
+            // Not an error: a client of an earlier world, or an end that the client's side reports.
             Job::Greet => {
                 self.dead.push(id);
                 Ok(())
@@ -778,9 +778,7 @@ impl World {
             let piece = got.len().min(pattern.wire.len() - *at);
             if got[..piece] != pattern.wire[*at..*at + piece] {
                 let far = self.tally.received_bytes;
-                return Err(format!(
-                    "a stream came changed, somewhere behind {far} received bytes"
-                ));
+                return Err(format!("a stream was changed, somewhere after {far} received bytes"));
             }
             *at = (*at + piece) % pattern.wire.len();
             got = &got[piece..];
@@ -833,7 +831,7 @@ impl World {
             );
         }
         if !frame.is_empty() {
-            // It may hang up right after its Close: ours is a courtesy then.
+            // It may disconnect right after its Close; then our answer is lost, which is fine.
             let sent = self.send(id, &frame);
             if !progress.closed {
                 sent?;
@@ -894,7 +892,7 @@ impl World {
             (*left, *got) = (answer.content_length, 0);
         }
         if self.audio.get(*got..*got + body.len()) != Some(body) {
-            return Err(format!("the file's bytes from {got} on came changed"));
+            return Err(format!("the file's bytes from {got} on were changed"));
         }
         *got += body.len();
         self.tally.audio_bytes += body.len() as u64;
@@ -910,7 +908,7 @@ impl World {
         self.fetch(id, &path, times)
     }
 
-    /// Sends, and keeps what the socket does not take.
+    /// Sends, and buffers what the socket does not take.
     fn send(&mut self, id: u32, bytes: &[u8]) -> Result<(), Fault> {
         let conn = self.conn(id);
         let sent = match conn.out.is_empty() {
