@@ -109,19 +109,19 @@ def deaf_port():
         one.close()
 
 
-def test_a_connect_that_hangs_ends_after_connect_timeout(lab, deaf_port):
+def test_connect_that_hangs_ends_after_connect_timeout(lab, deaf_port):
     """1: "times out" -> 1011; CONFIG: `connect_timeout`."""
     code, _ = read_unavailable(ask(lab, failing_gateway(lab, None, f"ws://127.0.0.1:{deaf_port}/")))
     assert code == 1011
 
 
-def test_a_connect_that_hangs_is_504_in_http_mode(lab, deaf_port):
+def test_connect_that_hangs_is_504_in_http_mode(lab, deaf_port):
     """1: `"http"`: "504 (timed out)"."""
     client = ask(lab, failing_gateway(lab, "http", f"ws://127.0.0.1:{deaf_port}/"))
     assert client.read_reply().status == 504
 
 
-def test_a_backend_that_accepts_and_says_nothing_closes_with_1011(lab):
+def test_backend_that_accepts_and_says_nothing_closes_with_1011(lab):
     """1: "times out" -> 1011; CONFIG: `handshake_timeout` runs until the backend's 101."""
     backend = lab.backend()
     code, _ = read_unavailable(ask(lab, failing_gateway(lab, None, backend.url()), backend))
@@ -129,14 +129,14 @@ def test_a_backend_that_accepts_and_says_nothing_closes_with_1011(lab):
     backend.peers[0].expect_gone()
 
 
-def test_a_backend_that_accepts_and_says_nothing_is_504_in_http_mode(lab):
+def test_backend_that_accepts_and_says_nothing_is_504_in_http_mode(lab):
     """1: `"http"`: "504 (timed out)"."""
     backend = lab.backend()
     client = ask(lab, failing_gateway(lab, "http", backend.url()), backend)
     assert client.read_reply().status == 504
 
 
-def test_a_backend_that_stops_inside_its_101_times_out(lab):
+def test_backend_that_stops_inside_its_101_times_out(lab):
     """1: "times out" - half a head is not an answer."""
     backend = lab.backend()
     client = ask(lab, failing_gateway(lab, None, backend.url()), backend, b"HTTP/1.1 101 Swi", ends=False)
@@ -144,14 +144,14 @@ def test_a_backend_that_stops_inside_its_101_times_out(lab):
 
 
 @pytest.mark.parametrize("said", GARBAGE.values(), ids=GARBAGE.keys())
-def test_a_bad_answer_closes_with_1011(lab, said):
+def test_bad_answer_closes_with_1011(lab, said):
     """1: "answers other than 101" - or nothing that can be read -> 1011."""
     backend = lab.backend()
     assert read_unavailable(ask(lab, failing_gateway(lab, None, backend.url()), backend, said))[0] == 1011
 
 
 @pytest.mark.parametrize("said", GARBAGE.values(), ids=GARBAGE.keys())
-def test_a_bad_answer_is_502_in_http_mode(lab, said):
+def test_bad_answer_is_502_in_http_mode(lab, said):
     """1: `"http"`: "502 (refused, bad answer)"."""
     backend = lab.backend()
     client = ask(lab, failing_gateway(lab, "http", backend.url()), backend, said)
@@ -171,14 +171,14 @@ def test_another_answer_closes_with_1011_or_1013(lab, status, code):
     assert status[:3] in reason
 
 
-def test_a_long_story_is_cut_to_a_legal_reason(lab):
+def test_long_failure_is_cut_to_a_legal_close_reason(lab):
     """1 and 4: reasons are "at most 123 bytes", and whole characters."""
     backend = lab.backend()
     said = answer("418 " + "I am a very long teapot " * 20, body=b"x")
     assert read_unavailable(ask(lab, failing_gateway(lab, None, backend.url()), backend, said))[0] == 1011
 
 
-def test_the_backend_s_own_answer_is_passed_on_in_http_mode(lab):
+def test_backends_own_answer_is_passed_on_in_http_mode(lab):
     """1: `"http"`: "the client gets the backend's own HTTP answer where there is one"."""
     backend = lab.backend()
     said = answer("401 Unauthorized", [("WWW-Authenticate", 'Bearer realm="x"'), ("Content-Type", "text/plain")], b"who are you?")
@@ -199,7 +199,7 @@ def test_the_backend_s_own_answer_is_passed_on_in_http_mode(lab):
     ],
     ids=["chunked", "until the end", "large", "empty"],
 )
-def test_the_backend_s_body_is_whole_however_its_end_is_marked(lab, said, body):
+def test_backends_body_is_whole_however_its_end_is_marked(lab, said, body):
     """1: `"http"`: "the backend's own HTTP answer" - with all of its body."""
     backend = lab.backend()
     client = ask(lab, failing_gateway(lab, "http", backend.url()), backend, said)
@@ -219,7 +219,7 @@ def test_http_mode_still_upgrades(lab):
 # several backends for one route
 
 
-def test_the_least_loaded_backend_is_next(lab):
+def test_least_loaded_backend_is_next(lab):
     """CONFIG `backend`: "several: least connections" - four clients on two backends: two each."""
     backends = [lab.backend(), lab.backend()]
     gateway = lab.gateway(backend=[backend.url() for backend in backends])
@@ -246,7 +246,7 @@ def accept_any(backends):
 
 
 @pytest.mark.parametrize("mode", ["close", "http"])
-def test_a_failing_backend_is_passed_over_within_the_same_wait(lab, mode):
+def test_failing_backend_is_skipped_within_the_same_wait(lab, mode):
     """CONFIG `backend`: "failing ones rest for a while" - no client of a route with one good backend sees the bad one."""
     good = lab.backend()
     urls = [f"ws://127.0.0.1:{closed_port()}/", f"ws://127.0.0.1:{closed_port()}/", good.url()]
@@ -257,13 +257,13 @@ def test_a_failing_backend_is_passed_over_within_the_same_wait(lab, mode):
         assert peer.read_frame().text == f"client {number}"
 
 
-def test_when_all_fail_the_client_is_told(lab):
+def test_client_gets_1011_when_all_backends_fail(lab):
     """1: several backends, none there: one answer, 1011."""
     urls = [f"ws://127.0.0.1:{closed_port()}/" for _ in range(3)]
     assert read_unavailable(ask(lab, lab.gateway(backend=urls)))[0] == 1011
 
 
-def test_a_backend_that_comes_back_serves_the_next_client(lab, way):
+def test_backend_that_comes_back_serves_the_next_client(lab, way):
     """1: backend away: 1011 with a readable reason; back again: the next client gets through."""
     backend = lab.backend()
     gateway = way.to(backend)
@@ -281,7 +281,7 @@ def test_a_backend_that_comes_back_serves_the_next_client(lab, way):
 
 
 @pytest.mark.parametrize("library", ["websockets", "ws"])
-def test_a_killed_library_backend_comes_back(lab, library):
+def test_killed_library_backend_comes_back(lab, library):
     """1: kill -9 of the backend, then a new one on its port: the next client gets through."""
     backend = lab.library_backend(library)
     gateway = lab.gateway(backend=backend.url())
@@ -302,7 +302,7 @@ def test_a_killed_library_backend_comes_back(lab, library):
     assert echo("after")[1].text == "after"
 
 
-def test_a_first_message_waits_for_a_slow_backend(lab):
+def test_first_message_is_kept_for_a_slow_backend(lab):
     """1: "Bytes that arrived behind the request head ... are not lost" - also while a first backend was tried in vain."""
     good = lab.backend()
     gateway = lab.gateway(backend=[f"ws://127.0.0.1:{closed_port()}/", good.url()])

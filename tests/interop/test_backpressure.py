@@ -32,7 +32,7 @@ def fill(one):
 
 
 @pytest.mark.parametrize("upwards", [True, False], ids=["up", "down"])
-def test_who_never_reads_stops_the_sender_and_loses_nothing(way, lab, upwards):
+def test_peer_that_never_reads_stops_the_sender_and_loses_nothing(way, lab, upwards):
     """1: a client (or a backend) that never reads stops the sender; when it reads at last, every byte is there."""
     backend = lab.backend()
     gateway = way.to(backend)
@@ -56,7 +56,7 @@ def test_who_never_reads_stops_the_sender_and_loses_nothing(way, lab, upwards):
     assert other.read_frame().text == "flowing again"
 
 
-def test_many_stalled_clients_cost_little_and_disturb_nobody(lab):
+def test_many_stalled_clients_cost_little_and_do_not_affect_others(lab):
     """1: 20 stalled streams grow the process by a bounded backlog each, and others go on talking."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url())

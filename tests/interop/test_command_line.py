@@ -46,28 +46,28 @@ def test_help_names_every_flag_and_command(flag):
 
 
 @pytest.mark.parametrize("args", [["--nonsense"], ["nonsense"], ["--listen"], ["--log-level", "loud"], ["--check=yes"]])
-def test_bad_usage_is_2(tmp_path, args):
+def test_bad_usage_exits_with_2(tmp_path, args):
     """CONFIG: "Exit status: ... 2 bad usage or configuration" - told on standard error, nothing on standard output."""
     done = run(*args, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip() and not done.stdout
 
 
-def test_a_slip_of_the_finger_is_told_the_right_flag(tmp_path):
+def test_mistyped_flag_gets_a_suggestion(tmp_path):
     """CONFIG: errors say what was wrong and what is allowed."""
     done = run("--lisen", "127.0.0.1:0", cwd=tmp_path)
     assert done.returncode == 2
     assert "--listen" in done.stderr
 
 
-def test_a_good_configuration_passes_check(tmp_path):
+def test_good_configuration_passes_check(tmp_path):
     """CONFIG: `--check` - 0, and nothing is started."""
     file = written(tmp_path, {"server": {"listen": ["127.0.0.1:0"]}, "route": [route(backend="ws://127.0.0.1:9/")]})
     assert run("--check", "--config", file).returncode == 0
     assert run("--check", "-c", file).returncode == 0
 
 
-def test_the_project_s_own_config_passes_check_and_says_the_defaults(tmp_path):
+def test_project_config_passes_check_and_has_the_defaults(tmp_path):
     """CONFIG: "Every key is optional; what stands here is the default, and the project's `config.toml` shows the same"."""
     done = run("--check", "--config", ROOT / "config.toml")
     assert done.returncode == 0, done.stderr
@@ -98,7 +98,7 @@ BAD = {
 
 @pytest.mark.parametrize("text, line, key, hint", BAD.values(), ids=BAD.keys())
 @pytest.mark.parametrize("how", [["--check"], []], ids=["check", "start"])
-def test_a_bad_configuration_is_told_with_file_line_key_and_name(tmp_path, text, line, key, hint, how):
+def test_configuration_error_names_file_line_key_and_nearest_name(tmp_path, text, line, key, hint, how):
     """CONFIG: "An unknown key, a wrong type or a value out of range is refused with file, line, key and the nearest right name;
     nothing is started" - exit 2."""
     file = written(tmp_path, text)
@@ -109,14 +109,14 @@ def test_a_bad_configuration_is_told_with_file_line_key_and_name(tmp_path, text,
     assert hint in done.stderr
 
 
-def test_all_faults_are_told_at_once(tmp_path):
+def test_all_configuration_errors_are_reported_at_once(tmp_path):
     """CONFIG: a person who made two mistakes is told of two."""
     file = written(tmp_path, "[server]\nlissten = []\n[log]\nlevel = 'loud'\n")
     done = run("--check", "--config", file)
     assert "lissten" in done.stderr and "loud" in done.stderr
 
 
-def test_a_file_that_is_not_there_is_2(tmp_path):
+def test_missing_configuration_file_exits_with_2(tmp_path):
     """CONFIG: `--config FILE` - a file that was named must be there."""
     done = run("--check", "--config", tmp_path / "absent.toml")
     assert done.returncode == 2
@@ -150,7 +150,7 @@ def test_print_config_round_trips(tmp_path):
     assert config["route"][0]["host"] == "h.example"
 
 
-def test_the_defaults_are_those_of_the_contract(tmp_path):
+def test_defaults_are_those_of_the_contract(tmp_path):
     """CONFIG: every default that has one way to be written."""
     config = printed(tmp_path)
     assert config["server"]["listen"] == ["0.0.0.0:8000"]
@@ -167,7 +167,7 @@ def test_the_defaults_are_those_of_the_contract(tmp_path):
     assert routes["output"]["path"] == "/ws/output/{task_id}"
 
 
-def test_the_file_is_looked_for_in_the_working_folder(tmp_path):
+def test_file_is_looked_for_in_the_working_folder(tmp_path):
     """CONFIG: "Without `--config`: `./config.toml`, then `/etc/aivtuber-gateway/config.toml`, then the defaults"."""
     assert printed(tmp_path)["server"]["max_connections"] == 10000
     written(tmp_path, "[server]\nmax_connections = 5\n")
@@ -191,7 +191,7 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path):
     assert from_flags["log"]["file"].endswith("x.log")
 
 
-def test_the_environment_of_the_old_installation(tmp_path):
+def test_environment_of_the_old_installation(tmp_path):
     """CONFIG: `INPUT_HANDLER_URL`, `OUTPUT_HANDLER_URL` (relays that route), `REDIS_HOST` + `REDIS_PORT`."""
     env = {
         "INPUT_HANDLER_URL": "ws://in.example:1/ws/input",
@@ -207,14 +207,14 @@ def test_the_environment_of_the_old_installation(tmp_path):
     assert "cache.example:6390" in str(config["redis"]["url"])
 
 
-def test_a_bad_environment_is_2_and_names_the_variable(tmp_path):
+def test_bad_environment_exits_with_2_and_names_the_variable(tmp_path):
     """CONFIG: exit 2 for "bad usage or configuration" - wherever it stands."""
     done = run("--check", env={"INPUT_HANDLER_URL": "nonsense"}, cwd=tmp_path)
     assert done.returncode == 2
     assert "INPUT_HANDLER_URL" in done.stderr
 
 
-def test_input_handler_url_is_relayed_to(lab):
+def test_relays_to_input_handler_url(lab):
     """CONFIG, "Environment": it is not only printed."""
     backend = lab.backend()
     gateway = lab.gateway(backend="ws://127.0.0.1:9/", env={"INPUT_HANDLER_URL": backend.url()})
@@ -233,7 +233,7 @@ def test_several_listeners(lab):
     gateway.port = first
 
 
-def test_listen_flags_replace_the_file_s(lab):
+def test_listen_flags_replace_those_in_the_file(lab):
     """CONFIG: `[--listen ADDR]...` wins over the file."""
     taken = Backend()
     config = {"server": {"listen": [f"127.0.0.1:{taken.port}"]}, "route": [route(backend="ws://127.0.0.1:9/")]}
@@ -242,7 +242,7 @@ def test_listen_flags_replace_the_file_s(lab):
     assert gateway.get("/ready").status == 200
 
 
-def test_a_taken_port_is_1_and_named(tmp_path):
+def test_port_in_use_exits_with_1_and_is_named(tmp_path):
     """CONFIG: "1 anything else (a port that is taken names the port)"."""
     taken = Backend()
     file = written(tmp_path, {"server": {"listen": [f"127.0.0.1:{taken.port}"]}, "route": [route(backend="ws://127.0.0.1:9/")]})
@@ -263,7 +263,7 @@ def test_healthcheck_asks_a_running_gateway(lab, tmp_path):
     assert run("healthcheck", "--config", file).returncode == 0
 
 
-def test_healthcheck_is_1_for_somebody_else(lab, tmp_path):
+def test_healthcheck_fails_for_another_server(lab, tmp_path):
     """CONFIG: `healthcheck` - a port that answers, but not as a gateway, is not healthy."""
     backend = lab.backend()
     def other():

@@ -31,7 +31,7 @@ def demo(tmp_path):
     demo.process.kill()
 
 
-def test_an_upload_is_taken_as_front_ends_send_it(demo, open_client):
+def test_upload_is_accepted_as_front_ends_send_it(demo, open_client):
     """The input protocol: `task_id_assigned`; then pairs of a `data_chunk` message and its bytes; `upload_complete`; then
     `upload_processed` with status `queued` and the same task id."""
     client = open_client(demo.url)
@@ -55,7 +55,7 @@ def test_each_connection_has_a_task_of_its_own(demo, open_client):
     assert len(tasks) == 5
 
 
-def test_what_front_ends_get_wrong_does_not_stop_it(demo, open_client):
+def test_bad_uploads_do_not_stop_the_demo(demo, open_client):
     """The stand-in lives on whatever it is sent: the next connection is served."""
     client = open_client(demo.url)
     client.receive()
@@ -66,7 +66,7 @@ def test_what_front_ends_get_wrong_does_not_stop_it(demo, open_client):
     assert "task_id_assigned" in open_client(demo.url).receive().text
 
 
-def test_it_says_what_to_open_and_stops_on_ctrl_c(demo):
+def test_demo_prints_what_to_open_and_stops_on_ctrl_c(demo):
     """`demo` prints what to open and what to try; INT ends it cleanly, stand-in and all."""
     demo.process.wait_for_line(rf"open +http://(127\.0\.0\.1|localhost):{demo.port}/ +type something, see the answer and hear it")
     client = connect(demo.port)
@@ -77,7 +77,7 @@ def test_it_says_what_to_open_and_stops_on_ctrl_c(demo):
     assert demo.process.wait() == 0
 
 
-def test_the_endpoints_are_there(demo):
+def test_demo_has_the_endpoints_of_a_gateway(demo):
     """3: `demo` is a gateway like any other."""
     client = connect(demo.port)
     assert client.get("/health").json()["status"] == "ok"

@@ -32,14 +32,14 @@ def expect_error(reply, status):
 
 
 @pytest.mark.parametrize("target", ["/nope", "/health/", "/Health", "/connections/x", "//", "/ws/nothing"])
-def test_an_unknown_path_is_404(lab, gateway, target):
+def test_unknown_path_is_404(lab, gateway, target):
     """3: "Unknown path: 404", as JSON."""
     expect_error(gateway.get(target), 404)
 
 
 @pytest.mark.parametrize("target", [*ENDPOINTS, "/ws/input", "/ws/output/1"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
-def test_a_wrong_method_is_405_with_allow(gateway, target, method):
+def test_wrong_method_is_405_with_allow(gateway, target, method):
     """3: "Wrong method: 405 with `Allow`"."""
     reply = gateway.get(target, method=method)
     expect_error(reply, 405)
@@ -59,7 +59,7 @@ def test_head_works_wherever_get_does(gateway, target):
     client.vanish()
 
 
-def test_a_plain_get_on_a_websocket_path_is_426(gateway):
+def test_plain_get_on_a_websocket_path_is_426(gateway):
     """3: "A plain GET on a WebSocket path: 426 with `Upgrade: websocket`"."""
     for target in ("/ws/input", "/ws/output/abc"):
         reply = gateway.get(target)
@@ -102,7 +102,7 @@ BAD_HEADS = {
 
 
 @pytest.mark.parametrize("data", BAD_HEADS.values(), ids=BAD_HEADS.keys())
-def test_a_bad_head_is_400_and_closes(lab, gateway, data):
+def test_bad_head_is_400_and_closes(lab, gateway, data):
     """3: "Bad heads: 400" - and nothing behind one is believed: the connection is closed."""
     client = lab.client(gateway)
     client.send(data + plain_request("/health"))
@@ -126,7 +126,7 @@ def test_too_many_bytes_of_headers_are_431(lab, gateway):
     assert_ended(client)
 
 
-def test_a_head_that_never_ends_is_431(lab, gateway):
+def test_head_that_never_ends_is_431(lab, gateway):
     """3: "over the limits: 431" - without waiting for an end that does not come."""
     client, reply = ask_raw(lab, gateway, GET + b"X-Line: of many\r\n" * 2_000)
     expect_error(reply, 431)
@@ -146,27 +146,27 @@ def test_many_headers_within_the_limits_are_fine(lab, gateway):
     assert reply.status == 200
 
 
-def test_a_target_that_is_too_long_is_414(lab, gateway):
+def test_target_that_is_too_long_is_414(lab, gateway):
     """3: "over the limits: ... 414"."""
     _, reply = ask_raw(lab, gateway, b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n")
     expect_error(reply, 414)
 
 
-def test_a_request_body_is_413(lab, gateway):
+def test_request_body_is_413(lab, gateway):
     """3: "Request bodies are not taken: 413" - and the connection ends, for the body is not read as a request."""
     client, reply = ask_raw(lab, gateway, GET + b"Content-Length: 30\r\n\r\nGET /metrics HTTP/1.1\r\nHost: a")
     expect_error(reply, 413)
     assert_ended(client)
 
 
-def test_an_empty_body_is_none(lab, gateway):
+def test_content_length_zero_is_no_body(lab, gateway):
     """3: `Content-Length: 0` is no body."""
     client, reply = ask_raw(lab, gateway, GET + b"Content-Length: 0\r\n\r\n")
     assert reply.status == 200
     assert client.get("/ready").status == 200
 
 
-def test_a_head_that_does_not_come_is_408(lab):
+def test_late_request_head_is_408(lab):
     """CONFIG `header_timeout`: "a whole request head must be here by then"."""
     client = lab.client(lab.gateway(QUICK, backend=BACKEND))
     client.send(b"GET /health HTTP/1.1\r\nHost: a\r\nX-Slow:")
@@ -174,7 +174,7 @@ def test_a_head_that_does_not_come_is_408(lab):
     client.expect_end()
 
 
-def test_a_trickling_head_gains_no_time(lab):
+def test_trickling_head_does_not_extend_the_timeout(lab):
     """CONFIG `header_timeout`: bytes that keep coming do not put it off."""
     client = lab.client(lab.gateway(QUICK, backend=BACKEND))
     client.send(b"GET /health HTTP/1.1\r\nHost: a\r\n")
@@ -190,14 +190,14 @@ def test_a_trickling_head_gains_no_time(lab):
     raise AssertionError("no answer to a head that never ends")
 
 
-def test_who_says_nothing_at_all_is_let_go(lab):
+def test_connection_without_a_request_is_closed(lab):
     """CONFIG `header_timeout`: a connection without a request ends as well."""
     client = lab.client(lab.gateway(QUICK, backend=BACKEND))
     said = client.read_to_end()
     assert said == b"" or said.startswith(b"HTTP/1.1 408 ")
 
 
-def test_an_idle_connection_is_closed_after_keep_alive(lab):
+def test_idle_connection_is_closed_after_keep_alive(lab):
     """CONFIG `keep_alive`: "an idle HTTP connection" ends, without an answer that nobody asked for."""
     client = lab.client(lab.gateway(QUICK, backend=BACKEND))
     assert client.get("/health").status == 200
@@ -220,14 +220,14 @@ def test_pipelined_requests_are_answered_in_order(lab, gateway):
     assert statuses == [200, 404, 200, 200, 200] * 10
 
 
-def test_a_request_may_come_byte_by_byte(lab, gateway):
+def test_request_may_come_byte_by_byte(lab, gateway):
     """3: a head that trickles in is a head."""
     client = lab.client(gateway)
     client.send_bytewise(plain_request("/health"))
     assert client.read_reply().status == 200
 
 
-def test_connection_close_is_obeyed(lab, gateway):
+def test_connection_close_ends_keep_alive(lab, gateway):
     """3: keep-alive is the client's choice."""
     client = lab.client(gateway)
     reply = client.get("/health", headers=[("Connection", "close")])
@@ -243,7 +243,7 @@ def test_http_1_0_is_answered_and_closed(lab, gateway):
     client.expect_end()
 
 
-def test_a_client_that_stops_sending_still_gets_its_answer(lab, gateway):
+def test_client_that_stops_sending_still_gets_its_answer(lab, gateway):
     """3: a half-closed client (as `nc -N`) reads the answer to what it asked."""
     client = lab.client(gateway)
     client.ask("/health")
@@ -252,6 +252,6 @@ def test_a_client_that_stops_sending_still_gets_its_answer(lab, gateway):
     client.expect_end()
 
 
-def test_a_query_does_not_change_an_endpoint(gateway):
+def test_query_does_not_change_an_endpoint(gateway):
     """3: `/health?probe=1` is `/health`."""
     assert gateway.get("/health?probe=1").status == 200

@@ -17,7 +17,7 @@ OWN_CODES = {1000, 1001, 1008, 1009, 1011, 1012, 1013}
 
 
 @pytest.mark.parametrize("upwards", [True, False], ids=["client", "backend"])
-def test_a_silent_side_is_pinged_and_its_answer_stays_here(way, lab, upwards):
+def test_silent_side_is_pinged_and_its_pong_is_not_relayed(way, lab, upwards):
     """CONFIG `ping_interval`: "a side that has been silent so long is sent a ping of ours; its answer is not relayed"."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend, config=PINGING), backend)
@@ -34,7 +34,7 @@ def test_a_silent_side_is_pinged_and_its_answer_stays_here(way, lab, upwards):
         assert got.raw == sent, f"the answer to a ping of ours was relayed: {got}"
 
 
-def test_pings_and_pongs_of_the_ends_are_relayed_all_the_same(way, lab):
+def test_pings_and_pongs_of_both_ends_are_still_relayed(way, lab):
     """1: "ping, pong ... are kept" - while pings of the gateway's own are under way."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend, config=PINGING), backend)
@@ -54,7 +54,7 @@ def test_pings_and_pongs_of_the_ends_are_relayed_all_the_same(way, lab):
     assert (got.opcode, got.payload) == (PONG, b"from the client")
 
 
-def test_a_ping_of_ours_waits_for_a_frame_boundary(way, lab):
+def test_gateway_ping_waits_for_a_frame_boundary(way, lab):
     """CONFIG `ping_interval` and 1: "Never a frame inside another frame" - the client's ping is due, a frame to it is not whole."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend, config=PINGING), backend)
@@ -72,7 +72,7 @@ def test_a_ping_of_ours_waits_for_a_frame_boundary(way, lab):
     assert client.read_frame().opcode == PING
 
 
-def test_a_ping_may_come_between_fragments(way, lab):
+def test_ping_may_come_between_fragments(way, lab):
     """CONFIG `ping_interval`: between two fragments there is a frame boundary, so a silent client is pinged there."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend, config=PINGING), backend)
@@ -83,7 +83,7 @@ def test_a_ping_may_come_between_fragments(way, lab):
     assert client.read_message_frame().text == "second"
 
 
-def test_a_dead_client_is_closed(way, lab):
+def test_dead_client_is_closed(way, lab):
     """CONFIG `ping_timeout`: "no byte of any kind since that ping: the side is gone" - the backend is told 1001."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend, config=DYING), backend)
@@ -95,7 +95,7 @@ def test_a_dead_client_is_closed(way, lab):
     client.read_to_end()
 
 
-def test_a_dead_backend_is_closed(way, lab):
+def test_dead_backend_is_closed(way, lab):
     """CONFIG `ping_timeout`: "the side is gone" - the client is told 1011."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend, config=DYING), backend)
@@ -120,7 +120,7 @@ def test_data_without_pongs_keeps_a_side_alive(way, lab):
         assert got.text == f"busy {number}"
 
 
-def test_a_pong_keeps_a_side_alive(way, lab):
+def test_pong_keeps_a_side_alive(way, lab):
     """CONFIG `ping_timeout`: two ends that only answer pings stay connected."""
     backend = lab.backend()
     config = {"proxy": {"ping_interval": "150ms", "ping_timeout": "1s"}}
@@ -149,7 +149,7 @@ def test_pings_can_be_switched_off(lab):
     assert client.read_frame().text == "first"
 
 
-def test_an_idle_connection_is_closed_pings_or_not(lab):
+def test_idle_connection_is_closed_despite_pings(lab):
     """CONFIG `idle_timeout`: "no message either way (pings and pongs do not count)" - both ends get a Close of ours."""
     backend = lab.backend()
     config = {"proxy": {"idle_timeout": "500ms", "ping_interval": "100ms"}}
@@ -187,7 +187,7 @@ LIMIT = {"proxy": {"max_message": "1KiB"}}
 
 
 @pytest.mark.parametrize("upwards", [True, False], ids=["up", "down"])
-def test_a_message_at_the_limit_passes_and_one_byte_more_is_1009(lab, upwards):
+def test_message_at_the_limit_passes_and_one_byte_more_is_1009(lab, upwards):
     """CONFIG `max_message` and 4: "larger messages end in 1009"; to the sender."""
     backend = lab.backend()
     ends = lab.pair(lab.gateway(LIMIT, backend=backend.url()), backend)
@@ -217,7 +217,7 @@ def test_fragments_add_up_to_the_limit(lab):
     assert peer.read_close().code in OWN_CODES
 
 
-def test_an_announced_length_beyond_the_limit_is_enough(lab):
+def test_announced_length_over_the_limit_is_refused_at_once(lab):
     """CONFIG `max_message`: the frame's head says how long it is; nobody waits for 2 GiB to come."""
     backend = lab.backend()
     client, peer = lab.pair(lab.gateway(LIMIT, backend=backend.url()), backend)
@@ -226,7 +226,7 @@ def test_an_announced_length_beyond_the_limit_is_enough(lab):
     assert peer.read_close().code in OWN_CODES
 
 
-def test_who_closed_last_is_not_waited_for_for_ever(lab):
+def test_missing_answer_to_a_close_does_not_hold_the_connection(lab):
     """4: after a Close of the gateway's own it waits only briefly for the answer: a client that never gives one is let go."""
     backend = lab.backend()
     gateway = lab.gateway(LIMIT, backend=backend.url())

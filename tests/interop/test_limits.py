@@ -8,7 +8,7 @@ from gatewaylab.gateway import low_descriptor_limit
 from gatewaylab.wire import eventually
 
 
-def test_one_connection_more_gets_503(lab):
+def test_connection_over_the_limit_gets_503(lab):
     """CONFIG `max_connections`: "client sockets; one more gets 503 and a log line"; when one leaves, the next is let in."""
     backend = lab.backend()
     gateway = lab.gateway({"server": {"max_connections": 3, "listen": ["127.0.0.1:0"]}}, backend=backend.url())
@@ -38,7 +38,7 @@ def served(gateway):
         client.vanish()
 
 
-def test_one_address_may_not_take_all(lab):
+def test_connections_per_address_are_limited(lab):
     """CONFIG `max_connections_per_ip`: one more from the same address gets 503, another address gets in."""
     backend = lab.backend()
     gateway = lab.gateway({"server": {"max_connections_per_ip": 2, "listen": ["127.0.0.1:0"]}}, backend=backend.url())
@@ -54,7 +54,7 @@ def test_one_address_may_not_take_all(lab):
     assert eventually(lambda: served(gateway), "a place is free again")
 
 
-def test_a_refused_connection_is_not_held(lab):
+def test_refused_connections_leave_no_descriptor(lab):
     """CONFIG `max_connections`: a hundred refused ones leave no descriptor behind."""
     backend = lab.backend()
     gateway = lab.gateway({"server": {"max_connections": 1, "listen": ["127.0.0.1:0"]}}, backend=backend.url())
@@ -129,7 +129,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("origin", GOOD)
-def test_an_allowed_origin_comes_through(lab, origin):
+def test_allowed_origin_is_accepted(lab, origin):
     """CONFIG `allowed_origins`: "else `Origin` must match ("https://app.example", "*.example")"."""
     backend = lab.backend()
     client = lab.client(lab.gateway(ALLOWED, backend=backend.url()))
@@ -166,7 +166,7 @@ def test_any_origin_comes_through_by_default(lab):
     client.read_switch()
 
 
-def test_a_program_without_an_origin_comes_through(lab):
+def test_program_without_an_origin_comes_through(lab):
     """CONFIG `allowed_origins`: the rule is about pages; what sends no `Origin` is no browser."""
     backend = lab.backend()
     lab.pair(lab.gateway(ALLOWED, backend=backend.url()), backend)

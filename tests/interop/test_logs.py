@@ -27,7 +27,7 @@ def whole_conversation(lab, gateway, backend, code=4321):
     eventually(lambda: gateway.connections()["total_connections"] == 0, "it has left")
 
 
-def test_a_connection_s_story_at_info(lab):
+def test_info_log_has_the_opening_and_the_end_of_a_connection(lab):
     """CONFIG: `info`: "start (version, listen, routes, Redis), a connection opened and closed (who closed, code, duration, frames
     and bytes each way)", and "connection ids (`input_1`) in every line that concerns one"."""
     backend = lab.backend()
@@ -45,7 +45,7 @@ def test_a_connection_s_story_at_info(lab):
     assert "/ws/input" in start and f"127.0.0.1:{backend.port}" in start
 
 
-def test_the_first_line_names_what_was_started(lab):
+def test_first_line_names_what_was_started(lab):
     """CONFIG: `info`: "start (version, listen, routes, Redis)" - and passwords never."""
     url = f"redis://me:open-sesame@127.0.0.1:{closed_port()}"
     routes = [route(backend="ws://127.0.0.1:9/"), route("output", "/ws/output/{task_id}", serve="output")]
@@ -83,7 +83,7 @@ def test_lines_are_utc_text(lab):
     assert re.search(r"INFO +gateway listening\b.* address=127\.0\.0\.1:\d+", gateway.log)
 
 
-def test_lines_are_json_when_asked_for(lab):
+def test_json_log_has_one_object_a_line(lab):
     """CONFIG: `format = "json"` - one object a line."""
     backend = lab.backend()
     gateway = lab.gateway({"log": {"level": "debug", "format": "json"}}, backend=backend.url())
@@ -96,7 +96,7 @@ def test_lines_are_json_when_asked_for(lab):
     assert any("input_1" in str(line) for line in lines)
 
 
-def test_a_peer_cannot_forge_a_line(lab):
+def test_peer_cannot_forge_a_line(lab):
     """CONFIG: "One line an event" - a close reason with a line break in it stays one line."""
     backend = lab.backend()
     gateway = lab.gateway({"log": {"level": "trace"}}, backend=backend.url())
@@ -181,7 +181,7 @@ def test_every_line_of_a_connection_has_its_id(lab):
     assert "input_2" in gateway.process.wait_for_line(r".*\b2222\b.*").group(0)
 
 
-def test_a_full_disk_stops_nothing(lab):
+def test_full_disk_stops_nothing(lab):
     """CONFIG: "a full or missing disk is reported once and never stops the gateway" - full."""
     backend = lab.backend()
     gateway = lab.gateway({"log": {"level": "debug", "file": "/dev/full"}}, backend=backend.url(), wait=False)
@@ -192,7 +192,7 @@ def test_a_full_disk_stops_nothing(lab):
     assert len([line for line in gateway.log.splitlines() if "/dev/full" in line]) == 1, "reported once"
 
 
-def test_a_log_file_that_cannot_be_stops_nothing(lab, tmp_path):
+def test_impossible_log_file_stops_nothing(lab, tmp_path):
     """CONFIG: "a full or missing disk is reported once and never stops the gateway" - missing: a file stands where a folder should."""
     (tmp_path / "plain").write_text("")
     file = str(tmp_path / "plain" / "gateway.log")
@@ -204,7 +204,7 @@ def test_a_log_file_that_cannot_be_stops_nothing(lab, tmp_path):
     gateway.process.wait_for_line(re.escape(file))
 
 
-def test_the_log_goes_to_its_file(lab, tmp_path):
+def test_log_goes_to_its_file(lab, tmp_path):
     """CONFIG `[log] file` and `--log-file`: lines go there, not to standard error."""
     for config, args in [({"file": "own.log"}, []), ({}, ["--log-file", "own.log"])]:
         backend = lab.backend()
@@ -240,7 +240,7 @@ def test_rotation_by_size(lab):
 
 
 @pytest.mark.parametrize("level", ["off", "error", "warn"])
-def test_quiet_levels_are_quiet(lab, level):
+def test_info_lines_are_left_out_at_warn(lab, level):
     """CONFIG `level`: nothing of `info` at `warn` and above."""
     backend = lab.backend()
     gateway = lab.gateway({"log": {"level": level}}, backend=backend.url(), wait=False)

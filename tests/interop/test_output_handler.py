@@ -78,7 +78,7 @@ def test_serves_the_output_handler_alone(handlers, open_client):
     assert closed == (1000, "done")
 
 
-def test_a_result_that_came_first_and_a_return_for_the_rest(handlers, open_client):
+def test_early_result_and_resume_through_a_gateway(handlers, open_client):
     """2: "A result published before its client connects ... is delivered on connect", `?from_chunk=K` - also by way of a gateway."""
     task = str(uuid.uuid4())
     (handlers.audio / "a.wav").write_bytes(pattern(150_000))
@@ -89,7 +89,7 @@ def test_a_result_that_came_first_and_a_return_for_the_rest(handlers, open_clien
     assert closed == (1000, "done")
 
 
-def test_its_endings_reach_the_client_as_they_are(lab, tmp_path, open_client):
+def test_close_codes_of_the_output_handler_reach_the_client(lab, tmp_path, open_client):
     """4: the handler's own codes go through the gateway before it: 4004, 4008."""
     handlers = Handlers(lab, tmp_path, "embedded://127.0.0.1:0", timeout="200ms")
     seen, closed = everything(open_client(handlers.url("no-uuid")))
@@ -102,7 +102,7 @@ def test_its_endings_reach_the_client_as_they_are(lab, tmp_path, open_client):
     handlers.worker.close()
 
 
-def test_it_serves_nothing_else(handlers):
+def test_output_handler_serves_only_its_route(handlers):
     """2: only the output route: another path is 404; each of the two says of itself what is true."""
     assert handlers.handler.get("/ws/input").status == 404
     assert handlers.handler.get("/ready").status == 200
@@ -112,7 +112,7 @@ def test_it_serves_nothing_else(handlers):
     assert handlers.gateway.get("/health").json()["redis"] == "disabled"
 
 
-def test_a_reload_that_begins_to_serve_results_connects_to_redis(lab, tmp_path):
+def test_reload_that_adds_an_output_route_connects_to_redis(lab, tmp_path):
     """CONFIG: "Redis is connected to only where a route serves output" - also where that route came with a HUP."""
     server_of_results = RedisServer(tmp_path)
     try:

@@ -15,7 +15,7 @@ LOST = (1011, "backend connection lost")
 
 @transparent
 @pytest.mark.parametrize("code", CODES)
-def test_a_close_travels_with_code_and_reason_and_so_does_its_answer(way, lab, code):
+def test_close_and_its_answer_are_relayed_with_code_and_reason(way, lab, code):
     """1: "A close by either end reaches the other end with its code and reason" - and the answering Close comes back."""
     backend = lab.backend()
     gateway = way.to(backend)
@@ -34,7 +34,7 @@ def test_a_close_travels_with_code_and_reason_and_so_does_its_answer(way, lab, c
 
 
 @transparent
-def test_a_close_without_a_code_stays_one(way, lab):
+def test_close_without_a_code_is_relayed_without_one(way, lab):
     """1 and 4: "Never 1005, 1006 or 1015" - an empty close frame is passed on empty, nothing is made up."""
     backend = lab.backend()
     gateway = way.to(backend)
@@ -47,7 +47,7 @@ def test_a_close_without_a_code_stays_one(way, lab):
 
 
 @transparent
-def test_the_longest_reason_fits(way, lab):
+def test_longest_close_reason_is_relayed(way, lab):
     """1: a close reason of 123 bytes, as long as the protocol has them."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
@@ -67,7 +67,7 @@ def test_what_was_sent_before_a_close_still_arrives(way, lab):
 
 
 @transparent
-def test_one_end_closes_and_goes_half_while_the_other_still_talks(way, lab):
+def test_data_still_arrives_after_a_close_and_fin_the_other_way(way, lab):
     """1: a Close and a FIN one way leave the other way open: what the backend still sends arrives."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
@@ -82,7 +82,7 @@ def test_one_end_closes_and_goes_half_while_the_other_still_talks(way, lab):
 
 
 @transparent
-def test_a_fin_follows_a_close_without_delay_and_without_a_byte_in_between(way, lab):
+def test_fin_follows_a_close_at_once(way, lab):
     """1: "nothing at all to a side that a close frame has been passed to ..., but its FIN is passed on without delay"."""
     backend = lab.backend()
     gateway = way.to(backend)
@@ -95,7 +95,7 @@ def test_a_fin_follows_a_close_without_delay_and_without_a_byte_in_between(way, 
         other.expect_end(SOON)
 
 
-def test_a_client_that_vanishes_is_reported_to_the_backend(way, lab):
+def test_client_that_vanishes_is_reported_to_the_backend(way, lab):
     """1 and 4: "1001 to the backend when the client vanished" - by FIN."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
@@ -108,7 +108,7 @@ def test_a_client_that_vanishes_is_reported_to_the_backend(way, lab):
     peer.expect_end(SOON)
 
 
-def test_a_client_that_resets_is_reported_to_the_backend(way, lab):
+def test_client_that_resets_is_reported_to_the_backend(way, lab):
     """1 and 4: "1001 to the backend when the client vanished" - by RST."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
@@ -117,7 +117,7 @@ def test_a_client_that_resets_is_reported_to_the_backend(way, lab):
     peer.expect_end(SOON)
 
 
-def test_a_backend_that_vanishes_is_reported_to_the_client(way, lab):
+def test_backend_that_vanishes_is_reported_to_the_client(way, lab):
     """1 and 4: "1011 (`backend connection lost`) to the client when the backend did" - by FIN."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
@@ -130,7 +130,7 @@ def test_a_backend_that_vanishes_is_reported_to_the_client(way, lab):
     client.expect_end(SOON)
 
 
-def test_a_backend_that_resets_is_reported_to_the_client(way, lab):
+def test_backend_that_resets_is_reported_to_the_client(way, lab):
     """1 and 4: "1011 (`backend connection lost`) to the client when the backend did" - by RST."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
@@ -142,7 +142,7 @@ def test_a_backend_that_resets_is_reported_to_the_client(way, lab):
     client.expect_end(SOON)
 
 
-def test_an_end_that_vanishes_between_fragments_is_at_a_frame_boundary(way, lab):
+def test_end_that_vanishes_between_fragments_is_at_a_frame_boundary(way, lab):
     """1: "reported to the other one at a frame boundary" - a message may be unfinished, a frame may not."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
@@ -155,7 +155,7 @@ def test_an_end_that_vanishes_between_fragments_is_at_a_frame_boundary(way, lab)
 
 @pytest.mark.parametrize("left_out", [1, 500])
 @pytest.mark.parametrize("rude", [False, True], ids=["fin", "rst"])
-def test_a_backend_that_vanishes_inside_a_frame_just_ends(way, lab, left_out, rude):
+def test_backend_lost_inside_a_frame_ends_the_connection_without_a_close(way, lab, left_out, rude):
     """1: "in the middle of a frame the TCP connection just ends. Never a frame inside another frame"."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
@@ -168,7 +168,7 @@ def test_a_backend_that_vanishes_inside_a_frame_just_ends(way, lab, left_out, ru
 
 @pytest.mark.parametrize("left_out", [1, 500])
 @pytest.mark.parametrize("rude", [False, True], ids=["fin", "rst"])
-def test_a_client_that_vanishes_inside_a_frame_just_ends(way, lab, left_out, rude):
+def test_client_lost_inside_a_frame_ends_the_connection_without_a_close(way, lab, left_out, rude):
     """1: "in the middle of a frame the TCP connection just ends" - towards the backend."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
@@ -180,7 +180,7 @@ def test_a_client_that_vanishes_inside_a_frame_just_ends(way, lab, left_out, rud
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])
-def test_a_frame_head_that_is_never_whole_comes_before_nothing(way, lab, length):
+def test_nothing_follows_a_partial_frame_head(way, lab, length):
     """1: "Never a frame inside another frame" - a piece of a frame head is kept back, so the Close comes at a boundary, or it is
     passed on, and then nothing may follow it."""
     backend = lab.backend()
@@ -195,7 +195,7 @@ def test_a_frame_head_that_is_never_whole_comes_before_nothing(way, lab, length)
         assert [(one.opcode, one.code, one.reason) for one in frames] == [(CLOSE, *LOST)]
 
 
-def test_a_vanished_end_gets_the_others_open_frame_first(way, lab):
+def test_open_frame_of_the_backend_is_finished_after_the_client_is_lost(way, lab):
     """1: the client vanishes while the backend is inside a frame of its own: each direction has its own boundaries."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
@@ -206,7 +206,7 @@ def test_a_vanished_end_gets_the_others_open_frame_first(way, lab):
     assert peer.read_close().code == 1001
 
 
-def test_a_client_that_leaves_while_its_backend_makes_up_its_mind(way, lab):
+def test_client_that_leaves_before_the_101_ends_the_dial(way, lab):
     """1: a client that vanishes before the 101 leaves nothing behind: the backend's connection ends."""
     backend = lab.backend()
     client = lab.client(way.to(backend))
@@ -218,7 +218,7 @@ def test_a_client_that_leaves_while_its_backend_makes_up_its_mind(way, lab):
 
 
 @pytest.mark.parametrize("library", ["websockets", "ws"])
-def test_a_killed_backend_under_traffic(way, lab, library, shared_backends):
+def test_killed_backend_under_traffic(way, lab, library, shared_backends):
     """1: kill -9 of a backend under traffic: each of its clients gets 1011 at a frame boundary, others notice nothing."""
     doomed = lab.library_backend(library)
     well = shared_backends(library)
@@ -263,7 +263,7 @@ def two_routes(way, doomed, well):
     return gateway
 
 
-def test_nothing_is_left_after_many_connections_came_and_went(way, lab):
+def test_many_ended_connections_leave_nothing(way, lab):
     """3: `/connections` - 200 connections, ended in four different ways, leave no session and no descriptor behind."""
     backend = lab.backend(backlog=512)
     gateway = way.to(backend)

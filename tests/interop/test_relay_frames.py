@@ -18,7 +18,7 @@ SIZES = [0, 1, 125, 126, 127, 65535, 65536, 65537, 1_000_003]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_frame_of_every_length_form_arrives_as_it_was(way, lab, size):
+def test_frames_of_every_length_form_are_relayed_unchanged(way, lab, size):
     """1: "After the 101, frames go both ways byte for byte" - masked up, unmasked down, each length form and its borders."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
@@ -46,7 +46,7 @@ def test_opcodes_and_reserved_bits_are_kept(way, lab, opcode, rsv):
     assert client.read_frame().raw == sent
 
 
-def test_an_all_zero_mask_is_kept(way, lab):
+def test_all_zero_mask_is_kept(way, lab):
     """1: "masks ... are kept" - also the mask that changes nothing."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
@@ -54,7 +54,7 @@ def test_an_all_zero_mask_is_kept(way, lab):
     assert peer.read_frame().raw == sent
 
 
-def test_fragments_keep_their_cuts_and_control_frames_their_place(way, lab):
+def test_fragments_and_control_frames_keep_their_order(way, lab):
     """1: "fragments ... and order are kept" - a ping, a pong and an empty fragment inside a message stay where they were."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
@@ -72,7 +72,7 @@ def test_fragments_keep_their_cuts_and_control_frames_their_place(way, lab):
         assert [other.read_frame().raw for _ in sent] == sent
 
 
-def test_pings_and_pongs_travel_end_to_end_with_their_payloads(way, lab):
+def test_pings_and_pongs_are_relayed_with_their_payloads(way, lab):
     """1: "ping, pong ... are kept" - nobody in between answers them."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
@@ -127,7 +127,7 @@ def test_bytes_behind_the_101_are_not_lost(way, lab):
     assert client.read(len(greeting)) == greeting
 
 
-def test_a_backend_that_greets_and_leaves_in_one_segment(way, lab):
+def test_backend_that_sends_and_closes_right_after_the_101(way, lab):
     """1: bytes behind the 101, a close frame among them, and the end right behind it."""
     backend = lab.backend()
     client = lab.client(way.to(backend))
@@ -162,7 +162,7 @@ def test_one_byte_at_a_time(way, lab):
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_long_random_conversation_is_byte_exact_both_ways_at_once(way, lab, seed):
+def test_long_random_conversation_is_byte_exact_both_ways_at_once(way, lab, seed):
     """1: "frames go both ways byte for byte" - 6 MiB of seeded frames each way, all kinds, cut at random places."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)

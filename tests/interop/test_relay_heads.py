@@ -59,7 +59,7 @@ def test_end_to_end_headers_go_through_unchanged(lab, way, name):
     assert head["Sec-WebSocket-Version"] == "13"
 
 
-def test_the_order_of_end_to_end_headers_is_kept(lab, way):
+def test_order_of_end_to_end_headers_is_kept(lab, way):
     """1: "unchanged" - a backend that logs them sees them in the client's order."""
     backend = lab.backend()
     _, head = upgraded(lab, way.to(backend), backend, headers=END_TO_END)
@@ -67,7 +67,7 @@ def test_the_order_of_end_to_end_headers_is_kept(lab, way):
     assert [name.lower() for name, _ in head.headers if name.lower() in names] == names
 
 
-def test_hop_by_hop_headers_stay_behind(lab, way):
+def test_hop_by_hop_headers_are_not_relayed(lab, way):
     """1: "hop-by-hop ones do not, apart from the upgrade pair" - and those that Connection names."""
     backend = lab.backend()
     headers = [("Connection", "keep-alive, Upgrade, X-Hop"), *HOP_BY_HOP]
@@ -79,14 +79,14 @@ def test_hop_by_hop_headers_stay_behind(lab, way):
     assert "x-hop" not in head.tokens("Connection")
 
 
-def test_the_client_s_host_goes_through(lab, way):
+def test_host_of_the_client_is_relayed(lab, way):
     """1: "`Host` goes through too (backends compare it with `Origin`)"."""
     backend = lab.backend()
     _, head = upgraded(lab, way.to(backend), backend, host="stream.example:8000")
     assert head["Host"] == "stream.example:8000"
 
 
-def test_a_route_may_replace_the_host(lab):
+def test_route_may_replace_the_host(lab):
     """1: "`host = "..."` on a route replaces it" - X-Forwarded-Host still says what the client asked for."""
     backend = lab.backend()
     gateway = lab.gateway({"route": [route(backend=backend.url(), host="backend.example")]})
@@ -114,7 +114,7 @@ def test_each_request_has_an_id_of_its_own(lab):
     assert len(set(ids)) == 20
 
 
-def test_a_forwarded_list_is_appended_to(lab):
+def test_x_forwarded_for_is_appended_to(lab):
     """1: "(a list header is appended to, never trusted)" - who the client says it is stands before who we see."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url())
@@ -122,7 +122,7 @@ def test_a_forwarded_list_is_appended_to(lab):
     assert head.tokens("X-Forwarded-For") == ["203.0.113.7", "198.51.100.2", "127.0.0.1"]
 
 
-def test_two_gateways_append_twice(lab):
+def test_each_gateway_appends_to_x_forwarded_for(lab):
     """1: "(a list header is appended to ...)" - each hop adds itself, the client's host is kept."""
     backend = lab.backend()
     inner = lab.gateway(backend=backend.url())
@@ -135,7 +135,7 @@ def test_two_gateways_append_twice(lab):
     assert peer.head["Host"] == "stream.example"
 
 
-def test_the_backend_s_101_comes_back_with_its_own_headers(lab, way):
+def test_backends_101_comes_back_with_its_own_headers(lab, way):
     """1: "The backend's 101 goes back with its own headers, so subprotocol and permessage-deflate are negotiated end to end"."""
     backend = lab.backend()
     client = lab.client(way.to(backend))
@@ -147,7 +147,7 @@ def test_the_backend_s_101_comes_back_with_its_own_headers(lab, way):
 
 
 @pytest.mark.parametrize("query", ["", "?a=1", "?token=a%2Fb&x=1&x=2", "?", "?q=%E3%81%82+b", "?a=?b=/c"])
-def test_the_query_string_goes_along(lab, way, query):
+def test_query_string_goes_along(lab, way, query):
     """1: "the query string goes along" - untouched, whatever is in it."""
     backend = lab.backend()
     _, head = upgraded(lab, way.to(backend), backend, target=f"/ws/input{query}")
@@ -155,7 +155,7 @@ def test_the_query_string_goes_along(lab, way, query):
 
 
 @pytest.mark.parametrize("task", ["7d2b1a52-93a2-4c44-9a94-6a2a4a6cf111", "not-a-uuid", "a%20b", "x.y~z", "%2F", "1"])
-def test_task_ids_are_the_backend_s_business(lab, task):
+def test_task_ids_are_not_validated_on_relayed_routes(lab, task):
     """1: "The backend URL may use the same names. Task ids are NOT validated on a relayed route"."""
     backend = lab.backend()
     routes = [route("output", "/ws/output/{task_id}", backend=backend.url("/results/{task_id}/stream"))]
@@ -164,7 +164,7 @@ def test_task_ids_are_the_backend_s_business(lab, task):
     assert head.target == f"/results/{task}/stream?from_chunk=3"
 
 
-def test_names_may_stand_anywhere_in_the_backend_s_url(lab):
+def test_path_names_can_be_used_anywhere_in_the_backend_url(lab):
     """1: "`{name}` stands for one non-empty path segment ... The backend URL may use the same names" - several, reordered."""
     backend = lab.backend()
     routes = [route("room", "/rooms/{room}/users/{user}", backend=backend.url("/u/{user}/in/{room}"))]
@@ -174,7 +174,7 @@ def test_names_may_stand_anywhere_in_the_backend_s_url(lab):
 
 
 @pytest.mark.parametrize("target", ["/ws/output/", "/ws/output/a/b", "/ws/output", "/ws/inputs", "/ws/input/", "/WS/input", "/ws"])
-def test_a_path_that_no_route_matches_is_not_found(lab, target):
+def test_path_that_no_route_matches_is_not_found(lab, target):
     """1 and 3: "`{name}` stands for one non-empty path segment" and "Unknown path: 404" - for an upgrade, too."""
     routes = [route(backend="ws://127.0.0.1:9/ws/input"), route("output", "/ws/output/{task_id}", backend="ws://127.0.0.1:9/")]
     gateway = lab.gateway({"route": routes})
@@ -208,7 +208,7 @@ def test_all_addresses_of_a_name_are_tried(lab, host):
     assert peer.read_frame().text == "found you"
 
 
-def test_an_upgrade_may_follow_plain_requests_on_one_connection(lab):
+def test_upgrade_may_follow_plain_requests_on_one_connection(lab):
     """3: "Keep-alive and pipelined requests work on these endpoints" - and the WebSocket on the same connection, too."""
     backend = lab.backend()
     client = lab.client(lab.gateway(backend=backend.url()))

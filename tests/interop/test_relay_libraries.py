@@ -42,7 +42,7 @@ def test_permessage_deflate_is_negotiated_end_to_end(url, open_client):
 
 
 @pytest.mark.parametrize("offered, agreed", [(["chat.v2", "chat.v1"], "chat.v2"), (["chat.v1"], "chat.v1"), ([], "")])
-def test_a_subprotocol_is_negotiated_end_to_end(url, open_client, offered, agreed):
+def test_subprotocol_is_negotiated_end_to_end(url, open_client, offered, agreed):
     """1: "subprotocol and permessage-deflate are negotiated end to end" - the backend chooses, the client learns it."""
     assert open_client(url, protocols=offered).protocol == agreed
 
@@ -65,7 +65,7 @@ def test_pings_are_answered_by_the_other_end(url, open_client):
 
 
 @pytest.mark.parametrize("code", LEGAL_CODES)
-def test_the_backend_closes_with_any_legal_code(url, open_client, code):
+def test_backend_closes_with_any_legal_code(url, open_client, code):
     """1: "A close by either end reaches the other end with its code and reason" - by the backend."""
     client = open_client(url)
     client.send(f"!close {code} because of {code}, さようなら")
@@ -73,7 +73,7 @@ def test_the_backend_closes_with_any_legal_code(url, open_client, code):
 
 
 @pytest.mark.parametrize("code", LEGAL_CODES)
-def test_the_client_closes_with_any_legal_code(url, open_client, library_backend, code, request):
+def test_client_closes_with_any_legal_code(url, open_client, library_backend, code, request):
     """1: "A close by either end reaches the other end with its code and reason" - by the client."""
     tag = re.sub(r"\W", "-", request.node.name)
     client = open_client(f"{url}?{tag}")
@@ -81,7 +81,7 @@ def test_the_client_closes_with_any_legal_code(url, open_client, library_backend
     assert library_backend.wait_for_end(tag) == Closed(code, f"leaving with {code}")
 
 
-def test_the_backend_sees_the_clients_own_request(url, open_client):
+def test_backend_sees_the_clients_own_request(url, open_client):
     """1: "Every end-to-end request header goes through unchanged" - cookies, authorization, origin, query."""
     client = open_client(
         f"{url}?token=a%2Fb&x=1&x=2",

@@ -13,7 +13,7 @@ from gatewaylab.wire import BINARY, PING, TEXT, closed_port, eventually, frame
 VERSION = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["version"]
 
 
-def test_the_status_page_is_html_and_needs_nobody_else(lab):
+def test_status_page_is_self_contained_html(lab):
     """3: "`GET /`: 200 `text/html`, the status page" - self-contained: it loads nothing from anywhere."""
     gateway = lab.gateway(backend="ws://127.0.0.1:9/ws/input")
     reply = gateway.get("/")
@@ -26,7 +26,7 @@ def test_the_status_page_is_html_and_needs_nobody_else(lab):
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
 
 
-def test_a_route_s_name_cannot_write_into_the_page(lab):
+def test_routes_name_cannot_write_into_the_page(lab):
     """3: what comes from outside is shown as text."""
     backend = lab.backend()
     gateway = lab.gateway({"route": [route("output", "/ws/output/{task_id}", backend=backend.url("/o/{task_id}"))]})
@@ -83,7 +83,7 @@ TASK = "7d2b1a52-93a2-4c44-9a94-6a2a4a6cf111"
 
 
 @pytest.mark.parametrize("written", [TASK, TASK.upper(), TASK.replace("-", ""), "{" + TASK + "}", "urn:uuid:" + TASK])
-def test_a_task_that_nobody_knows(lab, written):
+def test_status_of_an_unknown_task(lab, written):
     """3: `GET /status/{task_id}`: 200 `{"task_id":"...","status":"...","connected":bool}` - `not_found`, the id as it was written."""
     reply = lab.gateway(backend="ws://127.0.0.1:9/").get(f"/status/{written}")
     assert reply.status == 200
@@ -91,7 +91,7 @@ def test_a_task_that_nobody_knows(lab, written):
 
 
 @pytest.mark.parametrize("written", ["nonsense", "1", TASK + "0", TASK[:-1]])
-def test_the_status_of_what_is_no_uuid_is_400(lab, written):
+def test_status_of_an_invalid_task_id_is_400(lab, written):
     """3: `GET /status/{task_id}`: "400 for what is no UUID"."""
     reply = lab.gateway(backend="ws://127.0.0.1:9/").get(f"/status/{written}")
     assert reply.status == 400

@@ -49,7 +49,7 @@ def test_five_thousand_tasks_at_once(results, server, subscribe):
     eventually(lambda: gateway.descriptors() < 40, "no descriptor is left")
 
 
-def test_a_thousand_clients_on_one_task(results, server):
+def test_thousand_clients_on_one_task(results, server):
     """2.2: "each gets everything": more deliveries than the gateway takes on at once."""
     gateway = results.gateway(server, config=QUIET)
     task = new_task()
@@ -65,7 +65,7 @@ def test_a_thousand_clients_on_one_task(results, server):
         assert all(member.contents == expected and member.code == 1000 for member in members)
 
 
-def test_a_client_that_never_reads(results, server):
+def test_client_that_never_reads(results, server):
     """A client that takes nothing costs no more than its socket: not with a large file, not with result after result."""
     results.write("large", bytes(200 * MIB))
     gateway = results.gateway(server, config={**QUIET, "proxy": {"ping_interval": "1s", "ping_timeout": "2s"}})
@@ -86,7 +86,7 @@ def test_a_client_that_never_reads(results, server):
     assert gateway.process.is_running()
 
 
-def test_results_for_who_never_reads_have_a_limit(results, server):
+def test_results_for_a_client_that_never_reads_are_limited(results, server):
     """Results beyond `max_retained` are not held for a client that does not take them: it is sent away with 1013 and may come again."""
     gateway = results.gateway(server, output={"max_retained": "1MiB"})
     task, other = new_task(), new_task()
@@ -104,7 +104,7 @@ def test_results_for_who_never_reads_have_a_limit(results, server):
     deaf.reset()
 
 
-def test_a_large_file_to_slow_clients(results, server):
+def test_large_file_to_slow_clients(results, server):
     """A slow client costs its socket buffer and no more: the process does not grow with the file, and every byte is right."""
     data = pattern(50 * MIB)
     results.write("large", data)
@@ -132,7 +132,7 @@ def test_a_large_file_to_slow_clients(results, server):
     assert most < MIB, f"it grew by {most} bytes"
 
 
-def test_what_a_delivery_needed_is_given_back(results, server):
+def test_memory_of_a_delivery_is_released(results, server):
     """Nothing large stays with a client after its audio."""
     results.write("a", bytes(MIB))
     gateway = results.gateway(server, config=QUIET)
@@ -148,7 +148,7 @@ def test_what_a_delivery_needed_is_given_back(results, server):
         assert gateway.descriptors() < 240, "no file is left open"
 
 
-def test_a_flood_on_the_channel_while_a_relay_goes_on(results, server):
+def test_flood_on_the_channel_while_a_relay_goes_on(results, server):
     """"A flood on the channel is read with a budget, so that relays go on": a round trip through a relay is served during it, and
     what the flood buries is delivered all the same."""
     backend = results.lab.backend()
@@ -179,7 +179,7 @@ def test_a_flood_on_the_channel_while_a_relay_goes_on(results, server):
     assert gateway.resident_bytes() - before < 32 * MIB
 
 
-def test_a_flood_for_a_slow_client(results, server):
+def test_flood_for_a_slow_client(results, server):
     """Result after result for one task, faster than its client reads: all arrive, in order."""
     gateway = results.gateway(server, config=QUIET)
     task = new_task()
@@ -193,7 +193,7 @@ def test_a_flood_for_a_slow_client(results, server):
     waiter.done()
 
 
-def test_thousands_that_leave_leave_nothing(results, server):
+def test_thousands_of_clients_that_leave_leave_nothing(results, server):
     """Clients that connect and vanish before any result: no task, no descriptor, no subscription is left."""
     gateway = results.gateway(server, link={"subscribe": "task"}, config=QUIET)
     before = gateway.descriptors()

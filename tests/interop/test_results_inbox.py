@@ -50,7 +50,7 @@ def test_no_redis_is_needed(house):
 
 
 @pytest.mark.parametrize("protocol", [None, 2, 3])
-def test_redis_py_as_it_is(house, protocol):
+def test_redis_py_works_with_its_defaults(house, protocol):
     """redis-py with its defaults, and with either protocol: `publish`, `ping`, `echo`, a password nobody asked for, a pipeline."""
     results, gateway, inbox = house
     options = {} if protocol is None else {"protocol": protocol}
@@ -97,7 +97,7 @@ asyncio.run(main())
     told(waiter, "asyncio")
 
 
-def test_ioredis_as_it_is(house):
+def test_ioredis_works_with_its_defaults(house):
     """ioredis with its defaults (it asks `INFO` first)."""
     results, gateway, inbox = house
     task = new_task()
@@ -119,7 +119,7 @@ def test_ioredis_as_it_is(house):
 
 
 @pytest.mark.parametrize("options", [[], ["-3"], ["--no-auth-warning", "-a", "word"], ["--user", "u", "--pass", "p"], ["-n", "5"]])
-def test_redis_cli_as_it_is(house, options):
+def test_redis_cli_works_with_one_command(house, options):
     """redis-cli with one command on its line."""
     results, gateway, inbox = house
     task = new_task()
@@ -179,7 +179,7 @@ ANSWERS = {
 }
 
 
-def test_commands_are_answered_in_their_place(house):
+def test_commands_are_answered_in_order(house):
     """CONFIG: "`PUBLISH` (with `PING`, `ECHO`, `AUTH`, `HELLO`, `SELECT`, `CLIENT ...`, `QUIT`)"."""
     _, _, inbox = house
     for sent, answer in ANSWERS.items():
@@ -202,7 +202,7 @@ def test_other_commands_get_a_clear_error(house):
         assert answer.count(b"\r\n") == 2
 
 
-def test_a_command_name_cannot_forge_an_answer(house):
+def test_command_name_cannot_forge_a_reply(house):
     """Whatever the name holds, one command has one line of answer."""
     _, _, inbox = house
     name = b"x\r\n+OK\r\n$3\r\nabc\r\n" + bytes(range(256)) * 10
@@ -226,7 +226,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_input_is_answered_and_ended(house, case):
+def test_hostile_input_ends_the_connection_with_an_error(house, case):
     """Whoever does not speak the protocol is told so and let go; others notice nothing."""
     results, gateway, inbox = house
     sent, words = HOSTILE[case]
@@ -240,7 +240,7 @@ def test_hostile_input_is_answered_and_ended(house, case):
     told(results.wait(gateway, task), "fine")
 
 
-def test_nonsense_of_every_kind_is_survived(house):
+def test_random_input_does_no_harm(house):
     """Seeded nonsense, close to the protocol and far from it: the gateway lives, and nothing of it becomes a result."""
     import random
 
@@ -264,7 +264,7 @@ def test_nonsense_of_every_kind_is_survived(house):
     told(results.wait(gateway, task), "fine")
 
 
-def test_a_large_result_and_one_that_is_too_large(house):
+def test_large_result_and_one_that_is_too_large(house):
     """A result of some megabytes is a result like any other; an endless one is refused before it is all there."""
     results, gateway, inbox = house
     task = new_task()
@@ -278,7 +278,7 @@ def test_a_large_result_and_one_that_is_too_large(house):
     client.vanish()
 
 
-def test_a_worker_that_never_reads(house):
+def test_worker_that_never_reads(house):
     """A worker that does not read its answers is not read from; it costs little, and others notice nothing."""
     results, gateway, inbox = house
     before = gateway.resident_bytes()
@@ -298,7 +298,7 @@ def test_a_worker_that_never_reads(house):
     client.reset()
 
 
-def test_a_worker_that_always_leaves_some_answers_unread(house):
+def test_worker_that_always_leaves_some_answers_unread(house):
     """What a worker has read is not held any longer, even if there is always something that it has not read."""
     results, gateway, inbox = house
     client = connect(inbox.port, receive_buffer=4096)
@@ -332,7 +332,7 @@ def test_workers_that_come_and_go(house):
     assert gateway.connections()["total_connections"] == 0
 
 
-def test_workers_are_no_clients(house):
+def test_workers_are_not_counted_as_clients(house):
     """A worker's connection is no WebSocket and not counted as one."""
     _, gateway, inbox = house
     with inbox.client() as worker:
@@ -360,7 +360,7 @@ def test_workers_publish_while_the_gateway_has_no_room_for_clients(results):
     waiter.done()
 
 
-def test_a_port_that_is_taken(results, lab):
+def test_inbox_port_in_use_is_named(results, lab):
     """CONFIG: "a port that is taken names the port"."""
     backend = lab.backend()
     gateway = results.gateway(f"embedded://127.0.0.1:{backend.port}", ready=False, wait=False)

@@ -43,7 +43,7 @@ class Desk:
 # ---- whose results
 
 
-def test_a_bad_id_is_told_and_closed_with_4004(desk):
+def test_bad_task_id_gets_an_error_and_4004(desk):
     """2.1: "Not a UUID: the upgrade is completed, `{"status":"error","error":"Invalid task_id format"}` is sent, close 4004"."""
     for bad in ["1", "nonsense", "7d2b1a52-93a2-4c44-9a94-6a2a4a6cf11", "7d2b1a52-93a2-4c44-9a94-6a2a4a6cf1111", "%", "%zz", "%00"]:
         waiter = desk.wait(bad)
@@ -64,7 +64,7 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_an_id_in_any_form_is_echoed_as_it_was_written(desk, spelling):
+def test_id_in_any_form_is_echoed_as_it_was_written(desk, spelling):
     """2: "`task_id` is a UUID in any form that the `uuid` crate reads; it is echoed back as the client wrote it"."""
     segment, echoed = SPELLINGS[spelling]
     desk.results.write("a", b"x")
@@ -78,7 +78,7 @@ def test_an_id_in_any_form_is_echoed_as_it_was_written(desk, spelling):
 
 
 @pytest.mark.parametrize("published", ["capitals", "simple", "urn"])
-def test_a_worker_may_spell_an_id_differently(desk, published):
+def test_worker_and_client_may_spell_the_id_differently(desk, published):
     """2: ids are compared as UUIDs, on the channel as well."""
     waiter = desk.wait(TASK)
     desk.redis.publish(SPELLINGS[published][1], text="hi")
@@ -86,17 +86,17 @@ def test_a_worker_may_spell_an_id_differently(desk, published):
     waiter.done()
 
 
-def test_an_id_is_decoded_once(desk):
+def test_id_is_decoded_once(desk):
     """2: `%`-decoded once: what is escaped twice is no UUID."""
     desk.wait(TASK.replace("-", "%252D")).refused("Invalid task_id format", 4004, "bad task id")
 
 
-def test_a_plain_get_is_told_to_upgrade(desk):
+def test_plain_get_on_an_output_path_is_426(desk):
     """3: "A plain GET on a WebSocket path: 426"."""
     assert desk.gateway.get(f"/ws/output/{TASK}").status == 426
 
 
-def test_results_of_others_do_not_come(desk):
+def test_results_of_other_tasks_are_not_delivered(desk):
     """2.2: "Each result for its task" - and no other one's."""
     one, other = new_task(), new_task()
     waiter = desk.wait(one)
@@ -110,7 +110,7 @@ def test_results_of_others_do_not_come(desk):
     waiter.done()
 
 
-def test_everybody_who_waits_gets_everything(desk):
+def test_every_waiting_client_gets_everything(desk):
     """2.2: "Several clients may wait for one task: each gets everything"; fifty of them, with audio."""
     audio = pattern(200_000)
     desk.results.write("a", audio)
@@ -129,7 +129,7 @@ def test_everybody_who_waits_gets_everything(desk):
 # ---- messages
 
 
-def test_a_text_comes_first_and_alone(desk):
+def test_text_comes_first_and_alone(desk):
     """2.3: `{"status":"success","task_id":"...","content":"...","audio_present":false}`, and 2.5: "After the final result: close 1000"."""
     waiter, task = desk.deliver(text="こんにちは \U0001f399 \"quoted\" \\ \u0000")
     found = waiter.message()
@@ -183,7 +183,7 @@ def test_chunks_have_the_size_that_is_set(results):
     waiter.done()
 
 
-def test_a_large_text_arrives_whole(desk):
+def test_large_text_arrives_whole(desk):
     """2.3: a text of some megabytes is a message like any other."""
     text = "x" * 5_000_000
     waiter, _ = desk.deliver(text=text)
@@ -217,7 +217,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("case", TEXTS)
-def test_where_the_text_comes_from(desk, case):
+def test_content_is_text_else_reply_else_content(desk, case):
     """2, table: `text`, else `reply`, else `content`, else `""`; what means "no error", "no audio", "final"."""
     published, content, more = TEXTS[case]
     waiter, task = desk.deliver(published)
@@ -241,7 +241,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("case", FAILURES)
-def test_a_failure_is_delivered_as_an_error_and_is_final(desk, case):
+def test_failure_is_delivered_as_an_error_and_is_final(desk, case):
     """2, table: "a `status` other than `success` ..., or an `error` ...: delivered as an error message and final"."""
     published, error = FAILURES[case]
     desk.results.write("a", b"unused")
@@ -310,7 +310,7 @@ def test_other_fields_are_passed_on_unchanged(desk):
     waiter.done()
 
 
-def test_our_names_are_not_passed_on(desk):
+def test_reserved_field_names_are_not_passed_on(desk):
     """2: "unless its name is one of ours"."""
     ours = {"task_id": "forged", "audio_present": True, "type": "audio_chunk", "chunk_id": 7, "total_chunks": 9}
     waiter, task = desk.deliver({"text": "a", **ours, "emotion": "glad"})
@@ -343,7 +343,7 @@ def test_sentence_by_sentence(desk):
     waiter.done()
 
 
-def test_the_same_sentence_twice_is_two(desk):
+def test_equal_results_are_delivered_separately(desk):
     """2: equal results are results of their own, before and after the client came."""
     task = new_task()
     for _ in range(2):
@@ -376,7 +376,7 @@ def test_from_chunk_resumes(desk, first):
     waiter.done()
 
 
-def test_a_lost_connection_is_resumed_where_it_broke(desk):
+def test_lost_connection_is_resumed_where_it_broke(desk):
     """2.8 and "while the client reconnects": both parts together are the file."""
     audio = pattern(20 * 65536)
     desk.results.write("a", audio)
@@ -416,13 +416,13 @@ def no_audio(desk, name, error):
     assert status(desk.gateway, task)["status"] == "completed"
 
 
-def test_a_missing_file_leaves_the_text(desk):
+def test_missing_file_leaves_the_text(desk):
     """2.7: "a missing ... audio file gives the text message with `"audio_present":false`, then an error message that says which"."""
     for name in ["nothing.wav", "no/such/folder.wav", str(desk.results.audio / "nothing"), "x" * 300, "a\0b", "\ud800.wav"]:
         no_audio(desk, name, "Audio file not found")
 
 
-def test_tricks_with_paths(desk, tmp_path):
+def test_paths_outside_the_root_are_refused(desk, tmp_path):
     """2.7 and the table: "a file under `audio_root`" - nothing else is ever sent, whatever its name."""
     secret = tmp_path / "secret"
     secret.write_text("secret")
@@ -463,7 +463,7 @@ def test_tricks_with_paths(desk, tmp_path):
     assert "secret" not in desk.gateway.get("/metrics").body.decode()
 
 
-def test_names_that_are_fine(desk):
+def test_file_names_that_are_accepted(desk):
     """Table: "a file under `audio_root`": relative, absolute, deeper, with odd characters."""
     names = ["a.wav", "deep/er/a.wav", "声.wav", "a b%20c?.wav", "-", "..a", "a..", "./a.wav", "deep//er/./a.wav"]
     for number, name in enumerate(names):
@@ -474,7 +474,7 @@ def test_names_that_are_fine(desk):
             waiter.done()
 
 
-def test_a_file_over_the_limit(results):
+def test_file_over_the_limit(results):
     """CONFIG `max_audio`; 2.7: "too large"."""
     desk = Desk(results, output={"max_audio": "1KiB"})
     results.write("fits", bytes(1024))
@@ -485,7 +485,7 @@ def test_a_file_over_the_limit(results):
     no_audio(desk, "large", "Audio file too large")
 
 
-def test_an_unreadable_file(results):
+def test_unreadable_file(results):
     """2.7: "unreadable"."""
     desk = Desk(results, before=without_overrides if os.getuid() == 0 else None)
     results.write("a", b"x").chmod(0)
@@ -502,7 +502,7 @@ def without_overrides():
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, PR_CAPBSET_DROP = 1, 2, 24
 
 
-def test_a_folder_that_is_not_there(results):
+def test_missing_audio_root_leaves_the_text(results):
     """2.7: `audio_root` itself is missing: the text arrives all the same, and files are found once it is there."""
     later = results.folder / "later"
     desk = Desk(results, output={"audio_root": str(later)})
@@ -525,7 +525,7 @@ def slowly(desk, size, name="a"):
     return waiter, task
 
 
-def test_a_file_that_vanishes_while_it_is_sent(desk):
+def test_file_that_vanishes_while_it_is_sent(desk):
     """2.7, "vanishing": what is open is delivered to its end."""
     waiter, _ = slowly(desk, 8_000_000)
     (desk.results.audio / "a").unlink()
@@ -537,7 +537,7 @@ def test_a_file_that_vanishes_while_it_is_sent(desk):
     waiter.done()
 
 
-def test_a_file_that_shrinks_while_it_is_sent(desk):
+def test_file_that_shrinks_while_it_is_sent(desk):
     """A file that shrinks while it is sent "ends that delivery with an error message and 1011, never with wrong bytes"; in the middle
     of a chunk, where no frame fits, the connection just ends."""
     size = 8_000_000
@@ -564,7 +564,7 @@ def test_a_file_that_shrinks_while_it_is_sent(desk):
     eventually(lambda: status(desk.gateway, task)["status"] == "failed", "it is known as failed")
 
 
-def test_a_file_that_grows_is_sent_as_it_was(desk):
+def test_file_that_grows_is_sent_as_it_was(desk):
     """The length is taken once, when the file is opened."""
     waiter, _ = slowly(desk, 4_000_000)
     with open(desk.results.audio / "a", "ab") as file:
@@ -576,7 +576,7 @@ def test_a_file_that_grows_is_sent_as_it_was(desk):
     waiter.done()
 
 
-def test_no_error_shows_a_path_or_a_worker_s_bytes(desk):
+def test_no_error_shows_a_path_or_a_workers_bytes(desk):
     """2.7: "without showing server paths"; 2: "a worker's exception texts and the server's paths never appear in errors of ours"."""
     for published in [{"audio_file": "/very/secret/place.wav"}, b'{"text": very secret place}', {"audio_file": "../secret"}]:
         waiter, _ = desk.deliver(published)
@@ -599,7 +599,7 @@ def test_no_result_in_time(results):
     assert status(desk.gateway, task) == {"task_id": task, "status": "timeout", "connected": False}
 
 
-def test_the_timeout_fires_even_without_redis(results):
+def test_timeout_fires_even_without_redis(results):
     """2.6: "it fires even if nothing ever arrives"."""
     gateway = results.gateway(f"redis://127.0.0.1:{wire.closed_port()}", output={"timeout": "300ms"}, ready=False)
     waiter = results.wait(gateway, new_task())
@@ -607,7 +607,7 @@ def test_the_timeout_fires_even_without_redis(results):
     waiter.done(4008, "processing timeout")
 
 
-def test_a_timeout_does_not_cut_a_delivery(results):
+def test_timeout_does_not_interrupt_a_delivery(results):
     """2.6 is about waiting: who is being sent a file gets all of it, however long that takes."""
     desk = Desk(results, output={"timeout": "300ms"})
     waiter, _ = slowly(desk, 6_000_000)
@@ -624,7 +624,7 @@ def test_a_timeout_does_not_cut_a_delivery(results):
 # ---- what the client says
 
 
-def test_what_a_client_says_is_ignored(desk):
+def test_messages_of_clients_are_ignored(desk):
     """2.2: "What a client sends is ignored, control frames apart"."""
     task = new_task()
     waiter = desk.wait(task)
@@ -695,7 +695,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("code, reason, case, sent", FAULTS, ids=[f"{fault[0]} {fault[2]}" for fault in FAULTS])
-def test_faults_of_a_client(desk, code, reason, case, sent):
+def test_protocol_errors_of_a_client_end_with_their_code(desk, code, reason, case, sent):
     """4: "1002 / 1007 protocol / UTF-8 fault on a served route", "1009 message too big" (2.2: "at most 4 KiB a message")."""
     task = new_task()
     waiter = desk.wait(task)
@@ -709,7 +709,7 @@ def test_faults_of_a_client(desk, code, reason, case, sent):
     assert desk.wait(task).result().content == "kept"
 
 
-def test_a_message_of_4_kib_is_taken(desk):
+def test_message_of_4_kib_is_taken(desk):
     """2.2: "at most 4 KiB a message" - that many are fine, in one frame or several."""
     waiter = desk.wait(new_task())
     waiter.say("x" * 4096)
@@ -720,7 +720,7 @@ def test_a_message_of_4_kib_is_taken(desk):
 
 
 @pytest.mark.parametrize("code", [None, 1000, 1001, 3000, 4999])
-def test_a_client_closes(desk, code):
+def test_client_closes(desk, code):
     """A client's Close is answered with its code; nothing of it is left behind."""
     task = new_task()
     waiter = desk.wait(task)
@@ -733,7 +733,7 @@ def test_a_client_closes(desk, code):
 
 
 @pytest.mark.parametrize("how", ["vanish", "reset", "half_close"])
-def test_a_client_that_leaves_is_noticed_at_once(desk, how):
+def test_client_that_disconnects_is_noticed_at_once(desk, how):
     """2: a client that leaves without a word is gone at once."""
     task = new_task()
     waiter = desk.wait(task)
@@ -742,7 +742,7 @@ def test_a_client_that_leaves_is_noticed_at_once(desk, how):
     eventually(lambda: not status(desk.gateway, task)["connected"], "it has left", patience=4)
 
 
-def test_silent_clients_are_pinged_and_given_up(results):
+def test_silent_clients_are_pinged_then_closed(results):
     """CONFIG `ping_interval`, `ping_timeout`: as on relayed routes; who answers stays."""
     desk = Desk(results, config={"proxy": {"ping_interval": "200ms", "ping_timeout": "1s"}})
     tasks = [new_task(), new_task()]
@@ -762,7 +762,7 @@ def test_silent_clients_are_pinged_and_given_up(results):
 
 
 @pytest.mark.parametrize("size", [4_000_000, 5_123_457, 8_000_000])
-def test_a_ping_behind_a_large_text_is_answered(desk, size):
+def test_ping_behind_a_large_text_is_answered(desk, size):
     """2.2: "pings are answered" - also when the ping came while a large message filled the socket, once the client reads on."""
     task = new_task()
     waiter = desk.wait(task)

@@ -33,7 +33,7 @@ def told(waiter, content, code=1000):
 # ---- before, with and after the client
 
 
-def test_a_result_that_was_there_first(results, server):
+def test_result_published_before_the_client_connects(results, server):
     """2: "A result published before its client connects ... is kept ... and delivered on connect"."""
     gateway = results.gateway(server)
     task = new_task()
@@ -43,7 +43,7 @@ def test_a_result_that_was_there_first(results, server):
     assert status(gateway, task) == {"task_id": task, "status": "completed", "connected": False}
 
 
-def test_in_the_same_instant(results, server):
+def test_publish_and_connect_at_the_same_time(results, server):
     """2: publish and connect race each other a thousand times; each client gets its result, once."""
     gateway = results.gateway(server, config={"log": {"level": "info"}})
     with server.client() as worker:
@@ -62,7 +62,7 @@ def test_in_the_same_instant(results, server):
             publishing.join()
 
 
-def test_who_comes_back_gets_it_again(results, server):
+def test_returning_client_gets_what_it_missed(results, server):
     """2: kept "while the client reconnects": a client that lost the connection gets what it had missed, and what came meanwhile."""
     gateway = results.gateway(server)
     task = new_task()
@@ -78,7 +78,7 @@ def test_who_comes_back_gets_it_again(results, server):
     told(waiter, "three")
 
 
-def test_what_is_kept_ends_after_retain(results, server):
+def test_kept_results_expire_after_retain(results, server):
     """2: "kept for `retain`" - here and in Redis, and the task is forgotten with it."""
     gateway = results.gateway(server, output={"retain": "500ms", "timeout": "500ms"})
     task = new_task()
@@ -89,7 +89,7 @@ def test_what_is_kept_ends_after_retain(results, server):
     assert results.wait(gateway, task).message()["error"] == "Processing timeout"
 
 
-def test_what_is_kept_has_a_limit(results, server):
+def test_kept_results_are_limited_by_max_retained(results, server):
     """2: "within `max_retained` ...; the oldest goes first, counted and logged"."""
     gateway = results.gateway(server, output={"max_retained": "64KiB"})
     tasks = [new_task() for _ in range(100)]
@@ -106,7 +106,7 @@ def test_what_is_kept_has_a_limit(results, server):
     eventually(lambda: server.kept() == 100 - first, "Redis lets go of as many")
 
 
-def test_nothing_is_kept_where_nothing_is_to_be(results, server):
+def test_nothing_is_kept_with_retain_0s(results, server):
     """CONFIG `retain = "0s"` switches it off; who waits gets its result all the same."""
     gateway = results.gateway(server, output={"retain": "0s"})
     task = new_task()
@@ -126,7 +126,7 @@ def set_result(server, task, **fields):
         worker.set(PREFIX + task, json.dumps(fields), ex=300)
 
 
-def test_a_result_that_was_set_while_no_gateway_ran(results, server):
+def test_result_that_was_set_while_no_gateway_ran(results, server):
     """2: "`SET task_response:{task_id} <the same JSON> EX 300` before its `PUBLISH`: the gateway looks there too when a client connects"."""
     task = new_task()
     set_result(server, task, text="set")
@@ -135,7 +135,7 @@ def test_a_result_that_was_set_while_no_gateway_ran(results, server):
 
 
 @pytest.mark.parametrize("spelled", ["{0}", "urn:uuid:{0}"])
-def test_a_result_that_was_set_under_another_spelling(results, server, spelled):
+def test_result_that_was_set_under_another_spelling(results, server, spelled):
     """2: the key is spelled as the worker spells it, and as the client does."""
     task = spelled.format(new_task().upper())
     set_result(server, task, text="set")
@@ -164,7 +164,7 @@ ON_DISK = ["--appendonly", "yes", "--appendfsync", "always"]
 """Such a Redis is after a restart what it was: nobody has to be faster than the gateway's reconnect."""
 
 
-def test_set_and_not_heard(results):
+def test_set_result_is_found_after_a_reconnect(results):
     """2: "and after each reconnect to Redis": a result that was set, and whose publication nobody heard, is found by then."""
     server = results.redis(options=ON_DISK)
     gateway = results.gateway(server, link={"grace": "60s"})
@@ -220,7 +220,7 @@ def server_is_back(gateway, count=2):
     is_up(gateway)
 
 
-def test_results_that_are_here_go_out_while_redis_is_away(results, server):
+def test_kept_results_are_delivered_while_redis_is_away(results, server):
     """2: "Shorter outages are invisible to clients": who comes during one still gets what is retained."""
     gateway = results.gateway(server)
     task = new_task()
@@ -249,7 +249,7 @@ def test_clients_of_redis_are_killed(results, server):
     waiter.done()
 
 
-def test_there_are_two_connections_whatever_the_crowd(results, server):
+def test_number_of_redis_connections_does_not_depend_on_clients(results, server):
     """One connection listens for the whole process, and one asks; never one a client."""
     gateway = results.gateway(server)
     for _ in range(100):
@@ -295,7 +295,7 @@ def test_redis_stays_frozen(results, server):
     told(results.wait(gateway, task), "thawed")
 
 
-def test_the_grace(results, server):
+def test_grace(results, server):
     """2.7: "Redis out of reach for longer than `redis.grace`: `Redis connection not available`, close 1013" - those who wait, and those
     who come then; not those who are just being served."""
     results.write("large", bytes(8_000_000))
@@ -363,7 +363,7 @@ def test_published_while_the_gateway_reconnects(results, server):
 # ---- who we are to Redis
 
 
-def test_a_wrong_password_is_said_and_not_shown(results):
+def test_wrong_password_is_logged_without_the_password(results):
     """CONFIG `redis.url`: refused, said once in plain words, tried again; once the password fits, all is well."""
     server = results.redis(password="right-word")
     gateway = results.gateway(f"redis://:wrong-word@127.0.0.1:{server.port}", ready=False)
@@ -400,7 +400,7 @@ LOGINS = {
 
 
 @pytest.mark.parametrize("login", LOGINS)
-def test_ways_in(results, login):
+def test_redis_urls_with_user_password_database_and_unix_socket(results, login):
     """CONFIG: "redis://user:password@host:port/db, unix:///path": results arrive and are kept, in the database that was named."""
     server = results.redis(password="word")
     with server.client() as client:
@@ -417,7 +417,7 @@ def test_ways_in(results, login):
     told(results.wait(gateway, other), "set here")
 
 
-def test_a_user_with_few_rights(results, server):
+def test_user_with_few_rights(results, server):
     """A user that may only listen: results arrive, nothing is kept in Redis, and that is said."""
     with server.client() as client:
         client.acl_setuser("ear", enabled=True, passwords=["+word"], channels=["task_response:*"], commands=["+psubscribe", "+ping"])
@@ -485,7 +485,7 @@ def test_tasks_are_subscribed_to_one_by_one(results, server):
     assert len(server.gateways()) == 2
 
 
-def test_one_by_one_again_after_an_outage(results):
+def test_subscribe_per_task_recovers_after_an_outage(results):
     """`subscribe = "task"`: after a reconnect everything that is waited for is subscribed to and looked up again."""
     server = results.redis(options=ON_DISK)
     gateway = results.gateway(server, link={"subscribe": "task"})
@@ -504,7 +504,7 @@ def test_one_by_one_again_after_an_outage(results):
         told(waiter, "published" if number % 2 else "set")
 
 
-def test_one_by_one_what_another_gateway_kept(results, server):
+def test_subscribe_per_task_finds_results_that_another_gateway_kept(results, server):
     """`subscribe = "task"`: a gateway that was not listening delivers what one with a pattern has kept."""
     keeper = results.gateway(server)
     gateway = results.gateway(server, link={"subscribe": "task"})
@@ -525,7 +525,7 @@ def is_kept(server, task, count):
         eventually(lambda: client.hlen(f"task_response_kept:{task}") == count + 1, f"{count} results are kept in Redis")
 
 
-def test_the_gateway_is_killed_between_publish_and_connect(results, server):
+def test_gateway_is_killed_between_publish_and_connect(results, server):
     """2: "With Redis, results also survive a restart of the gateway" - after a `kill -9`, in order, each once."""
     first = results.gateway(server)
     task = new_task()
@@ -541,7 +541,7 @@ def test_the_gateway_is_killed_between_publish_and_connect(results, server):
     waiter.done()
 
 
-def test_a_stop_leaves_nothing_unkept(results, server):
+def test_stop_after_a_burst_keeps_everything(results, server):
     """The same after a TERM, at once behind a burst: a gateway that stops sees to it that Redis has everything."""
     first = results.gateway(server, config={"log": {"level": "info"}})
     tasks = [new_task() for _ in range(2000)]
@@ -579,7 +579,7 @@ def test_two_gateways_on_one_redis(results, server):
         told(waiter, "end")
 
 
-def test_a_gateway_that_was_away_is_told_what_it_missed(results, server):
+def test_gateway_that_was_cut_off_catches_up(results, server):
     """2: one gateway heard it, the other was cut off meanwhile; its waiting client still gets everything, in order."""
     here, away = [results.gateway(server, link={"grace": "60s"}) for _ in range(2)]
     task = new_task()

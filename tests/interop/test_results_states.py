@@ -54,7 +54,7 @@ def test_status_in_every_state(results, server):
     is_(gateway, other, "not_found", False)
 
 
-def test_a_client_that_left_in_the_middle_may_come_again(results, server):
+def test_client_that_left_in_the_middle_may_come_again(results, server):
     """3: `ready`: "a result is kept, no client yet" - also for one whose client went away with half of it."""
     results.write("large", bytes(8_000_000))
     gateway = results.gateway(server)
@@ -67,7 +67,7 @@ def test_a_client_that_left_in_the_middle_may_come_again(results, server):
     is_(gateway, task, "ready", False)
 
 
-def test_a_text_that_is_under_way_is_sending(results, server):
+def test_text_that_is_under_way_is_sending(results, server):
     """3: `sending` lasts until the last byte has left, for a text as for a file, and `/connections` says the same."""
     gateway = results.gateway(server)
     task = new_task()
@@ -95,7 +95,7 @@ def test_status_over_several_clients(results, server):
     is_(gateway, task, "completed", False)
 
 
-def test_the_end_of_a_task_is_known_for_retain(results, server):
+def test_end_of_a_task_is_known_for_retain(results, server):
     """"Task states are kept for `retain` after the end"."""
     gateway = results.gateway(server, output={"retain": "1s"})
     task = new_task()
@@ -131,7 +131,7 @@ def test_health_and_ready(results, server):
     assert (health.json()["status"], health.json()["redis"]) == ("degraded", "disconnected")
 
 
-def test_a_gateway_that_only_relays_wants_no_redis(lab, server):
+def test_gateway_that_only_relays_wants_no_redis(lab, server):
     """CONFIG: "Redis is connected to only where a route serves output; otherwise `/health` says `disabled`"."""
     gateway = lab.gateway({"redis": {"url": server.url}}, backend="ws://127.0.0.1:9/")
     assert gateway.get("/health").json()["redis"] == "disabled"
@@ -162,7 +162,7 @@ def test_connections_tell_of_waiting_clients(results, server):
     assert metrics.total("audio_bytes") == 8_000_000
 
 
-def test_a_story_in_the_log(results, server):
+def test_story_in_the_log(results, server):
     """CONFIG, Logs: "info: ... Redis lost and back, a result delivered"; connection ids in each line; never a text or a password."""
     gateway = results.gateway(server, config={"log": {"level": "debug"}})
     results.write("a", b"x" * 100)
@@ -200,7 +200,7 @@ def test_who_only_waits_is_sent_away(results, server):
 
 
 @pytest.mark.parametrize("final", [True, False], ids=["final", "more would follow"])
-def test_a_delivery_is_finished(results, server, final):
+def test_delivery_is_finished(results, server, final):
     """CONFIG, Signals: "let tasks and messages in flight finish": all of the file, then 1000, or 1012 where more would have come."""
     data = pattern(8_000_000)
     results.write("large", data)
@@ -221,7 +221,7 @@ def test_a_delivery_is_finished(results, server, final):
     assert gateway.process.wait() == 0
 
 
-def test_a_slow_client_does_not_hold_a_stop_for_ever(results, server):
+def test_slow_client_does_not_hold_a_stop_for_ever(results, server):
     """CONFIG: "at the latest after `drain_timeout`"."""
     results.write("large", bytes(50_000_000))
     gateway = results.gateway(server, config={"server": {"drain_timeout": "500ms"}})
@@ -235,7 +235,7 @@ def test_a_slow_client_does_not_hold_a_stop_for_ever(results, server):
 
 
 @pytest.mark.parametrize("redis", ["away", "frozen"])
-def test_a_stop_without_redis(results, server, redis):
+def test_stop_without_redis(results, server, redis):
     """A gateway whose Redis does not answer stops all the same."""
     gateway = results.gateway(server)
     server.publish(new_task(), text="t")
@@ -271,7 +271,7 @@ def test_workers_may_publish_while_the_embedded_gateway_drains(results):
     assert gateway.process.wait() == 0
 
 
-def test_a_reload_keeps_those_who_wait(results, server):
+def test_reload_keeps_those_who_wait(results, server):
     """CONFIG: `HUP`: "open connections stay" - and new limits hold."""
     gateway = results.gateway(server)
     task = new_task()

@@ -4,7 +4,7 @@ from gatewaylab.wire import eventually
 
 
 
-def test_the_kernel_deals_connections_out_among_the_processes(lab):
+def test_kernel_deals_connections_out_among_the_processes(lab):
     """Each process serves what it accepts, and tells of its own on an address of its own."""
     backend = lab.backend()
     shared = {"reuse_port": True, "listen": ["127.0.0.1:0"]}

@@ -16,7 +16,7 @@ def drained(gateway):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_idle_gateway_stops_cleanly(lab, number):
+def test_idle_gateway_stops_cleanly(lab, number):
     """CONFIG: "Exit status: 0 a clean stop"."""
     gateway = lab.gateway(backend="ws://127.0.0.1:9/")
     gateway.may_end = True
@@ -47,7 +47,7 @@ def test_open_connections_are_closed_with_1012(lab, number):
 
 
 @pytest.mark.parametrize("upwards", [True, False], ids=["up", "down"])
-def test_a_message_in_flight_is_finished(lab, upwards):
+def test_message_in_flight_is_finished(lab, upwards):
     """CONFIG: "let tasks and messages in flight finish" - a frame that has begun is never cut by the 1012."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url())
@@ -67,7 +67,7 @@ def test_a_message_in_flight_is_finished(lab, upwards):
     assert gateway.process.wait() == 0
 
 
-def test_a_message_in_fragments_is_finished(lab):
+def test_message_in_fragments_is_finished(lab):
     """CONFIG: "let ... messages in flight finish" - all of its fragments, not only the one that has begun."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url())
@@ -101,7 +101,7 @@ def test_drain_ends_at_the_latest_after_drain_timeout(lab):
     client.expect_gone()
 
 
-def test_a_second_signal_stops_at_once(lab):
+def test_second_signal_stops_at_once(lab):
     """CONFIG: "a second one stops at once"."""
     backend = lab.backend()
     gateway = lab.gateway({"server": {"drain_timeout": "10m"}}, backend=backend.url())
@@ -117,7 +117,7 @@ def test_a_second_signal_stops_at_once(lab):
     client.expect_gone()
 
 
-def test_a_draining_gateway_is_not_ready(lab):
+def test_draining_gateway_is_not_ready(lab):
     """3: "`GET /ready`: ... 503 while draining" - asked on a connection that was open before; new ones are not accepted."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url())
@@ -207,7 +207,7 @@ def outcome(lab, gateway, backend):
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
-def test_the_log_file_is_opened_again(lab, tmp_path, number):
+def test_log_file_is_opened_again(lab, tmp_path, number):
     """CONFIG: "`USR1`: reopen the log file", and `HUP` as well - as logrotate wants it."""
     log = tmp_path / "gateway.log"
     gateway = lab.gateway({"log": {"level": "info", "file": str(log)}}, backend="ws://127.0.0.1:9/", wait=False)

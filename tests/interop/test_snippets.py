@@ -63,7 +63,7 @@ new Promise((done, fail) => {
 """
 
 
-def test_the_browser_s_client_is_heard(demo, browser, origin):  # noqa: F811
+def test_browsers_client_is_heard(demo, browser, origin):  # noqa: F811
     """The client and the page that uses it, on a front end's own server, against `demo`."""
     client = snippet("js", "// Asks the AI behind a gateway one question.")
     # Both are one module here, so nothing is left to import.
@@ -81,7 +81,7 @@ def test_the_browser_s_client_is_heard(demo, browser, origin):  # noqa: F811
     browser.leave()
 
 
-def test_the_readme_s_program_gets_its_answer(demo, tmp_path):
+def test_readmes_program_gets_its_answer(demo, tmp_path):
     """The README's `say.py` against `demo`: what it prints, and a sound that is whole."""
     program = snippet("python", "import json\nfrom websockets", "README.md", **{"localhost:8000": f"localhost:{demo.port}"})
     said = Process([sys.executable, "-c", program], cwd=tmp_path)
@@ -123,7 +123,7 @@ def everything(client):
 
 
 @pytest.mark.parametrize("inbox", ["redis", "embedded"])
-def test_the_worker_s_publish(lab, open_client, tmp_path, inbox):
+def test_workers_publish(lab, open_client, tmp_path, inbox):
     """The worker's snippet, with a Redis and without one: an answer in two parts, the second with a sound; a failure."""
     server = RedisServer(tmp_path) if inbox == "redis" else None
     try:
@@ -153,7 +153,7 @@ def test_the_worker_s_publish(lab, open_client, tmp_path, inbox):
             server.stop()
 
 
-def test_the_safe_worker_s_result_survives_that_no_gateway_runs(lab, open_client, tmp_path):
+def test_safe_workers_result_survives_that_no_gateway_runs(lab, open_client, tmp_path):
     """The safe snippet: said while no gateway runs it is delivered by the next one; said while one listens it comes once."""
     server = RedisServer(tmp_path)
     try:

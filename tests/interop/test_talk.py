@@ -120,7 +120,7 @@ def test_type_send_see_the_answer_and_hear_it(demo, talk, tmp_path, look):
     print(f"screenshot: {picture}")
 
 
-def test_one_thing_after_the_other(demo, talk):
+def test_two_questions_in_a_row(demo, talk):
     """Two texts are two tasks, the newest answer stands first, and the focus is where the next text goes."""
     talk.open(demo.port)
     talk.say("first")
@@ -133,7 +133,7 @@ def test_one_thing_after_the_other(demo, talk):
     assert talk.browser.evaluate("document.activeElement.id") == "talk-text"
 
 
-def test_shift_enter_is_a_new_line_and_nothing_is_not_sent(demo, talk):
+def test_shift_enter_is_a_new_line_and_empty_text_is_not_sent(demo, talk):
     """Only Enter sends, and only if there is something to send."""
     talk.open(demo.port)
     talk.say("")
@@ -148,7 +148,7 @@ def test_shift_enter_is_a_new_line_and_nothing_is_not_sent(demo, talk):
     assert "“above\nbelow”" in talk.answer
 
 
-def test_the_sound_goes_on_where_it_was_cut(demo, talk):
+def test_audio_resumes_where_it_was_cut(demo, talk):
     """2: `?from_chunk=K` resumes - the output connection is lost in its second chunk; the page comes back for the rest of it."""
     proxy = CuttingProxy(demo.port, "/ws/output/", after=100_000)
     try:
@@ -176,7 +176,7 @@ def test_why_it_failed_can_be_read(lab, talk):
     assert talk.browser.evaluate("document.getElementById('talk-send').disabled") is False
 
 
-def test_a_page_that_may_not_connect_says_so(lab, talk):
+def test_page_of_a_forbidden_origin_says_so(lab, talk):
     """`allowed_origins` holds for the gateway's own page as for any other."""
     routes = [route(backend="ws://127.0.0.1:9/"), route("output", "/ws/output/{task_id}", serve="output")]
     origins = {"allowed_origins": ["https://app.example"]}
@@ -256,7 +256,7 @@ def test_another_back_end_that_speaks_the_same_protocol(actor, talk):
     assert talk.browser.complaints() == []
 
 
-def test_a_failure_of_the_worker_is_told(actor, talk):
+def test_failure_of_the_worker_is_shown(actor, talk):
     """2: `{"status":"error","error":"..."}` - in the worker's words."""
 
     def scene(output):
@@ -270,7 +270,7 @@ def test_a_failure_of_the_worker_is_told(actor, talk):
     assert talk.ends().startswith("Failed: The model is asleep (close code 1000)")
 
 
-def test_an_answer_without_its_sound(actor, talk):
+def test_answer_with_missing_audio(actor, talk):
     """2: a missing file: the text with `"audio_present":false`, then an error that says which."""
 
     def scene(output):
@@ -306,7 +306,7 @@ def test_stop_ends_both_connections(actor, talk):
     assert talk.browser.evaluate("document.activeElement.id") == "talk-text"
 
 
-def test_a_gateway_without_both_routes_offers_nothing(lab, browser):
+def test_form_is_missing_without_both_routes(lab, browser):
     """The form is there only if both of its paths lead somewhere; without it the page runs no script."""
     gateway = lab.gateway(backend="ws://127.0.0.1:9/ws/input")
     browser.goto(f"http://127.0.0.1:{gateway.port}/")
