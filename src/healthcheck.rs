@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 /// For everything, from the connection to the last byte of the answer.
-pub const TIME_LIMIT: Duration = Duration::from_secs(5);
+const TIME_LIMIT: Duration = Duration::from_secs(5);
 
 /// The most that is read of an answer. A gateway's is a few hundred bytes.
 const ANSWER_BYTES_MAX: u64 = 1024 * 1024;

@@ -1,219 +1,280 @@
-//! The house checks itself: which floor may know which, where certain words may stand, what no file may hold.
+//! The rules of the code that no lint can hold: layers, circles of imports, unused public items, names,
+//! lengths.
 //!
-//! The sources are read as text, with comments, literals and test modules blanked out: no compiler is asked. Each rule is a
-//! function from one source to what is wrong with it, so that next to the test that holds it over the whole house there is one
-//! that shows it a made-up source and sees it complain. A rule that catches nothing is worse than none.
+//! What a lint can hold is in `Cargo.toml`, `clippy.toml` and `src/lib.rs`. The sources are read as text,
+//! with comments, literals and test modules blanked out. Each rule is a function that returns what is
+//! wrong, and beside the test that applies it to the project there is one that shows it a made-up source
+//! and expects a complaint: a rule that finds nothing is worse than none.
 
+#[path = "tidy/reader.rs"]
+mod reader;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+
+use reader::{code_of, is_word, paths, tokens, use_tree, without_literals, words};
 
 /// One file.
 struct Source {
     /// From the root of the crate: `src/session/flow.rs`.
     path: String,
     text: String,
-    /// The text without comments, literals and test modules; as many lines as the text has.
+    /// The text without comments, literals and test modules, with the same number of lines.
     code: String,
 }
 
 /// What is wrong, as `path:line: sentence`.
 type Faults = Vec<String>;
 
-/// Lines that people write may be a little longer than what `rustfmt` makes of code.
-const COLUMNS_MAX: usize = 120;
-const PROSE_COLUMNS_MAX: usize = 140;
-
-/// Words that say nothing: another name is always better.
-const LEFT_OUT: [&str; 7] = ["manager", "handler", "helper", "util", "utils", "info", "get"];
-
-/// What no code may hold, and what to do instead.
-const BANNED: [(&str, &str); 8] = [
-    ("Rc<RefCell", "sharing is lending: `&mut Context`"),
-    ("thread_local!", "sharing is lending: `&mut Context`"),
-    ("static mut", "sharing is lending: `&mut Context`"),
-    ("todo!", "finish it"),
-    ("unimplemented!", "finish it"),
-    ("dbg!", "log at debug level"),
-    ("println!", "the log, or the front door's `say`"),
-    ("#[allow(", "follow the lint, or `#[expect(…, reason = …)]`"),
+/// The layers, lowest first. Modules in one row do not know each other.
+const LAYERS: [&[&str]; 9] = [
+    &["base"],
+    &["proto"],
+    &["service", "net"],
+    &["session"],
+    &["gateway"],
+    &["reactor"],
+    &["logging", "healthcheck"],
+    // It knows the settings of the parts below; no part knows it.
+    &["config"],
+    &["cli", "demo"],
 ];
 
-/// Words with a home: only these modules may hold them, whether a module is a file or a folder.
-const HOMES: [(&str, &[&str]); 6] = [
-    ("std::time::Instant", &["reactor", "main", "demo", "healthcheck", "logging"]),
-    ("std::time::SystemTime::now", &["reactor", "main", "demo", "healthcheck", "logging"]),
-    ("mio", &["net", "reactor"]),
-    ("std::fs", &["net", "main", "cli", "config", "logging", "demo"]),
-    ("std::net::TcpStream", &["net", "reactor", "healthcheck", "demo"]),
-    ("std::thread", &["reactor", "main", "demo", "healthcheck", "logging"]),
-];
+const COLUMNS_MAX: usize = 140;
+/// Lines of a source file, without its tests.
+const LINES_MAX: usize = 700;
 
-// ---- the rules over the whole house
+/// Words that say nothing in a name.
+const EMPTY_WORDS: [&str; 7] = ["manager", "handler", "helper", "util", "utils", "info", "get"];
+
+// ---- the rules, applied to the project
 
 #[test]
-fn a_floor_imports_only_from_floors_below_it() {
-    hold(&house(), floors);
+fn a_layer_imports_only_from_layers_below_it() {
+    expect_none(library().iter().flat_map(layers).collect());
 }
 
 #[test]
-fn words_stay_in_their_homes() {
-    hold(&house(), homes);
+fn imports_make_no_circles() {
+    expect_none(circles(&library()));
 }
 
 #[test]
-fn unsafe_stands_only_in_sys() {
-    hold(&house(), unsafe_home);
-}
-
-#[test]
-fn nothing_banned_is_held() {
-    hold(&house(), banned);
+fn public_items_are_used_outside_their_file() {
+    expect_none(unused_items(&library(), &read(&["src/main.rs", "tests", "benches"])));
 }
 
 #[test]
 fn names_say_something() {
-    hold(&house(), left_out_words);
-}
-
-#[test]
-fn every_file_opens_with_what_it_is_for() {
-    hold(&all(), opens_with_doc);
+    expect_none(library().iter().flat_map(empty_words).collect());
 }
 
 #[test]
 fn nothing_is_left_for_later() {
-    hold(&all(), left_for_later);
+    expect_none(project().iter().flat_map(left_for_later).collect());
 }
 
 #[test]
-fn lines_fit() {
-    hold(&all(), long_lines);
+fn lines_and_files_have_a_limited_length() {
+    expect_none(project().iter().flat_map(long_lines).collect());
+    expect_none(library().iter().flat_map(long_file).collect());
 }
 
-fn hold(sources: &[Source], rule: fn(&Source) -> Faults) {
-    let faults: Faults = sources.iter().flat_map(rule).collect();
+fn expect_none(faults: Faults) {
     assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
 }
 
 // ---- the rules
 
-/// A floor imports only from floors below it; the rooms of one floor do not know each other.
-fn floors(source: &Source) -> Faults {
-    let Some(room) = room_of(&source.path) else {
-        return vec![format!("{}: this room has no floor", source.path)];
+/// Imports from a layer that is not below, as in `LAYERS`.
+fn layers(source: &Source) -> Faults {
+    let Some(module) = top_module(&source.path) else {
+        return vec![format!("{}: this module is in no layer", source.path)];
     };
     let mut faults = Vec::new();
     for (line, path) in paths(&source.code) {
-        let Some(there) = crate_room(&path, &source.path) else { continue };
-        let (Some(ours), Some(theirs)) = (floor(&room), floor(&there)) else {
-            faults.push(format!(
-                "{}:{line}: `{path}`: no floor is known for one of the two",
-                source.path
-            ));
+        let Some(absolute) = absolute(&path, &source.path) else { continue };
+        let Some(other) = absolute.split("::").next() else { continue };
+        let (Some(own), Some(imported)) = (layer(&module), layer(other)) else {
+            // A name that lib.rs itself defines.
+            if other.starts_with(|first: char| first.is_ascii_lowercase()) {
+                faults.push(format!("{}:{line}: `{path}` is in no layer", source.path));
+            }
             continue;
         };
-        if there != room && theirs >= ours {
-            faults.push(format!("{}:{line}: `{path}` is not below {room}", source.path));
+        if other != module && imported >= own {
+            faults.push(format!("{}:{line}: `{path}` is not below {module}", source.path));
         }
     }
     faults
 }
 
-/// The floors, lowest first. Rooms that share a number do not know each other.
-fn floor(room: &str) -> Option<usize> {
-    const FLOORS: [&[&str]; 9] = [
-        &["base"],
-        &["proto"],
-        &["service", "net"],
-        &["session"],
-        &["gateway"],
-        &["reactor"],
-        // The front door. `config` knows the parts' settings; of the others only `cli` and what stands above know it.
-        &["logging", "healthcheck"],
-        &["config"],
-        &["cli", "demo"],
-    ];
-    if matches!(room, "lib" | "main") {
-        return Some(FLOORS.len());
+fn layer(module: &str) -> Option<usize> {
+    match module {
+        "lib" | "main" => Some(LAYERS.len()),
+        _ => LAYERS.iter().position(|modules| modules.contains(&module)),
     }
-    FLOORS.iter().position(|rooms| rooms.contains(&room))
 }
 
-fn homes(source: &Source) -> Faults {
+/// Files that import each other, directly or through others.
+///
+/// What `a/mod.rs` defines is for the files in `a/` to use, so an import from an enclosing module does
+/// not count. A name that a `mod.rs` re-exports counts as imported from where it is defined.
+fn circles(sources: &[Source]) -> Faults {
+    let files = Files::new(sources);
+    let mut imports: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for source in sources {
+        let own = module_of(&source.path);
+        let imported = imports.entry(&source.path).or_default();
+        for (_, path) in paths(&source.code) {
+            if let Some(file) = files.resolve(&path, &source.path)
+                && file != source.path
+                && !is_within(&own, &module_of(file))
+            {
+                imported.insert(file);
+            }
+        }
+    }
+    let reaches = |from: &str, to: &str| {
+        let (mut seen, mut open) = (BTreeSet::new(), vec![from]);
+        while let Some(file) = open.pop() {
+            for &next in imports.get(file).into_iter().flatten() {
+                if next == to {
+                    return true;
+                }
+                if seen.insert(next) {
+                    open.push(next);
+                }
+            }
+        }
+        false
+    };
     let mut faults = Vec::new();
-    let full = full_paths(&source.code);
-    let room = room_of(&source.path).unwrap_or_default();
-    for (word, homes) in HOMES.iter().filter(|(_, homes)| !homes.contains(&room.as_str())) {
-        for (line, path) in &full {
-            let is_there =
-                path == word || path.strip_prefix(word).is_some_and(|rest| rest.starts_with("::"));
-            if is_there {
-                faults.push(format!(
-                    "{}:{line}: `{word}` is only for {}",
-                    source.path,
-                    homes.join(", ")
-                ));
+    for (from, imported) in &imports {
+        for to in imported.iter().filter(|to| *to > from && reaches(to, from)) {
+            faults.push(format!("{from} and {to} import each other"));
+        }
+        // A longer circle is reported at its first import.
+        for to in imported.iter().filter(|to| *to < from && reaches(to, from)) {
+            let is_direct = imports.get(to).is_some_and(|back| back.contains(from));
+            if !is_direct {
+                faults.push(format!("{from} imports {to}, which leads back to it"));
             }
         }
     }
     faults
 }
 
-fn unsafe_home(source: &Source) -> Faults {
-    if source.path == "src/net/sys.rs" {
-        return Vec::new();
-    }
-    let tokens = tokens(&source.code);
-    let found = tokens.iter().filter(|token| token.text == "unsafe");
-    found
-        .map(|token| {
-            format!("{}:{}: `unsafe` stands only in src/net/sys.rs", source.path, token.line)
-        })
-        .collect()
+/// Whether `module` is `outer` or inside of it.
+fn is_within(module: &str, outer: &str) -> bool {
+    module == outer || module.strip_prefix(outer).is_some_and(|rest| rest.starts_with("::"))
 }
 
-fn banned(source: &Source) -> Faults {
+/// Public items of the library that no other file names.
+///
+/// A type is exempt while its own file has it in the signature of a public item: it is used by its
+/// values then, without being named.
+fn unused_items(library: &[Source], others: &[Source]) -> Faults {
+    let words_of = |code: &str| -> BTreeSet<String> {
+        tokens(code).iter().map(|token| token.text.to_owned()).collect()
+    };
+    // With their tests: what only a test needs must be public for it, too.
+    let used: Vec<(&str, BTreeSet<String>)> = library
+        .iter()
+        .chain(others)
+        .map(|source| (source.path.as_str(), words_of(&without_literals(&source.text))))
+        .collect();
     let mut faults = Vec::new();
-    for (index, line) in source.code.lines().enumerate() {
-        let squeezed: String = line.split_whitespace().collect::<Vec<_>>().join(" ");
-        for (word, instead) in BANNED {
-            // `eprintln!` ends with a banned word, and is one.
-            if squeezed.contains(word) {
-                faults.push(format!("{}:{}: `{word}`: {instead}", source.path, index + 1));
+    for source in library {
+        let surface = public_surface(&source.code);
+        for (line, kind, name) in public_items(&source.code) {
+            let is_type = matches!(kind, "struct" | "enum" | "trait" | "type");
+            let is_used =
+                used.iter().any(|(path, words)| *path != source.path && words.contains(&name));
+            if !is_used && !(is_type && surface.contains(&name)) {
+                faults.push(format!("{}:{line}: no other file uses `{name}`", source.path));
             }
         }
     }
     faults
 }
 
-fn left_out_words(source: &Source) -> Faults {
+/// Line, kind and name of each item that is public without restriction.
+fn public_items(code: &str) -> Vec<(usize, &str, String)> {
+    const KINDS: [&str; 7] = ["fn", "struct", "enum", "trait", "type", "const", "static"];
+    let tokens = tokens(code);
+    let mut items = Vec::new();
+    for (at, token) in tokens.iter().enumerate().filter(|(_, token)| token.text == "pub") {
+        let mut rest = tokens[at + 1..].iter().map(|token| token.text).peekable();
+        let mut kind = rest.next().unwrap_or_default();
+        while matches!(kind, "const" | "unsafe" | "async")
+            && rest.peek().is_some_and(|next| matches!(*next, "fn" | "unsafe" | "trait"))
+        {
+            kind = rest.next().unwrap_or_default();
+        }
+        if KINDS.contains(&kind)
+            && let Some(name) = rest.next()
+        {
+            items.push((token.line, kind, name.to_owned()));
+        }
+    }
+    items
+}
+
+/// The words in the signatures and fields of public items.
+fn public_surface(code: &str) -> BTreeSet<String> {
+    let tokens = tokens(code);
+    let mut surface = BTreeSet::new();
+    for at in (0..tokens.len()).filter(|&at| tokens[at].text == "pub") {
+        let is_body_public =
+            tokens.get(at + 1).is_some_and(|kind| matches!(kind.text, "enum" | "trait"));
+        // The name of the item itself says nothing about its use.
+        let mut depth = 0;
+        for token in tokens[at + 1..].iter().skip(2) {
+            match token.text {
+                "{" | "}" | ";" if depth == 0 && !is_body_public => break,
+                ";" if depth == 0 => break,
+                "{" => depth += 1,
+                "}" => {
+                    depth -= 1;
+                    if depth == 0 {
+                        break;
+                    }
+                }
+                // The next field.
+                "pub" => break,
+                word if is_word(word) => {
+                    surface.insert(word.to_owned());
+                }
+                _ => {}
+            }
+        }
+    }
+    surface
+}
+
+/// Names with a word of `EMPTY_WORDS`.
+fn empty_words(source: &Source) -> Faults {
     const BEFORE_NAMES: [&str; 9] =
         ["fn", "struct", "enum", "trait", "mod", "type", "const", "static", "union"];
     let mut names: Vec<(usize, String)> =
         source.path.split('/').map(|part| (1, part.trim_end_matches(".rs").to_owned())).collect();
-    let tokens = tokens(&source.code);
-    for pair in tokens.windows(2) {
+    for pair in tokens(&source.code).windows(2) {
         if BEFORE_NAMES.contains(&pair[0].text) {
             names.push((pair[1].line, pair[1].text.to_owned()));
         }
     }
     let mut faults = Vec::new();
     for (line, name) in names {
-        if let Some(word) = words(&name).iter().find(|word| LEFT_OUT.contains(&word.as_str())) {
+        if let Some(word) = words(&name).iter().find(|word| EMPTY_WORDS.contains(&word.as_str())) {
             faults.push(format!("{}:{line}: `{name}`: `{word}` says nothing", source.path));
         }
     }
     faults
 }
 
-fn opens_with_doc(source: &Source) -> Faults {
-    let first = source.text.lines().next().unwrap_or_default();
-    match first.strip_prefix("//! ") {
-        Some(doc) if doc.len() > 10 => Vec::new(),
-        _ => vec![format!("{}:1: a file opens with `//!` and what it is for", source.path)],
-    }
-}
-
+/// Marks of unfinished work.
 fn left_for_later(source: &Source) -> Faults {
     if source.path == "tests/tidy.rs" {
         return Vec::new();
@@ -222,148 +283,123 @@ fn left_for_later(source: &Source) -> Faults {
     for (index, line) in source.text.lines().enumerate() {
         let mut words = line.split(|sign: char| !sign.is_ascii_alphanumeric());
         if let Some(word) = words.find(|word| ["TODO", "FIXME", "XXX", "HACK"].contains(word)) {
-            faults.push(format!("{}:{}: {word}: do it, or take it out", source.path, index + 1));
+            faults.push(format!("{}:{}: {word}: do it, or remove it", source.path, index + 1));
         }
     }
     faults
 }
 
+/// Lines that `rustfmt` does not wrap: comments.
 fn long_lines(source: &Source) -> Faults {
     let mut faults = Vec::new();
     for (index, line) in source.text.lines().enumerate() {
-        // Literals are not wrapped by `rustfmt`, nor are they here.
-        let is_literal = line.contains('"') || line.trim_end().ends_with('\\');
-        let is_prose = line.trim_start().starts_with("//");
-        let max = if is_prose { PROSE_COLUMNS_MAX } else { COLUMNS_MAX };
         let columns = line.chars().count();
-        if columns > max && (is_prose || !is_literal) {
-            faults.push(format!(
-                "{}:{}: {columns} columns, {max} are enough",
-                source.path,
-                index + 1
-            ));
+        if columns > COLUMNS_MAX && line.trim_start().starts_with("//") {
+            let line = index + 1;
+            faults.push(format!("{}:{line}: {columns} columns, not {COLUMNS_MAX}", source.path));
         }
     }
     faults
 }
 
-// ---- each rule is seen to catch
-
-#[test]
-fn the_floor_rule_catches() {
-    let catches = |path: &str, text: &str| floors(&source(path, text)).len();
-    assert_eq!(catches("src/proto/ws.rs", "use crate::service::stats::Stats;"), 1);
-    assert_eq!(catches("src/proto/ws.rs", "use crate::base::buf::Buf;"), 0);
-    assert_eq!(
-        catches("src/service/bus.rs", "use crate::net::Conn;"),
-        1,
-        "service and net do not know each other"
-    );
-    assert_eq!(catches("src/net/conn.rs", "use crate::{base::buf, service::route};"), 1);
-    assert_eq!(catches("src/net/conn.rs", "fn f() -> crate::gateway::Gateway {}"), 1);
-    assert_eq!(
-        catches("src/session/flow/stream.rs", "use super::super::super::gateway::Gateway;"),
-        1
-    );
-    assert_eq!(
-        catches("src/session/flow.rs", "use super::relay::Relay; use super::super::proto::ws;"),
-        0
-    );
-    assert_eq!(catches("src/gateway.rs", "use super::reactor::Reactor;"), 1);
-    assert_eq!(
-        catches("src/gateway.rs", "use crate::config::Config;"),
-        1,
-        "no part imports the configuration"
-    );
-    assert_eq!(catches("src/logging.rs", "use crate::config::Config;"), 1);
-    assert_eq!(
-        catches("src/config/mod.rs", "use crate::logging; use crate::gateway::Settings;"),
-        0
-    );
-    assert_eq!(catches("src/main.rs", "use aivtuber_gateway::config::Config;"), 0);
-    assert_eq!(catches("src/base/buf.rs", "use aivtuber_gateway::config::Config;"), 1);
-    assert_eq!(
-        catches(
-            "src/base/buf.rs",
-            "// use crate::gateway::Gateway;\nconst A: &str = \"crate::gateway\";"
-        ),
-        0
-    );
-    assert_eq!(
-        catches("src/base/buf.rs", "#[cfg(test)]\nmod tests { use crate::gateway::Gateway; }"),
-        0
-    );
-    assert_eq!(
-        catches("src/base/buf.rs", "#[cfg(test)] mod tests {}\nuse crate::gateway::Gateway;"),
-        1
-    );
-    assert_eq!(catches("src/attic.rs", ""), 1, "a new room needs a floor");
-}
-
-#[test]
-fn the_home_rule_catches() {
-    let catches = |path: &str, text: &str| homes(&source(path, text)).len();
-    assert_eq!(catches("src/gateway.rs", "use std::time::Instant; fn f() {}"), 1);
-    assert_eq!(catches("src/gateway.rs", "use std::time; fn f() { time::Instant::now(); }"), 1);
-    assert_eq!(catches("src/gateway.rs", "fn f() { std::time::SystemTime::now(); }"), 1);
-    assert_eq!(
-        catches("src/gateway.rs", "use std::time::{Duration, Instant as Moment}; fn f() {}"),
-        1
-    );
-    assert_eq!(
-        catches("src/gateway.rs", "use crate::base::moment::Moment; fn f(now: Moment) {}"),
-        0
-    );
-    assert_eq!(
-        catches("src/reactor/mod.rs", "use std::time::Instant; fn f() { Instant::now(); }"),
-        0
-    );
-    assert_eq!(catches("src/session/mod.rs", "use mio::Token;"), 1);
-    assert_eq!(catches("src/session/mod.rs", "use mio;"), 1);
-    assert_eq!(catches("src/net/tcp.rs", "use mio::Token;"), 0);
-    assert_eq!(catches("src/service/route.rs", "use std::{fmt, fs};"), 1);
-    assert_eq!(catches("src/service/route.rs", "use std::fs::File;"), 1);
-    assert_eq!(catches("src/service/route.rs", "use std::fmt;"), 0);
-    assert_eq!(catches("src/session/dial.rs", "use std::net::{SocketAddr, TcpStream};"), 1);
-    assert_eq!(catches("src/session/dial.rs", "fn f() { std::thread::sleep(d); }"), 1);
-    assert_eq!(catches("src/session/dial.rs", "use std::net::SocketAddr; // std::thread"), 0);
-}
-
-#[test]
-fn the_unsafe_rule_catches() {
-    assert_eq!(unsafe_home(&source("src/net/tcp.rs", "fn f() { unsafe { g() } }")).len(), 1);
-    assert_eq!(
-        unsafe_home(&source("src/net/tcp.rs", "// unsafe\nfn unsafe_looking() { \"unsafe\"; }"))
-            .len(),
-        0
-    );
-    assert_eq!(unsafe_home(&source("src/net/sys.rs", "unsafe { g() }")).len(), 0);
-}
-
-#[test]
-fn the_banned_rule_catches() {
-    for text in [
-        "struct A { b: Rc<RefCell<u8>> }",
-        "thread_local! { static A: u8 = 1; }",
-        "static mut A: u8 = 1;",
-        "static  mut A: u8 = 1;",
-        "fn f() { todo!() }",
-        "fn f() { unimplemented!() }",
-        "fn f() { dbg!(1); }",
-        "fn f() { println!(); }",
-        "fn f() { eprintln!(); }",
-        "#[allow(dead_code)] fn f() {}",
-    ] {
-        assert_eq!(banned(&source("src/gateway.rs", text)).len(), 1, "{text}");
+/// Files that should become folders.
+fn long_file(source: &Source) -> Faults {
+    let lines = match source.text.find("\n#[cfg(test)]\nmod ") {
+        Some(end) => source.text[..end].lines().count(),
+        None => source.text.lines().count(),
+    };
+    match lines > LINES_MAX {
+        true => vec![format!("{}: {lines} lines without tests, not {LINES_MAX}", source.path)],
+        false => Vec::new(),
     }
-    assert_eq!(
-        banned(&source("src/gateway.rs", "//! thread_local! todo!\nlet a = \"dbg!\";")).len(),
-        0
-    );
+}
+
+// ---- each rule finds what it is for
+
+#[test]
+fn the_layer_rule_finds_imports_from_above() {
+    let found = |path: &str, text: &str| layers(&source(path, text)).len();
+    for (path, text) in [
+        ("src/proto/ws.rs", "use crate::service::stats::Stats;"),
+        ("src/service/bus.rs", "use crate::net::Conn;"),
+        ("src/net/conn.rs", "use crate::{base::buf, service::route};"),
+        ("src/net/conn.rs", "fn f() -> crate::gateway::Gateway {}"),
+        ("src/session/flow/stream.rs", "use super::super::super::gateway::Gateway;"),
+        ("src/gateway/mod.rs", "use super::reactor::Reactor;"),
+        ("src/gateway/mod.rs", "use crate::config::Config;"),
+        ("src/logging/mod.rs", "use crate::config::Config;"),
+        ("src/base/buf.rs", "use aivtuber_gateway::config::Config;"),
+        ("src/base/buf.rs", "#[cfg(test)] mod tests {}\nuse crate::gateway::Gateway;"),
+        ("src/base/buf.rs", "use crate::attic::A;"),
+        ("src/attic.rs", ""),
+    ] {
+        assert_eq!(found(path, text), 1, "{path}: {text}");
+    }
+    for (path, text) in [
+        ("src/proto/ws.rs", "use crate::base::buf::Buf;"),
+        ("src/session/flow.rs", "use super::relay::Relay; use super::super::proto::ws;"),
+        ("src/config/mod.rs", "use crate::logging; use crate::gateway::Settings;"),
+        ("src/main.rs", "use aivtuber_gateway::config::Config;"),
+        ("src/base/buf.rs", "// use crate::gateway::Gateway;\nconst A: &str = \"crate::gateway\";"),
+        ("src/base/buf.rs", "#[cfg(test)]\nmod tests { use crate::gateway::Gateway; }"),
+    ] {
+        assert_eq!(found(path, text), 0, "{path}: {text}");
+    }
 }
 
 #[test]
-fn the_name_rule_catches() {
+fn the_circle_rule_finds_circles() {
+    let found = |files: &[(&str, &str)]| {
+        circles(&files.iter().map(|(path, text)| source(path, text)).collect::<Vec<_>>()).len()
+    };
+    let direct = [("src/a/b.rs", "use super::c::C;"), ("src/a/c.rs", "use crate::a::b;")];
+    assert_eq!(found(&direct), 1);
+    let long = [
+        ("src/a/b.rs", "use super::c::C;"),
+        ("src/a/c.rs", "fn f() { super::d::g() }"),
+        ("src/a/d.rs", "use super::b::B;"),
+    ];
+    assert!(found(&long) > 0);
+    let reexported = [
+        ("src/a/mod.rs", "pub use b::B;"),
+        ("src/a/b.rs", "use super::c::C;"),
+        ("src/a/c.rs", "use super::B;"),
+    ];
+    assert_eq!(found(&reexported), 1, "a re-export hides no circle");
+    let parent = [("src/a/mod.rs", "mod b; use b::B;"), ("src/a/b.rs", "use super::Shared;")];
+    assert_eq!(found(&parent), 0, "a folder's mod.rs is for its files to use");
+    let tests = [
+        ("src/a/b.rs", "use super::c::C;"),
+        ("src/a/c.rs", "#[cfg(test)]\nmod tests { use crate::a::b::B; }"),
+    ];
+    assert_eq!(found(&tests), 0);
+}
+
+#[test]
+fn the_rule_on_public_items_finds_unused_ones() {
+    let found = |text: &str, other: &str| {
+        unused_items(&[source("src/a.rs", text)], &[source("tests/a.rs", other)]).len()
+    };
+    for text in [
+        "pub fn f() {}",
+        "impl A { pub const fn f(&self) {} }",
+        "pub struct F;",
+        "pub const F: u8 = 1;",
+        "pub enum F { A }",
+    ] {
+        assert_eq!(found(text, "fn main() {}"), 1, "{text}");
+        assert_eq!(found(text, "fn main() { f(F) }"), 0, "{text}");
+    }
+    assert_eq!(found("pub(crate) fn f() {}", ""), 0, "the compiler finds these");
+    assert_eq!(found("pub fn f() {}", "// f"), 1, "a comment is no use");
+    assert_eq!(found("pub struct F; pub fn g() -> F { F }", "g()"), 0);
+    assert_eq!(found("pub struct F; pub struct G { pub f: F }", "G"), 0);
+    assert_eq!(found("pub struct F; pub enum G { A(F) }", "G"), 0);
+    assert_eq!(found("pub struct F; fn g() -> F { F }", "g()"), 1);
+}
+
+#[test]
+fn the_rule_on_names_finds_empty_words() {
     for text in [
         "struct SessionManager;",
         "fn get_name() {}",
@@ -373,428 +409,167 @@ fn the_name_rule_catches() {
         "trait Helper {}",
         "const UTIL_MAX: u8 = 1;",
     ] {
-        assert_eq!(left_out_words(&source("src/gateway.rs", text)).len(), 1, "{text}");
+        assert_eq!(empty_words(&source("src/gateway/mod.rs", text)).len(), 1, "{text}");
     }
-    for text in [
-        "fn handle_ready() {}",
-        "fn gets() {}",
-        "struct Target;",
-        "fn f() { info!(\"a\"); }",
-        "fn forget() {}",
-    ] {
-        assert_eq!(left_out_words(&source("src/gateway.rs", text)).len(), 0, "{text}");
+    for text in
+        ["fn handle_ready() {}", "fn gets() {}", "fn f() { info!(\"a\"); }", "fn forget() {}"]
+    {
+        assert_eq!(empty_words(&source("src/gateway/mod.rs", text)).len(), 0, "{text}");
     }
-    assert_eq!(left_out_words(&source("src/session/helper.rs", "")).len(), 1);
-    assert_eq!(left_out_words(&source("src/util/mod.rs", "")).len(), 1);
+    assert_eq!(empty_words(&source("src/session/helper.rs", "")).len(), 1);
+    assert_eq!(empty_words(&source("src/util/mod.rs", "")).len(), 1);
 }
 
 #[test]
-fn the_rules_about_text_catch() {
-    assert_eq!(opens_with_doc(&source("src/a.rs", "use std::fmt;")).len(), 1);
-    assert_eq!(opens_with_doc(&source("src/a.rs", "//!\n//! Late.")).len(), 1);
-    assert_eq!(opens_with_doc(&source("src/a.rs", "//! What this is for.")).len(), 0);
-    assert_eq!(
-        left_for_later(&source("src/a.rs", "// TODO: more\n/* FIXME */\nfn f() {}")).len(),
-        2
-    );
+fn the_rules_on_text_find_marks_and_lengths() {
+    let marks = "// TODO: more\n/* FIXME */\nfn f() {}";
+    assert_eq!(left_for_later(&source("src/a.rs", marks)).len(), 2);
     assert_eq!(left_for_later(&source("src/a.rs", "fn todo_list() {}")).len(), 0);
-    assert_eq!(long_lines(&source("src/a.rs", &"x".repeat(121))).len(), 1);
-    assert_eq!(long_lines(&source("src/a.rs", &format!("// {}", "x".repeat(138)))).len(), 1);
-    assert_eq!(
-        long_lines(&source("src/a.rs", &format!("// {}\n{}", "x".repeat(137), "é".repeat(120))))
-            .len(),
-        0
-    );
+    assert_eq!(long_lines(&source("src/a.rs", &format!("// {}", "x".repeat(COLUMNS_MAX - 2)))).len(), 1);
+    assert_eq!(long_lines(&source("src/a.rs", &format!("// {}", "é".repeat(COLUMNS_MAX - 3)))).len(), 0);
+    let lines = "fn f() {}\n".repeat(701);
+    assert_eq!(long_file(&source("src/a.rs", &lines)).len(), 1);
+    let tests = format!("\n#[cfg(test)]\nmod tests {{}}\n{lines}");
+    assert_eq!(long_file(&source("src/a.rs", &tests)).len(), 0);
 }
 
-#[test]
-fn what_is_no_code_is_blanked() {
-    let text =
-        "a /* b /* c */ d */ e // f\n\"g \\\" h\" i 'j' 'k r#\"l \" m\"# n b'o' br\"p\" '\\'' q";
-    let code = code_of(text);
-    let left: Vec<&str> = code.split_whitespace().collect();
-    assert_eq!(left, ["a", "e", "i", "'k", "n", "q"]);
-    assert_eq!(code.lines().count(), text.lines().count());
-    let tests = "a\n#[cfg(test)]\nmod tests {\n  fn b() { \"}\"; }\n}\nc\n#[cfg(test)]\nuse d;\ne";
-    assert_eq!(code_of(tests).split_whitespace().collect::<Vec<_>>(), ["a", "c", "e"]);
-    assert_eq!(code_of(tests).lines().count(), tests.lines().count());
+// ---- files and modules
+
+/// The files of the library, by module and by what their `mod.rs` re-export.
+struct Files<'a> {
+    /// `session::flow` to `src/session/flow.rs`.
+    by_module: BTreeMap<String, &'a str>,
+    /// `session::CloseReason` to `session::close::CloseReason`.
+    reexports: BTreeMap<String, String>,
 }
 
-#[test]
-fn use_trees_are_taken_apart() {
-    let text = "use a::{self, b::{c, d as e}, f::*}; pub(crate) use ::g::h;\nfn i(j: k::l) -> m { n::<o>::p(); }";
-    let found: Vec<String> = paths(text).into_iter().map(|(_, path)| path).collect();
-    for path in ["a", "a::b::c", "a::b::d", "a::f", "g::h", "k::l"] {
-        assert!(found.iter().any(|one| one == path), "{path} in {found:?}");
+impl<'a> Files<'a> {
+    fn new(sources: &'a [Source]) -> Self {
+        let by_module: BTreeMap<String, &str> =
+            sources.iter().map(|source| (module_of(&source.path), source.path.as_str())).collect();
+        let mut reexports = BTreeMap::new();
+        for source in sources {
+            let own = module_of(&source.path);
+            let tokens = tokens(&source.code);
+            for at in (1..tokens.len()).filter(|&at| tokens[at].text == "use") {
+                if tokens[at - 1].text != "pub" {
+                    continue;
+                }
+                use_tree(&tokens, at + 1, "", &mut |_, path, name| {
+                    // `pub use close::CloseReason` is relative to its own module.
+                    let target = absolute(&path, &source.path).unwrap_or(format!("{own}::{path}"));
+                    reexports.insert(format!("{own}::{name}"), target);
+                });
+            }
+        }
+        Self { by_module, reexports }
+    }
+
+    /// The file that defines what `path`, written in the file `from`, names; `None` outside the library.
+    fn resolve(&self, path: &str, from: &str) -> Option<&'a str> {
+        let mut path = match absolute(path, from) {
+            Some(path) => path,
+            // A child module, named without `self`.
+            None => {
+                let child = format!("{}::{path}", module_of(from));
+                let (first, _) = path.split_once("::")?;
+                self.by_module.get(&format!("{}::{first}", module_of(from)))?;
+                child
+            }
+        };
+        for _ in 0..4 {
+            match self.reexports.iter().find(|(name, _)| is_within(&path, name)) {
+                Some((name, target)) => path = format!("{target}{}", &path[name.len()..]),
+                None => break,
+            }
+        }
+        let mut module = path.as_str();
+        loop {
+            if let Some(file) = self.by_module.get(module) {
+                return Some(file);
+            }
+            module = module.rsplit_once("::")?.0;
+        }
+    }
+}
+
+/// The module of a file: `session::flow` for `src/session/flow.rs`, `session` for `src/session/mod.rs`.
+fn module_of(path: &str) -> String {
+    let inside = path.strip_prefix("src/").unwrap_or(path).trim_end_matches(".rs");
+    inside.trim_end_matches("/mod").replace('/', "::")
+}
+
+/// The module of a file at the top of the library; `None` if it is in no layer.
+fn top_module(path: &str) -> Option<String> {
+    let module = path.strip_prefix("src/")?.split('/').next()?.trim_end_matches(".rs");
+    layer(module).map(|_| module.to_owned())
+}
+
+/// `path`, written in the file `from`, as seen from the root of the library; `None` if it does not begin
+/// with `crate`, `super` or `self`.
+fn absolute(path: &str, from: &str) -> Option<String> {
+    let (first, rest) = path.split_once("::").unwrap_or((path, ""));
+    let mut module = match first {
+        "crate" | "aivtuber_gateway" => return (!rest.is_empty()).then(|| rest.to_owned()),
+        "super" => module_of(from),
+        _ => return None,
+    };
+    let mut path = path;
+    while let Some(rest) = path.strip_prefix("super") {
+        module = module.rsplit_once("::").map_or(String::new(), |(outer, _)| outer.to_owned());
+        path = rest.trim_start_matches("::");
+    }
+    match (module.is_empty(), path.is_empty()) {
+        (true, true) => None,
+        (true, false) => Some(path.to_owned()),
+        (false, true) => Some(module),
+        (false, false) => Some(format!("{module}::{path}")),
     }
 }
 
 // ---- reading the sources
 
-/// What the house is built of.
-fn house() -> Vec<Source> {
-    let sources = read(&["src"]);
+fn source(path: &str, text: &str) -> Source {
+    Source { path: path.to_owned(), text: text.to_owned(), code: code_of(text) }
+}
+
+/// The library and the binary, without files of tests.
+fn library() -> Vec<Source> {
+    let mut sources = read(&["src"]);
+    sources.retain(|source| !source.path.ends_with("/tests.rs"));
     assert!(sources.len() > 30, "only {} files were found", sources.len());
     sources
 }
 
-/// The house and what checks it.
-fn all() -> Vec<Source> {
-    read(&["src", "tests"])
+/// Everything that people write.
+fn project() -> Vec<Source> {
+    read(&["src", "tests", "benches"])
 }
 
-fn read(folders: &[&str]) -> Vec<Source> {
+fn read(paths: &[&str]) -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut sources = Vec::new();
-    for folder in folders {
-        read_folder(root, &root.join(folder), &mut sources);
+    for path in paths {
+        read_path(root, &root.join(path), &mut sources);
     }
     sources.sort_by(|a, b| a.path.cmp(&b.path));
     sources
 }
 
-fn read_folder(root: &Path, folder: &Path, sources: &mut Vec<Source>) {
-    for entry in
-        fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
-    {
-        let path = entry.expect("a folder's entry").path();
-        if path.is_dir() {
-            if !path.ends_with("node_modules") {
-                read_folder(root, &path, sources);
-            }
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let text = fs::read_to_string(&path)
-                .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-            let path = path.strip_prefix(root).expect("it was found below the root");
-            sources.push(source(&path.to_string_lossy(), &text));
+fn read_path(root: &Path, path: &Path, sources: &mut Vec<Source>) {
+    if path.is_dir() {
+        if path.ends_with("node_modules") || path.ends_with("target") {
+            return;
         }
-    }
-}
-
-fn source(path: &str, text: &str) -> Source {
-    Source { path: path.to_owned(), text: text.to_owned(), code: code_of(text) }
-}
-
-/// The room that a file belongs to: `session` for `src/session/flow.rs`, `gateway` for `src/gateway.rs`. `None` where there is
-/// no such floor.
-fn room_of(path: &str) -> Option<String> {
-    let room = path.strip_prefix("src/")?.split('/').next()?.trim_end_matches(".rs");
-    floor(room).map(|_| room.to_owned())
-}
-
-/// The room that `path`, written in `file`, leads to: `crate::room::…`, or `super` as often as it takes to get there.
-fn crate_room(path: &str, file: &str) -> Option<String> {
-    let mut parts = path.split("::").peekable();
-    match parts.peek()? {
-        &"crate" | &"aivtuber_gateway" => {
-            parts.next();
+        let entries =
+            fs::read_dir(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        for entry in entries {
+            read_path(root, &entry.expect("an entry can be read").path(), sources);
         }
-        &"super" => {
-            let inside =
-                file.strip_prefix("src/")?.trim_end_matches(".rs").trim_end_matches("/mod");
-            let mut depth = inside.split('/').count();
-            while parts.peek() == Some(&"super") {
-                parts.next();
-                depth = depth.checked_sub(1)?;
-            }
-            if depth > 0 {
-                return None; // still within its own room
-            }
-        }
-        _ => return None,
+    } else if path.extension().is_some_and(|extension| extension == "rs") {
+        let text =
+            fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let path = path.strip_prefix(root).expect("it is inside").to_string_lossy();
+        sources.push(source(&path, &text));
     }
-    let room = parts.next()?;
-    // A name at the top of the library that is no room: a macro, or a name made there.
-    room.starts_with(|first: char| first.is_ascii_lowercase()).then(|| room.to_owned())
-}
-
-// ---- a reader of Rust that knows just enough
-
-/// `text` with comments and literals made blank, and what `#[cfg(test)]` stands before. Line ends stay.
-fn code_of(text: &str) -> String {
-    without_tests(&without_literals(text))
-}
-
-fn without_literals(text: &str) -> String {
-    let signs: Vec<char> = text.chars().collect();
-    let mut out = String::with_capacity(text.len());
-    let mut at = 0;
-    while at < signs.len() {
-        let end = match (signs[at], signs.get(at + 1)) {
-            ('/', Some('/')) => line_end(&signs, at),
-            ('/', Some('*')) => comment_end(&signs, at),
-            ('"', _) => string_end(&signs, at),
-            ('\'', _) => match char_end(&signs, at) {
-                Some(end) => end,
-                None => {
-                    out.push('\''); // a lifetime
-                    at += 1;
-                    continue;
-                }
-            },
-            (first, _) if first.is_alphabetic() || first == '_' => {
-                let end =
-                    (at..signs.len()).find(|&i| !signs[i].is_alphanumeric() && signs[i] != '_');
-                let end = end.unwrap_or(signs.len());
-                let word: String = signs[at..end].iter().collect();
-                match (word.as_str(), signs.get(end)) {
-                    ("r" | "br" | "cr", Some('"' | '#')) if raw_end(&signs, end).is_some() => {
-                        raw_end(&signs, end).unwrap_or(end)
-                    }
-                    ("b" | "c", Some('"')) => string_end(&signs, end),
-                    ("b", Some('\'')) => char_end(&signs, end).unwrap_or(end),
-                    _ => {
-                        out.push_str(&word);
-                        at = end;
-                        continue;
-                    }
-                }
-            }
-            (sign, _) => {
-                out.push(sign);
-                at += 1;
-                continue;
-            }
-        };
-        out.extend(signs[at..end].iter().map(|&sign| if sign == '\n' { '\n' } else { ' ' }));
-        at = end;
-    }
-    out
-}
-
-fn line_end(signs: &[char], at: usize) -> usize {
-    (at..signs.len()).find(|&i| signs[i] == '\n').unwrap_or(signs.len())
-}
-
-fn comment_end(signs: &[char], mut at: usize) -> usize {
-    let mut depth = 0;
-    while at + 1 < signs.len() {
-        match (signs[at], signs[at + 1]) {
-            ('/', '*') => depth += 1,
-            ('*', '/') => depth -= 1,
-            _ => {
-                at += 1;
-                continue;
-            }
-        }
-        at += 2;
-        if depth == 0 {
-            return at;
-        }
-    }
-    signs.len()
-}
-
-fn string_end(signs: &[char], at: usize) -> usize {
-    let mut i = at + 1;
-    while i < signs.len() && signs[i] != '"' {
-        i += if signs[i] == '\\' { 2 } else { 1 };
-    }
-    (i + 1).min(signs.len())
-}
-
-fn raw_end(signs: &[char], at: usize) -> Option<usize> {
-    let hashes = signs[at..].iter().take_while(|&&sign| sign == '#').count();
-    if signs.get(at + hashes) != Some(&'"') {
-        return None; // a raw name: r#type
-    }
-    let mut i = at + hashes + 1;
-    while i < signs.len() {
-        if signs[i] == '"'
-            && signs[i + 1..].iter().take(hashes).filter(|&&sign| sign == '#').count() == hashes
-        {
-            return Some(i + 1 + hashes);
-        }
-        i += 1;
-    }
-    Some(signs.len())
-}
-
-/// The end of the character literal that begins at `at`; `None` if a lifetime does.
-fn char_end(signs: &[char], at: usize) -> Option<usize> {
-    match signs.get(at + 1)? {
-        '\\' => (at + 3..signs.len()).find(|&i| signs[i] == '\'').map(|i| i + 1),
-        _ => (signs.get(at + 2) == Some(&'\'')).then_some(at + 3),
-    }
-}
-
-fn without_tests(code: &str) -> String {
-    const MARK: &str = "#[cfg(test)]";
-    let mut out = String::with_capacity(code.len());
-    let mut rest = code;
-    while let Some(at) = rest.find(MARK) {
-        out.push_str(&rest[..at]);
-        let (mut depth, mut end) = (0, rest.len());
-        for (i, sign) in rest[at + MARK.len()..].char_indices() {
-            match sign {
-                '{' => depth += 1,
-                '}' => depth -= 1,
-                _ => {}
-            }
-            if depth == 0 && matches!(sign, '}' | ';') {
-                end = at + MARK.len() + i + 1;
-                break;
-            }
-        }
-        out.extend(rest[at..end].chars().filter(|&sign| sign == '\n'));
-        rest = &rest[end..];
-    }
-    out + rest
-}
-
-#[derive(Clone, Copy)]
-struct Token<'c> {
-    line: usize,
-    text: &'c str,
-}
-
-/// Words, `::`, and single signs.
-fn tokens(code: &str) -> Vec<Token<'_>> {
-    let mut tokens = Vec::new();
-    for (index, text) in code.lines().enumerate() {
-        let mut rest = text.trim_start();
-        while let Some(first) = rest.chars().next() {
-            let length = match rest.find(|sign: char| !sign.is_alphanumeric() && sign != '_') {
-                _ if rest.starts_with("::") => 2,
-                Some(0) => first.len_utf8(),
-                Some(length) => length,
-                None => rest.len(),
-            };
-            tokens.push(Token { line: index + 1, text: &rest[..length] });
-            rest = rest[length..].trim_start();
-        }
-    }
-    tokens
-}
-
-/// Every path in `code` with its line: those that `use` brings in, taken apart, and those that stand in the code.
-fn paths(code: &str) -> Vec<(usize, String)> {
-    let tokens = tokens(code);
-    let mut paths = Vec::new();
-    let mut at = 0;
-    while at < tokens.len() {
-        if tokens[at].text == "use" {
-            at = use_tree(&tokens, at + 1, "", &mut |line, path, _| paths.push((line, path)));
-        } else if is_word(tokens[at].text) {
-            let line = tokens[at].line;
-            let (path, end) = path_at(&tokens, at);
-            paths.push((line, path));
-            at = end;
-        } else {
-            at += 1;
-        }
-    }
-    paths
-}
-
-/// Like [`paths`], with names that a `use` brought in replaced by what they stand for.
-fn full_paths(code: &str) -> Vec<(usize, String)> {
-    let tokens = tokens(code);
-    let mut known = Vec::new();
-    for at in (0..tokens.len()).filter(|&at| tokens[at].text == "use") {
-        use_tree(&tokens, at + 1, "", &mut |_, path, name| known.push((name, path)));
-    }
-    let resolve = |path: String| {
-        let (first, rest) =
-            path.split_once("::").map_or((path.as_str(), ""), |(first, rest)| (first, rest));
-        match known.iter().find(|(name, _)| name == first) {
-            Some((_, full)) if rest.is_empty() => full.clone(),
-            Some((_, full)) => format!("{full}::{rest}"),
-            None => path,
-        }
-    };
-    let mut full = Vec::new();
-    let mut at = 0;
-    while at < tokens.len() {
-        if tokens[at].text == "use" {
-            at = use_tree(&tokens, at + 1, "", &mut |line, path, _| full.push((line, path)));
-        } else if is_word(tokens[at].text) {
-            let (path, end) = path_at(&tokens, at);
-            // A word alone may be anything: a field, a variable.
-            if path.contains("::") {
-                full.push((tokens[at].line, resolve(path)));
-            }
-            at = end;
-        } else {
-            at += 1;
-        }
-    }
-    full
-}
-
-/// Takes the tree behind `use` apart; `found` gets line, path and the name it is known by. Gives where the tree ends.
-fn use_tree(
-    tokens: &[Token],
-    mut at: usize,
-    before: &str,
-    found: &mut dyn FnMut(usize, String, String),
-) -> usize {
-    let mut path = before.to_owned();
-    let mut line = tokens.get(at).map_or(0, |token| token.line);
-    let mut name = None;
-    while let Some(token) = tokens.get(at) {
-        match token.text {
-            "::" => {}
-            "{" => {
-                at += 1;
-                while tokens.get(at).is_some_and(|token| token.text != "}") {
-                    at = use_tree(tokens, at, &path, found);
-                    if tokens.get(at).is_some_and(|token| token.text == ",") {
-                        at += 1;
-                    }
-                }
-                return at + 1;
-            }
-            "as" => {
-                at += 1;
-                name = tokens.get(at).map(|token| token.text.to_owned());
-            }
-            "self" | "*" => line = token.line,
-            word if is_word(word) => {
-                line = token.line;
-                path = if path.is_empty() { word.to_owned() } else { format!("{path}::{word}") };
-            }
-            _ => break,
-        }
-        at += 1;
-    }
-    let last = path.rsplit("::").next().unwrap_or_default().to_owned();
-    found(line, path, name.unwrap_or(last));
-    at
-}
-
-fn path_at(tokens: &[Token], mut at: usize) -> (String, usize) {
-    let mut path = tokens[at].text.to_owned();
-    at += 1;
-    while at + 1 < tokens.len() && tokens[at].text == "::" && is_word(tokens[at + 1].text) {
-        path = format!("{path}::{}", tokens[at + 1].text);
-        at += 2;
-    }
-    (path, at)
-}
-
-fn is_word(text: &str) -> bool {
-    text.starts_with(|first: char| first.is_alphabetic() || first == '_')
-}
-
-/// `HTTPHandler`, `http_handler` and `HTTP_HANDLER` are all `http` and `handler`.
-fn words(name: &str) -> Vec<String> {
-    let signs: Vec<char> = name.chars().collect();
-    let mut words = vec![String::new()];
-    for (i, &sign) in signs.iter().enumerate() {
-        let before = i.checked_sub(1).map(|i| signs[i]);
-        let starts_word = sign.is_uppercase()
-            && (before.is_some_and(char::is_lowercase)
-                || before.is_some_and(char::is_uppercase)
-                    && signs.get(i + 1).is_some_and(|next| next.is_lowercase()));
-        if sign == '_' || starts_word {
-            words.push(String::new());
-        }
-        if sign != '_'
-            && let Some(word) = words.last_mut()
-        {
-            word.extend(sign.to_lowercase());
-        }
-    }
-    words
 }

@@ -18,7 +18,7 @@ impl Moment {
     pub const START: Moment = Moment(NonZeroU64::MIN);
 
     /// The time since [`Moment::START`].
-    pub fn since_start(self) -> Duration {
+    fn since_start(self) -> Duration {
         Duration::from_nanos(self.0.get() - 1)
     }
 }

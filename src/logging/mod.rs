@@ -150,11 +150,6 @@ impl Logging {
         self.shared.queue.ask(Request::Reopen);
     }
 
-    /// From now on this level, whatever the settings said.
-    pub fn set_level(&self, level: LevelFilter) {
-        log::set_max_level(level);
-    }
-
     /// Takes all of the new settings into use and has the file opened again. Does not wait for it.
     pub fn apply(&self, settings: Settings) {
         log::set_max_level(settings.level);

@@ -22,13 +22,13 @@ pub const BAD_TASK_ID: &str = "Invalid task_id format";
 /// Told to a client whose `from_chunk` is no number; close 4004 follows.
 pub const BAD_FROM_CHUNK: &str = "Invalid from_chunk format";
 /// Told to a client in place of a result that is no JSON object or has a known field of the wrong type.
-pub const BAD_RESULT: &str = "Invalid response format";
+const BAD_RESULT: &str = "Invalid response format";
 /// Told to a client that waited its whole `timeout`; close 4008 follows.
 pub const TIMED_OUT: &str = "Processing timeout";
 /// Told to waiting clients when Redis was away for longer than its grace; close 1013 follows.
 pub const REDIS_AWAY: &str = "Redis connection not available";
 /// The text of a failure that a worker reported without any words.
-pub const FAILED: &str = "Processing failed";
+const FAILED: &str = "Processing failed";
 
 /// Names of the messages' own fields: a worker's field of that name is not passed on.
 const OUR_NAMES: [&str; 9] = [

@@ -22,7 +22,7 @@ use super::http::{
 };
 
 /// The longest `X-Request-Id` from a client that is kept.
-pub const REQUEST_ID_BYTES_MAX: usize = 128;
+const REQUEST_ID_BYTES_MAX: usize = 128;
 
 /// How this gateway calls itself in `Via`.
 const VIA_NAME: &[u8] = b"aivtuber-gateway";
@@ -50,7 +50,7 @@ pub struct Forwarding<'a> {
 }
 
 /// Whether a request asks to speak WebSocket at all, properly or not.
-pub fn is_upgrade(head: &RequestHead<'_, '_>) -> bool {
+fn is_upgrade(head: &RequestHead<'_, '_>) -> bool {
     head.headers.has_token("upgrade", "websocket")
 }
 

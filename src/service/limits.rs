@@ -140,7 +140,7 @@ impl Limits {
     }
 
     /// The value of `Access-Control-Allow-Origin`: the origin as the client wrote it; none without rules.
-    pub fn allow_origin<'o>(&self, origin: Option<&'o [u8]>) -> Option<&'o str> {
+    fn allow_origin<'o>(&self, origin: Option<&'o [u8]>) -> Option<&'o str> {
         matching(&self.settings.allowed_origins, origin?)
     }
 

@@ -2,6 +2,7 @@
 
 use super::close::{CloseReason, CodeText};
 use super::{Context, Identity};
+use crate::proto::http::{Form, Response};
 use crate::proto::message::TaskId;
 use crate::service::stats::BothWays;
 use log::{info, warn};
@@ -58,6 +59,12 @@ pub enum Last {
     Frames(Vec<u8>),
     /// A whole HTTP answer. Then FIN, and a wait for the client's.
     Answer(Vec<u8>),
+}
+
+/// The bytes of a response after which nothing more is read, for [`Last::Answer`]. Counts it.
+pub fn last_response(response: Response, cx: &mut Context) -> Vec<u8> {
+    cx.stats.count_http(response.status);
+    response.into_bytes(Form::LAST)
 }
 
 impl Ended {

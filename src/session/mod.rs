@@ -329,6 +329,8 @@ pub enum Step {
     Next(Phase),
     /// More could be done, but other sessions have their turn first.
     Yield(Phase),
+    /// A response has gone out: the connection waits for its next request, of which these bytes are here.
+    NextRequest(Vec<u8>),
     /// Only the gateway can answer this, since the answer is about more than one session: it calls [`Session::answer`].
     Ask(Box<reply::Question>),
     /// The session has ended, apart from the last bytes to the client.
@@ -386,7 +388,7 @@ impl Session {
         response: http::Response,
         cx: &mut Context,
     ) -> Session {
-        let answer = reply::Reply::last(response, cx);
+        let answer = ended::last_response(response, cx);
         let phase = reply::Reply::raw(answer, cx);
         Session { who, downstream, phase, is_yielded: false }
     }
@@ -464,6 +466,14 @@ impl Session {
                 Step::Yield(phase) => {
                     self.phase = phase;
                     return Driven::Yield;
+                }
+                Step::NextRequest(held) => {
+                    let is_here = !held.is_empty() || self.downstream.is_readable();
+                    self.phase = request::Request::following(held, cx);
+                    if is_here {
+                        // One response a turn, however many requests are pipelined.
+                        return Driven::Yield;
+                    }
                 }
                 Step::Ask(question) => return Driven::Ask(question),
                 Step::End(ended) => self.end(*ended, cx),

@@ -5,7 +5,6 @@
 //! sessions only little.
 
 use super::linger::Linger;
-use super::request::Request;
 use super::transcript::{Event, note};
 use super::{CloseReason, Context, Drain, Ended, Identity, Phase, State, Step};
 use crate::base::moment::Moment;
@@ -75,12 +74,6 @@ impl Reply {
         Reply::phase(wire, then, cx)
     }
 
-    /// The bytes of a response after which nothing more is read.
-    pub fn last(response: Response, cx: &mut Context) -> Vec<u8> {
-        cx.stats.count_http(response.status);
-        response.into_bytes(Form::LAST)
-    }
-
     /// Sends a response after which nothing more is read.
     pub fn raw(bytes: Vec<u8>, cx: &Context) -> Phase {
         Reply::phase(Wire { first: bytes, rest: Shared::default() }, Then::Close, cx)
@@ -132,11 +125,7 @@ impl State for Reply {
             }
         }
         match self.then {
-            // One response a turn, however many requests are pipelined.
-            Then::NextRequest { rest } if !rest.is_empty() || downstream.is_readable() => {
-                Step::Yield(Request::following(rest, cx))
-            }
-            Then::NextRequest { rest } => Step::Next(Request::following(rest, cx)),
+            Then::NextRequest { rest } => Step::NextRequest(rest),
             Then::Close => Step::Next(Linger::phase(Vec::new(), cx)),
         }
     }

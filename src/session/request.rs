@@ -4,6 +4,7 @@
 //! owns nothing else while it waits.
 
 use super::dial::Dial;
+use super::ended::last_response;
 use super::output::Output;
 use super::reply::{Asked, Question, Reply};
 use super::transcript::{Event, Query, note};
@@ -187,7 +188,7 @@ fn open(
     cx: &mut Context,
 ) -> Step {
     if cx.is_draining {
-        let answer = Reply::last(http::Response::error(503, "Gateway restarting"), cx);
+        let answer = last_response(http::Response::error(503, "Gateway restarting"), cx);
         return Step::End(Ended::http(CloseReason::Draining).with_last(Last::Answer(answer)));
     }
     who.route = Some(route);
@@ -220,7 +221,7 @@ fn answer(asked: Asked, response: http::Response, who: &Identity, cx: &mut Conte
 /// next request would begin.
 fn refuse(bad: BadHead, reason: CloseReason, cx: &mut Context) -> Step {
     let detail = Detail::BadRequest { status: bad.status, why: bad.why };
-    let answer = Reply::last(bad.into_response(), cx);
+    let answer = last_response(bad.into_response(), cx);
     Step::End(Ended::new(reason, detail).with_last(Last::Answer(answer)))
 }
 

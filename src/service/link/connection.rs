@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::keep::StoreReply;
+use super::pending::PendingReply;
 use super::server::Server;
 use super::{ANSWER_TIMEOUT, DIAL_TIMEOUT, RedisRole};
 use crate::base::backoff::Backoff;
@@ -41,22 +41,6 @@ pub(super) enum ConnectionState {
     Dialing { timeout_at: Moment },
     Greeting { timeout_at: Moment, decoder: Box<Decoder> },
     Up { since: Moment, ping_at: Moment, decoder: Box<Decoder> },
-}
-
-/// What the next reply will be about.
-pub(super) enum PendingReply {
-    /// A command of the login; an error ends the connection.
-    Login,
-    /// A command whose reply changes nothing.
-    Ignored,
-    /// `TIME`, sent before the subscriptions are.
-    Clock,
-    /// The last command of the greeting.
-    Ready,
-    /// A command that keeps or looks up results.
-    Store(StoreReply),
-    /// A `PING` on the subscriber connection: everything published before it has been received.
-    Barrier(Box<super::LookUpAnswer>),
 }
 
 /// What [`Connection::handle_time`] found to be due.

@@ -10,7 +10,8 @@ use redis::Value;
 use uuid::Uuid;
 
 use super::LookUpAnswer;
-use super::connection::{Connection, PendingReply};
+use super::connection::Connection;
+use super::pending::{PendingReply, StoreReply, StoreRequest};
 use crate::base::moment::Moment;
 use crate::proto::resp;
 use crate::service::tasks::{self, KeptResult, Occurrence, Subscription};
@@ -44,25 +45,6 @@ pub(super) enum Job {
     Store(StoreRequest),
     LookUp { task: Uuid, spellings: Vec<Box<str>> },
     Forget(Uuid),
-}
-
-/// A result to store, with what tells it from equal ones.
-pub(super) struct StoreRequest {
-    task: Uuid,
-    since: u64,
-    occurrence: Occurrence,
-    payload: Rc<[u8]>,
-}
-
-/// What a reply on the store connection is about.
-pub(super) enum StoreReply {
-    ScriptLoaded,
-    Stored(Vec<StoreRequest>),
-    /// The results that are kept of a task. The reply to `Set` follows.
-    Kept,
-    /// What workers have set for a task, and what the reply before this one said is kept.
-    Set(Uuid, Vec<KeptResult>),
-    Forgotten,
 }
 
 /// What a reply on the store connection means to the link.

@@ -27,6 +27,7 @@
 
 mod connection;
 mod keep;
+mod pending;
 mod server;
 mod subscribe;
 
@@ -40,9 +41,10 @@ use uuid::Uuid;
 use crate::base::moment::Moment;
 use crate::proto::resp::{self, Incoming};
 use crate::service::tasks::{self, KeptResult, Occurrence, Subscription};
-use connection::{Connection, Due, PendingReply};
+use connection::{Connection, Due};
 pub use keep::{BATCH_MAX, KEPT_MAX};
 use keep::{ErrorReply, Keeper, StoreOutcome};
+use pending::{PendingReply, StoreReply};
 pub use server::{Address, Server};
 use subscribe::{Confirmed, Subscriptions};
 
@@ -485,7 +487,7 @@ impl Link {
             StoreOutcome::Problem(why) => self.report(why),
             StoreOutcome::Kept(results) => {
                 // The look-up is two commands. What the first one found waits in the second.
-                if let Some(PendingReply::Store(keep::StoreReply::Set(_, kept))) =
+                if let Some(PendingReply::Store(StoreReply::Set(_, kept))) =
                     self.store.pending.front_mut()
                 {
                     *kept = results;

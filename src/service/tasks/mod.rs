@@ -70,7 +70,7 @@ pub struct KeptResult {
 
 impl KeptResult {
     /// The time of what a worker has set and nobody has heard yet: later than all others.
-    pub const NOT_PUBLISHED: u64 = 9_999_999_999_999_999;
+    const NOT_PUBLISHED: u64 = 9_999_999_999_999_999;
 }
 
 /// A result among the others of its task.
