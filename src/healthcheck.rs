@@ -4,6 +4,10 @@
 //! container gets for failing, would not bring its backend or its Redis back. What it says of
 //! itself is printed.
 
+#![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
+#![expect(clippy::disallowed_methods, reason = "a command of its own, which may wait")]
+#![expect(clippy::disallowed_types, reason = "a command of its own, which may wait")]
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::sync::mpsc;

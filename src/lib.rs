@@ -15,6 +15,20 @@
 //!
 //! `docs/architecture.md` walks through it; `tests/tidy.rs` holds the rules.
 
+#![warn(
+    clippy::disallowed_macros,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::expect_used,
+    clippy::fn_params_excessive_bools,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::too_many_lines,
+    clippy::unwrap_used
+)]
+
 pub mod base;
 pub mod cli;
 pub mod config;

@@ -2,6 +2,20 @@
 //!
 //! Exit status: 0 after a clean stop, 2 for bad usage or configuration, 1 for anything else.
 
+#![warn(
+    clippy::disallowed_macros,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::expect_used,
+    clippy::fn_params_excessive_bools,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::too_many_lines,
+    clippy::unwrap_used
+)]
+
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
@@ -42,10 +56,13 @@ fn main() -> ExitCode {
             say(&format!("The configuration is valid ({source}).\n"))
         }
         Action::PrintConfig => say(&loaded.config.to_toml()),
-        Action::Healthcheck => match healthcheck::ask(loaded.config.reactor.listen[0]) {
-            Ok(status) => say(&format!("{status}\n")),
-            Err(why) => complain(1, &why),
-        },
+        Action::Healthcheck => {
+            match loaded.config.reactor.listen.first().map(|&to| healthcheck::ask(to)) {
+                Some(Ok(status)) => say(&format!("{status}\n")),
+                Some(Err(why)) => complain(1, &why),
+                None => complain(UNUSABLE, "the gateway listens nowhere"),
+            }
+        }
         Action::Run | Action::Demo => start(action == Action::Demo, flags, loaded),
         Action::Help | Action::Version => ExitCode::SUCCESS,
     }
@@ -126,7 +143,9 @@ fn run(flags: Flags, loaded: Loaded, demo: Option<Demo>, logging: &Logging) -> R
         if let Some(&inbox) = reactor.inbox_addresses().first() {
             demo.publish_at(inbox);
         }
-        say(&demo::welcome(reactor.addresses()[0]));
+        if let Some(&address) = reactor.addresses().first() {
+            say(&demo::welcome(address));
+        }
     }
     reactor.run().map_err(|error| error.to_string())
 }

@@ -28,10 +28,10 @@
 //! A client connects with the first line that names it. Backends are called `backend`, `backend2`, … in
 //! the order in which they are dialed. Output is shown by connection, not by time.
 
-#[allow(dead_code)]
+#[expect(dead_code, reason = "the simulation uses the rest")]
 #[path = "sim/kernel.rs"]
 mod kernel;
-#[allow(dead_code)]
+#[expect(dead_code, reason = "the simulation uses the rest")]
 #[path = "sim/wire.rs"]
 mod wire;
 

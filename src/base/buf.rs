@@ -4,6 +4,8 @@
 //! pointer: its memory is freed with the last byte, not kept for the next stall. What it owns is charged
 //! to a [`Budget`].
 
+#![expect(clippy::indexing_slicing, reason = "the range is checked against the length before")]
+
 use super::budget::{Budget, Charge};
 
 /// Bytes that wait to be written, at most `LIMIT`.

@@ -5,6 +5,8 @@
 //! behind its last entry, because untouched pages are not resident. And an entry keeps its slot for as
 //! long as it lives, so that other structures can refer to it with four bytes.
 
+#![expect(clippy::indexing_slicing, reason = "slots and positions come from the structure itself")]
+
 use hashbrown::HashTable;
 use slab::Slab;
 use std::hash::{BuildHasher, RandomState};

@@ -14,6 +14,9 @@
 //! and compares with the time when it is called. A relayed message moves an idle deadline back, and
 //! therefore only reads here.
 
+#![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
+#![expect(clippy::indexing_slicing, reason = "slots and positions come from the structure itself")]
+
 use super::moment::Moment;
 
 /// Entries that compete for one entry of the round above.
@@ -28,6 +31,7 @@ pub struct Timers {
 }
 
 impl Timers {
+    /// No deadlines yet.
     pub const fn new() -> Timers {
         Timers { rounds: Vec::new() }
     }

@@ -1,5 +1,14 @@
 //! Addresses: where the gateway listens, and where Redis is.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "configuration is read at start and by a background thread"
+)]
+#![expect(
+    clippy::disallowed_types,
+    reason = "finds out which addresses are local, at start and on a background thread"
+)]
+
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::str::FromStr;
 

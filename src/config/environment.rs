@@ -13,6 +13,7 @@ use crate::service::route::Target;
 use crate::service::url::{BackendUrl, Template};
 
 /// An environment variable that sets something.
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Variable {
     pub name: &'static str,
     /// For `--help`.

@@ -1,5 +1,10 @@
 //! Reads a whole small file, and nothing that could block for ever or have no end.
 
+#![expect(
+    clippy::disallowed_types,
+    reason = "finds out which addresses are local, at start and on a background thread"
+)]
+
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -36,6 +41,10 @@ fn unreadable(error: io::Error) -> String {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "configuration is read at start and by a background thread"
+)]
 mod tests {
     use super::*;
     use std::path::PathBuf;

@@ -1,5 +1,7 @@
 //! What a key takes: how its value is read from the file, shown, compared and copied.
 
+#![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
+
 use std::ops::RangeInclusive;
 use std::time::Duration;
 

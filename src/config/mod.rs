@@ -19,6 +19,11 @@
 //! );
 //! ```
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "configuration is read at start and by a background thread"
+)]
+
 mod addresses;
 mod environment;
 mod file;

@@ -1,5 +1,7 @@
 //! Routes in the file: a list of tables, which the table of keys cannot hold, so they are read here.
 
+#![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
+
 use std::fmt::Write as _;
 use std::ops::Range;
 

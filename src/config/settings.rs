@@ -9,6 +9,7 @@ use crate::{gateway, logging, reactor};
 
 /// Everything that can be set.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Config {
     pub reactor: reactor::Settings,
     pub gateway: gateway::Settings,

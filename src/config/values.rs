@@ -1,5 +1,7 @@
 //! How values are written in the file: durations, sizes, words, strings and lists of strings.
 
+#![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
+
 use std::fmt::Write as _;
 use std::ops::Range;
 use std::time::Duration;

@@ -16,6 +16,8 @@
 //! - *Slots are freed last*: a session that ended in this turn keeps its slot until [`Gateway::finish_turn`], so that a late
 //!   event of this turn cannot reach another session.
 
+#![expect(clippy::indexing_slicing, reason = "keys come from the slab, roles index a pair")]
+
 mod redis;
 mod reload;
 mod snapshot;
@@ -63,6 +65,7 @@ const RELEASE_FROM: usize = 64;
 
 /// How the gateway behaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Settings {
     pub session: session::Settings,
     pub limits: limits::Settings,

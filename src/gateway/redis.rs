@@ -12,6 +12,8 @@
 //! A server's name is looked up by the background threads, and its addresses are tried one after
 //! the other.
 
+#![expect(clippy::indexing_slicing, reason = "keys come from the slab, roles index a pair")]
+
 use crate::net::{Conn, Io, PeerAddress, Ready, Source};
 use crate::service::link::{Action, Address, REDIS_ROLES, RedisRole};
 use crate::service::name::Name;
@@ -238,6 +240,7 @@ impl RedisSockets {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_types, reason = "??")]
 mod tests {
     use super::*;
     use crate::base::moment::Moment;

@@ -4,6 +4,8 @@
 //! gateway with one that was started with the same settings. A part that keeps settings belongs in
 //! both: `tests/reload.rs` fails for every live key whose part is missing in either.
 
+#![expect(clippy::indexing_slicing, reason = "keys come from the slab, roles index a pair")]
+
 use std::time::Duration;
 
 use log::warn;

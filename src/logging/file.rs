@@ -1,5 +1,9 @@
 //! The log file on disk: opened for appending, rotated by its size.
 
+#![expect(clippy::disallowed_methods, reason = "the log has a file and a wall clock of its own")]
+#![expect(clippy::indexing_slicing, reason = "positions come from the same buffer")]
+#![expect(clippy::disallowed_types, reason = "the log has a file of its own")]
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;

@@ -290,6 +290,7 @@ fn lock<T>(one: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "the log has a file and a wall clock of its own")]
 mod tests {
     use super::*;
     use std::fs;

@@ -1,6 +1,10 @@
 //! Writes lines to the log file or to standard error. Used by the writer thread alone, so it may
 //! wait for a disk.
 
+#![expect(clippy::indexing_slicing, reason = "positions come from the same buffer")]
+#![expect(clippy::disallowed_methods, reason = "the log has a file and a wall clock of its own")]
+#![expect(clippy::disallowed_types, reason = "the log has a file of its own")]
+
 use super::Settings;
 use super::file;
 use super::line::write_line;

@@ -6,11 +6,14 @@
 //! call that would only return `EAGAIN`. Once the peer's FIN has been announced, a short read proves
 //! nothing, because data and FIN may share one event: reads then go on until they meet the end.
 
+#![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
+
 use super::{OpenFile, Pipe, Socket, Transport, tcp::Tcp};
 use std::io::{self, ErrorKind};
 
 /// What an event reported about one socket.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Ready {
     pub readable: bool,
     pub writable: bool,
@@ -376,6 +379,7 @@ impl State {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_types, reason = "sockets and files live here")]
 mod tests {
     use super::*;
     use std::cell::RefCell;

@@ -19,6 +19,10 @@
 //! use. Reading works alike: [`OpenFile::is_cached`] says whether the next bytes can be sent at
 //! once, and [`ReadRequest::run`] fetches them in the background.
 
+#![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
+#![expect(clippy::disallowed_methods, reason = "files are opened here")]
+#![expect(clippy::disallowed_types, reason = "sockets and files live here")]
+
 use std::fs::{File, Metadata};
 use std::io::{self, IoSliceMut};
 use std::num::NonZeroU64;

@@ -3,6 +3,8 @@
 //! [`Transport`] and [`Network`] are the seam between the gateway and the kernel. Behind them is TCP
 //! ([`tcp`]) or, in `tests/sim.rs`, a simulated world. Everything above knows only these two traits.
 
+#![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
+
 pub mod conn;
 pub mod files;
 pub mod pipe;
@@ -151,6 +153,7 @@ pub trait Transport: Read + Write {
 
 /// A socket of any kind. TCP has a variant of its own, because a session has two of them and would
 /// otherwise need a heap allocation for each.
+#[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum Socket {
     Tcp(tcp::Tcp),
     Other(Box<dyn Transport>),
@@ -158,6 +161,7 @@ pub enum Socket {
 
 /// Where a connection can be made to.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum PeerAddress {
     Tcp(SocketAddr),
     /// A Unix socket in the file system.

@@ -90,6 +90,7 @@ impl Pipes {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_types, reason = "sockets and files live here")]
 mod tests {
     use super::*;
     use std::io::{Read, Write};

@@ -2,6 +2,8 @@
 //!
 //! This is the only file with `unsafe` in it.
 
+#![expect(unsafe_code, reason = "the two calls that `rustix` has no safe name for")]
+
 use std::os::fd::{AsFd, AsRawFd};
 
 /// Sets the offset into a socket's unread bytes from which `MSG_PEEK` reads (`socket(7)`,

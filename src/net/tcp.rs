@@ -1,5 +1,7 @@
 //! The real network: TCP through `mio`.
 
+#![expect(clippy::disallowed_types, reason = "sockets and files live here")]
+
 use super::{Network, OpenFile, PeerAddress, Pipe, Socket, Source, Transport, sys};
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry};
@@ -130,6 +132,7 @@ pub struct TcpNetwork {
 }
 
 impl TcpNetwork {
+    /// Connections are registered with `registry`.
     pub fn new(registry: Registry) -> TcpNetwork {
         let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP));
         TcpNetwork { registry, is_paced: socket.is_ok_and(|socket| is_paced(&socket)) }

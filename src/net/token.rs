@@ -1,5 +1,7 @@
 //! What an event is about, packed into the one word that `epoll` carries.
 
+#![expect(clippy::disallowed_types, reason = "sockets and files live here")]
+
 use mio::Token;
 
 /// The two ends of a session.
@@ -31,6 +33,7 @@ impl Side {
 
 /// Where an event comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum Source {
     /// One side of the session in this slot.
     Session(usize, Side),

@@ -5,6 +5,11 @@
 //! through here at all. The surprising part is that nobody keeps a [`Conduit`] for long: a client that waits says next to
 //! nothing, and between two of its messages there is nothing to remember, see [`Conduit::is_idle`].
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions come from a search in the same bytes, or are checked against their length before"
+)]
+
 use super::ws::{FrameScanner, Opcode};
 use std::io::{self, ErrorKind, Read, Write};
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
@@ -47,6 +52,7 @@ pub enum Fault {
 }
 
 impl Conduit {
+    /// At the beginning, behind the handshake.
     pub fn new() -> Conduit {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BYTES)

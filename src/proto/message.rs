@@ -8,6 +8,8 @@
 //! Text of a worker's own `error` field is delivered, for that is what it is for. Nothing else that describes a fault (a parser's
 //! complaint, a path on this server) ever enters a message.
 
+#![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
+
 use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::ffi::OsStringExt;

@@ -9,6 +9,11 @@
 //! far. So a peer that announces a gigabyte is limited by the bytes that it may send before a value is
 //! complete, not by the announcement, which allocates nothing.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions come from a search in the same bytes, or are checked against their length before"
+)]
+
 use std::fmt;
 use std::io::{self, Read};
 
@@ -33,6 +38,7 @@ pub struct Decoder {
 
 /// The server broke its protocol: the connection cannot be used any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub enum ReplyError {
     /// A value of more than this many bytes.
     TooLarge { bytes_max: usize },
@@ -85,6 +91,7 @@ impl Decoder {
 
 /// A value from Redis, by what it is about.
 #[derive(Debug, PartialEq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub enum Incoming {
     /// A publication.
     Message { channel: Vec<u8>, payload: Vec<u8> },
@@ -296,6 +303,7 @@ impl CommandReader {
 
 /// The version of the protocol that a peer asked for with `HELLO`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum Protocol {
     #[default]
     Resp2,
@@ -304,6 +312,7 @@ pub enum Protocol {
 
 /// A reply of the inbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum RespReply<'a> {
     Simple(&'a str),
     /// Begins with a code: `ERR unknown command`.

@@ -13,6 +13,11 @@
 //! - `X-Request-Id` names one request across every hop, so one that came is kept, if it is a plain word of at most
 //!   [`REQUEST_ID_BYTES_MAX`] visible ASCII characters and the only one; else it is replaced by ours.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions come from a search in the same bytes, or are checked against their length before"
+)]
+
 use std::net::IpAddr;
 
 use tungstenite::handshake::derive_accept_key;
@@ -41,6 +46,7 @@ pub struct Handshake<'b> {
 
 /// What a forwarded request says that the client's own did not.
 #[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Forwarding<'a> {
     /// Goes out in place of the client's `Host`.
     pub host: Option<&'a str>,

@@ -6,6 +6,12 @@
 //! their shortest form and unmasked client frames are all just frames. Only where the gateway is an end itself are the rules
 //! held, and that is not here.
 
+#![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions come from a search in the same bytes, or are checked against their length before"
+)]
+
 use std::fmt;
 use std::ops::Deref;
 
@@ -17,6 +23,7 @@ const REASON_BYTES_MAX: usize = CONTROL_PAYLOAD_MAX - 2;
 
 /// What a frame is (RFC 6455 §5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum Opcode {
     Continuation,
     Text,
@@ -83,6 +90,7 @@ impl fmt::Display for Opcode {
 
 /// The head of one frame (RFC 6455 §5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct FrameHead {
     /// Whether this is the last fragment of its message.
     pub fin: bool,

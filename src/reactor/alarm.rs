@@ -5,6 +5,11 @@
 //! sends something will be idle later. So the timer stays at the earliest moment it was ever asked
 //! for, fires there, perhaps with nothing due, and is set anew.
 
+#![expect(
+    clippy::disallowed_types,
+    reason = "the reactor owns the poll and what is registered with it"
+)]
+
 use crate::base::moment::Moment;
 use crate::net::Source;
 use mio::unix::SourceFd;

@@ -7,6 +7,12 @@
 //!
 //! A thread that waits owns a stack of which a page or two are in use, and nothing on the heap.
 
+#![expect(clippy::disallowed_methods, reason = "the reactor owns threads and the wall clock")]
+#![expect(
+    clippy::disallowed_types,
+    reason = "the reactor owns the poll and what is registered with it"
+)]
+
 use super::names::{self, Found, Names};
 use crate::base::moment::Moment;
 use crate::session::jobs::{Answer, Job};

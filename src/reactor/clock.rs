@@ -1,5 +1,7 @@
 //! The one clock. The reactor reads it once a turn and passes the moment on.
 
+#![expect(clippy::disallowed_methods, reason = "this is the clock")]
+
 use crate::base::moment::Moment;
 use std::time::Instant;
 

@@ -4,6 +4,11 @@
 //! all connections or descriptors are in use accepting pauses: clients wait in the kernel's queue,
 //! and the loop does not spin.
 
+#![expect(
+    clippy::disallowed_types,
+    reason = "the reactor owns the poll and what is registered with it"
+)]
+
 use super::StartError;
 use crate::base::moment::Moment;
 use crate::gateway::Gateway;

@@ -7,6 +7,12 @@
 //! Nothing in a turn may block: what might is done by the threads of [`background`], and the log
 //! is written by a thread of its own.
 
+#![expect(clippy::disallowed_methods, reason = "the reactor owns threads and the wall clock")]
+#![expect(
+    clippy::disallowed_types,
+    reason = "the reactor owns the poll and what is registered with it"
+)]
+
 mod alarm;
 mod background;
 pub mod clock;
@@ -36,6 +42,7 @@ const EVENTS_PER_TURN: usize = 1024;
 
 /// Where the gateway listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Settings {
     pub listen: Vec<SocketAddr>,
     /// Where workers publish to the embedded inbox; nowhere if empty.
@@ -47,6 +54,7 @@ pub struct Settings {
 
 /// What the reactor asks of the program around it. `C` is the configuration as it was read, good or
 /// bad.
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Hooks<C> {
     /// Reads the configuration. Runs on a background thread, since a file or a name in it may be
     /// slow.
@@ -61,6 +69,7 @@ pub struct Hooks<C> {
 
 /// Why the reactor could not start.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum StartError {
     /// This address cannot be listened on.
     Listen(SocketAddr, io::Error),

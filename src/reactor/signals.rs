@@ -1,5 +1,10 @@
 //! Signals as events: each one writes a byte to a socket that the poll loop watches.
 
+#![expect(
+    clippy::disallowed_types,
+    reason = "the reactor owns the poll and what is registered with it"
+)]
+
 use crate::net::Source;
 use mio::net::UnixStream;
 use mio::{Interest, Registry};

@@ -13,6 +13,9 @@
 //! queued for a client that leaves stays queued; the caller skips it, because `K` is never used for
 //! a second client.
 
+#![expect(clippy::indexing_slicing, reason = "slots come from the table itself")]
+#![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
+
 use crate::base::table::Table;
 use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -36,6 +39,7 @@ pub struct Bus<K> {
 
 /// What should be listened to from now on, or no longer. Only of interest where every task has a channel of its own to subscribe to.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub enum Change {
     /// Somebody waits for results under this spelling of the task's id.
     Listen { task: Uuid, spelling: String },

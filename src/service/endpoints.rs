@@ -7,6 +7,7 @@
 
 /// One endpoint.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Endpoint {
     /// The path. `{name}` matches one whole, non-empty segment and can only be the last one.
     pub path: &'static str,
@@ -30,6 +31,7 @@ pub enum Audience {
 
 /// What answers an endpoint; `gateway/snapshot.rs` has the code for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum Answer {
     Page,
     Health,
@@ -110,6 +112,7 @@ impl Endpoint {
         }
     }
 
+    /// Whether a request with this method gets an answer other than 405.
     pub fn takes_method(&self, method: &str) -> bool {
         self.methods.contains(&method)
     }

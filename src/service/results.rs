@@ -26,6 +26,7 @@ const EVICTION_NOTICE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a person, or every waiting session, should know of.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub enum Notice {
     /// Redis is there (again).
     Up { address: String },

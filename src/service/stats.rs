@@ -5,12 +5,15 @@
 //! open sessions to those here (`report::Snapshot::add_live`). A session must move from one to the
 //! other at once, or a counter would run backwards.
 
+#![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
+
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
 
 /// Frames and bytes in one direction. Bytes are counted on the wire after the handshake, frame
 /// heads included.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Traffic {
     pub frames: u64,
     pub bytes: u64,
@@ -25,6 +28,7 @@ impl AddAssign for Traffic {
 
 /// Frames and bytes in both directions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct BothWays {
     pub from_client: Traffic,
     pub to_client: Traffic,
@@ -82,12 +86,14 @@ pub struct RouteStats {
 
 /// The counters of one backend.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct DialStats {
     pub ok: u64,
     pub failed: u64,
 }
 
 impl Stats {
+    /// All at zero.
     pub fn new() -> Self {
         Self::default()
     }

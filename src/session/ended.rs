@@ -9,6 +9,7 @@ use log::{info, warn};
 
 /// The end of a session, as the phase that decided it reports it.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Ended {
     pub reason: CloseReason,
     /// The code in the Close frame that the client saw; `None` where it saw none.
@@ -20,6 +21,7 @@ pub struct Ended {
 
 /// What the closing line has besides the reason. It also decides whether the end is counted.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the fields and variants explain themselves")]
 pub enum Detail {
     /// An HTTP connection: neither logged nor counted.
     Http,

@@ -17,6 +17,9 @@
 //! sink could do nothing with a part of a head, and this way its side is at a boundary more often,
 //! and every decision about a frame is made before any of it has left.
 
+#![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
+#![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
+
 mod stream;
 
 use super::transcript::{Event, note};

@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 
 /// Something to do on a background thread.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub enum Job {
     /// Look up the addresses of a name. Answered by [`Answer::LookedUp`].
     LookUp { name: Name, owner: NameOwner },
@@ -22,6 +23,7 @@ pub enum Job {
 
 /// The outcome of a [`Job`].
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub enum Answer {
     /// Addresses in the order in which to try them, or the resolver's reason why there are none.
     LookedUp { owner: NameOwner, found: Result<Vec<SocketAddr>, String> },
@@ -29,6 +31,7 @@ pub enum Answer {
 
 /// Who asked for a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum NameOwner {
     Backend(UpstreamId),
     Redis(RedisRole),

@@ -3,6 +3,8 @@
 //! The wait is not politeness: a socket that is closed while bytes of the peer lie unread answers with RST, and an RST
 //! destroys the very Close frame or error page that was just sent. So what comes is read and thrown away until FIN.
 
+#![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
+
 use super::{CloseReason, Context, Drain, Ended, Identity, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io};

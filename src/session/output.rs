@@ -12,6 +12,8 @@
 //! here: they go from the page cache to the socket. While nothing is being sent or half received, a
 //! session owns no buffer, no reader and no file.
 
+#![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
+
 use super::alive::{Alive, Verdict};
 use super::close::CloseReason;
 use super::outbox::{Flushed, Lost, Outbox};
@@ -190,6 +192,7 @@ impl Output {
         }
     }
 
+    /// The task whose results it waits for.
     pub fn task(&self) -> &TaskId {
         &self.task
     }

@@ -4,6 +4,8 @@
 //! At most [`STEP_BYTES_MAX`] of it are written in one step, so that a long response delays other
 //! sessions only little.
 
+#![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
+
 use super::linger::Linger;
 use super::transcript::{Event, note};
 use super::{CloseReason, Context, Drain, Ended, Identity, Phase, State, Step};
@@ -21,6 +23,7 @@ const STEP_BYTES_MAX: usize = 128 * 1024;
 
 /// What of a request is still needed when its response is known.
 #[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Asked {
     pub form: Form,
     /// `Origin`, for CORS headers on JSON.
@@ -30,6 +33,7 @@ pub struct Asked {
 }
 
 /// A request for one of the gateway's endpoints.
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Question {
     pub endpoint: &'static Endpoint,
     /// The segment that the `{name}` in the endpoint's path matched, as the client wrote it.

@@ -3,6 +3,8 @@
 //! Heads are parsed in the shared scratch buffer. A session keeps only a head that arrived in part, and
 //! owns nothing else while it waits.
 
+#![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
+
 use super::dial::Dial;
 use super::ended::last_response;
 use super::output::Output;

@@ -13,6 +13,12 @@
 //! `Content-Length`, `Transfer-Encoding` where no body is allowed, a missing or repeated `Host`,
 //! and a repeated `Sec-WebSocket-Key`.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions come from a search in the same bytes, or are checked against their length before"
+)]
+#![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
+
 mod outgoing;
 mod request;
 mod response;
@@ -47,6 +53,7 @@ pub const fn empty_slots<'b>() -> Slots<'b> {
 ///
 /// After one that a parser returned, the start of the next message is unknown: respond, then close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct BadHead {
     pub status: u16,
     pub why: &'static str,

@@ -9,6 +9,7 @@ pub const JSON: &str = "application/json";
 /// A response that the gateway makes itself. A backend's is a
 /// [`ResponseHead`](super::ResponseHead).
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Response {
     pub status: u16,
     pub content_type: &'static str,
@@ -51,6 +52,7 @@ pub struct Form {
 /// A response as it goes out: `first` is the head, with the content behind it if that was made for
 /// one client.
 #[derive(Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Wire {
     pub first: Vec<u8>,
     pub rest: Shared,
@@ -62,6 +64,7 @@ impl Form {
 }
 
 impl Shared {
+    /// The content of these pieces, in order.
     pub fn new(pieces: Vec<Box<[u8]>>) -> Shared {
         let length = pieces.iter().map(|piece| piece.len()).sum();
         Shared { pieces: Some(pieces.into()), length }
@@ -72,10 +75,12 @@ impl Shared {
         self.length
     }
 
+    /// Whether there is no content.
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
 
+    /// The content, in order.
     pub fn pieces(&self) -> &[Box<[u8]>] {
         self.pieces.as_deref().unwrap_or_default()
     }
@@ -90,6 +95,7 @@ impl Content {
         }
     }
 
+    /// Whether there is no content.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -1,5 +1,10 @@
 //! Request heads.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions come from a search in the same bytes, or are checked against their length before"
+)]
+
 use std::fmt;
 
 use memchr::memchr;
@@ -10,6 +15,7 @@ use super::{
 
 /// The head of a request.
 #[derive(Clone, Copy)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct RequestHead<'h, 'b> {
     pub method: &'b str,
     /// The target as the client wrote it: `/path?query`, `http://host/path?query`, or `*`. Visible

@@ -1,9 +1,15 @@
 //! The head of a backend's response.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions come from a search in the same bytes, or are checked against their length before"
+)]
+
 use super::{BadHead, HEAD_BYTES_MAX, Headers, LineFault, Lines, Slots};
 
 /// The head of a backend's response.
 #[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct ResponseHead<'h, 'b> {
     /// 100 to 999.
     pub status: u16,

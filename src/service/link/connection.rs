@@ -1,5 +1,10 @@
 //! One of the two connections to Redis: its state, what it has to send, and the replies it awaits.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "roles index a pair, and lengths come from the buffer itself"
+)]
+
 use std::collections::VecDeque;
 use std::time::Duration;
 

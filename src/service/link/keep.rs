@@ -2,6 +2,11 @@
 //!
 //! `docs/kept-results.md` explains how results are told apart and kept in order; `keep.lua` does it.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "roles index a pair, and lengths come from the buffer itself"
+)]
+
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::rc::Rc;

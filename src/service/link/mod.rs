@@ -25,6 +25,11 @@
 //!
 //! How results are kept in Redis, told apart and kept in order is explained in `docs/kept-results.md`.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "roles index a pair, and lengths come from the buffer itself"
+)]
+
 mod connection;
 mod keep;
 mod pending;
@@ -62,6 +67,7 @@ const REPORT_CHARS_MAX: usize = 300;
 
 /// Where Redis is, and how results are subscribed to.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Settings {
     /// `redis://user:password@host:port/db` or `unix:///path?db=0`, tried in turn.
     pub urls: Vec<String>,
@@ -122,6 +128,7 @@ impl RedisRole {
 
 /// What the reactor is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub enum Action {
     /// Connect, then call [`Link::handle_connected`] or [`Link::handle_closed`].
     Dial { role: RedisRole, address: Address },
@@ -131,6 +138,7 @@ pub enum Action {
 
 /// What was learned.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub enum Event {
     /// Both connections are up: look up everything that is waited for.
     Up { address: String },
@@ -150,6 +158,7 @@ pub enum Event {
 
 /// What Redis has of a task. Everything that was published before the answer was given has been heard.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct LookUpAnswer {
     pub task: Uuid,
     /// What gateways have stored, in order.

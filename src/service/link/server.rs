@@ -7,6 +7,7 @@ use redis::{ConnectionAddr, IntoConnectionInfo, ProtocolVersion};
 
 /// Where to connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub enum Address {
     /// A host name or IP address, and a port.
     Tcp { host: String, port: u16 },

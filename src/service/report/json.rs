@@ -1,5 +1,7 @@
 //! `/health`, `/ready` and `/connections`.
 
+#![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
+
 use serde::Serialize;
 
 use super::super::stats::Traffic;

@@ -6,6 +6,8 @@
 //! A snapshot counts every open WebSocket ([`Snapshot::add_live`]), but lists them in `connections`
 //! only for the reports that show them. So a scrape of 10,000 connections formats no address.
 
+#![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
+
 mod json;
 mod page;
 mod prometheus;
@@ -29,6 +31,7 @@ use super::upstreams::{BackendState, Upstreams};
 
 /// The gateway at one moment.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Snapshot<'a> {
     pub version: &'a str,
     pub uptime: Duration,
@@ -48,6 +51,7 @@ pub struct Snapshot<'a> {
 
 /// Whether new clients should be sent here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum Lifecycle {
     Serving,
     Draining,
@@ -55,6 +59,7 @@ pub enum Lifecycle {
 
 /// Where results come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum RedisView {
     Connected,
     Disconnected,
@@ -77,6 +82,7 @@ pub struct ResultsView {
 
 /// One route.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct RouteView<'a> {
     pub name: &'a str,
     pub path: String,
@@ -88,6 +94,7 @@ pub struct RouteView<'a> {
 
 /// One backend of a route.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct BackendView<'a> {
     pub url: &'a str,
     /// Open connections and connection attempts, over all routes.
@@ -98,6 +105,7 @@ pub struct BackendView<'a> {
 
 /// One open WebSocket.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct ConnectionView<'a> {
     /// The connection id, such as `input_1`.
     pub id: String,

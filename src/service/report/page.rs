@@ -1,5 +1,8 @@
 //! The status page.
 
+#![expect(clippy::indexing_slicing, reason = "lengths are checked before")]
+#![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
+
 use std::fmt::{self, Write};
 use std::sync::LazyLock;
 use std::time::Duration;

@@ -11,6 +11,9 @@
 //! any gateway heard since, so two gateways agree on it without talking to each other. A result that a worker has `SET` is about to
 //! be published, perhaps only after a retry, so its publication is recognised during any subscription (`Origin::Set`).
 
+#![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
+#![expect(clippy::indexing_slicing, reason = "slots come from the table itself")]
+
 use crate::base::moment::Moment;
 use crate::base::table::{Slot, Table};
 use std::collections::VecDeque;
@@ -106,6 +109,7 @@ pub enum TaskEnd {
 
 /// How a task stands, over all its clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum Status {
     NotFound,
     /// A client is there, but its results cannot be listened to yet; see `Results::status`.

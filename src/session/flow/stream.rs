@@ -10,6 +10,8 @@
 //! frame, a small message, one over the limit), where a frame of the gateway is due, and when the
 //! source brings less than a read would: then the copy is cheaper than the calls.
 
+#![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
+
 use super::{Flow, Pumped, Sink};
 use crate::base::budget::Charge;
 use crate::net::pipe::PIPE_BYTES;
