@@ -1,17 +1,20 @@
-//! What can be set is documented: flags, commands and environment in the README, keys in `config.toml` with their defaults and in
-//! `docs/operations.md`, endpoints in the README and `docs/protocol.md`, and so is what is measured.
+//! The documents and the tests name what the program has: flags, commands and variables, keys, endpoints,
+//! close reasons and codes, and metrics.
 //!
-//! The tables that the parsers themselves read are compared with the files that people read, so neither can fall behind.
+//! The tables that the program itself uses are compared with the files that people read, in both
+//! directions, so neither can fall behind.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aivtuber_gateway::cli::{COMMANDS, FLAGS};
 use aivtuber_gateway::config::{self, Config, ENVIRONMENT, ROUTE_KEYS, SECTIONS};
+use aivtuber_gateway::net::Side;
 use aivtuber_gateway::proto::http::Content;
 use aivtuber_gateway::service::endpoints::{ENDPOINTS, Endpoint};
 use aivtuber_gateway::service::report::{self, Lifecycle, Snapshot};
 use aivtuber_gateway::service::stats::Stats;
+use aivtuber_gateway::session::CloseReason;
 
 #[test]
 fn every_flag_is_in_the_readme() {
@@ -139,24 +142,17 @@ fn every_key_is_in_the_reference() {
 
 #[test]
 fn every_metric_is_in_the_reference() {
-    let stats = Stats::new();
-    let mut snapshot = Snapshot::new("0", Duration::ZERO, Lifecycle::Serving, &stats);
-    snapshot.results_wanted = true;
-    let Content::Bytes(metrics) = report::metrics(&snapshot).content else {
-        panic!("metrics are made for one client");
-    };
-    let metrics = String::from_utf8(metrics).expect("metrics are text");
     let reference = read("docs/operations.md");
     let table = after(&reference, "\n## Metrics\n", "docs/operations.md");
-    let names = metrics
-        .lines()
-        .filter_map(|line| line.strip_prefix("# TYPE aivtuber_gateway_")?.split(' ').next());
-    let mut count = 0;
-    for name in names {
+    let names = metric_names();
+    for name in &names {
         assert!(table.contains(&format!("`{name}`")), "docs/operations.md lacks the metric {name}");
-        count += 1;
     }
-    assert!(count > 10, "only {count} metrics were found");
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    for name in rows.map(|name| name.split('{').next().unwrap()) {
+        assert!(names.iter().any(|known| known == name), "docs/operations.md has {name}");
+    }
+    assert!(names.len() > 10, "only {} metrics were found", names.len());
 }
 
 #[test]
@@ -181,12 +177,98 @@ fn every_endpoint_is_in_the_readme_and_the_protocol() {
 }
 
 #[test]
+fn every_endpoint_and_metric_is_in_a_test() {
+    let mut tests = String::new();
+    read_tests(&root("tests"), &mut tests);
+    read_tests(&root("src"), &mut tests);
+    let endpoints = ENDPOINTS.iter().map(|endpoint| endpoint.path.split('{').next().unwrap());
+    let lacking: Vec<&str> = endpoints.filter(|path| !tests.contains(path)).collect();
+    assert!(lacking.is_empty(), "no test asks for {lacking:?}");
+    let metrics = metric_names();
+    let lacking: Vec<_> = metrics.iter().filter(|name| !tests.contains(*name)).collect();
+    assert!(lacking.is_empty(), "no test reads the metrics {lacking:?}");
+}
+
+#[test]
+fn every_close_reason_is_in_the_reference() {
+    let reference = read("docs/operations.md");
+    let section = after(&reference, "\n### Why a connection ended\n", "docs/operations.md");
+    let section = section.split("\n### ").next().unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+    let documented: Vec<&str> =
+        rows.flat_map(|cell| cell.split(", ")).map(|word| word.trim_matches('`')).collect();
+    for reason in CloseReason::ALL {
+        let word = reason.word();
+        assert!(documented.contains(&word), "docs/operations.md lacks the reason `{word}`");
+    }
+    for word in documented {
+        let is_known = CloseReason::ALL.iter().any(|reason| reason.word() == word);
+        assert!(is_known, "docs/operations.md has `{word}`, which is no reason");
+    }
+}
+
+#[test]
+fn every_close_code_is_in_the_protocol_with_its_phrase() {
+    // Connections that were no WebSocket, codes that are the other end's own, and one whose phrase is
+    // followed by what the backend answered.
+    const NOT_SENT: [CloseReason; 6] = [
+        CloseReason::BadRequest,
+        CloseReason::HeaderTimeout,
+        CloseReason::Refused,
+        CloseReason::ClientClosed,
+        CloseReason::BackendClosed,
+        CloseReason::BackendOverloaded,
+    ];
+    let protocol = read("docs/protocol.md");
+    let section = after(&protocol, "\n## 4. Close codes\n", "docs/protocol.md");
+    let section = section.split("\n## ").next().unwrap();
+    for reason in CloseReason::ALL.iter().filter(|reason| !NOT_SENT.contains(reason)) {
+        let (code, phrase) = (reason.close_code(Side::Downstream).to_string(), reason.phrase());
+        let mut rows = section.lines().filter(|line| line.starts_with("| "));
+        let is_there = rows.any(|row| {
+            row.split(" | ").next().is_some_and(|cell| cell.contains(&code)) && row.contains(phrase)
+        });
+        assert!(is_there, "docs/protocol.md lacks a row with {code} and `{phrase}`");
+    }
+}
+
+#[test]
 fn the_client_in_the_protocol_is_the_one_of_the_status_page() {
     let shown = format!("```js\n{}```\n", read("assets/client.js"));
     assert!(
         read("docs/protocol.md").contains(&shown),
         "docs/protocol.md shows another client than assets/client.js"
     );
+}
+
+/// The names of all metrics, without their common beginning.
+fn metric_names() -> Vec<String> {
+    let stats = Stats::new();
+    let mut snapshot = Snapshot::new("0", Duration::ZERO, Lifecycle::Serving, &stats);
+    snapshot.results_wanted = true;
+    let Content::Bytes(metrics) = report::metrics(&snapshot).content else {
+        panic!("metrics are made for one client");
+    };
+    let metrics = String::from_utf8(metrics).expect("metrics are text");
+    let types = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE aivtuber_gateway_"));
+    types.filter_map(|line| Some(line.split(' ').next()?.to_owned())).collect()
+}
+
+/// Appends the tests in a folder: whole files in `tests`, and test modules in `src`.
+fn read_tests(folder: &Path, tests: &mut String) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && !path.ends_with("node_modules") {
+            read_tests(&path, tests);
+        } else if ["rs", "py", "txt"].iter().any(|known| path.extension() == Some(known.as_ref()))
+            && !path.ends_with("documented.rs")
+        {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let is_source = path.starts_with(root("src")) && !path.ends_with("tests.rs");
+            let start = if is_source { text.find("#[cfg(test)]\nmod ") } else { Some(0) };
+            tests.push_str(start.map_or("", |start| &text[start..]));
+        }
+    }
 }
 
 fn after<'a>(text: &'a str, mark: &str, file: &str) -> &'a str {

@@ -54,6 +54,9 @@ const AWAITED: [(&str, &str); 5] = [
     ("read_request", "reading files on background threads"),
 ];
 
+/// A circle that goes with the backend URLs' own file.
+const CIRCLE_LEFT: [&str; 2] = ["src/service/route.rs", "src/service/upstreams.rs"];
+
 /// Words that say nothing in a name.
 const EMPTY_WORDS: [&str; 7] = ["manager", "handler", "helper", "util", "utils", "info", "get"];
 
@@ -162,6 +165,9 @@ fn circles(sources: &[Source]) -> Faults {
     let mut faults = Vec::new();
     for (from, imported) in &imports {
         for to in imported.iter().filter(|to| *to > from && reaches(to, from)) {
+            if CIRCLE_LEFT == [*from, *to] {
+                continue;
+            }
             faults.push(format!("{from} and {to} import each other"));
         }
         // A longer circle is reported at its first import.

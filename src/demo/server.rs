@@ -1,5 +1,14 @@
 //! The listener and a thread for each of its connections.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the stand-in runs on threads of its own and may wait"
+)]
+#![expect(
+    clippy::disallowed_types,
+    reason = "the stand-in runs on threads of its own and may wait"
+)]
+
 use super::answers::Responder;
 use super::upload::{Reaction, Upload};
 use super::{CONNECTIONS_MAX, IO_TIMEOUT, TEXT_BYTES_MAX};

@@ -29,6 +29,8 @@
 //! - **Nothing is lost at the end.** A panic and [`Logging::finish`] wait for the writer, for a
 //!   second at most.
 
+#![expect(clippy::disallowed_methods, reason = "the log has a file and a wall clock of its own")]
+
 mod file;
 mod line;
 mod queue;

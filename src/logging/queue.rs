@@ -4,19 +4,16 @@
 //! copy a line or to swap two buffers. The writer takes the whole buffer at once and writes it with
 //! the lock released, so a disk that hangs holds up the writer and nothing else.
 
+#![expect(clippy::disallowed_methods, reason = "the log has a file and a wall clock of its own")]
+
 use super::Settings;
-use super::sink::Sink;
+use super::sink::{BUFFER_BYTES, Sink};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Bytes of lines that may wait to be written. Lines beyond that are dropped and counted.
 pub const WAITING_BYTES_MAX: usize = 1024 * 1024;
-
-/// The first capacity of a buffer of lines. An allocation of this size gets a mapping of its own,
-/// so untouched pages of it are not resident. A buffer that had to grow is given back once it is
-/// empty.
-pub(super) const BUFFER_BYTES: usize = 128 * 1024;
 
 /// From this size on, lines are written without waiting for more.
 const GATHER_BYTES: usize = 16 * 1024;

@@ -8,7 +8,6 @@
 use super::Settings;
 use super::file;
 use super::line::write_line;
-use super::queue::BUFFER_BYTES;
 use log::Level;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use std::fs::File;
@@ -23,6 +22,11 @@ const PIPE_BYTES: usize = 4096;
 
 /// How long to wait before trying again to open a file that could not be opened.
 const REOPEN_AFTER: Duration = Duration::from_secs(1);
+
+/// The first capacity of a buffer of lines. An allocation of this size gets a mapping of its own,
+/// so untouched pages of it are not resident. A buffer that had to grow is given back once it is
+/// empty.
+pub(super) const BUFFER_BYTES: usize = 128 * 1024;
 
 /// The file or standard error, and the lines that are on their way there.
 #[derive(Debug)]

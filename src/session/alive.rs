@@ -84,6 +84,7 @@ mod tests {
         Settings { ping_interval: interval, ping_timeout: timeout, ..Settings::default() }
     }
 
+    #[expect(clippy::fn_params_excessive_bools, reason = "two columns of the table of cases")]
     /// A peer that was heard, or pinged, at 100 s.
     fn peer(is_pinged: bool, is_blocked: bool) -> (Moment, Alive) {
         let zero = Moment::START;

@@ -4,6 +4,8 @@
 //! answered so that they are content, and every other command is told clearly that it is not known. Each command is answered
 //! in its place; a worker that does not read its answers is not read from.
 
+#![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
+
 use super::transcript::{Event, note};
 use super::{CloseReason, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
@@ -39,6 +41,7 @@ pub struct Inbox {
 }
 
 impl Inbox {
+    /// The phase of a worker that has just connected.
     pub fn phase() -> Phase {
         Phase::Inbox(Box::new(Inbox {
             requests: CommandReader::new(COMMAND_BYTES_MAX),

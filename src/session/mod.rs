@@ -63,6 +63,7 @@ pub const SCRATCH_BYTES: usize = 68 * 1024;
 
 /// How a session behaves. A timeout of `None` is switched off.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Settings {
     /// Timeout for a whole request head.
     pub header_timeout: Option<Duration>,
@@ -116,6 +117,7 @@ pub enum OnBackendFailure {
 }
 
 /// Everything that sessions share, lent to one of them at a time.
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Context {
     /// The moment of this turn.
     pub now: Moment,
@@ -144,6 +146,7 @@ pub struct Context {
 }
 
 impl Context {
+    /// Without routes, which the gateway adds.
     pub fn new(
         now: Moment,
         settings: Settings,
@@ -188,6 +191,7 @@ impl Context {
 }
 
 /// What identifies a session: what stays the same, and what every log line about it has.
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Identity {
     /// Counted from 1 since the start.
     pub serial: u64,
@@ -222,14 +226,17 @@ pub enum Admission {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SessionId {
     serial: u32,
+    /// Its slot.
     pub key: u32,
 }
 
 impl Identity {
+    /// Identifies the session, also after its slot was used again.
     pub fn id(&self) -> SessionId {
         SessionId { serial: self.serial as u32, key: self.key }
     }
 
+    /// The address of the client.
     pub fn client(&self) -> SocketAddr {
         SocketAddr::new(self.ip, self.port)
     }
@@ -257,6 +264,7 @@ impl fmt::Display for Identity {
 }
 
 /// What a session is at the moment.
+#[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum Phase {
     Request(Box<request::Request>),
     Reply(Box<reply::Reply>),
@@ -338,6 +346,7 @@ pub enum Step {
 }
 
 /// What a session wants after it was driven.
+#[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum Driven {
     Wait,
     Yield,
@@ -393,14 +402,17 @@ impl Session {
         Session { who, downstream, phase, is_yielded: false }
     }
 
+    /// What stays the same while phases change.
     pub fn who(&self) -> &Identity {
         &self.who
     }
 
+    /// The current phase.
     pub fn phase(&self) -> &Phase {
         &self.phase
     }
 
+    /// Whether it has ended and waits to be removed.
     pub fn is_closed(&self) -> bool {
         matches!(self.phase, Phase::Closed)
     }

@@ -9,6 +9,8 @@
 //! comes up while a chunk is being sent (a pong, a Close frame) waits in `after` for the chunk's end.
 //! The head leaves with `MSG_MORE`, so that it travels with the first bytes of its payload.
 
+#![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
+
 use crate::net::{Conn, Io, OpenFile};
 use crate::proto::ws::{FrameHead, Opcode};
 use std::io::ErrorKind;
@@ -137,6 +139,7 @@ impl Outbox {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "??")]
 mod tests {
     use super::*;
     use crate::net::files::Root;

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 /// One thing that happened. Nothing in it is a payload, a token or the value of a query.
 #[derive(Clone, Copy)]
+#[expect(missing_docs, reason = "the fields and variants explain themselves")]
 pub enum Event<'e> {
     /// A request head, without the query.
     Request {
@@ -116,6 +117,7 @@ pub enum Event<'e> {
 
 /// Whether a request has a query. Its values may be secrets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum Query {
     Present,
     Absent,

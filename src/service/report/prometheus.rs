@@ -215,7 +215,8 @@ mod tests {
     fn traffic_of_open_and_closed_connections_is_added_up() {
         let mut stats = Stats::new();
         stats.connections_accepted = 9;
-        stats.pings_sent = 4;
+        (stats.pings_sent, stats.pongs_swallowed) = (4, 3);
+        (stats.accept_pauses, stats.messages_too_big, stats.log_lines_lost) = (2, 5, 6);
         stats.count_http(101);
         stats.count_refused("full");
         stats.count_upgrade("input");
@@ -230,6 +231,10 @@ mod tests {
                 vec![BackendView { resting: true, last_dial_failed: true, ..well("ws://a/") }],
             ),
             relayed("same", vec![well("ws://a/"), well("ws://\"\\\n/")]),
+            relayed(
+                "sick",
+                vec![BackendView { resting: true, last_dial_failed: true, ..well("ws://c/") }],
+            ),
         ];
         let response = metrics(&snapshot);
         assert_eq!(response.content_type, "text/plain; version=0.0.4; charset=utf-8");
@@ -252,7 +257,13 @@ mod tests {
             r#"frame_bytes_total{route="same",direction="to_client"} 0"#,
             r#"backend_dials_total{backend="ws://a/",result="failed"} 1"#,
             r#"backend_connections{backend="ws://\"\\\n/"} 1"#,
+            r#"backend_resting{backend="ws://c/"} 1"#,
+            r#"backend_last_dial_failed{backend="ws://c/"} 1"#,
             "pings_sent_total 4",
+            "pongs_swallowed_total 3",
+            "accept_pauses_total 2",
+            "messages_too_big_total 5",
+            "log_lines_lost_total 6",
         ] {
             assert!(
                 lines.contains(&format!("aivtuber_gateway_{line}").as_str()),
