@@ -11,6 +11,7 @@ use std::io::{self, ErrorKind};
 
 /// Why one attempt to reach a backend failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub enum AttemptError {
     /// There is no backend to try.
     NoBackend,

@@ -149,7 +149,7 @@ impl<K: Copy + Ord> Bus<K> {
     }
 
     /// Whether some client of `task` may miss results that others have had.
-    pub fn has_newcomers(&self, task: Uuid) -> bool {
+    fn has_newcomers(&self, task: Uuid) -> bool {
         self.waiting.entry(task).is_some_and(|waiting| waiting.waiters.newcomers().next().is_some())
     }
 

@@ -1,5 +1,8 @@
 //! From a request path to the route that answers it: routes in file order, and their backends.
 
+#![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
+#![expect(clippy::indexing_slicing, reason = "positions come from a search in the same text")]
+
 use std::rc::Rc;
 
 use super::endpoints::ENDPOINTS;
@@ -14,6 +17,7 @@ pub const TASK_ID: &str = "task_id";
 
 /// A route as the configuration has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct RouteSettings {
     /// Part of connection ids, log lines and metric labels: `[a-z0-9_-]`.
     pub name: String,
@@ -23,6 +27,7 @@ pub struct RouteSettings {
 
 /// What answers a route, as the configuration has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub enum Target {
     /// Relayed to one of `urls`; `host` is sent in place of the client's `Host`.
     Backend { urls: Vec<BackendUrl>, host: Option<String> },
@@ -114,6 +119,7 @@ fn check_alone(route: &RouteSettings) -> Result<(), String> {
 
 /// A route in use. Sessions keep it, so that a reload leaves open connections with what they began with.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Route {
     pub name: Box<str>,
     pub path: Template,
@@ -122,6 +128,7 @@ pub struct Route {
 
 /// What answers a route in use.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the fields and variants explain themselves")]
 pub enum RouteTarget {
     Relay { upstreams: Vec<UpstreamId>, host: Option<String> },
     Output,

@@ -16,6 +16,9 @@
 //! its rest, until one succeeds. A backend that swallows connections would otherwise delay every client
 //! that arrives when its rest has ended.
 
+#![expect(clippy::indexing_slicing, reason = "positions come from a search in the same text")]
+#![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
+
 use super::attempt::{AttemptError, Fault};
 use super::url::BackendUrl;
 use crate::base::backoff::Backoff;
@@ -52,6 +55,7 @@ pub struct UpstreamId(u32);
 
 /// What is known of a backend's health.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub enum BackendState {
     /// No attempt has said anything about it yet.
     Untried,

@@ -4,6 +4,8 @@
 //! backend can never read one path in two ways. For the same reason `.` and `..`, also written `%2e`, are never the value of a
 //! name: a backend that normalizes paths would leave the folder its route was meant for.
 
+#![expect(clippy::indexing_slicing, reason = "positions come from a search in the same text")]
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -283,6 +285,7 @@ impl BackendUrl {
         &self.host
     }
 
+    /// The port to connect to.
     pub fn port(&self) -> u16 {
         self.port
     }

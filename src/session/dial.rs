@@ -12,6 +12,11 @@
 //! The [`Connector`] chooses what is tried, and for how long; this file knows what a WebSocket handshake
 //! is. Nothing of the client's frames is sent before the 101, so every attempt sends the same request.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "positions come from the parser of the same bytes, and backends from their own list"
+)]
+
 use super::connector::{Connector, Polled};
 use super::exchange::Exchange;
 use super::relay::{Early, Relay};

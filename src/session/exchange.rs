@@ -4,6 +4,8 @@
 //! The request is written as soon as the connection exists: where it is established at once, as on
 //! loopback, that saves a turn. The first byte that can be written shows that it is established.
 
+#![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
+
 use super::Context;
 use super::connector::Connector;
 use super::transcript::{Event, Subject, note};
@@ -38,6 +40,7 @@ impl Exchange {
         self.conn
     }
 
+    /// Something happened at the backend's socket.
     pub fn handle_ready(&mut self, ready: Ready) {
         self.conn.handle_ready(ready);
     }

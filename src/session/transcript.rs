@@ -125,6 +125,7 @@ pub enum Query {
 
 /// What an event happened to.
 #[derive(Clone, Copy)]
+#[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum Subject<'s> {
     Session(&'s Identity),
     /// The probe of a failed backend with this number, counted from 1 since the start.
