@@ -18,6 +18,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "keys come from the slab, roles index a pair")]
 
+mod census;
 mod redis;
 mod reload;
 mod snapshot;
@@ -37,9 +38,11 @@ use crate::service::stats::Stats;
 use crate::service::tasks::{self, Tasks};
 use crate::service::upstreams::{self, UpstreamId, Upstreams};
 use crate::session::jobs::{Answer, Job, NameOwner};
+use crate::session::reply::Question;
 use crate::session::{
     self, Admission, Context, Drain, Driven, Identity, Phase, Session, SessionId,
 };
+use census::Census;
 use log::{info, warn};
 use redis::RedisSockets;
 use slab::Slab;
@@ -89,6 +92,10 @@ pub struct Gateway {
     /// Sessions that have ended and still have their slots.
     closed: Vec<usize>,
     redis: RedisSockets,
+    /// The walk over all sessions that is under way.
+    census: Option<Census>,
+    /// Requests that wait for the next one.
+    questions: Vec<(SessionId, Box<Question>)>,
     /// The largest number of sessions since unused slots were last released.
     sessions_peak: usize,
     /// Rejected connections that are open.
@@ -153,6 +160,8 @@ impl Gateway {
             yielded: Vec::new(),
             closed: Vec::new(),
             redis: RedisSockets::new(),
+            census: None,
+            questions: Vec::new(),
             sessions_peak: 0,
             refusals: 0,
             workers: 0,
@@ -279,7 +288,15 @@ impl Gateway {
         let due: Vec<usize> = std::iter::from_fn(|| self.timers.pop_due(self.cx.now)).collect();
         due.into_iter().for_each(|key| self.drive(key));
         self.settle_results();
+        self.take_census();
         self.check_drain();
+    }
+
+    /// The session has something to do in the next turn, or in one soon after.
+    fn go_on_later(&mut self, key: usize) {
+        if !std::mem::replace(&mut self.sessions[key].is_yielded, true) {
+            self.yielded.push(key);
+        }
     }
 
     /// Delivers what was published, and reports what happened to Redis.
@@ -331,6 +348,11 @@ impl Gateway {
     }
 
     /// The session, unless it has ended and its slot is free or another one's.
+    fn session(&self, id: SessionId) -> Option<&Session> {
+        self.sessions.get(id.key as usize).filter(|session| session.who().id() == id)
+    }
+
+    /// The same, to be changed.
     fn session_mut(&mut self, id: SessionId) -> Option<&mut Session> {
         self.sessions.get_mut(id.key as usize).filter(|session| session.who().id() == id)
     }
@@ -377,7 +399,11 @@ impl Gateway {
 
     /// When the next turn must begin even if nothing happens; a moment in the past: at once.
     pub fn next_turn(&self) -> Option<Moment> {
-        if !self.yielded.is_empty() || self.redis.has_news() || self.cx.results.has_deliveries() {
+        if !self.yielded.is_empty()
+            || self.redis.has_news()
+            || self.cx.results.has_deliveries()
+            || self.is_census_due()
+        {
             return Some(self.cx.now);
         }
         let drained = match self.run_state {
@@ -463,10 +489,18 @@ impl Gateway {
             Driven::Wait => false,
             Driven::Yield => true,
             Driven::Ask(question) => {
-                let response = self.report(&question);
-                self.sessions[key].answer(question.asked, response, &mut self.cx);
-                // A client that pipelines requests gets one answer a turn.
-                true
+                self.cx.stats.connections_open = self.cx.limits.open() as u64;
+                match self.report(&question) {
+                    Some(response) => {
+                        self.sessions[key].answer(question.asked, response, &mut self.cx);
+                        // A client that pipelines requests gets one answer a turn.
+                        true
+                    }
+                    None => {
+                        self.ask(key, question);
+                        false
+                    }
+                }
             }
             Driven::Closed => {
                 if session.who().admission == Admission::Inbox {
@@ -475,11 +509,10 @@ impl Gateway {
                 return self.closed.push(key);
             }
         };
-        let session = &mut self.sessions[key];
-        if is_yielding && !std::mem::replace(&mut session.is_yielded, true) {
-            self.yielded.push(key);
+        if is_yielding {
+            self.go_on_later(key);
         }
-        if let Some(at) = session.deadline() {
+        if let Some(at) = self.sessions[key].deadline() {
             self.timers.arm(key, at);
         }
     }
@@ -558,7 +591,9 @@ fn log_routes(cx: &Context) {
 mod tests {
     use super::*;
     use crate::net::{PeerAddress, Side, Transport};
+    use std::cell::RefCell;
     use std::io::{self, ErrorKind, Read, Write};
+    use std::rc::Rc;
 
     struct NoNetwork;
 
@@ -569,22 +604,26 @@ mod tests {
     }
 
     /// A peer that has sent some bytes, takes everything and never closes.
-    struct Peer(Vec<u8>);
+    struct Peer {
+        sent: Vec<u8>,
+        received: Rc<RefCell<Vec<u8>>>,
+    }
 
     impl Read for Peer {
         fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-            if self.0.is_empty() {
+            if self.sent.is_empty() {
                 return Err(ErrorKind::WouldBlock.into());
             }
-            let n = buf.len().min(self.0.len());
-            buf[..n].copy_from_slice(&self.0[..n]);
-            self.0.drain(..n);
+            let n = buf.len().min(self.sent.len());
+            buf[..n].copy_from_slice(&self.sent[..n]);
+            self.sent.drain(..n);
             Ok(n)
         }
     }
 
     impl Write for Peer {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.received.borrow_mut().extend_from_slice(bytes);
             Ok(bytes.len())
         }
         fn flush(&mut self) -> io::Result<()> {
@@ -600,7 +639,12 @@ mod tests {
 
     const READABLE: Ready = Ready { readable: true, writable: false, read_closed: false };
 
-    fn gateway(max_connections: usize) -> Gateway {
+    pub fn gateway(max_connections: usize) -> Gateway {
+        with_routes(max_connections, Vec::new())
+    }
+
+    /// With the embedded inbox, if a route serves results.
+    pub fn with_routes(max_connections: usize, routes: Vec<RouteSettings>) -> Gateway {
         let settings = Settings {
             session: session::Settings::default(),
             limits: limits::Settings {
@@ -608,10 +652,13 @@ mod tests {
                 max_connections_per_ip: 0,
                 allowed_origins: Vec::new(),
             },
-            routes: Vec::new(),
+            routes,
             drain_timeout: Some(Duration::from_secs(5)),
             tasks: tasks::Settings::default(),
-            link: link::Settings::default(),
+            link: link::Settings {
+                urls: vec!["embedded://127.0.0.1:0".into()],
+                ..link::Settings::default()
+            },
             upstreams: Default::default(),
         };
         let chance = fastrand::Rng::with_seed(1);
@@ -620,16 +667,21 @@ mod tests {
     }
 
     fn socket(sent: &[u8]) -> Socket {
-        Socket::Other(Box::new(Peer(sent.to_vec())))
+        Socket::Other(Box::new(Peer { sent: sent.to_vec(), received: Rc::default() }))
     }
 
-    fn client(gateway: &mut Gateway, sent: &[u8]) {
+    /// A client that has sent these bytes; what it receives.
+    pub fn client(gateway: &mut Gateway, sent: &[u8]) -> Rc<RefCell<Vec<u8>>> {
         let key = gateway.next_key();
-        gateway.admit(socket(sent), SocketAddr::from(([192, 0, 2, 1], 5000)));
+        let received = Rc::default();
+        let peer = Peer { sent: sent.to_vec(), received: Rc::clone(&received) };
+        let socket = Socket::Other(Box::new(peer));
+        gateway.admit(socket, SocketAddr::from(([192, 0, 2, 1], 5000)));
         gateway.ready(Source::Session(key, Side::Downstream), READABLE);
+        received
     }
 
-    fn turn(gateway: &mut Gateway, now: Moment) {
+    pub fn turn(gateway: &mut Gateway, now: Moment) {
         gateway.begin_turn(now);
         gateway.settle();
         gateway.finish_turn();
@@ -647,12 +699,12 @@ mod tests {
             Case { name: "nothing", open: |_| {}, stopped_at: 0 },
             Case {
                 name: "an idle connection",
-                open: |gateway| client(gateway, b""),
+                open: |gateway| drop(client(gateway, b"")),
                 stopped_at: 0,
             },
             Case {
                 name: "half a request head",
-                open: |gateway| client(gateway, b"GET / HTTP/1.1\r\n"),
+                open: |gateway| drop(client(gateway, b"GET / HTTP/1.1\r\n")),
                 stopped_at: 5500,
             },
             Case {

@@ -6,20 +6,17 @@ use crate::proto::message::{self, TaskId};
 use crate::service::endpoints::Answer;
 use crate::service::report::{self, ConnectionView, RedisView, ResultsView, RouteView, Snapshot};
 use crate::service::stats::BothWays;
+use crate::session::Session;
 use crate::session::reply::Question;
-use crate::session::{Phase, Session};
 
 impl Gateway {
-    /// Answers a request for one of the gateway's endpoints.
-    pub(super) fn report(&mut self, question: &Question) -> Response {
-        self.cx.stats.connections_open = self.cx.limits.open() as u64;
+    /// Answers a request for one of the gateway's endpoints; `None` if that needs a census.
+    pub(super) fn report(&self, question: &Question) -> Option<Response> {
         match question.endpoint.answer {
-            Answer::Page => report::page(&self.snapshot(report::PAGE_CONNECTIONS_MAX)),
-            Answer::Metrics => report::metrics(&self.snapshot(0)),
-            Answer::Health => report::health(&self.snapshot(0)),
-            Answer::Ready => report::ready(&self.snapshot(0)),
-            Answer::Connections => report::connections(&self.snapshot(usize::MAX)),
-            Answer::Status => self.status(&question.value),
+            Answer::Health => Some(report::health(&self.snapshot())),
+            Answer::Ready => Some(report::ready(&self.snapshot())),
+            Answer::Status => Some(self.status(&question.value)),
+            Answer::Page | Answer::Metrics | Answer::Connections => None,
         }
     }
 
@@ -34,8 +31,8 @@ impl Gateway {
         Response::json(200, body.to_string())
     }
 
-    /// The gateway at this moment, listing at most `connections_max` WebSockets.
-    fn snapshot(&self, connections_max: usize) -> Snapshot<'_> {
+    /// The gateway at this moment, without what only a census can tell.
+    pub(super) fn snapshot(&self) -> Snapshot<'_> {
         let cx = &self.cx;
         let lifecycle =
             if cx.is_draining { report::Lifecycle::Draining } else { report::Lifecycle::Serving };
@@ -56,20 +53,11 @@ impl Gateway {
             retained: tasks.retained() as u64,
             retained_bytes: tasks.retained_bytes() as u64,
         };
-        for (_, session) in &self.sessions {
-            if matches!(session.phase(), Phase::Output(output) if output.is_waiting()) {
-                snapshot.results.waiting += 1;
-            }
-            let Some(traffic) = session.traffic() else { continue };
-            snapshot.add_live(session.who().route_name(), traffic);
-            if snapshot.connections.len() < connections_max {
-                snapshot.connections.push(self.connection_view(session, traffic));
-            }
-        }
         snapshot
     }
 
-    fn connection_view<'s>(
+    /// What reports show of one session.
+    pub(super) fn connection_view<'s>(
         &'s self,
         session: &'s Session,
         traffic: BothWays,

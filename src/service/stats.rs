@@ -2,13 +2,14 @@
 //!
 //! Frames and bytes of a session are added here when it ends. Until then they are counted in its
 //! flows, because a relayed message must not touch another cache line; a report adds the counts of
-//! open sessions to those here (`report::Snapshot::add_live`). A session must move from one to the
-//! other at once, or a counter would run backwards.
+//! open sessions to those here (`report::Live`). A session must move from one to the other at once,
+//! or a counter would run backwards. A walk over all open sessions takes several turns, so sessions
+//! may end after they were visited; what was added for those meanwhile is kept in a [`Walk`].
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 
 use std::collections::BTreeMap;
-use std::ops::AddAssign;
+use std::ops::{AddAssign, SubAssign};
 
 /// Frames and bytes in one direction. Bytes are counted on the wire after the handshake, frame
 /// heads included.
@@ -26,6 +27,13 @@ impl AddAssign for Traffic {
     }
 }
 
+impl SubAssign for Traffic {
+    fn sub_assign(&mut self, other: Self) {
+        self.frames -= other.frames;
+        self.bytes -= other.bytes;
+    }
+}
+
 /// Frames and bytes in both directions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
@@ -38,6 +46,13 @@ impl AddAssign for BothWays {
     fn add_assign(&mut self, other: Self) {
         self.from_client += other.from_client;
         self.to_client += other.to_client;
+    }
+}
+
+impl SubAssign for BothWays {
+    fn sub_assign(&mut self, other: Self) {
+        self.from_client -= other.from_client;
+        self.to_client -= other.to_client;
     }
 }
 
@@ -71,6 +86,16 @@ pub struct Stats {
     http: BTreeMap<u16, u64>,
     routes: BTreeMap<Box<str>, RouteStats>,
     backends: BTreeMap<Box<str>, DialStats>,
+    walk: Option<Walk>,
+}
+
+/// A walk over the slots of all sessions that is under way.
+#[derive(Debug, Default)]
+pub struct Walk {
+    /// Slots before this one have been visited.
+    reached: usize,
+    /// Traffic, by route, of sessions that ended after their visit.
+    ended: BTreeMap<Box<str>, BothWays>,
 }
 
 /// The counters of one route.
@@ -78,6 +103,8 @@ pub struct Stats {
 pub struct RouteStats {
     /// WebSockets opened, that is, answered with 101.
     pub upgrades: u64,
+    /// WebSockets that have not ended, those whose backend has not answered yet included.
+    pub open: u64,
     /// Those that ended, by the name of their `CloseReason`.
     pub closed: BTreeMap<&'static str, u64>,
     /// Traffic of those that ended.
@@ -113,11 +140,48 @@ impl Stats {
         entry(&mut self.routes, route).upgrades += 1;
     }
 
-    /// Counts a WebSocket on `route` that ended for `reason` after carrying `traffic`.
-    pub fn count_closed(&mut self, route: &str, reason: &'static str, traffic: BothWays) {
+    /// Counts a client that is to have a WebSocket on `route`, as open.
+    pub fn count_open(&mut self, route: &str) {
+        entry(&mut self.routes, route).open += 1;
+    }
+
+    /// The opposite of [`Stats::count_open`].
+    pub fn count_not_open(&mut self, route: &str) {
+        entry(&mut self.routes, route).open -= 1;
+    }
+
+    /// Counts a WebSocket on `route`, in `slot`, that ended for `reason` after carrying `traffic`.
+    pub fn count_closed(
+        &mut self,
+        route: &str,
+        reason: &'static str,
+        traffic: BothWays,
+        slot: usize,
+    ) {
+        if let Some(walk) = &mut self.walk
+            && slot < walk.reached
+        {
+            *entry(&mut walk.ended, route) += traffic;
+        }
         let route = entry(&mut self.routes, route);
         *route.closed.entry(reason).or_default() += 1;
         route.traffic += traffic;
+    }
+
+    /// A walk over all sessions begins, with slot 0.
+    pub fn begin_walk(&mut self) {
+        self.walk = Some(Walk::default());
+    }
+
+    /// The walk has visited all slots before `slot`.
+    pub fn walked_to(&mut self, slot: usize) {
+        self.walk.get_or_insert_default().reached = slot;
+    }
+
+    /// The walk is over. Returns the traffic, by route, that was added here for sessions after the
+    /// walk had visited them.
+    pub fn end_walk(&mut self) -> BTreeMap<Box<str>, BothWays> {
+        self.walk.take().unwrap_or_default().ended
     }
 
     /// Counts a finished attempt to reach `backend`, given by the public text of its URL.
@@ -172,9 +236,9 @@ mod tests {
         };
         stats.count_upgrade("input");
         stats.count_upgrade("input");
-        stats.count_closed("input", "done", once);
-        stats.count_closed("input", "done", once);
-        stats.count_closed("input", "lost", BothWays::default());
+        stats.count_closed("input", "done", once, 0);
+        stats.count_closed("input", "done", once, 0);
+        stats.count_closed("input", "lost", BothWays::default(), 0);
         stats.count_upgrade("output");
         let input = &stats.routes()["input"];
         assert_eq!(input.upgrades, 2);
@@ -187,6 +251,23 @@ mod tests {
         stats.count_dial("ws://a/", false);
         stats.count_dial("ws://a/", false);
         assert_eq!(stats.backends()["ws://a/"], DialStats { ok: 1, failed: 2 });
+    }
+
+    #[test]
+    fn walk_remembers_what_ended_behind_it() {
+        let bytes =
+            |bytes| BothWays { from_client: Traffic { frames: 1, bytes }, ..BothWays::default() };
+        let mut stats = Stats::new();
+        stats.count_closed("input", "done", bytes(1), 0);
+        stats.begin_walk();
+        stats.count_closed("input", "done", bytes(2), 0);
+        stats.walked_to(10);
+        stats.count_closed("input", "done", bytes(4), 10);
+        stats.count_closed("input", "done", bytes(8), 9);
+        assert_eq!(stats.end_walk(), BTreeMap::from([("input".into(), bytes(8))]));
+        stats.count_closed("input", "done", bytes(16), 9);
+        assert_eq!(stats.end_walk(), BTreeMap::new());
+        assert_eq!(stats.routes()["input"].traffic.from_client.bytes, 31);
     }
 
     #[test]

@@ -91,6 +91,17 @@ impl Ended {
     pub(super) fn record(&self, who: &Identity, cx: &mut Context) {
         self.log(who, cx);
         match self.detail {
+            Detail::LeftWhileDialing
+            | Detail::NoBackend { .. }
+            | Detail::Relay
+            | Detail::Output { .. } => cx.stats.count_not_open(who.route_name()),
+            Detail::Http
+            | Detail::BadRequest { .. }
+            | Detail::Inbox { .. }
+            | Detail::OriginNotAllowed { .. }
+            | Detail::CannotSubscribe { .. } => {}
+        }
+        match self.detail {
             Detail::Http | Detail::BadRequest { .. } | Detail::Inbox { .. } => {}
             Detail::OriginNotAllowed { .. }
             | Detail::LeftWhileDialing
@@ -98,7 +109,8 @@ impl Ended {
             | Detail::Relay
             | Detail::CannotSubscribe { .. }
             | Detail::Output { .. } => {
-                cx.stats.count_closed(who.route_name(), self.reason.word(), self.traffic);
+                let (route, reason) = (who.route_name(), self.reason.word());
+                cx.stats.count_closed(route, reason, self.traffic, who.key as usize);
             }
         }
     }

@@ -507,6 +507,16 @@ impl Session {
         };
     }
 
+    /// The answer to what [`Driven::Ask`] asked comes later.
+    pub fn await_answer(&mut self, cx: &Context) {
+        self.phase = reply::Reply::awaiting(cx);
+    }
+
+    /// Whether the answer is still to come.
+    pub fn is_awaiting_answer(&self) -> bool {
+        matches!(&self.phase, Phase::Reply(reply) if reply.is_awaiting())
+    }
+
     /// The answer to what [`Driven::Ask`] asked; the session is to be driven again.
     pub fn answer(&mut self, asked: reply::Asked, response: http::Response, cx: &mut Context) {
         self.phase = reply::Reply::answer(asked, response, &self.who, cx);

@@ -157,6 +157,7 @@ impl Output {
             return refuse(accept, message::REDIS_AWAY, CloseReason::RedisAway, Some(&task));
         }
         info!(target: "output", "{who} opened client={} task={task}", who.client());
+        cx.stats.count_open(who.route_name());
         cx.results.join(cx.now, &task, who.id());
         let mut output = Box::new(Output {
             task,

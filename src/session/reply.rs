@@ -54,8 +54,12 @@ pub struct Reply {
 }
 
 enum Then {
-    NextRequest { rest: Vec<u8> },
+    NextRequest {
+        rest: Vec<u8>,
+    },
     Close,
+    /// The response is not known yet: `Session::answer` puts another [`Reply`] in the place of this one.
+    Await,
 }
 
 impl Reply {
@@ -81,6 +85,16 @@ impl Reply {
     /// Sends a response after which nothing more is read.
     pub fn raw(bytes: Vec<u8>, cx: &Context) -> Phase {
         Reply::phase(Wire { first: bytes, rest: Shared::default() }, Then::Close, cx)
+    }
+
+    /// Waits for a response that only the gateway can make.
+    pub fn awaiting(cx: &Context) -> Phase {
+        Reply::phase(Wire { first: Vec::new(), rest: Shared::default() }, Then::Await, cx)
+    }
+
+    /// Whether the response is not known yet.
+    pub fn is_awaiting(&self) -> bool {
+        matches!(self.then, Then::Await)
     }
 
     fn phase(wire: Wire, then: Then, cx: &Context) -> Phase {
@@ -129,6 +143,7 @@ impl State for Reply {
             }
         }
         match self.then {
+            Then::Await => Step::Wait(Phase::Reply(self)),
             Then::NextRequest { rest } => Step::NextRequest(rest),
             Then::Close => Step::Next(Linger::phase(Vec::new(), cx)),
         }
@@ -139,7 +154,10 @@ impl State for Reply {
     }
 
     fn drain(&mut self, _: Drain, _: &Identity, _: &mut Context) {
-        self.then = Then::Close;
+        // A response that is not known yet will be the last one, because it is made during the drain.
+        if !self.is_awaiting() {
+            self.then = Then::Close;
+        }
     }
 
     fn reload(&mut self, _: Moment) {}

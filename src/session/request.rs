@@ -211,7 +211,10 @@ fn open(
             let task = who.task_id.take().unwrap_or_default();
             Output::begin(handshake, &task, head.query(), rest, who, cx)
         }
-        _ => Step::Next(Dial::phase(head, handshake, rest, who, cx)),
+        _ => {
+            cx.stats.count_open(who.route_name());
+            Step::Next(Dial::phase(head, handshake, rest, who, cx))
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The gateway's own HTTP responses.
 
 use super::{push_display, push_header};
+use crate::base::budget::{Budget, Charge};
 use std::rc::Rc;
 
 /// The media type of what programs read.
@@ -30,13 +31,25 @@ pub enum Content {
 
 /// Immutable bytes in pieces. A clone shares them.
 ///
-/// Pieces, because a long text is made over several turns of the loop, and one buffer that grows
-/// would have to be copied.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Shared {
-    pieces: Option<Rc<[Box<[u8]>]>>,
+/// Pieces, because a long text is made over several turns of the loop, and one buffer that grows would have to be copied.
+#[derive(Clone, Debug, Default)]
+pub struct Shared(Option<Rc<Pieces>>);
+
+#[derive(Debug)]
+struct Pieces {
+    pieces: Vec<Rc<[u8]>>,
     length: usize,
+    /// Held until the last clone is dropped.
+    _charge: Charge,
 }
+
+impl PartialEq for Shared {
+    fn eq(&self, other: &Shared) -> bool {
+        self.pieces() == other.pieces()
+    }
+}
+
+impl Eq for Shared {}
 
 /// What a request decides about how its response is written.
 #[derive(Clone, Copy, Debug)]
@@ -64,25 +77,25 @@ impl Form {
 }
 
 impl Shared {
-    /// The content of these pieces, in order.
-    pub fn new(pieces: Vec<Box<[u8]>>) -> Shared {
+    /// These pieces, charged once to `budget`, however many clones there are.
+    pub fn new(pieces: Vec<Rc<[u8]>>, budget: &Budget) -> Shared {
         let length = pieces.iter().map(|piece| piece.len()).sum();
-        Shared { pieces: Some(pieces.into()), length }
+        Shared(Some(Rc::new(Pieces { pieces, length, _charge: budget.charge(length) })))
     }
 
     /// Length of all pieces, in bytes.
     pub fn len(&self) -> usize {
-        self.length
+        self.0.as_ref().map_or(0, |pieces| pieces.length)
     }
 
     /// Whether there is no content.
     pub fn is_empty(&self) -> bool {
-        self.length == 0
+        self.len() == 0
     }
 
     /// The content, in order.
-    pub fn pieces(&self) -> &[Box<[u8]>] {
-        self.pieces.as_deref().unwrap_or_default()
+    pub fn pieces(&self) -> &[Rc<[u8]>] {
+        self.0.as_ref().map_or(&[], |pieces| &pieces.pieces)
     }
 }
 
@@ -250,7 +263,8 @@ mod tests {
         let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\
                     Cache-Control: no-store\r\nX-A: b\r\n";
         let old = Form { minor_version: 0, ..KEPT };
-        let pieces = Shared::new(vec![b"{".as_slice().into(), b"}".as_slice().into()]);
+        let budget = Budget::new(None);
+        let pieces = Shared::new(vec![b"{".as_slice().into(), b"}".as_slice().into()], &budget);
         for response in [Response::json(200, "{}"), Response::shared(JSON, pieces)] {
             let response = response.with("X-A", "b");
             for (form, end) in [
@@ -267,11 +281,15 @@ mod tests {
 
     #[test]
     fn shared_content_is_not_copied() {
-        let content = Shared::new(vec![vec![b'a'; 1000].into(), vec![b'b'; 500].into()]);
+        let budget = Budget::new(None);
+        let content = Shared::new(vec![vec![b'a'; 1000].into(), vec![b'b'; 500].into()], &budget);
         let Wire { first, rest } = Response::shared(JSON, content.clone()).into_wire(KEPT);
         assert!(first.ends_with(b"\r\n\r\n"), "the head alone is made for this client");
         assert_eq!(rest.len(), 1500);
         assert!(std::ptr::eq(rest.pieces(), content.pieces()));
+        assert_eq!(budget.held(), 1500, "however many clients get it");
+        drop((rest, content));
+        assert_eq!(budget.held(), 0);
     }
 
     #[test]

@@ -2,11 +2,15 @@
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 
+use std::net::SocketAddr;
+use std::rc::Rc;
+
 use serde::Serialize;
 
 use super::super::stats::Traffic;
-use super::{Lifecycle, Snapshot, rfc3339};
-use crate::proto::http::Response;
+use super::{ConnectionView, Lifecycle, Snapshot, rfc3339};
+use crate::base::budget::Budget;
+use crate::proto::http::{JSON, Response, Shared};
 
 /// `/health`: always 200. The status is `degraded` when the last dial to a backend failed, or when
 /// results are served and Redis is away.
@@ -50,49 +54,106 @@ pub fn ready(snapshot: &Snapshot) -> Response {
 }
 
 /// `/connections`: the ids of all open WebSockets, then their details.
-pub fn connections(snapshot: &Snapshot) -> Response {
-    #[derive(Serialize)]
-    struct Connections<'a> {
-        total_connections: usize,
-        connections: Vec<&'a str>,
-        details: Vec<Detail<'a>>,
+pub fn connections(content: Shared) -> Response {
+    Response::shared(JSON, content)
+}
+
+/// The content of `/connections`, written one connection at a time.
+///
+/// The number of connections and all ids come before the first detail, so nothing can be sent
+/// before the last connection is known. Both lists are kept as text in pieces.
+#[derive(Debug, Default)]
+pub struct ConnectionList {
+    count: usize,
+    ids: Pieces,
+    details: Pieces,
+}
+
+/// Text in pieces of about [`PIECE_BYTES`].
+#[derive(Debug, Default)]
+struct Pieces {
+    full: Vec<Rc<[u8]>>,
+    last: Vec<u8>,
+}
+
+/// Length of a piece from which on the next one begins, in bytes.
+const PIECE_BYTES: usize = 64 * 1024;
+
+impl ConnectionList {
+    /// Appends one connection.
+    pub fn push(&mut self, connection: &ConnectionView) {
+        self.count += 1;
+        self.ids.push(&connection.id);
+        self.details.push(&Detail::new(connection));
     }
-    #[derive(Serialize)]
-    struct Detail<'a> {
-        id: &'a str,
-        route: &'a str,
-        state: &'static str,
-        client: String,
-        backend: Option<&'a str>,
-        task_id: Option<&'a str>,
-        opened: String,
-        idle_seconds: f64,
-        from_client: Count,
-        to_client: Count,
+
+    /// The whole, charged to `budget` until the last copy is gone.
+    pub fn finish(self, budget: &Budget) -> Shared {
+        let begin = format!(r#"{{"total_connections":{},"connections":["#, self.count);
+        let text = |text: &[u8]| std::iter::once(Rc::from(text));
+        let pieces = text(begin.as_bytes())
+            .chain(self.ids.finish())
+            .chain(text(br#"],"details":["#))
+            .chain(self.details.finish())
+            .chain(text(b"]}"));
+        Shared::new(pieces.collect(), budget)
     }
-    #[derive(Serialize)]
-    struct Count {
-        frames: u64,
-        bytes: u64,
+}
+
+impl Pieces {
+    /// Appends a value of a JSON array, with the comma before it.
+    fn push(&mut self, value: &impl Serialize) {
+        if !self.full.is_empty() || !self.last.is_empty() {
+            self.last.push(b',');
+        }
+        serde_json::to_writer(&mut self.last, value).expect("plain data is always JSON");
+        if self.last.len() >= PIECE_BYTES {
+            self.full.push(self.last.as_slice().into());
+            self.last.clear();
+        }
     }
-    let count = |traffic: Traffic| Count { frames: traffic.frames, bytes: traffic.bytes };
-    let details = snapshot.connections.iter().map(|connection| Detail {
-        id: &connection.id,
-        route: connection.route,
-        state: connection.state,
-        client: connection.client.to_string(),
-        backend: connection.backend.as_deref(),
-        task_id: connection.task_id.as_deref(),
-        opened: rfc3339(connection.opened),
-        idle_seconds: connection.idle.as_millis() as f64 / 1000.0,
-        from_client: count(connection.traffic.from_client),
-        to_client: count(connection.traffic.to_client),
-    });
-    json(&Connections {
-        total_connections: snapshot.connections.len(),
-        connections: snapshot.connections.iter().map(|connection| connection.id.as_str()).collect(),
-        details: details.collect(),
-    })
+
+    fn finish(self) -> impl Iterator<Item = Rc<[u8]>> {
+        self.full.into_iter().chain(std::iter::once(self.last.into()))
+    }
+}
+
+#[derive(Serialize)]
+struct Detail<'a> {
+    id: &'a str,
+    route: &'a str,
+    state: &'static str,
+    client: SocketAddr,
+    backend: Option<&'a str>,
+    task_id: Option<&'a str>,
+    opened: String,
+    idle_seconds: f64,
+    from_client: Count,
+    to_client: Count,
+}
+
+#[derive(Serialize)]
+struct Count {
+    frames: u64,
+    bytes: u64,
+}
+
+impl<'a> Detail<'a> {
+    fn new(connection: &'a ConnectionView<'a>) -> Detail<'a> {
+        let count = |traffic: Traffic| Count { frames: traffic.frames, bytes: traffic.bytes };
+        Detail {
+            id: &connection.id,
+            route: connection.route,
+            state: connection.state,
+            client: connection.client,
+            backend: connection.backend.as_deref(),
+            task_id: connection.task_id.as_deref(),
+            opened: rfc3339(connection.opened),
+            idle_seconds: connection.idle.as_millis() as f64 / 1000.0,
+            from_client: count(connection.traffic.from_client),
+            to_client: count(connection.traffic.to_client),
+        }
+    }
 }
 
 fn json(body: &impl Serialize) -> Response {
@@ -102,15 +163,17 @@ fn json(body: &impl Serialize) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{BOTH, connection, empty, relayed, text, well};
+    use super::super::tests::{connection, empty, relayed, text, well};
     use super::super::{BackendView, ConnectionView, RedisView, RouteView};
     use super::*;
+    use crate::proto::http::Content;
     use crate::service::stats::Stats;
     use serde_json::{Value, json};
 
     #[test]
     fn health_has_every_field_in_order() {
-        let stats = Stats::new();
+        let mut stats = Stats::new();
+        stats.count_open("input");
         let mut snapshot = empty(&stats);
         snapshot.routes = vec![
             relayed("output", vec![well("ws://b/")]),
@@ -122,7 +185,6 @@ mod tests {
                 backends: vec![],
             },
         ];
-        snapshot.add_live("input", BOTH);
         let response = health(&snapshot);
         let expected = concat!(
             r#"{"status":"ok","gateway":"running","version":"1.2.3","uptime_seconds":93784,"active_connections":1,"#,
@@ -178,48 +240,48 @@ mod tests {
         assert_eq!(ready(&snapshot).status, 503);
     }
 
+    fn listed(views: &[ConnectionView]) -> (Response, Value) {
+        let mut list = ConnectionList::default();
+        views.iter().for_each(|view| list.push(view));
+        let response = connections(list.finish(&Budget::new(None)));
+        let body = serde_json::from_slice(text(&response).as_bytes()).unwrap();
+        (response, body)
+    }
+
     #[test]
     fn connections_have_every_field_in_order() {
-        let stats = Stats::new();
-        let mut snapshot = empty(&stats);
-        assert_eq!(
-            text(&connections(&snapshot)),
-            r#"{"total_connections":0,"connections":[],"details":[]}"#
-        );
-        snapshot.connections.push(connection("input_1"));
-        snapshot.connections.push(ConnectionView {
-            backend: None,
-            task_id: Some("7\"".into()),
-            ..connection("output_2")
-        });
-        let response = connections(&snapshot);
+        let (response, _) = listed(&[]);
+        assert_eq!(text(&response), r#"{"total_connections":0,"connections":[],"details":[]}"#);
+        let other =
+            ConnectionView { backend: None, task_id: Some("7\"".into()), ..connection("output_2") };
+        let (response, body) = listed(&[connection("input_1"), other]);
         assert!(
             text(&response).starts_with(
                 r#"{"total_connections":2,"connections":["input_1","output_2"],"details":[{"id":"input_1","#
             )
         );
-        let body: Value = serde_json::from_slice(text(&response).as_bytes()).unwrap();
         assert_eq!(
             body["details"][0],
             json!({
-                "id": "input_1", "route": "input", "state": "open", "client": "[::1]:5000", "backend": "ws://a/",
-                "task_id": null, "opened": "2026-09-21T14:13:20.007Z", "idle_seconds": 1.5,
-                "from_client": {"frames": 2, "bytes": 20}, "to_client": {"frames": 3, "bytes": 300000},
+                "id": "input_1", "route": "input", "state": "open", "client": "[::1]:5000",
+                "backend": "ws://a/", "task_id": null, "opened": "2026-09-21T14:13:20.007Z",
+                "idle_seconds": 1.5, "from_client": {"frames": 2, "bytes": 20},
+                "to_client": {"frames": 3, "bytes": 300000},
             })
         );
         assert_eq!(body["details"][1]["task_id"], "7\"");
     }
 
     #[test]
-    fn connections_of_a_full_gateway_are_valid_json() {
-        let stats = Stats::new();
-        let mut snapshot = empty(&stats);
-        snapshot.connections =
+    fn connections_of_a_full_gateway_are_valid_json_in_pieces() {
+        let views: Vec<_> =
             (0..10_000).map(|number| connection(&format!("input_{number}"))).collect();
-        let response = connections(&snapshot);
-        let body: Value = serde_json::from_slice(text(&response).as_bytes()).unwrap();
+        let (response, body) = listed(&views);
         assert_eq!(body["total_connections"], 10_000);
         assert_eq!(body["connections"][9999], "input_9999");
         assert_eq!(body["details"].as_array().unwrap().len(), 10_000);
+        let Content::Shared(content) = &response.content else { panic!("{response:?}") };
+        let longest = content.pieces().iter().map(|piece| piece.len()).max();
+        assert!(longest < Some(2 * PIECE_BYTES), "{longest:?} bytes in one piece");
     }
 }

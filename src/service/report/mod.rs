@@ -3,8 +3,8 @@
 //! The gateway fills a [`Snapshot`] with plain data, and each function here turns one into a
 //! response; none looks anything up.
 //!
-//! A snapshot counts every open WebSocket ([`Snapshot::add_live`]), but lists them in `connections`
-//! only for the reports that show them. So a scrape of 10,000 connections formats no address.
+//! What needs a look at every session is gathered over several turns ([`Live`], [`ConnectionList`]),
+//! so that thousands of connections delay nobody.
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 
@@ -12,7 +12,7 @@ mod json;
 mod page;
 mod prometheus;
 
-pub use json::{connections, health, ready};
+pub use json::{ConnectionList, connections, health, ready};
 pub use page::{PAGE_CONNECTIONS_MAX, page};
 pub use prometheus::metrics;
 
@@ -38,15 +38,15 @@ pub struct Snapshot<'a> {
     pub lifecycle: Lifecycle,
     /// Current routes in file order.
     pub routes: Vec<RouteView<'a>>,
-    /// Open WebSockets: all of them for [`connections`], the first [`PAGE_CONNECTIONS_MAX`] for
-    /// [`page`], none for other reports.
+    /// The first [`PAGE_CONNECTIONS_MAX`] open WebSockets for [`page`], none for other reports.
     pub connections: Vec<ConnectionView<'a>>,
     pub redis: RedisView,
     /// A route serves results, so the gateway needs a source of results to be ready.
     pub results_wanted: bool,
     pub results: ResultsView,
     pub stats: &'a Stats,
-    live: BTreeMap<&'a str, Live>,
+    /// Traffic of open WebSockets, for [`metrics`].
+    pub live: Live,
 }
 
 /// Whether new clients should be sent here.
@@ -120,10 +120,38 @@ pub struct ConnectionView<'a> {
     pub traffic: BothWays,
 }
 
-#[derive(Debug, Default, Clone, Copy)]
-struct Live {
-    open: u64,
-    traffic: BothWays,
+/// Traffic of open WebSockets, to be added to that of those that have ended.
+#[derive(Debug, Default)]
+pub struct Live {
+    /// By route, as it was when each was visited.
+    visited: BTreeMap<Box<str>, BothWays>,
+    /// Of those that have ended since their visit, and are among the ended ones too.
+    ended: BTreeMap<Box<str>, BothWays>,
+}
+
+impl Live {
+    /// Adds a WebSocket. Its `route` may have been removed by a reload.
+    pub fn add(&mut self, route: &str, traffic: BothWays) {
+        if let Some(sum) = self.visited.get_mut(route) {
+            *sum += traffic;
+        } else {
+            self.visited.insert(route.into(), traffic);
+        }
+    }
+
+    /// `ended`, by route, was counted for WebSockets that ended after they were added here.
+    pub fn except(&mut self, ended: BTreeMap<Box<str>, BothWays>) {
+        self.ended = ended;
+    }
+
+    /// All traffic of `route`, of which `ended` was counted for WebSockets that have ended.
+    fn with_ended(&self, route: &str, mut ended: BothWays) -> BothWays {
+        if let Some(traffic) = self.ended.get(route) {
+            ended -= *traffic;
+        }
+        ended += self.visited.get(route).copied().unwrap_or_default();
+        ended
+    }
 }
 
 impl<'a> Snapshot<'a> {
@@ -139,21 +167,13 @@ impl<'a> Snapshot<'a> {
             results_wanted: false,
             results: ResultsView::default(),
             stats,
-            live: BTreeMap::new(),
+            live: Live::default(),
         }
-    }
-
-    /// Counts one open WebSocket and its traffic so far. Call it once for each. `route` may have
-    /// been removed by a reload.
-    pub fn add_live(&mut self, route: &'a str, traffic: BothWays) {
-        let live = self.live.entry(route).or_default();
-        live.open += 1;
-        live.traffic += traffic;
     }
 
     /// Number of open WebSockets.
     pub fn active_connections(&self) -> u64 {
-        self.live.values().map(|live| live.open).sum()
+        self.stats.routes().values().map(|route| route.open).sum()
     }
 
     fn lacks_redis(&self) -> bool {
@@ -257,7 +277,7 @@ mod tests {
     pub fn text(response: &Response) -> &str {
         match &response.content {
             Content::Bytes(bytes) => std::str::from_utf8(bytes).unwrap(),
-            Content::Shared(_) => panic!("{response:?} is shared"),
+            Content::Shared(shared) => String::from_utf8(shared.pieces().concat()).unwrap().leak(),
         }
     }
 

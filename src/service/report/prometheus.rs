@@ -70,11 +70,10 @@ fn route_metrics(snapshot: &Snapshot, out: &mut Exposition) {
     // A route that was never used reports 0, and one that a reload removed keeps its counts.
     let mut names: BTreeSet<&str> = snapshot.routes.iter().map(|route| route.name).collect();
     names.extend(stats.keys().map(|name| &**name));
-    names.extend(snapshot.live.keys());
 
     let mut family = out.gauge("websockets_open", "Open WebSockets.");
     for &name in &names {
-        family.labelled(&[("route", name)], snapshot.live.get(name).map_or(0, |live| live.open));
+        family.labelled(&[("route", name)], stats.get(name).map_or(0, |route| route.open));
     }
     let mut family = out.counter("websocket_upgrades_total", "WebSockets opened.");
     for &name in &names {
@@ -87,8 +86,8 @@ fn route_metrics(snapshot: &Snapshot, out: &mut Exposition) {
         }
     }
     let traffic = |name: &str| {
-        let mut traffic = stats.get(name).map(|route| route.traffic).unwrap_or_default();
-        traffic += snapshot.live.get(name).map(|live| live.traffic).unwrap_or_default();
+        let ended = stats.get(name).map(|route| route.traffic).unwrap_or_default();
+        let traffic = snapshot.live.with_ended(name, ended);
         [("from_client", traffic.from_client), ("to_client", traffic.to_client)]
     };
     let mut family =
@@ -220,11 +219,12 @@ mod tests {
         stats.count_http(101);
         stats.count_refused("full");
         stats.count_upgrade("input");
-        stats.count_closed("gone", "done", BOTH);
-        stats.count_closed("input", "client_gone", BOTH);
+        stats.count_open("input");
+        stats.count_closed("gone", "done", BOTH, 0);
+        stats.count_closed("input", "client_gone", BOTH, 0);
         stats.count_dial("ws://a/", false);
         let mut snapshot = empty(&stats);
-        snapshot.add_live("input", BOTH);
+        snapshot.live.add("input", BOTH);
         snapshot.routes = vec![
             relayed(
                 "input",
