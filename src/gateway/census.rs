@@ -164,6 +164,8 @@ fn share(response: Response, budget: &Budget) -> Response {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::disallowed_types, reason = "a test reads what its peer received")]
+
     use super::super::tests::{client, turn, with_routes};
     use super::*;
     use crate::base::moment::Moment;

@@ -589,6 +589,8 @@ fn log_routes(cx: &Context) {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::disallowed_types, reason = "a test reads what its peer received")]
+
     use super::*;
     use crate::net::{PeerAddress, Side, Transport};
     use std::cell::RefCell;

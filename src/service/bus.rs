@@ -148,11 +148,6 @@ impl<K: Copy + Ord> Bus<K> {
         }
     }
 
-    /// Whether some client of `task` may miss results that others have had.
-    fn has_newcomers(&self, task: Uuid) -> bool {
-        self.waiting.entry(task).is_some_and(|waiting| waiting.waiters.newcomers().next().is_some())
-    }
-
     /// The next change in what should be listened to. A task that was waited for and left in between does not appear.
     pub fn poll_change(&mut self) -> Option<Change> {
         while let Some(&task) = self.changed.front() {
