@@ -1,17 +1,17 @@
-//! Both sides of the WebSocket handshake (RFC 6455 §4): the client's request checked, answered or passed on, the backend's
-//! answer checked and passed back.
+//! Both sides of the WebSocket handshake (RFC 6455 §4): checks the client's request, answers it or
+//! writes it anew for a backend, checks the backend's answer and writes it anew for the client.
 //!
-//! The surprising thing: on a relayed route the gateway negotiates nothing. Key, version, subprotocols and extensions go to
-//! the backend as they came, and its 101 comes back with its own headers, so that the two ends agree with each other. Only
-//! what belongs to one connection (RFC 9110 §7.6.1) is taken out and said anew.
+//! On a relayed route the gateway negotiates nothing. Key, version, subprotocols and extensions go to the
+//! backend unchanged, and its 101 comes back with its own headers, so client and backend agree with each
+//! other. Only the headers that belong to one connection (RFC 9110 §7.6.1) are replaced.
 //!
-//! What is said about the client, and how far what came is believed:
-//! - `X-Forwarded-For` is a list: the client's address is appended to what came. The last element is ours, the others are
-//!   hearsay.
-//! - `X-Forwarded-Proto` and `X-Forwarded-Host` are single values that backends take at their word, so what came is
-//!   replaced by what this gateway saw.
-//! - `X-Request-Id` names one request across every hop, so one that came is kept, if it is a plain word of at most
-//!   [`REQUEST_ID_BYTES_MAX`] visible ASCII characters and the only one; else it is replaced by ours.
+//! Headers that describe the client to the backend:
+//! - `X-Forwarded-For` is a list. The client's address is appended; only that last element is reliable.
+//! - `X-Forwarded-Proto` and `X-Forwarded-Host` are single values that backends believe, so they are
+//!   replaced by what this gateway sees.
+//! - `X-Request-Id` names a request across every hop. The client's is kept if there is exactly one, of
+//!   1 to [`REQUEST_ID_BYTES_MAX`] visible ASCII characters, and replaced otherwise.
+//! - `Via` lists the proxies on the way. `1.1 aivtuber-gateway` is appended, which reveals loops.
 
 #![expect(
     clippy::indexing_slicing,
@@ -35,28 +35,33 @@ const VIA_NAME: &[u8] = b"aivtuber-gateway";
 /// How many gateways like this one a request may have passed through before.
 const HOPS_MAX: usize = 8;
 
-/// What our own answer needs of a request that asks for a WebSocket properly.
+/// The parts of a correct upgrade request that the gateway needs to answer it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handshake<'b> {
     /// `Sec-WebSocket-Key`: 24 characters of base64.
     pub key: &'b str,
-    /// The subprotocol that the client would like best, if it named any.
+    /// The first subprotocol that the client offers.
     pub protocol: Option<&'b str>,
 }
 
-/// What a forwarded request says that the client's own did not.
+/// What a request to a backend has besides the client's own headers.
 #[derive(Clone, Copy, Debug)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Forwarding<'a> {
-    /// Goes out in place of the client's `Host`.
+    /// Replaces the client's `Host`.
     pub host: Option<&'a str>,
     pub client: IpAddr,
-    /// For `X-Request-Id` where the client brought none: see [`request_id`].
+    /// The `X-Request-Id` where the client's is not kept: see [`request_id`].
     pub request_id: &'a str,
 }
 
+<<<<<<< HEAD
 /// Whether a request asks to speak WebSocket at all, properly or not.
 fn is_upgrade(head: &RequestHead<'_, '_>) -> bool {
+=======
+/// Whether a request asks for a WebSocket, correctly or not.
+fn is_upgrade(head: &RequestHead<'_, '_>) -> bool {
+>>>>>>> a230248 (url, route, upgrade: plain English)
     head.headers.has_token("upgrade", "websocket")
 }
 
@@ -64,7 +69,8 @@ fn is_upgrade(head: &RequestHead<'_, '_>) -> bool {
 ///
 /// # Errors
 /// 405 for methods other than GET and HEAD; 426 for a plain GET or a HEAD, and for versions other than 13; 400 for an
-/// upgrade that is malformed. The head itself was sound, so the connection may go on after the answer
+/// upgrade that is malformed. The head itself is well formed, so the connection can be kept after the
+/// answer
 /// ([`BadHead::into_response`]).
 pub fn check_request<'b>(head: &RequestHead<'_, 'b>) -> Result<Handshake<'b>, BadHead> {
     let bad = |why| Err(BadHead { status: 400, why });
@@ -104,8 +110,9 @@ pub fn check_request<'b>(head: &RequestHead<'_, 'b>) -> Result<Handshake<'b>, Ba
     Ok(Handshake { key, protocol: protocol.and_then(|first| std::str::from_utf8(first).ok()) })
 }
 
-/// Appends our own 101 (RFC 6455 §4.2.2). No extension is accepted. The first subprotocol on offer is: a browser that
-/// offered some and gets none back fails the connection, and would never see what we are about to say.
+/// Appends a 101 of the gateway itself (RFC 6455 §4.2.2). No extension is accepted. The first subprotocol
+/// on offer is accepted: a browser that offers some and gets none fails the connection, and its page
+/// would never see the Close frame that follows.
 pub fn write_accept(handshake: &Handshake<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\n");
     write_upgrade_pair(out);
@@ -120,7 +127,7 @@ pub fn write_accept(handshake: &Handshake<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// The `X-Request-Id` that the client brought, if it is one to keep.
+/// The client's `X-Request-Id`, if it is kept.
 pub fn request_id<'b>(head: &RequestHead<'_, 'b>) -> Option<&'b str> {
     let mut ids = head.headers.all("x-request-id");
     let id = ids.next()?;
@@ -147,11 +154,12 @@ pub fn write_request_line(target: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(b" HTTP/1.1\r\n");
 }
 
-/// Appends what follows that line, the same for every backend: end-to-end headers unchanged, in their order and spelling;
-/// hop-by-hop ones dropped but for the upgrade pair; `Host` in its place, replaced by `forwarding.host`, or by the
-/// authority of a target that was a URL (RFC 9112 §3.2.2); then what is said about the client (see the top of this file).
+/// Appends the headers behind that line, the same for every backend. End-to-end headers keep their order
+/// and spelling; hop-by-hop headers are dropped, except for the upgrade pair. `Host` keeps its place and
+/// becomes `forwarding.host`, or the authority of a target that is a URL (RFC 9112 §3.2.2). The headers
+/// about the client come last (see the top of this file).
 ///
-/// The request is one that [`check_request`] let through: a GET without a body.
+/// The request must have passed [`check_request`]: a GET without a body.
 pub fn write_forwarded_headers(
     head: &RequestHead<'_, '_>,
     forwarding: &Forwarding<'_>,
@@ -165,7 +173,7 @@ pub fn write_forwarded_headers(
     for (name, value) in head.headers.iter() {
         if name.eq_ignore_ascii_case("host") {
             push_header(out, name, host.as_bytes());
-        } else if !is_hop_by_hop(name, &head.headers) && !is_said_anew(name, kept_id.is_some()) {
+        } else if !is_hop_by_hop(name, &head.headers) && !is_replaced(name, kept_id.is_some()) {
             push_header(out, name, value);
         }
     }
@@ -175,7 +183,7 @@ pub fn write_forwarded_headers(
         push_value(out, address);
         out.extend_from_slice(b", ");
     }
-    // An IPv4 client of a socket that listens on `::` is still an IPv4 client.
+    // A socket that listens on `::` shows IPv4 clients as `::ffff:…`.
     push_display(out, forwarding.client.to_canonical());
     out.extend_from_slice(b"\r\n");
     push_header(out, "X-Forwarded-Proto", b"http");
@@ -191,11 +199,11 @@ pub fn write_forwarded_headers(
     out.extend_from_slice(b"\r\n");
 }
 
-/// Checks the backend's side of the handshake (RFC 6455 §4.1) against the key that it was sent. Subprotocol and extensions
-/// are left for the client to judge.
+/// Checks the backend's side of the handshake (RFC 6455 §4.1) against the key that it got. Subprotocol and
+/// extensions are for the client to check.
 ///
 /// # Errors
-/// What is wrong, as a phrase that fits behind `backend unavailable:`.
+/// A phrase that says what is wrong.
 pub fn check_response(head: &ResponseHead<'_, '_>, key: &str) -> Result<(), &'static str> {
     if head.status != 101 {
         return Err("it did not upgrade");
@@ -217,8 +225,9 @@ pub fn check_response(head: &ResponseHead<'_, '_>, key: &str) -> Result<(), &'st
     }
 }
 
-/// Appends the backend's 101 as the client is to read it: its own headers in their order and spelling, hop-by-hop ones
-/// dropped but for the upgrade pair, and those that would speak of a body, which a 101 has not (RFC 9110 §8.6).
+/// Appends the backend's 101 for the client: its headers in their order and spelling, without hop-by-hop
+/// headers, except for the upgrade pair, and without `Content-Length`, for a 101 has no body (RFC 9110
+/// §8.6).
 pub fn write_forwarded_response(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) {
     write_status_line(head, out);
     write_upgrade_pair(out);
@@ -230,13 +239,14 @@ pub fn write_forwarded_response(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) 
     out.extend_from_slice(b"\r\n");
 }
 
-/// Appends the head of a backend's answer that is no 101, for a client that is to see it: its own headers and
-/// `Connection: close`. The body follows byte for byte, so `Transfer-Encoding` stays, and a `Content-Length` beside it goes
-/// (RFC 9112 §6.3).
+/// Appends the head of a backend's refusal for the client: its headers and `Connection: close`. The body
+/// follows byte for byte, so `Transfer-Encoding` stays, and a `Content-Length` beside it is dropped (RFC
+/// 9112 §6.3).
 pub fn write_forwarded_refusal(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) {
     write_status_line(head, out);
     let is_encoded = head.headers.first("transfer-encoding").is_some();
-    // A 426 without it would be none (RFC 9110 §15.5.22), and what the backend speaks can be asked for through us.
+    // A 426 must name a protocol (RFC 9110 §15.5.22), and one that the backend names can be asked for
+    // through the gateway.
     let tells_upgrade = head.status == 426 && head.headers.first("upgrade").is_some();
     for (name, value) in head.headers.iter() {
         let is = |known: &str| name.eq_ignore_ascii_case(known);
@@ -267,8 +277,8 @@ fn write_upgrade_pair(out: &mut Vec<u8>) {
     out.extend_from_slice(b"Upgrade: websocket\r\nConnection: Upgrade\r\n");
 }
 
-/// Whether a header is for this connection only (RFC 9110 §7.6.1): by its name, or because `Connection` names it. What
-/// frames the message, and the handshake itself, cannot be named away.
+/// Whether a header is for one connection only (RFC 9110 §7.6.1): by its name, or because `Connection`
+/// names it. `Connection` cannot remove the headers that frame the message or make up the handshake.
 fn is_hop_by_hop(name: &str, headers: &Headers<'_, '_>) -> bool {
     const NAMES: [&str; 6] =
         ["connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
@@ -280,8 +290,8 @@ fn is_hop_by_hop(name: &str, headers: &Headers<'_, '_>) -> bool {
     !is_needed && headers.has_token("connection", name)
 }
 
-/// Whether what came under this name is left out, because we say it ourselves further on.
-fn is_said_anew(name: &str, keeps_request_id: bool) -> bool {
+/// Whether the client's header of this name is dropped because the gateway writes its own.
+fn is_replaced(name: &str, keeps_request_id: bool) -> bool {
     const NAMES: [&str; 3] = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"];
     NAMES.iter().any(|known| name.eq_ignore_ascii_case(known))
         || name.eq_ignore_ascii_case("x-request-id") && !keeps_request_id
@@ -291,8 +301,8 @@ fn starts_with(name: &str, prefix: &str) -> bool {
     name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
-/// Whether `key` is 16 bytes in base64: 22 characters and two of padding. The four bits that the last character has to
-/// spare are not looked at; some clients draw the characters rather than the bytes.
+/// Whether `key` is 16 bytes in base64: 22 characters and two of padding. The four spare bits of the last
+/// character are not checked, because some clients choose random characters rather than random bytes.
 fn is_key(key: &[u8]) -> bool {
     let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
     key.len() == 24 && key[..22].iter().all(is_digit) && key.ends_with(b"==")
@@ -358,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proper_request_is_let_through() {
+    fn a_correct_request_passes() {
         assert_eq!(checked(&asking("")), Ok((KEY.into(), None)));
         assert_eq!(
             checked(&asking("Upgrade: WebSocket\r\nConnection: UPGRADE\r\n")),

@@ -1,4 +1,4 @@
-//! From a request path to the route that answers it: routes in file order, and their backends.
+//! Routes: which one answers a request path, and the check that the configured ones can work together.
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 #![expect(clippy::indexing_slicing, reason = "positions come from a search in the same text")]
@@ -9,33 +9,36 @@ use super::endpoints::ENDPOINTS;
 use super::upstreams::{UpstreamId, Upstreams};
 use super::url::{BackendUrl, Params, Template, split_authority};
 
-/// The longest route name, in bytes: it becomes part of ids, log lines and metric labels.
+/// The longest route name in bytes. It becomes part of ids, log lines and metric labels.
 const NAME_BYTES_MAX: usize = 64;
 
-/// The name that a served output route takes its task from.
+/// The name in the path of a route that serves results which holds the task's id.
 pub const TASK_ID: &str = "task_id";
 
-/// A route as the configuration has it.
+/// A route in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct RouteSettings {
-    /// Part of connection ids, log lines and metric labels: `[a-z0-9_-]`.
+    /// 1 to 64 of `[a-z0-9_-]`.
     pub name: String,
     pub path: Template,
     pub target: Target,
 }
 
-/// What answers a route, as the configuration has it.
+/// What answers a route in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
 pub enum Target {
-    /// Relayed to one of `urls`; `host` is sent in place of the client's `Host`.
+    /// It is relayed to one of `urls`, with `host` in place of the client's `Host`.
     Backend { urls: Vec<BackendUrl>, host: Option<String> },
-    /// Results are delivered by the gateway itself.
+    /// The gateway itself delivers results.
     Output,
 }
 
-/// Whether these routes can work together. The error is a sentence that begins with the route it is about.
+/// Checks that routes can work together.
+///
+/// # Errors
+/// A sentence that begins with the name of the route that is wrong.
 pub fn check(routes: &[RouteSettings]) -> Result<(), String> {
     for (index, route) in routes.iter().enumerate() {
         check_alone(route)
@@ -117,7 +120,7 @@ fn check_alone(route: &RouteSettings) -> Result<(), String> {
     Ok(())
 }
 
-/// A route in use. Sessions keep it, so that a reload leaves open connections with what they began with.
+/// A route in use. A session keeps the route that it began with, also when a reload replaces it.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Route {
@@ -135,7 +138,7 @@ pub enum RouteTarget {
 }
 
 impl Route {
-    /// The backends it may relay to; none if it is served.
+    /// The backends that it may relay to; none if the gateway itself answers it.
     pub fn upstreams(&self) -> &[UpstreamId] {
         match &self.target {
             RouteTarget::Relay { upstreams, .. } => upstreams,
@@ -143,7 +146,8 @@ impl Route {
         }
     }
 
-    /// What answers it, in words for `/health`, the status page and the log: its URLs with `, ` between them, or `built in`.
+    /// What answers it, for `/health`, the status page and the log: its URLs, separated by `, `, or
+    /// `built in`.
     pub fn target_text(&self, upstreams: &Upstreams) -> String {
         match &self.target {
             RouteTarget::Relay { upstreams: ids, .. } => {
@@ -154,7 +158,7 @@ impl Route {
     }
 }
 
-/// All routes in file order, and those of earlier configurations that a session still uses.
+/// The routes in file order, and those of earlier configurations that sessions still use.
 #[derive(Debug)]
 pub struct Routes {
     current: Vec<Rc<Route>>,
@@ -162,7 +166,7 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// Takes routes that [`check`] has passed; each of their backends gets an entry in `upstreams`.
+    /// Takes routes that have passed [`check`]. Each of their backends gets an entry in `upstreams`.
     pub fn new(settings: Vec<RouteSettings>, upstreams: &mut Upstreams) -> Self {
         Self {
             current: settings.into_iter().map(|route| Rc::new(in_use(route, upstreams))).collect(),
@@ -170,15 +174,16 @@ impl Routes {
         }
     }
 
-    /// Takes other settings. Sessions that hold an old route go on with it; its backends are known until they are gone.
+    /// Takes other settings. Sessions keep the routes they have; the backends of those stay known until
+    /// the last of the sessions has ended.
     pub fn reload(&mut self, settings: Vec<RouteSettings>, upstreams: &mut Upstreams) {
         let current = Self::new(settings, upstreams).current;
         self.replaced.append(&mut std::mem::replace(&mut self.current, current));
         self.release_unused(upstreams);
     }
 
-    /// Forgets replaced routes that no session holds any more, and with them their backends. Costs nothing when no route was
-    /// replaced; to be called now and then after sessions ended.
+    /// Forgets replaced routes that no session uses any more, and their backends. To be called after
+    /// sessions have ended; costs nothing while no route is replaced.
     pub fn release_unused(&mut self, upstreams: &mut Upstreams) {
         if self.replaced.is_empty() {
             return;
@@ -192,7 +197,7 @@ impl Routes {
         }
     }
 
-    /// The first route in file order whose template fits `path` (without its query).
+    /// The first route in file order that matches `path`, without its query.
     pub fn find<'p>(&self, path: &'p str) -> Option<(&Rc<Route>, Params<'p>)> {
         self.current.iter().find_map(|route| Some((route, route.path.match_path(path)?)))
     }
@@ -251,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn good_routes_pass() {
+    fn routes_that_can_work_together_pass() {
         check(&[
             relayed(
                 "input",
@@ -268,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn routes_that_cannot_work_are_named() {
+    fn routes_that_cannot_work_are_refused_with_a_reason() {
         let backend = &["ws://a/"][..];
         let mut with_host = relayed("a", "/ws/a", backend);
         with_host.target = Target::Backend {
@@ -330,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reload_keeps_what_a_session_holds() {
+    fn a_reload_keeps_the_backends_of_routes_in_use() {
         let mut upstreams = Upstreams::default();
         let mut routes =
             Routes::new(vec![relayed("a", "/ws/a", &["ws://old/", "ws://both/"])], &mut upstreams);

@@ -1,8 +1,9 @@
-//! Path templates and backend URLs: what a configuration writes as `/ws/{name}` and `ws://host:port/path/{name}?query`.
+//! Path templates such as `/ws/{name}`, and backend URLs such as `ws://host:port/path/{name}?query`.
 //!
-//! Nothing is percent-decoded here. A segment goes to the backend exactly as the client wrote it, so the gateway and the
-//! backend can never read one path in two ways. For the same reason `.` and `..`, also written `%2e`, are never the value of a
-//! name: a backend that normalizes paths would leave the folder its route was meant for.
+//! Nothing is percent-decoded. A segment goes to the backend exactly as the client wrote it, so the
+//! gateway and the backend cannot read one path in two ways. For the same reason a name never matches
+//! `.` or `..`, also when written `%2e`: a backend that normalizes paths would leave the folder that
+//! its route is meant for.
 
 #![expect(clippy::indexing_slicing, reason = "positions come from a search in the same text")]
 
@@ -12,7 +13,8 @@ use std::sync::Arc;
 
 use super::name::Name;
 
-/// A path with names in it, such as `/ws/output/{task_id}`. `{name}` stands for one whole, non-empty path segment.
+/// A path with names in it, such as `/ws/output/{task_id}`. `{name}` matches one whole segment that is
+/// not empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
     text: Box<str>,
@@ -28,7 +30,10 @@ enum Piece {
 }
 
 impl Template {
-    /// Reads a route's path. The error is a sentence about `text` that can follow "route `input`: ".
+    /// Parses a route's path.
+    ///
+    /// # Errors
+    /// A sentence about `text` that can follow "route `input`: ".
     pub fn parse(text: &str) -> Result<Self, String> {
         if !text.starts_with('/') {
             return Err(format!("the path `{text}` must begin with `/`"));
@@ -59,7 +64,7 @@ impl Template {
         Ok(template)
     }
 
-    /// What the names stand for, if `path` (without its query) fits; values are not decoded.
+    /// Returns the values of the names if `path`, without its query, matches. Values are not decoded.
     pub fn match_path<'p>(&self, path: &'p str) -> Option<Params<'p>> {
         let mut values = Vec::new();
         let mut rest = path;
@@ -92,7 +97,7 @@ impl Template {
         self.names.iter().map(|name| &**name)
     }
 
-    /// Whether every path that `other` matches is matched by this one too.
+    /// Whether this template matches every path that `other` matches.
     pub(super) fn covers(&self, other: &Template) -> bool {
         self.same_length_and(
             other,
@@ -100,7 +105,7 @@ impl Template {
         )
     }
 
-    /// Whether there is a path that both match.
+    /// Whether there is a path that both templates match.
     pub(super) fn overlaps(&self, other: &Template) -> bool {
         self.same_length_and(other, |ours, theirs| {
             ours == theirs
@@ -120,7 +125,8 @@ impl Template {
         }
     }
 
-    /// Names may stand anywhere: for the path and the query of a backend, which are filled and never matched.
+    /// Parses the path or the query of a backend URL, where a name may be a part of a segment: these
+    /// are filled and never matched.
     fn parse_loosely(what: &str, text: &str) -> Result<Self, String> {
         if let Some(sign) = text.chars().find(|sign| !sign.is_ascii_graphic()) {
             return Err(format!(
@@ -182,7 +188,7 @@ impl Template {
     }
 }
 
-/// The text as it was written.
+/// The text as it is in the configuration.
 impl fmt::Display for Template {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
@@ -193,7 +199,8 @@ fn is_name(segment: &str) -> bool {
     segment.starts_with('{')
 }
 
-/// `.` and `..`, each dot also as `%2e`: what RFC 3986 section 5.2.4 removes from a path.
+/// Whether the segment is `.` or `..`, each dot possibly written `%2e`: the segments that RFC 3986
+/// section 5.2.4 removes from a path.
 fn is_dot_segment(segment: &str) -> bool {
     let mut rest = segment;
     let mut dots = 0;
@@ -211,7 +218,7 @@ fn is_dot_segment(segment: &str) -> bool {
     dots == 1 || dots == 2
 }
 
-/// What the names of a template stood for in one path.
+/// The values of a template's names in one path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Params<'p> {
     names: Arc<[Box<str>]>,
@@ -219,7 +226,7 @@ pub struct Params<'p> {
 }
 
 impl<'p> Params<'p> {
-    /// The segment that `name` stood for, undecoded.
+    /// The segment that `name` matched, not decoded.
     pub fn value(&self, name: &str) -> Option<&'p str> {
         let index = self.names.iter().position(|known| **known == *name)?;
         self.values.get(index).copied()
@@ -228,8 +235,8 @@ impl<'p> Params<'p> {
 
 /// Where a backend listens: `ws://host:port/path/{name}?query`.
 ///
-/// The port is 80 where none is written, the path `/`. Names may stand anywhere in path and query. `wss://` is refused: the
-/// gateway speaks no TLS to backends.
+/// The default port is 80, the default path `/`. Names may be anywhere in path and query. `wss://` is
+/// refused: TLS to backends is not supported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendUrl {
     text: Box<str>,
@@ -241,7 +248,10 @@ pub struct BackendUrl {
 }
 
 impl BackendUrl {
-    /// Reads a URL. The error is a sentence that names the URL and what is allowed.
+    /// Parses a URL.
+    ///
+    /// # Errors
+    /// A sentence that names the URL and what is allowed.
     pub fn parse(text: &str) -> Result<Self, String> {
         let Some((scheme, rest)) = text.split_once("://") else {
             return Err(format!("`{text}` must begin with `ws://`"));
@@ -290,17 +300,17 @@ impl BackendUrl {
         self.port
     }
 
-    /// The address itself if the host is one: it needs no looking up.
+    /// The host, if it is an IP address.
     pub fn ip(&self) -> Option<IpAddr> {
         self.host.parse().ok()
     }
 
-    /// Host and port, to be looked up.
+    /// Host and port, for a lookup.
     pub fn name(&self) -> Name {
         Name { host: self.host.clone().into(), port: self.port }
     }
 
-    /// Host and port as a `Host` header has them: brackets around IPv6, no `:80`.
+    /// Host and port in the form of a `Host` header: brackets around an IPv6 address, no `:80`.
     pub fn authority(&self) -> String {
         let (open, close) = if self.host.contains(':') { ("[", "]") } else { ("", "") };
         match self.port {
@@ -309,8 +319,7 @@ impl BackendUrl {
         }
     }
 
-    /// The text for everyone to see, in logs and answers: as written, but of a query only that there is one, since people
-    /// write tokens there.
+    /// The text for logs and reports: the query is replaced by `…`, because it may hold a token.
     pub fn public_text(&self) -> &str {
         &self.public_text
     }
@@ -321,7 +330,8 @@ impl BackendUrl {
     }
 }
 
-/// The text as it was written, with all of its query: for `--print-config` and as identity. See [`BackendUrl::public_text`].
+/// The text as it is in the configuration, query included: for `--print-config`, and to tell backends
+/// apart. See [`BackendUrl::public_text`].
 impl fmt::Display for BackendUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
@@ -375,7 +385,8 @@ fn check_host_name(host: &str) -> Result<(), String> {
             host.escape_debug()
         ));
     }
-    // A name whose last label is a number is an IPv4 address (WHATWG URL, "ends in a number"): no resolver may guess.
+    // A name whose last label is a number is an IPv4 address (WHATWG URL, "ends in a number"). Without
+    // this check the system's resolver would guess which.
     let last = host.strip_suffix('.').unwrap_or(host).rsplit('.').next().unwrap_or_default();
     if last.bytes().all(|byte| byte.is_ascii_digit()) && host.parse::<Ipv4Addr>().is_err() {
         return Err(format!("its host `{host}` is not an IPv4 address"));
@@ -383,10 +394,11 @@ fn check_host_name(host: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The request target for the backend: its path filled, its own query and the client's behind it.
+/// The request target for a backend: the path of its URL with the names filled in, then the query of
+/// its URL, then the client's.
 ///
-/// `query` is what stood after the client's `?`; an empty one keeps its `?`. In the backend's query a value is escaped where it
-/// would otherwise begin another parameter.
+/// `query` is what follows the client's `?`; an empty one keeps its `?`. In the URL's own query, a value
+/// is escaped where it would otherwise begin another parameter.
 pub fn upstream_target(url: &BackendUrl, params: &Params, query: Option<&str>) -> String {
     let mut target = url.path.fill(params);
     if let Some(own) = &url.query {
@@ -421,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_matches_whole_segments() {
+    fn a_name_matches_one_whole_segment() {
         let output = template("/ws/output/{task_id}");
         assert_eq!(output.match_path("/ws/output/7").unwrap().value("task_id"), Some("7"));
         assert_eq!(output.match_path("/ws/output/a%2Fb").unwrap().value("task_id"), Some("a%2Fb"));
@@ -450,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dot_segment_is_no_value() {
+    fn a_name_never_matches_dots() {
         let output = template("/ws/output/{task_id}");
         for dots in [".", "..", "%2e", "%2E.", ".%2e", "%2e%2E"] {
             assert_eq!(output.match_path(&format!("/ws/output/{dots}")), None, "{dots}");
@@ -461,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_template_says_why() {
+    fn malformed_templates_are_refused_with_a_reason() {
         for (text, why) in [
             ("", "must begin with `/`"),
             ("ws/input", "must begin with `/`"),
@@ -487,14 +499,14 @@ mod tests {
     }
 
     #[test]
-    fn filling_is_matching_backwards() {
+    fn a_template_is_filled_with_values_of_another() {
         let params = template("/ws/{kind}/{id}").match_path("/ws/output/%41").unwrap();
         assert_eq!(template("/{id}/x/{kind}").fill(&params), "/%41/x/output");
         assert_eq!(template("/none").fill(&params), "/none");
     }
 
     #[test]
-    fn backend_urls_are_read_in_full() {
+    fn backend_urls_are_parsed() {
         for (text, host, port, authority) in [
             ("ws://localhost:8001/ws/input", "localhost", 8001, "localhost:8001"),
             ("WS://Backend_1.example/", "Backend_1.example", 80, "Backend_1.example"),
@@ -516,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_backend_url_says_why() {
+    fn malformed_backend_urls_are_refused_with_a_reason() {
         for (text, why) in [
             ("", "must begin with `ws://`"),
             ("localhost:8001", "must begin with `ws://`"),
@@ -550,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn the_target_joins_path_and_both_queries() {
+    fn the_request_target_joins_path_and_both_queries() {
         let params = template("/ws/output/{task_id}").match_path("/ws/output/a%20b&c=d").unwrap();
         for (url, query, target) in [
             ("ws://h/ws/output/{task_id}", None, "/ws/output/a%20b&c=d"),
@@ -570,7 +582,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_is_not_shown_in_public() {
+    fn the_query_of_a_url_is_not_shown() {
         assert_eq!(BackendUrl::parse("ws://h/p?token=s").unwrap().public_text(), "ws://h/p?…");
         assert_eq!(BackendUrl::parse("ws://h/p").unwrap().public_text(), "ws://h/p");
     }
