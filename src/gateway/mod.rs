@@ -19,6 +19,7 @@
 #![expect(clippy::indexing_slicing, reason = "keys come from the slab, roles index a pair")]
 
 mod census;
+mod probes;
 mod redis;
 mod reload;
 mod snapshot;
@@ -44,6 +45,7 @@ use crate::session::{
 };
 use census::Census;
 use log::{info, warn};
+use probes::Probes;
 use redis::RedisSockets;
 use slab::Slab;
 use std::net::SocketAddr;
@@ -96,6 +98,7 @@ pub struct Gateway {
     census: Option<Census>,
     /// Requests that wait for the next one.
     questions: Vec<(SessionId, Box<Question>)>,
+    probes: Probes,
     /// The largest number of sessions since unused slots were last released.
     sessions_peak: usize,
     /// Rejected connections that are open.
@@ -162,6 +165,7 @@ impl Gateway {
             redis: RedisSockets::new(),
             census: None,
             questions: Vec::new(),
+            probes: Probes::default(),
             sessions_peak: 0,
             refusals: 0,
             workers: 0,
@@ -258,6 +262,7 @@ impl Gateway {
                 }
             }
             Source::Link(role) => self.redis.handle_ready(REDIS_ROLES[role], ready),
+            Source::Probe(key) => self.probes.handle_ready(key, ready, &mut self.cx),
             Source::Listener(_) | Source::Signal(_) | Source::Waker | Source::Alarm => {}
         }
     }
@@ -287,6 +292,7 @@ impl Gateway {
         }
         let due: Vec<usize> = std::iter::from_fn(|| self.timers.pop_due(self.cx.now)).collect();
         due.into_iter().for_each(|key| self.drive(key));
+        self.probes.settle(&mut self.cx);
         self.settle_results();
         self.take_census();
         self.check_drain();
@@ -411,7 +417,13 @@ impl Gateway {
             RunState::LastCall { until } => Some(until),
             RunState::Serving | RunState::Stopped => None,
         };
-        [self.timers.next(), drained, self.cx.results.deadline()].into_iter().flatten().min()
+        let deadlines = [
+            self.timers.next(),
+            drained,
+            self.cx.results.deadline(),
+            self.probes.deadline(&self.cx),
+        ];
+        deadlines.into_iter().flatten().min()
     }
 
     /// The next job for the background threads; [`Gateway::handle_answer`] takes the outcome.
@@ -430,6 +442,7 @@ impl Gateway {
             warn!(target: "dial", "name not found backend={} why=\"{why}\"", self.cx.upstreams.url(upstream).public_text());
         }
         self.cx.upstreams.resolved(upstream, answer, self.cx.now);
+        self.probes.handle_addresses(&mut self.cx);
         let waiting: Vec<usize> = self
             .sessions
             .iter()
@@ -452,6 +465,7 @@ impl Gateway {
         info!(target: "gateway", "draining connections={} timeout={timeout}", self.sessions.len());
         self.run_state = RunState::Draining { until };
         self.cx.is_draining = true;
+        self.probes.stop(&mut self.cx);
         self.cx.results.finish(self.cx.now);
         // A result that came before the drain is delivered, not answered with a Close.
         self.deliver(usize::MAX);

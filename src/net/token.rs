@@ -41,6 +41,8 @@ pub enum Source {
     Signal(usize),
     /// One of the connections to Redis.
     Link(usize),
+    /// The probe of a backend in this slot.
+    Probe(usize),
     /// A background thread has an answer.
     Waker,
     /// A deadline has come.
@@ -55,6 +57,7 @@ const SIGNAL: usize = 3;
 const WAKER: usize = 4;
 const LINK: usize = 5;
 const ALARM: usize = 6;
+const PROBE: usize = 7;
 
 impl From<Source> for Token {
     fn from(source: Source) -> Token {
@@ -66,6 +69,7 @@ impl From<Source> for Token {
             Source::Waker => (0, WAKER),
             Source::Alarm => (0, ALARM),
             Source::Link(n) => (n, LINK),
+            Source::Probe(n) => (n, PROBE),
         };
         Token(number << KIND_BITS | kind)
     }
@@ -82,6 +86,7 @@ impl From<Token> for Source {
             WAKER => Source::Waker,
             ALARM => Source::Alarm,
             LINK => Source::Link(number),
+            PROBE => Source::Probe(number),
             kind => unreachable!("token kind {kind}"),
         }
     }
@@ -102,6 +107,7 @@ mod tests {
             Source::Waker,
             Source::Alarm,
             Source::Link(1),
+            Source::Probe(5),
         ] {
             assert_eq!(Source::from(Token::from(source)), source);
         }

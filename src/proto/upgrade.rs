@@ -193,9 +193,24 @@ pub fn write_forwarded_headers(
     if kept_id.is_none() {
         push_header(out, "X-Request-Id", forwarding.request_id.as_bytes());
     }
-    out.extend_from_slice(b"Via: 1.1 ");
-    out.extend_from_slice(VIA_NAME);
+    write_via(out);
     out.extend_from_slice(b"\r\n");
+}
+
+/// Appends a whole upgrade request of the gateway's own to a backend, which `authority` names. `key` is
+/// 16 random bytes in base64.
+pub fn write_probe_request(target: &str, authority: &str, key: &str, out: &mut Vec<u8>) {
+    write_request_line(target, out);
+    push_header(out, "Host", authority.as_bytes());
+    push_header(
+        out,
+        "User-Agent",
+        concat!("aivtuber-gateway/", env!("CARGO_PKG_VERSION"), " (probe)").as_bytes(),
+    );
+    write_upgrade_pair(out);
+    push_header(out, "Sec-WebSocket-Version", b"13");
+    push_header(out, "Sec-WebSocket-Key", key.as_bytes());
+    write_via(out);
     out.extend_from_slice(b"\r\n");
 }
 
@@ -270,6 +285,12 @@ fn write_status_line(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) {
     push_display(out, head.status);
     out.push(b' ');
     out.extend_from_slice(head.reason.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+fn write_via(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"Via: 1.1 ");
+    out.extend_from_slice(VIA_NAME);
     out.extend_from_slice(b"\r\n");
 }
 

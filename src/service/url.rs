@@ -412,6 +412,13 @@ pub fn upstream_target(url: &BackendUrl, params: &Params, query: Option<&str>) -
     target
 }
 
+/// The request target for a probe of the backend: as for a client, with the nil UUID for every name.
+pub fn probe_target(url: &BackendUrl) -> String {
+    let names: Arc<[Box<str>]> = url.names().map(Into::into).collect();
+    let values = vec!["00000000-0000-0000-0000-000000000000"; names.len()];
+    upstream_target(url, &Params { names, values }, None)
+}
+
 fn push_query_value(target: &mut String, value: &str) {
     for sign in value.chars() {
         match sign {
@@ -579,6 +586,14 @@ mod tests {
                 "{url}"
             );
         }
+    }
+
+    #[test]
+    fn a_probe_has_a_value_for_each_name() {
+        let target = |url| probe_target(&BackendUrl::parse(url).unwrap());
+        let nil = "00000000-0000-0000-0000-000000000000";
+        assert_eq!(target("ws://h/x?k=v"), "/x?k=v");
+        assert_eq!(target("ws://h/a/{x}/{y}?z={x}"), format!("/a/{nil}/{nil}?z={nil}"));
     }
 
     #[test]

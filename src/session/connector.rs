@@ -232,7 +232,9 @@ impl Connector {
         };
         let backend = self.backend()?;
         self.end(Outcome::Succeeded(address), cx);
-        cx.stats.count_dial(cx.upstreams.url(backend).public_text(), true);
+        if self.purpose == Purpose::Client {
+            cx.stats.count_dial(cx.upstreams.url(backend).public_text(), true);
+        }
         Some(backend)
     }
 

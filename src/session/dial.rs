@@ -413,7 +413,7 @@ fn judge(head: &ResponseHead, rest: &[u8], key: &str, mode: OnBackendFailure) ->
 }
 
 /// Whether an answer says that the backend cannot serve anyone at the moment, so that the next is tried.
-fn is_failure(status: u16) -> bool {
+pub(super) fn is_failure(status: u16) -> bool {
     matches!(status, 429 | 502 | 503 | 504)
 }
 

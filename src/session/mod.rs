@@ -31,6 +31,7 @@ pub mod jobs;
 pub mod linger;
 pub mod outbox;
 pub mod output;
+pub mod probe;
 pub mod relay;
 pub mod reply;
 pub mod request;

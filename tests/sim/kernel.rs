@@ -284,7 +284,9 @@ impl Kernel {
 
     fn ready(&self, id: LinkId) -> Option<Ready> {
         let link = &self.links[id];
-        if link.is_dropped || !matches!(link.source, Source::Session(..) | Source::Link(_)) {
+        if link.is_dropped
+            || !matches!(link.source, Source::Session(..) | Source::Link(_) | Source::Probe(_))
+        {
             return None;
         }
         let failed = link.error.is_some() || link.has_reset;

@@ -294,13 +294,15 @@ impl Peer {
             }
             Role::Backend { answer_after, .. } => {
                 let head = String::from_utf8_lossy(&self.inbox[..length]).into_owned();
-                for line in [
-                    "X-Forwarded-For: ",
-                    "X-Request-Id: ",
-                    "Upgrade: websocket\r\n",
-                    "Connection: Upgrade\r\n",
+                let is_probe = head.contains(" (probe)\r\n");
+                for (line, is_of_client) in [
+                    ("X-Forwarded-For: ", true),
+                    ("X-Request-Id: ", true),
+                    ("Via: 1.1 aivtuber-gateway\r\n", false),
+                    ("Upgrade: websocket\r\n", false),
+                    ("Connection: Upgrade\r\n", false),
                 ] {
-                    if !head.contains(line) {
+                    if !(head.contains(line) || is_probe && is_of_client) {
                         return Err(format!("no {line:?} in {head:?}"));
                     }
                 }

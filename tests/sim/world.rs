@@ -168,13 +168,16 @@ impl Simulation for World {
     fn greet(&mut self) {
         loop {
             let Some(link) = self.kernel.borrow_mut().established.pop_front() else { return };
-            let Source::Session(key, Side::Upstream) = self.kernel.borrow().links[link].source
-            else {
-                unreachable!("the gateway dials for sessions")
-            };
-            let client = self.slots[&key];
-            self.pairs.insert(client, link);
-            self.pairs.insert(link, client);
+            let source = self.kernel.borrow().links[link].source;
+            match source {
+                Source::Session(key, Side::Upstream) => {
+                    let client = self.slots[&key];
+                    self.pairs.insert(client, link);
+                    self.pairs.insert(link, client);
+                }
+                Source::Probe(_) => {}
+                _ => unreachable!("the gateway dials for sessions and probes"),
+            }
             let chance = &mut self.backends.chance;
             let answer = if self.backends.is_kind {
                 Answer::Upgrade { interim: false }
@@ -203,7 +206,13 @@ impl Simulation for World {
     }
 
     fn next_turn(&self) -> Option<Moment> {
-        self.gateway.next_turn()
+        // A backend that stays failed is probed for ever: the world ends between two probes.
+        let is_over = self.gateway.session_count() == 0
+            && self.gateway.probe_count() == 0
+            && self.waiting.is_empty()
+            && (!self.is_drained || self.gateway.is_stopped())
+            && self.kernel.borrow().next_action().is_none();
+        if is_over { None } else { self.gateway.next_turn() }
     }
 
     /// One turn of the loop, as the reactor has it.
@@ -643,6 +652,7 @@ impl World {
             (true, 1012, "gateway restarting") | (false, 1001, "gateway restarting") => {
                 self.is_drained
             }
+            (false, 1000, "probe") => other.is_none(),
             (true, 1000, "idle timeout") | (false, 1001, "idle timeout") => is_idle,
             _ => false,
         };
@@ -663,7 +673,12 @@ impl World {
         let visitor = (Role::Asker { questions, closes: true }, behavior, head.into_bytes());
         self.plan(Duration::ZERO, Plan::Arrive(Box::new(visitor)));
         self.advance(None)?;
-        let visitor = self.peers.last().and_then(Option::as_ref).ok_or("nobody came to inspect")?;
+        let visitor = self
+            .peers
+            .iter()
+            .flatten()
+            .rfind(|peer| matches!(peer.role, Role::Asker { .. }))
+            .ok_or("nobody came to inspect")?;
         let answers = peers::answers(&visitor.inbox, &[])?;
         let text = |index: usize| {
             let (_, body) = answers

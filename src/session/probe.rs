@@ -1,0 +1,244 @@
+//! Finds out whether a failed backend is well again, so that no client has to.
+//!
+//! A probe asks for what clients ask for: a WebSocket on the path of the backend's URL. When the backend
+//! agrees, the probe closes it with 1000 `probe`. Less would prove less: a backend that hangs, or answers
+//! 503, still accepts connections, and may still answer a plain `GET`. It would then count as well, be
+//! preferred for having few connections, and cost the next client its time. A probe costs the backend no
+//! more than the client that would otherwise find out, and it is made only while the backend is failed,
+//! when a rest is over.
+//!
+//! Names in the URL's path become the nil UUID: what is there does not matter, because any answer other
+//! than 429, 502, 503 and 504 shows a backend that can serve clients.
+
+use super::Context;
+use super::connector::{Connector, Polled};
+use super::dial::is_failure;
+use super::exchange::Exchange;
+use super::transcript::Subject;
+use crate::base::moment::Moment;
+use crate::net::{Conn, Io, Ready, Source};
+use crate::proto::http::ResponseHead;
+use crate::proto::upgrade;
+use crate::proto::ws;
+use crate::service::attempt::AttemptError;
+use crate::service::upstreams::{Purpose, UpstreamId};
+use crate::service::url::probe_target;
+use std::time::Duration;
+
+/// How long the backend may take to close its side, once the probe has closed the WebSocket.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Reads of what the backend still sends in one step.
+const READS_PER_STEP: usize = 16;
+
+/// One attempt to reach a failed backend.
+pub struct Probe {
+    number: u64,
+    connector: Connector,
+    /// `Sec-WebSocket-Key`.
+    key: String,
+    stage: Stage,
+}
+
+enum Stage {
+    /// The connector is to begin a connection, or waits for a name to be looked up.
+    Connect,
+    /// The request is being sent, or its answer awaited.
+    Ask(Exchange),
+    /// The backend has agreed, and the WebSocket is being closed.
+    Close(Closing),
+    Over,
+}
+
+/// A WebSocket that is being closed. To close the socket at once could destroy the Close frame on the way:
+/// what the backend has sent meanwhile would be unread, and the kernel would answer that with a reset.
+struct Closing {
+    conn: Conn,
+    frame: Vec<u8>,
+    sent: usize,
+    is_shut: bool,
+    until: Moment,
+}
+
+/// What the backend answered.
+enum Answer {
+    Upgraded,
+    Failed(AttemptError),
+    /// It does not take this client, which says that it is well.
+    Declined,
+}
+
+impl Probe {
+    /// The `number`-th probe, of `backend`, whose connections are registered as `source`.
+    pub fn new(backend: UpstreamId, number: u64, source: Source, cx: &mut Context) -> Probe {
+        Probe {
+            number,
+            connector: Connector::new(&[backend], source, Purpose::Probe, cx),
+            key: random_key(&mut cx.chance),
+            stage: Stage::Connect,
+        }
+    }
+
+    /// An event of its socket. Acted on by the next [`Probe::step`].
+    pub fn handle_ready(&mut self, ready: Ready) {
+        match &mut self.stage {
+            Stage::Ask(exchange) => exchange.handle_ready(ready),
+            Stage::Close(closing) => closing.conn.handle_ready(ready),
+            Stage::Connect | Stage::Over => {}
+        }
+    }
+
+    /// Whether it waits for a name to be looked up.
+    pub fn is_looking_up(&self) -> bool {
+        self.connector.is_looking_up()
+    }
+
+    /// When the next step is due even if nothing happens.
+    pub fn deadline(&self) -> Option<Moment> {
+        match &self.stage {
+            Stage::Connect | Stage::Ask(_) => self.connector.deadline(),
+            Stage::Close(closing) => Some(closing.until),
+            Stage::Over => None,
+        }
+    }
+
+    /// The backend, until it has answered or failed.
+    pub fn backend(&self) -> Option<UpstreamId> {
+        self.connector.backend()
+    }
+
+    /// Whether nothing is left to do.
+    pub fn is_over(&self) -> bool {
+        matches!(self.stage, Stage::Over)
+    }
+
+    /// Gives up, which says nothing about the backend.
+    pub fn abandon(&mut self, cx: &mut Context) {
+        self.connector.abandon(cx);
+        self.stage = Stage::Over;
+    }
+
+    /// Does all that can be done now.
+    pub fn step(&mut self, cx: &mut Context) {
+        let who = Subject::Probe(self.number);
+        loop {
+            match std::mem::replace(&mut self.stage, Stage::Over) {
+                Stage::Over => return,
+                Stage::Connect => match self.connector.poll(who, cx) {
+                    Polled::Wait => {
+                        self.stage = Stage::Connect;
+                        return;
+                    }
+                    Polled::Begun(conn, backend) => {
+                        let url = cx.upstreams.url(backend);
+                        let (target, authority) = (probe_target(url), url.authority());
+                        let mut request = Vec::new();
+                        upgrade::write_probe_request(&target, &authority, &self.key, &mut request);
+                        self.stage = Stage::Ask(Exchange::new(conn, request, None));
+                    }
+                    Polled::Exhausted(_) => return,
+                },
+                Stage::Ask(mut exchange) => {
+                    let judge = |head: &ResponseHead, _: &[u8]| judge(head, &self.key);
+                    match exchange.poll(&mut self.connector, who, cx, judge) {
+                        Ok(None) => {
+                            self.stage = Stage::Ask(exchange);
+                            return;
+                        }
+                        Ok(Some(Answer::Upgraded)) => {
+                            self.connector.succeed(cx);
+                            self.stage = Stage::Close(Closing::new(exchange.into_conn(), cx));
+                        }
+                        Ok(Some(Answer::Declined)) => {
+                            self.connector.answered(cx);
+                            return;
+                        }
+                        Ok(Some(Answer::Failed(error))) | Err(error) => {
+                            self.connector.fail(error, who, cx);
+                            self.stage = Stage::Connect;
+                        }
+                    }
+                }
+                Stage::Close(mut closing) => {
+                    if closing.step(cx) {
+                        self.stage = Stage::Close(closing);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn judge(head: &ResponseHead, key: &str) -> Answer {
+    match head.status {
+        101 => match upgrade::check_response(head, key) {
+            Ok(()) => Answer::Upgraded,
+            Err(why) => Answer::Failed(AttemptError::NotUpgraded(why)),
+        },
+        status if is_failure(status) => Answer::Failed(AttemptError::Status(status)),
+        _ => Answer::Declined,
+    }
+}
+
+impl Closing {
+    fn new(conn: Conn, cx: &mut Context) -> Closing {
+        let mask = cx.chance.u32(..).to_be_bytes();
+        let frame = ws::close_frame(1000, "probe", Some(mask));
+        Closing { conn, frame, sent: 0, is_shut: false, until: cx.now + CLOSE_TIMEOUT }
+    }
+
+    /// Sends the Close frame and FIN, and discards what the backend still sends. False: done.
+    fn step(&mut self, cx: &mut Context) -> bool {
+        while self.sent < self.frame.len() {
+            match self.conn.write(&self.frame[self.sent..]) {
+                Ok(Io::Moved(n)) => self.sent += n,
+                Ok(_) => break,
+                Err(_) => return false,
+            }
+        }
+        if self.sent == self.frame.len() && !self.is_shut {
+            self.is_shut = self.conn.shutdown_write();
+        }
+        if cx.now >= self.until {
+            return false;
+        }
+        for _ in 0..READS_PER_STEP {
+            match cx.with_scratch(|scratch, _| self.conn.read(scratch)) {
+                Ok(Io::Moved(_)) => {}
+                Ok(Io::Blocked) => return true,
+                Ok(Io::Ended) | Err(_) => return false,
+            }
+        }
+        // A backend that streams on is cut off.
+        false
+    }
+}
+
+/// 16 random bytes in base64: 21 characters, one of those that leave no bit over, and two of padding.
+fn random_key(chance: &mut fastrand::Rng) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut key: String = (0..21).map(|_| char::from(DIGITS[chance.usize(..64)])).collect();
+    key.push(char::from(b"AQgw"[chance.usize(..4)]));
+    key + "=="
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::http::{RequestHead, empty_slots};
+
+    #[test]
+    fn a_probe_sends_a_correct_upgrade_request() {
+        let mut chance = fastrand::Rng::with_seed(1);
+        for _ in 0..100 {
+            let key = random_key(&mut chance);
+            let mut request = Vec::new();
+            upgrade::write_probe_request("/x", "backend:8001", &key, &mut request);
+            let mut slots = empty_slots();
+            let (head, length) = RequestHead::parse(&request, &mut slots).unwrap().unwrap();
+            assert_eq!(length, request.len());
+            assert_eq!(upgrade::check_request(&head).unwrap().key, key);
+        }
+    }
+}
