@@ -1,6 +1,8 @@
 """PROTOCOL section 1, "Backend refuses, times out or answers other than 101", and section 4's 1011 and 1013."""
 
 import socket
+import threading
+import time
 
 import pytest
 
@@ -312,3 +314,98 @@ def test_first_message_is_kept_for_a_slow_backend(lab):
     peer = good.accept_upgraded()
     client.read_switch()
     assert peer.read(len(early)) == early
+
+
+# a sick backend beside a good one
+
+
+class Sick:
+    """A backend that accepts every connection and treats it in one of several bad ways."""
+
+    def __init__(self, how):
+        self.how = how
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port = self.listener.getsockname()[1]
+        self.asked = 0
+        self.held = []
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def url(self):
+        return f"ws://127.0.0.1:{self.port}/"
+
+    def serve(self):
+        while True:
+            try:
+                peer, _ = self.listener.accept()
+            except OSError:
+                return
+            self.asked += 1
+            if self.how == "closes":
+                peer.close()
+            elif self.how == "hangs":
+                self.held.append(peer)
+            else:
+                peer.recv(65536)
+                peer.sendall(self.how)
+                peer.close()
+
+    def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        for peer in self.held:
+            peer.close()
+
+
+SICK = {
+    "closes": "closes",
+    "hangs": "hangs",
+    "502": answer("502 Bad Gateway"),
+    "503": answer("503 Service Unavailable", body=b"busy"),
+    "504": answer("504 Gateway Timeout"),
+    "429": answer("429 Too Many Requests"),
+    "no http": b"SSH-2.0-OpenSSH_9.2p1\r\n\r\n",
+    "a 101 for another key": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA=\r\n\r\n",
+}
+
+
+@pytest.fixture
+def sick(request):
+    backend = Sick(request.param)
+    yield backend
+    backend.close()
+
+
+@pytest.mark.parametrize("sick", SICK.values(), ids=SICK.keys(), indirect=True)
+@pytest.mark.parametrize("mode", ["close", "http"])
+def test_a_sick_backend_beside_a_good_one_costs_no_client(lab, sick, mode):
+    """1: an attempt has succeeded when the backend has answered 101 - 20 of 20 clients are served."""
+    good = lab.library_backend("websockets")
+    proxy = {"on_backend_failure": mode, "handshake_timeout": "1s"}
+    gateway = lab.gateway({"proxy": proxy}, backend=[sick.url(), good.url()])
+    for number in range(20):
+        client = lab.client(gateway)
+        client.upgrade()
+        client.read_switch()
+        client.say(f"client {number}")
+        assert client.read_frame().text == f"client {number}"
+        client.vanish()
+    assert sick.asked > 0, "it was never asked, so this shows nothing"
+    name = "aivtuber_gateway_backend_dials_total"
+    failed = (("backend", sick.url()), ("result", "failed"))
+    assert gateway.metrics().samples[name, failed] > 0, "failed attempts are counted"
+
+
+def test_a_dead_host_beside_a_good_one_costs_one_attempt(lab, deaf_port):
+    """CONFIG `attempt_timeout`: one attempt, while others are left."""
+    good = lab.library_backend("websockets")
+    proxy = {"attempt_timeout": "200ms"}
+    gateway = lab.gateway({"proxy": proxy}, backend=[f"ws://127.0.0.1:{deaf_port}/", good.url()])
+    began = time.monotonic()
+    for number in range(20):
+        client = lab.client(gateway)
+        client.upgrade()
+        client.read_switch()
+        client.vanish()
+    assert time.monotonic() - began < 5, "clients must not wait for connect_timeout each"
