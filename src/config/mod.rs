@@ -30,6 +30,7 @@ mod file;
 mod keys;
 mod kind;
 mod nearest;
+mod own_address;
 mod problems;
 mod reader;
 mod routes;
@@ -104,6 +105,12 @@ pub fn load(flags: &Flags, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Loa
         && let Err(why) = route::check(&config.gateway.routes)
     {
         problems.push(Problem { place: "the environment".into(), key: None, why });
+    }
+    if problems.is_empty()
+        && let Err(why) = own_address::check(&config)
+    {
+        let place = path.as_ref().map_or("the configuration".into(), |p| p.display().to_string());
+        problems.push(Problem { place, key: None, why });
     }
     if !problems.is_empty() {
         return Err(Problems(problems));
@@ -620,6 +627,16 @@ mod tests {
         let old = parsed("[redis]\nurl = \"redis://u:one@h\"");
         let mut new = parsed("[redis]\nurl = \"redis://u:two@h\"");
         assert_eq!(new.keep_until_restart(&old), ["redis.url"]);
+    }
+
+    #[test]
+    fn a_backend_that_is_the_gateway_is_refused_wherever_its_url_is_from() {
+        let env = [("INPUT_HANDLER_URL", "ws://localhost:8123/ws/input")];
+        let flags = Flags { listen: vec!["127.0.0.1:8123".into()], ..Flags::default() };
+        let why = load_with(&env, flags).unwrap_err().to_string();
+        assert!(why.contains("is the gateway itself, which listens on 127.0.0.1:8123"), "{why}");
+        let flags = Flags { listen: vec!["127.0.0.1:8124".into()], ..Flags::default() };
+        load_with(&env, flags).unwrap();
     }
 
     #[test]

@@ -55,13 +55,8 @@ pub struct Forwarding<'a> {
     pub request_id: &'a str,
 }
 
-<<<<<<< HEAD
-/// Whether a request asks to speak WebSocket at all, properly or not.
-fn is_upgrade(head: &RequestHead<'_, '_>) -> bool {
-=======
 /// Whether a request asks for a WebSocket, correctly or not.
 fn is_upgrade(head: &RequestHead<'_, '_>) -> bool {
->>>>>>> a230248 (url, route, upgrade: plain English)
     head.headers.has_token("upgrade", "websocket")
 }
 

@@ -54,8 +54,8 @@ enum Stage {
 /// what the backend has sent meanwhile would be unread, and the kernel would answer that with a reset.
 struct Closing {
     conn: Conn,
+    /// What is left of the Close frame.
     frame: Vec<u8>,
-    sent: usize,
     is_shut: bool,
     until: Moment,
 }
@@ -185,19 +185,19 @@ impl Closing {
     fn new(conn: Conn, cx: &mut Context) -> Closing {
         let mask = cx.chance.u32(..).to_be_bytes();
         let frame = ws::close_frame(1000, "probe", Some(mask));
-        Closing { conn, frame, sent: 0, is_shut: false, until: cx.now + CLOSE_TIMEOUT }
+        Closing { conn, frame, is_shut: false, until: cx.now + CLOSE_TIMEOUT }
     }
 
     /// Sends the Close frame and FIN, and discards what the backend still sends. False: done.
     fn step(&mut self, cx: &mut Context) -> bool {
-        while self.sent < self.frame.len() {
-            match self.conn.write(&self.frame[self.sent..]) {
-                Ok(Io::Moved(n)) => self.sent += n,
+        while !self.frame.is_empty() {
+            match self.conn.write(&self.frame) {
+                Ok(Io::Moved(n)) => drop(self.frame.drain(..n)),
                 Ok(_) => break,
                 Err(_) => return false,
             }
         }
-        if self.sent == self.frame.len() && !self.is_shut {
+        if self.frame.is_empty() && !self.is_shut {
             self.is_shut = self.conn.shutdown_write();
         }
         if cx.now >= self.until {
@@ -217,9 +217,10 @@ impl Closing {
 
 /// 16 random bytes in base64: 21 characters, one of those that leave no bit over, and two of padding.
 fn random_key(chance: &mut fastrand::Rng) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut key: String = (0..21).map(|_| char::from(DIGITS[chance.usize(..64)])).collect();
-    key.push(char::from(b"AQgw"[chance.usize(..4)]));
+    const DIGITS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut key: String =
+        (0..21).filter_map(|_| chance.choice(DIGITS.as_bytes())).copied().map(char::from).collect();
+    key.extend(chance.choice(['A', 'Q', 'g', 'w']));
     key + "=="
 }
 
