@@ -46,9 +46,7 @@ const COLUMNS_MAX: usize = 140;
 const LINES_MAX: usize = 700;
 
 /// Public items whose first user is still to come, and what they are for. One that is used must leave.
-const AWAITED: [(&str, &str); 7] = [
-    ("probe_at", "probing failed backends"),
-    ("due_probe", "probing failed backends"),
+const AWAITED: [(&str, &str); 5] = [
     ("set_limit", "the memory limit"),
     ("excess", "the memory limit"),
     ("open_cached", "reading files on background threads"),
