@@ -21,6 +21,7 @@
 mod census;
 mod probes;
 mod redis;
+mod refusals;
 mod reload;
 mod snapshot;
 
@@ -30,8 +31,7 @@ use crate::base::moment::Moment;
 use crate::base::table::FIRST_BYTES;
 use crate::base::timers::Timers;
 use crate::net::{self, Conn, Network, Ready, Socket, Source};
-use crate::proto::http::Response;
-use crate::service::limits::{self, Limits};
+use crate::service::limits::{self, Limits, Refusal};
 use crate::service::link::{self, Link, REDIS_ROLES};
 use crate::service::results::{Notice, Results};
 use crate::service::route::{RouteSettings, RouteTarget, Routes, Target};
@@ -47,13 +47,10 @@ use census::Census;
 use log::{info, warn};
 use probes::Probes;
 use redis::RedisSockets;
+use refusals::Refusals;
 use slab::Slab;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
-
-/// Rejected connections that may be open at once, for their 503 to be sent. At this number, no further
-/// connection is accepted.
-const REFUSALS_MAX: usize = 100;
 
 /// Workers that may be connected to the embedded inbox at once.
 const WORKERS_MAX: usize = 1000;
@@ -101,8 +98,7 @@ pub struct Gateway {
     probes: Probes,
     /// The largest number of sessions since unused slots were last released.
     sessions_peak: usize,
-    /// Rejected connections that are open.
-    refusals: usize,
+    refusals: Refusals,
     /// Open connections of workers.
     workers: usize,
     /// The gateway itself is where workers publish.
@@ -167,7 +163,7 @@ impl Gateway {
             questions: Vec::new(),
             probes: Probes::default(),
             sessions_peak: 0,
-            refusals: 0,
+            refusals: Refusals::default(),
             workers: 0,
             is_inbox,
             serials: 0,
@@ -194,31 +190,45 @@ impl Gateway {
         self.sessions.vacant_key()
     }
 
-    /// One more connection can be accepted, if only to be rejected with 503.
+    /// Whether one more connection can be accepted, if only to be rejected with 503.
     pub fn can_admit(&self) -> bool {
-        !self.cx.is_draining && (!self.cx.limits.is_full() || self.refusals < REFUSALS_MAX)
+        !self.cx.is_draining
+            && (!self.cx.limits.is_full() || self.refusals.has_room(&self.sessions))
     }
 
     /// Takes a connection that was accepted from `client` and registered for [`Gateway::next_key`].
     pub fn admit(&mut self, socket: Socket, client: SocketAddr) {
+        if let Err(refusal) = self.cx.limits.admit(client.ip()) {
+            return self.refuse(socket, client, refusal);
+        }
+        self.cx.stats.connections_accepted += 1;
         let who = self.identity(client, Admission::Client);
-        let downstream = Conn::accepted(socket);
-        let session = match self.cx.limits.admit(client.ip()) {
-            Ok(()) => {
-                self.cx.stats.connections_accepted += 1;
-                Session::accepted(who, downstream, &self.cx)
-            }
-            Err(refusal) => {
-                warn!(target: "gateway", "{who} refused why=\"{}\" client={client}", refusal.why());
-                self.cx.stats.count_refused(refusal.word());
-                if self.refusals >= REFUSALS_MAX {
-                    return; // closed without a word, so that these are bounded too
-                }
-                self.refusals += 1;
-                let who = Identity { admission: Admission::Refused, ..who };
-                Session::refused(who, downstream, Response::error(503, refusal.why()), &mut self.cx)
-            }
-        };
+        self.insert(Session::accepted(who, Conn::accepted(socket), &self.cx));
+    }
+
+    /// Takes a connection that is beyond a limit: it is answered 503, unless it asks for an endpoint
+    /// that is answered even then.
+    pub fn refuse(&mut self, socket: Socket, client: SocketAddr, refusal: Refusal) {
+        if !self.refusals.is_full() || self.evict_refused() {
+            let who = self.identity(client, Admission::Refused(refusal));
+            self.refusals.add(who.key as usize, who.serial, &self.sessions);
+            self.insert(Session::refused(who, Conn::accepted(socket), &self.cx));
+        } else {
+            // It gets no answer: what is refused must not hold more than it may.
+            warn!(target: "gateway", "refused why=\"{}\" client={client}", refusal.why());
+            self.cx.stats.count_refused(refusal.word());
+        }
+    }
+
+    /// Ends the oldest refused connection that has not sent its request yet. False: there is none.
+    fn evict_refused(&mut self) -> bool {
+        let Some(key) = self.refusals.pop_waiting(&self.sessions) else { return false };
+        self.sessions[key].evict();
+        self.drive(key);
+        true
+    }
+
+    fn insert(&mut self, session: Session) {
         let key = self.sessions.insert(session);
         self.drive(key);
     }
@@ -534,7 +544,7 @@ impl Gateway {
     fn release(&mut self, mut session: Session) {
         match session.who().admission {
             Admission::Client | Admission::Inbox => {}
-            Admission::Refused => self.refusals -= 1,
+            Admission::Refused(_) => self.refusals.remove(),
         }
         session.release(&mut self.cx);
     }
@@ -742,19 +752,6 @@ mod tests {
                 assert_eq!(gateway.is_stopped(), is_due, "{name} after {milliseconds} ms");
             }
         }
-    }
-
-    #[test]
-    fn rejected_connections_are_bounded() {
-        let mut gateway = gateway(1);
-        client(&mut gateway, b"");
-        for rejected in 0..REFUSALS_MAX {
-            assert!(gateway.can_admit(), "{rejected} have been rejected");
-            client(&mut gateway, b"");
-        }
-        assert!(!gateway.can_admit());
-        assert_eq!(gateway.session_count(), 1 + REFUSALS_MAX);
-        assert_eq!(gateway.stats().connections_accepted, 1);
     }
 
     #[test]

@@ -240,7 +240,7 @@ impl RedisSockets {
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_types, reason = "??")]
+#[expect(clippy::disallowed_types, reason = "the test looks at what was dialed")]
 mod tests {
     use super::*;
     use crate::base::moment::Moment;

@@ -10,20 +10,26 @@
 )]
 
 use super::StartError;
+use super::descriptors::{Descriptors, Supply};
 use crate::base::moment::Moment;
 use crate::gateway::Gateway;
-use crate::net::Source;
 use crate::net::tcp;
+use crate::net::{Side, Source};
+use crate::service::limits::Refusal;
 use log::warn;
-use mio::net::TcpListener;
+use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::io::Errno;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 /// Connections accepted from one listener in one turn.
 const ACCEPTS_PER_TURN: usize = 64;
+
+/// Why accepting pauses while half of the reserve of descriptors is in use.
+const NO_DESCRIPTOR: &str = "no file descriptors left";
 
 /// Pause after running out of descriptors. Other processes of the system may have closed some by
 /// then, of which no event tells.
@@ -33,10 +39,18 @@ const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(200);
 pub struct Listeners {
     listeners: Vec<Listener>,
     addresses: Vec<(Door, SocketAddr)>,
-    /// Set while out of descriptors.
-    paused_until: Option<Moment>,
-    is_full: bool,
+    descriptors: Descriptors,
+    pauses: Pauses,
     is_closed: bool,
+}
+
+/// Whether accepting pauses, and why.
+#[derive(Default)]
+struct Pauses {
+    /// Set while descriptors are wanting.
+    until: Option<Moment>,
+    /// The gateway has no room for clients.
+    is_full: bool,
 }
 
 struct Listener {
@@ -64,6 +78,7 @@ impl Listeners {
     pub fn open(
         addresses: impl Iterator<Item = (Door, SocketAddr)>,
         reuse_port: bool,
+        descriptors: Descriptors,
         registry: &Registry,
     ) -> Result<Listeners, StartError> {
         let mut listeners = Vec::new();
@@ -85,8 +100,8 @@ impl Listeners {
         Ok(Listeners {
             listeners,
             addresses: opened,
-            paused_until: None,
-            is_full: false,
+            descriptors,
+            pauses: Pauses::default(),
             is_closed: false,
         })
     }
@@ -107,51 +122,23 @@ impl Listeners {
     pub fn accept(&mut self, gateway: &mut Gateway, registry: &Registry, now: Moment) {
         for listener in &mut self.listeners {
             for _ in 0..ACCEPTS_PER_TURN {
-                if !listener.is_ready {
+                if !listener.is_ready || !self.pauses.has_room(listener.door, gateway) {
                     break;
-                }
-                if listener.door == Door::Inbox && !gateway.can_admit_worker() {
-                    break;
-                }
-                if listener.door == Door::Clients {
-                    let was_full = std::mem::replace(&mut self.is_full, !gateway.can_admit());
-                    if self.is_full && !was_full {
-                        gateway.stats().accept_pauses += 1;
-                        warn!(target: "gateway", "accepting pauses why=\"too many connections\"");
-                    }
-                    if self.is_full {
-                        break; // workers have a limit of their own
-                    }
                 }
                 match listener.socket.accept() {
-                    Ok((stream, client)) => {
-                        self.paused_until = None;
-                        let source =
-                            Source::Session(gateway.next_key(), crate::net::Side::Downstream);
-                        match tcp::accepted(stream, source, registry) {
-                            Ok(socket) if listener.door == Door::Inbox => {
-                                gateway.admit_worker(socket, client)
-                            }
-                            Ok(socket) => gateway.admit(socket, client),
-                            Err(error) => {
-                                warn!(target: "gateway", "cannot register {client}: {error}")
-                            }
+                    Ok((stream, client)) => match self.descriptors.supply(stream.as_raw_fd()) {
+                        Supply::Exhausted => return self.pauses.begin(NO_DESCRIPTOR, gateway, now),
+                        supply => {
+                            self.pauses.until = None;
+                            enter(stream, client, listener.door, supply, gateway, registry);
                         }
-                    }
+                    },
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                        listener.is_ready = false
+                        listener.is_ready = false;
                     }
-                    Err(error) if is_out_of_descriptors(&error) => {
-                        if self.paused_until.is_none() {
-                            gateway.stats().accept_pauses += 1;
-                            warn!(target: "gateway", "accepting pauses why=\"{error}\"");
-                        }
-                        self.paused_until = Some(now + DESCRIPTOR_PAUSE);
-                        return;
-                    }
-                    // The client is gone already, or the kernel passes a network error on
-                    // (`accept(2)`): neither concerns the next one.
-                    Err(_) => {}
+                    Err(error) if concerns_one_client(&error) => {}
+                    // Out of descriptors or memory, or something unknown that must not spin.
+                    Err(error) => return self.pauses.begin(&error.to_string(), gateway, now),
                 }
             }
         }
@@ -166,7 +153,7 @@ impl Listeners {
         if !self.listeners.iter().any(|listener| listener.is_ready && can_accept(listener)) {
             return None;
         }
-        Some(self.paused_until.unwrap_or(Moment::START))
+        Some(self.pauses.until.unwrap_or(Moment::START))
     }
 
     /// Stops listening for clients. Workers may still publish results that clients wait for.
@@ -181,19 +168,80 @@ impl Listeners {
     }
 }
 
-/// Lets this process open as many descriptors as the system allows: a relayed connection takes two.
-pub fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current < limit.maximum || limit.maximum.is_none() {
-        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-        if let Err(error) = setrlimit(Resource::Nofile, raised) {
-            warn!(target: "gateway", "cannot raise the limit of open files: {error}");
+impl Pauses {
+    fn has_room(&mut self, door: Door, gateway: &mut Gateway) -> bool {
+        match door {
+            Door::Inbox => gateway.can_admit_worker(),
+            Door::Clients => {
+                let was_full = std::mem::replace(&mut self.is_full, !gateway.can_admit());
+                if self.is_full && !was_full {
+                    gateway.stats().accept_pauses += 1;
+                    warn!(target: "gateway", "accepting pauses why=\"too many connections\"");
+                }
+                !self.is_full
+            }
         }
+    }
+
+    fn begin(&mut self, why: &str, gateway: &mut Gateway, now: Moment) {
+        if self.until.is_none() {
+            gateway.stats().accept_pauses += 1;
+            warn!(target: "gateway", "accepting pauses why=\"{why}\"");
+        }
+        self.until = Some(now + DESCRIPTOR_PAUSE);
     }
 }
 
-fn is_out_of_descriptors(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let codes = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+/// Hands an accepted connection to the gateway.
+fn enter(
+    stream: TcpStream,
+    client: SocketAddr,
+    door: Door,
+    supply: Supply,
+    gateway: &mut Gateway,
+    registry: &Registry,
+) {
+    let source = Source::Session(gateway.next_key(), Side::Downstream);
+    match tcp::accepted(stream, source, registry) {
+        Ok(socket) if door == Door::Inbox => gateway.admit_worker(socket, client),
+        Ok(socket) if supply == Supply::Low => {
+            gateway.refuse(socket, client, Refusal::Descriptors);
+        }
+        Ok(socket) => gateway.admit(socket, client),
+        Err(error) => warn!(target: "gateway", "cannot register {client}: {error}"),
+    }
+}
+
+/// Whether the connection at the head of the queue failed, and nothing else: the client is gone
+/// already, or the kernel passes a network error on (`accept(2)`, "Error handling").
+fn concerns_one_client(error: &io::Error) -> bool {
+    let codes = [
+        Errno::CONNABORTED,
+        Errno::INTR,
+        Errno::PERM,
+        Errno::NETDOWN,
+        Errno::PROTO,
+        Errno::NOPROTOOPT,
+        Errno::HOSTDOWN,
+        Errno::NONET,
+        Errno::HOSTUNREACH,
+        Errno::OPNOTSUPP,
+        Errno::NETUNREACH,
+        Errno::TIMEDOUT,
+    ];
     error.raw_os_error().is_some_and(|code| codes.iter().any(|errno| errno.raw_os_error() == code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_errors_of_one_client_are_skipped() {
+        let concerns = |errno: Errno| concerns_one_client(&errno.into());
+        assert!(concerns(Errno::CONNABORTED) && concerns(Errno::PROTO));
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::BADF] {
+            assert!(!concerns(errno), "{errno}");
+        }
+    }
 }

@@ -16,6 +16,7 @@
 mod alarm;
 mod background;
 pub mod clock;
+mod descriptors;
 pub mod listeners;
 mod names;
 mod signals;
@@ -27,6 +28,7 @@ use crate::net::{Ready, Source};
 use alarm::Alarm;
 use background::{Background, News, ReadConfig};
 use clock::Clock;
+use descriptors::Descriptors;
 use listeners::{Door, Listeners};
 use log::info;
 use mio::event::Event;
@@ -111,7 +113,8 @@ impl<C: Send + 'static> Reactor<C> {
     ) -> Result<Reactor<C>, StartError> {
         let Hooks { read_config, apply_config, reopen_log, log_lines_lost } = hooks;
         let clock = Clock::start();
-        listeners::raise_descriptor_limit();
+        let descriptors = Descriptors::raise_limit();
+        descriptors.warn_if_short_for(gateway.limits.max_connections);
         let poll = Poll::new()?;
         let registry = poll.registry();
         let waker = Waker::new(registry, Source::Waker.into())?;
@@ -122,7 +125,7 @@ impl<C: Send + 'static> Reactor<C> {
             .map_err(|why| StartError::Other(io::Error::other(why)))?;
         let clients = settings.listen.iter().map(|&at| (Door::Clients, at));
         let doors = clients.chain(settings.inbox.iter().map(|&at| (Door::Inbox, at)));
-        let listeners = Listeners::open(doors, settings.reuse_port, registry)?;
+        let listeners = Listeners::open(doors, settings.reuse_port, descriptors, registry)?;
         let signals = Signals::register(registry)?;
         let alarm = Alarm::register(registry)?;
         Ok(Reactor {

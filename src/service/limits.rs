@@ -29,6 +29,8 @@ pub enum Refusal {
     Full,
     /// `max_connections_per_ip` is reached for its address.
     PerAddress,
+    /// The process has only its reserve of file descriptors left.
+    Descriptors,
 }
 
 impl Refusal {
@@ -37,6 +39,7 @@ impl Refusal {
         match self {
             Refusal::Full => "too many connections",
             Refusal::PerAddress => "too many connections from this address",
+            Refusal::Descriptors => "out of file descriptors",
         }
     }
 
@@ -45,6 +48,7 @@ impl Refusal {
         match self {
             Refusal::Full => "full",
             Refusal::PerAddress => "per_address",
+            Refusal::Descriptors => "descriptors",
         }
     }
 }

@@ -4,6 +4,7 @@ use super::close::{CloseReason, CodeText};
 use super::{Context, Identity};
 use crate::proto::http::{Form, Response};
 use crate::proto::message::TaskId;
+use crate::service::limits::Refusal;
 use crate::service::stats::BothWays;
 use log::{info, warn};
 
@@ -33,6 +34,8 @@ pub enum Detail {
     OriginNotAllowed {
         origin: String,
     },
+    /// A connection beyond a limit.
+    Refused(Refusal),
     /// The client left before a backend had answered.
     LeftWhileDialing,
     /// No backend took the client.
@@ -99,10 +102,12 @@ impl Ended {
             | Detail::BadRequest { .. }
             | Detail::Inbox { .. }
             | Detail::OriginNotAllowed { .. }
+            | Detail::Refused(_)
             | Detail::CannotSubscribe { .. } => {}
         }
         match self.detail {
             Detail::Http | Detail::BadRequest { .. } | Detail::Inbox { .. } => {}
+            Detail::Refused(refusal) => cx.stats.count_refused(refusal.word()),
             Detail::OriginNotAllowed { .. }
             | Detail::LeftWhileDialing
             | Detail::NoBackend { .. }
@@ -128,6 +133,9 @@ impl Ended {
                 target: "http",
                 "{who} closed reason={reason} origin=\"{origin}\" client={client}",
             ),
+            Detail::Refused(refusal) => {
+                warn!(target: "gateway", "{who} refused why=\"{}\" client={client}", refusal.why());
+            }
             Detail::LeftWhileDialing => info!(
                 target: "dial",
                 "{who} closed reason={reason} while connecting client={client}",

@@ -47,7 +47,7 @@ use crate::base::moment::{Moment, Seconds};
 use crate::net::{Conn, Network, Pipes, Ready, Side};
 use crate::proto::http;
 use crate::proto::message::TaskResult;
-use crate::service::limits::Limits;
+use crate::service::limits::{Limits, Refusal};
 use crate::service::results::Results;
 use crate::service::route::{Route, Routes};
 use crate::service::stats::{BothWays, Stats};
@@ -214,8 +214,9 @@ pub struct Identity {
 pub enum Admission {
     /// A client, counted by [`Limits`].
     Client,
-    /// Rejected: connection limit.
-    Refused,
+    /// A client beyond a limit. It is refused unless it asks for an endpoint that is answered all
+    /// the same.
+    Refused(Refusal),
     /// A worker.
     Inbox,
 }
@@ -251,7 +252,7 @@ impl Identity {
     pub fn route_name(&self) -> &str {
         match (&self.route, self.admission) {
             (Some(route), _) => &route.name,
-            (None, Admission::Client | Admission::Refused) => "http",
+            (None, Admission::Client | Admission::Refused(_)) => "http",
             (None, Admission::Inbox) => "inbox",
         }
     }
@@ -391,16 +392,25 @@ impl Session {
         }
     }
 
-    /// A connection that is rejected with `reply` and closed.
-    pub fn refused(
-        who: Identity,
-        downstream: Conn,
-        response: http::Response,
-        cx: &mut Context,
-    ) -> Session {
-        let answer = ended::last_response(response, cx);
-        let phase = reply::Reply::raw(answer, cx);
+    /// A connection beyond a limit, which is refused once its request head is here, unless it asks
+    /// for an endpoint that is answered all the same.
+    pub fn refused(who: Identity, downstream: Conn, cx: &Context) -> Session {
+        let phase = request::Request::refused(cx);
         Session { who, downstream, phase, is_yielded: false }
+    }
+
+    /// Whether it is a refused connection whose request head has not come.
+    pub fn is_refused_waiting(&self) -> bool {
+        matches!(self.who.admission, Admission::Refused(_))
+            && matches!(self.phase, Phase::Request(_))
+    }
+
+    /// Makes room for another connection: a request that it waits for is waited for no longer. Acted
+    /// on by the next [`Session::drive`].
+    pub fn evict(&mut self) {
+        if let Phase::Request(request) = &mut self.phase {
+            request.evict();
+        }
     }
 
     /// What stays the same while phases change.

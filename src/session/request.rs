@@ -10,14 +10,22 @@ use super::ended::last_response;
 use super::output::Output;
 use super::reply::{Asked, Question, Reply};
 use super::transcript::{Event, Query, note};
-use super::{CloseReason, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
+use super::{
+    Admission, CloseReason, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step,
+};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Side};
 use crate::proto::http::{self, BadHead, Form, HEAD_BYTES_MAX, RequestHead, empty_slots};
 use crate::proto::{upgrade, ws};
 use crate::service::endpoints::Endpoint;
+use crate::service::limits::Refusal;
 use crate::service::route::{Route, RouteTarget, TASK_ID};
 use std::rc::Rc;
+use std::time::Duration;
+
+/// Timeout for the request head of a connection that is refused unless it asks for the right
+/// endpoint. An orchestrator's request is there at once.
+const REFUSED_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Waiting for a request, or for the rest of one.
 pub struct Request {
@@ -36,6 +44,8 @@ enum Awaited {
     Pipelined,
     /// Nothing: no further request is taken.
     Draining,
+    /// The connection is refused at once, to make room for another one that is refused.
+    Evicted,
 }
 
 impl Request {
@@ -43,6 +53,18 @@ impl Request {
     pub fn first(cx: &Context) -> Phase {
         let deadline = cx.after(cx.settings.header_timeout);
         Phase::Request(Box::new(Request { held: Vec::new(), deadline, awaited: Awaited::Due }))
+    }
+
+    /// The request of a connection that is to be refused.
+    pub fn refused(cx: &Context) -> Phase {
+        let timeout = cx.settings.header_timeout.unwrap_or(Duration::MAX).min(REFUSED_TIMEOUT);
+        let deadline = Some(cx.now + timeout);
+        Phase::Request(Box::new(Request { held: Vec::new(), deadline, awaited: Awaited::Due }))
+    }
+
+    /// Refuses the connection in the next step, whatever has come.
+    pub(super) fn evict(&mut self) {
+        self.awaited = Awaited::Evicted;
     }
 
     /// The next request, of which `held` has arrived already.
@@ -64,6 +86,13 @@ impl State for Request {
     ) -> Step {
         if self.awaited == Awaited::Draining {
             return Step::End(Ended::http(CloseReason::Draining));
+        }
+        if let (Awaited::Evicted, Admission::Refused(refusal)) = (self.awaited, who.admission) {
+            let answer = last_response(http::Response::error(503, refusal.why()), cx);
+            // Not waited for its FIN: at most part of a head has come, so hardly ever are there
+            // unread bytes that would turn the close into a reset.
+            let _ = downstream.write(&answer);
+            return Step::End(Ended::new(CloseReason::Refused, Detail::Refused(refusal)));
         }
         cx.with_scratch(|scratch, cx| {
             let mut length = self.held.len();
@@ -90,6 +119,9 @@ impl State for Request {
                 self.awaited = Awaited::Due;
             }
             if self.deadline.is_some_and(|at| at <= cx.now) {
+                if let Admission::Refused(refusal) = who.admission {
+                    return turn_away(refusal, cx);
+                }
                 return match self.awaited {
                     Awaited::Idle => Step::End(Ended::http(CloseReason::Done)),
                     _ => {
@@ -139,16 +171,26 @@ impl State for Request {
 fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context) -> Step {
     let path = head.path();
     let endpoint = Endpoint::find(path);
+    let is_for_full =
+        |endpoint: &Endpoint| endpoint.is_answered_when_full && endpoint.takes_method(head.method);
+    match who.admission {
+        Admission::Refused(Refusal::Full | Refusal::Descriptors)
+            if endpoint.is_some_and(|(endpoint, _)| is_for_full(endpoint)) => {}
+        Admission::Refused(refusal) => return turn_away(refusal, cx),
+        Admission::Client | Admission::Inbox => {}
+    }
     let body_bytes_max = endpoint.map_or(0, |(endpoint, _)| endpoint.body_bytes_max);
     if head.body_bytes() > body_bytes_max {
         let bad = BadHead { status: 413, why: "request bodies are not taken" };
         return refuse(bad, CloseReason::BadRequest, cx);
     }
+    let is_client = who.admission == Admission::Client;
     let asked = || Asked {
         form: Form {
             minor_version: head.minor_version,
             head_only: head.is_head(),
-            keep_alive: head.is_keep_alive(),
+            // A refused connection gets one answer and makes room for the next one.
+            keep_alive: head.is_keep_alive() && is_client,
         },
         origin: head.headers.first("origin").map(<[u8]>::to_vec),
         rest: rest.to_vec(),
@@ -220,6 +262,13 @@ fn open(
 
 fn answer(asked: Asked, response: http::Response, who: &Identity, cx: &mut Context) -> Step {
     Step::Next(Reply::answer(asked, response, who, cx))
+}
+
+/// Refuses a connection beyond a limit.
+fn turn_away(refusal: Refusal, cx: &mut Context) -> Step {
+    let answer = last_response(http::Response::error(503, refusal.why()), cx);
+    let ended = Ended::new(CloseReason::Refused, Detail::Refused(refusal));
+    Step::End(ended.with_last(Last::Answer(answer)))
 }
 
 /// The error for a head that was not understood. The connection ends, since it is unknown where the

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from gatewaylab.gateway import low_descriptor_limit
+from gatewaylab.gateway import low_descriptor_limit, run
 from gatewaylab.wire import eventually
 
 
@@ -31,10 +31,51 @@ def test_connection_over_the_limit_gets_503(lab):
 
 
 def served(gateway):
+    """Whether a client gets in; `/health` would be answered by a full gateway too."""
     client = gateway.connect()
     try:
-        return client.get("/health").status == 200
+        return client.get("/").status == 200
     finally:
+        client.vanish()
+
+
+def test_a_full_gateway_answers_an_orchestrator(lab):
+    """PROTOCOL 3: "`/health`, `/ready`, `/metrics` and `healthcheck` are answered also when `max_connections` is reached"."""
+    backend = lab.backend()
+    gateway = lab.gateway({"server": {"max_connections": 2}}, backend=backend.url())
+    pairs = [lab.pair(gateway, backend) for _ in range(2)]
+    silent = [lab.client(gateway) for _ in range(150)]
+    for path, status in [("/health", 200), ("/ready", 200), ("/metrics", 200), ("/", 503), ("/connections", 503)]:
+        assert gateway.get(path).status == status, path
+    gateway.configure({"server": {"max_connections": 2, "listen": [f"127.0.0.1:{gateway.port}"]}})
+    checked = run("healthcheck", "--config", gateway.file)
+    assert checked.returncode == 0, checked.stderr
+    for client, peer in pairs:
+        client.say("undisturbed")
+        assert peer.read_frame().text == "undisturbed"
+        client.vanish()
+    for client in silent:
+        client.vanish()
+
+
+def test_when_descriptors_run_low_a_reserve_is_left(lab):
+    """New clients get 503 while the ones that are open still get what they need, and `/health` is answered."""
+    backend = lab.backend()
+    gateway = lab.gateway(backend=backend.url(), before=low_descriptor_limit(64))
+    gateway.process.wait_for_line(r"WARN .*max_connections=10000 may need .* file descriptors, and 64 are allowed")
+    early = lab.client(gateway)
+    assert early.get("/ready").status == 200
+    crowd = []
+    while (client := lab.client(gateway)).get("/").status == 200:
+        crowd.append(client)
+    gateway.process.wait_for_line(r'refused why="out of file descriptors"')
+    assert gateway.get("/health").status == 200
+    early.upgrade()
+    peer = backend.accept_upgraded()
+    early.read_switch()
+    early.say("served from the reserve")
+    assert peer.read_frame().text == "served from the reserve"
+    for client in [early, peer, *crowd]:
         client.vanish()
 
 

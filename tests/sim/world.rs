@@ -32,6 +32,9 @@ const HELD_MAX: usize = 512 * 1024;
 const IDLE_TURNS_MAX: u32 = 8;
 const IDLE_TURNS_PER_SECOND: u32 = 50;
 
+/// More connections than any world has.
+const CONNECTIONS_MANY: usize = 1000;
+
 /// An event that is planned from outside the gateway.
 enum Plan {
     Arrive(Box<(Role, Behavior, Vec<u8>)>),
@@ -550,7 +553,9 @@ impl World {
     fn judge_asker(&self, peer: &Peer, questions: &[(bool, u16)]) -> Result<(), String> {
         let heads: Vec<bool> = questions.iter().map(|(is_head, _)| *is_head).collect();
         let answers = peers::answers(&peer.inbox, &heads)?;
-        let is_limited = answers.first().is_some_and(|(status, _)| *status == 503);
+        // Beyond the limit there is one answer: 503, or that of an endpoint that is always answered.
+        let is_limited = answers.first().is_some_and(|(status, _)| *status == 503)
+            || answers.len() == 1 && self.settings.limits.max_connections < CONNECTIONS_MANY;
         if is_limited || self.is_drained || self.is_reloaded || peer.is_unresponsive() {
             return Ok(());
         }
@@ -762,7 +767,7 @@ fn draw_settings(chance: &mut fastrand::Rng) -> gateway::Settings {
         ..session::Settings::default()
     };
     let limits = limits::Settings {
-        max_connections: if chance.u8(..8) == 0 { chance.usize(1..4) } else { 1000 },
+        max_connections: if chance.u8(..8) == 0 { chance.usize(1..4) } else { CONNECTIONS_MANY },
         max_connections_per_ip: if chance.u8(..8) == 0 { chance.usize(1..3) } else { 0 },
         allowed_origins: Vec::new(),
     };
