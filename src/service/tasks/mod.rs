@@ -291,6 +291,7 @@ impl Tasks {
     /// Redis answered what it keeps of a task (`kept`, in order), and what the worker has set there; and `ear` has heard everything
     /// that was published before that answer. What was not known joins the results, in Redis' order; what was heard stays in the
     /// order in which it was heard. Answers those of the worker's that nobody has heard yet, to be kept like publications.
+    #[expect(clippy::too_many_lines, reason = "one walk along both lists, explained line by line")]
     pub fn handle_looked_up(
         &mut self,
         now: Moment,
