@@ -27,7 +27,21 @@ impl Probes {
 
     /// Begins the probes that are due, and goes on with those whose deadline has come. Begins none
     /// during a drain.
+    #[inline]
     pub fn settle(&mut self, cx: &mut Context) {
+        if !self.is_idle(cx) {
+            self.settle_now(cx);
+        }
+    }
+
+    /// Whether no backend is failed. Asked twice a turn, so it must cost next to nothing.
+    #[inline]
+    fn is_idle(&self, cx: &Context) -> bool {
+        cx.upstreams.probe_at().is_none() && self.running.is_empty()
+    }
+
+    #[cold]
+    fn settle_now(&mut self, cx: &mut Context) {
         while !cx.is_draining
             && let Some(backend) = cx.upstreams.due_probe(cx.now)
         {
@@ -47,7 +61,13 @@ impl Probes {
     }
 
     /// When the next call of [`Probes::settle`] has something to do.
+    #[inline]
     pub fn deadline(&self, cx: &Context) -> Option<Moment> {
+        if self.is_idle(cx) { None } else { self.next(cx) }
+    }
+
+    #[cold]
+    fn next(&self, cx: &Context) -> Option<Moment> {
         let due_at = if cx.is_draining { None } else { cx.upstreams.probe_at() };
         self.running.iter().filter_map(|(_, probe)| probe.deadline()).chain(due_at).min()
     }

@@ -409,3 +409,15 @@ def test_a_dead_host_beside_a_good_one_costs_one_attempt(lab, deaf_port):
         client.read_switch()
         client.vanish()
     assert time.monotonic() - began < 5, "clients must not wait for connect_timeout each"
+
+
+def test_health_recovers_without_a_client(lab):
+    """3: `degraded` while a backend is failed; a probe finds out that it is well again, and no client has to."""
+    backend = lab.library_backend("websockets")
+    gateway = lab.gateway(backend=backend.url())
+    backend.process.kill()
+    backend.process.wait()
+    assert read_unavailable(ask(lab, gateway))[0] == 1011
+    assert gateway.get().json()["status"] == "degraded"
+    lab.library_backend("websockets", backend.port)
+    eventually(lambda: gateway.get().json()["status"] == "ok", "the backend is found well again")
