@@ -49,6 +49,7 @@ use probes::Probes;
 use redis::RedisSockets;
 use refusals::Refusals;
 use slab::Slab;
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
@@ -58,6 +59,16 @@ const WORKERS_MAX: usize = 1000;
 /// The time for the last frames to leave once the drain time is over, and for Redis to store the last
 /// results.
 const LAST_CALL: Duration = Duration::from_millis(500);
+
+/// Work after which sessions that have more to do wait for the next turn, in bytes written or what
+/// takes as long; about a millisecond. See [`Context::work`].
+const WORK_PER_TURN: usize = 1 << 20;
+
+/// Work of a step after which a session still has more to do, whatever it did.
+const WORK_OF_A_STEP: usize = 64 * 1024;
+
+/// Deadlines that are judged in one turn.
+const DEADLINES_PER_TURN: usize = 256;
 
 /// Results handed to clients in one turn.
 const DELIVERIES_PER_TURN: usize = 128;
@@ -87,7 +98,7 @@ pub struct Gateway {
     sessions: Slab<Session>,
     timers: Timers,
     /// Sessions that had more to do than their budget.
-    yielded: Vec<usize>,
+    yielded: VecDeque<usize>,
     /// Sessions that have ended and still have their slots.
     closed: Vec<usize>,
     redis: RedisSockets,
@@ -156,7 +167,7 @@ impl Gateway {
         Ok(Gateway {
             sessions: Slab::with_capacity(FIRST_BYTES / size_of::<Session>()),
             timers: Timers::new(),
-            yielded: Vec::new(),
+            yielded: VecDeque::new(),
             closed: Vec::new(),
             redis: RedisSockets::new(),
             census: None,
@@ -178,6 +189,7 @@ impl Gateway {
     /// Everything that follows happens at `now`.
     pub fn begin_turn(&mut self, now: Moment) {
         self.cx.now = now;
+        self.cx.work = 0;
     }
 
     /// The moment of this turn.
@@ -268,7 +280,11 @@ impl Gateway {
             Source::Session(key, side) => {
                 if let Some(session) = self.sessions.get_mut(key) {
                     session.handle_ready(side, ready);
-                    self.drive(key);
+                    if self.cx.work < WORK_PER_TURN {
+                        self.drive(key);
+                    } else {
+                        self.go_on_later(key);
+                    }
                 }
             }
             Source::Link(role) => self.redis.handle_ready(REDIS_ROLES[role], ready),
@@ -293,14 +309,9 @@ impl Gateway {
     /// delivers what was published.
     pub fn settle(&mut self) {
         self.redis.read(&mut self.cx);
-        for key in std::mem::take(&mut self.yielded) {
-            if let Some(session) = self.sessions.get_mut(key)
-                && std::mem::take(&mut session.is_yielded)
-            {
-                self.drive(key);
-            }
-        }
-        let due: Vec<usize> = std::iter::from_fn(|| self.timers.pop_due(self.cx.now)).collect();
+        self.go_on();
+        let due = std::iter::from_fn(|| self.timers.pop_due(self.cx.now));
+        let due: Vec<usize> = due.take(DEADLINES_PER_TURN).collect();
         due.into_iter().for_each(|key| self.drive(key));
         self.probes.settle(&mut self.cx);
         self.settle_results();
@@ -308,10 +319,26 @@ impl Gateway {
         self.check_drain();
     }
 
+    /// Lets sessions go on that had more to do, in the order in which they came to that, until the
+    /// work of this turn is done; at least one of them, so that none waits for ever.
+    fn go_on(&mut self) {
+        for _ in 0..self.yielded.len() {
+            let Some(key) = self.yielded.pop_front() else { return };
+            if let Some(session) = self.sessions.get_mut(key)
+                && std::mem::take(&mut session.is_yielded)
+            {
+                self.drive(key);
+                if self.cx.work >= WORK_PER_TURN {
+                    return;
+                }
+            }
+        }
+    }
+
     /// The session has something to do in the next turn, or in one soon after.
     fn go_on_later(&mut self, key: usize) {
         if !std::mem::replace(&mut self.sessions[key].is_yielded, true) {
-            self.yielded.push(key);
+            self.yielded.push_back(key);
         }
     }
 
@@ -534,6 +561,7 @@ impl Gateway {
             }
         };
         if is_yielding {
+            self.cx.work += WORK_OF_A_STEP;
             self.go_on_later(key);
         }
         if let Some(at) = self.sessions[key].deadline() {
@@ -773,5 +801,43 @@ mod tests {
         // Two requests in a row: each gets its answer in a turn of its own.
         client(&mut gateway, &b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n".repeat(2));
         assert_eq!(gateway.next_turn(), Some(gateway.now()));
+    }
+
+    #[test]
+    fn workers_that_flood_the_inbox_share_a_bounded_turn() {
+        let mut gateway = gateway(10);
+        let publish = b"*3\r\n$7\r\nPUBLISH\r\n$50\r\n\
+            task_response:00000000-0000-0000-0000-000000000001\r\n$2\r\n{}\r\n";
+        const WORKERS: usize = 8;
+        for _ in 0..WORKERS {
+            let key = gateway.next_key();
+            let from = SocketAddr::from(([192, 0, 2, 2], 6000));
+            gateway.admit_worker(socket(&publish.repeat(500)), from);
+            gateway.ready(Source::Session(key, Side::Downstream), READABLE);
+        }
+        let mut turns = 0;
+        while gateway.next_turn() == Some(gateway.now()) {
+            turn(&mut gateway, Moment::START);
+            let work = gateway.cx.work;
+            assert!(work < 2 * WORK_PER_TURN, "{work} in one turn");
+            turns += 1;
+        }
+        assert_eq!(gateway.cx.results.tasks().retained(), WORKERS * 500, "all is heard in the end");
+        assert!(turns > WORKERS, "{turns} turns");
+    }
+
+    #[test]
+    fn sessions_whose_deadlines_come_together_share_several_turns() {
+        let mut gateway = gateway(10_000);
+        for _ in 0..4 * DEADLINES_PER_TURN {
+            client(&mut gateway, b"");
+        }
+        let late = Moment::START + Duration::from_secs(60);
+        turn(&mut gateway, late);
+        assert_eq!(gateway.next_turn().map(|at| at <= late), Some(true), "more are due");
+        for _ in 0..10 {
+            turn(&mut gateway, late);
+        }
+        assert!(gateway.stats().http()[&408] as usize == 4 * DEADLINES_PER_TURN);
     }
 }

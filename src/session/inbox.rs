@@ -20,8 +20,11 @@ const COMMAND_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Answers that wait for the worker to read them. While there are more, it is not read from.
 const ANSWERS_BYTES_MAX: usize = 64 * 1024;
 
-/// Reads in one step; then the others have their turn.
-const READS_PER_STEP: usize = 4;
+/// Bytes read in one step, which may hold some 90 small results; then it is other sessions' turn.
+const STEP_BYTES_MAX: usize = 8 * 1024;
+
+/// Work that a byte of commands causes, in bytes written: see [`Context::work`].
+const WORK_PER_BYTE: usize = 64;
 
 /// What `INFO` says: client libraries look for `loading` before they send anything.
 const SERVER: &str = concat!(
@@ -173,7 +176,8 @@ impl State for Inbox {
         who: &mut Identity,
         cx: &mut Context,
     ) -> Step {
-        for _ in 0..READS_PER_STEP {
+        let mut bytes_read = 0;
+        loop {
             match self.flush(downstream) {
                 Ok(true) if self.is_quitting => {
                     // It may be sending still, and must be able to read what was wrong.
@@ -184,24 +188,25 @@ impl State for Inbox {
                 Ok(false) => return Step::Wait(Phase::Inbox(self)),
                 Err(()) => return Step::End(self.ended(CloseReason::ClientVanished)),
             }
-            if cx.results.is_full() {
-                return Step::Yield(Phase::Inbox(self)); // deliveries go first
+            // Deliveries go first, and so do others after a full read.
+            if cx.results.is_full() || bytes_read >= STEP_BYTES_MAX {
+                return Step::Yield(Phase::Inbox(self));
             }
             let read = cx.with_scratch(|scratch, cx| {
-                let read = downstream.read(scratch);
+                let read = downstream.read(&mut scratch[..STEP_BYTES_MAX - bytes_read]);
                 if let Ok(Io::Moved(n)) = read {
+                    cx.work += WORK_PER_BYTE * n;
                     self.handle_bytes(&scratch[..n], who, cx);
                 }
                 read
             });
             match read {
-                Ok(Io::Moved(_)) => {}
+                Ok(Io::Moved(n)) => bytes_read += n,
                 Ok(Io::Blocked) => return Step::Wait(Phase::Inbox(self)),
                 Ok(Io::Ended) => return Step::End(self.ended(CloseReason::Done)),
                 Err(_) => return Step::End(self.ended(CloseReason::ClientVanished)),
             }
         }
-        Step::Yield(Phase::Inbox(self))
     }
 
     fn deadline(&self) -> Option<Moment> {

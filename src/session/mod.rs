@@ -135,6 +135,9 @@ pub struct Context {
     pub chance: fastrand::Rng,
     /// Makes the payloads of this process's pings recognisable.
     pub ping_key: u64,
+    /// Work that sessions did in this turn, in bytes written or what takes as long. Relayed messages
+    /// do not count; what can last longer does, so that the gateway can put the rest off.
+    pub work: usize,
     /// The gateway drains: no new work begins.
     pub is_draining: bool,
     /// Work for the background threads, taken at the end of the turn.
@@ -169,6 +172,7 @@ impl Context {
             stats: Stats::default(),
             chance,
             ping_key,
+            work: 0,
             is_draining: false,
             jobs: VecDeque::new(),
             pipes: Pipes::default(),

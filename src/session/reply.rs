@@ -133,6 +133,7 @@ impl State for Reply {
                 Ok(Io::Moved(n)) => {
                     self.sent += n;
                     budget -= n;
+                    cx.work += n;
                     self.deadline = cx.now + SEND_TIMEOUT;
                 }
                 Ok(_) if cx.now >= self.deadline => {
