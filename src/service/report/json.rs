@@ -24,7 +24,12 @@ pub fn health(snapshot: &Snapshot) -> Response {
         active_connections: u64,
         backend_services: serde_json::Map<String, serde_json::Value>,
         redis: &'static str,
+        backends: serde_json::Map<String, serde_json::Value>,
     }
+    let backends = snapshot
+        .routes
+        .iter()
+        .filter_map(|route| Some((route.name.to_owned(), route.health()?.word().into())));
     let services =
         snapshot.routes.iter().map(|route| (route.name.to_owned(), route.target.clone().into()));
     json(&Health {
@@ -35,6 +40,7 @@ pub fn health(snapshot: &Snapshot) -> Response {
         active_connections: snapshot.active_connections(),
         backend_services: services.collect(),
         redis: snapshot.redis.word(),
+        backends: backends.collect(),
     })
 }
 
@@ -164,7 +170,7 @@ fn json(body: &impl Serialize) -> Response {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{connection, empty, relayed, text, well};
-    use super::super::{BackendView, ConnectionView, RedisView, RouteView};
+    use super::super::{BackendHealth, BackendView, ConnectionView, RedisView, RouteView};
     use super::*;
     use crate::proto::http::Content;
     use crate::service::stats::Stats;
@@ -188,7 +194,8 @@ mod tests {
         let response = health(&snapshot);
         let expected = concat!(
             r#"{"status":"ok","gateway":"running","version":"1.2.3","uptime_seconds":93784,"active_connections":1,"#,
-            r#""backend_services":{"output":"ws://b/","input":"ws://a/, ws://c/","served":"built in"},"redis":"disabled"}"#,
+            r#""backend_services":{"output":"ws://b/","input":"ws://a/, ws://c/","served":"built in"},"redis":"disabled","#,
+            r#""backends":{"output":"ok","input":"ok"}}"#,
         );
         assert_eq!((response.status, text(&response)), (200, expected));
     }
@@ -207,7 +214,7 @@ mod tests {
         let mut snapshot = empty(&stats);
         snapshot.routes = vec![relayed(
             "a",
-            vec![well("ws://a/"), BackendView { last_dial_failed: true, ..well("ws://b/") }],
+            vec![well("ws://a/"), BackendView { health: BackendHealth::Failed, ..well("ws://b/") }],
         )];
         assert_eq!(status(&snapshot), "degraded");
 
@@ -221,6 +228,24 @@ mod tests {
             let mut snapshot = empty(&stats);
             (snapshot.redis, snapshot.results_wanted) = (redis, results_wanted);
             assert_eq!(status(&snapshot), expected, "{redis:?}");
+        }
+    }
+
+    #[test]
+    fn health_of_a_route_is_that_of_its_worst_tried_backend() {
+        use BackendHealth::{Failed, Ok, Untried};
+        let stats = Stats::new();
+        for (backends, word) in [
+            (&[Untried, Untried][..], "untried"),
+            (&[Untried, Ok], "ok"),
+            (&[Ok, Failed], "failed"),
+            (&[Untried, Failed], "failed"),
+        ] {
+            let views = backends.iter().map(|&health| BackendView { health, ..well("ws://a/") });
+            let mut snapshot = empty(&stats);
+            snapshot.routes = vec![relayed("input", views.collect())];
+            let body: Value = serde_json::from_str(text(&health(&snapshot))).unwrap();
+            assert_eq!(body["backends"], json!({ "input": word }), "{backends:?}");
         }
     }
 

@@ -100,7 +100,30 @@ pub struct BackendView<'a> {
     /// Open connections and connection attempts, over all routes.
     pub active: usize,
     pub resting: bool,
-    pub last_dial_failed: bool,
+    /// The outcome of the last attempt to reach it.
+    pub health: BackendHealth,
+}
+
+/// What the last attempt to reach a backend, or the backends of a route, says about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendHealth {
+    /// It succeeded.
+    Ok,
+    /// It failed.
+    Failed,
+    /// Nobody has tried.
+    Untried,
+}
+
+impl BackendHealth {
+    /// The word in `/health`.
+    pub fn word(self) -> &'static str {
+        match self {
+            BackendHealth::Ok => "ok",
+            BackendHealth::Failed => "failed",
+            BackendHealth::Untried => "untried",
+        }
+    }
 }
 
 /// One open WebSocket.
@@ -186,7 +209,7 @@ impl<'a> Snapshot<'a> {
                 .routes
                 .iter()
                 .flat_map(|route| &route.backends)
-                .any(|backend| backend.last_dial_failed)
+                .any(|backend| backend.health == BackendHealth::Failed)
     }
 }
 
@@ -197,13 +220,30 @@ impl<'a> RouteView<'a> {
             url: upstreams.url(*id).public_text(),
             active: upstreams.active(*id),
             resting: upstreams.is_resting(*id, now),
-            last_dial_failed: matches!(upstreams.state(*id), BackendState::Failed { .. }),
+            health: match upstreams.state(*id) {
+                BackendState::Untried => BackendHealth::Untried,
+                BackendState::Ok => BackendHealth::Ok,
+                BackendState::Failed { .. } => BackendHealth::Failed,
+            },
         });
         Self {
             name: &route.name,
             path: route.path.to_string(),
             target: route.target_text(upstreams),
             backends: backends.collect(),
+        }
+    }
+}
+
+impl RouteView<'_> {
+    /// Failed if one of its backends is, else ok if one is; `None` where it has none.
+    pub fn health(&self) -> Option<BackendHealth> {
+        let is = |health| self.backends.iter().any(|backend| backend.health == health);
+        match () {
+            () if self.backends.is_empty() => None,
+            () if is(BackendHealth::Failed) => Some(BackendHealth::Failed),
+            () if is(BackendHealth::Ok) => Some(BackendHealth::Ok),
+            () => Some(BackendHealth::Untried),
         }
     }
 }
@@ -257,7 +297,7 @@ mod tests {
     }
 
     pub fn well(url: &str) -> BackendView<'_> {
-        BackendView { url, active: 1, resting: false, last_dial_failed: false }
+        BackendView { url, active: 1, resting: false, health: BackendHealth::Ok }
     }
 
     pub fn connection(id: &str) -> ConnectionView<'static> {
@@ -302,11 +342,14 @@ mod tests {
             (view.name, &*view.path, &*view.target),
             ("a", "/ws/{x}", "ws://a/{x}?…, ws://b/")
         );
-        let told: Vec<_> = view
-            .backends
-            .iter()
-            .map(|b| (b.url, b.active, b.resting, b.last_dial_failed))
-            .collect();
-        assert_eq!(told, [("ws://a/{x}?…", 1, false, false), ("ws://b/", 0, true, true)]);
+        let told: Vec<_> =
+            view.backends.iter().map(|b| (b.url, b.active, b.resting, b.health)).collect();
+        assert_eq!(
+            told,
+            [
+                ("ws://a/{x}?…", 1, false, BackendHealth::Untried),
+                ("ws://b/", 0, true, BackendHealth::Failed),
+            ]
+        );
     }
 }

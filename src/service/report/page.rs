@@ -10,7 +10,7 @@ use std::time::Duration;
 use data_encoding::BASE64;
 use sha2::{Digest, Sha256};
 
-use super::{Lifecycle, ResultsView, RouteView, Snapshot, put, rfc3339};
+use super::{BackendHealth, Lifecycle, ResultsView, RouteView, Snapshot, put, rfc3339};
 use crate::proto::http::Response;
 
 /// The most connections that the status page lists; `/connections` has all.
@@ -158,10 +158,11 @@ fn push_route(out: &mut String, route: &RouteView, snapshot: &Snapshot) {
         put(out, format_args!("{}", Html(&route.target)));
     }
     for (index, backend) in route.backends.iter().enumerate() {
-        let (class, word) = match (backend.last_dial_failed, backend.resting) {
-            (false, _) => ("good", "ok"),
-            (true, true) => ("bad", "failed, resting"),
-            (true, false) => ("bad", "failed, next client tries"),
+        let (class, word) = match (backend.health, backend.resting) {
+            (BackendHealth::Ok, _) => ("good", "ok"),
+            (BackendHealth::Untried, _) => ("soft", "not tried yet"),
+            (BackendHealth::Failed, true) => ("bad", "failed, resting"),
+            (BackendHealth::Failed, false) => ("bad", "failed, next client tries"),
         };
         let new_line = if index > 0 { "<br>" } else { "" };
         put(
@@ -332,7 +333,7 @@ mod tests {
         assert!(text(&page(&snapshot)).contains("No connection is open."));
         snapshot.routes = vec![relayed(
             "a",
-            vec![BackendView { resting: true, last_dial_failed: true, ..well("ws://a/") }],
+            vec![BackendView { resting: true, health: BackendHealth::Failed, ..well("ws://a/") }],
         )];
         assert!(text(&page(&snapshot)).contains("Degraded"));
         assert!(text(&page(&snapshot)).contains("failed, resting"));

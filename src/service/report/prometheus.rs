@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{BackendView, Lifecycle, Snapshot, put};
+use super::{BackendHealth, BackendView, Lifecycle, Snapshot, put};
 use crate::proto::http::Response;
 
 /// The media type of Prometheus' text format.
@@ -129,7 +129,7 @@ fn backend_metrics(snapshot: &Snapshot, out: &mut Exposition) {
     let mut family =
         out.gauge("backend_last_dial_failed", "1 if the last dial to a backend failed.");
     for (url, backend) in &backends {
-        family.labelled(&[("backend", url)], backend.last_dial_failed.into());
+        family.labelled(&[("backend", url)], (backend.health == BackendHealth::Failed).into());
     }
 }
 
@@ -228,12 +228,20 @@ mod tests {
         snapshot.routes = vec![
             relayed(
                 "input",
-                vec![BackendView { resting: true, last_dial_failed: true, ..well("ws://a/") }],
+                vec![BackendView {
+                    resting: true,
+                    health: BackendHealth::Failed,
+                    ..well("ws://a/")
+                }],
             ),
             relayed("same", vec![well("ws://a/"), well("ws://\"\\\n/")]),
             relayed(
                 "sick",
-                vec![BackendView { resting: true, last_dial_failed: true, ..well("ws://c/") }],
+                vec![BackendView {
+                    resting: true,
+                    health: BackendHealth::Failed,
+                    ..well("ws://c/")
+                }],
             ),
         ];
         let response = metrics(&snapshot);
