@@ -38,6 +38,7 @@ mod wire;
 use aivtuber_gateway::gateway::{self, Gateway};
 use aivtuber_gateway::net::{Side, Source};
 use aivtuber_gateway::service::limits;
+use aivtuber_gateway::service::name::LookUpError;
 use aivtuber_gateway::service::origin::OriginRule;
 use aivtuber_gateway::service::route::{RouteSettings, Target};
 use aivtuber_gateway::service::url::{BackendUrl, Template};
@@ -263,7 +264,7 @@ struct Stage {
     /// Finished background jobs, for the next turn.
     answers: Vec<Answer>,
     /// What looking up a name gives; `None`: no answer.
-    names: Option<Result<Vec<SocketAddr>, String>>,
+    names: Option<Result<Vec<SocketAddr>, LookUpError>>,
     backends: usize,
     shows_heads: bool,
     /// What `stats` showed.
@@ -368,7 +369,8 @@ impl Stage {
             "names" => {
                 self.names = match rest {
                     "hang" => None,
-                    "fail" => Some(Err("no such name".into())),
+                    "fail" => Some(Err(LookUpError::NotFound("no such name".into()))),
+                    "lack descriptors" => Some(Err(LookUpError::Shortage { errno: 24 })),
                     found => Some(Ok(addresses(found)?)),
                 }
             }

@@ -33,6 +33,7 @@ use crate::base::timers::Timers;
 use crate::net::{self, Conn, Network, Ready, Socket, Source};
 use crate::service::limits::{self, Limits, Refusal};
 use crate::service::link::{self, Link, REDIS_ROLES};
+use crate::service::name::LookUpError;
 use crate::service::results::{Notice, Results};
 use crate::service::route::{RouteSettings, RouteTarget, Routes, Target};
 use crate::service::stats::Stats;
@@ -471,12 +472,17 @@ impl Gateway {
     fn handle_backend_addresses(
         &mut self,
         upstream: UpstreamId,
-        answer: Result<Vec<SocketAddr>, String>,
+        answer: Result<Vec<SocketAddr>, LookUpError>,
     ) {
         if let Err(why) = &answer
             && self.cx.upstreams.is_known(upstream)
         {
-            warn!(target: "dial", "name not found backend={} why=\"{why}\"", self.cx.upstreams.url(upstream).public_text());
+            let what = match why {
+                LookUpError::NotFound(_) => "name not found",
+                LookUpError::Shortage { .. } => "name not looked up",
+            };
+            let url = self.cx.upstreams.url(upstream).public_text();
+            warn!(target: "dial", "{what} backend={url} why=\"{why}\"");
         }
         self.cx.upstreams.resolved(upstream, answer, self.cx.now);
         self.probes.handle_addresses(&mut self.cx);

@@ -16,7 +16,7 @@
 
 use crate::net::{Conn, Io, PeerAddress, Ready, Source};
 use crate::service::link::{Action, Address, REDIS_ROLES, RedisRole};
-use crate::service::name::Name;
+use crate::service::name::{LookUpError, Name};
 use crate::session::Context;
 use crate::session::jobs::{Job, NameOwner};
 use std::collections::VecDeque;
@@ -74,7 +74,7 @@ impl RedisSockets {
     pub fn handle_addresses(
         &mut self,
         role: RedisRole,
-        found: Result<Vec<SocketAddr>, String>,
+        found: Result<Vec<SocketAddr>, LookUpError>,
         cx: &mut Context,
     ) {
         if !matches!(self.sockets[role as usize], Socket::LookingUp) {
@@ -86,7 +86,10 @@ impl RedisSockets {
                 let addresses = found.into_iter().map(PeerAddress::Tcp).collect();
                 self.dial(role, addresses, "its name has no address", cx);
             }
-            Err(why) => self.fail(role, &format!("its name was not found: {why}"), cx),
+            Err(LookUpError::NotFound(why)) => {
+                self.fail(role, &format!("its name was not found: {why}"), cx);
+            }
+            Err(error @ LookUpError::Shortage { .. }) => self.fail(role, &error.to_string(), cx),
         }
     }
 
@@ -355,7 +358,11 @@ mod tests {
         let (mut sockets, mut cx, dials) = begin("redis://redis.example:7");
         sockets.read(&mut cx);
         jobs(&mut cx);
-        sockets.handle_addresses(RedisRole::Store, Err("no such name".into()), &mut cx);
+        sockets.handle_addresses(
+            RedisRole::Store,
+            Err(LookUpError::NotFound("no such name".into())),
+            &mut cx,
+        );
         sockets.flush(&mut cx);
         assert_eq!(jobs(&mut cx), []);
         let retry_at = cx.results.deadline().unwrap();

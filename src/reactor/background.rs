@@ -15,8 +15,10 @@
 
 use super::names::{self, Found, Names};
 use crate::base::moment::Moment;
+use crate::service::name::LookUpError;
 use crate::session::jobs::{Answer, Job};
 use mio::Waker;
+use socket2::{Domain, Type};
 use std::collections::VecDeque;
 use std::io;
 use std::net::ToSocketAddrs;
@@ -154,10 +156,24 @@ impl<C: Send + 'static> Background<C> {
 
 /// Asks the system's resolver, which blocks.
 fn look_up(host: &str) -> Found {
-    match (host, 0).to_socket_addrs() {
-        Ok(addresses) => Ok(addresses.map(|address| address.ip()).collect()),
-        Err(error) => Err(error.to_string()),
+    let answer = (host, 0).to_socket_addrs();
+    answer
+        .map(|addresses| addresses.map(|address| address.ip()).collect())
+        .map_err(|error| look_up_error(&error, open_any_socket()))
+}
+
+/// What a failed look-up means. A resolver that gets no descriptor or memory calls the name unknown
+/// like any other that it cannot find; a socket opened right behind it shows which it was.
+fn look_up_error(error: &io::Error, any_socket: io::Result<()>) -> LookUpError {
+    let shortage = any_socket.err().as_ref().and_then(io::Error::raw_os_error);
+    match shortage.or(error.raw_os_error()) {
+        Some(errno) => LookUpError::Shortage { errno },
+        None => LookUpError::NotFound(error.to_string()),
     }
+}
+
+fn open_any_socket() -> io::Result<()> {
+    socket2::Socket::new(Domain::IPV4, Type::DGRAM, None).map(|_| ())
 }
 
 /// The way back to the loop.
@@ -291,13 +307,27 @@ mod tests {
     }
 
     #[test]
+    fn a_shortage_is_not_taken_for_an_unknown_name() {
+        let unknown = || io::Error::other("Name or service not known");
+        let errno = |number| io::Error::from_raw_os_error(number);
+        let not_found = LookUpError::NotFound("Name or service not known".into());
+        assert_eq!(look_up_error(&unknown(), Ok(())), not_found);
+        let shortage = |errno| LookUpError::Shortage { errno };
+        let (files, memory) = (libc::EMFILE, libc::ENOMEM);
+        assert_eq!(look_up_error(&unknown(), Err(errno(files))), shortage(files));
+        assert_eq!(look_up_error(&errno(memory), Ok(())), shortage(memory));
+    }
+
+    #[test]
     fn a_name_that_does_not_exist_is_answered_with_the_reason() {
         let (mut poll, mut background) = start(Box::new(|| ()));
         let name = Name { host: "no such name".into(), port: 7 };
         background
             .submit(Job::LookUp { name, owner: NameOwner::Redis(RedisRole::Subscriber) }, NOW);
         match next_news(&mut poll, &mut background) {
-            News::Answer(Answer::LookedUp { found, .. }) => assert_ne!(found.unwrap_err(), ""),
+            News::Answer(Answer::LookedUp { found, .. }) => {
+                assert!(matches!(found, Err(LookUpError::NotFound(why)) if !why.is_empty()));
+            }
             News::Config(()) => panic!("nobody asked for it"),
         }
     }

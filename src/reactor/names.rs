@@ -11,7 +11,7 @@
 //! until the first of them fails, once.
 
 use crate::base::moment::Moment;
-use crate::service::name::Name;
+use crate::service::name::{LookUpError, Name};
 use crate::session::jobs::{Answer, NameOwner};
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -32,8 +32,8 @@ const SLOW_NAMES_MAX: usize = 64;
 /// Names that wait for a thread. One more is answered with an error at once.
 const WAITING_MAX: usize = 1024;
 
-/// The addresses of a host, or the resolver's reason why there are none.
-pub type Found = Result<Vec<IpAddr>, String>;
+/// The addresses of a host, or why none are known.
+pub type Found = Result<Vec<IpAddr>, LookUpError>;
 
 /// The names under way and those that wait.
 #[derive(Debug, Default)]
@@ -70,7 +70,7 @@ impl Names {
         } else {
             return Some(Answer::LookedUp {
                 owner,
-                found: Err("too many names are being looked up".into()),
+                found: Err(LookUpError::Shortage { errno: libc::EAGAIN }),
             });
         }
         None
@@ -171,7 +171,12 @@ mod tests {
         assert_eq!(names.poll(now), None);
         now += 30 * SECOND;
         for host in &hanging {
-            assert_eq!(names.handle_found(host, &Err("timed out".into()), now).len(), 1);
+            assert_eq!(
+                names
+                    .handle_found(host, &Err(LookUpError::NotFound("timed out".into())), now)
+                    .len(),
+                1
+            );
         }
         assert_eq!(poll_all(&mut names, now), ["good"]);
         names.handle_found("good", &Ok(Vec::new()), now);

@@ -1,6 +1,32 @@
 //! Names of servers, and the ones whose addresses are known without asking anybody.
 
+use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// Why the addresses of a name are not known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LookUpError {
+    /// The resolver's reason: there is no such name, or no name server answers.
+    NotFound(String),
+    /// The gateway's process or machine has run out of descriptors, memory or threads. It says
+    /// nothing about the name.
+    Shortage {
+        /// The error number of the kernel.
+        errno: i32,
+    },
+}
+
+impl fmt::Display for LookUpError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LookUpError::NotFound(why) => f.write_str(why),
+            LookUpError::Shortage { errno } => {
+                write!(f, "the gateway cannot ask: {}", io::Error::from_raw_os_error(*errno))
+            }
+        }
+    }
+}
 
 /// A host name or an IP address, and a port.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -20,6 +20,7 @@
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 
 use super::attempt::{AttemptError, Fault};
+use super::name::LookUpError;
 use super::url::BackendUrl;
 use crate::base::backoff::Backoff;
 use crate::base::moment::Moment;
@@ -143,6 +144,8 @@ struct Lookup {
     /// Empty until the first lookup has succeeded.
     addresses: Rc<[SocketAddr]>,
     is_under_way: bool,
+    /// Why the last lookup was not possible, if it was this machine's fault.
+    shortage: Option<i32>,
     /// From then on a lookup is due, while the addresses are still used.
     due_at: Moment,
     /// From then on the addresses are too old.
@@ -338,6 +341,15 @@ impl Upstreams {
         }
     }
 
+    /// The error number of the shortage on this machine that kept its name from being looked up last
+    /// time.
+    pub fn lookup_shortage(&self, id: UpstreamId) -> Option<i32> {
+        match self.entries.get(&id).map(|upstream| &upstream.place) {
+            Some(Place::Named(lookup)) => lookup.shortage,
+            _ => None,
+        }
+    }
+
     /// Whether an answer to [`Upstreams::begin_lookup`] is still to come.
     pub fn is_looking_up(&self, id: UpstreamId) -> bool {
         match self.entries.get(&id).map(|upstream| &upstream.place) {
@@ -369,13 +381,17 @@ impl Upstreams {
     pub fn resolved(
         &mut self,
         id: UpstreamId,
-        answer: Result<Vec<SocketAddr>, String>,
+        answer: Result<Vec<SocketAddr>, LookUpError>,
         now: Moment,
     ) {
         let interval = self.settings.resolve_interval;
         let Some(upstream) = self.entries.get_mut(&id) else { return };
         let Place::Named(lookup) = &mut upstream.place else { return };
         lookup.is_under_way = false;
+        lookup.shortage = match answer {
+            Err(LookUpError::Shortage { errno }) => Some(errno),
+            Ok(_) | Err(LookUpError::NotFound(_)) => None,
+        };
         match answer {
             Ok(found) if !found.is_empty() => {
                 let preferred = lookup.addresses.first().copied();
@@ -483,6 +499,7 @@ impl Default for Lookup {
         Lookup {
             addresses: Rc::new([]),
             is_under_way: false,
+            shortage: None,
             due_at: Moment::START,
             stale_at: None,
         }
@@ -726,11 +743,11 @@ mod tests {
     fn known_addresses_outlive_failed_lookups() {
         let (mut upstreams, [a, ..], now) = three();
         assert!(upstreams.begin_lookup(a, now));
-        upstreams.resolved(a, Err("no such name".into()), now);
+        upstreams.resolved(a, Err(LookUpError::NotFound("no such name".into())), now);
         assert_eq!(upstreams.addresses(a, now), Addresses::Unknown);
         upstreams.look_up(a, &["10.0.0.1:80"], now);
         let mut later = now;
-        for answer in [Err("server failure".into()), Ok(Vec::new())] {
+        for answer in [Err(LookUpError::NotFound("server failure".into())), Ok(Vec::new())] {
             later += S(60);
             assert!(upstreams.begin_lookup(a, later));
             upstreams.resolved(a, answer, later);
@@ -787,7 +804,7 @@ mod tests {
             upstreams.attempt(id, REFUSED, now);
             upstreams.reload(Settings::default(), now);
             assert!(!upstreams.begin_lookup(id, now) && !upstreams.doubt_addresses(id, now));
-            upstreams.resolved(id, Err("never asked".into()), now);
+            upstreams.resolved(id, Err(LookUpError::NotFound("never asked".into())), now);
             assert_eq!(upstreams.known(id, now), addresses);
             assert!(upstreams.is_one_host(id));
         }

@@ -293,7 +293,13 @@ impl Connector {
             Addresses::Fresh(addresses) | Addresses::Stale(addresses) => {
                 is_over.then_some(Ok(addresses))
             }
-            Addresses::Unknown if !is_under_way => Some(Err(AttemptError::NameNotFound)),
+            Addresses::Unknown if !is_under_way => {
+                let error = match cx.upstreams.lookup_shortage(current.backend) {
+                    Some(errno) => AttemptError::Local { errno },
+                    None => AttemptError::NameNotFound,
+                };
+                Some(Err(error))
+            }
             Addresses::Unknown => is_over.then_some(Err(AttemptError::LookupTimedOut)),
         }
     }

@@ -9,7 +9,7 @@
 //! are bounded by the number of sessions and of names.
 
 use crate::service::link::RedisRole;
-use crate::service::name::Name;
+use crate::service::name::{LookUpError, Name};
 use crate::service::upstreams::UpstreamId;
 use std::net::SocketAddr;
 
@@ -25,8 +25,8 @@ pub enum Job {
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
 pub enum Answer {
-    /// Addresses in the order in which to try them, or the resolver's reason why there are none.
-    LookedUp { owner: NameOwner, found: Result<Vec<SocketAddr>, String> },
+    /// Addresses in the order in which to try them, or why none are known.
+    LookedUp { owner: NameOwner, found: Result<Vec<SocketAddr>, LookUpError> },
 }
 
 /// Who asked for a name.

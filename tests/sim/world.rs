@@ -12,6 +12,7 @@ use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::gateway::{self, Gateway};
 use aivtuber_gateway::net::{Side, Source};
 use aivtuber_gateway::service::limits;
+use aivtuber_gateway::service::name::LookUpError;
 use aivtuber_gateway::service::route::{RouteSettings, Target};
 use aivtuber_gateway::service::url::{BackendUrl, Template};
 use aivtuber_gateway::session::jobs::{self, Job};
@@ -432,11 +433,15 @@ impl World {
         }
     }
 
-    fn look_up(&mut self, host: &str, port: u16) -> (Duration, Result<Vec<SocketAddr>, String>) {
+    fn look_up(
+        &mut self,
+        host: &str,
+        port: u16,
+    ) -> (Duration, Result<Vec<SocketAddr>, LookUpError>) {
         let kernel = &mut *self.kernel.borrow_mut();
         let wait = kernel.some(300 * MS);
         let answer = match kernel.chance.u8(..8) {
-            0 => Err("no such name".into()),
+            0 => Err(LookUpError::NotFound("no such name".into())),
             1 => Ok(Vec::new()),
             _ => Ok(vec![
                 SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], port)),
