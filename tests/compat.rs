@@ -24,6 +24,7 @@
 //! client: gathers | sends | sends fin   keeps what it sends, then sends it at once
 //! backend: accept                       the 101 to the request that arrived
 //! wait 5s   drain   reload max_message=5   stats
+//! stop   run                            the gateway's process stands still, and goes on
 //! ```
 //! A client connects with the first line that names it. Backends are called `backend`, `backend2`, … in
 //! the order in which they are dialed. Output is shown by connection, not by time.
@@ -215,6 +216,7 @@ fn change(settings: &mut gateway::Settings, words: &str) -> Result<(), String> {
             "attempt_timeout" => session.attempt_timeout = time()?,
             "handshake_timeout" => session.handshake_timeout = time()?,
             "resolve_interval" => settings.upstreams.resolve_interval = time()?,
+            "write_timeout" => session.write_timeout = time()?,
             "ping_interval" => session.ping_interval = time()?,
             "ping_timeout" => session.ping_timeout = time()?,
             "idle_timeout" => session.idle_timeout = time()?,
@@ -267,6 +269,8 @@ struct Stage {
     names: Option<Result<Vec<SocketAddr>, LookUpError>>,
     backends: usize,
     shows_heads: bool,
+    /// The gateway's process does not run.
+    is_stopped: bool,
     /// What `stats` showed.
     shown: String,
 }
@@ -351,6 +355,7 @@ impl Stage {
             names: Some(Ok(addresses("[::1]:8003 127.0.0.1:8003").expect("addresses"))),
             backends: 0,
             shows_heads,
+            is_stopped: false,
             shown: String::new(),
         }
     }
@@ -360,6 +365,8 @@ impl Stage {
         match word {
             "wait" => return self.wait(duration(rest)?),
             "drain" => self.gateway.drain(),
+            "stop" => self.is_stopped = true,
+            "run" => self.is_stopped = false,
             "stats" => self.show_stats(),
             "reload" => {
                 change(settings, rest)?;
@@ -579,6 +586,9 @@ impl Stage {
             let is_due = self.gateway.next_turn().is_some_and(|at| at <= now);
             let is_knocked = !self.waiting.is_empty() && self.gateway.can_admit();
             let is_answered = !self.answers.is_empty();
+            if self.is_stopped {
+                return Ok(());
+            }
             if is_due || is_knocked || is_answered || self.kernel.borrow().has_edges() {
                 self.turn();
             } else if !self.read() {
@@ -592,10 +602,8 @@ impl Stage {
         self.settle()?;
         let until = self.kernel.borrow().now + time;
         loop {
-            let next = [self.kernel.borrow().next_action(), self.gateway.next_turn()]
-                .into_iter()
-                .flatten()
-                .min();
+            let turn = self.gateway.next_turn().filter(|_| !self.is_stopped);
+            let next = [self.kernel.borrow().next_action(), turn].into_iter().flatten().min();
             self.kernel.borrow_mut().now = next.map_or(until, |at| at.min(until));
             self.settle()?;
             if self.kernel.borrow().now >= until {

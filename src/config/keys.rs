@@ -143,6 +143,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             live("header_timeout", time!(gateway.session.header_timeout)),
             live("keep_alive", time!(gateway.session.keep_alive)),
+            live("write_timeout", time!(gateway.session.write_timeout)),
             live("drain_timeout", time!(gateway.drain_timeout)),
             live(
                 "allowed_origins",

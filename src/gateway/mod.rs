@@ -5,7 +5,7 @@
 //!
 //! 1. [`Gateway::begin_turn`] sets the moment of the turn.
 //! 2. [`Gateway::ready`] for each event, [`Gateway::handle_answer`] for each finished background job.
-//! 3. [`Gateway::settle`]: Redis is read, sessions that yielded go on, deadlines are judged, results are delivered.
+//! 3. [`Gateway::settle`]: Redis is read, sessions that yielded go on, results are delivered, and only then deadlines are judged.
 //! 4. [`Gateway::admit`] for each accepted connection; [`Gateway::drain`], [`Gateway::stop`], [`Gateway::reload`] on a signal.
 //! 5. [`Gateway::finish_turn`]: Redis is written, sessions that ended are freed.
 //! 6. [`Gateway::poll_job`] until there is none: the turn's work for the background threads.
@@ -24,6 +24,7 @@ mod redis;
 mod refusals;
 mod reload;
 mod snapshot;
+mod timeline;
 
 pub use reload::InEffect;
 
@@ -53,6 +54,7 @@ use slab::Slab;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
+use timeline::Timeline;
 
 /// Workers that may be connected to the embedded inbox at once.
 const WORKERS_MAX: usize = 1000;
@@ -119,6 +121,7 @@ pub struct Gateway {
     serials: u64,
     run_state: RunState,
     drain_timeout: Option<Duration>,
+    timeline: Timeline,
     started: Moment,
     started_wall: SystemTime,
     cx: Context,
@@ -181,21 +184,26 @@ impl Gateway {
             serials: 0,
             run_state: RunState::Serving,
             drain_timeout,
+            timeline: Timeline::new(now),
             started: now,
             started_wall: wall,
             cx,
         })
     }
 
-    /// Everything that follows happens at `now`.
-    pub fn begin_turn(&mut self, now: Moment) {
+    /// Everything that follows happens at `clock`, a moment of the caller's clock.
+    pub fn begin_turn(&mut self, clock: Moment) {
+        let (now, standstill) = self.timeline.begin_turn(clock);
         self.cx.now = now;
         self.cx.work = 0;
+        if let Some(standstill) = standstill {
+            warn!(target: "gateway", "the process did not run, every deadline moves duration={standstill:.3?}");
+        }
     }
 
-    /// The moment of this turn.
+    /// The moment of this turn, by the caller's clock.
     pub fn now(&self) -> Moment {
-        self.cx.now
+        self.timeline.clock(self.cx.now)
     }
 
     /// The slot that the next admitted connection will have, for its registration.
@@ -306,18 +314,30 @@ impl Gateway {
         }
     }
 
-    /// After all events of the turn: reads Redis, goes on with sessions that had more to do or whose deadline has come, and
-    /// delivers what was published.
+    /// After all events of the turn: reads Redis, goes on with sessions that had more to do, delivers what was published,
+    /// and then judges deadlines. In this order, what came in time is never judged late.
     pub fn settle(&mut self) {
         self.redis.read(&mut self.cx);
         self.go_on();
+        self.settle_results();
         let due = std::iter::from_fn(|| self.timers.pop_due(self.cx.now));
         let due: Vec<usize> = due.take(DEADLINES_PER_TURN).collect();
-        due.into_iter().for_each(|key| self.drive(key));
+        if !due.is_empty() {
+            self.cx.has_unread_results = self.redis.has_news()
+                || self.cx.results.has_deliveries()
+                || self.has_unread_workers();
+            due.into_iter().for_each(|key| self.drive(key));
+            self.settle_results();
+        }
         self.probes.settle(&mut self.cx);
-        self.settle_results();
         self.take_census();
         self.check_drain();
+    }
+
+    /// A worker's connection has yielded: it may have published more than was read.
+    fn has_unread_workers(&self) -> bool {
+        let mut yielded = self.yielded.iter().filter_map(|&key| self.sessions.get(key));
+        yielded.any(|session| session.who().admission == Admission::Inbox)
     }
 
     /// Lets sessions go on that had more to do, in the order in which they came to that, until the
@@ -441,8 +461,13 @@ impl Gateway {
         self.timers.shrink_to_fit();
     }
 
-    /// When the next turn must begin even if nothing happens; a moment in the past: at once.
+    /// When the next turn must begin even if nothing happens, by the caller's clock; a moment in the
+    /// past: at once.
     pub fn next_turn(&self) -> Option<Moment> {
+        self.timeline.note_next(self.next_deadline())
+    }
+
+    fn next_deadline(&self) -> Option<Moment> {
         if !self.yielded.is_empty()
             || self.redis.has_news()
             || self.cx.results.has_deliveries()

@@ -36,8 +36,12 @@ impl Gateway {
         let cx = &self.cx;
         let lifecycle =
             if cx.is_draining { report::Lifecycle::Draining } else { report::Lifecycle::Serving };
-        let mut snapshot =
-            Snapshot::new(env!("CARGO_PKG_VERSION"), cx.now - self.started, lifecycle, &cx.stats);
+        let mut snapshot = Snapshot::new(
+            env!("CARGO_PKG_VERSION"),
+            self.now() - self.started,
+            lifecycle,
+            &cx.stats,
+        );
         snapshot.routes =
             cx.routes.iter().map(|route| RouteView::new(route, &cx.upstreams, cx.now)).collect();
         snapshot.results_wanted = self.serves_results();
@@ -70,7 +74,8 @@ impl Gateway {
             client: who.client(),
             backend: session.backend().map(|id| self.cx.upstreams.url(id).public_text().to_owned()),
             task_id: session.task_id(),
-            opened: self.started_wall + (who.opened - self.started),
+            // Standstills count as if they all had come before: wrong for connections that are older.
+            opened: self.started_wall + self.timeline.skipped() + (who.opened - self.started),
             idle: self.cx.now - session.active_at(),
             traffic,
         }

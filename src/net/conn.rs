@@ -234,6 +234,15 @@ impl Conn {
         }
     }
 
+    /// Bytes, a FIN among them, that were written and that the peer has not acknowledged, those that
+    /// the transport still holds included; `None` where that is unknown.
+    pub fn unacknowledged(&self) -> Option<usize> {
+        match &self.0 {
+            Inner::Tcp(tcp, _) => tcp.unacknowledged(),
+            Inner::Other(transport, _) => transport.unacknowledged(),
+        }
+    }
+
     /// Sends FIN. True once it is on its way, or the peer is gone, which reading finds out too.
     /// False: the transport still holds output; call again after the next event.
     #[must_use]

@@ -82,6 +82,12 @@ pub trait Transport: Read + Write {
         false
     }
 
+    /// Bytes that were written and that the peer has not acknowledged, a FIN among them counted as one
+    /// (`tcp(7)`, `SIOCOUTQ`); `None` where that is unknown. After an RST from the peer it is 0.
+    fn unacknowledged(&self) -> Option<usize> {
+        None
+    }
+
     /// After the first event of a dialed socket: whether the connection was established.
     ///
     /// # Errors

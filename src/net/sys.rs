@@ -24,6 +24,17 @@ pub fn set_peek_offset(socket: impl AsFd, offset: u32) -> bool {
     done == 0
 }
 
+/// Bytes in a socket's send queue that the peer has not acknowledged (`tcp(7)`, `SIOCOUTQ`); `None` if
+/// the kernel does not say.
+pub fn unacknowledged(socket: impl AsFd) -> Option<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the descriptor is open while it is borrowed, and this request writes one `int` to the
+    // address that is given.
+    let done =
+        unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ as _, &raw mut count) };
+    (done == 0).then(|| usize::try_from(count).ok()).flatten()
+}
+
 /// Returns free heap memory to the system. It takes milliseconds on a large heap, so call it only
 /// after much was freed.
 ///

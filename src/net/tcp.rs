@@ -63,6 +63,10 @@ impl Transport for Tcp {
         self.0.take_error()?.map_or(Ok(()), Err)
     }
 
+    fn unacknowledged(&self) -> Option<usize> {
+        sys::unacknowledged(&self.0)
+    }
+
     fn write_more(&mut self, bytes: &[u8]) -> io::Result<usize> {
         Ok(rustix::net::send(&self.0, bytes, SendFlags::MORE | SendFlags::NOSIGNAL)?)
     }

@@ -81,20 +81,17 @@ impl<K: Copy + Ord> Results<K> {
         self.tasks.client(now, task, Some(from), Some(to), None);
     }
 
-    /// `key`, which joined `task`, is gone or done: its stage, and how its task ended for it, if it did.
-    pub fn leave(
-        &mut self,
-        now: Moment,
-        task: Uuid,
-        key: K,
-        stage: ClientState,
-        end: Option<TaskEnd>,
-    ) {
-        if self.bus.unsubscribe(task, key) {
-            self.tasks.client(now, task, Some(stage), None, end);
-            self.follow_changes(now);
-            self.trim(now);
-        }
+    /// `key`, which joined `task`, takes no further results.
+    pub fn unsubscribe(&mut self, task: Uuid, key: K) {
+        self.bus.unsubscribe(task, key);
+    }
+
+    /// A client that joined `task` and takes no further results has left. `state` is what it was last,
+    /// `end` how the task ended for it, if it did.
+    pub fn leave(&mut self, now: Moment, task: Uuid, state: ClientState, end: Option<TaskEnd>) {
+        self.tasks.client(now, task, Some(state), None, end);
+        self.follow_changes(now);
+        self.trim(now);
     }
 
     /// A worker published to the embedded inbox.
@@ -413,7 +410,8 @@ mod tests {
         for _ in 0..2 {
             results.join(now, &task(), 1);
             assert_eq!(deliveries(&mut results), [(1, "a".into())]);
-            results.leave(now, task().uuid(), 1, ClientState::Waiting, None);
+            results.unsubscribe(task().uuid(), 1);
+            results.leave(now, task().uuid(), ClientState::Waiting, None);
         }
         let at = results.deadline().unwrap();
         assert_eq!(at, now + 300 * SECOND);
@@ -421,7 +419,8 @@ mod tests {
         results.join(at, &task(), 1);
         assert_eq!(deliveries(&mut results), []);
         assert_eq!(results.status(task().uuid()), (Status::Waiting, true));
-        results.leave(at, task().uuid(), 1, ClientState::Waiting, Some(TaskEnd::TimedOut));
+        results.unsubscribe(task().uuid(), 1);
+        results.leave(at, task().uuid(), ClientState::Waiting, Some(TaskEnd::TimedOut));
         assert_eq!(results.status(task().uuid()), (Status::TimedOut, false));
     }
 

@@ -70,7 +70,11 @@ close_reasons! {
     IdleTimeout: "idle_timeout", 1000, "idle timeout";
     /// The client reads its results too slowly, so too much waits for it.
     ClientTooSlow: "client_too_slow", 1013, "client too slow";
-    /// The final result has been delivered.
+    /// The client took no byte within `write_timeout`, though some were held for it.
+    ClientStalled: "client_stalled", 1001, "client not reading";
+    /// The backend took no byte within `write_timeout`, though some were held for it.
+    BackendStalled: "backend_stalled", 1011, "backend connection lost";
+    /// The final result has been delivered: the client has acknowledged everything and closed.
     Delivered: "delivered", 1000, "done";
     /// The task id is not a UUID, or a number in the query is none.
     BadTaskId: "bad_task_id", 4004, "bad task id";

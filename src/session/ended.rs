@@ -2,14 +2,15 @@
 
 use super::close::{CloseReason, CodeText};
 use super::{Context, Identity};
+use crate::proto::conduit::Conduit;
 use crate::proto::http::{Form, Response};
 use crate::proto::message::TaskId;
 use crate::service::limits::Refusal;
 use crate::service::stats::BothWays;
+use crate::service::tasks::{ClientState, TaskEnd};
 use log::{info, warn};
 
 /// The end of a session, as the phase that decided it reports it.
-#[derive(Debug)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Ended {
     pub reason: CloseReason,
@@ -49,6 +50,9 @@ pub enum Detail {
     },
     Output {
         task: TaskId,
+        state: ClientState,
+        /// How the task ended for this client, if it did.
+        end: Option<TaskEnd>,
     },
     Inbox {
         published: u64,
@@ -56,14 +60,27 @@ pub enum Detail {
 }
 
 /// What is still to be sent to the client.
-#[derive(Debug)]
 pub enum Last {
-    /// Nothing: the connection is closed at once.
+    /// Nothing. What a transport still holds is sent.
     Nothing,
+    /// Nothing, and what a transport still holds is dropped: the connection is closed at once.
+    Dropped,
     /// These frames, which may be none. Then FIN, and a wait for the client's.
     Frames(Vec<u8>),
     /// A whole HTTP answer. Then FIN, and a wait for the client's.
     Answer(Vec<u8>),
+    /// FIN alone: everything else has been written.
+    Fin(Awaited),
+}
+
+/// What shows, after FIN, that the client has ended its side too.
+pub enum Awaited {
+    /// Its FIN.
+    Fin,
+    /// Its FIN or its Close frame, which this reader finds.
+    Close(Box<Conduit>),
+    /// Nothing: it has sent its Close frame already.
+    Nothing,
 }
 
 /// The bytes of a response after which nothing more is read, for [`Last::Answer`]. Counts it.
@@ -90,9 +107,44 @@ impl Ended {
         self
     }
 
-    /// Logs and counts it. Called by [`super::Session`] alone, once for each session.
+    /// The client may not have received the last bytes, for `reason`: then nothing was delivered. An end
+    /// for another reason stays what it is.
+    pub(super) fn fail_delivery(&mut self, reason: CloseReason) {
+        if self.reason == CloseReason::Delivered {
+            self.reason = reason;
+            self.code = None;
+            if let Detail::Output { end, .. } = &mut self.detail {
+                *end = None;
+            }
+        }
+    }
+
+    /// Logs and counts it, and reports it to the task. Called by [`super::Session`] alone, once for
+    /// each session.
     pub(super) fn record(&self, who: &Identity, cx: &mut Context) {
         self.log(who, cx);
+        if self.is_counted() {
+            let (route, reason) = (who.route_name(), self.reason.word());
+            cx.stats.count_closed(route, reason, self.traffic, who.key as usize);
+        }
+        match &self.detail {
+            Detail::Output { task, state, end } => {
+                cx.results.leave(cx.now, task.uuid(), *state, *end);
+            }
+            Detail::Refused(refusal) => cx.stats.count_refused(refusal.word()),
+            Detail::Http
+            | Detail::BadRequest { .. }
+            | Detail::OriginNotAllowed { .. }
+            | Detail::LeftWhileDialing
+            | Detail::NoBackend { .. }
+            | Detail::Relay
+            | Detail::CannotSubscribe { .. }
+            | Detail::Inbox { .. } => {}
+        }
+    }
+
+    /// A WebSocket is no longer open from the moment on that its end is decided.
+    pub(super) fn count_not_open(&self, who: &Identity, cx: &mut Context) {
         match self.detail {
             Detail::LeftWhileDialing
             | Detail::NoBackend { .. }
@@ -105,18 +157,37 @@ impl Ended {
             | Detail::Refused(_)
             | Detail::CannotSubscribe { .. } => {}
         }
+    }
+
+    /// It is the end of a WebSocket, or of what was to be one.
+    pub(super) fn is_counted(&self) -> bool {
         match self.detail {
-            Detail::Http | Detail::BadRequest { .. } | Detail::Inbox { .. } => {}
-            Detail::Refused(refusal) => cx.stats.count_refused(refusal.word()),
+            Detail::Http
+            | Detail::BadRequest { .. }
+            | Detail::Inbox { .. }
+            | Detail::Refused(_) => false,
             Detail::OriginNotAllowed { .. }
             | Detail::LeftWhileDialing
             | Detail::NoBackend { .. }
             | Detail::Relay
             | Detail::CannotSubscribe { .. }
-            | Detail::Output { .. } => {
-                let (route, reason) = (who.route_name(), self.reason.word());
-                cx.stats.count_closed(route, reason, self.traffic, who.key as usize);
-            }
+            | Detail::Output { .. } => true,
+        }
+    }
+
+    /// The task whose results were served, as the client wrote it.
+    pub(super) fn task(&self) -> Option<&TaskId> {
+        match &self.detail {
+            Detail::Output { task, .. } => Some(task),
+            Detail::Http
+            | Detail::BadRequest { .. }
+            | Detail::OriginNotAllowed { .. }
+            | Detail::LeftWhileDialing
+            | Detail::NoBackend { .. }
+            | Detail::Relay
+            | Detail::CannotSubscribe { .. }
+            | Detail::Refused(_)
+            | Detail::Inbox { .. } => None,
         }
     }
 
@@ -153,7 +224,7 @@ impl Ended {
                 target: "output",
                 "{who} closed reason={reason} error=\"{error}\" client={client}",
             ),
-            Detail::Output { task } => info!(
+            Detail::Output { task, .. } => info!(
                 target: "output",
                 "{who} closed reason={reason} code={code} duration={age} to_client_frames={} to_client_bytes={} task={task}",
                 to_client.frames, to_client.bytes,

@@ -94,8 +94,10 @@ enum Sink {
     Closed,
     /// FIN follows the backlog.
     Finishing,
-    /// FIN was sent, or the connection is lost.
+    /// FIN was sent.
     Finished,
+    /// The connection is lost.
+    Lost,
 }
 
 /// Pings of the gateway to the source's peer.
@@ -310,7 +312,7 @@ impl Flow {
             return;
         }
         self.source = Source::Ended;
-        if matches!(self.sink, Sink::Open | Sink::Finished) {
+        if matches!(self.sink, Sink::Open | Sink::Finished | Sink::Lost) {
             // Also where the sink is lost: with both sinks lost, nothing else would report the end.
             pumped.ending = pumped.ending.or(Some(reason));
         }
@@ -322,7 +324,7 @@ impl Flow {
         // After a Close frame nothing may be sent; in the middle of a frame nothing can be.
         self.goodbye = None;
         self.is_ping_due = false;
-        if self.sink != Sink::Finished {
+        if !self.is_sink_over() {
             self.sink = Sink::Finishing;
         }
     }
@@ -333,7 +335,7 @@ impl Flow {
         self.stream = None;
         self.goodbye = None;
         self.is_ping_due = false;
-        self.sink = Sink::Finished;
+        self.sink = Sink::Lost;
     }
 
     /// Asks for a Close frame of the gateway behind the current frame.
@@ -373,9 +375,19 @@ impl Flow {
         self.pinged == Pinged::Unanswered
     }
 
+    /// Nothing more is sent to the sink.
+    fn is_sink_over(&self) -> bool {
+        matches!(self.sink, Sink::Finished | Sink::Lost)
+    }
+
+    /// The last frame has been written to the sink, and may still be on its way to the peer.
+    pub fn is_sink_settling(&self) -> bool {
+        !matches!(self.sink, Sink::Open | Sink::Lost)
+    }
+
     /// Both ends are done.
     pub fn is_finished(&self) -> bool {
-        self.source == Source::Ended && self.sink == Sink::Finished
+        self.source == Source::Ended && self.is_sink_over()
     }
 
     /// The source may still send.
@@ -397,11 +409,6 @@ impl Flow {
     /// for its end.)
     pub fn is_between_messages(&self) -> bool {
         !self.is_in_message && self.is_at_boundary()
-    }
-
-    /// A Close frame of the gateway is still to be sent.
-    pub fn is_goodbye_due(&self) -> bool {
-        self.goodbye.is_some()
     }
 
     /// The code in the Close frame that was passed; `None` if none was passed or it had no code.
@@ -501,7 +508,7 @@ impl Flow {
     }
 
     /// A frame of the gateway is due.
-    fn has_own(&self) -> bool {
+    pub fn has_own(&self) -> bool {
         self.is_ping_due || self.goodbye.is_some()
     }
 
@@ -540,7 +547,7 @@ impl Flow {
 
     /// Writes `bytes`. What the sink does not take now goes to the backlog.
     fn forward(&mut self, bytes: &[u8], sink: &mut Conn, cx: &Context, pumped: &mut Pumped) {
-        if bytes.is_empty() || self.sink == Sink::Finished {
+        if bytes.is_empty() || self.is_sink_over() {
             return;
         }
         let mut written = 0;

@@ -7,7 +7,9 @@
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
 use super::transcript::{Event, note};
-use super::{CloseReason, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
+use super::{
+    Awaited, CloseReason, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step,
+};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io};
 use crate::proto::resp::{CommandReader, Protocol, RespReply};
@@ -182,7 +184,7 @@ impl State for Inbox {
                 Ok(true) if self.is_quitting => {
                     // It may be sending still, and must be able to read what was wrong.
                     let ended = self.ended(CloseReason::Done);
-                    return Step::End(ended.with_last(Last::Frames(Vec::new())));
+                    return Step::End(ended.with_last(Last::Fin(Awaited::Fin)));
                 }
                 Ok(true) => {}
                 Ok(false) => return Step::Wait(Phase::Inbox(self)),

@@ -35,18 +35,19 @@ pub mod probe;
 pub mod relay;
 pub mod reply;
 pub mod request;
+pub mod stall;
 pub mod transcript;
 
 mod close;
 
 pub use close::CloseReason;
-pub use ended::{Detail, Ended, Last};
+pub use ended::{Awaited, Detail, Ended, Last};
 
 use crate::base::budget::Budget;
 use crate::base::moment::{Moment, Seconds};
 use crate::net::{Conn, Network, Pipes, Ready, Side};
 use crate::proto::http;
-use crate::proto::message::TaskResult;
+use crate::proto::message::{TaskId, TaskResult};
 use crate::service::limits::{Limits, Refusal};
 use crate::service::results::Results;
 use crate::service::route::{Route, Routes};
@@ -68,6 +69,8 @@ pub const SCRATCH_BYTES: usize = 68 * 1024;
 pub struct Settings {
     /// Timeout for a whole request head.
     pub header_timeout: Option<Duration>,
+    /// Timeout for a peer to take a byte of those that wait for it.
+    pub write_timeout: Option<Duration>,
     /// Timeout for the next request on an idle HTTP connection.
     pub keep_alive: Option<Duration>,
     /// Timeout for connecting to a backend, looking up its name included, all attempts together.
@@ -93,6 +96,7 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             header_timeout: Some(Duration::from_secs(10)),
+            write_timeout: Some(Duration::from_secs(30)),
             keep_alive: Some(Duration::from_secs(30)),
             connect_timeout: Some(Duration::from_secs(5)),
             attempt_timeout: Some(Duration::from_secs(1)),
@@ -140,6 +144,8 @@ pub struct Context {
     pub work: usize,
     /// The gateway drains: no new work begins.
     pub is_draining: bool,
+    /// What publishers have sent has not been read to its end in this turn.
+    pub has_unread_results: bool,
     /// Work for the background threads, taken at the end of the turn.
     pub jobs: VecDeque<jobs::Job>,
     /// Pipes for streams.
@@ -174,6 +180,7 @@ impl Context {
             ping_key,
             work: 0,
             is_draining: false,
+            has_unread_results: false,
             jobs: VecDeque::new(),
             pipes: Pipes::default(),
             budget: Budget::default(),
@@ -320,6 +327,11 @@ trait State {
         None
     }
 
+    /// The task whose results it serves.
+    fn task(&self) -> Option<&TaskId> {
+        None
+    }
+
     /// The backend that it has, or is dialing.
     fn backend(&self) -> Option<UpstreamId> {
         None
@@ -349,6 +361,8 @@ pub enum Step {
     Ask(Box<reply::Question>),
     /// The session has ended, apart from the last bytes to the client.
     End(Box<Ended>),
+    /// The last bytes to the client have arrived, or are given up.
+    Over(Box<Ended>),
 }
 
 /// What a session wants after it was driven.
@@ -434,9 +448,9 @@ impl Session {
 
     /// The task in its path, as the client wrote it.
     pub fn task_id(&self) -> Option<String> {
-        match &self.phase {
-            Phase::Output(output) => Some(output.task().to_string()),
-            _ => self.who.task_id.as_ref().map(|task_id| task_id.to_string()),
+        match in_phase!(&self.phase, it => it.task(), closed => None) {
+            Some(task) => Some(task.to_string()),
+            None => self.who.task_id.as_ref().map(|task_id| task_id.to_string()),
         }
     }
 
@@ -503,22 +517,27 @@ impl Session {
                     }
                 }
                 Step::Ask(question) => return Driven::Ask(question),
-                Step::End(ended) => self.end(*ended, cx),
+                Step::End(ended) => self.end(ended, cx),
+                Step::Over(ended) => {
+                    ended.record(&self.who, cx);
+                    self.phase = Phase::Closed;
+                }
             }
         }
     }
 
-    /// The one place where a session ends: its closing line, its count, and the last bytes to the client.
-    fn end(&mut self, ended: Ended, cx: &mut Context) {
-        ended.record(&self.who, cx);
+    /// The one place where a session ends: first the last bytes to the client, then its closing line and
+    /// its count.
+    fn end(&mut self, ended: Box<Ended>, cx: &mut Context) {
+        ended.count_not_open(&self.who, cx);
         self.phase = match ended.last {
             // A transport that buffers may still hold the last bytes of an earlier answer.
-            Last::Nothing if self.downstream.is_output_held() => {
-                linger::Linger::phase(Vec::new(), cx)
+            Last::Nothing if self.downstream.is_output_held() => linger::Linger::phase(ended, cx),
+            Last::Nothing | Last::Dropped => {
+                ended.record(&self.who, cx);
+                Phase::Closed
             }
-            Last::Nothing => Phase::Closed,
-            Last::Frames(frames) => linger::Linger::phase(frames, cx),
-            Last::Answer(answer) => reply::Reply::raw(answer, cx),
+            Last::Frames(_) | Last::Answer(_) | Last::Fin(_) => linger::Linger::phase(ended, cx),
         };
     }
 
@@ -558,7 +577,11 @@ impl Session {
             cx.limits.release(self.who.ip);
         }
         let phase = std::mem::replace(&mut self.phase, Phase::Closed);
+        let was_lingering = matches!(phase, Phase::Linger(_));
         let ended = in_phase!(phase, it => it.release(&self.who, cx), closed => return);
+        if !was_lingering {
+            ended.count_not_open(&self.who, cx);
+        }
         ended.record(&self.who, cx);
     }
 }

@@ -14,20 +14,24 @@
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
+mod admission;
+
 use super::alive::{Alive, Verdict};
 use super::close::CloseReason;
 use super::outbox::{Flushed, Lost, Outbox};
+use super::stall::Stall;
 use super::transcript::{Event, note};
-use super::{Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
+use super::{Awaited, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::net::files::{OpenError, Root};
 use crate::net::{Conn, Io, OpenFile, Side};
 use crate::proto::conduit::{Conduit, Fault, Received};
 use crate::proto::message::{self, TaskId, TaskResult};
 use crate::proto::upgrade::{self, Handshake};
-use crate::proto::ws::{self, FrameHead, Opcode};
+use crate::proto::ws;
 use crate::service::stats::BothWays;
 use crate::service::tasks::{ClientState, TaskEnd};
+use admission::{from_chunk, refuse};
 use log::{info, warn};
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -43,6 +47,10 @@ const ANSWERS_BYTES_MAX: usize = 16 * 1024;
 /// Bytes of results that may wait for one client, beyond those that may have been retained for it. A
 /// client that is further behind is closed; what is retained is there when it returns.
 const RESULTS_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// How much longer than its timeout a client waits while published results are still unread, because a
+/// publisher sends faster than the gateway reads.
+const UNREAD_RESULTS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How results are delivered: the `[output]` section, retention apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,6 +105,8 @@ struct Underway {
     /// Chunks of the first audio that the client already has.
     skipped_chunks: u64,
     outbox: Outbox,
+    /// Set while the socket is full.
+    stall: Option<Stall>,
     /// The reader of the client's frames, only while it is in the middle of a message.
     conduit: Option<Box<Conduit>>,
 }
@@ -193,26 +203,29 @@ impl Output {
         }
     }
 
-    /// The task whose results it waits for.
-    pub fn task(&self) -> &TaskId {
-        &self.task
-    }
-
     /// It waits for a result: none is being sent, and it is not about to end.
     pub fn is_waiting(&self) -> bool {
         self.leaving.is_none() && self.stage == ClientState::Waiting
     }
 
-    /// Stops waiting for its task. Returns how it ended.
-    fn end(self, leaving: Leaving, who: &Identity, cx: &mut Context) -> Box<Ended> {
+    /// Takes no further results. Returns how it ended.
+    fn end(self, leaving: Leaving, last: Last, who: &Identity, cx: &mut Context) -> Box<Ended> {
         let Leaving { reason, code, end } = leaving;
-        cx.results.leave(cx.now, self.task.uuid(), who.id(), self.stage, end);
-        let last = match self.leaving {
-            Some(_) => Last::Frames(Vec::new()),
-            None => Last::Nothing,
-        };
-        let detail = Detail::Output { task: self.task };
+        cx.results.unsubscribe(self.task.uuid(), who.id());
+        let detail = Detail::Output { task: self.task, state: self.stage, end };
         Box::new(Ended { reason, code, traffic: self.traffic, detail, last })
+    }
+
+    /// Everything up to the Close frame has been written: what shows that the client has it.
+    fn awaited(&mut self, reason: CloseReason) -> Awaited {
+        match reason {
+            CloseReason::ClientClosed => Awaited::Nothing,
+            // What follows broken frames cannot be read.
+            CloseReason::ProtocolFault
+            | CloseReason::NotUtf8
+            | CloseReason::ClientMessageTooBig => Awaited::Fin,
+            _ => Awaited::Close(self.underway().conduit.take().unwrap_or_default()),
+        }
     }
 
     /// Reads what the client sends, within the budget. `Err`: it is gone.
@@ -440,7 +453,9 @@ impl Output {
             Verdict::Ping => {}
             Verdict::Gone => return false,
         }
-        if self.has_no_result() && self.due_at.is_some_and(|at| at <= cx.now) {
+        // A result that was published in time may be among what is still to be read.
+        let grace = if cx.has_unread_results { UNREAD_RESULTS_TIMEOUT } else { Duration::ZERO };
+        if self.has_no_result() && self.due_at.is_some_and(|at| at + grace <= cx.now) {
             self.leave_with_error(
                 message::TIMED_OUT,
                 CloseReason::TaskTimeout,
@@ -459,6 +474,20 @@ impl Output {
             && self.underway.as_ref().is_none_or(|underway| underway.results.is_empty())
     }
 
+    /// The socket is full and took `moved` bytes. Whether that has lasted for too long.
+    fn has_stalled(&mut self, moved: usize, downstream: &Conn, cx: &Context) -> bool {
+        let stall = self.underway().stall.get_or_insert_with(|| Stall::new(cx.now));
+        if moved > 0 {
+            stall.note_progress(cx.now);
+        }
+        stall.is_over(downstream, cx.settings.write_timeout, cx.now)
+    }
+
+    /// Ends without a further word.
+    fn lose(self, reason: CloseReason, who: &Identity, cx: &mut Context) -> Step {
+        Step::End(self.end(Leaving::abrupt(reason), Last::Dropped, who, cx))
+    }
+
     fn underway(&mut self) -> &mut Underway {
         self.underway.get_or_insert_default()
     }
@@ -474,7 +503,10 @@ impl Output {
 
     fn next_deadline(&self, cx: &Context) -> Option<Moment> {
         let due_at = self.due_at.filter(|_| self.has_no_result() && self.leaving.is_none());
-        [self.alive().deadline(&cx.settings, cx.now), due_at].into_iter().flatten().min()
+        let stall = self.underway.as_ref().and_then(|underway| underway.stall);
+        let stalled_at = stall.and_then(|stall| stall.deadline(cx.settings.write_timeout));
+        let alive_at = self.alive().deadline(&cx.settings, cx.now);
+        [alive_at, due_at, stalled_at].into_iter().flatten().min()
     }
 }
 
@@ -485,11 +517,8 @@ impl State for Output {
         who: &mut Identity,
         cx: &mut Context,
     ) -> Step {
-        if self.wake_at.is_some_and(|at| at <= cx.now) && !self.handle_deadline(who, cx) {
-            return Step::End(self.end(Leaving::abrupt(CloseReason::ClientSilent), who, cx));
-        }
         if self.read(downstream, who, cx).is_err() {
-            return Step::End(self.end(Leaving::abrupt(CloseReason::ClientVanished), who, cx));
+            return self.lose(CloseReason::ClientVanished, who, cx);
         }
         let bytes_max = cx.results.tasks().max_retained() + RESULTS_BYTES_MAX;
         if self
@@ -502,6 +531,7 @@ impl State for Output {
         }
         self.check_audio(who, cx);
         let mut has_more = false;
+        let mut is_full = false;
         for budget in (0..BUDGET).rev() {
             // A chunk and its announcement are a little more than a large packet. Without this, every
             // second packet would be tiny. The text before the first chunk does not wait for the disk.
@@ -513,16 +543,21 @@ impl State for Output {
                 Ok(Flushed { is_blocked, moved }) => {
                     self.traffic.to_client.bytes += moved as u64;
                     if is_blocked {
+                        is_full = true;
                         if moved > 0 {
                             self.note_alive(cx.now); // a full socket that takes bytes proves it alive
                         }
+                        if self.has_stalled(moved, downstream, cx) {
+                            return self.lose(CloseReason::ClientStalled, who, cx);
+                        }
                         break;
                     }
+                    if self.underway().stall.take().is_some() {
+                        // It can be pinged again, and its silence counts from now on.
+                        self.note_alive(cx.now);
+                    }
                 }
-                Err(Lost::Client) => {
-                    let leaving = Leaving::abrupt(CloseReason::ClientVanished);
-                    return Step::End(self.end(leaving, who, cx));
-                }
+                Err(Lost::Client) => return self.lose(CloseReason::ClientVanished, who, cx),
                 Err(Lost::File) => {
                     // In the middle of a frame no error can be sent, and wrong bytes must not be.
                     warn!(target: "output", "{who} = audio file shrank inside a chunk");
@@ -530,19 +565,30 @@ impl State for Output {
                         end: Some(TaskEnd::Failed),
                         ..Leaving::abrupt(CloseReason::AudioLost)
                     };
-                    return Step::End(self.end(leaving, who, cx));
+                    return Step::End(self.end(leaving, Last::Nothing, who, cx));
                 }
             }
             if self.underway().audio.is_none() || self.leaving.is_some() {
                 downstream.set_corked(false);
             }
             if let Some(leaving) = self.leaving {
-                return Step::End(self.end(leaving, who, cx));
+                let last = Last::Fin(self.awaited(leaving.reason));
+                return Step::End(self.end(leaving, last, who, cx));
             }
             if !self.produce(who, cx) {
                 break;
             }
             has_more = budget == 0;
+        }
+        // Judged last: what the client had sent, and the results that had come, have been taken.
+        if self.wake_at.is_some_and(|at| at <= cx.now) {
+            if !self.handle_deadline(who, cx) {
+                return self.lose(CloseReason::ClientSilent, who, cx);
+            }
+            if !is_full && !self.underway().outbox.is_empty() {
+                self.wake_at = self.next_deadline(cx);
+                return Step::Next(Phase::Output(self));
+            }
         }
         if self.underway.as_ref().is_some_and(|underway| underway.is_over()) {
             self.underway = None;
@@ -580,11 +626,15 @@ impl State for Output {
     }
 
     fn release(self: Box<Self>, who: &Identity, cx: &mut Context) -> Box<Ended> {
-        self.end(Leaving::abrupt(CloseReason::Stopped), who, cx)
+        self.end(Leaving::abrupt(CloseReason::Stopped), Last::Nothing, who, cx)
     }
 
     fn traffic(&self) -> Option<BothWays> {
         Some(self.traffic)
+    }
+
+    fn task(&self) -> Option<&TaskId> {
+        Some(&self.task)
     }
 
     fn active_at(&self) -> Option<Moment> {
@@ -639,50 +689,6 @@ fn audio_error(error: OpenError) -> &'static str {
         OpenError::TooLarge => "Audio file too large",
         OpenError::WouldWait | OpenError::Shortage(_) | OpenError::Unreadable(_) => {
             "Audio file not readable"
-        }
-    }
-}
-
-/// Rejects a client that cannot subscribe, with the reason.
-fn refuse(
-    mut last: Vec<u8>,
-    error: &'static str,
-    reason: CloseReason,
-    task: Option<&TaskId>,
-) -> Step {
-    let text = message::error_message(error, task);
-    FrameHead::of_message(Opcode::Text, text.len() as u64).write(&mut last);
-    last.extend_from_slice(text.as_bytes());
-    last.extend(ws::close_frame(reason.close_code(Side::Downstream), reason.phrase(), None));
-    let ended = Ended::new(reason, Detail::CannotSubscribe { error });
-    Step::End(ended.with_last(Last::Frames(last)))
-}
-
-/// The first chunk that the client wants, from the query; 0 by default. `None`: not a number.
-fn from_chunk(query: Option<&str>) -> Option<u64> {
-    let wanted =
-        query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("from_chunk="));
-    wanted.map_or(Some(0), |number| number.parse().ok())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn from_chunk_is_a_number_or_nothing() {
-        assert_eq!(from_chunk(None), Some(0));
-        assert_eq!(from_chunk(Some("")), Some(0));
-        assert_eq!(from_chunk(Some("a=1&from_chunk=7&b")), Some(7));
-        assert_eq!(from_chunk(Some("from_chunk=7&from_chunk=8")), Some(7));
-        for bad in [
-            "from_chunk=",
-            "from_chunk=-1",
-            "from_chunk=x",
-            "from_chunk=1.0",
-            "from_chunk=99999999999999999999",
-        ] {
-            assert_eq!(from_chunk(Some(bad)), None, "{bad}");
         }
     }
 }

@@ -7,6 +7,8 @@
 
 use super::alive::{Alive, Verdict};
 use super::flow::{Flow, Pumped};
+use super::linger::linger_timeout;
+use super::stall::Stall;
 use super::transcript::{Event, note};
 use super::{CloseReason, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
@@ -31,9 +33,19 @@ pub struct Relay {
     message_at: Moment,
     /// To end as soon as no message is half sent.
     is_draining: bool,
+    /// `None` in an idle relay, and in one whose sides keep up.
+    rare: Option<Box<Rare>>,
+    wake_at: Option<Moment>,
+}
+
+/// What a relay needs only while a side is slow, or while it ends.
+#[derive(Default)]
+struct Rare {
     /// What began the end.
     ending: Option<Ending>,
-    wake_at: Option<Moment>,
+    /// Bytes wait for the backend, or for the client.
+    to_backend: Option<Stall>,
+    to_client: Option<Stall>,
 }
 
 #[derive(Clone, Copy)]
@@ -42,6 +54,8 @@ struct Ending {
     began_at: Moment,
     /// One side's Close frame was passed on; the other side's is still to come.
     awaits_close: bool,
+    /// When to look again at sides that still have bytes to take.
+    look_at: Option<Moment>,
 }
 
 /// What came along with the handshake.
@@ -76,7 +90,7 @@ impl Relay {
             down,
             message_at: cx.now,
             is_draining: false,
-            ending: None,
+            rare: None,
             wake_at: None,
         });
         if let Some(reason) = pumped.ending {
@@ -90,12 +104,14 @@ impl Relay {
     /// begun the end.
     fn end(self: Box<Self>, unended: CloseReason, cx: &mut Context) -> Box<Ended> {
         cx.upstreams.left(self.backend);
-        let reason = self.ending.map_or(unended, |ending| ending.reason);
+        let reason = self.ending().map_or(unended, |ending| ending.reason);
         let traffic = BothWays { from_client: self.up.traffic(), to_client: self.down.traffic() };
         let code = match reason {
             CloseReason::ClientClosed => self.up.close_code(),
             CloseReason::BackendClosed => self.down.close_code(),
-            CloseReason::ClientVanished | CloseReason::ClientSilent => None,
+            CloseReason::ClientVanished
+            | CloseReason::ClientSilent
+            | CloseReason::ClientStalled => None,
             reason => Some(reason.close_code(Side::Downstream)),
         };
         Box::new(Ended { reason, code, traffic, detail: Detail::Relay, last: Last::Nothing })
@@ -110,15 +126,18 @@ impl Relay {
 
     fn handle_news(&mut self, pumped: Pumped, to: Side, cx: &mut Context) {
         let (other, flow) = self.flows_of(to);
+        if pumped.pinged {
+            other.note_pinged(cx.now);
+        }
         if pumped.sink_alive {
             other.note_alive(cx.now);
-            if !flow.is_blocked() {
+            let is_blocked = flow.is_blocked();
+            if !is_blocked {
                 // The source is read again from now on, so its silence counts from now on.
                 flow.note_alive(cx.now);
             }
-        }
-        if pumped.pinged {
-            other.note_pinged(cx.now);
+            // The side has just taken a byte, or has kept up until now.
+            self.set_stall(to, is_blocked.then(|| Stall::new(cx.now)));
         }
         if let Some(reason) = pumped.ending {
             self.begin_ending(reason, cx);
@@ -131,19 +150,49 @@ impl Relay {
         if matches!(reason, CloseReason::ClientMessageTooBig | CloseReason::BackendMessageTooBig) {
             self.say_goodbye(reason);
         }
-        match &mut self.ending {
-            None => self.ending = Some(Ending { reason, began_at: cx.now, awaits_close }),
+        match &mut self.rare.get_or_insert_default().ending {
             Some(ending) => ending.awaits_close &= awaits_close,
+            none => {
+                let began_at = cx.now;
+                *none = Some(Ending { reason, began_at, awaits_close, look_at: None });
+            }
         }
     }
 
-    fn handle_deadline(&mut self, who: &Identity, cx: &mut Context) {
-        if self.ending.is_some() {
+    /// What began the end, if something has.
+    #[inline]
+    fn ending(&self) -> Option<&Ending> {
+        self.rare.as_ref()?.ending.as_ref()
+    }
+
+    fn stall(&mut self, to: Side) -> &mut Option<Stall> {
+        let rare = self.rare.get_or_insert_default();
+        match to {
+            Side::Upstream => &mut rare.to_backend,
+            Side::Downstream => &mut rare.to_client,
+        }
+    }
+
+    fn set_stall(&mut self, to: Side, stall: Option<Stall>) {
+        if stall.is_none() && self.rare.is_none() {
+            return;
+        }
+        *self.stall(to) = stall;
+        self.rare.take_if(|rare| {
+            rare.ending.is_none() && rare.to_backend.is_none() && rare.to_client.is_none()
+        });
+    }
+
+    fn handle_deadline(&mut self, downstream: &Conn, who: &Identity, cx: &mut Context) {
+        for side in [Side::Downstream, Side::Upstream] {
+            self.check_stalled(side, downstream, who, cx);
+        }
+        if self.ending().is_some() {
             return;
         }
         for side in [Side::Downstream, Side::Upstream] {
             self.check_alive(side, who, cx);
-            if self.ending.is_some() {
+            if self.ending().is_some() {
                 return;
             }
         }
@@ -151,6 +200,37 @@ impl Relay {
             self.say_goodbye(CloseReason::IdleTimeout);
             self.begin_ending(CloseReason::IdleTimeout, cx);
         }
+    }
+
+    /// Gives up a side that takes no byte, even if it still sends some.
+    fn check_stalled(&mut self, side: Side, downstream: &Conn, who: &Identity, cx: &mut Context) {
+        if !self.flows_of(side).1.is_blocked() || !self.has_stalled(side, downstream, cx) {
+            return;
+        }
+        let reason = match side {
+            Side::Downstream => CloseReason::ClientStalled,
+            Side::Upstream => CloseReason::BackendStalled,
+        };
+        note(who, || Event::Stalled { side });
+        self.give_up(side, reason, cx);
+    }
+
+    /// Whether a side has taken no byte for too long.
+    fn has_stalled(&mut self, side: Side, downstream: &Conn, cx: &Context) -> bool {
+        let mut stall = self.stall(side).unwrap_or(Stall::new(cx.now));
+        let conn = if side == Side::Upstream { &self.upstream } else { downstream };
+        let is_over = stall.is_over(conn, cx.settings.write_timeout, cx.now);
+        *self.stall(side) = Some(stall);
+        is_over
+    }
+
+    /// Nothing more is sent to a side or expected from it.
+    fn give_up(&mut self, side: Side, reason: CloseReason, cx: &mut Context) {
+        let (from, to) = self.flows_of(side);
+        to.lose_sink();
+        from.end_source(reason, &mut Pumped::default());
+        self.set_stall(side, None);
+        self.begin_ending(reason, cx);
     }
 
     /// Pings a side that has been silent, gives up one that does not answer.
@@ -169,9 +249,7 @@ impl Relay {
                     Side::Upstream => CloseReason::BackendSilent,
                 };
                 note(who, || Event::Silent { side, silence: cx.now - alive.heard_at });
-                to.lose_sink();
-                from.end_source(reason, &mut Pumped::default());
-                self.begin_ending(reason, cx);
+                self.give_up(side, reason, cx);
             }
         }
     }
@@ -212,27 +290,66 @@ impl Relay {
         }
     }
 
-    fn is_ending_over(&self, cx: &Context) -> bool {
-        self.ending_deadline().is_some_and(|at| at <= cx.now)
+    /// The end is no longer waited for. A side that still takes what it was sent is waited for however
+    /// long that takes: closing its socket could destroy the rest.
+    fn is_ending_over(&mut self, downstream: &Conn, cx: &Context) -> bool {
+        let is_quiet = self.ending_deadline().is_some_and(|at| at <= cx.now);
+        let mut look_at = None;
+        if is_quiet {
+            for side in [Side::Downstream, Side::Upstream] {
+                if self.is_taking(side, downstream, cx) {
+                    look_at = self.stall(side).and_then(|stall| stall.deadline(linger_timeout(cx)));
+                }
+            }
+        }
+        if let Some(ending) = self.rare.as_mut().and_then(|rare| rare.ending.as_mut()) {
+            ending.look_at = look_at;
+        }
+        is_quiet && look_at.is_none()
     }
 
-    /// When the end is no longer waited for. Bytes that are still relayed put it off; bytes that are
-    /// discarded do not.
+    /// A side has bytes to take, and has taken some lately.
+    fn is_taking(&mut self, side: Side, downstream: &Conn, cx: &Context) -> bool {
+        let (_, to) = self.flows_of(side);
+        let (is_blocked, is_settling) = (to.is_blocked(), to.is_sink_settling());
+        let conn = if side == Side::Upstream { &self.upstream } else { downstream };
+        let is_owed = is_blocked || is_settling && conn.unacknowledged().is_some_and(|n| n > 0);
+        let mut stall = self.stall(side).unwrap_or(Stall::new(cx.now));
+        let conn = if side == Side::Upstream { &self.upstream } else { downstream };
+        let is_taking = is_owed && !stall.is_over(conn, linger_timeout(cx), cx.now);
+        *self.stall(side) = Some(stall);
+        is_taking
+    }
+
+    /// When the end is no longer waited for, unless a side still takes what it was sent. Bytes that are
+    /// relayed or taken put it off; bytes that are discarded do not.
     fn ending_deadline(&self) -> Option<Moment> {
-        let ending = self.ending?;
+        let rare = self.rare.as_ref()?;
+        let ending = rare.ending.as_ref()?;
         let timeout = if ending.awaits_close { CLOSE_TIMEOUT } else { QUIET_TIMEOUT };
-        Some(ending.began_at.max(self.up.heard_at()).max(self.down.heard_at()) + timeout)
+        let stalls = [rare.to_backend, rare.to_client];
+        let progress_at = stalls.into_iter().flatten().filter_map(|stall| stall.progress_at());
+        let heard_at = self.up.heard_at().max(self.down.heard_at()).max(ending.began_at);
+        Some(progress_at.fold(heard_at, Moment::max) + timeout)
     }
 
     fn next_deadline(&self, cx: &Context) -> Option<Moment> {
-        if self.ending.is_some() {
-            return self.ending_deadline();
+        let stalled_at = self.rare.as_ref().and_then(|rare| {
+            let to_client = rare.to_client.filter(|_| self.down.is_blocked());
+            let to_backend = rare.to_backend.filter(|_| self.up.is_blocked());
+            let stalls = [to_client, to_backend].into_iter().flatten();
+            stalls.filter_map(|stall| stall.deadline(cx.settings.write_timeout)).min()
+        });
+        if let Some(ending) = self.ending() {
+            let ending_at = ending.look_at.or_else(|| self.ending_deadline());
+            return ending_at.into_iter().chain(stalled_at).min();
         }
         let deadline = |alive: Alive| alive.deadline(&cx.settings, cx.now);
         [
             self.alive(Side::Downstream).and_then(deadline),
             self.alive(Side::Upstream).and_then(deadline),
             cx.settings.idle_timeout.map(|timeout| self.message_at + timeout),
+            stalled_at,
         ]
         .into_iter()
         .flatten()
@@ -247,13 +364,6 @@ impl State for Relay {
         who: &mut Identity,
         cx: &mut Context,
     ) -> Step {
-        if self.wake_at.is_some_and(|at| at <= cx.now) {
-            self.handle_deadline(who, cx);
-            if self.is_ending_over(cx) {
-                return Step::End(self.end(CloseReason::Done, cx));
-            }
-            self.wake_at = self.next_deadline(cx);
-        }
         let mut up = Pumped::default();
         let mut down = Pumped::default();
         if !self.up.is_quiet(downstream) {
@@ -270,24 +380,33 @@ impl State for Relay {
             self.handle_news(up, Side::Upstream, cx);
             self.handle_news(down, Side::Downstream, cx);
         }
-        if self.ending.is_some() && self.up.is_finished() && self.down.is_finished() {
-            return Step::End(self.end(CloseReason::Done, cx));
+        // Judged after reading: what a side sent in time may have waited in its socket.
+        let is_due = self.wake_at.is_some_and(|at| at <= cx.now);
+        if is_due {
+            self.handle_deadline(downstream, who, cx);
         }
-        if has_news {
+        if self.ending().is_some() {
+            let is_finished = self.up.is_finished() && self.down.is_finished();
+            if is_finished || (is_due && self.is_ending_over(downstream, cx)) {
+                return Step::End(self.end(CloseReason::Done, cx));
+            }
+        }
+        if has_news || is_due {
             self.wake_at = self.next_deadline(cx);
         }
-        let has_goodbye = has_news && (self.up.is_goodbye_due() || self.down.is_goodbye_due());
+        let has_more = has_news && (self.up.has_own() || self.down.has_own())
+            || is_due && !(self.up.is_quiet(downstream) && self.down.is_quiet(&self.upstream));
         let is_drained = self.is_draining
-            && self.ending.is_none()
+            && self.ending().is_none()
             && self.up.is_between_messages()
             && self.down.is_between_messages();
         if is_drained {
             self.is_draining = false;
             self.say_goodbye(CloseReason::Draining);
         }
-        if has_goodbye || is_drained {
-            // One flow made a Close frame due in the other, which was pumped before, and no event will
-            // come for it.
+        if has_more || is_drained {
+            // A Close frame, a ping or a FIN became due in a flow that was pumped before, and no event
+            // will come for it.
             return Step::Next(Phase::Relay(self));
         }
         if up.more || down.more {
@@ -318,7 +437,7 @@ impl State for Relay {
     }
 
     fn word(&self) -> &'static str {
-        if self.ending.is_some() { "closing" } else { "open" }
+        if self.ending().is_some() { "closing" } else { "open" }
     }
 
     fn held_bytes(&self) -> usize {

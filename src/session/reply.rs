@@ -6,17 +6,13 @@
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
-use super::linger::Linger;
+use super::stall::Stall;
 use super::transcript::{Event, note};
-use super::{CloseReason, Context, Drain, Ended, Identity, Phase, State, Step};
+use super::{Awaited, CloseReason, Context, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io};
 use crate::proto::http::{self, Form, Response, Shared, Wire};
 use crate::service::endpoints::Endpoint;
-use std::time::Duration;
-
-/// Timeout for a client that takes no byte of its response.
-const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Bytes written in one step; then it is other sessions' turn.
 const STEP_BYTES_MAX: usize = 128 * 1024;
@@ -50,7 +46,8 @@ pub struct Reply {
     /// Bytes of that part that have gone out.
     sent: usize,
     then: Then,
-    deadline: Moment,
+    stall: Stall,
+    wake_at: Option<Moment>,
 }
 
 enum Then {
@@ -82,11 +79,6 @@ impl Reply {
         Reply::phase(wire, then, cx)
     }
 
-    /// Sends a response after which nothing more is read.
-    pub fn raw(bytes: Vec<u8>, cx: &Context) -> Phase {
-        Reply::phase(Wire { first: bytes, rest: Shared::default() }, Then::Close, cx)
-    }
-
     /// Waits for a response that only the gateway can make.
     pub fn awaiting(cx: &Context) -> Phase {
         Reply::phase(Wire { first: Vec::new(), rest: Shared::default() }, Then::Await, cx)
@@ -99,8 +91,8 @@ impl Reply {
 
     fn phase(wire: Wire, then: Then, cx: &Context) -> Phase {
         let Wire { first, rest } = wire;
-        let deadline = cx.now + SEND_TIMEOUT;
-        Phase::Reply(Box::new(Reply { first, rest, part: 0, sent: 0, then, deadline }))
+        let stall = Stall::new(cx.now);
+        Phase::Reply(Box::new(Reply { first, rest, part: 0, sent: 0, then, stall, wake_at: None }))
     }
 
     /// The part that is being sent; `None` once all have gone out.
@@ -134,24 +126,31 @@ impl State for Reply {
                     self.sent += n;
                     budget -= n;
                     cx.work += n;
-                    self.deadline = cx.now + SEND_TIMEOUT;
+                    self.stall.note_progress(cx.now);
                 }
-                Ok(_) if cx.now >= self.deadline => {
-                    return Step::End(Ended::http(CloseReason::ClientSilent));
+                Ok(_) if self.stall.is_over(downstream, cx.settings.write_timeout, cx.now) => {
+                    let ended = Ended::http(CloseReason::ClientStalled);
+                    return Step::End(ended.with_last(Last::Dropped));
                 }
-                Ok(_) => return Step::Wait(Phase::Reply(self)),
+                Ok(_) => {
+                    self.wake_at = self.stall.deadline(cx.settings.write_timeout);
+                    return Step::Wait(Phase::Reply(self));
+                }
                 Err(_) => return Step::End(Ended::http(CloseReason::ClientVanished)),
             }
         }
         match self.then {
             Then::Await => Step::Wait(Phase::Reply(self)),
             Then::NextRequest { rest } => Step::NextRequest(rest),
-            Then::Close => Step::Next(Linger::phase(Vec::new(), cx)),
+            Then::Close => {
+                let ended = Ended::http(CloseReason::Done);
+                Step::End(ended.with_last(Last::Fin(Awaited::Fin)))
+            }
         }
     }
 
     fn deadline(&self) -> Option<Moment> {
-        Some(self.deadline)
+        self.wake_at
     }
 
     fn drain(&mut self, _: Drain, _: &Identity, _: &mut Context) {

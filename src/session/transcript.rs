@@ -78,10 +78,14 @@ pub enum Event<'e> {
     PongReceived {
         from: Side,
     },
-    /// A side is given up.
+    /// A side that does not answer is given up.
     Silent {
         side: Side,
         silence: Duration,
+    },
+    /// A side that takes no byte is given up.
+    Stalled {
+        side: Side,
     },
 
     /// A message to a client whose results are served.
@@ -178,7 +182,8 @@ impl Event<'_> {
             | Event::CloseSent { .. }
             | Event::PingSent { .. }
             | Event::PongReceived { .. }
-            | Event::Silent { .. } => "relay",
+            | Event::Silent { .. }
+            | Event::Stalled { .. } => "relay",
             Event::Text { .. }
             | Event::Chunk { .. }
             | Event::Ping
@@ -229,6 +234,9 @@ impl fmt::Display for Event<'_> {
             Event::PongReceived { from } => write!(f, "= {} answered our ping", from.word()),
             Event::Silent { side, silence } => {
                 write!(f, "= {} has not answered for {silence:.3?}", side.word())
+            }
+            Event::Stalled { side } => {
+                write!(f, "= {} takes nothing of what is held for it", side.word())
             }
             Event::Text { length } => write!(f, "> text len={length}"),
             Event::Chunk { length, number, total } => {
@@ -282,6 +290,8 @@ mod tests {
             (Event::PongReceived { from: Upstream }, "relay", "= backend answered our ping"),
             (Event::Silent { side: Downstream, silence },
              "relay", "= client has not answered for 40.001s"),
+            (Event::Stalled { side: Upstream },
+             "relay", "= backend takes nothing of what is held for it"),
             (Event::Text { length: 9 }, "output", "> text len=9"),
             (Event::Chunk { length: 9, number: 1, total: 2 },
              "output", "> binary len=9 chunk=1/2"),

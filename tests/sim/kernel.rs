@@ -153,6 +153,8 @@ pub struct Link {
     file_reads: Vec<(u64, u64)>,
     /// The peer has closed: a write leads to an RST.
     pub is_far_gone: bool,
+    /// When the gateway last asked what the peer has not acknowledged.
+    asked_at: Option<Moment>,
     /// Bytes pass in records.
     pub layer: Option<Layer>,
 }
@@ -840,6 +842,7 @@ impl Link {
             is_corked: false,
             file_reads: Vec::new(),
             is_far_gone: false,
+            asked_at: None,
             layer: None,
         }
     }
@@ -915,6 +918,16 @@ impl Write for Near {
 }
 
 impl Transport for Near {
+    /// What the peer has read counts as acknowledged.
+    fn unacknowledged(&self) -> Option<usize> {
+        let mut kernel = self.kernel.borrow_mut();
+        let now = kernel.now;
+        if kernel.links[self.link].asked_at.replace(now) != Some(now) {
+            kernel.moves += 1;
+        }
+        Some(kernel.links[self.link].sent.len())
+    }
+
     fn shutdown_write(&mut self) -> io::Result<()> {
         self.kernel.borrow_mut().shutdown(self.link);
         Ok(())

@@ -302,6 +302,11 @@ impl Write for Recorded {
 }
 
 impl Transport for Recorded {
+    fn unacknowledged(&self) -> Option<usize> {
+        let held = usize::from(self.is_output_held());
+        self.near.unacknowledged().map(|bytes| bytes + held)
+    }
+
     fn shutdown_write(&mut self) -> io::Result<()> {
         self.flush()?;
         self.near.shutdown_write()
