@@ -2,7 +2,7 @@
 // `on` has these callbacks:
 //   on.state(sentence)          progress, for people
 //   on.result(index, message)   a result: message.content; more follow while message.final === false
-//   on.sound(index, blob)       the complete audio of a result
+//   on.sound(index, blob)       the complete audio of a result; blob.type is its media type, if known
 //   on.end(problem, code)       the end: null, or what went wrong, and the close code if there was one
 // Returns a function that stops it.
 export function ask(gateway, text, on) {
@@ -58,7 +58,7 @@ export function ask(gateway, text, on) {
       } else if (message.type === "audio_complete") {
         if (result && !result.isComplete) {
           result.isComplete = true;
-          on.sound(at, new Blob(result.chunks));
+          on.sound(at, new Blob(result.chunks, { type: audioType(result) }));
         }
       } else if (message.status === "success") {
         at += 1;
@@ -84,6 +84,18 @@ export function ask(gateway, text, on) {
         end(why, code);
       }
     };
+  }
+
+  // What the message says, or else what the first bytes are; "" if unknown.
+  function audioType({ message, chunks }) {
+    if (message.audio_type) return message.audio_type;
+    const bytes = new Uint8Array(chunks[0] ?? []);
+    const begins = (signature) => [...signature].every((sign, at) => bytes[at] === sign.charCodeAt(0));
+    if (begins("RIFF")) return "audio/wav";
+    if (begins("OggS")) return "audio/ogg";
+    if (begins("fLaC")) return "audio/flac";
+    if (begins("ID3") || (bytes[0] === 0xff && bytes[1] >= 0xe0)) return "audio/mpeg";
+    return "";
   }
 
   function read(data) {

@@ -32,6 +32,7 @@ text.addEventListener("keydown", (event) => {
 });
 cancel.addEventListener("click", () => {
   stop?.();
+  silence();
   finish("warn", "Stopped.");
 });
 form.hidden = false;
@@ -119,9 +120,11 @@ function playlist() {
     const audio = document.createElement("audio");
     audio.controls = true;
     audio.setAttribute("aria-label", "Audio of the answer");
-    audio.src = URL.createObjectURL(new Blob([bytes], { type: kind(new Uint8Array(bytes)) }));
+    audio.src = URL.createObjectURL(blob);
     about.before(audio);
     audios.push(audio);
+    // Started by hand, it silences the others.
+    audio.addEventListener("play", () => audios.forEach((other) => other !== audio && other.pause()));
     try {
       const sound = await new OfflineAudioContext(1, 1, 44100).decodeAudioData(bytes);
       about.prepend(sound.duration.toFixed(1) + " s of sound \u00b7 ");
@@ -132,7 +135,7 @@ function playlist() {
   }
   async function play(audio) {
     if (isSilent) return;
-    const isOver = new Promise((done) => ["ended", "error"].forEach((name) => audio.addEventListener(name, done)));
+    const isOver = new Promise((done) => ["ended", "pause", "error"].forEach((name) => audio.addEventListener(name, done)));
     // Browsers refuse to play before the user has done something; the controls are there for that.
     await audio.play().then(() => isOver, () => {});
   }
@@ -146,16 +149,6 @@ function playlist() {
       audios.forEach((audio) => audio.pause());
     },
   };
-}
-
-// The type of the file, from its first bytes.
-function kind(bytes) {
-  const begins = (...codes) => codes.every((code, at) => bytes[at] === code);
-  if (begins(0x52, 0x49, 0x46, 0x46)) return "audio/wav";
-  if (begins(0x4f, 0x67, 0x67, 0x53)) return "audio/ogg";
-  if (begins(0x66, 0x4c, 0x61, 0x43)) return "audio/flac";
-  if (begins(0x49, 0x44, 0x33) || (bytes[0] === 0xff && bytes[1] >= 0xe0)) return "audio/mpeg";
-  return "";
 }
 
 function size(bytes) {

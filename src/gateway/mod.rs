@@ -74,7 +74,7 @@ const WORK_OF_A_STEP: usize = 64 * 1024;
 const DEADLINES_PER_TURN: usize = 256;
 
 /// Results handed to clients in one turn.
-const DELIVERIES_PER_TURN: usize = 128;
+const DELIVERIES_PER_TURN: usize = 64;
 
 /// Unused slots are released once the number of sessions has halved, from this number up.
 const RELEASE_FROM: usize = 64;

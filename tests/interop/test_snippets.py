@@ -51,11 +51,13 @@ new Promise((done, fail) => {
     const audio = document.querySelector("audio");
     if (!audio || !window.said.includes("done")) return;
     watch();
-    const bytes = await (await fetch(audio.src)).arrayBuffer();
+    const blob = await (await fetch(audio.src)).blob();
+    const type = blob.type;
+    const bytes = await blob.arrayBuffer();
     const length = bytes.byteLength;
     const sound = await new OfflineAudioContext(1, 1, 44100).decodeAudioData(bytes);
     const loudest = sound.getChannelData(0).reduce((most, sample) => Math.max(most, Math.abs(sample)), 0);
-    done({ length, seconds: sound.duration, loudest, text: document.body.innerText, said: window.said });
+    done({ length, type, seconds: sound.duration, loudest, text: document.body.innerText, said: window.said });
   };
   const timer = setInterval(look, 20);
   const watch = () => clearInterval(timer);
@@ -74,6 +76,7 @@ def test_browsers_client_is_heard(demo, browser, origin):  # noqa: F811
     heard = browser.evaluate(HEARD)
     assert heard["length"] == 230_444
     assert abs(heard["seconds"] - 4.8) < 0.01
+    assert heard["type"] == "audio/wav"
     assert heard["loudest"] > 0.1, "it is not silence"
     assert "You said: “Hello, gateway!”" in heard["text"]
     assert heard["said"][0] == "sent" and "audio, part 4 of 4" in heard["said"]
