@@ -205,3 +205,167 @@ impl State for Linger {
         self.ended.task()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::{Network, PeerAddress, Ready, Socket, Source, Transport};
+    use crate::proto::ws;
+    use crate::service::limits::{self, Limits};
+    use crate::service::results::Results;
+    use crate::service::tasks::{self, ClientState, TaskEnd, Tasks};
+    use crate::session::{Admission, Settings};
+    use std::cell::Cell;
+    use std::collections::VecDeque;
+    use std::io::{self, ErrorKind, Read, Write};
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::rc::Rc;
+
+    struct NoNetwork;
+
+    impl Network for NoNetwork {
+        fn connect(&mut self, _: &PeerAddress, _: Source) -> io::Result<Socket> {
+            Err(ErrorKind::ConnectionRefused.into())
+        }
+    }
+
+    /// What the client does next: sends bytes (none: FIN), resets, or acknowledges all but so many.
+    #[derive(Clone)]
+    enum Act {
+        Sends(Vec<u8>),
+        Resets,
+        Owes(usize),
+    }
+
+    #[derive(Default)]
+    struct Client {
+        arrived: Cell<VecDeque<Act>>,
+        owed: Cell<usize>,
+    }
+
+    struct Wire(Rc<Client>);
+
+    impl Read for Wire {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            let mut arrived = self.0.arrived.take();
+            let act = arrived.pop_front();
+            self.0.arrived.set(arrived);
+            match act {
+                Some(Act::Sends(bytes)) => {
+                    buf[..bytes.len()].copy_from_slice(&bytes);
+                    Ok(bytes.len())
+                }
+                Some(Act::Resets) => Err(ErrorKind::ConnectionReset.into()),
+                Some(Act::Owes(_)) | None => Err(ErrorKind::WouldBlock.into()),
+            }
+        }
+    }
+
+    impl Write for Wire {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Transport for Wire {
+        fn shutdown_write(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+        fn unacknowledged(&self) -> Option<usize> {
+            Some(self.0.owed.get())
+        }
+    }
+
+    fn who() -> Identity {
+        Identity {
+            serial: 1,
+            opened: Moment::START,
+            route: None,
+            task_id: None,
+            key: 0,
+            ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: 5000,
+            admission: Admission::Client,
+        }
+    }
+
+    fn context() -> Context {
+        let limits = limits::Settings {
+            max_connections: 10,
+            max_connections_per_ip: 0,
+            allowed_origins: Vec::new(),
+        };
+        let settings =
+            Settings { write_timeout: Some(Duration::from_secs(16)), ..Settings::default() };
+        let results = Results::new(Tasks::new(tasks::Settings::default()), None);
+        let chance = fastrand::Rng::with_seed(1);
+        let network = Box::new(NoNetwork);
+        Context::new(Moment::START, settings, network, Limits::new(limits), results, chance)
+    }
+
+    fn delivered() -> Box<Ended> {
+        let task = TaskId::read("00000000-0000-0000-0000-000000000001").expect("a UUID");
+        let (state, end) = (ClientState::Sending, Some(TaskEnd::Completed));
+        let detail = Detail::Output { task, state, end };
+        let last = Last::Fin(Awaited::Close(Box::default()));
+        Ended::new(CloseReason::Delivered, detail).with_last(last)
+    }
+
+    /// The client owes 1,000 acknowledgements at first. With a timeout of 16 s.
+    #[test]
+    fn nothing_counts_as_delivered_before_the_client_has_it() {
+        use CloseReason::{ClientStalled, ClientVanished, Delivered};
+        let fin = || Act::Sends(Vec::new());
+        let close = || Act::Sends(ws::close_frame(1000, "", Some([1, 2, 3, 4])));
+        let text = || Act::Sends(b"\x81\x82\0\0\0\0hi".to_vec());
+        type Acts = Vec<(u64, Act)>;
+        #[rustfmt::skip]
+        let cases: [(&str, Acts, CloseReason, u64); 8] = [
+            ("acknowledges, then FIN", vec![(1, Act::Owes(0)), (2, fin())], Delivered, 2),
+            ("acknowledges, then Close", vec![(1, Act::Owes(0)), (2, close())], Delivered, 2),
+            ("FIN before it has everything",
+             vec![(1, fin()), (9, Act::Owes(0))], Delivered, 9),
+            ("Close that crossed, then a reset", vec![(1, close()), (2, Act::Resets)], ClientVanished, 2),
+            ("a reset", vec![(3, Act::Resets)], ClientVanished, 3),
+            ("takes nothing", vec![], ClientStalled, 16),
+            ("has everything and does not close", vec![(4, Act::Owes(0))], ClientStalled, 20),
+            ("takes a little every 10 s, and talks",
+             vec![(10, Act::Owes(900)), (11, text()), (20, Act::Owes(500)), (30, Act::Owes(0)), (31, close())],
+             Delivered, 31),
+        ];
+        for (name, acts, reason, ended_at) in cases {
+            let client = Rc::new(Client { owed: Cell::new(1000), ..Client::default() });
+            let mut conn = Conn::accepted(Socket::Other(Box::new(Wire(Rc::clone(&client)))));
+            let (mut cx, mut who) = (context(), who());
+            let mut phase = Linger::phase(delivered(), &cx);
+            let mut second = 0;
+            let ended = loop {
+                cx.now = Moment::START + Duration::from_secs(second);
+                for (_, act) in acts.iter().filter(|(at, _)| *at == second) {
+                    match act {
+                        Act::Owes(owed) => client.owed.set(*owed),
+                        act => {
+                            let mut arrived = client.arrived.take();
+                            arrived.push_back(act.clone());
+                            client.arrived.set(arrived);
+                        }
+                    }
+                }
+                conn.handle_ready(Ready { readable: true, ..Ready::default() });
+                let Phase::Linger(linger) = phase else { panic!("{name}: another phase") };
+                phase = match linger.step(&mut conn, &mut who, &mut cx) {
+                    Step::Wait(phase) | Step::Yield(phase) => phase,
+                    Step::Over(ended) => break ended,
+                    _ => panic!("{name}: another step"),
+                };
+                second += 1;
+            };
+            assert_eq!((ended.reason, second), (reason, ended_at), "{name}");
+            let is_completed = matches!(ended.detail, Detail::Output { end: Some(_), .. });
+            assert_eq!(is_completed, reason == Delivered, "{name}");
+        }
+    }
+}
