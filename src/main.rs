@@ -56,13 +56,11 @@ fn main() -> ExitCode {
             say(&format!("The configuration is valid ({source}).\n"))
         }
         Action::PrintConfig => say(&loaded.config.to_toml()),
-        Action::Healthcheck => {
-            match loaded.config.reactor.listen.first().map(|&to| healthcheck::ask(to)) {
-                Some(Ok(status)) => say(&format!("{status}\n")),
-                Some(Err(why)) => complain(1, &why),
-                None => complain(UNUSABLE, "the gateway listens nowhere"),
-            }
-        }
+        Action::Healthcheck => match first_address(&loaded.config).map(healthcheck::ask) {
+            Some(Ok(status)) => say(&format!("{status}\n")),
+            Some(Err(why)) => complain(1, &why),
+            None => complain(UNUSABLE, "the gateway listens nowhere"),
+        },
         Action::Run | Action::Demo => start(action == Action::Demo, flags, loaded),
         Action::Help | Action::Version => ExitCode::SUCCESS,
     }
@@ -178,6 +176,11 @@ fn apply(
     }
     *running = config.clone();
     Some(config.gateway)
+}
+
+/// Where `healthcheck` asks: an address for admins if there is one, since `listen` may be full.
+fn first_address(config: &Config) -> Option<std::net::SocketAddr> {
+    config.reactor.admin.iter().chain(&config.reactor.listen).next().copied()
 }
 
 /// How the log names the file.

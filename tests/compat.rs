@@ -42,6 +42,7 @@ use aivtuber_gateway::service::limits;
 use aivtuber_gateway::service::name::LookUpError;
 use aivtuber_gateway::service::origin::OriginRule;
 use aivtuber_gateway::service::route::{RouteSettings, Target};
+use aivtuber_gateway::service::trust::PeerRule;
 use aivtuber_gateway::service::url::{BackendUrl, Template};
 use aivtuber_gateway::session::jobs::{Answer, Job};
 use aivtuber_gateway::session::{self, OnBackendFailure};
@@ -68,6 +69,11 @@ fn backends_that_fail() {
 #[test]
 fn http_on_the_same_port() {
     play("http.txt");
+}
+
+#[test]
+fn admins_and_strangers() {
+    play("admins.txt");
 }
 
 #[test]
@@ -179,6 +185,7 @@ fn settings() -> gateway::Settings {
         },
     };
     gateway::Settings {
+        trust: Default::default(),
         session: session::Settings::default(),
         limits: limits::Settings {
             max_connections: 100,
@@ -230,6 +237,8 @@ fn change(settings: &mut gateway::Settings, words: &str) -> Result<(), String> {
             }
             "max_connections" => settings.limits.max_connections = number()? as usize,
             "max_connections_per_ip" => settings.limits.max_connections_per_ip = number()? as usize,
+            "admin_from" => settings.trust.admin_from = vec![PeerRule::parse(value)?],
+            "trusted_proxies" => settings.trust.trusted_proxies = vec![PeerRule::parse(value)?],
             "allowed_origins" => settings.limits.allowed_origins = vec![OriginRule::parse(value)?],
             "splices" => {} // an option of the kernel
             "without_route" => settings.routes.retain(|route| route.name != value),

@@ -140,6 +140,7 @@ impl Process {
         start_log();
         let redis = Rc::default();
         let settings = gateway::Settings {
+            trust: Default::default(),
             session: session::Settings::default(),
             limits: limits::Settings {
                 max_connections: 1000,

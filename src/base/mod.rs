@@ -5,5 +5,6 @@ pub mod backoff;
 pub mod budget;
 pub mod buf;
 pub mod moment;
+pub mod quoted;
 pub mod table;
 pub mod timers;

@@ -23,18 +23,28 @@ pub(super) fn set_listen(config: &mut Config, texts: &[String]) -> Result<(), Ba
     if texts.is_empty() {
         return Err(BadItem::new(0, "at least one address is needed, such as \"0.0.0.0:8000\""));
     }
-    let mut listen: Vec<SocketAddr> = Vec::new();
+    config.reactor.listen = resolve_all(texts)?;
+    Ok(())
+}
+
+/// Sets `server.admin_listen`.
+pub(super) fn set_admin_listen(config: &mut Config, texts: &[String]) -> Result<(), BadItem> {
+    config.reactor.admin = resolve_all(texts)?;
+    Ok(())
+}
+
+fn resolve_all(texts: &[String]) -> Result<Vec<SocketAddr>, BadItem> {
+    let mut all: Vec<SocketAddr> = Vec::new();
     for (index, addresses) in each(texts, resolve_listen)?.into_iter().enumerate() {
         for address in addresses {
             // Port 0 lets the kernel choose a port, another one each time.
-            if address.port() != 0 && listen.contains(&address) {
+            if address.port() != 0 && all.contains(&address) {
                 return Err(BadItem::new(index, format!("{address} is listed twice")));
             }
-            listen.push(address);
+            all.push(address);
         }
     }
-    config.reactor.listen = listen;
-    Ok(())
+    Ok(all)
 }
 
 /// Reads `0.0.0.0:8000`, `[::]:8000`, `localhost:8000`, or `:8000` for every IPv4 address. A name is

@@ -5,12 +5,13 @@
 
 use std::net::SocketAddr;
 
-use super::addresses::{check_prefix, set_listen, set_redis};
+use super::addresses::{check_prefix, set_admin_listen, set_listen, set_redis};
 use super::kind::Kind;
 use super::values::{GIB, KIB, MIB, TIB, Words, each, parse_level, value_of, word_of};
 use crate::logging;
 use crate::service::link::Subscribe;
 use crate::service::origin::OriginRule;
+use crate::service::trust::{PeerRule, parse_server_name};
 use crate::session::OnBackendFailure;
 
 /// A table of the file.
@@ -106,6 +107,20 @@ macro_rules! word {
     };
 }
 
+/// Addresses, networks and `unix`.
+macro_rules! peers {
+    ($($field:ident).+) => {
+        Kind::List {
+            get: |c| c.$($field).+.iter().map(PeerRule::to_string).collect(),
+            set: |c, rules| {
+                c.$($field).+ = each(rules, PeerRule::parse)?;
+                Ok(())
+            },
+            example: "[\"10.17.0.0/16\"]",
+        }
+    };
+}
+
 /// A key that a reload takes into use.
 const fn live(name: &'static str, kind: Kind) -> Key {
     Key { name, kind, needs_restart: false }
@@ -158,6 +173,27 @@ pub const SECTIONS: &[Section] = &[
                     example: "[\"https://17.example\"]",
                 },
             ),
+            live("admin_from", peers!(gateway.trust.admin_from)),
+            at_start(
+                "admin_listen",
+                Kind::List {
+                    get: |c| c.reactor.admin.iter().map(SocketAddr::to_string).collect(),
+                    set: |c, addresses| set_admin_listen(c, addresses),
+                    example: "[\"127.0.0.1:17\"]",
+                },
+            ),
+            live(
+                "server_names",
+                Kind::List {
+                    get: |c| c.gateway.trust.server_names.clone(),
+                    set: |c, names| {
+                        c.gateway.trust.server_names = each(names, parse_server_name)?;
+                        Ok(())
+                    },
+                    example: "[\"seventeen.example\"]",
+                },
+            ),
+            live("trusted_proxies", peers!(gateway.trust.trusted_proxies)),
         ],
     },
     Section {

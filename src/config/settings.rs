@@ -19,6 +19,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         let gateway = gateway::Settings {
+            trust: Default::default(),
             session: Default::default(),
             limits: limits::Settings {
                 max_connections: 10_000,
@@ -34,6 +35,7 @@ impl Default for Config {
         Config {
             reactor: reactor::Settings {
                 listen: vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8000))],
+                admin: Vec::new(),
                 inbox: Vec::new(),
                 reuse_port: false,
             },

@@ -16,7 +16,7 @@ use super::Gateway;
 use crate::base::budget::Budget;
 use crate::proto::http::{Content, Response, Shared};
 use crate::service::endpoints::Answer;
-use crate::service::report::{self, ConnectionList, Live};
+use crate::service::report::{self, ByViewer, ConnectionList, Live, Viewer};
 use crate::session::reply::Question;
 use crate::session::{Phase, SessionId};
 
@@ -49,9 +49,15 @@ pub(super) struct Census {
 
 impl Census {
     fn new(questions: Vec<(SessionId, Box<Question>)>) -> Census {
-        let asks =
-            |answer| questions.iter().any(|(_, question)| question.endpoint.answer == answer);
-        let list = asks(Answer::Connections).then(ConnectionList::default);
+        let asking = |(_, question): &&(SessionId, Box<Question>)| {
+            question.endpoint.answer == Answer::Connections
+        };
+        let is_for_admin =
+            |(_, question): &(SessionId, Box<Question>)| question.asked.viewer == Viewer::Admin;
+        let mut asking = questions.iter().filter(asking).peekable();
+        let is_wanted = asking.peek().is_some();
+        let viewer = if asking.any(is_for_admin) { Viewer::Admin } else { Viewer::Stranger };
+        let list = is_wanted.then(|| ConnectionList::new(viewer));
         let (live, first) = (Live::default(), Vec::new());
         Census { next: 0, list, live, first, waiting: 0, questions }
     }
@@ -117,7 +123,7 @@ impl Gateway {
     fn answer_all(&mut self, census: Census) {
         let Census { list, mut live, first, waiting, questions, .. } = census;
         live.except(self.cx.stats.end_walk());
-        let mut snapshot = self.snapshot();
+        let mut snapshot = self.snapshot(Viewer::Stranger);
         snapshot.live = live;
         snapshot.results.waiting = waiting;
         let asks =
@@ -129,14 +135,20 @@ impl Gateway {
             snapshot.connections = sessions
                 .filter_map(|session| Some(self.connection_view(session, session.traffic()?)))
                 .collect();
-            share(report::page(&snapshot), &self.cx.budget)
+            let mut page = |viewer| {
+                snapshot.viewer = viewer;
+                share(report::page(&snapshot), &self.cx.budget)
+            };
+            ByViewer { admin: page(Viewer::Admin), stranger: page(Viewer::Stranger) }
         });
-        let list = list.map(|list| report::connections(list.finish(&self.cx.budget)));
+        let list = list.map(|list| list.finish(&self.cx.budget));
         for (id, question) in questions {
             let response = match question.endpoint.answer {
-                Answer::Connections => list.clone(),
+                Answer::Connections => list
+                    .as_ref()
+                    .map(|list| report::connections(list.of(question.asked.viewer).clone())),
                 Answer::Metrics => metrics.clone(),
-                Answer::Page => page.clone(),
+                Answer::Page => page.as_ref().map(|page| page.of(question.asked.viewer).clone()),
                 Answer::Health | Answer::Ready | Answer::Status => None,
             };
             if let (Some(response), Some(session)) = (response, self.session_mut(id))

@@ -29,6 +29,7 @@ mod timeline;
 pub use reload::InEffect;
 
 use crate::base::moment::Moment;
+use crate::base::quoted::Quoted;
 use crate::base::table::FIRST_BYTES;
 use crate::base::timers::Timers;
 use crate::net::{self, Conn, Network, Ready, Socket, Source};
@@ -39,11 +40,12 @@ use crate::service::results::{Notice, Results};
 use crate::service::route::{RouteSettings, RouteTarget, Routes, Target};
 use crate::service::stats::Stats;
 use crate::service::tasks::{self, Tasks};
+use crate::service::trust::{self, Client};
 use crate::service::upstreams::{self, UpstreamId, Upstreams};
 use crate::session::jobs::{Answer, Job, NameOwner};
 use crate::session::reply::Question;
 use crate::session::{
-    self, Admission, Context, Drain, Driven, Identity, Phase, Session, SessionId,
+    self, Admission, Context, Drain, Driven, Identity, Phase, Proxied, Rare, Session, SessionId,
 };
 use census::Census;
 use log::{info, warn};
@@ -58,6 +60,9 @@ use timeline::Timeline;
 
 /// Workers that may be connected to the embedded inbox at once.
 const WORKERS_MAX: usize = 1000;
+
+/// Connections to the addresses for admins at once.
+const ADMINS_MAX: usize = 100;
 
 /// The time for the last frames to leave once the drain time is over, and for Redis to store the last
 /// results.
@@ -85,6 +90,7 @@ const RELEASE_FROM: usize = 64;
 pub struct Settings {
     pub session: session::Settings,
     pub limits: limits::Settings,
+    pub trust: trust::Settings,
     pub routes: Vec<RouteSettings>,
     /// Timeout for a drain; `None`: no limit.
     pub drain_timeout: Option<Duration>,
@@ -115,6 +121,8 @@ pub struct Gateway {
     refusals: Refusals,
     /// Open connections of workers.
     workers: usize,
+    /// Open connections to the addresses for admins.
+    admins: usize,
     /// The gateway itself is where workers publish.
     is_inbox: bool,
     /// Connections of every kind since the start.
@@ -153,7 +161,8 @@ impl Gateway {
         now: Moment,
         wall: SystemTime,
     ) -> Result<Gateway, String> {
-        let Settings { session, limits, routes, drain_timeout, tasks, link, upstreams } = settings;
+        let Settings { session, limits, trust, routes, drain_timeout, tasks, link, upstreams } =
+            settings;
         let is_inbox = link.is_embedded();
         let redis = match wants_redis(&routes, &link) {
             true => Some(
@@ -167,6 +176,7 @@ impl Gateway {
         cx.upstreams = Upstreams::new(upstreams);
         cx.routes = Routes::new(routes, &mut cx.upstreams);
         cx.channel_prefix = link.channel_prefix;
+        cx.trust = trust;
         log_routes(&cx);
         Ok(Gateway {
             sessions: Slab::with_capacity(FIRST_BYTES / size_of::<Session>()),
@@ -180,6 +190,7 @@ impl Gateway {
             sessions_peak: 0,
             refusals: Refusals::default(),
             workers: 0,
+            admins: 0,
             is_inbox,
             serials: 0,
             run_state: RunState::Serving,
@@ -219,7 +230,9 @@ impl Gateway {
 
     /// Takes a connection that was accepted from `client` and registered for [`Gateway::next_key`].
     pub fn admit(&mut self, socket: Socket, client: SocketAddr) {
-        if let Err(refusal) = self.cx.limits.admit(client.ip()) {
+        // Behind a proxy, the client is known once its request has come.
+        let counted = Some(client.ip()).filter(|ip| !self.cx.trust.is_trusted_proxy(*ip));
+        if let Err(refusal) = self.cx.limits.admit(counted) {
             return self.refuse(socket, client, refusal);
         }
         self.cx.stats.connections_accepted += 1;
@@ -254,6 +267,20 @@ impl Gateway {
         self.drive(key);
     }
 
+    /// One more connection to an address for admins can be accepted.
+    pub fn can_admit_admin(&self) -> bool {
+        !self.cx.is_draining && self.admins < ADMINS_MAX
+    }
+
+    /// Takes a connection to an address for admins, registered for [`Gateway::next_key`].
+    pub fn admit_admin(&mut self, socket: Socket, client: SocketAddr) {
+        let who = self.identity(client, Admission::Admin);
+        self.admins += 1;
+        let session = Session::accepted(who, Conn::accepted(socket), &self.cx);
+        let key = self.sessions.insert(session);
+        self.drive(key);
+    }
+
     /// One more worker can be accepted.
     pub fn can_admit_worker(&self) -> bool {
         self.workers < WORKERS_MAX
@@ -270,15 +297,21 @@ impl Gateway {
 
     fn identity(&mut self, client: SocketAddr, admission: Admission) -> Identity {
         self.serials += 1;
+        let is_proxy =
+            admission == Admission::Client && self.cx.trust.is_trusted_proxy(client.ip());
+        let rare = is_proxy.then(|| {
+            let proxied = Proxied { client: Client::Peer(client), counted: None };
+            Box::new(Rare { task_id: None, proxied: Some(proxied) })
+        });
         Identity {
             serial: self.serials,
             opened: self.cx.now,
             route: None,
-            task_id: None,
             key: self.sessions.vacant_key() as u32,
             ip: client.ip(),
             port: client.port(),
             admission,
+            rare,
         }
     }
 
@@ -389,8 +422,8 @@ impl Gateway {
                 self.cx.stats.redis_connects += 1;
                 info!(target: "redis", "connected address={address}");
             }
-            Notice::Down { why } => warn!(target: "redis", "lost why=\"{why}\""),
-            Notice::Problem { why } => warn!(target: "redis", "trouble why=\"{why}\""),
+            Notice::Down { why } => warn!(target: "redis", "lost why={}", Quoted(why)),
+            Notice::Problem { why } => warn!(target: "redis", "trouble why={}", Quoted(why)),
             Notice::Evicted { results } => {
                 self.cx.stats.results_evicted += results;
                 warn!(target: "output", "kept results let go for lack of room results={results}");
@@ -507,7 +540,7 @@ impl Gateway {
                 LookUpError::Shortage { .. } => "name not looked up",
             };
             let url = self.cx.upstreams.url(upstream).public_text();
-            warn!(target: "dial", "{what} backend={url} why=\"{why}\"");
+            warn!(target: "dial", "{what} backend={url} why={}", Quoted(why));
         }
         self.cx.upstreams.resolved(upstream, answer, self.cx.now);
         self.probes.handle_addresses(&mut self.cx);
@@ -604,6 +637,7 @@ impl Gateway {
         match session.who().admission {
             Admission::Client | Admission::Inbox => {}
             Admission::Refused(_) => self.refusals.remove(),
+            Admission::Admin => self.admins -= 1,
         }
         session.release(&mut self.cx);
     }
@@ -731,6 +765,12 @@ mod tests {
     /// With the embedded inbox, if a route serves results.
     pub fn with_routes(max_connections: usize, routes: Vec<RouteSettings>) -> Gateway {
         let settings = Settings {
+            // Every client is an admin's.
+            trust: trust::Settings {
+                admin_from: vec![trust::PeerRule::parse("0.0.0.0/0").expect("it is a network")],
+                server_names: vec!["a".into()],
+                ..Default::default()
+            },
             session: session::Settings::default(),
             limits: limits::Settings {
                 max_connections,

@@ -135,6 +135,7 @@ mod tests {
     /// A gateway with room for no client.
     fn full_gateway() -> Gateway {
         let settings = Settings {
+            trust: Default::default(),
             session: Default::default(),
             limits: limits::Settings {
                 max_connections: 0,

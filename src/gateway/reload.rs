@@ -11,10 +11,12 @@ use std::time::Duration;
 use log::warn;
 
 use super::{Gateway, Settings, log_routes, wants_redis};
+use crate::base::quoted::Quoted;
 use crate::service::limits;
 use crate::service::link::{self, Link};
 use crate::service::route::RouteSettings;
 use crate::service::tasks;
+use crate::service::trust;
 use crate::service::upstreams;
 use crate::session::{self, Admission};
 
@@ -25,6 +27,8 @@ pub struct InEffect {
     pub session: session::Settings,
     /// Of the connection limits.
     pub limits: limits::Settings,
+    /// Of the judgement on requesters.
+    pub trust: trust::Settings,
     /// In file order.
     pub routes: Vec<RouteSettings>,
     /// Of the next drain.
@@ -41,23 +45,25 @@ impl Gateway {
     /// Takes other settings. Open connections stay, with the routes that they came by. What needs a
     /// restart must be the same as before, see `Config::keep_until_restart`.
     pub fn reload(&mut self, settings: Settings) {
-        let Settings { session, limits, routes, drain_timeout, tasks, link, upstreams } = settings;
+        let Settings { session, limits, trust, routes, drain_timeout, tasks, link, upstreams } =
+            settings;
         let clients = self
             .sessions
             .iter()
             .filter(|(_, session)| session.who().admission == Admission::Client);
-        self.cx.limits.reload(limits, clients.map(|(_, session)| session.who().ip));
+        self.cx.limits.reload(limits, clients.filter_map(|(_, session)| session.who().counted()));
         self.cx.results.reload(&link, tasks);
         if wants_redis(&routes, &link) && self.cx.results.link().is_none() {
             // The first route that serves results has come with this reload.
             match Link::new(&link, tasks, self.cx.now, self.cx.chance.u64(..)) {
                 Ok(link) => self.cx.results.begin_link(link),
-                Err(why) => warn!(target: "redis", "no link to Redis why=\"{why}\""),
+                Err(why) => warn!(target: "redis", "no link to Redis why={}", Quoted(why)),
             }
         }
         self.cx.routes.reload(routes, &mut self.cx.upstreams);
         self.reload_upstreams(upstreams);
         self.cx.settings = session;
+        self.cx.trust = trust;
         self.drain_timeout = drain_timeout;
         log_routes(&self.cx);
         let keys: Vec<usize> = self.sessions.iter().map(|(key, _)| key).collect();
@@ -81,6 +87,7 @@ impl Gateway {
         InEffect {
             session: cx.settings.clone(),
             limits: cx.limits.settings().clone(),
+            trust: cx.trust.clone(),
             routes: cx.routes.settings(&cx.upstreams),
             drain_timeout: self.drain_timeout,
             retention: cx.results.tasks().settings(),

@@ -4,7 +4,9 @@ use super::Gateway;
 use crate::proto::http::Response;
 use crate::proto::message::{self, TaskId};
 use crate::service::endpoints::Answer;
-use crate::service::report::{self, ConnectionView, RedisView, ResultsView, RouteView, Snapshot};
+use crate::service::report::{
+    self, ConnectionView, RedisView, ResultsView, RouteView, Snapshot, Viewer,
+};
 use crate::service::stats::BothWays;
 use crate::session::Session;
 use crate::session::reply::Question;
@@ -13,8 +15,8 @@ impl Gateway {
     /// Answers a request for one of the gateway's endpoints; `None` if that needs a census.
     pub(super) fn report(&self, question: &Question) -> Option<Response> {
         match question.endpoint.answer {
-            Answer::Health => Some(report::health(&self.snapshot())),
-            Answer::Ready => Some(report::ready(&self.snapshot())),
+            Answer::Health => Some(report::health(&self.snapshot(question.asked.viewer))),
+            Answer::Ready => Some(report::ready(&self.snapshot(question.asked.viewer))),
             Answer::Status => Some(self.status(&question.value)),
             Answer::Page | Answer::Metrics | Answer::Connections => None,
         }
@@ -32,7 +34,7 @@ impl Gateway {
     }
 
     /// The gateway at this moment, without what only a census can tell.
-    pub(super) fn snapshot(&self) -> Snapshot<'_> {
+    pub(super) fn snapshot(&self, viewer: Viewer) -> Snapshot<'_> {
         let cx = &self.cx;
         let lifecycle =
             if cx.is_draining { report::Lifecycle::Draining } else { report::Lifecycle::Serving };
@@ -44,6 +46,9 @@ impl Gateway {
         );
         snapshot.routes =
             cx.routes.iter().map(|route| RouteView::new(route, &cx.upstreams, cx.now)).collect();
+        snapshot.viewer = viewer;
+        snapshot.redis_address = cx.results.redis_address();
+        snapshot.redis_problem = cx.results.redis_problem().map(str::to_owned);
         snapshot.results_wanted = self.serves_results();
         snapshot.redis = match (snapshot.results_wanted, self.is_inbox) {
             (false, _) => RedisView::Disabled,

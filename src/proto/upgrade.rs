@@ -8,7 +8,7 @@
 //! Headers that describe the client to the backend:
 //! - `X-Forwarded-For` is a list. The client's address is appended; only that last element is reliable.
 //! - `X-Forwarded-Proto` and `X-Forwarded-Host` are single values that backends believe, so they are
-//!   replaced by what this gateway sees.
+//!   replaced by what this gateway sees, unless they came from a trusted proxy.
 //! - `X-Request-Id` names a request across every hop. The client's is kept if there is exactly one, of
 //!   1 to [`REQUEST_ID_BYTES_MAX`] visible ASCII characters, and replaced otherwise.
 //! - `Via` lists the proxies on the way. `1.1 aivtuber-gateway` is appended, which reveals loops.
@@ -51,6 +51,8 @@ pub struct Forwarding<'a> {
     /// Replaces the client's `Host`.
     pub host: Option<&'a str>,
     pub client: IpAddr,
+    /// The client came through a proxy whose `X-Forwarded-Proto` and `-Host` are believed.
+    pub is_proxied: bool,
     /// The `X-Request-Id` where the client's is not kept: see [`request_id`].
     pub request_id: &'a str,
 }
@@ -181,9 +183,10 @@ pub fn write_forwarded_headers(
     // A socket that listens on `::` shows IPv4 clients as `::ffff:…`.
     push_display(out, forwarding.client.to_canonical());
     out.extend_from_slice(b"\r\n");
-    push_header(out, "X-Forwarded-Proto", b"http");
-    if let Some(host) = head.host() {
-        push_header(out, "X-Forwarded-Host", host.as_bytes());
+    let believed = |name| head.headers.first(name).filter(|_| forwarding.is_proxied);
+    push_header(out, "X-Forwarded-Proto", believed("x-forwarded-proto").unwrap_or(b"http"));
+    if let Some(host) = believed("x-forwarded-host").or(head.host().map(str::as_bytes)) {
+        push_header(out, "X-Forwarded-Host", host);
     }
     if kept_id.is_none() {
         push_header(out, "X-Request-Id", forwarding.request_id.as_bytes());
@@ -475,7 +478,7 @@ mod tests {
 
     fn forwarded(request: &str, host: Option<&str>) -> String {
         let client = "192.0.2.7".parse().unwrap();
-        let forwarding = Forwarding { host, client, request_id: "ours" };
+        let forwarding = Forwarding { host, client, is_proxied: false, request_id: "ours" };
         with_request(request, |head| {
             let mut out = Vec::new();
             write_forwarded_request(head, &forwarding, &mut out);
@@ -517,7 +520,7 @@ mod tests {
         let mut out = Vec::new();
         write_forwarded_request(
             &head,
-            &Forwarding { host: None, client, request_id: "a" },
+            &Forwarding { host: None, client, is_proxied: false, request_id: "a" },
             &mut out,
         );
         assert!(memchr::memmem::find(&out, b"\r\nX-Name: \xe5\xa3\xb0 \xff\r\n").is_some());
@@ -561,8 +564,12 @@ mod tests {
     #[test]
     fn a_client_of_a_dual_stack_socket_keeps_its_own_address() {
         for (client, said) in [("::ffff:192.0.2.7", "192.0.2.7"), ("2001:db8::1", "2001:db8::1")] {
-            let forwarding =
-                Forwarding { host: None, client: client.parse().unwrap(), request_id: "a" };
+            let forwarding = Forwarding {
+                host: None,
+                client: client.parse().unwrap(),
+                is_proxied: false,
+                request_id: "a",
+            };
             let mut out = Vec::new();
             with_request(&asking(""), |head| write_forwarded_request(head, &forwarding, &mut out));
             assert_eq!(values(&String::from_utf8(out).unwrap(), "x-forwarded-for"), [said]);
@@ -706,7 +713,8 @@ mod tests {
             if let Ok(Some((head, _))) = RequestHead::parse(&request, &mut slots) {
                 let _ = check_request(&head);
                 let client = "192.0.2.7".parse().unwrap();
-                let forwarding = Forwarding { host: None, client, request_id: "ours" };
+                let forwarding =
+                    Forwarding { host: None, client, is_proxied: false, request_id: "ours" };
                 let mut out = Vec::new();
                 write_forwarded_request(&head, &forwarding, &mut out);
                 let mut slots = empty_slots();

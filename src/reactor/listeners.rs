@@ -12,6 +12,7 @@
 use super::StartError;
 use super::descriptors::{Descriptors, Supply};
 use crate::base::moment::Moment;
+use crate::base::quoted::Quoted;
 use crate::gateway::Gateway;
 use crate::net::tcp;
 use crate::net::{Side, Source};
@@ -66,6 +67,8 @@ struct Listener {
 pub enum Door {
     /// Browsers and other clients.
     Clients,
+    /// Operators.
+    Admins,
     /// Workers that publish to the embedded inbox.
     Inbox,
 }
@@ -148,6 +151,7 @@ impl Listeners {
     pub fn next_turn(&self, gateway: &Gateway) -> Option<Moment> {
         let can_accept = |listener: &Listener| match listener.door {
             Door::Clients => gateway.can_admit(),
+            Door::Admins => gateway.can_admit_admin(),
             Door::Inbox => gateway.can_admit_worker(),
         };
         if !self.listeners.iter().any(|listener| listener.is_ready && can_accept(listener)) {
@@ -171,6 +175,7 @@ impl Listeners {
 impl Pauses {
     fn has_room(&mut self, door: Door, gateway: &mut Gateway) -> bool {
         match door {
+            Door::Admins => gateway.can_admit_admin(),
             Door::Inbox => gateway.can_admit_worker(),
             Door::Clients => {
                 let was_full = std::mem::replace(&mut self.is_full, !gateway.can_admit());
@@ -186,7 +191,7 @@ impl Pauses {
     fn begin(&mut self, why: &str, gateway: &mut Gateway, now: Moment) {
         if self.until.is_none() {
             gateway.stats().accept_pauses += 1;
-            warn!(target: "gateway", "accepting pauses why=\"{why}\"");
+            warn!(target: "gateway", "accepting pauses why={}", Quoted(why));
         }
         self.until = Some(now + DESCRIPTOR_PAUSE);
     }
@@ -204,6 +209,7 @@ fn enter(
     let source = Source::Session(gateway.next_key(), Side::Downstream);
     match tcp::accepted(stream, source, registry) {
         Ok(socket) if door == Door::Inbox => gateway.admit_worker(socket, client),
+        Ok(socket) if door == Door::Admins => gateway.admit_admin(socket, client),
         Ok(socket) if supply == Supply::Low => {
             gateway.refuse(socket, client, Refusal::Descriptors);
         }

@@ -47,6 +47,8 @@ const EVENTS_PER_TURN: usize = 1024;
 #[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Settings {
     pub listen: Vec<SocketAddr>,
+    /// Further addresses, for operators.
+    pub admin: Vec<SocketAddr>,
     /// Where workers publish to the embedded inbox; nowhere if empty.
     pub inbox: Vec<SocketAddr>,
     /// Other processes may listen for clients on the same addresses: the kernel deals connections
@@ -124,7 +126,9 @@ impl<C: Send + 'static> Reactor<C> {
         let gateway = Gateway::new(gateway, network, chance, clock.now(), SystemTime::now())
             .map_err(|why| StartError::Other(io::Error::other(why)))?;
         let clients = settings.listen.iter().map(|&at| (Door::Clients, at));
-        let doors = clients.chain(settings.inbox.iter().map(|&at| (Door::Inbox, at)));
+        let admins = settings.admin.iter().map(|&at| (Door::Admins, at));
+        let inbox = settings.inbox.iter().map(|&at| (Door::Inbox, at));
+        let doors = clients.chain(admins).chain(inbox);
         let listeners = Listeners::open(doors, settings.reuse_port, descriptors, registry)?;
         let signals = Signals::register(registry)?;
         let alarm = Alarm::register(registry)?;
@@ -158,6 +162,9 @@ impl<C: Send + 'static> Reactor<C> {
     pub fn run(mut self) -> io::Result<()> {
         for address in self.addresses() {
             info!(target: "gateway", "listening address={address}");
+        }
+        for address in self.listeners.addresses(Door::Admins) {
+            info!(target: "gateway", "listening address={address} for=admins");
         }
         for address in self.inbox_addresses() {
             info!(target: "inbox", "listening address={address}");

@@ -5,6 +5,12 @@
 //! endpoint, add a row and a variant of [`Answer`]; the compiler then asks the gateway for what
 //! answers it, and `tests/documented.rs` for its row in `docs/protocol.md`.
 
+use crate::service::limits::Pages;
+
+/// What strangers are told who ask for something that is for admins.
+pub const ADMINS_ONLY: &str = "this is for admins only: ask from an address in admin_from (by default \
+     from this machine, not through a proxy), by IP address, localhost or a name in server_names";
+
 /// One endpoint.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
@@ -13,8 +19,10 @@ pub struct Endpoint {
     pub path: &'static str,
     /// Any other method is answered with 405 and these in `Allow`.
     pub methods: &'static [&'static str],
-    /// Who gets an answer.
+    /// Who gets an answer. Some answers to everyone have less in them than those to admins.
     pub audience: Audience,
+    /// Which web pages may read the answer.
+    pub pages: Pages,
     /// The largest request body that is taken, in bytes; a larger one is answered with 413.
     pub body_bytes_max: u64,
     /// Whether it is also answered on a connection beyond `max_connections`.
@@ -29,6 +37,8 @@ pub struct Endpoint {
 pub enum Audience {
     /// Every client that can connect.
     Everyone,
+    /// Admins; others get 403.
+    Admins,
 }
 
 /// What answers an endpoint; `gateway/snapshot.rs` has the code for each.
@@ -52,6 +62,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/",
         methods: READ,
         audience: Audience::Everyone,
+        pages: Pages::Allowed,
         body_bytes_max: 0,
         is_answered_when_full: false,
         answer: Answer::Page,
@@ -61,6 +72,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/health",
         methods: READ,
         audience: Audience::Everyone,
+        pages: Pages::Any,
         body_bytes_max: 0,
         is_answered_when_full: true,
         answer: Answer::Health,
@@ -70,6 +82,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/ready",
         methods: READ,
         audience: Audience::Everyone,
+        pages: Pages::Any,
         body_bytes_max: 0,
         is_answered_when_full: true,
         answer: Answer::Ready,
@@ -79,6 +92,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/connections",
         methods: READ,
         audience: Audience::Everyone,
+        pages: Pages::Allowed,
         body_bytes_max: 0,
         is_answered_when_full: false,
         answer: Answer::Connections,
@@ -88,6 +102,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
         path: "/status/{task_id}",
         methods: READ,
         audience: Audience::Everyone,
+        pages: Pages::Any,
         body_bytes_max: 0,
         is_answered_when_full: false,
         answer: Answer::Status,
@@ -96,7 +111,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
     Endpoint {
         path: "/metrics",
         methods: READ,
-        audience: Audience::Everyone,
+        audience: Audience::Admins,
+        pages: Pages::Allowed,
         body_bytes_max: 0,
         is_answered_when_full: true,
         answer: Answer::Metrics,

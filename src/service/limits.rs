@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use crate::service::origin::{OriginRule, matching};
+use crate::service::origin::{OriginRule, is_same_host, matching};
 
 /// The limits of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +20,15 @@ pub struct Settings {
     /// Origins that may open WebSockets and read JSON answers. Empty: any may open WebSockets, and there
     /// are no CORS headers.
     pub allowed_origins: Vec<OriginRule>,
+}
+
+/// Which web pages may read an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pages {
+    /// Those of `allowed_origins`, and any page where that is empty.
+    Any,
+    /// Those of `allowed_origins` only.
+    Allowed,
 }
 
 /// Why a connection is refused.
@@ -74,30 +83,53 @@ impl Limits {
         &self.settings
     }
 
-    /// Counts a connection from `ip`. It must be [released](Limits::release) with the same address.
+    /// Counts a connection, from `ip` if its client is known already. It must be
+    /// [released](Limits::release) with the same address.
     ///
     /// # Errors
     /// The limit that is reached; then nothing is counted.
-    pub fn admit(&mut self, ip: IpAddr) -> Result<(), Refusal> {
+    pub fn admit(&mut self, ip: Option<IpAddr>) -> Result<(), Refusal> {
         if self.is_full() {
             return Err(Refusal::Full);
         }
-        if let Some(per_address) = &mut self.per_address {
+        self.count(ip)?;
+        self.open += 1;
+        Ok(())
+    }
+
+    /// Counts an admitted connection for the client `to` instead of `from`: a proxy's connection carries
+    /// the requests of one client after the other.
+    ///
+    /// # Errors
+    /// The limit of `to` is reached; then the connection is still counted for `from`.
+    pub fn recount(&mut self, from: Option<IpAddr>, to: Option<IpAddr>) -> Result<(), Refusal> {
+        if from != to {
+            self.count(to)?;
+            self.uncount(from);
+        }
+        Ok(())
+    }
+
+    /// An admitted connection that is counted for `ip` has ended.
+    pub fn release(&mut self, ip: Option<IpAddr>) {
+        debug_assert!(self.open > 0, "released more connections than were admitted");
+        self.open = self.open.saturating_sub(1);
+        self.uncount(ip);
+    }
+
+    fn count(&mut self, ip: Option<IpAddr>) -> Result<(), Refusal> {
+        if let (Some(per_address), Some(ip)) = (&mut self.per_address, ip) {
             let count = per_address.entry(ip.to_canonical()).or_default();
             if *count >= self.settings.max_connections_per_ip {
                 return Err(Refusal::PerAddress);
             }
             *count += 1;
         }
-        self.open += 1;
         Ok(())
     }
 
-    /// An admitted connection from `ip` has ended.
-    pub fn release(&mut self, ip: IpAddr) {
-        debug_assert!(self.open > 0, "released more connections than were admitted");
-        self.open = self.open.saturating_sub(1);
-        let Some(per_address) = &mut self.per_address else { return };
+    fn uncount(&mut self, ip: Option<IpAddr>) {
+        let (Some(per_address), Some(ip)) = (&mut self.per_address, ip) else { return };
         let ip = ip.to_canonical();
         if let Some(count) = per_address.get_mut(&ip) {
             *count -= 1;
@@ -133,12 +165,16 @@ impl Limits {
     }
 
     /// Whether a request with this `Origin` header may open a WebSocket. Without rules any may, and so
-    /// may a request without an `Origin`, see the top of this file. `null` (a sandboxed frame, a local
-    /// file) needs a rule of its own.
-    pub fn is_allowed(&self, origin: Option<&[u8]>) -> bool {
+    /// may a request without an `Origin`, see the top of this file. A page of `own_host`, the host that
+    /// was asked for, is the gateway's own and needs no rule; `null` (a sandboxed frame, a local file)
+    /// needs a rule of its own.
+    pub fn is_allowed(&self, origin: Option<&[u8]>, own_host: Option<&str>) -> bool {
         let rules = &self.settings.allowed_origins;
         match origin {
-            Some(origin) if !rules.is_empty() => matching(rules, origin).is_some(),
+            Some(origin) if !rules.is_empty() => {
+                matching(rules, origin).is_some()
+                    || own_host.is_some_and(|host| is_same_host(origin, host))
+            }
             _ => true,
         }
     }
@@ -148,12 +184,17 @@ impl Limits {
         matching(&self.settings.allowed_origins, origin?)
     }
 
-    /// The CORS headers of a JSON answer to a request with this `Origin`. With rules, there is always a
-    /// `Vary`, so that a cache does not give the answer for one page to another.
-    pub fn cors_headers(&self, origin: Option<&[u8]>) -> Vec<(&'static str, String)> {
+    /// The CORS headers of a JSON answer to a request with this `Origin`. Without rules, an answer that
+    /// is for everyone may be read by any page, as any page may open a WebSocket then. With rules, there
+    /// is always a `Vary`, so that a cache does not give the answer for one page to another.
+    pub fn cors_headers(&self, origin: Option<&[u8]>, pages: Pages) -> Vec<(&'static str, String)> {
         let mut headers = Vec::new();
-        if !self.settings.allowed_origins.is_empty() {
-            headers.push(("Vary", "Origin".to_owned()));
+        match (self.settings.allowed_origins.is_empty(), pages) {
+            (true, Pages::Any) => {
+                return vec![("Access-Control-Allow-Origin", "*".to_owned())];
+            }
+            (true, Pages::Allowed) => return headers,
+            (false, _) => headers.push(("Vary", "Origin".to_owned())),
         }
         if let Some(origin) = self.allow_origin(origin) {
             headers.push(("Access-Control-Allow-Origin", origin.to_owned()));
@@ -182,13 +223,13 @@ mod tests {
     #[test]
     fn max_connections_is_the_limit() {
         let mut limits = Limits::new(settings(2, 0));
-        limits.admit(ip("10.0.0.1")).unwrap();
+        limits.admit(Some(ip("10.0.0.1"))).unwrap();
         assert!(!limits.is_full());
-        limits.admit(ip("10.0.0.1")).unwrap();
+        limits.admit(Some(ip("10.0.0.1"))).unwrap();
         assert!(limits.is_full());
-        assert_eq!(limits.admit(ip("10.0.0.2")), Err(Refusal::Full));
-        limits.release(ip("10.0.0.1"));
-        limits.admit(ip("10.0.0.2")).unwrap();
+        assert_eq!(limits.admit(Some(ip("10.0.0.2"))), Err(Refusal::Full));
+        limits.release(Some(ip("10.0.0.1")));
+        limits.admit(Some(ip("10.0.0.2"))).unwrap();
         assert_eq!(limits.open(), 2);
         assert!(limits.per_address.is_none());
     }
@@ -196,16 +237,16 @@ mod tests {
     #[test]
     fn max_connections_per_ip_is_the_limit_of_an_address() {
         let mut limits = Limits::new(settings(100, 2));
-        limits.admit(ip("10.0.0.1")).unwrap();
-        limits.admit(ip("::ffff:10.0.0.1")).unwrap();
-        assert_eq!(limits.admit(ip("10.0.0.1")), Err(Refusal::PerAddress));
-        assert_eq!(limits.admit(ip("::ffff:10.0.0.1")), Err(Refusal::PerAddress));
-        limits.admit(ip("::1")).unwrap();
+        limits.admit(Some(ip("10.0.0.1"))).unwrap();
+        limits.admit(Some(ip("::ffff:10.0.0.1"))).unwrap();
+        assert_eq!(limits.admit(Some(ip("10.0.0.1"))), Err(Refusal::PerAddress));
+        assert_eq!(limits.admit(Some(ip("::ffff:10.0.0.1"))), Err(Refusal::PerAddress));
+        limits.admit(Some(ip("::1"))).unwrap();
         assert_eq!(limits.open(), 3, "a refused one is not counted");
-        limits.release(ip("10.0.0.1"));
-        limits.admit(ip("::ffff:10.0.0.1")).unwrap();
+        limits.release(Some(ip("10.0.0.1")));
+        limits.admit(Some(ip("::ffff:10.0.0.1"))).unwrap();
         for address in ["10.0.0.1", "10.0.0.1", "::1"] {
-            limits.release(ip(address));
+            limits.release(Some(ip(address)));
         }
         assert!(limits.per_address.unwrap().is_empty(), "closed connections leave nothing behind");
         assert_eq!(limits.open, 0);
@@ -216,41 +257,41 @@ mod tests {
         let mut limits = Limits::new(settings(100, 0));
         let inside = [ip("10.0.0.1"), ip("::ffff:10.0.0.1"), ip("10.0.0.2")];
         for address in inside {
-            limits.admit(address).unwrap();
+            limits.admit(Some(address)).unwrap();
         }
         limits.reload(settings(100, 2), inside.into_iter());
-        assert_eq!(limits.admit(ip("10.0.0.1")), Err(Refusal::PerAddress));
-        limits.admit(ip("10.0.0.2")).unwrap();
+        assert_eq!(limits.admit(Some(ip("10.0.0.1"))), Err(Refusal::PerAddress));
+        limits.admit(Some(ip("10.0.0.2"))).unwrap();
 
         limits.reload(settings(100, 3), inside.into_iter().chain([ip("10.0.0.2")]));
-        limits.admit(ip("10.0.0.1")).unwrap();
-        assert_eq!(limits.admit(ip("10.0.0.1")), Err(Refusal::PerAddress));
+        limits.admit(Some(ip("10.0.0.1"))).unwrap();
+        assert_eq!(limits.admit(Some(ip("10.0.0.1"))), Err(Refusal::PerAddress));
 
         limits.reload(settings(4, 0), std::iter::empty());
         assert!(limits.is_full(), "five are open, four are allowed");
-        limits.release(ip("10.0.0.1"));
-        limits.release(ip("10.0.0.1"));
+        limits.release(Some(ip("10.0.0.1")));
+        limits.release(Some(ip("10.0.0.1")));
         assert_eq!(limits.open(), 3);
-        limits.admit(ip("10.0.0.1")).unwrap();
+        limits.admit(Some(ip("10.0.0.1"))).unwrap();
     }
 
     #[test]
     fn without_rules_every_origin_is_allowed_without_cors_headers() {
         let limits = with_origins(&[]);
         for origin in [None, Some(&b"https://a.example"[..]), Some(b"null"), Some(b"\xff")] {
-            assert!(limits.is_allowed(origin));
-            assert!(limits.cors_headers(origin).is_empty());
+            assert!(limits.is_allowed(origin, None));
+            assert!(limits.cors_headers(origin, Pages::Allowed).is_empty());
         }
     }
 
     #[test]
     fn a_program_without_an_origin_is_accepted() {
         let limits = with_origins(&["https://app.example"]);
-        assert!(limits.is_allowed(None));
+        assert!(limits.is_allowed(None, None));
         assert_eq!(limits.allow_origin(None), None);
-        assert!(!limits.is_allowed(Some(b"")));
-        assert!(!limits.is_allowed(Some(b"https://app.example, https://b.example")));
-        assert!(!limits.is_allowed(Some(b"https://\xff")));
+        assert!(!limits.is_allowed(Some(b""), None));
+        assert!(!limits.is_allowed(Some(b"https://app.example, https://b.example"), None));
+        assert!(!limits.is_allowed(Some(b"https://\xff"), None));
     }
 
     #[test]
@@ -258,10 +299,58 @@ mod tests {
         let limits = with_origins(&["https://b.example", "*.example"]);
         let vary = ("Vary", "Origin".to_owned());
         assert_eq!(
-            limits.cors_headers(Some(b"https://app.example")),
+            limits.cors_headers(Some(b"https://app.example"), Pages::Any),
             [vary.clone(), ("Access-Control-Allow-Origin", "https://app.example".to_owned())]
         );
-        assert_eq!(limits.cors_headers(Some(b"https://evil")), std::slice::from_ref(&vary));
-        assert_eq!(limits.cors_headers(None), [vary]);
+        assert_eq!(
+            limits.cors_headers(Some(b"https://evil"), Pages::Any),
+            std::slice::from_ref(&vary)
+        );
+        assert_eq!(limits.cors_headers(None, Pages::Any), [vary]);
+    }
+
+    #[test]
+    fn without_rules_any_page_may_read_what_is_for_everyone() {
+        let limits = with_origins(&[]);
+        for origin in [None, Some(&b"https://a.example"[..])] {
+            let any = [("Access-Control-Allow-Origin", "*".to_owned())];
+            assert_eq!(limits.cors_headers(origin, Pages::Any), any);
+        }
+    }
+
+    #[test]
+    fn the_gateways_own_page_needs_no_rule() {
+        let limits = with_origins(&["https://app.example"]);
+        for (origin, host, is_allowed) in [
+            ("http://gateway:8000", "gateway:8000", true),
+            ("https://Gateway.Example", "gateway.example", true),
+            ("https://gateway.example", "gateway.example:443", true),
+            ("http://gateway.example", "gateway.example:80", true),
+            ("http://gateway.example", "gateway.example:443", false),
+            ("http://gateway:8001", "gateway:8000", false),
+            ("http://evil.example", "gateway", false),
+            ("null", "null", false),
+        ] {
+            let judged = limits.is_allowed(Some(origin.as_bytes()), Some(host));
+            assert_eq!(judged, is_allowed, "{origin} at {host}");
+        }
+        assert!(!limits.is_allowed(Some(b"http://gateway"), None));
+    }
+
+    #[test]
+    fn a_connection_is_counted_for_its_present_client() {
+        let mut limits = Limits::new(settings(100, 1));
+        let (one, other) = (Some(ip("192.0.2.1")), Some(ip("192.0.2.2")));
+        limits.admit(None).unwrap();
+        limits.admit(None).unwrap();
+        limits.recount(None, one).unwrap();
+        assert_eq!(limits.recount(None, one), Err(Refusal::PerAddress));
+        limits.recount(one, one).unwrap();
+        limits.recount(one, other).unwrap();
+        limits.recount(None, one).unwrap();
+        limits.release(one);
+        limits.release(other);
+        assert!(limits.per_address.unwrap().is_empty(), "closed connections leave nothing behind");
+        assert_eq!(limits.open, 0);
     }
 }

@@ -12,5 +12,6 @@ pub mod results;
 pub mod route;
 pub mod stats;
 pub mod tasks;
+pub mod trust;
 pub mod upstreams;
 pub mod url;

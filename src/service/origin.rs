@@ -11,6 +11,14 @@ pub fn matching<'o>(rules: &[OriginRule], origin: &'o [u8]) -> Option<&'o str> {
     rules.iter().any(|rule| rule.is_match(text, parsed.as_ref())).then_some(text)
 }
 
+/// Whether an `Origin` header names a page of `host`, as `Host` has it: the gateway's own.
+pub fn is_same_host(origin: &[u8], host: &str) -> bool {
+    let origin = std::str::from_utf8(origin).ok().and_then(|text| Origin::parse(text).ok());
+    origin.is_some_and(|origin| {
+        Origin::parse(&format!("{}://{host}", origin.scheme)).is_ok_and(|own| own == origin)
+    })
+}
+
 /// One entry of `allowed_origins`.
 ///
 /// | rule | matches |
@@ -18,6 +26,7 @@ pub fn matching<'o>(rules: &[OriginRule], origin: &'o [u8]) -> Option<&'o str> {
 /// | `https://app.example` | this scheme, host and port; without a port, the scheme's default port |
 /// | `*.example` | every host below `example` (not itself), any scheme, any port |
 /// | `*.example:8443` | the same, on this port only |
+/// | `http://localhost:*` | this scheme and host, any port |
 /// | `https://*.example` | the same, with this scheme and its default port |
 /// | `null`, `file://` | exactly this, which browsers send for sandboxed frames and local files |
 /// | `*` | every origin |
@@ -32,6 +41,8 @@ enum RuleKind {
     Any,
     Literal,
     Exact(Origin),
+    /// The port of the origin does not matter.
+    AnyPort(Origin),
     /// `suffix` begins with its dot. `None` for scheme or port: any.
     Below {
         scheme: Option<String>,
@@ -60,6 +71,8 @@ impl OriginRule {
             RuleKind::Any => true,
             RuleKind::Literal => text == &*self.text,
             RuleKind::Exact(exact) => origin == Some(exact),
+            RuleKind::AnyPort(exact) => origin
+                .is_some_and(|origin| origin.scheme == exact.scheme && origin.host == exact.host),
             RuleKind::Below { scheme, suffix, port } => origin.is_some_and(|origin| {
                 origin.host.len() > suffix.len()
                     && origin.host.ends_with(suffix)
@@ -99,7 +112,10 @@ fn parse_kind(text: &str) -> Result<RuleKind, String> {
         (None, None) => Err(format!(
             "a scheme is missing: write `https://{text}`, or `*.{text}` for every host below it"
         )),
-        (Some(_), None) => Ok(RuleKind::Exact(Origin::parse(text)?)),
+        (Some(_), None) => match text.strip_suffix(":*") {
+            Some(text) => Ok(RuleKind::AnyPort(Origin::parse(text)?)),
+            None => Ok(RuleKind::Exact(Origin::parse(text)?)),
+        },
     }
 }
 
@@ -189,6 +205,11 @@ mod tests {
                 &["http://localhost", "http://localhost:30000"],
             ),
             ("http://[::1]:3000", &["http://[::1]:3000"], &["http://[::1]"]),
+            (
+                "http://localhost:*",
+                &["http://localhost", "http://localhost:3000", "http://LOCALHOST:80"],
+                &["https://localhost:3000", "http://localhost.evil:3000", "http://a.localhost"],
+            ),
             (
                 "*.example",
                 &[

@@ -133,6 +133,16 @@ impl<K: Copy + Ord> Results<K> {
         }
     }
 
+    /// Where Redis is expected; `None` without a link.
+    pub fn redis_address(&self) -> Option<String> {
+        self.link.as_ref().map(|link| link.address().to_string())
+    }
+
+    /// The last reason why Redis cannot be used, while it cannot.
+    pub fn redis_problem(&self) -> Option<&str> {
+        self.link.as_ref().and_then(Link::problem)
+    }
+
     /// The link, for whoever has the sockets. Call [`Results::settle`] after giving it bytes or time.
     pub fn link(&mut self) -> Option<&mut Link> {
         self.link.as_mut()

@@ -26,6 +26,7 @@ use super::Context;
 use super::jobs::{Job, NameOwner};
 use super::transcript::{Event, Subject, note};
 use crate::base::moment::Moment;
+use crate::base::quoted::Quoted;
 use crate::net::{Conn, PeerAddress, Source};
 use crate::service::attempt::{AttemptError, Fault};
 use crate::service::upstreams::{Addresses, Outcome, Purpose, UpstreamId};
@@ -373,10 +374,10 @@ impl Connector {
         let (error, why) = (self.error, self.error.cause());
         match self.purpose {
             Purpose::Client => {
-                warn!(target: "dial", "{who} = backend {url} failed what=\"{error}\"{why}");
+                warn!(target: "dial", "{who} = backend {url} failed what={}{why}", Quoted(error));
             }
             Purpose::Probe => {
-                debug!(target: "dial", "{who} = backend {url} failed what=\"{error}\"{why}");
+                debug!(target: "dial", "{who} = backend {url} failed what={}{why}", Quoted(error));
             }
         }
         match error.fault() {

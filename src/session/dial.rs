@@ -129,8 +129,12 @@ impl Dial {
         let own_headers: usize =
             request.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
         let mut headers = Vec::with_capacity(own_headers + ADDED_HEADERS_BYTES);
-        let forwarding =
-            Forwarding { host: host.as_deref(), client: who.ip, request_id: &request_id };
+        let forwarding = Forwarding {
+            host: host.as_deref(),
+            client: who.ip,
+            is_proxied: who.proxied().is_some(),
+            request_id: &request_id,
+        };
         upgrade::write_forwarded_headers(request, &forwarding, &mut headers);
         let source = Source::Session(who.key as usize, Side::Upstream);
         Phase::Dial(Box::new(Dial {

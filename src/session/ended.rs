@@ -2,6 +2,7 @@
 
 use super::close::{CloseReason, CodeText};
 use super::{Context, Identity};
+use crate::base::quoted::Quoted;
 use crate::proto::conduit::Conduit;
 use crate::proto::http::{Form, Response};
 use crate::proto::message::TaskId;
@@ -202,7 +203,8 @@ impl Ended {
             ),
             Detail::OriginNotAllowed { origin } => warn!(
                 target: "http",
-                "{who} closed reason={reason} origin=\"{origin}\" client={client}",
+                "{who} closed reason={reason} origin={} client={client}",
+                Quoted(origin),
             ),
             Detail::Refused(refusal) => {
                 warn!(target: "gateway", "{who} refused why=\"{}\" client={client}", refusal.why());
@@ -213,7 +215,8 @@ impl Ended {
             ),
             Detail::NoBackend { what } => info!(
                 target: "dial",
-                "{who} closed reason={reason} what=\"{what}\" client={client}",
+                "{who} closed reason={reason} what={} client={client}",
+                Quoted(what),
             ),
             Detail::Relay => info!(
                 target: "relay",

@@ -52,6 +52,7 @@ use crate::service::limits::{Limits, Refusal};
 use crate::service::results::Results;
 use crate::service::route::{Route, Routes};
 use crate::service::stats::{BothWays, Stats};
+use crate::service::trust::{self, Client, Door};
 use crate::service::upstreams::{UpstreamId, Upstreams};
 use std::collections::VecDeque;
 use std::fmt;
@@ -135,6 +136,7 @@ pub struct Context {
     pub routes: Routes,
     pub upstreams: Upstreams,
     pub limits: Limits,
+    pub trust: trust::Settings,
     pub stats: Stats,
     pub chance: fastrand::Rng,
     /// Makes the payloads of this process's pings recognisable.
@@ -175,6 +177,7 @@ impl Context {
             routes: Routes::new(Vec::new(), &mut Upstreams::default()),
             upstreams: Upstreams::default(),
             limits,
+            trust: trust::Settings::default(),
             stats: Stats::default(),
             chance,
             ping_key,
@@ -210,14 +213,31 @@ pub struct Identity {
     pub opened: Moment,
     /// Its route, once it is a WebSocket. A reload of the configuration does not change it.
     pub route: Option<Rc<Route>>,
-    /// The task in the path of a relayed session, as the client wrote it. Two pointers away, since most
-    /// sessions have none.
-    pub task_id: Option<Box<Box<str>>>,
     /// Its slot, which its events carry.
     pub key: u32,
     pub ip: IpAddr,
     pub port: u16,
     pub admission: Admission,
+    /// What few sessions have, so that the others do not pay for it.
+    pub rare: Option<Box<Rare>>,
+}
+
+/// What few sessions have.
+#[derive(Debug, Default)]
+pub struct Rare {
+    /// The task in the path of a relayed session, as the client wrote it.
+    pub task_id: Option<Box<str>>,
+    /// Exists while the peer is a trusted proxy, whose requests come from others.
+    pub proxied: Option<Proxied>,
+}
+
+/// The client behind a trusted proxy.
+#[derive(Debug)]
+pub struct Proxied {
+    /// As the last request said.
+    pub client: Client,
+    /// The address that the connection is counted for by [`Limits`].
+    pub counted: Option<IpAddr>,
 }
 
 /// What a session is counted as, until its slot is freed.
@@ -228,6 +248,8 @@ pub enum Admission {
     /// A client beyond a limit. It is refused unless it asks for an endpoint that is answered all
     /// the same.
     Refused(Refusal),
+    /// An operator, on an address for admins.
+    Admin,
     /// A worker.
     Inbox,
 }
@@ -249,9 +271,63 @@ impl Identity {
         SessionId { serial: self.serial as u32, key: self.key }
     }
 
-    /// The address of the client.
-    pub fn client(&self) -> SocketAddr {
+    /// The other end of the connection: the client, or a proxy.
+    pub fn peer(&self) -> SocketAddr {
         SocketAddr::new(self.ip, self.port)
+    }
+
+    /// The client, for logs and reports.
+    pub fn client(&self) -> Client {
+        self.proxied().map_or(Client::Peer(self.peer()), |proxied| proxied.client)
+    }
+
+    /// What is known of the client, if the peer is a trusted proxy.
+    pub fn proxied(&self) -> Option<&Proxied> {
+        self.rare.as_ref()?.proxied.as_ref()
+    }
+
+    /// Notes the task in the path, as the client wrote it.
+    pub fn note_task_id(&mut self, task_id: Option<&str>) {
+        if let Some(task_id) = task_id {
+            self.rare.get_or_insert_default().task_id = Some(task_id.into());
+        }
+    }
+
+    /// Takes the noted task: its phase keeps it from here on.
+    pub fn take_task_id(&mut self) -> Option<Box<str>> {
+        self.rare.as_mut()?.task_id.take()
+    }
+
+    /// The address that the connection is counted for.
+    pub fn counted(&self) -> Option<IpAddr> {
+        self.proxied().map_or(Some(self.ip), |proxied| proxied.counted)
+    }
+
+    /// Where it was accepted.
+    pub fn door(&self) -> Door {
+        match self.admission {
+            Admission::Admin => Door::Admins,
+            Admission::Client | Admission::Refused(_) | Admission::Inbox => Door::Clients,
+        }
+    }
+
+    /// Notes whose the request is that has come through a proxy, and counts the connection for it.
+    ///
+    /// # Errors
+    /// The limit that the client has reached.
+    pub fn note_client(&mut self, client: Client, limits: &mut Limits) -> Result<(), Refusal> {
+        let proxied = self.rare.as_mut().and_then(|rare| rare.proxied.as_mut());
+        if let Some(proxied) = proxied {
+            proxied.client = client;
+            let counted = match client {
+                Client::Forwarded(ip) => Some(ip),
+                // A request of the proxy itself, or of somebody who cannot be told from others.
+                Client::Peer(_) | Client::Unknown => None,
+            };
+            limits.recount(proxied.counted, counted)?;
+            proxied.counted = counted;
+        }
+        Ok(())
     }
 
     /// The time since it was accepted.
@@ -263,7 +339,7 @@ impl Identity {
     pub fn route_name(&self) -> &str {
         match (&self.route, self.admission) {
             (Some(route), _) => &route.name,
-            (None, Admission::Client | Admission::Refused(_)) => "http",
+            (None, Admission::Client | Admission::Refused(_) | Admission::Admin) => "http",
             (None, Admission::Inbox) => "inbox",
         }
     }
@@ -450,7 +526,7 @@ impl Session {
     pub fn task_id(&self) -> Option<String> {
         match in_phase!(&self.phase, it => it.task(), closed => None) {
             Some(task) => Some(task.to_string()),
-            None => self.who.task_id.as_ref().map(|task_id| task_id.to_string()),
+            None => self.who.rare.as_ref()?.task_id.as_ref().map(ToString::to_string),
         }
     }
 
@@ -574,7 +650,7 @@ impl Session {
     /// Gives back what it shares with others, before its slot is freed.
     pub fn release(&mut self, cx: &mut Context) {
         if self.who.admission == Admission::Client {
-            cx.limits.release(self.who.ip);
+            cx.limits.release(self.who.counted());
         }
         let phase = std::mem::replace(&mut self.phase, Phase::Closed);
         let was_lingering = matches!(phase, Phase::Linger(_));

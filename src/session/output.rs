@@ -23,6 +23,7 @@ use super::stall::Stall;
 use super::transcript::{Event, note};
 use super::{Awaited, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
+use crate::base::quoted::Quoted;
 use crate::net::files::{OpenError, Root};
 use crate::net::{Conn, Io, OpenFile, Side};
 use crate::proto::conduit::{Conduit, Fault, Received};
@@ -329,7 +330,7 @@ impl Output {
 
     fn begin_result(&mut self, result: &TaskResult, who: &Identity, cx: &mut Context) {
         if let Some(fault) = result.fault() {
-            warn!(target: "output", "{who} = the worker's result is malformed why=\"{fault}\" task={}", self.task);
+            warn!(target: "output", "{who} = the worker's result is malformed why={} task={}", Quoted(fault), self.task);
         }
         let settings = &cx.settings.output;
         let opened = result
@@ -352,7 +353,7 @@ impl Output {
             }
             Some(Err(error)) => {
                 let error = audio_error(error);
-                warn!(target: "output", "{who} = no audio why=\"{error}\" task={}", self.task);
+                warn!(target: "output", "{who} = no audio why={} task={}", Quoted(error), self.task);
                 self.push_text(&message::error_message(error, Some(&self.task)), who);
             }
             None => {}

@@ -13,6 +13,7 @@ use crate::base::moment::Moment;
 use crate::net::{Conn, Io};
 use crate::proto::http::{self, Form, Response, Shared, Wire};
 use crate::service::endpoints::Endpoint;
+use crate::service::report::Viewer;
 
 /// Bytes written in one step; then it is other sessions' turn.
 const STEP_BYTES_MAX: usize = 128 * 1024;
@@ -22,8 +23,10 @@ const STEP_BYTES_MAX: usize = 128 * 1024;
 #[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Asked {
     pub form: Form,
-    /// `Origin`, for CORS headers on JSON.
-    pub origin: Option<Vec<u8>>,
+    /// Headers for JSON: which web pages may read it.
+    pub cors: Vec<(&'static str, String)>,
+    /// Whether an admin asks.
+    pub viewer: Viewer,
     /// Bytes that came behind the request: the beginning of the next one.
     pub rest: Vec<u8>,
 }
@@ -66,10 +69,8 @@ impl Reply {
         cx.stats.count_http(response.status);
         let response = match response.content_type {
             http::JSON => {
-                let headers = cx.limits.cors_headers(asked.origin.as_deref());
-                headers
-                    .into_iter()
-                    .fold(response, |response, (name, value)| response.with(name, value))
+                let headers = asked.cors.into_iter();
+                headers.fold(response, |response, (name, value)| response.with(name, value))
             }
             _ => response,
         };

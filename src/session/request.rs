@@ -17,9 +17,11 @@ use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Side};
 use crate::proto::http::{self, BadHead, Form, HEAD_BYTES_MAX, RequestHead, empty_slots};
 use crate::proto::{upgrade, ws};
-use crate::service::endpoints::Endpoint;
-use crate::service::limits::Refusal;
+use crate::service::endpoints::{ADMINS_ONLY, Audience, Endpoint};
+use crate::service::limits::{Pages, Refusal};
+use crate::service::report::Viewer;
 use crate::service::route::{Route, RouteTarget, TASK_ID};
+use crate::service::trust::Door;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -170,6 +172,10 @@ impl State for Request {
 /// Chooses what the connection becomes. `rest` is what followed the head.
 fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context) -> Step {
     let path = head.path();
+    let requester = cx.trust.judge(head, who.peer(), who.door());
+    if let Err(refusal) = who.note_client(requester.client, &mut cx.limits) {
+        return turn_away(refusal, cx);
+    }
     let endpoint = Endpoint::find(path);
     let is_for_full =
         |endpoint: &Endpoint| endpoint.is_answered_when_full && endpoint.takes_method(head.method);
@@ -177,29 +183,37 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
         Admission::Refused(Refusal::Full | Refusal::Descriptors)
             if endpoint.is_some_and(|(endpoint, _)| is_for_full(endpoint)) => {}
         Admission::Refused(refusal) => return turn_away(refusal, cx),
-        Admission::Client | Admission::Inbox => {}
+        Admission::Client | Admission::Admin | Admission::Inbox => {}
     }
     let body_bytes_max = endpoint.map_or(0, |(endpoint, _)| endpoint.body_bytes_max);
     if head.body_bytes() > body_bytes_max {
         let bad = BadHead { status: 413, why: "request bodies are not taken" };
         return refuse(bad, CloseReason::BadRequest, cx);
     }
-    let is_client = who.admission == Admission::Client;
+    let is_refused = matches!(who.admission, Admission::Refused(_));
+    let pages = endpoint.map_or(Pages::Allowed, |(endpoint, _)| endpoint.pages);
     let asked = || Asked {
         form: Form {
             minor_version: head.minor_version,
             head_only: head.is_head(),
             // A refused connection gets one answer and makes room for the next one.
-            keep_alive: head.is_keep_alive() && is_client,
+            keep_alive: head.is_keep_alive() && !is_refused,
         },
-        origin: head.headers.first("origin").map(<[u8]>::to_vec),
+        cors: cx.limits.cors_headers(head.headers.first("origin"), pages),
+        viewer: if requester.is_admin { Viewer::Admin } else { Viewer::Stranger },
         rest: rest.to_vec(),
     };
-    if let Some((route, params)) = cx.routes.find(path) {
+    if has_dot_segment(path) {
+        log_request(head, who);
+        return answer(asked(), http::Response::error(404, "Not found"), who, cx);
+    }
+    if who.door() == Door::Clients
+        && let Some((route, params)) = cx.routes.find(path)
+    {
         let route = Rc::clone(route);
         return match upgrade::check_request(head) {
             Ok(handshake) => {
-                who.task_id = params.value(TASK_ID).map(|task_id| Box::new(task_id.into()));
+                who.note_task_id(params.value(TASK_ID));
                 open(head, rest, &handshake, route, who, cx)
             }
             Err(bad) if bad.status == 400 => refuse(bad, CloseReason::BadRequest, cx),
@@ -215,11 +229,28 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
             let response = http::Response::error(405, "Method not allowed");
             answer(asked(), response.with("Allow", endpoint.allow()), who, cx)
         }
+        Some((endpoint, _)) if endpoint.audience == Audience::Admins && !requester.is_admin => {
+            answer(asked(), http::Response::error(403, ADMINS_ONLY), who, cx)
+        }
         Some((endpoint, value)) => {
             Step::Ask(Box::new(Question { endpoint, value: value.into(), asked: asked() }))
         }
         None => answer(asked(), http::Response::error(404, "Not found"), who, cx),
     }
+}
+
+/// Whether a segment of the path leads upwards or nowhere, as a backend might read it: `.` or `..`, also
+/// with `%2e`, cut off at a `;`, or behind a `%2f` or `%5c`.
+fn has_dot_segment(path: &str) -> bool {
+    if !path.contains(['.', '%']) {
+        return false;
+    }
+    let mut decoded = path.to_ascii_lowercase();
+    for (code, sign) in [("%2e", "."), ("%2f", "/"), ("%5c", "\\")] {
+        decoded = decoded.replace(code, sign);
+    }
+    let mut segments = decoded.split(['/', '\\']);
+    segments.any(|segment| matches!(segment.split(';').next(), Some("." | "..")))
 }
 
 /// A good upgrade request on a WebSocket route.
@@ -238,7 +269,9 @@ fn open(
     who.route = Some(route);
     log_request(head, who);
     let origin = head.headers.first("origin");
-    if !cx.limits.is_allowed(origin) {
+    let is_proxied = who.proxied().is_some();
+    let own_host = cx.trust.own_host(head, is_proxied);
+    if !cx.limits.is_allowed(origin, own_host) {
         let reason = CloseReason::OriginNotAllowed;
         let origin = origin.map(String::from_utf8_lossy).unwrap_or_default().into_owned();
         cx.stats.count_http(101);
@@ -250,7 +283,7 @@ fn open(
     }
     match who.route.as_ref().map(|route| &route.target) {
         Some(RouteTarget::Output) => {
-            let task = who.task_id.take().unwrap_or_default();
+            let task = who.take_task_id().unwrap_or_default();
             Output::begin(handshake, &task, head.query(), rest, who, cx)
         }
         _ => {

@@ -8,11 +8,12 @@
 
 use super::Identity;
 use super::close::{CloseReason, CodeText};
+use crate::base::quoted::Quoted;
 use crate::net::Side;
 use crate::proto::http;
 use crate::proto::ws::FrameHead;
+use crate::service::trust::Client;
 use std::fmt;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 /// One thing that happened. Nothing in it is a payload, a token or the value of a query.
@@ -24,7 +25,7 @@ pub enum Event<'e> {
         method: &'e str,
         path: &'e str,
         query: Query,
-        client: SocketAddr,
+        client: Client,
     },
     /// An HTTP answer of the gateway.
     Answer {
@@ -211,7 +212,7 @@ impl fmt::Display for Event<'_> {
                 write!(f, "= connecting to backend {backend} at {address}")
             }
             Event::Connected => f.write_str("= connected to backend"),
-            Event::AttemptFailed { what } => write!(f, "= attempt failed what=\"{what}\""),
+            Event::AttemptFailed { what } => write!(f, "= attempt failed what={}", Quoted(what)),
             Event::UpgradeRequest { request_id } => {
                 write!(f, "gateway>backend upgrade request request_id={request_id}")
             }
@@ -260,7 +261,7 @@ mod tests {
     #[test]
     fn lines_stay_as_they_are_documented() {
         let head = FrameHead { fin: false, payload: 5, ..FrameHead::of_message(Opcode::Text, 5) };
-        let client = SocketAddr::from(([192, 0, 2, 7], 5000));
+        let client = Client::Peer(std::net::SocketAddr::from(([192, 0, 2, 7], 5000)));
         let silence = Duration::from_millis(40_001);
         use Side::{Downstream, Upstream};
         #[rustfmt::skip]

@@ -176,14 +176,14 @@ def test_why_it_failed_can_be_read(lab, talk):
     assert talk.browser.evaluate("document.getElementById('talk-send').disabled") is False
 
 
-def test_page_of_a_forbidden_origin_says_so(lab, talk):
-    """`allowed_origins` holds for the gateway's own page as for any other."""
+def test_own_page_may_talk_although_origins_are_listed(lab, talk):
+    """PROTOCOL 3: a page of the gateway's own origin is always allowed."""
     routes = [route(backend="ws://127.0.0.1:9/"), route("output", "/ws/output/{task_id}", serve="output")]
-    origins = {"allowed_origins": ["https://app.example"]}
-    gateway = lab.gateway({"server": origins, "route": routes, "redis": {"url": "embedded://127.0.0.1:0"}})
+    server = {"allowed_origins": ["https://app.example"], "server_names": ["gateway.example"]}
+    gateway = lab.gateway({"server": server, "route": routes, "redis": {"url": "embedded://127.0.0.1:0"}})
     talk.open(gateway.port)
     talk.say("let me in")
-    assert "(close code 1008: the address of this page is not in allowed_origins)" in talk.ends()
+    assert "1008" not in talk.ends(), "the gateway's own page needs no entry"
 
 
 class Actor:

@@ -1358,6 +1358,7 @@ fn draw_settings(
         "embedded://127.0.0.1:1".into()
     };
     gateway::Settings {
+        trust: Default::default(),
         session,
         limits: limits::Settings {
             max_connections: 1000,

@@ -786,6 +786,7 @@ fn draw_settings(chance: &mut fastrand::Rng) -> gateway::Settings {
         route("named", "/ws/named", &["ws://name.example:9000/"]),
     ];
     gateway::Settings {
+        trust: Default::default(),
         session,
         limits,
         routes,

@@ -185,6 +185,8 @@ impl Response {
         out.extend_from_slice(b"\r\n");
         if has_content {
             push_header(out, "Content-Type", self.content_type.as_bytes());
+            // No browser is to take JSON with values from outside for something that it runs.
+            push_header(out, "X-Content-Type-Options", b"nosniff");
             out.extend_from_slice(b"Content-Length: ");
             push_display(out, self.content.len());
             out.extend_from_slice(b"\r\n");
@@ -260,7 +262,8 @@ mod tests {
 
     #[test]
     fn responses_have_length_and_persistence() {
-        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\
+                    X-Content-Type-Options: nosniff\r\nContent-Length: 2\r\n\
                     Cache-Control: no-store\r\nX-A: b\r\n";
         let old = Form { minor_version: 0, ..KEPT };
         let budget = Budget::new(None);

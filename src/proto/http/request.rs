@@ -59,7 +59,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
             return Err(BadHead { status: 414, why: "request target is too long" });
         }
         let length = match parsed {
-            Err(fault) => return Err(request_fault(fault, lines.sound)),
+            Err(fault) => return Err(request_fault(fault, window, lines.sound)),
             Ok(httparse::Status::Complete(length)) => length,
             Ok(httparse::Status::Partial) => {
                 return match lines.fault {
@@ -150,7 +150,12 @@ fn is_target_too_long(bytes: &[u8]) -> bool {
             .all(|&byte| byte.is_ascii_graphic() || !byte.is_ascii())
 }
 
-fn request_fault(fault: httparse::Error, bytes: &[u8]) -> BadHead {
+/// Why a head is refused. `window` begins with the first byte of the connection, or of what followed
+/// the last request.
+fn request_fault(fault: httparse::Error, window: &[u8], bytes: &[u8]) -> BadHead {
+    if let Some(why) = other_protocol(window, bytes) {
+        return bad(why);
+    }
     match fault {
         httparse::Error::Version if is_other_version(bytes) => {
             BadHead { status: 505, why: "only HTTP/1.0 and HTTP/1.1 are spoken here" }
@@ -164,6 +169,21 @@ fn request_fault(fault: httparse::Error, bytes: &[u8]) -> BadHead {
         httparse::Error::Token | httparse::Error::Version | httparse::Error::Status => {
             bad("malformed request line")
         }
+    }
+}
+
+/// What speaks another protocol here, as far as its first bytes tell. For a fault that was found
+/// already, so that nothing that is HTTP can be mistaken.
+fn other_protocol(window: &[u8], bytes: &[u8]) -> Option<&'static str> {
+    // RFC 8446 §5.1: the type of a handshake record.
+    const TLS_HANDSHAKE: u8 = 0x16;
+    // The PROXY protocol, versions 1 and 2.
+    if bytes.first() == Some(&TLS_HANDSHAKE) {
+        Some("a TLS handshake on a port without TLS")
+    } else if bytes.starts_with(b"PROXY ") || window.starts_with(b"\r\n\r\n\0") {
+        Some("a PROXY protocol header, which this port does not expect")
+    } else {
+        None
     }
 }
 
@@ -255,6 +275,8 @@ fn check_request_headers(
         Some(_) | None => {}
     }
     headers.only("sec-websocket-key", "several Sec-WebSocket-Key headers").map_err(bad)?;
+    // One might be checked here, and the other one believed by a backend.
+    headers.only("origin", "several Origin headers").map_err(bad)?;
     Ok(match (is_chunked, length) {
         (true, _) => u64::MAX,
         (false, length) => length.unwrap_or(0),
@@ -516,6 +538,25 @@ pub(super) mod tests {
         let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
         assert!(read(get(key).as_bytes()).is_ok());
         assert_eq!(refused(get(&key.repeat(2)), 400), "several Sec-WebSocket-Key headers");
+    }
+
+    #[test]
+    fn several_origins_are_refused() {
+        let origin = "Origin: https://a.example\r\n";
+        assert!(read(get(origin).as_bytes()).is_ok());
+        assert_eq!(refused(get(&origin.repeat(2)), 400), "several Origin headers");
+    }
+
+    #[test]
+    fn other_protocols_are_named() {
+        let tls = "a TLS handshake on a port without TLS";
+        assert_eq!(refused(b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", 400), tls);
+        let proxy = "a PROXY protocol header, which this port does not expect";
+        let line = "PROXY TCP4 192.0.2.7 192.0.2.1 5000 8000\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        assert_eq!(refused(line, 400), proxy);
+        assert_eq!(refused(b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c", 400), proxy);
+        assert_eq!(refused("PROXY / FTP/1.1\r\n\r\n", 400), proxy);
+        assert_eq!(refused("G@T / HTTP/1.1\r\n\r\n", 400), "malformed request line");
     }
 
     #[test]

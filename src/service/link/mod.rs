@@ -241,6 +241,11 @@ impl Link {
         self.keeper.retention()
     }
 
+    /// What was last reported since the link was up, while it is not.
+    pub fn problem(&self) -> Option<&str> {
+        self.reported.last().filter(|_| !self.is_up()).map(String::as_str)
+    }
+
     /// Whether both connections are up and, with a pattern, the subscription is confirmed.
     pub fn is_up(&self) -> bool {
         self.subscriber.is_up() && self.store.is_up()

@@ -2,15 +2,17 @@
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 
-use std::net::SocketAddr;
 use std::rc::Rc;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
+use serde_json::Value;
 
 use super::super::stats::Traffic;
-use super::{ConnectionView, Lifecycle, Snapshot, rfc3339};
+use super::super::upstreams::BackendState;
+use super::{ByViewer, ConnectionView, Lifecycle, Snapshot, Viewer, rfc3339};
 use crate::base::budget::Budget;
 use crate::proto::http::{JSON, Response, Shared};
+use crate::service::trust::Client;
 
 /// `/health`: always 200. The status is `degraded` when the last dial to a backend failed, or when
 /// results are served and Redis is away.
@@ -22,16 +24,23 @@ pub fn health(snapshot: &Snapshot) -> Response {
         version: &'a str,
         uptime_seconds: u64,
         active_connections: u64,
-        backend_services: serde_json::Map<String, serde_json::Value>,
+        /// What each route leads to; null for strangers.
+        backend_services: serde_json::Map<String, Value>,
+        /// The state of each relayed route.
+        backends: serde_json::Map<String, Value>,
         redis: &'static str,
-        backends: serde_json::Map<String, serde_json::Value>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        redis_address: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        problems: Option<Vec<String>>,
     }
-    let backends = snapshot
-        .routes
-        .iter()
-        .filter_map(|route| Some((route.name.to_owned(), route.health()?.word().into())));
-    let services =
-        snapshot.routes.iter().map(|route| (route.name.to_owned(), route.target.clone().into()));
+    let is_admin = snapshot.viewer == Viewer::Admin;
+    let services = snapshot.routes.iter().map(|route| {
+        let target = if is_admin { route.target.clone().into() } else { Value::Null };
+        (route.name.to_owned(), target)
+    });
+    let relayed = snapshot.routes.iter().filter(|route| !route.backends.is_empty());
+    let backends = relayed.map(|route| (route.name.to_owned(), route.state_word().into()));
     json(&Health {
         status: if snapshot.is_degraded() { "degraded" } else { "ok" },
         gateway: "running",
@@ -39,9 +48,28 @@ pub fn health(snapshot: &Snapshot) -> Response {
         uptime_seconds: snapshot.uptime.as_secs(),
         active_connections: snapshot.active_connections(),
         backend_services: services.collect(),
-        redis: snapshot.redis.word(),
         backends: backends.collect(),
+        redis: snapshot.redis.word(),
+        redis_address: snapshot.redis_address.as_deref().filter(|_| is_admin),
+        problems: is_admin.then(|| problems(snapshot)),
     })
+}
+
+/// What is wrong, one sentence each: `input: ws://…: connection refused`.
+fn problems(snapshot: &Snapshot) -> Vec<String> {
+    let mut problems = Vec::new();
+    for route in &snapshot.routes {
+        for backend in &route.backends {
+            if let BackendState::Failed { error, .. } = backend.state {
+                problems.push(format!("{}: {}: {error}", route.name, backend.url));
+            }
+        }
+    }
+    if snapshot.lacks_redis() {
+        let why = snapshot.redis_problem.as_deref().unwrap_or("not connected");
+        problems.push(format!("redis: {why}"));
+    }
+    problems
 }
 
 /// `/ready`: 200; 503 while draining, or while results are served and Redis is away.
@@ -68,11 +96,12 @@ pub fn connections(content: Shared) -> Response {
 ///
 /// The number of connections and all ids come before the first detail, so nothing can be sent
 /// before the last connection is known. Both lists are kept as text in pieces.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ConnectionList {
     count: usize,
     ids: Pieces,
-    details: Pieces,
+    /// `None` if only strangers asked.
+    details: Option<Pieces>,
 }
 
 /// Text in pieces of about [`PIECE_BYTES`].
@@ -86,23 +115,33 @@ struct Pieces {
 const PIECE_BYTES: usize = 64 * 1024;
 
 impl ConnectionList {
+    /// An empty list for `viewer`; that for an admin is also for strangers.
+    pub fn new(viewer: Viewer) -> ConnectionList {
+        let details = (viewer == Viewer::Admin).then(Pieces::default);
+        ConnectionList { count: 0, ids: Pieces::default(), details }
+    }
+
     /// Appends one connection.
     pub fn push(&mut self, connection: &ConnectionView) {
         self.count += 1;
         self.ids.push(&connection.id);
-        self.details.push(&Detail::new(connection));
+        if let Some(details) = &mut self.details {
+            details.push(&Detail::new(connection));
+        }
     }
 
-    /// The whole, charged to `budget` until the last copy is gone.
-    pub fn finish(self, budget: &Budget) -> Shared {
+    /// The whole, for each viewer, charged to `budget` until the last copy is gone.
+    pub fn finish(self, budget: &Budget) -> ByViewer<Shared> {
         let begin = format!(r#"{{"total_connections":{},"connections":["#, self.count);
         let text = |text: &[u8]| std::iter::once(Rc::from(text));
-        let pieces = text(begin.as_bytes())
-            .chain(self.ids.finish())
-            .chain(text(br#"],"details":["#))
-            .chain(self.details.finish())
-            .chain(text(b"]}"));
-        Shared::new(pieces.collect(), budget)
+        let ids: Vec<Rc<[u8]>> = text(begin.as_bytes()).chain(self.ids.finish()).collect();
+        let for_strangers = ids.iter().cloned().chain(text(b"]}"));
+        let stranger = Shared::new(for_strangers.collect(), budget);
+        let admin = self.details.map(|details| {
+            let for_admins = ids.into_iter().chain(text(br#"],"details":["#));
+            Shared::new(for_admins.chain(details.finish()).chain(text(b"]}")).collect(), budget)
+        });
+        ByViewer { admin: admin.unwrap_or_else(|| stranger.clone()), stranger }
     }
 }
 
@@ -124,12 +163,18 @@ impl Pieces {
     }
 }
 
+/// Serializes what is displayed as text.
+fn as_text<S: Serializer>(value: &Client, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
 #[derive(Serialize)]
 struct Detail<'a> {
     id: &'a str,
     route: &'a str,
     state: &'static str,
-    client: SocketAddr,
+    #[serde(serialize_with = "as_text")]
+    client: Client,
     backend: Option<&'a str>,
     task_id: Option<&'a str>,
     opened: String,
@@ -169,8 +214,8 @@ fn json(body: &impl Serialize) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{connection, empty, relayed, text, well};
-    use super::super::{BackendHealth, BackendView, ConnectionView, RedisView, RouteView};
+    use super::super::tests::{connection, empty, failed, relayed, text, well};
+    use super::super::{BackendView, ConnectionView, RedisView, RouteView};
     use super::*;
     use crate::proto::http::Content;
     use crate::service::stats::Stats;
@@ -194,10 +239,62 @@ mod tests {
         let response = health(&snapshot);
         let expected = concat!(
             r#"{"status":"ok","gateway":"running","version":"1.2.3","uptime_seconds":93784,"active_connections":1,"#,
-            r#""backend_services":{"output":"ws://b/","input":"ws://a/, ws://c/","served":"built in"},"redis":"disabled","#,
-            r#""backends":{"output":"ok","input":"ok"}}"#,
+            r#""backend_services":{"output":"ws://b/","input":"ws://a/, ws://c/","served":"built in"},"#,
+            r#""backends":{"output":"ok","input":"ok"},"redis":"disabled","problems":[]}"#,
         );
         assert_eq!((response.status, text(&response)), (200, expected));
+    }
+
+    #[test]
+    fn strangers_learn_no_backend_address_and_task() {
+        let stats = Stats::new();
+        let mut snapshot = empty(&stats);
+        snapshot.viewer = Viewer::Stranger;
+        snapshot.results_wanted = true;
+        snapshot.redis = RedisView::Disconnected;
+        snapshot.redis_address = Some("redis.internal:6379".into());
+        snapshot.redis_problem = Some("redis.internal:6379: Connection refused".into());
+        snapshot.routes = vec![
+            relayed("input", vec![BackendView { state: failed(), ..well("ws://secret/") }]),
+            relayed(
+                "new",
+                vec![BackendView { state: BackendState::Untried, ..well("ws://secret/") }],
+            ),
+            relayed(
+                "mixed",
+                vec![well("ws://secret/"), BackendView { state: failed(), ..well("ws://secret/") }],
+            ),
+        ];
+        snapshot.connections = vec![connection("input_1")];
+        let mut list = ConnectionList::new(Viewer::Admin);
+        list.push(&connection("input_1"));
+        let list = list.finish(&Budget::new(None));
+        for (name, response) in [
+            ("health", health(&snapshot)),
+            ("connections", connections(list.of(Viewer::Stranger).clone())),
+            ("page", super::super::page(&snapshot)),
+        ] {
+            let text = text(&response);
+            for secret in ["ws://secret", "redis.internal", "[::1]:5000", "ws://a/"] {
+                assert!(!text.contains(secret), "{name} has {secret}:\n{text}");
+            }
+        }
+        let seen: Value = serde_json::from_str(text(&health(&snapshot))).unwrap();
+        assert_eq!(seen["backend_services"], json!({"input": null, "new": null, "mixed": null}));
+        assert_eq!(
+            seen["backends"],
+            json!({"input": "failed", "new": "untried", "mixed": "failed"})
+        );
+        assert_eq!((&seen["problems"], &seen["redis_address"]), (&Value::Null, &Value::Null));
+
+        snapshot.viewer = Viewer::Admin;
+        let seen: Value = serde_json::from_str(text(&health(&snapshot))).unwrap();
+        assert_eq!(seen["redis_address"], "redis.internal:6379");
+        assert_eq!(
+            seen["problems"][0],
+            "input: ws://secret/: it closed the connection without an answer"
+        );
+        assert_eq!(seen["problems"][2], "redis: redis.internal:6379: Connection refused");
     }
 
     #[test]
@@ -214,7 +311,7 @@ mod tests {
         let mut snapshot = empty(&stats);
         snapshot.routes = vec![relayed(
             "a",
-            vec![well("ws://a/"), BackendView { health: BackendHealth::Failed, ..well("ws://b/") }],
+            vec![well("ws://a/"), BackendView { state: failed(), ..well("ws://b/") }],
         )];
         assert_eq!(status(&snapshot), "degraded");
 
@@ -233,15 +330,16 @@ mod tests {
 
     #[test]
     fn health_of_a_route_is_that_of_its_worst_tried_backend() {
-        use BackendHealth::{Failed, Ok, Untried};
+        use BackendState::{Ok, Untried};
+        let failed = failed();
         let stats = Stats::new();
         for (backends, word) in [
             (&[Untried, Untried][..], "untried"),
             (&[Untried, Ok], "ok"),
-            (&[Ok, Failed], "failed"),
-            (&[Untried, Failed], "failed"),
+            (&[Ok, failed], "failed"),
+            (&[Untried, failed], "failed"),
         ] {
-            let views = backends.iter().map(|&health| BackendView { health, ..well("ws://a/") });
+            let views = backends.iter().map(|&state| BackendView { state, ..well("ws://a/") });
             let mut snapshot = empty(&stats);
             snapshot.routes = vec![relayed("input", views.collect())];
             let body: Value = serde_json::from_str(text(&health(&snapshot))).unwrap();
@@ -266,9 +364,9 @@ mod tests {
     }
 
     fn listed(views: &[ConnectionView]) -> (Response, Value) {
-        let mut list = ConnectionList::default();
+        let mut list = ConnectionList::new(Viewer::Admin);
         views.iter().for_each(|view| list.push(view));
-        let response = connections(list.finish(&Budget::new(None)));
+        let response = connections(list.finish(&Budget::new(None)).of(Viewer::Admin).clone());
         let body = serde_json::from_slice(text(&response).as_bytes()).unwrap();
         (response, body)
     }

@@ -19,7 +19,6 @@ pub use prometheus::metrics;
 use crate::base::moment::Moment;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
-use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use time::OffsetDateTime;
@@ -27,6 +26,7 @@ use time::macros::format_description;
 
 use super::route::Route;
 use super::stats::{BothWays, Stats};
+use super::trust::Client;
 use super::upstreams::{BackendState, Upstreams};
 
 /// The gateway at one moment.
@@ -45,8 +45,41 @@ pub struct Snapshot<'a> {
     pub results_wanted: bool,
     pub results: ResultsView,
     pub stats: &'a Stats,
+    /// Where Redis is; only of use for admins.
+    pub redis_address: Option<String>,
+    /// Why results cannot be had, if that is so.
+    pub redis_problem: Option<String>,
+    pub viewer: Viewer,
     /// Traffic of open WebSockets, for [`metrics`].
     pub live: Live,
+}
+
+/// Who reads a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Viewer {
+    /// Sees everything.
+    Admin,
+    /// Sees nothing that names a task, an address or a backend.
+    Stranger,
+}
+
+/// Something for each viewer.
+#[derive(Debug, Clone)]
+pub struct ByViewer<T> {
+    /// For admins.
+    pub admin: T,
+    /// For everyone else.
+    pub stranger: T,
+}
+
+impl<T> ByViewer<T> {
+    /// What `viewer` gets.
+    pub fn of(&self, viewer: Viewer) -> &T {
+        match viewer {
+            Viewer::Admin => &self.admin,
+            Viewer::Stranger => &self.stranger,
+        }
+    }
 }
 
 /// Whether new clients should be sent here.
@@ -100,29 +133,12 @@ pub struct BackendView<'a> {
     /// Open connections and connection attempts, over all routes.
     pub active: usize,
     pub resting: bool,
-    /// The outcome of the last attempt to reach it.
-    pub health: BackendHealth,
+    pub state: BackendState,
 }
 
-/// What the last attempt to reach a backend, or the backends of a route, says about it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BackendHealth {
-    /// It succeeded.
-    Ok,
-    /// It failed.
-    Failed,
-    /// Nobody has tried.
-    Untried,
-}
-
-impl BackendHealth {
-    /// The word in `/health`.
-    pub fn word(self) -> &'static str {
-        match self {
-            BackendHealth::Ok => "ok",
-            BackendHealth::Failed => "failed",
-            BackendHealth::Untried => "untried",
-        }
+impl BackendView<'_> {
+    fn has_failed(&self) -> bool {
+        matches!(self.state, BackendState::Failed { .. })
     }
 }
 
@@ -134,7 +150,7 @@ pub struct ConnectionView<'a> {
     pub id: String,
     pub route: &'a str,
     pub state: &'static str,
-    pub client: SocketAddr,
+    pub client: Client,
     pub backend: Option<String>,
     pub task_id: Option<String>,
     pub opened: SystemTime,
@@ -190,6 +206,9 @@ impl<'a> Snapshot<'a> {
             results_wanted: false,
             results: ResultsView::default(),
             stats,
+            redis_address: None,
+            redis_problem: None,
+            viewer: Viewer::Stranger,
             live: Live::default(),
         }
     }
@@ -205,11 +224,7 @@ impl<'a> Snapshot<'a> {
 
     fn is_degraded(&self) -> bool {
         self.lacks_redis()
-            || self
-                .routes
-                .iter()
-                .flat_map(|route| &route.backends)
-                .any(|backend| backend.health == BackendHealth::Failed)
+            || self.routes.iter().flat_map(|route| &route.backends).any(BackendView::has_failed)
     }
 }
 
@@ -220,11 +235,7 @@ impl<'a> RouteView<'a> {
             url: upstreams.url(*id).public_text(),
             active: upstreams.active(*id),
             resting: upstreams.is_resting(*id, now),
-            health: match upstreams.state(*id) {
-                BackendState::Untried => BackendHealth::Untried,
-                BackendState::Ok => BackendHealth::Ok,
-                BackendState::Failed { .. } => BackendHealth::Failed,
-            },
+            state: upstreams.state(*id),
         });
         Self {
             name: &route.name,
@@ -236,14 +247,16 @@ impl<'a> RouteView<'a> {
 }
 
 impl RouteView<'_> {
-    /// Failed if one of its backends is, else ok if one is; `None` where it has none.
-    pub fn health(&self) -> Option<BackendHealth> {
-        let is = |health| self.backends.iter().any(|backend| backend.health == health);
-        match () {
-            () if self.backends.is_empty() => None,
-            () if is(BackendHealth::Failed) => Some(BackendHealth::Failed),
-            () if is(BackendHealth::Ok) => Some(BackendHealth::Ok),
-            () => Some(BackendHealth::Untried),
+    /// Its backends in one word: `failed` if one has failed, `ok` if one is known to work, else
+    /// `untried`.
+    fn state_word(&self) -> &'static str {
+        let is_any = |is: fn(&BackendView) -> bool| self.backends.iter().any(is);
+        if is_any(|backend| backend.has_failed()) {
+            "failed"
+        } else if is_any(|backend| backend.state == BackendState::Ok) {
+            "ok"
+        } else {
+            "untried"
         }
     }
 }
@@ -288,7 +301,10 @@ mod tests {
     };
 
     pub fn empty(stats: &Stats) -> Snapshot<'_> {
-        Snapshot::new("1.2.3", Duration::from_millis(93_784_900), Lifecycle::Serving, stats)
+        let uptime = Duration::from_millis(93_784_900);
+        let mut snapshot = Snapshot::new("1.2.3", uptime, Lifecycle::Serving, stats);
+        snapshot.viewer = Viewer::Admin;
+        snapshot
     }
 
     pub fn relayed<'a>(name: &'a str, backends: Vec<BackendView<'a>>) -> RouteView<'a> {
@@ -296,8 +312,12 @@ mod tests {
         RouteView { name, path: format!("/ws/{name}"), target, backends }
     }
 
+    pub fn failed() -> BackendState {
+        BackendState::Failed { since: Moment::START, error: AttemptError::Unanswered }
+    }
+
     pub fn well(url: &str) -> BackendView<'_> {
-        BackendView { url, active: 1, resting: false, health: BackendHealth::Ok }
+        BackendView { url, active: 1, resting: false, state: BackendState::Ok }
     }
 
     pub fn connection(id: &str) -> ConnectionView<'static> {
@@ -305,7 +325,7 @@ mod tests {
             id: id.into(),
             route: "input",
             state: "open",
-            client: "[::1]:5000".parse().unwrap(),
+            client: Client::Peer("[::1]:5000".parse().unwrap()),
             backend: Some("ws://a/".into()),
             task_id: None,
             opened: SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_007),
@@ -343,13 +363,7 @@ mod tests {
             ("a", "/ws/{x}", "ws://a/{x}?…, ws://b/")
         );
         let told: Vec<_> =
-            view.backends.iter().map(|b| (b.url, b.active, b.resting, b.health)).collect();
-        assert_eq!(
-            told,
-            [
-                ("ws://a/{x}?…", 1, false, BackendHealth::Untried),
-                ("ws://b/", 0, true, BackendHealth::Failed),
-            ]
-        );
+            view.backends.iter().map(|b| (b.url, b.active, b.resting, b.has_failed())).collect();
+        assert_eq!(told, [("ws://a/{x}?…", 1, false, false), ("ws://b/", 0, true, true)]);
     }
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 use data_encoding::BASE64;
 use sha2::{Digest, Sha256};
 
-use super::{BackendHealth, Lifecycle, ResultsView, RouteView, Snapshot, put, rfc3339};
+use super::super::upstreams::BackendState;
+use super::{Lifecycle, ResultsView, RouteView, Snapshot, Viewer, put, rfc3339};
 use crate::proto::http::Response;
 
 /// The most connections that the status page lists; `/connections` has all.
@@ -154,22 +155,23 @@ fn push_route(out: &mut String, route: &RouteView, snapshot: &Snapshot) {
             Html(&route.path)
         ),
     );
+    let is_admin = snapshot.viewer == Viewer::Admin;
     if route.backends.is_empty() {
         put(out, format_args!("{}", Html(&route.target)));
     }
     for (index, backend) in route.backends.iter().enumerate() {
-        let (class, word) = match (backend.health, backend.resting) {
-            (BackendHealth::Ok, _) => ("good", "ok"),
-            (BackendHealth::Untried, _) => ("soft", "not tried yet"),
-            (BackendHealth::Failed, true) => ("bad", "failed, resting"),
-            (BackendHealth::Failed, false) => ("bad", "failed, next client tries"),
+        let (class, word) = match (backend.has_failed(), backend.resting) {
+            (false, _) if backend.state == BackendState::Untried => ("warn", "not tried yet"),
+            (false, _) => ("good", "ok"),
+            (true, true) => ("bad", "failed, resting"),
+            (true, false) => ("bad", "failed, next client tries"),
         };
         let new_line = if index > 0 { "<br>" } else { "" };
         put(
             out,
             format_args!(
                 "{new_line}<code>{}</code> <span class=\"state {class}\">{word}</span>",
-                Html(backend.url)
+                Html(if is_admin { backend.url } else { "backend" })
             ),
         );
     }
@@ -221,7 +223,12 @@ fn push_connections(out: &mut String, snapshot: &Snapshot) {
 /// The note below the list of connections.
 fn push_connections_note(out: &mut String, snapshot: &Snapshot) {
     let (shown, all) = (shown_connections(snapshot), snapshot.active_connections());
-    if shown == 0 {
+    if snapshot.viewer == Viewer::Stranger {
+        let note = "Connections and backends are shown to admins only: requests from an address in \
+                    <code>admin_from</code>, by IP address, <code>localhost</code> or a name in \
+                    <code>server_names</code>.";
+        put(out, format_args!("\n  <p>{note}</p>"));
+    } else if shown == 0 {
         out.push_str("\n  <p>No connection is open.</p>");
     } else if all > shown as u64 {
         put(
@@ -234,6 +241,9 @@ fn push_connections_note(out: &mut String, snapshot: &Snapshot) {
 }
 
 fn shown_connections(snapshot: &Snapshot) -> usize {
+    if snapshot.viewer == Viewer::Stranger {
+        return 0;
+    }
     snapshot.connections.len().min(PAGE_CONNECTIONS_MAX)
 }
 
@@ -288,7 +298,7 @@ fn plural(count: u64, what: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{connection, empty, relayed, text, well};
+    use super::super::tests::{connection, empty, failed, relayed, text, well};
     use super::super::{BackendView, ConnectionView};
     use super::*;
     use crate::service::stats::Stats;
@@ -333,7 +343,7 @@ mod tests {
         assert!(text(&page(&snapshot)).contains("No connection is open."));
         snapshot.routes = vec![relayed(
             "a",
-            vec![BackendView { resting: true, health: BackendHealth::Failed, ..well("ws://a/") }],
+            vec![BackendView { resting: true, state: failed(), ..well("ws://a/") }],
         )];
         assert!(text(&page(&snapshot)).contains("Degraded"));
         assert!(text(&page(&snapshot)).contains("failed, resting"));

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{BackendHealth, BackendView, Lifecycle, Snapshot, put};
+use super::{BackendView, Lifecycle, Snapshot, put};
 use crate::proto::http::Response;
 
 /// The media type of Prometheus' text format.
@@ -129,7 +129,7 @@ fn backend_metrics(snapshot: &Snapshot, out: &mut Exposition) {
     let mut family =
         out.gauge("backend_last_dial_failed", "1 if the last dial to a backend failed.");
     for (url, backend) in &backends {
-        family.labelled(&[("backend", url)], (backend.health == BackendHealth::Failed).into());
+        family.labelled(&[("backend", url)], backend.has_failed().into());
     }
 }
 
@@ -205,7 +205,7 @@ impl Family<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{BOTH, empty, relayed, text, well};
+    use super::super::tests::{BOTH, empty, failed, relayed, text, well};
     use super::super::{ResultsView, page};
     use super::*;
     use crate::service::stats::Stats;
@@ -228,20 +228,12 @@ mod tests {
         snapshot.routes = vec![
             relayed(
                 "input",
-                vec![BackendView {
-                    resting: true,
-                    health: BackendHealth::Failed,
-                    ..well("ws://a/")
-                }],
+                vec![BackendView { resting: true, state: failed(), ..well("ws://a/") }],
             ),
             relayed("same", vec![well("ws://a/"), well("ws://\"\\\n/")]),
             relayed(
                 "sick",
-                vec![BackendView {
-                    resting: true,
-                    health: BackendHealth::Failed,
-                    ..well("ws://c/")
-                }],
+                vec![BackendView { resting: true, state: failed(), ..well("ws://c/") }],
             ),
         ];
         let response = metrics(&snapshot);
