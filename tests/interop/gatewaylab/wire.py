@@ -324,7 +324,7 @@ class Client(Wire):
     def _masked(self, options):
         return {"mask": os.urandom(4), **options}
 
-    def ask(self, target="/", method="GET", headers=(), body=b"", version="HTTP/1.1", host="gateway.test"):
+    def ask(self, target="/", method="GET", headers=(), body=b"", version="HTTP/1.1", host="localhost"):
         """Sends a plain HTTP request."""
         self.send(plain_request(target, method, headers, body, version, host))
 
@@ -407,7 +407,7 @@ def connect(port, host="127.0.0.1", source=None, receive_buffer=None):
     return Client(sock)
 
 
-def plain_request(target="/", method="GET", headers=(), body=b"", version="HTTP/1.1", host="gateway.test"):
+def plain_request(target="/", method="GET", headers=(), body=b"", version="HTTP/1.1", host="localhost"):
     lines = [f"{method} {target} {version}"]
     if host is not None:
         lines.append(f"Host: {host}")
