@@ -14,6 +14,7 @@ use aivtuber_gateway::net::{Side, Source};
 use aivtuber_gateway::service::limits;
 use aivtuber_gateway::service::name::LookUpError;
 use aivtuber_gateway::service::route::{RouteSettings, Target};
+use aivtuber_gateway::service::trust::{self, PeerRule};
 use aivtuber_gateway::service::url::{BackendUrl, Template};
 use aivtuber_gateway::session::jobs::{self, Job};
 use aivtuber_gateway::session::{self, OnBackendFailure};
@@ -786,7 +787,15 @@ fn draw_settings(chance: &mut fastrand::Rng) -> gateway::Settings {
         route("named", "/ws/named", &["ws://name.example:9000/"]),
     ];
     gateway::Settings {
-        trust: Default::default(),
+        // Every client is an admin's.
+        trust: trust::Settings {
+            admin_from: vec![
+                PeerRule::parse("0.0.0.0/0").expect("it is a network"),
+                PeerRule::parse("::/0").expect("it is a network"),
+            ],
+            server_names: vec!["a".into()],
+            ..Default::default()
+        },
         session,
         limits,
         routes,
