@@ -27,6 +27,7 @@ mod snapshot;
 mod timeline;
 
 pub use reload::InEffect;
+use reload::{log_routes, wants_redis};
 
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
@@ -37,7 +38,7 @@ use crate::service::limits::{self, Limits, Refusal};
 use crate::service::link::{self, Link, REDIS_ROLES};
 use crate::service::name::LookUpError;
 use crate::service::results::{Notice, Results};
-use crate::service::route::{RouteSettings, RouteTarget, Routes, Target};
+use crate::service::route::{RouteSettings, RouteTarget, Routes};
 use crate::service::stats::Stats;
 use crate::service::tasks::{self, Tasks};
 use crate::service::trust::{self, Client};
@@ -690,17 +691,6 @@ impl Gateway {
         self.closed.clear();
         self.yielded.clear();
         self.timers = Timers::new();
-    }
-}
-
-/// Some route serves results, and they come from Redis.
-fn wants_redis(routes: &[RouteSettings], link: &link::Settings) -> bool {
-    !link.is_embedded() && routes.iter().any(|route| route.target == Target::Output)
-}
-
-fn log_routes(cx: &Context) {
-    for route in cx.routes.iter() {
-        info!(target: "gateway", "route {} path={} to={}", route.name, route.path, route.target_text(&cx.upstreams));
     }
 }
 

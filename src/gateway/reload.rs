@@ -8,17 +8,17 @@
 
 use std::time::Duration;
 
-use log::warn;
+use log::{info, warn};
 
-use super::{Gateway, Settings, log_routes, wants_redis};
+use super::{Gateway, Settings};
 use crate::base::quoted::Quoted;
 use crate::service::limits;
 use crate::service::link::{self, Link};
-use crate::service::route::RouteSettings;
+use crate::service::route::{RouteSettings, Target};
 use crate::service::tasks;
 use crate::service::trust;
 use crate::service::upstreams;
-use crate::session::{self, Admission};
+use crate::session::{self, Admission, Context};
 
 /// The settings that the parts of a gateway work with, read from each of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,5 +94,16 @@ impl Gateway {
             upstreams: cx.upstreams.settings().clone(),
             redis: cx.results.link().map(|link| (link.settings().clone(), link.retention())),
         }
+    }
+}
+
+/// Some route serves results, and they come from Redis.
+pub(super) fn wants_redis(routes: &[RouteSettings], link: &link::Settings) -> bool {
+    !link.is_embedded() && routes.iter().any(|route| route.target == Target::Output)
+}
+
+pub(super) fn log_routes(cx: &Context) {
+    for route in cx.routes.iter() {
+        info!(target: "gateway", "route {} path={} to={}", route.name, route.path, route.target_text(&cx.upstreams));
     }
 }
