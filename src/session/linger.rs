@@ -284,7 +284,7 @@ mod tests {
             serial: 1,
             opened: Moment::START,
             route: None,
-            task_id: None,
+            rare: None,
             key: 0,
             ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: 5000,
