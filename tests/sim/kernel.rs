@@ -108,6 +108,8 @@ pub struct Kernel {
     /// Calls that changed something. A turn without any is idle.
     pub moves: u64,
     pub trace: Option<Vec<String>>,
+    /// The gateway's process stands still at times, for longer than any timeout.
+    pub stands_still: bool,
     agenda: BTreeMap<(Moment, u64), Action>,
     planned: u64,
     edges: Vec<LinkId>,
@@ -181,6 +183,7 @@ impl Kernel {
             established: VecDeque::new(),
             moves: 0,
             trace: None,
+            stands_still: false,
             agenda: BTreeMap::new(),
             planned: 0,
             edges: Vec::new(),

@@ -14,6 +14,10 @@ const STEPS_MAX: u64 = 3_000_000;
 /// The longest delay of a turn that begins late.
 const LATE_MAX: Duration = Duration::from_millis(1);
 
+/// The longest standstill of a process, and how rare they are among late turns.
+const STANDSTILL_MAX: Duration = Duration::from_secs(90);
+const STANDSTILL_ONE_IN: u32 = 20;
+
 /// A world that follows from its seed.
 pub trait Simulation {
     /// The world of `seed`; with `is_traced` it records a transcript.
@@ -82,7 +86,9 @@ pub trait Simulation {
     fn delay(&mut self) {
         let kernel = &mut *self.kernel().borrow_mut();
         if kernel.nature.has_quirks && kernel.one_in(4) {
-            let wait = kernel.some(LATE_MAX);
+            // Once in a while the process stands still for longer than any timeout.
+            let is_standstill = kernel.stands_still && kernel.one_in(STANDSTILL_ONE_IN);
+            let wait = kernel.some(if is_standstill { STANDSTILL_MAX } else { LATE_MAX });
             kernel.now += wait;
         }
     }

@@ -120,6 +120,7 @@ impl Simulation for World {
             records: has_records(seed),
         };
         let kernel = Kernel::new(seed, nature);
+        kernel.borrow_mut().stands_still = seed % 4 == 1;
         if is_traced {
             kernel.borrow_mut().trace = Some(Vec::new());
         }
@@ -514,7 +515,7 @@ impl World {
     // ---- in the end
 
     /// Everyone has left and has received what was promised.
-    fn judge(&self) -> Result<(), String> {
+    fn judge(&mut self) -> Result<(), String> {
         let count = self.gateway.session_count();
         if count > 0 {
             return Err(format!("{count} sessions never end"));
@@ -531,10 +532,30 @@ impl World {
                 return Err(format!("link {link} is still open"));
             }
         }
+        self.judge_silence()?;
         for peer in self.peers.iter().flatten() {
             self.judge_peer(peer).map_err(|why| format!("peer {}: {why}", peer.link))?;
         }
         Ok(())
+    }
+
+    /// Where every peer answers pings at once, nobody is given up as silent, not even after a standstill
+    /// that was longer than any timeout.
+    fn judge_silence(&mut self) -> Result<(), String> {
+        let answers = |peer: &Peer| {
+            peer.behavior.is_prompt
+                && peer.behavior.ending != Ending::Silent
+                && peer.behavior.pong_after == Some(Duration::ZERO)
+        };
+        if !self.peers.iter().flatten().all(answers) {
+            return Ok(());
+        }
+        let routes = self.gateway.stats().routes();
+        let mut reasons = routes.values().flat_map(|route| route.closed.keys());
+        match reasons.find(|reason| reason.ends_with("_silent")) {
+            Some(reason) => Err(format!("{reason}, though every peer answers")),
+            None => Ok(()),
+        }
     }
 
     fn judge_peer(&self, peer: &Peer) -> Result<(), String> {
@@ -682,6 +703,7 @@ impl World {
         let questions = questions.map(|_| (false, 200)).to_vec();
         let behavior = Behavior { leaves_after: 100 * S, ..prompt() };
         let visitor = (Role::Asker { questions, closes: true }, behavior, head.into_bytes());
+        self.kernel.borrow_mut().stands_still = false;
         self.plan(Duration::ZERO, Plan::Arrive(Box::new(visitor)));
         self.advance(None)?;
         let visitor = self
