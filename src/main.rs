@@ -47,6 +47,7 @@ fn main() -> ExitCode {
     };
     match action {
         Action::Check => {
+            let loaded = loaded.check_machine();
             for warning in &loaded.warnings {
                 complain(0, warning);
             }
@@ -72,14 +73,11 @@ fn start(is_demo: bool, flags: Flags, loaded: Loaded) -> ExitCode {
         Ok(logging) => logging,
         Err(error) => return complain(1, &error.to_string()),
     };
-    for warning in &loaded.warnings {
-        log::warn!(target: "config", "{warning}");
-    }
     let is_on_stderr = loaded.config.log.file.is_none();
     let outcome = if is_demo {
         run_demo(flags, loaded, &logging)
     } else {
-        run(flags, loaded, None, &logging)
+        run(flags, loaded.check_machine(), None, &logging)
     };
     if let Err(why) = &outcome {
         log::error!(target: "main", "{why}");
@@ -103,12 +101,12 @@ fn run_demo(flags: Flags, loaded: Loaded, logging: &Logging) -> Result<(), Strin
     let demo = Demo::start(options)
         .map_err(|error| format!("cannot start the stand-in of the demo: {error}"))?;
     let loaded = load(&flags, Some(&demo)).map_err(|problems| problems.to_string())?;
-    run(flags, loaded, Some(demo), logging)
+    run(flags, loaded.check_machine(), Some(demo), logging)
 }
 
 /// Runs the gateway to its end. The error is a sentence, for exit status 1.
 fn run(flags: Flags, loaded: Loaded, demo: Option<Demo>, logging: &Logging) -> Result<(), String> {
-    let Loaded { config, path, .. } = loaded;
+    let Loaded { config, path, warnings } = loaded;
     let (is_demo, demo) = (demo.is_some(), demo.map(Arc::new));
     log::info!(
         target: "gateway",
@@ -117,10 +115,13 @@ fn run(flags: Flags, loaded: Loaded, demo: Option<Demo>, logging: &Logging) -> R
         named(path.as_deref()),
         config.summary(),
     );
+    for warning in warnings {
+        log::warn!(target: "config", "{warning}");
+    }
     let hooks = Hooks {
         read_config: {
             let demo = demo.clone();
-            Box::new(move || load(&flags, demo.as_deref()))
+            Box::new(move || load(&flags, demo.as_deref()).map(Loaded::check_machine))
         },
         apply_config: {
             let (mut running, logging) = (config.clone(), logging.clone());
@@ -130,9 +131,9 @@ fn run(flags: Flags, loaded: Loaded, demo: Option<Demo>, logging: &Logging) -> R
             let logging = logging.clone();
             Box::new(move || logging.reopen())
         },
-        log_lines_lost: {
+        log_turn: {
             let logging = logging.clone();
-            Box::new(move || logging.lines_lost())
+            Box::new(move |now| logging.turn(now))
         },
     };
     let reactor =

@@ -654,9 +654,14 @@ impl Stage {
         }
         self.gateway.finish_turn();
         self.gateway.shrink_to_fit();
-        while let Some(Job::LookUp { owner, .. }) = self.gateway.poll_job() {
-            if let Some(found) = self.names.clone() {
-                self.answers.push(Answer::LookedUp { owner, found });
+        while let Some(job) = self.gateway.poll_job() {
+            match job {
+                Job::LookUp { owner, .. } => {
+                    if let Some(found) = self.names.clone() {
+                        self.answers.push(Answer::LookedUp { owner, found });
+                    }
+                }
+                Job::File(job) => self.answers.push(job.run()),
             }
         }
         loop {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::logging::{self, Format, Settings};
 
 /// Set in a child: the file it logs to, or nothing for standard error.
@@ -21,7 +22,7 @@ fn a_reader_that_does_not_read_holds_up_nothing() {
         for number in 0..LINES {
             log::info!(target: "test", "number={number} {}", TEXT.repeat(1000));
         }
-        let lost = logging.lines_lost();
+        let lost = logging.turn(Moment::START).lines_lost;
         logging.finish();
         println!("lost={lost}");
         return;

@@ -46,13 +46,8 @@ const COLUMNS_MAX: usize = 140;
 const LINES_MAX: usize = 700;
 
 /// Public items whose first user is still to come, and what they are for. One that is used must leave.
-const AWAITED: [(&str, &str); 5] = [
-    ("set_limit", "the memory limit"),
-    ("excess", "the memory limit"),
-    ("open_cached", "reading files on background threads"),
-    ("is_cached", "reading files on background threads"),
-    ("read_request", "reading files on background threads"),
-];
+const AWAITED: [(&str, &str); 2] =
+    [("set_limit", "the memory limit"), ("excess", "the memory limit")];
 
 /// Words that say nothing in a name.
 const EMPTY_WORDS: [&str; 7] = ["manager", "handler", "helper", "util", "utils", "info", "get"];

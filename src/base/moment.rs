@@ -6,7 +6,7 @@
 use std::fmt;
 use std::num::NonZeroU64;
 use std::ops::{Add, AddAssign, Sub};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// A moment, in nanoseconds since the process began, plus one so that `Option<Moment>` needs no more
 /// room. Lasts for 584 years.
@@ -47,6 +47,25 @@ impl Sub for Moment {
 
     fn sub(self, earlier: Moment) -> Duration {
         Duration::from_nanos(self.0.get().saturating_sub(earlier.0.get()))
+    }
+}
+
+/// The time of day, without a way to read it: what it was at some moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WallClock {
+    moment: Moment,
+    time: SystemTime,
+}
+
+impl WallClock {
+    /// It is `time` at `moment`.
+    pub fn new(moment: Moment, time: SystemTime) -> WallClock {
+        WallClock { moment, time }
+    }
+
+    /// The time at `moment`, which is not earlier than the one that is known.
+    pub fn at(&self, moment: Moment) -> SystemTime {
+        self.time + (moment - self.moment)
     }
 }
 

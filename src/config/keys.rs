@@ -7,12 +7,15 @@ use std::net::SocketAddr;
 
 use super::addresses::{check_prefix, set_admin_listen, set_listen, set_redis};
 use super::kind::Kind;
+use super::problems::BadItem;
+use super::settings::Config;
 use super::values::{GIB, KIB, MIB, TIB, Words, each, parse_level, value_of, word_of};
 use crate::logging;
 use crate::service::link::Subscribe;
 use crate::service::origin::OriginRule;
 use crate::service::trust::{PeerRule, parse_server_name};
 use crate::session::OnBackendFailure;
+use crate::session::output::Mapping;
 
 /// A table of the file.
 pub struct Section {
@@ -232,7 +235,19 @@ pub const SECTIONS: &[Section] = &[
                     example: "\"/seventeen\"",
                 },
             ),
+            live(
+                "path_map",
+                Kind::Map {
+                    get: |c| {
+                        let map = c.gateway.session.output.path_map.iter();
+                        map.map(|mapping| (mapping.from.clone(), mapping.to.clone())).collect()
+                    },
+                    set: |c, pairs| set_path_map(c, pairs),
+                    example: "{ \"/seventeen\" = \"/17\" }",
+                },
+            ),
             live("max_audio", size!(gateway.session.output.max_audio, 1..=TIB)),
+            live("audio_wait", time!(gateway.session.output.audio_wait)),
             live("retain", time!(gateway.tasks.retain)),
             live("max_retained", size!(gateway.tasks.max_retained, 0 or 1..=64 * GIB)),
         ],
@@ -299,3 +314,14 @@ pub const SECTIONS: &[Section] = &[
         ],
     },
 ];
+
+fn set_path_map(config: &mut Config, pairs: &[(String, String)]) -> Result<(), BadItem> {
+    let map = pairs.iter().enumerate().map(|(index, (from, to))| {
+        if from.is_empty() || to.is_empty() {
+            return Err(BadItem::new(index, "a prefix and its replacement must not be empty"));
+        }
+        Ok(Mapping { from: from.clone(), to: to.clone() })
+    });
+    config.gateway.session.output.path_map = map.collect::<Result<_, _>>()?;
+    Ok(())
+}

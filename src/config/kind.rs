@@ -12,7 +12,8 @@ use super::addresses::without_password;
 use super::problems::{BadItem, BadValue};
 use super::settings::Config;
 use super::values::{
-    LONGEST, parse_size, parse_time, quoted, show_size, show_time, strings, type_name, whole,
+    LONGEST, Pair, pairs, parse_size, parse_time, quoted, show_size, show_time, strings, type_name,
+    whole,
 };
 
 /// The type of a key's value, its bounds, and where in [`Config`] it is.
@@ -37,6 +38,13 @@ pub(super) enum Kind {
         /// Another value than the default, as the file has it.
         example: &'static str,
     },
+    /// A table of strings.
+    Map {
+        get: fn(&Config) -> Vec<Pair>,
+        set: SetMap,
+        /// Another value than the default, as the file has it.
+        example: &'static str,
+    },
     /// A string or a list of strings.
     List {
         get: fn(&Config) -> Vec<String>,
@@ -46,6 +54,7 @@ pub(super) enum Kind {
     },
 }
 
+type SetMap = fn(&mut Config, &[Pair]) -> Result<(), BadItem>;
 type SetList = fn(&mut Config, &[String]) -> Result<(), BadItem>;
 
 impl Kind {
@@ -69,6 +78,7 @@ impl Kind {
             }
             Kind::Flag { .. } => "true or false".into(),
             Kind::Text { .. } => "a string".into(),
+            Kind::Map { .. } => "a table of strings such as { \"a\" = \"b\" }".into(),
             Kind::List { .. } => "a string, or a list of strings".into(),
         }
     }
@@ -80,7 +90,9 @@ impl Kind {
             Kind::Size { .. } => "\"17KiB\"",
             Kind::Count { .. } => "17",
             Kind::Flag { .. } => "true",
-            Kind::Text { example, .. } | Kind::List { example, .. } => example,
+            Kind::Text { example, .. } | Kind::Map { example, .. } | Kind::List { example, .. } => {
+                example
+            }
         }
     }
 
@@ -92,6 +104,7 @@ impl Kind {
             Kind::Count { get, .. } => get(config).to_string(),
             Kind::Flag { get, .. } => get(config).to_string(),
             Kind::Text { get, .. } => quoted(&get(config)),
+            Kind::Map { get, .. } => show_map(&get(config)),
             Kind::List { get, .. } => show_list(&get(config)),
         }
     }
@@ -112,6 +125,7 @@ impl Kind {
             Kind::Size { get, set, .. } | Kind::Count { get, set, .. } => set(to, get(from)),
             Kind::Flag { get, set } => set(to, get(from)),
             Kind::Text { get, set, .. } => set(to, &get(from)).expect("a value in use is valid"),
+            Kind::Map { get, set, .. } => set(to, &get(from)).expect("a value in use is valid"),
             Kind::List { get, set, .. } => set(to, &get(from)).expect("a value in use is valid"),
         }
     }
@@ -158,6 +172,13 @@ impl Kind {
                 let text = value.get_ref().as_str().ok_or_else(wrong_type)?;
                 set(config, text).map_err(at)?;
             }
+            Kind::Map { set, .. } => {
+                let (pairs, spans) = pairs(value).ok_or_else(wrong_type)?;
+                set(config, &pairs).map_err(|BadItem { index, why }| BadValue {
+                    span: spans.get(index).cloned().unwrap_or(value.span()),
+                    why,
+                })?;
+            }
             Kind::List { set, .. } => {
                 let (texts, spans) = strings(value).ok_or_else(wrong_type)?;
                 set(config, &texts).map_err(|BadItem { index, why }| BadValue {
@@ -168,6 +189,15 @@ impl Kind {
         }
         Ok(())
     }
+}
+
+fn show_map(pairs: &[Pair]) -> String {
+    if pairs.is_empty() {
+        return "{}".into();
+    }
+    let pairs: Vec<_> =
+        pairs.iter().map(|(from, to)| format!("{} = {}", quoted(from), quoted(to))).collect();
+    format!("{{ {} }}", pairs.join(", "))
 }
 
 fn show_list(texts: &[String]) -> String {

@@ -29,6 +29,7 @@ mod environment;
 mod file;
 mod keys;
 mod kind;
+mod machine;
 mod nearest;
 mod own_address;
 mod problems;

@@ -68,6 +68,20 @@ pub(super) fn strings(value: &Spanned<DeValue<'_>>) -> Option<(Vec<String>, Vec<
     }
 }
 
+/// A key and its string.
+pub(super) type Pair = (String, String);
+
+/// The strings of a table with their keys, each with the place of its value; `None` for anything
+/// else.
+pub(super) fn pairs(value: &Spanned<DeValue<'_>>) -> Option<(Vec<Pair>, Vec<Range<usize>>)> {
+    let DeValue::Table(table) = value.get_ref() else { return None };
+    let pair = |(key, item): (&Spanned<_>, &Spanned<DeValue<'_>>)| {
+        let key: &std::borrow::Cow<'_, str> = key.get_ref();
+        Some(((key.to_string(), item.get_ref().as_str()?.to_owned()), item.span()))
+    };
+    table.iter().map(pair).collect()
+}
+
 /// A TOML integer that is not negative, in any of its notations.
 pub(super) fn whole(number: &toml::de::DeInteger<'_>) -> Option<u64> {
     u64::from_str_radix(number.as_str(), number.radix()).ok()

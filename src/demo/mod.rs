@@ -81,9 +81,10 @@ impl Demo {
     /// Listens on a port that the kernel chooses, on this machine only.
     ///
     /// # Errors
-    /// When the system refuses the socket or the thread.
+    /// When the system refuses the folder, the socket or the thread.
     pub fn start(options: Options) -> io::Result<Demo> {
         let Options { channel_prefix, audio_root } = options;
+        std::fs::create_dir_all(&audio_root)?;
         let inbox: Arc<OnceLock<SocketAddr>> = Arc::default();
         let publish_at = Arc::clone(&inbox);
         let publish = move |task_id: &str, json: &str| match publish_at.get() {

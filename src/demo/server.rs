@@ -185,6 +185,7 @@ impl Connection {
             Ok(()) => info!(target: "demo", "task {task_id} answered text={}B", text.len()),
             Err(error) => warn!(target: "demo", "task {task_id} not answered: {error}"),
         }
+        log::logger().flush();
     }
 }
 

@@ -19,6 +19,7 @@
 #![expect(clippy::indexing_slicing, reason = "keys come from the slab, roles index a pair")]
 
 mod census;
+mod files;
 mod probes;
 mod redis;
 mod refusals;
@@ -26,10 +27,11 @@ mod reload;
 mod snapshot;
 mod timeline;
 
+use files::check_audio_root;
 pub use reload::InEffect;
 use reload::{log_routes, wants_redis};
 
-use crate::base::moment::Moment;
+use crate::base::moment::{Moment, WallClock};
 use crate::base::quoted::Quoted;
 use crate::base::table::FIRST_BYTES;
 use crate::base::timers::Timers;
@@ -178,7 +180,9 @@ impl Gateway {
         cx.routes = Routes::new(routes, &mut cx.upstreams);
         cx.channel_prefix = link.channel_prefix;
         cx.trust = trust;
+        cx.wall = WallClock::new(now, wall);
         log_routes(&cx);
+        check_audio_root(&mut cx);
         Ok(Gateway {
             sessions: Slab::with_capacity(FIRST_BYTES / size_of::<Session>()),
             timers: Timers::new(),
@@ -345,6 +349,7 @@ impl Gateway {
             Answer::LookedUp { owner: NameOwner::Redis(role), found } => {
                 self.redis.handle_addresses(role, found, &mut self.cx)
             }
+            Answer::File(answer) => self.handle_file(answer),
         }
     }
 

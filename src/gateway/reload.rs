@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use log::{info, warn};
 
+use super::files::check_audio_root;
 use super::{Gateway, Settings};
 use crate::base::quoted::Quoted;
 use crate::service::limits;
@@ -66,6 +67,7 @@ impl Gateway {
         self.cx.trust = trust;
         self.drain_timeout = drain_timeout;
         log_routes(&self.cx);
+        check_audio_root(&mut self.cx);
         let keys: Vec<usize> = self.sessions.iter().map(|(key, _)| key).collect();
         for key in keys {
             self.sessions[key].reload(self.cx.now);

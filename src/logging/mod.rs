@@ -1,9 +1,9 @@
-//! The log: one line an event, made by the thread that logs it and written by a thread of its own.
+//! The log: one line an event, made by the thread that logs it and written without holding it up.
 //!
 //! ```text
 //! info!(…) ─► Logger: level, target, one escaped line ─► simplelog ─► Lines ─► Queue
 //!
-//!   Queue ─► the writer thread: Sink ─► file or standard error
+//!   Queue ─► Sink: file (by the writer thread) or standard error (by the loop)
 //! ```
 //!
 //! Text lines are `2026-11-22T10:00:00.123Z INFO  relay input_1 opened client=127.0.0.1:52010`: UTC
@@ -14,9 +14,10 @@
 //!
 //! What to know before changing it:
 //!
-//! - **Logging never waits.** A thread that logs appends to a buffer in memory. Only the writer
-//!   touches the disk, so a slow or full one, or a reader of standard error that does not read,
-//!   holds up nothing.
+//! - **Logging never waits.** A thread that logs appends to a buffer in memory. Only a thread of
+//!   its own, the writer, touches the disk, so a slow or full one holds up nothing. Standard error
+//!   that is a terminal, a pipe or a socket is written by the loop, as far as it takes bytes at
+//!   once.
 //! - **Gathered.** The first line after a pause is written at once; lines that follow within 20 ms
 //!   are written together.
 //! - **Whole lines.** What was written of a line before a failure is continued, or ended with a
@@ -42,6 +43,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::base::moment::Moment;
+use crate::reactor::LogState;
 use line::write_line;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 pub use queue::WAITING_BYTES_MAX;
@@ -111,15 +114,14 @@ pub enum Format {
 /// When the system allows no more threads, or there is a logger already.
 pub fn start(settings: Settings) -> io::Result<Logging> {
     let level = settings.level;
-    let shared = Arc::new(Shared::new(settings.clone()));
-    let sink = Sink::open(settings);
+    let shared = Arc::new(Shared::new(settings.clone(), Sink::open(settings)));
     let logger = Logger::new(Arc::clone(&shared));
     log::set_boxed_logger(Box::new(logger)).map_err(io::Error::other)?;
     let writer = Arc::clone(&shared);
     std::thread::Builder::new()
         .name("log".into())
         .stack_size(STACK_BYTES)
-        .spawn(move || writer.queue.write_all(sink))?;
+        .spawn(move || writer.queue.write_all())?;
     log::set_max_level(level);
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -164,9 +166,10 @@ impl Logging {
         lock(&self.shared.settings).clone()
     }
 
-    /// Lines that were never written, since the start.
-    pub fn lines_lost(&self) -> u64 {
-        self.shared.queue.lines_lost()
+    /// Writes the lines that are due, if that cannot wait for anything; others are left to the
+    /// writer. Called once a turn of the loop.
+    pub fn turn(&self, now: Moment) -> LogState {
+        self.shared.queue.turn(now)
     }
 
     /// Waits until all lines are written, for a second at most. The last call before the process
@@ -177,9 +180,9 @@ impl Logging {
 }
 
 impl Shared {
-    fn new(settings: Settings) -> Shared {
+    fn new(settings: Settings, sink: Sink) -> Shared {
         let shared = Shared {
-            queue: Queue::default(),
+            queue: Queue::new(sink),
             settings: Mutex::default(),
             is_json: AtomicBool::new(false),
         };
@@ -342,7 +345,8 @@ mod tests {
     #[test]
     fn lines_pass_through_simplelog_whole() {
         let folder = Folder::new("logger");
-        let shared = Arc::new(Shared::new(Settings::default()));
+        let sink = sink(folder.file("log"));
+        let shared = Arc::new(Shared::new(Settings::default(), sink));
         let logger = Logger::new(Arc::clone(&shared));
         // `Logger::log` asks the global level, which other tests leave alone.
         log::set_max_level(LevelFilter::Info);
@@ -353,11 +357,10 @@ mod tests {
                 &Record::builder().level(level).target("t").args(format_args!("{text}")).build(),
             );
         }
-        let sink = sink(folder.file("log"));
         assert_eq!(folder.read("log"), "");
         std::thread::spawn({
             let shared = Arc::clone(&shared);
-            move || shared.queue.write_all(sink)
+            move || shared.queue.write_all()
         });
         logger.flush();
         let text = folder.read("log");

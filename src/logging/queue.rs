@@ -1,14 +1,21 @@
-//! Lines between the threads that log and the one that writes.
+//! Lines between the threads that log and what writes them.
 //!
 //! Whoever logs only appends to a buffer under a lock that nobody holds for longer than it takes to
-//! copy a line or to swap two buffers. The writer takes the whole buffer at once and writes it with
-//! the lock released, so a disk that hangs holds up the writer and nothing else.
+//! copy a line or to swap two buffers. There are two ways from there to the [`Sink`]:
+//!
+//! - **A file** may be on a disk that hangs. The writer thread takes the whole buffer at once and
+//!   writes it with the lock released, so the disk holds up this thread and nothing else.
+//! - **Standard error**, if it is a terminal, a pipe or a socket, tells beforehand whether a write
+//!   would wait. The loop writes it itself, at the end of a turn ([`Queue::turn`]): that saves
+//!   waking a thread. The writer thread helps out where the reader is slow.
 
 #![expect(clippy::disallowed_methods, reason = "the log has a file and a wall clock of its own")]
 
 use super::Settings;
 use super::sink::{BUFFER_BYTES, Sink};
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::base::moment::Moment;
+use crate::reactor::LogState;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,9 +32,13 @@ const GATHER: Duration = Duration::from_millis(20);
 const RETRY: Duration = Duration::from_millis(100);
 
 /// What the threads that log share with the writer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Queue {
     state: Mutex<State>,
+    /// Held while lines are written.
+    sink: Mutex<Sink>,
+    /// The sink never waits, so the loop may write to it.
+    never_waits: AtomicBool,
     /// There is something to do for the writer.
     has_work: Condvar,
     /// The writer has answered a flush.
@@ -47,6 +58,8 @@ struct State {
     flushes_asked: u64,
     flushes_done: u64,
     writer: Writer,
+    /// When the loop may write next.
+    turn_at: Option<Moment>,
 }
 
 /// What the writer does beside writing lines. What was logged before still goes to the old file.
@@ -70,6 +83,17 @@ enum Writer {
 }
 
 impl Queue {
+    pub(super) fn new(sink: Sink) -> Queue {
+        Queue {
+            state: Mutex::default(),
+            never_waits: AtomicBool::new(sink.never_waits()),
+            sink: Mutex::new(sink),
+            has_work: Condvar::new(),
+            has_flushed: Condvar::new(),
+            lines_lost: AtomicU64::new(0),
+        }
+    }
+
     /// Appends a line with its newline, or drops and counts it.
     pub(super) fn push(&self, line: &[u8]) {
         let mut state = self.lock();
@@ -84,7 +108,8 @@ impl Queue {
         state.lines.extend_from_slice(line);
         let is_urgent = match state.writer {
             Writer::Busy => false,
-            Writer::Idle => true,
+            // Where the loop writes, the end of its turn comes soon.
+            Writer::Idle => !self.never_waits(),
             // Only once: the writer is busy from then on.
             Writer::Pausing => state.taken_bytes == 0 && state.lines.len() >= GATHER_BYTES,
         };
@@ -108,13 +133,55 @@ impl Queue {
         self.has_work.notify_one();
     }
 
+    /// Writes what is due, if that cannot wait. Called once a turn of the loop. Returns when the
+    /// lines that were not written are due.
+    pub(super) fn turn(&self, now: Moment) -> LogState {
+        LogState { due_at: self.write_if_due(now), lines_lost: self.lines_lost() }
+    }
+
+    fn write_if_due(&self, now: Moment) -> Option<Moment> {
+        if !self.never_waits() {
+            return None;
+        }
+        let state = self.lock();
+        let has_lines = state.taken_bytes > 0 || !state.lines.is_empty() || state.dropped > 0;
+        if !has_lines {
+            return None;
+        }
+        if let Some(at) = state.turn_at
+            && at > now
+            && state.lines.len() < GATHER_BYTES
+        {
+            return Some(at);
+        }
+        drop(state);
+        // The writer has it for a moment only: it does not wait in this mode either.
+        if let Ok(mut sink) = self.sink.try_lock() {
+            self.write_once(&mut sink);
+        }
+        let mut state = self.lock();
+        let is_behind = state.taken_bytes > 0 || !state.lines.is_empty();
+        let at = now + if is_behind { RETRY } else { GATHER };
+        state.turn_at = Some(at);
+        is_behind.then_some(at)
+    }
+
     /// Waits until everything logged so far is written, or cannot be, but no longer than `limit`.
     pub(super) fn flush(&self, limit: Duration) {
         let mut state = self.lock();
         state.flushes_asked += 1;
         let ticket = state.flushes_asked;
-        state.writer = Writer::Busy;
-        self.has_work.notify_one();
+        if self.never_waits() {
+            drop(state);
+            if let Ok(mut sink) = self.sink.try_lock() {
+                self.write_once(&mut sink);
+            }
+            state = self.lock();
+        }
+        if state.flushes_done < ticket {
+            state.writer = Writer::Busy;
+            self.has_work.notify_one();
+        }
         drop(
             self.has_flushed
                 .wait_timeout_while(state, limit, |state| state.flushes_done < ticket)
@@ -127,18 +194,17 @@ impl Queue {
         self.lines_lost.load(Ordering::Relaxed)
     }
 
-    /// The writer: writes what is logged until the process ends.
-    pub(super) fn write_all(&self, mut sink: Sink) {
+    /// The writer thread: writes what is logged until the process ends.
+    pub(super) fn write_all(&self) {
         loop {
-            self.write_once(&mut sink);
-            self.pause(&sink);
+            self.write_once(&mut self.sink.lock().unwrap_or_else(PoisonError::into_inner));
+            self.pause();
         }
     }
 
     /// Takes what there is and writes it.
     fn write_once(&self, sink: &mut Sink) {
         let mut state = self.lock();
-        state.writer = Writer::Busy;
         sink.take_lines(&mut state.lines);
         sink.note_dropped(std::mem::take(&mut state.dropped));
         state.taken_bytes = sink.waiting_bytes();
@@ -152,6 +218,7 @@ impl Queue {
             Some(Request::Apply(settings)) => sink.apply(settings),
             None => {}
         }
+        self.never_waits.store(sink.never_waits(), Ordering::Relaxed);
         self.lines_lost.fetch_add(sink.take_lost(), Ordering::Relaxed);
 
         let mut state = self.lock();
@@ -164,17 +231,17 @@ impl Queue {
         }
     }
 
-    /// Waits until there is something to write: for a while after a write, then for as long as it
-    /// takes.
-    fn pause(&self, sink: &Sink) {
-        let is_retry = sink.waiting_bytes() > 0;
-        let until = Instant::now() + if is_retry { RETRY } else { GATHER };
+    /// Waits until there is something for the writer thread: for a while after a write, then for as
+    /// long as it takes.
+    fn pause(&self) {
         let mut state = self.lock();
+        let is_retry = state.taken_bytes > 0;
+        let until = Instant::now() + if is_retry { RETRY } else { GATHER };
         loop {
             let is_full = state.lines.len() >= GATHER_BYTES;
             let is_flush = state.flushes_done < state.flushes_asked;
             if state.request.is_some() || !is_retry && (is_full || is_flush) {
-                return;
+                break;
             }
             let left = until.saturating_duration_since(Instant::now());
             if !left.is_zero() {
@@ -184,11 +251,16 @@ impl Queue {
                 continue;
             }
             if is_retry || !state.lines.is_empty() || state.dropped > 0 {
-                return;
+                break;
             }
             state.writer = Writer::Idle;
             state = self.has_work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        state.writer = Writer::Busy;
+    }
+
+    fn never_waits(&self) -> bool {
+        self.never_waits.load(Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -204,12 +276,16 @@ mod tests {
     use std::fs;
     use std::sync::{Arc, mpsc};
 
-    fn queue(lines: &[&str]) -> Queue {
-        let queue = Queue::default();
+    fn queue(sink: Sink, lines: &[&str]) -> Queue {
+        let queue = Queue::new(sink);
         for line in lines {
             queue.push(line.as_bytes());
         }
         queue
+    }
+
+    fn write(queue: &Queue) {
+        queue.write_once(&mut queue.sink.lock().unwrap());
     }
 
     fn waiting(queue: &Queue) -> usize {
@@ -219,19 +295,19 @@ mod tests {
     #[test]
     fn lines_are_taken_at_once_and_written_in_order() {
         let folder = Folder::new("queue");
-        let mut sink = sink(folder.file("log"));
-        let queue = queue(&["one\n", "two\n"]);
+        let queue = queue(sink(folder.file("log")), &["one\n", "two\n"]);
         assert_eq!(waiting(&queue), 8);
-        queue.write_once(&mut sink);
+        write(&queue);
         assert_eq!(waiting(&queue), 0);
         queue.push(b"three\n");
-        queue.write_once(&mut sink);
+        write(&queue);
         assert_eq!(folder.read("log"), "one\ntwo\nthree\n");
     }
 
     #[test]
     fn a_line_wakes_an_idle_writer_only() {
-        let queue = Queue::default();
+        let folder = Folder::new("queue-wake");
+        let queue = queue(sink(folder.file("log")), &[]);
         queue.lock().writer = Writer::Idle;
         queue.push(b"first\n");
         assert_eq!(queue.lock().writer, Writer::Busy);
@@ -247,14 +323,13 @@ mod tests {
     fn lines_beyond_the_limit_are_dropped_and_counted() {
         let folder = Folder::new("queue-full");
         std::os::unix::fs::symlink("/dev/full", folder.file("log")).unwrap();
-        let mut sink = sink(folder.file("log"));
-        let queue = Queue::default();
+        let queue = queue(sink(folder.file("log")), &[]);
         let line = [b"x".repeat(1023), b"\n".to_vec()].concat();
         let fitting = WAITING_BYTES_MAX / 1024;
         for number in 0..fitting + 7 {
             if number == fitting / 2 {
                 // What the writer has taken and could not write counts too.
-                queue.write_once(&mut sink);
+                write(&queue);
             }
             queue.push(&line);
         }
@@ -262,14 +337,14 @@ mod tests {
 
         fs::remove_file(folder.file("log")).unwrap();
         queue.ask(Request::Reopen);
-        queue.write_once(&mut sink);
-        queue.write_once(&mut sink);
+        write(&queue);
+        write(&queue);
         let text = folder.read("log");
         assert_eq!(text.lines().count(), fitting + 1);
         let last = text.lines().last().unwrap();
         assert!(last.contains("WARN  logging lines lost=7:"), "{last}");
         queue.push(b"after\n");
-        queue.write_once(&mut sink);
+        write(&queue);
         assert!(folder.read("log").ends_with("\nafter\n"), "the loss is reported once");
         assert_eq!(queue.lines_lost(), 7);
     }
@@ -277,13 +352,12 @@ mod tests {
     #[test]
     fn lines_before_a_reopening_are_in_the_old_file() {
         let folder = Folder::new("queue-reopen");
-        let mut sink = sink(folder.file("log"));
+        let queue = queue(sink(folder.file("log")), &["old\n"]);
         fs::rename(folder.file("log"), folder.file("log.old")).unwrap();
-        let queue = queue(&["old\n"]);
         queue.ask(Request::Reopen);
-        queue.write_once(&mut sink);
+        write(&queue);
         queue.push(b"new\n");
-        queue.write_once(&mut sink);
+        write(&queue);
         assert_eq!(folder.read("log.old"), "old\n");
         assert_eq!(folder.read("log"), "new\n");
     }
@@ -291,24 +365,22 @@ mod tests {
     #[test]
     fn new_settings_are_not_forgotten_over_a_reopening() {
         let folder = Folder::new("queue-apply");
-        let mut sink = sink(folder.file("log"));
-        let queue = queue(&["old\n"]);
+        let queue = queue(sink(folder.file("log")), &["old\n"]);
         let settings = Settings { file: Some(folder.file("other")), ..Settings::default() };
         queue.ask(Request::Apply(settings));
         queue.ask(Request::Reopen);
-        queue.write_once(&mut sink);
+        write(&queue);
         queue.push(b"new\n");
-        queue.write_once(&mut sink);
+        write(&queue);
         assert_eq!((folder.read("log"), folder.read("other")), ("old\n".into(), "new\n".into()));
     }
 
     #[test]
     fn a_flush_waits_for_the_lines_before_it() {
         let folder = Folder::new("queue-flush");
-        let sink = sink(folder.file("log"));
-        let queue = Arc::new(queue(&["first\n"]));
+        let queue = Arc::new(queue(sink(folder.file("log")), &["first\n"]));
         let writer = Arc::clone(&queue);
-        std::thread::spawn(move || writer.write_all(sink));
+        std::thread::spawn(move || writer.write_all());
         let limit = Duration::from_secs(30);
         queue.flush(limit);
         assert_eq!(folder.read("log"), "first\n");
@@ -328,16 +400,16 @@ mod tests {
         std::os::unix::fs::symlink("/dev/full", folder.file("log")).unwrap();
         let settings = Settings { file: Some(folder.file("log")), ..Settings::default() };
         // A report takes as long as a disk that hangs.
-        let mut sink = Sink::open_reporting(settings, |_| {
+        let sink = Sink::open_reporting(settings, |_| {
             if let Some((entered, is_released)) = GATE.lock().unwrap().take() {
                 entered.send(()).unwrap();
                 is_released.recv().unwrap();
             }
         });
-        let queue = Arc::new(queue(&["first\n"]));
+        let queue = Arc::new(queue(sink, &["first\n"]));
         let writer = std::thread::spawn({
             let queue = Arc::clone(&queue);
-            move || queue.write_once(&mut sink)
+            move || write(&queue)
         });
         has_entered.recv().unwrap();
         let (logged, has_logged) = mpsc::channel();
@@ -346,6 +418,7 @@ mod tests {
             move || {
                 queue.push(b"second\n");
                 queue.ask(Request::Reopen);
+                assert_eq!(queue.turn(Moment::START).due_at, None);
                 logged.send(queue.lines_lost()).unwrap();
             }
         });
@@ -358,11 +431,55 @@ mod tests {
     fn a_flush_does_not_wait_for_a_full_disk() {
         let folder = Folder::new("queue-full-disk");
         std::os::unix::fs::symlink("/dev/full", folder.file("log")).unwrap();
-        let mut sink = sink(folder.file("log"));
-        let queue = queue(&["line\n"]);
+        let queue = queue(sink(folder.file("log")), &["line\n"]);
         queue.lock().flushes_asked = 1;
-        queue.write_once(&mut sink);
+        write(&queue);
         assert_eq!(queue.lock().flushes_done, 1);
-        assert_eq!(sink.waiting_bytes(), 5);
+        assert_eq!(queue.lock().taken_bytes, 5);
+    }
+
+    #[test]
+    fn the_loop_writes_where_nothing_waits() {
+        let folder = Folder::new("queue-turn");
+        let queue = queue(sink(folder.file("log")), &[]);
+        queue.never_waits.store(true, Ordering::Relaxed);
+        queue.sink.lock().unwrap().pretend_never_to_wait();
+        queue.lock().writer = Writer::Idle;
+        let start = Moment::START;
+        assert_eq!(queue.turn(start).due_at, None, "no line");
+        queue.push(b"first\n");
+        assert_eq!(queue.lock().writer, Writer::Idle, "the writer is not woken");
+        assert_eq!(queue.turn(start).due_at, None);
+        assert_eq!(folder.read("log"), "first\n", "at once");
+        queue.push(b"second\n");
+        assert_eq!(queue.turn(start + GATHER / 2).due_at, Some(start + GATHER));
+        assert_eq!(folder.read("log"), "first\n");
+        queue.push(b"third\n");
+        assert_eq!(queue.turn(start + GATHER).due_at, None);
+        assert_eq!(folder.read("log"), "first\nsecond\nthird\n");
+        queue.push(&b"x\n".repeat(GATHER_BYTES));
+        queue.turn(start + GATHER);
+        assert_eq!(waiting(&queue), 0, "much is not gathered");
+
+        let held = queue.sink.lock().unwrap();
+        queue.push(b"fourth\n");
+        let at = start + GATHER * 3;
+        assert_eq!(queue.turn(at).due_at, Some(at + RETRY), "never waits for the writer");
+        drop(held);
+        assert_eq!(queue.turn(at + RETRY).due_at, None);
+        assert!(folder.read("log").ends_with("fourth\n"));
+        queue.push(b"fifth\n");
+        queue.flush(Duration::from_secs(30));
+        assert!(folder.read("log").ends_with("fifth\n"), "without the writer");
+    }
+
+    #[test]
+    fn lines_that_were_not_taken_are_due_again() {
+        let folder = Folder::new("queue-retry");
+        std::os::unix::fs::symlink("/dev/full", folder.file("log")).unwrap();
+        let queue = queue(sink(folder.file("log")), &["line\n"]);
+        queue.never_waits.store(true, Ordering::Relaxed);
+        queue.sink.lock().unwrap().pretend_never_to_wait();
+        assert_eq!(queue.turn(Moment::START).due_at, Some(Moment::START + RETRY));
     }
 }

@@ -1,5 +1,5 @@
-//! Writes lines to the log file or to standard error. Used by the writer thread alone, so it may
-//! wait for a disk.
+//! Writes lines to the log file or to standard error. A write to a file may wait for its disk, see
+//! [`Sink::never_waits`].
 
 #![expect(clippy::indexing_slicing, reason = "positions come from the same buffer")]
 #![expect(clippy::disallowed_methods, reason = "the log has a file and a wall clock of its own")]
@@ -10,9 +10,10 @@ use super::file;
 use super::line::write_line;
 use log::Level;
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::FileType;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 use time::OffsetDateTime;
@@ -42,6 +43,10 @@ pub(super) struct Sink {
     lost_unreported: u64,
     /// From the report that the file cannot be written until the report that it is written again.
     is_failing: bool,
+    /// Standard error is a file on a disk.
+    is_stderr_a_file: bool,
+    #[cfg(test)]
+    pretends_never_to_wait: bool,
     /// Where reports about the log itself go: standard error, and a list in tests.
     report: fn(&str),
 }
@@ -73,6 +78,9 @@ impl Sink {
             lost: 0,
             lost_unreported: 0,
             is_failing: false,
+            is_stderr_a_file: is_file(io::stderr().as_fd()),
+            #[cfg(test)]
+            pretends_never_to_wait: false,
             report,
         };
         sink.open_file();
@@ -102,6 +110,21 @@ impl Sink {
     /// Bytes that are not written yet.
     pub(super) fn waiting_bytes(&self) -> usize {
         self.buffer.len()
+    }
+
+    /// Whether writing waits for nothing: to standard error that is a terminal, a pipe or a socket,
+    /// which can be asked first. Not while it replaces a file that is opened again now and then.
+    pub(super) fn never_waits(&self) -> bool {
+        #[cfg(test)]
+        if self.pretends_never_to_wait {
+            return true;
+        }
+        self.settings.file.is_none() && !self.is_stderr_a_file
+    }
+
+    #[cfg(test)]
+    pub(super) fn pretend_never_to_wait(&mut self) {
+        self.pretends_never_to_wait = true;
     }
 
     /// Whether the file cannot be written at present.
@@ -305,6 +328,12 @@ fn write_stderr(bytes: &[u8]) -> io::Result<usize> {
     }
     // Not through `io::Stderr`, which reports a closed descriptor as success.
     Ok(rustix::io::write(stderr.as_fd(), &bytes[..bytes.len().min(PIPE_BYTES)])?)
+}
+
+/// Whether writing to it may wait for a disk.
+fn is_file(descriptor: BorrowedFd<'_>) -> bool {
+    let kind = rustix::fs::fstat(descriptor).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    !matches!(kind, Ok(FileType::Fifo | FileType::Socket | FileType::CharacterDevice))
 }
 
 fn report_on_stderr(text: &str) {

@@ -33,7 +33,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rustix::fs::{Advice, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::fs::{Access, Advice, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
 /// Bytes that a background read asks the kernel to read ahead of what it was asked for.
@@ -77,6 +77,8 @@ pub enum OpenError {
     NotRegular,
     /// Larger than allowed.
     TooLarge,
+    /// The folder itself cannot be opened, or no file in it.
+    NoRoot(Errno),
     /// Only from [`Root::open_cached`]: the answer is not in memory. [`OpenRequest::run`] finds it
     /// out.
     WouldWait,
@@ -136,6 +138,16 @@ pub struct OpenRequest {
     bytes_max: u64,
 }
 
+/// A folder to be checked by a thread that may wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootRequest {
+    folder: PathBuf,
+}
+
+/// A folder that can be opened, for [`LocalDevices::note`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FoundRoot(Device);
+
 /// Bytes to be read by a thread that may wait.
 #[derive(Clone, Debug)]
 pub struct ReadRequest {
@@ -167,7 +179,10 @@ impl Root<'_> {
         let relative = self.relative(name)?.ok_or(OpenError::WouldWait)?;
         let steps = steps(relative)?;
         let root = rustix::fs::openat2(CWD, self.folder, ROOT, Mode::empty(), ResolveFlags::CACHED)
-            .map_err(cached_error)?;
+            .map_err(|errno| match cached_error(errno) {
+                OpenError::WouldWait => OpenError::WouldWait,
+                _ => root_error(errno),
+            })?;
         let root_device = local.find(device_number(&root)?).ok_or(OpenError::WouldWait)?;
         let path: PathBuf = steps.iter().collect();
         // Without NO_XDEV the file might be on another file system, of which nothing is known.
@@ -192,8 +207,7 @@ impl Root<'_> {
             None => self.relative_to_real(name)?,
         };
         let steps = steps(&relative)?;
-        let root = rustix::fs::openat(CWD, self.folder, ROOT, Mode::empty()).map_err(open_error)?;
-        let root_device = Device { number: device_number(&root)?, kind: device_kind(&root) };
+        let (root, root_device) = open_root(self.folder)?;
         let file = open_beneath(root.as_fd(), &steps).map_err(open_error)?;
         let kind = device_kind(&file);
         self.check(file, kind, root_device)
@@ -245,6 +259,21 @@ impl OpenRequest {
     }
 }
 
+impl RootRequest {
+    /// A check of `folder`.
+    pub fn new(folder: &Path) -> RootRequest {
+        RootRequest { folder: folder.to_path_buf() }
+    }
+
+    /// Opens the folder, and checks that files in it could be opened. May block for as long as the
+    /// file system does.
+    pub fn run(&self) -> Result<FoundRoot, OpenError> {
+        let (root, device) = open_root(&self.folder)?;
+        rustix::fs::accessat(&root, ".", Access::EXEC_OK, AtFlags::EACCESS).map_err(root_error)?;
+        Ok(FoundRoot(device))
+    }
+}
+
 impl ReadRequest {
     /// Reads the bytes, and asks the kernel to have those behind them at hand soon. May block for
     /// as long as the file system does.
@@ -275,6 +304,11 @@ impl OpenFile {
     /// When it was opened.
     pub fn state(&self) -> FileState {
         self.state
+    }
+
+    /// The folder that it was opened in.
+    pub fn root(&self) -> FoundRoot {
+        FoundRoot(self.root)
     }
 
     /// Now; `None` if the answer may have to be waited for (then a [`ReadRequest`] brings it), or
@@ -330,11 +364,12 @@ impl OpenFile {
 }
 
 impl LocalDevices {
-    /// Notes the file system of a file that [`OpenRequest::run`] has opened.
-    pub fn note(&mut self, file: &OpenFile) {
-        self.0.retain(|device| device.number != file.root.number);
-        if file.root.kind != DeviceKind::Other {
-            self.0.push(file.root);
+    /// Notes the file system of a folder that was opened by a thread that may wait.
+    pub fn note(&mut self, root: FoundRoot) {
+        let FoundRoot(root) = root;
+        self.0.retain(|device| device.number != root.number);
+        if root.kind != DeviceKind::Other {
+            self.0.push(root);
         }
         if self.0.len() > LOCAL_DEVICES_MAX {
             self.0.remove(0);
@@ -354,6 +389,13 @@ impl From<&Metadata> for FileState {
             modified: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
         }
     }
+}
+
+/// Opens the folder for files to be opened beneath. May wait.
+fn open_root(folder: &Path) -> Result<(OwnedFd, Device), OpenError> {
+    let root = rustix::fs::openat(CWD, folder, ROOT, Mode::empty()).map_err(root_error)?;
+    let device = Device { number: device_number(&root)?, kind: device_kind(&root) };
+    Ok((root, device))
 }
 
 /// Opens a file for reading beneath `root`, in whatever way the kernel knows. May wait.
@@ -446,6 +488,13 @@ fn open_error(errno: Errno) -> OpenError {
         Errno::FBIG | Errno::OVERFLOW => OpenError::TooLarge,
         Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS => OpenError::Shortage(errno),
         errno => OpenError::Unreadable(errno),
+    }
+}
+
+fn root_error(errno: Errno) -> OpenError {
+    match open_error(errno) {
+        shortage @ OpenError::Shortage(_) => shortage,
+        _ => OpenError::NoRoot(errno),
     }
 }
 
@@ -551,7 +600,7 @@ mod tests {
         let probe = folder.join("probe");
         fs::write(&probe, "").unwrap();
         let mut local = LocalDevices::default();
-        local.note(&open(folder, "probe").unwrap());
+        local.note(open(folder, "probe").unwrap().root());
         fs::remove_file(probe).unwrap();
         local
     }
@@ -683,7 +732,8 @@ mod tests {
     fn a_root_may_appear_late_and_be_replaced() {
         let folder = Folder::new("late");
         let later = folder.0.join("later");
-        assert_eq!(open(&later, "a.wav").err(), Some(NotFound));
+        assert_eq!(open(&later, "a.wav").err(), Some(NoRoot(Errno::NOENT)));
+        assert_eq!(RootRequest::new(&later).run(), Err(NoRoot(Errno::NOENT)));
         for content in ["one", "other"] {
             fs::create_dir(&later).unwrap();
             folder.write("later/a.wav", content.as_bytes());
@@ -717,7 +767,7 @@ mod tests {
         let mut file = root.open_cached(name, &local).unwrap();
         // The same number now belongs to another kind of file system.
         file.root.kind = DeviceKind::Other;
-        local.note(&file);
+        local.note(file.root());
         assert_eq!(root.open_cached(name, &local).err(), Some(WouldWait));
         file.kind = DeviceKind::Other;
         assert!(!file.is_cached(0, 1) && file.state_now().is_none());

@@ -234,7 +234,12 @@ pub fn error_message(error: &str, task: Option<&TaskId>) -> String {
 }
 
 /// Announces the binary message that follows: chunk `chunk_id`, counted from 0, of `total_chunks`.
-pub fn audio_chunk(task: &TaskId, chunk_id: u64, total_chunks: u64) -> String {
+pub fn audio_chunk(task: &TaskId, chunk_id: u64, offset: u64, total_chunks: Option<u64>) -> String {
+    let Some(total_chunks) = total_chunks else {
+        return format!(
+            r#"{{"type":"audio_chunk","task_id":"{task}","chunk_id":{chunk_id},"total_chunks":null,"offset":{offset}}}"#
+        );
+    };
     format!(
         r#"{{"type":"audio_chunk","task_id":"{task}","chunk_id":{chunk_id},"total_chunks":{total_chunks}}}"#
     )
@@ -604,7 +609,7 @@ mod tests {
         assert_eq!(odd.to_string(), "{0F8FAD5B-D9CB-469F-A165-70867728950E}");
         for (message, expected) in [
             (
-                audio_chunk(&odd, 0, 5),
+                audio_chunk(&odd, 0, 0, Some(5)),
                 json!({"type": "audio_chunk", "task_id": odd.to_string(), "chunk_id": 0, "total_chunks": 5}),
             ),
             (audio_complete(&odd), json!({"type": "audio_complete", "task_id": odd.to_string()})),
@@ -620,7 +625,7 @@ mod tests {
             assert_eq!(serde_json::from_str::<Value>(&message).unwrap(), expected);
         }
         assert_eq!(
-            audio_chunk(&task(), 4, 5),
+            audio_chunk(&task(), 4, 40, Some(5)),
             format!(r#"{{"type":"audio_chunk","task_id":"{ID}","chunk_id":4,"total_chunks":5}}"#)
         );
         assert_eq!(

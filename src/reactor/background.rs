@@ -1,4 +1,5 @@
-//! Background threads for whatever may block: looking up names, reading the configuration.
+//! Background threads for whatever may block: looking up names, opening and reading files, reading
+//! the configuration.
 //!
 //! All are started with the gateway, so a system that allows no more threads is noticed then and
 //! not in the night. A task goes into the queue of its lane, one of the lane's threads takes it,
@@ -16,7 +17,7 @@
 use super::names::{self, Found, Names};
 use crate::base::moment::Moment;
 use crate::service::name::LookUpError;
-use crate::session::jobs::{Answer, Job};
+use crate::session::jobs::{Answer, FileJob, Job};
 use mio::Waker;
 use socket2::{Domain, Type};
 use std::collections::VecDeque;
@@ -29,6 +30,12 @@ use std::thread;
 /// The stack of a thread that looks up names: the system's resolver keeps its buffers there.
 const RESOLVER_STACK_BYTES: usize = 256 * 1024;
 
+/// The stack of a thread that opens and reads files.
+const FILES_STACK_BYTES: usize = 64 * 1024;
+
+/// Threads that open and read files.
+const FILES_THREADS: usize = 4;
+
 /// The stack of the thread that reads the configuration: the parser recurses.
 const CONFIG_STACK_BYTES: usize = 1024 * 1024;
 
@@ -39,6 +46,7 @@ pub type ReadConfig<C> = Box<dyn FnMut() -> C + Send>;
 pub struct Background<C> {
     names: Names,
     hosts: Arc<Queue<String>>,
+    files: Arc<Queue<FileJob>>,
     config: ConfigReader,
     outcomes: Receiver<Outcome<C>>,
     /// Answers that were known at once.
@@ -48,6 +56,7 @@ pub struct Background<C> {
 /// What a thread sends back.
 enum Outcome<C> {
     Found { host: String, found: Found },
+    Answer(Answer),
     Config(C),
 }
 
@@ -87,12 +96,18 @@ impl<C: Send + 'static> Background<C> {
             };
             spawn("resolver", RESOLVER_STACK_BYTES, &hosts, &back, look_up)?;
         }
+        let files = Arc::new(Queue::default());
+        for _ in 0..FILES_THREADS {
+            let run = |job: FileJob| Outcome::Answer(job.run());
+            spawn("files", FILES_STACK_BYTES, &files, &back, run)?;
+        }
         let requests = Arc::new(Queue::default());
         let read = move |()| Outcome::Config(read_config());
         spawn("config", CONFIG_STACK_BYTES, &requests, &back, read)?;
         Ok(Background {
             names: Names::default(),
             hosts,
+            files,
             config: ConfigReader { requests, state: Reading::Idle },
             outcomes,
             answers: VecDeque::new(),
@@ -106,6 +121,7 @@ impl<C: Send + 'static> Background<C> {
                 self.answers.extend(self.names.ask(name, owner));
                 self.dispatch_names(now);
             }
+            Job::File(job) => self.files.push(job),
         }
     }
 
@@ -131,6 +147,7 @@ impl<C: Send + 'static> Background<C> {
                     self.answers.extend(self.names.handle_found(&host, &found, now));
                     self.dispatch_names(now);
                 }
+                Outcome::Answer(answer) => return Some(News::Answer(answer)),
                 Outcome::Config(config) => {
                     let state = std::mem::replace(&mut self.config.state, Reading::Idle);
                     if state == Reading::UnderWayAndAgain {
@@ -241,8 +258,10 @@ impl<T> Queue<T> {
 mod tests {
     use super::*;
     use crate::net::Source;
+    use crate::net::files::RootRequest;
     use crate::service::link::RedisRole;
     use crate::service::name::Name;
+    use crate::session::jobs::FileAnswer;
     use crate::session::jobs::NameOwner;
     use mio::{Events, Poll};
 
@@ -278,6 +297,7 @@ mod tests {
                 assert_eq!(owner, NameOwner::Redis(RedisRole::Store));
                 assert_eq!(found.unwrap(), ["127.0.0.1:7".parse().unwrap()]);
             }
+            News::Answer(other) => panic!("{other:?}"),
             News::Config(()) => panic!("it was not released"),
         }
         release.send(()).unwrap();
@@ -328,7 +348,25 @@ mod tests {
             News::Answer(Answer::LookedUp { found, .. }) => {
                 assert!(matches!(found, Err(LookUpError::NotFound(why)) if !why.is_empty()));
             }
-            News::Config(()) => panic!("nobody asked for it"),
+            News::Answer(other) => panic!("{other:?}"),
+            News::Config(()) => panic!("it was not asked for"),
         }
+    }
+
+    #[test]
+    fn files_are_opened_while_the_configuration_is_slow() {
+        let (release, released) = channel();
+        let (mut poll, mut background) = start(Box::new(move || released.recv().unwrap()));
+        background.read_config();
+        let check = RootRequest::new(&std::env::temp_dir());
+        background.submit(Job::File(FileJob::CheckAudioRoot(check)), NOW);
+        match next_news(&mut poll, &mut background) {
+            News::Answer(Answer::File(FileAnswer::AudioRootChecked(found))) => {
+                assert!(found.is_ok())
+            }
+            News::Answer(other) => panic!("{other:?}"),
+            News::Config(()) => panic!("it was not released"),
+        }
+        release.send(()).unwrap();
     }
 }

@@ -4,8 +4,8 @@
 //! whose module describes the order of a turn. What belongs to the reactor alone: waiting, the
 //! clock, accepting, signals and background threads.
 //!
-//! Nothing in a turn may block: what might is done by the threads of [`background`], and the log
-//! is written by a thread of its own.
+//! Nothing in a turn may block: what might is done by the threads of [`background`], and log lines
+//! go to a buffer; where writing them might block, a thread of its own does it.
 
 #![expect(clippy::disallowed_methods, reason = "the reactor owns threads and the wall clock")]
 #![expect(
@@ -42,6 +42,10 @@ use std::time::{Duration, SystemTime};
 /// Events taken from the kernel at once; the others come with the next turn.
 const EVENTS_PER_TURN: usize = 1024;
 
+/// How often the time of day is read: the system's clock may be set, or have gone on while the
+/// machine was suspended.
+const WALL_CLOCK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Where the gateway listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
@@ -67,8 +71,17 @@ pub struct Hooks<C> {
     /// bad, which has been logged.
     pub apply_config: Box<dyn FnMut(C) -> Option<gateway::Settings>>,
     pub reopen_log: Box<dyn FnMut()>,
-    /// Log lines that were never written, since the start.
-    pub log_lines_lost: Box<dyn Fn() -> u64>,
+    /// Writes the log lines that are due, as far as that cannot wait.
+    pub log_turn: Box<dyn Fn(Moment) -> LogState>,
+}
+
+/// The state of the log at the end of a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogState {
+    /// When lines are due that the loop is to write.
+    pub due_at: Option<Moment>,
+    /// Lines that were never written, since the start.
+    pub lines_lost: u64,
 }
 
 /// Why the reactor could not start.
@@ -93,13 +106,16 @@ pub struct Reactor<C> {
     signals: Signals,
     background: Background<C>,
     hooks: ReactorHooks<C>,
+    log_due_at: Option<Moment>,
+    /// When the gateway is next given the time of day.
+    wall_due_at: Moment,
 }
 
 /// The hooks that run in the loop.
 struct ReactorHooks<C> {
     apply_config: Box<dyn FnMut(C) -> Option<gateway::Settings>>,
     reopen_log: Box<dyn FnMut()>,
-    log_lines_lost: Box<dyn Fn() -> u64>,
+    log_turn: Box<dyn Fn(Moment) -> LogState>,
 }
 
 impl<C: Send + 'static> Reactor<C> {
@@ -113,7 +129,7 @@ impl<C: Send + 'static> Reactor<C> {
         gateway: gateway::Settings,
         hooks: Hooks<C>,
     ) -> Result<Reactor<C>, StartError> {
-        let Hooks { read_config, apply_config, reopen_log, log_lines_lost } = hooks;
+        let Hooks { read_config, apply_config, reopen_log, log_turn } = hooks;
         let clock = Clock::start();
         let descriptors = Descriptors::raise_limit();
         descriptors.warn_if_short_for(gateway.limits.max_connections);
@@ -141,7 +157,9 @@ impl<C: Send + 'static> Reactor<C> {
             poll,
             listeners,
             signals,
-            hooks: ReactorHooks { apply_config, reopen_log, log_lines_lost },
+            log_due_at: None,
+            wall_due_at: clock.now() + WALL_CLOCK_INTERVAL,
+            hooks: ReactorHooks { apply_config, reopen_log, log_turn },
         })
     }
 
@@ -169,10 +187,13 @@ impl<C: Send + 'static> Reactor<C> {
         for address in self.inbox_addresses() {
             info!(target: "inbox", "listening address={address}");
         }
+        // The first turn may wait long for its first event.
+        log::logger().flush();
         while !self.gateway.is_stopped() {
             self.turn()?;
         }
         info!(target: "gateway", "stopped");
+        log::logger().flush();
         Ok(())
     }
 
@@ -186,6 +207,10 @@ impl<C: Send + 'static> Reactor<C> {
         }
         let now = self.clock.now();
         self.gateway.begin_turn(now);
+        if self.wall_due_at <= now {
+            self.wall_due_at = now + WALL_CLOCK_INTERVAL;
+            self.gateway.set_wall_clock(SystemTime::now());
+        }
         let mut is_signalled = false;
         let mut is_woken = self.background.has_news();
         for event in &self.events {
@@ -215,14 +240,17 @@ impl<C: Send + 'static> Reactor<C> {
         while let Some(job) = self.gateway.poll_job() {
             self.background.submit(job, now);
         }
-        self.gateway.stats().log_lines_lost = (self.hooks.log_lines_lost)();
+        let log = (self.hooks.log_turn)(now);
+        self.log_due_at = log.due_at;
+        self.gateway.stats().log_lines_lost = log.lines_lost;
         Ok(())
     }
 
     /// How long the next turn waits for events: not at all, or until the alarm fires at the latest.
     fn wait(&mut self) -> io::Result<Option<Duration>> {
         let now = self.gateway.now();
-        let next = [self.gateway.next_turn(), self.listeners.next_turn(&self.gateway)];
+        let next =
+            [self.gateway.next_turn(), self.listeners.next_turn(&self.gateway), self.log_due_at];
         match next.into_iter().flatten().min() {
             _ if self.background.has_news() => Ok(Some(Duration::ZERO)),
             // Counted from the moment of the turn: reading the clock again would cost more than the

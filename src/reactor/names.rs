@@ -147,7 +147,10 @@ mod tests {
         let answers = names.handle_found("a", &found, now);
         let answers: Vec<_> = answers
             .into_iter()
-            .map(|Answer::LookedUp { owner, found }| (owner, found.unwrap()[0].to_string()))
+            .map(|answer| match answer {
+                Answer::LookedUp { owner, found } => (owner, found.unwrap()[0].to_string()),
+                other => panic!("{other:?}"),
+            })
             .collect();
         assert_eq!(
             answers,

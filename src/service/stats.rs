@@ -83,6 +83,7 @@ pub struct Stats {
     /// Log lines that could not be written.
     pub log_lines_lost: u64,
     refused: BTreeMap<&'static str, u64>,
+    audio_failed: BTreeMap<&'static str, u64>,
     http: BTreeMap<u16, u64>,
     routes: BTreeMap<Box<str>, RouteStats>,
     backends: BTreeMap<Box<str>, DialStats>,
@@ -128,6 +129,11 @@ impl Stats {
     /// Counts a refused connection. `reason` is a label such as `Refusal::word`.
     pub fn count_refused(&mut self, reason: &'static str) {
         *self.refused.entry(reason).or_default() += 1;
+    }
+
+    /// Counts an audio file that was not sent, or not to its end.
+    pub fn count_audio_failed(&mut self, reason: &'static str) {
+        *self.audio_failed.entry(reason).or_default() += 1;
     }
 
     /// Counts an HTTP response, 101 included.
@@ -197,6 +203,11 @@ impl Stats {
     /// Refused connections by reason.
     pub fn refused(&self) -> &BTreeMap<&'static str, u64> {
         &self.refused
+    }
+
+    /// Audio files that were not sent, or not to their end, by reason.
+    pub fn audio_failed(&self) -> &BTreeMap<&'static str, u64> {
+        &self.audio_failed
     }
 
     /// HTTP responses by status.

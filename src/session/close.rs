@@ -82,7 +82,7 @@ close_reasons! {
     TaskTimeout: "task_timeout", 4008, "processing timeout";
     /// Redis has been away for longer than its grace.
     RedisAway: "redis_away", 1013, "Redis connection not available";
-    /// The audio file became shorter while it was sent.
+    /// The audio file was changed while it was sent, or between two connections.
     AudioLost: "audio_lost", 1011, "audio file changed";
     /// A frame of the client breaks RFC 6455.
     ProtocolFault: "protocol_fault", 1002, "protocol error";

@@ -8,17 +8,37 @@
 //! A session has at most one job under way, and a name is looked up once at a time, so the queues
 //! are bounded by the number of sessions and of names.
 
+use super::SessionId;
+use crate::net::files::{
+    FileBytes, FoundRoot, OpenError, OpenFile, OpenRequest, ReadRequest, RootRequest,
+};
 use crate::service::link::RedisRole;
 use crate::service::name::{LookUpError, Name};
 use crate::service::upstreams::UpstreamId;
+use std::io;
 use std::net::SocketAddr;
 
 /// Something to do on a background thread.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
 pub enum Job {
     /// Look up the addresses of a name. Answered by [`Answer::LookedUp`].
     LookUp { name: Name, owner: NameOwner },
+    /// Do something with files that may wait for a disk or a server.
+    File(FileJob),
+}
+
+/// A [`Job`] about files.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
+pub enum FileJob {
+    /// Answered by [`FileAnswer::Opened`].
+    Open { request: OpenRequest, owner: SessionId },
+    /// Answered by [`FileAnswer::Read`].
+    Read { request: ReadRequest, owner: SessionId },
+    /// Check the folder of audio files. Answered by
+    /// [`FileAnswer::AudioRootChecked`].
+    CheckAudioRoot(RootRequest),
 }
 
 /// The outcome of a [`Job`].
@@ -27,6 +47,20 @@ pub enum Job {
 pub enum Answer {
     /// Addresses in the order in which to try them, or why none are known.
     LookedUp { owner: NameOwner, found: Result<Vec<SocketAddr>, LookUpError> },
+    /// The outcome of a [`FileJob`].
+    File(FileAnswer),
+}
+
+/// The outcome of a [`FileJob`].
+#[derive(Debug)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
+pub enum FileAnswer {
+    /// The file, or why it was not opened.
+    Opened { owner: SessionId, opened: Result<OpenFile, OpenError> },
+    /// The bytes, or the error of the file system.
+    Read { owner: SessionId, read: io::Result<FileBytes> },
+    /// The folder of audio files, or why it cannot be opened.
+    AudioRootChecked(Result<FoundRoot, OpenError>),
 }
 
 /// Who asked for a name.
@@ -35,4 +69,15 @@ pub enum Answer {
 pub enum NameOwner {
     Backend(UpstreamId),
     Redis(RedisRole),
+}
+
+impl FileJob {
+    /// Does it. May block for as long as the file system does.
+    pub fn run(self) -> Answer {
+        Answer::File(match self {
+            FileJob::Open { request, owner } => FileAnswer::Opened { owner, opened: request.run() },
+            FileJob::Read { request, owner } => FileAnswer::Read { owner, read: request.run() },
+            FileJob::CheckAudioRoot(request) => FileAnswer::AudioRootChecked(request.run()),
+        })
+    }
 }

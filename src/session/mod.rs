@@ -44,7 +44,7 @@ pub use close::CloseReason;
 pub use ended::{Awaited, Detail, Ended, Last};
 
 use crate::base::budget::Budget;
-use crate::base::moment::{Moment, Seconds};
+use crate::base::moment::{Moment, Seconds, WallClock};
 use crate::net::{Conn, Network, Pipes, Ready, Side};
 use crate::proto::http;
 use crate::proto::message::{TaskId, TaskResult};
@@ -58,7 +58,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// Bytes of one read: enough for a payload of 64 KiB and its frame head. The whole process shares one
 /// such buffer.
@@ -148,6 +148,10 @@ pub struct Context {
     pub is_draining: bool,
     /// What publishers have sent has not been read to its end in this turn.
     pub has_unread_results: bool,
+    /// The time of day, for comparison with the times of files.
+    pub wall: WallClock,
+    /// What is known about audio files.
+    pub audio: output::AudioFiles,
     /// Work for the background threads, taken at the end of the turn.
     pub jobs: VecDeque<jobs::Job>,
     /// Pipes for streams.
@@ -184,6 +188,8 @@ impl Context {
             work: 0,
             is_draining: false,
             has_unread_results: false,
+            wall: WallClock::new(now, SystemTime::UNIX_EPOCH),
+            audio: output::AudioFiles::default(),
             jobs: VecDeque::new(),
             pipes: Pipes::default(),
             budget: Budget::default(),
@@ -476,6 +482,14 @@ impl Session {
     pub fn handle_result(&mut self, result: Rc<TaskResult>) {
         if let Phase::Output(output) = &mut self.phase {
             output.handle_result(result);
+        }
+    }
+
+    /// A background thread is done with the file of its result. Acted on by the next
+    /// [`Session::drive`].
+    pub fn handle_file(&mut self, answer: jobs::FileAnswer) {
+        if let Phase::Output(output) = &mut self.phase {
+            output.handle_file(answer);
         }
     }
 

@@ -72,6 +72,13 @@ impl Outbox {
         (self.chunk_offset, self.chunk_left) = (offset, length);
     }
 
+    /// Appends a binary message whose payload is in memory.
+    pub fn push_binary(&mut self, payload: &[u8]) {
+        let tail = self.tail();
+        FrameHead::of_message(Opcode::Binary, payload.len() as u64).write(tail);
+        tail.extend_from_slice(payload);
+    }
+
     /// Everything has been sent.
     pub fn is_empty(&self) -> bool {
         self.before.is_empty() && self.chunk_left == 0 && self.after.is_empty()

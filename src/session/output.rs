@@ -3,18 +3,25 @@
 //! ```text
 //!   Waiting ── a result ──► Sending: text ──► chunk, chunk, … ──► audio_complete ──► Waiting, or the
 //!      │                       │                                     │               next result
-//!      │                       └── the file became shorter ──┐       └── it was the final one ──┐
+//!      │                       └── the file was changed ─────┐       └── it was the final one ──┐
 //!      └── timeout, Redis away, drain, closed by the client ─┴──────────────────────────────────┴─► Leaving
 //! ```
 //!
-//! *Wire order is queue order*: everything is sent through the [`Outbox`], which holds little more than
-//! the head of one chunk; the next message is made when it is empty. The bytes of a chunk are never
-//! here: they go from the page cache to the socket. While nothing is being sent or half received, a
-//! session owns no buffer, no reader and no file.
+//! *Wire order is queue order*: everything is sent through the [`Outbox`], which holds little more
+//! than the head of one chunk; the next message is made when it is empty. The bytes of a chunk are
+//! never here: they go from the page cache to the socket. While nothing is being sent or half
+//! received, a session owns no buffer, no reader and no file. What becomes of an audio file is in
+//! `audio.rs`.
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
 mod admission;
+mod audio;
+mod names;
+mod progress;
+
+pub use audio::AudioFiles;
+pub use names::Mapping;
 
 use super::alive::{Alive, Verdict};
 use super::close::CloseReason;
@@ -24,8 +31,7 @@ use super::transcript::{Event, note};
 use super::{Awaited, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
-use crate::net::files::{OpenError, Root};
-use crate::net::{Conn, Io, OpenFile, Side};
+use crate::net::{Conn, Io, Side};
 use crate::proto::conduit::{Conduit, Fault, Received};
 use crate::proto::message::{self, TaskId, TaskResult};
 use crate::proto::upgrade::{self, Handshake};
@@ -33,20 +39,22 @@ use crate::proto::ws;
 use crate::service::stats::BothWays;
 use crate::service::tasks::{ClientState, TaskEnd};
 use admission::{from_chunk, refuse};
+use audio::Audio;
 use log::{info, warn};
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Reads from the client, and messages made for it, in one step; then other sessions have their turn.
+/// Reads from the client, and messages made for it, in one step; then other sessions have their
+/// turn.
 const BUDGET: usize = 16;
 
 /// Bytes of answers to the client's pings that wait for it. While there are more, it is not read.
 const ANSWERS_BYTES_MAX: usize = 16 * 1024;
 
-/// Bytes of results that may wait for one client, beyond those that may have been retained for it. A
-/// client that is further behind is closed; what is retained is there when it returns.
+/// Bytes of results that may wait for one client, beyond those that may have been retained for it.
+/// A client that is further behind is closed; what is retained is there when it returns.
 const RESULTS_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// How much longer than its timeout a client waits while published results are still unread, because a
@@ -62,8 +70,13 @@ pub struct Settings {
     pub chunk_size: usize,
     /// The folder that holds the audio files. Nothing outside of it is sent.
     pub audio_root: PathBuf,
+    /// Prefixes in workers' paths, and what they are called on this machine.
+    pub path_map: Vec<Mapping>,
     /// The largest audio file that is sent, in bytes.
     pub max_audio: u64,
+    /// How long a file may come after its result, and how long it must not have been written to
+    /// before it counts as finished; `None`: no wait, and every file is finished.
+    pub audio_wait: Option<Duration>,
 }
 
 impl Default for Settings {
@@ -72,7 +85,9 @@ impl Default for Settings {
             timeout: Some(Duration::from_secs(300)),
             chunk_size: 64 * 1024,
             audio_root: PathBuf::from("/tmp/aivtuber_tasks"),
+            path_map: Vec::new(),
             max_audio: 256 * 1024 * 1024,
+            audio_wait: Some(Duration::from_secs(1)),
         }
     }
 }
@@ -86,7 +101,8 @@ pub struct Output {
     leaving: Option<Leaving>,
     /// When the wait for a result times out.
     due_at: Option<Moment>,
-    /// When the client last proved alive (see [`super::alive`]), or was pinged, whichever came later.
+    /// When the client last proved alive (see [`super::alive`]), or was pinged, whichever came
+    /// later.
     heard_at: Moment,
     is_pinged: bool,
     active_at: Moment,
@@ -112,15 +128,6 @@ struct Underway {
     conduit: Option<Box<Conduit>>,
 }
 
-/// An audio file between two of its chunks.
-struct Audio {
-    file: OpenFile,
-    chunk_size: u64,
-    next_chunk: u64,
-    total_chunks: u64,
-    order: Order,
-}
-
 /// Whether anything follows a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Order {
@@ -143,8 +150,8 @@ struct Leaving {
 }
 
 impl Output {
-    /// Completes the upgrade. `segment` is the task id as the path has it, `early` what followed the
-    /// request.
+    /// Completes the upgrade. `segment` is the task id as the path has it, `early` what followed
+    /// the request.
     pub fn begin(
         handshake: &Handshake,
         segment: &str,
@@ -286,18 +293,10 @@ impl Output {
         }
     }
 
-    /// Makes the next messages, once the outbox is empty. False: there are none.
+    /// Makes the next messages, once the outbox is empty. False: there are none for now.
     fn produce(&mut self, who: &Identity, cx: &mut Context) -> bool {
-        if let Some(mut audio) = self.underway().audio.take() {
-            self.active_at = cx.now;
-            if audio.next_chunk < audio.total_chunks {
-                self.push_chunk(&mut audio, who, cx);
-                self.underway().audio = Some(audio);
-            } else {
-                self.push_text(&message::audio_complete(&self.task), who);
-                self.end_result(audio.order, TaskEnd::Completed, who, cx);
-            }
-            return true;
+        if let Some(audio) = self.underway().audio.take() {
+            return self.continue_audio(audio, who, cx);
         }
         let Some(result) = self.underway().pop_result() else { return self.wait_again(who, cx) };
         self.active_at = cx.now;
@@ -305,62 +304,23 @@ impl Output {
             cx.results.stage(cx.now, self.task.uuid(), ClientState::Waiting, ClientState::Sending);
             self.stage = ClientState::Sending;
         }
-        self.begin_result(&result, who, cx);
-        true
+        self.begin_result(result, who, cx)
     }
 
-    /// Gives up a file that has become shorter. Checked once a step, between two chunks, where an error
-    /// message can still be sent.
-    fn check_audio(&mut self, who: &Identity, cx: &mut Context) {
-        let is_wanted = |audio: &Audio| audio.next_chunk < audio.total_chunks;
-        let audio = self.underway.as_ref().and_then(|underway| underway.audio.as_ref());
-        if self.leaving.is_none()
-            && audio.is_some_and(|audio| is_wanted(audio) && has_shrunk(&audio.file))
-        {
-            warn!(target: "output", "{who} = audio file shrank while it was sent");
-            self.leave_with_error(
-                AUDIO_CHANGED,
-                CloseReason::AudioLost,
-                Some(TaskEnd::Failed),
-                who,
-                cx,
-            );
-        }
-    }
-
-    fn begin_result(&mut self, result: &TaskResult, who: &Identity, cx: &mut Context) {
+    /// Begins to deliver a result. False: it has to wait for its file.
+    fn begin_result(&mut self, result: Rc<TaskResult>, who: &Identity, cx: &mut Context) -> bool {
         if let Some(fault) = result.fault() {
             warn!(target: "output", "{who} = the worker's result is malformed why={} task={}", Quoted(fault), self.task);
         }
-        let settings = &cx.settings.output;
-        let opened = result
-            .audio_file()
-            .map(|name| Root::new(&settings.audio_root, settings.max_audio).request(name).run());
-        self.push_text(&result.message(&self.task, matches!(opened, Some(Ok(_)))), who);
-        cx.stats.results_delivered += 1;
-        match opened {
-            Some(Ok(file)) => {
-                let length = file.state().length;
-                let chunk_size = cx.settings.output.chunk_size as u64;
-                let total_chunks = length.div_ceil(chunk_size);
-                let next_chunk =
-                    std::mem::take(&mut self.underway().skipped_chunks).min(total_chunks);
-                info!(target: "output", "{who} delivers task={} audio={length}B chunks={total_chunks} from={next_chunk}", self.task);
-                let order = Order::of(result);
-                self.underway().audio =
-                    Some(Audio { file, chunk_size, next_chunk, total_chunks, order });
-                return;
-            }
-            Some(Err(error)) => {
-                let error = audio_error(error);
-                warn!(target: "output", "{who} = no audio why={} task={}", Quoted(error), self.task);
-                self.push_text(&message::error_message(error, Some(&self.task)), who);
-            }
-            None => {}
+        if result.audio_file().is_some() {
+            return self.begin_audio(result, who, cx);
         }
+        self.push_text(&result.message(&self.task, false), who);
+        cx.stats.results_delivered += 1;
         info!(target: "output", "{who} delivers task={} audio=none failure={}", self.task, result.is_failure());
         let end = if result.is_failure() { TaskEnd::Failed } else { TaskEnd::Completed };
-        self.end_result(Order::of(result), end, who, cx);
+        self.end_result(Order::of(&result), end, who, cx);
+        true
     }
 
     /// The last message of a result is in the outbox.
@@ -392,19 +352,6 @@ impl Output {
         self.underway().outbox.push_text(text);
         self.traffic.to_client.frames += 1;
         note(who, || Event::Text { length: text.len() });
-    }
-
-    /// The message that announces a chunk, and the chunk itself: one run of bytes on the wire.
-    fn push_chunk(&mut self, audio: &mut Audio, who: &Identity, cx: &mut Context) {
-        let number = audio.next_chunk;
-        audio.next_chunk += 1;
-        let offset = number * audio.chunk_size;
-        let length = audio.chunk_size.min(audio.file.state().length - offset);
-        self.push_text(&message::audio_chunk(&self.task, number, audio.total_chunks), who);
-        self.underway().outbox.push_chunk(offset, length as u32);
-        self.traffic.to_client.frames += 1;
-        cx.stats.audio_bytes += length;
-        note(who, || Event::Chunk { length, number, total: audio.total_chunks });
     }
 
     /// Sends an error message, then a Close frame.
@@ -468,8 +415,8 @@ impl Output {
         true
     }
 
-    /// Nothing has come for the client, so the timeout counts. A result that has come may still wait for
-    /// the client to take what was sent before.
+    /// Nothing has come for the client, so the timeout counts. A result that has come may still
+    /// wait for the client to take what was sent before.
     fn has_no_result(&self) -> bool {
         self.stage == ClientState::Waiting
             && self.underway.as_ref().is_none_or(|underway| underway.results.is_empty())
@@ -504,10 +451,12 @@ impl Output {
 
     fn next_deadline(&self, cx: &Context) -> Option<Moment> {
         let due_at = self.due_at.filter(|_| self.has_no_result() && self.leaving.is_none());
-        let stall = self.underway.as_ref().and_then(|underway| underway.stall);
+        let underway = self.underway.as_ref();
+        let stall = underway.and_then(|underway| underway.stall);
         let stalled_at = stall.and_then(|stall| stall.deadline(cx.settings.write_timeout));
+        let audio_at = underway.and_then(|underway| underway.audio.as_ref()?.deadline());
         let alive_at = self.alive().deadline(&cx.settings, cx.now);
-        [alive_at, due_at, stalled_at].into_iter().flatten().min()
+        [alive_at, due_at, stalled_at, audio_at].into_iter().flatten().min()
     }
 }
 
@@ -534,13 +483,14 @@ impl State for Output {
         let mut has_more = false;
         let mut is_full = false;
         for budget in (0..BUDGET).rev() {
-            // A chunk and its announcement are a little more than a large packet. Without this, every
-            // second packet would be tiny. The text before the first chunk does not wait for the disk.
+            // A chunk and its announcement are a little more than a large packet. Without this,
+            // every second packet would be tiny. The text before the first chunk does not wait for
+            // the disk.
             let Underway { outbox, audio, .. } = self.underway();
             if outbox.has_chunk() {
                 downstream.set_corked(true);
             }
-            match outbox.flush(downstream, audio.as_ref().map(|audio| &audio.file)) {
+            match outbox.flush(downstream, audio.as_ref().and_then(Audio::file)) {
                 Ok(Flushed { is_blocked, moved }) => {
                     self.traffic.to_client.bytes += moved as u64;
                     if is_blocked {
@@ -561,11 +511,7 @@ impl State for Output {
                 Err(Lost::Client) => return self.lose(CloseReason::ClientVanished, who, cx),
                 Err(Lost::File) => {
                     // In the middle of a frame no error can be sent, and wrong bytes must not be.
-                    warn!(target: "output", "{who} = audio file shrank inside a chunk");
-                    let leaving = Leaving {
-                        end: Some(TaskEnd::Failed),
-                        ..Leaving::abrupt(CloseReason::AudioLost)
-                    };
+                    let leaving = self.cut_off(who, cx);
                     return Step::End(self.end(leaving, Last::Nothing, who, cx));
                 }
             }
@@ -577,6 +523,8 @@ impl State for Output {
                 return Step::End(self.end(leaving, last, who, cx));
             }
             if !self.produce(who, cx) {
+                // What comes next may take a while.
+                downstream.set_corked(false);
                 break;
             }
             has_more = budget == 0;
@@ -672,24 +620,5 @@ impl Underway {
             && self.skipped_chunks == 0
             && self.outbox.is_empty()
             && self.conduit.is_none()
-    }
-}
-
-/// The error message for an audio file that became shorter while it was sent.
-const AUDIO_CHANGED: &str = "Audio file changed";
-
-fn has_shrunk(file: &OpenFile) -> bool {
-    file.state_now().is_some_and(|state| state.length < file.state().length)
-}
-
-/// What the client is told about a file that could not be opened. The path stays in the log.
-fn audio_error(error: OpenError) -> &'static str {
-    match error {
-        OpenError::NotFound => "Audio file not found",
-        OpenError::Forbidden | OpenError::NotRegular => "Audio file not allowed",
-        OpenError::TooLarge => "Audio file too large",
-        OpenError::WouldWait | OpenError::Shortage(_) | OpenError::Unreadable(_) => {
-            "Audio file not readable"
-        }
     }
 }

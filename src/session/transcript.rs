@@ -97,7 +97,8 @@ pub enum Event<'e> {
     Chunk {
         length: u64,
         number: u64,
-        total: u64,
+        /// `None` while the file grows.
+        total: Option<u64>,
     },
     /// A ping to a client whose results are served.
     Ping,
@@ -240,8 +241,11 @@ impl fmt::Display for Event<'_> {
                 write!(f, "= {} takes nothing of what is held for it", side.word())
             }
             Event::Text { length } => write!(f, "> text len={length}"),
-            Event::Chunk { length, number, total } => {
+            Event::Chunk { length, number, total: Some(total) } => {
                 write!(f, "> binary len={length} chunk={number}/{total}")
+            }
+            Event::Chunk { length, number, total: None } => {
+                write!(f, "> binary len={length} chunk={number}/?")
             }
             Event::Ping => f.write_str("> ping"),
             Event::Close { code, phrase } => write!(f, "> close code={code} reason=\"{phrase}\""),
@@ -294,8 +298,10 @@ mod tests {
             (Event::Stalled { side: Upstream },
              "relay", "= backend takes nothing of what is held for it"),
             (Event::Text { length: 9 }, "output", "> text len=9"),
-            (Event::Chunk { length: 9, number: 1, total: 2 },
+            (Event::Chunk { length: 9, number: 1, total: Some(2) },
              "output", "> binary len=9 chunk=1/2"),
+            (Event::Chunk { length: 9, number: 1, total: None },
+             "output", "> binary len=9 chunk=1/?"),
             (Event::Ping, "output", "> ping"),
             (Event::Close { code: 1000, phrase: "done" },
              "output", "> close code=1000 reason=\"done\""),

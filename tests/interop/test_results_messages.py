@@ -564,18 +564,6 @@ def test_file_that_shrinks_while_it_is_sent(desk):
     eventually(lambda: status(desk.gateway, task)["status"] == "failed", "it is known as failed")
 
 
-def test_file_that_grows_is_sent_as_it_was(desk):
-    """The length is taken once, when the file is opened."""
-    waiter, _ = slowly(desk, 4_000_000)
-    with open(desk.results.audio / "a", "ab") as file:
-        file.write(b"more")
-    audio = b""
-    while waiter.message()["type"] == "audio_chunk":
-        audio += waiter.read_frame().payload
-    assert audio == pattern(4_000_000)
-    waiter.done()
-
-
 def test_no_error_shows_a_path_or_a_workers_bytes(desk):
     """2.7: "without showing server paths"; 2: "a worker's exception texts and the server's paths never appear in errors of ours"."""
     for published in [{"audio_file": "/very/secret/place.wav"}, b'{"text": very secret place}', {"audio_file": "../secret"}]:

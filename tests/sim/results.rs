@@ -1334,7 +1334,9 @@ fn draw_settings(
         timeout: [None, Some(2 * S), Some(20 * S), Some(300 * S)][chance.usize(..4)],
         chunk_size,
         audio_root: folder().to_path_buf(),
+        path_map: Vec::new(),
         max_audio: AUDIO_MAX,
+        audio_wait: Some(Duration::from_millis(20)),
     };
     let session =
         session::Settings { ping_interval, ping_timeout, output, ..session::Settings::default() };

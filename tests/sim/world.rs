@@ -241,9 +241,12 @@ impl Simulation for World {
         }
         self.gateway.finish_turn();
         self.gateway.shrink_to_fit();
-        while let Some(Job::LookUp { name, owner }) = self.gateway.poll_job() {
-            let (wait, found) = self.look_up(&name.host, name.port);
-            self.plan(wait, Plan::Answer(jobs::Answer::LookedUp { owner, found }));
+        while let Some(job) = self.gateway.poll_job() {
+            // No world of this kind serves files.
+            if let Job::LookUp { name, owner } = job {
+                let (wait, found) = self.look_up(&name.host, name.port);
+                self.plan(wait, Plan::Answer(jobs::Answer::LookedUp { owner, found }));
+            }
         }
         self.greet();
         let is_idle = !is_told && moves == self.kernel.borrow().moves;

@@ -139,6 +139,11 @@ fn result_metrics(snapshot: &Snapshot, out: &mut Exposition) {
     out.counter("results_delivered_total", "Results delivered to clients.")
         .plain(stats.results_delivered);
     out.counter("audio_bytes_total", "Bytes of audio sent to clients.").plain(stats.audio_bytes);
+    let mut family =
+        out.counter("audio_failed_total", "Audio files not sent, or not to their end, by reason.");
+    for (reason, count) in stats.audio_failed() {
+        family.labelled(&[("reason", reason)], *count);
+    }
     out.gauge("results_retained", "Results kept in memory.").plain(results.retained);
     out.gauge("results_retained_bytes", "Memory used by kept results.")
         .plain(results.retained_bytes);

@@ -1,0 +1,545 @@
+//! The audio of a result, from its name to the last chunk.
+//!
+//! ```text
+//!   Opening ── open ──► text ──► Sending: chunk, chunk, … ──► audio_complete
+//!      │                            └── another recording by now ──► error, close
+//!      ├── not there ──► look again for `audio_wait`, then text and error
+//!      └── no descriptors, no memory ──► try again for 10 s, then close: the result stays kept
+//! ```
+//!
+//! Nothing here waits for a disk. What is not in memory is opened and read by a background thread
+//! (see [`crate::net::files`]), and the session goes on with the answer.
+
+use super::names::candidates;
+use super::progress::{Chunk, Comparison, Finish, Marks, Next, Progress};
+use super::{Leaving, Order, Output};
+use crate::base::moment::Moment;
+use crate::base::quoted::Quoted;
+use crate::net::OpenFile;
+use crate::net::files::{FileBytes, FoundRoot, LocalDevices, OpenError, Root};
+use crate::proto::message::{self, TaskResult};
+use crate::service::tasks::TaskEnd;
+use crate::session::close::CloseReason;
+use crate::session::jobs::{FileAnswer, FileJob, Job};
+use crate::session::transcript::{Event, note};
+use crate::session::{Context, Identity};
+use log::{info, warn};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How often a file that is not there is looked for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How often opening is tried again while descriptors or memory have run out.
+const SHORTAGE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long it is tried again. Then the client is closed with 1013 and may come back.
+const SHORTAGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The error message for a file that was written to while it was sent, or between two connections.
+const CHANGED: &str = "Audio file changed";
+
+/// The error message for a file that could be opened and then not be read.
+const NOT_READABLE: &str = "Audio file not readable";
+
+/// What all sessions know about audio files.
+#[derive(Debug, Default)]
+pub struct AudioFiles {
+    local: LocalDevices,
+    marks: Marks,
+    root_error: Option<OpenError>,
+}
+
+impl AudioFiles {
+    /// Why `audio_root` cannot be opened, as it was last tried; `None` if it can.
+    pub fn root_error(&self) -> Option<OpenError> {
+        self.root_error
+    }
+
+    /// Notes what opening `audio_root` led to.
+    pub fn handle_root(&mut self, found: Result<FoundRoot, OpenError>) {
+        match found {
+            Ok(root) => {
+                self.local.note(root);
+                self.root_error = None;
+            }
+            Err(error @ OpenError::NoRoot(_)) => self.root_error = Some(error),
+            // It says nothing about the folder.
+            Err(_) => {}
+        }
+    }
+}
+
+/// The audio of the result that is being delivered.
+pub(super) enum Audio {
+    Opening(Box<Opening>),
+    Sending(Box<Sending>),
+}
+
+/// A file that is not open yet. The text of its result waits for it.
+pub(super) struct Opening {
+    result: Rc<TaskResult>,
+    /// Names to try, and the one that is tried.
+    names: Vec<PathBuf>,
+    tried: usize,
+    attempt: Attempt,
+    since: Moment,
+    has_reported_shortage: bool,
+}
+
+enum Attempt {
+    Due,
+    At(Moment),
+    /// A background thread is opening it.
+    UnderWay,
+    Done(Result<OpenFile, OpenError>),
+}
+
+/// An open file between two of its chunks.
+pub(super) struct Sending {
+    pub(super) file: OpenFile,
+    name: PathBuf,
+    progress: Progress,
+    order: Order,
+    read: Read,
+}
+
+/// What a file that is being sent waits for.
+enum Read {
+    /// Nothing, or the outbox.
+    Idle,
+    /// A background thread is reading.
+    UnderWay(Next),
+    Done(Next, io::Result<FileBytes>),
+    /// It grows, and is to be looked at again.
+    At(Moment),
+}
+
+impl Audio {
+    /// The file that an outbox reads chunks from.
+    pub(super) fn file(&self) -> Option<&OpenFile> {
+        match self {
+            Audio::Opening(_) => None,
+            Audio::Sending(sending) => Some(&sending.file),
+        }
+    }
+
+    /// When it has to be looked at even if nothing happens.
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        match self {
+            Audio::Opening(opening) => match opening.attempt {
+                Attempt::At(at) => Some(at),
+                Attempt::Due | Attempt::UnderWay | Attempt::Done(_) => None,
+            },
+            Audio::Sending(sending) => match sending.read {
+                Read::At(at) => Some(at),
+                Read::Idle | Read::UnderWay(_) | Read::Done(..) => None,
+            },
+        }
+    }
+}
+
+impl Opening {
+    fn name(&self) -> &PathBuf {
+        // There is at least one candidate, and `tried` counts below their number.
+        &self.names[self.tried]
+    }
+
+    /// When to try again after `error`; `None`: never.
+    fn retry_at(&mut self, error: OpenError, cx: &Context) -> Option<Moment> {
+        let (interval, limit) = match error {
+            OpenError::NotFound | OpenError::NoRoot(_) if self.tried + 1 < self.names.len() => {
+                self.tried += 1;
+                return Some(cx.now);
+            }
+            OpenError::NotFound | OpenError::NoRoot(_) => {
+                self.tried = 0;
+                (LOOK_INTERVAL, cx.settings.output.audio_wait?)
+            }
+            OpenError::Shortage(_) => (SHORTAGE_INTERVAL, SHORTAGE_TIMEOUT),
+            OpenError::Forbidden
+            | OpenError::NotRegular
+            | OpenError::TooLarge
+            | OpenError::WouldWait
+            | OpenError::Unreadable(_) => return None,
+        };
+        let until = self.since + limit;
+        (cx.now < until).then(|| until.min(cx.now + interval))
+    }
+}
+
+impl Output {
+    /// Begins the delivery of a result with audio. False: its file has to be waited for.
+    pub(super) fn begin_audio(
+        &mut self,
+        result: Rc<TaskResult>,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> bool {
+        let names = result.audio_file().map(|name| candidates(name, &cx.settings.output.path_map));
+        let opening = Opening {
+            result,
+            names: names.unwrap_or_default(),
+            tried: 0,
+            attempt: Attempt::Due,
+            since: cx.now,
+            has_reported_shortage: false,
+        };
+        self.continue_audio(Audio::Opening(Box::new(opening)), who, cx)
+    }
+
+    /// Makes the next message, once the outbox is empty. False: nothing can be sent for now.
+    pub(super) fn continue_audio(
+        &mut self,
+        audio: Audio,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> bool {
+        match audio {
+            Audio::Opening(opening) => self.open(opening, who, cx),
+            Audio::Sending(sending) => self.send(sending, who, cx),
+        }
+    }
+
+    /// A background thread is done with the file. Acted on by the next step.
+    pub(in crate::session) fn handle_file(&mut self, answer: FileAnswer) {
+        match (answer, self.audio()) {
+            (FileAnswer::Opened { opened, .. }, Some(Audio::Opening(opening))) => {
+                opening.attempt = Attempt::Done(opened);
+            }
+            (FileAnswer::Read { read, .. }, Some(Audio::Sending(sending))) => {
+                if let Read::UnderWay(next) = sending.read {
+                    sending.read = Read::Done(next, read);
+                }
+            }
+            // It goes on without it.
+            _ => {}
+        }
+    }
+
+    /// Gives up a file that has changed. Called once a step, between two chunks, where an error
+    /// message can still be sent.
+    pub(super) fn check_audio(&mut self, who: &Identity, cx: &mut Context) {
+        if self.leaving.is_some() {
+            return;
+        }
+        let Some(Audio::Sending(sending)) = self.audio() else { return };
+        let Some(state) = sending.file.state_now() else { return };
+        match sending.progress.compare(state, cx.now) {
+            Comparison::Same => {}
+            Comparison::Longer => {
+                let (name, mark) = (sending.name.clone(), sending.progress.mark());
+                let is_regular = sending.progress.is_regular();
+                cx.audio.marks.note_grown(self.task.uuid(), &name, mark, is_regular);
+            }
+            Comparison::Changed => {
+                let name = sending.name.clone();
+                self.fail_audio(&name, CHANGED, None, who, cx);
+            }
+        }
+    }
+
+    fn audio(&mut self) -> Option<&mut Audio> {
+        self.underway.as_mut().and_then(|underway| underway.audio.as_mut())
+    }
+
+    fn open(&mut self, mut opening: Box<Opening>, who: &Identity, cx: &mut Context) -> bool {
+        let outcome = loop {
+            match std::mem::replace(&mut opening.attempt, Attempt::Due) {
+                Attempt::Done(outcome) => break outcome,
+                attempt @ Attempt::UnderWay => {
+                    opening.attempt = attempt;
+                    return self.keep(Audio::Opening(opening));
+                }
+                Attempt::At(at) if at > cx.now => {
+                    opening.attempt = Attempt::At(at);
+                    return self.keep(Audio::Opening(opening));
+                }
+                Attempt::Due | Attempt::At(_) => {
+                    let settings = &cx.settings.output;
+                    let root = Root::new(&settings.audio_root, settings.max_audio);
+                    let opened = root.open_cached(opening.name(), &cx.audio.local);
+                    opening.attempt = if matches!(opened, Err(OpenError::WouldWait)) {
+                        let request = root.request(opening.name());
+                        let owner = who.id();
+                        cx.jobs.push_back(Job::File(FileJob::Open { request, owner }));
+                        Attempt::UnderWay
+                    } else {
+                        Attempt::Done(opened)
+                    };
+                }
+            }
+        };
+        cx.audio.handle_root(outcome.as_ref().map(OpenFile::root).map_err(|error| *error));
+        match outcome {
+            Ok(file) => self.begin_file(&opening, file, who, cx),
+            Err(error) => match opening.retry_at(error, cx) {
+                Some(at) => {
+                    if let OpenError::Shortage(errno) = error
+                        && !std::mem::replace(&mut opening.has_reported_shortage, true)
+                    {
+                        let name = opening.name().display();
+                        warn!(target: "output", "{who} = audio delayed why={} file={} task={}", Quoted(errno), Quoted(name), self.task);
+                    }
+                    opening.attempt = Attempt::At(at);
+                    // Another candidate is tried at once.
+                    if at <= cx.now {
+                        return self.open(opening, who, cx);
+                    }
+                    self.keep(Audio::Opening(opening))
+                }
+                None => self.go_without_audio(&opening, error, who, cx),
+            },
+        }
+    }
+
+    /// The file is open: sends the text, and then the file from the chunk that the client wants.
+    fn begin_file(
+        &mut self,
+        opening: &Opening,
+        file: OpenFile,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> bool {
+        let result = &opening.result;
+        let first = std::mem::take(&mut self.underway().skipped_chunks);
+        let (settings, wall) = (&cx.settings.output, cx.wall.at(cx.now));
+        let progress =
+            Progress::new(file.state(), settings.chunk_size, first, wall, settings.audio_wait);
+        let (task, name) = (self.task.uuid(), opening.name().clone());
+        if !cx.audio.marks.note(task, &name, progress.mark(), progress.offset()) {
+            self.fail_audio(&name, CHANGED, None, who, cx);
+            return true;
+        }
+        self.push_text(&result.message(&self.task, true), who);
+        cx.stats.results_delivered += 1;
+        info!(
+            target: "output",
+            "{who} delivers task={} audio={}B chunks={} from={}",
+            self.task,
+            progress.length(),
+            progress.total_chunks().unwrap_or_default(),
+            progress.next_chunk(),
+        );
+        let order = Order::of(result);
+        let sending = Sending { file, name, progress, order, read: Read::Idle };
+        self.keep(Audio::Sending(Box::new(sending)));
+        true
+    }
+
+    /// The file cannot be opened: sends the text and the reason. Or, where nothing is wrong with
+    /// the file, closes the client and leaves the result to be delivered another time.
+    fn go_without_audio(
+        &mut self,
+        opening: &Opening,
+        error: OpenError,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> bool {
+        let (words, label) = describe(error);
+        let file = opening.name().display().to_string();
+        let root = cx.settings.output.audio_root.display().to_string();
+        let detail = errno(error);
+        warn!(
+            target: "output",
+            "{who} = no audio why={}{detail} file={} root={} task={}",
+            Quoted(words),
+            Quoted(file),
+            Quoted(root),
+            self.task,
+        );
+        cx.stats.count_audio_failed(label);
+        if matches!(error, OpenError::Shortage(_)) {
+            self.leave(CloseReason::OutOfResources, None, who, cx);
+            return true;
+        }
+        let result = &opening.result;
+        self.push_text(&result.message(&self.task, false), who);
+        cx.stats.results_delivered += 1;
+        self.push_text(&message::error_message(words, Some(&self.task)), who);
+        info!(target: "output", "{who} delivers task={} audio=none failure=false", self.task);
+        self.end_result(Order::of(result), TaskEnd::Completed, who, cx);
+        true
+    }
+
+    fn send(&mut self, mut sending: Box<Sending>, who: &Identity, cx: &mut Context) -> bool {
+        match std::mem::replace(&mut sending.read, Read::Idle) {
+            Read::Idle => {}
+            Read::At(at) if at <= cx.now => {}
+            Read::Done(next, Ok(read)) => return self.handle_read(sending, next, read, who, cx),
+            Read::Done(_, Err(error)) => {
+                self.fail_audio(&sending.name, NOT_READABLE, Some(error), who, cx);
+                return true;
+            }
+            read @ (Read::At(_) | Read::UnderWay(_)) => {
+                sending.read = read;
+                return self.keep(Audio::Sending(sending));
+            }
+        }
+        let next = sending.progress.next();
+        let (offset, length) = match next {
+            Next::Chunk(chunk) if sending.file.is_cached(chunk.offset, chunk.length as usize) => {
+                self.announce_chunk(chunk, who, cx);
+                self.underway().outbox.push_chunk(chunk.offset, chunk.length);
+                sending.progress.advance(chunk);
+                self.keep(Audio::Sending(sending));
+                return true;
+            }
+            Next::Chunk(chunk) => (chunk.offset, chunk.length as usize),
+            Next::Check => match sending.file.state_now() {
+                Some(state) => {
+                    let finish =
+                        sending.progress.finish(state, cx.now, cx.settings.output.audio_wait);
+                    return self.finish_file(sending, finish, who, cx);
+                }
+                None => (sending.progress.length(), 1),
+            },
+        };
+        let request = sending.file.read_request(offset, length);
+        cx.jobs.push_back(Job::File(FileJob::Read { request, owner: who.id() }));
+        sending.read = Read::UnderWay(next);
+        self.keep(Audio::Sending(sending))
+    }
+
+    /// A background thread has read a chunk, or only looked at the end of the file.
+    fn handle_read(
+        &mut self,
+        mut sending: Box<Sending>,
+        next: Next,
+        read: FileBytes,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> bool {
+        let FileBytes { bytes, state } = read;
+        let chunk = match next {
+            Next::Check => {
+                let finish = sending.progress.finish(state, cx.now, cx.settings.output.audio_wait);
+                return self.finish_file(sending, finish, who, cx);
+            }
+            Next::Chunk(chunk) => chunk,
+        };
+        let has_changed = sending.progress.compare(state, cx.now) == Comparison::Changed;
+        if has_changed || bytes.len() < chunk.length as usize {
+            self.fail_audio(&sending.name, CHANGED, None, who, cx);
+            return true;
+        }
+        // As it is known by now: the file may have grown since the read was asked for.
+        let chunk = Chunk { total: sending.progress.total_chunks(), ..chunk };
+        self.announce_chunk(chunk, who, cx);
+        self.underway().outbox.push_binary(&bytes);
+        sending.progress.advance(chunk);
+        self.keep(Audio::Sending(sending));
+        true
+    }
+
+    /// The last known byte has been sent.
+    fn finish_file(
+        &mut self,
+        mut sending: Box<Sending>,
+        finish: Finish,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> bool {
+        match finish {
+            Finish::Complete => {
+                self.push_text(&message::audio_complete(&self.task), who);
+                self.end_result(sending.order, TaskEnd::Completed, who, cx);
+                true
+            }
+            Finish::Changed => {
+                self.fail_audio(&sending.name, CHANGED, None, who, cx);
+                true
+            }
+            Finish::Continue => {
+                let (mark, is_regular) = (sending.progress.mark(), sending.progress.is_regular());
+                cx.audio.marks.note_grown(self.task.uuid(), &sending.name, mark, is_regular);
+                self.send(sending, who, cx)
+            }
+            Finish::WaitUntil(at) => {
+                sending.read = Read::At(at);
+                self.keep(Audio::Sending(sending))
+            }
+        }
+    }
+
+    /// The rest of the file cannot be sent: an error message, and a Close frame.
+    fn fail_audio(
+        &mut self,
+        name: &Path,
+        error: &'static str,
+        cause: Option<io::Error>,
+        who: &Identity,
+        cx: &mut Context,
+    ) {
+        let file = name.display().to_string();
+        let root = cx.settings.output.audio_root.display().to_string();
+        let detail = cause.map(|cause| format!(" error={}", Quoted(cause))).unwrap_or_default();
+        warn!(
+            target: "output",
+            "{who} = audio lost why={}{detail} file={} root={} task={}",
+            Quoted(error),
+            Quoted(file),
+            Quoted(root),
+            self.task,
+        );
+        cx.stats.count_audio_failed(if error == CHANGED { "changed" } else { "unreadable" });
+        self.leave_with_error(error, CloseReason::AudioLost, Some(TaskEnd::Failed), who, cx);
+    }
+
+    /// The message that goes before the bytes of a chunk.
+    fn announce_chunk(&mut self, chunk: Chunk, who: &Identity, cx: &mut Context) {
+        let Chunk { number, offset, length, total } = chunk;
+        self.active_at = cx.now;
+        self.push_text(&message::audio_chunk(&self.task, number, offset, total), who);
+        self.traffic.to_client.frames += 1;
+        cx.stats.audio_bytes += u64::from(length);
+        note(who, || Event::Chunk { length: length.into(), number, total });
+    }
+
+    /// Puts the audio back. False: nothing was sent.
+    fn keep(&mut self, audio: Audio) -> bool {
+        self.underway().audio = Some(audio);
+        false
+    }
+
+    /// The file ended inside a chunk, where no error message can be sent.
+    pub(super) fn cut_off(&mut self, who: &Identity, cx: &mut Context) -> Leaving {
+        let name = match self.audio() {
+            Some(Audio::Sending(sending)) => sending.name.display().to_string(),
+            _ => String::new(),
+        };
+        let root = cx.settings.output.audio_root.display().to_string();
+        warn!(target: "output", "{who} = audio file shrank inside a chunk file={} root={} task={}", Quoted(name), Quoted(root), self.task);
+        cx.stats.count_audio_failed("changed");
+        Leaving { end: Some(TaskEnd::Failed), ..Leaving::abrupt(CloseReason::AudioLost) }
+    }
+}
+
+/// What the client is told about a file that could not be opened, and the label of its metric. The
+/// path stays in the log.
+fn describe(error: OpenError) -> (&'static str, &'static str) {
+    match error {
+        OpenError::NotFound => ("Audio file not found", "not_found"),
+        OpenError::NoRoot(_) => ("Audio file not found", "no_root"),
+        OpenError::Forbidden | OpenError::NotRegular => ("Audio file not allowed", "not_allowed"),
+        OpenError::TooLarge => ("Audio file too large", "too_large"),
+        OpenError::Shortage(_) => (NOT_READABLE, "shortage"),
+        OpenError::WouldWait | OpenError::Unreadable(_) => (NOT_READABLE, "unreadable"),
+    }
+}
+
+/// The system's reason, as a field for the log.
+fn errno(error: OpenError) -> String {
+    match error {
+        OpenError::NoRoot(errno) | OpenError::Shortage(errno) | OpenError::Unreadable(errno) => {
+            format!(" error={}", Quoted(errno))
+        }
+        OpenError::NotFound
+        | OpenError::Forbidden
+        | OpenError::NotRegular
+        | OpenError::TooLarge
+        | OpenError::WouldWait => String::new(),
+    }
+}

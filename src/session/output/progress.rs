@@ -1,0 +1,448 @@
+//! The audio file of a result on its way to a client: which bytes come next, and whether the file
+//! is still the one that was opened.
+//!
+//! A file is sent from one open descriptor and compared with what it was:
+//!
+//! - One that had not been written to for `audio_wait` when it was opened was finished. Any change
+//!   of its length or its modification time means that the rest belongs to another recording.
+//! - A younger one may still be being written. When it has become longer, what was added follows,
+//!   until it has been still for `audio_wait`. If it became shorter, or was written to without
+//!   becoming longer, it was rewritten.
+//!
+//! A client that returns with `from_chunk` has the first chunks of the file as it was then.
+//! [`Marks`] remembers what that was.
+//!
+//! Pure: the file's state and the time are arguments.
+
+use crate::base::moment::Moment;
+use crate::net::files::FileState;
+use std::collections::{HashMap, VecDeque};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Files that [`Marks`] remembers; the oldest is forgotten first.
+const MARKS_MAX: usize = 4096;
+
+/// How often a file that is being written is looked at.
+const GROWTH_INTERVAL: Duration = Duration::from_millis(25);
+
+/// How far a file has been sent.
+#[derive(Debug)]
+pub struct Progress {
+    chunk_size: u64,
+    next_chunk: u64,
+    /// Bytes before the next chunk.
+    offset: u64,
+    /// The file as it was last seen.
+    known: FileState,
+    age: Age,
+}
+
+/// Whether a file may still be being written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Age {
+    Finished,
+    /// It was written to a moment before it was opened, and has not become longer since.
+    Young,
+    /// It has become longer since it was opened, the last time at this moment.
+    Grown(Moment),
+}
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    Chunk(Chunk),
+    /// All known bytes have been sent: look at the file, and call [`Progress::finish`].
+    Check,
+}
+
+/// A piece of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chunk {
+    pub number: u64,
+    /// Bytes before it.
+    pub offset: u64,
+    pub length: u32,
+    /// Chunks of the whole file; `None` while it grows, and then clients are sent the offset.
+    pub total: Option<u64>,
+}
+
+/// What comparing a file with what it was has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Comparison {
+    Same,
+    Longer,
+    /// Its bytes are not those that were announced.
+    Changed,
+}
+
+/// How to go on after the last known byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    Complete,
+    /// More has been written.
+    Continue,
+    /// Look again at this moment.
+    WaitUntil(Moment),
+    Changed,
+}
+
+impl Progress {
+    /// A file that was opened in `state`, from chunk `first` on. `wall` is the time of day, and
+    /// `wait` how long a file must have been still to be finished; `None`: every file is.
+    pub fn new(
+        state: FileState,
+        chunk_size: usize,
+        first: u64,
+        wall: SystemTime,
+        wait: Option<Duration>,
+    ) -> Progress {
+        let chunk_size = chunk_size as u64;
+        let is_young = wait.is_some_and(|wait| match wall.duration_since(state.modified) {
+            Ok(age) => age < wait,
+            // In the future, by a clock that differs a little.
+            Err(_) => true,
+        });
+        let next_chunk = first.min(state.length.div_ceil(chunk_size));
+        Progress {
+            chunk_size,
+            next_chunk,
+            offset: (next_chunk * chunk_size).min(state.length),
+            known: state,
+            age: if is_young { Age::Young } else { Age::Finished },
+        }
+    }
+
+    /// The number of the next chunk.
+    pub fn next_chunk(&self) -> u64 {
+        self.next_chunk
+    }
+
+    /// Chunks of the file as it is known; `None` while it grows.
+    pub fn total_chunks(&self) -> Option<u64> {
+        match self.age {
+            Age::Finished | Age::Young => Some(self.known.length.div_ceil(self.chunk_size)),
+            Age::Grown(_) => None,
+        }
+    }
+
+    /// Bytes before the next chunk.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Bytes of the file as it is known.
+    pub fn length(&self) -> u64 {
+        self.known.length
+    }
+
+    /// What to do next. A chunk counts as sent once [`Progress::advance`] is called.
+    pub fn next(&self) -> Next {
+        if self.offset >= self.known.length {
+            return Next::Check;
+        }
+        Next::Chunk(Chunk {
+            number: self.next_chunk,
+            offset: self.offset,
+            length: self.chunk_size.min(self.known.length - self.offset) as u32,
+            total: self.total_chunks(),
+        })
+    }
+
+    /// The chunk is on its way.
+    pub fn advance(&mut self, chunk: Chunk) {
+        self.next_chunk = chunk.number + 1;
+        self.offset = chunk.offset + u64::from(chunk.length);
+    }
+
+    /// Compares the file with what it was.
+    pub fn compare(&mut self, state: FileState, now: Moment) -> Comparison {
+        if state == self.known {
+            return Comparison::Same;
+        }
+        if self.age == Age::Finished || state.length <= self.known.length {
+            return Comparison::Changed;
+        }
+        self.known = state;
+        self.age = Age::Grown(now);
+        Comparison::Longer
+    }
+
+    /// All known bytes have been sent, and the file is in `state`.
+    pub fn finish(&mut self, state: FileState, now: Moment, wait: Option<Duration>) -> Finish {
+        match (self.compare(state, now), self.age) {
+            (Comparison::Changed, _) => Finish::Changed,
+            (Comparison::Longer, _) => Finish::Continue,
+            (Comparison::Same, Age::Finished | Age::Young) => Finish::Complete,
+            (Comparison::Same, Age::Grown(at)) => {
+                let still_at = at + wait.unwrap_or_default();
+                if still_at <= now {
+                    Finish::Complete
+                } else {
+                    Finish::WaitUntil(still_at.min(now + GROWTH_INTERVAL))
+                }
+            }
+        }
+    }
+
+    /// The file as it is known, for [`Marks`].
+    pub fn mark(&self) -> Mark {
+        Mark { state: self.known, may_grow: self.age != Age::Finished }
+    }
+
+    /// Whether the chunks sent so far begin at multiples of the chunk size, as they do for a client
+    /// that comes later. A chunk that was the last one before the file grew is shorter.
+    pub fn is_regular(&self) -> bool {
+        self.offset == self.next_chunk * self.chunk_size || self.offset == self.known.length
+    }
+}
+
+/// The files that clients have been sent parts of, by task and name.
+#[derive(Debug, Default)]
+pub struct Marks {
+    by_file: HashMap<(Uuid, u64), Marked>,
+    /// The same files, oldest first.
+    order: VecDeque<(Uuid, u64)>,
+}
+
+/// A file as a client was sent it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    pub state: FileState,
+    pub may_grow: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Marked {
+    File(Mark),
+    /// There were several, and nobody knows which of them a returning client has.
+    Several,
+}
+
+impl Marks {
+    /// Notes that `task` is sent the file `name` as it is now. Returns false if the client already
+    /// has `sent` bytes of it, and these may be of another recording.
+    pub fn note(&mut self, task: Uuid, name: &Path, mark: Mark, sent: u64) -> bool {
+        let key = key(task, name);
+        let Some(&marked) = self.by_file.get(&key) else {
+            self.insert(key, Marked::File(mark));
+            return true;
+        };
+        let is_same = match marked {
+            Marked::File(old) => {
+                old.state == mark.state
+                    || old.may_grow
+                        && mark.state.length > old.state.length
+                        && sent <= old.state.length
+            }
+            Marked::Several => false,
+        };
+        let marked = if is_same { Marked::File(mark) } else { Marked::Several };
+        self.by_file.insert(key, marked);
+        is_same || sent == 0
+    }
+
+    /// Notes that the file has grown while it was sent.
+    pub fn note_grown(&mut self, task: Uuid, name: &Path, mark: Mark, is_regular: bool) {
+        let marked = if is_regular { Marked::File(mark) } else { Marked::Several };
+        if let Some(old) = self.by_file.get_mut(&key(task, name))
+            && *old != Marked::Several
+        {
+            *old = marked;
+        }
+    }
+
+    fn insert(&mut self, key: (Uuid, u64), marked: Marked) {
+        if self.order.len() >= MARKS_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.by_file.remove(&oldest);
+        }
+        self.by_file.insert(key, marked);
+        self.order.push_back(key);
+    }
+}
+
+fn key(task: Uuid, name: &Path) -> (Uuid, u64) {
+    (task, xxh3_64(name.as_os_str().as_encoded_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WAIT: Option<Duration> = Some(Duration::from_secs(1));
+    const NOW: Moment = Moment::START;
+
+    /// A file of this length that was written this long before the wall clock's time.
+    fn state(length: u64, age: Duration) -> FileState {
+        FileState { length, modified: wall() - age }
+    }
+
+    fn wall() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000)
+    }
+
+    fn finished(length: u64) -> (Progress, FileState) {
+        let state = state(length, Duration::from_secs(1));
+        (Progress::new(state, 10, 0, wall(), WAIT), state)
+    }
+
+    fn young(length: u64) -> (Progress, FileState) {
+        let state = state(length, Duration::from_millis(999));
+        (Progress::new(state, 10, 0, wall(), WAIT), state)
+    }
+
+    /// Sends all known bytes. Returns number, offset, length and total of each chunk.
+    fn send(progress: &mut Progress) -> Vec<(u64, u64, u32, Option<u64>)> {
+        let mut chunks = Vec::new();
+        while let Next::Chunk(chunk) = progress.next() {
+            progress.advance(chunk);
+            chunks.push((chunk.number, chunk.offset, chunk.length, chunk.total));
+        }
+        chunks
+    }
+
+    #[test]
+    fn a_finished_file_is_sent_in_chunks_and_completed() {
+        for (length, chunks) in [
+            (0, vec![]),
+            (1, vec![(0, 0, 1, Some(1))]),
+            (10, vec![(0, 0, 10, Some(1))]),
+            (21, vec![(0, 0, 10, Some(3)), (1, 10, 10, Some(3)), (2, 20, 1, Some(3))]),
+        ] {
+            let (mut progress, state) = finished(length);
+            assert_eq!(send(&mut progress), chunks);
+            assert_eq!(progress.finish(state, NOW, WAIT), Finish::Complete);
+        }
+    }
+
+    #[test]
+    fn from_chunk_leaves_out_the_first_chunks() {
+        let state = state(21, Duration::from_secs(1));
+        for (first, chunks) in
+            [(1, vec![(1, 10, 10, Some(3)), (2, 20, 1, Some(3))]), (3, vec![]), (9, vec![])]
+        {
+            let mut progress = Progress::new(state, 10, first, wall(), WAIT);
+            assert_eq!(send(&mut progress), chunks, "{first}");
+        }
+    }
+
+    #[test]
+    fn a_finished_file_may_not_change() {
+        let hour = Duration::from_secs(3600);
+        for other in [state(22, hour), state(20, hour), state(21, Duration::ZERO)] {
+            let (mut progress, _) = finished(21);
+            assert_eq!(progress.compare(other, NOW), Comparison::Changed);
+            assert_eq!(progress.finish(other, NOW, WAIT), Finish::Changed);
+        }
+    }
+
+    #[test]
+    fn a_young_file_is_completed_at_once_unless_it_has_become_longer() {
+        let (mut progress, state) = young(21);
+        send(&mut progress);
+        assert_eq!(progress.finish(state, NOW, WAIT), Finish::Complete);
+    }
+
+    #[test]
+    fn what_a_young_file_gained_follows_until_it_is_still() {
+        let (mut progress, _) = young(15);
+        send(&mut progress);
+        let longer = state(32, Duration::ZERO);
+        assert_eq!(progress.finish(longer, NOW, WAIT), Finish::Continue);
+        assert_eq!(send(&mut progress), [(2, 15, 10, None), (3, 25, 7, None)]);
+
+        let soon = NOW + GROWTH_INTERVAL;
+        assert_eq!(progress.finish(longer, NOW, WAIT), Finish::WaitUntil(soon));
+        let even_longer = FileState { length: 33, ..longer };
+        assert_eq!(progress.finish(even_longer, soon, WAIT), Finish::Continue);
+        assert_eq!(send(&mut progress), [(4, 32, 1, None)]);
+        let still_at = soon + Duration::from_secs(1);
+        let before = NOW + Duration::from_millis(1020);
+        assert_eq!(progress.finish(even_longer, before, WAIT), Finish::WaitUntil(still_at));
+        assert_eq!(progress.finish(even_longer, still_at, WAIT), Finish::Complete);
+    }
+
+    #[test]
+    fn a_young_file_that_is_rewritten_has_changed() {
+        for other in [state(20, Duration::ZERO), state(21, Duration::ZERO)] {
+            let (mut progress, _) = young(21);
+            assert_eq!(progress.finish(other, NOW, WAIT), Finish::Changed, "{other:?}");
+        }
+        let (mut progress, _) = young(21);
+        let longer = state(30, Duration::ZERO);
+        assert_eq!(progress.compare(longer, NOW), Comparison::Longer);
+        assert_eq!(progress.compare(state(29, Duration::ZERO), NOW), Comparison::Changed);
+    }
+
+    #[test]
+    fn growth_before_the_last_chunk_keeps_the_chunks_regular() {
+        let (mut progress, _) = young(25);
+        for number in 0..2 {
+            let Next::Chunk(chunk) = progress.next() else { panic!("{number} is missing") };
+            progress.advance(chunk);
+        }
+        assert_eq!(progress.compare(state(38, Duration::ZERO), NOW), Comparison::Longer);
+        assert!(progress.is_regular());
+        assert_eq!(send(&mut progress), [(2, 20, 10, None), (3, 30, 8, None)]);
+        assert!(progress.is_regular(), "the last chunk may be shorter");
+        progress.compare(state(39, Duration::ZERO), NOW);
+        assert!(!progress.is_regular());
+    }
+
+    #[test]
+    fn age_is_measured_against_the_clock_and_can_be_switched_off() {
+        let ahead = FileState { length: 5, modified: wall() + Duration::from_secs(60) };
+        let grown = FileState { length: 6, ..ahead };
+        let mut progress = Progress::new(ahead, 10, 0, wall(), WAIT);
+        assert_eq!(progress.compare(grown, NOW), Comparison::Longer);
+        let mut progress = Progress::new(ahead, 10, 0, wall(), None);
+        assert_eq!(progress.compare(grown, NOW), Comparison::Changed);
+    }
+
+    #[test]
+    fn a_returning_client_gets_the_rest_of_the_same_file_only() {
+        let (task, name) = (Uuid::from_u128(1), Path::new("a.wav"));
+        let mark = |length, may_grow| Mark { state: state(length, Duration::ZERO), may_grow };
+        let mut marks = Marks::default();
+        assert!(marks.note(task, name, mark(25, false), 0));
+        assert!(marks.note(task, name, mark(25, false), 20), "the same file");
+        assert!(marks.note(Uuid::from_u128(2), name, mark(7, false), 20), "another task");
+        assert!(marks.note(task, Path::new("b.wav"), mark(7, false), 20), "another file");
+        assert!(!marks.note(task, name, mark(26, false), 20));
+        assert!(!marks.note(task, name, mark(26, false), 20), "which of the two has the client?");
+        assert!(marks.note(task, name, mark(26, false), 0), "from the beginning");
+    }
+
+    #[test]
+    fn a_returning_client_gets_the_rest_of_a_file_that_has_grown() {
+        let (task, name) = (Uuid::from_u128(1), Path::new("a.wav"));
+        let mark = |length, may_grow| Mark { state: state(length, Duration::ZERO), may_grow };
+        let mut marks = Marks::default();
+        assert!(marks.note(task, name, mark(25, true), 0));
+        assert!(marks.note(task, name, mark(38, true), 20), "whole chunks of the shorter file");
+        assert!(marks.note(task, name, mark(38, true), 30));
+        marks.note_grown(task, name, mark(50, true), true);
+        assert!(marks.note(task, name, mark(50, false), 40));
+        let mut marks = Marks::default();
+        assert!(marks.note(task, name, mark(25, true), 0));
+        assert!(!marks.note(task, name, mark(38, true), 30), "a chunk that ended at byte 25");
+        let mut marks = Marks::default();
+        assert!(marks.note(task, name, mark(25, true), 0));
+        marks.note_grown(task, name, mark(38, true), false);
+        assert!(!marks.note(task, name, mark(38, false), 20));
+    }
+
+    #[test]
+    fn the_oldest_mark_is_forgotten() {
+        let mark = Mark { state: state(5, Duration::ZERO), may_grow: false };
+        let mut marks = Marks::default();
+        for task in 0..MARKS_MAX as u128 + 3 {
+            marks.note(Uuid::from_u128(task), Path::new("a"), mark, 0);
+        }
+        assert_eq!((marks.by_file.len(), marks.order.len()), (MARKS_MAX, MARKS_MAX));
+    }
+}
