@@ -13,6 +13,7 @@ import pytest
 from gatewaylab.gateway import run
 from gatewaylab.peers import pattern
 from gatewaylab.results import new_task, status
+from gatewaylab.slow_folder import SlowFolder
 from gatewaylab.wire import BINARY, eventually
 
 CHUNK = 65536
@@ -262,3 +263,54 @@ def no_more_descriptors(gateway):
         yield
     finally:
         resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# ---- disks and servers that take their time
+
+
+@pytest.fixture
+def slow(results, tmp_path):
+    folder = SlowFolder(tmp_path / "slow", {"a.wav": pattern(3 * CHUNK + 5), "empty": b""})
+    yield folder
+    folder.stop()
+
+
+@pytest.mark.parametrize("operation", ["lookup", "open", "read"])
+def test_slow_folder_holds_up_only_those_who_want_its_files(results, slow, operation):
+    """Nothing in the loop waits for a disk: others get their results while one client's file is being opened or read."""
+    stage = Stage(results, output={"audio_root": str(slow.folder)})
+    with slow.holding(operation):
+        held = stage.publish("a.wav")
+        waiter = results.wait(stage.gateway, held)
+        slow.wait_until_held(operation)
+        for _ in range(3):
+            task = new_task()
+            other = results.wait(stage.gateway, task)
+            stage.inbox.publish(task, text="not held up")
+            assert other.result().content == "not held up"
+            other.done()
+        assert stage.gateway.get("/health").status == 200
+    assert waiter.result().audio == pattern(3 * CHUNK + 5)
+    waiter.done()
+
+
+def test_client_may_leave_while_its_file_is_opened(results, slow):
+    """The answer of the slow disk finds nobody, and another client in the same slot does not get it."""
+    stage = Stage(results, output={"audio_root": str(slow.folder)})
+    with slow.holding("open"):
+        task = stage.publish("a.wav")
+        results.wait(stage.gateway, task).vanish()
+        slow.wait_until_held("open")
+        eventually(lambda: stage.gateway.connections()["total_connections"] == 0, "it has left")
+        other_task = stage.publish("empty")
+        other = results.wait(stage.gateway, other_task)
+    assert other.result().audio == b""
+    other.done()
+
+
+def test_from_chunk_on_a_slow_folder(results, slow):
+    stage = Stage(results, output={"audio_root": str(slow.folder)})
+    task = stage.publish("a.wav")
+    waiter = results.wait(stage.gateway, task, "?from_chunk=2")
+    assert waiter.result(first_chunk=2).audio == pattern(3 * CHUNK + 5)[2 * CHUNK :]
+    waiter.done()
