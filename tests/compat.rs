@@ -3,7 +3,8 @@
 //! The scripts are `tests/compat/*.txt`, one file for each section of `docs/protocol.md`. An exchange
 //! begins with `## ` and what it shows. Exchanges run over the simulated kernel of `tests/sim`, without
 //! chance: bytes arrive whole and at once, and time passes only with `wait`. `COMPAT_REWRITE=1` writes
-//! what happens into the scripts, to be read and judged before it is kept.
+//! what happens into the scripts, to be read and judged before it is kept. `COMPAT_ONLY=1011` plays only
+//! the exchanges that have this in their title.
 //!
 //! ```text
 //! set max_message=5                     settings, before anything else; `set splices=1`: use pipes
@@ -86,6 +87,7 @@ fn play(name: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat").join(name);
     let text = std::fs::read_to_string(&path)
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let only = std::env::var("COMPAT_ONLY").ok();
     let mut played = String::new();
     let mut exchanges = 0;
     for (index, exchange) in text.split("\n## ").enumerate() {
@@ -95,6 +97,11 @@ fn play(name: &str) {
         }
         exchanges += 1;
         played.push_str("\n## ");
+        let title = exchange.lines().next().unwrap_or_default();
+        if only.as_ref().is_some_and(|only| !title.contains(only)) {
+            played.push_str(exchange);
+            continue;
+        }
         played.push_str(
             &play_exchange(exchange).unwrap_or_else(|why| panic!("{name}: {exchange}\n\n{why}")),
         );
