@@ -17,7 +17,7 @@ import pytest
 LOOKUP, FORGET, GETATTR, OPEN, READ, STATFS, RELEASE, FLUSH, INIT, INTERRUPT, BATCH_FORGET = 1, 2, 3, 14, 15, 17, 18, 25, 26, 36, 42
 NAMES = {LOOKUP: "lookup", GETATTR: "getattr", OPEN: "open", READ: "read"}
 ROOT = 1
-LAZY_UNMOUNT = 2
+UNMOUNT_NOW = 1 | 2  # MNT_FORCE: requests under way fail; MNT_DETACH: even if a file is still open
 
 
 class SlowFolder:
@@ -63,7 +63,7 @@ class SlowFolder:
         with self.news:
             self.held.clear()
             self.news.notify_all()
-        self.libc.umount2(str(self.folder).encode(), LAZY_UNMOUNT)
+        self.libc.umount2(str(self.folder).encode(), UNMOUNT_NOW)
 
     def _serve(self):
         while True:
