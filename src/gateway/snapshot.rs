@@ -49,6 +49,7 @@ impl Gateway {
         snapshot.viewer = viewer;
         snapshot.redis_address = cx.results.redis_address();
         snapshot.redis_problem = cx.results.redis_problem().map(str::to_owned);
+        snapshot.audio_root_problem = cx.audio.root_problem(&cx.settings.output.audio_root);
         snapshot.results_wanted = self.serves_results();
         snapshot.redis = match (snapshot.results_wanted, self.is_inbox) {
             (false, _) => RedisView::Disabled,

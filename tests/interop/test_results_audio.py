@@ -231,6 +231,7 @@ def test_missing_audio_root_is_reported(results, tmp_path):
     waiter.refused("Audio file not found", 1000, "done", task_id=task)
     line = rf'no audio why="Audio file not found" error="No such file.*" file="a.wav" root="{root}" task={task}'
     stage.gateway.process.wait_for_line(line)
+    assert any(problem.startswith(f"audio_root: {root}: No such") for problem in stage.gateway.get().json()["problems"])
     assert 'audio_failed_total{reason="no_root"} 1' in stage.gateway.get("/metrics").body.decode()
     done = run("--check", "--config", stage.gateway.file)
     assert done.returncode == 0 and f"output.audio_root: the folder {root} cannot be opened" in done.stderr

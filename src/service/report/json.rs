@@ -69,6 +69,9 @@ fn problems(snapshot: &Snapshot) -> Vec<String> {
         let why = snapshot.redis_problem.as_deref().unwrap_or("not connected");
         problems.push(format!("redis: {why}"));
     }
+    if let Some(why) = &snapshot.audio_root_problem {
+        problems.push(format!("audio_root: {why}"));
+    }
     problems
 }
 
@@ -254,6 +257,7 @@ mod tests {
         snapshot.redis = RedisView::Disconnected;
         snapshot.redis_address = Some("redis.internal:6379".into());
         snapshot.redis_problem = Some("redis.internal:6379: Connection refused".into());
+        snapshot.audio_root_problem = Some("/voices: Permission denied".into());
         snapshot.routes = vec![
             relayed("input", vec![BackendView { state: failed(), ..well("ws://secret/") }]),
             relayed(
@@ -295,6 +299,7 @@ mod tests {
             "input: ws://secret/: it closed the connection without an answer"
         );
         assert_eq!(seen["problems"][2], "redis: redis.internal:6379: Connection refused");
+        assert_eq!(seen["problems"][3], "audio_root: /voices: Permission denied");
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub struct Snapshot<'a> {
     pub redis_address: Option<String>,
     /// Why results cannot be had, if that is so.
     pub redis_problem: Option<String>,
+    /// Why the folder of audio files cannot be opened, if results are served from it and it cannot.
+    pub audio_root_problem: Option<String>,
     pub viewer: Viewer,
     /// Traffic of open WebSockets, for [`metrics`].
     pub live: Live,
@@ -208,6 +210,7 @@ impl<'a> Snapshot<'a> {
             stats,
             redis_address: None,
             redis_problem: None,
+            audio_root_problem: None,
             viewer: Viewer::Stranger,
             live: Live::default(),
         }

@@ -53,9 +53,13 @@ pub struct AudioFiles {
 }
 
 impl AudioFiles {
-    /// Why `audio_root` cannot be opened, as it was last tried; `None` if it can.
-    pub fn root_error(&self) -> Option<OpenError> {
-        self.root_error
+    /// Why `root`, the folder of audio files, cannot be opened, as it was last tried; `None` if it
+    /// can.
+    pub fn root_problem(&self, root: &Path) -> Option<String> {
+        match self.root_error {
+            Some(OpenError::NoRoot(errno)) => Some(format!("{}: {errno}", root.display())),
+            _ => None,
+        }
     }
 
     /// Notes what opening `audio_root` led to.
