@@ -88,6 +88,7 @@ def test_json_log_has_one_object_a_line(lab):
     backend = lab.backend()
     gateway = lab.gateway({"log": {"level": "debug", "format": "json"}}, backend=backend.url())
     whole_conversation(lab, gateway, backend)
+    gateway.process.wait_for_line("input_1 closed")
     lines = [json.loads(line) for line in gateway.log.splitlines()]
     for line in lines:
         assert re.fullmatch(TIME, line["time"])
@@ -244,7 +245,10 @@ def test_rotation_by_size(lab):
 def test_info_lines_are_left_out_at_warn(lab, level):
     """CONFIG `level`: nothing of `info` at `warn` and above."""
     backend = lab.backend()
-    gateway = lab.gateway({"log": {"level": level}}, backend=backend.url(), wait=False)
+    # Few connections: for many, a small limit of descriptors is worth a warning.
+    server = {"listen": ["127.0.0.1:0"], "max_connections": 100}
+    config = {"log": {"level": level}, "server": server}
+    gateway = lab.gateway(config, backend=backend.url(), wait=False)
     gateway.port = eventually(gateway.listening_ports, "it listens")[0]
     whole_conversation(lab, gateway, backend)
     assert gateway.log == ""
