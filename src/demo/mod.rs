@@ -12,7 +12,7 @@
 //!   ◄ {"type":"system","action":"upload_processed","status":"queued","task_id":"<uuid>"}
 //! ```
 //!
-//! With an inbox for results, it publishes an answer [`ANSWER_DELAY`] later: a text, and a WAV file
+//! With an inbox for results, it publishes an answer `ANSWER_DELAY` later: a text, and a WAV file
 //! with a tune made of the words.
 //!
 //! It has a blocking thread for each connection, unlike the gateway. That is the simplest way to

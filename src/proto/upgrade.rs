@@ -10,7 +10,7 @@
 //! - `X-Forwarded-Proto` and `X-Forwarded-Host` are single values that backends believe, so they are
 //!   replaced by what this gateway sees, unless they came from a trusted proxy.
 //! - `X-Request-Id` names a request across every hop. The client's is kept if there is exactly one, of
-//!   1 to [`REQUEST_ID_BYTES_MAX`] visible ASCII characters, and replaced otherwise.
+//!   1 to `REQUEST_ID_BYTES_MAX` visible ASCII characters, and replaced otherwise.
 //! - `Via` lists the proxies on the way. `1.1 aivtuber-gateway` is appended, which reveals loops.
 
 #![expect(

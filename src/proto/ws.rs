@@ -293,7 +293,7 @@ impl FrameScanner {
     }
 }
 
-/// A whole close frame (RFC 6455 §5.5.1). The reason is cut to [`REASON_BYTES_MAX`] at the end of a character. `mask` is
+/// A whole close frame (RFC 6455 §5.5.1). The reason is cut to `REASON_BYTES_MAX` at the end of a character. `mask` is
 /// for frames to a backend, where the gateway is the client.
 pub fn close_frame(code: u16, reason: &str, mask: Option<[u8; 4]>) -> Vec<u8> {
     let reason = cut_at_char(reason, REASON_BYTES_MAX);
@@ -303,12 +303,12 @@ pub fn close_frame(code: u16, reason: &str, mask: Option<[u8; 4]>) -> Vec<u8> {
     control_frame(Opcode::Close, &payload[..2 + reason.len()], mask)
 }
 
-/// A whole ping frame; a payload over [`CONTROL_PAYLOAD_MAX`] is cut.
+/// A whole ping frame; a payload over `CONTROL_PAYLOAD_MAX` is cut.
 pub fn ping_frame(payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
     control_frame(Opcode::Ping, payload, mask)
 }
 
-/// A whole pong frame; a payload over [`CONTROL_PAYLOAD_MAX`] is cut.
+/// A whole pong frame; a payload over `CONTROL_PAYLOAD_MAX` is cut.
 pub fn pong_frame(payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
     control_frame(Opcode::Pong, payload, mask)
 }

@@ -4,7 +4,7 @@
 //! whose module describes the order of a turn. What belongs to the reactor alone: waiting, the
 //! clock, accepting, signals and background threads.
 //!
-//! Nothing in a turn may block: what might is done by the threads of [`background`], and log lines
+//! Nothing in a turn may block: what might is done by the threads of `background`, and log lines
 //! go to a buffer; where writing them might block, a thread of its own does it.
 
 #![expect(clippy::disallowed_methods, reason = "the reactor owns threads and the wall clock")]

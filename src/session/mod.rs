@@ -16,7 +16,7 @@
 //!   Relay:   two flows until both have ended                    Closed: the slot is freed at the end of the turn
 //! ```
 //!
-//! Each phase is a type in a file of its own that implements [`State`]. Its `step` consumes it and returns what follows; a
+//! Each phase is a type in a file of its own that implements `State`. Its `step` consumes it and returns what follows; a
 //! phase that only waits returns itself. A phase that ends returns an [`Ended`], which [`Session`] alone logs and counts.
 //! No session knows another: all that is shared is lent to a step as [`Context`].
 

@@ -1,7 +1,7 @@
 //! Sends an HTTP response, then takes the next request or ends the connection.
 //!
 //! A response is a head, made for this client, and content that may be shared with other clients.
-//! At most [`STEP_BYTES_MAX`] of it are written in one step, so that a long response delays other
+//! At most `STEP_BYTES_MAX` of it are written in one step, so that a long response delays other
 //! sessions only little.
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]

@@ -42,7 +42,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
     ///
     /// # Errors
     /// 400 for what is malformed or ambiguous, 405 for CONNECT, 414 when the target is over
-    /// [`TARGET_BYTES_MAX`], 431 when the head is over [`HEAD_BYTES_MAX`] or [`HEADERS_MAX`], 505
+    /// [`TARGET_BYTES_MAX`], 431 when the head is over [`HEAD_BYTES_MAX`] or `HEADERS_MAX`, 505
     /// for other versions of HTTP.
     pub fn parse(
         bytes: &'b [u8],

@@ -65,7 +65,7 @@ impl Subscription {
 /// A result that Redis keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptResult {
-    /// When it was stored: microseconds of Redis' clock; or [`KeptResult::NOT_PUBLISHED`].
+    /// When it was stored: microseconds of Redis' clock; or `KeptResult::NOT_PUBLISHED`.
     pub at: u64,
     /// What the worker published.
     pub payload: Vec<u8>,
