@@ -10,6 +10,7 @@
 )]
 
 use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
+use std::path::Path;
 use std::str::FromStr;
 
 use redis::IntoConnectionInfo;
@@ -17,6 +18,7 @@ use redis::IntoConnectionInfo;
 use super::problems::BadItem;
 use super::settings::Config;
 use super::values::each;
+use crate::service::link;
 
 /// Sets `server.listen`.
 pub(super) fn set_listen(config: &mut Config, texts: &[String]) -> Result<(), BadItem> {
@@ -88,7 +90,7 @@ fn resolve_listen(text: &str) -> Result<Vec<SocketAddr>, String> {
 /// Sets `redis.url`, and with it where the embedded inbox listens, if it is one.
 pub(super) fn set_redis(config: &mut Config, urls: &[String]) -> Result<(), BadItem> {
     each(urls, check_redis)?;
-    let embedded = |url: &String| url.strip_prefix("embedded://").map(str::to_owned);
+    let embedded = |url: &String| link::embedded(url).map(|(address, _)| address.to_owned());
     let inbox = match urls {
         [] => return Err(BadItem::new(0, "at least one URL is needed")),
         [url] => embedded(url),
@@ -118,11 +120,13 @@ fn check_redis(url: &str) -> Result<(), String> {
     let shown = without_password(url);
     let expected =
         "expected redis://user:password@host:port/db, unix:///path or embedded://127.0.0.1:6379";
+    if let Some((address, password)) = link::embedded(url) {
+        if password.is_some_and(|password| password.text().is_empty()) {
+            return Err(format!("`{shown}`: the password is empty"));
+        }
+        return resolve_inbox(address).map(drop).map_err(|why| format!("`{shown}`: {why}"));
+    }
     match url.split_once("://") {
-        Some(("embedded", address)) => match resolve_inbox(address) {
-            Ok(_) => Ok(()),
-            Err(why) => Err(format!("`{shown}`: {why}")),
-        },
         Some(("rediss", _)) => Err(format!("`{shown}`: TLS to Redis is not supported; {expected}")),
         Some(("redis" | "unix", _)) => match url.into_connection_info() {
             Ok(_) => Ok(()),
@@ -133,6 +137,25 @@ fn check_redis(url: &str) -> Result<(), String> {
         },
         _ => Err(format!("`{shown}` is not a Redis URL; {expected}")),
     }
+}
+
+/// Sets `redis.password_file`, and the password that is the first line of that file.
+pub(super) fn set_password_file(config: &mut Config, path: &str) -> Result<(), String> {
+    let password = match path {
+        "" => None,
+        path => {
+            let bytes =
+                super::file::read(Path::new(path)).map_err(|why| format!("{path} {why}"))?;
+            let text = String::from_utf8(bytes).map_err(|_| format!("{path} is not UTF-8"))?;
+            match text.lines().next() {
+                None | Some("") => return Err(format!("the first line of {path} is empty")),
+                Some(password) => Some(link::Password::from(password)),
+            }
+        }
+    };
+    config.gateway.link.password_file = path.to_owned();
+    config.gateway.link.password = password;
+    Ok(())
 }
 
 /// Whether `prefix` can begin the names of channels: as it is, not as a pattern.

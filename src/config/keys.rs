@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use super::addresses::{check_prefix, set_admin_listen, set_listen, set_redis};
+use super::addresses::{check_prefix, set_admin_listen, set_listen, set_password_file, set_redis};
 use super::kind::Kind;
 use super::problems::BadItem;
 use super::settings::Config;
@@ -261,6 +261,14 @@ pub const SECTIONS: &[Section] = &[
                     get: |c| c.gateway.link.urls.clone(),
                     set: |c, urls| set_redis(c, urls),
                     example: "[\"redis://seventeen\"]",
+                },
+            ),
+            live(
+                "password_file",
+                Kind::Text {
+                    get: |c| c.gateway.link.password_file.clone(),
+                    set: |c, path| set_password_file(c, path),
+                    example: "\"Cargo.toml\"",
                 },
             ),
             at_start(

@@ -26,6 +26,7 @@ mod refusals;
 mod reload;
 mod snapshot;
 mod timeline;
+mod workers;
 
 use files::check_audio_root;
 pub use reload::InEffect;
@@ -60,9 +61,6 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 use timeline::Timeline;
-
-/// Workers that may be connected to the embedded inbox at once.
-const WORKERS_MAX: usize = 1000;
 
 /// Connections to the addresses for admins at once.
 const ADMINS_MAX: usize = 100;
@@ -126,6 +124,8 @@ pub struct Gateway {
     workers: usize,
     /// Open connections to the addresses for admins.
     admins: usize,
+    /// Connections of workers that are being told that there is no room.
+    refused_workers: usize,
     /// The gateway itself is where workers publish.
     is_inbox: bool,
     /// Connections of every kind since the start.
@@ -178,6 +178,7 @@ impl Gateway {
         let mut cx = Context::new(now, session, network, Limits::new(limits), results, chance);
         cx.upstreams = Upstreams::new(upstreams);
         cx.routes = Routes::new(routes, &mut cx.upstreams);
+        cx.inbox_password = link.inbox_password();
         cx.channel_prefix = link.channel_prefix;
         cx.trust = trust;
         cx.wall = WallClock::new(now, wall);
@@ -196,6 +197,7 @@ impl Gateway {
             refusals: Refusals::default(),
             workers: 0,
             admins: 0,
+            refused_workers: 0,
             is_inbox,
             serials: 0,
             run_state: RunState::Serving,
@@ -283,20 +285,6 @@ impl Gateway {
         self.admins += 1;
         let session = Session::accepted(who, Conn::accepted(socket), &self.cx);
         let key = self.sessions.insert(session);
-        self.drive(key);
-    }
-
-    /// One more worker can be accepted.
-    pub fn can_admit_worker(&self) -> bool {
-        self.workers < WORKERS_MAX
-    }
-
-    /// Takes a worker's connection to the embedded inbox, registered for [`Gateway::next_key`].
-    pub fn admit_worker(&mut self, socket: Socket, client: SocketAddr) {
-        let who = self.identity(client, Admission::Inbox);
-        info!(target: "inbox", "{who} opened client={client}");
-        self.workers += 1;
-        let key = self.sessions.insert(Session::inbox(who, Conn::accepted(socket)));
         self.drive(key);
     }
 
@@ -414,10 +402,10 @@ impl Gateway {
     /// Hands out queued results, at most `count_max`; the rest has its turn later.
     fn deliver(&mut self, count_max: usize) {
         for _ in 0..count_max {
-            let Some((client, result)) = self.cx.results.poll_delivery() else { return };
-            if let Some(session) = self.session_mut(client) {
-                session.handle_result(result);
-                self.drive(client.key as usize);
+            let Some(delivery) = self.cx.results.poll_delivery() else { return };
+            if let Some(session) = self.session_mut(delivery.client) {
+                session.handle_result(delivery.result, delivery.behind);
+                self.drive(delivery.client.key as usize);
             }
         }
     }
@@ -432,7 +420,11 @@ impl Gateway {
             Notice::Problem { why } => warn!(target: "redis", "trouble why={}", Quoted(why)),
             Notice::Evicted { results } => {
                 self.cx.stats.results_evicted += results;
-                warn!(target: "output", "kept results let go for lack of room results={results}");
+                warn!(target: "output", "kept results evicted for lack of room results={results}");
+            }
+            Notice::NotKept { results } => {
+                self.cx.stats.results_not_kept += results;
+                warn!(target: "output", "results not kept, their task holds half of max_retained results={results}");
             }
             Notice::GraceOver => {
                 warn!(target: "redis", "away for longer than the grace: waiting clients are told");
@@ -644,6 +636,7 @@ impl Gateway {
             Admission::Client | Admission::Inbox => {}
             Admission::Refused(_) => self.refusals.remove(),
             Admission::Admin => self.admins -= 1,
+            Admission::RefusedWorker => self.refused_workers -= 1,
         }
         session.release(&mut self.cx);
     }
@@ -851,11 +844,19 @@ mod tests {
     #[test]
     fn workers_are_bounded() {
         let mut gateway = gateway(1);
-        for _ in 0..WORKERS_MAX {
+        for _ in 0..workers::WORKERS_MAX {
             assert!(gateway.can_admit_worker());
             gateway.admit_worker(socket(b""), SocketAddr::from(([192, 0, 2, 2], 6000)));
         }
+        for refused in 0..workers::REFUSED_WORKERS_MAX {
+            assert!(gateway.can_admit_worker(), "{refused} have been refused");
+            gateway.admit_worker(socket(b""), SocketAddr::from(([192, 0, 2, 2], 6000)));
+        }
         assert!(!gateway.can_admit_worker());
+        assert_eq!(
+            (gateway.workers, gateway.refused_workers),
+            (workers::WORKERS_MAX, workers::REFUSED_WORKERS_MAX)
+        );
     }
 
     #[test]

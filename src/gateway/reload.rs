@@ -14,7 +14,7 @@ use super::files::check_audio_root;
 use super::{Gateway, Settings};
 use crate::base::quoted::Quoted;
 use crate::service::limits;
-use crate::service::link::{self, Link};
+use crate::service::link::{self, Link, Password};
 use crate::service::route::{RouteSettings, Target};
 use crate::service::tasks;
 use crate::service::trust;
@@ -40,6 +40,8 @@ pub struct InEffect {
     pub redis: Option<(link::Settings, tasks::Settings)>,
     /// Of the backends' names.
     pub upstreams: upstreams::Settings,
+    /// Of the embedded inbox.
+    pub inbox_password: Option<Password>,
 }
 
 impl Gateway {
@@ -54,6 +56,7 @@ impl Gateway {
             .filter(|(_, session)| session.who().admission == Admission::Client);
         self.cx.limits.reload(limits, clients.filter_map(|(_, session)| session.who().counted()));
         self.cx.results.reload(&link, tasks);
+        self.cx.inbox_password = link.inbox_password();
         if wants_redis(&routes, &link) && self.cx.results.link().is_none() {
             // The first route that serves results has come with this reload.
             match Link::new(&link, tasks, self.cx.now, self.cx.chance.u64(..)) {
@@ -94,6 +97,7 @@ impl Gateway {
             drain_timeout: self.drain_timeout,
             retention: cx.results.tasks().settings(),
             upstreams: cx.upstreams.settings().clone(),
+            inbox_password: cx.inbox_password.clone(),
             redis: cx.results.link().map(|link| (link.settings().clone(), link.retention())),
         }
     }

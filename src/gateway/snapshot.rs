@@ -47,8 +47,10 @@ impl Gateway {
         snapshot.routes =
             cx.routes.iter().map(|route| RouteView::new(route, &cx.upstreams, cx.now)).collect();
         snapshot.viewer = viewer;
-        snapshot.redis_address = cx.results.redis_address();
-        snapshot.redis_problem = cx.results.redis_problem().map(str::to_owned);
+        if let Some((state, address)) = cx.results.redis_state() {
+            snapshot.redis_address = Some(address.to_string());
+            snapshot.redis_problem = state.why().map(str::to_owned);
+        }
         snapshot.audio_root_problem = cx.audio.root_problem(&cx.settings.output.audio_root);
         snapshot.results_wanted = self.serves_results();
         snapshot.redis = match (snapshot.results_wanted, self.is_inbox) {

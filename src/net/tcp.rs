@@ -7,10 +7,11 @@ use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
-use socket2::{Domain, Protocol, Type};
+use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::path::Path;
+use std::time::Duration;
 
 /// How many unsent bytes the kernel keeps for one socket before it reports it as full.
 ///
@@ -152,6 +153,16 @@ impl Network for TcpNetwork {
             PeerAddress::Unix(path) => connect_unix(path, source, &self.registry),
         }
     }
+}
+
+/// Makes the kernel probe the peers of accepted sockets that are silent, so that one that vanished
+/// without a word is noticed within two minutes. For protocols that have no pings.
+pub fn keep_alive(listener: &mio::net::TcpListener) -> io::Result<()> {
+    let probes = TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(15))
+        .with_retries(4);
+    SockRef::from(listener).set_tcp_keepalive(&probes)
 }
 
 /// Registers an accepted socket. Its options come from the listener.

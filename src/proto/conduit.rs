@@ -1,9 +1,10 @@
-//! What a client says on a WebSocket that we serve ourselves, read by `tungstenite` between two queues of ours.
+//! Reads what a client sends on a WebSocket that the gateway serves itself.
 //!
-//! `tungstenite` is given the bytes that have come and a queue for its answers (pongs, the echo of a Close), so that the order
-//! of that queue is the order on the wire: an answer never lands inside a frame of ours. What we send ourselves does not pass
-//! through here at all. The surprising part is that nobody keeps a [`Conduit`] for long: a client that waits says next to
-//! nothing, and between two of its messages there is nothing to remember, see [`Conduit::is_idle`].
+//! `tungstenite` gets the bytes that have come, and a queue for its answers (pongs, the echo of a Close).
+//! The order of that queue is the order on the wire, so an answer never lands inside another frame.
+//! What the gateway itself sends does not pass through here. A [`Conduit`] is not kept for long: a
+//! client that waits sends next to nothing, and between two of its messages there is nothing to
+//! remember; see [`Conduit::is_idle`].
 
 #![expect(
     clippy::indexing_slicing,
@@ -15,13 +16,13 @@ use std::io::{self, ErrorKind, Read, Write};
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 use tungstenite::{Error, Message};
 
-/// A message of the client's may have so many bytes.
+/// The largest message of a client, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 
-/// `tungstenite` reads so many bytes at a time.
+/// Bytes that `tungstenite` reads at a time.
 const READ_BYTES: usize = 1024;
 
-/// The server's end of one client's messages.
+/// The server side of one client's messages.
 pub struct Conduit {
     context: WebSocketContext,
     frames: FrameScanner,
@@ -29,18 +30,18 @@ pub struct Conduit {
     is_in_message: bool,
 }
 
-/// What came of the bytes.
+/// What the bytes of a client amount to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Received {
     /// Nothing that matters; pings have been answered.
     Nothing,
-    /// A Close frame with this code, or without one. Its answer is in the queue, and nothing may follow it.
+    /// A Close frame, with its code. The answer is in the queue, and nothing may follow that.
     Close(Option<u16>),
-    /// The client broke the rules; it is to be told with a Close frame.
+    /// The client broke the protocol; a Close frame is to say so.
     Fault(Fault),
 }
 
-/// How a client breaks the rules (RFC 6455 §7.4.1).
+/// How a client broke the protocol, with its close code (RFC 6455 §7.4.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// 1002
@@ -67,14 +68,16 @@ impl Conduit {
         }
     }
 
-    /// Takes what the client sent. Answers are appended to `answers`, each of them a whole frame.
+    /// Takes what the client sent, in pieces of any size. Answers, each a whole frame, are appended to
+    /// `answers`.
     pub fn handle_bytes(&mut self, bytes: &[u8], answers: &mut Vec<u8>) -> Received {
         self.follow(bytes);
         let mut between = Between { bytes, answers };
         loop {
             let error = match self.context.read(&mut between) {
                 Ok(Message::Close(frame)) => {
-                    // The echo is written before anything else is read.
+                    // `tungstenite` writes the echo only when it is flushed. This cannot fail, as the
+                    // queue takes everything.
                     let _ = self.context.flush(&mut between);
                     return Received::Close(frame.map(|frame| frame.code.into()));
                 }
@@ -95,7 +98,7 @@ impl Conduit {
         self.frames_seen
     }
 
-    /// Nothing is begun: a new conduit would go on just as well.
+    /// Whether no frame and no message has begun, so that a new conduit could continue.
     pub fn is_idle(&self) -> bool {
         self.frames.at_boundary() && !self.is_in_message
     }
@@ -119,7 +122,7 @@ impl Default for Conduit {
     }
 }
 
-/// The stream as `tungstenite` sees it.
+/// The stream that `tungstenite` reads from and writes to.
 struct Between<'b> {
     bytes: &'b [u8],
     answers: &'b mut Vec<u8>,

@@ -1,12 +1,14 @@
-//! Results in, JSON out: what an AI worker publishes for a task, and everything the gateway says to the client that waits for it.
+//! What an AI worker publishes for a task, and what the gateway sends to the client that waits for it.
 //!
-//! The surprising thing: a result is taken apart no further than the contract needs. Fields that are passed on, and the answer's
-//! text itself, keep the very characters the worker wrote (`1e400`, `12345678901234567890.0`, `"\ud800"` reach the client
-//! untouched), because decoding them into numbers and strings of ours could only change them. So reading never fails: what is no
-//! JSON object, or has a known field of the wrong type, becomes the result that says so to the client.
+//! A result is taken apart no further than the contract needs. Fields that are passed on, and the text
+//! itself, keep the characters that the worker wrote: `1e400`, `12345678901234567890.0` and `"\ud800"`
+//! reach the client unchanged, as decoding them could only change them. So reading never fails. What is
+//! not a JSON object, or has a known field of the wrong type, becomes a result that tells the client so.
+//! A field that is only passed on and is not JSON (`NaN`, bytes that are not UTF-8) becomes null; see
+//! [`members`].
 //!
-//! Text of a worker's own `error` field is delivered, for that is what it is for. Nothing else that describes a fault (a parser's
-//! complaint, a path on this server) ever enters a message.
+//! The text of a worker's own `error` field is delivered. Nothing else that describes a fault, such as a
+//! parser's message or a path on this server, ever enters a message.
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 
@@ -19,20 +21,22 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-/// Told to a client whose task id is no UUID; close 4004 follows.
+/// The error for a task id that is not a UUID; close 4004 follows.
 pub const BAD_TASK_ID: &str = "Invalid task_id format";
-/// Told to a client whose `from_chunk` is no number; close 4004 follows.
+/// The error for a `from_chunk` that is not a number; close 4004 follows.
 pub const BAD_FROM_CHUNK: &str = "Invalid from_chunk format";
-/// Told to a client in place of a result that is no JSON object or has a known field of the wrong type.
+/// The error in place of a result that is not a JSON object or has a known field of the wrong type.
 const BAD_RESULT: &str = "Invalid response format";
-/// Told to a client that waited its whole `timeout`; close 4008 follows.
+/// The error after `timeout` without a result; close 4008 follows.
 pub const TIMED_OUT: &str = "Processing timeout";
-/// Told to waiting clients when Redis was away for longer than its grace; close 1013 follows.
+/// The error when Redis has been away for longer than `grace`; close 1013 follows.
 pub const REDIS_AWAY: &str = "Redis connection not available";
-/// The text of a failure that a worker reported without any words.
+/// The error of a failure that a worker reported without a text.
 const FAILED: &str = "Processing failed";
+/// The error for a client whose task had results that are gone before their time. Others may follow.
+const MISSING: &str = "Some results are no longer available";
 
-/// Names of the messages' own fields: a worker's field of that name is not passed on.
+/// Names that messages use themselves: a worker's field of that name is not passed on.
 const OUR_NAMES: [&str; 9] = [
     "status",
     "error",
@@ -45,18 +49,19 @@ const OUR_NAMES: [&str; 9] = [
     "total_chunks",
 ];
 
-/// Which task a client waits for: compared as a UUID, spoken as the client wrote it. That is letters, digits and `{}-:`, so that
-/// between two quotes it is a JSON string.
+/// The task that a client waits for: compared as a UUID, echoed as the client wrote it. That is letters,
+/// digits and `{}-:`, so between two quotes it is a JSON string.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskId {
     uuid: Uuid,
-    /// Only where it is not the usual form: lower case with hyphens. Behind two pointers, for most clients write that.
+    /// Only if it is not the usual form, which is lower case with hyphens. Behind two pointers, to cost
+    /// little in the usual case.
     written: Option<Box<Box<str>>>,
 }
 
 impl TaskId {
-    /// Reads a path segment: `%`-escapes are decoded once, then any form that the `uuid` crate reads will do (hyphenated, simple,
-    /// braced, URN; either case). `None` for anything else.
+    /// Reads a path segment: `%`-escapes are decoded once, then any form is taken that the `uuid` crate
+    /// reads (hyphenated, simple, braced, URN; either case). `None` for anything else.
     pub fn read(segment: &str) -> Option<TaskId> {
         let decoded = percent_decoded(segment)?;
         let uuid = Uuid::try_parse(&decoded).ok()?;
@@ -66,12 +71,12 @@ impl TaskId {
         })
     }
 
-    /// What tasks are compared by.
+    /// The id that tasks are compared by.
     pub fn uuid(&self) -> Uuid {
         self.uuid
     }
 
-    /// The client's own spelling, where it differs from lower case with hyphens.
+    /// The client's spelling, if it is not lower case with hyphens.
     pub fn written(&self) -> Option<&str> {
         self.written.as_deref().map(|written| &**written)
     }
@@ -92,30 +97,64 @@ impl fmt::Display for TaskId {
     }
 }
 
-/// One result of a task, ready to be told to any number of clients.
+/// One result of a task, ready for any number of clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskResult {
     kind: Kind,
     /// `,"name":value` for every field that is passed on, in the worker's order and spelling.
     extras: Box<str>,
     is_final: bool,
-    fault: Option<&'static str>,
+    fault: Option<ResultFault>,
 }
 
-/// JSON strings here are JSON text, quotes and escapes included.
+/// JSON strings here are JSON text, with quotes and escapes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Kind {
     Answer { content: Box<str>, audio: Option<PathBuf> },
     Failure { error: Box<str> },
+    Progress { content: Box<str> },
+}
+
+/// What is wrong with a malformed result. For the log only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResultFault {
+    /// Not a JSON object, or not UTF-8 outside of the fields that are only passed on.
+    NotAnObject,
+    /// A known field, by its name, has a type that the contract does not allow.
+    WrongType(&'static str),
+}
+
+impl fmt::Display for ResultFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ResultFault::NotAnObject => f.write_str("not a JSON object"),
+            ResultFault::WrongType(name @ "error") => {
+                write!(f, "`{name}` is neither a string nor a bool nor an object")
+            }
+            ResultFault::WrongType(name @ "final") => write!(f, "`{name}` is not a bool"),
+            ResultFault::WrongType(name) => write!(f, "`{name}` is not a string"),
+        }
+    }
+}
+
+/// What a worker's `status` means.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum StatusKind {
+    Success,
+    Progress,
+    Failure,
 }
 
 impl TaskResult {
-    /// Reads what a worker published. Never fails: a malformed result is the failure `Invalid response format`, see
-    /// [`TaskResult::fault`].
+    /// Reads what a worker published. Never fails: a malformed result becomes the failure
+    /// `Invalid response format`; see [`TaskResult::fault`].
     pub fn read(payload: &[u8]) -> TaskResult {
-        let fields = match std::str::from_utf8(payload) {
-            Err(_) => Err("not UTF-8"),
-            Ok(text) => serde_json::from_str::<Fields>(text).map_err(|_| "not a JSON object"),
+        // Windows tools put a byte-order mark in front.
+        let payload = payload.strip_prefix(b"\xef\xbb\xbf").unwrap_or(payload);
+        let text = str::from_utf8(payload).ok();
+        let fields = match text.and_then(|text| serde_json::from_str::<Fields>(text).ok()) {
+            Some(fields) => Ok(fields),
+            None => Fields::read_leniently(payload).ok_or(ResultFault::NotAnObject),
         };
         fields.and_then(TaskResult::from_fields).unwrap_or_else(|fault| TaskResult {
             kind: Kind::Failure { error: json_string(BAD_RESULT) },
@@ -125,18 +164,42 @@ impl TaskResult {
         })
     }
 
-    /// Whether the task ends with this result. Failures always end it.
+    /// Tells a client that results are gone before their time. Others may follow.
+    pub fn missing() -> TaskResult {
+        TaskResult {
+            kind: Kind::Failure { error: json_string(MISSING) },
+            extras: "".into(),
+            is_final: false,
+            fault: None,
+        }
+    }
+
+    /// Whether a payload is a progress message, which is passed on and never kept.
+    pub fn is_progress_message(payload: &[u8]) -> bool {
+        // Most results have no `status`, and need no parsing to see it. A name may be escaped.
+        let may_have_status = memchr::memmem::find(payload, b"status").is_some()
+            || memchr::memmem::find(payload, b"\\u").is_some();
+        may_have_status && TaskResult::read(payload).is_progress()
+    }
+
+    /// Whether the task ends with this result.
     pub fn is_final(&self) -> bool {
         self.is_final
     }
 
-    /// Memory that it takes, roughly.
+    /// The same result, after which others follow. For a malformed one that is not the last one: it
+    /// cannot say so itself.
+    pub fn continued(&self) -> TaskResult {
+        TaskResult { is_final: false, ..self.clone() }
+    }
+
+    /// Bytes of memory that it takes, roughly.
     pub fn bytes(&self) -> usize {
-        let words = match &self.kind {
-            Kind::Answer { content, .. } => content.len(),
+        let text = match &self.kind {
+            Kind::Answer { content, .. } | Kind::Progress { content } => content.len(),
             Kind::Failure { error } => error.len(),
         };
-        size_of::<Self>() + words + self.extras.len()
+        size_of::<Self>() + text + self.extras.len()
     }
 
     /// Whether the worker reported a failure, or the result was malformed.
@@ -144,87 +207,125 @@ impl TaskResult {
         matches!(self.kind, Kind::Failure { .. })
     }
 
+    /// Whether it only says that the worker is at work.
+    fn is_progress(&self) -> bool {
+        matches!(self.kind, Kind::Progress { .. })
+    }
+
     /// What was wrong with a malformed result, for the log only.
-    pub fn fault(&self) -> Option<&'static str> {
+    pub fn fault(&self) -> Option<ResultFault> {
         self.fault
     }
 
-    /// The file to send after the text, as the worker named it. Never for a failure.
+    /// The file to send after the text, as the worker named it.
     pub fn audio_file(&self) -> Option<&Path> {
         match &self.kind {
             Kind::Answer { audio, .. } => audio.as_deref(),
-            Kind::Failure { .. } => None,
+            Kind::Failure { .. } | Kind::Progress { .. } => None,
         }
     }
 
-    /// The text message that opens the delivery: the answer, or the error message of a failure. `audio_present` is true once the
-    /// audio file is open; a failure does not mention it.
+    /// The text message that opens the delivery: the answer, an error message, or a progress message.
+    /// `audio_present` is true once the audio file is open. An error message does not mention it.
     pub fn message(&self, task: &TaskId, audio_present: bool) -> String {
         let extras = &self.extras;
+        let more = if self.is_final { "" } else { r#","final":false"# };
         match &self.kind {
-            Kind::Answer { content, .. } => {
-                let more = if self.is_final { "" } else { r#","final":false"# };
-                format!(
-                    r#"{{"status":"success","task_id":"{task}","content":{content},"audio_present":{audio_present}{more}{extras}}}"#
-                )
-            }
+            Kind::Answer { content, .. } => format!(
+                r#"{{"status":"success","task_id":"{task}","content":{content},"audio_present":{audio_present}{more}{extras}}}"#
+            ),
+            Kind::Progress { content } => format!(
+                r#"{{"status":"progress","task_id":"{task}","content":{content},"audio_present":false{more}{extras}}}"#
+            ),
             Kind::Failure { error } => {
-                format!(r#"{{"status":"error","error":{error},"task_id":"{task}"{extras}}}"#)
+                format!(r#"{{"status":"error","error":{error},"task_id":"{task}"{more}{extras}}}"#)
             }
         }
     }
 
-    fn from_fields(fields: Fields<'_>) -> Result<TaskResult, &'static str> {
-        let mut text = string_or_null(fields.text, "`text` is not a string")?;
+    fn from_fields(fields: Fields<'_>) -> Result<TaskResult, ResultFault> {
+        let mut text = string_or_null(fields.text, "text")?;
         let mut extras = String::new();
-        // `reply` and `content` are read only where there is no `text`. Otherwise `reply` is a field like any other, and `content`
-        // is a name of ours.
+        // `reply` and `content` are read only where there is no `text`. Otherwise `reply` is a field
+        // like any other, and `content` is a name of the message itself.
         if text.is_none() {
-            text = string_or_null(fields.reply, "`reply` is not a string")?;
+            text = string_or_null(fields.reply, "reply")?;
             if text.is_none() {
-                text = string_or_null(fields.content, "`content` is not a string")?;
+                text = string_or_null(fields.content, "content")?;
             }
         } else if let Some(reply) = fields.reply {
             extras.push_str(r#","reply":"#);
             extras.push_str(reply);
         }
-        let audio = match string_or_null(fields.audio_file, "`audio_file` is not a string")? {
+        let audio = match string_or_null(fields.audio_file, "audio_file")? {
             None | Some(r#""""#) => None,
             Some(json) => Some(path(json)?),
         };
-        let is_success = match fields.status {
-            None => true,
-            Some(json) if json.starts_with('"') => serde_json::from_str::<String>(json)
-                .is_ok_and(|status| status.eq_ignore_ascii_case("success")),
-            Some(_) => return Err("`status` is not a string"),
-        };
-        let (has_error, error) = match fields.error {
-            None | Some("null" | "false" | r#""""#) => (false, None),
-            Some("true") => (true, None),
-            Some(json) if json.starts_with('"') => (true, Some(json)),
-            Some(_) => return Err("`error` is neither a string nor a bool"),
-        };
+        let status = status_kind(fields.status)?;
+        let (has_error, error) = error_text(fields.error)?;
         let is_final = match fields.is_final {
-            None | Some("true") => true,
+            None | Some("true" | "null") => true,
             Some("false") => false,
-            Some(_) => return Err("`final` is not a bool"),
+            Some(_) => return Err(ResultFault::WrongType("final")),
         };
         for (name, value) in fields.others {
             extras.extend([",", name, ":", value]);
         }
-        let kind = if is_success && !has_error {
-            Kind::Answer { content: text.unwrap_or(r#""""#).into(), audio }
-        } else {
-            let error = error.or(text.filter(|json| *json != r#""""#));
-            Kind::Failure { error: error.map_or_else(|| json_string(FAILED), Box::from) }
+        let kind = match status {
+            StatusKind::Success if !has_error => {
+                Kind::Answer { content: text.unwrap_or(r#""""#).into(), audio }
+            }
+            StatusKind::Progress if !has_error => {
+                Kind::Progress { content: text.unwrap_or(r#""""#).into() }
+            }
+            _ => {
+                let text = text.filter(|json| *json != r#""""#).map(Box::from);
+                Kind::Failure { error: error.or(text).unwrap_or_else(|| json_string(FAILED)) }
+            }
         };
-        let is_final = is_final || matches!(kind, Kind::Failure { .. });
+        let is_final = is_final && !matches!(kind, Kind::Progress { .. });
         Ok(TaskResult { kind, extras: extras.into(), is_final, fault: None })
     }
 }
 
-/// `{"status":"error","error":"…"}`, with the task where it is known. `error` is one of ours: a constant of this file or an audio
-/// fault's words.
+fn status_kind(json: Option<&str>) -> Result<StatusKind, ResultFault> {
+    const SUCCESS: [&str; 4] = ["success", "ok", "completed", "done"];
+    const PROGRESS: [&str; 5] = ["progress", "processing", "pending", "queued", "started"];
+    let Some(json) = string_or_null(json, "status")? else { return Ok(StatusKind::Success) };
+    let Ok(status) = serde_json::from_str::<String>(json) else { return Ok(StatusKind::Failure) };
+    let is_one_of = |words: &[&str]| words.iter().any(|word| status.eq_ignore_ascii_case(word));
+    Ok(match () {
+        () if is_one_of(&SUCCESS) => StatusKind::Success,
+        () if is_one_of(&PROGRESS) => StatusKind::Progress,
+        () => StatusKind::Failure,
+    })
+}
+
+/// Whether `error` reports a failure, and the text that it gives as JSON.
+fn error_text(json: Option<&str>) -> Result<(bool, Option<Box<str>>), ResultFault> {
+    match json {
+        None | Some("null" | "false" | r#""""#) => Ok((false, None)),
+        Some("true") => Ok((true, None)),
+        Some(json) if json.starts_with('"') => Ok((true, Some(json.into()))),
+        Some(json) if json.starts_with('{') => {
+            // As exceptions of many libraries are written: {"code": …, "message": …}.
+            let message = serde_json::from_str::<ErrorObject>(json).ok();
+            let message = message.and_then(|object| object.message).map(RawValue::get);
+            let message = message.filter(|json| json.starts_with('"') && *json != r#""""#);
+            Ok((true, message.map(Box::from)))
+        }
+        Some(_) => Err(ResultFault::WrongType("error")),
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct ErrorObject<'a> {
+    #[serde(borrow)]
+    message: Option<&'a RawValue>,
+}
+
+/// `{"status":"error","error":"…"}`, with the task where it is known. `error` is a constant of this file,
+/// or describes a fault of an audio file.
 pub fn error_message(error: &str, task: Option<&TaskId>) -> String {
     let error = json_string(error);
     match task {
@@ -245,13 +346,13 @@ pub fn audio_chunk(task: &TaskId, chunk_id: u64, offset: u64, total_chunks: Opti
     )
 }
 
-/// Says that the last chunk is out.
+/// The message behind the last chunk.
 pub fn audio_complete(task: &TaskId) -> String {
     format!(r#"{{"type":"audio_complete","task_id":"{task}"}}"#)
 }
 
-/// The top level of a result as JSON text, piece by piece, borrowed from the payload. Of a name given twice the last one counts, as
-/// in every JSON reader that workers and browsers use.
+/// The top level of a result, as JSON text borrowed from the payload. Of a name that is given twice the
+/// last one counts, as in the JSON readers of workers and browsers.
 #[derive(Default)]
 struct Fields<'a> {
     text: Option<&'a str>,
@@ -262,6 +363,135 @@ struct Fields<'a> {
     error: Option<&'a str>,
     is_final: Option<&'a str>,
     others: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Fields<'a> {
+    /// `name` is JSON text.
+    fn insert(&mut self, name: &'a str, value: &'a str) {
+        let unescaped;
+        let plain = if name.contains('\\') {
+            unescaped = serde_json::from_str::<String>(name).unwrap_or_default();
+            unescaped.as_str()
+        } else {
+            &name[1..name.len() - 1]
+        };
+        match plain {
+            "text" => self.text = Some(value),
+            "reply" => self.reply = Some(value),
+            "content" => self.content = Some(value),
+            "audio_file" => self.audio_file = Some(value),
+            "status" => self.status = Some(value),
+            "error" => self.error = Some(value),
+            "final" => self.is_final = Some(value),
+            own if OUR_NAMES.contains(&own) => {}
+            _ => self.others.push((name, value)),
+        }
+    }
+
+    /// Reads an object some of whose members are not JSON. Such a member becomes null if it is only
+    /// passed on, and makes the result malformed if its name is known.
+    fn read_leniently(payload: &'a [u8]) -> Option<Fields<'a>> {
+        let mut fields = Fields::default();
+        for (name, value) in members(payload)? {
+            // Without a name there is nothing to pass on.
+            let Some(name) = json_text(name) else { continue };
+            let known = fields.others.len();
+            match json_text(value) {
+                Some(value) => fields.insert(name, value),
+                None => {
+                    fields.insert(name, "null");
+                    // The name is known unless it was added to the others.
+                    if fields.others.len() == known && !is_own_name_only(name) {
+                        return None;
+                    }
+                }
+            }
+        }
+        Some(fields)
+    }
+}
+
+/// Whether a field of this name (JSON text) is neither read nor passed on.
+fn is_own_name_only(name: &str) -> bool {
+    const READ: [&str; 4] = ["status", "error", "content", "final"];
+    let name = serde_json::from_str::<String>(name).unwrap_or_default();
+    OUR_NAMES.contains(&name.as_str()) && !READ.contains(&name.as_str())
+}
+
+fn json_text(bytes: &[u8]) -> Option<&str> {
+    let text = str::from_utf8(bytes).ok()?;
+    serde_json::from_str::<&RawValue>(text).ok().map(RawValue::get)
+}
+
+/// The members of a JSON object as pieces of its text, names with their quotes. What the pieces hold is
+/// not looked at, so a value may be anything between a colon and the comma or brace that ends it.
+/// `None`: the outline is not that of an object.
+fn members(object: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
+    let object = object.trim_ascii().strip_prefix(b"{")?.strip_suffix(b"}")?;
+    let mut members = Vec::new();
+    let mut rest = object.trim_ascii();
+    while !rest.is_empty() {
+        let (name, behind) = rest.split_at_checked(string_length(rest)?)?;
+        let behind = behind.trim_ascii_start().strip_prefix(b":")?;
+        let length = value_length(behind)?;
+        let (value, behind) = behind.split_at_checked(length)?;
+        let value = value.trim_ascii();
+        if !is_one_value(value) {
+            return None;
+        }
+        members.push((name, value));
+        rest = match behind {
+            [] => break,
+            [_comma, more @ ..] if !more.trim_ascii().is_empty() => more.trim_ascii(),
+            _ => return None,
+        };
+    }
+    Some(members)
+}
+
+/// Whether a text looks like one value. Where a comma is missing it looks like two, and the second
+/// member must not vanish in the first.
+fn is_one_value(text: &[u8]) -> bool {
+    match text {
+        [] => false,
+        [b'"', ..] => string_length(text) == Some(text.len()),
+        [b'[', .., b']'] | [b'{', .., b'}'] => true,
+        _ => !text.iter().any(|byte| byte.is_ascii_whitespace() || b"\"[]{}:".contains(byte)),
+    }
+}
+
+/// Bytes of the string at the front, with its quotes.
+fn string_length(text: &[u8]) -> Option<usize> {
+    if text.first() != Some(&b'"') {
+        return None;
+    }
+    let mut at = 1;
+    loop {
+        match text.get(at)? {
+            b'"' => return Some(at + 1),
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+}
+
+/// Bytes up to the comma that ends the value at the front, or to the end of the text.
+fn value_length(text: &[u8]) -> Option<usize> {
+    let (mut at, mut depth) = (0, 0usize);
+    while let Some(byte) = text.get(at) {
+        match byte {
+            b'"' => {
+                at += string_length(text.get(at..)?)?;
+                continue;
+            }
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.checked_sub(1)?,
+            b',' if depth == 0 => break,
+            _ => {}
+        }
+        at += 1;
+    }
+    (depth == 0).then_some(at)
 }
 
 impl<'de> Deserialize<'de> for Fields<'de> {
@@ -276,27 +506,10 @@ impl<'de> Deserialize<'de> for Fields<'de> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
                 let mut fields = Fields::default();
-                // Names are taken raw too: one that holds half a surrogate pair is no string of Rust's, and still passes.
+                // Names are taken as JSON text too: one with half a surrogate pair is not a Rust
+                // string and is passed on nevertheless.
                 while let Some(name) = map.next_key::<&RawValue>()? {
-                    let (name, value) = (name.get(), map.next_value::<&RawValue>()?.get());
-                    let unescaped;
-                    let plain = if name.contains('\\') {
-                        unescaped = serde_json::from_str::<String>(name).unwrap_or_default();
-                        unescaped.as_str()
-                    } else {
-                        &name[1..name.len() - 1]
-                    };
-                    match plain {
-                        "text" => fields.text = Some(value),
-                        "reply" => fields.reply = Some(value),
-                        "content" => fields.content = Some(value),
-                        "audio_file" => fields.audio_file = Some(value),
-                        "status" => fields.status = Some(value),
-                        "error" => fields.error = Some(value),
-                        "final" => fields.is_final = Some(value),
-                        ours if OUR_NAMES.contains(&ours) => {}
-                        _ => fields.others.push((name, value)),
-                    }
+                    fields.insert(name.get(), map.next_value::<&RawValue>()?.get());
                 }
                 Ok(fields)
             }
@@ -305,20 +518,20 @@ impl<'de> Deserialize<'de> for Fields<'de> {
     }
 }
 
-/// JSON text of a string, `None` for null or an absent field.
+/// JSON text of a string; `None` for null or an absent field.
 fn string_or_null<'a>(
     json: Option<&'a str>,
-    fault: &'static str,
-) -> Result<Option<&'a str>, &'static str> {
+    name: &'static str,
+) -> Result<Option<&'a str>, ResultFault> {
     match json {
         None | Some("null") => Ok(None),
         Some(text) if text.starts_with('"') => Ok(Some(text)),
-        Some(_) => Err(fault),
+        Some(_) => Err(ResultFault::WrongType(name)),
     }
 }
 
-/// A file name is bytes. Half a surrogate pair becomes bytes that no file is called by.
-fn path(json: &str) -> Result<PathBuf, &'static str> {
+/// A file name is bytes. Half a surrogate pair becomes bytes that no file has as its name.
+fn path(json: &str) -> Result<PathBuf, ResultFault> {
     struct Bytes(Vec<u8>);
     impl<'de> Deserialize<'de> for Bytes {
         fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -337,11 +550,12 @@ fn path(json: &str) -> Result<PathBuf, &'static str> {
             deserializer.deserialize_bytes(Unescaped)
         }
     }
-    let Bytes(bytes) = serde_json::from_str(json).map_err(|_| "`audio_file` is not a string")?;
+    let Bytes(bytes) =
+        serde_json::from_str(json).map_err(|_| ResultFault::WrongType("audio_file"))?;
     Ok(PathBuf::from(OsString::from_vec(bytes)))
 }
 
-/// JSON text for a string of ours.
+/// JSON text for a string.
 fn json_string(text: &str) -> Box<str> {
     serde_json::to_string(text).expect("a string is always JSON").into()
 }
@@ -389,7 +603,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_told_as_the_contract_writes_it() {
+    fn answer_message_is_as_the_contract_says() {
         let expected = format!(
             r#"{{"status":"success","task_id":"{ID}","content":"hello","audio_present":false}}"#
         );
@@ -407,7 +621,7 @@ mod tests {
     }
 
     #[test]
-    fn content_comes_from_text_then_reply_then_content() {
+    fn content_is_text_or_reply_or_content() {
         for (payload, content) in [
             (r#"{"text":"a","reply":"b","content":"c"}"#, "a"),
             (r#"{"text":null,"reply":"b","content":"c"}"#, "b"),
@@ -425,7 +639,7 @@ mod tests {
     }
 
     #[test]
-    fn reply_is_passed_on_where_it_is_not_read() {
+    fn reply_is_passed_on_unless_it_is_the_content() {
         assert!(
             told(r#"{"text":"a","reply":{"b":1}}"#)
                 .ends_with(r#""audio_present":false,"reply":{"b":1}}"#)
@@ -438,7 +652,7 @@ mod tests {
     }
 
     #[test]
-    fn text_keeps_every_character() {
+    fn text_is_passed_on_unchanged() {
         for text in [
             r#""\u3053\u3093""#,
             r#""こん🎤""#,
@@ -454,7 +668,7 @@ mod tests {
     }
 
     #[test]
-    fn other_fields_go_through_unchanged_and_in_order() {
+    fn other_fields_are_passed_on_unchanged_and_in_order() {
         let payload = r#"{"zeta":1e400,"alpha":12345678901234567890.0,"text":"t","n":-0.0,"big":123456789012345678901234567890,
             "deep":{"b":[1, {"a":null}],"a":1.10},"emotion":"\u559c","half":"\udfff","h\udfff":1,"n":2,"transcript":["x"]}"#;
         let message = told(payload);
@@ -464,7 +678,7 @@ mod tests {
     }
 
     #[test]
-    fn depth_is_no_reason_to_lose_a_result() {
+    fn deep_nesting_loses_nothing() {
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
         assert!(
             told(&format!(r#"{{"text":"t","deep":{deep}}}"#))
@@ -473,7 +687,7 @@ mod tests {
     }
 
     #[test]
-    fn our_names_are_ours_however_they_are_spelled() {
+    fn names_of_the_message_are_not_passed_on() {
         let payload = r#"{"text":"t","task_id":"x","audio_present":true,"type":"y","chunk_id":5,"total_chunks":[],"content":7,
             "t\u0061sk_id":"z","final":false,"audio_file":"/srv/secret.wav","status":"success","error":null,"e":1}"#;
         assert_eq!(
@@ -486,7 +700,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_carry_the_workers_words() {
+    fn failures_have_the_workers_text() {
         for (payload, error) in [
             (r#"{"error":"no GPU"}"#, "no GPU"),
             (r#"{"error":"no GPU","text":"sorry"}"#, "no GPU"),
@@ -516,9 +730,9 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_final_have_no_audio_and_pass_fields_on() {
+    fn failures_have_no_audio_and_pass_fields_on() {
         let result = TaskResult::read(
-            br#"{"error":"x","final":false,"audio_file":"a.wav","stats":{"s":1.50},"chunk_id":1}"#,
+            br#"{"error":"x","audio_file":"a.wav","stats":{"s":1.50},"chunk_id":1}"#,
         );
         assert!(result.is_final());
         assert_eq!(result.audio_file(), None);
@@ -528,7 +742,111 @@ mod tests {
     }
 
     #[test]
-    fn malformed_results_are_told_so_and_no_more() {
+    fn failure_with_final_false_does_not_end_the_task() {
+        let result = TaskResult::read(br#"{"error":"x","final":false}"#);
+        assert!(result.is_failure() && !result.is_final());
+        let expected =
+            format!(r#"{{"status":"error","error":"x","task_id":"{ID}","final":false}}"#);
+        assert_eq!(result.message(&task(), false), expected);
+    }
+
+    #[test]
+    fn status_words_of_other_libraries_are_understood() {
+        for status in ["success", "ok", "OK", "Completed", "done"] {
+            let told = told(&format!(r#"{{"status":"{status}","text":"t"}}"#));
+            assert!(told.starts_with(r#"{"status":"success""#), "{told}");
+        }
+        for status in ["progress", "Processing", "PENDING", "queued", "started"] {
+            let payload = format!(r#"{{"status":"{status}","text":"t","percent":5}}"#);
+            let result = TaskResult::read(payload.as_bytes());
+            assert!(result.is_progress() && !result.is_final() && !result.is_failure());
+            assert!(TaskResult::is_progress_message(payload.as_bytes()));
+            assert_eq!(
+                told(&payload),
+                format!(
+                    r#"{{"status":"progress","task_id":"{ID}","content":"t","audio_present":false,"final":false,"percent":5}}"#
+                )
+            );
+        }
+        for (payload, is_progress) in [
+            (r#"{"st\u0061tus":"queued"}"#, true),
+            (r#"{"status":"queued","final":true,"audio_file":"a.wav"}"#, true),
+            (r#"{"status":"queued","error":"x"}"#, false),
+            (r#"{"status":null,"text":"queued"}"#, false),
+            (r#"{"text":"the status is processing"}"#, false),
+        ] {
+            assert_eq!(
+                TaskResult::is_progress_message(payload.as_bytes()),
+                is_progress,
+                "{payload}"
+            );
+        }
+        assert!(told(r#"{"status":"waiting","text":"t"}"#).contains(r#""error":"t""#));
+    }
+
+    #[test]
+    fn error_objects_keep_their_message() {
+        for (payload, error) in [
+            (r#"{"error":{"code":7,"message":"no GPU"}}"#, "no GPU"),
+            (r#"{"error":{"message":"no GPU"},"text":"sorry"}"#, "no GPU"),
+            (r#"{"error":{"message":""},"text":"sorry"}"#, "sorry"),
+            (r#"{"error":{"message":5},"text":"sorry"}"#, "sorry"),
+            (r#"{"error":{"why":"x"}}"#, FAILED),
+            (r#"{"error":{}}"#, FAILED),
+        ] {
+            let result = TaskResult::read(payload.as_bytes());
+            assert!(result.is_failure() && result.fault().is_none(), "{payload}");
+            let message: Value = serde_json::from_str(&result.message(&task(), true)).unwrap();
+            assert_eq!(message["error"], error, "{payload}");
+        }
+    }
+
+    #[test]
+    fn bad_values_cost_their_field_and_not_the_text() {
+        for value in [
+            &b"NaN"[..],
+            b"-Infinity",
+            b"{\"deep\":[1,Infinity,{\"a\":\"},]\"}]}",
+            b"\"\xff\xfe\"",
+            b"01",
+            b"undefined",
+            b"\"\\x\"",
+            b"\"a\nb\"",
+        ] {
+            let mut payload = b"{ \"text\" : \"t\" , \"x\": ".to_vec();
+            payload.extend(value);
+            payload.extend(b" , \"y\":[1, 2],\"audio_present\":NaN}");
+            let expected = format!(
+                r#"{{"status":"success","task_id":"{ID}","content":"t","audio_present":false,"x":null,"y":[1, 2]}}"#
+            );
+            let shown = payload.escape_ascii().to_string();
+            assert_eq!(TaskResult::read(&payload).message(&task(), false), expected, "{shown}");
+        }
+        // A name that is no text has no field.
+        let told = TaskResult::read(b"{\"\xff\":1,\"text\":\"t\"}").message(&task(), false);
+        assert!(told.ends_with(r#""content":"t","audio_present":false}"#), "{told}");
+        // What is read stays strict.
+        for payload in [&b"{\"text\":\"\xff\"}"[..], b"{\"final\":NaN,\"text\":\"t\"}"] {
+            assert_eq!(TaskResult::read(payload).fault(), Some(ResultFault::NotAnObject));
+        }
+    }
+
+    #[test]
+    fn byte_order_mark_is_skipped() {
+        let result = TaskResult::read(b"\xef\xbb\xbf{\"text\":\"t\"}");
+        assert!(result.message(&task(), false).contains(r#""content":"t""#));
+    }
+
+    #[test]
+    fn malformed_result_is_not_final_when_others_follow() {
+        let result = TaskResult::read(b"x");
+        assert!(result.is_final());
+        let expected = invalid().replace('}', r#","final":false}"#);
+        assert_eq!(result.continued().message(&task(), false), expected);
+    }
+
+    #[test]
+    fn malformed_results_give_one_error_without_details() {
         for payload in [
             "",
             " ",
@@ -546,10 +864,17 @@ mod tests {
             r#"{"text":"t",}"#,
             r#"{text:"t"}"#,
             r#"{'text':'t'}"#,
-            r#"{"x":NaN}"#,
-            r#"{"x":Infinity}"#,
-            r#"{"x":01}"#,
-            r#"{"x":"\x"}"#,
+            r#"{"text":NaN}"#,
+            r#"{"text":"\x"}"#,
+            r#"{"x":[}"#,
+            r#"{"x":]1}"#,
+            r#"{"x":,"text":"t"}"#,
+            r#"{"x":NaN,}"#,
+            r#"{"x":NaN "text":"t"}"#,
+            r#"{"x" NaN}"#,
+            r#"{x:NaN}"#,
+            r#"{"x":NaN"#,
+            r#"{"final":NaN}"#,
             "{\"text\":\"a\nb\"}",
             r#"{"text":5}"#,
             r#"{"text":["t"]}"#,
@@ -559,13 +884,10 @@ mod tests {
             r#"{"audio_file":5}"#,
             r#"{"audio_file":false}"#,
             r#"{"audio_file":["a"]}"#,
-            r#"{"status":null}"#,
             r#"{"status":0}"#,
             r#"{"status":true}"#,
             r#"{"error":1}"#,
-            r#"{"error":{"why":"x"}}"#,
             r#"{"error":[]}"#,
-            r#"{"final":null}"#,
             r#"{"final":"false"}"#,
             r#"{"final":0}"#,
             r#"{"text":5,"error":"x"}"#,
@@ -579,11 +901,10 @@ mod tests {
             );
         }
         assert_eq!(TaskResult::read(b"{\"text\":\"\xff\"}").message(&task(), true), invalid());
-        assert_eq!(TaskResult::read(b"\xef\xbb\xbf{}").message(&task(), true), invalid());
     }
 
     #[test]
-    fn of_a_name_given_twice_the_last_counts() {
+    fn of_equal_names_the_last_one_counts() {
         assert!(
             told(r#"{"text":5,"text":"t","final":true,"final":false}"#)
                 .contains(r#""content":"t","audio_present":false,"final":false}"#)
@@ -591,7 +912,7 @@ mod tests {
     }
 
     #[test]
-    fn audio_files_are_named_in_bytes() {
+    fn audio_file_names_are_bytes() {
         let named = |json: &str| {
             TaskResult::read(format!(r#"{{"audio_file":{json}}}"#).as_bytes())
                 .audio_file()
@@ -604,7 +925,7 @@ mod tests {
     }
 
     #[test]
-    fn every_message_is_json_and_echoes_the_id_as_written() {
+    fn messages_are_json_and_echo_the_id_as_written() {
         let odd = TaskId::read("%7B0F8FAD5B-D9CB-469F-A165-70867728950E%7D").unwrap();
         assert_eq!(odd.to_string(), "{0F8FAD5B-D9CB-469F-A165-70867728950E}");
         for (message, expected) in [

@@ -223,6 +223,16 @@ impl CommandReader {
         }
     }
 
+    /// Reads commands of at most `size_max` bytes from the next argument on.
+    pub fn set_size_max(&mut self, size_max: usize) {
+        self.size_max = size_max;
+    }
+
+    /// Whether no command has begun.
+    pub fn is_idle(&self) -> bool {
+        matches!(&self.state, CommandState::Start { line } if line.is_empty())
+    }
+
     /// The next command, its name first; never empty. Its bytes are removed from the front of `input`.
     /// `Ok(None)`: all of `input` was taken and the command is not complete. Call it until it returns
     /// that.
@@ -240,7 +250,7 @@ impl CommandReader {
                     }
                     let arguments = split(&line)?;
                     let Some(name) = arguments.first() else { continue };
-                    if name.eq_ignore_ascii_case(b"post") || name.eq_ignore_ascii_case(b"host:") {
+                    if is_http(name) {
                         return Err(CommandError::Http);
                     }
                     return Ok(Some(arguments));
@@ -274,7 +284,11 @@ impl CommandReader {
                     }
                     self.state = CommandState::Start { line: Vec::new() };
                     self.size = 0;
-                    return Ok(Some(std::mem::take(&mut self.arguments)));
+                    let arguments = std::mem::take(&mut self.arguments);
+                    if arguments.first().is_some_and(|name| is_http(name)) {
+                        return Err(CommandError::Http);
+                    }
+                    return Ok(Some(arguments));
                 }
             }
         }
@@ -418,6 +432,11 @@ fn take_line(input: &mut &[u8], line: &mut Vec<u8>) -> Result<Option<Vec<u8>>, C
         line.pop();
     }
     Ok(Some(std::mem::take(line)))
+}
+
+/// Whether a command's name is the beginning of an HTTP request, or the header that each has.
+fn is_http(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"post") || name.eq_ignore_ascii_case(b"host:")
 }
 
 fn number(digits: &[u8]) -> Option<i64> {

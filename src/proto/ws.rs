@@ -1,10 +1,10 @@
-//! WebSocket frames as bytes (RFC 6455 §5): heads in and out, the scanner that follows frames through a relayed stream, and
-//! the few whole frames that the gateway says itself.
+//! WebSocket frames as bytes (RFC 6455 §5): heads in and out, the scanner that follows frames through a
+//! relayed stream, and the few whole frames that the gateway sends itself.
 //!
-//! The surprising thing: nothing here refuses anything. A relay passes what its two ends agreed on, and what they agreed on
-//! may be an extension that this file has never heard of, so reserved opcodes, RSV bits, lengths that are not written in
-//! their shortest form and unmasked client frames are all just frames. Only where the gateway is an end itself are the rules
-//! held, and that is not here.
+//! Nothing here refuses anything. A relay passes on what its two ends agreed on, and that may be an
+//! extension that this file does not know. So reserved opcodes, RSV bits, lengths that are not in their
+//! shortest form and unmasked client frames are all just frames. The rules are enforced only where the
+//! gateway is an end itself, which is not here.
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 #![expect(
@@ -21,7 +21,7 @@ const CONTROL_PAYLOAD_MAX: usize = 125;
 /// The longest reason that a close frame may carry, in bytes of UTF-8: a control payload less the code.
 const REASON_BYTES_MAX: usize = CONTROL_PAYLOAD_MAX - 2;
 
-/// What a frame is (RFC 6455 §5.2).
+/// The kind of a frame (RFC 6455 §5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum Opcode {
@@ -31,7 +31,7 @@ pub enum Opcode {
     Close,
     Ping,
     Pong,
-    /// 3 to 7 (more kinds of data) and 11 to 15 (more kinds of control). Only the low four bits are ever written.
+    /// 3 to 7 (data) and 11 to 15 (control). Only the low four bits are written.
     Reserved(u8),
 }
 
@@ -50,7 +50,7 @@ impl Opcode {
         }
     }
 
-    /// The four bits that stand for it.
+    /// Its four bits.
     #[inline]
     pub const fn bits(self) -> u8 {
         match self {
@@ -64,8 +64,8 @@ impl Opcode {
         }
     }
 
-    /// Whether frames of this kind may stand between the fragments of a message (RFC 6455 §5.5): the top bit says so, for
-    /// reserved ones too.
+    /// Whether frames of this kind may come between the fragments of a message (RFC 6455 §5.5). The top
+    /// bit says so, for reserved ones too.
     #[inline]
     pub const fn is_control(self) -> bool {
         self.bits() & 0x8 != 0
@@ -73,7 +73,7 @@ impl Opcode {
 }
 
 impl fmt::Display for Opcode {
-    /// One short word, as logs and counters say it; reserved ones with their number: `reserved-3`.
+    /// One short word, for logs and counters; reserved ones with their number: `reserved-3`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let word = match self {
             Opcode::Continuation => "continuation",
@@ -94,12 +94,13 @@ impl fmt::Display for Opcode {
 pub struct FrameHead {
     /// Whether this is the last fragment of its message.
     pub fin: bool,
-    /// The three RSV bits as a number, RSV1 being 4: that is the bit permessage-deflate sets.
+    /// The three RSV bits as a number. RSV1, the bit that permessage-deflate sets, is 4.
     pub rsv: u8,
     pub opcode: Opcode,
-    /// The key that the payload is masked with; frames from a client have one.
+    /// The key that the payload is masked with. Frames from a client have one.
     pub mask: Option<[u8; 4]>,
-    /// Length of the payload in bytes. All 64 bits are taken as they come, also the top one that RFC 6455 wants to be 0.
+    /// Bytes of payload. All 64 bits are taken as they are, also the top one, which RFC 6455 wants to
+    /// be 0.
     pub payload: u64,
 }
 
@@ -107,12 +108,13 @@ impl FrameHead {
     /// The longest head: two bytes, eight of length, four of mask.
     pub const BYTES_MAX: usize = 14;
 
-    /// The head of a frame that is a whole message of ours, `payload` bytes of it: no fragment, not masked.
+    /// The head of a whole message that the gateway sends: no fragment, not masked.
     pub fn of_message(opcode: Opcode, payload: u64) -> FrameHead {
         FrameHead { fin: true, rsv: 0, opcode, mask: None, payload }
     }
 
-    /// A whole frame head at the start of `bytes`, and its length there; `None` while it is not complete. Never fails.
+    /// The frame head at the start of `bytes`, and its length there; `None` while it is not complete.
+    /// Never fails.
     #[inline]
     pub fn parse(bytes: &[u8]) -> Option<(FrameHead, usize)> {
         let &[first, second, ref rest @ ..] = bytes else { return None };
@@ -143,7 +145,7 @@ impl FrameHead {
         Some((head, bytes.len() - rest.len()))
     }
 
-    /// Appends the head to `out`, its length in the shortest form, as RFC 6455 §5.2 demands of who writes one.
+    /// Appends the head to `out`, with the length in the shortest form as RFC 6455 §5.2 demands.
     pub fn write(&self, out: &mut Vec<u8>) {
         let masked = if self.mask.is_some() { 0x80 } else { 0 };
         out.push(u8::from(self.fin) << 7 | (self.rsv & 0x7) << 4 | self.opcode.bits());
@@ -172,9 +174,9 @@ impl FrameHead {
 
 /// Follows the frames in one direction of a byte stream that is cut anywhere, looking at nothing but their heads.
 ///
-/// The one who moves the bytes either shows them to [`advance`](Self::advance) or, when they went past in the kernel,
-/// says how many there were with [`skip`](Self::skip). A head cut in two is held back here (at most 13 bytes of it are
-/// copied; the bytes themselves may be passed on at once), so nothing has to be shown twice.
+/// Bytes are shown to it with [`advance`](Self::advance), or, when they moved inside the kernel, counted
+/// with [`skip`](Self::skip). A head that is cut in two is held here (a copy of at most 13 bytes; the bytes
+/// themselves may be passed on at once), so nothing has to be shown twice.
 ///
 /// ```
 /// # use aivtuber_gateway::proto::ws::*;
@@ -189,11 +191,12 @@ impl FrameHead {
 #[derive(Clone, Debug, Default)]
 pub struct FrameScanner {
     payload_left: u64,
-    /// A head that has begun and is not complete, which is rare.
+    /// A head that has begun and is not complete. Rare, so behind a pointer.
     held: Option<Box<HeldHead>>,
 }
 
-/// The first bytes of a head, 0 to 13 of them. They stay as they came: a head that is written anew might have another length.
+/// The first bytes of a head, 0 to 13 of them, as they came: a head that is written anew might have
+/// another length.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HeldHead {
     bytes: [u8; FrameHead::BYTES_MAX],
@@ -215,9 +218,9 @@ impl FrameScanner {
         FrameScanner { payload_left: 0, held: None }
     }
 
-    /// Passes what is left of the current frame's payload, then reads the next head. Returns how many of `bytes` that
-    /// took: up to the END of that head if it is complete, else all of them. Call it again with the rest while there is a
-    /// rest; a frame without payload gives its head and is over.
+    /// Passes what is left of the current frame's payload, then reads the next head. Returns the number
+    /// of bytes used: up to the end of that head if it is complete, else all of them. Call it again with
+    /// the rest while there is one. A frame without payload gives its head and is over.
     #[inline]
     pub fn advance(&mut self, bytes: &[u8]) -> (usize, Option<FrameHead>) {
         if self.payload_left >= bytes.len() as u64 {
@@ -237,7 +240,7 @@ impl FrameScanner {
         (passed + used, head)
     }
 
-    /// Says that `n` bytes of the current payload went past without being shown.
+    /// Counts `n` bytes of the current payload that moved without being shown.
     ///
     /// # Panics
     /// If the current frame has fewer than `n` bytes left: the boundary would be lost, and with it everything after.
@@ -251,20 +254,19 @@ impl FrameScanner {
         self.payload_left -= n;
     }
 
-    /// Says that a whole frame, head and all, follows what is left of the current one: it will go past without being shown,
-    /// and what is left is the rest of both.
+    /// Adds a whole frame to what is left of the current one: both will move without being shown.
     pub const fn pass_frame(&mut self, head: &FrameHead, head_bytes: usize) {
         self.payload_left =
             self.payload_left.saturating_add(head_bytes as u64).saturating_add(head.payload);
     }
 
-    /// Bytes of the current frame's payload that are still to come; 0 between frames and within a head.
+    /// Bytes of the current frame's payload that are still to come. 0 between frames and in a head.
     #[inline]
     pub const fn payload_left(&self) -> u64 {
         self.payload_left
     }
 
-    /// Whether nothing of a frame is begun, so that a frame of ours may stand here.
+    /// Whether no frame has begun, so that another frame may be inserted here.
     #[inline]
     pub const fn at_boundary(&self) -> bool {
         self.payload_left == 0 && self.held.is_none()
@@ -276,7 +278,7 @@ impl FrameScanner {
         self.held.as_deref().copied().unwrap_or_default()
     }
 
-    /// The rare case: a head that is cut, its first part here or held from before.
+    /// The rare case of a head that is cut: its first part is here, or held from before.
     #[cold]
     fn advance_in_head(&mut self, bytes: &[u8]) -> (usize, Option<FrameHead>) {
         let mut held = self.held.take().unwrap_or_default();
@@ -293,8 +295,8 @@ impl FrameScanner {
     }
 }
 
-/// A whole close frame (RFC 6455 §5.5.1). The reason is cut to `REASON_BYTES_MAX` at the end of a character. `mask` is
-/// for frames to a backend, where the gateway is the client.
+/// A whole close frame (RFC 6455 §5.5.1). The reason is cut to `REASON_BYTES_MAX` at the end of a
+/// character. `mask` is for frames to a backend, where the gateway is the client.
 pub fn close_frame(code: u16, reason: &str, mask: Option<[u8; 4]>) -> Vec<u8> {
     let reason = cut_at_char(reason, REASON_BYTES_MAX);
     let mut payload = [0; CONTROL_PAYLOAD_MAX];

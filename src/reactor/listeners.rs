@@ -89,6 +89,9 @@ impl Listeners {
         for (index, (door, address)) in addresses.enumerate() {
             let open = || {
                 let mut socket = tcp::listen(address, reuse_port && door == Door::Clients)?;
+                if door == Door::Inbox {
+                    tcp::keep_alive(&socket)?;
+                }
                 registry.register(
                     &mut socket,
                     Source::Listener(index).into(),

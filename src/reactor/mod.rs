@@ -30,7 +30,7 @@ use background::{Background, News, ReadConfig};
 use clock::Clock;
 use descriptors::Descriptors;
 use listeners::{Door, Listeners};
-use log::info;
+use log::{info, warn};
 use mio::event::Event;
 use mio::{Events, Poll, Waker};
 use signals::{Signal, Signals};
@@ -186,6 +186,12 @@ impl<C: Send + 'static> Reactor<C> {
         }
         for address in self.inbox_addresses() {
             info!(target: "inbox", "listening address={address}");
+            if !address.ip().is_loopback() && !self.gateway.has_inbox_password() {
+                warn!(
+                    target: "inbox",
+                    "anyone who can reach {address} can publish results: set redis.password_file, or listen on 127.0.0.1"
+                );
+            }
         }
         // The first turn may wait long for its first event.
         log::logger().flush();

@@ -17,7 +17,7 @@
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 
 use crate::base::table::Table;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use uuid::Uuid;
@@ -32,18 +32,31 @@ const DELIVERIES_MAX: usize = 4096;
 #[derive(Debug)]
 pub struct Bus<K> {
     waiting: Table<TaskWaiters<K>>,
-    /// Tasks whose listeners may have changed, each at most once.
+    /// Tasks whose channels may have changed, each at most once.
     changed: VecDeque<Uuid>,
     deliveries: VecDeque<(K, Rc<TaskResult>)>,
+    /// How many deliveries are queued for each client.
+    queued: BTreeMap<K, usize>,
 }
 
-/// What should be listened to from now on, or no longer. Only of interest where every task has a channel of its own to subscribe to.
+/// A result on its way to a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery<K> {
+    /// The client, which may have left.
+    pub client: K,
+    /// The result, which other clients may share.
+    pub result: Rc<TaskResult>,
+    /// The number of further results that are queued for this client now.
+    pub behind: usize,
+}
+
+/// A channel to subscribe to, or to unsubscribe from, if each task has one of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
 pub enum Change {
-    /// Somebody waits for results under this spelling of the task's id.
+    /// A client waits for results under this spelling of the task's id.
     Listen { task: Uuid, spelling: String },
-    /// Nobody waits for them any more.
+    /// No client waits for them any more.
     Unlisten { task: Uuid, spelling: String },
 }
 
@@ -73,7 +86,7 @@ struct Crowd<K> {
     newcomers: BTreeSet<K>,
 }
 
-/// How clients wrote the id, apart from the usual form. Owns no memory while all wrote that.
+/// Spellings of the id other than the usual form. Owns no memory while there are none.
 #[derive(Debug, Default)]
 struct Spellings(Option<Box<Written>>);
 
@@ -83,12 +96,17 @@ struct Written {
 }
 
 impl<K: Copy + Ord> Bus<K> {
-    /// Nobody waits.
+    /// Without clients.
     pub fn new() -> Bus<K> {
-        Bus { waiting: Table::new(), changed: VecDeque::new(), deliveries: VecDeque::new() }
+        Bus {
+            waiting: Table::new(),
+            changed: VecDeque::new(),
+            deliveries: VecDeque::new(),
+            queued: BTreeMap::new(),
+        }
     }
 
-    /// `key` waits for `task` from now on. It must not wait for any task yet.
+    /// `key`, which waits for no task yet, waits for `task` from now on.
     pub fn subscribe(&mut self, task: &TaskId, key: K) {
         let uuid = task.uuid();
         let slot = self.waiting.find_or_insert_with(uuid, TaskWaiters::default);
@@ -137,7 +155,10 @@ impl<K: Copy + Ord> Bus<K> {
             return 0;
         }
         let (result, before) = (result(), self.deliveries.len());
-        self.deliveries.extend(missing.map(|key| (key, Rc::clone(&result))));
+        for key in missing {
+            *self.queued.entry(key).or_default() += 1;
+            self.deliveries.push_back((key, Rc::clone(&result)));
+        }
         self.deliveries.len() - before
     }
 
@@ -148,7 +169,13 @@ impl<K: Copy + Ord> Bus<K> {
         }
     }
 
-    /// The next change in what should be listened to. A task that was waited for and left in between does not appear.
+    /// Whether some client of `task` may miss results that others have had.
+    pub fn has_newcomers(&self, task: Uuid) -> bool {
+        self.waiting.entry(task).is_some_and(|waiting| waiting.waiters.newcomers().next().is_some())
+    }
+
+    /// The next change of channels. A task that gained and lost its clients since the last call does
+    /// not appear.
     pub fn poll_change(&mut self) -> Option<Change> {
         while let Some(&task) = self.changed.front() {
             let slot = self.waiting.find(task).expect("a queued task is kept");
@@ -178,12 +205,16 @@ impl<K: Copy + Ord> Bus<K> {
     }
 
     /// The next result and its client, which may have left.
-    pub fn poll_delivery(&mut self) -> Option<(K, Rc<TaskResult>)> {
-        let delivery = self.deliveries.pop_front();
+    pub fn poll_delivery(&mut self) -> Option<Delivery<K>> {
+        let (client, result) = self.deliveries.pop_front()?;
+        let queued = self.queued.remove(&client).unwrap_or(1);
+        if queued > 1 {
+            self.queued.insert(client, queued - 1);
+        }
         if self.deliveries.is_empty() && self.deliveries.capacity() > 64 {
             self.deliveries = VecDeque::new();
         }
-        delivery
+        Some(Delivery { client, result, behind: queued - 1 })
     }
 
     /// Whether no more should be published before deliveries are taken.
@@ -196,12 +227,12 @@ impl<K: Copy + Ord> Bus<K> {
         !self.deliveries.is_empty()
     }
 
-    /// Whether somebody waits for `task`.
+    /// Whether a client waits for `task`.
     pub fn is_waited_for(&self, task: Uuid) -> bool {
         self.waiting.entry(task).is_some_and(|waiting| !waiting.waiters.is_empty())
     }
 
-    /// Every task that somebody waits for.
+    /// Every task that a client waits for.
     pub fn waited_for(&self) -> impl Iterator<Item = Uuid> + '_ {
         self.waiting.iter().filter(|(_, waiting)| !waiting.waiters.is_empty()).map(|(task, _)| task)
     }
@@ -211,7 +242,7 @@ impl<K: Copy + Ord> Bus<K> {
         self.waiting.iter().flat_map(|(_, waiting)| waiting.waiters.iter())
     }
 
-    /// How clients that wait for `task` wrote its id, apart from lower case with hyphens.
+    /// The spellings of the id by clients of `task`, other than lower case with hyphens.
     pub fn spellings(&self, task: Uuid) -> &[Box<str>] {
         self.waiting.entry(task).map_or(&[], |waiting| waiting.spellings.all())
     }
@@ -298,7 +329,7 @@ impl<K: Copy + Ord> Waiters<K> {
 }
 
 impl<K> TaskWaiters<K> {
-    /// A spelling was not given out yet, the usual form included.
+    /// Whether `poll_change` has not returned a spelling yet, the usual form included.
     fn is_unannounced(&self) -> bool {
         self.announced as usize <= self.spellings.all().len()
     }
@@ -345,7 +376,7 @@ mod tests {
         TaskId::read(ID).unwrap()
     }
 
-    fn shouted() -> TaskId {
+    fn upper_case() -> TaskId {
         TaskId::read(&ID.to_uppercase()).unwrap()
     }
 
@@ -354,7 +385,9 @@ mod tests {
     }
 
     fn deliveries(bus: &mut Bus<u32>) -> Vec<(u32, Rc<TaskResult>)> {
-        std::iter::from_fn(|| bus.poll_delivery()).collect()
+        std::iter::from_fn(|| bus.poll_delivery())
+            .map(|delivery| (delivery.client, delivery.result))
+            .collect()
     }
 
     fn changes(bus: &mut Bus<u32>) -> Vec<(bool, String)> {
@@ -369,12 +402,12 @@ mod tests {
     fn every_waiter_gets_every_result_in_order() {
         let mut bus = Bus::new();
         bus.subscribe(&task(), 1);
-        bus.subscribe(&shouted(), 2);
+        bus.subscribe(&upper_case(), 2);
         bus.subscribe(&TaskId::from(Uuid::from_u128(7)), 3);
         let (a, b) = (result("a"), result("b"));
         assert_eq!(bus.publish(task().uuid(), false, || a.clone()), 2);
         assert_eq!(bus.publish(task().uuid(), false, || b.clone()), 2);
-        assert_eq!(bus.publish(Uuid::from_u128(8), false, || unreachable!("nobody waits")), 0);
+        assert_eq!(bus.publish(Uuid::from_u128(8), false, || unreachable!("no client waits")), 0);
         assert_eq!(deliveries(&mut bus), [(1, a.clone()), (2, a), (1, b.clone()), (2, b)]);
         assert_eq!(bus.poll_delivery(), None);
     }
@@ -417,8 +450,8 @@ mod tests {
         bus.subscribe(&task(), 1);
         bus.subscribe(&task(), 2);
         assert_eq!(changes(&mut bus), [(true, ID.into())]);
-        bus.subscribe(&shouted(), 3);
-        bus.subscribe(&shouted(), 4);
+        bus.subscribe(&upper_case(), 3);
+        bus.subscribe(&upper_case(), 4);
         assert_eq!(changes(&mut bus), [(true, ID.to_uppercase())]);
         assert_eq!(bus.spellings(task().uuid()), [ID.to_uppercase().into_boxed_str()]);
         for key in [3, 1, 4] {
@@ -462,7 +495,7 @@ mod tests {
         assert_eq!(publish(&mut bus, true), 1);
         assert_eq!(publish(&mut bus, false), 2);
         bus.mark_caught_up(uuid);
-        assert_eq!(bus.publish(uuid, true, || unreachable!("nobody misses it")), 0);
+        assert_eq!(bus.publish(uuid, true, || unreachable!("no client lacks it")), 0);
         bus.subscribe(&task(), 3);
         bus.subscribe(&task(), 4);
         bus.unsubscribe(uuid, 1);
@@ -527,6 +560,24 @@ mod tests {
         }
         let per_client = comparisons.get() / CLIENTS as usize;
         assert!(per_client < 200, "{per_client} comparisons a client");
+    }
+
+    #[test]
+    fn delivery_has_the_number_of_those_behind_it() {
+        let mut bus = Bus::new();
+        bus.subscribe(&task(), 1);
+        bus.publish(task().uuid(), false, || result("a"));
+        bus.subscribe(&task(), 2);
+        for _ in 0..2 {
+            bus.publish(task().uuid(), false, || result("b"));
+        }
+        let behind = |bus: &mut Bus<u32>| {
+            std::iter::from_fn(|| bus.poll_delivery())
+                .map(|it| (it.client, it.behind))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(behind(&mut bus), [(1, 2), (1, 1), (2, 1), (1, 0), (2, 0)]);
+        assert!(bus.queued.is_empty());
     }
 
     #[test]

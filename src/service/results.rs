@@ -1,43 +1,52 @@
-//! Results from wherever they come to whoever waits: bus, tasks and link as one.
+//! Results on their way from publishers to clients: bus, tasks and link behind one interface.
 //!
-//! A result comes in by [`Results::publish`] (the embedded inbox) or out of the link's events ([`Results::settle`]); it goes out by
-//! [`Results::poll_delivery`]. In between it is retained, kept in Redis, and given to everybody who waits, once.
+//! A result comes in by [`Results::publish`] (the embedded inbox) or out of the link's events
+//! ([`Results::settle`]), and goes out by [`Results::poll_delivery`]. In between it is retained, kept in
+//! Redis, and given once to every client that waits.
 //!
-//! The surprising thing: a result that was just heard may have to wait for one that was published before it. After a (re)connect to
-//! Redis, and when a task's first client comes, Redis is asked what it keeps; until it has answered, nothing of that task goes out,
-//! so that the second sentence never overtakes the first. Redis answers in about a millisecond. When it does not, because its
-//! connection is gone as well, everything goes out after `HOLD_MAX`: late order is better than no result.
+//! A result that was just heard may have to wait for one that was published before it. After a
+//! connection to Redis came up, and when a task's first client comes, Redis is asked what it keeps.
+//! Until it has answered, nothing of that task goes out, so that the second sentence never overtakes
+//! the first. Redis answers in about a millisecond. Results are held for at most [`HOLD_MAX`] while the
+//! link is down, and for at most [`TASK_HOLD_MAX`] in all, however often the link comes and goes:
+//! results in the wrong order are better than none.
 
 use crate::base::moment::Moment;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use crate::proto::message::{TaskId, TaskResult};
-use crate::service::bus::{Bus, Change};
-use crate::service::link::{self, Event, Link, LookUpAnswer};
+use crate::service::bus::{Bus, Change, Delivery};
+use crate::service::link::{self, Address, Event, Link, LookUpAnswer, RedisState};
 use crate::service::tasks::{self, ClientState, Occurrence, Status, Subscription, TaskEnd, Tasks};
 
-/// A heard result waits no longer for what Redis may keep while the link is down.
+/// How long results are held while the link is down.
 const HOLD_MAX: Duration = Duration::from_secs(1);
-/// Results let go for lack of room are told of no more often.
-const EVICTION_NOTICE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the results of a task are held in all: as long as a silent connection takes to be noticed,
+/// and [`HOLD_MAX`].
+const TASK_HOLD_MAX: Duration = Duration::from_secs(6);
+/// Losses of results are reported at most once in this time.
+const LOSS_NOTICE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a person, or every waiting session, should know of.
+/// What a person, or every waiting session, should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
 pub enum Notice {
-    /// Redis is there (again).
+    /// The link to Redis is up.
     Up { address: String },
-    /// Redis is lost.
+    /// The link to Redis is lost.
     Down { why: String },
     /// Something about Redis is not as it should be.
     Problem { why: String },
-    /// Redis has been away for longer than its grace: tell [`Results::waiters`].
+    /// Redis has been away for longer than `grace`: tell [`Results::waiters`].
     GraceOver,
-    /// So many results went before their time since the last notice, because `max_retained` is reached.
+    /// Results were evicted since the last notice, because `max_retained` is reached.
     Evicted { results: u64 },
+    /// Results were not kept since the last notice, because their task has its share already.
+    NotKept { results: u64 },
 }
 
 /// Everything about results. `K` identifies a client; see [`Bus`].
@@ -45,11 +54,69 @@ pub struct Results<K> {
     bus: Bus<K>,
     tasks: Tasks,
     link: Option<Link>,
-    notices: std::collections::VecDeque<Notice>,
-    /// Results are held no longer although the link is down.
+    notices: VecDeque<Notice>,
+    /// The link is down, and results are no longer held for it.
     hold_has_expired: bool,
+    holds: Holds,
     evicted_reported: u64,
-    evicted_reported_at: Option<Moment>,
+    not_kept_reported: u64,
+    losses_reported_at: Option<Moment>,
+}
+
+/// Tasks whose results are held until Redis has answered a look-up.
+#[derive(Default)]
+struct Holds {
+    /// Whether the hold of a task has expired. It stays here until Redis has answered.
+    tasks: HashMap<Uuid, HoldState>,
+    /// Ends of holds, the first in front. Some are of tasks that are held no longer.
+    ends: VecDeque<(Moment, Uuid)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum HoldState {
+    Until(Moment),
+    Expired,
+}
+
+impl Holds {
+    /// The results of `task` cannot go out yet.
+    fn begin(&mut self, now: Moment, task: Uuid) {
+        self.tasks.entry(task).or_insert_with(|| {
+            let end = now + TASK_HOLD_MAX;
+            self.ends.push_back((end, task));
+            HoldState::Until(end)
+        });
+    }
+
+    /// Redis has answered, or no client is left.
+    fn end(&mut self, task: Uuid) {
+        self.tasks.remove(&task);
+        if self.tasks.is_empty() {
+            *self = Holds::default();
+        }
+    }
+
+    fn has_expired(&self, task: Uuid) -> bool {
+        self.tasks.get(&task) == Some(&HoldState::Expired)
+    }
+
+    /// The next task whose hold has expired.
+    fn poll_expired(&mut self, now: Moment) -> Option<Uuid> {
+        while let Some(&(end, task)) = self.ends.front().filter(|(end, _)| *end <= now) {
+            self.ends.pop_front();
+            if let Some(state) = self.tasks.get_mut(&task)
+                && *state == HoldState::Until(end)
+            {
+                *state = HoldState::Expired;
+                return Some(task);
+            }
+        }
+        None
+    }
+
+    fn deadline(&self) -> Option<Moment> {
+        self.ends.front().map(|(end, _)| *end)
+    }
 }
 
 impl<K: Copy + Ord> Results<K> {
@@ -59,10 +126,12 @@ impl<K: Copy + Ord> Results<K> {
             bus: Bus::new(),
             tasks,
             link,
-            notices: Default::default(),
+            notices: VecDeque::new(),
             hold_has_expired: false,
+            holds: Holds::default(),
             evicted_reported: 0,
-            evicted_reported_at: None,
+            not_kept_reported: 0,
+            losses_reported_at: None,
         }
     }
 
@@ -70,26 +139,29 @@ impl<K: Copy + Ord> Results<K> {
     pub fn join(&mut self, now: Moment, task: &TaskId, key: K) {
         let uuid = task.uuid();
         self.bus.subscribe(task, key);
-        self.tasks.client(now, uuid, None, Some(ClientState::Waiting), None);
+        self.tasks.handle_client(now, uuid, None, Some(ClientState::Waiting), None);
         self.follow_changes(now);
         self.look_up(uuid);
         self.dispatch(now, uuid);
     }
 
-    /// `key`, which waits for `task`, goes from one stage to the next.
-    pub fn stage(&mut self, now: Moment, task: Uuid, from: ClientState, to: ClientState) {
-        self.tasks.client(now, task, Some(from), Some(to), None);
+    /// A client that waits for `task` changes its state.
+    pub fn change_state(&mut self, now: Moment, task: Uuid, from: ClientState, to: ClientState) {
+        self.tasks.handle_client(now, task, Some(from), Some(to), None);
     }
 
     /// `key`, which joined `task`, takes no further results.
     pub fn unsubscribe(&mut self, task: Uuid, key: K) {
         self.bus.unsubscribe(task, key);
+        if !self.bus.is_waited_for(task) {
+            self.holds.end(task);
+        }
     }
 
     /// A client that joined `task` and takes no further results has left. `state` is what it was last,
     /// `end` how the task ended for it, if it did.
     pub fn leave(&mut self, now: Moment, task: Uuid, state: ClientState, end: Option<TaskEnd>) {
-        self.tasks.client(now, task, Some(state), None, end);
+        self.tasks.handle_client(now, task, Some(state), None, end);
         self.follow_changes(now);
         self.trim(now);
     }
@@ -101,7 +173,7 @@ impl<K: Copy + Ord> Results<K> {
     }
 
     /// The next result and its client, which may have left.
-    pub fn poll_delivery(&mut self) -> Option<(K, Rc<TaskResult>)> {
+    pub fn poll_delivery(&mut self) -> Option<Delivery<K>> {
         self.bus.poll_delivery()
     }
 
@@ -110,7 +182,7 @@ impl<K: Copy + Ord> Results<K> {
         self.bus.has_deliveries()
     }
 
-    /// Whether nothing more should be read from publishers before deliveries are taken.
+    /// Whether deliveries have to be taken before more is read from publishers.
     pub fn is_full(&self) -> bool {
         self.bus.is_full()
     }
@@ -120,7 +192,7 @@ impl<K: Copy + Ord> Results<K> {
         self.notices.pop_front()
     }
 
-    /// Listens to Redis from now on.
+    /// Uses this link from now on.
     pub fn begin_link(&mut self, link: Link) {
         self.link = Some(link);
     }
@@ -133,22 +205,13 @@ impl<K: Copy + Ord> Results<K> {
         }
     }
 
-    /// Where Redis is expected; `None` without a link.
-    pub fn redis_address(&self) -> Option<String> {
-        self.link.as_ref().map(|link| link.address().to_string())
-    }
-
-    /// The last reason why Redis cannot be used, while it cannot.
-    pub fn redis_problem(&self) -> Option<&str> {
-        self.link.as_ref().and_then(Link::problem)
-    }
-
-    /// The link, for whoever has the sockets. Call [`Results::settle`] after giving it bytes or time.
+    /// The link, for the owner of its sockets. Call [`Results::settle`] after giving it bytes or time.
     pub fn link(&mut self) -> Option<&mut Link> {
         self.link.as_mut()
     }
 
-    /// Takes in what the link has learned, and lets go what is too old or too much. Once a turn, and at [`Results::deadline`].
+    /// Takes in what the link has learned, and removes what is too old or too much. To be called once
+    /// a turn, and at [`Results::deadline`].
     pub fn settle(&mut self, now: Moment) {
         if let Some(link) = &mut self.link {
             link.handle_time(now);
@@ -160,6 +223,9 @@ impl<K: Copy + Ord> Results<K> {
             self.hold_has_expired = true;
             self.dispatch_all(now);
         }
+        while let Some(task) = self.holds.poll_expired(now) {
+            self.dispatch(now, task);
+        }
         self.trim(now);
     }
 
@@ -167,14 +233,14 @@ impl<K: Copy + Ord> Results<K> {
     pub fn deadline(&self) -> Option<Moment> {
         let link = self.link.as_ref().and_then(Link::deadline);
         let hold = self.hold_ends_at().filter(|_| !self.hold_has_expired);
-        let notice =
-            self.evicted_reported_at.filter(|_| self.evicted_reported < self.tasks.evicted());
-        let notice = notice.map(|at| at + EVICTION_NOTICE_INTERVAL);
-        [link, hold, notice, self.tasks.deadline()].into_iter().flatten().min()
+        let notice = self.losses_reported_at.filter(|_| self.has_unreported_losses());
+        let notice = notice.map(|at| at + LOSS_NOTICE_INTERVAL);
+        let deadlines = [link, hold, self.holds.deadline(), notice, self.tasks.deadline()];
+        deadlines.into_iter().flatten().min()
     }
 
-    /// How a task stands, and whether a client is connected for it. A client waits once its results can be heard; before that, and
-    /// while Redis is away, it is only connected.
+    /// The state of a task, and whether a client is connected for it. A client waits once its results
+    /// can be heard; before that, and while Redis is away, it is only connected.
     pub fn status(&self, task: Uuid) -> (Status, bool) {
         match self.tasks.status(task) {
             (Status::Waiting, _) if !self.is_subscribed(task) => (Status::Connected, true),
@@ -182,24 +248,29 @@ impl<K: Copy + Ord> Results<K> {
         }
     }
 
-    /// Whether results can be had now. Always, without a link.
+    /// Whether results can arrive now. Always, without a link.
     pub fn is_up(&self) -> bool {
         self.link.as_ref().is_none_or(Link::is_up)
     }
 
-    /// The gateway is about to stop: what was published up to now is still to be heard and kept.
+    /// The gateway is about to stop: what was published before now is still to be heard and kept.
     pub fn finish(&mut self, now: Moment) {
         if let Some(link) = &mut self.link {
             link.catch_up(now);
         }
     }
 
-    /// Nothing is on its origin to Redis or from there, or it cannot be.
+    /// Whether nothing is under way to Redis or from there, or cannot be.
     pub fn is_at_rest(&self) -> bool {
         self.link.as_ref().is_none_or(|link| !link.is_up() || link.is_idle())
     }
 
-    /// Redis has been away for longer than its grace.
+    /// The state of the link to Redis and the server's address; `None` without a link.
+    pub fn redis_state(&self) -> Option<(RedisState, &Address)> {
+        self.link.as_ref().map(|link| (link.state(), link.address()))
+    }
+
+    /// Whether Redis has been away for longer than `grace`.
     pub fn is_redis_lost(&self) -> bool {
         self.link.as_ref().is_some_and(Link::is_past_grace)
     }
@@ -229,25 +300,31 @@ impl<K: Copy + Ord> Results<K> {
             Event::Problem { why } => self.notices.push_back(Notice::Problem { why }),
             Event::GraceOver => self.notices.push_back(Notice::GraceOver),
             Event::Published { task, subscription, payload } => {
-                self.handle_published(now, task, subscription, payload.into())
+                self.handle_published(now, task, subscription, payload.into());
             }
             Event::Subscribed { task } => self.look_up(task),
-            Event::LookedUp(LookUpAnswer { task, kept, set }) => {
-                if self.bus.is_waited_for(task) {
-                    let subscription = self
-                        .link
-                        .as_ref()
-                        .and_then(|link| link.subscription(task))
-                        .unwrap_or(Subscription::UNKNOWN);
-                    for (occurrence, payload) in
-                        self.tasks.handle_looked_up(now, task, subscription, kept, set)
-                    {
-                        self.keep(task, subscription, occurrence, payload);
-                    }
-                    self.dispatch(now, task);
-                }
-            }
+            Event::LookedUp(answer) => self.handle_looked_up(now, answer),
         }
+    }
+
+    fn handle_looked_up(&mut self, now: Moment, answer: LookUpAnswer) {
+        let LookUpAnswer { task, kept, set, is_incomplete } = answer;
+        if !self.bus.is_waited_for(task) {
+            return;
+        }
+        let subscription = self.link.as_ref().and_then(|link| link.subscription(task));
+        let subscription = subscription.unwrap_or(Subscription::UNKNOWN);
+        if is_incomplete {
+            self.tasks.mark_incomplete(now, task);
+        }
+        // The state of a task that is not done, which its result will overwrite.
+        let set = set.into_iter().filter(|payload| !TaskResult::is_progress_message(payload));
+        let set = set.collect();
+        for (occurrence, payload) in self.tasks.handle_looked_up(now, task, subscription, kept, set)
+        {
+            self.keep(task, subscription, occurrence, payload);
+        }
+        self.dispatch(now, task);
     }
 
     fn handle_published(
@@ -257,11 +334,16 @@ impl<K: Copy + Ord> Results<K> {
         subscription: Subscription,
         payload: Rc<[u8]>,
     ) {
+        if TaskResult::is_progress_message(&payload) {
+            // For the clients of this moment: it neither waits for a look-up nor for a later client.
+            self.bus.publish(task, false, || Rc::new(TaskResult::read(&payload)));
+            return;
+        }
         let occurrence = self.tasks.handle_published(now, task, subscription, Rc::clone(&payload));
-        // What was known because a worker had set it is kept already, but not yet as heard.
+        // A result that was known because the worker had set it is kept already, but without a time.
         self.keep(task, subscription, occurrence, payload);
         self.dispatch(now, task);
-        // Within a turn as well: a flood must not pile up first and be trimmed afterwards.
+        // Not only at the end of the turn: a flood would pile up first.
         self.tasks.trim(now);
     }
 
@@ -286,15 +368,25 @@ impl<K: Copy + Ord> Results<K> {
         }
     }
 
-    /// Gives everybody who waits for `task` what they have not had yet, if it may go out.
+    /// Gives every client that waits for `task` what it has not been given yet, if that may go out.
     fn dispatch(&mut self, now: Moment, task: Uuid) {
-        if !self.bus.is_waited_for(task) || !self.may_go_out(now, task) {
+        if !self.bus.is_waited_for(task) {
             return;
+        }
+        if !self.may_go_out(now, task) {
+            if self.tasks.has_undelivered(task) {
+                self.holds.begin(now, task);
+            }
+            return;
+        }
+        if self.bus.has_newcomers(task) && self.tasks.is_incomplete(task) {
+            // Only to clients that came since the last time.
+            self.bus.publish(task, true, || Rc::new(TaskResult::missing()));
         }
         for (is_dispatched, payload) in self.tasks.results(task) {
             self.bus.publish(task, is_dispatched, || Rc::new(TaskResult::read(payload)));
         }
-        self.tasks.mark_dispatched(task);
+        self.tasks.mark_dispatched(now, task);
         self.bus.mark_caught_up(task);
     }
 
@@ -303,25 +395,21 @@ impl<K: Copy + Ord> Results<K> {
         waited_for.into_iter().for_each(|task| self.dispatch(now, task));
     }
 
-    fn may_go_out(&self, now: Moment, task: Uuid) -> bool {
+    fn may_go_out(&mut self, now: Moment, task: Uuid) -> bool {
         let Some(link) = &self.link else { return true };
-        // Deaf, subscribing or just listening again: Redis may keep what came before all that was heard here.
-        let is_settled = link
-            .subscription(task)
-            .is_some_and(|subscription| self.tasks.is_settled(task, subscription));
-        is_settled || self.hold_ends_at().is_some_and(|at| at <= now)
+        // Without an answer since the subscription began, Redis may keep results from before it.
+        let subscription = link.subscription(task);
+        if subscription.is_some_and(|it| self.tasks.is_settled(task, it)) {
+            self.holds.end(task);
+            return true;
+        }
+        self.holds.has_expired(task) || self.hold_ends_at().is_some_and(|at| at <= now)
     }
 
     fn is_subscribed(&self, task: Uuid) -> bool {
-        match &self.link {
-            Some(link) => {
-                link.is_up()
-                    && link
-                        .subscription(task)
-                        .is_some_and(|subscription| self.tasks.is_settled(task, subscription))
-            }
-            None => true,
-        }
+        let Some(link) = &self.link else { return true };
+        let subscription = link.subscription(task);
+        link.is_up() && subscription.is_some_and(|it| self.tasks.is_settled(task, it))
     }
 
     fn hold_ends_at(&self) -> Option<Moment> {
@@ -347,14 +435,29 @@ impl<K: Copy + Ord> Results<K> {
                 link.forget(task);
             }
         }
-        let evicted = self.tasks.evicted();
-        let is_time =
-            self.evicted_reported_at.is_none_or(|at| at + EVICTION_NOTICE_INTERVAL <= now);
-        if evicted > self.evicted_reported && is_time {
-            self.notices.push_back(Notice::Evicted { results: evicted - self.evicted_reported });
-            self.evicted_reported = evicted;
-            self.evicted_reported_at = Some(now);
+        let is_time = self.losses_reported_at.is_none_or(|at| at + LOSS_NOTICE_INTERVAL <= now);
+        if is_time && self.has_unreported_losses() {
+            self.report_losses(now);
         }
+    }
+
+    fn has_unreported_losses(&self) -> bool {
+        self.tasks.evicted() > self.evicted_reported
+            || self.tasks.not_kept() > self.not_kept_reported
+    }
+
+    fn report_losses(&mut self, now: Moment) {
+        let evicted = self.tasks.evicted() - self.evicted_reported;
+        let not_kept = self.tasks.not_kept() - self.not_kept_reported;
+        if evicted > 0 {
+            self.notices.push_back(Notice::Evicted { results: evicted });
+        }
+        if not_kept > 0 {
+            self.notices.push_back(Notice::NotKept { results: not_kept });
+        }
+        self.evicted_reported = self.tasks.evicted();
+        self.not_kept_reported = self.tasks.not_kept();
+        self.losses_reported_at = Some(now);
     }
 }
 
@@ -383,7 +486,7 @@ mod tests {
             message["content"].as_str().unwrap_or("?").to_owned()
         };
         std::iter::from_fn(|| results.poll_delivery())
-            .map(|(key, result)| (key, told(result)))
+            .map(|delivery| (delivery.client, told(delivery.result)))
             .collect()
     }
 

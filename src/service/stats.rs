@@ -76,6 +76,8 @@ pub struct Stats {
     pub results_delivered: u64,
     /// Kept results evicted before they expired, for lack of memory.
     pub results_evicted: u64,
+    /// Results that were not kept because their task held half of `max_retained` already.
+    pub results_not_kept: u64,
     /// Times the connections to Redis were established.
     pub redis_connects: u64,
     /// Bytes of audio sent to clients.

@@ -49,6 +49,7 @@ use crate::net::{Conn, Network, Pipes, Ready, Side};
 use crate::proto::http;
 use crate::proto::message::{TaskId, TaskResult};
 use crate::service::limits::{Limits, Refusal};
+use crate::service::link::Password;
 use crate::service::results::Results;
 use crate::service::route::{Route, Routes};
 use crate::service::stats::{BothWays, Stats};
@@ -132,6 +133,8 @@ pub struct Context {
     pub results: Results<SessionId>,
     /// What a task's channel begins with.
     pub channel_prefix: String,
+    /// What workers have to know to use the inbox, if anything.
+    pub inbox_password: Option<Password>,
     pub network: Box<dyn Network>,
     pub routes: Routes,
     pub upstreams: Upstreams,
@@ -177,6 +180,7 @@ impl Context {
             settings,
             results,
             channel_prefix: String::new(),
+            inbox_password: None,
             network,
             routes: Routes::new(Vec::new(), &mut Upstreams::default()),
             upstreams: Upstreams::default(),
@@ -258,6 +262,8 @@ pub enum Admission {
     Admin,
     /// A worker.
     Inbox,
+    /// A worker beyond the limit.
+    RefusedWorker,
 }
 
 /// Identifies a session among all that there have ever been; sorts them by age.
@@ -313,7 +319,10 @@ impl Identity {
     pub fn door(&self) -> Door {
         match self.admission {
             Admission::Admin => Door::Admins,
-            Admission::Client | Admission::Refused(_) | Admission::Inbox => Door::Clients,
+            Admission::Client
+            | Admission::Refused(_)
+            | Admission::Inbox
+            | Admission::RefusedWorker => Door::Clients,
         }
     }
 
@@ -346,7 +355,7 @@ impl Identity {
         match (&self.route, self.admission) {
             (Some(route), _) => &route.name,
             (None, Admission::Client | Admission::Refused(_) | Admission::Admin) => "http",
-            (None, Admission::Inbox) => "inbox",
+            (None, Admission::Inbox | Admission::RefusedWorker) => "inbox",
         }
     }
 }
@@ -472,16 +481,11 @@ impl Session {
         Session { who, downstream, phase, is_yielded: false }
     }
 
-    /// A worker's connection to the embedded inbox.
-    pub fn inbox(who: Identity, downstream: Conn) -> Session {
-        let phase = inbox::Inbox::phase();
-        Session { who, downstream, phase, is_yielded: false }
-    }
-
     /// A result for the task that it waits for. Acted on by the next [`Session::drive`].
-    pub fn handle_result(&mut self, result: Rc<TaskResult>) {
+    /// `behind` further ones are queued for it.
+    pub fn handle_result(&mut self, result: Rc<TaskResult>, behind: usize) {
         if let Phase::Output(output) = &mut self.phase {
-            output.handle_result(result);
+            output.handle_result(result, behind);
         }
     }
 

@@ -117,6 +117,10 @@ struct Underway {
     results: VecDeque<Rc<TaskResult>>,
     /// Bytes that they take in memory.
     result_bytes: usize,
+    /// Further results are queued for this client.
+    more_queued: bool,
+    /// How the task ended with its final result. Results that came with it are still delivered.
+    final_end: Option<TaskEnd>,
     /// The audio of the result that is being sent.
     audio: Option<Audio>,
     /// Chunks of the first audio that the client already has.
@@ -195,10 +199,12 @@ impl Output {
         Step::Next(Phase::Output(output))
     }
 
-    /// A result for its task. It is acted on by the next step.
-    pub fn handle_result(&mut self, result: Rc<TaskResult>) {
+    /// A result for its task, behind which `behind` further ones are queued. It is acted on by the next
+    /// step.
+    pub fn handle_result(&mut self, result: Rc<TaskResult>, behind: usize) {
         if self.leaving.is_none() {
             let underway = self.underway();
+            underway.more_queued = behind > 0;
             underway.result_bytes += result.bytes();
             underway.results.push_back(result);
         }
@@ -301,8 +307,17 @@ impl Output {
         let Some(result) = self.underway().pop_result() else { return self.wait_again(who, cx) };
         self.active_at = cx.now;
         if self.stage == ClientState::Waiting {
-            cx.results.stage(cx.now, self.task.uuid(), ClientState::Waiting, ClientState::Sending);
+            cx.results.change_state(
+                cx.now,
+                self.task.uuid(),
+                ClientState::Waiting,
+                ClientState::Sending,
+            );
             self.stage = ClientState::Sending;
+        }
+        if result.fault().is_some() && self.underway().has_more() {
+            // A malformed result cannot say that others follow it.
+            return self.begin_result(Rc::new(result.continued()), who, cx);
         }
         self.begin_result(result, who, cx)
     }
@@ -325,9 +340,13 @@ impl Output {
 
     /// The last message of a result is in the outbox.
     fn end_result(&mut self, order: Order, end: TaskEnd, who: &Identity, cx: &mut Context) {
+        let underway = self.underway();
         if order == Order::Last {
-            self.underway().drop_results();
-            self.leave(CloseReason::Delivered, Some(end), who, cx);
+            underway.final_end = Some(end);
+        }
+        if !underway.has_more() && underway.final_end.is_some() {
+            let end = underway.final_end;
+            self.leave(CloseReason::Delivered, end, who, cx);
         }
     }
 
@@ -337,7 +356,12 @@ impl Output {
         if self.stage == ClientState::Waiting {
             return false;
         }
-        cx.results.stage(cx.now, self.task.uuid(), ClientState::Sending, ClientState::Waiting);
+        cx.results.change_state(
+            cx.now,
+            self.task.uuid(),
+            ClientState::Sending,
+            ClientState::Waiting,
+        );
         self.stage = ClientState::Waiting;
         self.due_at = cx.after(cx.settings.output.timeout);
         if cx.is_draining {
@@ -470,7 +494,7 @@ impl State for Output {
         if self.read(downstream, who, cx).is_err() {
             return self.lose(CloseReason::ClientVanished, who, cx);
         }
-        let bytes_max = cx.results.tasks().max_retained() + RESULTS_BYTES_MAX;
+        let bytes_max = cx.results.tasks().settings().max_retained + RESULTS_BYTES_MAX;
         if self
             .underway
             .as_ref()
@@ -609,6 +633,11 @@ impl Underway {
         Some(result)
     }
 
+    /// Whether a result is still to be sent, here or in the queue of the bus.
+    fn has_more(&self) -> bool {
+        self.more_queued || !self.results.is_empty()
+    }
+
     fn drop_results(&mut self) {
         (self.results, self.result_bytes) = (VecDeque::new(), 0);
     }
@@ -618,6 +647,7 @@ impl Underway {
         self.results.is_empty()
             && self.audio.is_none()
             && self.skipped_chunks == 0
+            && self.final_end.is_none()
             && self.outbox.is_empty()
             && self.conduit.is_none()
     }

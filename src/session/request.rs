@@ -183,7 +183,7 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
         Admission::Refused(Refusal::Full | Refusal::Descriptors)
             if endpoint.is_some_and(|(endpoint, _)| is_for_full(endpoint)) => {}
         Admission::Refused(refusal) => return turn_away(refusal, cx),
-        Admission::Client | Admission::Admin | Admission::Inbox => {}
+        Admission::Client | Admission::Admin | Admission::Inbox | Admission::RefusedWorker => {}
     }
     let body_bytes_max = endpoint.map_or(0, |(endpoint, _)| endpoint.body_bytes_max);
     if head.body_bytes() > body_bytes_max {

@@ -117,6 +117,11 @@ pub enum Event<'e> {
         name: &'e str,
         arguments: usize,
     },
+    /// A worker published a result of this many bytes.
+    Published {
+        task: uuid::Uuid,
+        bytes: usize,
+    },
     /// A worker published, but not for a task.
     NotATask,
 }
@@ -191,7 +196,7 @@ impl Event<'_> {
             | Event::Ping
             | Event::Close { .. }
             | Event::ClientClose { .. } => "output",
-            Event::Command { .. } | Event::NotATask => "inbox",
+            Event::Command { .. } | Event::Published { .. } | Event::NotATask => "inbox",
         }
     }
 }
@@ -251,6 +256,7 @@ impl fmt::Display for Event<'_> {
             Event::Close { code, phrase } => write!(f, "> close code={code} reason=\"{phrase}\""),
             Event::ClientClose { code } => write!(f, "< close code={}", CodeText(code)),
             Event::Command { name, arguments } => write!(f, "< {name} arguments={arguments}"),
+            Event::Published { task, bytes } => write!(f, "= published task={task} len={bytes}"),
             Event::NotATask => f.write_str("= published to a channel that is no task's"),
         }
     }
@@ -307,6 +313,8 @@ mod tests {
              "output", "> close code=1000 reason=\"done\""),
             (Event::ClientClose { code: Some(1000) }, "output", "< close code=1000"),
             (Event::Command { name: "PUBLISH", arguments: 2 }, "inbox", "< PUBLISH arguments=2"),
+            (Event::Published { task: uuid::Uuid::nil(), bytes: 5 }, "inbox",
+             "= published task=00000000-0000-0000-0000-000000000000 len=5"),
             (Event::NotATask, "inbox", "= published to a channel that is no task's"),
         ];
         for (event, target, line) in cases {

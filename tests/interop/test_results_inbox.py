@@ -118,6 +118,74 @@ def test_ioredis_works_with_its_defaults(house):
     told(waiter, "end")
 
 
+COREDIS = """
+import asyncio, coredis, sys
+
+async def main(port, channel, *messages):
+    worker = coredis.Redis(host="127.0.0.1", port=int(port))
+    async with worker:
+        assert await worker.ping() == b"PONG"
+        assert await worker.publish(channel, messages[0]) == 1
+        async with worker.pipeline(transaction=True) as pipeline:
+            answers = [pipeline.publish(channel, message) for message in messages[1:]]
+        assert [await answer for answer in answers] == [1] * len(answers)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def test_coredis_works_with_its_defaults(house):
+    """coredis, which does not connect without `id` in the answer to `HELLO`, alone and in a transaction."""
+    results, gateway, inbox = house
+    task = new_task()
+    messages = [json.dumps({"text": text, "final": text == "c"}) for text in "abc"]
+    command = [sys.executable, "-c", COREDIS, str(inbox.port), PREFIX + task, *messages]
+    subprocess.run(command, check=True, timeout=PATIENCE)
+    waiter = results.wait(gateway, task)
+    assert [waiter.result().content for _ in "abc"] == ["a", "b", "c"]
+    waiter.done()
+
+
+def test_transactions_publish_as_a_whole_or_not_at_all(house):
+    """CONFIG: "`MULTI`/`EXEC`/`DISCARD` around them ... and so does everything of a transaction that holds one"."""
+    results, gateway, inbox = house
+    task = new_task()
+    with inbox.client() as worker:
+        with worker.pipeline(transaction=True) as pipeline:
+            pipeline.publish(PREFIX + task, json.dumps({"text": "a", "final": False}))
+            pipeline.set("a", "b")
+            with pytest.raises(redis.ResponseError):
+                pipeline.execute()
+        with worker.pipeline(transaction=True) as pipeline:
+            pipeline.publish(PREFIX + task, json.dumps({"text": "b"}))
+            assert pipeline.execute() == [1]
+    told(results.wait(gateway, task), "b")
+
+
+def test_one_worker_too_many_is_told(house):
+    """The 1,001st worker gets Redis' own error, and there is room again once one has left."""
+    _, _, inbox = house
+    crowd = [connect(inbox.port) for _ in range(1000)]
+    for worker in crowd:
+        worker.send(b"PING\r\n")
+        assert worker.read(7) == b"+PONG\r\n"
+    one_more = connect(inbox.port)
+    assert one_more.read_to_end() == b"-ERR max number of clients reached\r\n"
+    one_more.vanish()
+    crowd.pop().vanish()
+
+    def has_room():
+        worker = connect(inbox.port)
+        worker.send(b"PING\r\n")
+        answer = worker.read(1)
+        worker.vanish()
+        return answer == b"+"
+
+    eventually(has_room, "there is room again")
+    for worker in crowd:
+        worker.vanish()
+
+
 @pytest.mark.parametrize("options", [[], ["-3"], ["--no-auth-warning", "-a", "word"], ["--user", "u", "--pass", "p"], ["-n", "5"]])
 def test_redis_cli_works_with_one_command(house, options):
     """redis-cli with one command on its line."""
@@ -195,7 +263,7 @@ def test_commands_are_answered_in_order(house):
 def test_other_commands_get_a_clear_error(house):
     """CONFIG: "any other command gets a clear `-ERR`" - and the connection stays."""
     _, _, inbox = house
-    for command in ["GET a", "SET a b", "SUBSCRIBE a", "MULTI", "EVAL x 0", "CONFIG GET dir", "SHUTDOWN", "FLUSHALL", "DEBUG SLEEP 1", "MONITOR"]:
+    for command in ["GET a", "SET a b", "SUBSCRIBE a", "WATCH a", "EVAL x 0", "CONFIG GET dir", "SHUTDOWN", "FLUSHALL", "DEBUG SLEEP 1", "MONITOR"]:
         answer = exchange(inbox, f"{command}\r\nPING\r\n".encode())
         assert answer.startswith(f"-ERR unknown command '{command.split()[0]}'".encode()), answer
         assert answer.endswith(b"\r\n+PONG\r\n")

@@ -95,7 +95,7 @@ def test_kept_results_are_limited_by_max_retained(results, server):
     tasks = [new_task() for _ in range(100)]
     for task in tasks:
         server.publish(task, text="x" * 1000)
-    gateway.process.wait_for_line(r"WARN.*kept results let go for lack of room")
+    gateway.process.wait_for_line(r"WARN.*kept results evicted for lack of room")
     assert gateway.metrics().total("evicted") > 0
     states = [status(gateway, task)["status"] for task in tasks]
     first = states.index("ready")

@@ -1,23 +1,24 @@
-//! A Redis that is not there: as much of one as the gateway and its workers speak to.
+//! A simulated Redis: as much of one as the gateway and its workers use.
 //!
-//! Bytes in, bytes out; its connections live in the simulated kernel and are moved by the world. The script that keeps results
-//! (`keep.lua`) is played by [`Redis::keep`], written from what the script promises. What leaves on a connection is marked, so
-//! that the judge knows to the byte what a gateway has been told: [`Mark`].
+//! Bytes in, bytes out. Its connections are in the simulated kernel, and the world moves them. The
+//! script that keeps results (`keep.lua`) is imitated by [`Redis::keep`], written from what the script
+//! promises. The points in a connection's output at which a gateway has learned something are marked
+//! ([`Mark`]), so that the judge knows to the byte what a gateway knows.
 //!
-//! Its clock runs with the world's and is a microsecond later with every command, as a real one's is.
+//! Its clock goes with the world's, and by a microsecond with each command, as a real one's does.
 
 use crate::kernel::LinkId;
 use aivtuber_gateway::base::moment::Moment;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
-/// What the wall clock says when the world begins, microseconds.
+/// The wall clock when the world begins, in microseconds.
 const EPOCH: u64 = 1_700_000_000_000_000;
 
-/// What the script is called, once it is loaded.
+/// The hash of the script.
 const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// Up to this byte of a connection, the gateway has been told this.
+/// A gateway that has read this many bytes of its connection has learned this.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mark {
     pub at: u64,
@@ -26,9 +27,9 @@ pub struct Mark {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Told {
-    /// Something was published.
+    /// A publication.
     Heard { payload: Vec<u8> },
-    /// What is kept, and set, for a task. `key`: the task's id.
+    /// What is kept, and set, for a task. `key` is the task's id.
     LookedUp { key: String, payloads: Vec<Vec<u8>> },
 }
 
@@ -36,18 +37,18 @@ pub enum Told {
 #[derive(Debug, Clone, Default)]
 pub struct Nature {
     pub password: Option<&'static str>,
-    /// It does not let the gateway run scripts.
+    /// The gateway may not run scripts.
     pub refuses_scripts: bool,
 }
 
 pub struct Redis {
     pub nature: Nature,
     pub conns: BTreeMap<LinkId, Conn>,
-    /// It has been started and reads its data: most commands are refused.
+    /// It was started and is reading its data: most commands are refused.
     pub loads_until: Option<Moment>,
-    /// Nothing is read or said until then.
+    /// Nothing is read or sent until then.
     pub frozen_until: Option<Moment>,
-    /// It was emptied, or a key was deleted by a gateway.
+    /// When it was emptied, or a gateway deleted a key.
     pub lost_at: Option<Moment>,
     keys: HashMap<String, Key>,
     has_script: bool,
@@ -60,7 +61,7 @@ pub struct Redis {
 #[derive(Default)]
 pub struct Conn {
     pub out: VecDeque<u8>,
-    /// Bytes that have ever been put into `out`.
+    /// Bytes that were ever put into `out`.
     said: u64,
     pub marks: VecDeque<Mark>,
     input: Vec<u8>,
@@ -68,10 +69,12 @@ pub struct Conn {
     speaks_resp3: bool,
     channels: BTreeSet<String>,
     patterns: BTreeSet<String>,
-    /// It hears and says nothing more; its marks are still of interest.
+    /// It is closed; its marks are still of interest.
     is_closed: bool,
-    /// What the last `HGETALL` answered.
+    /// What the look-up under way has found so far.
     looked_up: Vec<Vec<u8>>,
+    /// Fields that it has not asked for yet.
+    awaited: Vec<String>,
 }
 
 struct Key {
@@ -84,13 +87,23 @@ enum Value {
     Kept(Kept),
 }
 
-/// What `keep.lua` makes of a hash.
+/// The hash that `keep.lua` writes.
 #[derive(Default)]
 struct Kept {
     bytes: usize,
     /// Hash, time and field of each result.
     index: Vec<(String, String, String)>,
     fields: BTreeMap<String, Vec<u8>>,
+    /// A result was refused.
+    has_lost: bool,
+}
+
+impl Kept {
+    fn index_text(&self) -> String {
+        let entry = |(hash, at, field): &(String, String, String)| format!("{hash}{at}{field}");
+        let entries: String = self.index.iter().map(entry).collect();
+        format!("{:012}{entries}", self.bytes)
+    }
 }
 
 impl Redis {
@@ -116,12 +129,12 @@ impl Redis {
         self.keys.retain(|_, key| key.expires_at.is_none_or(|at| at > now));
     }
 
-    /// A worker can do something with it.
+    /// Whether a worker can use it.
     pub fn is_usable(&self) -> bool {
         self.loads_until.is_none() && self.frozen_until.is_none()
     }
 
-    /// It is started again, without its connections and perhaps without its data.
+    /// Restarts it, without its connections and perhaps without its data.
     pub fn restart(&mut self, is_empty: bool) {
         self.conns.values_mut().for_each(Conn::close);
         self.has_script = false;
@@ -132,7 +145,7 @@ impl Redis {
         }
     }
 
-    /// The connections that stand.
+    /// The open connections.
     pub fn links(&self) -> impl Iterator<Item = LinkId> + '_ {
         self.conns.iter().filter(|(_, conn)| !conn.is_closed).map(|(link, _)| *link)
     }
@@ -148,7 +161,7 @@ impl Redis {
         self.keys.insert(key.into(), key_value);
     }
 
-    /// A worker's `PUBLISH`: how many heard it.
+    /// A worker's `PUBLISH`: returns the number of subscribers.
     pub fn publish(&mut self, channel: &str, payload: &[u8]) -> usize {
         let mut heard = 0;
         for conn in self.conns.values_mut().filter(|conn| !conn.is_closed) {
@@ -168,7 +181,7 @@ impl Redis {
         heard
     }
 
-    /// What is kept of a task, in order.
+    /// The results that are kept of a task, in order.
     pub fn kept(&self, key: &str) -> Vec<&Vec<u8>> {
         match self.keys.get(key).map(|key| &key.value) {
             Some(Value::Kept(kept)) => {
@@ -178,7 +191,7 @@ impl Redis {
         }
     }
 
-    /// Bytes came on a connection. The error says what the gateway did wrong.
+    /// Takes bytes of a connection. The error says what the gateway did wrong.
     pub fn take(&mut self, link: LinkId, bytes: &[u8]) -> Result<(), String> {
         let Some(mut conn) = self.conns.remove(&link) else { return Ok(()) };
         conn.input.extend(bytes);
@@ -204,7 +217,7 @@ impl Redis {
             conn.say(b"-NOAUTH Authentication required.\r\n");
             return Ok(());
         }
-        // Those that a real one has marked as allowed while loading.
+        // The commands that a real one allows while loading.
         let is_simple = matches!(
             words[0],
             "CLIENT" | "TIME" | "PSUBSCRIBE" | "SUBSCRIBE" | "UNSUBSCRIBE" | "SELECT"
@@ -248,7 +261,7 @@ impl Redis {
                 conn.channels.remove(channel);
                 conn.confirm("unsubscribe", channel);
             }
-            ["HGETALL", key] => self.tell_kept(conn, key),
+            ["HMGET", key, ref fields @ ..] => self.tell_kept(conn, key, fields),
             ["MGET", ref keys @ ..] => self.tell_set(conn, keys),
             ["SCRIPT", "LOAD", _] if self.nature.refuses_scripts => {
                 conn.say(
@@ -289,58 +302,63 @@ impl Redis {
         }
     }
 
-    fn tell_kept(&self, conn: &mut Conn, key: &str) {
-        conn.looked_up.clear();
-        let mut words: Vec<Vec<u8>> = Vec::new();
-        match self.keys.get(key).map(|key| &key.value) {
+    /// Fields of the kept results of a task. The index comes with the first of them.
+    fn tell_kept(&self, conn: &mut Conn, key: &str, fields: &[&str]) {
+        let kept = match self.keys.get(key).map(|key| &key.value) {
             Some(Value::Text(_)) => {
                 conn.say(b"-WRONGTYPE Operation against a key holding the wrong kind of value\r\n");
                 return;
             }
-            Some(Value::Kept(kept)) => {
-                for (field, payload) in &kept.fields {
-                    words.extend([field.clone().into_bytes(), payload.clone()]);
-                }
-                let entries: String = kept
-                    .index
-                    .iter()
-                    .map(|(hash, at, field)| format!("{hash}{at}{field}"))
-                    .collect();
-                words.extend([
-                    b"index".to_vec(),
-                    format!("{:012}{entries}", kept.bytes).into_bytes(),
-                ]);
-                conn.looked_up =
-                    kept.index.iter().map(|(.., field)| kept.fields[field].clone()).collect();
+            Some(Value::Kept(kept)) => Some(kept),
+            None => None,
+        };
+        conn.say(format!("*{}\r\n", fields.len()).as_bytes());
+        for name in fields {
+            let value = kept.and_then(|kept| match *name {
+                "index" => Some(kept.index_text().into_bytes()).filter(|_| !kept.index.is_empty()),
+                "lost" => kept.has_lost.then(|| b"1".to_vec()),
+                name => kept.fields.get(name).cloned(),
+            });
+            match value {
+                Some(value) => conn.say_bulk(&value),
+                None => conn.say_nil(),
             }
-            None => {}
         }
-        if conn.speaks_resp3 {
-            conn.say(format!("%{}\r\n", words.len() / 2).as_bytes());
-            words.iter().for_each(|word| conn.say_bulk(word));
-        } else {
-            conn.say_all(&words.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        let is_first = fields.first() == Some(&"index");
+        if is_first {
+            conn.looked_up.clear();
+            let index = kept.map_or(&[][..], |kept| &kept.index);
+            conn.awaited = index.iter().map(|(.., field)| field.clone()).collect();
+        }
+        let key = key.rsplit(':').next().unwrap_or_default();
+        for field in fields {
+            if let Some(at) = conn.awaited.iter().position(|awaited| awaited == field) {
+                conn.awaited.remove(at);
+                conn.looked_up.extend(kept.and_then(|kept| kept.fields.get(*field)).cloned());
+            }
+        }
+        // What workers have set follows the first fields.
+        if !is_first {
+            conn.mark_if_complete(key);
         }
     }
 
     fn tell_set(&self, conn: &mut Conn, keys: &[&str]) {
         conn.say(format!("*{}\r\n", keys.len()).as_bytes());
-        let mut payloads = std::mem::take(&mut conn.looked_up);
         for key in keys {
             match self.keys.get(*key).map(|key| &key.value) {
                 Some(Value::Text(payload)) => {
                     conn.say_bulk(payload);
-                    payloads.push(payload.clone());
+                    conn.looked_up.push(payload.clone());
                 }
-                _ if conn.speaks_resp3 => conn.say(b"_\r\n"),
-                _ => conn.say(b"$-1\r\n"),
+                _ => conn.say_nil(),
             }
         }
-        let key = keys[0].rsplit(':').next().unwrap_or_default().to_owned();
-        conn.mark(Told::LookedUp { key, payloads });
+        let key = keys[0].rsplit(':').next().unwrap_or_default();
+        conn.mark_if_complete(key);
     }
 
-    /// What `keep.lua` does: how many were refused.
+    /// What `keep.lua` does: returns the number of refused results.
     fn keep(&mut self, keys: &[&str], arguments: &[Vec<u8>]) -> Result<usize, String> {
         let word = |i: usize| String::from_utf8_lossy(&arguments[i]).into_owned();
         let number = |i: usize| {
@@ -355,7 +373,7 @@ impl Redis {
                 keys.len()
             ));
         }
-        let (lives, bytes_max, count_max) =
+        let (lives, bytes_max, cost) =
             (Duration::from_millis(number(0)? as u64), number(1)?, number(2)?);
         let now = format!("{:016}", self.clock);
         let mut refused = 0;
@@ -391,11 +409,14 @@ impl Redis {
                     let one = kept.index.remove(at);
                     kept.index.insert(earlier, one);
                 }
-            } else if kept.bytes + payload.len() > bytes_max || kept.index.len() >= count_max {
+            } else if kept.bytes + cost + payload.len() > bytes_max {
+                // Nothing here lives for longer than `retain`, so there is nothing to sweep.
                 refused += 1;
+                kept.has_lost = true;
+                key.expires_at = Some(self.now + lives);
             } else {
                 let field = format!("{:04}", kept.index.len());
-                kept.bytes += payload.len();
+                kept.bytes += cost + payload.len();
                 kept.index.push((
                     hash,
                     if nth == 0 { unheard.into() } else { now.clone() },
@@ -405,8 +426,8 @@ impl Redis {
                 key.expires_at = Some(self.now + lives);
             }
         }
-        self.keys
-            .retain(|_, key| !matches!(&key.value, Value::Kept(kept) if kept.index.is_empty()));
+        let is_empty = |kept: &Kept| kept.index.is_empty() && !kept.has_lost;
+        self.keys.retain(|_, key| !matches!(&key.value, Value::Kept(kept) if is_empty(kept)));
         Ok(refused)
     }
 }
@@ -432,12 +453,24 @@ impl Conn {
         self.say(b"\r\n");
     }
 
+    fn say_nil(&mut self) {
+        self.say(if self.speaks_resp3 { b"_\r\n" } else { b"$-1\r\n" });
+    }
+
+    /// Marks the end of a look-up, once the gateway has everything that it asked for.
+    fn mark_if_complete(&mut self, key: &str) {
+        if self.awaited.is_empty() {
+            let payloads = self.looked_up.clone();
+            self.mark(Told::LookedUp { key: key.to_owned(), payloads });
+        }
+    }
+
     fn say_all(&mut self, words: &[&[u8]]) {
         self.say(format!("*{}\r\n", words.len()).as_bytes());
         words.iter().for_each(|word| self.say_bulk(word));
     }
 
-    /// What nobody asked for.
+    /// A message that is not a reply.
     fn push(&mut self, words: &[&[u8]]) {
         let sign = if self.speaks_resp3 { '>' } else { '*' };
         self.say(format!("{sign}{}\r\n", words.len()).as_bytes());

@@ -588,6 +588,13 @@ impl ResultsWorld {
             }
             publisher.read_at = kernel.now + publisher.errand.read_pace;
             for byte in kernel.receive(link, 64) {
+                // `#` is any number.
+                if publisher.expected.front() == Some(&b'#') {
+                    if byte.is_ascii_digit() {
+                        continue;
+                    }
+                    publisher.expected.pop_front();
+                }
                 if publisher.expected.pop_front() != Some(byte) {
                     return Err(format!("publisher {link} gets a wrong answer"));
                 }
@@ -763,9 +770,14 @@ impl ResultsWorld {
             (VecDeque::new(), VecDeque::new(), VecDeque::new());
         if errand.greets {
             out.extend(b"*2\r\n$5\r\nHELLO\r\n$1\r\n2\r\nPING\r\n");
-            let map = "*12\r\n$6\r\nserver\r\n$16\r\naivtuber-gateway\r\n$7\r\nversion\r\n$5\r\n7.0.0\r\n$5\r\nproto\r\n:2\r\n\
+            let map = "*14\r\n$6\r\nserver\r\n$16\r\naivtuber-gateway\r\n$7\r\nversion\r\n$5\r\n7.0.0\r\n$5\r\nproto\r\n:2\r\n$2\r\nid\r\n:#\r\n\
                        $4\r\nmode\r\n$10\r\nstandalone\r\n$4\r\nrole\r\n$6\r\nmaster\r\n$7\r\nmodules\r\n*0\r\n+PONG\r\n";
             expected.extend(map.bytes());
+        }
+        let is_transaction = errand.greets && !errand.cut && errand.answers.len() > 1;
+        if is_transaction {
+            out.extend(b"MULTI\r\n");
+            expected.extend(b"+OK\r\n");
         }
         for &answer in &errand.answers {
             let answered = &self.board.answers[answer];
@@ -782,7 +794,15 @@ impl ResultsWorld {
             out.extend(payload);
             out.extend(b"\r\n");
             marks.push_back((out.len() as u64, answer));
-            expected.extend(b":1\r\n");
+            expected.extend(if is_transaction { &b"+QUEUED\r\n"[..] } else { b":1\r\n" });
+        }
+        if is_transaction {
+            // Nothing is published before this.
+            out.extend(b"EXEC\r\n");
+            let end = out.len() as u64;
+            marks.iter_mut().for_each(|(at, _)| *at = end);
+            expected.extend(format!("*{}\r\n", errand.answers.len()).bytes());
+            errand.answers.iter().for_each(|_| expected.extend(b":1\r\n"));
         }
         if errand.cut && errand.end.is_some() {
             // It dies in the middle of the last one.
@@ -1073,6 +1093,9 @@ impl ResultsWorld {
 
     fn judge_visitor(&self, visitor: &Visitor) -> Result<(), String> {
         let waiter = &visitor.waiter;
+        if waiter.misses_results && !self.is_tight() {
+            return Err("it was told that results are gone, and there was room for all".into());
+        }
         waiter.judge_goodbye()?;
         self.judge_reason(visitor)?;
         let is_held_back =

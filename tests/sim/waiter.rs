@@ -13,6 +13,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 const MS: Duration = Duration::from_millis(1);
+/// What a client is told whose task had results that are gone before their time.
+const MISSING: &str = "Some results are no longer available";
 
 /// How a waiting client behaves.
 #[derive(Debug, Clone)]
@@ -89,6 +91,8 @@ pub struct Waiter {
     pub status: Option<u16>,
     pub hearing: Hearing,
     pub seen: Vec<Seen>,
+    /// It was told that results are gone before their time.
+    pub misses_results: bool,
     /// Chunks that came whole of the last audio.
     pub chunks: usize,
     pub goodbye: Option<(Option<u16>, String, Moment)>,
@@ -138,6 +142,7 @@ impl Waiter {
             status: None,
             hearing: Hearing::Rest,
             seen: Vec::new(),
+            misses_results: false,
             chunks: 0,
             goodbye: None,
             came_at: now,
@@ -349,6 +354,12 @@ impl Waiter {
                     "Redis connection not available" => Some(1013),
                     _ => None,
                 };
+                if view == MISSING && self.seen.is_empty() && !self.misses_results {
+                    let mut expected = error(view);
+                    expected["final"] = false.into();
+                    self.misses_results = true;
+                    return is_fitting(expected);
+                }
                 if let Some(code) = code {
                     is_fitting(error(view))?;
                     self.hearing = Hearing::Over(code);

@@ -182,7 +182,7 @@ impl Connection {
             }
             ConnectionState::Up { ping_at, .. } if *ping_at <= now => {
                 *ping_at = now + PING_INTERVAL;
-                self.send(now, PendingReply::Ignored, &[b"PING"]);
+                self.send(now, PendingReply::Ping, &[b"PING"]);
             }
             _ => {}
         }

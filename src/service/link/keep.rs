@@ -2,14 +2,10 @@
 //!
 //! `docs/kept-results.md` explains how results are told apart and kept in order; `keep.lua` does it.
 
-#![expect(
-    clippy::indexing_slicing,
-    reason = "roles index a pair, and lengths come from the buffer itself"
-)]
-
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::rc::Rc;
+use std::time::Duration;
 
 use redis::Value;
 use uuid::Uuid;
@@ -19,10 +15,9 @@ use super::connection::Connection;
 use super::pending::{PendingReply, StoreReply, StoreRequest};
 use crate::base::moment::Moment;
 use crate::proto::resp;
-use crate::service::tasks::{self, KeptResult, Occurrence, Subscription};
+use crate::service::tasks::{self, KeptResult, Occurrence, RESULT_COST, Subscription};
+use xxhash_rust::xxh3::xxh3_64;
 
-/// Results that Redis keeps of one task.
-pub const KEPT_MAX: usize = 1024;
 /// Results, or forgotten tasks, in one command.
 pub const BATCH_MAX: usize = 64;
 /// Bytes of payload in one command, the last result not counted.
@@ -31,6 +26,13 @@ pub(super) const BATCH_BYTES_MAX: usize = 128 * 1024;
 pub(super) const OUTPUT_MAX: usize = 512 * 1024;
 /// Commands that wait to be packed.
 pub(super) const JOBS_MAX: usize = 65_536;
+
+/// Kept results that the first command of a look-up asks for. Most tasks have fewer.
+pub(super) const FIRST_PAGE: usize = 16;
+/// Kept results that each further command asks for.
+pub(super) const PAGE: usize = 64;
+/// How long storing pauses after Redis refused to write for the time being.
+pub(super) const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
 const SCRIPT: &str = include_str!("keep.lua");
 
@@ -44,11 +46,66 @@ pub(super) struct Keeper {
     /// Bytes of payload in `jobs`.
     pub(super) job_bytes: usize,
     dropped: u64,
+    /// Look-ups under way, by their number.
+    look_ups: HashMap<u64, LookUp>,
+    last_look_up: u64,
+    /// Redis does not write for the time being; results are stored again then.
+    paused_until: Option<Moment>,
+    /// Why results are not kept at the moment.
+    trouble: Option<Trouble>,
+}
+
+/// A look-up of one task, which takes several commands.
+struct LookUp {
+    task: Uuid,
+    /// The results that are kept, in order.
+    entries: Vec<Entry>,
+    /// Payloads of the first of these, `None` for one that has vanished.
+    payloads: Vec<Option<Vec<u8>>>,
+    set: Vec<Vec<u8>>,
+    is_incomplete: bool,
+    /// Replies that are to come.
+    awaited: usize,
+}
+
+/// An entry of the index that `keep.lua` writes.
+struct Entry {
+    hash: u64,
+    stored_at: u64,
+    field: [u8; 4],
+}
+
+/// Why results are not kept, though the link is up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Trouble {
+    kind: ErrorKind,
+    why: String,
+}
+
+/// What an error of Redis means for keeping results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ErrorKind {
+    /// The script is not loaded (any more).
+    NoScript,
+    /// A node of a Redis Cluster, which keeps only some of the keys.
+    Cluster,
+    /// A replica: it forwards publications and takes no writes.
+    Replica,
+    /// Writes are refused for the time being: the disk is full, the data is being loaded.
+    Temporary,
+    /// The login is not valid (any more).
+    Login,
+    Other,
 }
 
 pub(super) enum Job {
     Store(StoreRequest),
-    LookUp { task: Uuid, spellings: Vec<Box<str>> },
+    LookUp {
+        task: Uuid,
+        spellings: Vec<Box<str>>,
+    },
+    /// Continues the look-up of this number.
+    Page(u64),
     Forget(Uuid),
 }
 
@@ -57,9 +114,10 @@ pub(super) enum StoreOutcome {
     Nothing,
     /// A person should know this.
     Problem(String),
-    /// Results of a look-up for the reply that follows.
-    Kept(Vec<KeptResult>),
+    /// A look-up is complete, with a problem that a person should know.
     LookedUp(LookUpAnswer, Option<String>),
+    /// The server is a replica: another one should be connected to.
+    Replica(String),
 }
 
 /// The script that stores results, on the connection at hand.
@@ -85,6 +143,17 @@ impl ErrorReply {
         let details = error.details().unwrap_or_default().to_owned();
         Some(ErrorReply { code: error.code().to_owned(), details })
     }
+
+    pub(super) fn kind(&self) -> ErrorKind {
+        match self.code.as_str() {
+            "NOSCRIPT" => ErrorKind::NoScript,
+            "MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN" | "TRYAGAIN" => ErrorKind::Cluster,
+            "READONLY" => ErrorKind::Replica,
+            "MISCONF" | "LOADING" | "MASTERDOWN" | "NOREPLICAS" | "BUSY" => ErrorKind::Temporary,
+            "NOAUTH" | "WRONGPASS" => ErrorKind::Login,
+            _ => ErrorKind::Other,
+        }
+    }
 }
 
 impl fmt::Display for ErrorReply {
@@ -104,7 +173,16 @@ impl Keeper {
             jobs: VecDeque::new(),
             job_bytes: 0,
             dropped: 0,
+            look_ups: HashMap::new(),
+            last_look_up: 0,
+            paused_until: None,
+            trouble: None,
         }
+    }
+
+    /// Why results are not kept although the link is up.
+    pub(super) fn trouble(&self) -> Option<&str> {
+        self.trouble.as_ref().map(|trouble| trouble.why.as_str())
     }
 
     /// Other limits, from the next command on.
@@ -126,7 +204,36 @@ impl Keeper {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.jobs.is_empty()
+        self.jobs.is_empty() && self.look_ups.is_empty()
+    }
+
+    /// When results that Redis refused are to be stored again.
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        self.paused_until
+    }
+
+    /// Ends the pause, if it is time.
+    pub(super) fn handle_time(&mut self, now: Moment) {
+        if self.paused_until.is_some_and(|until| until <= now) {
+            self.paused_until = None;
+        }
+    }
+
+    /// The server answered a `PING` of the store connection, perhaps with an error.
+    pub(super) fn handle_ping(&mut self, error: Option<&ErrorReply>) -> StoreOutcome {
+        match error {
+            Some(error) if error.kind() == ErrorKind::Temporary => {
+                self.note_trouble(error.kind(), format!("Redis cannot keep results now: {error}"))
+            }
+            Some(_) => StoreOutcome::Nothing,
+            None => {
+                // A server that cannot save refuses PING as well, so it can save again.
+                if self.trouble.as_ref().is_some_and(|it| it.kind == ErrorKind::Temporary) {
+                    self.trouble = None;
+                }
+                StoreOutcome::Nothing
+            }
+        }
     }
 
     pub(super) fn look_up(&mut self, task: Uuid, spellings: &[Box<str>]) {
@@ -149,7 +256,9 @@ impl Keeper {
         if self.retention.retain.is_none() {
             return;
         }
-        if self.script == Script::Refused || payload.len() > self.retention.max_retained {
+        if self.script == Script::Refused
+            || RESULT_COST + payload.len() > self.retention.task_bytes_max()
+        {
             self.dropped += 1;
             return;
         }
@@ -163,8 +272,11 @@ impl Keeper {
     /// the script finds what is there already.
     pub(super) fn reset(&mut self, pending: VecDeque<PendingReply>) {
         self.script = Script::Unknown;
+        self.trouble = None;
+        self.paused_until = None;
         // Look-ups are asked again once the link is up.
-        self.jobs.retain(|job| !matches!(job, Job::LookUp { .. }));
+        self.look_ups.clear();
+        self.jobs.retain(|job| !matches!(job, Job::LookUp { .. } | Job::Page(_)));
         for pending in pending.into_iter().rev() {
             if let PendingReply::Store(StoreReply::Stored(requests)) = pending {
                 self.store_again(requests);
@@ -172,21 +284,83 @@ impl Keeper {
         }
     }
 
-    pub(super) fn handle_reply(&mut self, about: StoreReply, reply: Value) -> StoreOutcome {
+    /// Takes the reply to a command of the store connection.
+    pub(super) fn handle_reply(
+        &mut self,
+        about: StoreReply,
+        reply: Value,
+        now: Moment,
+    ) -> StoreOutcome {
         let error = ErrorReply::of(&reply);
-        match (about, error) {
-            (StoreReply::ScriptLoaded, None) => {
-                self.script = resp::bytes(Some(reply)).map_or(Script::Refused, Script::Loaded);
-                StoreOutcome::Nothing
+        match about {
+            StoreReply::ScriptLoaded => match error {
+                None => {
+                    self.script = resp::bytes(Some(reply)).map_or(Script::Refused, Script::Loaded);
+                    StoreOutcome::Nothing
+                }
+                Some(error) if error.kind() == ErrorKind::Temporary => {
+                    self.script = Script::Unknown;
+                    self.paused_until = Some(now + REFUSED_PAUSE);
+                    let why = format!("Redis cannot keep results now: {error}");
+                    self.note_trouble(error.kind(), why)
+                }
+                Some(error) => {
+                    self.script = Script::Refused;
+                    self.drop_stores();
+                    let why = "results are not kept in Redis, it does not take the script";
+                    self.note_trouble(error.kind(), format!("{why}: {error}"))
+                }
+            },
+            StoreReply::Stored(requests) => match error {
+                None => self.handle_stored(&reply),
+                Some(error) => self.handle_refused(requests, &error, now),
+            },
+            StoreReply::Index(number) => {
+                let problem = error.map(|error| read_problem("kept results", &error));
+                self.handle_index(number, reply);
+                self.continue_look_up(number, problem)
             }
-            (StoreReply::ScriptLoaded, Some(error)) => {
-                self.script = Script::Refused;
-                self.drop_stores();
-                StoreOutcome::Problem(format!(
-                    "results are not kept in Redis, it does not take the script: {error}"
-                ))
+            StoreReply::Page(number) => {
+                let problem = error.map(|error| read_problem("kept results", &error));
+                if let Some(look_up) = self.look_ups.get_mut(&number) {
+                    look_up.take_page(reply);
+                }
+                self.continue_look_up(number, problem)
             }
-            (StoreReply::Stored(requests), Some(error)) if error.code == "NOSCRIPT" => {
+            StoreReply::Set(number) => {
+                let problem = error.map(|error| read_problem("results that workers set", &error));
+                if let Some(look_up) = self.look_ups.get_mut(&number) {
+                    look_up.set = strings(reply).flatten().collect();
+                }
+                self.continue_look_up(number, problem)
+            }
+            StoreReply::Forgotten => StoreOutcome::Nothing,
+        }
+    }
+
+    fn handle_stored(&mut self, reply: &Value) -> StoreOutcome {
+        self.trouble = None;
+        match reply {
+            Value::Int(refused @ 1..) => {
+                self.dropped += *refused as u64;
+                let why = "some results are not kept in Redis: their task holds half of \
+                           max_retained, or its key belongs to another program";
+                StoreOutcome::Problem(why.into())
+            }
+            _ => StoreOutcome::Nothing,
+        }
+    }
+
+    /// Redis refused to store results.
+    fn handle_refused(
+        &mut self,
+        requests: Vec<StoreRequest>,
+        error: &ErrorReply,
+        now: Moment,
+    ) -> StoreOutcome {
+        let kind = error.kind();
+        match kind {
+            ErrorKind::NoScript => {
                 self.store_again(requests);
                 // Commands behind this one get the same answer. The first asks for the script to be
                 // loaded, and a second request would be wrong while that one is under way.
@@ -195,42 +369,85 @@ impl Keeper {
                 }
                 StoreOutcome::Nothing
             }
-            (StoreReply::Stored(requests), Some(error)) => {
+            ErrorKind::Temporary => {
+                self.store_again(requests);
+                self.paused_until = Some(now + REFUSED_PAUSE);
+                self.note_trouble(kind, format!("Redis cannot keep results now: {error}"))
+            }
+            ErrorKind::Replica => {
+                self.store_again(requests);
+                self.paused_until = Some(now + REFUSED_PAUSE);
+                let why = format!("results are not kept, this server is a replica: {error}");
+                self.note_trouble(kind, why.clone());
+                StoreOutcome::Replica(why)
+            }
+            ErrorKind::Cluster => {
                 self.dropped += requests.len() as u64;
-                StoreOutcome::Problem(format!("results are not kept in Redis: {error}"))
+                self.note_trouble(kind, CLUSTER.into())
             }
-            (StoreReply::Stored(_), None) => match reply {
-                Value::Int(refused @ 1..) => {
-                    self.dropped += refused as u64;
-                    let why = "some results are not kept in Redis: their task has too many or too \
-                               large ones";
-                    StoreOutcome::Problem(why.into())
-                }
-                _ => StoreOutcome::Nothing,
-            },
-            (StoreReply::Kept, None) => StoreOutcome::Kept(kept(reply)),
-            (StoreReply::Kept, Some(error)) => {
-                StoreOutcome::Problem(format!("kept results cannot be read from Redis: {error}"))
+            ErrorKind::Login | ErrorKind::Other => {
+                self.dropped += requests.len() as u64;
+                self.note_trouble(kind, format!("results are not kept in Redis: {error}"))
             }
-            (StoreReply::Set(task, kept), error) => {
-                let set = match reply {
-                    Value::Array(items) => {
-                        items.into_iter().filter_map(|item| resp::bytes(Some(item))).collect()
-                    }
-                    _ => Vec::new(),
-                };
-                let problem = error.map(|error| {
-                    format!("results that workers set cannot be read from Redis: {error}")
-                });
-                StoreOutcome::LookedUp(LookUpAnswer { task, kept, set }, problem)
-            }
-            (StoreReply::Forgotten, _) => StoreOutcome::Nothing,
         }
+    }
+
+    fn note_trouble(&mut self, kind: ErrorKind, why: String) -> StoreOutcome {
+        self.trouble = Some(Trouble { kind, why: why.clone() });
+        StoreOutcome::Problem(why)
+    }
+
+    fn handle_index(&mut self, number: u64, reply: Value) {
+        let Some(look_up) = self.look_ups.get_mut(&number) else { return };
+        let mut values = strings(reply);
+        let index = values.next().flatten().unwrap_or_default();
+        look_up.is_incomplete = values.next().flatten().is_some();
+        let first: Vec<Option<Vec<u8>>> = values.collect();
+        look_up.entries = entries(&index);
+        // The payloads are those of the fields 0000, 0001 and so on, which may not be the first in the
+        // index.
+        for entry in &look_up.entries {
+            let nth = str::from_utf8(&entry.field).ok().and_then(|name| name.parse::<usize>().ok());
+            match nth.and_then(|nth| first.get(nth)) {
+                Some(payload) => look_up.payloads.push(payload.clone()),
+                None => break,
+            }
+        }
+    }
+
+    /// A reply of a look-up has come: asks for more, or answers.
+    fn continue_look_up(&mut self, number: u64, problem: Option<String>) -> StoreOutcome {
+        let Some(look_up) = self.look_ups.get_mut(&number) else {
+            return problem.map_or(StoreOutcome::Nothing, StoreOutcome::Problem);
+        };
+        look_up.awaited -= 1;
+        // The index comes first, so what is awaited now is the set results or nothing.
+        let is_paging = look_up.awaited == 0 && look_up.payloads.len() < look_up.entries.len();
+        if is_paging {
+            look_up.awaited = 1;
+            // In front of the queue: a client waits for it.
+            self.jobs.push_front(Job::Page(number));
+        } else if look_up.awaited == 0
+            && let Some(look_up) = self.look_ups.remove(&number)
+        {
+            return StoreOutcome::LookedUp(look_up.answer(), problem);
+        }
+        problem.map_or(StoreOutcome::Nothing, StoreOutcome::Problem)
     }
 
     /// Turns jobs into commands, in their order, as long as Redis keeps up.
     pub(super) fn pack(&mut self, connection: &mut Connection, now: Moment) {
         while connection.output().len() < OUTPUT_MAX {
+            if self.paused_until.is_some() {
+                // Look-ups do not wait for what cannot be stored.
+                let Some(at) = self.jobs.iter().position(|job| !matches!(job, Job::Store(_)))
+                else {
+                    return;
+                };
+                if let Some(job) = self.jobs.remove(at) {
+                    self.jobs.push_front(job);
+                }
+            }
             match self.jobs.front() {
                 None => {
                     self.jobs.shrink_to(1024);
@@ -258,6 +475,10 @@ impl Keeper {
                         self.pack_look_up(connection, now, task, &spellings);
                     }
                 }
+                Some(&Job::Page(number)) => {
+                    self.jobs.pop_front();
+                    self.pack_page(connection, now, number);
+                }
                 Some(Job::Forget(_)) => self.pack_forgets(connection, now),
             }
         }
@@ -281,7 +502,7 @@ impl Keeper {
             command.arg(format!("{}{}", self.kept_prefix, request.task));
         }
         let retain = self.retention.retain.unwrap_or_default().as_millis().max(1);
-        command.arg(retain as u64).arg(self.retention.max_retained).arg(KEPT_MAX);
+        command.arg(retain as u64).arg(self.retention.task_bytes_max()).arg(RESULT_COST);
         for StoreRequest { since, occurrence, payload, .. } in &requests {
             command.arg(format!("{since:016}"));
             command.arg(format!("{:016x}", occurrence.hash)).arg(occurrence.nth);
@@ -302,17 +523,41 @@ impl Keeper {
         task: Uuid,
         spellings: &[Box<str>],
     ) {
+        self.last_look_up += 1;
+        let number = self.last_look_up;
+        let mut look_up = LookUp::new(task);
         if self.retention.retain.is_some() {
-            let key = format!("{}{task}", self.kept_prefix);
-            let pending = PendingReply::Store(StoreReply::Kept);
-            connection.send(now, pending, &[b"HGETALL", key.as_bytes()]);
+            let mut command = redis::Cmd::new();
+            command
+                .arg("HMGET")
+                .arg(format!("{}{task}", self.kept_prefix))
+                .arg("index")
+                .arg("lost");
+            for nth in 0..FIRST_PAGE {
+                command.arg(format!("{nth:04}"));
+            }
+            let pending = PendingReply::Store(StoreReply::Index(number));
+            connection.send_packed(now, pending, &command);
+            look_up.awaited += 1;
         }
         let mut keys = vec![format!("{}{task}", self.channel_prefix)];
         keys.extend(spellings.iter().map(|spelling| format!("{}{spelling}", self.channel_prefix)));
         let mut command = vec![&b"MGET"[..]];
         command.extend(keys.iter().map(|key| key.as_bytes()));
-        let pending = PendingReply::Store(StoreReply::Set(task, Vec::new()));
-        connection.send(now, pending, &command);
+        connection.send(now, PendingReply::Store(StoreReply::Set(number)), &command);
+        look_up.awaited += 1;
+        self.look_ups.insert(number, look_up);
+    }
+
+    /// Asks for the next kept results of a look-up.
+    fn pack_page(&mut self, connection: &mut Connection, now: Moment, number: u64) {
+        let Some(look_up) = self.look_ups.get(&number) else { return };
+        let mut command = redis::Cmd::new();
+        command.arg("HMGET").arg(format!("{}{}", self.kept_prefix, look_up.task));
+        for entry in look_up.entries.iter().skip(look_up.payloads.len()).take(PAGE) {
+            command.arg(&entry.field);
+        }
+        connection.send_packed(now, PendingReply::Store(StoreReply::Page(number)), &command);
     }
 
     fn pack_forgets(&mut self, connection: &mut Connection, now: Moment) {
@@ -356,28 +601,76 @@ impl Keeper {
     }
 }
 
-/// The results in a task's hash, in the order of its index. What the script cannot have written is
-/// left out.
-pub(super) fn kept(reply: Value) -> Vec<KeptResult> {
-    let pairs: Vec<(Value, Value)> = match reply {
-        Value::Map(pairs) => pairs,
-        Value::Array(items) => {
-            let mut items = items.into_iter();
-            std::iter::from_fn(|| Some((items.next()?, items.next()?))).collect()
-        }
-        _ => return Vec::new(),
-    };
-    let mut fields: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
-    for (name, value) in pairs {
-        if let (Some(name), Some(value)) = (resp::bytes(Some(name)), resp::bytes(Some(value))) {
-            fields.insert(name, value);
+impl LookUp {
+    fn new(task: Uuid) -> LookUp {
+        LookUp {
+            task,
+            entries: Vec::new(),
+            payloads: Vec::new(),
+            set: Vec::new(),
+            is_incomplete: false,
+            awaited: 0,
         }
     }
-    let index = fields.remove(&b"index"[..]).unwrap_or_default();
+
+    fn take_page(&mut self, reply: Value) {
+        let before = self.payloads.len();
+        let missing = self.entries.len() - before;
+        self.payloads.extend(strings(reply).take(missing));
+        if self.payloads.len() == before {
+            // An error, or nothing: asking again would go on for ever.
+            self.entries.truncate(before);
+            self.is_incomplete = true;
+        }
+    }
+
+    /// What was found. A payload that is not what its entry says belongs to a task of the same id that
+    /// began anew meanwhile.
+    fn answer(self) -> LookUpAnswer {
+        let mut kept = Vec::new();
+        for (entry, payload) in self.entries.into_iter().zip(self.payloads) {
+            if let Some(payload) = payload.filter(|payload| xxh3_64(payload) == entry.hash) {
+                kept.push(KeptResult { stored_at: entry.stored_at, payload });
+            }
+        }
+        LookUpAnswer { task: self.task, kept, set: self.set, is_incomplete: self.is_incomplete }
+    }
+}
+
+const CLUSTER: &str = "this is a node of a Redis Cluster, which is not supported: published results are \
+                       delivered, but not kept, and results that workers SET are not found";
+
+fn read_problem(what: &str, error: &ErrorReply) -> String {
+    match error.kind() {
+        ErrorKind::Cluster => CLUSTER.into(),
+        _ => format!("{what} cannot be read from Redis: {error}"),
+    }
+}
+
+/// The strings of an array, `None` for nil. Nothing for any other reply.
+fn strings(reply: Value) -> impl Iterator<Item = Option<Vec<u8>>> {
+    let items = match reply {
+        Value::Array(items) => items,
+        _ => Vec::new(),
+    };
+    items.into_iter().map(|item| resp::bytes(Some(item)))
+}
+
+fn is_field(name: &[u8; 4]) -> bool {
+    name.iter().all(u8::is_ascii_alphanumeric)
+}
+
+/// The entries of an index, in order. What the script cannot have written is left out, and so is what
+/// has no payload any more.
+fn entries(index: &[u8]) -> Vec<Entry> {
     let entries = index.get(12..).unwrap_or_default().chunks_exact(36);
-    let kept = entries.filter_map(|entry| {
-        let at = str::from_utf8(&entry[16..32]).ok()?.parse().ok()?;
-        Some(KeptResult { at, payload: fields.remove(&entry[32..36])? })
-    });
-    kept.collect()
+    let entry = |entry: &[u8]| {
+        Some(Entry {
+            hash: u64::from_str_radix(str::from_utf8(entry.get(..16)?).ok()?, 16).ok()?,
+            stored_at: str::from_utf8(entry.get(16..32)?).ok()?.parse().ok()?,
+            // Without a payload it is "----".
+            field: entry.get(32..36)?.try_into().ok().filter(is_field)?,
+        })
+    };
+    entries.filter_map(entry).collect()
 }

@@ -47,19 +47,21 @@ use crate::base::moment::Moment;
 use crate::proto::resp::{self, Incoming};
 use crate::service::tasks::{self, KeptResult, Occurrence, Subscription};
 use connection::{Connection, Due};
-pub use keep::{BATCH_MAX, KEPT_MAX};
-use keep::{ErrorReply, Keeper, StoreOutcome};
+pub use keep::BATCH_MAX;
+use keep::{ErrorKind, ErrorReply, Keeper, StoreOutcome};
 use pending::{PendingReply, StoreReply};
-pub use server::{Address, Server};
+pub use server::{Address, Password, Server, embedded};
 use subscribe::{Confirmed, Subscriptions};
 
 /// Timeout for a dial, and for the greeting after it.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that owes a reply and has been silent for this long is lost.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// The largest publication, in bytes; a larger one ends the connection. Kept results come in one reply,
-/// which may have twice `max_retained`.
+/// The largest publication, in bytes; a larger one ends the connection. A page of kept results may have
+/// `max_retained`.
 const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// The pause before the next server when the second one is a replica as well; it doubles.
+const REPLICA_PAUSE: Duration = Duration::from_millis(100);
 /// Different problems that are reported before the link is up again.
 const REPORTED_MAX: usize = 32;
 /// The longest report, in characters.
@@ -71,6 +73,10 @@ const REPORT_CHARS_MAX: usize = 300;
 pub struct Settings {
     /// `redis://user:password@host:port/db` or `unix:///path?db=0`, tried in turn.
     pub urls: Vec<String>,
+    /// The file that `password` was read from; empty if there is none.
+    pub password_file: String,
+    /// In place of the URLs' passwords.
+    pub password: Option<Password>,
     /// Channels are this and a task id.
     pub channel_prefix: String,
     pub subscribe: Subscribe,
@@ -82,6 +88,8 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             urls: vec!["redis://localhost:6379".to_owned()],
+            password_file: String::new(),
+            password: None,
             channel_prefix: "task_response:".to_owned(),
             subscribe: Subscribe::Pattern,
             grace: Some(Duration::from_secs(10)),
@@ -92,7 +100,13 @@ impl Default for Settings {
 impl Settings {
     /// Whether workers publish to the gateway itself, so that there is no Redis to connect to.
     pub fn is_embedded(&self) -> bool {
-        self.urls.iter().any(|url| url.starts_with("embedded://"))
+        self.urls.iter().any(|url| embedded(url).is_some())
+    }
+
+    /// The password that workers have to give to the embedded inbox, if any.
+    pub fn inbox_password(&self) -> Option<Password> {
+        let (_, in_url) = self.urls.iter().find_map(|url| embedded(url))?;
+        self.password.clone().or(in_url)
     }
 }
 
@@ -165,6 +179,31 @@ pub struct LookUpAnswer {
     pub kept: Vec<KeptResult>,
     /// What the worker has set.
     pub set: Vec<Vec<u8>>,
+    /// Redis refused to keep a result of this task, or could not be read.
+    pub is_incomplete: bool,
+}
+
+/// The state of the link, for people.
+#[expect(missing_docs, reason = "the fields explain themselves")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RedisState {
+    /// Results arrive and are kept.
+    Up,
+    /// Results arrive, and are not kept for this reason.
+    NotKeeping { why: String },
+    /// No results arrive. There is no reason while the first dial is under way.
+    Away { why: Option<String> },
+}
+
+impl RedisState {
+    /// Why Redis cannot be used in full.
+    pub fn why(&self) -> Option<&str> {
+        match self {
+            RedisState::Up => None,
+            RedisState::NotKeeping { why } => Some(why),
+            RedisState::Away { why } => why.as_deref(),
+        }
+    }
 }
 
 /// The link to Redis.
@@ -181,6 +220,10 @@ pub struct Link {
     events: VecDeque<Event>,
     away_since: Option<Moment>,
     is_past_grace: bool,
+    /// Why the link is not up.
+    away_why: Option<String>,
+    /// Replicas in place of masters that were met in a row.
+    replicas_met: u32,
     /// Problems that have been reported since the link was last up.
     reported: Vec<String>,
     rng: fastrand::Rng,
@@ -217,6 +260,8 @@ impl Link {
             events: VecDeque::new(),
             away_since: Some(now),
             is_past_grace: false,
+            away_why: None,
+            replicas_met: 0,
             reported: Vec::new(),
             rng: fastrand::Rng::with_seed(seed),
         };
@@ -224,10 +269,12 @@ impl Link {
         Ok(link)
     }
 
-    /// Takes other settings. `grace` and retention apply at once; the URLs, the prefix and the way of
-    /// subscribing are those of the start.
+    /// Takes other settings. `grace` and retention apply at once, a password with the next login. The
+    /// URLs, the prefix and the way of subscribing are those of the start.
     pub fn reload(&mut self, settings: &Settings, retention: tasks::Settings) {
         self.settings.grace = settings.grace;
+        self.settings.password_file = settings.password_file.clone();
+        self.settings.password = settings.password.clone();
         self.keeper.reload(retention);
     }
 
@@ -239,11 +286,6 @@ impl Link {
     /// The limits in effect for what Redis keeps.
     pub fn retention(&self) -> tasks::Settings {
         self.keeper.retention()
-    }
-
-    /// What was last reported since the link was up, while it is not.
-    pub fn problem(&self) -> Option<&str> {
-        self.reported.last().filter(|_| !self.is_up()).map(String::as_str)
     }
 
     /// Whether both connections are up and, with a pattern, the subscription is confirmed.
@@ -259,6 +301,15 @@ impl Link {
     /// Since when the link is not up; `None` while it is.
     pub fn away_since(&self) -> Option<Moment> {
         self.away_since
+    }
+
+    /// The state of the link, with the reason if something does not work.
+    pub fn state(&self) -> RedisState {
+        match self.keeper.trouble() {
+            _ if !self.is_up() => RedisState::Away { why: self.away_why.clone() },
+            Some(why) => RedisState::NotKeeping { why: why.to_owned() },
+            None => RedisState::Up,
+        }
     }
 
     /// The server that is connected to, or dialled next.
@@ -325,6 +376,7 @@ impl Link {
                 Due::Failed(why) => self.fail(role, why, now),
             }
         }
+        self.keeper.handle_time(now);
         if self.grace_ends_at().is_some_and(|at| at <= now) {
             self.is_past_grace = true;
             self.events.push_back(Event::GraceOver);
@@ -334,7 +386,7 @@ impl Link {
     /// When [`Link::handle_time`] has to be called at the latest.
     pub fn deadline(&self) -> Option<Moment> {
         let connections = [self.subscriber.deadline(), self.store.deadline()];
-        connections.into_iter().chain(self.grace_ends_at()).min()
+        connections.into_iter().chain(self.grace_ends_at()).chain(self.keeper.deadline()).min()
     }
 
     /// Subscribes to a task under one spelling of its id. Nothing to do with a pattern.
@@ -433,7 +485,10 @@ impl Link {
     }
 
     fn greet(&mut self, role: RedisRole, now: Moment) {
-        let server = self.servers[self.connection(role).server].clone();
+        let mut server = self.servers[self.connection(role).server].clone();
+        if let Some(password) = &self.settings.password {
+            server.password = Some(password.text().to_owned());
+        }
         let value_bytes_max =
             VALUE_BYTES_MAX.max(self.keeper.retention().max_retained.saturating_mul(2));
         let connection = self.connection_mut(role);
@@ -469,8 +524,15 @@ impl Link {
 
     /// A reply answers the oldest command that has none yet, so `pending` says what it is about.
     fn handle_reply(&mut self, role: RedisRole, reply: Value, now: Moment) {
-        let pending = self.connection_mut(role).pending.pop_front();
         let error = ErrorReply::of(&reply);
+        if let Some(error) = &error
+            && error.kind() == ErrorKind::Login
+        {
+            // Also in the middle: the password was changed. Whatever the command was, it is still
+            // pending when the connection fails, so a result that was to be stored is not lost.
+            return self.fail(role, &format!("it refused us: {error}"), now);
+        }
+        let pending = self.connection_mut(role).pending.pop_front();
         match (pending, error) {
             // A subscription is confirmed by a message and refused by a reply, so an error that no
             // command awaits refuses a subscription. Without one the gateway would wait for results
@@ -478,20 +540,34 @@ impl Link {
             (Some(PendingReply::Login) | None, Some(error)) => {
                 self.fail(role, &format!("it refused us: {error}"), now);
             }
-            // A user who may not send PING can still do all the rest.
-            (Some(PendingReply::Ready), Some(error)) if error.code != "NOPERM" => {
-                self.fail(role, &format!("it refused us: {error}"), now);
-            }
-            (Some(PendingReply::Ready), _) => self.come_up(role, now),
+            (Some(PendingReply::Ready), Some(error)) => match (error.code.as_str(), error.kind()) {
+                // A user who may not send PING can still do all the rest.
+                ("NOPERM", _) => self.come_up(role, now),
+                // A server that cannot save its data refuses PING like a write, and publishes on.
+                ("MISCONF", _) => {
+                    self.come_up(role, now);
+                    let outcome = self.keeper.handle_ping(Some(&error));
+                    self.handle_store_outcome(outcome, now);
+                }
+                _ => self.fail(role, &format!("it refused us: {error}"), now),
+            },
+            (Some(PendingReply::Ready), None) => self.come_up(role, now),
             (Some(PendingReply::Clock), _) => self.subscriptions.handle_clock(&reply, now),
-            (Some(PendingReply::Store(about)), _) => {
-                let outcome = self.keeper.handle_reply(about, reply);
+            (Some(PendingReply::Store(about)), error) => {
+                if error.is_none() && matches!(about, StoreReply::Stored(_)) {
+                    self.replicas_met = 0;
+                }
+                let outcome = self.keeper.handle_reply(about, reply, now);
                 self.handle_store_outcome(outcome, now);
             }
             (Some(PendingReply::Barrier(answer)), _) => {
                 self.events.push_back(Event::LookedUp(*answer));
             }
-            (Some(PendingReply::Login | PendingReply::Ignored) | None, _) => {}
+            (Some(PendingReply::Ping), error) if role == RedisRole::Store => {
+                let outcome = self.keeper.handle_ping(error.as_ref());
+                self.handle_store_outcome(outcome, now);
+            }
+            (Some(PendingReply::Login | PendingReply::Ignored | PendingReply::Ping) | None, _) => {}
         }
     }
 
@@ -499,14 +575,7 @@ impl Link {
         match outcome {
             StoreOutcome::Nothing => {}
             StoreOutcome::Problem(why) => self.report(why),
-            StoreOutcome::Kept(results) => {
-                // The look-up is two commands. What the first one found waits in the second.
-                if let Some(PendingReply::Store(StoreReply::Set(_, kept))) =
-                    self.store.pending.front_mut()
-                {
-                    *kept = results;
-                }
-            }
+            StoreOutcome::Replica(why) => self.leave_replica(why, now),
             StoreOutcome::LookedUp(answer, problem) => {
                 problem.into_iter().for_each(|why| self.report(why));
                 // Another gateway may have stored what is still under way to our subscriber
@@ -522,6 +591,22 @@ impl Link {
                 }
             }
         }
+    }
+
+    /// The server takes no writes, as after a failover: goes on to the next one, if there is one.
+    /// Results that it refused are stored there.
+    fn leave_replica(&mut self, why: String, now: Moment) {
+        if self.servers.len() == 1 {
+            return self.report(why);
+        }
+        let server = self.store.server;
+        let pause = REPLICA_PAUSE * 2u32.pow(self.replicas_met.min(6));
+        // The first time round at once; later the failover may still be under way everywhere.
+        let pause = if self.replicas_met == 0 { Duration::ZERO } else { pause.min(DIAL_TIMEOUT) };
+        self.replicas_met += 1;
+        REDIS_ROLES.into_iter().for_each(|role| self.reset(role, now + pause));
+        self.current = (server + 1) % self.servers.len();
+        self.go_down(format!("{}: {why}", self.servers[server].address), true, now);
     }
 
     fn come_up(&mut self, role: RedisRole, now: Moment) {
@@ -542,6 +627,7 @@ impl Link {
         if self.is_up() {
             self.away_since = None;
             self.is_past_grace = false;
+            self.away_why = None;
             self.reported.clear();
             self.events.push_back(Event::Up { address: self.address().to_string() });
         }
@@ -561,6 +647,12 @@ impl Link {
             self.current = (server + 1) % self.servers.len();
         }
         let why = format!("{}: {why}", self.servers[server].address);
+        self.go_down(why, was_link_up, now);
+    }
+
+    /// Reports why the link is not up.
+    fn go_down(&mut self, why: String, was_link_up: bool, now: Moment) {
+        self.away_why = Some(why.clone());
         if was_link_up {
             self.away_since = Some(now);
             self.reported.push(why.clone());

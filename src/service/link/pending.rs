@@ -5,7 +5,7 @@ use std::rc::Rc;
 use uuid::Uuid;
 
 use super::LookUpAnswer;
-use crate::service::tasks::{KeptResult, Occurrence};
+use crate::service::tasks::Occurrence;
 
 /// What the next reply will be about.
 pub(super) enum PendingReply {
@@ -13,6 +13,8 @@ pub(super) enum PendingReply {
     Login,
     /// A command whose reply changes nothing.
     Ignored,
+    /// A `PING` at an interval.
+    Ping,
     /// `TIME`, sent before the subscriptions are.
     Clock,
     /// The last command of the greeting.
@@ -35,9 +37,11 @@ pub(super) struct StoreRequest {
 pub(super) enum StoreReply {
     ScriptLoaded,
     Stored(Vec<StoreRequest>),
-    /// The results that are kept of a task. The reply to `Set` follows.
-    Kept,
-    /// What workers have set for a task, and what the reply before this one said is kept.
-    Set(Uuid, Vec<KeptResult>),
+    /// The index of kept results and the first of them, for the look-up of this number.
+    Index(u64),
+    /// Further kept results.
+    Page(u64),
+    /// What workers have set.
+    Set(u64),
     Forgotten,
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use redis::{ConnectionAddr, IntoConnectionInfo, ProtocolVersion};
 
@@ -23,6 +24,59 @@ impl fmt::Display for Address {
             Address::Unix(path) => path.display().fmt(f),
         }
     }
+}
+
+/// A password. It never shows in a log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Password(Arc<str>);
+
+impl Password {
+    /// The password itself.
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for Password {
+    fn from(text: &str) -> Password {
+        Password(text.into())
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// What an `embedded://[:password@]address` URL says: the address, and the password that workers need.
+/// `None`: another kind of URL.
+pub fn embedded(url: &str) -> Option<(&str, Option<Password>)> {
+    let rest = url.strip_prefix("embedded://")?.trim_end_matches('/');
+    let Some((user, address)) = rest.rsplit_once('@') else { return Some((rest, None)) };
+    let password = user.split_once(':').map_or(user, |(_, password)| password);
+    Some((address, Some(percent_decoded(password).as_str().into())))
+}
+
+/// `%xx` decoded. An escape that is broken stays as it is.
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, behind @ ..] = rest {
+        let escape = behind.get(..2).filter(|_| *first == b'%');
+        let escape = escape.and_then(|digits| str::from_utf8(digits).ok());
+        match escape.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &behind[2..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = behind;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// One server, and how to log in there.

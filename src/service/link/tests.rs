@@ -1,7 +1,7 @@
 //! The link against a server that the test plays by hand.
 
 use super::connection::{FIRST_PAUSE, LONGEST_PAUSE};
-use super::keep::{BATCH_BYTES_MAX, JOBS_MAX, OUTPUT_MAX, kept};
+use super::keep::{BATCH_BYTES_MAX, FIRST_PAGE, JOBS_MAX, OUTPUT_MAX, PAGE, REFUSED_PAUSE};
 use super::*;
 use crate::proto::resp::CommandReader;
 use crate::service::tasks::Occurrence;
@@ -21,7 +21,7 @@ struct World {
 
 fn settings(urls: &[&str], subscribe: Subscribe) -> Settings {
     let urls = urls.iter().map(|url| url.to_string()).collect();
-    Settings { urls, channel_prefix: "task_response:".into(), subscribe, grace: Some(10 * SECOND) }
+    Settings { urls, subscribe, ..Settings::default() }
 }
 
 fn retention() -> tasks::Settings {
@@ -445,8 +445,8 @@ fn results_are_stored_in_batches() {
             "1",
             &format!("task_response_kept:{SPELLED}"),
             "300000",
-            "1048576",
-            "1024",
+            "524288",
+            "256",
             "0000001000000017",
             "00000000000000ab",
             "1",
@@ -556,78 +556,296 @@ fn full_redis_is_reported_once() {
     assert!(world.link.is_up() && world.link.dropped() == 4);
 }
 
+/// Fields and their payloads as `keep.lua` writes them.
+struct KeptHash {
+    fields: Vec<(String, String)>,
+    index: String,
+}
+
+impl KeptHash {
+    fn new(texts: &[(u64, &str)]) -> KeptHash {
+        let mut hash = KeptHash { fields: Vec::new(), index: "000000000000".into() };
+        for (nth, (stored_at, text)) in texts.iter().enumerate() {
+            let field = format!("{nth:04}");
+            let content = xxhash_rust::xxh3::xxh3_64(text.as_bytes());
+            hash.index += &format!("{content:016x}{stored_at:016}{field}");
+            hash.fields.push((field, text.to_string()));
+        }
+        hash
+    }
+
+    /// The reply to an `HMGET` command.
+    fn reply(&self, command: &[String]) -> String {
+        assert_eq!(command[0], "HMGET");
+        let mut reply = format!("*{}\r\n", command.len() - 2);
+        for name in &command[2..] {
+            let value = match name.as_str() {
+                "index" if self.index.len() > 12 => Some(&self.index),
+                name => self.fields.iter().find(|(field, _)| field == name).map(|(_, text)| text),
+            };
+            match value {
+                Some(value) => reply += &format!("${}\r\n{value}\r\n", value.len()),
+                None => reply += "$-1\r\n",
+            }
+        }
+        reply
+    }
+}
+
+const PONG: &str = "*2\r\n$4\r\npong\r\n$0\r\n\r\n";
+
+fn answer(task: Uuid, kept: &[(u64, &str)], set: &[&str]) -> Event {
+    let result = |(stored_at, text): &(u64, &str)| KeptResult {
+        stored_at: *stored_at,
+        payload: text.as_bytes().to_vec(),
+    };
+    Event::LookedUp(LookUpAnswer {
+        task,
+        kept: kept.iter().map(result).collect(),
+        set: set.iter().map(|text| text.as_bytes().to_vec()).collect(),
+        is_incomplete: false,
+    })
+}
+
 #[test]
 fn look_up_returns_kept_and_set_results_together() {
     let mut world = World::up(Subscribe::Pattern);
     world.link.look_up(TASK, &[SPELLED.to_uppercase().into()]);
     world.link.look_up(Uuid::nil(), &[]);
     let commands = world.commands(RedisRole::Store);
-    assert_eq!(commands[0], ["HGETALL".into(), format!("task_response_kept:{SPELLED}")]);
+    assert_eq!(
+        commands[0][..4],
+        ["HMGET", &format!("task_response_kept:{SPELLED}"), "index", "lost"]
+    );
+    assert_eq!(commands[0].len(), 4 + FIRST_PAGE);
     let keys =
         [format!("task_response:{SPELLED}"), format!("task_response:{}", SPELLED.to_uppercase())];
     assert_eq!(commands[1], ["MGET", &keys[0], &keys[1]]);
-    let index = format!("000000000003{:016x}{:016}0001{:016x}{:016}0000", 1, 20, 2, 30);
-    let mut rest = String::new();
-    for text in ["0000", "b", "0001", "a", "index", &index, "9999", "left over"] {
-        rest += &format!("${}\r\n{text}\r\n", text.len());
-    }
-    world.link.handle_closed(RedisRole::Store, "start over", world.now);
-    world.events();
-    world.pass(SECOND);
-    world.connect();
-    world.link.look_up(TASK, &[]);
-    world.link.look_up(Uuid::nil(), &[]);
-    world.commands(RedisRole::Store);
-    world
-        .say(RedisRole::Store, &format!("*8\r\n{rest}*2\r\n$-1\r\n$1\r\ns\r\n%0\r\n*1\r\n$-1\r\n"));
+    let kept = [(20, "a"), (30, "b")];
+    world.say(RedisRole::Store, &KeptHash::new(&kept).reply(&commands[0]));
+    world.say(RedisRole::Store, "*2\r\n$-1\r\n$1\r\ns\r\n");
+    assert_eq!(world.events(), [], "the subscriber has not caught up");
     assert_eq!(world.commands(RedisRole::Subscriber), [["PING"]]);
-    let kept = vec![
-        KeptResult { at: 20, payload: b"a".to_vec() },
-        KeptResult { at: 30, payload: b"b".to_vec() },
-    ];
-    assert_eq!(
-        world.events()[1..],
-        [Event::LookedUp(LookUpAnswer { task: Uuid::nil(), kept: vec![], set: vec![] })]
-    );
-    world.say(RedisRole::Subscriber, "*2\r\n$4\r\npong\r\n$0\r\n\r\n");
-    assert_eq!(
-        world.events(),
-        [Event::LookedUp(LookUpAnswer { task: TASK, kept, set: vec![b"s".to_vec()] })]
-    );
+    world.say(RedisRole::Store, &KeptHash::new(&[]).reply(&commands[2]));
+    world.say(RedisRole::Store, "*1\r\n$-1\r\n");
+    assert_eq!(world.events(), [answer(Uuid::nil(), &[], &[])]);
+    world.say(RedisRole::Subscriber, PONG);
+    assert_eq!(world.events(), [answer(TASK, &kept, &["s"])]);
+    assert!(world.link.is_idle());
+}
+
+#[test]
+fn many_kept_results_are_read_in_pages() {
+    let mut world = World::up(Subscribe::Pattern);
+    let texts: Vec<String> = (0..500).map(|nth| format!("text {nth}")).collect();
+    let kept: Vec<(u64, &str)> = texts.iter().map(|text| (20, text.as_str())).collect();
+    let hash = KeptHash::new(&kept);
+    world.link.look_up(TASK, &[]);
+    let first = world.commands(RedisRole::Store);
+    world.say(RedisRole::Store, &hash.reply(&first[0]));
+    world.say(RedisRole::Store, "*1\r\n$-1\r\n");
+    let mut pages = 0;
+    while let Some(command) = world.commands(RedisRole::Store).pop() {
+        assert!(command.len() <= 2 + PAGE && !world.link.is_idle());
+        world.say(RedisRole::Store, &hash.reply(&command));
+        pages += 1;
+    }
+    assert_eq!(pages, (500 - FIRST_PAGE).div_ceil(PAGE));
+    world.commands(RedisRole::Subscriber);
+    world.say(RedisRole::Subscriber, PONG);
+    assert_eq!(world.events(), [answer(TASK, &kept, &[])]);
+}
+
+#[test]
+fn page_that_cannot_be_read_ends_the_look_up() {
+    let mut world = World::up(Subscribe::Pattern);
+    let kept = [(20, "a"); FIRST_PAGE + 1];
+    world.link.look_up(TASK, &[]);
+    let first = world.commands(RedisRole::Store);
+    world.say(RedisRole::Store, &KeptHash::new(&kept).reply(&first[0]));
+    world.say(RedisRole::Store, "*1\r\n$-1\r\n");
+    assert_eq!(world.commands(RedisRole::Store).len(), 1);
+    world.say(RedisRole::Store, "-ERR no\r\n");
+    world.commands(RedisRole::Subscriber);
+    world.say(RedisRole::Subscriber, PONG);
+    let events = world.events();
+    assert!(matches!(&events[0], Event::Problem { why } if why.contains("ERR no")));
+    let Event::LookedUp(answer) = &events[1] else { panic!("{events:?}") };
+    assert!(answer.kept.len() == FIRST_PAGE && answer.is_incomplete);
+    assert!(world.link.is_idle());
 }
 
 #[test]
 fn keys_of_other_programs_do_no_harm() {
+    const WRONG: &str = "-WRONGTYPE Operation against a key holding the wrong kind of value\r\n";
     let mut world = World::up(Subscribe::Pattern);
+    world.link.look_up(TASK, &[]);
+    world.commands(RedisRole::Store);
+    world.say(RedisRole::Store, &format!("{WRONG}*1\r\n$1\r\ns\r\n"));
+    world.commands(RedisRole::Subscriber);
+    world.say(RedisRole::Subscriber, PONG);
+    let events = world.events();
+    assert!(matches!(&events[0], Event::Problem { why } if why.contains("WRONGTYPE")));
+    assert_eq!(events[1], answer(TASK, &[], &["s"]));
+    let good = KeptHash::new(&[(20, "a")]).index;
+    for index in [
+        String::new(),
+        "0".into(),
+        "0".repeat(12),
+        "000000000000short".into(),
+        "x".repeat(48),
+        format!("{}\u{3042}", &good[..45]),
+        good.replace("0000000000000020", "00000000000000-0"),
+        good.replacen(&good[12..28], "0000000000000000", 1),
+        format!("{}----", &good[..44]),
+    ] {
+        let mut hash = KeptHash::new(&[(20, "a")]);
+        hash.index = index;
+        world.link.look_up(TASK, &[]);
+        let commands = world.commands(RedisRole::Store);
+        world.say(RedisRole::Store, &hash.reply(&commands[0]));
+        world.say(RedisRole::Store, "*1\r\n$-1\r\n");
+        assert_eq!(world.events(), [answer(TASK, &[], &[])], "{}", hash.index);
+    }
+}
+
+#[test]
+fn server_that_cannot_save_still_delivers() {
+    const MISCONF: &str = "-MISCONF Redis is configured to save RDB snapshots\r\n";
+    let mut world = World::new(&["redis://one"], Subscribe::Pattern);
+    world.dials();
+    for role in REDIS_ROLES {
+        world.link.handle_connected(role, world.now);
+    }
+    world.greet(RedisRole::Subscriber);
+    world.commands(RedisRole::Store);
+    world.say(RedisRole::Store, &format!("+OK\r\n{MISCONF}"));
+    assert!(world.link.is_up());
+    let events = world.events();
+    assert!(
+        matches!(&events[..], [Event::Up { .. }, Event::Problem { why }] if why.contains("MISCONF")),
+        "{events:?}"
+    );
+    assert!(
+        matches!(world.link.state(), RedisState::NotKeeping { why } if why.contains("MISCONF"))
+    );
+    // What could not be stored is stored once it can be.
+    world.keep(1, "a");
+    world.commands(RedisRole::Store);
+    world.say(RedisRole::Store, "$3\r\nsha\r\n");
+    assert_eq!(world.commands(RedisRole::Store).len(), 1);
+    world.say(RedisRole::Store, MISCONF);
+    assert_eq!((world.commands(RedisRole::Store).len(), world.link.dropped()), (0, 0));
+    world.link.look_up(TASK, &[]);
+    assert_eq!(world.commands(RedisRole::Store).len(), 2, "look-ups do not wait");
+    world.say(
+        RedisRole::Store,
+        &format!("{}*1\r\n$-1\r\n", "*18\r\n".to_owned() + &"$-1\r\n".repeat(18)),
+    );
+    world.pass(REFUSED_PAUSE);
+    assert_eq!(world.commands(RedisRole::Store)[0][0], "EVALSHA");
+    world.say(RedisRole::Store, ":0\r\n");
+    assert_eq!(world.link.state(), RedisState::Up);
+}
+
+#[test]
+fn replica_is_left_for_the_next_server_with_what_it_refused() {
+    let mut world = World::new(&["redis://one", "redis://two"], Subscribe::Pattern);
+    world.connect();
+    world.events();
+    world.keep(1, "a");
+    world.load_script();
+    world.commands(RedisRole::Store);
+    world.say(RedisRole::Store, "-READONLY You can't write against a read only replica.\r\n");
+    let events = world.events();
+    assert!(
+        matches!(&events[..], [Event::Down { why }] if why.starts_with("one:6379: ") && why.contains("READONLY")),
+        "{events:?}"
+    );
+    assert!(
+        matches!(world.link.state(), RedisState::Away { why: Some(why) } if why.contains("replica"))
+    );
+    world.link.handle_time(world.now);
+    let dials: Vec<String> = world
+        .actions()
+        .into_iter()
+        .filter_map(|action| match action {
+            Action::Dial { address, .. } => Some(address.to_string()),
+            Action::Close { .. } => None,
+        })
+        .collect();
+    assert_eq!(dials, ["two:6379", "two:6379"]);
+    for role in REDIS_ROLES {
+        world.link.handle_connected(role, world.now);
+        world.greet(role);
+    }
+    world.load_script();
+    assert_eq!(world.commands(RedisRole::Store)[0].last().unwrap(), "a");
+    // Both are replicas: the next dial waits.
+    world.say(RedisRole::Store, "-READONLY You can't write against a read only replica.\r\n");
+    world.link.handle_time(world.now);
+    assert_eq!(world.dials(), []);
+    assert!(world.link.deadline().unwrap() > world.now);
+}
+
+#[test]
+fn single_replica_delivers_and_says_that_it_keeps_nothing() {
+    let mut world = World::up(Subscribe::Pattern);
+    world.keep(1, "a");
+    world.load_script();
+    for _ in 0..3 {
+        world.commands(RedisRole::Store);
+        world.say(RedisRole::Store, "-READONLY You can't write against a read only replica.\r\n");
+        world.pass(REFUSED_PAUSE);
+    }
+    assert_eq!(world.events().len(), 1, "it is reported once");
+    assert!(world.link.is_up() && world.link.dropped() == 0);
+    assert!(
+        matches!(world.link.state(), RedisState::NotKeeping { why } if why.contains("replica"))
+    );
+}
+
+#[test]
+fn cluster_node_is_reported_once_with_what_does_not_work() {
+    let mut world = World::up(Subscribe::Pattern);
+    world.keep(1, "a");
+    world.load_script();
     world.link.look_up(TASK, &[]);
     world.commands(RedisRole::Store);
     world.say(
         RedisRole::Store,
-        "-WRONGTYPE Operation against a key holding the wrong kind of value\r\n*1\r\n$1\r\ns\r\n",
+        "-MOVED 3999 10.0.0.2:6379\r\n-MOVED 12 10.0.0.3:6379\r\n-CROSSSLOT Keys in request\r\n",
     );
-    world.commands(RedisRole::Subscriber);
-    world.say(RedisRole::Subscriber, "*2\r\n$4\r\npong\r\n$0\r\n\r\n");
     let events = world.events();
-    assert!(matches!(&events[0], Event::Problem { why } if why.contains("WRONGTYPE")));
-    assert_eq!(
-        events[1],
-        Event::LookedUp(LookUpAnswer { task: TASK, kept: vec![], set: vec![b"s".to_vec()] })
+    let problems: Vec<&Event> =
+        events.iter().filter(|event| matches!(event, Event::Problem { .. })).collect();
+    assert_eq!(problems.len(), 1, "{events:?}");
+    assert!(format!("{problems:?}").contains("Redis Cluster"));
+    assert!(world.link.is_up() && matches!(world.link.state(), RedisState::NotKeeping { .. }));
+}
+
+#[test]
+fn login_that_is_lost_in_the_middle_is_reported() {
+    let mut world = World::up(Subscribe::Pattern);
+    world.keep(1, "a");
+    world.load_script();
+    world.commands(RedisRole::Store);
+    world.say(RedisRole::Store, "-NOAUTH Authentication required.\r\n");
+    let events = world.events();
+    assert!(matches!(&events[..], [Event::Down { why }] if why.contains("NOAUTH")), "{events:?}");
+    // The result is not lost.
+    world.pass(SECOND);
+    world.connect();
+    world.load_script();
+    assert_eq!(world.commands(RedisRole::Store)[0].last().unwrap(), "a");
+    world.say(RedisRole::Store, ":0\r\n");
+    // A ping shows it as well.
+    world.pass(connection::PING_INTERVAL);
+    assert_eq!(world.commands(RedisRole::Store), [["PING"]]);
+    world.say(RedisRole::Store, "-NOAUTH Authentication required.\r\n");
+    assert!(
+        matches!(world.link.state(), RedisState::Away { why: Some(why) } if why.contains("NOAUTH"))
     );
-    let entry = |index: &str| {
-        kept(Value::Array(
-            ["index", index, "0000", "a"].map(|text| Value::BulkString(text.into())).into(),
-        ))
-    };
-    for index in [
-        "",
-        "0",
-        "000000000000",
-        "000000000000short",
-        &"x".repeat(48),
-        &format!("{}\u{3042}", "0".repeat(45)),
-    ] {
-        assert_eq!(entry(index), [], "{index}");
-    }
 }
 
 #[test]
@@ -696,8 +914,8 @@ fn results_that_wait_for_redis_are_bounded() {
         world.keep(1, "");
     }
     assert_eq!((world.link.keeper.jobs.len(), world.link.dropped()), (JOBS_MAX, 10));
-    let large = "x".repeat(1 << 19);
-    for _ in 0..4 {
+    let large = "x".repeat(1 << 18);
+    for _ in 0..8 {
         world.keep(1, &large);
     }
     assert_eq!(world.link.keeper.job_bytes, 1 << 20);
@@ -785,8 +1003,8 @@ fn reload_changes_grace_and_retention_of_a_running_link() {
     assert_eq!(world.link.retention(), limits);
     world.keep(2, "b");
     let command = world.commands(RedisRole::Store).remove(0);
-    assert_eq!(command[4..6], ["7000", "1000"]);
-    world.keep(3, &"x".repeat(1001));
+    assert_eq!(command[4..6], ["7000", "500"]);
+    world.keep(3, &"x".repeat(501));
     assert_eq!((world.commands(RedisRole::Store).len(), world.link.dropped()), (0, 1));
     world.link.handle_closed(RedisRole::Subscriber, "closed", world.now);
     world.pass(SECOND);

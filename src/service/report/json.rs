@@ -65,7 +65,7 @@ fn problems(snapshot: &Snapshot) -> Vec<String> {
             }
         }
     }
-    if snapshot.lacks_redis() {
+    if snapshot.lacks_redis() || snapshot.redis_problem.is_some() {
         let why = snapshot.redis_problem.as_deref().unwrap_or("not connected");
         problems.push(format!("redis: {why}"));
     }

@@ -227,6 +227,7 @@ impl<'a> Snapshot<'a> {
 
     fn is_degraded(&self) -> bool {
         self.lacks_redis()
+            || self.redis_problem.is_some()
             || self.routes.iter().flat_map(|route| &route.backends).any(BackendView::has_failed)
     }
 }

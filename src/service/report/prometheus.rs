@@ -152,6 +152,11 @@ fn result_metrics(snapshot: &Snapshot, out: &mut Exposition) {
         "Kept results evicted before they expired, for lack of memory.",
     )
     .plain(stats.results_evicted);
+    out.counter(
+        "results_not_kept_total",
+        "Results that were not kept because their task held half of the room.",
+    )
+    .plain(stats.results_not_kept);
     out.counter("redis_connects_total", "Times the connections to Redis were established.")
         .plain(stats.redis_connects);
 }
@@ -283,7 +288,7 @@ mod tests {
     #[test]
     fn metrics_of_results_exist_where_they_are_served() {
         let mut stats = Stats::new();
-        (stats.results_delivered, stats.results_evicted) = (7, 6);
+        (stats.results_delivered, stats.results_evicted, stats.results_not_kept) = (7, 6, 5);
         (stats.audio_bytes, stats.redis_connects) = (5_000, 4);
         let mut snapshot = empty(&stats);
         snapshot.results_wanted = true;
@@ -296,6 +301,7 @@ mod tests {
             "results_retained 2",
             "results_retained_bytes 1024",
             "results_evicted_total 6",
+            "results_not_kept_total 5",
             "audio_bytes_total 5000",
             "redis_connects_total 4",
             "redis_connected 1",

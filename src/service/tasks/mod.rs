@@ -1,18 +1,27 @@
 //! What is known of each task: its results while they are retained, and how far its clients are.
 //!
-//! A task is known from its first result or its first client on, until nobody waits for it, nothing of it is retained and its end is
-//! `retain` ago. Every result is retained, delivered or not, because a client may come back for the rest of it; the oldest goes
-//! first, by age or because `max_retained` is reached. What a result costs apart from its bytes is counted too, so that
-//! `max_retained` is what the process really grows by.
+//! A task is known from its first result or client until no client waits for it, nothing of it is
+//! retained, and its end is `retain` ago. Every result is retained, delivered or not, because a client
+//! may return for the rest of it. The oldest result goes first, by age or because `max_retained` is
+//! reached. What a result costs apart from its bytes counts too, so that `max_retained` is what the
+//! process really grows by.
 //!
-//! Results carry no number. Two of them may be equal to the last byte and still be two results, and the same one may reach the
-//! gateway in several ways: published on the channel, kept by Redis (whichever gateway kept it), set by the worker. So equal results
-//! are counted. During one uninterrupted [`Subscription`], the n-th equal publication that this gateway hears is the n-th one that
-//! any gateway heard since, so two gateways agree on it without talking to each other. A result that a worker has `SET` is about to
-//! be published, perhaps only after a retry, so its publication is recognised during any subscription (`Origin::Set`).
+//! A task may hold at most half of `max_retained`. This is checked before a result is retained, so one
+//! task cannot evict the results of all others. A result beyond it is given to the clients that wait
+//! and is gone then. A client that comes later is told that something is missing ([`Tasks::is_incomplete`]).
+//!
+//! Results carry no number. Two of them may be equal to the last byte and still be two results, and one
+//! result may reach the gateway in several ways: published on the channel, kept by Redis (whichever
+//! gateway kept it), set by the worker. So equal results are counted. During one uninterrupted
+//! [`Subscription`], the n-th equal publication that this gateway hears is the n-th one that any gateway
+//! heard since, so two gateways agree on it without talking to each other. A result that a worker has
+//! `SET` is about to be published, perhaps only after a retry, so its publication is recognised during
+//! any subscription (`Origin::Set`). `docs/kept-results.md` explains this with an example.
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 #![expect(clippy::indexing_slicing, reason = "slots come from the table itself")]
+
+mod merge;
 
 use crate::base::moment::Moment;
 use crate::base::table::{Slot, Table};
@@ -25,20 +34,23 @@ use smallvec::SmallVec;
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// What a retained result costs besides its own bytes: its task, its shares of a table and of the queue, an allocation. Bytes, measured
-/// where results come and go: 165 to 190 of their own, the rest is what they leave unused between them.
-const RESULT_COST: usize = 256;
-/// Results that are remembered of one task, retained or not.
-const RESULTS_MAX: usize = 4096;
-/// Ended tasks that are remembered beyond their results.
-const ENDED_MAX: usize = 65_536;
+/// What a retained result costs besides its own bytes: its task, its share of a table and of the queue,
+/// an allocation. In bytes, measured while results came and went: 165 to 190 in use, the rest unused
+/// between them.
+pub const RESULT_COST: usize = 256;
+/// Results of one task that are recognised although their payloads are gone.
+const RECOGNISED_MAX: usize = 4096;
+/// Ends and losses of tasks that are remembered.
+const REMEMBERED_MAX: usize = 65_536;
+/// Losses of one task are remembered at most once in this time.
+const LOSS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long and how much.
+/// How long results are retained, and how many bytes of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// How long a result is kept, and how long the end of a task is known. `None`: nothing is kept.
+    /// How long a result is retained and the end of a task is known. `None`: nothing is retained.
     pub retain: Option<Duration>,
-    /// Bytes of memory for kept results, in all.
+    /// Bytes of memory for all retained results. One task may have half of it.
     pub max_retained: usize,
 }
 
@@ -48,71 +60,79 @@ impl Default for Settings {
     }
 }
 
-/// One unbroken time of listening.
+impl Settings {
+    /// Bytes that the results of one task may take.
+    pub fn task_bytes_max(&self) -> usize {
+        self.max_retained / 2
+    }
+}
+
+/// An uninterrupted subscription to a task's channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subscription {
-    /// Tells one ear from the next. Never 0, except in [`Subscription::UNKNOWN`].
+    /// Tells one subscription from the next. Never 0, except in [`Subscription::UNKNOWN`].
     pub number: u32,
-    /// A moment at which it did not listen yet: microseconds of Redis' clock.
+    /// A moment before it began: microseconds of Redis' clock.
     pub since: u64,
 }
 
 impl Subscription {
-    /// For what is heard when nothing is known about the listening.
+    /// For what is heard without a confirmed subscription, or without Redis.
     pub const UNKNOWN: Subscription = Subscription { number: 0, since: 0 };
 }
 
 /// A result that Redis keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptResult {
-    /// When it was stored: microseconds of Redis' clock; or `KeptResult::NOT_PUBLISHED`.
-    pub at: u64,
+    /// When it was stored: microseconds of Redis' clock, or `KeptResult::NOT_PUBLISHED`.
+    pub stored_at: u64,
     /// What the worker published.
     pub payload: Vec<u8>,
 }
 
 impl KeptResult {
-    /// The time of what a worker has set and nobody has heard yet: later than all others.
-    const NOT_PUBLISHED: u64 = 9_999_999_999_999_999;
+    /// The time of a result that a worker has set and not published yet: later than all others.
+    pub(crate) const NOT_PUBLISHED: u64 = 9_999_999_999_999_999;
 }
 
-/// A result among the others of its task.
+/// What tells a result from equal ones of its task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Occurrence {
-    /// Equal results have equal numbers.
+    /// Hash of the content.
     pub hash: u64,
-    /// It is the so-manieth equal one that this ear heard, from 1. 0: it was not heard, a worker has set it.
+    /// It is the n-th equal result that its subscription heard, from 1. 0: a worker has set it, and
+    /// nobody has heard it.
     pub nth: u32,
-    /// Hash and count of what the ear heard before it on this task.
+    /// Hash and number of the result that its subscription heard before it on this task.
     pub before: Option<(u64, u32)>,
 }
 
-/// How far one client is.
+/// What a client of a task is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClientState {
     /// It waits for a result.
     Waiting,
-    /// A result is on its origin to it.
+    /// A result is being sent to it.
     Sending,
 }
 
 /// How a task ended for a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TaskEnd {
-    /// The final result went out whole.
+    /// The final result was sent completely.
     Completed,
-    /// The worker reported a failure or something malformed, or the delivery broke.
+    /// The worker reported a failure, its result was malformed, or the delivery broke.
     Failed,
     /// No result came in time.
     TimedOut,
 }
 
-/// How a task stands, over all its clients.
+/// The state of a task, over all its clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum Status {
     NotFound,
-    /// A client is there, but its results cannot be listened to yet; see `Results::status`.
+    /// A client is connected, but its results cannot be heard yet; see `Results::status`.
     Connected,
     Waiting,
     Sending,
@@ -123,7 +143,7 @@ pub enum Status {
 }
 
 impl Status {
-    /// As `/status/{task_id}` says it.
+    /// The word of `/status/{task_id}`.
     pub fn word(self) -> &'static str {
         match self {
             Status::NotFound => "not_found",
@@ -146,24 +166,32 @@ pub struct Tasks {
     /// Retained results, the oldest in front. Their tasks are known.
     retained: VecDeque<Retained>,
     retained_bytes: usize,
-    /// Ends, the oldest in front. Only a task's latest end counts, and until that is over the task is known.
-    ended: VecDeque<(Moment, Slot)>,
+    /// Bytes of results that are not retained and wait for a client.
+    passing_bytes: usize,
+    /// Ends and losses, the oldest in front. A task's latest one counts, and the task is known until
+    /// that is `retain` ago.
+    remembered: VecDeque<(Moment, Slot)>,
     evicted: u64,
+    not_kept: u64,
     forgotten: VecDeque<Uuid>,
 }
 
 #[derive(Debug, Default)]
 struct Task {
-    /// In the order in which they were published, as far as that is known. Most tasks have one.
+    /// In the order of publication, as far as that is known. Most tasks have one.
     results: SmallVec<[KnownResult; 1]>,
-    /// The number of the result that came last.
+    /// Bytes of those that are retained, with their cost.
+    bytes: usize,
+    /// The number that was given last.
     last_number: u32,
-    /// How many clients there are at each stage.
+    /// Clients by their [`ClientState`].
     clients: [u32; 2],
     end: Option<TaskEnd>,
-    /// How many ends of it stand among all ends.
-    ends: u32,
-    /// The ear for which Redis was asked what it keeps, and answered.
+    /// A result that a new client would have been given is gone.
+    is_incomplete: bool,
+    /// Its entries in the queue of what is remembered.
+    remembered: u32,
+    /// The subscription during which Redis has answered what it keeps.
     settled: Option<NonZeroU32>,
     last_heard: Option<LastHeard>,
 }
@@ -182,12 +210,16 @@ struct KnownResult {
     hash: u64,
     /// What Redis stored before this moment is older: microseconds of its clock.
     since: u64,
-    /// `None` once it is no longer retained. The rest stays as long as the task, so that the result is recognised.
+    /// `None` once it is gone. The rest stays as long as the task, so that the result is recognised
+    /// when it comes again.
     payload: Option<Rc<[u8]>>,
     origin: Origin,
-    /// Tells it from the others of its task. Numbers come round once all of the first ones have long been forgotten.
+    /// Tells it from the others of its task. Numbers wrap around long after the first ones are gone.
     number: u32,
+    /// Every client that waited has been given it.
     is_dispatched: bool,
+    /// There was no room to retain it: it is gone once it is dispatched.
+    is_passing: bool,
 }
 
 /// A retained result among all others.
@@ -198,27 +230,22 @@ struct Retained {
     number: u32,
 }
 
-/// One that Redis keeps, and that was not known.
-struct NewResult {
-    /// It belongs before the known one at this waiter.
-    place: usize,
-    /// And not behind this one, which follows it in Redis.
-    before: Option<usize>,
-    at: u64,
-    hash: u64,
-    origin: Origin,
-    payload: Vec<u8>,
-}
-
-/// How we came to know a result.
+/// How a result became known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
-    /// The ear of this number heard it.
+    /// The subscription of this number heard it.
     Published(u32),
-    /// Redis keeps it, and no ear of ours heard it.
+    /// Redis keeps it, and no subscription of this gateway heard it.
     Kept,
     /// The worker has set it, and has not published it yet.
     Set,
+}
+
+/// Why a retained result goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Removal {
+    Expired,
+    Evicted,
 }
 
 impl Tasks {
@@ -229,13 +256,15 @@ impl Tasks {
             tasks: Table::new(),
             retained: VecDeque::new(),
             retained_bytes: 0,
-            ended: VecDeque::new(),
+            passing_bytes: 0,
+            remembered: VecDeque::new(),
             evicted: 0,
+            not_kept: 0,
             forgotten: VecDeque::new(),
         }
     }
 
-    /// Other limits from now on; [`Tasks::trim`] applies them.
+    /// Takes other limits; [`Tasks::trim`] applies them.
     pub fn reload(&mut self, settings: Settings) {
         self.settings = settings;
     }
@@ -245,12 +274,7 @@ impl Tasks {
         self.settings
     }
 
-    /// Bytes of memory for kept results, in all.
-    pub fn max_retained(&self) -> usize {
-        self.settings.max_retained
-    }
-
-    /// A publication was heard. Whoever waits gets it through [`Tasks::results`]; call [`Tasks::trim`] afterwards.
+    /// A publication was heard. [`Tasks::results`] has it then; call [`Tasks::trim`] afterwards.
     pub fn handle_published(
         &mut self,
         now: Moment,
@@ -260,38 +284,31 @@ impl Tasks {
     ) -> Occurrence {
         let hash = xxh3_64(&payload);
         let slot = self.tasks.find_or_insert_with(task, Task::default);
+        let origin = Origin::Published(subscription.number);
         let known = &mut self.tasks[slot];
-        let like = known
-            .results
-            .iter()
-            .filter(|one| one.hash == hash && one.origin == Origin::Published(subscription.number))
-            .count();
-        let nth = NonZeroU32::MIN.saturating_add(like as u32);
+        let is_equal = |one: &&KnownResult| one.hash == hash && one.origin == origin;
+        let equal = known.results.iter().filter(is_equal).count();
+        let nth = NonZeroU32::MIN.saturating_add(equal as u32);
         let last =
             known.last_heard.replace(LastHeard { hash, subscription: subscription.number, nth });
         let before = last
             .filter(|last| last.subscription == subscription.number)
             .map(|last| (last.hash, last.nth.get()));
-        let claimed =
+        let set =
             known.results.iter_mut().find(|one| one.hash == hash && one.origin == Origin::Set);
-        match claimed {
-            Some(one) => one.origin = Origin::Published(subscription.number),
-            None => self.add(
-                now,
-                slot,
-                Origin::Published(subscription.number),
-                subscription.since,
-                hash,
-                payload,
-            ),
+        match set {
+            // The worker has published what it had set.
+            Some(one) => one.origin = origin,
+            None => self.add(now, slot, origin, subscription.since, hash, payload),
         }
+        self.forget_if_idle(slot);
         Occurrence { hash, nth: nth.get(), before }
     }
 
-    /// Redis answered what it keeps of a task (`kept`, in order), and what the worker has set there; and `ear` has heard everything
-    /// that was published before that answer. What was not known joins the results, in Redis' order; what was heard stays in the
-    /// order in which it was heard. Answers those of the worker's that nobody has heard yet, to be kept like publications.
-    #[expect(clippy::too_many_lines, reason = "one walk along both lists, explained line by line")]
+    /// Redis answered what it keeps of a task (`kept`, in order), and what the worker has set there;
+    /// `subscription` has heard everything that was published before that answer. What was not known
+    /// joins the results in Redis' order. Returns the set results that nobody has heard yet, to be kept
+    /// like publications.
     pub fn handle_looked_up(
         &mut self,
         now: Moment,
@@ -303,128 +320,66 @@ impl Tasks {
         let slot = self.tasks.find_or_insert_with(task, Task::default);
         let known = &mut self.tasks[slot];
         known.settled = NonZeroU32::new(subscription.number);
-        let results = &known.results;
-        let mut is_matched = vec![false; results.len()];
-        let mut refill = Vec::new();
-        let mut unknown: Vec<NewResult> = Vec::new();
-        let mut behind = 0;
-        for one in kept {
-            let hash = xxh3_64(&one.payload);
-            let like = |fits: fn(Origin, Origin) -> bool| {
-                let is_it = |(at, two): (usize, &KnownResult)| {
-                    !is_matched[at]
-                        && two.hash == hash
-                        && fits(two.origin, Origin::Published(subscription.number))
-                };
-                results.iter().enumerate().position(is_it)
-            };
-            let is_set = |origin, _| origin == Origin::Set;
-            // A recent one may also be what an earlier ear of ours heard and stored late. An old one is never the present ear's.
-            let at = match one.at >= subscription.since {
-                true => like(|origin, heard| origin == heard)
-                    .or_else(|| like(is_set))
-                    .or_else(|| like(|_, _| true)),
-                false => like(|origin, heard| origin != heard && origin != Origin::Set)
-                    .or_else(|| like(is_set)),
-            };
-            let Some(at) = at else {
-                let origin =
-                    if one.at == KeptResult::NOT_PUBLISHED { Origin::Set } else { Origin::Kept };
-                unknown.push(NewResult {
-                    place: behind,
-                    before: None,
-                    at: one.at,
-                    hash,
-                    origin,
-                    payload: one.payload,
-                });
-                continue;
-            };
-            is_matched[at] = true;
-            behind = behind.max(at + 1);
-            unknown
-                .iter_mut()
-                .filter(|one| one.before.is_none())
-                .for_each(|one| one.before = Some(at));
-            if results[at].payload.is_none() && !results[at].is_dispatched {
-                refill.push((results[at].number, one.payload));
-            }
-        }
-        for one in &mut unknown {
-            let before = one.before.unwrap_or(results.len());
-            one.place = one.place.min(before);
-            // Behind what Redis does not know, if that is older: what the present ear heard is not, or it would have heard this as well.
-            let is_older = |at: usize| {
-                let known = &results[at];
-                !is_matched[at]
-                    && known.origin != Origin::Published(subscription.number)
-                    && known.since <= one.at
-            };
-            while one.place < before && is_older(one.place) {
-                one.place += 1;
-            }
-        }
-        unknown.sort_by_key(|one| one.place);
-        let mut merged = SmallVec::with_capacity(results.len() + unknown.len());
-        let mut unknown = unknown.into_iter().peekable();
-        for (at, two) in
-            std::mem::take(&mut known.results).into_iter().map(Some).chain([None]).enumerate()
-        {
-            while let Some(NewResult { at: kept_at, hash, origin, payload, .. }) =
-                unknown.next_if(|one| one.place <= at)
-            {
-                let since = if origin == Origin::Set { subscription.since } else { kept_at };
-                known.last_number = known.last_number.wrapping_add(1);
-                refill.push((known.last_number, payload));
-                merged.push(KnownResult {
-                    number: known.last_number,
-                    hash,
-                    origin,
-                    since,
-                    is_dispatched: false,
-                    payload: None,
-                });
-            }
-            merged.extend(two);
-        }
-        known.results = merged;
-        for (number, payload) in refill {
+        let payloads = merge::merge(&mut known.results, &mut known.last_number, subscription, kept);
+        for (number, payload) in payloads {
             self.retain(now, slot, number, payload.into());
         }
-        let mut published_by_us = Vec::new();
+        let mut not_heard = Vec::new();
         for payload in set {
             let hash = xxh3_64(&payload);
+            // A worker sets one result at a time, so an equal one that is known is this one. If it
+            // were added, its publication would be delivered as a second result.
             if self.tasks[slot].results.iter().all(|one| one.hash != hash) {
                 let payload: Rc<[u8]> = payload.into();
                 self.add(now, slot, Origin::Set, subscription.since, hash, Rc::clone(&payload));
-                published_by_us.push((Occurrence { hash, nth: 0, before: None }, payload));
+                not_heard.push((Occurrence { hash, nth: 0, before: None }, payload));
             }
         }
+        // A look-up that found nothing leaves no task behind.
         self.forget_if_idle(slot);
-        published_by_us
+        not_heard
     }
 
-    /// Whether Redis has answered what it keeps of `task`, as far as `ear` has not heard it.
+    /// Some result of the task is gone, here or in Redis, that a new client would have been given.
+    pub fn mark_incomplete(&mut self, now: Moment, task: Uuid) {
+        let slot = self.tasks.find_or_insert_with(task, Task::default);
+        self.note_loss(now, slot);
+        self.forget_if_idle(slot);
+    }
+
+    /// Whether a client that comes now misses a result that went before its time.
+    pub fn is_incomplete(&self, task: Uuid) -> bool {
+        self.tasks.entry(task).is_some_and(|task| task.is_incomplete)
+    }
+
+    /// Whether Redis has answered what it keeps of `task`, apart from what `subscription` hears.
     pub fn is_settled(&self, task: Uuid, subscription: Subscription) -> bool {
         let settled = self.tasks.entry(task).and_then(|task| task.settled);
         settled.is_some_and(|settled| settled.get() == subscription.number)
     }
 
-    /// The retained results of a task in order, and whether each was there when [`Tasks::mark_dispatched`] was called: for `Bus::publish`.
+    /// Whether a result of `task` has not been given to the clients that wait.
+    pub fn has_undelivered(&self, task: Uuid) -> bool {
+        self.results(task).any(|(is_dispatched, _)| !is_dispatched)
+    }
+
+    /// The results of a task that are here, in order, and whether each was here when
+    /// [`Tasks::mark_dispatched`] was last called.
     pub fn results(&self, task: Uuid) -> impl Iterator<Item = (bool, &Rc<[u8]>)> {
         let results = self.tasks.entry(task).map_or(&[][..], |task| &task.results);
         results.iter().filter_map(|one| Some((one.is_dispatched, one.payload.as_ref()?)))
     }
 
-    /// Everything of the task was handed to everybody who waits for it.
-    pub fn mark_dispatched(&mut self, task: Uuid) {
-        if let Some(task) = self.tasks.entry_mut(task) {
-            task.results.iter_mut().for_each(|one| one.is_dispatched = true);
-        }
+    /// Every client that waits for the task has been given all of its results.
+    pub fn mark_dispatched(&mut self, now: Moment, task: Uuid) {
+        let Some(slot) = self.tasks.find(task) else { return };
+        self.tasks[slot].results.iter_mut().for_each(|one| one.is_dispatched = true);
+        self.drop_passing(now, slot);
     }
 
-    /// A client came, moved on (`from` its former stage) or left (`to` is `None`), with the end its task had for it.
-    pub fn client(
+    /// A client joined (`from` is `None`), changed its state or left (`to` is `None`). `end`: how the
+    /// task ended for it.
+    pub fn handle_client(
         &mut self,
         now: Moment,
         task: Uuid,
@@ -442,20 +397,21 @@ impl Tasks {
         }
         if let (Some(end), Some(_)) = (end, self.settings.retain) {
             known.end = Some(end);
-            known.ends += 1;
-            self.ended.push_back((now, slot));
+            self.remember(now, slot);
+        }
+        if !self.tasks[slot].has_clients() {
+            self.drop_passing(now, slot);
         }
         self.forget_if_idle(slot);
     }
 
-    /// How the task stands, and whether a client is connected for it.
+    /// The state of a task, and whether a client is connected for it.
     pub fn status(&self, task: Uuid) -> (Status, bool) {
         let Some(task) = self.tasks.entry(task) else { return (Status::NotFound, false) };
         let [waiting, sending] = task.clients;
         let is_kept = |with_dispatched: bool| {
-            task.results
-                .iter()
-                .any(|one| one.payload.is_some() && one.is_dispatched <= with_dispatched)
+            let mut kept = task.results.iter().filter(|one| one.payload.is_some());
+            kept.any(|one| one.is_dispatched <= with_dispatched)
         };
         let status = match task.end {
             _ if sending > 0 => Status::Sending,
@@ -470,36 +426,39 @@ impl Tasks {
         (status, task.has_clients())
     }
 
-    /// Lets go what is too old or too much. Cheap when nothing is.
+    /// Removes what is too old or too much. Cheap when nothing is.
     pub fn trim(&mut self, now: Moment) {
         while let Some(&one) = self.retained.front() {
             let is_over = self.retained_bytes > self.settings.max_retained;
             let is_old = match self.settings.retain {
                 Some(retain) => now >= one.at + retain,
-                // Nothing is kept, but what a client is about to get.
+                // Only what a client is about to get is retained.
                 None => !self.tasks[one.task].owes(one.number),
             };
-            if !is_over && !is_old {
-                break;
-            }
+            let removal = match (is_old, is_over) {
+                (true, _) => Removal::Expired,
+                (false, true) => Removal::Evicted,
+                (false, false) => break,
+            };
             self.retained.pop_front();
-            self.drop_payload(one, !is_old);
+            self.remove(now, one, removal);
         }
         let retain = self.settings.retain.unwrap_or_default();
-        while let Some(&(at, slot)) = self.ended.front()
-            && (now >= at + retain || self.ended.len() > ENDED_MAX)
+        while let Some(&(at, slot)) = self.remembered.front()
+            && (now >= at + retain || self.remembered.len() > REMEMBERED_MAX)
         {
-            self.ended.pop_front();
+            self.remembered.pop_front();
             let known = &mut self.tasks[slot];
-            known.ends -= 1;
-            if known.ends == 0 {
-                known.end = None;
+            known.remembered -= 1;
+            if known.remembered == 0 {
+                (known.end, known.is_incomplete) = (None, false);
                 self.forget_if_idle(slot);
             }
         }
-        if self.tasks.is_empty() && self.retained.capacity().max(self.ended.capacity()) > 1024 {
+        if self.tasks.is_empty() && self.retained.capacity().max(self.remembered.capacity()) > 1024
+        {
             self.retained = VecDeque::new();
-            self.ended = VecDeque::new();
+            self.remembered = VecDeque::new();
         }
     }
 
@@ -507,18 +466,18 @@ impl Tasks {
     pub fn deadline(&self) -> Option<Moment> {
         let retain = self.settings.retain?;
         let result = self.retained.front().map(|one| one.at);
-        let end = self.ended.front().map(|(at, _)| *at);
-        Some(result.into_iter().chain(end).min()? + retain)
+        let remembered = self.remembered.front().map(|(at, _)| *at);
+        Some(result.into_iter().chain(remembered).min()? + retain)
     }
 
-    /// The next task of which nothing is retained any more because there was too much: Redis need not keep it either.
+    /// The next task of which everything was evicted: Redis need not keep it either.
     pub fn poll_forgotten(&mut self) -> Option<Uuid> {
         self.forgotten.pop_front()
     }
 
-    /// Memory that retained results take, bytes.
+    /// Bytes of memory that results take, retained or about to be given to a client.
     pub fn retained_bytes(&self) -> usize {
-        self.retained_bytes
+        self.retained_bytes + self.passing_bytes
     }
 
     /// Retained results.
@@ -526,9 +485,14 @@ impl Tasks {
         self.retained.len()
     }
 
-    /// Results that were let go before their time because there was too much, since the start.
+    /// Results that were removed early because `max_retained` was reached, since the start.
     pub fn evicted(&self) -> u64 {
         self.evicted
+    }
+
+    /// Results that were not retained because their task had its share already, since the start.
+    pub fn not_kept(&self) -> u64 {
+        self.not_kept
     }
 
     /// Tasks of which anything is known.
@@ -559,37 +523,46 @@ impl Tasks {
             origin,
             since,
             is_dispatched: false,
+            is_passing: false,
             payload: None,
         });
         self.retain(now, task, number, payload);
-        let known = &mut self.tasks[task];
-        if known.results.len() > RESULTS_MAX {
-            let mut oldest = Vec::new();
-            for one in known.results.drain(..RESULTS_MAX / 4) {
-                if let Some(payload) = one.payload {
-                    self.retained_bytes -= RESULT_COST + payload.len();
-                    self.evicted += 1;
-                    oldest.push(one.number);
-                }
-            }
-            oldest.sort_unstable();
-            self.retained
-                .retain(|one| one.task != task || oldest.binary_search(&one.number).is_err());
-        }
+        self.tasks[task].bound_recognised();
     }
 
+    /// Retains the payload of a known result, if the task has room for it. If not, it is only given to
+    /// the clients that wait.
     fn retain(&mut self, now: Moment, task: Slot, number: u32, payload: Rc<[u8]>) {
-        // Nearly always the last one.
-        if let Some(one) =
-            self.tasks[task].results.iter_mut().rev().find(|one| one.number == number)
-        {
-            self.retained_bytes += RESULT_COST + payload.len();
+        let cost = RESULT_COST + payload.len();
+        let known = &mut self.tasks[task];
+        // Checked before the result is taken in. Afterwards the oldest results would have to go, and
+        // they belong to other tasks.
+        let has_room = known.bytes + cost <= self.settings.task_bytes_max();
+        let can_pass = known.has_clients()
+            && self.passing_bytes + cost <= self.settings.max_retained.max(cost);
+        // Nearly always it is the last one.
+        let Some(one) = known.results.iter_mut().rev().find(|one| one.number == number) else {
+            return;
+        };
+        if has_room {
             one.payload = Some(payload);
+            known.bytes += cost;
+            self.retained_bytes += cost;
             self.retained.push_back(Retained { at: now, task, number });
+            return;
+        }
+        if self.settings.retain.is_some() {
+            self.not_kept += 1;
+        }
+        if can_pass {
+            (one.payload, one.is_passing) = (Some(payload), true);
+            self.passing_bytes += cost;
+        } else {
+            self.note_loss(now, task);
         }
     }
 
-    fn drop_payload(&mut self, Retained { task, number, .. }: Retained, is_evicted: bool) {
+    fn remove(&mut self, now: Moment, Retained { task, number, .. }: Retained, removal: Removal) {
         let known = &mut self.tasks[task];
         let one = known
             .results
@@ -597,15 +570,52 @@ impl Tasks {
             .find(|one| one.number == number)
             .expect("a retained result is known");
         let payload = one.payload.take().expect("a retained result has its bytes");
-        self.retained_bytes -= RESULT_COST + payload.len();
-        self.evicted += u64::from(is_evicted);
-        if known.results.iter().all(|one| one.payload.is_none()) && !known.has_clients() {
+        let cost = RESULT_COST + payload.len();
+        known.bytes -= cost;
+        self.retained_bytes -= cost;
+        let is_last = known.results.iter().all(|one| one.payload.is_none()) && !known.has_clients();
+        if is_last {
             known.results = SmallVec::new();
-            if is_evicted {
+        }
+        if removal == Removal::Evicted {
+            self.evicted += 1;
+            if is_last {
                 self.forgotten.push_back(self.tasks.id(task));
             }
-            self.forget_if_idle(task);
+            self.note_loss(now, task);
         }
+        self.forget_if_idle(task);
+    }
+
+    /// Drops results that were not retained: they are dispatched, or no client is left.
+    fn drop_passing(&mut self, now: Moment, task: Slot) {
+        let mut bytes = 0;
+        for one in self.tasks[task].results.iter_mut().filter(|one| one.is_passing) {
+            one.is_passing = false;
+            bytes += one.payload.take().map_or(0, |payload| RESULT_COST + payload.len());
+        }
+        if bytes > 0 {
+            self.passing_bytes -= bytes;
+            self.note_loss(now, task);
+        }
+    }
+
+    fn note_loss(&mut self, now: Moment, task: Slot) {
+        if self.settings.retain.is_none() {
+            return;
+        }
+        self.tasks[task].is_incomplete = true;
+        // A flood of losses needs one entry a second.
+        let last = self.remembered.back();
+        if last.is_none_or(|&(at, slot)| slot != task || at + LOSS_INTERVAL <= now) {
+            self.remember(now, task);
+        }
+    }
+
+    /// Keeps the task known for `retain`.
+    fn remember(&mut self, now: Moment, task: Slot) {
+        self.tasks[task].remembered += 1;
+        self.remembered.push_back((now, task));
     }
 
     fn forget_if_idle(&mut self, task: Slot) {
@@ -620,17 +630,33 @@ impl Task {
         self.clients != [0; 2]
     }
 
-    /// Nothing makes it worth remembering.
+    /// Whether nothing of it is worth remembering.
     fn is_idle(&self) -> bool {
         !self.has_clients()
-            && self.end.is_none()
+            && self.remembered == 0
             && self.results.iter().all(|one| one.payload.is_none())
     }
 
-    /// Whether a client waits that has not been given this result.
+    /// Whether a client waits that has not been given the result.
     fn owes(&self, number: u32) -> bool {
         self.has_clients()
             && self.results.iter().any(|one| one.number == number && !one.is_dispatched)
+    }
+
+    /// Forgets the oldest results whose payloads are gone, but for [`RECOGNISED_MAX`]. A task that goes
+    /// on for hours would otherwise grow for ever.
+    fn bound_recognised(&mut self) {
+        // Not each time, as it goes through all of them.
+        if self.results.len() < 2 * RECOGNISED_MAX || !self.results.len().is_multiple_of(512) {
+            return;
+        }
+        let gone = self.results.iter().filter(|one| one.payload.is_none()).count();
+        let mut surplus = gone.saturating_sub(RECOGNISED_MAX);
+        self.results.retain(|one| {
+            let goes = surplus > 0 && one.payload.is_none();
+            surplus -= usize::from(goes);
+            !goes
+        });
     }
 }
 

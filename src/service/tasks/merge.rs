@@ -1,0 +1,148 @@
+//! Merging what Redis keeps of a task into the results that are known here.
+//!
+//! Both sides are lists in order of publication, and neither is complete: Redis may have lost its
+//! data, and this gateway may have been away. Each entry of Redis is first matched with a known
+//! result, then the new ones are placed between the known ones. `docs/kept-results.md` has an example.
+
+use smallvec::SmallVec;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{KeptResult, KnownResult, Origin, Subscription};
+
+/// A result that Redis keeps and that was not known.
+struct NewResult {
+    /// The index of the known result that it is to be put in front of.
+    place: usize,
+    /// The index of the known result that follows it in Redis, if one does.
+    before: Option<usize>,
+    stored_at: u64,
+    hash: u64,
+    origin: Origin,
+    payload: Vec<u8>,
+}
+
+/// Payloads to be retained, by the number of their result.
+pub(super) type Payloads = Vec<(u32, Vec<u8>)>;
+
+/// Merges `kept`, which is in Redis' order, into `results`. What was heard stays in the order in which
+/// it was heard. `subscription` is the current one, which has heard everything that was published
+/// before Redis gave this answer.
+pub(super) fn merge(
+    results: &mut SmallVec<[KnownResult; 1]>,
+    last_number: &mut u32,
+    subscription: Subscription,
+    kept: Vec<KeptResult>,
+) -> Payloads {
+    let mut payloads = Vec::new();
+    let (is_matched, mut new) = match_kept(results, subscription, kept, &mut payloads);
+    new.iter_mut().for_each(|one| place(one, results, &is_matched, subscription));
+    // Stable: those for the same place stay in Redis' order.
+    new.sort_by_key(|one| one.place);
+    let mut merged = SmallVec::with_capacity(results.len() + new.len());
+    let mut new = new.into_iter().peekable();
+    let known = std::mem::take(results).into_iter().map(Some).chain([None]);
+    for (at, known) in known.enumerate() {
+        while let Some(one) = new.next_if(|one| one.place <= at) {
+            *last_number = last_number.wrapping_add(1);
+            payloads.push((*last_number, one.payload));
+            merged.push(KnownResult {
+                number: *last_number,
+                hash: one.hash,
+                origin: one.origin,
+                since: if one.origin == Origin::Set { subscription.since } else { one.stored_at },
+                is_dispatched: false,
+                is_passing: false,
+                payload: None,
+            });
+        }
+        merged.extend(known);
+    }
+    *results = merged;
+    payloads
+}
+
+/// Finds out which known results Redis keeps, and which of the kept ones are new. The payload of one
+/// that was evicted before its delivery is added to `payloads`.
+fn match_kept(
+    results: &[KnownResult],
+    subscription: Subscription,
+    kept: Vec<KeptResult>,
+    payloads: &mut Payloads,
+) -> (Vec<bool>, Vec<NewResult>) {
+    let mut is_matched = vec![false; results.len()];
+    let mut new: Vec<NewResult> = Vec::new();
+    // Behind the last known result that was matched so far.
+    let mut place = 0;
+    for one in kept {
+        let hash = xxh3_64(&one.payload);
+        let Some(at) = matching(results, &is_matched, hash, one.stored_at, subscription) else {
+            let is_set = one.stored_at == KeptResult::NOT_PUBLISHED;
+            let origin = if is_set { Origin::Set } else { Origin::Kept };
+            let (stored_at, payload) = (one.stored_at, one.payload);
+            new.push(NewResult { place, before: None, stored_at, hash, origin, payload });
+            continue;
+        };
+        is_matched[at] = true;
+        place = place.max(at + 1);
+        // This known result follows the new ones in Redis, so none of them may be put behind it.
+        for new in new.iter_mut().filter(|new| new.before.is_none()) {
+            new.before = Some(at);
+        }
+        if results[at].payload.is_none() && !results[at].is_dispatched {
+            payloads.push((results[at].number, one.payload));
+        }
+    }
+    (is_matched, new)
+}
+
+/// The known result that a kept one is. Each known one is matched once, so that two equal results in
+/// Redis are two.
+fn matching(
+    results: &[KnownResult],
+    is_matched: &[bool],
+    hash: u64,
+    stored_at: u64,
+    subscription: Subscription,
+) -> Option<usize> {
+    let current = Origin::Published(subscription.number);
+    let find = |fits: &dyn Fn(Origin) -> bool| {
+        let equal = |(at, known): (usize, &KnownResult)| {
+            !is_matched[at] && known.hash == hash && fits(known.origin)
+        };
+        results.iter().enumerate().position(equal)
+    };
+    if stored_at >= subscription.since {
+        // Stored since the current subscription began, so the current subscription has most probably
+        // heard it. Else it may be what the worker set, or what an earlier subscription heard and
+        // some gateway stored late.
+        find(&|origin| origin == current)
+            .or_else(|| find(&|origin| origin == Origin::Set))
+            .or_else(|| find(&|_| true))
+    } else {
+        // Stored before, so it cannot be what the current subscription heard. If it were matched with
+        // that, an equal result from before an absence would take its place and one would be lost.
+        find(&|origin| origin != current && origin != Origin::Set)
+            .or_else(|| find(&|origin| origin == Origin::Set))
+    }
+}
+
+/// Moves the place of a new result behind known ones that Redis does not keep and that are older.
+/// Without this, what Redis has stored after it lost its data would come before what it lost.
+fn place(
+    new: &mut NewResult,
+    results: &[KnownResult],
+    is_matched: &[bool],
+    subscription: Subscription,
+) {
+    let before = new.before.unwrap_or(results.len());
+    new.place = new.place.min(before);
+    let is_older = |at: usize| {
+        let known = &results[at];
+        // What the current subscription heard is not older: it would have heard the new one as well.
+        let is_current = known.origin == Origin::Published(subscription.number);
+        !is_matched[at] && !is_current && known.since <= new.stored_at
+    };
+    while new.place < before && is_older(new.place) {
+        new.place += 1;
+    }
+}

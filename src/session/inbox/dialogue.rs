@@ -1,0 +1,431 @@
+//! What a worker and the inbox say to each other, without their connection.
+//!
+//! The inbox takes results and is not a Redis: `PUBLISH` does what it does there, what client libraries
+//! send on connecting is answered to their satisfaction, and every other command gets a clear error.
+//!
+//! In a transaction (`MULTI` … `EXEC`) nothing happens before `EXEC`, and nothing at all if one of its
+//! commands was refused. Without that, the commands behind a refused `MULTI` would run, and a worker
+//! that tries again would publish twice.
+
+use crate::proto::resp::{Protocol, RespReply};
+use uuid::Uuid;
+
+/// Bytes that the commands of one transaction may take.
+const TRANSACTION_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The cost of a queued command besides its arguments.
+const COMMAND_COST: usize = 128;
+
+/// The reply to `INFO`: client libraries look for `loading` before they send anything.
+const SERVER: &str = concat!(
+    "# Server\r\nredis_version:7.0.0\r\nredis_mode:standalone\r\n",
+    "server_name:aivtuber-gateway\r\ngateway_version:",
+    env!("CARGO_PKG_VERSION"),
+    "\r\n# Persistence\r\nloading:0\r\n"
+);
+
+/// The commands, and the fewest and the most arguments of each.
+const COMMANDS: [(&str, usize, usize); 12] = [
+    ("PUBLISH", 2, 2),
+    ("PING", 0, 1),
+    ("ECHO", 1, 1),
+    ("AUTH", 1, 2),
+    ("HELLO", 0, usize::MAX),
+    ("SELECT", 1, 1),
+    ("CLIENT", 1, usize::MAX),
+    ("INFO", 0, usize::MAX),
+    ("MULTI", 0, 0),
+    ("EXEC", 0, 0),
+    ("DISCARD", 0, 0),
+    ("QUIT", 0, usize::MAX),
+];
+
+/// A command: its name and its arguments.
+pub type Command = Vec<Vec<u8>>;
+
+/// What holds for all workers, and for this one.
+#[derive(Clone, Copy)]
+pub struct Rules<'a> {
+    /// What a task's channel begins with.
+    pub channel_prefix: &'a str,
+    /// The password that a worker must know, if there is one.
+    pub password: Option<&'a str>,
+    /// The number of the connection.
+    pub connection: u64,
+}
+
+/// One worker's side of the conversation.
+#[derive(Default)]
+pub struct Dialogue {
+    protocol: Protocol,
+    /// The worker has given the password.
+    pub is_authenticated: bool,
+    transaction: Option<Transaction>,
+    /// Replies for the worker.
+    pub replies: Vec<u8>,
+    /// Results that were published, and their tasks.
+    pub published: Vec<(Uuid, Vec<u8>)>,
+    /// Publications to channels that are no task's.
+    pub not_tasks: usize,
+    /// The worker has said goodbye, or broke the protocol. The replies are still for it.
+    pub is_over: bool,
+    /// The worker gave a wrong password since this was last cleared.
+    pub has_failed_login: bool,
+}
+
+#[derive(Default)]
+struct Transaction {
+    commands: Vec<Command>,
+    bytes: usize,
+    /// A command was refused, so `EXEC` will be.
+    is_broken: bool,
+}
+
+impl Dialogue {
+    /// Whether commands are taken from this worker.
+    pub fn may_enter(&self, rules: Rules<'_>) -> bool {
+        self.is_authenticated || rules.password.is_none()
+    }
+
+    /// Whether a transaction has begun and not ended.
+    pub fn is_in_transaction(&self) -> bool {
+        self.transaction.is_some()
+    }
+
+    /// The worker broke the protocol.
+    pub fn fail(&mut self, error: &str) {
+        self.reply(&RespReply::Error(&format!("ERR Protocol error: {error}")));
+        self.is_over = true;
+    }
+
+    /// Takes the next command, which has a name.
+    pub fn handle_command(&mut self, command: Command, rules: Rules<'_>) {
+        let Some((name, arguments)) = command.split_first() else { return };
+        let name = String::from_utf8_lossy(name).to_ascii_uppercase();
+        if let Err(error) = check(&name, arguments.len()) {
+            return self.refuse(&error);
+        }
+        if !self.may_enter(rules) && !matches!(name.as_str(), "AUTH" | "HELLO" | "QUIT") {
+            return self.refuse("NOAUTH Authentication required.");
+        }
+        match (name.as_str(), &mut self.transaction) {
+            ("MULTI", Some(_)) => {
+                self.reply(&RespReply::Error("ERR MULTI calls can not be nested"));
+            }
+            ("MULTI", None) => {
+                self.transaction = Some(Transaction::default());
+                self.reply(&RespReply::Simple("OK"));
+            }
+            ("EXEC" | "DISCARD", None) => {
+                self.reply(&RespReply::Error(&format!("ERR {name} without MULTI")));
+            }
+            ("EXEC", Some(_)) => self.execute(rules),
+            ("DISCARD", Some(_)) => {
+                self.transaction = None;
+                self.reply(&RespReply::Simple("OK"));
+            }
+            ("QUIT", _) => {
+                self.reply(&RespReply::Simple("OK"));
+                self.is_over = true;
+            }
+            (_, Some(transaction)) => {
+                let bytes: usize = command.iter().map(|argument| argument.len() + 24).sum();
+                transaction.bytes += bytes + COMMAND_COST;
+                if transaction.bytes > TRANSACTION_BYTES_MAX {
+                    transaction.commands = Vec::new();
+                    return self.refuse("ERR the transaction is too large");
+                }
+                transaction.commands.push(command);
+                self.reply(&RespReply::Simple("QUEUED"));
+            }
+            (_, None) => self.run(&name, arguments, rules),
+        }
+    }
+
+    /// Refuses a command, and with it the transaction that it belongs to.
+    fn refuse(&mut self, error: &str) {
+        if let Some(transaction) = &mut self.transaction {
+            transaction.is_broken = true;
+        }
+        self.reply(&RespReply::Error(error));
+    }
+
+    fn execute(&mut self, rules: Rules<'_>) {
+        let Transaction { commands, is_broken, .. } = self.transaction.take().unwrap_or_default();
+        if is_broken {
+            let error = "EXECABORT Transaction discarded because of previous errors.";
+            return self.reply(&RespReply::Error(error));
+        }
+        self.replies.extend_from_slice(format!("*{}\r\n", commands.len()).as_bytes());
+        for command in commands {
+            if let Some((name, arguments)) = command.split_first() {
+                let name = String::from_utf8_lossy(name).to_ascii_uppercase();
+                self.run(&name, arguments, rules);
+            }
+        }
+    }
+
+    /// Runs a command of a known name with the right number of arguments.
+    fn run(&mut self, name: &str, arguments: &[Vec<u8>], rules: Rules<'_>) {
+        match (name, arguments) {
+            ("PUBLISH", [channel, payload]) => {
+                // The number of subscribers that heard it: the gateway, or none.
+                let task = task_of(channel, rules.channel_prefix);
+                self.reply(&RespReply::Integer(i64::from(task.is_some())));
+                match task {
+                    Some(task) => self.published.push((task, payload.clone())),
+                    None => self.not_tasks += 1,
+                }
+            }
+            ("PING", [text]) | ("ECHO", [text]) => self.reply(&RespReply::Bulk(text)),
+            ("PING", _) => self.reply(&RespReply::Simple("PONG")),
+            ("AUTH", [password]) => self.authenticate(b"default", password, rules),
+            ("AUTH", [user, password]) => self.authenticate(user, password, rules),
+            ("HELLO", _) => self.hello(arguments, rules),
+            ("CLIENT", [subcommand, ..]) => match subcommand.to_ascii_uppercase().as_slice() {
+                b"ID" => self.reply(&RespReply::Integer(rules.connection as i64)),
+                b"GETNAME" => self.reply(&RespReply::Null),
+                _ => self.reply(&RespReply::Simple("OK")),
+            },
+            ("INFO", _) => self.reply(&RespReply::Bulk(SERVER.as_bytes())),
+            _ => self.reply(&RespReply::Simple("OK")),
+        }
+    }
+
+    fn authenticate(&mut self, user: &[u8], password: &[u8], rules: Rules<'_>) {
+        match self.log_in(user, password, rules) {
+            Ok(()) => self.reply(&RespReply::Simple("OK")),
+            Err(error) => self.reply(&RespReply::Error(error)),
+        }
+    }
+
+    fn log_in(
+        &mut self,
+        user: &[u8],
+        password: &[u8],
+        rules: Rules<'_>,
+    ) -> Result<(), &'static str> {
+        // Without a password any will do: workers keep the one that their Redis had.
+        let Some(expected) = rules.password else { return Ok(()) };
+        if user != b"default" || !is_equal(password, expected.as_bytes()) {
+            self.has_failed_login = true;
+            return Err("WRONGPASS invalid username-password pair or user is disabled.");
+        }
+        self.is_authenticated = true;
+        Ok(())
+    }
+
+    /// `HELLO [version [AUTH user password] [SETNAME name]]`.
+    fn hello(&mut self, arguments: &[Vec<u8>], rules: Rules<'_>) {
+        let protocol = match arguments.first().map(Vec::as_slice) {
+            None => self.protocol,
+            Some(b"2") => Protocol::Resp2,
+            Some(b"3") => Protocol::Resp3,
+            Some(_) => {
+                return self.reply(&RespReply::Error("NOPROTO unsupported protocol version"));
+            }
+        };
+        let mut options = arguments.get(1..).unwrap_or_default();
+        while let [option, rest @ ..] = options {
+            match (option.to_ascii_uppercase().as_slice(), rest) {
+                (b"AUTH", [user, password, rest @ ..]) => {
+                    if let Err(error) = self.log_in(user, password, rules) {
+                        return self.reply(&RespReply::Error(error));
+                    }
+                    options = rest;
+                }
+                (b"SETNAME", [_, rest @ ..]) => options = rest,
+                _ => return self.reply(&RespReply::Error("ERR syntax error in HELLO option")),
+            }
+        }
+        if !self.may_enter(rules) {
+            let error = "NOAUTH HELLO must be called with the client already authenticated, \
+                         otherwise the HELLO <proto> AUTH <user> <pass> option can be used";
+            return self.reply(&RespReply::Error(error));
+        }
+        self.protocol = protocol;
+        let version = if protocol == Protocol::Resp3 { 3 } else { 2 };
+        self.reply(&RespReply::Map(vec![
+            (RespReply::Bulk(b"server"), RespReply::Bulk(b"aivtuber-gateway")),
+            (RespReply::Bulk(b"version"), RespReply::Bulk(b"7.0.0")),
+            (RespReply::Bulk(b"proto"), RespReply::Integer(version)),
+            (RespReply::Bulk(b"id"), RespReply::Integer(rules.connection as i64)),
+            (RespReply::Bulk(b"mode"), RespReply::Bulk(b"standalone")),
+            (RespReply::Bulk(b"role"), RespReply::Bulk(b"master")),
+            (RespReply::Bulk(b"modules"), RespReply::Array(Vec::new())),
+        ]));
+    }
+
+    fn reply(&mut self, reply: &RespReply<'_>) {
+        reply.write(self.protocol, &mut self.replies);
+    }
+}
+
+/// What is wrong with a command, apart from its arguments' values.
+fn check(name: &str, arguments: usize) -> Result<(), String> {
+    match COMMANDS.iter().find(|(known, ..)| *known == name) {
+        Some((_, fewest, most)) if (*fewest..=*most).contains(&arguments) => Ok(()),
+        Some(_) => Err(format!(
+            "ERR wrong number of arguments for '{}' command",
+            name.to_ascii_lowercase()
+        )),
+        None => {
+            let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
+            Err(format!(
+                "ERR unknown command '{name}': this is the result inbox of aivtuber-gateway, \
+                 which takes PUBLISH"
+            ))
+        }
+    }
+}
+
+/// Compares in a time that depends on the lengths alone, so that it does not tell how much of a guess
+/// is right.
+fn is_equal(one: &[u8], other: &[u8]) -> bool {
+    let difference = one.iter().zip(other).fold(0, |sum, (a, b)| sum | (a ^ b));
+    one.len() == other.len() && std::hint::black_box(difference) == 0
+}
+
+/// The task whose results are published on `channel`.
+fn task_of(channel: &[u8], prefix: &str) -> Option<Uuid> {
+    Uuid::try_parse_ascii(channel.strip_prefix(prefix.as_bytes())?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TASK: Uuid = Uuid::from_u128(0x1234_5678_9abc_def0_1234_5678_9abc_def0);
+    const OPEN: Rules<'static> =
+        Rules { channel_prefix: "task_response:", password: None, connection: 7 };
+    const LOCKED: Rules<'static> = Rules { password: Some("s3 cret"), ..OPEN };
+
+    /// What is replied to commands, each given as words; `TASK` is the channel of the task.
+    fn replies(dialogue: &mut Dialogue, rules: Rules<'_>, commands: &[&[&str]]) -> String {
+        for command in commands {
+            let word = |word: &&str| word.replace("TASK", &format!("task_response:{TASK}"));
+            let command = command.iter().map(|it| word(it).into_bytes()).collect();
+            dialogue.handle_command(command, rules);
+        }
+        String::from_utf8(std::mem::take(&mut dialogue.replies)).unwrap()
+    }
+
+    fn payloads(dialogue: &mut Dialogue) -> Vec<String> {
+        let published = std::mem::take(&mut dialogue.published);
+        published.into_iter().map(|(_, payload)| String::from_utf8(payload).unwrap()).collect()
+    }
+
+    #[test]
+    fn channel_is_the_prefix_and_a_uuid_in_any_form() {
+        for form in [
+            TASK.hyphenated().to_string(),
+            TASK.simple().to_string(),
+            TASK.to_string().to_uppercase(),
+        ] {
+            let channel = format!("task_response:{form}");
+            assert_eq!(task_of(channel.as_bytes(), "task_response:"), Some(TASK));
+        }
+        assert_eq!(task_of(b"task_response:1", "task_response:"), None);
+        assert_eq!(task_of(b"other:12345678-9abc-def0-1234-56789abcdef0", "task_response:"), None);
+    }
+
+    #[test]
+    fn publish_is_answered_with_the_number_of_subscribers() {
+        let mut dialogue = Dialogue::default();
+        let commands: [&[&str]; 2] = [&["publish", "TASK", "{}"], &["PUBLISH", "other", "{}"]];
+        assert_eq!(replies(&mut dialogue, OPEN, &commands), ":1\r\n:0\r\n");
+        assert_eq!(dialogue.published, [(TASK, b"{}".to_vec())]);
+    }
+
+    #[test]
+    fn transaction_publishes_at_exec_and_not_before() {
+        let mut dialogue = Dialogue::default();
+        let begin: [&[&str]; 3] = [&["MULTI"], &["PUBLISH", "TASK", "a"], &["PING"]];
+        assert_eq!(replies(&mut dialogue, OPEN, &begin), "+OK\r\n+QUEUED\r\n+QUEUED\r\n");
+        assert_eq!(payloads(&mut dialogue), [""; 0]);
+        assert_eq!(replies(&mut dialogue, OPEN, &[&["EXEC"]]), "*2\r\n:1\r\n+PONG\r\n");
+        assert_eq!(payloads(&mut dialogue), ["a"]);
+        assert_eq!(replies(&mut dialogue, OPEN, &[&["MULTI"], &["EXEC"]]), "+OK\r\n*0\r\n");
+    }
+
+    #[test]
+    fn discarded_transaction_publishes_nothing() {
+        let mut dialogue = Dialogue::default();
+        let all: [&[&str]; 4] =
+            [&["MULTI"], &["PUBLISH", "TASK", "a"], &["DISCARD"], &["PUBLISH", "TASK", "b"]];
+        assert_eq!(replies(&mut dialogue, OPEN, &all), "+OK\r\n+QUEUED\r\n+OK\r\n:1\r\n");
+        assert_eq!(payloads(&mut dialogue), ["b"]);
+    }
+
+    #[test]
+    fn transaction_with_a_refused_command_is_refused_as_a_whole() {
+        let too_much = "x".repeat(TRANSACTION_BYTES_MAX);
+        for refused in [&["SET", "k", "v"][..], &["PUBLISH", "TASK"], &["ECHO", &too_much]] {
+            let mut dialogue = Dialogue::default();
+            let all: [&[&str]; 4] =
+                [&["MULTI"], &["PUBLISH", "TASK", "a"], refused, &["PUBLISH", "TASK", "b"]];
+            let replies_ = replies(&mut dialogue, OPEN, &all);
+            assert!(replies_.starts_with("+OK\r\n+QUEUED\r\n-ERR "), "{replies_}");
+            let end = replies(&mut dialogue, OPEN, &[&["EXEC"], &["EXEC"]]);
+            assert!(end.starts_with("-EXECABORT ") && end.ends_with("-ERR EXEC without MULTI\r\n"));
+            assert_eq!(payloads(&mut dialogue), [""; 0]);
+        }
+    }
+
+    #[test]
+    fn commands_of_a_transaction_out_of_place_are_refused() {
+        let mut dialogue = Dialogue::default();
+        assert_eq!(
+            replies(&mut dialogue, OPEN, &[&["DISCARD"], &["MULTI"], &["MULTI"], &["EXEC"]]),
+            "-ERR DISCARD without MULTI\r\n+OK\r\n-ERR MULTI calls can not be nested\r\n*0\r\n"
+        );
+    }
+
+    #[test]
+    fn hello_has_all_fields_in_both_protocols() {
+        let mut dialogue = Dialogue::default();
+        let reply = replies(&mut dialogue, OPEN, &[&["HELLO", "3", "SETNAME", "worker"]]);
+        assert!(reply.starts_with("%7\r\n") && reply.contains("$2\r\nid\r\n:7\r\n"), "{reply}");
+        let reply = replies(&mut dialogue, OPEN, &[&["HELLO", "2"]]);
+        assert!(reply.starts_with("*14\r\n"), "{reply}");
+        for bad in [&["HELLO", "4"][..], &["HELLO", "3", "AUTH", "x"], &["HELLO", "3", "LIST"]] {
+            assert!(replies(&mut dialogue, OPEN, &[bad]).starts_with('-'), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn without_the_password_nothing_is_taken() {
+        let mut dialogue = Dialogue::default();
+        for command in [&["PUBLISH", "TASK", "a"][..], &["PING"], &["MULTI"], &["HELLO", "3"]] {
+            let reply = replies(&mut dialogue, LOCKED, &[command]);
+            assert!(reply.starts_with("-NOAUTH "), "{reply}");
+        }
+        for wrong in [
+            &["AUTH", "s3"][..],
+            &["AUTH", "s3 cret?"],
+            &["AUTH", "admin", "s3 cret"],
+            &["HELLO", "3", "AUTH", "default", "x"],
+        ] {
+            let reply = replies(&mut dialogue, LOCKED, &[wrong]);
+            assert!(reply.starts_with("-WRONGPASS "), "{reply}");
+            assert!(std::mem::take(&mut dialogue.has_failed_login));
+        }
+        assert!(!dialogue.may_enter(LOCKED) && payloads(&mut dialogue).is_empty());
+    }
+
+    #[test]
+    fn the_password_opens_the_inbox() {
+        for login in [
+            &["AUTH", "s3 cret"][..],
+            &["AUTH", "default", "s3 cret"],
+            &["HELLO", "3", "AUTH", "default", "s3 cret"],
+        ] {
+            let mut dialogue = Dialogue::default();
+            let reply = replies(&mut dialogue, LOCKED, &[login, &["PUBLISH", "TASK", "a"]]);
+            assert!(reply.ends_with(":1\r\n"), "{reply}");
+            assert_eq!(payloads(&mut dialogue), ["a"]);
+        }
+        // A password that the inbox does not have is no reason to refuse a worker.
+        let reply = replies(&mut Dialogue::default(), OPEN, &[&["AUTH", "any"]]);
+        assert_eq!(reply, "+OK\r\n");
+    }
+}

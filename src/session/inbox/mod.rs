@@ -1,0 +1,224 @@
+//! A worker that publishes to the embedded inbox, in the Redis protocol.
+//!
+//! Each command is answered in its place. A worker that does not read its replies is not read from.
+
+#![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
+
+mod dialogue;
+
+use super::transcript::{Event, note};
+use super::{
+    Awaited, CloseReason, Context, Detail, Drain, Ended, Identity, Last, Phase, Session, State,
+    Step,
+};
+use crate::base::moment::Moment;
+use crate::net::{Conn, Io};
+use crate::proto::resp::{CommandReader, RespReply};
+use crate::service::link::Password;
+use dialogue::{Dialogue, Rules};
+use log::warn;
+use std::time::Duration;
+
+/// The largest command, in bytes, and so the largest result.
+const COMMAND_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The same before a worker has given the password.
+const LOGIN_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of replies that wait for the worker. While there are more, it is not read from.
+const REPLY_BYTES_MAX: usize = 64 * 1024;
+/// Bytes read in one step, which may hold some 90 small results; then it is other sessions' turn.
+const STEP_BYTES_MAX: usize = 8 * 1024;
+/// Work that a byte of commands causes, in bytes written: see [`Context::work`].
+const WORK_PER_BYTE: usize = 64;
+/// A worker that sends nothing for this long is disconnected. Its library connects again.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// The same in the middle of a command or of a transaction, or before the password.
+const UNFINISHED_TIMEOUT: Duration = Duration::from_secs(60);
+
+impl Session {
+    /// A worker's connection to the embedded inbox.
+    pub fn inbox(who: Identity, downstream: Conn, cx: &Context) -> Session {
+        let phase = Inbox::phase(cx);
+        Session { who, downstream, phase, is_yielded: false }
+    }
+
+    /// A worker for which there is no room.
+    pub fn refused_worker(who: Identity, downstream: Conn, cx: &Context) -> Session {
+        let ended = Ended::http(CloseReason::Refused);
+        let phase =
+            super::linger::Linger::phase(ended.with_last(Last::Answer(Inbox::refusal())), cx);
+        Session { who, downstream, phase, is_yielded: false }
+    }
+}
+
+/// A worker's connection.
+pub struct Inbox {
+    reader: CommandReader,
+    dialogue: Dialogue,
+    /// Bytes of `dialogue.replies` that have been sent.
+    sent: usize,
+    /// Results that it has published.
+    published: u64,
+    timeout_at: Moment,
+}
+
+impl Inbox {
+    /// The phase of a worker that has just connected.
+    pub fn phase(cx: &Context) -> Phase {
+        Phase::Inbox(Box::new(Inbox {
+            reader: CommandReader::new(COMMAND_BYTES_MAX),
+            dialogue: Dialogue::default(),
+            sent: 0,
+            published: 0,
+            timeout_at: cx.now + UNFINISHED_TIMEOUT,
+        }))
+    }
+
+    /// The reply to a worker for which there is no room.
+    pub fn refusal() -> Vec<u8> {
+        let mut reply = Vec::new();
+        RespReply::Error("ERR max number of clients reached").write(Default::default(), &mut reply);
+        reply
+    }
+
+    fn ended(&self, reason: CloseReason) -> Box<Ended> {
+        Ended::new(reason, Detail::Inbox { published: self.published })
+    }
+
+    /// Sends replies. True: the worker may be read from.
+    fn flush(&mut self, downstream: &mut Conn) -> Result<bool, ()> {
+        let replies = &mut self.dialogue.replies;
+        while self.sent < replies.len() {
+            match downstream.write(&replies[self.sent..]) {
+                Ok(Io::Moved(n)) => self.sent += n,
+                Ok(_) => {
+                    // What is sent is removed at once. A worker that always leaves a few replies
+                    // unread would make this grow for ever.
+                    replies.drain(..std::mem::take(&mut self.sent));
+                    return Ok(replies.len() < REPLY_BYTES_MAX && !self.dialogue.is_over);
+                }
+                Err(_) => return Err(()),
+            }
+        }
+        (*replies, self.sent) = (Vec::new(), 0);
+        Ok(true)
+    }
+
+    fn handle_bytes(&mut self, bytes: &[u8], who: &Identity, cx: &mut Context) {
+        let password = cx.inbox_password.clone();
+        let mut input = bytes;
+        while !self.dialogue.is_over {
+            let rules = Rules {
+                channel_prefix: &cx.channel_prefix,
+                password: password.as_ref().map(Password::text),
+                connection: who.serial,
+            };
+            self.reader.set_size_max(match self.dialogue.may_enter(rules) {
+                true => COMMAND_BYTES_MAX,
+                false => LOGIN_BYTES_MAX,
+            });
+            match self.reader.decode(&mut input) {
+                Ok(Some(command)) => {
+                    let name = String::from_utf8_lossy(&command[0]).to_ascii_uppercase();
+                    note(who, || Event::Command { name: &name, arguments: command.len() - 1 });
+                    self.dialogue.handle_command(command, rules);
+                    if std::mem::take(&mut self.dialogue.has_failed_login) {
+                        let client = who.client();
+                        warn!(target: "inbox", "{who} = wrong password client={client}");
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    warn!(target: "inbox", "{who} = protocol error: {error}");
+                    self.dialogue.fail(&error.to_string());
+                }
+            }
+            for _ in 0..std::mem::take(&mut self.dialogue.not_tasks) {
+                note(who, || Event::NotATask);
+            }
+            for (task, payload) in self.dialogue.published.drain(..) {
+                note(who, || Event::Published { task, bytes: payload.len() });
+                self.published += 1;
+                cx.results.publish(cx.now, task, &payload);
+            }
+        }
+        let is_locked = password.is_some() && !self.dialogue.is_authenticated;
+        let is_unfinished = !self.reader.is_idle() || self.dialogue.is_in_transaction();
+        self.timeout_at = cx.now
+            + match is_locked || is_unfinished {
+                true => UNFINISHED_TIMEOUT,
+                false => IDLE_TIMEOUT,
+            };
+    }
+}
+
+impl State for Inbox {
+    fn step(
+        mut self: Box<Self>,
+        downstream: &mut Conn,
+        who: &mut Identity,
+        cx: &mut Context,
+    ) -> Step {
+        let mut bytes_read = 0;
+        loop {
+            match self.flush(downstream) {
+                Ok(true) if self.dialogue.is_over => {
+                    // It may still be sending, and must be able to read what was wrong.
+                    let ended = self.ended(CloseReason::Done);
+                    return Step::End(ended.with_last(Last::Fin(Awaited::Fin)));
+                }
+                Ok(true) => {}
+                Ok(false) => return self.wait(cx),
+                Err(()) => return Step::End(self.ended(CloseReason::ClientVanished)),
+            }
+            // Deliveries go first, and so do others after a full read.
+            if cx.results.is_full() || bytes_read >= STEP_BYTES_MAX {
+                return Step::Yield(Phase::Inbox(self));
+            }
+            let read = cx.with_scratch(|scratch, cx| {
+                let read = downstream.read(&mut scratch[..STEP_BYTES_MAX - bytes_read]);
+                if let Ok(Io::Moved(n)) = read {
+                    cx.work += WORK_PER_BYTE * n;
+                    self.handle_bytes(&scratch[..n], who, cx);
+                }
+                read
+            });
+            match read {
+                Ok(Io::Moved(n)) => bytes_read += n,
+                Ok(Io::Blocked) => return self.wait(cx),
+                Ok(Io::Ended) => return Step::End(self.ended(CloseReason::Done)),
+                Err(_) => return Step::End(self.ended(CloseReason::ClientVanished)),
+            }
+        }
+    }
+
+    fn deadline(&self) -> Option<Moment> {
+        Some(self.timeout_at)
+    }
+
+    /// Workers may publish until all waiting clients have their results.
+    fn drain(&mut self, _: Drain, _: &Identity, _: &mut Context) {}
+
+    fn reload(&mut self, _: Moment) {}
+
+    fn word(&self) -> &'static str {
+        "inbox"
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.dialogue.replies.len() - self.sent
+    }
+
+    fn release(self: Box<Self>, _: &Identity, _: &mut Context) -> Box<Ended> {
+        self.ended(CloseReason::Stopped)
+    }
+}
+
+impl Inbox {
+    /// Waits for the worker. Its time is up only if nothing was left to read.
+    fn wait(self: Box<Self>, cx: &Context) -> Step {
+        match self.timeout_at <= cx.now {
+            true => Step::End(self.ended(CloseReason::IdleTimeout)),
+            false => Step::Wait(Phase::Inbox(self)),
+        }
+    }
+}
