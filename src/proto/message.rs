@@ -5,7 +5,7 @@
 //! reach the client unchanged, as decoding them could only change them. So reading never fails. What is
 //! not a JSON object, or has a known field of the wrong type, becomes a result that tells the client so.
 //! A field that is only passed on and is not JSON (`NaN`, bytes that are not UTF-8) becomes null; see
-//! [`members`].
+//! `members`.
 //!
 //! The text of a worker's own `error` field is delivered. Nothing else that describes a fault, such as a
 //! parser's message or a path on this server, ever enters a message.

@@ -7,8 +7,8 @@
 //! A result that was just heard may have to wait for one that was published before it. After a
 //! connection to Redis came up, and when a task's first client comes, Redis is asked what it keeps.
 //! Until it has answered, nothing of that task goes out, so that the second sentence never overtakes
-//! the first. Redis answers in about a millisecond. Results are held for at most [`HOLD_MAX`] while the
-//! link is down, and for at most [`TASK_HOLD_MAX`] in all, however often the link comes and goes:
+//! the first. Redis answers in about a millisecond. Results are held for at most `HOLD_MAX` while the
+//! link is down, and for at most `TASK_HOLD_MAX` in all, however often the link comes and goes:
 //! results in the wrong order are better than none.
 
 use crate::base::moment::Moment;
@@ -26,7 +26,7 @@ use crate::service::tasks::{self, ClientState, Occurrence, Status, Subscription,
 /// How long results are held while the link is down.
 const HOLD_MAX: Duration = Duration::from_secs(1);
 /// How long the results of a task are held in all: as long as a silent connection takes to be noticed,
-/// and [`HOLD_MAX`].
+/// and `HOLD_MAX`.
 const TASK_HOLD_MAX: Duration = Duration::from_secs(6);
 /// Losses of results are reported at most once in this time.
 const LOSS_NOTICE_INTERVAL: Duration = Duration::from_secs(1);
