@@ -512,7 +512,7 @@ impl ResultsWorld {
         {
             return Ok(());
         }
-        let has_all = visitor.waiter.seen.last().is_some_and(|seen| seen.is_final);
+        let has_all = visitor.waiter.seen.iter().any(|seen| seen.is_final);
         if !has_all && visitor.visit.kind == Kind::Task {
             let visit = Visit {
                 door: self.chance.usize(..self.doors.len()),

@@ -341,9 +341,14 @@ impl Waiter {
                 Err(format!("{} again", shown()))
             };
         };
-        let after = |is_final: bool| if is_final { Hearing::Over(1000) } else { Hearing::Rest };
+        // What was queued with a final result still comes, and the Close behind the last of it.
+        let has_final = self.seen.iter().any(|seen| seen.is_final);
+        let after = |is_final: bool| match is_final || has_final {
+            true => Hearing::Over(1000),
+            false => Hearing::Rest,
+        };
         match hearing {
-            Hearing::Rest => {
+            Hearing::Rest | Hearing::Over(1000) => {
                 let view = message
                     .get("content")
                     .or(message.get("error"))

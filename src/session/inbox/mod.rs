@@ -29,10 +29,10 @@ const REPLY_BYTES_MAX: usize = 64 * 1024;
 const STEP_BYTES_MAX: usize = 8 * 1024;
 /// Work that a byte of commands causes, in bytes written: see [`Context::work`].
 const WORK_PER_BYTE: usize = 64;
-/// A worker that sends nothing for this long is disconnected. Its library connects again.
+/// A worker is disconnected when no byte moved for this long. Its library connects again.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// The same in the middle of a command or of a transaction, or before the password.
-const UNFINISHED_TIMEOUT: Duration = Duration::from_secs(60);
+const UNFINISHED_TIMEOUT: Duration = Duration::from_secs(300);
 
 impl Session {
     /// A worker's connection to the embedded inbox.
@@ -58,7 +58,12 @@ pub struct Inbox {
     sent: usize,
     /// Results that it has published.
     published: u64,
-    timeout_at: Moment,
+    /// When a byte last moved, either way.
+    active_at: Moment,
+    /// Timeout for the next one.
+    timeout: Duration,
+    /// Bytes that the worker had not acknowledged when that was last over.
+    unacknowledged: Option<usize>,
 }
 
 impl Inbox {
@@ -69,7 +74,9 @@ impl Inbox {
             dialogue: Dialogue::default(),
             sent: 0,
             published: 0,
-            timeout_at: cx.now + UNFINISHED_TIMEOUT,
+            active_at: cx.now,
+            timeout: UNFINISHED_TIMEOUT,
+            unacknowledged: None,
         }))
     }
 
@@ -85,11 +92,15 @@ impl Inbox {
     }
 
     /// Sends replies. True: the worker may be read from.
-    fn flush(&mut self, downstream: &mut Conn) -> Result<bool, ()> {
+    fn flush(&mut self, downstream: &mut Conn, now: Moment) -> Result<bool, ()> {
         let replies = &mut self.dialogue.replies;
         while self.sent < replies.len() {
             match downstream.write(&replies[self.sent..]) {
-                Ok(Io::Moved(n)) => self.sent += n,
+                Ok(Io::Moved(n)) => {
+                    self.sent += n;
+                    // A worker that reads slowly is not idle.
+                    self.active_at = now;
+                }
                 Ok(_) => {
                     // What is sent is removed at once. A worker that always leaves a few replies
                     // unread would make this grow for ever.
@@ -143,11 +154,11 @@ impl Inbox {
         }
         let is_locked = password.is_some() && !self.dialogue.is_authenticated;
         let is_unfinished = !self.reader.is_idle() || self.dialogue.is_in_transaction();
-        self.timeout_at = cx.now
-            + match is_locked || is_unfinished {
-                true => UNFINISHED_TIMEOUT,
-                false => IDLE_TIMEOUT,
-            };
+        self.active_at = cx.now;
+        self.timeout = match is_locked || is_unfinished {
+            true => UNFINISHED_TIMEOUT,
+            false => IDLE_TIMEOUT,
+        };
     }
 }
 
@@ -160,14 +171,14 @@ impl State for Inbox {
     ) -> Step {
         let mut bytes_read = 0;
         loop {
-            match self.flush(downstream) {
+            match self.flush(downstream, cx.now) {
                 Ok(true) if self.dialogue.is_over => {
                     // It may still be sending, and must be able to read what was wrong.
                     let ended = self.ended(CloseReason::Done);
                     return Step::End(ended.with_last(Last::Fin(Awaited::Fin)));
                 }
                 Ok(true) => {}
-                Ok(false) => return self.wait(cx),
+                Ok(false) => return self.wait(downstream, cx),
                 Err(()) => return Step::End(self.ended(CloseReason::ClientVanished)),
             }
             // Deliveries go first, and so do others after a full read.
@@ -184,7 +195,7 @@ impl State for Inbox {
             });
             match read {
                 Ok(Io::Moved(n)) => bytes_read += n,
-                Ok(Io::Blocked) => return self.wait(cx),
+                Ok(Io::Blocked) => return self.wait(downstream, cx),
                 Ok(Io::Ended) => return Step::End(self.ended(CloseReason::Done)),
                 Err(_) => return Step::End(self.ended(CloseReason::ClientVanished)),
             }
@@ -192,7 +203,7 @@ impl State for Inbox {
     }
 
     fn deadline(&self) -> Option<Moment> {
-        Some(self.timeout_at)
+        Some(self.active_at + self.timeout)
     }
 
     /// Workers may publish until all waiting clients have their results.
@@ -214,11 +225,18 @@ impl State for Inbox {
 }
 
 impl Inbox {
-    /// Waits for the worker. Its time is up only if nothing was left to read.
-    fn wait(self: Box<Self>, cx: &Context) -> Step {
-        match self.timeout_at <= cx.now {
-            true => Step::End(self.ended(CloseReason::IdleTimeout)),
-            false => Step::Wait(Phase::Inbox(self)),
+    /// Waits for the worker. Its time is up only if nothing was left to read, and if it does not take
+    /// what it was sent: the kernel, or a transport that buffers, may hold replies that it reads slowly.
+    fn wait(mut self: Box<Self>, downstream: &Conn, cx: &Context) -> Step {
+        if self.active_at + self.timeout <= cx.now {
+            let left = downstream.unacknowledged();
+            // Of a worker that is gone, the number stays the same.
+            let is_taking = left.is_some_and(|left| left > 0) && left != self.unacknowledged;
+            if !is_taking {
+                return Step::End(self.ended(CloseReason::IdleTimeout));
+            }
+            (self.unacknowledged, self.active_at) = (left, cx.now);
         }
+        Step::Wait(Phase::Inbox(self))
     }
 }
