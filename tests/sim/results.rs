@@ -1,12 +1,14 @@
-//! The world around results: workers, a Redis or the embedded inbox, one gateway or several, clients who wait.
+//! The world around results: workers, a Redis or the embedded inbox, one gateway or several, and
+//! clients that wait.
 //!
-//! What everybody is owed follows from what a gateway was really told, to the byte: a publication counts as heard when the gateway
-//! has read its last byte, what Redis keeps counts as known when the answer has been read. From there on:
+//! What a gateway owes its clients follows from what it has read, to the byte: a publication counts as
+//! heard once the gateway has read its last byte, and what Redis keeps counts as known once the answer
+//! has been read. From there on:
 //!
-//! - Nobody sees anything that was not published, nor anything twice, nor a message in the wrong place.
+//! - No client gets anything that was not published, or anything twice, or a message in the wrong place.
 //! - Results come in the order of their publication, as long as Redis was not away meanwhile.
-//! - A prompt client that stays sees everything that its gateway was told, and then the right Close frame; nobody is sent away
-//!   without a reason.
+//! - A prompt client that stays gets everything that its gateway knows, and then the right Close frame.
+//!   No client is closed without a reason.
 //! - What a gateway heard is kept in Redis in the end, each once, and other gateways deliver it.
 //! - In the end no session is left, and after `retain` no result.
 
@@ -35,7 +37,7 @@ use uuid::Uuid;
 const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
 
-/// Faults are over, and gateways stand again; then somebody comes for every task, at every door.
+/// By then faults are over and gateways run; then a client comes for every task, at every door.
 const INSPECTED_AFTER: Duration = Duration::from_secs(75);
 
 const REDIS: &str = "10.0.0.9:6379";
@@ -89,7 +91,7 @@ struct Errand {
 
 #[derive(Debug, Clone, Copy)]
 enum Fault {
-    /// Connections end: all, or one; after so many further bytes.
+    /// Connections end, all or one, after `after` further bytes.
     Drop {
         is_all: bool,
         end: End,
@@ -714,7 +716,7 @@ impl ResultsWorld {
     fn come(&mut self, visit: Visit) {
         let uuid = self.board.tasks[visit.task].uuid;
         let Some(place) = self.doors[visit.door] else {
-            // Nobody is there: again in a while.
+            // No gateway runs there: again in a while.
             self.plan(S, Plan::Come(Box::new(visit)));
             return;
         };
@@ -1275,7 +1277,7 @@ impl ResultsWorld {
         Ok(())
     }
 
-    /// Whoever waits in vain is told so.
+    /// A client that can get no result is closed in time.
     fn judge_waiting(&self, visitor: &Visitor) -> Result<(), String> {
         let waiter = &visitor.waiter;
         let (Some(_), Some((joined, _)), None) = (waiter.task, visitor.joined, waiter.has_faulted)
@@ -1301,7 +1303,7 @@ impl ResultsWorld {
             let ends = place.ups.iter().map(|up| up.0).skip(1).chain([until]);
             for (up, end) in place.ups.iter().zip(ends) {
                 if !up.1 && end.min(until) > up.0.max(last) + grace + self.margin && up.0 > joined {
-                    return Err("Redis is away, and nobody tells it".into());
+                    return Err("Redis is away, and it is not closed".into());
                 }
             }
         }

@@ -1,7 +1,8 @@
-//! A client that waits for the results of a task, and holds every message against what was published.
+//! A client that waits for the results of a task, and compares every message with what was published.
 //!
-//! It reads frames by itself and follows what a result looks like on the wire: the text, for each chunk its announcement and its
-//! bytes, the end. Whatever does not fit is a fault at once; what is missing can only be judged in the end, by the world.
+//! It reads frames itself and follows what a result looks like on the wire: the text, for each chunk its
+//! announcement and its bytes, the end. What does not fit is a fault at once. What is missing can be
+//! judged only in the end, by the world.
 
 use crate::answers::{Board, Sound, audio_bytes};
 use crate::kernel::{Action, End, Kernel, LinkId, take};
@@ -13,7 +14,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 const MS: Duration = Duration::from_millis(1);
-/// What a client is told whose task had results that are gone before their time.
+/// The error for a client whose task had results that are gone before their time.
 const MISSING: &str = "Some results are no longer available";
 
 /// How a waiting client behaves.
@@ -56,12 +57,12 @@ pub enum Say {
     BadFrame,
 }
 
-/// Where it is in what it is told.
+/// Which message it expects next.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Hearing {
     /// Between results.
     Rest,
-    /// An error of ours follows the text: these words.
+    /// An error message with these words follows the text.
     Fault { words: &'static str, is_final: bool },
     /// `lengths`: what the file's length may have been; `next`: the chunk that is to come, if that is clear.
     Audio { lengths: Vec<usize>, next: Option<usize>, is_final: bool },
