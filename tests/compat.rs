@@ -42,10 +42,10 @@ use aivtuber_gateway::net::{Side, Source};
 use aivtuber_gateway::service::limits;
 use aivtuber_gateway::service::name::LookUpError;
 use aivtuber_gateway::service::origin::OriginRule;
-use aivtuber_gateway::service::route::{RouteSettings, Target};
+use aivtuber_gateway::service::route::{RouteSettings, TargetSettings};
 use aivtuber_gateway::service::trust::PeerRule;
 use aivtuber_gateway::service::url::{BackendUrl, Template};
-use aivtuber_gateway::session::jobs::{Answer, Job};
+use aivtuber_gateway::session::jobs::{Job, JobAnswer};
 use aivtuber_gateway::session::{self, OnBackendFailure};
 use kernel::{Action, Dialer, End, Host, Kernel, LinkId, Nature, Shared, near_socket};
 use std::fmt::Write as _;
@@ -55,7 +55,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
 use tungstenite::handshake::derive_accept_key;
-use wire::{Frame, Kind};
+use wire::{Frame, FrameKind};
 
 #[test]
 fn relayed_routes() {
@@ -129,7 +129,7 @@ fn diff(written: &str, played: &str) -> String {
 
 fn play_exchange(text: &str) -> Result<String, String> {
     let mut out = String::new();
-    let mut stage = None;
+    let mut run = None;
     let mut settings = settings();
     let mut options = Options { shows_heads: false, splices: false };
     let mut lines = text.lines().peekable();
@@ -142,21 +142,21 @@ fn play_exchange(text: &str) -> Result<String, String> {
         } else if line == "show heads" {
             options.shows_heads = true;
         } else if line == "---" {
-            let stage: &mut Stage =
-                stage.get_or_insert_with(|| Stage::new(settings.clone(), options));
-            stage.settle()?;
-            out.push_str(&stage.take_output());
+            let run: &mut ScriptRun =
+                run.get_or_insert_with(|| ScriptRun::new(settings.clone(), options));
+            run.settle()?;
+            out.push_str(&run.take_output());
             while lines.peek().is_some_and(|line| is_output(line)) {
                 lines.next();
             }
         } else if !line.is_empty() && !line.starts_with('#') {
-            let stage = stage.get_or_insert_with(|| Stage::new(settings.clone(), options));
-            stage.act(line, &mut settings).map_err(|why| format!("{line}: {why}"))?;
+            let run = run.get_or_insert_with(|| ScriptRun::new(settings.clone(), options));
+            run.act(line, &mut settings).map_err(|why| format!("{line}: {why}"))?;
         }
     }
-    let mut stage = stage.ok_or("nothing happens")?;
-    stage.settle()?;
-    match stage.take_output() {
+    let mut run = run.ok_or("nothing happens")?;
+    run.settle()?;
+    match run.take_output() {
         rest if rest.is_empty() => {
             // Every exchange but the last is followed by the empty line before the next one.
             Ok(out.strip_suffix('\n').unwrap_or(&out).to_owned()
@@ -186,7 +186,7 @@ fn settings() -> gateway::Settings {
     let route = |name: &str, path: &str, urls: &[&str]| RouteSettings {
         name: name.into(),
         path: Template::parse(path).expect("a path"),
-        target: Target::Backend {
+        target: TargetSettings::Backend {
             urls: urls.iter().map(|url| BackendUrl::parse(url).expect("a URL")).collect(),
             host: (name == "hosted").then(|| "backend.example".into()),
         },
@@ -273,14 +273,14 @@ fn duration(text: &str) -> Result<Duration, String> {
 // ---- the gateway and its peers
 
 /// A gateway, with peers that do what the script says.
-struct Stage {
+struct ScriptRun {
     kernel: Shared,
     gateway: Gateway,
     peers: Vec<Peer>,
     slots: Vec<(usize, LinkId)>,
     waiting: Vec<LinkId>,
     /// Finished background jobs, for the next turn.
-    answers: Vec<Answer>,
+    answers: Vec<JobAnswer>,
     /// What looking up a name gives; `None`: no answer.
     names: Option<Result<Vec<SocketAddr>, LookUpError>>,
     backends: usize,
@@ -332,8 +332,8 @@ enum Reading {
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const MASK: [u8; 4] = [1, 2, 3, 4];
 
-impl Stage {
-    fn new(settings: gateway::Settings, options: Options) -> Stage {
+impl ScriptRun {
+    fn new(settings: gateway::Settings, options: Options) -> ScriptRun {
         let Options { shows_heads, splices } = options;
         let nature = Nature {
             receive_max: 1 << 20,
@@ -361,7 +361,7 @@ impl Stage {
         let network = Box::new(Dialer(Rc::clone(&kernel)));
         let gateway = Gateway::new(settings, network, fastrand::Rng::with_seed(1), now, UNIX_EPOCH);
         let gateway = gateway.expect("its settings are good");
-        Stage {
+        ScriptRun {
             kernel,
             gateway,
             peers: Vec::new(),
@@ -485,7 +485,8 @@ impl Stage {
             }
             "answers" => {
                 let mask = self.peers[index].mask();
-                let frame = Frame::new(Kind::plain(wire::PONG, mask), &self.peers[index].pinged);
+                let frame =
+                    Frame::new(FrameKind::plain(wire::PONG, mask), &self.peers[index].pinged);
                 self.send(index, &frame.bytes);
             }
             "connects" => {}
@@ -585,7 +586,7 @@ impl Stage {
             }
             None => payload.extend(text.trim_matches('"').bytes()),
         }
-        Ok(Frame::new(Kind { fin, rsv, ..Kind::plain(opcode, mask) }, &payload).bytes)
+        Ok(Frame::new(FrameKind { fin, rsv, ..FrameKind::plain(opcode, mask) }, &payload).bytes)
     }
 
     // ---- time and turns
@@ -665,7 +666,7 @@ impl Stage {
             match job {
                 Job::LookUp { owner, .. } => {
                     if let Some(found) = self.names.clone() {
-                        self.answers.push(Answer::LookedUp { owner, found });
+                        self.answers.push(JobAnswer::LookedUp { owner, found });
                     }
                 }
                 Job::File(job) => self.answers.push(job.run()),

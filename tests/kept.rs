@@ -22,7 +22,7 @@ use aivtuber_gateway::net::{Network, PeerAddress, Ready, Side, Socket, Source, T
 use aivtuber_gateway::reactor::clock::Clock;
 use aivtuber_gateway::service::limits;
 use aivtuber_gateway::service::link::{self, REDIS_ROLES, RedisRole, Subscribe};
-use aivtuber_gateway::service::route::{RouteSettings, Target};
+use aivtuber_gateway::service::route::{RouteSettings, TargetSettings};
 use aivtuber_gateway::service::tasks::{self, Status};
 use aivtuber_gateway::service::url::Template;
 use aivtuber_gateway::session;
@@ -164,7 +164,7 @@ impl Process {
             routes: vec![RouteSettings {
                 name: "output".into(),
                 path: Template::parse("/ws/output/{task_id}").unwrap(),
-                target: Target::Output,
+                target: TargetSettings::Output,
             }],
             drain_timeout: None,
             tasks,

@@ -9,7 +9,7 @@ use super::addresses::set_redis;
 use super::problems::{BadItem, Problem};
 use super::settings::Config;
 use super::values::parse_level;
-use crate::service::route::Target;
+use crate::service::route::TargetSettings;
 use crate::service::url::{BackendUrl, Template};
 
 /// An environment variable that sets something.
@@ -18,11 +18,11 @@ pub struct Variable {
     pub name: &'static str,
     /// For `--help`.
     pub doc: &'static str,
-    apply: fn(&mut Config, &str, Lookup) -> Result<(), Fault>,
+    apply: fn(&mut Config, &str, VariableLookup) -> Result<(), VariableFault>,
 }
 
 /// Looks up another variable; `None` if it is unset or empty.
-type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
+type VariableLookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// The variables, in the order in which they are applied.
 pub const ENVIRONMENT: &[Variable] = &[
@@ -45,7 +45,7 @@ pub const ENVIRONMENT: &[Variable] = &[
         name: "REDIS_PORT",
         doc: "the port of `redis.url`; the host is REDIS_HOST or localhost",
         apply: |config, port, env| match env("REDIS_HOST") {
-            _ if is_kubernetes(port) => Err(Fault::Warning(format!(
+            _ if is_kubernetes(port) => Err(VariableFault::Warning(format!(
                 "`{port}` is not a port: Kubernetes sets it so for a service called `redis`"
             ))),
             // Applied together with the host.
@@ -56,29 +56,29 @@ pub const ENVIRONMENT: &[Variable] = &[
     Variable {
         name: "REDIS_URL",
         doc: "`redis.url`; overrides REDIS_HOST and REDIS_PORT",
-        apply: |config, url, _| set_redis(config, &[url.into()]).map_err(Fault::from),
+        apply: |config, url, _| set_redis(config, &[url.into()]).map_err(VariableFault::from),
     },
     Variable {
         name: "AIVTUBER_GATEWAY_LOG",
         doc: "`log.level`",
         apply: |config, level, _| {
-            config.log.level = parse_level(level).map_err(Fault::Error)?;
+            config.log.level = parse_level(level).map_err(VariableFault::Error)?;
             Ok(())
         },
     },
 ];
 
 /// Why a variable was not applied.
-enum Fault {
+enum VariableFault {
     /// Its value cannot be used: the gateway does not start.
     Error(String),
     /// It has no effect, which is worth a warning.
     Warning(String),
 }
 
-impl From<BadItem> for Fault {
+impl From<BadItem> for VariableFault {
     fn from(bad: BadItem) -> Self {
-        Fault::Error(bad.why)
+        VariableFault::Error(bad.why)
     }
 }
 
@@ -99,10 +99,10 @@ pub(super) fn apply_environment(
         let Some(value) = text(variable.name) else { continue };
         match (variable.apply)(config, &value, &text) {
             Ok(()) => {}
-            Err(Fault::Error(why)) => {
+            Err(VariableFault::Error(why)) => {
                 problems.push(Problem { place: variable.name.into(), key: None, why })
             }
-            Err(Fault::Warning(why)) => {
+            Err(VariableFault::Warning(why)) => {
                 warnings.push(format!("{} is ignored: {why}", variable.name))
             }
         }
@@ -110,20 +110,20 @@ pub(super) fn apply_environment(
 }
 
 /// Makes the route `name` a relayed one, to `urls`, which are separated by commas.
-fn relay(config: &mut Config, name: &str, urls: &str) -> Result<(), Fault> {
+fn relay(config: &mut Config, name: &str, urls: &str) -> Result<(), VariableFault> {
     let Some(route) = config.gateway.routes.iter_mut().find(|route| route.name == name) else {
-        return Err(Fault::Warning(format!("no route is called `{name}`")));
+        return Err(VariableFault::Warning(format!("no route is called `{name}`")));
     };
     let urls = urls
         .split(',')
         .map(|url| with_route_path(url.trim(), &route.path))
         .collect::<Result<_, _>>();
-    let urls = urls.map_err(Fault::Error)?;
+    let urls = urls.map_err(VariableFault::Error)?;
     let host = match &route.target {
-        Target::Backend { host, .. } => host.clone(),
-        Target::Output => None,
+        TargetSettings::Backend { host, .. } => host.clone(),
+        TargetSettings::Output => None,
     };
-    route.target = Target::Backend { urls, host };
+    route.target = TargetSettings::Backend { urls, host };
     Ok(())
 }
 
@@ -155,7 +155,7 @@ fn is_kubernetes(port: &str) -> bool {
 }
 
 /// Sets `redis.url` from a host and `REDIS_PORT`, unless `REDIS_URL` is set, which overrides both.
-fn redis_at(config: &mut Config, host: &str, env: Lookup) -> Result<(), Fault> {
+fn redis_at(config: &mut Config, host: &str, env: VariableLookup) -> Result<(), VariableFault> {
     if env("REDIS_URL").is_some() {
         return Ok(());
     }
@@ -163,7 +163,9 @@ fn redis_at(config: &mut Config, host: &str, env: Lookup) -> Result<(), Fault> {
     match port.parse::<u16>() {
         Ok(port) if port > 0 => {}
         _ => {
-            return Err(Fault::Error(format!("REDIS_PORT is {port:?}, expected 1 to 65535")));
+            return Err(VariableFault::Error(format!(
+                "REDIS_PORT is {port:?}, expected 1 to 65535"
+            )));
         }
     }
     let host = if host.contains(':') && !host.starts_with('[') {
@@ -171,7 +173,7 @@ fn redis_at(config: &mut Config, host: &str, env: Lookup) -> Result<(), Fault> {
     } else {
         host.into()
     };
-    set_redis(config, &[format!("redis://{host}:{port}")]).map_err(Fault::from)
+    set_redis(config, &[format!("redis://{host}:{port}")]).map_err(VariableFault::from)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 
 use super::addresses::{check_prefix, set_admin_listen, set_listen, set_password_file, set_redis};
-use super::kind::Kind;
+use super::kind::KeyKind;
 use super::problems::BadItem;
 use super::settings::Config;
 use super::values::{GIB, KIB, MIB, TIB, Words, each, parse_level, value_of, word_of};
@@ -29,7 +29,7 @@ pub struct Section {
 pub struct Key {
     /// Without its section.
     pub name: &'static str,
-    pub(super) kind: Kind,
+    pub(super) kind: KeyKind,
     needs_restart: bool,
 }
 
@@ -48,7 +48,7 @@ impl Key {
 /// A duration.
 macro_rules! time {
     ($($field:ident).+) => {
-        Kind::Time { get: |c| c.$($field).+, set: |c, value| c.$($field).+ = value }
+        KeyKind::Time { get: |c| c.$($field).+, set: |c, value| c.$($field).+ = value }
     };
 }
 
@@ -57,7 +57,7 @@ macro_rules! size {
     ($($field:ident).+, $range:expr) => { size!(@ $($field).+, $range, false) };
     ($($field:ident).+, 0 or $range:expr) => { size!(@ $($field).+, $range, true) };
     (@ $($field:ident).+, $range:expr, $allows_zero:expr) => {
-        Kind::Size {
+        KeyKind::Size {
             get: |c| c.$($field).+ as u64,
             set: |c, value| c.$($field).+ = value as _,
             allows_zero: $allows_zero,
@@ -69,7 +69,7 @@ macro_rules! size {
 /// A size in bytes that is `None` when it is 0.
 macro_rules! limit {
     ($($field:ident).+, $range:expr) => {
-        Kind::Size {
+        KeyKind::Size {
             get: |c| c.$($field).+.unwrap_or(0),
             set: |c, value| c.$($field).+ = (value > 0).then_some(value),
             allows_zero: true,
@@ -81,7 +81,7 @@ macro_rules! limit {
 /// A whole number, within a range.
 macro_rules! count {
     ($($field:ident).+, $range:expr) => {
-        Kind::Count {
+        KeyKind::Count {
             get: |c| c.$($field).+ as u64,
             set: |c, value| c.$($field).+ = value as _,
             range: $range,
@@ -92,14 +92,14 @@ macro_rules! count {
 /// `true` or `false`.
 macro_rules! flag {
     ($($field:ident).+) => {
-        Kind::Flag { get: |c| c.$($field).+, set: |c, value| c.$($field).+ = value }
+        KeyKind::Flag { get: |c| c.$($field).+, set: |c, value| c.$($field).+ = value }
     };
 }
 
 /// One of several words.
 macro_rules! word {
     ($($field:ident).+, $words:expr, $example:literal) => {
-        Kind::Text {
+        KeyKind::Text {
             get: |c| word_of($words, c.$($field).+).into(),
             set: |c, word| {
                 c.$($field).+ = value_of($words, word)?;
@@ -113,7 +113,7 @@ macro_rules! word {
 /// Addresses, networks and `unix`.
 macro_rules! peers {
     ($($field:ident).+) => {
-        Kind::List {
+        KeyKind::List {
             get: |c| c.$($field).+.iter().map(PeerRule::to_string).collect(),
             set: |c, rules| {
                 c.$($field).+ = each(rules, PeerRule::parse)?;
@@ -125,12 +125,12 @@ macro_rules! peers {
 }
 
 /// A key that a reload takes into use.
-const fn live(name: &'static str, kind: Kind) -> Key {
+const fn live(name: &'static str, kind: KeyKind) -> Key {
     Key { name, kind, needs_restart: false }
 }
 
 /// A key that only a restart takes into use.
-const fn at_start(name: &'static str, kind: Kind) -> Key {
+const fn at_start(name: &'static str, kind: KeyKind) -> Key {
     Key { name, kind, needs_restart: true }
 }
 
@@ -147,7 +147,7 @@ pub const SECTIONS: &[Section] = &[
         keys: &[
             at_start(
                 "listen",
-                Kind::List {
+                KeyKind::List {
                     get: |c| c.reactor.listen.iter().map(SocketAddr::to_string).collect(),
                     set: |c, addresses| set_listen(c, addresses),
                     example: "[\"127.0.0.1:17\"]",
@@ -165,7 +165,7 @@ pub const SECTIONS: &[Section] = &[
             live("drain_timeout", time!(gateway.drain_timeout)),
             live(
                 "allowed_origins",
-                Kind::List {
+                KeyKind::List {
                     get: |c| {
                         c.gateway.limits.allowed_origins.iter().map(OriginRule::to_string).collect()
                     },
@@ -179,7 +179,7 @@ pub const SECTIONS: &[Section] = &[
             live("admin_from", peers!(gateway.trust.admin_from)),
             at_start(
                 "admin_listen",
-                Kind::List {
+                KeyKind::List {
                     get: |c| c.reactor.admin.iter().map(SocketAddr::to_string).collect(),
                     set: |c, addresses| set_admin_listen(c, addresses),
                     example: "[\"127.0.0.1:17\"]",
@@ -187,7 +187,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             live(
                 "server_names",
-                Kind::List {
+                KeyKind::List {
                     get: |c| c.gateway.trust.server_names.clone(),
                     set: |c, names| {
                         c.gateway.trust.server_names = each(names, parse_server_name)?;
@@ -223,7 +223,7 @@ pub const SECTIONS: &[Section] = &[
             live("chunk_size", size!(gateway.session.output.chunk_size, KIB..=16 * MIB)),
             live(
                 "audio_root",
-                Kind::Text {
+                KeyKind::Text {
                     get: |c| c.gateway.session.output.audio_root.to_string_lossy().into_owned(),
                     set: |c, path| {
                         if path.is_empty() {
@@ -237,7 +237,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             live(
                 "path_map",
-                Kind::Map {
+                KeyKind::Map {
                     get: |c| {
                         let map = c.gateway.session.output.path_map.iter();
                         map.map(|mapping| (mapping.from.clone(), mapping.to.clone())).collect()
@@ -257,7 +257,7 @@ pub const SECTIONS: &[Section] = &[
         keys: &[
             at_start(
                 "url",
-                Kind::List {
+                KeyKind::List {
                     get: |c| c.gateway.link.urls.clone(),
                     set: |c, urls| set_redis(c, urls),
                     example: "[\"redis://seventeen\"]",
@@ -265,7 +265,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             live(
                 "password_file",
-                Kind::Text {
+                KeyKind::Text {
                     get: |c| c.gateway.link.password_file.clone(),
                     set: |c, path| set_password_file(c, path),
                     example: "\"Cargo.toml\"",
@@ -273,7 +273,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             at_start(
                 "channel_prefix",
-                Kind::Text {
+                KeyKind::Text {
                     get: |c| c.gateway.link.channel_prefix.clone(),
                     set: |c, prefix| {
                         c.gateway.link.channel_prefix = check_prefix(prefix)?;
@@ -291,7 +291,7 @@ pub const SECTIONS: &[Section] = &[
         keys: &[
             live(
                 "level",
-                Kind::Text {
+                KeyKind::Text {
                     get: |c| c.log.level.to_string().to_lowercase(),
                     set: |c, level| {
                         c.log.level = parse_level(level)?;
@@ -302,7 +302,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             live(
                 "file",
-                Kind::Text {
+                KeyKind::Text {
                     get: |c| {
                         c.log
                             .file

@@ -17,7 +17,7 @@ use super::values::{
 };
 
 /// The type of a key's value, its bounds, and where in [`Config`] it is.
-pub(super) enum Kind {
+pub(super) enum KeyKind {
     /// `"500ms"`; `"0s"` is `None`.
     Time { get: fn(&Config) -> Option<Duration>, set: fn(&mut Config, Option<Duration>) },
     /// `"64KiB"` or a number of bytes. Zero may be allowed besides `range`: it means off, or nothing.
@@ -57,55 +57,55 @@ pub(super) enum Kind {
 type SetMap = fn(&mut Config, &[Pair]) -> Result<(), BadItem>;
 type SetList = fn(&mut Config, &[String]) -> Result<(), BadItem>;
 
-impl Kind {
+impl KeyKind {
     /// What the key takes, to follow the word "expected".
     fn expected(&self) -> String {
         match self {
-            Kind::Time { .. } => {
+            KeyKind::Time { .. } => {
                 format!(
                     "a duration such as \"500ms\", \"10s\", \"5m\" or \"1h\", at most \"{}\", or \"0s\"",
                     LONGEST.0
                 )
             }
-            Kind::Size { allows_zero, range, .. } => format!(
+            KeyKind::Size { allows_zero, range, .. } => format!(
                 "a size such as \"64KiB\", \"16MiB\" or a number of bytes, from {} to {}{}",
                 show_size(*range.start()),
                 show_size(*range.end()),
                 if *allows_zero { ", or \"0\"" } else { "" }
             ),
-            Kind::Count { range, .. } => {
+            KeyKind::Count { range, .. } => {
                 format!("a whole number from {} to {}", range.start(), range.end())
             }
-            Kind::Flag { .. } => "true or false".into(),
-            Kind::Text { .. } => "a string".into(),
-            Kind::Map { .. } => "a table of strings such as { \"a\" = \"b\" }".into(),
-            Kind::List { .. } => "a string, or a list of strings".into(),
+            KeyKind::Flag { .. } => "true or false".into(),
+            KeyKind::Text { .. } => "a string".into(),
+            KeyKind::Map { .. } => "a table of strings such as { \"a\" = \"b\" }".into(),
+            KeyKind::List { .. } => "a string, or a list of strings".into(),
         }
     }
 
     /// A valid value, as the file has it, that is not the default.
     pub(super) fn example(&self) -> &'static str {
         match self {
-            Kind::Time { .. } => "\"17s\"",
-            Kind::Size { .. } => "\"17KiB\"",
-            Kind::Count { .. } => "17",
-            Kind::Flag { .. } => "true",
-            Kind::Text { example, .. } | Kind::Map { example, .. } | Kind::List { example, .. } => {
-                example
-            }
+            KeyKind::Time { .. } => "\"17s\"",
+            KeyKind::Size { .. } => "\"17KiB\"",
+            KeyKind::Count { .. } => "17",
+            KeyKind::Flag { .. } => "true",
+            KeyKind::Text { example, .. }
+            | KeyKind::Map { example, .. }
+            | KeyKind::List { example, .. } => example,
         }
     }
 
     /// The value as the file has it, without passwords.
     pub(super) fn show(&self, config: &Config) -> String {
         match self {
-            Kind::Time { get, .. } => quoted(&get(config).map_or("0s".into(), show_time)),
-            Kind::Size { get, .. } => quoted(&show_size(get(config))),
-            Kind::Count { get, .. } => get(config).to_string(),
-            Kind::Flag { get, .. } => get(config).to_string(),
-            Kind::Text { get, .. } => quoted(&get(config)),
-            Kind::Map { get, .. } => show_map(&get(config)),
-            Kind::List { get, .. } => show_list(&get(config)),
+            KeyKind::Time { get, .. } => quoted(&get(config).map_or("0s".into(), show_time)),
+            KeyKind::Size { get, .. } => quoted(&show_size(get(config))),
+            KeyKind::Count { get, .. } => get(config).to_string(),
+            KeyKind::Flag { get, .. } => get(config).to_string(),
+            KeyKind::Text { get, .. } => quoted(&get(config)),
+            KeyKind::Map { get, .. } => show_map(&get(config)),
+            KeyKind::List { get, .. } => show_list(&get(config)),
         }
     }
 
@@ -113,7 +113,7 @@ impl Kind {
     pub(super) fn differs(&self, old: &Config, new: &Config) -> bool {
         match self {
             // Not as they are shown, where all passwords look the same.
-            Kind::List { get, .. } => get(old) != get(new),
+            KeyKind::List { get, .. } => get(old) != get(new),
             _ => self.show(old) != self.show(new),
         }
     }
@@ -121,12 +121,12 @@ impl Kind {
     /// Sets the value in `to` to that in `from`.
     pub(super) fn copy(&self, from: &Config, to: &mut Config) {
         match self {
-            Kind::Time { get, set } => set(to, get(from)),
-            Kind::Size { get, set, .. } | Kind::Count { get, set, .. } => set(to, get(from)),
-            Kind::Flag { get, set } => set(to, get(from)),
-            Kind::Text { get, set, .. } => set(to, &get(from)).expect("a value in use is valid"),
-            Kind::Map { get, set, .. } => set(to, &get(from)).expect("a value in use is valid"),
-            Kind::List { get, set, .. } => set(to, &get(from)).expect("a value in use is valid"),
+            KeyKind::Time { get, set } => set(to, get(from)),
+            KeyKind::Size { get, set, .. } | KeyKind::Count { get, set, .. } => set(to, get(from)),
+            KeyKind::Flag { get, set } => set(to, get(from)),
+            KeyKind::Text { get, set, .. } => set(to, &get(from)).expect("a value in use is valid"),
+            KeyKind::Map { get, set, .. } => set(to, &get(from)).expect("a value in use is valid"),
+            KeyKind::List { get, set, .. } => set(to, &get(from)).expect("a value in use is valid"),
         }
     }
 
@@ -140,11 +140,11 @@ impl Kind {
         let wrong_type = || at(format!("found {}, expected {}", type_name(value), self.expected()));
         let refused = |why| at(format!("{why}; expected {}", self.expected()));
         match self {
-            Kind::Time { set, .. } => {
+            KeyKind::Time { set, .. } => {
                 let text = value.get_ref().as_str().ok_or_else(wrong_type)?;
                 set(config, parse_time(text).map_err(refused)?);
             }
-            Kind::Size { set, allows_zero, range, .. } => {
+            KeyKind::Size { set, allows_zero, range, .. } => {
                 let bytes = match value.get_ref() {
                     DeValue::String(text) => parse_size(text),
                     DeValue::Integer(number) => whole(number)
@@ -157,29 +157,29 @@ impl Kind {
                 }
                 set(config, bytes);
             }
-            Kind::Count { set, range, .. } => {
+            KeyKind::Count { set, range, .. } => {
                 let DeValue::Integer(number) = value.get_ref() else { return Err(wrong_type()) };
                 match whole(number) {
                     Some(count) if range.contains(&count) => set(config, count),
                     _ => return Err(refused(format!("{} is out of range", number.as_str()))),
                 }
             }
-            Kind::Flag { set, .. } => {
+            KeyKind::Flag { set, .. } => {
                 let DeValue::Boolean(value) = value.get_ref() else { return Err(wrong_type()) };
                 set(config, *value);
             }
-            Kind::Text { set, .. } => {
+            KeyKind::Text { set, .. } => {
                 let text = value.get_ref().as_str().ok_or_else(wrong_type)?;
                 set(config, text).map_err(at)?;
             }
-            Kind::Map { set, .. } => {
+            KeyKind::Map { set, .. } => {
                 let (pairs, spans) = pairs(value).ok_or_else(wrong_type)?;
                 set(config, &pairs).map_err(|BadItem { index, why }| BadValue {
                     span: spans.get(index).cloned().unwrap_or(value.span()),
                     why,
                 })?;
             }
-            Kind::List { set, .. } => {
+            KeyKind::List { set, .. } => {
                 let (texts, spans) = strings(value).ok_or_else(wrong_type)?;
                 set(config, &texts).map_err(|BadItem { index, why }| BadValue {
                     span: spans.get(index).cloned().unwrap_or(value.span()),

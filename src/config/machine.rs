@@ -2,7 +2,7 @@
 
 use super::{Config, Loaded};
 use crate::net::files::{OpenError, RootRequest};
-use crate::service::route::Target;
+use crate::service::route::TargetSettings;
 
 impl Loaded {
     /// Adds warnings about what is missing on this machine. May block for as long as its file
@@ -18,7 +18,8 @@ impl Loaded {
 /// appear later.
 fn audio_root_problem(config: &Config) -> Option<String> {
     let output = &config.gateway.session.output;
-    let is_served = config.gateway.routes.iter().any(|route| route.target == Target::Output);
+    let is_served =
+        config.gateway.routes.iter().any(|route| route.target == TargetSettings::Output);
     match RootRequest::new(&output.audio_root).run() {
         Err(OpenError::NoRoot(errno)) if is_served => Some(format!(
             "output.audio_root: the folder {} cannot be opened: {errno}",
@@ -46,7 +47,7 @@ mod tests {
         let mut plain_file = config.clone();
         plain_file.gateway.session.output.audio_root = "/proc/self/status".into();
         assert!(warnings(plain_file)[1].ends_with("Not a directory (os error 20)"));
-        config.gateway.routes.retain(|route| route.target != Target::Output);
+        config.gateway.routes.retain(|route| route.target != TargetSettings::Output);
         assert_eq!(warnings(config.clone()), ["other"]);
         config.gateway.session.output.audio_root = std::env::temp_dir();
         config.gateway.routes = Config::default().gateway.routes;

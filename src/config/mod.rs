@@ -43,7 +43,7 @@ use std::fmt::Write as _;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use crate::service::route::{self, Target};
+use crate::service::route::{self, TargetSettings};
 
 pub use addresses::without_password;
 pub use environment::{ENVIRONMENT, Variable};
@@ -165,7 +165,7 @@ impl Config {
             |words: Vec<String>| if words.is_empty() { "none".to_owned() } else { words.join(",") };
         let listen = self.reactor.listen.iter().map(ToString::to_string).collect();
         let routes = &self.gateway.routes;
-        let redis = match routes.iter().any(|route| route.target == Target::Output) {
+        let redis = match routes.iter().any(|route| route.target == TargetSettings::Output) {
             true => {
                 listed(self.gateway.link.urls.iter().map(|url| without_password(url)).collect())
             }
@@ -265,10 +265,10 @@ mod tests {
 
     pub(super) fn targets(config: &Config) -> Vec<String> {
         let shown = |route: &RouteSettings| match &route.target {
-            Target::Backend { urls, .. } => {
+            TargetSettings::Backend { urls, .. } => {
                 urls.iter().map(BackendUrl::to_string).collect::<Vec<_>>().join(" ")
             }
-            Target::Output => "output".into(),
+            TargetSettings::Output => "output".into(),
         };
         config.gateway.routes.iter().map(shown).collect()
     }

@@ -11,7 +11,7 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use super::settings::Config;
-use crate::service::route::Target;
+use crate::service::route::TargetSettings;
 
 /// Checks that no backend is an address on which the gateway listens.
 ///
@@ -19,7 +19,7 @@ use crate::service::route::Target;
 /// A sentence that names the route, the backend and the address.
 pub(super) fn check(config: &Config) -> Result<(), String> {
     for route in &config.gateway.routes {
-        let Target::Backend { urls, .. } = &route.target else { continue };
+        let TargetSettings::Backend { urls, .. } = &route.target else { continue };
         for url in urls {
             let addresses = url.name().known_addresses().unwrap_or_default();
             let listen = &config.reactor.listen;

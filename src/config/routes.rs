@@ -11,7 +11,7 @@ use toml::de::{DeTable, DeValue};
 use super::nearest::did_you_mean;
 use super::problems::FileProblems;
 use super::values::{each, quoted, strings, type_name};
-use crate::service::route::{self, RouteSettings, Target};
+use crate::service::route::{self, RouteSettings, TargetSettings};
 use crate::service::url::{BackendUrl, Template};
 
 /// The keys of a `[[route]]`.
@@ -27,13 +27,13 @@ pub(super) fn default_routes() -> Vec<RouteSettings> {
         path: Template::parse(path).expect("a default path is valid"),
         target,
     };
-    let relayed = |url| Target::Backend {
+    let relayed = |url| TargetSettings::Backend {
         urls: vec![BackendUrl::parse(url).expect("a default URL is valid")],
         host: None,
     };
     vec![
         route("input", "/ws/input", relayed("ws://localhost:8001/ws/input")),
-        route("output", "/ws/output/{task_id}", Target::Output),
+        route("output", "/ws/output/{task_id}", TargetSettings::Output),
     ]
 }
 
@@ -42,10 +42,10 @@ pub(super) fn show_route(text: &mut String, route: &RouteSettings) {
     let (name, path) = (quoted(&route.name), quoted(&route.path.to_string()));
     let _ = writeln!(text, "[[route]]\nname = {name}\npath = {path}");
     match &route.target {
-        Target::Output => {
+        TargetSettings::Output => {
             let _ = writeln!(text, "serve = {}", quoted(SERVED));
         }
-        Target::Backend { urls, host } => {
+        TargetSettings::Backend { urls, host } => {
             let urls: Vec<_> = urls.iter().map(|url| quoted(&url.to_string())).collect();
             let _ = writeln!(text, "backend = [{}]", urls.join(", "));
             if let Some(host) = host {
@@ -140,7 +140,7 @@ impl RouteReader<'_> {
         }
     }
 
-    fn target(&mut self) -> Option<Target> {
+    fn target(&mut self) -> Option<TargetSettings> {
         let host = self.text("host").map(|(host, _)| host);
         let urls = self.backend();
         let (has_backend, has_serve) =
@@ -153,7 +153,11 @@ impl RouteReader<'_> {
         } else if !has_backend && host.is_some() {
             self.refuse("route.host", "is sent to a backend, and this route has none");
         }
-        if is_served { Some(Target::Output) } else { Some(Target::Backend { urls: urls?, host }) }
+        if is_served {
+            Some(TargetSettings::Output)
+        } else {
+            Some(TargetSettings::Backend { urls: urls?, host })
+        }
     }
 
     fn is_served(&mut self) -> bool {

@@ -40,7 +40,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use answers::{Responder, publish};
-use server::Server;
+use server::DemoServer;
 
 /// The path of the input protocol.
 pub const PATH: &str = "/ws/input";
@@ -73,7 +73,7 @@ pub struct Options {
 pub struct Demo {
     address: SocketAddr,
     inbox: Arc<OnceLock<SocketAddr>>,
-    server: Arc<Server>,
+    server: Arc<DemoServer>,
     listening: Option<JoinHandle<()>>,
 }
 
@@ -107,7 +107,7 @@ impl Demo {
     ) -> io::Result<Demo> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
-        let server = Arc::new(Server::new(responder, idle_timeout));
+        let server = Arc::new(DemoServer::new(responder, idle_timeout));
         let listening = {
             let server = Arc::clone(&server);
             thread::Builder::new()

@@ -37,16 +37,16 @@ const DRAIN_BYTES_MAX: u64 = 4 * 1024 * 1024;
 const STACK_BYTES: usize = 256 * 1024;
 
 /// What the threads share.
-pub struct Server {
+pub struct DemoServer {
     connections: AtomicUsize,
     is_stopping: AtomicBool,
     idle_timeout: Duration,
     responder: Option<Responder>,
 }
 
-impl Server {
-    pub fn new(responder: Option<Responder>, idle_timeout: Duration) -> Server {
-        Server {
+impl DemoServer {
+    pub fn new(responder: Option<Responder>, idle_timeout: Duration) -> DemoServer {
+        DemoServer {
             connections: AtomicUsize::new(0),
             is_stopping: AtomicBool::new(false),
             idle_timeout,
@@ -66,14 +66,14 @@ impl Server {
         }
     }
 
-    /// Accepts clients until [`Server::stop`].
-    pub fn accept_all(self: &Arc<Server>, listener: &TcpListener) {
+    /// Accepts clients until [`DemoServer::stop`].
+    pub fn accept_all(self: &Arc<DemoServer>, listener: &TcpListener) {
         for stream in listener.incoming() {
             if self.is_stopping.load(Ordering::SeqCst) {
                 return;
             }
             let admitted = stream.and_then(|stream| {
-                let Some(connection) = Connection::admit(self) else { return refuse(stream) };
+                let Some(connection) = DemoConnection::admit(self) else { return refuse(stream) };
                 let thread =
                     thread::Builder::new().name("demo connection".into()).stack_size(STACK_BYTES);
                 thread.spawn(move || connection.run(stream)).map(drop)
@@ -99,15 +99,15 @@ fn refuse(mut stream: TcpStream) -> io::Result<()> {
 }
 
 /// One connection, counted for as long as it lives.
-struct Connection {
-    server: Arc<Server>,
+struct DemoConnection {
+    server: Arc<DemoServer>,
     upload: Upload,
 }
 
-impl Connection {
+impl DemoConnection {
     /// Counts a new connection; `None` if there are too many.
-    fn admit(server: &Arc<Server>) -> Option<Connection> {
-        let connection = Connection {
+    fn admit(server: &Arc<DemoServer>) -> Option<DemoConnection> {
+        let connection = DemoConnection {
             server: Arc::clone(server),
             upload: Upload::new(&Uuid::new_v4().to_string()),
         };
@@ -189,7 +189,7 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
+impl Drop for DemoConnection {
     fn drop(&mut self) {
         self.server.connections.fetch_sub(1, Ordering::SeqCst);
     }

@@ -17,7 +17,7 @@ use crate::base::budget::Budget;
 use crate::proto::http::{Content, Response, Shared};
 use crate::service::endpoints::Answer;
 use crate::service::report::{self, ByViewer, ConnectionList, Live, Viewer};
-use crate::session::reply::Question;
+use crate::session::respond::Question;
 use crate::session::{Phase, SessionId};
 
 /// Work that a census may do in one turn, in the units of the costs below; about half a millisecond.
@@ -181,7 +181,7 @@ mod tests {
     use super::super::tests::{client, turn, with_routes};
     use super::*;
     use crate::base::moment::Moment;
-    use crate::service::route::{RouteSettings, Target};
+    use crate::service::route::{RouteSettings, TargetSettings};
     use crate::service::url::Template;
     use serde_json::Value;
     use std::cell::RefCell;
@@ -191,7 +191,7 @@ mod tests {
 
     fn crowded() -> Gateway {
         let path = Template::parse("/ws/output/{task_id}").unwrap();
-        let route = RouteSettings { name: "output".into(), path, target: Target::Output };
+        let route = RouteSettings { name: "output".into(), path, target: TargetSettings::Output };
         let mut gateway = with_routes(10_000, vec![route]);
         for number in 0..CLIENTS {
             let request = format!(

@@ -46,8 +46,8 @@ use crate::service::stats::Stats;
 use crate::service::tasks::{self, Tasks};
 use crate::service::trust::{self, Client};
 use crate::service::upstreams::{self, UpstreamId, Upstreams};
-use crate::session::jobs::{Answer, Job, NameOwner};
-use crate::session::reply::Question;
+use crate::session::jobs::{Job, JobAnswer, NameOwner};
+use crate::session::respond::Question;
 use crate::session::{
     self, Admission, Context, Drain, Driven, Identity, Phase, Proxied, Rare, Session, SessionId,
 };
@@ -329,15 +329,15 @@ impl Gateway {
     }
 
     /// The outcome of a background job.
-    pub fn handle_answer(&mut self, answer: Answer) {
+    pub fn handle_answer(&mut self, answer: JobAnswer) {
         match answer {
-            Answer::LookedUp { owner: NameOwner::Backend(upstream), found } => {
+            JobAnswer::LookedUp { owner: NameOwner::Backend(upstream), found } => {
                 self.handle_backend_addresses(upstream, found)
             }
-            Answer::LookedUp { owner: NameOwner::Redis(role), found } => {
+            JobAnswer::LookedUp { owner: NameOwner::Redis(role), found } => {
                 self.redis.handle_addresses(role, found, &mut self.cx)
             }
-            Answer::File(answer) => self.handle_file(answer),
+            JobAnswer::File(answer) => self.handle_file(answer),
         }
     }
 

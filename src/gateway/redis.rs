@@ -15,7 +15,7 @@
 #![expect(clippy::indexing_slicing, reason = "keys come from the slab, roles index a pair")]
 
 use crate::net::{Conn, Io, PeerAddress, Ready, Source};
-use crate::service::link::{Action, Address, REDIS_ROLES, RedisRole};
+use crate::service::link::{Address, LinkAction, REDIS_ROLES, RedisRole};
 use crate::service::name::{LookUpError, Name};
 use crate::session::Context;
 use crate::session::jobs::{Job, NameOwner};
@@ -27,14 +27,14 @@ const READS_PER_TURN: usize = 8;
 
 /// The sockets of both connections.
 pub(super) struct RedisSockets {
-    sockets: [Socket; 2],
+    sockets: [RedisSocket; 2],
     /// [`RedisSockets::read`] has something to do: an event came, or the last turn left bytes
     /// unread.
     has_news: bool,
 }
 
 #[derive(Default)]
-enum Socket {
+enum RedisSocket {
     #[default]
     Closed,
     /// The server's name is being looked up.
@@ -62,7 +62,7 @@ impl RedisSockets {
 
     /// An event of one connection.
     pub fn handle_ready(&mut self, role: RedisRole, ready: Ready) {
-        if let Socket::Dialing { conn, .. } | Socket::Open { conn } =
+        if let RedisSocket::Dialing { conn, .. } | RedisSocket::Open { conn } =
             &mut self.sockets[role as usize]
         {
             conn.handle_ready(ready);
@@ -77,7 +77,7 @@ impl RedisSockets {
         found: Result<Vec<SocketAddr>, LookUpError>,
         cx: &mut Context,
     ) {
-        if !matches!(self.sockets[role as usize], Socket::LookingUp) {
+        if !matches!(self.sockets[role as usize], RedisSocket::LookingUp) {
             return; // The link gave up waiting and closed the connection.
         }
         self.has_news = true;
@@ -118,11 +118,11 @@ impl RedisSockets {
     fn follow_actions(&mut self, cx: &mut Context) {
         while let Some(action) = cx.results.link().and_then(|link| link.poll_action()) {
             match action {
-                Action::Close { role } => self.sockets[role as usize] = Socket::Closed,
-                Action::Dial { role, address: Address::Unix(path) } => {
+                LinkAction::Close { role } => self.sockets[role as usize] = RedisSocket::Closed,
+                LinkAction::Dial { role, address: Address::Unix(path) } => {
                     self.dial(role, [PeerAddress::Unix(path)].into(), "no address", cx);
                 }
-                Action::Dial { role, address: Address::Tcp { host, port } } => {
+                LinkAction::Dial { role, address: Address::Tcp { host, port } } => {
                     let name = Name { host, port };
                     match name.known_addresses() {
                         Some(known) => {
@@ -130,7 +130,7 @@ impl RedisSockets {
                             self.dial(role, addresses, "no address", cx);
                         }
                         None => {
-                            self.sockets[role as usize] = Socket::LookingUp;
+                            self.sockets[role as usize] = RedisSocket::LookingUp;
                             cx.jobs.push_back(Job::LookUp { name, owner: NameOwner::Redis(role) });
                         }
                     }
@@ -154,7 +154,7 @@ impl RedisSockets {
                 Ok(socket) => {
                     // The outcome comes with the first event.
                     let conn = Conn::connecting(socket);
-                    self.sockets[role as usize] = Socket::Dialing { conn, later: addresses };
+                    self.sockets[role as usize] = RedisSocket::Dialing { conn, later: addresses };
                     return;
                 }
                 Err(error) => why = error.to_string(),
@@ -164,7 +164,7 @@ impl RedisSockets {
     }
 
     fn fail(&mut self, role: RedisRole, why: &str, cx: &mut Context) {
-        self.sockets[role as usize] = Socket::Closed;
+        self.sockets[role as usize] = RedisSocket::Closed;
         let now = cx.now;
         if let Some(link) = cx.results.link() {
             link.handle_closed(role, why, now);
@@ -174,12 +174,12 @@ impl RedisSockets {
     /// Whether the connection is established. Finishes a dial whose outcome has come.
     fn is_open(&mut self, role: RedisRole, cx: &mut Context) -> bool {
         match std::mem::take(&mut self.sockets[role as usize]) {
-            Socket::Dialing { mut conn, later } if conn.is_writable() => {
+            RedisSocket::Dialing { mut conn, later } if conn.is_writable() => {
                 if let Err(error) = conn.connect_outcome() {
                     self.dial(role, later, &error.to_string(), cx);
                     return false;
                 }
-                self.sockets[role as usize] = Socket::Open { conn };
+                self.sockets[role as usize] = RedisSocket::Open { conn };
                 let now = cx.now;
                 if let Some(link) = cx.results.link() {
                     link.handle_connected(role, now);
@@ -187,7 +187,7 @@ impl RedisSockets {
                 true
             }
             socket => {
-                let is_open = matches!(socket, Socket::Open { .. });
+                let is_open = matches!(socket, RedisSocket::Open { .. });
                 self.sockets[role as usize] = socket;
                 is_open
             }
@@ -197,7 +197,7 @@ impl RedisSockets {
     fn write(&mut self, role: RedisRole, cx: &mut Context) {
         let Some(link) = cx.results.link() else { return };
         let outcome = loop {
-            let Socket::Open { conn } = &mut self.sockets[role as usize] else { return };
+            let RedisSocket::Open { conn } = &mut self.sockets[role as usize] else { return };
             let bytes = link.poll_output(role, cx.now);
             if bytes.is_empty() {
                 return;
@@ -217,7 +217,7 @@ impl RedisSockets {
             if cx.results.is_full() {
                 return true; // Clients take their deliveries first.
             }
-            let Socket::Open { conn } = &mut self.sockets[role as usize] else { return false };
+            let RedisSocket::Open { conn } = &mut self.sockets[role as usize] else { return false };
             let outcome = cx.with_scratch(|scratch, cx| {
                 let outcome = conn.read(scratch)?;
                 if let (Io::Moved(n), Some(link)) = (outcome, cx.results.link()) {
@@ -247,7 +247,7 @@ impl RedisSockets {
 mod tests {
     use super::*;
     use crate::base::moment::Moment;
-    use crate::net::{Network, Socket as NetSocket, Transport};
+    use crate::net::{Network, Socket, Transport};
     use crate::service::limits::{self, Limits};
     use crate::service::link::{self, Link};
     use crate::service::results::Results;
@@ -267,14 +267,14 @@ mod tests {
     }
 
     impl Network for Dials {
-        fn connect(&mut self, to: &PeerAddress, _: Source) -> io::Result<NetSocket> {
+        fn connect(&mut self, to: &PeerAddress, _: Source) -> io::Result<Socket> {
             let (text, fails) = match to {
                 PeerAddress::Tcp(to) if to.port() == 1 => (to.to_string(), true),
                 PeerAddress::Tcp(to) => (to.to_string(), false),
                 PeerAddress::Unix(path) => (path.display().to_string(), false),
             };
             self.0.borrow_mut().push(text);
-            Ok(NetSocket::Other(Box::new(Scripted { fails })))
+            Ok(Socket::Other(Box::new(Scripted { fails })))
         }
     }
 
@@ -348,10 +348,10 @@ mod tests {
         sockets.handle_ready(RedisRole::Store, WRITABLE);
         sockets.read(&mut cx);
         assert_eq!(*dials.0.borrow(), ["192.0.2.1:1", "192.0.2.2:7"]);
-        assert!(matches!(sockets.sockets[1], Socket::Dialing { .. }));
+        assert!(matches!(sockets.sockets[1], RedisSocket::Dialing { .. }));
         sockets.handle_ready(RedisRole::Store, WRITABLE);
         sockets.read(&mut cx);
-        assert!(matches!(sockets.sockets[1], Socket::Open { .. }));
+        assert!(matches!(sockets.sockets[1], RedisSocket::Open { .. }));
     }
 
     #[test]
@@ -382,7 +382,7 @@ mod tests {
     fn an_answer_that_comes_after_the_dial_was_given_up_is_ignored() {
         let (mut sockets, mut cx, dials) = begin("redis://redis.example:7");
         sockets.read(&mut cx);
-        sockets.sockets[1] = Socket::Closed;
+        sockets.sockets[1] = RedisSocket::Closed;
         let found = vec!["192.0.2.1:7".parse().unwrap()];
         sockets.handle_addresses(RedisRole::Store, Ok(found), &mut cx);
         assert!(dials.0.borrow().is_empty());

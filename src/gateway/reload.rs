@@ -15,7 +15,7 @@ use super::{Gateway, Settings};
 use crate::base::quoted::Quoted;
 use crate::service::limits;
 use crate::service::link::{self, Link, Password};
-use crate::service::route::{RouteSettings, Target};
+use crate::service::route::{RouteSettings, TargetSettings};
 use crate::service::tasks;
 use crate::service::trust;
 use crate::service::upstreams;
@@ -105,7 +105,7 @@ impl Gateway {
 
 /// Some route serves results, and they come from Redis.
 pub(super) fn wants_redis(routes: &[RouteSettings], link: &link::Settings) -> bool {
-    !link.is_embedded() && routes.iter().any(|route| route.target == Target::Output)
+    !link.is_embedded() && routes.iter().any(|route| route.target == TargetSettings::Output)
 }
 
 pub(super) fn log_routes(cx: &Context) {

@@ -9,7 +9,7 @@ use crate::service::report::{
 };
 use crate::service::stats::BothWays;
 use crate::session::Session;
-use crate::session::reply::Question;
+use crate::session::respond::Question;
 
 impl Gateway {
     /// Answers a request for one of the gateway's endpoints; `None` if that needs a census.

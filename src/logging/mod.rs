@@ -1,7 +1,7 @@
 //! The log: one line an event, made by the thread that logs it and written without holding it up.
 //!
 //! ```text
-//! info!(…) ─► Logger: level, target, one escaped line ─► simplelog ─► Lines ─► Queue
+//! info!(…) ─► Logger: level, target, one escaped line ─► simplelog ─► LineWriter ─► Queue
 //!
 //!   Queue ─► Sink: file (by the writer thread) or standard error (by the loop)
 //! ```
@@ -48,7 +48,7 @@ use crate::reactor::LogState;
 use line::write_line;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 pub use queue::WAITING_BYTES_MAX;
-use queue::{Queue, Request};
+use queue::{Queue, WriterRequest};
 use simplelog::{ConfigBuilder, WriteLogger};
 use sink::Sink;
 use time::OffsetDateTime;
@@ -114,7 +114,7 @@ pub enum Format {
 /// When the system allows no more threads, or there is a logger already.
 pub fn start(settings: Settings) -> io::Result<Logging> {
     let level = settings.level;
-    let shared = Arc::new(Shared::new(settings.clone(), Sink::open(settings)));
+    let shared = Arc::new(SharedLog::new(settings.clone(), Sink::open(settings)));
     let logger = Logger::new(Arc::clone(&shared));
     log::set_boxed_logger(Box::new(logger)).map_err(io::Error::other)?;
     let writer = Arc::clone(&shared);
@@ -135,12 +135,12 @@ pub fn start(settings: Settings) -> io::Result<Logging> {
 /// A hold on the running log, for signals and for the end.
 #[derive(Clone, Debug)]
 pub struct Logging {
-    shared: Arc<Shared>,
+    shared: Arc<SharedLog>,
 }
 
 /// What the threads that log, the writer and [`Logging`] share.
 #[derive(Debug)]
-struct Shared {
+struct SharedLog {
     queue: Queue,
     settings: Mutex<Settings>,
     /// The format of the settings, for whoever logs.
@@ -151,14 +151,14 @@ impl Logging {
     /// Has the file opened again by its name (logrotate's `create` mode). Lines logged before go to
     /// the old one. Does not wait for it.
     pub fn reopen(&self) {
-        self.shared.queue.ask(Request::Reopen);
+        self.shared.queue.ask(WriterRequest::Reopen);
     }
 
     /// Takes all of the new settings into use and has the file opened again. Does not wait for it.
     pub fn apply(&self, settings: Settings) {
         log::set_max_level(settings.level);
         self.shared.apply(settings.clone());
-        self.shared.queue.ask(Request::Apply(settings));
+        self.shared.queue.ask(WriterRequest::Apply(settings));
     }
 
     /// The settings in effect.
@@ -179,9 +179,9 @@ impl Logging {
     }
 }
 
-impl Shared {
-    fn new(settings: Settings, sink: Sink) -> Shared {
-        let shared = Shared {
+impl SharedLog {
+    fn new(settings: Settings, sink: Sink) -> SharedLog {
+        let shared = SharedLog {
             queue: Queue::new(sink),
             settings: Mutex::default(),
             is_json: AtomicBool::new(false),
@@ -202,14 +202,14 @@ impl Shared {
 
 /// The process's logger: decides, makes the line, hands it to simplelog.
 struct Logger {
-    inner: Box<WriteLogger<Lines>>,
-    shared: Arc<Shared>,
+    inner: Box<WriteLogger<LineWriter>>,
+    shared: Arc<SharedLog>,
     /// The buffer in which lines are made, kept from one line to the next.
     line: Mutex<String>,
 }
 
 impl Logger {
-    fn new(shared: Arc<Shared>) -> Self {
+    fn new(shared: Arc<SharedLog>) -> Self {
         // Everything but the message is switched off: the line is complete before simplelog gets
         // it.
         let bare = ConfigBuilder::new()
@@ -219,7 +219,7 @@ impl Logger {
             .set_target_level(LevelFilter::Off)
             .set_location_level(LevelFilter::Off)
             .build();
-        let lines = Lines { line: Vec::new(), shared: Arc::clone(&shared) };
+        let lines = LineWriter { line: Vec::new(), shared: Arc::clone(&shared) };
         Logger {
             inner: WriteLogger::new(LevelFilter::Trace, bare, lines),
             shared,
@@ -269,12 +269,12 @@ fn is_quiet(target: &str, level: Level) -> bool {
 }
 
 /// What simplelog writes to: puts its pieces together and hands over whole lines.
-struct Lines {
+struct LineWriter {
     line: Vec<u8>,
-    shared: Arc<Shared>,
+    shared: Arc<SharedLog>,
 }
 
-impl Write for Lines {
+impl Write for LineWriter {
     fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
         self.line.extend_from_slice(piece);
         if self.line.ends_with(b"\n") {
@@ -346,7 +346,7 @@ mod tests {
     fn lines_pass_through_simplelog_whole() {
         let folder = Folder::new("logger");
         let sink = sink(folder.file("log"));
-        let shared = Arc::new(Shared::new(Settings::default(), sink));
+        let shared = Arc::new(SharedLog::new(Settings::default(), sink));
         let logger = Logger::new(Arc::clone(&shared));
         // `Logger::log` asks the global level, which other tests leave alone.
         log::set_max_level(LevelFilter::Info);

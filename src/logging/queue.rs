@@ -34,7 +34,7 @@ const RETRY: Duration = Duration::from_millis(100);
 /// What the threads that log share with the writer.
 #[derive(Debug)]
 pub(super) struct Queue {
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
     /// Held while lines are written.
     sink: Mutex<Sink>,
     /// The sink never waits, so the loop may write to it.
@@ -47,13 +47,13 @@ pub(super) struct Queue {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct QueueState {
     lines: Vec<u8>,
     /// Bytes that the writer has taken and not yet written.
     taken_bytes: usize,
     /// Lines dropped since the writer last took some.
     dropped: u64,
-    request: Option<Request>,
+    request: Option<WriterRequest>,
     /// Flushes asked for so far, and how many of them are done.
     flushes_asked: u64,
     flushes_done: u64,
@@ -64,7 +64,7 @@ struct State {
 
 /// What the writer does beside writing lines. What was logged before still goes to the old file.
 #[derive(Debug)]
-pub(super) enum Request {
+pub(super) enum WriterRequest {
     /// Open the file again by its name.
     Reopen,
     Apply(Settings),
@@ -122,9 +122,10 @@ impl Queue {
 
     /// Has the writer do something beside writing lines. Of two requests that it has not seen yet,
     /// the later one counts; new settings open the file anew too.
-    pub(super) fn ask(&self, request: Request) {
+    pub(super) fn ask(&self, request: WriterRequest) {
         let mut state = self.lock();
-        if !(matches!(request, Request::Reopen) && matches!(state.request, Some(Request::Apply(_))))
+        if !(matches!(request, WriterRequest::Reopen)
+            && matches!(state.request, Some(WriterRequest::Apply(_))))
         {
             state.request = Some(request);
         }
@@ -214,8 +215,8 @@ impl Queue {
 
         sink.flush();
         match request {
-            Some(Request::Reopen) => sink.reopen(),
-            Some(Request::Apply(settings)) => sink.apply(settings),
+            Some(WriterRequest::Reopen) => sink.reopen(),
+            Some(WriterRequest::Apply(settings)) => sink.apply(settings),
             None => {}
         }
         self.never_waits.store(sink.never_waits(), Ordering::Relaxed);
@@ -263,7 +264,7 @@ impl Queue {
         self.never_waits.load(Ordering::Relaxed)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         // Nothing that can panic runs under this lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -336,7 +337,7 @@ mod tests {
         assert_eq!(queue.lines_lost(), 7);
 
         fs::remove_file(folder.file("log")).unwrap();
-        queue.ask(Request::Reopen);
+        queue.ask(WriterRequest::Reopen);
         write(&queue);
         write(&queue);
         let text = folder.read("log");
@@ -354,7 +355,7 @@ mod tests {
         let folder = Folder::new("queue-reopen");
         let queue = queue(sink(folder.file("log")), &["old\n"]);
         fs::rename(folder.file("log"), folder.file("log.old")).unwrap();
-        queue.ask(Request::Reopen);
+        queue.ask(WriterRequest::Reopen);
         write(&queue);
         queue.push(b"new\n");
         write(&queue);
@@ -367,8 +368,8 @@ mod tests {
         let folder = Folder::new("queue-apply");
         let queue = queue(sink(folder.file("log")), &["old\n"]);
         let settings = Settings { file: Some(folder.file("other")), ..Settings::default() };
-        queue.ask(Request::Apply(settings));
-        queue.ask(Request::Reopen);
+        queue.ask(WriterRequest::Apply(settings));
+        queue.ask(WriterRequest::Reopen);
         write(&queue);
         queue.push(b"new\n");
         write(&queue);
@@ -417,7 +418,7 @@ mod tests {
             let queue = Arc::clone(&queue);
             move || {
                 queue.push(b"second\n");
-                queue.ask(Request::Reopen);
+                queue.ask(WriterRequest::Reopen);
                 assert_eq!(queue.turn(Moment::START).due_at, None);
                 logged.send(queue.lines_lost()).unwrap();
             }

@@ -38,13 +38,13 @@ pub struct Conn(Inner);
 /// TCP is kept inline because nearly all sockets are. Any other transport is behind one more
 /// pointer, so that its fat pointer does not make every `Conn` larger.
 enum Inner {
-    Tcp(Tcp, State),
-    Other(Box<Box<dyn Transport>>, State),
+    Tcp(Tcp, ConnState),
+    Other(Box<Box<dyn Transport>>, ConnState),
 }
 
 /// Edges that no call has proved stale, and options that were set.
 #[derive(Debug, Clone, Copy)]
-struct State {
+struct ConnState {
     readable: bool,
     writable: bool,
     read_closed: bool,
@@ -71,7 +71,7 @@ impl Conn {
     }
 
     fn new(socket: Socket, writable: bool) -> Conn {
-        let state = State { readable: false, writable, read_closed: false, is_corked: false };
+        let state = ConnState { readable: false, writable, read_closed: false, is_corked: false };
         Conn(match socket {
             Socket::Tcp(tcp) => Inner::Tcp(tcp, state),
             Socket::Other(transport) => Inner::Other(Box::new(transport), state),
@@ -303,21 +303,21 @@ impl Conn {
     }
 
     #[inline]
-    fn state(&self) -> &State {
+    fn state(&self) -> &ConnState {
         match &self.0 {
             Inner::Tcp(_, state) | Inner::Other(_, state) => state,
         }
     }
 
     #[inline]
-    fn state_mut(&mut self) -> &mut State {
+    fn state_mut(&mut self) -> &mut ConnState {
         match &mut self.0 {
             Inner::Tcp(_, state) | Inner::Other(_, state) => state,
         }
     }
 }
 
-impl State {
+impl ConnState {
     #[inline]
     fn when_readable(
         &mut self,

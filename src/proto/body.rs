@@ -45,11 +45,11 @@ impl Body {
 
 /// Finds the end of one body in a byte stream that is cut anywhere.
 #[derive(Clone, Debug)]
-pub struct BodyScanner(Place);
+pub struct BodyScanner(NextByte);
 
 /// What the next byte is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum NextByte {
     /// One of the bytes left of a body that is not chunked.
     Left(u64),
     UntilClose,
@@ -82,21 +82,21 @@ impl BodyScanner {
     /// A scanner at the start of `body`.
     pub fn new(body: Body) -> BodyScanner {
         BodyScanner(match body {
-            Body::Empty | Body::Length(0) => Place::Done,
-            Body::Length(length) => Place::Left(length),
-            Body::Chunked => Place::Size { size: 0, digits: 0 },
-            Body::UntilClose => Place::UntilClose,
+            Body::Empty | Body::Length(0) => NextByte::Done,
+            Body::Length(length) => NextByte::Left(length),
+            Body::Chunked => NextByte::Size { size: 0, digits: 0 },
+            Body::UntilClose => NextByte::UntilClose,
         })
     }
 
     /// Whether the body is complete. One that ends with its connection is never complete before that.
     pub fn is_done(&self) -> bool {
-        self.0 == Place::Done
+        self.0 == NextByte::Done
     }
 
     /// Whether the body is complete if the connection ends here.
     pub fn may_end(&self) -> bool {
-        matches!(self.0, Place::Done | Place::UntilClose)
+        matches!(self.0, NextByte::Done | NextByte::UntilClose)
     }
 
     /// Returns how many of `bytes` belong to the body: all of them, or those up to its end.
@@ -108,15 +108,15 @@ impl BodyScanner {
         while let Some(&byte) = bytes.get(used) {
             let here = (bytes.len() - used) as u64;
             match &mut self.0 {
-                Place::Done => break,
-                Place::UntilClose => return Ok(bytes.len()),
-                Place::Left(left) | Place::Chunk { left } => {
+                NextByte::Done => break,
+                NextByte::UntilClose => return Ok(bytes.len()),
+                NextByte::Left(left) | NextByte::Chunk { left } => {
                     let passed = here.min(*left);
                     *left -= passed;
                     used += passed as usize;
                     match self.0 {
-                        Place::Left(0) => self.0 = Place::Done,
-                        Place::Chunk { left: 0 } => self.0 = Place::ChunkCr,
+                        NextByte::Left(0) => self.0 = NextByte::Done,
+                        NextByte::Chunk { left: 0 } => self.0 = NextByte::ChunkCr,
                         _ => {}
                     }
                 }
@@ -130,31 +130,34 @@ impl BodyScanner {
     }
 }
 
-/// The place behind `byte`, which belongs to the framing of a chunk.
-fn after(place: Place, byte: u8) -> Result<Place, &'static str> {
-    Ok(match (place, byte) {
-        (Place::Size { size, digits: digits @ 0..16 }, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
+/// What comes behind `byte`, which belongs to the framing of a chunk.
+fn after(next: NextByte, byte: u8) -> Result<NextByte, &'static str> {
+    Ok(match (next, byte) {
+        (
+            NextByte::Size { size, digits: digits @ 0..16 },
+            b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F',
+        ) => {
             let digit = char::from(byte).to_digit(16).unwrap_or_default();
-            Place::Size { size: size << 4 | u64::from(digit), digits: digits + 1 }
+            NextByte::Size { size: size << 4 | u64::from(digit), digits: digits + 1 }
         }
-        (Place::Size { size, digits: 1.. } | Place::Extension { size }, b'\r') => {
-            Place::SizeLf { size }
+        (NextByte::Size { size, digits: 1.. } | NextByte::Extension { size }, b'\r') => {
+            NextByte::SizeLf { size }
         }
-        (Place::Size { size, digits: 1.. }, b';' | b' ' | b'\t') => Place::Extension { size },
-        (Place::Size { .. }, _) => return Err("malformed chunk size"),
-        (Place::SizeLf { size: 0 }, b'\n') => Place::TrailerStart,
-        (Place::SizeLf { size }, b'\n') => Place::Chunk { left: size },
-        (Place::ChunkCr, b'\r') => Place::ChunkLf,
-        (Place::ChunkLf, b'\n') => Place::Size { size: 0, digits: 0 },
-        (Place::TrailerStart, b'\r') => Place::LastLf,
-        (Place::Trailer, b'\r') => Place::TrailerLf,
-        (Place::TrailerLf, b'\n') => Place::TrailerStart,
-        (Place::LastLf, b'\n') => Place::Done,
-        (Place::Extension { .. } | Place::TrailerStart | Place::Trailer, b'\n') => {
+        (NextByte::Size { size, digits: 1.. }, b';' | b' ' | b'\t') => NextByte::Extension { size },
+        (NextByte::Size { .. }, _) => return Err("malformed chunk size"),
+        (NextByte::SizeLf { size: 0 }, b'\n') => NextByte::TrailerStart,
+        (NextByte::SizeLf { size }, b'\n') => NextByte::Chunk { left: size },
+        (NextByte::ChunkCr, b'\r') => NextByte::ChunkLf,
+        (NextByte::ChunkLf, b'\n') => NextByte::Size { size: 0, digits: 0 },
+        (NextByte::TrailerStart, b'\r') => NextByte::LastLf,
+        (NextByte::Trailer, b'\r') => NextByte::TrailerLf,
+        (NextByte::TrailerLf, b'\n') => NextByte::TrailerStart,
+        (NextByte::LastLf, b'\n') => NextByte::Done,
+        (NextByte::Extension { .. } | NextByte::TrailerStart | NextByte::Trailer, b'\n') => {
             return Err("bare LF in a chunked body");
         }
-        (Place::Extension { size }, _) => Place::Extension { size },
-        (Place::TrailerStart | Place::Trailer, _) => Place::Trailer,
+        (NextByte::Extension { size }, _) => NextByte::Extension { size },
+        (NextByte::TrailerStart | NextByte::Trailer, _) => NextByte::Trailer,
         _ => return Err("malformed line end in a chunked body"),
     })
 }

@@ -100,7 +100,7 @@ impl fmt::Display for TaskId {
 /// One result of a task, ready for any number of clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskResult {
-    kind: Kind,
+    kind: ResultKind,
     /// `,"name":value` for every field that is passed on, in the worker's order and spelling.
     extras: Box<str>,
     is_final: bool,
@@ -109,7 +109,7 @@ pub struct TaskResult {
 
 /// JSON strings here are JSON text, with quotes and escapes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Kind {
+enum ResultKind {
     Answer { content: Box<str>, audio: Option<PathBuf> },
     Failure { error: Box<str> },
     Progress { content: Box<str> },
@@ -157,7 +157,7 @@ impl TaskResult {
             None => Fields::read_leniently(payload).ok_or(ResultFault::NotAnObject),
         };
         fields.and_then(TaskResult::from_fields).unwrap_or_else(|fault| TaskResult {
-            kind: Kind::Failure { error: json_string(BAD_RESULT) },
+            kind: ResultKind::Failure { error: json_string(BAD_RESULT) },
             extras: "".into(),
             is_final: true,
             fault: Some(fault),
@@ -167,7 +167,7 @@ impl TaskResult {
     /// Tells a client that results are gone before their time. Others may follow.
     pub fn missing() -> TaskResult {
         TaskResult {
-            kind: Kind::Failure { error: json_string(MISSING) },
+            kind: ResultKind::Failure { error: json_string(MISSING) },
             extras: "".into(),
             is_final: false,
             fault: None,
@@ -196,20 +196,20 @@ impl TaskResult {
     /// Bytes of memory that it takes, roughly.
     pub fn bytes(&self) -> usize {
         let text = match &self.kind {
-            Kind::Answer { content, .. } | Kind::Progress { content } => content.len(),
-            Kind::Failure { error } => error.len(),
+            ResultKind::Answer { content, .. } | ResultKind::Progress { content } => content.len(),
+            ResultKind::Failure { error } => error.len(),
         };
         size_of::<Self>() + text + self.extras.len()
     }
 
     /// Whether the worker reported a failure, or the result was malformed.
     pub fn is_failure(&self) -> bool {
-        matches!(self.kind, Kind::Failure { .. })
+        matches!(self.kind, ResultKind::Failure { .. })
     }
 
     /// Whether it only says that the worker is at work.
     fn is_progress(&self) -> bool {
-        matches!(self.kind, Kind::Progress { .. })
+        matches!(self.kind, ResultKind::Progress { .. })
     }
 
     /// What was wrong with a malformed result, for the log only.
@@ -220,8 +220,8 @@ impl TaskResult {
     /// The file to send after the text, as the worker named it.
     pub fn audio_file(&self) -> Option<&Path> {
         match &self.kind {
-            Kind::Answer { audio, .. } => audio.as_deref(),
-            Kind::Failure { .. } | Kind::Progress { .. } => None,
+            ResultKind::Answer { audio, .. } => audio.as_deref(),
+            ResultKind::Failure { .. } | ResultKind::Progress { .. } => None,
         }
     }
 
@@ -231,13 +231,13 @@ impl TaskResult {
         let extras = &self.extras;
         let more = if self.is_final { "" } else { r#","final":false"# };
         match &self.kind {
-            Kind::Answer { content, .. } => format!(
+            ResultKind::Answer { content, .. } => format!(
                 r#"{{"status":"success","task_id":"{task}","content":{content},"audio_present":{audio_present}{more}{extras}}}"#
             ),
-            Kind::Progress { content } => format!(
+            ResultKind::Progress { content } => format!(
                 r#"{{"status":"progress","task_id":"{task}","content":{content},"audio_present":false{more}{extras}}}"#
             ),
-            Kind::Failure { error } => {
+            ResultKind::Failure { error } => {
                 format!(r#"{{"status":"error","error":{error},"task_id":"{task}"{more}{extras}}}"#)
             }
         }
@@ -273,17 +273,17 @@ impl TaskResult {
         }
         let kind = match status {
             StatusKind::Success if !has_error => {
-                Kind::Answer { content: text.unwrap_or(r#""""#).into(), audio }
+                ResultKind::Answer { content: text.unwrap_or(r#""""#).into(), audio }
             }
             StatusKind::Progress if !has_error => {
-                Kind::Progress { content: text.unwrap_or(r#""""#).into() }
+                ResultKind::Progress { content: text.unwrap_or(r#""""#).into() }
             }
             _ => {
                 let text = text.filter(|json| *json != r#""""#).map(Box::from);
-                Kind::Failure { error: error.or(text).unwrap_or_else(|| json_string(FAILED)) }
+                ResultKind::Failure { error: error.or(text).unwrap_or_else(|| json_string(FAILED)) }
             }
         };
-        let is_final = is_final && !matches!(kind, Kind::Progress { .. });
+        let is_final = is_final && !matches!(kind, ResultKind::Progress { .. });
         Ok(TaskResult { kind, extras: extras.into(), is_final, fault: None })
     }
 }

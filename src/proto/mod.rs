@@ -1,9 +1,9 @@
 //! Wire formats: HTTP heads, the WebSocket handshake and its frames. Pure: bytes in, values out.
 
 pub mod body;
-pub mod conduit;
 pub mod http;
 pub mod message;
 pub mod resp;
 pub mod upgrade;
 pub mod ws;
+pub mod ws_reader;

@@ -17,7 +17,7 @@
 use super::names::{self, Found, Names};
 use crate::base::moment::Moment;
 use crate::service::name::LookUpError;
-use crate::session::jobs::{Answer, FileJob, Job};
+use crate::session::jobs::{FileJob, Job, JobAnswer};
 use mio::Waker;
 use socket2::{Domain, Type};
 use std::collections::VecDeque;
@@ -45,30 +45,30 @@ pub type ReadConfig<C> = Box<dyn FnMut() -> C + Send>;
 /// The threads, seen from the loop.
 pub struct Background<C> {
     names: Names,
-    hosts: Arc<Queue<String>>,
-    files: Arc<Queue<FileJob>>,
+    hosts: Arc<JobQueue<String>>,
+    files: Arc<JobQueue<FileJob>>,
     config: ConfigReader,
-    outcomes: Receiver<Outcome<C>>,
+    outcomes: Receiver<Finished<C>>,
     /// Answers that were known at once.
-    answers: VecDeque<Answer>,
+    answers: VecDeque<JobAnswer>,
 }
 
 /// What a thread sends back.
-enum Outcome<C> {
+enum Finished<C> {
     Found { host: String, found: Found },
-    Answer(Answer),
+    Answer(JobAnswer),
     Config(C),
 }
 
 /// What came back, for the loop.
 pub enum News<C> {
-    Answer(Answer),
+    Answer(JobAnswer),
     /// The configuration as it was read.
     Config(C),
 }
 
 struct ConfigReader {
-    requests: Arc<Queue<()>>,
+    requests: Arc<JobQueue<()>>,
     state: Reading,
 }
 
@@ -88,21 +88,21 @@ impl<C: Send + 'static> Background<C> {
     pub fn start(waker: Waker, mut read_config: ReadConfig<C>) -> io::Result<Background<C>> {
         let (sender, outcomes) = channel();
         let back = Back { sender, waker: Arc::new(waker) };
-        let hosts = Arc::new(Queue::default());
+        let hosts = Arc::new(JobQueue::default());
         for _ in 0..names::THREADS {
             let look_up = |host: String| {
                 let found = look_up(&host);
-                Outcome::Found { host, found }
+                Finished::Found { host, found }
             };
             spawn("resolver", RESOLVER_STACK_BYTES, &hosts, &back, look_up)?;
         }
-        let files = Arc::new(Queue::default());
+        let files = Arc::new(JobQueue::default());
         for _ in 0..FILES_THREADS {
-            let run = |job: FileJob| Outcome::Answer(job.run());
+            let run = |job: FileJob| Finished::Answer(job.run());
             spawn("files", FILES_STACK_BYTES, &files, &back, run)?;
         }
-        let requests = Arc::new(Queue::default());
-        let read = move |()| Outcome::Config(read_config());
+        let requests = Arc::new(JobQueue::default());
+        let read = move |()| Finished::Config(read_config());
         spawn("config", CONFIG_STACK_BYTES, &requests, &back, read)?;
         Ok(Background {
             names: Names::default(),
@@ -143,12 +143,12 @@ impl<C: Send + 'static> Background<C> {
                 return Some(News::Answer(answer));
             }
             match self.outcomes.try_recv().ok()? {
-                Outcome::Found { host, found } => {
+                Finished::Found { host, found } => {
                     self.answers.extend(self.names.handle_found(&host, &found, now));
                     self.dispatch_names(now);
                 }
-                Outcome::Answer(answer) => return Some(News::Answer(answer)),
-                Outcome::Config(config) => {
+                Finished::Answer(answer) => return Some(News::Answer(answer)),
+                Finished::Config(config) => {
                     let state = std::mem::replace(&mut self.config.state, Reading::Idle);
                     if state == Reading::UnderWayAndAgain {
                         self.read_config();
@@ -195,16 +195,16 @@ fn open_any_socket() -> io::Result<()> {
 
 /// The way back to the loop.
 struct Back<C> {
-    sender: Sender<Outcome<C>>,
+    sender: Sender<Finished<C>>,
     waker: Arc<Waker>,
 }
 
 fn spawn<T: Send + 'static, C: Send + 'static>(
     name: &str,
     stack_bytes: usize,
-    queue: &Arc<Queue<T>>,
+    queue: &Arc<JobQueue<T>>,
     back: &Back<C>,
-    mut work: impl FnMut(T) -> Outcome<C> + Send + 'static,
+    mut work: impl FnMut(T) -> Finished<C> + Send + 'static,
 ) -> io::Result<()> {
     let queue = Arc::clone(queue);
     let (sender, waker) = (back.sender.clone(), Arc::clone(&back.waker));
@@ -220,18 +220,18 @@ fn spawn<T: Send + 'static, C: Send + 'static>(
 }
 
 /// Tasks for the threads of one lane, oldest first.
-struct Queue<T> {
+struct JobQueue<T> {
     tasks: Mutex<VecDeque<T>>,
     has_task: Condvar,
 }
 
-impl<T> Default for Queue<T> {
+impl<T> Default for JobQueue<T> {
     fn default() -> Self {
-        Queue { tasks: Mutex::default(), has_task: Condvar::new() }
+        JobQueue { tasks: Mutex::default(), has_task: Condvar::new() }
     }
 }
 
-impl<T> Queue<T> {
+impl<T> JobQueue<T> {
     fn push(&self, task: T) {
         self.lock().push_back(task);
         self.has_task.notify_one();
@@ -293,7 +293,7 @@ mod tests {
         let name = Name { host: "127.0.0.1".into(), port: 7 };
         background.submit(Job::LookUp { name, owner: NameOwner::Redis(RedisRole::Store) }, NOW);
         match next_news(&mut poll, &mut background) {
-            News::Answer(Answer::LookedUp { owner, found }) => {
+            News::Answer(JobAnswer::LookedUp { owner, found }) => {
                 assert_eq!(owner, NameOwner::Redis(RedisRole::Store));
                 assert_eq!(found.unwrap(), ["127.0.0.1:7".parse().unwrap()]);
             }
@@ -345,7 +345,7 @@ mod tests {
         background
             .submit(Job::LookUp { name, owner: NameOwner::Redis(RedisRole::Subscriber) }, NOW);
         match next_news(&mut poll, &mut background) {
-            News::Answer(Answer::LookedUp { found, .. }) => {
+            News::Answer(JobAnswer::LookedUp { found, .. }) => {
                 assert!(matches!(found, Err(LookUpError::NotFound(why)) if !why.is_empty()));
             }
             News::Answer(other) => panic!("{other:?}"),
@@ -361,7 +361,7 @@ mod tests {
         let check = RootRequest::new(&std::env::temp_dir());
         background.submit(Job::File(FileJob::CheckAudioRoot(check)), NOW);
         match next_news(&mut poll, &mut background) {
-            News::Answer(Answer::File(FileAnswer::AudioRootChecked(found))) => {
+            News::Answer(JobAnswer::File(FileAnswer::AudioRootChecked(found))) => {
                 assert!(found.is_ok())
             }
             News::Answer(other) => panic!("{other:?}"),

@@ -39,7 +39,7 @@ const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(200);
 /// All listeners, and whether accepting pauses.
 pub struct Listeners {
     listeners: Vec<Listener>,
-    addresses: Vec<(Door, SocketAddr)>,
+    addresses: Vec<(ListenerKind, SocketAddr)>,
     descriptors: Descriptors,
     pauses: Pauses,
     is_closed: bool,
@@ -58,13 +58,13 @@ struct Listener {
     /// The number that its events carry.
     index: usize,
     socket: TcpListener,
-    door: Door,
+    kind: ListenerKind,
     is_ready: bool,
 }
 
 /// What a listener is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Door {
+pub enum ListenerKind {
     /// Browsers and other clients.
     Clients,
     /// Operators.
@@ -79,17 +79,17 @@ impl Listeners {
     /// # Errors
     /// The first address that cannot be listened on; the others are closed again.
     pub fn open(
-        addresses: impl Iterator<Item = (Door, SocketAddr)>,
+        addresses: impl Iterator<Item = (ListenerKind, SocketAddr)>,
         reuse_port: bool,
         descriptors: Descriptors,
         registry: &Registry,
     ) -> Result<Listeners, StartError> {
         let mut listeners = Vec::new();
         let mut opened = Vec::new();
-        for (index, (door, address)) in addresses.enumerate() {
+        for (index, (kind, address)) in addresses.enumerate() {
             let open = || {
-                let mut socket = tcp::listen(address, reuse_port && door == Door::Clients)?;
-                if door == Door::Inbox {
+                let mut socket = tcp::listen(address, reuse_port && kind == ListenerKind::Clients)?;
+                if kind == ListenerKind::Inbox {
                     tcp::keep_alive(&socket)?;
                 }
                 registry.register(
@@ -100,8 +100,8 @@ impl Listeners {
                 io::Result::Ok((socket.local_addr()?, socket))
             };
             let (local, socket) = open().map_err(|error| StartError::Listen(address, error))?;
-            opened.push((door, local));
-            listeners.push(Listener { index, socket, door, is_ready: false });
+            opened.push((kind, local));
+            listeners.push(Listener { index, socket, kind, is_ready: false });
         }
         Ok(Listeners {
             listeners,
@@ -113,8 +113,8 @@ impl Listeners {
     }
 
     /// The addresses, with the ports that the kernel chose for port 0.
-    pub fn addresses(&self, door: Door) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.addresses.iter().filter(move |(at, _)| *at == door).map(|&(_, address)| address)
+    pub fn addresses(&self, kind: ListenerKind) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.addresses.iter().filter(move |(at, _)| *at == kind).map(|&(_, address)| address)
     }
 
     /// An event: connections wait in a listener's queue.
@@ -128,7 +128,7 @@ impl Listeners {
     pub fn accept(&mut self, gateway: &mut Gateway, registry: &Registry, now: Moment) {
         for listener in &mut self.listeners {
             for _ in 0..ACCEPTS_PER_TURN {
-                if !listener.is_ready || !self.pauses.has_room(listener.door, gateway) {
+                if !listener.is_ready || !self.pauses.has_room(listener.kind, gateway) {
                     break;
                 }
                 match listener.socket.accept() {
@@ -136,7 +136,7 @@ impl Listeners {
                         Supply::Exhausted => return self.pauses.begin(NO_DESCRIPTOR, gateway, now),
                         supply => {
                             self.pauses.until = None;
-                            enter(stream, client, listener.door, supply, gateway, registry);
+                            enter(stream, client, listener.kind, supply, gateway, registry);
                         }
                     },
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -152,10 +152,10 @@ impl Listeners {
 
     /// When a turn is due for accepting although no event comes; a moment in the past: at once.
     pub fn next_turn(&self, gateway: &Gateway) -> Option<Moment> {
-        let can_accept = |listener: &Listener| match listener.door {
-            Door::Clients => gateway.can_admit(),
-            Door::Admins => gateway.can_admit_admin(),
-            Door::Inbox => gateway.can_admit_worker(),
+        let can_accept = |listener: &Listener| match listener.kind {
+            ListenerKind::Clients => gateway.can_admit(),
+            ListenerKind::Admins => gateway.can_admit_admin(),
+            ListenerKind::Inbox => gateway.can_admit_worker(),
         };
         if !self.listeners.iter().any(|listener| listener.is_ready && can_accept(listener)) {
             return None;
@@ -165,7 +165,7 @@ impl Listeners {
 
     /// Stops listening for clients. Workers may still publish results that clients wait for.
     pub fn close(&mut self) {
-        self.listeners.retain(|listener| listener.door == Door::Inbox);
+        self.listeners.retain(|listener| listener.kind == ListenerKind::Inbox);
         self.is_closed = true;
     }
 
@@ -176,11 +176,11 @@ impl Listeners {
 }
 
 impl Pauses {
-    fn has_room(&mut self, door: Door, gateway: &mut Gateway) -> bool {
-        match door {
-            Door::Admins => gateway.can_admit_admin(),
-            Door::Inbox => gateway.can_admit_worker(),
-            Door::Clients => {
+    fn has_room(&mut self, kind: ListenerKind, gateway: &mut Gateway) -> bool {
+        match kind {
+            ListenerKind::Admins => gateway.can_admit_admin(),
+            ListenerKind::Inbox => gateway.can_admit_worker(),
+            ListenerKind::Clients => {
                 let was_full = std::mem::replace(&mut self.is_full, !gateway.can_admit());
                 if self.is_full && !was_full {
                     gateway.stats().accept_pauses += 1;
@@ -204,15 +204,15 @@ impl Pauses {
 fn enter(
     stream: TcpStream,
     client: SocketAddr,
-    door: Door,
+    kind: ListenerKind,
     supply: Supply,
     gateway: &mut Gateway,
     registry: &Registry,
 ) {
     let source = Source::Session(gateway.next_key(), Side::Downstream);
     match tcp::accepted(stream, source, registry) {
-        Ok(socket) if door == Door::Inbox => gateway.admit_worker(socket, client),
-        Ok(socket) if door == Door::Admins => gateway.admit_admin(socket, client),
+        Ok(socket) if kind == ListenerKind::Inbox => gateway.admit_worker(socket, client),
+        Ok(socket) if kind == ListenerKind::Admins => gateway.admit_admin(socket, client),
         Ok(socket) if supply == Supply::Low => {
             gateway.refuse(socket, client, Refusal::Descriptors);
         }

@@ -29,7 +29,7 @@ use alarm::Alarm;
 use background::{Background, News, ReadConfig};
 use clock::Clock;
 use descriptors::Descriptors;
-use listeners::{Door, Listeners};
+use listeners::{ListenerKind, Listeners};
 use log::{info, warn};
 use mio::event::Event;
 use mio::{Events, Poll, Waker};
@@ -141,9 +141,9 @@ impl<C: Send + 'static> Reactor<C> {
         let chance = fastrand::Rng::new();
         let gateway = Gateway::new(gateway, network, chance, clock.now(), SystemTime::now())
             .map_err(|why| StartError::Other(io::Error::other(why)))?;
-        let clients = settings.listen.iter().map(|&at| (Door::Clients, at));
-        let admins = settings.admin.iter().map(|&at| (Door::Admins, at));
-        let inbox = settings.inbox.iter().map(|&at| (Door::Inbox, at));
+        let clients = settings.listen.iter().map(|&at| (ListenerKind::Clients, at));
+        let admins = settings.admin.iter().map(|&at| (ListenerKind::Admins, at));
+        let inbox = settings.inbox.iter().map(|&at| (ListenerKind::Inbox, at));
         let doors = clients.chain(admins).chain(inbox);
         let listeners = Listeners::open(doors, settings.reuse_port, descriptors, registry)?;
         let signals = Signals::register(registry)?;
@@ -165,12 +165,12 @@ impl<C: Send + 'static> Reactor<C> {
 
     /// The addresses that are listened on, with the ports that the kernel chose.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.listeners.addresses(Door::Clients).collect()
+        self.listeners.addresses(ListenerKind::Clients).collect()
     }
 
     /// Where workers publish, if the inbox is embedded.
     pub fn inbox_addresses(&self) -> Vec<SocketAddr> {
-        self.listeners.addresses(Door::Inbox).collect()
+        self.listeners.addresses(ListenerKind::Inbox).collect()
     }
 
     /// Serves until a signal has ended it.
@@ -181,7 +181,7 @@ impl<C: Send + 'static> Reactor<C> {
         for address in self.addresses() {
             info!(target: "gateway", "listening address={address}");
         }
-        for address in self.listeners.addresses(Door::Admins) {
+        for address in self.listeners.addresses(ListenerKind::Admins) {
             info!(target: "gateway", "listening address={address} for=admins");
         }
         for address in self.inbox_addresses() {

@@ -12,7 +12,7 @@
 
 use crate::base::moment::Moment;
 use crate::service::name::{LookUpError, Name};
-use crate::session::jobs::{Answer, NameOwner};
+use crate::session::jobs::{JobAnswer, NameOwner};
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -59,7 +59,7 @@ struct Running {
 impl Names {
     /// Notes that `owner` wants the addresses of `name`. An answer is returned if the name cannot
     /// be looked up now.
-    pub fn ask(&mut self, name: Name, owner: NameOwner) -> Option<Answer> {
+    pub fn ask(&mut self, name: Name, owner: NameOwner) -> Option<JobAnswer> {
         let Name { host, port } = name;
         if let Some(running) = self.running.iter_mut().find(|running| running.host == host) {
             running.owners.push((owner, port));
@@ -68,7 +68,7 @@ impl Names {
         } else if self.waiting.len() < WAITING_MAX {
             self.waiting.push_back(Waiting { host, owners: vec![(owner, port)] });
         } else {
-            return Some(Answer::LookedUp {
+            return Some(JobAnswer::LookedUp {
                 owner,
                 found: Err(LookUpError::Shortage { errno: libc::EAGAIN }),
             });
@@ -93,7 +93,7 @@ impl Names {
     }
 
     /// A thread is done with `host`: the answers for all who asked.
-    pub fn handle_found(&mut self, host: &str, found: &Found, now: Moment) -> Vec<Answer> {
+    pub fn handle_found(&mut self, host: &str, found: &Found, now: Moment) -> Vec<JobAnswer> {
         let Some(index) = self.running.iter().position(|running| running.host == host) else {
             return Vec::new();
         };
@@ -109,7 +109,7 @@ impl Names {
             let found = found.clone();
             let found =
                 found.map(|ips| ips.into_iter().map(|ip| SocketAddr::new(ip, port)).collect());
-            Answer::LookedUp { owner, found }
+            JobAnswer::LookedUp { owner, found }
         };
         running.owners.into_iter().map(answer).collect()
     }
@@ -148,7 +148,7 @@ mod tests {
         let answers: Vec<_> = answers
             .into_iter()
             .map(|answer| match answer {
-                Answer::LookedUp { owner, found } => (owner, found.unwrap()[0].to_string()),
+                JobAnswer::LookedUp { owner, found } => (owner, found.unwrap()[0].to_string()),
                 other => panic!("{other:?}"),
             })
             .collect();

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::proto::message::{TaskId, TaskResult};
 use crate::service::bus::{Bus, Change, Delivery};
-use crate::service::link::{self, Address, Event, Link, LookUpAnswer, RedisState};
+use crate::service::link::{self, Address, Link, LinkEvent, LookUpAnswer, RedisState};
 use crate::service::tasks::{self, ClientState, Occurrence, Status, Subscription, TaskEnd, Tasks};
 
 /// How long results are held while the link is down.
@@ -285,25 +285,25 @@ impl<K: Copy + Ord> Results<K> {
         &self.tasks
     }
 
-    fn handle_event(&mut self, now: Moment, event: Event) {
+    fn handle_event(&mut self, now: Moment, event: LinkEvent) {
         match event {
-            Event::Up { address } => {
+            LinkEvent::Up { address } => {
                 self.hold_has_expired = false;
                 let waited_for: Vec<Uuid> = self.bus.waited_for().collect();
                 waited_for.into_iter().for_each(|task| self.look_up(task));
                 self.notices.push_back(Notice::Up { address });
             }
-            Event::Down { why } => {
+            LinkEvent::Down { why } => {
                 self.dispatch_all(now);
                 self.notices.push_back(Notice::Down { why });
             }
-            Event::Problem { why } => self.notices.push_back(Notice::Problem { why }),
-            Event::GraceOver => self.notices.push_back(Notice::GraceOver),
-            Event::Published { task, subscription, payload } => {
+            LinkEvent::Problem { why } => self.notices.push_back(Notice::Problem { why }),
+            LinkEvent::GraceOver => self.notices.push_back(Notice::GraceOver),
+            LinkEvent::Published { task, subscription, payload } => {
                 self.handle_published(now, task, subscription, payload.into());
             }
-            Event::Subscribed { task } => self.look_up(task),
-            Event::LookedUp(answer) => self.handle_looked_up(now, answer),
+            LinkEvent::Subscribed { task } => self.look_up(task),
+            LinkEvent::LookedUp(answer) => self.handle_looked_up(now, answer),
         }
     }
 

@@ -22,13 +22,13 @@ pub struct RouteSettings {
     /// 1 to 64 of `[a-z0-9_-]`.
     pub name: String,
     pub path: Template,
-    pub target: Target,
+    pub target: TargetSettings,
 }
 
 /// What answers a route in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
-pub enum Target {
+pub enum TargetSettings {
     /// It is relayed to one of `urls`, with `host` in place of the client's `Host`.
     Backend { urls: Vec<BackendUrl>, host: Option<String> },
     /// The gateway itself delivers results.
@@ -86,7 +86,7 @@ fn check_alone(route: &RouteSettings) -> Result<(), String> {
         }
     }
     match &route.target {
-        Target::Output => {
+        TargetSettings::Output => {
             if !route.path.names().any(|name| name == TASK_ID) {
                 return Err(format!(
                     "its path `{}` must hold `{{{TASK_ID}}}` to serve results",
@@ -94,7 +94,7 @@ fn check_alone(route: &RouteSettings) -> Result<(), String> {
                 ));
             }
         }
-        Target::Backend { urls, host } => {
+        TargetSettings::Backend { urls, host } => {
             if urls.is_empty() {
                 return Err("it needs at least one backend URL".into());
             }
@@ -206,11 +206,11 @@ impl Routes {
     pub fn settings(&self, upstreams: &Upstreams) -> Vec<RouteSettings> {
         let settings = self.current.iter().map(|route| {
             let target = match &route.target {
-                RouteTarget::Relay { upstreams: ids, host } => Target::Backend {
+                RouteTarget::Relay { upstreams: ids, host } => TargetSettings::Backend {
                     urls: ids.iter().map(|&id| upstreams.url(id).clone()).collect(),
                     host: host.clone(),
                 },
-                RouteTarget::Output => Target::Output,
+                RouteTarget::Output => TargetSettings::Output,
             };
             RouteSettings { name: route.name.to_string(), path: route.path.clone(), target }
         });
@@ -225,11 +225,11 @@ impl Routes {
 
 fn in_use(settings: RouteSettings, upstreams: &mut Upstreams) -> Route {
     let target = match settings.target {
-        Target::Backend { urls, host } => RouteTarget::Relay {
+        TargetSettings::Backend { urls, host } => RouteTarget::Relay {
             upstreams: urls.iter().map(|url| upstreams.intern(url)).collect(),
             host,
         },
-        Target::Output => RouteTarget::Output,
+        TargetSettings::Output => RouteTarget::Output,
     };
     Route { name: settings.name.into(), path: settings.path, target }
 }
@@ -247,12 +247,12 @@ mod tests {
         RouteSettings {
             name: name.into(),
             path: template(path),
-            target: Target::Backend { urls, host: None },
+            target: TargetSettings::Backend { urls, host: None },
         }
     }
 
     fn served(name: &str, path: &str) -> RouteSettings {
-        RouteSettings { name: name.into(), path: template(path), target: Target::Output }
+        RouteSettings { name: name.into(), path: template(path), target: TargetSettings::Output }
     }
 
     #[test]
@@ -276,7 +276,7 @@ mod tests {
     fn routes_that_cannot_work_are_refused_with_a_reason() {
         let backend = &["ws://a/"][..];
         let mut with_host = relayed("a", "/ws/a", backend);
-        with_host.target = Target::Backend {
+        with_host.target = TargetSettings::Backend {
             urls: vec![BackendUrl::parse("ws://a").unwrap()],
             host: Some("x y".into()),
         };

@@ -42,15 +42,20 @@ impl Settings {
         matches_any(&self.trusted_proxies, peer)
     }
 
-    /// Judges a request whose connection comes from `peer` and was accepted at `door`.
-    pub fn judge(&self, head: &RequestHead<'_, '_>, peer: SocketAddr, door: Door) -> Requester {
+    /// Judges a request whose connection comes from `peer` and was accepted at `accepted_on`.
+    pub fn judge(
+        &self,
+        head: &RequestHead<'_, '_>,
+        peer: SocketAddr,
+        accepted_on: AcceptedOn,
+    ) -> Requester {
         let is_proxy = self.is_trusted_proxy(peer.ip());
         let client = match is_proxy {
             true => self.client_behind_proxy(head, peer),
             false => Client::Peer(peer),
         };
         let is_admins_address = match client {
-            _ if door == Door::Admins => true,
+            _ if accepted_on == AcceptedOn::Admins => true,
             Client::Unknown => false,
             // A trusted proxy that hides its client, or a proxy that is not trusted.
             Client::Peer(_) if is_proxy || names_a_proxy(head) => false,
@@ -108,7 +113,7 @@ impl Settings {
 
 /// Where a connection was accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Door {
+pub enum AcceptedOn {
     /// On an address of `listen`.
     Clients,
     /// On an address of `admin_listen`: the address of the client is not asked.
@@ -286,15 +291,20 @@ mod tests {
 
     /// The client as logs name it, and whether it is an admin, for a request with these header lines.
     fn judged(settings: &Settings, peer: &str, lines: &str) -> (String, bool) {
-        judged_at(Door::Clients, settings, peer, &format!("Host: 192.0.2.1:8000\r\n{lines}"))
+        judged_at(AcceptedOn::Clients, settings, peer, &format!("Host: 192.0.2.1:8000\r\n{lines}"))
     }
 
-    fn judged_at(door: Door, settings: &Settings, peer: &str, lines: &str) -> (String, bool) {
+    fn judged_at(
+        accepted_on: AcceptedOn,
+        settings: &Settings,
+        peer: &str,
+        lines: &str,
+    ) -> (String, bool) {
         let bytes = format!("GET / HTTP/1.1\r\n{lines}\r\n");
         let mut slots = empty_slots();
         let (head, _) = RequestHead::parse(bytes.as_bytes(), &mut slots).unwrap().unwrap();
         let peer = SocketAddr::new(peer.parse().unwrap(), 5000);
-        let requester = settings.judge(&head, peer, door);
+        let requester = settings.judge(&head, peer, accepted_on);
         (requester.client.to_string(), requester.is_admin)
     }
 
@@ -340,10 +350,10 @@ mod tests {
             ("127.0.0.1.evil.example:8000", false),
             ("", false),
         ] {
-            for door in [Door::Clients, Door::Admins] {
+            for accepted_on in [AcceptedOn::Clients, AcceptedOn::Admins] {
                 let lines = format!("Host: {host}\r\n");
-                let (_, judged) = judged_at(door, &settings, "127.0.0.1", &lines);
-                assert_eq!(judged, is_admin, "{host} at {door:?}");
+                let (_, judged) = judged_at(accepted_on, &settings, "127.0.0.1", &lines);
+                assert_eq!(judged, is_admin, "{host} at {accepted_on:?}");
             }
         }
     }
@@ -355,7 +365,7 @@ mod tests {
             [("192.0.2.7", ""), ("10.0.0.9", ""), ("192.0.2.7", "X-Forwarded-For: 192.0.2.8\r\n")]
         {
             let lines = format!("Host: localhost\r\n{lines}");
-            assert!(judged_at(Door::Admins, &settings, peer, &lines).1, "{peer} {lines}");
+            assert!(judged_at(AcceptedOn::Admins, &settings, peer, &lines).1, "{peer} {lines}");
         }
     }
 

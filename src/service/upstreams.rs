@@ -88,7 +88,7 @@ pub enum Purpose {
 
 /// How an attempt that [`Upstreams::connecting`] announced has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum AttemptOutcome {
     /// The backend took the client, at this address. The connection counts until [`Upstreams::left`].
     Succeeded(SocketAddr),
     /// The backend answered, and did not take this client.
@@ -127,20 +127,20 @@ struct Upstream {
     /// It answered without taking a client: others with as much to do are preferred until then.
     deferral: Backoff,
     deferred_until: Option<Moment>,
-    place: Place,
+    location: Location,
 }
 
 /// Where a backend is, and how that is known.
 #[derive(Debug)]
-enum Place {
+enum Location {
     /// The URL says it: an IP address, or `localhost`.
     Fixed(Rc<[SocketAddr]>),
-    Named(Lookup),
+    Named(NamedHost),
 }
 
 /// What is known of a name.
 #[derive(Debug)]
-struct Lookup {
+struct NamedHost {
     /// Empty until the first lookup has succeeded.
     addresses: Rc<[SocketAddr]>,
     is_under_way: bool,
@@ -162,7 +162,7 @@ impl Upstreams {
     pub fn reload(&mut self, settings: Settings, now: Moment) {
         self.settings = settings;
         for upstream in self.entries.values_mut() {
-            if let Place::Named(lookup) = &mut upstream.place {
+            if let Location::Named(lookup) = &mut upstream.location {
                 lookup.due_at = now;
                 lookup.stale_at = Some(now);
             }
@@ -181,9 +181,9 @@ impl Upstreams {
         }
         let id = UpstreamId(self.interned);
         self.interned = self.interned.checked_add(1).expect("four thousand million backends");
-        let place = match url.name().known_addresses() {
-            Some(addresses) => Place::Fixed(addresses.into()),
-            None => Place::Named(Lookup::default()),
+        let location = match url.name().known_addresses() {
+            Some(addresses) => Location::Fixed(addresses.into()),
+            None => Location::Named(NamedHost::default()),
         };
         let upstream = Upstream {
             url: url.clone(),
@@ -196,7 +196,7 @@ impl Upstreams {
             rests_until: None,
             deferral: Backoff::new(REST_FIRST, REST_MAX),
             deferred_until: None,
-            place,
+            location,
         };
         self.entries.insert(id, upstream);
         id
@@ -252,41 +252,47 @@ impl Upstreams {
     }
 
     /// An attempt has ended.
-    pub fn ended(&mut self, id: UpstreamId, purpose: Purpose, outcome: Outcome, now: Moment) {
+    pub fn ended(
+        &mut self,
+        id: UpstreamId,
+        purpose: Purpose,
+        outcome: AttemptOutcome,
+        now: Moment,
+    ) {
         self.update(id, |upstream| {
             match purpose {
                 Purpose::Client => {
                     upstream.dialing = upstream.dialing.saturating_sub(1);
-                    if !matches!(outcome, Outcome::Succeeded(_)) {
+                    if !matches!(outcome, AttemptOutcome::Succeeded(_)) {
                         upstream.active = upstream.active.saturating_sub(1);
                     }
                 }
                 Purpose::Probe => upstream.is_probed = false,
             }
             match outcome {
-                Outcome::Succeeded(address) => {
+                AttemptOutcome::Succeeded(address) => {
                     upstream.recover();
                     upstream.deferral.reset();
                     upstream.deferred_until = None;
                     upstream.prefer(address);
                 }
-                Outcome::Answered => {
+                AttemptOutcome::Answered => {
                     upstream.recover();
                     if purpose == Purpose::Client {
                         upstream.defer(now);
                     }
                 }
-                Outcome::Failed(error) => upstream.fail(error, now),
-                Outcome::Abandoned if purpose == Purpose::Probe => {
+                AttemptOutcome::Failed(error) => upstream.fail(error, now),
+                AttemptOutcome::Abandoned if purpose == Purpose::Probe => {
                     upstream.rests_until = Some(now + REST_FIRST);
                 }
-                Outcome::Abandoned => {}
+                AttemptOutcome::Abandoned => {}
             }
         });
         self.schedule_probe();
     }
 
-    /// A connection that [`Outcome::Succeeded`] began has ended.
+    /// A connection that [`AttemptOutcome::Succeeded`] began has ended.
     pub fn left(&mut self, id: UpstreamId) {
         self.update(id, |upstream| upstream.active = upstream.active.saturating_sub(1));
     }
@@ -316,24 +322,24 @@ impl Upstreams {
 
     /// Where it is.
     pub fn addresses(&self, id: UpstreamId, now: Moment) -> Addresses {
-        match self.entries.get(&id).map(|upstream| &upstream.place) {
-            Some(Place::Fixed(addresses)) => Addresses::Fresh(Rc::clone(addresses)),
-            Some(Place::Named(lookup)) if !lookup.addresses.is_empty() => {
+        match self.entries.get(&id).map(|upstream| &upstream.location) {
+            Some(Location::Fixed(addresses)) => Addresses::Fresh(Rc::clone(addresses)),
+            Some(Location::Named(lookup)) if !lookup.addresses.is_empty() => {
                 let addresses = Rc::clone(&lookup.addresses);
                 match lookup.stale_at.is_some_and(|at| at <= now) {
                     true => Addresses::Stale(addresses),
                     false => Addresses::Fresh(addresses),
                 }
             }
-            Some(Place::Named(_)) | None => Addresses::Unknown,
+            Some(Location::Named(_)) | None => Addresses::Unknown,
         }
     }
 
     /// Whether its name is to be looked up now. True once for each lookup: [`Upstreams::resolved`] follows.
     #[must_use]
     pub fn begin_lookup(&mut self, id: UpstreamId, now: Moment) -> bool {
-        match self.entries.get_mut(&id).map(|upstream| &mut upstream.place) {
-            Some(Place::Named(lookup)) if !lookup.is_under_way && lookup.due_at <= now => {
+        match self.entries.get_mut(&id).map(|upstream| &mut upstream.location) {
+            Some(Location::Named(lookup)) if !lookup.is_under_way && lookup.due_at <= now => {
                 lookup.is_under_way = true;
                 true
             }
@@ -344,16 +350,16 @@ impl Upstreams {
     /// The error number of the shortage on this machine that kept its name from being looked up last
     /// time.
     pub fn lookup_shortage(&self, id: UpstreamId) -> Option<i32> {
-        match self.entries.get(&id).map(|upstream| &upstream.place) {
-            Some(Place::Named(lookup)) => lookup.shortage,
+        match self.entries.get(&id).map(|upstream| &upstream.location) {
+            Some(Location::Named(lookup)) => lookup.shortage,
             _ => None,
         }
     }
 
     /// Whether an answer to [`Upstreams::begin_lookup`] is still to come.
     pub fn is_looking_up(&self, id: UpstreamId) -> bool {
-        match self.entries.get(&id).map(|upstream| &upstream.place) {
-            Some(Place::Named(lookup)) => lookup.is_under_way,
+        match self.entries.get(&id).map(|upstream| &upstream.location) {
+            Some(Location::Named(lookup)) => lookup.is_under_way,
             _ => false,
         }
     }
@@ -361,8 +367,8 @@ impl Upstreams {
     /// All its addresses have failed: has its name looked up again. False: the URL itself says where it
     /// is.
     pub fn doubt_addresses(&mut self, id: UpstreamId, now: Moment) -> bool {
-        match self.entries.get_mut(&id).map(|upstream| &mut upstream.place) {
-            Some(Place::Named(lookup)) => {
+        match self.entries.get_mut(&id).map(|upstream| &mut upstream.location) {
+            Some(Location::Named(lookup)) => {
                 lookup.due_at = now;
                 true
             }
@@ -373,7 +379,9 @@ impl Upstreams {
     /// Whether all its addresses lead to one machine, as those of `localhost` do. Those of any other
     /// name may be several backends.
     pub fn is_one_host(&self, id: UpstreamId) -> bool {
-        self.entries.get(&id).is_some_and(|upstream| matches!(upstream.place, Place::Fixed(_)))
+        self.entries
+            .get(&id)
+            .is_some_and(|upstream| matches!(upstream.location, Location::Fixed(_)))
     }
 
     /// What looking up its name gave. Addresses that are known stay usable when the lookup has failed or
@@ -386,7 +394,7 @@ impl Upstreams {
     ) {
         let interval = self.settings.resolve_interval;
         let Some(upstream) = self.entries.get_mut(&id) else { return };
-        let Place::Named(lookup) = &mut upstream.place else { return };
+        let Location::Named(lookup) = &mut upstream.location else { return };
         lookup.is_under_way = false;
         lookup.shortage = match answer {
             Err(LookUpError::Shortage { errno }) => Some(errno),
@@ -473,7 +481,7 @@ impl Upstream {
             self.rests_until = Some(now + self.rest.next_wait());
         }
         if error.fault() != Fault::Lookup
-            && let Place::Named(lookup) = &mut self.place
+            && let Location::Named(lookup) = &mut self.location
         {
             // It may have moved. What is known stays usable until the answer has come.
             lookup.due_at = now;
@@ -482,9 +490,9 @@ impl Upstream {
 
     /// Moves `address` to the front, if it is one of the backend's.
     fn prefer(&mut self, address: SocketAddr) {
-        let addresses = match &mut self.place {
-            Place::Fixed(addresses) => addresses,
-            Place::Named(lookup) => &mut lookup.addresses,
+        let addresses = match &mut self.location {
+            Location::Fixed(addresses) => addresses,
+            Location::Named(lookup) => &mut lookup.addresses,
         };
         if let Some(index @ 1..) = addresses.iter().position(|known| *known == address) {
             let mut reordered = addresses.to_vec();
@@ -494,9 +502,9 @@ impl Upstream {
     }
 }
 
-impl Default for Lookup {
+impl Default for NamedHost {
     fn default() -> Self {
-        Lookup {
+        NamedHost {
             addresses: Rc::new([]),
             is_under_way: false,
             shortage: None,
@@ -512,7 +520,7 @@ mod tests {
 
     const S: fn(u64) -> Duration = Duration::from_secs;
     const NANO: Duration = Duration::from_nanos(1);
-    const REFUSED: Outcome = Outcome::Failed(AttemptError::Refused);
+    const REFUSED: AttemptOutcome = AttemptOutcome::Failed(AttemptError::Refused);
 
     fn three() -> (Upstreams, [UpstreamId; 3], Moment) {
         let mut upstreams = Upstreams::default();
@@ -528,12 +536,12 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn succeeded() -> Outcome {
-        Outcome::Succeeded(address("10.0.0.1:80"))
+    fn succeeded() -> AttemptOutcome {
+        AttemptOutcome::Succeeded(address("10.0.0.1:80"))
     }
 
     impl Upstreams {
-        fn attempt(&mut self, id: UpstreamId, outcome: Outcome, now: Moment) {
+        fn attempt(&mut self, id: UpstreamId, outcome: AttemptOutcome, now: Moment) {
             self.connecting(id, Purpose::Client);
             self.ended(id, Purpose::Client, outcome, now);
         }
@@ -596,7 +604,7 @@ mod tests {
         let (mut upstreams, [a, b, _], now) = three();
         upstreams.connecting(a, Purpose::Client);
         assert_eq!(upstreams.choose(&[a, b], now), Some(b));
-        upstreams.ended(a, Purpose::Client, Outcome::Abandoned, now);
+        upstreams.ended(a, Purpose::Client, AttemptOutcome::Abandoned, now);
         assert_eq!(upstreams.active(a), 0);
         assert_eq!(upstreams.state(a), BackendState::Untried, "nothing was learnt");
         assert_eq!(upstreams.choose(&[], now), None);
@@ -670,7 +678,7 @@ mod tests {
         let mut lost = 0;
         for _ in 0..600 {
             let id = upstreams.choose(&[a, b], now).unwrap();
-            let outcome = if id == a { Outcome::Answered } else { succeeded() };
+            let outcome = if id == a { AttemptOutcome::Answered } else { succeeded() };
             lost += u32::from(id == a);
             upstreams.attempt(id, outcome, now);
             now += Duration::from_millis(100);
@@ -699,14 +707,14 @@ mod tests {
         assert_eq!(upstreams.probe_at(), Some(now + S(2)), "the rest becomes longer");
         let now = now + S(2);
         upstreams.connecting(a, Purpose::Probe);
-        upstreams.ended(a, Purpose::Probe, Outcome::Abandoned, now);
+        upstreams.ended(a, Purpose::Probe, AttemptOutcome::Abandoned, now);
         assert_eq!(upstreams.probe_at(), Some(now + S(1)), "not again at once");
         let now = now + S(1);
         upstreams.connecting(a, Purpose::Client);
         assert_eq!(upstreams.due_probe(now), None, "a client is finding out");
-        upstreams.ended(a, Purpose::Client, Outcome::Abandoned, now);
+        upstreams.ended(a, Purpose::Client, AttemptOutcome::Abandoned, now);
         upstreams.connecting(a, Purpose::Probe);
-        upstreams.ended(a, Purpose::Probe, Outcome::Answered, now);
+        upstreams.ended(a, Purpose::Probe, AttemptOutcome::Answered, now);
         assert_eq!((upstreams.state(a), upstreams.probe_at()), (BackendState::Ok, None));
         assert_eq!(upstreams.choose(&[a, b], now), Some(b), "tried longest ago");
     }
@@ -776,17 +784,17 @@ mod tests {
     fn the_address_that_worked_last_comes_first() {
         let (mut upstreams, [a, ..], now) = three();
         upstreams.look_up(a, &["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"], now);
-        upstreams.attempt(a, Outcome::Succeeded(address("10.0.0.3:80")), now);
+        upstreams.attempt(a, AttemptOutcome::Succeeded(address("10.0.0.3:80")), now);
         let order = ["10.0.0.3:80", "10.0.0.1:80", "10.0.0.2:80"];
         assert_eq!(upstreams.known(a, now), order);
         let later = now + S(60);
         upstreams.look_up(a, &["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"], later);
         assert_eq!(upstreams.known(a, later), order, "also after it was looked up again");
-        upstreams.attempt(a, Outcome::Succeeded(address("10.9.9.9:80")), later);
+        upstreams.attempt(a, AttemptOutcome::Succeeded(address("10.9.9.9:80")), later);
         assert_eq!(upstreams.known(a, later), order);
 
         let local = intern(&mut upstreams, "ws://localhost:81/");
-        upstreams.attempt(local, Outcome::Succeeded(address("127.0.0.1:81")), now);
+        upstreams.attempt(local, AttemptOutcome::Succeeded(address("127.0.0.1:81")), now);
         assert_eq!(upstreams.known(local, now), ["127.0.0.1:81", "[::1]:81"]);
     }
 
@@ -821,7 +829,7 @@ mod tests {
         upstreams.resolved(c, Ok(vec![address("127.0.0.1:80")]), now);
         assert!(!upstreams.is_known(c));
         assert_eq!(upstreams.choose(&[c], now), None);
-        upstreams.ended(b, Purpose::Client, Outcome::Abandoned, now);
+        upstreams.ended(b, Purpose::Client, AttemptOutcome::Abandoned, now);
         upstreams.retain(|id| id == a);
         assert!(!upstreams.is_known(b));
         assert_ne!(intern(&mut upstreams, "ws://c/"), c, "an id is never used again");

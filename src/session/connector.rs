@@ -29,7 +29,7 @@ use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
 use crate::net::{Conn, PeerAddress, Source};
 use crate::service::attempt::{AttemptError, Fault};
-use crate::service::upstreams::{Addresses, Outcome, Purpose, UpstreamId};
+use crate::service::upstreams::{Addresses, AttemptOutcome, Purpose, UpstreamId};
 use log::{debug, warn};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -43,7 +43,7 @@ pub struct Connector {
     /// What events of the connections are registered as.
     source: Source,
     purpose: Purpose,
-    stage: Stage,
+    stage: ConnectStage,
     current: Option<Current>,
     untried: Vec<UpstreamId>,
     /// What is left of the time to connect, and of the time to wait for answers. `None`: no limit.
@@ -66,7 +66,7 @@ struct Current {
 }
 
 #[derive(Clone, Copy)]
-enum Stage {
+enum ConnectStage {
     /// The next address or backend is to be chosen.
     Choose,
     /// The backend's name is being looked up.
@@ -113,7 +113,7 @@ impl Connector {
         Connector {
             source,
             purpose,
-            stage: Stage::Choose,
+            stage: ConnectStage::Choose,
             current: None,
             untried: candidates.to_vec(),
             connect_left: cx.settings.connect_timeout,
@@ -126,13 +126,15 @@ impl Connector {
     pub fn poll(&mut self, who: Subject<'_>, cx: &mut Context) -> Polled {
         loop {
             match self.stage {
-                Stage::Connecting { .. } | Stage::Answering { .. } => return Polled::Wait,
-                Stage::LookUp { timer } => match self.looked_up(timer, cx) {
+                ConnectStage::Connecting { .. } | ConnectStage::Answering { .. } => {
+                    return Polled::Wait;
+                }
+                ConnectStage::LookUp { timer } => match self.looked_up(timer, cx) {
                     None => return Polled::Wait,
                     Some(Ok(addresses)) => self.set_addresses(addresses, cx.now),
                     Some(Err(error)) => self.fail(error, who, cx),
                 },
-                Stage::Choose => {
+                ConnectStage::Choose => {
                     if let Some(address) = self.next_address() {
                         if let Some((conn, backend)) = self.begin(address, who, cx) {
                             return Polled::Begun(conn, backend);
@@ -155,16 +157,16 @@ impl Connector {
 
     /// Whether it waits for a name to be looked up.
     pub fn is_looking_up(&self) -> bool {
-        matches!(self.stage, Stage::LookUp { .. })
+        matches!(self.stage, ConnectStage::LookUp { .. })
     }
 
     /// When the current stage is to be given up.
     pub fn deadline(&self) -> Option<Moment> {
         match self.stage {
-            Stage::Choose => None,
-            Stage::LookUp { timer }
-            | Stage::Connecting { timer, .. }
-            | Stage::Answering { timer, .. } => timer.give_up_at,
+            ConnectStage::Choose => None,
+            ConnectStage::LookUp { timer }
+            | ConnectStage::Connecting { timer, .. }
+            | ConnectStage::Answering { timer, .. } => timer.give_up_at,
         }
     }
 
@@ -172,10 +174,10 @@ impl Connector {
     /// nothing new: what has arrived in time counts, however late it is read.
     pub fn timed_out(&self, now: Moment) -> Option<AttemptError> {
         match self.stage {
-            Stage::Connecting { timer, .. } if timer.is_over(now) => {
+            ConnectStage::Connecting { timer, .. } if timer.is_over(now) => {
                 Some(AttemptError::ConnectTimedOut)
             }
-            Stage::Answering { timer, .. } if timer.is_over(now) => {
+            ConnectStage::Answering { timer, .. } if timer.is_over(now) => {
                 Some(AttemptError::AnswerTimedOut)
             }
             _ => None,
@@ -189,7 +191,7 @@ impl Connector {
 
     /// The connection is established. Does nothing when that is known already.
     pub fn connected(&mut self, who: Subject<'_>, cx: &Context) {
-        let Stage::Connecting { address, .. } = self.stage else { return };
+        let ConnectStage::Connecting { address, .. } = self.stage else { return };
         self.spend(cx.now);
         if let Some(current) = &mut self.current
             && cx.upstreams.is_one_host(current.backend)
@@ -202,14 +204,14 @@ impl Connector {
             Left::Addresses | Left::Nothing => self.answer_left,
         };
         let timer = Timer { began_at: cx.now, give_up_at: cx.after(may_take) };
-        self.stage = Stage::Answering { address, timer };
+        self.stage = ConnectStage::Answering { address, timer };
         note(who, || Event::Connected);
     }
 
     /// The attempt failed. The next [`Connector::poll`] tries something else.
     pub fn fail(&mut self, error: AttemptError, who: Subject<'_>, cx: &mut Context) {
         self.spend(cx.now);
-        self.stage = Stage::Choose;
+        self.stage = ConnectStage::Choose;
         let Some(current) = &mut self.current else { return };
         note(who, || Event::AttemptFailed { what: &error });
         current.note_failure(error);
@@ -227,12 +229,13 @@ impl Connector {
     /// The backend takes the client: its connection counts until `Upstreams::left`. `None` when no
     /// attempt is under way.
     pub fn succeed(&mut self, cx: &mut Context) -> Option<UpstreamId> {
-        let (Stage::Connecting { address, .. } | Stage::Answering { address, .. }) = self.stage
+        let (ConnectStage::Connecting { address, .. } | ConnectStage::Answering { address, .. }) =
+            self.stage
         else {
             return None;
         };
         let backend = self.backend()?;
-        self.end(Outcome::Succeeded(address), cx);
+        self.end(AttemptOutcome::Succeeded(address), cx);
         if self.purpose == Purpose::Client {
             cx.stats.count_dial(cx.upstreams.url(backend).public_text(), true);
         }
@@ -241,16 +244,16 @@ impl Connector {
 
     /// The backend answered, but does not take the client.
     pub fn answered(&mut self, cx: &mut Context) {
-        self.end(Outcome::Answered, cx);
+        self.end(AttemptOutcome::Answered, cx);
     }
 
     /// Gives up for a reason on this side, which says nothing about the backend.
     pub fn abandon(&mut self, cx: &mut Context) {
-        self.end(Outcome::Abandoned, cx);
+        self.end(AttemptOutcome::Abandoned, cx);
     }
 
-    fn end(&mut self, outcome: Outcome, cx: &mut Context) {
-        self.stage = Stage::Choose;
+    fn end(&mut self, outcome: AttemptOutcome, cx: &mut Context) {
+        self.stage = ConnectStage::Choose;
         if let Some(current) = self.current.take() {
             cx.upstreams.ended(current.backend, self.purpose, outcome, cx.now);
         }
@@ -272,9 +275,9 @@ impl Connector {
             Addresses::Stale(_) => {
                 let patience = Some(cx.now + LOOKUP_PATIENCE);
                 timer.give_up_at = earlier(timer.give_up_at, patience);
-                self.stage = Stage::LookUp { timer };
+                self.stage = ConnectStage::LookUp { timer };
             }
-            Addresses::Unknown => self.stage = Stage::LookUp { timer },
+            Addresses::Unknown => self.stage = ConnectStage::LookUp { timer },
         }
         self.current = Some(current);
         true
@@ -307,7 +310,7 @@ impl Connector {
 
     fn set_addresses(&mut self, addresses: Rc<[SocketAddr]>, now: Moment) {
         self.spend(now);
-        self.stage = Stage::Choose;
+        self.stage = ConnectStage::Choose;
         let Some(current) = &mut self.current else { return };
         current.next = 0;
         current.addresses = match &current.failed {
@@ -333,7 +336,7 @@ impl Connector {
         }
         begin_lookup(current.backend, cx);
         current.failed = Some(Rc::clone(&current.addresses));
-        self.stage = Stage::LookUp { timer };
+        self.stage = ConnectStage::LookUp { timer };
         true
     }
 
@@ -356,7 +359,7 @@ impl Connector {
         let backend = self.backend()?;
         let url = cx.upstreams.url(backend).public_text();
         note(who, || Event::Connecting { backend: url, address: &address });
-        self.stage = Stage::Connecting { address, timer: self.connect_timer(cx) };
+        self.stage = ConnectStage::Connecting { address, timer: self.connect_timer(cx) };
         match cx.network.connect(&PeerAddress::Tcp(address), self.source) {
             Ok(socket) => Some((Conn::dialed(socket), backend)),
             Err(error) => {
@@ -381,8 +384,8 @@ impl Connector {
             }
         }
         match error.fault() {
-            Fault::Local => self.end(Outcome::Abandoned, cx),
-            Fault::Lookup | Fault::Backend => self.end(Outcome::Failed(error), cx),
+            Fault::Local => self.end(AttemptOutcome::Abandoned, cx),
+            Fault::Lookup | Fault::Backend => self.end(AttemptOutcome::Failed(error), cx),
         }
     }
 
@@ -415,11 +418,11 @@ impl Connector {
     /// Takes the time of the current stage off its budget.
     fn spend(&mut self, now: Moment) {
         let (budget, timer) = match self.stage {
-            Stage::Choose => return,
-            Stage::LookUp { timer } | Stage::Connecting { timer, .. } => {
+            ConnectStage::Choose => return,
+            ConnectStage::LookUp { timer } | ConnectStage::Connecting { timer, .. } => {
                 (&mut self.connect_left, timer)
             }
-            Stage::Answering { timer, .. } => (&mut self.answer_left, timer),
+            ConnectStage::Answering { timer, .. } => (&mut self.answer_left, timer),
         };
         *budget = budget.map(|left| left.saturating_sub(now - timer.began_at));
     }

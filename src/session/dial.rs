@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   Connect ──► Ask ── 101 ──► Relay
-//!    ▲  │        │ └── another answer ──► Refusal (its body, for "http") ──► the end
+//!    ▲  │        │ └── another answer ──► Refused (its body, for "http") ──► the end
 //!    │  │        └── none, a bad one, 502, 503, 504 or 429 ──┐
 //!    └──│────────────────── something is left to try ────────┤
 //!       └── nothing is left to try ──────────────────────────┴─────────────► the end
@@ -63,22 +63,22 @@ pub struct Dial {
     early: Vec<u8>,
     request_id: String,
     connector: Connector,
-    stage: Stage,
+    stage: DialStage,
     /// Why no backend is to be asked, or no further one.
     stopped: Option<Failure>,
 }
 
-enum Stage {
+enum DialStage {
     /// The connector is to begin a connection, or waits for a name to be looked up.
     Connect,
     /// The request is being sent, or its answer awaited.
     Ask(Exchange),
     /// The backend has refused, and the body of its answer is being read.
-    Refusal { conn: Conn, refusal: Refusal },
+    Refused { conn: Conn, refused: RefusedUpgrade },
 }
 
 /// What a backend answered.
-enum Answer {
+enum UpgradeAnswer {
     Upgraded {
         /// The 101 as the client gets it.
         reply: Vec<u8>,
@@ -91,7 +91,7 @@ enum Answer {
 }
 
 /// A backend's own answer, as far as it has arrived.
-struct Refusal {
+struct RefusedUpgrade {
     status: u16,
     answer: Vec<u8>,
     body: BodyScanner,
@@ -146,7 +146,7 @@ impl Dial {
             early: early.to_vec(),
             request_id,
             connector: Connector::new(upstreams, source, Purpose::Client, cx),
-            stage: Stage::Connect,
+            stage: DialStage::Connect,
             stopped: upgrade::is_loop(request).then(Failure::request_loop),
         }))
     }
@@ -190,7 +190,8 @@ impl Dial {
         }
         match answer {
             Some((answer, body)) => {
-                self.stage = Stage::Refusal { conn, refusal: Refusal { status, answer, body } };
+                self.stage =
+                    DialStage::Refused { conn, refused: RefusedUpgrade { status, answer, body } };
                 None
             }
             None => Some(self.end_refused(status, who, cx)),
@@ -286,25 +287,25 @@ impl State for Dial {
             return self.fail(failure, None, cx);
         }
         loop {
-            match std::mem::replace(&mut self.stage, Stage::Connect) {
-                Stage::Connect => match self.connector.poll(who.into(), cx) {
+            match std::mem::replace(&mut self.stage, DialStage::Connect) {
+                DialStage::Connect => match self.connector.poll(who.into(), cx) {
                     Polled::Wait => return Step::Wait(Phase::Dial(self)),
                     Polled::Begun(conn, backend) => {
                         let request = self.request(backend, who, cx);
                         let request_id = Some(self.request_id.clone());
-                        self.stage = Stage::Ask(Exchange::new(conn, request, request_id));
+                        self.stage = DialStage::Ask(Exchange::new(conn, request, request_id));
                     }
                     Polled::Exhausted(error) => return self.fail(error.into(), None, cx),
                 },
-                Stage::Ask(mut exchange) => {
+                DialStage::Ask(mut exchange) => {
                     let (key, mode) = (&*self.key, cx.settings.on_backend_failure);
                     let judge = |head: &ResponseHead, rest: &[u8]| judge(head, rest, key, mode);
                     match exchange.poll(&mut self.connector, who.into(), cx, judge) {
                         Ok(None) => {
-                            self.stage = Stage::Ask(exchange);
+                            self.stage = DialStage::Ask(exchange);
                             return Step::Wait(Phase::Dial(self));
                         }
-                        Ok(Some(Answer::Upgraded { reply, from_backend })) => {
+                        Ok(Some(UpgradeAnswer::Upgraded { reply, from_backend })) => {
                             let conn = exchange.into_conn();
                             return self.establish(
                                 conn,
@@ -315,27 +316,27 @@ impl State for Dial {
                                 cx,
                             );
                         }
-                        Ok(Some(Answer::Refused { status, answer })) => {
+                        Ok(Some(UpgradeAnswer::Refused { status, answer })) => {
                             let conn = exchange.into_conn();
                             if let Some(failure) = self.refused(conn, status, answer, who, cx) {
                                 return self.fail(failure, None, cx);
                             }
                         }
-                        Ok(Some(Answer::Mismatch(why))) => {
+                        Ok(Some(UpgradeAnswer::Mismatch(why))) => {
                             self.connector.fail(AttemptError::NotUpgraded(why), who.into(), cx);
                         }
                         Err(error) => self.connector.fail(error, who.into(), cx),
                     }
                 }
-                Stage::Refusal { mut conn, mut refusal } => {
-                    match refusal.read(&mut conn, self.connector.deadline(), cx) {
+                DialStage::Refused { mut conn, mut refused } => {
+                    match refused.read(&mut conn, self.connector.deadline(), cx) {
                         None => {
-                            self.stage = Stage::Refusal { conn, refusal };
+                            self.stage = DialStage::Refused { conn, refused };
                             return Step::Wait(Phase::Dial(self));
                         }
                         Some(is_whole) => {
-                            let failure = self.end_refused(refusal.status, who, cx);
-                            return self.fail(failure, is_whole.then_some(refusal.answer), cx);
+                            let failure = self.end_refused(refused.status, who, cx);
+                            return self.fail(failure, is_whole.then_some(refused.answer), cx);
                         }
                     }
                 }
@@ -381,24 +382,24 @@ impl State for Dial {
 
     fn handle_ready(&mut self, ready: Ready) {
         match &mut self.stage {
-            Stage::Connect => {}
-            Stage::Ask(exchange) => exchange.handle_ready(ready),
-            Stage::Refusal { conn, .. } => conn.handle_ready(ready),
+            DialStage::Connect => {}
+            DialStage::Ask(exchange) => exchange.handle_ready(ready),
+            DialStage::Refused { conn, .. } => conn.handle_ready(ready),
         }
     }
 }
 
 /// Reads a backend's final answer. `key` is what the client sent; `mode` says whether a refusal is to be
 /// passed on.
-fn judge(head: &ResponseHead, rest: &[u8], key: &str, mode: OnBackendFailure) -> Answer {
+fn judge(head: &ResponseHead, rest: &[u8], key: &str, mode: OnBackendFailure) -> UpgradeAnswer {
     if head.status == 101 {
         return match upgrade::check_response(head, key) {
             Ok(()) => {
                 let mut reply = Vec::new();
                 upgrade::write_forwarded_response(head, &mut reply);
-                Answer::Upgraded { reply, from_backend: rest.to_vec() }
+                UpgradeAnswer::Upgraded { reply, from_backend: rest.to_vec() }
             }
-            Err(why) => Answer::Mismatch(why),
+            Err(why) => UpgradeAnswer::Mismatch(why),
         };
     }
     let mut answer = None;
@@ -413,7 +414,7 @@ fn judge(head: &ResponseHead, rest: &[u8], key: &str, mode: OnBackendFailure) ->
             answer = Some((bytes, body));
         }
     }
-    Answer::Refused { status: head.status, answer }
+    UpgradeAnswer::Refused { status: head.status, answer }
 }
 
 /// Whether an answer says that the backend cannot serve anyone at the moment, so that the next is tried.
@@ -421,7 +422,7 @@ pub(super) fn is_failure(status: u16) -> bool {
     matches!(status, 429 | 502 | 503 | 504)
 }
 
-impl Refusal {
+impl RefusedUpgrade {
     /// Reads the body. `Some`: done; true if the answer is whole, for one that is not is not passed on.
     fn read(
         &mut self,

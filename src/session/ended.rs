@@ -3,9 +3,9 @@
 use super::close::{CloseReason, CodeText};
 use super::{Context, Identity};
 use crate::base::quoted::Quoted;
-use crate::proto::conduit::Conduit;
 use crate::proto::http::{Form, Response};
 use crate::proto::message::TaskId;
+use crate::proto::ws_reader::WsReader;
 use crate::service::limits::Refusal;
 use crate::service::stats::BothWays;
 use crate::service::tasks::{ClientState, TaskEnd};
@@ -79,7 +79,7 @@ pub enum Awaited {
     /// Its FIN.
     Fin,
     /// Its FIN or its Close frame, which this reader finds.
-    Close(Box<Conduit>),
+    Close(Box<WsReader>),
     /// Nothing: it has sent its Close frame already.
     Nothing,
 }

@@ -41,8 +41,8 @@ const BACKLOG_BYTES_MAX: usize = SCRATCH_BYTES + 4 * HEAD_BYTES_MAX;
 /// One direction of a relay. What an idle flow does not need is behind a pointer.
 pub struct Flow {
     to: Side,
-    source: Source,
-    sink: Sink,
+    source: SourceState,
+    sink: SinkState,
     /// A Close frame of the gateway with this reason is due at the next boundary.
     goodbye: Option<CloseReason>,
     is_ping_due: bool,
@@ -81,14 +81,14 @@ pub struct Pumped {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Source {
+enum SourceState {
     Open,
     /// FIN, RST, or given up.
     Ended,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Sink {
+enum SinkState {
     Open,
     /// A Close frame of the source was passed.
     Closed,
@@ -137,8 +137,8 @@ impl Flow {
         backlog.push(first, &cx.budget).expect("the answer to a handshake fits");
         Flow {
             to,
-            source: Source::Open,
-            sink: Sink::Open,
+            source: SourceState::Open,
+            sink: SinkState::Open,
             goodbye: None,
             is_ping_due: false,
             pinged: Pinged::Never,
@@ -181,16 +181,20 @@ impl Flow {
             if self.has_own() && self.is_at_boundary() {
                 self.send_own(sink, who, cx, &mut pumped);
             }
-            if self.sink == Sink::Finishing && self.backlog.is_empty() && sink.shutdown_write() {
-                self.sink = Sink::Finished;
+            if self.sink == SinkState::Finishing && self.backlog.is_empty() && sink.shutdown_write()
+            {
+                self.sink = SinkState::Finished;
             }
-            if self.source == Source::Ended || !source.is_readable() || !self.backlog.is_empty() {
+            if self.source == SourceState::Ended
+                || !source.is_readable()
+                || !self.backlog.is_empty()
+            {
                 return pumped;
             }
             cx.with_scratch(|scratch, cx| match source.read(scratch) {
                 Ok(Io::Moved(n)) => {
                     let bytes = &scratch[..n];
-                    if self.sink == Sink::Open {
+                    if self.sink == SinkState::Open {
                         self.handle_bytes(bytes, sink, who, cx, &mut pumped);
                         if n == SCRATCH_BYTES {
                             self.begin_stream(source, sink);
@@ -209,8 +213,8 @@ impl Flow {
     /// A pump would do nothing: nothing is held or due, and the source has nothing to read.
     #[inline]
     pub fn is_quiet(&self, source: &Conn) -> bool {
-        let can_read = source.is_readable() && self.source == Source::Open;
-        let has_more = self.is_blocked() || self.has_own() || self.sink == Sink::Finishing;
+        let can_read = source.is_readable() && self.source == SourceState::Open;
+        let has_more = self.is_blocked() || self.has_own() || self.sink == SinkState::Finishing;
         !can_read && !has_more
     }
 
@@ -233,7 +237,7 @@ impl Flow {
         let mut pass = 0..0;
         let mut at = 0;
         // A forward may find the sink lost: the rest is then nobody's.
-        while at < bytes.len() && self.sink == Sink::Open {
+        while at < bytes.len() && self.sink == SinkState::Open {
             let payload_left = self.frames.payload_left();
             if payload_left > 0 {
                 let piece = at..at + payload_left.min((bytes.len() - at) as u64) as usize;
@@ -261,7 +265,7 @@ impl Flow {
                     self.forward(&bytes[pass], sink, cx, pumped);
                     pass = at..at;
                     self.send_own(sink, who, cx, pumped);
-                    if self.sink != Sink::Open {
+                    if self.sink != SinkState::Open {
                         return; // Close is last
                     }
                 }
@@ -308,15 +312,15 @@ impl Flow {
 
     /// Nothing more comes from the source: it sent FIN, was reset, or is given up for `reason`.
     pub fn end_source(&mut self, reason: CloseReason, pumped: &mut Pumped) {
-        if self.source == Source::Ended {
+        if self.source == SourceState::Ended {
             return;
         }
-        self.source = Source::Ended;
-        if matches!(self.sink, Sink::Open | Sink::Finished | Sink::Lost) {
+        self.source = SourceState::Ended;
+        if matches!(self.sink, SinkState::Open | SinkState::Finished | SinkState::Lost) {
             // Also where the sink is lost: with both sinks lost, nothing else would report the end.
             pumped.ending = pumped.ending.or(Some(reason));
         }
-        if self.sink == Sink::Open && self.is_at_boundary() {
+        if self.sink == SinkState::Open && self.is_at_boundary() {
             self.goodbye = Some(reason);
             self.is_ping_due = false;
             return;
@@ -325,7 +329,7 @@ impl Flow {
         self.goodbye = None;
         self.is_ping_due = false;
         if !self.is_sink_over() {
-            self.sink = Sink::Finishing;
+            self.sink = SinkState::Finishing;
         }
     }
 
@@ -335,19 +339,19 @@ impl Flow {
         self.stream = None;
         self.goodbye = None;
         self.is_ping_due = false;
-        self.sink = Sink::Lost;
+        self.sink = SinkState::Lost;
     }
 
     /// Asks for a Close frame of the gateway behind the current frame.
     pub fn say_goodbye(&mut self, reason: CloseReason) {
-        if self.sink == Sink::Open && self.goodbye.is_none() {
+        if self.sink == SinkState::Open && self.goodbye.is_none() {
             self.goodbye = Some(reason);
         }
     }
 
     /// Asks for a ping to the sink's peer, at the next boundary.
     pub fn ask_ping(&mut self) {
-        self.is_ping_due = self.sink == Sink::Open && self.goodbye.is_none();
+        self.is_ping_due = self.sink == SinkState::Open && self.goodbye.is_none();
     }
 
     /// The source's peer has been pinged, so its pong is not to be relayed.
@@ -377,22 +381,22 @@ impl Flow {
 
     /// Nothing more is sent to the sink.
     fn is_sink_over(&self) -> bool {
-        matches!(self.sink, Sink::Finished | Sink::Lost)
+        matches!(self.sink, SinkState::Finished | SinkState::Lost)
     }
 
     /// The last frame has been written to the sink, and may still be on its way to the peer.
     pub fn is_sink_settling(&self) -> bool {
-        !matches!(self.sink, Sink::Open | Sink::Lost)
+        !matches!(self.sink, SinkState::Open | SinkState::Lost)
     }
 
     /// Both ends are done.
     pub fn is_finished(&self) -> bool {
-        self.source == Source::Ended && self.is_sink_over()
+        self.source == SourceState::Ended && self.is_sink_over()
     }
 
     /// The source may still send.
     pub fn is_source_open(&self) -> bool {
-        self.source == Source::Open
+        self.source == SourceState::Open
     }
 
     /// Bytes wait for the sink.
@@ -402,7 +406,7 @@ impl Flow {
 
     /// Frames may still be sent to the sink.
     pub fn is_open(&self) -> bool {
-        self.sink == Sink::Open
+        self.sink == SinkState::Open
     }
 
     /// No message is half sent. (A frame of the gateway may be sent within a message, but a drain waits
@@ -482,7 +486,7 @@ impl Flow {
 
     /// A whole Close frame has been passed. *Close is last.*
     fn end_close(&mut self, who: &Identity, pumped: &mut Pumped) {
-        self.sink = Sink::Closed;
+        self.sink = SinkState::Closed;
         self.goodbye = None;
         self.is_ping_due = false;
         let reason = match self.to {
@@ -520,7 +524,7 @@ impl Flow {
 
     /// Sends the frame of the gateway that is due. *Boundary*: called at one only.
     fn send_own(&mut self, sink: &mut Conn, who: &Identity, cx: &mut Context, pumped: &mut Pumped) {
-        if self.sink != Sink::Open {
+        if self.sink != SinkState::Open {
             return; // sending what comes before this frame found the sink lost
         }
         let mask = match self.to {
@@ -539,8 +543,8 @@ impl Flow {
         self.stream = None; // Close is last
         self.forward(&ws::close_frame(code, reason.phrase(), mask), sink, cx, pumped);
         note(who, || Event::CloseSent { to: self.to, code, reason });
-        if self.sink == Sink::Open {
-            self.sink = Sink::Finishing;
+        if self.sink == SinkState::Open {
+            self.sink = SinkState::Finishing;
         }
         pumped.ending = pumped.ending.or(Some(reason));
     }

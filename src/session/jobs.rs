@@ -2,7 +2,7 @@
 //!
 //! A part that needs such work pushes a [`Job`] to [`Context::jobs`](super::Context). At the end of
 //! the turn the reactor passes the jobs to its threads, and each outcome comes back as one
-//! [`Answer`], through `Gateway::handle_answer`, in a later turn. Nothing below the reactor knows a
+//! [`JobAnswer`], through `Gateway::handle_answer`, in a later turn. Nothing below the reactor knows a
 //! thread; a simulation answers the jobs itself.
 //!
 //! A session has at most one job under way, and a name is looked up once at a time, so the queues
@@ -22,7 +22,7 @@ use std::net::SocketAddr;
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
 pub enum Job {
-    /// Look up the addresses of a name. Answered by [`Answer::LookedUp`].
+    /// Look up the addresses of a name. Answered by [`JobAnswer::LookedUp`].
     LookUp { name: Name, owner: NameOwner },
     /// Do something with files that may wait for a disk or a server.
     File(FileJob),
@@ -44,7 +44,7 @@ pub enum FileJob {
 /// The outcome of a [`Job`].
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
-pub enum Answer {
+pub enum JobAnswer {
     /// Addresses in the order in which to try them, or why none are known.
     LookedUp { owner: NameOwner, found: Result<Vec<SocketAddr>, LookUpError> },
     /// The outcome of a [`FileJob`].
@@ -73,8 +73,8 @@ pub enum NameOwner {
 
 impl FileJob {
     /// Does it. May block for as long as the file system does.
-    pub fn run(self) -> Answer {
-        Answer::File(match self {
+    pub fn run(self) -> JobAnswer {
+        JobAnswer::File(match self {
             FileJob::Open { request, owner } => FileAnswer::Opened { owner, opened: request.run() },
             FileJob::Read { request, owner } => FileAnswer::Read { owner, read: request.run() },
             FileJob::CheckAudioRoot(request) => FileAnswer::AudioRootChecked(request.run()),

@@ -18,8 +18,8 @@ use super::stall::Stall;
 use super::{CloseReason, Context, Drain, Identity, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io};
-use crate::proto::conduit::{Conduit, Received};
 use crate::proto::message::TaskId;
+use crate::proto::ws_reader::{Received, WsReader};
 use crate::service::stats::BothWays;
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ pub struct Linger {
     /// The client has sent FIN or its Close frame.
     has_answered: bool,
     /// Finds the client's Close frame, where its frames have been followed from the start.
-    conduit: Option<Box<Conduit>>,
+    reader: Option<Box<WsReader>>,
     stall: Stall,
     is_brief: bool,
     wake_at: Option<Moment>,
@@ -51,12 +51,11 @@ pub struct Linger {
 impl Linger {
     /// Sends the last bytes of a session that has ended, then FIN.
     pub fn phase(mut ended: Box<Ended>, cx: &Context) -> Phase {
-        let (last, has_answered, conduit) = match std::mem::replace(&mut ended.last, Last::Dropped)
-        {
+        let (last, has_answered, reader) = match std::mem::replace(&mut ended.last, Last::Dropped) {
             Last::Nothing | Last::Dropped => (Vec::new(), true, None),
             Last::Frames(bytes) | Last::Answer(bytes) => (bytes, false, None),
             Last::Fin(Awaited::Fin) => (Vec::new(), false, None),
-            Last::Fin(Awaited::Close(conduit)) => (Vec::new(), false, Some(conduit)),
+            Last::Fin(Awaited::Close(reader)) => (Vec::new(), false, Some(reader)),
             Last::Fin(Awaited::Nothing) => (Vec::new(), true, None),
         };
         let is_brief = cx.is_draining || matches!(ended.detail, Detail::Refused(_));
@@ -66,7 +65,7 @@ impl Linger {
             sent: 0,
             is_fin_sent: false,
             has_answered,
-            conduit,
+            reader,
             stall: Stall::new(cx.now),
             is_brief,
             wake_at: None,
@@ -118,15 +117,15 @@ impl Linger {
 
     /// Looks for a Close frame in what is discarded.
     fn follow(&mut self, bytes: &[u8]) {
-        let Some(conduit) = &mut self.conduit else { return };
-        match conduit.handle_bytes(bytes, &mut Vec::new()) {
+        let Some(reader) = &mut self.reader else { return };
+        match reader.handle_bytes(bytes, &mut Vec::new()) {
             Received::Nothing => {}
             Received::Close(_) => {
                 self.has_answered = true;
-                self.conduit = None;
+                self.reader = None;
             }
             // Broken frames: only FIN shows the end.
-            Received::Fault(_) => self.conduit = None,
+            Received::Fault(_) => self.reader = None,
         }
     }
 
@@ -243,9 +242,9 @@ mod tests {
         owed: Cell<usize>,
     }
 
-    struct Wire(Rc<Client>);
+    struct ClientSocket(Rc<Client>);
 
-    impl Read for Wire {
+    impl Read for ClientSocket {
         fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
             let mut arrived = self.0.arrived.take();
             let act = arrived.pop_front();
@@ -261,7 +260,7 @@ mod tests {
         }
     }
 
-    impl Write for Wire {
+    impl Write for ClientSocket {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             Ok(bytes.len())
         }
@@ -270,7 +269,7 @@ mod tests {
         }
     }
 
-    impl Transport for Wire {
+    impl Transport for ClientSocket {
         fn shutdown_write(&mut self) -> io::Result<()> {
             Ok(())
         }
@@ -338,7 +337,8 @@ mod tests {
         ];
         for (name, acts, reason, ended_at) in cases {
             let client = Rc::new(Client { owed: Cell::new(1000), ..Client::default() });
-            let mut conn = Conn::accepted(Socket::Other(Box::new(Wire(Rc::clone(&client)))));
+            let mut conn =
+                Conn::accepted(Socket::Other(Box::new(ClientSocket(Rc::clone(&client)))));
             let (mut cx, mut who) = (context(), who());
             let mut phase = Linger::phase(delivered(), &cx);
             let mut second = 0;

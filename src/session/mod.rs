@@ -3,7 +3,7 @@
 //! ```text
 //!                       ┌────────────────────── keep-alive ──────────────────────┐
 //!                       ▼                                                        │
-//!   accepted ──────► Request ──── an endpoint, an error ───────────────────► Reply ──► Linger ──► Closed
+//!   accepted ──────► Request ──── an endpoint, an error ─────────────────► Respond ──► Linger ──► Closed
 //!                       │  └───── refused over WebSocket (Origin, …) ──────────────────────▲       ▲
 //!                       ├───────► Output ── delivered, timeout, … ─────────────────────────┤       │
 //!                       └───────► Dial ── no backend ──────────────────────────────────────┘       │
@@ -11,7 +11,7 @@
 //!   accepted by the inbox ──────► Inbox ───────────────────────────────────────────────────────────┘
 //!
 //!   Request: read a head, choose what the connection becomes    Output: wait for a task's results, deliver them
-//!   Reply:   write an HTTP answer                               Inbox:  take results from a worker
+//!   Respond: write an HTTP answer                               Inbox:  take results from a worker
 //!   Dial:    connect to a backend, ask it to upgrade            Linger: the last bytes and FIN are out, wait briefly
 //!   Relay:   two flows until both have ended                    Closed: the slot is freed at the end of the turn
 //! ```
@@ -33,8 +33,8 @@ pub mod outbox;
 pub mod output;
 pub mod probe;
 pub mod relay;
-pub mod reply;
 pub mod request;
+pub mod respond;
 pub mod stall;
 pub mod transcript;
 
@@ -53,7 +53,7 @@ use crate::service::link::Password;
 use crate::service::results::Results;
 use crate::service::route::{Route, Routes};
 use crate::service::stats::{BothWays, Stats};
-use crate::service::trust::{self, Client, Door};
+use crate::service::trust::{self, AcceptedOn, Client};
 use crate::service::upstreams::{UpstreamId, Upstreams};
 use std::collections::VecDeque;
 use std::fmt;
@@ -316,13 +316,13 @@ impl Identity {
     }
 
     /// Where it was accepted.
-    pub fn door(&self) -> Door {
+    pub fn accepted_on(&self) -> AcceptedOn {
         match self.admission {
-            Admission::Admin => Door::Admins,
+            Admission::Admin => AcceptedOn::Admins,
             Admission::Client
             | Admission::Refused(_)
             | Admission::Inbox
-            | Admission::RefusedWorker => Door::Clients,
+            | Admission::RefusedWorker => AcceptedOn::Clients,
         }
     }
 
@@ -371,7 +371,7 @@ impl fmt::Display for Identity {
 #[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum Phase {
     Request(Box<request::Request>),
-    Reply(Box<reply::Reply>),
+    Respond(Box<respond::Respond>),
     Dial(Box<dial::Dial>),
     Relay(Box<relay::Relay>),
     Output(Box<output::Output>),
@@ -449,7 +449,7 @@ pub enum Step {
     /// A response has gone out: the connection waits for its next request, of which these bytes are here.
     NextRequest(Vec<u8>),
     /// Only the gateway can answer this, since the answer is about more than one session: it calls [`Session::answer`].
-    Ask(Box<reply::Question>),
+    Ask(Box<respond::Question>),
     /// The session has ended, apart from the last bytes to the client.
     End(Box<Ended>),
     /// The last bytes to the client have arrived, or are given up.
@@ -461,7 +461,7 @@ pub enum Step {
 pub enum Driven {
     Wait,
     Yield,
-    Ask(Box<reply::Question>),
+    Ask(Box<respond::Question>),
     Closed,
 }
 
@@ -637,17 +637,17 @@ impl Session {
 
     /// The answer to what [`Driven::Ask`] asked comes later.
     pub fn await_answer(&mut self, cx: &Context) {
-        self.phase = reply::Reply::awaiting(cx);
+        self.phase = respond::Respond::awaiting(cx);
     }
 
     /// Whether the answer is still to come.
     pub fn is_awaiting_answer(&self) -> bool {
-        matches!(&self.phase, Phase::Reply(reply) if reply.is_awaiting())
+        matches!(&self.phase, Phase::Respond(respond) if respond.is_awaiting())
     }
 
     /// The answer to what [`Driven::Ask`] asked; the session is to be driven again.
-    pub fn answer(&mut self, asked: reply::Asked, response: http::Response, cx: &mut Context) {
-        self.phase = reply::Reply::answer(asked, response, &self.who, cx);
+    pub fn answer(&mut self, asked: respond::Asked, response: http::Response, cx: &mut Context) {
+        self.phase = respond::Respond::answer(asked, response, &self.who, cx);
     }
 
     /// The settings have changed. Acted on by the next [`Session::drive`].
@@ -685,7 +685,7 @@ macro_rules! in_phase {
     ($phase:expr, $it:ident => $of_state:expr, closed => $of_closed:expr) => {
         match $phase {
             Phase::Request($it) => $of_state,
-            Phase::Reply($it) => $of_state,
+            Phase::Respond($it) => $of_state,
             Phase::Dial($it) => $of_state,
             Phase::Relay($it) => $of_state,
             Phase::Output($it) => $of_state,

@@ -155,18 +155,18 @@ mod tests {
     use std::sync::mpsc;
 
     /// A socket that takes `room` bytes a call and reports what it took.
-    struct Wire {
+    struct SlowSocket {
         room: usize,
         taken: mpsc::Sender<u8>,
     }
 
-    impl Read for Wire {
+    impl Read for SlowSocket {
         fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
             Err(ErrorKind::WouldBlock.into())
         }
     }
 
-    impl Write for Wire {
+    impl Write for SlowSocket {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let n = bytes.len().min(self.room);
             bytes[..n].iter().for_each(|&byte| self.taken.send(byte).unwrap());
@@ -177,7 +177,7 @@ mod tests {
         }
     }
 
-    impl Transport for Wire {
+    impl Transport for SlowSocket {
         fn shutdown_write(&mut self) -> io::Result<()> {
             Ok(())
         }
@@ -196,7 +196,7 @@ mod tests {
     /// Flushes until the outbox is empty or lost, through a socket that takes `room` bytes a call.
     fn drain(outbox: &mut Outbox, file: Option<&OpenFile>, room: usize) -> (Vec<u8>, Option<Lost>) {
         let (taken, wire) = mpsc::channel();
-        let mut conn = Conn::accepted(Socket::Other(Box::new(Wire { room, taken })));
+        let mut conn = Conn::accepted(Socket::Other(Box::new(SlowSocket { room, taken })));
         let lost = loop {
             conn.handle_ready(Ready { writable: true, ..Ready::default() });
             match outbox.flush(&mut conn, file) {

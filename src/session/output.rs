@@ -32,10 +32,10 @@ use super::{Awaited, Context, Detail, Drain, Ended, Identity, Last, Phase, State
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
 use crate::net::{Conn, Io, Side};
-use crate::proto::conduit::{Conduit, Fault, Received};
 use crate::proto::message::{self, TaskId, TaskResult};
 use crate::proto::upgrade::{self, Handshake};
 use crate::proto::ws;
+use crate::proto::ws_reader::{Received, WsFault, WsReader};
 use crate::service::stats::BothWays;
 use crate::service::tasks::{ClientState, TaskEnd};
 use admission::{from_chunk, refuse};
@@ -129,7 +129,7 @@ struct Underway {
     /// Set while the socket is full.
     stall: Option<Stall>,
     /// The reader of the client's frames, only while it is in the middle of a message.
-    conduit: Option<Box<Conduit>>,
+    reader: Option<Box<WsReader>>,
 }
 
 /// Whether anything follows a result.
@@ -238,7 +238,7 @@ impl Output {
             CloseReason::ProtocolFault
             | CloseReason::NotUtf8
             | CloseReason::ClientMessageTooBig => Awaited::Fin,
-            _ => Awaited::Close(self.underway().conduit.take().unwrap_or_default()),
+            _ => Awaited::Close(self.underway().reader.take().unwrap_or_default()),
         }
     }
 
@@ -274,12 +274,12 @@ impl Output {
         self.note_alive(cx.now);
         self.traffic.from_client.bytes += bytes.len() as u64;
         let mut answers = Vec::new();
-        let mut conduit = self.underway().conduit.take().unwrap_or_default();
-        let frames = conduit.frames_seen();
-        let received = conduit.handle_bytes(bytes, &mut answers);
-        self.traffic.from_client.frames += conduit.frames_seen() - frames;
-        if !conduit.is_idle() {
-            self.underway().conduit = Some(conduit);
+        let mut reader = self.underway().reader.take().unwrap_or_default();
+        let frames = reader.frames_seen();
+        let received = reader.handle_bytes(bytes, &mut answers);
+        self.traffic.from_client.frames += reader.frames_seen() - frames;
+        if !reader.is_idle() {
+            self.underway().reader = Some(reader);
         }
         match received {
             Received::Nothing => self.underway().outbox.push(&answers),
@@ -290,9 +290,9 @@ impl Output {
             }
             Received::Fault(fault) => {
                 let reason = match fault {
-                    Fault::Protocol => CloseReason::ProtocolFault,
-                    Fault::Utf8 => CloseReason::NotUtf8,
-                    Fault::TooBig => CloseReason::ClientMessageTooBig,
+                    WsFault::Protocol => CloseReason::ProtocolFault,
+                    WsFault::Utf8 => CloseReason::NotUtf8,
+                    WsFault::TooBig => CloseReason::ClientMessageTooBig,
                 };
                 self.leave(reason, None, who, cx);
             }
@@ -649,6 +649,6 @@ impl Underway {
             && self.skipped_chunks == 0
             && self.final_end.is_none()
             && self.outbox.is_empty()
-            && self.conduit.is_none()
+            && self.reader.is_none()
     }
 }

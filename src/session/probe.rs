@@ -37,10 +37,10 @@ pub struct Probe {
     connector: Connector,
     /// `Sec-WebSocket-Key`.
     key: String,
-    stage: Stage,
+    stage: ProbeStage,
 }
 
-enum Stage {
+enum ProbeStage {
     /// The connector is to begin a connection, or waits for a name to be looked up.
     Connect,
     /// The request is being sent, or its answer awaited.
@@ -61,7 +61,7 @@ struct Closing {
 }
 
 /// What the backend answered.
-enum Answer {
+enum ProbeAnswer {
     Upgraded,
     Failed(AttemptError),
     /// It does not take this client, which says that it is well.
@@ -75,16 +75,16 @@ impl Probe {
             number,
             connector: Connector::new(&[backend], source, Purpose::Probe, cx),
             key: random_key(&mut cx.chance),
-            stage: Stage::Connect,
+            stage: ProbeStage::Connect,
         }
     }
 
     /// An event of its socket. Acted on by the next [`Probe::step`].
     pub fn handle_ready(&mut self, ready: Ready) {
         match &mut self.stage {
-            Stage::Ask(exchange) => exchange.handle_ready(ready),
-            Stage::Close(closing) => closing.conn.handle_ready(ready),
-            Stage::Connect | Stage::Over => {}
+            ProbeStage::Ask(exchange) => exchange.handle_ready(ready),
+            ProbeStage::Close(closing) => closing.conn.handle_ready(ready),
+            ProbeStage::Connect | ProbeStage::Over => {}
         }
     }
 
@@ -96,9 +96,9 @@ impl Probe {
     /// When the next step is due even if nothing happens.
     pub fn deadline(&self) -> Option<Moment> {
         match &self.stage {
-            Stage::Connect | Stage::Ask(_) => self.connector.deadline(),
-            Stage::Close(closing) => Some(closing.until),
-            Stage::Over => None,
+            ProbeStage::Connect | ProbeStage::Ask(_) => self.connector.deadline(),
+            ProbeStage::Close(closing) => Some(closing.until),
+            ProbeStage::Over => None,
         }
     }
 
@@ -109,24 +109,24 @@ impl Probe {
 
     /// Whether nothing is left to do.
     pub fn is_over(&self) -> bool {
-        matches!(self.stage, Stage::Over)
+        matches!(self.stage, ProbeStage::Over)
     }
 
     /// Gives up, which says nothing about the backend.
     pub fn abandon(&mut self, cx: &mut Context) {
         self.connector.abandon(cx);
-        self.stage = Stage::Over;
+        self.stage = ProbeStage::Over;
     }
 
     /// Does all that can be done now.
     pub fn step(&mut self, cx: &mut Context) {
         let who = Subject::Probe(self.number);
         loop {
-            match std::mem::replace(&mut self.stage, Stage::Over) {
-                Stage::Over => return,
-                Stage::Connect => match self.connector.poll(who, cx) {
+            match std::mem::replace(&mut self.stage, ProbeStage::Over) {
+                ProbeStage::Over => return,
+                ProbeStage::Connect => match self.connector.poll(who, cx) {
                     Polled::Wait => {
-                        self.stage = Stage::Connect;
+                        self.stage = ProbeStage::Connect;
                         return;
                     }
                     Polled::Begun(conn, backend) => {
@@ -134,34 +134,34 @@ impl Probe {
                         let (target, authority) = (probe_target(url), url.authority());
                         let mut request = Vec::new();
                         upgrade::write_probe_request(&target, &authority, &self.key, &mut request);
-                        self.stage = Stage::Ask(Exchange::new(conn, request, None));
+                        self.stage = ProbeStage::Ask(Exchange::new(conn, request, None));
                     }
                     Polled::Exhausted(_) => return,
                 },
-                Stage::Ask(mut exchange) => {
+                ProbeStage::Ask(mut exchange) => {
                     let judge = |head: &ResponseHead, _: &[u8]| judge(head, &self.key);
                     match exchange.poll(&mut self.connector, who, cx, judge) {
                         Ok(None) => {
-                            self.stage = Stage::Ask(exchange);
+                            self.stage = ProbeStage::Ask(exchange);
                             return;
                         }
-                        Ok(Some(Answer::Upgraded)) => {
+                        Ok(Some(ProbeAnswer::Upgraded)) => {
                             self.connector.succeed(cx);
-                            self.stage = Stage::Close(Closing::new(exchange.into_conn(), cx));
+                            self.stage = ProbeStage::Close(Closing::new(exchange.into_conn(), cx));
                         }
-                        Ok(Some(Answer::Declined)) => {
+                        Ok(Some(ProbeAnswer::Declined)) => {
                             self.connector.answered(cx);
                             return;
                         }
-                        Ok(Some(Answer::Failed(error))) | Err(error) => {
+                        Ok(Some(ProbeAnswer::Failed(error))) | Err(error) => {
                             self.connector.fail(error, who, cx);
-                            self.stage = Stage::Connect;
+                            self.stage = ProbeStage::Connect;
                         }
                     }
                 }
-                Stage::Close(mut closing) => {
+                ProbeStage::Close(mut closing) => {
                     if closing.step(cx) {
-                        self.stage = Stage::Close(closing);
+                        self.stage = ProbeStage::Close(closing);
                     }
                     return;
                 }
@@ -170,14 +170,14 @@ impl Probe {
     }
 }
 
-fn judge(head: &ResponseHead, key: &str) -> Answer {
+fn judge(head: &ResponseHead, key: &str) -> ProbeAnswer {
     match head.status {
         101 => match upgrade::check_response(head, key) {
-            Ok(()) => Answer::Upgraded,
-            Err(why) => Answer::Failed(AttemptError::NotUpgraded(why)),
+            Ok(()) => ProbeAnswer::Upgraded,
+            Err(why) => ProbeAnswer::Failed(AttemptError::NotUpgraded(why)),
         },
-        status if is_failure(status) => Answer::Failed(AttemptError::Status(status)),
-        _ => Answer::Declined,
+        status if is_failure(status) => ProbeAnswer::Failed(AttemptError::Status(status)),
+        _ => ProbeAnswer::Declined,
     }
 }
 

@@ -34,13 +34,13 @@ pub struct Relay {
     /// To end as soon as no message is half sent.
     is_draining: bool,
     /// `None` in an idle relay, and in one whose sides keep up.
-    rare: Option<Box<Rare>>,
+    rare: Option<Box<RareState>>,
     wake_at: Option<Moment>,
 }
 
 /// What a relay needs only while a side is slow, or while it ends.
 #[derive(Default)]
-struct Rare {
+struct RareState {
     /// What began the end.
     ending: Option<Ending>,
     /// Bytes wait for the backend, or for the client.

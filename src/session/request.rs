@@ -8,7 +8,7 @@
 use super::dial::Dial;
 use super::ended::last_response;
 use super::output::Output;
-use super::reply::{Asked, Question, Reply};
+use super::respond::{Asked, Question, Respond};
 use super::transcript::{Event, Query, note};
 use super::{
     Admission, CloseReason, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step,
@@ -21,7 +21,7 @@ use crate::service::endpoints::{ADMINS_ONLY, Audience, Endpoint};
 use crate::service::limits::{Pages, Refusal};
 use crate::service::report::Viewer;
 use crate::service::route::{Route, RouteTarget, TASK_ID};
-use crate::service::trust::Door;
+use crate::service::trust::AcceptedOn;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -33,11 +33,11 @@ const REFUSED_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct Request {
     held: Vec<u8>,
     deadline: Option<Moment>,
-    awaited: Awaited,
+    awaited: HeadWait,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Awaited {
+enum HeadWait {
     /// The first byte of a further request, on a connection that was kept alive. It need not come.
     Idle,
     /// A whole head, by the deadline.
@@ -54,26 +54,26 @@ impl Request {
     /// The first request of a connection.
     pub fn first(cx: &Context) -> Phase {
         let deadline = cx.after(cx.settings.header_timeout);
-        Phase::Request(Box::new(Request { held: Vec::new(), deadline, awaited: Awaited::Due }))
+        Phase::Request(Box::new(Request { held: Vec::new(), deadline, awaited: HeadWait::Due }))
     }
 
     /// The request of a connection that is to be refused.
     pub fn refused(cx: &Context) -> Phase {
         let timeout = cx.settings.header_timeout.unwrap_or(Duration::MAX).min(REFUSED_TIMEOUT);
         let deadline = Some(cx.now + timeout);
-        Phase::Request(Box::new(Request { held: Vec::new(), deadline, awaited: Awaited::Due }))
+        Phase::Request(Box::new(Request { held: Vec::new(), deadline, awaited: HeadWait::Due }))
     }
 
     /// Refuses the connection in the next step, whatever has come.
     pub(super) fn evict(&mut self) {
-        self.awaited = Awaited::Evicted;
+        self.awaited = HeadWait::Evicted;
     }
 
     /// The next request, of which `held` has arrived already.
     pub fn following(held: Vec<u8>, cx: &Context) -> Phase {
         let (awaited, timeout) = match held.is_empty() {
-            true => (Awaited::Idle, cx.settings.keep_alive),
-            false => (Awaited::Pipelined, cx.settings.header_timeout),
+            true => (HeadWait::Idle, cx.settings.keep_alive),
+            false => (HeadWait::Pipelined, cx.settings.header_timeout),
         };
         Phase::Request(Box::new(Request { held, deadline: cx.after(timeout), awaited }))
     }
@@ -86,10 +86,10 @@ impl State for Request {
         who: &mut Identity,
         cx: &mut Context,
     ) -> Step {
-        if self.awaited == Awaited::Draining {
+        if self.awaited == HeadWait::Draining {
             return Step::End(Ended::http(CloseReason::Draining));
         }
-        if let (Awaited::Evicted, Admission::Refused(refusal)) = (self.awaited, who.admission) {
+        if let (HeadWait::Evicted, Admission::Refused(refusal)) = (self.awaited, who.admission) {
             let answer = last_response(http::Response::error(503, refusal.why()), cx);
             // Not waited for its FIN: at most part of a head has come, so hardly ever are there
             // unread bytes that would turn the close into a reset.
@@ -100,7 +100,7 @@ impl State for Request {
             let mut length = self.held.len();
             scratch[..length].copy_from_slice(&self.held);
             loop {
-                if length > self.held.len() || self.awaited == Awaited::Pipelined {
+                if length > self.held.len() || self.awaited == HeadWait::Pipelined {
                     let mut slots = empty_slots();
                     match RequestHead::parse(&scratch[..length], &mut slots) {
                         Ok(Some((head, head_bytes))) => {
@@ -116,16 +116,16 @@ impl State for Request {
                     Ok(Io::Ended) | Err(_) => return Step::End(Ended::http(CloseReason::Done)),
                 }
             }
-            if length > 0 && self.awaited == Awaited::Idle {
+            if length > 0 && self.awaited == HeadWait::Idle {
                 self.deadline = cx.after(cx.settings.header_timeout);
-                self.awaited = Awaited::Due;
+                self.awaited = HeadWait::Due;
             }
             if self.deadline.is_some_and(|at| at <= cx.now) {
                 if let Admission::Refused(refusal) = who.admission {
                     return turn_away(refusal, cx);
                 }
                 return match self.awaited {
-                    Awaited::Idle => Step::End(Ended::http(CloseReason::Done)),
+                    HeadWait::Idle => Step::End(Ended::http(CloseReason::Done)),
                     _ => {
                         let bad =
                             BadHead { status: 408, why: "The request head did not arrive in time" };
@@ -136,8 +136,8 @@ impl State for Request {
             if length > self.held.len() {
                 self.held = scratch[..length].to_vec();
             }
-            if self.awaited == Awaited::Pipelined {
-                self.awaited = Awaited::Due;
+            if self.awaited == HeadWait::Pipelined {
+                self.awaited = HeadWait::Due;
             }
             Step::Wait(Phase::Request(self))
         })
@@ -150,7 +150,7 @@ impl State for Request {
     /// A request that has begun still gets its answer.
     fn drain(&mut self, _: Drain, _: &Identity, _: &mut Context) {
         if self.held.is_empty() {
-            self.awaited = Awaited::Draining;
+            self.awaited = HeadWait::Draining;
         }
     }
 
@@ -172,7 +172,7 @@ impl State for Request {
 /// Chooses what the connection becomes. `rest` is what followed the head.
 fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context) -> Step {
     let path = head.path();
-    let requester = cx.trust.judge(head, who.peer(), who.door());
+    let requester = cx.trust.judge(head, who.peer(), who.accepted_on());
     if let Err(refusal) = who.note_client(requester.client, &mut cx.limits) {
         return turn_away(refusal, cx);
     }
@@ -207,7 +207,7 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
         log_request(head, who);
         return answer(asked(), http::Response::error(404, "Not found"), who, cx);
     }
-    if who.door() == Door::Clients
+    if who.accepted_on() == AcceptedOn::Clients
         && let Some((route, params)) = cx.routes.find(path)
     {
         let route = Rc::clone(route);
@@ -294,7 +294,7 @@ fn open(
 }
 
 fn answer(asked: Asked, response: http::Response, who: &Identity, cx: &mut Context) -> Step {
-    Step::Next(Reply::answer(asked, response, who, cx))
+    Step::Next(Respond::answer(asked, response, who, cx))
 }
 
 /// Refuses a connection beyond a limit.

@@ -78,15 +78,15 @@ mod tests {
     use std::rc::Rc;
 
     /// A full socket whose peer has not acknowledged a number of bytes.
-    struct Full(Rc<Cell<Option<usize>>>);
+    struct FullSocket(Rc<Cell<Option<usize>>>);
 
-    impl Read for Full {
+    impl Read for FullSocket {
         fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
             Err(ErrorKind::WouldBlock.into())
         }
     }
 
-    impl Write for Full {
+    impl Write for FullSocket {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
             Err(ErrorKind::WouldBlock.into())
         }
@@ -95,7 +95,7 @@ mod tests {
         }
     }
 
-    impl Transport for Full {
+    impl Transport for FullSocket {
         fn shutdown_write(&mut self) -> io::Result<()> {
             Ok(())
         }
@@ -119,7 +119,7 @@ mod tests {
         ];
         for (name, unacknowledged, gone_at) in cases {
             let bytes = Rc::new(Cell::new(unacknowledged(0)));
-            let conn = Conn::accepted(Socket::Other(Box::new(Full(Rc::clone(&bytes)))));
+            let conn = Conn::accepted(Socket::Other(Box::new(FullSocket(Rc::clone(&bytes)))));
             let mut stall = Stall::new(Moment::START);
             let mut at = Moment::START;
             while !stall.is_over(&conn, timeout, at) {
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn without_a_timeout_it_is_never_over() {
-        let conn = Conn::accepted(Socket::Other(Box::new(Full(Rc::default()))));
+        let conn = Conn::accepted(Socket::Other(Box::new(FullSocket(Rc::default()))));
         let mut stall = Stall::new(Moment::START);
         assert!(!stall.is_over(&conn, None, Moment::START + Duration::from_secs(1_000_000)));
         assert_eq!(stall.deadline(None), None);

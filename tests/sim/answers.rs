@@ -15,7 +15,7 @@ use uuid::Uuid;
 pub struct Board {
     pub chunk_size: usize,
     pub tasks: Vec<Task>,
-    pub answers: Vec<Answer>,
+    pub answers: Vec<PlannedResult>,
 }
 
 pub struct Task {
@@ -28,7 +28,7 @@ pub struct Task {
 
 /// One result.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub struct PlannedResult {
     pub task: usize,
     pub payload: Vec<u8>,
     /// The `content` or `error` that a client sees.
@@ -145,7 +145,7 @@ impl Board {
             payload
         };
         let is_final = is_final && !is_equal;
-        self.answers.push(Answer {
+        self.answers.push(PlannedResult {
             task,
             payload,
             view,
@@ -168,7 +168,7 @@ impl Board {
     }
 
     /// The answer that a client sees as `view`, and how many equal ones were published.
-    pub fn find(&self, task: usize, view: &str) -> Option<(&Answer, usize)> {
+    pub fn find(&self, task: usize, view: &str) -> Option<(&PlannedResult, usize)> {
         let mut out =
             self.tasks[task].out.iter().map(|&at| &self.answers[at]).filter(|one| one.view == view);
         let first = out.next()?;
@@ -176,7 +176,7 @@ impl Board {
     }
 
     /// The text message that a client gets for it.
-    pub fn message(&self, answer: &Answer, id: &str) -> Value {
+    pub fn message(&self, answer: &PlannedResult, id: &str) -> Value {
         let mut message = match answer.is_failure {
             true => json!({"status": "error", "error": answer.view, "task_id": id}),
             false => {

@@ -4,7 +4,7 @@
 //! follows from its [`Behavior`], drawn once. What it receives is checked as it comes.
 
 use crate::kernel::{Action, End, Kernel, LinkId, take};
-use crate::wire::{self, BINARY, Frame, Got, Judge, Kind, PEERS_REASON, PING, PONG, TEXT};
+use crate::wire::{self, BINARY, Frame, FrameKind, Got, Judge, PEERS_REASON, PING, PONG, TEXT};
 use aivtuber_gateway::base::moment::Moment;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -54,7 +54,7 @@ pub enum Ending {
 
 /// How a backend answers a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
+pub enum BackendAnswer {
     Upgrade {
         interim: bool,
     },
@@ -77,7 +77,7 @@ pub enum Body {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
+pub enum PeerStage {
     /// The handshake, or a plain HTTP exchange.
     Head,
     /// The 101 was received, or sent.
@@ -99,7 +99,7 @@ pub enum Role {
         closes: bool,
     },
     Backend {
-        answer: Answer,
+        answer: BackendAnswer,
         answer_after: Duration,
     },
 }
@@ -108,7 +108,7 @@ pub struct Peer {
     pub link: LinkId,
     pub role: Role,
     pub behavior: Behavior,
-    pub stage: Stage,
+    pub stage: PeerStage,
     /// All frames that it has begun to send.
     pub frames: Vec<Frame>,
     pub judge: Judge,
@@ -168,7 +168,7 @@ impl Peer {
             masked,
             role,
             behavior,
-            stage: Stage::Head,
+            stage: PeerStage::Head,
             frames: Vec::new(),
             status: None,
             out: head.iter().copied().collect(),
@@ -222,13 +222,13 @@ impl Peer {
 
     /// Acts: reads, writes, leaves. `sent`: frames that the other end has begun to send.
     pub fn tick(&mut self, kernel: &mut Kernel, sent: &[Frame]) -> Result<(), String> {
-        if self.stage == Stage::Over || self.is_silent {
+        if self.stage == PeerStage::Over || self.is_silent {
             return Ok(());
         }
         self.read(kernel, sent)?;
         self.answer(kernel)?;
         self.write(kernel);
-        if kernel.now >= self.leave_at && self.stage != Stage::Over {
+        if kernel.now >= self.leave_at && self.stage != PeerStage::Over {
             self.leave(kernel);
         }
         Ok(())
@@ -263,12 +263,12 @@ impl Peer {
 
     fn take(&mut self, kernel: &mut Kernel, bytes: &[u8], sent: &[Frame]) -> Result<(), String> {
         match self.stage {
-            Stage::Head => {
+            PeerStage::Head => {
                 self.inbox.extend(bytes);
                 self.take_head(kernel, sent)
             }
-            Stage::Frames => self.take_frames(kernel, bytes, sent),
-            Stage::Over => Ok(()),
+            PeerStage::Frames => self.take_frames(kernel, bytes, sent),
+            PeerStage::Over => Ok(()),
         }
     }
 
@@ -288,7 +288,7 @@ impl Peer {
                     return Err(format!("an answer that does not fit the key: {head:?}"));
                 }
                 self.is_relayed = head.contains("Server: sim\r\n");
-                self.stage = Stage::Frames;
+                self.stage = PeerStage::Frames;
                 let rest = std::mem::take(&mut self.inbox).split_off(length);
                 self.take_frames(kernel, &rest, sent)
             }
@@ -359,7 +359,7 @@ impl Peer {
     fn answer(&mut self, kernel: &mut Kernel) -> Result<(), String> {
         let Role::Backend { answer, .. } = &self.role else { return Ok(()) };
         let is_due = self.answer_at.is_some_and(|at| at <= kernel.now) && self.ended.is_none();
-        if self.stage != Stage::Head || !is_due || self.head_bytes > 0 {
+        if self.stage != PeerStage::Head || !is_due || self.head_bytes > 0 {
             return Ok(());
         }
         let head = String::from_utf8_lossy(&self.inbox).into_owned();
@@ -370,14 +370,14 @@ impl Peer {
             .unwrap_or_default();
         let accept = derive_accept_key(key.as_bytes());
         let bytes = match *answer {
-            Answer::Upgrade { interim } => {
+            BackendAnswer::Upgrade { interim } => {
                 let before =
                     if interim { "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" } else { "" };
                 format!("{before}{}", switching(&accept))
             }
-            Answer::WrongKey => switching("AAAAAAAAAAAAAAAAAAAAAAAAAAA="),
-            Answer::Garbage => "SSH-2.0-OpenSSH_9.2p1\r\n\r\n".into(),
-            Answer::Status(status, body) => {
+            BackendAnswer::WrongKey => switching("AAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+            BackendAnswer::Garbage => "SSH-2.0-OpenSSH_9.2p1\r\n\r\n".into(),
+            BackendAnswer::Status(status, body) => {
                 let (line, body) = match body {
                     Body::Length => ("Content-Length: 5\r\n", "nope\n"),
                     Body::Chunked => ("Transfer-Encoding: chunked\r\n", "5\r\nnope\n\r\n0\r\n\r\n"),
@@ -386,20 +386,20 @@ impl Peer {
                 };
                 format!("HTTP/1.1 {status} No\r\n{line}\r\n{body}")
             }
-            Answer::Nothing => return Ok(()),
-            Answer::Fin | Answer::Reset => {
-                self.end(kernel, if *answer == Answer::Fin { End::Fin } else { End::Reset });
+            BackendAnswer::Nothing => return Ok(()),
+            BackendAnswer::Fin | BackendAnswer::Reset => {
+                self.end(kernel, if *answer == BackendAnswer::Fin { End::Fin } else { End::Reset });
                 return Ok(());
             }
         };
         self.head_bytes = bytes.len() as u64;
         self.out.extend(bytes.as_bytes());
-        let ends = matches!(answer, Answer::Status(_, Body::UntilClose | Body::Cut));
-        if matches!(answer, Answer::Upgrade { .. }) {
+        let ends = matches!(answer, BackendAnswer::Status(_, Body::UntilClose | Body::Cut));
+        if matches!(answer, BackendAnswer::Upgrade { .. }) {
             if self.inbox.len() > length {
                 return Err("frames came before the handshake was done".into());
             }
-            self.stage = Stage::Frames;
+            self.stage = PeerStage::Frames;
         } else if ends {
             self.cut_at = Some(self.head_bytes);
             self.behavior.ending = Ending::Fin;
@@ -413,11 +413,11 @@ impl Peer {
                 break;
             }
             let Some((_, payload, is_gateways)) = self.pongs.pop_front() else { break };
-            let mut frame = Frame::new(Kind::plain(PONG, self.mask()), &payload);
+            let mut frame = Frame::new(FrameKind::plain(PONG, self.mask()), &payload);
             frame.is_for_gateway = is_gateways;
             self.push(frame);
         }
-        while self.ended.is_none() && self.stage != Stage::Over {
+        while self.ended.is_none() && self.stage != PeerStage::Over {
             if kernel.now < self.write_at {
                 kernel.at(self.write_at, Action::Peer(self.link));
                 return;
@@ -454,8 +454,8 @@ impl Peer {
     /// Puts the next message into `out`, or ends. False: nothing to send now.
     fn refill(&mut self, kernel: &mut Kernel) -> bool {
         let may_speak = match (&self.role, self.stage) {
-            (_, Stage::Frames) => true,
-            (Role::Client { is_early }, Stage::Head) => *is_early,
+            (_, PeerStage::Frames) => true,
+            (Role::Client { is_early }, PeerStage::Head) => *is_early,
             _ => false,
         };
         if let Role::Asker { closes: true, .. } = self.role {
@@ -466,7 +466,7 @@ impl Peer {
             return false;
         }
         if self.messages_left == 0 {
-            if self.stage == Stage::Frames {
+            if self.stage == PeerStage::Frames {
                 self.do_ending(kernel);
             }
             return !self.out.is_empty();
@@ -509,7 +509,7 @@ impl Peer {
         self.ended = Some(end);
         kernel.end(self.link, end);
         if end == End::Reset {
-            self.stage = Stage::Over;
+            self.stage = PeerStage::Over;
         }
     }
 
@@ -517,7 +517,7 @@ impl Peer {
     pub fn leave(&mut self, kernel: &mut Kernel) {
         kernel.note(|| format!("peer {} leaves", self.link));
         self.ended_first |= self.ended.is_none() && self.saw_end.is_none();
-        self.stage = Stage::Over;
+        self.stage = PeerStage::Over;
         let end = kernel.close(self.link);
         self.ended = self.ended.max(end);
     }
@@ -539,7 +539,7 @@ impl Peer {
     fn push_close(&mut self) {
         let mask = self.mask();
         let frame = match self.chance.u8(..4) {
-            0 => Frame::new(Kind::plain(wire::CLOSE, mask), &[]),
+            0 => Frame::new(FrameKind::plain(wire::CLOSE, mask), &[]),
             _ => {
                 let code = [1000, 1001, 3000, 4999][self.chance.usize(..4)];
                 let reason = "x".repeat(self.chance.usize(..100));
@@ -572,7 +572,7 @@ impl Peer {
     fn push_control(&mut self, opcode: u8, n: usize) {
         let mask = self.mask();
         let payload: Vec<u8> = (0..n).map(|_| self.chance.u8(..)).collect();
-        self.push(Frame::new(Kind::plain(opcode, mask), &payload));
+        self.push(Frame::new(FrameKind::plain(opcode, mask), &payload));
     }
 
     fn push_data(&mut self) {
@@ -591,7 +591,7 @@ impl Peer {
             };
             let mut payload = vec![0; n];
             self.chance.fill(&mut payload);
-            let kind = Kind {
+            let kind = FrameKind {
                 opcode,
                 fin: piece + 1 == pieces,
                 rsv: if self.chance.u8(..4) == 0 { self.chance.u8(..8) } else { 0 },

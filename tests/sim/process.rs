@@ -9,7 +9,7 @@ use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::gateway::{self, Gateway};
 use aivtuber_gateway::net::{Network, PeerAddress, Ready, Side, Socket, Source};
 use aivtuber_gateway::service::link::REDIS_ROLES;
-use aivtuber_gateway::session::jobs::{Answer, Job};
+use aivtuber_gateway::session::jobs::{Job, JobAnswer};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
@@ -38,7 +38,7 @@ pub struct Process {
     wants_drain: bool,
     redis_links: Rc<Cell<RedisLinks>>,
     /// Outcomes of background jobs, and when they come.
-    answers: VecDeque<(Moment, Answer)>,
+    answers: VecDeque<(Moment, JobAnswer)>,
     idle_in_a_row: u32,
     idle_in_second: u32,
     second: u64,
@@ -154,7 +154,7 @@ impl Process {
         let answer = match job {
             Job::LookUp { name, owner } => {
                 let found = Ok(vec![SocketAddr::from((REDIS_IP, name.port))]);
-                Answer::LookedUp { owner, found }
+                JobAnswer::LookedUp { owner, found }
             }
             // Done now, and known later.
             Job::File(job) => job.run(),

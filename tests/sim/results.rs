@@ -25,7 +25,7 @@ use aivtuber_gateway::gateway;
 use aivtuber_gateway::net::Source;
 use aivtuber_gateway::service::limits;
 use aivtuber_gateway::service::link::{self, Subscribe};
-use aivtuber_gateway::service::route::{RouteSettings, Target};
+use aivtuber_gateway::service::route::{RouteSettings, TargetSettings};
 use aivtuber_gateway::service::tasks;
 use aivtuber_gateway::service::url::Template;
 use aivtuber_gateway::session;
@@ -53,7 +53,7 @@ enum Plan {
     Publish(Box<Errand>),
     /// A worker's next step towards Redis.
     Work(usize),
-    Redis(Fault),
+    Redis(RedisFault),
     Thaw,
     Host(Host),
     Drain(usize),
@@ -64,7 +64,7 @@ enum Plan {
 struct Visit {
     door: usize,
     task: usize,
-    kind: Kind,
+    kind: VisitKind,
     from_chunk: usize,
     ways: Ways,
     comebacks: u32,
@@ -72,7 +72,7 @@ struct Visit {
 
 /// What a visitor asks for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum VisitKind {
     Task,
     BadId,
     BadChunk,
@@ -90,7 +90,7 @@ struct Errand {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Fault {
+enum RedisFault {
     /// Connections end, all or one, after `after` further bytes.
     Drop {
         is_all: bool,
@@ -386,18 +386,18 @@ impl ResultsWorld {
         for _ in 0..[1, 2, 5, 10][chance.usize(..4)] {
             let end = [End::Fin, End::Reset][chance.usize(..2)];
             let fault = match chance.u8(..10) {
-                0..5 => Fault::Drop {
+                0..5 => RedisFault::Drop {
                     is_all: chance.bool(),
                     end,
                     after: if chance.bool() { 0 } else { chance.usize(..300) },
                 },
-                5..7 => Fault::Freeze([MS * 100, 3 * S, 7 * S, 14 * S][chance.usize(..4)]),
-                7..9 => Fault::Restart {
+                5..7 => RedisFault::Freeze([MS * 100, 3 * S, 7 * S, 14 * S][chance.usize(..4)]),
+                7..9 => RedisFault::Restart {
                     is_empty: chance.bool(),
                     away: [Duration::ZERO, 300 * MS, 3 * S, 15 * S][chance.usize(..4)],
                     loads: [Duration::ZERO, 500 * MS, 4 * S][chance.usize(..3)],
                 },
-                _ => Fault::FlushScripts,
+                _ => RedisFault::FlushScripts,
             };
             let at = some(chance, 35 * S);
             self.plan(at, Plan::Redis(fault));
@@ -470,9 +470,9 @@ impl ResultsWorld {
                 door: chance.usize(..self.doors.len()),
                 task: chance.usize(..self.board.tasks.len()),
                 kind: match chance.u8(..16) {
-                    0 => Kind::BadId,
-                    1 => Kind::BadChunk,
-                    _ => Kind::Task,
+                    0 => VisitKind::BadId,
+                    1 => VisitKind::BadChunk,
+                    _ => VisitKind::Task,
                 },
                 from_chunk: if chance.u8(..4) == 0 { chance.usize(..5) } else { 0 },
                 ways: draw_ways(chance, self.settings.session.ping_interval.is_some(), is_tiny),
@@ -486,7 +486,7 @@ impl ResultsWorld {
             for task in 0..self.board.tasks.len() {
                 let ways = Ways { leaves_after: stay, ..prompt() };
                 let visit =
-                    Visit { door, task, kind: Kind::Task, from_chunk: 0, ways, comebacks: 0 };
+                    Visit { door, task, kind: VisitKind::Task, from_chunk: 0, ways, comebacks: 0 };
                 self.plan(INSPECTED_AFTER, Plan::Come(Box::new(visit)));
             }
         }
@@ -515,11 +515,11 @@ impl ResultsWorld {
             return Ok(());
         }
         let has_all = visitor.waiter.seen.iter().any(|seen| seen.is_final);
-        if !has_all && visitor.visit.kind == Kind::Task {
+        if !has_all && visitor.visit.kind == VisitKind::Task {
             let visit = Visit {
                 door: self.chance.usize(..self.doors.len()),
                 task: visitor.visit.task,
-                kind: Kind::Task,
+                kind: VisitKind::Task,
                 from_chunk: visitor.waiter.chunks,
                 ways: Ways {
                     says: Vec::new(),
@@ -728,14 +728,14 @@ impl ResultsWorld {
             _ => (usual.clone(), usual),
         };
         let (path, id, task) = match visit.kind {
-            Kind::BadId => ("/ws/output/7".to_owned(), String::new(), None),
-            Kind::BadChunk => (format!("/ws/output/{segment}?from_chunk=x"), id, None),
-            Kind::Task if visit.from_chunk > 0 => (
+            VisitKind::BadId => ("/ws/output/7".to_owned(), String::new(), None),
+            VisitKind::BadChunk => (format!("/ws/output/{segment}?from_chunk=x"), id, None),
+            VisitKind::Task if visit.from_chunk > 0 => (
                 format!("/ws/output/{segment}?from_chunk={}", visit.from_chunk),
                 id,
                 Some(visit.task),
             ),
-            Kind::Task => (format!("/ws/output/{segment}"), id, Some(visit.task)),
+            VisitKind::Task => (format!("/ws/output/{segment}"), id, Some(visit.task)),
         };
         let request = peers::upgrade_request(&path, "");
         let kernel = &mut *self.kernel.borrow_mut();
@@ -875,13 +875,13 @@ impl ResultsWorld {
         }
     }
 
-    fn strike(&mut self, fault: Fault) {
+    fn strike(&mut self, fault: RedisFault) {
         self.kernel.borrow_mut().note(|| format!("Redis: {fault:?}"));
         let Some(redis) = &mut self.redis else { return };
         let now = self.kernel.borrow().now;
         let links: Vec<LinkId> = redis.links().collect();
         match fault {
-            Fault::Drop { is_all, end, after } => {
+            RedisFault::Drop { is_all, end, after } => {
                 let only = self.chance.usize(..links.len().max(1));
                 for (i, link) in links.into_iter().enumerate() {
                     if is_all || i == only {
@@ -889,11 +889,11 @@ impl ResultsWorld {
                     }
                 }
             }
-            Fault::Freeze(time) => {
+            RedisFault::Freeze(time) => {
                 redis.frozen_until = redis.frozen_until.max(Some(now + time));
                 self.plan(time, Plan::Thaw);
             }
-            Fault::Restart { is_empty, away, loads } => {
+            RedisFault::Restart { is_empty, away, loads } => {
                 for link in links {
                     let end = if self.chance.bool() { End::Fin } else { End::Reset };
                     self.kernel.borrow_mut().end(link, end);
@@ -906,7 +906,7 @@ impl ResultsWorld {
                 }
                 redis_loads(&mut self.redis, now + away + loads);
             }
-            Fault::FlushScripts => redis.flush_scripts(),
+            RedisFault::FlushScripts => redis.flush_scripts(),
         }
         self.tick_all_redis();
     }
@@ -1368,7 +1368,7 @@ fn draw_settings(
     let routes = vec![RouteSettings {
         name: "output".into(),
         path: Template::parse("/ws/output/{task_id}").expect("a path"),
-        target: Target::Output,
+        target: TargetSettings::Output,
     }];
     let retain = match chance.u8(..10) {
         0 => None,

@@ -7,7 +7,7 @@
 use crate::answers::{Board, Sound, audio_bytes};
 use crate::kernel::{Action, End, Kernel, LinkId, take};
 use crate::peers::head_length;
-use crate::wire::{BINARY, CLOSE, Frame, Kind, PING, PONG, TEXT, read_head};
+use crate::wire::{BINARY, CLOSE, Frame, FrameKind, PING, PONG, TEXT, read_head};
 use aivtuber_gateway::base::moment::Moment;
 use serde_json::Value;
 use std::collections::VecDeque;
@@ -199,7 +199,7 @@ impl Waiter {
                 let mask = Some(self.chance.u32(..).to_ne_bytes());
                 let frame = match code {
                     Some(code) => Frame::close(code, "bye", mask),
-                    None => Frame::new(Kind::plain(CLOSE, mask), &[]),
+                    None => Frame::new(FrameKind::plain(CLOSE, mask), &[]),
                 };
                 self.out.extend(frame.bytes);
                 self.has_closed = Some(code);
@@ -475,7 +475,7 @@ impl Waiter {
         self.goodbye = Some((code, reason, kernel.now));
         if self.has_closed.is_none() && self.left_at.is_none() {
             let frame = Frame::new(
-                Kind::plain(CLOSE, Some([1, 2, 3, 4])),
+                FrameKind::plain(CLOSE, Some([1, 2, 3, 4])),
                 &payload[..payload.len().min(2)],
             );
             self.out.extend(frame.bytes);
@@ -541,7 +541,7 @@ impl Waiter {
     fn say(&mut self, opcode: u8, payload: &[u8]) {
         if !self.is_silent() {
             let mask = Some(self.chance.u32(..).to_ne_bytes());
-            self.out.extend(Frame::new(Kind::plain(opcode, mask), payload).bytes);
+            self.out.extend(Frame::new(FrameKind::plain(opcode, mask), payload).bytes);
         }
     }
 
@@ -551,7 +551,7 @@ impl Waiter {
         }
         let mask = Some(self.chance.u32(..).to_ne_bytes());
         let piece = |opcode, fin, payload: &[u8]| {
-            Frame::new(Kind { opcode, fin, rsv: 0, length_bytes: 1, mask }, payload).bytes
+            Frame::new(FrameKind { opcode, fin, rsv: 0, length_bytes: 1, mask }, payload).bytes
         };
         match say {
             Say::Ping(n) => {
@@ -574,7 +574,7 @@ impl Waiter {
                 self.has_faulted = Some(1007);
             }
             Say::BadFrame => {
-                self.out.extend(Frame::new(Kind::plain(TEXT, None), b"bare").bytes);
+                self.out.extend(Frame::new(FrameKind::plain(TEXT, None), b"bare").bytes);
                 self.has_faulted = Some(1002);
             }
         }

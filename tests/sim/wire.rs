@@ -26,7 +26,7 @@ pub struct Frame {
 
 /// What a frame carries besides its payload.
 #[derive(Clone, Copy)]
-pub struct Kind {
+pub struct FrameKind {
     pub opcode: u8,
     pub fin: bool,
     pub rsv: u8,
@@ -35,14 +35,14 @@ pub struct Kind {
     pub mask: Option<[u8; 4]>,
 }
 
-impl Kind {
-    pub fn plain(opcode: u8, mask: Option<[u8; 4]>) -> Kind {
-        Kind { opcode, fin: true, rsv: 0, length_bytes: 1, mask }
+impl FrameKind {
+    pub fn plain(opcode: u8, mask: Option<[u8; 4]>) -> FrameKind {
+        FrameKind { opcode, fin: true, rsv: 0, length_bytes: 1, mask }
     }
 }
 
 impl Frame {
-    pub fn new(kind: Kind, payload: &[u8]) -> Frame {
+    pub fn new(kind: FrameKind, payload: &[u8]) -> Frame {
         let mut bytes = vec![u8::from(kind.fin) << 7 | kind.rsv << 4 | kind.opcode];
         let masked = if kind.mask.is_some() { 0x80 } else { 0 };
         let needed = match payload.len() {
@@ -71,7 +71,10 @@ impl Frame {
     }
 
     pub fn close(code: u16, reason: &str, mask: Option<[u8; 4]>) -> Frame {
-        Frame::new(Kind::plain(CLOSE, mask), &[&code.to_be_bytes(), reason.as_bytes()].concat())
+        Frame::new(
+            FrameKind::plain(CLOSE, mask),
+            &[&code.to_be_bytes(), reason.as_bytes()].concat(),
+        )
     }
 }
 
@@ -250,7 +253,7 @@ fn head_bytes(frame: &[u8]) -> usize {
 #[test]
 fn the_judge_finds_what_is_wrong() {
     let mask = Some([1, 2, 3, 4]);
-    let data = |n: usize| Frame::new(Kind::plain(BINARY, mask), &vec![7; n]);
+    let data = |n: usize| Frame::new(FrameKind::plain(BINARY, mask), &vec![7; n]);
     let sent = [data(3), data(300), Frame::close(1000, "peer: bye", mask)];
     let all = sent.iter().flat_map(|frame| frame.bytes.clone()).collect::<Vec<u8>>();
     for cut in 0..all.len() {
@@ -264,7 +267,7 @@ fn the_judge_finds_what_is_wrong() {
         assert_eq!(judge.missing(&sent, all.len() as u64), None);
         assert!(judge.take(b"x", &sent).is_err(), "nothing behind a Close frame");
     }
-    let ping = Frame::new(Kind::plain(PING, mask), b"12345678").bytes;
+    let ping = Frame::new(FrameKind::plain(PING, mask), b"12345678").bytes;
     let mut judge = Judge::new(true);
     let got =
         judge.take(&[&sent[0].bytes[..], &ping, &sent[1].bytes[..9]].concat(), &sent).unwrap();
@@ -274,7 +277,9 @@ fn the_judge_finds_what_is_wrong() {
     assert!(judge.take(&ping, &sent).is_err(), "a frame within a frame");
     assert!(Judge::new(true).take(&sent[1].bytes, &sent).is_err(), "a frame left out");
     assert!(
-        Judge::new(true).take(&Frame::new(Kind::plain(TEXT, mask), b"a").bytes, &sent).is_err()
+        Judge::new(true)
+            .take(&Frame::new(FrameKind::plain(TEXT, mask), b"a").bytes, &sent)
+            .is_err()
     );
     assert!(Judge::new(false).take(&ping, &[]).is_err(), "masked towards a client");
 }

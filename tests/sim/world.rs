@@ -6,14 +6,14 @@
 //! that would fit the socket, and no turn was requested that did nothing.
 
 use crate::kernel::{Action, Dialer, End, Host, Kernel, LinkId, Nature, Shared, near_socket};
-use crate::peers::{self, Answer, Behavior, Body, Ending, Peer, Role, Stage};
+use crate::peers::{self, BackendAnswer, Behavior, Body, Ending, Peer, PeerStage, Role};
 use crate::simulation::Simulation;
 use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::gateway::{self, Gateway};
 use aivtuber_gateway::net::{Side, Source};
 use aivtuber_gateway::service::limits;
 use aivtuber_gateway::service::name::LookUpError;
-use aivtuber_gateway::service::route::{RouteSettings, Target};
+use aivtuber_gateway::service::route::{RouteSettings, TargetSettings};
 use aivtuber_gateway::service::trust::{self, PeerRule};
 use aivtuber_gateway::service::url::{BackendUrl, Template};
 use aivtuber_gateway::session::jobs::{self, Job};
@@ -41,7 +41,7 @@ const CONNECTIONS_MANY: usize = 1000;
 enum Plan {
     Arrive(Box<(Role, Behavior, Vec<u8>)>),
     Host(SocketAddr, Host),
-    Answer(jobs::Answer),
+    Answer(jobs::JobAnswer),
     Drain,
     Reload(Box<gateway::Settings>),
 }
@@ -58,7 +58,7 @@ pub struct World {
     /// The backend of each client, and the client of each backend.
     pairs: HashMap<LinkId, LinkId>,
     plans: Vec<Option<Plan>>,
-    answers: Vec<jobs::Answer>,
+    answers: Vec<jobs::JobAnswer>,
     orders: Vec<Plan>,
     settings: gateway::Settings,
     backends: Backends,
@@ -186,7 +186,7 @@ impl Simulation for World {
             }
             let chance = &mut self.backends.chance;
             let answer = if self.backends.is_kind {
-                Answer::Upgrade { interim: false }
+                BackendAnswer::Upgrade { interim: false }
             } else {
                 draw_answer(chance)
             };
@@ -245,7 +245,7 @@ impl Simulation for World {
             // No world of this kind serves files.
             if let Job::LookUp { name, owner } = job {
                 let (wait, found) = self.look_up(&name.host, name.port);
-                self.plan(wait, Plan::Answer(jobs::Answer::LookedUp { owner, found }));
+                self.plan(wait, Plan::Answer(jobs::JobAnswer::LookedUp { owner, found }));
             }
         }
         self.greet();
@@ -268,7 +268,7 @@ impl Simulation for World {
             let has_answered = backend.has_shaken_hands() && kernel.is_all_taken(backend.link);
             if matches!(backend.role, Role::Backend { .. })
                 && has_answered
-                && backend.stage == Stage::Frames
+                && backend.stage == PeerStage::Frames
             {
                 let client = &kernel.links[client];
                 if client.written == 0 && !client.is_dropped && !client.is_far_gone {
@@ -510,8 +510,11 @@ impl World {
     fn is_relayed(&self, client: LinkId) -> bool {
         let backend = self.pairs.get(&client).and_then(|link| self.peer(*link));
         backend.is_some_and(|backend| {
-            backend.stage != Stage::Head
-                && matches!(backend.role, Role::Backend { answer: Answer::Upgrade { .. }, .. })
+            backend.stage != PeerStage::Head
+                && matches!(
+                    backend.role,
+                    Role::Backend { answer: BackendAnswer::Upgrade { .. }, .. }
+                )
         })
     }
 
@@ -761,7 +764,7 @@ pub fn route(name: &str, path: &str, urls: &[&str]) -> RouteSettings {
     RouteSettings {
         name: name.into(),
         path: Template::parse(path).expect("a path"),
-        target: Target::Backend { urls, host: None },
+        target: TargetSettings::Backend { urls, host: None },
     }
 }
 
@@ -944,17 +947,17 @@ fn draw_asker(chance: &mut fastrand::Rng) -> (Role, Vec<u8>) {
     (Role::Asker { questions, closes: chance.bool() }, head)
 }
 
-fn draw_answer(chance: &mut fastrand::Rng) -> Answer {
+fn draw_answer(chance: &mut fastrand::Rng) -> BackendAnswer {
     match chance.u8(..16) {
-        0 => Answer::Status(403, draw_body(chance)),
-        1 => Answer::Status(503, draw_body(chance)),
-        2 => Answer::Garbage,
-        3 => Answer::WrongKey,
-        4 => Answer::Nothing,
-        5 => Answer::Fin,
-        6 => Answer::Reset,
-        7..10 => Answer::Upgrade { interim: true },
-        _ => Answer::Upgrade { interim: false },
+        0 => BackendAnswer::Status(403, draw_body(chance)),
+        1 => BackendAnswer::Status(503, draw_body(chance)),
+        2 => BackendAnswer::Garbage,
+        3 => BackendAnswer::WrongKey,
+        4 => BackendAnswer::Nothing,
+        5 => BackendAnswer::Fin,
+        6 => BackendAnswer::Reset,
+        7..10 => BackendAnswer::Upgrade { interim: true },
+        _ => BackendAnswer::Upgrade { interim: false },
     }
 }
 

@@ -188,7 +188,7 @@ const fn bad(why: &'static str) -> BadHead {
 }
 
 /// The lines of a head, walked once before `httparse` sees them.
-struct Lines<'b> {
+struct HeadLines<'b> {
     /// The bytes before the first fault, or up to the end of the head.
     sound: &'b [u8],
     fault: Option<LineFault>,
@@ -201,24 +201,24 @@ enum LineFault {
     TooMany,
 }
 
-impl<'b> Lines<'b> {
-    fn walk(bytes: &'b [u8]) -> Lines<'b> {
+impl<'b> HeadLines<'b> {
+    fn walk(bytes: &'b [u8]) -> HeadLines<'b> {
         let (mut line_start, mut lines) = (0, 0);
         for lf in memchr_iter(b'\n', bytes) {
             let first_is_open = lines == 0;
             if lf == line_start || bytes[lf - 1] != b'\r' {
-                return Lines {
+                return HeadLines {
                     sound: &bytes[..lf],
                     fault: Some(LineFault::BareLf),
                     first_is_open,
                 };
             }
             if lf == line_start + 1 {
-                return Lines { sound: &bytes[..=lf], fault: None, first_is_open };
+                return HeadLines { sound: &bytes[..=lf], fault: None, first_is_open };
             }
             lines += 1;
             if lines > 1 + HEADERS_MAX {
-                return Lines {
+                return HeadLines {
                     sound: &bytes[..line_start],
                     fault: Some(LineFault::TooMany),
                     first_is_open,
@@ -226,7 +226,7 @@ impl<'b> Lines<'b> {
             }
             line_start = lf + 1;
         }
-        Lines { sound: bytes, fault: None, first_is_open: lines == 0 }
+        HeadLines { sound: bytes, fault: None, first_is_open: lines == 0 }
     }
 }
 

@@ -10,7 +10,7 @@ use std::fmt;
 use memchr::memchr;
 
 use super::{
-    BadHead, HEAD_BYTES_MAX, Headers, LineFault, Lines, Slots, TARGET_BYTES_MAX, bad, is_token,
+    BadHead, HEAD_BYTES_MAX, HeadLines, Headers, LineFault, Slots, TARGET_BYTES_MAX, bad, is_token,
 };
 
 /// The head of a request.
@@ -50,7 +50,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
     ) -> Result<Option<(RequestHead<'h, 'b>, usize)>, BadHead> {
         let window = &bytes[..bytes.len().min(HEAD_BYTES_MAX)];
         let skipped = leading_empty_lines(window);
-        let lines = Lines::walk(&window[skipped..]);
+        let lines = HeadLines::walk(&window[skipped..]);
         let too_long = is_target_too_long(lines.sound);
 
         let mut request = httparse::Request::new(slots);

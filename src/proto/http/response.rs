@@ -5,7 +5,7 @@
     reason = "positions come from a search in the same bytes, or are checked against their length before"
 )]
 
-use super::{BadHead, HEAD_BYTES_MAX, Headers, LineFault, Lines, Slots};
+use super::{BadHead, HEAD_BYTES_MAX, HeadLines, Headers, LineFault, Slots};
 
 /// The head of a backend's response.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +35,7 @@ impl<'h, 'b> ResponseHead<'h, 'b> {
         if let [b'\r' | b'\n', ..] = window {
             return Err(fault("response begins with an empty line"));
         }
-        let lines = Lines::walk(window);
+        let lines = HeadLines::walk(window);
         let mut response = httparse::Response::new(slots);
         let length = match response.parse(lines.sound) {
             Err(httparse::Error::Version) => return Err(fault("response is not HTTP/1")),

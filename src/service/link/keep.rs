@@ -41,8 +41,8 @@ pub(super) struct Keeper {
     /// What the keys of kept results begin with.
     pub(super) kept_prefix: String,
     retention: tasks::Settings,
-    script: Script,
-    pub(super) jobs: VecDeque<Job>,
+    script: ScriptState,
+    pub(super) jobs: VecDeque<StoreJob>,
     /// Bytes of payload in `jobs`.
     pub(super) job_bytes: usize,
     dropped: u64,
@@ -98,7 +98,7 @@ pub(super) enum ErrorKind {
     Other,
 }
 
-pub(super) enum Job {
+pub(super) enum StoreJob {
     Store(StoreRequest),
     LookUp {
         task: Uuid,
@@ -122,7 +122,7 @@ pub(super) enum StoreOutcome {
 
 /// The script that stores results, on the connection at hand.
 #[derive(PartialEq)]
-enum Script {
+enum ScriptState {
     Unknown,
     Loading,
     /// Loaded, under this name.
@@ -169,7 +169,7 @@ impl Keeper {
             channel_prefix: channel_prefix.to_owned(),
             kept_prefix: format!("{name}_kept:"),
             retention,
-            script: Script::Unknown,
+            script: ScriptState::Unknown,
             jobs: VecDeque::new(),
             job_bytes: 0,
             dropped: 0,
@@ -237,12 +237,12 @@ impl Keeper {
     }
 
     pub(super) fn look_up(&mut self, task: Uuid, spellings: &[Box<str>]) {
-        self.jobs.push_back(Job::LookUp { task, spellings: spellings.to_vec() });
+        self.jobs.push_back(StoreJob::LookUp { task, spellings: spellings.to_vec() });
     }
 
     pub(super) fn forget(&mut self, task: Uuid) {
         if self.retention.retain.is_some() {
-            self.jobs.push_back(Job::Forget(task));
+            self.jobs.push_back(StoreJob::Forget(task));
         }
     }
 
@@ -256,7 +256,7 @@ impl Keeper {
         if self.retention.retain.is_none() {
             return;
         }
-        if self.script == Script::Refused
+        if self.script == ScriptState::Refused
             || RESULT_COST + payload.len() > self.retention.task_bytes_max()
         {
             self.dropped += 1;
@@ -264,19 +264,19 @@ impl Keeper {
         }
         self.job_bytes += payload.len();
         let since = subscription.since;
-        self.jobs.push_back(Job::Store(StoreRequest { task, since, occurrence, payload }));
+        self.jobs.push_back(StoreJob::Store(StoreRequest { task, since, occurrence, payload }));
         self.bound_jobs();
     }
 
     /// The store connection is lost. What Redis has not confirmed is stored again on the next one:
     /// the script finds what is there already.
     pub(super) fn reset(&mut self, pending: VecDeque<PendingReply>) {
-        self.script = Script::Unknown;
+        self.script = ScriptState::Unknown;
         self.trouble = None;
         self.paused_until = None;
         // Look-ups are asked again once the link is up.
         self.look_ups.clear();
-        self.jobs.retain(|job| !matches!(job, Job::LookUp { .. } | Job::Page(_)));
+        self.jobs.retain(|job| !matches!(job, StoreJob::LookUp { .. } | StoreJob::Page(_)));
         for pending in pending.into_iter().rev() {
             if let PendingReply::Store(StoreReply::Stored(requests)) = pending {
                 self.store_again(requests);
@@ -295,17 +295,18 @@ impl Keeper {
         match about {
             StoreReply::ScriptLoaded => match error {
                 None => {
-                    self.script = resp::bytes(Some(reply)).map_or(Script::Refused, Script::Loaded);
+                    self.script =
+                        resp::bytes(Some(reply)).map_or(ScriptState::Refused, ScriptState::Loaded);
                     StoreOutcome::Nothing
                 }
                 Some(error) if error.kind() == ErrorKind::Temporary => {
-                    self.script = Script::Unknown;
+                    self.script = ScriptState::Unknown;
                     self.paused_until = Some(now + REFUSED_PAUSE);
                     let why = format!("Redis cannot keep results now: {error}");
                     self.note_trouble(error.kind(), why)
                 }
                 Some(error) => {
-                    self.script = Script::Refused;
+                    self.script = ScriptState::Refused;
                     self.drop_stores();
                     let why = "results are not kept in Redis, it does not take the script";
                     self.note_trouble(error.kind(), format!("{why}: {error}"))
@@ -364,8 +365,8 @@ impl Keeper {
                 self.store_again(requests);
                 // Commands behind this one get the same answer. The first asks for the script to be
                 // loaded, and a second request would be wrong while that one is under way.
-                if matches!(self.script, Script::Loaded(_)) {
-                    self.script = Script::Unknown;
+                if matches!(self.script, ScriptState::Loaded(_)) {
+                    self.script = ScriptState::Unknown;
                 }
                 StoreOutcome::Nothing
             }
@@ -426,7 +427,7 @@ impl Keeper {
         if is_paging {
             look_up.awaited = 1;
             // In front of the queue: a client waits for it.
-            self.jobs.push_front(Job::Page(number));
+            self.jobs.push_front(StoreJob::Page(number));
         } else if look_up.awaited == 0
             && let Some(look_up) = self.look_ups.remove(&number)
         {
@@ -440,7 +441,7 @@ impl Keeper {
         while connection.output().len() < OUTPUT_MAX {
             if self.paused_until.is_some() {
                 // Look-ups do not wait for what cannot be stored.
-                let Some(at) = self.jobs.iter().position(|job| !matches!(job, Job::Store(_)))
+                let Some(at) = self.jobs.iter().position(|job| !matches!(job, StoreJob::Store(_)))
                 else {
                     return;
                 };
@@ -453,33 +454,33 @@ impl Keeper {
                     self.jobs.shrink_to(1024);
                     return;
                 }
-                Some(Job::Store(_)) => {
+                Some(StoreJob::Store(_)) => {
                     let sha = match &self.script {
-                        Script::Loaded(sha) => sha.clone(),
-                        Script::Refused => {
+                        ScriptState::Loaded(sha) => sha.clone(),
+                        ScriptState::Refused => {
                             self.drop_stores();
                             continue;
                         }
-                        Script::Unknown => {
-                            self.script = Script::Loading;
+                        ScriptState::Unknown => {
+                            self.script = ScriptState::Loading;
                             let pending = PendingReply::Store(StoreReply::ScriptLoaded);
                             let command = [&b"SCRIPT"[..], b"LOAD", SCRIPT.as_bytes()];
                             return connection.send(now, pending, &command);
                         }
-                        Script::Loading => return,
+                        ScriptState::Loading => return,
                     };
                     self.pack_stores(connection, now, &sha);
                 }
-                Some(Job::LookUp { .. }) => {
-                    if let Some(Job::LookUp { task, spellings }) = self.jobs.pop_front() {
+                Some(StoreJob::LookUp { .. }) => {
+                    if let Some(StoreJob::LookUp { task, spellings }) = self.jobs.pop_front() {
                         self.pack_look_up(connection, now, task, &spellings);
                     }
                 }
-                Some(&Job::Page(number)) => {
+                Some(&StoreJob::Page(number)) => {
                     self.jobs.pop_front();
                     self.pack_page(connection, now, number);
                 }
-                Some(Job::Forget(_)) => self.pack_forgets(connection, now),
+                Some(StoreJob::Forget(_)) => self.pack_forgets(connection, now),
             }
         }
     }
@@ -489,8 +490,8 @@ impl Keeper {
         let mut bytes = 0;
         while requests.len() < BATCH_MAX
             && bytes < BATCH_BYTES_MAX
-            && let Some(Job::Store(_)) = self.jobs.front()
-            && let Some(Job::Store(request)) = self.jobs.pop_front()
+            && let Some(StoreJob::Store(_)) = self.jobs.front()
+            && let Some(StoreJob::Store(request)) = self.jobs.pop_front()
         {
             bytes += request.payload.len();
             requests.push(request);
@@ -562,7 +563,7 @@ impl Keeper {
 
     fn pack_forgets(&mut self, connection: &mut Connection, now: Moment) {
         let mut keys = Vec::new();
-        while let Some(Job::Forget(task)) = self.jobs.front()
+        while let Some(StoreJob::Forget(task)) = self.jobs.front()
             && keys.len() < BATCH_MAX
         {
             keys.push(format!("{}{task}", self.kept_prefix));
@@ -576,14 +577,14 @@ impl Keeper {
     fn store_again(&mut self, requests: Vec<StoreRequest>) {
         for request in requests.into_iter().rev() {
             self.job_bytes += request.payload.len();
-            self.jobs.push_front(Job::Store(request));
+            self.jobs.push_front(StoreJob::Store(request));
         }
         self.bound_jobs();
     }
 
     fn drop_stores(&mut self) {
         let before = self.jobs.len();
-        self.jobs.retain(|job| !matches!(job, Job::Store(_)));
+        self.jobs.retain(|job| !matches!(job, StoreJob::Store(_)));
         self.dropped += (before - self.jobs.len()) as u64;
         self.job_bytes = 0;
     }
@@ -591,8 +592,8 @@ impl Keeper {
     /// Drops the oldest results while too much waits for Redis.
     fn bound_jobs(&mut self) {
         while self.jobs.len() > JOBS_MAX || self.job_bytes > self.retention.max_retained {
-            let oldest = self.jobs.iter().position(|job| matches!(job, Job::Store(_)));
-            let Some(Job::Store(request)) = oldest.and_then(|at| self.jobs.remove(at)) else {
+            let oldest = self.jobs.iter().position(|job| matches!(job, StoreJob::Store(_)));
+            let Some(StoreJob::Store(request)) = oldest.and_then(|at| self.jobs.remove(at)) else {
                 return;
             };
             self.job_bytes -= request.payload.len();

@@ -143,7 +143,7 @@ impl RedisRole {
 /// What the reactor is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
-pub enum Action {
+pub enum LinkAction {
     /// Connect, then call [`Link::handle_connected`] or [`Link::handle_closed`].
     Dial { role: RedisRole, address: Address },
     /// Close the socket, if there is one. No call follows.
@@ -153,7 +153,7 @@ pub enum Action {
 /// What was learned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
-pub enum Event {
+pub enum LinkEvent {
     /// Both connections are up: look up everything that is waited for.
     Up { address: String },
     /// The link was up and no longer is.
@@ -216,8 +216,8 @@ pub struct Link {
     store: Connection,
     subscriptions: Subscriptions,
     keeper: Keeper,
-    actions: VecDeque<Action>,
-    events: VecDeque<Event>,
+    actions: VecDeque<LinkAction>,
+    events: VecDeque<LinkEvent>,
     away_since: Option<Moment>,
     is_past_grace: bool,
     /// Why the link is not up.
@@ -379,7 +379,7 @@ impl Link {
         self.keeper.handle_time(now);
         if self.grace_ends_at().is_some_and(|at| at <= now) {
             self.is_past_grace = true;
-            self.events.push_back(Event::GraceOver);
+            self.events.push_back(LinkEvent::GraceOver);
         }
     }
 
@@ -401,8 +401,8 @@ impl Link {
         self.subscriptions.remove(spelling, &mut self.subscriber);
     }
 
-    /// Asks what is kept of a task and what the worker has set; [`Event::LookedUp`] answers. No answer
-    /// comes when the link is not up or goes down: ask again after [`Event::Up`].
+    /// Asks what is kept of a task and what the worker has set; [`LinkEvent::LookedUp`] answers. No answer
+    /// comes when the link is not up or goes down: ask again after [`LinkEvent::Up`].
     pub fn look_up(&mut self, task: Uuid, spellings: &[Box<str>]) {
         if self.store.is_up() {
             self.keeper.look_up(task, spellings);
@@ -429,12 +429,12 @@ impl Link {
     }
 
     /// The next thing for the reactor to do.
-    pub fn poll_action(&mut self) -> Option<Action> {
+    pub fn poll_action(&mut self) -> Option<LinkAction> {
         self.actions.pop_front()
     }
 
     /// The next thing that was learned.
-    pub fn poll_event(&mut self) -> Option<Event> {
+    pub fn poll_event(&mut self) -> Option<LinkEvent> {
         self.events.pop_front()
     }
 
@@ -481,7 +481,7 @@ impl Link {
         let server = self.server_of_other(role).unwrap_or(self.current);
         self.connection_mut(role).dial(server, now);
         let address = self.servers[server].address.clone();
-        self.actions.push_back(Action::Dial { role, address });
+        self.actions.push_back(LinkAction::Dial { role, address });
     }
 
     fn greet(&mut self, role: RedisRole, now: Moment) {
@@ -508,12 +508,12 @@ impl Link {
         match resp::classify(value, role == RedisRole::Subscriber) {
             Incoming::Message { channel, payload } => {
                 if let Some((task, subscription)) = self.subscriptions.task_of(&channel) {
-                    self.events.push_back(Event::Published { task, subscription, payload });
+                    self.events.push_back(LinkEvent::Published { task, subscription, payload });
                 }
             }
             Incoming::Subscribed { name } => match self.subscriptions.handle_subscribed(&name) {
                 Confirmed::Pattern => self.come_up(role, now),
-                Confirmed::Task(task) => self.events.push_back(Event::Subscribed { task }),
+                Confirmed::Task(task) => self.events.push_back(LinkEvent::Subscribed { task }),
                 Confirmed::Outdated => {}
             },
             Incoming::Unsubscribed { .. } => self.subscriptions.handle_unsubscribed(),
@@ -561,7 +561,7 @@ impl Link {
                 self.handle_store_outcome(outcome, now);
             }
             (Some(PendingReply::Barrier(answer)), _) => {
-                self.events.push_back(Event::LookedUp(*answer));
+                self.events.push_back(LinkEvent::LookedUp(*answer));
             }
             (Some(PendingReply::Ping), error) if role == RedisRole::Store => {
                 let outcome = self.keeper.handle_ping(error.as_ref());
@@ -587,7 +587,7 @@ impl Link {
                     let barrier = PendingReply::Barrier(Box::new(answer));
                     self.subscriber.send(now, barrier, &[b"PING"]);
                 } else {
-                    self.events.push_back(Event::LookedUp(answer));
+                    self.events.push_back(LinkEvent::LookedUp(answer));
                 }
             }
         }
@@ -629,7 +629,7 @@ impl Link {
             self.is_past_grace = false;
             self.away_why = None;
             self.reported.clear();
-            self.events.push_back(Event::Up { address: self.address().to_string() });
+            self.events.push_back(LinkEvent::Up { address: self.address().to_string() });
         }
     }
 
@@ -656,7 +656,7 @@ impl Link {
         if was_link_up {
             self.away_since = Some(now);
             self.reported.push(why.clone());
-            self.events.push_back(Event::Down { why });
+            self.events.push_back(LinkEvent::Down { why });
         } else {
             self.report(why);
         }
@@ -672,16 +672,16 @@ impl Link {
         }
         // A dial that the reactor has not begun is not needed any more.
         self.actions.retain(
-            |action| !matches!(action, Action::Dial { role: dialled, .. } if *dialled == role),
+            |action| !matches!(action, LinkAction::Dial { role: dialled, .. } if *dialled == role),
         );
-        self.actions.push_back(Action::Close { role });
+        self.actions.push_back(LinkAction::Close { role });
     }
 
     fn report(&mut self, why: String) {
         let why: String = why.trim_end().chars().take(REPORT_CHARS_MAX).collect();
         if !self.reported.contains(&why) && self.reported.len() < REPORTED_MAX {
             self.reported.push(why.clone());
-            self.events.push_back(Event::Problem { why });
+            self.events.push_back(LinkEvent::Problem { why });
         }
     }
 }

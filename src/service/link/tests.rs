@@ -44,7 +44,7 @@ impl World {
     fn up(subscribe: Subscribe) -> World {
         let mut world = World::new(&["redis://one"], subscribe);
         world.connect();
-        assert_eq!(world.events(), [Event::Up { address: "one:6379".into() }]);
+        assert_eq!(world.events(), [LinkEvent::Up { address: "one:6379".into() }]);
         world
     }
 
@@ -81,19 +81,19 @@ impl World {
         }
     }
 
-    fn actions(&mut self) -> Vec<Action> {
+    fn actions(&mut self) -> Vec<LinkAction> {
         std::iter::from_fn(|| self.link.poll_action()).collect()
     }
 
     fn dials(&mut self) -> Vec<RedisRole> {
         let dial = |action| match action {
-            Action::Dial { role, .. } => Some(role),
-            Action::Close { .. } => None,
+            LinkAction::Dial { role, .. } => Some(role),
+            LinkAction::Close { .. } => None,
         };
         self.actions().into_iter().filter_map(dial).collect()
     }
 
-    fn events(&mut self) -> Vec<Event> {
+    fn events(&mut self) -> Vec<LinkEvent> {
         std::iter::from_fn(|| self.link.poll_event()).collect()
     }
 
@@ -143,7 +143,7 @@ impl World {
 fn link_is_up_once_both_connections_are_and_the_pattern_is_confirmed() {
     let mut world = World::new(&["redis://ann:s%20cret@one:7000/3"], Subscribe::Pattern);
     let address = Address::Tcp { host: "one".into(), port: 7000 };
-    let dial = |role| Action::Dial { role, address: address.clone() };
+    let dial = |role| LinkAction::Dial { role, address: address.clone() };
     assert_eq!(world.actions(), [dial(RedisRole::Subscriber), dial(RedisRole::Store)]);
     for role in REDIS_ROLES {
         world.link.handle_connected(role, world.now);
@@ -168,14 +168,14 @@ fn link_is_up_once_both_connections_are_and_the_pattern_is_confirmed() {
         world.link.subscription(TASK),
         Some(Subscription { number: 1, since: 1_000_000_017 })
     );
-    assert_eq!(world.events(), [Event::Up { address: "one:7000".into() }]);
+    assert_eq!(world.events(), [LinkEvent::Up { address: "one:7000".into() }]);
 }
 
 #[test]
 fn publications_are_read_in_resp2_and_resp3() {
     let subscription = Subscription { number: 1, since: 1_000_000_017 };
     let mut world = World::up(Subscribe::Pattern);
-    let heard = Event::Published { task: TASK, subscription, payload: b"{}".to_vec() };
+    let heard = LinkEvent::Published { task: TASK, subscription, payload: b"{}".to_vec() };
     for channel in
         [format!("task_response:{SPELLED}"), format!("task_response:{}", SPELLED.to_uppercase())]
     {
@@ -220,11 +220,14 @@ fn dials_time_out_and_are_repeated_with_backoff() {
     world.pass(5 * SECOND);
     assert_eq!(
         world.events(),
-        [Event::Problem { why: "one:6379: no connection within 5 s".into() }]
+        [LinkEvent::Problem { why: "one:6379: no connection within 5 s".into() }]
     );
     assert_eq!(
         world.actions(),
-        [Action::Close { role: RedisRole::Subscriber }, Action::Close { role: RedisRole::Store }]
+        [
+            LinkAction::Close { role: RedisRole::Subscriber },
+            LinkAction::Close { role: RedisRole::Store }
+        ]
     );
     let mut pause = Duration::from_millis(200);
     for _ in 0..10 {
@@ -253,7 +256,9 @@ fn greeting_without_reply_times_out() {
     world.link.handle_bytes(RedisRole::Subscriber, b"+OK\r\n", world.now + 2 * SECOND);
     world.pass(6 * SECOND);
     assert!(
-        world.events().contains(&Event::Problem { why: "one:6379: no answer within 5 s".into() })
+        world
+            .events()
+            .contains(&LinkEvent::Problem { why: "one:6379: no answer within 5 s".into() })
     );
     world.say(RedisRole::Subscriber, "+late\r\n");
     assert!(!world.link.is_up());
@@ -274,7 +279,7 @@ fn wrong_password_is_reported_once_and_tried_again() {
     }
     let why =
         "one:6379: it refused us: WRONGPASS invalid username-password pair or user is disabled.";
-    assert_eq!(told, [Event::Problem { why: why.into() }, Event::GraceOver]);
+    assert_eq!(told, [LinkEvent::Problem { why: why.into() }, LinkEvent::GraceOver]);
     world.connect();
     assert!(world.link.is_up());
 }
@@ -287,7 +292,7 @@ fn missing_password_is_reported() {
         world.say(role, &"-NOAUTH Authentication required.\r\n".repeat(4));
     }
     let why = "one:6379: it refused us: NOAUTH Authentication required.";
-    assert_eq!(world.events(), [Event::Problem { why: why.into() }]);
+    assert_eq!(world.events(), [LinkEvent::Problem { why: why.into() }]);
 }
 
 #[test]
@@ -300,12 +305,12 @@ fn silent_connection_is_dialled_again_at_once() {
     world.say(RedisRole::Subscriber, "*2\r\n$4\r\npong\r\n$0\r\n\r\n");
     assert_eq!(world.link.deadline(), Some(world.now + 5 * SECOND));
     world.pass(5 * SECOND);
-    assert_eq!(world.events(), [Event::Down { why: "one:6379: silent for 5 s".into() }]);
-    assert_eq!(world.actions(), [Action::Close { role: RedisRole::Store }]);
+    assert_eq!(world.events(), [LinkEvent::Down { why: "one:6379: silent for 5 s".into() }]);
+    assert_eq!(world.actions(), [LinkAction::Close { role: RedisRole::Store }]);
     assert!(world.link.subscription(TASK).is_some(), "the ear heard on");
     world.pass(Duration::ZERO);
     world.connect();
-    assert_eq!(world.events(), [Event::Up { address: "one:6379".into() }]);
+    assert_eq!(world.events(), [LinkEvent::Up { address: "one:6379".into() }]);
 }
 
 #[test]
@@ -339,9 +344,9 @@ fn bytes_that_are_not_resp_end_the_connection() {
     world.say(RedisRole::Store, "HTTP/1.1 400\r\n");
     assert_eq!(
         world.events(),
-        [Event::Down { why: "one:6379: it sent bytes that are not the Redis protocol".into() }]
+        [LinkEvent::Down { why: "one:6379: it sent bytes that are not the Redis protocol".into() }]
     );
-    assert_eq!(world.actions(), [Action::Close { role: RedisRole::Store }]);
+    assert_eq!(world.actions(), [LinkAction::Close { role: RedisRole::Store }]);
 }
 
 #[test]
@@ -355,9 +360,9 @@ fn end_of_grace_is_reported_once() {
     }
     assert!(!world.link.is_past_grace());
     world.pass(SECOND);
-    assert!(world.link.is_past_grace() && world.events().contains(&Event::GraceOver));
+    assert!(world.link.is_past_grace() && world.events().contains(&LinkEvent::GraceOver));
     world.pass(20 * SECOND);
-    assert!(!world.events().contains(&Event::GraceOver));
+    assert!(!world.events().contains(&LinkEvent::GraceOver));
     world.pass(5 * SECOND);
     world.connect();
     assert!(!world.link.is_past_grace() && world.link.is_up());
@@ -392,8 +397,8 @@ fn both_connections_go_through_the_urls_together() {
             .actions()
             .into_iter()
             .filter_map(|action| match action {
-                Action::Dial { role, address } => Some((role, address.to_string())),
-                Action::Close { .. } => None,
+                LinkAction::Dial { role, address } => Some((role, address.to_string())),
+                LinkAction::Close { .. } => None,
             })
             .collect();
         assert_eq!(dials[0].1, dials[1].1);
@@ -422,8 +427,8 @@ fn both_connections_end_up_on_one_server() {
     assert_eq!(
         world.actions(),
         [
-            Action::Close { role: RedisRole::Subscriber },
-            Action::Dial { role: RedisRole::Subscriber, address: one }
+            LinkAction::Close { role: RedisRole::Subscriber },
+            LinkAction::Dial { role: RedisRole::Subscriber, address: one }
         ]
     );
     assert_eq!(world.link.subscription(TASK), None);
@@ -529,7 +534,7 @@ fn redis_that_refuses_scripts_still_delivers() {
         RedisRole::Store,
         "-NOPERM this user has no permissions to run the 'script|load' command\r\n",
     );
-    let [Event::Problem { why }] = &world.events()[..] else { panic!() };
+    let [LinkEvent::Problem { why }] = &world.events()[..] else { panic!() };
     assert!(why.contains("NOPERM"), "{why}");
     world.keep(2, "b");
     assert_eq!(world.commands(RedisRole::Store), Vec::<Vec<String>>::new());
@@ -594,12 +599,12 @@ impl KeptHash {
 
 const PONG: &str = "*2\r\n$4\r\npong\r\n$0\r\n\r\n";
 
-fn answer(task: Uuid, kept: &[(u64, &str)], set: &[&str]) -> Event {
+fn answer(task: Uuid, kept: &[(u64, &str)], set: &[&str]) -> LinkEvent {
     let result = |(stored_at, text): &(u64, &str)| KeptResult {
         stored_at: *stored_at,
         payload: text.as_bytes().to_vec(),
     };
-    Event::LookedUp(LookUpAnswer {
+    LinkEvent::LookedUp(LookUpAnswer {
         task,
         kept: kept.iter().map(result).collect(),
         set: set.iter().map(|text| text.as_bytes().to_vec()).collect(),
@@ -669,8 +674,8 @@ fn page_that_cannot_be_read_ends_the_look_up() {
     world.commands(RedisRole::Subscriber);
     world.say(RedisRole::Subscriber, PONG);
     let events = world.events();
-    assert!(matches!(&events[0], Event::Problem { why } if why.contains("ERR no")));
-    let Event::LookedUp(answer) = &events[1] else { panic!("{events:?}") };
+    assert!(matches!(&events[0], LinkEvent::Problem { why } if why.contains("ERR no")));
+    let LinkEvent::LookedUp(answer) = &events[1] else { panic!("{events:?}") };
     assert!(answer.kept.len() == FIRST_PAGE && answer.is_incomplete);
     assert!(world.link.is_idle());
 }
@@ -685,7 +690,7 @@ fn keys_of_other_programs_do_no_harm() {
     world.commands(RedisRole::Subscriber);
     world.say(RedisRole::Subscriber, PONG);
     let events = world.events();
-    assert!(matches!(&events[0], Event::Problem { why } if why.contains("WRONGTYPE")));
+    assert!(matches!(&events[0], LinkEvent::Problem { why } if why.contains("WRONGTYPE")));
     assert_eq!(events[1], answer(TASK, &[], &["s"]));
     let good = KeptHash::new(&[(20, "a")]).index;
     for index in [
@@ -723,7 +728,7 @@ fn server_that_cannot_save_still_delivers() {
     assert!(world.link.is_up());
     let events = world.events();
     assert!(
-        matches!(&events[..], [Event::Up { .. }, Event::Problem { why }] if why.contains("MISCONF")),
+        matches!(&events[..], [LinkEvent::Up { .. }, LinkEvent::Problem { why }] if why.contains("MISCONF")),
         "{events:?}"
     );
     assert!(
@@ -759,7 +764,7 @@ fn replica_is_left_for_the_next_server_with_what_it_refused() {
     world.say(RedisRole::Store, "-READONLY You can't write against a read only replica.\r\n");
     let events = world.events();
     assert!(
-        matches!(&events[..], [Event::Down { why }] if why.starts_with("one:6379: ") && why.contains("READONLY")),
+        matches!(&events[..], [LinkEvent::Down { why }] if why.starts_with("one:6379: ") && why.contains("READONLY")),
         "{events:?}"
     );
     assert!(
@@ -770,8 +775,8 @@ fn replica_is_left_for_the_next_server_with_what_it_refused() {
         .actions()
         .into_iter()
         .filter_map(|action| match action {
-            Action::Dial { address, .. } => Some(address.to_string()),
-            Action::Close { .. } => None,
+            LinkAction::Dial { address, .. } => Some(address.to_string()),
+            LinkAction::Close { .. } => None,
         })
         .collect();
     assert_eq!(dials, ["two:6379", "two:6379"]);
@@ -817,8 +822,8 @@ fn cluster_node_is_reported_once_with_what_does_not_work() {
         "-MOVED 3999 10.0.0.2:6379\r\n-MOVED 12 10.0.0.3:6379\r\n-CROSSSLOT Keys in request\r\n",
     );
     let events = world.events();
-    let problems: Vec<&Event> =
-        events.iter().filter(|event| matches!(event, Event::Problem { .. })).collect();
+    let problems: Vec<&LinkEvent> =
+        events.iter().filter(|event| matches!(event, LinkEvent::Problem { .. })).collect();
     assert_eq!(problems.len(), 1, "{events:?}");
     assert!(format!("{problems:?}").contains("Redis Cluster"));
     assert!(world.link.is_up() && matches!(world.link.state(), RedisState::NotKeeping { .. }));
@@ -832,7 +837,10 @@ fn login_that_is_lost_in_the_middle_is_reported() {
     world.commands(RedisRole::Store);
     world.say(RedisRole::Store, "-NOAUTH Authentication required.\r\n");
     let events = world.events();
-    assert!(matches!(&events[..], [Event::Down { why }] if why.contains("NOAUTH")), "{events:?}");
+    assert!(
+        matches!(&events[..], [LinkEvent::Down { why }] if why.contains("NOAUTH")),
+        "{events:?}"
+    );
     // The result is not lost.
     world.pass(SECOND);
     world.connect();
@@ -857,7 +865,7 @@ fn each_task_has_its_own_subscription() {
     world.said[0] = world.commands(RedisRole::Subscriber);
     assert_eq!(world.said[0], [["SUBSCRIBE", &format!("task_response:{SPELLED}")]]);
     world.greet(RedisRole::Subscriber);
-    assert_eq!(world.events(), [Event::Subscribed { task: TASK }]);
+    assert_eq!(world.events(), [LinkEvent::Subscribed { task: TASK }]);
     let subscription = world.link.subscription(TASK).unwrap();
     assert_eq!(subscription.since, 1_000_000_017);
     world.link.unlisten(SPELLED);
@@ -882,7 +890,7 @@ fn only_the_latest_request_for_a_channel_counts() {
     world.say(RedisRole::Subscriber, &confirm("unsubscribe"));
     assert_eq!((world.events(), world.link.subscription(TASK)), (vec![], None));
     world.say(RedisRole::Subscriber, &confirm("subscribe"));
-    assert_eq!(world.events(), [Event::Subscribed { task: TASK }]);
+    assert_eq!(world.events(), [LinkEvent::Subscribed { task: TASK }]);
 }
 
 #[test]

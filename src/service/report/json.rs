@@ -78,7 +78,7 @@ fn problems(snapshot: &Snapshot) -> Vec<String> {
 /// `/ready`: 200; 503 while draining, or while results are served and Redis is away.
 pub fn ready(snapshot: &Snapshot) -> Response {
     #[derive(Serialize)]
-    struct Ready {
+    struct ReadyJson {
         status: &'static str,
     }
     match snapshot.lifecycle {
@@ -86,7 +86,7 @@ pub fn ready(snapshot: &Snapshot) -> Response {
         Lifecycle::Serving if snapshot.lacks_redis() => {
             Response::error(503, "Redis connection not available")
         }
-        Lifecycle::Serving => json(&Ready { status: "ready" }),
+        Lifecycle::Serving => json(&ReadyJson { status: "ready" }),
     }
 }
 
@@ -102,14 +102,14 @@ pub fn connections(content: Shared) -> Response {
 #[derive(Debug)]
 pub struct ConnectionList {
     count: usize,
-    ids: Pieces,
+    ids: PiecedText,
     /// `None` if only strangers asked.
-    details: Option<Pieces>,
+    details: Option<PiecedText>,
 }
 
 /// Text in pieces of about [`PIECE_BYTES`].
 #[derive(Debug, Default)]
-struct Pieces {
+struct PiecedText {
     full: Vec<Rc<[u8]>>,
     last: Vec<u8>,
 }
@@ -120,8 +120,8 @@ const PIECE_BYTES: usize = 64 * 1024;
 impl ConnectionList {
     /// An empty list for `viewer`; that for an admin is also for strangers.
     pub fn new(viewer: Viewer) -> ConnectionList {
-        let details = (viewer == Viewer::Admin).then(Pieces::default);
-        ConnectionList { count: 0, ids: Pieces::default(), details }
+        let details = (viewer == Viewer::Admin).then(PiecedText::default);
+        ConnectionList { count: 0, ids: PiecedText::default(), details }
     }
 
     /// Appends one connection.
@@ -129,7 +129,7 @@ impl ConnectionList {
         self.count += 1;
         self.ids.push(&connection.id);
         if let Some(details) = &mut self.details {
-            details.push(&Detail::new(connection));
+            details.push(&DetailJson::new(connection));
         }
     }
 
@@ -148,7 +148,7 @@ impl ConnectionList {
     }
 }
 
-impl Pieces {
+impl PiecedText {
     /// Appends a value of a JSON array, with the comma before it.
     fn push(&mut self, value: &impl Serialize) {
         if !self.full.is_empty() || !self.last.is_empty() {
@@ -172,7 +172,7 @@ fn as_text<S: Serializer>(value: &Client, serializer: S) -> Result<S::Ok, S::Err
 }
 
 #[derive(Serialize)]
-struct Detail<'a> {
+struct DetailJson<'a> {
     id: &'a str,
     route: &'a str,
     state: &'static str,
@@ -192,10 +192,10 @@ struct Count {
     bytes: u64,
 }
 
-impl<'a> Detail<'a> {
-    fn new(connection: &'a ConnectionView<'a>) -> Detail<'a> {
+impl<'a> DetailJson<'a> {
+    fn new(connection: &'a ConnectionView<'a>) -> DetailJson<'a> {
         let count = |traffic: Traffic| Count { frames: traffic.frames, bytes: traffic.bytes };
-        Detail {
+        DetailJson {
             id: &connection.id,
             route: connection.route,
             state: connection.state,

@@ -295,8 +295,8 @@ mod tests {
     use super::*;
     use crate::proto::http::{Content, Response};
     use crate::service::attempt::AttemptError;
-    use crate::service::route::{RouteSettings, Routes, Target};
-    use crate::service::upstreams::{Outcome, Purpose};
+    use crate::service::route::{RouteSettings, Routes, TargetSettings};
+    use crate::service::upstreams::{AttemptOutcome, Purpose};
     use crate::service::url::{BackendUrl, Template};
 
     pub const BOTH: BothWays = BothWays {
@@ -352,15 +352,23 @@ mod tests {
             .map(|url| BackendUrl::parse(url).unwrap())
             .to_vec();
         let path = Template::parse("/ws/{x}").unwrap();
-        let settings =
-            RouteSettings { name: "a".into(), path, target: Target::Backend { urls, host: None } };
+        let settings = RouteSettings {
+            name: "a".into(),
+            path,
+            target: TargetSettings::Backend { urls, host: None },
+        };
         let routes = Routes::new(vec![settings], &mut upstreams);
         let route = routes.iter().next().unwrap();
         let now = Moment::START;
         let [well, failed] = *route.upstreams() else { panic!("two backends") };
         upstreams.connecting(well, Purpose::Client);
         upstreams.connecting(failed, Purpose::Client);
-        upstreams.ended(failed, Purpose::Client, Outcome::Failed(AttemptError::Refused), now);
+        upstreams.ended(
+            failed,
+            Purpose::Client,
+            AttemptOutcome::Failed(AttemptError::Refused),
+            now,
+        );
         let view = RouteView::new(route, &upstreams, now);
         assert_eq!(
             (view.name, &*view.path, &*view.target),

@@ -7,7 +7,7 @@
 use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{KeptResult, KnownResult, Origin, Subscription};
+use super::{KeptResult, KnownResult, ResultOrigin, Subscription};
 
 /// A result that Redis keeps and that was not known.
 struct NewResult {
@@ -17,7 +17,7 @@ struct NewResult {
     before: Option<usize>,
     stored_at: u64,
     hash: u64,
-    origin: Origin,
+    origin: ResultOrigin,
     payload: Vec<u8>,
 }
 
@@ -49,7 +49,11 @@ pub(super) fn merge(
                 number: *last_number,
                 hash: one.hash,
                 origin: one.origin,
-                since: if one.origin == Origin::Set { subscription.since } else { one.stored_at },
+                since: if one.origin == ResultOrigin::Set {
+                    subscription.since
+                } else {
+                    one.stored_at
+                },
                 is_dispatched: false,
                 is_passing: false,
                 payload: None,
@@ -77,7 +81,7 @@ fn match_kept(
         let hash = xxh3_64(&one.payload);
         let Some(at) = matching(results, &is_matched, hash, one.stored_at, subscription) else {
             let is_set = one.stored_at == KeptResult::NOT_PUBLISHED;
-            let origin = if is_set { Origin::Set } else { Origin::Kept };
+            let origin = if is_set { ResultOrigin::Set } else { ResultOrigin::Kept };
             let (stored_at, payload) = (one.stored_at, one.payload);
             new.push(NewResult { place, before: None, stored_at, hash, origin, payload });
             continue;
@@ -104,8 +108,8 @@ fn matching(
     stored_at: u64,
     subscription: Subscription,
 ) -> Option<usize> {
-    let current = Origin::Published(subscription.number);
-    let find = |fits: &dyn Fn(Origin) -> bool| {
+    let current = ResultOrigin::Published(subscription.number);
+    let find = |fits: &dyn Fn(ResultOrigin) -> bool| {
         let equal = |(at, known): (usize, &KnownResult)| {
             !is_matched[at] && known.hash == hash && fits(known.origin)
         };
@@ -116,13 +120,13 @@ fn matching(
         // heard it. Else it may be what the worker set, or what an earlier subscription heard and
         // some gateway stored late.
         find(&|origin| origin == current)
-            .or_else(|| find(&|origin| origin == Origin::Set))
+            .or_else(|| find(&|origin| origin == ResultOrigin::Set))
             .or_else(|| find(&|_| true))
     } else {
         // Stored before, so it cannot be what the current subscription heard. If it were matched with
         // that, an equal result from before an absence would take its place and one would be lost.
-        find(&|origin| origin != current && origin != Origin::Set)
-            .or_else(|| find(&|origin| origin == Origin::Set))
+        find(&|origin| origin != current && origin != ResultOrigin::Set)
+            .or_else(|| find(&|origin| origin == ResultOrigin::Set))
     }
 }
 
@@ -139,7 +143,7 @@ fn place(
     let is_older = |at: usize| {
         let known = &results[at];
         // What the current subscription heard is not older: it would have heard the new one as well.
-        let is_current = known.origin == Origin::Published(subscription.number);
+        let is_current = known.origin == ResultOrigin::Published(subscription.number);
         !is_matched[at] && !is_current && known.since <= new.stored_at
     };
     while new.place < before && is_older(new.place) {

@@ -16,7 +16,7 @@
 //! [`Subscription`], the n-th equal publication that this gateway hears is the n-th one that any gateway
 //! heard since, so two gateways agree on it without talking to each other. A result that a worker has
 //! `SET` is about to be published, perhaps only after a retry, so its publication is recognised during
-//! any subscription (`Origin::Set`). `docs/kept-results.md` explains this with an example.
+//! any subscription (`ResultOrigin::Set`). `docs/kept-results.md` explains this with an example.
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 #![expect(clippy::indexing_slicing, reason = "slots come from the table itself")]
@@ -213,7 +213,7 @@ struct KnownResult {
     /// `None` once it is gone. The rest stays as long as the task, so that the result is recognised
     /// when it comes again.
     payload: Option<Rc<[u8]>>,
-    origin: Origin,
+    origin: ResultOrigin,
     /// Tells it from the others of its task. Numbers wrap around long after the first ones are gone.
     number: u32,
     /// Every client that waited has been given it.
@@ -232,7 +232,7 @@ struct Retained {
 
 /// How a result became known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Origin {
+enum ResultOrigin {
     /// The subscription of this number heard it.
     Published(u32),
     /// Redis keeps it, and no subscription of this gateway heard it.
@@ -284,7 +284,7 @@ impl Tasks {
     ) -> Occurrence {
         let hash = xxh3_64(&payload);
         let slot = self.tasks.find_or_insert_with(task, Task::default);
-        let origin = Origin::Published(subscription.number);
+        let origin = ResultOrigin::Published(subscription.number);
         let known = &mut self.tasks[slot];
         let is_equal = |one: &&KnownResult| one.hash == hash && one.origin == origin;
         let equal = known.results.iter().filter(is_equal).count();
@@ -294,8 +294,10 @@ impl Tasks {
         let before = last
             .filter(|last| last.subscription == subscription.number)
             .map(|last| (last.hash, last.nth.get()));
-        let set =
-            known.results.iter_mut().find(|one| one.hash == hash && one.origin == Origin::Set);
+        let set = known
+            .results
+            .iter_mut()
+            .find(|one| one.hash == hash && one.origin == ResultOrigin::Set);
         match set {
             // The worker has published what it had set.
             Some(one) => one.origin = origin,
@@ -331,7 +333,14 @@ impl Tasks {
             // were added, its publication would be delivered as a second result.
             if self.tasks[slot].results.iter().all(|one| one.hash != hash) {
                 let payload: Rc<[u8]> = payload.into();
-                self.add(now, slot, Origin::Set, subscription.since, hash, Rc::clone(&payload));
+                self.add(
+                    now,
+                    slot,
+                    ResultOrigin::Set,
+                    subscription.since,
+                    hash,
+                    Rc::clone(&payload),
+                );
                 not_heard.push((Occurrence { hash, nth: 0, before: None }, payload));
             }
         }
@@ -509,7 +518,7 @@ impl Tasks {
         &mut self,
         now: Moment,
         task: Slot,
-        origin: Origin,
+        origin: ResultOrigin,
         since: u64,
         hash: u64,
         payload: Rc<[u8]>,

@@ -12,7 +12,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
-use super::{Flow, Pumped, Sink};
+use super::{Flow, Pumped, SinkState};
 use crate::base::budget::Charge;
 use crate::net::pipe::PIPE_BYTES;
 use crate::net::{Conn, Io, Pipe};
@@ -92,7 +92,7 @@ impl Flow {
     pub(super) fn begin_stream(&mut self, source: &Conn, sink: &Conn) {
         // A cut head, a Close frame and a pong that is held back have to be read to their ends.
         let is_plain = self.frames.held_head().is_empty() && self.watched.is_none();
-        let can_stream = self.sink == Sink::Open
+        let can_stream = self.sink == SinkState::Open
             && self.backlog.is_empty()
             && is_plain
             && source.can_splice()

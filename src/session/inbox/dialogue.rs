@@ -40,7 +40,7 @@ const COMMANDS: [(&str, usize, usize); 12] = [
 ];
 
 /// A command: its name and its arguments.
-pub type Command = Vec<Vec<u8>>;
+pub type RedisCommand = Vec<Vec<u8>>;
 
 /// What holds for all workers, and for this one.
 #[derive(Clone, Copy)]
@@ -74,7 +74,7 @@ pub struct Dialogue {
 
 #[derive(Default)]
 struct Transaction {
-    commands: Vec<Command>,
+    commands: Vec<RedisCommand>,
     bytes: usize,
     /// A command was refused, so `EXEC` will be.
     is_broken: bool,
@@ -98,7 +98,7 @@ impl Dialogue {
     }
 
     /// Takes the next command, which has a name.
-    pub fn handle_command(&mut self, command: Command, rules: Rules<'_>) {
+    pub fn handle_command(&mut self, command: RedisCommand, rules: Rules<'_>) {
         let Some((name, arguments)) = command.split_first() else { return };
         let name = String::from_utf8_lossy(name).to_ascii_uppercase();
         if let Err(error) = check(&name, arguments.len()) {

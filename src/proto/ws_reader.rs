@@ -2,9 +2,9 @@
 //!
 //! `tungstenite` gets the bytes that have come, and a queue for its answers (pongs, the echo of a Close).
 //! The order of that queue is the order on the wire, so an answer never lands inside another frame.
-//! What the gateway itself sends does not pass through here. A [`Conduit`] is not kept for long: a
+//! What the gateway itself sends does not pass through here. A [`WsReader`] is not kept for long: a
 //! client that waits sends next to nothing, and between two of its messages there is nothing to
-//! remember; see [`Conduit::is_idle`].
+//! remember; see [`WsReader::is_idle`].
 
 #![expect(
     clippy::indexing_slicing,
@@ -23,7 +23,7 @@ pub const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 const READ_BYTES: usize = 1024;
 
 /// The server side of one client's messages.
-pub struct Conduit {
+pub struct WsReader {
     context: WebSocketContext,
     frames: FrameScanner,
     frames_seen: u64,
@@ -38,12 +38,12 @@ pub enum Received {
     /// A Close frame, with its code. The answer is in the queue, and nothing may follow that.
     Close(Option<u16>),
     /// The client broke the protocol; a Close frame is to say so.
-    Fault(Fault),
+    Fault(WsFault),
 }
 
 /// How a client broke the protocol, with its close code (RFC 6455 §7.4.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum WsFault {
     /// 1002
     Protocol,
     /// 1007
@@ -52,15 +52,15 @@ pub enum Fault {
     TooBig,
 }
 
-impl Conduit {
+impl WsReader {
     /// At the beginning, behind the handshake.
-    pub fn new() -> Conduit {
+    pub fn new() -> WsReader {
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BYTES)
             .write_buffer_size(0)
             .max_message_size(Some(MESSAGE_BYTES_MAX))
             .max_frame_size(Some(MESSAGE_BYTES_MAX));
-        Conduit {
+        WsReader {
             context: WebSocketContext::new(Role::Server, Some(config)),
             frames: FrameScanner::new(),
             frames_seen: 0,
@@ -86,9 +86,9 @@ impl Conduit {
             };
             return match error {
                 Error::Io(error) if error.kind() == ErrorKind::WouldBlock => Received::Nothing,
-                Error::Utf8(_) => Received::Fault(Fault::Utf8),
-                Error::Capacity(_) => Received::Fault(Fault::TooBig),
-                _ => Received::Fault(Fault::Protocol),
+                Error::Utf8(_) => Received::Fault(WsFault::Utf8),
+                Error::Capacity(_) => Received::Fault(WsFault::TooBig),
+                _ => Received::Fault(WsFault::Protocol),
             };
         }
     }
@@ -98,7 +98,7 @@ impl Conduit {
         self.frames_seen
     }
 
-    /// Whether no frame and no message has begun, so that a new conduit could continue.
+    /// Whether no frame and no message has begun, so that a new reader could continue.
     pub fn is_idle(&self) -> bool {
         self.frames.at_boundary() && !self.is_in_message
     }
@@ -116,9 +116,9 @@ impl Conduit {
     }
 }
 
-impl Default for Conduit {
+impl Default for WsReader {
     fn default() -> Self {
-        Conduit::new()
+        WsReader::new()
     }
 }
 
@@ -167,7 +167,7 @@ mod tests {
 
     fn all(bytes: &[u8]) -> (Received, Vec<u8>) {
         let mut answers = Vec::new();
-        (Conduit::new().handle_bytes(bytes, &mut answers), answers)
+        (WsReader::new().handle_bytes(bytes, &mut answers), answers)
     }
 
     #[test]
@@ -180,16 +180,16 @@ mod tests {
         let expected = [pong_frame(b"one", None), pong_frame(b"two", None)].concat();
         assert_eq!(all(&bytes), (Received::Nothing, expected.clone()));
         for cut in (0..bytes.len()).step_by(7) {
-            let (mut conduit, mut answers) = (Conduit::new(), Vec::new());
+            let (mut reader, mut answers) = (WsReader::new(), Vec::new());
             for piece in [&bytes[..cut], &bytes[cut..]] {
                 assert_eq!(
-                    conduit.handle_bytes(piece, &mut answers),
+                    reader.handle_bytes(piece, &mut answers),
                     Received::Nothing,
                     "cut at {cut}"
                 );
             }
             assert_eq!(answers, expected, "cut at {cut}");
-            assert!(conduit.is_idle());
+            assert!(reader.is_idle());
         }
     }
 
@@ -197,10 +197,10 @@ mod tests {
     fn idle_only_between_messages() {
         let bytes =
             [frame(Opcode::Text, false, b"a"), frame(Opcode::Continuation, true, b"b")].concat();
-        let mut conduit = Conduit::new();
+        let mut reader = WsReader::new();
         for (at, byte) in bytes.iter().enumerate() {
-            conduit.handle_bytes(&[*byte], &mut Vec::new());
-            assert_eq!(conduit.is_idle(), at + 1 == bytes.len());
+            reader.handle_bytes(&[*byte], &mut Vec::new());
+            assert_eq!(reader.is_idle(), at + 1 == bytes.len());
         }
     }
 
@@ -216,20 +216,23 @@ mod tests {
     #[test]
     fn faults_are_classified() {
         let unmasked = ping_frame(b"", None);
-        assert_eq!(all(&unmasked).0, Received::Fault(Fault::Protocol));
-        assert_eq!(all(&frame(Opcode::Reserved(3), true, b"")).0, Received::Fault(Fault::Protocol));
+        assert_eq!(all(&unmasked).0, Received::Fault(WsFault::Protocol));
+        assert_eq!(
+            all(&frame(Opcode::Reserved(3), true, b"")).0,
+            Received::Fault(WsFault::Protocol)
+        );
         assert_eq!(
             all(&frame(Opcode::Continuation, true, b"")).0,
-            Received::Fault(Fault::Protocol)
+            Received::Fault(WsFault::Protocol)
         );
-        assert_eq!(all(&frame(Opcode::Text, true, &[0xff])).0, Received::Fault(Fault::Utf8));
+        assert_eq!(all(&frame(Opcode::Text, true, &[0xff])).0, Received::Fault(WsFault::Utf8));
         assert_eq!(
             all(&frame(Opcode::Binary, true, &[0; MESSAGE_BYTES_MAX + 1])).0,
-            Received::Fault(Fault::TooBig)
+            Received::Fault(WsFault::TooBig)
         );
         let fragments =
             [frame(Opcode::Binary, false, &[0; 4000]), frame(Opcode::Continuation, true, &[0; 97])]
                 .concat();
-        assert_eq!(all(&fragments).0, Received::Fault(Fault::TooBig));
+        assert_eq!(all(&fragments).0, Received::Fault(WsFault::TooBig));
     }
 }

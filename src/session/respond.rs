@@ -41,7 +41,7 @@ pub struct Question {
 }
 
 /// Sending a response.
-pub struct Reply {
+pub struct Respond {
     first: Vec<u8>,
     rest: Shared,
     /// The part that is being sent: 0 for `first`, n for the n-th piece of `rest`.
@@ -58,11 +58,11 @@ enum Then {
         rest: Vec<u8>,
     },
     Close,
-    /// The response is not known yet: `Session::answer` puts another [`Reply`] in the place of this one.
+    /// The response is not known yet: `Session::answer` puts another [`Respond`] in the place of this one.
     Await,
 }
 
-impl Reply {
+impl Respond {
     /// The response to a request that was understood.
     pub fn answer(asked: Asked, response: Response, who: &Identity, cx: &mut Context) -> Phase {
         note(who, || Event::Answer { status: response.status });
@@ -77,12 +77,12 @@ impl Reply {
         let keep_alive = asked.form.keep_alive && !cx.is_draining;
         let wire = response.into_wire(Form { keep_alive, ..asked.form });
         let then = if keep_alive { Then::NextRequest { rest: asked.rest } } else { Then::Close };
-        Reply::phase(wire, then, cx)
+        Respond::phase(wire, then, cx)
     }
 
     /// Waits for a response that only the gateway can make.
     pub fn awaiting(cx: &Context) -> Phase {
-        Reply::phase(Wire { first: Vec::new(), rest: Shared::default() }, Then::Await, cx)
+        Respond::phase(Wire { first: Vec::new(), rest: Shared::default() }, Then::Await, cx)
     }
 
     /// Whether the response is not known yet.
@@ -93,7 +93,15 @@ impl Reply {
     fn phase(wire: Wire, then: Then, cx: &Context) -> Phase {
         let Wire { first, rest } = wire;
         let stall = Stall::new(cx.now);
-        Phase::Reply(Box::new(Reply { first, rest, part: 0, sent: 0, then, stall, wake_at: None }))
+        Phase::Respond(Box::new(Respond {
+            first,
+            rest,
+            part: 0,
+            sent: 0,
+            then,
+            stall,
+            wake_at: None,
+        }))
     }
 
     /// The part that is being sent; `None` once all have gone out.
@@ -105,7 +113,7 @@ impl Reply {
     }
 }
 
-impl State for Reply {
+impl State for Respond {
     fn step(
         mut self: Box<Self>,
         downstream: &mut Conn,
@@ -119,7 +127,7 @@ impl State for Reply {
                 continue;
             }
             if budget == 0 {
-                return Step::Yield(Phase::Reply(self));
+                return Step::Yield(Phase::Respond(self));
             }
             let end = part.len().min(self.sent + budget);
             match downstream.write(&part[self.sent..end]) {
@@ -135,13 +143,13 @@ impl State for Reply {
                 }
                 Ok(_) => {
                     self.wake_at = self.stall.deadline(cx.settings.write_timeout);
-                    return Step::Wait(Phase::Reply(self));
+                    return Step::Wait(Phase::Respond(self));
                 }
                 Err(_) => return Step::End(Ended::http(CloseReason::ClientVanished)),
             }
         }
         match self.then {
-            Then::Await => Step::Wait(Phase::Reply(self)),
+            Then::Await => Step::Wait(Phase::Respond(self)),
             Then::NextRequest { rest } => Step::NextRequest(rest),
             Then::Close => {
                 let ended = Ended::http(CloseReason::Done);
