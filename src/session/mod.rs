@@ -1,24 +1,29 @@
 //! One accepted connection, from the first byte to the last, phase by phase.
 //!
 //! ```text
-//!                       ┌────────────────────── keep-alive ──────────────────────┐
-//!                       ▼                                                        │
-//!   accepted ──────► Request ──── an endpoint, an error ─────────────────► Respond ──► Linger ──► Closed
-//!                       │  └───── refused over WebSocket (Origin, …) ──────────────────────▲       ▲
-//!                       ├───────► Output ── delivered, timeout, … ─────────────────────────┤       │
-//!                       └───────► Dial ── no backend ──────────────────────────────────────┘       │
-//!                                   └──── 101 ──► Relay ───────────────────────────────────────────┤
-//!   accepted by the inbox ──────► Inbox ───────────────────────────────────────────────────────────┘
+//!                    ┌───────────────────── keep-alive ───────────────────┐
+//!                    ▼                                                    │
+//! accepted ─────► Request ─── an endpoint, an error ──────────────► Respond ──► Linger ──► Closed
+//!                    │  └──── refused over WebSocket (Origin, …) ──────────────────▲       ▲
+//!                    ├──────► Output ── delivered, timeout, … ─────────────────────┤       │
+//!                    └──────► Dial ── no backend ──────────────────────────────────┘       │
+//!                               └──── 101 ──► Relay ───────────────────────────────────────┤
+//! accepted by the inbox ────► Inbox ───────────────────────────────────────────────────────┘
 //!
-//!   Request: read a head, choose what the connection becomes    Output: wait for a task's results, deliver them
-//!   Respond: write an HTTP answer                               Inbox:  take results from a worker
-//!   Dial:    connect to a backend, ask it to upgrade            Linger: the last bytes and FIN are out, wait briefly
-//!   Relay:   two flows until both have ended                    Closed: the slot is freed at the end of the turn
+//! Request: read a head, choose what the connection becomes
+//! Respond: write an HTTP answer
+//! Dial:    connect to a backend, ask it to upgrade
+//! Relay:   two flows until both have ended
+//! Output:  wait for a task's results, deliver them
+//! Inbox:   take results from a worker
+//! Linger:  send the last bytes and FIN, wait until the client has them
+//! Closed:  the slot is freed at the end of the turn
 //! ```
 //!
-//! Each phase is a type in a file of its own that implements `State`. Its `step` consumes it and returns what follows; a
-//! phase that only waits returns itself. A phase that ends returns an [`Ended`], which [`Session`] alone logs and counts.
-//! No session knows another: all that is shared is lent to a step as [`Context`].
+//! Each phase is a type in a file of its own that implements `State`. Its `step` consumes it and
+//! returns what follows; a phase that only waits returns itself. A phase that ends returns an
+//! [`Ended`], which [`Session`] alone logs and counts. No session knows another: all that is shared
+//! is lent to a step as [`Context`].
 
 pub mod alive;
 pub mod connector;
@@ -39,30 +44,30 @@ pub mod stall;
 pub mod transcript;
 
 mod close;
+mod identity;
 
 pub use close::CloseReason;
 pub use ended::{Awaited, Detail, Ended, Last};
+pub use identity::{Admission, Identity, Proxied, Rare, SessionId};
 
 use crate::base::budget::Budget;
-use crate::base::moment::{Moment, Seconds, WallClock};
+use crate::base::moment::{Moment, WallClock};
 use crate::net::{Conn, Network, Pipes, Ready, Side};
 use crate::proto::http;
 use crate::proto::message::{TaskId, TaskResult};
-use crate::service::limits::{Limits, Refusal};
+use crate::service::limits::Limits;
 use crate::service::link::Password;
 use crate::service::results::Results;
-use crate::service::route::{Route, Routes};
+use crate::service::route::Routes;
 use crate::service::stats::{BothWays, Stats};
-use crate::service::trust::{self, AcceptedOn, Client};
+use crate::service::trust;
 use crate::service::upstreams::{UpstreamId, Upstreams};
 use std::collections::VecDeque;
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
-/// Bytes of one read: enough for a payload of 64 KiB and its frame head. The whole process shares one
-/// such buffer.
+/// Bytes of one read: enough for a payload of 64 KiB and its frame head. The whole process shares
+/// one such buffer.
 pub const SCRATCH_BYTES: usize = 68 * 1024;
 
 /// How a session behaves. A timeout of `None` is switched off.
@@ -116,8 +121,8 @@ impl Default for Settings {
 /// How a client learns that no backend takes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnBackendFailure {
-    /// The upgrade is completed, then closed with a code and a reason, which scripts in a browser can
-    /// read.
+    /// The upgrade is completed, then closed with a code and a reason, which scripts in a browser
+    /// can read.
     Close,
     /// The backend's own HTTP answer, else 502 or 504.
     Http,
@@ -144,8 +149,8 @@ pub struct Context {
     pub chance: fastrand::Rng,
     /// Makes the payloads of this process's pings recognisable.
     pub ping_key: u64,
-    /// Work that sessions did in this turn, in bytes written or what takes as long. Relayed messages
-    /// do not count; what can last longer does, so that the gateway can put the rest off.
+    /// Work that sessions did in this turn, in bytes written or what takes as long. Relayed
+    /// messages do not count; what can last longer does, so that the gateway can put the rest off.
     pub work: usize,
     /// The gateway drains: no new work begins.
     pub is_draining: bool,
@@ -215,158 +220,6 @@ impl Context {
     }
 }
 
-/// What identifies a session: what stays the same, and what every log line about it has.
-#[expect(missing_docs, reason = "the fields explain themselves")]
-pub struct Identity {
-    /// Counted from 1 since the start.
-    pub serial: u64,
-    pub opened: Moment,
-    /// Its route, once it is a WebSocket. A reload of the configuration does not change it.
-    pub route: Option<Rc<Route>>,
-    /// Its slot, which its events carry.
-    pub key: u32,
-    pub ip: IpAddr,
-    pub port: u16,
-    pub admission: Admission,
-    /// What few sessions have, so that the others do not pay for it.
-    pub rare: Option<Box<Rare>>,
-}
-
-/// What few sessions have.
-#[derive(Debug, Default)]
-pub struct Rare {
-    /// The task in the path of a relayed session, as the client wrote it.
-    pub task_id: Option<Box<str>>,
-    /// Exists while the peer is a trusted proxy, whose requests come from others.
-    pub proxied: Option<Proxied>,
-}
-
-/// The client behind a trusted proxy.
-#[derive(Debug)]
-pub struct Proxied {
-    /// As the last request said.
-    pub client: Client,
-    /// The address that the connection is counted for by [`Limits`].
-    pub counted: Option<IpAddr>,
-}
-
-/// What a session is counted as, until its slot is freed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Admission {
-    /// A client, counted by [`Limits`].
-    Client,
-    /// A client beyond a limit. It is refused unless it asks for an endpoint that is answered all
-    /// the same.
-    Refused(Refusal),
-    /// An operator, on an address for admins.
-    Admin,
-    /// A worker.
-    Inbox,
-    /// A worker beyond the limit.
-    RefusedWorker,
-}
-
-/// Identifies a session among all that there have ever been; sorts them by age.
-///
-/// A slot alone does not: it is used again. Together with the low half of the serial number it is
-/// unique as long as nothing refers to a session that ended 2³² connections ago.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SessionId {
-    serial: u32,
-    /// Its slot.
-    pub key: u32,
-}
-
-impl Identity {
-    /// Identifies the session, also after its slot was used again.
-    pub fn id(&self) -> SessionId {
-        SessionId { serial: self.serial as u32, key: self.key }
-    }
-
-    /// The other end of the connection: the client, or a proxy.
-    pub fn peer(&self) -> SocketAddr {
-        SocketAddr::new(self.ip, self.port)
-    }
-
-    /// The client, for logs and reports.
-    pub fn client(&self) -> Client {
-        self.proxied().map_or(Client::Peer(self.peer()), |proxied| proxied.client)
-    }
-
-    /// What is known of the client, if the peer is a trusted proxy.
-    pub fn proxied(&self) -> Option<&Proxied> {
-        self.rare.as_ref()?.proxied.as_ref()
-    }
-
-    /// Notes the task in the path, as the client wrote it.
-    pub fn note_task_id(&mut self, task_id: Option<&str>) {
-        if let Some(task_id) = task_id {
-            self.rare.get_or_insert_default().task_id = Some(task_id.into());
-        }
-    }
-
-    /// Takes the noted task: its phase keeps it from here on.
-    pub fn take_task_id(&mut self) -> Option<Box<str>> {
-        self.rare.as_mut()?.task_id.take()
-    }
-
-    /// The address that the connection is counted for.
-    pub fn counted(&self) -> Option<IpAddr> {
-        self.proxied().map_or(Some(self.ip), |proxied| proxied.counted)
-    }
-
-    /// Where it was accepted.
-    pub fn accepted_on(&self) -> AcceptedOn {
-        match self.admission {
-            Admission::Admin => AcceptedOn::Admins,
-            Admission::Client
-            | Admission::Refused(_)
-            | Admission::Inbox
-            | Admission::RefusedWorker => AcceptedOn::Clients,
-        }
-    }
-
-    /// Notes whose the request is that has come through a proxy, and counts the connection for it.
-    ///
-    /// # Errors
-    /// The limit that the client has reached.
-    pub fn note_client(&mut self, client: Client, limits: &mut Limits) -> Result<(), Refusal> {
-        let proxied = self.rare.as_mut().and_then(|rare| rare.proxied.as_mut());
-        if let Some(proxied) = proxied {
-            proxied.client = client;
-            let counted = match client {
-                Client::Forwarded(ip) => Some(ip),
-                // A request of the proxy itself, or of somebody who cannot be told from others.
-                Client::Peer(_) | Client::Unknown => None,
-            };
-            limits.recount(proxied.counted, counted)?;
-            proxied.counted = counted;
-        }
-        Ok(())
-    }
-
-    /// The time since it was accepted.
-    pub fn age(&self, now: Moment) -> Seconds {
-        Seconds(now - self.opened)
-    }
-
-    /// The name of its route, or `http` or `inbox` where it has none.
-    pub fn route_name(&self) -> &str {
-        match (&self.route, self.admission) {
-            (Some(route), _) => &route.name,
-            (None, Admission::Client | Admission::Refused(_) | Admission::Admin) => "http",
-            (None, Admission::Inbox | Admission::RefusedWorker) => "inbox",
-        }
-    }
-}
-
-impl fmt::Display for Identity {
-    /// The connection id: `input_1`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}_{}", self.route_name(), self.serial)
-    }
-}
-
 /// What a session is at the moment.
 #[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum Phase {
@@ -410,7 +263,8 @@ trait State {
     /// Bytes in memory that wait for a peer to take them.
     fn held_bytes(&self) -> usize;
 
-    /// The gateway stops: gives back what is shared with other sessions. Returns how the session ended.
+    /// The gateway stops: gives back what is shared with other sessions. Returns how the session
+    /// ended.
     fn release(self: Box<Self>, who: &Identity, cx: &mut Context) -> Box<Ended>;
 
     /// Frames and bytes so far; `None` while it is not a WebSocket.
@@ -433,8 +287,8 @@ trait State {
         None
     }
 
-    /// An event of the socket to the backend. Acted on by the next step. The default is for a phase without one: the event
-    /// then belongs to a connection that was dropped earlier in this turn.
+    /// An event of the socket to the backend. Acted on by the next step. The default is for a phase
+    /// without one: the event then belongs to a connection that was dropped earlier in this turn.
     fn handle_ready(&mut self, _: Ready) {}
 }
 
@@ -446,9 +300,11 @@ pub enum Step {
     Next(Phase),
     /// More could be done, but other sessions have their turn first.
     Yield(Phase),
-    /// A response has gone out: the connection waits for its next request, of which these bytes are here.
+    /// A response has gone out: the connection waits for its next request, of which these bytes are
+    /// here.
     NextRequest(Vec<u8>),
-    /// Only the gateway can answer this, since the answer is about more than one session: it calls [`Session::answer`].
+    /// Only the gateway can answer this, since the answer is about more than one session: it calls
+    /// [`Session::answer`].
     Ask(Box<respond::Question>),
     /// The session has ended, apart from the last bytes to the client.
     End(Box<Ended>),
@@ -517,8 +373,8 @@ impl Session {
             && matches!(self.phase, Phase::Request(_))
     }
 
-    /// Makes room for another connection: a request that it waits for is waited for no longer. Acted
-    /// on by the next [`Session::drive`].
+    /// Makes room for another connection: a request that it waits for is waited for no longer.
+    /// Acted on by the next [`Session::drive`].
     pub fn evict(&mut self) {
         if let Phase::Request(request) = &mut self.phase {
             request.evict();
@@ -620,8 +476,8 @@ impl Session {
         }
     }
 
-    /// The one place where a session ends: first the last bytes to the client, then its closing line and
-    /// its count.
+    /// The one place where a session ends: first the last bytes to the client, then its closing
+    /// line and its count.
     fn end(&mut self, ended: Box<Ended>, cx: &mut Context) {
         ended.count_not_open(&self.who, cx);
         self.phase = match ended.last {
@@ -680,7 +536,8 @@ impl Session {
     }
 }
 
-/// Evaluates an expression with `$it` as the [`State`] inside a [`Phase`], or another one where it is closed.
+/// Evaluates an expression with `$it` as the [`State`] inside a [`Phase`], or another one where it
+/// is closed.
 macro_rules! in_phase {
     ($phase:expr, $it:ident => $of_state:expr, closed => $of_closed:expr) => {
         match $phase {
@@ -704,8 +561,8 @@ mod tests {
     /// `mio` adds a word to each socket in a debug build.
     const DEBUG: usize = if cfg!(debug_assertions) { 8 } else { 0 };
 
-    /// An idle relayed pair is a [`Session`] and a [`relay::Relay`], eight bytes that the allocator adds,
-    /// and nine of timers: under 400 bytes, with a share in what the process takes once.
+    /// An idle relayed pair is a [`Session`] and a [`relay::Relay`], eight bytes that the allocator
+    /// adds, and nine of timers: under 400 bytes, with a share in what the process takes once.
     #[test]
     fn an_idle_connection_is_small() {
         assert!(size_of::<Session>() <= 96 + DEBUG);

@@ -1,0 +1,161 @@
+//! Which connection a session is: what stays the same, and what every log line about it has.
+
+use crate::base::moment::{Moment, Seconds};
+use crate::service::limits::{Limits, Refusal};
+use crate::service::route::Route;
+use crate::service::trust::{AcceptedOn, Client};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+
+/// What identifies a session: what stays the same, and what every log line about it has.
+#[expect(missing_docs, reason = "the fields explain themselves")]
+pub struct Identity {
+    /// Counted from 1 since the start.
+    pub serial: u64,
+    pub opened: Moment,
+    /// Its route, once it is a WebSocket. A reload of the configuration does not change it.
+    pub route: Option<Rc<Route>>,
+    /// Its slot, which its events carry.
+    pub key: u32,
+    pub ip: IpAddr,
+    pub port: u16,
+    pub admission: Admission,
+    /// What few sessions have, so that the others do not pay for it.
+    pub rare: Option<Box<Rare>>,
+}
+
+/// What few sessions have.
+#[derive(Debug, Default)]
+pub struct Rare {
+    /// The task in the path of a relayed session, as the client wrote it.
+    pub task_id: Option<Box<str>>,
+    /// Exists while the peer is a trusted proxy, whose requests come from others.
+    pub proxied: Option<Proxied>,
+}
+
+/// The client behind a trusted proxy.
+#[derive(Debug)]
+pub struct Proxied {
+    /// As the last request said.
+    pub client: Client,
+    /// The address that the connection is counted for by [`Limits`].
+    pub counted: Option<IpAddr>,
+}
+
+/// What a session is counted as, until its slot is freed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// A client, counted by [`Limits`].
+    Client,
+    /// A client beyond a limit. It is refused unless it asks for an endpoint that is answered all
+    /// the same.
+    Refused(Refusal),
+    /// An operator, on an address for admins.
+    Admin,
+    /// A worker.
+    Inbox,
+    /// A worker beyond the limit.
+    RefusedWorker,
+}
+
+/// Identifies a session among all that there have ever been; sorts them by age.
+///
+/// A slot alone does not: it is used again. Together with the low half of the serial number it is
+/// unique as long as nothing refers to a session that ended 2³² connections ago.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SessionId {
+    serial: u32,
+    /// Its slot.
+    pub key: u32,
+}
+
+impl Identity {
+    /// Identifies the session, also after its slot was used again.
+    pub fn id(&self) -> SessionId {
+        SessionId { serial: self.serial as u32, key: self.key }
+    }
+
+    /// The other end of the connection: the client, or a proxy.
+    pub fn peer(&self) -> SocketAddr {
+        SocketAddr::new(self.ip, self.port)
+    }
+
+    /// The client, for logs and reports.
+    pub fn client(&self) -> Client {
+        self.proxied().map_or(Client::Peer(self.peer()), |proxied| proxied.client)
+    }
+
+    /// What is known of the client, if the peer is a trusted proxy.
+    pub fn proxied(&self) -> Option<&Proxied> {
+        self.rare.as_ref()?.proxied.as_ref()
+    }
+
+    /// Notes the task in the path, as the client wrote it.
+    pub fn note_task_id(&mut self, task_id: Option<&str>) {
+        if let Some(task_id) = task_id {
+            self.rare.get_or_insert_default().task_id = Some(task_id.into());
+        }
+    }
+
+    /// Takes the noted task: its phase keeps it from here on.
+    pub fn take_task_id(&mut self) -> Option<Box<str>> {
+        self.rare.as_mut()?.task_id.take()
+    }
+
+    /// The address that the connection is counted for.
+    pub fn counted(&self) -> Option<IpAddr> {
+        self.proxied().map_or(Some(self.ip), |proxied| proxied.counted)
+    }
+
+    /// Where it was accepted.
+    pub fn accepted_on(&self) -> AcceptedOn {
+        match self.admission {
+            Admission::Admin => AcceptedOn::Admins,
+            Admission::Client
+            | Admission::Refused(_)
+            | Admission::Inbox
+            | Admission::RefusedWorker => AcceptedOn::Clients,
+        }
+    }
+
+    /// Notes whose the request is that has come through a proxy, and counts the connection for it.
+    ///
+    /// # Errors
+    /// The limit that the client has reached.
+    pub fn note_client(&mut self, client: Client, limits: &mut Limits) -> Result<(), Refusal> {
+        let proxied = self.rare.as_mut().and_then(|rare| rare.proxied.as_mut());
+        if let Some(proxied) = proxied {
+            proxied.client = client;
+            let counted = match client {
+                Client::Forwarded(ip) => Some(ip),
+                // A request of the proxy itself, or of of a client that cannot be told from others.
+                Client::Peer(_) | Client::Unknown => None,
+            };
+            limits.recount(proxied.counted, counted)?;
+            proxied.counted = counted;
+        }
+        Ok(())
+    }
+
+    /// The time since it was accepted.
+    pub fn age(&self, now: Moment) -> Seconds {
+        Seconds(now - self.opened)
+    }
+
+    /// The name of its route, or `http` or `inbox` where it has none.
+    pub fn route_name(&self) -> &str {
+        match (&self.route, self.admission) {
+            (Some(route), _) => &route.name,
+            (None, Admission::Client | Admission::Refused(_) | Admission::Admin) => "http",
+            (None, Admission::Inbox | Admission::RefusedWorker) => "inbox",
+        }
+    }
+}
+
+impl fmt::Display for Identity {
+    /// The connection id: `input_1`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}_{}", self.route_name(), self.serial)
+    }
+}
