@@ -1,7 +1,8 @@
 //! The command line: arguments in, an action and flags out.
 //!
-//! Flags and commands are data: [`FLAGS`] and [`COMMANDS`] hold name, value, description and effect side
-//! by side. The parser, `--help` and the test that compares with the README all read these tables.
+//! Flags and commands are data: [`FLAGS`] and [`COMMANDS`] hold name, value, description and effect
+//! side by side. The parser, `--help` and the test that compares with the README all read these
+//! tables.
 //!
 //! ```
 //! use aivtuber_gateway::cli::{self, Action};

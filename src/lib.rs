@@ -1,16 +1,17 @@
 //! `aivtuber-gateway`: one port in front of an AI-VTuber back end.
 //!
-//! The binary is a thin front door; everything it does lives in this library, so that tests can drive it over sockets or in
-//! a simulated world. Modules are floors, and a floor imports only from floors below it:
+//! The binary only calls this library, so that tests can drive everything over sockets or in a
+//! simulated world. Modules are layers, and a layer imports only from layers below it:
 //!
 //! ```text
-//! main, cli, config, logging, demo   words in, settings out
-//! reactor                            the poll loop: owns every registration, reads the clock once a turn
-//! gateway                            sessions, timers, limits as one whole: no clock, no real socket
-//! session                            one accepted connection, phase by phase
-//! service | net                      rules without sockets | sockets without rules
-//! proto                              wire formats, pure
-//! base                               queues and deadlines, pure
+//! main, cli, config, logging, demo
+//!                 flags and files in, settings out
+//! reactor         the poll loop: owns every registration, reads the clock once a turn
+//! gateway         sessions, timers, limits as one whole: no clock, no real socket
+//! session         one accepted connection, phase by phase
+//! service | net   rules without sockets | sockets without rules
+//! proto           wire formats, pure
+//! base            queues and deadlines, pure
 //! ```
 //!
 //! `docs/architecture.md` walks through it; `tests/tidy.rs` holds the rules.

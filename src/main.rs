@@ -1,4 +1,5 @@
-//! The binary: reads the command line, loads the configuration, starts the log and runs the gateway.
+//! The binary: reads the command line, loads the configuration, starts the log and runs the
+//! gateway.
 //!
 //! Exit status: 0 after a clean stop, 2 for bad usage or configuration, 1 for anything else.
 
@@ -189,8 +190,8 @@ fn named(path: Option<&Path>) -> String {
     path.map_or("none".into(), |path| path.display().to_string())
 }
 
-/// Loads the configuration. The demo acts through the environment: its stand-in and an embedded inbox
-/// then override the file, also on each reload.
+/// Loads the configuration. The demo acts through the environment: its stand-in and an embedded
+/// inbox then override the file, also on each reload.
 fn load(flags: &Flags, demo: Option<&Demo>) -> Result<Loaded, config::Problems> {
     config::load(flags, &|name| match demo {
         Some(demo) if name == "INPUT_HANDLER_URL" => Some(demo.url().into()),

@@ -1,11 +1,12 @@
-//! The command line as people and scripts use it, without running a gateway: output and exit status.
+//! The command line as people and scripts use it, without running a gateway: output and exit
+//! status.
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-/// A folder for one test, removed afterwards. The binary runs in it, so that no other `config.toml` is
-/// read.
+/// A folder for one test, removed afterwards. The binary runs in it, so that no other `config.toml`
+/// is read.
 struct Folder(PathBuf);
 
 impl Folder {

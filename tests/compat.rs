@@ -1,10 +1,11 @@
-//! The wire contract as exchanges: scripts of what the peers send and, under `---`, of what they get.
+//! The wire contract as exchanges: scripts of what the peers send and, under `---`, of what they
+//! get.
 //!
-//! The scripts are `tests/compat/*.txt`, one file for each section of `docs/protocol.md`. An exchange
-//! begins with `## ` and what it shows. Exchanges run over the simulated kernel of `tests/sim`, without
-//! chance: bytes arrive whole and at once, and time passes only with `wait`. `COMPAT_REWRITE=1` writes
-//! what happens into the scripts, to be read and judged before it is kept. `COMPAT_ONLY=1011` plays only
-//! the exchanges that have this in their title.
+//! The scripts are `tests/compat/*.txt`, one file for each section of `docs/protocol.md`. An
+//! exchange begins with `## ` and what it shows. Exchanges run over the simulated kernel of
+//! `tests/sim`, without chance: bytes arrive whole and at once, and time passes only with `wait`.
+//! `COMPAT_REWRITE=1` writes what happens into the scripts, to be read and judged before it is
+//! kept. `COMPAT_ONLY=1011` plays only the exchanges that have this in their title.
 //!
 //! ```text
 //! set max_message=5                     settings, before anything else; `set splices=1`: use pipes
@@ -13,7 +14,7 @@
 //! names 10.0.0.3:80 10.0.0.4:80         what names resolve to; `fail`: nothing; `hang`: no answer
 //! client> GET /health HTTP/1.1          a line, with CRLF
 //! client: upgrade /ws/input, Origin: https://a.example
-//! client: text "hello"                  frames: text, binary, continue, ping, pong, close 1000 "why"
+//! client: text "hello"                  frames: text, binary, continue, ping, close 1000 "why"
 //! client: more text "hello"             a frame without FIN
 //! client: answers                       a pong to the gateway's last ping
 //! client: cut 4 text "hello"            only the first bytes of it
@@ -27,8 +28,8 @@
 //! wait 5s   drain   reload max_message=5   stats
 //! stop   run                            the gateway's process stands still, and goes on
 //! ```
-//! A client connects with the first line that names it. Backends are called `backend`, `backend2`, … in
-//! the order in which they are dialed. Output is shown by connection, not by time.
+//! A client connects with the first line that names it. Backends are called `backend`, `backend2`,
+//! … in the order in which they are dialed. Output is shown by connection, not by time.
 
 #[expect(dead_code, reason = "the simulation uses the rest")]
 #[path = "sim/kernel.rs"]
@@ -900,7 +901,8 @@ fn short(text: &str) -> String {
     }
 }
 
-/// A valid upgrade request. `words`: the path, then header lines to add or, by their name, to replace.
+/// A valid upgrade request. `words`: the path, then header lines to add or, by their name, to
+/// replace.
 fn upgrade(words: &str) -> Vec<u8> {
     let mut words = words.split(", ");
     let path = words.next().filter(|path| !path.is_empty()).unwrap_or("/ws/input");

@@ -1,5 +1,5 @@
-//! The documents and the tests name what the program has: flags, commands and variables, keys, endpoints,
-//! close reasons and codes, and metrics.
+//! The documents and the tests name what the program has: flags, commands and variables, keys,
+//! endpoints, close reasons and codes, and metrics.
 //!
 //! The tables that the program itself uses are compared with the files that people read, in both
 //! directions, so neither can fall behind.
@@ -36,7 +36,8 @@ fn every_flag_is_in_the_readme() {
 
 #[test]
 fn every_flag_in_the_readme_exists() {
-    // Other programs' flags stand in blocks of commands; a table row that begins with a flag is about ours.
+    // Other programs' flags stand in blocks of commands; a table row that begins with a flag is
+    // about ours.
     for row in read("README.md").lines().filter(|line| line.starts_with("| `-")) {
         for word in row.split(['`', ' ']).filter(|word| word.starts_with("--")) {
             assert!(
@@ -209,8 +210,8 @@ fn every_close_reason_is_in_the_reference() {
 
 #[test]
 fn every_close_code_is_in_the_protocol_with_its_phrase() {
-    // Connections that were no WebSocket, codes that are the other end's own, and one whose phrase is
-    // followed by what the backend answered.
+    // Connections that were no WebSocket, codes that are the other end's own, and one whose phrase
+    // is followed by what the backend answered.
     const NOT_SENT: [CloseReason; 6] = [
         CloseReason::BadRequest,
         CloseReason::HeaderTimeout,

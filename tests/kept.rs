@@ -907,8 +907,8 @@ fn password_and_database_are_used() {
 /// receives everything, but late. At the end each of them, and a new one, must deliver every task's
 /// results in order and once, and every client that stayed must have got them so.
 ///
-/// With few different `contents` most results are equal. A gateway that missed some of them can then
-/// only promise the right number of each.
+/// With few different `contents` most results are equal. A gateway that missed some of them can
+/// then only promise the right number of each.
 fn random_faults(seed: u64, contents: usize) {
     let mut chance = fastrand::Rng::with_seed(seed);
     let server = Server::start();

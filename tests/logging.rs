@@ -1,5 +1,5 @@
-//! The log of a whole process. There is one logger in a process, so each test runs its own executable again as a child; a
-//! variable in the environment makes it the child.
+//! The log of a whole process. There is one logger in a process, so each test runs its own
+//! executable again as a child; a variable in the environment makes it the child.
 
 use std::io::Read;
 use std::path::PathBuf;

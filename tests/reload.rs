@@ -1,5 +1,5 @@
-//! A reload reaches every part: after one with a changed key, a gateway works with the same settings as
-//! one that was started with them.
+//! A reload reaches every part: after one with a changed key, a gateway works with the same
+//! settings as one that was started with them.
 //!
 //! Goes through the table of keys, so a new key is covered, and fails if its part is not reloaded.
 

@@ -1,9 +1,10 @@
-//! The gateway in a simulated world: scripted peers, a simulated kernel, and time that is only counted.
+//! The gateway in a simulated world: scripted peers, a simulated kernel, and time that is only
+//! counted.
 //!
-//! Every world follows from its seed, so a failure can be repeated: `SIM_SEED=123 cargo test --test sim`
-//! runs one seed and prints its log and every call. `SIM_SEEDS=100000` runs that many, `SIM_FIRST=500`
-//! starts there, and `SIM_SURVEY=1` lists all failing seeds instead of stopping at the first. What is
-//! checked is described at the top of [`world`], [`results`] and [`wire`].
+//! Every world follows from its seed, so a failure can be repeated: `SIM_SEED=123 cargo test --test
+//! sim` runs one seed and prints its log and every call. `SIM_SEEDS=100000` runs that many,
+//! `SIM_FIRST=500` starts there, and `SIM_SURVEY=1` lists all failing seeds instead of stopping at
+//! the first. What is checked is described at the top of [`world`], [`results`] and [`wire`].
 
 #[path = "sim/answers.rs"]
 mod answers;
@@ -36,8 +37,9 @@ use std::rc::Rc;
 use std::sync::Once;
 use world::World;
 
-/// Faults that worlds have found, and their seeds. A change of the simulation itself may turn a seed into
-/// another world. Those that could be written as a short exchange are in `tests/compat` too.
+/// Faults that worlds have found, and their seeds. A change of the simulation itself may turn a
+/// seed into another world. Those that could be written as a short exchange are in `tests/compat`
+/// too.
 const FOUND: [(&str, u64); 6] = [
     ("a relay that has lost both sinks ends", 801),
     ("a 101 behind an interim answer is passed on", 88),

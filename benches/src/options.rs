@@ -84,7 +84,8 @@ impl Options {
         Ok(options)
     }
 
-    /// Whether a row was asked for: by its name, or as one of all, of which a quick run has those that are quick.
+    /// Whether a row was asked for: by its name, or as one of all, of which a quick run has those
+    /// that are quick.
     pub fn wants_row(&self, row: &str, is_quick: bool) -> bool {
         if self.only.is_empty() {
             is_quick || !self.quick

@@ -21,7 +21,8 @@ impl Summary {
         Some(Summary { median: median_of_sorted(&sorted), least, greatest, rounds: sorted.len() })
     }
 
-    /// The distance between the extremes as a share of the median (0.1 is 10 %); 0 where the median is 0.
+    /// The distance between the extremes as a share of the median (0.1 is 10 %); 0 where the median
+    /// is 0.
     pub fn spread(&self) -> f64 {
         if self.median == 0.0 { 0.0 } else { (self.greatest - self.least) / self.median.abs() }
     }
@@ -59,7 +60,8 @@ impl Latencies {
         self.0.is_empty()
     }
 
-    /// The time in microseconds that `percent` per cent did not exceed (nearest rank); `None` when nothing was recorded.
+    /// The time in microseconds that `percent` per cent did not exceed (nearest rank); `None` when
+    /// nothing was recorded.
     pub fn percentile(&mut self, percent: f64) -> Option<f64> {
         let rank = ((percent / 100.0 * self.0.len() as f64).ceil() as usize)
             .clamp(1, self.0.len().max(1))

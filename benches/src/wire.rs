@@ -1,4 +1,5 @@
-//! The bytes of both protocols, as the load generator speaks them: RFC 6455 frames and the HTTP/1.1 upgrade.
+//! The bytes of both protocols, as the load generator speaks them: RFC 6455 frames and the HTTP/1.1
+//! upgrade.
 //!
 //! Deliberately independent of the gateway's own framing: a shared mistake would go unnoticed.
 

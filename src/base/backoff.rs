@@ -1,9 +1,11 @@
-//! Exponential backoff: the wait after a failure doubles up to a limit and starts over after a success.
+//! Exponential backoff: the wait after a failure doubles up to a limit and starts over after a
+//! success.
 //!
 //! Nothing here waits. The caller adds the returned duration to the moment it was given.
 //!
 //! Jitter is optional. A thousand gateways that lost the same Redis must not reconnect in step, so
-//! that wait is jittered. How long a failed backend rests concerns one gateway only and stays exact.
+//! that wait is jittered. How long a failed backend rests concerns one gateway only and stays
+//! exact.
 //!
 //! ```
 //! use aivtuber_gateway::base::backoff::Backoff;

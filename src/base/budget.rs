@@ -1,13 +1,14 @@
 //! Memory that buffers hold, counted against one limit.
 //!
-//! Whatever grows with what peers do is charged here: a buffer owns a [`Charge`] of its size, set where
-//! the buffer is created or grown, and given back when the buffer is dropped. So a phase that ends, however
-//! it ends, cannot leave a count behind. A buffer that does not exist has no charge, so that a relayed
-//! message that is not held up never comes here.
+//! Whatever grows with what peers do is charged here: a buffer owns a [`Charge`] of its size, set
+//! where the buffer is created or grown, and given back when the buffer is dropped. So a phase that
+//! ends, however it ends, cannot leave a count behind. A buffer that does not exist has no charge,
+//! so that a relayed message that is not held up never comes here.
 //!
-//! A [`Budget`] is a shared counter: clones count together. It is the one exception to "what is shared is
-//! lent": a charge has to find its budget when it is dropped, in the middle of anything. Shared data, such
-//! as a result that many clients wait for, is charged once, by the value that is shared.
+//! A [`Budget`] is a shared counter: clones count together. It is the one exception to "what is
+//! shared is lent": a charge has to find its budget when it is dropped, in the middle of anything.
+//! Shared data, such as a result that many clients wait for, is charged once, by the value that is
+//! shared.
 //!
 //! ```
 //! use aivtuber_gateway::base::budget::Budget;
@@ -68,8 +69,9 @@ impl Budget {
         self.limit().map_or(0, |limit| self.held().saturating_sub(limit))
     }
 
-    /// Charges `bytes` until the returned value is dropped. Never fails: limits are enforced by the caller,
-    /// before it takes on work ([`Budget::has_room`]) or between turns ([`Budget::excess`]).
+    /// Charges `bytes` until the returned value is dropped. Never fails: limits are enforced by the
+    /// caller, before it takes on work ([`Budget::has_room`]) or between turns
+    /// ([`Budget::excess`]).
     #[must_use]
     pub fn charge(&self, bytes: usize) -> Charge {
         let mut charge = Charge { budget: self.clone(), bytes: 0 };

@@ -1,8 +1,8 @@
 //! A bounded byte queue that owns no memory while it is empty.
 //!
 //! It is needed while a peer is slow. Nearly all of the time it is empty, and then it is one null
-//! pointer: its memory is freed with the last byte, not kept for the next stall. What it owns is charged
-//! to a [`Budget`].
+//! pointer: its memory is freed with the last byte, not kept for the next stall. What it owns is
+//! charged to a [`Budget`].
 
 #![expect(clippy::indexing_slicing, reason = "the range is checked against the length before")]
 

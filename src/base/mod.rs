@@ -1,5 +1,5 @@
-//! The lowest layer: bounded queues, memory budget, moments, deadlines, tables, backoff. Pure: no clock
-//! and no socket.
+//! The lowest layer: bounded queues, memory budget, moments, deadlines, tables, backoff. Pure: no
+//! clock and no socket.
 
 pub mod backoff;
 pub mod budget;

@@ -1,15 +1,15 @@
 //! Points in time for everything below the reactor: eight bytes, without a `now`.
 //!
-//! `std::time::Instant` takes sixteen bytes, and a session holds a dozen moments. There is no `now`, so
-//! that code gets the time only as an argument: that keeps it testable without a clock.
+//! `std::time::Instant` takes sixteen bytes, and a session holds a dozen moments. There is no
+//! `now`, so that code gets the time only as an argument: that keeps it testable without a clock.
 
 use std::fmt;
 use std::num::NonZeroU64;
 use std::ops::{Add, AddAssign, Sub};
 use std::time::{Duration, SystemTime};
 
-/// A moment, in nanoseconds since the process began, plus one so that `Option<Moment>` needs no more
-/// room. Lasts for 584 years.
+/// A moment, in nanoseconds since the process began, plus one so that `Option<Moment>` needs no
+/// more room. Lasts for 584 years.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(NonZeroU64);
 
@@ -69,8 +69,8 @@ impl WallClock {
     }
 }
 
-/// A duration as the log prints it: `1.234s`, truncated to milliseconds. Printed with integers, which
-/// takes a tenth of the time that a float takes.
+/// A duration as the log prints it: `1.234s`, truncated to milliseconds. Printed with integers,
+/// which takes a tenth of the time that a float takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seconds(pub Duration);
 

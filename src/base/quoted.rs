@@ -2,8 +2,8 @@
 
 use std::fmt::{self, Display, Write};
 
-/// Displays `"…"` with `"` and `\` escaped by a backslash, so that a value cannot end its quotes and
-/// forge another field.
+/// Displays `"…"` with `"` and `\` escaped by a backslash, so that a value cannot end its quotes
+/// and forge another field.
 ///
 /// Control characters are left to the log, which escapes them in the whole line.
 ///

@@ -1,9 +1,11 @@
-//! A map keyed by UUID that costs little more than its entries: a slab, and a hash table of slot numbers.
+//! A map keyed by UUID that costs little more than its entries: a slab, and a hash table of slot
+//! numbers.
 //!
-//! A `HashMap` would cost up to twice the size of its entries, because a hash table is half empty after
-//! it has grown. Here the hash table holds only four bytes an entry. A slab that has grown costs nothing
-//! behind its last entry, because untouched pages are not resident. And an entry keeps its slot for as
-//! long as it lives, so that other structures can refer to it with four bytes.
+//! A `HashMap` would cost up to twice the size of its entries, because a hash table is half empty
+//! after it has grown. Here the hash table holds only four bytes an entry. A slab that has grown
+//! costs nothing behind its last entry, because untouched pages are not resident. And an entry
+//! keeps its slot for as long as it lives, so that other structures can refer to it with four
+//! bytes.
 
 #![expect(clippy::indexing_slicing, reason = "slots and positions come from the structure itself")]
 
@@ -16,9 +18,9 @@ use uuid::Uuid;
 /// Unused slots are released once the number of entries has halved, from this number up.
 const SHRINK_MIN: usize = 1024;
 
-/// Initial capacity of a slab, in bytes. An allocator maps a block of this size on its own, so that only
-/// touched pages are resident and the block can grow in place. A smaller slab would be copied as it
-/// grows, and leave holes in the heap.
+/// Initial capacity of a slab, in bytes. An allocator maps a block of this size on its own, so that
+/// only touched pages are resident and the block can grow in place. A smaller slab would be copied
+/// as it grows, and leave holes in the heap.
 pub const FIRST_BYTES: usize = 256 * 1024;
 
 /// The place of an entry until it is removed. Another entry may have it later.
@@ -90,8 +92,8 @@ impl<T> Table<T> {
         self.entries[slot.0 as usize].0
     }
 
-    /// Removes the entry in `slot`. Releases the memory behind the last entry when the number of entries
-    /// has halved since the peak.
+    /// Removes the entry in `slot`. Releases the memory behind the last entry when the number of
+    /// entries has halved since the peak.
     ///
     /// # Panics
     /// When the slot is empty.

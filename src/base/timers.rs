@@ -6,13 +6,13 @@
 //!   [ 7 3 9 · · 8 4 · ]   [ · 5 · · 6 · · · ]  one place for each owner, `·` without a deadline
 //! ```
 //!
-//! Owners are small numbers that are reused, such as the keys of a slab. So a place is found without a
-//! search, and costs nine bytes including its share of the upper rounds.
+//! Owners are small numbers that are reused, such as the keys of a slab. So a place is found
+//! without a search, and costs nine bytes including its share of the upper rounds.
 //!
 //! The invariant is named *early, never late* wherever code relies on it: an owner may be called
-//! before its deadline, never after it. So an owner whose deadline moved back leaves its place alone
-//! and compares with the time when it is called. A relayed message moves an idle deadline back, and
-//! therefore only reads here.
+//! before its deadline, never after it. So an owner whose deadline moved back leaves its place
+//! alone and compares with the time when it is called. A relayed message moves an idle deadline
+//! back, and therefore only reads here.
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 #![expect(clippy::indexing_slicing, reason = "slots and positions come from the structure itself")]
@@ -25,8 +25,8 @@ const MATCH: usize = 8;
 /// The queue; see the top of this file.
 #[derive(Debug, Default)]
 pub struct Timers {
-    /// The owners' places first, the final last. Each round has one entry for [`MATCH`] of the round
-    /// before it.
+    /// The owners' places first, the final last. Each round has one entry for [`MATCH`] of the
+    /// round before it.
     rounds: Vec<Vec<Option<Moment>>>,
 }
 
@@ -36,8 +36,8 @@ impl Timers {
         Timers { rounds: Vec::new() }
     }
 
-    /// Makes sure that [`Timers::pop_due`] returns `owner` at `at` or earlier. Changes nothing when it
-    /// will anyway.
+    /// Makes sure that [`Timers::pop_due`] returns `owner` at `at` or earlier. Changes nothing when
+    /// it will anyway.
     #[inline]
     pub fn arm(&mut self, owner: usize, at: Moment) {
         match self.rounds.first().and_then(|places| places.get(owner)) {
@@ -100,8 +100,8 @@ impl Timers {
         self.rounds.truncate(used);
     }
 
-    /// Gives `owner` an earlier deadline than it has, and updates every round in which that is now the
-    /// earliest.
+    /// Gives `owner` an earlier deadline than it has, and updates every round in which that is now
+    /// the earliest.
     fn move_up(&mut self, owner: usize, at: Moment) {
         let mut index = owner;
         for depth in 0.. {

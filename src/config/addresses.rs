@@ -49,8 +49,8 @@ fn resolve_all(texts: &[String]) -> Result<Vec<SocketAddr>, BadItem> {
     Ok(all)
 }
 
-/// Reads `0.0.0.0:8000`, `[::]:8000`, `localhost:8000`, or `:8000` for every IPv4 address. A name is
-/// looked up here and may give several addresses.
+/// Reads `0.0.0.0:8000`, `[::]:8000`, `localhost:8000`, or `:8000` for every IPv4 address. A name
+/// is looked up here and may give several addresses.
 fn resolve_listen(text: &str) -> Result<Vec<SocketAddr>, String> {
     let text = text.trim();
     if let Ok(address) = SocketAddr::from_str(text) {
@@ -74,8 +74,8 @@ fn resolve_listen(text: &str) -> Result<Vec<SocketAddr>, String> {
         .collect();
     all.sort();
     all.dedup();
-    // /etc/hosts often gives `localhost` the address `::1` even where IPv6 is off: take only what can
-    // be bound here.
+    // /etc/hosts often gives `localhost` the address `::1` even where IPv6 is off: take only what
+    // can be bound here.
     let local: Vec<_> =
         all.iter().copied().filter(|address| UdpSocket::bind((address.ip(), 0)).is_ok()).collect();
     match all.first() {

@@ -1,7 +1,7 @@
 //! The environment variables that override the file, and what each does.
 //!
-//! They come from the deployments that this gateway replaces: containers that name their handlers and
-//! Redis in the environment.
+//! They come from the deployments that this gateway replaces: containers that name their handlers
+//! and Redis in the environment.
 
 use std::ffi::OsString;
 

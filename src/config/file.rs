@@ -21,7 +21,8 @@ pub(super) const BYTES_MAX: u64 = 1024 * 1024;
 /// # Errors
 /// A phrase that follows the name of the file.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, String> {
-    // Opening a pipe for reading waits for a writer, unless this is set; for files it has no effect.
+    // Opening a pipe for reading waits for a writer, unless this is set; for files it has no
+    // effect.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     let opened = File::options().read(true).custom_flags(flags).open(path);
     let file = opened.map_err(unreadable)?;

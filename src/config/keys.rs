@@ -1,7 +1,7 @@
 //! The table of keys, in the order of `config.toml`: each with its section, its type and bounds.
 //!
-//! Reading, `--print-config`, reloading and the documentation test all use this one table. A new key
-//! is one line here and its field in the settings of the part that it is for.
+//! Reading, `--print-config`, reloading and the documentation test all use this one table. A new
+//! key is one line here and its field in the settings of the part that it is for.
 
 use std::net::SocketAddr;
 

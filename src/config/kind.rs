@@ -20,7 +20,8 @@ use super::values::{
 pub(super) enum KeyKind {
     /// `"500ms"`; `"0s"` is `None`.
     Time { get: fn(&Config) -> Option<Duration>, set: fn(&mut Config, Option<Duration>) },
-    /// `"64KiB"` or a number of bytes. Zero may be allowed besides `range`: it means off, or nothing.
+    /// `"64KiB"` or a number of bytes. Zero may be allowed besides `range`: it means off, or
+    /// nothing.
     Size {
         get: fn(&Config) -> u64,
         set: fn(&mut Config, u64),

@@ -1,9 +1,10 @@
 //! The configuration: flags, environment and `config.toml` in, the settings of each part out.
 //!
-//! Keys are data: [`SECTIONS`] holds each key with its section, its bounds and how it is read and shown.
-//! The reader, `--print-config`, the comparison on a reload and the documentation test all use that one
-//! table, so a key that can be read cannot be missing elsewhere. Routes are the exception: they are a
-//! list of tables, so [`ROUTE_KEYS`] names their keys and `routes.rs` reads them.
+//! Keys are data: [`SECTIONS`] holds each key with its section, its bounds and how it is read and
+//! shown. The reader, `--print-config`, the comparison on a reload and the documentation test all
+//! use that one table, so a key that can be read cannot be missing elsewhere. Routes are the
+//! exception: they are a list of tables, so [`ROUTE_KEYS`] names their keys and `routes.rs` reads
+//! them.
 //!
 //! A file is read to its end even when something in it is wrong, and all problems are reported
 //! together, each with file, line and key. What [`load`] returns has been checked as a whole.
@@ -101,7 +102,8 @@ pub fn load(flags: &Flags, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Loa
     };
     environment::apply_environment(&mut config, env, &mut problems, &mut warnings);
     apply_flags(&mut config, flags, &mut problems);
-    // With problems in the file, routes are missing here, and complaints about the rest would mislead.
+    // With problems in the file, routes are missing here, and complaints about the rest would
+    // mislead.
     if problems.is_empty()
         && let Err(why) = route::check(&config.gateway.routes)
     {
@@ -130,8 +132,8 @@ pub fn parse(path: &Path, text: &str) -> Result<Config, Problems> {
 }
 
 impl Config {
-    /// The whole configuration as the text of a file. [`parse`] reads it back as the same, except for
-    /// passwords in Redis URLs: they are `***`, because what is printed ends up in bug reports.
+    /// The whole configuration as the text of a file. [`parse`] reads it back as the same, except
+    /// for passwords in Redis URLs: they are `***`, because what is printed ends up in bug reports.
     pub fn to_toml(&self) -> String {
         let mut text = String::new();
         if self.gateway.routes.is_empty() {

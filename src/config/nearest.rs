@@ -1,6 +1,7 @@
 //! Suggests the right name for an unknown one.
 
-/// How many edits a suggestion may be away: one for every third character of the word, at least one.
+/// How many edits a suggestion may be away: one for every third character of the word, at least
+/// one.
 const CHARACTERS_PER_EDIT: usize = 3;
 /// From this length on, a word that is part of a name (`origins` of `allowed_origins`) suggests it.
 const PART_MIN: usize = 4;

@@ -1,7 +1,8 @@
-//! Finds backends that are the gateway itself: a client of such a route would be passed on in circles.
+//! Finds backends that are the gateway itself: a client of such a route would be passed on in
+//! circles.
 //!
-//! Only what can be known without asking a name server: IP addresses and `localhost`. Any other loop ends
-//! by `Via`.
+//! Only what can be known without asking a name server: IP addresses and `localhost`. Any other
+//! loop ends by `Via`.
 
 #![expect(
     clippy::disallowed_types,
@@ -36,7 +37,8 @@ pub(super) fn check(config: &Config) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether a connection to `to` is accepted by a listener on `own`. A listener on `[::]` takes IPv6 only.
+/// Whether a connection to `to` is accepted by a listener on `own`. A listener on `[::]` takes IPv6
+/// only.
 fn leads_to(to: SocketAddr, own: SocketAddr) -> bool {
     let takes = |ip: IpAddr| match own.ip().is_unspecified() {
         true => ip.is_ipv4() == own.is_ipv4() && is_this_machine(ip),

@@ -12,7 +12,8 @@ use super::problems::{BadValue, FileProblems, Problem};
 use super::routes::read_routes;
 use super::settings::Config;
 
-/// Reads `text`, the content of `path`. What cannot be used is left at its default and added to `problems`.
+/// Reads `text`, the content of `path`. What cannot be used is left at its default and added to
+/// `problems`.
 pub(super) fn read_file(path: &Path, text: &str, problems: &mut Vec<Problem>) -> Config {
     let mut found = FileProblems::default();
     let mut config = Config::default();

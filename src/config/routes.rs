@@ -1,4 +1,5 @@
-//! Routes in the file: a list of tables, which the table of keys cannot hold, so they are read here.
+//! Routes in the file: a list of tables, which the table of keys cannot hold, so they are read
+//! here.
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 

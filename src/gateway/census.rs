@@ -1,16 +1,17 @@
 //! Reports about all sessions, made a slice a turn.
 //!
-//! `/connections`, `/metrics` and the status page need something of every session. With thousands of
-//! them, one walk over all would delay every other client, and a walk for each request would do so
-//! again and again. So a request for one of these waits for a [`Census`]: it visits a bounded number
-//! of sessions a turn, and its result answers everyone who had asked before it began. Who asks
-//! meanwhile waits for the next census, so that an answer never shows a state from before its
+//! `/connections`, `/metrics` and the status page need something of every session. With thousands
+//! of them, one walk over all would delay every other client, and a walk for each request would do
+//! so again and again. So a request for one of these waits for a [`Census`]: it visits a bounded
+//! number of sessions a turn, and its result answers everyone who had asked before it began. Who
+//! asks meanwhile waits for the next census, so that an answer never shows a state from before its
 //! request.
 //!
 //! Traffic must be counted once, although sessions end while the census goes on. Until a session
-//! ends, its flows have its counts; then [`Stats`](crate::service::stats::Stats) has them. A session
-//! that ends before its visit is only in `Stats`. One that ends after its visit is in both, and
-//! `Stats` remembers what it added for those ([`Walk`](crate::service::stats::Walk)), to be taken off.
+//! ends, its flows have its counts; then [`Stats`](crate::service::stats::Stats) has them. A
+//! session that ends before its visit is only in `Stats`. One that ends after its visit is in both,
+//! and `Stats` remembers what it added for those ([`Walk`](crate::service::stats::Walk)), to be
+//! taken off.
 
 use super::Gateway;
 use crate::base::budget::Budget;
@@ -20,7 +21,8 @@ use crate::service::report::{self, ByViewer, ConnectionList, Live, Viewer};
 use crate::session::respond::Question;
 use crate::session::{Phase, SessionId};
 
-/// Work that a census may do in one turn, in the units of the costs below; about half a millisecond.
+/// Work that a census may do in one turn, in the units of the costs below; about half a
+/// millisecond.
 const WORK_PER_TURN: usize = 16 * 1024;
 
 /// An empty slot.
@@ -64,7 +66,8 @@ impl Census {
 }
 
 impl Gateway {
-    /// Takes a request that needs a census. Its session waits until [`Gateway::take_census`] answers.
+    /// Takes a request that needs a census. Its session waits until [`Gateway::take_census`]
+    /// answers.
     pub(super) fn ask(&mut self, key: usize, question: Box<Question>) {
         let session = &mut self.sessions[key];
         session.await_answer(&self.cx);
@@ -119,7 +122,8 @@ impl Gateway {
         }
     }
 
-    /// Makes each kind of report that was asked for once, and gives it to everyone who asked for it.
+    /// Makes each kind of report that was asked for once, and gives it to everyone who asked for
+    /// it.
     fn answer_all(&mut self, census: Census) {
         let Census { list, mut live, first, waiting, questions, .. } = census;
         live.except(self.cx.stats.end_walk());

@@ -1,20 +1,24 @@
 //! Sessions, timers, Redis sockets, backends and limits as one whole; no clock and no real socket.
 //!
-//! The reactor, or a simulated world, reports what happened and when. The order of a turn is fixed here, and is the same for
-//! both:
+//! The reactor, or a simulated world, reports what happened and when. The order of a turn is fixed
+//! here, and is the same for both:
 //!
 //! 1. [`Gateway::begin_turn`] sets the moment of the turn.
-//! 2. [`Gateway::ready`] for each event, [`Gateway::handle_answer`] for each finished background job.
-//! 3. [`Gateway::settle`]: Redis is read, sessions that yielded go on, results are delivered, and only then deadlines are judged.
-//! 4. [`Gateway::admit`] for each accepted connection; [`Gateway::drain`], [`Gateway::stop`], [`Gateway::reload`] on a signal.
+//! 2. [`Gateway::ready`] for each event, [`Gateway::handle_answer`] for each finished background
+//!    job.
+//! 3. [`Gateway::settle`]: Redis is read, sessions that yielded go on, results are delivered, and
+//!    only then deadlines are judged.
+//! 4. [`Gateway::admit`] for each accepted connection; [`Gateway::drain`], [`Gateway::stop`],
+//!    [`Gateway::reload`] on a signal.
 //! 5. [`Gateway::finish_turn`]: Redis is written, sessions that ended are freed.
 //! 6. [`Gateway::poll_job`] until there is none: the turn's work for the background threads.
 //!
 //! Two invariants hold it together:
 //!
-//! - *One door*: `Gateway::drive` is the only caller of [`Session::drive`], and brings timers and lists up to date after it.
-//! - *Slots are freed last*: a session that ended in this turn keeps its slot until [`Gateway::finish_turn`], so that a late
-//!   event of this turn cannot reach another session.
+//! - *One door*: `Gateway::drive` is the only caller of [`Session::drive`], and brings timers and
+//!   lists up to date after it.
+//! - *Slots are freed last*: a session that ended in this turn keeps its slot until
+//!   [`Gateway::finish_turn`], so that a late event of this turn cannot reach another session.
 
 #![expect(clippy::indexing_slicing, reason = "keys come from the slab, roles index a pair")]
 
@@ -65,8 +69,8 @@ use timeline::Timeline;
 /// Connections to the addresses for admins at once.
 const ADMINS_MAX: usize = 100;
 
-/// The time for the last frames to leave once the drain time is over, and for Redis to store the last
-/// results.
+/// The time for the last frames to leave once the drain time is over, and for Redis to store the
+/// last results.
 const LAST_CALL: Duration = Duration::from_millis(500);
 
 /// Work after which sessions that have more to do wait for the next turn, in bytes written or what
@@ -247,8 +251,8 @@ impl Gateway {
         self.insert(Session::accepted(who, Conn::accepted(socket), &self.cx));
     }
 
-    /// Takes a connection that is beyond a limit: it is answered 503, unless it asks for an endpoint
-    /// that is answered even then.
+    /// Takes a connection that is beyond a limit: it is answered 503, unless it asks for an
+    /// endpoint that is answered even then.
     pub fn refuse(&mut self, socket: Socket, client: SocketAddr, refusal: Refusal) {
         if !self.refusals.is_full() || self.evict_refused() {
             let who = self.identity(client, Admission::Refused(refusal));
@@ -308,7 +312,8 @@ impl Gateway {
         }
     }
 
-    /// An event of a socket that the gateway owns. Events of other sources are none of its business and are ignored.
+    /// An event of a socket that the gateway owns. Events of other sources are none of its business
+    /// and are ignored.
     #[inline]
     pub fn ready(&mut self, source: Source, ready: Ready) {
         match source {
@@ -341,8 +346,9 @@ impl Gateway {
         }
     }
 
-    /// After all events of the turn: reads Redis, goes on with sessions that had more to do, delivers what was published,
-    /// and then judges deadlines. In this order, what came in time is never judged late.
+    /// After all events of the turn: reads Redis, goes on with sessions that had more to do,
+    /// delivers what was published, and then judges deadlines. In this order, what came in time is
+    /// never judged late.
     pub fn settle(&mut self) {
         self.redis.read(&mut self.cx);
         self.go_on();
@@ -492,8 +498,8 @@ impl Gateway {
         self.timers.shrink_to_fit();
     }
 
-    /// When the next turn must begin even if nothing happens, by the caller's clock; a moment in the
-    /// past: at once.
+    /// When the next turn must begin even if nothing happens, by the caller's clock; a moment in
+    /// the past: at once.
     pub fn next_turn(&self) -> Option<Moment> {
         self.timeline.note_next(self.next_deadline())
     }
@@ -659,8 +665,8 @@ impl Gateway {
             {
                 self.stop()
             }
-            // No session is left, but Redis has not stored everything yet: another gateway is to deliver
-            // it.
+            // No session is left, but Redis has not stored everything yet: another gateway is to
+            // deliver it.
             RunState::Draining { .. }
                 if self.sessions.len() == self.closed.len() + self.workers =>
             {

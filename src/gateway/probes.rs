@@ -16,8 +16,8 @@ pub struct Probes {
 }
 
 impl Probes {
-    /// An event of the socket of the probe in this slot. An event for a slot that has been freed, or
-    /// taken by another probe meanwhile, is harmless: it says that a call may do something.
+    /// An event of the socket of the probe in this slot. An event for a slot that has been freed,
+    /// or taken by another probe meanwhile, is harmless: it says that a call may do something.
     pub fn handle_ready(&mut self, key: usize, ready: Ready, cx: &mut Context) {
         if let Some(probe) = self.running.get_mut(key) {
             probe.handle_ready(ready);

@@ -1,8 +1,8 @@
 //! Connections beyond a limit, until each has had its answer.
 //!
 //! Such a connection is kept until its request head is here, because an orchestrator that asks for
-//! `/health` must be answered also by a full gateway. Clients that connect and send nothing must not
-//! take that place from it: when all places are taken, the oldest connection that has sent no
+//! `/health` must be answered also by a full gateway. Clients that connect and send nothing must
+//! not take that place from it: when all places are taken, the oldest connection that has sent no
 //! request goes.
 
 use crate::session::Session;

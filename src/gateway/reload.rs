@@ -1,8 +1,8 @@
 //! New settings for a running gateway: each part gets its own, by its `reload`.
 //!
-//! [`Gateway::in_effect`] reads the settings back from the parts, so that a test can compare a reloaded
-//! gateway with one that was started with the same settings. A part that keeps settings belongs in
-//! both: `tests/reload.rs` fails for every live key whose part is missing in either.
+//! [`Gateway::in_effect`] reads the settings back from the parts, so that a test can compare a
+//! reloaded gateway with one that was started with the same settings. A part that keeps settings
+//! belongs in both: `tests/reload.rs` fails for every live key whose part is missing in either.
 
 #![expect(clippy::indexing_slicing, reason = "keys come from the slab, roles index a pair")]
 

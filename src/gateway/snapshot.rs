@@ -82,7 +82,8 @@ impl Gateway {
             client: who.client(),
             backend: session.backend().map(|id| self.cx.upstreams.url(id).public_text().to_owned()),
             task_id: session.task_id(),
-            // Standstills count as if they all had come before: wrong for connections that are older.
+            // Standstills count as if they all had come before: wrong for connections that are
+            // older.
             opened: self.started_wall + self.timeline.skipped() + (who.opened - self.started),
             idle: self.cx.now - session.active_at(),
             traffic,

@@ -1,10 +1,10 @@
 //! The gateway's time: it runs with the reactor's clock, except while the process stands still.
 //!
-//! A process may not run for a while: `SIGSTOP`, a debugger, a frozen container, a stolen CPU. What its
-//! peers sent meanwhile waits in the sockets, and what it would have sent itself (a ping, a look-up, a
-//! command to Redis) has not left. Judging deadlines by the clock would then close healthy
-//! connections. So a standstill does not count: every deadline moves by it, because all of them are
-//! moments of this time.
+//! A process may not run for a while: `SIGSTOP`, a debugger, a frozen container, a stolen CPU. What
+//! its peers sent meanwhile waits in the sockets, and what it would have sent itself (a ping, a
+//! look-up, a command to Redis) has not left. Judging deadlines by the clock would then close
+//! healthy connections. So a standstill does not count: every deadline moves by it, because all of
+//! them are moments of this time.
 //!
 //! How it is noticed: between two turns the gateway knows when the next one is due. A turn that
 //! begins much later than that was kept from beginning. A long wait without a deadline is none.
@@ -13,12 +13,12 @@ use crate::base::moment::Moment;
 use std::cell::Cell;
 use std::time::Duration;
 
-/// A turn that begins this much later than it was due means a standstill. A busy machine delays turns
-/// too, by less.
+/// A turn that begins this much later than it was due means a standstill. A busy machine delays
+/// turns too, by less.
 const LATE_MIN: Duration = Duration::from_millis(500);
 
-/// What every deadline has left after a standstill, at the least: time to read all sockets, to connect
-/// to Redis again, to look up what was published meanwhile.
+/// What every deadline has left after a standstill, at the least: time to read all sockets, to
+/// connect to Redis again, to look up what was published meanwhile.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// Turns moments of the clock, which is the reactor's, into those of the gateway.

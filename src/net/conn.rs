@@ -1,10 +1,11 @@
 //! A socket and what is known of its readiness.
 //!
-//! Events are edge-triggered: `epoll` reports each once, so it is remembered here until a call proves
-//! it stale. What counts as proof is written down at [`Transport`]. For TCP a read that did not fill
-//! its buffer has drained the socket, and a write that stopped short has filled it. That saves the
-//! call that would only return `EAGAIN`. Once the peer's FIN has been announced, a short read proves
-//! nothing, because data and FIN may share one event: reads then go on until they meet the end.
+//! Events are edge-triggered: `epoll` reports each once, so it is remembered here until a call
+//! proves it stale. What counts as proof is written down at [`Transport`]. For TCP a read that did
+//! not fill its buffer has drained the socket, and a write that stopped short has filled it. That
+//! saves the call that would only return `EAGAIN`. Once the peer's FIN has been announced, a short
+//! read proves nothing, because data and FIN may share one event: reads then go on until they meet
+//! the end.
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
@@ -58,8 +59,8 @@ impl Conn {
         Conn::new(socket, true)
     }
 
-    /// A connection that is being established. A write may be tried at once and says `Blocked` until
-    /// the connection is there.
+    /// A connection that is being established. A write may be tried at once and says `Blocked`
+    /// until the connection is there.
     pub fn dialed(socket: Socket) -> Conn {
         Conn::accepted(socket)
     }
@@ -147,8 +148,8 @@ impl Conn {
         Ok(written)
     }
 
-    /// Writes the rest of what a buffering transport took a record of. So after a short write there is
-    /// no room, whatever the transport. Returns how much was taken.
+    /// Writes the rest of what a buffering transport took a record of. So after a short write there
+    /// is no room, whatever the transport. Returns how much was taken.
     #[cold]
     fn write_on(&mut self, bytes: &[u8]) -> usize {
         let mut taken = 0;
@@ -170,8 +171,8 @@ impl Conn {
         self.when_writable(|transport| transport.write_more(bytes))
     }
 
-    /// Switches corking on or off, for a run of writes that together are one message: while it is on,
-    /// a partial packet waits for more. Makes no call unless that changes something. Errors are
+    /// Switches corking on or off, for a run of writes that together are one message: while it is
+    /// on, a partial packet waits for more. Makes no call unless that changes something. Errors are
     /// ignored, because they only cost packets.
     pub fn set_corked(&mut self, is_corked: bool) {
         if self.state().is_corked != is_corked {
@@ -234,8 +235,8 @@ impl Conn {
         }
     }
 
-    /// Bytes, a FIN among them, that were written and that the peer has not acknowledged, those that
-    /// the transport still holds included; `None` where that is unknown.
+    /// Bytes, a FIN among them, that were written and that the peer has not acknowledged, those
+    /// that the transport still holds included; `None` where that is unknown.
     pub fn unacknowledged(&self) -> Option<usize> {
         match &self.0 {
             Inner::Tcp(tcp, _) => tcp.unacknowledged(),
@@ -251,8 +252,8 @@ impl Conn {
         outcome.map_or_else(|error| error.kind() != ErrorKind::WouldBlock, |()| true)
     }
 
-    /// One call that takes from the socket, if there may be something. `is_proof`: `WouldBlock` shows
-    /// that nothing is there.
+    /// One call that takes from the socket, if there may be something. `is_proof`: `WouldBlock`
+    /// shows that nothing is there.
     #[inline]
     fn when_readable(
         &mut self,
@@ -364,7 +365,8 @@ impl ConnState {
         Ok(Io::Blocked)
     }
 
-    /// An event of a buffering transport: it may serve either direction, and held output first of all.
+    /// An event of a buffering transport: it may serve either direction, and held output first of
+    /// all.
     fn handle_any(&mut self, transport: &mut dyn Transport) {
         self.readable = true;
         self.writable = true;

@@ -1,7 +1,8 @@
 //! Sockets without rules: nonblocking transports, remembered readiness, tokens.
 //!
-//! [`Transport`] and [`Network`] are the seam between the gateway and the kernel. Behind them is TCP
-//! ([`tcp`]) or, in `tests/sim.rs`, a simulated world. Everything above knows only these two traits.
+//! [`Transport`] and [`Network`] are the seam between the gateway and the kernel. Behind them is
+//! TCP ([`tcp`]) or, in `tests/sim.rs`, a simulated world. Everything above knows only these two
+//! traits.
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
@@ -27,16 +28,17 @@ pub use token::{Side, Source};
 /// # Contract
 ///
 /// `epoll` reports an edge once, so [`Conn`] remembers it until a call proves it stale. What counts
-/// as proof depends on the transport. A *plain* one hands each call to the socket (TCP). A *buffering*
-/// one ([`Transport::is_buffering`]) has a record layer between the caller and the socket (TLS).
+/// as proof depends on the transport. A *plain* one hands each call to the socket (TCP). A
+/// *buffering* one ([`Transport::is_buffering`]) has a record layer between the caller and the
+/// socket (TLS).
 ///
-/// 1. **`WouldBlock` means that an event will follow.** A call may fail with it only after the socket
-///    itself refused what the call needed: to be read, or to be written.
+/// 1. **`WouldBlock` means that an event will follow.** A call may fail with it only after the
+///    socket itself refused what the call needed: to be read, or to be written.
 /// 2. **Drained.** With a plain transport, a read that does not fill its buffer has emptied the
 ///    socket, unless the peer's FIN was announced. A buffering one may hold further plaintext
 ///    although the socket is empty, because one event can bring several reads' worth. There only
-///    `WouldBlock` proves that a read brings nothing. The same holds for full: a buffering transport
-///    may take one record of a long write while the socket has room.
+///    `WouldBlock` proves that a read brings nothing. The same holds for full: a buffering
+///    transport may take one record of a long write while the socket has room.
 /// 3. **Either event may serve either call.** TLS has to write in order to read (a handshake, a key
 ///    update) and to read in order to write. With a buffering transport `Conn` takes each event for
 ///    both directions. A read may find that the socket brought no plaintext, and block.
@@ -48,13 +50,14 @@ pub use token::{Side, Source};
 ///    writes block, so that it never exceeds a record. `Conn` calls `flush` after each event.
 /// 6. **The end comes last.** `shutdown_write` blocks while output is held, and is called again.
 ///    Dropping the transport loses what is held ([`Transport::is_output_held`]).
-/// 7. **Errors are final for their direction.** After a failed write no output is held, and reading on
-///    meets what the peer still sent, then the end or an error.
+/// 7. **Errors are final for their direction.** After a failed write no output is held, and reading
+///    on meets what the peer still sent, then the end or an error.
 ///
 /// [`Transport::peek`] and the two `splice` calls bypass any record layer, so that only a plain
 /// transport can offer them.
 pub trait Transport: Read + Write {
-    /// Sends FIN behind everything that was written: the peer reads to the end, and may still answer.
+    /// Sends FIN behind everything that was written: the peer reads to the end, and may still
+    /// answer.
     ///
     /// # Errors
     /// `WouldBlock`: output is held back; call again after the next event. Anything else: the peer
@@ -71,8 +74,8 @@ pub trait Transport: Read + Write {
         false
     }
 
-    /// A write would take something without a further event, although the last one blocked. Asked of
-    /// buffering transports only.
+    /// A write would take something without a further event, although the last one blocked. Asked
+    /// of buffering transports only.
     fn is_write_pending(&self) -> bool {
         false
     }
@@ -82,8 +85,9 @@ pub trait Transport: Read + Write {
         false
     }
 
-    /// Bytes that were written and that the peer has not acknowledged, a FIN among them counted as one
-    /// (`tcp(7)`, `SIOCOUTQ`); `None` where that is unknown. After an RST from the peer it is 0.
+    /// Bytes that were written and that the peer has not acknowledged, a FIN among them counted as
+    /// one (`tcp(7)`, `SIOCOUTQ`); `None` where that is unknown. After an RST from the peer it is
+    /// 0.
     fn unacknowledged(&self) -> Option<usize> {
         None
     }
@@ -182,8 +186,8 @@ impl From<SocketAddr> for PeerAddress {
 
 /// Where new connections come from.
 pub trait Network {
-    /// Begins to connect to `to`, registered as `source`. The connection need not be established yet:
-    /// until it is, a write says `WouldBlock`; when it cannot be, a write fails.
+    /// Begins to connect to `to`, registered as `source`. The connection need not be established
+    /// yet: until it is, a write says `WouldBlock`; when it cannot be, a write fails.
     ///
     /// # Errors
     /// What the kernel says at once, such as a lack of descriptors or ports.

@@ -1,7 +1,7 @@
 //! Kernel pipes: a stream passes through one from socket to socket without entering this process.
 //!
-//! Creating a pipe costs as much as relaying many messages, so empty ones are pooled. A flow takes one
-//! when it streams and puts it back as soon as it is empty.
+//! Creating a pipe costs as much as relaying many messages, so empty ones are pooled. A flow takes
+//! one when it streams and puts it back as soon as it is empty.
 
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use std::io;

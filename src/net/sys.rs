@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, AsRawFd};
 /// `SO_PEEK_OFF`). False: this kernel cannot (TCP before Linux 6.9) and reads from the first byte.
 pub fn set_peek_offset(socket: impl AsFd, offset: u32) -> bool {
     let offset = offset as libc::c_int;
-    // SAFETY: the descriptor is open while it is borrowed, and the option is one `int`, whose address
-    // and size are given.
+    // SAFETY: the descriptor is open while it is borrowed, and the option is one `int`, whose
+    // address and size are given.
     let done = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
@@ -24,8 +24,8 @@ pub fn set_peek_offset(socket: impl AsFd, offset: u32) -> bool {
     done == 0
 }
 
-/// Bytes in a socket's send queue that the peer has not acknowledged (`tcp(7)`, `SIOCOUTQ`); `None` if
-/// the kernel does not say.
+/// Bytes in a socket's send queue that the peer has not acknowledged (`tcp(7)`, `SIOCOUTQ`); `None`
+/// if the kernel does not say.
 pub fn unacknowledged(socket: impl AsFd) -> Option<usize> {
     let mut count: libc::c_int = 0;
     // SAFETY: the descriptor is open while it is borrowed, and this request writes one `int` to the
@@ -39,8 +39,8 @@ pub fn unacknowledged(socket: impl AsFd) -> Option<usize> {
 /// after much was freed.
 ///
 /// By itself glibc's allocator returns only the top of its heap, and nothing at all while one small
-/// block there is in use: 5,000 relays that have ended would cost as much as if they were open. Other
-/// C libraries lack the call, and their allocators do not need it.
+/// block there is in use: 5,000 relays that have ended would cost as much as if they were open.
+/// Other C libraries lack the call, and their allocators do not need it.
 pub fn give_memory_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it may be called at any time; blocks in use do not move.

@@ -15,17 +15,18 @@ use std::time::Duration;
 
 /// How many unsent bytes the kernel keeps for one socket before it reports it as full.
 ///
-/// Without this limit a slow reader's send buffer grows to the maximum of `tcp_wmem`, 4 MB and more.
-/// With a much smaller one a stream is stopped and woken more often, and a byte costs a tenth more.
+/// Without this limit a slow reader's send buffer grows to the maximum of `tcp_wmem`, 4 MB and
+/// more. With a much smaller one a stream is stopped and woken more often, and a byte costs a tenth
+/// more.
 const UNSENT_BYTES_MAX: u32 = 512 * 1024;
 
 /// The congestion control for sockets between programs on this machine when the host's default
 /// begins with [`PACED`].
 ///
-/// BBR paces what is sent by timers. On one machine there is nothing to pace for, and the timers cost
-/// more than the rest of a stream. Every kernel has Reno, and any user may choose it. The choice has
-/// to come before the connection is established, because the pacing stays. So a listener gets it only
-/// if all its clients are local.
+/// BBR paces what is sent by timers. On one machine there is nothing to pace for, and the timers
+/// cost more than the rest of a stream. Every kernel has Reno, and any user may choose it. The
+/// choice has to come before the connection is established, because the pacing stays. So a listener
+/// gets it only if all its clients are local.
 const UNPACED: &[u8] = b"reno";
 const PACED: &[u8] = b"bbr";
 
@@ -197,8 +198,8 @@ fn connect_unix(path: &Path, source: Source, registry: &Registry) -> io::Result<
     Ok(Socket::Other(Box::new(Unix(stream))))
 }
 
-/// Opens a nonblocking listener. With `reuse_port`, other processes that set it too may listen on the
-/// same address.
+/// Opens a nonblocking listener. With `reuse_port`, other processes that set it too may listen on
+/// the same address.
 ///
 /// # Errors
 /// Whatever the kernel says; the caller adds the address.
@@ -208,8 +209,8 @@ pub fn listen(address: SocketAddr, reuse_port: bool) -> io::Result<mio::net::Tcp
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(reuse_port)?;
     if address.is_ipv6() {
-        // So `[::]` and `0.0.0.0` can be listened on side by side, and IPv4 clients appear in the log
-        // with an IPv4 address.
+        // So `[::]` and `0.0.0.0` can be listened on side by side, and IPv4 clients appear in the
+        // log with an IPv4 address.
         socket.set_only_v6(true)?;
     }
     set_options(&socket, address.ip().is_loopback() && is_paced(&socket))?;

@@ -1,5 +1,5 @@
-//! Where the body of a backend's response ends (RFC 9112 §6, §7.1), for a response that is passed on byte
-//! for byte.
+//! Where the body of a backend's response ends (RFC 9112 §6, §7.1), for a response that is passed
+//! on byte for byte.
 //!
 //! A chunked body is not decoded. The client gets the chunks as the backend framed them; only their
 //! sizes are read, because a backend that keeps its connection alive marks the end in no other way.
@@ -23,8 +23,8 @@ impl Body {
     /// What `head` says about its body.
     ///
     /// # Errors
-    /// A phrase, when `Content-Length` is malformed or repeated: two readers could find two different
-    /// ends.
+    /// A phrase, when `Content-Length` is malformed or repeated: two readers could find two
+    /// different ends.
     pub fn of_response(head: &ResponseHead<'_, '_>) -> Result<Body, &'static str> {
         let length = head
             .headers
@@ -89,7 +89,8 @@ impl BodyScanner {
         })
     }
 
-    /// Whether the body is complete. One that ends with its connection is never complete before that.
+    /// Whether the body is complete. One that ends with its connection is never complete before
+    /// that.
     pub fn is_done(&self) -> bool {
         self.0 == NextByte::Done
     }

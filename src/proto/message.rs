@@ -1,14 +1,15 @@
-//! What an AI worker publishes for a task, and what the gateway sends to the client that waits for it.
+//! What an AI worker publishes for a task, and what the gateway sends to the client that waits for
+//! it.
 //!
-//! A result is taken apart no further than the contract needs. Fields that are passed on, and the text
-//! itself, keep the characters that the worker wrote: `1e400`, `12345678901234567890.0` and `"\ud800"`
-//! reach the client unchanged, as decoding them could only change them. So reading never fails. What is
-//! not a JSON object, or has a known field of the wrong type, becomes a result that tells the client so.
-//! A field that is only passed on and is not JSON (`NaN`, bytes that are not UTF-8) becomes null; see
-//! `members`.
+//! A result is taken apart no further than the contract needs. Fields that are passed on, and the
+//! text itself, keep the characters that the worker wrote: `1e400`, `12345678901234567890.0` and
+//! `"\ud800"` reach the client unchanged, as decoding them could only change them. So reading never
+//! fails. What is not a JSON object, or has a known field of the wrong type, becomes a result that
+//! tells the client so. A field that is only passed on and is not JSON (`NaN`, bytes that are not
+//! UTF-8) becomes null; see `members`.
 //!
-//! The text of a worker's own `error` field is delivered. Nothing else that describes a fault, such as a
-//! parser's message or a path on this server, ever enters a message.
+//! The text of a worker's own `error` field is delivered. Nothing else that describes a fault, such
+//! as a parser's message or a path on this server, ever enters a message.
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 
@@ -33,7 +34,8 @@ pub const TIMED_OUT: &str = "Processing timeout";
 pub const REDIS_AWAY: &str = "Redis connection not available";
 /// The error of a failure that a worker reported without a text.
 const FAILED: &str = "Processing failed";
-/// The error for a client whose task had results that are gone before their time. Others may follow.
+/// The error for a client whose task had results that are gone before their time. Others may
+/// follow.
 const MISSING: &str = "Some results are no longer available";
 
 /// Names that messages use themselves: a worker's field of that name is not passed on.
@@ -49,19 +51,19 @@ const OUR_NAMES: [&str; 9] = [
     "total_chunks",
 ];
 
-/// The task that a client waits for: compared as a UUID, echoed as the client wrote it. That is letters,
-/// digits and `{}-:`, so between two quotes it is a JSON string.
+/// The task that a client waits for: compared as a UUID, echoed as the client wrote it. That is
+/// letters, digits and `{}-:`, so between two quotes it is a JSON string.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskId {
     uuid: Uuid,
-    /// Only if it is not the usual form, which is lower case with hyphens. Behind two pointers, to cost
-    /// little in the usual case.
+    /// Only if it is not the usual form, which is lower case with hyphens. Behind two pointers, to
+    /// cost little in the usual case.
     written: Option<Box<Box<str>>>,
 }
 
 impl TaskId {
-    /// Reads a path segment: `%`-escapes are decoded once, then any form is taken that the `uuid` crate
-    /// reads (hyphenated, simple, braced, URN; either case). `None` for anything else.
+    /// Reads a path segment: `%`-escapes are decoded once, then any form is taken that the `uuid`
+    /// crate reads (hyphenated, simple, braced, URN; either case). `None` for anything else.
     pub fn read(segment: &str) -> Option<TaskId> {
         let decoded = percent_decoded(segment)?;
         let uuid = Uuid::try_parse(&decoded).ok()?;
@@ -225,8 +227,9 @@ impl TaskResult {
         }
     }
 
-    /// The text message that opens the delivery: the answer, an error message, or a progress message.
-    /// `audio_present` is true once the audio file is open. An error message does not mention it.
+    /// The text message that opens the delivery: the answer, an error message, or a progress
+    /// message. `audio_present` is true once the audio file is open. An error message does not
+    /// mention it.
     pub fn message(&self, task: &TaskId, audio_present: bool) -> String {
         let extras = &self.extras;
         let more = if self.is_final { "" } else { r#","final":false"# };
@@ -246,8 +249,8 @@ impl TaskResult {
     fn from_fields(fields: Fields<'_>) -> Result<TaskResult, ResultFault> {
         let mut text = string_or_null(fields.text, "text")?;
         let mut extras = String::new();
-        // `reply` and `content` are read only where there is no `text`. Otherwise `reply` is a field
-        // like any other, and `content` is a name of the message itself.
+        // `reply` and `content` are read only where there is no `text`. Otherwise `reply` is a
+        // field like any other, and `content` is a name of the message itself.
         if text.is_none() {
             text = string_or_null(fields.reply, "reply")?;
             if text.is_none() {
@@ -324,8 +327,8 @@ struct ErrorObject<'a> {
     message: Option<&'a RawValue>,
 }
 
-/// `{"status":"error","error":"…"}`, with the task where it is known. `error` is a constant of this file,
-/// or describes a fault of an audio file.
+/// `{"status":"error","error":"…"}`, with the task where it is known. `error` is a constant of this
+/// file, or describes a fault of an audio file.
 pub fn error_message(error: &str, task: Option<&TaskId>) -> String {
     let error = json_string(error);
     match task {
@@ -351,8 +354,8 @@ pub fn audio_complete(task: &TaskId) -> String {
     format!(r#"{{"type":"audio_complete","task_id":"{task}"}}"#)
 }
 
-/// The top level of a result, as JSON text borrowed from the payload. Of a name that is given twice the
-/// last one counts, as in the JSON readers of workers and browsers.
+/// The top level of a result, as JSON text borrowed from the payload. Of a name that is given twice
+/// the last one counts, as in the JSON readers of workers and browsers.
 #[derive(Default)]
 struct Fields<'a> {
     text: Option<&'a str>,
@@ -423,9 +426,9 @@ fn json_text(bytes: &[u8]) -> Option<&str> {
     serde_json::from_str::<&RawValue>(text).ok().map(RawValue::get)
 }
 
-/// The members of a JSON object as pieces of its text, names with their quotes. What the pieces hold is
-/// not looked at, so a value may be anything between a colon and the comma or brace that ends it.
-/// `None`: the outline is not that of an object.
+/// The members of a JSON object as pieces of its text, names with their quotes. What the pieces
+/// hold is not looked at, so a value may be anything between a colon and the comma or brace that
+/// ends it. `None`: the outline is not that of an object.
 fn members(object: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
     let object = object.trim_ascii().strip_prefix(b"{")?.strip_suffix(b"}")?;
     let mut members = Vec::new();

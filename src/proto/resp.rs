@@ -1,13 +1,13 @@
 //! The Redis protocol (RESP2 and RESP3) without its sockets, as a client and as a server.
 //!
-//! As a client of Redis: the `redis` crate packs commands ([`pack`]) and parses replies ([`Decoder`]),
-//! and [`classify`] separates published messages from replies. As the embedded inbox, which is a server:
-//! [`CommandReader`] reads commands and [`RespReply`] writes replies.
+//! As a client of Redis: the `redis` crate packs commands ([`pack`]) and parses replies
+//! ([`Decoder`]), and [`classify`] separates published messages from replies. As the embedded
+//! inbox, which is a server: [`CommandReader`] reads commands and [`RespReply`] writes replies.
 //!
-//! In RESP2 a published message and an ordinary array look alike, and only the connection tells them
-//! apart; in RESP3 a message is a push. A parser that waits for the rest of a value holds what came so
-//! far. So a peer that announces a gigabyte is limited by the bytes that it may send before a value is
-//! complete, not by the announcement, which allocates nothing.
+//! In RESP2 a published message and an ordinary array look alike, and only the connection tells
+//! them apart; in RESP3 a message is a push. A parser that waits for the rest of a value holds what
+//! came so far. So a peer that announces a gigabyte is limited by the bytes that it may send before
+//! a value is complete, not by the announcement, which allocates nothing.
 
 #![expect(
     clippy::indexing_slicing,
@@ -152,8 +152,9 @@ pub fn pattern_for_prefix(prefix: &str) -> String {
     pattern
 }
 
-/// Reads a worker's commands, which arrive in pieces: arrays of bulk strings, as every client library
-/// sends them, and plain lines, as a person types them into `nc`. Owns no memory between commands.
+/// Reads a worker's commands, which arrive in pieces: arrays of bulk strings, as every client
+/// library sends them, and plain lines, as a person types them into `nc`. Owns no memory between
+/// commands.
 pub struct CommandReader {
     state: CommandState,
     arguments: Vec<Vec<u8>>,
@@ -233,9 +234,9 @@ impl CommandReader {
         matches!(&self.state, CommandState::Start { line } if line.is_empty())
     }
 
-    /// The next command, its name first; never empty. Its bytes are removed from the front of `input`.
-    /// `Ok(None)`: all of `input` was taken and the command is not complete. Call it until it returns
-    /// that.
+    /// The next command, its name first; never empty. Its bytes are removed from the front of
+    /// `input`. `Ok(None)`: all of `input` was taken and the command is not complete. Call it until
+    /// it returns that.
     ///
     /// # Errors
     /// See [`CommandError`]; nothing more can be read.

@@ -1,16 +1,18 @@
 //! Both sides of the WebSocket handshake (RFC 6455 §4): checks the client's request, answers it or
 //! writes it anew for a backend, checks the backend's answer and writes it anew for the client.
 //!
-//! On a relayed route the gateway negotiates nothing. Key, version, subprotocols and extensions go to the
-//! backend unchanged, and its 101 comes back with its own headers, so client and backend agree with each
-//! other. Only the headers that belong to one connection (RFC 9110 §7.6.1) are replaced.
+//! On a relayed route the gateway negotiates nothing. Key, version, subprotocols and extensions go
+//! to the backend unchanged, and its 101 comes back with its own headers, so client and backend
+//! agree with each other. Only the headers that belong to one connection (RFC 9110 §7.6.1) are
+//! replaced.
 //!
 //! Headers that describe the client to the backend:
-//! - `X-Forwarded-For` is a list. The client's address is appended; only that last element is reliable.
-//! - `X-Forwarded-Proto` and `X-Forwarded-Host` are single values that backends believe, so they are
-//!   replaced by what this gateway sees, unless they came from a trusted proxy.
-//! - `X-Request-Id` names a request across every hop. The client's is kept if there is exactly one, of
-//!   1 to `REQUEST_ID_BYTES_MAX` visible ASCII characters, and replaced otherwise.
+//! - `X-Forwarded-For` is a list. The client's address is appended; only that last element is
+//!   reliable.
+//! - `X-Forwarded-Proto` and `X-Forwarded-Host` are single values that backends believe, so they
+//!   are replaced by what this gateway sees, unless they came from a trusted proxy.
+//! - `X-Request-Id` names a request across every hop. The client's is kept if there is exactly one,
+//!   of 1 to `REQUEST_ID_BYTES_MAX` visible ASCII characters, and replaced otherwise.
 //! - `Via` lists the proxies on the way. `1.1 aivtuber-gateway` is appended, which reveals loops.
 
 #![expect(
@@ -65,10 +67,9 @@ fn is_upgrade(head: &RequestHead<'_, '_>) -> bool {
 /// Checks the client's side of the handshake (RFC 6455 §4.2.1).
 ///
 /// # Errors
-/// 405 for methods other than GET and HEAD; 426 for a plain GET or a HEAD, and for versions other than 13; 400 for an
-/// upgrade that is malformed. The head itself is well formed, so the connection can be kept after the
-/// answer
-/// ([`BadHead::into_response`]).
+/// 405 for methods other than GET and HEAD; 426 for a plain GET or a HEAD, and for versions other
+/// than 13; 400 for an upgrade that is malformed. The head itself is well formed, so the connection
+/// can be kept after the answer ([`BadHead::into_response`]).
 pub fn check_request<'b>(head: &RequestHead<'_, 'b>) -> Result<Handshake<'b>, BadHead> {
     let bad = |why| Err(BadHead { status: 400, why });
     if !matches!(head.method, "GET" | "HEAD") {
@@ -107,9 +108,9 @@ pub fn check_request<'b>(head: &RequestHead<'_, 'b>) -> Result<Handshake<'b>, Ba
     Ok(Handshake { key, protocol: protocol.and_then(|first| std::str::from_utf8(first).ok()) })
 }
 
-/// Appends a 101 of the gateway itself (RFC 6455 §4.2.2). No extension is accepted. The first subprotocol
-/// on offer is accepted: a browser that offers some and gets none fails the connection, and its page
-/// would never see the Close frame that follows.
+/// Appends a 101 of the gateway itself (RFC 6455 §4.2.2). No extension is accepted. The first
+/// subprotocol on offer is accepted: a browser that offers some and gets none fails the connection,
+/// and its page would never see the Close frame that follows.
 pub fn write_accept(handshake: &Handshake<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\n");
     write_upgrade_pair(out);
@@ -133,9 +134,9 @@ pub fn request_id<'b>(head: &RequestHead<'_, 'b>) -> Option<&'b str> {
     if is_kept && ids.next().is_none() { std::str::from_utf8(id).ok() } else { None }
 }
 
-/// Whether the request has gone round in a circle: it has passed through a gateway like this one more
-/// often than any sensible chain of them is long. Each hop is an element `1.1 aivtuber-gateway` of
-/// `Via` (RFC 9110 §7.6.3).
+/// Whether the request has gone round in a circle: it has passed through a gateway like this one
+/// more often than any sensible chain of them is long. Each hop is an element `1.1
+/// aivtuber-gateway` of `Via` (RFC 9110 §7.6.3).
 pub fn is_loop(head: &RequestHead<'_, '_>) -> bool {
     let is_own_hop = |element: &&[u8]| {
         let mut words = element.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
@@ -144,17 +145,18 @@ pub fn is_loop(head: &RequestHead<'_, '_>) -> bool {
     head.headers.elements("via").filter(is_own_hop).count() > HOPS_MAX
 }
 
-/// Appends the first line of the request to a backend. `target` is path and query, beginning with `/`.
+/// Appends the first line of the request to a backend. `target` is path and query, beginning with
+/// `/`.
 pub fn write_request_line(target: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(b"GET ");
     push_value(out, target.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
 }
 
-/// Appends the headers behind that line, the same for every backend. End-to-end headers keep their order
-/// and spelling; hop-by-hop headers are dropped, except for the upgrade pair. `Host` keeps its place and
-/// becomes `forwarding.host`, or the authority of a target that is a URL (RFC 9112 §3.2.2). The headers
-/// about the client come last (see the top of this file).
+/// Appends the headers behind that line, the same for every backend. End-to-end headers keep their
+/// order and spelling; hop-by-hop headers are dropped, except for the upgrade pair. `Host` keeps
+/// its place and becomes `forwarding.host`, or the authority of a target that is a URL (RFC 9112
+/// §3.2.2). The headers about the client come last (see the top of this file).
 ///
 /// The request must have passed [`check_request`]: a GET without a body.
 pub fn write_forwarded_headers(
@@ -195,8 +197,8 @@ pub fn write_forwarded_headers(
     out.extend_from_slice(b"\r\n");
 }
 
-/// Appends a whole upgrade request of the gateway's own to a backend, which `authority` names. `key` is
-/// 16 random bytes in base64.
+/// Appends a whole upgrade request of the gateway's own to a backend, which `authority` names.
+/// `key` is 16 random bytes in base64.
 pub fn write_probe_request(target: &str, authority: &str, key: &str, out: &mut Vec<u8>) {
     write_request_line(target, out);
     push_header(out, "Host", authority.as_bytes());
@@ -212,8 +214,8 @@ pub fn write_probe_request(target: &str, authority: &str, key: &str, out: &mut V
     out.extend_from_slice(b"\r\n");
 }
 
-/// Checks the backend's side of the handshake (RFC 6455 §4.1) against the key that it got. Subprotocol and
-/// extensions are for the client to check.
+/// Checks the backend's side of the handshake (RFC 6455 §4.1) against the key that it got.
+/// Subprotocol and extensions are for the client to check.
 ///
 /// # Errors
 /// A phrase that says what is wrong.
@@ -238,9 +240,9 @@ pub fn check_response(head: &ResponseHead<'_, '_>, key: &str) -> Result<(), &'st
     }
 }
 
-/// Appends the backend's 101 for the client: its headers in their order and spelling, without hop-by-hop
-/// headers, except for the upgrade pair, and without `Content-Length`, for a 101 has no body (RFC 9110
-/// §8.6).
+/// Appends the backend's 101 for the client: its headers in their order and spelling, without
+/// hop-by-hop headers, except for the upgrade pair, and without `Content-Length`, for a 101 has no
+/// body (RFC 9110 §8.6).
 pub fn write_forwarded_response(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) {
     write_status_line(head, out);
     write_upgrade_pair(out);
@@ -252,14 +254,14 @@ pub fn write_forwarded_response(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) 
     out.extend_from_slice(b"\r\n");
 }
 
-/// Appends the head of a backend's refusal for the client: its headers and `Connection: close`. The body
-/// follows byte for byte, so `Transfer-Encoding` stays, and a `Content-Length` beside it is dropped (RFC
-/// 9112 §6.3).
+/// Appends the head of a backend's refusal for the client: its headers and `Connection: close`. The
+/// body follows byte for byte, so `Transfer-Encoding` stays, and a `Content-Length` beside it is
+/// dropped (RFC 9112 §6.3).
 pub fn write_forwarded_refusal(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) {
     write_status_line(head, out);
     let is_encoded = head.headers.first("transfer-encoding").is_some();
-    // A 426 must name a protocol (RFC 9110 §15.5.22), and one that the backend names can be asked for
-    // through the gateway.
+    // A 426 must name a protocol (RFC 9110 §15.5.22), and one that the backend names can be asked
+    // for through the gateway.
     let tells_upgrade = head.status == 426 && head.headers.first("upgrade").is_some();
     for (name, value) in head.headers.iter() {
         let is = |known: &str| name.eq_ignore_ascii_case(known);
@@ -296,8 +298,9 @@ fn write_upgrade_pair(out: &mut Vec<u8>) {
     out.extend_from_slice(b"Upgrade: websocket\r\nConnection: Upgrade\r\n");
 }
 
-/// Whether a header is for one connection only (RFC 9110 §7.6.1): by its name, or because `Connection`
-/// names it. `Connection` cannot remove the headers that frame the message or make up the handshake.
+/// Whether a header is for one connection only (RFC 9110 §7.6.1): by its name, or because
+/// `Connection` names it. `Connection` cannot remove the headers that frame the message or make up
+/// the handshake.
 fn is_hop_by_hop(name: &str, headers: &Headers<'_, '_>) -> bool {
     const NAMES: [&str; 6] =
         ["connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
@@ -320,8 +323,9 @@ fn starts_with(name: &str, prefix: &str) -> bool {
     name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
-/// Whether `key` is 16 bytes in base64: 22 characters and two of padding. The four spare bits of the last
-/// character are not checked, because some clients choose random characters rather than random bytes.
+/// Whether `key` is 16 bytes in base64: 22 characters and two of padding. The four spare bits of
+/// the last character are not checked, because some clients choose random characters rather than
+/// random bytes.
 fn is_key(key: &[u8]) -> bool {
     let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
     key.len() == 24 && key[..22].iter().all(is_digit) && key.ends_with(b"==")
@@ -344,7 +348,8 @@ mod tests {
         write_forwarded_headers(head, forwarding, out);
     }
 
-    /// A handshake as browsers send it, with `lines` behind; a line of the same name there takes the place of one here.
+    /// A handshake as browsers send it, with `lines` behind; a line of the same name there takes
+    /// the place of one here.
     fn asking(lines: &str) -> String {
         let usual = [
             "Host: gateway:8000",

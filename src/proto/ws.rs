@@ -1,10 +1,10 @@
-//! WebSocket frames as bytes (RFC 6455 §5): heads in and out, the scanner that follows frames through a
-//! relayed stream, and the few whole frames that the gateway sends itself.
+//! WebSocket frames as bytes (RFC 6455 §5): heads in and out, the scanner that follows frames
+//! through a relayed stream, and the few whole frames that the gateway sends itself.
 //!
 //! Nothing here refuses anything. A relay passes on what its two ends agreed on, and that may be an
-//! extension that this file does not know. So reserved opcodes, RSV bits, lengths that are not in their
-//! shortest form and unmasked client frames are all just frames. The rules are enforced only where the
-//! gateway is an end itself, which is not here.
+//! extension that this file does not know. So reserved opcodes, RSV bits, lengths that are not in
+//! their shortest form and unmasked client frames are all just frames. The rules are enforced only
+//! where the gateway is an end itself, which is not here.
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 #![expect(
@@ -18,7 +18,8 @@ use std::ops::Deref;
 /// The longest payload that a control frame may carry (RFC 6455 §5.5).
 const CONTROL_PAYLOAD_MAX: usize = 125;
 
-/// The longest reason that a close frame may carry, in bytes of UTF-8: a control payload less the code.
+/// The longest reason that a close frame may carry, in bytes of UTF-8: a control payload less the
+/// code.
 const REASON_BYTES_MAX: usize = CONTROL_PAYLOAD_MAX - 2;
 
 /// The kind of a frame (RFC 6455 §5.2).
@@ -64,8 +65,8 @@ impl Opcode {
         }
     }
 
-    /// Whether frames of this kind may come between the fragments of a message (RFC 6455 §5.5). The top
-    /// bit says so, for reserved ones too.
+    /// Whether frames of this kind may come between the fragments of a message (RFC 6455 §5.5). The
+    /// top bit says so, for reserved ones too.
     #[inline]
     pub const fn is_control(self) -> bool {
         self.bits() & 0x8 != 0
@@ -99,8 +100,8 @@ pub struct FrameHead {
     pub opcode: Opcode,
     /// The key that the payload is masked with. Frames from a client have one.
     pub mask: Option<[u8; 4]>,
-    /// Bytes of payload. All 64 bits are taken as they are, also the top one, which RFC 6455 wants to
-    /// be 0.
+    /// Bytes of payload. All 64 bits are taken as they are, also the top one, which RFC 6455 wants
+    /// to be 0.
     pub payload: u64,
 }
 
@@ -113,8 +114,8 @@ impl FrameHead {
         FrameHead { fin: true, rsv: 0, opcode, mask: None, payload }
     }
 
-    /// The frame head at the start of `bytes`, and its length there; `None` while it is not complete.
-    /// Never fails.
+    /// The frame head at the start of `bytes`, and its length there; `None` while it is not
+    /// complete. Never fails.
     #[inline]
     pub fn parse(bytes: &[u8]) -> Option<(FrameHead, usize)> {
         let &[first, second, ref rest @ ..] = bytes else { return None };
@@ -172,11 +173,12 @@ impl FrameHead {
     }
 }
 
-/// Follows the frames in one direction of a byte stream that is cut anywhere, looking at nothing but their heads.
+/// Follows the frames in one direction of a byte stream that is cut anywhere, looking at nothing
+/// but their heads.
 ///
-/// Bytes are shown to it with [`advance`](Self::advance), or, when they moved inside the kernel, counted
-/// with [`skip`](Self::skip). A head that is cut in two is held here (a copy of at most 13 bytes; the bytes
-/// themselves may be passed on at once), so nothing has to be shown twice.
+/// Bytes are shown to it with [`advance`](Self::advance), or, when they moved inside the kernel,
+/// counted with [`skip`](Self::skip). A head that is cut in two is held here (a copy of at most 13
+/// bytes; the bytes themselves may be passed on at once), so nothing has to be shown twice.
 ///
 /// ```
 /// # use aivtuber_gateway::proto::ws::*;
@@ -218,9 +220,10 @@ impl FrameScanner {
         FrameScanner { payload_left: 0, held: None }
     }
 
-    /// Passes what is left of the current frame's payload, then reads the next head. Returns the number
-    /// of bytes used: up to the end of that head if it is complete, else all of them. Call it again with
-    /// the rest while there is one. A frame without payload gives its head and is over.
+    /// Passes what is left of the current frame's payload, then reads the next head. Returns the
+    /// number of bytes used: up to the end of that head if it is complete, else all of them. Call
+    /// it again with the rest while there is one. A frame without payload gives its head and is
+    /// over.
     #[inline]
     pub fn advance(&mut self, bytes: &[u8]) -> (usize, Option<FrameHead>) {
         if self.payload_left >= bytes.len() as u64 {
@@ -243,7 +246,8 @@ impl FrameScanner {
     /// Counts `n` bytes of the current payload that moved without being shown.
     ///
     /// # Panics
-    /// If the current frame has fewer than `n` bytes left: the boundary would be lost, and with it everything after.
+    /// If the current frame has fewer than `n` bytes left: the boundary would be lost, and with it
+    /// everything after.
     #[inline]
     pub fn skip(&mut self, n: u64) {
         assert!(
@@ -315,8 +319,8 @@ pub fn pong_frame(payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
     control_frame(Opcode::Pong, payload, mask)
 }
 
-/// Masks or unmasks, which is the same (RFC 6455 §5.3). `offset` is the place of `bytes[0]` within its payload, so that a
-/// payload can be treated in pieces.
+/// Masks or unmasks, which is the same (RFC 6455 §5.3). `offset` is the place of `bytes[0]` within
+/// its payload, so that a payload can be treated in pieces.
 pub fn apply_mask(bytes: &mut [u8], mask: [u8; 4], offset: usize) {
     let mut turned = mask;
     turned.rotate_left(offset % 4);
@@ -367,7 +371,8 @@ mod tests {
         out
     }
 
-    /// Frames of every length form, masked and not, with fragments, reserved opcodes and RSV bits, and their heads.
+    /// Frames of every length form, masked and not, with fragments, reserved opcodes and RSV bits,
+    /// and their heads.
     fn stream() -> (Vec<u8>, Vec<FrameHead>) {
         let heads = vec![
             FrameHead { mask: Some(MASK), ..head(Opcode::Text, 5) },
@@ -588,7 +593,8 @@ mod tests {
 
     #[test]
     fn long_reasons_are_cut_between_characters() {
-        // 123 is three times 41, so that whole characters of three bytes fill it, and a shift by one byte does not.
+        // 123 is three times 41, so that whole characters of three bytes fill it, and a shift by
+        // one byte does not.
         let reason = "声".repeat(60);
         let frame = close_frame(1011, &reason, None);
         assert_eq!(frame.len(), 2 + 125);

@@ -1,10 +1,10 @@
 //! Reads what a client sends on a WebSocket that the gateway serves itself.
 //!
-//! `tungstenite` gets the bytes that have come, and a queue for its answers (pongs, the echo of a Close).
-//! The order of that queue is the order on the wire, so an answer never lands inside another frame.
-//! What the gateway itself sends does not pass through here. A [`WsReader`] is not kept for long: a
-//! client that waits sends next to nothing, and between two of its messages there is nothing to
-//! remember; see [`WsReader::is_idle`].
+//! `tungstenite` gets the bytes that have come, and a queue for its answers (pongs, the echo of a
+//! Close). The order of that queue is the order on the wire, so an answer never lands inside
+//! another frame. What the gateway itself sends does not pass through here. A [`WsReader`] is not
+//! kept for long: a client that waits sends next to nothing, and between two of its messages there
+//! is nothing to remember; see [`WsReader::is_idle`].
 
 #![expect(
     clippy::indexing_slicing,
@@ -68,16 +68,16 @@ impl WsReader {
         }
     }
 
-    /// Takes what the client sent, in pieces of any size. Answers, each a whole frame, are appended to
-    /// `answers`.
+    /// Takes what the client sent, in pieces of any size. Answers, each a whole frame, are appended
+    /// to `answers`.
     pub fn handle_bytes(&mut self, bytes: &[u8], answers: &mut Vec<u8>) -> Received {
         self.follow(bytes);
         let mut between = Between { bytes, answers };
         loop {
             let error = match self.context.read(&mut between) {
                 Ok(Message::Close(frame)) => {
-                    // `tungstenite` writes the echo only when it is flushed. This cannot fail, as the
-                    // queue takes everything.
+                    // `tungstenite` writes the echo only when it is flushed. This cannot fail, as
+                    // the queue takes everything.
                     let _ = self.context.flush(&mut between);
                     return Received::Close(frame.map(|frame| frame.code.into()));
                 }

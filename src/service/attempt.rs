@@ -1,9 +1,9 @@
 //! Why an attempt to reach a backend failed, and whose fault that is.
 //!
-//! The connector reports one of these errors for each failed attempt. [`AttemptError::fault`] decides
-//! what happens next: only a fault of the backend makes it rest, and a shortage on this machine is
-//! never blamed on a backend. The `Display` text goes to the client behind `backend unavailable: `,
-//! so it names neither addresses nor anything else a stranger should not learn.
+//! The connector reports one of these errors for each failed attempt. [`AttemptError::fault`]
+//! decides what happens next: only a fault of the backend makes it rest, and a shortage on this
+//! machine is never blamed on a backend. The `Display` text goes to the client behind `backend
+//! unavailable: `, so it names neither addresses nor anything else a stranger should not learn.
 
 use crate::proto::http::reason_phrase;
 use std::fmt;
@@ -129,8 +129,8 @@ impl fmt::Display for Cause {
 
 /// Whether the kernel refused a connection because this machine has run out of something.
 ///
-/// `EADDRNOTAVAIL` and `EADDRINUSE`: all local ports to that address are taken. `EAGAIN`: no room in
-/// the routing tables (`connect(2)`).
+/// `EADDRNOTAVAIL` and `EADDRINUSE`: all local ports to that address are taken. `EAGAIN`: no room
+/// in the routing tables (`connect(2)`).
 fn is_shortage(errno: i32) -> bool {
     matches!(
         errno,

@@ -27,8 +27,8 @@ use crate::proto::message::{TaskId, TaskResult};
 /// The number of queued deliveries from which on the bus is full.
 const DELIVERIES_MAX: usize = 4096;
 
-/// The bus. `K` identifies a client: no two clients have the same, ever, and it sorts clients in the
-/// order in which they came.
+/// The bus. `K` identifies a client: no two clients have the same, ever, and it sorts clients in
+/// the order in which they came.
 #[derive(Debug)]
 pub struct Bus<K> {
     waiting: Table<TaskWaiters<K>>,
@@ -140,8 +140,8 @@ impl<K: Copy + Ord> Bus<K> {
     }
 
     /// Queues a result for the clients that have not had it, and returns how many these are.
-    /// `is_dispatched`: [`Bus::mark_caught_up`] was called since the result came, so only those that
-    /// came after that call miss it. `result` is called at most once.
+    /// `is_dispatched`: [`Bus::mark_caught_up`] was called since the result came, so only those
+    /// that came after that call miss it. `result` is called at most once.
     pub fn publish(
         &mut self,
         task: Uuid,
@@ -174,8 +174,8 @@ impl<K: Copy + Ord> Bus<K> {
         self.waiting.entry(task).is_some_and(|waiting| waiting.waiters.newcomers().next().is_some())
     }
 
-    /// The next change of channels. A task that gained and lost its clients since the last call does
-    /// not appear.
+    /// The next change of channels. A task that gained and lost its clients since the last call
+    /// does not appear.
     pub fn poll_change(&mut self) -> Option<Change> {
         while let Some(&task) = self.changed.front() {
             let slot = self.waiting.find(task).expect("a queued task is kept");

@@ -1,9 +1,10 @@
-//! Which connections are accepted: how many in all, how many per address, and pages of which origins.
+//! Which connections are accepted: how many in all, how many per address, and pages of which
+//! origins.
 //!
-//! With a list of origins, a request without an `Origin` is still accepted. The list protects people
-//! whose browser is made to connect by a foreign page, and every browser names that page (RFC 6455
-//! section 10.2). A request without an `Origin` comes from a program, which could claim any origin.
-//! The `websockets` library does the same with `origins=[…, None]`.
+//! With a list of origins, a request without an `Origin` is still accepted. The list protects
+//! people whose browser is made to connect by a foreign page, and every browser names that page
+//! (RFC 6455 section 10.2). A request without an `Origin` comes from a program, which could claim
+//! any origin. The `websockets` library does the same with `origins=[…, None]`.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -17,8 +18,8 @@ pub struct Settings {
     pub max_connections: usize,
     /// Open client sockets of one address; 0 is no limit.
     pub max_connections_per_ip: usize,
-    /// Origins that may open WebSockets and read JSON answers. Empty: any may open WebSockets, and there
-    /// are no CORS headers.
+    /// Origins that may open WebSockets and read JSON answers. Empty: any may open WebSockets, and
+    /// there are no CORS headers.
     pub allowed_origins: Vec<OriginRule>,
 }
 
@@ -97,8 +98,8 @@ impl Limits {
         Ok(())
     }
 
-    /// Counts an admitted connection for the client `to` instead of `from`: a proxy's connection carries
-    /// the requests of one client after the other.
+    /// Counts an admitted connection for the client `to` instead of `from`: a proxy's connection
+    /// carries the requests of one client after the other.
     ///
     /// # Errors
     /// The limit of `to` is reached; then the connection is still counted for `from`.
@@ -149,8 +150,8 @@ impl Limits {
         self.open
     }
 
-    /// Takes other settings. `open` yields the addresses of all open connections, to count them if no
-    /// count per address was kept so far. Connections beyond the new limits stay open.
+    /// Takes other settings. `open` yields the addresses of all open connections, to count them if
+    /// no count per address was kept so far. Connections beyond the new limits stay open.
     pub fn reload(&mut self, settings: Settings, open: impl Iterator<Item = IpAddr>) {
         if settings.max_connections_per_ip == 0 {
             self.per_address = None;
@@ -164,10 +165,10 @@ impl Limits {
         self.settings = settings;
     }
 
-    /// Whether a request with this `Origin` header may open a WebSocket. Without rules any may, and so
-    /// may a request without an `Origin`, see the top of this file. A page of `own_host`, the host that
-    /// was asked for, is the gateway's own and needs no rule; `null` (a sandboxed frame, a local file)
-    /// needs a rule of its own.
+    /// Whether a request with this `Origin` header may open a WebSocket. Without rules any may, and
+    /// so may a request without an `Origin`, see the top of this file. A page of `own_host`, the
+    /// host that was asked for, is the gateway's own and needs no rule; `null` (a sandboxed frame,
+    /// a local file) needs a rule of its own.
     pub fn is_allowed(&self, origin: Option<&[u8]>, own_host: Option<&str>) -> bool {
         let rules = &self.settings.allowed_origins;
         match origin {
@@ -179,14 +180,16 @@ impl Limits {
         }
     }
 
-    /// The value of `Access-Control-Allow-Origin`: the origin as the client wrote it; none without rules.
+    /// The value of `Access-Control-Allow-Origin`: the origin as the client wrote it; none without
+    /// rules.
     fn allow_origin<'o>(&self, origin: Option<&'o [u8]>) -> Option<&'o str> {
         matching(&self.settings.allowed_origins, origin?)
     }
 
-    /// The CORS headers of a JSON answer to a request with this `Origin`. Without rules, an answer that
-    /// is for everyone may be read by any page, as any page may open a WebSocket then. With rules, there
-    /// is always a `Vary`, so that a cache does not give the answer for one page to another.
+    /// The CORS headers of a JSON answer to a request with this `Origin`. Without rules, an answer
+    /// that is for everyone may be read by any page, as any page may open a WebSocket then. With
+    /// rules, there is always a `Vary`, so that a cache does not give the answer for one page to
+    /// another.
     pub fn cors_headers(&self, origin: Option<&[u8]>, pages: Pages) -> Vec<(&'static str, String)> {
         let mut headers = Vec::new();
         match (self.settings.allowed_origins.is_empty(), pages) {

@@ -1,4 +1,5 @@
-//! Rules without sockets: where a request goes, which backend is next, who is admitted, what is told about it all.
+//! Rules without sockets: where a request goes, which backend is next, who is admitted, what is
+//! told about it all.
 
 pub mod attempt;
 pub mod bus;

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// Whether one of `rules` matches an `Origin` header: then the origin as text, as the client wrote it.
+/// Whether one of `rules` matches an `Origin` header: then the origin as text, as the client wrote
+/// it.
 pub fn matching<'o>(rules: &[OriginRule], origin: &'o [u8]) -> Option<&'o str> {
     let text = std::str::from_utf8(origin)
         .ok()
@@ -23,7 +24,7 @@ pub fn is_same_host(origin: &[u8], host: &str) -> bool {
 ///
 /// | rule | matches |
 /// | --- | --- |
-/// | `https://app.example` | this scheme, host and port; without a port, the scheme's default port |
+/// | `https://app.example` | this scheme, host and port; without a port, the scheme's default |
 /// | `*.example` | every host below `example` (not itself), any scheme, any port |
 /// | `*.example:8443` | the same, on this port only |
 /// | `http://localhost:*` | this scheme and host, any port |
@@ -119,8 +120,8 @@ fn parse_kind(text: &str) -> Result<RuleKind, String> {
     }
 }
 
-/// Scheme, host and port of a web page, in lower case. Without a port, it is the default port of the
-/// scheme, if that has one.
+/// Scheme, host and port of a web page, in lower case. Without a port, it is the default port of
+/// the scheme, if that has one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Origin {
     scheme: String,

@@ -1,15 +1,15 @@
 //! Results on their way from publishers to clients: bus, tasks and link behind one interface.
 //!
 //! A result comes in by [`Results::publish`] (the embedded inbox) or out of the link's events
-//! ([`Results::settle`]), and goes out by [`Results::poll_delivery`]. In between it is retained, kept in
-//! Redis, and given once to every client that waits.
+//! ([`Results::settle`]), and goes out by [`Results::poll_delivery`]. In between it is retained,
+//! kept in Redis, and given once to every client that waits.
 //!
 //! A result that was just heard may have to wait for one that was published before it. After a
 //! connection to Redis came up, and when a task's first client comes, Redis is asked what it keeps.
-//! Until it has answered, nothing of that task goes out, so that the second sentence never overtakes
-//! the first. Redis answers in about a millisecond. Results are held for at most `HOLD_MAX` while the
-//! link is down, and for at most `TASK_HOLD_MAX` in all, however often the link comes and goes:
-//! results in the wrong order are better than none.
+//! Until it has answered, nothing of that task goes out, so that the second sentence never
+//! overtakes the first. Redis answers in about a millisecond. Results are held for at most
+//! `HOLD_MAX` while the link is down, and for at most `TASK_HOLD_MAX` in all, however often the
+//! link comes and goes: results in the wrong order are better than none.
 
 use crate::base::moment::Moment;
 use std::collections::{HashMap, VecDeque};
@@ -25,8 +25,8 @@ use crate::service::tasks::{self, ClientState, Occurrence, Status, Subscription,
 
 /// How long results are held while the link is down.
 const HOLD_MAX: Duration = Duration::from_secs(1);
-/// How long the results of a task are held in all: as long as a silent connection takes to be noticed,
-/// and `HOLD_MAX`.
+/// How long the results of a task are held in all: as long as a silent connection takes to be
+/// noticed, and `HOLD_MAX`.
 const TASK_HOLD_MAX: Duration = Duration::from_secs(6);
 /// Losses of results are reported at most once in this time.
 const LOSS_NOTICE_INTERVAL: Duration = Duration::from_secs(1);
@@ -120,7 +120,8 @@ impl Holds {
 }
 
 impl<K: Copy + Ord> Results<K> {
-    /// With a link to Redis, or without one: then results come from the embedded inbox, or not at all.
+    /// With a link to Redis, or without one: then results come from the embedded inbox, or not at
+    /// all.
     pub fn new(tasks: Tasks, link: Option<Link>) -> Results<K> {
         Results {
             bus: Bus::new(),
@@ -158,8 +159,8 @@ impl<K: Copy + Ord> Results<K> {
         }
     }
 
-    /// A client that joined `task` and takes no further results has left. `state` is what it was last,
-    /// `end` how the task ended for it, if it did.
+    /// A client that joined `task` and takes no further results has left. `state` is what it was
+    /// last, `end` how the task ended for it, if it did.
     pub fn leave(&mut self, now: Moment, task: Uuid, state: ClientState, end: Option<TaskEnd>) {
         self.tasks.handle_client(now, task, Some(state), None, end);
         self.follow_changes(now);
@@ -205,13 +206,14 @@ impl<K: Copy + Ord> Results<K> {
         }
     }
 
-    /// The link, for the owner of its sockets. Call [`Results::settle`] after giving it bytes or time.
+    /// The link, for the owner of its sockets. Call [`Results::settle`] after giving it bytes or
+    /// time.
     pub fn link(&mut self) -> Option<&mut Link> {
         self.link.as_mut()
     }
 
-    /// Takes in what the link has learned, and removes what is too old or too much. To be called once
-    /// a turn, and at [`Results::deadline`].
+    /// Takes in what the link has learned, and removes what is too old or too much. To be called
+    /// once a turn, and at [`Results::deadline`].
     pub fn settle(&mut self, now: Moment) {
         if let Some(link) = &mut self.link {
             link.handle_time(now);
@@ -239,8 +241,8 @@ impl<K: Copy + Ord> Results<K> {
         deadlines.into_iter().flatten().min()
     }
 
-    /// The state of a task, and whether a client is connected for it. A client waits once its results
-    /// can be heard; before that, and while Redis is away, it is only connected.
+    /// The state of a task, and whether a client is connected for it. A client waits once its
+    /// results can be heard; before that, and while Redis is away, it is only connected.
     pub fn status(&self, task: Uuid) -> (Status, bool) {
         match self.tasks.status(task) {
             (Status::Waiting, _) if !self.is_subscribed(task) => (Status::Connected, true),
@@ -335,12 +337,14 @@ impl<K: Copy + Ord> Results<K> {
         payload: Rc<[u8]>,
     ) {
         if TaskResult::is_progress_message(&payload) {
-            // For the clients of this moment: it neither waits for a look-up nor for a later client.
+            // For the clients of this moment: it neither waits for a look-up nor for a later
+            // client.
             self.bus.publish(task, false, || Rc::new(TaskResult::read(&payload)));
             return;
         }
         let occurrence = self.tasks.handle_published(now, task, subscription, Rc::clone(&payload));
-        // A result that was known because the worker had set it is kept already, but without a time.
+        // A result that was known because the worker had set it is kept already, but without a
+        // time.
         self.keep(task, subscription, occurrence, payload);
         self.dispatch(now, task);
         // Not only at the end of the turn: a flood would pile up first.

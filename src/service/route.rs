@@ -1,4 +1,5 @@
-//! Routes: which one answers a request path, and the check that the configured ones can work together.
+//! Routes: which one answers a request path, and the check that the configured ones can work
+//! together.
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 #![expect(clippy::indexing_slicing, reason = "positions come from a search in the same text")]
@@ -166,7 +167,8 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// Takes routes that have passed [`check`]. Each of their backends gets an entry in `upstreams`.
+    /// Takes routes that have passed [`check`]. Each of their backends gets an entry in
+    /// `upstreams`.
     pub fn new(settings: Vec<RouteSettings>, upstreams: &mut Upstreams) -> Self {
         Self {
             current: settings.into_iter().map(|route| Rc::new(in_use(route, upstreams))).collect(),
@@ -174,16 +176,16 @@ impl Routes {
         }
     }
 
-    /// Takes other settings. Sessions keep the routes they have; the backends of those stay known until
-    /// the last of the sessions has ended.
+    /// Takes other settings. Sessions keep the routes they have; the backends of those stay known
+    /// until the last of the sessions has ended.
     pub fn reload(&mut self, settings: Vec<RouteSettings>, upstreams: &mut Upstreams) {
         let current = Self::new(settings, upstreams).current;
         self.replaced.append(&mut std::mem::replace(&mut self.current, current));
         self.release_unused(upstreams);
     }
 
-    /// Forgets replaced routes that no session uses any more, and their backends. To be called after
-    /// sessions have ended; costs nothing while no route is replaced.
+    /// Forgets replaced routes that no session uses any more, and their backends. To be called
+    /// after sessions have ended; costs nothing while no route is replaced.
     pub fn release_unused(&mut self, upstreams: &mut Upstreams) {
         if self.replaced.is_empty() {
             return;

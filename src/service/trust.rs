@@ -1,13 +1,16 @@
-//! Whose request is it: the address of the client behind trusted proxies, and whether it is an admin.
+//! Whose request is it: the address of the client behind trusted proxies, and whether it is an
+//! admin.
 //!
-//! Admins see what names a task, an address or a backend. Two kinds of strangers must not pass for them:
+//! Admins see what names a task, an address or a backend. Two kinds of strangers must not pass for
+//! them:
 //!
-//! - Clients behind a proxy, whose connection comes from an address that admins have. A request that says
-//!   that it came through a proxy (`X-Forwarded-For`, `Forwarded`) is an admin's only if the proxy is
-//!   trusted, and then by the address that it names. A trusted proxy that names none hides its client.
-//! - Pages in an admin's browser that make their own host name resolve to the gateway (DNS rebinding).
-//!   Their requests carry that name in `Host`, so `Host` must be an address, `localhost` or one of
-//!   `server_names`.
+//! - Clients behind a proxy, whose connection comes from an address that admins have. A request
+//!   that says that it came through a proxy (`X-Forwarded-For`, `Forwarded`) is an admin's only if
+//!   the proxy is trusted, and then by the address that it names. A trusted proxy that names none
+//!   hides its client.
+//! - Pages in an admin's browser that make their own host name resolve to the gateway (DNS
+//!   rebinding). Their requests carry that name in `Host`, so `Host` must be an address,
+//!   `localhost` or one of `server_names`.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -79,8 +82,8 @@ impl Settings {
         (self.server_names.is_empty() || self.is_own_name(Some(host))).then_some(host)
     }
 
-    /// Whether a page at this `Host` can only be one of the gateway's own: it is an address, `localhost`
-    /// or one of `server_names`.
+    /// Whether a page at this `Host` can only be one of the gateway's own: it is an address,
+    /// `localhost` or one of `server_names`.
     fn is_own_name(&self, host: Option<&str>) -> bool {
         let Some(host) = host else { return false };
         let name = without_port(host);
@@ -89,8 +92,8 @@ impl Settings {
             || self.server_names.iter().any(|known| name.eq_ignore_ascii_case(known))
     }
 
-    /// Reads `X-Forwarded-For` from the right, where the nearest proxies wrote, up to the first address
-    /// that is not a trusted proxy's. What is left of it is hearsay.
+    /// Reads `X-Forwarded-For` from the right, where the nearest proxies wrote, up to the first
+    /// address that is not a trusted proxy's. What is left of it is hearsay.
     fn client_behind_proxy(&self, head: &RequestHead<'_, '_>, peer: SocketAddr) -> Client {
         let elements: Vec<&[u8]> = head.headers.elements("x-forwarded-for").collect();
         let mut client = Client::Peer(peer);
@@ -164,8 +167,8 @@ pub struct Requester {
     pub is_proxied: bool,
 }
 
-/// One entry of `admin_from` or `trusted_proxies`: an address, a network such as `10.0.0.0/8`, or `unix`
-/// for the peers of Unix sockets.
+/// One entry of `admin_from` or `trusted_proxies`: an address, a network such as `10.0.0.0/8`, or
+/// `unix` for the peers of Unix sockets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerRule {
     text: Box<str>,
@@ -289,7 +292,8 @@ mod tests {
         }
     }
 
-    /// The client as logs name it, and whether it is an admin, for a request with these header lines.
+    /// The client as logs name it, and whether it is an admin, for a request with these header
+    /// lines.
     fn judged(settings: &Settings, peer: &str, lines: &str) -> (String, bool) {
         judged_at(AcceptedOn::Clients, settings, peer, &format!("Host: 192.0.2.1:8000\r\n{lines}"))
     }

@@ -12,9 +12,9 @@
 //!                             └──────────────────────────────────────► (gone)
 //! ```
 //!
-//! To know before changing anything: a backend that has failed gets one attempt at a time, also after
-//! its rest, until one succeeds. A backend that swallows connections would otherwise delay every client
-//! that arrives when its rest has ended.
+//! To know before changing anything: a backend that has failed gets one attempt at a time, also
+//! after its rest, until one succeeds. A backend that swallows connections would otherwise delay
+//! every client that arrives when its rest has ended.
 
 #![expect(clippy::indexing_slicing, reason = "positions come from a search in the same text")]
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
@@ -89,7 +89,8 @@ pub enum Purpose {
 /// How an attempt that [`Upstreams::connecting`] announced has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttemptOutcome {
-    /// The backend took the client, at this address. The connection counts until [`Upstreams::left`].
+    /// The backend took the client, at this address. The connection counts until
+    /// [`Upstreams::left`].
     Succeeded(SocketAddr),
     /// The backend answered, and did not take this client.
     Answered,
@@ -122,7 +123,8 @@ struct Upstream {
     tried: u64,
     state: BackendState,
     rest: Backoff,
-    /// Other backends are preferred until then. Set by a failure, in the past once the rest is over.
+    /// Other backends are preferred until then. Set by a failure, in the past once the rest is
+    /// over.
     rests_until: Option<Moment>,
     /// It answered without taking a client: others with as much to do are preferred until then.
     deferral: Backoff,
@@ -220,10 +222,10 @@ impl Upstreams {
 
     /// The backend to try next, or `None` when there are no `candidates`.
     ///
-    /// The one with the fewest connections, attempts included; among equals the one tried longest ago, so
-    /// that short connections are spread as well. One that answers without taking clients has few
-    /// connections for a bad reason, so others come first for a while, doubling like a rest. One that
-    /// rests comes only when all rest, and then the one whose rest ends first.
+    /// The one with the fewest connections, attempts included; among equals the one tried longest
+    /// ago, so that short connections are spread as well. One that answers without taking clients
+    /// has few connections for a bad reason, so others come first for a while, doubling like a
+    /// rest. One that rests comes only when all rest, and then the one whose rest ends first.
     pub fn choose(&self, candidates: &[UpstreamId], now: Moment) -> Option<UpstreamId> {
         candidates
             .iter()
@@ -335,7 +337,8 @@ impl Upstreams {
         }
     }
 
-    /// Whether its name is to be looked up now. True once for each lookup: [`Upstreams::resolved`] follows.
+    /// Whether its name is to be looked up now. True once for each lookup: [`Upstreams::resolved`]
+    /// follows.
     #[must_use]
     pub fn begin_lookup(&mut self, id: UpstreamId, now: Moment) -> bool {
         match self.entries.get_mut(&id).map(|upstream| &mut upstream.location) {
@@ -347,8 +350,8 @@ impl Upstreams {
         }
     }
 
-    /// The error number of the shortage on this machine that kept its name from being looked up last
-    /// time.
+    /// The error number of the shortage on this machine that kept its name from being looked up
+    /// last time.
     pub fn lookup_shortage(&self, id: UpstreamId) -> Option<i32> {
         match self.entries.get(&id).map(|upstream| &upstream.location) {
             Some(Location::Named(lookup)) => lookup.shortage,
@@ -364,8 +367,8 @@ impl Upstreams {
         }
     }
 
-    /// All its addresses have failed: has its name looked up again. False: the URL itself says where it
-    /// is.
+    /// All its addresses have failed: has its name looked up again. False: the URL itself says
+    /// where it is.
     pub fn doubt_addresses(&mut self, id: UpstreamId, now: Moment) -> bool {
         match self.entries.get_mut(&id).map(|upstream| &mut upstream.location) {
             Some(Location::Named(lookup)) => {
@@ -376,16 +379,16 @@ impl Upstreams {
         }
     }
 
-    /// Whether all its addresses lead to one machine, as those of `localhost` do. Those of any other
-    /// name may be several backends.
+    /// Whether all its addresses lead to one machine, as those of `localhost` do. Those of any
+    /// other name may be several backends.
     pub fn is_one_host(&self, id: UpstreamId) -> bool {
         self.entries
             .get(&id)
             .is_some_and(|upstream| matches!(upstream.location, Location::Fixed(_)))
     }
 
-    /// What looking up its name gave. Addresses that are known stay usable when the lookup has failed or
-    /// found nothing. An answer for a backend that was forgotten meanwhile is ignored.
+    /// What looking up its name gave. Addresses that are known stay usable when the lookup has
+    /// failed or found nothing. An answer for a backend that was forgotten meanwhile is ignored.
     pub fn resolved(
         &mut self,
         id: UpstreamId,
@@ -421,8 +424,8 @@ impl Upstreams {
         }
     }
 
-    /// When [`Upstreams::due_probe`] will have something: a failed backend has rested, and no attempt
-    /// is finding out how it is.
+    /// When [`Upstreams::due_probe`] will have something: a failed backend has rested, and no
+    /// attempt is finding out how it is.
     #[inline]
     pub fn probe_at(&self) -> Option<Moment> {
         self.probe_at
@@ -469,8 +472,8 @@ impl Upstream {
         }
     }
 
-    /// Many attempts that were under way when the backend failed count as one failure: a rest that lasts
-    /// is not made longer.
+    /// Many attempts that were under way when the backend failed count as one failure: a rest that
+    /// lasts is not made longer.
     fn fail(&mut self, error: AttemptError, now: Moment) {
         let since = match self.state {
             BackendState::Failed { since, .. } => since,

@@ -1,9 +1,10 @@
-//! Path templates such as `/ws/{name}`, and backend URLs such as `ws://host:port/path/{name}?query`.
+//! Path templates such as `/ws/{name}`, and backend URLs such as
+//! `ws://host:port/path/{name}?query`.
 //!
 //! Nothing is percent-decoded. A segment goes to the backend exactly as the client wrote it, so the
-//! gateway and the backend cannot read one path in two ways. For the same reason a name never matches
-//! `.` or `..`, also when written `%2e`: a backend that normalizes paths would leave the folder that
-//! its route is meant for.
+//! gateway and the backend cannot read one path in two ways. For the same reason a name never
+//! matches `.` or `..`, also when written `%2e`: a backend that normalizes paths would leave the
+//! folder that its route is meant for.
 
 #![expect(clippy::indexing_slicing, reason = "positions come from a search in the same text")]
 
@@ -13,8 +14,8 @@ use std::sync::Arc;
 
 use super::name::Name;
 
-/// A path with names in it, such as `/ws/output/{task_id}`. `{name}` matches one whole segment that is
-/// not empty.
+/// A path with names in it, such as `/ws/output/{task_id}`. `{name}` matches one whole segment that
+/// is not empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
     text: Box<str>,
@@ -64,7 +65,8 @@ impl Template {
         Ok(template)
     }
 
-    /// Returns the values of the names if `path`, without its query, matches. Values are not decoded.
+    /// Returns the values of the names if `path`, without its query, matches. Values are not
+    /// decoded.
     pub fn match_path<'p>(&self, path: &'p str) -> Option<Params<'p>> {
         let mut values = Vec::new();
         let mut rest = path;
@@ -125,8 +127,8 @@ impl Template {
         }
     }
 
-    /// Parses the path or the query of a backend URL, where a name may be a part of a segment: these
-    /// are filled and never matched.
+    /// Parses the path or the query of a backend URL, where a name may be a part of a segment:
+    /// these are filled and never matched.
     fn parse_loosely(what: &str, text: &str) -> Result<Self, String> {
         if let Some(sign) = text.chars().find(|sign| !sign.is_ascii_graphic()) {
             return Err(format!(
@@ -235,8 +237,8 @@ impl<'p> Params<'p> {
 
 /// Where a backend listens: `ws://host:port/path/{name}?query`.
 ///
-/// The default port is 80, the default path `/`. Names may be anywhere in path and query. `wss://` is
-/// refused: TLS to backends is not supported.
+/// The default port is 80, the default path `/`. Names may be anywhere in path and query. `wss://`
+/// is refused: TLS to backends is not supported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendUrl {
     text: Box<str>,
@@ -330,8 +332,8 @@ impl BackendUrl {
     }
 }
 
-/// The text as it is in the configuration, query included: for `--print-config`, and to tell backends
-/// apart. See [`BackendUrl::public_text`].
+/// The text as it is in the configuration, query included: for `--print-config`, and to tell
+/// backends apart. See [`BackendUrl::public_text`].
 impl fmt::Display for BackendUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
@@ -385,8 +387,8 @@ fn check_host_name(host: &str) -> Result<(), String> {
             host.escape_debug()
         ));
     }
-    // A name whose last label is a number is an IPv4 address (WHATWG URL, "ends in a number"). Without
-    // this check the system's resolver would guess which.
+    // A name whose last label is a number is an IPv4 address (WHATWG URL, "ends in a number").
+    // Without this check the system's resolver would guess which.
     let last = host.strip_suffix('.').unwrap_or(host).rsplit('.').next().unwrap_or_default();
     if last.bytes().all(|byte| byte.is_ascii_digit()) && host.parse::<Ipv4Addr>().is_err() {
         return Err(format!("its host `{host}` is not an IPv4 address"));
@@ -394,11 +396,11 @@ fn check_host_name(host: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The request target for a backend: the path of its URL with the names filled in, then the query of
-/// its URL, then the client's.
+/// The request target for a backend: the path of its URL with the names filled in, then the query
+/// of its URL, then the client's.
 ///
-/// `query` is what follows the client's `?`; an empty one keeps its `?`. In the URL's own query, a value
-/// is escaped where it would otherwise begin another parameter.
+/// `query` is what follows the client's `?`; an empty one keeps its `?`. In the URL's own query, a
+/// value is escaped where it would otherwise begin another parameter.
 pub fn upstream_target(url: &BackendUrl, params: &Params, query: Option<&str>) -> String {
     let mut target = url.path.fill(params);
     if let Some(own) = &url.query {
@@ -412,7 +414,8 @@ pub fn upstream_target(url: &BackendUrl, params: &Params, query: Option<&str>) -
     target
 }
 
-/// The request target for a probe of the backend: as for a client, with the nil UUID for every name.
+/// The request target for a probe of the backend: as for a client, with the nil UUID for every
+/// name.
 pub fn probe_target(url: &BackendUrl) -> String {
     let names: Arc<[Box<str>]> = url.names().map(Into::into).collect();
     let values = vec!["00000000-0000-0000-0000-000000000000"; names.len()];

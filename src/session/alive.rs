@@ -1,7 +1,8 @@
 //! Whether the peer of a WebSocket is still there: when to ping it, and when to give it up.
 //!
-//! Any byte from the peer proves it alive. So does a byte that its full socket takes. A ping that could not be sent yet
-//! proves nothing, which is why a peer whose socket is full may be given up without one.
+//! Any byte from the peer proves it alive. So does a byte that its full socket takes. A ping that
+//! could not be sent yet proves nothing, which is why a peer whose socket is full may be given up
+//! without one.
 
 use super::Settings;
 use crate::base::moment::Moment;
@@ -52,8 +53,9 @@ impl Alive {
         let interval = settings.ping_interval?;
         let timeout = settings.ping_timeout;
         if self.is_pinged {
-            // The answer may come now, and the next ping is then due an interval later. Nobody works
-            // out the deadline again for it: that would cost something on every relayed frame.
+            // The answer may come now, and the next ping is then due an interval later. Nobody
+            // works out the deadline again for it: that would cost something on every relayed
+            // frame.
             let next_ping_at = now + interval;
             return Some(
                 timeout.map_or(next_ping_at, |timeout| next_ping_at.min(self.heard_at + timeout)),
@@ -65,7 +67,8 @@ impl Alive {
         } else if self.is_blocked {
             timeout.map(|timeout| (ping_at + timeout).max(now))
         } else {
-            // The ping is due and waits for a frame boundary; once it has left there is a new deadline.
+            // The ping is due and waits for a frame boundary; once it has left there is a new
+            // deadline.
             None
         }
     }

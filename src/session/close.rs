@@ -1,5 +1,5 @@
-//! Every way in which a session ends, as one table: the word for log and metrics, the close code, the
-//! phrase in the Close frame.
+//! Every way in which a session ends, as one table: the word for log and metrics, the close code,
+//! the phrase in the Close frame.
 
 use crate::net::Side;
 use std::fmt;

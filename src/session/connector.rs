@@ -8,19 +8,21 @@
 //!                                                none left: exhausted, with the last error
 //! ```
 //!
-//! The connector moves no bytes and knows no protocol. It hands out a connection that has been begun;
-//! the layer above writes its request and reads the answer, and reports what it saw:
+//! The connector moves no bytes and knows no protocol. It hands out a connection that has been
+//! begun; the layer above writes its request and reads the answer, and reports what it saw:
 //!
 //! - [`Connector::connected`] once the first byte could be written,
-//! - [`Connector::fail`] when the attempt came to nothing; [`Connector::poll`] then goes on with the next,
+//! - [`Connector::fail`] when the attempt came to nothing; [`Connector::poll`] then goes on with
+//!   the next,
 //! - [`Connector::succeed`] or [`Connector::answered`] when the backend has answered.
 //!
 //! *An attempt has succeeded when the backend has answered*, not when it has accepted a connection.
 //! Until then nothing is committed, so the next backend can be tried within the same wait.
 //!
-//! Two budgets hold for all attempts together: the time to connect, and the time to wait for answers.
-//! While something else is left to try, an attempt may use half of what is left of either, and at most
-//! `attempt_timeout` to connect, so that a backend that swallows packets does not use up the wait.
+//! Two budgets hold for all attempts together: the time to connect, and the time to wait for
+//! answers. While something else is left to try, an attempt may use half of what is left of either,
+//! and at most `attempt_timeout` to connect, so that a backend that swallows packets does not use
+//! up the wait.
 
 use super::Context;
 use super::jobs::{Job, NameOwner};
@@ -322,7 +324,8 @@ impl Connector {
     }
 
     /// The last backend has failed at every address. If its name leads to addresses that were known
-    /// before, it may have moved meanwhile: then the client waits for the name to be looked up, once.
+    /// before, it may have moved meanwhile: then the client waits for the name to be looked up,
+    /// once.
     fn look_up_again(&mut self, cx: &mut Context) -> bool {
         if self.is_out_of_time() || self.left() != Left::Nothing {
             return false;

@@ -1,5 +1,5 @@
-//! From a client's upgrade request to a relay: asks backends to upgrade until one does, and passes its
-//! answer on.
+//! From a client's upgrade request to a relay: asks backends to upgrade until one does, and passes
+//! its answer on.
 //!
 //! ```text
 //!   Connect ──► Ask ── 101 ──► Relay
@@ -9,8 +9,9 @@
 //!       └── nothing is left to try ──────────────────────────┴─────────────► the end
 //! ```
 //!
-//! The [`Connector`] chooses what is tried, and for how long; this file knows what a WebSocket handshake
-//! is. Nothing of the client's frames is sent before the 101, so every attempt sends the same request.
+//! The [`Connector`] chooses what is tried, and for how long; this file knows what a WebSocket
+//! handshake is. Nothing of the client's frames is sent before the 101, so every attempt sends the
+//! same request.
 
 #![expect(
     clippy::indexing_slicing,
@@ -39,8 +40,8 @@ use crate::service::url::upstream_target;
 use log::info;
 use std::io;
 
-/// Bytes that a client may send behind its request before the backend has answered. More waits in its
-/// socket.
+/// Bytes that a client may send behind its request before the backend has answered. More waits in
+/// its socket.
 const EARLY_BYTES_MAX: usize = HEAD_BYTES_MAX;
 
 /// Bytes to reserve for the headers that the gateway adds to the client's own.
@@ -107,7 +108,8 @@ struct Failure {
 }
 
 impl Dial {
-    /// Begins for a good upgrade `request`, whose `handshake` was checked, with `early` bytes behind it.
+    /// Begins for a good upgrade `request`, whose `handshake` was checked, with `early` bytes
+    /// behind it.
     pub fn phase(
         request: &RequestHead,
         handshake: &Handshake,
@@ -175,7 +177,8 @@ impl Dial {
         true
     }
 
-    /// The backend has refused. `None`: another one is tried, or the body of its answer comes first.
+    /// The backend has refused. `None`: another one is tried, or the body of its answer comes
+    /// first.
     fn refused(
         &mut self,
         conn: Conn,
@@ -233,7 +236,8 @@ impl Dial {
         Step::Next(Relay::phase(conn, backend, early, downstream, who, cx))
     }
 
-    /// Ends the session: no backend takes the client. `answer` is a backend's own, where it is passed on.
+    /// Ends the session: no backend takes the client. `answer` is a backend's own, where it is
+    /// passed on.
     fn fail(self: Box<Self>, failure: Failure, answer: Option<Vec<u8>>, cx: &mut Context) -> Step {
         let Failure { reason, what, status } = failure;
         let sentence = match reason {
@@ -389,8 +393,8 @@ impl State for Dial {
     }
 }
 
-/// Reads a backend's final answer. `key` is what the client sent; `mode` says whether a refusal is to be
-/// passed on.
+/// Reads a backend's final answer. `key` is what the client sent; `mode` says whether a refusal is
+/// to be passed on.
 fn judge(head: &ResponseHead, rest: &[u8], key: &str, mode: OnBackendFailure) -> UpgradeAnswer {
     if head.status == 101 {
         return match upgrade::check_response(head, key) {
@@ -417,13 +421,15 @@ fn judge(head: &ResponseHead, rest: &[u8], key: &str, mode: OnBackendFailure) ->
     UpgradeAnswer::Refused { status: head.status, answer }
 }
 
-/// Whether an answer says that the backend cannot serve anyone at the moment, so that the next is tried.
+/// Whether an answer says that the backend cannot serve anyone at the moment, so that the next is
+/// tried.
 pub(super) fn is_failure(status: u16) -> bool {
     matches!(status, 429 | 502 | 503 | 504)
 }
 
 impl RefusedUpgrade {
-    /// Reads the body. `Some`: done; true if the answer is whole, for one that is not is not passed on.
+    /// Reads the body. `Some`: done; true if the answer is whole, for one that is not is not passed
+    /// on.
     fn read(
         &mut self,
         conn: &mut Conn,

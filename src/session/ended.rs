@@ -108,8 +108,8 @@ impl Ended {
         self
     }
 
-    /// The client may not have received the last bytes, for `reason`: then nothing was delivered. An end
-    /// for another reason stays what it is.
+    /// The client may not have received the last bytes, for `reason`: then nothing was delivered.
+    /// An end for another reason stays what it is.
     pub(super) fn fail_delivery(&mut self, reason: CloseReason) {
         if self.reason == CloseReason::Delivered {
             self.reason = reason;

@@ -1,13 +1,15 @@
-//! Bytes in one direction, from a source to a sink, frame by frame; written once for both directions.
+//! Bytes in one direction, from a source to a sink, frame by frame; written once for both
+//! directions.
 //!
 //! ```text
-//!   source: Open ── FIN, RST, given up ──► Ended
-//!   sink:   Open ── Close frame passed ──► Closed ── source ended ──► Finishing ── FIN ──► Finished
-//!             ├──── Close frame of the gateway, or source ended ──────────▲                    ▲
-//!             └──── a write failed ────────────────────────────────────────────────────────────┘
+//! source: Open ── FIN, RST, given up ──► Ended
+//! sink:   Open ── Close frame passed ──► Closed ── source ended ──► Finishing ── FIN ──► Finished
+//!           ├──── Close frame of the gateway, or source ended ──────────▲                    ▲
+//!           └──── a write failed ────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Three rules make it a relay. Each has a name, which stands in a comment where the code relies on it:
+//! Three rules make it a relay. Each has a name, which stands in a comment where the code relies on
+//! it:
 //!
 //! - *Not reading is the backpressure*: while the backlog holds bytes, the source is not read.
 //! - *Boundary*: the gateway sends a frame of its own only between two frames of the source.
@@ -60,8 +62,8 @@ pub struct Flow {
     /// Payload bytes of the current message so far.
     message_bytes: u64,
     traffic: Traffic,
-    /// When the source's peer last proved alive (see [`super::alive`]), or was pinged, whichever came
-    /// later.
+    /// When the source's peer last proved alive (see [`super::alive`]), or was pinged, whichever
+    /// came later.
     heard_at: Moment,
 }
 
@@ -154,7 +156,8 @@ impl Flow {
         }
     }
 
-    /// Moves what can be moved now: the backlog, then frames of the gateway, then what the source has.
+    /// Moves what can be moved now: the backlog, then frames of the gateway, then what the source
+    /// has.
     pub fn pump(
         &mut self,
         source: &mut Conn,
@@ -174,7 +177,8 @@ impl Flow {
                         pumped.more = true;
                         return pumped;
                     }
-                    Streamed::Waits if self.is_blocked() => return pumped, // Not reading is the backpressure
+                    // Not reading is the backpressure.
+                    Streamed::Waits if self.is_blocked() => return pumped,
                     Streamed::Waits | Streamed::Over => {}
                 }
             }
@@ -220,10 +224,10 @@ impl Flow {
 
     /// Passes on what the source sent. Called from outside for what came along with a handshake.
     ///
-    /// `pass` is the run of bytes that may leave but has not yet: it grows over payloads and heads, so
-    /// that many frames leave in one write. It is forwarded early only where something must come
-    /// before or after it: a frame of the gateway at a boundary, a head whose beginning came with an
-    /// earlier read, the end of the flow, and a pong that is held back.
+    /// `pass` is the run of bytes that may leave but has not yet: it grows over payloads and heads,
+    /// so that many frames leave in one write. It is forwarded early only where something must come
+    /// before or after it: a frame of the gateway at a boundary, a head whose beginning came with
+    /// an earlier read, the end of the flow, and a pong that is held back.
     pub fn handle_bytes(
         &mut self,
         bytes: &[u8],
@@ -259,8 +263,8 @@ impl Flow {
                 }
                 pass.end = at;
             } else {
-                // Boundary: between two frames of this read. Without this, a source that never pauses
-                // would never let a ping or a Close frame through.
+                // Boundary: between two frames of this read. Without this, a source that never
+                // pauses would never let a ping or a Close frame through.
                 if self.has_own() {
                     self.forward(&bytes[pass], sink, cx, pumped);
                     pass = at..at;
@@ -409,8 +413,8 @@ impl Flow {
         self.sink == SinkState::Open
     }
 
-    /// No message is half sent. (A frame of the gateway may be sent within a message, but a drain waits
-    /// for its end.)
+    /// No message is half sent. (A frame of the gateway may be sent within a message, but a drain
+    /// waits for its end.)
     pub fn is_between_messages(&self) -> bool {
         !self.is_in_message && self.is_at_boundary()
     }

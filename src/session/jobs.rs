@@ -2,8 +2,8 @@
 //!
 //! A part that needs such work pushes a [`Job`] to [`Context::jobs`](super::Context). At the end of
 //! the turn the reactor passes the jobs to its threads, and each outcome comes back as one
-//! [`JobAnswer`], through `Gateway::handle_answer`, in a later turn. Nothing below the reactor knows a
-//! thread; a simulation answers the jobs itself.
+//! [`JobAnswer`], through `Gateway::handle_answer`, in a later turn. Nothing below the reactor
+//! knows a thread; a simulation answers the jobs itself.
 //!
 //! A session has at most one job under way, and a name is looked up once at a time, so the queues
 //! are bounded by the number of sessions and of names.

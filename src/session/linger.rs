@@ -1,13 +1,14 @@
 //! The last bytes, then FIN, then the wait for the client to have them.
 //!
 //! ```text
-//!   last bytes ──► FIN ──► everything is acknowledged, and the client has sent FIN or its Close ──► done
-//!       └──────────┴────── no byte taken or acknowledged for the timeout ──► gone
+//! last bytes ──► FIN ──► all is acknowledged, and the client has sent FIN or its Close ──► done
+//!     └──────────┴────── no byte taken or acknowledged for the timeout ──► gone
 //! ```
 //!
-//! Closing at once could destroy what was just sent. A socket that is closed with unread input, or that
-//! gets some later, answers with RST, and with an RST the kernel drops what it has not sent yet. So
-//! everything that the client still sends is read and discarded until it has ended its side.
+//! Closing at once could destroy what was just sent. A socket that is closed with unread input, or
+//! that gets some later, answers with RST, and with an RST the kernel drops what it has not sent
+//! yet. So everything that the client still sends is read and discarded until it has ended its
+//! side.
 //!
 //! The session counts as ended only here: what a client has not received has not been delivered.
 
@@ -26,8 +27,8 @@ use std::time::Duration;
 /// Timeout for the next sign that the client takes what it was sent, where `write_timeout` is off.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The same while the gateway drains, and for a connection beyond a limit: a client that takes its last
-/// bytes is still waited for, one that only fails to close is not.
+/// The same while the gateway drains, and for a connection beyond a limit: a client that takes its
+/// last bytes is still waited for, one that only fails to close is not.
 const BRIEF_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Reads of bytes that are discarded, in one step; then other sessions have their turn.
@@ -157,7 +158,8 @@ impl State for Linger {
         let Ok(has_more) = sent.and_then(|()| self.discard(downstream, cx)) else {
             return self.fail(CloseReason::ClientVanished);
         };
-        // A Close frame may have crossed the last bytes, and a client may end its side before it reads.
+        // A Close frame may have crossed the last bytes, and a client may end its side before it
+        // reads.
         if self.is_fin_sent
             && self.has_answered
             && downstream.unacknowledged().is_none_or(|bytes| bytes == 0)

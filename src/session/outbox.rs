@@ -5,9 +5,10 @@
 //!   before: bytes ──► chunk: a range of the file ──► after: bytes
 //! ```
 //!
-//! *Wire order is queue order.* A chunk is the payload of a frame whose head is in `before`, so what
-//! comes up while a chunk is being sent (a pong, a Close frame) waits in `after` for the chunk's end.
-//! The head leaves with `MSG_MORE`, so that it travels with the first bytes of its payload.
+//! *Wire order is queue order.* A chunk is the payload of a frame whose head is in `before`, so
+//! what comes up while a chunk is being sent (a pong, a Close frame) waits in `after` for the
+//! chunk's end. The head leaves with `MSG_MORE`, so that it travels with the first bytes of its
+//! payload.
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
@@ -15,8 +16,8 @@ use crate::net::{Conn, Io, OpenFile};
 use crate::proto::ws::{FrameHead, Opcode};
 use std::io::ErrorKind;
 
-/// Capacity that is kept from one chunk to the next: enough for the text that announces a chunk, not
-/// for a long result.
+/// Capacity that is kept from one chunk to the next: enough for the text that announces a chunk,
+/// not for a long result.
 const KEPT_BYTES: usize = 1024;
 
 /// The frames and the chunk that are still to be sent, in order.

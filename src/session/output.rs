@@ -1,10 +1,10 @@
 //! The WebSocket of a client that waits for a task's results, and gets them.
 //!
 //! ```text
-//!   Waiting ── a result ──► Sending: text ──► chunk, chunk, … ──► audio_complete ──► Waiting, or the
-//!      │                       │                                     │               next result
-//!      │                       └── the file was changed ─────┐       └── it was the final one ──┐
-//!      └── timeout, Redis away, drain, closed by the client ─┴──────────────────────────────────┴─► Leaving
+//! Waiting ── a result ─► Sending: text ─► chunk, chunk, … ─► audio_complete ─► Waiting, or
+//!    │                      │                                 │                 the next result
+//!    │                      └── the file was changed ─────┐   └── it was the final one ─┐
+//!    └── timeout, Redis away, drain, closed by the client ┴─────────────────────────────┴► Leaving
 //! ```
 //!
 //! *Wire order is queue order*: everything is sent through the [`Outbox`], which holds little more
@@ -57,8 +57,8 @@ const ANSWERS_BYTES_MAX: usize = 16 * 1024;
 /// A client that is further behind is closed; what is retained is there when it returns.
 const RESULTS_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// How much longer than its timeout a client waits while published results are still unread, because a
-/// publisher sends faster than the gateway reads.
+/// How much longer than its timeout a client waits while published results are still unread,
+/// because a publisher sends faster than the gateway reads.
 const UNREAD_RESULTS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How results are delivered: the `[output]` section, retention apart.
@@ -199,8 +199,8 @@ impl Output {
         Step::Next(Phase::Output(output))
     }
 
-    /// A result for its task, behind which `behind` further ones are queued. It is acted on by the next
-    /// step.
+    /// A result for its task, behind which `behind` further ones are queued. It is acted on by the
+    /// next step.
     pub fn handle_result(&mut self, result: Rc<TaskResult>, behind: usize) {
         if self.leaving.is_none() {
             let underway = self.underway();
@@ -519,8 +519,9 @@ impl State for Output {
                     self.traffic.to_client.bytes += moved as u64;
                     if is_blocked {
                         is_full = true;
+                        // A full socket that takes bytes proves that the client is alive.
                         if moved > 0 {
-                            self.note_alive(cx.now); // a full socket that takes bytes proves it alive
+                            self.note_alive(cx.now);
                         }
                         if self.has_stalled(moved, downstream, cx) {
                             return self.lose(CloseReason::ClientStalled, who, cx);

@@ -1,14 +1,14 @@
 //! Finds out whether a failed backend is well again, so that no client has to.
 //!
-//! A probe asks for what clients ask for: a WebSocket on the path of the backend's URL. When the backend
-//! agrees, the probe closes it with 1000 `probe`. Less would prove less: a backend that hangs, or answers
-//! 503, still accepts connections, and may still answer a plain `GET`. It would then count as well, be
-//! preferred for having few connections, and cost the next client its time. A probe costs the backend no
-//! more than the client that would otherwise find out, and it is made only while the backend is failed,
-//! when a rest is over.
+//! A probe asks for what clients ask for: a WebSocket on the path of the backend's URL. When the
+//! backend agrees, the probe closes it with 1000 `probe`. Less would prove less: a backend that
+//! hangs, or answers 503, still accepts connections, and may still answer a plain `GET`. It would
+//! then count as well, be preferred for having few connections, and cost the next client its time.
+//! A probe costs the backend no more than the client that would otherwise find out, and it is made
+//! only while the backend is failed, when a rest is over.
 //!
-//! Names in the URL's path become the nil UUID: what is there does not matter, because any answer other
-//! than 429, 502, 503 and 504 shows a backend that can serve clients.
+//! Names in the URL's path become the nil UUID: what is there does not matter, because any answer
+//! other than 429, 502, 503 and 504 shows a backend that can serve clients.
 
 use super::Context;
 use super::connector::{Connector, Polled};
@@ -50,8 +50,9 @@ enum ProbeStage {
     Over,
 }
 
-/// A WebSocket that is being closed. To close the socket at once could destroy the Close frame on the way:
-/// what the backend has sent meanwhile would be unread, and the kernel would answer that with a reset.
+/// A WebSocket that is being closed. To close the socket at once could destroy the Close frame on
+/// the way: what the backend has sent meanwhile would be unread, and the kernel would answer that
+/// with a reset.
 struct Closing {
     conn: Conn,
     /// What is left of the Close frame.
@@ -215,7 +216,8 @@ impl Closing {
     }
 }
 
-/// 16 random bytes in base64: 21 characters, one of those that leave no bit over, and two of padding.
+/// 16 random bytes in base64: 21 characters, one of those that leave no bit over, and two of
+/// padding.
 fn random_key(chance: &mut fastrand::Rng) -> String {
     const DIGITS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut key: String =

@@ -1,9 +1,10 @@
 //! Two flows between a client and a backend, until both have ended.
 //!
-//! A [`Flow`] knows one direction. What takes both is decided here: whom to ping, when to give a side
-//! up, how long an ending may take. None of it is on the path of a message: while neither flow has
-//! news, a step is two pumps and one comparison with a deadline that is already known. That deadline
-//! may be early, never late, so it is computed again only when it has passed or an ending begins.
+//! A [`Flow`] knows one direction. What takes both is decided here: whom to ping, when to give a
+//! side up, how long an ending may take. None of it is on the path of a message: while neither flow
+//! has news, a step is two pumps and one comparison with a deadline that is already known. That
+//! deadline may be early, never late, so it is computed again only when it has passed or an ending
+//! begins.
 
 use super::alive::{Alive, Verdict};
 use super::flow::{Flow, Pumped};
@@ -17,7 +18,8 @@ use crate::service::stats::BothWays;
 use crate::service::upstreams::UpstreamId;
 use std::time::Duration;
 
-/// Once a side is gone, or the gateway has sent a Close frame: silence for this long ends the session.
+/// Once a side is gone, or the gateway has sent a Close frame: silence for this long ends the
+/// session.
 const QUIET_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Timeout for the answer of one side to the other's Close frame.
@@ -100,8 +102,8 @@ impl Relay {
         Phase::Relay(relay)
     }
 
-    /// Gives back what it shared. Returns how it ended, with `unended` as the reason where nothing had
-    /// begun the end.
+    /// Gives back what it shared. Returns how it ended, with `unended` as the reason where nothing
+    /// had begun the end.
     fn end(self: Box<Self>, unended: CloseReason, cx: &mut Context) -> Box<Ended> {
         cx.upstreams.left(self.backend);
         let reason = self.ending().map_or(unended, |ending| ending.reason);
@@ -265,19 +267,20 @@ impl Relay {
             Side::Upstream => (&self.down, &self.up),
         };
         let (heard_at, is_pinged) = match (from.is_blocked(), to.is_blocked()) {
-            // The gateway does not read it because the OTHER side is slow. Judging this one would close
-            // a healthy client because of a stuck backend; the stuck one is judged by its own flow.
+            // The gateway does not read it because the OTHER side is slow. Judging this one would
+            // close a healthy client because of a stuck backend; the stuck one is judged by its own
+            // flow.
             (true, false) => return None,
-            // Both are full: each side waits for the other to read, and the gateway reads neither. They
-            // are alive as long as one of them takes bytes, or a large exchange in both directions
-            // would end after `ping_interval + ping_timeout` although it makes progress.
+            // Both are full: each side waits for the other to read, and the gateway reads neither.
+            // They are alive as long as one of them takes bytes, or a large exchange in both
+            // directions would end after `ping_interval + ping_timeout` although it makes progress.
             (true, true) if to.heard_at() > from.heard_at() => (to.heard_at(), false),
             _ => (from.heard_at(), from.is_pinged()),
         };
-        // A ping to this side needs a boundary in `to`. Where both frames are unfinished, each side may
-        // be waiting for the other's rest and the boundary may never come, so the side counts as one that
-        // cannot be pinged, and the timeout runs without a ping. Otherwise two sides that both stopped
-        // in the middle of a frame would be kept for ever.
+        // A ping to this side needs a boundary in `to`. Where both frames are unfinished, each side
+        // may be waiting for the other's rest and the boundary may never come, so the side counts
+        // as one that cannot be pinged, and the timeout runs without a ping. Otherwise two sides
+        // that both stopped in the middle of a frame would be kept for ever.
         let is_blocked = to.is_blocked() || (!to.is_at_boundary() && !from.is_at_boundary());
         Some(Alive { heard_at, is_pinged, is_blocked })
     }
@@ -290,8 +293,8 @@ impl Relay {
         }
     }
 
-    /// The end is no longer waited for. A side that still takes what it was sent is waited for however
-    /// long that takes: closing its socket could destroy the rest.
+    /// The end is no longer waited for. A side that still takes what it was sent is waited for
+    /// however long that takes: closing its socket could destroy the rest.
     fn is_ending_over(&mut self, downstream: &Conn, cx: &Context) -> bool {
         let is_quiet = self.ending_deadline().is_some_and(|at| at <= cx.now);
         let mut look_at = None;
@@ -321,8 +324,8 @@ impl Relay {
         is_taking
     }
 
-    /// When the end is no longer waited for, unless a side still takes what it was sent. Bytes that are
-    /// relayed or taken put it off; bytes that are discarded do not.
+    /// When the end is no longer waited for, unless a side still takes what it was sent. Bytes that
+    /// are relayed or taken put it off; bytes that are discarded do not.
     fn ending_deadline(&self) -> Option<Moment> {
         let rare = self.rare.as_ref()?;
         let ending = rare.ending.as_ref()?;
@@ -405,8 +408,8 @@ impl State for Relay {
             self.say_goodbye(CloseReason::Draining);
         }
         if has_more || is_drained {
-            // A Close frame, a ping or a FIN became due in a flow that was pumped before, and no event
-            // will come for it.
+            // A Close frame, a ping or a FIN became due in a flow that was pumped before, and no
+            // event will come for it.
             return Step::Next(Phase::Relay(self));
         }
         if up.more || down.more {
@@ -420,7 +423,8 @@ impl State for Relay {
         self.wake_at
     }
 
-    /// 1012 as soon as no message is in flight either way, or, when the time is over, behind the frames.
+    /// 1012 as soon as no message is in flight either way, or, when the time is over, behind the
+    /// frames.
     fn drain(&mut self, drain: Drain, _: &Identity, _: &mut Context) {
         match drain {
             Drain::Finish => self.is_draining = true,

@@ -1,7 +1,7 @@
 //! Reads a request head and chooses what the connection becomes.
 //!
-//! Heads are parsed in the shared scratch buffer. A session keeps only a head that arrived in part, and
-//! owns nothing else while it waits.
+//! Heads are parsed in the shared scratch buffer. A session keeps only a head that arrived in part,
+//! and owns nothing else while it waits.
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
@@ -239,8 +239,8 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
     }
 }
 
-/// Whether a segment of the path leads upwards or nowhere, as a backend might read it: `.` or `..`, also
-/// with `%2e`, cut off at a `;`, or behind a `%2f` or `%5c`.
+/// Whether a segment of the path leads upwards or nowhere, as a backend might read it: `.` or `..`,
+/// also with `%2e`, cut off at a `;`, or behind a `%2f` or `%5c`.
 fn has_dot_segment(path: &str) -> bool {
     if !path.contains(['.', '%']) {
         return false;

@@ -58,7 +58,8 @@ enum Then {
         rest: Vec<u8>,
     },
     Close,
-    /// The response is not known yet: `Session::answer` puts another [`Respond`] in the place of this one.
+    /// The response is not known yet: `Session::answer` puts another [`Respond`] in the place of
+    /// this one.
     Await,
 }
 
@@ -163,7 +164,8 @@ impl State for Respond {
     }
 
     fn drain(&mut self, _: Drain, _: &Identity, _: &mut Context) {
-        // A response that is not known yet will be the last one, because it is made during the drain.
+        // A response that is not known yet will be the last one, because it is made during the
+        // drain.
         if !self.is_awaiting() {
             self.then = Then::Close;
         }

@@ -1,8 +1,8 @@
 //! A peer that has bytes to take: how long it has taken none.
 //!
-//! What the gateway's own writes show is not enough. The kernel reports a full socket as writable only
-//! once a good part of it is free, so a slow peer may take bytes for minutes without an event. So the
-//! socket is asked from time to time how much the peer has not acknowledged.
+//! What the gateway's own writes show is not enough. The kernel reports a full socket as writable
+//! only once a good part of it is free, so a slow peer may take bytes for minutes without an event.
+//! So the socket is asked from time to time how much the peer has not acknowledged.
 //!
 //! Bytes that the peer sends do not count: a peer that talks but never reads is as lost as a silent
 //! one.

@@ -1,10 +1,12 @@
-//! What happens to a session, step by step, as values: the debug log prints them, and whatever else watches a session later
-//! reads the same values.
+//! What happens to a session, step by step, as values: the debug log prints them, and whatever else
+//! watches a session later reads the same values.
 //!
-//! [`note`] builds the value only when something reads it, so at `info` a relayed frame pays for one comparison.
+//! [`note`] builds the value only when something reads it, so at `info` a relayed frame pays for
+//! one comparison.
 //!
-//! How the lines read: `a>b` went from a to b, where `gateway` marks what it sent or took itself; on a connection that the
-//! gateway serves itself, `>` and `<` are to and from the client; `=` is an observation.
+//! How the lines read: `a>b` went from a to b, where `gateway` marks what it sent or took itself;
+//! on a connection that the gateway serves itself, `>` and `<` are to and from the client; `=` is
+//! an observation.
 
 use super::Identity;
 use super::close::{CloseReason, CodeText};

@@ -1,7 +1,7 @@
 //! What workers publish in the simulated world, and what a client must see of it.
 //!
-//! Each result has a text of its own, by which it is recognised; some are equal on purpose. Audio files
-//! are real files, small, and the same in every world: each byte follows from its offset.
+//! Each result has a text of its own, by which it is recognised; some are equal on purpose. Audio
+//! files are real files, small, and the same in every world: each byte follows from its offset.
 
 use aivtuber_gateway::base::moment::Moment;
 use serde_json::{Value, json};

@@ -1,22 +1,23 @@
-//! A simulated kernel: connections as two queues each, with the readiness edges that `epoll` would report.
+//! A simulated kernel: connections as two queues each, with the readiness edges that `epoll` would
+//! report.
 //!
-//! The gateway's end of a [`Link`] is a [`Transport`]; the far end belongs to a scripted peer. It is
-//! exact in these respects:
+//! The gateway's end of a [`Link`] is a [`Transport`]; the far end belongs to a scripted peer. It
+//! is exact in these respects:
 //!
-//! - *Edges*: an event is reported once: when data, FIN or RST arrives, when a connection is established
-//!   or fails, and when a full socket has room again. It is never repeated because a state lasts. An
-//!   event shows the state at the time when it is taken, as with `epoll_wait`, and one that was taken is
-//!   delivered even if the socket was closed meanwhile.
+//! - *Edges*: an event is reported once: when data, FIN or RST arrives, when a connection is
+//!   established or fails, and when a full socket has room again. It is never repeated because a
+//!   state lasts. An event shows the state at the time when it is taken, as with `epoll_wait`, and
+//!   one that was taken is delivered even if the socket was closed meanwhile.
 //! - *No room*: a write takes what fits. An edge follows only after a write that stopped short.
-//! - *Errors*: an RST leaves what arrived before it to be read, is reported once as an error, and is an
-//!   end or a broken pipe from then on. Closing with unread bytes sends an RST, and the peer loses what
-//!   it has not read.
-//! - *Corking*: of what is written with more to follow, or to a corked socket, only full packets leave.
-//!   The rest waits for the next write, the release, the end, or a full queue. A real kernel sends it
-//!   after 200 ms; this one never does, so that a missing release is noticed.
+//! - *Errors*: an RST leaves what arrived before it to be read, is reported once as an error, and
+//!   is an end or a broken pipe from then on. Closing with unread bytes sends an RST, and the peer
+//!   loses what it has not read.
+//! - *Corking*: of what is written with more to follow, or to a corked socket, only full packets
+//!   leave. The rest waits for the next write, the release, the end, or a full queue. A real kernel
+//!   sends it after 200 ms; this one never does, so that a missing release is noticed.
 //!
-//! One seed decides everything else: how bytes are cut on the way, how long that takes, and which events
-//! a turn gets.
+//! One seed decides everything else: how bytes are cut on the way, how long that takes, and which
+//! events a turn gets.
 
 #[path = "records.rs"]
 pub mod records;
@@ -852,8 +853,8 @@ impl Link {
 }
 
 impl Link {
-    /// Whether the byte written at `offset` was free to leave before the next file was read. Disks are
-    /// slow, so it should be.
+    /// Whether the byte written at `offset` was free to leave before the next file was read. Disks
+    /// are slow, so it should be.
     pub fn left_before_file(&self, offset: u64) -> bool {
         let next = self.file_reads.iter().find(|(written, _)| *written > offset);
         next.is_none_or(|(_, released)| *released > offset)

@@ -1,7 +1,7 @@
 //! Scripted peers: clients and backends that behave well or badly.
 //!
-//! A peer is at the far end of a link and acts whenever something may have happened to it. What it does
-//! follows from its [`Behavior`], drawn once. What it receives is checked as it comes.
+//! A peer is at the far end of a link and acts whenever something may have happened to it. What it
+//! does follows from its [`Behavior`], drawn once. What it receives is checked as it comes.
 
 use crate::kernel::{Action, End, Kernel, LinkId, take};
 use crate::wire::{self, BINARY, Frame, FrameKind, Got, Judge, PEERS_REASON, PING, PONG, TEXT};
@@ -15,8 +15,8 @@ const MS: Duration = Duration::from_millis(1);
 /// How a peer behaves.
 #[derive(Debug, Clone)]
 pub struct Behavior {
-    /// It reads, writes and answers without delay and leaves in time, so that every promise to it must be
-    /// kept exactly.
+    /// It reads, writes and answers without delay and leaves in time, so that every promise to it
+    /// must be kept exactly.
     pub is_prompt: bool,
     pub read_bite: usize,
     pub read_pace: Duration,

@@ -1,11 +1,14 @@
-//! A record layer on top of the simulated sockets: what TLS asks of a transport, without cryptography.
+//! A record layer on top of the simulated sockets: what TLS asks of a transport, without
+//! cryptography.
 //!
 //! Everything passes in records: a type, a length, and a payload that is not readable as it is. The
-//! gateway's end is a [`Recorded`], a buffering [`Transport`]; the peer's end lives in the kernel, so
-//! that peers send and receive plain bytes. It is awkward where TLS is:
+//! gateway's end is a [`Recorded`], a buffering [`Transport`]; the peer's end lives in the kernel,
+//! so that peers send and receive plain bytes. It is awkward where TLS is:
 //!
-//! - *Handshake*: nothing can be written before the peer's hello was read; the dialing end speaks first.
-//! - *Update*: after an `UPDATE` record nothing more can be read before the answer to it was written.
+//! - *Handshake*: nothing can be written before the peer's hello was read; the dialing end speaks
+//!   first.
+//! - *Update*: after an `UPDATE` record nothing more can be read before the answer to it was
+//!   written.
 //! - *Nothing in it*: a `TICKET` record costs a read and yields no plaintext.
 //! - *Several reads in one event*: records are cut anywhere on the wire and read in bulk.
 //! - *Crossing*: a write may take records out of the socket, for which no event comes any more.
@@ -77,7 +80,8 @@ impl Layer {
         record_bytes(&self.begun) - self.begun.len()
     }
 
-    /// The peer has received `bytes`, at most [`Layer::needed`]. True: it has to say hello in return.
+    /// The peer has received `bytes`, at most [`Layer::needed`]. True: it has to say hello in
+    /// return.
     pub fn open(&mut self, bytes: &[u8], is_dialed: bool) -> bool {
         self.begun.extend(bytes);
         let Some((kind, payload)) = take_record(&mut self.begun) else { return false };
@@ -232,7 +236,8 @@ impl Recorded {
         buf[..n].copy_from_slice(&super::take(&mut self.plaintext, n));
         let kernel = &mut *self.kernel();
         kernel.links[self.near.link].taken += n as u64;
-        // Progress without a call to the kernel: otherwise records of one byte look like a busy loop.
+        // Progress without a call to the kernel: otherwise records of one byte look like a busy
+        // loop.
         kernel.moves += 1;
         Ok(n)
     }

@@ -1,9 +1,9 @@
 //! A simulated Redis: as much of one as the gateway and its workers use.
 //!
 //! Bytes in, bytes out. Its connections are in the simulated kernel, and the world moves them. The
-//! script that keeps results (`keep.lua`) is imitated by [`Redis::keep`], written from what the script
-//! promises. The points in a connection's output at which a gateway has learned something are marked
-//! ([`Mark`]), so that the judge knows to the byte what a gateway knows.
+//! script that keeps results (`keep.lua`) is imitated by [`Redis::keep`], written from what the
+//! script promises. The points in a connection's output at which a gateway has learned something
+//! are marked ([`Mark`]), so that the judge knows to the byte what a gateway knows.
 //!
 //! Its clock goes with the world's, and by a microsecond with each command, as a real one's does.
 

@@ -1,14 +1,15 @@
 //! The world around results: workers, a Redis or the embedded inbox, one gateway or several, and
 //! clients that wait.
 //!
-//! What a gateway owes its clients follows from what it has read, to the byte: a publication counts as
-//! heard once the gateway has read its last byte, and what Redis keeps counts as known once the answer
-//! has been read. From there on:
+//! What a gateway owes its clients follows from what it has read, to the byte: a publication counts
+//! as heard once the gateway has read its last byte, and what Redis keeps counts as known once the
+//! answer has been read. From there on:
 //!
-//! - No client gets anything that was not published, or anything twice, or a message in the wrong place.
+//! - No client gets anything that was not published, or anything twice, or a message in the wrong
+//!   place.
 //! - Results come in the order of their publication, as long as Redis was not away meanwhile.
-//! - A prompt client that stays gets everything that its gateway knows, and then the right Close frame.
-//!   No client is closed without a reason.
+//! - A prompt client that stays gets everything that its gateway knows, and then the right Close
+//!   frame. No client is closed without a reason.
 //! - What a gateway heard is kept in Redis in the end, each once, and other gateways deliver it.
 //! - In the end no session is left, and after `retain` no result.
 

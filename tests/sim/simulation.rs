@@ -1,8 +1,8 @@
 //! What all simulated worlds have in common: how time passes, and in which order things happen.
 //!
-//! A world plans actions with the kernel. They are carried out in the order of their times; whenever a
-//! gateway has something to do, a turn of it follows; whenever nothing is left to do at a moment, the
-//! world is checked and time jumps to the next action, turn or deadline.
+//! A world plans actions with the kernel. They are carried out in the order of their times;
+//! whenever a gateway has something to do, a turn of it follows; whenever nothing is left to do at
+//! a moment, the world is checked and time jumps to the next action, turn or deadline.
 
 use crate::kernel::{Action, LinkId, Shared};
 use aivtuber_gateway::base::moment::Moment;

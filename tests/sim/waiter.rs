@@ -1,8 +1,9 @@
-//! A client that waits for the results of a task, and compares every message with what was published.
+//! A client that waits for the results of a task, and compares every message with what was
+//! published.
 //!
-//! It reads frames itself and follows what a result looks like on the wire: the text, for each chunk its
-//! announcement and its bytes, the end. What does not fit is a fault at once. What is missing can be
-//! judged only in the end, by the world.
+//! It reads frames itself and follows what a result looks like on the wire: the text, for each
+//! chunk its announcement and its bytes, the end. What does not fit is a fault at once. What is
+//! missing can be judged only in the end, by the world.
 
 use crate::answers::{Board, Sound, audio_bytes};
 use crate::kernel::{Action, End, Kernel, LinkId, take};
@@ -64,7 +65,8 @@ pub enum Hearing {
     Rest,
     /// An error message with these words follows the text.
     Fault { words: &'static str, is_final: bool },
-    /// `lengths`: what the file's length may have been; `next`: the chunk that is to come, if that is clear.
+    /// `lengths`: what the file's length may have been; `next`: the chunk that is to come, if that
+    /// is clear.
     Audio { lengths: Vec<usize>, next: Option<usize>, is_final: bool },
     /// The bytes of the chunk that was announced.
     Chunk { lengths: Vec<usize>, chunk: usize, is_final: bool },
@@ -482,7 +484,8 @@ impl Waiter {
         }
     }
 
-    /// Whether the Close frame that came fits what came before it. `judged` by the world: whether it had a reason.
+    /// Whether the Close frame that came fits what came before it. `judged` by the world: whether
+    /// it had a reason.
     pub fn judge_goodbye(&self) -> Result<(), String> {
         let Some((code, reason, _)) = &self.goodbye else { return Ok(()) };
         let code = code.unwrap_or_default();
@@ -490,7 +493,8 @@ impl Waiter {
         let is_right = match (&self.hearing, code) {
             (_, _) if is_echo => true,
             (Hearing::Over(expected), code) if *expected == code => true,
-            // What the client has done, or a restart, may end anything but a chunk that was announced.
+            // What the client has done, or a restart, may end anything but a chunk that was
+            // announced.
             (Hearing::Chunk { .. } | Hearing::Over(1000), _) => false,
             (_, 1002 | 1007 | 1009) => self.has_faulted == Some(code),
             (_, 1012) => reason == "gateway restarting",

@@ -133,7 +133,8 @@ impl Judge {
         Judge { is_masked, ..Judge::default() }
     }
 
-    /// Handles `bytes`, which follow the handshake. `sent`: all frames that the other end has begun to send.
+    /// Handles `bytes`, which follow the handshake. `sent`: all frames that the other end has begun
+    /// to send.
     pub fn take(&mut self, mut bytes: &[u8], sent: &[Frame]) -> Result<Vec<Got>, String> {
         let mut got = Vec::new();
         while !bytes.is_empty() {

@@ -1,9 +1,10 @@
-//! A world of relays: which peers connect, what goes wrong, and what everyone must have received in the end.
+//! A world of relays: which peers connect, what goes wrong, and what everyone must have received in
+//! the end.
 //!
-//! The loop does what the reactor does, in the same order, with simulated time. Whenever nothing is left
-//! to do, it checks what no test over real sockets can see: no bytes are unread while the other side has
-//! room (a lost wake-up), nothing is held back for a side that is not slow, no record layer holds output
-//! that would fit the socket, and no turn was requested that did nothing.
+//! The loop does what the reactor does, in the same order, with simulated time. Whenever nothing is
+//! left to do, it checks what no test over real sockets can see: no bytes are unread while the
+//! other side has room (a lost wake-up), nothing is held back for a side that is not slow, no
+//! record layer holds output that would fit the socket, and no turn was requested that did nothing.
 
 use crate::kernel::{Action, Dialer, End, Host, Kernel, LinkId, Nature, Shared, near_socket};
 use crate::peers::{self, BackendAnswer, Behavior, Body, Ending, Peer, PeerStage, Role};
@@ -545,8 +546,8 @@ impl World {
         Ok(())
     }
 
-    /// Where every peer answers pings at once, nobody is given up as silent, not even after a standstill
-    /// that was longer than any timeout.
+    /// Where every peer answers pings at once, nobody is given up as silent, not even after a
+    /// standstill that was longer than any timeout.
     fn judge_silence(&mut self) -> Result<(), String> {
         let answers = |peer: &Peer| {
             peer.behavior.is_prompt
@@ -586,7 +587,8 @@ impl World {
     fn judge_asker(&self, peer: &Peer, questions: &[(bool, u16)]) -> Result<(), String> {
         let heads: Vec<bool> = questions.iter().map(|(is_head, _)| *is_head).collect();
         let answers = peers::answers(&peer.inbox, &heads)?;
-        // Beyond the limit there is one answer: 503, or that of an endpoint that is always answered.
+        // Beyond the limit there is one answer: 503, or that of an endpoint that is always
+        // answered.
         let is_limited = answers.first().is_some_and(|(status, _)| *status == 503)
             || answers.len() == 1 && self.settings.limits.max_connections < CONNECTIONS_MANY;
         if is_limited || self.is_drained || self.is_reloaded || peer.is_unresponsive() {

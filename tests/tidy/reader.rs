@@ -1,6 +1,7 @@
 //! Reads Rust just well enough for the rules of `tests/tidy.rs`: no compiler is asked.
 
-/// `text` with spaces in place of comments, literals and what follows `#[cfg(test)]`. It has as many lines.
+/// `text` with spaces in place of comments, literals and what follows `#[cfg(test)]`. It has as
+/// many lines.
 pub fn code_of(text: &str) -> String {
     without_tests(&without_literals(text))
 }
@@ -180,8 +181,8 @@ pub fn paths(code: &str) -> Vec<(usize, String)> {
     paths
 }
 
-/// Reads the tree behind `use` at `at`: `found` gets line, path and local name of each import. Returns
-/// the index of the token behind the tree.
+/// Reads the tree behind `use` at `at`: `found` gets line, path and local name of each import.
+/// Returns the index of the token behind the tree.
 pub fn use_tree(
     tokens: &[Token],
     mut at: usize,

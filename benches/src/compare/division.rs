@@ -1,7 +1,8 @@
 //! The share of each process of several on one listening address.
 //!
-//! Connections and messages are the gateway's own counts, read from `/metrics` of each process: on the shared address
-//! the kernel chooses the process, so each also listens on an address of its own.
+//! Connections and messages are the gateway's own counts, read from `/metrics` of each process: on
+//! the shared address the kernel chooses the process, so each also listens on an address of its
+//! own.
 
 use super::metrics;
 use super::process::{Watch, run_time, sleeps};
@@ -67,7 +68,8 @@ impl Observe for Division {
     }
 }
 
-/// The greatest share of the connections that one process has: 0.5 is even for two; `None` without connections.
+/// The greatest share of the connections that one process has: 0.5 is even for two; `None` without
+/// connections.
 pub fn fullest(parts: &[Part]) -> Option<f64> {
     let sum: u64 = parts.iter().map(|part| part.connections).sum();
     let most = parts.iter().map(|part| part.connections).max()?;
@@ -97,7 +99,8 @@ mod tests {
 
     #[test]
     fn each_process_is_asked_before_and_after() {
-        // Two listeners that answer in turn what a process would: connections, then messages so far.
+        // Two listeners that answer in turn what a process would: connections, then messages so
+        // far.
         let answers = [[(3, 10), (3, 17)], [(5, 100), (4, 102)]];
         let (mut work, stdin) = UnixStream::pair().unwrap();
         let stdin = Stdio::from(OwnedFd::from(stdin));

@@ -1,7 +1,8 @@
 //! Instructions of user space for a unit of work, counted by callgrind.
 //!
-//! Each count is the difference of two runs that differ only in their length, divided by that difference: start-up,
-//! handshake and warm-up cancel out, and the rest repeats to a fraction of a per cent on any machine.
+//! Each count is the difference of two runs that differ only in their length, divided by that
+//! difference: start-up, handshake and warm-up cancel out, and the rest repeats to a fraction of a
+//! per cent on any machine.
 
 use super::process::{Process, signal};
 use super::targets::{Place, Target, installed};
@@ -24,8 +25,8 @@ pub const GROWTH_MAX: f64 = 0.03;
 /// Callgrind writes its file after the program has ended.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Counts by name: `gateway.frame` is a relayed frame of 64 B, `gateway.handshake` a connection from its upgrade to
-/// its end with one message.
+/// Counts by name: `gateway.frame` is a relayed frame of 64 B, `gateway.handshake` a connection
+/// from its upgrade to its end with one message.
 pub type Counts = BTreeMap<String, f64>;
 
 /// Counts both for one target.
@@ -141,8 +142,8 @@ pub fn write(path: &Path, counts: &Counts) -> Result<(), Fault> {
     fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
-/// A Markdown table of the counts beside those that were recorded, and whether none has grown by more than
-/// `GROWTH_MAX`.
+/// A Markdown table of the counts beside those that were recorded, and whether none has grown by
+/// more than `GROWTH_MAX`.
 pub fn compare(counts: &Counts, recorded: &Counts) -> (String, bool) {
     let mut text =
         String::from("| instructions | counted | recorded | change |\n| --- | --- | --- | --- |\n");

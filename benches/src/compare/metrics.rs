@@ -1,4 +1,5 @@
-//! The gateway's own counts, read from `/metrics`: once, or every second as a monitoring system would.
+//! The gateway's own counts, read from `/metrics`: once, or every second as a monitoring system
+//! would.
 
 use crate::Fault;
 use std::io::{Read, Write};
@@ -37,8 +38,8 @@ pub fn figure(metrics: &str, name: &str) -> Result<u64, Fault> {
     value.ok_or_else(|| format!("/metrics has no {name}"))
 }
 
-/// Reads `/metrics` at once and then every second, on its own thread, until it is finished. Every measured second
-/// contains one read.
+/// Reads `/metrics` at once and then every second, on its own thread, until it is finished. Every
+/// measured second contains one read.
 pub struct Scraper {
     stop: Sender<()>,
     thread: JoinHandle<Result<u64, Fault>>,

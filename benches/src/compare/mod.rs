@@ -1,4 +1,5 @@
-//! The side-by-side run: targets started on one core, the load on another, rounds interleaved, Markdown out.
+//! The side-by-side run: targets started on one core, the load on another, rounds interleaved,
+//! Markdown out.
 //!
 //! Comparisons are made within one run and round by round: figures of different days say more
 //! about the machine than about the programs.

@@ -1,7 +1,8 @@
 //! Programs under test: started on a core of their own, watched through `/proc`, ended by their id.
 //!
-//! CPU is the scheduler's run time of every thread of the process and its children. It counts nanoseconds where `utime`
-//! counts ticks; it is exact for sleeping threads, so it is read only when the target is at rest.
+//! CPU is the scheduler's run time of every thread of the process and its children. It counts
+//! nanoseconds where `utime` counts ticks; it is exact for sleeping threads, so it is read only
+//! when the target is at rest.
 
 use crate::Fault;
 use crate::load::work::Observe;
@@ -70,8 +71,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a program on `cores.target` and waits until `address` takes connections. What it prints goes to
-    /// `output`.
+    /// Starts a program on `cores.target` and waits until `address` takes connections. What it
+    /// prints goes to `output`.
     pub fn start(
         mut command: Command,
         cores: Cores,
@@ -152,7 +153,8 @@ impl Drop for Process {
 
 /// Keeps both cores from halting while it exists: a `SCHED_IDLE` loop runs on each.
 ///
-/// Waking a halted virtual core takes 50 to 500 µs: more than everything that is timed, and it varies.
+/// Waking a halted virtual core takes 50 to 500 µs: more than everything that is timed, and it
+/// varies.
 pub struct Awake(Vec<Child>);
 
 impl Awake {
@@ -302,8 +304,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// `family`: the target's processes. `counts`: count system calls too, through a scratch file; the run time then
-    /// says nothing.
+    /// `family`: the target's processes. `counts`: count system calls too, through a scratch file;
+    /// the run time then says nothing.
     pub fn new(family: Vec<u32>, counts: Option<PathBuf>) -> Watch {
         Watch {
             family,

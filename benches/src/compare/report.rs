@@ -1,7 +1,7 @@
 //! Samples to Markdown: medians, minima, spreads, ratios, goals.
 //!
-//! A goal is judged by medians and by minima, because disturbance only adds. Where the two disagree the
-//! result is `unclear`.
+//! A goal is judged by medians and by minima, because disturbance only adds. Where the two disagree
+//! the result is `unclear`.
 
 use super::rows::{DISTURBANCE, Goal, Limit, Metric, Row};
 use super::run::{Calls, Sample};
@@ -30,7 +30,8 @@ pub enum Verdict {
     NotMeasured,
 }
 
-/// Runs in which the load generator waited for its core for more than this share of the time are reported.
+/// Runs in which the load generator waited for its core for more than this share of the time are
+/// reported.
 const DISTURBANCE_MAX: f64 = 0.05;
 
 /// The targets that others are compared with, where a row has them.

@@ -96,9 +96,11 @@ const ALWAYS: usize = usize::MAX;
 const MIB: f64 = (1 << 20) as f64;
 /// Idle pairs in the rows that have them.
 const IDLE_PAIRS: u64 = 5000;
-/// Enough to judge the balance: by chance the fuller of two has more than 0.6 of them about once in a thousand runs.
+/// Enough to judge the balance: by chance the fuller of two has more than 0.6 of them about once in
+/// a thousand runs.
 const DEALT_CONNECTIONS: u64 = 256;
-/// Messages per second beside streams and floods: few, so that these get most of the load generator's core.
+/// Messages per second beside streams and floods: few, so that these get most of the load
+/// generator's core.
 const BESIDE_RATE: f64 = 1000.0;
 /// Results per second in the flood, and the text of each.
 const FLOOD_RATE: f64 = 20_000.0;

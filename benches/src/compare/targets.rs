@@ -261,7 +261,8 @@ impl Target {
                 (Process::start(command()?, place.cores, address, &output(1))?, None, vec![address])
             }
             Some(twin) => {
-                // On the shared address either could answer, so each has a second address of its own.
+                // On the shared address either could answer, so each has a second address of its
+                // own.
                 let start = |cores: Cores, number: usize| -> Result<(Process, SocketAddr), Fault> {
                     let own = local(free_port().map_err(|error| format!("no free port: {error}"))?);
                     let mut command = command()?;
@@ -417,8 +418,8 @@ impl Target {
 }
 
 impl Place {
-    /// A place in a folder of its own under the system's temporary one, and the listener that plays the backend. The
-    /// programs are looked for beside the one that runs.
+    /// A place in a folder of its own under the system's temporary one, and the listener that plays
+    /// the backend. The programs are looked for beside the one that runs.
     pub fn new(
         gateway: Option<PathBuf>,
         versus: Option<PathBuf>,
@@ -441,7 +442,8 @@ impl Place {
         ))
     }
 
-    /// Client connections that every target can be configured for: HAProxy needs up to five descriptors for two of them.
+    /// Client connections that every target can be configured for: HAProxy needs up to five
+    /// descriptors for two of them.
     fn connections_max(&self) -> u64 {
         (self.descriptors * 2 / 5).saturating_sub(100).min(60_000)
     }
@@ -458,7 +460,8 @@ impl Drop for Place {
 }
 
 impl Instance {
-    /// The one process or two that serve on `address`: their ids, and where each of them alone answers.
+    /// The one process or two that serve on `address`: their ids, and where each of them alone
+    /// answers.
     pub fn processes(&self) -> Vec<(u32, SocketAddr)> {
         let processes = std::iter::once(&self.process).chain(&self.twin);
         processes.map(Process::id).zip(self.own.iter().copied()).collect()
@@ -477,7 +480,8 @@ impl Instance {
     }
 }
 
-/// Both routes where results are published, else the relayed one alone; everything else as the gateway has it.
+/// Both routes where results are published, else the relayed one alone; everything else as the
+/// gateway has it.
 fn gateway_configuration(
     place: &Place,
     listen: SocketAddr,

@@ -1,7 +1,8 @@
-//! The user-space copy loop: a file goes out as result delivery's frames, read into a buffer and written from it.
+//! The user-space copy loop: a file goes out as result delivery's frames, read into a buffer and
+//! written from it.
 //!
-//! Any message from a client requests the file once more. As many chunks as fit the buffer, with their heads, leave in
-//! one `send`: no copy loop needs fewer calls.
+//! Any message from a client requests the file once more. As many chunks as fit the buffer, with
+//! their heads, leave in one `send`: no copy loop needs fewer calls.
 
 use crate::Fault;
 use crate::load::results;

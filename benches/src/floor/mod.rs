@@ -1,7 +1,7 @@
 //! Floor programs: the kernel's part of the work, without any of a program's own.
 //!
-//! - `pipe`: bytes from one socket to the other, nothing parsed; with `splice`, through a kernel pipe while a direction
-//!   streams.
+//! - `pipe`: bytes from one socket to the other, nothing parsed; with `splice`, through a kernel
+//!   pipe while a direction streams.
 //! - `subscribe`: one Redis subscription, one WebSocket text frame for each result.
 //! - `copy`: a file sent as WebSocket frames by reading it and writing it.
 //!

@@ -1,7 +1,8 @@
 //! The byte pipe: listener to backend, nothing parsed, edge-triggered.
 //!
-//! The splicing rule: a read that fills the buffer turns a direction over to `splice`; a splice of less than
-//! `SPLICE_LEAST` turns it back. Kernel pipes come from a pool, because creating and closing one costs more than a message.
+//! The splicing rule: a read that fills the buffer turns a direction over to `splice`; a splice of
+//! less than `SPLICE_LEAST` turns it back. Kernel pipes come from a pool, because creating and
+//! closing one costs more than a message.
 
 use crate::Fault;
 use crate::net::{self, Io, Poll};
@@ -299,7 +300,8 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::TcpStream;
 
-    /// Sends more than every buffer holds both ways at once through a pipe that serves on a thread, and compares.
+    /// Sends more than every buffer holds both ways at once through a pipe that serves on a thread,
+    /// and compares.
     fn carries_everything(splice: bool) {
         let backend = TcpListener::bind("127.0.0.1:0").unwrap();
         let listener = net::listen("127.0.0.1:0".parse().unwrap()).unwrap();

@@ -1,7 +1,8 @@
-//! The bare subscriber: one `PSUBSCRIBE`, and each message goes to the client of its task as one text frame and a close.
+//! The bare subscriber: one `PSUBSCRIBE`, and each message goes to the client of its task as one
+//! text frame and a close.
 //!
-//! The frame carries the published bytes as they came. That leaves out what any real service must do (read the JSON,
-//! write another), and so it is a floor.
+//! The frame carries the published bytes as they came. That leaves out what any real service must
+//! do (read the JSON, write another), and so it is a floor.
 
 use crate::Fault;
 use crate::net::{self, Io, Poll};
@@ -158,7 +159,8 @@ impl Subscriber {
         let Some(client) = self.clients[slot].as_mut() else { return };
         let read = net::recv(&client.socket, &mut self.buffer);
         if let (Ok(Io::Moved(count)), true) = (&read, client.task.is_empty()) {
-            // Over loopback a request arrives in one piece; anything else ends the connection below.
+            // Over loopback a request arrives in one piece; anything else ends the connection
+            // below.
             if let Ok(Some(request)) = wire::parse_request(&self.buffer[..*count]) {
                 let task = request.target.rsplit('/').next().unwrap_or_default();
                 client.task = task.as_bytes().into();

@@ -1,7 +1,7 @@
 //! What result delivery sends to a waiting client, and the check of it, byte for byte.
 //!
-//! `Delivery` is fed whatever arrives, cut anywhere. Audio is compared inside the read buffer and never stored,
-//! so that the client costs little beside the program under test.
+//! `Delivery` is fed whatever arrives, cut anywhere. Audio is compared inside the read buffer and
+//! never stored, so that the client costs little beside the program under test.
 
 use crate::Fault;
 use crate::wire::{self, FrameHead};
@@ -147,7 +147,8 @@ impl Delivery {
         Ok(progress)
     }
 
-    /// Takes one frame, or the head of a chunk, from the start of `bytes`; 0 while it is incomplete.
+    /// Takes one frame, or the head of a chunk, from the start of `bytes`; 0 while it is
+    /// incomplete.
     fn take_frame(&mut self, bytes: &[u8], progress: &mut Progress) -> Result<usize, Fault> {
         let Some(head) = wire::parse_frame_head(bytes) else { return Ok(0) };
         if head.mask.is_some() {
@@ -244,7 +245,8 @@ impl Delivery {
     }
 }
 
-/// The same bytes, or at least the same JSON: the protocol fixes fields and values, not their order.
+/// The same bytes, or at least the same JSON: the protocol fixes fields and values, not their
+/// order.
 fn same_json(got: &[u8], expected: &str) -> Result<(), Fault> {
     if got == expected.as_bytes() {
         return Ok(());

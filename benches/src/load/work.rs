@@ -85,7 +85,8 @@ pub struct Echo {
     pub connections: u64,
     /// Additional idle pairs.
     pub idle: u64,
-    /// Messages per second over all connections; `None`: each is sent when the previous one has returned.
+    /// Messages per second over all connections; `None`: each is sent when the previous one has
+    /// returned.
     pub rate: Option<f64>,
     /// Pairs that stream down beside the messages, and the size of their frames.
     pub streams: u64,
@@ -254,8 +255,8 @@ pub fn come_and_go(world: &mut World, pairs: u64, waves: u64, limits: Limits) ->
     Ok(())
 }
 
-/// One waiting client per task; each gets a result without audio. Latencies are from PUBLISH to the client's
-/// text message.
+/// One waiting client per task; each gets a result without audio. Latencies are from PUBLISH to the
+/// client's text message.
 pub fn deliver(
     world: &mut World,
     to: &Delivery<'_>,
@@ -389,8 +390,8 @@ fn audio_outcome(
     Ok(Outcome { count, bytes, seconds, stream_rate: bytes as f64 / seconds, ..Outcome::default() })
 }
 
-/// `clients` wait for a task each (`waited` is called), then each gets a result with `World::audio` and goes
-/// on waiting (`served` is called).
+/// `clients` wait for a task each (`waited` is called), then each gets a result with `World::audio`
+/// and goes on waiting (`served` is called).
 pub fn wait_and_serve(
     world: &mut World,
     order: Order<'_>,
@@ -545,7 +546,8 @@ fn exchange(world: &mut World, echo: &Echo, limits: Limits) -> Result<Outcome, F
             break;
         }
         match echo.rate {
-            // A timed message is sent when it is due: the load generator never sleeps, it has a core of its own.
+            // A timed message is sent when it is due: the load generator never sleeps, it has a
+            // core of its own.
             Some(rate) => {
                 while (sent as f64) < elapsed * rate && sent < limits.count {
                     let Some(client) = world.paused.pop_front() else { break };
@@ -595,7 +597,8 @@ mod tests {
         World::new(target, backend).unwrap()
     }
 
-    /// A world around a pipe that relays one connection and changes the byte at `place` on the way down.
+    /// A world around a pipe that relays one connection and changes the byte at `place` on the way
+    /// down.
     fn around_a_liar(place: usize) -> World {
         let backend = net::listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -1,7 +1,7 @@
 //! The event loop and the state of each connection.
 //!
-//! Every connection has a `Job`. Any received byte that the job does not expect ends the run with an
-//! error: a target that is fast but wrong gets no figures.
+//! Every connection has a `Job`. Any received byte that the job does not expect ends the run with
+//! an error: a target that is fast but wrong gets no figures.
 //!
 //! Streams are in a nested epoll set and get one event per turn: a message that waits behind
 //! a megabyte in the load generator would count against the target.
@@ -144,7 +144,8 @@ pub struct World {
     /// Whether streams go on.
     pub streaming: bool,
     pub tally: Tally,
-    /// Clients whose message has returned since their last `World::send_message` (with `After::Pause`).
+    /// Clients whose message has returned since their last `World::send_message` (with
+    /// `After::Pause`).
     pub paused: VecDeque<u32>,
 }
 
@@ -254,7 +255,8 @@ impl World {
         self.bulk_bytes = BULK_BYTES_SHARED;
     }
 
-    /// Begins to open a client at a path of the target; `Tally::opened` counts it once the target has answered.
+    /// Begins to open a client at a path of the target; `Tally::opened` counts it once the target
+    /// has answered.
     pub fn open(&mut self, path: &str, plan: Plan) -> Result<u32, Fault> {
         let socket = net::dial(self.target)
             .map_err(|error| format!("cannot connect to the target: {error}"))?;
@@ -376,7 +378,8 @@ impl World {
         self.senders == 0 && self.tally.sent_bytes == self.tally.received_bytes
     }
 
-    /// One turn: waits up to `timeout` (without one, until there is an event) and handles the events.
+    /// One turn: waits up to `timeout` (without one, until there is an event) and handles the
+    /// events.
     pub fn turn(&mut self, timeout: Option<Duration>) -> Result<(), Fault> {
         crate::interrupt::check()?;
         let broken = |error: std::io::Error| format!("cannot poll: {error}");
@@ -961,7 +964,8 @@ impl World {
 }
 
 impl Drop for World {
-    /// Resets what is still open: thousands of connections would otherwise leave their ports in TIME_WAIT.
+    /// Resets what is still open: thousands of connections would otherwise leave their ports in
+    /// TIME_WAIT.
     fn drop(&mut self) {
         for conn in self.slots.iter().flatten() {
             let _ = sockopt::set_socket_linger(conn.socket.as_fd(), Some(Duration::ZERO));

@@ -235,7 +235,8 @@ mod tests {
     use super::request::tests::{REQUESTS, read};
     use super::response::tests::{RESPONSES, read_response};
 
-    /// Offsets at which a head of `length` bytes is cut: all of a short one; of a long one about 500, and those at its end.
+    /// Offsets at which a head of `length` bytes is cut: all of a short one; of a long one about
+    /// 500, and those at its end.
     pub fn cuts(length: usize) -> impl Iterator<Item = usize> {
         (0..length).filter(move |cut| cut % (1 + length / 500) == 0 || length - cut < 8)
     }

@@ -31,7 +31,8 @@ pub enum Content {
 
 /// Immutable bytes in pieces. A clone shares them.
 ///
-/// Pieces, because a long text is made over several turns of the loop, and one buffer that grows would have to be copied.
+/// Pieces, because a long text is made over several turns of the loop, and one buffer that grows
+/// would have to be copied.
 #[derive(Clone, Debug, Default)]
 pub struct Shared(Option<Rc<Pieces>>);
 

@@ -150,8 +150,8 @@ fn is_target_too_long(bytes: &[u8]) -> bool {
             .all(|&byte| byte.is_ascii_graphic() || !byte.is_ascii())
 }
 
-/// Why a head is refused. `window` begins with the first byte of the connection, or of what followed
-/// the last request.
+/// Why a head is refused. `window` begins with the first byte of the connection, or of what
+/// followed the last request.
 fn request_fault(fault: httparse::Error, window: &[u8], bytes: &[u8]) -> BadHead {
     if let Some(why) = other_protocol(window, bytes) {
         return bad(why);

@@ -21,8 +21,8 @@ pub struct ResponseHead<'h, 'b> {
 }
 
 impl<'h, 'b> ResponseHead<'h, 'b> {
-    /// Parses the head at the start of `bytes`; returns it with its length. `Ok(None)`: incomplete; call
-    /// again with more bytes behind.
+    /// Parses the head at the start of `bytes`; returns it with its length. `Ok(None)`: incomplete;
+    /// call again with more bytes behind.
     ///
     /// # Errors
     /// 502 when the head is malformed or over [`HEAD_BYTES_MAX`] or `HEADERS_MAX`.
@@ -65,8 +65,8 @@ impl<'h, 'b> ResponseHead<'h, 'b> {
         Ok(Some((ResponseHead { status, reason, minor_version, headers }, length)))
     }
 
-    /// Whether this is an interim answer, behind which another head follows (1xx except 101, RFC 9110
-    /// §15.2).
+    /// Whether this is an interim answer, behind which another head follows (1xx except 101, RFC
+    /// 9110 §15.2).
     pub fn is_interim(&self) -> bool {
         matches!(self.status, 100..=199) && self.status != 101
     }

@@ -1,6 +1,7 @@
 //! What is kept in Redis: the queue of results to store, and the commands that store and read them.
 //!
-//! `docs/kept-results.md` explains how results are told apart and kept in order; `keep.lua` does it.
+//! `docs/kept-results.md` explains how results are told apart and kept in order; `keep.lua` does
+//! it.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -405,8 +406,8 @@ impl Keeper {
         look_up.is_incomplete = values.next().flatten().is_some();
         let first: Vec<Option<Vec<u8>>> = values.collect();
         look_up.entries = entries(&index);
-        // The payloads are those of the fields 0000, 0001 and so on, which may not be the first in the
-        // index.
+        // The payloads are those of the fields 0000, 0001 and so on, which may not be the first in
+        // the index.
         for entry in &look_up.entries {
             let nth = str::from_utf8(&entry.field).ok().and_then(|name| name.parse::<usize>().ok());
             match nth.and_then(|nth| first.get(nth)) {
@@ -625,8 +626,8 @@ impl LookUp {
         }
     }
 
-    /// What was found. A payload that is not what its entry says belongs to a task of the same id that
-    /// began anew meanwhile.
+    /// What was found. A payload that is not what its entry says belongs to a task of the same id
+    /// that began anew meanwhile.
     fn answer(self) -> LookUpAnswer {
         let mut kept = Vec::new();
         for (entry, payload) in self.entries.into_iter().zip(self.payloads) {
@@ -661,8 +662,8 @@ fn is_field(name: &[u8; 4]) -> bool {
     name.iter().all(u8::is_ascii_alphanumeric)
 }
 
-/// The entries of an index, in order. What the script cannot have written is left out, and so is what
-/// has no payload any more.
+/// The entries of an index, in order. What the script cannot have written is left out, and so is
+/// what has no payload any more.
 fn entries(index: &[u8]) -> Vec<Entry> {
     let entries = index.get(12..).unwrap_or_default().chunks_exact(36);
     let entry = |entry: &[u8]| {

@@ -1,8 +1,9 @@
 //! The life of the connections to Redis: dial, log in, subscribe, stay alive, come back.
 //!
-//! There are two connections for the whole process, whatever the number of clients. The **subscriber**
-//! receives publications; the **store** connection keeps results in Redis and looks them up. Each has a
-//! life of its own, because losing the store connection must not interrupt the subscription:
+//! There are two connections for the whole process, whatever the number of clients. The
+//! **subscriber** receives publications; the **store** connection keeps results in Redis and looks
+//! them up. Each has a life of its own, because losing the store connection must not interrupt the
+//! subscription:
 //!
 //! ```text
 //!                 retry_at            connected           all answered, and the
@@ -14,16 +15,17 @@
 //!               failed, closed, refused, timed out, silent, not the Redis protocol
 //! ```
 //!
-//! Bytes go in by [`Link::handle_bytes`] and come out by [`Link::poll_output`]. The reactor does what
-//! [`Link::poll_action`] says, and [`Link::poll_event`] gives what was learned. Time is an argument. The
-//! link is *up* while both connections are.
+//! Bytes go in by [`Link::handle_bytes`] and come out by [`Link::poll_output`]. The reactor does
+//! what [`Link::poll_action`] says, and [`Link::poll_event`] gives what was learned. Time is an
+//! argument. The link is *up* while both connections are.
 //!
-//! The pause before a dial is 100 ms at first and doubles to 5 s, with jitter. A connection that was up
-//! for a second is dialled again at once, because each moment without a subscription may lose a result.
-//! Of several servers the next one is tried after each failure, but both connections go to the same
-//! server: what is heard on one server is not kept on another.
+//! The pause before a dial is 100 ms at first and doubles to 5 s, with jitter. A connection that
+//! was up for a second is dialled again at once, because each moment without a subscription may
+//! lose a result. Of several servers the next one is tried after each failure, but both connections
+//! go to the same server: what is heard on one server is not kept on another.
 //!
-//! How results are kept in Redis, told apart and kept in order is explained in `docs/kept-results.md`.
+//! How results are kept in Redis, told apart and kept in order is explained in
+//! `docs/kept-results.md`.
 
 #![expect(
     clippy::indexing_slicing,
@@ -57,8 +59,8 @@ use subscribe::{Confirmed, Subscriptions};
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection that owes a reply and has been silent for this long is lost.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// The largest publication, in bytes; a larger one ends the connection. A page of kept results may have
-/// `max_retained`.
+/// The largest publication, in bytes; a larger one ends the connection. A page of kept results may
+/// have `max_retained`.
 const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The pause before the next server when the second one is a replica as well; it doubles.
 const REPLICA_PAUSE: Duration = Duration::from_millis(100);
@@ -170,7 +172,8 @@ pub enum LinkEvent {
     LookedUp(LookUpAnswer),
 }
 
-/// What Redis has of a task. Everything that was published before the answer was given has been heard.
+/// What Redis has of a task. Everything that was published before the answer was given has been
+/// heard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct LookUpAnswer {
@@ -269,8 +272,8 @@ impl Link {
         Ok(link)
     }
 
-    /// Takes other settings. `grace` and retention apply at once, a password with the next login. The
-    /// URLs, the prefix and the way of subscribing are those of the start.
+    /// Takes other settings. `grace` and retention apply at once, a password with the next login.
+    /// The URLs, the prefix and the way of subscribing are those of the start.
     pub fn reload(&mut self, settings: &Settings, retention: tasks::Settings) {
         self.settings.grace = settings.grace;
         self.settings.password_file = settings.password_file.clone();
@@ -329,8 +332,8 @@ impl Link {
         }
     }
 
-    /// Whether every result is stored and every reply has come. A gateway that stops waits for this,
-    /// for a short time.
+    /// Whether every result is stored and every reply has come. A gateway that stops waits for
+    /// this, for a short time.
     pub fn is_idle(&self) -> bool {
         self.keeper.is_idle() && self.subscriber.pending.is_empty() && self.store.pending.is_empty()
     }
@@ -401,16 +404,16 @@ impl Link {
         self.subscriptions.remove(spelling, &mut self.subscriber);
     }
 
-    /// Asks what is kept of a task and what the worker has set; [`LinkEvent::LookedUp`] answers. No answer
-    /// comes when the link is not up or goes down: ask again after [`LinkEvent::Up`].
+    /// Asks what is kept of a task and what the worker has set; [`LinkEvent::LookedUp`] answers. No
+    /// answer comes when the link is not up or goes down: ask again after [`LinkEvent::Up`].
     pub fn look_up(&mut self, task: Uuid, spellings: &[Box<str>]) {
         if self.store.is_up() {
             self.keeper.look_up(task, spellings);
         }
     }
 
-    /// Keeps a result in Redis, as soon as that is possible. When too much waits for Redis, the oldest
-    /// is dropped and counted.
+    /// Keeps a result in Redis, as soon as that is possible. When too much waits for Redis, the
+    /// oldest is dropped and counted.
     pub fn keep(
         &mut self,
         task: Uuid,
@@ -438,8 +441,8 @@ impl Link {
         self.events.pop_front()
     }
 
-    /// Bytes for a connection's socket, empty if there are none. Pass the number that was written to
-    /// [`Link::handle_written`] and ask again.
+    /// Bytes for a connection's socket, empty if there are none. Pass the number that was written
+    /// to [`Link::handle_written`] and ask again.
     pub fn poll_output(&mut self, role: RedisRole, now: Moment) -> &[u8] {
         if role == RedisRole::Store && self.store.is_up() {
             self.keeper.pack(&mut self.store, now);
@@ -494,7 +497,8 @@ impl Link {
         let connection = self.connection_mut(role);
         connection.begin_greeting(role, &server, value_bytes_max, now);
         if role == RedisRole::Subscriber {
-            // Before the subscription: what is stored from here on may be what is about to be heard.
+            // Before the subscription: what is stored from here on may be what is about to be
+            // heard.
             connection.send(now, PendingReply::Clock, &[b"TIME"]);
             if self.subscriptions.mode() == Subscribe::Pattern {
                 // Its confirmation is what ends the greeting.
@@ -579,8 +583,8 @@ impl Link {
             StoreOutcome::LookedUp(answer, problem) => {
                 problem.into_iter().for_each(|why| self.report(why));
                 // Another gateway may have stored what is still under way to our subscriber
-                // connection, and in an order that is about to be corrected. So the answer waits for
-                // a PING there: what comes before its reply was published before the look-up.
+                // connection, and in an order that is about to be corrected. So the answer waits
+                // for a PING there: what comes before its reply was published before the look-up.
                 // Without this a later result could be delivered before an earlier one.
                 let has_results = !(answer.kept.is_empty() && answer.set.is_empty());
                 if self.subscriber.is_up() && has_results {
@@ -642,7 +646,8 @@ impl Link {
         let (server, was_up) = (connection.server, connection.is_up());
         let pause = connection.next_pause(now, &mut rng);
         self.reset(role, now + pause);
-        // Both connections fail on the same server, and only the first failure moves on to the next.
+        // Both connections fail on the same server, and only the first failure moves on to the
+        // next.
         if !was_up && other.is_none() && server == self.current {
             self.current = (server + 1) % self.servers.len();
         }
@@ -662,8 +667,8 @@ impl Link {
         }
     }
 
-    /// Drops the socket and what was under way on it. Results that Redis has not confirmed go back to
-    /// the queue.
+    /// Drops the socket and what was under way on it. Results that Redis has not confirmed go back
+    /// to the queue.
     fn reset(&mut self, role: RedisRole, retry_at: Moment) {
         let pending = self.connection_mut(role).reset(retry_at);
         match role {

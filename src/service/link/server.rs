@@ -49,8 +49,8 @@ impl fmt::Debug for Password {
     }
 }
 
-/// What an `embedded://[:password@]address` URL says: the address, and the password that workers need.
-/// `None`: another kind of URL.
+/// What an `embedded://[:password@]address` URL says: the address, and the password that workers
+/// need. `None`: another kind of URL.
 pub fn embedded(url: &str) -> Option<(&str, Option<Password>)> {
     let rest = url.strip_prefix("embedded://")?.trim_end_matches('/');
     let Some((user, address)) = rest.rsplit_once('@') else { return Some((rest, None)) };

@@ -3,8 +3,8 @@
 //! The gateway fills a [`Snapshot`] with plain data, and each function here turns one into a
 //! response; none looks anything up.
 //!
-//! What needs a look at every session is gathered over several turns ([`Live`], [`ConnectionList`]),
-//! so that thousands of connections delay nobody.
+//! What needs a look at every session is gathered over several turns ([`Live`],
+//! [`ConnectionList`]), so that thousands of connections delay nobody.
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 

@@ -2,7 +2,8 @@
 //!
 //! Both sides are lists in order of publication, and neither is complete: Redis may have lost its
 //! data, and this gateway may have been away. Each entry of Redis is first matched with a known
-//! result, then the new ones are placed between the known ones. `docs/kept-results.md` has an example.
+//! result, then the new ones are placed between the known ones. `docs/kept-results.md` has an
+//! example.
 
 use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_64;
@@ -24,9 +25,9 @@ struct NewResult {
 /// Payloads to be retained, by the number of their result.
 pub(super) type Payloads = Vec<(u32, Vec<u8>)>;
 
-/// Merges `kept`, which is in Redis' order, into `results`. What was heard stays in the order in which
-/// it was heard. `subscription` is the current one, which has heard everything that was published
-/// before Redis gave this answer.
+/// Merges `kept`, which is in Redis' order, into `results`. What was heard stays in the order in
+/// which it was heard. `subscription` is the current one, which has heard everything that was
+/// published before Redis gave this answer.
 pub(super) fn merge(
     results: &mut SmallVec<[KnownResult; 1]>,
     last_number: &mut u32,
@@ -65,8 +66,8 @@ pub(super) fn merge(
     payloads
 }
 
-/// Finds out which known results Redis keeps, and which of the kept ones are new. The payload of one
-/// that was evicted before its delivery is added to `payloads`.
+/// Finds out which known results Redis keeps, and which of the kept ones are new. The payload of
+/// one that was evicted before its delivery is added to `payloads`.
 fn match_kept(
     results: &[KnownResult],
     subscription: Subscription,
@@ -99,8 +100,8 @@ fn match_kept(
     (is_matched, new)
 }
 
-/// The known result that a kept one is. Each known one is matched once, so that two equal results in
-/// Redis are two.
+/// The known result that a kept one is. Each known one is matched once, so that two equal results
+/// in Redis are two.
 fn matching(
     results: &[KnownResult],
     is_matched: &[bool],
@@ -116,15 +117,16 @@ fn matching(
         results.iter().enumerate().position(equal)
     };
     if stored_at >= subscription.since {
-        // Stored since the current subscription began, so the current subscription has most probably
-        // heard it. Else it may be what the worker set, or what an earlier subscription heard and
-        // some gateway stored late.
+        // Stored since the current subscription began, so the current subscription has most
+        // probably heard it. Else it may be what the worker set, or what an earlier subscription
+        // heard and some gateway stored late.
         find(&|origin| origin == current)
             .or_else(|| find(&|origin| origin == ResultOrigin::Set))
             .or_else(|| find(&|_| true))
     } else {
-        // Stored before, so it cannot be what the current subscription heard. If it were matched with
-        // that, an equal result from before an absence would take its place and one would be lost.
+        // Stored before, so it cannot be what the current subscription heard. If it were matched
+        // with that, an equal result from before an absence would take its place and one would be
+        // lost.
         find(&|origin| origin != current && origin != ResultOrigin::Set)
             .or_else(|| find(&|origin| origin == ResultOrigin::Set))
     }
@@ -142,7 +144,8 @@ fn place(
     new.place = new.place.min(before);
     let is_older = |at: usize| {
         let known = &results[at];
-        // What the current subscription heard is not older: it would have heard the new one as well.
+        // What the current subscription heard is not older: it would have heard the new one as
+        // well.
         let is_current = known.origin == ResultOrigin::Published(subscription.number);
         !is_matched[at] && !is_current && known.since <= new.stored_at
     };

@@ -1,22 +1,24 @@
 //! What is known of each task: its results while they are retained, and how far its clients are.
 //!
 //! A task is known from its first result or client until no client waits for it, nothing of it is
-//! retained, and its end is `retain` ago. Every result is retained, delivered or not, because a client
-//! may return for the rest of it. The oldest result goes first, by age or because `max_retained` is
-//! reached. What a result costs apart from its bytes counts too, so that `max_retained` is what the
-//! process really grows by.
+//! retained, and its end is `retain` ago. Every result is retained, delivered or not, because a
+//! client may return for the rest of it. The oldest result goes first, by age or because
+//! `max_retained` is reached. What a result costs apart from its bytes counts too, so that
+//! `max_retained` is what the process really grows by.
 //!
-//! A task may hold at most half of `max_retained`. This is checked before a result is retained, so one
-//! task cannot evict the results of all others. A result beyond it is given to the clients that wait
-//! and is gone then. A client that comes later is told that something is missing ([`Tasks::is_incomplete`]).
+//! A task may hold at most half of `max_retained`. This is checked before a result is retained, so
+//! one task cannot evict the results of all others. A result beyond it is given to the clients that
+//! wait and is gone then. A client that comes later is told that something is missing
+//! ([`Tasks::is_incomplete`]).
 //!
-//! Results carry no number. Two of them may be equal to the last byte and still be two results, and one
-//! result may reach the gateway in several ways: published on the channel, kept by Redis (whichever
-//! gateway kept it), set by the worker. So equal results are counted. During one uninterrupted
-//! [`Subscription`], the n-th equal publication that this gateway hears is the n-th one that any gateway
-//! heard since, so two gateways agree on it without talking to each other. A result that a worker has
-//! `SET` is about to be published, perhaps only after a retry, so its publication is recognised during
-//! any subscription (`ResultOrigin::Set`). `docs/kept-results.md` explains this with an example.
+//! Results carry no number. Two of them may be equal to the last byte and still be two results, and
+//! one result may reach the gateway in several ways: published on the channel, kept by Redis
+//! (whichever gateway kept it), set by the worker. So equal results are counted. During one
+//! uninterrupted [`Subscription`], the n-th equal publication that this gateway hears is the n-th
+//! one that any gateway heard since, so two gateways agree on it without talking to each other. A
+//! result that a worker has `SET` is about to be published, perhaps only after a retry, so its
+//! publication is recognised during any subscription (`ResultOrigin::Set`). `docs/kept-results.md`
+//! explains this with an example.
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 #![expect(clippy::indexing_slicing, reason = "slots come from the table itself")]
@@ -34,9 +36,9 @@ use smallvec::SmallVec;
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// What a retained result costs besides its own bytes: its task, its share of a table and of the queue,
-/// an allocation. In bytes, measured while results came and went: 165 to 190 in use, the rest unused
-/// between them.
+/// What a retained result costs besides its own bytes: its task, its share of a table and of the
+/// queue, an allocation. In bytes, measured while results came and went: 165 to 190 in use, the
+/// rest unused between them.
 pub const RESULT_COST: usize = 256;
 /// Results of one task that are recognised although their payloads are gone.
 const RECOGNISED_MAX: usize = 4096;
@@ -168,8 +170,8 @@ pub struct Tasks {
     retained_bytes: usize,
     /// Bytes of results that are not retained and wait for a client.
     passing_bytes: usize,
-    /// Ends and losses, the oldest in front. A task's latest one counts, and the task is known until
-    /// that is `retain` ago.
+    /// Ends and losses, the oldest in front. A task's latest one counts, and the task is known
+    /// until that is `retain` ago.
     remembered: VecDeque<(Moment, Slot)>,
     evicted: u64,
     not_kept: u64,
@@ -214,7 +216,8 @@ struct KnownResult {
     /// when it comes again.
     payload: Option<Rc<[u8]>>,
     origin: ResultOrigin,
-    /// Tells it from the others of its task. Numbers wrap around long after the first ones are gone.
+    /// Tells it from the others of its task. Numbers wrap around long after the first ones are
+    /// gone.
     number: u32,
     /// Every client that waited has been given it.
     is_dispatched: bool,
@@ -307,10 +310,10 @@ impl Tasks {
         Occurrence { hash, nth: nth.get(), before }
     }
 
-    /// Redis answered what it keeps of a task (`kept`, in order), and what the worker has set there;
-    /// `subscription` has heard everything that was published before that answer. What was not known
-    /// joins the results in Redis' order. Returns the set results that nobody has heard yet, to be kept
-    /// like publications.
+    /// Redis answered what it keeps of a task (`kept`, in order), and what the worker has set
+    /// there; `subscription` has heard everything that was published before that answer. What was
+    /// not known joins the results in Redis' order. Returns the set results that nobody has heard
+    /// yet, to be kept like publications.
     pub fn handle_looked_up(
         &mut self,
         now: Moment,
@@ -386,8 +389,8 @@ impl Tasks {
         self.drop_passing(now, slot);
     }
 
-    /// A client joined (`from` is `None`), changed its state or left (`to` is `None`). `end`: how the
-    /// task ended for it.
+    /// A client joined (`from` is `None`), changed its state or left (`to` is `None`). `end`: how
+    /// the task ended for it.
     pub fn handle_client(
         &mut self,
         now: Moment,
@@ -539,13 +542,13 @@ impl Tasks {
         self.tasks[task].bound_recognised();
     }
 
-    /// Retains the payload of a known result, if the task has room for it. If not, it is only given to
-    /// the clients that wait.
+    /// Retains the payload of a known result, if the task has room for it. If not, it is only given
+    /// to the clients that wait.
     fn retain(&mut self, now: Moment, task: Slot, number: u32, payload: Rc<[u8]>) {
         let cost = RESULT_COST + payload.len();
         let known = &mut self.tasks[task];
-        // Checked before the result is taken in. Afterwards the oldest results would have to go, and
-        // they belong to other tasks.
+        // Checked before the result is taken in. Afterwards the oldest results would have to go,
+        // and they belong to other tasks.
         let has_room = known.bytes + cost <= self.settings.task_bytes_max();
         let can_pass = known.has_clients()
             && self.passing_bytes + cost <= self.settings.max_retained.max(cost);
@@ -652,8 +655,8 @@ impl Task {
             && self.results.iter().any(|one| one.number == number && !one.is_dispatched)
     }
 
-    /// Forgets the oldest results whose payloads are gone, but for [`RECOGNISED_MAX`]. A task that goes
-    /// on for hours would otherwise grow for ever.
+    /// Forgets the oldest results whose payloads are gone, but for [`RECOGNISED_MAX`]. A task that
+    /// goes on for hours would otherwise grow for ever.
     fn bound_recognised(&mut self) {
         // Not each time, as it goes through all of them.
         if self.results.len() < 2 * RECOGNISED_MAX || !self.results.len().is_multiple_of(512) {

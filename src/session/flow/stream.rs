@@ -2,13 +2,13 @@
 //! through a pipe.
 //!
 //! A read that fills the scratch buffer shows that a stream is on. From then on the payload of each
-//! frame is spliced from socket to socket, and only the heads are looked at, with `MSG_PEEK`. They go
-//! through the pipe too, so that nothing has to be written twice, and all frames in a pipe leave in
-//! one call.
+//! frame is spliced from socket to socket, and only the heads are looked at, with `MSG_PEEK`. They
+//! go through the pipe too, so that nothing has to be written twice, and all frames in a pipe leave
+//! in one call.
 //!
-//! A stream ends at the boundary before any frame that needs more than a look at its head (a control
-//! frame, a small message, one over the limit), where a frame of the gateway is due, and when the
-//! source brings less than a read would: then the copy is cheaper than the calls.
+//! A stream ends at the boundary before any frame that needs more than a look at its head (a
+//! control frame, a small message, one over the limit), where a frame of the gateway is due, and
+//! when the source brings less than a read would: then the copy is cheaper than the calls.
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
@@ -163,8 +163,8 @@ impl Flow {
 
     /// Fills the pipe with the rest of the current frame and the frames behind it.
     ///
-    /// Each round first makes sure that the bytes to splice belong to the stream, and only then moves
-    /// them: a spliced byte cannot be looked at any more.
+    /// Each round first makes sure that the bytes to splice belong to the stream, and only then
+    /// moves them: a spliced byte cannot be looked at any more.
     fn fill(
         &mut self,
         pipe: &mut Pipe,
@@ -195,15 +195,15 @@ impl Flow {
                     self.traffic.bytes += n as u64;
                     self.note_alive(cx.now);
                     pumped.message |= self.is_data;
-                    // The source is slower than a stream. What it sends next is read, and a read that
-                    // fills the buffer begins the next stream.
+                    // The source is slower than a stream. What it sends next is read, and a read
+                    // that fills the buffer begins the next stream.
                     if n < most && n < SPLICE_BYTES_MIN {
                         return Filled::Over;
                     }
                 }
-                // With bytes in the pipe, `Blocked` may mean that the pipe is full: it holds a number of
-                // packets, not of bytes. Taking that for a dry source would wait for an event that
-                // has already been reported, that is for ever.
+                // With bytes in the pipe, `Blocked` may mean that the pipe is full: it holds a
+                // number of packets, not of bytes. Taking that for a dry source would wait for an
+                // event that has already been reported, that is for ever.
                 Ok(Io::Blocked) if was_empty => return Filled::Dry,
                 Ok(Io::Blocked) => return Filled::Enough,
                 Ok(Io::Ended) | Err(_) => return Filled::Ended,
@@ -214,8 +214,8 @@ impl Flow {
 
     /// Looks at the heads among the next `room` bytes, which stay in the socket.
     ///
-    /// A frame of the stream is counted here, before it has arrived whole: from then on its head and
-    /// payload are one run of bytes for the scanner, and `payload_left` covers both.
+    /// A frame of the stream is counted here, before it has arrived whole: from then on its head
+    /// and payload are one run of bytes for the scanner, and `payload_left` covers both.
     fn look_ahead(
         &mut self,
         room: u64,
@@ -229,8 +229,8 @@ impl Flow {
             let offset = self.frames.payload_left() as u32;
             let Io::Moved(n) = source.peek(offset, &mut bytes)? else { return Ok(Seen::Nothing) };
             let Some((head, length)) = FrameHead::parse(&bytes[..n]) else {
-                // A cut head at the very front has to be read, or this would peek at it for ever without
-                // an event. Behind other bytes it is looked at again once those have moved.
+                // A cut head at the very front has to be read, or this would peek at it for ever
+                // without an event. Behind other bytes it is looked at again once those have moved.
                 return Ok(if offset == 0 { Seen::Other } else { Seen::Nothing });
             };
             if head.is_control()

@@ -1,11 +1,12 @@
 //! What a worker and the inbox say to each other, without their connection.
 //!
-//! The inbox takes results and is not a Redis: `PUBLISH` does what it does there, what client libraries
-//! send on connecting is answered to their satisfaction, and every other command gets a clear error.
+//! The inbox takes results and is not a Redis: `PUBLISH` does what it does there, what client
+//! libraries send on connecting is answered to their satisfaction, and every other command gets a
+//! clear error.
 //!
-//! In a transaction (`MULTI` … `EXEC`) nothing happens before `EXEC`, and nothing at all if one of its
-//! commands was refused. Without that, the commands behind a refused `MULTI` would run, and a worker
-//! that tries again would publish twice.
+//! In a transaction (`MULTI` … `EXEC`) nothing happens before `EXEC`, and nothing at all if one of
+//! its commands was refused. Without that, the commands behind a refused `MULTI` would run, and a
+//! worker that tries again would publish twice.
 
 use crate::proto::resp::{Protocol, RespReply};
 use uuid::Uuid;
@@ -278,8 +279,8 @@ fn check(name: &str, arguments: usize) -> Result<(), String> {
     }
 }
 
-/// Compares in a time that depends on the lengths alone, so that it does not tell how much of a guess
-/// is right.
+/// Compares in a time that depends on the lengths alone, so that it does not tell how much of a
+/// guess is right.
 fn is_equal(one: &[u8], other: &[u8]) -> bool {
     let difference = one.iter().zip(other).fold(0, |sum, (a, b)| sum | (a ^ b));
     one.len() == other.len() && std::hint::black_box(difference) == 0

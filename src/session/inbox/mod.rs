@@ -225,8 +225,9 @@ impl State for Inbox {
 }
 
 impl Inbox {
-    /// Waits for the worker. Its time is up only if nothing was left to read, and if it does not take
-    /// what it was sent: the kernel, or a transport that buffers, may hold replies that it reads slowly.
+    /// Waits for the worker. Its time is up only if nothing was left to read, and if it does not
+    /// take what it was sent: the kernel, or a transport that buffers, may hold replies that it
+    /// reads slowly.
     fn wait(mut self: Box<Self>, downstream: &Conn, cx: &Context) -> Step {
         if self.active_at + self.timeout <= cx.now {
             let left = downstream.unacknowledged();
