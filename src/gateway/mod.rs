@@ -23,6 +23,7 @@
 #![expect(clippy::indexing_slicing, reason = "keys come from the slab, roles index a pair")]
 
 mod census;
+mod drain;
 mod files;
 mod probes;
 mod redis;
@@ -53,9 +54,10 @@ use crate::service::upstreams::{self, UpstreamId, Upstreams};
 use crate::session::jobs::{Job, JobAnswer, NameOwner};
 use crate::session::respond::Question;
 use crate::session::{
-    self, Admission, Context, Drain, Driven, Identity, Phase, Proxied, Rare, Session, SessionId,
+    self, Admission, Context, Driven, Identity, Phase, Proxied, Rare, Session, SessionId,
 };
 use census::Census;
+use drain::RunState;
 use log::{info, warn};
 use probes::Probes;
 use redis::RedisSockets;
@@ -68,10 +70,6 @@ use timeline::Timeline;
 
 /// Connections to the addresses for admins at once.
 const ADMINS_MAX: usize = 100;
-
-/// The time for the last frames to leave once the drain time is over, and for Redis to store the
-/// last results.
-const LAST_CALL: Duration = Duration::from_millis(500);
 
 /// Work after which sessions that have more to do wait for the next turn, in bytes written or what
 /// takes as long; about a millisecond. See [`Context::work`].
@@ -140,20 +138,6 @@ pub struct Gateway {
     started: Moment,
     started_wall: SystemTime,
     cx: Context,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum RunState {
-    Serving,
-    /// No new work; what is in flight may finish.
-    Draining {
-        until: Option<Moment>,
-    },
-    /// Everything has been asked to leave at once.
-    LastCall {
-        until: Moment,
-    },
-    Stopped,
 }
 
 impl Gateway {
@@ -512,14 +496,9 @@ impl Gateway {
         {
             return Some(self.cx.now);
         }
-        let drained = match self.run_state {
-            RunState::Draining { until } => until,
-            RunState::LastCall { until } => Some(until),
-            RunState::Serving | RunState::Stopped => None,
-        };
         let deadlines = [
             self.timers.next(),
-            drained,
+            self.drain_deadline(),
             self.cx.results.deadline(),
             self.probes.deadline(&self.cx),
         ];
@@ -557,30 +536,6 @@ impl Gateway {
             .map(|(key, _)| key)
             .collect();
         waiting.into_iter().for_each(|key| self.drive(key));
-    }
-
-    /// Begins to stop: no new work, what is in flight may finish within the drain time.
-    pub fn drain(&mut self) {
-        if self.run_state != RunState::Serving {
-            return;
-        }
-        let until = self.cx.after(self.drain_timeout);
-        let timeout =
-            self.drain_timeout.map_or_else(|| "none".to_owned(), |timeout| format!("{timeout:?}"));
-        info!(target: "gateway", "draining connections={} timeout={timeout}", self.sessions.len());
-        self.run_state = RunState::Draining { until };
-        self.cx.is_draining = true;
-        self.probes.stop(&mut self.cx);
-        self.cx.results.finish(self.cx.now);
-        // A result that came before the drain is delivered, not answered with a Close.
-        self.deliver(usize::MAX);
-        self.drain_sessions(Drain::Finish);
-        self.check_drain();
-    }
-
-    /// A drain has ended: nothing is left to be done.
-    pub fn is_stopped(&self) -> bool {
-        self.run_state == RunState::Stopped
     }
 
     /// Open connections of every kind, clients and workers.
@@ -645,56 +600,6 @@ impl Gateway {
             Admission::RefusedWorker => self.refused_workers -= 1,
         }
         session.release(&mut self.cx);
-    }
-
-    fn drain_sessions(&mut self, drain: Drain) {
-        let keys: Vec<usize> = self.sessions.iter().map(|(key, _)| key).collect();
-        for key in keys {
-            self.sessions[key].drain(drain, &mut self.cx);
-            self.drive(key);
-        }
-    }
-
-    fn check_drain(&mut self) {
-        let is_due = |until: Option<Moment>| until.is_some_and(|until| until <= self.cx.now);
-        match self.run_state {
-            RunState::Serving | RunState::Stopped => {}
-            // Workers do not count: they stay connected.
-            _ if self.sessions.len() == self.closed.len() + self.workers
-                && self.cx.results.is_at_rest() =>
-            {
-                self.stop()
-            }
-            // No session is left, but Redis has not stored everything yet: another gateway is to
-            // deliver it.
-            RunState::Draining { .. }
-                if self.sessions.len() == self.closed.len() + self.workers =>
-            {
-                self.run_state = RunState::LastCall { until: self.cx.now + LAST_CALL };
-            }
-            RunState::Draining { until } if is_due(until) => {
-                info!(target: "gateway", "drain time is over connections={}", self.sessions.len());
-                self.run_state = RunState::LastCall { until: self.cx.now + LAST_CALL };
-                self.drain_sessions(Drain::Leave);
-            }
-            RunState::LastCall { until } if is_due(Some(until)) => self.stop(),
-            RunState::Draining { .. } | RunState::LastCall { .. } => {}
-        }
-    }
-
-    /// Ends all sessions at once.
-    pub fn stop(&mut self) {
-        self.run_state = RunState::Stopped;
-        for session in std::mem::take(&mut self.sessions)
-            .into_iter()
-            .map(|(_, session)| session)
-            .collect::<Vec<_>>()
-        {
-            self.release(session);
-        }
-        self.closed.clear();
-        self.yielded.clear();
-        self.timers = Timers::new();
     }
 }
 
@@ -785,7 +690,7 @@ mod tests {
         Gateway::new(settings, Box::new(NoNetwork), chance, now, wall).expect("no Redis is wanted")
     }
 
-    fn socket(sent: &[u8]) -> Socket {
+    pub fn socket(sent: &[u8]) -> Socket {
         Socket::Other(Box::new(Peer { sent: sent.to_vec(), received: Rc::default() }))
     }
 
@@ -804,47 +709,6 @@ mod tests {
         gateway.begin_turn(now);
         gateway.settle();
         gateway.finish_turn();
-    }
-
-    /// With a drain timeout of 5 s.
-    #[test]
-    fn drain_waits_for_what_is_in_flight_and_no_longer() {
-        struct Case {
-            name: &'static str,
-            open: fn(&mut Gateway),
-            stopped_at: u64,
-        }
-        let cases = [
-            Case { name: "nothing", open: |_| {}, stopped_at: 0 },
-            Case {
-                name: "an idle connection",
-                open: |gateway| drop(client(gateway, b"")),
-                stopped_at: 0,
-            },
-            Case {
-                name: "half a request head",
-                open: |gateway| drop(client(gateway, b"GET / HTTP/1.1\r\n")),
-                stopped_at: 5500,
-            },
-            Case {
-                name: "a worker",
-                open: |gateway| {
-                    let from = SocketAddr::from(([192, 0, 2, 2], 6000));
-                    gateway.admit_worker(socket(b""), from);
-                },
-                stopped_at: 0,
-            },
-        ];
-        for Case { name, open, stopped_at } in cases {
-            let mut gateway = gateway(10);
-            open(&mut gateway);
-            gateway.drain();
-            for milliseconds in (0..=6000).step_by(500) {
-                turn(&mut gateway, Moment::START + Duration::from_millis(milliseconds));
-                let is_due = milliseconds >= stopped_at;
-                assert_eq!(gateway.is_stopped(), is_due, "{name} after {milliseconds} ms");
-            }
-        }
     }
 
     #[test]
