@@ -15,14 +15,15 @@
 //!
 //! let budget = Budget::new(Some(1000));
 //! let mut charge = budget.charge(600);
-//! assert!(budget.has_room(400) && !budget.has_room(401));
+//! assert!(!budget.refuses(200) && budget.refuses(600));
 //! charge.set(1100);
-//! assert_eq!(budget.excess(), 100);
+//! assert_eq!(budget.take_shortage(), 100);
 //! drop(charge);
 //! assert_eq!(budget.held(), 0);
 //! ```
 
 use std::cell::Cell;
+use std::ops::Deref;
 use std::rc::Rc;
 
 /// Bytes that are held, and the limit. Clones share both.
@@ -34,6 +35,8 @@ struct Counts {
     held: Cell<usize>,
     /// `None`: no limit.
     limit: Cell<Option<usize>>,
+    /// What was missing for work that was refused since the last [`Budget::take_shortage`].
+    missing: Cell<usize>,
 }
 
 impl Budget {
@@ -44,7 +47,7 @@ impl Budget {
         budget
     }
 
-    /// Changes the limit. What is held stays; see [`Budget::excess`].
+    /// Changes the limit. What is held stays; see [`Budget::take_shortage`].
     pub fn set_limit(&self, limit: Option<usize>) {
         self.0.limit.set(limit);
     }
@@ -59,19 +62,40 @@ impl Budget {
         self.0.held.get()
     }
 
-    /// Whether `bytes` more would stay within the limit.
-    pub fn has_room(&self, bytes: usize) -> bool {
-        self.limit().is_none_or(|limit| self.held().saturating_add(bytes) <= limit)
+    /// Whether work that needs `bytes` is to be refused: so little is left that less than an eighth
+    /// of the limit would be. Remembers it, so that the largest holder makes room; see
+    /// [`Budget::take_shortage`].
+    pub fn refuses(&self, bytes: usize) -> bool {
+        let Some(limit) = self.limit() else { return false };
+        let missing = self.held().saturating_add(bytes).saturating_sub(limit - limit / 8);
+        // What could hardly ever fit must not cost everyone else their connections.
+        if bytes <= limit / 2 {
+            self.0.missing.set(self.0.missing.get().max(missing));
+        }
+        missing > 0
     }
 
-    /// Bytes charged beyond the limit.
-    pub fn excess(&self) -> usize {
-        self.limit().map_or(0, |limit| self.held().saturating_sub(limit))
+    /// Whether bytes have to be freed: more than the limit are held, or work was refused.
+    pub fn is_short(&self) -> bool {
+        self.0.missing.get() > 0 || self.limit().is_some_and(|limit| self.held() > limit)
+    }
+
+    /// Bytes that have to be freed: those beyond the limit and, if work was refused since the last
+    /// call, what is missing for it to be taken.
+    pub fn take_shortage(&self) -> usize {
+        let Some(limit) = self.limit() else { return 0 };
+        self.0.missing.take().max(self.held().saturating_sub(limit))
+    }
+
+    /// Replaces one amount by another, for an owner that remembers its amount itself. It must give
+    /// it back in the end.
+    pub fn recount(&self, before: usize, after: usize) {
+        self.0.held.set(self.held() - before + after);
     }
 
     /// Charges `bytes` until the returned value is dropped. Never fails: limits are enforced by the
-    /// caller, before it takes on work ([`Budget::has_room`]) or between turns
-    /// ([`Budget::excess`]).
+    /// caller, before it takes on work ([`Budget::refuses`]) or between turns
+    /// ([`Budget::take_shortage`]).
     #[must_use]
     pub fn charge(&self, bytes: usize) -> Charge {
         let mut charge = Charge { budget: self.clone(), bytes: 0 };
@@ -79,6 +103,43 @@ impl Budget {
         charge
     }
 }
+
+/// A value that is charged for as long as it lives. Behind an `Rc` it is charged once, however many
+/// share it.
+#[derive(Debug)]
+pub struct Charged<T> {
+    value: T,
+    charge: Charge,
+}
+
+impl<T> Charged<T> {
+    /// Charges `bytes` for `value`.
+    pub fn new(value: T, bytes: usize, budget: &Budget) -> Charged<T> {
+        Charged { value, charge: budget.charge(bytes) }
+    }
+
+    /// Bytes charged.
+    pub fn bytes(&self) -> usize {
+        self.charge.bytes()
+    }
+}
+
+impl<T> Deref for Charged<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+/// Equal values, whatever they are charged to.
+impl<T: PartialEq> PartialEq for Charged<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.value == other.value
+    }
+}
+
+impl<T: Eq> Eq for Charged<T> {}
 
 /// Bytes that one buffer holds. Dropping it gives them back.
 #[derive(Debug)]
@@ -90,8 +151,7 @@ pub struct Charge {
 impl Charge {
     /// The buffer now holds `bytes`.
     pub fn set(&mut self, bytes: usize) {
-        let held = &self.budget.0.held;
-        held.set(held.get() - self.bytes + bytes);
+        self.budget.recount(self.bytes, bytes);
         self.bytes = bytes;
     }
 
@@ -125,13 +185,39 @@ mod tests {
     }
 
     #[test]
+    fn a_shared_value_is_charged_once() {
+        let budget = Budget::new(None);
+        let value = Rc::new(Charged::new("value", 100, &budget));
+        let others = vec![Rc::clone(&value); 10];
+        assert_eq!((budget.held(), value.bytes(), &**value), (100, 100, &"value"));
+        drop(value);
+        assert_eq!(budget.held(), 100);
+        drop(others);
+        assert_eq!(budget.held(), 0);
+    }
+
+    #[test]
     fn a_limit_is_reported_and_may_change() {
         let budget = Budget::new(Some(100));
         let _charge = budget.charge(90);
-        assert_eq!((budget.has_room(10), budget.has_room(11), budget.excess()), (true, false, 0));
+        assert_eq!((budget.held(), budget.is_short(), budget.take_shortage()), (90, false, 0));
+        assert_eq!(
+            (budget.refuses(0), budget.is_short(), budget.take_shortage(), budget.is_short()),
+            (true, true, 2, false)
+        );
+        assert_eq!(budget.take_shortage(), 0, "work was refused once");
+        budget.set_limit(Some(200));
+        assert_eq!((budget.refuses(85), budget.refuses(86)), (false, true));
+        assert_eq!(
+            (budget.take_shortage(), budget.refuses(101), budget.take_shortage()),
+            (1, true, 0)
+        );
         budget.set_limit(Some(50));
-        assert_eq!((budget.has_room(0), budget.excess()), (false, 40));
+        assert_eq!(
+            (budget.is_short(), budget.refuses(26), budget.take_shortage()),
+            (true, true, 40)
+        );
         budget.set_limit(None);
-        assert_eq!((budget.has_room(usize::MAX), budget.excess()), (true, 0));
+        assert_eq!((budget.refuses(usize::MAX), budget.take_shortage()), (false, 0));
     }
 }

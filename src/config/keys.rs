@@ -159,6 +159,14 @@ pub const SECTIONS: &[Section] = &[
                 "max_connections_per_ip",
                 count!(gateway.limits.max_connections_per_ip, 0..=1_000_000),
             ),
+            live(
+                "memory_limit",
+                KeyKind::Memory {
+                    get: |c| c.gateway.session.memory_limit,
+                    set: |c, limit| c.gateway.session.memory_limit = limit,
+                    range: 8 * MIB..=64 * TIB,
+                },
+            ),
             live("header_timeout", time!(gateway.session.header_timeout)),
             live("keep_alive", time!(gateway.session.keep_alive)),
             live("write_timeout", time!(gateway.session.write_timeout)),

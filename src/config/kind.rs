@@ -15,6 +15,7 @@ use super::values::{
     LONGEST, Pair, pairs, parse_size, parse_time, quoted, show_size, show_time, strings, type_name,
     whole,
 };
+use crate::session::MemoryLimit;
 
 /// The type of a key's value, its bounds, and where in [`Config`] it is.
 pub(super) enum KeyKind {
@@ -26,6 +27,12 @@ pub(super) enum KeyKind {
         get: fn(&Config) -> u64,
         set: fn(&mut Config, u64),
         allows_zero: bool,
+        range: RangeInclusive<u64>,
+    },
+    /// `"auto"`, a size, or 0 for no limit.
+    Memory {
+        get: fn(&Config) -> MemoryLimit,
+        set: fn(&mut Config, MemoryLimit),
         range: RangeInclusive<u64>,
     },
     /// A whole number.
@@ -74,6 +81,11 @@ impl KeyKind {
                 show_size(*range.end()),
                 if *allows_zero { ", or \"0\"" } else { "" }
             ),
+            KeyKind::Memory { range, .. } => format!(
+                "\"auto\", a size such as \"512MiB\" or a number of bytes, from {} to {}, or \"0\"",
+                show_size(*range.start()),
+                show_size(*range.end()),
+            ),
             KeyKind::Count { range, .. } => {
                 format!("a whole number from {} to {}", range.start(), range.end())
             }
@@ -89,6 +101,7 @@ impl KeyKind {
         match self {
             KeyKind::Time { .. } => "\"17s\"",
             KeyKind::Size { .. } => "\"17KiB\"",
+            KeyKind::Memory { .. } => "\"17GiB\"",
             KeyKind::Count { .. } => "17",
             KeyKind::Flag { .. } => "true",
             KeyKind::Text { example, .. }
@@ -102,6 +115,11 @@ impl KeyKind {
         match self {
             KeyKind::Time { get, .. } => quoted(&get(config).map_or("0s".into(), show_time)),
             KeyKind::Size { get, .. } => quoted(&show_size(get(config))),
+            KeyKind::Memory { get, .. } => quoted(&match get(config) {
+                MemoryLimit::Auto => "auto".into(),
+                MemoryLimit::Bytes(bytes) => show_size(bytes),
+                MemoryLimit::Unlimited => "0".into(),
+            }),
             KeyKind::Count { get, .. } => get(config).to_string(),
             KeyKind::Flag { get, .. } => get(config).to_string(),
             KeyKind::Text { get, .. } => quoted(&get(config)),
@@ -124,6 +142,7 @@ impl KeyKind {
         match self {
             KeyKind::Time { get, set } => set(to, get(from)),
             KeyKind::Size { get, set, .. } | KeyKind::Count { get, set, .. } => set(to, get(from)),
+            KeyKind::Memory { get, set, .. } => set(to, get(from)),
             KeyKind::Flag { get, set } => set(to, get(from)),
             KeyKind::Text { get, set, .. } => set(to, &get(from)).expect("a value in use is valid"),
             KeyKind::Map { get, set, .. } => set(to, &get(from)).expect("a value in use is valid"),
@@ -146,17 +165,21 @@ impl KeyKind {
                 set(config, parse_time(text).map_err(refused)?);
             }
             KeyKind::Size { set, allows_zero, range, .. } => {
-                let bytes = match value.get_ref() {
-                    DeValue::String(text) => parse_size(text),
-                    DeValue::Integer(number) => whole(number)
-                        .ok_or_else(|| format!("{} is not a number of bytes", number.as_str())),
-                    _ => return Err(wrong_type()),
-                }
-                .map_err(refused)?;
+                let bytes = size(value).ok_or_else(wrong_type)?.map_err(refused)?;
                 if !(range.contains(&bytes) || bytes == 0 && *allows_zero) {
                     return Err(refused(format!("{} is out of range", show_size(bytes))));
                 }
                 set(config, bytes);
+            }
+            KeyKind::Memory { set, .. } if value.get_ref().as_str() == Some("auto") => {
+                set(config, MemoryLimit::Auto);
+            }
+            KeyKind::Memory { set, range, .. } => {
+                match size(value).ok_or_else(wrong_type)?.map_err(refused)? {
+                    0 => set(config, MemoryLimit::Unlimited),
+                    bytes if range.contains(&bytes) => set(config, MemoryLimit::Bytes(bytes)),
+                    bytes => return Err(refused(format!("{} is out of range", show_size(bytes)))),
+                }
             }
             KeyKind::Count { set, range, .. } => {
                 let DeValue::Integer(number) = value.get_ref() else { return Err(wrong_type()) };
@@ -199,6 +222,17 @@ fn show_map(pairs: &[Pair]) -> String {
     let pairs: Vec<_> =
         pairs.iter().map(|(from, to)| format!("{} = {}", quoted(from), quoted(to))).collect();
     format!("{{ {} }}", pairs.join(", "))
+}
+
+/// The size in a string or an integer; `None` for anything else.
+fn size(value: &Spanned<DeValue<'_>>) -> Option<Result<u64, String>> {
+    match value.get_ref() {
+        DeValue::String(text) => Some(parse_size(text)),
+        DeValue::Integer(number) => Some(
+            whole(number).ok_or_else(|| format!("{} is not a number of bytes", number.as_str())),
+        ),
+        _ => None,
+    }
 }
 
 fn show_list(texts: &[String]) -> String {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::routes::default_routes;
 use crate::service::limits;
+use crate::session::{self, MemoryLimit};
 use crate::{gateway, logging, reactor};
 
 /// Everything that can be set.
@@ -20,7 +21,10 @@ impl Default for Config {
     fn default() -> Self {
         let gateway = gateway::Settings {
             trust: Default::default(),
-            session: Default::default(),
+            session: session::Settings {
+                memory_limit: MemoryLimit::Auto,
+                ..session::Settings::default()
+            },
             limits: limits::Settings {
                 max_connections: 10_000,
                 max_connections_per_ip: 0,

@@ -25,6 +25,7 @@
 mod census;
 mod drain;
 mod files;
+mod memory;
 mod probes;
 mod redis;
 mod refusals;
@@ -132,6 +133,7 @@ pub struct Gateway {
     is_inbox: bool,
     /// Connections of every kind since the start.
     serials: u64,
+    keeper: memory::Keeper,
     run_state: RunState,
     drain_timeout: Option<Duration>,
     timeline: Timeline,
@@ -188,6 +190,7 @@ impl Gateway {
             refused_workers: 0,
             is_inbox,
             serials: 0,
+            keeper: memory::Keeper::new(now),
             run_state: RunState::Serving,
             drain_timeout,
             timeline: Timeline::new(now),
@@ -455,6 +458,7 @@ impl Gateway {
     /// The end of a turn: sends what Redis is to get, and frees what ended. *Slots are freed last.*
     pub fn finish_turn(&mut self) {
         self.redis.flush(&mut self.cx);
+        self.keep_budget();
         if !self.closed.is_empty() {
             self.reap();
         }
@@ -541,11 +545,6 @@ impl Gateway {
     /// Open connections of every kind, clients and workers.
     pub fn session_count(&self) -> usize {
         self.sessions.len()
-    }
-
-    /// Bytes that wait for slow peers, over all sessions.
-    pub fn backlog_bytes(&self) -> usize {
-        self.sessions.iter().map(|(_, session)| session.held_bytes()).sum()
     }
 
     /// Every counter.

@@ -66,6 +66,7 @@ impl Gateway {
         }
         self.cx.routes.reload(routes, &mut self.cx.upstreams);
         self.reload_upstreams(upstreams);
+        self.cx.budget.set_limit(session.memory_limit.bytes());
         self.cx.settings = session;
         self.cx.trust = trust;
         self.drain_timeout = drain_timeout;

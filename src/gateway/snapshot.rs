@@ -65,6 +65,9 @@ impl Gateway {
             retained: tasks.retained() as u64,
             retained_bytes: tasks.retained_bytes() as u64,
         };
+        let (held, limit) = self.memory();
+        snapshot.memory_held = held as u64;
+        snapshot.memory_limit = limit.unwrap_or(0) as u64;
         snapshot
     }
 

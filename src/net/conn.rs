@@ -227,6 +227,25 @@ impl Conn {
         self.when_writable(|transport| transport.splice_from(pipe))
     }
 
+    /// Bytes of kernel memory in its buffers, both ways.
+    pub fn kernel_bytes(&self) -> usize {
+        match &self.0 {
+            Inner::Tcp(tcp, _) => tcp.kernel_bytes(),
+            Inner::Other(transport, _) => transport.kernel_bytes(),
+        }
+    }
+
+    /// Keeps each of its buffers from growing beyond about `bytes_max`, as far as the kernel
+    /// allows.
+    pub fn limit_buffers(&mut self, bytes_max: usize) {
+        let _ = self.transport().limit_buffers(bytes_max);
+    }
+
+    /// When it is dropped, unsent bytes are discarded, and the peer gets RST.
+    pub fn discard_on_close(&mut self) {
+        let _ = self.transport().discard_on_close();
+    }
+
     /// Output that was taken is still in this process. Dropping the connection would lose it.
     pub fn is_output_held(&self) -> bool {
         match &self.0 {

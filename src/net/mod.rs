@@ -8,6 +8,7 @@
 
 pub mod conn;
 pub mod files;
+pub mod memory;
 pub mod pipe;
 mod sys;
 pub mod tcp;
@@ -90,6 +91,27 @@ pub trait Transport: Read + Write {
     /// 0.
     fn unacknowledged(&self) -> Option<usize> {
         None
+    }
+
+    /// Bytes of kernel memory in this socket's buffers, both ways; 0 where that is not known.
+    fn kernel_bytes(&self) -> usize {
+        0
+    }
+
+    /// Keeps each of the two buffers from growing beyond about this many bytes.
+    ///
+    /// # Errors
+    /// When the kernel refuses, which costs memory and nothing else.
+    fn limit_buffers(&mut self, _bytes_max: usize) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// When it is dropped, unsent bytes are discarded, and the peer gets RST.
+    ///
+    /// # Errors
+    /// When the kernel refuses, which costs memory and nothing else.
+    fn discard_on_close(&mut self) -> io::Result<()> {
+        Ok(())
     }
 
     /// After the first event of a dialed socket: whether the connection was established.

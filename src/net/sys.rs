@@ -2,7 +2,7 @@
 //!
 //! This is the only file with `unsafe` in it.
 
-#![expect(unsafe_code, reason = "the two calls that `rustix` has no safe name for")]
+#![expect(unsafe_code, reason = "the four calls that `rustix` has no safe name for")]
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -33,6 +33,35 @@ pub fn unacknowledged(socket: impl AsFd) -> Option<usize> {
     let done =
         unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ as _, &raw mut count) };
     (done == 0).then(|| usize::try_from(count).ok()).flatten()
+}
+
+/// Bytes of kernel memory that a socket's buffers take (`SO_MEMINFO`); 0 where the kernel does not
+/// say.
+pub fn socket_memory(socket: impl AsFd) -> usize {
+    /// Places in the answer, and its length: `linux/sock_diag.h`.
+    const RECEIVED: usize = 0;
+    const RESERVED: usize = 4;
+    const TO_SEND: usize = 5;
+    const BACKLOG: usize = 7;
+    const LENGTH: usize = 9;
+    const SO_MEMINFO: libc::c_int = 55;
+    let mut answer = [0_u32; LENGTH];
+    let mut length = size_of_val(&answer) as libc::socklen_t;
+    // SAFETY: the descriptor is open while it is borrowed, and the kernel writes at most `length`
+    // bytes.
+    let outcome = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_MEMINFO,
+            (&raw mut answer).cast(),
+            &raw mut length,
+        )
+    };
+    if outcome != 0 {
+        return 0;
+    }
+    [RECEIVED, RESERVED, TO_SEND, BACKLOG].into_iter().map(|at| answer[at] as usize).sum()
 }
 
 /// Returns free heap memory to the system. It takes milliseconds on a large heap, so call it only

@@ -81,6 +81,22 @@ impl Transport for Tcp {
         file.send_to(&self.0, offset, count)
     }
 
+    fn kernel_bytes(&self) -> usize {
+        sys::socket_memory(&self.0)
+    }
+
+    fn limit_buffers(&mut self, bytes_max: usize) -> io::Result<()> {
+        let socket = socket2::SockRef::from(&self.0);
+        socket.set_tcp_notsent_lowat((bytes_max as u32).min(UNSENT_BYTES_MAX))?;
+        // The kernel doubles it, for what it needs itself. A window that was announced is still
+        // honoured.
+        socket.set_recv_buffer_size(bytes_max / 2)
+    }
+
+    fn discard_on_close(&mut self) -> io::Result<()> {
+        socket2::SockRef::from(&self.0).set_linger(Some(Duration::ZERO))
+    }
+
     fn can_splice(&self) -> bool {
         true
     }
@@ -264,5 +280,34 @@ mod tests {
             socket2::SockRef::from(&listener).tcp_congestion().unwrap(),
             usual.tcp_congestion().unwrap()
         );
+    }
+
+    /// A socket and its peer, which reads nothing.
+    fn pair() -> (Tcp, std::net::TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        set_options(&socket2::Socket::from(stream.try_clone().unwrap()), false).unwrap();
+        (Tcp(TcpStream::from_std(stream)), peer)
+    }
+
+    #[test]
+    fn a_slow_peer_costs_what_the_buffers_are_limited_to() {
+        let filled = |bytes_max: Option<usize>| {
+            let (mut tcp, peer) = pair();
+            if let Some(bytes_max) = bytes_max {
+                tcp.limit_buffers(bytes_max).unwrap();
+            }
+            assert_eq!(tcp.kernel_bytes(), 0);
+            while tcp.write(&[0; 16 * 1024]).is_ok() {}
+            let bytes = tcp.kernel_bytes();
+            tcp.discard_on_close().unwrap();
+            drop((tcp, peer));
+            bytes
+        };
+        let (usual, small) = (filled(None), filled(Some(16 * 1024)));
+        assert!(usual > UNSENT_BYTES_MAX as usize, "{usual}");
+        assert!(small > 0 && small < usual / 4, "{small} and {usual}");
     }
 }

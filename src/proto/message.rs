@@ -13,10 +13,12 @@
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 
+use crate::base::budget::{Budget, Charged};
 use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -147,7 +149,37 @@ enum StatusKind {
     Failure,
 }
 
+/// A result that all its clients share. It is charged once.
+pub type SharedResult = Rc<Charged<TaskResult>>;
+
+/// A field of a result that is passed on as it is, as JSON text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// The answer's text or the failure's error: a string, with its quotes.
+    Text,
+    /// Every further field: `,"name":value` each.
+    Extras,
+}
+
 impl TaskResult {
+    /// Makes it a value that clients share.
+    pub fn shared(self, budget: &Budget) -> SharedResult {
+        let bytes = self.bytes();
+        Rc::new(Charged::new(self, bytes, budget))
+    }
+
+    /// A field that is passed on, which may be long.
+    pub fn field(&self, field: Field) -> &str {
+        match (field, &self.kind) {
+            (
+                Field::Text,
+                ResultKind::Answer { content, .. } | ResultKind::Progress { content },
+            ) => content,
+            (Field::Text, ResultKind::Failure { error }) => error,
+            (Field::Extras, _) => &self.extras,
+        }
+    }
+
     /// Reads what a worker published. Never fails: a malformed result becomes the failure
     /// `Invalid response format`; see [`TaskResult::fault`].
     pub fn read(payload: &[u8]) -> TaskResult {
@@ -231,17 +263,26 @@ impl TaskResult {
     /// message. `audio_present` is true once the audio file is open. An error message does not
     /// mention it.
     pub fn message(&self, task: &TaskId, audio_present: bool) -> String {
-        let extras = &self.extras;
+        let (before, between) = self.message_around(task, audio_present);
+        [&before, self.field(Field::Text), &between, self.field(Field::Extras), "}"].concat()
+    }
+
+    /// The parts of [`TaskResult::message`] that are written for one client: what is before
+    /// [`Field::Text`], and what is between that and [`Field::Extras`]. Behind those is only `}`.
+    pub fn message_around(&self, task: &TaskId, audio_present: bool) -> (String, String) {
         let more = if self.is_final { "" } else { r#","final":false"# };
+        let content = |status: &str, audio_present: bool| {
+            (
+                format!(r#"{{"status":"{status}","task_id":"{task}","content":"#),
+                format!(r#","audio_present":{audio_present}{more}"#),
+            )
+        };
         match &self.kind {
-            ResultKind::Answer { content, .. } => format!(
-                r#"{{"status":"success","task_id":"{task}","content":{content},"audio_present":{audio_present}{more}{extras}}}"#
-            ),
-            ResultKind::Progress { content } => format!(
-                r#"{{"status":"progress","task_id":"{task}","content":{content},"audio_present":false{more}{extras}}}"#
-            ),
-            ResultKind::Failure { error } => {
-                format!(r#"{{"status":"error","error":{error},"task_id":"{task}"{more}{extras}}}"#)
+            ResultKind::Answer { .. } => content("success", audio_present),
+            ResultKind::Progress { .. } => content("progress", false),
+            ResultKind::Failure { .. } => {
+                let between = format!(r#","task_id":"{task}"{more}"#);
+                (r#"{"status":"error","error":"#.into(), between)
             }
         }
     }

@@ -63,6 +63,11 @@ impl Decoder {
         Decoder { parser: Parser::new(), unfinished: 0, unfinished_max }
     }
 
+    /// Bytes of a value that is not complete.
+    pub fn held_bytes(&self) -> usize {
+        self.unfinished
+    }
+
     /// The next value, with its bytes removed from the front of `input`. `Ok(None)`: all of `input`
     /// was taken and the value is not complete. Call it until it returns that.
     ///
@@ -232,6 +237,17 @@ impl CommandReader {
     /// Whether no command has begun.
     pub fn is_idle(&self) -> bool {
         matches!(&self.state, CommandState::Start { line } if line.is_empty())
+    }
+
+    /// Bytes in memory of a command that is not complete.
+    pub fn held_bytes(&self) -> usize {
+        let current = match &self.state {
+            CommandState::Start { line }
+            | CommandState::Length { line, .. }
+            | CommandState::LineEnd { line, .. } => line.capacity(),
+            CommandState::Argument { argument, .. } => argument.capacity(),
+        };
+        self.arguments.iter().map(Vec::capacity).sum::<usize>() + current
     }
 
     /// The next command, its name first; never empty. Its bytes are removed from the front of

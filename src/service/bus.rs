@@ -22,7 +22,7 @@ use std::rc::Rc;
 
 use uuid::Uuid;
 
-use crate::proto::message::{TaskId, TaskResult};
+use crate::proto::message::{SharedResult, TaskId};
 
 /// The number of queued deliveries from which on the bus is full.
 const DELIVERIES_MAX: usize = 4096;
@@ -34,7 +34,7 @@ pub struct Bus<K> {
     waiting: Table<TaskWaiters<K>>,
     /// Tasks whose channels may have changed, each at most once.
     changed: VecDeque<Uuid>,
-    deliveries: VecDeque<(K, Rc<TaskResult>)>,
+    deliveries: VecDeque<(K, SharedResult)>,
     /// How many deliveries are queued for each client.
     queued: BTreeMap<K, usize>,
 }
@@ -45,7 +45,7 @@ pub struct Delivery<K> {
     /// The client, which may have left.
     pub client: K,
     /// The result, which other clients may share.
-    pub result: Rc<TaskResult>,
+    pub result: SharedResult,
     /// The number of further results that are queued for this client now.
     pub behind: usize,
 }
@@ -146,7 +146,7 @@ impl<K: Copy + Ord> Bus<K> {
         &mut self,
         task: Uuid,
         is_dispatched: bool,
-        result: impl FnOnce() -> Rc<TaskResult>,
+        result: impl FnOnce() -> SharedResult,
     ) -> usize {
         let Some(waiting) = self.waiting.entry(task) else { return 0 };
         let caught_up = (!is_dispatched).then(|| waiting.waiters.caught_up()).into_iter().flatten();
@@ -367,6 +367,8 @@ impl<K: Copy + Ord> Default for Bus<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::budget::Budget;
+    use crate::proto::message::TaskResult;
     use std::cell::Cell;
     use std::cmp::Ordering;
 
@@ -380,11 +382,11 @@ mod tests {
         TaskId::read(&ID.to_uppercase()).unwrap()
     }
 
-    fn result(text: &str) -> Rc<TaskResult> {
-        Rc::new(TaskResult::read(format!(r#"{{"text":"{text}"}}"#).as_bytes()))
+    fn result(text: &str) -> SharedResult {
+        TaskResult::read(format!(r#"{{"text":"{text}"}}"#).as_bytes()).shared(&Budget::default())
     }
 
-    fn deliveries(bus: &mut Bus<u32>) -> Vec<(u32, Rc<TaskResult>)> {
+    fn deliveries(bus: &mut Bus<u32>) -> Vec<(u32, SharedResult)> {
         std::iter::from_fn(|| bus.poll_delivery())
             .map(|delivery| (delivery.client, delivery.result))
             .collect()

@@ -8,6 +8,7 @@ pub mod limits;
 pub mod link;
 pub mod name;
 pub mod origin;
+mod parsed;
 pub mod report;
 pub mod results;
 pub mod route;

@@ -18,9 +18,11 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use crate::base::budget::{Budget, Charge};
 use crate::proto::message::{TaskId, TaskResult};
 use crate::service::bus::{Bus, Change, Delivery};
 use crate::service::link::{self, Address, Link, LinkEvent, LookUpAnswer, RedisState};
+use crate::service::parsed::Parsed;
 use crate::service::tasks::{self, ClientState, Occurrence, Status, Subscription, TaskEnd, Tasks};
 
 /// How long results are held while the link is down.
@@ -61,6 +63,11 @@ pub struct Results<K> {
     evicted_reported: u64,
     not_kept_reported: u64,
     losses_reported_at: Option<Moment>,
+    parsed: Parsed,
+    budget: Budget,
+    /// For what tasks retain, and what the link buffered when that was last counted.
+    charge: Charge,
+    link_bytes: usize,
 }
 
 /// Tasks whose results are held until Redis has answered a look-up.
@@ -133,6 +140,36 @@ impl<K: Copy + Ord> Results<K> {
             evicted_reported: 0,
             not_kept_reported: 0,
             losses_reported_at: None,
+            parsed: Parsed::default(),
+            charge: Budget::default().charge(0),
+            link_bytes: 0,
+            budget: Budget::default(),
+        }
+    }
+
+    /// Charges results to `budget` from now on.
+    pub fn charge_to(&mut self, budget: &Budget) {
+        self.budget = budget.clone();
+        self.charge = budget.charge(0);
+        self.count_memory();
+    }
+
+    /// Lets the oldest kept results go until they take at most `bytes`.
+    pub fn evict_to(&mut self, now: Moment, bytes: usize) {
+        self.tasks.evict_to(now, bytes);
+        self.trim(now);
+    }
+
+    /// Charges what the link buffers now. What is retained is charged whenever it changes.
+    pub fn count_memory(&mut self) {
+        self.link_bytes = self.link.as_ref().map_or(0, Link::held_bytes);
+        self.recharge();
+    }
+
+    fn recharge(&mut self) {
+        let bytes = self.tasks.retained_bytes() + self.link_bytes;
+        if bytes != self.charge.bytes() {
+            self.charge.set(bytes);
         }
     }
 
@@ -218,8 +255,13 @@ impl<K: Copy + Ord> Results<K> {
         if let Some(link) = &mut self.link {
             link.handle_time(now);
         }
+        let mut has_news = false;
         while let Some(event) = self.link.as_mut().and_then(Link::poll_event) {
+            has_news = true;
             self.handle_event(now, event);
+        }
+        if has_news {
+            self.count_memory();
         }
         if !self.hold_has_expired && self.hold_ends_at().is_some_and(|at| at <= now) {
             self.hold_has_expired = true;
@@ -339,7 +381,7 @@ impl<K: Copy + Ord> Results<K> {
         if TaskResult::is_progress_message(&payload) {
             // For the clients of this moment: it neither waits for a look-up nor for a later
             // client.
-            self.bus.publish(task, false, || Rc::new(TaskResult::read(&payload)));
+            self.bus.publish(task, false, || self.parsed.share(&payload, &self.budget));
             return;
         }
         let occurrence = self.tasks.handle_published(now, task, subscription, Rc::clone(&payload));
@@ -385,10 +427,10 @@ impl<K: Copy + Ord> Results<K> {
         }
         if self.bus.has_newcomers(task) && self.tasks.is_incomplete(task) {
             // Only to clients that came since the last time.
-            self.bus.publish(task, true, || Rc::new(TaskResult::missing()));
+            self.bus.publish(task, true, || TaskResult::missing().shared(&self.budget));
         }
         for (is_dispatched, payload) in self.tasks.results(task) {
-            self.bus.publish(task, is_dispatched, || Rc::new(TaskResult::read(payload)));
+            self.bus.publish(task, is_dispatched, || self.parsed.share(payload, &self.budget));
         }
         self.tasks.mark_dispatched(now, task);
         self.bus.mark_caught_up(task);
@@ -434,6 +476,7 @@ impl<K: Copy + Ord> Results<K> {
 
     fn trim(&mut self, now: Moment) {
         self.tasks.trim(now);
+        self.recharge();
         while let Some(task) = self.tasks.poll_forgotten() {
             if let Some(link) = &mut self.link {
                 link.forget(task);
@@ -468,6 +511,7 @@ impl<K: Copy + Ord> Results<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::message::SharedResult;
     use crate::service::tasks::Settings;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -484,7 +528,7 @@ mod tests {
     }
 
     fn deliveries(results: &mut Results<u32>) -> Vec<(u32, String)> {
-        let told = |result: Rc<TaskResult>| {
+        let told = |result: SharedResult| {
             let message: serde_json::Value =
                 serde_json::from_str(&result.message(&task(), false)).unwrap();
             message["content"].as_str().unwrap_or("?").to_owned()

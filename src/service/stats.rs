@@ -78,6 +78,8 @@ pub struct Stats {
     pub results_evicted: u64,
     /// Results that were not kept because their task held half of `max_retained` already.
     pub results_not_kept: u64,
+    /// Sessions that were ended because memory was short.
+    pub sessions_shed: u64,
     /// Times the connections to Redis were established.
     pub redis_connects: u64,
     /// Bytes of audio sent to clients.

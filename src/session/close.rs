@@ -80,6 +80,8 @@ close_reasons! {
     BadTaskId: "bad_task_id", 4004, "bad task id";
     /// No result came in time.
     TaskTimeout: "task_timeout", 4008, "processing timeout";
+    /// Memory was short, and this session held the most.
+    OverBudget: "over_budget", 1013, "out of memory budget";
     /// Redis has been away for longer than its grace.
     RedisAway: "redis_away", 1013, "Redis connection not available";
     /// The audio file was changed while it was sent, or between two connections.

@@ -370,6 +370,15 @@ impl State for Dial {
         0
     }
 
+    fn own_bytes(&self) -> usize {
+        let stage = match &self.stage {
+            DialStage::Connect => 0,
+            DialStage::Ask(exchange) => exchange.held_bytes(),
+            DialStage::Refused { refused, .. } => refused.answer.capacity(),
+        };
+        size_of::<Dial>() + self.headers.capacity() + self.early.capacity() + stage
+    }
+
     fn release(mut self: Box<Self>, _: &Identity, cx: &mut Context) -> Box<Ended> {
         self.connector.abandon(cx);
         Ended::http(CloseReason::Stopped)

@@ -35,6 +35,11 @@ impl Exchange {
         Exchange { conn, request, sent: 0, request_id, received: Vec::new(), interim_heads: 0 }
     }
 
+    /// Bytes of its buffers.
+    pub fn held_bytes(&self) -> usize {
+        self.request.capacity() + self.received.capacity()
+    }
+
     /// The connection, once the answer has been read.
     pub fn into_conn(self) -> Conn {
         self.conn

@@ -437,6 +437,11 @@ impl Flow {
         self.backlog.len() + self.stream.as_ref().map_or(0, |stream| stream.held())
     }
 
+    /// Bytes charged for what is held back.
+    pub fn charged_bytes(&self) -> usize {
+        self.backlog.held_bytes() + self.stream.as_ref().map_or(0, |stream| stream.held())
+    }
+
     /// The reason where the source ends without a Close frame.
     fn vanished(&self) -> CloseReason {
         match self.to {

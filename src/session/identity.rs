@@ -129,7 +129,7 @@ impl Identity {
             proxied.client = client;
             let counted = match client {
                 Client::Forwarded(ip) => Some(ip),
-                // A request of the proxy itself, or of of a client that cannot be told from others.
+                // A request of the proxy itself, or of a client that cannot be told from others.
                 Client::Peer(_) | Client::Unknown => None,
             };
             limits.recount(proxied.counted, counted)?;

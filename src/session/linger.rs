@@ -192,6 +192,10 @@ impl State for Linger {
         self.last.len() - self.sent
     }
 
+    fn own_bytes(&self) -> usize {
+        self.last.capacity()
+    }
+
     fn release(mut self: Box<Self>, _: &Identity, _: &mut Context) -> Box<Ended> {
         self.ended.fail_delivery(CloseReason::Stopped);
         self.ended

@@ -45,16 +45,18 @@ pub mod transcript;
 
 mod close;
 mod identity;
+mod memory;
 
 pub use close::CloseReason;
 pub use ended::{Awaited, Detail, Ended, Last};
 pub use identity::{Admission, Identity, Proxied, Rare, SessionId};
+pub use memory::MemoryLimit;
 
 use crate::base::budget::Budget;
 use crate::base::moment::{Moment, WallClock};
 use crate::net::{Conn, Network, Pipes, Ready, Side};
 use crate::proto::http;
-use crate::proto::message::{TaskId, TaskResult};
+use crate::proto::message::{SharedResult, TaskId};
 use crate::service::limits::Limits;
 use crate::service::link::Password;
 use crate::service::results::Results;
@@ -63,7 +65,6 @@ use crate::service::stats::{BothWays, Stats};
 use crate::service::trust;
 use crate::service::upstreams::{UpstreamId, Upstreams};
 use std::collections::VecDeque;
-use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 /// Bytes of one read: enough for a payload of 64 KiB and its frame head. The whole process shares
@@ -95,6 +96,8 @@ pub struct Settings {
     /// Payload bytes of the largest message that is relayed.
     pub max_message: Option<u64>,
     pub on_backend_failure: OnBackendFailure,
+    /// Memory for all that sessions, results and responses hold.
+    pub memory_limit: MemoryLimit,
     /// How results are delivered.
     pub output: output::Settings,
 }
@@ -113,6 +116,7 @@ impl Default for Settings {
             idle_timeout: None,
             max_message: None,
             on_backend_failure: OnBackendFailure::Close,
+            memory_limit: MemoryLimit::Unlimited,
             output: output::Settings::default(),
         }
     }
@@ -166,6 +170,8 @@ pub struct Context {
     pub pipes: Pipes,
     /// What sessions, results and answers hold in memory.
     pub budget: Budget,
+    /// What one socket buffer may take, if less than usual.
+    pub socket_buffers: Option<usize>,
     scratch: Box<[u8]>,
 }
 
@@ -176,10 +182,12 @@ impl Context {
         settings: Settings,
         network: Box<dyn Network>,
         limits: Limits,
-        results: Results<SessionId>,
+        mut results: Results<SessionId>,
         mut chance: fastrand::Rng,
     ) -> Self {
         let ping_key = chance.u64(..);
+        let budget = Budget::new(settings.memory_limit.bytes());
+        results.charge_to(&budget);
         Context {
             now,
             settings,
@@ -201,7 +209,8 @@ impl Context {
             audio: output::AudioFiles::default(),
             jobs: VecDeque::new(),
             pipes: Pipes::default(),
-            budget: Budget::default(),
+            budget,
+            socket_buffers: None,
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
         }
     }
@@ -212,6 +221,13 @@ impl Context {
         let done = work(&mut scratch, self);
         self.scratch = scratch;
         done
+    }
+
+    /// Keeps the buffers of a new connection small while memory is.
+    pub fn limit_buffers(&self, conn: &mut Conn) {
+        if let Some(bytes_max) = self.socket_buffers {
+            conn.limit_buffers(bytes_max);
+        }
     }
 
     /// The moment `timeout` from now, if it is switched on.
@@ -262,6 +278,27 @@ trait State {
 
     /// Bytes in memory that wait for a peer to take them.
     fn held_bytes(&self) -> usize;
+
+    /// Bytes of the phase's own buffers that do not charge themselves to the budget. The session
+    /// charges them after each step.
+    fn own_bytes(&self) -> usize;
+
+    /// Bytes of buffers that others may share, its part of them, or that charge themselves.
+    /// Together with [`State::own_bytes`] that is what ending the session would free.
+    fn charged_bytes(&self) -> usize {
+        0
+    }
+
+    /// Its socket to the backend.
+    fn upstream(&mut self) -> Option<&mut Conn> {
+        None
+    }
+
+    /// The last bytes that can be sent to the client when the session ends now: none within a
+    /// frame.
+    fn farewell(&self, _: CloseReason) -> Option<Vec<u8>> {
+        None
+    }
 
     /// The gateway stops: gives back what is shared with other sessions. Returns how the session
     /// ended.
@@ -328,18 +365,22 @@ pub struct Session {
     phase: Phase,
     /// It is in the gateway's list of sessions that have more to do.
     pub is_yielded: bool,
+    /// What is charged for it: bytes of its phase's own buffers, and pages of its sockets' buffers.
+    own_bytes: u32,
+    kernel_pages: u16,
 }
 
 impl Session {
     /// A connection that was just accepted, and counted by [`Limits`].
-    pub fn accepted(who: Identity, downstream: Conn, cx: &Context) -> Session {
+    pub fn accepted(who: Identity, mut downstream: Conn, cx: &Context) -> Session {
+        cx.limit_buffers(&mut downstream);
         let phase = request::Request::first(cx);
-        Session { who, downstream, phase, is_yielded: false }
+        Session { who, downstream, phase, is_yielded: false, own_bytes: 0, kernel_pages: 0 }
     }
 
     /// A result for the task that it waits for. Acted on by the next [`Session::drive`].
     /// `behind` further ones are queued for it.
-    pub fn handle_result(&mut self, result: Rc<TaskResult>, behind: usize) {
+    pub fn handle_result(&mut self, result: SharedResult, behind: usize) {
         if let Phase::Output(output) = &mut self.phase {
             output.handle_result(result, behind);
         }
@@ -364,7 +405,7 @@ impl Session {
     /// for an endpoint that is answered all the same.
     pub fn refused(who: Identity, downstream: Conn, cx: &Context) -> Session {
         let phase = request::Request::refused(cx);
-        Session { who, downstream, phase, is_yielded: false }
+        Session { who, downstream, phase, is_yielded: false, own_bytes: 0, kernel_pages: 0 }
     }
 
     /// Whether it is a refused connection whose request head has not come.
@@ -441,6 +482,16 @@ impl Session {
 
     /// Does all that can be done now. Called by `Gateway::drive` alone.
     pub fn drive(&mut self, cx: &mut Context) -> Driven {
+        let driven = self.step(cx);
+        // The flows of a relay charge what they hold themselves, so that a relayed message costs
+        // nothing here.
+        if self.own_bytes > 0 || !matches!(self.phase, Phase::Relay(_)) {
+            self.recharge(cx);
+        }
+        driven
+    }
+
+    fn step(&mut self, cx: &mut Context) -> Driven {
         loop {
             let phase = std::mem::replace(&mut self.phase, Phase::Closed);
             let step = in_phase!(
@@ -527,6 +578,8 @@ impl Session {
             cx.limits.release(self.who.counted());
         }
         let phase = std::mem::replace(&mut self.phase, Phase::Closed);
+        self.recharge(cx);
+        self.set_kernel_pages(0, cx);
         let was_lingering = matches!(phase, Phase::Linger(_));
         let ended = in_phase!(phase, it => it.release(&self.who, cx), closed => return);
         if !was_lingering {

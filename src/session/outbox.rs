@@ -13,21 +13,44 @@
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
 use crate::net::{Conn, Io, OpenFile};
+use crate::proto::message::{Field, SharedResult, TaskId};
 use crate::proto::ws::{FrameHead, Opcode};
+use std::collections::VecDeque;
 use std::io::ErrorKind;
+use std::rc::Rc;
 
 /// Capacity that is kept from one chunk to the next: enough for the text that announces a chunk,
 /// not for a long result.
 const KEPT_BYTES: usize = 1024;
 
+/// A field of a result is copied up to this length. A longer one stays in the result, which all
+/// clients of the task share.
+const COPIED_BYTES_MAX: usize = 16 * 1024;
+
 /// The frames and the chunk that are still to be sent, in order.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    before: Vec<u8>,
-    sent: usize,
+    before: Frames,
     chunk_offset: u64,
     chunk_left: u32,
-    after: Vec<u8>,
+    after: Frames,
+}
+
+/// Bytes of frames, and long fields of results between them.
+#[derive(Debug, Default)]
+struct Frames {
+    bytes: Vec<u8>,
+    sent: usize,
+    fields: VecDeque<SharedField>,
+}
+
+/// A field whose place is before the byte at `at`.
+#[derive(Debug)]
+struct SharedField {
+    at: usize,
+    result: SharedResult,
+    field: Field,
+    sent: usize,
 }
 
 /// The outcome of a flush.
@@ -52,15 +75,35 @@ impl Outbox {
     /// Appends whole frames; none if `frames` is empty.
     pub fn push(&mut self, frames: &[u8]) {
         if !frames.is_empty() {
-            self.tail().extend_from_slice(frames);
+            self.tail().bytes.extend_from_slice(frames);
         }
     }
 
     /// Appends a text message.
     pub fn push_text(&mut self, text: &str) {
         let tail = self.tail();
-        FrameHead::of_message(Opcode::Text, text.len() as u64).write(tail);
-        tail.extend_from_slice(text.as_bytes());
+        FrameHead::of_message(Opcode::Text, text.len() as u64).write(&mut tail.bytes);
+        tail.bytes.extend_from_slice(text.as_bytes());
+    }
+
+    /// Appends the text message of a result. Returns its length.
+    pub fn push_result(
+        &mut self,
+        result: &SharedResult,
+        task: &TaskId,
+        audio_present: bool,
+    ) -> usize {
+        let (before, between) = result.message_around(task, audio_present);
+        let (text, extras) = (result.field(Field::Text), result.field(Field::Extras));
+        let length = before.len() + text.len() + between.len() + extras.len() + 1;
+        let tail = self.tail();
+        FrameHead::of_message(Opcode::Text, length as u64).write(&mut tail.bytes);
+        tail.bytes.extend_from_slice(before.as_bytes());
+        tail.push_field(result, Field::Text);
+        tail.bytes.extend_from_slice(between.as_bytes());
+        tail.push_field(result, Field::Extras);
+        tail.bytes.push(b'}');
+        length
     }
 
     /// Appends a binary message whose payload is `length` bytes of the file, from `offset` on.
@@ -69,18 +112,19 @@ impl Outbox {
     /// If another chunk is in the outbox: there is room for one.
     pub fn push_chunk(&mut self, offset: u64, length: u32) {
         assert!(self.chunk_left == 0, "an outbox holds one chunk at a time");
-        FrameHead::of_message(Opcode::Binary, u64::from(length)).write(&mut self.before);
+        let bytes = &mut self.before.bytes;
+        FrameHead::of_message(Opcode::Binary, u64::from(length)).write(bytes);
         (self.chunk_offset, self.chunk_left) = (offset, length);
     }
 
     /// Appends a binary message whose payload is in memory.
     pub fn push_binary(&mut self, payload: &[u8]) {
         let tail = self.tail();
-        FrameHead::of_message(Opcode::Binary, payload.len() as u64).write(tail);
-        tail.extend_from_slice(payload);
+        FrameHead::of_message(Opcode::Binary, payload.len() as u64).write(&mut tail.bytes);
+        tail.bytes.extend_from_slice(payload);
     }
 
-    /// Everything has been sent.
+    /// Whether everything has been sent.
     pub fn is_empty(&self) -> bool {
         self.before.is_empty() && self.chunk_left == 0 && self.after.is_empty()
     }
@@ -90,9 +134,25 @@ impl Outbox {
         self.chunk_left > 0
     }
 
-    /// Bytes in memory. A chunk is not in memory.
+    /// Bytes to send that are in memory. A chunk is not.
     pub fn held_bytes(&self) -> usize {
-        self.before.len() - self.sent + self.after.len()
+        self.before.unsent() + self.after.unsent()
+    }
+
+    /// Bytes of its own memory.
+    pub fn own_bytes(&self) -> usize {
+        self.before.bytes.capacity() + self.after.bytes.capacity()
+    }
+
+    /// Its part of the results that it shares with other clients.
+    pub fn shared_bytes(&self) -> usize {
+        let fields = self.before.fields.iter().chain(&self.after.fields);
+        fields.map(|one| one.result.bytes() / Rc::strong_count(&one.result)).sum()
+    }
+
+    /// No frame has been sent in part.
+    pub fn is_at_boundary(&self) -> bool {
+        self.before.sent == 0 && (self.chunk_left == 0 || !self.before.is_empty())
     }
 
     /// Sends as much as the socket takes. The chunk is read from `file`.
@@ -111,7 +171,7 @@ impl Outbox {
     }
 
     /// Where the next frame is appended.
-    fn tail(&mut self) -> &mut Vec<u8> {
+    fn tail(&mut self) -> &mut Frames {
         if self.chunk_left > 0 { &mut self.after } else { &mut self.before }
     }
 
@@ -120,16 +180,11 @@ impl Outbox {
         if self.before.is_empty() && self.chunk_left == 0 {
             std::mem::swap(&mut self.before, &mut self.after);
         }
-        if self.sent < self.before.len() {
-            let bytes = &self.before[self.sent..];
-            let io = if self.chunk_left > 0 { sink.write_more(bytes) } else { sink.write(bytes) };
+        if let Some((bytes, is_last)) = self.before.next() {
+            let has_more = !is_last || self.chunk_left > 0;
+            let io = if has_more { sink.write_more(bytes) } else { sink.write(bytes) };
             let Io::Moved(n) = io.map_err(|_| Lost::Client)? else { return Ok(None) };
-            self.sent += n;
-            if self.sent == self.before.len() {
-                self.before.clear();
-                self.before.shrink_to(KEPT_BYTES);
-                self.sent = 0;
-            }
+            self.before.advance(n);
             return Ok(Some(n));
         }
         let Some(file) = file else { return Err(Lost::File) };
@@ -146,12 +201,66 @@ impl Outbox {
     }
 }
 
+impl Frames {
+    fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    fn push_field(&mut self, result: &SharedResult, field: Field) {
+        let text = result.field(field);
+        if text.len() <= COPIED_BYTES_MAX {
+            return self.bytes.extend_from_slice(text.as_bytes());
+        }
+        let (at, result) = (self.bytes.len(), Rc::clone(result));
+        self.fields.push_back(SharedField { at, result, field, sent: 0 });
+    }
+
+    fn unsent(&self) -> usize {
+        let fields = self.fields.iter().map(|one| one.result.field(one.field).len() - one.sent);
+        self.bytes.len() - self.sent + fields.sum::<usize>()
+    }
+
+    /// The bytes to send next, and whether nothing is behind them. `None`: everything has been
+    /// sent.
+    fn next(&self) -> Option<(&[u8], bool)> {
+        match self.fields.front() {
+            Some(field) if field.at == self.sent => {
+                Some((&field.result.field(field.field).as_bytes()[field.sent..], false))
+            }
+            Some(field) => Some((&self.bytes[self.sent..field.at], false)),
+            None if self.sent < self.bytes.len() => Some((&self.bytes[self.sent..], true)),
+            None => None,
+        }
+    }
+
+    /// `n` of the bytes that [`Frames::next`] returned have been sent.
+    fn advance(&mut self, n: usize) {
+        match self.fields.front_mut() {
+            Some(field) if field.at == self.sent => {
+                field.sent += n;
+                if field.sent == field.result.field(field.field).len() {
+                    self.fields.pop_front();
+                }
+            }
+            _ => self.sent += n,
+        }
+        // A field is never last: the end of its message is behind it.
+        if self.sent == self.bytes.len() {
+            self.bytes.clear();
+            self.bytes.shrink_to(KEPT_BYTES);
+            self.sent = 0;
+        }
+    }
+}
+
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "??")]
 mod tests {
     use super::*;
+    use crate::base::budget::Budget;
     use crate::net::files::Root;
     use crate::net::{Ready, Socket, Transport};
+    use crate::proto::message::TaskResult;
     use std::io::{self, Read, Write};
     use std::sync::mpsc;
 
@@ -249,6 +358,32 @@ mod tests {
         let mut outbox = Outbox::default();
         outbox.push_text(&"x".repeat(100_000));
         drain(&mut outbox, None, 1_000_000);
-        assert!(outbox.before.capacity() <= KEPT_BYTES, "{}", outbox.before.capacity());
+        assert!(outbox.own_bytes() <= KEPT_BYTES, "{}", outbox.own_bytes());
+    }
+
+    #[test]
+    fn long_fields_stay_in_the_result_and_arrive_in_place() {
+        let task = TaskId::read("7d3e1c4a-0000-4000-8000-000000000001").unwrap();
+        for (text, extra) in [(10, 10), (100_000, 10), (10, 100_000), (100_000, 100_000)] {
+            let payload =
+                format!(r#"{{"text":"{}","more":"{}"}}"#, "a".repeat(text), "b".repeat(extra));
+            let budget = Budget::default();
+            let result = TaskResult::read(payload.as_bytes()).shared(&budget);
+            for room in [1000, 1_000_000] {
+                let mut outbox = Outbox::default();
+                outbox.push_text("hi");
+                let length = outbox.push_result(&result, &task, false);
+                outbox.push_text("bye");
+                assert!(outbox.own_bytes() < 40_000, "{}", outbox.own_bytes());
+                assert!(outbox.held_bytes() > text + extra && outbox.is_at_boundary());
+                let (sent, lost) = drain(&mut outbox, None, room);
+                let message = result.message(&task, false);
+                assert_eq!((message.len(), lost), (length, None));
+                assert!(sent.starts_with(b"\x81\x02hi\x81") && sent.ends_with(b"}\x81\x03bye"));
+                let at = sent.len() - 5 - length;
+                assert!(sent[at..at + length] == *message.as_bytes(), "{text} and {extra} bytes");
+                assert!(outbox.is_empty() && outbox.held_bytes() == 0);
+            }
+        }
     }
 }

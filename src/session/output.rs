@@ -19,6 +19,7 @@ mod admission;
 mod audio;
 mod names;
 mod progress;
+mod underway;
 
 pub use audio::AudioFiles;
 pub use names::Mapping;
@@ -32,7 +33,7 @@ use super::{Awaited, Context, Detail, Drain, Ended, Identity, Last, Phase, State
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
 use crate::net::{Conn, Io, Side};
-use crate::proto::message::{self, TaskId, TaskResult};
+use crate::proto::message::{self, SharedResult, TaskId, TaskResult};
 use crate::proto::upgrade::{self, Handshake};
 use crate::proto::ws;
 use crate::proto::ws_reader::{Received, WsFault, WsReader};
@@ -43,7 +44,6 @@ use audio::Audio;
 use log::{info, warn};
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::time::Duration;
 
 /// Reads from the client, and messages made for it, in one step; then other sessions have their
@@ -114,7 +114,7 @@ pub struct Output {
 #[derive(Default)]
 struct Underway {
     /// Results that are still to be sent, oldest first.
-    results: VecDeque<Rc<TaskResult>>,
+    results: VecDeque<SharedResult>,
     /// Bytes that they take in memory.
     result_bytes: usize,
     /// Further results are queued for this client.
@@ -201,7 +201,7 @@ impl Output {
 
     /// A result for its task, behind which `behind` further ones are queued. It is acted on by the
     /// next step.
-    pub fn handle_result(&mut self, result: Rc<TaskResult>, behind: usize) {
+    pub fn handle_result(&mut self, result: SharedResult, behind: usize) {
         if self.leaving.is_none() {
             let underway = self.underway();
             underway.more_queued = behind > 0;
@@ -317,20 +317,20 @@ impl Output {
         }
         if result.fault().is_some() && self.underway().has_more() {
             // A malformed result cannot say that others follow it.
-            return self.begin_result(Rc::new(result.continued()), who, cx);
+            return self.begin_result(result.continued().shared(&cx.budget), who, cx);
         }
         self.begin_result(result, who, cx)
     }
 
     /// Begins to deliver a result. False: it has to wait for its file.
-    fn begin_result(&mut self, result: Rc<TaskResult>, who: &Identity, cx: &mut Context) -> bool {
+    fn begin_result(&mut self, result: SharedResult, who: &Identity, cx: &mut Context) -> bool {
         if let Some(fault) = result.fault() {
             warn!(target: "output", "{who} = the worker's result is malformed why={} task={}", Quoted(fault), self.task);
         }
         if result.audio_file().is_some() {
             return self.begin_audio(result, who, cx);
         }
-        self.push_text(&result.message(&self.task, false), who);
+        self.push_result(&result, false, who);
         cx.stats.results_delivered += 1;
         info!(target: "output", "{who} delivers task={} audio=none failure={}", self.task, result.is_failure());
         let end = if result.is_failure() { TaskEnd::Failed } else { TaskEnd::Completed };
@@ -370,6 +370,14 @@ impl Output {
             self.leave_with_error(message::REDIS_AWAY, CloseReason::RedisAway, None, who, cx);
         }
         self.leaving.is_some()
+    }
+
+    /// The text message of a result.
+    fn push_result(&mut self, result: &SharedResult, has_audio: bool, who: &Identity) {
+        let underway = self.underway.get_or_insert_default();
+        let length = underway.outbox.push_result(result, &self.task, has_audio);
+        self.traffic.to_client.frames += 1;
+        note(who, || Event::Text { length });
     }
 
     fn push_text(&mut self, text: &str, who: &Identity) {
@@ -599,6 +607,21 @@ impl State for Output {
         self.underway.as_ref().map_or(0, |underway| underway.outbox.held_bytes())
     }
 
+    fn own_bytes(&self) -> usize {
+        self.underway.as_ref().map_or(0, |underway| underway.own_bytes())
+    }
+
+    fn charged_bytes(&self) -> usize {
+        self.underway.as_ref().map_or(0, |underway| underway.shared_bytes())
+    }
+
+    fn farewell(&self, reason: CloseReason) -> Option<Vec<u8>> {
+        let is_at_boundary = self.leaving.is_none()
+            && self.underway.as_ref().is_none_or(|underway| underway.outbox.is_at_boundary());
+        let code = reason.close_code(Side::Downstream);
+        is_at_boundary.then(|| ws::close_frame(code, reason.phrase(), None))
+    }
+
     fn release(self: Box<Self>, who: &Identity, cx: &mut Context) -> Box<Ended> {
         self.end(Leaving::abrupt(CloseReason::Stopped), Last::Nothing, who, cx)
     }
@@ -620,36 +643,5 @@ impl Leaving {
     /// An end without a Close frame.
     fn abrupt(reason: CloseReason) -> Leaving {
         Leaving { reason, code: None, end: None }
-    }
-}
-
-impl Underway {
-    fn pop_result(&mut self) -> Option<Rc<TaskResult>> {
-        let result = self.results.pop_front()?;
-        if self.results.is_empty() {
-            self.drop_results(); // also releases the capacity
-        } else {
-            self.result_bytes -= result.bytes();
-        }
-        Some(result)
-    }
-
-    /// Whether a result is still to be sent, here or in the queue of the bus.
-    fn has_more(&self) -> bool {
-        self.more_queued || !self.results.is_empty()
-    }
-
-    fn drop_results(&mut self) {
-        (self.results, self.result_bytes) = (VecDeque::new(), 0);
-    }
-
-    /// Nothing is on its way.
-    fn is_over(&self) -> bool {
-        self.results.is_empty()
-            && self.audio.is_none()
-            && self.skipped_chunks == 0
-            && self.final_end.is_none()
-            && self.outbox.is_empty()
-            && self.reader.is_none()
     }
 }

@@ -14,6 +14,7 @@ use super::transcript::{Event, note};
 use super::{CloseReason, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Ready, Side};
+use crate::proto::ws;
 use crate::service::stats::BothWays;
 use crate::service::upstreams::UpstreamId;
 use std::time::Duration;
@@ -80,6 +81,7 @@ impl Relay {
         who: &Identity,
         cx: &mut Context,
     ) -> Phase {
+        cx.limit_buffers(&mut upstream);
         let mut up = Flow::new(Side::Upstream, &[], cx);
         let mut down = Flow::new(Side::Downstream, early.reply, cx);
         let mut pumped = Pumped::default();
@@ -446,6 +448,26 @@ impl State for Relay {
 
     fn held_bytes(&self) -> usize {
         self.up.backlog_bytes() + self.down.backlog_bytes()
+    }
+
+    /// The flows charge what they hold.
+    fn own_bytes(&self) -> usize {
+        0
+    }
+
+    fn charged_bytes(&self) -> usize {
+        self.up.charged_bytes() + self.down.charged_bytes()
+    }
+
+    fn upstream(&mut self) -> Option<&mut Conn> {
+        Some(&mut self.upstream)
+    }
+
+    fn farewell(&self, reason: CloseReason) -> Option<Vec<u8>> {
+        let can_close =
+            self.down.is_open() && self.down.is_at_boundary() && !self.down.is_blocked();
+        let code = reason.close_code(Side::Downstream);
+        can_close.then(|| ws::close_frame(code, reason.phrase(), None))
     }
 
     fn release(self: Box<Self>, _: &Identity, cx: &mut Context) -> Box<Ended> {

@@ -164,6 +164,10 @@ impl State for Request {
         0
     }
 
+    fn own_bytes(&self) -> usize {
+        self.held.capacity()
+    }
+
     fn release(self: Box<Self>, _: &Identity, _: &mut Context) -> Box<Ended> {
         Ended::http(CloseReason::Stopped)
     }
@@ -265,6 +269,12 @@ fn open(
     if cx.is_draining {
         let answer = last_response(http::Response::error(503, "Gateway restarting"), cx);
         return Step::End(Ended::http(CloseReason::Draining).with_last(Last::Answer(answer)));
+    }
+    if cx.budget.refuses(0) {
+        log_request(head, who);
+        cx.stats.count_refused("over_budget");
+        let answer = last_response(http::Response::error(503, "Out of memory budget"), cx);
+        return Step::End(Ended::http(CloseReason::OverBudget).with_last(Last::Answer(answer)));
     }
     who.route = Some(route);
     log_request(head, who);

@@ -182,6 +182,18 @@ impl State for Respond {
         self.first.capacity()
     }
 
+    fn own_bytes(&self) -> usize {
+        let rest = match &self.then {
+            Then::NextRequest { rest } => rest.capacity(),
+            Then::Close | Then::Await => 0,
+        };
+        self.first.capacity() + rest
+    }
+
+    fn charged_bytes(&self) -> usize {
+        self.rest.part_bytes()
+    }
+
     fn release(self: Box<Self>, _: &Identity, _: &mut Context) -> Box<Ended> {
         Ended::http(CloseReason::Stopped)
     }

@@ -534,6 +534,10 @@ impl World {
         if held > 0 {
             return Err(format!("{held} bytes are still held back"));
         }
+        let (charged, _) = self.gateway.memory();
+        if charged > 0 {
+            return Err(format!("{charged} bytes are still charged to the memory budget"));
+        }
         for (link, end) in self.kernel.borrow().links.iter().enumerate() {
             if !end.is_dropped {
                 return Err(format!("link {link} is still open"));

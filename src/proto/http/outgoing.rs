@@ -78,6 +78,11 @@ impl Form {
 }
 
 impl Shared {
+    /// The bytes of memory, divided by the number of those that share them.
+    pub fn part_bytes(&self) -> usize {
+        self.0.as_ref().map_or(0, |pieces| pieces.length / Rc::strong_count(pieces))
+    }
+
     /// These pieces, charged once to `budget`, however many clones there are.
     pub fn new(pieces: Vec<Rc<[u8]>>, budget: &Budget) -> Shared {
         let length = pieces.iter().map(|piece| piece.len()).sum();

@@ -56,6 +56,17 @@ pub(super) enum Due {
 }
 
 impl Connection {
+    /// Bytes in memory: output, and a value that has not come whole.
+    pub(super) fn held_bytes(&self) -> usize {
+        let unfinished = match &self.state {
+            ConnectionState::Greeting { decoder, .. } | ConnectionState::Up { decoder, .. } => {
+                decoder.held_bytes()
+            }
+            ConnectionState::Down { .. } | ConnectionState::Dialing { .. } => 0,
+        };
+        self.output.capacity() + unfinished
+    }
+
     pub(super) fn new(now: Moment) -> Connection {
         Connection {
             state: ConnectionState::Down { retry_at: now },

@@ -450,6 +450,12 @@ impl Link {
         self.connection(role).output()
     }
 
+    /// Bytes in memory on their way to Redis or from there: results to store, output, and values
+    /// that have not come whole.
+    pub fn held_bytes(&self) -> usize {
+        self.keeper.job_bytes + self.subscriber.held_bytes() + self.store.held_bytes()
+    }
+
     /// `n` bytes of [`Link::poll_output`] were written.
     pub fn handle_written(&mut self, role: RedisRole, n: usize) {
         self.connection_mut(role).handle_written(n);

@@ -44,6 +44,10 @@ pub struct Snapshot<'a> {
     /// A route serves results, so the gateway needs a source of results to be ready.
     pub results_wanted: bool,
     pub results: ResultsView,
+    /// Bytes of memory held by sessions, results and responses, socket buffers included.
+    pub memory_held: u64,
+    /// Their limit in bytes; 0: no limit.
+    pub memory_limit: u64,
     pub stats: &'a Stats,
     /// Where Redis is; only of use for admins.
     pub redis_address: Option<String>,
@@ -207,6 +211,8 @@ impl<'a> Snapshot<'a> {
             redis: RedisView::Disabled,
             results_wanted: false,
             results: ResultsView::default(),
+            memory_held: 0,
+            memory_limit: 0,
             stats,
             redis_address: None,
             redis_problem: None,

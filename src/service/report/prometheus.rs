@@ -59,6 +59,14 @@ pub fn metrics(snapshot: &Snapshot) -> Response {
     .plain(stats.pongs_swallowed);
     out.counter("messages_too_big_total", "Messages larger than max_message.")
         .plain(stats.messages_too_big);
+    out.gauge(
+        "memory_held_bytes",
+        "Memory held for connections and what is kept, socket buffers included.",
+    )
+    .plain(snapshot.memory_held);
+    out.gauge("memory_limit_bytes", "The limit for it; 0 is none.").plain(snapshot.memory_limit);
+    out.counter("sessions_shed_total", "Sessions ended because memory was short.")
+        .plain(stats.sessions_shed);
     out.counter("log_lines_lost_total", "Log lines that could not be written.")
         .plain(stats.log_lines_lost);
 

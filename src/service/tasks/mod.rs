@@ -474,6 +474,15 @@ impl Tasks {
         }
     }
 
+    /// Lets the oldest results go until the rest takes at most `bytes`.
+    pub fn evict_to(&mut self, now: Moment, bytes: usize) {
+        while self.retained_bytes > bytes
+            && let Some(one) = self.retained.pop_front()
+        {
+            self.remove(now, one, Removal::Evicted);
+        }
+    }
+
     /// When [`Tasks::trim`] has something to do at the latest.
     pub fn deadline(&self) -> Option<Moment> {
         let retain = self.settings.retain?;

@@ -142,8 +142,14 @@ impl Dialogue {
         }
     }
 
+    /// Bytes of its own memory.
+    pub fn held_bytes(&self) -> usize {
+        let transaction = self.transaction.as_ref().map_or(0, |transaction| transaction.bytes);
+        self.replies.capacity() + transaction
+    }
+
     /// Refuses a command, and with it the transaction that it belongs to.
-    fn refuse(&mut self, error: &str) {
+    pub fn refuse(&mut self, error: &str) {
         if let Some(transaction) = &mut self.transaction {
             transaction.is_broken = true;
         }

@@ -38,7 +38,7 @@ impl Session {
     /// A worker's connection to the embedded inbox.
     pub fn inbox(who: Identity, downstream: Conn, cx: &Context) -> Session {
         let phase = Inbox::phase(cx);
-        Session { who, downstream, phase, is_yielded: false }
+        Session { who, downstream, phase, is_yielded: false, own_bytes: 0, kernel_pages: 0 }
     }
 
     /// A worker for which there is no room.
@@ -46,7 +46,7 @@ impl Session {
         let ended = Ended::http(CloseReason::Refused);
         let phase =
             super::linger::Linger::phase(ended.with_last(Last::Answer(Inbox::refusal())), cx);
-        Session { who, downstream, phase, is_yielded: false }
+        Session { who, downstream, phase, is_yielded: false, own_bytes: 0, kernel_pages: 0 }
     }
 }
 
@@ -131,7 +131,13 @@ impl Inbox {
                 Ok(Some(command)) => {
                     let name = String::from_utf8_lossy(&command[0]).to_ascii_uppercase();
                     note(who, || Event::Command { name: &name, arguments: command.len() - 1 });
-                    self.dialogue.handle_command(command, rules);
+                    let bytes = command.iter().map(Vec::len).sum();
+                    if name == "PUBLISH" && cx.budget.refuses(bytes) {
+                        warn!(target: "inbox", "{who} = refused a result of {bytes} bytes: out of memory budget");
+                        self.dialogue.refuse("ERR out of memory budget");
+                    } else {
+                        self.dialogue.handle_command(command, rules);
+                    }
                     if std::mem::take(&mut self.dialogue.has_failed_login) {
                         let client = who.client();
                         warn!(target: "inbox", "{who} = wrong password client={client}");
@@ -217,6 +223,16 @@ impl State for Inbox {
 
     fn held_bytes(&self) -> usize {
         self.dialogue.replies.len() - self.sent
+    }
+
+    fn own_bytes(&self) -> usize {
+        self.reader.held_bytes() + self.dialogue.held_bytes()
+    }
+
+    fn farewell(&self, reason: CloseReason) -> Option<Vec<u8>> {
+        let mut last = Vec::new();
+        RespReply::Error(&format!("ERR {}", reason.phrase())).write(Default::default(), &mut last);
+        self.dialogue.replies.is_empty().then_some(last)
     }
 
     fn release(self: Box<Self>, _: &Identity, _: &mut Context) -> Box<Ended> {

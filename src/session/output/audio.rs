@@ -17,7 +17,7 @@ use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
 use crate::net::OpenFile;
 use crate::net::files::{FileBytes, FoundRoot, LocalDevices, OpenError, Root};
-use crate::proto::message::{self, TaskResult};
+use crate::proto::message::{self, SharedResult};
 use crate::service::tasks::TaskEnd;
 use crate::session::close::CloseReason;
 use crate::session::jobs::{FileAnswer, FileJob, Job};
@@ -26,7 +26,6 @@ use crate::session::{Context, Identity};
 use log::{info, warn};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::time::Duration;
 
 /// How often a file that is not there is looked for.
@@ -84,7 +83,7 @@ pub(super) enum Audio {
 
 /// A file that is not open yet. The text of its result waits for it.
 pub(super) struct Opening {
-    result: Rc<TaskResult>,
+    result: SharedResult,
     /// Names to try, and the one that is tried.
     names: Vec<PathBuf>,
     tried: usize,
@@ -178,7 +177,7 @@ impl Output {
     /// Begins the delivery of a result with audio. False: its file has to be waited for.
     pub(super) fn begin_audio(
         &mut self,
-        result: Rc<TaskResult>,
+        result: SharedResult,
         who: &Identity,
         cx: &mut Context,
     ) -> bool {
@@ -317,7 +316,7 @@ impl Output {
             self.fail_audio(&name, CHANGED, None, who, cx);
             return true;
         }
-        self.push_text(&result.message(&self.task, true), who);
+        self.push_result(result, true, who);
         cx.stats.results_delivered += 1;
         info!(
             target: "output",
@@ -360,7 +359,7 @@ impl Output {
             return true;
         }
         let result = &opening.result;
-        self.push_text(&result.message(&self.task, false), who);
+        self.push_result(result, false, who);
         cx.stats.results_delivered += 1;
         self.push_text(&message::error_message(words, Some(&self.task)), who);
         info!(target: "output", "{who} delivers task={} audio=none failure=false", self.task);

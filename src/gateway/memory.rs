@@ -1,0 +1,144 @@
+//! Holds the memory budget: counts socket buffers, and ends the largest holders when it is
+//! exceeded.
+//!
+//! Buffers in this process are charged where they grow. What the kernel holds for a socket is not
+//! known without asking, so sockets are asked in turn, a few at a time, in turns that happen
+//! anyway. New work is refused while little is left (`Budget::refuses`). At the end of a turn in
+//! which that happened, or when the limit is exceeded all the same, the largest holders make room.
+//!
+//! All that a turn without news costs here is two comparisons.
+
+use log::warn;
+
+use super::Gateway;
+use crate::base::moment::Moment;
+use std::time::Duration;
+
+/// Sockets are counted at most this often.
+const COUNT_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Slots of sessions looked at each time; fewer while most of the budget is free.
+const SLOTS_PER_COUNT: usize = 64;
+const SLOTS_PER_COUNT_AT_EASE: usize = 16;
+
+/// When all holders together could not make enough room, they are looked through again after this.
+const SHED_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What one socket buffer may take, whatever the budget.
+const BUFFER_BYTES_MIN: usize = 16 * 1024;
+const BUFFER_BYTES_MAX: usize = 512 * 1024;
+
+/// Socket buffers that may be full at the same time within a quarter of the budget.
+const FULL_BUFFERS: usize = 256;
+
+/// Sessions that hold less than this are not ended for it.
+const HOLDER_BYTES_MIN: usize = 16 * 1024;
+
+/// Sessions ended in one turn.
+const ENDED_PER_TURN: usize = 64;
+
+/// When the budget is looked after next, and where the count of socket buffers is.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    next_slot: usize,
+    count_at: Moment,
+    shed_at: Moment,
+}
+
+impl Keeper {
+    pub(super) fn new(now: Moment) -> Keeper {
+        Keeper { next_slot: 0, count_at: now, shed_at: now }
+    }
+}
+
+impl Gateway {
+    /// Memory held by sessions, results and responses, socket buffers included, and the limit;
+    /// bytes.
+    pub fn memory(&self) -> (usize, Option<usize>) {
+        (self.cx.budget.held(), self.cx.budget.limit())
+    }
+
+    /// Bytes that wait for slow peers, over all sessions.
+    pub fn backlog_bytes(&self) -> usize {
+        self.sessions.iter().map(|(_, session)| session.held_bytes()).sum()
+    }
+
+    /// The end of a turn: counts some socket buffers, and ends the largest holders over the limit.
+    #[inline]
+    pub(super) fn keep_budget(&mut self) {
+        if self.cx.now >= self.keeper.count_at {
+            self.count_memory();
+        }
+        if self.cx.budget.is_short() && self.cx.now >= self.keeper.shed_at {
+            self.shed();
+        }
+    }
+
+    fn count_memory(&mut self) {
+        self.keeper.count_at = self.cx.now + COUNT_INTERVAL;
+        let Some(limit) = self.cx.budget.limit() else { return };
+        self.cx.results.count_memory();
+        let bytes_max = self.buffer_bytes_max(limit);
+        self.cx.socket_buffers = (bytes_max < BUFFER_BYTES_MAX).then_some(bytes_max);
+        let is_at_ease = self.cx.budget.held() < limit / 4;
+        let count = if is_at_ease { SLOTS_PER_COUNT_AT_EASE } else { SLOTS_PER_COUNT };
+        let slots = self.sessions.capacity();
+        let last = slots.min(self.keeper.next_slot + count);
+        for key in self.keeper.next_slot..last {
+            if let Some(session) = self.sessions.get_mut(key) {
+                session.count_sockets(bytes_max, &self.cx);
+            }
+        }
+        self.keeper.next_slot = if last < slots { last } else { 0 };
+    }
+
+    /// What one socket buffer may take: less, the smaller the budget and the more of it is held.
+    fn buffer_bytes_max(&self, limit: usize) -> usize {
+        let left = limit.saturating_sub(self.cx.budget.held());
+        (left / (4 * FULL_BUFFERS)).clamp(BUFFER_BYTES_MIN, BUFFER_BYTES_MAX)
+    }
+
+    /// Frees bytes where most are held: ends sessions, or lets kept results go.
+    fn shed(&mut self) {
+        let enough = self.cx.budget.held().saturating_sub(self.cx.budget.take_shortage());
+        let kept = self.cx.results.tasks().retained_bytes();
+        let mut holders: Vec<(usize, usize)> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| !session.is_closed())
+            .map(|(key, session)| (session.memory(), key))
+            .filter(|(memory, _)| *memory >= HOLDER_BYTES_MIN)
+            .collect();
+        holders.sort_unstable();
+        for _ in 0..ENDED_PER_TURN {
+            let excess = self.cx.budget.held().saturating_sub(enough);
+            if excess == 0 {
+                return;
+            }
+            match holders.pop() {
+                Some((memory, key)) if memory >= kept => self.shed_session(key, memory),
+                _ => {
+                    let (now, left) = (self.cx.now, kept.saturating_sub(excess));
+                    self.cx.results.evict_to(now, left);
+                    if self.cx.budget.held() > enough {
+                        self.keeper.shed_at = now + SHED_INTERVAL;
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn shed_session(&mut self, key: usize, memory: usize) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let (held, limit) = (self.cx.budget.held(), self.cx.budget.limit().unwrap_or_default());
+        warn!(
+            target: "gateway",
+            "{} is closed: out of memory budget memory={memory}B held={held}B limit={limit}B",
+            session.who(),
+        );
+        self.cx.stats.sessions_shed += 1;
+        session.shed(&mut self.cx);
+        self.drive(key);
+    }
+}

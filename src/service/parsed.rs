@@ -1,0 +1,73 @@
+//! Long results that clients still hold in memory, so that one that connects later shares them.
+
+use std::collections::VecDeque;
+use std::rc::{Rc, Weak};
+
+use crate::base::budget::{Budget, Charged};
+use crate::proto::message::{SharedResult, TaskResult};
+
+/// A payload of fewer bytes is parsed again for each client that connects.
+const SHARED_BYTES_MIN: usize = 16 * 1024;
+
+/// Results that are remembered.
+const RESULTS_MAX: usize = 64;
+
+/// The latest long results, the newest in front.
+#[derive(Debug, Default)]
+pub struct Parsed(VecDeque<ParsedResult>);
+
+#[derive(Debug)]
+struct ParsedResult {
+    payload: Weak<[u8]>,
+    result: Weak<Charged<TaskResult>>,
+}
+
+impl Parsed {
+    /// The result in `payload`, shared with those that already have it.
+    pub fn share(&mut self, payload: &Rc<[u8]>, budget: &Budget) -> SharedResult {
+        if payload.len() < SHARED_BYTES_MIN {
+            return TaskResult::read(payload).shared(budget);
+        }
+        self.0.retain(|one| one.payload.strong_count() > 0 && one.result.strong_count() > 0);
+        let address = Rc::as_ptr(payload);
+        let same = self.0.iter().find(|one| std::ptr::addr_eq(one.payload.as_ptr(), address));
+        if let Some(result) = same.and_then(|one| one.result.upgrade()) {
+            return result;
+        }
+        let result = TaskResult::read(payload).shared(budget);
+        let (payload, weak) = (Rc::downgrade(payload), Rc::downgrade(&result));
+        self.0.truncate(RESULTS_MAX - 1);
+        self.0.push_front(ParsedResult { payload, result: weak });
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn payload(text_bytes: usize) -> Rc<[u8]> {
+        format!(r#"{{"text":"{}"}}"#, "x".repeat(text_bytes)).into_bytes().into()
+    }
+
+    #[test]
+    fn a_long_result_is_shared_while_a_client_holds_it() {
+        let (mut parsed, budget) = (Parsed::default(), Budget::default());
+        let (long, equal) = (payload(100_000), payload(100_000));
+        let first = parsed.share(&long, &budget);
+        assert!(Rc::ptr_eq(&first, &parsed.share(&long, &budget)));
+        assert!(!Rc::ptr_eq(&first, &parsed.share(&equal, &budget)), "another publication");
+        drop(first);
+        assert_eq!(budget.held(), 0);
+        parsed.share(&long, &budget);
+        assert_eq!((budget.held(), parsed.0.len()), (0, 1), "nothing is kept alive or piles up");
+    }
+
+    #[test]
+    fn a_short_result_is_parsed_again() {
+        let (mut parsed, budget) = (Parsed::default(), Budget::default());
+        let short = payload(100);
+        assert!(!Rc::ptr_eq(&parsed.share(&short, &budget), &parsed.share(&short, &budget)));
+        assert!(parsed.0.is_empty());
+    }
+}
