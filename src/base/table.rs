@@ -111,9 +111,14 @@ impl<T> Table<T> {
         entry
     }
 
-    /// Every entry, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = (Uuid, &T)> {
-        self.entries.iter().map(|(_, (id, entry))| (*id, entry))
+    /// Every entry whose place is `place` or a later one, with its place. A walk over all entries
+    /// can pause: an entry keeps its place for as long as it lives.
+    pub fn iter_from(&self, place: usize) -> impl Iterator<Item = (usize, Uuid, &T)> {
+        let entry = |place: usize| {
+            let (id, entry) = self.entries.get(place)?;
+            Some((place, *id, entry))
+        };
+        (place..self.entries.capacity()).filter_map(entry)
     }
 }
 
@@ -175,7 +180,8 @@ mod tests {
             }
             assert_eq!((table.len(), table.is_empty()), (map.len(), map.is_empty()));
         }
-        assert_eq!(table.iter().map(|(id, value)| (id, *value)).collect::<HashMap<_, _>>(), map);
+        let all = table.iter_from(0).map(|(_, id, value)| (id, *value));
+        assert_eq!(all.collect::<HashMap<_, _>>(), map);
     }
 
     #[test]

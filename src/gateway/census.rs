@@ -21,11 +21,7 @@ use crate::service::report::{self, ByViewer, ConnectionList, Live, Viewer};
 use crate::session::respond::Question;
 use crate::session::{Phase, SessionId};
 
-/// Work that a census may do in one turn, in the units of the costs below; about half a
-/// millisecond.
-const WORK_PER_TURN: usize = 16 * 1024;
-
-/// An empty slot.
+/// An empty slot. The work of a census has a limit of its own in each turn, in these units.
 const COST_OF_SLOT: usize = 1;
 
 /// A session that is only counted.
@@ -89,7 +85,7 @@ impl Gateway {
                 Census::new(std::mem::take(&mut self.questions))
             }
         };
-        let mut work = WORK_PER_TURN;
+        let mut work = self.turn.census;
         while work > 0 && census.next < self.sessions.capacity() {
             work = work.saturating_sub(self.visit(&mut census));
             census.next += 1;
@@ -230,7 +226,7 @@ mod tests {
         let received = get(&mut gateway, "/connections");
         turn(&mut gateway, Moment::START);
         let visited = gateway.census.as_ref().expect("it takes more than a turn").next;
-        assert!(visited <= WORK_PER_TURN / COST_OF_VIEW, "{visited} sessions in one turn");
+        assert!(visited <= gateway.turn.census / COST_OF_VIEW, "{visited} sessions in one turn");
         assert_eq!(gateway.next_turn(), Some(gateway.now()));
         let (_, body) = until_answered(&mut gateway, &received);
         let body: Value = serde_json::from_str(&body).unwrap();

@@ -7,6 +7,7 @@
 //! ```
 
 use super::Gateway;
+use super::sweeps::Errand;
 use crate::base::moment::Moment;
 use crate::base::timers::Timers;
 use crate::session::Drain;
@@ -45,9 +46,7 @@ impl Gateway {
         self.cx.is_draining = true;
         self.probes.stop(&mut self.cx);
         self.cx.results.finish(self.cx.now);
-        // A result that came before the drain is delivered, not answered with a Close.
-        self.deliver(usize::MAX);
-        self.drain_sessions(Drain::Finish);
+        self.sweep(Errand::Drain(Drain::Finish));
         self.check_drain();
     }
 
@@ -86,18 +85,20 @@ impl Gateway {
             RunState::Draining { until } if is_due(until) => {
                 info!(target: "gateway", "drain time is over connections={}", self.sessions.len());
                 self.run_state = RunState::LastCall { until: self.cx.now + LAST_CALL };
-                self.drain_sessions(Drain::Leave);
+                self.sweep(Errand::Drain(Drain::Leave));
             }
-            RunState::LastCall { until } if is_due(Some(until)) => self.stop(),
+            RunState::LastCall { until } if is_due(Some(until)) && self.sweeps.is_empty() => {
+                self.stop()
+            }
             RunState::Draining { .. } | RunState::LastCall { .. } => {}
         }
     }
 
-    fn drain_sessions(&mut self, drain: Drain) {
-        let keys: Vec<usize> = self.sessions.iter().map(|(key, _)| key).collect();
-        for key in keys {
-            self.sessions[key].drain(drain, &mut self.cx);
-            self.drive(key);
+    /// Every session has been asked to leave at once.
+    pub(super) fn note_asked_to_leave(&mut self) {
+        // The last frames get their time from the last session's visit on.
+        if let RunState::LastCall { until } = &mut self.run_state {
+            *until = self.cx.now + LAST_CALL;
         }
     }
 
@@ -113,6 +114,7 @@ impl Gateway {
         }
         self.closed.clear();
         self.yielded.clear();
+        self.sweeps.clear();
         self.timers = Timers::new();
     }
 }

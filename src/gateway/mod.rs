@@ -31,6 +31,7 @@ mod redis;
 mod refusals;
 mod reload;
 mod snapshot;
+mod sweeps;
 mod timeline;
 mod workers;
 
@@ -55,7 +56,7 @@ use crate::service::upstreams::{self, UpstreamId, Upstreams};
 use crate::session::jobs::{Job, JobAnswer, NameOwner};
 use crate::session::respond::Question;
 use crate::session::{
-    self, Admission, Context, Driven, Identity, Phase, Proxied, Rare, Session, SessionId,
+    self, Admission, Context, Driven, Identity, Proxied, Rare, Session, SessionId,
 };
 use census::Census;
 use drain::RunState;
@@ -67,23 +68,47 @@ use slab::Slab;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
+use sweeps::{Errand, Sweeps};
 use timeline::Timeline;
 
 /// Connections to the addresses for admins at once.
 const ADMINS_MAX: usize = 100;
 
-/// Work after which sessions that have more to do wait for the next turn, in bytes written or what
-/// takes as long; about a millisecond. See [`Context::work`].
-const WORK_PER_TURN: usize = 1 << 20;
-
 /// Work of a step after which a session still has more to do, whatever it did.
 const WORK_OF_A_STEP: usize = 64 * 1024;
 
-/// Deadlines that are judged in one turn.
-const DEADLINES_PER_TURN: usize = 256;
+/// How much is done in one turn; what is left is done in the next ones. By default about a
+/// millisecond's worth. The simulation has smaller turns, in which a few sessions get as much in
+/// each other's way as thousands do in large ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TurnLimits {
+    /// Work after which sessions that have more to do wait for the next turn, in bytes written or
+    /// what takes as long. See [`Context::work`].
+    pub work: usize,
+    /// Work of a census, see `gateway/census.rs`.
+    pub census: usize,
+    /// Deadlines that are judged.
+    pub deadlines: usize,
+    /// Results handed to clients.
+    pub deliveries: usize,
+    /// Tasks that are looked up after Redis came back.
+    pub look_ups: usize,
+    /// Results that may wait to be handed to clients, over all turns.
+    pub queued: usize,
+}
 
-/// Results handed to clients in one turn.
-const DELIVERIES_PER_TURN: usize = 64;
+impl Default for TurnLimits {
+    fn default() -> TurnLimits {
+        TurnLimits {
+            work: 1 << 20,
+            census: 16 * 1024,
+            deadlines: 256,
+            deliveries: 64,
+            look_ups: 256,
+            queued: 4096,
+        }
+    }
+}
 
 /// Unused slots are released once the number of sessions has halved, from this number up.
 const RELEASE_FROM: usize = 64;
@@ -119,6 +144,8 @@ pub struct Gateway {
     census: Option<Census>,
     /// Requests that wait for the next one.
     questions: Vec<(SessionId, Box<Question>)>,
+    /// The walks over all sessions that change them.
+    sweeps: Sweeps,
     probes: Probes,
     /// The largest number of sessions since unused slots were last released.
     sessions_peak: usize,
@@ -136,6 +163,7 @@ pub struct Gateway {
     keeper: memory::Keeper,
     run_state: RunState,
     drain_timeout: Option<Duration>,
+    turn: TurnLimits,
     timeline: Timeline,
     started: Moment,
     started_wall: SystemTime,
@@ -164,7 +192,9 @@ impl Gateway {
             ),
             false => None,
         };
-        let results = Results::new(Tasks::new(tasks), redis);
+        let turn = TurnLimits::default();
+        let mut results = Results::new(Tasks::new(tasks), redis);
+        results.limit_queue(turn.queued);
         let mut cx = Context::new(now, session, network, Limits::new(limits), results, chance);
         cx.upstreams = Upstreams::new(upstreams);
         cx.routes = Routes::new(routes, &mut cx.upstreams);
@@ -182,6 +212,7 @@ impl Gateway {
             redis: RedisSockets::new(),
             census: None,
             questions: Vec::new(),
+            sweeps: Sweeps::default(),
             probes: Probes::default(),
             sessions_peak: 0,
             refusals: Refusals::default(),
@@ -193,11 +224,18 @@ impl Gateway {
             keeper: memory::Keeper::new(now),
             run_state: RunState::Serving,
             drain_timeout,
+            turn,
             timeline: Timeline::new(now),
             started: now,
             started_wall: wall,
             cx,
         })
+    }
+
+    /// Does at most this much in a turn from now on.
+    pub fn limit_turns(&mut self, turn: TurnLimits) {
+        self.turn = turn;
+        self.cx.results.limit_queue(turn.queued);
     }
 
     /// Everything that follows happens at `clock`, a moment of the caller's clock.
@@ -307,7 +345,7 @@ impl Gateway {
             Source::Session(key, side) => {
                 if let Some(session) = self.sessions.get_mut(key) {
                     session.handle_ready(side, ready);
-                    if self.cx.work < WORK_PER_TURN {
+                    if self.cx.work < self.turn.work {
                         self.drive(key);
                     } else {
                         self.go_on_later(key);
@@ -337,11 +375,12 @@ impl Gateway {
     /// delivers what was published, and then judges deadlines. In this order, what came in time is
     /// never judged late.
     pub fn settle(&mut self) {
-        self.redis.read(&mut self.cx);
+        self.redis.read(&mut self.cx, self.turn.work);
+        self.cx.results.go_on(self.turn.look_ups);
         self.go_on();
         self.settle_results();
         let due = std::iter::from_fn(|| self.timers.pop_due(self.cx.now));
-        let due: Vec<usize> = due.take(DEADLINES_PER_TURN).collect();
+        let due: Vec<usize> = due.take(self.turn.deadlines).collect();
         if !due.is_empty() {
             self.cx.has_unread_results = self.redis.has_news()
                 || self.cx.results.has_deliveries()
@@ -351,6 +390,7 @@ impl Gateway {
         }
         self.probes.settle(&mut self.cx);
         self.take_census();
+        self.go_on_sweeping();
         self.check_drain();
     }
 
@@ -369,7 +409,7 @@ impl Gateway {
                 && std::mem::take(&mut session.is_yielded)
             {
                 self.drive(key);
-                if self.cx.work >= WORK_PER_TURN {
+                if self.cx.work >= self.turn.work {
                     return;
                 }
             }
@@ -389,15 +429,15 @@ impl Gateway {
         while let Some(notice) = self.cx.results.poll_notice() {
             self.handle_notice(notice);
         }
-        self.deliver(DELIVERIES_PER_TURN);
+        self.deliver();
     }
 
-    /// Hands out queued results, at most `count_max`; the rest has its turn later.
-    fn deliver(&mut self, count_max: usize) {
-        for _ in 0..count_max {
-            let Some(delivery) = self.cx.results.poll_delivery() else { return };
+    /// Hands out some of the queued results; the rest has its turn later.
+    fn deliver(&mut self) {
+        for _ in 0..self.turn.deliveries {
+            let Some(delivery) = self.cx.results.poll_delivery(self.cx.now) else { return };
             if let Some(session) = self.session_mut(delivery.client) {
-                session.handle_result(delivery.result, delivery.behind);
+                session.handle_result(delivery.result, delivery.has_more);
                 self.drive(delivery.client.key as usize);
             }
         }
@@ -421,16 +461,7 @@ impl Gateway {
             }
             Notice::GraceOver => {
                 warn!(target: "redis", "away for longer than the grace: waiting clients are told");
-                // A client that is about to get a result has something to wait for.
-                self.deliver(usize::MAX);
-                let waiters: Vec<SessionId> = self.cx.results.waiters().collect();
-                for client in waiters {
-                    let key = client.key as usize;
-                    if let Some(session) = self.sessions.get_mut(key) {
-                        session.handle_redis_lost(&mut self.cx);
-                        self.drive(key);
-                    }
-                }
+                self.sweep(Errand::RedisLost);
             }
         }
     }
@@ -496,7 +527,9 @@ impl Gateway {
         if !self.yielded.is_empty()
             || self.redis.has_news()
             || self.cx.results.has_deliveries()
+            || self.cx.results.has_more_work()
             || self.is_census_due()
+            || !self.sweeps.is_empty()
         {
             return Some(self.cx.now);
         }
@@ -531,15 +564,7 @@ impl Gateway {
         }
         self.cx.upstreams.resolved(upstream, answer, self.cx.now);
         self.probes.handle_addresses(&mut self.cx);
-        let waiting: Vec<usize> = self
-            .sessions
-            .iter()
-            .filter(
-                |(_, session)| matches!(session.phase(), Phase::Dial(dial) if dial.is_looking_up()),
-            )
-            .map(|(key, _)| key)
-            .collect();
-        waiting.into_iter().for_each(|key| self.drive(key));
+        self.sweep(Errand::LookedUp(upstream));
     }
 
     /// Open connections of every kind, clients and workers.
@@ -755,7 +780,7 @@ mod tests {
         while gateway.next_turn() == Some(gateway.now()) {
             turn(&mut gateway, Moment::START);
             let work = gateway.cx.work;
-            assert!(work < 2 * WORK_PER_TURN, "{work} in one turn");
+            assert!(work < 2 * gateway.turn.work, "{work} in one turn");
             turns += 1;
         }
         assert_eq!(gateway.cx.results.tasks().retained(), WORKERS * 500, "all is heard in the end");
@@ -765,7 +790,7 @@ mod tests {
     #[test]
     fn sessions_whose_deadlines_come_together_share_several_turns() {
         let mut gateway = gateway(10_000);
-        for _ in 0..4 * DEADLINES_PER_TURN {
+        for _ in 0..4 * TurnLimits::default().deadlines {
             client(&mut gateway, b"");
         }
         let late = Moment::START + Duration::from_secs(60);
@@ -774,6 +799,6 @@ mod tests {
         for _ in 0..10 {
             turn(&mut gateway, late);
         }
-        assert!(gateway.stats().http()[&408] as usize == 4 * DEADLINES_PER_TURN);
+        assert!(gateway.stats().http()[&408] as usize == 4 * TurnLimits::default().deadlines);
     }
 }

@@ -25,6 +25,12 @@ use std::net::SocketAddr;
 /// Reads per connection and turn, so that a flood of publications does not starve the relays.
 const READS_PER_TURN: usize = 8;
 
+/// Bytes of one read, which may hold some hundred publications.
+const READ_BYTES_MAX: usize = 16 * 1024;
+
+/// Work that a byte from Redis causes, in bytes written: see [`Context::work`].
+const WORK_PER_BYTE: usize = 32;
+
 /// The sockets of both connections.
 pub(super) struct RedisSockets {
     sockets: [RedisSocket; 2],
@@ -93,15 +99,15 @@ impl RedisSockets {
         }
     }
 
-    /// Reads what has come, if anything has.
-    pub fn read(&mut self, cx: &mut Context) {
+    /// Reads what has come, if anything has, until the turn has done `work_max`; at least once.
+    pub fn read(&mut self, cx: &mut Context, work_max: usize) {
         if !std::mem::take(&mut self.has_news) {
             return;
         }
         self.follow_actions(cx);
         for role in REDIS_ROLES {
             if self.is_open(role, cx) {
-                self.has_news |= self.read_role(role, cx);
+                self.has_news |= self.read_role(role, cx, work_max);
             }
         }
         cx.results.settle(cx.now);
@@ -212,15 +218,16 @@ impl RedisSockets {
     }
 
     /// True: there may be more to read, in the next turn.
-    fn read_role(&mut self, role: RedisRole, cx: &mut Context) -> bool {
-        for _ in 0..READS_PER_TURN {
-            if cx.results.is_full() {
+    fn read_role(&mut self, role: RedisRole, cx: &mut Context, work_max: usize) -> bool {
+        for reads in 0..READS_PER_TURN {
+            if cx.results.is_full() || (reads > 0 && cx.work >= work_max) {
                 return true; // Clients take their deliveries first.
             }
             let RedisSocket::Open { conn } = &mut self.sockets[role as usize] else { return false };
             let outcome = cx.with_scratch(|scratch, cx| {
-                let outcome = conn.read(scratch)?;
+                let outcome = conn.read(&mut scratch[..READ_BYTES_MAX])?;
                 if let (Io::Moved(n), Some(link)) = (outcome, cx.results.link()) {
+                    cx.work += WORK_PER_BYTE * n;
                     link.handle_bytes(role, &scratch[..n], cx.now);
                 }
                 std::io::Result::Ok(outcome)
@@ -338,7 +345,7 @@ mod tests {
     #[test]
     fn the_addresses_of_a_name_are_tried_in_turn() {
         let (mut sockets, mut cx, dials) = begin("redis://redis.example:7");
-        sockets.read(&mut cx);
+        sockets.read(&mut cx, usize::MAX);
         let owners = [RedisRole::Subscriber, RedisRole::Store].map(NameOwner::Redis);
         assert_eq!(jobs(&mut cx), owners.map(|owner| ("redis.example".to_owned(), owner)));
         let found = ["192.0.2.1:1", "192.0.2.2:7"].map(|address| address.parse().unwrap());
@@ -346,18 +353,18 @@ mod tests {
         assert!(sockets.has_news());
         assert_eq!(*dials.0.borrow(), ["192.0.2.1:1"]);
         sockets.handle_ready(RedisRole::Store, WRITABLE);
-        sockets.read(&mut cx);
+        sockets.read(&mut cx, usize::MAX);
         assert_eq!(*dials.0.borrow(), ["192.0.2.1:1", "192.0.2.2:7"]);
         assert!(matches!(sockets.sockets[1], RedisSocket::Dialing { .. }));
         sockets.handle_ready(RedisRole::Store, WRITABLE);
-        sockets.read(&mut cx);
+        sockets.read(&mut cx, usize::MAX);
         assert!(matches!(sockets.sockets[1], RedisSocket::Open { .. }));
     }
 
     #[test]
     fn a_name_that_is_not_found_is_asked_for_again_after_a_pause() {
         let (mut sockets, mut cx, dials) = begin("redis://redis.example:7");
-        sockets.read(&mut cx);
+        sockets.read(&mut cx, usize::MAX);
         jobs(&mut cx);
         sockets.handle_addresses(
             RedisRole::Store,
@@ -381,7 +388,7 @@ mod tests {
     #[test]
     fn an_answer_that_comes_after_the_dial_was_given_up_is_ignored() {
         let (mut sockets, mut cx, dials) = begin("redis://redis.example:7");
-        sockets.read(&mut cx);
+        sockets.read(&mut cx, usize::MAX);
         sockets.sockets[1] = RedisSocket::Closed;
         let found = vec!["192.0.2.1:7".parse().unwrap()];
         sockets.handle_addresses(RedisRole::Store, Ok(found), &mut cx);
@@ -396,7 +403,7 @@ mod tests {
             ("unix:///run/redis.sock", "/run/redis.sock"),
         ] {
             let (mut sockets, mut cx, dials) = begin(url);
-            sockets.read(&mut cx);
+            sockets.read(&mut cx, usize::MAX);
             assert_eq!(jobs(&mut cx), []);
             assert_eq!(*dials.0.borrow(), [address, address]);
         }

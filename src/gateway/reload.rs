@@ -4,13 +4,12 @@
 //! reloaded gateway with one that was started with the same settings. A part that keeps settings
 //! belongs in both: `tests/reload.rs` fails for every live key whose part is missing in either.
 
-#![expect(clippy::indexing_slicing, reason = "keys come from the slab, roles index a pair")]
-
 use std::time::Duration;
 
 use log::{info, warn};
 
 use super::files::check_audio_root;
+use super::sweeps::Errand;
 use super::{Gateway, Settings};
 use crate::base::quoted::Quoted;
 use crate::service::limits;
@@ -72,11 +71,7 @@ impl Gateway {
         self.drain_timeout = drain_timeout;
         log_routes(&self.cx);
         check_audio_root(&mut self.cx);
-        let keys: Vec<usize> = self.sessions.iter().map(|(key, _)| key).collect();
-        for key in keys {
-            self.sessions[key].reload(self.cx.now);
-            self.drive(key);
-        }
+        self.sweep(Errand::Reload);
     }
 
     /// Has every backend's name looked up again, also if no setting has changed.

@@ -4,8 +4,8 @@
 //! entered from another one's step.
 //!
 //! The bus never drops a result for a client that still waits. When more deliveries are queued than
-//! it likes, [`Bus::is_full`] reports it and publishers are not read; Redis and the kernel hold the
-//! rest.
+//! it likes, [`Bus::is_full`] reports it: tasks whose clients miss something become *due* and wait
+//! for room, and publishers are not read; Redis and the kernel hold the rest.
 //!
 //! A task may have thousands of clients, and all of them may leave in one moment. So no event costs
 //! a walk over them, apart from a publication, which queues one delivery each: a client is found in
@@ -22,9 +22,9 @@ use std::rc::Rc;
 
 use uuid::Uuid;
 
-use crate::proto::message::{SharedResult, TaskId};
+use crate::proto::message::TaskId;
 
-/// The number of queued deliveries from which on the bus is full.
+/// The number of queued deliveries from which on the bus is full, if nothing else is set.
 const DELIVERIES_MAX: usize = 4096;
 
 /// The bus. `K` identifies a client: no two clients have the same, ever, and it sorts clients in
@@ -34,20 +34,41 @@ pub struct Bus<K> {
     waiting: Table<TaskWaiters<K>>,
     /// Tasks whose channels may have changed, each at most once.
     changed: VecDeque<Uuid>,
-    deliveries: VecDeque<(K, SharedResult)>,
+    deliveries: VecDeque<Delivery<K>>,
+    deliveries_max: usize,
+    /// Tasks whose clients miss something that there was no room for, each at most once.
+    due: VecDeque<Uuid>,
     /// How many deliveries are queued for each client.
     queued: BTreeMap<K, usize>,
 }
 
-/// A result on its way to a client.
+/// What is on its way to a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Parcel {
+    /// A result as the worker published it, which other clients share.
+    Result(Rc<[u8]>),
+    /// Results of the task are gone that the client would have been given.
+    Missing,
+}
+
+/// A parcel and its address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery<K> {
     /// The client, which may have left.
     pub client: K,
-    /// The result, which other clients may share.
-    pub result: SharedResult,
-    /// The number of further results that are queued for this client now.
-    pub behind: usize,
+    /// The task that it waits for.
+    pub task: Uuid,
+    /// What it gets.
+    pub parcel: Parcel,
+}
+
+/// The clients of a task that get a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recipients {
+    /// Those that have had everything before it.
+    CaughtUp,
+    /// Those and the newcomers, which have had nothing yet.
+    All,
 }
 
 /// A channel to subscribe to, or to unsubscribe from, if each task has one of its own.
@@ -68,10 +89,11 @@ struct TaskWaiters<K> {
     announced: u32,
     spellings: Spellings,
     is_queued: bool,
+    is_due: bool,
 }
 
-/// Clients, apart by whether they have had all that came until [`Bus::mark_caught_up`] was last
-/// called.
+/// Clients, apart by whether they have had all that was published, or nothing yet: see
+/// [`Bus::catch_up`].
 #[derive(Debug)]
 enum Waiters<K> {
     None,
@@ -102,8 +124,15 @@ impl<K: Copy + Ord> Bus<K> {
             waiting: Table::new(),
             changed: VecDeque::new(),
             deliveries: VecDeque::new(),
+            deliveries_max: DELIVERIES_MAX,
+            due: VecDeque::new(),
             queued: BTreeMap::new(),
         }
+    }
+
+    /// Is full with so many queued deliveries from now on.
+    pub fn limit(&mut self, deliveries_max: usize) {
+        self.deliveries_max = deliveries_max;
     }
 
     /// `key`, which waits for no task yet, waits for `task` from now on.
@@ -139,39 +168,69 @@ impl<K: Copy + Ord> Bus<K> {
         true
     }
 
-    /// Queues a result for the clients that have not had it, and returns how many these are.
-    /// `is_dispatched`: [`Bus::mark_caught_up`] was called since the result came, so only those
-    /// that came after that call miss it. `result` is called at most once.
-    pub fn publish(
-        &mut self,
-        task: Uuid,
-        is_dispatched: bool,
-        result: impl FnOnce() -> SharedResult,
-    ) -> usize {
+    /// Queues a result for clients of its task, and returns how many these are.
+    pub fn publish(&mut self, task: Uuid, recipients: Recipients, result: &Rc<[u8]>) -> usize {
         let Some(waiting) = self.waiting.entry(task) else { return 0 };
-        let caught_up = (!is_dispatched).then(|| waiting.waiters.caught_up()).into_iter().flatten();
-        let mut missing = caught_up.chain(waiting.waiters.newcomers()).peekable();
-        if missing.peek().is_none() {
-            return 0;
-        }
-        let (result, before) = (result(), self.deliveries.len());
-        for key in missing {
-            *self.queued.entry(key).or_default() += 1;
-            self.deliveries.push_back((key, Rc::clone(&result)));
+        let newcomers = (recipients == Recipients::All).then(|| waiting.waiters.newcomers());
+        let before = self.deliveries.len();
+        for client in waiting.waiters.caught_up().chain(newcomers.into_iter().flatten()) {
+            *self.queued.entry(client).or_default() += 1;
+            let parcel = Parcel::Result(Rc::clone(result));
+            self.deliveries.push_back(Delivery { client, task, parcel });
         }
         self.deliveries.len() - before
     }
 
-    /// Every client that waits for `task` now has had all that came for it.
-    pub fn mark_caught_up(&mut self, task: Uuid) {
-        if let Some(waiting) = self.waiting.entry_mut(task) {
-            waiting.waiters.mark_caught_up();
+    /// Queues `parcels`, all there is for `task`, for the first client that has had nothing yet. It
+    /// has caught up then. False: there is no such client.
+    pub fn catch_up(&mut self, task: Uuid, parcels: impl Iterator<Item = Parcel>) -> bool {
+        let waiting = self.waiting.entry_mut(task);
+        let Some(client) = waiting.and_then(|waiting| waiting.waiters.catch_up()) else {
+            return false;
+        };
+        let before = self.deliveries.len();
+        self.deliveries.extend(parcels.map(|parcel| Delivery { client, task, parcel }));
+        let count = self.deliveries.len() - before;
+        if count > 0 {
+            *self.queued.entry(client).or_default() += count;
+        }
+        true
+    }
+
+    /// Clients of `task` miss something, and there is no room for it now.
+    pub fn mark_due(&mut self, task: Uuid) {
+        if let Some(waiting) = self.waiting.entry_mut(task)
+            && !std::mem::replace(&mut waiting.is_due, true)
+        {
+            self.due.push_back(task);
         }
     }
 
-    /// Whether some client of `task` may miss results that others have had.
+    /// Whether clients of `task` miss something that there was no room for.
+    pub fn is_due(&self, task: Uuid) -> bool {
+        !self.due.is_empty() && self.waiting.entry(task).is_some_and(|waiting| waiting.is_due)
+    }
+
+    /// The next task whose clients miss something. It is due no longer.
+    pub fn poll_due(&mut self) -> Option<Uuid> {
+        let task = self.due.pop_front()?;
+        if let Some(waiting) = self.waiting.entry_mut(task) {
+            waiting.is_due = false;
+        }
+        if self.due.is_empty() {
+            self.due = VecDeque::new();
+        }
+        Some(task)
+    }
+
+    /// Whether some client of `task` has had nothing yet.
     pub fn has_newcomers(&self, task: Uuid) -> bool {
         self.waiting.entry(task).is_some_and(|waiting| waiting.waiters.newcomers().next().is_some())
+    }
+
+    /// Whether this client of `task` has had nothing yet.
+    pub fn is_newcomer(&self, task: Uuid, client: K) -> bool {
+        self.waiting.entry(task).is_some_and(|waiting| waiting.waiters.is_newcomer(client))
     }
 
     /// The next change of channels. A task that gained and lost its clients since the last call
@@ -204,22 +263,28 @@ impl<K: Copy + Ord> Bus<K> {
         None
     }
 
-    /// The next result and its client, which may have left.
-    pub fn poll_delivery(&mut self) -> Option<Delivery<K>> {
-        let (client, result) = self.deliveries.pop_front()?;
-        let queued = self.queued.remove(&client).unwrap_or(1);
+    /// The next delivery, and the number of further ones that are queued for its client.
+    pub fn poll_delivery(&mut self) -> Option<(Delivery<K>, usize)> {
+        let delivery = self.deliveries.pop_front()?;
+        let queued = self.queued.remove(&delivery.client).unwrap_or(1);
         if queued > 1 {
-            self.queued.insert(client, queued - 1);
+            self.queued.insert(delivery.client, queued - 1);
         }
         if self.deliveries.is_empty() && self.deliveries.capacity() > 64 {
             self.deliveries = VecDeque::new();
         }
-        Some(Delivery { client, result, behind: queued - 1 })
+        Some((delivery, queued - 1))
     }
 
-    /// Whether no more should be published before deliveries are taken.
+    /// Whether deliveries should be taken before more is queued.
     pub fn is_full(&self) -> bool {
-        self.deliveries.len() >= DELIVERIES_MAX
+        self.deliveries.len() >= self.deliveries_max
+    }
+
+    /// Queued deliveries.
+    #[cfg(test)]
+    pub fn queued(&self) -> usize {
+        self.deliveries.len()
     }
 
     /// Whether deliveries are queued.
@@ -227,19 +292,27 @@ impl<K: Copy + Ord> Bus<K> {
         !self.deliveries.is_empty()
     }
 
+    /// Whether any task is due.
+    pub fn has_due(&self) -> bool {
+        !self.due.is_empty()
+    }
+
     /// Whether a client waits for `task`.
     pub fn is_waited_for(&self, task: Uuid) -> bool {
         self.waiting.entry(task).is_some_and(|waiting| !waiting.waiters.is_empty())
     }
 
-    /// Every task that a client waits for.
-    pub fn waited_for(&self) -> impl Iterator<Item = Uuid> + '_ {
-        self.waiting.iter().filter(|(_, waiting)| !waiting.waiters.is_empty()).map(|(task, _)| task)
+    /// The first place from `place` on whose task a client waits for, and that task. A walk over
+    /// all tasks can pause between two places.
+    pub fn waited_for_from(&self, place: usize) -> Option<(usize, Uuid)> {
+        let mut tasks = self.waiting.iter_from(place);
+        let (place, task, _) = tasks.find(|(_, _, waiting)| !waiting.waiters.is_empty())?;
+        Some((place, task))
     }
 
-    /// Every session that waits, in no order.
-    pub fn waiters(&self) -> impl Iterator<Item = K> + '_ {
-        self.waiting.iter().flat_map(|(_, waiting)| waiting.waiters.iter())
+    /// Whether results are queued for this client.
+    pub fn has_queued(&self, client: K) -> bool {
+        self.queued.contains_key(&client)
     }
 
     /// The spellings of the id by clients of `task`, other than lower case with hyphens.
@@ -301,15 +374,28 @@ impl<K: Copy + Ord> Waiters<K> {
         }
     }
 
-    fn mark_caught_up(&mut self) {
+    fn is_newcomer(&self, client: K) -> bool {
         match self {
-            Waiters::Newcomer(key) => *self = Waiters::CaughtUp(*key),
-            Waiters::Many(crowd) => {
-                while let Some(key) = crowd.newcomers.pop_first() {
-                    crowd.caught_up.insert(key);
-                }
+            Waiters::Newcomer(key) => *key == client,
+            Waiters::Many(crowd) => crowd.newcomers.contains(&client),
+            Waiters::None | Waiters::CaughtUp(_) => false,
+        }
+    }
+
+    /// The first newcomer, which is none from now on.
+    fn catch_up(&mut self) -> Option<K> {
+        match self {
+            Waiters::Newcomer(key) => {
+                let key = *key;
+                *self = Waiters::CaughtUp(key);
+                Some(key)
             }
-            Waiters::None | Waiters::CaughtUp(_) => {}
+            Waiters::Many(crowd) => {
+                let key = crowd.newcomers.pop_first()?;
+                crowd.caught_up.insert(key);
+                Some(key)
+            }
+            Waiters::None | Waiters::CaughtUp(_) => None,
         }
     }
 
@@ -342,6 +428,7 @@ impl<K> Default for TaskWaiters<K> {
             announced: 0,
             spellings: Spellings::default(),
             is_queued: false,
+            is_due: false,
         }
     }
 }
@@ -367,8 +454,6 @@ impl<K: Copy + Ord> Default for Bus<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::budget::Budget;
-    use crate::proto::message::TaskResult;
     use std::cell::Cell;
     use std::cmp::Ordering;
 
@@ -382,14 +467,22 @@ mod tests {
         TaskId::read(&ID.to_uppercase()).unwrap()
     }
 
-    fn result(text: &str) -> SharedResult {
-        TaskResult::read(format!(r#"{{"text":"{text}"}}"#).as_bytes()).shared(&Budget::default())
+    fn result(text: &str) -> Rc<[u8]> {
+        text.as_bytes().into()
     }
 
-    fn deliveries(bus: &mut Bus<u32>) -> Vec<(u32, SharedResult)> {
-        std::iter::from_fn(|| bus.poll_delivery())
-            .map(|delivery| (delivery.client, delivery.result))
-            .collect()
+    /// Every newcomer gets these results.
+    fn catch_up(bus: &mut Bus<u32>, results: &[&Rc<[u8]>]) {
+        let parcels = || results.iter().map(|one| Parcel::Result(Rc::clone(one)));
+        while bus.catch_up(task().uuid(), parcels()) {}
+    }
+
+    fn deliveries(bus: &mut Bus<u32>) -> Vec<(u32, Rc<[u8]>)> {
+        let of = |(delivery, _): (Delivery<u32>, usize)| match delivery.parcel {
+            Parcel::Result(result) => (delivery.client, result),
+            Parcel::Missing => panic!("nothing is missing"),
+        };
+        std::iter::from_fn(|| bus.poll_delivery()).map(of).collect()
     }
 
     fn changes(bus: &mut Bus<u32>) -> Vec<(bool, String)> {
@@ -407,9 +500,9 @@ mod tests {
         bus.subscribe(&upper_case(), 2);
         bus.subscribe(&TaskId::from(Uuid::from_u128(7)), 3);
         let (a, b) = (result("a"), result("b"));
-        assert_eq!(bus.publish(task().uuid(), false, || a.clone()), 2);
-        assert_eq!(bus.publish(task().uuid(), false, || b.clone()), 2);
-        assert_eq!(bus.publish(Uuid::from_u128(8), false, || unreachable!("no client waits")), 0);
+        assert_eq!(bus.publish(task().uuid(), Recipients::All, &a), 2);
+        assert_eq!(bus.publish(task().uuid(), Recipients::All, &b), 2);
+        assert_eq!(bus.publish(Uuid::from_u128(8), Recipients::All, &b), 0, "no client waits");
         assert_eq!(deliveries(&mut bus), [(1, a.clone()), (2, a), (1, b.clone()), (2, b)]);
         assert_eq!(bus.poll_delivery(), None);
     }
@@ -419,17 +512,17 @@ mod tests {
         let mut bus = Bus::new();
         bus.subscribe(&task(), 1);
         bus.subscribe(&task(), 2);
-        bus.publish(task().uuid(), false, || result("a"));
+        bus.publish(task().uuid(), Recipients::All, &result("a"));
         assert!(bus.unsubscribe(task().uuid(), 1));
         assert!(!bus.unsubscribe(task().uuid(), 1));
         assert!(!bus.unsubscribe(Uuid::from_u128(7), 2));
         assert_eq!(deliveries(&mut bus).len(), 2, "what was queued stays, for the caller to skip");
-        bus.publish(task().uuid(), false, || result("a"));
+        bus.publish(task().uuid(), Recipients::All, &result("a"));
         assert_eq!(deliveries(&mut bus).len(), 1);
         assert!(bus.unsubscribe(task().uuid(), 2));
-        assert_eq!(bus.publish(task().uuid(), false, || result("b")), 0);
+        assert_eq!(bus.publish(task().uuid(), Recipients::All, &result("b")), 0);
         assert!(!bus.is_waited_for(task().uuid()));
-        assert_eq!(bus.waited_for().count() + bus.waiters().count(), 0);
+        assert_eq!(bus.waited_for_from(0), None);
     }
 
     #[test]
@@ -488,31 +581,59 @@ mod tests {
     fn each_waiter_gets_each_result_once() {
         let mut bus = Bus::new();
         let uuid = task().uuid();
-        let publish =
-            |bus: &mut Bus<u32>, is_dispatched| bus.publish(uuid, is_dispatched, || result("x"));
+        let [a, b, c] = ["a", "b", "c"].map(result);
         bus.subscribe(&task(), 1);
-        assert_eq!(publish(&mut bus, false), 1);
-        bus.mark_caught_up(uuid);
+        assert_eq!(bus.publish(uuid, Recipients::CaughtUp, &a), 0);
+        catch_up(&mut bus, &[&a]);
         bus.subscribe(&task(), 2);
-        assert_eq!(publish(&mut bus, true), 1);
-        assert_eq!(publish(&mut bus, false), 2);
-        bus.mark_caught_up(uuid);
-        assert_eq!(bus.publish(uuid, true, || unreachable!("no client lacks it")), 0);
         bus.subscribe(&task(), 3);
         bus.subscribe(&task(), 4);
-        bus.unsubscribe(uuid, 1);
         bus.unsubscribe(uuid, 3);
-        assert_eq!(publish(&mut bus, true), 1);
-        assert_eq!(
-            deliveries(&mut bus).into_iter().map(|(key, _)| key).collect::<Vec<_>>(),
-            [1, 2, 1, 2, 4]
-        );
-        bus.subscribe(&task(), 5);
-        assert_eq!(publish(&mut bus, false), 3);
-        assert_eq!(
-            deliveries(&mut bus).into_iter().map(|(key, _)| key).collect::<Vec<_>>(),
-            [2, 4, 5]
-        );
+        assert!(bus.is_newcomer(uuid, 4) && !bus.is_newcomer(uuid, 1));
+        assert_eq!(bus.publish(uuid, Recipients::CaughtUp, &b), 1);
+        catch_up(&mut bus, &[&a, &b]);
+        bus.unsubscribe(uuid, 1);
+        assert_eq!(bus.publish(uuid, Recipients::CaughtUp, &c), 2);
+        let expected = [
+            (1, a.clone()),
+            (1, b.clone()),
+            (2, a.clone()),
+            (2, b.clone()),
+            (4, a),
+            (4, b),
+            (2, c.clone()),
+            (4, c),
+        ];
+        assert_eq!(deliveries(&mut bus), expected);
+        assert!(!bus.catch_up(uuid, [].into_iter()), "no client lacks anything");
+    }
+
+    #[test]
+    fn a_task_is_due_once_until_it_is_polled() {
+        let mut bus = Bus::new();
+        let uuid = task().uuid();
+        bus.mark_due(uuid);
+        assert!(!bus.has_due(), "nobody waits");
+        bus.subscribe(&task(), 1);
+        (0..3).for_each(|_| bus.mark_due(uuid));
+        assert!(bus.is_due(uuid));
+        assert_eq!((bus.poll_due(), bus.poll_due()), (Some(uuid), None));
+        assert!(!bus.is_due(uuid));
+    }
+
+    #[test]
+    fn a_walk_over_the_tasks_can_pause() {
+        let mut bus = Bus::new();
+        for number in 0..10_u32 {
+            bus.subscribe(&TaskId::from(Uuid::from_u128(u128::from(number))), number);
+        }
+        bus.unsubscribe(Uuid::from_u128(3), 3);
+        let (mut place, mut seen) = (0, Vec::new());
+        while let Some((at, task)) = bus.waited_for_from(place) {
+            seen.push(task.as_u128());
+            place = at + 1;
+        }
+        assert_eq!(seen, [0, 1, 2, 4, 5, 6, 7, 8, 9]);
     }
 
     #[test]
@@ -553,10 +674,9 @@ mod tests {
         let mut bus = Bus::new();
         for number in 0..CLIENTS {
             bus.subscribe(&task(), Counted(number, comparisons));
-            assert_eq!(bus.publish(uuid, true, || result("kept")), 1, "only the newcomer");
-            bus.mark_caught_up(uuid);
+            assert!(bus.catch_up(uuid, [Parcel::Missing].into_iter()), "only the newcomer");
         }
-        bus.publish(uuid, false, || result("new"));
+        bus.publish(uuid, Recipients::All, &result("new"));
         for number in 0..CLIENTS {
             assert!(bus.unsubscribe(uuid, Counted(number, comparisons)));
         }
@@ -568,14 +688,14 @@ mod tests {
     fn delivery_has_the_number_of_those_behind_it() {
         let mut bus = Bus::new();
         bus.subscribe(&task(), 1);
-        bus.publish(task().uuid(), false, || result("a"));
+        bus.publish(task().uuid(), Recipients::All, &result("a"));
         bus.subscribe(&task(), 2);
         for _ in 0..2 {
-            bus.publish(task().uuid(), false, || result("b"));
+            bus.publish(task().uuid(), Recipients::All, &result("b"));
         }
         let behind = |bus: &mut Bus<u32>| {
             std::iter::from_fn(|| bus.poll_delivery())
-                .map(|it| (it.client, it.behind))
+                .map(|(delivery, behind)| (delivery.client, behind))
                 .collect::<Vec<_>>()
         };
         assert_eq!(behind(&mut bus), [(1, 2), (1, 1), (2, 1), (1, 0), (2, 0)]);
@@ -588,7 +708,7 @@ mod tests {
         (0..50).for_each(|key| bus.subscribe(&task(), key));
         let mut published = 0;
         while !bus.is_full() {
-            published += bus.publish(task().uuid(), false, || result("a"));
+            published += bus.publish(task().uuid(), Recipients::All, &result("a"));
         }
         assert!(published < DELIVERIES_MAX + 50);
         assert_eq!(deliveries(&mut bus).len(), published);

@@ -10,6 +10,10 @@
 //! overtakes the first. Redis answers in about a millisecond. Results are held for at most
 //! `HOLD_MAX` while the link is down, and for at most `TASK_HOLD_MAX` in all, however often the
 //! link comes and goes: results in the wrong order are better than none.
+//!
+//! No call costs a walk over all tasks or all clients. What the clients of a task miss is queued
+//! until the bus is full; then the task is *due*, and goes on when there is room. After a
+//! reconnect, tasks are looked up a slice a turn ([`Results::go_on`]).
 
 use crate::base::moment::Moment;
 use std::collections::{HashMap, VecDeque};
@@ -19,8 +23,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::base::budget::{Budget, Charge};
-use crate::proto::message::{TaskId, TaskResult};
-use crate::service::bus::{Bus, Change, Delivery};
+use crate::proto::message::{SharedResult, TaskId, TaskResult};
+use crate::service::bus::{Bus, Change, Delivery, Parcel, Recipients};
 use crate::service::link::{self, Address, Link, LinkEvent, LookUpAnswer, RedisState};
 use crate::service::parsed::Parsed;
 use crate::service::tasks::{self, ClientState, Occurrence, Status, Subscription, TaskEnd, Tasks};
@@ -60,6 +64,10 @@ pub struct Results<K> {
     /// The link is down, and results are no longer held for it.
     hold_has_expired: bool,
     holds: Holds,
+    /// After a reconnect: the place in the bus from which on tasks are still to be looked up.
+    look_up_from: Option<usize>,
+    /// The result that was delivered last, which many clients may get in a row.
+    last_read: Option<(Rc<[u8]>, SharedResult)>,
     evicted_reported: u64,
     not_kept_reported: u64,
     losses_reported_at: Option<Moment>,
@@ -124,6 +132,22 @@ impl Holds {
     fn deadline(&self) -> Option<Moment> {
         self.ends.front().map(|(end, _)| *end)
     }
+
+    /// The tasks whose results are held, in the order in which that began. Some may come twice.
+    fn tasks(&self) -> impl Iterator<Item = Uuid> + '_ {
+        self.ends.iter().map(|(_, task)| *task).filter(|task| self.tasks.contains_key(task))
+    }
+}
+
+/// A result on its way to a client.
+#[derive(Clone, Debug)]
+pub struct ResultDelivery<K> {
+    /// The client, which may have left.
+    pub client: K,
+    /// The result, which other clients may share.
+    pub result: SharedResult,
+    /// Further results follow for this client.
+    pub has_more: bool,
 }
 
 impl<K: Copy + Ord> Results<K> {
@@ -137,6 +161,8 @@ impl<K: Copy + Ord> Results<K> {
             notices: VecDeque::new(),
             hold_has_expired: false,
             holds: Holds::default(),
+            look_up_from: None,
+            last_read: None,
             evicted_reported: 0,
             not_kept_reported: 0,
             losses_reported_at: None,
@@ -211,23 +237,69 @@ impl<K: Copy + Ord> Results<K> {
     }
 
     /// The next result and its client, which may have left.
-    pub fn poll_delivery(&mut self) -> Option<Delivery<K>> {
-        self.bus.poll_delivery()
+    pub fn poll_delivery(&mut self, now: Moment) -> Option<ResultDelivery<K>> {
+        self.dispatch_due(now);
+        let Some((Delivery { client, task, parcel }, queued)) = self.bus.poll_delivery() else {
+            self.last_read = None;
+            return None;
+        };
+        let has_more = queued > 0 || (self.bus.is_due(task) && self.tasks.has_undelivered(task));
+        let result = match parcel {
+            Parcel::Result(payload) => self.read(payload),
+            Parcel::Missing => TaskResult::missing().shared(&self.budget),
+        };
+        Some(ResultDelivery { client, result, has_more })
     }
 
-    /// Whether deliveries are queued.
+    /// The result in a payload. Read only now, because thousands may be queued.
+    fn read(&mut self, payload: Rc<[u8]>) -> SharedResult {
+        if let Some((last, result)) = &self.last_read
+            && Rc::ptr_eq(last, &payload)
+        {
+            return Rc::clone(result);
+        }
+        let result = self.parsed.share(&payload, &self.budget);
+        self.last_read = Some((payload, Rc::clone(&result)));
+        result
+    }
+
+    /// Whether deliveries are queued, or to be queued.
     pub fn has_deliveries(&self) -> bool {
-        self.bus.has_deliveries()
+        self.bus.has_deliveries() || self.bus.has_due()
     }
 
     /// Whether deliveries have to be taken before more is read from publishers.
     pub fn is_full(&self) -> bool {
-        self.bus.is_full()
+        self.bus.is_full() || self.bus.has_due()
+    }
+
+    /// Whether [`Results::go_on`] has more to do in the next turn.
+    pub fn has_more_work(&self) -> bool {
+        self.look_up_from.is_some()
+    }
+
+    /// Looks up some of the tasks that are left after a reconnect. To be called once a turn.
+    pub fn go_on(&mut self, look_ups_max: usize) {
+        for _ in 0..look_ups_max {
+            let Some(place) = self.look_up_from else { return };
+            let next = self.bus.waited_for_from(place);
+            self.look_up_from = next.map(|(place, _)| place + 1);
+            if let Some((_, task)) = next
+                && !self.is_settled(task)
+            {
+                self.look_up(task);
+            }
+        }
     }
 
     /// The next notice.
     pub fn poll_notice(&mut self) -> Option<Notice> {
         self.notices.pop_front()
+    }
+
+    /// Queues no more than about so many deliveries.
+    pub fn limit_queue(&mut self, deliveries_max: usize) {
+        self.bus.limit(deliveries_max);
     }
 
     /// Uses this link from now on.
@@ -265,7 +337,8 @@ impl<K: Copy + Ord> Results<K> {
         }
         if !self.hold_has_expired && self.hold_ends_at().is_some_and(|at| at <= now) {
             self.hold_has_expired = true;
-            self.dispatch_all(now);
+            self.holds.tasks().for_each(|task| self.bus.mark_due(task));
+            self.dispatch_due(now);
         }
         while let Some(task) = self.holds.poll_expired(now) {
             self.dispatch(now, task);
@@ -319,9 +392,14 @@ impl<K: Copy + Ord> Results<K> {
         self.link.as_ref().is_some_and(Link::is_past_grace)
     }
 
-    /// Every session that waits, in no order.
-    pub fn waiters(&self) -> impl Iterator<Item = K> + '_ {
-        self.bus.waiters()
+    /// Whether this client, which waits for `task`, is about to be given a result.
+    pub fn is_owed(&self, task: Uuid, client: K) -> bool {
+        let has_kept =
+            || self.tasks.is_incomplete(task) || self.tasks.results(task).next().is_some();
+        let is_missing = || {
+            self.tasks.has_undelivered(task) || (self.bus.is_newcomer(task, client) && has_kept())
+        };
+        self.bus.has_queued(client) || (self.bus.is_due(task) && is_missing())
     }
 
     /// What is retained, for counters.
@@ -333,12 +411,11 @@ impl<K: Copy + Ord> Results<K> {
         match event {
             LinkEvent::Up { address } => {
                 self.hold_has_expired = false;
-                let waited_for: Vec<Uuid> = self.bus.waited_for().collect();
-                waited_for.into_iter().for_each(|task| self.look_up(task));
+                self.look_up_from = Some(0);
                 self.notices.push_back(Notice::Up { address });
             }
             LinkEvent::Down { why } => {
-                self.dispatch_all(now);
+                self.look_up_from = None;
                 self.notices.push_back(Notice::Down { why });
             }
             LinkEvent::Problem { why } => self.notices.push_back(Notice::Problem { why }),
@@ -381,8 +458,12 @@ impl<K: Copy + Ord> Results<K> {
         if TaskResult::is_progress_message(&payload) {
             // For the clients of this moment: it neither waits for a look-up nor for a later
             // client.
-            self.bus.publish(task, false, || self.parsed.share(&payload, &self.budget));
+            self.bus.publish(task, Recipients::All, &payload);
             return;
+        }
+        if self.bus.is_due(task) && !self.tasks.has_room(task, payload.len()) {
+            // What came before has to make room, or a client would miss this one.
+            self.dispatch_all_of(now, task);
         }
         let occurrence = self.tasks.handle_published(now, task, subscription, Rc::clone(&payload));
         // A result that was known because the worker had set it is kept already, but without a
@@ -390,7 +471,7 @@ impl<K: Copy + Ord> Results<K> {
         self.keep(task, subscription, occurrence, payload);
         self.dispatch(now, task);
         // Not only at the end of the turn: a flood would pile up first.
-        self.tasks.trim(now);
+        self.trim_tasks(now);
     }
 
     fn keep(
@@ -420,25 +501,51 @@ impl<K: Copy + Ord> Results<K> {
             return;
         }
         if !self.may_go_out(now, task) {
-            if self.tasks.has_undelivered(task) {
+            let is_missing = self.tasks.has_undelivered(task)
+                || (self.bus.has_newcomers(task) && self.tasks.results(task).next().is_some());
+            if is_missing {
                 self.holds.begin(now, task);
             }
             return;
         }
-        if self.bus.has_newcomers(task) && self.tasks.is_incomplete(task) {
-            // Only to clients that came since the last time.
-            self.bus.publish(task, true, || TaskResult::missing().shared(&self.budget));
+        while !self.bus.is_full() {
+            if !self.dispatch_one(task) {
+                return self.tasks.mark_dispatched(now, task);
+            }
         }
-        for (is_dispatched, payload) in self.tasks.results(task) {
-            self.bus.publish(task, is_dispatched, || self.parsed.share(payload, &self.budget));
-        }
-        self.tasks.mark_dispatched(now, task);
-        self.bus.mark_caught_up(task);
+        self.bus.mark_due(task);
     }
 
-    fn dispatch_all(&mut self, now: Moment) {
-        let waited_for: Vec<Uuid> = self.bus.waited_for().collect();
-        waited_for.into_iter().for_each(|task| self.dispatch(now, task));
+    /// Queues one result for the clients that have had all before it, or all results for one client
+    /// that has had none. False: nobody misses anything.
+    fn dispatch_one(&mut self, task: Uuid) -> bool {
+        if let Some(payload) = self.tasks.poll_undispatched(task) {
+            self.bus.publish(task, Recipients::CaughtUp, &payload);
+            return true;
+        }
+        // Only to clients that came since it was lost: the others had it.
+        let missing = self.tasks.is_incomplete(task).then_some(Parcel::Missing);
+        let results = self.tasks.results(task).map(|payload| Parcel::Result(Rc::clone(payload)));
+        self.bus.catch_up(task, missing.into_iter().chain(results))
+    }
+
+    /// Goes on with tasks for which there was no room.
+    fn dispatch_due(&mut self, now: Moment) {
+        while !self.bus.is_full() {
+            let Some(task) = self.bus.poll_due() else { return };
+            self.dispatch(now, task);
+        }
+    }
+
+    /// The same for one task, however full the bus is.
+    fn dispatch_all_of(&mut self, now: Moment, task: Uuid) {
+        while self.dispatch_one(task) {}
+        self.tasks.mark_dispatched(now, task);
+    }
+
+    fn is_settled(&self, task: Uuid) -> bool {
+        let subscription = self.link.as_ref().and_then(|link| link.subscription(task));
+        subscription.is_some_and(|it| self.tasks.is_settled(task, it))
     }
 
     fn may_go_out(&mut self, now: Moment, task: Uuid) -> bool {
@@ -474,8 +581,12 @@ impl<K: Copy + Ord> Results<K> {
         }
     }
 
+    fn trim_tasks(&mut self, now: Moment) {
+        self.tasks.trim(now, |task| self.bus.is_due(task));
+    }
+
     fn trim(&mut self, now: Moment) {
-        self.tasks.trim(now);
+        self.trim_tasks(now);
         self.recharge();
         while let Some(task) = self.tasks.poll_forgotten() {
             if let Some(link) = &mut self.link {
@@ -511,7 +622,6 @@ impl<K: Copy + Ord> Results<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::message::SharedResult;
     use crate::service::tasks::Settings;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -533,7 +643,7 @@ mod tests {
                 serde_json::from_str(&result.message(&task(), false)).unwrap();
             message["content"].as_str().unwrap_or("?").to_owned()
         };
-        std::iter::from_fn(|| results.poll_delivery())
+        std::iter::from_fn(|| results.poll_delivery(Moment::START))
             .map(|delivery| (delivery.client, told(delivery.result)))
             .collect()
     }
@@ -601,6 +711,66 @@ mod tests {
             Some(Notice::Evicted { results: results.tasks().evicted() - 1 })
         );
         assert!(results.tasks().retained_bytes() <= 1000);
+    }
+
+    #[test]
+    fn a_crowd_gets_everything_in_order_while_little_is_queued() {
+        let (mut results, now) = results(1 << 20);
+        results.limit_queue(50);
+        (0..20).for_each(|number| publish(&mut results, now, &number.to_string()));
+        let mut received = vec![Vec::new(); 100];
+        let mut published = 20;
+        for client in 0..100 {
+            results.join(now, &task(), client);
+        }
+        while let Some(delivery) = results.poll_delivery(now) {
+            let queued = results.bus.queued();
+            assert!(queued < 50 + 100, "{queued} queued");
+            // Results that come meanwhile are not lost, and not given twice.
+            if published < 25 {
+                assert!(results.is_full() && results.is_owed(task().uuid(), 99));
+                publish(&mut results, now, &published.to_string());
+                published += 1;
+            }
+            let list: &mut Vec<String> = &mut received[delivery.client as usize];
+            let message = delivery.result.message(&task(), false);
+            let message: serde_json::Value = serde_json::from_str(&message).unwrap();
+            list.push(message["content"].as_str().unwrap().to_owned());
+            assert_eq!(delivery.has_more, list.len() < 25, "{list:?}");
+        }
+        let expected: Vec<String> = (0..25).map(|number| number.to_string()).collect();
+        assert!(received.iter().all(|list| *list == expected));
+        assert!(!results.has_deliveries() && !results.is_owed(task().uuid(), 99));
+    }
+
+    #[test]
+    fn results_that_wait_for_room_in_the_queue_are_not_evicted() {
+        let (mut results, now) = results(4 * 1024);
+        results.limit_queue(2);
+        for client in 0..3 {
+            results.join(now, &task(), client);
+        }
+        for number in 0..50 {
+            publish(&mut results, now, &number.to_string());
+        }
+        assert_eq!(deliveries(&mut results).len(), 3 * 50);
+        results.settle(now);
+        assert!(results.tasks().retained_bytes() <= 4 * 1024);
+    }
+
+    #[test]
+    fn after_a_reconnect_tasks_are_looked_up_a_slice_at_a_time() {
+        let (mut results, now) = results(1 << 20);
+        for number in 0..25 {
+            results.join(now, &TaskId::from(Uuid::from_u128(number)), number as u32);
+        }
+        results.handle_event(now, LinkEvent::Up { address: "redis".into() });
+        let mut turns = 0;
+        while results.has_more_work() {
+            results.go_on(10);
+            turns += 1;
+        }
+        assert_eq!(turns, 3);
     }
 
     #[test]

@@ -378,11 +378,11 @@ impl Session {
         Session { who, downstream, phase, is_yielded: false, own_bytes: 0, kernel_pages: 0 }
     }
 
-    /// A result for the task that it waits for. Acted on by the next [`Session::drive`].
-    /// `behind` further ones are queued for it.
-    pub fn handle_result(&mut self, result: SharedResult, behind: usize) {
+    /// A result for the task that it waits for, behind which it `has_more`. Acted on by the next
+    /// [`Session::drive`].
+    pub fn handle_result(&mut self, result: SharedResult, has_more: bool) {
         if let Phase::Output(output) = &mut self.phase {
-            output.handle_result(result, behind);
+            output.handle_result(result, has_more);
         }
     }
 
@@ -448,6 +448,11 @@ impl Session {
     /// Frames and bytes so far; `None` while it is not a WebSocket.
     pub fn traffic(&self) -> Option<BothWays> {
         in_phase!(&self.phase, it => it.traffic(), closed => None)
+    }
+
+    /// The task whose results it waits for.
+    pub fn awaited_task(&self) -> Option<uuid::Uuid> {
+        in_phase!(&self.phase, it => it.task(), closed => None).map(TaskId::uuid)
     }
 
     /// The word for `/connections`.

@@ -199,12 +199,11 @@ impl Output {
         Step::Next(Phase::Output(output))
     }
 
-    /// A result for its task, behind which `behind` further ones are queued. It is acted on by the
-    /// next step.
-    pub fn handle_result(&mut self, result: SharedResult, behind: usize) {
+    /// A result for its task, behind which it `has_more`. Acted on by the next step.
+    pub fn handle_result(&mut self, result: SharedResult, has_more: bool) {
         if self.leaving.is_none() {
             let underway = self.underway();
-            underway.more_queued = behind > 0;
+            underway.more_queued = has_more;
             underway.result_bytes += result.bytes();
             underway.results.push_back(result);
         }

@@ -220,7 +220,7 @@ impl Process {
     pub fn check_quiet(&mut self) -> Result<(), String> {
         let now = self.kernel.borrow().now;
         let results = self.gateway.results();
-        if results.poll_delivery().is_some() {
+        if results.poll_delivery(now).is_some() {
             return Err("a result is not delivered".into());
         }
         if results.poll_notice().is_some() {

@@ -18,7 +18,7 @@ use crate::kernel::{Action, End, Host, Kernel, LinkId, Nature, Shared, take};
 use crate::peers;
 use crate::process::{Arrival, Process, is_left_unread};
 use crate::redis::{self, Redis, Told};
-use crate::simulation::Simulation;
+use crate::simulation::{Simulation, turn_limits};
 use crate::waiter::{Hearing, Leaving, Say, Waiter, Ways};
 use crate::world::has_records;
 use aivtuber_gateway::base::moment::Moment;
@@ -676,7 +676,8 @@ impl ResultsWorld {
     fn start(&mut self, door: usize) {
         let at = self.places.len();
         self.kernel.borrow_mut().note(|| format!("place {at} opens door {door}"));
-        let house = Process::new(&self.kernel, self.settings.clone(), self.seed ^ at as u64);
+        let mut house = Process::new(&self.kernel, self.settings.clone(), self.seed ^ at as u64);
+        house.gateway.limit_turns(turn_limits(self.seed));
         let now = self.kernel.borrow().now;
         let place = Place {
             house: Some(house),

@@ -6,6 +6,7 @@
 
 use crate::kernel::{Action, LinkId, Shared};
 use aivtuber_gateway::base::moment::Moment;
+use aivtuber_gateway::gateway::TurnLimits;
 use std::time::Duration;
 
 /// A world that has not come to rest after this many steps is stuck.
@@ -17,6 +18,24 @@ const LATE_MAX: Duration = Duration::from_millis(1);
 /// The longest standstill of a process, and how rare they are among late turns.
 const STANDSTILL_MAX: Duration = Duration::from_secs(90);
 const STANDSTILL_ONE_IN: u32 = 20;
+
+/// How much the gateways of this world do in a turn. In every second world it is so little that the
+/// few sessions there are delay each other as thousands would in a large one: whatever can be put
+/// off to a later turn is.
+pub fn turn_limits(seed: u64) -> TurnLimits {
+    let mut chance = fastrand::Rng::with_seed(seed ^ 0x7u64.rotate_left(50));
+    if chance.bool() {
+        return TurnLimits::default();
+    }
+    TurnLimits {
+        work: 16 * 1024,
+        census: 512,
+        deadlines: chance.usize(1..3),
+        deliveries: chance.usize(1..3),
+        look_ups: chance.usize(1..3),
+        queued: chance.usize(1..4),
+    }
+}
 
 /// A world that follows from its seed.
 pub trait Simulation {

@@ -8,7 +8,7 @@
 
 use crate::kernel::{Action, Dialer, End, Host, Kernel, LinkId, Nature, Shared, near_socket};
 use crate::peers::{self, BackendAnswer, Behavior, Body, Ending, Peer, PeerStage, Role};
-use crate::simulation::Simulation;
+use crate::simulation::{Simulation, turn_limits};
 use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::gateway::{self, Gateway};
 use aivtuber_gateway::net::{Side, Source};
@@ -134,7 +134,8 @@ impl Simulation for World {
             start,
             UNIX_EPOCH,
         );
-        let gateway = gateway.expect("its settings are good");
+        let mut gateway = gateway.expect("its settings are good");
+        gateway.limit_turns(turn_limits(seed));
         let backends = Backends { is_kind: chance.bool(), scale, chance: chance.fork() };
         let mut world = World::around(kernel, gateway, settings, backends);
         world.plan_hosts(&mut chance);

@@ -23,6 +23,7 @@
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 #![expect(clippy::indexing_slicing, reason = "slots come from the table itself")]
 
+mod known;
 mod merge;
 
 use crate::base::moment::Moment;
@@ -32,7 +33,7 @@ use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::time::Duration;
 
-use smallvec::SmallVec;
+use known::KnownResults;
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -44,6 +45,8 @@ pub const RESULT_COST: usize = 256;
 const RECOGNISED_MAX: usize = 4096;
 /// Ends and losses of tasks that are remembered.
 const REMEMBERED_MAX: usize = 65_536;
+/// Results that are removed in a row because they are too old.
+const TRIMMED_MAX: usize = 1024;
 /// Losses of one task are remembered at most once in this time.
 const LOSS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -180,8 +183,7 @@ pub struct Tasks {
 
 #[derive(Debug, Default)]
 struct Task {
-    /// In the order of publication, as far as that is known. Most tasks have one.
-    results: SmallVec<[KnownResult; 1]>,
+    results: KnownResults,
     /// Bytes of those that are retained, with their cost.
     bytes: usize,
     /// The number that was given last.
@@ -289,22 +291,14 @@ impl Tasks {
         let slot = self.tasks.find_or_insert_with(task, Task::default);
         let origin = ResultOrigin::Published(subscription.number);
         let known = &mut self.tasks[slot];
-        let is_equal = |one: &&KnownResult| one.hash == hash && one.origin == origin;
-        let equal = known.results.iter().filter(is_equal).count();
-        let nth = NonZeroU32::MIN.saturating_add(equal as u32);
+        let (nth, was_set) = known.results.hear(hash, subscription.number);
         let last =
             known.last_heard.replace(LastHeard { hash, subscription: subscription.number, nth });
         let before = last
             .filter(|last| last.subscription == subscription.number)
             .map(|last| (last.hash, last.nth.get()));
-        let set = known
-            .results
-            .iter_mut()
-            .find(|one| one.hash == hash && one.origin == ResultOrigin::Set);
-        match set {
-            // The worker has published what it had set.
-            Some(one) => one.origin = origin,
-            None => self.add(now, slot, origin, subscription.since, hash, payload),
+        if !was_set {
+            self.add(now, slot, origin, subscription.since, hash, payload);
         }
         self.forget_if_idle(slot);
         Occurrence { hash, nth: nth.get(), before }
@@ -325,7 +319,8 @@ impl Tasks {
         let slot = self.tasks.find_or_insert_with(task, Task::default);
         let known = &mut self.tasks[slot];
         known.settled = NonZeroU32::new(subscription.number);
-        let payloads = merge::merge(&mut known.results, &mut known.last_number, subscription, kept);
+        let payloads =
+            merge::merge(known.results.change(), &mut known.last_number, subscription, kept);
         for (number, payload) in payloads {
             self.retain(now, slot, number, payload.into());
         }
@@ -372,21 +367,34 @@ impl Tasks {
 
     /// Whether a result of `task` has not been given to the clients that wait.
     pub fn has_undelivered(&self, task: Uuid) -> bool {
-        self.results(task).any(|(is_dispatched, _)| !is_dispatched)
+        self.tasks.entry(task).is_some_and(|task| task.results.undispatched().next().is_some())
     }
 
-    /// The results of a task that are here, in order, and whether each was here when
-    /// [`Tasks::mark_dispatched`] was last called.
-    pub fn results(&self, task: Uuid) -> impl Iterator<Item = (bool, &Rc<[u8]>)> {
-        let results = self.tasks.entry(task).map_or(&[][..], |task| &task.results);
-        results.iter().filter_map(|one| Some((one.is_dispatched, one.payload.as_ref()?)))
+    /// The results of a task that are here, in order.
+    pub fn results(&self, task: Uuid) -> impl Iterator<Item = &Rc<[u8]>> {
+        let results = self.tasks.entry(task).map(|task| task.results.present());
+        results.into_iter().flatten().filter_map(|one| one.payload.as_ref())
+    }
+
+    /// The next result of a task that is not dispatched. From now on it is; the clients that wait
+    /// are to be given it. Call [`Tasks::mark_dispatched`] when there is no further one and every
+    /// client has all of them.
+    pub fn poll_undispatched(&mut self, task: Uuid) -> Option<Rc<[u8]>> {
+        self.tasks.entry_mut(task)?.results.dispatch_next()?.payload.clone()
     }
 
     /// Every client that waits for the task has been given all of its results.
     pub fn mark_dispatched(&mut self, now: Moment, task: Uuid) {
         let Some(slot) = self.tasks.find(task) else { return };
-        self.tasks[slot].results.iter_mut().for_each(|one| one.is_dispatched = true);
+        while self.tasks[slot].results.dispatch_next().is_some() {}
         self.drop_passing(now, slot);
+    }
+
+    /// Whether a result of so many bytes would be here until it is dispatched.
+    pub fn has_room(&self, task: Uuid, bytes: usize) -> bool {
+        let cost = RESULT_COST + bytes;
+        let held = self.tasks.entry(task).map_or(0, |task| task.bytes);
+        held + cost <= self.settings.task_bytes_max() || self.can_pass(cost)
     }
 
     /// A client joined (`from` is `None`), changed its state or left (`to` is `None`). `end`: how
@@ -422,8 +430,7 @@ impl Tasks {
         let Some(task) = self.tasks.entry(task) else { return (Status::NotFound, false) };
         let [waiting, sending] = task.clients;
         let is_kept = |with_dispatched: bool| {
-            let mut kept = task.results.iter().filter(|one| one.payload.is_some());
-            kept.any(|one| one.is_dispatched <= with_dispatched)
+            task.results.present().any(|one| one.is_dispatched <= with_dispatched)
         };
         let status = match task.end {
             _ if sending > 0 => Status::Sending,
@@ -438,9 +445,12 @@ impl Tasks {
         (status, task.has_clients())
     }
 
-    /// Removes what is too old or too much. Cheap when nothing is.
-    pub fn trim(&mut self, now: Moment) {
-        while let Some(&one) = self.retained.front() {
+    /// Removes what is too old or too much, at most [`TRIMMED_MAX`] of what is too old; the
+    /// deadline is due at once if there is more. Cheap when nothing is. A result of a task that
+    /// `is_due` stays: clients are about to be given it.
+    pub fn trim(&mut self, now: Moment, is_due: impl Fn(Uuid) -> bool) {
+        for trimmed in 0.. {
+            let Some(&one) = self.retained.front() else { break };
             let is_over = self.retained_bytes > self.settings.max_retained;
             let is_old = match self.settings.retain {
                 Some(retain) => now >= one.at + retain,
@@ -448,17 +458,24 @@ impl Tasks {
                 None => !self.tasks[one.task].owes(one.number),
             };
             let removal = match (is_old, is_over) {
-                (true, _) => Removal::Expired,
+                (true, true) => Removal::Expired,
+                (true, false) if trimmed < TRIMMED_MAX => Removal::Expired,
                 (false, true) => Removal::Evicted,
-                (false, false) => break,
+                (true | false, false) => break,
             };
+            if is_due(self.tasks.id(one.task)) {
+                break;
+            }
             self.retained.pop_front();
             self.remove(now, one, removal);
         }
         let retain = self.settings.retain.unwrap_or_default();
-        while let Some(&(at, slot)) = self.remembered.front()
-            && (now >= at + retain || self.remembered.len() > REMEMBERED_MAX)
-        {
+        for trimmed in 0.. {
+            let is_over = self.remembered.len() > REMEMBERED_MAX;
+            let Some(&(at, slot)) = self.remembered.front() else { break };
+            if !is_over && (now < at + retain || trimmed == TRIMMED_MAX) {
+                break;
+            }
             self.remembered.pop_front();
             let known = &mut self.tasks[slot];
             known.remembered -= 1;
@@ -526,6 +543,10 @@ impl Tasks {
         self.tasks.is_empty()
     }
 
+    fn can_pass(&self, cost: usize) -> bool {
+        self.passing_bytes + cost <= self.settings.max_retained.max(cost)
+    }
+
     fn add(
         &mut self,
         now: Moment,
@@ -555,16 +576,13 @@ impl Tasks {
     /// to the clients that wait.
     fn retain(&mut self, now: Moment, task: Slot, number: u32, payload: Rc<[u8]>) {
         let cost = RESULT_COST + payload.len();
+        let can_pass = self.can_pass(cost);
         let known = &mut self.tasks[task];
         // Checked before the result is taken in. Afterwards the oldest results would have to go,
         // and they belong to other tasks.
         let has_room = known.bytes + cost <= self.settings.task_bytes_max();
-        let can_pass = known.has_clients()
-            && self.passing_bytes + cost <= self.settings.max_retained.max(cost);
-        // Nearly always it is the last one.
-        let Some(one) = known.results.iter_mut().rev().find(|one| one.number == number) else {
-            return;
-        };
+        let can_pass = known.has_clients() && can_pass;
+        let Some(one) = known.results.newest(number) else { return };
         if has_room {
             one.payload = Some(payload);
             known.bytes += cost;
@@ -576,7 +594,8 @@ impl Tasks {
             self.not_kept += 1;
         }
         if can_pass {
-            (one.payload, one.is_passing) = (Some(payload), true);
+            one.payload = Some(payload);
+            known.results.mark_passing(number);
             self.passing_bytes += cost;
         } else {
             self.note_loss(now, task);
@@ -585,18 +604,14 @@ impl Tasks {
 
     fn remove(&mut self, now: Moment, Retained { task, number, .. }: Retained, removal: Removal) {
         let known = &mut self.tasks[task];
-        let one = known
-            .results
-            .iter_mut()
-            .find(|one| one.number == number)
-            .expect("a retained result is known");
+        let one = known.results.oldest(number).expect("a retained result is known");
         let payload = one.payload.take().expect("a retained result has its bytes");
         let cost = RESULT_COST + payload.len();
         known.bytes -= cost;
         self.retained_bytes -= cost;
-        let is_last = known.results.iter().all(|one| one.payload.is_none()) && !known.has_clients();
+        let is_last = known.results.present().next().is_none() && !known.has_clients();
         if is_last {
-            known.results = SmallVec::new();
+            known.results = KnownResults::default();
         }
         if removal == Removal::Evicted {
             self.evicted += 1;
@@ -610,11 +625,7 @@ impl Tasks {
 
     /// Drops results that were not retained: they are dispatched, or no client is left.
     fn drop_passing(&mut self, now: Moment, task: Slot) {
-        let mut bytes = 0;
-        for one in self.tasks[task].results.iter_mut().filter(|one| one.is_passing) {
-            one.is_passing = false;
-            bytes += one.payload.take().map_or(0, |payload| RESULT_COST + payload.len());
-        }
+        let bytes = self.tasks[task].results.drop_passing();
         if bytes > 0 {
             self.passing_bytes -= bytes;
             self.note_loss(now, task);
@@ -653,15 +664,12 @@ impl Task {
 
     /// Whether nothing of it is worth remembering.
     fn is_idle(&self) -> bool {
-        !self.has_clients()
-            && self.remembered == 0
-            && self.results.iter().all(|one| one.payload.is_none())
+        !self.has_clients() && self.remembered == 0 && self.results.present().next().is_none()
     }
 
     /// Whether a client waits that has not been given the result.
     fn owes(&self, number: u32) -> bool {
-        self.has_clients()
-            && self.results.iter().any(|one| one.number == number && !one.is_dispatched)
+        self.has_clients() && self.results.undispatched().any(|one| one.number == number)
     }
 
     /// Forgets the oldest results whose payloads are gone, but for [`RECOGNISED_MAX`]. A task that
@@ -673,7 +681,7 @@ impl Task {
         }
         let gone = self.results.iter().filter(|one| one.payload.is_none()).count();
         let mut surplus = gone.saturating_sub(RECOGNISED_MAX);
-        self.results.retain(|one| {
+        self.results.change().retain(|one| {
             let goes = surplus > 0 && one.payload.is_none();
             surplus -= usize::from(goes);
             !goes

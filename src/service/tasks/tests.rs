@@ -21,7 +21,7 @@ fn kept(items: &[(u64, &str)]) -> Vec<KeptResult> {
 }
 
 fn texts(tasks: &Tasks) -> Vec<String> {
-    tasks.results(TASK).map(|(_, payload)| String::from_utf8(payload.to_vec()).unwrap()).collect()
+    tasks.results(TASK).map(|payload| String::from_utf8(payload.to_vec()).unwrap()).collect()
 }
 
 struct World {
@@ -69,7 +69,7 @@ impl World {
 #[test]
 fn a_task_is_small() {
     assert!(size_of::<KnownResult>() <= 48, "{}", size_of::<KnownResult>());
-    assert!(size_of::<(Uuid, Task)>() <= 128, "{}", size_of::<(Uuid, Task)>());
+    assert!(size_of::<(Uuid, Task)>() <= 136, "{}", size_of::<(Uuid, Task)>());
     assert!(size_of::<Retained>() <= 16, "{}", size_of::<Retained>());
 }
 
@@ -165,7 +165,15 @@ fn result_found_late_is_not_dispatched_yet() {
     world.tasks.mark_dispatched(world.now, TASK);
     world.look_up(&[(1, "a"), (2000, "b")], &[]);
     assert_eq!(
-        world.tasks.results(TASK).map(|(is_dispatched, _)| is_dispatched).collect::<Vec<_>>(),
+        world
+            .tasks
+            .tasks
+            .entry(TASK)
+            .unwrap()
+            .results
+            .present()
+            .map(|one| one.is_dispatched)
+            .collect::<Vec<_>>(),
         [false, true]
     );
 }
@@ -263,14 +271,14 @@ fn results_expire_after_retain() {
     world.now += 200 * SECOND;
     world.hear("b");
     let deadline = world.tasks.deadline().unwrap();
-    world.tasks.trim(world.now + (deadline - world.now - Duration::from_nanos(1)));
+    world.tasks.trim(world.now + (deadline - world.now - Duration::from_nanos(1)), |_| false);
     assert_eq!(texts(&world.tasks), ["a", "b"]);
-    world.tasks.trim(deadline);
+    world.tasks.trim(deadline, |_| false);
     assert_eq!(texts(&world.tasks), ["b"]);
     // Gone, but recognised as long as the task is known.
     assert_eq!(world.hear("a").nth, 2);
     world.now += 400 * SECOND;
-    world.tasks.trim(world.now);
+    world.tasks.trim(world.now, |_| false);
     assert!(world.tasks.is_empty() && world.tasks.deadline().is_none());
     assert_eq!(
         (world.tasks.retained_bytes(), world.tasks.retained(), world.tasks.evicted()),
@@ -288,7 +296,7 @@ fn small() -> World {
 fn evict_all(world: &mut World) {
     for task in 100..110 {
         world.hear_on(Uuid::from_u128(task), "x");
-        world.tasks.trim(world.now);
+        world.tasks.trim(world.now, |_| false);
     }
 }
 
@@ -297,7 +305,7 @@ fn oldest_result_is_evicted_first() {
     let mut world = small();
     for task in 0..25 {
         world.hear_on(Uuid::from_u128(task), "x");
-        world.tasks.trim(world.now);
+        world.tasks.trim(world.now, |_| false);
     }
     assert_eq!((world.tasks.retained(), world.tasks.evicted()), (10, 15));
     assert_eq!(world.tasks.retained_bytes(), 10 * (RESULT_COST + 1));
@@ -309,7 +317,7 @@ fn oldest_result_is_evicted_first() {
     // What was evicted is remembered for as long as it would have been kept.
     assert!(world.tasks.is_incomplete(Uuid::from_u128(14)));
     assert!(!world.tasks.is_incomplete(Uuid::from_u128(15)));
-    world.tasks.trim(world.now + 300 * SECOND);
+    world.tasks.trim(world.now + 300 * SECOND, |_| false);
     assert!(world.tasks.is_empty());
 }
 
@@ -319,7 +327,7 @@ fn task_holds_at_most_half_of_the_room() {
     world.hear_on(Uuid::from_u128(7), "x");
     for _ in 0..20 {
         world.hear("y");
-        world.tasks.trim(world.now);
+        world.tasks.trim(world.now, |_| false);
     }
     assert_eq!((texts(&world.tasks).len(), world.tasks.not_kept()), (5, 15));
     assert_eq!(world.tasks.results(Uuid::from_u128(7)).count(), 1, "the others keep theirs");
@@ -333,7 +341,7 @@ fn result_larger_than_all_room_evicts_nothing() {
     evict_all(&mut world);
     let evicted = world.tasks.evicted();
     world.hear(&"y".repeat(5000));
-    world.tasks.trim(world.now);
+    world.tasks.trim(world.now, |_| false);
     assert_eq!((world.tasks.retained(), world.tasks.evicted() - evicted), (10, 0));
     assert_eq!((texts(&world.tasks).len(), world.tasks.not_kept()), (0, 1));
     assert!(world.tasks.is_incomplete(TASK));
@@ -347,7 +355,7 @@ fn result_without_room_is_given_to_the_clients_that_wait() {
     world.hear("a");
     world.hear(&large);
     world.hear("b");
-    world.tasks.trim(world.now);
+    world.tasks.trim(world.now, |_| false);
     assert_eq!(texts(&world.tasks), ["a", large.as_str(), "b"]);
     assert!(!world.tasks.is_incomplete(TASK), "nobody has missed it yet");
     world.tasks.mark_dispatched(world.now, TASK);
@@ -372,7 +380,7 @@ fn task_with_a_client_is_not_removed() {
     world.look_up(&[(2000, "a")], &[]);
     assert_eq!(texts(&world.tasks), Vec::<String>::new());
     world.client(Some(ClientState::Waiting), None, None);
-    world.tasks.trim(world.now + 300 * SECOND);
+    world.tasks.trim(world.now + 300 * SECOND, |_| false);
     assert!(world.tasks.is_empty());
 }
 
@@ -391,14 +399,14 @@ fn evicted_result_without_delivery_is_taken_from_redis_again() {
 fn without_retention_only_undelivered_results_stay() {
     let mut world = World::new(Tasks::new(Settings { retain: None, max_retained: 1 << 20 }));
     world.hear("a");
-    world.tasks.trim(world.now);
+    world.tasks.trim(world.now, |_| false);
     assert!(world.tasks.is_empty());
     world.client(None, Some(ClientState::Waiting), None);
     world.hear("b");
-    world.tasks.trim(world.now);
+    world.tasks.trim(world.now, |_| false);
     assert_eq!(texts(&world.tasks), ["b"]);
     world.tasks.mark_dispatched(world.now, TASK);
-    world.tasks.trim(world.now);
+    world.tasks.trim(world.now, |_| false);
     assert_eq!(texts(&world.tasks), Vec::<String>::new());
     world.client(Some(ClientState::Waiting), None, Some(TaskEnd::Completed));
     assert!(world.tasks.is_empty() && world.tasks.deadline().is_none());
@@ -446,9 +454,9 @@ fn end_of_a_task_is_known_for_retain() {
     world.client(None, Some(ClientState::Waiting), None);
     assert_eq!(world.status(), ("waiting", true));
     world.client(Some(ClientState::Waiting), None, Some(TaskEnd::Completed));
-    world.tasks.trim(world.now + 150 * SECOND);
+    world.tasks.trim(world.now + 150 * SECOND, |_| false);
     assert_eq!(world.status(), ("completed", false), "the first end is not the last");
-    world.tasks.trim(world.now + 300 * SECOND);
+    world.tasks.trim(world.now + 300 * SECOND, |_| false);
     assert_eq!(world.status(), ("not_found", false));
     assert!(world.tasks.is_empty());
 }
@@ -471,7 +479,7 @@ fn remembered_ends_are_bounded() {
             None,
             Some(TaskEnd::TimedOut),
         );
-        world.tasks.trim(world.now);
+        world.tasks.trim(world.now, |_| false);
     }
     assert_eq!(world.tasks.len(), REMEMBERED_MAX);
 }
@@ -483,7 +491,7 @@ fn number_of_results_is_not_limited() {
     for text in &expected {
         world.hear(text);
     }
-    world.tasks.trim(world.now);
+    world.tasks.trim(world.now, |_| false);
     assert_eq!(texts(&world.tasks), expected);
     assert!(!world.tasks.is_incomplete(TASK));
 }
@@ -496,12 +504,12 @@ fn results_that_are_gone_are_recognised_within_bounds() {
         world.hear(&i.to_string());
         world.tasks.mark_dispatched(world.now, TASK);
         world.now += SECOND;
-        world.tasks.trim(world.now);
+        world.tasks.trim(world.now, |_| false);
     }
     let known = world.tasks.tasks.entry(TASK).unwrap().results.len();
     assert!((RECOGNISED_MAX..=2 * RECOGNISED_MAX).contains(&known), "{known}");
     assert_eq!(world.tasks.retained(), 300 - 1);
     world.client(Some(ClientState::Waiting), None, None);
-    world.tasks.trim(world.now + 300 * SECOND);
+    world.tasks.trim(world.now + 300 * SECOND, |_| false);
     assert!(world.tasks.is_empty() && world.tasks.retained_bytes() == 0);
 }

@@ -1,0 +1,280 @@
+//! The results of one task, found without a walk over all of them.
+//!
+//! A task may have thousands of results: those that are retained, and behind them those that are
+//! only recognised. A publication, a delivery or an eviction must not cost a walk over them. Nearly
+//! always the oldest result goes first and the newest comes last, so it is enough to remember where
+//! the walk ended the last time. Where the list changes in another way, which is rare, the next
+//! walk begins at the front again.
+
+#![expect(clippy::indexing_slicing, reason = "places are bounded by the list's length")]
+
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+
+use smallvec::SmallVec;
+
+use super::{KnownResult, RESULT_COST, ResultOrigin};
+
+/// From this many results on, places are remembered. A walk over fewer costs nothing.
+const LONG_MIN: usize = 64;
+
+/// Results in the order of publication, as far as that is known. Most tasks have one.
+#[derive(Debug, Default)]
+pub(super) struct KnownResults {
+    list: SmallVec<[KnownResult; 1]>,
+    /// Exists while the list is long.
+    places: Option<Box<Places>>,
+}
+
+/// What is remembered of a long list.
+#[derive(Debug, Default)]
+struct Places {
+    /// No result in front of this place has its payload.
+    gone: usize,
+    /// Every result in front of this place is dispatched.
+    dispatched: usize,
+    /// Some result may be on its way without being retained.
+    has_passing: bool,
+    heard: Option<Heard>,
+}
+
+/// How many equal results one subscription has heard.
+#[derive(Debug)]
+struct Heard {
+    subscription: u32,
+    counts: HashMap<u64, u32>,
+    /// Results of [`ResultOrigin::Set`], of any content.
+    set: usize,
+}
+
+impl KnownResults {
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &KnownResult> {
+        self.list.iter()
+    }
+
+    /// Those that have their payload.
+    pub fn present(&self) -> impl Iterator<Item = &KnownResult> {
+        let gone = self.places.as_ref().map_or(0, |places| places.gone);
+        self.list[gone..].iter().filter(|one| one.payload.is_some())
+    }
+
+    /// Those that are not dispatched and have their payload.
+    pub fn undispatched(&self) -> impl Iterator<Item = &KnownResult> {
+        let dispatched = self.places.as_ref().map_or(0, |places| places.dispatched);
+        let rest = self.list[dispatched..].iter();
+        rest.filter(|one| !one.is_dispatched && one.payload.is_some())
+    }
+
+    /// The newest result comes last.
+    pub fn push(&mut self, one: KnownResult) {
+        if let Some(heard) = self.places.as_mut().and_then(|places| places.heard.as_mut()) {
+            heard.add(&one);
+        }
+        self.list.push(one);
+        if self.places.is_none() && self.list.len() >= LONG_MIN {
+            self.places = Some(Box::new(Places { has_passing: true, ..Places::default() }));
+        }
+    }
+
+    /// The list, to be changed in any way.
+    pub fn change(&mut self) -> &mut SmallVec<[KnownResult; 1]> {
+        self.places = None;
+        &mut self.list
+    }
+
+    /// The result of this number. Nearly always it is the newest.
+    pub fn newest(&mut self, number: u32) -> Option<&mut KnownResult> {
+        self.list.iter_mut().rev().find(|one| one.number == number)
+    }
+
+    /// The same. Nearly always it is the oldest that has its payload.
+    pub fn oldest(&mut self, number: u32) -> Option<&mut KnownResult> {
+        let mut gone = self.places.as_ref().map_or(0, |places| places.gone);
+        while self.list.get(gone).is_some_and(|one| one.payload.is_none()) {
+            gone += 1;
+        }
+        if let Some(places) = &mut self.places {
+            places.gone = gone;
+        }
+        self.list[gone..].iter_mut().find(|one| one.number == number)
+    }
+
+    /// Marks the next result as dispatched that is not, and has its payload. `None`: all are
+    /// dispatched.
+    pub fn dispatch_next(&mut self) -> Option<&KnownResult> {
+        let mut place = self.places.as_ref().map_or(0, |places| places.dispatched);
+        let mut next = None;
+        while let (None, Some(one)) = (next, self.list.get_mut(place)) {
+            // One whose payload is gone counts as dispatched as well.
+            let was_dispatched = std::mem::replace(&mut one.is_dispatched, true);
+            next = Some(place).filter(|_| !was_dispatched && one.payload.is_some());
+            place += 1;
+        }
+        if let Some(places) = &mut self.places {
+            places.dispatched = place;
+        }
+        next.map(|place| &self.list[place])
+    }
+
+    /// The newest result of this number will be gone once it is dispatched.
+    pub fn mark_passing(&mut self, number: u32) {
+        if let Some(one) = self.newest(number) {
+            one.is_passing = true;
+        }
+        if let Some(places) = &mut self.places {
+            places.has_passing = true;
+        }
+    }
+
+    /// Drops the payloads of those that are gone once they are dispatched. Returns what they cost.
+    pub fn drop_passing(&mut self) -> usize {
+        if let Some(places) = &mut self.places
+            && !std::mem::take(&mut places.has_passing)
+        {
+            return 0;
+        }
+        let passing = self.list.iter_mut().filter(|one| one.is_passing);
+        let drop = |one: &mut KnownResult| {
+            one.is_passing = false;
+            one.payload.take().map_or(0, |payload| RESULT_COST + payload.len())
+        };
+        passing.map(drop).sum()
+    }
+
+    /// A publication was heard during a subscription. Returns how many equal ones that subscription
+    /// has heard with this one. True: it is one that the worker had set, and is no new result.
+    pub fn hear(&mut self, hash: u64, subscription: u32) -> (NonZeroU32, bool) {
+        let origin = ResultOrigin::Published(subscription);
+        let (equal, has_set) = match &mut self.places {
+            None => {
+                let is_equal = |one: &&KnownResult| one.hash == hash && one.origin == origin;
+                (self.list.iter().filter(is_equal).count() as u32, true)
+            }
+            Some(places) => {
+                let heard = places.heard.take().filter(|it| it.subscription == subscription);
+                let heard = heard.unwrap_or_else(|| Heard::new(subscription, &self.list));
+                let found = (heard.counts.get(&hash).copied().unwrap_or(0), heard.set > 0);
+                places.heard = Some(heard);
+                found
+            }
+        };
+        let is_set = |one: &&mut KnownResult| one.hash == hash && one.origin == ResultOrigin::Set;
+        let set = has_set.then(|| self.list.iter_mut().find(is_set)).flatten();
+        let was_set = set.is_some();
+        if let Some(one) = set {
+            // The worker has published what it had set.
+            one.origin = origin;
+            if let Some(places) = &mut self.places {
+                places.heard = None;
+            }
+        }
+        (NonZeroU32::MIN.saturating_add(equal), was_set)
+    }
+}
+
+impl Heard {
+    fn new(subscription: u32, list: &[KnownResult]) -> Heard {
+        let mut heard = Heard { subscription, counts: HashMap::new(), set: 0 };
+        list.iter().for_each(|one| heard.add(one));
+        heard
+    }
+
+    fn add(&mut self, one: &KnownResult) {
+        match one.origin {
+            ResultOrigin::Published(number) if number == self.subscription => {
+                *self.counts.entry(one.hash).or_default() += 1;
+            }
+            ResultOrigin::Set => self.set += 1,
+            ResultOrigin::Published(_) | ResultOrigin::Kept => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(number: u32, hash: u64, origin: ResultOrigin) -> KnownResult {
+        KnownResult {
+            number,
+            hash,
+            origin,
+            since: 0,
+            is_dispatched: false,
+            is_passing: false,
+            payload: Some([].into()),
+        }
+    }
+
+    #[test]
+    fn equal_publications_are_counted_alike_with_and_without_an_index() {
+        for others in [0, 2 * LONG_MIN] {
+            let mut known = KnownResults::default();
+            for number in 0..others as u32 {
+                known.push(result(number, 100 + u64::from(number), ResultOrigin::Published(1)));
+            }
+            let mut hear = |hash, subscription, expected: (u32, bool)| {
+                let (nth, was_set) = known.hear(hash, subscription);
+                assert_eq!((nth.get(), was_set), expected, "{hash} {subscription} {others}");
+                if !was_set {
+                    known.push(result(1000, hash, ResultOrigin::Published(subscription)));
+                }
+            };
+            hear(7, 1, (1, false));
+            hear(7, 1, (2, false));
+            hear(8, 1, (1, false));
+            hear(7, 2, (1, false));
+            hear(7, 1, (3, false));
+            known.push(result(2000, 9, ResultOrigin::Set));
+            let (first, second) = (known.hear(9, 1), known.hear(9, 1));
+            assert_eq!((first.0.get(), first.1), (1, true));
+            assert_eq!((second.0.get(), second.1), (2, false));
+        }
+    }
+
+    #[test]
+    fn results_are_dispatched_once_and_in_order_whatever_happens_to_the_list() {
+        let mut known = KnownResults::default();
+        const LAST: u32 = 2 * LONG_MIN as u32;
+        (0..=LAST).for_each(|number| known.push(result(number, 1, ResultOrigin::Kept)));
+        known.newest(1).unwrap().payload = None;
+        let next = |known: &mut KnownResults| known.dispatch_next().map(|one| one.number);
+        assert_eq!(next(&mut known), Some(0));
+        known.change().insert(0, result(999, 1, ResultOrigin::Kept));
+        assert_eq!(known.undispatched().count(), LAST as usize);
+        let all: Vec<u32> = std::iter::from_fn(|| next(&mut known)).collect();
+        assert_eq!(all[..3], [999, 2, 3]);
+        assert_eq!((all.len(), all.last()), (LAST as usize, Some(&LAST)));
+        known.push(result(1000, 1, ResultOrigin::Kept));
+        assert_eq!((next(&mut known), next(&mut known)), (Some(1000), None));
+        assert!(known.iter().all(|one| one.is_dispatched));
+    }
+
+    #[test]
+    fn results_that_only_pass_are_dropped_with_their_cost() {
+        for others in [0, 2 * LONG_MIN as u32] {
+            let mut known = KnownResults::default();
+            (0..=others).for_each(|number| known.push(result(number, 1, ResultOrigin::Kept)));
+            known.drop_passing();
+            known.mark_passing(others);
+            assert_eq!((known.drop_passing(), known.drop_passing()), (RESULT_COST, 0));
+            assert_eq!(known.present().count(), others as usize);
+        }
+    }
+
+    #[test]
+    fn the_oldest_is_found_without_a_walk() {
+        let mut known = KnownResults::default();
+        (0..100).for_each(|number| known.push(result(number, 1, ResultOrigin::Kept)));
+        for number in 0..100 {
+            assert_eq!(known.present().count(), 100 - number as usize);
+            known.oldest(number).unwrap().payload = None;
+            let gone = known.places.as_ref().unwrap().gone;
+            assert_eq!(gone, number as usize, "the search began where the last one had ended");
+        }
+    }
+}
