@@ -1,0 +1,204 @@
+import type { Answer } from "./answer.js";
+import { type Format, PcmReader, RAW, Resampler } from "./pcm.js";
+
+/** How to play. */
+export interface PlayOptions {
+  /** The format of audio whose type is `audio/pcm` or unknown; by default 24 kHz, 16 bits, mono. */
+  pcm?: Format;
+}
+
+/** How long sound is held back at first, so that the next piece can arrive in time. */
+const FIRST_CUSHION_S = 0.06;
+/** After the first gap: more than the arrival of speech usually varies. */
+const CUSHION_S = 0.4;
+const EMPTY = new Uint8Array(0);
+
+/**
+ * Plays the audio of an answer while it arrives, one result after the other.
+ *
+ * WAV and raw PCM go through Web Audio without gaps; MP3, WebM and MP4 through `MediaSource` where the
+ * browser can; everything else is decoded when it is complete. Browsers start no sound before the
+ * user's first click or key: then playing begins with that.
+ */
+export class Playback {
+  /** Resolves when everything has been heard, or playing was stopped. */
+  readonly ended: Promise<void>;
+  /** How often sound was due and had not arrived. */
+  underruns = 0;
+  /** The audio clock's time, in seconds, at which the first sound starts. */
+  startedAt: number | undefined;
+  /** Plays everything; its clock runs while sound is allowed. */
+  readonly context: AudioContext;
+
+  #answer: Answer;
+  #pcm: Format;
+  #analyser: AnalyserNode;
+  #samples: Float32Array<ArrayBuffer>;
+  #cushion = FIRST_CUSHION_S;
+  /** When the sound that is scheduled so far ends, on the audio clock. */
+  #nextAt = 0;
+  #stop = new AbortController();
+
+  constructor(answer: Answer, { pcm = RAW }: PlayOptions = {}) {
+    this.#answer = answer;
+    this.#pcm = pcm;
+    this.context = new AudioContext({ latencyHint: "interactive" });
+    this.#analyser = this.context.createAnalyser();
+    this.#analyser.fftSize = 1024;
+    this.#analyser.connect(this.context.destination);
+    this.#samples = new Float32Array(this.#analyser.fftSize);
+    answer.addEventListener("end", () => answer.state === "stopped" && this.stop());
+    for (const event of ["pointerdown", "keydown"]) {
+      const options = { signal: this.#stop.signal };
+      addEventListener(event, () => void this.context.resume().catch(() => {}), options);
+    }
+    void this.context.resume().catch(() => {});
+    this.ended = this.#run().finally(() => this.stop());
+    this.ended.catch(() => {});
+  }
+
+  /** How loud it is right now, from 0 to 1: made for the mouth of an avatar, once a frame. */
+  get level(): number {
+    this.#analyser.getFloatTimeDomainData(this.#samples);
+    const power = this.#samples.reduce((sum, sample) => sum + sample * sample, 0);
+    return Math.min(1, 3 * Math.sqrt(power / this.#samples.length));
+  }
+
+  /** Silence, at once and for good. */
+  stop(): void {
+    if (this.#stop.signal.aborted) return;
+    this.#stop.abort();
+    void this.context.close().catch(() => {});
+  }
+
+  async #run(): Promise<void> {
+    let sound: Sound | undefined;
+    let index = -1;
+    try {
+      for await (const part of this.#answer) {
+        if (this.#stop.signal.aborted) return;
+        if (part.type === "audio") {
+          if (part.index !== index) {
+            sound = this.#begin(this.#answer.audioType((index = part.index)));
+          }
+          await sound!.push(part.bytes);
+        } else if (part.type === "audio_end" && part.index === index) {
+          await sound?.end();
+          sound = undefined;
+        }
+      }
+    } finally {
+      // What came before a failure is heard to its end.
+      if (!this.#stop.signal.aborted) await this.#until(this.#nextAt);
+    }
+  }
+
+  #begin(type: string): Sound {
+    if (type === "audio/wav") return this.#pcmSound(new PcmReader());
+    if (type === "" || type === "audio/pcm") return this.#pcmSound(new PcmReader(this.#pcm));
+    if (typeof MediaSource !== "undefined" && MediaSource.isTypeSupported(type)) {
+      return this.#mediaSound(type);
+    }
+    return this.#wholeSound();
+  }
+
+  #pcmSound(reader: PcmReader): Sound {
+    const { sampleRate } = this.context;
+    let channels: Resampler[] | undefined;
+    const push = (bytes: Uint8Array): void => {
+      const read = reader.read(bytes);
+      if (read.length === 0 || this.#stop.signal.aborted) return;
+      channels ??= read.map(() => new Resampler(reader.format!.rate / sampleRate));
+      const samples = read.map((channel, number) => channels![number]!.resample(channel));
+      const { length } = samples[0]!;
+      if (length === 0) return;
+      const buffer = this.context.createBuffer(samples.length, length, sampleRate);
+      samples.forEach((channel, number) => buffer.copyToChannel(channel, number));
+      this.#schedule(buffer);
+    };
+    return { push, end: () => {} };
+  }
+
+  #wholeSound(): Sound {
+    const pieces: Uint8Array<ArrayBuffer>[] = [];
+    return {
+      push: (bytes) => void pieces.push(bytes),
+      end: async () => {
+        const bytes = await new Blob(pieces).arrayBuffer();
+        this.#schedule(await this.context.decodeAudioData(bytes));
+      },
+    };
+  }
+
+  /** Behind what is scheduled already, or as soon as possible. */
+  #schedule(buffer: AudioBuffer): void {
+    const now = this.context.currentTime;
+    if (this.#nextAt < now) {
+      if (this.startedAt !== undefined) {
+        this.underruns += 1;
+        this.#cushion = CUSHION_S;
+      }
+      // On a whole frame of the clock, as all that follows is: otherwise each seam would be audible.
+      const { sampleRate } = this.context;
+      this.#nextAt = Math.ceil((now + this.#cushion) * sampleRate) / sampleRate;
+    }
+    this.startedAt ??= this.#nextAt;
+    const source = this.context.createBufferSource();
+    source.buffer = buffer;
+    source.connect(this.#analyser);
+    source.start(this.#nextAt);
+    this.#nextAt += buffer.duration;
+  }
+
+  #mediaSound(type: string): Sound {
+    const media = new MediaSource();
+    const audio = new Audio(URL.createObjectURL(media));
+    this.context.createMediaElementSource(audio).connect(this.#analyser);
+    const stopped = { signal: this.#stop.signal };
+    this.#stop.signal.addEventListener("abort", () => audio.pause());
+    const event = (target: EventTarget, names: string): Promise<void> =>
+      new Promise((resolve) => {
+        names.split(" ").forEach((name) => target.addEventListener(name, () => resolve()));
+        this.#stop.signal.addEventListener("abort", () => resolve());
+      });
+    const opened = event(media, "sourceopen").then(() => media.addSourceBuffer(type));
+    let hasStarted = false;
+    const append = async (bytes: Uint8Array<ArrayBuffer>): Promise<void> => {
+      const buffer = await opened;
+      if (stopped.signal.aborted) return;
+      const done = event(buffer, "updateend error");
+      buffer.appendBuffer(bytes);
+      await done;
+      if (hasStarted) return;
+      hasStarted = true;
+      await this.#until(this.#nextAt); // the result before it
+      void audio.play().catch(() => addEventListener("pointerdown", () => void audio.play(), stopped));
+      this.startedAt ??= this.context.currentTime;
+    };
+    return {
+      push: append,
+      end: async () => {
+        await append(EMPTY);
+        if (stopped.signal.aborted) return;
+        const over = event(audio, "ended error");
+        media.endOfStream();
+        await over;
+        URL.revokeObjectURL(audio.src);
+      },
+    };
+  }
+
+  /** Waits until the audio clock, which stands still while sound is not allowed, shows `time`. */
+  async #until(time: number): Promise<void> {
+    while (!this.#stop.signal.aborted && this.context.currentTime < time) {
+      const wait = (time - this.context.currentTime) * 1000;
+      await new Promise((resolve) => setTimeout(resolve, Math.min(Math.max(wait, 5), 100)));
+    }
+  }
+}
+
+/** One result's audio on its way to the speakers. */
+interface Sound {
+  push(bytes: Uint8Array<ArrayBuffer>): void | Promise<void>;
+  end(): void | Promise<void>;
+}

@@ -1,0 +1,152 @@
+import assert from "node:assert/strict";
+import { randomBytes } from "node:crypto";
+import { test } from "node:test";
+import { WebSocket } from "ws";
+import { AnswerError, Gateway, RefusedError, TimeoutError } from "../dist/core.js";
+import { fakeGateway, TASK } from "./fake-gateway.js";
+
+/** Runs `body` with a gateway that answers as `options` say, and a client for it. */
+async function withGateway(options, body) {
+  const fake = await fakeGateway(options);
+  try {
+    return await body(new Gateway({ url: fake.url, WebSocket }), fake.seen);
+  } finally {
+    fake.close();
+  }
+}
+
+const collect = async (answer) => {
+  const parts = [];
+  for await (const part of answer) parts.push(part);
+  return parts;
+};
+
+const bytesOf = (parts, index) =>
+  Buffer.concat(parts.filter((part) => part.type === "audio" && part.index === index).map(({ bytes }) => bytes));
+
+test("text and audio arrive as parts, in order", () =>
+  withGateway({ results: [{ content: "Hello", audio: Buffer.from("RIFF".padEnd(2500, "x")) }] }, async (gateway) => {
+    const answer = gateway.ask("Hi");
+    const parts = await collect(answer);
+    assert.deepEqual(
+      parts.map(({ type }) => type),
+      ["text", "audio", "audio", "audio", "audio_end"],
+    );
+    assert.deepEqual(parts.slice(1, 4).map(({ offset }) => offset), [0, 1000, 2000]);
+    assert.equal(await answer.text, "Hello");
+    const blob = await answer.blob();
+    assert.equal(blob.type, "audio/wav");
+    assert.equal(blob.size, 2500);
+    assert.equal(answer.state, "done");
+    assert.equal(answer.taskId, TASK);
+  }));
+
+test("a second consumer gets all parts too, after the end", () =>
+  withGateway({ results: [{ content: "One", final: false }, { content: "Two" }] }, async (gateway) => {
+    const answer = gateway.ask("Hi");
+    const first = await collect(answer);
+    assert.deepEqual(await collect(answer), first);
+    assert.equal(await answer.text, "One\nTwo");
+  }));
+
+test("a text is sent in pieces that cut no character", () =>
+  withGateway({ results: [{ content: "" }] }, async (gateway, seen) => {
+    const text = "語".repeat(9000);
+    await gateway.ask(text).ended;
+    const [{ announcements, pieces }] = seen.uploads;
+    assert.deepEqual(announcements[1], { type: "text", chunk_id: 1, action: "data_chunk" });
+    assert.equal(announcements.length, 3);
+    assert.equal(pieces.map((piece) => new TextDecoder("utf-8", { fatal: true }).decode(piece)).join(""), text);
+  }));
+
+test("a recording is sent as audio, byte for byte, also while it is being made", () =>
+  withGateway({ results: [{ content: "" }] }, async (gateway, seen) => {
+    const recording = randomBytes(100_000);
+    await gateway.ask(new Blob([recording])).ended;
+    async function* live() {
+      yield recording.subarray(0, 10);
+      yield new Blob([recording.subarray(10)]);
+    }
+    await gateway.ask(live()).ended;
+    for (const { announcements, pieces } of seen.uploads) {
+      assert.equal(announcements[0].type, "audio");
+      assert.deepEqual(Buffer.concat(pieces), recording);
+    }
+  }));
+
+for (const isNumbered of [true, false]) {
+  const kind = isNumbered ? "that numbers its results" : "without numbers";
+  test(`cuts at random moments lose and repeat nothing, with a gateway ${kind}`, async () => {
+    const audio = [randomBytes(20_500), randomBytes(7_300)];
+    const results = [
+      { content: "One", audio: audio[0], final: false },
+      { content: "Two", final: false },
+      { content: "Three", audio: audio[1] },
+    ];
+    let sent = 0;
+    let cuts = 0;
+    // Ever later, so that the client of a gateway without numbers gets on, too.
+    const cut = () => ++sent % (13 + 7 * cuts) === 0 && cuts < 8 && ++cuts > 0;
+    await withGateway({ results, isNumbered, cut }, async (gateway, seen) => {
+      const answer = gateway.ask("Hi");
+      const parts = await collect(answer);
+      assert.equal(await answer.text, "One\nTwo\nThree");
+      assert.deepEqual(bytesOf(parts, 0), audio[0]);
+      assert.deepEqual(bytesOf(parts, 2), audio[1]);
+      assert.ok(seen.outputs > 2, "connections were cut");
+      const texts = parts.filter(({ type }) => type === "text").map(({ content }) => content);
+      assert.deepEqual(texts, ["One", "Two", "Three"]);
+    });
+  });
+}
+
+test("a worker's failure rejects with its words", () =>
+  withGateway({ results: [{ error: "the model is gone" }] }, async (gateway) => {
+    const answer = gateway.ask("Hi");
+    await assert.rejects(collect(answer), (error) => error instanceof AnswerError && /model is gone/.test(error.message));
+    await assert.rejects(answer.text, AnswerError);
+    assert.equal(answer.state, "failed");
+  }));
+
+test("a failure that is not final is a part of the answer", () =>
+  withGateway({ results: [{ error: "one sentence failed", final: false }, { content: "Rest" }] }, async (gateway) => {
+    const answer = gateway.ask("Hi");
+    assert.deepEqual((await collect(answer)).map(({ type }) => type), ["error", "text"]);
+    assert.equal(await answer.text, "Rest");
+  }));
+
+test("missing audio leaves the text", () =>
+  withGateway({ results: [{ content: "Text" }, { error: "Audio file not found" }] }, async (gateway) => {
+    const answer = gateway.ask("Hi");
+    assert.deepEqual((await collect(answer)).map(({ type }) => type), ["text", "error"]);
+    assert.equal(await answer.text, "Text");
+  }));
+
+for (const [close, Class] of [
+  [4008, TimeoutError],
+  [1008, RefusedError],
+  [4004, RefusedError],
+]) {
+  test(`close code ${close} is final`, () =>
+    withGateway({ results: [{ content: "x", final: false, close }] }, async (gateway, seen) => {
+      await assert.rejects(gateway.ask("Hi").ended, (error) => error instanceof Class && error.code === close);
+      assert.equal(seen.outputs, 1);
+    }));
+}
+
+test("stop asks the back end to stop, once, and ends the answer", () =>
+  withGateway({ results: [{ content: "x", final: false, close: 1012 }] }, async (gateway, seen) => {
+    const controller = new AbortController();
+    const answer = gateway.ask("Hi", { signal: controller.signal });
+    for await (const part of answer) if (part.type === "text") controller.abort();
+    await answer.ended;
+    assert.equal(answer.state, "stopped");
+    assert.ok(seen.clientMessages.length <= 1);
+  }));
+
+test("a gateway that is not there fails the answer", async () => {
+  const fake = await fakeGateway();
+  fake.close();
+  const answer = new Gateway({ url: fake.url, WebSocket }).ask("Hi");
+  await assert.rejects(answer.ended, { name: "ConnectionError" });
+});
