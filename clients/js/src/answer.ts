@@ -65,7 +65,9 @@ export class Answer extends EventTarget implements AsyncIterable<Part> {
     this.ended = new Promise((resolve, reject) => {
       this.#settle = (error) => (error ? reject(error) : resolve());
     });
-    this.text = this.ended.then(() => this.#results.map(({ message }) => message.content).join("\n"));
+    this.text = this.ended.then(() =>
+      this.#results.map(({ message }) => message.content).join("\n"),
+    );
     // Both may be ignored: an error also ends the iteration and is in `error`.
     this.ended.catch(() => {});
     this.text.catch(() => {});
@@ -84,7 +86,7 @@ export class Answer extends EventTarget implements AsyncIterable<Part> {
 
   /** The parts from the first, as they come. Throws a {@link GatewayError} if the answer fails. */
   async *[Symbol.asyncIterator](): AsyncGenerator<Part, void> {
-    for (let next = 0; ; ) {
+    for (let next = 0; ;) {
       while (next < this.#parts.length) yield this.#parts[next++]!;
       if (this.error) throw this.error;
       if (this.signal.aborted) return;
@@ -237,7 +239,11 @@ export class Answer extends EventTarget implements AsyncIterable<Part> {
     if (!result || result.isWhole) return;
     // How much of this piece came before the connection was lost.
     const known =
-      offset !== undefined ? result.bytes - offset : chunk_id < result.nextChunk ? data.byteLength : 0;
+      offset !== undefined
+        ? result.bytes - offset
+        : chunk_id < result.nextChunk
+          ? data.byteLength
+          : 0;
     if (known < 0 || (offset === undefined && chunk_id > result.nextChunk)) {
       return this.#handleClose(1006, "a piece of the audio is missing"); // ask for it
     }

@@ -57,7 +57,11 @@ export class TimeoutError extends GatewayError {
 /** The error for a connection that closed with `code`; `reason` is what the other side said. */
 export function closeError(code: number, reason: string): GatewayError {
   const Class =
-    code === 4008 ? TimeoutError : isTransient(code) || code === 1000 ? ConnectionError : RefusedError;
+    code === 4008
+      ? TimeoutError
+      : isTransient(code) || code === 1000
+        ? ConnectionError
+        : RefusedError;
   const words = code === 1000 ? "the connection was closed without an answer" : meaning(code);
   return new Class(reason ? `${reason} (${code}: ${words})` : `${words} (${code})`, code);
 }

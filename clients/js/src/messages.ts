@@ -28,7 +28,13 @@ export interface ChunkMessage {
 /** One piece of an answer, in the order in which it was made. `index` counts the answer's results from 0. */
 export type Part =
   | { type: "text"; index: number; content: string; message: ResultMessage }
-  | { type: "audio"; index: number; bytes: Uint8Array<ArrayBuffer>; offset: number; message: ChunkMessage }
+  | {
+      type: "audio";
+      index: number;
+      bytes: Uint8Array<ArrayBuffer>;
+      offset: number;
+      message: ChunkMessage;
+    }
   | { type: "audio_end"; index: number }
   | { type: "progress"; message: Record<string, unknown> }
   | { type: "error"; error: string; message: Record<string, unknown> };

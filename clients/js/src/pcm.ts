@@ -36,7 +36,7 @@ export class PcmReader {
   /** Chunks of a RIFF file up to `data`. False: more bytes are needed. */
   #readHead(): boolean {
     const view = new DataView(this.#held.buffer, this.#held.byteOffset, this.#held.byteLength);
-    for (let at = 12; at + 8 <= view.byteLength; ) {
+    for (let at = 12; at + 8 <= view.byteLength;) {
       const name = view.getUint32(at);
       const length = view.getUint32(at + 4, true);
       at += 8;

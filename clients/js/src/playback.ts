@@ -172,7 +172,9 @@ export class Playback {
       if (hasStarted) return;
       hasStarted = true;
       await this.#until(this.#nextAt); // the result before it
-      void audio.play().catch(() => addEventListener("pointerdown", () => void audio.play(), stopped));
+      void audio
+        .play()
+        .catch(() => addEventListener("pointerdown", () => void audio.play(), stopped));
       this.startedAt ??= this.context.currentTime;
     };
     return {

@@ -22,32 +22,43 @@ const collect = async (answer) => {
 };
 
 const bytesOf = (parts, index) =>
-  Buffer.concat(parts.filter((part) => part.type === "audio" && part.index === index).map(({ bytes }) => bytes));
+  Buffer.concat(
+    parts.filter((part) => part.type === "audio" && part.index === index).map(({ bytes }) => bytes),
+  );
 
 test("text and audio arrive as parts, in order", () =>
-  withGateway({ results: [{ content: "Hello", audio: Buffer.from("RIFF".padEnd(2500, "x")) }] }, async (gateway) => {
-    const answer = gateway.ask("Hi");
-    const parts = await collect(answer);
-    assert.deepEqual(
-      parts.map(({ type }) => type),
-      ["text", "audio", "audio", "audio", "audio_end"],
-    );
-    assert.deepEqual(parts.slice(1, 4).map(({ offset }) => offset), [0, 1000, 2000]);
-    assert.equal(await answer.text, "Hello");
-    const blob = await answer.blob();
-    assert.equal(blob.type, "audio/wav");
-    assert.equal(blob.size, 2500);
-    assert.equal(answer.state, "done");
-    assert.equal(answer.taskId, TASK);
-  }));
+  withGateway(
+    { results: [{ content: "Hello", audio: Buffer.from("RIFF".padEnd(2500, "x")) }] },
+    async (gateway) => {
+      const answer = gateway.ask("Hi");
+      const parts = await collect(answer);
+      assert.deepEqual(
+        parts.map(({ type }) => type),
+        ["text", "audio", "audio", "audio", "audio_end"],
+      );
+      assert.deepEqual(
+        parts.slice(1, 4).map(({ offset }) => offset),
+        [0, 1000, 2000],
+      );
+      assert.equal(await answer.text, "Hello");
+      const blob = await answer.blob();
+      assert.equal(blob.type, "audio/wav");
+      assert.equal(blob.size, 2500);
+      assert.equal(answer.state, "done");
+      assert.equal(answer.taskId, TASK);
+    },
+  ));
 
 test("a second consumer gets all parts too, after the end", () =>
-  withGateway({ results: [{ content: "One", final: false }, { content: "Two" }] }, async (gateway) => {
-    const answer = gateway.ask("Hi");
-    const first = await collect(answer);
-    assert.deepEqual(await collect(answer), first);
-    assert.equal(await answer.text, "One\nTwo");
-  }));
+  withGateway(
+    { results: [{ content: "One", final: false }, { content: "Two" }] },
+    async (gateway) => {
+      const answer = gateway.ask("Hi");
+      const first = await collect(answer);
+      assert.deepEqual(await collect(answer), first);
+      assert.equal(await answer.text, "One\nTwo");
+    },
+  ));
 
 test("a text is sent in pieces that cut no character", () =>
   withGateway({ results: [{ content: "" }] }, async (gateway, seen) => {
@@ -56,7 +67,10 @@ test("a text is sent in pieces that cut no character", () =>
     const [{ announcements, pieces }] = seen.uploads;
     assert.deepEqual(announcements[1], { type: "text", chunk_id: 1, action: "data_chunk" });
     assert.equal(announcements.length, 3);
-    assert.equal(pieces.map((piece) => new TextDecoder("utf-8", { fatal: true }).decode(piece)).join(""), text);
+    assert.equal(
+      pieces.map((piece) => new TextDecoder("utf-8", { fatal: true }).decode(piece)).join(""),
+      text,
+    );
   }));
 
 test("a recording is sent as audio, byte for byte, also while it is being made", () =>
@@ -103,24 +117,39 @@ for (const isNumbered of [true, false]) {
 test("a worker's failure rejects with its words", () =>
   withGateway({ results: [{ error: "the model is gone" }] }, async (gateway) => {
     const answer = gateway.ask("Hi");
-    await assert.rejects(collect(answer), (error) => error instanceof AnswerError && /model is gone/.test(error.message));
+    await assert.rejects(
+      collect(answer),
+      (error) => error instanceof AnswerError && /model is gone/.test(error.message),
+    );
     await assert.rejects(answer.text, AnswerError);
     assert.equal(answer.state, "failed");
   }));
 
 test("a failure that is not final is a part of the answer", () =>
-  withGateway({ results: [{ error: "one sentence failed", final: false }, { content: "Rest" }] }, async (gateway) => {
-    const answer = gateway.ask("Hi");
-    assert.deepEqual((await collect(answer)).map(({ type }) => type), ["error", "text"]);
-    assert.equal(await answer.text, "Rest");
-  }));
+  withGateway(
+    { results: [{ error: "one sentence failed", final: false }, { content: "Rest" }] },
+    async (gateway) => {
+      const answer = gateway.ask("Hi");
+      assert.deepEqual(
+        (await collect(answer)).map(({ type }) => type),
+        ["error", "text"],
+      );
+      assert.equal(await answer.text, "Rest");
+    },
+  ));
 
 test("missing audio leaves the text", () =>
-  withGateway({ results: [{ content: "Text" }, { error: "Audio file not found" }] }, async (gateway) => {
-    const answer = gateway.ask("Hi");
-    assert.deepEqual((await collect(answer)).map(({ type }) => type), ["text", "error"]);
-    assert.equal(await answer.text, "Text");
-  }));
+  withGateway(
+    { results: [{ content: "Text" }, { error: "Audio file not found" }] },
+    async (gateway) => {
+      const answer = gateway.ask("Hi");
+      assert.deepEqual(
+        (await collect(answer)).map(({ type }) => type),
+        ["text", "error"],
+      );
+      assert.equal(await answer.text, "Text");
+    },
+  ));
 
 for (const [close, Class] of [
   [4008, TimeoutError],
@@ -129,7 +158,10 @@ for (const [close, Class] of [
 ]) {
   test(`close code ${close} is final`, () =>
     withGateway({ results: [{ content: "x", final: false, close }] }, async (gateway, seen) => {
-      await assert.rejects(gateway.ask("Hi").ended, (error) => error instanceof Class && error.code === close);
+      await assert.rejects(
+        gateway.ask("Hi").ended,
+        (error) => error instanceof Class && error.code === close,
+      );
       assert.equal(seen.outputs, 1);
     }));
 }

@@ -6,7 +6,12 @@ import { WebSocketServer } from "ws";
  * `isNumbered`: results have numbers and streams can be resumed at a byte, as newer gateways do it.
  * `cut(sent)`: called before each message of an output; true cuts the TCP connection there.
  */
-export async function fakeGateway({ results = [], isNumbered = false, cut = () => false, chunkSize = 1000 } = {}) {
+export async function fakeGateway({
+  results = [],
+  isNumbered = false,
+  cut = () => false,
+  chunkSize = 1000,
+} = {}) {
   const server = new WebSocketServer({ port: 0, host: "127.0.0.1" });
   const seen = { uploads: [], queries: [], clientMessages: [], outputs: 0 };
   server.on("connection", (socket, request) => {
@@ -37,7 +42,14 @@ function input(socket, seen) {
     const message = JSON.parse(data);
     if (message.action === "data_chunk") upload.announcements.push(message);
     if (message.action === "upload_complete") {
-      socket.send(JSON.stringify({ type: "system", action: "upload_processed", status: "queued", task_id: TASK }));
+      socket.send(
+        JSON.stringify({
+          type: "system",
+          action: "upload_processed",
+          status: "queued",
+          task_id: TASK,
+        }),
+      );
     }
   });
 }
@@ -72,7 +84,8 @@ function output(socket, url, { results, isNumbered, cut, chunkSize, seen }) {
     if (!audio) return;
     const total = Math.ceil(audio.length / chunkSize);
     const fromByte = isNumbered && position === 0 ? number("from_byte") : 0;
-    const fromChunk = firstAudio && !isNumbered ? number("from_chunk") : Math.floor(fromByte / chunkSize);
+    const fromChunk =
+      firstAudio && !isNumbered ? number("from_chunk") : Math.floor(fromByte / chunkSize);
     firstAudio = false;
     for (let chunk = fromChunk; chunk < total; chunk++) {
       const start = Math.max(chunk * chunkSize, fromByte);

@@ -31,7 +31,11 @@ function wav({ tag = 1, channels = 1, rate = 24000, bits = 16, extra = 0 }, data
 const SAMPLES = [0, 0.5, -0.5, 0.25, -1];
 const LAYOUTS = [
   ["8 bits", { bits: 8 }, Buffer.from(SAMPLES.map((sample) => (sample + 1) * 128))],
-  ["16 bits", { bits: 16 }, Buffer.from(Int16Array.from(SAMPLES, (sample) => sample * 0x8000).buffer)],
+  [
+    "16 bits",
+    { bits: 16 },
+    Buffer.from(Int16Array.from(SAMPLES, (sample) => sample * 0x8000).buffer),
+  ],
   [
     "24 bits",
     { bits: 24 },
@@ -43,9 +47,17 @@ const LAYOUTS = [
       }),
     ),
   ],
-  ["32 bits", { bits: 32 }, Buffer.from(Int32Array.from(SAMPLES, (sample) => sample * 0x80000000).buffer)],
+  [
+    "32 bits",
+    { bits: 32 },
+    Buffer.from(Int32Array.from(SAMPLES, (sample) => sample * 0x80000000).buffer),
+  ],
   ["float", { tag: 3, bits: 32 }, Buffer.from(Float32Array.from(SAMPLES).buffer)],
-  ["extensible float", { tag: 0xfffe, bits: 32, extra: 24 }, Buffer.from(Float32Array.from(SAMPLES).buffer)],
+  [
+    "extensible float",
+    { tag: 0xfffe, bits: 32, extra: 24 },
+    Buffer.from(Float32Array.from(SAMPLES).buffer),
+  ],
 ];
 
 for (const [name, layout, data] of LAYOUTS) {
@@ -53,7 +65,9 @@ for (const [name, layout, data] of LAYOUTS) {
     const file = wav(layout, data);
     for (let cut = 0; cut <= file.length; cut++) {
       const reader = new PcmReader();
-      const samples = [file.subarray(0, cut), file.subarray(cut)].flatMap((piece) => [...(reader.read(piece)[0] ?? [])]);
+      const samples = [file.subarray(0, cut), file.subarray(cut)].flatMap((piece) => [
+        ...(reader.read(piece)[0] ?? []),
+      ]);
       assert.deepEqual(samples, SAMPLES, `cut at ${cut}`);
       assert.equal(reader.format.rate, 24000);
     }
@@ -63,12 +77,25 @@ for (const [name, layout, data] of LAYOUTS) {
 test("the channels of a stereo file are separated", () => {
   const data = Buffer.from(Int16Array.from([1, 2, 3, 4], (sample) => sample * 0x1000).buffer);
   const [left, right] = new PcmReader().read(wav({ channels: 2 }, data));
-  assert.deepEqual([[...left], [...right]], [[0.125, 0.375], [0.25, 0.5]]);
+  assert.deepEqual(
+    [[...left], [...right]],
+    [
+      [0.125, 0.375],
+      [0.25, 0.5],
+    ],
+  );
 });
 
-for (const [from, to] of [[24000, 48000], [16000, 44100], [48000, 24000], [24000, 24000]]) {
+for (const [from, to] of [
+  [24000, 48000],
+  [16000, 44100],
+  [48000, 24000],
+  [24000, 24000],
+]) {
   test(`a tone at ${from} Hz becomes the same tone at ${to} Hz without seams`, () => {
-    const tone = Float32Array.from({ length: from / 10 }, (_, n) => Math.sin((2 * Math.PI * 200 * n) / from));
+    const tone = Float32Array.from({ length: from / 10 }, (_, n) =>
+      Math.sin((2 * Math.PI * 200 * n) / from),
+    );
     const resampler = new Resampler(from / to);
     const output = [];
     for (let at = 0, size = 1; at < tone.length; at += size, size = (size * 7 + 3) % 501) {
