@@ -85,9 +85,9 @@ export class Gateway<Kind extends Answer = Answer> {
 }
 
 function defaultUrl(): string | URL {
-  if (/^https?:.*\/client\.js$/.test(import.meta.url.replace(/[?#].*/, ""))) {
-    return new URL(".", import.meta.url);
-  }
+  // Not `new URL(…, import.meta.url)` in one expression: bundlers take that for a file to include.
+  const here = import.meta.url;
+  if (/^https?:[^?#]*\/client\.js/.test(here)) return new URL(".", here);
   if (typeof location === "undefined") throw new TypeError("the gateway's url is needed here");
   return location.origin;
 }
