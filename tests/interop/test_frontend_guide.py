@@ -1,0 +1,132 @@
+"""`docs/frontend.md`, step by step: what it says to type is typed, what it says to save is saved.
+
+Only ports and the place of this repository differ from the guide.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from gatewaylab import ROOT
+from gatewaylab.process import Process
+from test_snippets import snippet
+
+GUIDE = "docs/frontend.md"
+
+# Counts the pieces of sound that the page schedules: without a loudspeaker that is what can be heard.
+LISTEN = """
+(() => {
+  window.pieces = 0;
+  const start = AudioBufferSourceNode.prototype.start;
+  AudioBufferSourceNode.prototype.start = function (...when) {
+    window.pieces += 1;
+    return start.apply(this, when);
+  };
+})()
+"""
+
+# The paragraph's text and the number of pieces, once there are both.
+ANSWERED = """
+new Promise((done) => {
+  const look = () => {
+    const text = document.querySelector("p").textContent;
+    if (!text || !window.pieces) return;
+    clearInterval(timer);
+    done({ text, pieces: window.pieces });
+  };
+  const timer = setInterval(look, 20);
+})
+"""
+
+
+@pytest.fixture
+def serve():
+    """Serves a folder as the guide does; gives the port."""
+    servers = []
+
+    def start(folder):
+        command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
+        server = Process(command, cwd=folder)
+        servers.append(server)
+        return int(server.wait_for_line(r"port (\d+)").group(1))
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+def ask(browser, port):
+    """Opens the page and presses its first button; gives what the page shows and plays."""
+    assert browser.goto(f"http://localhost:{port}/")["status"] == 200
+    browser.evaluate(LISTEN)
+    browser.press("Tab")
+    browser.press("Enter")
+    try:
+        return browser.evaluate(ANSWERED)
+    finally:
+        assert browser.complaints() == []
+        browser.leave()
+
+
+def test_page_without_tools_shows_and_speaks_the_answer(demo, browser, serve, tmp_path):
+    folder = tmp_path / "page"
+    folder.mkdir()
+    page = snippet("html", "<!DOCTYPE html>", GUIDE, **{"localhost:8000": f"localhost:{demo.port}"})
+    (folder / "index.html").write_text(page)
+    assert snippet("sh", "python3 -m http.server 3000", GUIDE)
+    answer = ask(browser, serve(folder))
+    assert "Hello!" in answer["text"]
+
+
+def test_vite_react_typescript_project_builds_and_speaks(demo, browser, serve, tmp_path):
+    def run(first_line, cwd, **replaced):
+        command = snippet("sh", first_line, GUIDE, **replaced)
+        done = subprocess.run(["bash", "-ec", command], cwd=cwd, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+    # Not inside the checkout: `npm ci` and the build write there.
+    library = tmp_path / "library"
+    ignored = shutil.ignore_patterns("node_modules", "dist")
+    shutil.copytree(ROOT / "clients", library / "clients", ignore=ignored)
+    (library / "assets").mkdir()
+    run("npx --yes create-vite", tmp_path)
+    project = tmp_path / "talk"
+    replaced = {
+        "../aivtuber-gateway": library,
+        "--pack-destination /tmp": f"--pack-destination {tmp_path}",
+        "install /tmp": f"install {tmp_path}",
+    }
+    run("(cd ../aivtuber-gateway/clients/js", project, **replaced)
+    shutil.copy(ROOT / "examples/frontend/useAnswer.react.ts", project / "src/useAnswer.ts")
+    app = snippet("tsx", "import { useState }", GUIDE, **{"localhost:8000": f"localhost:{demo.port}"})
+    (project / "src/App.tsx").write_text(app)
+    # Type-checks, too.
+    built = subprocess.run(["npm", "run", "build"], cwd=project, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    answer = ask(browser, serve(project / "dist"))
+    assert "Hello!" in answer["text"]
+
+
+def test_hooks_are_as_short_as_promised():
+    for name in ("useAnswer.react.ts", "useAnswer.vue.ts"):
+        lines = (ROOT / "examples/frontend" / name).read_text().splitlines()
+        assert len(lines) < 40, f"{name} has {len(lines)} lines"
+
+
+def test_committed_library_is_built_from_its_sources(tmp_path):
+    library = tmp_path / "library"
+    ignored = shutil.ignore_patterns("node_modules", "dist")
+    shutil.copytree(ROOT / "clients", library / "clients", ignore=ignored)
+    shutil.copytree(ROOT / "assets", library / "assets")
+    command = "npm ci --ignore-scripts --no-audit --no-fund && node build.js && npm test"
+    done = subprocess.run(
+        ["bash", "-ec", command], cwd=library / "clients/js", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (library / "assets/client.js").read_text() == (ROOT / "assets/client.js").read_text()
+    passed = re.search(r"^# pass (\d+)$", done.stdout, re.MULTILINE)
+    print(json.dumps({"library tests": int(passed.group(1))}))
