@@ -1,78 +1,88 @@
 // The form of the status page: sends a text, shows the answers, plays their audio.
 
-import { ask } from "./client.js";
+import { Gateway } from "./client.js";
 
-const SHOWN_MAX = 10;
-const MEANINGS = {
-  1006: "no gateway there, the connection broke, or it was not a WebSocket",
-  1008: "the address of this page is not in allowed_origins",
-  1009: "the text is too long for the service behind the gateway",
-  1011: "the service behind the gateway is not available",
-  1012: "the gateway is restarting: try again in a moment",
-  1013: "overloaded, or Redis is not available: try again later",
-  4008: "the service behind the gateway did not answer in time",
+const ANSWERS_MAX = 10;
+const STATES = {
+  connecting: "Connecting…",
+  uploading: "Sending…",
+  waiting: "Waiting for the answer…",
+  answering: "Answering…",
+  reconnecting: "The connection was lost, trying again…",
 };
 
-const byId = (id) => document.getElementById(id);
-const [form, text, send, cancel, state, answers] = ["form", "text", "send", "stop", "state", "answers"].map((id) => byId("talk-" + id));
-// Relative to this page, so that it also works behind a server that adds a path prefix.
-const gateway = new URL(".", location.href).href.replace(/^http/, "ws").replace(/\/$/, "");
-let stop = null;
-let silence = () => {};
+const byId = (name) => document.getElementById("talk-" + name);
+const [form, text, send, cancel, state, answers] = [
+  "form",
+  "text",
+  "send",
+  "stop",
+  "state",
+  "answers",
+].map(byId);
+// By the address of the library, so that it also works behind a server that shows the gateway
+// under a path of its own.
+const gateway = new Gateway();
+let current = null; // the answer that is under way
+let latest = null; // it may still be heard when it is complete
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  if (!stop && text.value.trim()) begin(text.value);
+  if (!current && text.value.trim()) talk(text.value);
 });
 text.addEventListener("keydown", (event) => {
-  // Enter also confirms a word in an input method editor; that must not send.
+  // Enter also ends the choice of a word in an input method, which must not send.
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
   form.requestSubmit();
 });
-cancel.addEventListener("click", () => {
-  stop?.();
-  silence();
-  finish("warn", "Stopped.");
-});
+cancel.addEventListener("click", () => current?.stop());
 form.hidden = false;
 
-function begin(words) {
-  silence();
+async function talk(words) {
+  latest?.playback.stop(); // one voice at a time
+  const answer = (current = latest = gateway.ask(words));
+  const began = performance.now();
+  const seconds = () => ((performance.now() - began) / 1000).toFixed(1);
   const article = add(null, "article");
   add(article, "p", "you", words);
-  const sounds = playlist();
-  silence = sounds.silence;
   const parts = [];
-  const began = performance.now();
   let firstWords = "";
-  show("busy", "Connecting\u2026");
+  let problem = null;
+
+  answer.play();
+  answer.addEventListener(
+    "state",
+    () => STATES[answer.state] && show("busy", STATES[answer.state]),
+  );
+  show("busy", STATES.connecting);
   state.ariaBusy = "true";
   text.select();
   text.focus();
   send.disabled = true;
   cancel.hidden = false;
   try {
-    stop = ask(gateway, words, {
-      state: (sentence) => show("busy", sentence[0].toUpperCase() + sentence.slice(1) + "."),
-      result: (index, message) => {
-        if (index === 0) firstWords = `First words after ${((performance.now() - began) / 1000).toFixed(1)} s.`;
-        parts[index] = answer(article, message);
+    for await (const part of answer) {
+      if (part.type === "text") {
+        firstWords ||= `First words after ${seconds()} s.`;
+        parts[part.index] = addResult(article, part.message);
         if (!article.isConnected) place(article);
-      },
-      sound: (index, blob) => sounds.add(parts[index], blob),
-      end: (problem, code) => {
-        if (problem === null) finish("good", `Done. ${firstWords}`);
-        else finish("bad", `Failed: ${problem}${code ? ` (close code ${code}${MEANINGS[code] ? `: ${MEANINGS[code]}` : ""})` : ""}.`);
-      },
-    });
+      } else if (part.type === "audio_end") {
+        addPlayer(parts[part.index], await answer.blob(part.index));
+      } else if (part.type === "error") {
+        problem = part.error;
+      }
+    }
+    if (answer.state === "stopped") finish("warn", "Stopped.");
+    else if (problem) finish("bad", `Failed: ${problem}.`);
+    else finish("good", `Done. ${firstWords}`);
   } catch (error) {
-    finish("bad", `Failed: ${error.message}`);
+    finish("bad", `Failed: ${error.message}.`);
   }
 }
 
 function finish(mood, sentence) {
-  stop = null;
+  current = null;
   if (document.activeElement === cancel) text.focus();
   send.disabled = false;
   cancel.hidden = true;
@@ -85,16 +95,16 @@ function show(mood, sentence) {
   state.textContent = sentence;
 }
 
-// The newest answer comes first; the oldest ones are removed.
+/** Puts the newest answer first, and removes the oldest. */
 function place(article) {
   answers.prepend(article);
-  while (answers.children.length > SHOWN_MAX) {
+  while (answers.children.length > ANSWERS_MAX) {
     answers.lastChild.querySelectorAll("audio").forEach((audio) => URL.revokeObjectURL(audio.src));
     answers.lastChild.remove();
   }
 }
 
-function answer(article, { status, content, task_id, audio_present, final, ...others }) {
+function addResult(article, { status, content, task_id, audio_present, final, ...others }) {
   const part = add(article, "div");
   add(part, "p", "answer", String(content));
   const about = add(part, "p", "about", "task ");
@@ -102,60 +112,39 @@ function answer(article, { status, content, task_id, audio_present, final, ...ot
   link.href = "status/" + encodeURIComponent(task_id);
   if (Object.keys(others).length > 0) {
     const more = add(part, "details");
-    add(more, "summary", "", "Further fields");
+    add(more, "summary", "", "Further fields of the worker");
     add(more, "pre", "", JSON.stringify(others, null, 2));
   }
   return part;
 }
 
-// Shows audio as it arrives, and plays one after the other.
-function playlist() {
-  let isSilent = false;
-  let turn = Promise.resolve();
-  const audios = [];
-  async function reveal(part, blob) {
-    const bytes = await blob.arrayBuffer();
-    const about = part.querySelector(".about");
-    about.prepend(size(bytes.byteLength) + " \u00b7 ");
-    const audio = document.createElement("audio");
-    audio.controls = true;
-    audio.setAttribute("aria-label", "Audio of the answer");
-    audio.src = URL.createObjectURL(blob);
-    about.before(audio);
-    audios.push(audio);
-    // Started by hand, it silences the others.
-    audio.addEventListener("play", () => audios.forEach((other) => other !== audio && other.pause()));
-    try {
-      const sound = await new OfflineAudioContext(1, 1, 44100).decodeAudioData(bytes);
-      about.prepend(sound.duration.toFixed(1) + " s of sound \u00b7 ");
-    } catch {
-      about.prepend("a sound format that this browser does not know \u00b7 ");
-    }
-    return audio;
+/** Shows the audio with controls, to hear it again. It has been playing since its first chunk. */
+async function addPlayer(part, blob) {
+  const about = part.querySelector(".about");
+  const audio = document.createElement("audio");
+  audio.controls = true;
+  audio.setAttribute("aria-label", "The answer's audio");
+  audio.src = URL.createObjectURL(blob);
+  about.before(audio);
+  let words = "audio of an unknown format";
+  try {
+    const context = new OfflineAudioContext(1, 1, 44100);
+    const { duration } = await context.decodeAudioData(await blob.arrayBuffer());
+    words = `${duration.toFixed(1)} s of audio`;
+  } catch {
+    // The browser cannot decode it; downloading it is still possible.
   }
-  async function play(audio) {
-    if (isSilent) return;
-    const isOver = new Promise((done) => ["ended", "pause", "error"].forEach((name) => audio.addEventListener(name, done)));
-    // Browsers refuse to play before the user has done something; the controls are there for that.
-    await audio.play().then(() => isOver, () => {});
-  }
-  return {
-    add: (part, blob) => {
-      const revealed = reveal(part, blob);
-      turn = turn.then(() => revealed).then(play);
-    },
-    silence: () => {
-      isSilent = true;
-      audios.forEach((audio) => audio.pause());
-    },
-  };
+  about.prepend(`${words} · ${size(blob.size)} · `);
 }
 
 function size(bytes) {
-  return bytes < 1024 ? `${bytes} B` : bytes < 1048576 ? `${(bytes / 1024).toFixed(1)} KiB` : `${(bytes / 1048576).toFixed(1)} MiB`;
+  if (bytes < 1024) return `${bytes} B`;
+  return bytes < 1048576
+    ? `${(bytes / 1024).toFixed(1)} KiB`
+    : `${(bytes / 1048576).toFixed(1)} MiB`;
 }
 
-// Values from outside are only ever added as text.
+/** Adds an element. What comes from outside is only ever text. */
 function add(parent, name, className = "", words = "") {
   const element = document.createElement(name);
   if (className) element.className = className;

@@ -1,6 +1,7 @@
-// Builds dist/ (ES modules and types, for npm) and ../../assets/client.js (one file, served by the gateway).
-// `node build.js --check` builds nothing: it fails when the committed file differs from the sources or
-// is larger than it may be.
+// Builds dist/ (ES modules and types, for npm) and ../../assets/client.js (one file, served by the
+// gateway).
+// `node build.js --check` builds nothing: it fails when the committed file differs from the sources
+// or is larger than it may be.
 import { execFileSync } from "node:child_process";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";

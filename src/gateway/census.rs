@@ -149,7 +149,7 @@ impl Gateway {
                     .map(|list| report::connections(list.of(question.asked.viewer).clone())),
                 Answer::Metrics => metrics.clone(),
                 Answer::Page => page.as_ref().map(|page| page.of(question.asked.viewer).clone()),
-                Answer::Health | Answer::Ready | Answer::Status => None,
+                Answer::Health | Answer::Ready | Answer::Status | Answer::Client => None,
             };
             if let (Some(response), Some(session)) = (response, self.session_mut(id))
                 && session.is_awaiting_answer()

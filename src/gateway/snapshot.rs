@@ -3,6 +3,7 @@
 use super::Gateway;
 use crate::proto::http::Response;
 use crate::proto::message::{self, TaskId};
+use crate::service::client_library;
 use crate::service::endpoints::Answer;
 use crate::service::report::{
     self, ConnectionView, RedisView, ResultsView, RouteView, Snapshot, Viewer,
@@ -18,6 +19,7 @@ impl Gateway {
             Answer::Health => Some(report::health(&self.snapshot(question.asked.viewer))),
             Answer::Ready => Some(report::ready(&self.snapshot(question.asked.viewer))),
             Answer::Status => Some(self.status(&question.value)),
+            Answer::Client => Some(client_library::response()),
             Answer::Page | Answer::Metrics | Answer::Connections => None,
         }
     }

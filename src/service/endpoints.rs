@@ -46,6 +46,7 @@ pub enum Audience {
 #[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum Answer {
     Page,
+    Client,
     Health,
     Ready,
     Connections,
@@ -117,6 +118,16 @@ pub const ENDPOINTS: &[Endpoint] = &[
         is_answered_when_full: true,
         answer: Answer::Metrics,
         doc: "counters and gauges for Prometheus",
+    },
+    Endpoint {
+        path: "/client.js",
+        methods: READ,
+        audience: Audience::Everyone,
+        pages: Pages::Any,
+        body_bytes_max: 0,
+        is_answered_when_full: false,
+        answer: Answer::Client,
+        doc: "the front-end library, an ES module",
     },
 ];
 

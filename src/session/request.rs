@@ -204,6 +204,7 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
             keep_alive: head.is_keep_alive() && !is_refused,
         },
         cors: cx.limits.cors_headers(head.headers.first("origin"), pages),
+        if_none_match: head.headers.first("if-none-match").map(<[u8]>::to_vec),
         viewer: if requester.is_admin { Viewer::Admin } else { Viewer::Stranger },
         rest: rest.to_vec(),
     };

@@ -25,6 +25,8 @@ pub struct Asked {
     pub form: Form,
     /// Headers for JSON: which web pages may read it.
     pub cors: Vec<(&'static str, String)>,
+    /// `If-None-Match`: what the client has already.
+    pub if_none_match: Option<Vec<u8>>,
     /// Whether an admin asks.
     pub viewer: Viewer,
     /// Bytes that came behind the request: the beginning of the next one.
@@ -66,6 +68,7 @@ enum Then {
 impl Respond {
     /// The response to a request that was understood.
     pub fn answer(asked: Asked, response: Response, who: &Identity, cx: &mut Context) -> Phase {
+        let response = response.unless_known(asked.if_none_match.as_deref());
         note(who, || Event::Answer { status: response.status });
         cx.stats.count_http(response.status);
         let response = match response.content_type {

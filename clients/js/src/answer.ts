@@ -2,8 +2,9 @@ import { AnswerError, closeError, type GatewayError, isTransient } from "./error
 import { type ChunkMessage, type Part, parse, type ResultMessage } from "./messages.js";
 
 /**
- * What an answer is doing. `connecting` → `uploading` → `waiting` → `answering`, then one of `done`,
- * `stopped` and `failed`; `reconnecting` in between while a lost connection is opened again.
+ * What an answer is doing. `connecting` → `uploading` → `waiting` → `answering`, then one of
+ * `done`, `stopped` and `failed`; `reconnecting` in between while a lost connection is opened
+ * again.
  */
 export type State =
   | "connecting"
@@ -25,10 +26,18 @@ const HIDDEN_MS_MAX = 10_000;
 /** One result of the task, and how much of its audio has come. */
 interface Result {
   message: ResultMessage;
+  /** Its number within the task, if the gateway numbers results. */
+  id: number | undefined;
   chunks: Uint8Array<ArrayBuffer>[];
   bytes: number;
   nextChunk: number;
   isWhole: boolean;
+}
+
+/** A worker's or the gateway's error, as it came. */
+interface Problem {
+  error: string;
+  message: Record<string, unknown>;
 }
 
 /** Opens the WebSocket of a task's results with the given query. */
@@ -52,6 +61,10 @@ export class Answer extends EventTarget implements AsyncIterable<Part> {
   #state: State = "connecting";
   #parts: Part[] = [];
   #results: Result[] = [];
+  /** Errors of earlier connections, which a gateway without numbers sends again. */
+  #errors = new Set<string>();
+  /** The highest number of a result or an error so far. */
+  #lastId: number | undefined;
   #end = new AbortController();
   #settle!: (error?: GatewayError) => void;
   #open: OpenOutput;
@@ -66,7 +79,7 @@ export class Answer extends EventTarget implements AsyncIterable<Part> {
       this.#settle = (error) => (error ? reject(error) : resolve());
     });
     this.text = this.ended.then(() =>
-      this.#results.map(({ message }) => message.content).join("\n"),
+      this.#results.flatMap(({ message }) => message.content || []).join("\n"),
     );
     // Both may be ignored: an error also ends the iteration and is in `error`.
     this.ended.catch(() => {});
@@ -98,7 +111,9 @@ export class Answer extends EventTarget implements AsyncIterable<Part> {
     }
   }
 
-  /** The whole audio of one result (by default of the first that has audio), when it is complete. */
+  /**
+   * The whole audio of one result (by default of the first that has audio), when it is complete.
+   */
   async blob(index?: number): Promise<Blob> {
     for await (const part of this) {
       if (part.type !== "audio_end" || (index ?? part.index) !== part.index) continue;
@@ -149,7 +164,7 @@ export class Answer extends EventTarget implements AsyncIterable<Part> {
   }
 
   #add(part: Part): void {
-    this.#tries = 0;
+    if (part.type !== "error") this.#tries = 0;
     this.#parts.push(part);
     this.become("answering");
     this.dispatchEvent(new Event("part"));
@@ -171,11 +186,30 @@ export class Answer extends EventTarget implements AsyncIterable<Part> {
     const { query, first } = this.#resume();
     const socket = (this.#socket = this.#open(this.taskId!, query));
     socket.binaryType = "arraybuffer";
+    const known = new Set(this.#errors);
     let index = first - 1; // the result that the gateway is sending
+    let isReceiving = false; // its audio was announced and is not complete
     let chunk: ChunkMessage | undefined; // what the next binary message is
-    let problem: string | undefined;
+    let problem: Problem | undefined; // the last error, unless something came after it
+
+    const begin = (message: ResultMessage, isStream: boolean) => {
+      const { result_id: id } = message;
+      const found = this.#results.findIndex((result) => id !== undefined && result.id === id);
+      index = found >= 0 ? found : id !== undefined ? this.#results.length : index + 1;
+      isReceiving = message.audio_present;
+      this.#addResult(index, message, isStream);
+    };
+    // Audio that no text has announced: a stream, which has no text.
+    const beginStream = (message: ResultMessage) => {
+      if (isReceiving) return;
+      const result_id =
+        message.result_id ?? this.#results[index + 1]?.id ?? (this.#lastId ?? -1) + 1;
+      begin({ ...message, content: "", audio_present: true, result_id }, true);
+    };
 
     socket.onmessage = ({ data }) => {
+      if (problem) this.#add({ type: "error", ...problem });
+      problem = undefined;
       if (typeof data !== "string") {
         if (chunk) this.#addChunk(index, chunk, data);
         chunk = undefined;
@@ -183,54 +217,70 @@ export class Answer extends EventTarget implements AsyncIterable<Part> {
       }
       const message = parse(data);
       if (message.type === "audio_chunk") {
+        beginStream(message as ResultMessage);
         chunk = message as ChunkMessage;
       } else if (message.type === "audio_complete") {
+        beginStream(message as ResultMessage);
+        isReceiving = false;
         this.#completeAudio(index);
-      } else if (message.action === "STOP_ACK") {
+      } else if (message.type === "control" && message.action === "STOP_ACK") {
         this.finish("stopped");
       } else if (message.status === "success") {
-        index += 1;
-        this.#addResult(index, message as ResultMessage);
+        begin(message as ResultMessage, false);
       } else if (message.status === "progress") {
         this.#add({ type: "progress", message });
-      } else if (message.status === "error") {
+      } else if (message.status === "error" && !known.has(data)) {
         const error = String(message.error);
+        this.#noteId(message.result_id);
         // The text is there and its audio is not: a part of the answer, not its end.
-        const isAudio = this.#results[index]?.isWhole && error.startsWith("Audio ");
-        if (!isAudio && message.final !== false) problem = error;
-        if (!problem || !this.signal.aborted) this.#add({ type: "error", error, message });
+        const isAudio = !isReceiving && error.startsWith("Audio ") && this.#results[index]?.isWhole;
+        if (isReceiving) this.#completeAudio(index);
+        isReceiving = false;
+        if (isAudio || message.final === false) {
+          this.#errors.add(data);
+          this.#add({ type: "error", error, message });
+        } else {
+          problem = { error, message };
+        }
       }
     };
     socket.onclose = ({ code, reason }) => this.#handleClose(code, reason, problem);
   }
 
   /**
-   * How to ask for what is missing, and the index of the result that comes first then. A gateway that
-   * numbers its results sends nothing twice; an older one begins with the first result again.
+   * How to ask for what is missing, and the index of the result that comes first then. A gateway
+   * that numbers its results sends nothing twice; an older one begins with the first result again.
    */
   #resume(): { query: string; first: number } {
     const results = this.#results;
     const last = results[results.length - 1];
-    const id = last?.message.result_id;
-    if (last && id !== undefined) {
-      return last.isWhole
-        ? { query: `?from_result=${id + 1}`, first: results.length }
-        : { query: `?from_result=${id}&from_byte=${last.bytes}`, first: results.length - 1 };
+    if (last && !last.isWhole && last.id !== undefined) {
+      const query = `?from_result=${last.id}&from_byte=${last.bytes}`;
+      return { query, first: results.length - 1 };
+    }
+    if (this.#lastId !== undefined) {
+      return { query: `?from_result=${this.#lastId + 1}`, first: results.length };
     }
     const known = results.find(({ message }) => message.audio_present)?.nextChunk;
     return { query: known ? `?from_chunk=${known}` : "", first: 0 };
   }
 
-  #addResult(index: number, message: ResultMessage): void {
+  #noteId(id: unknown): void {
+    if (typeof id === "number") this.#lastId = Math.max(id, this.#lastId ?? 0);
+  }
+
+  #addResult(index: number, message: ResultMessage, isStream: boolean): void {
     if (this.#results[index]) return; // known from before the reconnect
+    this.#noteId(message.result_id);
     this.#results[index] = {
       message,
+      id: message.result_id,
       chunks: [],
       bytes: 0,
       nextChunk: 0,
       isWhole: !message.audio_present,
     };
-    this.#add({ type: "text", index, content: message.content, message });
+    if (!isStream) this.#add({ type: "text", index, content: message.content, message });
   }
 
   #addChunk(index: number, message: ChunkMessage, data: ArrayBuffer): void {
@@ -263,23 +313,27 @@ export class Answer extends EventTarget implements AsyncIterable<Part> {
     this.#add({ type: "audio_end", index });
   }
 
-  #handleClose(code: number, reason: string, problem?: string): void {
+  #handleClose(code: number, reason: string, problem?: Problem): void {
     const last = this.#results[this.#results.length - 1];
     const isComplete = last?.isWhole && last.message.final !== false;
-    if (problem !== undefined && !(isTransient(code) && code !== 1011)) {
-      this.finish("failed", new AnswerError(problem, code));
-    } else if (code === 1000 && reason === "stopped") {
-      this.finish("stopped");
-    } else if (code === 1000 && isComplete) {
-      this.finish("done");
-    } else if (isTransient(code) && this.#tries < TRIES_MAX) {
+    const mayRetry = isTransient(code) && !(problem && code === 1011);
+    if (mayRetry && this.#tries < TRIES_MAX) {
       this.become("reconnecting");
       this.#drop();
       // Shortened by chance, so that many clients do not return in the same moment.
       const pause = Math.min(FIRST_PAUSE_MS * 2 ** this.#tries++, PAUSE_MS_MAX);
       this.#timer = setTimeout(() => this.#connect(), pause * (0.5 + Math.random() / 2));
+      return;
+    }
+    if (problem) this.#add({ type: "error", ...problem });
+    if (problem && (code === 1000 || code === 1011)) {
+      this.finish("failed", new AnswerError(problem.error, code));
+    } else if (code === 1000 && reason === "stopped") {
+      this.finish("stopped");
+    } else if (code === 1000 && isComplete) {
+      this.finish("done");
     } else {
-      this.finish("failed", closeError(code, reason));
+      this.finish("failed", closeError(code, problem?.error ?? reason));
     }
   }
 

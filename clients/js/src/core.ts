@@ -1,5 +1,6 @@
 /**
- * A client for aivtuber-gateway without playback and recording, for programs that do these themselves.
+ * A client for aivtuber-gateway without playback and recording, for programs that do these
+ * themselves.
  *
  * @module
  */

@@ -1,4 +1,6 @@
-/** What the close codes mean, in words for people. Codes that are not listed are shown as they are. */
+/**
+ * What the close codes mean, in words for people. Codes that are not listed are shown as they are.
+ */
 const MEANINGS: Record<number, string> = {
   1001: "the other side went away",
   1002: "protocol error",
@@ -13,7 +15,9 @@ const MEANINGS: Record<number, string> = {
   4008: "the answer did not come in time",
 };
 
-/** Codes after which the connection is worth another try: something was lost, nothing was refused. */
+/**
+ * Codes after which the connection is worth another try: something was lost, nothing was refused.
+ */
 const TRANSIENT = [1001, 1006, 1011, 1012, 1013];
 
 /** Whether a connection that closed with `code` may succeed when it is opened again. */

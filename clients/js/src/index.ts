@@ -1,5 +1,6 @@
 /**
- * A client for aivtuber-gateway: ask an AI character something, hear and read the answer as it is made.
+ * A client for aivtuber-gateway: ask an AI character something, hear and read the answer as it is
+ * made.
  *
  * ```js
  * const gateway = new Gateway();
@@ -38,7 +39,9 @@ export class Answer extends CoreAnswer {
   /** The recording that it answers, where a `MediaStream` was asked. */
   recording?: Recording;
 
-  /** Plays the audio while it arrives. Call it from a click or a key: browsers want that for sound. */
+  /**
+   * Plays the audio while it arrives. Call it from a click or a key: browsers want that for sound.
+   */
   play(options?: PlayOptions): Playback {
     return (this.playback ??= new Playback(this, options));
   }
@@ -60,13 +63,15 @@ export class Answer extends CoreAnswer {
   }
 }
 
-/** A gateway whose answers can be played, and that takes a microphone's `MediaStream` as a question. */
+/**
+ * A gateway whose answers can be played, and that takes a microphone's `MediaStream` as a question.
+ */
 export class Gateway extends CoreGateway<Answer> {
   protected override Answer = Answer;
 
   /**
-   * Sends a text or a recording, and gives the answer. A `MediaStream` is recorded and sent while the
-   * user speaks, until `answer.finishRecording()` or the end of the stream.
+   * Sends a text or a recording, and gives the answer. A `MediaStream` is recorded and sent while
+   * the user speaks, until `answer.finishRecording()` or the end of the stream.
    */
   override ask(input: Input | MediaStream, options?: AskOptions): Answer {
     const isStream = typeof MediaStream !== "undefined" && input instanceof MediaStream;

@@ -25,7 +25,10 @@ export interface ChunkMessage {
   [field: string]: unknown;
 }
 
-/** One piece of an answer, in the order in which it was made. `index` counts the answer's results from 0. */
+/**
+ * One piece of an answer, in the order in which it was made. `index` counts the answer's results
+ * from 0.
+ */
 export type Part =
   | { type: "text"; index: number; content: string; message: ResultMessage }
   | {

@@ -87,8 +87,8 @@ export class PcmReader {
 }
 
 /**
- * Converts one channel to another sample rate, piece by piece and without a seam between the pieces.
- * (A browser converts each buffer by itself, which clicks where two of them meet.)
+ * Converts one channel to another sample rate, piece by piece and without a seam between the
+ * pieces. (A browser converts each buffer by itself, which clicks where two of them meet.)
  */
 export class Resampler {
   #step: number;

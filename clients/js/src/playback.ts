@@ -11,14 +11,13 @@ export interface PlayOptions {
 const FIRST_CUSHION_S = 0.06;
 /** After the first gap: more than the arrival of speech usually varies. */
 const CUSHION_S = 0.4;
-const EMPTY = new Uint8Array(0);
 
 /**
  * Plays the audio of an answer while it arrives, one result after the other.
  *
- * WAV and raw PCM go through Web Audio without gaps; MP3, WebM and MP4 through `MediaSource` where the
- * browser can; everything else is decoded when it is complete. Browsers start no sound before the
- * user's first click or key: then playing begins with that.
+ * WAV and raw PCM go through Web Audio without gaps; MP3, WebM and MP4 through `MediaSource` where
+ * the browser can; everything else is decoded when it is complete. Browsers start no sound before
+ * the user's first click or key: then playing begins with that.
  */
 export class Playback {
   /** Resolves when everything has been heard, or playing was stopped. */
@@ -74,28 +73,48 @@ export class Playback {
   async #run(): Promise<void> {
     let sound: Sound | undefined;
     let index = -1;
+    let problem: unknown;
+    // What cannot be played is skipped, and reported at the end.
+    const play = async (step: () => void | Promise<void>): Promise<void> => {
+      try {
+        await step();
+      } catch (error) {
+        problem ??= error;
+        sound = undefined;
+      }
+    };
+    const end = async (): Promise<void> => {
+      await play(() => sound?.end());
+      sound = undefined;
+    };
     try {
       for await (const part of this.#answer) {
         if (this.#stop.signal.aborted) return;
         if (part.type === "audio") {
           if (part.index !== index) {
-            sound = this.#begin(this.#answer.audioType((index = part.index)));
+            await end();
+            index = part.index;
+            await play(() => void (sound = this.#begin(this.#answer.audioType(index))));
           }
-          await sound!.push(part.bytes);
+          await play(() => sound?.push(part.bytes));
         } else if (part.type === "audio_end" && part.index === index) {
-          await sound?.end();
-          sound = undefined;
+          await end();
         }
       }
     } finally {
       // What came before a failure is heard to its end.
       if (!this.#stop.signal.aborted) await this.#until(this.#nextAt);
     }
+    if (problem) throw problem;
   }
 
   #begin(type: string): Sound {
-    if (type === "audio/wav") return this.#pcmSound(new PcmReader());
-    if (type === "" || type === "audio/pcm") return this.#pcmSound(new PcmReader(this.#pcm));
+    const [name, parameters] = type.split(";");
+    if (/wav/.test(name!)) return this.#pcmSound(new PcmReader());
+    if (!name || /pcm|octet-stream/.test(name)) {
+      const rate = Number(/rate=(\d+)/.exec(parameters ?? "")?.[1]);
+      return this.#pcmSound(new PcmReader(rate ? { ...this.#pcm, rate } : this.#pcm));
+    }
     if (typeof MediaSource !== "undefined" && MediaSource.isTypeSupported(type)) {
       return this.#mediaSound(type);
     }
@@ -138,7 +157,8 @@ export class Playback {
         this.underruns += 1;
         this.#cushion = CUSHION_S;
       }
-      // On a whole frame of the clock, as all that follows is: otherwise each seam would be audible.
+      // On a whole frame of the clock, as all that follows is: otherwise each seam would be
+      // audible.
       const { sampleRate } = this.context;
       this.#nextAt = Math.ceil((now + this.#cushion) * sampleRate) / sampleRate;
     }
@@ -153,6 +173,8 @@ export class Playback {
   #mediaSound(type: string): Sound {
     const media = new MediaSource();
     const audio = new Audio(URL.createObjectURL(media));
+    // Used where the browser cannot play the file piece by piece, such as MP4 that is not fragmented.
+    let whole: Sound | undefined = this.#wholeSound();
     this.context.createMediaElementSource(audio).connect(this.#analyser);
     const stopped = { signal: this.#stop.signal };
     this.#stop.signal.addEventListener("abort", () => audio.pause());
@@ -163,31 +185,33 @@ export class Playback {
       });
     const opened = event(media, "sourceopen").then(() => media.addSourceBuffer(type));
     let hasStarted = false;
-    const append = async (bytes: Uint8Array<ArrayBuffer>): Promise<void> => {
-      const buffer = await opened;
-      if (stopped.signal.aborted) return;
-      const done = event(buffer, "updateend error");
-      buffer.appendBuffer(bytes);
-      await done;
-      if (hasStarted) return;
+    const start = async (): Promise<void> => {
       hasStarted = true;
+      whole = undefined;
       await this.#until(this.#nextAt); // the result before it
       void audio
         .play()
         .catch(() => addEventListener("pointerdown", () => void audio.play(), stopped));
       this.startedAt ??= this.context.currentTime;
     };
-    return {
-      push: append,
-      end: async () => {
-        await append(EMPTY);
-        if (stopped.signal.aborted) return;
-        const over = event(audio, "ended error");
-        media.endOfStream();
-        await over;
-        URL.revokeObjectURL(audio.src);
-      },
+    const push = async (bytes: Uint8Array<ArrayBuffer>): Promise<void> => {
+      await whole?.push(bytes);
+      const buffer = await opened;
+      if (stopped.signal.aborted || audio.error) return;
+      const done = event(buffer, "updateend error");
+      buffer.appendBuffer(bytes);
+      await done;
+      if (!hasStarted && buffer.buffered.length > 0) await start();
     };
+    const end = async (): Promise<void> => {
+      await opened;
+      if (stopped.signal.aborted) return;
+      if (whole) return whole.end();
+      const over = event(audio, "ended error");
+      media.endOfStream();
+      await over;
+    };
+    return { push, end: () => end().finally(() => URL.revokeObjectURL(audio.src)) };
   }
 
   /** Waits until the audio clock, which stands still while sound is not allowed, shows `time`. */

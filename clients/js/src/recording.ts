@@ -4,7 +4,9 @@ const SLICE_MS = 250;
 /** What a recording is made as: the first that the browser can make. */
 const TYPES = ["audio/webm;codecs=opus", "audio/mp4", "audio/ogg;codecs=opus"];
 
-/** A recording in pieces, while it is being made. Ends with {@link Recording.finish} or the stream. */
+/**
+ * A recording in pieces, while it is being made. Ends with {@link Recording.finish} or the stream.
+ */
 export class Recording implements AsyncIterable<Blob> {
   /** The container and codec of the recording. */
   readonly type: string;

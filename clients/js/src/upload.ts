@@ -1,7 +1,9 @@
 import { AnswerError, closeError, type GatewayError } from "./errors.js";
 import { parse } from "./messages.js";
 
-/** Something a user says: a text, a recording, or a recording that is still being made, in pieces. */
+/**
+ * Something a user says: a text, a recording, or a recording that is still being made, in pieces.
+ */
 export type Input = string | Blob | BufferSource | AsyncIterable<Blob | BufferSource>;
 
 /** What an {@link Upload} works with. */
@@ -15,14 +17,18 @@ export interface UploadContext {
 }
 
 /**
- * Brings what the user says to the back end. Resolves when the back end has accepted it, rejects when
- * it did not. Replace it (`new Gateway({ upload })`) for a back end that speaks another input protocol.
+ * Brings what the user says to the back end. Resolves when the back end has accepted it, rejects
+ * when it did not. Replace it (`new Gateway({ upload })`) for a back end that speaks another input
+ * protocol.
  */
 export type Upload = (input: Input, context: UploadContext) => Promise<void>;
 
 const TEXT_PIECE_CHARS = 4000;
 const AUDIO_PIECE_BYTES = 32 * 1024;
-/** Above this many unsent bytes the upload waits, so that a long recording does not pile up in memory. */
+/**
+ * Above this many unsent bytes the upload waits, so that a long recording does not pile up in
+ * memory.
+ */
 const UNSENT_BYTES_MAX = 1 << 20;
 const UNSENT_POLL_MS = 20;
 

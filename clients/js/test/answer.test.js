@@ -114,6 +114,74 @@ for (const isNumbered of [true, false]) {
   });
 }
 
+test("audio without a text is a result of its own, also when it is resumed", async () => {
+  const audio = [randomBytes(9_500), Buffer.alloc(0), randomBytes(3_000), randomBytes(12_500)];
+  const results = [
+    { audio: audio[0] },
+    { audio: audio[1] },
+    { content: "Said", audio: audio[2], final: false },
+    { audio: audio[3] },
+  ];
+  let sent = 0;
+  const cut = () => ++sent % 9 === 0 && sent < 80;
+  await withGateway({ results, isNumbered: true, cut }, async (gateway, seen) => {
+    const answer = gateway.ask("Hi");
+    const parts = await collect(answer);
+    audio.forEach((bytes, index) => assert.deepEqual(bytesOf(parts, index), bytes, `${index}`));
+    assert.equal(parts.filter(({ type }) => type === "audio_end").length, 4);
+    assert.equal(await answer.text, "Said");
+    assert.ok(seen.outputs > 3, "connections were cut");
+    assert.match(seen.queries.join(" "), /from_result=3&from_byte=\d+/);
+  });
+});
+
+for (const isNumbered of [true, false]) {
+  const kind = isNumbered ? "that numbers its results" : "without numbers";
+  test(`an error that is not final comes once, however often, with a gateway ${kind}`, async () => {
+    const results = [
+      { content: "One", final: false },
+      { error: "one sentence failed", final: false },
+      { content: "Two", audio: randomBytes(5_000) },
+    ];
+    let sent = 0;
+    const cut = () => ++sent % 6 === 0 && sent < 40;
+    await withGateway({ results, isNumbered, cut }, async (gateway, seen) => {
+      const parts = await collect(gateway.ask("Hi"));
+      assert.equal(parts.filter(({ type }) => type === "error").length, 1);
+      assert.deepEqual(bytesOf(parts, 1), results[2].audio);
+      assert.ok(seen.outputs > 1, "connections were cut");
+    });
+  });
+}
+
+test("audio that breaks off is an error, and what follows it still comes", () =>
+  withGateway(
+    {
+      results: [
+        { content: "One", audio: randomBytes(2_500), fault: "Audio stalled" },
+        { content: "Two" },
+      ],
+    },
+    async (gateway) => {
+      const answer = gateway.ask("Hi");
+      assert.deepEqual(
+        (await collect(answer)).map(({ type }) => type),
+        ["text", "audio", "audio", "audio", "audio_end", "error", "text"],
+      );
+      assert.equal(await answer.text, "One\nTwo");
+    },
+  ));
+
+test("an error that the next attempt mends is not shown", () =>
+  withGateway(
+    { results: [{ error: "Redis connection not available", close: [1013, 1013, 1008] }] },
+    async (gateway, seen) => {
+      const answer = gateway.ask("Hi");
+      await assert.rejects(collect(answer), { code: 1008 });
+      assert.equal(seen.outputs, 3);
+    },
+  ));
+
 test("a worker's failure rejects with its words", () =>
   withGateway({ results: [{ error: "the model is gone" }] }, async (gateway) => {
     const answer = gateway.ask("Hi");

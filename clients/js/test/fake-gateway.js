@@ -2,7 +2,8 @@
 import { WebSocketServer } from "ws";
 
 /**
- * Starts a server. `results`: what every task gets, `{ content, audio?: Buffer, final?, error? }`.
+ * Starts a server. `results`: what every task gets, `{ content, audio?: Buffer, final?, error? }`;
+ * without `content`, audio alone, as from a worker that streams it. `fault`: comes after its audio.
  * `isNumbered`: results have numbers and streams can be resumed at a byte, as newer gateways do it.
  * `cut(sent)`: called before each message of an output; true cuts the TCP connection there.
  */
@@ -68,19 +69,15 @@ function output(socket, url, { results, isNumbered, cut, chunkSize, seen }) {
   };
   const from = isNumbered ? number("from_result") : 0;
   let firstAudio = true;
-  results.slice(from).forEach(({ content, audio, final, error, close }, position) => {
+  results.slice(from).forEach(({ content, audio, final, error, fault }, position) => {
     const id = from + position;
-    if (error) {
-      return send({ status: "error", error, task_id: TASK, ...(final === false && { final }) });
+    const more = { ...(isNumbered && { result_id: id }), ...(final === false && { final }) };
+    const fail = (error) => send({ status: "error", error, task_id: TASK, ...more });
+    if (error) return fail(error);
+    if (content !== undefined) {
+      const audio_present = audio !== undefined;
+      send({ status: "success", task_id: TASK, content, audio_present, ...more });
     }
-    send({
-      status: "success",
-      task_id: TASK,
-      content,
-      audio_present: audio !== undefined,
-      ...(isNumbered && { result_id: id }),
-      ...(final === false && { final }),
-    });
     if (!audio) return;
     const total = Math.ceil(audio.length / chunkSize);
     const fromByte = isNumbered && position === 0 ? number("from_byte") : 0;
@@ -98,7 +95,10 @@ function output(socket, url, { results, isNumbered, cut, chunkSize, seen }) {
       });
       send(audio.subarray(start, (chunk + 1) * chunkSize));
     }
+    if (fault) return fail(fault);
+    if (content === undefined) send({ type: "control", action: "END", task_id: TASK });
     send({ type: "audio_complete", task_id: TASK });
   });
-  if (!isCut) socket.close(results.at(-1)?.close ?? 1000, "done");
+  const close = results.at(-1)?.close;
+  if (!isCut) socket.close((Array.isArray(close) ? close.shift() : close) ?? 1000, "done");
 }

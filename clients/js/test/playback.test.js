@@ -26,14 +26,16 @@ before(async () => {
   const sockets = new WebSocketServer({ server });
   sockets.on("connection", (socket, request) => {
     if (request.url.startsWith("/ws/output")) return serve(socket);
-    heard = { announcements: [], bytes: 0 };
+    heard = { announcements: [], pieces: [] };
+    const { promise, resolve } = withResolvers();
+    heard.complete = promise;
     socket.send(JSON.stringify({ action: "task_id_assigned", task_id: TASK }));
     socket.on("message", (data, isBinary) => {
-      if (isBinary) heard.bytes += data.length;
+      if (isBinary) heard.pieces.push(data);
       else if (JSON.parse(data).action === "data_chunk") heard.announcements.push(JSON.parse(data));
       else {
         socket.send(JSON.stringify({ action: "upload_processed", task_id: TASK }));
-        heard.complete?.();
+        resolve();
       }
     });
   });
@@ -62,6 +64,12 @@ after(async () => {
   server?.closeAllConnections();
   server?.close();
 });
+
+function withResolvers() {
+  let resolve;
+  const promise = new Promise((done) => (resolve = done));
+  return { promise, resolve };
+}
 
 const json = (socket, message) => socket.send(JSON.stringify(message));
 
@@ -97,7 +105,9 @@ function tone(seconds, ms) {
   return pieces;
 }
 
-/** Opens a page, clicks so that sound is allowed, and runs `script` in it with the library loaded. */
+/**
+ * Opens a page, clicks so that sound is allowed, and runs `script` in it with the library loaded.
+ */
 async function inPage(script) {
   const page = await browser.newPage({ permissions: ["microphone"] });
   try {
@@ -183,12 +193,89 @@ test("stop is silent at once", async () => {
   assert.match(state, /stopped|done/);
 });
 
-test("a microphone is recorded and sent while it speaks", async () => {
-  serve = (socket) => {
-    heard.complete = () => {
-      json(socket, { status: "success", task_id: TASK, content: "heard", audio_present: false });
+test("a compressed recording plays while it arrives, and again where pieces of it are no use", async () => {
+  // `parts`: in how many pieces the page's own recording comes back to it. Unknown to `MediaSource`
+  // is what has no type of its own that it supports.
+  for (const [audio_type, parts] of [
+    ["audio/webm;codecs=opus", 20],
+    ["video/unknown", 20],
+    ["audio/mpeg", 20], // a wrong type: the pieces cannot be read, the whole can
+  ]) {
+    serve = async (socket) => {
+      await heard.complete;
+      const audio = Buffer.concat(heard.pieces);
+      json(socket, {
+        status: "success",
+        task_id: TASK,
+        content: "",
+        audio_present: true,
+        audio_type,
+      });
+      const size = Math.ceil(audio.length / parts);
+      for (let n = 0; n < parts; n++) {
+        json(socket, { type: "audio_chunk", task_id: TASK, chunk_id: n, total_chunks: null });
+        socket.send(audio.subarray(n * size, (n + 1) * size));
+      }
+      json(socket, { type: "audio_complete", task_id: TASK });
       socket.close(1000);
     };
+    const { loudest, startedAt } = await inPage(`
+      const context = new AudioContext();
+      const tone = context.createOscillator();
+      const stream = context.createMediaStreamDestination();
+      tone.connect(stream);
+      tone.start();
+      const recorder = new MediaRecorder(stream.stream);
+      const recorded = new Promise((resolve) => (recorder.ondataavailable = resolve));
+      recorder.start();
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+      recorder.stop();
+      const answer = new Gateway().ask((await recorded).data);
+      const playback = answer.play();
+      let loudest = 0;
+      const watch = setInterval(() => (loudest = Math.max(loudest, answer.level)), 20);
+      await playback.ended;
+      clearInterval(watch);
+      return { loudest, startedAt: playback.startedAt };
+    `);
+    assert.ok(startedAt > 0, audio_type);
+    assert.ok(loudest > 0.3, `level ${loudest} with ${audio_type}`);
+  }
+});
+
+test("audio that cannot be played is skipped and reported", async () => {
+  serve = (socket) => {
+    for (const [audio_type, audio, final] of [
+      ["audio/flac", Buffer.from("this is no flac"), false],
+      ["audio/wav", Buffer.concat(tone(0.3, 300)), true],
+    ]) {
+      json(socket, {
+        status: "success",
+        task_id: TASK,
+        content: "",
+        audio_present: true,
+        audio_type,
+        final,
+      });
+      json(socket, { type: "audio_chunk", task_id: TASK, chunk_id: 0, total_chunks: 1 });
+      socket.send(audio);
+      json(socket, { type: "audio_complete", task_id: TASK });
+    }
+    socket.close(1000);
+  };
+  const { starts, problem } = await inPage(`
+    const problem = await new Gateway().ask("sing").play().ended.catch(({ name }) => name);
+    return { starts, problem };
+  `);
+  assert.equal(starts.length, 1);
+  assert.equal(problem, "EncodingError");
+});
+
+test("a microphone is recorded and sent while it speaks", async () => {
+  serve = async (socket) => {
+    await heard.complete;
+    json(socket, { status: "success", task_id: TASK, content: "heard", audio_present: false });
+    socket.close(1000);
   };
   const text = await inPage(`
     const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
@@ -199,7 +286,7 @@ test("a microphone is recorded and sent while it speaks", async () => {
     return answer.text;
   `);
   assert.equal(text, "heard");
-  assert.ok(heard.bytes > 1000, `${heard.bytes} bytes`);
+  assert.ok(Buffer.concat(heard.pieces).length > 1000);
   assert.ok(heard.announcements.length >= 2, "in pieces, while it was made");
   assert.ok(heard.announcements.every(({ type }) => type === "audio"));
 });

@@ -159,6 +159,22 @@ impl Response {
         self
     }
 
+    /// 304 without content in place of a 200 whose `ETag` is listed in `if_none_match` (RFC 9110
+    /// §13.1.2).
+    pub fn unless_known(mut self, if_none_match: Option<&[u8]>) -> Response {
+        let Some(known) = if_none_match else { return self };
+        let Some((_, etag)) = self.headers.iter().find(|(name, _)| *name == "ETag") else {
+            return self;
+        };
+        let mut tags = known.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+        let is_known = tags
+            .any(|tag| tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag.as_bytes());
+        if self.status == 200 && is_known {
+            (self.status, self.content) = (304, Content::Bytes(Vec::new()));
+        }
+        self
+    }
+
     /// The whole response in one piece, in the form that its request asked for.
     pub fn into_bytes(self, form: Form) -> Vec<u8> {
         let Wire { mut first, rest } = self.into_wire(form);
@@ -286,6 +302,26 @@ mod tests {
                 assert_eq!(wire(&response, form), format!("{head}{end}"), "{form:?}");
             }
         }
+    }
+
+    #[test]
+    fn response_that_the_client_has_is_not_sent_again() {
+        let response = || Response::text(200, "x").with("ETag", "\"a\"");
+        for (known, status) in [
+            ("\"a\"", 304),
+            ("W/\"a\"", 304),
+            ("\"b\", \"a\"", 304),
+            ("*", 304),
+            ("\"b\"", 200),
+            ("a", 200),
+            ("", 200),
+        ] {
+            assert_eq!(response().unless_known(Some(known.as_bytes())).status, status, "{known}");
+        }
+        assert_eq!(response().unless_known(None).status, 200);
+        assert_eq!(Response::text(200, "x").unless_known(Some(b"*")).status, 200, "it has no tag");
+        let error = Response { status: 404, ..response() };
+        assert_eq!(error.unless_known(Some(b"*")).status, 404);
     }
 
     #[test]

@@ -19,14 +19,8 @@ pub const PAGE_CONNECTIONS_MAX: usize = 100;
 
 const STYLE: &str = include_str!("../../../assets/page.css");
 
-/// The client that `docs/protocol.md` shows.
-const CLIENT: &str = include_str!("../../../assets/client.js");
-
-/// The form that uses it.
+/// The form. It imports the library from `/client.js`.
 const FORM: &str = include_str!("../../../assets/page.js");
-
-/// What `page.js` imports. The page has both modules in one script, so this line is left out there.
-const IMPORT: &str = "import { ask } from \"./client.js\";\n";
 
 /// The parts of the page that never change.
 static FIXED: LazyLock<Fixed> = LazyLock::new(Fixed::new);
@@ -40,24 +34,23 @@ struct Fixed {
 }
 
 impl Fixed {
-    /// The page loads nothing, and the policy holds a browser to that whatever a value on the page
-    /// may smuggle in: the one style sheet and the one script are known by their hashes. With the
-    /// form, the page may also open WebSockets to this gateway and play the audio that came over
-    /// them.
+    /// The page loads nothing but the library, and the policy holds a browser to that whatever a
+    /// value on the page contains: the one style sheet and the one script are known by their hashes.
+    /// With the form, the page may also load `/client.js`, open WebSockets to this gateway, and play
+    /// the audio that came over them.
     fn new() -> Fixed {
-        let script = format!("{CLIENT}\n{}", FORM.replacen(IMPORT, "", 1));
         let policy = format!(
             "default-src 'none'; style-src {}; img-src data:; base-uri 'none'; form-action 'none'; \
              frame-ancestors 'none'",
             hash_source(STYLE)
         );
         let policy_with_form = format!(
-            "{policy}; script-src {}; connect-src 'self'; media-src blob:",
-            hash_source(&script)
+            "{policy}; script-src {} 'self'; connect-src 'self'; media-src blob:",
+            hash_source(FORM)
         );
         Fixed {
             style: format!("<style>{STYLE}</style>"),
-            script: format!("<script type=\"module\">{script}</script>\n"),
+            script: format!("<script type=\"module\">{FORM}</script>\n"),
             policy,
             policy_with_form,
         }
@@ -402,8 +395,7 @@ mod tests {
 
     #[test]
     fn assets_can_be_written_into_the_page() {
-        assert!(FORM.contains(IMPORT), "page.js does not import the client with the known line");
-        for (name, text) in [("page.css", STYLE), ("client.js", CLIENT), ("page.js", FORM)] {
+        for (name, text) in [("page.css", STYLE), ("page.js", FORM)] {
             assert!(!text.contains("</") && !text.contains("<!--"), "{name} would end its element");
         }
     }
