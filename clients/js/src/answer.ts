@@ -131,9 +131,7 @@ export class Answer extends EventTarget implements AsyncIterable<Part> {
 
   /** Stops the answer: the back end is asked to stop, and nothing more arrives. */
   stop(): void {
-    if (this.#socket?.readyState === 1 /* OPEN */) {
-      this.#socket.send('{"type":"control","action":"STOP"}');
-    }
+    if (this.taskId !== undefined && !this.signal.aborted) this.#sendStop();
     this.finish("stopped");
   }
 
@@ -161,6 +159,18 @@ export class Answer extends EventTarget implements AsyncIterable<Part> {
     this.#drop();
     this.dispatchEvent(new Event("end"));
     this.#settle(error);
+  }
+
+  /** Asks the gateway to stop the task. */
+  #sendStop(): void {
+    const stop = '{"type":"control","action":"STOP"}';
+    if (this.#socket?.readyState === 1 /* OPEN */) return this.#socket.send(stop);
+    // It is not open yet, or it is lost.
+    const socket = this.#open(this.taskId!, "");
+    socket.onopen = () => {
+      socket.send(stop);
+      socket.close();
+    };
   }
 
   #add(part: Part): void {

@@ -4,15 +4,15 @@
 const MEANINGS: Record<number, string> = {
   1001: "the other side went away",
   1002: "protocol error",
-  1006: "the connection was lost",
+  1006: "no gateway there, or the connection was lost",
   1007: "a text was not valid UTF-8",
-  1008: "this page's origin is not allowed",
+  1008: "the address of this page is not in allowed_origins",
   1009: "the message is too big",
-  1011: "the service behind the gateway failed",
-  1012: "the gateway is restarting",
-  1013: "the service is overloaded, try again later",
+  1011: "the service behind the gateway is not available",
+  1012: "the gateway is restarting: try again in a moment",
+  1013: "overloaded, or Redis is not available: try again later",
   4004: "the task id is not valid",
-  4008: "the answer did not come in time",
+  4008: "the service behind the gateway did not answer in time",
 };
 
 /**

@@ -63,6 +63,11 @@ export class Playback {
     return Math.min(1, 3 * Math.sqrt(power / this.#samples.length));
   }
 
+  /** Whether everything has been heard, or playing was stopped. */
+  get isOver(): boolean {
+    return this.#stop.signal.aborted;
+  }
+
   /** Silence, at once and for good. */
   stop(): void {
     if (this.#stop.signal.aborted) return;

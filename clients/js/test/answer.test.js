@@ -174,7 +174,7 @@ test("audio that breaks off is an error, and what follows it still comes", () =>
 
 test("an error that the next attempt mends is not shown", () =>
   withGateway(
-    { results: [{ error: "Redis connection not available", close: [1013, 1013, 1008] }] },
+    { results: [{ error: "Redis connection not available", closes: [1013, 1013, 1008] }] },
     async (gateway, seen) => {
       const answer = gateway.ask("Hi");
       await assert.rejects(collect(answer), { code: 1008 });
@@ -225,24 +225,59 @@ for (const [close, Class] of [
   [4004, RefusedError],
 ]) {
   test(`close code ${close} is final`, () =>
-    withGateway({ results: [{ content: "x", final: false, close }] }, async (gateway, seen) => {
-      await assert.rejects(
-        gateway.ask("Hi").ended,
-        (error) => error instanceof Class && error.code === close,
-      );
-      assert.equal(seen.outputs, 1);
-    }));
+    withGateway(
+      { results: [{ content: "x", final: false, closes: [close] }] },
+      async (gateway, seen) => {
+        await assert.rejects(
+          gateway.ask("Hi").ended,
+          (error) => error instanceof Class && error.code === close,
+        );
+        assert.equal(seen.outputs, 1);
+      },
+    ));
 }
 
-test("stop asks the back end to stop, once, and ends the answer", () =>
-  withGateway({ results: [{ content: "x", final: false, close: 1012 }] }, async (gateway, seen) => {
-    const controller = new AbortController();
-    const answer = gateway.ask("Hi", { signal: controller.signal });
-    for await (const part of answer) if (part.type === "text") controller.abort();
-    await answer.ended;
-    assert.equal(answer.state, "stopped");
-    assert.ok(seen.clientMessages.length <= 1);
-  }));
+const STOP = '{"type":"control","action":"STOP"}';
+
+test("stop ends the answer and asks the gateway to stop the task, once", () =>
+  withGateway(
+    { results: [{ content: "x", final: false, closes: ["never"] }] },
+    async (gateway, seen) => {
+      const controller = new AbortController();
+      const answer = gateway.ask("Hi", { signal: controller.signal });
+      for await (const part of answer) if (part.type === "text") controller.abort();
+      await answer.ended;
+      assert.equal(answer.state, "stopped");
+      answer.stop();
+      await seen.left;
+      assert.deepEqual(seen.clientMessages, [STOP]);
+      assert.equal(seen.outputs, 1);
+    },
+  ));
+
+test("stop reaches the gateway also while the connection is lost", () =>
+  withGateway(
+    { results: [{ content: "x", final: false, closes: [1012] }] },
+    async (gateway, seen) => {
+      const answer = gateway.ask("Hi");
+      await new Promise((resolve) => {
+        answer.addEventListener("state", () => answer.state === "reconnecting" && resolve());
+      });
+      answer.stop();
+      while (seen.clientMessages.length === 0) await new Promise(setImmediate);
+      assert.deepEqual(seen.clientMessages, [STOP]);
+    },
+  ));
+
+test("a task that the gateway stopped is stopped", () =>
+  withGateway(
+    { results: [{ content: "x", final: false, closes: ["stopped"] }] },
+    async (gateway) => {
+      const answer = gateway.ask("Hi");
+      await answer.ended;
+      assert.equal(answer.state, "stopped");
+    },
+  ));
 
 test("a gateway that is not there fails the answer", async () => {
   const fake = await fakeGateway();

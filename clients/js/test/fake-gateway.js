@@ -3,7 +3,9 @@ import { WebSocketServer } from "ws";
 
 /**
  * Starts a server. `results`: what every task gets, `{ content, audio?: Buffer, final?, error? }`;
- * without `content`, audio alone, as from a worker that streams it. `fault`: comes after its audio.
+ * without `content`, audio alone, as from a worker that streams it. `fault`: an error in place of the
+ * end of its audio. The last result's `closes`: the code of each connection in turn, or "never", or
+ * "stopped"; by default 1000.
  * `isNumbered`: results have numbers and streams can be resumed at a byte, as newer gateways do it.
  * `cut(sent)`: called before each message of an output; true cuts the TCP connection there.
  */
@@ -59,6 +61,7 @@ function output(socket, url, { results, isNumbered, cut, chunkSize, seen }) {
   seen.outputs += 1;
   seen.queries.push(url.search);
   socket.on("message", (data) => seen.clientMessages.push(String(data)));
+  seen.left = new Promise((resolve) => socket.on("close", resolve));
   const number = (name) => Number(url.searchParams.get(name) ?? 0);
   let isCut = false;
   const send = (message) => {
@@ -99,6 +102,8 @@ function output(socket, url, { results, isNumbered, cut, chunkSize, seen }) {
     if (content === undefined) send({ type: "control", action: "END", task_id: TASK });
     send({ type: "audio_complete", task_id: TASK });
   });
-  const close = results.at(-1)?.close;
-  if (!isCut) socket.close((Array.isArray(close) ? close.shift() : close) ?? 1000, "done");
+  const close = results.at(-1)?.closes?.shift() ?? 1000;
+  if (isCut || close === "never") return;
+  if (close === "stopped") send({ type: "control", action: "STOP_ACK", task_id: TASK });
+  else socket.close(close, "done");
 }
