@@ -12,49 +12,50 @@ const STATES = {
 };
 
 const byId = (name) => document.getElementById("talk-" + name);
-const [form, text, send, cancel, state, answers] = [
-  "form",
-  "text",
-  "send",
-  "stop",
-  "state",
-  "answers",
-].map(byId);
-// By the address of the library, so that it also works behind a server that shows the gateway
-// under a path of its own.
+const form = byId("form");
+const text = byId("text");
+const send = byId("send");
+const cancel = byId("stop");
+const state = byId("state");
+const answers = byId("answers");
+// By the address of the library, so that it also works behind a server that adds a path prefix.
 const gateway = new Gateway();
-let current = null; // the answer that is under way
-let latest = null; // it may still be heard when it is complete
+let current = null; // the newest answer; it may still be heard when it is complete
+let isAnswering = false;
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  if (!current && text.value.trim()) talk(text.value);
+  if (!isAnswering && text.value.trim()) ask(text.value);
 });
 text.addEventListener("keydown", (event) => {
-  // Enter also ends the choice of a word in an input method, which must not send.
+  // Enter also confirms a word in an input method editor; that must not send.
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
   form.requestSubmit();
 });
-cancel.addEventListener("click", () => current?.stop());
+cancel.addEventListener("click", () => {
+  if (!isAnswering) show("warn", "Stopped.");
+  current.stop();
+});
 form.hidden = false;
 
-async function talk(words) {
-  latest?.playback.stop(); // one voice at a time
-  const answer = (current = latest = gateway.ask(words));
+async function ask(words) {
+  current?.stop(); // one voice at a time
+  const answer = gateway.ask(words);
+  const playback = answer.play();
   const began = performance.now();
-  const seconds = () => ((performance.now() - began) / 1000).toFixed(1);
   const article = add(null, "article");
   add(article, "p", "you", words);
   const parts = [];
   let firstWords = "";
-  let problem = null;
+  let problem = "";
 
-  answer.play();
-  answer.addEventListener(
-    "state",
-    () => STATES[answer.state] && show("busy", STATES[answer.state]),
-  );
+  current = answer;
+  isAnswering = true;
+  answer.addEventListener("state", () => {
+    if (STATES[answer.state]) show("busy", STATES[answer.state]);
+  });
+  playback.ended.catch(() => {}).finally(() => answer === current && endOfSound());
   show("busy", STATES.connecting);
   state.ariaBusy = "true";
   text.select();
@@ -64,7 +65,7 @@ async function talk(words) {
   try {
     for await (const part of answer) {
       if (part.type === "text") {
-        firstWords ||= `First words after ${seconds()} s.`;
+        firstWords ||= `First words after ${((performance.now() - began) / 1000).toFixed(1)} s.`;
         parts[part.index] = addResult(article, part.message);
         if (!article.isConnected) place(article);
       } else if (part.type === "audio_end") {
@@ -82,12 +83,18 @@ async function talk(words) {
 }
 
 function finish(mood, sentence) {
-  current = null;
-  if (document.activeElement === cancel) text.focus();
+  isAnswering = false;
   send.disabled = false;
-  cancel.hidden = true;
   state.ariaBusy = "false";
   show(mood, sentence);
+  if (current.signal.aborted && current.playback.isOver) endOfSound();
+}
+
+/** There is nothing left to stop. */
+function endOfSound() {
+  if (isAnswering) return;
+  if (document.activeElement === cancel) text.focus();
+  cancel.hidden = true;
 }
 
 function show(mood, sentence) {
@@ -95,7 +102,7 @@ function show(mood, sentence) {
   state.textContent = sentence;
 }
 
-/** Puts the newest answer first, and removes the oldest. */
+/** Puts the newest answer first, and removes the oldest ones. */
 function place(article) {
   answers.prepend(article);
   while (answers.children.length > ANSWERS_MAX) {
@@ -112,7 +119,7 @@ function addResult(article, { status, content, task_id, audio_present, final, ..
   link.href = "status/" + encodeURIComponent(task_id);
   if (Object.keys(others).length > 0) {
     const more = add(part, "details");
-    add(more, "summary", "", "Further fields of the worker");
+    add(more, "summary", "", "Further fields");
     add(more, "pre", "", JSON.stringify(others, null, 2));
   }
   return part;
@@ -123,28 +130,31 @@ async function addPlayer(part, blob) {
   const about = part.querySelector(".about");
   const audio = document.createElement("audio");
   audio.controls = true;
-  audio.setAttribute("aria-label", "The answer's audio");
+  audio.setAttribute("aria-label", "Audio of the answer");
   audio.src = URL.createObjectURL(blob);
+  audio.addEventListener("play", () => {
+    current.playback.stop();
+    answers.querySelectorAll("audio").forEach((other) => other !== audio && other.pause());
+  });
   about.before(audio);
-  let words = "audio of an unknown format";
+  let words = "a sound format that this browser does not know";
   try {
     const context = new OfflineAudioContext(1, 1, 44100);
     const { duration } = await context.decodeAudioData(await blob.arrayBuffer());
-    words = `${duration.toFixed(1)} s of audio`;
+    words = `${duration.toFixed(1)} s of sound`;
   } catch {
-    // The browser cannot decode it; downloading it is still possible.
+    // It can still be downloaded.
   }
   about.prepend(`${words} · ${size(blob.size)} · `);
 }
 
 function size(bytes) {
   if (bytes < 1024) return `${bytes} B`;
-  return bytes < 1048576
-    ? `${(bytes / 1024).toFixed(1)} KiB`
-    : `${(bytes / 1048576).toFixed(1)} MiB`;
+  if (bytes < 1048576) return `${(bytes / 1024).toFixed(1)} KiB`;
+  return `${(bytes / 1048576).toFixed(1)} MiB`;
 }
 
-/** Adds an element. What comes from outside is only ever text. */
+/** Adds an element. Values from outside are only ever added as text. */
 function add(parent, name, className = "", words = "") {
   const element = document.createElement(name);
   if (className) element.className = className;

@@ -233,15 +233,6 @@ fn every_close_code_is_in_the_protocol_with_its_phrase() {
     }
 }
 
-#[test]
-fn the_client_in_the_protocol_is_the_one_of_the_status_page() {
-    let shown = format!("```js\n{}```\n", read("assets/client.js"));
-    assert!(
-        read("docs/protocol.md").contains(&shown),
-        "docs/protocol.md shows another client than assets/client.js"
-    );
-}
-
 /// The names of all metrics, without their common beginning.
 fn metric_names() -> Vec<String> {
     let stats = Stats::new();

@@ -160,7 +160,7 @@ pub fn welcome(gateway: SocketAddr) -> String {
          \x20 try    python3 -m websockets ws://{at}{PATH}\n\
          \x20        (pip install websockets) prints the id of your task\n\
          \n\
-         docs/protocol.md has a client to copy and paste. Ctrl-C ends the demo.\n\n"
+         docs/frontend.md shows how to build a talking page. Ctrl-C ends the demo.\n\n"
     )
 }
 

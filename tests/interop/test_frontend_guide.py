@@ -3,8 +3,6 @@
 Only ports and the place of this repository differ from the guide.
 """
 
-import json
-import re
 import shutil
 import subprocess
 import sys
@@ -82,6 +80,7 @@ def test_page_without_tools_shows_and_speaks_the_answer(demo, browser, serve, tm
     assert "Hello!" in answer["text"]
 
 
+@pytest.mark.timeout(480)  # it installs packages
 def test_vite_react_typescript_project_builds_and_speaks(demo, browser, serve, tmp_path):
     def run(first_line, cwd, **replaced):
         command = snippet("sh", first_line, GUIDE, **replaced)
@@ -115,18 +114,3 @@ def test_hooks_are_as_short_as_promised():
     for name in ("useAnswer.react.ts", "useAnswer.vue.ts"):
         lines = (ROOT / "examples/frontend" / name).read_text().splitlines()
         assert len(lines) < 40, f"{name} has {len(lines)} lines"
-
-
-def test_committed_library_is_built_from_its_sources(tmp_path):
-    library = tmp_path / "library"
-    ignored = shutil.ignore_patterns("node_modules", "dist")
-    shutil.copytree(ROOT / "clients", library / "clients", ignore=ignored)
-    shutil.copytree(ROOT / "assets", library / "assets")
-    command = "npm ci --ignore-scripts --no-audit --no-fund && node build.js && npm test"
-    done = subprocess.run(
-        ["bash", "-ec", command], cwd=library / "clients/js", capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (library / "assets/client.js").read_text() == (ROOT / "assets/client.js").read_text()
-    passed = re.search(r"^# pass (\d+)$", done.stdout, re.MULTILINE)
-    print(json.dumps({"library tests": int(passed.group(1))}))

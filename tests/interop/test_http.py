@@ -2,12 +2,16 @@
 
 import pytest
 
+from gatewaylab import ROOT
 from gatewaylab.gateway import route
 from gatewaylab.wire import plain_request
 
 QUICK = {"server": {"header_timeout": "400ms", "keep_alive": "400ms"}}
 
-ENDPOINTS = ["/", "/health", "/ready", "/connections", "/metrics", "/status/7d2b1a52-93a2-4c44-9a94-6a2a4a6cf111"]
+ENDPOINTS = [
+    *("/", "/health", "/ready", "/connections", "/metrics", "/client.js"),
+    "/status/7d2b1a52-93a2-4c44-9a94-6a2a4a6cf111",
+]
 
 BACKEND = "ws://127.0.0.1:9/ws/input"
 
@@ -255,3 +259,26 @@ def test_client_that_stops_sending_still_gets_its_answer(lab, gateway):
 def test_query_does_not_change_an_endpoint(gateway):
     """3: `/health?probe=1` is `/health`."""
     assert gateway.get("/health?probe=1").status == 200
+
+
+@pytest.mark.parametrize("origins", [[], ["https://app.example"]])
+def test_client_library_is_a_module_for_every_page(lab, origins):
+    """2: `GET /client.js` - an ES module, with `ETag`, and always `Access-Control-Allow-Origin: *`."""
+    gateway = lab.gateway({"server": {"allowed_origins": origins}, "route": [route(backend=BACKEND)]})
+    reply = gateway.get("/client.js", headers=[("Origin", "https://other.example")])
+    assert reply.status == 200
+    assert reply.head.all("Content-Type") == ["text/javascript; charset=utf-8"]
+    assert reply.head.all("Access-Control-Allow-Origin") == ["*"]
+    assert reply.body == (ROOT / "assets/client.js").read_bytes()
+
+
+def test_client_library_is_not_sent_to_a_browser_that_has_it(lab, gateway):
+    """2: its `ETag` in `If-None-Match` gives 304, and the connection goes on."""
+    client = lab.client(gateway)
+    first = client.get("/client.js")
+    [etag] = first.head.all("ETag")
+    assert first.head.all("Cache-Control") == ["no-cache"]
+    again = client.get("/client.js", headers=[("If-None-Match", etag)])
+    assert (again.status, again.body) == (304, b"")
+    assert again.head.all("ETag") == [etag]
+    assert client.get("/client.js", headers=[("If-None-Match", '"other"')]).status == 200
