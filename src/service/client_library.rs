@@ -1,6 +1,7 @@
 //! The front-end library that `/client.js` serves.
 //!
-//! `assets/client.js` is built from `clients/js` and committed, so that the gateway needs nothing but Rust to build.
+//! `assets/client.js` is built from `clients/js` and committed, so that the gateway needs nothing
+//! but Rust to build.
 
 use std::sync::LazyLock;
 

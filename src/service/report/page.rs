@@ -35,9 +35,9 @@ struct Fixed {
 
 impl Fixed {
     /// The page loads nothing but the library, and the policy holds a browser to that whatever a
-    /// value on the page contains: the one style sheet and the one script are known by their hashes.
-    /// With the form, the page may also load `/client.js`, open WebSockets to this gateway, and play
-    /// the audio that came over them.
+    /// value on the page contains: the one style sheet and the one script are known by their
+    /// hashes. With the form, the page may also load `/client.js`, open WebSockets to this gateway,
+    /// and play the audio that came over them.
     fn new() -> Fixed {
         let policy = format!(
             "default-src 'none'; style-src {}; img-src data:; base-uri 'none'; form-action 'none'; \
