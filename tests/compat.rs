@@ -26,6 +26,7 @@
 //! client: gathers | sends | sends fin   keeps what it sends, then sends it at once
 //! backend: accept                       the 101 to the request that arrived
 //! wait 5s   drain   reload max_message=5   stats
+//! closed                                why WebSockets have ended so far
 //! stop   run                            the gateway's process stands still, and goes on
 //! ```
 //! A client connects with the first line that names it. Backends are called `backend`, `backend2`,
@@ -288,7 +289,7 @@ struct ScriptRun {
     shows_heads: bool,
     /// The gateway's process does not run.
     is_stopped: bool,
-    /// What `stats` showed.
+    /// What `stats` and `closed` showed.
     shown: String,
 }
 
@@ -385,6 +386,7 @@ impl ScriptRun {
             "stop" => self.is_stopped = true,
             "run" => self.is_stopped = false,
             "stats" => self.show_stats(),
+            "closed" => self.show_closed(),
             "reload" => {
                 change(settings, rest)?;
                 self.gateway.reload(settings.clone());
@@ -429,6 +431,16 @@ impl ScriptRun {
             write!(line, " {status}={count}").expect("a String takes everything");
         }
         self.shown = line + "\n";
+    }
+
+    fn show_closed(&mut self) {
+        let routes = self.gateway.stats().routes();
+        let reasons = routes.values().flat_map(|route| &route.closed);
+        for (reason, count) in reasons {
+            let times = if *count == 1 { String::new() } else { format!(" {count} times") };
+            writeln!(self.shown, "gateway< closed reason={reason}{times}")
+                .expect("a String takes everything");
+        }
     }
 
     fn set_host(&mut self, words: &str) -> Result<(), String> {

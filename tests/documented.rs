@@ -178,16 +178,85 @@ fn every_endpoint_is_in_the_readme_and_the_protocol() {
 }
 
 #[test]
-fn every_endpoint_and_metric_is_in_a_test() {
-    let mut tests = String::new();
-    read_tests(&root("tests"), &mut tests);
-    read_tests(&root("src"), &mut tests);
-    let endpoints = ENDPOINTS.iter().map(|endpoint| endpoint.path.split('{').next().unwrap());
-    let lacking: Vec<&str> = endpoints.filter(|path| !tests.contains(path)).collect();
-    assert!(lacking.is_empty(), "no test asks for {lacking:?}");
+fn every_endpoint_is_in_the_tests_of_methods_and_heads() {
+    let tests = read("tests/interop/test_http.py");
+    let list = after(&tests, "\nENDPOINTS = [", "test_http.py").split(']').next().unwrap();
+    for Endpoint { path, .. } in ENDPOINTS {
+        let path = path.split('{').next().unwrap();
+        assert!(list.contains(&format!("\"{path}")), "ENDPOINTS in test_http.py lacks {path}");
+    }
+}
+
+#[test]
+fn every_metric_is_in_a_test() {
+    let tests = all_tests();
     let metrics = metric_names();
     let lacking: Vec<_> = metrics.iter().filter(|name| !tests.contains(*name)).collect();
     assert!(lacking.is_empty(), "no test reads the metrics {lacking:?}");
+}
+
+#[test]
+fn every_counter_is_counted() {
+    let fields = read("src/service/stats.rs");
+    let fields = after(&fields, "\npub struct Stats {\n", "stats.rs").split("\n}").next().unwrap();
+    let code = program();
+    let names: Vec<&str> = fields.lines().filter_map(public_field).collect();
+    for name in &names {
+        let is_counted =
+            [" += ", " = "].iter().any(|sign| code.contains(&format!(".{name}{sign}")));
+        assert!(is_counted, "nothing counts `Stats::{name}`");
+    }
+    assert!(names.len() > 10, "only {} counters were found", names.len());
+}
+
+#[test]
+fn every_key_is_in_a_test_and_used() {
+    let tests = all_tests();
+    for section in SECTIONS {
+        for key in section.keys {
+            let name = format!("{}.{}", section.name, key.name);
+            assert!(has_word(&tests, key.name), "no test has {name}");
+        }
+    }
+    // A key is a field of the settings of its part. One that only `config` names does nothing.
+    let code = program();
+    for field in session_settings() {
+        let is_used = code.contains(&format!(".{field}")) || code.contains(&format!(" {field},"));
+        assert!(is_used, "no code uses `session::Settings::{field}`");
+    }
+}
+
+#[test]
+fn every_close_reason_is_in_a_test() {
+    // The first has a line of its own, `refused why=…`. `tests/memory.rs` ends workers for the
+    // second.
+    const OTHERWISE: [CloseReason; 2] = [CloseReason::Refused, CloseReason::OverBudget];
+    let tests = all_tests();
+    for reason in CloseReason::ALL.iter().filter(|reason| !OTHERWISE.contains(reason)) {
+        let written = format!("reason={}", reason.word());
+        assert!(has_word(&tests, &written), "no test ends a connection with {written}");
+    }
+}
+
+#[test]
+fn every_step_of_the_transcript_is_noted_and_in_its_test() {
+    let text = read("src/session/transcript.rs");
+    let variants = after(&text, "\npub enum Event<'e> {\n", "transcript.rs");
+    let variants = variants.split("\n}").next().unwrap().lines();
+    let names: Vec<&str> = variants
+        .filter_map(|line| {
+            line.strip_prefix("    ").filter(|rest| rest.starts_with(char::is_uppercase))
+        })
+        .map(|line| line.split(|sign: char| !sign.is_alphanumeric()).next().unwrap())
+        .collect();
+    let tests = after(&text, "\nmod tests {\n", "transcript.rs");
+    let code = program();
+    for name in &names {
+        let written = format!("Event::{name}");
+        assert!(has_word(tests, &written), "the test in transcript.rs has no line of {written}");
+        assert!(has_word(&code, &written), "nothing notes {written}");
+    }
+    assert!(names.len() > 20, "only {} events were found", names.len());
 }
 
 #[test]
@@ -244,6 +313,63 @@ fn metric_names() -> Vec<String> {
     let metrics = String::from_utf8(metrics).expect("metrics are text");
     let types = metrics.lines().filter_map(|line| line.strip_prefix("# TYPE aivtuber_gateway_"));
     types.filter_map(|line| Some(line.split(' ').next()?.to_owned())).collect()
+}
+
+/// Whether `word` is in `text`, and not as a part of a longer word.
+fn has_word(text: &str, word: &str) -> bool {
+    let is_part =
+        |sign: Option<char>| sign.is_some_and(|sign| sign.is_alphanumeric() || sign == '_');
+    text.match_indices(word).any(|(at, _)| {
+        !is_part(text[..at].chars().next_back()) && !is_part(text[at + word.len()..].chars().next())
+    })
+}
+
+/// The name of a field, in a line that declares it.
+fn public_field(line: &str) -> Option<&str> {
+    Some(line.trim().strip_prefix("pub ")?.split_once(':')?.0)
+}
+
+/// The settings of sessions and of how they deliver results.
+fn session_settings() -> Vec<String> {
+    let mut names = Vec::new();
+    for file in ["src/session/mod.rs", "src/session/output.rs"] {
+        let text = read(file);
+        let fields = after(&text, "\npub struct Settings {\n", file).split("\n}").next().unwrap();
+        names.extend(fields.lines().filter_map(public_field).map(str::to_owned));
+    }
+    assert!(names.len() > 15, "only {} settings were found", names.len());
+    names
+}
+
+/// All tests but these.
+fn all_tests() -> String {
+    let mut tests = String::new();
+    read_tests(&root("tests"), &mut tests);
+    read_tests(&root("src"), &mut tests);
+    tests
+}
+
+/// The code of the program without tests, and without what only declares or reports what it has:
+/// configuration, the table of reasons, the transcript, counters and reports.
+fn program() -> String {
+    const DECLARES: [&str; 5] = ["config", "report", "stats.rs", "close.rs", "transcript.rs"];
+    let mut code = String::new();
+    let mut folders = vec![root("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if DECLARES.iter().any(|name| path.ends_with(name)) || path.ends_with("tests.rs") {
+                continue;
+            }
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let text = std::fs::read_to_string(&path).unwrap();
+                code.push_str(text.split("#[cfg(test)]\nmod ").next().unwrap_or_default());
+            }
+        }
+    }
+    code
 }
 
 /// Appends the tests in a folder: whole files in `tests`, and test modules in `src`.

@@ -45,10 +45,6 @@ const COLUMNS_MAX: usize = 100;
 /// Lines of a source file, without its tests.
 const LINES_MAX: usize = 700;
 
-/// Public items whose first user is still to come, and what they are for. One that is used must
-/// leave.
-const AWAITED: [(&str, &str); 0] = [];
-
 /// Words that say nothing in a name.
 const EMPTY_WORDS: [&str; 7] = ["manager", "handler", "helper", "util", "utils", "info", "get"];
 
@@ -197,15 +193,8 @@ fn unused_items(library: &[Source], others: &[Source]) -> Faults {
             let is_used =
                 used.iter().any(|(path, words)| *path != source.path && words.contains(&name));
             let is_exempt = is_type && surface.contains(&name);
-            let is_awaited = AWAITED.iter().any(|(awaited, _)| *awaited == name);
-            match (is_used || is_exempt, is_awaited) {
-                (true, false) | (false, true) => {}
-                (false, false) => {
-                    faults.push(format!("{}:{line}: no other file uses `{name}`", source.path));
-                }
-                (true, true) => {
-                    faults.push(format!("{}:{line}: `{name}` is no longer awaited", source.path));
-                }
+            if !is_used && !is_exempt {
+                faults.push(format!("{}:{line}: no other file uses `{name}`", source.path));
             }
         }
     }

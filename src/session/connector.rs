@@ -28,11 +28,10 @@ use super::Context;
 use super::jobs::{Job, NameOwner};
 use super::transcript::{Event, Subject, note};
 use crate::base::moment::Moment;
-use crate::base::quoted::Quoted;
 use crate::net::{Conn, PeerAddress, Source};
 use crate::service::attempt::{AttemptError, Fault};
 use crate::service::upstreams::{Addresses, AttemptOutcome, Purpose, UpstreamId};
-use log::{debug, warn};
+use log::warn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -377,14 +376,11 @@ impl Connector {
         let Some(current) = &self.current else { return };
         self.error = current.error.unwrap_or(AttemptError::ConnectTimedOut);
         let url = cx.upstreams.url(current.backend).public_text();
-        let (error, why) = (self.error, self.error.cause());
+        let error = self.error;
+        let failed = Event::BackendFailed { backend: url, error };
         match self.purpose {
-            Purpose::Client => {
-                warn!(target: "dial", "{who} = backend {url} failed what={}{why}", Quoted(error));
-            }
-            Purpose::Probe => {
-                debug!(target: "dial", "{who} = backend {url} failed what={}{why}", Quoted(error));
-            }
+            Purpose::Client => warn!(target: "dial", "{who} {failed}"),
+            Purpose::Probe => note(who, || failed),
         }
         match error.fault() {
             Fault::Local => self.end(AttemptOutcome::Abandoned, cx),

@@ -244,11 +244,12 @@ impl Dial {
             CloseReason::Draining | CloseReason::OutOfResources => reason.phrase().to_owned(),
             _ => format!("backend unavailable: {what}"),
         };
-        let last = match cx.settings.on_backend_failure {
-            OnBackendFailure::Http => Last::Answer(answer.unwrap_or_else(|| {
+        let ended = Ended::new(reason, Detail::NoBackend { what });
+        Step::End(match cx.settings.on_backend_failure {
+            OnBackendFailure::Http => ended.with_last(Last::Answer(answer.unwrap_or_else(|| {
                 cx.stats.count_http(status);
                 Response::error(status, &sentence).into_bytes(Form::LAST)
-            })),
+            }))),
             OnBackendFailure::Close => {
                 let mut frames = Vec::new();
                 let protocol = self.protocol.as_deref();
@@ -256,10 +257,9 @@ impl Dial {
                 cx.stats.count_http(101);
                 let code = reason.close_code(Side::Downstream);
                 frames.extend(ws::close_frame(code, &sentence, None));
-                Last::Frames(frames)
+                ended.with_close_code().with_last(Last::Frames(frames))
             }
-        };
-        Step::End(Ended::new(reason, Detail::NoBackend { what }).with_last(last))
+        })
     }
 
     /// The request as `backend` is to get it.

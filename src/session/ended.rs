@@ -3,13 +3,16 @@
 use super::close::{CloseReason, CodeText};
 use super::{Context, Identity};
 use crate::base::quoted::Quoted;
+use crate::net::Side;
 use crate::proto::http::{Form, Response};
 use crate::proto::message::TaskId;
 use crate::proto::ws_reader::WsReader;
 use crate::service::limits::Refusal;
 use crate::service::stats::BothWays;
 use crate::service::tasks::{ClientState, TaskEnd};
-use log::{info, warn};
+use crate::service::trust::Client;
+use log::{Level, log, warn};
+use std::fmt;
 
 /// The end of a session, as the phase that decided it reports it.
 #[expect(missing_docs, reason = "the fields explain themselves")]
@@ -108,6 +111,12 @@ impl Ended {
         self
     }
 
+    /// The same end, of a client that is sent a Close frame with the code of the reason.
+    pub fn with_close_code(mut self: Box<Self>) -> Box<Ended> {
+        self.code = Some(self.reason.close_code(Side::Downstream));
+        self
+    }
+
     /// The client may not have received the last bytes, for `reason`: then nothing was delivered.
     /// An end for another reason stays what it is.
     pub(super) fn fail_delivery(&mut self, reason: CloseReason) {
@@ -128,19 +137,10 @@ impl Ended {
             let (route, reason) = (who.route_name(), self.reason.word());
             cx.stats.count_closed(route, reason, self.traffic, who.key as usize);
         }
-        match &self.detail {
-            Detail::Output { task, state, end } => {
-                cx.results.leave(cx.now, task.uuid(), *state, *end);
-            }
-            Detail::Refused(refusal) => cx.stats.count_refused(refusal.word()),
-            Detail::Http
-            | Detail::BadRequest { .. }
-            | Detail::OriginNotAllowed { .. }
-            | Detail::LeftWhileDialing
-            | Detail::NoBackend { .. }
-            | Detail::Relay
-            | Detail::CannotSubscribe { .. }
-            | Detail::Inbox { .. } => {}
+        if let Detail::Output { task, state, end } = &self.detail {
+            cx.results.leave(cx.now, task.uuid(), *state, *end);
+        } else if let Detail::Refused(refusal) = &self.detail {
+            cx.stats.count_refused(refusal.word());
         }
     }
 
@@ -178,64 +178,103 @@ impl Ended {
 
     /// The task whose results were served, as the client wrote it.
     pub(super) fn task(&self) -> Option<&TaskId> {
-        match &self.detail {
-            Detail::Output { task, .. } => Some(task),
-            Detail::Http
-            | Detail::BadRequest { .. }
-            | Detail::OriginNotAllowed { .. }
-            | Detail::LeftWhileDialing
-            | Detail::NoBackend { .. }
-            | Detail::Relay
-            | Detail::CannotSubscribe { .. }
-            | Detail::Refused(_)
-            | Detail::Inbox { .. } => None,
-        }
+        if let Detail::Output { task, .. } = &self.detail { Some(task) } else { None }
     }
 
+    /// One line for every end but that of an HTTP connection: the same three fields first, then
+    /// those of its kind.
     fn log(&self, who: &Identity, cx: &Context) {
-        let Ended { reason, traffic: BothWays { from_client, to_client }, .. } = self;
-        let (client, code, age) = (who.client(), CodeText(self.code), who.age(cx.now));
-        match &self.detail {
-            Detail::Http => {}
-            Detail::BadRequest { status, why } => info!(
-                target: "http",
-                "{who} closed reason={reason} status={status} why=\"{why}\" client={client}",
-            ),
-            Detail::OriginNotAllowed { origin } => warn!(
-                target: "http",
-                "{who} closed reason={reason} origin={} client={client}",
-                Quoted(origin),
-            ),
+        let (level, target) = match &self.detail {
+            Detail::Http => return,
             Detail::Refused(refusal) => {
-                warn!(target: "gateway", "{who} refused why=\"{}\" client={client}", refusal.why());
+                let (why, client) = (refusal.why(), who.client());
+                return warn!(target: "gateway", "{who} refused why=\"{why}\" client={client}");
             }
-            Detail::LeftWhileDialing => info!(
-                target: "dial",
-                "{who} closed reason={reason} while connecting client={client}",
-            ),
-            Detail::NoBackend { what } => info!(
-                target: "dial",
-                "{who} closed reason={reason} what={} client={client}",
-                Quoted(what),
-            ),
-            Detail::Relay => info!(
-                target: "relay",
-                "{who} closed reason={reason} code={code} duration={age} from_client_frames={} from_client_bytes={} to_client_frames={} to_client_bytes={}",
+            Detail::OriginNotAllowed { .. } => (Level::Warn, "http"),
+            Detail::BadRequest { .. } => (Level::Info, "http"),
+            Detail::LeftWhileDialing | Detail::NoBackend { .. } => (Level::Info, "dial"),
+            Detail::Relay => (Level::Info, "relay"),
+            Detail::CannotSubscribe { .. } | Detail::Output { .. } => (Level::Info, "output"),
+            Detail::Inbox { .. } => (Level::Info, "inbox"),
+        };
+        let Ended { reason, code, .. } = self;
+        let (code, age, fields) = (CodeText(*code), who.age(cx.now), Fields(self, who.client()));
+        log!(
+            target: target, level,
+            "{who} closed reason={reason} code={code} duration={age}{fields}"
+        );
+    }
+}
+
+/// The fields of a closing line that only this kind of end has. The client's address is among them
+/// where no earlier line has it.
+struct Fields<'e>(&'e Ended, Client);
+
+impl fmt::Display for Fields<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Fields(Ended { detail, traffic: BothWays { from_client, to_client }, .. }, client) =
+            self;
+        match detail {
+            Detail::Http | Detail::Refused(_) => Ok(()),
+            Detail::BadRequest { status, why } => {
+                write!(f, " status={status} why=\"{why}\" client={client}")
+            }
+            Detail::OriginNotAllowed { origin } => {
+                write!(f, " origin={} client={client}", Quoted(origin))
+            }
+            Detail::LeftWhileDialing => write!(f, " client={client}"),
+            Detail::NoBackend { what } => write!(f, " what={} client={client}", Quoted(what)),
+            Detail::Relay => write!(
+                f,
+                " from_client_frames={} from_client_bytes={} to_client_frames={} to_client_bytes={}",
                 from_client.frames, from_client.bytes, to_client.frames, to_client.bytes,
             ),
-            Detail::CannotSubscribe { error } => info!(
-                target: "output",
-                "{who} closed reason={reason} error=\"{error}\" client={client}",
-            ),
-            Detail::Output { task, .. } => info!(
-                target: "output",
-                "{who} closed reason={reason} code={code} duration={age} to_client_frames={} to_client_bytes={} task={task}",
+            Detail::CannotSubscribe { error } => {
+                write!(f, " error=\"{error}\" client={client}")
+            }
+            Detail::Output { task, .. } => write!(
+                f,
+                " to_client_frames={} to_client_bytes={} task={task}",
                 to_client.frames, to_client.bytes,
             ),
-            Detail::Inbox { published } => info!(
-                target: "inbox",
-                "{who} closed reason={reason} published={published}",
-            ),
+            Detail::Inbox { published } => write!(f, " published={published}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::stats::Traffic;
+
+    /// `docs/operations.md` shows these fields, and people search logs for them.
+    #[test]
+    fn fields_of_a_closing_line_stay_as_they_are_documented() {
+        let task = || TaskId::read("7d2b1a52-93a2-4c44-9a94-6a2a4a6cf111").expect("it is a UUID");
+        let state = ClientState::Waiting;
+        #[rustfmt::skip]
+        let cases = [
+            (Detail::Http, ""),
+            (Detail::BadRequest { status: 400, why: "no" },
+             " status=400 why=\"no\" client=192.0.2.7:5000"),
+            (Detail::OriginNotAllowed { origin: "https://a \"b".into() },
+             " origin=\"https://a \\\"b\" client=192.0.2.7:5000"),
+            (Detail::LeftWhileDialing, " client=192.0.2.7:5000"),
+            (Detail::NoBackend { what: "refused".into() },
+             " what=\"refused\" client=192.0.2.7:5000"),
+            (Detail::Relay,
+             " from_client_frames=1 from_client_bytes=2 to_client_frames=3 to_client_bytes=4"),
+            (Detail::CannotSubscribe { error: "no" }, " error=\"no\" client=192.0.2.7:5000"),
+            (Detail::Output { task: task(), state, end: None },
+             " to_client_frames=3 to_client_bytes=4 task=7d2b1a52-93a2-4c44-9a94-6a2a4a6cf111"),
+            (Detail::Inbox { published: 5 }, " published=5"),
+        ];
+        let client = Client::Peer(std::net::SocketAddr::from(([192, 0, 2, 7], 5000)));
+        for (detail, fields) in cases {
+            let mut ended = Ended::new(CloseReason::Done, detail);
+            ended.traffic.from_client = Traffic { frames: 1, bytes: 2 };
+            ended.traffic.to_client = Traffic { frames: 3, bytes: 4 };
+            assert_eq!(Fields(&ended, client).to_string(), fields);
         }
     }
 }

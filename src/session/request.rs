@@ -289,7 +289,7 @@ fn open(
         let mut last = Vec::new();
         upgrade::write_accept(handshake, &mut last);
         last.extend(ws::close_frame(reason.close_code(Side::Downstream), reason.phrase(), None));
-        let ended = Ended::new(reason, Detail::OriginNotAllowed { origin });
+        let ended = Ended::new(reason, Detail::OriginNotAllowed { origin }).with_close_code();
         return Step::End(ended.with_last(Last::Frames(last)));
     }
     match who.route.as_ref().map(|route| &route.target) {

@@ -14,6 +14,7 @@ use crate::base::quoted::Quoted;
 use crate::net::Side;
 use crate::proto::http;
 use crate::proto::ws::FrameHead;
+use crate::service::attempt::AttemptError;
 use crate::service::trust::Client;
 use std::fmt;
 use std::time::Duration;
@@ -43,6 +44,11 @@ pub enum Event<'e> {
     /// The attempt failed; another one may follow.
     AttemptFailed {
         what: &'e dyn fmt::Display,
+    },
+    /// Every attempt to reach this backend has failed, the last one with this error.
+    BackendFailed {
+        backend: &'e str,
+        error: AttemptError,
     },
     /// The upgrade request has left for the backend.
     UpgradeRequest {
@@ -182,6 +188,7 @@ impl Event<'_> {
             Event::Connecting { .. }
             | Event::Connected
             | Event::AttemptFailed { .. }
+            | Event::BackendFailed { .. }
             | Event::UpgradeRequest { .. }
             | Event::ProbeRequest
             | Event::BackendAnswer { .. }
@@ -221,6 +228,10 @@ impl fmt::Display for Event<'_> {
             }
             Event::Connected => f.write_str("= connected to backend"),
             Event::AttemptFailed { what } => write!(f, "= attempt failed what={}", Quoted(what)),
+            Event::BackendFailed { backend, error } => {
+                let cause = error.cause();
+                write!(f, "= backend {backend} failed what={}{cause}", Quoted(error))
+            }
             Event::UpgradeRequest { request_id } => {
                 write!(f, "gateway>backend upgrade request request_id={request_id}")
             }
@@ -288,6 +299,8 @@ mod tests {
             (Event::Connected, "dial", "= connected to backend"),
             (Event::AttemptFailed { what: &"no route to it" },
              "dial", "= attempt failed what=\"no route to it\""),
+            (Event::BackendFailed { backend: "ws://b/", error: AttemptError::Refused },
+             "dial", "= backend ws://b/ failed what=\"connection refused\""),
             (Event::UpgradeRequest { request_id: "r" },
              "dial", "gateway>backend upgrade request request_id=r"),
             (Event::ProbeRequest, "dial", "gateway>backend upgrade request of a probe"),

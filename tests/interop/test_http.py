@@ -113,6 +113,7 @@ def test_bad_head_is_400_and_closes(lab, gateway, data):
     expect_error(client.read_reply(), 400)
     client.half_close()
     assert_ended(client)
+    gateway.process.wait_for_line("closed reason=bad_request code=none duration=.* status=400")
 
 
 def assert_ended(client):
@@ -172,10 +173,13 @@ def test_content_length_zero_is_no_body(lab, gateway):
 
 def test_late_request_head_is_408(lab):
     """CONFIG `header_timeout`: "a whole request head must be here by then"."""
-    client = lab.client(lab.gateway(QUICK, backend=BACKEND))
+    gateway = lab.gateway(QUICK, backend=BACKEND)
+    client = lab.client(gateway)
     client.send(b"GET /health HTTP/1.1\r\nHost: a\r\nX-Slow:")
     expect_error(client.read_reply(), 408)
     client.expect_end()
+    client.vanish()
+    gateway.process.wait_for_line("closed reason=header_timeout code=none .* status=408")
 
 
 def test_trickling_head_does_not_extend_the_timeout(lab):

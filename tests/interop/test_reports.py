@@ -8,7 +8,7 @@ import pytest
 
 from gatewaylab import ROOT
 from gatewaylab.gateway import route
-from gatewaylab.wire import BINARY, PING, TEXT, closed_port, eventually, frame
+from gatewaylab.wire import BINARY, PING, TEXT, closed_port, connect, eventually, frame
 
 VERSION = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["version"]
 
@@ -194,6 +194,16 @@ def test_metrics_are_prometheus_text_and_move(lab):
     after = gateway.metrics()
     assert after.total("_frames_total") == during.total("_frames_total") + 2, "counters never run backwards"
     assert after.total("websocket_closes_total") == 1
+
+
+def test_metrics_at_an_address_of_admin_listen(lab):
+    """`admin_listen`: who asks there is an admin, whatever `admin_from` says."""
+    server = {"admin_listen": ["127.0.0.1:0"], "admin_from": ["192.0.2.1"]}
+    gateway = lab.gateway({"server": server}, backend="ws://127.0.0.1:9/")
+    assert gateway.get("/metrics").status == 403
+    port = gateway.process.wait_for_line(r"listening address=127\.0\.0\.1:(\d+) for=admins").group(1)
+    client = lab.adopt(connect(int(port)))
+    assert client.get("/metrics").status == 200
 
 
 def test_failed_dials_are_counted(lab):

@@ -69,9 +69,10 @@ def read_audio(waiter, task):
     return announced, audio, message
 
 
-def expect_changed(waiter, task, message):
+def expect_changed(stage, waiter, task, message):
     assert message == {"status": "error", "error": "Audio file changed", "task_id": task}
     waiter.done(1011, "audio file changed")
+    stage.gateway.process.wait_for_line(f"closed reason=audio_lost code=1011 .*{task}")
 
 
 # ---- files that are written to while they are sent
@@ -122,7 +123,7 @@ def test_finished_file_that_is_written_to_is_never_complete(stage, change):
         os.utime(path)
     _, audio, last = read_audio(waiter, task)
     assert len(audio) < LARGE
-    expect_changed(waiter, task, last)
+    expect_changed(stage, waiter, task, last)
     assert status(stage.gateway, task)["status"] == "failed"
     stage.gateway.process.wait_for_line(r'audio lost why="Audio file changed" file="a" root="/')
 
@@ -132,7 +133,7 @@ def test_young_file_that_is_rewritten_is_never_complete(stage):
     waiter, task, path = stage.hold("a", LARGE)
     path.write_bytes(pattern(LARGE))
     _, _, last = read_audio(waiter, task)
-    expect_changed(waiter, task, last)
+    expect_changed(stage, waiter, task, last)
 
 
 def test_file_that_another_one_replaces_is_sent_whole(stage):
@@ -159,7 +160,7 @@ def test_from_chunk_does_not_cross_two_files(stage):
 
     stage.results.write("b", bytes(3 * CHUNK)).rename(path)
     resumed = stage.results.wait(stage.gateway, task, "?from_chunk=2")
-    expect_changed(resumed, task, resumed.message())
+    expect_changed(stage, resumed, task, resumed.message())
     anew = stage.results.wait(stage.gateway, task)
     assert anew.result().audio == bytes(3 * CHUNK)
     anew.done()

@@ -102,6 +102,7 @@ def test_results_for_a_client_that_never_reads_are_limited(results, server):
     assert waiter.result().content == "others are served"
     waiter.done()
     deaf.reset()
+    gateway.process.wait_for_line(f"closed reason=client_too_slow code=1013 .*{task}")
 
 
 def test_large_file_to_slow_clients(results, server):

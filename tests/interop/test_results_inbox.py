@@ -3,6 +3,7 @@ a Redis: any other command gets a clear `-ERR`"."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -407,6 +408,23 @@ def test_workers_are_not_counted_as_clients(house):
         worker.ping()
         assert gateway.connections()["total_connections"] == 0
         assert gateway.get("/health").json()["active_connections"] <= 1
+    gateway.process.wait_for_line(r"inbox_\d+ closed reason=done code=none duration=\S+ published=0")
+
+
+def test_password_of_the_inbox_is_read_from_a_file(results, tmp_path):
+    """`password_file`: its first line is the password that workers give, and a reload reads it again."""
+    file = tmp_path / "password"
+    file.write_text("first\nnot this line\n")
+    gateway, inbox = results.embedded(link={"password_file": str(file)})
+    with inbox.client(password="first") as worker:
+        assert worker.ping() is True
+    file.write_text("second\n")
+    gateway.signal(signal.SIGHUP)
+    gateway.process.wait_for_line("config read again")
+    with inbox.client(password="second") as worker:
+        assert worker.ping() is True
+    with inbox.client(password="first") as worker, pytest.raises(redis.AuthenticationError):
+        worker.ping()
 
 
 def test_workers_publish_while_the_gateway_has_no_room_for_clients(results):

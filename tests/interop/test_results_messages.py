@@ -48,6 +48,7 @@ def test_bad_task_id_gets_an_error_and_4004(desk):
     for bad in ["1", "nonsense", "7d2b1a52-93a2-4c44-9a94-6a2a4a6cf11", "7d2b1a52-93a2-4c44-9a94-6a2a4a6cf1111", "%", "%zz", "%00"]:
         waiter = desk.wait(bad)
         waiter.refused("Invalid task_id format", 4004, "bad task id")
+    desk.gateway.process.wait_for_line(r"closed reason=bad_task_id code=4004 duration=\S+ error=")
 
 
 TASK = "7d2b1a52-93a2-4c44-9a94-6a2a4a6cf111"
@@ -623,6 +624,7 @@ def test_no_result_in_time(results):
     assert told.pop("task_id") == task
     assert told == {"status": "error", "error": "Processing timeout"}
     waiter.done(4008, "processing timeout")
+    desk.gateway.process.wait_for_line(f"closed reason=task_timeout code=4008 .*{task}")
     assert status(desk.gateway, task) == {"task_id": task, "status": "timeout", "connected": False}
 
 
@@ -732,6 +734,9 @@ def test_protocol_errors_of_a_client_end_with_their_code(desk, code, reason, cas
     assert closed.reason in (reason, "Protocol violation")
     waiter.half_close()
     waiter.expect_end()
+    word = {1002: "reason=protocol_fault", 1007: "reason=not_utf8", 1009: "reason=client_message_too_big"}[code]
+    if closed.reason == reason:
+        desk.gateway.process.wait_for_line(f"closed {word} code={code} .*{task}")
     desk.redis.publish(task, text="kept")
     assert desk.wait(task).result().content == "kept"
 

@@ -311,6 +311,7 @@ def test_grace(results, server):
     waiter.refused(reason, 1013, reason, task_id=waiting)
     late = new_task()
     results.wait(gateway, late).refused(reason, 1013, reason, task_id=late)
+    gateway.process.wait_for_line(f"closed reason=redis_away code=1013 .*{waiting}")
     while reader.message()["type"] == "audio_chunk":
         reader.read_frame()
     # It would wait in vain for the next result.

@@ -16,7 +16,7 @@ pub(super) fn refuse(
     FrameHead::of_message(Opcode::Text, text.len() as u64).write(&mut last);
     last.extend_from_slice(text.as_bytes());
     last.extend(ws::close_frame(reason.close_code(Side::Downstream), reason.phrase(), None));
-    let ended = Ended::new(reason, Detail::CannotSubscribe { error });
+    let ended = Ended::new(reason, Detail::CannotSubscribe { error }).with_close_code();
     Step::End(ended.with_last(Last::Frames(last)))
 }
 
