@@ -36,8 +36,8 @@ fn every_flag_is_in_the_readme() {
 
 #[test]
 fn every_flag_in_the_readme_exists() {
-    // Other programs' flags stand in blocks of commands; a table row that begins with a flag is
-    // about ours.
+    // Other programs' flags are in blocks of commands; a table row that begins with a flag is
+    // about the gateway's.
     for row in read("README.md").lines().filter(|line| line.starts_with("| `-")) {
         for word in row.split(['`', ' ']).filter(|word| word.starts_with("--")) {
             assert!(
@@ -87,7 +87,7 @@ fn config_toml_has_every_key_with_a_comment_in_the_order_of_the_table() {
                 before.lines().last().is_some_and(|line| line.starts_with("# ")),
                 "{name} has no comment before it"
             );
-            assert!(!before.contains("\n["), "{name} stands in another section");
+            assert!(!before.contains("\n["), "{name} is in another section");
             rest = value;
         }
     }

@@ -15,7 +15,7 @@ pub(super) const BYTES_MAX: u64 = 1024 * 1024;
 
 /// Reads the regular file at `path`, of at most [`BYTES_MAX`] bytes.
 ///
-/// A pipe, which would keep the reader waiting for somebody to write to it, a device and a folder
+/// A pipe, which would keep the reader waiting for a writer, a device and a folder
 /// are refused without waiting. Links are followed, as mounted configurations need.
 ///
 /// # Errors

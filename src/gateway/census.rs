@@ -34,7 +34,7 @@ const COST_OF_VIEW: usize = 64;
 pub(super) struct Census {
     /// The slot to visit next.
     next: usize,
-    /// What `/connections` lists; `None` if nobody asked for it.
+    /// What `/connections` lists; `None` if it was not asked for.
     list: Option<ConnectionList>,
     live: Live,
     /// The first WebSockets, for the status page.

@@ -154,7 +154,7 @@ pub struct Gateway {
     workers: usize,
     /// Open connections to the addresses for admins.
     admins: usize,
-    /// Connections of workers that are being told that there is no room.
+    /// Connections of workers that are being rejected for lack of room.
     refused_workers: usize,
     /// The gateway itself is where workers publish.
     is_inbox: bool,
@@ -460,7 +460,7 @@ impl Gateway {
                 warn!(target: "output", "results not kept, their task holds half of max_retained results={results}");
             }
             Notice::GraceOver => {
-                warn!(target: "redis", "away for longer than the grace: waiting clients are told");
+                warn!(target: "redis", "away for longer than the grace: waiting clients are closed");
                 self.sweep(Errand::RedisLost);
             }
         }

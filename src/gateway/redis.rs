@@ -6,8 +6,8 @@
 //!    hands the bytes to the link.
 //! 2. The gateway delivers what was published.
 //! 3. [`RedisSockets::flush`]: opens and closes connections, then sends what the link wants to
-//!    send. This comes after the deliveries, because a client waits for its result and nobody waits
-//!    for it to be stored.
+//!    send. This comes after the deliveries, because a client waits for its result, and nothing
+//!    waits for it to be stored.
 //!
 //! A server's name is looked up by the background threads, and its addresses are tried one after
 //! the other.
@@ -268,7 +268,7 @@ mod tests {
     #[derive(Clone, Default)]
     struct Dials(Rc<RefCell<Vec<String>>>);
 
-    /// Fails once it is asked for its outcome, if it is told to.
+    /// A connection attempt that succeeds or fails, as the test says.
     struct Scripted {
         fails: bool,
     }

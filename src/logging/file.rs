@@ -76,7 +76,7 @@ fn last_byte(path: &Path) -> io::Result<u8> {
     Ok(byte[0])
 }
 
-/// True for failures that end by themselves once somebody makes room.
+/// True for failures that end by themselves once there is room.
 pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -143,7 +143,7 @@ pub struct Logging {
 struct SharedLog {
     queue: Queue,
     settings: Mutex<Settings>,
-    /// The format of the settings, for whoever logs.
+    /// The format of the settings, for the threads that log.
     is_json: AtomicBool,
 }
 

@@ -1,7 +1,7 @@
 //! Lines between the threads that log and what writes them.
 //!
-//! Whoever logs only appends to a buffer under a lock that nobody holds for longer than it takes to
-//! copy a line or to swap two buffers. There are two ways from there to the [`Sink`]:
+//! A thread that logs only appends to a buffer under a lock that is never held for longer than it
+//! takes to copy a line or to swap two buffers. There are two ways from there to the [`Sink`]:
 //!
 //! - **A file** may be on a disk that hangs. The writer thread takes the whole buffer at once and
 //!   writes it with the lock released, so the disk holds up this thread and nothing else.

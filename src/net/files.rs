@@ -1,6 +1,6 @@
 //! Files beneath one folder, opened without a way out of it and sent from the page cache.
 //!
-//! The names come from outside: from whoever may publish a result, from whoever sends a request. So
+//! The names come from outside: from workers, and from clients. So
 //! the kernel resolves them (`openat2`) beneath the folder and follows no link, not even one that
 //! stays inside. Where the kernel is too old for that call, or a container forbids it, each
 //! component is opened by itself with `O_NOFOLLOW`, which has the same effect. What was opened is
@@ -456,7 +456,7 @@ fn device_number(opened: &OwnedFd) -> Result<u64, OpenError> {
 
 /// The kind of the file system that `opened` is on. May wait.
 fn device_kind(opened: &OwnedFd) -> DeviceKind {
-    /// `statfs(2)` and linux/magic.h; only file systems on local disks whose `open` asks nobody.
+    /// `statfs(2)` and linux/magic.h; only file systems on local disks whose `open` asks no server.
     const LOCAL: [u32; 9] = [
         0x0000_ef53, // ext2, ext3, ext4
         0x5846_5342, // XFS

@@ -1,6 +1,6 @@
 //! The file descriptors that this process may have, and a reserve of them.
 //!
-//! A new connection is the only thing that can be turned away without harm. So clients get no more
+//! A new connection is the only thing that can be rejected without harm. So clients get no more
 //! connections while a few descriptors are still free: the ones that are connected already need
 //! theirs for backends, files and Redis, and an orchestrator that asks whether the gateway is alive
 //! needs one for its question.
@@ -51,7 +51,7 @@ impl Descriptors {
         Descriptors { limit: getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX) }
     }
 
-    /// Warns if so many connections need more descriptors than there are: a relayed one has two.
+    /// Warns if `max_connections` need more descriptors than there are: a relayed one has two.
     pub fn warn_if_short_for(&self, max_connections: usize) {
         let needed = 2 * max_connections as u64 + self.reserve() + OWN;
         if needed > self.limit {

@@ -120,7 +120,7 @@ struct ReactorHooks<C> {
 
 impl<C: Send + 'static> Reactor<C> {
     /// Opens the listeners and starts the background threads. From here on clients can connect,
-    /// though nobody is served before [`Reactor::run`].
+    /// though no client is served before [`Reactor::run`].
     ///
     /// # Errors
     /// When the system refuses an address, a thread or a descriptor that is needed.

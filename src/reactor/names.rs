@@ -92,7 +92,7 @@ impl Names {
         self.running.last().map(|running| running.host.as_str())
     }
 
-    /// A thread is done with `host`: the answers for all who asked.
+    /// A thread is done with `host`: the answers for everything that asked.
     pub fn handle_found(&mut self, host: &str, found: &Found, now: Moment) -> Vec<JobAnswer> {
         let Some(index) = self.running.iter().position(|running| running.host == host) else {
             return Vec::new();

@@ -130,7 +130,7 @@ impl<K: Copy + Ord> Bus<K> {
         }
     }
 
-    /// Is full with so many queued deliveries from now on.
+    /// From now on, this many queued deliveries fill it.
     pub fn limit(&mut self, deliveries_max: usize) {
         self.deliveries_max = deliveries_max;
     }

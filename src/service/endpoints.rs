@@ -7,7 +7,7 @@
 
 use crate::service::limits::Pages;
 
-/// What strangers are told who ask for something that is for admins.
+/// The error for a client that is no admin, from an endpoint for admins.
 pub const ADMINS_ONLY: &str = "this is for admins only: ask from an address in admin_from (by default \
      from this machine, not through a proxy), by IP address, localhost or a name in server_names";
 

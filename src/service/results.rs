@@ -297,7 +297,7 @@ impl<K: Copy + Ord> Results<K> {
         self.notices.pop_front()
     }
 
-    /// Queues no more than about so many deliveries.
+    /// Queues no more than about this many deliveries.
     pub fn limit_queue(&mut self, deliveries_max: usize) {
         self.bus.limit(deliveries_max);
     }
@@ -517,7 +517,7 @@ impl<K: Copy + Ord> Results<K> {
     }
 
     /// Queues one result for the clients that have had all before it, or all results for one client
-    /// that has had none. False: nobody misses anything.
+    /// that has had none. False: no client misses anything.
     fn dispatch_one(&mut self, task: Uuid) -> bool {
         if let Some(payload) = self.tasks.poll_undispatched(task) {
             self.bus.publish(task, Recipients::CaughtUp, &payload);

@@ -8,7 +8,7 @@
 //!           └──── a write failed ────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Three rules make it a relay. Each has a name, which stands in a comment where the code relies on
+//! Three rules make it a relay. Each has a name, which is in a comment wherever the code relies on
 //! it:
 //!
 //! - *Not reading is the backpressure*: while the backlog holds bytes, the source is not read.
@@ -240,7 +240,7 @@ impl Flow {
         self.traffic.bytes += bytes.len() as u64;
         let mut pass = 0..0;
         let mut at = 0;
-        // A forward may find the sink lost: the rest is then nobody's.
+        // A forward may find the sink lost: the rest is then dropped.
         while at < bytes.len() && self.sink == SinkState::Open {
             let payload_left = self.frames.payload_left();
             if payload_left > 0 {

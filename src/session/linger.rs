@@ -234,7 +234,7 @@ mod tests {
         }
     }
 
-    /// What the client does next: sends bytes (none: FIN), resets, or acknowledges all but so many.
+    /// What the client does next: sends bytes (none: FIN), resets, or acknowledges all but some.
     #[derive(Clone)]
     enum Act {
         Sends(Vec<u8>),

@@ -122,7 +122,7 @@ impl State for Request {
             }
             if self.deadline.is_some_and(|at| at <= cx.now) {
                 if let Admission::Refused(refusal) = who.admission {
-                    return turn_away(refusal, cx);
+                    return reject(refusal, cx);
                 }
                 return match self.awaited {
                     HeadWait::Idle => Step::End(Ended::http(CloseReason::Done)),
@@ -178,7 +178,7 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
     let path = head.path();
     let requester = cx.trust.judge(head, who.peer(), who.accepted_on());
     if let Err(refusal) = who.note_client(requester.client, &mut cx.limits) {
-        return turn_away(refusal, cx);
+        return reject(refusal, cx);
     }
     let endpoint = Endpoint::find(path);
     let is_for_full =
@@ -186,7 +186,7 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
     match who.admission {
         Admission::Refused(Refusal::Full | Refusal::Descriptors)
             if endpoint.is_some_and(|(endpoint, _)| is_for_full(endpoint)) => {}
-        Admission::Refused(refusal) => return turn_away(refusal, cx),
+        Admission::Refused(refusal) => return reject(refusal, cx),
         Admission::Client | Admission::Admin | Admission::Inbox | Admission::RefusedWorker => {}
     }
     let body_bytes_max = endpoint.map_or(0, |(endpoint, _)| endpoint.body_bytes_max);
@@ -309,7 +309,7 @@ fn answer(asked: Asked, response: http::Response, who: &Identity, cx: &mut Conte
 }
 
 /// Refuses a connection beyond a limit.
-fn turn_away(refusal: Refusal, cx: &mut Context) -> Step {
+fn reject(refusal: Refusal, cx: &mut Context) -> Step {
     let answer = last_response(http::Response::error(503, refusal.why()), cx);
     let ended = Ended::new(CloseReason::Refused, Detail::Refused(refusal));
     Step::End(ended.with_last(Last::Answer(answer)))

@@ -67,7 +67,7 @@ def early(house, count=10_000):
                 worker.publish(PREFIX + tasks[number], json.dumps({"text": str(number)}))
             else:
                 members.append((number, crowd.join(tasks[number])))
-        crowd.run(lambda: not crowd.members, "all are told goodbye", patience=60)
+        crowd.run(lambda: not crowd.members, "all have left", patience=60)
     return count, delivered(members)
 
 
@@ -92,7 +92,7 @@ def restart(house, count=10_000, rounds=10, how=signal.SIGTERM):
         house.start()
         with Crowd(house.gateway.port) as crowd:
             members = [(number, crowd.join(task)) for number, task in enumerate(tasks)]
-            crowd.run(lambda: not crowd.members, "all are told goodbye", patience=60)
+            crowd.run(lambda: not crowd.members, "all have left", patience=60)
         good += delivered(members)
     return count, good
 

@@ -1,4 +1,4 @@
-"""A slow reader stops the sender (PROTOCOL 1; ARCHITECTURE "not reading is the backpressure"), and memory stays bounded."""
+"""A slow reader stops the sender (docs/protocol.md section 1; docs/architecture.md: "not reading is the backpressure"), and memory stays bounded."""
 
 import hashlib
 import select
@@ -11,7 +11,7 @@ from gatewaylab.wire import BINARY, frame
 
 FRAME = frame(BINARY, bytes(range(256)) * 256)
 ENOUGH = 192 << 20
-"""More than all socket buffers between two ends ever hold: who has sent so much was not stopped."""
+"""More than all socket buffers between two ends ever hold: a sender of this much was not stopped."""
 
 
 def fill(one):
@@ -28,12 +28,12 @@ def fill(one):
                 return sent, out
             continue
         sent, out = sent + count, out[count:]
-    raise AssertionError(f"{sent} bytes went to somebody who never reads")
+    raise AssertionError(f"{sent} bytes went to a peer that never reads")
 
 
 @pytest.mark.parametrize("upwards", [True, False], ids=["up", "down"])
 def test_peer_that_never_reads_stops_the_sender_and_loses_nothing(way, lab, upwards):
-    """1: a client (or a backend) that never reads stops the sender; when it reads at last, every byte is there."""
+    """A client (or a backend) that never reads stops the sender; when it reads at last, every byte is there."""
     backend = lab.backend()
     gateway = way.to(backend)
     ends = lab.pair(gateway, backend)
@@ -57,7 +57,7 @@ def test_peer_that_never_reads_stops_the_sender_and_loses_nothing(way, lab, upwa
 
 
 def test_many_stalled_clients_cost_little_and_do_not_affect_others(lab):
-    """1: 20 stalled streams grow the process by a bounded backlog each, and others go on talking."""
+    """20 stalled streams grow the process by a bounded backlog each, and others go on talking."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url())
     calm, calm_peer = lab.pair(gateway, backend)
@@ -83,11 +83,11 @@ def fill_at_once(one):
             if not select.select([], [one.sock], [], 0.1)[1]:
                 one.sock.settimeout(PATIENCE)
                 return
-    raise AssertionError(f"{sent} bytes went to somebody who never reads")
+    raise AssertionError(f"{sent} bytes went to a peer that never reads")
 
 
 def test_one_stalled_direction_leaves_the_other_open(lab):
-    """1: state is kept per direction: a client that does not read may still send."""
+    """State is kept per direction: a client that does not read may still send."""
     backend = lab.backend()
     client, peer = lab.pair(lab.gateway(backend=backend.url()), backend)
     fill_at_once(peer)

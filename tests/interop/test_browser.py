@@ -91,7 +91,7 @@ def open_page(lab, browser, origin):
 
 
 def test_page_exchanges_text_and_binary(open_page, library_backend):
-    """1: text and binary, from a page to a library and back, compressed as the two agreed."""
+    """Text and binary, from a page to a library and back, compressed as the two agreed."""
     page = open_page(library_backend.url())
     seen = page.talk(["こんにちは", 0, 70_000, "", 3_000_000], protocols=["chat.v1", "chat.v2"])
     opened, *messages, closed = seen
@@ -102,13 +102,13 @@ def test_page_exchanges_text_and_binary(open_page, library_backend):
 
 
 def test_page_sees_the_backends_close_code(open_page, library_backend):
-    """1: "A close by either end reaches the other end with its code and reason" - the page reads both."""
+    """A close by either end reaches the other end with its code and reason - the page reads both."""
     page = open_page(library_backend.url())
     assert page.talk(["!close 4321 because of you"])[-1] == ["close", 4321, "because of you", True]
 
 
 def test_page_reads_why_its_backend_is_unavailable(open_page):
-    """1: `on_backend_failure = "close"` "(default; a browser can read it)" - 1011 and the reason, not 1006."""
+    """`on_backend_failure = "close"` (default; a browser can read it) - 1011 and the reason, not 1006."""
     page = open_page(f"ws://127.0.0.1:{closed_port()}/")
     opened, *_, closed = page.talk([])
     assert opened[0] == "open"
@@ -117,7 +117,7 @@ def test_page_reads_why_its_backend_is_unavailable(open_page):
 
 
 def test_page_learns_that_its_backend_died(open_page, lab):
-    """1: "1011 (`backend connection lost`) to the client" - when the backend is killed in the middle of it."""
+    """1011 (`backend connection lost`) to the client - when the backend is killed in the middle of it."""
     backend = lab.library_backend("ws")
     page = open_page(backend.url())
     page.browser.evaluate(
@@ -135,26 +135,26 @@ def test_page_learns_that_its_backend_died(open_page, lab):
 
 
 def test_page_of_another_origin_reads_1008(open_page, library_backend):
-    """4: "1008 Origin not allowed" - a browser sends its page's origin, and reads why it was turned away."""
+    """1008 Origin not allowed - a browser sends its page's origin, and reads why it was turned away."""
     page = open_page(library_backend.url(), server={"allowed_origins": ["https://app.example"]})
     assert page.talk([])[-1][:3] == ["close", 1008, "Origin not allowed"]
 
 
 def test_page_of_an_allowed_origin_comes_through(open_page, origin, library_backend):
-    """CONFIG `allowed_origins`: the page's own origin, port and all."""
+    """`allowed_origins`: the page's own origin, port and all."""
     page = open_page(library_backend.url(), server={"allowed_origins": [origin]})
     assert page.talk(["let in"])[1] == ["text", "let in"]
 
 
 def test_page_may_read_the_endpoints_of_its_gateway(open_page, origin):
-    """3: "JSON endpoints carry CORS headers for origins in `allowed_origins`" - a page elsewhere fetches /health."""
+    """JSON endpoints carry CORS headers for origins in `allowed_origins` - a page elsewhere fetches /health."""
     page = open_page("ws://127.0.0.1:9/", server={"allowed_origins": [origin]})
     script = f"fetch('http://127.0.0.1:{page.gateway.port}/health').then((reply) => reply.json())"
     assert page.browser.evaluate(script)["gateway"] == "running"
 
 
 def test_page_through_two_gateways(open_page, lab, library_backend):
-    """1: two gateways in a row are as transparent as one."""
+    """Two gateways in a row are as transparent as one."""
     inner = lab.gateway(backend=library_backend.url())
     page = open_page(f"ws://127.0.0.1:{inner.port}/ws/input")
     seen = page.talk(["through two", 100_000])
@@ -162,7 +162,7 @@ def test_page_through_two_gateways(open_page, lab, library_backend):
 
 
 def test_status_page_opens_without_complaints(lab, browser):
-    """3: "`GET /`: 200 `text/html`, the status page" - in a browser: a title, a body, no error, nothing from elsewhere."""
+    """`GET /`: 200 `text/html`, the status page - in a browser: a title, a body, no error, nothing from elsewhere."""
     gateway = lab.gateway(backend="ws://127.0.0.1:9/ws/input")
     opened = browser.goto(f"http://127.0.0.1:{gateway.port}/")
     assert opened["status"] == 200

@@ -78,7 +78,7 @@ def test_demo_prints_what_to_open_and_stops_on_ctrl_c(demo):
 
 
 def test_demo_has_the_endpoints_of_a_gateway(demo):
-    """3: `demo` is a gateway like any other."""
+    """`demo` is a gateway like any other."""
     client = connect(demo.port)
     assert client.get("/health").json()["status"] == "ok"
     assert client.get("/ready").status == 200

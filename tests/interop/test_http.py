@@ -1,4 +1,4 @@
-"""HTTP on the gateway's port (PROTOCOL section 3): methods, bad heads, limits, keep-alive, pipelining."""
+"""HTTP on the gateway's port (docs/protocol.md section 3): methods, bad heads, limits, keep-alive, pipelining."""
 
 import pytest
 
@@ -37,14 +37,14 @@ def expect_error(reply, status):
 
 @pytest.mark.parametrize("target", ["/nope", "/health/", "/Health", "/connections/x", "//", "/ws/nothing"])
 def test_unknown_path_is_404(lab, gateway, target):
-    """3: "Unknown path: 404", as JSON."""
+    """Unknown path: 404, as JSON."""
     expect_error(gateway.get(target), 404)
 
 
 @pytest.mark.parametrize("target", [*ENDPOINTS, "/ws/input", "/ws/output/1"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
 def test_wrong_method_is_405_with_allow(gateway, target, method):
-    """3: "Wrong method: 405 with `Allow`"."""
+    """Wrong method: 405 with `Allow`."""
     reply = gateway.get(target, method=method)
     expect_error(reply, 405)
     assert "get" in reply.head.tokens("Allow")
@@ -52,7 +52,7 @@ def test_wrong_method_is_405_with_allow(gateway, target, method):
 
 @pytest.mark.parametrize("target", [*ENDPOINTS, "/nope", "/ws/input"])
 def test_head_works_wherever_get_does(gateway, target):
-    """3: "`HEAD` works wherever `GET` does" - same status and type, the connection goes on, no body."""
+    """`HEAD` works wherever `GET` does - same status and type, the connection goes on, no body."""
     get = gateway.get(target)
     client = gateway.connect()
     head = client.get(target, method="HEAD")
@@ -64,7 +64,7 @@ def test_head_works_wherever_get_does(gateway, target):
 
 
 def test_plain_get_on_a_websocket_path_is_426(gateway):
-    """3: "A plain GET on a WebSocket path: 426 with `Upgrade: websocket`"."""
+    """A plain GET on a WebSocket path: 426 with `Upgrade: websocket`."""
     for target in ("/ws/input", "/ws/output/abc"):
         reply = gateway.get(target)
         expect_error(reply, 426)
@@ -73,7 +73,7 @@ def test_plain_get_on_a_websocket_path_is_426(gateway):
 
 @pytest.mark.parametrize("version", ["8", "12", "14", "x"])
 def test_another_websocket_version_is_426(lab, gateway, version):
-    """3: "`Sec-WebSocket-Version` other than 13: 426 with `Sec-WebSocket-Version: 13`"."""
+    """`Sec-WebSocket-Version` other than 13: 426 with `Sec-WebSocket-Version: 13`."""
     client = lab.client(gateway)
     client.upgrade(headers=[("Sec-WebSocket-Version", version)])
     reply = client.read_reply()
@@ -107,7 +107,7 @@ BAD_HEADS = {
 
 @pytest.mark.parametrize("data", BAD_HEADS.values(), ids=BAD_HEADS.keys())
 def test_bad_head_is_400_and_closes(lab, gateway, data):
-    """3: "Bad heads: 400" - and nothing behind one is believed: the connection is closed."""
+    """Bad heads: 400 - and nothing behind one is believed: the connection is closed."""
     client = lab.client(gateway)
     client.send(data + plain_request("/health"))
     expect_error(client.read_reply(), 400)
@@ -125,54 +125,54 @@ def assert_ended(client):
 
 
 def test_too_many_bytes_of_headers_are_431(lab, gateway):
-    """3: "over the limits: 431" - 16 KiB of head."""
+    """Over the limits: 431 - 16 KiB of head."""
     client, reply = ask_raw(lab, gateway, GET + b"X-Big: " + b"a" * 20_000 + b"\r\n\r\n")
     expect_error(reply, 431)
     assert_ended(client)
 
 
 def test_head_that_never_ends_is_431(lab, gateway):
-    """3: "over the limits: 431" - without waiting for an end that does not come."""
+    """Over the limits: 431 - without waiting for an end that does not come."""
     client, reply = ask_raw(lab, gateway, GET + b"X-Line: of many\r\n" * 2_000)
     expect_error(reply, 431)
 
 
 def test_too_many_headers_are_431(lab, gateway):
-    """3: "over the limits: 431" - more than 100 lines."""
+    """Over the limits: 431 - more than 100 lines."""
     lines = b"".join(b"X-%d: a\r\n" % number for number in range(101))
     _, reply = ask_raw(lab, gateway, GET + lines + b"\r\n")
     expect_error(reply, 431)
 
 
 def test_many_headers_within_the_limits_are_fine(lab, gateway):
-    """3: limits are limits: 90 lines and 12 KiB pass."""
+    """Limits are limits: 90 lines and 12 KiB pass."""
     lines = b"".join(b"X-%d: %s\r\n" % (number, b"a" * 120) for number in range(90))
     _, reply = ask_raw(lab, gateway, GET + lines + b"\r\n")
     assert reply.status == 200
 
 
 def test_target_that_is_too_long_is_414(lab, gateway):
-    """3: "over the limits: ... 414"."""
+    """Over the limits: ... 414."""
     _, reply = ask_raw(lab, gateway, b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n")
     expect_error(reply, 414)
 
 
 def test_request_body_is_413(lab, gateway):
-    """3: "Request bodies are not taken: 413" - and the connection ends, for the body is not read as a request."""
+    """Request bodies are not taken: 413 - and the connection ends, for the body is not read as a request."""
     client, reply = ask_raw(lab, gateway, GET + b"Content-Length: 30\r\n\r\nGET /metrics HTTP/1.1\r\nHost: a")
     expect_error(reply, 413)
     assert_ended(client)
 
 
 def test_content_length_zero_is_no_body(lab, gateway):
-    """3: `Content-Length: 0` is no body."""
+    """`Content-Length: 0` is no body."""
     client, reply = ask_raw(lab, gateway, GET + b"Content-Length: 0\r\n\r\n")
     assert reply.status == 200
     assert client.get("/ready").status == 200
 
 
 def test_late_request_head_is_408(lab):
-    """CONFIG `header_timeout`: "a whole request head must be here by then"."""
+    """`header_timeout`: a whole request head must be here by then."""
     gateway = lab.gateway(QUICK, backend=BACKEND)
     client = lab.client(gateway)
     client.send(b"GET /health HTTP/1.1\r\nHost: a\r\nX-Slow:")
@@ -183,7 +183,7 @@ def test_late_request_head_is_408(lab):
 
 
 def test_trickling_head_does_not_extend_the_timeout(lab):
-    """CONFIG `header_timeout`: bytes that keep coming do not put it off."""
+    """`header_timeout`: bytes that keep coming do not put it off."""
     client = lab.client(lab.gateway(QUICK, backend=BACKEND))
     client.send(b"GET /health HTTP/1.1\r\nHost: a\r\n")
     client.sock.settimeout(0.05)
@@ -199,28 +199,28 @@ def test_trickling_head_does_not_extend_the_timeout(lab):
 
 
 def test_connection_without_a_request_is_closed(lab):
-    """CONFIG `header_timeout`: a connection without a request ends as well."""
+    """`header_timeout`: a connection without a request ends as well."""
     client = lab.client(lab.gateway(QUICK, backend=BACKEND))
     said = client.read_to_end()
     assert said == b"" or said.startswith(b"HTTP/1.1 408 ")
 
 
 def test_idle_connection_is_closed_after_keep_alive(lab):
-    """CONFIG `keep_alive`: "an idle HTTP connection" ends, without an answer that nobody asked for."""
+    """`keep_alive`: an idle HTTP connection ends, without an answer that nobody asked for."""
     client = lab.client(lab.gateway(QUICK, backend=BACKEND))
     assert client.get("/health").status == 200
     client.expect_end()
 
 
 def test_requests_share_a_connection(lab, gateway):
-    """3: "Keep-alive ... requests work on these endpoints"."""
+    """Keep-alive ... requests work on these endpoints."""
     client = lab.client(gateway)
     for target, status in [("/", 200), ("/health", 200), ("/nope", 404), ("/metrics", 200), ("/ws/input", 426), ("/ready", 200)] * 3:
         assert client.get(target).status == status
 
 
 def test_pipelined_requests_are_answered_in_order(lab, gateway):
-    """3: "pipelined requests work on these endpoints" - fifty in one write."""
+    """Pipelined requests work on these endpoints - fifty in one write."""
     client = lab.client(gateway)
     targets = ["/health", "/nope", "/ready", "/connections", "/"] * 10
     client.send(b"".join(plain_request(target) for target in targets))
@@ -229,14 +229,14 @@ def test_pipelined_requests_are_answered_in_order(lab, gateway):
 
 
 def test_request_may_come_byte_by_byte(lab, gateway):
-    """3: a head that trickles in is a head."""
+    """A head that trickles in is a head."""
     client = lab.client(gateway)
     client.send_bytewise(plain_request("/health"))
     assert client.read_reply().status == 200
 
 
 def test_connection_close_ends_keep_alive(lab, gateway):
-    """3: keep-alive is the client's choice."""
+    """Keep-alive is the client's choice."""
     client = lab.client(gateway)
     reply = client.get("/health", headers=[("Connection", "close")])
     assert reply.status == 200
@@ -245,14 +245,14 @@ def test_connection_close_ends_keep_alive(lab, gateway):
 
 
 def test_http_1_0_is_answered_and_closed(lab, gateway):
-    """3: an old client gets its answer, and the end of it."""
+    """An old client gets its answer, and the end of it."""
     client = lab.client(gateway)
     assert client.get("/health", version="HTTP/1.0").status == 200
     client.expect_end()
 
 
 def test_client_that_stops_sending_still_gets_its_answer(lab, gateway):
-    """3: a half-closed client (as `nc -N`) reads the answer to what it asked."""
+    """A half-closed client (as `nc -N`) reads the answer to what it asked."""
     client = lab.client(gateway)
     client.ask("/health")
     client.half_close()
@@ -261,13 +261,13 @@ def test_client_that_stops_sending_still_gets_its_answer(lab, gateway):
 
 
 def test_query_does_not_change_an_endpoint(gateway):
-    """3: `/health?probe=1` is `/health`."""
+    """`/health?probe=1` is `/health`."""
     assert gateway.get("/health?probe=1").status == 200
 
 
 @pytest.mark.parametrize("origins", [[], ["https://app.example"]])
 def test_client_library_is_a_module_for_every_page(lab, origins):
-    """2: `GET /client.js` - an ES module, with `ETag`, and always `Access-Control-Allow-Origin: *`."""
+    """`GET /client.js` - an ES module, with `ETag`, and always `Access-Control-Allow-Origin: *`."""
     gateway = lab.gateway({"server": {"allowed_origins": origins}, "route": [route(backend=BACKEND)]})
     reply = gateway.get("/client.js", headers=[("Origin", "https://other.example")])
     assert reply.status == 200
@@ -277,7 +277,7 @@ def test_client_library_is_a_module_for_every_page(lab, origins):
 
 
 def test_client_library_is_not_sent_to_a_browser_that_has_it(lab, gateway):
-    """2: its `ETag` in `If-None-Match` gives 304, and the connection goes on."""
+    """Its `ETag` in `If-None-Match` gives 304, and the connection goes on."""
     client = lab.client(gateway)
     first = client.get("/client.js")
     [etag] = first.head.all("ETag")

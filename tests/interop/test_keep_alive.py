@@ -1,4 +1,4 @@
-"""Keep-alive pings, idle connections and message limits (CONFIG `[proxy]`; PROTOCOL section 1 and 4).
+"""Keep-alive pings, idle connections and message limits (`[proxy]`; docs/protocol.md section 1 and 4).
 
 Intervals are short here, and what they lead to is waited for: no test asserts how long anything took.
 """
@@ -18,7 +18,7 @@ OWN_CODES = {1000, 1001, 1008, 1009, 1011, 1012, 1013}
 
 @pytest.mark.parametrize("upwards", [True, False], ids=["client", "backend"])
 def test_silent_side_is_pinged_and_its_pong_is_not_relayed(way, lab, upwards):
-    """CONFIG `ping_interval`: "a side that has been silent so long is sent a ping of ours; its answer is not relayed"."""
+    """`ping_interval`: a side that has been silent for this long is pinged; its answer is not relayed."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend, config=PINGING), backend)
     one, other = (client, peer) if upwards else (peer, client)
@@ -31,11 +31,11 @@ def test_silent_side_is_pinged_and_its_pong_is_not_relayed(way, lab, upwards):
         sent = one.say(f"right behind pong {number}")
         while (got := other.read_frame()).opcode == PING:
             other.frame(PONG, got.payload)
-        assert got.raw == sent, f"the answer to a ping of ours was relayed: {got}"
+        assert got.raw == sent, f"the answer to the gateway's ping was relayed: {got}"
 
 
 def test_pings_and_pongs_of_both_ends_are_still_relayed(way, lab):
-    """1: "ping, pong ... are kept" - while pings of the gateway's own are under way."""
+    """Ping, pong ... are kept - while pings of the gateway's own are under way."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend, config=PINGING), backend)
 
@@ -55,7 +55,7 @@ def test_pings_and_pongs_of_both_ends_are_still_relayed(way, lab):
 
 
 def test_gateway_ping_waits_for_a_frame_boundary(way, lab):
-    """CONFIG `ping_interval` and 1: "Never a frame inside another frame" - the client's ping is due, a frame to it is not whole."""
+    """`ping_interval` and 1: "Never a frame inside another frame" - the client's ping is due, a frame to it is not whole."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend, config=PINGING), backend)
     whole = frame(BINARY, b"a frame that takes its time" * 4)
@@ -73,7 +73,7 @@ def test_gateway_ping_waits_for_a_frame_boundary(way, lab):
 
 
 def test_ping_may_come_between_fragments(way, lab):
-    """CONFIG `ping_interval`: between two fragments there is a frame boundary, so a silent client is pinged there."""
+    """`ping_interval`: between two fragments there is a frame boundary, so a silent client is pinged there."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend, config=PINGING), backend)
     peer.frame(TEXT, "first ", fin=False)
@@ -84,7 +84,7 @@ def test_ping_may_come_between_fragments(way, lab):
 
 
 def test_dead_client_is_closed(way, lab):
-    """CONFIG `ping_timeout`: "no byte of any kind since that ping: the side is gone" - the backend is told 1001."""
+    """`ping_timeout`: no byte of any kind since that ping: the side is gone - the backend gets 1001."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend, config=DYING), backend)
     while (got := peer.read_frame()).opcode == PING:
@@ -96,7 +96,7 @@ def test_dead_client_is_closed(way, lab):
 
 
 def test_dead_backend_is_closed(way, lab):
-    """CONFIG `ping_timeout`: "the side is gone" - the client is told 1011."""
+    """`ping_timeout`: the side is gone - the client gets 1011."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend, config=DYING), backend)
     while (got := client.read_frame()).opcode == PING:
@@ -107,7 +107,7 @@ def test_dead_backend_is_closed(way, lab):
 
 
 def test_data_without_pongs_keeps_a_side_alive(way, lab):
-    """CONFIG `ping_timeout`: "a client that sends data but no pongs is alive"."""
+    """`ping_timeout`: a client that sends data but no pongs is alive."""
     backend = lab.backend()
     config = {"proxy": {"ping_interval": "150ms", "ping_timeout": "1s"}}
     client, peer = lab.pair(way.to(backend, config=config), backend)
@@ -121,7 +121,7 @@ def test_data_without_pongs_keeps_a_side_alive(way, lab):
 
 
 def test_pong_keeps_a_side_alive(way, lab):
-    """CONFIG `ping_timeout`: two ends that only answer pings stay connected."""
+    """`ping_timeout`: two ends that only answer pings stay connected."""
     backend = lab.backend()
     config = {"proxy": {"ping_interval": "150ms", "ping_timeout": "1s"}}
     client, peer = lab.pair(way.to(backend, config=config), backend)
@@ -135,7 +135,7 @@ def test_pong_keeps_a_side_alive(way, lab):
 
 
 def test_pings_can_be_switched_off(lab):
-    """CONFIG: `"0s"` switches a timeout off - no ping ever comes, while a gateway with pings has sent several."""
+    """`"0s"` switches a timeout off - no ping ever comes, while a gateway with pings has sent several."""
     backend, pinged = lab.backend(), lab.backend()
     quiet = lab.gateway({"proxy": {"ping_interval": "0s"}}, backend=backend.url())
     client, peer = lab.pair(quiet, backend)
@@ -150,7 +150,7 @@ def test_pings_can_be_switched_off(lab):
 
 
 def test_idle_connection_is_closed_despite_pings(lab):
-    """CONFIG `idle_timeout`: "no message either way (pings and pongs do not count)" - both ends get a Close of ours."""
+    """`idle_timeout`: no message either way (pings and pongs do not count) - both ends get a Close frame."""
     backend = lab.backend()
     config = {"proxy": {"idle_timeout": "500ms", "ping_interval": "100ms"}}
     client, peer = lab.pair(lab.gateway(config, backend=backend.url()), backend)
@@ -168,7 +168,7 @@ def test_idle_connection_is_closed_despite_pings(lab):
 
 
 def test_messages_keep_a_connection_from_being_idle(lab):
-    """CONFIG `idle_timeout`: a message starts the wait anew; the connection outlives several timeouts."""
+    """`idle_timeout`: a message starts the wait anew; the connection outlives several timeouts."""
     backend = lab.backend()
     config = {"proxy": {"idle_timeout": "1s", "ping_interval": "150ms"}}
     client, peer = lab.pair(lab.gateway(config, backend=backend.url()), backend)
@@ -188,7 +188,7 @@ LIMIT = {"proxy": {"max_message": "1KiB"}}
 
 @pytest.mark.parametrize("upwards", [True, False], ids=["up", "down"])
 def test_message_at_the_limit_passes_and_one_byte_more_is_1009(lab, upwards):
-    """CONFIG `max_message` and 4: "larger messages end in 1009"; to the sender."""
+    """`max_message` and 4: "larger messages end in 1009"; to the sender."""
     backend = lab.backend()
     ends = lab.pair(lab.gateway(LIMIT, backend=backend.url()), backend)
     one, other = ends if upwards else reversed(ends)
@@ -200,7 +200,7 @@ def test_message_at_the_limit_passes_and_one_byte_more_is_1009(lab, upwards):
 
 
 def test_fragments_add_up_to_the_limit(lab):
-    """CONFIG `max_message`: a message is all of its fragments; control frames in between do not count, the next message starts at 0."""
+    """`max_message`: a message is all of its fragments; control frames in between do not count, the next message starts at 0."""
     backend = lab.backend()
     client, peer = lab.pair(lab.gateway(LIMIT, backend=backend.url()), backend)
     for _ in range(3):
@@ -218,7 +218,7 @@ def test_fragments_add_up_to_the_limit(lab):
 
 
 def test_announced_length_over_the_limit_is_refused_at_once(lab):
-    """CONFIG `max_message`: the frame's head says how long it is; nobody waits for 2 GiB to come."""
+    """`max_message`: the frame's head says how long it is; nobody waits for 2 GiB to come."""
     backend = lab.backend()
     client, peer = lab.pair(lab.gateway(LIMIT, backend=backend.url()), backend)
     client.send(frame(BINARY, b"", mask=b"mask")[:1] + b"\xff" + (2 << 30).to_bytes(8, "big") + b"mask" + b"begin")
@@ -227,7 +227,7 @@ def test_announced_length_over_the_limit_is_refused_at_once(lab):
 
 
 def test_missing_answer_to_a_close_does_not_hold_the_connection(lab):
-    """4: after a Close of the gateway's own it waits only briefly for the answer: a client that never gives one is let go."""
+    """After a Close of the gateway's own it waits only briefly for the answer: a client that never gives one is let go."""
     backend = lab.backend()
     gateway = lab.gateway(LIMIT, backend=backend.url())
     client, peer = lab.pair(gateway, backend)

@@ -1,4 +1,4 @@
-"""Admission (CONFIG `[server]`): who may come in, and how many. PROTOCOL section 4: 1008."""
+"""Admission (`[server]`): who may come in, and how many. docs/protocol.md section 4: 1008."""
 
 import time
 
@@ -9,7 +9,7 @@ from gatewaylab.wire import eventually
 
 
 def test_connection_over_the_limit_gets_503(lab):
-    """CONFIG `max_connections`: "client sockets; one more gets 503 and a log line"; when one leaves, the next is let in."""
+    """`max_connections`: client sockets; one more gets 503 and a log line; when one leaves, the next is let in."""
     backend = lab.backend()
     gateway = lab.gateway({"server": {"max_connections": 3, "listen": ["127.0.0.1:0"]}}, backend=backend.url())
     pairs = [lab.pair(gateway, backend) for _ in range(3)]
@@ -40,7 +40,7 @@ def served(gateway):
 
 
 def test_a_full_gateway_answers_an_orchestrator(lab):
-    """PROTOCOL 3: "`/health`, `/ready`, `/metrics` and `healthcheck` are answered also when `max_connections` is reached"."""
+    """docs/protocol.md section 3: "`/health`, `/ready`, `/metrics` and `healthcheck` are answered also when `max_connections` is reached"."""
     backend = lab.backend()
     gateway = lab.gateway({"server": {"max_connections": 2}}, backend=backend.url())
     pairs = [lab.pair(gateway, backend) for _ in range(2)]
@@ -80,7 +80,7 @@ def test_when_descriptors_run_low_a_reserve_is_left(lab):
 
 
 def test_connections_per_address_are_limited(lab):
-    """CONFIG `max_connections_per_ip`: one more from the same address gets 503, another address gets in."""
+    """`max_connections_per_ip`: one more from the same address gets 503, another address gets in."""
     backend = lab.backend()
     gateway = lab.gateway({"server": {"max_connections_per_ip": 2, "listen": ["127.0.0.1:0"]}}, backend=backend.url())
     pairs = [lab.pair(gateway, backend) for _ in range(2)]
@@ -96,7 +96,7 @@ def test_connections_per_address_are_limited(lab):
 
 
 def test_refused_connections_leave_no_descriptor(lab):
-    """CONFIG `max_connections`: a hundred refused ones leave no descriptor behind."""
+    """`max_connections`: a hundred refused ones leave no descriptor behind."""
     backend = lab.backend()
     gateway = lab.gateway({"server": {"max_connections": 1, "listen": ["127.0.0.1:0"]}}, backend=backend.url())
     client, _ = lab.pair(gateway, backend)
@@ -171,7 +171,7 @@ BAD = [
 
 @pytest.mark.parametrize("origin", GOOD)
 def test_allowed_origin_is_accepted(lab, origin):
-    """CONFIG `allowed_origins`: "else `Origin` must match ("https://app.example", "*.example")"."""
+    """`allowed_origins`: else `Origin` must match (https://app.example", "*.example")"."""
     backend = lab.backend()
     client = lab.client(lab.gateway(ALLOWED, backend=backend.url()))
     client.upgrade(headers=[("Origin", origin)])
@@ -182,7 +182,7 @@ def test_allowed_origin_is_accepted(lab, origin):
 
 @pytest.mark.parametrize("origin", BAD)
 def test_another_origin_is_closed_with_1008(lab, origin):
-    """4: "1008 Origin not allowed" - the upgrade is completed so that the page can read it; the backend is not asked."""
+    """1008 Origin not allowed - the upgrade is completed so that the page can read it; the backend is not asked."""
     backend = lab.backend()
     gateway = lab.gateway(ALLOWED, backend=backend.url())
     client = lab.client(gateway)
@@ -199,7 +199,7 @@ def test_another_origin_is_closed_with_1008(lab, origin):
 
 
 def test_any_origin_comes_through_by_default(lab):
-    """CONFIG `allowed_origins`: "empty: any"."""
+    """`allowed_origins`: empty: any."""
     backend = lab.backend()
     client = lab.client(lab.gateway(backend=backend.url()))
     client.upgrade(headers=[("Origin", "https://anybody.example")])
@@ -208,6 +208,6 @@ def test_any_origin_comes_through_by_default(lab):
 
 
 def test_program_without_an_origin_comes_through(lab):
-    """CONFIG `allowed_origins`: the rule is about pages; what sends no `Origin` is no browser."""
+    """`allowed_origins`: the rule is about pages; what sends no `Origin` is no browser."""
     backend = lab.backend()
     lab.pair(lab.gateway(ALLOWED, backend=backend.url()), backend)

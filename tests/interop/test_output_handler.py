@@ -58,7 +58,7 @@ def everything(client):
 
 
 def test_serves_the_output_handler_alone(handlers, open_client):
-    """2: "The output handler alone serves only `/ws/output/{task_id}`", and a gateway relays to it: text, chunks, close, all whole."""
+    """The output handler alone serves only `/ws/output/{task_id}`, and a gateway relays to it: text, chunks, close, all whole."""
     task = str(uuid.uuid4())
     sound = pattern(150_000)
     (handlers.audio / "a.wav").write_bytes(sound)
@@ -79,7 +79,7 @@ def test_serves_the_output_handler_alone(handlers, open_client):
 
 
 def test_early_result_and_resume_through_a_gateway(handlers, open_client):
-    """2: "A result published before its client connects ... is delivered on connect", `?from_chunk=K` - also by way of a gateway."""
+    """A result published before its client connects ... is delivered on connect, `?from_chunk=K` - also by way of a gateway."""
     task = str(uuid.uuid4())
     (handlers.audio / "a.wav").write_bytes(pattern(150_000))
     handlers.publish(task, text="Hello", audio_file="a.wav")
@@ -90,7 +90,7 @@ def test_early_result_and_resume_through_a_gateway(handlers, open_client):
 
 
 def test_close_codes_of_the_output_handler_reach_the_client(lab, tmp_path, open_client):
-    """4: the handler's own codes go through the gateway before it: 4004, 4008."""
+    """The handler's own codes go through the gateway before it: 4004, 4008."""
     handlers = Handlers(lab, tmp_path, "embedded://127.0.0.1:0", timeout="200ms")
     seen, closed = everything(open_client(handlers.url("no-uuid")))
     assert [message.text for message in seen] == ['{"status":"error","error":"Invalid task_id format"}']
@@ -103,7 +103,7 @@ def test_close_codes_of_the_output_handler_reach_the_client(lab, tmp_path, open_
 
 
 def test_output_handler_serves_only_its_route(handlers):
-    """2: only the output route: another path is 404; each of the two says of itself what is true."""
+    """Only the output route: another path is 404; each of the two reports its own state."""
     assert handlers.handler.get("/ws/input").status == 404
     assert handlers.handler.get("/ready").status == 200
     health = handlers.handler.get("/health").json()
@@ -113,7 +113,7 @@ def test_output_handler_serves_only_its_route(handlers):
 
 
 def test_reload_that_adds_an_output_route_connects_to_redis(lab, tmp_path):
-    """CONFIG: "Redis is connected to only where a route serves output" - also where that route came with a HUP."""
+    """Redis is connected to only where a route serves output - also where that route came with a HUP."""
     server_of_results = RedisServer(tmp_path)
     try:
         backend = lab.backend()

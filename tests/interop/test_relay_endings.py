@@ -1,4 +1,4 @@
-"""PROTOCOL section 1, endings: a Close with its code and reason, an end that vanishes, and what the other end is told."""
+"""docs/protocol.md section 1, endings: a Close with its code and reason, an end that vanishes, and what the other end gets."""
 
 import pytest
 
@@ -16,7 +16,7 @@ LOST = (1011, "backend connection lost")
 @transparent
 @pytest.mark.parametrize("code", CODES)
 def test_close_and_its_answer_are_relayed_with_code_and_reason(way, lab, code):
-    """1: "A close by either end reaches the other end with its code and reason" - and the answering Close comes back."""
+    """A close by either end reaches the other end with its code and reason - and the answering Close comes back."""
     backend = lab.backend()
     gateway = way.to(backend)
     for client_first in (True, False):
@@ -35,7 +35,7 @@ def test_close_and_its_answer_are_relayed_with_code_and_reason(way, lab, code):
 
 @transparent
 def test_close_without_a_code_is_relayed_without_one(way, lab):
-    """1 and 4: "Never 1005, 1006 or 1015" - an empty close frame is passed on empty, nothing is made up."""
+    """Never 1005, 1006 or 1015 - an empty close frame is passed on empty, nothing is made up."""
     backend = lab.backend()
     gateway = way.to(backend)
     for client_first in (True, False):
@@ -48,7 +48,7 @@ def test_close_without_a_code_is_relayed_without_one(way, lab):
 
 @transparent
 def test_longest_close_reason_is_relayed(way, lab):
-    """1: a close reason of 123 bytes, as long as the protocol has them."""
+    """A close reason of 123 bytes, as long as the protocol has them."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     peer.close_frame(4000, "r" * 123)
@@ -57,7 +57,7 @@ def test_longest_close_reason_is_relayed(way, lab):
 
 @transparent
 def test_what_was_sent_before_a_close_still_arrives(way, lab):
-    """1: order is kept, so a megabyte and a Close and the end arrive in this order."""
+    """Order is kept, so a megabyte and a Close and the end arrive in this order."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     sent = frame(BINARY, bytes(1 << 20)) + frame(CLOSE, close_payload(1000, "done"))
@@ -68,7 +68,7 @@ def test_what_was_sent_before_a_close_still_arrives(way, lab):
 
 @transparent
 def test_data_still_arrives_after_a_close_and_fin_the_other_way(way, lab):
-    """1: a Close and a FIN one way leave the other way open: what the backend still sends arrives."""
+    """A Close and a FIN one way leave the other way open: what the backend still sends arrives."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     client.close_frame(1000, "I only listen now")
@@ -83,7 +83,7 @@ def test_data_still_arrives_after_a_close_and_fin_the_other_way(way, lab):
 
 @transparent
 def test_fin_follows_a_close_at_once(way, lab):
-    """1: "nothing at all to a side that a close frame has been passed to ..., but its FIN is passed on without delay"."""
+    """Nothing at all to a side that a close frame has been passed to ..., but its FIN is passed on without delay."""
     backend = lab.backend()
     gateway = way.to(backend)
     for client_first in (True, False):
@@ -96,7 +96,7 @@ def test_fin_follows_a_close_at_once(way, lab):
 
 
 def test_client_that_vanishes_is_reported_to_the_backend(way, lab):
-    """1 and 4: "1001 to the backend when the client vanished" - by FIN."""
+    """1001 to the backend when the client vanished - by FIN."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     client.say("last")
@@ -109,7 +109,7 @@ def test_client_that_vanishes_is_reported_to_the_backend(way, lab):
 
 
 def test_client_that_resets_is_reported_to_the_backend(way, lab):
-    """1 and 4: "1001 to the backend when the client vanished" - by RST."""
+    """1001 to the backend when the client vanished - by RST."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     client.reset()
@@ -118,7 +118,7 @@ def test_client_that_resets_is_reported_to_the_backend(way, lab):
 
 
 def test_backend_that_vanishes_is_reported_to_the_client(way, lab):
-    """1 and 4: "1011 (`backend connection lost`) to the client when the backend did" - by FIN."""
+    """1011 (`backend connection lost`) to the client when the backend did - by FIN."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     peer.say("last")
@@ -131,7 +131,7 @@ def test_backend_that_vanishes_is_reported_to_the_client(way, lab):
 
 
 def test_backend_that_resets_is_reported_to_the_client(way, lab):
-    """1 and 4: "1011 (`backend connection lost`) to the client when the backend did" - by RST."""
+    """1011 (`backend connection lost`) to the client when the backend did - by RST."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     client.say("hello?")
@@ -143,7 +143,7 @@ def test_backend_that_resets_is_reported_to_the_client(way, lab):
 
 
 def test_end_that_vanishes_between_fragments_is_at_a_frame_boundary(way, lab):
-    """1: "reported to the other one at a frame boundary" - a message may be unfinished, a frame may not."""
+    """Reported to the other one at a frame boundary - a message may be unfinished, a frame may not."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     peer.frame(TEXT, "the beginning of", fin=False)
@@ -156,7 +156,7 @@ def test_end_that_vanishes_between_fragments_is_at_a_frame_boundary(way, lab):
 @pytest.mark.parametrize("left_out", [1, 500])
 @pytest.mark.parametrize("rude", [False, True], ids=["fin", "rst"])
 def test_backend_lost_inside_a_frame_ends_the_connection_without_a_close(way, lab, left_out, rude):
-    """1: "in the middle of a frame the TCP connection just ends. Never a frame inside another frame"."""
+    """In the middle of a frame the TCP connection just ends. Never a frame inside another frame."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     part = frame(BINARY, bytes(1000))[:-left_out]
@@ -169,7 +169,7 @@ def test_backend_lost_inside_a_frame_ends_the_connection_without_a_close(way, la
 @pytest.mark.parametrize("left_out", [1, 500])
 @pytest.mark.parametrize("rude", [False, True], ids=["fin", "rst"])
 def test_client_lost_inside_a_frame_ends_the_connection_without_a_close(way, lab, left_out, rude):
-    """1: "in the middle of a frame the TCP connection just ends" - towards the backend."""
+    """In the middle of a frame the TCP connection just ends - towards the backend."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     part = frame(BINARY, bytes(1000), mask=b"mask")[:-left_out]
@@ -181,7 +181,7 @@ def test_client_lost_inside_a_frame_ends_the_connection_without_a_close(way, lab
 
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_nothing_follows_a_partial_frame_head(way, lab, length):
-    """1: "Never a frame inside another frame" - a piece of a frame head is kept back, so the Close comes at a boundary, or it is
+    """Never a frame inside another frame - a piece of a frame head is kept back, so the Close comes at a boundary, or it is
     passed on, and then nothing may follow it."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
@@ -196,7 +196,7 @@ def test_nothing_follows_a_partial_frame_head(way, lab, length):
 
 
 def test_open_frame_of_the_backend_is_finished_after_the_client_is_lost(way, lab):
-    """1: the client vanishes while the backend is inside a frame of its own: each direction has its own boundaries."""
+    """The client vanishes while the backend is inside a frame of its own: each direction has its own boundaries."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     half = frame(BINARY, bytes(1000))[:500]
@@ -207,7 +207,7 @@ def test_open_frame_of_the_backend_is_finished_after_the_client_is_lost(way, lab
 
 
 def test_client_that_leaves_before_the_101_ends_the_dial(way, lab):
-    """1: a client that vanishes before the 101 leaves nothing behind: the backend's connection ends."""
+    """A client that vanishes before the 101 leaves nothing behind: the backend's connection ends."""
     backend = lab.backend()
     client = lab.client(way.to(backend))
     client.upgrade()
@@ -219,7 +219,7 @@ def test_client_that_leaves_before_the_101_ends_the_dial(way, lab):
 
 @pytest.mark.parametrize("library", ["websockets", "ws"])
 def test_killed_backend_under_traffic(way, lab, library, shared_backends):
-    """1: kill -9 of a backend under traffic: each of its clients gets 1011 at a frame boundary, others notice nothing."""
+    """Kill -9 of a backend under traffic: each of its clients gets 1011 at a frame boundary, others notice nothing."""
     doomed = lab.library_backend(library)
     well = shared_backends(library)
     gateway = two_routes(way, doomed, well)
@@ -264,7 +264,7 @@ def two_routes(way, doomed, well):
 
 
 def test_many_ended_connections_leave_nothing(way, lab):
-    """3: `/connections` - 200 connections, ended in four different ways, leave no session and no descriptor behind."""
+    """`/connections` - 200 connections, ended in four different ways, leave no session and no descriptor behind."""
     backend = lab.backend(backlog=512)
     gateway = way.to(backend)
     gateway.get("/health")

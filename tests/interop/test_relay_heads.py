@@ -1,4 +1,4 @@
-"""PROTOCOL section 1, heads: which route a request takes, and which header lines travel."""
+"""docs/protocol.md section 1, heads: which route a request takes, and which header lines travel."""
 
 import socket
 
@@ -50,7 +50,7 @@ def upgraded(lab, gateway, backend, target="/ws/input", headers=(), **options):
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in END_TO_END}))
 def test_end_to_end_headers_go_through_unchanged(lab, way, name):
-    """1: "Every end-to-end request header goes through unchanged (Cookie, Authorization, Origin, User-Agent,
+    """Every end-to-end request header goes through unchanged (Cookie, Authorization, Origin, User-Agent,
     Sec-WebSocket-Key/Version/Protocol/Extensions, ...)"."""
     backend = lab.backend()
     client, head = upgraded(lab, way.to(backend), backend, headers=END_TO_END)
@@ -60,7 +60,7 @@ def test_end_to_end_headers_go_through_unchanged(lab, way, name):
 
 
 def test_order_of_end_to_end_headers_is_kept(lab, way):
-    """1: "unchanged" - a backend that logs them sees them in the client's order."""
+    """Unchanged - a backend that logs them sees them in the client's order."""
     backend = lab.backend()
     _, head = upgraded(lab, way.to(backend), backend, headers=END_TO_END)
     names = [name.lower() for name, _ in END_TO_END]
@@ -68,7 +68,7 @@ def test_order_of_end_to_end_headers_is_kept(lab, way):
 
 
 def test_hop_by_hop_headers_are_not_relayed(lab, way):
-    """1: "hop-by-hop ones do not, apart from the upgrade pair" - and those that Connection names."""
+    """Hop-by-hop ones do not, apart from the upgrade pair - and those that Connection names."""
     backend = lab.backend()
     headers = [("Connection", "keep-alive, Upgrade, X-Hop"), *HOP_BY_HOP]
     _, head = upgraded(lab, way.to(backend), backend, headers=headers)
@@ -80,14 +80,14 @@ def test_hop_by_hop_headers_are_not_relayed(lab, way):
 
 
 def test_host_of_the_client_is_relayed(lab, way):
-    """1: "`Host` goes through too (backends compare it with `Origin`)"."""
+    """`Host` goes through too (backends compare it with `Origin`)."""
     backend = lab.backend()
     _, head = upgraded(lab, way.to(backend), backend, host="stream.example:8000")
     assert head["Host"] == "stream.example:8000"
 
 
 def test_route_may_replace_the_host(lab):
-    """1: "`host = "..."` on a route replaces it" - X-Forwarded-Host still says what the client asked for."""
+    """`host = ..."` on a route replaces it" - X-Forwarded-Host still says what the client asked for."""
     backend = lab.backend()
     gateway = lab.gateway({"route": [route(backend=backend.url(), host="backend.example")]})
     _, head = upgraded(lab, gateway, backend, host="stream.example")
@@ -96,7 +96,7 @@ def test_route_may_replace_the_host(lab):
 
 
 def test_forwarding_headers_are_added(lab):
-    """1: "`X-Forwarded-For/-Proto/-Host` and `X-Request-Id` are added"."""
+    """`X-Forwarded-For/-Proto/-Host` and `X-Request-Id` are added."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url())
     _, head = upgraded(lab, gateway, backend, host="stream.example")
@@ -107,7 +107,7 @@ def test_forwarding_headers_are_added(lab):
 
 
 def test_each_request_has_an_id_of_its_own(lab):
-    """1: "`X-Request-Id` are added" - different for each connection."""
+    """`X-Request-Id` are added - different for each connection."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url())
     ids = [upgraded(lab, gateway, backend)[1]["X-Request-Id"] for _ in range(20)]
@@ -115,7 +115,7 @@ def test_each_request_has_an_id_of_its_own(lab):
 
 
 def test_x_forwarded_for_is_appended_to(lab):
-    """1: "(a list header is appended to, never trusted)" - who the client says it is stands before who we see."""
+    """(a list header is appended to, never trusted) - who the client says it is stands before who we see."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url())
     _, head = upgraded(lab, gateway, backend, headers=[("X-Forwarded-For", "203.0.113.7, 198.51.100.2")])
@@ -123,7 +123,7 @@ def test_x_forwarded_for_is_appended_to(lab):
 
 
 def test_each_gateway_appends_to_x_forwarded_for(lab):
-    """1: "(a list header is appended to ...)" - each hop adds itself, the client's host is kept."""
+    """(a list header is appended to ...) - each hop adds itself, the client's host is kept."""
     backend = lab.backend()
     inner = lab.gateway(backend=backend.url())
     outer = lab.gateway(backend=f"ws://127.0.0.1:{inner.port}/ws/input")
@@ -136,7 +136,7 @@ def test_each_gateway_appends_to_x_forwarded_for(lab):
 
 
 def test_backends_101_comes_back_with_its_own_headers(lab, way):
-    """1: "The backend's 101 goes back with its own headers, so subprotocol and permessage-deflate are negotiated end to end"."""
+    """The backend's 101 goes back with its own headers, so subprotocol and permessage-deflate are negotiated end to end."""
     backend = lab.backend()
     client = lab.client(way.to(backend))
     client.upgrade(headers=END_TO_END)
@@ -148,7 +148,7 @@ def test_backends_101_comes_back_with_its_own_headers(lab, way):
 
 @pytest.mark.parametrize("query", ["", "?a=1", "?token=a%2Fb&x=1&x=2", "?", "?q=%E3%81%82+b", "?a=?b=/c"])
 def test_query_string_goes_along(lab, way, query):
-    """1: "the query string goes along" - untouched, whatever is in it."""
+    """The query string goes along - untouched, whatever is in it."""
     backend = lab.backend()
     _, head = upgraded(lab, way.to(backend), backend, target=f"/ws/input{query}")
     assert head.target in (f"/ws/input{query}", f"/ws/input{query.rstrip('?')}")
@@ -156,7 +156,7 @@ def test_query_string_goes_along(lab, way, query):
 
 @pytest.mark.parametrize("task", ["7d2b1a52-93a2-4c44-9a94-6a2a4a6cf111", "not-a-uuid", "a%20b", "x.y~z", "%2F", "1"])
 def test_task_ids_are_not_validated_on_relayed_routes(lab, task):
-    """1: "The backend URL may use the same names. Task ids are NOT validated on a relayed route"."""
+    """The backend URL may use the same names. Task ids are NOT validated on a relayed route."""
     backend = lab.backend()
     routes = [route("output", "/ws/output/{task_id}", backend=backend.url("/results/{task_id}/stream"))]
     gateway = lab.gateway({"route": routes})
@@ -165,7 +165,7 @@ def test_task_ids_are_not_validated_on_relayed_routes(lab, task):
 
 
 def test_path_names_can_be_used_anywhere_in_the_backend_url(lab):
-    """1: "`{name}` stands for one non-empty path segment ... The backend URL may use the same names" - several, reordered."""
+    """`{name}` matches one non-empty path segment ... The backend URL may use the same names - several, reordered."""
     backend = lab.backend()
     routes = [route("room", "/rooms/{room}/users/{user}", backend=backend.url("/u/{user}/in/{room}"))]
     gateway = lab.gateway({"route": routes})
@@ -175,7 +175,7 @@ def test_path_names_can_be_used_anywhere_in_the_backend_url(lab):
 
 @pytest.mark.parametrize("target", ["/ws/output/", "/ws/output/a/b", "/ws/output", "/ws/inputs", "/ws/input/", "/WS/input", "/ws"])
 def test_path_that_no_route_matches_is_not_found(lab, target):
-    """1 and 3: "`{name}` stands for one non-empty path segment" and "Unknown path: 404" - for an upgrade, too."""
+    """`{name}` matches one non-empty path segment and "Unknown path: 404" - for an upgrade, too."""
     routes = [route(backend="ws://127.0.0.1:9/ws/input"), route("output", "/ws/output/{task_id}", backend="ws://127.0.0.1:9/")]
     gateway = lab.gateway({"route": routes})
     client = lab.client(gateway)
@@ -186,7 +186,7 @@ def test_path_that_no_route_matches_is_not_found(lab, target):
 
 
 def test_each_route_has_its_own_backend(lab):
-    """1: "The request target's path is matched"."""
+    """The request target's path is matched."""
     one, two = lab.backend(), lab.backend()
     routes = [route("one", "/a", backend=one.url("/one")), route("two", "/b", backend=two.url("/two"))]
     gateway = lab.gateway({"route": routes})
@@ -200,7 +200,7 @@ LOCALHOST = sorted({address[0] for *_, address in socket.getaddrinfo("localhost"
 
 @pytest.mark.parametrize("host", LOCALHOST)
 def test_all_addresses_of_a_name_are_tried(lab, host):
-    """1: a backend named `localhost` is found, whether it listens on 127.0.0.1 or on ::1."""
+    """A backend named `localhost` is found, whether it listens on 127.0.0.1 or on ::1."""
     backend = lab.backend(host=host)
     gateway = lab.gateway(backend=f"ws://localhost:{backend.port}/ws/input")
     client, peer = lab.pair(gateway, backend)
@@ -209,7 +209,7 @@ def test_all_addresses_of_a_name_are_tried(lab, host):
 
 
 def test_upgrade_may_follow_plain_requests_on_one_connection(lab):
-    """3: "Keep-alive and pipelined requests work on these endpoints" - and the WebSocket on the same connection, too."""
+    """Keep-alive and pipelined requests work on these endpoints - and the WebSocket on the same connection, too."""
     backend = lab.backend()
     client = lab.client(lab.gateway(backend=backend.url()))
     request, client.key = upgrade_request()

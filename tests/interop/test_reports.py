@@ -1,4 +1,4 @@
-"""What the gateway says about itself (PROTOCOL section 3): `/`, `/health`, `/ready`, `/connections`, `/metrics`, CORS."""
+"""What the gateway says about itself (docs/protocol.md section 3): `/`, `/health`, `/ready`, `/connections`, `/metrics`, CORS."""
 
 import datetime
 import re
@@ -14,7 +14,7 @@ VERSION = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["version"]
 
 
 def test_status_page_is_self_contained_html(lab):
-    """3: "`GET /`: 200 `text/html`, the status page" - self-contained: it loads nothing from anywhere."""
+    """`GET /`: 200 `text/html`, the status page - self-contained: it loads nothing from anywhere."""
     gateway = lab.gateway(backend="ws://127.0.0.1:9/ws/input")
     reply = gateway.get("/")
     assert reply.status == 200
@@ -27,7 +27,7 @@ def test_status_page_is_self_contained_html(lab):
 
 
 def test_routes_name_cannot_write_into_the_page(lab):
-    """3: what comes from outside is shown as text."""
+    """What comes from outside is shown as text."""
     backend = lab.backend()
     gateway = lab.gateway({"route": [route("output", "/ws/output/{task_id}", backend=backend.url("/o/{task_id}"))]})
     lab.pair(gateway, backend, "/ws/output/<script>alert(1)<%2Fscript>")
@@ -35,7 +35,7 @@ def test_routes_name_cannot_write_into_the_page(lab):
 
 
 def test_health_has_all_its_fields(lab):
-    """3: `GET /health`: `status`, `gateway`, `version`, `uptime_seconds`, `active_connections`, `backend_services`, `redis`."""
+    """`GET /health`: `status`, `gateway`, `version`, `uptime_seconds`, `active_connections`, `backend_services`, `redis`."""
     backend = lab.backend()
     routes = [route(backend=backend.url()), route("output", "/ws/output/{task_id}", backend="ws://127.0.0.1:9/o/{task_id}")]
     gateway = lab.gateway({"route": routes})
@@ -59,7 +59,7 @@ def test_health_has_all_its_fields(lab):
 
 
 def test_health_is_degraded_while_a_backend_is_away(lab):
-    """3: "`degraded` when ... a backend's last dial failed" - and ok again after the next that went well."""
+    """`degraded` when ... a backend's last dial failed - and ok again after the next that went well."""
     port = closed_port()
     gateway = lab.gateway(backend=f"ws://127.0.0.1:{port}/ws/input")
     client = lab.client(gateway)
@@ -74,7 +74,7 @@ def test_health_is_degraded_while_a_backend_is_away(lab):
 
 
 def test_ready(lab):
-    """3: "`GET /ready`: 200 `{"status":"ready"}`" - a relay needs no Redis for it."""
+    """`GET /ready`: 200 `{status":"ready"}`" - a relay needs no Redis for it."""
     reply = lab.gateway(backend="ws://127.0.0.1:9/").get("/ready")
     assert (reply.status, reply.json()) == (200, {"status": "ready"})
 
@@ -84,7 +84,7 @@ TASK = "7d2b1a52-93a2-4c44-9a94-6a2a4a6cf111"
 
 @pytest.mark.parametrize("written", [TASK, TASK.upper(), TASK.replace("-", ""), "{" + TASK + "}", "urn:uuid:" + TASK])
 def test_status_of_an_unknown_task(lab, written):
-    """3: `GET /status/{task_id}`: 200 `{"task_id":"...","status":"...","connected":bool}` - `not_found`, the id as it was written."""
+    """`GET /status/{task_id}`: 200 `{"task_id":"...","status":"...","connected":bool}` - `not_found`, the id as it was written."""
     reply = lab.gateway(backend="ws://127.0.0.1:9/").get(f"/status/{written}")
     assert reply.status == 200
     assert reply.json() == {"task_id": written, "status": "not_found", "connected": False}
@@ -92,14 +92,14 @@ def test_status_of_an_unknown_task(lab, written):
 
 @pytest.mark.parametrize("written", ["nonsense", "1", TASK + "0", TASK[:-1]])
 def test_status_of_an_invalid_task_id_is_400(lab, written):
-    """3: `GET /status/{task_id}`: "400 for what is no UUID"."""
+    """`GET /status/{task_id}`: 400 for what is no UUID."""
     reply = lab.gateway(backend="ws://127.0.0.1:9/").get(f"/status/{written}")
     assert reply.status == 400
     assert reply.json()["status"] == "error"
 
 
 def test_connections_are_listed_live(lab):
-    """3: `GET /connections`: ids, and "id, route, state, client address, backend, task_id, opened (RFC 3339), idle seconds, and
+    """`GET /connections`: ids, and "id, route, state, client address, backend, task_id, opened (RFC 3339), idle seconds, and
     frames and bytes each way, all live"."""
     backend = lab.backend()
     routes = [route(backend=backend.url()), route("output", "/ws/output/{task_id}", backend=backend.url("/o/{task_id}"))]
@@ -146,7 +146,7 @@ def test_connections_are_listed_live(lab):
 
 
 def test_frames_are_counted_however_they_are_cut(lab):
-    """1: "Frame headers are observed in passing (opcode, FIN, length): counters ... come from that" - byte by byte, and many at once."""
+    """Frame headers are observed in passing (opcode, FIN, length): counters ... come from that - byte by byte, and many at once."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url())
     client, peer = lab.pair(gateway, backend)
@@ -162,7 +162,7 @@ def test_frames_are_counted_however_they_are_cut(lab):
 
 
 def test_metrics_are_prometheus_text_and_move(lab):
-    """3: "`GET /metrics`: Prometheus text format" - counters go up with what happens."""
+    """`GET /metrics`: Prometheus text format - counters go up with what happens."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url())
     reply = gateway.get("/metrics")
@@ -197,7 +197,7 @@ def test_metrics_are_prometheus_text_and_move(lab):
 
 
 def test_metrics_at_an_address_of_admin_listen(lab):
-    """`admin_listen`: who asks there is an admin, whatever `admin_from` says."""
+    """`admin_listen`: every client there is an admin, whatever `admin_from` says."""
     server = {"admin_listen": ["127.0.0.1:0"], "admin_from": ["192.0.2.1"]}
     gateway = lab.gateway({"server": server}, backend="ws://127.0.0.1:9/")
     assert gateway.get("/metrics").status == 403
@@ -207,7 +207,7 @@ def test_metrics_at_an_address_of_admin_listen(lab):
 
 
 def test_failed_dials_are_counted(lab):
-    """3: `/metrics` shows what an operator asks for when a backend is away."""
+    """`/metrics` shows what an operator asks for when a backend is away."""
     gateway = lab.gateway(backend=f"ws://127.0.0.1:{closed_port()}/")
     client = lab.client(gateway)
     client.upgrade()
@@ -223,7 +223,7 @@ JSON_ENDPOINTS = ["/health", "/ready", "/connections", "/nope"]
 
 @pytest.mark.parametrize("target", JSON_ENDPOINTS)
 def test_cors_for_allowed_origins_only(lab, target):
-    """3: "JSON endpoints carry CORS headers for origins in `allowed_origins` (none while that is empty)"."""
+    """JSON endpoints carry CORS headers for origins in `allowed_origins` (none while that is empty)."""
     backend = "ws://127.0.0.1:9/"
     gateway = lab.gateway({"server": {"allowed_origins": ["https://app.example", "*.vtuber.example"]}}, backend=backend)
     for origin in ("https://app.example", "https://a.vtuber.example"):

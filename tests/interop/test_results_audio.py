@@ -1,4 +1,4 @@
-"""Audio files that come late, grow, change, or have another name for the worker (PROTOCOL section 2, "Nothing is lost").
+"""Audio files that come late, grow, change, or have another name for the worker (docs/protocol.md section 2, "Nothing is lost").
 
 Results are published to the gateway's own inbox. Nothing waits for a time: a client with a small window holds a delivery in
 its middle, and the log and `/status` tell what the gateway is doing.
@@ -203,7 +203,7 @@ def test_without_audio_wait_a_file_has_to_be_there(results):
     ],
 )
 def test_names_of_other_machines_are_translated(results, name):
-    """CONFIG `path_map`: "prefixes in workers' paths"."""
+    """`path_map`: prefixes in workers' paths."""
     # A table cannot be written by the suite's own writer of configurations.
     stage = Stage(results)
     text = stage.gateway.file.read_text()

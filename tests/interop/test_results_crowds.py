@@ -1,4 +1,4 @@
-"""Many clients, large files, slow readers, floods (PROTOCOL section 2): everybody is served, and nobody's memory is everybody's."""
+"""Many clients, large files, slow readers, floods (docs/protocol.md section 2): everybody is served, and nobody's memory is everybody's."""
 
 import json
 
@@ -21,7 +21,7 @@ def server(results):
 
 
 def publish_all(server, tasks, result):
-    """One result for each task; Redis is told in one go."""
+    """One result for each task; they are published in one go."""
     with server.client() as worker, worker.pipeline(transaction=False) as pipeline:
         for task in tasks:
             pipeline.publish(PREFIX + task, json.dumps(result(task)))
@@ -30,7 +30,7 @@ def publish_all(server, tasks, result):
 
 @pytest.mark.parametrize("subscribe", ["pattern", "task"])
 def test_five_thousand_tasks_at_once(results, server, subscribe):
-    """2: five thousand clients, each with a task of its own, all results at one moment: each gets its own, once."""
+    """Five thousand clients, each with a task of its own, all results at one moment: each gets its own, once."""
     results.write("a", pattern(100_000))
     gateway = results.gateway(server, link={"subscribe": subscribe}, config=QUIET)
     tasks = [new_task() for _ in range(5000)]
@@ -41,7 +41,7 @@ def test_five_thousand_tasks_at_once(results, server, subscribe):
             with server.client() as client:
                 eventually(lambda: len(client.pubsub_channels()) == 5000, "all tasks are subscribed to")
         publish_all(server, tasks, lambda task: {"text": task, "audio_file": "a"})
-        crowd.run(lambda: not crowd.members, "all are told goodbye", patience=30)
+        crowd.run(lambda: not crowd.members, "all have left", patience=30)
         for member in members:
             assert (member.code, member.contents, member.audio) == (1000, [member.task], 100_000)
     assert gateway.metrics().samples[("aivtuber_gateway_results_delivered_total", ())] == 5000
@@ -50,7 +50,7 @@ def test_five_thousand_tasks_at_once(results, server, subscribe):
 
 
 def test_thousand_clients_on_one_task(results, server):
-    """2.2: "each gets everything": more deliveries than the gateway takes on at once."""
+    """Each gets everything: more deliveries than the gateway takes on at once."""
     gateway = results.gateway(server, config=QUIET)
     task = new_task()
     with Crowd(gateway.port) as crowd:
@@ -60,7 +60,7 @@ def test_thousand_clients_on_one_task(results, server):
             for number in range(20):
                 pipeline.publish(PREFIX + task, json.dumps({"text": str(number), "final": number == 19}))
             pipeline.execute()
-        crowd.run(lambda: not crowd.members, "all are told goodbye")
+        crowd.run(lambda: not crowd.members, "all have left")
         expected = [str(number) for number in range(20)]
         assert all(member.contents == expected and member.code == 1000 for member in members)
 

@@ -1,4 +1,4 @@
-"""The embedded inbox (CONFIG `embedded://`): "a worker's `redis.publish(...)` and `redis-cli` work unchanged. It is a result inbox, not
+"""The embedded inbox (`embedded://`): "a worker's `redis.publish(...)` and `redis-cli` work unchanged. It is a result inbox, not
 a Redis: any other command gets a clear `-ERR`"."""
 
 import json
@@ -19,7 +19,7 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def house(results):
+def inbox_gateway(results):
     gateway, inbox = results.embedded()
     return results, gateway, inbox
 
@@ -29,9 +29,9 @@ def told(waiter, content):
     waiter.done()
 
 
-def test_no_redis_is_needed(house):
-    """CONFIG: "no Redis server is needed": before, with and after the client, text and audio."""
-    results, gateway, inbox = house
+def test_no_redis_is_needed(inbox_gateway):
+    """No Redis server is needed: before, with and after the client, text and audio."""
+    results, gateway, inbox = inbox_gateway
     assert gateway.get("/health").json()["redis"] == "embedded"
     assert gateway.get("/health").json()["status"] == "ok"
     results.write("a", pattern(200_000))
@@ -51,9 +51,9 @@ def test_no_redis_is_needed(house):
 
 
 @pytest.mark.parametrize("protocol", [None, 2, 3])
-def test_redis_py_works_with_its_defaults(house, protocol):
+def test_redis_py_works_with_its_defaults(inbox_gateway, protocol):
     """redis-py with its defaults, and with either protocol: `publish`, `ping`, `echo`, a password nobody asked for, a pipeline."""
-    results, gateway, inbox = house
+    results, gateway, inbox = inbox_gateway
     options = {} if protocol is None else {"protocol": protocol}
     task = new_task()
     with inbox.client(**options) as worker:
@@ -78,9 +78,9 @@ def test_redis_py_works_with_its_defaults(house, protocol):
     waiter.done()
 
 
-def test_redis_py_by_url_and_asyncio(house):
+def test_redis_py_by_url_and_asyncio(inbox_gateway):
     """redis-py in the two other ways that workers use it: `from_url`, and `redis.asyncio`."""
-    results, gateway, inbox = house
+    results, gateway, inbox = inbox_gateway
     task = new_task()
     with redis.from_url(f"redis://127.0.0.1:{inbox.port}/0", decode_responses=True) as worker:
         assert worker.publish(PREFIX + task, json.dumps({"text": "url", "final": False})) == 1
@@ -98,9 +98,9 @@ asyncio.run(main())
     told(waiter, "asyncio")
 
 
-def test_ioredis_works_with_its_defaults(house):
+def test_ioredis_works_with_its_defaults(inbox_gateway):
     """ioredis with its defaults (it asks `INFO` first)."""
-    results, gateway, inbox = house
+    results, gateway, inbox = inbox_gateway
     task = new_task()
     messages = [json.dumps({"text": "声", "final": False}), json.dumps({"text": "end"})]
     done = subprocess.run(
@@ -135,9 +135,9 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-def test_coredis_works_with_its_defaults(house):
+def test_coredis_works_with_its_defaults(inbox_gateway):
     """coredis, which does not connect without `id` in the answer to `HELLO`, alone and in a transaction."""
-    results, gateway, inbox = house
+    results, gateway, inbox = inbox_gateway
     task = new_task()
     messages = [json.dumps({"text": text, "final": text == "c"}) for text in "abc"]
     command = [sys.executable, "-c", COREDIS, str(inbox.port), PREFIX + task, *messages]
@@ -147,9 +147,9 @@ def test_coredis_works_with_its_defaults(house):
     waiter.done()
 
 
-def test_transactions_publish_as_a_whole_or_not_at_all(house):
-    """CONFIG: "`MULTI`/`EXEC`/`DISCARD` around them ... and so does everything of a transaction that holds one"."""
-    results, gateway, inbox = house
+def test_transactions_publish_as_a_whole_or_not_at_all(inbox_gateway):
+    """`MULTI`/`EXEC`/`DISCARD` around them ... and so does everything of a transaction that holds one."""
+    results, gateway, inbox = inbox_gateway
     task = new_task()
     with inbox.client() as worker:
         with worker.pipeline(transaction=True) as pipeline:
@@ -163,9 +163,9 @@ def test_transactions_publish_as_a_whole_or_not_at_all(house):
     told(results.wait(gateway, task), "b")
 
 
-def test_one_worker_too_many_is_told(house):
+def test_one_worker_too_many_is_told(inbox_gateway):
     """The 1,001st worker gets Redis' own error, and there is room again once one has left."""
-    _, _, inbox = house
+    _, _, inbox = inbox_gateway
     crowd = [connect(inbox.port) for _ in range(1000)]
     for worker in crowd:
         worker.send(b"PING\r\n")
@@ -188,9 +188,9 @@ def test_one_worker_too_many_is_told(house):
 
 
 @pytest.mark.parametrize("options", [[], ["-3"], ["--no-auth-warning", "-a", "word"], ["--user", "u", "--pass", "p"], ["-n", "5"]])
-def test_redis_cli_works_with_one_command(house, options):
+def test_redis_cli_works_with_one_command(inbox_gateway, options):
     """redis-cli with one command on its line."""
-    results, gateway, inbox = house
+    results, gateway, inbox = inbox_gateway
     task = new_task()
     cli = ["redis-cli", "-p", str(inbox.port), *options]
     done = subprocess.run([*cli, "PUBLISH", PREFIX + task, '{"text":"by hand"}'], capture_output=True, text=True, timeout=PATIENCE)
@@ -200,9 +200,9 @@ def test_redis_cli_works_with_one_command(house, options):
     assert "ERR unknown command 'SET': this is the result inbox of aivtuber-gateway" in done.stdout + done.stderr
 
 
-def test_redis_cli_reads_commands_from_its_input(house):
+def test_redis_cli_reads_commands_from_its_input(inbox_gateway):
     """redis-cli as a person talks with it: several commands, quotes, an error in between, `QUIT`."""
-    results, gateway, inbox = house
+    results, gateway, inbox = inbox_gateway
     task = new_task()
     typed = f"""PING
 PUBLISH {PREFIX}{task} '{{"text":"a b","final":false}}'
@@ -248,9 +248,9 @@ ANSWERS = {
 }
 
 
-def test_commands_are_answered_in_order(house):
-    """CONFIG: "`PUBLISH` (with `PING`, `ECHO`, `AUTH`, `HELLO`, `SELECT`, `CLIENT ...`, `QUIT`)"."""
-    _, _, inbox = house
+def test_commands_are_answered_in_order(inbox_gateway):
+    """`PUBLISH` (with `PING`, `ECHO`, `AUTH`, `HELLO`, `SELECT`, `CLIENT ...`, `QUIT`)."""
+    _, _, inbox = inbox_gateway
     for sent, answer in ANSWERS.items():
         assert exchange(inbox, sent) == answer, sent
     client = connect(inbox.port)
@@ -261,9 +261,9 @@ def test_commands_are_answered_in_order(house):
     client.vanish()
 
 
-def test_other_commands_get_a_clear_error(house):
-    """CONFIG: "any other command gets a clear `-ERR`" - and the connection stays."""
-    _, _, inbox = house
+def test_other_commands_get_a_clear_error(inbox_gateway):
+    """Any other command gets a clear `-ERR` - and the connection stays."""
+    _, _, inbox = inbox_gateway
     for command in ["GET a", "SET a b", "SUBSCRIBE a", "WATCH a", "EVAL x 0", "CONFIG GET dir", "SHUTDOWN", "FLUSHALL", "DEBUG SLEEP 1", "MONITOR"]:
         answer = exchange(inbox, f"{command}\r\nPING\r\n".encode())
         assert answer.startswith(f"-ERR unknown command '{command.split()[0]}'".encode()), answer
@@ -271,9 +271,9 @@ def test_other_commands_get_a_clear_error(house):
         assert answer.count(b"\r\n") == 2
 
 
-def test_command_name_cannot_forge_a_reply(house):
+def test_command_name_cannot_forge_a_reply(inbox_gateway):
     """Whatever the name holds, one command has one line of answer."""
-    _, _, inbox = house
+    _, _, inbox = inbox_gateway
     name = b"x\r\n+OK\r\n$3\r\nabc\r\n" + bytes(range(256)) * 10
     answer = exchange(inbox, b"*1\r\n$%d\r\n%s\r\nPING\r\n" % (len(name), name))
     assert answer.startswith(b"-ERR unknown command") and answer.endswith(b"\r\n+PONG\r\n")
@@ -295,9 +295,9 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_input_ends_the_connection_with_an_error(house, case):
-    """Whoever does not speak the protocol is told so and let go; others notice nothing."""
-    results, gateway, inbox = house
+def test_hostile_input_ends_the_connection_with_an_error(inbox_gateway, case):
+    """A client that does not speak the protocol gets an error and is closed; others are not affected."""
+    results, gateway, inbox = inbox_gateway
     sent, words = HOSTILE[case]
     client = connect(inbox.port)
     client.send(sent)
@@ -309,11 +309,11 @@ def test_hostile_input_ends_the_connection_with_an_error(house, case):
     told(results.wait(gateway, task), "fine")
 
 
-def test_random_input_does_no_harm(house):
+def test_random_input_does_no_harm(inbox_gateway):
     """Seeded nonsense, close to the protocol and far from it: the gateway lives, and nothing of it becomes a result."""
     import random
 
-    results, gateway, inbox = house
+    results, gateway, inbox = inbox_gateway
     chance = random.Random(3)
     words = [b"*1", b"*3", b"$7", b"$0", b"\r\n", b"PUBLISH", b"task_response:", b"\0", b"\xff", b"$-1", b"*-1", b"9" * 30, b"\n", b'"', b"HELLO 3"]
     for _ in range(300):
@@ -333,9 +333,9 @@ def test_random_input_does_no_harm(house):
     told(results.wait(gateway, task), "fine")
 
 
-def test_large_result_and_one_that_is_too_large(house):
+def test_large_result_and_one_that_is_too_large(inbox_gateway):
     """A result of some megabytes is a result like any other; an endless one is refused before it is all there."""
-    results, gateway, inbox = house
+    results, gateway, inbox = inbox_gateway
     task = new_task()
     waiter = results.wait(gateway, task)
     assert inbox.publish(task, text="x" * (15 * MIB)) == 1
@@ -347,9 +347,9 @@ def test_large_result_and_one_that_is_too_large(house):
     client.vanish()
 
 
-def test_worker_that_never_reads(house):
+def test_worker_that_never_reads(inbox_gateway):
     """A worker that does not read its answers is not read from; it costs little, and others notice nothing."""
-    results, gateway, inbox = house
+    results, gateway, inbox = inbox_gateway
     before = gateway.resident_bytes()
     client = connect(inbox.port, receive_buffer=4096)
     client.sock.settimeout(1)
@@ -367,9 +367,9 @@ def test_worker_that_never_reads(house):
     client.reset()
 
 
-def test_worker_that_always_leaves_some_answers_unread(house):
+def test_worker_that_always_leaves_some_answers_unread(inbox_gateway):
     """What a worker has read is not held any longer, even if there is always something that it has not read."""
-    results, gateway, inbox = house
+    results, gateway, inbox = inbox_gateway
     client = connect(inbox.port, receive_buffer=4096)
     command = b"*2\r\n$4\r\nECHO\r\n$10000\r\n" + b"x" * 10_000 + b"\r\n"
     answer = len(b"$10000\r\n\r\n") + 10_000
@@ -386,9 +386,9 @@ def test_worker_that_always_leaves_some_answers_unread(house):
     client.reset()
 
 
-def test_workers_that_come_and_go(house):
+def test_workers_that_come_and_go(inbox_gateway):
     """A thousand connections, half of them in the middle of a command: nothing is left of them."""
-    _, gateway, inbox = house
+    _, gateway, inbox = inbox_gateway
     before = gateway.descriptors()
     for number in range(1000):
         client = connect(inbox.port)
@@ -401,9 +401,9 @@ def test_workers_that_come_and_go(house):
     assert gateway.connections()["total_connections"] == 0
 
 
-def test_workers_are_not_counted_as_clients(house):
+def test_workers_are_not_counted_as_clients(inbox_gateway):
     """A worker's connection is no WebSocket and not counted as one."""
-    _, gateway, inbox = house
+    _, gateway, inbox = inbox_gateway
     with inbox.client() as worker:
         worker.ping()
         assert gateway.connections()["total_connections"] == 0
@@ -428,7 +428,7 @@ def test_password_of_the_inbox_is_read_from_a_file(results, tmp_path):
 
 
 def test_workers_publish_while_the_gateway_has_no_room_for_clients(results):
-    """CONFIG `max_connections` counts clients: workers come in all the same, and nothing spins."""
+    """`max_connections` counts clients: workers come in all the same, and nothing spins."""
     gateway, inbox = results.embedded(config={"server": {"max_connections": 2, "listen": ["127.0.0.1:0"]}})
     task = new_task()
     waiter = results.wait(gateway, task)
@@ -447,7 +447,7 @@ def test_workers_publish_while_the_gateway_has_no_room_for_clients(results):
 
 
 def test_inbox_port_in_use_is_named(results, lab):
-    """CONFIG: "a port that is taken names the port"."""
+    """A port that is taken names the port."""
     backend = lab.backend()
     gateway = results.gateway(f"embedded://127.0.0.1:{backend.port}", ready=False, wait=False)
     gateway.may_end = True

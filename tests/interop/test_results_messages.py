@@ -1,4 +1,4 @@
-"""What a waiting client is sent (PROTOCOL section 2): ids, messages, audio, errors, resuming, the rules for what it says itself.
+"""What a waiting client is sent (docs/protocol.md section 2): ids, messages, audio, errors, resuming, the rules for what it says itself.
 
 Results are published by redis-py to a real Redis.
 """
@@ -44,7 +44,7 @@ class Desk:
 
 
 def test_bad_task_id_gets_an_error_and_4004(desk):
-    """2.1: "Not a UUID: the upgrade is completed, `{"status":"error","error":"Invalid task_id format"}` is sent, close 4004"."""
+    """Not a UUID: the upgrade is completed, `{status":"error","error":"Invalid task_id format"}` is sent, close 4004"."""
     for bad in ["1", "nonsense", "7d2b1a52-93a2-4c44-9a94-6a2a4a6cf11", "7d2b1a52-93a2-4c44-9a94-6a2a4a6cf1111", "%", "%zz", "%00"]:
         waiter = desk.wait(bad)
         waiter.refused("Invalid task_id format", 4004, "bad task id")
@@ -66,7 +66,7 @@ SPELLINGS = {
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_id_in_any_form_is_echoed_as_it_was_written(desk, spelling):
-    """2: "`task_id` is a UUID in any form that the `uuid` crate reads; it is echoed back as the client wrote it"."""
+    """`task_id` is a UUID in any form that the `uuid` crate reads; it is echoed back as the client wrote it."""
     segment, echoed = SPELLINGS[spelling]
     desk.results.write("a", b"x")
     waiter = desk.wait(segment)
@@ -80,7 +80,7 @@ def test_id_in_any_form_is_echoed_as_it_was_written(desk, spelling):
 
 @pytest.mark.parametrize("published", ["capitals", "simple", "urn"])
 def test_worker_and_client_may_spell_the_id_differently(desk, published):
-    """2: ids are compared as UUIDs, on the channel as well."""
+    """Ids are compared as UUIDs, on the channel as well."""
     waiter = desk.wait(TASK)
     desk.redis.publish(SPELLINGS[published][1], text="hi")
     assert waiter.result().message["task_id"] == TASK
@@ -88,17 +88,17 @@ def test_worker_and_client_may_spell_the_id_differently(desk, published):
 
 
 def test_id_is_decoded_once(desk):
-    """2: `%`-decoded once: what is escaped twice is no UUID."""
+    """`%`-decoded once: what is escaped twice is no UUID."""
     desk.wait(TASK.replace("-", "%252D")).refused("Invalid task_id format", 4004, "bad task id")
 
 
 def test_plain_get_on_an_output_path_is_426(desk):
-    """3: "A plain GET on a WebSocket path: 426"."""
+    """A plain GET on a WebSocket path: 426."""
     assert desk.gateway.get(f"/ws/output/{TASK}").status == 426
 
 
 def test_results_of_other_tasks_are_not_delivered(desk):
-    """2.2: "Each result for its task" - and no other one's."""
+    """Each result for its task - and no other one's."""
     one, other = new_task(), new_task()
     waiter = desk.wait(one)
     desk.redis.publish(other, text="not yours")
@@ -112,7 +112,7 @@ def test_results_of_other_tasks_are_not_delivered(desk):
 
 
 def test_every_waiting_client_gets_everything(desk):
-    """2.2: "Several clients may wait for one task: each gets everything"; fifty of them, with audio."""
+    """Several clients may wait for one task: each gets everything; fifty of them, with audio."""
     audio = pattern(200_000)
     desk.results.write("a", audio)
     task = new_task()
@@ -131,7 +131,7 @@ def test_every_waiting_client_gets_everything(desk):
 
 
 def test_text_comes_first_and_alone(desk):
-    """2.3: `{"status":"success","task_id":"...","content":"...","audio_present":false}`, and 2.5: "After the final result: close 1000"."""
+    """`{"status":"success","task_id":"...","content":"...","audio_present":false}`, and 2.5: "After the final result: close 1000"."""
     waiter, task = desk.deliver(text="こんにちは \U0001f399 \"quoted\" \\ \u0000")
     found = waiter.message()
     assert found == {"status": "success", "task_id": task, "content": "こんにちは \U0001f399 \"quoted\" \\ \u0000", "audio_present": False}
@@ -141,7 +141,7 @@ def test_text_comes_first_and_alone(desk):
 
 @pytest.mark.parametrize("size", [0, 1, 65535, 65536, 65537, 1_000_003])
 def test_audio_of_every_size(desk, size):
-    """2.4: "for every chunk of `chunk_size` (64 KiB; the last one may be shorter) a text message, then one binary message with just
+    """For every chunk of `chunk_size` (64 KiB; the last one may be shorter) a text message, then one binary message with just
     the chunk's bytes ... An empty file: no chunk, just `audio_complete`"."""
     audio = pattern(size)
     desk.results.write("a.wav", audio)
@@ -156,7 +156,7 @@ def test_audio_of_every_size(desk, size):
 
 @pytest.mark.parametrize("size", [0, 1, 65535, 65536, 65537, 1_000_003])
 def test_libraries_read_audio_of_every_size(desk, open_client, size):
-    """2.4: the same for `websockets` and `ws`, which offer permessage-deflate; it is not negotiated."""
+    """The same for `websockets` and `ws`, which offer permessage-deflate; it is not negotiated."""
     audio = pattern(size)
     desk.results.write("a.wav", audio)
     task = new_task()
@@ -174,7 +174,7 @@ def test_libraries_read_audio_of_every_size(desk, open_client, size):
 
 
 def test_chunks_have_the_size_that_is_set(results):
-    """CONFIG `chunk_size`."""
+    """`chunk_size`."""
     desk = Desk(results, output={"chunk_size": "1KiB"})
     results.write("a", pattern(2500))
     waiter, _ = desk.deliver(text="", audio_file="a")
@@ -185,7 +185,7 @@ def test_chunks_have_the_size_that_is_set(results):
 
 
 def test_large_text_arrives_whole(desk):
-    """2.3: a text of some megabytes is a message like any other."""
+    """A text of some megabytes is a message like any other."""
     text = "x" * 5_000_000
     waiter, _ = desk.deliver(text=text)
     assert waiter.result().content == text
@@ -289,7 +289,7 @@ MALFORMED = [
 
 
 def test_malformed_results_of_every_kind(desk):
-    """2.7: "A result that is not JSON, or not an object: `Invalid response format`"; table: "Any other type in a known field"."""
+    """A result that is not JSON, or not an object: `Invalid response format`; table: "Any other type in a known field"."""
     for published in MALFORMED:
         task = new_task()
         desk.redis.publish(task, published)
@@ -310,7 +310,7 @@ def test_failure_that_is_not_final_is_followed_by_others(desk):
 
 
 def test_what_is_kept_behind_a_final_or_malformed_result_is_delivered(desk):
-    """2.5: "the close comes after the last of it, provided a final result is among it"."""
+    """The close comes after the last of it, provided a final result is among it."""
     task = new_task()
     for published in [{"text": "a"}, b"malformed", {"text": "b", "final": False}]:
         desk.redis.publish(task, published)
@@ -322,7 +322,7 @@ def test_what_is_kept_behind_a_final_or_malformed_result_is_delivered(desk):
 
 
 def test_bad_values_cost_their_field_and_not_the_text(desk):
-    """2: "costs that field (null), not the text"."""
+    """Costs that field (null), not the text."""
     waiter, task = desk.deliver(b'\xef\xbb\xbf{"text":"a","x":NaN,"y":"\xff","z":[-Infinity],"ok":1}')
     answer = {"status": "success", "task_id": task, "content": "a", "audio_present": False}
     assert waiter.message() == {**answer, "x": None, "y": None, "z": None, "ok": 1}
@@ -343,7 +343,7 @@ def test_progress_is_passed_on_and_not_kept(desk):
 
 
 def test_other_fields_are_passed_on_unchanged(desk):
-    """2: "Every other field is passed on to the client inside the text or error message unchanged" - to the character."""
+    """Every other field is passed on to the client inside the text or error message unchanged - to the character."""
     extras = '"stats":{"ms":1e400,"n":12345678901234567890.0},"transcript":"\\ud800 \\u00e9","emotion":[null,true,{"a":{}}],"":0,"Text":"x"'
     waiter, task = desk.deliver('{"text":"a",' + extras + "}")
     assert waiter.read_frame().text == f'{{"status":"success","task_id":"{task}","content":"a","audio_present":false,{extras}}}'
@@ -351,7 +351,7 @@ def test_other_fields_are_passed_on_unchanged(desk):
 
 
 def test_reserved_field_names_are_not_passed_on(desk):
-    """2: "unless its name is one of ours"."""
+    """Fields of a worker are passed on, unless the gateway sets a field of that name."""
     ours = {"task_id": "forged", "audio_present": True, "type": "audio_chunk", "chunk_id": 7, "total_chunks": 9}
     waiter, task = desk.deliver({"text": "a", **ours, "emotion": "glad"})
     assert waiter.message() == {"status": "success", "task_id": task, "content": "a", "audio_present": False, "emotion": "glad"}
@@ -384,7 +384,7 @@ def test_sentence_by_sentence(desk):
 
 
 def test_equal_results_are_delivered_separately(desk):
-    """2: equal results are results of their own, before and after the client came."""
+    """Equal results are results of their own, before and after the client came."""
     task = new_task()
     for _ in range(2):
         desk.redis.publish(task, text="ha", final=False)
@@ -403,7 +403,7 @@ def test_equal_results_are_delivered_separately(desk):
 
 @pytest.mark.parametrize("first", [0, 1, 2, 3, 4, 99, 2**64 - 1])
 def test_from_chunk_resumes(desk, first):
-    """2.8: "sends the text message, then the chunks from K on. K beyond the end: just `audio_complete`"."""
+    """Sends the text message, then the chunks from K on. K beyond the end: just `audio_complete`."""
     audio = pattern(3 * 65536 + 7)
     desk.results.write("a", audio)
     task = new_task()
@@ -437,7 +437,7 @@ def test_lost_connection_is_resumed_where_it_broke(desk):
 
 @pytest.mark.parametrize("bad", ["", "x", "-1", "1.5", "0x1", "1e3", " 1", "18446744073709551616", "%31%2e"])
 def test_from_chunk_must_be_a_number(desk, bad):
-    """2.8: "Not a number: error message, close 4004"."""
+    """Not a number: error message, close 4004."""
     task = new_task()
     waiter = desk.wait(task, f"?from_chunk={bad.replace(' ', '%20')}")
     told = waiter.message()
@@ -457,7 +457,7 @@ def no_audio(desk, name, error):
 
 
 def test_missing_file_leaves_the_text(desk):
-    """2.7: "a missing ... audio file gives the text message with `"audio_present":false`, then an error message that says which"."""
+    """A missing ... audio file gives the text message with `audio_present":false`, then an error message that says which"."""
     for name in ["nothing.wav", "no/such/folder.wav", str(desk.results.audio / "nothing"), "x" * 300, "a\0b", "\ud800.wav"]:
         no_audio(desk, name, "Audio file not found")
 
@@ -515,7 +515,7 @@ def test_file_names_that_are_accepted(desk):
 
 
 def test_file_over_the_limit(results):
-    """CONFIG `max_audio`; 2.7: "too large"."""
+    """`max_audio`; 2.7: "too large"."""
     desk = Desk(results, output={"max_audio": "1KiB"})
     results.write("fits", bytes(1024))
     results.write("large", bytes(1025))
@@ -526,7 +526,7 @@ def test_file_over_the_limit(results):
 
 
 def test_unreadable_file(results):
-    """2.7: "unreadable"."""
+    """Unreadable."""
     desk = Desk(results, before=without_overrides if os.getuid() == 0 else None)
     results.write("a", b"x").chmod(0)
     no_audio(desk, "a", "Audio file not readable")
@@ -543,7 +543,7 @@ CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, PR_CAPBSET_DROP = 1, 2, 24
 
 
 def test_missing_audio_root_leaves_the_text(results):
-    """2.7: `audio_root` itself is missing: the text arrives all the same, and files are found once it is there."""
+    """`audio_root` itself is missing: the text arrives all the same, and files are found once it is there."""
     later = results.folder / "later"
     desk = Desk(results, output={"audio_root": str(later)})
     no_audio(desk, "a", "Audio file not found")
@@ -605,7 +605,7 @@ def test_file_that_shrinks_while_it_is_sent(desk):
 
 
 def test_no_error_shows_a_path_or_a_workers_bytes(desk):
-    """2.7: "without showing server paths"; 2: "a worker's exception texts and the server's paths never appear in errors of ours"."""
+    """Without showing server paths; 2: "a worker's exception texts and the server's paths never appear in errors to clients"."""
     for published in [{"audio_file": "/very/secret/place.wav"}, b'{"text": very secret place}', {"audio_file": "../secret"}]:
         waiter, _ = desk.deliver(published)
         said = waiter.read_to_end().decode("latin-1")
@@ -616,7 +616,7 @@ def test_no_error_shows_a_path_or_a_workers_bytes(desk):
 
 
 def test_no_result_in_time(results):
-    """2.6: "No result within `timeout` ...: `{"status":"error","error":"Processing timeout"}`, close 4008"."""
+    """No result within `timeout` ...: `{status":"error","error":"Processing timeout"}`, close 4008"."""
     desk = Desk(results, output={"timeout": "300ms"})
     task = new_task()
     waiter = desk.wait(task)
@@ -629,7 +629,7 @@ def test_no_result_in_time(results):
 
 
 def test_timeout_fires_even_without_redis(results):
-    """2.6: "it fires even if nothing ever arrives"."""
+    """It fires even if nothing ever arrives."""
     gateway = results.gateway(f"redis://127.0.0.1:{wire.closed_port()}", output={"timeout": "300ms"}, ready=False)
     waiter = results.wait(gateway, new_task())
     assert waiter.message()["error"] == "Processing timeout"
@@ -637,7 +637,7 @@ def test_timeout_fires_even_without_redis(results):
 
 
 def test_timeout_does_not_interrupt_a_delivery(results):
-    """2.6 is about waiting: who is being sent a file gets all of it, however long that takes."""
+    """2.6 is about waiting: a client that is being sent a file gets all of it, however long that takes."""
     desk = Desk(results, output={"timeout": "300ms"})
     waiter, _ = slowly(desk, 6_000_000)
     other = desk.wait(new_task())
@@ -654,7 +654,7 @@ def test_timeout_does_not_interrupt_a_delivery(results):
 
 
 def test_messages_of_clients_are_ignored(desk):
-    """2.2: "What a client sends is ignored, control frames apart"."""
+    """What a client sends is ignored, control frames apart."""
     task = new_task()
     waiter = desk.wait(task)
     waiter.say("hello")
@@ -725,7 +725,7 @@ FAULTS = [
 
 @pytest.mark.parametrize("code, reason, case, sent", FAULTS, ids=[f"{fault[0]} {fault[2]}" for fault in FAULTS])
 def test_protocol_errors_of_a_client_end_with_their_code(desk, code, reason, case, sent):
-    """4: "1002 / 1007 protocol / UTF-8 fault on a served route", "1009 message too big" (2.2: "at most 4 KiB a message")."""
+    """1002 / 1007 protocol / UTF-8 fault on a served route, "1009 message too big" (2.2: "at most 4 KiB a message")."""
     task = new_task()
     waiter = desk.wait(task)
     waiter.send(sent)
@@ -742,7 +742,7 @@ def test_protocol_errors_of_a_client_end_with_their_code(desk, code, reason, cas
 
 
 def test_message_of_4_kib_is_taken(desk):
-    """2.2: "at most 4 KiB a message" - that many are fine, in one frame or several."""
+    """At most 4 KiB a message - that many are fine, in one frame or several."""
     waiter = desk.wait(new_task())
     waiter.say("x" * 4096)
     waiter.frame(TEXT, "x" * 4000, fin=False)
@@ -766,7 +766,7 @@ def test_client_closes(desk, code):
 
 @pytest.mark.parametrize("how", ["vanish", "reset", "half_close"])
 def test_client_that_disconnects_is_noticed_at_once(desk, how):
-    """2: a client that leaves without a word is gone at once."""
+    """A client that leaves without a word is gone at once."""
     task = new_task()
     waiter = desk.wait(task)
     eventually(lambda: status(desk.gateway, task)["connected"], "it is there")
@@ -775,7 +775,7 @@ def test_client_that_disconnects_is_noticed_at_once(desk, how):
 
 
 def test_silent_clients_are_pinged_then_closed(results):
-    """CONFIG `ping_interval`, `ping_timeout`: as on relayed routes; who answers stays."""
+    """`ping_interval`, `ping_timeout`: as on relayed routes; who answers stays."""
     desk = Desk(results, config={"proxy": {"ping_interval": "200ms", "ping_timeout": "1s"}})
     tasks = [new_task(), new_task()]
     alive, dead = [desk.wait(task) for task in tasks]
@@ -795,7 +795,7 @@ def test_silent_clients_are_pinged_then_closed(results):
 
 @pytest.mark.parametrize("size", [4_000_000, 5_123_457, 8_000_000])
 def test_ping_behind_a_large_text_is_answered(desk, size):
-    """2.2: "pings are answered" - also when the ping came while a large message filled the socket, once the client reads on."""
+    """Pings are answered - also when the ping came while a large message filled the socket, once the client reads on."""
     task = new_task()
     waiter = desk.wait(task)
     desk.redis.publish(task, text="x" * size, final=False)

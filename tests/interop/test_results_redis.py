@@ -1,4 +1,4 @@
-"""Redis as it is and as it fails (PROTOCOL section 2, "Nothing is lost"; CONFIG `[redis]`): restarts, freezes, killed clients,
+"""Redis as it is and as it fails (docs/protocol.md section 2, "Nothing is lost"; `[redis]`): restarts, freezes, killed clients,
 passwords, lists of servers, several gateways, gateways that die, and what is heard before, during and after.
 
 Each test starts its own `redis-server`. Outages are made by its signals and commands; every wait is for something that happened.
@@ -34,7 +34,7 @@ def told(waiter, content, code=1000):
 
 
 def test_result_published_before_the_client_connects(results, server):
-    """2: "A result published before its client connects ... is kept ... and delivered on connect"."""
+    """A result published before its client connects ... is kept ... and delivered on connect."""
     gateway = results.gateway(server)
     task = new_task()
     assert server.publish(task, text="early") == 1
@@ -44,7 +44,7 @@ def test_result_published_before_the_client_connects(results, server):
 
 
 def test_publish_and_connect_at_the_same_time(results, server):
-    """2: publish and connect race each other a thousand times; each client gets its result, once."""
+    """Publish and connect race each other a thousand times; each client gets its result, once."""
     gateway = results.gateway(server, config={"log": {"level": "info"}})
     with server.client() as worker:
         for number in range(1000):
@@ -63,7 +63,7 @@ def test_publish_and_connect_at_the_same_time(results, server):
 
 
 def test_returning_client_gets_what_it_missed(results, server):
-    """2: kept "while the client reconnects": a client that lost the connection gets what it had missed, and what came meanwhile."""
+    """Kept "while the client reconnects": a client that lost the connection gets what it had missed, and what came meanwhile."""
     gateway = results.gateway(server)
     task = new_task()
     waiter = results.wait(gateway, task)
@@ -79,7 +79,7 @@ def test_returning_client_gets_what_it_missed(results, server):
 
 
 def test_kept_results_expire_after_retain(results, server):
-    """2: "kept for `retain`" - here and in Redis, and the task is forgotten with it."""
+    """Kept for `retain` - here and in Redis, and the task is forgotten with it."""
     gateway = results.gateway(server, output={"retain": "500ms", "timeout": "500ms"})
     task = new_task()
     server.publish(task, text="old")
@@ -90,7 +90,7 @@ def test_kept_results_expire_after_retain(results, server):
 
 
 def test_kept_results_are_limited_by_max_retained(results, server):
-    """2: "within `max_retained` ...; the oldest goes first, counted and logged"."""
+    """Within `max_retained` ...; the oldest goes first, counted and logged."""
     gateway = results.gateway(server, output={"max_retained": "64KiB"})
     tasks = [new_task() for _ in range(100)]
     for task in tasks:
@@ -107,7 +107,7 @@ def test_kept_results_are_limited_by_max_retained(results, server):
 
 
 def test_nothing_is_kept_with_retain_0s(results, server):
-    """CONFIG `retain = "0s"` switches it off; who waits gets its result all the same."""
+    """`retain = "0s"` switches it off; a waiting client gets its result all the same."""
     gateway = results.gateway(server, output={"retain": "0s"})
     task = new_task()
     waiter = results.wait(gateway, task)
@@ -127,7 +127,7 @@ def set_result(server, task, **fields):
 
 
 def test_result_that_was_set_while_no_gateway_ran(results, server):
-    """2: "`SET task_response:{task_id} <the same JSON> EX 300` before its `PUBLISH`: the gateway looks there too when a client connects"."""
+    """`SET task_response:{task_id} <the same JSON> EX 300` before its `PUBLISH`: the gateway looks there too when a client connects."""
     task = new_task()
     set_result(server, task, text="set")
     assert server.publish(task, text="set") == 0
@@ -136,14 +136,14 @@ def test_result_that_was_set_while_no_gateway_ran(results, server):
 
 @pytest.mark.parametrize("spelled", ["{0}", "urn:uuid:{0}"])
 def test_result_that_was_set_under_another_spelling(results, server, spelled):
-    """2: the key is spelled as the worker spells it, and as the client does."""
+    """The key is spelled as the worker spells it, and as the client does."""
     task = spelled.format(new_task().upper())
     set_result(server, task, text="set")
     told(results.wait(results.gateway(server), task), "set")
 
 
 def test_set_and_published_is_one_result(results, server):
-    """2: "A client never gets one result twice on one connection" - set, then published, in every order with the client."""
+    """A client never gets one result twice on one connection - set, then published, in every order with the client."""
     gateway = results.gateway(server)
     for order in ["set publish connect", "set connect publish", "connect set publish"]:
         task = new_task()
@@ -165,7 +165,7 @@ ON_DISK = ["--appendonly", "yes", "--appendfsync", "always"]
 
 
 def test_set_result_is_found_after_a_reconnect(results):
-    """2: "and after each reconnect to Redis": a result that was set, and whose publication nobody heard, is found by then."""
+    """And after each reconnect to Redis: a result that was set, and whose publication nobody heard, is found by then."""
     server = results.redis(options=ON_DISK)
     gateway = results.gateway(server, link={"grace": "60s"})
     task = new_task()
@@ -180,7 +180,7 @@ def test_set_result_is_found_after_a_reconnect(results):
 
 
 def test_redis_is_killed_and_restarted_while_clients_wait(results, server):
-    """2: "Redis goes away and comes back: ... waiting clients still get results that were published after that"."""
+    """Redis goes away and comes back: ... waiting clients still get results that were published after that."""
     gateway = results.gateway(server)
     tasks = [new_task() for _ in range(20)]
     waiters = [results.wait(gateway, task) for task in tasks]
@@ -201,7 +201,7 @@ def test_redis_is_killed_and_restarted_while_clients_wait(results, server):
 
 
 def test_what_was_retained_survives_a_restart_of_redis(results, server):
-    """2: "What can be recovered from retained results is": the gateway's own memory still has them."""
+    """What can be recovered from retained results is: the gateway's own memory still has them."""
     gateway = results.gateway(server)
     task = new_task()
     server.publish(task, text="one", final=False)
@@ -221,7 +221,7 @@ def server_is_back(gateway, count=2):
 
 
 def test_kept_results_are_delivered_while_redis_is_away(results, server):
-    """2: "Shorter outages are invisible to clients": who comes during one still gets what is retained."""
+    """Shorter outages are invisible to clients: a client that comes during one still gets what is retained."""
     gateway = results.gateway(server)
     task = new_task()
     server.publish(task, text="kept")
@@ -282,7 +282,7 @@ def test_redis_freezes(results, server, how):
 
 
 def test_redis_stays_frozen(results, server):
-    """A server that says nothing for 5 s though it was asked is lost; clients are told after the grace, and served once it thaws."""
+    """A server that says nothing for 5 s though it was asked is lost; clients are closed after the grace, and served once it thaws."""
     gateway = results.gateway(server, link={"grace": "100ms"})
     server.freeze()
     task = new_task()
@@ -296,8 +296,8 @@ def test_redis_stays_frozen(results, server):
 
 
 def test_grace(results, server):
-    """2.7: "Redis out of reach for longer than `redis.grace`: `Redis connection not available`, close 1013" - those who wait, and those
-    who come then; not those who are just being served."""
+    """Redis out of reach for longer than `redis.grace`: `Redis connection not available`, close 1013 - clients that wait and clients
+    that come then; not clients that are being served."""
     results.write("large", bytes(8_000_000))
     gateway = results.gateway(server, link={"grace": "300ms"})
     waiting = new_task()
@@ -314,7 +314,7 @@ def test_grace(results, server):
     gateway.process.wait_for_line(f"closed reason=redis_away code=1013 .*{waiting}")
     while reader.message()["type"] == "audio_chunk":
         reader.read_frame()
-    # It would wait in vain for the next result.
+    # The next result would never come.
     reader.refused(reason, 1013, reason, task_id=sending)
     assert gateway.process.is_running()
     server.start()
@@ -338,7 +338,7 @@ def test_redis_may_be_away_at_the_start(results, server):
 
 
 def test_published_while_the_gateway_reconnects(results, server):
-    """2: workers go on publishing through an outage. Whatever a publisher saw a subscriber for arrives, once and in order."""
+    """Workers go on publishing through an outage. Whatever a publisher saw a subscriber for arrives, once and in order."""
     gateway = results.gateway(server, config={"log": {"level": "info"}})
     task = new_task()
     waiter = results.wait(gateway, task)
@@ -365,7 +365,7 @@ def test_published_while_the_gateway_reconnects(results, server):
 
 
 def test_wrong_password_is_logged_without_the_password(results):
-    """CONFIG `redis.url`: refused, said once in plain words, tried again; once the password fits, all is well."""
+    """`redis.url`: refused, said once in plain words, tried again; once the password fits, all is well."""
     server = results.redis(password="right-word")
     gateway = results.gateway(f"redis://:wrong-word@127.0.0.1:{server.port}", ready=False)
     gateway.process.wait_for_line(r"WARN.*redis trouble .*WRONGPASS")
@@ -402,7 +402,7 @@ LOGINS = {
 
 @pytest.mark.parametrize("login", LOGINS)
 def test_redis_urls_with_user_password_database_and_unix_socket(results, login):
-    """CONFIG: "redis://user:password@host:port/db, unix:///path": results arrive and are kept, in the database that was named."""
+    """Redis://user:password@host:port/db, unix:///path: results arrive and are kept, in the database that was named."""
     server = results.redis(password="word")
     with server.client() as client:
         client.acl_setuser("gateway", enabled=True, passwords=["+its-word"], keys=["*"], channels=["*"], categories=["+@all"])
@@ -431,7 +431,7 @@ def test_user_with_few_rights(results, server):
 
 
 def test_servers_are_tried_in_turn(results):
-    """CONFIG: "a list tried in turn": the first that answers serves; when it dies, the other does."""
+    """A list tried in turn: the first that answers serves; when it dies, the other does."""
     one, two = results.redis(), results.redis()
     gateway = results.gateway([f"redis://127.0.0.1:{closed_port()}", one, two])
     task = new_task()
@@ -447,7 +447,7 @@ def test_servers_are_tried_in_turn(results):
 
 
 def test_another_prefix(results, server):
-    """CONFIG `channel_prefix`: only these channels are heard, and kept beside them."""
+    """`channel_prefix`: only these channels are heard, and kept beside them."""
     prefix = "studio 2/results"
     gateway = results.gateway(server, link={"channel_prefix": prefix})
     task = new_task()
@@ -464,7 +464,7 @@ def test_another_prefix(results, server):
 
 
 def test_tasks_are_subscribed_to_one_by_one(results, server):
-    """CONFIG `subscribe = "task"`: `SUBSCRIBE` per waited-for task, and none for tasks that nobody waits for."""
+    """`subscribe = "task"`: `SUBSCRIBE` per waited-for task, and none for tasks that nobody waits for."""
     gateway = results.gateway(server, link={"subscribe": "task"})
     task = new_task()
     assert server.publish(task, text="nobody hears it") == 0
@@ -527,7 +527,7 @@ def is_kept(server, task, count):
 
 
 def test_gateway_is_killed_between_publish_and_connect(results, server):
-    """2: "With Redis, results also survive a restart of the gateway" - after a `kill -9`, in order, each once."""
+    """With Redis, results also survive a restart of the gateway - after a `kill -9`, in order, each once."""
     first = results.gateway(server)
     task = new_task()
     for number in range(10):
@@ -560,7 +560,7 @@ def test_stop_after_a_burst_keeps_everything(results, server):
 
 
 def test_two_gateways_on_one_redis(results, server):
-    """2: "any gateway on the same Redis can deliver them", each once, however many heard it; live, retained and after a restart."""
+    """Any gateway on the same Redis can deliver them, each once, however many heard it; live, retained and after a restart."""
     gateways = [results.gateway(server) for _ in range(2)]
     task = new_task()
     live = [results.wait(gateway, task) for gateway in gateways]
@@ -581,7 +581,7 @@ def test_two_gateways_on_one_redis(results, server):
 
 
 def test_gateway_that_was_cut_off_catches_up(results, server):
-    """2: one gateway heard it, the other was cut off meanwhile; its waiting client still gets everything, in order."""
+    """One gateway heard it, the other was cut off meanwhile; its waiting client still gets everything, in order."""
     here, away = [results.gateway(server, link={"grace": "60s"}) for _ in range(2)]
     task = new_task()
     waiter = results.wait(away, task)
@@ -628,7 +628,7 @@ def pid_of_port(port):
 
 
 def test_as_a_separate_output_handler(results, server):
-    """Issue of PROTOCOL's picture: "the output handler alone serves only `/ws/output/{task_id}`", and a gateway relays to it."""
+    """"the output handler alone serves only `/ws/output/{task_id}`", and a gateway relays to it."""
     handler = results.gateway(server)
     front = results.lab.gateway(
         {"route": [{"name": "output", "path": "/ws/output/{task_id}", "backend": f"ws://127.0.0.1:{handler.port}/ws/output/{{task_id}}"}]}

@@ -5,7 +5,7 @@ started again, frozen, its clients are killed, and gateways are stopped or kille
 was heard by nobody, or got no answer, publishes again. What a worker had to send twice may arrive twice; everything else once.
 
 Redis writes to disk here, so that its restart is an outage and no loss; and nobody is killed (`kill -9`) before Redis keeps what was
-published so far, which is what PROTOCOL promises to survive. `SOAK_SECONDS` and `SOAK_SEED` choose another length and another chance.
+published so far, which is what docs/protocol.md promises to survive. `SOAK_SECONDS` and `SOAK_SEED` choose another length and another chance.
 """
 
 import collections

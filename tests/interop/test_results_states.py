@@ -1,4 +1,4 @@
-"""What the gateway says about tasks and results (PROTOCOL section 3), and how it stops (CONFIG, Signals): `/status` in every state,
+"""What the gateway says about tasks and results (docs/protocol.md section 3), and how it stops: `/status` in every state,
 `/health`, `/ready`, `/connections`, drain with waiting and with sending clients."""
 
 import signal
@@ -21,7 +21,7 @@ def is_(gateway, task, state, connected):
 
 
 def test_status_in_every_state(results, server):
-    """3: "status one of `not_found`, `connected`, `waiting`, `sending`, `completed`, `ready` ..., `failed`, `timeout`" - each at its time."""
+    """Status one of `not_found`, `connected`, `waiting`, `sending`, `completed`, `ready` ..., `failed`, `timeout` - each at its time."""
     results.write("large", bytes(8_000_000))
     gateway = results.gateway(server, output={"timeout": "1s"})
     task = new_task()
@@ -55,7 +55,7 @@ def test_status_in_every_state(results, server):
 
 
 def test_client_that_left_in_the_middle_may_come_again(results, server):
-    """3: `ready`: "a result is kept, no client yet" - also for one whose client went away with half of it."""
+    """`ready`: a result is kept, no client yet - also for one whose client went away with half of it."""
     results.write("large", bytes(8_000_000))
     gateway = results.gateway(server)
     task = new_task()
@@ -68,7 +68,7 @@ def test_client_that_left_in_the_middle_may_come_again(results, server):
 
 
 def test_text_that_is_under_way_is_sending(results, server):
-    """3: `sending` lasts until the last byte has left, for a text as for a file, and `/connections` says the same."""
+    """`sending` lasts until the last byte has left, for a text as for a file, and `/connections` says the same."""
     gateway = results.gateway(server)
     task = new_task()
     waiter = results.wait(gateway, task, receive_buffer=16 * 1024)
@@ -81,7 +81,7 @@ def test_text_that_is_under_way_is_sending(results, server):
 
 
 def test_status_over_several_clients(results, server):
-    """3: one who is sent to counts before those who wait; the last one's end is the task's."""
+    """A client that is being sent a result counts before those that wait; the last one's end is the task's."""
     results.write("large", bytes(8_000_000))
     gateway = results.gateway(server)
     task = new_task()
@@ -110,14 +110,14 @@ def test_end_of_a_task_is_known_for_retain(results, server):
 
 @pytest.mark.parametrize("method", ["HEAD", "POST"])
 def test_status_by_other_methods(results, server, method):
-    """3: "`HEAD` works wherever `GET` does. Wrong method: 405"."""
+    """`HEAD` works wherever `GET` does. Wrong method: 405."""
     gateway = results.gateway(server)
     reply = gateway.get(f"/status/{new_task()}", method=method)
     assert reply.status == {"HEAD": 200, "POST": 405}[method]
 
 
 def test_health_and_ready(results, server):
-    """3: `redis` is `connected` or `disconnected`, `degraded` "when Redis is wanted and away"; `/ready` 503 "(with result delivery)
+    """`redis` is `connected` or `disconnected`, `degraded` "when Redis is wanted and away"; `/ready` 503 "(with result delivery)
     without Redis"."""
     gateway = results.gateway(server)
     health = gateway.get("/health").json()
@@ -132,7 +132,7 @@ def test_health_and_ready(results, server):
 
 
 def test_gateway_that_only_relays_wants_no_redis(lab, server):
-    """CONFIG: "Redis is connected to only where a route serves output; otherwise `/health` says `disabled`"."""
+    """Redis is connected to only where a route serves output; otherwise `/health` says `disabled`."""
     gateway = lab.gateway({"redis": {"url": server.url}}, backend="ws://127.0.0.1:9/")
     assert gateway.get("/health").json()["redis"] == "disabled"
     assert gateway.get("/ready").status == 200
@@ -140,7 +140,7 @@ def test_gateway_that_only_relays_wants_no_redis(lab, server):
 
 
 def test_connections_tell_of_waiting_clients(results, server):
-    """3: `/connections`: state and counts, live: `waiting`, then `sending`, with frames and bytes as they went."""
+    """`/connections`: state and counts, live: `waiting`, then `sending`, with frames and bytes as they went."""
     results.write("large", bytes(8_000_000))
     gateway = results.gateway(server)
     task = new_task()
@@ -163,7 +163,7 @@ def test_connections_tell_of_waiting_clients(results, server):
 
 
 def test_story_in_the_log(results, server):
-    """CONFIG, Logs: "info: ... Redis lost and back, a result delivered"; connection ids in each line; never a text or a password."""
+    """Info: ... Redis lost and back, a result delivered; connection ids in each line; never a text or a password."""
     gateway = results.gateway(server, config={"log": {"level": "debug"}})
     results.write("a", b"x" * 100)
     task = new_task()
@@ -182,8 +182,8 @@ def test_story_in_the_log(results, server):
 # ---- stopping
 
 
-def test_who_only_waits_is_sent_away(results, server):
-    """CONFIG, Signals: "close WebSockets with 1012 at a frame boundary" - who waits comes back to the next gateway."""
+def test_waiting_client_is_closed_at_a_stop(results, server):
+    """Close WebSockets with 1012 at a frame boundary - a waiting client comes back to the next gateway."""
     gateway = results.gateway(server)
     task = new_task()
     waiter = results.wait(gateway, task)
@@ -201,7 +201,7 @@ def test_who_only_waits_is_sent_away(results, server):
 
 @pytest.mark.parametrize("final", [True, False], ids=["final", "more would follow"])
 def test_delivery_is_finished(results, server, final):
-    """CONFIG, Signals: "let tasks and messages in flight finish": all of the file, then 1000, or 1012 where more would have come."""
+    """Let tasks and messages in flight finish: all of the file, then 1000, or 1012 where more would have come."""
     data = pattern(8_000_000)
     results.write("large", data)
     gateway = results.gateway(server)
@@ -222,7 +222,7 @@ def test_delivery_is_finished(results, server, final):
 
 
 def test_slow_client_does_not_hold_a_stop_for_ever(results, server):
-    """CONFIG: "at the latest after `drain_timeout`"."""
+    """At the latest after `drain_timeout`."""
     results.write("large", bytes(50_000_000))
     gateway = results.gateway(server, config={"server": {"drain_timeout": "500ms"}})
     task = new_task()
@@ -271,8 +271,8 @@ def test_workers_may_publish_while_the_embedded_gateway_drains(results):
     assert gateway.process.wait() == 0
 
 
-def test_reload_keeps_those_who_wait(results, server):
-    """CONFIG: `HUP`: "open connections stay" - and new limits hold."""
+def test_reload_keeps_waiting_clients(results, server):
+    """`HUP`: open connections stay - and new limits hold."""
     gateway = results.gateway(server)
     task = new_task()
     waiter = results.wait(gateway, task)

@@ -24,7 +24,7 @@ def test_kernel_deals_connections_out_among_the_processes(lab):
 
 
 def test_without_it_a_port_belongs_to_one(lab):
-    """A second gateway by mistake is told that the port is taken."""
+    """A second gateway, started by mistake, says that the port is taken."""
     backend = lab.backend()
     gateway = lab.gateway({"server": {"reuse_port": True, "listen": ["127.0.0.1:0"]}}, backend=backend.url())
     second = lab.gateway({"server": {"listen": [f"127.0.0.1:{gateway.port}"]}}, backend=backend.url(), wait=False)

@@ -1,5 +1,4 @@
-"""Ends that must arrive: slow readers, peers that never read, and a gateway that did not run for a while (PROTOCOL 2, CONFIG
-`write_timeout`)."""
+"""Ends that must arrive: slow readers, peers that never read, and a gateway that did not run for a while (docs/protocol.md section 2; `write_timeout`)."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""What the documents offer to copy and paste is run as it stands there: the browser's client, the worker's side, the README's program.
+"""What the documents offer to copy and paste is run as it is there: the browser's client, the worker's side, the README's program.
 
 A block is found by its first line, and only the port in it is replaced, because tests get theirs from the kernel.
 """
@@ -19,7 +19,7 @@ from gatewaylab.redis_server import RedisServer
 from test_browser import origin  # noqa: F401  the page of a front end that is served elsewhere
 
 def snippet(language, first_line, document="docs/protocol.md", **replaced):
-    """The block that begins with `first_line`, with each of `replaced` in it in place of what stands there, once."""
+    """The block that begins with `first_line`, with each of `replaced` in it in place of what is there, once."""
     text = (ROOT / document).read_text()
     blocks = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     found = [block for block in blocks if block.startswith(first_line)]

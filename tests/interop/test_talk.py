@@ -149,7 +149,7 @@ def test_shift_enter_is_a_new_line_and_empty_text_is_not_sent(demo, talk):
 
 
 def test_audio_resumes_where_it_was_cut(demo, talk):
-    """2: `?from_chunk=K` resumes - the output connection is lost in its second chunk; the page comes back for the rest of it."""
+    """`?from_chunk=K` resumes - the output connection is lost in its second chunk; the page comes back for the rest of it."""
     proxy = CuttingProxy(demo.port, "/ws/output/", after=100_000)
     try:
         talk.open(proxy.port)
@@ -177,7 +177,7 @@ def test_why_it_failed_can_be_read(lab, talk):
 
 
 def test_own_page_may_talk_although_origins_are_listed(lab, talk):
-    """PROTOCOL 3: a page of the gateway's own origin is always allowed."""
+    """docs/protocol.md section 3: a page of the gateway's own origin is always allowed."""
     routes = [route(backend="ws://127.0.0.1:9/"), route("output", "/ws/output/{task_id}", serve="output")]
     server = {"allowed_origins": ["https://app.example"], "server_names": ["gateway.example"]}
     gateway = lab.gateway({"server": server, "route": routes, "redis": {"url": "embedded://127.0.0.1:0"}})
@@ -257,7 +257,7 @@ def test_another_back_end_that_speaks_the_same_protocol(actor, talk):
 
 
 def test_failure_of_the_worker_is_shown(actor, talk):
-    """2: `{"status":"error","error":"..."}` - in the worker's words."""
+    """`{"status":"error","error":"..."}` - in the worker's words."""
 
     def scene(output):
         peer = output.accept_upgraded()
@@ -271,7 +271,7 @@ def test_failure_of_the_worker_is_shown(actor, talk):
 
 
 def test_answer_with_missing_audio(actor, talk):
-    """2: a missing file: the text with `"audio_present":false`, then an error that says which."""
+    """A missing file: the text with `"audio_present":false`, then an error that says which."""
 
     def scene(output):
         peer = output.accept_upgraded()
@@ -287,7 +287,7 @@ def test_answer_with_missing_audio(actor, talk):
 
 
 def test_stop_ends_both_connections(actor, talk):
-    """A person who does not want to wait presses Stop; the backend is told."""
+    """A person who does not want to wait presses Stop; the backend gets that."""
     left = threading.Event()
 
     def scene(output):

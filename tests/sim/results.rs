@@ -38,7 +38,7 @@ use uuid::Uuid;
 const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
 
-/// By then faults are over and gateways run; then a client comes for every task, at every door.
+/// By then faults are over and gateways run; then a client comes for every task, at every port.
 const INSPECTED_AFTER: Duration = Duration::from_secs(75);
 
 const REDIS: &str = "10.0.0.9:6379";
@@ -63,7 +63,7 @@ enum Plan {
 }
 
 struct Visit {
-    door: usize,
+    port: usize,
     task: usize,
     kind: VisitKind,
     from_chunk: usize,
@@ -129,7 +129,7 @@ struct Publisher {
     is_over: bool,
 }
 
-/// How a gateway was told of an answer.
+/// How a gateway learned of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Tell {
     turn: u64,
@@ -142,9 +142,9 @@ struct Tell {
 /// A gateway, and what is known of it from outside.
 struct Place {
     /// `None`: it has been stopped or killed.
-    house: Option<Process>,
-    door: usize,
-    /// What it was told, by answer.
+    process: Option<Process>,
+    port: usize,
+    /// What it learned, by result.
     told: HashMap<usize, Tell>,
     heard: HashMap<(LinkId, Vec<u8>), usize>,
     looked_up: HashSet<(LinkId, String)>,
@@ -172,8 +172,8 @@ pub struct ResultsWorld {
     board: Board,
     by_payload: HashMap<Vec<u8>, Vec<usize>>,
     places: Vec<Place>,
-    /// Which place is behind each door.
-    doors: Vec<Option<usize>>,
+    /// Which place is behind each port.
+    ports: Vec<Option<usize>>,
     owners: HashMap<LinkId, usize>,
     visitors: Vec<Visitor>,
     by_link: HashMap<LinkId, Far>,
@@ -227,7 +227,7 @@ impl Simulation for ResultsWorld {
             let password = settings.link.urls[0].contains(PASSWORD).then_some(PASSWORD);
             Redis::new(now, redis::Nature { password, refuses_scripts: chance.u8(..8) == 0 })
         });
-        let doors = if has_redis { [1, 1, 1, 2, 3][chance.usize(..5)] } else { 1 };
+        let ports = if has_redis { [1, 1, 1, 2, 3][chance.usize(..5)] } else { 1 };
         let mut world = ResultsWorld {
             kernel,
             seed,
@@ -235,7 +235,7 @@ impl Simulation for ResultsWorld {
             board: Board { chunk_size, ..Board::default() },
             by_payload: HashMap::new(),
             places: Vec::new(),
-            doors: vec![None; doors],
+            ports: vec![None; ports],
             owners: HashMap::new(),
             visitors: Vec::new(),
             by_link: HashMap::new(),
@@ -249,14 +249,14 @@ impl Simulation for ResultsWorld {
             margin: if is_tiny { 60 * S } else { 20 * S },
         };
         world.plan_redis(&mut chance);
-        (0..doors).for_each(|door| world.start(door));
+        (0..ports).for_each(|port| world.start(port));
         world.plan_work(&mut chance);
         world.plan_visits(&mut chance, is_tiny);
         world.plan_restarts(&mut chance);
         world
     }
 
-    /// Lives until everybody has gone, then asks what is left.
+    /// Runs until every peer has left, then checks what is left.
     fn run(&mut self) -> Result<(), String> {
         let start = self.kernel.borrow().start;
         self.advance(Some(start + INSPECTED_AFTER))?;
@@ -308,11 +308,11 @@ impl Simulation for ResultsWorld {
     }
 
     fn is_due(&self, now: Moment) -> bool {
-        self.places.iter().any(|place| place.house.as_ref().is_some_and(|it| it.is_due(now)))
+        self.places.iter().any(|place| place.process.as_ref().is_some_and(|it| it.is_due(now)))
     }
 
     fn next_turn(&self) -> Option<Moment> {
-        self.places.iter().filter_map(|place| place.house.as_ref()?.next_turn()).min()
+        self.places.iter().filter_map(|place| place.process.as_ref()?.next_turn()).min()
     }
 
     fn turn(&mut self) -> Result<(), String> {
@@ -326,8 +326,8 @@ impl Simulation for ResultsWorld {
         }
         for at in 0..self.places.len() {
             let events = events.remove(&at).unwrap_or_default();
-            let Some(house) = &mut self.places[at].house else { continue };
-            if events.is_empty() && !house.is_due(now) {
+            let Some(process) = &mut self.places[at].process else { continue };
+            if events.is_empty() && !process.is_due(now) {
                 continue;
             }
             self.turn_of(at, events)?;
@@ -337,17 +337,17 @@ impl Simulation for ResultsWorld {
 
     fn check_quiet(&mut self) -> Result<(), String> {
         for (at, place) in self.places.iter_mut().enumerate() {
-            let Some(house) = &mut place.house else { continue };
-            house.check_quiet().map_err(|why| format!("place {at}: {why}"))?;
-            let held = house.gateway.backlog_bytes();
+            let Some(process) = &mut place.process else { continue };
+            process.check_quiet().map_err(|why| format!("place {at}: {why}"))?;
+            let held = process.gateway.backlog_bytes();
             let kernel = self.kernel.borrow();
             let mut links = self.owners.iter().filter(|(_, owner)| **owner == at);
             if held > 0 && !links.any(|(link, _)| kernel.is_full(*link)) {
                 return Err(format!(
-                    "place {at}: {held} bytes are held back, and everybody has room"
+                    "place {at}: {held} bytes are held back, and every peer has room"
                 ));
             }
-            if held > 40_000 * (1 + house.gateway.session_count()) {
+            if held > 40_000 * (1 + process.gateway.session_count()) {
                 return Err(format!("place {at}: {held} bytes are held"));
             }
             if let Some((link, _)) = self
@@ -407,7 +407,7 @@ impl ResultsWorld {
 
     fn plan_work(&mut self, chance: &mut fastrand::Rng) {
         let tasks = [1, 1, 2, 4][chance.usize(..4)];
-        let has_equals = self.doors.len() == 1 && chance.u8(..4) == 0;
+        let has_equals = self.ports.len() == 1 && chance.u8(..4) == 0;
         for task in 0..tasks {
             let uuid =
                 Uuid::from_u128(u128::from(self.seed) << 64 | 0xabcd_ef00_0000_0000 | task as u128);
@@ -468,7 +468,7 @@ impl ResultsWorld {
     fn plan_visits(&mut self, chance: &mut fastrand::Rng, is_tiny: bool) {
         for _ in 0..[1, 2, 4, 8][chance.usize(..4)] {
             let visit = Visit {
-                door: chance.usize(..self.doors.len()),
+                port: chance.usize(..self.ports.len()),
                 task: chance.usize(..self.board.tasks.len()),
                 kind: match chance.u8(..16) {
                     0 => VisitKind::BadId,
@@ -483,21 +483,21 @@ impl ResultsWorld {
             self.plan(at, Plan::Come(Box::new(visit)));
         }
         let stay = 2 * self.margin + 10 * S;
-        for door in 0..self.doors.len() {
+        for port in 0..self.ports.len() {
             for task in 0..self.board.tasks.len() {
                 let ways = Ways { leaves_after: stay, ..prompt() };
                 let visit =
-                    Visit { door, task, kind: VisitKind::Task, from_chunk: 0, ways, comebacks: 0 };
+                    Visit { port, task, kind: VisitKind::Task, from_chunk: 0, ways, comebacks: 0 };
                 self.plan(INSPECTED_AFTER, Plan::Come(Box::new(visit)));
             }
         }
     }
 
     fn plan_restarts(&mut self, chance: &mut fastrand::Rng) {
-        for door in 0..self.doors.len() {
+        for port in 0..self.ports.len() {
             if chance.u8(..4) == 0 {
                 let at = some(chance, 30 * S);
-                let plan = if chance.bool() { Plan::Drain(door) } else { Plan::Kill(door) };
+                let plan = if chance.bool() { Plan::Drain(port) } else { Plan::Kill(port) };
                 self.plan(at, plan);
             }
         }
@@ -518,7 +518,7 @@ impl ResultsWorld {
         let has_all = visitor.waiter.seen.iter().any(|seen| seen.is_final);
         if !has_all && visitor.visit.kind == VisitKind::Task {
             let visit = Visit {
-                door: self.chance.usize(..self.doors.len()),
+                port: self.chance.usize(..self.ports.len()),
                 task: visitor.visit.task,
                 kind: VisitKind::Task,
                 from_chunk: visitor.waiter.chunks,
@@ -628,8 +628,8 @@ impl ResultsWorld {
         } else if publisher.out.is_empty() && publisher.expected.is_empty()
             || kernel.received_end(link).is_some()
         {
-            let house = self.owners.get(&link).and_then(|at| self.places[*at].house.as_ref());
-            let is_served = house.is_some_and(|house| !house.is_drained);
+            let process = self.owners.get(&link).and_then(|at| self.places[*at].process.as_ref());
+            let is_served = process.is_some_and(|process| !process.is_drained);
             if !publisher.expected.is_empty() && !publisher.errand.cut && is_served {
                 return Err(format!(
                     "publisher {link} lacks {} bytes of answers",
@@ -656,32 +656,33 @@ impl ResultsWorld {
                 self.host = host;
                 self.kernel.borrow_mut().hosts.insert(address, host);
             }
-            Plan::Drain(door) => {
-                if let Some(house) = self.doors[door].and_then(|at| self.places[at].house.as_mut())
+            Plan::Drain(port) => {
+                if let Some(process) =
+                    self.ports[port].and_then(|at| self.places[at].process.as_mut())
                 {
-                    self.kernel.borrow_mut().note(|| format!("drain door {door}"));
-                    house.drain();
+                    self.kernel.borrow_mut().note(|| format!("drain port {port}"));
+                    process.drain();
                 }
             }
-            Plan::Kill(door) => {
-                if let Some(at) = self.doors[door].take() {
-                    self.kernel.borrow_mut().note(|| format!("kill door {door}"));
+            Plan::Kill(port) => {
+                if let Some(at) = self.ports[port].take() {
+                    self.kernel.borrow_mut().note(|| format!("kill port {port}"));
                     self.close(at);
                 }
             }
-            Plan::Start(door) => self.start(door),
+            Plan::Start(port) => self.start(port),
         }
     }
 
-    fn start(&mut self, door: usize) {
+    fn start(&mut self, port: usize) {
         let at = self.places.len();
-        self.kernel.borrow_mut().note(|| format!("place {at} opens door {door}"));
-        let mut house = Process::new(&self.kernel, self.settings.clone(), self.seed ^ at as u64);
-        house.gateway.limit_turns(turn_limits(self.seed));
+        self.kernel.borrow_mut().note(|| format!("place {at} opens port {port}"));
+        let mut process = Process::new(&self.kernel, self.settings.clone(), self.seed ^ at as u64);
+        process.gateway.limit_turns(turn_limits(self.seed));
         let now = self.kernel.borrow().now;
         let place = Place {
-            house: Some(house),
-            door,
+            process: Some(process),
+            port,
             told: HashMap::new(),
             heard: HashMap::new(),
             looked_up: HashSet::new(),
@@ -689,13 +690,13 @@ impl ResultsWorld {
             turn: 0,
         };
         self.places.push(place);
-        self.doors[door] = Some(at);
+        self.ports[port] = Some(at);
         self.own_redis_links(at);
     }
 
     fn own_redis_links(&mut self, at: usize) {
-        if let Some(house) = &self.places[at].house {
-            house.redis_links().into_iter().flatten().for_each(|link| {
+        if let Some(process) = &self.places[at].process {
+            process.redis_links().into_iter().flatten().for_each(|link| {
                 self.owners.insert(link, at);
             });
         }
@@ -703,21 +704,21 @@ impl ResultsWorld {
 
     /// A gateway has stopped or been killed. It comes back.
     fn close(&mut self, at: usize) {
-        let door = self.places[at].door;
-        let house = self.places[at].house.take();
-        for arrival in house.iter().flat_map(|house| &house.arrivals) {
+        let port = self.places[at].port;
+        let process = self.places[at].process.take();
+        for arrival in process.iter().flat_map(|process| &process.arrivals) {
             let (Arrival::Client(link) | Arrival::Worker(link)) = *arrival;
             self.kernel.borrow_mut().refuse(link);
         }
-        drop(house);
-        self.doors[door] = None;
+        drop(process);
+        self.ports[port] = None;
         let wait = some(&mut self.chance, 3 * S);
-        self.plan(wait, Plan::Start(door));
+        self.plan(wait, Plan::Start(port));
     }
 
     fn come(&mut self, visit: Visit) {
         let uuid = self.board.tasks[visit.task].uuid;
-        let Some(place) = self.doors[visit.door] else {
+        let Some(place) = self.ports[visit.port] else {
             // No gateway runs there: again in a while.
             self.plan(S, Plan::Come(Box::new(visit)));
             return;
@@ -743,7 +744,7 @@ impl ResultsWorld {
         let kernel = &mut *self.kernel.borrow_mut();
         let link = kernel.open();
         kernel.note(|| {
-            format!("waiter {link} comes to door {} for {path} {:?}", visit.door, visit.ways)
+            format!("waiter {link} comes to port {} for {path} {:?}", visit.port, visit.ways)
         });
         let waiter =
             Waiter::new(kernel, link, task, (id, visit.from_chunk), visit.ways.clone(), &request);
@@ -758,13 +759,13 @@ impl ResultsWorld {
             was_full: false,
             is_done: false,
         });
-        if let Some(house) = &mut self.places[place].house {
-            house.arrivals.push_back(Arrival::Client(link));
+        if let Some(process) = &mut self.places[place].process {
+            process.arrivals.push_back(Arrival::Client(link));
         }
     }
 
     fn publish_to_inbox(&mut self, errand: Errand) {
-        let Some(place) = self.doors[0] else {
+        let Some(place) = self.ports[0] else {
             self.plan(S, Plan::Publish(Box::new(errand)));
             return;
         };
@@ -830,8 +831,8 @@ impl ResultsWorld {
             is_over: false,
         };
         self.publishers.push(publisher);
-        if let Some(house) = &mut self.places[place].house {
-            house.arrivals.push_back(Arrival::Worker(link));
+        if let Some(process) = &mut self.places[place].process {
+            process.arrivals.push_back(Arrival::Worker(link));
         }
     }
 
@@ -925,12 +926,12 @@ impl ResultsWorld {
         }
         let place = &mut self.places[at];
         place.turn += 1;
-        let before = place.house.as_ref().map(Process::redis_links).unwrap_or_default();
-        let Some(house) = &mut place.house else { return Ok(()) };
-        house.turn(events).map_err(|why| format!("place {at}: {why}"))?;
+        let before = place.process.as_ref().map(Process::redis_links).unwrap_or_default();
+        let Some(process) = &mut place.process else { return Ok(()) };
+        process.turn(events).map_err(|why| format!("place {at}: {why}"))?;
         self.own_redis_links(at);
         self.greet();
-        let after = self.places[at].house.as_ref().map(Process::redis_links).unwrap_or_default();
+        let after = self.places[at].process.as_ref().map(Process::redis_links).unwrap_or_default();
         let ear = before[0];
         for link in before.into_iter().chain(after).flatten() {
             self.tell(at, ear, link);
@@ -939,12 +940,12 @@ impl ResultsWorld {
         self.note_writes(at);
         let now = self.kernel.borrow().now;
         let place = &mut self.places[at];
-        let Some(house) = &mut place.house else { return Ok(()) };
-        let is_up = house.gateway.results().is_up();
+        let Some(process) = &mut place.process else { return Ok(()) };
+        let is_up = process.gateway.results().is_up();
         if place.ups.last().is_none_or(|last| last.1 != is_up) {
             place.ups.push((now, is_up));
         }
-        if house.gateway.is_stopped() {
+        if process.gateway.is_stopped() {
             self.kernel.borrow_mut().note(|| format!("place {at} has stopped"));
             self.close(at);
         }
@@ -1044,7 +1045,7 @@ impl ResultsWorld {
             return Ok(());
         }
         for (at, place) in self.places.iter().enumerate() {
-            let is_well = place.house.is_some()
+            let is_well = place.process.is_some()
                 && place.ups.last().is_some_and(|up| up.1 && up.0 + 10 * S < now);
             for (&answer, tell) in place.told.iter().filter(|(_, tell)| tell.is_heard && is_well) {
                 let is_due = tell.at + 10 * S < now
@@ -1068,20 +1069,20 @@ impl ResultsWorld {
 
     fn judge(&mut self) -> Result<(), String> {
         for (at, place) in self.places.iter_mut().enumerate() {
-            let Some(house) = &mut place.house else { continue };
-            if house.gateway.session_count() > 0 {
+            let Some(process) = &mut place.process else { continue };
+            if process.gateway.session_count() > 0 {
                 return Err(format!(
                     "place {at}: {} sessions never end",
-                    house.gateway.session_count()
+                    process.gateway.session_count()
                 ));
             }
-            if house.gateway.backlog_bytes() > 0 {
+            if process.gateway.backlog_bytes() > 0 {
                 return Err(format!(
                     "place {at}: {} bytes are still held",
-                    house.gateway.backlog_bytes()
+                    process.gateway.backlog_bytes()
                 ));
             }
-            if house.is_drained {
+            if process.is_drained {
                 return Err(format!("place {at} was drained, and does not stop"));
             }
         }
@@ -1098,7 +1099,7 @@ impl ResultsWorld {
     fn judge_visitor(&self, visitor: &Visitor) -> Result<(), String> {
         let waiter = &visitor.waiter;
         if waiter.misses_results && !self.is_tight() {
-            return Err("it was told that results are gone, and there was room for all".into());
+            return Err("it got the error that results are gone, and there was room for all".into());
         }
         waiter.judge_goodbye()?;
         self.judge_reason(visitor)?;
@@ -1108,7 +1109,7 @@ impl ResultsWorld {
             return Err(format!("a text was held back while its audio was read: {}", seen.view));
         }
         let place = &self.places[visitor.place];
-        let was_killed = place.house.is_none();
+        let was_killed = place.process.is_none();
         let is_strict = waiter.ways.is_prompt && !waiter.left_first;
         if is_strict && !was_killed && waiter.has_faulted.is_none() {
             if waiter.status != Some(101) {
@@ -1154,7 +1155,7 @@ impl ResultsWorld {
                     settings.session.output.timeout.ok_or("a timeout, and there is none")?;
                 let last = waiter.seen.last().and_then(|seen| self.write_of(visitor, seen.offset));
                 if *at < last.map_or(joined, |(_, at, _)| at) + timeout {
-                    return Err("it was sent away too early".into());
+                    return Err("it was closed too early".into());
                 }
             }
             Some(1013) => {
@@ -1168,7 +1169,7 @@ impl ResultsWorld {
                     return Err("Redis was not away".into());
                 }
             }
-            Some(1012) if place.house.is_some() => return Err("it was not drained".into()),
+            Some(1012) if place.process.is_some() => return Err("it was not drained".into()),
             _ => {}
         }
         Ok(())
@@ -1203,7 +1204,7 @@ impl ResultsWorld {
             return Ok(());
         };
         // What several gateways keep is in order while none of them is kept from keeping it.
-        let is_alone = self.doors.len() == 1;
+        let is_alone = self.ports.len() == 1;
         let is_calm = |place: &Place| match place.ups[0].0 <= first_out {
             true => self.is_up_between(place, first_out, until),
             false => place.ups.iter().filter(|up| up.0 <= until).skip(1).all(|up| up.1),
@@ -1271,7 +1272,7 @@ impl ResultsWorld {
                 if waiter.seen.iter().filter(|seen| seen.view == view).count() < *count {
                     let after = tell.at - self.kernel.borrow().start;
                     return Err(format!(
-                        "answer {answer} is lost, of which its gateway was told after {after:?}: {tell:?}"
+                        "answer {answer} is lost, which its gateway learned of after {after:?}: {tell:?}"
                     ));
                 }
             }
@@ -1288,7 +1289,7 @@ impl ResultsWorld {
         };
         let place = &self.places[visitor.place];
         let until = waiter.listened_until(self.kernel.borrow().now);
-        if waiter.goodbye.is_some() || place.house.is_none() {
+        if waiter.goodbye.is_some() || place.process.is_none() {
             return Ok(());
         }
         let last = visitor.writes.last().map_or(joined, |write| write.2);
@@ -1314,8 +1315,8 @@ impl ResultsWorld {
 
     fn check_nothing_left(&mut self) -> Result<(), String> {
         for (at, place) in self.places.iter_mut().enumerate() {
-            let Some(house) = &mut place.house else { continue };
-            let results = house.gateway.results();
+            let Some(process) = &mut place.process else { continue };
+            let results = process.gateway.results();
             let (retained, bytes) = (results.tasks().retained(), results.tasks().retained_bytes());
             if retained > 0 || bytes > 0 || !results.tasks().is_empty() {
                 let tasks = results.tasks().len();

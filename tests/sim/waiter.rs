@@ -94,7 +94,7 @@ pub struct Waiter {
     pub status: Option<u16>,
     pub hearing: Hearing,
     pub seen: Vec<Seen>,
-    /// It was told that results are gone before their time.
+    /// It got the error that results are gone, before their time.
     pub misses_results: bool,
     /// Chunks that came whole of the last audio.
     pub chunks: usize,
@@ -321,7 +321,7 @@ impl Waiter {
         let shown = || String::from_utf8_lossy(&text[..text.len().min(200)]).into_owned();
         let message: Value =
             serde_json::from_slice(text).map_err(|why| format!("{why} in {}", shown()))?;
-        kernel.note(|| format!("waiter {} is told {}", self.link, shown()));
+        kernel.note(|| format!("waiter {} gets {}", self.link, shown()));
         let hearing = std::mem::replace(&mut self.hearing, Hearing::Rest);
         let is_fitting = |expected: Value| {
             if message == expected { Ok(()) } else { Err(format!("{} is wrong", shown())) }

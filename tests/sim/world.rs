@@ -263,7 +263,7 @@ impl Simulation for World {
         }
         let held = self.gateway.backlog_bytes();
         if held > 0 && !is_anyone_full {
-            return Err(format!("{held} bytes are held back, and everybody has room"));
+            return Err(format!("{held} bytes are held back, and every peer has room"));
         }
         for backend in self.peers.iter().flatten() {
             let Some(&client) = self.pairs.get(&backend.link) else { continue };
@@ -551,7 +551,7 @@ impl World {
         Ok(())
     }
 
-    /// Where every peer answers pings at once, nobody is given up as silent, not even after a
+    /// Where every peer answers pings at once, no peer is given up as silent, not even after a
     /// standstill that was longer than any timeout.
     fn judge_silence(&mut self) -> Result<(), String> {
         let answers = |peer: &Peer| {
@@ -724,7 +724,7 @@ impl World {
             .iter()
             .flatten()
             .rfind(|peer| matches!(peer.role, Role::Asker { .. }))
-            .ok_or("nobody came to inspect")?;
+            .ok_or("no peer came to inspect")?;
         let answers = peers::answers(&visitor.inbox, &[])?;
         let text = |index: usize| {
             let (_, body) = answers

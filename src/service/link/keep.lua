@@ -3,7 +3,7 @@
 --
 -- KEYS: the key of each result's task.
 -- ARGV: milliseconds to live, most bytes of a task, bytes that a result costs besides its payload; then
--- for each result: since, hash, nth, hash before, nth before, payload. An nth of 0: nobody has heard it,
+-- for each result: since, hash, nth, hash before, nth before, payload. An nth of 0: it was not received,
 -- a worker has set it.
 -- Returns how many results were refused.
 --
@@ -14,7 +14,7 @@
 local clock = redis.call('TIME')
 local now = string.format('%010d%06d', clock[1], clock[2])
 local retain, bytes_max, cost = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local NOT_PUBLISHED = '9999999999999999' -- the time of what was set and nobody has heard
+local NOT_PUBLISHED = '9999999999999999' -- the time of what was set and not received
 local refused = 0
 
 -- The tasks of this call. An index may be long, so it is read once and written once, and new entries

@@ -82,7 +82,7 @@ pub struct Settings {
     /// Channels are this and a task id.
     pub channel_prefix: String,
     pub subscribe: Subscribe,
-    /// How long Redis may be away before waiting clients are sent away. `None`: for ever.
+    /// How long Redis may be away before waiting clients are closed. `None`: without end.
     pub grace: Option<Duration>,
 }
 

@@ -10,7 +10,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const TASK: Uuid = Uuid::from_u128(0x0f8fad5b_d9cb_469f_a165_70867728950e);
 const SPELLED: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
 
-/// A link, and a Redis that answers what it is told to.
+/// A link, and a Redis that answers as the test says.
 struct World {
     link: Link,
     now: Moment,

@@ -4,7 +4,7 @@
 //! response; none looks anything up.
 //!
 //! What needs a look at every session is gathered over several turns ([`Live`],
-//! [`ConnectionList`]), so that thousands of connections delay nobody.
+//! [`ConnectionList`]), so that thousands of connections delay no other.
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 

@@ -8,7 +8,7 @@
 //!
 //! A task may hold at most half of `max_retained`. This is checked before a result is retained, so
 //! one task cannot evict the results of all others. A result beyond it is given to the clients that
-//! wait and is gone then. A client that comes later is told that something is missing
+//! wait and is gone then. A client that comes later gets an error that something is missing
 //! ([`Tasks::is_incomplete`]).
 //!
 //! Results carry no number. Two of them may be equal to the last byte and still be two results, and
@@ -106,7 +106,7 @@ pub struct Occurrence {
     /// Hash of the content.
     pub hash: u64,
     /// It is the n-th equal result that its subscription heard, from 1. 0: a worker has set it, and
-    /// nobody has heard it.
+    /// it was not received.
     pub nth: u32,
     /// Hash and number of the result that its subscription heard before it on this task.
     pub before: Option<(u64, u32)>,
@@ -306,7 +306,7 @@ impl Tasks {
 
     /// Redis answered what it keeps of a task (`kept`, in order), and what the worker has set
     /// there; `subscription` has heard everything that was published before that answer. What was
-    /// not known joins the results in Redis' order. Returns the set results that nobody has heard
+    /// not known joins the results in Redis' order. Returns the set results that were not received
     /// yet, to be kept like publications.
     pub fn handle_looked_up(
         &mut self,
@@ -390,7 +390,7 @@ impl Tasks {
         self.drop_passing(now, slot);
     }
 
-    /// Whether a result of so many bytes would be here until it is dispatched.
+    /// Whether a result of this many bytes would be here until it is dispatched.
     pub fn has_room(&self, task: Uuid, bytes: usize) -> bool {
         let cost = RESULT_COST + bytes;
         let held = self.tasks.entry(task).map_or(0, |task| task.bytes);

@@ -102,7 +102,8 @@ fn results_from_redis_are_merged_in_order_and_once() {
     world.client(None, Some(ClientState::Waiting), None);
     world.hear("c");
     assert!(!world.tasks.is_settled(TASK, EAR));
-    // "a" is from before we listened, "b" was stored late by another gateway; "c" is ours.
+    // "a" is from before the subscription, "b" was stored late by another gateway; "c" is this
+    // one's.
     world.look_up(&[(500, "a"), (2000, "b"), (2001, "c")], &[]);
     assert!(
         world.tasks.is_settled(TASK, EAR)

@@ -520,7 +520,7 @@ impl Output {
     }
 }
 
-/// What the client is told about a file that could not be opened, and the label of its metric. The
+/// The error to the client for a file that could not be opened, and the label of its metric. The
 /// path stays in the log.
 fn describe(error: OpenError) -> (&'static str, &'static str) {
     match error {

@@ -217,7 +217,7 @@ pub struct Mark {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Marked {
     File(Mark),
-    /// There were several, and nobody knows which of them a returning client has.
+    /// There were several, and it is unknown which of them a returning client has.
     Several,
 }
 

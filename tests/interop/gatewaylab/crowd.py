@@ -1,6 +1,6 @@
 """Many waiting clients in one thread: sockets that do not block, one selector, and what each of them was sent.
 
-A test says what it waits for (`Crowd.run`), and the crowd reads until that is so. The surprising part: members that come and
+A test says what it waits for (`Crowd.run`), and the crowd reads until that is so. What to know: members that come and
 go are cheap enough for ten thousand tasks in a test, because a member is a socket, a buffer and a list.
 """
 
@@ -86,7 +86,7 @@ class Crowd:
             self.turn(min(left, 0.05))
 
     def turn(self, timeout):
-        """Takes what has come; who has been told goodbye leaves."""
+        """Takes what has come; a member that has got a Close frame leaves."""
         for key, _ in self.selector.select(timeout):
             self.read(key.data)
 

@@ -2,7 +2,7 @@
 
 A worker is redis-py against a real Redis, or against the gateway's own inbox. A waiting client is a raw socket whose frames are
 read in the order of the contract: a text message first, then an announcement and a binary message for each chunk, and what ends
-it. The surprising part: `Waiter.result` checks that order while it reads, so a test only says what it wants to see.
+it. What to know: `Waiter.result` checks that order while it reads, so a test only says what it wants to see.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class RedisServer:
         self.start()
 
     def start(self):
-        """On the port it had; the first time on one that the kernel has just given away, and another if somebody was faster."""
+        """On the port it had; the first time on one that the kernel has just given away, and another if that one is taken."""
         for attempt in range(5):
             port = self.port or wire.closed_port()
             command = ["redis-server", "--bind", "127.0.0.1", "--port", port, "--unixsocket", self.socket, "--dir", self.folder]
@@ -250,7 +250,7 @@ def status(gateway, task):
 
 
 def is_waiting(gateway, task):
-    """Waits until somebody is listened for."""
+    """Waits until a client waits for the task."""
     wire.eventually(lambda: status(gateway, task)["status"] == "waiting", f"a client waits for {task}")
 
 

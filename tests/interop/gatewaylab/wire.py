@@ -1,6 +1,6 @@
 """WebSocket frames and HTTP heads as bytes, and a socket that is read in these units.
 
-It is deliberately not a WebSocket library: it sends what it is told, legal or not, and reports what came, mask and reserved
+It is deliberately not a WebSocket library: it sends anything, legal or not, and reports what came, mask and reserved
 bits included, so that a test can compare the two ends of a relay byte for byte.
 """
 
