@@ -25,8 +25,8 @@ bench-memory: the gateway in a memory cgroup, beside clients that hardly read (a
   --limit MIB      the cgroup's limit, the kernel's socket memory included (64)
   --gateway FILE   the gateway's binary (target/release/aivtuber-gateway)
 
-2,000 idle pairs, 50 streams of 1 MB/s, 150 relays and 150 deliveries whose clients read 16 bytes every 20 s. One that the
-gateway closes comes back after a second.
+2,000 idle pairs, 50 streams of 1 MB/s, 150 relays and 150 deliveries whose clients read 16 bytes every 20 s. No timeout ends
+one of them. One that the gateway closes comes back after a second.
 ";
 
 const IDLE_PAIRS: usize = 2000;
@@ -306,7 +306,8 @@ impl Target {
         let folder = std::env::temp_dir().join(format!("bench-memory-{}", std::process::id()));
         fs::create_dir_all(&folder).map_err(text)?;
         let config = format!(
-            "[server]\nlisten = [\"{address}\"]\n[redis]\nurl = \"embedded://{inbox}\"\n\
+            "[server]\nlisten = [\"{address}\"]\nwrite_timeout = \"0s\"\n\
+             [proxy]\nping_interval = \"0s\"\n[redis]\nurl = \"embedded://{inbox}\"\n\
              [[route]]\nname = \"input\"\npath = \"/ws/input\"\nbackend = [\"ws://{}/ws/input\"]\n\
              [[route]]\nname = \"output\"\npath = \"/ws/output/{{task_id}}\"\nserve = \"output\"\n\
              [log]\nlevel = \"warn\"\n",
