@@ -15,7 +15,7 @@
 //!
 //! let budget = Budget::new(Some(1000));
 //! let mut charge = budget.charge(600);
-//! assert!(!budget.refuses(200) && budget.refuses(600));
+//! assert!(!budget.refuses(300) && budget.refuses(600));
 //! charge.set(1100);
 //! assert_eq!(budget.take_shortage(), 100);
 //! drop(charge);
@@ -25,6 +25,9 @@
 use std::cell::Cell;
 use std::ops::Deref;
 use std::rc::Rc;
+
+/// Work of this many bytes or more is large.
+const LARGE_BYTES_MIN: usize = 16 * 1024;
 
 /// Bytes that are held, and the limit. Clones share both.
 #[derive(Debug, Clone, Default)]
@@ -62,12 +65,13 @@ impl Budget {
         self.0.held.get()
     }
 
-    /// Whether work that needs `bytes` is to be refused: so little is left that less than an eighth
-    /// of the limit would be. Remembers it, so that the largest holder makes room; see
-    /// [`Budget::take_shortage`].
+    /// Whether work that needs `bytes` is to be refused: so little is left that less than a
+    /// sixteenth of the limit would be, or an eighth for large work, which leaves room for all the
+    /// small. Remembers it, so that the largest holder makes room; see [`Budget::take_shortage`].
     pub fn refuses(&self, bytes: usize) -> bool {
         let Some(limit) = self.limit() else { return false };
-        let missing = self.held().saturating_add(bytes).saturating_sub(limit - limit / 8);
+        let reserve = if bytes < LARGE_BYTES_MIN { limit / 16 } else { limit / 8 };
+        let missing = self.held().saturating_add(bytes).saturating_sub(limit - reserve);
         // What could hardly ever fit must not cost everyone else their connections.
         if bytes <= limit / 2 {
             self.0.missing.set(self.0.missing.get().max(missing));
@@ -198,26 +202,31 @@ mod tests {
 
     #[test]
     fn a_limit_is_reported_and_may_change() {
-        let budget = Budget::new(Some(100));
-        let _charge = budget.charge(90);
-        assert_eq!((budget.held(), budget.is_short(), budget.take_shortage()), (90, false, 0));
+        const KIB: usize = 1024;
+        let budget = Budget::new(Some(160 * KIB));
+        let _charge = budget.charge(152 * KIB);
+        assert_eq!((budget.is_short(), budget.take_shortage()), (false, 0));
+        assert_eq!((budget.refuses(0), budget.is_short()), (true, true), "a sixteenth is 10 KiB");
+        assert_eq!((budget.take_shortage(), budget.is_short()), (2 * KIB, false), "once");
+        budget.set_limit(Some(1600 * KIB));
+        assert_eq!((budget.refuses(1248 * KIB), budget.refuses(1249 * KIB)), (false, true));
         assert_eq!(
-            (budget.refuses(0), budget.is_short(), budget.take_shortage(), budget.is_short()),
-            (true, true, 2, false)
+            budget.take_shortage(),
+            0,
+            "what takes most of the limit makes no room for itself"
         );
-        assert_eq!(budget.take_shortage(), 0, "work was refused once");
-        budget.set_limit(Some(200));
-        assert_eq!((budget.refuses(85), budget.refuses(86)), (false, true));
-        assert_eq!(
-            (budget.take_shortage(), budget.refuses(101), budget.take_shortage()),
-            (1, true, 0)
-        );
-        budget.set_limit(Some(50));
-        assert_eq!(
-            (budget.is_short(), budget.refuses(26), budget.take_shortage()),
-            (true, true, 40)
-        );
+        budget.set_limit(Some(100 * KIB));
+        assert_eq!((budget.is_short(), budget.refuses(KIB)), (true, true));
+        assert_eq!(budget.take_shortage(), 152 * KIB + KIB - (100 * KIB - 100 * KIB / 16));
         budget.set_limit(None);
         assert_eq!((budget.refuses(usize::MAX), budget.take_shortage()), (false, 0));
+    }
+
+    #[test]
+    fn large_work_is_refused_before_small() {
+        let budget = Budget::new(Some(1 << 20));
+        let _charge = budget.charge((1 << 20) - (1 << 20) / 8);
+        assert!(budget.refuses(LARGE_BYTES_MIN) && !budget.refuses(LARGE_BYTES_MIN - 1));
+        assert_eq!(budget.take_shortage(), LARGE_BYTES_MIN);
     }
 }

@@ -98,7 +98,8 @@ pub trait Transport: Read + Write {
         0
     }
 
-    /// Keeps each of the two buffers from growing beyond about this many bytes.
+    /// Keeps the buffer of what is to be sent from growing beyond about this many bytes, and the
+    /// other one beyond a small multiple.
     ///
     /// # Errors
     /// When the kernel refuses, which costs memory and nothing else.

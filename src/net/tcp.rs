@@ -88,9 +88,9 @@ impl Transport for Tcp {
     fn limit_buffers(&mut self, bytes_max: usize) -> io::Result<()> {
         let socket = socket2::SockRef::from(&self.0);
         socket.set_tcp_notsent_lowat((bytes_max as u32).min(UNSENT_BYTES_MAX))?;
-        // The kernel doubles it, for what it needs itself. A window that was announced is still
-        // honoured.
-        socket.set_recv_buffer_size(bytes_max / 2)
+        // The kernel doubles it, for what it needs itself. With less, it cannot announce a window
+        // that keeps a stream going. A window that was announced is still honoured.
+        socket.set_recv_buffer_size(bytes_max * 2)
     }
 
     fn discard_on_close(&mut self) -> io::Result<()> {
