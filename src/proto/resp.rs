@@ -14,6 +14,9 @@
     reason = "positions come from a search in the same bytes, or are checked against their length before"
 )]
 
+mod extent;
+
+use extent::Extent;
 use std::fmt;
 use std::io::{self, Read};
 
@@ -31,10 +34,16 @@ pub fn pack(out: &mut Vec<u8>, arguments: &[&[u8]]) {
 /// Decodes replies that arrive in pieces. Each connection needs a new one, also after an error.
 pub struct Decoder {
     parser: Parser,
-    /// Bytes taken since the last complete value. Some of them may belong to the values after it.
+    /// Bytes of the largest value that this parser has had. Its buffer never shrinks.
+    parser_bytes: usize,
+    extent: Extent,
+    /// Bytes of the current value so far.
     unfinished: usize,
     unfinished_max: usize,
 }
+
+/// A parser that had a larger value is replaced behind it.
+const PARSER_BYTES_MAX: usize = 64 * 1024;
 
 /// The server broke its protocol: the connection cannot be used any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,12 +69,18 @@ impl fmt::Display for ReplyError {
 impl Decoder {
     /// A decoder for values of at most `unfinished_max` bytes.
     pub fn new(unfinished_max: usize) -> Decoder {
-        Decoder { parser: Parser::new(), unfinished: 0, unfinished_max }
+        Decoder {
+            parser: Parser::new(),
+            parser_bytes: 0,
+            extent: Extent::new(),
+            unfinished: 0,
+            unfinished_max,
+        }
     }
 
-    /// Bytes of a value that is not complete.
+    /// Bytes in memory. The parser's buffer doubles when it grows.
     pub fn held_bytes(&self) -> usize {
-        self.unfinished
+        self.parser_bytes.next_power_of_two()
     }
 
     /// The next value, with its bytes removed from the front of `input`. `Ok(None)`: all of `input`
@@ -74,22 +89,27 @@ impl Decoder {
     /// # Errors
     /// See [`ReplyError`]. A value may exceed the limit by one piece of input.
     pub fn decode(&mut self, input: &mut &[u8]) -> Result<Option<Value>, ReplyError> {
-        let before = input.len();
-        let outcome = self.parser.parse_value(PartialInput(input));
-        self.unfinished += before - input.len();
-        match outcome {
-            Ok(value) => {
+        let (taken, is_whole) = self.extent.advance(input);
+        let (mut piece, behind) = input.split_at(taken);
+        *input = behind;
+        self.unfinished += taken;
+        self.parser_bytes = self.parser_bytes.max(self.unfinished);
+        match self.parser.parse_value(PartialInput(&mut piece)) {
+            Ok(value) if is_whole && piece.is_empty() => {
                 self.unfinished = 0;
+                if self.parser_bytes > PARSER_BYTES_MAX {
+                    (self.parser, self.parser_bytes) = (Parser::new(), 0);
+                }
                 Ok(Some(value))
             }
-            Err(error) if error.is_timeout() => {
+            Err(error) if error.is_timeout() && !is_whole => {
                 if self.unfinished > self.unfinished_max {
                     return Err(ReplyError::TooLarge { bytes_max: self.unfinished_max });
                 }
                 Ok(None)
             }
             // The parser's own message quotes the bytes.
-            Err(_) => Err(ReplyError::NotResp),
+            _ => Err(ReplyError::NotResp),
         }
     }
 }
@@ -566,6 +586,32 @@ mod tests {
         let outcome: Result<Vec<_>, _> =
             (0..20).map(|_| decoder.decode(&mut &filler[..])).collect();
         assert_eq!(outcome, Err(ReplyError::TooLarge { bytes_max: 1000 }));
+    }
+
+    #[test]
+    fn memory_of_a_large_value_is_given_back_behind_it() {
+        let mut decoder = Decoder::new(4 << 20);
+        let text = "x".repeat(3 << 20);
+        let stream = format!("+OK\r\n${}\r\n{text}\r\n*2\r\n:1\r\n+rest", text.len());
+        let mut values = Vec::new();
+        let mut held_max = 0;
+        for mut piece in stream.as_bytes().chunks(60_000) {
+            while let Some(value) = decoder.decode(&mut piece).unwrap() {
+                values.push(value);
+            }
+            held_max = held_max.max(decoder.held_bytes());
+        }
+        assert!(held_max >= text.len(), "{held_max}");
+        assert!(decoder.held_bytes() < 1024, "{}", decoder.held_bytes());
+        assert_eq!(
+            decoder.decode(&mut &b"\r\n"[..]).unwrap().map(|value| values.push(value)),
+            Some(())
+        );
+        assert_eq!(values[1], Value::BulkString(text.into_bytes()));
+        assert_eq!(
+            values[2],
+            Value::Array(vec![Value::Int(1), Value::SimpleString("rest".into())])
+        );
     }
 
     #[test]
