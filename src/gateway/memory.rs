@@ -12,6 +12,7 @@ use log::warn;
 
 use super::Gateway;
 use crate::base::moment::Moment;
+use crate::session::{Session, SessionId};
 use std::time::Duration;
 
 /// Sockets are counted at most this often.
@@ -21,8 +22,12 @@ const COUNT_INTERVAL: Duration = Duration::from_millis(10);
 const SLOTS_PER_COUNT: usize = 64;
 const SLOTS_PER_COUNT_AT_EASE: usize = 16;
 
-/// When all holders together could not make enough room, they are looked through again after this.
-const SHED_INTERVAL: Duration = Duration::from_millis(50);
+/// The largest holders are looked for among all sessions at most this often, unless all that were
+/// found are gone.
+const SEARCH_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Holders that are remembered from one search, the largest ones.
+const HOLDERS_MAX: usize = 256;
 
 /// What one socket buffer may take, whatever the budget.
 const BUFFER_BYTES_MIN: usize = 16 * 1024;
@@ -42,12 +47,16 @@ const ENDED_PER_TURN: usize = 64;
 pub(super) struct Keeper {
     next_slot: usize,
     count_at: Moment,
+    /// Not before this is room made again, as there was too little to be found.
     shed_at: Moment,
+    searched_at: Moment,
+    /// The largest sessions when they were last looked for, the largest one last.
+    holders: Vec<SessionId>,
 }
 
 impl Keeper {
     pub(super) fn new(now: Moment) -> Keeper {
-        Keeper { next_slot: 0, count_at: now, shed_at: now }
+        Keeper { next_slot: 0, count_at: now, shed_at: now, searched_at: now, holders: Vec::new() }
     }
 }
 
@@ -100,28 +109,28 @@ impl Gateway {
 
     /// Frees bytes where most are held: ends sessions, or lets kept results go.
     fn shed(&mut self) {
+        let now = self.cx.now;
         let enough = self.cx.budget.held().saturating_sub(self.cx.budget.take_shortage());
+        if self.keeper.holders.is_empty() || self.keeper.searched_at + SEARCH_INTERVAL <= now {
+            self.search_holders();
+        }
         let kept = self.cx.results.tasks().retained_bytes();
-        let mut holders: Vec<(usize, usize)> = self
-            .sessions
-            .iter()
-            .filter(|(_, session)| !session.is_closed())
-            .map(|(key, session)| (session.memory(), key))
-            .filter(|(memory, _)| *memory >= HOLDER_BYTES_MIN)
-            .collect();
-        holders.sort_unstable();
         for _ in 0..ENDED_PER_TURN {
             let excess = self.cx.budget.held().saturating_sub(enough);
             if excess == 0 {
                 return;
             }
-            match holders.pop() {
-                Some((memory, key)) if memory >= kept => self.shed_session(key, memory),
+            let holder = self.keeper.holders.pop();
+            let memory = holder.and_then(|id| self.session(id)).map_or(0, Session::memory);
+            match holder {
+                Some(id) if memory >= kept.max(HOLDER_BYTES_MIN) => self.shed_session(id, memory),
+                // It holds less than when it was found.
+                Some(_) if memory < HOLDER_BYTES_MIN => {}
                 _ => {
-                    let (now, left) = (self.cx.now, kept.saturating_sub(excess));
-                    self.cx.results.evict_to(now, left);
+                    self.keeper.holders.extend(holder);
+                    self.cx.results.evict_to(now, kept.saturating_sub(excess));
                     if self.cx.budget.held() > enough {
-                        self.keeper.shed_at = now + SHED_INTERVAL;
+                        self.keeper.shed_at = now + SEARCH_INTERVAL;
                     }
                     return;
                 }
@@ -129,7 +138,23 @@ impl Gateway {
         }
     }
 
-    fn shed_session(&mut self, key: usize, memory: usize) {
+    /// Looks through all sessions for the largest ones.
+    fn search_holders(&mut self) {
+        let mut found: Vec<(usize, SessionId)> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| !session.is_closed())
+            .map(|(_, session)| (session.memory(), session.who().id()))
+            .filter(|(memory, _)| *memory >= HOLDER_BYTES_MIN)
+            .collect();
+        found.sort_unstable();
+        let others = found.len().saturating_sub(HOLDERS_MAX);
+        self.keeper.holders = found.split_off(others).into_iter().map(|(_, id)| id).collect();
+        self.keeper.searched_at = self.cx.now;
+    }
+
+    fn shed_session(&mut self, id: SessionId, memory: usize) {
+        let key = id.key as usize;
         let Some(session) = self.sessions.get_mut(key) else { return };
         let (held, limit) = (self.cx.budget.held(), self.cx.budget.limit().unwrap_or_default());
         warn!(

@@ -1,7 +1,7 @@
 //! Where a value of the Redis protocol ends.
 //!
-//! The parser keeps what comes behind a value in its own buffer, which never shrinks. So it gets the
-//! bytes of one value at a time, and can be replaced after a large one.
+//! The parser keeps what comes behind a value in its own buffer, which never shrinks. So it gets
+//! the bytes of one value at a time, and can be replaced after a large one.
 
 /// Follows a stream from value to value, however it is cut.
 #[derive(Debug)]

@@ -129,6 +129,17 @@ impl Audio {
         }
     }
 
+    /// Bytes of its own memory, those that a background thread is reading included.
+    pub(super) fn own_bytes(&self) -> usize {
+        match self {
+            Audio::Opening(opening) => {
+                let names = opening.names.iter().map(|name| name.as_os_str().len());
+                size_of::<Opening>() + names.sum::<usize>()
+            }
+            Audio::Sending(sending) => size_of::<Sending>() + sending.read.bytes(),
+        }
+    }
+
     /// When it has to be looked at even if nothing happens.
     pub(super) fn deadline(&self) -> Option<Moment> {
         match self {
@@ -140,6 +151,16 @@ impl Audio {
                 Read::At(at) => Some(at),
                 Read::Idle | Read::UnderWay(_) | Read::Done(..) => None,
             },
+        }
+    }
+}
+
+impl Read {
+    fn bytes(&self) -> usize {
+        match self {
+            Read::UnderWay(Next::Chunk(chunk)) => chunk.length as usize,
+            Read::Done(_, Ok(read)) => read.bytes.capacity(),
+            Read::Idle | Read::UnderWay(Next::Check) | Read::Done(_, Err(_)) | Read::At(_) => 0,
         }
     }
 }

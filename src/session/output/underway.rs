@@ -1,6 +1,7 @@
 //! What is on its way to one client: its order, and the memory that it takes.
 
 use super::Underway;
+use super::audio::Audio;
 use crate::proto::message::SharedResult;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -12,7 +13,8 @@ impl Underway {
     /// Bytes of its own memory.
     pub(super) fn own_bytes(&self) -> usize {
         let reader = self.reader.as_ref().map_or(0, |_| READER_BYTES);
-        size_of::<Underway>() + self.outbox.own_bytes() + reader
+        let audio = self.audio.as_ref().map_or(0, Audio::own_bytes);
+        size_of::<Underway>() + self.outbox.own_bytes() + reader + audio
     }
 
     /// Its part of the results that it shares with other clients.
