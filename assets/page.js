@@ -1,4 +1,4 @@
-// The form of the status page: sends a text, shows the answers, plays their audio.
+// The form of the status page: sends a text or a recording, shows the answers, plays their audio.
 
 import { Gateway } from "./client.js";
 
@@ -10,22 +10,33 @@ const STATES = {
   answering: "Answering…",
   reconnecting: "The connection was lost, trying again…",
 };
+const MICROPHONE_PROBLEMS = {
+  NotAllowedError: "the microphone is not allowed for this page",
+  NotFoundError: "there is no microphone",
+  NotReadableError: "another program uses the microphone",
+};
 
 const byId = (name) => document.getElementById("talk-" + name);
 const form = byId("form");
 const text = byId("text");
 const send = byId("send");
+const speak = byId("speak");
 const cancel = byId("stop");
 const state = byId("state");
 const answers = byId("answers");
 // By the address of the library, so that it also works behind a server that adds a path prefix.
 const gateway = new Gateway();
 let current = null; // the newest answer; it may still be heard when it is complete
-let isAnswering = false;
+let isBusy = false; // from the question to the end of the answer
+let microphone = null; // while it records
+let askedAt = 0; // when the question was complete, on the page's clock
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  if (!isAnswering && text.value.trim()) ask(text.value);
+  if (isBusy || !text.value.trim()) return;
+  ask(text.value, text.value);
+  text.select();
+  text.focus();
 });
 text.addEventListener("keydown", (event) => {
   // Enter also confirms a word in an input method editor; that must not send.
@@ -33,66 +44,119 @@ text.addEventListener("keydown", (event) => {
   event.preventDefault();
   form.requestSubmit();
 });
+speak.addEventListener("click", () => (microphone ? endRecording() : record()));
 cancel.addEventListener("click", () => {
-  if (!isAnswering) show("warn", "Stopped.");
+  if (!isBusy) show("warn", "Stopped.");
   current.stop();
 });
+const noMicrophone = whyNoMicrophone();
+speak.disabled = noMicrophone !== "";
+byId("no-microphone").hidden = noMicrophone === "";
+byId("no-microphone").textContent = noMicrophone;
 form.hidden = false;
 
-async function ask(words) {
+/** Why this browser offers no microphone here; "" if it may. */
+function whyNoMicrophone() {
+  if (!window.isSecureContext) {
+    return "Speaking needs https:// or localhost: browsers give no microphone to other pages.";
+  }
+  if (!navigator.mediaDevices?.getUserMedia || !window.MediaRecorder) {
+    return "Speaking is not possible: this browser cannot record.";
+  }
+  return "";
+}
+
+async function record() {
   current?.stop(); // one voice at a time
-  const answer = gateway.ask(words);
+  setBusy(true);
+  show("busy", "Asking for the microphone…");
+  try {
+    microphone = await navigator.mediaDevices.getUserMedia({ audio: true });
+  } catch (error) {
+    finish("bad", `Failed: ${MICROPHONE_PROBLEMS[error.name] ?? error.message}.`);
+    return;
+  }
+  speak.disabled = false;
+  speak.textContent = "Done";
+  speak.focus(); // which it lost while it was disabled
+  ask(microphone, "(spoken)");
+  show("busy", "Listening… Press Done when you have finished.");
+}
+
+function endRecording() {
+  if (!microphone) return;
+  microphone.getTracks().forEach((track) => track.stop());
+  microphone = null;
+  current.finishRecording();
+  askedAt = performance.now();
+  show("busy", STATES.uploading);
+  speak.textContent = "Speak";
+  if (document.activeElement === speak) cancel.focus();
+  speak.disabled = isBusy || noMicrophone !== "";
+}
+
+async function ask(question, words) {
+  current?.stop(); // one voice at a time
+  const answer = gateway.ask(question);
   const playback = answer.play();
-  const began = performance.now();
+  askedAt = performance.now();
   const article = add(null, "article");
   add(article, "p", "you", words);
   const parts = [];
   let firstWords = "";
   let problem = "";
+  const part = (index) => {
+    parts[index] ??= add(article, "div");
+    if (!article.isConnected) place(article);
+    return parts[index];
+  };
 
   current = answer;
-  isAnswering = true;
   answer.addEventListener("state", () => {
-    if (STATES[answer.state]) show("busy", STATES[answer.state]);
+    if (STATES[answer.state] && !microphone) show("busy", STATES[answer.state]);
   });
-  playback.ended.catch(() => {}).finally(() => answer === current && endOfSound());
-  show("busy", STATES.connecting);
-  state.ariaBusy = "true";
-  text.select();
-  text.focus();
-  send.disabled = true;
+  playback.ended.catch(() => {}).finally(() => answer === current && hideStop());
+  setBusy(true);
   cancel.hidden = false;
+  show("busy", STATES.connecting);
   try {
-    for await (const part of answer) {
-      if (part.type === "text") {
-        firstWords ||= `First words after ${((performance.now() - began) / 1000).toFixed(1)} s.`;
-        parts[part.index] = addResult(article, part.message);
-        if (!article.isConnected) place(article);
-      } else if (part.type === "audio_end") {
-        addPlayer(parts[part.index], await answer.blob(part.index));
-      } else if (part.type === "error") {
-        problem = part.error;
+    for await (const { type, index, message, error } of answer) {
+      if (type === "text") {
+        firstWords ||= `First words after ${((performance.now() - askedAt) / 1000).toFixed(1)} s.`;
+        addResult(part(index), message);
+        if (Array.isArray(message.captions))
+          caption(part(index), message.captions, playback, index);
+      } else if (type === "audio_end") {
+        addPlayer(part(index), await answer.blob(index));
+      } else if (type === "error") {
+        problem = error;
       }
     }
     if (answer.state === "stopped") finish("warn", "Stopped.");
     else if (problem) finish("bad", `Failed: ${problem}.`);
     else finish("good", `Done. ${firstWords}`);
-  } catch (error) {
-    finish("bad", `Failed: ${error.message}.`);
+  } catch (failure) {
+    finish("bad", `Failed: ${failure.message}.`);
   }
 }
 
 function finish(mood, sentence) {
-  isAnswering = false;
-  send.disabled = false;
-  state.ariaBusy = "false";
+  endRecording();
+  setBusy(false);
   show(mood, sentence);
-  if (current.signal.aborted && current.playback.isOver) endOfSound();
+  if (current?.playback.isOver ?? true) hideStop();
+}
+
+function setBusy(value) {
+  isBusy = value;
+  send.disabled = isBusy;
+  speak.disabled = (isBusy && !microphone) || noMicrophone !== "";
+  state.ariaBusy = String(isBusy);
 }
 
 /** There is nothing left to stop. */
-function endOfSound() {
-  if (isAnswering) return;
+function hideStop() {
+  if (isBusy) return;
   if (document.activeElement === cancel) text.focus();
   cancel.hidden = true;
 }
@@ -111,8 +175,18 @@ function place(article) {
   }
 }
 
-function addResult(article, { status, content, task_id, audio_present, final, ...others }) {
-  const part = add(article, "div");
+function addResult(part, message) {
+  const {
+    status,
+    content,
+    task_id,
+    result_id,
+    audio_present,
+    audio_type,
+    final,
+    captions,
+    ...others
+  } = message;
   add(part, "p", "answer", String(content));
   const about = add(part, "p", "about", "task ");
   const link = add(about, "a", "", task_id);
@@ -122,12 +196,26 @@ function addResult(article, { status, content, task_id, audio_present, final, ..
     add(more, "summary", "", "Further fields");
     add(more, "pre", "", JSON.stringify(others, null, 2));
   }
-  return part;
+}
+
+/** Shows the words that are being heard: `[{ start: seconds, text }, …]`. */
+function caption(part, captions, playback, index) {
+  const line = document.createElement("p");
+  line.className = "caption";
+  line.ariaHidden = "true"; // the whole text is there already
+  part.querySelector(".answer").after(line);
+  const draw = () => {
+    if (playback.isOver) return line.remove();
+    const at = playback.position(index) ?? -1;
+    line.textContent = captions.filter(({ start }) => start <= at).pop()?.text ?? "";
+    requestAnimationFrame(draw);
+  };
+  draw();
 }
 
 /** Shows the audio with controls, to hear it again. It has been playing since its first chunk. */
 async function addPlayer(part, blob) {
-  const about = part.querySelector(".about");
+  const about = part.querySelector(".about") ?? add(part, "p", "about", "");
   const audio = document.createElement("audio");
   audio.controls = true;
   audio.setAttribute("aria-label", "Audio of the answer");

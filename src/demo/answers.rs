@@ -10,9 +10,11 @@
 )]
 
 use super::IO_TIMEOUT;
-use super::voice::wav;
+use super::recording::Heard;
+use super::upload::Input;
+use super::voice::{NOTE_SECONDS, NOTES, wav};
 use log::debug;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -48,10 +50,18 @@ impl Responder {
         Responder { publish, audio_root, delay, files: Mutex::default() }
     }
 
-    pub fn answer(&self, task_id: &str, text: &str) -> io::Result<()> {
+    /// Publishes the answer to `input`, with the tune of its words and captions for it.
+    pub fn answer(&self, task_id: &str, input: &Input) -> io::Result<()> {
         let name = format!("demo-{task_id}.wav");
-        self.keep(self.audio_root.join(&name), &wav(text))?;
-        (self.publish)(task_id, &json!({"text": reply_to(text), "audio_file": name}).to_string())
+        let reply = reply_to(input);
+        let tune = match input {
+            Input::Text(text) => wav(text),
+            Input::Recording(_) => wav(&reply),
+        };
+        self.keep(self.audio_root.join(&name), &tune)?;
+        let captions = captions(&reply);
+        let result = json!({"text": reply, "audio_file": name, "captions": captions});
+        (self.publish)(task_id, &result.to_string())
     }
 
     /// Writes a new file. The oldest one is removed first if there are too many.
@@ -89,8 +99,28 @@ fn remove(path: &Path) {
     }
 }
 
-fn reply_to(text: &str) -> String {
+/// The words of `text` that are shown with each note: `[{"start": seconds, "text": words}, …]`.
+fn captions(text: &str) -> Vec<Value> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let notes = (0..NOTES).filter_map(|note| {
+        let words = words.get(note * words.len() / NOTES..(note + 1) * words.len() / NOTES)?;
+        let start = (note as f64 * NOTE_SECONDS * 10.0).round() / 10.0;
+        (!words.is_empty()).then(|| json!({"start": start, "text": words.join(" ")}))
+    });
+    notes.collect()
+}
+
+fn reply_to(input: &Input) -> String {
     const SHOWN_CHARS: usize = 200;
+    let text = match input {
+        Input::Text(text) => text,
+        Input::Recording(recording) => {
+            let heard = Heard::new(recording);
+            return format!(
+                "I heard you: {heard}. I am the demo's stand-in for an AI, so all I can do is hum."
+            );
+        }
+    };
     let mut shown: String = text.chars().take(SHOWN_CHARS).collect();
     if shown.len() < text.len() {
         shown.push('…');
@@ -127,6 +157,24 @@ mod tests {
     use std::thread::{self, JoinHandle};
 
     const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn captions_are_the_words_of_the_reply_in_order() {
+        for text in ["One two three", "", "語", &"many words ".repeat(100)] {
+            let captions = captions(text);
+            let words: Vec<_> = captions.iter().map(|one| one["text"].as_str().unwrap()).collect();
+            assert_eq!(words.join(" "), text.split_whitespace().collect::<Vec<_>>().join(" "));
+            let starts: Vec<_> =
+                captions.iter().map(|one| one["start"].as_f64().unwrap()).collect();
+            assert!(starts.is_sorted() && starts.iter().all(|start| *start < 4.8), "{starts:?}");
+        }
+    }
+
+    #[test]
+    fn a_recording_is_answered_with_what_was_heard() {
+        let reply = reply_to(&Input::Recording(wav("Hello")));
+        assert!(reply.starts_with("I heard you: 4.8 seconds of WAV, 230.4 kilobytes. "), "{reply}");
+    }
 
     /// Takes one connection, sends `answer` and returns what it received.
     fn inbox(answer: &'static [u8], asked_bytes: usize) -> (SocketAddr, JoinHandle<Vec<u8>>) {

@@ -8,12 +8,13 @@
 //!   ◄ {"type":"system","action":"task_id_assigned","task_id":"<uuid>"}
 //!   ► {"type":"text","chunk_id":0,"action":"data_chunk"}      announces a piece of the text
 //!   ► (binary) the piece, in UTF-8                            as many such pairs as needed
+//!                                                            or "audio", and a piece of a recording
 //!   ► {"action":"upload_complete"}
 //!   ◄ {"type":"system","action":"upload_processed","status":"queued","task_id":"<uuid>"}
 //! ```
 //!
-//! With an inbox for results, it publishes an answer `ANSWER_DELAY` later: a text, and a WAV file
-//! with a tune made of the words.
+//! With an inbox for results, it publishes an answer `ANSWER_DELAY` later: a text, which says what
+//! it heard if that was a recording, and a WAV file with a tune made of the words.
 //!
 //! It has a blocking thread for each connection, unlike the gateway. That is the simplest way to
 //! write a backend, and [`CONNECTIONS_MAX`] threads are no burden.
@@ -28,6 +29,7 @@
 )]
 
 mod answers;
+mod recording;
 mod server;
 mod upload;
 mod voice;
@@ -51,8 +53,11 @@ pub const CONNECTIONS_MAX: usize = 64;
 /// Bytes of one upload's text, all pieces together.
 pub const TEXT_BYTES_MAX: usize = 64 * 1024;
 
+/// Bytes of one uploaded recording, all pieces together.
+pub const RECORDING_BYTES_MAX: usize = 4 * 1024 * 1024;
+
 /// From the end of an upload to its answer.
-const ANSWER_DELAY: Duration = Duration::from_secs(1);
+const ANSWER_DELAY: Duration = Duration::from_millis(50);
 
 /// A client that sends no message for this long is closed with 1000.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);

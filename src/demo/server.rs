@@ -10,7 +10,7 @@
 )]
 
 use super::answers::Responder;
-use super::upload::{Reaction, Upload};
+use super::upload::{Input, Reaction, Upload};
 use super::{CONNECTIONS_MAX, IO_TIMEOUT, TEXT_BYTES_MAX};
 use log::{debug, info, warn};
 use std::io::{self, ErrorKind, Read, Write};
@@ -166,23 +166,27 @@ impl DemoConnection {
                 Reaction::None => continue,
                 Reaction::Accept => {}
                 Reaction::Reply(text) => socket.send(Message::text(text))?,
-                Reaction::Queue { reply, text } => {
+                Reaction::Queue { reply, input } => {
                     socket.send(Message::text(reply))?;
-                    self.answer(&text);
+                    self.answer(&input);
                 }
             }
             message_at = SystemTime::now();
         }
     }
 
-    /// Answers after a delay. Failures are only logged: the client already knows that its text is
+    /// Answers after a delay. Failures are only logged: the client already knows that its upload is
     /// queued.
-    fn answer(&self, text: &str) {
+    fn answer(&self, input: &Input) {
         let task_id = &self.upload.task_id;
         let Some(responder) = &self.server.responder else { return };
         thread::sleep(responder.delay);
-        match responder.answer(task_id, text) {
-            Ok(()) => info!(target: "demo", "task {task_id} answered text={}B", text.len()),
+        let (kind, bytes) = match input {
+            Input::Text(text) => ("text", text.len()),
+            Input::Recording(recording) => ("recording", recording.len()),
+        };
+        match responder.answer(task_id, input) {
+            Ok(()) => info!(target: "demo", "task {task_id} answered {kind}={bytes}B"),
             Err(error) => warn!(target: "demo", "task {task_id} not answered: {error}"),
         }
         log::logger().flush();
@@ -224,7 +228,7 @@ fn close(mut socket: WebSocket<TcpStream>, code: CloseCode, reason: &str) {
 mod tests {
     use super::*;
     use crate::demo::answers::FILES_MAX;
-    use crate::demo::upload::tests::{COMPLETE, announcement};
+    use crate::demo::upload::tests::{UPLOAD_COMPLETE, announcement};
     use crate::demo::voice::wav;
     use crate::demo::{Demo, IDLE_TIMEOUT};
     use serde_json::{Value, json};
@@ -254,7 +258,7 @@ mod tests {
             socket.send(Message::text(announcement(index as u32))).unwrap();
             socket.send(Message::binary(piece.to_vec())).unwrap();
         }
-        socket.send(Message::text(COMPLETE)).unwrap();
+        socket.send(Message::text(UPLOAD_COMPLETE)).unwrap();
     }
 
     /// A demo whose answers arrive at the receiver at once, with sound files in a new folder.

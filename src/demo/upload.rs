@@ -1,13 +1,44 @@
 //! The input protocol, without its socket: one client's upload, message by message.
 
-use super::TEXT_BYTES_MAX;
+use super::{RECORDING_BYTES_MAX, TEXT_BYTES_MAX};
 use serde_json::{Value, json};
 
 /// One client's upload. The messages are described in [`crate::demo`].
 pub struct Upload {
     pub task_id: String,
     expects: Expects,
-    text: Text,
+    content: Content,
+}
+
+/// What was uploaded.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Input {
+    Text(String),
+    Recording(Vec<u8>),
+}
+
+/// What the pieces are, by their announcements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum InputKind {
+    Text,
+    Recording,
+}
+
+impl InputKind {
+    fn name(self) -> &'static str {
+        match self {
+            InputKind::Text => "text",
+            InputKind::Recording => "recording",
+        }
+    }
+
+    /// Bytes of one upload, all pieces together.
+    fn bytes_max(self) -> usize {
+        match self {
+            InputKind::Text => TEXT_BYTES_MAX,
+            InputKind::Recording => RECORDING_BYTES_MAX,
+        }
+    }
 }
 
 /// The next message that is allowed.
@@ -15,16 +46,21 @@ pub struct Upload {
 enum Expects {
     Announcement,
     Bytes,
-    /// The text is complete; a connection has one task.
+    /// The upload is complete; a connection has one task.
     Nothing,
 }
 
 /// The pieces so far.
-enum Text {
-    Growing(Vec<u8>),
+enum Content {
+    /// No piece has been announced.
+    Empty,
+    Growing(InputKind, Vec<u8>),
     /// It is too long; further pieces are dropped until it ends.
-    TooLong,
+    TooLong(InputKind),
 }
+
+/// The error for messages that come when the upload is complete.
+const COMPLETE: &str = "this upload is complete: open a new connection for another one";
 
 /// What follows a message.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,10 +70,10 @@ pub enum Reaction {
     /// Accepted, with no reply.
     Accept,
     Reply(String),
-    /// The text is complete: send the reply, then answer the text.
+    /// The upload is complete: send the reply, then answer it.
     Queue {
         reply: String,
-        text: String,
+        input: Input,
     },
 }
 
@@ -46,7 +82,7 @@ impl Upload {
         Upload {
             task_id: task_id.to_owned(),
             expects: Expects::Announcement,
-            text: Text::Growing(Vec::new()),
+            content: Content::Empty,
         }
     }
 
@@ -62,8 +98,7 @@ impl Upload {
             Err(why) => return self.refuse(&format!("this is not JSON: {why}")),
         };
         match message.get("action").and_then(Value::as_str) {
-            _ if self.expects == Expects::Nothing => self
-                .refuse("the text of this task is complete: open a new connection for another one"),
+            _ if self.expects == Expects::Nothing => self.refuse(COMPLETE),
             Some("data_chunk" | "upload_complete") if self.expects == Expects::Bytes => {
                 self.refuse("the announced piece must come first, as a binary message")
             }
@@ -81,51 +116,66 @@ impl Upload {
                 let wanted = json!({"type": "text", "chunk_id": 0, "action": "data_chunk"});
                 return self.refuse(&format!("a binary message must be announced by {wanted}"));
             }
-            Expects::Nothing => {
-                return self.refuse(
-                    "the text of this task is complete: open a new connection for another one",
-                );
-            }
+            Expects::Nothing => return self.refuse(COMPLETE),
         }
-        match &mut self.text {
-            Text::Growing(text) if text.len() + piece.len() <= TEXT_BYTES_MAX => {
-                text.extend_from_slice(piece);
+        match &mut self.content {
+            Content::Growing(kind, bytes) if bytes.len() + piece.len() <= kind.bytes_max() => {
+                bytes.extend_from_slice(piece);
                 Reaction::Accept
             }
-            Text::Growing(_) => {
-                self.text = Text::TooLong;
-                self.refuse(&format!("the text is longer than {TEXT_BYTES_MAX} bytes"))
+            Content::Growing(kind, _) => {
+                let kind = *kind;
+                self.content = Content::TooLong(kind);
+                let (name, max) = (kind.name(), kind.bytes_max());
+                self.refuse(&format!("the {name} is longer than {max} bytes"))
             }
-            Text::TooLong => Reaction::Accept,
+            Content::TooLong(_) | Content::Empty => Reaction::Accept,
         }
     }
 
     /// Pieces arrive in order, so `chunk_id` is only checked to be a number.
     fn handle_announcement(&mut self, message: &Value) -> Reaction {
-        if message.get("type").and_then(Value::as_str) != Some("text") {
-            return self.refuse("`type` must be \"text\": this stand-in only reads");
-        }
+        let kind = match message.get("type").and_then(Value::as_str) {
+            Some("text") => InputKind::Text,
+            Some("audio") => InputKind::Recording,
+            _ => return self.refuse("`type` must be \"text\" or \"audio\""),
+        };
         if message.get("chunk_id").and_then(Value::as_u64).is_none() {
             return self.refuse("`chunk_id` must be a whole number from 0");
+        }
+        match self.content {
+            Content::Empty => self.content = Content::Growing(kind, Vec::new()),
+            Content::Growing(begun, _) | Content::TooLong(begun) if begun != kind => {
+                return self.refuse("an upload is either a text or a recording");
+            }
+            Content::Growing(..) | Content::TooLong(_) => {}
         }
         self.expects = Expects::Bytes;
         Reaction::Accept
     }
 
     fn complete(&mut self) -> Reaction {
-        match std::mem::replace(&mut self.text, Text::Growing(Vec::new())) {
-            Text::TooLong => self.refuse("the text was too long: upload a shorter one"),
-            Text::Growing(text) => match String::from_utf8(text) {
-                Ok(text) if text.is_empty() => self.refuse("nothing was uploaded"),
-                Err(_) => self.refuse("the text is not UTF-8: upload it again"),
-                Ok(text) => {
-                    self.expects = Expects::Nothing;
-                    let task_id = &self.task_id;
-                    let reply = json!({"type": "system", "action": "upload_processed", "status": "queued", "task_id": task_id});
-                    Reaction::Queue { reply: reply.to_string(), text }
-                }
+        let input = match std::mem::replace(&mut self.content, Content::Empty) {
+            Content::TooLong(kind) => {
+                return self
+                    .refuse(&format!("the {0} was too long: upload a shorter one", kind.name()));
+            }
+            Content::Empty => return self.refuse("nothing was uploaded"),
+            Content::Growing(_, bytes) if bytes.is_empty() => {
+                return self.refuse("nothing was uploaded");
+            }
+            Content::Growing(InputKind::Recording, bytes) => Input::Recording(bytes),
+            Content::Growing(InputKind::Text, bytes) => match String::from_utf8(bytes) {
+                Ok(text) => Input::Text(text),
+                Err(_) => return self.refuse("the text is not UTF-8: upload it again"),
             },
-        }
+        };
+        self.expects = Expects::Nothing;
+        let reply = json!({
+            "type": "system", "action": "upload_processed", "status": "queued",
+            "task_id": self.task_id,
+        });
+        Reaction::Queue { reply: reply.to_string(), input }
     }
 
     fn refuse(&self, why: &str) -> Reaction {
@@ -143,7 +193,7 @@ pub mod tests {
         json!({"type": "text", "chunk_id": chunk_id, "action": "data_chunk"}).to_string()
     }
 
-    pub const COMPLETE: &str = r#"{"action":"upload_complete"}"#;
+    pub const UPLOAD_COMPLETE: &str = r#"{"action":"upload_complete"}"#;
 
     #[test]
     fn bad_input_gets_an_error_and_the_upload_can_go_on() {
@@ -160,7 +210,7 @@ pub mod tests {
         }
         for message in [
             r#"{"action":"data_chunk","chunk_id":0}"#,
-            r#"{"type":"audio","action":"data_chunk","chunk_id":0}"#,
+            r#"{"type":"image","action":"data_chunk","chunk_id":0}"#,
         ] {
             refused(upload.handle_text(message), "`type` must be");
         }
@@ -170,18 +220,18 @@ pub mod tests {
             refused(upload.handle_text(&message), "`chunk_id` must be");
         }
         refused(upload.handle_bytes(b"out of the blue"), "must be announced");
-        refused(upload.handle_text(COMPLETE), "nothing was uploaded");
+        refused(upload.handle_text(UPLOAD_COMPLETE), "nothing was uploaded");
 
         assert_eq!(upload.handle_text(&announcement(0)), Reaction::Accept);
         refused(upload.handle_text(&announcement(1)), "must come first");
-        refused(upload.handle_text(COMPLETE), "must come first");
+        refused(upload.handle_text(UPLOAD_COMPLETE), "must come first");
         assert_eq!(upload.handle_bytes(b"\xff"), Reaction::Accept);
-        refused(upload.handle_text(COMPLETE), "not UTF-8");
+        refused(upload.handle_text(UPLOAD_COMPLETE), "not UTF-8");
 
         assert_eq!(upload.handle_text(&announcement(0)), Reaction::Accept);
         assert_eq!(upload.handle_bytes(b"good"), Reaction::Accept);
         assert!(
-            matches!(upload.handle_text(COMPLETE), Reaction::Queue { text, .. } if text == "good")
+            matches!(upload.handle_text(UPLOAD_COMPLETE), Reaction::Queue { input: Input::Text(text), .. } if text == "good")
         );
 
         refused(upload.handle_text(&announcement(0)), "is complete");
@@ -203,14 +253,52 @@ pub mod tests {
         upload.handle_text(&announcement(3));
         assert_eq!(upload.handle_bytes(b"the rest"), Reaction::Accept, "the error is sent once");
         assert!(
-            matches!(upload.handle_text(COMPLETE), Reaction::Reply(text) if text.contains("too long"))
+            matches!(upload.handle_text(UPLOAD_COMPLETE), Reaction::Reply(text) if text.contains("too long"))
         );
         for _ in 0..2 {
             upload.handle_text(&announcement(0));
             upload.handle_bytes(&piece);
         }
         assert!(
-            matches!(upload.handle_text(COMPLETE), Reaction::Queue { text, .. } if text.len() == TEXT_BYTES_MAX)
+            matches!(upload.handle_text(UPLOAD_COMPLETE), Reaction::Queue { input: Input::Text(text), .. } if text.len() == TEXT_BYTES_MAX)
+        );
+    }
+
+    #[test]
+    fn a_recording_is_taken_byte_for_byte() {
+        let announcement =
+            |kind: &str| json!({"type": kind, "chunk_id": 0, "action": "data_chunk"}).to_string();
+        let mut upload = Upload::new("t");
+        for piece in [&b"\xff\xfe"[..], b"\0", &vec![7; TEXT_BYTES_MAX]] {
+            assert_eq!(upload.handle_text(&announcement("audio")), Reaction::Accept);
+            assert_eq!(upload.handle_bytes(piece), Reaction::Accept);
+        }
+        assert!(
+            matches!(upload.handle_text(&announcement("text")), Reaction::Reply(why) if why.contains("either a text or a recording"))
+        );
+        let Reaction::Queue { input: Input::Recording(recording), .. } =
+            upload.handle_text(UPLOAD_COMPLETE)
+        else {
+            panic!("not queued")
+        };
+        assert_eq!(recording.len(), TEXT_BYTES_MAX + 3);
+        assert!(recording.starts_with(b"\xff\xfe\0\x07"));
+    }
+
+    #[test]
+    fn a_recording_that_is_too_long_is_refused_once() {
+        let mut upload = Upload::new("t");
+        let piece = vec![0; RECORDING_BYTES_MAX / 16];
+        let mut refused = 0;
+        for chunk_id in 0..18 {
+            let announcement =
+                json!({"type": "audio", "chunk_id": chunk_id, "action": "data_chunk"});
+            upload.handle_text(&announcement.to_string());
+            refused += usize::from(upload.handle_bytes(&piece) != Reaction::Accept);
+        }
+        assert_eq!(refused, 1);
+        assert!(
+            matches!(upload.handle_text(UPLOAD_COMPLETE), Reaction::Reply(why) if why.contains("the recording was too long"))
         );
     }
 }

@@ -3,7 +3,8 @@
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
 const SAMPLES_PER_SECOND: u32 = 24_000;
-const NOTES: usize = 12;
+pub const NOTES: usize = 12;
+pub const NOTE_SECONDS: f64 = SAMPLES_PER_NOTE as f64 / SAMPLES_PER_SECOND as f64;
 const SAMPLES_PER_NOTE: usize = SAMPLES_PER_SECOND as usize * 2 / 5;
 
 /// Five notes of one octave that sound well in any order, in semitones.

@@ -1,9 +1,11 @@
 """`aivtuber-gateway demo`: works with nothing else, and its stand-in behind /ws/input speaks the input protocol of front ends."""
 
+import io
 import json
 import re
 import signal
 import uuid
+import wave
 
 import pytest
 
@@ -47,6 +49,28 @@ def test_upload_is_accepted_as_front_ends_send_it(demo, open_client):
     answer = client.receive()
     assert isinstance(answer, Message)
     assert json.loads(answer.text) == {"type": "system", "action": "upload_processed", "status": "queued", "task_id": task}
+
+
+def test_recording_is_accepted_and_described(demo, open_client):
+    """PROTOCOL 5: `"type":"audio"` - a file in any container, in pieces that are cut anywhere; the answer says what was heard."""
+    with io.BytesIO() as file:
+        with wave.open(file, "wb") as recording:
+            recording.setparams((1, 2, 16000, 0, "NONE", ""))
+            recording.writeframes(b"\0\1" * 24000)
+        recording = file.getvalue()
+    client = open_client(demo.url)
+    task = json.loads(client.receive().text)["task_id"]
+    for number, start in enumerate(range(0, len(recording), 7001)):
+        client.send(json.dumps({"type": "audio", "chunk_id": number, "action": "data_chunk"}))
+        client.send(recording[start : start + 7001])
+    client.send(json.dumps({"action": "upload_complete"}))
+    assert json.loads(client.receive().text)["action"] == "upload_processed"
+    output = open_client(f"ws://127.0.0.1:{demo.port}/ws/output/{task}")
+    answer = json.loads(output.receive().text)
+    assert answer["content"].startswith("I heard you: 1.5 seconds of WAV, 48.0 kilobytes.")
+    assert answer["audio_present"] is True
+    words = " ".join(caption["text"] for caption in answer["captions"])
+    assert words == " ".join(answer["content"].split())
 
 
 def test_each_connection_has_a_task_of_its_own(demo, open_client):

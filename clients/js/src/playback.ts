@@ -34,6 +34,9 @@ export class Playback {
   #analyser: AnalyserNode;
   #samples: Float32Array<ArrayBuffer>;
   #cushion = FIRST_CUSHION_S;
+  /** The result that is being scheduled. */
+  #index = -1;
+  #segments: Segment[] = [];
   /** When the sound that is scheduled so far ends, on the audio clock. */
   #nextAt = 0;
   #stop = new AbortController();
@@ -63,6 +66,19 @@ export class Playback {
     return Math.min(1, 3 * Math.sqrt(power / this.#samples.length));
   }
 
+  /**
+   * How much of the audio of result `index` has been heard, in seconds, for captions and subtitles;
+   * `undefined` before it begins.
+   */
+  position(index: number): number | undefined {
+    const now = this.context.currentTime;
+    const begun = this.#segments.filter((segment) => segment.index === index && segment.at <= now);
+    const segment = begun[begun.length - 1];
+    if (!segment) return undefined;
+    const seconds = segment.audio?.currentTime ?? now - segment.at;
+    return segment.from + Math.min(seconds, segment.length);
+  }
+
   /** Whether everything has been heard, or playing was stopped. */
   get isOver(): boolean {
     return this.#stop.signal.aborted;
@@ -77,7 +93,6 @@ export class Playback {
 
   async #run(): Promise<void> {
     let sound: Sound | undefined;
-    let index = -1;
     let problem: unknown;
     // What cannot be played is skipped, and reported at the end.
     const play = async (step: () => void | Promise<void>): Promise<void> => {
@@ -96,13 +111,13 @@ export class Playback {
       for await (const part of this.#answer) {
         if (this.#stop.signal.aborted) return;
         if (part.type === "audio") {
-          if (part.index !== index) {
+          if (part.index !== this.#index) {
             await end();
-            index = part.index;
-            await play(() => void (sound = this.#begin(this.#answer.audioType(index))));
+            this.#index = part.index;
+            await play(() => void (sound = this.#begin(this.#answer.audioType(part.index))));
           }
           await play(() => sound?.push(part.bytes));
-        } else if (part.type === "audio_end" && part.index === index) {
+        } else if (part.type === "audio_end" && part.index === this.#index) {
           await end();
         }
       }
@@ -168,11 +183,24 @@ export class Playback {
       this.#nextAt = Math.ceil((now + this.#cushion) * sampleRate) / sampleRate;
     }
     this.startedAt ??= this.#nextAt;
+    this.#note(this.#nextAt, buffer.duration);
     const source = this.context.createBufferSource();
     source.buffer = buffer;
     source.connect(this.#analyser);
     source.start(this.#nextAt);
     this.#nextAt += buffer.duration;
+  }
+
+  /** Notes that `length` more seconds of the result are to be heard from `at` on. */
+  #note(at: number, length: number, audio?: HTMLAudioElement): void {
+    const last = this.#segments[this.#segments.length - 1];
+    const isSame = last?.index === this.#index;
+    if (isSame && Math.abs(last.at + last.length - at) < 1e-4) {
+      last.length += length;
+      return;
+    }
+    const from = isSame ? last.from + last.length : 0;
+    this.#segments.push({ index: this.#index, at, from, length, audio });
   }
 
   #mediaSound(type: string): Sound {
@@ -198,6 +226,7 @@ export class Playback {
         .play()
         .catch(() => addEventListener("pointerdown", () => void audio.play(), stopped));
       this.startedAt ??= this.context.currentTime;
+      this.#note(this.context.currentTime, Infinity, audio);
     };
     const push = async (bytes: Uint8Array<ArrayBuffer>): Promise<void> => {
       await whole?.push(bytes);
@@ -232,4 +261,16 @@ export class Playback {
 interface Sound {
   push(bytes: Uint8Array<ArrayBuffer>): void | Promise<void>;
   end(): void | Promise<void>;
+}
+
+/** A part of a result's audio that is heard without a gap. */
+interface Segment {
+  index: number;
+  /** When it begins, on the audio clock. */
+  at: number;
+  /** Seconds of the result before it. */
+  from: number;
+  length: number;
+  /** What plays it, if that is not Web Audio. */
+  audio: HTMLAudioElement | undefined;
 }

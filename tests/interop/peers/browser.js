@@ -20,6 +20,11 @@ async function main() {
       "--disable-component-update",
       "--disable-sync",
       "--disable-dev-shm-usage",
+      // A microphone that beeps, and is always allowed.
+      "--use-fake-device-for-media-stream",
+      "--use-fake-ui-for-media-stream",
+      // A page that is not from this machine, as far as the browser knows.
+      "--host-resolver-rules=MAP elsewhere.test 127.0.0.1",
     ],
   });
   let page = await browser.newPage();
@@ -69,7 +74,7 @@ function watch(page) {
   });
   page.on("request", (request) => {
     const host = new URL(request.url()).hostname;
-    if (!["127.0.0.1", "localhost", ""].includes(host)) seen.push("foreign request: " + request.url());
+    if (!["127.0.0.1", "localhost", "elsewhere.test", ""].includes(host)) seen.push("foreign request: " + request.url());
   });
   return seen;
 }
