@@ -7,8 +7,8 @@
 //! ```text
 //!   ◄ {"type":"system","action":"task_id_assigned","task_id":"<uuid>"}
 //!   ► {"type":"text","chunk_id":0,"action":"data_chunk"}      announces a piece of the text
-//!   ► (binary) the piece, in UTF-8                            as many such pairs as needed
-//!                                                            or "audio", and a piece of a recording
+//!   ► (binary) the piece, in UTF-8                            as many such pairs as needed;
+//!                                                    or "audio", and a piece of a recording
 //!   ► {"action":"upload_complete"}
 //!   ◄ {"type":"system","action":"upload_processed","status":"queued","task_id":"<uuid>"}
 //! ```

@@ -86,7 +86,7 @@ fn webm_seconds(webm: &[u8]) -> Option<f64> {
         let content = at + id_bytes + length_bytes;
         let number = || be(webm, content, length.min(8) as usize);
         match id {
-            // Segment, Info, Cluster, BlockGroup: what is in them comes next, whatever their length.
+            // Segment, Info, Cluster, BlockGroup: their content comes next, whatever the length.
             0x1853_8067 | 0x1549_a966 | 0x1f43_b675 | 0xa0 => {
                 at = content;
                 continue;
