@@ -212,6 +212,11 @@ impl Process {
         self.join_as(&task.to_string())
     }
 
+    /// Adds a client that asks for what follows this in the query.
+    fn join_with(&mut self, task: Uuid, query: &str) -> ClientId {
+        self.join_as(&format!("{task}?{query}"))
+    }
+
     fn join_as(&mut self, task: &str) -> ClientId {
         self.last_client += 1;
         let key = self.gateway.next_key();
@@ -241,6 +246,18 @@ impl Process {
         let head =
             bytes.windows(4).position(|end| end == b"\r\n\r\n").map_or(bytes.len(), |at| at + 4);
         frames(&bytes[head..]).iter().map(|frame| content(frame)).collect()
+    }
+
+    /// The same with the `result_id` before each.
+    fn got_numbered(&self, client: ClientId) -> Vec<String> {
+        let wire = self.clients[&client].wire.borrow();
+        let bytes = &wire.from_gateway;
+        let head = bytes.windows(4).position(|end| end == b"\r\n\r\n").expect("a 101") + 4;
+        let numbered = |frame: &&[u8]| {
+            let message = serde_json::from_slice::<serde_json::Value>(frame).expect("JSON");
+            format!("{}{}", message["result_id"], content(frame))
+        };
+        frames(&bytes[head..]).iter().map(numbered).collect()
     }
 
     fn status(&mut self, task: Uuid) -> (Status, bool) {
@@ -417,6 +434,17 @@ fn results_of_a_new_client(gateway: &mut Process, task: Uuid) -> Vec<String> {
     got
 }
 
+/// The same with the `result_id` before each; `query`: what the client asks for.
+fn numbered_results(gateway: &mut Process, query: &str) -> Vec<String> {
+    let key = gateway.join_with(TASK, query);
+    await_all(&mut [gateway], |gateways| {
+        gateways[0].is_answered() && gateways[0].status(TASK) == (Status::Waiting, true)
+    });
+    let got = gateway.got_numbered(key);
+    gateway.leave(key);
+    got
+}
+
 fn publish(client: &mut redis::Connection, task: Uuid, text: &str) -> u32 {
     client.publish(format!("task_response:{task}"), payload(text)).unwrap()
 }
@@ -456,6 +484,104 @@ fn results_survive_a_restart_of_the_gateway() {
     }
     let ttl: i64 = worker.pttl(format!("task_response_kept:{TASK}")).unwrap();
     assert!(ttl > 200_000 && ttl <= 300_000, "{ttl}");
+}
+
+#[test]
+fn numbers_are_the_same_on_every_gateway_and_after_a_restart() {
+    let server = Server::start();
+    let (mut one, mut other) = (Process::start(&server), Process::start(&server));
+    let mut worker = server.client();
+    for text in ["a", "b", "a"] {
+        publish(&mut worker, TASK, text);
+    }
+    settle(&mut [&mut one, &mut other], &server);
+    drop(other);
+    publish(&mut worker, TASK, "c");
+    settle(&mut [&mut one], &server);
+    let expected = ["0a", "1b", "2a", "3c"];
+    assert_eq!(numbered_results(&mut one, ""), expected);
+    drop(one);
+    // It hears the fifth one before it has asked Redis for the others.
+    let mut fresh = Process::start(&server);
+    publish(&mut worker, TASK, "d");
+    settle(&mut [&mut fresh], &server);
+    for mut gateway in [fresh, Process::start(&server)] {
+        assert_eq!(numbered_results(&mut gateway, ""), ["0a", "1b", "2a", "3c", "4d"]);
+        assert_eq!(numbered_results(&mut gateway, "from_result=3"), ["3c", "4d"]);
+        assert_eq!(numbered_results(&mut gateway, "from_result=5"), [""; 0]);
+    }
+}
+
+#[test]
+fn numbers_follow_the_order_of_whoever_heard_all() {
+    let server = Server::start();
+    let mut steady = Process::start(&server);
+    let mut worker = server.client();
+    publish(&mut worker, TASK, "a");
+    publish(&mut worker, TASK, "b");
+    let mut late = Process::start(&server);
+    publish(&mut worker, TASK, "c");
+    settle(&mut [&mut late], &server);
+    assert_eq!(numbered_results(&mut Process::start(&server), ""), ["0c"]);
+    settle(&mut [&mut steady], &server);
+    for mut gateway in [steady, late, Process::start(&server)] {
+        assert_eq!(numbered_results(&mut gateway, ""), ["0a", "1b", "2c"]);
+    }
+}
+
+#[test]
+fn numbers_go_on_when_redis_has_lost_what_it_kept() {
+    let mut server = Server::start();
+    let mut gateway = Process::start(&server);
+    let key = gateway.join(TASK);
+    await_all(&mut [&mut gateway], |gateways| gateways[0].is_answered());
+    publish(&mut server.client(), TASK, "a");
+    publish(&mut server.client(), TASK, "b");
+    settle(&mut [&mut gateway], &server);
+    server.restart();
+    await_all(&mut [&mut gateway], |gateways| !gateways[0].is_up());
+    await_all(&mut [&mut gateway], |gateways| gateways[0].is_up());
+    let mut other = Process::start(&server);
+    publish(&mut server.client(), TASK, "c");
+    settle(&mut [&mut other], &server);
+    settle(&mut [&mut gateway], &server);
+    publish(&mut server.client(), TASK, "d");
+    settle(&mut [&mut gateway, &mut other], &server);
+    assert_eq!(gateway.got_numbered(key), ["0a", "1b", "2c", "3d"]);
+    for mut gateway in [other, Process::start(&server)] {
+        assert_eq!(numbered_results(&mut gateway, ""), ["2c", "3d"]);
+    }
+}
+
+#[test]
+fn number_of_a_result_that_redis_refuses_is_not_given_again() {
+    let server = Server::start();
+    let retention = tasks::Settings { max_retained: 4096, ..tasks::Settings::default() };
+    let start = || {
+        let mut gateway = Process::with(&server.url(), Subscribe::Pattern, retention);
+        await_all(&mut [&mut gateway], |gateways| gateways[0].is_up());
+        gateway
+    };
+    let (mut one, mut other) = (start(), start());
+    let key = one.join(TASK);
+    await_all(&mut [&mut one], |gateways| gateways[0].is_answered());
+    let mut worker = server.client();
+    for text in ["a", "b", "c"] {
+        publish(&mut worker, TASK, &text.repeat(580));
+    }
+    settle(&mut [&mut one, &mut other], &server);
+    let first =
+        |texts: Vec<String>| texts.iter().map(|text| text[..2].into()).collect::<Vec<String>>();
+    assert_eq!(first(one.got_numbered(key)), ["0a", "1b", "2c"]);
+    publish(&mut worker, TASK, "d");
+    settle(&mut [&mut one, &mut other], &server);
+    assert_eq!(first(one.got_numbered(key)), ["0a", "1b", "2c", "3d"]);
+    for mut gateway in [other, start()] {
+        let key = gateway.join_with(TASK, "from_result=0");
+        await_all(&mut [&mut gateway], |gateways| gateways[0].got(key).len() == 4);
+        // The error for what is gone has no number.
+        assert_eq!(first(gateway.got_numbered(key)), ["nu", "0a", "1b", "3d"]);
+    }
 }
 
 #[test]

@@ -64,6 +64,7 @@ const BENEATH: ResolveFlags =
 pub struct Root<'f> {
     folder: &'f Path,
     bytes_max: u64,
+    first_bytes: usize,
 }
 
 /// Why a file was not opened.
@@ -98,6 +99,7 @@ pub struct OpenFile {
     /// The file system of the folder that it was opened in.
     root: Device,
     state: FileState,
+    first_bytes: Box<[u8]>,
 }
 
 /// What shows that a file was changed.
@@ -136,6 +138,7 @@ pub struct OpenRequest {
     folder: PathBuf,
     name: PathBuf,
     bytes_max: u64,
+    first_bytes: usize,
 }
 
 /// A folder to be checked by a thread that may wait.
@@ -168,7 +171,12 @@ pub struct FileBytes {
 impl Root<'_> {
     /// The files in `folder` and its folders, each of at most `bytes_max` bytes.
     pub fn new(folder: &Path, bytes_max: u64) -> Root<'_> {
-        Root { folder, bytes_max }
+        Root { folder, bytes_max, first_bytes: 0 }
+    }
+
+    /// The same files; what is opened also knows this many of its first bytes.
+    pub fn with_first_bytes(self, first_bytes: usize) -> Self {
+        Root { first_bytes, ..self }
     }
 
     /// Opens a file without waiting. `name` is relative to the folder, or absolute and within it.
@@ -189,7 +197,12 @@ impl Root<'_> {
         let resolve = BENEATH | ResolveFlags::CACHED | ResolveFlags::NO_XDEV;
         let file = rustix::fs::openat2(&root, &path, READ, Mode::empty(), resolve)
             .map_err(cached_error)?;
-        self.check(file, root_device.kind, root_device)
+        let mut opened = self.check(file, root_device.kind, root_device)?;
+        if self.first_bytes > 0 && !opened.is_cached(0, self.first_bytes) {
+            return Err(OpenError::WouldWait);
+        }
+        opened.read_first_bytes(self.first_bytes)?;
+        Ok(opened)
     }
 
     /// A request that opens the same file and may wait.
@@ -198,6 +211,7 @@ impl Root<'_> {
             folder: self.folder.to_path_buf(),
             name: name.to_path_buf(),
             bytes_max: self.bytes_max,
+            first_bytes: self.first_bytes,
         }
     }
 
@@ -210,7 +224,9 @@ impl Root<'_> {
         let (root, root_device) = open_root(self.folder)?;
         let file = open_beneath(root.as_fd(), &steps).map_err(open_error)?;
         let kind = device_kind(&file);
-        self.check(file, kind, root_device)
+        let mut opened = self.check(file, kind, root_device)?;
+        opened.read_first_bytes(self.first_bytes)?;
+        Ok(opened)
     }
 
     /// The name beneath the folder as it was configured; `None` for an absolute name that begins
@@ -248,14 +264,16 @@ impl Root<'_> {
             return Err(OpenError::TooLarge);
         }
         let state = FileState::from(&metadata);
-        Ok(OpenFile { file: Arc::new(file), kind, root, state })
+        let first_bytes = Box::default();
+        Ok(OpenFile { file: Arc::new(file), kind, root, state, first_bytes })
     }
 }
 
 impl OpenRequest {
     /// Opens the file. May block for as long as the file system does.
     pub fn run(&self) -> Result<OpenFile, OpenError> {
-        Root::new(&self.folder, self.bytes_max).open(&self.name)
+        let root = Root::new(&self.folder, self.bytes_max).with_first_bytes(self.first_bytes);
+        root.open(&self.name)
     }
 }
 
@@ -304,6 +322,23 @@ impl OpenFile {
     /// When it was opened.
     pub fn state(&self) -> FileState {
         self.state
+    }
+
+    /// Its first bytes when it was opened, as many as [`Root::with_first_bytes`] asked for or it
+    /// had.
+    pub fn first_bytes(&self) -> &[u8] {
+        &self.first_bytes
+    }
+
+    fn read_first_bytes(&mut self, count: usize) -> Result<(), OpenError> {
+        let length = self.state.length.min(count as u64) as usize;
+        if length > 0 {
+            let mut bytes = vec![0; length];
+            let n = self.file.read_at(&mut bytes, 0).map_err(|error| io_error(&error))?;
+            bytes.truncate(n);
+            self.first_bytes = bytes.into();
+        }
+        Ok(())
     }
 
     /// The folder that it was opened in.

@@ -26,8 +26,12 @@ use uuid::Uuid;
 
 /// The error for a task id that is not a UUID; close 4004 follows.
 pub const BAD_TASK_ID: &str = "Invalid task_id format";
+/// The error for a `from_result` that is not a number; close 4004 follows.
+pub const BAD_FROM_RESULT: &str = "Invalid from_result format";
 /// The error for a `from_chunk` that is not a number; close 4004 follows.
 pub const BAD_FROM_CHUNK: &str = "Invalid from_chunk format";
+/// The error for a `from_byte` that is not a number; close 4004 follows.
+pub const BAD_FROM_BYTE: &str = "Invalid from_byte format";
 /// The error in place of a result that is not a JSON object or has a known field of the wrong type.
 const BAD_RESULT: &str = "Invalid response format";
 /// The error after `timeout` without a result; close 4008 follows.
@@ -41,12 +45,14 @@ const FAILED: &str = "Processing failed";
 const MISSING: &str = "Some results are no longer available";
 
 /// Names that messages use themselves: a worker's field of that name is not passed on.
-const OUR_NAMES: [&str; 9] = [
+const OUR_NAMES: [&str; 11] = [
     "status",
     "error",
     "task_id",
     "content",
     "audio_present",
+    "result_id",
+    "audio_type",
     "final",
     "type",
     "chunk_id",
@@ -109,6 +115,17 @@ pub struct TaskResult {
     extras: Box<str>,
     is_final: bool,
     fault: Option<ResultFault>,
+    /// Its number within the task; `None` for what is not kept.
+    id: Option<u32>,
+}
+
+/// What the message that opens a delivery says about audio.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AudioPresence {
+    /// None follows.
+    Absent,
+    /// The file is open and follows. Its media type, where that is known.
+    Follows(Option<&'static str>),
 }
 
 /// JSON strings here are JSON text, with quotes and escapes.
@@ -195,6 +212,7 @@ impl TaskResult {
             extras: "".into(),
             is_final: true,
             fault: Some(fault),
+            id: None,
         })
     }
 
@@ -205,7 +223,18 @@ impl TaskResult {
             extras: "".into(),
             is_final: false,
             fault: None,
+            id: None,
         }
+    }
+
+    /// The same result with this `result_id`.
+    pub fn numbered(self, id: Option<u32>) -> TaskResult {
+        TaskResult { id, ..self }
+    }
+
+    /// Its `result_id`.
+    pub fn id(&self) -> Option<u32> {
+        self.id
     }
 
     /// Whether a payload is a progress message, which is passed on and never kept.
@@ -260,28 +289,34 @@ impl TaskResult {
     }
 
     /// The text message that opens the delivery: the answer, an error message, or a progress
-    /// message. `audio_present` is true once the audio file is open. An error message does not
-    /// mention it.
-    pub fn message(&self, task: &TaskId, audio_present: bool) -> String {
-        let (before, between) = self.message_around(task, audio_present);
+    /// message. An error message does not mention audio.
+    pub fn message(&self, task: &TaskId, audio: AudioPresence) -> String {
+        let (before, between) = self.message_around(task, audio);
         [&before, self.field(Field::Text), &between, self.field(Field::Extras), "}"].concat()
     }
 
     /// The parts of [`TaskResult::message`] that are written for one client: what is before
     /// [`Field::Text`], and what is between that and [`Field::Extras`]. Behind those is only `}`.
-    pub fn message_around(&self, task: &TaskId, audio_present: bool) -> (String, String) {
+    pub fn message_around(&self, task: &TaskId, audio: AudioPresence) -> (String, String) {
         let more = if self.is_final { "" } else { r#","final":false"# };
-        let content = |status: &str, audio_present: bool| {
+        let id = self.id.map(|id| format!(r#","result_id":{id}"#)).unwrap_or_default();
+        let content = |status: &str, audio: AudioPresence| {
+            let (audio_present, audio_type) = match audio {
+                AudioPresence::Absent => (false, None),
+                AudioPresence::Follows(media_type) => (true, media_type),
+            };
+            let audio_type = audio_type.map(|name| format!(r#","audio_type":"{name}""#));
+            let audio_type = audio_type.unwrap_or_default();
             (
                 format!(r#"{{"status":"{status}","task_id":"{task}","content":"#),
-                format!(r#","audio_present":{audio_present}{more}"#),
+                format!(r#","audio_present":{audio_present}{id}{audio_type}{more}"#),
             )
         };
         match &self.kind {
-            ResultKind::Answer { .. } => content("success", audio_present),
-            ResultKind::Progress { .. } => content("progress", false),
+            ResultKind::Answer { .. } => content("success", audio),
+            ResultKind::Progress { .. } => content("progress", AudioPresence::Absent),
             ResultKind::Failure { .. } => {
-                let between = format!(r#","task_id":"{task}"{more}"#);
+                let between = format!(r#","task_id":"{task}"{id}{more}"#);
                 (r#"{"status":"error","error":"#.into(), between)
             }
         }
@@ -328,7 +363,7 @@ impl TaskResult {
             }
         };
         let is_final = is_final && !matches!(kind, ResultKind::Progress { .. });
-        Ok(TaskResult { kind, extras: extras.into(), is_final, fault: None })
+        Ok(TaskResult { kind, extras: extras.into(), is_final, fault: None, id: None })
     }
 }
 
@@ -378,15 +413,19 @@ pub fn error_message(error: &str, task: Option<&TaskId>) -> String {
     }
 }
 
-/// Announces the binary message that follows: chunk `chunk_id`, counted from 0, of `total_chunks`.
-pub fn audio_chunk(task: &TaskId, chunk_id: u64, offset: u64, total_chunks: Option<u64>) -> String {
-    let Some(total_chunks) = total_chunks else {
-        return format!(
-            r#"{{"type":"audio_chunk","task_id":"{task}","chunk_id":{chunk_id},"total_chunks":null,"offset":{offset}}}"#
-        );
-    };
+/// Announces the binary message that follows: chunk `chunk_id`, counted from 0, of `total_chunks`,
+/// which is not known while the audio grows. `offset`: the bytes before it, for clients that need
+/// them.
+pub fn audio_chunk(
+    task: &TaskId,
+    chunk_id: u64,
+    total_chunks: Option<u64>,
+    offset: Option<u64>,
+) -> String {
+    let total = total_chunks.map_or_else(|| "null".to_owned(), |total| total.to_string());
+    let offset = offset.map(|offset| format!(r#","offset":{offset}"#)).unwrap_or_default();
     format!(
-        r#"{{"type":"audio_chunk","task_id":"{task}","chunk_id":{chunk_id},"total_chunks":{total_chunks}}}"#
+        r#"{{"type":"audio_chunk","task_id":"{task}","chunk_id":{chunk_id},"total_chunks":{total}{offset}}}"#
     )
 }
 
@@ -639,7 +678,7 @@ mod tests {
     }
 
     fn told(payload: &str) -> String {
-        TaskResult::read(payload.as_bytes()).message(&task(), false)
+        TaskResult::read(payload.as_bytes()).message(&task(), AudioPresence::Absent)
     }
 
     fn invalid() -> String {
@@ -660,8 +699,42 @@ mod tests {
         );
         let result = TaskResult::read(br#"{"text":"hello","audio_file":"a b.wav"}"#);
         assert_eq!(result.audio_file(), Some(Path::new("a b.wav")));
-        assert_eq!(result.message(&task(), true), expected.replace("false", "true"));
+        assert_eq!(
+            result.message(&task(), AudioPresence::Follows(None)),
+            expected.replace("false", "true")
+        );
         assert!(result.is_final() && !result.is_failure());
+    }
+
+    #[test]
+    fn number_and_audio_type_follow_what_old_clients_know() {
+        let about = format!(r#""task_id":"{ID}""#);
+        let message = |payload: &str, audio| {
+            TaskResult::read(payload.as_bytes()).numbered(Some(7)).message(&task(), audio)
+        };
+        let payload = r#"{"text":"t","final":false,"n":1}"#;
+        assert_eq!(
+            message(payload, AudioPresence::Absent),
+            format!(
+                r#"{{"status":"success",{about},"content":"t","audio_present":false,"result_id":7,"final":false,"n":1}}"#
+            )
+        );
+        assert_eq!(
+            message(payload, AudioPresence::Follows(Some("audio/wav"))),
+            format!(
+                r#"{{"status":"success",{about},"content":"t","audio_present":true,"result_id":7,"audio_type":"audio/wav","final":false,"n":1}}"#
+            )
+        );
+        assert_eq!(
+            message(payload, AudioPresence::Follows(None)),
+            format!(
+                r#"{{"status":"success",{about},"content":"t","audio_present":true,"result_id":7,"final":false,"n":1}}"#
+            )
+        );
+        assert_eq!(
+            message(r#"{"error":"x","n":1}"#, AudioPresence::Absent),
+            format!(r#"{{"status":"error","error":"x",{about},"result_id":7,"n":1}}"#)
+        );
     }
 
     #[test]
@@ -732,7 +805,7 @@ mod tests {
 
     #[test]
     fn names_of_the_message_are_not_passed_on() {
-        let payload = r#"{"text":"t","task_id":"x","audio_present":true,"type":"y","chunk_id":5,"total_chunks":[],"content":7,
+        let payload = r#"{"text":"t","task_id":"x","audio_present":true,"type":"y","chunk_id":5,"total_chunks":[],"content":7,"result_id":9,"audio_type":"x",
             "t\u0061sk_id":"z","final":false,"audio_file":"/srv/secret.wav","status":"success","error":null,"e":1}"#;
         assert_eq!(
             told(payload),
@@ -764,7 +837,9 @@ mod tests {
                 result.is_failure() && result.is_final() && result.fault().is_none(),
                 "{payload}"
             );
-            let message: Value = serde_json::from_str(&result.message(&task(), true)).unwrap();
+            let message: Value =
+                serde_json::from_str(&result.message(&task(), AudioPresence::Follows(None)))
+                    .unwrap();
             assert_eq!(
                 message,
                 json!({"status": "error", "error": error, "task_id": ID}),
@@ -782,7 +857,7 @@ mod tests {
         assert_eq!(result.audio_file(), None);
         let expected =
             format!(r#"{{"status":"error","error":"x","task_id":"{ID}","stats":{{"s":1.50}}}}"#);
-        assert_eq!(result.message(&task(), false), expected);
+        assert_eq!(result.message(&task(), AudioPresence::Absent), expected);
     }
 
     #[test]
@@ -791,7 +866,7 @@ mod tests {
         assert!(result.is_failure() && !result.is_final());
         let expected =
             format!(r#"{{"status":"error","error":"x","task_id":"{ID}","final":false}}"#);
-        assert_eq!(result.message(&task(), false), expected);
+        assert_eq!(result.message(&task(), AudioPresence::Absent), expected);
     }
 
     #[test]
@@ -840,7 +915,9 @@ mod tests {
         ] {
             let result = TaskResult::read(payload.as_bytes());
             assert!(result.is_failure() && result.fault().is_none(), "{payload}");
-            let message: Value = serde_json::from_str(&result.message(&task(), true)).unwrap();
+            let message: Value =
+                serde_json::from_str(&result.message(&task(), AudioPresence::Follows(None)))
+                    .unwrap();
             assert_eq!(message["error"], error, "{payload}");
         }
     }
@@ -864,10 +941,15 @@ mod tests {
                 r#"{{"status":"success","task_id":"{ID}","content":"t","audio_present":false,"x":null,"y":[1, 2]}}"#
             );
             let shown = payload.escape_ascii().to_string();
-            assert_eq!(TaskResult::read(&payload).message(&task(), false), expected, "{shown}");
+            assert_eq!(
+                TaskResult::read(&payload).message(&task(), AudioPresence::Absent),
+                expected,
+                "{shown}"
+            );
         }
         // A name that is no text has no field.
-        let told = TaskResult::read(b"{\"\xff\":1,\"text\":\"t\"}").message(&task(), false);
+        let told = TaskResult::read(b"{\"\xff\":1,\"text\":\"t\"}")
+            .message(&task(), AudioPresence::Absent);
         assert!(told.ends_with(r#""content":"t","audio_present":false}"#), "{told}");
         // What is read stays strict.
         for payload in [&b"{\"text\":\"\xff\"}"[..], b"{\"final\":NaN,\"text\":\"t\"}"] {
@@ -878,7 +960,7 @@ mod tests {
     #[test]
     fn byte_order_mark_is_skipped() {
         let result = TaskResult::read(b"\xef\xbb\xbf{\"text\":\"t\"}");
-        assert!(result.message(&task(), false).contains(r#""content":"t""#));
+        assert!(result.message(&task(), AudioPresence::Absent).contains(r#""content":"t""#));
     }
 
     #[test]
@@ -886,7 +968,7 @@ mod tests {
         let result = TaskResult::read(b"x");
         assert!(result.is_final());
         let expected = invalid().replace('}', r#","final":false}"#);
-        assert_eq!(result.continued().message(&task(), false), expected);
+        assert_eq!(result.continued().message(&task(), AudioPresence::Absent), expected);
     }
 
     #[test]
@@ -938,13 +1020,20 @@ mod tests {
             r#"{"error":"x","audio_file":5}"#,
         ] {
             let result = TaskResult::read(payload.as_bytes());
-            assert_eq!(result.message(&task(), true), invalid(), "{payload}");
+            assert_eq!(
+                result.message(&task(), AudioPresence::Follows(None)),
+                invalid(),
+                "{payload}"
+            );
             assert!(
                 result.is_final() && result.is_failure() && result.fault().is_some(),
                 "{payload}"
             );
         }
-        assert_eq!(TaskResult::read(b"{\"text\":\"\xff\"}").message(&task(), true), invalid());
+        assert_eq!(
+            TaskResult::read(b"{\"text\":\"\xff\"}").message(&task(), AudioPresence::Follows(None)),
+            invalid()
+        );
     }
 
     #[test]
@@ -974,7 +1063,7 @@ mod tests {
         assert_eq!(odd.to_string(), "{0F8FAD5B-D9CB-469F-A165-70867728950E}");
         for (message, expected) in [
             (
-                audio_chunk(&odd, 0, 0, Some(5)),
+                audio_chunk(&odd, 0, Some(5), None),
                 json!({"type": "audio_chunk", "task_id": odd.to_string(), "chunk_id": 0, "total_chunks": 5}),
             ),
             (audio_complete(&odd), json!({"type": "audio_complete", "task_id": odd.to_string()})),
@@ -990,8 +1079,14 @@ mod tests {
             assert_eq!(serde_json::from_str::<Value>(&message).unwrap(), expected);
         }
         assert_eq!(
-            audio_chunk(&task(), 4, 40, Some(5)),
+            audio_chunk(&task(), 4, Some(5), None),
             format!(r#"{{"type":"audio_chunk","task_id":"{ID}","chunk_id":4,"total_chunks":5}}"#)
+        );
+        assert_eq!(
+            audio_chunk(&task(), 4, None, Some(40)),
+            format!(
+                r#"{{"type":"audio_chunk","task_id":"{ID}","chunk_id":4,"total_chunks":null,"offset":40}}"#
+            )
         );
         assert_eq!(
             audio_complete(&task()),

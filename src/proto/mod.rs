@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod http;
+pub mod media;
 pub mod message;
 pub mod resp;
 pub mod upgrade;

@@ -44,9 +44,11 @@ pub struct Bus<K> {
 
 /// What is on its way to a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
 pub enum Parcel {
-    /// A result as the worker published it, which other clients share.
-    Result(Rc<[u8]>),
+    /// A result as the worker published it, which other clients share, with its `result_id` unless
+    /// it is a progress message.
+    Result { id: Option<u32>, payload: Rc<[u8]> },
     /// Results of the task are gone that the client would have been given.
     Missing,
 }
@@ -169,13 +171,13 @@ impl<K: Copy + Ord> Bus<K> {
     }
 
     /// Queues a result for clients of its task, and returns how many these are.
-    pub fn publish(&mut self, task: Uuid, recipients: Recipients, result: &Rc<[u8]>) -> usize {
+    pub fn publish(&mut self, task: Uuid, recipients: Recipients, result: &Parcel) -> usize {
         let Some(waiting) = self.waiting.entry(task) else { return 0 };
         let newcomers = (recipients == Recipients::All).then(|| waiting.waiters.newcomers());
         let before = self.deliveries.len();
         for client in waiting.waiters.caught_up().chain(newcomers.into_iter().flatten()) {
             *self.queued.entry(client).or_default() += 1;
-            let parcel = Parcel::Result(Rc::clone(result));
+            let parcel = result.clone();
             self.deliveries.push_back(Delivery { client, task, parcel });
         }
         self.deliveries.len() - before
@@ -467,21 +469,18 @@ mod tests {
         TaskId::read(&ID.to_uppercase()).unwrap()
     }
 
-    fn result(text: &str) -> Rc<[u8]> {
-        text.as_bytes().into()
+    fn result(text: &str) -> Parcel {
+        Parcel::Result { id: Some(7), payload: text.as_bytes().into() }
     }
 
     /// Every newcomer gets these results.
-    fn catch_up(bus: &mut Bus<u32>, results: &[&Rc<[u8]>]) {
-        let parcels = || results.iter().map(|one| Parcel::Result(Rc::clone(one)));
+    fn catch_up(bus: &mut Bus<u32>, results: &[&Parcel]) {
+        let parcels = || results.iter().copied().cloned();
         while bus.catch_up(task().uuid(), parcels()) {}
     }
 
-    fn deliveries(bus: &mut Bus<u32>) -> Vec<(u32, Rc<[u8]>)> {
-        let of = |(delivery, _): (Delivery<u32>, usize)| match delivery.parcel {
-            Parcel::Result(result) => (delivery.client, result),
-            Parcel::Missing => panic!("nothing is missing"),
-        };
+    fn deliveries(bus: &mut Bus<u32>) -> Vec<(u32, Parcel)> {
+        let of = |(delivery, _): (Delivery<u32>, usize)| (delivery.client, delivery.parcel);
         std::iter::from_fn(|| bus.poll_delivery()).map(of).collect()
     }
 

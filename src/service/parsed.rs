@@ -23,18 +23,22 @@ struct ParsedResult {
 }
 
 impl Parsed {
-    /// The result in `payload`, shared with those that already have it.
-    pub fn share(&mut self, payload: &Rc<[u8]>, budget: &Budget) -> SharedResult {
+    /// The result in `payload` with its `result_id`, shared with those that already have it.
+    /// Progress messages have no number.
+    pub fn share(&mut self, payload: &Rc<[u8]>, id: Option<u32>, budget: &Budget) -> SharedResult {
+        let read = || TaskResult::read(payload).numbered(id).shared(budget);
         if payload.len() < SHARED_BYTES_MIN {
-            return TaskResult::read(payload).shared(budget);
+            return read();
         }
         self.0.retain(|one| one.payload.strong_count() > 0 && one.result.strong_count() > 0);
         let address = Rc::as_ptr(payload);
         let same = self.0.iter().find(|one| std::ptr::addr_eq(one.payload.as_ptr(), address));
-        if let Some(result) = same.and_then(|one| one.result.upgrade()) {
+        let same = same.and_then(|one| one.result.upgrade());
+        // Redis may have said meanwhile that its number is another.
+        if let Some(result) = same.filter(|result| result.id() == id) {
             return result;
         }
-        let result = TaskResult::read(payload).shared(budget);
+        let result = read();
         let (payload, weak) = (Rc::downgrade(payload), Rc::downgrade(&result));
         self.0.truncate(RESULTS_MAX - 1);
         self.0.push_front(ParsedResult { payload, result: weak });
@@ -54,12 +58,16 @@ mod tests {
     fn a_long_result_is_shared_while_a_client_holds_it() {
         let (mut parsed, budget) = (Parsed::default(), Budget::default());
         let (long, equal) = (payload(100_000), payload(100_000));
-        let first = parsed.share(&long, &budget);
-        assert!(Rc::ptr_eq(&first, &parsed.share(&long, &budget)));
-        assert!(!Rc::ptr_eq(&first, &parsed.share(&equal, &budget)), "another publication");
+        let first = parsed.share(&long, Some(1), &budget);
+        assert!(Rc::ptr_eq(&first, &parsed.share(&long, Some(1), &budget)));
+        assert!(
+            !Rc::ptr_eq(&first, &parsed.share(&equal, Some(1), &budget)),
+            "another publication"
+        );
+        assert_eq!(parsed.share(&long, Some(2), &budget).id(), Some(2));
         drop(first);
         assert_eq!(budget.held(), 0);
-        parsed.share(&long, &budget);
+        parsed.share(&long, Some(1), &budget);
         assert_eq!((budget.held(), parsed.0.len()), (0, 1), "nothing is kept alive or piles up");
     }
 
@@ -67,7 +75,10 @@ mod tests {
     fn a_short_result_is_parsed_again() {
         let (mut parsed, budget) = (Parsed::default(), Budget::default());
         let short = payload(100);
-        assert!(!Rc::ptr_eq(&parsed.share(&short, &budget), &parsed.share(&short, &budget)));
+        assert!(!Rc::ptr_eq(
+            &parsed.share(&short, Some(1), &budget),
+            &parsed.share(&short, Some(1), &budget)
+        ));
         assert!(parsed.0.is_empty());
     }
 }

@@ -27,7 +27,9 @@ use crate::proto::message::{SharedResult, TaskId, TaskResult};
 use crate::service::bus::{Bus, Change, Delivery, Parcel, Recipients};
 use crate::service::link::{self, Address, Link, LinkEvent, LookUpAnswer, RedisState};
 use crate::service::parsed::Parsed;
-use crate::service::tasks::{self, ClientState, Occurrence, Status, Subscription, TaskEnd, Tasks};
+use crate::service::tasks::{
+    self, ClientState, Deliverable, Occurrence, Status, Subscription, TaskEnd, Tasks,
+};
 
 /// How long results are held while the link is down.
 const HOLD_MAX: Duration = Duration::from_secs(1);
@@ -199,11 +201,13 @@ impl<K: Copy + Ord> Results<K> {
         }
     }
 
-    /// `key` waits for `task` from now on. What is retained for it is among the next deliveries.
-    pub fn join(&mut self, now: Moment, task: &TaskId, key: K) {
+    /// `key` waits for `task` from now on. What is retained for it is among the next deliveries. It
+    /// has had the results whose number is below `seen`.
+    pub fn join(&mut self, now: Moment, task: &TaskId, key: K, seen: u32) {
         let uuid = task.uuid();
         self.bus.subscribe(task, key);
         self.tasks.handle_client(now, uuid, None, Some(ClientState::Waiting), None);
+        self.tasks.note_seen(uuid, seen);
         self.follow_changes(now);
         self.look_up(uuid);
         self.dispatch(now, uuid);
@@ -245,20 +249,21 @@ impl<K: Copy + Ord> Results<K> {
         };
         let has_more = queued > 0 || (self.bus.is_due(task) && self.tasks.has_undelivered(task));
         let result = match parcel {
-            Parcel::Result(payload) => self.read(payload),
+            Parcel::Result { id, payload } => self.read(payload, id),
             Parcel::Missing => TaskResult::missing().shared(&self.budget),
         };
         Some(ResultDelivery { client, result, has_more })
     }
 
     /// The result in a payload. Read only now, because thousands may be queued.
-    fn read(&mut self, payload: Rc<[u8]>) -> SharedResult {
+    fn read(&mut self, payload: Rc<[u8]>, id: Option<u32>) -> SharedResult {
         if let Some((last, result)) = &self.last_read
             && Rc::ptr_eq(last, &payload)
+            && result.id() == id
         {
             return Rc::clone(result);
         }
-        let result = self.parsed.share(&payload, &self.budget);
+        let result = self.parsed.share(&payload, id, &self.budget);
         self.last_read = Some((payload, Rc::clone(&result)));
         result
     }
@@ -429,7 +434,7 @@ impl<K: Copy + Ord> Results<K> {
     }
 
     fn handle_looked_up(&mut self, now: Moment, answer: LookUpAnswer) {
-        let LookUpAnswer { task, kept, set, is_incomplete } = answer;
+        let LookUpAnswer { task, kept, next_id, set, is_incomplete } = answer;
         if !self.bus.is_waited_for(task) {
             return;
         }
@@ -441,10 +446,12 @@ impl<K: Copy + Ord> Results<K> {
         // The state of a task that is not done, which its result will overwrite.
         let set = set.into_iter().filter(|payload| !TaskResult::is_progress_message(payload));
         let set = set.collect();
+        let kept = (kept, next_id);
         for (occurrence, payload) in self.tasks.handle_looked_up(now, task, subscription, kept, set)
         {
             self.keep(task, subscription, occurrence, payload);
         }
+        self.tasks.apply_seen(task);
         self.dispatch(now, task);
     }
 
@@ -458,7 +465,7 @@ impl<K: Copy + Ord> Results<K> {
         if TaskResult::is_progress_message(&payload) {
             // For the clients of this moment: it neither waits for a look-up nor for a later
             // client.
-            self.bus.publish(task, Recipients::All, &payload);
+            self.bus.publish(task, Recipients::All, &Parcel::Result { id: None, payload });
             return;
         }
         if self.bus.is_due(task) && !self.tasks.has_room(task, payload.len()) {
@@ -508,6 +515,10 @@ impl<K: Copy + Ord> Results<K> {
             }
             return;
         }
+        if !self.is_settled(task) {
+            // Nothing more can be found out, or not in time.
+            self.tasks.apply_seen(task);
+        }
         while !self.bus.is_full() {
             if !self.dispatch_one(task) {
                 return self.tasks.mark_dispatched(now, task);
@@ -519,13 +530,14 @@ impl<K: Copy + Ord> Results<K> {
     /// Queues one result for the clients that have had all before it, or all results for one client
     /// that has had none. False: no client misses anything.
     fn dispatch_one(&mut self, task: Uuid) -> bool {
-        if let Some(payload) = self.tasks.poll_undispatched(task) {
-            self.bus.publish(task, Recipients::CaughtUp, &payload);
+        let parcel = |Deliverable { id, payload }| Parcel::Result { id: Some(id), payload };
+        if let Some(next) = self.tasks.poll_undispatched(task) {
+            self.bus.publish(task, Recipients::CaughtUp, &parcel(next));
             return true;
         }
         // Only to clients that came since it was lost: the others had it.
         let missing = self.tasks.is_incomplete(task).then_some(Parcel::Missing);
-        let results = self.tasks.results(task).map(|payload| Parcel::Result(Rc::clone(payload)));
+        let results = self.tasks.results(task).map(parcel);
         self.bus.catch_up(task, missing.into_iter().chain(results))
     }
 
@@ -543,16 +555,11 @@ impl<K: Copy + Ord> Results<K> {
         self.tasks.mark_dispatched(now, task);
     }
 
-    fn is_settled(&self, task: Uuid) -> bool {
-        let subscription = self.link.as_ref().and_then(|link| link.subscription(task));
-        subscription.is_some_and(|it| self.tasks.is_settled(task, it))
-    }
-
     fn may_go_out(&mut self, now: Moment, task: Uuid) -> bool {
-        let Some(link) = &self.link else { return true };
-        // Without an answer since the subscription began, Redis may keep results from before it.
-        let subscription = link.subscription(task);
-        if subscription.is_some_and(|it| self.tasks.is_settled(task, it)) {
+        if self.link.is_none() {
+            return true;
+        }
+        if self.is_settled(task) {
             self.holds.end(task);
             return true;
         }
@@ -560,9 +567,14 @@ impl<K: Copy + Ord> Results<K> {
     }
 
     fn is_subscribed(&self, task: Uuid) -> bool {
-        let Some(link) = &self.link else { return true };
-        let subscription = link.subscription(task);
-        link.is_up() && subscription.is_some_and(|it| self.tasks.is_settled(task, it))
+        self.is_up() && (self.link.is_none() || self.is_settled(task))
+    }
+
+    /// Whether Redis has said what it keeps of a task. Without an answer since the subscription
+    /// began, it may keep results from before it.
+    fn is_settled(&self, task: Uuid) -> bool {
+        let subscription = self.link.as_ref().and_then(|link| link.subscription(task));
+        subscription.is_some_and(|it| self.tasks.is_settled(task, it))
     }
 
     fn hold_ends_at(&self) -> Option<Moment> {
@@ -622,6 +634,7 @@ impl<K: Copy + Ord> Results<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::message::AudioPresence;
     use crate::service::tasks::Settings;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -640,7 +653,7 @@ mod tests {
     fn deliveries(results: &mut Results<u32>) -> Vec<(u32, String)> {
         let told = |result: SharedResult| {
             let message: serde_json::Value =
-                serde_json::from_str(&result.message(&task(), false)).unwrap();
+                serde_json::from_str(&result.message(&task(), AudioPresence::Absent)).unwrap();
             message["content"].as_str().unwrap_or("?").to_owned()
         };
         std::iter::from_fn(|| results.poll_delivery(Moment::START))
@@ -661,9 +674,9 @@ mod tests {
         let (mut results, now) = results(1 << 20);
         publish(&mut results, now, "a");
         publish(&mut results, now, "b");
-        results.join(now, &task(), 1);
+        results.join(now, &task(), 1, 0);
         publish(&mut results, now, "a");
-        results.join(now, &task(), 2);
+        results.join(now, &task(), 2, 0);
         publish(&mut results, now, "c");
         let all = deliveries(&mut results);
         for key in [1, 2] {
@@ -679,7 +692,7 @@ mod tests {
         let (mut results, now) = results(1 << 20);
         publish(&mut results, now, "a");
         for _ in 0..2 {
-            results.join(now, &task(), 1);
+            results.join(now, &task(), 1, 0);
             assert_eq!(deliveries(&mut results), [(1, "a".into())]);
             results.unsubscribe(task().uuid(), 1);
             results.leave(now, task().uuid(), ClientState::Waiting, None);
@@ -687,7 +700,7 @@ mod tests {
         let at = results.deadline().unwrap();
         assert_eq!(at, now + 300 * SECOND);
         results.settle(at);
-        results.join(at, &task(), 1);
+        results.join(at, &task(), 1, 0);
         assert_eq!(deliveries(&mut results), []);
         assert_eq!(results.status(task().uuid()), (Status::Waiting, true));
         results.unsubscribe(task().uuid(), 1);
@@ -721,7 +734,7 @@ mod tests {
         let mut received = vec![Vec::new(); 100];
         let mut published = 20;
         for client in 0..100 {
-            results.join(now, &task(), client);
+            results.join(now, &task(), client, 0);
         }
         while let Some(delivery) = results.poll_delivery(now) {
             let queued = results.bus.queued();
@@ -733,7 +746,7 @@ mod tests {
                 published += 1;
             }
             let list: &mut Vec<String> = &mut received[delivery.client as usize];
-            let message = delivery.result.message(&task(), false);
+            let message = delivery.result.message(&task(), AudioPresence::Absent);
             let message: serde_json::Value = serde_json::from_str(&message).unwrap();
             list.push(message["content"].as_str().unwrap().to_owned());
             assert_eq!(delivery.has_more, list.len() < 25, "{list:?}");
@@ -748,7 +761,7 @@ mod tests {
         let (mut results, now) = results(4 * 1024);
         results.limit_queue(2);
         for client in 0..3 {
-            results.join(now, &task(), client);
+            results.join(now, &task(), client, 0);
         }
         for number in 0..50 {
             publish(&mut results, now, &number.to_string());
@@ -762,7 +775,7 @@ mod tests {
     fn after_a_reconnect_tasks_are_looked_up_a_slice_at_a_time() {
         let (mut results, now) = results(1 << 20);
         for number in 0..25 {
-            results.join(now, &TaskId::from(Uuid::from_u128(number)), number as u32);
+            results.join(now, &TaskId::from(Uuid::from_u128(number)), number as u32, 0);
         }
         results.handle_event(now, LinkEvent::Up { address: "redis".into() });
         let mut turns = 0;
@@ -776,7 +789,7 @@ mod tests {
     #[test]
     fn result_too_large_to_keep_is_delivered() {
         let (mut results, now) = results(1000);
-        results.join(now, &task(), 1);
+        results.join(now, &task(), 1, 0);
         publish(&mut results, now, &"x".repeat(5000));
         assert_eq!(deliveries(&mut results).len(), 1);
         assert_eq!(results.tasks().retained_bytes(), 0);

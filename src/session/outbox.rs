@@ -13,7 +13,7 @@
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
 use crate::net::{Conn, Io, OpenFile};
-use crate::proto::message::{Field, SharedResult, TaskId};
+use crate::proto::message::{AudioPresence, Field, SharedResult, TaskId};
 use crate::proto::ws::{FrameHead, Opcode};
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -91,9 +91,9 @@ impl Outbox {
         &mut self,
         result: &SharedResult,
         task: &TaskId,
-        audio_present: bool,
+        audio: AudioPresence,
     ) -> usize {
-        let (before, between) = result.message_around(task, audio_present);
+        let (before, between) = result.message_around(task, audio);
         let (text, extras) = (result.field(Field::Text), result.field(Field::Extras));
         let length = before.len() + text.len() + between.len() + extras.len() + 1;
         let tail = self.tail();
@@ -372,12 +372,12 @@ mod tests {
             for room in [1000, 1_000_000] {
                 let mut outbox = Outbox::default();
                 outbox.push_text("hi");
-                let length = outbox.push_result(&result, &task, false);
+                let length = outbox.push_result(&result, &task, AudioPresence::Absent);
                 outbox.push_text("bye");
                 assert!(outbox.own_bytes() < 40_000, "{}", outbox.own_bytes());
                 assert!(outbox.held_bytes() > text + extra && outbox.is_at_boundary());
                 let (sent, lost) = drain(&mut outbox, None, room);
-                let message = result.message(&task, false);
+                let message = result.message(&task, AudioPresence::Absent);
                 assert_eq!((message.len(), lost), (length, None));
                 assert!(sent.starts_with(b"\x81\x02hi\x81") && sent.ends_with(b"}\x81\x03bye"));
                 let at = sent.len() - 5 - length;

@@ -33,15 +33,16 @@ use super::{Awaited, Context, Detail, Drain, Ended, Identity, Last, Phase, State
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
 use crate::net::{Conn, Io, Side};
-use crate::proto::message::{self, SharedResult, TaskId, TaskResult};
+use crate::proto::message::{self, AudioPresence, SharedResult, TaskId, TaskResult};
 use crate::proto::upgrade::{self, Handshake};
 use crate::proto::ws;
 use crate::proto::ws_reader::{Received, WsFault, WsReader};
 use crate::service::stats::BothWays;
 use crate::service::tasks::{ClientState, TaskEnd};
-use admission::{from_chunk, refuse};
+use admission::{Resume, refuse};
 use audio::Audio;
 use log::{info, warn};
+use progress::Start;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -123,8 +124,8 @@ struct Underway {
     final_end: Option<TaskEnd>,
     /// The audio of the result that is being sent.
     audio: Option<Audio>,
-    /// Chunks of the first audio that the client already has.
-    skipped_chunks: u64,
+    /// What the client has already.
+    resume: Resume,
     outbox: Outbox,
     /// Set while the socket is full.
     stall: Option<Stall>,
@@ -171,20 +172,20 @@ impl Output {
         let Some(task) = TaskId::read(segment) else {
             return refuse(accept, message::BAD_TASK_ID, CloseReason::BadTaskId, None);
         };
-        let Some(skipped_chunks) = from_chunk(query) else {
-            let reason = CloseReason::BadTaskId;
-            return refuse(accept, message::BAD_FROM_CHUNK, reason, Some(&task));
+        let resume = match Resume::read(query) {
+            Ok(resume) => resume,
+            Err(error) => return refuse(accept, error, CloseReason::BadTaskId, Some(&task)),
         };
         if cx.results.is_redis_lost() {
             return refuse(accept, message::REDIS_AWAY, CloseReason::RedisAway, Some(&task));
         }
         info!(target: "output", "{who} opened client={} task={task}", who.client());
         cx.stats.count_open(who.route_name());
-        cx.results.join(cx.now, &task, who.id());
+        cx.results.join(cx.now, &task, who.id(), resume.seen());
         let mut output = Box::new(Output {
             task,
             stage: ClientState::Waiting,
-            underway: Some(Box::new(Underway { skipped_chunks, ..Underway::default() })),
+            underway: Some(Box::new(Underway { resume, ..Underway::default() })),
             leaving: None,
             due_at: cx.after(cx.settings.output.timeout),
             heard_at: cx.now,
@@ -304,6 +305,14 @@ impl Output {
             return self.continue_audio(audio, who, cx);
         }
         let Some(result) = self.underway().pop_result() else { return self.wait_again(who, cx) };
+        let resume = &mut self.underway().resume;
+        if result.id().is_some_and(|id| id < resume.result) {
+            return self.skip_result(&result, who, cx);
+        }
+        if resume.result > 0 && result.id().is_some_and(|id| id > resume.result) {
+            // What the client has a part of is not kept any more.
+            resume.start = Start::default();
+        }
         self.active_at = cx.now;
         if self.stage == ClientState::Waiting {
             cx.results.change_state(
@@ -321,6 +330,16 @@ impl Output {
         self.begin_result(result, who, cx)
     }
 
+    /// Leaves out a result that the client has. True: there may be more to do.
+    fn skip_result(&mut self, result: &TaskResult, who: &Identity, cx: &mut Context) -> bool {
+        let is_last =
+            result.is_final() && !(result.fault().is_some() && self.underway().has_more());
+        let order = if is_last { Order::Last } else { Order::MoreFollow };
+        let end = if result.is_failure() { TaskEnd::Failed } else { TaskEnd::Completed };
+        self.end_result(order, end, who, cx);
+        true
+    }
+
     /// Begins to deliver a result. False: it has to wait for its file.
     fn begin_result(&mut self, result: SharedResult, who: &Identity, cx: &mut Context) -> bool {
         if let Some(fault) = result.fault() {
@@ -329,7 +348,7 @@ impl Output {
         if result.audio_file().is_some() {
             return self.begin_audio(result, who, cx);
         }
-        self.push_result(&result, false, who);
+        self.push_result(&result, AudioPresence::Absent, who);
         cx.stats.results_delivered += 1;
         info!(target: "output", "{who} delivers task={} audio=none failure={}", self.task, result.is_failure());
         let end = if result.is_failure() { TaskEnd::Failed } else { TaskEnd::Completed };
@@ -372,9 +391,9 @@ impl Output {
     }
 
     /// The text message of a result.
-    fn push_result(&mut self, result: &SharedResult, has_audio: bool, who: &Identity) {
+    fn push_result(&mut self, result: &SharedResult, audio: AudioPresence, who: &Identity) {
         let underway = self.underway.get_or_insert_default();
-        let length = underway.outbox.push_result(result, &self.task, has_audio);
+        let length = underway.outbox.push_result(result, &self.task, audio);
         self.traffic.to_client.frames += 1;
         note(who, || Event::Text { length });
     }

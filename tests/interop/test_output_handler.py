@@ -66,7 +66,7 @@ def test_serves_the_output_handler_alone(handlers, open_client):
     assert handlers.publish(task, text="Hello", audio_file="a.wav", emotion="joy") == 1
     seen, closed = everything(client)
     texts = [json.loads(message.text) for message in seen if not message.binary]
-    assert texts[0] == {"status": "success", "task_id": task, "content": "Hello", "audio_present": True, "emotion": "joy"}
+    assert texts[0] == {"status": "success", "task_id": task, "content": "Hello", "audio_present": True, "emotion": "joy", "result_id": 0, "audio_type": "audio/wav"}
     assert texts[1:] == [
         *({"type": "audio_chunk", "task_id": task, "chunk_id": number, "total_chunks": 3} for number in range(3)),
         {"type": "audio_complete", "task_id": task},

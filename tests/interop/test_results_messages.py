@@ -346,7 +346,7 @@ def test_other_fields_are_passed_on_unchanged(desk):
     """Every other field is passed on to the client inside the text or error message unchanged - to the character."""
     extras = '"stats":{"ms":1e400,"n":12345678901234567890.0},"transcript":"\\ud800 \\u00e9","emotion":[null,true,{"a":{}}],"":0,"Text":"x"'
     waiter, task = desk.deliver('{"text":"a",' + extras + "}")
-    assert waiter.read_frame().text == f'{{"status":"success","task_id":"{task}","content":"a","audio_present":false,{extras}}}'
+    assert waiter.read_frame().text == f'{{"status":"success","task_id":"{task}","content":"a","audio_present":false,"result_id":0,{extras}}}'
     waiter.done()
 
 

@@ -139,14 +139,14 @@ def test_workers_publish(lab, open_client, tmp_path, inbox):
         names["publish"](failed, error="no model")
         about = {"status": "success", "task_id": task}
         assert everything(client) == [
-            {**about, "content": "First,", "audio_present": False, "final": False},
-            {**about, "content": "Hello!", "audio_present": True},
+            {**about, "content": "First,", "audio_present": False, "final": False, "result_id": 0},
+            {**about, "content": "Hello!", "audio_present": True, "result_id": 1, "audio_type": "audio/wav"},
             {"type": "audio_chunk", "task_id": task, "chunk_id": 0, "total_chunks": 1},
             5,
             {"type": "audio_complete", "task_id": task},
         ]
         failure = everything(open_client(f"ws://127.0.0.1:{gateway.port}/ws/output/{failed}"))
-        assert failure == [{"status": "error", "error": "no model", "task_id": failed}]
+        assert failure == [{"status": "error", "error": "no model", "task_id": failed, "result_id": 0}]
         names["results"].close()
     finally:
         if server:
@@ -163,12 +163,12 @@ def test_safe_workers_result_survives_that_no_gateway_runs(lab, open_client, tmp
         _, config = served(tmp_path, server.url)
         gateway = lab.gateway(config)
         gateway.process.wait_for_line("redis connected")
-        answer = {"status": "success", "content": "now", "audio_present": False}
+        answer = {"status": "success", "content": "now", "audio_present": False, "result_id": 0}
         client = open_client(f"ws://127.0.0.1:{gateway.port}/ws/output/{early}")
         first = json.loads(client.receive().text)
         assert first == {**answer, "task_id": early, "content": "said to nobody", "final": False}
         names["publish"](early, text="now")
-        assert everything(client) == [{**answer, "task_id": early}]
+        assert everything(client) == [{**answer, "task_id": early, "result_id": 1}]
         client = open_client(f"ws://127.0.0.1:{gateway.port}/ws/output/{late}")
         names["publish"](late, text="now")
         assert everything(client) == [{**answer, "task_id": late}]

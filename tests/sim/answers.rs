@@ -175,8 +175,8 @@ impl Board {
         Some((first, 1 + out.count()))
     }
 
-    /// The text message that a client gets for it.
-    pub fn message(&self, answer: &PlannedResult, id: &str) -> Value {
+    /// The text message that a client gets for it. `number`: its `result_id`.
+    pub fn message(&self, answer: &PlannedResult, id: &str, number: u64) -> Value {
         let mut message = match answer.is_failure {
             true => json!({"status": "error", "error": answer.view, "task_id": id}),
             false => {
@@ -184,6 +184,10 @@ impl Board {
                 json!({"status": "success", "task_id": id, "content": answer.view, "audio_present": has_audio})
             }
         };
+        message["result_id"] = number.into();
+        if message["audio_present"] == true {
+            message["audio_type"] = "audio/wav".into();
+        }
         if !answer.is_final {
             message["final"] = false.into();
         }

@@ -96,9 +96,27 @@ struct Kept {
     fields: BTreeMap<String, Vec<u8>>,
     /// A result was refused.
     has_lost: bool,
+    /// Places at which the numbers do not go on by one, and the numbers there.
+    numbers: BTreeMap<usize, u64>,
 }
 
 impl Kept {
+    /// The number of the result at `place`.
+    fn number_at(&self, place: usize) -> u64 {
+        let step = |number: u64, at| number.max(self.numbers.get(&at).copied().unwrap_or(0));
+        (1..=place).fold(step(0, 0), |number, at| step(number + 1, at))
+    }
+
+    fn state_number(&mut self, place: usize, number: u64) {
+        if number > self.number_at(place) {
+            self.numbers.insert(place, number);
+        }
+    }
+
+    fn numbers_text(&self) -> String {
+        self.numbers.iter().map(|(place, number)| format!("{place:010}{number:010}")).collect()
+    }
+
     fn index_text(&self) -> String {
         let entry = |(hash, at, field): &(String, String, String)| format!("{hash}{at}{field}");
         let entries: String = self.index.iter().map(entry).collect();
@@ -317,6 +335,7 @@ impl Redis {
             let value = kept.and_then(|kept| match *name {
                 "index" => Some(kept.index_text().into_bytes()).filter(|_| !kept.index.is_empty()),
                 "lost" => kept.has_lost.then(|| b"1".to_vec()),
+                "numbers" => Some(kept.numbers_text().into_bytes()).filter(|text| !text.is_empty()),
                 name => kept.fields.get(name).cloned(),
             });
             match value {
@@ -366,7 +385,7 @@ impl Redis {
                 .parse::<usize>()
                 .map_err(|_| format!("argument {i} of EVALSHA is {:?}", word(i)))
         };
-        if arguments.len() != 3 + 6 * keys.len() {
+        if arguments.len() != 3 + 7 * keys.len() {
             return Err(format!(
                 "EVALSHA has {} arguments for {} results",
                 arguments.len(),
@@ -378,10 +397,10 @@ impl Redis {
         let now = format!("{:016}", self.clock);
         let mut refused = 0;
         for (i, key) in keys.iter().enumerate() {
-            let a = 3 + 6 * i;
+            let a = 3 + 7 * i;
             let (since, hash, nth, before, before_nth) =
-                (word(a), word(a + 1), number(a + 2)?, word(a + 3), number(a + 4)?);
-            let payload = &arguments[a + 5];
+                (word(a), word(a + 1), number(a + 2)?, word(a + 4), number(a + 5)?);
+            let (result_id, payload) = (number(a + 3)? as u64, &arguments[a + 6]);
             let fresh = Key { value: Value::Kept(Kept::default()), expires_at: None };
             let key = self.keys.entry((*key).into()).or_insert(fresh);
             let Value::Kept(kept) = &mut key.value else {
@@ -405,14 +424,18 @@ impl Redis {
                 }
                 let earlier =
                     if before.is_empty() { None } else { place(&kept.index, &before, before_nth) };
+                let mut at = at;
                 if let Some(earlier) = earlier.filter(|earlier| *earlier > at) {
                     let one = kept.index.remove(at);
                     kept.index.insert(earlier, one);
+                    at = earlier;
                 }
+                kept.state_number(at, result_id);
             } else if kept.bytes + cost + payload.len() > bytes_max {
                 // Nothing here lives for longer than `retain`, so there is nothing to sweep.
                 refused += 1;
                 kept.has_lost = true;
+                kept.state_number(kept.index.len(), result_id + 1);
                 key.expires_at = Some(self.now + lives);
             } else {
                 let field = format!("{:04}", kept.index.len());
@@ -423,6 +446,7 @@ impl Redis {
                     field.clone(),
                 ));
                 kept.fields.insert(field, payload.clone());
+                kept.state_number(kept.index.len() - 1, result_id);
                 key.expires_at = Some(self.now + lives);
             }
         }

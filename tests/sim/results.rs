@@ -66,6 +66,8 @@ struct Visit {
     port: usize,
     task: usize,
     kind: VisitKind,
+    /// It has had as many results, or more than there are yet.
+    from_result: u64,
     from_chunk: usize,
     ways: Ways,
     comebacks: u32,
@@ -475,6 +477,7 @@ impl ResultsWorld {
                     1 => VisitKind::BadChunk,
                     _ => VisitKind::Task,
                 },
+                from_result: if chance.u8(..4) == 0 { chance.u64(..5) } else { 0 },
                 from_chunk: if chance.u8(..4) == 0 { chance.usize(..5) } else { 0 },
                 ways: draw_ways(chance, self.settings.session.ping_interval.is_some(), is_tiny),
                 comebacks: chance.u32(..3),
@@ -486,8 +489,15 @@ impl ResultsWorld {
         for port in 0..self.ports.len() {
             for task in 0..self.board.tasks.len() {
                 let ways = Ways { leaves_after: stay, ..prompt() };
-                let visit =
-                    Visit { port, task, kind: VisitKind::Task, from_chunk: 0, ways, comebacks: 0 };
+                let visit = Visit {
+                    port,
+                    task,
+                    kind: VisitKind::Task,
+                    from_result: 0,
+                    from_chunk: 0,
+                    ways,
+                    comebacks: 0,
+                };
                 self.plan(INSPECTED_AFTER, Plan::Come(Box::new(visit)));
             }
         }
@@ -517,11 +527,15 @@ impl ResultsWorld {
         }
         let has_all = visitor.waiter.seen.iter().any(|seen| seen.is_final);
         if !has_all && visitor.visit.kind == VisitKind::Task {
+            let is_in_audio = visitor.waiter.hearing != Hearing::Rest;
+            let numbers = self.chance.bool();
+            let last = visitor.waiter.seen.last().filter(|_| numbers);
             let visit = Visit {
                 port: self.chance.usize(..self.ports.len()),
                 task: visitor.visit.task,
                 kind: VisitKind::Task,
-                from_chunk: visitor.waiter.chunks,
+                from_result: last.map_or(0, |last| last.number + u64::from(!is_in_audio)),
+                from_chunk: if last.is_none() || is_in_audio { visitor.waiter.chunks } else { 0 },
                 ways: Ways {
                     says: Vec::new(),
                     leaves_after: visitor.waiter.ways.leaves_after.min(60 * S),
@@ -718,6 +732,9 @@ impl ResultsWorld {
 
     fn come(&mut self, visit: Visit) {
         let uuid = self.board.tasks[visit.task].uuid;
+        // Nobody has had what was not published yet.
+        let out = self.board.tasks[visit.task].out.len() as u64;
+        let visit = Visit { from_result: visit.from_result.min(out), ..visit };
         let Some(place) = self.ports[visit.port] else {
             // No gateway runs there: again in a while.
             self.plan(S, Plan::Come(Box::new(visit)));
@@ -733,6 +750,11 @@ impl ResultsWorld {
         let (path, id, task) = match visit.kind {
             VisitKind::BadId => ("/ws/output/7".to_owned(), String::new(), None),
             VisitKind::BadChunk => (format!("/ws/output/{segment}?from_chunk=x"), id, None),
+            VisitKind::Task if visit.from_result > 0 => {
+                let Visit { from_result, from_chunk, .. } = visit;
+                let query = format!("from_result={from_result}&from_chunk={from_chunk}");
+                (format!("/ws/output/{segment}?{query}"), id, Some(visit.task))
+            }
             VisitKind::Task if visit.from_chunk > 0 => (
                 format!("/ws/output/{segment}?from_chunk={}", visit.from_chunk),
                 id,
@@ -746,8 +768,8 @@ impl ResultsWorld {
         kernel.note(|| {
             format!("waiter {link} comes to port {} for {path} {:?}", visit.port, visit.ways)
         });
-        let waiter =
-            Waiter::new(kernel, link, task, (id, visit.from_chunk), visit.ways.clone(), &request);
+        let about = (id, visit.from_result, visit.from_chunk);
+        let waiter = Waiter::new(kernel, link, task, about, visit.ways.clone(), &request);
         self.by_link.insert(link, Far::Visitor(self.visitors.len()));
         self.owners.insert(link, place);
         self.visitors.push(Visitor {
@@ -1102,6 +1124,7 @@ impl ResultsWorld {
             return Err("it got the error that results are gone, and there was room for all".into());
         }
         waiter.judge_goodbye()?;
+        self.judge_early_close(visitor)?;
         self.judge_reason(visitor)?;
         let is_held_back =
             |offset| !self.kernel.borrow().links[waiter.link].left_before_file(offset);
@@ -1140,6 +1163,24 @@ impl ResultsWorld {
             self.judge_waiting(visitor)?;
         }
         Ok(())
+    }
+
+    /// A client that gets nothing but a Close frame with 1000 has had the final result.
+    fn judge_early_close(&self, visitor: &Visitor) -> Result<(), String> {
+        let waiter = &visitor.waiter;
+        let Some((Some(1000), reason, at)) = &waiter.goodbye else { return Ok(()) };
+        let Some(task) = waiter.task.filter(|_| waiter.seen.is_empty() && reason == "done") else {
+            return Ok(());
+        };
+        let out = &self.board.tasks[task].out;
+        let has_had_all = out.iter().take(waiter.from_result as usize);
+        let mut has_had_all = has_had_all.map(|&answer| &self.board.answers[answer]);
+        match has_had_all.any(|answer| answer.is_final) {
+            false if self.is_numbered_by_place(task, *at) => {
+                Err("it was closed without having had the final result".into())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether there was a reason for the Close frame.
@@ -1205,13 +1246,18 @@ impl ResultsWorld {
         };
         // What several gateways keep is in order while none of them is kept from keeping it.
         let is_alone = self.ports.len() == 1;
-        let is_calm = |place: &Place| match place.ups[0].0 <= first_out {
-            true => self.is_up_between(place, first_out, until),
-            false => place.ups.iter().filter(|up| up.0 <= until).skip(1).all(|up| up.1),
-        };
-        let is_in_order = is_alone || !self.is_tight() && self.places.iter().all(is_calm);
+        let are_calm = self.places.iter().all(|place| self.is_calm(place, first_out, until));
+        let is_in_order = is_alone || !self.is_tight() && are_calm;
         if !is_in_order || !self.is_up_between(&self.places[visitor.place], joined, until) {
             return Ok(());
+        }
+        if self.is_numbered_by_place(task, until) {
+            for seen in &visitor.waiter.seen {
+                let answer = out.get(seen.number as usize);
+                if answer.is_none_or(|&answer| self.board.answers[answer].view != seen.view) {
+                    return Err(format!("{} has the number {}", seen.view, seen.number));
+                }
+            }
         }
         let mut out = out.iter();
         for seen in &visitor.waiter.seen {
@@ -1228,12 +1274,50 @@ impl ResultsWorld {
         Ok(())
     }
 
+    /// Whether the link of a gateway was up from then on, or from its start on.
+    fn is_calm(&self, place: &Place, from: Moment, until: Moment) -> bool {
+        match place.ups[0].0 <= from {
+            true => self.is_up_between(place, from, until),
+            false => place.ups.iter().filter(|up| up.0 <= until).skip(1).all(|up| up.1),
+        }
+    }
+
+    /// Whether the number of each result of a task can only be its place among all that were
+    /// published: no gateway missed one or was restarted, and nothing that was kept has gone.
+    fn is_numbered_by_place(&self, task: usize, until: Moment) -> bool {
+        let first = self.board.tasks[task].out.first();
+        let Some(first_out) = first.and_then(|&first| self.board.answers[first].out_at) else {
+            return false;
+        };
+        let is_heard = |place: &Place| match self.redis {
+            Some(_) => place.ups.iter().any(|up| up.1 && up.0 <= first_out),
+            None => true,
+        };
+        let is_kept = self
+            .redis
+            .as_ref()
+            .is_none_or(|redis| !redis.nature.refuses_scripts && redis.lost_at.is_none());
+        let retains = self.settings.tasks.retain == Some(300 * S) && !self.is_tight();
+        let is_steady = |place: &Place| {
+            place.house.is_some() && is_heard(place) && self.is_calm(place, first_out, until)
+        };
+        let subscribes_to_all = self.settings.link.subscribe == Subscribe::Pattern;
+        retains
+            && is_kept
+            && (subscribes_to_all || self.redis.is_none())
+            && self.places.len() == self.ports.len()
+            && self.places.iter().all(is_steady)
+    }
+
     fn judge_owed(&self, visitor: &Visitor) -> Result<(), String> {
         let waiter = &visitor.waiter;
         let (Some(task), Some((joined, join_turn))) = (waiter.task, visitor.joined) else {
             return Ok(());
         };
-        if self.is_tight() {
+        // With numbers that only gateways know, nobody can say here what a client has had.
+        let resumes = visitor.visit.from_result > 0;
+        let until = waiter.listened_until(self.kernel.borrow().now);
+        if self.is_tight() || resumes && !self.is_numbered_by_place(task, until) {
             return Ok(());
         }
         let place = &self.places[visitor.place];
@@ -1246,7 +1330,7 @@ impl ResultsWorld {
             .and_then(|seen| out.iter().position(|&at| self.board.answers[at].view == seen.view));
         let last_write = last.and_then(|seen| self.write_of(visitor, seen.offset));
         let mut owed: HashMap<&str, usize> = HashMap::new();
-        for (at, answer) in out.iter().enumerate() {
+        for (at, answer) in out.iter().enumerate().skip(visitor.visit.from_result as usize) {
             let Some(tell) = place.told.get(answer) else { continue };
             let is_there = match tell.is_heard {
                 true => tell.at >= joined || tell.at + retain > joined + self.margin,

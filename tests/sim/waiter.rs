@@ -78,6 +78,8 @@ pub enum Hearing {
 #[derive(Debug, Clone)]
 pub struct Seen {
     pub view: String,
+    /// Its `result_id`.
+    pub number: u64,
     pub is_final: bool,
     /// Where it began in the bytes of the connection.
     pub offset: u64,
@@ -89,6 +91,7 @@ pub struct Waiter {
     pub task: Option<usize>,
     /// The id as it is to be echoed.
     id: String,
+    pub from_result: u64,
     skips: usize,
     pub ways: Ways,
     pub status: Option<u16>,
@@ -127,7 +130,7 @@ impl Waiter {
         kernel: &mut Kernel,
         link: LinkId,
         task: Option<usize>,
-        (id, skips): (String, usize),
+        (id, from_result, skips): (String, u64, usize),
         ways: Ways,
         request: &[u8],
     ) -> Waiter {
@@ -140,6 +143,7 @@ impl Waiter {
             link,
             task,
             id,
+            from_result,
             skips,
             ways,
             status: None,
@@ -381,11 +385,23 @@ impl Waiter {
                 let (answer, times) = board
                     .find(task, view)
                     .ok_or_else(|| format!("{} was never published", shown()))?;
-                is_fitting(board.message(answer, &self.id))?;
+                let number = message["result_id"].as_u64().ok_or("a result without a number")?;
+                is_fitting(board.message(answer, &self.id, number))?;
+                if number < self.from_result {
+                    return Err(format!("{} was not asked for", shown()));
+                }
+                if self.from_result > 0 && number > self.from_result {
+                    self.skips = 0;
+                }
                 if self.seen.iter().filter(|seen| seen.view == view).count() >= times {
                     return Err(format!("{} came twice", shown()));
                 }
-                self.seen.push(Seen { view: view.into(), is_final: answer.is_final, offset });
+                self.seen.push(Seen {
+                    view: view.into(),
+                    number,
+                    is_final: answer.is_final,
+                    offset,
+                });
                 let is_final = answer.is_final;
                 self.hearing = match &answer.sound {
                     Sound::None => after(is_final),
@@ -493,6 +509,8 @@ impl Waiter {
         let is_right = match (&self.hearing, code) {
             (_, _) if is_echo => true,
             (Hearing::Over(expected), code) if *expected == code => true,
+            // It has had the final result; the world knows whether that is so.
+            (Hearing::Rest, 1000) => self.from_result > 0 && self.seen.is_empty(),
             // What the client has done, or a restart, may end anything but a chunk that was
             // announced.
             (Hearing::Chunk { .. } | Hearing::Over(1000), _) => false,

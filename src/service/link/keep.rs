@@ -63,6 +63,8 @@ struct LookUp {
     entries: Vec<Entry>,
     /// Payloads of the first of these, `None` for one that has vanished.
     payloads: Vec<Option<Vec<u8>>>,
+    /// The `result_id` of the next result.
+    next_id: u32,
     set: Vec<Vec<u8>>,
     is_incomplete: bool,
     /// Replies that are to come.
@@ -73,6 +75,8 @@ struct LookUp {
 struct Entry {
     hash: u64,
     stored_at: u64,
+    /// The `result_id`.
+    id: u32,
     field: [u8; 4],
 }
 
@@ -404,8 +408,9 @@ impl Keeper {
         let mut values = strings(reply);
         let index = values.next().flatten().unwrap_or_default();
         look_up.is_incomplete = values.next().flatten().is_some();
+        let numbers = values.next().flatten().unwrap_or_default();
         let first: Vec<Option<Vec<u8>>> = values.collect();
-        look_up.entries = entries(&index);
+        (look_up.entries, look_up.next_id) = entries(&index, &numbers);
         // The payloads are those of the fields 0000, 0001 and so on, which may not be the first in
         // the index.
         for entry in &look_up.entries {
@@ -508,6 +513,7 @@ impl Keeper {
         for StoreRequest { since, occurrence, payload, .. } in &requests {
             command.arg(format!("{since:016}"));
             command.arg(format!("{:016x}", occurrence.hash)).arg(occurrence.nth);
+            command.arg(occurrence.id);
             match occurrence.before {
                 Some((hash, nth)) => command.arg(format!("{hash:016x}")).arg(nth),
                 None => command.arg("").arg(0),
@@ -534,7 +540,8 @@ impl Keeper {
                 .arg("HMGET")
                 .arg(format!("{}{task}", self.kept_prefix))
                 .arg("index")
-                .arg("lost");
+                .arg("lost")
+                .arg("numbers");
             for nth in 0..FIRST_PAGE {
                 command.arg(format!("{nth:04}"));
             }
@@ -609,6 +616,7 @@ impl LookUp {
             task,
             entries: Vec::new(),
             payloads: Vec::new(),
+            next_id: 0,
             set: Vec::new(),
             is_incomplete: false,
             awaited: 0,
@@ -632,10 +640,11 @@ impl LookUp {
         let mut kept = Vec::new();
         for (entry, payload) in self.entries.into_iter().zip(self.payloads) {
             if let Some(payload) = payload.filter(|payload| xxh3_64(payload) == entry.hash) {
-                kept.push(KeptResult { stored_at: entry.stored_at, payload });
+                kept.push(KeptResult { stored_at: entry.stored_at, id: entry.id, payload });
             }
         }
-        LookUpAnswer { task: self.task, kept, set: self.set, is_incomplete: self.is_incomplete }
+        let LookUp { task, next_id, set, is_incomplete, .. } = self;
+        LookUpAnswer { task, kept, next_id, set, is_incomplete }
     }
 }
 
@@ -662,17 +671,56 @@ fn is_field(name: &[u8; 4]) -> bool {
     name.iter().all(u8::is_ascii_alphanumeric)
 }
 
-/// The entries of an index, in order. What the script cannot have written is left out, and so is
-/// what has no payload any more.
-fn entries(index: &[u8]) -> Vec<Entry> {
-    let entries = index.get(12..).unwrap_or_default().chunks_exact(36);
-    let entry = |entry: &[u8]| {
-        Some(Entry {
-            hash: u64::from_str_radix(str::from_utf8(entry.get(..16)?).ok()?, 16).ok()?,
-            stored_at: str::from_utf8(entry.get(16..32)?).ok()?.parse().ok()?,
-            // Without a payload it is "----".
-            field: entry.get(32..36)?.try_into().ok().filter(is_field)?,
-        })
-    };
-    entries.filter_map(entry).collect()
+/// The entries of an index, in order, and the `result_id` of the next one. What the script cannot
+/// have written is left out, and so is what has no payload any more.
+fn entries(index: &[u8], numbers: &[u8]) -> (Vec<Entry>, u32) {
+    let all = index.get(12..).unwrap_or_default().chunks_exact(36);
+    let mut ids = Numbers::read(numbers);
+    let mut entries = Vec::new();
+    let next_place = all.len();
+    for (place, entry) in all.enumerate() {
+        let id = ids.at(place as u32);
+        entries.extend(read_entry(entry, id));
+    }
+    (entries, ids.at(next_place as u32))
+}
+
+fn read_entry(entry: &[u8], id: u32) -> Option<Entry> {
+    Some(Entry {
+        hash: u64::from_str_radix(str::from_utf8(entry.get(..16)?).ok()?, 16).ok()?,
+        stored_at: str::from_utf8(entry.get(16..32)?).ok()?.parse().ok()?,
+        id,
+        // Without a payload it is "----".
+        field: entry.get(32..36)?.try_into().ok().filter(is_field)?,
+    })
+}
+
+/// The numbers of the results in an index: usually their places, counted from 0. Where it is not
+/// so, `keep.lua` has written a place and the number of the result there; those behind it count on.
+struct Numbers {
+    /// Places and their numbers, those that are asked for next at the end.
+    stated: Vec<(u32, u32)>,
+    next: u32,
+}
+
+impl Numbers {
+    fn read(text: &[u8]) -> Numbers {
+        let number = |digits: &[u8]| str::from_utf8(digits).ok()?.parse().ok();
+        let stated = text.chunks_exact(20).map(|one| one.split_at(10));
+        let stated = stated.filter_map(|(place, id)| Some((number(place)?, number(id)?)));
+        let mut stated: Vec<(u32, u32)> = stated.collect();
+        stated.sort_unstable_by(|one, other| other.cmp(one));
+        Numbers { stated, next: 0 }
+    }
+
+    /// The number of the result at `place`. To be called for each place, in order.
+    fn at(&mut self, place: u32) -> u32 {
+        let mut id = self.next;
+        while let Some(&(_, stated)) = self.stated.last().filter(|(at, _)| *at <= place) {
+            id = id.max(stated);
+            self.stated.pop();
+        }
+        self.next = id.saturating_add(1);
+        id
+    }
 }

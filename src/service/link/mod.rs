@@ -180,6 +180,8 @@ pub struct LookUpAnswer {
     pub task: Uuid,
     /// What gateways have stored, in order.
     pub kept: Vec<KeptResult>,
+    /// The `result_id` of what is stored next.
+    pub next_id: u32,
     /// What the worker has set.
     pub set: Vec<Vec<u8>>,
     /// Redis refused to keep a result of this task, or could not be read.

@@ -124,7 +124,8 @@ impl World {
     }
 
     fn keep(&mut self, nth: u32, text: &str) {
-        let occurrence = Occurrence { hash: 0xab, nth, before: (nth > 1).then_some((0xcd, 1)) };
+        let before = (nth > 1).then_some((0xcd, 1));
+        let occurrence = Occurrence { hash: 0xab, nth, before, id: nth + 6 };
         self.link.keep(
             TASK,
             Subscription { number: 1, since: 1_000_000_017 },
@@ -455,6 +456,7 @@ fn results_are_stored_in_batches() {
             "0000001000000017",
             "00000000000000ab",
             "1",
+            "7",
             "",
             "0",
             "a"
@@ -469,8 +471,8 @@ fn results_are_stored_in_batches() {
         ["64", "64", "64", "7"]
     );
     assert_eq!(
-        commands[0][3 + 64 + 3..][..6],
-        ["0000001000000017", "00000000000000ab", "2", "00000000000000cd", "1", "b"]
+        commands[0][3 + 64 + 3..][..7],
+        ["0000001000000017", "00000000000000ab", "2", "8", "00000000000000cd", "1", "b"]
     );
     world.say(RedisRole::Store, ":0\r\n:0\r\n:0\r\n:0\r\n:3\r\n");
     assert_eq!(world.link.dropped(), 3);
@@ -501,7 +503,7 @@ fn unconfirmed_results_are_stored_again_after_a_reconnect() {
     world.load_script();
     let commands = world.commands(RedisRole::Store);
     assert_eq!(commands.len(), 1, "{commands:?}");
-    let payloads: Vec<&str> = (0..4).map(|i| commands[0][3 + 4 + 3 + 6 * i + 5].as_str()).collect();
+    let payloads: Vec<&str> = (0..4).map(|i| commands[0][3 + 4 + 3 + 7 * i + 6].as_str()).collect();
     assert_eq!(payloads, ["b", "c", "d", "e"]);
 }
 
@@ -600,13 +602,15 @@ impl KeptHash {
 const PONG: &str = "*2\r\n$4\r\npong\r\n$0\r\n\r\n";
 
 fn answer(task: Uuid, kept: &[(u64, &str)], set: &[&str]) -> LinkEvent {
-    let result = |(stored_at, text): &(u64, &str)| KeptResult {
+    let result = |((stored_at, text), id): (&(u64, &str), u32)| KeptResult {
         stored_at: *stored_at,
+        id,
         payload: text.as_bytes().to_vec(),
     };
     LinkEvent::LookedUp(LookUpAnswer {
         task,
-        kept: kept.iter().map(result).collect(),
+        kept: kept.iter().zip(0..).map(result).collect(),
+        next_id: kept.len() as u32,
         set: set.iter().map(|text| text.as_bytes().to_vec()).collect(),
         is_incomplete: false,
     })
@@ -619,10 +623,10 @@ fn look_up_returns_kept_and_set_results_together() {
     world.link.look_up(Uuid::nil(), &[]);
     let commands = world.commands(RedisRole::Store);
     assert_eq!(
-        commands[0][..4],
-        ["HMGET", &format!("task_response_kept:{SPELLED}"), "index", "lost"]
+        commands[0][..5],
+        ["HMGET", &format!("task_response_kept:{SPELLED}"), "index", "lost", "numbers"]
     );
-    assert_eq!(commands[0].len(), 4 + FIRST_PAGE);
+    assert_eq!(commands[0].len(), 5 + FIRST_PAGE);
     let keys =
         [format!("task_response:{SPELLED}"), format!("task_response:{}", SPELLED.to_uppercase())];
     assert_eq!(commands[1], ["MGET", &keys[0], &keys[1]]);
@@ -637,6 +641,43 @@ fn look_up_returns_kept_and_set_results_together() {
     world.say(RedisRole::Subscriber, PONG);
     assert_eq!(world.events(), [answer(TASK, &kept, &["s"])]);
     assert!(world.link.is_idle());
+}
+
+#[test]
+fn kept_results_are_numbered_by_their_places_unless_redis_says_otherwise() {
+    const STATED: &str = "0000000001000000000700000000030000000009";
+    for (numbers, gone, ids, next_id) in [
+        ("", None, &[0, 1, 2][..], 3),
+        (&STATED[..20], None, &[0, 7, 8], 9),
+        // The next one goes on with another number.
+        (&STATED[20..], None, &[0, 1, 2], 9),
+        (STATED, None, &[0, 7, 8], 9),
+        ("00000000000000000004", None, &[4, 5, 6], 7),
+        // What is gone has its number still.
+        ("", Some(1), &[0, 2], 3),
+        (STATED, Some(0), &[7, 8], 9),
+        // Nobody writes this.
+        ("x", None, &[0, 1, 2], 3),
+        ("0000000001-000000007", None, &[0, 1, 2], 3),
+        ("00000000020000000001", None, &[0, 1, 2], 3),
+    ] {
+        let mut world = World::up(Subscribe::Pattern);
+        let mut hash = KeptHash::new(&[(20, "a"), (21, "b"), (22, "c")]);
+        if let Some(gone) = gone {
+            hash.index.replace_range(12 + 36 * gone + 32..12 + 36 * (gone + 1), "----");
+        }
+        hash.fields.push(("numbers".into(), numbers.into()));
+        world.link.look_up(TASK, &[]);
+        let commands = world.commands(RedisRole::Store);
+        world.say(RedisRole::Store, &hash.reply(&commands[0]));
+        world.say(RedisRole::Store, "*1\r\n$-1\r\n");
+        world.commands(RedisRole::Subscriber);
+        world.say(RedisRole::Subscriber, PONG);
+        let events = world.events();
+        let [LinkEvent::LookedUp(answer)] = &events[..] else { panic!("{events:?}") };
+        let found: Vec<u32> = answer.kept.iter().map(|one| one.id).collect();
+        assert_eq!((&found[..], answer.next_id), (ids, next_id), "{numbers} {gone:?}");
+    }
 }
 
 #[test]
@@ -710,7 +751,9 @@ fn keys_of_other_programs_do_no_harm() {
         let commands = world.commands(RedisRole::Store);
         world.say(RedisRole::Store, &hash.reply(&commands[0]));
         world.say(RedisRole::Store, "*1\r\n$-1\r\n");
-        assert_eq!(world.events(), [answer(TASK, &[], &[])], "{}", hash.index);
+        let events = world.events();
+        let [LinkEvent::LookedUp(answer)] = &events[..] else { panic!("{events:?}") };
+        assert_eq!(answer.kept, [], "{}", hash.index);
     }
 }
 

@@ -86,6 +86,11 @@ impl KnownResults {
         &mut self.list
     }
 
+    /// Those behind the last one that is dispatched.
+    pub fn tail(&mut self) -> impl Iterator<Item = &mut KnownResult> {
+        self.list.iter_mut().skip_while(|one| one.is_dispatched)
+    }
+
     /// The result of this number. Nearly always it is the newest.
     pub fn newest(&mut self, number: u32) -> Option<&mut KnownResult> {
         self.list.iter_mut().rev().find(|one| one.number == number)
@@ -146,12 +151,13 @@ impl KnownResults {
     }
 
     /// A publication was heard during a subscription. Returns how many equal ones that subscription
-    /// has heard with this one. True: it is one that the worker had set, and is no new result.
-    pub fn hear(&mut self, hash: u64, subscription: u32) -> (NonZeroU32, bool) {
+    /// has heard with this one, and the number of the known result that it is: one that the worker
+    /// had set.
+    pub fn hear(&mut self, hash: u64, subscription: u32) -> (NonZeroU32, Option<u32>) {
         let origin = ResultOrigin::Published(subscription);
         let (equal, has_set) = match &mut self.places {
             None => {
-                let is_equal = |one: &&KnownResult| one.hash == hash && one.origin == origin;
+                let is_equal = |one: &&KnownResult| one.hash == hash && one.origin() == origin;
                 (self.list.iter().filter(is_equal).count() as u32, true)
             }
             Some(places) => {
@@ -162,17 +168,17 @@ impl KnownResults {
                 found
             }
         };
-        let is_set = |one: &&mut KnownResult| one.hash == hash && one.origin == ResultOrigin::Set;
+        let is_set = |one: &&mut KnownResult| one.hash == hash && one.origin() == ResultOrigin::Set;
         let set = has_set.then(|| self.list.iter_mut().find(is_set)).flatten();
-        let was_set = set.is_some();
+        let id = set.as_ref().map(|one| one.id);
         if let Some(one) = set {
             // The worker has published what it had set.
-            one.origin = origin;
+            one.set_origin(origin);
             if let Some(places) = &mut self.places {
                 places.heard = None;
             }
         }
-        (NonZeroU32::MIN.saturating_add(equal), was_set)
+        (NonZeroU32::MIN.saturating_add(equal), id)
     }
 }
 
@@ -184,7 +190,7 @@ impl Heard {
     }
 
     fn add(&mut self, one: &KnownResult) {
-        match one.origin {
+        match one.origin() {
             ResultOrigin::Published(number) if number == self.subscription => {
                 *self.counts.entry(one.hash).or_default() += 1;
             }
@@ -199,15 +205,8 @@ mod tests {
     use super::*;
 
     fn result(number: u32, hash: u64, origin: ResultOrigin) -> KnownResult {
-        KnownResult {
-            number,
-            hash,
-            origin,
-            since: 0,
-            is_dispatched: false,
-            is_passing: false,
-            payload: Some([].into()),
-        }
+        let payload = Some([].into());
+        KnownResult { payload, ..KnownResult::new(number, number, hash, origin, 0) }
     }
 
     #[test]
@@ -218,7 +217,8 @@ mod tests {
                 known.push(result(number, 100 + u64::from(number), ResultOrigin::Published(1)));
             }
             let mut hear = |hash, subscription, expected: (u32, bool)| {
-                let (nth, was_set) = known.hear(hash, subscription);
+                let (nth, set) = known.hear(hash, subscription);
+                let was_set = set.is_some();
                 assert_eq!((nth.get(), was_set), expected, "{hash} {subscription} {others}");
                 if !was_set {
                     known.push(result(1000, hash, ResultOrigin::Published(subscription)));
@@ -231,8 +231,8 @@ mod tests {
             hear(7, 1, (3, false));
             known.push(result(2000, 9, ResultOrigin::Set));
             let (first, second) = (known.hear(9, 1), known.hear(9, 1));
-            assert_eq!((first.0.get(), first.1), (1, true));
-            assert_eq!((second.0.get(), second.1), (2, false));
+            assert_eq!((first.0.get(), first.1), (1, Some(2000)));
+            assert_eq!((second.0.get(), second.1), (2, None));
         }
     }
 

@@ -11,14 +11,18 @@
 //! wait and is gone then. A client that comes later gets an error that something is missing
 //! ([`Tasks::is_incomplete`]).
 //!
-//! Results carry no number. Two of them may be equal to the last byte and still be two results, and
-//! one result may reach the gateway in several ways: published on the channel, kept by Redis
-//! (whichever gateway kept it), set by the worker. So equal results are counted. During one
+//! Publications carry no number. Two of them may be equal to the last byte and still be two
+//! results, and one result may reach the gateway in several ways: published on the channel, kept by
+//! Redis (whichever gateway kept it), set by the worker. So equal results are counted. During one
 //! uninterrupted [`Subscription`], the n-th equal publication that this gateway hears is the n-th
 //! one that any gateway heard since, so two gateways agree on it without talking to each other. A
 //! result that a worker has `SET` is about to be published, perhaps only after a retry, so its
 //! publication is recognised during any subscription (`ResultOrigin::Set`). `docs/kept-results.md`
 //! explains this with an example.
+//!
+//! Clients see each result with its `result_id`: 0, 1, 2 and so on in the order of publication.
+//! Redis keeps these numbers with the results, so that they are the same after a restart and on
+//! every gateway. A number only ever grows: whoever missed earlier results counted too few.
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 #![expect(clippy::indexing_slicing, reason = "slots come from the table itself")]
@@ -91,6 +95,8 @@ impl Subscription {
 pub struct KeptResult {
     /// When it was stored: microseconds of Redis' clock, or `KeptResult::NOT_PUBLISHED`.
     pub stored_at: u64,
+    /// Its `result_id`.
+    pub id: u32,
     /// What the worker published.
     pub payload: Vec<u8>,
 }
@@ -110,6 +116,8 @@ pub struct Occurrence {
     pub nth: u32,
     /// Hash and number of the result that its subscription heard before it on this task.
     pub before: Option<(u64, u32)>,
+    /// Its `result_id` as far as it is known here. Others may know of more results before it.
+    pub id: u32,
 }
 
 /// What a client of a task is doing.
@@ -188,6 +196,10 @@ struct Task {
     bytes: usize,
     /// The number that was given last.
     last_number: u32,
+    /// The `result_id` of the next result.
+    next_id: u32,
+    /// A client has had the results with numbers below this.
+    seen: u32,
     /// Clients by their [`ClientState`].
     clients: [u32; 2],
     end: Option<TaskEnd>,
@@ -217,10 +229,14 @@ struct KnownResult {
     /// `None` once it is gone. The rest stays as long as the task, so that the result is recognised
     /// when it comes again.
     payload: Option<Rc<[u8]>>,
-    origin: ResultOrigin,
+    /// See [`KnownResult::origin`]. Not an [`ResultOrigin`], which would take more room.
+    subscription: u32,
+    source: ResultSource,
     /// Tells it from the others of its task. Numbers wrap around long after the first ones are
     /// gone.
     number: u32,
+    /// Its `result_id`: greater than that of the one before it.
+    id: u32,
     /// Every client that waited has been given it.
     is_dispatched: bool,
     /// There was no room to retain it: it is gone once it is dispatched.
@@ -244,6 +260,63 @@ enum ResultOrigin {
     Kept,
     /// The worker has set it, and has not published it yet.
     Set,
+}
+
+/// An [`ResultOrigin`] without its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ResultSource {
+    Published,
+    Kept,
+    Set,
+}
+
+impl KnownResult {
+    fn new(number: u32, id: u32, hash: u64, origin: ResultOrigin, since: u64) -> KnownResult {
+        let mut result = KnownResult {
+            hash,
+            since,
+            payload: None,
+            subscription: 0,
+            source: ResultSource::Kept,
+            number,
+            id,
+            is_dispatched: false,
+            is_passing: false,
+        };
+        result.set_origin(origin);
+        result
+    }
+
+    fn origin(&self) -> ResultOrigin {
+        match self.source {
+            ResultSource::Published => ResultOrigin::Published(self.subscription),
+            ResultSource::Kept => ResultOrigin::Kept,
+            ResultSource::Set => ResultOrigin::Set,
+        }
+    }
+
+    fn set_origin(&mut self, origin: ResultOrigin) {
+        (self.source, self.subscription) = match origin {
+            ResultOrigin::Published(subscription) => (ResultSource::Published, subscription),
+            ResultOrigin::Kept => (ResultSource::Kept, 0),
+            ResultOrigin::Set => (ResultSource::Set, 0),
+        };
+    }
+}
+
+/// A result as clients are to get it.
+#[derive(Clone, Debug)]
+pub struct Deliverable {
+    /// Its `result_id`.
+    pub id: u32,
+    /// What the worker published.
+    pub payload: Rc<[u8]>,
+}
+
+impl Deliverable {
+    fn of(known: &KnownResult) -> Option<Deliverable> {
+        Some(Deliverable { id: known.id, payload: Rc::clone(known.payload.as_ref()?) })
+    }
 }
 
 /// Why a retained result goes.
@@ -291,36 +364,36 @@ impl Tasks {
         let slot = self.tasks.find_or_insert_with(task, Task::default);
         let origin = ResultOrigin::Published(subscription.number);
         let known = &mut self.tasks[slot];
-        let (nth, was_set) = known.results.hear(hash, subscription.number);
+        let (nth, set) = known.results.hear(hash, subscription.number);
         let last =
             known.last_heard.replace(LastHeard { hash, subscription: subscription.number, nth });
         let before = last
             .filter(|last| last.subscription == subscription.number)
             .map(|last| (last.hash, last.nth.get()));
-        if !was_set {
-            self.add(now, slot, origin, subscription.since, hash, payload);
-        }
+        let id = match set {
+            Some(id) => id,
+            None => self.add(now, slot, origin, subscription.since, hash, payload),
+        };
         self.forget_if_idle(slot);
-        Occurrence { hash, nth: nth.get(), before }
+        Occurrence { hash, nth: nth.get(), before, id }
     }
 
-    /// Redis answered what it keeps of a task (`kept`, in order), and what the worker has set
-    /// there; `subscription` has heard everything that was published before that answer. What was
-    /// not known joins the results in Redis' order. Returns the set results that were not received
-    /// yet, to be kept like publications.
+    /// Redis answered what it keeps of a task (`kept`, in order, and the `result_id` of the next
+    /// one), and what the worker has set there; `subscription` has heard everything that was
+    /// published before that answer. What was not known joins the results in Redis' order. Returns
+    /// the set results that were not received yet, to be kept like publications.
     pub fn handle_looked_up(
         &mut self,
         now: Moment,
         task: Uuid,
         subscription: Subscription,
-        kept: Vec<KeptResult>,
+        (kept, next_id): (Vec<KeptResult>, u32),
         set: Vec<Vec<u8>>,
     ) -> Vec<(Occurrence, Rc<[u8]>)> {
         let slot = self.tasks.find_or_insert_with(task, Task::default);
         let known = &mut self.tasks[slot];
         known.settled = NonZeroU32::new(subscription.number);
-        let payloads =
-            merge::merge(known.results.change(), &mut known.last_number, subscription, kept);
+        let payloads = merge::merge(known, subscription, kept, next_id);
         for (number, payload) in payloads {
             self.retain(now, slot, number, payload.into());
         }
@@ -331,20 +404,38 @@ impl Tasks {
             // were added, its publication would be delivered as a second result.
             if self.tasks[slot].results.iter().all(|one| one.hash != hash) {
                 let payload: Rc<[u8]> = payload.into();
-                self.add(
-                    now,
-                    slot,
-                    ResultOrigin::Set,
-                    subscription.since,
-                    hash,
-                    Rc::clone(&payload),
-                );
-                not_heard.push((Occurrence { hash, nth: 0, before: None }, payload));
+                let copy = Rc::clone(&payload);
+                let id = self.add(now, slot, ResultOrigin::Set, subscription.since, hash, copy);
+                not_heard.push((Occurrence { hash, nth: 0, before: None, id }, payload));
             }
         }
         // A look-up that found nothing leaves no task behind.
         self.forget_if_idle(slot);
         not_heard
+    }
+
+    /// A client has had results of the task with numbers below `below`, here or elsewhere. Counts
+    /// once [`Tasks::apply_seen`] is called.
+    pub fn note_seen(&mut self, task: Uuid, below: u32) {
+        if let Some(known) = self.tasks.entry_mut(task) {
+            known.seen = known.seen.max(below);
+        }
+    }
+
+    /// Everything is known that can be known of a task. If clients have seen greater numbers, those
+    /// results are gone and the count goes on behind them. Without this, a client would take what
+    /// it has not had for something that it has.
+    pub fn apply_seen(&mut self, task: Uuid) {
+        let Some(known) = self.tasks.entry_mut(task) else { return };
+        let seen = std::mem::take(&mut known.seen);
+        if known.next_id >= seen {
+            return;
+        }
+        known.next_id = seen;
+        for one in known.results.tail() {
+            one.id = known.next_id;
+            known.next_id = known.next_id.saturating_add(1);
+        }
     }
 
     /// Some result of the task is gone, here or in Redis, that a new client would have been given.
@@ -371,16 +462,16 @@ impl Tasks {
     }
 
     /// The results of a task that are here, in order.
-    pub fn results(&self, task: Uuid) -> impl Iterator<Item = &Rc<[u8]>> {
+    pub fn results(&self, task: Uuid) -> impl Iterator<Item = Deliverable> {
         let results = self.tasks.entry(task).map(|task| task.results.present());
-        results.into_iter().flatten().filter_map(|one| one.payload.as_ref())
+        results.into_iter().flatten().filter_map(Deliverable::of)
     }
 
     /// The next result of a task that is not dispatched. From now on it is; the clients that wait
     /// are to be given it. Call [`Tasks::mark_dispatched`] when there is no further one and every
     /// client has all of them.
-    pub fn poll_undispatched(&mut self, task: Uuid) -> Option<Rc<[u8]>> {
-        self.tasks.entry_mut(task)?.results.dispatch_next()?.payload.clone()
+    pub fn poll_undispatched(&mut self, task: Uuid) -> Option<Deliverable> {
+        Deliverable::of(self.tasks.entry_mut(task)?.results.dispatch_next()?)
     }
 
     /// Every client that waits for the task has been given all of its results.
@@ -547,6 +638,7 @@ impl Tasks {
         self.passing_bytes + cost <= self.settings.max_retained.max(cost)
     }
 
+    /// Adds a result behind the others. Returns its `result_id`.
     fn add(
         &mut self,
         now: Moment,
@@ -555,21 +647,16 @@ impl Tasks {
         since: u64,
         hash: u64,
         payload: Rc<[u8]>,
-    ) {
+    ) -> u32 {
         let known = &mut self.tasks[task];
         known.last_number = known.last_number.wrapping_add(1);
         let number = known.last_number;
-        known.results.push(KnownResult {
-            number,
-            hash,
-            origin,
-            since,
-            is_dispatched: false,
-            is_passing: false,
-            payload: None,
-        });
+        let id = known.next_id;
+        known.next_id = id.saturating_add(1);
+        known.results.push(KnownResult::new(number, id, hash, origin, since));
         self.retain(now, task, number, payload);
         self.tasks[task].bound_recognised();
+        id
     }
 
     /// Retains the payload of a known result, if the task has room for it. If not, it is only given

@@ -13,15 +13,24 @@ fn tasks() -> Tasks {
 fn kept(items: &[(u64, &str)]) -> Vec<KeptResult> {
     items
         .iter()
-        .map(|(stored_at, text)| KeptResult {
+        .zip(0..)
+        .map(|((stored_at, text), id)| KeptResult {
             stored_at: *stored_at,
+            id,
             payload: text.as_bytes().to_vec(),
         })
         .collect()
 }
 
 fn texts(tasks: &Tasks) -> Vec<String> {
-    tasks.results(TASK).map(|payload| String::from_utf8(payload.to_vec()).unwrap()).collect()
+    let text = |one: Deliverable| String::from_utf8(one.payload.to_vec()).unwrap();
+    tasks.results(TASK).map(text).collect()
+}
+
+/// Texts with the `result_id` before each.
+fn numbered(tasks: &Tasks) -> String {
+    let text = |one: Deliverable| format!("{}{}", one.id, str::from_utf8(&one.payload).unwrap());
+    tasks.results(TASK).map(text).collect::<Vec<_>>().join(" ")
 }
 
 struct World {
@@ -52,7 +61,19 @@ impl World {
 
     fn look_up(&mut self, items: &[(u64, &str)], set: &[&str]) -> usize {
         let set = set.iter().map(|text| text.as_bytes().to_vec()).collect();
-        self.tasks.handle_looked_up(self.now, TASK, self.subscription, kept(items), set).len()
+        let kept = (kept(items), items.len() as u32);
+        self.tasks.handle_looked_up(self.now, TASK, self.subscription, kept, set).len()
+    }
+
+    /// Redis keeps these, with these numbers, and goes on with `next_id`.
+    fn look_up_numbered(&mut self, items: &[(u64, &str, u32)], next_id: u32) {
+        let result = |&(stored_at, text, id): &(u64, &str, u32)| KeptResult {
+            stored_at,
+            id,
+            payload: text.as_bytes().to_vec(),
+        };
+        let kept = (items.iter().map(result).collect(), next_id);
+        self.tasks.handle_looked_up(self.now, TASK, self.subscription, kept, Vec::new());
     }
 
     fn client(&mut self, from: Option<ClientState>, to: Option<ClientState>, end: Option<TaskEnd>) {
@@ -513,4 +534,94 @@ fn results_that_are_gone_are_recognised_within_bounds() {
     world.client(Some(ClientState::Waiting), None, None);
     world.tasks.trim(world.now + 300 * SECOND, |_| false);
     assert!(world.tasks.is_empty() && world.tasks.retained_bytes() == 0);
+}
+
+#[test]
+fn results_are_numbered_in_order() {
+    let mut world = World::new(tasks());
+    let heard = ["a", "b", "a"].map(|text| world.hear(text).id);
+    assert_eq!(heard, [0, 1, 2]);
+    assert_eq!(numbered(&world.tasks), "0a 1b 2a");
+    assert_eq!(world.hear_on(Uuid::from_u128(2), "a").id, 0, "each task counts for itself");
+}
+
+#[test]
+fn numbers_are_those_of_redis() {
+    for (heard, kept, next_id, expected) in [
+        // A gateway that was started after them.
+        ("", &[(500, "a", 0), (501, "b", 1)][..], 2, "0a 1b"),
+        // It heard the third one and took it for the first.
+        ("c", &[(500, "a", 0), (501, "b", 1), (2000, "c", 2)], 3, "0a 1b 2c"),
+        // The same, and it is not stored yet.
+        ("c", &[(500, "a", 0), (501, "b", 1)], 2, "0a 1b 2c"),
+        // Nothing is kept any more, but the count goes on.
+        ("c", &[], 2, "2c"),
+        ("cd", &[], 2, "2c 3d"),
+        // The first ones are not kept any more.
+        ("d", &[(500, "b", 7), (501, "c", 8)], 9, "7b 8c 9d"),
+        // The second one was refused for lack of room: its number is not given again.
+        ("", &[(500, "a", 0), (501, "c", 2)], 3, "0a 2c"),
+        ("bc", &[(500, "a", 3), (2000, "b", 4)], 5, "3a 4b 5c"),
+    ] {
+        let mut world = World::new(tasks());
+        for text in heard.chars() {
+            world.hear(&text.to_string());
+        }
+        world.look_up_numbered(kept, next_id);
+        assert_eq!(numbered(&world.tasks), expected, "{heard} {kept:?}");
+        let next: u32 = world.hear("z").id;
+        let last = expected.split(' ').next_back().map(|last| last[..1].parse::<u32>().unwrap());
+        assert_eq!(next, last.unwrap() + 1, "{heard} {kept:?}");
+    }
+}
+
+#[test]
+fn number_that_a_client_has_seen_stays() {
+    let mut world = World::new(tasks());
+    world.client(None, Some(ClientState::Waiting), None);
+    world.look_up(&[], &[]);
+    for text in ["a", "b"] {
+        world.hear(text);
+    }
+    world.tasks.mark_dispatched(world.now, TASK);
+    // Redis was emptied meanwhile, and another gateway counts anew.
+    world.subscription = Subscription { number: 2, since: 5000 };
+    world.look_up_numbered(&[(6000, "c", 0)], 1);
+    assert_eq!(numbered(&world.tasks), "0a 1b 2c");
+    // Redis refused the fourth one, which was delivered.
+    assert_eq!(world.hear("d").id, 3);
+    world.tasks.mark_dispatched(world.now, TASK);
+    world.look_up_numbered(&[(6000, "c", 2)], 4);
+    assert_eq!((numbered(&world.tasks).as_str(), world.hear("e").id), ("0a 1b 2c 3d", 4));
+}
+
+#[test]
+fn numbers_go_on_behind_what_a_client_has_seen() {
+    let mut world = World::new(tasks());
+    world.tasks.note_seen(TASK, 5);
+    assert!(world.tasks.is_empty(), "a task without a client is not known for it");
+    world.client(None, Some(ClientState::Waiting), None);
+    // The gateway was restarted, and this was published before the client returned.
+    world.hear("a");
+    world.tasks.note_seen(TASK, 5);
+    world.tasks.note_seen(TASK, 3);
+    world.tasks.apply_seen(TASK);
+    assert_eq!((world.hear("b").id, numbered(&world.tasks).as_str()), (6, "5a 6b"));
+    // What others have had keeps its number.
+    world.tasks.mark_dispatched(world.now, TASK);
+    world.hear("c");
+    world.tasks.note_seen(TASK, 9);
+    world.tasks.apply_seen(TASK);
+    assert_eq!(numbered(&world.tasks), "5a 6b 9c");
+    world.tasks.note_seen(TASK, 10);
+    world.tasks.apply_seen(TASK);
+    assert_eq!(world.hear("d").id, 10);
+}
+
+#[test]
+fn number_of_a_result_without_room_is_not_given_again() {
+    let settings = Settings { retain: Some(300 * SECOND), max_retained: 2 * (RESULT_COST + 10) };
+    let mut world = World::new(Tasks::new(settings));
+    let ids = ["a", "b", "c"].map(|text| world.hear(text).id);
+    assert_eq!((ids, numbered(&world.tasks).as_str()), ([0, 1, 2], "0a"));
 }

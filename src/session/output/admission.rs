@@ -1,9 +1,13 @@
 //! Whether a client can wait for the results that it asks for, and how one that cannot is rejected.
 
+use super::progress::Start;
 use crate::net::Side;
 use crate::proto::message::{self, TaskId};
 use crate::proto::ws::{self, FrameHead, Opcode};
 use crate::session::{CloseReason, Detail, Ended, Last, Step};
+
+/// The greatest `from_result`. No task has as many results.
+const RESULT_ID_MAX: u32 = u32::MAX / 2;
 
 /// Rejects a client that cannot subscribe, with the reason.
 pub(super) fn refuse(
@@ -20,31 +24,107 @@ pub(super) fn refuse(
     Step::End(ended.with_last(Last::Frames(last)))
 }
 
-/// The first chunk that the client wants, from the query; 0 by default. `None`: not a number.
-pub(super) fn from_chunk(query: Option<&str>) -> Option<u64> {
-    let wanted =
-        query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("from_chunk="));
-    wanted.map_or(Some(0), |number| number.parse().ok())
+/// What a client that has a part of its results asks for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Resume {
+    /// It has the results with lower numbers.
+    pub(super) result: u32,
+    /// Where to begin in the audio of the first result that it gets.
+    pub(super) start: Start,
+}
+
+impl Resume {
+    /// Reads the query: `from_result`, and `from_chunk` or `from_byte`, of which the latter counts.
+    ///
+    /// # Errors
+    /// The error message for the client.
+    pub(super) fn read(query: Option<&str>) -> Result<Resume, &'static str> {
+        let mut pairs =
+            query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+        let (mut result, mut chunk, mut byte) = (None, None, None);
+        for (name, value) in &mut pairs {
+            // The first of a name counts.
+            match name {
+                "from_result" => result = result.or(Some(value)),
+                "from_chunk" => chunk = chunk.or(Some(value)),
+                "from_byte" => byte = byte.or(Some(value)),
+                _ => {}
+            }
+        }
+        let result = number(result, message::BAD_FROM_RESULT)?;
+        let result = result.map_or(Ok(0), u32::try_from).ok().filter(|id| *id <= RESULT_ID_MAX);
+        let chunk = number(chunk, message::BAD_FROM_CHUNK)?.map(Start::Chunk);
+        let byte = number(byte, message::BAD_FROM_BYTE)?.map(Start::Byte);
+        Ok(Resume {
+            result: result.ok_or(message::BAD_FROM_RESULT)?,
+            start: byte.or(chunk).unwrap_or_default(),
+        })
+    }
+
+    /// The client has seen something of every result with a lower number than this.
+    pub(super) fn seen(self) -> u32 {
+        match self {
+            Resume { result: 0, .. } => 0,
+            Resume { result, start } if start.is_beginning() => result,
+            Resume { result, .. } => result + 1,
+        }
+    }
+}
+
+fn number(text: Option<&str>, error: &'static str) -> Result<Option<u64>, &'static str> {
+    text.map(|text| text.parse().map_err(|_| error)).transpose()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn resume(result: u32, start: Start) -> Result<Resume, &'static str> {
+        Ok(Resume { result, start })
+    }
+
     #[test]
-    fn from_chunk_is_a_number_or_nothing() {
-        assert_eq!(from_chunk(None), Some(0));
-        assert_eq!(from_chunk(Some("")), Some(0));
-        assert_eq!(from_chunk(Some("a=1&from_chunk=7&b")), Some(7));
-        assert_eq!(from_chunk(Some("from_chunk=7&from_chunk=8")), Some(7));
-        for bad in [
-            "from_chunk=",
-            "from_chunk=-1",
-            "from_chunk=x",
-            "from_chunk=1.0",
-            "from_chunk=99999999999999999999",
+    fn a_query_says_where_to_go_on() {
+        for (query, expected) in [
+            ("", resume(0, Start::Chunk(0))),
+            ("a=1&from_chunk=7&b", resume(0, Start::Chunk(7))),
+            ("from_chunk=7&from_chunk=8", resume(0, Start::Chunk(7))),
+            ("from_result=3", resume(3, Start::Chunk(0))),
+            ("from_chunk=2&from_result=1", resume(1, Start::Chunk(2))),
+            ("from_result=1&from_byte=99", resume(1, Start::Byte(99))),
+            ("from_chunk=2&from_byte=0", resume(0, Start::Byte(0))),
         ] {
-            assert_eq!(from_chunk(Some(bad)), None, "{bad}");
+            assert_eq!(Resume::read(Some(query)), expected, "{query}");
+        }
+        assert_eq!(Resume::read(None), resume(0, Start::Chunk(0)));
+    }
+
+    #[test]
+    fn what_is_not_a_number_is_an_error() {
+        for (name, error) in [
+            ("from_chunk", message::BAD_FROM_CHUNK),
+            ("from_byte", message::BAD_FROM_BYTE),
+            ("from_result", message::BAD_FROM_RESULT),
+        ] {
+            for bad in ["", "-1", "x", "1.0", "99999999999999999999"] {
+                let query = format!("{name}={bad}");
+                assert_eq!(Resume::read(Some(&query)), Err(error), "{query}");
+            }
+        }
+        let query = format!("from_result={}", RESULT_ID_MAX + 1);
+        assert_eq!(Resume::read(Some(&query)), Err(message::BAD_FROM_RESULT));
+    }
+
+    #[test]
+    fn a_client_that_wants_the_rest_of_a_result_has_seen_it() {
+        for (query, seen) in [
+            ("from_chunk=3", 0),
+            ("from_result=2", 2),
+            ("from_result=2&from_chunk=0", 2),
+            ("from_result=2&from_chunk=1", 3),
+            ("from_result=2&from_byte=1", 3),
+        ] {
+            assert_eq!(Resume::read(Some(query)).map(Resume::seen), Ok(seen), "{query}");
         }
     }
 }

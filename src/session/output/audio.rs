@@ -17,7 +17,8 @@ use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
 use crate::net::OpenFile;
 use crate::net::files::{FileBytes, FoundRoot, LocalDevices, OpenError, Root};
-use crate::proto::message::{self, SharedResult};
+use crate::proto::media;
+use crate::proto::message::{self, AudioPresence, SharedResult};
 use crate::service::tasks::TaskEnd;
 use crate::session::close::CloseReason;
 use crate::session::jobs::{FileAnswer, FileJob, Job};
@@ -283,7 +284,10 @@ impl Output {
                 }
                 Attempt::Due | Attempt::At(_) => {
                     let settings = &cx.settings.output;
-                    let root = Root::new(&settings.audio_root, settings.max_audio);
+                    let mut root = Root::new(&settings.audio_root, settings.max_audio);
+                    if media::by_name(opening.name()).is_none() {
+                        root = root.with_first_bytes(media::FIRST_BYTES);
+                    }
                     let opened = root.open_cached(opening.name(), &cx.audio.local);
                     opening.attempt = if matches!(opened, Err(OpenError::WouldWait)) {
                         let request = root.request(opening.name());
@@ -328,16 +332,18 @@ impl Output {
         cx: &mut Context,
     ) -> bool {
         let result = &opening.result;
-        let first = std::mem::take(&mut self.underway().skipped_chunks);
+        let start = std::mem::take(&mut self.underway().resume.start);
         let (settings, wall) = (&cx.settings.output, cx.wall.at(cx.now));
         let progress =
-            Progress::new(file.state(), settings.chunk_size, first, wall, settings.audio_wait);
+            Progress::new(file.state(), settings.chunk_size, start, wall, settings.audio_wait);
         let (task, name) = (self.task.uuid(), opening.name().clone());
         if !cx.audio.marks.note(task, &name, progress.mark(), progress.offset()) {
             self.fail_audio(&name, CHANGED, None, who, cx);
             return true;
         }
-        self.push_result(result, true, who);
+        let media_type =
+            media::by_name(&name).or_else(|| media::by_first_bytes(file.first_bytes()));
+        self.push_result(result, AudioPresence::Follows(media_type), who);
         cx.stats.results_delivered += 1;
         info!(
             target: "output",
@@ -380,7 +386,7 @@ impl Output {
             return true;
         }
         let result = &opening.result;
-        self.push_result(result, false, who);
+        self.push_result(result, AudioPresence::Absent, who);
         cx.stats.results_delivered += 1;
         self.push_text(&message::error_message(words, Some(&self.task)), who);
         info!(target: "output", "{who} delivers task={} audio=none failure=false", self.task);
@@ -450,7 +456,9 @@ impl Output {
             return true;
         }
         // As it is known by now: the file may have grown since the read was asked for.
-        let chunk = Chunk { total: sending.progress.total_chunks(), ..chunk };
+        let total = sending.progress.total_chunks();
+        let shows_offset = chunk.shows_offset || total.is_none();
+        let chunk = Chunk { total, shows_offset, ..chunk };
         self.announce_chunk(chunk, who, cx);
         self.underway().outbox.push_binary(&bytes);
         sending.progress.advance(chunk);
@@ -514,9 +522,10 @@ impl Output {
 
     /// The message that goes before the bytes of a chunk.
     fn announce_chunk(&mut self, chunk: Chunk, who: &Identity, cx: &mut Context) {
-        let Chunk { number, offset, length, total } = chunk;
+        let Chunk { number, offset, length, total, shows_offset } = chunk;
+        let offset = shows_offset.then_some(offset);
         self.active_at = cx.now;
-        self.push_text(&message::audio_chunk(&self.task, number, offset, total), who);
+        self.push_text(&message::audio_chunk(&self.task, number, total, offset), who);
         self.traffic.to_client.frames += 1;
         cx.stats.audio_bytes += u64::from(length);
         note(who, || Event::Chunk { length: length.into(), number, total });

@@ -9,8 +9,8 @@
 //!   until it has been still for `audio_wait`. If it became shorter, or was written to without
 //!   becoming longer, it was rewritten.
 //!
-//! A client that returns with `from_chunk` has the first chunks of the file as it was then.
-//! [`Marks`] remembers what that was.
+//! A client that returns with `from_chunk` or `from_byte` has the first chunks of the file as it
+//! was then. [`Marks`] remembers what that was.
 //!
 //! Pure: the file's state and the time are arguments.
 
@@ -33,8 +33,12 @@ const GROWTH_INTERVAL: Duration = Duration::from_millis(25);
 pub struct Progress {
     chunk_size: u64,
     next_chunk: u64,
-    /// Bytes before the next chunk.
+    /// Bytes before what is sent next.
     offset: u64,
+    /// Bytes of the next chunk that the client has: it asked for what follows a byte.
+    had: u64,
+    /// The client counts bytes, so it gets the offset of every chunk.
+    counts_bytes: bool,
     /// The file as it was last seen.
     known: FileState,
     age: Age,
@@ -48,6 +52,28 @@ enum Age {
     Young,
     /// It has become longer since it was opened, the last time at this moment.
     Grown(Moment),
+}
+
+/// What a client wants of the first audio that it gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// Everything from this chunk on.
+    Chunk(u64),
+    /// Everything from this byte on.
+    Byte(u64),
+}
+
+impl Default for Start {
+    fn default() -> Self {
+        Start::Chunk(0)
+    }
+}
+
+impl Start {
+    /// It has nothing of it.
+    pub fn is_beginning(self) -> bool {
+        matches!(self, Start::Chunk(0) | Start::Byte(0))
+    }
 }
 
 /// What to do next.
@@ -65,8 +91,10 @@ pub struct Chunk {
     /// Bytes before it.
     pub offset: u64,
     pub length: u32,
-    /// Chunks of the whole file; `None` while it grows, and then clients are sent the offset.
+    /// Chunks of the whole file; `None` while it grows.
     pub total: Option<u64>,
+    /// Whether the client is to know the offset.
+    pub shows_offset: bool,
 }
 
 /// What comparing a file with what it was has shown.
@@ -90,12 +118,12 @@ pub enum Finish {
 }
 
 impl Progress {
-    /// A file that was opened in `state`, from chunk `first` on. `wall` is the time of day, and
+    /// A file that was opened in `state`, from `start` on. `wall` is the time of day, and
     /// `wait` how long a file must have been still to be finished; `None`: every file is.
     pub fn new(
         state: FileState,
         chunk_size: usize,
-        first: u64,
+        start: Start,
         wall: SystemTime,
         wait: Option<Duration>,
     ) -> Progress {
@@ -105,11 +133,18 @@ impl Progress {
             // In the future, by a clock that differs a little.
             Err(_) => true,
         });
-        let next_chunk = first.min(state.length.div_ceil(chunk_size));
+        let chunks = state.length.div_ceil(chunk_size);
+        let (next_chunk, offset) = match start {
+            Start::Chunk(first) if first < chunks => (first, first * chunk_size),
+            Start::Byte(first) if first < state.length => (first / chunk_size, first),
+            Start::Chunk(_) | Start::Byte(_) => (chunks, state.length),
+        };
         Progress {
             chunk_size,
             next_chunk,
-            offset: (next_chunk * chunk_size).min(state.length),
+            offset,
+            had: if offset < state.length { offset - next_chunk * chunk_size } else { 0 },
+            counts_bytes: matches!(start, Start::Byte(_)),
             known: state,
             age: if is_young { Age::Young } else { Age::Finished },
         }
@@ -128,7 +163,7 @@ impl Progress {
         }
     }
 
-    /// Bytes before the next chunk.
+    /// Bytes before what is sent next.
     pub fn offset(&self) -> u64 {
         self.offset
     }
@@ -146,8 +181,9 @@ impl Progress {
         Next::Chunk(Chunk {
             number: self.next_chunk,
             offset: self.offset,
-            length: self.chunk_size.min(self.known.length - self.offset) as u32,
+            length: (self.chunk_size - self.had).min(self.known.length - self.offset) as u32,
             total: self.total_chunks(),
+            shows_offset: self.counts_bytes || self.total_chunks().is_none(),
         })
     }
 
@@ -155,6 +191,7 @@ impl Progress {
     pub fn advance(&mut self, chunk: Chunk) {
         self.next_chunk = chunk.number + 1;
         self.offset = chunk.offset + u64::from(chunk.length);
+        self.had = 0;
     }
 
     /// Compares the file with what it was.
@@ -195,7 +232,8 @@ impl Progress {
     /// Whether the chunks sent so far begin at multiples of the chunk size, as they do for a client
     /// that comes later. A chunk that was the last one before the file grew is shorter.
     pub fn is_regular(&self) -> bool {
-        self.offset == self.next_chunk * self.chunk_size || self.offset == self.known.length
+        self.offset - self.had == self.next_chunk * self.chunk_size
+            || self.offset == self.known.length
     }
 }
 
@@ -287,12 +325,12 @@ mod tests {
 
     fn finished(length: u64) -> (Progress, FileState) {
         let state = state(length, Duration::from_secs(1));
-        (Progress::new(state, 10, 0, wall(), WAIT), state)
+        (Progress::new(state, 10, Start::default(), wall(), WAIT), state)
     }
 
     fn young(length: u64) -> (Progress, FileState) {
         let state = state(length, Duration::from_millis(999));
-        (Progress::new(state, 10, 0, wall(), WAIT), state)
+        (Progress::new(state, 10, Start::default(), wall(), WAIT), state)
     }
 
     /// Sends all known bytes. Returns number, offset, length and total of each chunk.
@@ -325,7 +363,28 @@ mod tests {
         for (first, chunks) in
             [(1, vec![(1, 10, 10, Some(3)), (2, 20, 1, Some(3))]), (3, vec![]), (9, vec![])]
         {
-            let mut progress = Progress::new(state, 10, first, wall(), WAIT);
+            let mut progress = Progress::new(state, 10, Start::Chunk(first), wall(), WAIT);
+            assert_eq!(send(&mut progress), chunks, "{first}");
+        }
+    }
+
+    #[test]
+    fn from_byte_begins_inside_a_chunk() {
+        let state = state(21, Duration::from_secs(1));
+        for (first, chunks) in [
+            (0, vec![(0, 0, 10, Some(3)), (1, 10, 10, Some(3)), (2, 20, 1, Some(3))]),
+            (9, vec![(0, 9, 1, Some(3)), (1, 10, 10, Some(3)), (2, 20, 1, Some(3))]),
+            (10, vec![(1, 10, 10, Some(3)), (2, 20, 1, Some(3))]),
+            (13, vec![(1, 13, 7, Some(3)), (2, 20, 1, Some(3))]),
+            (20, vec![(2, 20, 1, Some(3))]),
+            (21, vec![]),
+            (u64::MAX, vec![]),
+        ] {
+            let mut progress = Progress::new(state, 10, Start::Byte(first), wall(), WAIT);
+            assert!(progress.is_regular());
+            if let Next::Chunk(chunk) = progress.next() {
+                assert!(chunk.shows_offset, "it counts bytes");
+            }
             assert_eq!(send(&mut progress), chunks, "{first}");
         }
     }
@@ -397,9 +456,9 @@ mod tests {
     fn age_is_measured_against_the_clock_and_can_be_switched_off() {
         let ahead = FileState { length: 5, modified: wall() + Duration::from_secs(60) };
         let grown = FileState { length: 6, ..ahead };
-        let mut progress = Progress::new(ahead, 10, 0, wall(), WAIT);
+        let mut progress = Progress::new(ahead, 10, Start::default(), wall(), WAIT);
         assert_eq!(progress.compare(grown, NOW), Comparison::Longer);
-        let mut progress = Progress::new(ahead, 10, 0, wall(), None);
+        let mut progress = Progress::new(ahead, 10, Start::default(), wall(), None);
         assert_eq!(progress.compare(grown, NOW), Comparison::Changed);
     }
 

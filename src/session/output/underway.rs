@@ -1,6 +1,7 @@
 //! What is on its way to one client: its order, and the memory that it takes.
 
 use super::Underway;
+use super::admission::Resume;
 use super::audio::Audio;
 use crate::proto::message::SharedResult;
 use std::collections::VecDeque;
@@ -46,7 +47,7 @@ impl Underway {
     pub(super) fn is_over(&self) -> bool {
         self.results.is_empty()
             && self.audio.is_none()
-            && self.skipped_chunks == 0
+            && self.resume == Resume::default()
             && self.final_end.is_none()
             && self.outbox.is_empty()
             && self.reader.is_none()
