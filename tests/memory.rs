@@ -189,7 +189,10 @@ fn clients_of_a_task_share_a_long_result() {
         assert!(held < 6 * MIB, "not a copy for each of 50 clients: {held}");
         let got = scene.read(clients[7]);
         assert!(got.contains(&"x".repeat(2 * MIB)), "it arrives whole");
-        assert!(got.ends_with(r#"","audio_present":false,"final":false}"#), "and so does its end");
+        assert!(
+            got.ends_with(r#"","audio_present":false,"result_id":0,"final":false}"#),
+            "and so does its end"
+        );
         clients.push(worker);
         scene.close(&clients);
         let held = scene.held();

@@ -1,6 +1,7 @@
 """Numbers and types of results (PROTOCOL section 2, "Numbers"): `result_id`, `audio_type`, `from_result`, `from_byte`."""
 
 import json
+import signal
 
 import pytest
 
@@ -52,7 +53,8 @@ def test_numbers_are_the_same_on_another_gateway_and_after_a_restart(results, re
     other = results.gateway(redis)
     assert numbers(results.wait(other, task), 3) == wanted
     for one in (gateway, other):
-        one.stop()
+        one.signal(signal.SIGTERM)
+        assert one.wait() == 0
     fresh = results.gateway(redis)
     redis.publish(task, text="last")
     waiter = results.wait(fresh, task)

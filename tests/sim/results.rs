@@ -1299,7 +1299,7 @@ impl ResultsWorld {
             .is_none_or(|redis| !redis.nature.refuses_scripts && redis.lost_at.is_none());
         let retains = self.settings.tasks.retain == Some(300 * S) && !self.is_tight();
         let is_steady = |place: &Place| {
-            place.house.is_some() && is_heard(place) && self.is_calm(place, first_out, until)
+            place.process.is_some() && is_heard(place) && self.is_calm(place, first_out, until)
         };
         let subscribes_to_all = self.settings.link.subscribe == Subscribe::Pattern;
         retains

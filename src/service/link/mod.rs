@@ -33,6 +33,7 @@
 )]
 
 mod connection;
+mod index;
 mod keep;
 mod pending;
 mod server;
@@ -180,7 +181,6 @@ pub struct LookUpAnswer {
     pub task: Uuid,
     /// What gateways have stored, in order.
     pub kept: Vec<KeptResult>,
-    /// The `result_id` of what is stored next.
     pub next_id: u32,
     /// What the worker has set.
     pub set: Vec<Vec<u8>>,

@@ -13,7 +13,8 @@ use std::num::NonZeroU32;
 
 use smallvec::SmallVec;
 
-use super::{KnownResult, RESULT_COST, ResultOrigin};
+use super::RESULT_COST;
+use super::result::{KnownResult, ResultOrigin};
 
 /// From this many results on, places are remembered. A walk over fewer costs nothing.
 const LONG_MIN: usize = 64;

@@ -8,7 +8,9 @@
 use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{KeptResult, KnownResult, ResultOrigin, Subscription, Task};
+use super::result::{KnownResult, ResultOrigin};
+use super::task::Task;
+use super::{KeptResult, Subscription};
 
 /// A result that Redis keeps and that was not known.
 struct NewResult {

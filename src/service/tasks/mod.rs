@@ -29,6 +29,8 @@
 
 mod known;
 mod merge;
+mod result;
+mod task;
 
 use crate::base::moment::Moment;
 use crate::base::table::{Slot, Table};
@@ -37,16 +39,17 @@ use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::time::Duration;
 
-use known::KnownResults;
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
+
+use known::KnownResults;
+use result::{KnownResult, ResultOrigin};
+use task::{LastHeard, Task};
 
 /// What a retained result costs besides its own bytes: its task, its share of a table and of the
 /// queue, an allocation. In bytes, measured while results came and went: 165 to 190 in use, the
 /// rest unused between them.
 pub const RESULT_COST: usize = 256;
-/// Results of one task that are recognised although their payloads are gone.
-const RECOGNISED_MAX: usize = 4096;
 /// Ends and losses of tasks that are remembered.
 const REMEMBERED_MAX: usize = 65_536;
 /// Results that are removed in a row because they are too old.
@@ -189,119 +192,12 @@ pub struct Tasks {
     forgotten: VecDeque<Uuid>,
 }
 
-#[derive(Debug, Default)]
-struct Task {
-    results: KnownResults,
-    /// Bytes of those that are retained, with their cost.
-    bytes: usize,
-    /// The number that was given last.
-    last_number: u32,
-    /// The `result_id` of the next result.
-    next_id: u32,
-    /// A client has had the results with numbers below this.
-    seen: u32,
-    /// Clients by their [`ClientState`].
-    clients: [u32; 2],
-    end: Option<TaskEnd>,
-    /// A result that a new client would have been given is gone.
-    is_incomplete: bool,
-    /// Its entries in the queue of what is remembered.
-    remembered: u32,
-    /// The subscription during which Redis has answered what it keeps.
-    settled: Option<NonZeroU32>,
-    last_heard: Option<LastHeard>,
-}
-
-/// What was heard last, and by which subscription.
-#[derive(Clone, Copy, Debug)]
-struct LastHeard {
-    hash: u64,
-    subscription: u32,
-    nth: NonZeroU32,
-}
-
-/// One result.
-#[derive(Debug)]
-struct KnownResult {
-    hash: u64,
-    /// What Redis stored before this moment is older: microseconds of its clock.
-    since: u64,
-    /// `None` once it is gone. The rest stays as long as the task, so that the result is recognised
-    /// when it comes again.
-    payload: Option<Rc<[u8]>>,
-    /// See [`KnownResult::origin`]. Not an [`ResultOrigin`], which would take more room.
-    subscription: u32,
-    source: ResultSource,
-    /// Tells it from the others of its task. Numbers wrap around long after the first ones are
-    /// gone.
-    number: u32,
-    /// Its `result_id`: greater than that of the one before it.
-    id: u32,
-    /// Every client that waited has been given it.
-    is_dispatched: bool,
-    /// There was no room to retain it: it is gone once it is dispatched.
-    is_passing: bool,
-}
-
 /// A retained result among all others.
 #[derive(Clone, Copy, Debug)]
 struct Retained {
     at: Moment,
     task: Slot,
     number: u32,
-}
-
-/// How a result became known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ResultOrigin {
-    /// The subscription of this number heard it.
-    Published(u32),
-    /// Redis keeps it, and no subscription of this gateway heard it.
-    Kept,
-    /// The worker has set it, and has not published it yet.
-    Set,
-}
-
-/// An [`ResultOrigin`] without its number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ResultSource {
-    Published,
-    Kept,
-    Set,
-}
-
-impl KnownResult {
-    fn new(number: u32, id: u32, hash: u64, origin: ResultOrigin, since: u64) -> KnownResult {
-        let mut result = KnownResult {
-            hash,
-            since,
-            payload: None,
-            subscription: 0,
-            source: ResultSource::Kept,
-            number,
-            id,
-            is_dispatched: false,
-            is_passing: false,
-        };
-        result.set_origin(origin);
-        result
-    }
-
-    fn origin(&self) -> ResultOrigin {
-        match self.source {
-            ResultSource::Published => ResultOrigin::Published(self.subscription),
-            ResultSource::Kept => ResultOrigin::Kept,
-            ResultSource::Set => ResultOrigin::Set,
-        }
-    }
-
-    fn set_origin(&mut self, origin: ResultOrigin) {
-        (self.source, self.subscription) = match origin {
-            ResultOrigin::Published(subscription) => (ResultSource::Published, subscription),
-            ResultOrigin::Kept => (ResultSource::Kept, 0),
-            ResultOrigin::Set => (ResultSource::Set, 0),
-        };
-    }
 }
 
 /// A result as clients are to get it.
@@ -741,38 +637,6 @@ impl Tasks {
         if self.tasks[task].is_idle() {
             self.tasks.remove(task);
         }
-    }
-}
-
-impl Task {
-    fn has_clients(&self) -> bool {
-        self.clients != [0; 2]
-    }
-
-    /// Whether nothing of it is worth remembering.
-    fn is_idle(&self) -> bool {
-        !self.has_clients() && self.remembered == 0 && self.results.present().next().is_none()
-    }
-
-    /// Whether a client waits that has not been given the result.
-    fn owes(&self, number: u32) -> bool {
-        self.has_clients() && self.results.undispatched().any(|one| one.number == number)
-    }
-
-    /// Forgets the oldest results whose payloads are gone, but for [`RECOGNISED_MAX`]. A task that
-    /// goes on for hours would otherwise grow for ever.
-    fn bound_recognised(&mut self) {
-        // Not each time, as it goes through all of them.
-        if self.results.len() < 2 * RECOGNISED_MAX || !self.results.len().is_multiple_of(512) {
-            return;
-        }
-        let gone = self.results.iter().filter(|one| one.payload.is_none()).count();
-        let mut surplus = gone.saturating_sub(RECOGNISED_MAX);
-        self.results.change().retain(|one| {
-            let goes = surplus > 0 && one.payload.is_none();
-            surplus -= usize::from(goes);
-            !goes
-        });
     }
 }
 

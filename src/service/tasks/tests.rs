@@ -1,5 +1,6 @@
 //! Unit tests of [`Tasks`].
 
+use super::task::RECOGNISED_MAX;
 use super::*;
 
 const TASK: Uuid = Uuid::from_u128(1);

@@ -1,0 +1,85 @@
+//! One result as it is known here.
+
+use std::rc::Rc;
+
+/// One result.
+#[derive(Debug)]
+pub(super) struct KnownResult {
+    pub(super) hash: u64,
+    /// What Redis stored before this moment is older: microseconds of its clock.
+    pub(super) since: u64,
+    /// `None` once it is gone. The rest stays as long as the task, so that the result is recognised
+    /// when it comes again.
+    pub(super) payload: Option<Rc<[u8]>>,
+    /// See [`KnownResult::origin`]. Not a [`ResultOrigin`], which would take more room.
+    pub(super) subscription: u32,
+    pub(super) source: ResultSource,
+    /// Tells it from the others of its task. Numbers wrap around long after the first ones are
+    /// gone.
+    pub(super) number: u32,
+    /// Its `result_id`: greater than that of the one before it.
+    pub(super) id: u32,
+    /// Every client that waited has been given it.
+    pub(super) is_dispatched: bool,
+    /// There was no room to retain it: it is gone once it is dispatched.
+    pub(super) is_passing: bool,
+}
+
+/// How a result became known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ResultOrigin {
+    /// The subscription of this number heard it.
+    Published(u32),
+    /// Redis keeps it, and no subscription of this gateway heard it.
+    Kept,
+    /// The worker has set it, and has not published it yet.
+    Set,
+}
+
+/// A [`ResultOrigin`] without its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ResultSource {
+    Published,
+    Kept,
+    Set,
+}
+
+impl KnownResult {
+    pub(super) fn new(
+        number: u32,
+        id: u32,
+        hash: u64,
+        origin: ResultOrigin,
+        since: u64,
+    ) -> KnownResult {
+        let mut result = KnownResult {
+            hash,
+            since,
+            payload: None,
+            subscription: 0,
+            source: ResultSource::Kept,
+            number,
+            id,
+            is_dispatched: false,
+            is_passing: false,
+        };
+        result.set_origin(origin);
+        result
+    }
+
+    pub(super) fn origin(&self) -> ResultOrigin {
+        match self.source {
+            ResultSource::Published => ResultOrigin::Published(self.subscription),
+            ResultSource::Kept => ResultOrigin::Kept,
+            ResultSource::Set => ResultOrigin::Set,
+        }
+    }
+
+    pub(super) fn set_origin(&mut self, origin: ResultOrigin) {
+        (self.source, self.subscription) = match origin {
+            ResultOrigin::Published(subscription) => (ResultSource::Published, subscription),
+            ResultOrigin::Kept => (ResultSource::Kept, 0),
+            ResultOrigin::Set => (ResultSource::Set, 0),
+        };
+    }
+}
