@@ -517,15 +517,8 @@ impl ScriptRun {
             }
             "upgrade" => self.send(index, &upgrade(rest)),
             "accept" => {
-                let accept = derive_accept_key(self.peers[index].key.as_bytes());
-                let mut head = format!(
-                    "HTTP/1.1 101 Switching Protocols\r\nServer: backend\r\nConnection: Upgrade\r\n\
-                     Upgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\n"
-                );
-                rest.split(", ")
-                    .filter(|line| !line.is_empty())
-                    .for_each(|line| head += &format!("{line}\r\n"));
-                self.send(index, format!("{head}\r\n").as_bytes());
+                let head = accept(&self.peers[index].key, rest);
+                self.send(index, head.as_bytes());
             }
             "repeat" => {
                 let (count, text) = rest.split_once(' ').ok_or("repeat how often?")?;
@@ -911,6 +904,18 @@ fn short(text: &str) -> String {
         0..=100 => text.to_owned(),
         length => format!("{}… {length} bytes", text.chars().take(10).collect::<String>()),
     }
+}
+
+/// The answer to the request with this `key`. `lines`: more headers, separated by `, `.
+fn accept(key: &str, lines: &str) -> String {
+    let accept = derive_accept_key(key.as_bytes());
+    let mut head = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nServer: backend\r\nConnection: Upgrade\r\n\
+         Upgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\n"
+    );
+    let lines = lines.split(", ").filter(|line| !line.is_empty());
+    lines.for_each(|line| head += &format!("{line}\r\n"));
+    head + "\r\n"
 }
 
 /// A valid upgrade request. `words`: the path, then header lines to add or, by their name, to

@@ -44,6 +44,8 @@ const LAYERS: [&[&str]; 9] = [
 const COLUMNS_MAX: usize = 100;
 /// Lines of a source file, without its tests.
 const LINES_MAX: usize = 700;
+/// Lines of a function, its signature included.
+const FUNCTION_LINES_MAX: usize = 80;
 
 /// Words that say nothing in a name.
 const EMPTY_WORDS: [&str; 7] = ["manager", "handler", "helper", "util", "utils", "info", "get"];
@@ -76,8 +78,9 @@ fn nothing_is_left_for_later() {
 }
 
 #[test]
-fn lines_and_files_have_a_limited_length() {
+fn lines_functions_and_files_have_a_limited_length() {
     expect_none(project().iter().flat_map(long_lines).collect());
+    expect_none(read(&["src", "tests"]).iter().flat_map(long_functions).collect());
     expect_none(library().iter().flat_map(long_file).collect());
 }
 
@@ -305,6 +308,29 @@ fn long_lines(source: &Source) -> Faults {
     faults
 }
 
+/// Functions that do more than one thing. Relies on `rustfmt`: a body ends at the next line that
+/// has a brace at the column of the function's first line.
+fn long_functions(source: &Source) -> Faults {
+    let lines: Vec<&str> = source.text.lines().collect();
+    let mut faults = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let code = line.trim_start();
+        let mut words = code.split_whitespace().skip_while(|word| {
+            word.starts_with("pub") || matches!(*word, "const" | "async" | "unsafe")
+        });
+        if words.next() != Some("fn") || code.ends_with(['}', ';']) {
+            continue;
+        }
+        let end = format!("{}}}", &line[..line.len() - code.len()]);
+        let length = lines[at..].iter().position(|line| *line == end).map_or(0, |last| last + 1);
+        if length > FUNCTION_LINES_MAX {
+            let (path, line) = (&source.path, at + 1);
+            faults.push(format!("{path}:{line}: {length} lines, not {FUNCTION_LINES_MAX}: {code}"));
+        }
+    }
+    faults
+}
+
 /// Files that should become folders.
 fn long_file(source: &Source) -> Faults {
     let lines = match source.text.find("\n#[cfg(test)]\nmod ") {
@@ -440,6 +466,10 @@ fn the_rules_on_text_find_marks_and_lengths() {
     assert_eq!(long_file(&source("src/a.rs", &lines)).len(), 1);
     let tests = format!("\n#[cfg(test)]\nmod tests {{}}\n{lines}");
     assert_eq!(long_file(&source("src/a.rs", &tests)).len(), 0);
+    let function =
+        |lines: usize| format!("    pub fn f(\n    ) {{\n{}    }}\n", "\n".repeat(lines - 3));
+    assert_eq!(long_functions(&source("src/a.rs", &function(FUNCTION_LINES_MAX))).len(), 0);
+    assert_eq!(long_functions(&source("src/a.rs", &function(FUNCTION_LINES_MAX + 1))).len(), 1);
 }
 
 // ---- files and modules

@@ -139,7 +139,7 @@ mod tests {
         assert_eq!((budget.held(), buf.held_bytes()), (0, 0));
         assert!(buf.is_empty());
         assert!(buf.0.is_none());
-        assert_eq!(size_of_val(&buf), size_of::<usize>());
+        assert!(size_of_val(&buf) <= size_of::<usize>());
     }
 
     #[test]

@@ -485,7 +485,7 @@ mod tests {
 
     #[test]
     fn the_scanner_is_small() {
-        assert_eq!(std::mem::size_of::<FrameScanner>(), 16);
+        assert!(size_of::<FrameScanner>() <= 16);
     }
 
     #[test]

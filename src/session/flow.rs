@@ -281,13 +281,7 @@ impl Flow {
                 let Some(head) = head else { break };
                 self.begin_frame(&head, who, cx, pumped);
                 if self.goodbye.is_some() {
-                    // The message is too big. Nothing of this frame has left, and nothing will: the
-                    // scanner starts anew, so that the Close frame is at a boundary.
-                    cx.stats.messages_too_big += 1;
-                    self.forward(&bytes[pass], sink, cx, pumped);
-                    self.frames = FrameScanner::new();
-                    self.send_own(sink, who, cx, pumped);
-                    return;
+                    return self.end_at_large_message(&bytes[pass], sink, who, cx, pumped);
                 }
                 if let Some(Watched::Pong(held)) = self.watched.as_deref_mut() {
                     held.bytes.extend_from_slice(&carried);
@@ -312,6 +306,23 @@ impl Flow {
             }
         }
         self.forward(&bytes[pass], sink, cx, pumped);
+    }
+
+    /// Ends at the head of a message that is too big, behind `pass`. Nothing of this frame has
+    /// left, and nothing will: the scanner starts anew, so that the Close frame is at a boundary.
+    #[cold]
+    fn end_at_large_message(
+        &mut self,
+        pass: &[u8],
+        sink: &mut Conn,
+        who: &Identity,
+        cx: &mut Context,
+        pumped: &mut Pumped,
+    ) {
+        cx.stats.messages_too_big += 1;
+        self.forward(pass, sink, cx, pumped);
+        self.frames = FrameScanner::new();
+        self.send_own(sink, who, cx, pumped);
     }
 
     /// Nothing more comes from the source: it sent FIN, was reset, or is given up for `reason`.

@@ -472,6 +472,28 @@ impl Output {
             && self.underway.as_ref().is_none_or(|underway| underway.results.is_empty())
     }
 
+    /// Sends what is queued.
+    fn flush(&mut self, downstream: &mut Conn, cx: &mut Context) -> Result<Flushed, Lost> {
+        let Underway { outbox, audio, .. } = self.underway();
+        // A chunk and its announcement are a little more than a large packet. Without this, every
+        // second packet would be tiny. The text before the first chunk does not wait for the disk.
+        if outbox.has_chunk() {
+            downstream.set_corked(true);
+        }
+        let flushed = outbox.flush(downstream, audio.as_ref().and_then(Audio::file))?;
+        self.traffic.to_client.bytes += flushed.moved as u64;
+        // A full socket that takes bytes proves that the client is alive. One that has room again
+        // can be pinged again, and its silence counts from now on.
+        let is_alive = match flushed.is_blocked {
+            true => flushed.moved > 0,
+            false => self.underway().stall.take().is_some(),
+        };
+        if is_alive {
+            self.note_alive(cx.now);
+        }
+        Ok(flushed)
+    }
+
     /// The socket is full and took `moved` bytes. Whether that has lasted for too long.
     fn has_stalled(&mut self, moved: usize, downstream: &Conn, cx: &Context) -> bool {
         let stall = self.underway().stall.get_or_insert_with(|| Stall::new(cx.now));
@@ -533,32 +555,15 @@ impl State for Output {
         let mut has_more = false;
         let mut is_full = false;
         for budget in (0..BUDGET).rev() {
-            // A chunk and its announcement are a little more than a large packet. Without this,
-            // every second packet would be tiny. The text before the first chunk does not wait for
-            // the disk.
-            let Underway { outbox, audio, .. } = self.underway();
-            if outbox.has_chunk() {
-                downstream.set_corked(true);
-            }
-            match outbox.flush(downstream, audio.as_ref().and_then(Audio::file)) {
-                Ok(Flushed { is_blocked, moved }) => {
-                    self.traffic.to_client.bytes += moved as u64;
-                    if is_blocked {
-                        is_full = true;
-                        // A full socket that takes bytes proves that the client is alive.
-                        if moved > 0 {
-                            self.note_alive(cx.now);
-                        }
-                        if self.has_stalled(moved, downstream, cx) {
-                            return self.lose(CloseReason::ClientStalled, who, cx);
-                        }
-                        break;
+            match self.flush(downstream, cx) {
+                Ok(Flushed { is_blocked: true, moved }) => {
+                    if self.has_stalled(moved, downstream, cx) {
+                        return self.lose(CloseReason::ClientStalled, who, cx);
                     }
-                    if self.underway().stall.take().is_some() {
-                        // It can be pinged again, and its silence counts from now on.
-                        self.note_alive(cx.now);
-                    }
+                    is_full = true;
+                    break;
                 }
+                Ok(Flushed { is_blocked: false, .. }) => {}
                 Err(Lost::Client) => return self.lose(CloseReason::ClientVanished, who, cx),
                 Err(Lost::File) => {
                     // In the middle of a frame no error can be sent, and wrong bytes must not be.

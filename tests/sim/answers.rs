@@ -54,6 +54,20 @@ pub enum Sound {
     Fault(&'static str),
 }
 
+impl Sound {
+    /// The name that the worker publishes.
+    fn file(&self) -> Option<String> {
+        Some(match self {
+            Sound::None => return None,
+            Sound::File(size) => made(*size),
+            Sound::Shrinks { name, .. } => name.clone(),
+            Sound::Fault("Audio file not found") => "nothing.wav".into(),
+            Sound::Fault("Audio file not allowed") => "../outside.wav".into(),
+            Sound::Fault(_) => "large.wav".into(),
+        })
+    }
+}
+
 impl Board {
     /// Adds a result to `task`. `is_equal`: byte for byte like others.
     pub fn add(
@@ -74,36 +88,7 @@ impl Board {
             view += &" and more".repeat(chance.usize(..200));
         }
         let kind = if is_equal { 9 } else { chance.u8(..16) };
-        let chunk = self.chunk_size;
-        let sound = match kind {
-            0..6 => Sound::File(sizes(chunk)[chance.usize(..SIZES)]),
-            6 => [
-                Sound::Fault("Audio file not found"),
-                Sound::Fault("Audio file not allowed"),
-                Sound::Fault("Audio file too large"),
-            ][chance.usize(..3)]
-            .clone(),
-            7 if chance.bool() => {
-                let size = chunk * chance.usize(1..6) + chance.usize(..chunk);
-                let name = format!("shrinks-{seed}-{number}.wav");
-                fs::write(folder().join(&name), audio_bytes(0, size)).expect("a file");
-                Sound::Shrinks { name, size, cut: chance.usize(..size) }
-            }
-            _ => Sound::None,
-        };
-        let file = match &sound {
-            Sound::None => None,
-            Sound::File(size) => Some(made(*size)),
-            Sound::Shrinks { name, .. } => Some(name.clone()),
-            Sound::Fault(words) => Some(
-                match *words {
-                    "Audio file not found" => "nothing.wav",
-                    "Audio file not allowed" => "../outside.wav",
-                    _ => "large.wav",
-                }
-                .to_owned(),
-            ),
-        };
+        let sound = self.draw_sound(chance, kind, seed);
         let is_failure = is_final && sound == Sound::None && !is_equal && chance.u8(..3) == 0;
         let mut extra = None;
         let payload = match (is_failure, chance.u8(..4)) {
@@ -121,7 +106,7 @@ impl Board {
             }
             (false, with) => {
                 let mut payload = json!({"text": view});
-                if let Some(file) = file {
+                if let Some(file) = sound.file() {
                     payload["audio_file"] = file.into();
                 }
                 if !is_final {
@@ -156,6 +141,26 @@ impl Board {
             out_at: None,
         });
         number
+    }
+
+    fn draw_sound(&self, chance: &mut fastrand::Rng, kind: u8, seed: u64) -> Sound {
+        let (number, chunk) = (self.answers.len(), self.chunk_size);
+        match kind {
+            0..6 => Sound::File(sizes(chunk)[chance.usize(..SIZES)]),
+            6 => [
+                Sound::Fault("Audio file not found"),
+                Sound::Fault("Audio file not allowed"),
+                Sound::Fault("Audio file too large"),
+            ][chance.usize(..3)]
+            .clone(),
+            7 if chance.bool() => {
+                let size = chunk * chance.usize(1..6) + chance.usize(..chunk);
+                let name = format!("shrinks-{seed}-{number}.wav");
+                fs::write(folder().join(&name), audio_bytes(0, size)).expect("a file");
+                Sound::Shrinks { name, size, cut: chance.usize(..size) }
+            }
+            _ => Sound::None,
+        }
     }
 
     /// A worker has published or set an answer.

@@ -230,18 +230,8 @@ impl Redis {
         let words: Vec<String> =
             command.iter().map(|word| String::from_utf8_lossy(word).into_owned()).collect();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let is_login = matches!(words[0], "HELLO" | "AUTH");
-        if !is_login && !conn.is_known && self.nature.password.is_some() {
-            conn.say(b"-NOAUTH Authentication required.\r\n");
-            return Ok(());
-        }
-        // The commands that a real one allows while loading.
-        let is_simple = matches!(
-            words[0],
-            "CLIENT" | "TIME" | "PSUBSCRIBE" | "SUBSCRIBE" | "UNSUBSCRIBE" | "SELECT"
-        );
-        if self.loads_until.is_some() && !is_login && !is_simple {
-            conn.say(b"-LOADING Redis is loading the dataset in memory\r\n");
+        if let Some(refusal) = self.refusal(conn, words[0]) {
+            conn.say(refusal);
             return Ok(());
         }
         let is_listening = !(conn.channels.is_empty() && conn.patterns.is_empty());
@@ -309,6 +299,19 @@ impl Redis {
             _ => return Err(format!("it says {:?}", &words[..words.len().min(4)])),
         }
         Ok(())
+    }
+
+    /// The error for a command that cannot be answered now.
+    fn refusal(&self, conn: &Conn, command: &str) -> Option<&'static [u8]> {
+        // The commands that a real one allows while loading.
+        const SIMPLE: [&str; 6] =
+            ["CLIENT", "TIME", "PSUBSCRIBE", "SUBSCRIBE", "UNSUBSCRIBE", "SELECT"];
+        let is_login = matches!(command, "HELLO" | "AUTH");
+        if !is_login && !conn.is_known && self.nature.password.is_some() {
+            return Some(b"-NOAUTH Authentication required.\r\n");
+        }
+        let is_loading = self.loads_until.is_some() && !is_login && !SIMPLE.contains(&command);
+        is_loading.then_some(b"-LOADING Redis is loading the dataset in memory\r\n")
     }
 
     fn log_in(&self, conn: &mut Conn, password: &str, welcome: &str) {

@@ -10,7 +10,7 @@ use crate::kernel::{Action, End, Kernel, LinkId, take};
 use crate::peers::head_length;
 use crate::wire::{BINARY, CLOSE, Frame, FrameKind, PING, PONG, TEXT, read_head};
 use aivtuber_gateway::base::moment::Moment;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -322,144 +322,146 @@ impl Waiter {
         text: &[u8],
         offset: u64,
     ) -> Result<(), String> {
-        let shown = || String::from_utf8_lossy(&text[..text.len().min(200)]).into_owned();
-        let message: Value =
-            serde_json::from_slice(text).map_err(|why| format!("{why} in {}", shown()))?;
-        kernel.note(|| format!("waiter {} gets {}", self.link, shown()));
+        let message: Value = serde_json::from_slice(text)
+            .map_err(|why| format!("{why} in {}", String::from_utf8_lossy(text)))?;
+        kernel.note(|| format!("waiter {} gets {}", self.link, shown(&message)));
         let hearing = std::mem::replace(&mut self.hearing, Hearing::Rest);
-        let is_fitting = |expected: Value| {
-            if message == expected { Ok(()) } else { Err(format!("{} is wrong", shown())) }
-        };
-        let error = |words: &str| serde_json::json!({"status": "error", "error": words, "task_id": self.id});
-        let Some(task) = self.task else {
-            let words = if self.id.is_empty() {
-                "Invalid task_id format"
-            } else {
-                "Invalid from_chunk format"
-            };
-            let mut expected = error(words);
-            if self.id.is_empty() {
-                expected.as_object_mut().expect("an object").remove("task_id");
-            }
-            self.hearing = Hearing::Over(4004);
-            return if hearing == Hearing::Rest {
-                is_fitting(expected)
-            } else {
-                Err(format!("{} again", shown()))
-            };
-        };
-        // What was queued with a final result still comes, and the Close behind the last of it.
-        let has_final = self.seen.iter().any(|seen| seen.is_final);
-        let after = |is_final: bool| match is_final || has_final {
-            true => Hearing::Over(1000),
-            false => Hearing::Rest,
-        };
+        let Some(task) = self.task else { return self.take_refusal(hearing, &message) };
         match hearing {
-            Hearing::Rest | Hearing::Over(1000) => {
-                let view = message
-                    .get("content")
-                    .or(message.get("error"))
-                    .and_then(Value::as_str)
-                    .unwrap_or_default();
-                let code = match view {
-                    "Processing timeout" => Some(4008),
-                    "Redis connection not available" => Some(1013),
-                    _ => None,
-                };
-                if view == MISSING && self.seen.is_empty() && !self.misses_results {
-                    let mut expected = error(view);
-                    expected["final"] = false.into();
-                    self.misses_results = true;
-                    return is_fitting(expected);
-                }
-                if view == "Audio file changed" && self.skips > 0 {
-                    // It wants the rest of a file, and the first one that is kept is another.
-                    self.hearing = Hearing::Over(1011);
-                    return is_fitting(error(view));
-                }
-                if let Some(code) = code {
-                    is_fitting(error(view))?;
-                    self.hearing = Hearing::Over(code);
-                    return Ok(());
-                }
-                let (answer, times) = board
-                    .find(task, view)
-                    .ok_or_else(|| format!("{} was never published", shown()))?;
-                let number = message["result_id"].as_u64().ok_or("a result without a number")?;
-                is_fitting(board.message(answer, &self.id, number))?;
-                if number < self.from_result {
-                    return Err(format!("{} was not asked for", shown()));
-                }
-                if self.from_result > 0 && number > self.from_result {
-                    self.skips = 0;
-                }
-                if self.seen.iter().filter(|seen| seen.view == view).count() >= times {
-                    return Err(format!("{} came twice", shown()));
-                }
-                self.seen.push(Seen {
-                    view: view.into(),
-                    number,
-                    is_final: answer.is_final,
-                    offset,
-                });
-                let is_final = answer.is_final;
-                self.hearing = match &answer.sound {
-                    Sound::None => after(is_final),
-                    Sound::Fault(words) => Hearing::Fault { words, is_final },
-                    Sound::File(size) => {
-                        Hearing::Audio { lengths: vec![*size], next: None, is_final }
-                    }
-                    Sound::Shrinks { size, cut, .. } => {
-                        Hearing::Audio { lengths: vec![*size, *cut], next: None, is_final }
-                    }
-                };
-                self.chunks = 0;
-                Ok(())
-            }
+            Hearing::Rest | Hearing::Over(1000) => self.take_result(board, task, &message, offset),
             Hearing::Fault { words, is_final } => {
-                self.hearing = after(is_final);
-                is_fitting(error(words))
+                self.hearing = self.after(is_final);
+                expect(&message, self.error(words))
             }
-            Hearing::Audio { mut lengths, next, is_final } => {
-                if message["error"] == "Audio file changed" && self.hears_what_shrinks(board) {
-                    self.hearing = Hearing::Over(1011);
-                    return is_fitting(error("Audio file changed"));
-                }
-                let chunk_size = board.chunk_size;
-                let first = |total: usize| next.unwrap_or(self.skips.min(total));
-                if message["type"] == "audio_complete" {
-                    is_fitting(serde_json::json!({"type": "audio_complete", "task_id": self.id}))?;
-                    lengths.retain(|length| {
-                        first(length.div_ceil(chunk_size)) == length.div_ceil(chunk_size)
-                    });
-                    self.hearing = after(is_final);
-                } else {
-                    let (chunk, total) = (&message["chunk_id"], &message["total_chunks"]);
-                    is_fitting(serde_json::json!(
-                        {"type": "audio_chunk", "task_id": self.id, "chunk_id": chunk, "total_chunks": total}
-                    ))?;
-                    let (chunk, total) = (
-                        chunk.as_u64().unwrap_or(u64::MAX) as usize,
-                        total.as_u64().unwrap_or(0) as usize,
-                    );
-                    lengths.retain(|length| {
-                        length.div_ceil(chunk_size) == total
-                            && first(total) == chunk
-                            && chunk < total
-                    });
-                    self.hearing = Hearing::Chunk { lengths: lengths.clone(), chunk, is_final };
-                }
-                self.skips = 0;
-                if lengths.is_empty() {
-                    Err(format!("{} out of place, after chunk {next:?}", shown()))
-                } else {
-                    Ok(())
-                }
+            Hearing::Audio { lengths, next, is_final } => {
+                self.take_announcement(board, &message, lengths, next, is_final)
             }
             Hearing::Chunk { .. } | Hearing::Over(_) => {
-                Err(format!("{} out of place, at {hearing:?}", shown()))
+                Err(format!("{} out of place, at {hearing:?}", shown(&message)))
             }
         }
+    }
+
+    /// The error for a request that is wrong.
+    fn take_refusal(&mut self, hearing: Hearing, message: &Value) -> Result<(), String> {
+        let expected = if self.id.is_empty() {
+            json!({"status": "error", "error": "Invalid task_id format"})
+        } else {
+            self.error("Invalid from_chunk format")
+        };
+        self.hearing = Hearing::Over(4004);
+        match hearing {
+            Hearing::Rest => expect(message, expected),
+            _ => Err(format!("{} again", shown(message))),
+        }
+    }
+
+    /// The text of a result, or an error in place of all further ones.
+    fn take_result(
+        &mut self,
+        board: &Board,
+        task: usize,
+        message: &Value,
+        offset: u64,
+    ) -> Result<(), String> {
+        let view = message.get("content").or(message.get("error"));
+        let view = view.and_then(Value::as_str).unwrap_or_default();
+        if view == MISSING && self.seen.is_empty() && !self.misses_results {
+            let mut expected = self.error(view);
+            expected["final"] = false.into();
+            self.misses_results = true;
+            return expect(message, expected);
+        }
+        let code = match view {
+            "Processing timeout" => Some(4008),
+            "Redis connection not available" => Some(1013),
+            // It wants the rest of a file, and the first one that is kept is another.
+            "Audio file changed" if self.skips > 0 => Some(1011),
+            _ => None,
+        };
+        if let Some(code) = code {
+            self.hearing = Hearing::Over(code);
+            return expect(message, self.error(view));
+        }
+        let (answer, times) = board
+            .find(task, view)
+            .ok_or_else(|| format!("{} was never published", shown(message)))?;
+        let number = message["result_id"].as_u64().ok_or("a result without a number")?;
+        expect(message, board.message(answer, &self.id, number))?;
+        if number < self.from_result {
+            return Err(format!("{} was not asked for", shown(message)));
+        }
+        if self.from_result > 0 && number > self.from_result {
+            self.skips = 0;
+        }
+        if self.seen.iter().filter(|seen| seen.view == view).count() >= times {
+            return Err(format!("{} came twice", shown(message)));
+        }
+        let is_final = answer.is_final;
+        self.seen.push(Seen { view: view.into(), number, is_final, offset });
+        self.hearing = match &answer.sound {
+            Sound::None => self.after(is_final),
+            Sound::Fault(words) => Hearing::Fault { words, is_final },
+            Sound::File(size) => Hearing::Audio { lengths: vec![*size], next: None, is_final },
+            Sound::Shrinks { size, cut, .. } => {
+                Hearing::Audio { lengths: vec![*size, *cut], next: None, is_final }
+            }
+        };
+        self.chunks = 0;
+        Ok(())
+    }
+
+    /// What comes before a chunk, or after the last one. `lengths`: those that the file may have.
+    fn take_announcement(
+        &mut self,
+        board: &Board,
+        message: &Value,
+        mut lengths: Vec<usize>,
+        next: Option<usize>,
+        is_final: bool,
+    ) -> Result<(), String> {
+        if message["error"] == "Audio file changed" && self.hears_what_shrinks(board) {
+            self.hearing = Hearing::Over(1011);
+            return expect(message, self.error("Audio file changed"));
+        }
+        let chunk_size = board.chunk_size;
+        let first = |total: usize| next.unwrap_or(self.skips.min(total));
+        if message["type"] == "audio_complete" {
+            expect(message, json!({"type": "audio_complete", "task_id": self.id}))?;
+            lengths
+                .retain(|length| first(length.div_ceil(chunk_size)) == length.div_ceil(chunk_size));
+            self.hearing = self.after(is_final);
+        } else {
+            let (chunk, total) = (&message["chunk_id"], &message["total_chunks"]);
+            let expected = json!({
+                "type": "audio_chunk", "task_id": self.id, "chunk_id": chunk, "total_chunks": total,
+            });
+            expect(message, expected)?;
+            let chunk = chunk.as_u64().unwrap_or(u64::MAX) as usize;
+            let total = total.as_u64().unwrap_or(0) as usize;
+            lengths.retain(|length| {
+                length.div_ceil(chunk_size) == total && first(total) == chunk && chunk < total
+            });
+            self.hearing = Hearing::Chunk { lengths: lengths.clone(), chunk, is_final };
+        }
+        self.skips = 0;
+        match lengths.is_empty() {
+            true => Err(format!("{} out of place, after chunk {next:?}", shown(message))),
+            false => Ok(()),
+        }
+    }
+
+    /// What must come behind a result. What was queued with a final one still comes, and the Close
+    /// behind the last of it.
+    fn after(&self, is_final: bool) -> Hearing {
+        match is_final || self.seen.iter().any(|seen| seen.is_final) {
+            true => Hearing::Over(1000),
+            false => Hearing::Rest,
+        }
+    }
+
+    fn error(&self, words: &str) -> Value {
+        json!({"status": "error", "error": words, "task_id": self.id})
     }
 
     /// The file of what it is hearing loses bytes at some time.
@@ -601,4 +603,16 @@ impl Waiter {
             }
         }
     }
+}
+
+fn expect(message: &Value, expected: Value) -> Result<(), String> {
+    match *message == expected {
+        true => Ok(()),
+        false => Err(format!("{} is wrong", shown(message))),
+    }
+}
+
+/// The beginning of a message, for a failure's report.
+fn shown(message: &Value) -> String {
+    message.to_string().chars().take(200).collect()
 }

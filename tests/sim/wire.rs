@@ -142,21 +142,7 @@ impl Judge {
                 return Err(format!("{} bytes behind a Close frame {goodbye:?}", bytes.len()));
             }
             if self.matched > 0 {
-                let expected = &sent[self.next].bytes[self.matched..];
-                let n = expected.len().min(bytes.len());
-                if bytes[..n] != expected[..n] {
-                    return Err(format!(
-                        "frame {} is not what was sent, after {} bytes",
-                        self.next, self.matched
-                    ));
-                }
-                bytes = &bytes[n..];
-                self.matched += n;
-                if n == expected.len() {
-                    self.matched = 0;
-                    self.next += 1;
-                    got.push(Got::Data);
-                }
+                bytes = self.take_payload(bytes, &sent[self.next], &mut got)?;
                 continue;
             }
             self.begun.push(bytes[0]);
@@ -216,6 +202,28 @@ impl Judge {
             }
         }
         Ok(got)
+    }
+
+    /// Compares what comes with the rest of `frame`, which has begun. Returns what follows it.
+    fn take_payload<'b>(
+        &mut self,
+        bytes: &'b [u8],
+        frame: &Frame,
+        got: &mut Vec<Got>,
+    ) -> Result<&'b [u8], String> {
+        let expected = &frame.bytes[self.matched..];
+        let n = expected.len().min(bytes.len());
+        if bytes[..n] != expected[..n] {
+            let (frame, matched) = (self.next, self.matched);
+            return Err(format!("frame {frame} is not what was sent, after {matched} bytes"));
+        }
+        self.matched += n;
+        if n == expected.len() {
+            self.matched = 0;
+            self.next += 1;
+            got.push(Got::Data);
+        }
+        Ok(&bytes[n..])
     }
 
     /// No frame is incomplete.
