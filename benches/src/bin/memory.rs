@@ -21,12 +21,18 @@ use std::time::{Duration, Instant};
 const HELP: &str = "\
 bench-memory: the gateway in a memory cgroup, beside clients that hardly read (as root)
 
-  --seconds S      how long (60)
+  --case CASE      slow, result, connections, commands or partials (slow)
+  --seconds S      how long, for the case `slow` (60)
   --limit MIB      the cgroup's limit, the kernel's socket memory included (64)
   --gateway FILE   the gateway's binary (target/release/aivtuber-gateway)
 
-2,000 idle pairs, 50 streams of 1 MB/s, 150 relays and 150 deliveries whose clients read 16 bytes every 20 s. No timeout ends
-one of them. One that the gateway closes comes back after a second.
+slow          2,000 idle pairs, 50 streams of 1 MB/s, 150 relays and 150 deliveries whose clients
+              read 16 bytes every 20 s. No timeout ends one of them. One that the gateway closes
+              comes back after a second.
+result        one result of 4 MiB, and 150 clients of its task that do not read
+connections   2,000 idle pairs, and 300 clients that ask for /connections and do not read
+commands      40 workers that send 16 MiB of a command and not its end
+partials      6,000 results of 30 KiB for one task that nobody waits for
 ";
 
 const IDLE_PAIRS: usize = 2000;
@@ -39,6 +45,9 @@ const READ_INTERVAL: Duration = Duration::from_secs(20);
 /// Bytes of a stream's frame, and the pause between two.
 const STREAM_FRAME: usize = 64 * 1024;
 const STREAM_PAUSE: Duration = Duration::from_millis(64);
+
+/// Everything that is to happen has happened after this time.
+const SETTLE_TIME: Duration = Duration::from_secs(3);
 
 /// Bytes of a result's text.
 const RESULT_TEXT: usize = 1024 * 1024;
@@ -67,10 +76,12 @@ struct Counts {
 
 fn run() -> Result<(), Fault> {
     let (mut seconds, mut limit) = (60.0, 64_u64);
+    let mut case = "slow".to_owned();
     let mut gateway = PathBuf::from("target/release/aivtuber-gateway");
     let mut parser = lexopt::Parser::from_env();
     while let Some(argument) = parser.next().map_err(|error| error.to_string())? {
         match argument {
+            Long("case") => case = value(&mut parser)?,
             Long("seconds") => seconds = value(&mut parser)?,
             Long("limit") => limit = value(&mut parser)?,
             Long("gateway") => {
@@ -89,7 +100,11 @@ fn run() -> Result<(), Fault> {
     let mut target = Target::start(&gateway, &group, &backend)?;
     let counts = Arc::new(Counts::default());
     serve(backend);
-    let outcome = measure(&mut target, &group, &counts, Duration::from_secs_f64(seconds));
+    let time = Duration::from_secs_f64(seconds);
+    let outcome = match case.as_str() {
+        "slow" => measure(&mut target, &group, &counts, time),
+        case => measure_held(case, &mut target, &group),
+    };
     counts.is_over.store(true, Relaxed);
     let alive = target.is_alive();
     drop(target);
@@ -197,6 +212,75 @@ fn measure(
         counts.refused.load(Relaxed),
         probes_served,
         probes,
+    ))
+}
+
+/// How much more is used while peers hold what `case` says, and whether others are served.
+fn measure_held(case: &str, target: &mut Target, group: &Group) -> Result<String, Fault> {
+    let fault = |error: io::Error| error.to_string();
+    let (address, inbox) = (target.address, target.inbox);
+    let mut held = Vec::new();
+    let idle = if case == "connections" { IDLE_PAIRS } else { 0 };
+    for _ in 0..idle {
+        held.push(open(address, "/ws/input?echo").map_err(fault)?);
+    }
+    probe(address, inbox).map_err(fault)?;
+    thread::sleep(SETTLE_TIME);
+    let base = group.usage()?;
+    match case {
+        "result" => {
+            for _ in 0..150 {
+                held.push(open(address, &format!("/ws/output/{}", task(0))).map_err(fault)?);
+            }
+            let text = "x".repeat(4 * 1024 * 1024);
+            let payload = format!(r#"{{"text":"{text}","final":false}}"#);
+            send_result(inbox, &task(0), payload.as_bytes()).map_err(fault)?;
+        }
+        "connections" => {
+            for _ in 0..300 {
+                let mut stream = TcpStream::connect(address).map_err(fault)?;
+                stream
+                    .write_all(b"GET /connections HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+                    .map_err(fault)?;
+                held.push(stream);
+            }
+        }
+        "commands" => {
+            let mut command = Vec::new();
+            let payload = vec![b'x'; 16 * 1024 * 1024 - 1024];
+            let channel = format!("task_response:{}", task(0));
+            resp::push_command(&mut command, &[b"PUBLISH", channel.as_bytes(), &payload]);
+            let most = command.len() - 16;
+            for _ in 0..40 {
+                let mut stream = TcpStream::connect(inbox).map_err(fault)?;
+                // The gateway may close it in the middle.
+                let _ = stream.write_all(&command[..most]);
+                held.push(stream);
+            }
+        }
+        "partials" => {
+            let text = "x".repeat(30 * 1024);
+            let payload = format!(r#"{{"text":"{text}","final":false}}"#);
+            for _ in 0..6000 {
+                send_result(inbox, &task(0), payload.as_bytes()).map_err(fault)?;
+            }
+        }
+        other => return Err(format!("no case `{other}`\n\n{HELP}")),
+    }
+    let mut most = base;
+    let begin = Instant::now();
+    while begin.elapsed() < SETTLE_TIME {
+        let (memory, sockets) = group.usage()?;
+        most = (most.0.max(memory), most.1.max(sockets));
+        thread::sleep(Duration::from_millis(20));
+    }
+    let served = (0..5).filter(|_| probe(address, inbox).is_ok()).count();
+    Ok(format!(
+        "{case}: {} MiB more ({} MiB before), and {} MiB more in sockets; small tasks served \
+         {served} of 5",
+        mib(most.0 - base.0),
+        mib(base.0),
+        mib(most.1.saturating_sub(base.1)),
     ))
 }
 
