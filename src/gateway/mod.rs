@@ -489,6 +489,7 @@ impl Gateway {
     /// The end of a turn: sends what Redis is to get, and frees what ended. *Slots are freed last.*
     pub fn finish_turn(&mut self) {
         self.redis.flush(&mut self.cx);
+        self.cx.results.finish_turn();
         self.keep_budget();
         if !self.closed.is_empty() {
             self.reap();

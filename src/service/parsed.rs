@@ -30,7 +30,7 @@ impl Parsed {
         if payload.len() < SHARED_BYTES_MIN {
             return read();
         }
-        self.0.retain(|one| one.payload.strong_count() > 0 && one.result.strong_count() > 0);
+        self.forget_unused();
         let address = Rc::as_ptr(payload);
         let same = self.0.iter().find(|one| std::ptr::addr_eq(one.payload.as_ptr(), address));
         let same = same.and_then(|one| one.result.upgrade());
@@ -43,6 +43,15 @@ impl Parsed {
         self.0.truncate(RESULTS_MAX - 1);
         self.0.push_front(ParsedResult { payload, result: weak });
         result
+    }
+
+    /// Forgets results that nobody holds any more. To be called once a turn: a weak reference to a
+    /// payload keeps all its memory.
+    #[inline]
+    pub fn forget_unused(&mut self) {
+        if !self.0.is_empty() {
+            self.0.retain(|one| one.payload.strong_count() > 0 && one.result.strong_count() > 0);
+        }
     }
 }
 
@@ -67,8 +76,13 @@ mod tests {
         assert_eq!(parsed.share(&long, Some(2), &budget).id(), Some(2));
         drop(first);
         assert_eq!(budget.held(), 0);
-        parsed.share(&long, Some(1), &budget);
-        assert_eq!((budget.held(), parsed.0.len()), (0, 1), "nothing is kept alive or piles up");
+        let result = parsed.share(&long, Some(1), &budget);
+        assert_eq!(parsed.0.len(), 1, "nothing piles up");
+        drop(long);
+        parsed.forget_unused();
+        assert!(parsed.0.is_empty(), "the payload is gone, though the result is still being sent");
+        drop(result);
+        assert_eq!(budget.held(), 0);
     }
 
     #[test]

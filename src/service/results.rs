@@ -188,6 +188,11 @@ impl<K: Copy + Ord> Results<K> {
         self.trim(now);
     }
 
+    /// The end of a turn.
+    pub fn finish_turn(&mut self) {
+        self.parsed.forget_unused();
+    }
+
     /// Charges what the link buffers now. What is retained is charged whenever it changes.
     pub fn count_memory(&mut self) {
         self.link_bytes = self.link.as_ref().map_or(0, Link::held_bytes);
