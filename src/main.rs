@@ -27,12 +27,13 @@ use aivtuber_gateway::config::{self, Config, Flags, Loaded};
 use aivtuber_gateway::demo::{self, Demo};
 use aivtuber_gateway::logging::{self, Logging};
 use aivtuber_gateway::reactor::{Hooks, Reactor};
-use aivtuber_gateway::{gateway, healthcheck};
+use aivtuber_gateway::{gateway, healthcheck, net};
 
 /// The exit status for bad usage or configuration.
 const UNUSABLE: u8 = 2;
 
 fn main() -> ExitCode {
+    net::return_large_blocks();
     let Invocation { action, flags } = match cli::parse(std::env::args_os().skip(1)) {
         Ok(invocation) => invocation,
         Err(why) => return complain(UNUSABLE, &why),

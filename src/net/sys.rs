@@ -2,7 +2,7 @@
 //!
 //! This is the only file with `unsafe` in it.
 
-#![expect(unsafe_code, reason = "the four calls that `rustix` has no safe name for")]
+#![expect(unsafe_code, reason = "the five calls that `rustix` has no safe name for")]
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -75,5 +75,26 @@ pub fn give_memory_back() {
     // SAFETY: it may be called at any time; blocks in use do not move.
     unsafe {
         libc::malloc_trim(0);
+    }
+}
+
+/// Makes the allocator give large blocks back to the system as soon as they are freed. To be called
+/// at the start.
+///
+/// By itself glibc's allocator takes the size of a freed block, up to 32 MiB, as a sign that there
+/// will be more of them, and keeps that much and twice as much for good: one large result would
+/// cost its memory for ever.
+pub fn return_large_blocks() {
+    /// A larger block is a mapping of its own. No buffer of a relay is as large.
+    #[cfg(target_env = "gnu")]
+    const BLOCK_BYTES_MAX: libc::c_int = 256 * 1024;
+    /// Free bytes that are kept at the top of the heap.
+    #[cfg(target_env = "gnu")]
+    const TOP_BYTES_MAX: libc::c_int = 1024 * 1024;
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it may be called at any time; blocks in use stay as they are.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, BLOCK_BYTES_MAX);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, TOP_BYTES_MAX);
     }
 }

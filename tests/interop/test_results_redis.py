@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from gatewaylab import wire
-from gatewaylab.results import PREFIX, is_up, is_waiting, new_task, status
+from gatewaylab.results import PREFIX, is_up, is_waiting, new_task, proportional_bytes, status
 from gatewaylab.wire import eventually, closed_port
 
 
@@ -557,6 +557,20 @@ def test_stop_after_a_burst_keeps_everything(results, server):
     second = results.gateway(server, config={"log": {"level": "info"}})
     for task in tasks[::100]:
         told(results.wait(second, task), task)
+
+
+def test_memory_of_a_large_result_is_given_back(results, server):
+    """What a result of 12 MiB takes while it is read, parsed and sent is not kept by the process."""
+    gateway = results.gateway(server)
+    task = new_task()
+    waiter = results.wait(gateway, task)
+    is_waiting(gateway, task)
+    before = proportional_bytes(gateway.pid)
+    # It is larger than what one task may keep.
+    server.publish(task, text="x" * (12 << 20))
+    assert len(waiter.result().content) == 12 << 20
+    waiter.done()
+    eventually(lambda: proportional_bytes(gateway.pid) < before + (4 << 20), "the memory is free")
 
 
 def test_two_gateways_on_one_redis(results, server):
