@@ -10,6 +10,15 @@ use std::time::{Duration, SystemTime};
 
 /// A moment, in nanoseconds since the process began, plus one so that `Option<Moment>` needs no
 /// more room. Lasts for 584 years.
+///
+/// ```
+/// use aivtuber_gateway::base::moment::Moment;
+/// use std::time::Duration;
+///
+/// let later = Moment::START + Duration::from_secs(3);
+/// assert_eq!(later - Moment::START, Duration::from_secs(3));
+/// assert_eq!(Moment::START - later, Duration::ZERO);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(NonZeroU64);
 

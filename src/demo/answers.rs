@@ -1,14 +1,5 @@
 //! Answers: a text and a sound file, published to the inbox.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "the stand-in runs on threads of its own and may wait"
-)]
-#![expect(
-    clippy::disallowed_types,
-    reason = "the stand-in runs on threads of its own and may wait"
-)]
-
 use super::IO_TIMEOUT;
 use super::recording::Heard;
 use super::upload::Input;

@@ -21,9 +21,6 @@
 
 #![expect(
     clippy::disallowed_methods,
-    reason = "the stand-in runs on threads of its own and may wait"
-)]
-#![expect(
     clippy::disallowed_types,
     reason = "the stand-in runs on threads of its own and may wait"
 )]

@@ -1,14 +1,5 @@
 //! The listener and a thread for each of its connections.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "the stand-in runs on threads of its own and may wait"
-)]
-#![expect(
-    clippy::disallowed_types,
-    reason = "the stand-in runs on threads of its own and may wait"
-)]
-
 use super::answers::Responder;
 use super::upload::{Input, Reaction, Upload};
 use super::{CONNECTIONS_MAX, IO_TIMEOUT, TEXT_BYTES_MAX};

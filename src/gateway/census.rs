@@ -178,32 +178,14 @@ fn share(response: Response, budget: &Budget) -> Response {
 mod tests {
     #![expect(clippy::disallowed_types, reason = "a test reads what its peer received")]
 
-    use super::super::tests::{client, turn, with_routes};
+    use super::super::tests::{client, turn, with_waiting_clients};
     use super::*;
     use crate::base::moment::Moment;
-    use crate::service::route::{RouteSettings, TargetSettings};
-    use crate::service::url::Template;
     use serde_json::Value;
     use std::cell::RefCell;
     use std::rc::Rc;
 
     const CLIENTS: usize = 3000;
-
-    fn crowded() -> Gateway {
-        let path = Template::parse("/ws/output/{task_id}").unwrap();
-        let route = RouteSettings { name: "output".into(), path, target: TargetSettings::Output };
-        let mut gateway = with_routes(10_000, vec![route]);
-        for number in 0..CLIENTS {
-            let request = format!(
-                "GET /ws/output/{number:032x} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n\
-                 Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-                 Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-            );
-            client(&mut gateway, request.as_bytes());
-        }
-        turn(&mut gateway, Moment::START);
-        gateway
-    }
 
     fn get(gateway: &mut Gateway, path: &str) -> Rc<RefCell<Vec<u8>>> {
         client(gateway, format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())
@@ -222,7 +204,7 @@ mod tests {
 
     #[test]
     fn connections_are_listed_a_slice_a_turn() {
-        let mut gateway = crowded();
+        let mut gateway = with_waiting_clients(CLIENTS);
         let received = get(&mut gateway, "/connections");
         turn(&mut gateway, Moment::START);
         let visited = gateway.census.as_ref().expect("it takes more than a turn").next;
@@ -238,7 +220,7 @@ mod tests {
 
     #[test]
     fn those_who_ask_together_share_one_list() {
-        let mut gateway = crowded();
+        let mut gateway = with_waiting_clients(CLIENTS);
         let all: Vec<_> = (0..50).map(|_| get(&mut gateway, "/connections")).collect();
         let mut held_max = 0;
         while gateway.next_turn() == Some(gateway.now()) {
@@ -253,7 +235,7 @@ mod tests {
 
     #[test]
     fn who_asks_during_a_census_waits_for_the_next_one() {
-        let mut gateway = crowded();
+        let mut gateway = with_waiting_clients(CLIENTS);
         let first = get(&mut gateway, "/connections");
         turn(&mut gateway, Moment::START);
         let second = get(&mut gateway, "/connections");
@@ -276,7 +258,7 @@ mod tests {
             let line = body.lines().find_map(|line| line.strip_prefix(name)).unwrap();
             line.parse::<u64>().unwrap()
         };
-        let mut gateway = crowded();
+        let mut gateway = with_waiting_clients(CLIENTS);
         for number in 0..CLIENTS {
             let task = uuid::Uuid::from_u128(number as u128);
             gateway.cx.results.publish(Moment::START, task, br#"{"text":"a","final":false}"#);

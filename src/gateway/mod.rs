@@ -633,18 +633,13 @@ mod tests {
     #![expect(clippy::disallowed_types, reason = "a test reads what its peer received")]
 
     use super::*;
-    use crate::net::{PeerAddress, Side, Transport};
+    use crate::net::testing::NoNetwork;
+    use crate::net::{Side, Transport};
+    use crate::service::route::TargetSettings;
+    use crate::service::url::Template;
     use std::cell::RefCell;
     use std::io::{self, ErrorKind, Read, Write};
     use std::rc::Rc;
-
-    struct NoNetwork;
-
-    impl Network for NoNetwork {
-        fn connect(&mut self, _: &PeerAddress, _: Source) -> io::Result<Socket> {
-            Err(ErrorKind::ConnectionRefused.into())
-        }
-    }
 
     /// A peer that has sent some bytes, takes everything and never closes.
     struct Peer {
@@ -713,6 +708,23 @@ mod tests {
         let chance = fastrand::Rng::with_seed(1);
         let (now, wall) = (Moment::START, SystemTime::UNIX_EPOCH);
         Gateway::new(settings, Box::new(NoNetwork), chance, now, wall).expect("no Redis is wanted")
+    }
+
+    /// With this many clients that wait for results, one task each.
+    pub fn with_waiting_clients(count: usize) -> Gateway {
+        let path = Template::parse("/ws/output/{task_id}").unwrap();
+        let route = RouteSettings { name: "output".into(), path, target: TargetSettings::Output };
+        let mut gateway = with_routes(10_000, vec![route]);
+        for number in 0..count {
+            let request = format!(
+                "GET /ws/output/{number:032x} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n\
+                 Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                 Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            );
+            client(&mut gateway, request.as_bytes());
+        }
+        turn(&mut gateway, Moment::START);
+        gateway
     }
 
     pub fn socket(sent: &[u8]) -> Socket {

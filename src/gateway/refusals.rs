@@ -74,21 +74,14 @@ mod tests {
     use super::*;
     use crate::base::moment::Moment;
     use crate::gateway::{Gateway, Settings};
-    use crate::net::{Network, PeerAddress, Ready, Side, Socket, Source, Transport};
+    use crate::net::testing::NoNetwork;
+    use crate::net::{Ready, Side, Socket, Source, Transport};
     use crate::service::limits;
     use std::cell::RefCell;
     use std::io::{self, ErrorKind, Read, Write};
     use std::net::SocketAddr;
     use std::rc::Rc;
     use std::time::SystemTime;
-
-    struct NoNetwork;
-
-    impl Network for NoNetwork {
-        fn connect(&mut self, _: &PeerAddress, _: Source) -> io::Result<Socket> {
-            Err(ErrorKind::ConnectionRefused.into())
-        }
-    }
 
     /// A client: what it has sent, and what it got. It closes once it got something.
     #[derive(Clone, Default)]

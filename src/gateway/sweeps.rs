@@ -130,28 +130,15 @@ impl Gateway {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{client, turn, with_routes};
+    use super::super::tests::{turn, with_waiting_clients};
     use super::*;
     use crate::base::moment::Moment;
-    use crate::service::route::{RouteSettings, TargetSettings};
-    use crate::service::url::Template;
 
     const CLIENTS: usize = 1000;
 
     /// A gateway with clients that wait for results, one task each.
     fn crowded() -> Gateway {
-        let path = Template::parse("/ws/output/{task_id}").unwrap();
-        let route = RouteSettings { name: "output".into(), path, target: TargetSettings::Output };
-        let mut gateway = with_routes(10_000, vec![route]);
-        for number in 0..CLIENTS {
-            let request = format!(
-                "GET /ws/output/{number:032x} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n\
-                 Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-                 Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-            );
-            client(&mut gateway, request.as_bytes());
-        }
-        turn(&mut gateway, Moment::START);
+        let mut gateway = with_waiting_clients(CLIENTS);
         gateway.begin_turn(Moment::START);
         gateway
     }

@@ -12,6 +12,8 @@ pub mod memory;
 pub mod pipe;
 mod sys;
 pub mod tcp;
+#[cfg(test)]
+pub mod testing;
 pub mod token;
 
 use std::io::{self, ErrorKind, Read, Write};

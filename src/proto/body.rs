@@ -44,6 +44,16 @@ impl Body {
 }
 
 /// Finds the end of one body in a byte stream that is cut anywhere.
+///
+/// ```
+/// use aivtuber_gateway::proto::body::{Body, BodyScanner};
+///
+/// let mut scanner = BodyScanner::new(Body::Chunked);
+/// assert_eq!(scanner.advance(b"5\r\nhel"), Ok(6));
+/// assert!(!scanner.is_done());
+/// assert_eq!(scanner.advance(b"lo\r\n0\r\n\r\nnext"), Ok(9));
+/// assert!(scanner.is_done());
+/// ```
 #[derive(Clone, Debug)]
 pub struct BodyScanner(NextByte);
 

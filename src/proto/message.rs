@@ -61,6 +61,16 @@ const OUR_NAMES: [&str; 11] = [
 
 /// The task that a client waits for: compared as a UUID, echoed as the client wrote it. That is
 /// letters, digits and `{}-:`, so between two quotes it is a JSON string.
+///
+/// ```
+/// use aivtuber_gateway::proto::message::TaskId;
+///
+/// let usual = TaskId::read("7d2b1a52-93a2-4c44-9a94-6a2a4a6cf111").unwrap();
+/// let braced = TaskId::read("%7B7D2B1A52-93A2-4C44-9A94-6A2A4A6CF111%7D").unwrap();
+/// assert_eq!(usual.uuid(), braced.uuid());
+/// assert_eq!(braced.to_string(), "{7D2B1A52-93A2-4C44-9A94-6A2A4A6CF111}");
+/// assert!(TaskId::read("nonsense").is_none());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskId {
     uuid: Uuid,

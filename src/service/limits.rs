@@ -64,6 +64,21 @@ impl Refusal {
 }
 
 /// Counts open connections against the limits.
+///
+/// ```
+/// use aivtuber_gateway::service::limits::{Limits, Refusal, Settings};
+///
+/// let mut limits = Limits::new(Settings {
+///     max_connections: 10,
+///     max_connections_per_ip: 1,
+///     allowed_origins: Vec::new(),
+/// });
+/// let ip = "192.0.2.7".parse().ok();
+/// assert_eq!(limits.admit(ip), Ok(()));
+/// assert_eq!(limits.admit(ip), Err(Refusal::PerAddress));
+/// limits.release(ip);
+/// assert_eq!(limits.admit(ip), Ok(()));
+/// ```
 #[derive(Debug)]
 pub struct Limits {
     settings: Settings,

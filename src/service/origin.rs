@@ -31,6 +31,14 @@ pub fn is_same_host(origin: &[u8], host: &str) -> bool {
 /// | `https://*.example` | the same, with this scheme and its default port |
 /// | `null`, `file://` | exactly this, which browsers send for sandboxed frames and local files |
 /// | `*` | every origin |
+///
+/// ```
+/// use aivtuber_gateway::service::origin::OriginRule;
+///
+/// let rule = OriginRule::parse("*.example:8443").unwrap();
+/// assert_eq!(rule.to_string(), "*.example:8443");
+/// assert!(OriginRule::parse("app.example").is_err());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OriginRule {
     text: Box<str>,

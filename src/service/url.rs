@@ -16,6 +16,15 @@ use super::name::Name;
 
 /// A path with names in it, such as `/ws/output/{task_id}`. `{name}` matches one whole segment that
 /// is not empty.
+///
+/// ```
+/// use aivtuber_gateway::service::url::Template;
+///
+/// let template = Template::parse("/ws/output/{task_id}").unwrap();
+/// assert!(template.match_path("/ws/output/7").is_some());
+/// assert!(template.match_path("/ws/output/").is_none());
+/// assert!(Template::parse("/ws/output/task-{id}").is_err());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
     text: Box<str>,

@@ -214,7 +214,8 @@ impl State for Linger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::{Network, PeerAddress, Ready, Socket, Source, Transport};
+    use crate::net::testing::NoNetwork;
+    use crate::net::{Ready, Socket, Transport};
     use crate::proto::ws;
     use crate::service::limits::{self, Limits};
     use crate::service::results::Results;
@@ -225,14 +226,6 @@ mod tests {
     use std::io::{self, ErrorKind, Read, Write};
     use std::net::{IpAddr, Ipv4Addr};
     use std::rc::Rc;
-
-    struct NoNetwork;
-
-    impl Network for NoNetwork {
-        fn connect(&mut self, _: &PeerAddress, _: Source) -> io::Result<Socket> {
-            Err(ErrorKind::ConnectionRefused.into())
-        }
-    }
 
     /// What the client does next: sends bytes (none: FIN), resets, or acknowledges all but some.
     #[derive(Clone)]
