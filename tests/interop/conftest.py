@@ -97,6 +97,11 @@ class Lab:
         self.clients.append(client)
         return client
 
+    def adopt_proxy(self, proxy):
+        """A proxy in front of a gateway, to be ended with the test."""
+        self.backends.append(proxy)
+        return proxy
+
     def pair(self, where, backend, target="/ws/input"):
         """A client and its backend's side, upgraded."""
         client = self.client(where)

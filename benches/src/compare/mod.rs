@@ -4,6 +4,7 @@
 //! Comparisons are made within one run and round by round: figures of different days say more
 //! about the machine than about the programs.
 
+pub mod beside;
 pub mod division;
 pub mod instructions;
 pub mod metrics;

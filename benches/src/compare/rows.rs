@@ -1,5 +1,6 @@
 //! The rows of the comparison: the work, the figures, and the gateway's goals.
 
+use super::beside::{self, Beside, Pressure};
 use super::division::{self, Division, Part};
 use super::process::{Awake, Process};
 use super::run::{Run, Sample};
@@ -424,6 +425,45 @@ pub const ROWS: &[Row] = &[
         run: flood,
     },
     Row {
+        id: "beside-connections",
+        title: "Echo 64 B, 1,000 messages/s, while 20 clients ask for /connections with 5,000 sockets open",
+        note: "The pipe serves no reports: its figures are those of the messages beside the idle pairs. Done are answers.",
+        need: Need::Results,
+        targets: &["pipe", "gateway-inbox"],
+        fresh: true,
+        rounds_max: 4,
+        metrics: BESIDE_METRICS,
+        goals: goals!["gateway-inbox" "p99" Limit::AtMost(5000.0)],
+        counts_calls: false,
+        run: |run| beside(run, Pressure::Reports),
+    },
+    Row {
+        id: "beside-publications",
+        title: "Echo 64 B, 1,000 messages/s, while 4 workers publish to the inbox as fast as it reads",
+        note: "The pipe has no inbox: its figures are those of the messages alone. Done are publications.",
+        need: Need::Results,
+        targets: &["pipe", "gateway-inbox"],
+        fresh: true,
+        rounds_max: 4,
+        metrics: BESIDE_METRICS,
+        goals: goals!["gateway-inbox" "p99" Limit::AtMost(5000.0)],
+        counts_calls: false,
+        run: |run| beside(run, Pressure::Publications),
+    },
+    Row {
+        id: "beside-crowd",
+        title: "Echo 64 B, 1,000 messages/s, while 6,000 clients come for one task with 200 results, again and again",
+        note: "The pipe delivers nothing: its figures are those of the messages alone. Done are clients that had all.",
+        need: Need::Results,
+        targets: &["pipe", "gateway-inbox"],
+        fresh: true,
+        rounds_max: 4,
+        metrics: BESIDE_METRICS,
+        goals: goals!["gateway-inbox" "p99" Limit::AtMost(5000.0)],
+        counts_calls: false,
+        run: |run| beside(run, Pressure::Crowd),
+    },
+    Row {
         id: "side-by-side",
         title: "Echo 64 B, 256 connections, one message in flight on each: one process, and two on the same address",
         note: "Of two processes, one on each core, the second shares its core with the load generator, whose messages wake \
@@ -452,6 +492,8 @@ pub const ROWS: &[Row] = &[
     },
 ];
 
+const BESIDE_METRICS: &[Metric] =
+    metrics!["p50" "p50 µs" 0, "p99" "p99 µs" 0, "max" "max µs" 0, "done" "done/s" 0];
 /// The allowed cost of the log and of reading the metrics, in all rows.
 const LOGGED: Limit = Limit::Times(1.03, &["gateway"]);
 const STREAM_METRICS: &[Metric] = metrics!["cpu_gb" "CPU s/GB" 3, "rate" "MB/s" 0];
@@ -662,6 +704,26 @@ fn publish(run: &mut Run<'_>) -> Result<Sample, Fault> {
         ("p50", outcome.latencies.percentile(50.0).unwrap_or_default()),
         ("p99", outcome.latencies.percentile(99.0).unwrap_or_default()),
         ("cpu", watch.nanos as f64 / 1e3 / outcome.count as f64),
+    ]))
+}
+
+fn beside(run: &mut Run<'_>, pressure: Pressure) -> Result<Sample, Fault> {
+    let is_floor = run.instance.target.id == "pipe";
+    let place = || -> Result<beside::Place, Fault> {
+        let (inbox, channel_prefix) = (run.publish_at()?, run.channel_prefix());
+        Ok(beside::Place { address: run.instance.address, inbox, channel_prefix })
+    };
+    let mut load = Beside::new(if is_floor { None } else { Some((pressure, place()?)) });
+    let idle = if pressure == Pressure::Reports { IDLE_PAIRS } else { 0 };
+    let echo = Echo { rate: Some(BESIDE_RATE), idle, ..Echo::new(64, 16) };
+    let limits = Limits::seconds(if run.quick { 3.0 } else { 6.0 });
+    let mut world = run.world()?;
+    let mut outcome = work::echo(&mut world, &echo, limits, &mut load)?;
+    Ok(Sample::from([
+        ("p50", outcome.latencies.percentile(50.0).unwrap_or_default()),
+        ("p99", outcome.latencies.percentile(99.0).unwrap_or_default()),
+        ("max", outcome.latencies.percentile(100.0).unwrap_or_default()),
+        ("done", load.done as f64 / outcome.seconds),
     ]))
 }
 

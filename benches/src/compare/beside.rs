@@ -1,0 +1,224 @@
+//! What many clients do to the gateway at once, while the messages of others are measured.
+//!
+//! The clients run on threads of their own that yield to the measuring one, so that the figures
+//! show how long the target kept a message waiting, and not how busy the load generator's core is.
+//! The bare byte pipe serves nothing but messages: its figure, in the same run, is what the machine
+//! adds.
+
+use crate::Fault;
+use crate::load::results;
+use crate::load::work::Observe;
+use crate::resp;
+use crate::wire;
+use rustix::process::setpriority_process;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Timeout for a byte of an answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Clients that ask for `/connections`, each as fast as it is answered.
+const ASKING: usize = 20;
+/// Workers that publish as fast as the inbox reads.
+const PUBLISHING: usize = 4;
+/// Results that a worker publishes before it reads the replies.
+const PUBLISHED_AT_ONCE: usize = 500;
+/// Clients of one task, and its results.
+const CROWD: usize = 6000;
+const CROWD_RESULTS: usize = 200;
+/// Results that a crowd finds when it comes; the others are published then.
+const CROWD_KEPT: usize = 100;
+
+/// What is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pressure {
+    /// Ask for `/connections`.
+    Reports,
+    /// Publish to the inbox, for tasks without clients.
+    Publications,
+    /// Come for one task in thousands, get its results, leave, come again.
+    Crowd,
+}
+
+/// Where it is done.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    pub address: SocketAddr,
+    pub inbox: SocketAddr,
+    pub channel_prefix: &'static str,
+}
+
+/// What one thread does again and again.
+type Work = fn(Place, &Shared) -> io::Result<()>;
+
+/// Exerts a pressure while something is measured.
+pub struct Beside {
+    /// `None`: on nothing.
+    pressure: Option<(Pressure, Place)>,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<io::Result<()>>>,
+    /// Answers, publications or deliveries.
+    pub done: u64,
+}
+
+#[derive(Default)]
+struct Shared {
+    is_over: AtomicBool,
+    done: AtomicU64,
+}
+
+impl Beside {
+    pub fn new(pressure: Option<(Pressure, Place)>) -> Beside {
+        Beside { pressure, shared: Arc::default(), threads: Vec::new(), done: 0 }
+    }
+}
+
+impl Observe for Beside {
+    fn begin(&mut self) -> Result<(), Fault> {
+        let Some((pressure, place)) = self.pressure else { return Ok(()) };
+        let (threads, work): (usize, Work) = match pressure {
+            Pressure::Reports => (ASKING, ask),
+            Pressure::Publications => (PUBLISHING, publish),
+            Pressure::Crowd => (1, crowd),
+        };
+        for _ in 0..threads {
+            let shared = Arc::clone(&self.shared);
+            self.threads.push(std::thread::spawn(move || {
+                setpriority_process(Some(rustix::thread::gettid()), 19)?;
+                while !shared.is_over.load(Ordering::Relaxed) {
+                    work(place, &shared)?;
+                }
+                Ok(())
+            }));
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), Fault> {
+        self.done = self.shared.done.load(Ordering::Relaxed);
+        self.shared.is_over.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let outcome = thread.join().map_err(|_| Fault::from("a client panicked"))?;
+            outcome.map_err(|error| format!("a client beside the messages: {error}"))?;
+        }
+        if self.pressure.is_some() && self.done == 0 {
+            return Err("nothing was done beside the messages".into());
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
+
+    fn note(&self, done: usize) {
+        self.done.fetch_add(done as u64, Ordering::Relaxed);
+    }
+}
+
+fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+fn ask(place: Place, shared: &Shared) -> io::Result<()> {
+    let mut stream = connect(place.address)?;
+    let question = format!("GET /connections HTTP/1.1\r\nHost: {}\r\n\r\n", place.address);
+    let mut bytes = vec![0; 1 << 20];
+    while !shared.is_over() {
+        stream.write_all(question.as_bytes())?;
+        let (mut length, mut answer) = (0, None);
+        while answer.is_none() {
+            length += read_some(&mut stream, &mut bytes[length..])?;
+            answer = wire::parse_answer(&bytes[..length]).map_err(io::Error::other)?;
+        }
+        let head = bytes.windows(4).position(|four| four == b"\r\n\r\n").map_or(0, |at| at + 4);
+        let mut left = (head + content_length(&bytes[..head])?).saturating_sub(length);
+        while left > 0 {
+            let room = left.min(bytes.len());
+            left -= read_some(&mut stream, &mut bytes[..room])?;
+        }
+        shared.note(1);
+    }
+    Ok(())
+}
+
+fn content_length(head: &[u8]) -> io::Result<usize> {
+    let head = String::from_utf8_lossy(head).to_ascii_lowercase();
+    let value = head.lines().find_map(|line| line.strip_prefix("content-length:"));
+    let length = value.and_then(|value| value.trim().parse().ok());
+    length.ok_or_else(|| io::Error::other("an answer without a length"))
+}
+
+fn read_some(stream: &mut TcpStream, bytes: &mut [u8]) -> io::Result<usize> {
+    match stream.read(bytes)? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        length => Ok(length),
+    }
+}
+
+fn publish(place: Place, shared: &Shared) -> io::Result<()> {
+    let mut stream = connect(place.inbox)?;
+    while !shared.is_over() {
+        let tasks = (0..PUBLISHED_AT_ONCE).map(|_| results::fresh_task());
+        publish_for(place, &mut stream, tasks)?;
+        shared.note(PUBLISHED_AT_ONCE);
+    }
+    Ok(())
+}
+
+/// Publishes a result for each of these tasks, and reads the replies.
+fn publish_for(
+    place: Place,
+    stream: &mut TcpStream,
+    tasks: impl Iterator<Item = String>,
+) -> io::Result<()> {
+    let json = results::published(None, false);
+    let (mut commands, mut replies) = (Vec::new(), 0_usize);
+    for task in tasks {
+        let channel = format!("{}{task}", place.channel_prefix);
+        resp::push_command(&mut commands, &[b"PUBLISH", channel.as_bytes(), json.as_bytes()]);
+        replies += 1;
+    }
+    stream.write_all(&commands)?;
+    let mut bytes = vec![0; 64 << 10];
+    while replies > 0 {
+        let length = read_some(stream, &mut bytes)?;
+        let lines = bytes[..length].iter().filter(|byte| **byte == b'\n').count();
+        replies = replies.saturating_sub(lines);
+    }
+    Ok(())
+}
+
+fn crowd(place: Place, shared: &Shared) -> io::Result<()> {
+    let task = results::fresh_task();
+    let mut worker = connect(place.inbox)?;
+    publish_for(place, &mut worker, (0..CROWD_KEPT).map(|_| task.clone()))?;
+    let path = format!("/ws/output/{task}");
+    let host = place.address.to_string();
+    let mut clients = Vec::new();
+    while clients.len() < CROWD && !shared.is_over() {
+        let mut client = connect(place.address)?;
+        client.write_all(&wire::upgrade_request(&path, &host, &wire::fresh_key()))?;
+        clients.push(client);
+    }
+    let rest = CROWD_RESULTS - CROWD_KEPT;
+    publish_for(place, &mut worker, (0..rest).map(|_| task.clone()))?;
+    // Each client has everything once it has as many bytes as the first one got in the end.
+    let mut bytes = vec![0; 64 << 10];
+    let length = results::text_message(&task, false, false).len();
+    for client in &mut clients {
+        let mut left = CROWD_RESULTS * length;
+        while left > 0 && !shared.is_over() {
+            left = left.saturating_sub(read_some(client, &mut bytes)?);
+        }
+        shared.note(1);
+    }
+    Ok(())
+}
