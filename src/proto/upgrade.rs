@@ -259,15 +259,20 @@ pub fn write_forwarded_response(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) 
 /// dropped (RFC 9112 §6.3).
 pub fn write_forwarded_refusal(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) {
     write_status_line(head, out);
-    let is_encoded = head.headers.first("transfer-encoding").is_some();
+    // A line that names no coding says nothing, as `Body::of_response` reads it. Passed on beside
+    // the length, or in its place, it would make the client look for another end.
+    let is_encoded = head.headers.elements("transfer-encoding").next().is_some();
     // A 426 must name a protocol (RFC 9110 §15.5.22), and one that the backend names can be asked
     // for through the gateway.
     let tells_upgrade = head.status == 426 && head.headers.first("upgrade").is_some();
     for (name, value) in head.headers.iter() {
         let is = |known: &str| name.eq_ignore_ascii_case(known);
-        let is_framing = is("transfer-encoding") || is("trailer") || is("content-length");
-        let is_kept = if is_framing {
-            !(is_encoded && is("content-length"))
+        let is_kept = if is("transfer-encoding") {
+            value.iter().any(|byte| !matches!(byte, b',' | b' ' | b'\t'))
+        } else if is("content-length") {
+            !is_encoded
+        } else if is("trailer") {
+            true
         } else {
             tells_upgrade && is("upgrade") || !is_hop_by_hop(name, &head.headers)
         };
@@ -692,6 +697,18 @@ mod tests {
                 "HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"
             ),
             "HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n\r\n"
+        );
+        for empty in ["", ",", " , ,"] {
+            assert_eq!(
+                refusal(&format!(
+                    "HTTP/1.1 403 No\r\nTransfer-Encoding:{empty}\r\nContent-Length: 3\r\n\r\n"
+                )),
+                "HTTP/1.1 403 No\r\nContent-Length: 3\r\nConnection: close\r\n\r\n"
+            );
+        }
+        assert_eq!(
+            refusal("HTTP/1.1 403 No\r\nTransfer-Encoding:\r\nTransfer-Encoding: chunked\r\n\r\n"),
+            "HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
         );
         assert_eq!(
             refusal("HTTP/1.1 404 No\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n"),
