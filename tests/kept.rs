@@ -973,6 +973,17 @@ fn after_a_failover_the_new_master_gets_what_the_old_one_refused() {
     assert!(kept);
 }
 
+#[test]
+fn a_replica_in_the_list_is_passed_over() {
+    let (replica, master) = (Server::start(), Server::start());
+    let mut admin = replica.client();
+    let _: () = redis::cmd("REPLICAOF").arg(&["127.0.0.1", "1"]).query(&mut admin).unwrap();
+    let mut gateway = Process::with_urls(&[replica.url(), master.url()]);
+    await_all(&mut [&mut gateway], |gateways| gateways[0].is_up());
+    let state = gateway.gateway.results().redis_state().map(|(state, at)| (state, at.to_string()));
+    assert_eq!(state, Some((link::RedisState::Up, address_of(&master))));
+}
+
 fn address_of(server: &Server) -> String {
     server.folder.join("socket").display().to_string()
 }

@@ -15,6 +15,7 @@
 #![expect(clippy::indexing_slicing, reason = "keys come from the slab, roles index a pair")]
 
 use crate::net::{Conn, Io, PeerAddress, Ready, Source};
+use crate::service::attempt::{AttemptError, Fault};
 use crate::service::link::{Address, LinkAction, REDIS_ROLES, RedisRole};
 use crate::service::name::{LookUpError, Name};
 use crate::session::Context;
@@ -95,7 +96,9 @@ impl RedisSockets {
             Err(LookUpError::NotFound(why)) => {
                 self.fail(role, &format!("its name was not found: {why}"), cx);
             }
-            Err(error @ LookUpError::Shortage { .. }) => self.fail(role, &error.to_string(), cx),
+            Err(error @ LookUpError::Shortage { .. }) => {
+                self.note_shortage(role, &error.to_string(), cx);
+            }
         }
     }
 
@@ -163,10 +166,22 @@ impl RedisSockets {
                     self.sockets[role as usize] = RedisSocket::Dialing { conn, later: addresses };
                     return;
                 }
+                Err(error) if AttemptError::of_connecting(&error).fault() == Fault::Local => {
+                    return self.note_shortage(role, &error.to_string(), cx);
+                }
                 Err(error) => why = error.to_string(),
             }
         }
         self.fail(role, &why, cx);
+    }
+
+    /// This machine lacks what a connection needs.
+    fn note_shortage(&mut self, role: RedisRole, why: &str, cx: &mut Context) {
+        self.sockets[role as usize] = RedisSocket::Closed;
+        let now = cx.now;
+        if let Some(link) = cx.results.link() {
+            link.handle_shortage(role, why, now);
+        }
     }
 
     fn fail(&mut self, role: RedisRole, why: &str, cx: &mut Context) {
@@ -281,6 +296,9 @@ mod tests {
                 PeerAddress::Unix(path) => (path.display().to_string(), false),
             };
             self.0.borrow_mut().push(text);
+            if matches!(to, PeerAddress::Tcp(to) if to.port() == 2) {
+                return Err(io::Error::from_raw_os_error(libc::EMFILE));
+            }
             Ok(Socket::Other(Box::new(Scripted { fails })))
         }
     }
@@ -359,6 +377,32 @@ mod tests {
         sockets.handle_ready(RedisRole::Store, WRITABLE);
         sockets.read(&mut cx, usize::MAX);
         assert!(matches!(sockets.sockets[1], RedisSocket::Open { .. }));
+    }
+
+    #[test]
+    fn a_shortage_of_this_machine_is_not_tried_on_the_next_address_or_server() {
+        let (mut sockets, mut cx, dials) = begin("redis://192.0.2.1:2");
+        let settings = link::Settings {
+            urls: vec!["redis://redis.example:2".into(), "redis://192.0.2.9:7".into()],
+            ..Default::default()
+        };
+        let link = Link::new(&settings, tasks::Settings::default(), cx.now, 1).unwrap();
+        cx.results.begin_link(link);
+        let found = ["192.0.2.1:2", "192.0.2.2:7"].map(|address| address.parse().unwrap());
+        for _ in 0..3 {
+            sockets.read(&mut cx, usize::MAX);
+            sockets.flush(&mut cx);
+            jobs(&mut cx);
+            for role in REDIS_ROLES {
+                sockets.handle_addresses(role, Ok(found.to_vec()), &mut cx);
+            }
+            cx.now = cx.results.deadline().unwrap();
+            cx.results.settle(cx.now);
+        }
+        let dials = dials.0.borrow();
+        assert!(dials.len() >= 4 && dials.iter().all(|at| at == "192.0.2.1:2"), "{dials:?}");
+        let (state, _) = cx.results.redis_state().unwrap();
+        assert!(state.why().is_some_and(|why| why.contains("Too many open files")), "{state:?}");
     }
 
     #[test]

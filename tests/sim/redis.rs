@@ -250,6 +250,7 @@ impl Redis {
                 conn.say(b"*2\r\n$4\r\npong\r\n$0\r\n\r\n")
             }
             ["PING"] => conn.say(b"+PONG\r\n"),
+            ["ROLE"] => conn.say(b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n"),
             ["TIME"] => {
                 let (seconds, micros) =
                     ((self.clock / 1_000_000).to_string(), (self.clock % 1_000_000).to_string());

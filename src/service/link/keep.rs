@@ -375,9 +375,7 @@ impl Keeper {
             ErrorKind::Replica => {
                 self.store_again(requests);
                 self.paused_until = Some(now + REFUSED_PAUSE);
-                let why = format!("results are not kept, this server is a replica: {error}");
-                self.note_trouble(kind, why.clone());
-                StoreOutcome::Replica(why)
+                StoreOutcome::Replica(self.note_replica(error))
             }
             ErrorKind::Cluster => {
                 self.dropped += requests.len() as u64;
@@ -387,6 +385,20 @@ impl Keeper {
                 self.dropped += requests.len() as u64;
                 self.note_trouble(kind, format!("results are not kept in Redis: {error}"))
             }
+        }
+    }
+
+    /// The server is a replica. Returns that as a sentence.
+    pub(super) fn note_replica(&mut self, evidence: impl fmt::Display) -> String {
+        let why = format!("results are not kept, this server is a replica: {evidence}");
+        self.note_trouble(ErrorKind::Replica, why.clone());
+        why
+    }
+
+    /// The server is none (any more).
+    pub(super) fn note_master(&mut self) {
+        if self.trouble.as_ref().is_some_and(|it| it.kind == ErrorKind::Replica) {
+            (self.trouble, self.paused_until) = (None, None);
         }
     }
 

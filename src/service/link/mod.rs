@@ -33,6 +33,7 @@
 )]
 
 mod connection;
+mod failover;
 mod index;
 mod keep;
 mod pending;
@@ -63,8 +64,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest publication, in bytes; a larger one ends the connection. A page of kept results may
 /// have `max_retained`.
 const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// The pause before the next server when the second one is a replica as well; it doubles.
-const REPLICA_PAUSE: Duration = Duration::from_millis(100);
 /// Different problems that are reported before the link is up again.
 const REPORTED_MAX: usize = 32;
 /// The longest report, in characters.
@@ -340,6 +339,11 @@ impl Link {
         self.keeper.is_idle() && self.subscriber.pending.is_empty() && self.store.pending.is_empty()
     }
 
+    /// What [`Link::is_idle`] waits for: results to store, and replies to come.
+    pub fn unfinished(&self) -> usize {
+        self.keeper.jobs.len() + self.subscriber.pending.len() + self.store.pending.len()
+    }
+
     /// Results that were not kept in Redis, since the start.
     pub fn dropped(&self) -> u64 {
         self.keeper.dropped()
@@ -356,6 +360,14 @@ impl Link {
     pub fn handle_closed(&mut self, role: RedisRole, why: &str, now: Moment) {
         if !self.connection(role).is_down() {
             self.fail(role, why, now);
+        }
+    }
+
+    /// No connection could be begun, because this machine lacks descriptors, ports or memory.
+    /// Another server would be no better, so the same one is dialled again after the usual pause.
+    pub fn handle_shortage(&mut self, role: RedisRole, why: &str, now: Moment) {
+        if !self.connection(role).is_down() {
+            self.lose(role, &format!("not dialled, for want of resources here: {why}"), now);
         }
     }
 
@@ -513,6 +525,9 @@ impl Link {
                 return self.subscriptions.send_pattern(&mut self.subscriber);
             }
         }
+        if role == RedisRole::Store {
+            self.ask_role(now);
+        }
         self.connection_mut(role).send(now, PendingReply::Ready, &[b"PING"]);
     }
 
@@ -575,10 +590,14 @@ impl Link {
             (Some(PendingReply::Barrier(answer)), _) => {
                 self.events.push_back(LinkEvent::LookedUp(*answer));
             }
+            (Some(PendingReply::Role), None) => self.handle_server_role(&reply, now),
             (Some(PendingReply::Ping), error) if role == RedisRole::Store => {
+                self.ask_role(now);
                 let outcome = self.keeper.handle_ping(error.as_ref());
                 self.handle_store_outcome(outcome, now);
             }
+            // A user who may not ask for the role learns it when a result is to be stored.
+            (Some(PendingReply::Role), Some(_)) => {}
             (Some(PendingReply::Login | PendingReply::Ignored | PendingReply::Ping) | None, _) => {}
         }
     }
@@ -603,22 +622,6 @@ impl Link {
                 }
             }
         }
-    }
-
-    /// The server takes no writes, as after a failover: goes on to the next one, if there is one.
-    /// Results that it refused are stored there.
-    fn leave_replica(&mut self, why: String, now: Moment) {
-        if self.servers.len() == 1 {
-            return self.report(why);
-        }
-        let server = self.store.server;
-        let pause = REPLICA_PAUSE * 2u32.pow(self.replicas_met.min(6));
-        // The first time round at once; later the failover may still be under way everywhere.
-        let pause = if self.replicas_met == 0 { Duration::ZERO } else { pause.min(DIAL_TIMEOUT) };
-        self.replicas_met += 1;
-        REDIS_ROLES.into_iter().for_each(|role| self.reset(role, now + pause));
-        self.current = (server + 1) % self.servers.len();
-        self.go_down(format!("{}: {why}", self.servers[server].address), true, now);
     }
 
     fn come_up(&mut self, role: RedisRole, now: Moment) {
@@ -647,18 +650,23 @@ impl Link {
 
     /// The connection is lost, or could not be made.
     fn fail(&mut self, role: RedisRole, why: &str, now: Moment) {
-        let was_link_up = self.is_up();
         let other = self.server_of_other(role);
-        let mut rng = self.rng.fork();
-        let connection = self.connection_mut(role);
-        let (server, was_up) = (connection.server, connection.is_up());
-        let pause = connection.next_pause(now, &mut rng);
-        self.reset(role, now + pause);
+        let (server, was_up) = (self.connection(role).server, self.connection(role).is_up());
         // Both connections fail on the same server, and only the first failure moves on to the
         // next.
         if !was_up && other.is_none() && server == self.current {
             self.current = (server + 1) % self.servers.len();
         }
+        self.lose(role, why, now);
+    }
+
+    /// There is no connection any more. It is dialled again after a pause.
+    fn lose(&mut self, role: RedisRole, why: &str, now: Moment) {
+        let was_link_up = self.is_up();
+        let mut rng = self.rng.fork();
+        let connection = self.connection_mut(role);
+        let (server, pause) = (connection.server, connection.next_pause(now, &mut rng));
+        self.reset(role, now + pause);
         let why = format!("{}: {why}", self.servers[server].address);
         self.go_down(why, was_link_up, now);
     }

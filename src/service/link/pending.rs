@@ -17,6 +17,8 @@ pub(super) enum PendingReply {
     Ping,
     /// `TIME`, sent before the subscriptions are.
     Clock,
+    /// `ROLE`: whether the server is a replica.
+    Role,
     /// The last command of the greeting.
     Ready,
     /// A command that keeps or looks up results.

@@ -155,9 +155,9 @@ fn link_is_up_once_both_connections_are_and_the_pattern_is_confirmed() {
         subscription,
         [&["AUTH", "ann", "s cret"][..], &name, &["TIME"], &["PSUBSCRIBE", "task_response:*"]]
     );
-    let hand = world.commands(RedisRole::Store);
-    assert_eq!(hand, [&["AUTH", "ann", "s cret"][..], &name, &["SELECT", "3"], &["PING"]]);
-    world.say(RedisRole::Store, "+OK\r\n+OK\r\n+OK\r\n+PONG\r\n");
+    let login = [&["AUTH", "ann", "s cret"][..], &name, &["SELECT", "3"], &["ROLE"], &["PING"]];
+    assert_eq!(world.commands(RedisRole::Store), login);
+    world.say(RedisRole::Store, &format!("+OK\r\n+OK\r\n+OK\r\n{ROLE_MASTER}+PONG\r\n"));
     assert!(!world.link.is_up());
     let greeting = "+OK\r\n-ERR unknown subcommand\r\n*2\r\n$4\r\n1000\r\n$2\r\n17\r\n*3\r\n$10\r\npsubscribe\r\n$15\r\ntask_response:*\r\n:1\r\n";
     for (i, byte) in greeting.bytes().enumerate() {
@@ -320,6 +320,7 @@ fn any_byte_proves_that_the_server_is_alive() {
     world.pass(10 * SECOND);
     world.commands(RedisRole::Subscriber);
     world.say(RedisRole::Store, "+PONG\r\n");
+    world.say(RedisRole::Store, ROLE_MASTER);
     for _ in 0..9 {
         world.pass(SECOND);
         world.say(
@@ -410,6 +411,100 @@ fn both_connections_go_through_the_urls_together() {
         world.pass(5 * SECOND);
     }
     assert_eq!(tried, ["one:6379", "two:6379", "/run/redis.sock", "one:6379"]);
+}
+
+#[test]
+fn a_shortage_of_this_machine_is_not_the_servers_fault() {
+    let mut world = World::new(&["redis://one", "redis://two"], Subscribe::Pattern);
+    for _ in 0..4 {
+        let dials: Vec<String> = world
+            .actions()
+            .into_iter()
+            .filter_map(|action| match action {
+                LinkAction::Dial { address, .. } => Some(address.to_string()),
+                LinkAction::Close { .. } => None,
+            })
+            .collect();
+        assert_eq!(dials, ["one:6379", "one:6379"]);
+        for role in REDIS_ROLES {
+            world.link.handle_shortage(role, "Too many open files", world.now);
+        }
+        assert!(world.dials().is_empty(), "not in a loop");
+        world.pass(5 * SECOND);
+    }
+    let state = world.link.state();
+    assert!(
+        matches!(&state, RedisState::Away { why: Some(why) } if why.contains("Too many open files")),
+        "{state:?}"
+    );
+}
+
+/// Greets the store connection of a server with this role.
+fn greet_store(world: &mut World, role: &str) {
+    world.link.handle_connected(RedisRole::Store, world.now);
+    let commands = world.commands(RedisRole::Store);
+    let asked: Vec<&str> = commands.iter().map(|command| command[0].as_str()).collect();
+    assert_eq!(asked, ["CLIENT", "ROLE", "PING"]);
+    world.say(RedisRole::Store, &format!("+OK\r\n{role}+PONG\r\n"));
+}
+
+#[test]
+fn a_replica_is_left_before_anything_is_to_be_stored() {
+    let mut world = World::new(&["redis://one", "redis://two"], Subscribe::Pattern);
+    world.dials();
+    greet_store(&mut world, ROLE_REPLICA);
+    assert!(!world.link.is_up());
+    world.link.handle_time(world.now);
+    assert_eq!(world.dials(), REDIS_ROLES, "at once");
+    assert_eq!(world.link.address().to_string(), "two:6379");
+    greet_store(&mut world, ROLE_MASTER);
+    world.link.handle_connected(RedisRole::Subscriber, world.now);
+    world.greet(RedisRole::Subscriber);
+    assert_eq!(world.link.state(), RedisState::Up);
+    // A failover while nothing is to be stored is noticed as well.
+    world.events();
+    world.pass(connection::PING_INTERVAL);
+    assert_eq!(world.commands(RedisRole::Store), [["PING"]]);
+    world.say(RedisRole::Store, "+PONG\r\n");
+    assert_eq!(world.commands(RedisRole::Store), [["ROLE"]]);
+    world.say(RedisRole::Store, ROLE_REPLICA);
+    let events = world.events();
+    assert!(matches!(&events[..], [LinkEvent::Down { why }] if why.contains("replica")));
+    assert_eq!(world.link.address().to_string(), "one:6379");
+}
+
+#[test]
+fn where_all_servers_are_replicas_one_of_them_still_delivers() {
+    let mut world = World::new(&["redis://one", "redis://two"], Subscribe::Pattern);
+    for _ in 0..3 {
+        world.link.handle_time(world.now);
+        world.dials();
+        greet_store(&mut world, ROLE_REPLICA);
+        world.now += SECOND;
+    }
+    world.link.handle_connected(RedisRole::Subscriber, world.now);
+    world.greet(RedisRole::Subscriber);
+    assert!(world.link.is_up());
+    assert!(
+        matches!(world.link.state(), RedisState::NotKeeping { why } if why.contains("replica"))
+    );
+    // One of them becomes the master.
+    world.pass(connection::PING_INTERVAL);
+    world.commands(RedisRole::Store);
+    world.say(RedisRole::Store, "+PONG\r\n");
+    world.commands(RedisRole::Store);
+    world.say(RedisRole::Store, ROLE_MASTER);
+    assert_eq!(world.link.state(), RedisState::Up);
+}
+
+#[test]
+fn a_user_who_may_not_ask_for_the_role_can_do_all_the_rest() {
+    let mut world = World::new(&["redis://one"], Subscribe::Pattern);
+    world.dials();
+    greet_store(&mut world, "-NOPERM this user has no permissions to run the 'role' command\r\n");
+    world.link.handle_connected(RedisRole::Subscriber, world.now);
+    world.greet(RedisRole::Subscriber);
+    assert_eq!(world.link.state(), RedisState::Up);
 }
 
 #[test]
@@ -600,6 +695,8 @@ impl KeptHash {
 }
 
 const PONG: &str = "*2\r\n$4\r\npong\r\n$0\r\n\r\n";
+const ROLE_MASTER: &str = "*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n";
+const ROLE_REPLICA: &str = "*5\r\n$5\r\nslave\r\n$3\r\none\r\n:6379\r\n$9\r\nconnected\r\n:0\r\n";
 
 fn answer(task: Uuid, kept: &[(u64, &str)], set: &[&str]) -> LinkEvent {
     let result = |((stored_at, text), id): (&(u64, &str), u32)| KeptResult {
@@ -767,7 +864,7 @@ fn server_that_cannot_save_still_delivers() {
     }
     world.greet(RedisRole::Subscriber);
     world.commands(RedisRole::Store);
-    world.say(RedisRole::Store, &format!("+OK\r\n{MISCONF}"));
+    world.say(RedisRole::Store, &format!("+OK\r\n{ROLE_MASTER}{MISCONF}"));
     assert!(world.link.is_up());
     let events = world.events();
     assert!(
