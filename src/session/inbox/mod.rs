@@ -64,6 +64,8 @@ pub struct Inbox {
     timeout: Duration,
     /// Bytes that the worker had not acknowledged when that was last over.
     unacknowledged: Option<usize>,
+    /// The worker takes no replies any more. What it has sent still counts.
+    is_deaf: bool,
 }
 
 impl Inbox {
@@ -77,6 +79,7 @@ impl Inbox {
             active_at: cx.now,
             timeout: UNFINISHED_TIMEOUT,
             unacknowledged: None,
+            is_deaf: false,
         }))
     }
 
@@ -92,9 +95,9 @@ impl Inbox {
     }
 
     /// Sends replies. True: the worker may be read from.
-    fn flush(&mut self, downstream: &mut Conn, now: Moment) -> Result<bool, ()> {
+    fn flush(&mut self, downstream: &mut Conn, now: Moment) -> bool {
         let replies = &mut self.dialogue.replies;
-        while self.sent < replies.len() {
+        while self.sent < replies.len() && !self.is_deaf {
             match downstream.write(&replies[self.sent..]) {
                 Ok(Io::Moved(n)) => {
                     self.sent += n;
@@ -105,13 +108,15 @@ impl Inbox {
                     // What is sent is removed at once. A worker that always leaves a few replies
                     // unread would make this grow for ever.
                     replies.drain(..std::mem::take(&mut self.sent));
-                    return Ok(replies.len() < REPLY_BYTES_MAX && !self.dialogue.is_over);
+                    return replies.len() < REPLY_BYTES_MAX && !self.dialogue.is_over;
                 }
-                Err(_) => return Err(()),
+                // A worker that publishes and closes without reading the replies resets the
+                // connection. What it had sent before is still here to be read.
+                Err(_) => self.is_deaf = true,
             }
         }
         (*replies, self.sent) = (Vec::new(), 0);
-        Ok(true)
+        true
     }
 
     fn handle_bytes(&mut self, bytes: &[u8], who: &Identity, cx: &mut Context) {
@@ -177,15 +182,13 @@ impl State for Inbox {
     ) -> Step {
         let mut bytes_read = 0;
         loop {
-            match self.flush(downstream, cx.now) {
-                Ok(true) if self.dialogue.is_over => {
-                    // It may still be sending, and must be able to read what was wrong.
-                    let ended = self.ended(CloseReason::Done);
-                    return Step::End(ended.with_last(Last::Fin(Awaited::Fin)));
-                }
-                Ok(true) => {}
-                Ok(false) => return self.wait(downstream, cx),
-                Err(()) => return Step::End(self.ended(CloseReason::ClientVanished)),
+            if !self.flush(downstream, cx.now) {
+                return self.wait(downstream, cx);
+            }
+            if self.dialogue.is_over {
+                // It may still be sending, and must be able to read what was wrong.
+                let ended = self.ended(CloseReason::Done);
+                return Step::End(ended.with_last(Last::Fin(Awaited::Fin)));
             }
             // Deliveries go first, and so do others after a full read.
             if cx.results.is_full() || bytes_read >= STEP_BYTES_MAX {
@@ -202,8 +205,10 @@ impl State for Inbox {
             match read {
                 Ok(Io::Moved(n)) => bytes_read += n,
                 Ok(Io::Blocked) => return self.wait(downstream, cx),
-                Ok(Io::Ended) => return Step::End(self.ended(CloseReason::Done)),
-                Err(_) => return Step::End(self.ended(CloseReason::ClientVanished)),
+                Ok(Io::Ended) if !self.is_deaf => return Step::End(self.ended(CloseReason::Done)),
+                Ok(Io::Ended) | Err(_) => {
+                    return Step::End(self.ended(CloseReason::ClientVanished));
+                }
             }
         }
     }
@@ -257,3 +262,6 @@ impl Inbox {
         Step::Wait(Phase::Inbox(self))
     }
 }
+
+#[cfg(test)]
+mod tests;

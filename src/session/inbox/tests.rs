@@ -1,0 +1,190 @@
+#![expect(clippy::disallowed_types, reason = "a test changes what its worker does")]
+
+use super::*;
+use crate::net::{Network, PeerAddress, Ready, Socket, Source, Transport};
+use crate::service::limits::{self, Limits};
+use crate::service::results::Results;
+use crate::service::tasks::{self, Tasks};
+use crate::session::{Admission, Settings};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr};
+use std::rc::Rc;
+
+struct NoNetwork;
+
+impl Network for NoNetwork {
+    fn connect(&mut self, _: &PeerAddress, _: Source) -> io::Result<Socket> {
+        Err(ErrorKind::ConnectionRefused.into())
+    }
+}
+
+/// A worker, as its socket shows it.
+#[derive(Default)]
+struct Worker {
+    /// What it has sent and the gateway has not read.
+    sent: VecDeque<u8>,
+    /// It has closed its connection without reading the replies.
+    has_reset: bool,
+    received: Vec<u8>,
+    unacknowledged: usize,
+}
+
+struct WorkerSocket(Rc<RefCell<Worker>>);
+
+impl Read for WorkerSocket {
+    /// As Linux does: what came before a reset can be read after it.
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let worker = &mut *self.0.borrow_mut();
+        match worker.sent.read(buf)? {
+            0 if worker.has_reset => Ok(0),
+            0 => Err(ErrorKind::WouldBlock.into()),
+            length => Ok(length),
+        }
+    }
+}
+
+impl Write for WorkerSocket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let worker = &mut *self.0.borrow_mut();
+        if worker.has_reset {
+            return Err(ErrorKind::BrokenPipe.into());
+        }
+        worker.received.extend(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Transport for WorkerSocket {
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+    fn unacknowledged(&self) -> Option<usize> {
+        Some(self.0.borrow().unacknowledged)
+    }
+}
+
+struct Scene {
+    worker: Rc<RefCell<Worker>>,
+    conn: Conn,
+    who: Identity,
+    cx: Context,
+    phase: Option<Phase>,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let limits = Limits::new(limits::Settings {
+            max_connections: 1,
+            max_connections_per_ip: 0,
+            allowed_origins: Vec::new(),
+        });
+        let results = Results::new(Tasks::new(tasks::Settings::default()), None);
+        let (network, chance) = (Box::new(NoNetwork), fastrand::Rng::with_seed(1));
+        let mut cx =
+            Context::new(Moment::START, Settings::default(), network, limits, results, chance);
+        cx.channel_prefix = "task_response:".into();
+        let worker = Rc::default();
+        let socket = Socket::Other(Box::new(WorkerSocket(Rc::clone(&worker))));
+        let who = Identity {
+            serial: 1,
+            opened: cx.now,
+            route: None,
+            rare: None,
+            key: 0,
+            ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: 5000,
+            admission: Admission::Inbox,
+        };
+        let phase = Some(Inbox::phase(&cx));
+        Scene { worker, conn: Conn::accepted(socket), who, cx, phase }
+    }
+
+    fn publishes(&mut self, count: u128) {
+        for number in 0..count {
+            let channel = format!("task_response:{}", uuid::Uuid::from_u128(number));
+            let command =
+                format!("*3\r\n$7\r\nPUBLISH\r\n${}\r\n{channel}\r\n$2\r\n{{}}\r\n", channel.len());
+            self.worker.borrow_mut().sent.extend(command.as_bytes());
+        }
+    }
+
+    /// Does all that can be done now. Returns how the session ended, if it did.
+    fn step(&mut self) -> Option<CloseReason> {
+        self.conn.handle_ready(Ready { readable: true, writable: true, read_closed: false });
+        loop {
+            let Some(Phase::Inbox(inbox)) = self.phase.take() else { panic!("another phase") };
+            match inbox.step(&mut self.conn, &mut self.who, &mut self.cx) {
+                Step::Wait(phase) => {
+                    self.phase = Some(phase);
+                    return None;
+                }
+                Step::Yield(phase) => self.phase = Some(phase),
+                Step::End(ended) => return Some(ended.reason),
+                _ => panic!("an inbox waits, yields or ends"),
+            }
+        }
+    }
+
+    /// Lets time pass to the deadline. Returns how long that was, and how the session ended.
+    fn pass(&mut self) -> (Duration, Option<CloseReason>) {
+        let Some(Phase::Inbox(inbox)) = &self.phase else { panic!("another phase") };
+        let at = inbox.deadline().expect("it always has one");
+        let waited = at - self.cx.now;
+        self.cx.now = at;
+        (waited, self.step())
+    }
+}
+
+#[test]
+fn what_a_worker_published_before_it_reset_the_connection_is_heard() {
+    let mut scene = Scene::new();
+    scene.publishes(500);
+    scene.worker.borrow_mut().has_reset = true;
+    assert_eq!(scene.step(), Some(CloseReason::ClientVanished));
+    assert_eq!(scene.cx.results.tasks().retained(), 500);
+}
+
+#[test]
+fn an_idle_worker_is_disconnected_after_an_hour() {
+    let mut scene = Scene::new();
+    scene.publishes(1);
+    assert_eq!(scene.step(), None);
+    assert_eq!(scene.pass(), (IDLE_TIMEOUT, Some(CloseReason::IdleTimeout)));
+}
+
+#[test]
+fn a_worker_in_the_middle_of_something_has_less_time() {
+    for unfinished in ["", "*3\r\n$7\r\nPUBL", "*1\r\n$5\r\nMULTI\r\n"] {
+        let mut scene = Scene::new();
+        scene.worker.borrow_mut().sent.extend(unfinished.as_bytes());
+        assert_eq!(scene.step(), None);
+        let ended = (UNFINISHED_TIMEOUT, Some(CloseReason::IdleTimeout));
+        assert_eq!(scene.pass(), ended, "{unfinished:?}");
+    }
+}
+
+#[test]
+fn a_worker_that_takes_its_replies_slowly_is_not_idle_and_one_that_stalls_is() {
+    let mut scene = Scene::new();
+    scene.publishes(1);
+    assert_eq!(scene.step(), None);
+    for left in [3000, 2000, 1000] {
+        scene.worker.borrow_mut().unacknowledged = left;
+        assert_eq!(scene.pass(), (IDLE_TIMEOUT, None), "{left}");
+    }
+    assert_eq!(scene.pass(), (IDLE_TIMEOUT, Some(CloseReason::IdleTimeout)));
+}
+
+#[test]
+fn what_came_in_time_is_read_before_the_deadline_is_judged() {
+    let mut scene = Scene::new();
+    assert_eq!(scene.step(), None);
+    scene.publishes(1);
+    assert_eq!(scene.pass(), (UNFINISHED_TIMEOUT, None));
+    assert_eq!(scene.cx.results.tasks().retained(), 1);
+}
