@@ -100,6 +100,12 @@ impl Relay {
         if let Some(reason) = pumped.ending {
             relay.begin_ending(reason, cx);
         }
+        for side in [Side::Upstream, Side::Downstream] {
+            // What came with the handshake has to be taken in time like everything that follows.
+            if relay.flows_of(side).1.is_blocked() {
+                relay.set_stall(side, Some(Stall::new(cx.now)));
+            }
+        }
         relay.wake_at = relay.next_deadline(cx);
         Phase::Relay(relay)
     }
@@ -494,5 +500,123 @@ impl State for Relay {
 impl Pumped {
     fn has_news(&self) -> bool {
         self.sink_alive || self.pinged || self.ending.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::{Network, PeerAddress, Socket, Source, Transport};
+    use crate::service::limits::{self, Limits};
+    use crate::service::results::Results;
+    use crate::service::tasks::{self, Tasks};
+    use crate::service::url::BackendUrl;
+    use crate::session::{Admission, Settings};
+    use std::io::{self, ErrorKind, Read, Write};
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::time::Duration;
+
+    struct NoNetwork;
+
+    impl Network for NoNetwork {
+        fn connect(&mut self, _: &PeerAddress, _: Source) -> io::Result<Socket> {
+            Err(ErrorKind::ConnectionRefused.into())
+        }
+    }
+
+    /// A peer that sends nothing and takes this many bytes.
+    struct Peer(usize);
+
+    impl Read for Peer {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(ErrorKind::WouldBlock.into())
+        }
+    }
+
+    impl Write for Peer {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            match bytes.len().min(self.0) {
+                0 => Err(ErrorKind::WouldBlock.into()),
+                taken => {
+                    self.0 -= taken;
+                    Ok(taken)
+                }
+            }
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Transport for Peer {
+        fn shutdown_write(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn conn(room: usize) -> Conn {
+        Conn::accepted(Socket::Other(Box::new(Peer(room))))
+    }
+
+    #[test]
+    fn what_came_with_the_handshake_has_to_be_taken_in_time() {
+        const WRITE_TIMEOUT: Duration = Duration::from_secs(16);
+        let settings = Settings {
+            write_timeout: Some(WRITE_TIMEOUT),
+            ping_interval: None,
+            ..Settings::default()
+        };
+        let limits = limits::Settings {
+            max_connections: 10,
+            max_connections_per_ip: 0,
+            allowed_origins: Vec::new(),
+        };
+        let results = Results::new(Tasks::new(tasks::Settings::default()), None);
+        let (network, chance) = (Box::new(NoNetwork), fastrand::Rng::with_seed(1));
+        let limits = Limits::new(limits);
+        let mut cx = Context::new(Moment::START, settings, network, limits, results, chance);
+        let url = BackendUrl::parse("ws://192.0.2.1:1/").unwrap();
+        let backend = cx.upstreams.intern(&url);
+        // Of the reply, of what follows it, of what goes to the backend: nothing, and a part.
+        for (to_client, to_backend) in [(0, 1000), (30, 1000), (1000, 0), (1000, 5)] {
+            let mut who = Identity {
+                serial: 1,
+                opened: Moment::START,
+                route: None,
+                rare: None,
+                key: 0,
+                ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                port: 5000,
+                admission: Admission::Client,
+            };
+            cx.now = Moment::START;
+            cx.upstreams.connecting(backend, crate::service::upstreams::Purpose::Client);
+            let early = Early {
+                reply: b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+                from_client: b"\x81\x85\0\0\0\0early",
+                from_backend: b"\x81\x05early",
+            };
+            let mut client = conn(to_client);
+            let mut phase =
+                Relay::phase(conn(to_backend), backend, early, &mut client, &who, &mut cx);
+            // The sockets were full from the beginning: no event comes, only time passes.
+            for _ in 0..100 {
+                let Phase::Relay(relay) = phase else { panic!("another phase") };
+                match relay.step(&mut client, &mut who, &mut cx) {
+                    Step::Wait(next) | Step::Next(next) | Step::Yield(next) => phase = next,
+                    Step::End(_) => {
+                        phase = Phase::Closed;
+                        break;
+                    }
+                    _ => panic!("a relay waits, goes on or ends"),
+                }
+                if let Phase::Relay(relay) = &phase {
+                    let at = relay.deadline().expect("it has a deadline");
+                    cx.now = cx.now.max(at);
+                }
+            }
+            assert!(matches!(phase, Phase::Closed), "{to_client} {to_backend}");
+            assert!(cx.now <= Moment::START + 2 * WRITE_TIMEOUT, "{:?}", cx.now);
+        }
     }
 }
