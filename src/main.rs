@@ -18,9 +18,10 @@
 )]
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use aivtuber_gateway::cli::{self, Action, Invocation};
 use aivtuber_gateway::config::{self, Config, Flags, Loaded};
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
         Action::Version => return say(&cli::version()),
         _ => {}
     }
-    let loaded = match load(&flags, None) {
+    let loaded = match load(&flags, None, None) {
         Ok(loaded) => loaded,
         Err(problems) => return complain(UNUSABLE, &problems.to_string()),
     };
@@ -102,7 +103,7 @@ fn run_demo(flags: Flags, loaded: Loaded, logging: &Logging) -> Result<(), Strin
     };
     let demo = Demo::start(options)
         .map_err(|error| format!("cannot start the stand-in of the demo: {error}"))?;
-    let loaded = load(&flags, Some(&demo)).map_err(|problems| problems.to_string())?;
+    let loaded = load(&flags, Some(&demo), None).map_err(|problems| problems.to_string())?;
     run(flags, loaded.check_machine(), Some(demo), logging)
 }
 
@@ -120,10 +121,15 @@ fn run(flags: Flags, loaded: Loaded, demo: Option<Demo>, logging: &Logging) -> R
     for warning in warnings {
         log::warn!(target: "config", "{warning}");
     }
+    // Known once the listeners are open.
+    let listening = Arc::new(OnceLock::new());
     let hooks = Hooks {
         read_config: {
-            let demo = demo.clone();
-            Box::new(move || load(&flags, demo.as_deref()).map(Loaded::check_machine))
+            let (demo, listening) = (demo.clone(), Arc::clone(&listening));
+            Box::new(move || {
+                let listening = listening.get().map(Vec::as_slice);
+                load(&flags, demo.as_deref(), listening).map(Loaded::check_machine)
+            })
         },
         apply_config: {
             let (mut running, logging) = (config.clone(), logging.clone());
@@ -140,6 +146,7 @@ fn run(flags: Flags, loaded: Loaded, demo: Option<Demo>, logging: &Logging) -> R
     };
     let reactor =
         Reactor::new(&config.reactor, config.gateway, hooks).map_err(|error| error.to_string())?;
+    listening.get_or_init(|| reactor.addresses());
     if let Some(demo) = demo {
         if let Some(&inbox) = reactor.inbox_addresses().first() {
             demo.publish_at(inbox);
@@ -182,7 +189,7 @@ fn apply(
 }
 
 /// Where `healthcheck` asks: an address for admins if there is one, since `listen` may be full.
-fn first_address(config: &Config) -> Option<std::net::SocketAddr> {
+fn first_address(config: &Config) -> Option<SocketAddr> {
     config.reactor.admin.iter().chain(&config.reactor.listen).next().copied()
 }
 
@@ -193,13 +200,18 @@ fn named(path: Option<&Path>) -> String {
 
 /// Loads the configuration. The demo acts through the environment: its stand-in and an embedded
 /// inbox then override the file, also on each reload.
-fn load(flags: &Flags, demo: Option<&Demo>) -> Result<Loaded, config::Problems> {
-    config::load(flags, &|name| match demo {
+fn load(
+    flags: &Flags,
+    demo: Option<&Demo>,
+    listening: Option<&[SocketAddr]>,
+) -> Result<Loaded, config::Problems> {
+    let variable = |name: &str| match demo {
         Some(demo) if name == "INPUT_HANDLER_URL" => Some(demo.url().into()),
         Some(_) if name == "OUTPUT_HANDLER_URL" => None,
         Some(_) if name == "REDIS_URL" => Some("embedded://127.0.0.1:0".into()),
         _ => std::env::var_os(name),
-    })
+    };
+    config::load(flags, &variable, listening)
 }
 
 /// Prints to standard output. A closed pipe is no error: `| head` has read enough.

@@ -42,6 +42,7 @@ mod values;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::service::route::{self, TargetSettings};
@@ -85,11 +86,17 @@ pub struct Loaded {
 
 /// Reads flags, environment, file and defaults; the earlier of these override the later.
 ///
-/// `env` looks up a variable. A reload makes the same call again, with the same flags.
+/// `env` looks up a variable. A reload makes the same call again, with the same flags. `listening`
+/// are the addresses of a running gateway, which the file may not name any more: no backend may be
+/// one of them.
 ///
 /// # Errors
 /// Everything that is wrong, if anything is: then nothing of the configuration can be used.
-pub fn load(flags: &Flags, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Loaded, Problems> {
+pub fn load(
+    flags: &Flags,
+    env: &dyn Fn(&str) -> Option<OsString>,
+    listening: Option<&[SocketAddr]>,
+) -> Result<Loaded, Problems> {
     let (path, text) = match &flags.config {
         Some(path) => (Some(path.clone()), read(path)?),
         None => search(&SEARCHED)?,
@@ -110,7 +117,7 @@ pub fn load(flags: &Flags, env: &dyn Fn(&str) -> Option<OsString>) -> Result<Loa
         problems.push(Problem { place: "the environment".into(), key: None, why });
     }
     if problems.is_empty()
-        && let Err(why) = own_address::check(&config)
+        && let Err(why) = own_address::check(&config, listening.unwrap_or(&config.reactor.listen))
     {
         let place = path.as_ref().map_or("the configuration".into(), |p| p.display().to_string());
         problems.push(Problem { place, key: None, why });
@@ -262,7 +269,7 @@ mod tests {
         let env = move |name: &str| {
             env.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
         };
-        load(&flags, &env)
+        load(&flags, &env, None)
     }
 
     pub(super) fn targets(config: &Config) -> Vec<String> {

@@ -14,16 +14,16 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use super::settings::Config;
 use crate::service::route::TargetSettings;
 
-/// Checks that no backend is an address on which the gateway listens.
+/// Checks that no backend is an address on which the gateway listens: `listen`, or what the kernel
+/// made of it.
 ///
 /// # Errors
 /// A sentence that names the route, the backend and the address.
-pub(super) fn check(config: &Config) -> Result<(), String> {
+pub(super) fn check(config: &Config, listen: &[SocketAddr]) -> Result<(), String> {
     for route in &config.gateway.routes {
         let TargetSettings::Backend { urls, .. } = &route.target else { continue };
         for url in urls {
             let addresses = url.name().known_addresses().unwrap_or_default();
-            let listen = &config.reactor.listen;
             let own = listen.iter().find(|own| addresses.iter().any(|to| leads_to(*to, **own)));
             if let Some(own) = own {
                 return Err(format!(
@@ -59,9 +59,10 @@ mod tests {
     use super::*;
 
     fn checked(listen: &str, backend: &str) -> Result<(), String> {
-        check(&parsed(&format!(
+        let config = parsed(&format!(
             "[server]\nlisten = [\"{listen}\"]\n[[route]]\nname = \"a\"\npath = \"/a\"\nbackend = \"{backend}\"\n"
-        )))
+        ));
+        check(&config, &config.reactor.listen)
     }
 
     #[test]

@@ -207,6 +207,21 @@ def outcome(lab, gateway, backend):
     return client.read_close().code
 
 
+def test_hup_compares_backends_with_the_addresses_that_are_listened_on(lab):
+    """The port was chosen by the kernel, and the file may name another address by now."""
+    backend = lab.backend()
+    gateway = lab.gateway({}, backend=backend.url())
+    own = f"ws://127.0.0.1:{gateway.port}/ws/input"
+    for listen in ("127.0.0.1:0", "127.0.0.1:9"):
+        seen = len(gateway.log.splitlines())
+        gateway.configure({"server": {"listen": [listen]}, "route": [route(backend=own)]})
+        gateway.signal(signal.SIGHUP)
+        gateway.process.wait_for_line(rf"not reloaded: .*is the gateway itself.*:{gateway.port}\b", after=seen)
+    client, peer = lab.pair(gateway, backend)
+    client.say("still there")
+    assert peer.read_frame().text == "still there"
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
 def test_log_file_is_opened_again(lab, tmp_path, number):
     """`USR1`: reopen the log file, and `HUP` as well - as logrotate wants it."""
