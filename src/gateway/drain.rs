@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! Serving ── SIGTERM ──► Draining ── nothing in flight ──────────────────────► Stopped
-//!                           ├── the drain time is over: sessions are closed ─┐    ▲
-//!                           └── only Redis has more to store ────────────────┴► LastCall
+//!                           ├── only Redis has more to store ──► Storing ───────► ▲
+//!                           └── the drain time is over: sessions are closed ─► LastCall
 //! ```
 
 use super::Gateway;
@@ -14,15 +14,24 @@ use crate::session::Drain;
 use log::info;
 use std::time::Duration;
 
-/// The time for the last frames to leave once the drain time is over, and for Redis to store the
-/// last results.
+/// The time for the last frames to leave once the drain time is over.
 const LAST_CALL: Duration = Duration::from_millis(500);
+
+/// How long Redis may store none of the last results, before the rest is given up.
+const STORING_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RunState {
     Serving,
     /// No new work; what is in flight may finish.
     Draining {
+        until: Option<Moment>,
+    },
+    /// No session is left, but Redis has more to store. That may take as long as it goes on, and no
+    /// longer than the drain.
+    Storing {
+        left: usize,
+        give_up_at: Moment,
         until: Option<Moment>,
     },
     /// Everything has been asked to leave at once.
@@ -60,6 +69,9 @@ impl Gateway {
         match self.run_state {
             RunState::Draining { until } => until,
             RunState::LastCall { until } => Some(until),
+            RunState::Storing { give_up_at, until, .. } => {
+                Some(until.map_or(give_up_at, |until| until.min(give_up_at)))
+            }
             RunState::Serving | RunState::Stopped => None,
         }
     }
@@ -77,10 +89,18 @@ impl Gateway {
             }
             // No session is left, but Redis has not stored everything yet: another gateway is to
             // deliver it.
-            RunState::Draining { .. }
+            RunState::Draining { until }
                 if self.sessions.len() == self.closed.len() + self.workers =>
             {
-                self.run_state = RunState::LastCall { until: self.cx.now + LAST_CALL };
+                self.begin_storing(until);
+            }
+            RunState::Storing { left, until, .. } if self.cx.results.unstored() < left => {
+                self.begin_storing(until);
+            }
+            RunState::Storing { give_up_at, until, .. }
+                if is_due(Some(give_up_at)) || is_due(until) =>
+            {
+                self.stop()
             }
             RunState::Draining { until } if is_due(until) => {
                 info!(target: "gateway", "drain time is over connections={}", self.sessions.len());
@@ -90,8 +110,13 @@ impl Gateway {
             RunState::LastCall { until } if is_due(Some(until)) && self.sweeps.is_empty() => {
                 self.stop()
             }
-            RunState::Draining { .. } | RunState::LastCall { .. } => {}
+            RunState::Draining { .. } | RunState::Storing { .. } | RunState::LastCall { .. } => {}
         }
+    }
+
+    fn begin_storing(&mut self, until: Option<Moment>) {
+        let (left, give_up_at) = (self.cx.results.unstored(), self.cx.now + STORING_TIMEOUT);
+        self.run_state = RunState::Storing { left, give_up_at, until };
     }
 
     /// Every session has been asked to leave at once.

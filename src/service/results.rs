@@ -392,6 +392,11 @@ impl<K: Copy + Ord> Results<K> {
         self.link.as_ref().is_none_or(|link| !link.is_up() || link.is_idle())
     }
 
+    /// Commands that Redis has not answered yet, those included that have not been sent.
+    pub fn unstored(&self) -> usize {
+        self.link.as_ref().map_or(0, Link::unfinished)
+    }
+
     /// The state of the link to Redis and the server's address; `None` without a link.
     pub fn redis_state(&self) -> Option<(RedisState, &Address)> {
         self.link.as_ref().map(|link| (link.state(), link.address()))
@@ -640,6 +645,7 @@ impl<K: Copy + Ord> Results<K> {
 mod tests {
     use super::*;
     use crate::proto::message::AudioPresence;
+    use crate::service::link::{LinkAction, RedisRole};
     use crate::service::tasks::Settings;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -774,6 +780,77 @@ mod tests {
         assert_eq!(deliveries(&mut results).len(), 3 * 50);
         results.settle(now);
         assert!(results.tasks().retained_bytes() <= 4 * 1024);
+    }
+
+    /// With a link to a server that never answers.
+    fn unanswered() -> (Results<u32>, Moment) {
+        let settings = Settings { retain: Some(300 * SECOND), max_retained: 1 << 20 };
+        let link = link::Settings { grace: None, ..link::Settings::default() };
+        let link = Link::new(&link, settings, Moment::START, 1).unwrap();
+        (Results::new(Tasks::new(settings), Some(link)), Moment::START)
+    }
+
+    #[test]
+    fn results_are_held_for_redis_for_a_second_while_it_is_away() {
+        let (mut results, now) = unanswered();
+        results.join(now, &task(), 1);
+        publish(&mut results, now, "a");
+        assert!(results.deadline().is_some_and(|at| at <= now + HOLD_MAX));
+        results.settle(now + HOLD_MAX / 2);
+        assert_eq!(deliveries(&mut results), []);
+        results.settle(now + HOLD_MAX);
+        assert_eq!(deliveries(&mut results), [(1, "a".into())]);
+        // Later ones are not held, as long as Redis is away.
+        publish(&mut results, now + HOLD_MAX, "b");
+        assert_eq!(deliveries(&mut results), [(1, "b".into())]);
+    }
+
+    #[test]
+    fn a_look_up_that_is_never_answered_holds_results_for_six_seconds_in_all() {
+        let (mut results, now) = unanswered();
+        results.join(now, &task(), 1);
+        publish(&mut results, now, "a");
+        // The link comes and goes, and Redis is asked anew each time.
+        for second in [0, 2, 4] {
+            let at = now + second * SECOND;
+            connect(&mut results, at);
+            results.settle(at);
+            assert!(results.is_up());
+            assert_eq!(deliveries(&mut results), [], "after {second} s");
+            let link = results.link().unwrap();
+            link.handle_closed(RedisRole::Store, "closed", at + SECOND / 2);
+            results.settle(at + SECOND);
+        }
+        connect(&mut results, now + 5 * SECOND);
+        results.settle(now + 5 * SECOND);
+        assert_eq!(deliveries(&mut results), []);
+        let end = results.deadline().unwrap();
+        assert_eq!(end, now + TASK_HOLD_MAX);
+        results.settle(end);
+        assert_eq!(deliveries(&mut results), [(1, "a".into())]);
+        publish(&mut results, end, "b");
+        assert_eq!(deliveries(&mut results), [(1, "b".into())], "it is not held again");
+    }
+
+    /// Redis accepts the connections that are not up, and answers the greeting.
+    fn connect(results: &mut Results<u32>, now: Moment) {
+        let link = results.link().unwrap();
+        link.handle_time(now);
+        let greetings = [
+            "+OK\r\n*2\r\n$4\r\n1000\r\n$2\r\n17\r\n\
+             *3\r\n$10\r\npsubscribe\r\n$15\r\ntask_response:*\r\n:1\r\n",
+            "+OK\r\n*1\r\n$6\r\nmaster\r\n+PONG\r\n",
+        ];
+        let dialled: Vec<RedisRole> = std::iter::from_fn(|| link.poll_action())
+            .filter_map(|action| match action {
+                LinkAction::Dial { role, .. } => Some(role),
+                LinkAction::Close { .. } => None,
+            })
+            .collect();
+        for role in dialled {
+            link.handle_connected(role, now);
+            link.handle_bytes(role, greetings[role as usize].as_bytes(), now);
+        }
     }
 
     #[test]

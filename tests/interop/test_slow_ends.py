@@ -31,7 +31,7 @@ def trickle(client, rate, chatter):
 
 @pytest.mark.timeout(120)
 def test_slow_reader_that_talks_gets_the_whole_delivery(results):
-    """Read at 120 KB/s by a client that sends something after the Close frame: an RST would destroy what it has not read."""
+    """Read at 240 KB/s at most, by a client that sends something after the Close frame: an RST would destroy what it has not read."""
     gateway, inbox = results.embedded()
     audio = pattern(2 * MIB)
     results.write("long.wav", audio)
