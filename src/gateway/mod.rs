@@ -56,7 +56,7 @@ use crate::service::upstreams::{self, UpstreamId, Upstreams};
 use crate::session::jobs::{Job, JobAnswer, NameOwner};
 use crate::session::respond::Question;
 use crate::session::{
-    self, Admission, Context, Driven, Identity, Proxied, Rare, Session, SessionId,
+    self, Admission, Context, Driven, Identity, Phase, Proxied, Rare, Session, SessionId,
 };
 use census::Census;
 use drain::RunState;
@@ -345,7 +345,9 @@ impl Gateway {
             Source::Session(key, side) => {
                 if let Some(session) = self.sessions.get_mut(key) {
                     session.handle_ready(side, ready);
-                    if self.cx.work < self.turn.work {
+                    // A message never waits behind reports and results that are being written: a
+                    // relay costs the same in a turn whose work is done.
+                    if self.cx.work < self.turn.work || matches!(session.phase(), Phase::Relay(_)) {
                         self.drive(key);
                     } else {
                         self.go_on_later(key);

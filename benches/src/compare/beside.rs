@@ -60,7 +60,7 @@ pub struct Beside {
     pressure: Option<(Pressure, Place)>,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<io::Result<()>>>,
-    /// Answers, publications or deliveries.
+    /// Answers, publications, or clients and their results.
     pub done: u64,
 }
 
@@ -207,18 +207,19 @@ fn crowd(place: Place, shared: &Shared) -> io::Result<()> {
         let mut client = connect(place.address)?;
         client.write_all(&wire::upgrade_request(&path, &host, &wire::fresh_key()))?;
         clients.push(client);
+        shared.note(1);
     }
     let rest = CROWD_RESULTS - CROWD_KEPT;
     publish_for(place, &mut worker, (0..rest).map(|_| task.clone()))?;
-    // Each client has everything once it has as many bytes as the first one got in the end.
     let mut bytes = vec![0; 64 << 10];
     let length = results::text_message(&task, false, false).len();
     for client in &mut clients {
         let mut left = CROWD_RESULTS * length;
         while left > 0 && !shared.is_over() {
-            left = left.saturating_sub(read_some(client, &mut bytes)?);
+            let read = read_some(client, &mut bytes)?;
+            shared.note(read / length);
+            left = left.saturating_sub(read);
         }
-        shared.note(1);
     }
     Ok(())
 }

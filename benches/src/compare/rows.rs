@@ -453,7 +453,7 @@ pub const ROWS: &[Row] = &[
     Row {
         id: "beside-crowd",
         title: "Echo 64 B, 1,000 messages/s, while 6,000 clients come for one task with 200 results, again and again",
-        note: "The pipe delivers nothing: its figures are those of the messages alone. Done are clients that had all.",
+        note: "The pipe delivers nothing: its figures are those of the messages alone. Done are clients that came, and results that they got.",
         need: Need::Results,
         targets: &["pipe", "gateway-inbox"],
         fresh: true,
