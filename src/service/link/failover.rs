@@ -45,8 +45,8 @@ impl Link {
         }
     }
 
-    /// The server takes no writes: goes on to the next one, if there is one. Results that it refused
-    /// are stored there.
+    /// The server takes no writes: goes on to the next one, if there is one. Results that it
+    /// refused are stored there.
     pub(super) fn leave_replica(&mut self, why: String, now: Moment) {
         if self.servers.len() == 1 {
             return self.report(why);
