@@ -793,7 +793,7 @@ mod tests {
     #[test]
     fn results_are_held_for_redis_for_a_second_while_it_is_away() {
         let (mut results, now) = unanswered();
-        results.join(now, &task(), 1);
+        results.join(now, &task(), 1, 0);
         publish(&mut results, now, "a");
         assert!(results.deadline().is_some_and(|at| at <= now + HOLD_MAX));
         results.settle(now + HOLD_MAX / 2);
@@ -808,7 +808,7 @@ mod tests {
     #[test]
     fn a_look_up_that_is_never_answered_holds_results_for_six_seconds_in_all() {
         let (mut results, now) = unanswered();
-        results.join(now, &task(), 1);
+        results.join(now, &task(), 1, 0);
         publish(&mut results, now, "a");
         // The link comes and goes, and Redis is asked anew each time.
         for second in [0, 2, 4] {

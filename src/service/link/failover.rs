@@ -1,13 +1,14 @@
-//! A server that is a replica: after a failover, or by a mistake in the list of URLs.
+//! When another server of the list is connected to, and when not.
 //!
-//! A replica forwards publications and refuses to store anything. So the store connection asks for
-//! the server's role when it logs in, and again with each `PING`: without that, a gateway without
-//! results would report that all is well until the first one is refused. With several URLs the next
-//! server is connected to. If all of them are replicas, the gateway stays with one, hears results
-//! there and reports that it cannot keep them.
+//! A server may be a replica: after a failover, or by a mistake in the list of URLs. It forwards
+//! publications and refuses to store anything. So the store connection asks for the server's role
+//! when it logs in, and again with each `PING`: without that, a gateway without results would
+//! report that all is well until the first one is refused. With several URLs the next server is
+//! connected to. If all of them are replicas, the gateway stays with one, hears results there and
+//! reports that it cannot keep them.
 
 use super::pending::PendingReply;
-use super::{DIAL_TIMEOUT, Link, REDIS_ROLES};
+use super::{DIAL_TIMEOUT, Link, REDIS_ROLES, RedisRole};
 use crate::base::moment::Moment;
 use redis::Value;
 use std::time::Duration;
@@ -21,6 +22,19 @@ const REPLICA: &[u8] = b"slave";
 const MASTER: &[u8] = b"master";
 
 impl Link {
+    /// No connection could be begun, because this machine lacks descriptors, ports or memory.
+    /// Another server would be no better, so the same one is dialled again after the usual pause.
+    pub fn handle_shortage(&mut self, role: RedisRole, why: &str, now: Moment) {
+        if !self.connection(role).is_down() {
+            self.lose(role, &format!("not dialled, for want of resources here: {why}"), now);
+        }
+    }
+
+    /// What [`Link::is_idle`] waits for: results to store, and replies to come.
+    pub fn unfinished(&self) -> usize {
+        self.keeper.jobs.len() + self.subscriber.pending.len() + self.store.pending.len()
+    }
+
     /// Asks the store connection's server whether it is a replica.
     pub(super) fn ask_role(&mut self, now: Moment) {
         self.store.send(now, PendingReply::Role, &[b"ROLE"]);

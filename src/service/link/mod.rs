@@ -339,11 +339,6 @@ impl Link {
         self.keeper.is_idle() && self.subscriber.pending.is_empty() && self.store.pending.is_empty()
     }
 
-    /// What [`Link::is_idle`] waits for: results to store, and replies to come.
-    pub fn unfinished(&self) -> usize {
-        self.keeper.jobs.len() + self.subscriber.pending.len() + self.store.pending.len()
-    }
-
     /// Results that were not kept in Redis, since the start.
     pub fn dropped(&self) -> u64 {
         self.keeper.dropped()
@@ -360,14 +355,6 @@ impl Link {
     pub fn handle_closed(&mut self, role: RedisRole, why: &str, now: Moment) {
         if !self.connection(role).is_down() {
             self.fail(role, why, now);
-        }
-    }
-
-    /// No connection could be begun, because this machine lacks descriptors, ports or memory.
-    /// Another server would be no better, so the same one is dialled again after the usual pause.
-    pub fn handle_shortage(&mut self, role: RedisRole, why: &str, now: Moment) {
-        if !self.connection(role).is_down() {
-            self.lose(role, &format!("not dialled, for want of resources here: {why}"), now);
         }
     }
 
