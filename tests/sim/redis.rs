@@ -305,8 +305,8 @@ impl Redis {
     /// The error for a command that cannot be answered now.
     fn refusal(&self, conn: &Conn, command: &str) -> Option<&'static [u8]> {
         // The commands that a real one allows while loading.
-        const SIMPLE: [&str; 6] =
-            ["CLIENT", "TIME", "PSUBSCRIBE", "SUBSCRIBE", "UNSUBSCRIBE", "SELECT"];
+        const SIMPLE: [&str; 7] =
+            ["CLIENT", "TIME", "ROLE", "PSUBSCRIBE", "SUBSCRIBE", "UNSUBSCRIBE", "SELECT"];
         let is_login = matches!(command, "HELLO" | "AUTH");
         if !is_login && !conn.is_known && self.nature.password.is_some() {
             return Some(b"-NOAUTH Authentication required.\r\n");
