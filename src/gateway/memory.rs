@@ -114,27 +114,30 @@ impl Gateway {
         if self.keeper.holders.is_empty() || self.keeper.searched_at + SEARCH_INTERVAL <= now {
             self.search_holders();
         }
-        let kept = self.cx.results.tasks().retained_bytes();
         for _ in 0..ENDED_PER_TURN {
+            let kept = self.cx.results.tasks().retained_bytes();
             let excess = self.cx.budget.held().saturating_sub(enough);
             if excess == 0 {
                 return;
             }
             let holder = self.keeper.holders.pop();
             let memory = holder.and_then(|id| self.session(id)).map_or(0, Session::memory);
-            match holder {
-                Some(id) if memory >= kept.max(HOLDER_BYTES_MIN) => self.shed_session(id, memory),
-                // It holds less than when it was found.
-                Some(_) if memory < HOLDER_BYTES_MIN => {}
-                _ => {
+            if holder.is_some() && memory < HOLDER_BYTES_MIN {
+                continue; // it holds less than when it was found
+            }
+            if memory < kept {
+                // Results that clients are about to be given stay.
+                self.cx.results.evict_to(now, kept.saturating_sub(excess));
+                if self.cx.budget.held() <= enough {
                     self.keeper.holders.extend(holder);
-                    self.cx.results.evict_to(now, kept.saturating_sub(excess));
-                    if self.cx.budget.held() > enough {
-                        self.keeper.shed_at = now + SEARCH_INTERVAL;
-                    }
                     return;
                 }
             }
+            let Some(id) = holder else {
+                self.keeper.shed_at = now + SEARCH_INTERVAL;
+                return;
+            };
+            self.shed_session(id, memory);
         }
     }
 

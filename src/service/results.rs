@@ -182,9 +182,10 @@ impl<K: Copy + Ord> Results<K> {
         self.count_memory();
     }
 
-    /// Lets the oldest kept results go until they take at most `bytes`.
+    /// Lets the oldest kept results go until they take at most `bytes`, as far as no client is
+    /// about to be given them.
     pub fn evict_to(&mut self, now: Moment, bytes: usize) {
-        self.tasks.evict_to(now, bytes);
+        self.tasks.evict_to(now, bytes, |task| self.bus.is_due(task));
         self.trim(now);
     }
 
@@ -777,9 +778,12 @@ mod tests {
         for number in 0..50 {
             publish(&mut results, now, &number.to_string());
         }
+        results.evict_to(now, 0);
         assert_eq!(deliveries(&mut results).len(), 3 * 50);
         results.settle(now);
         assert!(results.tasks().retained_bytes() <= 4 * 1024);
+        results.evict_to(now, 0);
+        assert_eq!(results.tasks().retained(), 0);
     }
 
     /// With a link to a server that never answers.

@@ -478,11 +478,14 @@ impl Tasks {
         }
     }
 
-    /// Lets the oldest results go until the rest takes at most `bytes`.
-    pub fn evict_to(&mut self, now: Moment, bytes: usize) {
+    /// Lets the oldest results go until the rest takes at most `bytes`, or a result of a task that
+    /// `is_due` is the oldest.
+    pub fn evict_to(&mut self, now: Moment, bytes: usize, is_due: impl Fn(Uuid) -> bool) {
         while self.retained_bytes > bytes
-            && let Some(one) = self.retained.pop_front()
+            && let Some(&one) = self.retained.front()
+            && !is_due(self.tasks.id(one.task))
         {
+            self.retained.pop_front();
             self.remove(now, one, Removal::Evicted);
         }
     }
