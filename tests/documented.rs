@@ -260,6 +260,33 @@ fn every_step_of_the_transcript_is_noted_and_in_its_test() {
 }
 
 #[test]
+fn every_source_file_is_in_the_table_of_the_architecture() {
+    // A folder in the table covers its files. The files here need no row.
+    const OTHERS: [&str; 4] = ["mod.rs", "lib.rs", "tests.rs", "testing.rs"];
+    let text = read("docs/architecture.md");
+    let table = after(&text, "\n### Files\n", "docs/architecture.md");
+    let table = table.split("\n## ").next().unwrap();
+    let (mut folders, mut count) = (vec![root("src")], 0);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            let inside = path.strip_prefix(root("src")).unwrap().display().to_string();
+            if path.is_dir() {
+                let is_summed_up = table.contains(&format!("{name}/`"));
+                folders.extend((!is_summed_up).then_some(path));
+            } else if !OTHERS.contains(&name.as_str()) && name.ends_with(".rs") {
+                let is_there =
+                    table.contains(&format!("`{name}`")) || table.contains(&format!("/{name}`"));
+                assert!(is_there, "docs/architecture.md has no row for src/{inside}");
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 40, "only {count} files were found");
+}
+
+#[test]
 fn every_close_reason_is_in_the_reference() {
     let reference = read("docs/operations.md");
     let section = after(&reference, "\n### Why a connection ended\n", "docs/operations.md");
