@@ -101,7 +101,8 @@ def test_results_for_a_client_that_never_reads_are_limited(results, server):
     waiter = results.wait(gateway, other)
     assert waiter.result().content == "others are served"
     waiter.done()
-    deaf.reset()
+    deaf.read_to_end()
+    deaf.half_close()
     gateway.process.wait_for_line(f"closed reason=client_too_slow code=1013 .*{task}")
 
 
