@@ -87,6 +87,12 @@ impl Conn {
         self.transport().connect_outcome()
     }
 
+    /// Whether an RST has come behind the peer's FIN. Reads do not report that: once they have met
+    /// the FIN, Linux answers all of them with the end.
+    pub fn is_reset(&mut self) -> bool {
+        self.transport().connect_outcome().is_err()
+    }
+
     /// Remembers what an event reported.
     #[inline]
     pub fn handle_ready(&mut self, ready: Ready) {

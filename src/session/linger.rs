@@ -106,6 +106,9 @@ impl Linger {
                 Ok(Io::Moved(_)) if self.has_answered && !had_answered => return Ok(true),
                 Ok(Io::Moved(_)) => {}
                 Ok(Io::Blocked) => return Ok(false),
+                // With the RST the kernel dropped what the client has not acknowledged, and would
+                // count it as unacknowledged for ever.
+                Ok(Io::Ended) if downstream.is_reset() => return Err(()),
                 Ok(Io::Ended) => {
                     self.has_answered = true;
                     return Ok(false);

@@ -59,6 +59,20 @@ def test_delivery_that_is_not_read_is_not_logged_as_delivered(results):
     assert status(gateway, task)["status"] != "completed"
 
 
+def test_reset_behind_a_fin_ends_the_session_at_once(results):
+    """The FIN of a client that does not read on comes first, and then its RST: once a FIN was read, the kernel reports no error to reads."""
+    gateway, inbox = results.embedded()
+    results.write("short.wav", pattern(256 * 1024))
+    task = new_task()
+    waiter = results.wait(gateway, task, receive_buffer=4 * 1024)
+    inbox.publish(task, text="short", audio_file="short.wav")
+    eventually(lambda: gateway.connections()["details"][0]["state"] == "closing", "everything is written")
+    waiter.half_close()
+    waiter.reset()
+    gateway.process.wait_for_line(f"closed reason=client_vanished code=none .*{task}")
+    assert status(gateway, task)["status"] != "completed"
+
+
 def test_client_that_ignores_the_close_and_streams_on_is_ended(results):
     """`write_timeout` ends a client that got everything, never closes and keeps sending."""
     gateway, inbox = results.embedded(config={"server": {"write_timeout": "1s"}})
