@@ -60,6 +60,8 @@ export class Answer extends EventTarget implements AsyncIterable<Part> {
 
   #state: State = "connecting";
   #parts: Part[] = [];
+  /** Consumers that have seen all parts so far. */
+  #waiting: (() => void)[] = [];
   #results: Result[] = [];
   /** Errors of earlier connections, which a gateway without numbers sends again. */
   #errors = new Set<string>();
@@ -103,11 +105,7 @@ export class Answer extends EventTarget implements AsyncIterable<Part> {
       while (next < this.#parts.length) yield this.#parts[next++]!;
       if (this.error) throw this.error;
       if (this.signal.aborted) return;
-      await new Promise((resolve) => {
-        const options = { once: true };
-        this.addEventListener("part", resolve, options);
-        this.addEventListener("end", resolve, options);
-      });
+      await new Promise<void>((resolve) => this.#waiting.push(resolve));
     }
   }
 
@@ -157,7 +155,7 @@ export class Answer extends EventTarget implements AsyncIterable<Part> {
     this.become(state);
     this.#end.abort();
     this.#drop();
-    this.dispatchEvent(new Event("end"));
+    this.#wake("end");
     this.#settle(error);
   }
 
@@ -177,7 +175,12 @@ export class Answer extends EventTarget implements AsyncIterable<Part> {
     if (part.type !== "error") this.#tries = 0;
     this.#parts.push(part);
     this.become("answering");
-    this.dispatchEvent(new Event("part"));
+    this.#wake("part");
+  }
+
+  #wake(event: "part" | "end"): void {
+    this.dispatchEvent(new Event(event));
+    this.#waiting.splice(0).forEach((resume) => resume());
   }
 
   #drop(): void {
