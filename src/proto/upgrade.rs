@@ -25,7 +25,8 @@ use std::net::IpAddr;
 use tungstenite::handshake::derive_accept_key;
 
 use super::http::{
-    BadHead, Headers, RequestHead, ResponseHead, is_token, push_display, push_header, push_value,
+    BadHead, Headers, RequestHead, ResponseHead, copy_header, is_token, push_display, push_header,
+    push_value,
 };
 
 /// The longest `X-Request-Id` from a client that is kept.
@@ -169,11 +170,12 @@ pub fn write_forwarded_headers(
         push_header(out, "Host", host.as_bytes());
     }
     let kept_id = request_id(head);
+    let hop_by_hop = HopByHop::new(head.headers);
     for (name, value) in head.headers.iter() {
         if name.eq_ignore_ascii_case("host") {
             push_header(out, name, host.as_bytes());
-        } else if !is_hop_by_hop(name, &head.headers) && !is_replaced(name, kept_id.is_some()) {
-            push_header(out, name, value);
+        } else if !hop_by_hop.contains(name) && !is_replaced(name, kept_id.is_some()) {
+            copy_header(out, name, value);
         }
     }
     write_upgrade_pair(out);
@@ -246,9 +248,10 @@ pub fn check_response(head: &ResponseHead<'_, '_>, key: &str) -> Result<(), &'st
 pub fn write_forwarded_response(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) {
     write_status_line(head, out);
     write_upgrade_pair(out);
+    let hop_by_hop = HopByHop::new(head.headers);
     for (name, value) in head.headers.iter() {
-        if !is_hop_by_hop(name, &head.headers) && !name.eq_ignore_ascii_case("content-length") {
-            push_header(out, name, value);
+        if !hop_by_hop.contains(name) && !name.eq_ignore_ascii_case("content-length") {
+            copy_header(out, name, value);
         }
     }
     out.extend_from_slice(b"\r\n");
@@ -265,6 +268,7 @@ pub fn write_forwarded_refusal(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) {
     // A 426 must name a protocol (RFC 9110 §15.5.22), and one that the backend names can be asked
     // for through the gateway.
     let tells_upgrade = head.status == 426 && head.headers.first("upgrade").is_some();
+    let hop_by_hop = HopByHop::new(head.headers);
     for (name, value) in head.headers.iter() {
         let is = |known: &str| name.eq_ignore_ascii_case(known);
         let is_kept = if is("transfer-encoding") {
@@ -274,10 +278,10 @@ pub fn write_forwarded_refusal(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) {
         } else if is("trailer") {
             true
         } else {
-            tells_upgrade && is("upgrade") || !is_hop_by_hop(name, &head.headers)
+            tells_upgrade && is("upgrade") || !hop_by_hop.contains(name)
         };
         if is_kept {
-            push_header(out, name, value);
+            copy_header(out, name, value);
         }
     }
     let fate: &[u8] = if tells_upgrade { b"Upgrade, close" } else { b"close" };
@@ -303,18 +307,41 @@ fn write_upgrade_pair(out: &mut Vec<u8>) {
     out.extend_from_slice(b"Upgrade: websocket\r\nConnection: Upgrade\r\n");
 }
 
-/// Whether a header is for one connection only (RFC 9110 §7.6.1): by its name, or because
-/// `Connection` names it. `Connection` cannot remove the headers that frame the message or make up
-/// the handshake.
-fn is_hop_by_hop(name: &str, headers: &Headers<'_, '_>) -> bool {
-    const NAMES: [&str; 6] =
-        ["connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
-    if NAMES.iter().any(|known| name.eq_ignore_ascii_case(known)) || starts_with(name, "proxy-") {
-        return true;
+/// The headers that are for one connection only (RFC 9110 §7.6.1): by their name, or because
+/// `Connection` names them. `Connection` cannot remove the headers that frame the message or make
+/// up the handshake.
+struct HopByHop<'h, 'b> {
+    headers: Headers<'h, 'b>,
+    /// `Connection` names headers that are not hop-by-hop anyway, which is rare.
+    names_more: bool,
+}
+
+impl<'h, 'b> HopByHop<'h, 'b> {
+    fn new(headers: Headers<'h, 'b>) -> HopByHop<'h, 'b> {
+        let is_known = |option: &[u8]| {
+            [&b"upgrade"[..], b"keep-alive", b"close"]
+                .iter()
+                .any(|known| option.eq_ignore_ascii_case(known))
+        };
+        let names_more = !headers.elements("connection").all(is_known);
+        HopByHop { headers, names_more }
     }
-    let is_needed =
-        name.eq_ignore_ascii_case("content-length") || starts_with(name, "sec-websocket-");
-    !is_needed && headers.has_token("connection", name)
+
+    fn contains(&self, name: &str) -> bool {
+        let is = |known: &str| name.eq_ignore_ascii_case(known);
+        let is_known = match name.len() {
+            2 => is("te"),
+            7 => is("upgrade") || is("trailer"),
+            10 => is("connection") || is("keep-alive"),
+            17 => is("transfer-encoding"),
+            _ => false,
+        };
+        if is_known || starts_with(name, "proxy-") {
+            return true;
+        }
+        let is_needed = || is("content-length") || starts_with(name, "sec-websocket-");
+        self.names_more && !is_needed() && self.headers.has_token("connection", name)
+    }
 }
 
 /// Whether the client's header of this name is dropped because the gateway writes its own.
@@ -325,7 +352,8 @@ fn is_replaced(name: &str, keeps_request_id: bool) -> bool {
 }
 
 fn starts_with(name: &str, prefix: &str) -> bool {
-    name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+    let start = name.as_bytes().get(..prefix.len());
+    start.is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
 }
 
 /// Whether `key` is 16 bytes in base64: 22 characters and two of padding. The four spare bits of

@@ -139,12 +139,11 @@ impl Endpoint {
     }
 
     fn match_path<'p>(&self, path: &'p str) -> Option<&'p str> {
-        match self.path.split_once('{') {
-            None => (path == self.path).then_some(""),
-            Some((before, _)) => {
-                path.strip_prefix(before).filter(|value| !value.is_empty() && !value.contains('/'))
-            }
+        if !self.path.ends_with('}') {
+            return (path == self.path).then_some("");
         }
+        let (before, _) = self.path.split_once('{')?;
+        path.strip_prefix(before).filter(|value| !value.is_empty() && !value.contains('/'))
     }
 
     /// Whether a request with this method gets an answer other than 405.

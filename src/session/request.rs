@@ -247,7 +247,7 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
 /// Whether a segment of the path leads upwards or nowhere, as a backend might read it: `.` or `..`,
 /// also with `%2e`, cut off at a `;`, or behind a `%2f` or `%5c`.
 fn has_dot_segment(path: &str) -> bool {
-    if !path.contains(['.', '%']) {
+    if memchr::memchr2(b'.', b'%', path.as_bytes()).is_none() {
         return false;
     }
     let mut decoded = path.to_ascii_lowercase();

@@ -161,6 +161,17 @@ pub(super) fn push_header(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// Appends a header line of a head that was parsed. The parser has refused values with control
+/// bytes.
+pub(super) fn copy_header(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    debug_assert!(value.iter().all(|byte| !byte.is_ascii_control() || *byte == b'\t'));
+    out.reserve(name.len() + value.len() + 4);
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
 /// Appends a part of a header's value, cleaned as by [`push_header`].
 pub(super) fn push_value(out: &mut Vec<u8>, value: &[u8]) {
     out.extend(
