@@ -8,3 +8,4 @@ pub mod moment;
 pub mod quoted;
 pub mod table;
 pub mod timers;
+pub mod touched;

@@ -26,6 +26,20 @@ impl Moment {
     /// The moment at which the process began.
     pub const START: Moment = Moment(NonZeroU64::MIN);
 
+    /// The earliest of those that there are.
+    #[inline]
+    pub fn earliest<const N: usize>(moments: [Option<Moment>; N]) -> Option<Moment> {
+        let mut earliest = None;
+        for moment in moments {
+            earliest = match (earliest, moment) {
+                (Some(one), Some(other)) if other < one => moment,
+                (None, _) => moment,
+                _ => earliest,
+            };
+        }
+        earliest
+    }
+
     /// The time since [`Moment::START`].
     fn since_start(self) -> Duration {
         Duration::from_nanos(self.0.get() - 1)
@@ -54,6 +68,7 @@ impl AddAssign<Duration> for Moment {
 impl Sub for Moment {
     type Output = Duration;
 
+    #[inline]
     fn sub(self, earlier: Moment) -> Duration {
         Duration::from_nanos(self.0.get().saturating_sub(earlier.0.get()))
     }
@@ -107,6 +122,15 @@ mod tests {
         assert_eq!(Moment::START - later, Duration::ZERO);
         assert!(later > Moment::START);
         assert_eq!(format!("{later:?}"), "+3.141592653s");
+    }
+
+    #[test]
+    fn the_earliest_is_found_among_none() {
+        let at = |nanos| Some(Moment::START + Duration::from_nanos(nanos));
+        assert_eq!(Moment::earliest([]), None);
+        assert_eq!(Moment::earliest([None, None]), None);
+        assert_eq!(Moment::earliest([None, at(3), None, at(2), at(5)]), at(2));
+        assert_eq!(Moment::earliest([at(1), None]), at(1));
     }
 
     #[test]

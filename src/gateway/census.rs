@@ -71,15 +71,23 @@ impl Gateway {
     }
 
     /// Whether a census is under way or wanted.
+    #[inline]
     pub(super) fn is_census_due(&self) -> bool {
         self.census.is_some() || !self.questions.is_empty()
     }
 
     /// Goes on with the census, if there is one or one is wanted. Called once a turn.
+    #[inline]
     pub(super) fn take_census(&mut self) {
+        if self.is_census_due() {
+            self.go_on_with_census();
+        }
+    }
+
+    #[cold]
+    fn go_on_with_census(&mut self) {
         let mut census = match self.census.take() {
             Some(census) => census,
-            None if self.questions.is_empty() => return,
             None => {
                 self.cx.stats.begin_walk();
                 Census::new(std::mem::take(&mut self.questions))

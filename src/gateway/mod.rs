@@ -140,6 +140,8 @@ pub struct Gateway {
     /// Sessions that have ended and still have their slots.
     closed: Vec<usize>,
     redis: RedisSockets,
+    /// When results are due to be settled although nothing touched them.
+    results_due_at: Option<Moment>,
     /// The walk over all sessions that is under way.
     census: Option<Census>,
     /// Requests that wait for the next one.
@@ -210,6 +212,7 @@ impl Gateway {
             yielded: VecDeque::new(),
             closed: Vec::new(),
             redis: RedisSockets::new(),
+            results_due_at: None,
             census: None,
             questions: Vec::new(),
             sweeps: Sweeps::default(),
@@ -378,22 +381,29 @@ impl Gateway {
     /// never judged late.
     pub fn settle(&mut self) {
         self.redis.read(&mut self.cx, self.turn.work);
-        self.cx.results.go_on(self.turn.look_ups);
+        if self.cx.results.has_more_work() {
+            self.cx.results.go_on(self.turn.look_ups);
+        }
         self.go_on();
         self.settle_results();
-        let due = std::iter::from_fn(|| self.timers.pop_due(self.cx.now));
-        let due: Vec<usize> = due.take(self.turn.deadlines).collect();
-        if !due.is_empty() {
-            self.cx.has_unread_results = self.redis.has_news()
-                || self.cx.results.has_deliveries()
-                || self.has_unread_workers();
-            due.into_iter().for_each(|key| self.drive(key));
-            self.settle_results();
+        if self.timers.next().is_some_and(|at| at <= self.cx.now) {
+            self.judge_deadlines();
         }
         self.probes.settle(&mut self.cx);
         self.take_census();
-        self.go_on_sweeping();
+        if !self.sweeps.is_empty() {
+            self.go_on_sweeping();
+        }
         self.check_drain();
+    }
+
+    fn judge_deadlines(&mut self) {
+        self.cx.has_unread_results =
+            self.redis.has_news() || self.cx.results.has_deliveries() || self.has_unread_workers();
+        let due = std::iter::from_fn(|| self.timers.pop_due(self.cx.now));
+        let due: Vec<usize> = due.take(self.turn.deadlines).collect();
+        due.into_iter().for_each(|key| self.drive(key));
+        self.settle_results();
     }
 
     /// A worker's connection has yielded: it may have published more than was read.
@@ -426,7 +436,15 @@ impl Gateway {
     }
 
     /// Delivers what was published, and reports what happened to Redis.
+    #[inline]
     fn settle_results(&mut self) {
+        let is_due = self.results_due_at.is_some_and(|at| at <= self.cx.now);
+        if is_due || self.cx.results.is_touched() || self.cx.results.has_deliveries() {
+            self.settle_results_now();
+        }
+    }
+
+    fn settle_results_now(&mut self) {
         self.cx.results.settle(self.cx.now);
         while let Some(notice) = self.cx.results.poll_notice() {
             self.handle_notice(notice);
@@ -490,8 +508,13 @@ impl Gateway {
 
     /// The end of a turn: sends what Redis is to get, and frees what ended. *Slots are freed last.*
     pub fn finish_turn(&mut self) {
-        self.redis.flush(&mut self.cx);
-        self.cx.results.finish_turn();
+        // Only what touched the results can have left something to send.
+        if self.cx.results.is_touched() {
+            self.redis.flush(&mut self.cx);
+            self.cx.results.finish_turn();
+            self.results_due_at = self.cx.results.deadline();
+            self.cx.results.clear_touched();
+        }
         self.keep_budget();
         if !self.closed.is_empty() {
             self.reap();
@@ -536,13 +559,12 @@ impl Gateway {
         {
             return Some(self.cx.now);
         }
-        let deadlines = [
-            self.timers.next(),
-            self.drain_deadline(),
-            self.cx.results.deadline(),
-            self.probes.deadline(&self.cx),
-        ];
-        deadlines.into_iter().flatten().min()
+        let results = match self.cx.results.is_touched() {
+            true => self.cx.results.deadline(),
+            false => self.results_due_at,
+        };
+        let probes = self.probes.deadline(&self.cx);
+        Moment::earliest([self.timers.next(), self.drain_deadline(), results, probes])
     }
 
     /// The next job for the background threads; [`Gateway::handle_answer`] takes the outcome.

@@ -46,15 +46,20 @@ impl Timeline {
     #[inline]
     pub fn begin_turn(&mut self, clock: Moment) -> (Moment, Option<Duration>) {
         let due_at = self.due_at.take().map_or(clock, |due_at| due_at.max(self.turned_at));
+        let standstill = (due_at + LATE_MIN <= clock).then(|| self.skip(due_at, clock));
+        (self.was_late, self.turned_at) = (standstill.is_some(), clock);
+        (self.now(clock), standstill)
+    }
+
+    /// Takes a standstill out of time: the turn that was due at `due_at` began at `clock`. Returns
+    /// its length.
+    #[cold]
+    fn skip(&mut self, due_at: Moment, clock: Moment) -> Duration {
         let late = clock - due_at;
-        let is_late = late >= LATE_MIN;
-        if is_late {
-            // Where every turn is late, each must bring time forward, or nothing would ever be due.
-            let grace = if self.was_late { Duration::ZERO } else { GRACE };
-            self.skipped += late + grace.min(due_at - self.turned_at);
-        }
-        (self.was_late, self.turned_at) = (is_late, clock);
-        (self.now(clock), is_late.then_some(late))
+        // Where every turn is late, each must bring time forward, or nothing would ever be due.
+        let grace = if self.was_late { Duration::ZERO } else { GRACE };
+        self.skipped += late + grace.min(due_at - self.turned_at);
+        late
     }
 
     /// The next turn is due at `next`, a moment of the gateway. Returns it by the clock.
@@ -66,6 +71,7 @@ impl Timeline {
     }
 
     /// A moment of the gateway, by the clock.
+    #[inline]
     pub fn clock(&self, at: Moment) -> Moment {
         at + self.skipped
     }
@@ -75,7 +81,11 @@ impl Timeline {
         self.skipped
     }
 
+    #[inline]
     fn now(&self, clock: Moment) -> Moment {
+        if self.skipped.is_zero() {
+            return clock;
+        }
         Moment::START + (clock - Moment::START).saturating_sub(self.skipped)
     }
 }

@@ -39,6 +39,8 @@ const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(200);
 /// All listeners, and whether accepting pauses.
 pub struct Listeners {
     listeners: Vec<Listener>,
+    /// Connections may wait in the queue of some listener.
+    is_any_ready: bool,
     addresses: Vec<(ListenerKind, SocketAddr)>,
     descriptors: Descriptors,
     pauses: Pauses,
@@ -105,6 +107,7 @@ impl Listeners {
         }
         Ok(Listeners {
             listeners,
+            is_any_ready: false,
             addresses: opened,
             descriptors,
             pauses: Pauses::default(),
@@ -121,11 +124,20 @@ impl Listeners {
     pub fn handle_ready(&mut self, index: usize) {
         if let Some(listener) = self.listeners.iter_mut().find(|listener| listener.index == index) {
             listener.is_ready = true;
+            self.is_any_ready = true;
         }
     }
 
     /// Accepts what waits, as long as there is room.
+    #[inline]
     pub fn accept(&mut self, gateway: &mut Gateway, registry: &Registry, now: Moment) {
+        if self.is_any_ready {
+            self.accept_ready(gateway, registry, now);
+            self.is_any_ready = self.listeners.iter().any(|listener| listener.is_ready);
+        }
+    }
+
+    fn accept_ready(&mut self, gateway: &mut Gateway, registry: &Registry, now: Moment) {
         for listener in &mut self.listeners {
             for _ in 0..ACCEPTS_PER_TURN {
                 if !listener.is_ready || !self.pauses.has_room(listener.kind, gateway) {
@@ -151,7 +163,12 @@ impl Listeners {
     }
 
     /// When a turn is due for accepting although no event comes; a moment in the past: at once.
+    #[inline]
     pub fn next_turn(&self, gateway: &Gateway) -> Option<Moment> {
+        if self.is_any_ready { self.next_accept(gateway) } else { None }
+    }
+
+    fn next_accept(&self, gateway: &Gateway) -> Option<Moment> {
         let can_accept = |listener: &Listener| match listener.kind {
             ListenerKind::Clients => gateway.can_admit(),
             ListenerKind::Admins => gateway.can_admit_admin(),

@@ -257,7 +257,7 @@ impl<C: Send + 'static> Reactor<C> {
         let now = self.gateway.now();
         let next =
             [self.gateway.next_turn(), self.listeners.next_turn(&self.gateway), self.log_due_at];
-        match next.into_iter().flatten().min() {
+        match Moment::earliest(next) {
             _ if self.background.has_news() => Ok(Some(Duration::ZERO)),
             // Counted from the moment of the turn: reading the clock again would cost more than the
             // turn's length matters.

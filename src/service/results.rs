@@ -364,7 +364,7 @@ impl<K: Copy + Ord> Results<K> {
         let notice = self.losses_reported_at.filter(|_| self.has_unreported_losses());
         let notice = notice.map(|at| at + LOSS_NOTICE_INTERVAL);
         let deadlines = [link, hold, self.holds.deadline(), notice, self.tasks.deadline()];
-        deadlines.into_iter().flatten().min()
+        Moment::earliest(deadlines)
     }
 
     /// The state of a task, and whether a client is connected for it. A client waits once its

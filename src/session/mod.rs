@@ -54,6 +54,7 @@ pub use memory::MemoryLimit;
 
 use crate::base::budget::Budget;
 use crate::base::moment::{Moment, WallClock};
+use crate::base::touched::Touched;
 use crate::net::{Conn, Network, Pipes, Ready, Side};
 use crate::proto::http;
 use crate::proto::message::{SharedResult, TaskId};
@@ -139,7 +140,7 @@ pub struct Context {
     pub now: Moment,
     pub settings: Settings,
     /// Results, and which session waits for which task.
-    pub results: Results<SessionId>,
+    pub results: Touched<Results<SessionId>>,
     /// What a task's channel begins with.
     pub channel_prefix: String,
     /// What workers have to know to use the inbox, if anything.
@@ -191,7 +192,7 @@ impl Context {
         Context {
             now,
             settings,
-            results,
+            results: Touched::new(results),
             channel_prefix: String::new(),
             inbox_password: None,
             network,

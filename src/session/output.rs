@@ -528,7 +528,7 @@ impl Output {
         let stalled_at = stall.and_then(|stall| stall.deadline(cx.settings.write_timeout));
         let audio_at = underway.and_then(|underway| underway.audio.as_ref()?.deadline());
         let alive_at = self.alive().deadline(&cx.settings, cx.now);
-        [alive_at, due_at, stalled_at, audio_at].into_iter().flatten().min()
+        Moment::earliest([alive_at, due_at, stalled_at, audio_at])
     }
 }
 
