@@ -290,6 +290,17 @@ pub const SECTIONS: &[Section] = &[
                     example: "\"seventeen:\"",
                 },
             ),
+            at_start(
+                "control_prefix",
+                KeyKind::Text {
+                    get: |c| c.gateway.link.control_prefix.clone(),
+                    set: |c, prefix| {
+                        c.gateway.link.control_prefix = check_prefix(prefix)?;
+                        Ok(())
+                    },
+                    example: "\"eighteen:\"",
+                },
+            ),
             at_start("subscribe", word!(gateway.link.subscribe, SUBSCRIBE, "task")),
             live("grace", time!(gateway.link.grace)),
         ],

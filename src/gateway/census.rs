@@ -157,7 +157,9 @@ impl Gateway {
                     .map(|list| report::connections(list.of(question.asked.viewer).clone())),
                 Answer::Metrics => metrics.clone(),
                 Answer::Page => page.as_ref().map(|page| page.of(question.asked.viewer).clone()),
-                Answer::Health | Answer::Ready | Answer::Status | Answer::Client => None,
+                Answer::Health | Answer::Ready | Answer::Status | Answer::Client | Answer::Stop => {
+                    None
+                }
             };
             if let (Some(response), Some(session)) = (response, self.session_mut(id))
                 && session.is_awaiting_answer()

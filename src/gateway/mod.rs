@@ -31,6 +31,7 @@ mod redis;
 mod refusals;
 mod reload;
 mod snapshot;
+mod stop;
 mod sweeps;
 mod timeline;
 mod workers;
@@ -44,10 +45,11 @@ use crate::base::quoted::Quoted;
 use crate::base::table::FIRST_BYTES;
 use crate::base::timers::Timers;
 use crate::net::{self, Conn, Network, Ready, Socket, Source};
+use crate::service::endpoints::Answer;
 use crate::service::limits::{self, Limits, Refusal};
 use crate::service::link::{self, Link, REDIS_ROLES};
 use crate::service::name::LookUpError;
-use crate::service::results::{Notice, Results};
+use crate::service::results::{Delivered, Notice, Results};
 use crate::service::route::{RouteSettings, RouteTarget, Routes};
 use crate::service::stats::Stats;
 use crate::service::tasks::{self, Tasks};
@@ -68,6 +70,7 @@ use slab::Slab;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
+use stop::Stops;
 use sweeps::{Errand, Sweeps};
 use timeline::Timeline;
 
@@ -146,6 +149,8 @@ pub struct Gateway {
     census: Option<Census>,
     /// Requests that wait for the next one.
     questions: Vec<(SessionId, Box<Question>)>,
+    /// Requests to stop a task that Redis is asked about.
+    stops: Stops,
     /// The walks over all sessions that change them.
     sweeps: Sweeps,
     probes: Probes,
@@ -215,6 +220,7 @@ impl Gateway {
             results_due_at: None,
             census: None,
             questions: Vec::new(),
+            stops: Vec::new(),
             sweeps: Sweeps::default(),
             probes: Probes::default(),
             sessions_peak: 0,
@@ -456,8 +462,14 @@ impl Gateway {
     fn deliver(&mut self) {
         for _ in 0..self.turn.deliveries {
             let Some(delivery) = self.cx.results.poll_delivery(self.cx.now) else { return };
-            if let Some(session) = self.session_mut(delivery.client) {
-                session.handle_result(delivery.result, delivery.has_more);
+            // Not by `session_mut`, which would lend the context as well.
+            let key = delivery.client.key as usize;
+            let session = self.sessions.get_mut(key);
+            if let Some(session) = session.filter(|session| session.who().id() == delivery.client) {
+                match delivery.what {
+                    Delivered::Result(result, has_more) => session.handle_result(result, has_more),
+                    Delivered::Stop => session.handle_stop(&mut self.cx),
+                }
                 self.drive(delivery.client.key as usize);
             }
         }
@@ -469,6 +481,11 @@ impl Gateway {
                 self.cx.stats.redis_connects += 1;
                 info!(target: "redis", "connected address={address}");
             }
+            Notice::Stopped { task, by, clients, results } => {
+                self.note_stopped(task, by, (clients, results));
+            }
+            Notice::DroppedAfterStop { results } => self.cx.stats.results_after_stop += results,
+            Notice::StopAnswered { task, outcome } => self.handle_stop_outcome(task, outcome),
             Notice::Down { why } => warn!(target: "redis", "lost why={}", Quoted(why)),
             Notice::Problem { why } => warn!(target: "redis", "trouble why={}", Quoted(why)),
             Notice::Evicted { results } => {
@@ -613,11 +630,20 @@ impl Gateway {
             Driven::Yield => true,
             Driven::Ask(question) => {
                 self.cx.stats.connections_open = self.cx.limits.open() as u64;
-                match self.report(&question) {
+                let is_stop = question.endpoint.answer == Answer::Stop;
+                let response = match is_stop {
+                    true => self.stop_task(key, &question),
+                    false => self.report(&question),
+                };
+                match response {
                     Some(response) => {
                         self.sessions[key].answer(question.asked, response, &mut self.cx);
                         // A client that pipelines requests gets one answer a turn.
                         true
+                    }
+                    None if is_stop => {
+                        self.sessions[key].await_answer(&self.cx);
+                        false
                     }
                     None => {
                         self.ask(key, question);

@@ -20,7 +20,7 @@ impl Gateway {
             Answer::Ready => Some(report::ready(&self.snapshot(question.asked.viewer))),
             Answer::Status => Some(self.status(&question.value)),
             Answer::Client => Some(client_library::response()),
-            Answer::Page | Answer::Metrics | Answer::Connections => None,
+            Answer::Page | Answer::Metrics | Answer::Connections | Answer::Stop => None,
         }
     }
 

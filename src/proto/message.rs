@@ -83,12 +83,14 @@ impl TaskId {
     /// Reads a path segment: `%`-escapes are decoded once, then any form is taken that the `uuid`
     /// crate reads (hyphenated, simple, braced, URN; either case). `None` for anything else.
     pub fn read(segment: &str) -> Option<TaskId> {
-        let decoded = percent_decoded(segment)?;
-        let uuid = Uuid::try_parse(&decoded).ok()?;
-        Some(TaskId {
-            uuid,
-            written: (usual_form(&uuid) != decoded).then(|| Box::new(decoded.into())),
-        })
+        TaskId::parse(&percent_decoded(segment)?)
+    }
+
+    /// Reads an id in any form that the `uuid` crate reads. `None` for anything else.
+    pub fn parse(text: &str) -> Option<TaskId> {
+        let uuid = Uuid::try_parse(text).ok()?;
+        let written = (usual_form(&uuid) != text).then(|| Box::new(text.into()));
+        Some(TaskId { uuid, written })
     }
 
     /// The id that tasks are compared by.

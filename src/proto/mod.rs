@@ -1,6 +1,7 @@
 //! Wire formats: HTTP heads, the WebSocket handshake and its frames. Pure: bytes in, values out.
 
 pub mod body;
+pub mod control;
 pub mod http;
 pub mod media;
 pub mod message;

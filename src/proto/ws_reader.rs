@@ -11,6 +11,7 @@
     reason = "positions come from a search in the same bytes, or are checked against their length before"
 )]
 
+use super::control;
 use super::ws::{FrameScanner, Opcode};
 use std::io::{self, ErrorKind, Read, Write};
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
@@ -35,6 +36,8 @@ pub struct WsReader {
 pub enum Received {
     /// Nothing that matters; pings have been answered.
     Nothing,
+    /// The client asks to stop its task.
+    Stop,
     /// A Close frame, with its code. The answer is in the queue, and nothing may follow that.
     Close(Option<u16>),
     /// The client broke the protocol; a Close frame is to say so.
@@ -73,6 +76,7 @@ impl WsReader {
     pub fn handle_bytes(&mut self, bytes: &[u8], answers: &mut Vec<u8>) -> Received {
         self.follow(bytes);
         let mut between = Between { bytes, answers };
+        let mut received = Received::Nothing;
         loop {
             let error = match self.context.read(&mut between) {
                 Ok(Message::Close(frame)) => {
@@ -81,11 +85,15 @@ impl WsReader {
                     let _ = self.context.flush(&mut between);
                     return Received::Close(frame.map(|frame| frame.code.into()));
                 }
+                Ok(Message::Text(text)) if control::is_clients_stop(text.as_str()) => {
+                    received = Received::Stop;
+                    continue;
+                }
                 Ok(_) => continue,
                 Err(error) => error,
             };
             return match error {
-                Error::Io(error) if error.kind() == ErrorKind::WouldBlock => Received::Nothing,
+                Error::Io(error) if error.kind() == ErrorKind::WouldBlock => received,
                 Error::Utf8(_) => Received::Fault(WsFault::Utf8),
                 Error::Capacity(_) => Received::Fault(WsFault::TooBig),
                 _ => Received::Fault(WsFault::Protocol),

@@ -51,6 +51,8 @@ pub enum Parcel {
     Result { id: Option<u32>, payload: Rc<[u8]> },
     /// Results of the task are gone that the client would have been given.
     Missing,
+    /// The task was stopped.
+    Stop,
 }
 
 /// A parcel and its address.
@@ -197,6 +199,25 @@ impl<K: Copy + Ord> Bus<K> {
             *self.queued.entry(client).or_default() += count;
         }
         true
+    }
+
+    /// Drops what is queued for the clients of `task`, and queues [`Parcel::Stop`] for each, in front
+    /// of everything else. Returns how many these are.
+    pub fn stop(&mut self, task: Uuid) -> usize {
+        let Some(waiting) = self.waiting.entry(task) else { return 0 };
+        let queued = &mut self.queued;
+        self.deliveries.retain(|one| {
+            if one.task == task {
+                queued.remove(&one.client);
+            }
+            one.task != task
+        });
+        let clients: Vec<K> = waiting.waiters.iter().collect();
+        for &client in &clients {
+            queued.insert(client, 1);
+            self.deliveries.push_front(Delivery { client, task, parcel: Parcel::Stop });
+        }
+        clients.len()
     }
 
     /// Clients of `task` miss something, and there is no room for it now.
@@ -490,6 +511,24 @@ mod tests {
             Change::Unlisten { spelling, .. } => (false, spelling),
         };
         std::iter::from_fn(|| bus.poll_change()).map(change).collect()
+    }
+
+    #[test]
+    fn stop_comes_before_everything_and_in_place_of_what_was_queued() {
+        let mut bus = Bus::new();
+        let other = TaskId::from(Uuid::nil());
+        bus.subscribe(&task(), 1);
+        bus.subscribe(&task(), 2);
+        bus.subscribe(&other, 3);
+        while bus.catch_up(task().uuid(), [].into_iter()) {}
+        while bus.catch_up(other.uuid(), [].into_iter()) {}
+        bus.publish(other.uuid(), Recipients::CaughtUp, &result("a"));
+        bus.publish(task().uuid(), Recipients::CaughtUp, &result("b"));
+        assert_eq!((bus.stop(task().uuid()), bus.queued()), (2, 3));
+        let mut got = deliveries(&mut bus);
+        got[..2].sort_by_key(|(client, _)| *client);
+        assert_eq!(got, [(1, Parcel::Stop), (2, Parcel::Stop), (3, result("a"))]);
+        assert!(!bus.has_queued(1) && bus.stop(Uuid::from_u128(99)) == 0);
     }
 
     #[test]

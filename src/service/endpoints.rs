@@ -52,7 +52,11 @@ pub enum Answer {
     Connections,
     Status,
     Metrics,
+    Stop,
 }
+
+/// Browsers ask by OPTIONS whether a page of another origin may send the request.
+const ACT: &[&str] = &["POST", "OPTIONS"];
 
 /// HEAD is answered wherever GET is (RFC 9110 §9.3.2).
 const READ: &[&str] = &["GET", "HEAD"];
@@ -108,6 +112,16 @@ pub const ENDPOINTS: &[Endpoint] = &[
         is_answered_when_full: false,
         answer: Answer::Status,
         doc: "the state of one task",
+    },
+    Endpoint {
+        path: "/control/stop",
+        methods: ACT,
+        audience: Audience::Everyone,
+        pages: Pages::Any,
+        body_bytes_max: 64 * 1024,
+        is_answered_when_full: false,
+        answer: Answer::Stop,
+        doc: "POST: stop a task",
     },
     Endpoint {
         path: "/metrics",

@@ -15,6 +15,10 @@
 //! until the bus is full; then the task is *due*, and goes on when there is room. After a
 //! reconnect, tasks are looked up a slice a turn ([`Results::go_on`]).
 
+mod stop;
+
+pub use stop::{StopOutcome, StoppedBy};
+
 use crate::base::moment::Moment;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -23,6 +27,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::base::budget::{Budget, Charge};
+use crate::proto::control;
 use crate::proto::message::{SharedResult, TaskId, TaskResult};
 use crate::service::bus::{Bus, Change, Delivery, Parcel, Recipients};
 use crate::service::link::{self, Address, Link, LinkEvent, LookUpAnswer, RedisState};
@@ -55,6 +60,12 @@ pub enum Notice {
     Evicted { results: u64 },
     /// Results were not kept since the last notice, because their task has its share already.
     NotKept { results: u64 },
+    /// A task was stopped: how many clients it had, and how many of its results were dropped.
+    Stopped { task: Uuid, by: StoppedBy, clients: usize, results: usize },
+    /// Results of stopped tasks came and were dropped.
+    DroppedAfterStop { results: u64 },
+    /// The answer to [`Results::request_stop`], for all tasks if `task` is `None`.
+    StopAnswered { task: Option<Uuid>, outcome: StopOutcome },
 }
 
 /// Everything about results. `K` identifies a client; see [`Bus`].
@@ -141,16 +152,26 @@ impl Holds {
     }
 }
 
-/// A result on its way to a client.
+/// What is to be handed to a client.
 #[derive(Clone, Debug)]
 pub struct ResultDelivery<K> {
     /// The client, which may have left.
     pub client: K,
-    /// The result, which other clients may share.
-    pub result: SharedResult,
-    /// Further results follow for this client.
-    pub has_more: bool,
+    /// What it gets.
+    pub what: Delivered,
 }
+
+/// What a client is handed.
+#[derive(Clone, Debug)]
+pub enum Delivered {
+    /// A result, which other clients may share. It may be known that further ones follow.
+    Result(SharedResult, HasMore),
+    /// Its task was stopped.
+    Stop,
+}
+
+/// Whether further results follow for a client.
+pub type HasMore = bool;
 
 impl<K: Copy + Ord> Results<K> {
     /// With a link to Redis, or without one: then results come from the embedded inbox, or not at
@@ -215,6 +236,12 @@ impl<K: Copy + Ord> Results<K> {
         self.tasks.handle_client(now, uuid, None, Some(ClientState::Waiting), None);
         self.tasks.note_seen(uuid, seen);
         self.follow_changes(now);
+        if self.tasks.resume(uuid)
+            && let Some(link) = &mut self.link
+        {
+            // What the worker set before now is not for this client.
+            link.drop_set(uuid, self.bus.spellings(uuid));
+        }
         self.look_up(uuid);
         self.dispatch(now, uuid);
     }
@@ -257,8 +284,9 @@ impl<K: Copy + Ord> Results<K> {
         let result = match parcel {
             Parcel::Result { id, payload } => self.read(payload, id),
             Parcel::Missing => TaskResult::missing().shared(&self.budget),
+            Parcel::Stop => return Some(ResultDelivery { client, what: Delivered::Stop }),
         };
-        Some(ResultDelivery { client, result, has_more })
+        Some(ResultDelivery { client, what: Delivered::Result(result, has_more) })
     }
 
     /// The result in a payload. Read only now, because thousands may be queued.
@@ -432,6 +460,8 @@ impl<K: Copy + Ord> Results<K> {
             }
             LinkEvent::Down { why } => {
                 self.look_up_from = None;
+                let outcome = StopOutcome::RedisAway;
+                self.notices.push_back(Notice::StopAnswered { task: None, outcome });
                 self.notices.push_back(Notice::Down { why });
             }
             LinkEvent::Problem { why } => self.notices.push_back(Notice::Problem { why }),
@@ -441,6 +471,12 @@ impl<K: Copy + Ord> Results<K> {
             }
             LinkEvent::Subscribed { task } => self.look_up(task),
             LinkEvent::LookedUp(answer) => self.handle_looked_up(now, answer),
+            LinkEvent::Control { task, payload } => {
+                if control::is_stop(&payload) {
+                    self.stop(now, task, StoppedBy::Channel);
+                }
+            }
+            LinkEvent::Known { task, is_known } => self.handle_known(now, task, is_known),
         }
     }
 
@@ -473,6 +509,14 @@ impl<K: Copy + Ord> Results<K> {
         subscription: Subscription,
         payload: Rc<[u8]>,
     ) {
+        if self.tasks.is_stopped(task) {
+            if let Some(Notice::DroppedAfterStop { results }) = self.notices.back_mut() {
+                *results += 1;
+            } else {
+                self.notices.push_back(Notice::DroppedAfterStop { results: 1 });
+            }
+            return;
+        }
         if TaskResult::is_progress_message(&payload) {
             // For the clients of this moment: it neither waits for a look-up nor for a later
             // client.
@@ -669,7 +713,10 @@ mod tests {
             message["content"].as_str().unwrap_or("?").to_owned()
         };
         std::iter::from_fn(|| results.poll_delivery(Moment::START))
-            .map(|delivery| (delivery.client, told(delivery.result)))
+            .map(|delivery| match delivery.what {
+                Delivered::Result(result, _) => (delivery.client, told(result)),
+                Delivered::Stop => (delivery.client, "STOP".to_owned()),
+            })
             .collect()
     }
 
@@ -758,10 +805,11 @@ mod tests {
                 published += 1;
             }
             let list: &mut Vec<String> = &mut received[delivery.client as usize];
-            let message = delivery.result.message(&task(), AudioPresence::Absent);
+            let Delivered::Result(result, has_more) = delivery.what else { panic!("a stop") };
+            let message = result.message(&task(), AudioPresence::Absent);
             let message: serde_json::Value = serde_json::from_str(&message).unwrap();
             list.push(message["content"].as_str().unwrap().to_owned());
-            assert_eq!(delivery.has_more, list.len() < 25, "{list:?}");
+            assert_eq!(has_more, list.len() < 25, "{list:?}");
         }
         let expected: Vec<String> = (0..25).map(|number| number.to_string()).collect();
         assert!(received.iter().all(|list| *list == expected));

@@ -78,6 +78,10 @@ pub struct Stats {
     pub results_evicted: u64,
     /// Results that were not kept because their task held half of `max_retained` already.
     pub results_not_kept: u64,
+    /// Tasks that were stopped.
+    pub tasks_stopped: u64,
+    /// Results that came after their task had been stopped.
+    pub results_after_stop: u64,
     /// Sessions that were ended because memory was short.
     pub sessions_shed: u64,
     /// Times the connections to Redis were established.

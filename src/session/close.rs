@@ -76,6 +76,8 @@ close_reasons! {
     BackendStalled: "backend_stalled", 1011, "backend connection lost";
     /// The final result has been delivered: the client has acknowledged everything and closed.
     Delivered: "delivered", 1000, "done";
+    /// The task was stopped: what had not been sent was dropped.
+    TaskStopped: "task_stopped", 1000, "stopped";
     /// The task id is not a UUID, or a number in the query is none.
     BadTaskId: "bad_task_id", 4004, "bad task id";
     /// No result came in time.

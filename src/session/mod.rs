@@ -11,6 +11,7 @@
 //! accepted by the inbox ────► Inbox ───────────────────────────────────────────────────────┘
 //!
 //! Request: read a head, choose what the connection becomes
+//! Body:    read the body of a request, between Request and Respond
 //! Respond: write an HTTP answer
 //! Dial:    connect to a backend, ask it to upgrade
 //! Relay:   two flows until both have ended
@@ -26,6 +27,7 @@
 //! is lent to a step as [`Context`].
 
 pub mod alive;
+pub mod body;
 pub mod connector;
 pub mod dial;
 mod ended;
@@ -241,6 +243,7 @@ impl Context {
 #[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum Phase {
     Request(Box<request::Request>),
+    Body(Box<body::Body>),
     Respond(Box<respond::Respond>),
     Dial(Box<dial::Dial>),
     Relay(Box<relay::Relay>),
@@ -392,6 +395,13 @@ impl Session {
     pub fn handle_file(&mut self, answer: jobs::FileAnswer) {
         if let Phase::Output(output) = &mut self.phase {
             output.handle_file(answer);
+        }
+    }
+
+    /// Its task was stopped. Acted on by the next [`Session::drive`].
+    pub fn handle_stop(&mut self, cx: &mut Context) {
+        if let Phase::Output(output) = &mut self.phase {
+            output.handle_stop(&self.who, cx);
         }
     }
 
@@ -601,6 +611,7 @@ macro_rules! in_phase {
     ($phase:expr, $it:ident => $of_state:expr, closed => $of_closed:expr) => {
         match $phase {
             Phase::Request($it) => $of_state,
+            Phase::Body($it) => $of_state,
             Phase::Respond($it) => $of_state,
             Phase::Dial($it) => $of_state,
             Phase::Relay($it) => $of_state,

@@ -15,7 +15,6 @@
 use crate::net::{Conn, Io, OpenFile};
 use crate::proto::message::{AudioPresence, Field, SharedResult, TaskId};
 use crate::proto::ws::{FrameHead, Opcode};
-use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::rc::Rc;
 
@@ -41,7 +40,9 @@ pub struct Outbox {
 struct Frames {
     bytes: Vec<u8>,
     sent: usize,
-    fields: VecDeque<SharedField>,
+    /// Those that have been sent stay until everything has, so that frames can be told apart.
+    fields: Vec<SharedField>,
+    fields_sent: usize,
 }
 
 /// A field whose place is before the byte at `at`.
@@ -155,6 +156,18 @@ impl Outbox {
         self.before.sent == 0 && (self.chunk_left == 0 || !self.before.is_empty())
     }
 
+    /// Drops everything but the rest of a frame that has been sent in part.
+    pub fn drop_unsent(&mut self) {
+        self.after = Frames::default();
+        if self.before.is_empty() {
+            return; // the chunk, if there is one, has begun
+        }
+        // The frame of a chunk ends behind the bytes in memory.
+        if self.before.drop_unsent() == Remainder::InMemory {
+            self.chunk_left = 0;
+        }
+    }
+
     /// Sends as much as the socket takes. The chunk is read from `file`.
     ///
     /// # Errors
@@ -201,7 +214,53 @@ impl Outbox {
     }
 }
 
+/// Where the frame ends that has been sent in part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Remainder {
+    InMemory,
+    InChunk,
+}
+
 impl Frames {
+    /// Drops the frames that have not begun.
+    fn drop_unsent(&mut self) -> Remainder {
+        // The answer to the upgrade is in front of the first frame.
+        let is_answer = self.bytes.starts_with(b"HTTP");
+        let answer = memchr::memmem::find(&self.bytes, b"\r\n\r\n").filter(|_| is_answer);
+        let mut end = answer.map_or(0, |at| at + 4);
+        while end < self.sent {
+            end = self.frame_end(end);
+        }
+        if end > self.bytes.len() {
+            return Remainder::InChunk;
+        }
+        self.bytes.truncate(end);
+        self.fields.retain(|field| field.at < end);
+        self.advance(0);
+        Remainder::InMemory
+    }
+
+    /// Where the frame that begins at `start` ends.
+    fn frame_end(&self, start: usize) -> usize {
+        let head = &self.bytes[start..];
+        let (head_bytes, length) = match head[1] {
+            126 => (4, usize::from(u16::from_be_bytes([head[2], head[3]]))),
+            127 => {
+                let length = head[2..10].iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+                (10, length as usize)
+            }
+            length => (2, usize::from(length)),
+        };
+        let mut end = start + head_bytes + length;
+        // Long fields are part of the frame, and their bytes are elsewhere.
+        for field in &self.fields {
+            if start < field.at && field.at < end {
+                end -= field.result.field(field.field).len();
+            }
+        }
+        end
+    }
+
     fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
@@ -212,7 +271,7 @@ impl Frames {
             return self.bytes.extend_from_slice(text.as_bytes());
         }
         let (at, result) = (self.bytes.len(), Rc::clone(result));
-        self.fields.push_back(SharedField { at, result, field, sent: 0 });
+        self.fields.push(SharedField { at, result, field, sent: 0 });
     }
 
     fn unsent(&self) -> usize {
@@ -223,7 +282,7 @@ impl Frames {
     /// The bytes to send next, and whether nothing is behind them. `None`: everything has been
     /// sent.
     fn next(&self) -> Option<(&[u8], bool)> {
-        match self.fields.front() {
+        match self.fields.get(self.fields_sent) {
             Some(field) if field.at == self.sent => {
                 Some((&field.result.field(field.field).as_bytes()[field.sent..], false))
             }
@@ -235,11 +294,11 @@ impl Frames {
 
     /// `n` of the bytes that [`Frames::next`] returned have been sent.
     fn advance(&mut self, n: usize) {
-        match self.fields.front_mut() {
+        match self.fields.get_mut(self.fields_sent) {
             Some(field) if field.at == self.sent => {
                 field.sent += n;
                 if field.sent == field.result.field(field.field).len() {
-                    self.fields.pop_front();
+                    self.fields_sent += 1;
                 }
             }
             _ => self.sent += n,
@@ -249,6 +308,7 @@ impl Frames {
             self.bytes.clear();
             self.bytes.shrink_to(KEPT_BYTES);
             self.sent = 0;
+            (self.fields, self.fields_sent) = (Vec::new(), 0);
         }
     }
 }
@@ -263,6 +323,7 @@ mod tests {
     use crate::proto::message::TaskResult;
     use std::io::{self, Read, Write};
     use std::sync::mpsc;
+    use uuid::Uuid;
 
     /// A socket that takes `room` bytes a call and reports what it took.
     struct SlowSocket {
@@ -318,6 +379,17 @@ mod tests {
         (wire.try_iter().collect(), lost)
     }
 
+    /// Lets a socket take `count` bytes, one at a time.
+    fn drain_part(outbox: &mut Outbox, file: Option<&OpenFile>, count: usize) -> Vec<u8> {
+        let (taken, wire) = mpsc::channel();
+        let mut conn = Conn::accepted(Socket::Other(Box::new(SlowSocket { room: 1, taken })));
+        for _ in 0..count {
+            conn.handle_ready(Ready { writable: true, ..Ready::default() });
+            outbox.send(&mut conn, file).unwrap();
+        }
+        wire.try_iter().collect()
+    }
+
     #[test]
     fn wire_order_is_queue_order_around_a_chunk() {
         let file = file("order", 10);
@@ -333,6 +405,48 @@ mod tests {
             let expected = b"\x81\x02hi\x82\x03\x04\x05\x06pong\x81\x03bye".to_vec();
             assert_eq!(sent, (expected, None), "{room} bytes a call");
             assert!(outbox.is_empty() && outbox.held_bytes() == 0);
+        }
+    }
+
+    #[test]
+    fn what_has_not_begun_is_dropped_at_a_frame_boundary() {
+        let file = file("dropped", 10);
+        let budget = Budget::default();
+        let long = format!(r#"{{"text":"{}"}}"#, "x".repeat(2 * COPIED_BYTES_MAX));
+        let long = TaskResult::read(long.as_bytes()).shared(&budget);
+        let fill = |outbox: &mut Outbox| {
+            outbox.push(b"HTTP/1.1 101\r\n\r\n");
+            outbox.push_text("hi");
+            outbox.push_result(&long, &TaskId::from(Uuid::nil()), AudioPresence::Absent);
+            outbox.push_text(&"y".repeat(200));
+            outbox.push_chunk(4, 3);
+            outbox.push(b"pong");
+        };
+        let mut whole = Outbox::default();
+        fill(&mut whole);
+        let (all, _) = drain(&mut whole, Some(&file), usize::MAX);
+        let all = &all[..all.len() - 4];
+        // Where frames end, found by reading them.
+        let mut ends = vec![16];
+        while let Some(&last) = ends.last().filter(|&&last| last < all.len()) {
+            let (head, length) = match all[last + 1] {
+                126 => (4, usize::from(u16::from_be_bytes([all[last + 2], all[last + 3]]))),
+                length => (2, usize::from(length)),
+            };
+            ends.push(last + head + length);
+        }
+        assert_eq!((ends.len(), ends.last()), (5, Some(&all.len())));
+        let places = (0..40).chain(ends.iter().flat_map(|end| end - 3..end + 4));
+        for sent in places.filter(|sent| *sent < all.len()) {
+            let mut outbox = Outbox::default();
+            fill(&mut outbox);
+            let mut first = drain_part(&mut outbox, Some(&file), sent);
+            outbox.drop_unsent();
+            outbox.push_text("bye");
+            first.extend(drain(&mut outbox, Some(&file), usize::MAX).0);
+            let end = ends.iter().find(|end| **end >= sent).copied().unwrap();
+            let expected = [&all[..end], b"\x81\x03bye"].concat();
+            assert!(first == expected, "{sent} bytes had been sent");
         }
     }
 

@@ -33,10 +33,12 @@ use super::{Awaited, Context, Detail, Drain, Ended, Identity, Last, Phase, State
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
 use crate::net::{Conn, Io, Side};
+use crate::proto::control;
 use crate::proto::message::{self, AudioPresence, SharedResult, TaskId, TaskResult};
 use crate::proto::upgrade::{self, Handshake};
 use crate::proto::ws;
 use crate::proto::ws_reader::{Received, WsFault, WsReader};
+use crate::service::results::StoppedBy;
 use crate::service::stats::BothWays;
 use crate::service::tasks::{ClientState, TaskEnd};
 use admission::{Resume, refuse};
@@ -210,6 +212,21 @@ impl Output {
         }
     }
 
+    /// Its task was stopped: drops what has not been sent. Acted on by the next step.
+    pub fn handle_stop(&mut self, who: &Identity, cx: &mut Context) {
+        if self.leaving.is_some() {
+            return;
+        }
+        let underway = self.underway();
+        underway.drop_results();
+        underway.outbox.drop_unsent();
+        if !underway.outbox.has_chunk() {
+            underway.audio = None;
+        }
+        self.push_text(&control::stop_ack(&self.task), who);
+        self.leave(CloseReason::TaskStopped, None, who, cx);
+    }
+
     /// Redis has been away for longer than its grace. Acted on by the next step.
     pub fn handle_redis_lost(&mut self, who: &Identity, cx: &mut Context) {
         if self.has_no_result() {
@@ -283,6 +300,12 @@ impl Output {
         }
         match received {
             Received::Nothing => self.underway().outbox.push(&answers),
+            Received::Stop => {
+                self.underway().outbox.push(&answers);
+                cx.results.stop(cx.now, self.task.uuid(), StoppedBy::Client);
+                // At once: it would go on for the rest of this step.
+                self.handle_stop(who, cx);
+            }
             Received::Close(code) => {
                 note(who, || Event::ClientClose { code });
                 self.underway().outbox.push(&answers);

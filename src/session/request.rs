@@ -5,6 +5,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
+use super::body::Body;
 use super::dial::Dial;
 use super::ended::last_response;
 use super::output::Output;
@@ -237,11 +238,37 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
         Some((endpoint, _)) if endpoint.audience == Audience::Admins && !requester.is_admin => {
             answer(asked(), http::Response::error(403, ADMINS_ONLY), who, cx)
         }
+        Some((endpoint, _)) if head.method == "OPTIONS" => {
+            answer(asked(), preflight(endpoint), who, cx)
+        }
+        Some(_) if head.method == "POST" && !is_from_allowed_page(head, who, cx) => {
+            // The connection ends: the body is not read, so no request can follow it.
+            let bad = BadHead { status: 403, why: "this Origin is not allowed" };
+            refuse(bad, CloseReason::OriginNotAllowed, cx)
+        }
         Some((endpoint, value)) => {
-            Step::Ask(Box::new(Question { endpoint, value: value.into(), asked: asked() }))
+            let body = Vec::new();
+            let question = Question { endpoint, value: value.into(), body, asked: asked() };
+            Body::read(Box::new(question), head.body_bytes() as usize, cx)
         }
         None => answer(asked(), http::Response::error(404, "Not found"), who, cx),
     }
+}
+
+/// The answer to a browser that asks whether a page may send a request. Which pages may is in the
+/// headers that every JSON answer gets.
+fn preflight(endpoint: &Endpoint) -> http::Response {
+    http::Response::json(200, "{}")
+        .with("Access-Control-Allow-Methods", endpoint.allow())
+        .with("Access-Control-Allow-Headers", "Content-Type")
+        .with("Access-Control-Max-Age", "600")
+}
+
+/// Whether a request that changes something comes from a page that may open WebSockets, or from no
+/// page at all.
+fn is_from_allowed_page(head: &RequestHead, who: &Identity, cx: &Context) -> bool {
+    let own_host = cx.trust.own_host(head, who.proxied().is_some());
+    cx.limits.is_allowed(head.headers.first("origin"), own_host)
 }
 
 /// Whether a segment of the path leads upwards or nowhere, as a backend might read it: `.` or `..`,

@@ -39,6 +39,8 @@ pub struct Question {
     pub endpoint: &'static Endpoint,
     /// The segment that the `{name}` in the endpoint's path matched, as the client wrote it.
     pub value: Box<str>,
+    /// The request's body; empty where none is taken.
+    pub body: Vec<u8>,
     pub asked: Asked,
 }
 

@@ -24,6 +24,8 @@ pub struct Task {
     pub out: Vec<usize>,
     /// The last of `out` was set, and is still to be published.
     pub is_ahead: bool,
+    /// A client means to stop it.
+    pub may_stop: bool,
 }
 
 /// One result.

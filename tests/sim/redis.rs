@@ -186,7 +186,9 @@ impl Redis {
             for pattern in conn.patterns.clone() {
                 if channel.starts_with(pattern.trim_end_matches('*')) {
                     conn.push(&[b"pmessage", pattern.as_bytes(), channel.as_bytes(), payload]);
-                    conn.mark(Told::Heard { payload: payload.into() });
+                    if channel.starts_with("task_response:") {
+                        conn.mark(Told::Heard { payload: payload.into() });
+                    }
                     heard += 1;
                 }
             }
@@ -291,6 +293,16 @@ impl Redis {
                 let count: usize = count.parse().map_err(|_| "EVALSHA without a count")?;
                 let refused = self.keep(&words[3..3 + count], &command[3 + count..])?;
                 conn.say(format!(":{refused}\r\n").as_bytes());
+            }
+            ["PUBLISH", channel, _] if channel.starts_with("task_control:") => {
+                let payload = command[2].clone();
+                // The publisher has no subscriptions itself, and is put back afterwards.
+                let heard = self.publish(channel, &payload);
+                conn.say(format!(":{heard}\r\n").as_bytes());
+            }
+            ["EXISTS", ref keys @ ..] => {
+                let found = keys.iter().filter(|key| self.keys.contains_key(**key)).count();
+                conn.say(format!(":{found}\r\n").as_bytes());
             }
             ["UNLINK", ref keys @ ..] => {
                 let gone = keys.iter().filter(|key| self.keys.remove(**key).is_some()).count();

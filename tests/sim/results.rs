@@ -413,7 +413,7 @@ impl ResultsWorld {
         for task in 0..tasks {
             let uuid =
                 Uuid::from_u128(u128::from(self.seed) << 64 | 0xabcd_ef00_0000_0000 | task as u128);
-            self.board.tasks.push(Task { uuid, out: Vec::new(), is_ahead: false });
+            self.board.tasks.push(Task { uuid, out: Vec::new(), is_ahead: false, may_stop: false });
             let count = [0, 1, 1, 2, 5, 12][chance.usize(..6)];
             let ends = chance.u8(..4) > 0;
             let answers: Vec<usize> = (0..count)
@@ -462,9 +462,21 @@ impl ResultsWorld {
                 end: [Some(End::Fin), Some(End::Reset), None][chance.usize(..3)],
                 cut: chance.u8(..4) == 0,
             };
-            self.plan(at, Plan::Publish(Box::new(errand)));
+            self.plan(at, Plan::Publish(Box::new(self.hurry(errand))));
             at += 20 * S;
         }
+    }
+
+    /// The same errand, done within the time that the world has.
+    fn hurry(&self, mut errand: Errand) -> Errand {
+        let length = |&answer: &usize| self.board.answers[answer].payload.len() + 100;
+        let bytes: usize = errand.answers.iter().map(length).sum();
+        let writes = bytes / errand.write_bite.min(bytes).max(1);
+        errand.write_pace = errand.write_pace.min(200 * S / writes.max(1) as u32);
+        // Sockets may hold a single byte, so each byte of the replies may be a read.
+        let replies = 300 + 30 * errand.answers.len() as u32;
+        errand.read_pace = errand.read_pace.min(200 * S / replies);
+        errand
     }
 
     fn plan_visits(&mut self, chance: &mut fastrand::Rng, is_tiny: bool) {
@@ -485,6 +497,7 @@ impl ResultsWorld {
             let at = if chance.bool() { some(chance, 200 * MS) } else { some(chance, 35 * S) };
             self.plan(at, Plan::Come(Box::new(visit)));
         }
+        self.plan_stops(chance);
         let stay = 2 * self.margin + 10 * S;
         for port in 0..self.ports.len() {
             for task in 0..self.board.tasks.len() {
@@ -499,6 +512,24 @@ impl ResultsWorld {
                     comebacks: 0,
                 };
                 self.plan(INSPECTED_AFTER, Plan::Come(Box::new(visit)));
+            }
+        }
+    }
+
+    /// In some worlds clients stop their tasks, some of them more than once.
+    fn plan_stops(&mut self, chance: &mut fastrand::Rng) {
+        if chance.u8(..4) > 0 {
+            return;
+        }
+        for plan in self.plans.iter_mut().flatten() {
+            if let Plan::Come(visit) = plan
+                && visit.kind == VisitKind::Task
+                && chance.bool()
+            {
+                let at = if chance.bool() { Duration::ZERO } else { some(chance, 20 * S) };
+                visit.ways.says.push((at, Say::Stop));
+                visit.ways.says.sort_by_key(|(at, _)| *at);
+                self.board.tasks[visit.task].may_stop = true;
             }
         }
     }
@@ -734,7 +765,11 @@ impl ResultsWorld {
         let uuid = self.board.tasks[visit.task].uuid;
         // Nobody has had what was not published yet.
         let out = self.board.tasks[visit.task].out.len() as u64;
-        let visit = Visit { from_result: visit.from_result.min(out), ..visit };
+        let visit = match visit.from_result {
+            0 => visit,
+            number if number < out => visit,
+            _ => Visit { from_result: out, from_chunk: 0, ..visit },
+        };
         let Some(place) = self.ports[visit.port] else {
             // No gateway runs there: again in a while.
             self.plan(S, Plan::Come(Box::new(visit)));
@@ -1070,7 +1105,9 @@ impl ResultsWorld {
             let is_well = place.process.is_some()
                 && place.ups.last().is_some_and(|up| up.1 && up.0 + 10 * S < now);
             for (&answer, tell) in place.told.iter().filter(|(_, tell)| tell.is_heard && is_well) {
-                let is_due = tell.at + 10 * S < now
+                let task = &self.board.tasks[self.board.answers[answer].task];
+                let is_due = !task.may_stop
+                    && tell.at + 10 * S < now
                     && tell.at + retain > now + 10 * S
                     && redis.lost_at.is_none_or(|at| at < tell.at);
                 let task = &self.board.tasks[self.board.answers[answer].task];
@@ -1297,7 +1334,8 @@ impl ResultsWorld {
             .redis
             .as_ref()
             .is_none_or(|redis| !redis.nature.refuses_scripts && redis.lost_at.is_none());
-        let retains = self.settings.tasks.retain == Some(300 * S) && !self.is_tight();
+        let keeps_all = !self.is_tight() && !self.board.tasks[task].may_stop;
+        let retains = self.settings.tasks.retain == Some(300 * S) && keeps_all;
         let is_steady = |place: &Place| {
             place.process.is_some() && is_heard(place) && self.is_calm(place, first_out, until)
         };
@@ -1317,7 +1355,10 @@ impl ResultsWorld {
         // With numbers that only gateways know, nobody can say here what a client has had.
         let resumes = visitor.visit.from_result > 0;
         let until = waiter.listened_until(self.kernel.borrow().now);
-        if self.is_tight() || resumes && !self.is_numbered_by_place(task, until) {
+        if self.is_tight() || self.board.tasks[task].may_stop {
+            return Ok(());
+        }
+        if resumes && !self.is_numbered_by_place(task, until) {
             return Ok(());
         }
         let place = &self.places[visitor.place];
@@ -1377,6 +1418,9 @@ impl ResultsWorld {
             return Ok(());
         }
         let last = visitor.writes.last().map_or(joined, |write| write.2);
+        if waiter.stopped_at.is_some_and(|at| until > at + self.margin) {
+            return Err("it asked to stop its task, and nothing happens".into());
+        }
         if let Some(timeout) = self.settings.session.output.timeout
             && waiter.seen.is_empty()
             && until > joined + timeout + self.margin

@@ -49,6 +49,8 @@ pub enum Leaving {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Say {
     Ping(usize),
+    /// It stops its task.
+    Stop,
     Text,
     /// A message in two pieces with a ping between them.
     Pieces,
@@ -99,6 +101,10 @@ pub struct Waiter {
     pub seen: Vec<Seen>,
     /// It got the error that results are gone, before their time.
     pub misses_results: bool,
+    /// When it asked to stop its task.
+    pub stopped_at: Option<Moment>,
+    /// It got the acknowledgement that its task is stopped.
+    pub is_stopped: bool,
     /// Chunks that came whole of the last audio.
     pub chunks: usize,
     pub goodbye: Option<(Option<u16>, String, Moment)>,
@@ -150,6 +156,8 @@ impl Waiter {
             hearing: Hearing::Rest,
             seen: Vec::new(),
             misses_results: false,
+            stopped_at: None,
+            is_stopped: false,
             chunks: 0,
             goodbye: None,
             came_at: now,
@@ -327,6 +335,17 @@ impl Waiter {
         kernel.note(|| format!("waiter {} gets {}", self.link, shown(&message)));
         let hearing = std::mem::replace(&mut self.hearing, Hearing::Rest);
         let Some(task) = self.task else { return self.take_refusal(hearing, &message) };
+        if self.is_stopped {
+            return Err(format!("{} after its task was stopped", shown(&message)));
+        }
+        if message["type"] == "control" {
+            (self.is_stopped, self.hearing) = (true, Hearing::Over(1000));
+            let expected = json!({"type": "control", "action": "STOP_ACK", "task_id": self.id});
+            return match board.tasks[task].may_stop {
+                true => expect(&message, expected),
+                false => Err(format!("{} without a reason", shown(&message))),
+            };
+        }
         match hearing {
             Hearing::Rest | Hearing::Over(1000) => self.take_result(board, task, &message, offset),
             Hearing::Fault { words, is_final } => {
@@ -506,6 +525,9 @@ impl Waiter {
     /// it had a reason.
     pub fn judge_goodbye(&self) -> Result<(), String> {
         let Some((code, reason, _)) = &self.goodbye else { return Ok(()) };
+        if self.is_stopped != (reason == "stopped") {
+            return Err(format!("a Close frame {reason:?}, is stopped: {}", self.is_stopped));
+        }
         let code = code.unwrap_or_default();
         let is_echo = self.has_closed.is_some_and(|own| own.unwrap_or_default() == code);
         let is_right = match (&self.hearing, code) {
@@ -538,7 +560,7 @@ impl Waiter {
             && wait <= due
         {
             self.ways.says.remove(0);
-            self.push(say);
+            self.push(say, kernel.now);
         }
         while !self.out.is_empty() {
             if kernel.now < self.write_at {
@@ -569,7 +591,7 @@ impl Waiter {
         }
     }
 
-    fn push(&mut self, say: Say) {
+    fn push(&mut self, say: Say, now: Moment) {
         if self.is_silent() {
             return;
         }
@@ -583,10 +605,14 @@ impl Waiter {
                 self.say(PING, &payload);
                 self.pings.push_back(payload);
             }
+            Say::Stop => {
+                self.say(TEXT, br#"{"type":"control","action":"STOP"}"#);
+                self.stopped_at = Some(now);
+            }
             Say::Text => self.say(TEXT, b"are you there?"),
             Say::Pieces => {
                 self.out.extend(piece(TEXT, false, "häl".as_bytes()));
-                self.push(Say::Ping(3));
+                self.push(Say::Ping(3), now);
                 self.out.extend(piece(0, true, b"lo"));
             }
             Say::TooBig => {

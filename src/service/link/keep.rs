@@ -39,7 +39,7 @@ pub(super) const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 const SCRIPT: &str = include_str!("keep.lua");
 
 pub(super) struct Keeper {
-    channel_prefix: String,
+    pub(super) channel_prefix: String,
     /// What the keys of kept results begin with.
     pub(super) kept_prefix: String,
     retention: tasks::Settings,
@@ -104,6 +104,14 @@ pub(super) enum StoreJob {
     /// Continues the look-up of this number.
     Page(u64),
     Forget(Uuid),
+    /// Removes these keys.
+    Delete(Vec<String>),
+    Publish {
+        task: Uuid,
+        channel: String,
+        payload: &'static [u8],
+    },
+    AskKnown(Uuid),
 }
 
 /// What a reply on the store connection means to the link.
@@ -115,6 +123,10 @@ pub(super) enum StoreOutcome {
     LookedUp(LookUpAnswer, Option<String>),
     /// The server is a replica: another one should be connected to.
     Replica(String),
+    /// Redis did not publish on the control channel of this task.
+    NotPublished(Uuid, ErrorReply),
+    /// Whether Redis has anything of this task.
+    Known(Uuid, bool),
 }
 
 /// The script that stores results, on the connection at hand.
@@ -273,7 +285,9 @@ impl Keeper {
         self.paused_until = None;
         // Look-ups are asked again once the link is up.
         self.look_ups.clear();
-        self.jobs.retain(|job| !matches!(job, StoreJob::LookUp { .. } | StoreJob::Page(_)));
+        self.jobs.retain(|job| {
+            !matches!(job, StoreJob::LookUp { .. } | StoreJob::Page(_) | StoreJob::AskKnown(_))
+        });
         for pending in pending.into_iter().rev() {
             if let PendingReply::Store(StoreReply::Stored(requests)) = pending {
                 self.store_again(requests);
@@ -333,6 +347,13 @@ impl Keeper {
                 self.continue_look_up(number, problem)
             }
             StoreReply::Forgotten => StoreOutcome::Nothing,
+            StoreReply::Published(task) => match error {
+                Some(error) => StoreOutcome::NotPublished(task, error),
+                None => StoreOutcome::Nothing,
+            },
+            StoreReply::Known(task) => {
+                StoreOutcome::Known(task, matches!(reply, Value::Int(count) if count > 0))
+            }
         }
     }
 
@@ -491,6 +512,11 @@ impl Keeper {
                     self.pack_page(connection, now, number);
                 }
                 Some(StoreJob::Forget(_)) => self.pack_forgets(connection, now),
+                Some(StoreJob::Delete(_) | StoreJob::Publish { .. } | StoreJob::AskKnown(_)) => {
+                    if let Some(job) = self.jobs.pop_front() {
+                        self.pack_control(connection, now, job);
+                    }
+                }
             }
         }
     }

@@ -33,11 +33,13 @@
 )]
 
 mod connection;
+mod control;
 mod failover;
 mod index;
 mod keep;
 mod pending;
 mod server;
+mod settings;
 mod subscribe;
 
 use std::collections::VecDeque;
@@ -51,10 +53,12 @@ use crate::base::moment::Moment;
 use crate::proto::resp::{self, Incoming};
 use crate::service::tasks::{self, KeptResult, Occurrence, Subscription};
 use connection::{Connection, Due};
+use control::ControlChannels;
 pub use keep::BATCH_MAX;
 use keep::{ErrorKind, ErrorReply, Keeper, StoreOutcome};
 use pending::{PendingReply, StoreReply};
 pub use server::{Address, Password, Server, embedded};
+pub use settings::{Settings, Subscribe};
 use subscribe::{Confirmed, Subscriptions};
 
 /// Timeout for a dial, and for the greeting after it.
@@ -68,58 +72,6 @@ const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 const REPORTED_MAX: usize = 32;
 /// The longest report, in characters.
 const REPORT_CHARS_MAX: usize = 300;
-
-/// Where Redis is, and how results are subscribed to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the fields explain themselves")]
-pub struct Settings {
-    /// `redis://user:password@host:port/db` or `unix:///path?db=0`, tried in turn.
-    pub urls: Vec<String>,
-    /// The file that `password` was read from; empty if there is none.
-    pub password_file: String,
-    /// In place of the URLs' passwords.
-    pub password: Option<Password>,
-    /// Channels are this and a task id.
-    pub channel_prefix: String,
-    pub subscribe: Subscribe,
-    /// How long Redis may be away before waiting clients are closed. `None`: without end.
-    pub grace: Option<Duration>,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Settings {
-            urls: vec!["redis://localhost:6379".to_owned()],
-            password_file: String::new(),
-            password: None,
-            channel_prefix: "task_response:".to_owned(),
-            subscribe: Subscribe::Pattern,
-            grace: Some(Duration::from_secs(10)),
-        }
-    }
-}
-
-impl Settings {
-    /// Whether workers publish to the gateway itself, so that there is no Redis to connect to.
-    pub fn is_embedded(&self) -> bool {
-        self.urls.iter().any(|url| embedded(url).is_some())
-    }
-
-    /// The password that workers have to give to the embedded inbox, if any.
-    pub fn inbox_password(&self) -> Option<Password> {
-        let (_, in_url) = self.urls.iter().find_map(|url| embedded(url))?;
-        self.password.clone().or(in_url)
-    }
-}
-
-/// How results are subscribed to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Subscribe {
-    /// One `PSUBSCRIBE` for all tasks: results are heard before a client waits for them.
-    Pattern,
-    /// One `SUBSCRIBE` for each task that is waited for.
-    Task,
-}
 
 /// One of the two connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -170,6 +122,10 @@ pub enum LinkEvent {
     Subscribed { task: Uuid },
     /// The answer to [`Link::look_up`].
     LookedUp(LookUpAnswer),
+    /// Somebody else published on a task's control channel.
+    Control { task: Uuid, payload: Vec<u8> },
+    /// The answer to [`Link::ask_known`].
+    Known { task: Uuid, is_known: bool },
 }
 
 /// What Redis has of a task. Everything that was published before the answer was given has been
@@ -219,6 +175,7 @@ pub struct Link {
     subscriber: Connection,
     store: Connection,
     subscriptions: Subscriptions,
+    control: ControlChannels,
     keeper: Keeper,
     actions: VecDeque<LinkAction>,
     events: VecDeque<LinkEvent>,
@@ -259,6 +216,7 @@ impl Link {
             subscriber: Connection::new(now),
             store: Connection::new(now),
             subscriptions: Subscriptions::new(settings.subscribe, &settings.channel_prefix),
+            control: ControlChannels::new(&settings.control_prefix),
             keeper: Keeper::new(&settings.channel_prefix, retention),
             actions: VecDeque::new(),
             events: VecDeque::new(),
@@ -523,6 +481,17 @@ impl Link {
             Incoming::Message { channel, payload } => {
                 if let Some((task, subscription)) = self.subscriptions.task_of(&channel) {
                     self.events.push_back(LinkEvent::Published { task, subscription, payload });
+                } else if let Some(task) = self.control.task_of(&channel)
+                    && self.control.hear(task)
+                {
+                    self.events.push_back(LinkEvent::Control { task, payload });
+                }
+            }
+            Incoming::Subscribed { name } if self.control.is_pattern(&name) => {
+                // Confirmations come in the order of the commands, among the replies.
+                let pending = &mut self.connection_mut(role).pending;
+                if matches!(pending.front(), Some(PendingReply::Control)) {
+                    pending.pop_front();
                 }
             }
             Incoming::Subscribed { name } => match self.subscriptions.handle_subscribed(&name) {
@@ -574,6 +543,9 @@ impl Link {
                 let outcome = self.keeper.handle_reply(about, reply, now);
                 self.handle_store_outcome(outcome, now);
             }
+            (Some(PendingReply::Control), Some(error)) => {
+                self.handle_control_refused("PSUBSCRIBE", &error);
+            }
             (Some(PendingReply::Barrier(answer)), _) => {
                 self.events.push_back(LinkEvent::LookedUp(*answer));
             }
@@ -585,7 +557,16 @@ impl Link {
             }
             // A user who may not ask for the role learns it when a result is to be stored.
             (Some(PendingReply::Role), Some(_)) => {}
-            (Some(PendingReply::Login | PendingReply::Ignored | PendingReply::Ping) | None, _) => {}
+            (
+                Some(
+                    PendingReply::Login
+                    | PendingReply::Ignored
+                    | PendingReply::Ping
+                    | PendingReply::Control,
+                )
+                | None,
+                _,
+            ) => {}
         }
     }
 
@@ -594,6 +575,13 @@ impl Link {
             StoreOutcome::Nothing => {}
             StoreOutcome::Problem(why) => self.report(why),
             StoreOutcome::Replica(why) => self.leave_replica(why, now),
+            StoreOutcome::Known(task, is_known) => {
+                self.events.push_back(LinkEvent::Known { task, is_known });
+            }
+            StoreOutcome::NotPublished(task, error) => {
+                self.control.forget_echo(task);
+                self.handle_control_refused("PUBLISH", &error);
+            }
             StoreOutcome::LookedUp(answer, problem) => {
                 problem.into_iter().for_each(|why| self.report(why));
                 // Another gateway may have stored what is still under way to our subscriber
@@ -625,6 +613,9 @@ impl Link {
         self.connection_mut(role.other()).dial_sooner(now);
         if role == RedisRole::Subscriber && self.subscriptions.mode() == Subscribe::Task {
             self.subscriptions.send_channels(&mut self.subscriber, now);
+        }
+        if role == RedisRole::Subscriber {
+            self.subscribe_to_control(now);
         }
         if self.is_up() {
             self.away_since = None;
@@ -674,6 +665,7 @@ impl Link {
     /// to the queue.
     fn reset(&mut self, role: RedisRole, retry_at: Moment) {
         let pending = self.connection_mut(role).reset(retry_at);
+        self.control.reset();
         match role {
             RedisRole::Subscriber => self.subscriptions.reset(),
             RedisRole::Store => self.keeper.reset(pending),

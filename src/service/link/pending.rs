@@ -23,6 +23,8 @@ pub(super) enum PendingReply {
     Ready,
     /// A command that keeps or looks up results.
     Store(StoreReply),
+    /// The subscription to control channels.
+    Control,
     /// A `PING` on the subscriber connection: everything published before it has been received.
     Barrier(Box<LookUpAnswer>),
 }
@@ -46,4 +48,17 @@ pub(super) enum StoreReply {
     /// What workers have set.
     Set(u64),
     Forgotten,
+    /// A publication on the control channel of this task.
+    Published(Uuid),
+    /// Whether there is anything of this task.
+    Known(Uuid),
+}
+
+impl PendingReply {
+    /// Results of this task are not to be stored again if Redis has not done it.
+    pub(super) fn drop_stores_of(&mut self, task: Uuid) {
+        if let PendingReply::Store(StoreReply::Stored(requests)) = self {
+            requests.retain(|request| request.task != task);
+        }
+    }
 }

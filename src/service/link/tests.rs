@@ -17,7 +17,11 @@ struct World {
     /// What each role has said and the server has not looked at yet.
     said: [Vec<Vec<String>>; 2],
     readers: [CommandReader; 2],
+    /// What the server answers to the subscription to control channels, without showing it.
+    on_control: Option<&'static str>,
 }
+
+const CONTROL_CONFIRMED: &str = "*3\r\n$10\r\npsubscribe\r\n$14\r\ntask_control:*\r\n:2\r\n";
 
 fn settings(urls: &[&str], subscribe: Subscribe) -> Settings {
     let urls = urls.iter().map(|url| url.to_string()).collect();
@@ -37,6 +41,7 @@ impl World {
             now,
             said: Default::default(),
             readers: [CommandReader::new(1 << 20), CommandReader::new(1 << 20)],
+            on_control: Some(CONTROL_CONFIRMED),
         }
     }
 
@@ -79,6 +84,7 @@ impl World {
             };
             self.say(role, &answer);
         }
+        self.read(role);
     }
 
     fn actions(&mut self) -> Vec<LinkAction> {
@@ -99,11 +105,16 @@ impl World {
 
     /// What the role has said since the last look.
     fn commands(&mut self, role: RedisRole) -> Vec<Vec<String>> {
+        self.read(role);
+        std::mem::take(&mut self.said[role as usize])
+    }
+
+    fn read(&mut self, role: RedisRole) {
         let i = role as usize;
         loop {
             let bytes = self.link.poll_output(role, self.now).to_vec();
             if bytes.is_empty() {
-                return std::mem::take(&mut self.said[i]);
+                return;
             }
             let mut input = &bytes[..];
             while let Some(command) = self.readers[i].decode(&mut input).unwrap() {
@@ -111,6 +122,13 @@ impl World {
                 self.said[i].push(command.into_iter().map(text).collect());
             }
             self.link.handle_written(role, bytes.len());
+            let control = self.said[i]
+                .iter()
+                .position(|said| said[0] == "PSUBSCRIBE" && said[1] == "task_control:*");
+            if let (Some(at), Some(answer)) = (control, self.on_control) {
+                self.said[i].remove(at);
+                self.say(role, answer);
+            }
         }
     }
 
@@ -1159,4 +1177,90 @@ fn reload_changes_grace_and_retention_of_a_running_link() {
     assert!(!world.link.is_past_grace());
     world.pass(SECOND);
     assert!(world.link.is_past_grace());
+}
+
+fn stop_message() -> String {
+    format!(
+        "*4\r\n$8\r\npmessage\r\n$14\r\ntask_control:*\r\n$49\r\ntask_control:{SPELLED}\r\n\
+         $17\r\n{{\"action\":\"STOP\"}}\r\n"
+    )
+}
+
+#[test]
+fn stop_is_published_and_those_of_others_are_heard() {
+    let mut world = World::up(Subscribe::Pattern);
+    let heard = LinkEvent::Control { task: TASK, payload: control_message() };
+    world.say(RedisRole::Subscriber, &stop_message());
+    assert_eq!(world.events(), std::slice::from_ref(&heard));
+    world.link.publish_stop(TASK);
+    let channel = format!("task_control:{SPELLED}");
+    assert_eq!(world.commands(RedisRole::Store), [["PUBLISH", &channel, r#"{"action":"STOP"}"#]]);
+    world.say(RedisRole::Store, ":2\r\n");
+    world.say(RedisRole::Subscriber, &stop_message());
+    assert_eq!(world.events(), [], "its own publication comes back");
+    world.say(RedisRole::Subscriber, &stop_message());
+    assert_eq!(world.events(), [heard]);
+    assert!(world.link.is_idle());
+}
+
+fn control_message() -> Vec<u8> {
+    br#"{"action":"STOP"}"#.to_vec()
+}
+
+#[test]
+fn user_without_control_channels_is_reported_once_and_loses_nothing_else() {
+    const NOPERM: &str = "-NOPERM this user has no permissions to access one of the channels\r\n";
+    let mut world = World::new(&["redis://one"], Subscribe::Pattern);
+    world.on_control = Some(NOPERM);
+    world.connect();
+    let events = world.events();
+    let [LinkEvent::Problem { why }, LinkEvent::Up { .. }] = &events[..] else {
+        panic!("{events:?}")
+    };
+    assert!(why.contains("NOPERM") && why.contains("task_control:"), "{why}");
+    world.link.publish_stop(TASK);
+    world.commands(RedisRole::Store);
+    world.say(RedisRole::Store, NOPERM);
+    assert_eq!(world.events().len(), 1, "that it cannot publish is another right");
+    assert!(world.link.is_up() && world.link.is_idle());
+}
+
+#[test]
+fn stopped_task_leaves_nothing_in_redis() {
+    let mut world = World::up(Subscribe::Pattern);
+    world.keep(1, "a");
+    world.load_script();
+    assert_eq!(world.commands(RedisRole::Store).len(), 1);
+    world.keep(2, "b");
+    world.link.drop_task(TASK, &[SPELLED.to_uppercase().into()]);
+    let upper = format!("task_response:{}", SPELLED.to_uppercase());
+    let keys = [format!("task_response:{SPELLED}"), upper, format!("task_response_kept:{SPELLED}")];
+    let unlink = ["UNLINK", &keys[0], &keys[1], &keys[2]];
+    assert_eq!(world.commands(RedisRole::Store), [unlink]);
+    // The first one was on its way: it is not stored again when the script is gone.
+    world.say(RedisRole::Store, "-NOSCRIPT No matching script.\r\n:1\r\n");
+    assert_eq!(world.commands(RedisRole::Store), [[""; 0]; 0]);
+    world.link.drop_set(TASK, &[]);
+    assert_eq!(world.commands(RedisRole::Store), [["UNLINK", &keys[0]]]);
+    world.say(RedisRole::Store, ":0\r\n");
+    assert!(world.link.is_idle());
+}
+
+#[test]
+fn redis_is_asked_whether_it_knows_a_task() {
+    let mut world = World::up(Subscribe::Pattern);
+    for (reply, is_known) in [(":0\r\n", false), (":2\r\n", true), ("-ERR no\r\n", false)] {
+        world.link.ask_known(TASK);
+        let commands = world.commands(RedisRole::Store);
+        assert_eq!(
+            commands,
+            [[
+                "EXISTS".to_owned(),
+                format!("task_response_kept:{SPELLED}"),
+                format!("task_response:{SPELLED}")
+            ]]
+        );
+        world.say(RedisRole::Store, reply);
+        assert_eq!(world.events(), [LinkEvent::Known { task: TASK, is_known }]);
+    }
 }

@@ -165,6 +165,12 @@ fn result_metrics(snapshot: &Snapshot, out: &mut Exposition) {
         "Results that were not kept because their task held half of the room.",
     )
     .plain(stats.results_not_kept);
+    out.counter("tasks_stopped_total", "Tasks that were stopped.").plain(stats.tasks_stopped);
+    out.counter(
+        "results_after_stop_total",
+        "Results that were dropped because their task had been stopped.",
+    )
+    .plain(stats.results_after_stop);
     out.counter("redis_connects_total", "Times the connections to Redis were established.")
         .plain(stats.redis_connects);
 }
@@ -297,6 +303,7 @@ mod tests {
     fn metrics_of_results_exist_where_they_are_served() {
         let mut stats = Stats::new();
         (stats.results_delivered, stats.results_evicted, stats.results_not_kept) = (7, 6, 5);
+        (stats.tasks_stopped, stats.results_after_stop) = (4, 3);
         (stats.audio_bytes, stats.redis_connects) = (5_000, 4);
         let mut snapshot = empty(&stats);
         snapshot.results_wanted = true;
@@ -310,6 +317,8 @@ mod tests {
             "results_retained_bytes 1024",
             "results_evicted_total 6",
             "results_not_kept_total 5",
+            "tasks_stopped_total 4",
+            "results_after_stop_total 3",
             "audio_bytes_total 5000",
             "redis_connects_total 4",
             "redis_connected 1",

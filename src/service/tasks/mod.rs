@@ -156,6 +156,7 @@ pub enum Status {
     Ready,
     Failed,
     TimedOut,
+    Stopped,
 }
 
 impl Status {
@@ -170,6 +171,7 @@ impl Status {
             Status::Ready => "ready",
             Status::Failed => "failed",
             Status::TimedOut => "timeout",
+            Status::Stopped => "stopped",
         }
     }
 }
@@ -334,6 +336,57 @@ impl Tasks {
         }
     }
 
+    /// Whether anything is known of a task.
+    pub fn is_known(&self, task: Uuid) -> bool {
+        self.tasks.find(task).is_some()
+    }
+
+    /// Whether a task was stopped and no client has connected since.
+    pub fn is_stopped(&self, task: Uuid) -> bool {
+        self.tasks.entry(task).is_some_and(|task| task.is_stopped)
+    }
+
+    /// Drops what is kept of a task, and what comes until [`Tasks::resume`]. Returns the number of
+    /// results that are gone by it.
+    pub fn stop(&mut self, now: Moment, task: Uuid) -> usize {
+        let dropped = self.drop_kept(task);
+        let slot = self.tasks.find_or_insert_with(task, Task::default);
+        let known = &mut self.tasks[slot];
+        (known.is_stopped, known.is_incomplete, known.end) = (true, false, None);
+        self.remember(now, slot);
+        dropped
+    }
+
+    /// A client has connected to a task. Returns whether it was stopped.
+    pub fn resume(&mut self, task: Uuid) -> bool {
+        let known = self.tasks.entry_mut(task);
+        known.is_some_and(|task| std::mem::take(&mut task.is_stopped))
+    }
+
+    /// Drops what is kept of a task. Returns the number of results.
+    pub fn drop_kept(&mut self, task: Uuid) -> usize {
+        let Some(slot) = self.tasks.find(task) else { return 0 };
+        let known = &mut self.tasks[slot];
+        let mut dropped = 0;
+        for one in known.results.change().iter_mut() {
+            one.is_dispatched = true;
+            let Some(payload) = one.payload.take() else { continue };
+            let cost = RESULT_COST + payload.len();
+            dropped += 1;
+            if std::mem::take(&mut one.is_passing) {
+                self.passing_bytes -= cost;
+            } else {
+                known.bytes -= cost;
+                self.retained_bytes -= cost;
+            }
+        }
+        if dropped > 0 {
+            self.retained.retain(|one| one.task != slot);
+        }
+        self.forget_if_idle(slot);
+        dropped
+    }
+
     /// Some result of the task is gone, here or in Redis, that a new client would have been given.
     pub fn mark_incomplete(&mut self, now: Moment, task: Uuid) {
         let slot = self.tasks.find_or_insert_with(task, Task::default);
@@ -420,6 +473,7 @@ impl Tasks {
             task.results.present().any(|one| one.is_dispatched <= with_dispatched)
         };
         let status = match task.end {
+            _ if task.is_stopped => Status::Stopped,
             _ if sending > 0 => Status::Sending,
             _ if waiting > 0 => Status::Waiting,
             _ if is_kept(false) => Status::Ready,
@@ -467,7 +521,7 @@ impl Tasks {
             let known = &mut self.tasks[slot];
             known.remembered -= 1;
             if known.remembered == 0 {
-                (known.end, known.is_incomplete) = (None, false);
+                (known.end, known.is_incomplete, known.is_stopped) = (None, false, false);
                 self.forget_if_idle(slot);
             }
         }

@@ -22,6 +22,8 @@ pub(super) struct Task {
     /// Clients by their `ClientState`.
     pub(super) clients: [u32; 2],
     pub(super) end: Option<TaskEnd>,
+    /// It was stopped, and no client has connected since: results that come are dropped.
+    pub(super) is_stopped: bool,
     /// A result that a new client would have been given is gone.
     pub(super) is_incomplete: bool,
     /// Its entries in the queue of what is remembered.

@@ -626,3 +626,38 @@ fn number_of_a_result_without_room_is_not_given_again() {
     let ids = ["a", "b", "c"].map(|text| world.hear(text).id);
     assert_eq!((ids, numbered(&world.tasks).as_str()), ([0, 1, 2], "0a"));
 }
+
+#[test]
+fn stopped_task_keeps_nothing_until_a_client_returns() {
+    let mut world = World::new(tasks());
+    world.client(None, Some(ClientState::Waiting), None);
+    world.hear("a");
+    world.hear("b");
+    world.hear_on(Uuid::from_u128(2), "other");
+    assert_eq!(world.tasks.stop(world.now, TASK), 2);
+    assert_eq!((world.status(), texts(&world.tasks).len()), (("stopped", true), 0));
+    assert_eq!(world.tasks.retained(), 1, "that of the other task");
+    world.client(Some(ClientState::Waiting), None, None);
+    assert_eq!(world.status(), ("stopped", false));
+    assert!(world.tasks.is_stopped(TASK));
+    world.client(None, Some(ClientState::Waiting), None);
+    assert!(world.tasks.resume(TASK) && !world.tasks.resume(TASK));
+    assert_eq!(world.status(), ("waiting", true));
+    assert_eq!((world.hear("c").id, texts(&world.tasks)), (2, vec!["c".to_owned()]));
+    world.client(Some(ClientState::Waiting), None, None);
+    world.now += 300 * SECOND;
+    world.tasks.trim(world.now, |_| false);
+    assert!(world.tasks.is_empty() && world.tasks.retained_bytes() == 0);
+}
+
+#[test]
+fn stop_is_remembered_for_as_long_as_results_are_kept() {
+    let mut world = World::new(tasks());
+    world.tasks.stop(world.now, TASK);
+    world.now += 299 * SECOND;
+    world.tasks.trim(world.now, |_| false);
+    assert_eq!(world.status(), ("stopped", false));
+    world.now += SECOND;
+    world.tasks.trim(world.now, |_| false);
+    assert_eq!(world.status(), ("not_found", false));
+}

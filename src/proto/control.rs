@@ -1,0 +1,107 @@
+//! What clients, workers and gateways say about a task apart from its results: STOP.
+
+use serde::Deserialize;
+
+use super::message::TaskId;
+
+/// What is published on a task's control channel when it is stopped.
+pub const STOP: &[u8] = br#"{"action":"STOP"}"#;
+
+/// The error for a request to stop a task that names none.
+pub const NO_TASK: &str = "The body is not a JSON object with a sessionId or a task_id";
+
+/// A client's message, or one on a control channel. Further fields are not looked at.
+#[derive(Deserialize)]
+struct Control<'a> {
+    #[serde(borrow, default, rename = "type")]
+    kind: Option<std::borrow::Cow<'a, str>>,
+    #[serde(borrow)]
+    action: std::borrow::Cow<'a, str>,
+}
+
+/// The body of a request to stop a task.
+#[derive(Deserialize)]
+struct StopBody<'a> {
+    #[serde(borrow, default, rename = "sessionId")]
+    session_id: Option<std::borrow::Cow<'a, str>>,
+    #[serde(borrow, default)]
+    task_id: Option<std::borrow::Cow<'a, str>>,
+}
+
+/// Whether a client's message asks to stop its task: `{"type":"control","action":"STOP"}`.
+pub fn is_clients_stop(message: &str) -> bool {
+    // Nearly all that clients send is something else.
+    message.contains("STOP") && {
+        let control = serde_json::from_str::<Control<'_>>(message);
+        control.is_ok_and(|it| it.action == "STOP" && it.kind.as_deref() == Some("control"))
+    }
+}
+
+/// Whether a publication on a control channel says that the task is to be stopped.
+pub fn is_stop(payload: &[u8]) -> bool {
+    serde_json::from_slice::<Control<'_>>(payload).is_ok_and(|it| it.action == "STOP")
+}
+
+/// The task that a request asks to stop. `sessionId` counts, where both are given.
+///
+/// # Errors
+/// The words for the client.
+pub fn task_to_stop(body: &[u8]) -> Result<TaskId, &'static str> {
+    let body = serde_json::from_slice::<StopBody<'_>>(body).map_err(|_| NO_TASK)?;
+    let id = body.session_id.or(body.task_id).ok_or(NO_TASK)?;
+    TaskId::parse(&id).ok_or(super::message::BAD_TASK_ID)
+}
+
+/// The message that tells a client that its task was stopped; close 1000 follows.
+pub fn stop_ack(task: &TaskId) -> String {
+    format!(r#"{{"type":"control","action":"STOP_ACK","task_id":"{task}"}}"#)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
+
+    #[test]
+    fn stop_is_told_from_other_messages() {
+        for (message, expected) in [
+            (r#"{"type":"control","action":"STOP"}"#, true),
+            (r#" {"action" : "STOP", "type":"control", "n":[1]} "#, true),
+            (r#"{"type":"CONTROL","action":"STOP"}"#, false),
+            (r#"{"type":"control","action":"STOPPED"}"#, false),
+            (r#"{"type":"control"}"#, false),
+            (r#"{"action":"STOP"}"#, false),
+            ("STOP", false),
+            ("", false),
+        ] {
+            assert_eq!(is_clients_stop(message), expected, "{message}");
+        }
+        assert!(is_stop(STOP) && is_stop(br#"{"action":"STOP","by":"worker"}"#));
+        assert!(!is_stop(br#"{"action":"LEFT"}"#) && !is_stop(b"STOP") && !is_stop(b"\xff"));
+    }
+
+    #[test]
+    fn request_names_its_task_in_either_field_and_any_form() {
+        let read = |body: &str| task_to_stop(body.as_bytes()).map(|task| task.to_string());
+        assert_eq!(read(&format!(r#"{{"sessionId":"{ID}"}}"#)).as_deref(), Ok(ID));
+        assert_eq!(read(&format!(r#"{{"task_id":"{ID}","n":1}}"#)).as_deref(), Ok(ID));
+        assert_eq!(read(&format!(r#"{{"task_id":"x","sessionId":"{ID}"}}"#)).as_deref(), Ok(ID));
+        let upper = ID.to_uppercase();
+        assert_eq!(read(&format!(r#"{{"task_id":"{upper}"}}"#)), Ok(upper));
+        for bad in ["", "{}", "[]", "null", r#"{"task_id":null}"#, r#"{"task_id":7}"#] {
+            assert_eq!(read(bad), Err(NO_TASK), "{bad}");
+        }
+        assert_eq!(read(r#"{"task_id":"7"}"#), Err(crate::proto::message::BAD_TASK_ID));
+    }
+
+    #[test]
+    fn acknowledgement_has_the_id_as_the_client_wrote_it() {
+        let task = TaskId::read(&ID.to_uppercase()).unwrap();
+        let expected = format!(
+            r#"{{"type":"control","action":"STOP_ACK","task_id":"{}"}}"#,
+            ID.to_uppercase()
+        );
+        assert_eq!(stop_ack(&task), expected);
+    }
+}

@@ -1,0 +1,237 @@
+"""STOP (PROTOCOL section 2): by a client, by `POST /control/stop`, by a publication; what it drops and who is told."""
+
+import json
+
+import pytest
+
+from gatewaylab.peers import pattern
+from gatewaylab.results import is_waiting, new_task, status
+from gatewaylab.wire import eventually
+
+STOP = json.dumps({"type": "control", "action": "STOP"})
+
+
+@pytest.fixture
+def redis(results):
+    return results.redis()
+
+
+@pytest.fixture
+def gateway(results, redis):
+    return results.gateway(redis)
+
+
+class Ear:
+    """A worker that listens to all control channels."""
+
+    def __init__(self, redis):
+        self.pubsub = redis.client().pubsub()
+        self.pubsub.psubscribe("task_control:*")
+        assert self.next_message()["type"] == "psubscribe"
+
+    def next_message(self):
+        return eventually(lambda: self.pubsub.get_message(timeout=0.05), "a message on a control channel")
+
+    def hears_stop_of(self, task):
+        message = self.next_message()
+        assert message["channel"].decode() == f"task_control:{task}"
+        assert json.loads(message["data"]) == {"action": "STOP"}
+
+    def hears_nothing(self):
+        assert self.pubsub.get_message(timeout=0.2) is None
+
+
+def stop(gateway, body, **headers):
+    body = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return gateway.get("/control/stop", method="POST", body=body, headers=list(headers.items()))
+
+
+def acknowledged(waiter, task):
+    assert waiter.message() == {"type": "control", "action": "STOP_ACK", "task_id": task}
+    waiter.done(1000, "stopped")
+
+
+def test_client_stops_its_task(results, redis, gateway):
+    ear, task = Ear(redis), new_task()
+    waiter, other = results.wait(gateway, task), results.wait(gateway, task)
+    is_waiting(gateway, task)
+    redis.publish(task, text="a", final=False)
+    assert waiter.message()["content"] == other.message()["content"] == "a"
+    waiter.say(STOP.encode())
+    acknowledged(waiter, task)
+    acknowledged(other, task)
+    ear.hears_stop_of(task)
+    assert status(gateway, task) == {"task_id": task, "status": "stopped", "connected": False}
+    gateway.process.wait_for_line(f"output task stopped by=client clients=2 results_dropped=1 task={task}")
+    ear.hears_nothing()
+
+
+@pytest.mark.parametrize("field", ["sessionId", "task_id"])
+def test_request_stops_a_task(results, redis, gateway, field):
+    ear, task = Ear(redis), new_task()
+    waiter = results.wait(gateway, task)
+    is_waiting(gateway, task)
+    for _ in range(2):
+        answer = stop(gateway, {field: task.upper()})
+        assert (answer.status, answer.json()) == (200, {"ok": True})
+    acknowledged(waiter, task)
+    ear.hears_stop_of(task)
+    ear.hears_nothing()
+
+
+def test_publication_stops_a_task_on_every_gateway(results, redis, gateway):
+    second, task = results.gateway(redis), new_task()
+    waiters = [results.wait(one, task) for one in (gateway, second)]
+    for one in (gateway, second):
+        is_waiting(one, task)
+    with redis.client() as worker:
+        worker.publish(f"task_control:{task}", json.dumps({"action": "STOP", "by": "worker"}))
+    for waiter in waiters:
+        acknowledged(waiter, task)
+
+
+def test_stop_reaches_clients_of_other_gateways(results, redis, gateway):
+    second, task = results.gateway(redis), new_task()
+    waiter = results.wait(second, task)
+    is_waiting(second, task)
+    # This gateway has never heard of the task, and Redis has nothing of it.
+    assert stop(gateway, {"task_id": task}).status == 404
+    acknowledged(waiter, task)
+
+
+def test_what_is_kept_and_set_is_dropped_and_later_results_are(results, redis, gateway):
+    task = new_task()
+    with redis.client() as worker:
+        worker.set(f"task_response:{task}", json.dumps({"text": "set", "final": False}))
+        redis.publish(task, text="kept", final=False)
+        eventually(lambda: worker.exists(f"task_response_kept:{task}"), "it is kept in Redis")
+        assert stop(gateway, {"task_id": task}).status == 200
+        keys = [f"task_response:{task}", f"task_response_kept:{task}"]
+        eventually(lambda: worker.exists(*keys) == 0, "nothing is left in Redis")
+        redis.publish(task, text="late", final=False)
+        eventually(
+            lambda: "aivtuber_gateway_results_after_stop_total 1" in gateway.get("/metrics").body.decode(),
+            "the late result is counted",
+        )
+        worker.set(f"task_response:{task}", json.dumps({"text": "set before the client returned"}))
+        waiter = results.wait(gateway, task)
+        is_waiting(gateway, task)
+        assert worker.exists(*keys) == 0
+    redis.publish(task, text="new")
+    assert waiter.message()["content"] == "new"
+    waiter.done()
+
+
+def test_completed_task_stays_completed(results, redis, gateway):
+    ear, task = Ear(redis), new_task()
+    redis.publish(task, text="a")
+    waiter = results.wait(gateway, task)
+    assert waiter.message()["content"] == "a"
+    waiter.done()
+    eventually(lambda: status(gateway, task)["status"] == "completed", "it has completed")
+    assert stop(gateway, {"task_id": task}).status == 200
+    assert status(gateway, task)["status"] == "completed"
+    ear.hears_nothing()
+
+
+def test_audio_that_has_not_left_is_dropped_at_a_frame_boundary(results, redis, gateway):
+    audio = pattern(60_000_000)
+    results.write("a.wav", audio)
+    task = new_task()
+    waiter = results.wait(gateway, task)
+    is_waiting(gateway, task)
+    redis.publish(task, text="a", audio_file="a.wav")
+    assert waiter.message()["audio_present"]
+    waiter.say(STOP.encode())
+    got, announced = b"", None
+    while (told := waiter.message())["type"] == "audio_chunk":
+        frame = waiter.read_message_frame()
+        if frame.opcode == 1:
+            told = json.loads(frame.text)
+            break
+        got += frame.payload
+    assert told == {"type": "control", "action": "STOP_ACK", "task_id": task}
+    assert audio.startswith(got) and len(got) < len(audio)
+    waiter.done(1000, "stopped")
+
+
+def test_requests_that_stop_nothing(results, redis, gateway):
+    task = new_task()
+    waiter = results.wait(gateway, task)
+    is_waiting(gateway, task)
+    for body in [b"", b"{}", b"[]", b"nonsense", b'{"task_id":"7"}', b'{"task_id":7}']:
+        assert stop(gateway, body).status == 400, body
+    assert stop(gateway, {"task_id": new_task()}).status == 404
+    assert stop(gateway, b"x" * (64 * 1024 + 1)).status == 413
+    assert gateway.get("/control/stop").status == 405
+    redis.publish(task, text="a")
+    assert waiter.message()["content"] == "a"
+    waiter.done()
+
+
+def test_task_is_unknown_while_redis_is_away(results, redis, gateway):
+    task = new_task()
+    waiter = results.wait(gateway, task)
+    is_waiting(gateway, task)
+    redis.stop()
+    gateway.process.wait_for_line("redis lost")
+    assert stop(gateway, {"task_id": new_task()}).status == 503
+    assert stop(gateway, {"task_id": task}).status == 200, "it is known here"
+    acknowledged(waiter, task)
+
+
+def test_pages_that_are_not_allowed_stop_nothing(results, redis):
+    gateway = results.gateway(redis, config={"server": {"allowed_origins": ["https://app.example"]}})
+    task = new_task()
+    waiter = results.wait(gateway, task)
+    is_waiting(gateway, task)
+    assert stop(gateway, {"task_id": task}, Origin="https://evil.example").status == 403
+    preflight = gateway.get("/control/stop", method="OPTIONS", headers=[("Origin", "https://app.example")])
+    assert preflight.status == 200
+    assert preflight.head["Access-Control-Allow-Origin"] == "https://app.example"
+    assert "POST" in preflight.head["Access-Control-Allow-Methods"]
+    assert preflight.head["Access-Control-Allow-Headers"].lower() == "content-type"
+    assert status(gateway, task)["status"] == "waiting"
+    answer = stop(gateway, {"task_id": task}, Origin="https://app.example")
+    assert answer.status == 200
+    assert answer.head["Access-Control-Allow-Origin"] == "https://app.example"
+    acknowledged(waiter, task)
+
+
+def test_user_without_control_channels_loses_only_them(results, redis):
+    with redis.client() as admin:
+        admin.execute_command("ACL", "SETUSER", "gw", "on", ">pw", "~*", "resetchannels", "&task_response:*", "+@all")
+    url = redis.url.replace("redis://", "redis://gw:pw@")
+    gateway = results.gateway(url)
+    gateway.process.wait_for_line("redis trouble why=.*task_control")
+    task = new_task()
+    waiter = results.wait(gateway, task)
+    is_waiting(gateway, task)
+    redis.publish(task, text="a", final=False)
+    assert waiter.message()["content"] == "a"
+    waiter.say(STOP.encode())
+    acknowledged(waiter, task)
+
+
+def test_libraries_get_the_acknowledgement(results, redis, gateway, open_client):
+    task = new_task()
+    client = open_client(f"ws://127.0.0.1:{gateway.port}/ws/output/{task}")
+    is_waiting(gateway, task)
+    client.send(STOP)
+    assert json.loads(client.receive().text) == {"type": "control", "action": "STOP_ACK", "task_id": task}
+    closed = client.receive()
+    assert (closed.code, closed.reason) == (1000, "stopped")
+
+
+def test_embedded_inbox_stops_too(results):
+    gateway, inbox = results.embedded()
+    task = new_task()
+    waiter = results.wait(gateway, task)
+    is_waiting(gateway, task)
+    inbox.publish(task, text="a", final=False)
+    assert waiter.message()["content"] == "a"
+    waiter.say(STOP.encode())
+    acknowledged(waiter, task)
+    inbox.publish(task, text="late", final=False)
+    assert status(gateway, task)["status"] == "stopped"
+    assert stop(gateway, {"task_id": new_task()}).status == 404
