@@ -8,7 +8,7 @@ use super::message::TaskId;
 pub const STOP: &[u8] = br#"{"action":"STOP"}"#;
 
 /// The error for a request to stop a task that names none.
-pub const NO_TASK: &str = "The body is not a JSON object with a sessionId or a task_id";
+const NO_TASK: &str = "The body is not a JSON object with a sessionId or a task_id";
 
 /// A client's message, or one on a control channel. Further fields are not looked at.
 #[derive(Deserialize)]

@@ -201,8 +201,8 @@ impl<K: Copy + Ord> Bus<K> {
         true
     }
 
-    /// Drops what is queued for the clients of `task`, and queues [`Parcel::Stop`] for each, in front
-    /// of everything else. Returns how many these are.
+    /// Drops what is queued for the clients of `task`, and queues [`Parcel::Stop`] for each, in
+    /// front of everything else. Returns how many these are.
     pub fn stop(&mut self, task: Uuid) -> usize {
         let Some(waiting) = self.waiting.entry(task) else { return 0 };
         let queued = &mut self.queued;

@@ -62,6 +62,7 @@ def test_client_stops_its_task(results, redis, gateway):
     acknowledged(other, task)
     ear.hears_stop_of(task)
     assert status(gateway, task) == {"task_id": task, "status": "stopped", "connected": False}
+    gateway.process.wait_for_line(rf"closed reason=task_stopped code=1000 .*task={task}")
     gateway.process.wait_for_line(f"output task stopped by=client clients=2 results_dropped=1 task={task}")
     ear.hears_nothing()
 
@@ -235,3 +236,16 @@ def test_embedded_inbox_stops_too(results):
     inbox.publish(task, text="late", final=False)
     assert status(gateway, task)["status"] == "stopped"
     assert stop(gateway, {"task_id": new_task()}).status == 404
+
+
+def test_control_channels_have_the_prefix_of_the_configuration(results, redis):
+    gateway, task = results.gateway(redis, link={"control_prefix": "say:"}), new_task()
+    waiter = results.wait(gateway, task)
+    is_waiting(gateway, task)
+    with redis.client() as worker:
+        worker.publish(f"task_control:{task}", json.dumps({"action": "STOP"}))
+        worker.publish(f"say:{task}", json.dumps({"action": "LEFT"}))
+        redis.publish(task, text="a", final=False)
+        assert waiter.message()["content"] == "a"
+        worker.publish(f"say:{task}", json.dumps({"action": "STOP"}))
+    acknowledged(waiter, task)

@@ -294,20 +294,8 @@ impl Redis {
                 let refused = self.keep(&words[3..3 + count], &command[3 + count..])?;
                 conn.say(format!(":{refused}\r\n").as_bytes());
             }
-            ["PUBLISH", channel, _] if channel.starts_with("task_control:") => {
-                let payload = command[2].clone();
-                // The publisher has no subscriptions itself, and is put back afterwards.
-                let heard = self.publish(channel, &payload);
-                conn.say(format!(":{heard}\r\n").as_bytes());
-            }
-            ["EXISTS", ref keys @ ..] => {
-                let found = keys.iter().filter(|key| self.keys.contains_key(**key)).count();
-                conn.say(format!(":{found}\r\n").as_bytes());
-            }
-            ["UNLINK", ref keys @ ..] => {
-                let gone = keys.iter().filter(|key| self.keys.remove(**key).is_some()).count();
-                self.lost_at = Some(self.now);
-                conn.say(format!(":{gone}\r\n").as_bytes());
+            ["PUBLISH" | "EXISTS" | "UNLINK", ref arguments @ ..] => {
+                self.answer_about_keys(conn, words[0], arguments)
             }
             _ => return Err(format!("it says {:?}", &words[..words.len().min(4)])),
         }
@@ -325,6 +313,20 @@ impl Redis {
         }
         let is_loading = self.loads_until.is_some() && !is_login && !SIMPLE.contains(&command);
         is_loading.then_some(b"-LOADING Redis is loading the dataset in memory\r\n")
+    }
+
+    /// What a gateway says about a task that is stopped, or that it has no room for.
+    fn answer_about_keys(&mut self, conn: &mut Conn, command: &str, arguments: &[&str]) {
+        let count = match (command, arguments) {
+            // The publisher has no subscriptions itself, and is put back afterwards.
+            ("PUBLISH", [channel, payload]) => self.publish(channel, payload.as_bytes()),
+            ("EXISTS", keys) => keys.iter().filter(|key| self.keys.contains_key(**key)).count(),
+            (_, keys) => {
+                self.lost_at = Some(self.now);
+                keys.iter().filter(|key| self.keys.remove(**key).is_some()).count()
+            }
+        };
+        conn.say(format!(":{count}\r\n").as_bytes());
     }
 
     fn log_in(&self, conn: &mut Conn, password: &str, welcome: &str) {
