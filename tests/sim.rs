@@ -36,6 +36,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Once;
 use world::World;
+use world::failover::FailoverWorld;
 
 /// Faults that worlds have found, and their seeds. A change of the simulation itself may turn a
 /// seed into another world. Those that could be written as a short exchange are in `tests/compat`
@@ -52,6 +53,9 @@ const FOUND: [(&str, u64); 6] = [
 /// Worlds of relays in an ordinary run.
 const SEEDS: u64 = 2000;
 
+/// Worlds of backends of which one is good in an ordinary run.
+const FAILOVER_SEEDS: u64 = 500;
+
 /// Worlds of results in an ordinary run.
 const RESULTS_SEEDS: u64 = 400;
 
@@ -61,6 +65,11 @@ const LINES_MAX: usize = 400;
 #[test]
 fn many_worlds_end_well() {
     check_seeds::<World>(SEEDS, "many_worlds_end_well");
+}
+
+#[test]
+fn no_client_is_lost_while_a_good_backend_is_left() {
+    check_seeds::<FailoverWorld>(FAILOVER_SEEDS, "no_client_is_lost_while_a_good_backend_is_left");
 }
 
 #[test]

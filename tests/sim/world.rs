@@ -25,6 +25,9 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
 
+#[path = "failover.rs"]
+pub mod failover;
+
 const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
 
@@ -72,6 +75,8 @@ pub struct World {
 struct Backends {
     chance: fastrand::Rng,
     is_kind: bool,
+    /// One that always answers as it should, beside others that do not.
+    good: Option<SocketAddr>,
     scale: Scale,
 }
 
@@ -136,7 +141,8 @@ impl Simulation for World {
         );
         let mut gateway = gateway.expect("its settings are good");
         gateway.limit_turns(turn_limits(seed));
-        let backends = Backends { is_kind: chance.bool(), scale, chance: chance.fork() };
+        let backends =
+            Backends { is_kind: chance.bool(), good: None, scale, chance: chance.fork() };
         let mut world = World::around(kernel, gateway, settings, backends);
         world.plan_hosts(&mut chance);
         world.plan_clients(&mut chance);
@@ -186,21 +192,25 @@ impl Simulation for World {
                 Source::Probe(_) => {}
                 _ => unreachable!("the gateway dials for sessions and probes"),
             }
+            let to = self.kernel.borrow().links[link].to;
             let chance = &mut self.backends.chance;
-            let answer = if self.backends.is_kind {
+            let is_good = self.backends.good.is_some() && self.backends.good == to;
+            let answer = if self.backends.is_kind || is_good {
                 BackendAnswer::Upgrade { interim: false }
+            } else if self.backends.good.is_some() {
+                failover::draw_sick_answer(chance)
             } else {
                 draw_answer(chance)
             };
-            let answer_after = match self.backends.is_kind {
+            let answer_after = match self.backends.is_kind || is_good {
                 true => Duration::ZERO,
                 false => [Duration::ZERO, Duration::ZERO, 100 * MS, 20 * S][chance.usize(..4)],
             };
-            let behavior = draw_behavior(
-                chance,
-                self.settings.session.ping_interval.is_some(),
-                self.backends.scale,
-            );
+            let has_pings = self.settings.session.ping_interval.is_some();
+            let behavior = match is_good {
+                true => Behavior { leaves_after: 3600 * S, ..prompt() },
+                false => draw_behavior(chance, has_pings, self.backends.scale),
+            };
             self.join(link, Role::Backend { answer, answer_after }, behavior, &[]);
         }
     }
