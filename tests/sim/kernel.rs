@@ -111,6 +111,8 @@ pub struct Kernel {
     pub trace: Option<Vec<String>>,
     /// The gateway's process stands still at times, for longer than any timeout.
     pub stands_still: bool,
+    /// How long it may still stand still in all.
+    pub standstills_left: Duration,
     agenda: BTreeMap<(Moment, u64), Action>,
     planned: u64,
     edges: Vec<LinkId>,
@@ -185,6 +187,7 @@ impl Kernel {
             moves: 0,
             trace: None,
             stands_still: false,
+            standstills_left: Duration::MAX,
             agenda: BTreeMap::new(),
             planned: 0,
             edges: Vec::new(),

@@ -143,6 +143,8 @@ impl Process {
         while let Some(job) = self.gateway.poll_job() {
             self.begin(job, now);
         }
+        // The reactor asks this before it waits, so the gateway knows when its next turn is late.
+        self.next_turn();
         let is_idle = !has_news && moves == self.kernel.borrow().moves;
         self.count_idle(is_idle)?;
         Ok(entered)

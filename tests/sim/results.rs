@@ -18,7 +18,7 @@ use crate::kernel::{Action, End, Host, Kernel, LinkId, Nature, Shared, take};
 use crate::peers;
 use crate::process::{Arrival, Process, is_left_unread};
 use crate::redis::{self, Redis, Told};
-use crate::simulation::{Simulation, turn_limits};
+use crate::simulation::{STANDSTILL_MAX, Simulation, turn_limits};
 use crate::waiter::{Hearing, Leaving, Say, Waiter, Ways};
 use crate::world::has_records;
 use aivtuber_gateway::base::moment::Moment;
@@ -46,6 +46,14 @@ const REDIS: &str = "10.0.0.9:6379";
 /// The same, by a name that has to be looked up.
 const REDIS_NAME: &str = "redis.example:6379";
 const PASSWORD: &str = "open";
+
+/// How long the gateways of a world may stand still in all, before the last time that they do.
+const STANDSTILLS: Duration = Duration::from_secs(100);
+
+/// Nothing is late that is late by this.
+fn standstills_max(standstills: Duration) -> Duration {
+    if standstills.is_zero() { Duration::ZERO } else { standstills + STANDSTILL_MAX }
+}
 
 /// What is planned from outside.
 enum Plan {
@@ -218,6 +226,9 @@ impl Simulation for ResultsWorld {
             records: has_records(seed),
         };
         let kernel = Kernel::new(seed, nature);
+        let standstills = if seed % 4 == 1 { STANDSTILLS } else { Duration::ZERO };
+        kernel.borrow_mut().stands_still = !standstills.is_zero();
+        kernel.borrow_mut().standstills_left = standstills;
         if is_traced {
             kernel.borrow_mut().trace = Some(Vec::new());
         }
@@ -248,7 +259,7 @@ impl Simulation for ResultsWorld {
             cuts: HashMap::new(),
             plans: Vec::new(),
             chance: chance.fork(),
-            margin: if is_tiny { 60 * S } else { 20 * S },
+            margin: if is_tiny { 60 * S } else { 20 * S } + standstills_max(standstills),
         };
         world.plan_redis(&mut chance);
         (0..ports).for_each(|port| world.start(port));

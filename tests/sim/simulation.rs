@@ -16,7 +16,7 @@ const STEPS_MAX: u64 = 3_000_000;
 const LATE_MAX: Duration = Duration::from_millis(1);
 
 /// The longest standstill of a process, and how rare they are among late turns.
-const STANDSTILL_MAX: Duration = Duration::from_secs(90);
+pub const STANDSTILL_MAX: Duration = Duration::from_secs(90);
 const STANDSTILL_ONE_IN: u32 = 20;
 
 /// How much the gateways of this world do in a turn. In every second world it is so little that the
@@ -108,6 +108,10 @@ pub trait Simulation {
             // Once in a while the process stands still for longer than any timeout.
             let is_standstill = kernel.stands_still && kernel.one_in(STANDSTILL_ONE_IN);
             let wait = kernel.some(if is_standstill { STANDSTILL_MAX } else { LATE_MAX });
+            if is_standstill {
+                kernel.standstills_left = kernel.standstills_left.saturating_sub(wait);
+                kernel.stands_still = !kernel.standstills_left.is_zero();
+            }
             kernel.now += wait;
         }
     }
