@@ -247,6 +247,11 @@ impl Conn {
         let _ = self.transport().limit_buffers(bytes_max);
     }
 
+    /// Is full once about this many bytes wait unsent, as far as the kernel allows.
+    pub fn limit_unsent(&mut self, bytes: usize) {
+        let _ = self.transport().limit_unsent(bytes);
+    }
+
     /// When it is dropped, unsent bytes are discarded, and the peer gets RST.
     pub fn discard_on_close(&mut self) {
         let _ = self.transport().discard_on_close();

@@ -109,6 +109,14 @@ pub trait Transport: Read + Write {
         Ok(())
     }
 
+    /// Is full once about this many bytes wait unsent. What is on its way does not count.
+    ///
+    /// # Errors
+    /// When the kernel refuses, which costs memory and nothing else.
+    fn limit_unsent(&mut self, _bytes: usize) -> io::Result<()> {
+        Ok(())
+    }
+
     /// When it is dropped, unsent bytes are discarded, and the peer gets RST.
     ///
     /// # Errors

@@ -96,6 +96,10 @@ impl Transport for Tcp {
         socket.set_recv_buffer_size(bytes_max * 2)
     }
 
+    fn limit_unsent(&mut self, bytes: usize) -> io::Result<()> {
+        socket2::SockRef::from(&self.0).set_tcp_notsent_lowat((bytes as u32).min(UNSENT_BYTES_MAX))
+    }
+
     fn discard_on_close(&mut self) -> io::Result<()> {
         socket2::SockRef::from(&self.0).set_linger(Some(Duration::ZERO))
     }
@@ -293,6 +297,27 @@ mod tests {
         stream.set_nonblocking(true).unwrap();
         set_options(&socket2::Socket::from(stream.try_clone().unwrap()), false).unwrap();
         (Tcp(TcpStream::from_std(stream)), peer)
+    }
+
+    #[test]
+    fn a_socket_is_full_sooner_with_a_smaller_limit_of_unsent_bytes() {
+        let filled = |limit: Option<usize>| {
+            let (mut tcp, peer) = pair();
+            // What the peer's kernel takes is sent, and does not count.
+            SockRef::from(&peer).set_recv_buffer_size(16 * 1024).unwrap();
+            if let Some(limit) = limit {
+                tcp.limit_unsent(limit).unwrap();
+            }
+            let mut written = 0;
+            while let Ok(n) = tcp.write(&[0; 4096]) {
+                written += n;
+            }
+            drop(peer);
+            written
+        };
+        let (usual, small) = (filled(None), filled(Some(16 * 1024)));
+        assert!(usual >= UNSENT_BYTES_MAX as usize, "{usual}");
+        assert!(small + 256 * 1024 < usual, "{small} and {usual}");
     }
 
     #[test]

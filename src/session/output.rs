@@ -18,6 +18,7 @@
 mod admission;
 mod audio;
 mod names;
+mod pace;
 mod progress;
 mod underway;
 
@@ -44,10 +45,12 @@ use crate::service::tasks::{ClientState, TaskEnd};
 use admission::{Resume, refuse};
 use audio::Audio;
 use log::{info, warn};
+use pace::{Pace, UnsentLimit};
 use progress::Start;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::Duration;
+use underway::Order;
 
 /// Reads from the client, and messages made for it, in one step; then other sessions have their
 /// turn.
@@ -131,21 +134,10 @@ struct Underway {
     outbox: Outbox,
     /// Set while the socket is full.
     stall: Option<Stall>,
+    unsent: UnsentLimit,
+    pace: Pace,
     /// The reader of the client's frames, only while it is in the middle of a message.
     reader: Option<Box<WsReader>>,
-}
-
-/// Whether anything follows a result.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Order {
-    MoreFollow,
-    Last,
-}
-
-impl Order {
-    fn of(result: &TaskResult) -> Order {
-        if result.is_final() { Order::Last } else { Order::MoreFollow }
-    }
 }
 
 /// How the session is about to end: its last frame is in the outbox.
@@ -497,7 +489,8 @@ impl Output {
 
     /// Sends what is queued.
     fn flush(&mut self, downstream: &mut Conn, cx: &mut Context) -> Result<Flushed, Lost> {
-        let Underway { outbox, audio, .. } = self.underway();
+        let Underway { outbox, audio, unsent, .. } = self.underway();
+        unsent.begin(downstream);
         // A chunk and its announcement are a little more than a large packet. Without this, every
         // second packet would be tiny. The text before the first chunk does not wait for the disk.
         if outbox.has_chunk() {
@@ -505,6 +498,13 @@ impl Output {
         }
         let flushed = outbox.flush(downstream, audio.as_ref().and_then(Audio::file))?;
         self.traffic.to_client.bytes += flushed.moved as u64;
+        let sent = self.traffic.to_client.bytes;
+        let Underway { pace, unsent, .. } = self.underway();
+        if flushed.is_blocked
+            && let Some(bytes) = pace.handle_full(cx.now, sent)
+        {
+            unsent.follow(bytes, cx.socket_buffers, downstream);
+        }
         // A full socket that takes bytes proves that the client is alive. One that has room again
         // can be pinged again, and its silence counts from now on.
         let is_alive = match flushed.is_blocked {
@@ -603,6 +603,7 @@ impl State for Output {
             }
             if !self.produce(who, cx) {
                 // What comes next may take a while.
+                self.underway().pace.pause();
                 downstream.set_corked(false);
                 break;
             }

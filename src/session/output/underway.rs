@@ -3,12 +3,25 @@
 use super::Underway;
 use super::admission::Resume;
 use super::audio::Audio;
-use crate::proto::message::SharedResult;
+use crate::proto::message::{SharedResult, TaskResult};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 /// Bytes that a client in the middle of a message takes: its reader, and the largest message.
 const READER_BYTES: usize = 8 * 1024;
+
+/// Whether anything follows a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    MoreFollow,
+    Last,
+}
+
+impl Order {
+    pub(super) fn of(result: &TaskResult) -> Order {
+        if result.is_final() { Order::Last } else { Order::MoreFollow }
+    }
+}
 
 impl Underway {
     /// Bytes of its own memory.
