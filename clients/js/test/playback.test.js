@@ -80,7 +80,8 @@ async function speak(socket, pieces, pause = () => 0) {
   for (const [chunk_id, piece] of pieces.entries()) {
     const wait = began + pause(chunk_id) - performance.now();
     if (wait > 0) await new Promise((resolve) => setTimeout(resolve, wait));
-    json(socket, { type: "audio_chunk", task_id: TASK, chunk_id, total_chunks: null });
+    const made = Date.now();
+    json(socket, { type: "audio_chunk", task_id: TASK, chunk_id, total_chunks: null, made });
     socket.send(piece);
   }
   json(socket, { type: "audio_complete", task_id: TASK });
@@ -151,6 +152,26 @@ test("speech that arrives steadily plays without a gap, and moves the mouth", as
   const silent = gaps(starts).filter((gap) => Math.abs(gap) > 1e-6);
   assert.equal(silent.length, underruns, "a gap only where a piece came late");
   assert.ok(loudest > 0.3, `level ${loudest}`);
+});
+
+test("the first sound is heard soon after it was made", async (t) => {
+  serve = (socket) => speak(socket, tone(0.5, 20), (n) => n * 20);
+  const delay = await inPage(`
+    const answer = new Gateway().ask("sing");
+    const playback = answer.play();
+    for await (const part of answer) {
+      if (part.type !== "audio") continue;
+      // Playback has the part already: when it starts, on the page's clock.
+      const { context } = playback;
+      while (playback.startedAt === undefined) await new Promise(requestAnimationFrame);
+      const { contextTime, performanceTime } = context.getOutputTimestamp();
+      const now = contextTime || context.currentTime;
+      const at = (contextTime ? performanceTime : performance.now()) + (playback.startedAt - now) * 1000;
+      return performance.timeOrigin + at - part.message.made;
+    }
+  `);
+  t.diagnostic(`${delay.toFixed(0)} ms from the first chunk to the first sound`);
+  assert.ok(delay > 0 && delay < 1000, `${delay} ms`);
 });
 
 test("results are heard one after the other", async () => {
