@@ -7,12 +7,14 @@ import subprocess
 
 from gatewaylab import ROOT
 from gatewaylab.peers import node_env, pattern
-from gatewaylab.results import new_task
+from gatewaylab.results import new_task, status
+from gatewaylab.wire import eventually
 
 
 def listen(gateway, tasks, **order):
-    """Runs the library in Node; the answers, each a list of results, and the queries of its connections."""
-    order = {"url": f"http://127.0.0.1:{gateway.port}", "tasks": tasks, "seed": 7, **order}
+    """Runs the library in Node; the answers, each with its state and results, and the queries of its connections."""
+    url = f"http://127.0.0.1:{gateway.port}"
+    order = {"url": url, "tasks": tasks, "cuts": 0, "bytes": 1, "stops": [], "seed": 7, **order}
     script = ROOT / "tests/interop/peers/library_client.js"
     done = subprocess.run(["node", script], input=json.dumps(order), env=node_env(), capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stderr) == (0, "")
@@ -37,8 +39,21 @@ def test_cuts_at_random_bytes_lose_and_repeat_nothing(results):
         {"content": "Two", "ends": 0},
         {"content": "Three", "sha256": hashlib.sha256(other).hexdigest(), "ends": 1},
     ]
-    assert answers == [wanted] * len(tasks)
+    assert answers == [{"state": "done", "results": wanted}] * len(tasks)
     assert len(queries) > 100, "connections were cut"
     resumed = [query for query in queries if query]
     assert all(re.fullmatch(r"\?from_result=\d+(&from_byte=\d+)?", query) for query in resumed), resumed
     assert any("from_result=2&from_byte=" in query for query in resumed)
+
+
+def test_stop_stops_the_task_for_every_client(results):
+    """One of three clients of a task calls `answer.stop()`: the gateway stops the task, and the others are stopped, not failed."""
+    gateway, inbox = results.embedded()
+    task = new_task()
+    inbox.publish(task, text="Once upon a time", final=False)
+    answers, queries = listen(gateway, [task] * 3, stops=[1])
+    assert [answer["state"] for answer in answers] == ["stopped"] * 3
+    assert [result["content"] for answer in answers for result in answer["results"]] == ["Once upon a time"] * 3
+    assert queries == [""] * 3, "nobody came back"
+    eventually(lambda: status(gateway, task)["status"] == "stopped", "the task is stopped")
+    gateway.process.wait_for_line(f"closed reason=task_stopped code=1000 .*{task}")

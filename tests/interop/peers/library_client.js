@@ -1,6 +1,7 @@
 // The client library in Node: listens for tasks over connections that are cut at random bytes.
 // Standard input: one JSON object, { url, tasks, cuts, bytes, seed }: the first `cuts` connections are
-// cut within their first `bytes` bytes. Standard output: what each task's answer had.
+// cut within their first `bytes` bytes. `stops`: which of the answers stop their task at the first
+// text. Standard output: what each task's answer had, and how it ended.
 "use strict";
 const { createHash } = require("crypto");
 const { readFileSync } = require("fs");
@@ -28,7 +29,7 @@ class Cut extends WebSocket {
   }
 }
 
-async function listen(gateway, task) {
+async function listen(gateway, task, index) {
   const answer = gateway.listen(task);
   const results = [];
   for await (const part of answer) {
@@ -40,15 +41,21 @@ async function listen(gateway, task) {
       result.offsets.push(part.offset);
     }
     if (part.type === "audio_end") result.ends += 1;
+    if (part.type === "text" && order.stops.includes(index)) answer.stop();
   }
-  return results.map(({ content, hash, ends }) => ({ content, sha256: hash?.digest("hex"), ends }));
+  const all = results.map(({ content, hash, ends }) => ({
+    content,
+    sha256: hash?.digest("hex"),
+    ends,
+  }));
+  return { state: answer.state, results: all };
 }
 
 async function main() {
   const library = await (await fetch(order.url + "/client.js")).text();
   const { Gateway } = await import("data:text/javascript," + encodeURIComponent(library));
   const gateway = new Gateway({ url: order.url, WebSocket: Cut });
-  const answers = await Promise.all(order.tasks.map((task) => listen(gateway, task)));
+  const answers = await Promise.all(order.tasks.map((task, index) => listen(gateway, task, index)));
   console.log(JSON.stringify({ answers, queries: Cut.queries }));
 }
 
