@@ -46,8 +46,10 @@ text.addEventListener("keydown", (event) => {
 });
 speak.addEventListener("click", () => (microphone ? endRecording() : record()));
 cancel.addEventListener("click", () => {
-  if (!isBusy) show("warn", "Stopped.");
   current.stop();
+  if (isBusy) return; // the end of the answer shows it
+  show("warn", "Stopped.");
+  hideStop();
 });
 const noMicrophone = whyNoMicrophone();
 speak.disabled = noMicrophone !== "";

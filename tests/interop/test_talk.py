@@ -12,7 +12,8 @@ import pytest
 
 from gatewaylab.cut import CuttingProxy
 from gatewaylab.gateway import route
-from gatewaylab.wire import TEXT, closed_port
+from gatewaylab.results import status
+from gatewaylab.wire import TEXT, closed_port, eventually
 
 LIGHT = {"colorScheme": "light", "viewport": {"width": 1280, "height": 900}}
 DARK = {"colorScheme": "dark", "viewport": {"width": 1280, "height": 900}}
@@ -229,13 +230,11 @@ class Actor:
 
     TASK = "11111111-2222-4333-8444-555555555555"
 
-    def __init__(self, lab):
+    def __init__(self, lab, serves_results=False):
         self.input, self.output = lab.backend(), lab.backend()
-        routes = [
-            route(backend=self.input.url()),
-            route("results", "/ws/output/{id}", backend=self.output.url("/ws/output/{id}")),
-        ]
-        self.gateway = lab.gateway({"route": routes})
+        output = {"serve": "output"} if serves_results else {"backend": self.output.url("/ws/output/{task_id}")}
+        routes = [route(backend=self.input.url()), route("results", "/ws/output/{task_id}", **output)]
+        self.gateway = lab.gateway({"route": routes, "redis": {"url": "embedded://127.0.0.1:0"}})
         self.heard = []
 
     def play(self, scene):
@@ -371,6 +370,8 @@ def test_stop_is_there_for_as_long_as_something_is_heard(demo, talk):
     talk.press("talk-stop")
     assert talk.ends() == "Stopped."
     assert talk.browser.evaluate("document.getElementById('talk-stop').hidden")
+    next_frame = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    talk.browser.evaluate(next_frame)
     assert talk.browser.evaluate("document.querySelector('.caption')") is None
 
 
@@ -382,6 +383,20 @@ def test_why_there_is_no_microphone(demo, talk):
     talk.open(demo.port)
     assert not talk.browser.evaluate("document.getElementById('talk-speak').disabled")
     assert talk.browser.evaluate("document.getElementById('talk-no-microphone').innerText") == ""
+
+
+def test_stop_stops_the_task_at_the_gateway(lab, talk):
+    """The person does not want to wait: the gateway drops what comes for the task from then on."""
+    actor = Actor(lab, serves_results=True)
+    actor.play(lambda _: None)
+    talk.open(actor.gateway.port)
+    talk.say("never mind")
+    talk.ends("^Waiting")
+    eventually(lambda: status(actor.gateway, Actor.TASK)["status"] == "waiting", "the page waits")
+    talk.press("talk-stop")
+    assert talk.ends() == "Stopped."
+    eventually(lambda: status(actor.gateway, Actor.TASK)["status"] == "stopped", "the task is stopped")
+    actor.thread.join()
 
 
 def test_form_is_missing_without_both_routes(lab, browser):

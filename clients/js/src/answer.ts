@@ -22,6 +22,8 @@ const FIRST_PAUSE_MS = 250;
 const PAUSE_MS_MAX = 30_000;
 /** A page that was hidden for longer may hold a connection that is dead without knowing it. */
 const HIDDEN_MS_MAX = 10_000;
+/** How long the gateway may take to acknowledge a stop. */
+const STOP_MS_MAX = 1000;
 
 /** One result of the task, and how much of its audio has come. */
 interface Result {
@@ -161,14 +163,20 @@ export class Answer extends EventTarget implements AsyncIterable<Part> {
 
   /** Asks the gateway to stop the task. */
   #sendStop(): void {
-    const stop = '{"type":"control","action":"STOP"}';
-    if (this.#socket?.readyState === 1 /* OPEN */) return this.#socket.send(stop);
-    // It is not open yet, or it is lost.
-    const socket = this.#open(this.taskId!, "");
-    socket.onopen = () => {
-      socket.send(stop);
-      socket.close();
+    let socket = this.#socket;
+    const send = () => {
+      socket!.send('{"type":"control","action":"STOP"}');
+      // The gateway closes when it has acknowledged; a Close right behind STOP could overtake it.
+      setTimeout(() => socket!.close(), STOP_MS_MAX);
     };
+    if (socket?.readyState === 1 /* OPEN */) {
+      this.#socket = undefined;
+      socket.onmessage = socket.onclose = null;
+      return send();
+    }
+    // It is not open yet, or it is lost.
+    socket = this.#open(this.taskId!, "");
+    socket.onopen = send;
   }
 
   #add(part: Part): void {
