@@ -53,8 +53,9 @@ def test_numbers_are_the_same_on_another_gateway_and_after_a_restart(results, re
     other = results.gateway(redis)
     assert numbers(results.wait(other, task), 3) == wanted
     for one in (gateway, other):
+        one.may_end = True
         one.signal(signal.SIGTERM)
-        assert one.wait() == 0
+        assert one.process.wait() == 0
     fresh = results.gateway(redis)
     redis.publish(task, text="last")
     waiter = results.wait(fresh, task)
