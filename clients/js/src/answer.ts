@@ -163,20 +163,18 @@ export class Answer extends EventTarget implements AsyncIterable<Part> {
 
   /** Asks the gateway to stop the task. */
   #sendStop(): void {
-    let socket = this.#socket;
+    // Over the connection that there is, also while it is being opened; else over a new one.
+    const isThere = (this.#socket?.readyState ?? 3) <= 1; /* CONNECTING, OPEN */
+    const socket = isThere ? this.#socket! : this.#open(this.taskId!, "");
+    if (isThere) this.#socket = undefined;
+    socket.onmessage = socket.onclose = null;
     const send = () => {
-      socket!.send('{"type":"control","action":"STOP"}');
+      socket.send('{"type":"control","action":"STOP"}');
       // The gateway closes when it has acknowledged; a Close right behind STOP could overtake it.
-      setTimeout(() => socket!.close(), STOP_MS_MAX);
+      setTimeout(() => socket.close(), STOP_MS_MAX);
     };
-    if (socket?.readyState === 1 /* OPEN */) {
-      this.#socket = undefined;
-      socket.onmessage = socket.onclose = null;
-      return send();
-    }
-    // It is not open yet, or it is lost.
-    socket = this.#open(this.taskId!, "");
-    socket.onopen = send;
+    if (socket.readyState === 1) send();
+    else socket.onopen = send;
   }
 
   #add(part: Part): void {
