@@ -29,6 +29,7 @@ pub struct WsReader {
     frames: FrameScanner,
     frames_seen: u64,
     is_in_message: bool,
+    asks_stop: bool,
 }
 
 /// What the bytes of a client amount to.
@@ -36,8 +37,6 @@ pub struct WsReader {
 pub enum Received {
     /// Nothing that matters; pings have been answered.
     Nothing,
-    /// The client asks to stop its task.
-    Stop,
     /// A Close frame, with its code. The answer is in the queue, and nothing may follow that.
     Close(Option<u16>),
     /// The client broke the protocol; a Close frame is to say so.
@@ -68,6 +67,7 @@ impl WsReader {
             frames: FrameScanner::new(),
             frames_seen: 0,
             is_in_message: false,
+            asks_stop: false,
         }
     }
 
@@ -76,7 +76,6 @@ impl WsReader {
     pub fn handle_bytes(&mut self, bytes: &[u8], answers: &mut Vec<u8>) -> Received {
         self.follow(bytes);
         let mut between = Between { bytes, answers };
-        let mut received = Received::Nothing;
         loop {
             let error = match self.context.read(&mut between) {
                 Ok(Message::Close(frame)) => {
@@ -86,19 +85,25 @@ impl WsReader {
                     return Received::Close(frame.map(|frame| frame.code.into()));
                 }
                 Ok(Message::Text(text)) if control::is_clients_stop(text.as_str()) => {
-                    received = Received::Stop;
+                    self.asks_stop = true;
                     continue;
                 }
                 Ok(_) => continue,
                 Err(error) => error,
             };
             return match error {
-                Error::Io(error) if error.kind() == ErrorKind::WouldBlock => received,
+                Error::Io(error) if error.kind() == ErrorKind::WouldBlock => Received::Nothing,
                 Error::Utf8(_) => Received::Fault(WsFault::Utf8),
                 Error::Capacity(_) => Received::Fault(WsFault::TooBig),
                 _ => Received::Fault(WsFault::Protocol),
             };
         }
+    }
+
+    /// Whether the client has asked to stop its task, since the last call. It may have closed behind
+    /// that, in the same bytes.
+    pub fn take_stop(&mut self) -> bool {
+        std::mem::take(&mut self.asks_stop)
     }
 
     /// Frames that have begun.
@@ -219,6 +224,22 @@ mod tests {
         assert_eq!(all(&bytes), (Received::Close(Some(4321)), close_frame(4321, "bye", None)));
         let (received, answers) = all(&frame(Opcode::Close, true, b""));
         assert_eq!((received, answers), (Received::Close(None), vec![0x88, 0]));
+    }
+
+    #[test]
+    fn a_stop_counts_whatever_follows_it() {
+        let stop = frame(Opcode::Text, true, br#"{"type":"control","action":"STOP"}"#);
+        let unmasked = ping_frame(b"", None);
+        for (behind, received) in [
+            (vec![], Received::Nothing),
+            (close_frame(1000, "", Some(MASK)), Received::Close(Some(1000))),
+            (unmasked, Received::Fault(WsFault::Protocol)),
+        ] {
+            let mut reader = WsReader::new();
+            let bytes = [stop.clone(), behind].concat();
+            assert_eq!(reader.handle_bytes(&bytes, &mut Vec::new()), received);
+            assert_eq!((reader.take_stop(), reader.take_stop()), (true, false), "{received:?}");
+        }
     }
 
     #[test]

@@ -123,7 +123,7 @@ impl Linger {
     fn follow(&mut self, bytes: &[u8]) {
         let Some(reader) = &mut self.reader else { return };
         match reader.handle_bytes(bytes, &mut Vec::new()) {
-            Received::Nothing | Received::Stop => {}
+            Received::Nothing => {}
             Received::Close(_) => {
                 self.has_answered = true;
                 self.reader = None;

@@ -287,16 +287,20 @@ impl Output {
         let frames = reader.frames_seen();
         let received = reader.handle_bytes(bytes, &mut answers);
         self.traffic.from_client.frames += reader.frames_seen() - frames;
+        let asks_stop = reader.take_stop();
         if !reader.is_idle() {
             self.underway().reader = Some(reader);
         }
+        if asks_stop {
+            cx.results.stop(cx.now, self.task.uuid(), StoppedBy::Client);
+        }
         match received {
-            Received::Nothing => self.underway().outbox.push(&answers),
-            Received::Stop => {
+            Received::Nothing => {
                 self.underway().outbox.push(&answers);
-                cx.results.stop(cx.now, self.task.uuid(), StoppedBy::Client);
-                // At once: it would go on for the rest of this step.
-                self.handle_stop(who, cx);
+                if asks_stop {
+                    // At once: it would go on for the rest of this step.
+                    self.handle_stop(who, cx);
+                }
             }
             Received::Close(code) => {
                 note(who, || Event::ClientClose { code });

@@ -6,7 +6,7 @@ import pytest
 
 from gatewaylab.peers import pattern
 from gatewaylab.results import is_waiting, new_task, status
-from gatewaylab.wire import eventually
+from gatewaylab.wire import CLOSE, TEXT, close_payload, eventually, frame
 
 STOP = json.dumps({"type": "control", "action": "STOP"})
 
@@ -65,6 +65,19 @@ def test_client_stops_its_task(results, redis, gateway):
     gateway.process.wait_for_line(rf"closed reason=task_stopped code=1000 .*task={task}")
     gateway.process.wait_for_line(f"output task stopped by=client clients=2 results_dropped=1 task={task}")
     ear.hears_nothing()
+
+
+def test_stop_counts_when_the_client_closes_at_once(results, redis, gateway):
+    """STOP and a Close frame in one write: the task is stopped, and the Close is answered."""
+    ear, task = Ear(redis), new_task()
+    client = results.connect(gateway)
+    client.upgrade(f"/ws/output/{task}")
+    client.read_switch()
+    is_waiting(gateway, task)
+    client.send(frame(TEXT, STOP, mask=b"mask") + frame(CLOSE, close_payload(1000), mask=b"mask"))
+    assert client.read_close().code == 1000
+    ear.hears_stop_of(task)
+    assert status(gateway, task)["status"] == "stopped"
 
 
 @pytest.mark.parametrize("field", ["sessionId", "task_id"])
