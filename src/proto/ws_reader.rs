@@ -100,8 +100,8 @@ impl WsReader {
         }
     }
 
-    /// Whether the client has asked to stop its task, since the last call. It may have closed behind
-    /// that, in the same bytes.
+    /// Whether the client has asked to stop its task, since the last call. A Close frame may have
+    /// come behind that, in the same bytes.
     pub fn take_stop(&mut self) -> bool {
         std::mem::take(&mut self.asks_stop)
     }
