@@ -207,6 +207,7 @@ impl Gateway {
         cx.routes = Routes::new(routes, &mut cx.upstreams);
         cx.inbox_password = link.inbox_password();
         cx.channel_prefix = link.channel_prefix;
+        cx.control_prefix = link.control_prefix;
         cx.trust = trust;
         cx.wall = WallClock::new(now, wall);
         log_routes(&cx);
@@ -400,6 +401,9 @@ impl Gateway {
         if !self.sweeps.is_empty() {
             self.go_on_sweeping();
         }
+        if self.cx.channels.queued() > 0 {
+            self.hand_out_publications();
+        }
         self.check_drain();
     }
 
@@ -571,6 +575,7 @@ impl Gateway {
             || self.redis.has_news()
             || self.cx.results.has_deliveries()
             || self.cx.results.has_more_work()
+            || self.cx.channels.queued() > 0
             || self.is_census_due()
             || !self.sweeps.is_empty()
         {
@@ -654,6 +659,7 @@ impl Gateway {
             Driven::Closed => {
                 if session.who().admission == Admission::Inbox {
                     self.workers -= 1; // `check_drain` counts it among the closed ones from now on
+                    self.cx.channels.leave(session.who().id());
                 }
                 return self.closed.push(key);
             }
@@ -775,6 +781,13 @@ mod tests {
         }
         turn(&mut gateway, Moment::START);
         gateway
+    }
+
+    /// A socket whose peer has sent these bytes; what that receives.
+    pub fn socket_of(sent: &[u8]) -> (Socket, Rc<RefCell<Vec<u8>>>) {
+        let received = Rc::default();
+        let peer = Peer { sent: sent.to_vec(), received: Rc::clone(&received) };
+        (Socket::Other(Box::new(peer)), received)
     }
 
     pub fn socket(sent: &[u8]) -> Socket {

@@ -52,6 +52,11 @@ impl Gateway {
         (clients, results): (usize, usize),
     ) {
         self.cx.stats.tasks_stopped += 1;
+        // A worker's own publication has reached the others. With Redis, the link publishes.
+        if self.is_inbox && by != StoppedBy::Channel {
+            let channel = format!("{}{task}", self.cx.control_prefix);
+            self.cx.channels.publish(channel.as_bytes(), control::STOP);
+        }
         let by = by.word();
         info!(target: "output", "task stopped by={by} clients={clients} results_dropped={results} task={task}");
     }
@@ -65,5 +70,68 @@ fn response(outcome: StopOutcome) -> Response {
         StopOutcome::Stopped => Response::json(200, r#"{"ok":true}"#.to_owned()),
         StopOutcome::Unknown => Response::error(404, "No such task"),
         StopOutcome::RedisAway => Response::error(503, REDIS_AWAY),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::base::moment::Moment;
+    use crate::gateway::tests::{client, socket_of, turn, with_waiting_clients};
+    use crate::net::{Ready, Side, Source};
+    use std::net::SocketAddr;
+
+    const TASK: &str = "00000000-0000-0000-0000-000000000000";
+    const READABLE: Ready = Ready { readable: true, writable: false, read_closed: false };
+
+    /// A worker of `gateway` that has sent `commands`; what it receives.
+    macro_rules! worker {
+        ($gateway:expr, $commands:expr) => {{
+            let key = $gateway.next_key();
+            let (socket, received) = socket_of($commands.as_bytes());
+            $gateway.admit_worker(socket, SocketAddr::from(([192, 0, 2, 2], 6000)));
+            $gateway.ready(Source::Session(key, Side::Downstream), READABLE);
+            turn(&mut $gateway, Moment::START);
+            received
+        }};
+    }
+
+    fn message(kind: &str) -> String {
+        let channel = format!("$49\r\ntask_control:{TASK}\r\n");
+        format!("{kind}{channel}$17\r\n{{\"action\":\"STOP\"}}\r\n")
+    }
+
+    #[test]
+    fn stop_by_a_request_reaches_subscribers_of_the_inbox_once() {
+        let mut gateway = with_waiting_clients(1);
+        let one = worker!(gateway, format!("SUBSCRIBE task_control:{TASK}\r\n"));
+        let other = worker!(gateway, "PSUBSCRIBE task_control:*\r\n");
+        let unrelated = worker!(gateway, "SUBSCRIBE task_control:else\r\n");
+        let all = [&one, &other, &unrelated];
+        all.iter().for_each(|it| it.borrow_mut().clear());
+        let body = format!("{{\"task_id\":\"{TASK}\"}}");
+        let length = body.len();
+        for _ in 0..2 {
+            let head = "POST /control/stop HTTP/1.1\r\nHost: a\r\nContent-Length: ";
+            let answer = client(&mut gateway, format!("{head}{length}\r\n\r\n{body}").as_bytes());
+            turn(&mut gateway, Moment::START);
+            assert!(answer.borrow().starts_with(b"HTTP/1.1 200"));
+        }
+        let received = all.map(|it| String::from_utf8(it.borrow().clone()).unwrap());
+        let pattern = "*4\r\n$8\r\npmessage\r\n$14\r\ntask_control:*\r\n";
+        assert_eq!(received, [message("*3\r\n$7\r\nmessage\r\n"), message(pattern), String::new()]);
+    }
+
+    #[test]
+    fn stop_that_a_worker_publishes_in_the_inbox_stops_the_task_and_reaches_other_workers() {
+        let mut gateway = with_waiting_clients(1);
+        let listener = worker!(gateway, format!("SUBSCRIBE task_control:{TASK}\r\n"));
+        listener.borrow_mut().clear();
+        let publish = format!("PUBLISH task_control:{TASK} '{{\"action\":\"STOP\"}}'\r\n");
+        let reply = worker!(gateway, publish);
+        turn(&mut gateway, Moment::START);
+        assert_eq!(*reply.borrow(), b":2\r\n");
+        let received = String::from_utf8(listener.borrow().clone()).unwrap();
+        assert_eq!(received, message("*3\r\n$7\r\nmessage\r\n"));
+        assert_eq!(gateway.stats().tasks_stopped, 1);
     }
 }

@@ -2,12 +2,19 @@
 
 use super::Gateway;
 use crate::net::{Conn, Socket};
+use crate::service::channels::Publication;
+use crate::session::inbox::Message;
 use crate::session::{Admission, Session};
 use log::{info, warn};
 use std::net::SocketAddr;
 
 /// Workers that may be connected to the embedded inbox at once.
 pub(super) const WORKERS_MAX: usize = 1000;
+
+/// Work of a message to one subscriber besides its payload: see [`Context::work`].
+///
+/// [`Context::work`]: crate::session::Context::work
+const WORK_OF_A_MESSAGE: usize = 4096;
 
 /// Workers that are being refused at a time.
 pub(super) const REFUSED_WORKERS_MAX: usize = 100;
@@ -38,5 +45,30 @@ impl Gateway {
             Session::refused_worker(who, downstream, &self.cx)
         };
         self.insert(session);
+    }
+
+    /// Hands workers what was published on control channels they listen to: at least one message a
+    /// turn, however much else there was to do, and what fits.
+    pub(super) fn hand_out_publications(&mut self) {
+        for _ in 0..self.cx.channels.queued() {
+            let Some(publication) = self.cx.channels.poll_publication() else { return };
+            let Publication { channel, payload, receivers } = publication;
+            for (id, pattern) in &receivers {
+                let pattern = pattern.as_deref();
+                if !self.cx.channels.is_subscribed(*id, &channel, pattern) {
+                    continue;
+                }
+                let (now, message) =
+                    (self.cx.now, Message { pattern, channel: &channel, payload: &payload });
+                if let Some(session) = self.session_mut(*id) {
+                    session.handle_publication(message, now);
+                    self.cx.work += WORK_OF_A_MESSAGE + payload.len();
+                    self.drive(id.key as usize);
+                }
+            }
+            if self.cx.work >= self.turn.work {
+                return;
+            }
+        }
     }
 }

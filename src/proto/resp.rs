@@ -15,6 +15,9 @@
 )]
 
 mod extent;
+mod glob;
+
+pub use glob::matches_glob;
 
 use extent::Extent;
 use std::fmt;
@@ -374,6 +377,8 @@ pub enum RespReply<'a> {
     Array(Vec<RespReply<'a>>),
     /// A flat array in RESP2.
     Map(Vec<(RespReply<'a>, RespReply<'a>)>),
+    /// An array in RESP2.
+    Push(Vec<RespReply<'a>>),
 }
 
 impl RespReply<'_> {
@@ -399,6 +404,11 @@ impl RespReply<'_> {
             RespReply::Null => line(out, b'$', "-1"),
             RespReply::Array(items) => {
                 line(out, b'*', &items.len().to_string());
+                items.iter().for_each(|item| item.write(protocol, out));
+            }
+            RespReply::Push(items) => {
+                let mark = if protocol == Protocol::Resp3 { b'>' } else { b'*' };
+                line(out, mark, &items.len().to_string());
                 items.iter().for_each(|item| item.write(protocol, out));
             }
             RespReply::Map(pairs) => {

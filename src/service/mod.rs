@@ -3,6 +3,7 @@
 
 pub mod attempt;
 pub mod bus;
+pub mod channels;
 pub mod client_library;
 pub mod endpoints;
 pub mod limits;

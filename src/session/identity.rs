@@ -70,6 +70,14 @@ pub struct SessionId {
     pub key: u32,
 }
 
+#[cfg(test)]
+impl SessionId {
+    /// The first session in a slot.
+    pub const fn in_slot(key: u32) -> SessionId {
+        SessionId { serial: 1, key }
+    }
+}
+
 impl Identity {
     /// Identifies the session, also after its slot was used again.
     pub fn id(&self) -> SessionId {

@@ -60,6 +60,7 @@ use crate::base::touched::Touched;
 use crate::net::{Conn, Network, Pipes, Ready, Side};
 use crate::proto::http;
 use crate::proto::message::{SharedResult, TaskId};
+use crate::service::channels::Channels;
 use crate::service::limits::Limits;
 use crate::service::link::Password;
 use crate::service::results::Results;
@@ -145,6 +146,10 @@ pub struct Context {
     pub results: Touched<Results<SessionId>>,
     /// What a task's channel begins with.
     pub channel_prefix: String,
+    /// What a task's control channel begins with.
+    pub control_prefix: String,
+    /// Which workers listen to control channels of the inbox.
+    pub channels: Channels<SessionId>,
     /// What workers have to know to use the inbox, if anything.
     pub inbox_password: Option<Password>,
     pub network: Box<dyn Network>,
@@ -196,6 +201,8 @@ impl Context {
             settings,
             results: Touched::new(results),
             channel_prefix: String::new(),
+            control_prefix: String::new(),
+            channels: Channels::default(),
             inbox_password: None,
             network,
             routes: Routes::new(Vec::new(), &mut Upstreams::default()),
@@ -402,6 +409,14 @@ impl Session {
     pub fn handle_stop(&mut self, cx: &mut Context) {
         if let Phase::Output(output) = &mut self.phase {
             output.handle_stop(&self.who, cx);
+        }
+    }
+
+    /// A message on a control channel that it is subscribed to. Acted on by the next
+    /// [`Session::drive`].
+    pub fn handle_publication(&mut self, message: inbox::Message<'_>, now: Moment) {
+        if let Phase::Inbox(inbox) = &mut self.phase {
+            inbox.handle_publication(message, now);
         }
     }
 

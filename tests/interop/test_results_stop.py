@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from redis.exceptions import ResponseError
 
 from gatewaylab.peers import pattern
 from gatewaylab.results import is_waiting, new_task, status
@@ -24,9 +25,9 @@ def gateway(results, redis):
 class Ear:
     """A worker that listens to all control channels."""
 
-    def __init__(self, redis):
-        self.pubsub = redis.client().pubsub()
-        self.pubsub.psubscribe("task_control:*")
+    def __init__(self, redis, pattern="task_control:*", **options):
+        self.pubsub = redis.client(**options).pubsub()
+        self.pubsub.psubscribe(pattern)
         assert self.next_message()["type"] == "psubscribe"
 
     def next_message(self):
@@ -262,3 +263,46 @@ def test_control_channels_have_the_prefix_of_the_configuration(results, redis):
         assert waiter.message()["content"] == "a"
         worker.publish(f"say:{task}", json.dumps({"action": "STOP"}))
     acknowledged(waiter, task)
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_workers_hear_stop_in_the_embedded_inbox(results, protocol):
+    """redis-py's `pubsub` as against a Redis: patterns and channels, a health check, STOP by a client and by a worker."""
+    gateway, inbox = results.embedded()
+    ear, task = Ear(inbox, protocol=protocol, health_check_interval=1), new_task()
+    exact = inbox.client(protocol=protocol).pubsub()
+    exact.subscribe(f"task_control:{task}")
+    hear = lambda: eventually(lambda: exact.get_message(timeout=0.05), "a message for the task")
+    assert hear()["type"] == "subscribe"
+    waiter = results.wait(gateway, task)
+    is_waiting(gateway, task)
+    waiter.say(STOP.encode())
+    acknowledged(waiter, task)
+    ear.hears_stop_of(task)
+    assert json.loads(hear()["data"]) == {"action": "STOP"}
+    ear.pubsub.ping()
+    assert ear.next_message()["type"] == "pong"
+    # A worker stops the task of a client that has returned.
+    waiter = results.wait(gateway, task)
+    is_waiting(gateway, task)
+    with inbox.client() as worker:
+        assert worker.publish(f"task_control:{task}", json.dumps({"action": "STOP"})) == 3
+    acknowledged(waiter, task)
+    ear.hears_stop_of(task)
+    assert hear()["type"] == "message"
+    ear.pubsub.punsubscribe()
+    assert ear.next_message()["type"] == "punsubscribe"
+    with inbox.client() as worker:
+        assert worker.publish(f"task_control:{task}", "{}") == 2
+    assert json.loads(hear()["data"]) == {}
+    ear.hears_nothing()
+    exact.close()
+    ear.pubsub.close()
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_inbox_has_no_other_channels(results, protocol):
+    _, inbox = results.embedded()
+    for pattern in ["*", "task_response:*"]:
+        with pytest.raises(ResponseError, match="only channels and patterns that begin with task_control:"):
+            Ear(inbox, pattern, protocol=protocol)

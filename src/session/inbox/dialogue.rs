@@ -1,18 +1,25 @@
 //! What a worker and the inbox say to each other, without their connection.
 //!
-//! The inbox takes results and is not a Redis: `PUBLISH` does what it does there, what client
-//! libraries send on connecting is answered to their satisfaction, and every other command gets a
-//! clear error.
+//! The inbox takes results and is not a Redis: `PUBLISH` does what it does there, `SUBSCRIBE` and
+//! its like too on control channels, what client libraries send on connecting is answered to their
+//! satisfaction, and every other command gets a clear error.
 //!
 //! In a transaction (`MULTI` … `EXEC`) nothing happens before `EXEC`, and nothing at all if one of
 //! its commands was refused. Without that, the commands behind a refused `MULTI` would run, and a
 //! worker that tries again would publish twice.
 
+use crate::proto::control;
 use crate::proto::resp::{Protocol, RespReply};
+use crate::service::channels::{self, Kind};
+use crate::session::SessionId;
 use uuid::Uuid;
+
+type Channels = channels::Channels<SessionId>;
 
 /// Bytes that the commands of one transaction may take.
 const TRANSACTION_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes of a message on a control channel. It is copied for each of its subscribers.
+const CONTROL_BYTES_MAX: usize = 64 * 1024;
 /// The cost of a queued command besides its arguments.
 const COMMAND_COST: usize = 128;
 
@@ -25,8 +32,12 @@ const SERVER: &str = concat!(
 );
 
 /// The commands, and the fewest and the most arguments of each.
-const COMMANDS: [(&str, usize, usize); 12] = [
+const COMMANDS: [(&str, usize, usize); 17] = [
     ("PUBLISH", 2, 2),
+    ("SUBSCRIBE", 1, usize::MAX),
+    ("PSUBSCRIBE", 1, usize::MAX),
+    ("UNSUBSCRIBE", 0, usize::MAX),
+    ("PUNSUBSCRIBE", 0, usize::MAX),
     ("PING", 0, 1),
     ("ECHO", 1, 1),
     ("AUTH", 1, 2),
@@ -38,6 +49,7 @@ const COMMANDS: [(&str, usize, usize); 12] = [
     ("EXEC", 0, 0),
     ("DISCARD", 0, 0),
     ("QUIT", 0, usize::MAX),
+    ("RESET", 0, 0),
 ];
 
 /// A command: its name and its arguments.
@@ -48,10 +60,34 @@ pub type RedisCommand = Vec<Vec<u8>>;
 pub struct Rules<'a> {
     /// What a task's channel begins with.
     pub channel_prefix: &'a str,
+    /// What a task's control channel begins with.
+    pub control_prefix: &'a str,
     /// The password that a worker must know, if there is one.
     pub password: Option<&'a str>,
     /// The number of the connection.
     pub connection: u64,
+    /// Identifies it among the subscribers.
+    pub id: SessionId,
+}
+
+/// What a worker published for the gateway.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Published {
+    /// A result of this task.
+    Result(Uuid, Vec<u8>),
+    /// This task is to be stopped.
+    Stop(Uuid),
+}
+
+/// A message on a channel that the worker listens to.
+#[derive(Clone, Copy)]
+pub struct Message<'a> {
+    /// What it is subscribed to, if not to the channel itself.
+    pub pattern: Option<&'a [u8]>,
+    /// Where it was published.
+    pub channel: &'a [u8],
+    /// What was published.
+    pub payload: &'a [u8],
 }
 
 /// One worker's side of the conversation.
@@ -63,8 +99,11 @@ pub struct Dialogue {
     transaction: Option<Transaction>,
     /// Replies for the worker.
     pub replies: Vec<u8>,
-    /// Results that were published, and their tasks.
-    pub published: Vec<(Uuid, Vec<u8>)>,
+    /// Results and requests to stop, in the order in which they came.
+    pub published: Vec<Published>,
+    /// Its subscriptions: how many, and their bytes.
+    subscriptions: usize,
+    subscription_bytes: usize,
     /// Publications to channels that are no task's.
     pub not_tasks: usize,
     /// The worker has said goodbye, or broke the protocol. The replies are still for it.
@@ -92,6 +131,23 @@ impl Dialogue {
         self.transaction.is_some()
     }
 
+    /// Whether it listens to any channel.
+    pub fn is_subscribed(&self) -> bool {
+        self.subscriptions > 0
+    }
+
+    /// A message for the worker.
+    pub fn handle_message(&mut self, message: Message<'_>) {
+        let Message { pattern, channel, payload } = message;
+        let (channel, payload) = (RespReply::Bulk(channel), RespReply::Bulk(payload));
+        self.reply(&RespReply::Push(match pattern {
+            None => vec![RespReply::Bulk(b"message"), channel, payload],
+            Some(pattern) => {
+                vec![RespReply::Bulk(b"pmessage"), RespReply::Bulk(pattern), channel, payload]
+            }
+        }));
+    }
+
     /// The worker broke the protocol.
     pub fn fail(&mut self, error: &str) {
         self.reply(&RespReply::Error(&format!("ERR Protocol error: {error}")));
@@ -99,14 +155,30 @@ impl Dialogue {
     }
 
     /// Takes the next command, which has a name.
-    pub fn handle_command(&mut self, command: RedisCommand, rules: Rules<'_>) {
+    pub fn handle_command(
+        &mut self,
+        command: RedisCommand,
+        rules: Rules<'_>,
+        channels: &mut Channels,
+    ) {
         let Some((name, arguments)) = command.split_first() else { return };
         let name = String::from_utf8_lossy(name).to_ascii_uppercase();
         if let Err(error) = check(&name, arguments.len()) {
             return self.refuse(&error);
         }
-        if !self.may_enter(rules) && !matches!(name.as_str(), "AUTH" | "HELLO" | "QUIT") {
+        if !self.may_enter(rules) && !matches!(name.as_str(), "AUTH" | "HELLO" | "QUIT" | "RESET") {
             return self.refuse("NOAUTH Authentication required.");
+        }
+        // In RESP2 only these have replies that cannot be taken for a message.
+        let is_for_subscribers =
+            name.ends_with("SUBSCRIBE") || matches!(&*name, "PING" | "QUIT" | "RESET");
+        if self.is_subscribed() && self.protocol == Protocol::Resp2 && !is_for_subscribers {
+            let error = format!(
+                "ERR Can't execute '{}': only (P)SUBSCRIBE / (P)UNSUBSCRIBE / PING / QUIT / RESET \
+                 are allowed in this context",
+                name.to_ascii_lowercase()
+            );
+            return self.refuse(&error);
         }
         match (name.as_str(), &mut self.transaction) {
             ("MULTI", Some(_)) => {
@@ -119,7 +191,7 @@ impl Dialogue {
             ("EXEC" | "DISCARD", None) => {
                 self.reply(&RespReply::Error(&format!("ERR {name} without MULTI")));
             }
-            ("EXEC", Some(_)) => self.execute(rules),
+            ("EXEC", Some(_)) => self.execute(rules, channels),
             ("DISCARD", Some(_)) => {
                 self.transaction = None;
                 self.reply(&RespReply::Simple("OK"));
@@ -127,6 +199,10 @@ impl Dialogue {
             ("QUIT", _) => {
                 self.reply(&RespReply::Simple("OK"));
                 self.is_over = true;
+            }
+            ("RESET", _) => self.reset(rules, channels),
+            (_, Some(_)) if name.ends_with("SUBSCRIBE") => {
+                self.refuse(&format!("ERR {name} is not allowed in transactions"));
             }
             (_, Some(transaction)) => {
                 let bytes: usize = command.iter().map(|argument| argument.len() + 24).sum();
@@ -138,14 +214,18 @@ impl Dialogue {
                 transaction.commands.push(command);
                 self.reply(&RespReply::Simple("QUEUED"));
             }
-            (_, None) => self.run(&name, arguments, rules),
+            ("SUBSCRIBE", None) => self.subscribe(Kind::Channel, arguments, rules, channels),
+            ("PSUBSCRIBE", None) => self.subscribe(Kind::Pattern, arguments, rules, channels),
+            ("UNSUBSCRIBE", None) => self.unsubscribe(Kind::Channel, arguments, rules, channels),
+            ("PUNSUBSCRIBE", None) => self.unsubscribe(Kind::Pattern, arguments, rules, channels),
+            (_, None) => self.run(&name, arguments, rules, channels),
         }
     }
 
     /// Bytes of its own memory.
     pub fn held_bytes(&self) -> usize {
         let transaction = self.transaction.as_ref().map_or(0, |transaction| transaction.bytes);
-        self.replies.capacity() + transaction
+        self.replies.capacity() + transaction + self.subscription_bytes
     }
 
     /// Refuses a command, and with it the transaction that it belongs to.
@@ -156,7 +236,7 @@ impl Dialogue {
         self.reply(&RespReply::Error(error));
     }
 
-    fn execute(&mut self, rules: Rules<'_>) {
+    fn execute(&mut self, rules: Rules<'_>, channels: &mut Channels) {
         let Transaction { commands, is_broken, .. } = self.transaction.take().unwrap_or_default();
         if is_broken {
             let error = "EXECABORT Transaction discarded because of previous errors.";
@@ -166,22 +246,25 @@ impl Dialogue {
         for command in commands {
             if let Some((name, arguments)) = command.split_first() {
                 let name = String::from_utf8_lossy(name).to_ascii_uppercase();
-                self.run(&name, arguments, rules);
+                self.run(&name, arguments, rules, channels);
             }
         }
     }
 
     /// Runs a command of a known name with the right number of arguments.
-    fn run(&mut self, name: &str, arguments: &[Vec<u8>], rules: Rules<'_>) {
+    fn run(
+        &mut self,
+        name: &str,
+        arguments: &[Vec<u8>],
+        rules: Rules<'_>,
+        channels: &mut Channels,
+    ) {
         match (name, arguments) {
-            ("PUBLISH", [channel, payload]) => {
-                // The number of subscribers that heard it: the gateway, or none.
-                let task = task_of(channel, rules.channel_prefix);
-                self.reply(&RespReply::Integer(i64::from(task.is_some())));
-                match task {
-                    Some(task) => self.published.push((task, payload.clone())),
-                    None => self.not_tasks += 1,
-                }
+            ("PUBLISH", [channel, payload]) => self.publish(channel, payload, rules, channels),
+            ("PING", _) if self.is_subscribed() && self.protocol == Protocol::Resp2 => {
+                let text = arguments.first().map_or(&b""[..], Vec::as_slice);
+                let pong = [RespReply::Bulk(b"pong"), RespReply::Bulk(text)];
+                self.reply(&RespReply::Array(pong.into()));
             }
             ("PING", [text]) | ("ECHO", [text]) => self.reply(&RespReply::Bulk(text)),
             ("PING", _) => self.reply(&RespReply::Simple("PONG")),
@@ -196,6 +279,104 @@ impl Dialogue {
             ("INFO", _) => self.reply(&RespReply::Bulk(SERVER.as_bytes())),
             _ => self.reply(&RespReply::Simple("OK")),
         }
+    }
+
+    /// Replies with the number of subscribers that hear it, the gateway being one where the channel
+    /// is a task's.
+    fn publish(
+        &mut self,
+        channel: &[u8],
+        payload: &[u8],
+        rules: Rules<'_>,
+        channels: &mut Channels,
+    ) {
+        if let Some(task) = task_of(channel, rules.channel_prefix) {
+            self.published.push(Published::Result(task, payload.to_vec()));
+            return self.reply(&RespReply::Integer(1));
+        }
+        if !channel.starts_with(rules.control_prefix.as_bytes()) {
+            self.not_tasks += 1;
+            return self.reply(&RespReply::Integer(0));
+        }
+        if payload.len() > CONTROL_BYTES_MAX {
+            let error = "ERR a message on a control channel may have at most 64 KiB";
+            return self.reply(&RespReply::Error(error));
+        }
+        let task = task_of(channel, rules.control_prefix);
+        if let Some(task) = task.filter(|_| control::is_stop(payload)) {
+            self.published.push(Published::Stop(task));
+        }
+        let subscribers = channels.publish(channel, payload) + usize::from(task.is_some());
+        self.reply(&RespReply::Integer(subscribers as i64));
+    }
+
+    /// Subscribes to all of `names`, or to none.
+    fn subscribe(
+        &mut self,
+        kind: Kind,
+        names: &[Vec<u8>],
+        rules: Rules<'_>,
+        channels: &mut Channels,
+    ) {
+        let prefix = rules.control_prefix;
+        if !names.iter().all(|name| name.starts_with(prefix.as_bytes())) {
+            let error = format!(
+                "ERR only channels and patterns that begin with {prefix} can be subscribed to"
+            );
+            return self.reply(&RespReply::Error(&error));
+        }
+        if !channels.has_room(rules.id, kind, names) {
+            return self.reply(&RespReply::Error("ERR too many subscriptions"));
+        }
+        let word: &[u8] = match kind {
+            Kind::Channel => b"subscribe",
+            Kind::Pattern => b"psubscribe",
+        };
+        for name in names {
+            self.subscriptions = channels.subscribe(rules.id, kind, name);
+            self.confirm(word, RespReply::Bulk(name));
+        }
+        self.subscription_bytes = channels.held_bytes(rules.id);
+    }
+
+    /// Ends the subscriptions to `names`; to everything of this kind if there are none.
+    fn unsubscribe(
+        &mut self,
+        kind: Kind,
+        names: &[Vec<u8>],
+        rules: Rules<'_>,
+        channels: &mut Channels,
+    ) {
+        let word: &[u8] = match kind {
+            Kind::Channel => b"unsubscribe",
+            Kind::Pattern => b"punsubscribe",
+        };
+        let own = match names {
+            [] => channels.names(rules.id, kind),
+            _ => Vec::new(),
+        };
+        if names.is_empty() && own.is_empty() {
+            self.confirm(word, RespReply::Null);
+        }
+        for name in names.iter().map(Vec::as_slice).chain(own.iter().map(|name| &**name)) {
+            self.subscriptions = channels.unsubscribe(rules.id, kind, name);
+            self.confirm(word, RespReply::Bulk(name));
+        }
+        self.subscription_bytes = channels.held_bytes(rules.id);
+    }
+
+    fn confirm(&mut self, word: &[u8], name: RespReply<'_>) {
+        let count = RespReply::Integer(self.subscriptions as i64);
+        self.reply(&RespReply::Push(vec![RespReply::Bulk(word), name, count]));
+    }
+
+    /// The connection is as it was when it began.
+    fn reset(&mut self, rules: Rules<'_>, channels: &mut Channels) {
+        channels.leave(rules.id);
+        (self.subscriptions, self.subscription_bytes) = (0, 0);
+        (self.transaction, self.protocol) = (None, Protocol::Resp2);
+        self.is_authenticated = false;
+        self.reply(&RespReply::Simple("RESET"));
     }
 
     fn authenticate(&mut self, user: &[u8], password: &[u8], rules: Rules<'_>) {
@@ -279,7 +460,7 @@ fn check(name: &str, arguments: usize) -> Result<(), String> {
             let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
             Err(format!(
                 "ERR unknown command '{name}': this is the result inbox of aivtuber-gateway, \
-                 which takes PUBLISH"
+                 which takes PUBLISH, and SUBSCRIBE on control channels"
             ))
         }
     }
@@ -292,7 +473,7 @@ fn is_equal(one: &[u8], other: &[u8]) -> bool {
     one.len() == other.len() && std::hint::black_box(difference) == 0
 }
 
-/// The task whose results are published on `channel`.
+/// The task that `channel` belongs to, if it begins with `prefix`.
 fn task_of(channel: &[u8], prefix: &str) -> Option<Uuid> {
     Uuid::try_parse_ascii(channel.strip_prefix(prefix.as_bytes())?).ok()
 }
@@ -302,23 +483,42 @@ mod tests {
     use super::*;
 
     const TASK: Uuid = Uuid::from_u128(0x1234_5678_9abc_def0_1234_5678_9abc_def0);
-    const OPEN: Rules<'static> =
-        Rules { channel_prefix: "task_response:", password: None, connection: 7 };
+    const OPEN: Rules<'static> = Rules {
+        channel_prefix: "task_response:",
+        control_prefix: "task_control:",
+        password: None,
+        connection: 7,
+        id: SessionId::in_slot(0),
+    };
     const LOCKED: Rules<'static> = Rules { password: Some("s3 cret"), ..OPEN };
 
     /// What is replied to commands, each given as words; `TASK` is the channel of the task.
     fn replies(dialogue: &mut Dialogue, rules: Rules<'_>, commands: &[&[&str]]) -> String {
+        heard(dialogue, rules, &mut Channels::default(), commands)
+    }
+
+    /// The same, with the subscriptions that there are.
+    fn heard(
+        dialogue: &mut Dialogue,
+        rules: Rules<'_>,
+        channels: &mut Channels,
+        commands: &[&[&str]],
+    ) -> String {
         for command in commands {
             let word = |word: &&str| word.replace("TASK", &format!("task_response:{TASK}"));
             let command = command.iter().map(|it| word(it).into_bytes()).collect();
-            dialogue.handle_command(command, rules);
+            dialogue.handle_command(command, rules, channels);
         }
         String::from_utf8(std::mem::take(&mut dialogue.replies)).unwrap()
     }
 
     fn payloads(dialogue: &mut Dialogue) -> Vec<String> {
         let published = std::mem::take(&mut dialogue.published);
-        published.into_iter().map(|(_, payload)| String::from_utf8(payload).unwrap()).collect()
+        let payload = |it| match it {
+            Published::Result(_, payload) => String::from_utf8(payload).unwrap(),
+            Published::Stop(_) => "STOP".to_owned(),
+        };
+        published.into_iter().map(payload).collect()
     }
 
     #[test]
@@ -340,7 +540,7 @@ mod tests {
         let mut dialogue = Dialogue::default();
         let commands: [&[&str]; 2] = [&["publish", "TASK", "{}"], &["PUBLISH", "other", "{}"]];
         assert_eq!(replies(&mut dialogue, OPEN, &commands), ":1\r\n:0\r\n");
-        assert_eq!(dialogue.published, [(TASK, b"{}".to_vec())]);
+        assert_eq!(dialogue.published, [Published::Result(TASK, b"{}".to_vec())]);
     }
 
     #[test]
@@ -434,5 +634,145 @@ mod tests {
         // A password that the inbox does not have is no reason to refuse a worker.
         let reply = replies(&mut Dialogue::default(), OPEN, &[&["AUTH", "any"]]);
         assert_eq!(reply, "+OK\r\n");
+    }
+
+    /// A reply in short: `>` marks a push, line ends are blanks.
+    fn short(reply: &str) -> String {
+        reply.replace("\r\n", " ").trim_end().to_owned()
+    }
+
+    #[test]
+    fn subscriptions_are_confirmed_and_counted_in_both_protocols() {
+        for (protocol, mark, null) in [("2", "*", "$-1"), ("3", ">", "_")] {
+            let (mut dialogue, mut channels) = (Dialogue::default(), Channels::default());
+            replies(&mut dialogue, OPEN, &[&["HELLO", protocol]]);
+            let confirmed = |kind: &str, name: &str, count: usize| {
+                let name = match name {
+                    "" => null.to_owned(),
+                    name => format!("${} {name}", name.len()),
+                };
+                format!("{mark}3 ${} {kind} {name} :{count}", kind.len())
+            };
+            let (a, b) = ("task_control:a", "task_control:b");
+            for (command, confirmations) in [
+                (&["unsubscribe"][..], &[("unsubscribe", "", 0)][..]),
+                (&["PUNSUBSCRIBE"], &[("punsubscribe", "", 0)]),
+                (&["SUBSCRIBE", a, b], &[("subscribe", a, 1), ("subscribe", b, 2)]),
+                (&["SUBSCRIBE", a], &[("subscribe", a, 2)]),
+                (&["PSUBSCRIBE", "task_control:*"], &[("psubscribe", "task_control:*", 3)]),
+                (&["UNSUBSCRIBE", b], &[("unsubscribe", b, 2)]),
+                (&["UNSUBSCRIBE", "other"], &[("unsubscribe", "other", 2)]),
+                (&["UNSUBSCRIBE"], &[("unsubscribe", a, 1)]),
+                (&["UNSUBSCRIBE"], &[("unsubscribe", "", 1)]),
+                (&["PUNSUBSCRIBE"], &[("punsubscribe", "task_control:*", 0)]),
+            ] {
+                let expected: Vec<_> =
+                    confirmations.iter().map(|&(kind, name, n)| confirmed(kind, name, n)).collect();
+                let reply = heard(&mut dialogue, OPEN, &mut channels, &[command]);
+                assert_eq!(short(&reply), expected.join(" "), "{command:?}, RESP{protocol}");
+            }
+            assert!(!dialogue.is_subscribed());
+            assert_eq!(dialogue.subscription_bytes, 0);
+        }
+    }
+
+    #[test]
+    fn messages_are_arrays_in_resp2_and_pushes_in_resp3() {
+        let (channel, payload) = (&b"c:1"[..], &b"x"[..]);
+        for (protocol, mark) in [("2", '*'), ("3", '>')] {
+            let mut dialogue = Dialogue::default();
+            replies(&mut dialogue, OPEN, &[&["HELLO", protocol]]);
+            dialogue.handle_message(Message { pattern: None, channel, payload });
+            dialogue.handle_message(Message { pattern: Some(b"c:*"), channel, payload });
+            let received = String::from_utf8(std::mem::take(&mut dialogue.replies)).unwrap();
+            let expected =
+                format!("{mark}3 $7 message $3 c:1 $1 x {mark}4 $8 pmessage $3 c:* $3 c:1 $1 x");
+            assert_eq!(short(&received), expected);
+        }
+    }
+
+    #[test]
+    fn only_control_channels_can_be_subscribed_to_and_all_of_a_command_or_none() {
+        let (mut dialogue, mut channels) = (Dialogue::default(), Channels::default());
+        for command in [
+            &["SUBSCRIBE", "task_control:a", "task_response:a"][..],
+            &["SUBSCRIBE", "other"],
+            &["PSUBSCRIBE", "*"],
+            &["PSUBSCRIBE", "task_contro?:*"],
+        ] {
+            let reply = heard(&mut dialogue, OPEN, &mut channels, &[command]);
+            let expected = "-ERR only channels and patterns that begin with task_control: can";
+            assert!(reply.starts_with(expected), "{command:?}: {reply}");
+        }
+        let many: Vec<_> = (0..=channels::SUBSCRIPTIONS_MAX)
+            .map(|number| format!("task_control:{number}"))
+            .collect();
+        let many: Vec<_> =
+            std::iter::once("SUBSCRIBE").chain(many.iter().map(String::as_str)).collect();
+        let reply = heard(&mut dialogue, OPEN, &mut channels, &[&many]);
+        assert_eq!(reply, "-ERR too many subscriptions\r\n");
+        let reply = heard(&mut dialogue, OPEN, &mut channels, &[&["SUBSCRIBE"], &["PSUBSCRIBE"]]);
+        assert_eq!(reply.matches("-ERR wrong number of arguments").count(), 2, "{reply}");
+        assert!(!dialogue.is_subscribed());
+        let locked =
+            heard(&mut dialogue, LOCKED, &mut channels, &[&["SUBSCRIBE", "task_control:a"]]);
+        assert!(locked.starts_with("-NOAUTH "), "{locked}");
+    }
+
+    #[test]
+    fn subscriber_may_do_little_else_in_resp2_and_everything_in_resp3() {
+        let commands: [&[&str]; 5] =
+            [&["PING"], &["PING", "a"], &["ECHO", "a"], &["PUBLISH", "TASK", "a"], &["MULTI"]];
+        for (protocol, expected) in [
+            ("2", &["*2 $4 pong $0 ", "*2 $4 pong $1 a", "-ERR", "-ERR", "-ERR"]),
+            ("3", &["+PONG", "$1 a", "$1 a", ":1", "+OK"]),
+        ] {
+            let (mut dialogue, mut channels) = (Dialogue::default(), Channels::default());
+            let begin: [&[&str]; 2] = [&["HELLO", protocol], &["SUBSCRIBE", "task_control:a"]];
+            heard(&mut dialogue, OPEN, &mut channels, &begin);
+            for (command, expected) in commands.iter().zip(expected) {
+                let reply = heard(&mut dialogue, OPEN, &mut channels, &[command]);
+                let reply = reply.replace("\r\n", " ");
+                assert!(reply.starts_with(expected), "{command:?}, RESP{protocol}: {reply}");
+            }
+            let reply = heard(&mut dialogue, OPEN, &mut channels, &[&["RESET"], &["ECHO", "a"]]);
+            assert_eq!(short(&reply), "+RESET $1 a");
+            assert_eq!(channels.publish(b"task_control:a", b"x"), 0);
+        }
+    }
+
+    #[test]
+    fn transaction_with_a_subscription_is_refused() {
+        let mut dialogue = Dialogue::default();
+        let all: [&[&str]; 3] = [&["MULTI"], &["SUBSCRIBE", "task_control:a"], &["EXEC"]];
+        let reply = short(&replies(&mut dialogue, OPEN, &all));
+        let expected = "+OK -ERR SUBSCRIBE is not allowed in transactions -EXECABORT";
+        assert!(reply.starts_with(expected), "{reply}");
+    }
+
+    #[test]
+    fn publications_on_control_channels_reach_subscribers_and_stop_is_heard_by_the_gateway() {
+        let (mut dialogue, mut channels) = (Dialogue::default(), Channels::default());
+        let of_task = format!("task_control:{TASK}");
+        channels.subscribe(SessionId::in_slot(1), Kind::Pattern, b"task_control:*");
+        let too_large = "x".repeat(CONTROL_BYTES_MAX + 1);
+        for (channel, payload, reply, expected) in [
+            (&*of_task, r#"{"action":"STOP"}"#, ":2", Some(Published::Stop(TASK))),
+            (&*of_task, "hello", ":2", None),
+            ("task_control:general", r#"{"action":"STOP"}"#, ":1", None),
+            (
+                &*of_task,
+                &*too_large,
+                "-ERR a message on a control channel may have at most 64 KiB",
+                None,
+            ),
+            ("task_contro", "x", ":0", None),
+        ] {
+            let command: [&[&str]; 1] = [&["PUBLISH", channel, payload]];
+            assert_eq!(short(&heard(&mut dialogue, OPEN, &mut channels, &command)), reply);
+            assert_eq!(dialogue.published.pop(), expected, "{channel}");
+            let is_passed_on = reply == ":2" || reply == ":1";
+            assert_eq!(channels.poll_publication().is_some(), is_passed_on, "{channel}");
+        }
     }
 }

@@ -1,6 +1,8 @@
-//! A worker that publishes to the embedded inbox, in the Redis protocol.
+//! A worker that publishes to the embedded inbox, in the Redis protocol, or listens to its control
+//! channels.
 //!
-//! Each command is answered in its place. A worker that does not read its replies is not read from.
+//! Each command is answered in its place. A worker that does not read its replies is not read from,
+//! and one that does not read the messages of its channels is disconnected.
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
@@ -15,7 +17,9 @@ use crate::base::moment::Moment;
 use crate::net::{Conn, Io};
 use crate::proto::resp::{CommandReader, RespReply};
 use crate::service::link::Password;
-use dialogue::{Dialogue, Rules};
+use crate::service::results::StoppedBy;
+pub use dialogue::Message;
+use dialogue::{Dialogue, Published, Rules};
 use log::warn;
 use std::time::Duration;
 
@@ -25,6 +29,8 @@ const COMMAND_BYTES_MAX: usize = 16 * 1024 * 1024;
 const LOGIN_BYTES_MAX: usize = 16 * 1024;
 /// Bytes of replies that wait for the worker. While there are more, it is not read from.
 const REPLY_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of replies and messages that wait for a subscriber. One with more is disconnected.
+const MESSAGE_BYTES_MAX: usize = 256 * 1024;
 /// Bytes read in one step, which may hold some 90 small results; then it is other sessions' turn.
 const STEP_BYTES_MAX: usize = 8 * 1024;
 /// Work that a byte of commands causes, in bytes written: see [`Context::work`].
@@ -66,6 +72,8 @@ pub struct Inbox {
     unacknowledged: Option<usize>,
     /// The worker takes no replies any more. What it has sent still counts.
     is_deaf: bool,
+    /// More messages wait for it than may.
+    is_overrun: bool,
 }
 
 impl Inbox {
@@ -80,6 +88,7 @@ impl Inbox {
             timeout: UNFINISHED_TIMEOUT,
             unacknowledged: None,
             is_deaf: false,
+            is_overrun: false,
         }))
     }
 
@@ -88,6 +97,19 @@ impl Inbox {
         let mut reply = Vec::new();
         RespReply::Error("ERR max number of clients reached").write(Default::default(), &mut reply);
         reply
+    }
+
+    /// A message on a channel that it listens to.
+    pub fn handle_publication(&mut self, message: Message<'_>, now: Moment) {
+        if self.is_deaf || self.is_overrun || self.dialogue.is_over {
+            return;
+        }
+        if self.dialogue.replies.is_empty() {
+            // The time that it has to take something begins now.
+            self.active_at = now;
+        }
+        self.dialogue.handle_message(message);
+        self.is_overrun = self.held_bytes() > MESSAGE_BYTES_MAX;
     }
 
     fn ended(&self, reason: CloseReason) -> Box<Ended> {
@@ -125,8 +147,10 @@ impl Inbox {
         while !self.dialogue.is_over {
             let rules = Rules {
                 channel_prefix: &cx.channel_prefix,
+                control_prefix: &cx.control_prefix,
                 password: password.as_ref().map(Password::text),
                 connection: who.serial,
+                id: who.id(),
             };
             self.reader.set_size_max(match self.dialogue.may_enter(rules) {
                 true => COMMAND_BYTES_MAX,
@@ -141,7 +165,7 @@ impl Inbox {
                         warn!(target: "inbox", "{who} = refused a result of {bytes} bytes: out of memory budget");
                         self.dialogue.refuse("ERR out of memory budget");
                     } else {
-                        self.dialogue.handle_command(command, rules);
+                        self.dialogue.handle_command(command, rules, &mut cx.channels);
                     }
                     if std::mem::take(&mut self.dialogue.has_failed_login) {
                         let client = who.client();
@@ -157,10 +181,15 @@ impl Inbox {
             for _ in 0..std::mem::take(&mut self.dialogue.not_tasks) {
                 note(who, || Event::NotATask);
             }
-            for (task, payload) in self.dialogue.published.drain(..) {
-                note(who, || Event::Published { task, bytes: payload.len() });
-                self.published += 1;
-                cx.results.publish(cx.now, task, &payload);
+            for published in self.dialogue.published.drain(..) {
+                match published {
+                    Published::Result(task, payload) => {
+                        note(who, || Event::Published { task, bytes: payload.len() });
+                        self.published += 1;
+                        cx.results.publish(cx.now, task, &payload);
+                    }
+                    Published::Stop(task) => cx.results.stop(cx.now, task, StoppedBy::Channel),
+                }
             }
         }
         let is_locked = password.is_some() && !self.dialogue.is_authenticated;
@@ -182,6 +211,9 @@ impl State for Inbox {
     ) -> Step {
         let mut bytes_read = 0;
         loop {
+            if self.is_overrun {
+                return Step::End(self.ended(CloseReason::ClientTooSlow));
+            }
             if !self.flush(downstream, cx.now) {
                 return self.wait(downstream, cx);
             }
@@ -191,7 +223,7 @@ impl State for Inbox {
                 return Step::End(ended.with_last(Last::Fin(Awaited::Fin)));
             }
             // Deliveries go first, and so do others after a full read.
-            if cx.results.is_full() || bytes_read >= STEP_BYTES_MAX {
+            if cx.results.is_full() || cx.channels.is_full() || bytes_read >= STEP_BYTES_MAX {
                 return Step::Yield(Phase::Inbox(self));
             }
             let read = cx.with_scratch(|scratch, cx| {
@@ -213,8 +245,13 @@ impl State for Inbox {
         }
     }
 
+    /// A subscriber that has taken everything may listen for as long as it is there, which
+    /// keep-alive probes of TCP find out.
     fn deadline(&self) -> Option<Moment> {
-        Some(self.active_at + self.timeout)
+        let is_listening = self.dialogue.is_subscribed()
+            && self.timeout == IDLE_TIMEOUT
+            && self.dialogue.replies.is_empty();
+        (!is_listening).then(|| self.active_at + self.timeout)
     }
 
     /// Workers may publish until all waiting clients have their results.
@@ -250,7 +287,7 @@ impl Inbox {
     /// take what it was sent: the kernel, or a transport that buffers, may hold replies that it
     /// reads slowly.
     fn wait(mut self: Box<Self>, downstream: &Conn, cx: &Context) -> Step {
-        if self.active_at + self.timeout <= cx.now {
+        if self.deadline().is_some_and(|at| at <= cx.now) {
             let left = downstream.unacknowledged();
             // Of a worker that is gone, the number stays the same.
             let is_taking = left.is_some_and(|left| left > 0) && left != self.unacknowledged;

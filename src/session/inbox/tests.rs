@@ -27,6 +27,8 @@ struct Worker {
     sent: VecDeque<u8>,
     /// It has closed its connection without reading the replies.
     has_reset: bool,
+    /// It reads nothing.
+    is_stalled: bool,
     received: Vec<u8>,
     unacknowledged: usize,
 }
@@ -50,6 +52,9 @@ impl Write for WorkerSocket {
         let worker = &mut *self.0.borrow_mut();
         if worker.has_reset {
             return Err(ErrorKind::BrokenPipe.into());
+        }
+        if worker.is_stalled {
+            return Err(ErrorKind::WouldBlock.into());
         }
         worker.received.extend(bytes);
         Ok(bytes.len())
@@ -88,6 +93,7 @@ impl Scene {
         let mut cx =
             Context::new(Moment::START, Settings::default(), network, limits, results, chance);
         cx.channel_prefix = "task_response:".into();
+        cx.control_prefix = "task_control:".into();
         let worker = Rc::default();
         let socket = Socket::Other(Box::new(WorkerSocket(Rc::clone(&worker))));
         let who = Identity {
@@ -111,6 +117,22 @@ impl Scene {
                 format!("*3\r\n$7\r\nPUBLISH\r\n${}\r\n{channel}\r\n$2\r\n{{}}\r\n", channel.len());
             self.worker.borrow_mut().sent.extend(command.as_bytes());
         }
+    }
+
+    fn subscribes(&mut self) {
+        self.worker.borrow_mut().sent.extend(b"PSUBSCRIBE task_control:*\r\n");
+    }
+
+    /// A message comes for the worker.
+    fn hears(&mut self, payload: &[u8]) {
+        let Some(Phase::Inbox(inbox)) = &mut self.phase else { panic!("another phase") };
+        let (pattern, channel) = (Some(&b"task_control:*"[..]), &b"task_control:1"[..]);
+        inbox.handle_publication(Message { pattern, channel, payload }, self.cx.now);
+    }
+
+    fn deadline(&self) -> Option<Moment> {
+        let Some(Phase::Inbox(inbox)) = &self.phase else { panic!("another phase") };
+        inbox.deadline()
     }
 
     /// Does all that can be done now. Returns how the session ended, if it did.
@@ -187,4 +209,56 @@ fn what_came_in_time_is_read_before_the_deadline_is_judged() {
     scene.publishes(1);
     assert_eq!(scene.pass(), (UNFINISHED_TIMEOUT, None));
     assert_eq!(scene.cx.results.tasks().retained(), 1);
+}
+
+#[test]
+fn subscriber_that_has_taken_everything_is_never_idle() {
+    let mut scene = Scene::new();
+    scene.subscribes();
+    assert_eq!(scene.step(), None);
+    assert_eq!(scene.deadline(), None);
+    scene.cx.now += 10 * IDLE_TIMEOUT;
+    scene.hears(b"a");
+    assert_eq!(scene.step(), None);
+    let received = String::from_utf8(scene.worker.borrow().received.clone()).unwrap();
+    let expected =
+        "*4\r\n$8\r\npmessage\r\n$14\r\ntask_control:*\r\n$14\r\ntask_control:1\r\n$1\r\na\r\n";
+    assert!(received.ends_with(expected), "{received}");
+    assert_eq!(scene.deadline(), None);
+}
+
+#[test]
+fn subscriber_that_unsubscribes_or_stops_in_a_command_is_idle_like_any_worker() {
+    for (sent, timeout) in
+        [("PUNSUBSCRIBE\r\n", IDLE_TIMEOUT), ("*2\r\n$4\r\nPI", UNFINISHED_TIMEOUT)]
+    {
+        let mut scene = Scene::new();
+        scene.subscribes();
+        scene.worker.borrow_mut().sent.extend(sent.as_bytes());
+        assert_eq!(scene.step(), None);
+        assert_eq!(scene.pass(), (timeout, Some(CloseReason::IdleTimeout)), "{sent:?}");
+    }
+}
+
+#[test]
+fn subscriber_that_does_not_read_is_disconnected_in_time_or_when_it_holds_up_too_much() {
+    let mut scene = Scene::new();
+    scene.subscribes();
+    assert_eq!(scene.step(), None);
+    scene.worker.borrow_mut().is_stalled = true;
+    scene.cx.now += 10 * IDLE_TIMEOUT;
+    scene.hears(b"a");
+    assert_eq!(scene.step(), None);
+    assert_eq!(scene.deadline(), Some(scene.cx.now + IDLE_TIMEOUT));
+    let payload = [b'x'; 1024];
+    for _ in 0..MESSAGE_BYTES_MAX / payload.len() - 32 {
+        scene.hears(&payload);
+        assert_eq!(scene.step(), None);
+    }
+    for _ in 0..1000 {
+        scene.hears(&payload);
+    }
+    let Some(Phase::Inbox(inbox)) = &scene.phase else { panic!("another phase") };
+    assert!(inbox.held_bytes() < MESSAGE_BYTES_MAX + 2 * payload.len());
+    assert_eq!(scene.step(), Some(CloseReason::ClientTooSlow));
 }
