@@ -54,7 +54,7 @@ pub enum Notice {
     Down { why: String },
     /// Something about Redis is not as it should be.
     Problem { why: String },
-    /// Redis has been away for longer than `grace`: tell [`Results::waiters`].
+    /// Redis has been away for longer than `grace`: the clients that wait are to hear it.
     GraceOver,
     /// Results were evicted since the last notice, because `max_retained` is reached.
     Evicted { results: u64 },

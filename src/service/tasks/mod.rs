@@ -486,7 +486,7 @@ impl Tasks {
         (status, task.has_clients())
     }
 
-    /// Removes what is too old or too much, at most [`TRIMMED_MAX`] of what is too old; the
+    /// Removes what is too old or too much, at most `TRIMMED_MAX` of what is too old; the
     /// deadline is due at once if there is more. Cheap when nothing is. A result of a task that
     /// `is_due` stays: clients are about to be given it.
     pub fn trim(&mut self, now: Moment, is_due: impl Fn(Uuid) -> bool) {
