@@ -5,7 +5,7 @@ use std::path::Path;
 /// How many first bytes of a file are enough to recognise it.
 pub const FIRST_BYTES: usize = 12;
 
-/// The media type that a file's extension stands for; `None` if it is not that of audio.
+/// The media type of an audio file, by its extension; `None` if the extension is not known.
 pub fn by_name(name: &Path) -> Option<&'static str> {
     const EXTENSIONS: [(&str, &str); 9] = [
         ("wav", "audio/wav"),

@@ -1,5 +1,5 @@
-//! Rules without sockets: where a request goes, which backend is next, who is admitted, what is
-//! told about it all.
+//! Rules without sockets: where a request goes, which backend is next, who is admitted, what
+//! reports show.
 
 pub mod attempt;
 pub mod bus;

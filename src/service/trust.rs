@@ -17,7 +17,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::proto::http::RequestHead;
 
-/// Who is trusted with what.
+/// Which addresses are admins and trusted proxies, and by which names admins call the gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Where admins' requests come from.

@@ -52,7 +52,7 @@ def test_upload_is_accepted_as_front_ends_send_it(demo, open_client):
 
 
 def test_recording_is_accepted_and_described(demo, open_client):
-    """PROTOCOL 5: `"type":"audio"` - a file in any container, in pieces that are cut anywhere; the answer says what was heard."""
+    """`"type":"audio"`: a file in any container, in pieces that are cut anywhere; the answer says what was heard."""
     with io.BytesIO() as file:
         with wave.open(file, "wb") as recording:
             recording.setparams((1, 2, 16000, 0, "NONE", ""))

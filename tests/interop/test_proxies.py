@@ -1,4 +1,4 @@
-"""Behind the proxies of `docs/operations.md`: whose request it is, for logs, limits, reports and backends, and who is an admin."""
+"""Behind the proxies of `docs/operations.md`: logs, limits, reports and backends see the real client, and only admins see details."""
 
 import re
 import urllib.error

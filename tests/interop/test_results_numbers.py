@@ -1,4 +1,4 @@
-"""Numbers and types of results (PROTOCOL section 2, "Numbers"): `result_id`, `audio_type`, `from_result`, `from_byte`."""
+"""Numbers and types of results: `result_id`, `audio_type`, `from_result`, `from_byte`."""
 
 import json
 import signal

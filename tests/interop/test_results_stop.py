@@ -1,4 +1,4 @@
-"""STOP (PROTOCOL section 2): by a client, by `POST /control/stop`, by a publication; what it drops and who is told."""
+"""STOP by a client, by `POST /control/stop` and by a publication: what it drops, and who is notified."""
 
 import json
 

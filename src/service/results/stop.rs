@@ -1,4 +1,4 @@
-//! Stopping a task: what is dropped, and who is told.
+//! Stopping a task: what is dropped, and which clients and workers are notified.
 
 use uuid::Uuid;
 
