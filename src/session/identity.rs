@@ -161,6 +161,23 @@ impl Identity {
     }
 }
 
+#[cfg(test)]
+impl Identity {
+    /// A client's session, for tests of phases.
+    pub fn of_client() -> Identity {
+        Identity {
+            serial: 1,
+            opened: Moment::START,
+            route: None,
+            rare: None,
+            key: 0,
+            ip: std::net::Ipv4Addr::LOCALHOST.into(),
+            port: 5000,
+            admission: Admission::Client,
+        }
+    }
+}
+
 impl fmt::Display for Identity {
     /// The connection id: `input_1`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

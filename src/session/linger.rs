@@ -223,11 +223,10 @@ mod tests {
     use crate::service::limits::{self, Limits};
     use crate::service::results::Results;
     use crate::service::tasks::{self, ClientState, TaskEnd, Tasks};
-    use crate::session::{Admission, Settings};
+    use crate::session::Settings;
     use std::cell::Cell;
     use std::collections::VecDeque;
     use std::io::{self, ErrorKind, Read, Write};
-    use std::net::{IpAddr, Ipv4Addr};
     use std::rc::Rc;
 
     /// What the client does next: sends bytes (none: FIN), resets, or acknowledges all but some.
@@ -280,19 +279,6 @@ mod tests {
         }
     }
 
-    fn who() -> Identity {
-        Identity {
-            serial: 1,
-            opened: Moment::START,
-            route: None,
-            rare: None,
-            key: 0,
-            ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            port: 5000,
-            admission: Admission::Client,
-        }
-    }
-
     fn context() -> Context {
         let limits = limits::Settings {
             max_connections: 10,
@@ -341,7 +327,7 @@ mod tests {
             let client = Rc::new(Client { owed: Cell::new(1000), ..Client::default() });
             let mut conn =
                 Conn::accepted(Socket::Other(Box::new(ClientSocket(Rc::clone(&client)))));
-            let (mut cx, mut who) = (context(), who());
+            let (mut cx, mut who) = (context(), Identity::of_client());
             let mut phase = Linger::phase(delivered(), &cx);
             let mut second = 0;
             let ended = loop {

@@ -511,9 +511,8 @@ mod tests {
     use crate::service::results::Results;
     use crate::service::tasks::{self, Tasks};
     use crate::service::url::BackendUrl;
-    use crate::session::{Admission, Settings};
+    use crate::session::Settings;
     use std::io::{self, ErrorKind, Read, Write};
-    use std::net::{IpAddr, Ipv4Addr};
     use std::time::Duration;
 
     struct NoNetwork;
@@ -579,16 +578,7 @@ mod tests {
         let backend = cx.upstreams.intern(&url);
         // Of the reply, of what follows it, of what goes to the backend: nothing, and a part.
         for (to_client, to_backend) in [(0, 1000), (30, 1000), (1000, 0), (1000, 5)] {
-            let mut who = Identity {
-                serial: 1,
-                opened: Moment::START,
-                route: None,
-                rare: None,
-                key: 0,
-                ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
-                port: 5000,
-                admission: Admission::Client,
-            };
+            let mut who = Identity::of_client();
             cx.now = Moment::START;
             cx.upstreams.connecting(backend, crate::service::upstreams::Purpose::Client);
             let early = Early {
