@@ -157,9 +157,12 @@ impl Gateway {
                     .map(|list| report::connections(list.of(question.asked.viewer).clone())),
                 Answer::Metrics => metrics.clone(),
                 Answer::Page => page.as_ref().map(|page| page.of(question.asked.viewer).clone()),
-                Answer::Health | Answer::Ready | Answer::Status | Answer::Client | Answer::Stop => {
-                    None
-                }
+                Answer::Health
+                | Answer::Ready
+                | Answer::Status
+                | Answer::Client
+                | Answer::Stop
+                | Answer::Audio => None,
             };
             if let (Some(response), Some(session)) = (response, self.session_mut(id))
                 && session.is_awaiting_answer()
@@ -180,7 +183,7 @@ fn share(response: Response, budget: &Budget) -> Response {
             let content = Content::Shared(Shared::new(vec![bytes.into()], budget));
             Response { content, ..response }
         }
-        Content::Shared(_) => response,
+        Content::Shared(_) | Content::File(_) => response,
     }
 }
 

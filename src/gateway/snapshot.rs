@@ -20,7 +20,10 @@ impl Gateway {
             Answer::Ready => Some(report::ready(&self.snapshot(question.asked.viewer))),
             Answer::Status => Some(self.status(&question.value)),
             Answer::Client => Some(client_library::response()),
-            Answer::Page | Answer::Metrics | Answer::Connections | Answer::Stop => None,
+            // `Audio` is answered by its own session and never asked here.
+            Answer::Page | Answer::Metrics | Answer::Connections | Answer::Stop | Answer::Audio => {
+                None
+            }
         }
     }
 

@@ -15,7 +15,7 @@ pub const ADMINS_ONLY: &str = "this is for admins only: ask from an address in a
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Endpoint {
-    /// The path. `{name}` matches one whole, non-empty segment and can only be the last one.
+    /// The path. `{name}` matches one whole, non-empty segment. Only names follow the first one.
     pub path: &'static str,
     /// Any other method is answered with 405 and these in `Allow`.
     pub methods: &'static [&'static str],
@@ -41,7 +41,8 @@ pub enum Audience {
     Admins,
 }
 
-/// What answers an endpoint; `gateway/snapshot.rs` has the code for each.
+/// What answers an endpoint; `gateway/snapshot.rs` has the code for each, `session/download.rs`
+/// that for audio.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum Answer {
@@ -53,6 +54,7 @@ pub enum Answer {
     Status,
     Metrics,
     Stop,
+    Audio,
 }
 
 /// Browsers ask by OPTIONS whether a page of another origin may send the request.
@@ -124,6 +126,26 @@ pub const ENDPOINTS: &[Endpoint] = &[
         doc: "POST: stop a task",
     },
     Endpoint {
+        path: "/audio/{task_id}",
+        methods: READ,
+        audience: Audience::Everyone,
+        pages: Pages::Any,
+        body_bytes_max: 0,
+        is_answered_when_full: false,
+        answer: Answer::Audio,
+        doc: "the first audio that is kept for a task",
+    },
+    Endpoint {
+        path: "/audio/{task_id}/{result_id}",
+        methods: READ,
+        audience: Audience::Everyone,
+        pages: Pages::Any,
+        body_bytes_max: 0,
+        is_answered_when_full: false,
+        answer: Answer::Audio,
+        doc: "the audio of one result",
+    },
+    Endpoint {
         path: "/metrics",
         methods: READ,
         audience: Audience::Admins,
@@ -146,18 +168,20 @@ pub const ENDPOINTS: &[Endpoint] = &[
 ];
 
 impl Endpoint {
-    /// The endpoint at `path` (without its query), and the segment that its `{name}` matched, as
-    /// the client wrote it; `""` where it has no name.
+    /// The endpoint at `path` (without its query), and the segments that its names matched, as the
+    /// client wrote them; `""` where it has no name.
     pub fn find(path: &str) -> Option<(&'static Endpoint, &str)> {
         ENDPOINTS.iter().find_map(|endpoint| Some((endpoint, endpoint.match_path(path)?)))
     }
 
     fn match_path<'p>(&self, path: &'p str) -> Option<&'p str> {
-        if !self.path.ends_with('}') {
+        let Some((before, names)) = self.path.split_once('{') else {
             return (path == self.path).then_some("");
-        }
-        let (before, _) = self.path.split_once('{')?;
-        path.strip_prefix(before).filter(|value| !value.is_empty() && !value.contains('/'))
+        };
+        path.strip_prefix(before).filter(|value| {
+            value.split('/').count() == names.split('/').count()
+                && value.split('/').all(|segment| !segment.is_empty())
+        })
     }
 
     /// Whether a request with this method gets an answer other than 405.
@@ -188,6 +212,12 @@ mod tests {
             ("/status/", None),
             ("/status", None),
             ("/status/a/b", None),
+            ("/audio/a", Some((Answer::Audio, "a"))),
+            ("/audio/a/1", Some((Answer::Audio, "a/1"))),
+            ("/audio/", None),
+            ("/audio/a/", None),
+            ("/audio//1", None),
+            ("/audio/a/1/2", None),
             ("/health/", None),
             ("/Health", None),
             ("", None),
@@ -203,7 +233,19 @@ mod tests {
     fn every_path_is_a_template_that_matches_the_same_paths() {
         for endpoint in ENDPOINTS {
             let template = Template::parse(endpoint.path).expect("endpoint paths are well formed");
-            for path in ["/", "/health", "/status/a", "/status/", "/status/a/b", "/metrics", "/x"] {
+            for path in [
+                "/",
+                "/health",
+                "/status/a",
+                "/status/",
+                "/status/a/b",
+                "/metrics",
+                "/x",
+                "/audio/a",
+                "/audio/a/b",
+                "/audio/a/",
+                "/audio/a/b/c",
+            ] {
                 assert_eq!(
                     endpoint.match_path(path).is_some(),
                     template.match_path(path).is_some(),

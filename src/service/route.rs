@@ -268,7 +268,7 @@ mod tests {
             served("output", "/ws/output/{task_id}"),
             relayed("one", "/ws/chat/lobby", &["ws://a/"]),
             relayed("all-others_2", "/ws/chat/{room}", &["ws://a/{room}?room={room}"]),
-            relayed("root", "/{a}/x/y", &["ws://a/"]),
+            relayed("root", "/{a}/x/y/z", &["ws://a/"]),
         ])
         .unwrap();
         check(&[]).unwrap();

@@ -30,8 +30,10 @@ pub mod alive;
 pub mod body;
 pub mod connector;
 pub mod dial;
+pub mod download;
 mod ended;
 pub mod exchange;
+pub mod file_body;
 pub mod flow;
 pub mod inbox;
 pub mod jobs;
@@ -251,6 +253,7 @@ impl Context {
 pub enum Phase {
     Request(Box<request::Request>),
     Body(Box<body::Body>),
+    Download(Box<download::Download>),
     Respond(Box<respond::Respond>),
     Dial(Box<dial::Dial>),
     Relay(Box<relay::Relay>),
@@ -397,11 +400,19 @@ impl Session {
         }
     }
 
-    /// A background thread is done with the file of its result. Acted on by the next
+    /// A background thread is done with the file that it sends. Acted on by the next
     /// [`Session::drive`].
     pub fn handle_file(&mut self, answer: jobs::FileAnswer) {
-        if let Phase::Output(output) = &mut self.phase {
-            output.handle_file(answer);
+        match (&mut self.phase, answer) {
+            (Phase::Output(output), answer) => output.handle_file(answer),
+            (Phase::Download(download), jobs::FileAnswer::Opened { opened, .. }) => {
+                download.handle_opened(opened);
+            }
+            (Phase::Respond(respond), jobs::FileAnswer::Read { read, .. }) => {
+                respond.handle_read(read);
+            }
+            // It goes on without it.
+            _ => {}
         }
     }
 
@@ -627,6 +638,7 @@ macro_rules! in_phase {
         match $phase {
             Phase::Request($it) => $of_state,
             Phase::Body($it) => $of_state,
+            Phase::Download($it) => $of_state,
             Phase::Respond($it) => $of_state,
             Phase::Dial($it) => $of_state,
             Phase::Relay($it) => $of_state,

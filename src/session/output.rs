@@ -18,12 +18,14 @@
 mod admission;
 mod audio;
 mod names;
+mod opener;
 mod pace;
 mod progress;
 mod underway;
 
 pub use audio::AudioFiles;
 pub use names::Mapping;
+pub(in crate::session) use opener::{NOT_READABLE, Opener};
 
 use super::alive::{Alive, Verdict};
 use super::close::CloseReason;
@@ -364,8 +366,8 @@ impl Output {
         if let Some(fault) = result.fault() {
             warn!(target: "output", "{who} = the worker's result is malformed why={} task={}", Quoted(fault), self.task);
         }
-        if result.audio_file().is_some() {
-            return self.begin_audio(result, who, cx);
+        if let Some(opener) = Opener::new(&result, cx) {
+            return self.begin_audio(result, opener, who, cx);
         }
         self.push_result(&result, AudioPresence::Absent, who);
         cx.stats.results_delivered += 1;

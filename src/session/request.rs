@@ -7,6 +7,7 @@
 
 use super::body::Body;
 use super::dial::Dial;
+use super::download::Download;
 use super::ended::last_response;
 use super::output::Output;
 use super::respond::{Asked, Question, Respond};
@@ -18,7 +19,7 @@ use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Side};
 use crate::proto::http::{self, BadHead, Form, HEAD_BYTES_MAX, RequestHead, empty_slots};
 use crate::proto::{upgrade, ws};
-use crate::service::endpoints::{ADMINS_ONLY, Audience, Endpoint};
+use crate::service::endpoints::{ADMINS_ONLY, Answer, Audience, Endpoint};
 use crate::service::limits::{Pages, Refusal};
 use crate::service::report::Viewer;
 use crate::service::route::{Route, RouteTarget, TASK_ID};
@@ -246,13 +247,25 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
             let bad = BadHead { status: 403, why: "this Origin is not allowed" };
             refuse(bad, CloseReason::OriginNotAllowed, cx)
         }
-        Some((endpoint, value)) => {
-            let body = Vec::new();
-            let question = Question { endpoint, value: value.into(), body, asked: asked() };
-            Body::read(Box::new(question), head.body_bytes() as usize, cx)
-        }
+        Some(found) => begin_answer(head, found, asked(), who, cx),
         None => answer(asked(), http::Response::error(404, "Not found"), who, cx),
     }
+}
+
+/// Answers a request that an endpoint takes; `found` has the end of the path too.
+fn begin_answer(
+    head: &RequestHead,
+    found: (&'static Endpoint, &str),
+    asked: Asked,
+    who: &mut Identity,
+    cx: &mut Context,
+) -> Step {
+    let (endpoint, value) = found;
+    if endpoint.answer == Answer::Audio {
+        return Download::begin(head, value, asked, who, cx);
+    }
+    let question = Question { endpoint, value: value.into(), body: Vec::new(), asked };
+    Body::read(Box::new(question), head.body_bytes() as usize, cx)
 }
 
 /// The answer to a browser that asks whether a page may send a request. Which pages may is in the

@@ -1,19 +1,27 @@
 //! Sends an HTTP response, then takes the next request or ends the connection.
 //!
-//! A response is a head, made for this client, and content that may be shared with other clients.
+//! A response is a head, made for this client, and content: shared with other clients, or a range
+//! of a file that goes from the page cache to the socket.
 //! At most `STEP_BYTES_MAX` of it are written in one step, so that a long response delays other
 //! sessions only little.
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
+use super::file_body::{FileBody, Lost, Sent};
+use super::output::NOT_READABLE;
 use super::stall::Stall;
 use super::transcript::{Event, note};
 use super::{Awaited, CloseReason, Context, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
+use crate::base::quoted::Quoted;
+use crate::net::files::FileBytes;
 use crate::net::{Conn, Io};
 use crate::proto::http::{self, Form, Response, Shared, Wire};
+use crate::proto::message::TaskId;
 use crate::service::endpoints::Endpoint;
 use crate::service::report::Viewer;
+use log::warn;
+use std::io;
 
 /// Bytes written in one step; then it is other sessions' turn.
 const STEP_BYTES_MAX: usize = 128 * 1024;
@@ -37,7 +45,7 @@ pub struct Asked {
 #[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Question {
     pub endpoint: &'static Endpoint,
-    /// The segment that the `{name}` in the endpoint's path matched, as the client wrote it.
+    /// The segments that the names in the endpoint's path matched, as the client wrote them.
     pub value: Box<str>,
     /// The request's body; empty where none is taken.
     pub body: Vec<u8>,
@@ -52,9 +60,17 @@ pub struct Respond {
     part: usize,
     /// Bytes of that part that have gone out.
     sent: usize,
+    /// What follows all parts.
+    file: Option<Box<TaskFile>>,
     then: Then,
     stall: Stall,
     wake_at: Option<Moment>,
+}
+
+/// Audio of a task.
+struct TaskFile {
+    body: FileBody,
+    task: TaskId,
 }
 
 enum Then {
@@ -69,26 +85,44 @@ enum Then {
 
 impl Respond {
     /// The response to a request that was understood.
-    pub fn answer(asked: Asked, response: Response, who: &Identity, cx: &mut Context) -> Phase {
+    pub fn answer(mut asked: Asked, response: Response, who: &Identity, cx: &mut Context) -> Phase {
         let response = response.unless_known(asked.if_none_match.as_deref());
         note(who, || Event::Answer { status: response.status });
         cx.stats.count_http(response.status);
         let response = match response.content_type {
             http::JSON => {
-                let headers = asked.cors.into_iter();
+                let headers = std::mem::take(&mut asked.cors).into_iter();
                 headers.fold(response, |response, (name, value)| response.with(name, value))
             }
             _ => response,
         };
+        Respond::send(asked, response, None, cx)
+    }
+
+    /// A response whose content, if it goes out at all, is the file of a task.
+    pub fn answer_with_file(
+        asked: Asked,
+        response: Response,
+        body: FileBody,
+        task: TaskId,
+        cx: &mut Context,
+    ) -> Phase {
+        cx.stats.count_http(response.status);
+        Respond::send(asked, response, Some(Box::new(TaskFile { body, task })), cx)
+    }
+
+    fn send(asked: Asked, response: Response, file: Option<Box<TaskFile>>, cx: &Context) -> Phase {
         let keep_alive = asked.form.keep_alive && !cx.is_draining;
         let wire = response.into_wire(Form { keep_alive, ..asked.form });
         let then = if keep_alive { Then::NextRequest { rest: asked.rest } } else { Then::Close };
-        Respond::phase(wire, then, cx)
+        let file = file.filter(|_| wire.file_bytes > 0);
+        Respond::phase(wire, file, then, cx)
     }
 
     /// Waits for a response that only the gateway can make.
     pub fn awaiting(cx: &Context) -> Phase {
-        Respond::phase(Wire { first: Vec::new(), rest: Shared::default() }, Then::Await, cx)
+        let wire = Wire { first: Vec::new(), rest: Shared::default(), file_bytes: 0 };
+        Respond::phase(wire, None, Then::Await, cx)
     }
 
     /// Whether the response is not known yet.
@@ -96,18 +130,77 @@ impl Respond {
         matches!(self.then, Then::Await)
     }
 
-    fn phase(wire: Wire, then: Then, cx: &Context) -> Phase {
-        let Wire { first, rest } = wire;
+    /// A background thread has read from the file. Acted on by the next step.
+    pub(super) fn handle_read(&mut self, read: io::Result<FileBytes>) {
+        if let Some(file) = &mut self.file {
+            file.body.handle_read(read);
+        }
+    }
+
+    fn phase(wire: Wire, file: Option<Box<TaskFile>>, then: Then, cx: &Context) -> Phase {
+        let Wire { first, rest, .. } = wire;
         let stall = Stall::new(cx.now);
         Phase::Respond(Box::new(Respond {
             first,
             rest,
             part: 0,
             sent: 0,
+            file,
             then,
             stall,
             wake_at: None,
         }))
+    }
+
+    /// Writes at most `most` bytes of what is next; `None` once everything has been sent.
+    fn send_next(
+        &mut self,
+        downstream: &mut Conn,
+        most: usize,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Result<Option<Sent>, Lost> {
+        while self.part().is_some_and(|part| self.sent == part.len()) {
+            (self.part, self.sent) = (self.part + 1, 0);
+        }
+        if let Some(part) = self.part() {
+            let bytes = &part[self.sent..part.len().min(self.sent + most)];
+            // The head travels with the first bytes of the file.
+            let written = match self.file {
+                Some(_) => downstream.write_more(bytes),
+                None => downstream.write(bytes),
+            };
+            return match written {
+                Ok(Io::Moved(n)) => {
+                    self.sent += n;
+                    Ok(Some(Sent::Moved(n)))
+                }
+                Ok(_) => Ok(Some(Sent::Blocked)),
+                Err(_) => Err(Lost::Client),
+            };
+        }
+        let Some(file) = self.file.as_mut().filter(|file| !file.body.is_over()) else {
+            return Ok(None);
+        };
+        let sent = file.body.send(downstream, most, who, cx)?;
+        if let Sent::Moved(n) = sent {
+            cx.stats.audio_bytes += n as u64;
+        }
+        Ok(Some(sent))
+    }
+
+    /// The rest cannot be sent. The client sees that less came than the head had announced.
+    fn fail(&self, lost: Lost, who: &Identity, cx: &mut Context) -> Step {
+        let (why, label) = match lost {
+            Lost::Client => return Step::End(Ended::http(CloseReason::ClientVanished)),
+            Lost::Changed => ("Audio file changed", "changed"),
+            Lost::Unreadable => (NOT_READABLE, "unreadable"),
+        };
+        if let Some(file) = &self.file {
+            warn!(target: "output", "{who} = audio lost why={} task={}", Quoted(why), file.task);
+        }
+        cx.stats.count_audio_failed(label);
+        Step::End(Ended::http(CloseReason::AudioLost).with_last(Last::Dropped))
     }
 
     /// The part that is being sent; `None` once all have gone out.
@@ -123,35 +216,38 @@ impl State for Respond {
     fn step(
         mut self: Box<Self>,
         downstream: &mut Conn,
-        _: &mut Identity,
+        who: &mut Identity,
         cx: &mut Context,
     ) -> Step {
         let mut budget = STEP_BYTES_MAX;
-        while let Some(part) = self.part() {
-            if self.sent == part.len() {
-                (self.part, self.sent) = (self.part + 1, 0);
-                continue;
-            }
+        loop {
             if budget == 0 {
                 return Step::Yield(Phase::Respond(self));
             }
-            let end = part.len().min(self.sent + budget);
-            match downstream.write(&part[self.sent..end]) {
-                Ok(Io::Moved(n)) => {
-                    self.sent += n;
+            match self.send_next(downstream, budget, who, cx) {
+                Ok(None) => break,
+                Ok(Some(Sent::Moved(n))) => {
                     budget -= n;
                     cx.work += n;
                     self.stall.note_progress(cx.now);
                 }
-                Ok(_) if self.stall.is_over(downstream, cx.settings.write_timeout, cx.now) => {
+                // Nothing waits for the client meanwhile.
+                Ok(Some(Sent::Reading)) => {
+                    self.stall.note_progress(cx.now);
+                    self.wake_at = None;
+                    return Step::Wait(Phase::Respond(self));
+                }
+                Ok(Some(Sent::Blocked))
+                    if self.stall.is_over(downstream, cx.settings.write_timeout, cx.now) =>
+                {
                     let ended = Ended::http(CloseReason::ClientStalled);
                     return Step::End(ended.with_last(Last::Dropped));
                 }
-                Ok(_) => {
+                Ok(Some(Sent::Blocked)) => {
                     self.wake_at = self.stall.deadline(cx.settings.write_timeout);
                     return Step::Wait(Phase::Respond(self));
                 }
-                Err(_) => return Step::End(Ended::http(CloseReason::ClientVanished)),
+                Err(lost) => return self.fail(lost, who, cx),
             }
         }
         match self.then {
@@ -192,7 +288,8 @@ impl State for Respond {
             Then::NextRequest { rest } => rest.capacity(),
             Then::Close | Then::Await => 0,
         };
-        self.first.capacity() + rest
+        let file = self.file.as_ref().map_or(0, |file| file.body.own_bytes());
+        self.first.capacity() + rest + file
     }
 
     fn charged_bytes(&self) -> usize {

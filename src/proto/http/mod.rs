@@ -19,6 +19,7 @@
 )]
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 
+pub mod conditional;
 mod outgoing;
 mod request;
 mod response;

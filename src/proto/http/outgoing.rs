@@ -1,5 +1,6 @@
 //! The gateway's own HTTP responses.
 
+use super::conditional::lists;
 use super::{push_display, push_header};
 use crate::base::budget::{Budget, Charge};
 use std::rc::Rc;
@@ -27,6 +28,9 @@ pub enum Content {
     Bytes(Vec<u8>),
     /// One copy in memory for every client that asked.
     Shared(Shared),
+    /// This many bytes of a file, which are never in memory here: the session sends them behind the
+    /// head.
+    File(u64),
 }
 
 /// Immutable bytes in pieces. A clone shares them.
@@ -70,6 +74,8 @@ pub struct Form {
 pub struct Wire {
     pub first: Vec<u8>,
     pub rest: Shared,
+    /// Bytes of a file that follow.
+    pub file_bytes: u64,
 }
 
 impl Form {
@@ -107,10 +113,11 @@ impl Shared {
 
 impl Content {
     /// Length in bytes.
-    pub fn len(&self) -> usize {
+    pub fn len(&self) -> u64 {
         match self {
-            Content::Bytes(bytes) => bytes.len(),
-            Content::Shared(shared) => shared.len(),
+            Content::Bytes(bytes) => bytes.len() as u64,
+            Content::Shared(shared) => shared.len() as u64,
+            Content::File(length) => *length,
         }
     }
 
@@ -147,6 +154,11 @@ impl Response {
         Response { status: 200, content_type, headers: Vec::new(), content }
     }
 
+    /// `length` bytes of a file, which the session that sends the response has open.
+    pub fn file(status: u16, content_type: &'static str, length: u64) -> Response {
+        Response { status, content_type, headers: Vec::new(), content: Content::File(length) }
+    }
+
     /// A response with status `status`, without further headers.
     pub fn new(status: u16, content_type: &'static str, bytes: Vec<u8>) -> Response {
         Response { status, content_type, headers: Vec::new(), content: Content::Bytes(bytes) }
@@ -166,18 +178,16 @@ impl Response {
         let Some((_, etag)) = self.headers.iter().find(|(name, _)| *name == "ETag") else {
             return self;
         };
-        let mut tags = known.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
-        let is_known = tags
-            .any(|tag| tag == b"*" || tag.strip_prefix(b"W/").unwrap_or(tag) == etag.as_bytes());
-        if self.status == 200 && is_known {
+        if self.status == 200 && lists(known, etag) {
             (self.status, self.content) = (304, Content::Bytes(Vec::new()));
         }
         self
     }
 
-    /// The whole response in one piece, in the form that its request asked for.
+    /// The whole response in one piece, in the form that its request asked for. It has no bytes of
+    /// a file.
     pub fn into_bytes(self, form: Form) -> Vec<u8> {
-        let Wire { mut first, rest } = self.into_wire(form);
+        let Wire { mut first, rest, .. } = self.into_wire(form);
         rest.pieces().iter().for_each(|piece| first.extend_from_slice(piece));
         first
     }
@@ -188,14 +198,15 @@ impl Response {
         let has_content = self.status >= 200 && self.status != 204 && self.status != 304;
         let mut first = Vec::with_capacity(256);
         self.write_head(&mut first, form, has_content);
-        let mut rest = Shared::default();
+        let (mut rest, mut file_bytes) = (Shared::default(), 0);
         if has_content && !form.head_only {
             match self.content {
                 Content::Bytes(bytes) => first.extend_from_slice(&bytes),
                 Content::Shared(shared) => rest = shared,
+                Content::File(length) => file_bytes = length,
             }
         }
-        Wire { first, rest }
+        Wire { first, rest, file_bytes }
     }
 
     fn write_head(&self, out: &mut Vec<u8>, form: Form, has_content: bool) {
@@ -248,14 +259,17 @@ pub const fn reason_phrase(status: u16) -> &'static str {
         101 => "Switching Protocols",
         200 => "OK",
         204 => "No Content",
+        206 => "Partial Content",
         304 => "Not Modified",
         400 => "Bad Request",
         403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
+        412 => "Precondition Failed",
         413 => "Content Too Large",
         414 => "URI Too Long",
+        416 => "Range Not Satisfiable",
         426 => "Upgrade Required",
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
@@ -278,7 +292,7 @@ mod tests {
     const KEPT: Form = Form { minor_version: 1, head_only: false, keep_alive: true };
 
     fn wire(response: &Response, form: Form) -> String {
-        let Wire { first, rest } = response.clone().into_wire(form);
+        let Wire { first, rest, .. } = response.clone().into_wire(form);
         String::from_utf8([&first[..], &rest.pieces().concat()].concat()).unwrap()
     }
 
@@ -328,13 +342,28 @@ mod tests {
     fn shared_content_is_not_copied() {
         let budget = Budget::new(None);
         let content = Shared::new(vec![vec![b'a'; 1000].into(), vec![b'b'; 500].into()], &budget);
-        let Wire { first, rest } = Response::shared(JSON, content.clone()).into_wire(KEPT);
+        let Wire { first, rest, .. } = Response::shared(JSON, content.clone()).into_wire(KEPT);
         assert!(first.ends_with(b"\r\n\r\n"), "the head alone is made for this client");
         assert_eq!(rest.len(), 1500);
         assert!(std::ptr::eq(rest.pieces(), content.pieces()));
         assert_eq!(budget.held(), 1500, "however many clients get it");
         drop((rest, content));
         assert_eq!(budget.held(), 0);
+    }
+
+    #[test]
+    fn bytes_of_a_file_follow_the_head() {
+        let response = || Response::file(206, "audio/wav", 5).with("ETag", "\"a\"");
+        let Wire { first, rest, file_bytes } = response().into_wire(KEPT);
+        assert!(first.starts_with(b"HTTP/1.1 206 Partial Content\r\n"));
+        assert!(first.ends_with(b"\r\n\r\n"), "the head alone");
+        assert!(first.windows(21).any(|line| line == b"\r\nContent-Length: 5\r\n"));
+        assert_eq!((rest.len(), file_bytes), (0, 5));
+        let head_only = Form { head_only: true, ..KEPT };
+        let head = response().into_wire(head_only);
+        assert_eq!((head.first, head.file_bytes), (first, 0));
+        let known = Response { status: 200, ..response() }.unless_known(Some(b"\"a\""));
+        assert_eq!(known.into_wire(KEPT).file_bytes, 0, "304");
     }
 
     #[test]

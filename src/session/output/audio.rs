@@ -10,13 +10,13 @@
 //! Nothing here waits for a disk. What is not in memory is opened and read by a background thread
 //! (see [`crate::net::files`]), and the session goes on with the answer.
 
-use super::names::candidates;
+use super::opener::{NOT_READABLE, Opener};
 use super::progress::{Chunk, Comparison, Finish, Marks, Next, Progress};
 use super::{Leaving, Order, Output};
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
 use crate::net::OpenFile;
-use crate::net::files::{FileBytes, FoundRoot, LocalDevices, OpenError, Root};
+use crate::net::files::{FileBytes, FoundRoot, LocalDevices, OpenError};
 use crate::proto::media;
 use crate::proto::message::{self, AudioPresence, SharedResult};
 use crate::service::tasks::TaskEnd;
@@ -27,27 +27,14 @@ use crate::session::{Context, Identity};
 use log::{info, warn};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-/// How often a file that is not there is looked for.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
-
-/// How often opening is tried again while descriptors or memory have run out.
-const SHORTAGE_INTERVAL: Duration = Duration::from_millis(100);
-
-/// How long it is tried again. Then the client is closed with 1013 and may come back.
-const SHORTAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The error message for a file that was written to while it was sent, or between two connections.
 const CHANGED: &str = "Audio file changed";
 
-/// The error message for a file that could be opened and then not be read.
-const NOT_READABLE: &str = "Audio file not readable";
-
 /// What all sessions know about audio files.
 #[derive(Debug, Default)]
 pub struct AudioFiles {
-    local: LocalDevices,
+    pub(super) local: LocalDevices,
     marks: Marks,
     root_error: Option<OpenError>,
 }
@@ -85,20 +72,7 @@ pub(super) enum Audio {
 /// A file that is not open yet. The text of its result waits for it.
 pub(super) struct Opening {
     result: SharedResult,
-    /// Names to try, and the one that is tried.
-    names: Vec<PathBuf>,
-    tried: usize,
-    attempt: Attempt,
-    since: Moment,
-    has_reported_shortage: bool,
-}
-
-enum Attempt {
-    Due,
-    At(Moment),
-    /// A background thread is opening it.
-    UnderWay,
-    Done(Result<OpenFile, OpenError>),
+    opener: Opener,
 }
 
 /// An open file between two of its chunks.
@@ -133,10 +107,7 @@ impl Audio {
     /// Bytes of its own memory, those that a background thread is reading included.
     pub(super) fn own_bytes(&self) -> usize {
         match self {
-            Audio::Opening(opening) => {
-                let names = opening.names.iter().map(|name| name.as_os_str().len());
-                size_of::<Opening>() + names.sum::<usize>()
-            }
+            Audio::Opening(opening) => size_of::<Opening>() + opening.opener.own_bytes(),
             Audio::Sending(sending) => size_of::<Sending>() + sending.read.bytes(),
         }
     }
@@ -144,10 +115,7 @@ impl Audio {
     /// When it has to be looked at even if nothing happens.
     pub(super) fn deadline(&self) -> Option<Moment> {
         match self {
-            Audio::Opening(opening) => match opening.attempt {
-                Attempt::At(at) => Some(at),
-                Attempt::Due | Attempt::UnderWay | Attempt::Done(_) => None,
-            },
+            Audio::Opening(opening) => opening.opener.deadline(),
             Audio::Sending(sending) => match sending.read {
                 Read::At(at) => Some(at),
                 Read::Idle | Read::UnderWay(_) | Read::Done(..) => None,
@@ -166,53 +134,16 @@ impl Read {
     }
 }
 
-impl Opening {
-    fn name(&self) -> &PathBuf {
-        // There is at least one candidate, and `tried` counts below their number.
-        &self.names[self.tried]
-    }
-
-    /// When to try again after `error`; `None`: never.
-    fn retry_at(&mut self, error: OpenError, cx: &Context) -> Option<Moment> {
-        let (interval, limit) = match error {
-            OpenError::NotFound | OpenError::NoRoot(_) if self.tried + 1 < self.names.len() => {
-                self.tried += 1;
-                return Some(cx.now);
-            }
-            OpenError::NotFound | OpenError::NoRoot(_) => {
-                self.tried = 0;
-                (LOOK_INTERVAL, cx.settings.output.audio_wait?)
-            }
-            OpenError::Shortage(_) => (SHORTAGE_INTERVAL, SHORTAGE_TIMEOUT),
-            OpenError::Forbidden
-            | OpenError::NotRegular
-            | OpenError::TooLarge
-            | OpenError::WouldWait
-            | OpenError::Unreadable(_) => return None,
-        };
-        let until = self.since + limit;
-        (cx.now < until).then(|| until.min(cx.now + interval))
-    }
-}
-
 impl Output {
     /// Begins the delivery of a result with audio. False: its file has to be waited for.
     pub(super) fn begin_audio(
         &mut self,
         result: SharedResult,
+        opener: Opener,
         who: &Identity,
         cx: &mut Context,
     ) -> bool {
-        let names = result.audio_file().map(|name| candidates(name, &cx.settings.output.path_map));
-        let opening = Opening {
-            result,
-            names: names.unwrap_or_default(),
-            tried: 0,
-            attempt: Attempt::Due,
-            since: cx.now,
-            has_reported_shortage: false,
-        };
-        self.continue_audio(Audio::Opening(Box::new(opening)), who, cx)
+        self.continue_audio(Audio::Opening(Box::new(Opening { result, opener })), who, cx)
     }
 
     /// Makes the next message, once the outbox is empty. False: nothing can be sent for now.
@@ -232,7 +163,7 @@ impl Output {
     pub(in crate::session) fn handle_file(&mut self, answer: FileAnswer) {
         match (answer, self.audio()) {
             (FileAnswer::Opened { opened, .. }, Some(Audio::Opening(opening))) => {
-                opening.attempt = Attempt::Done(opened);
+                opening.opener.handle_opened(opened);
             }
             (FileAnswer::Read { read, .. }, Some(Audio::Sending(sending))) => {
                 if let Read::UnderWay(next) = sending.read {
@@ -271,55 +202,10 @@ impl Output {
     }
 
     fn open(&mut self, mut opening: Box<Opening>, who: &Identity, cx: &mut Context) -> bool {
-        let outcome = loop {
-            match std::mem::replace(&mut opening.attempt, Attempt::Due) {
-                Attempt::Done(outcome) => break outcome,
-                attempt @ Attempt::UnderWay => {
-                    opening.attempt = attempt;
-                    return self.keep(Audio::Opening(opening));
-                }
-                Attempt::At(at) if at > cx.now => {
-                    opening.attempt = Attempt::At(at);
-                    return self.keep(Audio::Opening(opening));
-                }
-                Attempt::Due | Attempt::At(_) => {
-                    let settings = &cx.settings.output;
-                    let mut root = Root::new(&settings.audio_root, settings.max_audio);
-                    if media::by_name(opening.name()).is_none() {
-                        root = root.with_first_bytes(media::FIRST_BYTES);
-                    }
-                    let opened = root.open_cached(opening.name(), &cx.audio.local);
-                    opening.attempt = if matches!(opened, Err(OpenError::WouldWait)) {
-                        let request = root.request(opening.name());
-                        let owner = who.id();
-                        cx.jobs.push_back(Job::File(FileJob::Open { request, owner }));
-                        Attempt::UnderWay
-                    } else {
-                        Attempt::Done(opened)
-                    };
-                }
-            }
-        };
-        cx.audio.handle_root(outcome.as_ref().map(OpenFile::root).map_err(|error| *error));
-        match outcome {
-            Ok(file) => self.begin_file(&opening, file, who, cx),
-            Err(error) => match opening.retry_at(error, cx) {
-                Some(at) => {
-                    if let OpenError::Shortage(errno) = error
-                        && !std::mem::replace(&mut opening.has_reported_shortage, true)
-                    {
-                        let name = opening.name().display();
-                        warn!(target: "output", "{who} = audio delayed why={} file={} task={}", Quoted(errno), Quoted(name), self.task);
-                    }
-                    opening.attempt = Attempt::At(at);
-                    // Another candidate is tried at once.
-                    if at <= cx.now {
-                        return self.open(opening, who, cx);
-                    }
-                    self.keep(Audio::Opening(opening))
-                }
-                None => self.go_without_audio(&opening, error, who, cx),
-            },
+        match opening.opener.poll(&self.task, who, cx) {
+            None => self.keep(Audio::Opening(opening)),
+            Some(Ok(file)) => self.begin_file(&opening, file, who, cx),
+            Some(Err(error)) => self.go_without_audio(&opening, error, who, cx),
         }
     }
 
@@ -336,7 +222,7 @@ impl Output {
         let (settings, wall) = (&cx.settings.output, cx.wall.at(cx.now));
         let progress =
             Progress::new(file.state(), settings.chunk_size, start, wall, settings.audio_wait);
-        let (task, name) = (self.task.uuid(), opening.name().clone());
+        let (task, name) = (self.task.uuid(), opening.opener.name().to_path_buf());
         if !cx.audio.marks.note(task, &name, progress.mark(), progress.offset()) {
             self.fail_audio(&name, CHANGED, None, who, cx);
             return true;
@@ -368,19 +254,7 @@ impl Output {
         who: &Identity,
         cx: &mut Context,
     ) -> bool {
-        let (words, label) = describe(error);
-        let file = opening.name().display().to_string();
-        let root = cx.settings.output.audio_root.display().to_string();
-        let detail = errno(error);
-        warn!(
-            target: "output",
-            "{who} = no audio why={}{detail} file={} root={} task={}",
-            Quoted(words),
-            Quoted(file),
-            Quoted(root),
-            self.task,
-        );
-        cx.stats.count_audio_failed(label);
+        let words = opening.opener.report_failure(error, &self.task, who, cx);
         if matches!(error, OpenError::Shortage(_)) {
             self.leave(CloseReason::OutOfResources, None, who, cx);
             return true;
@@ -547,32 +421,5 @@ impl Output {
         warn!(target: "output", "{who} = audio file shrank inside a chunk file={} root={} task={}", Quoted(name), Quoted(root), self.task);
         cx.stats.count_audio_failed("changed");
         Leaving { end: Some(TaskEnd::Failed), ..Leaving::abrupt(CloseReason::AudioLost) }
-    }
-}
-
-/// The error to the client for a file that could not be opened, and the label of its metric. The
-/// path stays in the log.
-fn describe(error: OpenError) -> (&'static str, &'static str) {
-    match error {
-        OpenError::NotFound => ("Audio file not found", "not_found"),
-        OpenError::NoRoot(_) => ("Audio file not found", "no_root"),
-        OpenError::Forbidden | OpenError::NotRegular => ("Audio file not allowed", "not_allowed"),
-        OpenError::TooLarge => ("Audio file too large", "too_large"),
-        OpenError::Shortage(_) => (NOT_READABLE, "shortage"),
-        OpenError::WouldWait | OpenError::Unreadable(_) => (NOT_READABLE, "unreadable"),
-    }
-}
-
-/// The system's reason, as a field for the log.
-fn errno(error: OpenError) -> String {
-    match error {
-        OpenError::NoRoot(errno) | OpenError::Shortage(errno) | OpenError::Unreadable(errno) => {
-            format!(" error={}", Quoted(errno))
-        }
-        OpenError::NotFound
-        | OpenError::Forbidden
-        | OpenError::NotRegular
-        | OpenError::TooLarge
-        | OpenError::WouldWait => String::new(),
     }
 }

@@ -117,9 +117,18 @@ pub enum Finish {
     Changed,
 }
 
+/// Whether a file in `state` may still be being written to. `wall` is the time of day, and `wait`
+/// how long a file must have been still to be finished; `None`: every file is.
+pub fn is_young(state: FileState, wall: SystemTime, wait: Option<Duration>) -> bool {
+    wait.is_some_and(|wait| match wall.duration_since(state.modified) {
+        Ok(age) => age < wait,
+        // In the future, by a clock that differs a little.
+        Err(_) => true,
+    })
+}
+
 impl Progress {
-    /// A file that was opened in `state`, from `start` on. `wall` is the time of day, and
-    /// `wait` how long a file must have been still to be finished; `None`: every file is.
+    /// A file that was opened in `state`, from `start` on; `wall` and `wait` as in [`is_young`].
     pub fn new(
         state: FileState,
         chunk_size: usize,
@@ -128,11 +137,7 @@ impl Progress {
         wait: Option<Duration>,
     ) -> Progress {
         let chunk_size = chunk_size as u64;
-        let is_young = wait.is_some_and(|wait| match wall.duration_since(state.modified) {
-            Ok(age) => age < wait,
-            // In the future, by a clock that differs a little.
-            Err(_) => true,
-        });
+        let is_young = is_young(state, wall, wait);
         let chunks = state.length.div_ceil(chunk_size);
         let (next_chunk, offset) = match start {
             Start::Chunk(first) if first < chunks => (first, first * chunk_size),

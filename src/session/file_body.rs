@@ -1,0 +1,364 @@
+//! The part of a file that is the content of a response.
+//!
+//! It goes from the page cache to the socket, and is never here. What is not in memory is read by a
+//! background thread, a piece at a time, and written from there.
+
+#![expect(clippy::indexing_slicing, reason = "positions are checked against the same buffer")]
+
+use super::jobs::{FileJob, Job};
+use super::{Context, Identity};
+use crate::net::files::{FileBytes, FileState};
+use crate::net::{Conn, Io, OpenFile};
+use std::io::{self, ErrorKind};
+use std::ops::Range;
+
+/// Bytes that a background thread reads at once.
+const READ_BYTES: u64 = 64 * 1024;
+
+/// A range of a file that is still to be sent.
+pub struct FileBody {
+    file: OpenFile,
+    left: Range<u64>,
+    age: Age,
+    read: Read,
+}
+
+/// Whether a file may still be written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Age {
+    /// It may grow. What is sent is what was there when it was opened.
+    Young,
+    /// It is not to change any more.
+    Finished,
+}
+
+enum Read {
+    /// Nothing is read: the page cache has what comes next, or nobody has looked.
+    Idle,
+    /// A background thread is reading.
+    UnderWay,
+    Done(io::Result<FileBytes>),
+    /// What it has read, and how many bytes of it have been sent.
+    Sending(Vec<u8>, usize),
+}
+
+/// What [`FileBody::send`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// The socket took this many bytes.
+    Moved(usize),
+    /// The socket is full.
+    Blocked,
+    /// A background thread is reading.
+    Reading,
+}
+
+/// Why the rest cannot be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lost {
+    /// The client is gone.
+    Client,
+    /// The file has become shorter, or was written to though it was finished.
+    Changed,
+    /// The file cannot be read.
+    Unreadable,
+}
+
+impl FileBody {
+    /// These bytes of an open file.
+    pub fn new(file: OpenFile, range: Range<u64>, age: Age) -> FileBody {
+        FileBody { file, left: range, age, read: Read::Idle }
+    }
+
+    /// Whether everything has been sent.
+    pub fn is_over(&self) -> bool {
+        self.left.is_empty()
+    }
+
+    /// Bytes of its own memory, those that a background thread is reading included.
+    pub fn own_bytes(&self) -> usize {
+        match &self.read {
+            Read::Idle | Read::Done(Err(_)) => 0,
+            Read::UnderWay => self.read_bytes() as usize,
+            Read::Done(Ok(read)) => read.bytes.capacity(),
+            Read::Sending(bytes, _) => bytes.capacity(),
+        }
+    }
+
+    /// A background thread has read. Acted on by the next [`FileBody::send`].
+    pub fn handle_read(&mut self, read: io::Result<FileBytes>) {
+        if matches!(self.read, Read::UnderWay) {
+            self.read = Read::Done(read);
+        }
+    }
+
+    /// Sends at most `most` bytes of what is left, which is something.
+    ///
+    /// # Errors
+    /// If the rest cannot be sent.
+    pub fn send(
+        &mut self,
+        downstream: &mut Conn,
+        most: usize,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Result<Sent, Lost> {
+        match std::mem::replace(&mut self.read, Read::Idle) {
+            Read::Idle => self.send_cached(downstream, most, who, cx),
+            Read::UnderWay => {
+                self.read = Read::UnderWay;
+                Ok(Sent::Reading)
+            }
+            Read::Done(Ok(FileBytes { bytes, state })) => {
+                self.check(state)?;
+                if (bytes.len() as u64) < self.read_bytes() {
+                    return Err(Lost::Changed);
+                }
+                self.send_read(downstream, bytes, 0, most)
+            }
+            Read::Done(Err(_)) => Err(Lost::Unreadable),
+            Read::Sending(bytes, sent) => self.send_read(downstream, bytes, sent, most),
+        }
+    }
+
+    fn send_cached(
+        &mut self,
+        downstream: &mut Conn,
+        most: usize,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Result<Sent, Lost> {
+        let left = self.left.end - self.left.start;
+        let count = usize::try_from(left).unwrap_or(usize::MAX).min(most);
+        if !downstream.is_writable() {
+            return Ok(Sent::Blocked);
+        }
+        if !self.file.is_cached(self.left.start, count) {
+            let request = self.file.read_request(self.left.start, self.read_bytes() as usize);
+            cx.jobs.push_back(Job::File(FileJob::Read { request, owner: who.id() }));
+            self.read = Read::UnderWay;
+            return Ok(Sent::Reading);
+        }
+        // Once the last byte is sent, nothing can be said any more.
+        if count as u64 == left
+            && let Some(state) = self.file.state_now()
+        {
+            self.check(state)?;
+        }
+        match downstream.send_file(&self.file, self.left.start, count) {
+            Ok(Io::Moved(n)) => {
+                self.left.start += n as u64;
+                Ok(Sent::Moved(n))
+            }
+            Ok(_) => Ok(Sent::Blocked),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(Lost::Changed),
+            Err(_) => Err(Lost::Client),
+        }
+    }
+
+    fn send_read(
+        &mut self,
+        downstream: &mut Conn,
+        bytes: Vec<u8>,
+        sent: usize,
+        most: usize,
+    ) -> Result<Sent, Lost> {
+        let end = bytes.len().min(sent.saturating_add(most));
+        let moved = downstream.write(&bytes[sent..end]).map_err(|_| Lost::Client)?;
+        let n = if let Io::Moved(n) = moved { n } else { 0 };
+        self.left.start += n as u64;
+        if sent + n < bytes.len() {
+            self.read = Read::Sending(bytes, sent + n);
+        }
+        Ok(if n > 0 { Sent::Moved(n) } else { Sent::Blocked })
+    }
+
+    fn read_bytes(&self) -> u64 {
+        READ_BYTES.min(self.left.end - self.left.start)
+    }
+
+    fn check(&self, state: FileState) -> Result<(), Lost> {
+        if self.age == Age::Finished && state != self.file.state() {
+            return Err(Lost::Changed);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "files are made here")]
+#[expect(clippy::disallowed_types, reason = "a test reads what its peer received")]
+mod tests {
+    use super::*;
+    use crate::base::moment::Moment;
+    use crate::net::files::Root;
+    use crate::net::testing::NoNetwork;
+    use crate::net::{Ready, Socket, Transport};
+    use crate::service::limits::{self, Limits};
+    use crate::service::results::Results;
+    use crate::service::tasks::{self, Tasks};
+    use crate::session::jobs::{FileAnswer, JobAnswer};
+    use crate::session::{self, Admission};
+    use std::cell::RefCell;
+    use std::io::Write;
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::path::{Path, PathBuf};
+    use std::rc::Rc;
+
+    const WRITABLE: Ready = Ready { readable: false, writable: true, read_closed: false };
+
+    /// A socket that takes `room` bytes, then is full until the next event.
+    struct SlowSocket {
+        room: usize,
+        is_full: bool,
+        taken: Rc<RefCell<Vec<u8>>>,
+    }
+
+    impl io::Read for SlowSocket {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(ErrorKind::WouldBlock.into())
+        }
+    }
+
+    impl Write for SlowSocket {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.is_full = !self.is_full;
+            if !self.is_full {
+                return Err(ErrorKind::WouldBlock.into());
+            }
+            let n = bytes.len().min(self.room);
+            self.taken.borrow_mut().extend_from_slice(&bytes[..n]);
+            Ok(n)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Transport for SlowSocket {
+        fn shutdown_write(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Scene {
+        who: Identity,
+        cx: Context,
+        conn: Conn,
+        taken: Rc<RefCell<Vec<u8>>>,
+    }
+
+    impl Scene {
+        fn new(room: usize) -> Scene {
+            let taken = Rc::default();
+            let socket = SlowSocket { room, is_full: false, taken: Rc::clone(&taken) };
+            let limits = Limits::new(limits::Settings {
+                max_connections: 1,
+                max_connections_per_ip: 0,
+                allowed_origins: Vec::new(),
+            });
+            let results = Results::new(Tasks::new(tasks::Settings::default()), None);
+            let chance = fastrand::Rng::with_seed(1);
+            let (now, network) = (Moment::START, Box::new(NoNetwork));
+            let settings = session::Settings::default();
+            let cx = Context::new(now, settings, network, limits, results, chance);
+            let who = Identity {
+                rare: None,
+                serial: 1,
+                opened: now,
+                route: None,
+                key: 0,
+                ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                port: 5000,
+                admission: Admission::Client,
+            };
+            Scene { who, cx, conn: Conn::accepted(Socket::Other(Box::new(socket))), taken }
+        }
+
+        /// Sends to the end; after each piece, `then` may do something to the file.
+        fn send(&mut self, body: &mut FileBody, mut then: impl FnMut()) -> Result<(), Lost> {
+            while !body.is_over() {
+                match body.send(&mut self.conn, 1000, &self.who, &mut self.cx)? {
+                    Sent::Moved(n) => assert!((1..=1000).contains(&n)),
+                    Sent::Blocked => self.conn.handle_ready(WRITABLE),
+                    Sent::Reading => {
+                        let Some(Job::File(job)) = self.cx.jobs.pop_front() else {
+                            panic!("a read")
+                        };
+                        let JobAnswer::File(FileAnswer::Read { read, .. }) = job.run() else {
+                            panic!("another answer");
+                        };
+                        body.handle_read(read);
+                    }
+                }
+                then();
+            }
+            Ok(())
+        }
+    }
+
+    fn bytes() -> Vec<u8> {
+        (0..150_000_u32).map(|at| (at % 251) as u8).collect()
+    }
+
+    fn file(name: &str) -> (PathBuf, OpenFile) {
+        let folder = std::env::temp_dir().join(format!("file-body-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join(name);
+        std::fs::write(&path, bytes()).unwrap();
+        (path, Root::new(&folder, 1 << 20).request(Path::new(name)).run().unwrap())
+    }
+
+    /// Reads in the background begin with `Read::UnderWay`, wherever the file is.
+    fn reading(scene: &mut Scene, mut body: FileBody) -> FileBody {
+        let request = body.file.read_request(body.left.start, body.read_bytes() as usize);
+        scene.cx.jobs.push_back(Job::File(FileJob::Read { request, owner: scene.who.id() }));
+        body.read = Read::UnderWay;
+        body
+    }
+
+    #[test]
+    fn range_arrives_whole_however_the_socket_takes_it() {
+        let (_, file) = file("whole");
+        for room in [1, 7, 999, 1000, 1001, 1 << 20] {
+            for range in [0..1, 0..3000, 149_000..150_000, 70_001..73_002] {
+                for is_read in [false, true] {
+                    let mut scene = Scene::new(room);
+                    let mut body = FileBody::new(file.clone(), range.clone(), Age::Finished);
+                    if is_read {
+                        body = reading(&mut scene, body);
+                    }
+                    assert_eq!(scene.send(&mut body, || ()), Ok(()));
+                    let expected = &bytes()[range.start as usize..range.end as usize];
+                    assert!(*scene.taken.borrow() == expected, "{room} {range:?} {is_read}");
+                    assert_eq!(body.own_bytes(), 0, "nothing is held behind the last byte");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn finished_file_that_changes_is_not_sent_to_its_end() {
+        let (path, file) = file("changed");
+        let mut scene = Scene::new(700);
+        let mut body = FileBody::new(file, 0..150_000, Age::Finished);
+        let long_ago = std::time::UNIX_EPOCH;
+        let touch =
+            || std::fs::File::options().write(true).open(&path).unwrap().set_modified(long_ago);
+        assert_eq!(scene.send(&mut body, || touch().unwrap()), Err(Lost::Changed));
+        assert!(scene.taken.borrow().len() < 150_000);
+    }
+
+    #[test]
+    fn young_file_may_grow_and_not_shrink() {
+        let (path, file) = file("young");
+        let open = || std::fs::File::options().append(true).open(&path).unwrap();
+        let mut scene = Scene::new(1 << 20);
+        let mut body = FileBody::new(file.clone(), 0..150_000, Age::Young);
+        assert_eq!(scene.send(&mut body, || open().write_all(b"x").unwrap()), Ok(()));
+        assert!(*scene.taken.borrow() == bytes(), "as it was when it was opened");
+        let mut body = FileBody::new(file, 0..150_000, Age::Young);
+        let cut = || open().set_len(50_000).unwrap();
+        assert_eq!(Scene::new(1 << 20).send(&mut body, cut), Err(Lost::Changed));
+    }
+}
