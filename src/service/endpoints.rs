@@ -63,6 +63,9 @@ const ACT: &[&str] = &["POST", "OPTIONS"];
 /// HEAD is answered wherever GET is (RFC 9110 §9.3.2).
 const READ: &[&str] = &["GET", "HEAD"];
 
+/// For what scripts on pages of any origin fetch, with headers that need a preflight.
+const FETCH: &[&str] = &["GET", "HEAD", "OPTIONS"];
+
 /// Every endpoint of the gateway.
 pub const ENDPOINTS: &[Endpoint] = &[
     Endpoint {
@@ -127,7 +130,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     },
     Endpoint {
         path: "/audio/{task_id}",
-        methods: READ,
+        methods: FETCH,
         audience: Audience::Everyone,
         pages: Pages::Any,
         body_bytes_max: 0,
@@ -137,7 +140,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     },
     Endpoint {
         path: "/audio/{task_id}/{result_id}",
-        methods: READ,
+        methods: FETCH,
         audience: Audience::Everyone,
         pages: Pages::Any,
         body_bytes_max: 0,
@@ -157,9 +160,9 @@ pub const ENDPOINTS: &[Endpoint] = &[
     },
     Endpoint {
         path: "/client.js",
-        methods: READ,
+        methods: FETCH,
         audience: Audience::Everyone,
-        pages: Pages::Any,
+        pages: Pages::Everywhere,
         body_bytes_max: 0,
         is_answered_when_full: false,
         answer: Answer::Client,

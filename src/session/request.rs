@@ -31,6 +31,10 @@ use std::time::Duration;
 /// endpoint. An orchestrator's request is there at once.
 const REFUSED_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Headers that a page of another origin may send when it fetches a file.
+const CONDITIONS: &str = "Range, If-Range, If-Match, If-None-Match, If-Modified-Since, \
+     If-Unmodified-Since";
+
 /// Waiting for a request, or for the rest of one.
 pub struct Request {
     held: Vec<u8>,
@@ -271,9 +275,10 @@ fn begin_answer(
 /// The answer to a browser that asks whether a page may send a request. Which pages may is in the
 /// headers that every JSON answer gets.
 fn preflight(endpoint: &Endpoint) -> http::Response {
+    let headers = if endpoint.takes_method("GET") { CONDITIONS } else { "Content-Type" };
     http::Response::json(200, "{}")
         .with("Access-Control-Allow-Methods", endpoint.allow())
-        .with("Access-Control-Allow-Headers", "Content-Type")
+        .with("Access-Control-Allow-Headers", headers)
         .with("Access-Control-Max-Age", "600")
 }
 

@@ -249,6 +249,20 @@ def test_origins_are_those_of_the_socket(results):
     assert stage.gateway.get(f"/audio/{task}").status == 200, "a program, or <audio src>"
 
 
+@pytest.mark.parametrize("target", [f"/audio/{new_task()}", f"/audio/{new_task()}/1", "/client.js"])
+def test_preflight_says_which_pages_may_send_conditions(results, target):
+    """Scripts may send `Range` and the `If-…` headers from pages that may read the answer."""
+    gateway = results.gateway("embedded://127.0.0.1:0", config={"server": {"allowed_origins": ["https://app.example"]}})
+    for origin in ("https://app.example", "https://other.example"):
+        reply = gateway.get(target, method="OPTIONS", headers=[("Origin", origin)])
+        assert reply.status == 200
+        assert {"get", "head"} <= set(reply.head.tokens("Access-Control-Allow-Methods"))
+        headers = {"range", "if-range", "if-none-match", "if-modified-since"}
+        assert headers <= set(reply.head.tokens("Access-Control-Allow-Headers"))
+        expected = ["*"] if target == "/client.js" else [origin] if origin == "https://app.example" else []
+        assert reply.head.all("Access-Control-Allow-Origin") == expected
+
+
 def test_stopped_gateway_finishes_a_download(stage):
     """A download is in flight during a drain, and its connection ends behind it."""
     large = pattern(20_000_000)

@@ -50,6 +50,8 @@ def test_wrong_method_is_405_with_allow(gateway, target, method):
     """Wrong method: 405 with `Allow`."""
     if target == "/control/stop":
         method = "GET" if method in ("POST", "OPTIONS") else method
+    if target.startswith(("/audio", "/client.js")) and method == "OPTIONS":
+        method = "POST"
     reply = gateway.get(target, method=method)
     expect_error(reply, 405)
     assert ("post" if target == "/control/stop" else "get") in reply.head.tokens("Allow")
