@@ -1,8 +1,8 @@
 //! The command line: arguments in, an action and flags out.
 //!
 //! Flags and commands are data: [`FLAGS`] and [`COMMANDS`] hold name, value, description and effect
-//! side by side. The parser, `--help` and the test that compares with the README all read these
-//! tables.
+//! side by side. The parser, `--help`, the manual page, the completions of shells and the test that
+//! compares with the README all read these tables.
 //!
 //! ```
 //! use aivtuber_gateway::cli::{self, Action};
@@ -12,8 +12,15 @@
 //! assert_eq!(invocation.flags.listen, [":9000"]);
 //! ```
 
+mod completions;
+mod man;
+
 use std::ffi::OsString;
 use std::fmt::Write as _;
+use std::ops::RangeInclusive;
+
+pub use completions::completions;
+pub use man::manual;
 
 use crate::config::{self, Flags};
 
@@ -33,6 +40,12 @@ pub enum Action {
     Check,
     /// Print the configuration that would be in use.
     PrintConfig,
+    /// Print only what differs in it from the defaults.
+    PrintChanged,
+    /// Print a manual page.
+    Man,
+    /// Print the completions for a shell.
+    Completions,
     /// Print the help.
     Help,
     /// Print the version.
@@ -44,6 +57,8 @@ pub enum Action {
 pub struct Invocation {
     /// What to do.
     pub action: Action,
+    /// The words that follow the command, as many as it takes.
+    pub operands: Vec<String>,
     /// Settings that override environment and file.
     pub flags: Flags,
 }
@@ -52,24 +67,61 @@ pub struct Invocation {
 pub struct Command {
     /// The word.
     pub name: &'static str,
+    /// What follows the word.
+    pub operands: Operands,
     /// For `--help`.
     pub doc: &'static str,
     action: Action,
 }
 
+/// The words that follow a command.
+pub struct Operands {
+    /// As `--help` shows them; empty if there are none.
+    pub shown: &'static str,
+    /// Each operand is one of these words; any word if empty.
+    pub words: &'static [&'static str],
+    count: RangeInclusive<usize>,
+}
+
+const NO_OPERANDS: Operands = Operands { shown: "", words: &[], count: 0..=0 };
+
+/// The shells for which there are completions.
+pub const SHELLS: &[&str] = &["bash", "zsh", "fish"];
+
 /// The commands, as `--help` lists them.
 pub const COMMANDS: &[Command] = &[
     Command {
         name: "demo",
+        operands: NO_OPERANDS,
         doc: "run with a small stand-in for the AI behind /ws/input; needs nothing else",
         action: Action::Demo,
     },
     Command {
         name: "healthcheck",
+        operands: NO_OPERANDS,
         doc: "ask the running gateway's /health; exit status 0 or 1 (for containers)",
         action: Action::Healthcheck,
     },
+    Command {
+        name: "man",
+        operands: Operands { shown: "[config]", words: &["config"], count: 0..=1 },
+        doc: "print the manual page of this program, or of its configuration file",
+        action: Action::Man,
+    },
+    Command {
+        name: "completions",
+        operands: Operands { shown: "SHELL", words: SHELLS, count: 1..=1 },
+        doc: "print the completions for bash, zsh or fish",
+        action: Action::Completions,
+    },
 ];
+
+impl Command {
+    /// The word with its operands.
+    pub fn usage(&self) -> String {
+        format!("{} {}", self.name, self.operands.shown).trim_end().to_owned()
+    }
+}
 
 /// A flag.
 pub struct Flag {
@@ -86,6 +138,8 @@ enum Effect {
     /// Takes a value, which `--help` calls by this name.
     Value(&'static str, fn(&mut Flags, OsString) -> Result<(), OsString>),
     Action(Action),
+    /// Turns this action, which must be on the command line too, into the second one.
+    Change(Action, Action),
 }
 
 impl Flag {
@@ -93,7 +147,7 @@ impl Flag {
     pub fn value(&self) -> Option<&'static str> {
         match self.effect {
             Effect::Value(name, _) => Some(name),
-            Effect::Action(_) => None,
+            Effect::Action(_) | Effect::Change(..) => None,
         }
     }
 }
@@ -158,6 +212,12 @@ pub const FLAGS: &[Flag] = &[
         effect: Effect::Action(Action::PrintConfig),
     },
     Flag {
+        long: "changed",
+        short: None,
+        doc: "with --print-config: print only what differs from the defaults",
+        effect: Effect::Change(Action::PrintConfig, Action::PrintChanged),
+    },
+    Flag {
         long: "version",
         short: Some('V'),
         doc: "print the version and exit",
@@ -182,50 +242,103 @@ where
 {
     let mut parser = lexopt::Parser::from_args(arguments);
     let mut flags = Flags::default();
-    let mut chosen: Option<(String, Action)> = None;
+    let mut choice = Choice::default();
     while let Some(argument) = parser.next().map_err(|error| error.to_string())? {
-        let (word, action) = match argument {
+        let option = match argument {
             lexopt::Arg::Value(word) => {
-                let word = word.to_string_lossy().into_owned();
-                let command =
-                    COMMANDS.iter().find(|command| command.name == word).ok_or_else(|| {
-                        let hint = config::did_you_mean(
-                            &word,
-                            COMMANDS.iter().map(|command| command.name),
-                        );
-                        format!("unknown command {word:?}{}", hint_or(&hint))
-                    })?;
-                (word, command.action)
+                choice.handle_word(word.to_string_lossy().into_owned())?;
+                continue;
             }
-            option => {
-                let (shown, flag) = find(&option)?;
-                match flag.effect {
-                    Effect::Value(name, set) => {
-                        let value = parser
-                            .value()
-                            .map_err(|_| format!("{shown} needs a value: {shown} {name}"))?;
-                        set(&mut flags, value)
-                            .map_err(|value| format!("{shown}: {value:?} is not UTF-8"))?;
-                        continue;
-                    }
-                    Effect::Action(action) => {
-                        if parser.optional_value().is_some() {
-                            return Err(format!("{shown} takes no value"));
-                        }
-                        (shown, action)
-                    }
-                }
-            }
+            option => option,
         };
-        chosen = Some(match chosen {
+        let (shown, flag) = find(&option)?;
+        if let Effect::Value(name, set) = flag.effect {
+            let value =
+                parser.value().map_err(|_| format!("{shown} needs a value: {shown} {name}"))?;
+            set(&mut flags, value).map_err(|value| format!("{shown}: {value:?} is not UTF-8"))?;
+            continue;
+        }
+        if parser.optional_value().is_some() {
+            return Err(format!("{shown} takes no value"));
+        }
+        match flag.effect {
+            Effect::Value(..) => {}
+            Effect::Action(action) => choice.set(shown, action)?,
+            Effect::Change(from, to) => choice.change = Some((shown, from, to)),
+        }
+    }
+    let (action, operands) = choice.finish()?;
+    Ok(Invocation { action, operands, flags })
+}
+
+/// What the arguments so far ask for.
+#[derive(Default)]
+struct Choice {
+    /// How it was written, and what it is.
+    action: Option<(String, Action)>,
+    /// The command, if the action is one.
+    command: Option<&'static Command>,
+    operands: Vec<String>,
+    /// A flag that turns one action into another.
+    change: Option<(String, Action, Action)>,
+}
+
+impl Choice {
+    /// A word without dashes: a command, or an operand of the command before it.
+    fn handle_word(&mut self, word: String) -> Result<(), String> {
+        if let Some(Command { name, operands, .. }) = self.command
+            && self.operands.len() < *operands.count.end()
+        {
+            if !operands.words.is_empty() && !operands.words.contains(&word.as_str()) {
+                let hint = config::did_you_mean(&word, operands.words.iter().copied());
+                let known = operands.words.join(", ");
+                return Err(format!("{name}: unknown word {word:?}, expected {known}{hint}"));
+            }
+            self.operands.push(word);
+            return Ok(());
+        }
+        let command = COMMANDS.iter().find(|command| command.name == word).ok_or_else(|| {
+            let hint = config::did_you_mean(&word, COMMANDS.iter().map(|command| command.name));
+            format!("unknown command {word:?}{}", hint_or(&hint))
+        })?;
+        self.set(word, command.action)?;
+        self.command = Some(command);
+        Ok(())
+    }
+
+    fn set(&mut self, word: String, action: Action) -> Result<(), String> {
+        self.action = Some(match self.action.take() {
             None => (word, action),
             // Help wins over everything else.
             Some(before) if before.1 == Action::Help || before.1 == action => before,
             Some(_) if action == Action::Help => (word, action),
             Some((before, _)) => return Err(format!("{before} and {word} cannot be combined")),
         });
+        Ok(())
     }
-    Ok(Invocation { action: chosen.map_or(Action::Run, |(_, action)| action), flags })
+
+    fn finish(self) -> Result<(Action, Vec<String>), String> {
+        let action = self.action.map_or(Action::Run, |(_, action)| action);
+        if action == Action::Help {
+            return Ok((action, self.operands));
+        }
+        if let Some(Command { name, operands, .. }) = self.command
+            && self.operands.len() < *operands.count.start()
+        {
+            return Err(format!("{name} needs more: {name} {}", operands.shown));
+        }
+        match self.change {
+            None => Ok((action, self.operands)),
+            Some((_, from, to)) if from == action => Ok((to, self.operands)),
+            Some((shown, from, _)) => {
+                let needed = FLAGS
+                    .iter()
+                    .find(|flag| matches!(flag.effect, Effect::Action(action) if action == from));
+                let needed = needed.map_or("", |flag| flag.long);
+                Err(format!("{shown} has no effect without --{needed}"))
+            }
+        }
+    }
 }
 
 /// What `--help` prints.
@@ -235,7 +348,7 @@ pub fn help() -> String {
          Usage: {NAME} [COMMAND] [FLAGS]\n\nCommands:\n"
     );
     for command in COMMANDS {
-        push_row(&mut text, command.name, command.doc);
+        push_row(&mut text, &command.usage(), command.doc);
     }
     push_row(&mut text, "(none)", "run the gateway");
     text.push_str("\nFlags:\n");
@@ -320,7 +433,7 @@ mod tests {
         ] {
             assert_eq!(
                 parsed(line),
-                Ok(Invocation { action: Action::Run, flags: flags.clone() }),
+                Ok(Invocation { action: Action::Run, operands: vec![], flags: flags.clone() }),
                 "{line}"
             );
         }
@@ -330,9 +443,13 @@ mod tests {
     fn every_flag_of_the_table_is_understood() {
         for flag in FLAGS {
             let value = flag.value().map_or("", |_| " value");
-            let long =
-                parsed(&format!("--{}{value}", flag.long)).unwrap_or_else(|why| panic!("{why}"));
-            assert_ne!(long, parsed("").unwrap(), "--{} has no effect", flag.long);
+            let before = match flag.effect {
+                Effect::Change(Action::PrintConfig, _) => "--print-config ",
+                _ => "",
+            };
+            let long = parsed(&format!("{before}--{}{value}", flag.long))
+                .unwrap_or_else(|why| panic!("{why}"));
+            assert_ne!(long, parsed(before).unwrap(), "--{} has no effect", flag.long);
             if let Some(short) = flag.short {
                 assert_eq!(parsed(&format!("-{short}{value}")), Ok(long));
             }
@@ -349,6 +466,21 @@ mod tests {
         assert_eq!(action("demo --help"), Action::Help);
         assert_eq!(action("--help demo"), Action::Help);
         assert_eq!(action("-V"), Action::Version);
+        assert_eq!(action("--print-config"), Action::PrintConfig);
+        assert_eq!(action("--print-config --changed"), Action::PrintChanged);
+        assert_eq!(action("--changed --print-config"), Action::PrintChanged);
+        assert_eq!(action("man"), Action::Man);
+        assert_eq!(action("--changed --help"), Action::Help);
+        assert_eq!(action("completions --help"), Action::Help);
+    }
+
+    #[test]
+    fn commands_take_the_words_after_them() {
+        let operands = |line| parsed(line).unwrap().operands;
+        assert_eq!(operands("man"), [""; 0]);
+        assert_eq!(operands("man config"), ["config"]);
+        assert_eq!(operands("completions fish"), ["fish"]);
+        assert_eq!(operands("completions -c x zsh"), ["zsh"]);
     }
 
     #[test]
@@ -365,6 +497,15 @@ mod tests {
             ("--check=yes", "--check takes no value"),
             ("demo --check", "demo and --check cannot be combined"),
             ("demo healthcheck", "demo and healthcheck cannot be combined"),
+            ("completions", "completions needs more: completions SHELL"),
+            (
+                "completions fisch",
+                "completions: unknown word \"fisch\", expected bash, zsh, fish, did you mean `fish`?",
+            ),
+            ("completions bash demo", "completions and demo cannot be combined"),
+            ("man demo", "man: unknown word \"demo\", expected config"),
+            ("--changed", "--changed has no effect without --print-config"),
+            ("--check --changed", "--changed has no effect without --print-config"),
         ] {
             assert_eq!(parsed(line), Err(why.into()));
         }

@@ -35,13 +35,18 @@ const UNUSABLE: u8 = 2;
 
 fn main() -> ExitCode {
     net::return_large_blocks();
-    let Invocation { action, flags } = match cli::parse(std::env::args_os().skip(1)) {
+    let Invocation { action, operands, flags } = match cli::parse(std::env::args_os().skip(1)) {
         Ok(invocation) => invocation,
         Err(why) => return complain(UNUSABLE, &why),
     };
     match action {
         Action::Help => return say(&cli::help()),
         Action::Version => return say(&cli::version()),
+        Action::Man => return say(&cli::manual(operands.first().map(String::as_str))),
+        Action::Completions => {
+            let script = operands.first().and_then(|shell| cli::completions(shell));
+            return script.map_or(ExitCode::from(UNUSABLE), |script| say(&script));
+        }
         _ => {}
     }
     let loaded = match load(&flags, None, None) {
@@ -60,13 +65,14 @@ fn main() -> ExitCode {
             say(&format!("The configuration is valid ({source}).\n"))
         }
         Action::PrintConfig => say(&loaded.config.to_toml()),
+        Action::PrintChanged => say(&loaded.config.changes_to_toml()),
         Action::Healthcheck => match first_address(&loaded.config).map(healthcheck::ask) {
             Some(Ok(status)) => say(&format!("{status}\n")),
             Some(Err(why)) => complain(1, &why),
             None => complain(UNUSABLE, "the gateway listens nowhere"),
         },
         Action::Run | Action::Demo => start(action == Action::Demo, flags, loaded),
-        Action::Help | Action::Version => ExitCode::SUCCESS,
+        Action::Help | Action::Version | Action::Man | Action::Completions => ExitCode::SUCCESS,
     }
 }
 

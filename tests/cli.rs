@@ -171,6 +171,47 @@ fn printed_configuration_reads_back_as_the_same() {
 }
 
 #[test]
+fn only_what_was_changed_is_printed_and_means_the_same() {
+    let folder = Folder::new("changed");
+    folder.write("config.toml", "[log]\nkeep = 5\n");
+    let changed = |arguments: &[&str]| {
+        folder.run(&[&["--print-config", "--changed"], arguments].concat()).printed()
+    };
+    assert_eq!(changed(&[]), "# Nothing differs from the defaults.\n");
+    folder.write(
+        "config.toml",
+        "[server]\nmax_connections = 7\n[log]\nlevel = \"info\"\nkeep = 6\n[redis]\nurl = \"redis://u:p@h\"\n",
+    );
+    assert_eq!(
+        changed(&["--log-level", "debug"]),
+        "[server]\nmax_connections = 7\n\n[redis]\n# *** replaces a password\nurl = [\"redis://u:***@h\"]\n\n\
+         [log]\nlevel = \"debug\"\nkeep = 6\n"
+    );
+    let route = "[[route]]\nname = \"a\"\npath = \"/a\"\nbackend = [\"ws://b/\"]\n";
+    folder.write("config.toml", route);
+    assert_eq!(changed(&[]), route);
+    folder.write("config.toml", "route = []\n");
+    assert_eq!(changed(&[]), "route = []\n");
+    folder
+        .run(&["--changed"])
+        .refused_with("aivtuber-gateway: --changed has no effect without --print-config\n");
+}
+
+#[test]
+fn manual_pages_and_completions_need_no_configuration() {
+    let folder = Folder::new("man");
+    folder.write("config.toml", "this is not TOML");
+    assert!(folder.run(&["man"]).printed().starts_with(".TH AIVTUBER\\-GATEWAY 1 "));
+    assert!(folder.run(&["man", "config"]).printed().starts_with(".TH AIVTUBER\\-GATEWAY.TOML 5 "));
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(folder.run(&["completions", shell]).printed().contains("--print-config"));
+    }
+    folder
+        .run(&["completions"])
+        .refused_with("aivtuber-gateway: completions needs more: completions SHELL\n");
+}
+
+#[test]
 fn print_config_shows_no_password() {
     let folder = Folder::new("password");
     folder.write("config.toml", "");

@@ -119,6 +119,17 @@ fn config_toml_marks_what_needs_a_restart() {
     }
 }
 
+/// With `SCHEMA_REWRITE=1` in the environment, the file is written anew.
+#[test]
+fn the_schema_is_that_of_the_table() {
+    let path = root("contrib/config.schema.json");
+    if std::env::var_os("SCHEMA_REWRITE").is_some() {
+        std::fs::write(&path, config::schema()).unwrap();
+    }
+    let is_current = read("contrib/config.schema.json") == config::schema();
+    assert!(is_current, "write it anew: SCHEMA_REWRITE=1 cargo test --test documented schema");
+}
+
 #[test]
 fn every_key_is_in_the_reference() {
     let reference = read("docs/operations.md");

@@ -9,7 +9,7 @@ use super::addresses::{check_prefix, set_admin_listen, set_listen, set_password_
 use super::kind::KeyKind;
 use super::problems::BadItem;
 use super::settings::Config;
-use super::values::{GIB, KIB, MIB, TIB, Words, each, parse_level, value_of, word_of};
+use super::values::{GIB, KIB, MIB, TIB, Words, each, log_levels, parse_level, value_of, word_of};
 use crate::logging;
 use crate::service::link::Subscribe;
 use crate::service::origin::OriginRule;
@@ -99,7 +99,8 @@ macro_rules! flag {
 /// One of several words.
 macro_rules! word {
     ($($field:ident).+, $words:expr, $example:literal) => {
-        KeyKind::Text {
+        KeyKind::Word {
+            words: || $words.iter().map(|(word, _)| *word).collect(),
             get: |c| word_of($words, c.$($field).+).into(),
             set: |c, word| {
                 c.$($field).+ = value_of($words, word)?;
@@ -310,7 +311,8 @@ pub const SECTIONS: &[Section] = &[
         keys: &[
             live(
                 "level",
-                KeyKind::Text {
+                KeyKind::Word {
+                    words: || log_levels().collect(),
                     get: |c| c.log.level.to_string().to_lowercase(),
                     set: |c, level| {
                         c.log.level = parse_level(level)?;

@@ -46,6 +46,14 @@ pub(super) enum KeyKind {
         /// Another value than the default, as the file has it.
         example: &'static str,
     },
+    /// One of several words.
+    Word {
+        words: fn() -> Vec<&'static str>,
+        get: fn(&Config) -> String,
+        set: fn(&mut Config, &str) -> Result<(), String>,
+        /// Another value than the default, as the file has it.
+        example: &'static str,
+    },
     /// A table of strings.
     Map {
         get: fn(&Config) -> Vec<Pair>,
@@ -90,7 +98,7 @@ impl KeyKind {
                 format!("a whole number from {} to {}", range.start(), range.end())
             }
             KeyKind::Flag { .. } => "true or false".into(),
-            KeyKind::Text { .. } => "a string".into(),
+            KeyKind::Text { .. } | KeyKind::Word { .. } => "a string".into(),
             KeyKind::Map { .. } => "a table of strings such as { \"a\" = \"b\" }".into(),
             KeyKind::List { .. } => "a string, or a list of strings".into(),
         }
@@ -105,6 +113,7 @@ impl KeyKind {
             KeyKind::Count { .. } => "17",
             KeyKind::Flag { .. } => "true",
             KeyKind::Text { example, .. }
+            | KeyKind::Word { example, .. }
             | KeyKind::Map { example, .. }
             | KeyKind::List { example, .. } => example,
         }
@@ -122,7 +131,7 @@ impl KeyKind {
             }),
             KeyKind::Count { get, .. } => get(config).to_string(),
             KeyKind::Flag { get, .. } => get(config).to_string(),
-            KeyKind::Text { get, .. } => quoted(&get(config)),
+            KeyKind::Text { get, .. } | KeyKind::Word { get, .. } => quoted(&get(config)),
             KeyKind::Map { get, .. } => show_map(&get(config)),
             KeyKind::List { get, .. } => show_list(&get(config)),
         }
@@ -144,7 +153,9 @@ impl KeyKind {
             KeyKind::Size { get, set, .. } | KeyKind::Count { get, set, .. } => set(to, get(from)),
             KeyKind::Memory { get, set, .. } => set(to, get(from)),
             KeyKind::Flag { get, set } => set(to, get(from)),
-            KeyKind::Text { get, set, .. } => set(to, &get(from)).expect("a value in use is valid"),
+            KeyKind::Text { get, set, .. } | KeyKind::Word { get, set, .. } => {
+                set(to, &get(from)).expect("a value in use is valid");
+            }
             KeyKind::Map { get, set, .. } => set(to, &get(from)).expect("a value in use is valid"),
             KeyKind::List { get, set, .. } => set(to, &get(from)).expect("a value in use is valid"),
         }
@@ -192,7 +203,7 @@ impl KeyKind {
                 let DeValue::Boolean(value) = value.get_ref() else { return Err(wrong_type()) };
                 set(config, *value);
             }
-            KeyKind::Text { set, .. } => {
+            KeyKind::Text { set, .. } | KeyKind::Word { set, .. } => {
                 let text = value.get_ref().as_str().ok_or_else(wrong_type)?;
                 set(config, text).map_err(at)?;
             }

@@ -35,7 +35,9 @@ mod nearest;
 mod own_address;
 mod problems;
 mod reader;
+mod reference;
 mod routes;
+mod schema;
 mod settings;
 mod values;
 
@@ -52,8 +54,11 @@ pub use environment::{ENVIRONMENT, Variable};
 pub use keys::{Key, SECTIONS, Section};
 pub use nearest::{did_you_mean, nearest};
 pub use problems::{Problem, Problems};
+pub use reference::{Entry, entries};
 pub use routes::ROUTE_KEYS;
+pub use schema::schema;
 pub use settings::Config;
+pub use values::log_levels;
 
 /// The files that are tried when no flag names one. The first that exists is read.
 pub const SEARCHED: [&str; 2] = ["config.toml", "/etc/aivtuber-gateway/config.toml"];
@@ -142,19 +147,36 @@ impl Config {
     /// The whole configuration as the text of a file. [`parse`] reads it back as the same, except
     /// for passwords in Redis URLs: they are `***`, because what is printed ends up in bug reports.
     pub fn to_toml(&self) -> String {
+        self.write_toml(|_| true, true)
+    }
+
+    /// Only what differs from the defaults, as the text of a file that means the same.
+    pub fn changes_to_toml(&self) -> String {
+        let defaults = Config::default();
+        let has_other_routes = self.gateway.routes != defaults.gateway.routes;
+        let text = self.write_toml(|key| key.kind.differs(&defaults, self), has_other_routes);
+        if text.is_empty() { "# Nothing differs from the defaults.\n".into() } else { text }
+    }
+
+    /// The keys that `is_wanted` picks, and the routes if `has_routes`, as the text of a file.
+    fn write_toml(&self, is_wanted: impl Fn(&Key) -> bool, has_routes: bool) -> String {
         let mut text = String::new();
-        if self.gateway.routes.is_empty() {
+        if has_routes && self.gateway.routes.is_empty() {
             // Without this line, the default routes would be read back.
             text.push_str("route = []\n\n");
         }
         for section in SECTIONS {
-            if section.name == "output" {
+            if has_routes && section.name == "output" {
                 for route in &self.gateway.routes {
                     routes::show_route(&mut text, route);
                 }
             }
+            let mut keys = section.keys.iter().filter(|key| is_wanted(key)).peekable();
+            if keys.peek().is_none() {
+                continue;
+            }
             let _ = writeln!(text, "[{}]", section.name);
-            for key in section.keys {
+            for key in keys {
                 let value = key.kind.show(self);
                 if value.contains("***") {
                     text.push_str("# *** replaces a password\n");

@@ -19,7 +19,7 @@ use crate::service::url::{BackendUrl, Template};
 pub const ROUTE_KEYS: [&str; 5] = ["name", "path", "backend", "host", "serve"];
 
 /// What `serve` may name.
-const SERVED: &str = "output";
+pub(super) const SERVED: &str = "output";
 
 /// The routes of a gateway whose configuration has none.
 pub(super) fn default_routes() -> Vec<RouteSettings> {

@@ -51,6 +51,11 @@ pub(super) fn value_of<T: Copy>(words: Words<T>, word: &str) -> Result<T, String
     }
 }
 
+/// The words for log levels, the quietest first.
+pub fn log_levels() -> impl Iterator<Item = &'static str> {
+    LEVELS.iter().map(|(word, _)| *word)
+}
+
 /// Reads a log level, whatever its case.
 pub(super) fn parse_level(word: &str) -> Result<LevelFilter, String> {
     value_of(LEVELS, &word.trim().to_ascii_lowercase())

@@ -1,0 +1,251 @@
+//! Completions for shells, made from the tables of flags and commands.
+
+use std::fmt::Write as _;
+
+use super::{COMMANDS, Command, FLAGS, Flag, NAME};
+use crate::config;
+
+/// What completes the value of a flag.
+enum Values {
+    /// Nothing: the value is free text.
+    Free,
+    /// The names of files.
+    Files,
+    /// One of these words.
+    Words(Vec<&'static str>),
+}
+
+/// The completions for `shell`, as a script that the shell reads; `None` for an unknown shell.
+pub fn completions(shell: &str) -> Option<String> {
+    match shell {
+        "bash" => Some(bash()),
+        "zsh" => Some(zsh()),
+        "fish" => Some(fish()),
+        _ => None,
+    }
+}
+
+impl Flag {
+    fn values(&self) -> Values {
+        match self.value() {
+            Some("FILE" | "LOG") => Values::Files,
+            Some("LEVEL") => Values::Words(config::log_levels().collect()),
+            _ => Values::Free,
+        }
+    }
+}
+
+/// Bash: one function. `--flag=value` reaches it as three words.
+fn bash() -> String {
+    let mut values = String::new();
+    for flag in FLAGS.iter().filter(|flag| flag.value().is_some()) {
+        let short = flag.short.map_or(String::new(), |short| format!("-{short} | "));
+        let complete = match flag.values() {
+            Values::Free => "return",
+            Values::Files => {
+                "compopt -o filenames 2> /dev/null\n            \
+                 mapfile -t COMPREPLY < <(compgen -f -- \"$current\")\n            return"
+            }
+            Values::Words(words) => &format!(
+                "mapfile -t COMPREPLY < <(compgen -W \"{}\" -- \"$current\")\n            return",
+                words.join(" ")
+            ),
+        };
+        let _ = writeln!(
+            values,
+            "        {short}--{})\n            {complete}\n            ;;",
+            flag.long
+        );
+    }
+    let mut operands = String::new();
+    for command in COMMANDS.iter().filter(|command| !command.operands.words.is_empty()) {
+        let _ = writeln!(
+            operands,
+            "        {}) words=\"{}\" ;;",
+            command.name,
+            command.operands.words.join(" ")
+        );
+    }
+    let commands = names().collect::<Vec<_>>();
+    let flags = FLAGS.iter().flat_map(|flag| {
+        let short = flag.short.map(|short| format!("-{short}"));
+        [Some(format!("--{}", flag.long)), short].into_iter().flatten()
+    });
+    let flags = flags.collect::<Vec<_>>().join(" ");
+    format!(
+        r#"# bash completion for {NAME}
+
+_aivtuber_gateway() {{
+    local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD - 1]}}
+    if [[ $current == = ]]; then
+        current=
+    elif [[ $previous == = ]]; then
+        previous=${{COMP_WORDS[COMP_CWORD - 2]}}
+    fi
+    COMPREPLY=()
+    case $previous in
+{values}    esac
+    if [[ $current == -* ]]; then
+        mapfile -t COMPREPLY < <(compgen -W "{flags}" -- "$current")
+        return
+    fi
+    local word command=
+    for word in "${{COMP_WORDS[@]:1:COMP_CWORD - 1}}"; do
+        case $word in
+            {patterns})
+                command=$word
+                break
+                ;;
+        esac
+    done
+    local words=
+    case $command in
+        "") words="{words}" ;;
+{operands}    esac
+    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
+}}
+
+complete -F _aivtuber_gateway {NAME}
+"#,
+        patterns = commands.join(" | "),
+        words = commands.join(" "),
+    )
+}
+
+/// Zsh: a function to be autoloaded from `$fpath`, which may also be sourced.
+fn zsh() -> String {
+    let mut flags = String::new();
+    for flag in FLAGS {
+        let doc = zsh_quoted(flag.doc);
+        let value = match (flag.value(), flag.values()) {
+            (None, _) => String::new(),
+            (Some(name), Values::Free) => format!(":{name}: "),
+            (Some(name), Values::Files) => format!(":{name}:_files"),
+            (Some(name), Values::Words(words)) => format!(":{name}:({})", words.join(" ")),
+        };
+        let (long_end, short_end) = if value.is_empty() { ("", "") } else { ("=", "+") };
+        let repeat = if flag.doc.contains("repeatable") { "*" } else { "" };
+        for name in [
+            Some(format!("--{}{long_end}", flag.long)),
+            flag.short.map(|short| format!("-{short}{short_end}")),
+        ] {
+            if let Some(name) = name {
+                let _ = writeln!(flags, "        '{repeat}{name}[{doc}]{value}' \\");
+            }
+        }
+    }
+    let mut commands = String::new();
+    for command in COMMANDS {
+        let _ = writeln!(commands, "        '{}:{}'", command.name, zsh_quoted(command.doc));
+    }
+    let mut operands = String::new();
+    for Command { name, operands: taken, .. } in COMMANDS {
+        if !taken.words.is_empty() {
+            let _ =
+                writeln!(operands, "            {name}) compadd -- {} ;;", taken.words.join(" "));
+        }
+    }
+    format!(
+        r#"#compdef {NAME}
+
+_aivtuber_gateway() {{
+    local state line
+    local -a commands=(
+{commands}    )
+    _arguments -s -S -C \
+{flags}        '1: :->command' \
+        '*: :->operand'
+    case $state in
+        command) _describe command commands ;;
+        operand) case $line[1] in
+{operands}        esac ;;
+    esac
+}}
+
+if [[ $funcstack[1] == _{NAME} ]]; then
+    _aivtuber_gateway "$@"
+else
+    compdef _aivtuber_gateway {NAME}
+fi
+"#
+    )
+}
+
+/// The text inside a quoted description of `_arguments`.
+fn zsh_quoted(text: &str) -> String {
+    let mut quoted = String::new();
+    for c in text.chars() {
+        match c {
+            '\'' => quoted.push_str("'\\''"),
+            '[' | ']' | ':' | '\\' => quoted.extend(['\\', c]),
+            c => quoted.push(c),
+        }
+    }
+    quoted
+}
+
+/// Fish: one line for each flag, command and operand.
+fn fish() -> String {
+    let all = names().collect::<Vec<_>>().join(" ");
+    let mut text = format!("# fish completion for {NAME}\n\ncomplete -c {NAME} -f\n");
+    for flag in FLAGS {
+        let short = flag.short.map_or(String::new(), |short| format!(" -s {short}"));
+        let value = match (flag.value(), flag.values()) {
+            (None, _) => String::new(),
+            (Some(_), Values::Free) => " -x".into(),
+            (Some(_), Values::Files) => " -r -F".into(),
+            (Some(_), Values::Words(words)) => format!(" -x -a '{}'", words.join(" ")),
+        };
+        let doc = fish_quoted(flag.doc);
+        let _ = writeln!(text, "complete -c {NAME}{short} -l {}{value} -d {doc}", flag.long);
+    }
+    for Command { name, doc, operands, .. } in COMMANDS {
+        let doc = fish_quoted(doc);
+        let _ = writeln!(
+            text,
+            "complete -c {NAME} -n 'not __fish_seen_subcommand_from {all}' -a {name} -d {doc}"
+        );
+        if !operands.words.is_empty() {
+            let words = operands.words.join(" ");
+            let _ = writeln!(
+                text,
+                "complete -c {NAME} -n '__fish_seen_subcommand_from {name}' -a '{words}'"
+            );
+        }
+    }
+    text
+}
+
+fn fish_quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
+fn names() -> impl Iterator<Item = &'static str> {
+    COMMANDS.iter().map(|command| command.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::SHELLS;
+    use super::*;
+
+    #[test]
+    fn every_shell_completes_every_flag_and_command() {
+        for shell in SHELLS {
+            let script = completions(shell).unwrap();
+            for name in FLAGS.iter().map(|flag| flag.long).chain(names()) {
+                assert!(script.contains(name), "{shell} lacks {name}");
+            }
+            for word in ["off", "trace"].into_iter().chain(SHELLS.iter().copied()) {
+                assert!(script.contains(word), "{shell} lacks {word}");
+            }
+        }
+        assert_eq!(completions("ksh"), None);
+    }
+
+    #[test]
+    fn descriptions_are_quoted() {
+        assert_eq!(zsh_quoted("it's [a]: b\\"), "it'\\''s \\[a\\]\\: b\\\\");
+        assert_eq!(fish_quoted("it's \\"), "'it\\'s \\\\'");
+    }
+}
