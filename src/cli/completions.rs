@@ -125,13 +125,10 @@ fn zsh() -> String {
         };
         let (long_end, short_end) = if value.is_empty() { ("", "") } else { ("=", "+") };
         let repeat = if flag.doc.contains("repeatable") { "*" } else { "" };
-        for name in [
-            Some(format!("--{}{long_end}", flag.long)),
-            flag.short.map(|short| format!("-{short}{short_end}")),
-        ] {
-            if let Some(name) = name {
-                let _ = writeln!(flags, "        '{repeat}{name}[{doc}]{value}' \\");
-            }
+        let long = format!("--{}{long_end}", flag.long);
+        let short = flag.short.map(|short| format!("-{short}{short_end}"));
+        for name in std::iter::once(long).chain(short) {
+            let _ = writeln!(flags, "        '{repeat}{name}[{doc}]{value}' \\");
         }
     }
     let mut commands = String::new();

@@ -34,6 +34,7 @@ fn of_program() -> String {
     for command in COMMANDS {
         page.item(&command.usage(), &sentence(command.doc));
     }
+    page.paragraph();
     page.text("Without a command, the gateway runs until a signal stops it.");
     page.heading("OPTIONS");
     for flag in FLAGS {
@@ -77,8 +78,10 @@ fn of_program() -> String {
     page.heading("EXAMPLES");
     page.text("Try it, with a stand-in for the AI; then open http://localhost:8000/:");
     page.example("aivtuber-gateway demo");
+    page.paragraph();
     page.text("Run it in front of a back end:");
     page.example("INPUT_HANDLER_URL=ws://localhost:8001 aivtuber-gateway --listen :8000");
+    page.paragraph();
     page.text("See what a configuration file changes:");
     page.example("aivtuber-gateway -c new.toml --print-config --changed");
     page.heading("SEE ALSO");
@@ -151,7 +154,7 @@ impl Page {
 
     /// A command to be copied.
     fn example(&mut self, command: &str) {
-        let _ = writeln!(self.source, ".PP\n.RS 4\n.nf\n{}\n.fi\n.RE\n.PP", escaped(command));
+        let _ = writeln!(self.source, ".PP\n.RS 4\n.nf\n{}\n.fi\n.RE", escaped(command));
     }
 
     /// Words in lines that are short enough. What is between backquotes becomes bold.
@@ -189,7 +192,19 @@ impl Page {
 
 /// The text without a meaning for the formatter.
 fn escaped(text: &str) -> String {
-    text.replace('\\', "\\e").replace('-', "\\-").replace('"', "\\(dq")
+    let mut escaped = String::new();
+    for c in text.chars() {
+        match c {
+            '\\' => escaped.push_str("\\e"),
+            '-' => escaped.push_str("\\-"),
+            '"' => escaped.push_str("\\(dq"),
+            c if c.is_ascii() => escaped.push(c),
+            c => {
+                let _ = write!(escaped, "\\[u{:04X}]", u32::from(c));
+            }
+        }
+    }
+    escaped
 }
 
 /// A phrase of `--help` as a sentence.
@@ -225,10 +240,10 @@ mod tests {
     #[test]
     fn text_is_escaped_and_wrapped() {
         let mut page = Page { source: String::new() };
-        page.text(&format!("a-b \\ \"c\" `d e`. {} .f 'g", "x".repeat(70)));
+        page.text(&format!("a-b \\ \"c\" `d e`… {} .f 'g", "x".repeat(70)));
         assert_eq!(
             page.source,
-            format!("a\\-b \\e \\(dqc\\(dq \\fBd e\\fR.\n{} .f 'g\n", "x".repeat(70))
+            format!("a\\-b \\e \\(dqc\\(dq \\fBd e\\fR\\[u2026]\n{} .f 'g\n", "x".repeat(70))
         );
         let mut page = Page { source: String::new() };
         page.text(&format!("{} .f", "x".repeat(77)));
