@@ -27,7 +27,9 @@ use aivtuber_gateway::cli::{self, Action, Invocation};
 use aivtuber_gateway::config::{self, Config, Flags, Loaded};
 use aivtuber_gateway::demo::{self, Demo};
 use aivtuber_gateway::logging::{self, Logging};
-use aivtuber_gateway::reactor::{Hooks, Reactor};
+use aivtuber_gateway::reactor::passed::PassedSockets;
+use aivtuber_gateway::reactor::supervisor::Supervisor;
+use aivtuber_gateway::reactor::{Hooks, Reactor, Service};
 use aivtuber_gateway::{gateway, healthcheck, net};
 
 /// The exit status for bad usage or configuration.
@@ -78,15 +80,23 @@ fn main() -> ExitCode {
 
 /// Runs with a log, and writes its last lines before returning.
 fn start(is_demo: bool, flags: Flags, loaded: Loaded) -> ExitCode {
+    let pid = std::process::id();
+    let variable = |name: &str| std::env::var_os(name);
+    // Before anything else is opened: passed sockets are known by their numbers.
+    let sockets = match PassedSockets::from_env(variable, pid) {
+        Ok(sockets) => sockets,
+        Err(why) => return complain(1, &why),
+    };
     let logging = match logging::start(loaded.config.log.clone()) {
         Ok(logging) => logging,
         Err(error) => return complain(1, &error.to_string()),
     };
     let is_on_stderr = loaded.config.log.file.is_none();
+    let service = Service { supervisor: Supervisor::from_env(variable, pid), sockets };
     let outcome = if is_demo {
-        run_demo(flags, loaded, &logging)
+        run_demo(flags, loaded, service, &logging)
     } else {
-        run(flags, loaded.check_machine(), None, &logging)
+        run(flags, loaded.check_machine(), None, service, &logging)
     };
     if let Err(why) = &outcome {
         log::error!(target: "main", "{why}");
@@ -101,7 +111,12 @@ fn start(is_demo: bool, flags: Flags, loaded: Loaded) -> ExitCode {
 }
 
 /// Runs the gateway with the stand-in as its backend for input.
-fn run_demo(flags: Flags, loaded: Loaded, logging: &Logging) -> Result<(), String> {
+fn run_demo(
+    flags: Flags,
+    loaded: Loaded,
+    service: Service,
+    logging: &Logging,
+) -> Result<(), String> {
     let gateway::Settings { link, session, .. } = loaded.config.gateway;
     let options = demo::Options {
         channel_prefix: link.channel_prefix,
@@ -110,11 +125,17 @@ fn run_demo(flags: Flags, loaded: Loaded, logging: &Logging) -> Result<(), Strin
     let demo = Demo::start(options)
         .map_err(|error| format!("cannot start the stand-in of the demo: {error}"))?;
     let loaded = load(&flags, Some(&demo), None).map_err(|problems| problems.to_string())?;
-    run(flags, loaded.check_machine(), Some(demo), logging)
+    run(flags, loaded.check_machine(), Some(demo), service, logging)
 }
 
 /// Runs the gateway to its end. The error is a sentence, for exit status 1.
-fn run(flags: Flags, loaded: Loaded, demo: Option<Demo>, logging: &Logging) -> Result<(), String> {
+fn run(
+    flags: Flags,
+    loaded: Loaded,
+    demo: Option<Demo>,
+    service: Service,
+    logging: &Logging,
+) -> Result<(), String> {
     let Loaded { config, path, warnings } = loaded;
     let (is_demo, demo) = (demo.is_some(), demo.map(Arc::new));
     log::info!(
@@ -150,8 +171,8 @@ fn run(flags: Flags, loaded: Loaded, demo: Option<Demo>, logging: &Logging) -> R
             Box::new(move |now| logging.turn(now))
         },
     };
-    let reactor =
-        Reactor::new(&config.reactor, config.gateway, hooks).map_err(|error| error.to_string())?;
+    let reactor = Reactor::new(&config.reactor, config.gateway, hooks, service)
+        .map_err(|error| error.to_string())?;
     listening.get_or_init(|| reactor.addresses());
     if let Some(demo) = demo {
         if let Some(&inbox) = reactor.inbox_addresses().first() {

@@ -2,9 +2,11 @@
 //!
 //! This is the only file with `unsafe` in it.
 
-#![expect(unsafe_code, reason = "the five calls that `rustix` has no safe name for")]
+#![expect(unsafe_code, reason = "the calls that `rustix` has no safe name for")]
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Sets the offset into a socket's unread bytes from which `MSG_PEEK` reads (`socket(7)`,
 /// `SO_PEEK_OFF`). False: this kernel cannot (TCP before Linux 6.9) and reads from the first byte.
@@ -97,4 +99,29 @@ pub fn return_large_blocks() {
         libc::mallopt(libc::M_MMAP_THRESHOLD, BLOCK_BYTES_MAX);
         libc::mallopt(libc::M_TRIM_THRESHOLD, TOP_BYTES_MAX);
     }
+}
+
+/// The first descriptor that a service manager passes (`sd_listen_fds(3)`).
+const FIRST_PASSED: libc::c_int = 3;
+
+/// Takes the descriptors that a service manager has passed to this process: `count` of them, from
+/// the first on that is not a standard stream. Only the first call gets any.
+///
+/// # Errors
+/// When one of them is not open. Then none is taken.
+pub fn take_passed(count: u8) -> io::Result<Vec<OwnedFd>> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Ok(Vec::new());
+    }
+    let numbers = FIRST_PASSED..FIRST_PASSED + libc::c_int::from(count);
+    for number in numbers.clone() {
+        // SAFETY: only the flags of a number are set, and a number that is not open is an error.
+        if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // SAFETY: they are open, and by the protocol they belong to this process, in which nothing else
+    // knows them. They are taken only once.
+    Ok(numbers.map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
 }

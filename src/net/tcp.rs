@@ -243,6 +243,15 @@ pub fn listen(address: SocketAddr, reuse_port: bool) -> io::Result<mio::net::Tcp
     Ok(mio::net::TcpListener::from_std(TcpListener::from(socket)))
 }
 
+/// Prepares a listening socket that another program has opened.
+pub fn adopt_listener(listener: TcpListener) -> io::Result<mio::net::TcpListener> {
+    let is_local = listener.local_addr()?.ip().is_loopback();
+    let socket = socket2::Socket::from(listener);
+    set_options(&socket, is_local && is_paced(&socket))?;
+    socket.set_nonblocking(true)?;
+    Ok(mio::net::TcpListener::from_std(TcpListener::from(socket)))
+}
+
 /// Sets what all TCP sockets need. Accepted ones inherit it from their listener.
 fn set_options(socket: &socket2::Socket, is_unpaced: bool) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;

@@ -136,6 +136,11 @@ impl<C: Send + 'static> Background<C> {
         };
     }
 
+    /// Whether the configuration is being read.
+    pub fn is_reading_config(&self) -> bool {
+        self.config.state != Reading::Idle
+    }
+
     /// The next outcome.
     pub fn poll_news(&mut self, now: Moment) -> Option<News<C>> {
         loop {

@@ -11,13 +11,14 @@
 
 use super::StartError;
 use super::descriptors::{Descriptors, Supply};
+use super::passed::PassedSockets;
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
 use crate::gateway::Gateway;
 use crate::net::tcp;
 use crate::net::{Side, Source};
 use crate::service::limits::Refusal;
-use log::warn;
+use log::{info, warn};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry};
 use rustix::io::Errno;
@@ -76,12 +77,15 @@ pub enum ListenerKind {
 }
 
 impl Listeners {
-    /// Listens on all of `addresses`.
+    /// Listens on all of `addresses`. A passed socket takes the place of the one that would be
+    /// opened for its address.
     ///
     /// # Errors
-    /// The first address that cannot be listened on; the others are closed again.
+    /// The first address that cannot be listened on, or a passed socket that has none of the
+    /// addresses; the others are closed again.
     pub fn open(
         addresses: impl Iterator<Item = (ListenerKind, SocketAddr)>,
+        mut passed: PassedSockets,
         reuse_port: bool,
         descriptors: Descriptors,
         registry: &Registry,
@@ -89,8 +93,14 @@ impl Listeners {
         let mut listeners = Vec::new();
         let mut opened = Vec::new();
         for (index, (kind, address)) in addresses.enumerate() {
-            let open = || {
-                let mut socket = tcp::listen(address, reuse_port && kind == ListenerKind::Clients)?;
+            let mut open = || {
+                let mut socket = match passed.take(address) {
+                    Some(listener) => {
+                        info!(target: "gateway", "socket passed address={address}");
+                        tcp::adopt_listener(listener)?
+                    }
+                    None => tcp::listen(address, reuse_port && kind == ListenerKind::Clients)?,
+                };
                 if kind == ListenerKind::Inbox {
                     tcp::keep_alive(&socket)?;
                 }
@@ -104,6 +114,9 @@ impl Listeners {
             let (local, socket) = open().map_err(|error| StartError::Listen(address, error))?;
             opened.push((kind, local));
             listeners.push(Listener { index, socket, kind, is_ready: false });
+        }
+        if let Some(socket) = passed.rest() {
+            return Err(StartError::Passed(socket));
         }
         Ok(Listeners {
             listeners,

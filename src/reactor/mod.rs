@@ -19,7 +19,9 @@ pub mod clock;
 mod descriptors;
 pub mod listeners;
 mod names;
+pub mod passed;
 mod signals;
+pub mod supervisor;
 
 use crate::base::moment::Moment;
 use crate::gateway::{self, Gateway};
@@ -33,11 +35,13 @@ use listeners::{ListenerKind, Listeners};
 use log::{info, warn};
 use mio::event::Event;
 use mio::{Events, Poll, Waker};
+use passed::{PassedSocket, PassedSockets};
 use signals::{Signal, Signals};
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
+use supervisor::Supervisor;
 
 /// Events taken from the kernel at once; the others come with the next turn.
 const EVENTS_PER_TURN: usize = 1024;
@@ -90,6 +94,8 @@ pub struct LogState {
 pub enum StartError {
     /// This address cannot be listened on.
     Listen(SocketAddr, io::Error),
+    /// The service manager passed a socket for which the configuration has no use.
+    Passed(PassedSocket),
     /// The system allows no more threads.
     Threads(io::Error),
     Other(io::Error),
@@ -109,6 +115,15 @@ pub struct Reactor<C> {
     log_due_at: Option<Moment>,
     /// When the gateway is next given the time of day.
     wall_due_at: Moment,
+    supervisor: Supervisor,
+}
+
+/// What the service manager that started this process has given it.
+#[derive(Debug, Default)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
+pub struct Service {
+    pub supervisor: Supervisor,
+    pub sockets: PassedSockets,
 }
 
 /// The hooks that run in the loop.
@@ -128,7 +143,9 @@ impl<C: Send + 'static> Reactor<C> {
         settings: &Settings,
         gateway: gateway::Settings,
         hooks: Hooks<C>,
+        service: Service,
     ) -> Result<Reactor<C>, StartError> {
+        let Service { supervisor, sockets } = service;
         let Hooks { read_config, apply_config, reopen_log, log_turn } = hooks;
         let clock = Clock::start();
         let descriptors = Descriptors::raise_limit();
@@ -145,7 +162,8 @@ impl<C: Send + 'static> Reactor<C> {
         let admins = settings.admin.iter().map(|&at| (ListenerKind::Admins, at));
         let inbox = settings.inbox.iter().map(|&at| (ListenerKind::Inbox, at));
         let doors = clients.chain(admins).chain(inbox);
-        let listeners = Listeners::open(doors, settings.reuse_port, descriptors, registry)?;
+        let listeners =
+            Listeners::open(doors, sockets, settings.reuse_port, descriptors, registry)?;
         let signals = Signals::register(registry)?;
         let alarm = Alarm::register(registry)?;
         Ok(Reactor {
@@ -160,6 +178,7 @@ impl<C: Send + 'static> Reactor<C> {
             log_due_at: None,
             wall_due_at: clock.now() + WALL_CLOCK_INTERVAL,
             hooks: ReactorHooks { apply_config, reopen_log, log_turn },
+            supervisor,
         })
     }
 
@@ -193,6 +212,7 @@ impl<C: Send + 'static> Reactor<C> {
                 );
             }
         }
+        self.supervisor.ready(&self.status());
         // The first turn may wait long for its first event.
         log::logger().flush();
         while !self.gateway.is_stopped() {
@@ -213,6 +233,10 @@ impl<C: Send + 'static> Reactor<C> {
         }
         let now = self.clock.now();
         self.gateway.begin_turn(now);
+        if self.supervisor.due_at().is_some_and(|due_at| due_at <= now) {
+            let status = self.status();
+            self.supervisor.feed(now, &status);
+        }
         if self.wall_due_at <= now {
             self.wall_due_at = now + WALL_CLOCK_INTERVAL;
             self.gateway.set_wall_clock(SystemTime::now());
@@ -239,8 +263,8 @@ impl<C: Send + 'static> Reactor<C> {
         if is_signalled {
             self.handle_signals();
         }
-        if let Some(settings) = config.and_then(|config| (self.hooks.apply_config)(config)) {
-            self.gateway.reload(settings);
+        if let Some(config) = config {
+            self.apply_config(config);
         }
         self.gateway.finish_turn();
         while let Some(job) = self.gateway.poll_job() {
@@ -255,8 +279,12 @@ impl<C: Send + 'static> Reactor<C> {
     /// How long the next turn waits for events: not at all, or until the alarm fires at the latest.
     fn wait(&mut self) -> io::Result<Option<Duration>> {
         let now = self.gateway.now();
-        let next =
-            [self.gateway.next_turn(), self.listeners.next_turn(&self.gateway), self.log_due_at];
+        let next = [
+            self.gateway.next_turn(),
+            self.listeners.next_turn(&self.gateway),
+            self.log_due_at,
+            self.supervisor.due_at(),
+        ];
         match Moment::earliest(next) {
             _ if self.background.has_news() => Ok(Some(Duration::ZERO)),
             // Counted from the moment of the turn: reading the clock again would cost more than the
@@ -280,6 +308,27 @@ impl<C: Send + 'static> Reactor<C> {
         latest
     }
 
+    /// Takes a configuration that was read again into use, unless it is bad.
+    fn apply_config(&mut self, config: C) {
+        let settings = (self.hooks.apply_config)(config);
+        let is_good = settings.is_some();
+        if let Some(settings) = settings {
+            self.gateway.reload(settings);
+        }
+        // The last of several reloads ends them all.
+        if !self.background.is_reading_config() && !self.listeners.is_closed() {
+            let status = self.status();
+            let kept = if is_good { "" } else { "; the new configuration is wrong, see the log" };
+            self.supervisor.ready(&format!("{status}{kept}"));
+        }
+    }
+
+    /// What the service manager shows of the gateway.
+    fn status(&self) -> String {
+        let doing = if self.listeners.is_closed() { "Draining" } else { "Serving" };
+        format!("{doing}, connections: {}", self.gateway.session_count())
+    }
+
     fn handle_signals(&mut self) {
         while let Some(signal) = self.signals.poll_signal() {
             info!(target: "gateway", "signal {signal}");
@@ -288,8 +337,12 @@ impl<C: Send + 'static> Reactor<C> {
                 Signal::Terminate => {
                     self.listeners.close();
                     self.gateway.drain();
+                    self.supervisor.stopping(&self.status());
                 }
-                Signal::Reload => self.background.read_config(),
+                Signal::Reload => {
+                    self.supervisor.reloading();
+                    self.background.read_config();
+                }
                 Signal::Reopen => (self.hooks.reopen_log)(),
             }
         }
@@ -321,6 +374,7 @@ impl fmt::Display for StartError {
                 )
             }
             StartError::Listen(address, error) => write!(f, "cannot listen on {address}: {error}"),
+            StartError::Passed(socket) => socket.fmt(f),
             StartError::Threads(error) => write!(f, "cannot start the background threads: {error}"),
             StartError::Other(error) => error.fmt(f),
         }
