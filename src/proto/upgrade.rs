@@ -25,8 +25,8 @@ use std::net::IpAddr;
 use tungstenite::handshake::derive_accept_key;
 
 use super::http::{
-    BadHead, Headers, RequestHead, ResponseHead, copy_header, is_token, push_display, push_header,
-    push_value,
+    BadHead, Headers, RequestHead, ResponseHead, elements_of, is_token, push_address, push_header,
+    push_number,
 };
 
 /// The longest `X-Request-Id` from a client that is kept.
@@ -34,6 +34,9 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 
 /// How this gateway calls itself in `Via`.
 const VIA_NAME: &[u8] = b"aivtuber-gateway";
+
+/// Bytes to reserve for what is added to the header lines of a head that is passed on.
+const ADDED_BYTES: usize = 192;
 
 /// How many gateways like this one a request may have passed through before.
 const HOPS_MAX: usize = 8;
@@ -150,7 +153,7 @@ pub fn is_loop(head: &RequestHead<'_, '_>) -> bool {
 /// `/`.
 pub fn write_request_line(target: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(b"GET ");
-    push_value(out, target.as_bytes());
+    out.extend_from_slice(target.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
 }
 
@@ -165,6 +168,7 @@ pub fn write_forwarded_headers(
     forwarding: &Forwarding<'_>,
     out: &mut Vec<u8>,
 ) {
+    out.reserve(head.headers.written_bytes() + ADDED_BYTES);
     let host = forwarding.host.or_else(|| head.host()).unwrap_or_default();
     if head.headers.first("host").is_none() {
         push_header(out, "Host", host.as_bytes());
@@ -175,17 +179,17 @@ pub fn write_forwarded_headers(
         if name.eq_ignore_ascii_case("host") {
             push_header(out, name, host.as_bytes());
         } else if !hop_by_hop.contains(name) && !is_replaced(name, kept_id.is_some()) {
-            copy_header(out, name, value);
+            push_header(out, name, value);
         }
     }
     write_upgrade_pair(out);
     out.extend_from_slice(b"X-Forwarded-For: ");
     for address in head.headers.elements("x-forwarded-for") {
-        push_value(out, address);
+        out.extend_from_slice(address);
         out.extend_from_slice(b", ");
     }
     // A socket that listens on `::` shows IPv4 clients as `::ffff:…`.
-    push_display(out, forwarding.client.to_canonical());
+    push_address(out, forwarding.client.to_canonical());
     out.extend_from_slice(b"\r\n");
     let believed = |name| head.headers.first(name).filter(|_| forwarding.is_proxied);
     push_header(out, "X-Forwarded-Proto", believed("x-forwarded-proto").unwrap_or(b"http"));
@@ -251,7 +255,7 @@ pub fn write_forwarded_response(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) 
     let hop_by_hop = HopByHop::new(head.headers);
     for (name, value) in head.headers.iter() {
         if !hop_by_hop.contains(name) && !name.eq_ignore_ascii_case("content-length") {
-            copy_header(out, name, value);
+            push_header(out, name, value);
         }
     }
     out.extend_from_slice(b"\r\n");
@@ -281,7 +285,7 @@ pub fn write_forwarded_refusal(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) {
             tells_upgrade && is("upgrade") || !hop_by_hop.contains(name)
         };
         if is_kept {
-            copy_header(out, name, value);
+            push_header(out, name, value);
         }
     }
     let fate: &[u8] = if tells_upgrade { b"Upgrade, close" } else { b"close" };
@@ -289,9 +293,11 @@ pub fn write_forwarded_refusal(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// Appends the status line, with room for the headers behind it.
 fn write_status_line(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) {
+    out.reserve(head.reason.len() + head.headers.written_bytes() + ADDED_BYTES);
     out.extend_from_slice(b"HTTP/1.1 ");
-    push_display(out, head.status);
+    push_number(out, head.status.into());
     out.push(b' ');
     out.extend_from_slice(head.reason.as_bytes());
     out.extend_from_slice(b"\r\n");
@@ -323,7 +329,7 @@ impl<'h, 'b> HopByHop<'h, 'b> {
                 .iter()
                 .any(|known| option.eq_ignore_ascii_case(known))
         };
-        let names_more = !headers.elements("connection").all(is_known);
+        let names_more = !headers.all("connection").all(|value| elements_of(value).all(is_known));
         HopByHop { headers, names_more }
     }
 

@@ -6,8 +6,6 @@
 //! or a counter would run backwards. A walk over all open sessions takes several turns, so sessions
 //! may end after they were visited; what was added for those meanwhile is kept in a [`Walk`].
 
-#![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
-
 use std::collections::BTreeMap;
 use std::ops::{AddAssign, SubAssign};
 
@@ -151,17 +149,17 @@ impl Stats {
 
     /// Counts a WebSocket that was opened on `route`.
     pub fn count_upgrade(&mut self, route: &str) {
-        entry(&mut self.routes, route).upgrades += 1;
+        count(&mut self.routes, route, |route| route.upgrades += 1);
     }
 
     /// Counts a client that is to have a WebSocket on `route`, as open.
     pub fn count_open(&mut self, route: &str) {
-        entry(&mut self.routes, route).open += 1;
+        count(&mut self.routes, route, |route| route.open += 1);
     }
 
     /// The opposite of [`Stats::count_open`].
     pub fn count_not_open(&mut self, route: &str) {
-        entry(&mut self.routes, route).open -= 1;
+        count(&mut self.routes, route, |route| route.open -= 1);
     }
 
     /// Counts a WebSocket on `route`, in `slot`, that ended for `reason` after carrying `traffic`.
@@ -175,11 +173,12 @@ impl Stats {
         if let Some(walk) = &mut self.walk
             && slot < walk.reached
         {
-            *entry(&mut walk.ended, route) += traffic;
+            count(&mut walk.ended, route, |ended| *ended += traffic);
         }
-        let route = entry(&mut self.routes, route);
-        *route.closed.entry(reason).or_default() += 1;
-        route.traffic += traffic;
+        count(&mut self.routes, route, |route| {
+            *route.closed.entry(reason).or_default() += 1;
+            route.traffic += traffic;
+        });
     }
 
     /// A walk over all sessions begins, with slot 0.
@@ -200,12 +199,10 @@ impl Stats {
 
     /// Counts a finished attempt to reach `backend`, given by the public text of its URL.
     pub fn count_dial(&mut self, backend: &str, is_ok: bool) {
-        let dials = entry(&mut self.backends, backend);
-        if is_ok {
-            dials.ok += 1;
-        } else {
-            dials.failed += 1;
-        }
+        count(&mut self.backends, backend, |dials| match is_ok {
+            true => dials.ok += 1,
+            false => dials.failed += 1,
+        });
     }
 
     /// Refused connections by reason.
@@ -234,12 +231,12 @@ impl Stats {
     }
 }
 
-/// Like `map.entry(key).or_default()`, but allocates only for a new key.
-fn entry<'m, V: Default>(map: &'m mut BTreeMap<Box<str>, V>, key: &str) -> &'m mut V {
-    if !map.contains_key(key) {
-        map.insert(key.into(), V::default());
+/// Counts something at `key`. Allocates only for a new one.
+fn count<V: Default>(map: &mut BTreeMap<Box<str>, V>, key: &str, count: impl FnOnce(&mut V)) {
+    match map.get_mut(key) {
+        Some(value) => count(value),
+        None => count(map.entry(key.into()).or_default()),
     }
-    map.get_mut(key).expect("the key was just inserted")
 }
 
 #[cfg(test)]

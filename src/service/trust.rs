@@ -45,18 +45,24 @@ impl Settings {
         matches_any(&self.trusted_proxies, peer)
     }
 
-    /// Judges a request whose connection comes from `peer` and was accepted at `accepted_on`.
-    pub fn judge(
-        &self,
-        head: &RequestHead<'_, '_>,
-        peer: SocketAddr,
-        accepted_on: AcceptedOn,
-    ) -> Requester {
-        let is_proxy = self.is_trusted_proxy(peer.ip());
-        let client = match is_proxy {
+    /// The client of a request whose connection comes from `peer`.
+    pub fn client(&self, head: &RequestHead<'_, '_>, peer: SocketAddr) -> Client {
+        match self.is_trusted_proxy(peer.ip()) {
             true => self.client_behind_proxy(head, peer),
             false => Client::Peer(peer),
-        };
+        }
+    }
+
+    /// Whether a request of `client` is an admin's. Its connection comes from `peer` and was
+    /// accepted at `accepted_on`.
+    pub fn is_admin(
+        &self,
+        head: &RequestHead<'_, '_>,
+        client: Client,
+        peer: SocketAddr,
+        accepted_on: AcceptedOn,
+    ) -> bool {
+        let is_proxy = self.is_trusted_proxy(peer.ip());
         let is_admins_address = match client {
             _ if accepted_on == AcceptedOn::Admins => true,
             Client::Unknown => false,
@@ -65,8 +71,7 @@ impl Settings {
             Client::Peer(peer) => matches_any(&self.admin_from, peer.ip()),
             Client::Forwarded(ip) => matches_any(&self.admin_from, ip),
         };
-        let is_admin = is_admins_address && self.is_own_name(self.host(head, is_proxy));
-        Requester { client, is_admin, is_proxied: is_proxy }
+        is_admins_address && self.is_own_name(self.host(head, is_proxy))
     }
 
     /// The host that the client asked for: `X-Forwarded-Host` of a trusted proxy, else `Host`.
@@ -154,17 +159,6 @@ impl fmt::Display for Client {
             Client::Unknown => f.write_str("unknown"),
         }
     }
-}
-
-/// Whose request it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Requester {
-    /// The client.
-    pub client: Client,
-    /// Whether it may see details.
-    pub is_admin: bool,
-    /// Whether the request came through a trusted proxy.
-    pub is_proxied: bool,
 }
 
 /// One entry of `admin_from` or `trusted_proxies`: an address, a network such as `10.0.0.0/8`, or
@@ -308,8 +302,8 @@ mod tests {
         let mut slots = empty_slots();
         let (head, _) = RequestHead::parse(bytes.as_bytes(), &mut slots).unwrap().unwrap();
         let peer = SocketAddr::new(peer.parse().unwrap(), 5000);
-        let requester = settings.judge(&head, peer, accepted_on);
-        (requester.client.to_string(), requester.is_admin)
+        let client = settings.client(&head, peer);
+        (client.to_string(), settings.is_admin(&head, client, peer, accepted_on))
     }
 
     fn client(text: &str, is_admin: bool) -> (String, bool) {

@@ -44,9 +44,6 @@ use std::io;
 /// its socket.
 const EARLY_BYTES_MAX: usize = HEAD_BYTES_MAX;
 
-/// Bytes to reserve for the headers that the gateway adds to the client's own.
-const ADDED_HEADERS_BYTES: usize = 192;
-
 /// The largest body of a backend's refusal that is passed on.
 const REFUSAL_BYTES_MAX: usize = 64 * 1024;
 
@@ -128,9 +125,7 @@ impl Dial {
                 .into_uuid()
                 .to_string(),
         };
-        let own_headers: usize =
-            request.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
-        let mut headers = Vec::with_capacity(own_headers + ADDED_HEADERS_BYTES);
+        let mut headers = Vec::new();
         let forwarding = Forwarding {
             host: host.as_deref(),
             client: who.ip,

@@ -182,8 +182,8 @@ impl State for Request {
 /// Chooses what the connection becomes. `rest` is what followed the head.
 fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context) -> Step {
     let path = head.path();
-    let requester = cx.trust.judge(head, who.peer(), who.accepted_on());
-    if let Err(refusal) = who.note_client(requester.client, &mut cx.limits) {
+    let client = cx.trust.client(head, who.peer());
+    if let Err(refusal) = who.note_client(client, &mut cx.limits) {
         return reject(refusal, cx);
     }
     let endpoint = Endpoint::find(path);
@@ -202,6 +202,7 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
     }
     let is_refused = matches!(who.admission, Admission::Refused(_));
     let pages = endpoint.map_or(Pages::Allowed, |(endpoint, _)| endpoint.pages);
+    let is_admin = || cx.trust.is_admin(head, client, who.peer(), who.accepted_on());
     let asked = || Asked {
         form: Form {
             minor_version: head.minor_version,
@@ -211,7 +212,7 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
         },
         cors: cx.limits.cors_headers(head.headers.first("origin"), pages),
         if_none_match: head.headers.first("if-none-match").map(<[u8]>::to_vec),
-        viewer: if requester.is_admin { Viewer::Admin } else { Viewer::Stranger },
+        viewer: if is_admin() { Viewer::Admin } else { Viewer::Stranger },
         rest: rest.to_vec(),
     };
     if has_dot_segment(path) {
@@ -240,7 +241,7 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
             let response = http::Response::error(405, "Method not allowed");
             answer(asked(), response.with("Allow", endpoint.allow()), who, cx)
         }
-        Some((endpoint, _)) if endpoint.audience == Audience::Admins && !requester.is_admin => {
+        Some((endpoint, _)) if endpoint.audience == Audience::Admins && !is_admin() => {
             answer(asked(), http::Response::error(403, ADMINS_ONLY), who, cx)
         }
         Some((endpoint, _)) if head.method == "OPTIONS" => {
@@ -282,8 +283,7 @@ fn preflight(endpoint: &Endpoint) -> http::Response {
         .with("Access-Control-Max-Age", "600")
 }
 
-/// Whether a request that changes something comes from a page that may open WebSockets, or from no
-/// page at all.
+/// Whether a request comes from a page that may open WebSockets, or from no page at all.
 fn is_from_allowed_page(head: &RequestHead, who: &Identity, cx: &Context) -> bool {
     let own_host = cx.trust.own_host(head, who.proxied().is_some());
     cx.limits.is_allowed(head.headers.first("origin"), own_host)
@@ -324,12 +324,10 @@ fn open(
     }
     who.route = Some(route);
     log_request(head, who);
-    let origin = head.headers.first("origin");
-    let is_proxied = who.proxied().is_some();
-    let own_host = cx.trust.own_host(head, is_proxied);
-    if !cx.limits.is_allowed(origin, own_host) {
+    if !is_from_allowed_page(head, who, cx) {
         let reason = CloseReason::OriginNotAllowed;
-        let origin = origin.map(String::from_utf8_lossy).unwrap_or_default().into_owned();
+        let origin = head.headers.first("origin").unwrap_or_default();
+        let origin = String::from_utf8_lossy(origin).into_owned();
         cx.stats.count_http(101);
         let mut last = Vec::new();
         upgrade::write_accept(handshake, &mut last);

@@ -17,7 +17,6 @@
     clippy::indexing_slicing,
     reason = "positions come from a search in the same bytes, or are checked against their length before"
 )]
-#![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 
 pub mod conditional;
 mod outgoing;
@@ -29,8 +28,10 @@ pub use request::RequestHead;
 pub use response::ResponseHead;
 
 use std::fmt;
+use std::mem::MaybeUninit;
+use std::net::IpAddr;
 
-use httparse::{EMPTY_HEADER, Header};
+use httparse::Header;
 use memchr::memchr_iter;
 
 /// Largest head in bytes, the empty line at its end included.
@@ -43,11 +44,12 @@ pub const HEADERS_MAX: usize = 100;
 pub const TARGET_BYTES_MAX: usize = 8 * 1024;
 
 /// Memory for the headers of one head, 3,200 bytes on the caller's stack; see [`empty_slots`].
-pub type Slots<'b> = [Header<'b>; HEADERS_MAX];
+pub type Slots<'b> = [MaybeUninit<Header<'b>>; HEADERS_MAX];
 
 /// Unused memory for one head's headers, for [`RequestHead::parse`] and [`ResponseHead::parse`].
+/// Only the slots that a head needs are written.
 pub const fn empty_slots<'b>() -> Slots<'b> {
-    [EMPTY_HEADER; HEADERS_MAX]
+    [const { MaybeUninit::uninit() }; HEADERS_MAX]
 }
 
 /// Why a head is refused: the status to answer with (502 for a backend's head) and a phrase.
@@ -84,9 +86,36 @@ impl std::error::Error for BadHead {}
 /// The header lines of one head, in order and as they were spelled. Look-ups ignore the case of
 /// names.
 #[derive(Clone, Copy)]
-pub struct Headers<'h, 'b>(&'h [Header<'b>]);
+pub struct Headers<'h, 'b> {
+    lines: &'h [Header<'b>],
+    /// The lengths of all names. Most names that are looked up are in no line, and few lines have a
+    /// name of the same length.
+    name_lengths: Lengths,
+}
+
+/// A set of lengths; those from 63 bytes on are one.
+#[derive(Clone, Copy)]
+struct Lengths(u64);
+
+impl Lengths {
+    fn of(lines: &[Header<'_>]) -> Lengths {
+        Lengths(lines.iter().fold(0, |bits, line| bits | Lengths::bit(line.name)))
+    }
+
+    fn has(self, name: &str) -> bool {
+        self.0 & Lengths::bit(name) != 0
+    }
+
+    fn bit(name: &str) -> u64 {
+        1 << name.len().min(63)
+    }
+}
 
 impl<'h, 'b> Headers<'h, 'b> {
+    fn new(lines: &'h [Header<'b>]) -> Headers<'h, 'b> {
+        Headers { lines, name_lengths: Lengths::of(lines) }
+    }
+
     /// The value of the first line called `name`, without surrounding white space.
     pub fn first(&self, name: &str) -> Option<&'b [u8]> {
         self.all(name).next()
@@ -99,29 +128,32 @@ impl<'h, 'b> Headers<'h, 'b> {
 
     /// The values of all lines called `name`.
     pub fn all<'n>(&self, name: &'n str) -> impl Iterator<Item = &'b [u8]> + use<'h, 'b, 'n> {
-        self.iter()
-            .filter(move |(found, _)| found.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value)
+        let lines = if self.name_lengths.has(name) { self.lines } else { &[] };
+        lines.iter().filter(move |line| line.name.eq_ignore_ascii_case(name)).map(|line| line.value)
     }
 
     /// The elements of a comma-separated list, which may span several lines (RFC 9110 §5.6.1).
     /// Empty elements are skipped. Quoted strings are not understood: the lists that are read with
     /// this have none.
     pub fn elements<'n>(&self, name: &'n str) -> impl Iterator<Item = &'b [u8]> + use<'h, 'b, 'n> {
-        self.all(name)
-            .flat_map(|value| value.split(|&byte| byte == b','))
-            .map(<[u8]>::trim_ascii)
-            .filter(|element| !element.is_empty())
+        self.all(name).flat_map(elements_of)
     }
 
     /// Whether `token` is an element of the list `name`; case is ignored.
     pub fn has_token(&self, name: &str, token: &str) -> bool {
-        self.elements(name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
+        self.all(name).any(|value| {
+            elements_of(value).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
+        })
+    }
+
+    /// Bytes of all lines as [`push_header`] writes them.
+    pub(super) fn written_bytes(&self) -> usize {
+        self.lines.iter().map(|line| line.name.len() + line.value.len() + 4).sum()
     }
 
     /// Every line as name and value.
     pub fn iter(&self) -> impl Iterator<Item = (&'b str, &'b [u8])> + use<'h, 'b> {
-        self.0.iter().map(|header| (header.name, header.value))
+        self.lines.iter().map(|line| (line.name, line.value))
     }
 
     /// The value of the only line called `name`; `several` is the error if there is another one.
@@ -146,25 +178,21 @@ impl<'h, 'b> Headers<'h, 'b> {
     }
 }
 
+/// The elements in one line of a list: see [`Headers::elements`].
+pub(super) fn elements_of(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
+}
+
 impl fmt::Debug for Headers<'_, '_> {
     /// Names only: values hold cookies and tokens, which must not reach a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|header| header.name)).finish()
+        f.debug_list().entries(self.lines.iter().map(|line| line.name)).finish()
     }
 }
 
-/// Appends one header line. Control bytes in `value` other than tab become spaces, so that no
-/// value can end its line.
+/// Appends a header line. Its value is known to have no control bytes other than tab: it comes from
+/// a head that was parsed, from the configuration, or from this program.
 pub(super) fn push_header(out: &mut Vec<u8>, name: &str, value: &[u8]) {
-    out.extend_from_slice(name.as_bytes());
-    out.extend_from_slice(b": ");
-    push_value(out, value);
-    out.extend_from_slice(b"\r\n");
-}
-
-/// Appends a header line of a head that was parsed. The parser has refused values with control
-/// bytes.
-pub(super) fn copy_header(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     debug_assert!(value.iter().all(|byte| !byte.is_ascii_control() || *byte == b'\t'));
     out.reserve(name.len() + value.len() + 4);
     out.extend_from_slice(name.as_bytes());
@@ -173,19 +201,35 @@ pub(super) fn copy_header(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Appends a part of a header's value, cleaned as by [`push_header`].
-pub(super) fn push_value(out: &mut Vec<u8>, value: &[u8]) {
-    out.extend(
-        value
-            .iter()
-            .map(|&byte| if byte.is_ascii_control() && byte != b'\t' { b' ' } else { byte }),
-    );
+/// Appends a number in decimal. `fmt` would take several times as long.
+pub(super) fn push_number(out: &mut Vec<u8>, number: u64) {
+    let mut digits = [b'0'; 20];
+    let mut rest = number;
+    let mut first = digits.len();
+    loop {
+        first -= 1;
+        digits[first] += (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[first..]);
 }
 
-/// Appends text without control bytes, such as a number or an address.
-pub(super) fn push_display(out: &mut Vec<u8>, value: impl fmt::Display) {
-    use std::io::Write;
-    write!(out, "{value}").expect("a Vec takes every byte");
+/// Appends an address as text.
+pub(super) fn push_address(out: &mut Vec<u8>, ip: IpAddr) {
+    match ip {
+        IpAddr::V4(ip) => {
+            let [first, others @ ..] = ip.octets();
+            push_number(out, first.into());
+            for octet in others {
+                out.push(b'.');
+                push_number(out, octet.into());
+            }
+        }
+        IpAddr::V6(ip) => out.extend_from_slice(ip.to_string().as_bytes()),
+    }
 }
 
 /// Whether `bytes` is a token (RFC 9110 §5.6.2).
@@ -246,6 +290,7 @@ impl<'b> HeadLines<'b> {
 mod tests {
     use super::request::tests::{REQUESTS, read};
     use super::response::tests::{RESPONSES, read_response};
+    use super::*;
 
     /// Offsets at which a head of `length` bytes is cut: all of a short one; of a long one about
     /// 500, and those at its end.
@@ -275,6 +320,33 @@ mod tests {
             bytes.extend((0..chance.usize(..300)).map(|_| chance.u8(..)));
         }
         bytes
+    }
+
+    #[test]
+    fn numbers_and_addresses_are_written_as_text() {
+        for number in [0, 7, 10, 101, u64::from(u16::MAX), u64::MAX] {
+            let mut out = b"=".to_vec();
+            push_number(&mut out, number);
+            assert_eq!(out, format!("={number}").into_bytes());
+        }
+        for text in ["0.0.0.0", "192.0.2.7", "255.255.255.255", "::1", "2001:db8::7"] {
+            let mut out = Vec::new();
+            push_address(&mut out, text.parse().unwrap());
+            assert_eq!(out, text.as_bytes());
+        }
+    }
+
+    #[test]
+    fn headers_are_found_whatever_the_length_of_their_names() {
+        let names: Vec<String> = (1..=130).step_by(2).map(|length| "n".repeat(length)).collect();
+        let lines: Vec<Header> =
+            names.iter().map(|name| Header { name, value: name.as_bytes() }).collect();
+        let headers = Headers::new(&lines);
+        for length in 1..=130 {
+            let name = "N".repeat(length);
+            let expected = (length % 2 == 1).then(|| name.to_lowercase());
+            assert_eq!(headers.first(&name), expected.as_ref().map(|name| name.as_bytes()));
+        }
     }
 
     #[test]

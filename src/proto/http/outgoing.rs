@@ -1,7 +1,7 @@
 //! The gateway's own HTTP responses.
 
 use super::conditional::lists;
-use super::{push_display, push_header};
+use super::{push_header, push_number};
 use crate::base::budget::{Budget, Charge};
 use std::rc::Rc;
 
@@ -212,7 +212,7 @@ impl Response {
     fn write_head(&self, out: &mut Vec<u8>, form: Form, has_content: bool) {
         // The gateway's own version, not the client's (RFC 9110 §2.5).
         out.extend_from_slice(b"HTTP/1.1 ");
-        push_display(out, self.status);
+        push_number(out, self.status.into());
         out.push(b' ');
         out.extend_from_slice(reason_phrase(self.status).as_bytes());
         out.extend_from_slice(b"\r\n");
@@ -221,14 +221,14 @@ impl Response {
             // No browser is to take JSON with values from outside for something that it runs.
             push_header(out, "X-Content-Type-Options", b"nosniff");
             out.extend_from_slice(b"Content-Length: ");
-            push_display(out, self.content.len());
+            push_number(out, self.content.len());
             out.extend_from_slice(b"\r\n");
         }
         if !self.has("cache-control") {
             push_header(out, "Cache-Control", b"no-store");
         }
         for (name, value) in &self.headers {
-            push_header(out, name, value.as_bytes());
+            push_header(out, name, &cleaned(value));
         }
         let persistence = match (form.keep_alive, form.minor_version) {
             (false, _) => Some("close"),
@@ -250,6 +250,12 @@ impl Response {
     fn has(&self, name: &str) -> bool {
         self.headers.iter().any(|(found, _)| found.eq_ignore_ascii_case(name))
     }
+}
+
+/// The value with a space for each control byte other than tab, so that it cannot end its line.
+fn cleaned(value: &str) -> Vec<u8> {
+    let is_control = |byte: u8| byte.is_ascii_control() && byte != b'\t';
+    value.bytes().map(|byte| if is_control(byte) { b' ' } else { byte }).collect()
 }
 
 /// The usual phrase for a status (RFC 9110 §15); empty for one that is not in the list, which is

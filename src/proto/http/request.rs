@@ -25,6 +25,7 @@ pub struct RequestHead<'h, 'b> {
     pub minor_version: u8,
     pub headers: Headers<'h, 'b>,
     parts: TargetParts<'b>,
+    host: Option<&'b str>,
     body_bytes: u64,
 }
 
@@ -53,8 +54,8 @@ impl<'h, 'b> RequestHead<'h, 'b> {
         let lines = HeadLines::walk(&window[skipped..]);
         let too_long = is_target_too_long(lines.sound);
 
-        let mut request = httparse::Request::new(slots);
-        let parsed = request.parse(lines.sound);
+        let mut request = httparse::Request::new(&mut []);
+        let parsed = request.parse_with_uninit_headers(lines.sound, slots);
         if too_long {
             return Err(BadHead { status: 414, why: "request target is too long" });
         }
@@ -82,10 +83,14 @@ impl<'h, 'b> RequestHead<'h, 'b> {
         else {
             return Err(bad("malformed request line"));
         };
-        let headers = Headers(request.headers);
+        let headers = Headers::new(request.headers);
         let parts = split_target(method, target)?;
-        let body_bytes = check_request_headers(method, minor_version, headers)?;
-        let head = RequestHead { method, target, minor_version, headers, parts, body_bytes };
+        let body_bytes = check_length(method, minor_version, headers)?;
+        let host = parts.authority.or(check_host(minor_version, headers)?);
+        headers.only("sec-websocket-key", "several Sec-WebSocket-Key headers").map_err(bad)?;
+        // One might be checked here, and the other one believed by a backend.
+        headers.only("origin", "several Origin headers").map_err(bad)?;
+        let head = RequestHead { method, target, minor_version, headers, parts, host, body_bytes };
         Ok(Some((head, skipped + length)))
     }
 
@@ -102,7 +107,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
     /// The host and port that the request is for: those in the target if it is a whole URL (RFC
     /// 9112 §3.2.2), else `Host`, which may be empty. `None` only for HTTP/1.0.
     pub fn host(&self) -> Option<&'b str> {
-        self.parts.authority.or_else(|| self.headers.text("host"))
+        self.host
     }
 
     /// Whether the connection may take another request after this one (RFC 9112 §9.3).
@@ -246,16 +251,35 @@ fn split_absolute(target: &str) -> Option<(&str, &str)> {
 /// Whether `bytes` can be a host and port (RFC 3986 §3.2, without user names, which RFC 9110 §4.2.4
 /// forbids). Only the bytes are checked, not whether such a host exists.
 fn is_authority(bytes: &[u8]) -> bool {
-    bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte))
+    let is_mark = |byte: u8| {
+        matches!(
+            byte,
+            b'-' | b'.'
+                | b'_'
+                | b'~'
+                | b'%'
+                | b'!'
+                | b'$'
+                | b'&'
+                | b'\''
+                | b'('
+                | b')'
+                | b'*'
+                | b'+'
+                | b','
+                | b';'
+                | b'='
+                | b':'
+                | b'['
+                | b']'
+        )
+    };
+    bytes.iter().all(|&byte| byte.is_ascii_alphanumeric() || is_mark(byte))
 }
 
-/// Refuses headers that two readers could understand differently. Returns the length of the body in
-/// bytes, [`u64::MAX`] for a chunked one.
-fn check_request_headers(
-    method: &str,
-    minor_version: u8,
-    headers: Headers<'_, '_>,
-) -> Result<u64, BadHead> {
+/// The length of the body in bytes, [`u64::MAX`] for a chunked one. Refuses what two readers could
+/// understand differently.
+fn check_length(method: &str, minor_version: u8, headers: Headers<'_, '_>) -> Result<u64, BadHead> {
     let length = headers.content_length().map_err(bad)?;
     let is_chunked = headers.first("transfer-encoding").is_some();
     if is_chunked {
@@ -269,18 +293,22 @@ fn check_request_headers(
             return Err(bad("Transfer-Encoding in HTTP/1.0"));
         }
     }
-    match headers.only("host", "several Host headers").map_err(bad)? {
-        Some(host) if !is_authority(host) => return Err(bad("malformed Host")),
-        None if minor_version > 0 => return Err(bad("missing Host")),
-        Some(_) | None => {}
-    }
-    headers.only("sec-websocket-key", "several Sec-WebSocket-Key headers").map_err(bad)?;
-    // One might be checked here, and the other one believed by a backend.
-    headers.only("origin", "several Origin headers").map_err(bad)?;
     Ok(match (is_chunked, length) {
         (true, _) => u64::MAX,
         (false, length) => length.unwrap_or(0),
     })
+}
+
+/// The value of `Host`, which only HTTP/1.0 may lack.
+fn check_host<'b>(minor_version: u8, headers: Headers<'_, 'b>) -> Result<Option<&'b str>, BadHead> {
+    match headers.only("host", "several Host headers").map_err(bad)? {
+        Some(host) => match std::str::from_utf8(host) {
+            Ok(host) if is_authority(host.as_bytes()) => Ok(Some(host)),
+            Ok(_) | Err(_) => Err(bad("malformed Host")),
+        },
+        None if minor_version > 0 => Err(bad("missing Host")),
+        None => Ok(None),
+    }
 }
 
 #[cfg(test)]

@@ -36,8 +36,13 @@ impl<'h, 'b> ResponseHead<'h, 'b> {
             return Err(fault("response begins with an empty line"));
         }
         let lines = HeadLines::walk(window);
-        let mut response = httparse::Response::new(slots);
-        let length = match response.parse(lines.sound) {
+        let mut response = httparse::Response::new(&mut []);
+        let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
+            &mut response,
+            lines.sound,
+            slots,
+        );
+        let length = match parsed {
             Err(httparse::Error::Version) => return Err(fault("response is not HTTP/1")),
             Err(httparse::Error::Status) => return Err(fault("malformed status line in response")),
             Err(httparse::Error::HeaderName) => {
@@ -60,7 +65,7 @@ impl<'h, 'b> ResponseHead<'h, 'b> {
         if status < 100 {
             return Err(fault("malformed status line in response"));
         }
-        let headers = Headers(response.headers);
+        let headers = Headers::new(response.headers);
         let reason = response.reason.unwrap_or_default();
         Ok(Some((ResponseHead { status, reason, minor_version, headers }, length)))
     }
