@@ -153,11 +153,12 @@ def problems(*configs):
 
 
 def test_schema_accepts_the_configurations_of_the_project(tmp_path):
-    """`config.toml`, what `--print-config` prints, and every configuration in the documents."""
+    """`config.toml`, what `--print-config` prints, and every configuration in the documents and examples."""
     texts = [(ROOT / "config.toml").read_text(), run("--print-config", cwd=tmp_path).stdout]
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]:
         texts += re.findall(r"^```toml\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(texts) > 5
+    texts += [file.read_text() for file in (ROOT / "examples").glob("*/config.toml")]
+    assert len(texts) > 9
     for text, found in zip(texts, problems(*map(tomllib.loads, texts))):
         assert found == [], text
 

@@ -6,10 +6,10 @@ import urllib.request
 
 import pytest
 
-from gatewaylab.proxies import NAME, Caddy, Nginx, outside_address
+from gatewaylab.proxies import NAME, Caddy, HAProxy, Nginx, outside_address
 from gatewaylab.wire import eventually
 
-PROXIES = {"nginx": Nginx, "caddy": Caddy}
+PROXIES = {"nginx": Nginx, "caddy": Caddy, "haproxy": HAProxy}
 CLIENT = outside_address()
 
 

@@ -1,4 +1,4 @@
-"""A real nginx and a real Caddy in front of a gateway, with the configurations that `docs/operations.md` shows."""
+"""A real nginx, Caddy and HAProxy in front of a gateway, with the configurations that the project shows."""
 
 import pathlib
 import re
@@ -11,7 +11,8 @@ from .process import Process
 from .wire import PATIENCE, eventually
 
 NAME = "gateway.example"
-OPERATIONS = pathlib.Path(__file__).parents[3] / "docs" / "operations.md"
+ROOT = pathlib.Path(__file__).parents[3]
+OPERATIONS = ROOT / "docs" / "operations.md"
 
 
 def documented(language):
@@ -75,14 +76,18 @@ class Proxy:
         self.process.kill()
 
 
-class Nginx(Proxy):
-    def command(self, gateway_port, denies):
+    def make_certificate(self):
         subprocess.run(
             ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", f"/CN={NAME}"]
             + ["-keyout", self.folder / "gateway.key", "-out", self.folder / "gateway.pem"],
             check=True,
             capture_output=True,
         )
+
+
+class Nginx(Proxy):
+    def command(self, gateway_port, denies):
+        self.make_certificate()
         site = replaced(documented("nginx"), "listen 443 ssl;", f"listen {self.port} ssl;")
         site = replaced(site, "127.0.0.1:8000", f"127.0.0.1:{gateway_port}")
         site = site.replace("/etc/ssl/gateway.", f"{self.folder}/gateway.")
@@ -113,3 +118,19 @@ class Caddy(Proxy):
         file = self.folder / "Caddyfile"
         file.write_text("{\n" + "".join(f"\t{option}\n" for option in options) + "}\n" + site)
         return ["caddy", "run", "--adapter", "caddyfile", "--config", file]
+
+
+class HAProxy(Proxy):
+    def command(self, gateway_port, denies):
+        self.make_certificate()
+        with open(self.folder / "gateway.pem", "a") as both:
+            both.write((self.folder / "gateway.key").read_text())
+        site = (ROOT / "examples/haproxy/haproxy.cfg").read_text()
+        site = replaced(site, "bind :443", f"bind :{self.port}")
+        site = replaced(site, "/etc/haproxy/gateway.pem", f"{self.folder}/gateway.pem")
+        site = replaced(site, "server gateway 127.0.0.1:8000", f"server gateway 127.0.0.1:{gateway_port}")
+        if not denies:
+            site = "".join(line for line in site.splitlines(keepends=True) if "http-request deny" not in line)
+        file = self.folder / "haproxy.cfg"
+        file.write_text(site)
+        return ["haproxy", "-db", "-f", file]

@@ -1,0 +1,225 @@
+"""What is in `examples/`, run as it is there: workers, proxies, and other projects' protocols behind the relay."""
+
+import asyncio
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.asyncio.server import serve
+
+from gatewaylab import PATIENCE, ROOT, TARGET
+from gatewaylab.gateway import route, run
+from gatewaylab.process import Process
+from gatewaylab.proxies import documented, replaced
+from gatewaylab.redis_server import RedisServer
+from gatewaylab.wire import closed_port
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.mark.parametrize("file, language", [("nginx/gateway.conf", "nginx"), ("caddy/Caddyfile", "caddyfile")])
+def test_configuration_of_a_proxy_is_the_documented_one(file, language):
+    """`test_proxies.py` runs the one in the document."""
+    assert (EXAMPLES / file).read_text() == documented(language)
+
+
+def test_traefik_example_is_yaml_that_names_the_gateway():
+    """Traefik cannot be installed here: only the syntax is checked."""
+    program = "import json, sys, yaml; json.dump(yaml.safe_load(sys.stdin), sys.stdout)"
+    text = (EXAMPLES / "traefik/dynamic.yaml").read_text()
+    done = subprocess.run(["/usr/bin/python3", "-c", program], input=text, capture_output=True, text=True, timeout=PATIENCE)
+    http = json.loads(done.stdout)["http"]
+    assert http["routers"]["gateway"]["service"] in http["services"]
+    servers = http["services"]["gateway"]["loadBalancer"]["servers"]
+    assert servers == [{"url": "http://127.0.0.1:8000"}]
+
+
+@pytest.mark.parametrize("folder", ["open-llm-vtuber", "xiaozhi", "airi", "pipecat"])
+def test_configuration_is_valid(folder):
+    done = run("--check", "--config", EXAMPLES / folder / "config.toml")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# ---- workers
+
+WORKERS = {
+    "python": [sys.executable, EXAMPLES / "workers/worker.py"],
+    "node": ["node", EXAMPLES / "workers/worker.mjs"],
+    "shell": ["bash", EXAMPLES / "workers/worker.sh"],
+}
+
+
+async def ask(gateway, text):
+    """Uploads a text and collects the answer."""
+    async with connect(f"ws://127.0.0.1:{gateway.port}/ws/input") as ws:
+        task_id = json.loads(await ws.recv())["task_id"]
+        await ws.send(json.dumps({"type": "text", "chunk_id": 0, "action": "data_chunk"}))
+        await ws.send(text.encode())
+        await ws.send(json.dumps({"action": "upload_complete"}))
+        assert json.loads(await ws.recv())["status"] == "queued"
+        async with connect(f"ws://127.0.0.1:{gateway.port}/ws/output/{task_id}") as results:
+            return [message async for message in results]
+
+
+@pytest.mark.parametrize("language", WORKERS)
+def test_worker_answers(lab, tmp_path, language):
+    """The input handler, one worker and the gateway, as in examples/README.md."""
+    server = RedisServer(tmp_path)
+    input_port = closed_port()
+    audio = tmp_path / "audio"
+    env = {
+        **os.environ,
+        "REDIS_URL": server.url,
+        "AUDIO_ROOT": str(audio),
+        "LISTEN": f"127.0.0.1:{input_port}",
+        "PYTHONUNBUFFERED": "1",
+    }
+    command = WORKERS[language]
+    if language == "node":
+        # Where npm would have put the package: beside the program.
+        shutil.copy(command[1], tmp_path)
+        (tmp_path / "node_modules").symlink_to(TARGET / "interop/node_modules")
+        command = ["node", tmp_path / "worker.mjs"]
+    processes = [Process([sys.executable, EXAMPLES / "workers/input_handler.py"], env=env), Process(command, env=env)]
+    try:
+        processes[0].wait_for_line("input handler on")
+        processes[1].wait_for_line("worker waits for tasks")
+        routes = [
+            route(backend=f"ws://127.0.0.1:{input_port}"),
+            route("output", "/ws/output/{task_id}", serve="output"),
+        ]
+        gateway = lab.gateway({"route": routes, "redis": {"url": server.url}, "output": {"audio_root": str(audio)}})
+        text = 'Grüße, "gateway" \\ 你好'
+        first, *others = asyncio.run(asyncio.wait_for(ask(gateway, text), PATIENCE))
+        assert json.loads(first)["content"] == f"You said: {text}"
+        sound = b"".join(message for message in others if isinstance(message, bytes))
+        if language == "shell" and not shutil.which("espeak-ng"):
+            assert others == []
+        else:
+            assert sound[:4] == b"RIFF" and len(sound) > 10_000
+            assert json.loads(others[-1])["type"] == "audio_complete"
+    finally:
+        for process in processes:
+            process.kill()
+        server.stop()
+
+
+# ---- other projects, by stand-ins
+
+OPUS = bytes([0xF8, 0xFF, 0xFE])
+SESSION = "0b1c8d2e"
+
+
+def protobuf_text(text):
+    """pipecat's `Frame { text: TextFrame { id, name, text } }`."""
+    words = [b"\x08\x01", b"\x12\x04text", b"\x1a" + bytes([len(text)]) + text.encode()]
+    inner = b"".join(words)
+    return b"\x0a" + bytes([len(inner)]) + inner
+
+
+def protobuf_audio(samples):
+    """pipecat's `Frame { audio: AudioRawFrame { …, audio, sample_rate, num_channels } }`, a long one."""
+    length = struct.pack("B", len(samples) & 0x7F | 0x80) + struct.pack("B", len(samples) >> 7)
+    inner = b"\x1a" + length + samples + b"\x20\x80\x7d\x28\x01"
+    return b"\x12" + struct.pack("BB", len(inner) & 0x7F | 0x80, len(inner) >> 7) + inner
+
+
+# What each side sends, in order: `>` is the client, `<` the server.
+TALKS = {
+    "open-llm-vtuber": (
+        "/client-ws",
+        {},
+        [
+            ("<", {"type": "full-text", "text": "Connection established"}),
+            ("<", {"type": "set-model-and-conf", "model_info": {"name": "mao_pro"}, "conf_name": "mao", "conf_uid": "mao_001"}),
+            ("<", {"type": "control", "text": "start-mic"}),
+            (">", {"type": "mic-audio-data", "audio": [0.01, -0.02] * 2048}),
+            (">", {"type": "mic-audio-end"}),
+            (">", {"type": "text-input", "text": "こんにちは"}),
+            ("<", {"type": "control", "text": "conversation-chain-start"}),
+            ("<", {"type": "audio", "audio": "UklGRg==" * 4096, "volumes": [0.1], "slice_length": 20, "display_text": {"text": "…"}}),
+            (">", {"type": "interrupt-signal", "text": "…"}),
+            ("<", {"type": "control", "text": "conversation-chain-end"}),
+        ],
+    ),
+    "xiaozhi": (
+        "/xiaozhi/v1/",
+        {"Authorization": "Bearer test-token", "Protocol-Version": "1", "Device-Id": "aa:bb:cc:dd:ee:ff", "Client-Id": "c0ffee"},
+        [
+            (">", {"type": "hello", "version": 1, "transport": "websocket", "audio_params": {"format": "opus", "sample_rate": 16000}}),
+            ("<", {"type": "hello", "transport": "websocket", "session_id": SESSION, "audio_params": {"sample_rate": 24000}}),
+            (">", {"session_id": SESSION, "type": "listen", "state": "start", "mode": "auto"}),
+            *[(">", OPUS * 40)] * 5,
+            ("<", {"type": "stt", "text": "你好小智", "session_id": SESSION}),
+            ("<", {"type": "tts", "state": "start", "session_id": SESSION}),
+            *[("<", OPUS * 60)] * 5,
+            ("<", {"type": "tts", "state": "stop", "session_id": SESSION}),
+        ],
+    ),
+    "airi": (
+        "/ws",
+        {},
+        [
+            (">", {"type": "module:authenticate", "data": {"token": "secret"}}),
+            ("<", {"type": "module:authenticated", "data": {"authenticated": True}}),
+            (">", {"type": "module:announce", "data": {"name": "chat", "possibleEvents": ["input:text"]}}),
+            (">", {"type": "input:text", "data": {"text": "hello"}}),
+            ("<", {"type": "output:gen-ai:chat:message", "data": {"message": {"role": "assistant", "content": "hi"}}}),
+        ],
+    ),
+    "pipecat": (
+        "/ws",
+        {},
+        [(">", protobuf_audio(bytes(640))), ("<", protobuf_text("hello")), *[("<", protobuf_audio(bytes(range(256)) * 5))] * 8],
+    ),
+}
+
+
+async def talk(ws, own, script):
+    """Plays one side of the script; the other side's messages must come as they are in it."""
+    for side, message in script:
+        wire = message if isinstance(message, bytes) else json.dumps(message, ensure_ascii=False)
+        if side == own:
+            await ws.send(wire)
+        else:
+            assert await ws.recv() == wire
+
+
+@pytest.mark.parametrize("project", TALKS)
+def test_projects_talk_through_the_example(lab, project):
+    """A stand-in of the project's server and client, with the example's configuration in between; only the ports differ."""
+    path, headers, script = TALKS[project]
+    text = (EXAMPLES / project / "config.toml").read_text()
+    seen = {}
+
+    async def conversation():
+        done = asyncio.get_running_loop().create_future()
+
+        async def serve_one(ws):
+            seen.update(path=ws.request.path, headers=ws.request.headers)
+            try:
+                await talk(ws, "<", script)
+                done.set_result(None)
+            except BaseException as error:
+                done.set_exception(error)
+                raise
+
+        async with serve(serve_one, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            config = replaced(text, "0.0.0.0:8000", "127.0.0.1:0")
+            hosts = {"open-llm-vtuber": "localhost:12393", "xiaozhi": "xiaozhi-server:8000", "airi": "localhost:6121", "pipecat": "localhost:8765"}
+            gateway = lab.gateway(config.replace(hosts[project], f"127.0.0.1:{port}"))
+            async with connect(f"ws://127.0.0.1:{gateway.port}{path}", additional_headers=headers) as ws:
+                await talk(ws, ">", script)
+                await done
+        return gateway
+
+    asyncio.run(asyncio.wait_for(conversation(), PATIENCE))
+    assert seen["path"] == ("/" if project == "pipecat" else path)
+    for name, value in headers.items():
+        assert seen["headers"][name] == value
