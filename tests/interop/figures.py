@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 
 class House:
-    """A Redis and a gateway on it that can be started again."""
+    """A Redis, and a gateway on it that can be started again."""
 
     def __init__(self, folder):
         self.folder, self.audio, self.count = folder, folder / "audio", 0
@@ -98,7 +98,7 @@ def restart(house, count=10_000, rounds=10, how=signal.SIGTERM):
 
 
 def latency(house, count=2000):
-    """Seconds from sending `PUBLISH` to the first byte at the client, one task after the other."""
+    """Seconds from sending `PUBLISH` to the first byte at the client, one task after another."""
     import socket
 
     samples = []
@@ -122,7 +122,7 @@ def latency(house, count=2000):
 
 
 def waiting(house, count=1000):
-    """Memory of the process for each client that waits, and its connections to Redis."""
+    """Memory of the process per waiting client, and its connections to Redis."""
     with Crowd(house.gateway.port) as crowd:
         # What the first ones make the process allocate is there for all of them.
         for _ in range(10):
@@ -137,7 +137,7 @@ def waiting(house, count=1000):
 
 
 def slow(house, clients=10, size=200 * MIB):
-    """How far the process grows while slow clients are sent a large file, and the bytes they had by then."""
+    """How much the process grows while slow clients are sent a large file, and how many bytes they had by then."""
     with open(house.audio / "large", "wb") as file:
         file.truncate(size)
     task = new_task()

@@ -1,4 +1,5 @@
-"""docs/protocol.md section 1, "Backend refuses, times out or answers other than 101", and section 4's 1011 and 1013."""
+"""What clients get when a backend refuses, times out, or answers other than 101 (docs/protocol.md section 1; close codes 1011 and
+1013 in section 4)."""
 
 import socket
 import threading
@@ -31,7 +32,7 @@ GARBAGE = {
 
 
 def ask(lab, gateway, backend=None, said=None, ends=True):
-    """A client asks for an upgrade; the backend, if it is reached, says `said`."""
+    """A client asks for an upgrade; the backend, if it is reached, answers `said`."""
     client = lab.client(gateway)
     client.upgrade()
     if backend:
@@ -48,7 +49,7 @@ def ask(lab, gateway, backend=None, said=None, ends=True):
 
 
 def read_unavailable(client):
-    """The upgrade is completed and closed: what a browser can read. Returns code and reason."""
+    """The upgrade is completed, then closed, as a browser can read it. Returns code and reason."""
     client.read_switch()
     closed = client.read_close()
     assert closed.mask is None
@@ -61,13 +62,13 @@ def read_unavailable(client):
 
 
 def failing_gateway(lab, mode, url):
-    """One gateway; `mode` None leaves the default."""
+    """One gateway; with `mode` None it has the default."""
     proxy = dict(SHORT, **({"on_backend_failure": mode} if mode else {}))
     return lab.gateway({"proxy": proxy}, backend=url)
 
 
 def test_refused_closes_with_1011(lab, way):
-    """`on_backend_failure = "close"` (default): completed, "then closed with 1011", reason `backend unavailable: ...`."""
+    """`on_backend_failure = "close"`, the default: 101, then Close 1011 with the reason `backend unavailable: ...`."""
 
     class Nobody:
         def url(self, path):
@@ -80,7 +81,7 @@ def test_refused_closes_with_1011(lab, way):
 
 
 def test_refused_is_502_in_http_mode(lab):
-    """`"http"`: else 502 (refused, bad answer)."""
+    """`"http"`: 502 for a backend that refuses or answers nonsense."""
     client = ask(lab, failing_gateway(lab, "http", f"ws://127.0.0.1:{closed_port()}/"))
     reply = client.read_reply()
     assert reply.status == 502
@@ -89,7 +90,7 @@ def test_refused_is_502_in_http_mode(lab):
 
 @pytest.fixture
 def deaf_port():
-    """A port whose accept queue is full: the kernel drops each further SYN, so a connect hangs."""
+    """A port whose accept queue is full: the kernel drops every further SYN, so a connect hangs."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(0)
@@ -112,19 +113,19 @@ def deaf_port():
 
 
 def test_connect_that_hangs_ends_after_connect_timeout(lab, deaf_port):
-    """Times out -> 1011; `connect_timeout`."""
+    """`connect_timeout`: Close 1011."""
     code, _ = read_unavailable(ask(lab, failing_gateway(lab, None, f"ws://127.0.0.1:{deaf_port}/")))
     assert code == 1011
 
 
 def test_connect_that_hangs_is_504_in_http_mode(lab, deaf_port):
-    """`"http"`: 504 (timed out)."""
+    """`"http"`: 504 after a timeout."""
     client = ask(lab, failing_gateway(lab, "http", f"ws://127.0.0.1:{deaf_port}/"))
     assert client.read_reply().status == 504
 
 
 def test_backend_that_accepts_and_says_nothing_closes_with_1011(lab):
-    """Times out -> 1011; `handshake_timeout` runs until the backend's 101."""
+    """`handshake_timeout` runs until the backend's 101: Close 1011."""
     backend = lab.backend()
     code, _ = read_unavailable(ask(lab, failing_gateway(lab, None, backend.url()), backend))
     assert code == 1011
@@ -132,14 +133,14 @@ def test_backend_that_accepts_and_says_nothing_closes_with_1011(lab):
 
 
 def test_backend_that_accepts_and_says_nothing_is_504_in_http_mode(lab):
-    """`"http"`: 504 (timed out)."""
+    """`"http"`: 504 after a timeout."""
     backend = lab.backend()
     client = ask(lab, failing_gateway(lab, "http", backend.url()), backend)
     assert client.read_reply().status == 504
 
 
 def test_backend_that_stops_inside_its_101_times_out(lab):
-    """Times out - half a head is not an answer."""
+    """Half a head is not an answer, so the timeout applies."""
     backend = lab.backend()
     client = ask(lab, failing_gateway(lab, None, backend.url()), backend, b"HTTP/1.1 101 Swi", ends=False)
     assert read_unavailable(client)[0] == 1011
@@ -147,14 +148,14 @@ def test_backend_that_stops_inside_its_101_times_out(lab):
 
 @pytest.mark.parametrize("said", GARBAGE.values(), ids=GARBAGE.keys())
 def test_bad_answer_closes_with_1011(lab, said):
-    """Answers other than 101 - or nothing that can be read -> 1011."""
+    """An answer other than 101, or one that cannot be read: Close 1011."""
     backend = lab.backend()
     assert read_unavailable(ask(lab, failing_gateway(lab, None, backend.url()), backend, said))[0] == 1011
 
 
 @pytest.mark.parametrize("said", GARBAGE.values(), ids=GARBAGE.keys())
 def test_bad_answer_is_502_in_http_mode(lab, said):
-    """`"http"`: 502 (refused, bad answer)."""
+    """`"http"`: 502 for a backend that refuses or answers nonsense."""
     backend = lab.backend()
     client = ask(lab, failing_gateway(lab, "http", backend.url()), backend, said)
     assert client.read_reply().status == 502
@@ -166,7 +167,7 @@ def test_bad_answer_is_502_in_http_mode(lab, said):
     + [("503 Service Unavailable", 1013), ("429 Too Many Requests", 1013)],
 )
 def test_another_answer_closes_with_1011_or_1013(lab, status, code):
-    """Closed with 1011 (1013 when the backend said 503 or 429) - the reason says what it answered."""
+    """Close 1011, or 1013 after a 503 or 429; the reason says what the backend answered."""
     backend = lab.backend()
     got, reason = read_unavailable(ask(lab, failing_gateway(lab, None, backend.url()), backend, answer(status, body=b"no")))
     assert got == code
@@ -174,14 +175,14 @@ def test_another_answer_closes_with_1011_or_1013(lab, status, code):
 
 
 def test_long_failure_is_cut_to_a_legal_close_reason(lab):
-    """Reasons are "at most 123 bytes", and whole characters."""
+    """Reasons have at most 123 bytes, and whole characters."""
     backend = lab.backend()
     said = answer("418 " + "I am a very long teapot " * 20, body=b"x")
     assert read_unavailable(ask(lab, failing_gateway(lab, None, backend.url()), backend, said))[0] == 1011
 
 
 def test_backends_own_answer_is_passed_on_in_http_mode(lab):
-    """`"http"`: the client gets the backend's own HTTP answer where there is one."""
+    """`"http"`: the client gets the backend's own HTTP answer, if there is one."""
     backend = lab.backend()
     said = answer("401 Unauthorized", [("WWW-Authenticate", 'Bearer realm="x"'), ("Content-Type", "text/plain")], b"who are you?")
     client = ask(lab, failing_gateway(lab, "http", backend.url()), backend, said, ends=False)
@@ -202,7 +203,7 @@ def test_backends_own_answer_is_passed_on_in_http_mode(lab):
     ids=["chunked", "until the end", "large", "empty"],
 )
 def test_backends_body_is_whole_however_its_end_is_marked(lab, said, body):
-    """`"http"`: the backend's own HTTP answer - with all of its body."""
+    """`"http"`: the backend's own HTTP answer arrives with all of its body."""
     backend = lab.backend()
     client = ask(lab, failing_gateway(lab, "http", backend.url()), backend, said)
     reply = client.read_reply()
@@ -222,7 +223,7 @@ def test_http_mode_still_upgrades(lab):
 
 
 def test_least_loaded_backend_is_next(lab):
-    """`backend`: several: least connections - four clients on two backends: two each."""
+    """Several backends: the one with the fewest connections is chosen, so four clients on two backends are two each."""
     backends = [lab.backend(), lab.backend()]
     gateway = lab.gateway(backend=[backend.url() for backend in backends])
     for _ in range(4):
@@ -249,7 +250,7 @@ def accept_any(backends):
 
 @pytest.mark.parametrize("mode", ["close", "http"])
 def test_failing_backend_is_skipped_within_the_same_wait(lab, mode):
-    """`backend`: failing ones rest for a while - no client of a route with one good backend sees the bad one."""
+    """A failed backend rests for a while: no client of a route with one good backend sees the bad one."""
     good = lab.backend()
     urls = [f"ws://127.0.0.1:{closed_port()}/", f"ws://127.0.0.1:{closed_port()}/", good.url()]
     gateway = lab.gateway({"proxy": {"on_backend_failure": mode}}, backend=urls)
@@ -260,13 +261,13 @@ def test_failing_backend_is_skipped_within_the_same_wait(lab, mode):
 
 
 def test_client_gets_1011_when_all_backends_fail(lab):
-    """Several backends, none there: one answer, 1011."""
+    """Several backends, all of them away: one answer, 1011."""
     urls = [f"ws://127.0.0.1:{closed_port()}/" for _ in range(3)]
     assert read_unavailable(ask(lab, lab.gateway(backend=urls)))[0] == 1011
 
 
 def test_backend_that_comes_back_serves_the_next_client(lab, way):
-    """Backend away: 1011 with a readable reason; back again: the next client gets through."""
+    """While the backend is away: 1011 with a readable reason. Once it is back, the next client gets through."""
     backend = lab.backend()
     gateway = way.to(backend)
     client, peer = lab.pair(gateway, backend)
@@ -284,7 +285,7 @@ def test_backend_that_comes_back_serves_the_next_client(lab, way):
 
 @pytest.mark.parametrize("library", ["websockets", "ws"])
 def test_killed_library_backend_comes_back(lab, library):
-    """Kill -9 of the backend, then a new one on its port: the next client gets through."""
+    """The backend is killed (SIGKILL), and a new one starts on its port: the next client gets through."""
     backend = lab.library_backend(library)
     gateway = lab.gateway(backend=backend.url())
 
@@ -305,7 +306,7 @@ def test_killed_library_backend_comes_back(lab, library):
 
 
 def test_first_message_is_kept_for_a_slow_backend(lab):
-    """Bytes that arrived behind the request head ... are not lost - also while a first backend was tried and failed."""
+    """Bytes behind the request head are not lost, even if a first backend was tried and failed."""
     good = lab.backend()
     gateway = lab.gateway(backend=[f"ws://127.0.0.1:{closed_port()}/", good.url()])
     early = frame(TEXT, "early bird", mask=b"bird")
@@ -320,7 +321,7 @@ def test_first_message_is_kept_for_a_slow_backend(lab):
 
 
 class Sick:
-    """A backend that accepts every connection and treats it in one of several bad ways."""
+    """A backend that accepts every connection and mistreats it in one of several ways."""
 
     def __init__(self, how):
         self.how = how
@@ -380,7 +381,7 @@ def sick(request):
 @pytest.mark.parametrize("sick", SICK.values(), ids=SICK.keys(), indirect=True)
 @pytest.mark.parametrize("mode", ["close", "http"])
 def test_a_sick_backend_beside_a_good_one_costs_no_client(lab, sick, mode):
-    """An attempt has succeeded when the backend has answered 101 - 20 of 20 clients are served."""
+    """An attempt has succeeded only when the backend has answered 101: 20 of 20 clients are served."""
     good = lab.library_backend("websockets")
     proxy = {"on_backend_failure": mode, "handshake_timeout": "1s"}
     gateway = lab.gateway({"proxy": proxy}, backend=[sick.url(), good.url()])
@@ -398,7 +399,7 @@ def test_a_sick_backend_beside_a_good_one_costs_no_client(lab, sick, mode):
 
 
 def test_a_dead_host_beside_a_good_one_costs_one_attempt(lab, deaf_port):
-    """`attempt_timeout`: one attempt, while others are left."""
+    """`attempt_timeout`: the time for one attempt while others are left."""
     good = lab.library_backend("websockets")
     proxy = {"attempt_timeout": "200ms"}
     gateway = lab.gateway({"proxy": proxy}, backend=[f"ws://127.0.0.1:{deaf_port}/", good.url()])
@@ -412,7 +413,7 @@ def test_a_dead_host_beside_a_good_one_costs_one_attempt(lab, deaf_port):
 
 
 def test_health_recovers_without_a_client(lab):
-    """`degraded` while a backend is failed; a probe finds out that it is well again, and no client has to."""
+    """`/health` is `degraded` while a backend is failed. A probe finds out when it is well again; no client has to."""
     backend = lab.library_backend("websockets")
     gateway = lab.gateway(backend=backend.url())
     backend.process.kill()

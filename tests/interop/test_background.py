@@ -1,4 +1,4 @@
-"""What may be slow - names, the configuration - delays only those who need it (docs/architecture.md, "Background threads")."""
+"""What may be slow (names, the configuration file) delays only those who need it (docs/architecture.md, "Background threads")."""
 
 import contextlib
 import ctypes
@@ -18,7 +18,7 @@ THREADS = 6
 
 @pytest.fixture
 def hanging_names(tmp_path):
-    """For `before`: a network in which `good.example` is this machine, and no other name is ever answered."""
+    """For `before`: a network in which `good.example` is this machine and no other name is ever answered."""
     libc = ctypes.CDLL(None, use_errno=True)
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
@@ -43,7 +43,7 @@ def hanging_names(tmp_path):
 
 
 def served_within(lab, gateway, backend, target, seconds):
-    """A client of this route is served, and how long that took."""
+    """Checks that a client of this route is served; returns how long that took."""
     began = time.monotonic()
     client, peer = lab.pair(gateway, backend, target)
     client.say("hello")
@@ -56,7 +56,8 @@ def served_within(lab, gateway, backend, target, seconds):
 
 
 def test_a_name_that_hangs_delays_no_other(lab, hanging_names):
-    """Looked up beside it: a name of the hosts file. Needing no look-up: `localhost`, with every thread taken."""
+    """Two names that a slow one does not delay: one from the hosts file, which another thread looks up, and `localhost`, which
+    needs no thread even when all are busy."""
     backend = lab.backend()
     routes = [route(f"hangs{n}", f"/hangs/{n}", backend=f"ws://hangs{n}.example:9/") for n in range(THREADS)]
     routes.append(route("good", "/good", backend=f"ws://good.example:{backend.port}/"))
@@ -75,7 +76,7 @@ def test_a_name_that_hangs_delays_no_other(lab, hanging_names):
 
 
 def test_a_configuration_that_waits_for_a_name_delays_nobody(lab, hanging_names):
-    """`listen` with a host name is looked up again on HUP; meanwhile messages pass, and other signals are obeyed."""
+    """A host name in `listen` is looked up again on HUP. Meanwhile messages pass, and other signals are handled."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url(), before=hanging_names)
     client, peer = lab.pair(gateway, backend)
@@ -94,7 +95,8 @@ def test_a_configuration_that_waits_for_a_name_delays_nobody(lab, hanging_names)
 
 
 def test_a_configuration_that_is_a_pipe_is_refused(lab):
-    """Nobody writes to the pipe: reading it would never end. The gateway says so, and reads the next file again."""
+    """The configuration is a pipe that nothing writes to, so reading it would never end. The gateway logs that, and reads the
+    next file."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url())
     client, peer = lab.pair(gateway, backend)

@@ -1,4 +1,5 @@
-"""A slow reader stops the sender (docs/protocol.md section 1; docs/architecture.md: "not reading is the backpressure"), and memory stays bounded."""
+"""A slow reader stops the sender (docs/protocol.md section 1; docs/architecture.md: *Not reading is the backpressure*), and
+memory stays bounded."""
 
 import hashlib
 import select
@@ -15,7 +16,7 @@ ENOUGH = 192 << 20
 
 
 def fill(one):
-    """Sends frames until nothing more is taken for a second; returns how many bytes went out."""
+    """Sends frames until nothing more is taken for a second; returns how many bytes were sent."""
     one.sock.setblocking(False)
     sent, out = 0, b""
     while sent < ENOUGH:
@@ -33,7 +34,7 @@ def fill(one):
 
 @pytest.mark.parametrize("upwards", [True, False], ids=["up", "down"])
 def test_peer_that_never_reads_stops_the_sender_and_loses_nothing(way, lab, upwards):
-    """A client (or a backend) that never reads stops the sender; when it reads at last, every byte is there."""
+    """A client or a backend that does not read stops the sender. When it reads at last, every byte arrives."""
     backend = lab.backend()
     gateway = way.to(backend)
     ends = lab.pair(gateway, backend)
@@ -57,7 +58,7 @@ def test_peer_that_never_reads_stops_the_sender_and_loses_nothing(way, lab, upwa
 
 
 def test_many_stalled_clients_cost_little_and_do_not_affect_others(lab):
-    """20 stalled streams grow the process by a bounded backlog each, and others go on talking."""
+    """20 stalled streams cost a bounded backlog each, and other connections go on."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url())
     calm, calm_peer = lab.pair(gateway, backend)

@@ -1,4 +1,5 @@
-"""A real browser through the gateway: headless Chromium opens a page, served elsewhere as front ends are, that talks through it."""
+"""A real browser: headless Chromium opens a page from another server, as front ends are served, and the page talks through the
+gateway."""
 
 import http.server
 import json
@@ -38,7 +39,7 @@ PAGE = b"<!doctype html><title>a front end</title><link rel=icon href=data:,><p>
 
 
 class FrontEnd(http.server.BaseHTTPRequestHandler):
-    """The server that a front end comes from: one page, whatever is asked for."""
+    """The front end's web server: it answers every request with the one page."""
 
     def do_GET(self):
         self.send_response(200)
@@ -71,7 +72,7 @@ class Page:
         self.url = f"ws://127.0.0.1:{gateway.port}/ws/input"
 
     def talk(self, steps, protocols=()):
-        """What the page sees that sends `steps`, each after the answer to the one before, and then closes."""
+        """Sends `steps`, each after the answer to the one before, then closes. Returns what the page saw."""
         arguments = ", ".join(json.dumps(one) for one in (self.url, list(protocols), steps))
         return self.browser.evaluate(f"({CONVERSATION.strip()})({arguments})")
 
@@ -91,7 +92,7 @@ def open_page(lab, browser, origin):
 
 
 def test_page_exchanges_text_and_binary(open_page, library_backend):
-    """Text and binary, from a page to a library and back, compressed as the two agreed."""
+    """Text and binary pass from a page to a library and back, compressed as the two agreed."""
     page = open_page(library_backend.url())
     seen = page.talk(["こんにちは", 0, 70_000, "", 3_000_000], protocols=["chat.v1", "chat.v2"])
     opened, *messages, closed = seen
@@ -102,13 +103,13 @@ def test_page_exchanges_text_and_binary(open_page, library_backend):
 
 
 def test_page_sees_the_backends_close_code(open_page, library_backend):
-    """A close by either end reaches the other end with its code and reason - the page reads both."""
+    """A close by either end reaches the other with its code and reason; the page reads both."""
     page = open_page(library_backend.url())
     assert page.talk(["!close 4321 because of you"])[-1] == ["close", 4321, "because of you", True]
 
 
 def test_page_reads_why_its_backend_is_unavailable(open_page):
-    """`on_backend_failure = "close"` (default; a browser can read it) - 1011 and the reason, not 1006."""
+    """`on_backend_failure = "close"`, the default: the page reads 1011 and the reason, not 1006."""
     page = open_page(f"ws://127.0.0.1:{closed_port()}/")
     opened, *_, closed = page.talk([])
     assert opened[0] == "open"
@@ -117,7 +118,7 @@ def test_page_reads_why_its_backend_is_unavailable(open_page):
 
 
 def test_page_learns_that_its_backend_died(open_page, lab):
-    """1011 (`backend connection lost`) to the client - when the backend is killed in the middle of it."""
+    """The backend is killed in the middle of a conversation: the client gets 1011, `backend connection lost`."""
     backend = lab.library_backend("ws")
     page = open_page(backend.url())
     page.browser.evaluate(
@@ -135,19 +136,19 @@ def test_page_learns_that_its_backend_died(open_page, lab):
 
 
 def test_page_of_another_origin_reads_1008(open_page, library_backend):
-    """1008 Origin not allowed - a browser sends its page's origin, and reads why it was turned away."""
+    """1008, Origin not allowed: a browser sends its page's origin, and the page reads why it was rejected."""
     page = open_page(library_backend.url(), server={"allowed_origins": ["https://app.example"]})
     assert page.talk([])[-1][:3] == ["close", 1008, "Origin not allowed"]
 
 
 def test_page_of_an_allowed_origin_comes_through(open_page, origin, library_backend):
-    """`allowed_origins`: the page's own origin, port and all."""
+    """`allowed_origins` compares the page's whole origin, with its port."""
     page = open_page(library_backend.url(), server={"allowed_origins": [origin]})
     assert page.talk(["let in"])[1] == ["text", "let in"]
 
 
 def test_page_may_read_the_endpoints_of_its_gateway(open_page, origin):
-    """JSON endpoints carry CORS headers for origins in `allowed_origins` - a page elsewhere fetches /health."""
+    """JSON endpoints have CORS headers for `allowed_origins`: a page of another server fetches /health."""
     page = open_page("ws://127.0.0.1:9/", server={"allowed_origins": [origin]})
     script = f"fetch('http://127.0.0.1:{page.gateway.port}/health').then((reply) => reply.json())"
     assert page.browser.evaluate(script)["gateway"] == "running"
@@ -162,7 +163,7 @@ def test_page_through_two_gateways(open_page, lab, library_backend):
 
 
 def test_status_page_opens_without_complaints(lab, browser):
-    """`GET /`: 200 `text/html`, the status page - in a browser: a title, a body, no error, nothing from elsewhere."""
+    """`GET /`: the status page, in a browser: it has a title and a body, logs no error, and loads nothing from elsewhere."""
     gateway = lab.gateway(backend="ws://127.0.0.1:9/ws/input")
     opened = browser.goto(f"http://127.0.0.1:{gateway.port}/")
     assert opened["status"] == 200

@@ -1,4 +1,4 @@
-"""`/client.js` against the gateway itself: what `clients/js/test` plays with a gateway of its own is done for real."""
+"""`/client.js` against a real gateway; in `clients/js/test`, the tests play the gateway."""
 
 import hashlib
 import json
@@ -12,18 +12,19 @@ from gatewaylab.wire import eventually
 
 
 def listen(gateway, tasks, **order):
-    """Runs the library in Node; the answers, each with its state and results, and the queries of its connections."""
+    """Runs the library in Node. Returns the answers, each with its state and results, and the queries of its connections."""
     url = f"http://127.0.0.1:{gateway.port}"
     order = {"url": url, "tasks": tasks, "cuts": 0, "bytes": 1, "stops": [], "seed": 7, **order}
     script = ROOT / "tests/interop/peers/library_client.js"
     done = subprocess.run(["node", script], input=json.dumps(order), env=node_env(), capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stderr) == (0, "")
-    told = json.loads(done.stdout)
-    return told["answers"], told["queries"]
+    message = json.loads(done.stdout)
+    return message["answers"], message["queries"]
 
 
 def test_cuts_at_random_bytes_lose_and_repeat_nothing(results):
-    """Connections break more than a hundred times, in the middle of frames too: each client has every text once and every byte of audio."""
+    """Connections break more than a hundred times, also in the middle of frames: each client has every text once and every byte
+    of audio."""
     gateway, inbox = results.embedded(output={"chunk_size": 4096})
     one, other = pattern(300_000), pattern(150_001)
     results.write("a.wav", one)
@@ -47,13 +48,14 @@ def test_cuts_at_random_bytes_lose_and_repeat_nothing(results):
 
 
 def test_stop_stops_the_task_for_every_client(results):
-    """One of three clients of a task calls `answer.stop()`: the gateway stops the task, and the others are stopped, not failed."""
+    """One of three clients of a task calls `answer.stop()`: the gateway stops the task, and the other two see it as stopped, not
+    as failed."""
     gateway, inbox = results.embedded()
     task = new_task()
     inbox.publish(task, text="Once upon a time", final=False)
     answers, queries = listen(gateway, [task] * 3, stops=[1])
     assert [answer["state"] for answer in answers] == ["stopped"] * 3
     assert [result["content"] for answer in answers for result in answer["results"]] == ["Once upon a time"] * 3
-    assert queries == [""] * 3, "nobody came back"
+    assert queries == [""] * 3, "no client came back"
     eventually(lambda: status(gateway, task)["status"] == "stopped", "the task is stopped")
     gateway.process.wait_for_line(f"closed reason=task_stopped code=1000 .*{task}")

@@ -23,7 +23,7 @@ def written(tmp_path, text):
 
 
 def printed(tmp_path, *args, env=None):
-    """The effective configuration, as a program reads it."""
+    """The effective configuration, parsed."""
     done = run("--print-config", *args, env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     return tomllib.loads(done.stdout)
@@ -31,14 +31,14 @@ def printed(tmp_path, *args, env=None):
 
 @pytest.mark.parametrize("flag", ["-V", "--version"])
 def test_version(flag):
-    """`-V` - name and version, exit 0."""
+    """`-V` prints name and version; exit status 0."""
     done = run(flag)
     assert (done.returncode, done.stdout) == (0, f"aivtuber-gateway {VERSION}\n")
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_names_every_flag_and_command(flag):
-    """`-h` - what there is, exit 0."""
+    """`-h` prints the flags; exit status 0."""
     done = run(flag)
     assert done.returncode == 0
     for word in [*FLAGS, "demo", "healthcheck"]:
@@ -47,28 +47,28 @@ def test_help_names_every_flag_and_command(flag):
 
 @pytest.mark.parametrize("args", [["--nonsense"], ["nonsense"], ["--listen"], ["--log-level", "loud"], ["--check=yes"]])
 def test_bad_usage_exits_with_2(tmp_path, args):
-    """Exit status: ... 2 bad usage or configuration - told on standard error, nothing on standard output."""
+    """Bad usage or configuration: exit status 2, the error on standard error, nothing on standard output."""
     done = run(*args, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip() and not done.stdout
 
 
 def test_mistyped_flag_gets_a_suggestion(tmp_path):
-    """Errors say what was wrong and what is allowed."""
+    """Errors name what is wrong and what is allowed."""
     done = run("--lisen", "127.0.0.1:0", cwd=tmp_path)
     assert done.returncode == 2
     assert "--listen" in done.stderr
 
 
 def test_good_configuration_passes_check(tmp_path):
-    """`--check` - 0, and nothing is started."""
+    """`--check`: exit status 0, and nothing is started."""
     file = written(tmp_path, {"server": {"listen": ["127.0.0.1:0"]}, "route": [route(backend="ws://127.0.0.1:9/")]})
     assert run("--check", "--config", file).returncode == 0
     assert run("--check", "-c", file).returncode == 0
 
 
 def test_project_config_passes_check_and_has_the_defaults(tmp_path):
-    """Every key is optional; what `config.toml` shows is the default."""
+    """Every key is optional, and `config.toml` shows the defaults."""
     done = run("--check", "--config", ROOT / "config.toml")
     assert done.returncode == 0, done.stderr
     assert printed(tmp_path, "--config", ROOT / "config.toml") == printed(tmp_path)
@@ -99,8 +99,8 @@ BAD = {
 @pytest.mark.parametrize("text, line, key, hint", BAD.values(), ids=BAD.keys())
 @pytest.mark.parametrize("how", [["--check"], []], ids=["check", "start"])
 def test_configuration_error_names_file_line_key_and_nearest_name(tmp_path, text, line, key, hint, how):
-    """An unknown key, a wrong type or a value out of range is refused with file, line, key and the nearest right name;
-    nothing is started" - exit 2."""
+    """An unknown key, a wrong type or a value out of range is an error that names file, line, key and the nearest right name.
+    Nothing is started; exit status 2."""
     file = written(tmp_path, text)
     done = run(*how, "--config", file, cwd=tmp_path)
     assert done.returncode == 2
@@ -117,14 +117,14 @@ def test_all_configuration_errors_are_reported_at_once(tmp_path):
 
 
 def test_missing_configuration_file_exits_with_2(tmp_path):
-    """`--config FILE` - a file that was named must be there."""
+    """`--config FILE`: the named file must exist."""
     done = run("--check", "--config", tmp_path / "absent.toml")
     assert done.returncode == 2
     assert "absent.toml" in done.stderr
 
 
 def test_print_config_round_trips(tmp_path):
-    """`--print-config` - what it prints is a configuration that says the same."""
+    """What `--print-config` prints is a configuration with the same meaning."""
     file = written(
         tmp_path,
         {
@@ -151,7 +151,7 @@ def test_print_config_round_trips(tmp_path):
 
 
 def test_defaults_are_those_of_the_contract(tmp_path):
-    """Every default that has one way to be written."""
+    """Every default that has only one spelling."""
     config = printed(tmp_path)
     assert config["server"]["listen"] == ["0.0.0.0:8000"]
     assert config["server"]["max_connections"] == 10000
@@ -192,7 +192,7 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path):
 
 
 def test_environment_of_the_old_installation(tmp_path):
-    """`INPUT_HANDLER_URL`, `OUTPUT_HANDLER_URL` (relays that route), `REDIS_HOST` + `REDIS_PORT`."""
+    """`INPUT_HANDLER_URL`; `OUTPUT_HANDLER_URL`, which relays that route; `REDIS_HOST` with `REDIS_PORT`."""
     env = {
         "INPUT_HANDLER_URL": "ws://in.example:1/ws/input",
         "OUTPUT_HANDLER_URL": "ws://out.example:2/ws/output/{task_id}",
@@ -208,14 +208,14 @@ def test_environment_of_the_old_installation(tmp_path):
 
 
 def test_bad_environment_exits_with_2_and_names_the_variable(tmp_path):
-    """Exit 2 for "bad usage or configuration" - in any file or flag."""
+    """Bad configuration in any file or flag: exit status 2."""
     done = run("--check", env={"INPUT_HANDLER_URL": "nonsense"}, cwd=tmp_path)
     assert done.returncode == 2
     assert "INPUT_HANDLER_URL" in done.stderr
 
 
 def test_relays_to_input_handler_url(lab):
-    """It is not only printed."""
+    """The settings are not only printed: they are used."""
     backend = lab.backend()
     gateway = lab.gateway(backend="ws://127.0.0.1:9/", env={"INPUT_HANDLER_URL": backend.url()})
     client, peer = lab.pair(gateway, backend)
@@ -224,7 +224,7 @@ def test_relays_to_input_handler_url(lab):
 
 
 def test_several_listeners(lab):
-    """`listen`: one or more - each has its line in the log and serves."""
+    """`listen` with several addresses: each has its line in the log, and serves."""
     gateway = lab.gateway({"server": {"listen": ["127.0.0.1:0", "[::1]:0"]}, "route": [route(backend="ws://127.0.0.1:9/")]})
     other = int(gateway.process.wait_for_line(r"listening\b.*\[::1\]:(\d+)").group(1))
     first = int(gateway.process.wait_for_line(r"listening\b.*127\.0\.0\.1:(\d+)").group(1))
@@ -234,7 +234,7 @@ def test_several_listeners(lab):
 
 
 def test_listen_flags_replace_those_in_the_file(lab):
-    """`[--listen ADDR]...` wins over the file."""
+    """`--listen` overrides the file."""
     taken = Backend()
     config = {"server": {"listen": [f"127.0.0.1:{taken.port}"]}, "route": [route(backend="ws://127.0.0.1:9/")]}
     gateway = lab.gateway(config, args=["--listen", "127.0.0.1:0"])
@@ -243,7 +243,7 @@ def test_listen_flags_replace_those_in_the_file(lab):
 
 
 def test_port_in_use_exits_with_1_and_is_named(tmp_path):
-    """1 anything else (a port that is taken names the port)."""
+    """Any other failure: exit status 1. One about a port that is taken names the port."""
     taken = Backend()
     file = written(tmp_path, {"server": {"listen": [f"127.0.0.1:{taken.port}"]}, "route": [route(backend="ws://127.0.0.1:9/")]})
     done = run("--config", file)
@@ -253,7 +253,7 @@ def test_port_in_use_exits_with_1_and_is_named(tmp_path):
 
 
 def test_healthcheck_asks_a_running_gateway(lab, tmp_path):
-    """`healthcheck` - "asks a running gateway's /health; exit status 0 or 1 (for containers)"."""
+    """`healthcheck` asks a running gateway's `/health`; exit status 0 or 1."""
     gateway = lab.gateway(backend="ws://127.0.0.1:9/")
     assert run("healthcheck", "--listen", f"127.0.0.1:{gateway.port}", cwd=tmp_path).returncode == 0
     assert run("healthcheck", "--listen", f"127.0.0.1:{closed_port()}", cwd=tmp_path).returncode == 1
@@ -264,7 +264,7 @@ def test_healthcheck_asks_a_running_gateway(lab, tmp_path):
 
 
 def test_healthcheck_fails_for_another_server(lab, tmp_path):
-    """`healthcheck` - a port that answers, but not as a gateway, is not healthy."""
+    """`healthcheck`: a port that answers, but not as a gateway, is not healthy."""
     backend = lab.backend()
     def other():
         peer = backend.accept()

@@ -1,4 +1,4 @@
-"""`aivtuber-gateway demo`: works with nothing else, and its stand-in behind /ws/input speaks the input protocol of front ends."""
+"""`aivtuber-gateway demo` needs nothing else, and its stand-in behind /ws/input speaks the input protocol of front ends."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def demo(tmp_path):
 
 
 def test_upload_is_accepted_as_front_ends_send_it(demo, open_client):
-    """The input protocol: `task_id_assigned`; then pairs of a `data_chunk` message and its bytes; `upload_complete`; then
+    """The input protocol: `task_id_assigned`; pairs of a `data_chunk` message and its bytes; `upload_complete`; then
     `upload_processed` with status `queued` and the same task id."""
     client = open_client(demo.url)
     hello = json.loads(client.receive().text)
@@ -52,7 +52,7 @@ def test_upload_is_accepted_as_front_ends_send_it(demo, open_client):
 
 
 def test_recording_is_accepted_and_described(demo, open_client):
-    """`"type":"audio"`: a file in any container, in pieces that are cut anywhere; the answer says what was heard."""
+    """`"type":"audio"`: a file in any container, in pieces cut anywhere; the answer says what was received."""
     with io.BytesIO() as file:
         with wave.open(file, "wb") as recording:
             recording.setparams((1, 2, 16000, 0, "NONE", ""))
@@ -74,13 +74,13 @@ def test_recording_is_accepted_and_described(demo, open_client):
 
 
 def test_each_connection_has_a_task_of_its_own(demo, open_client):
-    """The input protocol: a UUID for each connection."""
+    """The input protocol: each connection gets a UUID of its own."""
     tasks = {json.loads(open_client(demo.url).receive().text)["task_id"] for _ in range(5)}
     assert len(tasks) == 5
 
 
 def test_bad_uploads_do_not_stop_the_demo(demo, open_client):
-    """The stand-in lives on whatever it is sent: the next connection is served."""
+    """The stand-in survives whatever it is sent: the next connection is served."""
     client = open_client(demo.url)
     client.receive()
     client.send("this is not JSON")
@@ -91,7 +91,7 @@ def test_bad_uploads_do_not_stop_the_demo(demo, open_client):
 
 
 def test_demo_prints_what_to_open_and_stops_on_ctrl_c(demo):
-    """`demo` prints what to open and what to try; INT ends it cleanly, stand-in and all."""
+    """`demo` prints what to open and what to try; INT ends it cleanly, with its stand-in."""
     demo.process.wait_for_line(rf"open +http://(127\.0\.0\.1|localhost):{demo.port}/ +type something, see the answer and hear it")
     client = connect(demo.port)
     assert client.get("/").status == 200
@@ -102,7 +102,7 @@ def test_demo_prints_what_to_open_and_stops_on_ctrl_c(demo):
 
 
 def test_demo_has_the_endpoints_of_a_gateway(demo):
-    """`demo` is a gateway like any other."""
+    """`demo` serves everything that a gateway serves."""
     client = connect(demo.port)
     assert client.get("/health").json()["status"] == "ok"
     assert client.get("/ready").status == 200

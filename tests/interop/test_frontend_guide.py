@@ -43,7 +43,7 @@ new Promise((done) => {
 
 @pytest.fixture
 def serve():
-    """Serves a folder as the guide does; gives the port."""
+    """Serves a folder as the guide does; returns the port."""
     servers = []
 
     def start(folder):
@@ -58,7 +58,7 @@ def serve():
 
 
 def ask(browser, port):
-    """Opens the page and presses its first button; gives what the page shows and plays."""
+    """Opens the page and presses its first button; returns what the page shows and plays."""
     assert browser.goto(f"http://localhost:{port}/")["status"] == 200
     browser.evaluate(LISTEN)
     browser.press("Tab")

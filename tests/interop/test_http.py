@@ -59,7 +59,7 @@ def test_wrong_method_is_405_with_allow(gateway, target, method):
 
 @pytest.mark.parametrize("target", [*ENDPOINTS, "/nope", "/ws/input"])
 def test_head_works_wherever_get_does(gateway, target):
-    """`HEAD` works wherever `GET` does - same status and type, the connection goes on, no body."""
+    """`HEAD` works wherever `GET` does: same status and type, no body, and the connection stays open."""
     get = gateway.get(target)
     client = gateway.connect()
     head = client.get(target, method="HEAD")
@@ -114,7 +114,7 @@ BAD_HEADS = {
 
 @pytest.mark.parametrize("data", BAD_HEADS.values(), ids=BAD_HEADS.keys())
 def test_bad_head_is_400_and_closes(lab, gateway, data):
-    """Bad heads: 400 - and nothing behind one is believed: the connection is closed."""
+    """Bad heads: 400. What follows one is not trusted, so the connection is closed."""
     client = lab.client(gateway)
     client.send(data + plain_request("/health"))
     expect_error(client.read_reply(), 400)
@@ -124,7 +124,7 @@ def test_bad_head_is_400_and_closes(lab, gateway, data):
 
 
 def assert_ended(client):
-    """The end, orderly or not: bytes that nobody read make it an RST."""
+    """Reads to the end, orderly or not: unread bytes make it an RST."""
     try:
         client.expect_end()
     except AssertionError as ended:
@@ -132,40 +132,40 @@ def assert_ended(client):
 
 
 def test_too_many_bytes_of_headers_are_431(lab, gateway):
-    """Over the limits: 431 - 16 KiB of head."""
+    """A head over 16 KiB: 431."""
     client, reply = ask_raw(lab, gateway, GET + b"X-Big: " + b"a" * 20_000 + b"\r\n\r\n")
     expect_error(reply, 431)
     assert_ended(client)
 
 
 def test_head_that_never_ends_is_431(lab, gateway):
-    """Over the limits: 431 - without waiting for an end that does not come."""
+    """431 comes as soon as the limit is exceeded, without waiting for the end of the head."""
     client, reply = ask_raw(lab, gateway, GET + b"X-Line: of many\r\n" * 2_000)
     expect_error(reply, 431)
 
 
 def test_too_many_headers_are_431(lab, gateway):
-    """Over the limits: 431 - more than 100 lines."""
+    """More than 100 header lines: 431."""
     lines = b"".join(b"X-%d: a\r\n" % number for number in range(101))
     _, reply = ask_raw(lab, gateway, GET + lines + b"\r\n")
     expect_error(reply, 431)
 
 
 def test_many_headers_within_the_limits_are_fine(lab, gateway):
-    """Limits are limits: 90 lines and 12 KiB pass."""
+    """90 lines and 12 KiB are within the limits."""
     lines = b"".join(b"X-%d: %s\r\n" % (number, b"a" * 120) for number in range(90))
     _, reply = ask_raw(lab, gateway, GET + lines + b"\r\n")
     assert reply.status == 200
 
 
 def test_target_that_is_too_long_is_414(lab, gateway):
-    """Over the limits: ... 414."""
+    """A request target that is too long: 414."""
     _, reply = ask_raw(lab, gateway, b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n")
     expect_error(reply, 414)
 
 
 def test_request_body_is_413(lab, gateway):
-    """Request bodies are not taken: 413 - and the connection ends, for the body is not read as a request."""
+    """Request bodies are not taken: 413, and the connection ends, so that the body is not read as a request."""
     client, reply = ask_raw(lab, gateway, GET + b"Content-Length: 30\r\n\r\nGET /metrics HTTP/1.1\r\nHost: a")
     expect_error(reply, 413)
     assert_ended(client)
@@ -179,7 +179,7 @@ def test_content_length_zero_is_no_body(lab, gateway):
 
 
 def test_late_request_head_is_408(lab):
-    """`header_timeout`: a whole request head must be here by then."""
+    """`header_timeout`: the whole request head must have arrived by then."""
     gateway = lab.gateway(QUICK, backend=BACKEND)
     client = lab.client(gateway)
     client.send(b"GET /health HTTP/1.1\r\nHost: a\r\nX-Slow:")
@@ -190,7 +190,7 @@ def test_late_request_head_is_408(lab):
 
 
 def test_trickling_head_does_not_extend_the_timeout(lab):
-    """`header_timeout`: bytes that keep coming do not put it off."""
+    """`header_timeout`: bytes that keep coming do not extend it."""
     client = lab.client(lab.gateway(QUICK, backend=BACKEND))
     client.send(b"GET /health HTTP/1.1\r\nHost: a\r\n")
     client.sock.settimeout(0.05)
@@ -206,28 +206,28 @@ def test_trickling_head_does_not_extend_the_timeout(lab):
 
 
 def test_connection_without_a_request_is_closed(lab):
-    """`header_timeout`: a connection without a request ends as well."""
+    """`header_timeout`: a connection without a request ends, too."""
     client = lab.client(lab.gateway(QUICK, backend=BACKEND))
     said = client.read_to_end()
     assert said == b"" or said.startswith(b"HTTP/1.1 408 ")
 
 
 def test_idle_connection_is_closed_after_keep_alive(lab):
-    """`keep_alive`: an idle HTTP connection ends, without an answer that nobody asked for."""
+    """`keep_alive`: an idle HTTP connection ends without an answer."""
     client = lab.client(lab.gateway(QUICK, backend=BACKEND))
     assert client.get("/health").status == 200
     client.expect_end()
 
 
 def test_requests_share_a_connection(lab, gateway):
-    """Keep-alive ... requests work on these endpoints."""
+    """A connection can carry several requests to these endpoints."""
     client = lab.client(gateway)
     for target, status in [("/", 200), ("/health", 200), ("/nope", 404), ("/metrics", 200), ("/ws/input", 426), ("/ready", 200)] * 3:
         assert client.get(target).status == status
 
 
 def test_pipelined_requests_are_answered_in_order(lab, gateway):
-    """Pipelined requests work on these endpoints - fifty in one write."""
+    """Fifty pipelined requests in one write are all answered."""
     client = lab.client(gateway)
     targets = ["/health", "/nope", "/ready", "/connections", "/"] * 10
     client.send(b"".join(plain_request(target) for target in targets))
@@ -236,14 +236,14 @@ def test_pipelined_requests_are_answered_in_order(lab, gateway):
 
 
 def test_request_may_come_byte_by_byte(lab, gateway):
-    """A head that trickles in is a head."""
+    """A head that arrives byte by byte is accepted."""
     client = lab.client(gateway)
     client.send_bytewise(plain_request("/health"))
     assert client.read_reply().status == 200
 
 
 def test_connection_close_ends_keep_alive(lab, gateway):
-    """Keep-alive is the client's choice."""
+    """The client decides whether the connection is kept alive."""
     client = lab.client(gateway)
     reply = client.get("/health", headers=[("Connection", "close")])
     assert reply.status == 200
@@ -252,14 +252,14 @@ def test_connection_close_ends_keep_alive(lab, gateway):
 
 
 def test_http_1_0_is_answered_and_closed(lab, gateway):
-    """An old client gets its answer, and the end of it."""
+    """An HTTP/1.0 client gets its answer, and then the end of the connection."""
     client = lab.client(gateway)
     assert client.get("/health", version="HTTP/1.0").status == 200
     client.expect_end()
 
 
 def test_client_that_stops_sending_still_gets_its_answer(lab, gateway):
-    """A half-closed client (as `nc -N`) reads the answer to what it asked."""
+    """A half-closed client (such as `nc -N`) gets the answer to its request."""
     client = lab.client(gateway)
     client.ask("/health")
     client.half_close()
@@ -274,7 +274,7 @@ def test_query_does_not_change_an_endpoint(gateway):
 
 @pytest.mark.parametrize("origins", [[], ["https://app.example"]])
 def test_client_library_is_a_module_for_every_page(lab, origins):
-    """`GET /client.js` - an ES module, with `ETag`, and always `Access-Control-Allow-Origin: *`."""
+    """`GET /client.js`: an ES module with an `ETag`, and always `Access-Control-Allow-Origin: *`."""
     gateway = lab.gateway({"server": {"allowed_origins": origins}, "route": [route(backend=BACKEND)]})
     reply = gateway.get("/client.js", headers=[("Origin", "https://other.example")])
     assert reply.status == 200
@@ -284,7 +284,7 @@ def test_client_library_is_a_module_for_every_page(lab, origins):
 
 
 def test_client_library_is_not_sent_to_a_browser_that_has_it(lab, gateway):
-    """Its `ETag` in `If-None-Match` gives 304, and the connection goes on."""
+    """Its `ETag` in `If-None-Match` gives 304, and the connection stays open."""
     client = lab.client(gateway)
     first = client.get("/client.js")
     [etag] = first.head.all("ETag")

@@ -18,7 +18,7 @@ OWN_CODES = {1000, 1001, 1008, 1009, 1011, 1012, 1013}
 
 @pytest.mark.parametrize("upwards", [True, False], ids=["client", "backend"])
 def test_silent_side_is_pinged_and_its_pong_is_not_relayed(way, lab, upwards):
-    """`ping_interval`: a side that has been silent for this long is pinged; its answer is not relayed."""
+    """`ping_interval`: a side that was silent for this long is pinged; its answer is not relayed."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend, config=PINGING), backend)
     one, other = (client, peer) if upwards else (peer, client)
@@ -35,7 +35,7 @@ def test_silent_side_is_pinged_and_its_pong_is_not_relayed(way, lab, upwards):
 
 
 def test_pings_and_pongs_of_both_ends_are_still_relayed(way, lab):
-    """Ping, pong ... are kept - while pings of the gateway's own are under way."""
+    """Pings and pongs of the two ends pass unchanged while pings of the gateway are under way."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend, config=PINGING), backend)
 
@@ -55,7 +55,8 @@ def test_pings_and_pongs_of_both_ends_are_still_relayed(way, lab):
 
 
 def test_gateway_ping_waits_for_a_frame_boundary(way, lab):
-    """`ping_interval` and 1: "Never a frame inside another frame" - the client's ping is due, a frame to it is not whole."""
+    """`ping_interval`: a ping to the client is due while a frame to it is unfinished. The ping waits, for no frame goes inside
+    another."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend, config=PINGING), backend)
     whole = frame(BINARY, b"a frame that takes its time" * 4)
@@ -73,7 +74,7 @@ def test_gateway_ping_waits_for_a_frame_boundary(way, lab):
 
 
 def test_ping_may_come_between_fragments(way, lab):
-    """`ping_interval`: between two fragments there is a frame boundary, so a silent client is pinged there."""
+    """`ping_interval`: between two fragments is a frame boundary, so a silent client is pinged there."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend, config=PINGING), backend)
     peer.frame(TEXT, "first ", fin=False)
@@ -84,7 +85,7 @@ def test_ping_may_come_between_fragments(way, lab):
 
 
 def test_dead_client_is_closed(way, lab):
-    """`ping_timeout`: no byte of any kind since that ping: the side is gone - the backend gets 1001."""
+    """`ping_timeout`: no byte since the ping, so the client is gone, and the backend gets 1001."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend, config=DYING), backend)
     while (got := peer.read_frame()).opcode == PING:
@@ -96,7 +97,7 @@ def test_dead_client_is_closed(way, lab):
 
 
 def test_dead_backend_is_closed(way, lab):
-    """`ping_timeout`: the side is gone - the client gets 1011."""
+    """`ping_timeout`: the backend is gone, and the client gets 1011."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend, config=DYING), backend)
     while (got := client.read_frame()).opcode == PING:
@@ -135,7 +136,7 @@ def test_pong_keeps_a_side_alive(way, lab):
 
 
 def test_pings_can_be_switched_off(lab):
-    """`"0s"` switches a timeout off - no ping ever comes, while a gateway with pings has sent several."""
+    """`"0s"` switches pings off: none comes while another gateway, with pings, sends several."""
     backend, pinged = lab.backend(), lab.backend()
     quiet = lab.gateway({"proxy": {"ping_interval": "0s"}}, backend=backend.url())
     client, peer = lab.pair(quiet, backend)
@@ -150,7 +151,7 @@ def test_pings_can_be_switched_off(lab):
 
 
 def test_idle_connection_is_closed_despite_pings(lab):
-    """`idle_timeout`: no message either way (pings and pongs do not count) - both ends get a Close frame."""
+    """`idle_timeout`: no message in either direction (pings and pongs do not count): both ends get a Close frame."""
     backend = lab.backend()
     config = {"proxy": {"idle_timeout": "500ms", "ping_interval": "100ms"}}
     client, peer = lab.pair(lab.gateway(config, backend=backend.url()), backend)
@@ -168,7 +169,7 @@ def test_idle_connection_is_closed_despite_pings(lab):
 
 
 def test_messages_keep_a_connection_from_being_idle(lab):
-    """`idle_timeout`: a message starts the wait anew; the connection outlives several timeouts."""
+    """`idle_timeout`: each message restarts the wait, so the connection outlives several timeouts."""
     backend = lab.backend()
     config = {"proxy": {"idle_timeout": "1s", "ping_interval": "150ms"}}
     client, peer = lab.pair(lab.gateway(config, backend=backend.url()), backend)
@@ -188,7 +189,7 @@ LIMIT = {"proxy": {"max_message": "1KiB"}}
 
 @pytest.mark.parametrize("upwards", [True, False], ids=["up", "down"])
 def test_message_at_the_limit_passes_and_one_byte_more_is_1009(lab, upwards):
-    """`max_message` and 4: "larger messages end in 1009"; to the sender."""
+    """`max_message`: a larger message ends the connection with 1009 to its sender."""
     backend = lab.backend()
     ends = lab.pair(lab.gateway(LIMIT, backend=backend.url()), backend)
     one, other = ends if upwards else reversed(ends)
@@ -200,7 +201,8 @@ def test_message_at_the_limit_passes_and_one_byte_more_is_1009(lab, upwards):
 
 
 def test_fragments_add_up_to_the_limit(lab):
-    """`max_message`: a message is all of its fragments; control frames in between do not count, the next message starts at 0."""
+    """`max_message`: all fragments of a message count together; control frames between them do not, and the next message starts
+    at 0."""
     backend = lab.backend()
     client, peer = lab.pair(lab.gateway(LIMIT, backend=backend.url()), backend)
     for _ in range(3):
@@ -218,7 +220,7 @@ def test_fragments_add_up_to_the_limit(lab):
 
 
 def test_announced_length_over_the_limit_is_refused_at_once(lab):
-    """`max_message`: the frame's head says how long it is; nobody waits for 2 GiB to come."""
+    """`max_message`: the frame's head gives its length, so the gateway does not wait for 2 GiB to arrive."""
     backend = lab.backend()
     client, peer = lab.pair(lab.gateway(LIMIT, backend=backend.url()), backend)
     client.send(frame(BINARY, b"", mask=b"mask")[:1] + b"\xff" + (2 << 30).to_bytes(8, "big") + b"mask" + b"begin")
@@ -227,7 +229,7 @@ def test_announced_length_over_the_limit_is_refused_at_once(lab):
 
 
 def test_missing_answer_to_a_close_does_not_hold_the_connection(lab):
-    """After a Close of the gateway's own it waits only briefly for the answer: a client that never gives one is let go."""
+    """After a Close frame of its own, the gateway waits only briefly for the answer."""
     backend = lab.backend()
     gateway = lab.gateway(LIMIT, backend=backend.url())
     client, peer = lab.pair(gateway, backend)

@@ -1,4 +1,4 @@
-"""Admission (`[server]`): who may come in, and how many. docs/protocol.md section 4: 1008."""
+"""Which connections are accepted, and how many (`[server]`; docs/protocol.md section 4: 1008)."""
 
 import time
 
@@ -9,7 +9,7 @@ from gatewaylab.wire import eventually
 
 
 def test_connection_over_the_limit_gets_503(lab):
-    """`max_connections`: client sockets; one more gets 503 and a log line; when one leaves, the next is let in."""
+    """`max_connections`: one client too many gets 503 and a line in the log; when another leaves, the next gets in."""
     backend = lab.backend()
     gateway = lab.gateway({"server": {"max_connections": 3, "listen": ["127.0.0.1:0"]}}, backend=backend.url())
     pairs = [lab.pair(gateway, backend) for _ in range(3)]
@@ -31,7 +31,7 @@ def test_connection_over_the_limit_gets_503(lab):
 
 
 def served(gateway):
-    """Whether a client gets in; `/health` would be answered by a full gateway too."""
+    """Whether a client gets in. Not asked of `/health`, which a full gateway answers, too."""
     client = gateway.connect()
     try:
         return client.get("/").status == 200
@@ -40,7 +40,8 @@ def served(gateway):
 
 
 def test_a_full_gateway_answers_an_orchestrator(lab):
-    """docs/protocol.md section 3: "`/health`, `/ready`, `/metrics` and `healthcheck` are answered also when `max_connections` is reached"."""
+    """`/health`, `/ready`, `/metrics` and `healthcheck` are answered when `max_connections` is reached, too (docs/protocol.md
+    section 3)."""
     backend = lab.backend()
     gateway = lab.gateway({"server": {"max_connections": 2}}, backend=backend.url())
     pairs = [lab.pair(gateway, backend) for _ in range(2)]
@@ -59,7 +60,7 @@ def test_a_full_gateway_answers_an_orchestrator(lab):
 
 
 def test_when_descriptors_run_low_a_reserve_is_left(lab):
-    """New clients get 503 while the ones that are open still get what they need, and `/health` is answered."""
+    """Out of memory: new clients get 503, open ones still get what they need, and `/health` is answered."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url(), before=low_descriptor_limit(64))
     gateway.process.wait_for_line(r"WARN .*max_connections=10000 may need .* file descriptors, and 64 are allowed")
@@ -80,7 +81,7 @@ def test_when_descriptors_run_low_a_reserve_is_left(lab):
 
 
 def test_connections_per_address_are_limited(lab):
-    """`max_connections_per_ip`: one more from the same address gets 503, another address gets in."""
+    """`max_connections_per_ip`: one more from the same address gets 503; another address gets in."""
     backend = lab.backend()
     gateway = lab.gateway({"server": {"max_connections_per_ip": 2, "listen": ["127.0.0.1:0"]}}, backend=backend.url())
     pairs = [lab.pair(gateway, backend) for _ in range(2)]
@@ -96,7 +97,7 @@ def test_connections_per_address_are_limited(lab):
 
 
 def test_refused_connections_leave_no_descriptor(lab):
-    """`max_connections`: a hundred refused ones leave no descriptor behind."""
+    """`max_connections`: a hundred rejected connections leak no descriptor."""
     backend = lab.backend()
     gateway = lab.gateway({"server": {"max_connections": 1, "listen": ["127.0.0.1:0"]}}, backend=backend.url())
     client, _ = lab.pair(gateway, backend)
@@ -110,7 +111,7 @@ def test_refused_connections_leave_no_descriptor(lab):
 
 
 def test_out_of_descriptors_is_survived(lab):
-    """Accepting pauses when the process is out of file descriptors: those who are in go on, and later others come in."""
+    """Accepting pauses when the process is out of file descriptors: open connections go on, and later ones get in."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url(), before=low_descriptor_limit(48))
     first, first_peer = lab.pair(gateway, backend)
@@ -138,7 +139,7 @@ def answers(gateway):
 
 
 def processor_share(pid):
-    """How much of one processor it takes while nothing happens, 0 to 1; the one place that watches for a while."""
+    """The share of one processor that an idle gateway takes, 0 to 1. The only test that watches for a while."""
 
     def used():
         with open(f"/proc/{pid}/schedstat") as stat:
@@ -171,7 +172,7 @@ BAD = [
 
 @pytest.mark.parametrize("origin", GOOD)
 def test_allowed_origin_is_accepted(lab, origin):
-    """`allowed_origins`: else `Origin` must match (https://app.example", "*.example")"."""
+    """`allowed_origins`: `Origin` must match a rule (`https://app.example`, `*.example`)."""
     backend = lab.backend()
     client = lab.client(lab.gateway(ALLOWED, backend=backend.url()))
     client.upgrade(headers=[("Origin", origin)])
@@ -182,7 +183,7 @@ def test_allowed_origin_is_accepted(lab, origin):
 
 @pytest.mark.parametrize("origin", BAD)
 def test_another_origin_is_closed_with_1008(lab, origin):
-    """1008 Origin not allowed - the upgrade is completed so that the page can read it; the backend is not asked."""
+    """1008, Origin not allowed: the upgrade is completed so that the page can read the reason; no backend is connected to."""
     backend = lab.backend()
     gateway = lab.gateway(ALLOWED, backend=backend.url())
     client = lab.client(gateway)
@@ -199,7 +200,7 @@ def test_another_origin_is_closed_with_1008(lab, origin):
 
 
 def test_any_origin_comes_through_by_default(lab):
-    """`allowed_origins`: empty: any."""
+    """`allowed_origins` empty: any origin."""
     backend = lab.backend()
     client = lab.client(lab.gateway(backend=backend.url()))
     client.upgrade(headers=[("Origin", "https://anybody.example")])
@@ -208,6 +209,6 @@ def test_any_origin_comes_through_by_default(lab):
 
 
 def test_program_without_an_origin_comes_through(lab):
-    """`allowed_origins`: the rule is about pages; what sends no `Origin` is no browser."""
+    """`allowed_origins` is about web pages: a client without `Origin` is no browser."""
     backend = lab.backend()
     lab.pair(lab.gateway(ALLOWED, backend=backend.url()), backend)

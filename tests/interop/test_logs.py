@@ -1,4 +1,4 @@
-"""The log: what is in it, what never does, and that it stops nothing."""
+"""The log: what it contains, what it never contains, and that it never stops the gateway."""
 
 import json
 import re
@@ -12,7 +12,7 @@ TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 
 
 def whole_conversation(lab, gateway, backend, code=4321):
-    """A client comes, says something, gets an answer and closes; returns when both are gone."""
+    """A client connects, sends a message, gets an answer and closes. Returns when both ends are gone."""
     client, peer = lab.pair(gateway, backend)
     client.say("hello")
     peer.read_frame()
@@ -28,8 +28,8 @@ def whole_conversation(lab, gateway, backend, code=4321):
 
 
 def test_info_log_has_the_opening_and_the_end_of_a_connection(lab):
-    """`info`: "start (version, listen, routes, Redis), a connection opened and closed (who closed, code, duration, frames
-    and bytes each way)", and "connection ids (`input_1`) in every line that concerns one"."""
+    """`info` logs the start (version, listen, routes, Redis) and each connection, opened and closed (by whom, code, duration,
+    frames and bytes each way), with its id (`input_1`) in every line."""
     backend = lab.backend()
     gateway = lab.gateway({"log": {"level": "info"}}, backend=backend.url())
     whole_conversation(lab, gateway, backend)
@@ -46,7 +46,7 @@ def test_info_log_has_the_opening_and_the_end_of_a_connection(lab):
 
 
 def test_first_line_names_what_was_started(lab):
-    """`info`: start (version, listen, routes, Redis) - and passwords never."""
+    """`info` logs the start with version, listen, routes and Redis, and never a password."""
     url = f"redis://me:open-sesame@127.0.0.1:{closed_port()}"
     routes = [route(backend="ws://127.0.0.1:9/"), route("output", "/ws/output/{task_id}", serve="output")]
     gateway = lab.gateway({"route": routes, "redis": {"url": url}})
@@ -60,7 +60,7 @@ def test_first_line_names_what_was_started(lab):
 
 
 def test_debug_has_each_step_and_each_message(lab):
-    """`debug`: every handshake step, every message relayed (connection, direction, opcode, length, FIN)."""
+    """`debug` logs every step of a handshake and every relayed message (connection, direction, opcode, length, FIN)."""
     backend = lab.backend()
     gateway = lab.gateway({"log": {"level": "debug"}}, backend=backend.url())
     client, peer = lab.pair(gateway, backend)
@@ -74,7 +74,7 @@ def test_debug_has_each_step_and_each_message(lab):
 
 
 def test_lines_are_utc_text(lab):
-    """One line an event: time (UTC, milliseconds), level, target, then a short message with `key=value` pairs."""
+    """One line per event: time (UTC, milliseconds), level, target, then a short message with `key=value` pairs."""
     backend = lab.backend()
     gateway = lab.gateway({"log": {"level": "trace"}}, backend=backend.url())
     whole_conversation(lab, gateway, backend)
@@ -84,7 +84,7 @@ def test_lines_are_utc_text(lab):
 
 
 def test_json_log_has_one_object_a_line(lab):
-    """`format = "json"` - one object a line."""
+    """`format = "json"`: one object per line."""
     backend = lab.backend()
     gateway = lab.gateway({"log": {"level": "debug", "format": "json"}}, backend=backend.url())
     whole_conversation(lab, gateway, backend)
@@ -98,7 +98,7 @@ def test_json_log_has_one_object_a_line(lab):
 
 
 def test_peer_cannot_forge_a_line(lab):
-    """One line an event - a close reason with a line break in it stays one line."""
+    """A close reason with a line break in it stays on one line."""
     backend = lab.backend()
     gateway = lab.gateway({"log": {"level": "trace"}}, backend=backend.url())
     client, peer = lab.pair(gateway, backend)
@@ -125,7 +125,7 @@ SECRETS = {
 
 
 def test_payloads_tokens_and_query_values_are_never_logged(lab):
-    """Payloads, tokens and query values never - at trace, and on failures, either."""
+    """Payloads, tokens and query values are never logged, not even at trace or about failures."""
     backend = lab.backend()
     gateway = lab.gateway({"log": {"level": "trace"}}, backend=backend.url())
     headers = [
@@ -150,7 +150,7 @@ def test_payloads_tokens_and_query_values_are_never_logged(lab):
     assert client.read_close().code == 1011
     client.vanish()
 
-    # And on the way that fails: nobody there, no such route, a bad head, a plain request.
+    # And on the way that fails: no backend, no such route, a bad head, a plain request.
     backend.stop()
     again = lab.client(gateway)
     again.upgrade(target, headers)
@@ -170,7 +170,7 @@ def test_payloads_tokens_and_query_values_are_never_logged(lab):
 
 
 def test_every_line_of_a_connection_has_its_id(lab):
-    """Connection ids (`input_1`) in every line that concerns one - two connections, told apart by one grep."""
+    """Every line about a connection has its id (`input_1`): one grep separates two connections."""
     backend = lab.backend()
     gateway = lab.gateway({"log": {"level": "debug"}}, backend=backend.url())
     first, first_peer = lab.pair(gateway, backend)
@@ -183,7 +183,7 @@ def test_every_line_of_a_connection_has_its_id(lab):
 
 
 def test_full_disk_stops_nothing(lab):
-    """A full or missing disk is reported once and never stops the gateway - full."""
+    """A full disk is reported once and never stops the gateway."""
     backend = lab.backend()
     gateway = lab.gateway({"log": {"level": "debug", "file": "/dev/full"}}, backend=backend.url(), wait=False)
     gateway.port = eventually(gateway.listening_ports, "it listens")[0]
@@ -194,7 +194,7 @@ def test_full_disk_stops_nothing(lab):
 
 
 def test_impossible_log_file_stops_nothing(lab, tmp_path):
-    """A full or missing disk is reported once and never stops the gateway - missing: a file is where a folder should be."""
+    """A log folder that cannot be created, since a file is in its place, is reported once and never stops the gateway."""
     (tmp_path / "plain").write_text("")
     file = str(tmp_path / "plain" / "gateway.log")
     backend = lab.backend()
@@ -218,7 +218,7 @@ def test_log_goes_to_its_file(lab, tmp_path):
 
 
 def test_rotation_by_size(lab):
-    """`max_size` rotate at this size ..., keeping `keep` old files - whole lines, no more files than that."""
+    """`max_size` and `keep`: the file is rotated at this size, this many old ones are kept, and lines stay whole."""
     backend = lab.backend()
     config = {"level": "debug", "file": "own.log", "max_size": "4KiB", "keep": 2}
     gateway = lab.gateway({"log": config}, backend=backend.url(), wait=False)
@@ -243,7 +243,7 @@ def test_rotation_by_size(lab):
 
 @pytest.mark.parametrize("level", ["off", "error", "warn"])
 def test_info_lines_are_left_out_at_warn(lab, level):
-    """`level`: nothing of `info` at `warn` and above."""
+    """`level`: at `warn`, nothing of `info` is logged."""
     backend = lab.backend()
     # Few connections: for many, a small limit of descriptors is worth a warning.
     server = {"listen": ["127.0.0.1:0"], "max_connections": 100}

@@ -1,4 +1,5 @@
-"""The gateway as a drop-in for the separate output handler: a process with only the output route, and a gateway that relays to it."""
+"""The gateway as a drop-in for the separate output handler: one process with only the output route, and a gateway that relays to
+it."""
 
 import json
 import signal
@@ -16,7 +17,7 @@ PATH = "/ws/output/{task_id}"
 
 
 class Handlers:
-    """An output handler on a port of its own, the gateway before it, and the way that a worker publishes."""
+    """An output handler on a port of its own, a gateway in front of it, and a way to publish as a worker."""
 
     def __init__(self, lab, folder, url, port=None, timeout="300s"):
         self.audio = folder / "audio"
@@ -50,7 +51,7 @@ def handlers(request, lab, tmp_path):
 
 
 def everything(client):
-    """All that comes, up to the close."""
+    """Everything up to the close."""
     seen = []
     while not isinstance(message := client.receive(), Closed):
         seen.append(message)
@@ -58,7 +59,7 @@ def everything(client):
 
 
 def test_serves_the_output_handler_alone(handlers, open_client):
-    """The output handler alone serves only `/ws/output/{task_id}`, and a gateway relays to it: text, chunks, close, all whole."""
+    """The output handler alone serves only `/ws/output/{task_id}`. A gateway relays to it text, chunks and close unchanged."""
     task = str(uuid.uuid4())
     sound = pattern(150_000)
     (handlers.audio / "a.wav").write_bytes(sound)
@@ -79,7 +80,8 @@ def test_serves_the_output_handler_alone(handlers, open_client):
 
 
 def test_early_result_and_resume_through_a_gateway(handlers, open_client):
-    """A result published before its client connects ... is delivered on connect, `?from_chunk=K` - also by way of a gateway."""
+    """A result published before its client connects is delivered on connect, and `?from_chunk=K` works, also through a
+    gateway."""
     task = str(uuid.uuid4())
     (handlers.audio / "a.wav").write_bytes(pattern(150_000))
     handlers.publish(task, text="Hello", audio_file="a.wav")
@@ -90,7 +92,7 @@ def test_early_result_and_resume_through_a_gateway(handlers, open_client):
 
 
 def test_close_codes_of_the_output_handler_reach_the_client(lab, tmp_path, open_client):
-    """The handler's own codes go through the gateway before it: 4004, 4008."""
+    """The handler's own close codes, 4004 and 4008, pass through the gateway in front of it."""
     handlers = Handlers(lab, tmp_path, "embedded://127.0.0.1:0", timeout="200ms")
     seen, closed = everything(open_client(handlers.url("no-uuid")))
     assert [message.text for message in seen] == ['{"status":"error","error":"Invalid task_id format"}']
@@ -103,7 +105,7 @@ def test_close_codes_of_the_output_handler_reach_the_client(lab, tmp_path, open_
 
 
 def test_output_handler_serves_only_its_route(handlers):
-    """Only the output route: another path is 404; each of the two reports its own state."""
+    """With only the output route, another path is 404, and each of the two processes reports its own state."""
     assert handlers.handler.get("/ws/input").status == 404
     assert handlers.handler.get("/ready").status == 200
     health = handlers.handler.get("/health").json()
@@ -113,7 +115,7 @@ def test_output_handler_serves_only_its_route(handlers):
 
 
 def test_reload_that_adds_an_output_route_connects_to_redis(lab, tmp_path):
-    """Redis is connected to only where a route serves output - also where that route came with a HUP."""
+    """Redis is connected to only if a route serves output, also if that route came with a HUP."""
     server_of_results = RedisServer(tmp_path)
     try:
         backend = lab.backend()

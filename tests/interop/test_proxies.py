@@ -1,4 +1,5 @@
-"""Behind the proxies of `docs/operations.md`: logs, limits, reports and backends see the real client, and only admins see details."""
+"""Behind the proxies of `docs/operations.md`: logs, limits, reports and backends see the real client, and only admins see
+details."""
 
 import re
 import urllib.error
@@ -14,7 +15,7 @@ CLIENT = outside_address()
 
 
 class Site:
-    """A gateway, set up as the manual says, behind a proxy."""
+    """A gateway behind a proxy, both set up as the manual shows."""
 
     def __init__(self, lab, kind, *, denies=True, **server):
         self.backend = lab.backend()
@@ -113,7 +114,7 @@ def test_an_admin_behind_the_proxy_is_known_by_address_and_name(lab, kind):
 
 
 def test_without_a_trusted_proxy_nobody_behind_it_is_an_admin(lab):
-    """The proxy is on this machine, and so `admin_from` has its address."""
+    """The proxy is on this machine, so `admin_from` contains its address."""
     site = Site(lab, "nginx", denies=False, trusted_proxies=[])
     site.open(lab)
     assert site.proxy.get(CLIENT, "/metrics").status == 403

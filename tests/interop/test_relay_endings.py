@@ -1,4 +1,5 @@
-"""docs/protocol.md section 1, endings: a Close with its code and reason, an end that vanishes, and what the other end gets."""
+"""How relays end (docs/protocol.md section 1): a Close with its code and reason, an end that vanishes, and what the other end
+gets."""
 
 import pytest
 
@@ -16,7 +17,7 @@ LOST = (1011, "backend connection lost")
 @transparent
 @pytest.mark.parametrize("code", CODES)
 def test_close_and_its_answer_are_relayed_with_code_and_reason(way, lab, code):
-    """A close by either end reaches the other end with its code and reason - and the answering Close comes back."""
+    """A close by either end reaches the other with its code and reason, and the answering Close comes back."""
     backend = lab.backend()
     gateway = way.to(backend)
     for client_first in (True, False):
@@ -35,7 +36,7 @@ def test_close_and_its_answer_are_relayed_with_code_and_reason(way, lab, code):
 
 @transparent
 def test_close_without_a_code_is_relayed_without_one(way, lab):
-    """Never 1005, 1006 or 1015 - an empty close frame is passed on empty, nothing is made up."""
+    """Codes 1005, 1006 and 1015 are never sent: an empty Close frame stays empty."""
     backend = lab.backend()
     gateway = way.to(backend)
     for client_first in (True, False):
@@ -48,7 +49,7 @@ def test_close_without_a_code_is_relayed_without_one(way, lab):
 
 @transparent
 def test_longest_close_reason_is_relayed(way, lab):
-    """A close reason of 123 bytes, as long as the protocol has them."""
+    """A close reason of 123 bytes, the longest that the protocol allows."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     peer.close_frame(4000, "r" * 123)
@@ -57,7 +58,7 @@ def test_longest_close_reason_is_relayed(way, lab):
 
 @transparent
 def test_what_was_sent_before_a_close_still_arrives(way, lab):
-    """Order is kept, so a megabyte and a Close and the end arrive in this order."""
+    """A megabyte, a Close and FIN arrive in this order."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     sent = frame(BINARY, bytes(1 << 20)) + frame(CLOSE, close_payload(1000, "done"))
@@ -68,7 +69,7 @@ def test_what_was_sent_before_a_close_still_arrives(way, lab):
 
 @transparent
 def test_data_still_arrives_after_a_close_and_fin_the_other_way(way, lab):
-    """A Close and a FIN one way leave the other way open: what the backend still sends arrives."""
+    """A Close and FIN in one direction leave the other open: what the backend still sends arrives."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     client.close_frame(1000, "I only listen now")
@@ -83,7 +84,7 @@ def test_data_still_arrives_after_a_close_and_fin_the_other_way(way, lab):
 
 @transparent
 def test_fin_follows_a_close_at_once(way, lab):
-    """Nothing at all to a side that a close frame has been passed to ..., but its FIN is passed on without delay."""
+    """A side that was passed a Close frame gets nothing more, but FIN, and that without delay."""
     backend = lab.backend()
     gateway = way.to(backend)
     for client_first in (True, False):
@@ -96,7 +97,7 @@ def test_fin_follows_a_close_at_once(way, lab):
 
 
 def test_client_that_vanishes_is_reported_to_the_backend(way, lab):
-    """1001 to the backend when the client vanished - by FIN."""
+    """The client vanished (FIN): the backend gets 1001."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     client.say("last")
@@ -109,7 +110,7 @@ def test_client_that_vanishes_is_reported_to_the_backend(way, lab):
 
 
 def test_client_that_resets_is_reported_to_the_backend(way, lab):
-    """1001 to the backend when the client vanished - by RST."""
+    """The client vanished (RST): the backend gets 1001."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     client.reset()
@@ -118,7 +119,7 @@ def test_client_that_resets_is_reported_to_the_backend(way, lab):
 
 
 def test_backend_that_vanishes_is_reported_to_the_client(way, lab):
-    """1011 (`backend connection lost`) to the client when the backend did - by FIN."""
+    """The backend vanished (FIN): the client gets 1011, `backend connection lost`."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     peer.say("last")
@@ -131,7 +132,7 @@ def test_backend_that_vanishes_is_reported_to_the_client(way, lab):
 
 
 def test_backend_that_resets_is_reported_to_the_client(way, lab):
-    """1011 (`backend connection lost`) to the client when the backend did - by RST."""
+    """The backend vanished (RST): the client gets 1011, `backend connection lost`."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     client.say("hello?")
@@ -143,7 +144,7 @@ def test_backend_that_resets_is_reported_to_the_client(way, lab):
 
 
 def test_end_that_vanishes_between_fragments_is_at_a_frame_boundary(way, lab):
-    """Reported to the other one at a frame boundary - a message may be unfinished, a frame may not."""
+    """The other end gets its Close at a frame boundary: inside a message, if need be, but never inside a frame."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     peer.frame(TEXT, "the beginning of", fin=False)
@@ -156,7 +157,7 @@ def test_end_that_vanishes_between_fragments_is_at_a_frame_boundary(way, lab):
 @pytest.mark.parametrize("left_out", [1, 500])
 @pytest.mark.parametrize("rude", [False, True], ids=["fin", "rst"])
 def test_backend_lost_inside_a_frame_ends_the_connection_without_a_close(way, lab, left_out, rude):
-    """In the middle of a frame the TCP connection just ends. Never a frame inside another frame."""
+    """A backend that vanishes in the middle of a frame: the client's TCP connection just ends, with nothing inside the frame."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     part = frame(BINARY, bytes(1000))[:-left_out]
@@ -169,7 +170,7 @@ def test_backend_lost_inside_a_frame_ends_the_connection_without_a_close(way, la
 @pytest.mark.parametrize("left_out", [1, 500])
 @pytest.mark.parametrize("rude", [False, True], ids=["fin", "rst"])
 def test_client_lost_inside_a_frame_ends_the_connection_without_a_close(way, lab, left_out, rude):
-    """In the middle of a frame the TCP connection just ends - towards the backend."""
+    """A client that vanishes in the middle of a frame: the backend's TCP connection just ends."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     part = frame(BINARY, bytes(1000), mask=b"mask")[:-left_out]
@@ -181,8 +182,8 @@ def test_client_lost_inside_a_frame_ends_the_connection_without_a_close(way, lab
 
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_nothing_follows_a_partial_frame_head(way, lab, length):
-    """Never a frame inside another frame - a piece of a frame head is kept back, so the Close comes at a boundary, or it is
-    passed on, and then nothing may follow it."""
+    """The source vanishes inside a frame head. Either that piece was kept back, so the Close comes at a boundary, or it was
+    passed on, and then nothing follows it."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     piece = frame(BINARY, bytes(1000))[:length]
@@ -196,7 +197,7 @@ def test_nothing_follows_a_partial_frame_head(way, lab, length):
 
 
 def test_open_frame_of_the_backend_is_finished_after_the_client_is_lost(way, lab):
-    """The client vanishes while the backend is inside a frame of its own: each direction has its own boundaries."""
+    """The client vanishes while the backend is inside a frame: each direction has its own boundaries."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     half = frame(BINARY, bytes(1000))[:500]
@@ -207,7 +208,7 @@ def test_open_frame_of_the_backend_is_finished_after_the_client_is_lost(way, lab
 
 
 def test_client_that_leaves_before_the_101_ends_the_dial(way, lab):
-    """A client that vanishes before the 101 leaves nothing behind: the backend's connection ends."""
+    """A client that vanishes before the 101 leaves nothing behind: the connection to the backend ends."""
     backend = lab.backend()
     client = lab.client(way.to(backend))
     client.upgrade()
@@ -219,7 +220,8 @@ def test_client_that_leaves_before_the_101_ends_the_dial(way, lab):
 
 @pytest.mark.parametrize("library", ["websockets", "ws"])
 def test_killed_backend_under_traffic(way, lab, library, shared_backends):
-    """Kill -9 of a backend under traffic: each of its clients gets 1011 at a frame boundary, others notice nothing."""
+    """A backend is killed (SIGKILL) under traffic: each of its clients gets 1011 at a frame boundary, and others notice
+    nothing."""
     doomed = lab.library_backend(library)
     well = shared_backends(library)
     gateway = two_routes(way, doomed, well)
@@ -264,7 +266,7 @@ def two_routes(way, doomed, well):
 
 
 def test_many_ended_connections_leave_nothing(way, lab):
-    """`/connections` - 200 connections, ended in four different ways, leave no session and no descriptor behind."""
+    """200 connections that end in four different ways leave no session and no descriptor behind."""
     backend = lab.backend(backlog=512)
     gateway = way.to(backend)
     gateway.get("/health")

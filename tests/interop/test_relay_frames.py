@@ -19,7 +19,7 @@ SIZES = [0, 1, 125, 126, 127, 65535, 65536, 65537, 1_000_003]
 
 @pytest.mark.parametrize("size", SIZES)
 def test_frames_of_every_length_form_are_relayed_unchanged(way, lab, size):
-    """After the 101, frames go both ways byte for byte - masked up, unmasked down, each length form and its borders."""
+    """Frames pass both ways byte for byte: masked from the client, unmasked to it, in each form of length and at its borders."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     payload = random.Random(size).randbytes(size)
@@ -47,7 +47,7 @@ def test_opcodes_and_reserved_bits_are_kept(way, lab, opcode, rsv):
 
 
 def test_all_zero_mask_is_kept(way, lab):
-    """Masks ... are kept - also the mask that changes nothing."""
+    """Masks are kept, also the one that changes nothing."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     sent = client.frame(TEXT, "plain", mask=b"\0\0\0\0")
@@ -55,7 +55,7 @@ def test_all_zero_mask_is_kept(way, lab):
 
 
 def test_fragments_and_control_frames_keep_their_order(way, lab):
-    """Fragments ... and order are kept - a ping, a pong and an empty fragment inside a message stay where they were."""
+    """Fragments and order are kept: a ping, a pong and an empty fragment inside a message stay in place."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
 
@@ -73,7 +73,7 @@ def test_fragments_and_control_frames_keep_their_order(way, lab):
 
 
 def test_pings_and_pongs_are_relayed_with_their_payloads(way, lab):
-    """Ping, pong ... are kept - nobody in between answers them."""
+    """Pings and pongs pass: the gateway answers none in place of an end."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
 
@@ -91,7 +91,7 @@ def test_pings_and_pongs_are_relayed_with_their_payloads(way, lab):
 
 
 def test_bytes_behind_the_request_head_are_not_lost(way, lab):
-    """Bytes that arrived behind the request head ... are not lost - a client that talks before it was answered."""
+    """A client sends before it is answered: no byte behind the request head is lost."""
     backend = lab.backend()
     early = frame(TEXT, "too eager", mask=b"abcd") + frame(BINARY, bytes(10_000), mask=b"efgh")
     client = lab.client(way.to(backend))
@@ -104,7 +104,7 @@ def test_bytes_behind_the_request_head_are_not_lost(way, lab):
 
 
 def test_half_a_frame_behind_the_request_head_is_not_lost(way, lab):
-    """Bytes that arrived behind the request head ... are not lost - the frame is cut anywhere, in its head too."""
+    """The frame behind the request head is cut anywhere, in its head too: no byte is lost."""
     whole = frame(TEXT, "cut", mask=b"abcd")
     for cut in (1, 3, len(whole) - 1):
         backend = lab.backend()
@@ -117,7 +117,7 @@ def test_half_a_frame_behind_the_request_head_is_not_lost(way, lab):
 
 
 def test_bytes_behind_the_101_are_not_lost(way, lab):
-    """Bytes that arrived behind ... the 101 are not lost - a backend that greets in the same segment."""
+    """A backend greets in the segment of its 101: no byte behind the head is lost."""
     backend = lab.backend()
     greeting = frame(TEXT, "welcome") + frame(BINARY, bytes(20_000)) + frame(PING, b"?")
     client = lab.client(way.to(backend))
@@ -128,7 +128,7 @@ def test_bytes_behind_the_101_are_not_lost(way, lab):
 
 
 def test_backend_that_sends_and_closes_right_after_the_101(way, lab):
-    """Bytes behind the 101, a close frame among them, and the end right behind it."""
+    """Behind the 101, in one segment: frames, a Close frame, and FIN."""
     backend = lab.backend()
     client = lab.client(way.to(backend))
     client.upgrade()
@@ -144,7 +144,7 @@ def test_backend_that_sends_and_closes_right_after_the_101(way, lab):
 
 
 def test_one_byte_at_a_time(way, lab):
-    """Heads and frames that trickle in byte by byte are the same heads and frames."""
+    """Heads and frames that arrive byte by byte are the same heads and frames."""
     backend = lab.backend()
     client = lab.client(way.to(backend))
     request, client.key = wire.upgrade_request("/ws/input?slow=1")
@@ -163,7 +163,7 @@ def test_one_byte_at_a_time(way, lab):
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_long_random_conversation_is_byte_exact_both_ways_at_once(way, lab, seed):
-    """Frames go both ways byte for byte - 6 MiB of seeded frames each way, all kinds, cut at random places."""
+    """6 MiB of seeded frames each way, of all kinds, cut at random places, arrive byte for byte."""
     backend = lab.backend()
     client, peer = lab.pair(way.to(backend), backend)
     up, down = random_frames(seed, masked=True), random_frames(seed + 100, masked=False)

@@ -1,4 +1,4 @@
-"""docs/protocol.md section 1, heads: which route a request takes, and which header lines travel."""
+"""Heads (docs/protocol.md section 1): which route a request takes, and which header lines are passed on."""
 
 import socket
 
@@ -40,7 +40,7 @@ HOP_BY_HOP = [
 
 
 def upgraded(lab, gateway, backend, target="/ws/input", headers=(), **options):
-    """What the backend was sent: a request's head, after the upgrade went through."""
+    """The request head that the backend received, once the upgrade has succeeded."""
     client = lab.client(gateway)
     client.upgrade(target, headers, **options)
     peer = backend.accept_upgraded()
@@ -50,8 +50,8 @@ def upgraded(lab, gateway, backend, target="/ws/input", headers=(), **options):
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in END_TO_END}))
 def test_end_to_end_headers_go_through_unchanged(lab, way, name):
-    """Every end-to-end request header goes through unchanged (Cookie, Authorization, Origin, User-Agent,
-    Sec-WebSocket-Key/Version/Protocol/Extensions, ...)"."""
+    """Every end-to-end request header is passed on unchanged: Cookie, Authorization, Origin, User-Agent, Sec-WebSocket-Key,
+    -Version, -Protocol and -Extensions, and any other."""
     backend = lab.backend()
     client, head = upgraded(lab, way.to(backend), backend, headers=END_TO_END)
     assert head.all(name) == [value for key, value in END_TO_END if key == name]
@@ -60,7 +60,7 @@ def test_end_to_end_headers_go_through_unchanged(lab, way, name):
 
 
 def test_order_of_end_to_end_headers_is_kept(lab, way):
-    """Unchanged - a backend that logs them sees them in the client's order."""
+    """Headers keep their order: a backend that logs them sees the client's."""
     backend = lab.backend()
     _, head = upgraded(lab, way.to(backend), backend, headers=END_TO_END)
     names = [name.lower() for name, _ in END_TO_END]
@@ -68,7 +68,7 @@ def test_order_of_end_to_end_headers_is_kept(lab, way):
 
 
 def test_hop_by_hop_headers_are_not_relayed(lab, way):
-    """Hop-by-hop ones do not, apart from the upgrade pair - and those that Connection names."""
+    """Hop-by-hop headers are not passed on, nor are those that `Connection` names; the upgrade pair is."""
     backend = lab.backend()
     headers = [("Connection", "keep-alive, Upgrade, X-Hop"), *HOP_BY_HOP]
     _, head = upgraded(lab, way.to(backend), backend, headers=headers)
@@ -80,14 +80,14 @@ def test_hop_by_hop_headers_are_not_relayed(lab, way):
 
 
 def test_host_of_the_client_is_relayed(lab, way):
-    """`Host` goes through too (backends compare it with `Origin`)."""
+    """`Host` is passed on, since backends compare it with `Origin`."""
     backend = lab.backend()
     _, head = upgraded(lab, way.to(backend), backend, host="stream.example:8000")
     assert head["Host"] == "stream.example:8000"
 
 
 def test_route_may_replace_the_host(lab):
-    """`host = ..."` on a route replaces it" - X-Forwarded-Host still says what the client asked for."""
+    """`host` of a route replaces `Host`; `X-Forwarded-Host` still has what the client asked for."""
     backend = lab.backend()
     gateway = lab.gateway({"route": [route(backend=backend.url(), host="backend.example")]})
     _, head = upgraded(lab, gateway, backend, host="stream.example")
@@ -96,7 +96,7 @@ def test_route_may_replace_the_host(lab):
 
 
 def test_forwarding_headers_are_added(lab):
-    """`X-Forwarded-For/-Proto/-Host` and `X-Request-Id` are added."""
+    """`X-Forwarded-For`, `-Proto` and `-Host`, and `X-Request-Id`, are added."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url())
     _, head = upgraded(lab, gateway, backend, host="stream.example")
@@ -107,7 +107,7 @@ def test_forwarding_headers_are_added(lab):
 
 
 def test_each_request_has_an_id_of_its_own(lab):
-    """`X-Request-Id` are added - different for each connection."""
+    """Each connection gets a different `X-Request-Id`."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url())
     ids = [upgraded(lab, gateway, backend)[1]["X-Request-Id"] for _ in range(20)]
@@ -115,7 +115,7 @@ def test_each_request_has_an_id_of_its_own(lab):
 
 
 def test_x_forwarded_for_is_appended_to(lab):
-    """(a list header is appended to, never trusted) - who the client says it is stands before who we see."""
+    """`X-Forwarded-For` is appended to: what the client says comes first, the address that the gateway sees last."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url())
     _, head = upgraded(lab, gateway, backend, headers=[("X-Forwarded-For", "203.0.113.7, 198.51.100.2")])
@@ -123,7 +123,7 @@ def test_x_forwarded_for_is_appended_to(lab):
 
 
 def test_each_gateway_appends_to_x_forwarded_for(lab):
-    """(a list header is appended to ...) - each hop adds itself, the client's host is kept."""
+    """Two gateways in a row: each appends its client to `X-Forwarded-For`, and the client's host is kept."""
     backend = lab.backend()
     inner = lab.gateway(backend=backend.url())
     outer = lab.gateway(backend=f"ws://127.0.0.1:{inner.port}/ws/input")
@@ -136,7 +136,7 @@ def test_each_gateway_appends_to_x_forwarded_for(lab):
 
 
 def test_backends_101_comes_back_with_its_own_headers(lab, way):
-    """The backend's 101 goes back with its own headers, so subprotocol and permessage-deflate are negotiated end to end."""
+    """The backend's 101 comes back with its own headers, so subprotocol and permessage-deflate are negotiated end to end."""
     backend = lab.backend()
     client = lab.client(way.to(backend))
     client.upgrade(headers=END_TO_END)
@@ -148,7 +148,7 @@ def test_backends_101_comes_back_with_its_own_headers(lab, way):
 
 @pytest.mark.parametrize("query", ["", "?a=1", "?token=a%2Fb&x=1&x=2", "?", "?q=%E3%81%82+b", "?a=?b=/c"])
 def test_query_string_goes_along(lab, way, query):
-    """The query string goes along - untouched, whatever is in it."""
+    """The query is passed on unchanged, whatever is in it."""
     backend = lab.backend()
     _, head = upgraded(lab, way.to(backend), backend, target=f"/ws/input{query}")
     assert head.target in (f"/ws/input{query}", f"/ws/input{query.rstrip('?')}")
@@ -156,7 +156,7 @@ def test_query_string_goes_along(lab, way, query):
 
 @pytest.mark.parametrize("task", ["7d2b1a52-93a2-4c44-9a94-6a2a4a6cf111", "not-a-uuid", "a%20b", "x.y~z", "%2F", "1"])
 def test_task_ids_are_not_validated_on_relayed_routes(lab, task):
-    """The backend URL may use the same names. Task ids are NOT validated on a relayed route."""
+    """The backend's URL may use the names of the route's path. Task ids are not validated on a relayed route."""
     backend = lab.backend()
     routes = [route("output", "/ws/output/{task_id}", backend=backend.url("/results/{task_id}/stream"))]
     gateway = lab.gateway({"route": routes})
@@ -165,7 +165,7 @@ def test_task_ids_are_not_validated_on_relayed_routes(lab, task):
 
 
 def test_path_names_can_be_used_anywhere_in_the_backend_url(lab):
-    """`{name}` matches one non-empty path segment ... The backend URL may use the same names - several, reordered."""
+    """`{name}` matches one non-empty path segment; the backend's URL may use several names, in another order."""
     backend = lab.backend()
     routes = [route("room", "/rooms/{room}/users/{user}", backend=backend.url("/u/{user}/in/{room}"))]
     gateway = lab.gateway({"route": routes})
@@ -175,7 +175,7 @@ def test_path_names_can_be_used_anywhere_in_the_backend_url(lab):
 
 @pytest.mark.parametrize("target", ["/ws/output/", "/ws/output/a/b", "/ws/output", "/ws/inputs", "/ws/input/", "/WS/input", "/ws"])
 def test_path_that_no_route_matches_is_not_found(lab, target):
-    """`{name}` matches one non-empty path segment and "Unknown path: 404" - for an upgrade, too."""
+    """A path that no route matches is 404 for an upgrade, too: `{name}` matches one segment, and not an empty one."""
     routes = [route(backend="ws://127.0.0.1:9/ws/input"), route("output", "/ws/output/{task_id}", backend="ws://127.0.0.1:9/")]
     gateway = lab.gateway({"route": routes})
     client = lab.client(gateway)
@@ -186,7 +186,7 @@ def test_path_that_no_route_matches_is_not_found(lab, target):
 
 
 def test_each_route_has_its_own_backend(lab):
-    """The request target's path is matched."""
+    """Only the path of the request target is matched."""
     one, two = lab.backend(), lab.backend()
     routes = [route("one", "/a", backend=one.url("/one")), route("two", "/b", backend=two.url("/two"))]
     gateway = lab.gateway({"route": routes})
@@ -200,7 +200,7 @@ LOCALHOST = sorted({address[0] for *_, address in socket.getaddrinfo("localhost"
 
 @pytest.mark.parametrize("host", LOCALHOST)
 def test_all_addresses_of_a_name_are_tried(lab, host):
-    """A backend named `localhost` is found, whether it listens on 127.0.0.1 or on ::1."""
+    """A backend named `localhost` is found whether it listens on 127.0.0.1 or on ::1."""
     backend = lab.backend(host=host)
     gateway = lab.gateway(backend=f"ws://localhost:{backend.port}/ws/input")
     client, peer = lab.pair(gateway, backend)
@@ -209,7 +209,7 @@ def test_all_addresses_of_a_name_are_tried(lab, host):
 
 
 def test_upgrade_may_follow_plain_requests_on_one_connection(lab):
-    """Keep-alive and pipelined requests work on these endpoints - and the WebSocket on the same connection, too."""
+    """Requests, pipelined and one by one, and then a WebSocket on the same connection."""
     backend = lab.backend()
     client = lab.client(lab.gateway(backend=backend.url()))
     request, client.key = upgrade_request()

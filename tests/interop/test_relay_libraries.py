@@ -1,4 +1,5 @@
-"""docs/protocol.md section 1 with other people's software at both ends: `websockets` (PyPI) and `ws` (npm), each as client and backend."""
+"""Relays between other people's libraries (docs/protocol.md section 1): `websockets` (PyPI) and `ws` (npm), each as client and as
+backend."""
 
 import json
 import re
@@ -21,7 +22,7 @@ def url(way, library_backend):
 
 @pytest.mark.parametrize("deflate", [False, True], ids=["plain", "deflate"])
 def test_messages_of_every_size_come_back(url, open_client, deflate):
-    """Frames go both ways byte for byte: text, binary - 0 B to 20 MiB, with and without permessage-deflate."""
+    """Text and binary messages of 0 B to 20 MiB, with and without permessage-deflate."""
     client = open_client(url, deflate=deflate)
     for size in SIZES:
         client.send(pattern(size))
@@ -43,12 +44,12 @@ def test_permessage_deflate_is_negotiated_end_to_end(url, open_client):
 
 @pytest.mark.parametrize("offered, agreed", [(["chat.v2", "chat.v1"], "chat.v2"), (["chat.v1"], "chat.v1"), ([], "")])
 def test_subprotocol_is_negotiated_end_to_end(url, open_client, offered, agreed):
-    """Subprotocol and permessage-deflate are negotiated end to end - the backend chooses, the client learns it."""
+    """The backend chooses the subprotocol, and the client gets its choice."""
     assert open_client(url, protocols=offered).protocol == agreed
 
 
 def test_fragments_are_put_together_by_the_other_end(url, open_client):
-    """Fragments ... are kept - in both directions."""
+    """Fragments arrive as fragments, in both directions."""
     client = open_client(url)
     client.send_fragments(["pieces ", "of ", "one ", "message"])
     assert client.receive() == Message.of("pieces of one message")
@@ -57,7 +58,7 @@ def test_fragments_are_put_together_by_the_other_end(url, open_client):
 
 
 def test_pings_are_answered_by_the_other_end(url, open_client):
-    """Ping, pong ... are kept - the client's ping, and the backend's."""
+    """The client's ping and the backend's each get their pong."""
     client = open_client(url)
     assert client.ping("from the client") == Pong("from the client")
     client.send("!ping from-the-backend")
@@ -66,7 +67,7 @@ def test_pings_are_answered_by_the_other_end(url, open_client):
 
 @pytest.mark.parametrize("code", LEGAL_CODES)
 def test_backend_closes_with_any_legal_code(url, open_client, code):
-    """A close by either end reaches the other end with its code and reason - by the backend."""
+    """A close by the backend reaches the client with its code and reason."""
     client = open_client(url)
     client.send(f"!close {code} because of {code}, さようなら")
     assert client.receive() == Closed(code, f"because of {code}, さようなら")
@@ -74,7 +75,7 @@ def test_backend_closes_with_any_legal_code(url, open_client, code):
 
 @pytest.mark.parametrize("code", LEGAL_CODES)
 def test_client_closes_with_any_legal_code(url, open_client, library_backend, code, request):
-    """A close by either end reaches the other end with its code and reason - by the client."""
+    """A close by the client reaches the backend with its code and reason."""
     tag = re.sub(r"\W", "-", request.node.name)
     client = open_client(f"{url}?{tag}")
     client.close(code, f"leaving with {code}")
@@ -82,7 +83,7 @@ def test_client_closes_with_any_legal_code(url, open_client, library_backend, co
 
 
 def test_backend_sees_the_clients_own_request(url, open_client):
-    """Every end-to-end request header goes through unchanged - cookies, authorization, origin, query."""
+    """Cookies, authorization, origin and query reach the backend unchanged."""
     client = open_client(
         f"{url}?token=a%2Fb&x=1&x=2",
         headers={"Cookie": "session=abc; theme=dark", "Authorization": "Bearer t.o.k"},

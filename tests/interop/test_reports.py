@@ -1,4 +1,5 @@
-"""What the gateway says about itself (docs/protocol.md section 3): `/`, `/health`, `/ready`, `/connections`, `/metrics`, CORS."""
+"""What the gateway reports about itself (docs/protocol.md section 3): `/`, `/health`, `/ready`, `/connections`, `/metrics`, and
+CORS."""
 
 import datetime
 import re
@@ -14,7 +15,7 @@ VERSION = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["version"]
 
 
 def test_status_page_is_self_contained_html(lab):
-    """`GET /`: 200 `text/html`, the status page - self-contained: it loads nothing from anywhere."""
+    """`GET /`: the status page, 200 `text/html`. It loads nothing from anywhere."""
     gateway = lab.gateway(backend="ws://127.0.0.1:9/ws/input")
     reply = gateway.get("/")
     assert reply.status == 200
@@ -27,7 +28,7 @@ def test_status_page_is_self_contained_html(lab):
 
 
 def test_routes_name_cannot_write_into_the_page(lab):
-    """What comes from outside is shown as text."""
+    """What comes from outside is shown as text, never as markup."""
     backend = lab.backend()
     gateway = lab.gateway({"route": [route("output", "/ws/output/{task_id}", backend=backend.url("/o/{task_id}"))]})
     lab.pair(gateway, backend, "/ws/output/<script>alert(1)<%2Fscript>")
@@ -59,7 +60,7 @@ def test_health_has_all_its_fields(lab):
 
 
 def test_health_is_degraded_while_a_backend_is_away(lab):
-    """`degraded` when ... a backend's last dial failed - and ok again after the next that went well."""
+    """`degraded` when a backend's last attempt failed, and `ok` after the next one that succeeds."""
     port = closed_port()
     gateway = lab.gateway(backend=f"ws://127.0.0.1:{port}/ws/input")
     client = lab.client(gateway)
@@ -74,7 +75,7 @@ def test_health_is_degraded_while_a_backend_is_away(lab):
 
 
 def test_ready(lab):
-    """`GET /ready`: 200 `{status":"ready"}`" - a relay needs no Redis for it."""
+    """`GET /ready`: 200 `{"status":"ready"}`; a relay needs no Redis for that."""
     reply = lab.gateway(backend="ws://127.0.0.1:9/").get("/ready")
     assert (reply.status, reply.json()) == (200, {"status": "ready"})
 
@@ -84,7 +85,7 @@ TASK = "7d2b1a52-93a2-4c44-9a94-6a2a4a6cf111"
 
 @pytest.mark.parametrize("written", [TASK, TASK.upper(), TASK.replace("-", ""), "{" + TASK + "}", "urn:uuid:" + TASK])
 def test_status_of_an_unknown_task(lab, written):
-    """`GET /status/{task_id}`: 200 `{"task_id":"...","status":"...","connected":bool}` - `not_found`, the id as it was written."""
+    """`GET /status/{task_id}`: 200 and `not_found`, with the id as the client wrote it."""
     reply = lab.gateway(backend="ws://127.0.0.1:9/").get(f"/status/{written}")
     assert reply.status == 200
     assert reply.json() == {"task_id": written, "status": "not_found", "connected": False}
@@ -92,15 +93,15 @@ def test_status_of_an_unknown_task(lab, written):
 
 @pytest.mark.parametrize("written", ["nonsense", "1", TASK + "0", TASK[:-1]])
 def test_status_of_an_invalid_task_id_is_400(lab, written):
-    """`GET /status/{task_id}`: 400 for what is no UUID."""
+    """`GET /status/{task_id}`: 400 for an id that is no UUID."""
     reply = lab.gateway(backend="ws://127.0.0.1:9/").get(f"/status/{written}")
     assert reply.status == 400
     assert reply.json()["status"] == "error"
 
 
 def test_connections_are_listed_live(lab):
-    """`GET /connections`: ids, and "id, route, state, client address, backend, task_id, opened (RFC 3339), idle seconds, and
-    frames and bytes each way, all live"."""
+    """`GET /connections`: id, route, state, client address, backend, task_id, opened (RFC 3339), idle seconds, and frames and
+    bytes each way, all of them live."""
     backend = lab.backend()
     routes = [route(backend=backend.url()), route("output", "/ws/output/{task_id}", backend=backend.url("/o/{task_id}"))]
     gateway = lab.gateway({"route": routes})
@@ -146,7 +147,7 @@ def test_connections_are_listed_live(lab):
 
 
 def test_frames_are_counted_however_they_are_cut(lab):
-    """Frame headers are observed in passing (opcode, FIN, length): counters ... come from that - byte by byte, and many at once."""
+    """Frames are counted as they pass, whether they arrive byte by byte or many at once."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url())
     client, peer = lab.pair(gateway, backend)
@@ -162,7 +163,7 @@ def test_frames_are_counted_however_they_are_cut(lab):
 
 
 def test_metrics_are_prometheus_text_and_move(lab):
-    """`GET /metrics`: Prometheus text format - counters go up with what happens."""
+    """`GET /metrics`: the Prometheus text format, with counters that grow with what happens."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url())
     reply = gateway.get("/metrics")
@@ -207,7 +208,7 @@ def test_metrics_at_an_address_of_admin_listen(lab):
 
 
 def test_failed_dials_are_counted(lab):
-    """`/metrics` shows what an operator asks for when a backend is away."""
+    """`/metrics` shows what an operator needs to know when a backend is away."""
     gateway = lab.gateway(backend=f"ws://127.0.0.1:{closed_port()}/")
     client = lab.client(gateway)
     client.upgrade()
@@ -223,7 +224,7 @@ JSON_ENDPOINTS = ["/health", "/ready", "/connections", "/nope"]
 
 @pytest.mark.parametrize("target", JSON_ENDPOINTS)
 def test_cors_for_allowed_origins_only(lab, target):
-    """JSON endpoints carry CORS headers for origins in `allowed_origins` (none while that is empty)."""
+    """JSON endpoints have CORS headers for `allowed_origins`, and none while that is empty."""
     backend = "ws://127.0.0.1:9/"
     gateway = lab.gateway({"server": {"allowed_origins": ["https://app.example", "*.vtuber.example"]}}, backend=backend)
     for origin in ("https://app.example", "https://a.vtuber.example"):

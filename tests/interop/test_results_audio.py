@@ -33,7 +33,7 @@ class Stage:
         return task
 
     def hold(self, name, size, age=0.0):
-        """A client in the middle of a large file that was last written to `age` seconds ago; its text message is read."""
+        """A client in the middle of a large file that was last written to `age` seconds ago; its text message has been read."""
         path = self.results.write(name, pattern(size))
         if age:
             make_older(path, age)
@@ -79,7 +79,7 @@ def expect_changed(stage, waiter, task, message):
 
 
 def test_file_that_is_still_being_written_is_sent_to_its_end(stage):
-    """When a young file "has become longer, its further chunks follow with `offset` and `"total_chunks":null`"."""
+    """A young file that has become longer: its further chunks follow with `offset` and `"total_chunks":null`."""
     waiter, task, path = stage.hold("a", LARGE)
     with open(path, "ab") as file:
         file.write(pattern(LARGE + 100_000)[LARGE:])
@@ -92,7 +92,7 @@ def test_file_that_is_still_being_written_is_sent_to_its_end(stage):
 
 
 def test_file_that_grows_again_and_again_is_sent_to_its_end(stage):
-    """ "... until it has been still for `audio_wait`"."""
+    """Further chunks follow until the file has been still for `audio_wait`."""
     waiter, task, path = stage.hold("a", LARGE)
     expected = pattern(LARGE)
     with open(path, "ab", buffering=0) as file:
@@ -111,7 +111,7 @@ def test_file_that_grows_again_and_again_is_sent_to_its_end(stage):
 
 @pytest.mark.parametrize("change", ["append", "rewrite", "touch"])
 def test_finished_file_that_is_written_to_is_never_complete(stage, change):
-    """ "If its mtime was older than `audio_wait` when it was opened, it was finished: any difference is `Audio file changed`"."""
+    """A file whose mtime was older than `audio_wait` when it was opened was finished: any difference is `Audio file changed`."""
     waiter, task, path = stage.hold("a", LARGE, age=10)
     if change == "append":
         with open(path, "ab") as file:
@@ -129,7 +129,7 @@ def test_finished_file_that_is_written_to_is_never_complete(stage, change):
 
 
 def test_young_file_that_is_rewritten_is_never_complete(stage):
-    """ "shorter, or the same size with another mtime, is `Audio file changed`"."""
+    """A young file that became shorter, or has the same size and another mtime: `Audio file changed`."""
     waiter, task, path = stage.hold("a", LARGE)
     path.write_bytes(pattern(LARGE))
     _, _, last = read_audio(waiter, task)
@@ -137,7 +137,7 @@ def test_young_file_that_is_rewritten_is_never_complete(stage):
 
 
 def test_file_that_another_one_replaces_is_sent_whole(stage):
-    """ "An audio file is sent from one open file"."""
+    """An audio file is sent from the one file that was opened, even if another takes its name."""
     waiter, task, path = stage.hold("a", LARGE, age=10)
     other = stage.results.write("b", bytes(LARGE))
     other.rename(path)
@@ -170,7 +170,7 @@ def test_from_chunk_does_not_cross_two_files(stage):
 
 
 def test_file_that_comes_after_its_result_is_sent(stage):
-    """ "A file that is not there yet is looked for again for `audio_wait`"."""
+    """A file that is not there yet is looked for again for `audio_wait`."""
     task = stage.publish("late/a")
     waiter = stage.results.wait(stage.gateway, task)
     eventually(lambda: status(stage.gateway, task)["status"] == "sending", "the result has been taken up")
@@ -222,7 +222,7 @@ def test_names_of_other_machines_are_translated(results, name):
 
 
 def test_missing_audio_root_is_reported(results, tmp_path):
-    """Log (file and root), `--check`, the start, the metric."""
+    """An audio root that cannot be read shows in the log (file and root), in `--check`, at the start, and in the metric."""
     root = tmp_path / "not here"
     stage = Stage(results, output={"audio_root": str(root), "audio_wait": "20ms"})
     stage.gateway.process.wait_for_line(rf"WARN +config output.audio_root: the folder {root} cannot be opened: No such file")
@@ -239,7 +239,7 @@ def test_missing_audio_root_is_reported(results, tmp_path):
 
 
 def test_result_waits_while_descriptors_have_run_out(stage):
-    """Its own shortage is not the file's fault: nothing is lost, and nothing is called unreadable."""
+    """A lack of descriptors is not the file's fault: nothing is lost, and no file is called unreadable."""
     stage.results.write("a", pattern(100_000))
     task = new_task()
     waiter = stage.results.wait(stage.gateway, task)
@@ -279,7 +279,7 @@ def slow(results, tmp_path):
 
 @pytest.mark.parametrize("operation", ["lookup", "open", "read"])
 def test_slow_folder_holds_up_only_those_who_want_its_files(results, slow, operation):
-    """Nothing in the loop waits for a disk: others get their results while one client's file is being opened or read."""
+    """The loop never waits for a disk: others get their results while one client's file is being opened or read."""
     stage = Stage(results, output={"audio_root": str(slow.folder)})
     with slow.holding(operation):
         held = stage.publish("a.wav")
@@ -297,7 +297,7 @@ def test_slow_folder_holds_up_only_those_who_want_its_files(results, slow, opera
 
 
 def test_client_may_leave_while_its_file_is_opened(results, slow):
-    """The answer of the slow disk finds nobody, and another client in the same slot does not get it."""
+    """The slow disk answers after its client has left: another client in the same slot does not get the answer."""
     stage = Stage(results, output={"audio_root": str(slow.folder)})
     with slow.holding("open"):
         task = stage.publish("a.wav")

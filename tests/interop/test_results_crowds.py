@@ -1,4 +1,4 @@
-"""Many clients, large files, slow readers, floods (docs/protocol.md section 2): everybody is served, and nobody's memory is everybody's."""
+"""Many clients, large files, slow readers, floods (docs/protocol.md section 2): everyone is served, and memory stays bounded."""
 
 import json
 
@@ -21,7 +21,7 @@ def server(results):
 
 
 def publish_all(server, tasks, result):
-    """One result for each task; they are published in one go."""
+    """One result for each task, all published at once."""
     with server.client() as worker, worker.pipeline(transaction=False) as pipeline:
         for task in tasks:
             pipeline.publish(PREFIX + task, json.dumps(result(task)))
@@ -30,7 +30,7 @@ def publish_all(server, tasks, result):
 
 @pytest.mark.parametrize("subscribe", ["pattern", "task"])
 def test_five_thousand_tasks_at_once(results, server, subscribe):
-    """Five thousand clients, each with a task of its own, all results at one moment: each gets its own, once."""
+    """Five thousand clients with a task each, and all results at one moment: each client gets its own, once."""
     results.write("a", pattern(100_000))
     gateway = results.gateway(server, link={"subscribe": subscribe}, config=QUIET)
     tasks = [new_task() for _ in range(5000)]
@@ -50,7 +50,7 @@ def test_five_thousand_tasks_at_once(results, server, subscribe):
 
 
 def test_thousand_clients_on_one_task(results, server):
-    """Each gets everything: more deliveries than the gateway takes on at once."""
+    """More deliveries than the gateway takes on at once: each client gets everything."""
     gateway = results.gateway(server, config=QUIET)
     task = new_task()
     with Crowd(gateway.port) as crowd:
@@ -66,7 +66,7 @@ def test_thousand_clients_on_one_task(results, server):
 
 
 def test_client_that_never_reads(results, server):
-    """A client that takes nothing costs no more than its socket: not with a large file, not with result after result."""
+    """A client that takes nothing costs no more than its socket, whether a large file or result after result waits for it."""
     results.write("large", bytes(200 * MIB))
     gateway = results.gateway(server, config={**QUIET, "proxy": {"ping_interval": "1s", "ping_timeout": "2s"}})
     deaf, task = [], new_task()
@@ -87,7 +87,7 @@ def test_client_that_never_reads(results, server):
 
 
 def test_results_for_a_client_that_never_reads_are_limited(results, server):
-    """Results beyond `max_retained` are not held for a client that does not take them: it is sent away with 1013 and may come again."""
+    """A client that does not read, with more than `max_retained` waiting for it, is closed with 1013 and may come again."""
     gateway = results.gateway(server, output={"max_retained": "1MiB"})
     task, other = new_task(), new_task()
     deaf = results.wait(gateway, task, receive_buffer=4096)
@@ -135,7 +135,7 @@ def test_large_file_to_slow_clients(results, server):
 
 
 def test_memory_of_a_delivery_is_released(results, server):
-    """Nothing large stays with a client after its audio."""
+    """A client's memory shrinks again after its audio."""
     results.write("a", bytes(MIB))
     gateway = results.gateway(server, config=QUIET)
     with Crowd(gateway.port) as crowd:
@@ -151,8 +151,7 @@ def test_memory_of_a_delivery_is_released(results, server):
 
 
 def test_flood_on_the_channel_while_a_relay_goes_on(results, server):
-    """"A flood on the channel is read with a budget, so that relays go on": a round trip through a relay is served during it, and
-    what the flood buries is delivered all the same."""
+    """A flood of results is read with a budget: a relay is served in between, and what lies behind the flood is delivered."""
     backend = results.lab.backend()
     relay = route(backend=backend.url())
     gateway = results.gateway(server, routes=[relay], config=QUIET)
@@ -196,7 +195,7 @@ def test_flood_for_a_slow_client(results, server):
 
 
 def test_thousands_of_clients_that_leave_leave_nothing(results, server):
-    """Clients that connect and vanish before any result: no task, no descriptor, no subscription is left."""
+    """Clients that connect and vanish before any result leave no task, no descriptor and no subscription."""
     gateway = results.gateway(server, link={"subscribe": "task"}, config=QUIET)
     before = gateway.descriptors()
     with Crowd(gateway.port) as crowd:

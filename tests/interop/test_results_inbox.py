@@ -1,5 +1,5 @@
-"""The embedded inbox (`embedded://`): "a worker's `redis.publish(...)` and `redis-cli` work unchanged. It is a result inbox, not
-a Redis: any other command gets a clear `-ERR`"."""
+"""The embedded inbox (`embedded://`): a worker's `redis.publish(...)` and `redis-cli` work unchanged. It takes results and is no
+Redis: any other command gets a clear `-ERR`."""
 
 import json
 import os
@@ -24,13 +24,13 @@ def inbox_gateway(results):
     return results, gateway, inbox
 
 
-def told(waiter, content):
+def delivered(waiter, content):
     assert waiter.result().content == content
     waiter.done()
 
 
 def test_no_redis_is_needed(inbox_gateway):
-    """No Redis server is needed: before, with and after the client, text and audio."""
+    """Without a Redis server: a result before its client and one after it, text and audio."""
     results, gateway, inbox = inbox_gateway
     assert gateway.get("/health").json()["redis"] == "embedded"
     assert gateway.get("/health").json()["status"] == "ok"
@@ -47,12 +47,13 @@ def test_no_redis_is_needed(inbox_gateway):
     inbox.publish(live, text="one", final=False)
     inbox.publish(live.upper(), text="two")
     assert waiter.result().content == "one"
-    told(waiter, "two")
+    delivered(waiter, "two")
 
 
 @pytest.mark.parametrize("protocol", [None, 2, 3])
 def test_redis_py_works_with_its_defaults(inbox_gateway, protocol):
-    """redis-py with its defaults, and with either protocol: `publish`, `ping`, `echo`, a password nobody asked for, a pipeline."""
+    """redis-py with its defaults, and with either protocol: `publish`, `ping`, `echo`, a password that is not needed, a
+    pipeline."""
     results, gateway, inbox = inbox_gateway
     options = {} if protocol is None else {"protocol": protocol}
     task = new_task()
@@ -79,7 +80,7 @@ def test_redis_py_works_with_its_defaults(inbox_gateway, protocol):
 
 
 def test_redis_py_by_url_and_asyncio(inbox_gateway):
-    """redis-py in the two other ways that workers use it: `from_url`, and `redis.asyncio`."""
+    """Two other ways in which workers use redis-py: `from_url` and `redis.asyncio`."""
     results, gateway, inbox = inbox_gateway
     task = new_task()
     with redis.from_url(f"redis://127.0.0.1:{inbox.port}/0", decode_responses=True) as worker:
@@ -95,11 +96,11 @@ asyncio.run(main())
     subprocess.run([sys.executable, "-c", script], check=True, timeout=PATIENCE)
     waiter = results.wait(gateway, task)
     assert waiter.result().content == "url"
-    told(waiter, "asyncio")
+    delivered(waiter, "asyncio")
 
 
 def test_ioredis_works_with_its_defaults(inbox_gateway):
-    """ioredis with its defaults (it asks `INFO` first)."""
+    """ioredis with its defaults (it sends `INFO` first)."""
     results, gateway, inbox = inbox_gateway
     task = new_task()
     messages = [json.dumps({"text": "声", "final": False}), json.dumps({"text": "end"})]
@@ -116,7 +117,7 @@ def test_ioredis_works_with_its_defaults(inbox_gateway):
     assert "unknown command" in answers[3]
     waiter = results.wait(gateway, task)
     assert waiter.result().content == "声"
-    told(waiter, "end")
+    delivered(waiter, "end")
 
 
 COREDIS = """
@@ -136,7 +137,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 def test_coredis_works_with_its_defaults(inbox_gateway):
-    """coredis, which does not connect without `id` in the answer to `HELLO`, alone and in a transaction."""
+    """coredis, which needs `id` in the answer to `HELLO`; single commands, and a transaction."""
     results, gateway, inbox = inbox_gateway
     task = new_task()
     messages = [json.dumps({"text": text, "final": text == "c"}) for text in "abc"]
@@ -148,7 +149,7 @@ def test_coredis_works_with_its_defaults(inbox_gateway):
 
 
 def test_transactions_publish_as_a_whole_or_not_at_all(inbox_gateway):
-    """`MULTI`/`EXEC`/`DISCARD` around them ... and so does everything of a transaction that holds one."""
+    """Commands between `MULTI` and `EXEC` take effect together, or not at all if one of them is refused."""
     results, gateway, inbox = inbox_gateway
     task = new_task()
     with inbox.client() as worker:
@@ -160,11 +161,11 @@ def test_transactions_publish_as_a_whole_or_not_at_all(inbox_gateway):
         with worker.pipeline(transaction=True) as pipeline:
             pipeline.publish(PREFIX + task, json.dumps({"text": "b"}))
             assert pipeline.execute() == [1]
-    told(results.wait(gateway, task), "b")
+    delivered(results.wait(gateway, task), "b")
 
 
-def test_one_worker_too_many_is_told(inbox_gateway):
-    """The 1,001st worker gets Redis' own error, and there is room again once one has left."""
+def test_one_worker_too_many_gets_an_error(inbox_gateway):
+    """The 1,001st worker gets Redis' own error; once one has left, there is room again."""
     _, _, inbox = inbox_gateway
     crowd = [connect(inbox.port) for _ in range(1000)]
     for worker in crowd:
@@ -189,19 +190,19 @@ def test_one_worker_too_many_is_told(inbox_gateway):
 
 @pytest.mark.parametrize("options", [[], ["-3"], ["--no-auth-warning", "-a", "word"], ["--user", "u", "--pass", "p"], ["-n", "5"]])
 def test_redis_cli_works_with_one_command(inbox_gateway, options):
-    """redis-cli with one command on its line."""
+    """redis-cli with a command as its arguments."""
     results, gateway, inbox = inbox_gateway
     task = new_task()
     cli = ["redis-cli", "-p", str(inbox.port), *options]
     done = subprocess.run([*cli, "PUBLISH", PREFIX + task, '{"text":"by hand"}'], capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.split()[-1] == "1", done
-    told(results.wait(gateway, task), "by hand")
+    delivered(results.wait(gateway, task), "by hand")
     done = subprocess.run([*cli, "SET", "a", "b"], capture_output=True, text=True, timeout=PATIENCE)
     assert "ERR unknown command 'SET': this is the result inbox of aivtuber-gateway" in done.stdout + done.stderr
 
 
 def test_redis_cli_reads_commands_from_its_input(inbox_gateway):
-    """redis-cli as a person talks with it: several commands, quotes, an error in between, `QUIT`."""
+    """redis-cli with commands on standard input: several of them, quotes, an error in between, `QUIT`."""
     results, gateway, inbox = inbox_gateway
     task = new_task()
     typed = f"""PING
@@ -218,7 +219,7 @@ QUIT
     assert "unknown command 'NONSENSE'" in done.stdout
     waiter = results.wait(gateway, task)
     assert waiter.result().content == "a b"
-    told(waiter, "c")
+    delivered(waiter, "c")
 
 
 def exchange(inbox, sent, end=True):
@@ -249,7 +250,7 @@ ANSWERS = {
 
 
 def test_commands_are_answered_in_order(inbox_gateway):
-    """`PUBLISH` (with `PING`, `ECHO`, `AUTH`, `HELLO`, `SELECT`, `CLIENT ...`, `QUIT`)."""
+    """`PUBLISH`, `PING`, `ECHO`, `AUTH`, `HELLO`, `SELECT`, `CLIENT ...` and `QUIT`."""
     _, _, inbox = inbox_gateway
     for sent, answer in ANSWERS.items():
         assert exchange(inbox, sent) == answer, sent
@@ -262,7 +263,7 @@ def test_commands_are_answered_in_order(inbox_gateway):
 
 
 def test_other_commands_get_a_clear_error(inbox_gateway):
-    """Any other command gets a clear `-ERR` - and the connection stays."""
+    """Any other command gets a clear `-ERR`, and the connection stays open."""
     _, _, inbox = inbox_gateway
     for command in ["GET a", "SET a b", "SSUBSCRIBE a", "WATCH a", "EVAL x 0", "CONFIG GET dir", "SHUTDOWN", "FLUSHALL", "DEBUG SLEEP 1", "MONITOR"]:
         answer = exchange(inbox, f"{command}\r\nPING\r\n".encode())
@@ -272,7 +273,7 @@ def test_other_commands_get_a_clear_error(inbox_gateway):
 
 
 def test_command_name_cannot_forge_a_reply(inbox_gateway):
-    """Whatever the name holds, one command has one line of answer."""
+    """Whatever bytes a command's name contains, its answer is one line."""
     _, _, inbox = inbox_gateway
     name = b"x\r\n+OK\r\n$3\r\nabc\r\n" + bytes(range(256)) * 10
     answer = exchange(inbox, b"*1\r\n$%d\r\n%s\r\nPING\r\n" % (len(name), name))
@@ -306,11 +307,11 @@ def test_hostile_input_ends_the_connection_with_an_error(inbox_gateway, case):
     client.vanish()
     task = new_task()
     assert inbox.publish(task, text="fine") == 1
-    told(results.wait(gateway, task), "fine")
+    delivered(results.wait(gateway, task), "fine")
 
 
 def test_random_input_does_no_harm(inbox_gateway):
-    """Seeded nonsense, close to the protocol and far from it: the gateway lives, and nothing of it becomes a result."""
+    """Seeded nonsense, close to the protocol and far from it: the gateway survives, and none of it becomes a result."""
     import random
 
     results, gateway, inbox = inbox_gateway
@@ -330,11 +331,11 @@ def test_random_input_does_no_harm(inbox_gateway):
         client.vanish()
     task = new_task()
     inbox.publish(task, text="fine")
-    told(results.wait(gateway, task), "fine")
+    delivered(results.wait(gateway, task), "fine")
 
 
 def test_large_result_and_one_that_is_too_large(inbox_gateway):
-    """A result of some megabytes is a result like any other; an endless one is refused before it is all there."""
+    """A result of some megabytes is delivered; an endless one is refused before all of it has arrived."""
     results, gateway, inbox = inbox_gateway
     task = new_task()
     waiter = results.wait(gateway, task)
@@ -348,7 +349,7 @@ def test_large_result_and_one_that_is_too_large(inbox_gateway):
 
 
 def test_worker_that_never_reads(inbox_gateway):
-    """A worker that does not read its answers is not read from; it costs little, and others notice nothing."""
+    """A worker that does not read its answers is not read from. It costs little, and others notice nothing."""
     results, gateway, inbox = inbox_gateway
     before = gateway.resident_bytes()
     client = connect(inbox.port, receive_buffer=4096)
@@ -363,12 +364,12 @@ def test_worker_that_never_reads(inbox_gateway):
     assert gateway.resident_bytes() - before < 4 * MIB
     task = new_task()
     inbox.publish(task, text="fine")
-    told(results.wait(gateway, task), "fine")
+    delivered(results.wait(gateway, task), "fine")
     client.reset()
 
 
 def test_worker_that_always_leaves_some_answers_unread(inbox_gateway):
-    """What a worker has read is not held any longer, even if there is always something that it has not read."""
+    """Answers that a worker has read are not held any longer, even if there are always some that it has not read."""
     results, gateway, inbox = inbox_gateway
     client = connect(inbox.port, receive_buffer=4096)
     command = b"*2\r\n$4\r\nECHO\r\n$10000\r\n" + b"x" * 10_000 + b"\r\n"
@@ -387,7 +388,7 @@ def test_worker_that_always_leaves_some_answers_unread(inbox_gateway):
 
 
 def test_workers_that_come_and_go(inbox_gateway):
-    """A thousand connections, half of them in the middle of a command: nothing is left of them."""
+    """A thousand connections, half of them ended in the middle of a command, leave nothing behind."""
     _, gateway, inbox = inbox_gateway
     before = gateway.descriptors()
     for number in range(1000):
@@ -402,7 +403,7 @@ def test_workers_that_come_and_go(inbox_gateway):
 
 
 def test_workers_are_not_counted_as_clients(inbox_gateway):
-    """A worker's connection is no WebSocket and not counted as one."""
+    """A worker's connection is no WebSocket, and is not counted as one."""
     _, gateway, inbox = inbox_gateway
     with inbox.client() as worker:
         worker.ping()
@@ -412,7 +413,7 @@ def test_workers_are_not_counted_as_clients(inbox_gateway):
 
 
 def test_password_of_the_inbox_is_read_from_a_file(results, tmp_path):
-    """`password_file`: its first line is the password that workers give, and a reload reads it again."""
+    """`password_file`: its first line is the password for workers, and a reload reads it again."""
     file = tmp_path / "password"
     file.write_text("first\nnot this line\n")
     gateway, inbox = results.embedded(link={"password_file": str(file)})
@@ -428,7 +429,7 @@ def test_password_of_the_inbox_is_read_from_a_file(results, tmp_path):
 
 
 def test_workers_publish_while_the_gateway_has_no_room_for_clients(results):
-    """`max_connections` counts clients: workers come in all the same, and nothing spins."""
+    """`max_connections` limits clients: workers are accepted beyond it, and the loop does not spin."""
     gateway, inbox = results.embedded(config={"server": {"max_connections": 2, "listen": ["127.0.0.1:0"]}})
     task = new_task()
     waiter = results.wait(gateway, task)
@@ -447,7 +448,7 @@ def test_workers_publish_while_the_gateway_has_no_room_for_clients(results):
 
 
 def test_inbox_port_in_use_is_named(results, lab):
-    """A port that is taken names the port."""
+    """The error about a port that is taken names the port."""
     backend = lab.backend()
     gateway = results.gateway(f"embedded://127.0.0.1:{backend.port}", ready=False, wait=False)
     gateway.may_end = True

@@ -1,4 +1,5 @@
-"""What a waiting client is sent (docs/protocol.md section 2): ids, messages, audio, errors, resuming, the rules for what it says itself.
+"""What a waiting client is sent (docs/protocol.md section 2): ids, messages, audio, errors, resuming, and what applies to its own
+messages.
 
 Results are published by redis-py to a real Redis.
 """
@@ -23,7 +24,7 @@ def desk(results):
 
 
 class Desk:
-    """A Redis and a gateway on it."""
+    """A Redis and a gateway that uses it."""
 
     def __init__(self, results, **options):
         self.results = results
@@ -34,7 +35,7 @@ class Desk:
         return self.results.wait(self.gateway, task, query, **options)
 
     def deliver(self, result=None, **fields):
-        """Publishes and lets a client come for it: the client and its task."""
+        """Publishes, then connects a client: the client and its task."""
         task = new_task()
         assert self.redis.publish(task, result, **fields) == 1
         return self.wait(task), task
@@ -44,7 +45,8 @@ class Desk:
 
 
 def test_bad_task_id_gets_an_error_and_4004(desk):
-    """Not a UUID: the upgrade is completed, `{status":"error","error":"Invalid task_id format"}` is sent, close 4004"."""
+    """An id that is no UUID: the upgrade is completed, `{"status":"error","error":"Invalid task_id format"}` is sent, close
+    4004."""
     for bad in ["1", "nonsense", "7d2b1a52-93a2-4c44-9a94-6a2a4a6cf11", "7d2b1a52-93a2-4c44-9a94-6a2a4a6cf1111", "%", "%zz", "%00"]:
         waiter = desk.wait(bad)
         waiter.refused("Invalid task_id format", 4004, "bad task id")
@@ -66,7 +68,7 @@ SPELLINGS = {
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_id_in_any_form_is_echoed_as_it_was_written(desk, spelling):
-    """`task_id` is a UUID in any form that the `uuid` crate reads; it is echoed back as the client wrote it."""
+    """`task_id` is a UUID in any form that the `uuid` crate reads, and comes back as the client wrote it."""
     segment, echoed = SPELLINGS[spelling]
     desk.results.write("a", b"x")
     waiter = desk.wait(segment)
@@ -80,7 +82,7 @@ def test_id_in_any_form_is_echoed_as_it_was_written(desk, spelling):
 
 @pytest.mark.parametrize("published", ["capitals", "simple", "urn"])
 def test_worker_and_client_may_spell_the_id_differently(desk, published):
-    """Ids are compared as UUIDs, on the channel as well."""
+    """Ids are compared as UUIDs, on channels too."""
     waiter = desk.wait(TASK)
     desk.redis.publish(SPELLINGS[published][1], text="hi")
     assert waiter.result().message["task_id"] == TASK
@@ -88,7 +90,7 @@ def test_worker_and_client_may_spell_the_id_differently(desk, published):
 
 
 def test_id_is_decoded_once(desk):
-    """`%`-decoded once: what is escaped twice is no UUID."""
+    """`%`-escapes are decoded once: an id that is escaped twice is no UUID."""
     desk.wait(TASK.replace("-", "%252D")).refused("Invalid task_id format", 4004, "bad task id")
 
 
@@ -98,7 +100,7 @@ def test_plain_get_on_an_output_path_is_426(desk):
 
 
 def test_results_of_other_tasks_are_not_delivered(desk):
-    """Each result for its task - and no other one's."""
+    """Each client gets the result of its own task and no other."""
     one, other = new_task(), new_task()
     waiter = desk.wait(one)
     desk.redis.publish(other, text="not yours")
@@ -112,7 +114,7 @@ def test_results_of_other_tasks_are_not_delivered(desk):
 
 
 def test_every_waiting_client_gets_everything(desk):
-    """Several clients may wait for one task: each gets everything; fifty of them, with audio."""
+    """Several clients may wait for one task, here fifty with audio: each gets everything."""
     audio = pattern(200_000)
     desk.results.write("a", audio)
     task = new_task()
@@ -131,7 +133,7 @@ def test_every_waiting_client_gets_everything(desk):
 
 
 def test_text_comes_first_and_alone(desk):
-    """`{"status":"success","task_id":"...","content":"...","audio_present":false}`, and 2.5: "After the final result: close 1000"."""
+    """`{"status":"success","task_id":"...","content":"...","audio_present":false}`, and close 1000 after the final result."""
     waiter, task = desk.deliver(text="こんにちは \U0001f399 \"quoted\" \\ \u0000")
     found = waiter.message()
     assert found == {"status": "success", "task_id": task, "content": "こんにちは \U0001f399 \"quoted\" \\ \u0000", "audio_present": False}
@@ -141,8 +143,8 @@ def test_text_comes_first_and_alone(desk):
 
 @pytest.mark.parametrize("size", [0, 1, 65535, 65536, 65537, 1_000_003])
 def test_audio_of_every_size(desk, size):
-    """For every chunk of `chunk_size` (64 KiB; the last one may be shorter) a text message, then one binary message with just
-    the chunk's bytes ... An empty file: no chunk, just `audio_complete`"."""
+    """Each chunk of `chunk_size` (64 KiB; the last one may be shorter) is a text message, then a binary message with just its
+    bytes. An empty file has no chunk, only `audio_complete`."""
     audio = pattern(size)
     desk.results.write("a.wav", audio)
     waiter, task = desk.deliver(text="t", audio_file="a.wav")
@@ -156,7 +158,7 @@ def test_audio_of_every_size(desk, size):
 
 @pytest.mark.parametrize("size", [0, 1, 65535, 65536, 65537, 1_000_003])
 def test_libraries_read_audio_of_every_size(desk, open_client, size):
-    """The same for `websockets` and `ws`, which offer permessage-deflate; it is not negotiated."""
+    """The same with `websockets` and `ws`, which offer permessage-deflate; it is not negotiated."""
     audio = pattern(size)
     desk.results.write("a.wav", audio)
     task = new_task()
@@ -166,15 +168,15 @@ def test_libraries_read_audio_of_every_size(desk, open_client, size):
     assert json.loads(client.receive().text)["audio_present"] is True
     total = -(-size // 65536)
     for number in range(total):
-        told = json.loads(client.receive().text)
-        assert told == {"type": "audio_chunk", "task_id": task, "chunk_id": number, "total_chunks": total}
+        message = json.loads(client.receive().text)
+        assert message == {"type": "audio_chunk", "task_id": task, "chunk_id": number, "total_chunks": total}
         assert client.receive() == Message.of(audio[number * 65536 : (number + 1) * 65536])
     assert json.loads(client.receive().text) == {"type": "audio_complete", "task_id": task}
     assert client.receive() == Closed(1000, "done")
 
 
 def test_chunks_have_the_size_that_is_set(results):
-    """`chunk_size`."""
+    """Chunks have the size of `chunk_size`."""
     desk = Desk(results, output={"chunk_size": "1KiB"})
     results.write("a", pattern(2500))
     waiter, _ = desk.deliver(text="", audio_file="a")
@@ -185,7 +187,7 @@ def test_chunks_have_the_size_that_is_set(results):
 
 
 def test_large_text_arrives_whole(desk):
-    """A text of some megabytes is a message like any other."""
+    """A text of some megabytes is delivered."""
     text = "x" * 5_000_000
     waiter, _ = desk.deliver(text=text)
     assert waiter.result().content == text
@@ -219,7 +221,7 @@ TEXTS = {
 
 @pytest.mark.parametrize("case", TEXTS)
 def test_content_is_text_else_reply_else_content(desk, case):
-    """2, table: `text`, else `reply`, else `content`, else `""`; what means "no error", "no audio", "final"."""
+    """Fields of a result: `text`, else `reply`, else `content`, else `""`; which values mean no error, no audio, and final."""
     published, content, more = TEXTS[case]
     waiter, task = desk.deliver(published)
     assert waiter.message() == {"status": "success", "task_id": task, "content": content, "audio_present": False, **more}
@@ -244,7 +246,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("case", FAILURES)
 def test_failure_is_delivered_as_an_error_and_is_final(desk, case):
-    """2, table: "a `status` other than `success` ..., or an `error` ...: delivered as an error message and final"."""
+    """A `status` other than `success`, or an `error`, is delivered as an error message, and is final."""
     published, error = FAILURES[case]
     desk.results.write("a", b"unused")
     waiter, task = desk.deliver({**published, "emotion": "sad"})
@@ -289,19 +291,19 @@ MALFORMED = [
 
 
 def test_malformed_results_of_every_kind(desk):
-    """A result that is not JSON, or not an object: `Invalid response format`; table: "Any other type in a known field"."""
+    """A result that is not JSON or not an object, or a known field of another type: `Invalid response format`."""
     for published in MALFORMED:
         task = new_task()
         desk.redis.publish(task, published)
         waiter = desk.wait(task)
-        told = waiter.message()
-        assert told == {"status": "error", "error": "Invalid response format", "task_id": task}, published[:60]
+        message = waiter.message()
+        assert message == {"status": "error", "error": "Invalid response format", "task_id": task}, published[:60]
         waiter.done()
         assert status(desk.gateway, task)["status"] == "failed"
 
 
 def test_failure_that_is_not_final_is_followed_by_others(desk):
-    """2, table, `final`: "Holds for errors too"."""
+    """`final` applies to errors too."""
     waiter, task = desk.deliver({"error": "no voice", "final": False})
     assert waiter.message() == {"status": "error", "error": "no voice", "task_id": task, "final": False}
     desk.redis.publish(task, {"text": "a"})
@@ -310,7 +312,8 @@ def test_failure_that_is_not_final_is_followed_by_others(desk):
 
 
 def test_what_is_kept_behind_a_final_or_malformed_result_is_delivered(desk):
-    """The close comes after the last of it, provided a final result is among it."""
+    """Several results are kept: they are delivered in order, and the close follows the last one if a final result is among
+    them."""
     task = new_task()
     for published in [{"text": "a"}, b"malformed", {"text": "b", "final": False}]:
         desk.redis.publish(task, published)
@@ -322,7 +325,7 @@ def test_what_is_kept_behind_a_final_or_malformed_result_is_delivered(desk):
 
 
 def test_bad_values_cost_their_field_and_not_the_text(desk):
-    """Costs that field (null), not the text."""
+    """A field that is not JSON becomes null; the text is delivered."""
     waiter, task = desk.deliver(b'\xef\xbb\xbf{"text":"a","x":NaN,"y":"\xff","z":[-Infinity],"ok":1}')
     answer = {"status": "success", "task_id": task, "content": "a", "audio_present": False}
     assert waiter.message() == {**answer, "x": None, "y": None, "z": None, "ok": 1}
@@ -330,20 +333,20 @@ def test_bad_values_cost_their_field_and_not_the_text(desk):
 
 
 def test_progress_is_passed_on_and_not_kept(desk):
-    """2, table, `status`: "passed on with `"status":"progress"`, never final, never kept"."""
+    """`"status":"progress"` is passed on; it is never final and never kept."""
     task = new_task()
     desk.redis.publish(task, {"status": "queued"})
     waiter = desk.wait(task)
     desk.redis.publish(task, {"status": "Processing", "text": "half"})
     desk.redis.publish(task, {"status": "done", "text": "a"})
-    told = waiter.message()
-    assert (told["status"], told["content"], told["final"]) == ("progress", "half", False)
+    message = waiter.message()
+    assert (message["status"], message["content"], message["final"]) == ("progress", "half", False)
     assert waiter.result().content == "a"
     waiter.done()
 
 
 def test_other_fields_are_passed_on_unchanged(desk):
-    """Every other field is passed on to the client inside the text or error message unchanged - to the character."""
+    """Every other field is passed on in the text or error message, unchanged to the character."""
     extras = '"stats":{"ms":1e400,"n":12345678901234567890.0},"transcript":"\\ud800 \\u00e9","emotion":[null,true,{"a":{}}],"":0,"Text":"x"'
     waiter, task = desk.deliver('{"text":"a",' + extras + "}")
     assert waiter.read_frame().text == f'{{"status":"success","task_id":"{task}","content":"a","audio_present":false,"result_id":0,{extras}}}'
@@ -351,7 +354,7 @@ def test_other_fields_are_passed_on_unchanged(desk):
 
 
 def test_reserved_field_names_are_not_passed_on(desk):
-    """Fields of a worker are passed on, unless the gateway sets a field of that name."""
+    """A field that the gateway sets itself replaces the worker's."""
     ours = {"task_id": "forged", "audio_present": True, "type": "audio_chunk", "chunk_id": 7, "total_chunks": 9}
     waiter, task = desk.deliver({"text": "a", **ours, "emotion": "glad"})
     assert waiter.message() == {"status": "success", "task_id": task, "content": "a", "audio_present": False, "emotion": "glad"}
@@ -359,7 +362,7 @@ def test_reserved_field_names_are_not_passed_on(desk):
 
 
 def test_sentence_by_sentence(desk):
-    """2, table: `final` false: "delivered with `"final":false` added, and the connection stays", with and without audio."""
+    """`final` false: delivered with `"final":false`, with and without audio, and the connection stays open."""
     task = new_task()
     waiter = desk.wait(task)
     for number in range(20):
@@ -384,7 +387,7 @@ def test_sentence_by_sentence(desk):
 
 
 def test_equal_results_are_delivered_separately(desk):
-    """Equal results are results of their own, before and after the client came."""
+    """Identical results are separate results, published before the client came or after."""
     task = new_task()
     for _ in range(2):
         desk.redis.publish(task, text="ha", final=False)
@@ -403,7 +406,7 @@ def test_equal_results_are_delivered_separately(desk):
 
 @pytest.mark.parametrize("first", [0, 1, 2, 3, 4, 99, 2**64 - 1])
 def test_from_chunk_resumes(desk, first):
-    """Sends the text message, then the chunks from K on. K beyond the end: just `audio_complete`."""
+    """`from_chunk=K`: the text message, then the chunks from K on. K beyond the end: only `audio_complete`."""
     audio = pattern(3 * 65536 + 7)
     desk.results.write("a", audio)
     task = new_task()
@@ -417,7 +420,7 @@ def test_from_chunk_resumes(desk, first):
 
 
 def test_lost_connection_is_resumed_where_it_broke(desk):
-    """2.8 and "while the client reconnects": both parts together are the file."""
+    """A client that reconnects with `from_chunk`: both parts together are the file."""
     audio = pattern(20 * 65536)
     desk.results.write("a", audio)
     task = new_task()
@@ -437,11 +440,11 @@ def test_lost_connection_is_resumed_where_it_broke(desk):
 
 @pytest.mark.parametrize("bad", ["", "x", "-1", "1.5", "0x1", "1e3", " 1", "18446744073709551616", "%31%2e"])
 def test_from_chunk_must_be_a_number(desk, bad):
-    """Not a number: error message, close 4004."""
+    """`from_chunk` that is not a number: error message, close 4004."""
     task = new_task()
     waiter = desk.wait(task, f"?from_chunk={bad.replace(' ', '%20')}")
-    told = waiter.message()
-    assert told["status"] == "error" and "from_chunk" in told["error"] and told["task_id"] == task
+    message = waiter.message()
+    assert message["status"] == "error" and "from_chunk" in message["error"] and message["task_id"] == task
     waiter.done(4004, "bad task id")
 
 
@@ -457,13 +460,13 @@ def no_audio(desk, name, error):
 
 
 def test_missing_file_leaves_the_text(desk):
-    """A missing ... audio file gives the text message with `audio_present":false`, then an error message that says which"."""
+    """A missing audio file: the text message with `"audio_present":false`, then an error message that names it."""
     for name in ["nothing.wav", "no/such/folder.wav", str(desk.results.audio / "nothing"), "x" * 300, "a\0b", "\ud800.wav"]:
         no_audio(desk, name, "Audio file not found")
 
 
 def test_paths_outside_the_root_are_refused(desk, tmp_path):
-    """2.7 and the table: "a file under `audio_root`" - nothing else is ever sent, whatever its name."""
+    """Only files below `audio_root` are sent, whatever their name."""
     secret = tmp_path / "secret"
     secret.write_text("secret")
     audio = desk.results.audio
@@ -504,7 +507,7 @@ def test_paths_outside_the_root_are_refused(desk, tmp_path):
 
 
 def test_file_names_that_are_accepted(desk):
-    """Table: "a file under `audio_root`": relative, absolute, deeper, with odd characters."""
+    """Files below `audio_root`: relative and absolute names, subfolders, odd characters."""
     names = ["a.wav", "deep/er/a.wav", "声.wav", "a b%20c?.wav", "-", "..a", "a..", "./a.wav", "deep//er/./a.wav"]
     for number, name in enumerate(names):
         desk.results.write(name, b"%d" % number)
@@ -515,7 +518,7 @@ def test_file_names_that_are_accepted(desk):
 
 
 def test_file_over_the_limit(results):
-    """`max_audio`; 2.7: "too large"."""
+    """`max_audio`: a larger file is "too large"."""
     desk = Desk(results, output={"max_audio": "1KiB"})
     results.write("fits", bytes(1024))
     results.write("large", bytes(1025))
@@ -526,14 +529,14 @@ def test_file_over_the_limit(results):
 
 
 def test_unreadable_file(results):
-    """Unreadable."""
+    """A file that cannot be read is "unreadable"."""
     desk = Desk(results, before=without_overrides if os.getuid() == 0 else None)
     results.write("a", b"x").chmod(0)
     no_audio(desk, "a", "Audio file not readable")
 
 
 def without_overrides():
-    """Nothing is unreadable for root, except without the capabilities that make it so."""
+    """Root can read every file, unless it lacks the capabilities for that."""
     libc = ctypes.CDLL(None)
     for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
         assert libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) == 0
@@ -543,7 +546,7 @@ CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, PR_CAPBSET_DROP = 1, 2, 24
 
 
 def test_missing_audio_root_leaves_the_text(results):
-    """`audio_root` itself is missing: the text arrives all the same, and files are found once it is there."""
+    """`audio_root` is missing: texts are delivered, and files are found once it exists."""
     later = results.folder / "later"
     desk = Desk(results, output={"audio_root": str(later)})
     no_audio(desk, "a", "Audio file not found")
@@ -555,7 +558,7 @@ def test_missing_audio_root_leaves_the_text(results):
 
 
 def slowly(desk, size, name="a"):
-    """A client with a small window in the middle of a large file; its text message is read."""
+    """A client with a small window in the middle of a large file; its text message has been read."""
     desk.results.write(name, pattern(size))
     task = new_task()
     desk.redis.publish(task, text="t", audio_file=name)
@@ -566,20 +569,20 @@ def slowly(desk, size, name="a"):
 
 
 def test_file_that_vanishes_while_it_is_sent(desk):
-    """2.7, "vanishing": what is open is delivered to its end."""
+    """A file that is deleted while it is sent is delivered to its end."""
     waiter, _ = slowly(desk, 8_000_000)
     (desk.results.audio / "a").unlink()
     audio = b""
-    while (told := waiter.message())["type"] == "audio_chunk":
+    while (message := waiter.message())["type"] == "audio_chunk":
         audio += waiter.read_frame().payload
-    assert told["type"] == "audio_complete"
+    assert message["type"] == "audio_complete"
     assert audio == pattern(8_000_000)
     waiter.done()
 
 
 def test_file_that_shrinks_while_it_is_sent(desk):
-    """A file that shrinks while it is sent "ends that delivery with an error message and 1011, never with wrong bytes"; in the middle
-    of a chunk, where no frame fits, the connection just ends."""
+    """A file that shrinks while it is sent: an error message and 1011, never wrong bytes. In the middle of a chunk, where no
+    frame fits, the connection just ends."""
     size = 8_000_000
     waiter, task = slowly(desk, size)
     # Wholly: in a piece of the page cache that is cut, the kernel clears the rest even where it is on its way to a socket.
@@ -594,10 +597,10 @@ def test_file_that_shrinks_while_it_is_sent(desk):
         if found.opcode == BINARY:
             had += found.payload
         elif found.opcode == TEXT:
-            told = json.loads(found.text)
-            assert told.get("type") != "audio_complete"
-            if told.get("status") == "error":
-                assert told == {"status": "error", "error": "Audio file changed", "task_id": task}
+            message = json.loads(found.text)
+            assert message.get("type") != "audio_complete"
+            if message.get("status") == "error":
+                assert message == {"status": "error", "error": "Audio file changed", "task_id": task}
                 waiter.done(1011, "audio file changed")
                 break
     assert had == pattern(size)[: len(had)] and len(had) < size
@@ -605,7 +608,7 @@ def test_file_that_shrinks_while_it_is_sent(desk):
 
 
 def test_no_error_shows_a_path_or_a_workers_bytes(desk):
-    """Without showing server paths; 2: "a worker's exception texts and the server's paths never appear in errors to clients"."""
+    """A worker's exception texts and the server's paths never appear in errors to clients."""
     for published in [{"audio_file": "/very/secret/place.wav"}, b'{"text": very secret place}', {"audio_file": "../secret"}]:
         waiter, _ = desk.deliver(published)
         said = waiter.read_to_end().decode("latin-1")
@@ -616,20 +619,20 @@ def test_no_error_shows_a_path_or_a_workers_bytes(desk):
 
 
 def test_no_result_in_time(results):
-    """No result within `timeout` ...: `{status":"error","error":"Processing timeout"}`, close 4008"."""
+    """No result within `timeout`: `{"status":"error","error":"Processing timeout"}`, close 4008."""
     desk = Desk(results, output={"timeout": "300ms"})
     task = new_task()
     waiter = desk.wait(task)
-    told = waiter.message()
-    assert told.pop("task_id") == task
-    assert told == {"status": "error", "error": "Processing timeout"}
+    message = waiter.message()
+    assert message.pop("task_id") == task
+    assert message == {"status": "error", "error": "Processing timeout"}
     waiter.done(4008, "processing timeout")
     desk.gateway.process.wait_for_line(f"closed reason=task_timeout code=4008 .*{task}")
     assert status(desk.gateway, task) == {"task_id": task, "status": "timeout", "connected": False}
 
 
 def test_timeout_fires_even_without_redis(results):
-    """It fires even if nothing ever arrives."""
+    """The timeout ends the wait even if nothing happens at all."""
     gateway = results.gateway(f"redis://127.0.0.1:{wire.closed_port()}", output={"timeout": "300ms"}, ready=False)
     waiter = results.wait(gateway, new_task())
     assert waiter.message()["error"] == "Processing timeout"
@@ -637,7 +640,7 @@ def test_timeout_fires_even_without_redis(results):
 
 
 def test_timeout_does_not_interrupt_a_delivery(results):
-    """2.6 is about waiting: a client that is being sent a file gets all of it, however long that takes."""
+    """The timeout is about waiting: a client that is being sent a file gets all of it, however long that takes."""
     desk = Desk(results, output={"timeout": "300ms"})
     waiter, _ = slowly(desk, 6_000_000)
     other = desk.wait(new_task())
@@ -654,7 +657,7 @@ def test_timeout_does_not_interrupt_a_delivery(results):
 
 
 def test_messages_of_clients_are_ignored(desk):
-    """What a client sends is ignored, control frames apart."""
+    """What a client sends is ignored, apart from control frames."""
     task = new_task()
     waiter = desk.wait(task)
     waiter.say("hello")
@@ -675,7 +678,7 @@ def test_messages_of_clients_are_ignored(desk):
 
 
 def test_frames_cut_at_each_byte(desk):
-    """RFC 6455: however the bytes come, they are the same frames."""
+    """Frames cut anywhere are the same frames (RFC 6455)."""
     waiter = desk.wait(new_task())
     waiter.send_bytewise(frame(TEXT, "héllo", mask=b"mask") + frame(PING, b"x" * 20, mask=b"ksam"))
     assert waiter.read_frame().payload == b"x" * 20
@@ -725,7 +728,7 @@ FAULTS = [
 
 @pytest.mark.parametrize("code, reason, case, sent", FAULTS, ids=[f"{fault[0]} {fault[2]}" for fault in FAULTS])
 def test_protocol_errors_of_a_client_end_with_their_code(desk, code, reason, case, sent):
-    """1002 / 1007 protocol / UTF-8 fault on a served route, "1009 message too big" (2.2: "at most 4 KiB a message")."""
+    """Protocol faults end with 1002, bytes that are not UTF-8 with 1007, messages over 4 KiB with 1009."""
     task = new_task()
     waiter = desk.wait(task)
     waiter.send(sent)
@@ -742,7 +745,7 @@ def test_protocol_errors_of_a_client_end_with_their_code(desk, code, reason, cas
 
 
 def test_message_of_4_kib_is_taken(desk):
-    """At most 4 KiB a message - that many are fine, in one frame or several."""
+    """A message of 4 KiB is allowed, in one frame or several."""
     waiter = desk.wait(new_task())
     waiter.say("x" * 4096)
     waiter.frame(TEXT, "x" * 4000, fin=False)
@@ -753,7 +756,7 @@ def test_message_of_4_kib_is_taken(desk):
 
 @pytest.mark.parametrize("code", [None, 1000, 1001, 3000, 4999])
 def test_client_closes(desk, code):
-    """A client's Close is answered with its code; nothing of it is left behind."""
+    """A client's Close is answered with its code, and leaves nothing behind."""
     task = new_task()
     waiter = desk.wait(task)
     waiter.close_frame(code, "" if code is None else "bye")
@@ -766,7 +769,7 @@ def test_client_closes(desk, code):
 
 @pytest.mark.parametrize("how", ["vanish", "reset", "half_close"])
 def test_client_that_disconnects_is_noticed_at_once(desk, how):
-    """A client that leaves without a word is gone at once."""
+    """A client that leaves without a Close is noticed at once."""
     task = new_task()
     waiter = desk.wait(task)
     eventually(lambda: status(desk.gateway, task)["connected"], "it is there")
@@ -775,7 +778,7 @@ def test_client_that_disconnects_is_noticed_at_once(desk, how):
 
 
 def test_silent_clients_are_pinged_then_closed(results):
-    """`ping_interval`, `ping_timeout`: as on relayed routes; who answers stays."""
+    """`ping_interval` and `ping_timeout` apply as on relayed routes; a client that answers stays."""
     desk = Desk(results, config={"proxy": {"ping_interval": "200ms", "ping_timeout": "1s"}})
     tasks = [new_task(), new_task()]
     alive, dead = [desk.wait(task) for task in tasks]
@@ -795,7 +798,7 @@ def test_silent_clients_are_pinged_then_closed(results):
 
 @pytest.mark.parametrize("size", [4_000_000, 5_123_457, 8_000_000])
 def test_ping_behind_a_large_text_is_answered(desk, size):
-    """Pings are answered - also when the ping came while a large message filled the socket, once the client reads on."""
+    """A ping that came while a large message filled the socket is answered once the client reads on."""
     task = new_task()
     waiter = desk.wait(task)
     desk.redis.publish(task, text="x" * size, final=False)
@@ -808,7 +811,7 @@ def test_ping_behind_a_large_text_is_answered(desk, size):
 
 
 def test_nothing_is_compressed(desk):
-    """permessage-deflate is not negotiated on this route, nor any other extension; a subprotocol on offer is accepted."""
+    """No extension is negotiated on this route, permessage-deflate included; a subprotocol that is offered is accepted."""
     offers = [("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits, x-other")]
     waiter = desk.results.connect(desk.gateway)
     waiter.upgrade(f"/ws/output/{new_task()}", headers=offers)
@@ -816,7 +819,7 @@ def test_nothing_is_compressed(desk):
 
 
 def test_task_ids_are_listed(desk):
-    """3, `/connections`: a waiting client has its task, no backend, a state and counts that are live."""
+    """`/connections`: a waiting client has its task, no backend, a state and live counts."""
     task = str(uuid.UUID(new_task())).upper()
     waiter = desk.wait(task)
     sent = waiter.say("x")

@@ -87,7 +87,7 @@ def test_from_result_waits_for_what_is_not_published_yet(results, redis, gateway
 
 
 def test_numbers_go_on_behind_what_a_client_has_seen_elsewhere(results):
-    """Without a Redis a restart forgets numbers: a client that has had three results gets what comes then."""
+    """Without a Redis, a restart forgets the numbers: a client that has had three results gets those that come then."""
     gateway, inbox = results.embedded()
     task = new_task()
     waiter = results.wait(gateway, task, "?from_result=3")
@@ -123,9 +123,9 @@ def test_from_byte_resumes_at_a_byte(results, redis, gateway, first):
     waiter = results.wait(gateway, task, f"?from_result=0&from_byte={first}")
     assert waiter.message()["content"] == "t"
     got = b""
-    while (told := waiter.message())["type"] == "audio_chunk":
+    while (message := waiter.message())["type"] == "audio_chunk":
         at = first + len(got)
-        assert told == {"type": "audio_chunk", "task_id": task, "chunk_id": at // CHUNK, "total_chunks": 4, "offset": at}
+        assert message == {"type": "audio_chunk", "task_id": task, "chunk_id": at // CHUNK, "total_chunks": 4, "offset": at}
         payload = waiter.read_frame().payload
         assert len(payload) == min(CHUNK - at % CHUNK, len(audio) - at)
         got += payload
@@ -165,7 +165,7 @@ def test_audio_type_is_that_of_the_extension_or_the_first_bytes(results, redis, 
 
 
 def test_a_library_reads_numbers_and_types(results, redis, gateway, open_client):
-    """`websockets` and `ws`: the new fields come behind those of old messages."""
+    """`websockets` and `ws`: the new fields come behind those of older messages."""
     results.write("a.wav", b"sound")
     task = new_task()
     client = open_client(f"ws://127.0.0.1:{gateway.port}/ws/output/{task}?from_byte=2")
@@ -173,6 +173,6 @@ def test_a_library_reads_numbers_and_types(results, redis, gateway, open_client)
     redis.publish(task, text="t", audio_file="a.wav", emotion="joy")
     message = json.loads(client.receive().text)
     assert list(message) == ["status", "task_id", "content", "audio_present", "result_id", "audio_type", "emotion"]
-    told = json.loads(client.receive().text)
-    assert (told["chunk_id"], told["total_chunks"], told["offset"]) == (0, 1, 2)
+    message = json.loads(client.receive().text)
+    assert (message["chunk_id"], message["total_chunks"], message["offset"]) == (0, 1, 2)
     assert client.receive() == Message.of(b"und")

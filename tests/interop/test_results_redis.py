@@ -25,7 +25,7 @@ def is_away(gateway):
     eventually(lambda: gateway.get("/ready").status == 503, "the gateway knows that Redis is away")
 
 
-def told(waiter, content, code=1000):
+def delivered(waiter, content, code=1000):
     assert waiter.result().content == content
     waiter.done(code)
 
@@ -34,17 +34,17 @@ def told(waiter, content, code=1000):
 
 
 def test_result_published_before_the_client_connects(results, server):
-    """A result published before its client connects ... is kept ... and delivered on connect."""
+    """A result that is published before its client connects is kept, and delivered on connect."""
     gateway = results.gateway(server)
     task = new_task()
     assert server.publish(task, text="early") == 1
     eventually(lambda: status(gateway, task) == {"task_id": task, "status": "ready", "connected": False}, "it is kept")
-    told(results.wait(gateway, task), "early")
+    delivered(results.wait(gateway, task), "early")
     assert status(gateway, task) == {"task_id": task, "status": "completed", "connected": False}
 
 
 def test_publish_and_connect_at_the_same_time(results, server):
-    """Publish and connect race each other a thousand times; each client gets its result, once."""
+    """Publishing and connecting race each other a thousand times; each client gets its result, once."""
     gateway = results.gateway(server, config={"log": {"level": "info"}})
     with server.client() as worker:
         for number in range(1000):
@@ -58,12 +58,12 @@ def test_publish_and_connect_at_the_same_time(results, server):
                 waiter.upgrade(f"/ws/output/{task}")
                 publishing.start()
                 waiter.read_switch()
-            told(waiter, str(number))
+            delivered(waiter, str(number))
             publishing.join()
 
 
 def test_returning_client_gets_what_it_missed(results, server):
-    """Kept "while the client reconnects": a client that lost the connection gets what it had missed, and what came meanwhile."""
+    """A client that lost its connection comes back and gets what it missed and what came meanwhile."""
     gateway = results.gateway(server)
     task = new_task()
     waiter = results.wait(gateway, task)
@@ -75,11 +75,11 @@ def test_returning_client_gets_what_it_missed(results, server):
     waiter = results.wait(gateway, task)
     assert [waiter.result().content for _ in range(2)] == ["one", "two"]
     server.publish(task, text="three")
-    told(waiter, "three")
+    delivered(waiter, "three")
 
 
 def test_kept_results_expire_after_retain(results, server):
-    """Kept for `retain` - here and in Redis, and the task is forgotten with it."""
+    """Results are kept for `retain`, in the gateway and in Redis, and the task is forgotten with them."""
     gateway = results.gateway(server, output={"retain": "500ms", "timeout": "500ms"})
     task = new_task()
     server.publish(task, text="old")
@@ -90,7 +90,7 @@ def test_kept_results_expire_after_retain(results, server):
 
 
 def test_kept_results_are_limited_by_max_retained(results, server):
-    """Within `max_retained` ...; the oldest goes first, counted and logged."""
+    """Results are kept within `max_retained`; the oldest are evicted first, counted and logged."""
     gateway = results.gateway(server, output={"max_retained": "64KiB"})
     tasks = [new_task() for _ in range(100)]
     for task in tasks:
@@ -101,19 +101,19 @@ def test_kept_results_are_limited_by_max_retained(results, server):
     first = states.index("ready")
     assert 30 < first < 70, states
     assert states == ["not_found"] * first + ["ready"] * (100 - first)
-    told(results.wait(gateway, tasks[-1]), "x" * 1000)
+    delivered(results.wait(gateway, tasks[-1]), "x" * 1000)
     # Redis lets go as well, so that both ends say the same.
     eventually(lambda: server.kept() == 100 - first, "Redis lets go of as many")
 
 
 def test_nothing_is_kept_with_retain_0s(results, server):
-    """`retain = "0s"` switches it off; a waiting client gets its result all the same."""
+    """`retain = "0s"` switches keeping off; a waiting client still gets its result."""
     gateway = results.gateway(server, output={"retain": "0s"})
     task = new_task()
     waiter = results.wait(gateway, task)
     is_waiting(gateway, task)
     server.publish(task, text="live")
-    told(waiter, "live")
+    delivered(waiter, "live")
     assert status(gateway, task)["status"] == "not_found"
     assert server.kept() == 0
 
@@ -127,23 +127,24 @@ def set_result(server, task, **fields):
 
 
 def test_result_that_was_set_while_no_gateway_ran(results, server):
-    """`SET task_response:{task_id} <the same JSON> EX 300` before its `PUBLISH`: the gateway looks there too when a client connects."""
+    """A worker that runs `SET task_response:{task_id} <JSON> EX 300` before its `PUBLISH`: the gateway reads that key too when a
+    client connects."""
     task = new_task()
     set_result(server, task, text="set")
     assert server.publish(task, text="set") == 0
-    told(results.wait(results.gateway(server), task), "set")
+    delivered(results.wait(results.gateway(server), task), "set")
 
 
 @pytest.mark.parametrize("spelled", ["{0}", "urn:uuid:{0}"])
 def test_result_that_was_set_under_another_spelling(results, server, spelled):
-    """The key is spelled as the worker spells it, and as the client does."""
+    """The key may have the worker's spelling of the id, or the client's."""
     task = spelled.format(new_task().upper())
     set_result(server, task, text="set")
-    told(results.wait(results.gateway(server), task), "set")
+    delivered(results.wait(results.gateway(server), task), "set")
 
 
 def test_set_and_published_is_one_result(results, server):
-    """A client never gets one result twice on one connection - set, then published, in every order with the client."""
+    """Set, then published, in every order with the client's connect: the client gets the result once."""
     gateway = results.gateway(server)
     for order in ["set publish connect", "set connect publish", "connect set publish"]:
         task = new_task()
@@ -154,18 +155,18 @@ def test_set_and_published_is_one_result(results, server):
                 server.publish(task, text="once", final=False)
             else:
                 waiter = results.wait(gateway, task)
-                eventually(lambda: status(gateway, task)["status"] in ("waiting", "sending"), "it is listened for")
+                eventually(lambda: status(gateway, task)["status"] in ("waiting", "sending"), "it is subscribed to")
         server.publish(task, text="end")
         assert [waiter.result().content for _ in range(2)] == ["once", "end"], order
         waiter.done()
 
 
 ON_DISK = ["--appendonly", "yes", "--appendfsync", "always"]
-"""Such a Redis is after a restart what it was: nobody has to be faster than the gateway's reconnect."""
+"""Such a Redis has its data after a restart, so a worker need not be faster than the gateway's reconnect."""
 
 
 def test_set_result_is_found_after_a_reconnect(results):
-    """And after each reconnect to Redis: a result that was set, and whose publication nobody heard, is found by then."""
+    """A result that was set, and whose publication no gateway received, is found after the reconnect to Redis."""
     server = results.redis(options=ON_DISK)
     gateway = results.gateway(server, link={"grace": "60s"})
     task = new_task()
@@ -173,14 +174,14 @@ def test_set_result_is_found_after_a_reconnect(results):
     is_waiting(gateway, task)
     set_result(server, task, text="meanwhile")
     server.restart()
-    told(waiter, "meanwhile")
+    delivered(waiter, "meanwhile")
 
 
 # ---- Redis goes away and comes back
 
 
 def test_redis_is_killed_and_restarted_while_clients_wait(results, server):
-    """Redis goes away and comes back: ... waiting clients still get results that were published after that."""
+    """Redis restarts: waiting clients get results that are published afterwards."""
     gateway = results.gateway(server)
     tasks = [new_task() for _ in range(20)]
     waiters = [results.wait(gateway, task) for task in tasks]
@@ -201,7 +202,7 @@ def test_redis_is_killed_and_restarted_while_clients_wait(results, server):
 
 
 def test_what_was_retained_survives_a_restart_of_redis(results, server):
-    """What can be recovered from retained results is: the gateway's own memory still has them."""
+    """Redis restarts empty: the gateway still has the results in its memory."""
     gateway = results.gateway(server)
     task = new_task()
     server.publish(task, text="one", final=False)
@@ -221,18 +222,18 @@ def server_is_back(gateway, count=2):
 
 
 def test_kept_results_are_delivered_while_redis_is_away(results, server):
-    """Shorter outages are invisible to clients: a client that comes during one still gets what is retained."""
+    """Short outages are invisible: a client that comes during one gets what is kept."""
     gateway = results.gateway(server)
     task = new_task()
     server.publish(task, text="kept")
     eventually(lambda: status(gateway, task)["status"] == "ready", "it is kept")
     server.kill()
     is_away(gateway)
-    told(results.wait(gateway, task), "kept")
+    delivered(results.wait(gateway, task), "kept")
 
 
 def test_clients_of_redis_are_killed(results, server):
-    """`CLIENT KILL`: one connection or both, again and again; nothing is lost."""
+    """`CLIENT KILL` on one connection or both, again and again: nothing is lost."""
     gateway = results.gateway(server)
     task = new_task()
     waiter = results.wait(gateway, task)
@@ -250,7 +251,7 @@ def test_clients_of_redis_are_killed(results, server):
 
 
 def test_number_of_redis_connections_does_not_depend_on_clients(results, server):
-    """One connection listens for the whole process, and one asks; never one a client."""
+    """One connection subscribes for the whole process, and one stores: never one per client."""
     gateway = results.gateway(server)
     for _ in range(100):
         results.wait(gateway, new_task())
@@ -259,7 +260,7 @@ def test_number_of_redis_connections_does_not_depend_on_clients(results, server)
 
 @pytest.mark.parametrize("how", ["SIGSTOP", "CLIENT PAUSE"])
 def test_redis_freezes(results, server, how):
-    """Frozen for a while: what is published once it runs again arrives. No connection is given up for a short freeze."""
+    """A server that is frozen briefly is not given up: what is published once it runs again arrives."""
     gateway = results.gateway(server)
     task = new_task()
     waiter = results.wait(gateway, task)
@@ -277,12 +278,12 @@ def test_redis_freezes(results, server, how):
     is_waiting(gateway, late)
     for one, client in [(task, waiter), (late, late_waiter)]:
         server.publish(one, text="thawed")
-        told(client, "thawed")
+        delivered(client, "thawed")
     assert gateway.metrics().total("redis_connects") == 1
 
 
 def test_redis_stays_frozen(results, server):
-    """A server that says nothing for 5 s though it was asked is lost; clients are closed after the grace, and served once it thaws."""
+    """A server that does not answer for 5 s is given up. Clients are closed after the grace, and served once it runs again."""
     gateway = results.gateway(server, link={"grace": "100ms"})
     server.freeze()
     task = new_task()
@@ -292,12 +293,12 @@ def test_redis_stays_frozen(results, server):
     server.thaw()
     is_up(gateway)
     server.publish(task, text="thawed")
-    told(results.wait(gateway, task), "thawed")
+    delivered(results.wait(gateway, task), "thawed")
 
 
 def test_grace(results, server):
-    """Redis out of reach for longer than `redis.grace`: `Redis connection not available`, close 1013 - clients that wait and clients
-    that come then; not clients that are being served."""
+    """Redis is away for longer than `redis.grace`: `Redis connection not available` and close 1013, for clients that wait and
+    those that come, but not for those that are being served."""
     results.write("large", bytes(8_000_000))
     gateway = results.gateway(server, link={"grace": "300ms"})
     waiting = new_task()
@@ -320,11 +321,11 @@ def test_grace(results, server):
     server.start()
     is_up(gateway)
     server.publish(late, text="again")
-    told(results.wait(gateway, late), "again")
+    delivered(results.wait(gateway, late), "again")
 
 
 def test_redis_may_be_away_at_the_start(results, server):
-    """Redis down at start is no reason not to start: clients wait, and it is connected to when it comes."""
+    """Redis is down at the start: the gateway starts, clients wait, and it connects once Redis is up."""
     server.kill()
     gateway = results.gateway(server, ready=False)
     assert gateway.get("/ready").status == 503
@@ -334,11 +335,11 @@ def test_redis_may_be_away_at_the_start(results, server):
     server.start()
     is_waiting(gateway, task)
     server.publish(task, text="there")
-    told(waiter, "there")
+    delivered(waiter, "there")
 
 
 def test_published_while_the_gateway_reconnects(results, server):
-    """Workers go on publishing through an outage. Whatever a publisher saw a subscriber for arrives, once and in order."""
+    """Workers publish through an outage. Every result that had a subscriber when it was published arrives, once and in order."""
     gateway = results.gateway(server, config={"log": {"level": "info"}})
     task = new_task()
     waiter = results.wait(gateway, task)
@@ -365,7 +366,7 @@ def test_published_while_the_gateway_reconnects(results, server):
 
 
 def test_wrong_password_is_logged_without_the_password(results):
-    """`redis.url`: refused, said once in plain words, tried again; once the password fits, all is well."""
+    """A wrong password in `redis.url` is logged once in plain words, and tried again; once it fits, results arrive."""
     server = results.redis(password="right-word")
     gateway = results.gateway(f"redis://:wrong-word@127.0.0.1:{server.port}", ready=False)
     gateway.process.wait_for_line(r"WARN.*redis trouble .*WRONGPASS")
@@ -377,12 +378,12 @@ def test_wrong_password_is_logged_without_the_password(results):
     server.password = "wrong-word"
     is_up(gateway)
     server.publish(task, text="in")
-    told(waiter, "in")
+    delivered(waiter, "in")
     assert "wrong-word" not in gateway.log and "right-word" not in gateway.log
 
 
 def test_no_password_where_one_is_needed(results):
-    """The same without any password: Redis' own words are in the log."""
+    """A missing password: Redis' own words are in the log."""
     server = results.redis(password="word")
     gateway = results.gateway(f"redis://127.0.0.1:{server.port}", ready=False)
     gateway.process.wait_for_line(r"WARN.*redis .*NOAUTH")
@@ -402,36 +403,36 @@ LOGINS = {
 
 @pytest.mark.parametrize("login", LOGINS)
 def test_redis_urls_with_user_password_database_and_unix_socket(results, login):
-    """Redis://user:password@host:port/db, unix:///path: results arrive and are kept, in the database that was named."""
+    """`redis://user:password@host:port/db` and `unix:///path`: results arrive, and are kept in the named database."""
     server = results.redis(password="word")
     with server.client() as client:
         client.acl_setuser("gateway", enabled=True, passwords=["+its-word"], keys=["*"], channels=["*"], categories=["+@all"])
     gateway = results.gateway(LOGINS[login].format(port=server.port, socket=server.socket))
     task = new_task()
     server.publish(task, text="in")
-    told(results.wait(gateway, task), "in")
+    delivered(results.wait(gateway, task), "in")
     number = {"user and db": 3, "unix with user and db": 2}.get(login, 0)
     with server.client(db=number) as client:
         eventually(lambda: client.keys() == [b"task_response_kept:" + task.encode()], "it is kept in this database")
         other = new_task()
         client.set(PREFIX + other, json.dumps({"text": "set here"}))
-    told(results.wait(gateway, other), "set here")
+    delivered(results.wait(gateway, other), "set here")
 
 
 def test_user_with_few_rights(results, server):
-    """A user that may only listen: results arrive, nothing is kept in Redis, and that is said."""
+    """A Redis user that may only subscribe: results arrive, nothing is kept in Redis, and the log says so."""
     with server.client() as client:
         client.acl_setuser("ear", enabled=True, passwords=["+word"], channels=["task_response:*"], commands=["+psubscribe", "+ping"])
     gateway = results.gateway(f"redis://ear:word@127.0.0.1:{server.port}")
     task = new_task()
     server.publish(task, text="heard")
-    told(results.wait(gateway, task), "heard")
+    delivered(results.wait(gateway, task), "heard")
     gateway.process.wait_for_line(r"WARN.*redis trouble .*NOPERM")
     assert server.kept() == 0
 
 
 def test_servers_are_tried_in_turn(results):
-    """A list tried in turn: the first that answers serves; when it dies, the other does."""
+    """Several URLs are tried in turn: the first that answers serves; when it dies, the other does."""
     one, two = results.redis(), results.redis()
     gateway = results.gateway([f"redis://127.0.0.1:{closed_port()}", one, two])
     task = new_task()
@@ -443,11 +444,11 @@ def test_servers_are_tried_in_turn(results):
     is_waiting(gateway, task)
     assert len(two.gateways()) == 2
     two.publish(task, text="from the second")
-    told(waiter, "from the second")
+    delivered(waiter, "from the second")
 
 
 def test_another_prefix(results, server):
-    """`channel_prefix`: only these channels are heard, and kept beside them."""
+    """`channel_prefix`: only these channels are subscribed to; results are kept under the same prefix."""
     prefix = "studio 2/results"
     gateway = results.gateway(server, link={"channel_prefix": prefix})
     task = new_task()
@@ -455,7 +456,7 @@ def test_another_prefix(results, server):
         assert worker.publish("studio 2/result" + task, b"{}") == 0
         assert worker.publish(PREFIX + task, b"{}") == 0
         assert worker.publish(prefix + task, json.dumps({"text": "special"})) == 1
-    told(results.wait(gateway, task), "special")
+    delivered(results.wait(gateway, task), "special")
     with server.client() as client:
         eventually(lambda: client.keys() == [b"studio 2/results_kept:" + task.encode()], "it is kept")
 
@@ -464,7 +465,7 @@ def test_another_prefix(results, server):
 
 
 def test_tasks_are_subscribed_to_one_by_one(results, server):
-    """`subscribe = "task"`: `SUBSCRIBE` per waited-for task, and none for tasks that nobody waits for."""
+    """`subscribe = "task"`: one `SUBSCRIBE` per task that a client waits for, and none for others."""
     gateway = results.gateway(server, link={"subscribe": "task"})
     task = new_task()
     assert server.publish(task, text="nobody hears it") == 0
@@ -482,13 +483,13 @@ def test_tasks_are_subscribed_to_one_by_one(results, server):
             assert waiter.result().content == "a"
         assert server.publish(task.upper(), text="b") == 1
         for waiter in (one, two, three):
-            told(waiter, "b")
+            delivered(waiter, "b")
         eventually(lambda: client.pubsub_channels() == [], "nothing is subscribed to any more")
     assert len(server.gateways()) == 2
 
 
 def test_subscribe_per_task_recovers_after_an_outage(results):
-    """`subscribe = "task"`: after a reconnect everything that is waited for is subscribed to and looked up again."""
+    """`subscribe = "task"`: after a reconnect, every awaited task is subscribed to and looked up again."""
     server = results.redis(options=ON_DISK)
     gateway = results.gateway(server, link={"subscribe": "task"})
     tasks = [new_task() for _ in range(50)]
@@ -503,11 +504,11 @@ def test_subscribe_per_task_recovers_after_an_outage(results):
         is_waiting(gateway, task)
         assert server.publish(task, text="published") == 1
     for number, waiter in enumerate(waiters):
-        told(waiter, "published" if number % 2 else "set")
+        delivered(waiter, "published" if number % 2 else "set")
 
 
 def test_subscribe_per_task_finds_results_that_another_gateway_kept(results, server):
-    """`subscribe = "task"`: a gateway that was not listening delivers what one with a pattern has kept."""
+    """`subscribe = "task"`: a gateway that was not subscribed delivers what one with a pattern has kept."""
     keeper = results.gateway(server)
     gateway = results.gateway(server, link={"subscribe": "task"})
     task = new_task()
@@ -528,7 +529,7 @@ def is_kept(server, task, count):
 
 
 def test_gateway_is_killed_between_publish_and_connect(results, server):
-    """With Redis, results also survive a restart of the gateway - after a `kill -9`, in order, each once."""
+    """With Redis, results survive a SIGKILL of the gateway, in order and once each."""
     first = results.gateway(server)
     task = new_task()
     for number in range(10):
@@ -544,7 +545,7 @@ def test_gateway_is_killed_between_publish_and_connect(results, server):
 
 
 def test_stop_after_a_burst_keeps_everything(results, server):
-    """The same after a TERM, at once behind a burst: a gateway that stops sees to it that Redis has everything."""
+    """A TERM directly behind a burst of results: before it stops, the gateway stores everything in Redis."""
     first = results.gateway(server, config={"log": {"level": "info"}})
     tasks = [new_task() for _ in range(2000)]
     with server.client() as worker, worker.pipeline(transaction=False) as pipeline:
@@ -557,11 +558,11 @@ def test_stop_after_a_burst_keeps_everything(results, server):
     assert server.kept() == len(tasks)
     second = results.gateway(server, config={"log": {"level": "info"}})
     for task in tasks[::100]:
-        told(results.wait(second, task), task)
+        delivered(results.wait(second, task), task)
 
 
 def test_memory_of_a_large_result_is_given_back(results, server):
-    """What a result of 12 MiB takes while it is read, parsed and sent is not kept by the process."""
+    """The memory for reading, parsing and sending a result of 12 MiB is given back."""
     gateway = results.gateway(server)
     task = new_task()
     waiter = results.wait(gateway, task)
@@ -575,7 +576,7 @@ def test_memory_of_a_large_result_is_given_back(results, server):
 
 
 def test_two_gateways_on_one_redis(results, server):
-    """Any gateway on the same Redis can deliver them, each once, however many heard it; live, retained and after a restart."""
+    """Any gateway on the same Redis delivers a result once, however many received it: live, kept, and after a restart."""
     gateways = [results.gateway(server) for _ in range(2)]
     task = new_task()
     live = [results.wait(gateway, task) for gateway in gateways]
@@ -592,11 +593,12 @@ def test_two_gateways_on_one_redis(results, server):
         assert [waiter.result().content for _ in range(4)] == ["same", "same", "other", "end"]
         waiter.done()
     for waiter in live:
-        told(waiter, "end")
+        delivered(waiter, "end")
 
 
 def test_gateway_that_was_cut_off_catches_up(results, server):
-    """One gateway heard it, the other was cut off meanwhile; its waiting client still gets everything, in order."""
+    """One gateway received results while the other was cut off; the other one's waiting client still gets everything, in
+    order."""
     here, away = [results.gateway(server, link={"grace": "60s"}) for _ in range(2)]
     task = new_task()
     waiter = results.wait(away, task)
@@ -623,7 +625,7 @@ def test_gateway_that_was_cut_off_catches_up(results, server):
 
 
 def pid_of_port(port):
-    """Whose end of a loopback connection that port is."""
+    """Which process has that end of a loopback connection."""
     inode = None
     for line in open("/proc/net/tcp").read().splitlines()[1:]:
         fields = line.split()
@@ -643,7 +645,7 @@ def pid_of_port(port):
 
 
 def test_as_a_separate_output_handler(results, server):
-    """"the output handler alone serves only `/ws/output/{task_id}`", and a gateway relays to it."""
+    """The output handler alone serves only `/ws/output/{task_id}`, and a gateway relays to it."""
     handler = results.gateway(server)
     front = results.lab.gateway(
         {"route": [{"name": "output", "path": "/ws/output/{task_id}", "backend": f"ws://127.0.0.1:{handler.port}/ws/output/{{task_id}}"}]}
@@ -670,4 +672,4 @@ def test_redis_cli_publishes(results, server):
         ["redis-cli", "-p", str(server.port), "PUBLISH", PREFIX + task, '{"text":"by hand"}'], capture_output=True, text=True, timeout=wire.PATIENCE
     )
     assert done.stdout.strip() == "1"
-    told(waiter, "by hand")
+    delivered(waiter, "by hand")

@@ -1,10 +1,10 @@
 """A soak: tasks without end, two gateways on one Redis, and faults by chance: zero lost, zero twice, counted and printed.
 
 Clients come before and after their results, go away in the middle and come again, to either gateway. Meanwhile Redis is killed and
-started again, frozen, its clients are killed, and gateways are stopped or killed and started again. The workers are careful ones: who
-was heard by nobody, or got no answer, publishes again. What a worker had to send twice may arrive twice; everything else once.
+started again, frozen, its clients are killed, and gateways are stopped or killed and started again. The workers are careful: a result
+that had no subscriber, or no answer, is published again. Such a result may arrive twice; every other one arrives once.
 
-Redis writes to disk here, so that its restart is an outage and no loss; and nobody is killed (`kill -9`) before Redis keeps what was
+Redis writes to disk here, so that its restart is an outage without loss. And nothing is killed (SIGKILL) before Redis has what was
 published so far, which is what docs/protocol.md promises to survive. `SOAK_SECONDS` and `SOAK_SEED` choose another length and another chance.
 """
 
@@ -34,7 +34,7 @@ QUIET = {"log": {"level": "info"}}
 
 
 class Task:
-    """What one worker says and one client is to hear."""
+    """What one worker publishes and one client is to receive."""
 
     def __init__(self, chance):
         self.id = new_task()
@@ -45,7 +45,7 @@ class Task:
         """How often each result may have been published."""
         self.published = 0
         self.story = []
-        """What happened to it and when, for whoever has to find out why something is missing."""
+        """What happened to the task and when, to find out why something is missing."""
         self.visits = 0
         self.member = None
 
@@ -126,7 +126,7 @@ class Soak:
         self.chronicle.append((time.monotonic(), what))
 
     def story_of(self, task_id):
-        """A task's story, and what else went on."""
+        """What happened to a task, and what else happened meanwhile."""
         (task,) = [task for task in self.tasks if task.id == task_id]
         first, last = task.story[0][0] - 0.5, task.story[-1][0]
         lines = sorted(task.story + [(at, "    " + what) for at, what in self.chronicle if first < at < last])
@@ -155,7 +155,7 @@ class Soak:
         self.redis.thaw()
 
     def kill_clients(self, chance):
-        """One gateway loses one of its connections to Redis; the other gateway hears on."""
+        """One gateway loses one of its connections to Redis; the other gateway keeps its own."""
         with self.redis.client() as client:
             client.client_kill_filter(_id=chance.choice(self.redis.gateways())["id"])
 
@@ -235,7 +235,7 @@ class Soak:
             self.waiting.append((now + 0.05, task))
 
     def look_at(self, task, now):
-        """Whether the task has come to its end; a connection that ended before it did is made again."""
+        """Whether the task has come to its end; a connection that ended before is made again."""
         member = task.member
         if member is None:
             return False
@@ -258,7 +258,7 @@ class Soak:
         return False
 
     def judge(self, task, member, numbers):
-        """Everything, in order, and nothing more often than it was published."""
+        """Everything arrived, in order, and nothing more often than it was published."""
         task.note(f"its client was delivered {numbers}")
         had = collections.Counter(numbers)
         self.lost += [(task.id, number) for number in range(task.results) if not had[number]]
@@ -270,7 +270,7 @@ class Soak:
 
 @pytest.mark.timeout(SECONDS + 60)
 def test_nothing_is_lost_and_nothing_comes_twice(results, capsys):
-    """2, "Nothing is lost", all of it at once."""
+    """Nothing is lost (docs/protocol.md section 2), with all faults at once."""
     soak = Soak(results, SEED)
     soak.run()
     count = sum(task.results for task in soak.done)

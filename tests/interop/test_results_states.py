@@ -21,7 +21,8 @@ def is_(gateway, task, state, connected):
 
 
 def test_status_in_every_state(results, server):
-    """Status one of `not_found`, `connected`, `waiting`, `sending`, `completed`, `ready` ..., `failed`, `timeout` - each at its time."""
+    """`/status` in each state, at its time: `not_found`, `connected`, `waiting`, `sending`, `completed`, `ready`, `failed`,
+    `timeout`."""
     results.write("large", bytes(8_000_000))
     gateway = results.gateway(server, output={"timeout": "1s"})
     task = new_task()
@@ -55,7 +56,7 @@ def test_status_in_every_state(results, server):
 
 
 def test_client_that_left_in_the_middle_may_come_again(results, server):
-    """`ready`: a result is kept, no client yet - also for one whose client went away with half of it."""
+    """`ready`: a result is kept and no client is there, also after a client left with half of it."""
     results.write("large", bytes(8_000_000))
     gateway = results.gateway(server)
     task = new_task()
@@ -68,7 +69,7 @@ def test_client_that_left_in_the_middle_may_come_again(results, server):
 
 
 def test_text_that_is_under_way_is_sending(results, server):
-    """`sending` lasts until the last byte has left, for a text as for a file, and `/connections` says the same."""
+    """`sending` lasts until the last byte has left, of a text or of a file, and `/connections` agrees."""
     gateway = results.gateway(server)
     task = new_task()
     waiter = results.wait(gateway, task, receive_buffer=16 * 1024)
@@ -81,7 +82,7 @@ def test_text_that_is_under_way_is_sending(results, server):
 
 
 def test_status_over_several_clients(results, server):
-    """A client that is being sent a result counts before those that wait; the last one's end is the task's."""
+    """A client that is being sent a result counts before those that wait; the last client's end is the task's."""
     results.write("large", bytes(8_000_000))
     gateway = results.gateway(server)
     task = new_task()
@@ -96,7 +97,7 @@ def test_status_over_several_clients(results, server):
 
 
 def test_end_of_a_task_is_known_for_retain(results, server):
-    """"Task states are kept for `retain` after the end"."""
+    """States of tasks are kept for `retain` after their end."""
     gateway = results.gateway(server, output={"retain": "1s"})
     task = new_task()
     waiter = results.wait(gateway, task)
@@ -110,15 +111,14 @@ def test_end_of_a_task_is_known_for_retain(results, server):
 
 @pytest.mark.parametrize("method", ["HEAD", "POST"])
 def test_status_by_other_methods(results, server, method):
-    """`HEAD` works wherever `GET` does. Wrong method: 405."""
+    """`HEAD` works wherever `GET` does; other methods are 405."""
     gateway = results.gateway(server)
     reply = gateway.get(f"/status/{new_task()}", method=method)
     assert reply.status == {"HEAD": 200, "POST": 405}[method]
 
 
 def test_health_and_ready(results, server):
-    """`redis` is `connected` or `disconnected`, `degraded` "when Redis is wanted and away"; `/ready` 503 "(with result delivery)
-    without Redis"."""
+    """`redis` is `connected` or `disconnected`; without a Redis that is wanted, `/health` is `degraded` and `/ready` is 503."""
     gateway = results.gateway(server)
     health = gateway.get("/health").json()
     assert (health["status"], health["redis"]) == ("ok", "connected")
@@ -132,7 +132,7 @@ def test_health_and_ready(results, server):
 
 
 def test_gateway_that_only_relays_wants_no_redis(lab, server):
-    """Redis is connected to only where a route serves output; otherwise `/health` says `disabled`."""
+    """Redis is connected to only if a route serves output; otherwise `/health` says `disabled`."""
     gateway = lab.gateway({"redis": {"url": server.url}}, backend="ws://127.0.0.1:9/")
     assert gateway.get("/health").json()["redis"] == "disabled"
     assert gateway.get("/ready").status == 200
@@ -140,7 +140,7 @@ def test_gateway_that_only_relays_wants_no_redis(lab, server):
 
 
 def test_connections_tell_of_waiting_clients(results, server):
-    """`/connections`: state and counts, live: `waiting`, then `sending`, with frames and bytes as they went."""
+    """`/connections`: `waiting`, then `sending`, with live counts of frames and bytes."""
     results.write("large", bytes(8_000_000))
     gateway = results.gateway(server)
     task = new_task()
@@ -163,7 +163,8 @@ def test_connections_tell_of_waiting_clients(results, server):
 
 
 def test_story_in_the_log(results, server):
-    """Info: ... Redis lost and back, a result delivered; connection ids in each line; never a text or a password."""
+    """`info` logs that Redis was lost and came back, and each delivery, with the connection's id in each line, and never a text
+    or a password."""
     gateway = results.gateway(server, config={"log": {"level": "debug"}})
     results.write("a", b"x" * 100)
     task = new_task()
@@ -183,7 +184,7 @@ def test_story_in_the_log(results, server):
 
 
 def test_waiting_client_is_closed_at_a_stop(results, server):
-    """Close WebSockets with 1012 at a frame boundary - a waiting client comes back to the next gateway."""
+    """Drain: waiting clients are closed with 1012, and come back to the next gateway."""
     gateway = results.gateway(server)
     task = new_task()
     waiter = results.wait(gateway, task)
@@ -201,7 +202,7 @@ def test_waiting_client_is_closed_at_a_stop(results, server):
 
 @pytest.mark.parametrize("final", [True, False], ids=["final", "more would follow"])
 def test_delivery_is_finished(results, server, final):
-    """Let tasks and messages in flight finish: all of the file, then 1000, or 1012 where more would have come."""
+    """Drain: deliveries finish with the whole file, then 1000, or 1012 if more results would have come."""
     data = pattern(8_000_000)
     results.write("large", data)
     gateway = results.gateway(server)
@@ -222,7 +223,7 @@ def test_delivery_is_finished(results, server, final):
 
 
 def test_slow_client_does_not_hold_a_stop_for_ever(results, server):
-    """At the latest after `drain_timeout`."""
+    """Drain takes at most `drain_timeout`."""
     results.write("large", bytes(50_000_000))
     gateway = results.gateway(server, config={"server": {"drain_timeout": "500ms"}})
     task = new_task()
@@ -251,7 +252,7 @@ def test_stop_without_redis(results, server, redis):
 
 
 def test_workers_may_publish_while_the_embedded_gateway_drains(results):
-    """A worker that comes during a drain is still taken: clients that are being sent to may be waiting for the rest."""
+    """A worker that comes during a drain is accepted: clients may be waiting for the rest of what they are sent."""
     data = bytes(8_000_000)
     results.write("large", data)
     gateway, inbox = results.embedded()
@@ -272,7 +273,7 @@ def test_workers_may_publish_while_the_embedded_gateway_drains(results):
 
 
 def test_reload_keeps_waiting_clients(results, server):
-    """`HUP`: open connections stay - and new limits hold."""
+    """HUP: open connections stay, and new limits apply."""
     gateway = results.gateway(server)
     task = new_task()
     waiter = results.wait(gateway, task)
@@ -294,7 +295,7 @@ def test_reload_keeps_waiting_clients(results, server):
 
 
 def test_nobody_listens_where_redis_should_be(results):
-    """A port where nobody is: tried again and again with a pause, said once, and no processor time to speak of."""
+    """A Redis port where nothing listens is tried again with a pause, logged once, and costs hardly any processor time."""
     gateway = results.gateway(f"redis://127.0.0.1:{closed_port()}", ready=False)
     gateway.process.wait_for_line(r"WARN  redis .*refused")
     assert gateway.log.count("refused") <= 2

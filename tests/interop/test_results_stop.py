@@ -159,13 +159,13 @@ def test_audio_that_has_not_left_is_dropped_at_a_frame_boundary(results, redis, 
     assert waiter.message()["audio_present"]
     waiter.say(STOP.encode())
     got, announced = b"", None
-    while (told := waiter.message())["type"] == "audio_chunk":
+    while (message := waiter.message())["type"] == "audio_chunk":
         frame = waiter.read_message_frame()
         if frame.opcode == 1:
-            told = json.loads(frame.text)
+            message = json.loads(frame.text)
             break
         got += frame.payload
-    assert told == {"type": "control", "action": "STOP_ACK", "task_id": task}
+    assert message == {"type": "control", "action": "STOP_ACK", "task_id": task}
     assert audio.startswith(got) and len(got) < len(audio)
     waiter.done(1000, "stopped")
 
@@ -267,7 +267,7 @@ def test_control_channels_have_the_prefix_of_the_configuration(results, redis):
 
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_workers_hear_stop_in_the_embedded_inbox(results, protocol):
-    """redis-py's `pubsub` as against a Redis: patterns and channels, a health check, STOP by a client and by a worker."""
+    """redis-py's `pubsub`, used as with a Redis: patterns and channels, a health check, STOP by a client and by a worker."""
     gateway, inbox = results.embedded()
     ear, task = Ear(inbox, protocol=protocol, health_check_interval=1), new_task()
     exact = inbox.client(protocol=protocol).pubsub()

@@ -5,7 +5,7 @@ from gatewaylab.wire import eventually
 
 
 def test_kernel_deals_connections_out_among_the_processes(lab):
-    """Each process serves what it accepts, and tells of its own on an address of its own."""
+    """Each process serves the connections that it accepts, and reports on an address of its own."""
     backend = lab.backend()
     shared = {"reuse_port": True, "listen": ["127.0.0.1:0"]}
     one = lab.gateway({"server": shared}, backend=backend.url())

@@ -17,7 +17,7 @@ def drained(gateway):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_idle_gateway_stops_cleanly(lab, number):
-    """Exit status: 0 a clean stop."""
+    """A clean stop: exit status 0."""
     gateway = lab.gateway(backend="ws://127.0.0.1:9/")
     gateway.may_end = True
     gateway.signal(number)
@@ -26,7 +26,7 @@ def test_idle_gateway_stops_cleanly(lab, number):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_open_connections_are_closed_with_1012(lab, number):
-    """Drain: stop accepting, ... close WebSockets with 1012 at a frame boundary, 4: "1012 gateway restarting (drain)"."""
+    """Drain: new connections are not accepted, and WebSockets are closed with 1012 at a frame boundary."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url())
     pairs = [lab.pair(gateway, backend) for _ in range(5)]
@@ -48,7 +48,7 @@ def test_open_connections_are_closed_with_1012(lab, number):
 
 @pytest.mark.parametrize("upwards", [True, False], ids=["up", "down"])
 def test_message_in_flight_is_finished(lab, upwards):
-    """Let tasks and messages in flight finish - a frame that has begun is never cut by the 1012."""
+    """Drain: a frame that has begun is finished before the 1012."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url())
     client, peer = lab.pair(gateway, backend)
@@ -68,7 +68,7 @@ def test_message_in_flight_is_finished(lab, upwards):
 
 
 def test_message_in_fragments_is_finished(lab):
-    """Let ... messages in flight finish - all of its fragments, not only the one that has begun."""
+    """Drain: a message that has begun is finished, with all of its fragments."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url())
     client, peer = lab.pair(gateway, backend)
@@ -88,7 +88,7 @@ def test_message_in_fragments_is_finished(lab):
 
 
 def test_drain_ends_at_the_latest_after_drain_timeout(lab):
-    """At the latest after `drain_timeout` - a message that never ends holds nobody up for ever."""
+    """Drain takes at most `drain_timeout`, even if a message never ends."""
     backend = lab.backend()
     gateway = lab.gateway({"server": {"drain_timeout": "500ms"}}, backend=backend.url())
     client, peer = lab.pair(gateway, backend)
@@ -102,7 +102,7 @@ def test_drain_ends_at_the_latest_after_drain_timeout(lab):
 
 
 def test_second_signal_stops_at_once(lab):
-    """A second one stops at once."""
+    """A second signal stops the gateway at once."""
     backend = lab.backend()
     gateway = lab.gateway({"server": {"drain_timeout": "10m"}}, backend=backend.url())
     client, peer = lab.pair(gateway, backend)
@@ -119,7 +119,7 @@ def test_second_signal_stops_at_once(lab):
 
 
 def test_draining_gateway_is_not_ready(lab):
-    """`GET /ready`: ... 503 while draining - asked on a connection that was open before; new ones are not accepted."""
+    """Drain: `/ready` is 503, asked on a connection that was open before; new ones are not accepted."""
     backend = lab.backend()
     gateway = lab.gateway(backend=backend.url())
     client, peer = lab.pair(gateway, backend)
@@ -144,7 +144,7 @@ def routes(*pairs):
 
 
 def test_hup_reads_the_configuration_again(lab):
-    """`HUP`: read the configuration again ...; open connections stay - a new route is there, an old one goes on."""
+    """HUP reads the configuration again: a new route works, open connections stay."""
     one, two = lab.backend(), lab.backend()
     gateway = lab.gateway({"route": routes(("one", one))})
     client, peer = lab.pair(gateway, one, "/ws/one")
@@ -162,7 +162,7 @@ def test_hup_reads_the_configuration_again(lab):
 
 
 def test_hup_with_a_bad_configuration_keeps_the_old_one(lab):
-    """A bad one is logged and the old one kept."""
+    """A bad configuration is logged, and the old one stays in use."""
     backend = lab.backend()
     gateway = lab.gateway({"route": routes(("one", backend))})
     client, peer = lab.pair(gateway, backend, "/ws/one")
@@ -180,7 +180,7 @@ def test_hup_with_a_bad_configuration_keeps_the_old_one(lab):
 
 
 def test_hup_takes_new_limits_and_levels_into_use(lab):
-    """`HUP` - limits for new clients, and the log's level."""
+    """HUP: limits for new clients and the log's level change."""
     backend = lab.backend()
     gateway = lab.gateway({"log": {"level": "info"}}, backend=backend.url())
     gateway.configure(
@@ -198,7 +198,7 @@ def test_hup_takes_new_limits_and_levels_into_use(lab):
 
 
 def outcome(lab, gateway, backend):
-    """The close code of a client from another origin; a backend that is dialled for it hangs up."""
+    """The close code of a client from another origin; a backend that is connected to for it hangs up."""
     client = lab.client(gateway)
     client.upgrade(headers=[("Origin", "https://other.example")])
     if select.select([backend.sock, client.sock], [], [], PATIENCE)[0] == [backend.sock]:
@@ -208,7 +208,7 @@ def outcome(lab, gateway, backend):
 
 
 def test_hup_compares_backends_with_the_addresses_that_are_listened_on(lab):
-    """The port was chosen by the kernel, and the file may name another address by now."""
+    """The kernel chose the port, and the file may name another address by now."""
     backend = lab.backend()
     gateway = lab.gateway({}, backend=backend.url())
     own = f"ws://127.0.0.1:{gateway.port}/ws/input"
@@ -224,7 +224,7 @@ def test_hup_compares_backends_with_the_addresses_that_are_listened_on(lab):
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
 def test_log_file_is_opened_again(lab, tmp_path, number):
-    """`USR1`: reopen the log file, and `HUP` as well - as logrotate wants it."""
+    """USR1 and HUP reopen the log file, as logrotate needs it."""
     log = tmp_path / "gateway.log"
     gateway = lab.gateway({"log": {"level": "info", "file": str(log)}}, backend="ws://127.0.0.1:9/", wait=False)
     gateway.port = eventually(gateway.listening_ports, "it listens")[0]

@@ -1,4 +1,5 @@
-"""Ends that must arrive: slow readers, peers that never read, and a gateway that did not run for a while (docs/protocol.md section 2; `write_timeout`)."""
+"""Endings that must arrive: slow readers, peers that never read, and a gateway that did not run for a while (docs/protocol.md
+section 2; `write_timeout`)."""
 
 import signal
 import threading
@@ -18,7 +19,7 @@ KERNEL_TAKES = 14 * 1024
 
 
 def trickle(client, rate, chatter):
-    """Reads to the end at `rate` bytes a second and sends something every now and then. Returns what came."""
+    """Reads to the end at `rate` bytes a second, and sends something now and then. Returns what came."""
     received = bytearray()
     while True:
         if chatter:
@@ -35,7 +36,7 @@ def trickle(client, rate, chatter):
 
 @pytest.mark.timeout(120)
 def test_slow_reader_that_talks_gets_the_whole_delivery(results):
-    """Read at 240 KB/s at most, by a client that sends something after the Close frame: an RST would destroy what it has not read."""
+    """A client reads at 240 KB/s at most and sends something after the Close frame: an RST would destroy what it has not read."""
     gateway, inbox = results.embedded()
     audio = pattern(2 * MIB)
     results.write("long.wav", audio)
@@ -64,7 +65,7 @@ def test_delivery_that_is_not_read_is_not_logged_as_delivered(results):
 
 
 def test_reset_behind_a_fin_ends_the_session_at_once(results):
-    """The FIN of a client that does not read on comes first, and then its RST: once a FIN was read, the kernel reports no error to reads."""
+    """A client that does not read sends FIN and then RST: once a FIN was read, the kernel reports no error to reads."""
     gateway, inbox = results.embedded()
     results.write("short.wav", pattern(KERNEL_TAKES))
     task = new_task()
@@ -78,7 +79,7 @@ def test_reset_behind_a_fin_ends_the_session_at_once(results):
 
 
 def test_client_that_ignores_the_close_and_streams_on_is_ended(results):
-    """`write_timeout` ends a client that got everything, never closes and keeps sending."""
+    """`write_timeout` ends a client that has everything, never closes, and keeps sending."""
     gateway, inbox = results.embedded(config={"server": {"write_timeout": "1s"}})
     task = new_task()
     waiter = results.wait(gateway, task)
@@ -94,7 +95,7 @@ def test_client_that_ignores_the_close_and_streams_on_is_ended(results):
 
 @pytest.mark.parametrize("upwards", [True, False], ids=["backend", "client"])
 def test_side_that_reads_nothing_is_ended_though_it_talks(lab, upwards):
-    """`write_timeout`, also of a side that says something now and then."""
+    """`write_timeout` also ends a side that sends something now and then but takes nothing."""
     backend = lab.backend()
     gateway = lab.gateway({"server": {"write_timeout": "1s"}}, backend=backend.url())
     client, peer = lab.pair(gateway, backend)
@@ -121,7 +122,7 @@ def test_side_that_reads_nothing_is_ended_though_it_talks(lab, upwards):
 
 
 def test_standstill_longer_than_ping_timeout_closes_nobody(lab):
-    """After SIGSTOP, pongs and messages that waited in the sockets are read before any deadline is judged."""
+    """After SIGSTOP and SIGCONT, pongs and messages that waited in the sockets are read before any deadline is judged."""
     backend = lab.backend()
     gateway = lab.gateway({"proxy": {"ping_interval": "1s", "ping_timeout": "4s"}}, backend=backend.url())
     pairs = [lab.pair(gateway, backend) for _ in range(20)]
@@ -148,7 +149,7 @@ def test_standstill_longer_than_ping_timeout_closes_nobody(lab):
 
 
 def test_result_published_in_time_is_delivered_after_a_standstill(results):
-    """A result that waited in the socket of Redis while the gateway stood still is not late."""
+    """A result that waited in the socket of Redis while the gateway was stopped is not late."""
     server = results.redis()
     gateway = results.gateway(server, output={"timeout": "2s"})
     task = new_task()

@@ -1,4 +1,5 @@
-"""What the documents offer to copy and paste is run as it is there: the browser's client, the worker's side, the README's program.
+"""Every snippet in the documents that is to be copied runs as it is there: the browser's client, the worker's side, the README's
+program.
 
 A block is found by its first line, and only the port in it is replaced, because tests get theirs from the kernel.
 """
@@ -19,7 +20,7 @@ from gatewaylab.redis_server import RedisServer
 from test_browser import origin  # noqa: F401  the page of a front end that is served elsewhere
 
 def snippet(language, first_line, document="docs/protocol.md", **replaced):
-    """The block that begins with `first_line`, with each of `replaced` in it in place of what is there, once."""
+    """The block that begins with `first_line`, with each key of `replaced`, which occurs once, replaced by its value."""
     text = (ROOT / document).read_text()
     blocks = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     found = [block for block in blocks if block.startswith(first_line)]
@@ -66,7 +67,7 @@ new Promise((done, fail) => {
 
 
 def test_browsers_client_is_heard(demo, browser, origin):  # noqa: F811
-    """The page that uses the client library, on a front end's own server, against `demo`."""
+    """The page that uses the client library, from a front end's own server, against `demo`."""
     page = snippet("js", "// page.js", **{"localhost:8000": f"localhost:{demo.port}"})
     browser.goto(origin)
     browser.evaluate(f"({RUN})({json.dumps(page)})")
@@ -82,7 +83,7 @@ def test_browsers_client_is_heard(demo, browser, origin):  # noqa: F811
 
 
 def test_readmes_program_gets_its_answer(demo, tmp_path):
-    """The README's `say.py` against `demo`: what it prints, and a sound that is whole."""
+    """The README's `say.py` against `demo`: its output, and a complete sound."""
     program = snippet("python", "import json\nfrom websockets", "README.md", **{"localhost:8000": f"localhost:{demo.port}"})
     said = Process([sys.executable, "-c", program], cwd=tmp_path)
     try:
@@ -154,7 +155,8 @@ def test_workers_publish(lab, open_client, tmp_path, inbox):
 
 
 def test_safe_workers_result_survives_that_no_gateway_runs(lab, open_client, tmp_path):
-    """The safe snippet: said while no gateway runs it is delivered by the next one; said while one listens it comes once."""
+    """The safe snippet: a result published while no gateway runs is delivered by the next one; one published while a gateway
+    listens comes once."""
     server = RedisServer(tmp_path)
     try:
         names = worker("# safe_worker.py", server.port)

@@ -1,4 +1,4 @@
-"""The status page's form "type, send, see the answer, hear it", in headless Chromium, and what the page does when things go wrong.
+"""The status page's form (type, send, see the answer, hear it) in headless Chromium, and what the page does when things go wrong.
 
 The first command of the README starts what most of these tests open. The page is driven by its keyboard alone; what it says is read
 from the page as a person would.
@@ -77,7 +77,7 @@ new Promise((done) => {
 
 @pytest.fixture
 def talk(browser):
-    """Opens the page and says something by keyboard."""
+    """Opens the page and sends a text by keyboard."""
     yield Talk(browser)
     browser.leave()
 
@@ -103,7 +103,7 @@ class Talk:
         assert self.browser.goto(f"http://127.0.0.1:{port}/", **(look or LIGHT))["status"] == 200
 
     def say(self, text):
-        """Goes to the field with the Tab key, wherever it is on the page, types and sends."""
+        """Moves to the field with the Tab key, wherever it is on the page, types and sends."""
         for _ in range(20):
             if self.browser.evaluate("document.activeElement.id") == "talk-text":
                 break
@@ -122,7 +122,7 @@ class Talk:
         return self.browser.evaluate(f"({SAYS})({json.dumps(pattern)})")
 
     def shows(self, words):
-        """Waits for an answer that has these words in it."""
+        """Waits for an answer that contains these words."""
         self.browser.evaluate(f"({SHOWS})({json.dumps(words)})")
 
     @property
@@ -130,7 +130,7 @@ class Talk:
         return self.browser.evaluate("document.querySelector('#talk-answers .answer')?.textContent")
 
     def sound(self):
-        """Seconds and KiB, as `decodeAudioData` and the player have them."""
+        """Seconds and KiB, as `decodeAudioData` and the player report them."""
         about = self.browser.evaluate(SOUND)
         found = re.match(r"(\d+\.\d) s of sound · (\d+\.\d) KiB · task [0-9a-f-]{36}$", about)
         assert found, about
@@ -142,7 +142,7 @@ class Talk:
 
 @pytest.mark.parametrize("look", [LIGHT, DARK, NARROW], ids=["light", "dark", "narrow"])
 def test_type_send_see_the_answer_and_hear_it(demo, talk, tmp_path, look):
-    """`demo` and a browser on its port: type, get the answer, hear it; decoded by `decodeAudioData`, and nothing complains."""
+    """`demo` and a browser: type, get the answer, hear it. `decodeAudioData` decodes it, and nothing is logged as an error."""
     talk.open(demo.port, **look)
     talk.say("Hello, gateway! <b>こんにちは</b>")
     assert talk.ends().startswith("Done.")
@@ -159,7 +159,7 @@ def test_type_send_see_the_answer_and_hear_it(demo, talk, tmp_path, look):
 
 
 def test_two_questions_in_a_row(demo, talk):
-    """Two texts are two tasks, the newest answer stands first, and the focus is where the next text goes."""
+    """Two texts are two tasks, the newest answer comes first, and the focus stays where the next text goes."""
     talk.open(demo.port)
     talk.say("first")
     assert talk.ends().startswith("Done.")
@@ -187,8 +187,7 @@ def test_shift_enter_is_a_new_line_and_empty_text_is_not_sent(demo, talk):
 
 
 def test_audio_resumes_where_it_was_cut(demo, talk):
-    """Resume - the output connection is lost in the middle of the audio; the page comes back for the
-    rest of it."""
+    """The output connection is lost in the middle of the audio: the page reconnects for the rest of it."""
     proxy = CuttingProxy(demo.port, "/ws/output/", after=100_000)
     try:
         talk.open(proxy.port)
@@ -204,7 +203,7 @@ def test_audio_resumes_where_it_was_cut(demo, talk):
 
 
 def test_why_it_failed_can_be_read(lab, talk):
-    """The close code and the reason of a backend that is away are on the page, in words."""
+    """The close code and reason of a backend that is away are on the page, in words."""
     routes = [route(backend=f"ws://127.0.0.1:{closed_port()}/ws/input"), route("output", "/ws/output/{task_id}", serve="output")]
     gateway = lab.gateway({"route": routes, "redis": {"url": "embedded://127.0.0.1:0"}})
     talk.open(gateway.port)
@@ -216,7 +215,7 @@ def test_why_it_failed_can_be_read(lab, talk):
 
 
 def test_own_page_may_talk_although_origins_are_listed(lab, talk):
-    """docs/protocol.md section 3: a page of the gateway's own origin is always allowed."""
+    """A page of the gateway's own origin is always allowed (docs/protocol.md section 3)."""
     routes = [route(backend="ws://127.0.0.1:9/"), route("output", "/ws/output/{task_id}", serve="output")]
     server = {"allowed_origins": ["https://app.example"], "server_names": ["gateway.example"]}
     gateway = lab.gateway({"server": server, "route": routes, "redis": {"url": "embedded://127.0.0.1:0"}})
@@ -226,7 +225,7 @@ def test_own_page_may_talk_although_origins_are_listed(lab, talk):
 
 
 class Actor:
-    """Another back end that speaks the same protocol: both handlers behind the gateway, played by a test."""
+    """Another back end that speaks the same protocol: both handlers behind the gateway, played by the test."""
 
     TASK = "11111111-2222-4333-8444-555555555555"
 
@@ -238,7 +237,7 @@ class Actor:
         self.heard = []
 
     def play(self, scene):
-        """Takes the text, and then does what `scene` says with the output's connections."""
+        """Takes the text, then does what `scene` says with the output's connections."""
         self.scene = scene
         self.thread = threading.Thread(target=self._play, daemon=True)
         self.thread.start()
@@ -247,10 +246,10 @@ class Actor:
         peer = self.input.accept_upgraded()
         say(peer, {"type": "system", "action": "task_id_assigned", "task_id": self.TASK})
         while True:
-            told = json.loads(peer.read_message_frame().payload)
-            if told["action"] == "upload_complete":
+            message = json.loads(peer.read_message_frame().payload)
+            if message["action"] == "upload_complete":
                 break
-            self.heard.append((told, peer.read_message_frame().payload.decode()))
+            self.heard.append((message, peer.read_message_frame().payload.decode()))
         say(peer, {"type": "system", "action": "upload_processed", "status": "queued", "task_id": self.TASK})
         self.scene(self.output)
 
@@ -267,7 +266,7 @@ def actor(lab):
 
 
 def test_another_back_end_that_speaks_the_same_protocol(actor, talk):
-    """It works with any back end: relayed handlers, no audio, more fields, sentence by sentence."""
+    """The page works with any back end: relayed handlers, no audio, more fields, sentence by sentence."""
 
     def scene(output):
         peer = output.accept_upgraded()
@@ -294,7 +293,7 @@ def test_another_back_end_that_speaks_the_same_protocol(actor, talk):
 
 
 def test_failure_of_the_worker_is_shown(actor, talk):
-    """`{"status":"error","error":"..."}` - in the worker's words."""
+    """`{"status":"error","error":"..."}`: the page shows the worker's words."""
 
     def scene(output):
         peer = output.accept_upgraded()
@@ -308,7 +307,7 @@ def test_failure_of_the_worker_is_shown(actor, talk):
 
 
 def test_answer_with_missing_audio(actor, talk):
-    """A missing file: the text with `"audio_present":false`, then an error that says which."""
+    """A missing file: the text with `"audio_present":false`, then an error that names it."""
 
     def scene(output):
         peer = output.accept_upgraded()
@@ -324,7 +323,7 @@ def test_answer_with_missing_audio(actor, talk):
 
 
 def test_stop_ends_both_connections(actor, talk):
-    """A person who does not want to wait presses Stop; the backend gets that."""
+    """Stop, before the answer has come: the backend gets it."""
     left = threading.Event()
 
     def scene(output):
@@ -345,7 +344,7 @@ def test_stop_ends_both_connections(actor, talk):
 
 
 def test_speak_and_hear_the_answer(demo, talk):
-    """The microphone is recorded while it speaks; the demo says what it heard, and hums with captions."""
+    """The microphone is recorded; the demo says what it received, and answers with a sound and captions."""
     talk.open(demo.port)
     talk.press("talk-speak")
     talk.ends("^Listening")
@@ -363,7 +362,7 @@ def test_speak_and_hear_the_answer(demo, talk):
 
 
 def test_stop_is_there_for_as_long_as_something_is_heard(demo, talk):
-    """The answer is complete before it has been heard: Stop makes it silent."""
+    """The answer is complete before it has been heard: Stop silences it."""
     talk.open(demo.port)
     talk.say("hum")
     talk.browser.evaluate(CAPTION)
@@ -376,7 +375,7 @@ def test_stop_is_there_for_as_long_as_something_is_heard(demo, talk):
 
 
 def test_why_there_is_no_microphone(demo, talk):
-    """Browsers give none to pages that are not secure: the button is disabled, and the page says why."""
+    """Browsers give no microphone to pages that are not secure: the button is disabled, and the page says why."""
     talk.browser.goto(f"http://elsewhere.test:{demo.port}/")
     assert talk.browser.evaluate("document.getElementById('talk-speak').disabled")
     assert "needs https://" in talk.browser.evaluate("document.getElementById('talk-no-microphone').innerText")
@@ -386,7 +385,7 @@ def test_why_there_is_no_microphone(demo, talk):
 
 
 def test_stop_stops_the_task_at_the_gateway(lab, talk):
-    """The person does not want to wait: the gateway drops what comes for the task from then on."""
+    """Stop: from then on the gateway drops what comes for the task."""
     actor = Actor(lab, serves_results=True)
     actor.play(lambda _: None)
     talk.open(actor.gateway.port)
@@ -400,7 +399,7 @@ def test_stop_stops_the_task_at_the_gateway(lab, talk):
 
 
 def test_form_is_missing_without_both_routes(lab, browser):
-    """The form is there only if both of its paths lead somewhere; without it the page runs no script."""
+    """The form is there only if both of its paths have a route; without it the page runs no script."""
     gateway = lab.gateway(backend="ws://127.0.0.1:9/ws/input")
     browser.goto(f"http://127.0.0.1:{gateway.port}/")
     assert browser.evaluate("document.querySelector('#talk, script')") is None

@@ -135,7 +135,7 @@ class Gateway:
     # its end
 
     def stop(self):
-        """The check that closes each test: still there, and everybody has left."""
+        """The check at the end of each test: still running, with no connection left."""
         try:
             if not self.may_end:
                 assert self.process.is_running(), f"the gateway ended by itself:\n{self.log}"

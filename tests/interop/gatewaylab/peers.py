@@ -67,7 +67,7 @@ class Refused:
 
 
 class LibraryBackend:
-    """A backend process that follows orders; `ends` are the connections it has seen the end of."""
+    """A backend process that takes orders; `ends` are the connections that it has seen end."""
 
     def __init__(self, library, port=0):
         script = {"websockets": [sys.executable, PEERS / "websockets_backend.py"], "ws": ["node", PEERS / "ws_backend.js"]}

@@ -68,11 +68,11 @@ class RedisServer:
         return f"unix://{self.socket}"
 
     def client(self, **options):
-        """redis-py as anybody would use it."""
+        """redis-py with its defaults."""
         return redis.Redis(host="127.0.0.1", port=self.port, password=self.password, socket_timeout=PATIENCE, **options)
 
     def publish(self, task, result=None, **fields):
-        """What a worker does; how many heard it."""
+        """Publishes as a worker does; returns the number of subscribers."""
         with self.client() as worker:
             return worker.publish(PREFIX + task, payload(result, fields))
 
@@ -150,7 +150,7 @@ class Waiter(wire.Client):
         return self
 
     def message(self):
-        """The next text message; pings in between are nobody's business."""
+        """The next text message; pings in between are skipped."""
         frame = self.read_message_frame()
         assert frame.opcode == wire.TEXT and frame.fin and frame.rsv == 0 and frame.mask is None, frame
         message = json.loads(frame.text)
@@ -164,20 +164,20 @@ class Waiter(wire.Client):
         if not result.message.get("audio_present"):
             return result
         result.audio = b""
-        while (told := self.message())["type"] == "audio_chunk":
-            assert told["task_id"] == self.task
-            assert told["chunk_id"] == first_chunk + len(result.chunks), told
+        while (message := self.message())["type"] == "audio_chunk":
+            assert message["task_id"] == self.task
+            assert message["chunk_id"] == first_chunk + len(result.chunks), message
             frame = self.read_message_frame()
             assert frame.opcode == wire.BINARY and frame.fin and frame.rsv == 0 and frame.mask is None, frame
-            is_last = told["chunk_id"] == told["total_chunks"] - 1
+            is_last = message["chunk_id"] == message["total_chunks"] - 1
             assert len(frame.payload) == chunk_size or is_last and 0 < len(frame.payload) <= chunk_size, frame
-            result.chunks.append((told["chunk_id"], told["total_chunks"]))
+            result.chunks.append((message["chunk_id"], message["total_chunks"]))
             result.audio += frame.payload
-        assert told == {"type": "audio_complete", "task_id": self.task}, told
+        assert message == {"type": "audio_complete", "task_id": self.task}, message
         return result
 
     def done(self, code=1000, reason="done"):
-        """The goodbye, and after it nothing but the end."""
+        """The close, and nothing after it but the end."""
         frame = self.read_message_frame()
         assert frame.opcode == wire.CLOSE, f"expected a close frame, got {frame}"
         assert (frame.code, frame.reason) == (code, reason)
@@ -186,7 +186,7 @@ class Waiter(wire.Client):
         self.expect_end()
 
     def refused(self, error, code, reason, **more):
-        """An error message, then the goodbye."""
+        """An error message, then the close."""
         assert self.message() == {"status": "error", "error": error, **more}
         self.done(code, reason)
 
@@ -226,7 +226,7 @@ class Results:
         return gateway, Inbox(gateway)
 
     def connect(self, gateway, **options):
-        """A client that has not said yet what it wants."""
+        """A client that has not sent its request yet."""
         port = gateway if isinstance(gateway, int) else gateway.port
         waiter = Waiter(wire.connect(port, **options).sock)
         return self.lab.adopt(waiter)

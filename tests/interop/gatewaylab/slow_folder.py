@@ -57,7 +57,7 @@ class SlowFolder:
     def wait_until_held(self, operation, patience=15):
         """Returns once a program waits for this operation."""
         with self.news:
-            assert self.news.wait_for(lambda: self.waiting[operation] > 0, patience), f"nobody waits for {operation}"
+            assert self.news.wait_for(lambda: self.waiting[operation] > 0, patience), f"no program waits for {operation}"
 
     def stop(self):
         with self.news:

@@ -135,7 +135,7 @@ class Head:
         return [value for key, value in self.headers if key.lower() == name.lower()]
 
     def __getitem__(self, name):
-        """The only value of a header; a header that is not there or stands twice is an error."""
+        """The only value of a header; it is an error if the header is missing or repeated."""
         values = self.all(name)
         assert len(values) == 1, f"{name}: expected once, found {values} in {self.raw!r}"
         return values[0]
@@ -389,7 +389,7 @@ class Backend:
         return peer
 
     def stop(self):
-        """Nobody listens any more, and open connections go with it, as when the process dies."""
+        """Stops listening and drops open connections, as when the process dies."""
         self.sock.close()
         for peer in self.peers:
             peer.sock.close()
@@ -451,13 +451,13 @@ def accept_key(key):
 
 
 def closed_port():
-    """A port of 127.0.0.1 where nobody listens."""
+    """A port of 127.0.0.1 where nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return sock.getsockname()[1]
 
 
 def eventually(question, what, patience=PATIENCE):
-    """Asks until the answer is true, and returns it: for what has no event of its own to wait for."""
+    """Asks until the answer is true, and returns it: for what has no event to wait for."""
     until = time.monotonic() + patience
     while True:
         answer = question()
