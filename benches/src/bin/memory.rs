@@ -151,68 +151,107 @@ fn measure(
     }
     let (inbox, publishing) = (target.inbox, counts.clone());
     spawn(move || publish(inbox, &publishing));
-    let (mut most, mut sockets_most) = (base.0 + base.1, 0);
-    let mut echoes = Vec::new();
-    let (mut probes, mut probes_served) = (0_u64, 0_u64);
+    let seen = watch(target, group, counts, &mut idle, time)?;
+    let before = base.0 + base.1;
+    if seen.sockets_most == 0 {
+        return Err("the counter of socket memory did not move".into());
+    }
+    if seen.most > group.limit {
+        return Err(format!(
+            "{} MiB were used, over the limit; at most {} MiB in sockets, {} MiB before the slow clients came",
+            mib(seen.most),
+            mib(seen.sockets_most),
+            mib(before),
+        ));
+    }
+    Ok(format!(
+        "limit {} MiB, {} s: at most {} MiB used, of it at most {} MiB in sockets ({} MiB before the slow clients came)\n{}",
+        mib(group.limit),
+        time.as_secs(),
+        mib(seen.most),
+        mib(seen.sockets_most),
+        mib(before),
+        seen.service(counts),
+    ))
+}
+
+/// What was seen while slow clients were connected.
+struct Seen {
+    /// The highest use of memory, sockets included, and of sockets alone, in bytes.
+    most: u64,
+    sockets_most: u64,
+    /// Times of echoes, in milliseconds.
+    echoes: Vec<f64>,
+    /// Small tasks, one a second.
+    probes: u64,
+    probes_served: u64,
+    /// Bytes of all streams in the slowest second.
+    streamed_least: u64,
+}
+
+impl Seen {
+    /// How well clients were served.
+    fn service(mut self, counts: &Counts) -> String {
+        self.echoes.sort_by(f64::total_cmp);
+        let at = |share: f64| self.echoes[((self.echoes.len() - 1) as f64 * share) as usize];
+        format!(
+            "echo p50 {:.2} ms, p99 {:.2} ms, worst {:.1} ms; streams at least {} MB/s together, {} lost\n\
+             slow clients closed {}, refused {}; large results taken {}, refused {}; small tasks served {} of {}",
+            at(0.5),
+            at(0.99),
+            at(1.0),
+            self.streamed_least / 1_000_000,
+            counts.streams_lost.load(Relaxed),
+            counts.slow_closed.load(Relaxed),
+            counts.slow_refused.load(Relaxed),
+            counts.published.load(Relaxed),
+            counts.refused.load(Relaxed),
+            self.probes_served,
+            self.probes,
+        )
+    }
+}
+
+/// Measures for `time`, with echoes over the `idle` connections in turn.
+fn watch(
+    target: &mut Target,
+    group: &Group,
+    counts: &Counts,
+    idle: &mut [TcpStream],
+    time: Duration,
+) -> Result<Seen, Fault> {
+    let mut seen = Seen {
+        most: 0,
+        sockets_most: 0,
+        echoes: Vec::new(),
+        probes: 0,
+        probes_served: 0,
+        streamed_least: u64::MAX,
+    };
     let (begin, mut second) = (Instant::now(), 0);
-    let mut streamed_least = u64::MAX;
     let mut streamed_before = counts.streamed.load(Relaxed);
     while begin.elapsed() < time {
         let (memory, sockets) = group.usage()?;
-        most = most.max(memory + sockets);
-        sockets_most = sockets_most.max(sockets);
+        seen.most = seen.most.max(memory + sockets);
+        seen.sockets_most = seen.sockets_most.max(sockets);
         if !target.is_alive() {
             return Err(format!("the gateway was killed after {:?}", begin.elapsed()));
         }
-        let which = echoes.len() % idle.len();
+        let which = seen.echoes.len() % idle.len();
         let sent = Instant::now();
         echo(&mut idle[which]).map_err(|error| format!("an echo failed: {error}"))?;
-        echoes.push(sent.elapsed().as_secs_f64() * 1000.0);
+        seen.echoes.push(sent.elapsed().as_secs_f64() * 1000.0);
         if begin.elapsed().as_secs() > second {
             second = begin.elapsed().as_secs();
-            probes += 1;
-            probes_served += u64::from(probe(address, target.inbox).is_ok());
+            seen.probes += 1;
+            seen.probes_served += u64::from(probe(target.address, target.inbox).is_ok());
             let streamed = counts.streamed.load(Relaxed);
-            streamed_least = streamed_least.min(streamed - streamed_before);
+            seen.streamed_least = seen.streamed_least.min(streamed - streamed_before);
             streamed_before = streamed;
         }
         thread::sleep(Duration::from_millis(50));
     }
-    let limit = group.limit;
-    if sockets_most == 0 {
-        return Err("the counter of socket memory did not move".into());
-    }
-    if most > limit {
-        return Err(format!(
-            "{} MiB were used, over the limit; at most {} MiB in sockets, {} MiB before the slow clients came",
-            mib(most),
-            mib(sockets_most),
-            mib(base.0 + base.1),
-        ));
-    }
-    echoes.sort_by(f64::total_cmp);
-    let at = |share: f64| echoes[((echoes.len() - 1) as f64 * share) as usize];
-    Ok(format!(
-        "limit {} MiB, {} s: at most {} MiB used, of it at most {} MiB in sockets ({} MiB before the slow clients came)\n\
-         echo p50 {:.2} ms, p99 {:.2} ms, worst {:.1} ms; streams at least {} MB/s together, {} lost\n\
-         slow clients closed {}, refused {}; large results taken {}, refused {}; small tasks served {} of {}",
-        mib(limit),
-        time.as_secs(),
-        mib(most),
-        mib(sockets_most),
-        mib(base.0 + base.1),
-        at(0.5),
-        at(0.99),
-        at(1.0),
-        streamed_least / 1_000_000,
-        counts.streams_lost.load(Relaxed),
-        counts.slow_closed.load(Relaxed),
-        counts.slow_refused.load(Relaxed),
-        counts.published.load(Relaxed),
-        counts.refused.load(Relaxed),
-        probes_served,
-        probes,
-    ))
+    Ok(seen)
 }
 
 /// How much more is used while peers hold what `case` says, and whether others are served.

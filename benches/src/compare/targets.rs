@@ -302,10 +302,6 @@ impl Target {
         publish_at: Option<SocketAddr>,
     ) -> Result<Command, Fault> {
         let mut command = Command::new(self.program(place)?);
-        let backend = place.backend;
-        let port = listen.port();
-        let (dir, descriptors, connections) =
-            (place.dir.display(), place.descriptors, place.connections_max());
         let write = |name: String, text: String| -> Result<PathBuf, Fault> {
             let path = place.dir.join(name);
             fs::write(&path, text)
@@ -319,7 +315,7 @@ impl Target {
                     "--listen",
                     &listen.to_string(),
                     "--backend",
-                    &backend.to_string(),
+                    &place.backend.to_string(),
                 ]);
                 command.args(splice.then_some("--splice"));
             }
@@ -346,52 +342,17 @@ impl Target {
                 command.arg(place.audio_root.join(AUDIO));
             }
             Kind::Haproxy { splice, buffers } => {
-                let splice = if splice {
-                    "    option splice-request\n    option splice-response\n"
-                } else {
-                    ""
-                };
-                let buffers =
-                    buffers.map_or(String::new(), |bytes| format!("    tune.bufsize {bytes}\n"));
-                let text = format!(
-                    "global\n    nbthread 1\n    maxconn {connections}\n{buffers}\
-                     defaults\n    mode http\n    timeout connect 5s\n    timeout client 1h\n    timeout server 1h\n    \
-                     timeout tunnel 1h\n{splice}\
-                     frontend bench\n    bind {listen} backlog 4096\n    default_backend bench\n\
-                     backend bench\n    server bench {backend}\n"
-                );
+                let text = haproxy_configuration(place, listen, splice, buffers);
                 command.args(["-db", "-f"]).arg(write(format!("{}.cfg", self.id), text)?);
             }
             Kind::Nginx { buffers } => {
-                let buffers = buffers.map_or(String::new(), |size| {
-                    format!("proxy_buffer_size {size};\nproxy_buffers 4 {size};\n")
-                });
-                let user = if rustix::process::geteuid().is_root() { "user root;\n" } else { "" };
-                let audio_root = place.audio_root.display();
-                let text = format!(
-                    "{user}daemon off;\nworker_processes 1;\nworker_rlimit_nofile {descriptors};\npid {dir}/{id}.pid;\n\
-                     error_log stderr error;\nevents {{ worker_connections {descriptors}; }}\nhttp {{\n\
-                     access_log off;\nsendfile on;\ntcp_nopush on;\nkeepalive_requests 1000000;\n\
-                     client_body_temp_path {dir}/{id}-body;\nproxy_temp_path {dir}/{id}-proxy;\n\
-                     fastcgi_temp_path {dir}/{id}-fastcgi;\nuwsgi_temp_path {dir}/{id}-uwsgi;\n\
-                     scgi_temp_path {dir}/{id}-scgi;\nserver {{\nlisten {listen} backlog=4096;\n\
-                     location /audio/ {{ alias {audio_root}/; }}\n\
-                     location /ws/ {{\nproxy_pass http://{backend};\nproxy_http_version 1.1;\n\
-                     proxy_set_header Upgrade $http_upgrade;\nproxy_set_header Connection \"upgrade\";\n\
-                     proxy_set_header Host $host;\nproxy_read_timeout 1h;\nproxy_send_timeout 1h;\n{buffers}}}\n}}\n}}\n",
-                    id = self.id
-                );
-                command
-                    .args(["-p", &dir.to_string(), "-c"])
-                    .arg(write(format!("{}.conf", self.id), text)?);
+                let text = nginx_configuration(self.id, place, listen, buffers);
+                command.arg("-p").arg(&place.dir);
+                command.arg("-c").arg(write(format!("{}.conf", self.id), text)?);
             }
             Kind::Caddy => {
-                let text = format!(
-                    "{{\n\tadmin off\n\tauto_https off\n\tlog {{\n\t\tlevel ERROR\n\t}}\n}}\n\
-                     http://127.0.0.1:{port} {{\n\tbind 127.0.0.1\n\treverse_proxy {backend}\n}}\n"
-                );
                 command.args(["run", "--adapter", "caddyfile", "--config"]);
-                command.arg(write("Caddyfile".to_owned(), text)?);
+                command.arg(write("Caddyfile".to_owned(), caddyfile(place, listen))?);
                 command
                     .env("HOME", &place.dir)
                     .env("XDG_DATA_HOME", &place.dir)
@@ -478,6 +439,59 @@ impl Instance {
         rest(&family);
         memory(&family)
     }
+}
+
+fn haproxy_configuration(
+    place: &Place,
+    listen: SocketAddr,
+    splice: bool,
+    buffers: Option<u32>,
+) -> String {
+    let (backend, connections) = (place.backend, place.connections_max());
+    let splice =
+        if splice { "    option splice-request\n    option splice-response\n" } else { "" };
+    let buffers = buffers.map_or(String::new(), |bytes| format!("    tune.bufsize {bytes}\n"));
+    format!(
+        "global\n    nbthread 1\n    maxconn {connections}\n{buffers}\
+         defaults\n    mode http\n    timeout connect 5s\n    timeout client 1h\n    timeout server 1h\n    \
+         timeout tunnel 1h\n{splice}\
+         frontend bench\n    bind {listen} backlog 4096\n    default_backend bench\n\
+         backend bench\n    server bench {backend}\n"
+    )
+}
+
+fn nginx_configuration(
+    id: &str,
+    place: &Place,
+    listen: SocketAddr,
+    buffers: Option<&str>,
+) -> String {
+    let (backend, descriptors) = (place.backend, place.descriptors);
+    let (dir, audio_root) = (place.dir.display(), place.audio_root.display());
+    let buffers = buffers.map_or(String::new(), |size| {
+        format!("proxy_buffer_size {size};\nproxy_buffers 4 {size};\n")
+    });
+    let user = if rustix::process::geteuid().is_root() { "user root;\n" } else { "" };
+    format!(
+        "{user}daemon off;\nworker_processes 1;\nworker_rlimit_nofile {descriptors};\npid {dir}/{id}.pid;\n\
+         error_log stderr error;\nevents {{ worker_connections {descriptors}; }}\nhttp {{\n\
+         access_log off;\nsendfile on;\ntcp_nopush on;\nkeepalive_requests 1000000;\n\
+         client_body_temp_path {dir}/{id}-body;\nproxy_temp_path {dir}/{id}-proxy;\n\
+         fastcgi_temp_path {dir}/{id}-fastcgi;\nuwsgi_temp_path {dir}/{id}-uwsgi;\n\
+         scgi_temp_path {dir}/{id}-scgi;\nserver {{\nlisten {listen} backlog=4096;\n\
+         location /audio/ {{ alias {audio_root}/; }}\n\
+         location /ws/ {{\nproxy_pass http://{backend};\nproxy_http_version 1.1;\n\
+         proxy_set_header Upgrade $http_upgrade;\nproxy_set_header Connection \"upgrade\";\n\
+         proxy_set_header Host $host;\nproxy_read_timeout 1h;\nproxy_send_timeout 1h;\n{buffers}}}\n}}\n}}\n"
+    )
+}
+
+fn caddyfile(place: &Place, listen: SocketAddr) -> String {
+    let (backend, port) = (place.backend, listen.port());
+    format!(
+        "{{\n\tadmin off\n\tauto_https off\n\tlog {{\n\t\tlevel ERROR\n\t}}\n}}\n\
+         http://127.0.0.1:{port} {{\n\tbind 127.0.0.1\n\treverse_proxy {backend}\n}}\n"
+    )
 }
 
 /// Both routes where results are published, else the relayed one alone; everything else as the
