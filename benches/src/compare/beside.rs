@@ -212,14 +212,15 @@ fn crowd(place: Place, shared: &Shared) -> io::Result<()> {
     let rest = CROWD_RESULTS - CROWD_KEPT;
     publish_for(place, &mut worker, (0..rest).map(|_| task.clone()))?;
     let mut bytes = vec![0; 64 << 10];
-    let length = results::text_message(&task, false, false).len();
+    let frame = |id| 2 + 2 + results::text_message(&task, id as u32, false, false).len();
+    let length: usize = (0..CROWD_RESULTS).map(frame).sum();
     for client in &mut clients {
-        let mut left = CROWD_RESULTS * length;
+        let mut left = length;
         while left > 0 && !shared.is_over() {
             let read = read_some(client, &mut bytes)?;
-            shared.note(read / length);
             left = left.saturating_sub(read);
         }
+        shared.note(CROWD_RESULTS);
     }
     Ok(())
 }

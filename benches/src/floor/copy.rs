@@ -67,6 +67,7 @@ pub fn run(settings: &Settings) -> Result<(), Fault> {
                         task: String::new(),
                         wanted: 0,
                         next: 0,
+                        id: 0,
                         backlog: Vec::new(),
                     }));
                 }
@@ -119,6 +120,8 @@ struct Client {
     wanted: u64,
     /// The next piece: 0 is the text, then one per chunk, then the end.
     next: u64,
+    /// The `result_id` of the next result.
+    id: u32,
     backlog: Vec<u8>,
 }
 
@@ -169,7 +172,7 @@ impl Client {
     fn push_next(&mut self, source: &mut Source) -> std::io::Result<()> {
         let chunks = source.length.div_ceil(source.chunk as u64);
         if self.next == 0 {
-            source.push_text(&results::text_message(&self.task, true, false));
+            source.push_text(&results::text_message(&self.task, self.id, true, false));
         } else if self.next <= chunks {
             let at = (self.next - 1) * source.chunk as u64;
             let size = (source.length - at).min(source.chunk as u64) as usize;
@@ -183,6 +186,7 @@ impl Client {
         } else {
             source.push_text(&results::complete_message(&self.task));
             self.next = 0;
+            self.id += 1;
             self.wanted -= 1;
             return Ok(());
         }

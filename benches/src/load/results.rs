@@ -22,10 +22,11 @@ pub fn published(audio: Option<&str>, last: bool) -> String {
 }
 
 /// The text message of a result.
-pub fn text_message(task: &str, audio: bool, last: bool) -> String {
+pub fn text_message(task: &str, id: u32, audio: bool, last: bool) -> String {
+    let media = if audio { r#","audio_type":"audio/wav""# } else { "" };
     let more = if last { "" } else { r#","final":false"# };
     format!(
-        r#"{{"status":"success","task_id":"{task}","content":"{TEXT}","audio_present":{audio}{more}}}"#
+        r#"{{"status":"success","task_id":"{task}","content":"{TEXT}","audio_present":{audio},"result_id":{id}{media}{more}}}"#
     )
 }
 
@@ -80,6 +81,8 @@ pub struct Delivery {
     last: bool,
     /// Length of the audio that each result has; `None` for none.
     audio: Option<u64>,
+    /// The `result_id` of the next result.
+    id: u32,
     next: Next,
     /// An incomplete frame; never audio.
     held: Vec<u8>,
@@ -102,7 +105,7 @@ enum Next {
 
 impl Delivery {
     pub fn new(task: String, shape: Shape, last: bool, audio: Option<u64>) -> Delivery {
-        Delivery { task, shape, last, audio, next: Next::Text, held: Vec::new() }
+        Delivery { task, shape, last, audio, id: 0, next: Next::Text, held: Vec::new() }
     }
 
     /// Releases the spare memory of an idle client.
@@ -184,7 +187,9 @@ impl Delivery {
         match self.next {
             Next::Text => {
                 let expected = match self.shape {
-                    Shape::Delivered => text_message(&self.task, self.audio.is_some(), self.last),
+                    Shape::Delivered => {
+                        text_message(&self.task, self.id, self.audio.is_some(), self.last)
+                    }
                     Shape::AsPublished => published(None, self.last),
                 };
                 same_json(payload, &expected)?;
@@ -237,6 +242,7 @@ impl Delivery {
 
     fn finish(&mut self, progress: &mut Progress) {
         progress.results += 1;
+        self.id += 1;
         self.next = if self.last { Next::Close } else { Next::Text };
     }
 
@@ -266,10 +272,15 @@ mod tests {
         (0..length).map(|at| (at % 253) as u8).collect()
     }
 
-    fn exchange(task: &str, audio: &[u8], last: bool) -> Vec<u8> {
+    fn exchange(task: &str, id: u32, audio: &[u8], last: bool) -> Vec<u8> {
         let mut wire = Vec::new();
         let chunks = (audio.len() as u64).div_ceil(CHUNK_BYTES);
-        wire::push_frame(&mut wire, wire::TEXT, text_message(task, true, last).as_bytes(), None);
+        wire::push_frame(
+            &mut wire,
+            wire::TEXT,
+            text_message(task, id, true, last).as_bytes(),
+            None,
+        );
         for (at, chunk) in audio.chunks(CHUNK_BYTES as usize).enumerate() {
             wire::push_frame(
                 &mut wire,
@@ -290,7 +301,7 @@ mod tests {
     fn a_delivery_is_followed_whatever_the_pieces() {
         for length in [0, 1, 65_535, 65_536, 65_537, 200_000] {
             let (task, audio) = (fresh_task(), audio(length));
-            let wire = exchange(&task, &audio, true);
+            let wire = exchange(&task, 0, &audio, true);
             for piece in [1, 2, 7, 1000, 65_536, wire.len()] {
                 let mut delivery =
                     Delivery::new(task.clone(), Shape::Delivered, true, Some(length as u64));
@@ -320,8 +331,8 @@ mod tests {
     fn results_that_are_not_the_last_leave_the_client_waiting() {
         let (task, audio) = (fresh_task(), audio(100_000));
         let mut delivery = Delivery::new(task.clone(), Shape::Delivered, false, Some(100_000));
-        for _ in 0..3 {
-            let progress = delivery.observe(&exchange(&task, &audio, false), &audio).unwrap();
+        for id in 0..3 {
+            let progress = delivery.observe(&exchange(&task, id, &audio, false), &audio).unwrap();
             assert_eq!((progress.results, progress.closed), (1, false));
         }
     }
@@ -329,7 +340,7 @@ mod tests {
     #[test]
     fn a_wrong_byte_anywhere_is_a_fault() {
         let (task, audio) = (fresh_task(), audio(70_000));
-        let wire = exchange(&task, &audio, true);
+        let wire = exchange(&task, 0, &audio, true);
         for at in (0..wire.len()).step_by(997).chain([0, 1, wire.len() - 1]) {
             let mut wrong = wire.clone();
             wrong[at] ^= 0x40;

@@ -711,7 +711,7 @@ mod tests {
             let mut world = around_a_liar(place);
             let limits = Limits { seconds: 5.0, ..Limits::count(1 << 20) };
             let fault = stream(&mut world, 1, 65_536, Way::Down, limits, &mut ()).unwrap_err();
-            assert!(fault.contains("a stream came changed"), "byte {place}: {fault}");
+            assert!(fault.contains("a stream was changed"), "byte {place}: {fault}");
         }
     }
 
