@@ -50,6 +50,8 @@ struct ConnState {
     writable: bool,
     read_closed: bool,
     is_corked: bool,
+    /// The limit of unsent bytes as a power of two. 0: none was set.
+    unsent_log2: u8,
 }
 
 impl Conn {
@@ -72,7 +74,13 @@ impl Conn {
     }
 
     fn new(socket: Socket, writable: bool) -> Conn {
-        let state = ConnState { readable: false, writable, read_closed: false, is_corked: false };
+        let state = ConnState {
+            readable: false,
+            writable,
+            read_closed: false,
+            is_corked: false,
+            unsent_log2: 0,
+        };
         Conn(match socket {
             Socket::Tcp(tcp) => Inner::Tcp(tcp, state),
             Socket::Other(transport) => Inner::Other(Box::new(transport), state),
@@ -247,9 +255,21 @@ impl Conn {
         let _ = self.transport().limit_buffers(bytes_max);
     }
 
-    /// Is full once about this many bytes wait unsent, as far as the kernel allows.
+    /// Is full once this many bytes wait unsent, rounded down to a power of two, as far as the
+    /// kernel allows. A new limit causes an event as if there were room; the one in effect causes
+    /// none, so it may be set again in each step.
     pub fn limit_unsent(&mut self, bytes: usize) {
-        let _ = self.transport().limit_unsent(bytes);
+        let log2 = bytes.max(1).ilog2() as u8;
+        if self.state().unsent_log2 != log2 {
+            self.state_mut().unsent_log2 = log2;
+            let _ = self.transport().limit_unsent(1 << log2);
+        }
+    }
+
+    /// The limit of unsent bytes that was set last.
+    pub fn unsent_limit(&self) -> Option<usize> {
+        let log2 = self.state().unsent_log2;
+        (log2 > 0).then(|| 1 << log2)
     }
 
     /// When it is dropped, unsent bytes are discarded, and the peer gets RST.

@@ -47,7 +47,7 @@ use crate::service::tasks::{ClientState, TaskEnd};
 use admission::{Resume, refuse};
 use audio::Audio;
 use log::{info, warn};
-use pace::{Pace, UnsentLimit};
+use pace::Pace;
 use progress::Start;
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -136,7 +136,6 @@ struct Underway {
     outbox: Outbox,
     /// Set while the socket is full.
     stall: Option<Stall>,
-    unsent: UnsentLimit,
     pace: Pace,
     /// The reader of the client's frames, only while it is in the middle of a message.
     reader: Option<Box<WsReader>>,
@@ -495,8 +494,8 @@ impl Output {
 
     /// Sends what is queued.
     fn flush(&mut self, downstream: &mut Conn, cx: &mut Context) -> Result<Flushed, Lost> {
-        let Underway { outbox, audio, unsent, .. } = self.underway();
-        unsent.begin(downstream);
+        pace::begin_to_limit(downstream);
+        let Underway { outbox, audio, .. } = self.underway();
         // A chunk and its announcement are a little more than a large packet. Without this, every
         // second packet would be tiny. The text before the first chunk does not wait for the disk.
         if outbox.has_chunk() {
@@ -505,11 +504,10 @@ impl Output {
         let flushed = outbox.flush(downstream, audio.as_ref().and_then(Audio::file))?;
         self.traffic.to_client.bytes += flushed.moved as u64;
         let sent = self.traffic.to_client.bytes;
-        let Underway { pace, unsent, .. } = self.underway();
         if flushed.is_blocked
-            && let Some(bytes) = pace.handle_full(cx.now, sent)
+            && let Some(bytes) = self.underway().pace.handle_full(cx.now, sent)
         {
-            unsent.follow(bytes, cx.socket_buffers, downstream);
+            pace::follow(bytes, cx.socket_buffers, downstream);
         }
         // A full socket that takes bytes proves that the client is alive. One that has room again
         // can be pinged again, and its silence counts from now on.

@@ -949,6 +949,16 @@ impl Transport for Near {
         Ok(())
     }
 
+    /// As on Linux, a new limit wakes whoever waits for room, whether or not there is more of it.
+    fn limit_unsent(&mut self, _: usize) -> io::Result<()> {
+        self.kernel.borrow_mut().edge(self.link);
+        Ok(())
+    }
+
+    fn limit_buffers(&mut self, _: usize) -> io::Result<()> {
+        self.limit_unsent(0)
+    }
+
     fn send_file(&mut self, file: &OpenFile, offset: u64, count: usize) -> io::Result<usize> {
         self.kernel.borrow_mut().links[self.link].note_file_read();
         let mut bytes = vec![0; count.min(16 * 1024)];

@@ -13,17 +13,13 @@ use std::time::Duration;
 const UNSENT_TIME: Duration = Duration::from_millis(130);
 
 /// The least that may wait unsent, also before any rate is known.
-const UNSENT_BYTES_MIN: u32 = 16 * 1024;
+const UNSENT_BYTES_MIN: usize = 16 * 1024;
 
 /// The most: what all sockets may hold.
-const UNSENT_BYTES_MAX: u32 = 512 * 1024;
+const UNSENT_BYTES_MAX: usize = 512 * 1024;
 
 /// The shortest time between two measurements. All that happens in a turn has one moment.
 const ELAPSED_MIN: Duration = Duration::from_micros(50);
-
-/// The limit in effect, as a power of two. 0: it has not been set yet.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct UnsentLimit(u8);
 
 /// The rate at which a client takes bytes: what went out from one full socket to the next.
 #[derive(Debug, Clone, Copy, Default)]
@@ -32,44 +28,34 @@ pub(super) struct Pace {
     full: Option<(Moment, u64)>,
 }
 
-impl UnsentLimit {
-    /// Sets the first limit, before anything is sent.
-    pub(super) fn begin(&mut self, conn: &mut Conn) {
-        if *self == UnsentLimit::default() {
-            self.set(UNSENT_BYTES_MIN, conn);
-        }
+/// Sets the first limit, before anything is sent.
+pub(super) fn begin_to_limit(conn: &mut Conn) {
+    if conn.unsent_limit().is_none() {
+        conn.limit_unsent(UNSENT_BYTES_MIN);
     }
+}
 
-    /// Takes a limit of about `bytes` into use, unless the one in effect is near it. `bytes_max`:
-    /// while memory is short.
-    pub(super) fn follow(&mut self, bytes: u32, bytes_max: Option<usize>, conn: &mut Conn) {
-        let most = bytes_max.map_or(UNSENT_BYTES_MAX, |most| most as u32);
-        let wanted = bytes.min(most).clamp(UNSENT_BYTES_MIN, UNSENT_BYTES_MAX);
-        // Raised as soon as it is twice as much, lowered only if it is less than half: a rate that
-        // wavers costs no calls.
-        if wanted >= 2 * self.bytes() || 2 * wanted < self.bytes() {
-            self.set(wanted, conn);
-        }
-    }
-
-    fn bytes(self) -> u32 {
-        1 << self.0
-    }
-
-    fn set(&mut self, bytes: u32, conn: &mut Conn) {
-        self.0 = bytes.ilog2() as u8;
-        conn.limit_unsent(self.bytes() as usize);
+/// Takes a limit of about `bytes` into use, unless the one in effect is near it. `bytes_max`: while
+/// memory is short.
+pub(super) fn follow(bytes: usize, bytes_max: Option<usize>, conn: &mut Conn) {
+    let most = bytes_max.unwrap_or(UNSENT_BYTES_MAX);
+    let wanted = bytes.min(most).clamp(UNSENT_BYTES_MIN, UNSENT_BYTES_MAX);
+    let limit = conn.unsent_limit().unwrap_or(1);
+    // Raised as soon as it is twice as much, lowered only if it is less than half: a rate that
+    // wavers costs no calls.
+    if wanted >= 2 * limit || 2 * wanted < limit {
+        conn.limit_unsent(wanted);
     }
 }
 
 impl Pace {
     /// The socket is full and has taken `sent` bytes in all. Returns how many may wait unsent by
     /// the rate since it was last full.
-    pub(super) fn handle_full(&mut self, now: Moment, sent: u64) -> Option<u32> {
+    pub(super) fn handle_full(&mut self, now: Moment, sent: u64) -> Option<usize> {
         let (at, before) = self.full.replace((now, sent))?;
         let elapsed = (now - at).max(ELAPSED_MIN).as_micros();
         let bytes = u128::from(sent - before) * UNSENT_TIME.as_micros() / elapsed;
-        Some(u32::try_from(bytes).unwrap_or(u32::MAX))
+        Some(usize::try_from(bytes).unwrap_or(usize::MAX))
     }
 
     /// There is nothing to send for now: a pause says nothing about the client.
@@ -118,14 +104,13 @@ mod tests {
     fn limit_follows_the_rate_up_and_down_and_stays_within_its_bounds() {
         let (limits, set) = mpsc::channel();
         let mut conn = Conn::accepted(Socket::Other(Box::new(LimitedSocket(limits))));
-        let (mut limit, mut pace, mut now, mut sent) =
-            (UnsentLimit::default(), Pace::default(), Moment::START, 0);
-        limit.begin(&mut conn);
-        limit.begin(&mut conn);
+        let (mut pace, mut now, mut sent) = (Pace::default(), Moment::START, 0);
+        begin_to_limit(&mut conn);
+        begin_to_limit(&mut conn);
         let mut take = |bytes: u64, time: Duration, bytes_max: Option<usize>| {
             (now, sent) = (now + time, sent + bytes);
             if let Some(bytes) = pace.handle_full(now, sent) {
-                limit.follow(bytes, bytes_max, &mut conn);
+                follow(bytes, bytes_max, &mut conn);
             }
             set.try_iter().collect::<Vec<usize>>()
         };
