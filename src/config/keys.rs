@@ -11,11 +11,11 @@ use super::problems::BadItem;
 use super::settings::Config;
 use super::values::{GIB, KIB, MIB, TIB, Words, each, log_levels, parse_level, value_of, word_of};
 use crate::logging;
+use crate::service::audio_names::Mapping;
 use crate::service::link::Subscribe;
 use crate::service::origin::OriginRule;
 use crate::service::trust::{PeerRule, parse_server_name};
 use crate::session::OnBackendFailure;
-use crate::session::output::Mapping;
 
 /// A table of the file.
 pub struct Section {

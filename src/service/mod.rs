@@ -2,6 +2,7 @@
 //! reports show.
 
 pub mod attempt;
+pub mod audio_names;
 pub mod bus;
 pub mod channels;
 pub mod client_library;

@@ -13,18 +13,15 @@
 //! received, a session owns no buffer, no reader and no file. What becomes of an audio file is in
 //! `audio.rs`.
 
-#![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
-
 mod admission;
 mod audio;
-mod names;
 mod opener;
 mod pace;
 mod progress;
+mod receive;
 mod underway;
 
 pub use audio::AudioFiles;
-pub use names::Mapping;
 pub(in crate::session) use opener::{NOT_READABLE, Opener};
 
 use super::alive::{Alive, Verdict};
@@ -35,13 +32,13 @@ use super::transcript::{Event, note};
 use super::{Awaited, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
-use crate::net::{Conn, Io, Side};
+use crate::net::{Conn, Side};
 use crate::proto::control;
 use crate::proto::message::{self, AudioPresence, SharedResult, TaskId, TaskResult};
 use crate::proto::upgrade::{self, Handshake};
 use crate::proto::ws;
-use crate::proto::ws_reader::{Received, WsFault, WsReader};
-use crate::service::results::StoppedBy;
+use crate::proto::ws_reader::WsReader;
+use crate::service::audio_names::Mapping;
 use crate::service::stats::BothWays;
 use crate::service::tasks::{ClientState, TaskEnd};
 use admission::{Resume, refuse};
@@ -57,9 +54,6 @@ use underway::Order;
 /// Reads from the client, and messages made for it, in one step; then other sessions have their
 /// turn.
 const BUDGET: usize = 16;
-
-/// Bytes of answers to the client's pings that wait for it. While there are more, it is not read.
-const ANSWERS_BYTES_MAX: usize = 16 * 1024;
 
 /// Bytes of results that may wait for one client, beyond those that may have been retained for it.
 /// A client that is further behind is closed; what is retained is there when it returns.
@@ -249,73 +243,6 @@ impl Output {
             | CloseReason::NotUtf8
             | CloseReason::ClientMessageTooBig => Awaited::Fin,
             _ => Awaited::Close(self.underway().reader.take().unwrap_or_default()),
-        }
-    }
-
-    /// Reads what the client sends, within the budget. `Err`: it is gone.
-    fn read(&mut self, downstream: &mut Conn, who: &Identity, cx: &mut Context) -> Result<(), ()> {
-        for _ in 0..BUDGET {
-            if !self.can_read(downstream) {
-                break;
-            }
-            cx.with_scratch(|scratch, cx| {
-                match downstream.read(&mut scratch[..ANSWERS_BYTES_MAX]) {
-                    Ok(Io::Moved(n)) => {
-                        self.handle_bytes(&scratch[..n], who, cx);
-                        Ok(())
-                    }
-                    Ok(Io::Blocked) => Ok(()),
-                    Ok(Io::Ended) | Err(_) => Err(()),
-                }
-            })?;
-        }
-        Ok(())
-    }
-
-    /// The client may have sent something, and there is room for the answers.
-    fn can_read(&self, downstream: &Conn) -> bool {
-        downstream.is_readable() && self.leaving.is_none() && self.held_bytes() <= ANSWERS_BYTES_MAX
-    }
-
-    fn handle_bytes(&mut self, bytes: &[u8], who: &Identity, cx: &mut Context) {
-        if bytes.is_empty() {
-            return;
-        }
-        self.note_alive(cx.now);
-        self.traffic.from_client.bytes += bytes.len() as u64;
-        let mut answers = Vec::new();
-        let mut reader = self.underway().reader.take().unwrap_or_default();
-        let frames = reader.frames_seen();
-        let received = reader.handle_bytes(bytes, &mut answers);
-        self.traffic.from_client.frames += reader.frames_seen() - frames;
-        let asks_stop = reader.take_stop();
-        if !reader.is_idle() {
-            self.underway().reader = Some(reader);
-        }
-        if asks_stop {
-            cx.results.stop(cx.now, self.task.uuid(), StoppedBy::Client);
-        }
-        match received {
-            Received::Nothing => {
-                self.underway().outbox.push(&answers);
-                if asks_stop {
-                    // At once: it would go on for the rest of this step.
-                    self.handle_stop(who, cx);
-                }
-            }
-            Received::Close(code) => {
-                note(who, || Event::ClientClose { code });
-                self.underway().outbox.push(&answers);
-                self.leaving = Some(Leaving { reason: CloseReason::ClientClosed, code, end: None });
-            }
-            Received::Fault(fault) => {
-                let reason = match fault {
-                    WsFault::Protocol => CloseReason::ProtocolFault,
-                    WsFault::Utf8 => CloseReason::NotUtf8,
-                    WsFault::TooBig => CloseReason::ClientMessageTooBig,
-                };
-                self.leave(reason, None, who, cx);
-            }
         }
     }
 

@@ -1,7 +1,8 @@
 //! Opens the audio file of a result: which names are tried, how often, and what is said if none
 //! leads to a file.
 
-use super::names::candidates;
+#![expect(clippy::indexing_slicing, reason = "the name that is tried is one of the names")]
+
 use super::progress::is_young;
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
@@ -9,6 +10,7 @@ use crate::net::OpenFile;
 use crate::net::files::{OpenError, Root};
 use crate::proto::media;
 use crate::proto::message::{TaskId, TaskResult};
+use crate::service::audio_names::candidates;
 use crate::session::jobs::{FileJob, Job};
 use crate::session::{Context, Identity};
 use log::warn;

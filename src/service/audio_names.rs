@@ -3,7 +3,7 @@
 //! A worker may run in another container or on Windows, so its path is not always the gateway's.
 //! `file://` URLs are read as paths, prefixes are replaced by `path_map`, and a name with
 //! backslashes is also tried with slashes. The result is only a name: what it may open is decided
-//! by [`crate::net::files`].
+//! where files are opened.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ pub struct Mapping {
 }
 
 /// The names to try, in this order. There is at least one.
-pub(super) fn candidates(name: &Path, map: &[Mapping]) -> Vec<PathBuf> {
+pub fn candidates(name: &Path, map: &[Mapping]) -> Vec<PathBuf> {
     // Mappings and URLs are text.
     let Some(text) = name.to_str() else { return vec![name.to_path_buf()] };
     let text = path_of_url(text).unwrap_or_else(|| text.to_owned());
