@@ -257,6 +257,7 @@ pub const SECTIONS: &[Section] = &[
             ),
             live("max_audio", size!(gateway.session.output.max_audio, 1..=TIB)),
             live("audio_wait", time!(gateway.session.output.audio_wait)),
+            live("audio_stall", time!(gateway.session.output.audio_stall)),
             live("retain", time!(gateway.tasks.retain)),
             live("max_retained", size!(gateway.tasks.max_retained, 0 or 1..=64 * GIB)),
         ],

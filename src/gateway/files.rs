@@ -18,6 +18,9 @@ impl Gateway {
     pub(super) fn handle_file(&mut self, answer: FileAnswer) {
         let owner = match answer {
             FileAnswer::AudioRootChecked(found) => return self.cx.audio.handle_root(found),
+            FileAnswer::Looked { owner, looked } => {
+                return self.cx.handle_stream_file(owner, looked.ok());
+            }
             FileAnswer::Opened { owner, .. } | FileAnswer::Read { owner, .. } => owner,
         };
         // It may have ended meanwhile.

@@ -32,13 +32,14 @@ mod refusals;
 mod reload;
 mod snapshot;
 mod stop;
+mod streams;
 mod sweeps;
 mod timeline;
 mod workers;
 
 use files::check_audio_root;
 pub use reload::InEffect;
-use reload::{log_routes, wants_redis};
+use reload::{end_rules, log_routes, wants_redis};
 
 use crate::base::moment::{Moment, WallClock};
 use crate::base::quoted::Quoted;
@@ -154,6 +155,9 @@ pub struct Gateway {
     /// The walks over all sessions that change them.
     sweeps: Sweeps,
     probes: Probes,
+    /// Files that are watched were written to.
+    has_written_files: bool,
+    forget_streams_at: Moment,
     /// The largest number of sessions since unused slots were last released.
     sessions_peak: usize,
     refusals: Refusals,
@@ -209,6 +213,7 @@ impl Gateway {
         cx.channel_prefix = link.channel_prefix;
         cx.control_prefix = link.control_prefix;
         cx.trust = trust;
+        cx.results.set_end_rules(end_rules(&cx.settings));
         cx.wall = WallClock::new(now, wall);
         log_routes(&cx);
         check_audio_root(&mut cx);
@@ -224,6 +229,8 @@ impl Gateway {
             stops: Vec::new(),
             sweeps: Sweeps::default(),
             probes: Probes::default(),
+            has_written_files: false,
+            forget_streams_at: now,
             sessions_peak: 0,
             refusals: Refusals::default(),
             workers: 0,
@@ -366,6 +373,7 @@ impl Gateway {
             }
             Source::Link(role) => self.redis.handle_ready(REDIS_ROLES[role], ready),
             Source::Probe(key) => self.probes.handle_ready(key, ready, &mut self.cx),
+            Source::Files => self.has_written_files = true,
             Source::Listener(_) | Source::Signal(_) | Source::Waker | Source::Alarm => {}
         }
     }
@@ -393,6 +401,9 @@ impl Gateway {
         }
         self.go_on();
         self.settle_results();
+        if self.streams_due_at().is_some_and(|at| at <= self.cx.now) {
+            self.settle_streams();
+        }
         if self.timers.next().is_some_and(|at| at <= self.cx.now) {
             self.judge_deadlines();
         }
@@ -488,6 +499,7 @@ impl Gateway {
             Notice::Stopped { task, by, clients, results } => {
                 self.note_stopped(task, by, (clients, results));
             }
+            Notice::AudioEnd { task, name } => self.handle_audio_end(task, &name),
             Notice::DroppedAfterStop { results } => self.cx.stats.results_after_stop += results,
             Notice::StopAnswered { task, outcome } => self.handle_stop_outcome(task, outcome),
             Notice::Down { why } => warn!(target: "redis", "lost why={}", Quoted(why)),
@@ -586,7 +598,8 @@ impl Gateway {
             false => self.results_due_at,
         };
         let probes = self.probes.deadline(&self.cx);
-        Moment::earliest([self.timers.next(), self.drain_deadline(), results, probes])
+        let streams = self.streams_due_at();
+        Moment::earliest([self.timers.next(), self.drain_deadline(), results, probes, streams])
     }
 
     /// The next job for the background threads; [`Gateway::handle_answer`] takes the outcome.

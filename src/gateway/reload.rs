@@ -15,7 +15,7 @@ use crate::base::quoted::Quoted;
 use crate::service::limits;
 use crate::service::link::{self, Link, Password};
 use crate::service::route::{RouteSettings, TargetSettings};
-use crate::service::tasks;
+use crate::service::tasks::{self, EndRules};
 use crate::service::trust;
 use crate::service::upstreams;
 use crate::session::{self, Admission, Context};
@@ -35,6 +35,8 @@ pub struct InEffect {
     pub drain_timeout: Option<Duration>,
     /// For results in memory.
     pub retention: tasks::Settings,
+    /// For ends of audio files.
+    pub end_rules: EndRules,
     /// Of the link to Redis, and for the results that Redis keeps; `None` without a link.
     pub redis: Option<(link::Settings, tasks::Settings)>,
     /// Of the backends' names.
@@ -66,6 +68,7 @@ impl Gateway {
         self.cx.routes.reload(routes, &mut self.cx.upstreams);
         self.reload_upstreams(upstreams);
         self.cx.budget.set_limit(session.memory_limit.bytes());
+        self.cx.results.set_end_rules(end_rules(&session));
         self.cx.settings = session;
         self.cx.trust = trust;
         self.drain_timeout = drain_timeout;
@@ -92,11 +95,18 @@ impl Gateway {
             routes: cx.routes.settings(&cx.upstreams),
             drain_timeout: self.drain_timeout,
             retention: cx.results.tasks().settings(),
+            end_rules: cx.results.tasks().end_rules().clone(),
             upstreams: cx.upstreams.settings().clone(),
             inbox_password: cx.inbox_password.clone(),
             redis: cx.results.link().map(|link| (link.settings().clone(), link.retention())),
         }
     }
+}
+
+/// What results have to know to tell which audio files are complete.
+pub(super) fn end_rules(session: &session::Settings) -> EndRules {
+    let session::output::Settings { path_map, audio_wait, .. } = &session.output;
+    EndRules { path_map: path_map.clone(), wait: *audio_wait }
 }
 
 /// Some route serves results, and they come from Redis.

@@ -52,6 +52,7 @@ impl Gateway {
         (clients, results): (usize, usize),
     ) {
         self.cx.stats.tasks_stopped += 1;
+        self.cx.streams.remove_task(task);
         // A worker's own publication has reached the others. With Redis, the link publishes.
         if self.is_inbox && by != StoppedBy::Channel {
             let channel = format!("{}{task}", self.cx.control_prefix);

@@ -31,7 +31,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{Access, Advice, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::{Errno, ReadWriteFlags};
@@ -158,6 +158,10 @@ pub struct ReadRequest {
     offset: u64,
     length: usize,
 }
+
+/// A file whose state is to be asked for by a thread that may wait.
+#[derive(Clone, Debug)]
+pub struct StateRequest(Arc<File>);
 
 /// What a [`ReadRequest`] found.
 #[derive(Clone, Debug)]
@@ -318,6 +322,29 @@ impl ReadRequest {
     }
 }
 
+impl StateRequest {
+    /// Asks for the state as it is now, on a server too. May block for as long as the file system
+    /// does.
+    ///
+    /// # Errors
+    /// What the file system reports.
+    pub fn run(&self) -> io::Result<FileState> {
+        // What is cached of a file on a server may be seconds old.
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+        let fields = StatxFlags::SIZE | StatxFlags::MTIME;
+        let state = rustix::fs::statx(&self.0, "", flags, fields)?;
+        let since =
+            Duration::new(state.stx_mtime.tv_sec.try_into().unwrap_or(0), state.stx_mtime.tv_nsec);
+        Ok(FileState { length: state.stx_size, modified: SystemTime::UNIX_EPOCH + since })
+    }
+}
+
+impl AsFd for OpenFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
 impl OpenFile {
     /// When it was opened.
     pub fn state(&self) -> FileState {
@@ -370,6 +397,11 @@ impl OpenFile {
         let mut buffers = [IoSliceMut::new(&mut byte)];
         // A file that ends before that byte answers 0: nothing to wait for either.
         rustix::io::preadv2(&self.file, &mut buffers, last, ReadWriteFlags::NOWAIT).is_ok()
+    }
+
+    /// A request for the state of the file, for a thread that may wait.
+    pub fn state_request(&self) -> StateRequest {
+        StateRequest(Arc::clone(&self.file))
     }
 
     /// A request for `length` bytes from `offset` on, for a thread that may wait.

@@ -15,6 +15,7 @@ pub mod tcp;
 #[cfg(test)]
 pub mod testing;
 pub mod token;
+mod watch;
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -225,4 +226,22 @@ pub trait Network {
     /// # Errors
     /// What the kernel says at once, such as a lack of descriptors or ports.
     fn connect(&mut self, to: &PeerAddress, source: Source) -> io::Result<Socket>;
+
+    /// Reports from now on when `file` is written to: an event of [`Source::Files`] comes, and
+    /// [`Network::poll_written`] returns `owner`, which has no other watch. What another machine
+    /// writes may go unreported.
+    ///
+    /// # Errors
+    /// When nothing will be reported.
+    fn watch(&mut self, _file: &OpenFile, _owner: u64) -> io::Result<()> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    /// Reports it no longer.
+    fn unwatch(&mut self, _owner: u64) {}
+
+    /// The owner of a file that has been written to. The same one may come several times.
+    fn poll_written(&mut self) -> Option<u64> {
+        None
+    }
 }

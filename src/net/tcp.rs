@@ -2,6 +2,7 @@
 
 #![expect(clippy::disallowed_types, reason = "sockets and files live here")]
 
+use super::watch::Watches;
 use super::{Network, OpenFile, PeerAddress, Pipe, Socket, Source, Transport, sys};
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry};
@@ -158,13 +159,15 @@ pub struct TcpNetwork {
     registry: Registry,
     /// This host's default congestion control is a pacing one.
     is_paced: bool,
+    watches: Watches,
 }
 
 impl TcpNetwork {
     /// Connections are registered with `registry`.
     pub fn new(registry: Registry) -> TcpNetwork {
         let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP));
-        TcpNetwork { registry, is_paced: socket.is_ok_and(|socket| is_paced(&socket)) }
+        let is_paced = socket.is_ok_and(|socket| is_paced(&socket));
+        TcpNetwork { registry, is_paced, watches: Watches::default() }
     }
 }
 
@@ -176,6 +179,18 @@ impl Network for TcpNetwork {
             }
             PeerAddress::Unix(path) => connect_unix(path, source, &self.registry),
         }
+    }
+
+    fn watch(&mut self, file: &OpenFile, owner: u64) -> io::Result<()> {
+        self.watches.add(file, owner, &self.registry)
+    }
+
+    fn unwatch(&mut self, owner: u64) {
+        self.watches.remove(owner);
+    }
+
+    fn poll_written(&mut self) -> Option<u64> {
+        self.watches.poll()
     }
 }
 

@@ -43,13 +43,15 @@ pub enum Source {
     Link(usize),
     /// The probe of a backend in this slot.
     Probe(usize),
+    /// Files that are watched: some were written to.
+    Files,
     /// A background thread has an answer.
     Waker,
     /// A deadline has come.
     Alarm,
 }
 
-const KIND_BITS: u32 = 3;
+const KIND_BITS: u32 = 4;
 const DOWNSTREAM: usize = 0;
 const UPSTREAM: usize = 1;
 const LISTENER: usize = 2;
@@ -58,6 +60,7 @@ const WAKER: usize = 4;
 const LINK: usize = 5;
 const ALARM: usize = 6;
 const PROBE: usize = 7;
+const FILES: usize = 8;
 
 impl From<Source> for Token {
     fn from(source: Source) -> Token {
@@ -70,6 +73,7 @@ impl From<Source> for Token {
             Source::Alarm => (0, ALARM),
             Source::Link(n) => (n, LINK),
             Source::Probe(n) => (n, PROBE),
+            Source::Files => (0, FILES),
         };
         Token(number << KIND_BITS | kind)
     }
@@ -87,6 +91,7 @@ impl From<Token> for Source {
             ALARM => Source::Alarm,
             LINK => Source::Link(number),
             PROBE => Source::Probe(number),
+            FILES => Source::Files,
             kind => unreachable!("token kind {kind}"),
         }
     }
@@ -108,6 +113,7 @@ mod tests {
             Source::Alarm,
             Source::Link(1),
             Source::Probe(5),
+            Source::Files,
         ] {
             assert_eq!(Source::from(Token::from(source)), source);
         }

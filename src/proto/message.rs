@@ -13,6 +13,7 @@
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 
+use super::members::members;
 use crate::base::budget::{Budget, Charged};
 use std::ffi::OsString;
 use std::fmt;
@@ -45,7 +46,7 @@ const FAILED: &str = "Processing failed";
 const MISSING: &str = "Some results are no longer available";
 
 /// Names that messages use themselves: a worker's field of that name is not passed on.
-const OUR_NAMES: [&str; 11] = [
+const OUR_NAMES: [&str; 13] = [
     "status",
     "error",
     "task_id",
@@ -53,6 +54,8 @@ const OUR_NAMES: [&str; 11] = [
     "audio_present",
     "result_id",
     "audio_type",
+    "audio_growing",
+    "audio_end",
     "final",
     "type",
     "chunk_id",
@@ -143,9 +146,18 @@ pub enum AudioPresence {
 /// JSON strings here are JSON text, with quotes and escapes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum ResultKind {
-    Answer { content: Box<str>, audio: Option<PathBuf> },
+    Answer { content: Box<str>, audio: Option<AudioFile> },
     Failure { error: Box<str> },
     Progress { content: Box<str> },
+}
+
+/// The audio of a result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct AudioFile {
+    /// As the worker named it.
+    name: PathBuf,
+    /// The worker is still writing it.
+    is_growing: bool,
 }
 
 /// What is wrong with a malformed result. For the log only.
@@ -164,7 +176,9 @@ impl fmt::Display for ResultFault {
             ResultFault::WrongType(name @ "error") => {
                 write!(f, "`{name}` is neither a string nor a bool nor an object")
             }
-            ResultFault::WrongType(name @ "final") => write!(f, "`{name}` is not a bool"),
+            ResultFault::WrongType(name @ ("final" | "audio_growing")) => {
+                write!(f, "`{name}` is not a bool")
+            }
             ResultFault::WrongType(name) => write!(f, "`{name}` is not a string"),
         }
     }
@@ -212,13 +226,7 @@ impl TaskResult {
     /// Reads what a worker published. Never fails: a malformed result becomes the failure
     /// `Invalid response format`; see [`TaskResult::fault`].
     pub fn read(payload: &[u8]) -> TaskResult {
-        // Windows tools put a byte-order mark in front.
-        let payload = payload.strip_prefix(b"\xef\xbb\xbf").unwrap_or(payload);
-        let text = str::from_utf8(payload).ok();
-        let fields = match text.and_then(|text| serde_json::from_str::<Fields>(text).ok()) {
-            Some(fields) => Ok(fields),
-            None => Fields::read_leniently(payload).ok_or(ResultFault::NotAnObject),
-        };
+        let fields = Fields::read(payload).ok_or(ResultFault::NotAnObject);
         fields.and_then(TaskResult::from_fields).unwrap_or_else(|fault| TaskResult {
             kind: ResultKind::Failure { error: json_string(BAD_RESULT) },
             extras: "".into(),
@@ -295,9 +303,14 @@ impl TaskResult {
     /// The file to send after the text, as the worker named it.
     pub fn audio_file(&self) -> Option<&Path> {
         match &self.kind {
-            ResultKind::Answer { audio, .. } => audio.as_deref(),
+            ResultKind::Answer { audio, .. } => audio.as_ref().map(|audio| audio.name.as_path()),
             ResultKind::Failure { .. } | ResultKind::Progress { .. } => None,
         }
+    }
+
+    /// Whether the worker was still writing that file when it published.
+    pub fn is_growing(&self) -> bool {
+        matches!(&self.kind, ResultKind::Answer { audio: Some(audio), .. } if audio.is_growing)
     }
 
     /// The text message that opens the delivery: the answer, an error message, or a progress
@@ -348,17 +361,14 @@ impl TaskResult {
             extras.push_str(r#","reply":"#);
             extras.push_str(reply);
         }
+        let is_growing = bool_or_null(fields.audio_growing, "audio_growing")?.unwrap_or(false);
         let audio = match string_or_null(fields.audio_file, "audio_file")? {
             None | Some(r#""""#) => None,
-            Some(json) => Some(path(json)?),
+            Some(json) => Some(AudioFile { name: path(json, "audio_file")?, is_growing }),
         };
         let status = status_kind(fields.status)?;
         let (has_error, error) = error_text(fields.error)?;
-        let is_final = match fields.is_final {
-            None | Some("true" | "null") => true,
-            Some("false") => false,
-            Some(_) => return Err(ResultFault::WrongType("final")),
-        };
+        let is_final = bool_or_null(fields.is_final, "final")?.unwrap_or(true);
         for (name, value) in fields.others {
             extras.extend([",", name, ":", value]);
         }
@@ -441,6 +451,22 @@ pub fn audio_chunk(
     )
 }
 
+/// The file that a worker has completed, if that is what it published; it is no result then.
+pub fn audio_end(payload: &[u8]) -> Option<PathBuf> {
+    // Most publications are results, which need no parsing to see it.
+    memchr::memmem::find(payload, b"audio_end")?;
+    let json = Fields::read(payload)?.audio_end?;
+    let is_name = json.starts_with('"') && json != r#""""#;
+    is_name.then(|| path(json, "audio_end").ok()).flatten()
+}
+
+/// The file that a worker was still writing when it published this result; `None` if there is none.
+pub fn growing_file(payload: &[u8]) -> Option<PathBuf> {
+    memchr::memmem::find(payload, b"audio_growing")?;
+    let result = TaskResult::read(payload);
+    result.audio_file().filter(|_| result.is_growing()).map(Path::to_path_buf)
+}
+
 /// The message behind the last chunk.
 pub fn audio_complete(task: &TaskId) -> String {
     format!(r#"{{"type":"audio_complete","task_id":"{task}"}}"#)
@@ -454,6 +480,8 @@ struct Fields<'a> {
     reply: Option<&'a str>,
     content: Option<&'a str>,
     audio_file: Option<&'a str>,
+    audio_growing: Option<&'a str>,
+    audio_end: Option<&'a str>,
     status: Option<&'a str>,
     error: Option<&'a str>,
     is_final: Option<&'a str>,
@@ -475,12 +503,23 @@ impl<'a> Fields<'a> {
             "reply" => self.reply = Some(value),
             "content" => self.content = Some(value),
             "audio_file" => self.audio_file = Some(value),
+            "audio_growing" => self.audio_growing = Some(value),
+            "audio_end" => self.audio_end = Some(value),
             "status" => self.status = Some(value),
             "error" => self.error = Some(value),
             "final" => self.is_final = Some(value),
             own if OUR_NAMES.contains(&own) => {}
             _ => self.others.push((name, value)),
         }
+    }
+
+    /// Reads what a worker published; `None` if it is not an object.
+    fn read(payload: &'a [u8]) -> Option<Fields<'a>> {
+        // Windows tools put a byte-order mark in front.
+        let payload = payload.strip_prefix(b"\xef\xbb\xbf").unwrap_or(payload);
+        let text = str::from_utf8(payload).ok();
+        text.and_then(|text| serde_json::from_str::<Fields>(text).ok())
+            .or_else(|| Fields::read_leniently(payload))
     }
 
     /// Reads an object some of whose members are not JSON. Such a member becomes null if it is only
@@ -508,7 +547,7 @@ impl<'a> Fields<'a> {
 
 /// Whether a field of this name (JSON text) is neither read nor passed on.
 fn is_own_name_only(name: &str) -> bool {
-    const READ: [&str; 4] = ["status", "error", "content", "final"];
+    const READ: [&str; 6] = ["status", "error", "content", "final", "audio_growing", "audio_end"];
     let name = serde_json::from_str::<String>(name).unwrap_or_default();
     OUR_NAMES.contains(&name.as_str()) && !READ.contains(&name.as_str())
 }
@@ -516,77 +555,6 @@ fn is_own_name_only(name: &str) -> bool {
 fn json_text(bytes: &[u8]) -> Option<&str> {
     let text = str::from_utf8(bytes).ok()?;
     serde_json::from_str::<&RawValue>(text).ok().map(RawValue::get)
-}
-
-/// The members of a JSON object as pieces of its text, names with their quotes. What the pieces
-/// hold is not looked at, so a value may be anything between a colon and the comma or brace that
-/// ends it. `None`: the outline is not that of an object.
-fn members(object: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
-    let object = object.trim_ascii().strip_prefix(b"{")?.strip_suffix(b"}")?;
-    let mut members = Vec::new();
-    let mut rest = object.trim_ascii();
-    while !rest.is_empty() {
-        let (name, behind) = rest.split_at_checked(string_length(rest)?)?;
-        let behind = behind.trim_ascii_start().strip_prefix(b":")?;
-        let length = value_length(behind)?;
-        let (value, behind) = behind.split_at_checked(length)?;
-        let value = value.trim_ascii();
-        if !is_one_value(value) {
-            return None;
-        }
-        members.push((name, value));
-        rest = match behind {
-            [] => break,
-            [_comma, more @ ..] if !more.trim_ascii().is_empty() => more.trim_ascii(),
-            _ => return None,
-        };
-    }
-    Some(members)
-}
-
-/// Whether a text looks like one value. Where a comma is missing it looks like two, and the second
-/// member must not vanish in the first.
-fn is_one_value(text: &[u8]) -> bool {
-    match text {
-        [] => false,
-        [b'"', ..] => string_length(text) == Some(text.len()),
-        [b'[', .., b']'] | [b'{', .., b'}'] => true,
-        _ => !text.iter().any(|byte| byte.is_ascii_whitespace() || b"\"[]{}:".contains(byte)),
-    }
-}
-
-/// Bytes of the string at the front, with its quotes.
-fn string_length(text: &[u8]) -> Option<usize> {
-    if text.first() != Some(&b'"') {
-        return None;
-    }
-    let mut at = 1;
-    loop {
-        match text.get(at)? {
-            b'"' => return Some(at + 1),
-            b'\\' => at += 2,
-            _ => at += 1,
-        }
-    }
-}
-
-/// Bytes up to the comma that ends the value at the front, or to the end of the text.
-fn value_length(text: &[u8]) -> Option<usize> {
-    let (mut at, mut depth) = (0, 0usize);
-    while let Some(byte) = text.get(at) {
-        match byte {
-            b'"' => {
-                at += string_length(text.get(at..)?)?;
-                continue;
-            }
-            b'[' | b'{' => depth += 1,
-            b']' | b'}' => depth = depth.checked_sub(1)?,
-            b',' if depth == 0 => break,
-            _ => {}
-        }
-        at += 1;
-    }
-    (depth == 0).then_some(at)
 }
 
 impl<'de> Deserialize<'de> for Fields<'de> {
@@ -625,8 +593,18 @@ fn string_or_null<'a>(
     }
 }
 
+/// The value of a field that is `true`, `false`, null or absent.
+fn bool_or_null(json: Option<&str>, name: &'static str) -> Result<Option<bool>, ResultFault> {
+    match json {
+        None | Some("null") => Ok(None),
+        Some("true") => Ok(Some(true)),
+        Some("false") => Ok(Some(false)),
+        Some(_) => Err(ResultFault::WrongType(name)),
+    }
+}
+
 /// A file name is bytes. Half a surrogate pair becomes bytes that no file has as its name.
-fn path(json: &str) -> Result<PathBuf, ResultFault> {
+fn path(json: &str, name: &'static str) -> Result<PathBuf, ResultFault> {
     struct Bytes(Vec<u8>);
     impl<'de> Deserialize<'de> for Bytes {
         fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -645,8 +623,7 @@ fn path(json: &str) -> Result<PathBuf, ResultFault> {
             deserializer.deserialize_bytes(Unescaped)
         }
     }
-    let Bytes(bytes) =
-        serde_json::from_str(json).map_err(|_| ResultFault::WrongType("audio_file"))?;
+    let Bytes(bytes) = serde_json::from_str(json).map_err(|_| ResultFault::WrongType(name))?;
     Ok(PathBuf::from(OsString::from_vec(bytes)))
 }
 
@@ -695,6 +672,39 @@ mod tests {
 
     fn invalid() -> String {
         format!(r#"{{"status":"error","error":"Invalid response format","task_id":"{ID}"}}"#)
+    }
+
+    #[test]
+    fn growing_files_and_their_ends_are_read() {
+        let file = |payload: &str| growing_file(payload.as_bytes());
+        let end = |payload: &str| audio_end(payload.as_bytes());
+        let named = || Some(PathBuf::from("a b.wav"));
+        let growing = r#"{"text":"x","audio_file":"a b.wav","audio_growing":true,"y":1}"#;
+        assert_eq!((file(growing), end(growing)), (named(), None));
+        assert!(told(growing).ends_with(r#""audio_present":false,"y":1}"#), "{}", told(growing));
+        for payload in [
+            r#"{"audio_file":"a b.wav","audio_growing":false}"#,
+            r#"{"audio_file":"a b.wav","audio_growing":null}"#,
+            r#"{"audio_file":"a b.wav"}"#,
+            r#"{"audio_file":"","audio_growing":true}"#,
+            r#"{"text":"audio_growing"}"#,
+        ] {
+            assert_eq!(file(payload), None, "{payload}");
+        }
+        assert_eq!(told(r#"{"audio_file":"a","audio_growing":"yes"}"#), invalid());
+        for payload in [r#"{"audio_end":"a b.wav"}"#, r#"{"x":NaN,"audio_end":"a\u0020b.wav"}"#] {
+            assert_eq!((end(payload), file(payload)), (named(), None), "{payload}");
+        }
+        for payload in [
+            r#"{"text":"audio_end"}"#,
+            r#"{"text":"x","audio_end":null}"#,
+            r#"{"text":"x","audio_end":""}"#,
+            r#"{"text":"x","audio_end":5}"#,
+            "audio_end",
+        ] {
+            assert_eq!(end(payload), None, "{payload}");
+        }
+        assert!(!told(r#"{"text":"x","audio_end":null}"#).contains("audio_end"));
     }
 
     #[test]

@@ -4,6 +4,7 @@ pub mod body;
 pub mod control;
 pub mod http;
 pub mod media;
+mod members;
 pub mod message;
 pub mod resp;
 pub mod upgrade;

@@ -245,9 +245,10 @@ impl<C: Send + 'static> Reactor<C> {
         let mut is_woken = self.background.has_news();
         for event in &self.events {
             match Source::from(event.token()) {
-                source @ (Source::Session(..) | Source::Link(_) | Source::Probe(_)) => {
-                    self.gateway.ready(source, ready(event));
-                }
+                source @ (Source::Session(..)
+                | Source::Link(_)
+                | Source::Probe(_)
+                | Source::Files) => self.gateway.ready(source, ready(event)),
                 Source::Listener(index) => self.listeners.handle_ready(index),
                 Source::Signal(_) => is_signalled = true,
                 Source::Waker => is_woken = true,

@@ -32,6 +32,14 @@ pub fn candidates(name: &Path, map: &[Mapping]) -> Vec<PathBuf> {
     candidates
 }
 
+/// Whether two names of workers mean the same file.
+pub fn is_same(one: &Path, other: &Path, map: &[Mapping]) -> bool {
+    one == other || {
+        let others = candidates(other, map);
+        candidates(one, map).iter().any(|name| others.contains(name))
+    }
+}
+
 /// The path with the longest prefix of the map replaced. A prefix ends where a component does.
 fn map_prefix(text: &str, map: &[Mapping]) -> Option<PathBuf> {
     let matches = map.iter().filter_map(|mapping| {
@@ -114,6 +122,21 @@ mod tests {
         }
         let bytes = Path::new(OsStr::from_bytes(b"\xff\\a.wav"));
         assert_eq!(candidates(bytes, &[]), [bytes]);
+    }
+
+    #[test]
+    fn names_of_one_file_are_the_same() {
+        let map = [Mapping { from: "C:\\out".into(), to: "/srv".into() }];
+        for (one, other, expected) in [
+            ("a.wav", "a.wav", true),
+            ("voice\\a.wav", "voice/a.wav", true),
+            ("C:\\out\\a.wav", "/srv/a.wav", true),
+            ("file:///tmp/a%20b.wav", "/tmp/a b.wav", true),
+            ("a.wav", "b.wav", false),
+            ("a.wav", "sub/a.wav", false),
+        ] {
+            assert_eq!(is_same(Path::new(one), Path::new(other), &map), expected, "{one} {other}");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod report;
 pub mod results;
 pub mod route;
 pub mod stats;
+pub mod streams;
 pub mod tasks;
 pub mod trust;
 pub mod upstreams;

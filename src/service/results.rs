@@ -15,12 +15,15 @@
 //! until the bus is full; then the task is *due*, and goes on when there is room. After a
 //! reconnect, tasks are looked up a slice a turn ([`Results::go_on`]).
 
+mod holds;
 mod stop;
 
+use holds::Holds;
 pub use stop::{StopOutcome, StoppedBy};
 
 use crate::base::moment::Moment;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -28,19 +31,16 @@ use uuid::Uuid;
 
 use crate::base::budget::{Budget, Charge};
 use crate::proto::control;
-use crate::proto::message::{SharedResult, TaskId, TaskResult};
+use crate::proto::message::{SharedResult, TaskId, TaskResult, audio_end};
 use crate::service::bus::{Bus, Change, Delivery, Parcel, Recipients};
 use crate::service::link::{self, Address, Link, LinkEvent, LookUpAnswer, RedisState};
 use crate::service::parsed::Parsed;
 use crate::service::tasks::{
-    self, ClientState, Deliverable, Occurrence, Status, Subscription, TaskEnd, Tasks,
+    self, ClientState, Deliverable, EndRules, Occurrence, Status, Subscription, TaskEnd, Tasks,
 };
 
 /// How long results are held while the link is down.
 const HOLD_MAX: Duration = Duration::from_secs(1);
-/// How long the results of a task are held in all: as long as a silent connection takes to be
-/// noticed, and `HOLD_MAX`.
-const TASK_HOLD_MAX: Duration = Duration::from_secs(6);
 /// Losses of results are reported at most once in this time.
 const LOSS_NOTICE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -62,6 +62,8 @@ pub enum Notice {
     NotKept { results: u64 },
     /// A task was stopped: how many clients it had, and how many of its results were dropped.
     Stopped { task: Uuid, by: StoppedBy, clients: usize, results: usize },
+    /// A worker has said that this growing file of a task is complete.
+    AudioEnd { task: Uuid, name: PathBuf },
     /// Results of stopped tasks came and were dropped.
     DroppedAfterStop { results: u64 },
     /// The answer to [`Results::request_stop`], for all tasks if `task` is `None`.
@@ -89,67 +91,6 @@ pub struct Results<K> {
     /// For what tasks retain, and what the link buffered when that was last counted.
     charge: Charge,
     link_bytes: usize,
-}
-
-/// Tasks whose results are held until Redis has answered a look-up.
-#[derive(Default)]
-struct Holds {
-    /// Whether the hold of a task has expired. It stays here until Redis has answered.
-    tasks: HashMap<Uuid, HoldState>,
-    /// Ends of holds, the first in front. Some are of tasks that are held no longer.
-    ends: VecDeque<(Moment, Uuid)>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum HoldState {
-    Until(Moment),
-    Expired,
-}
-
-impl Holds {
-    /// The results of `task` cannot go out yet.
-    fn begin(&mut self, now: Moment, task: Uuid) {
-        self.tasks.entry(task).or_insert_with(|| {
-            let end = now + TASK_HOLD_MAX;
-            self.ends.push_back((end, task));
-            HoldState::Until(end)
-        });
-    }
-
-    /// Redis has answered, or no client is left.
-    fn end(&mut self, task: Uuid) {
-        self.tasks.remove(&task);
-        if self.tasks.is_empty() {
-            *self = Holds::default();
-        }
-    }
-
-    fn has_expired(&self, task: Uuid) -> bool {
-        self.tasks.get(&task) == Some(&HoldState::Expired)
-    }
-
-    /// The next task whose hold has expired.
-    fn poll_expired(&mut self, now: Moment) -> Option<Uuid> {
-        while let Some(&(end, task)) = self.ends.front().filter(|(end, _)| *end <= now) {
-            self.ends.pop_front();
-            if let Some(state) = self.tasks.get_mut(&task)
-                && *state == HoldState::Until(end)
-            {
-                *state = HoldState::Expired;
-                return Some(task);
-            }
-        }
-        None
-    }
-
-    fn deadline(&self) -> Option<Moment> {
-        self.ends.front().map(|(end, _)| *end)
-    }
-
-    /// The tasks whose results are held, in the order in which that began. Some may come twice.
-    fn tasks(&self) -> impl Iterator<Item = Uuid> + '_ {
-        self.ends.iter().map(|(_, task)| *task).filter(|task| self.tasks.contains_key(task))
-    }
 }
 
 /// What is to be handed to a client.
@@ -226,6 +167,22 @@ impl<K: Copy + Ord> Results<K> {
         if bytes != self.charge.bytes() {
             self.charge.set(bytes);
         }
+    }
+
+    /// How names of audio files are compared, and how long the end of one waits for its result.
+    pub fn set_end_rules(&mut self, rules: EndRules) {
+        self.tasks.set_end_rules(rules);
+    }
+
+    /// The audio of a result grows from now on: the result is not evicted until
+    /// [`Results::release`].
+    pub fn hold(&mut self, task: Uuid, result_id: u32) {
+        self.tasks.hold(task, result_id);
+    }
+
+    /// The audio of a result grows no longer.
+    pub fn release(&mut self, now: Moment, task: Uuid, result_id: u32) {
+        self.tasks.release(now, task, result_id);
     }
 
     /// `key` waits for `task` from now on. What is retained for it is among the next deliveries. It
@@ -492,11 +449,14 @@ impl<K: Copy + Ord> Results<K> {
         }
         // The state of a task that is not done, which its result will overwrite.
         let set = set.into_iter().filter(|payload| !TaskResult::is_progress_message(payload));
-        let set = set.collect();
+        let (ends, set): (Vec<_>, Vec<_>) = set.partition(|payload| audio_end(payload).is_some());
         let kept = (kept, next_id);
         for (occurrence, payload) in self.tasks.handle_looked_up(now, task, subscription, kept, set)
         {
             self.keep(task, subscription, occurrence, payload);
+        }
+        for name in ends.iter().filter_map(|payload| audio_end(payload)) {
+            self.handle_audio_end(now, task, name);
         }
         self.tasks.apply_seen(task);
         self.dispatch(now, task);
@@ -517,6 +477,9 @@ impl<K: Copy + Ord> Results<K> {
             }
             return;
         }
+        if let Some(name) = audio_end(&payload) {
+            return self.handle_audio_end(now, task, name);
+        }
         if TaskResult::is_progress_message(&payload) {
             // For the clients of this moment: it neither waits for a look-up nor for a later
             // client.
@@ -534,6 +497,11 @@ impl<K: Copy + Ord> Results<K> {
         self.dispatch(now, task);
         // Not only at the end of the turn: a flood would pile up first.
         self.trim_tasks(now);
+    }
+
+    fn handle_audio_end(&mut self, now: Moment, task: Uuid, name: PathBuf) {
+        self.tasks.handle_audio_end(now, task, name.clone());
+        self.notices.push_back(Notice::AudioEnd { task, name });
     }
 
     fn keep(
@@ -877,7 +845,7 @@ mod tests {
         results.settle(now + 5 * SECOND);
         assert_eq!(deliveries(&mut results), []);
         let end = results.deadline().unwrap();
-        assert_eq!(end, now + TASK_HOLD_MAX);
+        assert_eq!(end, now + holds::TASK_HOLD_MAX);
         results.settle(end);
         assert_eq!(deliveries(&mut results), [(1, "a".into())]);
         publish(&mut results, end, "b");

@@ -88,6 +88,10 @@ close_reasons! {
     RedisAway: "redis_away", 1013, "Redis connection not available";
     /// The audio file was changed while it was sent, or between two connections.
     AudioLost: "audio_lost", 1011, "audio file changed";
+    /// A growing file did not grow for `audio_stall`, and nothing follows it.
+    AudioStalled: "audio_stalled", 1011, "audio stalled";
+    /// Audio that grew became larger than `max_audio`, and nothing follows it.
+    AudioTooLarge: "audio_too_large", 1011, "audio too large";
     /// A frame of the client breaks RFC 6455.
     ProtocolFault: "protocol_fault", 1002, "protocol error";
     /// A text message of the client is not UTF-8.

@@ -5,15 +5,17 @@
 //! [`JobAnswer`], through `Gateway::handle_answer`, in a later turn. Nothing below the reactor
 //! knows a thread; a simulation answers the jobs itself.
 //!
-//! A session has at most one job under way, and a name is looked up once at a time, so the queues
-//! are bounded by the number of sessions and of names.
+//! A session has at most one job under way, and so has a stream, and a name is looked up once at a
+//! time: the queues are bounded by the numbers of sessions, streams and names.
 
 use super::SessionId;
 use crate::net::files::{
-    FileBytes, FoundRoot, OpenError, OpenFile, OpenRequest, ReadRequest, RootRequest,
+    FileBytes, FileState, FoundRoot, OpenError, OpenFile, OpenRequest, ReadRequest, RootRequest,
+    StateRequest,
 };
 use crate::service::link::RedisRole;
 use crate::service::name::{LookUpError, Name};
+use crate::service::streams::StreamId;
 use crate::service::upstreams::UpstreamId;
 use std::io;
 use std::net::SocketAddr;
@@ -36,6 +38,8 @@ pub enum FileJob {
     Open { request: OpenRequest, owner: SessionId },
     /// Answered by [`FileAnswer::Read`].
     Read { request: ReadRequest, owner: SessionId },
+    /// Look at the file of a stream. Answered by [`FileAnswer::Looked`].
+    Look { request: StateRequest, owner: StreamId },
     /// Check the folder of audio files. Answered by
     /// [`FileAnswer::AudioRootChecked`].
     CheckAudioRoot(RootRequest),
@@ -59,6 +63,8 @@ pub enum FileAnswer {
     Opened { owner: SessionId, opened: Result<OpenFile, OpenError> },
     /// The bytes, or the error of the file system.
     Read { owner: SessionId, read: io::Result<FileBytes> },
+    /// The file as it is now, or the error of the file system.
+    Looked { owner: StreamId, looked: io::Result<FileState> },
     /// The folder of audio files, or why it cannot be opened.
     AudioRootChecked(Result<FoundRoot, OpenError>),
 }
@@ -77,6 +83,7 @@ impl FileJob {
         JobAnswer::File(match self {
             FileJob::Open { request, owner } => FileAnswer::Opened { owner, opened: request.run() },
             FileJob::Read { request, owner } => FileAnswer::Read { owner, read: request.run() },
+            FileJob::Look { request, owner } => FileAnswer::Looked { owner, looked: request.run() },
             FileJob::CheckAudioRoot(request) => FileAnswer::AudioRootChecked(request.run()),
         })
     }

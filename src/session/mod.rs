@@ -50,6 +50,7 @@ pub mod transcript;
 mod close;
 mod identity;
 mod memory;
+mod streams;
 
 pub use close::CloseReason;
 pub use ended::{Awaited, Detail, Ended, Last};
@@ -59,7 +60,7 @@ pub use memory::MemoryLimit;
 use crate::base::budget::Budget;
 use crate::base::moment::{Moment, WallClock};
 use crate::base::touched::Touched;
-use crate::net::{Conn, Network, Pipes, Ready, Side};
+use crate::net::{Conn, Network, OpenFile, Pipes, Ready, Side};
 use crate::proto::http;
 use crate::proto::message::{SharedResult, TaskId};
 use crate::service::channels::Channels;
@@ -68,6 +69,7 @@ use crate::service::link::Password;
 use crate::service::results::Results;
 use crate::service::route::Routes;
 use crate::service::stats::{BothWays, Stats};
+use crate::service::streams::Streams;
 use crate::service::trust;
 use crate::service::upstreams::{UpstreamId, Upstreams};
 use std::collections::VecDeque;
@@ -174,6 +176,8 @@ pub struct Context {
     pub wall: WallClock,
     /// What is known about audio files.
     pub audio: output::AudioFiles,
+    /// Audio that grows, or has grown.
+    pub streams: Streams<SessionId, OpenFile>,
     /// Work for the background threads, taken at the end of the turn.
     pub jobs: VecDeque<jobs::Job>,
     /// Pipes for streams.
@@ -219,6 +223,7 @@ impl Context {
             has_unread_results: false,
             wall: WallClock::new(now, SystemTime::UNIX_EPOCH),
             audio: output::AudioFiles::default(),
+            streams: Streams::new(&budget),
             jobs: VecDeque::new(),
             pipes: Pipes::default(),
             budget,

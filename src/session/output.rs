@@ -18,7 +18,9 @@ mod audio;
 mod opener;
 mod pace;
 mod progress;
+mod reading;
 mod receive;
+mod streaming;
 mod underway;
 
 pub use audio::AudioFiles;
@@ -79,6 +81,8 @@ pub struct Settings {
     /// How long a file may come after its result, and how long it must not have been written to
     /// before it counts as finished; `None`: no wait, and every file is finished.
     pub audio_wait: Option<Duration>,
+    /// How long a growing file may be still; `None`: for ever.
+    pub audio_stall: Option<Duration>,
 }
 
 impl Default for Settings {
@@ -90,6 +94,7 @@ impl Default for Settings {
             path_map: Vec::new(),
             max_audio: 256 * 1024 * 1024,
             audio_wait: Some(Duration::from_secs(1)),
+            audio_stall: Some(Duration::from_secs(10)),
         }
     }
 }
@@ -208,7 +213,8 @@ impl Output {
         underway.drop_results();
         underway.outbox.drop_unsent();
         if !underway.outbox.has_chunk() {
-            underway.audio = None;
+            let audio = underway.audio.take();
+            Output::release_audio(audio, cx);
         }
         self.push_text(&control::stop_ack(&self.task), who);
         self.leave(CloseReason::TaskStopped, None, who, cx);
@@ -227,11 +233,20 @@ impl Output {
     }
 
     /// Takes no further results. Returns how it ended.
-    fn end(self, leaving: Leaving, last: Last, who: &Identity, cx: &mut Context) -> Box<Ended> {
+    fn end(mut self, leaving: Leaving, last: Last, who: &Identity, cx: &mut Context) -> Box<Ended> {
+        let audio = self.underway.as_mut().and_then(|underway| underway.audio.take());
+        Output::release_audio(audio, cx);
         let Leaving { reason, code, end } = leaving;
         cx.results.unsubscribe(self.task.uuid(), who.id());
         let detail = Detail::Output { task: self.task, state: self.stage, end };
         Box::new(Ended { reason, code, traffic: self.traffic, detail, last })
+    }
+
+    /// The audio is not sent any further.
+    fn release_audio(audio: Option<Audio>, cx: &mut Context) {
+        if let Some(Audio::Streaming(streaming)) = audio {
+            cx.streams.leave(streaming.stream());
+        }
     }
 
     /// Everything up to the Close frame has been written: what shows that the client has it.
@@ -305,13 +320,25 @@ impl Output {
 
     /// The last message of a result is in the outbox.
     fn end_result(&mut self, order: Order, end: TaskEnd, who: &Identity, cx: &mut Context) {
+        self.end_result_with(order, end, CloseReason::Delivered, who, cx);
+    }
+
+    /// The same. If nothing follows, the client is closed for this reason.
+    fn end_result_with(
+        &mut self,
+        order: Order,
+        end: TaskEnd,
+        reason: CloseReason,
+        who: &Identity,
+        cx: &mut Context,
+    ) {
         let underway = self.underway();
         if order == Order::Last {
             underway.final_end = Some(end);
         }
         if !underway.has_more() && underway.final_end.is_some() {
             let end = underway.final_end;
-            self.leave(CloseReason::Delivered, end, who, cx);
+            self.leave(reason, end, who, cx);
         }
     }
 
@@ -425,7 +452,7 @@ impl Output {
         let Underway { outbox, audio, .. } = self.underway();
         // A chunk and its announcement are a little more than a large packet. Without this, every
         // second packet would be tiny. The text before the first chunk does not wait for the disk.
-        if outbox.has_chunk() {
+        if outbox.has_chunk() && audio.as_ref().is_some_and(Audio::is_bulk) {
             downstream.set_corked(true);
         }
         let flushed = outbox.flush(downstream, audio.as_ref().and_then(Audio::file))?;

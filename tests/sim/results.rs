@@ -1504,6 +1504,7 @@ fn draw_settings(
         path_map: Vec::new(),
         max_audio: AUDIO_MAX,
         audio_wait: Some(Duration::from_millis(20)),
+        audio_stall: Some(S),
     };
     let session =
         session::Settings { ping_interval, ping_timeout, output, ..session::Settings::default() };

@@ -27,6 +27,7 @@
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 #![expect(clippy::indexing_slicing, reason = "slots come from the table itself")]
 
+mod ends;
 mod known;
 mod merge;
 mod removal;
@@ -35,7 +36,7 @@ mod task;
 
 use crate::base::moment::Moment;
 use crate::base::table::{Slot, Table};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::time::Duration;
@@ -43,8 +44,12 @@ use std::time::Duration;
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
+use ends::AudioEnd;
+use removal::Held;
 use result::{KnownResult, ResultOrigin};
 use task::{LastHeard, Task};
+
+pub use ends::EndRules;
 
 /// What a retained result costs besides its own bytes: its task, its share of a table and of the
 /// queue, an allocation. In bytes, measured while results came and went: 165 to 190 in use, the
@@ -187,6 +192,11 @@ pub struct Tasks {
     /// Ends and losses, the oldest in front. A task's latest one counts, and the task is known
     /// until that is `retain` ago.
     remembered: VecDeque<(Moment, Slot)>,
+    /// Results whose audio is a stream, or was.
+    held: HashMap<(Uuid, u32), Held>,
+    /// Files that are complete. Few tasks have any, so they are not among what every task has.
+    ends: HashMap<Uuid, Vec<AudioEnd>>,
+    end_rules: EndRules,
     evicted: u64,
     not_kept: u64,
     forgotten: VecDeque<Uuid>,
@@ -225,6 +235,9 @@ impl Tasks {
             retained_bytes: 0,
             passing_bytes: 0,
             remembered: VecDeque::new(),
+            held: HashMap::new(),
+            ends: HashMap::new(),
+            end_rules: EndRules::default(),
             evicted: 0,
             not_kept: 0,
             forgotten: VecDeque::new(),
@@ -286,6 +299,7 @@ impl Tasks {
         for (number, payload) in payloads {
             self.retain(now, slot, number, payload.into());
         }
+        self.match_ends_again(task);
         let mut not_heard = Vec::new();
         for payload in set {
             let hash = xxh3_64(&payload);
@@ -344,6 +358,7 @@ impl Tasks {
         let slot = self.tasks.find_or_insert_with(task, Task::default);
         let known = &mut self.tasks[slot];
         (known.is_stopped, known.is_incomplete, known.end) = (true, false, None);
+        self.ends.remove(&task);
         self.remember(now, slot);
         dropped
     }
@@ -374,6 +389,7 @@ impl Tasks {
         if dropped > 0 {
             self.retained.retain(|one| one.task != slot);
         }
+        self.held.retain(|(of, _), _| *of != task);
         self.forget_if_idle(slot);
         dropped
     }
@@ -532,6 +548,7 @@ impl Tasks {
         let id = known.next_id;
         known.next_id = id.saturating_add(1);
         known.results.push(KnownResult::new(number, id, hash, origin, since));
+        self.match_ends(now, task, number, &payload);
         self.retain(now, task, number, payload);
         self.tasks[task].bound_recognised();
         id
@@ -596,6 +613,9 @@ impl Tasks {
 
     fn forget_if_idle(&mut self, task: Slot) {
         if self.tasks[task].is_idle() {
+            if !self.ends.is_empty() {
+                self.ends.remove(&self.tasks.id(task));
+            }
             self.tasks.remove(task);
         }
     }

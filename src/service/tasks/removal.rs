@@ -18,11 +18,56 @@ enum Removal {
     Evicted,
 }
 
+/// Whether a result is the audio of a stream, which keeps it longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    /// It still grows: the result is never evicted.
+    Open,
+    /// It has ended: the result is kept for `retain` from then on.
+    Since(Moment),
+}
+
 impl Tasks {
+    /// The audio of a result grows: it is kept until [`Tasks::release`], and `retain` longer.
+    pub fn hold(&mut self, task: Uuid, result_id: u32) {
+        self.held.insert((task, result_id), Held::Open);
+    }
+
+    /// The audio of a result grows no longer.
+    pub fn release(&mut self, now: Moment, task: Uuid, result_id: u32) {
+        if !self.is_kept(task, result_id) {
+            self.held.remove(&(task, result_id));
+        } else if let Some(held) = self.held.get_mut(&(task, result_id)) {
+            *held = Held::Since(now);
+        }
+    }
+
+    /// Whether a result is here.
+    pub fn is_kept(&self, task: Uuid, result_id: u32) -> bool {
+        self.results(task).any(|one| one.id == result_id)
+    }
+
+    /// Why a retained result has to stay, and since when it counts as retained then.
+    fn held_since(&self, now: Moment, one: Retained, removal: Removal) -> Option<Moment> {
+        if self.held.is_empty() {
+            return None;
+        }
+        let mut results = self.tasks[one.task].results.present();
+        let id = results.find(|known| known.number == one.number)?.id;
+        match (self.held.get(&(self.tasks.id(one.task), id))?, removal) {
+            (Held::Open, _) => Some(now),
+            (Held::Since(at), Removal::Expired) => {
+                Some(*at).filter(|at| self.settings.retain.is_some_and(|retain| now < *at + retain))
+            }
+            (Held::Since(_), Removal::Evicted) => None,
+        }
+    }
+
     /// Removes what is too old or too much, at most `TRIMMED_MAX` of what is too old; the
     /// deadline is due at once if there is more. Cheap when nothing is. A result of a task that
     /// `is_due` stays: clients are about to be given it.
     pub fn trim(&mut self, now: Moment, is_due: impl Fn(Uuid) -> bool) {
+        let mut held = 0;
         for trimmed in 0.. {
             let Some(&one) = self.retained.front() else { break };
             let is_over = self.retained_bytes > self.settings.max_retained;
@@ -41,6 +86,14 @@ impl Tasks {
                 break;
             }
             self.retained.pop_front();
+            if let Some(at) = self.held_since(now, one, removal) {
+                self.retained.push_back(Retained { at, ..one });
+                held += 1;
+                if held >= self.retained.len() {
+                    break;
+                }
+                continue;
+            }
             self.remove(now, one, removal);
         }
         let retain = self.settings.retain.unwrap_or_default();
@@ -68,12 +121,20 @@ impl Tasks {
     /// Lets the oldest results go until the rest takes at most `bytes`, or a result of a task that
     /// `is_due` is the oldest.
     pub fn evict_to(&mut self, now: Moment, bytes: usize, is_due: impl Fn(Uuid) -> bool) {
+        let mut held = 0;
         while self.retained_bytes > bytes
             && let Some(&one) = self.retained.front()
             && !is_due(self.tasks.id(one.task))
+            && held < self.retained.len()
         {
             self.retained.pop_front();
-            self.remove(now, one, Removal::Evicted);
+            match self.held_since(now, one, Removal::Evicted) {
+                Some(at) => {
+                    self.retained.push_back(Retained { at, ..one });
+                    held += 1;
+                }
+                None => self.remove(now, one, Removal::Evicted),
+            }
         }
     }
 
@@ -86,8 +147,12 @@ impl Tasks {
     }
 
     fn remove(&mut self, now: Moment, Retained { task, number, .. }: Retained, removal: Removal) {
+        let id = self.tasks.id(task);
         let known = &mut self.tasks[task];
         let one = known.results.oldest(number).expect("a retained result is known");
+        if !self.held.is_empty() {
+            self.held.remove(&(id, one.id));
+        }
         let payload = one.payload.take().expect("a retained result has its bytes");
         let cost = RESULT_COST + payload.len();
         known.bytes -= cost;

@@ -3,6 +3,7 @@
 //! ```text
 //!   Opening ── open ──► text ──► Sending: chunk, chunk, … ──► audio_complete
 //!      │                            └── another recording by now ──► error, close
+//!      ├── open, and it may grow ──► Streaming (`streaming.rs`)
 //!      ├── not there ──► look again for `audio_wait`, then text and error
 //!      └── no descriptors, no memory ──► try again for 10 s, then close: the result stays kept
 //! ```
@@ -11,12 +12,14 @@
 //! (see [`crate::net::files`]), and the session goes on with the answer.
 
 use super::opener::{NOT_READABLE, Opener};
-use super::progress::{Chunk, Comparison, Finish, Marks, Next, Progress};
+use super::progress::{Chunk, Mark, Marks, Next, Progress, Start};
+use super::reading::Read;
+use super::streaming::Streaming;
 use super::{Leaving, Order, Output};
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
 use crate::net::OpenFile;
-use crate::net::files::{FileBytes, FoundRoot, LocalDevices, OpenError};
+use crate::net::files::{FileBytes, FileState, FoundRoot, LocalDevices, OpenError};
 use crate::proto::media;
 use crate::proto::message::{self, AudioPresence, SharedResult};
 use crate::service::tasks::TaskEnd;
@@ -35,7 +38,7 @@ const CHANGED: &str = "Audio file changed";
 #[derive(Debug, Default)]
 pub struct AudioFiles {
     pub(super) local: LocalDevices,
-    marks: Marks,
+    pub(in crate::session) marks: Marks,
     root_error: Option<OpenError>,
 }
 
@@ -67,6 +70,7 @@ impl AudioFiles {
 pub(super) enum Audio {
     Opening(Box<Opening>),
     Sending(Box<Sending>),
+    Streaming(Box<Streaming>),
 }
 
 /// A file that is not open yet. The text of its result waits for it.
@@ -75,24 +79,13 @@ pub(super) struct Opening {
     opener: Opener,
 }
 
-/// An open file between two of its chunks.
+/// An open, finished file between two of its chunks.
 pub(super) struct Sending {
     pub(super) file: OpenFile,
     name: PathBuf,
     progress: Progress,
     order: Order,
-    read: Read,
-}
-
-/// What a file that is being sent waits for.
-enum Read {
-    /// Nothing, or the outbox.
-    Idle,
-    /// A background thread is reading.
-    UnderWay(Next),
-    Done(Next, io::Result<FileBytes>),
-    /// It grows, and is to be looked at again.
-    At(Moment),
+    read: Read<Next>,
 }
 
 impl Audio {
@@ -101,6 +94,15 @@ impl Audio {
         match self {
             Audio::Opening(_) => None,
             Audio::Sending(sending) => Some(&sending.file),
+            Audio::Streaming(streaming) => Some(streaming.file()),
+        }
+    }
+
+    /// Whether another chunk follows at once, so that packets can be filled.
+    pub(super) fn is_bulk(&self) -> bool {
+        match self {
+            Audio::Opening(_) | Audio::Sending(_) => true,
+            Audio::Streaming(streaming) => streaming.has_more(),
         }
     }
 
@@ -108,7 +110,8 @@ impl Audio {
     pub(super) fn own_bytes(&self) -> usize {
         match self {
             Audio::Opening(opening) => size_of::<Opening>() + opening.opener.own_bytes(),
-            Audio::Sending(sending) => size_of::<Sending>() + sending.read.bytes(),
+            Audio::Sending(sending) => size_of::<Sending>() + sending.read.bytes(chunk_length),
+            Audio::Streaming(streaming) => streaming.own_bytes(),
         }
     }
 
@@ -116,21 +119,15 @@ impl Audio {
     pub(super) fn deadline(&self) -> Option<Moment> {
         match self {
             Audio::Opening(opening) => opening.opener.deadline(),
-            Audio::Sending(sending) => match sending.read {
-                Read::At(at) => Some(at),
-                Read::Idle | Read::UnderWay(_) | Read::Done(..) => None,
-            },
+            Audio::Sending(_) | Audio::Streaming(_) => None,
         }
     }
 }
 
-impl Read {
-    fn bytes(&self) -> usize {
-        match self {
-            Read::UnderWay(Next::Chunk(chunk)) => chunk.length as usize,
-            Read::Done(_, Ok(read)) => read.bytes.capacity(),
-            Read::Idle | Read::UnderWay(Next::Check) | Read::Done(_, Err(_)) | Read::At(_) => 0,
-        }
+fn chunk_length(next: Next) -> u32 {
+    match next {
+        Next::Chunk(chunk) => chunk.length,
+        Next::Check => 0,
     }
 }
 
@@ -143,6 +140,12 @@ impl Output {
         who: &Identity,
         cx: &mut Context,
     ) -> bool {
+        if let Some(id) = result.id()
+            && let Some(stream) = cx.streams.find(self.task.uuid(), id)
+        {
+            // The file that was opened is the one that every client gets.
+            return self.begin_stream(&result, stream, who, cx);
+        }
         self.continue_audio(Audio::Opening(Box::new(Opening { result, opener })), who, cx)
     }
 
@@ -156,6 +159,7 @@ impl Output {
         match audio {
             Audio::Opening(opening) => self.open(opening, who, cx),
             Audio::Sending(sending) => self.send(sending, who, cx),
+            Audio::Streaming(streaming) => self.send_stream(streaming, who, cx),
         }
     }
 
@@ -166,9 +170,10 @@ impl Output {
                 opening.opener.handle_opened(opened);
             }
             (FileAnswer::Read { read, .. }, Some(Audio::Sending(sending))) => {
-                if let Read::UnderWay(next) = sending.read {
-                    sending.read = Read::Done(next, read);
-                }
+                sending.read.handle(read);
+            }
+            (FileAnswer::Read { read, .. }, Some(Audio::Streaming(streaming))) => {
+                streaming.handle_read(read);
             }
             // It goes on without it.
             _ => {}
@@ -183,21 +188,13 @@ impl Output {
         }
         let Some(Audio::Sending(sending)) = self.audio() else { return };
         let Some(state) = sending.file.state_now() else { return };
-        match sending.progress.compare(state, cx.now) {
-            Comparison::Same => {}
-            Comparison::Longer => {
-                let (name, mark) = (sending.name.clone(), sending.progress.mark());
-                let is_regular = sending.progress.is_regular();
-                cx.audio.marks.note_grown(self.task.uuid(), &name, mark, is_regular);
-            }
-            Comparison::Changed => {
-                let name = sending.name.clone();
-                self.fail_audio(&name, CHANGED, None, who, cx);
-            }
+        if !sending.progress.is_same(state) {
+            let name = sending.name.clone();
+            self.fail_audio(&name, CHANGED, None, who, cx);
         }
     }
 
-    fn audio(&mut self) -> Option<&mut Audio> {
+    pub(super) fn audio(&mut self) -> Option<&mut Audio> {
         self.underway.as_mut().and_then(|underway| underway.audio.as_mut())
     }
 
@@ -218,15 +215,20 @@ impl Output {
         cx: &mut Context,
     ) -> bool {
         let result = &opening.result;
-        let start = std::mem::take(&mut self.underway().resume.start);
-        let (settings, wall) = (&cx.settings.output, cx.wall.at(cx.now));
-        let progress =
-            Progress::new(file.state(), settings.chunk_size, start, wall, settings.audio_wait);
         let (task, name) = (self.task.uuid(), opening.opener.name().to_path_buf());
-        if !cx.audio.marks.note(task, &name, progress.mark(), progress.offset()) {
+        let start = self.underway().resume.start;
+        let progress = Progress::new(file.state(), cx.settings.output.chunk_size, start);
+        let is_young = Opener::is_young(&file, cx);
+        let mark = Mark { state: file.state(), may_grow: is_young };
+        // A growing file may be another one than before a restart, and its chunks are new anyway.
+        if !result.is_growing() && !cx.audio.marks.note(task, &name, mark, progress.offset()) {
             self.fail_audio(&name, CHANGED, None, who, cx);
             return true;
         }
+        if result.is_growing() || is_young {
+            return self.begin_file_stream(result, file, &name, who, cx);
+        }
+        self.underway().resume.start = Start::default();
         let media_type =
             media::by_name(&name).or_else(|| media::by_first_bytes(file.first_bytes()));
         self.push_result(result, AudioPresence::Follows(media_type), who);
@@ -236,7 +238,7 @@ impl Output {
             "{who} delivers task={} audio={}B chunks={} from={}",
             self.task,
             progress.length(),
-            progress.total_chunks().unwrap_or_default(),
+            progress.total_chunks(),
             progress.next_chunk(),
         );
         let order = Order::of(result);
@@ -271,14 +273,13 @@ impl Output {
     fn send(&mut self, mut sending: Box<Sending>, who: &Identity, cx: &mut Context) -> bool {
         match std::mem::replace(&mut sending.read, Read::Idle) {
             Read::Idle => {}
-            Read::At(at) if at <= cx.now => {}
             Read::Done(next, Ok(read)) => return self.handle_read(sending, next, read, who, cx),
             Read::Done(_, Err(error)) => {
                 self.fail_audio(&sending.name, NOT_READABLE, Some(error), who, cx);
                 return true;
             }
-            read @ (Read::At(_) | Read::UnderWay(_)) => {
-                sending.read = read;
+            Read::UnderWay(next) => {
+                sending.read = Read::UnderWay(next);
                 return self.keep(Audio::Sending(sending));
             }
         }
@@ -293,11 +294,7 @@ impl Output {
             }
             Next::Chunk(chunk) => (chunk.offset, chunk.length as usize),
             Next::Check => match sending.file.state_now() {
-                Some(state) => {
-                    let finish =
-                        sending.progress.finish(state, cx.now, cx.settings.output.audio_wait);
-                    return self.finish_file(sending, finish, who, cx);
-                }
+                Some(state) => return self.finish_file(&sending, state, who, cx),
                 None => (sending.progress.length(), 1),
             },
         };
@@ -318,21 +315,13 @@ impl Output {
     ) -> bool {
         let FileBytes { bytes, state } = read;
         let chunk = match next {
-            Next::Check => {
-                let finish = sending.progress.finish(state, cx.now, cx.settings.output.audio_wait);
-                return self.finish_file(sending, finish, who, cx);
-            }
+            Next::Check => return self.finish_file(&sending, state, who, cx),
             Next::Chunk(chunk) => chunk,
         };
-        let has_changed = sending.progress.compare(state, cx.now) == Comparison::Changed;
-        if has_changed || bytes.len() < chunk.length as usize {
+        if !sending.progress.is_same(state) || bytes.len() < chunk.length as usize {
             self.fail_audio(&sending.name, CHANGED, None, who, cx);
             return true;
         }
-        // As it is known by now: the file may have grown since the read was asked for.
-        let total = sending.progress.total_chunks();
-        let shows_offset = chunk.shows_offset || total.is_none();
-        let chunk = Chunk { total, shows_offset, ..chunk };
         self.announce_chunk(chunk, who, cx);
         self.underway().outbox.push_binary(&bytes);
         sending.progress.advance(chunk);
@@ -340,38 +329,25 @@ impl Output {
         true
     }
 
-    /// The last known byte has been sent.
+    /// The last byte has been sent, and the file is in `state`.
     fn finish_file(
         &mut self,
-        mut sending: Box<Sending>,
-        finish: Finish,
+        sending: &Sending,
+        state: FileState,
         who: &Identity,
         cx: &mut Context,
     ) -> bool {
-        match finish {
-            Finish::Complete => {
-                self.push_text(&message::audio_complete(&self.task), who);
-                self.end_result(sending.order, TaskEnd::Completed, who, cx);
-                true
-            }
-            Finish::Changed => {
-                self.fail_audio(&sending.name, CHANGED, None, who, cx);
-                true
-            }
-            Finish::Continue => {
-                let (mark, is_regular) = (sending.progress.mark(), sending.progress.is_regular());
-                cx.audio.marks.note_grown(self.task.uuid(), &sending.name, mark, is_regular);
-                self.send(sending, who, cx)
-            }
-            Finish::WaitUntil(at) => {
-                sending.read = Read::At(at);
-                self.keep(Audio::Sending(sending))
-            }
+        if sending.progress.is_same(state) {
+            self.push_text(&message::audio_complete(&self.task), who);
+            self.end_result(sending.order, TaskEnd::Completed, who, cx);
+        } else {
+            self.fail_audio(&sending.name, CHANGED, None, who, cx);
         }
+        true
     }
 
     /// The rest of the file cannot be sent: an error message, and a Close frame.
-    fn fail_audio(
+    pub(super) fn fail_audio(
         &mut self,
         name: &Path,
         error: &'static str,
@@ -395,7 +371,7 @@ impl Output {
     }
 
     /// The message that goes before the bytes of a chunk.
-    fn announce_chunk(&mut self, chunk: Chunk, who: &Identity, cx: &mut Context) {
+    pub(super) fn announce_chunk(&mut self, chunk: Chunk, who: &Identity, cx: &mut Context) {
         let Chunk { number, offset, length, total, shows_offset } = chunk;
         let offset = shows_offset.then_some(offset);
         self.active_at = cx.now;
@@ -406,7 +382,7 @@ impl Output {
     }
 
     /// Puts the audio back. False: nothing was sent.
-    fn keep(&mut self, audio: Audio) -> bool {
+    pub(super) fn keep(&mut self, audio: Audio) -> bool {
         self.underway().audio = Some(audio);
         false
     }
@@ -415,7 +391,8 @@ impl Output {
     pub(super) fn cut_off(&mut self, who: &Identity, cx: &mut Context) -> Leaving {
         let name = match self.audio() {
             Some(Audio::Sending(sending)) => sending.name.display().to_string(),
-            _ => String::new(),
+            Some(Audio::Streaming(streaming)) => streaming.name(cx).display().to_string(),
+            Some(Audio::Opening(_)) | None => String::new(),
         };
         let root = cx.settings.output.audio_root.display().to_string();
         warn!(target: "output", "{who} = audio file shrank inside a chunk file={} root={} task={}", Quoted(name), Quoted(root), self.task);

@@ -1,20 +1,15 @@
-//! The audio file of a result on its way to a client: which bytes come next, and whether the file
-//! is still the one that was opened.
+//! The finished audio file of a result on its way to a client: which bytes come next, and whether
+//! the file is still the one that was opened.
 //!
-//! A file is sent from one open descriptor and compared with what it was:
-//!
-//! - One that had not been written to for `audio_wait` when it was opened was finished. Any change
-//!   of its length or its modification time means that the rest belongs to another recording.
-//! - A younger one may still be being written. When it has become longer, what was added follows,
-//!   until it has been still for `audio_wait`. If it became shorter, or was written to without
-//!   becoming longer, it was rewritten.
+//! A file that had not been written to for `audio_wait` when it was opened was finished. It is sent
+//! from one open descriptor: any change of its length or its modification time means that the rest
+//! belongs to another recording. A younger file may still grow, and is a stream (`streaming.rs`).
 //!
 //! A client that returns with `from_chunk` or `from_byte` has the first chunks of the file as it
 //! was then. [`Marks`] remembers what that was.
 //!
-//! Pure: the file's state and the time are arguments.
+//! Pure: the file's state is an argument.
 
-use crate::base::moment::Moment;
 use crate::net::files::FileState;
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
@@ -24,9 +19,6 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// Files that [`Marks`] remembers; the oldest is forgotten first.
 const MARKS_MAX: usize = 4096;
-
-/// How often a file that is being written is looked at.
-const GROWTH_INTERVAL: Duration = Duration::from_millis(25);
 
 /// How far a file has been sent.
 #[derive(Debug)]
@@ -39,19 +31,8 @@ pub struct Progress {
     had: u64,
     /// The client counts bytes, so it gets the offset of every chunk.
     counts_bytes: bool,
-    /// The file as it was last seen.
+    /// The file as it was opened.
     known: FileState,
-    age: Age,
-}
-
-/// Whether a file may still be being written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Age {
-    Finished,
-    /// It was written to a moment before it was opened, and has not become longer since.
-    Young,
-    /// It has become longer since it was opened, the last time at this moment.
-    Grown(Moment),
 }
 
 /// What a client wants of the first audio that it gets.
@@ -80,7 +61,7 @@ impl Start {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
     Chunk(Chunk),
-    /// All known bytes have been sent: look at the file, and call [`Progress::finish`].
+    /// All bytes have been sent: look at the file, and call [`Progress::is_same`].
     Check,
 }
 
@@ -91,30 +72,10 @@ pub struct Chunk {
     /// Bytes before it.
     pub offset: u64,
     pub length: u32,
-    /// Chunks of the whole file; `None` while it grows.
+    /// Chunks of the whole audio; `None` while it grows.
     pub total: Option<u64>,
     /// Whether the client is to know the offset.
     pub shows_offset: bool,
-}
-
-/// What comparing a file with what it was has shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Comparison {
-    Same,
-    Longer,
-    /// Its bytes are not those that were announced.
-    Changed,
-}
-
-/// How to go on after the last known byte.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Finish {
-    Complete,
-    /// More has been written.
-    Continue,
-    /// Look again at this moment.
-    WaitUntil(Moment),
-    Changed,
 }
 
 /// Whether a file in `state` may still be being written to. `wall` is the time of day, and `wait`
@@ -128,16 +89,9 @@ pub fn is_young(state: FileState, wall: SystemTime, wait: Option<Duration>) -> b
 }
 
 impl Progress {
-    /// A file that was opened in `state`, from `start` on; `wall` and `wait` as in [`is_young`].
-    pub fn new(
-        state: FileState,
-        chunk_size: usize,
-        start: Start,
-        wall: SystemTime,
-        wait: Option<Duration>,
-    ) -> Progress {
+    /// A file that was opened in `state`, from `start` on.
+    pub fn new(state: FileState, chunk_size: usize, start: Start) -> Progress {
         let chunk_size = chunk_size as u64;
-        let is_young = is_young(state, wall, wait);
         let chunks = state.length.div_ceil(chunk_size);
         let (next_chunk, offset) = match start {
             Start::Chunk(first) if first < chunks => (first, first * chunk_size),
@@ -151,7 +105,6 @@ impl Progress {
             had: if offset < state.length { offset - next_chunk * chunk_size } else { 0 },
             counts_bytes: matches!(start, Start::Byte(_)),
             known: state,
-            age: if is_young { Age::Young } else { Age::Finished },
         }
     }
 
@@ -160,12 +113,9 @@ impl Progress {
         self.next_chunk
     }
 
-    /// Chunks of the file as it is known; `None` while it grows.
-    pub fn total_chunks(&self) -> Option<u64> {
-        match self.age {
-            Age::Finished | Age::Young => Some(self.known.length.div_ceil(self.chunk_size)),
-            Age::Grown(_) => None,
-        }
+    /// Chunks of the file.
+    pub fn total_chunks(&self) -> u64 {
+        self.known.length.div_ceil(self.chunk_size)
     }
 
     /// Bytes before what is sent next.
@@ -173,7 +123,7 @@ impl Progress {
         self.offset
     }
 
-    /// Bytes of the file as it is known.
+    /// Bytes of the file.
     pub fn length(&self) -> u64 {
         self.known.length
     }
@@ -187,8 +137,8 @@ impl Progress {
             number: self.next_chunk,
             offset: self.offset,
             length: (self.chunk_size - self.had).min(self.known.length - self.offset) as u32,
-            total: self.total_chunks(),
-            shows_offset: self.counts_bytes || self.total_chunks().is_none(),
+            total: Some(self.total_chunks()),
+            shows_offset: self.counts_bytes,
         })
     }
 
@@ -199,46 +149,9 @@ impl Progress {
         self.had = 0;
     }
 
-    /// Compares the file with what it was.
-    pub fn compare(&mut self, state: FileState, now: Moment) -> Comparison {
-        if state == self.known {
-            return Comparison::Same;
-        }
-        if self.age == Age::Finished || state.length <= self.known.length {
-            return Comparison::Changed;
-        }
-        self.known = state;
-        self.age = Age::Grown(now);
-        Comparison::Longer
-    }
-
-    /// All known bytes have been sent, and the file is in `state`.
-    pub fn finish(&mut self, state: FileState, now: Moment, wait: Option<Duration>) -> Finish {
-        match (self.compare(state, now), self.age) {
-            (Comparison::Changed, _) => Finish::Changed,
-            (Comparison::Longer, _) => Finish::Continue,
-            (Comparison::Same, Age::Finished | Age::Young) => Finish::Complete,
-            (Comparison::Same, Age::Grown(at)) => {
-                let still_at = at + wait.unwrap_or_default();
-                if still_at <= now {
-                    Finish::Complete
-                } else {
-                    Finish::WaitUntil(still_at.min(now + GROWTH_INTERVAL))
-                }
-            }
-        }
-    }
-
-    /// The file as it is known, for [`Marks`].
-    pub fn mark(&self) -> Mark {
-        Mark { state: self.known, may_grow: self.age != Age::Finished }
-    }
-
-    /// Whether the chunks sent so far begin at multiples of the chunk size, as they do for a client
-    /// that comes later. A chunk that was the last one before the file grew is shorter.
-    pub fn is_regular(&self) -> bool {
-        self.offset - self.had == self.next_chunk * self.chunk_size
-            || self.offset == self.known.length
+    /// Whether a file in this state is the one that was opened.
+    pub fn is_same(&self, state: FileState) -> bool {
+        state == self.known
     }
 }
 
@@ -287,13 +200,11 @@ impl Marks {
         is_same || sent == 0
     }
 
-    /// Notes that the file has grown while it was sent.
-    pub fn note_grown(&mut self, task: Uuid, name: &Path, mark: Mark, is_regular: bool) {
-        let marked = if is_regular { Marked::File(mark) } else { Marked::Several };
-        if let Some(old) = self.by_file.get_mut(&key(task, name))
-            && *old != Marked::Several
-        {
-            *old = marked;
+    /// Notes that the file has grown while it was sent: chunks end elsewhere than in one that is
+    /// finished.
+    pub fn note_grown(&mut self, task: Uuid, name: &Path) {
+        if let Some(marked) = self.by_file.get_mut(&key(task, name)) {
+            *marked = Marked::Several;
         }
     }
 
@@ -316,9 +227,6 @@ fn key(task: Uuid, name: &Path) -> (Uuid, u64) {
 mod tests {
     use super::*;
 
-    const WAIT: Option<Duration> = Some(Duration::from_secs(1));
-    const NOW: Moment = Moment::START;
-
     /// A file of this length that was written this long before the wall clock's time.
     fn state(length: u64, age: Duration) -> FileState {
         FileState { length, modified: wall() - age }
@@ -330,15 +238,10 @@ mod tests {
 
     fn finished(length: u64) -> (Progress, FileState) {
         let state = state(length, Duration::from_secs(1));
-        (Progress::new(state, 10, Start::default(), wall(), WAIT), state)
+        (Progress::new(state, 10, Start::default()), state)
     }
 
-    fn young(length: u64) -> (Progress, FileState) {
-        let state = state(length, Duration::from_millis(999));
-        (Progress::new(state, 10, Start::default(), wall(), WAIT), state)
-    }
-
-    /// Sends all known bytes. Returns number, offset, length and total of each chunk.
+    /// Sends all bytes. Returns number, offset, length and total of each chunk.
     fn send(progress: &mut Progress) -> Vec<(u64, u64, u32, Option<u64>)> {
         let mut chunks = Vec::new();
         while let Next::Chunk(chunk) = progress.next() {
@@ -358,7 +261,7 @@ mod tests {
         ] {
             let (mut progress, state) = finished(length);
             assert_eq!(send(&mut progress), chunks);
-            assert_eq!(progress.finish(state, NOW, WAIT), Finish::Complete);
+            assert!(progress.is_same(state));
         }
     }
 
@@ -368,7 +271,7 @@ mod tests {
         for (first, chunks) in
             [(1, vec![(1, 10, 10, Some(3)), (2, 20, 1, Some(3))]), (3, vec![]), (9, vec![])]
         {
-            let mut progress = Progress::new(state, 10, Start::Chunk(first), wall(), WAIT);
+            let mut progress = Progress::new(state, 10, Start::Chunk(first));
             assert_eq!(send(&mut progress), chunks, "{first}");
         }
     }
@@ -385,8 +288,7 @@ mod tests {
             (21, vec![]),
             (u64::MAX, vec![]),
         ] {
-            let mut progress = Progress::new(state, 10, Start::Byte(first), wall(), WAIT);
-            assert!(progress.is_regular());
+            let mut progress = Progress::new(state, 10, Start::Byte(first));
             if let Next::Chunk(chunk) = progress.next() {
                 assert!(chunk.shows_offset, "it counts bytes");
             }
@@ -398,73 +300,22 @@ mod tests {
     fn a_finished_file_may_not_change() {
         let hour = Duration::from_secs(3600);
         for other in [state(22, hour), state(20, hour), state(21, Duration::ZERO)] {
-            let (mut progress, _) = finished(21);
-            assert_eq!(progress.compare(other, NOW), Comparison::Changed);
-            assert_eq!(progress.finish(other, NOW, WAIT), Finish::Changed);
+            let (progress, _) = finished(21);
+            assert!(!progress.is_same(other), "{other:?}");
         }
-    }
-
-    #[test]
-    fn a_young_file_is_completed_at_once_unless_it_has_become_longer() {
-        let (mut progress, state) = young(21);
-        send(&mut progress);
-        assert_eq!(progress.finish(state, NOW, WAIT), Finish::Complete);
-    }
-
-    #[test]
-    fn what_a_young_file_gained_follows_until_it_is_still() {
-        let (mut progress, _) = young(15);
-        send(&mut progress);
-        let longer = state(32, Duration::ZERO);
-        assert_eq!(progress.finish(longer, NOW, WAIT), Finish::Continue);
-        assert_eq!(send(&mut progress), [(2, 15, 10, None), (3, 25, 7, None)]);
-
-        let soon = NOW + GROWTH_INTERVAL;
-        assert_eq!(progress.finish(longer, NOW, WAIT), Finish::WaitUntil(soon));
-        let even_longer = FileState { length: 33, ..longer };
-        assert_eq!(progress.finish(even_longer, soon, WAIT), Finish::Continue);
-        assert_eq!(send(&mut progress), [(4, 32, 1, None)]);
-        let still_at = soon + Duration::from_secs(1);
-        let before = NOW + Duration::from_millis(1020);
-        assert_eq!(progress.finish(even_longer, before, WAIT), Finish::WaitUntil(still_at));
-        assert_eq!(progress.finish(even_longer, still_at, WAIT), Finish::Complete);
-    }
-
-    #[test]
-    fn a_young_file_that_is_rewritten_has_changed() {
-        for other in [state(20, Duration::ZERO), state(21, Duration::ZERO)] {
-            let (mut progress, _) = young(21);
-            assert_eq!(progress.finish(other, NOW, WAIT), Finish::Changed, "{other:?}");
-        }
-        let (mut progress, _) = young(21);
-        let longer = state(30, Duration::ZERO);
-        assert_eq!(progress.compare(longer, NOW), Comparison::Longer);
-        assert_eq!(progress.compare(state(29, Duration::ZERO), NOW), Comparison::Changed);
-    }
-
-    #[test]
-    fn growth_before_the_last_chunk_keeps_the_chunks_regular() {
-        let (mut progress, _) = young(25);
-        for number in 0..2 {
-            let Next::Chunk(chunk) = progress.next() else { panic!("{number} is missing") };
-            progress.advance(chunk);
-        }
-        assert_eq!(progress.compare(state(38, Duration::ZERO), NOW), Comparison::Longer);
-        assert!(progress.is_regular());
-        assert_eq!(send(&mut progress), [(2, 20, 10, None), (3, 30, 8, None)]);
-        assert!(progress.is_regular(), "the last chunk may be shorter");
-        progress.compare(state(39, Duration::ZERO), NOW);
-        assert!(!progress.is_regular());
     }
 
     #[test]
     fn age_is_measured_against_the_clock_and_can_be_switched_off() {
+        let wait = Duration::from_secs(1);
+        for (age, expected) in
+            [(Duration::ZERO, true), (wait - Duration::from_millis(1), true), (wait, false)]
+        {
+            assert_eq!(is_young(state(5, age), wall(), Some(wait)), expected, "{age:?}");
+        }
         let ahead = FileState { length: 5, modified: wall() + Duration::from_secs(60) };
-        let grown = FileState { length: 6, ..ahead };
-        let mut progress = Progress::new(ahead, 10, Start::default(), wall(), WAIT);
-        assert_eq!(progress.compare(grown, NOW), Comparison::Longer);
-        let mut progress = Progress::new(ahead, 10, Start::default(), wall(), None);
-        assert_eq!(progress.compare(grown, NOW), Comparison::Changed);
+        assert!(is_young(ahead, wall(), Some(wait)));
+        assert!(!is_young(ahead, wall(), None));
     }
 
     #[test]
@@ -489,14 +340,12 @@ mod tests {
         assert!(marks.note(task, name, mark(25, true), 0));
         assert!(marks.note(task, name, mark(38, true), 20), "whole chunks of the shorter file");
         assert!(marks.note(task, name, mark(38, true), 30));
-        marks.note_grown(task, name, mark(50, true), true);
-        assert!(marks.note(task, name, mark(50, false), 40));
         let mut marks = Marks::default();
         assert!(marks.note(task, name, mark(25, true), 0));
         assert!(!marks.note(task, name, mark(38, true), 30), "a chunk that ended at byte 25");
         let mut marks = Marks::default();
         assert!(marks.note(task, name, mark(25, true), 0));
-        marks.note_grown(task, name, mark(38, true), false);
+        marks.note_grown(task, name);
         assert!(!marks.note(task, name, mark(38, false), 20));
     }
 

@@ -1,0 +1,325 @@
+//! Audio that may still grow, on its way to a client.
+//!
+//! Which chunks there are, and whether more are to come, is known to the stream, which all clients
+//! of the task share ([`crate::service::streams`]). Here is what one client has of it. A client
+//! that has everything waits in the stream, and is driven when there is more.
+
+use super::progress::{Chunk, Start};
+use super::reading::Read;
+use super::{Audio, CloseReason, Order, Output};
+use crate::net::OpenFile;
+use crate::net::files::FileBytes;
+use crate::proto::media;
+use crate::proto::message::{self, AudioPresence, SharedResult};
+use crate::service::streams::{
+    Cursor, NewStream, Piece, StreamFailure, StreamId, StreamSource, StreamState, Verdict,
+};
+use crate::service::tasks::TaskEnd;
+use crate::session::jobs::{FileJob, Job};
+use crate::session::{Context, Identity};
+use log::info;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A stream between two of its chunks.
+pub(super) struct Streaming {
+    stream: StreamId,
+    file: OpenFile,
+    cursor: Cursor,
+    order: Order,
+    /// The client counts bytes, so it gets the offset of every chunk.
+    counts_bytes: bool,
+    /// The number of chunks that the client was given, if it was given one.
+    announced: Option<u64>,
+    /// The stream could still grow when this client came to it.
+    is_live: bool,
+    /// Another chunk is known behind the one that is being sent.
+    has_more: bool,
+    read: Read<Piece>,
+    /// What [`crate::service::streams::Streams::wait`] returned.
+    waits_since: Option<u32>,
+    /// How often the file had been looked at when the client had everything.
+    looks: Option<u32>,
+}
+
+/// What comes next of a stream.
+enum Step {
+    Chunk(Chunk, Piece),
+    /// A background thread has to read it first.
+    Read(Piece),
+    Wait,
+    Complete,
+    Failed(StreamFailure),
+}
+
+impl Streaming {
+    pub(super) fn file(&self) -> &OpenFile {
+        &self.file
+    }
+
+    pub(super) fn has_more(&self) -> bool {
+        self.has_more
+    }
+
+    pub(super) fn stream(&self) -> StreamId {
+        self.stream
+    }
+
+    /// The name of its file, for the log.
+    pub(super) fn name(&self, cx: &Context) -> PathBuf {
+        let stream = cx.streams.stream(self.stream);
+        stream.map(|stream| stream.name().to_path_buf()).unwrap_or_default()
+    }
+
+    /// Bytes of its own memory, those that a background thread is reading included.
+    pub(super) fn own_bytes(&self) -> usize {
+        size_of::<Streaming>() + self.read.bytes(|piece| piece.length)
+    }
+
+    pub(super) fn handle_read(&mut self, read: io::Result<FileBytes>) {
+        self.read.handle(read);
+    }
+
+    /// What comes next.
+    fn next(&mut self, who: &Identity, cx: &mut Context) -> Step {
+        let rules = cx.stream_rules();
+        let source = cx.streams.stream(self.stream).map(|stream| stream.source());
+        // One that was rewritten is noticed between two chunks.
+        let state = match source {
+            Some(StreamSource::YoungFile) => self.file.state_now(),
+            _ => None,
+        };
+        if state.is_some() {
+            cx.handle_stream_file(self.stream, state);
+        }
+        // Its task was stopped, of which the client is notified in a moment.
+        let Some(stream) = cx.streams.stream(self.stream) else { return Step::Wait };
+        if stream.state() == StreamState::Failed(StreamFailure::Changed) {
+            return Step::Failed(StreamFailure::Changed);
+        }
+        if let Some(piece) = stream.chunks().peek(&mut self.cursor) {
+            let is_last = piece.number + 1 == stream.chunks().count();
+            self.has_more = !is_last;
+            // What was just written is in memory.
+            let is_fresh = is_last && stream.has_grown() && stream.state() == StreamState::Open;
+            if !is_fresh && !self.file.is_cached(piece.offset, piece.length as usize) {
+                return Step::Read(piece);
+            }
+            return Step::Chunk(self.chunk(piece, cx), piece);
+        }
+        let verdict = stream.verdict(cx.now, &rules);
+        let looks = stream.looks();
+        if verdict == Verdict::Complete
+            && source == Some(StreamSource::YoungFile)
+            && state.is_none()
+            && self.looks.is_none_or(|before| before == looks)
+        {
+            // What it is now has to be asked for.
+            self.looks = Some(looks);
+            cx.streams.ask_look(self.stream);
+        } else {
+            match verdict {
+                Verdict::Wait => {}
+                Verdict::Complete => return Step::Complete,
+                Verdict::Failed(failure) => return Step::Failed(failure),
+            }
+        }
+        let since = self.waits_since;
+        self.waits_since = cx.streams.wait(cx.now, self.stream, who.id(), since, &rules);
+        Step::Wait
+    }
+
+    /// The chunk as the client is told of it.
+    fn chunk(&mut self, piece: Piece, cx: &Context) -> Chunk {
+        let Piece { number, offset, length } = piece;
+        let rules = cx.stream_rules();
+        let stream = cx.streams.stream(self.stream);
+        let total = stream.and_then(|stream| stream.total_chunks(cx.now, &rules));
+        // One number is never followed by another.
+        let total = total.filter(|total| self.announced.is_none_or(|before| before == *total));
+        self.announced = self.announced.or(total);
+        let is_growing = stream.is_some_and(|it| it.source() == StreamSource::GrowingFile);
+        let shows_offset = is_growing || self.counts_bytes || total.is_none();
+        Chunk { number, offset, length, total, shows_offset }
+    }
+}
+
+impl Output {
+    /// The file of a result is open, and may still grow: sends the text, and then what there is of
+    /// it, and what will be.
+    pub(super) fn begin_file_stream(
+        &mut self,
+        result: &SharedResult,
+        file: OpenFile,
+        opened: &Path,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> bool {
+        let (task, result_id) = (self.task.uuid(), result.id().unwrap_or_default());
+        if let Some(stream) = cx.streams.find(task, result_id) {
+            // Another client has opened it meanwhile.
+            return self.begin_stream(result, stream, who, cx);
+        }
+        let is_growing = result.is_growing();
+        if is_growing && let Start::Chunk(_) = self.underway().resume.start {
+            // What the chunks of another process were is not known.
+            self.underway().resume.start = Start::default();
+        }
+        let audio_type =
+            media::by_name(opened).or_else(|| media::by_first_bytes(file.first_bytes()));
+        let state = file.state();
+        let new = NewStream {
+            task,
+            result_id,
+            source: if is_growing { StreamSource::GrowingFile } else { StreamSource::YoungFile },
+            file,
+            // Workers say by the name that they gave it when it is complete.
+            name: result.audio_file().filter(|_| is_growing).unwrap_or(opened),
+            audio_type,
+        };
+        let stream = cx.begin_stream(new, state);
+        self.begin_stream(result, stream, who, cx)
+    }
+
+    /// Sends the text of a result, and then its stream from where the client wants it.
+    pub(super) fn begin_stream(
+        &mut self,
+        result: &SharedResult,
+        id: StreamId,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> bool {
+        let start = std::mem::take(&mut self.underway().resume.start);
+        let Some(stream) = cx.streams.stream(id) else { return false };
+        let mut cursor = match start {
+            Start::Chunk(first) => Cursor::from_chunk(first),
+            Start::Byte(first) => Cursor::from_byte(first),
+        };
+        stream.chunks().peek(&mut cursor);
+        let (length, chunks) = (stream.chunks().length(), stream.chunks().count());
+        let is_live = stream.state() == StreamState::Open;
+        let growing = if stream.source() == StreamSource::GrowingFile && is_live {
+            " growing=true"
+        } else {
+            ""
+        };
+        let (file, audio_type) = (stream.file().clone(), stream.audio_type());
+        self.push_result(result, AudioPresence::Follows(audio_type), who);
+        cx.stats.results_delivered += 1;
+        info!(
+            target: "output",
+            "{who} delivers task={} audio={length}B chunks={chunks} from={}{growing}",
+            self.task,
+            cursor.chunk(),
+        );
+        cx.streams.enter(id);
+        self.keep(Audio::Streaming(Box::new(Streaming {
+            stream: id,
+            file,
+            cursor,
+            order: Order::of(result),
+            counts_bytes: matches!(start, Start::Byte(_)),
+            announced: None,
+            is_live,
+            has_more: true,
+            read: Read::Idle,
+            waits_since: None,
+            looks: None,
+        })));
+        true
+    }
+
+    /// Makes the next message of a stream, once the outbox is empty. False: there is none for now.
+    pub(super) fn send_stream(
+        &mut self,
+        mut streaming: Box<Streaming>,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> bool {
+        match std::mem::replace(&mut streaming.read, Read::Idle) {
+            Read::Idle => {}
+            Read::UnderWay(piece) => {
+                streaming.read = Read::UnderWay(piece);
+                return self.keep(Audio::Streaming(streaming));
+            }
+            Read::Done(piece, Ok(read)) if read.bytes.len() == piece.length as usize => {
+                let chunk = streaming.chunk(piece, cx);
+                self.announce_chunk(chunk, who, cx);
+                self.underway().outbox.push_binary(&read.bytes);
+                streaming.cursor.pass(piece);
+                self.keep(Audio::Streaming(streaming));
+                return true;
+            }
+            Read::Done(_, read) => {
+                let failure = match read {
+                    Ok(_) => StreamFailure::Changed,
+                    Err(_) => StreamFailure::Unreadable,
+                };
+                return self.fail_stream(&streaming, failure, read.err(), who, cx);
+            }
+        }
+        match streaming.next(who, cx) {
+            Step::Chunk(chunk, piece) => {
+                self.announce_chunk(chunk, who, cx);
+                self.underway().outbox.push_chunk(piece.offset, piece.length);
+                streaming.cursor.pass(piece);
+                self.keep(Audio::Streaming(streaming));
+                true
+            }
+            Step::Read(piece) => {
+                let request = streaming.file.read_request(piece.offset, piece.length as usize);
+                cx.jobs.push_back(Job::File(FileJob::Read { request, owner: who.id() }));
+                streaming.read = Read::UnderWay(piece);
+                self.keep(Audio::Streaming(streaming))
+            }
+            Step::Wait => self.keep(Audio::Streaming(streaming)),
+            Step::Complete => {
+                cx.streams.leave(streaming.stream);
+                self.push_text(&message::audio_complete(&self.task), who);
+                self.end_result(streaming.order, TaskEnd::Completed, who, cx);
+                true
+            }
+            Step::Failed(failure @ (StreamFailure::Changed | StreamFailure::Unreadable)) => {
+                self.fail_stream(&streaming, failure, None, who, cx)
+            }
+            Step::Failed(failure @ (StreamFailure::Stalled | StreamFailure::TooLarge)) => {
+                self.end_early(&streaming, failure, who, cx);
+                true
+            }
+        }
+    }
+
+    /// What came of the stream has been sent, and it should have been more. What follows the result
+    /// follows; if nothing does, a client that was there is closed with an error. One that came for
+    /// the rest later has got all there is.
+    fn end_early(
+        &mut self,
+        streaming: &Streaming,
+        failure: StreamFailure,
+        who: &Identity,
+        cx: &mut Context,
+    ) {
+        cx.streams.leave(streaming.stream);
+        self.push_text(&message::error_message(failure.words(), Some(&self.task)), who);
+        let reason = match failure {
+            _ if !streaming.is_live => CloseReason::Delivered,
+            StreamFailure::TooLarge => CloseReason::AudioTooLarge,
+            _ => CloseReason::AudioStalled,
+        };
+        self.end_result_with(streaming.order, TaskEnd::Failed, reason, who, cx);
+    }
+
+    fn fail_stream(
+        &mut self,
+        streaming: &Streaming,
+        failure: StreamFailure,
+        cause: Option<io::Error>,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> bool {
+        let name = streaming.name(cx);
+        cx.streams.leave(streaming.stream);
+        self.fail_audio(&name, failure.words(), cause, who, cx);
+        true
+    }
+}
