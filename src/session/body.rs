@@ -7,19 +7,44 @@ use super::respond::Question;
 use super::{CloseReason, Context, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io};
-use crate::proto::http;
+use crate::proto::http::{self, RequestHead};
 
 /// A request whose body has not come whole. Its length is limited by the endpoint.
 pub struct Body {
     question: Box<Question>,
     length: usize,
+    /// What is still to be sent before the client sends the body.
+    interim: &'static [u8],
     deadline: Option<Moment>,
+}
+
+/// Whether a client waits for an interim response before it sends a body (RFC 9110 §10.1.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants explain themselves")]
+pub enum Expectation {
+    Nothing,
+    Continue,
+}
+
+impl Expectation {
+    /// Other expectations are ignored, and so is one in HTTP/1.0, as the RFC asks.
+    pub fn of(head: &RequestHead) -> Expectation {
+        match head.minor_version > 0 && head.headers.has_token("expect", "100-continue") {
+            true => Expectation::Continue,
+            false => Expectation::Nothing,
+        }
+    }
 }
 
 impl Body {
     /// Takes the body of `length` bytes from what followed the head, and from the connection if
     /// that is not all of it.
-    pub fn read(mut question: Box<Question>, length: usize, cx: &Context) -> Step {
+    pub fn read(
+        mut question: Box<Question>,
+        length: usize,
+        expectation: Expectation,
+        cx: &Context,
+    ) -> Step {
         let rest = &mut question.asked.rest;
         if rest.len() >= length {
             let behind = rest.split_off(length);
@@ -28,7 +53,24 @@ impl Body {
         }
         question.body = std::mem::take(rest);
         let deadline = cx.after(cx.settings.header_timeout);
-        Step::Next(Phase::Body(Box::new(Body { question, length, deadline })))
+        let interim: &[u8] = match expectation {
+            // A client that has begun to send does not wait.
+            Expectation::Continue if question.body.is_empty() => http::CONTINUE,
+            Expectation::Continue | Expectation::Nothing => b"",
+        };
+        Step::Next(Phase::Body(Box::new(Body { question, length, interim, deadline })))
+    }
+
+    /// Sends the interim response, or as much of it as there is room for. False: the client is gone.
+    fn send_interim(&mut self, downstream: &mut Conn) -> bool {
+        while !self.interim.is_empty() {
+            match downstream.write(self.interim) {
+                Ok(Io::Moved(n)) => self.interim = &self.interim[n..],
+                Ok(Io::Blocked) => return true,
+                Ok(Io::Ended) | Err(_) => return false,
+            }
+        }
+        true
     }
 }
 
@@ -39,6 +81,9 @@ impl State for Body {
         _: &mut Identity,
         cx: &mut Context,
     ) -> Step {
+        if !self.send_interim(downstream) {
+            return Step::End(Ended::http(CloseReason::Done));
+        }
         loop {
             let missing = self.length - self.question.body.len();
             if missing == 0 {

@@ -5,7 +5,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
-use super::body::Body;
+use super::body::{Body, Expectation};
 use super::dial::Dial;
 use super::download::Download;
 use super::ended::last_response;
@@ -270,7 +270,7 @@ fn begin_answer(
         return Download::begin(head, value, asked, who, cx);
     }
     let question = Question { endpoint, value: value.into(), body: Vec::new(), asked };
-    Body::read(Box::new(question), head.body_bytes() as usize, cx)
+    Body::read(Box::new(question), head.body_bytes() as usize, Expectation::of(head), cx)
 }
 
 /// The answer to a browser that asks whether a page may send a request. Which pages may is in the

@@ -43,6 +43,9 @@ pub const HEADERS_MAX: usize = 100;
 /// Longest request target, in bytes.
 pub const TARGET_BYTES_MAX: usize = 8 * 1024;
 
+/// The interim response that asks for a body (RFC 9110 §15.2.1).
+pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
 /// Memory for the headers of one head, 3,200 bytes on the caller's stack; see [`empty_slots`].
 pub type Slots<'b> = [MaybeUninit<Header<'b>>; HEADERS_MAX];
 
