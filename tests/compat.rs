@@ -9,6 +9,7 @@
 //!
 //! ```text
 //! set max_message=5                     settings, before anything else; `set splices=1`: use pipes
+//! set results=4                         serve results, audio in chunks of 4 bytes, and the inbox
 //! show heads                            show handshakes whole; else only their first lines
 //! host 10.0.0.1:8001 refuses            or swallows, lacks (this machine has no memory), up
 //! names 10.0.0.3:80 10.0.0.4:80         what names resolve to; `fail`: nothing; `hang`: no answer
@@ -24,13 +25,14 @@
 //! client: fin | reset | closes          how it ends
 //! client: stalls | reads | takes 500    stops reading, reads again, or reads just this many bytes
 //! client: gathers | sends | sends fin   keeps what it sends, then sends it at once
+//! worker> PING                          a command for the inbox; TASK is the id of a task
 //! backend: accept                       the 101 to the request that arrived
 //! wait 5s   drain   reload max_message=5   stats
 //! closed                                why WebSockets have ended so far
 //! stop   run                            the gateway's process stands still, and goes on
 //! ```
-//! A client connects with the first line that names it. Backends are called `backend`, `backend2`,
-//! … in the order in which they are dialed. Output is shown by connection, not by time.
+//! A client or a worker connects with the first line that names it. Backends are called `backend`,
+//! `backend2`, … in the order in which they are dialed. Output is shown by connection, not by time.
 
 #[expect(dead_code, reason = "the simulation uses the rest")]
 #[path = "sim/kernel.rs"]
@@ -82,6 +84,11 @@ fn admins_and_strangers() {
 #[test]
 fn close_codes() {
     play("closing.txt");
+}
+
+#[test]
+fn results_and_what_workers_are_told() {
+    play("results.txt");
 }
 
 /// Plays every exchange of a file and compares what happens with what the file says.
@@ -153,7 +160,8 @@ fn play_exchange(text: &str) -> Result<String, String> {
             }
         } else if !line.is_empty() && !line.starts_with('#') {
             let run = run.get_or_insert_with(|| ScriptRun::new(settings.clone(), options));
-            run.act(line, &mut settings).map_err(|why| format!("{line}: {why}"))?;
+            run.act(&line.replace("TASK", TASK), &mut settings)
+                .map_err(|why| format!("{line}: {why}"))?;
         }
     }
     let mut run = run.ok_or("nothing happens")?;
@@ -250,11 +258,26 @@ fn change(settings: &mut gateway::Settings, words: &str) -> Result<(), String> {
             "trusted_proxies" => settings.trust.trusted_proxies = vec![PeerRule::parse(value)?],
             "allowed_origins" => settings.limits.allowed_origins = vec![OriginRule::parse(value)?],
             "splices" => {} // an option of the kernel
+            "results" => serve_results(settings, number()? as usize),
             "without_route" => settings.routes.retain(|route| route.name != value),
             _ => return Err(format!("`{word}` is not known")),
         }
     }
     Ok(())
+}
+
+/// Results come through the inbox; audio is in `tests/compat/audio`, and is as old as the checkout.
+fn serve_results(settings: &mut gateway::Settings, chunk_size: usize) {
+    settings.routes.push(RouteSettings {
+        name: "output".into(),
+        path: Template::parse("/ws/output/{task_id}").expect("a path"),
+        target: TargetSettings::Output,
+    });
+    settings.link.urls = vec!["embedded://127.0.0.1:1".into()];
+    let output = &mut settings.session.output;
+    output.audio_root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat/audio");
+    output.audio_wait = None;
+    output.chunk_size = chunk_size;
 }
 
 fn addresses(words: &str) -> Result<Vec<SocketAddr>, String> {
@@ -280,7 +303,7 @@ struct ScriptRun {
     gateway: Gateway,
     peers: Vec<Peer>,
     slots: Vec<(usize, LinkId)>,
-    waiting: Vec<LinkId>,
+    waiting: Vec<(LinkId, Role)>,
     /// Finished background jobs, for the next turn.
     answers: Vec<JobAnswer>,
     /// What looking up a name gives; `None`: no answer.
@@ -317,6 +340,7 @@ struct Peer {
 enum Role {
     Client,
     Backend,
+    Worker,
 }
 
 #[derive(PartialEq, Eq)]
@@ -329,8 +353,12 @@ enum Reading {
     Frames,
     /// An answer that ends with its connection.
     Rest,
+    /// What the inbox says.
+    Replies,
 }
 
+/// What scripts call TASK.
+const TASK: &str = "00000000-0000-0000-0000-000000000001";
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const MASK: [u8; 4] = [1, 2, 3, 4];
 
@@ -461,12 +489,14 @@ impl ScriptRun {
         if let Some(index) = self.peers.iter().position(|peer| peer.name == name) {
             return Ok(index);
         }
-        if !name.starts_with("client") {
-            return Err(format!("{name} has not been dialed"));
-        }
+        let role = match name {
+            _ if name.starts_with("client") => Role::Client,
+            _ if name.starts_with("worker") => Role::Worker,
+            _ => return Err(format!("{name} has not been dialed")),
+        };
         let link = self.kernel.borrow_mut().open();
-        self.waiting.push(link);
-        self.peers.push(Peer::new(name.to_owned(), link, Role::Client, self.shows_heads));
+        self.waiting.push((link, role));
+        self.peers.push(Peer::new(name.to_owned(), link, role, self.shows_heads));
         self.settle()?;
         Ok(self.peers.len() - 1)
     }
@@ -607,7 +637,7 @@ impl ScriptRun {
             }
             let now = self.kernel.borrow().now;
             let is_due = self.gateway.next_turn().is_some_and(|at| at <= now);
-            let is_knocked = !self.waiting.is_empty() && self.gateway.can_admit();
+            let is_knocked = self.waiting.first().is_some_and(|(_, role)| self.can_admit(*role));
             let is_answered = !self.answers.is_empty();
             if self.is_stopped {
                 return Ok(());
@@ -655,16 +685,20 @@ impl ScriptRun {
             self.gateway.handle_answer(answer);
         }
         self.gateway.settle();
-        while self.gateway.can_admit() && !self.waiting.is_empty() {
-            let link = self.waiting.remove(0);
+        while let Some(&(link, role)) = self.waiting.first()
+            && self.can_admit(role)
+        {
+            self.waiting.remove(0);
             let key = self.gateway.next_key();
             self.slots.retain(|(slot, _)| *slot != key);
             self.slots.push((key, link));
             self.kernel.borrow_mut().register(link, Source::Session(key, Side::Downstream));
-            self.gateway.admit(
-                near_socket(&self.kernel, link),
-                SocketAddr::from(([192, 0, 2, 1], 50_000 + link as u16)),
-            );
+            let near = near_socket(&self.kernel, link);
+            let from = SocketAddr::from(([192, 0, 2, 1], 50_000 + link as u16));
+            match role {
+                Role::Worker => self.gateway.admit_worker(near, from),
+                Role::Client | Role::Backend => self.gateway.admit(near, from),
+            }
         }
         self.gateway.finish_turn();
         self.gateway.shrink_to_fit();
@@ -690,6 +724,13 @@ impl ScriptRun {
             let mut peer = Peer::new(name, link, Role::Backend, self.shows_heads);
             peer.report(&format!("(dialed at {})", to.expect("it was dialed")));
             self.peers.push(peer);
+        }
+    }
+
+    fn can_admit(&self, role: Role) -> bool {
+        match role {
+            Role::Worker => self.gateway.can_admit_worker(),
+            Role::Client | Role::Backend => self.gateway.can_admit(),
         }
     }
 
@@ -733,7 +774,7 @@ impl Peer {
             is_stalled: false,
             gathered: None,
             held: Vec::new(),
-            reading: Reading::Head,
+            reading: if role == Role::Worker { Reading::Replies } else { Reading::Head },
             output: String::new(),
             key: String::new(),
             pinged: Vec::new(),
@@ -747,7 +788,7 @@ impl Peer {
     }
 
     fn report(&mut self, what: &str) {
-        let line = format!("{}< {what}", self.name);
+        let line = format!("{}< {}", self.name, what.replace(TASK, "TASK"));
         writeln!(self.output, "{}", line.trim_end()).expect("a String takes everything");
     }
 
@@ -759,6 +800,7 @@ impl Peer {
                 Reading::Body { left, is_shown } => self.show_body(left, is_shown),
                 Reading::Frames => self.show_frame(),
                 Reading::Rest => false,
+                Reading::Replies => self.show_reply(),
             };
             if !is_more {
                 return;
@@ -879,6 +921,13 @@ impl Peer {
         true
     }
 
+    fn show_reply(&mut self) -> bool {
+        let Some((text, used)) = reply(&self.held) else { return false };
+        self.held.drain(..used);
+        self.report(&text);
+        true
+    }
+
     fn show_end(&mut self, end: End) {
         if !self.held.is_empty() {
             let held = std::mem::take(&mut self.held);
@@ -899,9 +948,35 @@ impl Peer {
     }
 }
 
+/// A value in the Redis protocol at the front of `bytes`, and how many of them it takes.
+fn reply(bytes: &[u8]) -> Option<(String, usize)> {
+    let length = bytes.windows(2).position(|two| two == b"\r\n")?;
+    let line = String::from_utf8_lossy(&bytes[..length]).into_owned();
+    let mut used = length + 2;
+    let number = line[1..].parse::<usize>();
+    match (&line[..1], number) {
+        ("$", Ok(length)) => {
+            let text = bytes.get(used..used + length)?;
+            (bytes.len() >= used + length + 2)
+                .then(|| (String::from_utf8_lossy(text).into_owned(), used + length + 2))
+        }
+        ("*", Ok(count)) => {
+            let mut words = Vec::new();
+            for _ in 0..count {
+                let (word, length) = reply(&bytes[used..])?;
+                words.push(word);
+                used += length;
+            }
+            Some((words.join(" "), used))
+        }
+        _ => Some((line, used)),
+    }
+}
+
 fn short(text: &str) -> String {
+    let text = &*text.replace(TASK, "TASK");
     match text.len() {
-        0..=100 => text.to_owned(),
+        0..=120 => text.to_owned(),
         length => format!("{}… {length} bytes", text.chars().take(10).collect::<String>()),
     }
 }

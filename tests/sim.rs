@@ -8,6 +8,8 @@
 
 #[path = "sim/answers.rs"]
 mod answers;
+#[path = "sim/controls.rs"]
+mod controls;
 #[path = "sim/kernel.rs"]
 mod kernel;
 #[path = "sim/peers.rs"]

@@ -470,6 +470,7 @@ impl Gateway {
         while let Some(notice) = self.cx.results.poll_notice() {
             self.handle_notice(notice);
         }
+        self.tell_absences();
         self.deliver();
     }
 

@@ -1,7 +1,7 @@
-//! Requests to stop a task, and what is logged about it.
+//! Requests to stop a task, and what workers of a task and the log are told about it.
 
 use super::Gateway;
-use crate::proto::control;
+use crate::proto::control::{self, Action};
 use crate::proto::http::Response;
 use crate::service::results::{StopOutcome, StoppedBy};
 use crate::session::SessionId;
@@ -53,13 +53,40 @@ impl Gateway {
     ) {
         self.cx.stats.tasks_stopped += 1;
         self.cx.streams.remove_task(task);
-        // A worker's own publication has reached the others. With Redis, the link publishes.
-        if self.is_inbox && by != StoppedBy::Channel {
-            let channel = format!("{}{task}", self.cx.control_prefix);
-            self.cx.channels.publish(channel.as_bytes(), control::STOP);
+        // A worker's own publication has reached the others.
+        if by != StoppedBy::Channel {
+            self.tell_workers(task, Action::Stop);
         }
         let by = by.word();
         info!(target: "output", "task stopped by={by} clients={clients} results_dropped={results} task={task}");
+    }
+
+    /// Tells workers that the clients of their tasks have left or are back, as many as there is
+    /// room for: thousands of clients may leave in one moment.
+    pub(super) fn tell_absences(&mut self) {
+        for _ in 0..self.turn.deliveries {
+            if self.cx.channels.is_full() {
+                return;
+            }
+            let streams = &self.cx.streams;
+            let said = self.cx.results.poll_absence(self.cx.now, |task| streams.is_speaking(task));
+            let Some((task, action)) = said else { return };
+            self.tell_workers(task, action);
+            match action {
+                Action::Left => info!(target: "output", "clients left task={task}"),
+                Action::Back => info!(target: "output", "client is back task={task}"),
+                Action::Stop => {}
+            }
+        }
+    }
+
+    /// Tells the workers of a task that are connected to this gateway. Those at Redis know it: the
+    /// link has published it.
+    fn tell_workers(&mut self, task: Uuid, action: Action) {
+        if self.is_inbox {
+            let channel = format!("{}{task}", self.cx.control_prefix);
+            self.cx.channels.publish(channel.as_bytes(), action.payload());
+        }
     }
 }
 
@@ -80,6 +107,7 @@ mod tests {
     use crate::gateway::tests::{client, socket_of, turn, with_waiting_clients};
     use crate::net::{Ready, Side, Source};
     use std::net::SocketAddr;
+    use std::time::Duration;
 
     const TASK: &str = "00000000-0000-0000-0000-000000000000";
     const READABLE: Ready = Ready { readable: true, writable: false, read_closed: false };
@@ -134,5 +162,27 @@ mod tests {
         let received = String::from_utf8(listener.borrow().clone()).unwrap();
         assert_eq!(received, message("*3\r\n$7\r\nmessage\r\n"));
         assert_eq!(gateway.stats().tasks_stopped, 1);
+    }
+
+    #[test]
+    fn workers_hear_of_thousands_of_clients_that_leave_at_once_in_several_turns() {
+        const CLIENTS: usize = 1000;
+        let mut gateway = with_waiting_clients(CLIENTS);
+        let listener = worker!(gateway, "PSUBSCRIBE task_control:*\r\n");
+        listener.borrow_mut().clear();
+        let mut turns = 0;
+        // They answer no ping.
+        for second in 0..120 {
+            let now = Moment::START + Duration::from_secs(second);
+            turn(&mut gateway, now);
+            while gateway.next_turn().is_some_and(|at| at <= now) {
+                turn(&mut gateway, now);
+                turns += 1;
+                assert!(gateway.cx.channels.queued() <= 64, "after {turns} turns");
+            }
+        }
+        let received = String::from_utf8(listener.borrow().clone()).unwrap();
+        assert_eq!(received.matches(r#"{"action":"LEFT"}"#).count(), CLIENTS);
+        assert!(turns > CLIENTS / 64, "{turns} turns");
     }
 }

@@ -1,11 +1,46 @@
-//! What clients, workers and gateways say about a task apart from its results: STOP.
+//! What clients, workers and gateways say about a task apart from its results: STOP, LEFT, BACK.
 
 use serde::Deserialize;
 
 use super::message::TaskId;
 
-/// What is published on a task's control channel when it is stopped.
-pub const STOP: &[u8] = br#"{"action":"STOP"}"#;
+/// What a task's workers are to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// The task is stopped.
+    Stop,
+    /// No client waits for the task any more, and it is not finished.
+    Left,
+    /// A client waits for it again.
+    Back,
+}
+
+impl Action {
+    /// The word for messages.
+    pub fn word(self) -> &'static str {
+        match self {
+            Action::Stop => "STOP",
+            Action::Left => "LEFT",
+            Action::Back => "BACK",
+        }
+    }
+
+    /// What is published on the task's control channel.
+    pub fn payload(self) -> &'static [u8] {
+        match self {
+            Action::Stop => br#"{"action":"STOP"}"#,
+            Action::Left => br#"{"action":"LEFT"}"#,
+            Action::Back => br#"{"action":"BACK"}"#,
+        }
+    }
+
+    /// Reads a publication on a control channel. `None`: it says nothing that is known.
+    pub fn read(payload: &[u8]) -> Option<Action> {
+        let control = serde_json::from_slice::<Control<'_>>(payload).ok()?;
+        let all = [Action::Stop, Action::Left, Action::Back];
+        all.into_iter().find(|action| action.word() == control.action)
+    }
+}
 
 /// The error for a request to stop a task that names none.
 const NO_TASK: &str = "The body is not a JSON object with a sessionId or a task_id";
@@ -35,11 +70,6 @@ pub fn is_clients_stop(message: &str) -> bool {
         let control = serde_json::from_str::<Control<'_>>(message);
         control.is_ok_and(|it| it.action == "STOP" && it.kind.as_deref() == Some("control"))
     }
-}
-
-/// Whether a publication on a control channel says that the task is to be stopped.
-pub fn is_stop(payload: &[u8]) -> bool {
-    serde_json::from_slice::<Control<'_>>(payload).is_ok_and(|it| it.action == "STOP")
 }
 
 /// The task that a request asks to stop. `sessionId` counts, where both are given.
@@ -77,8 +107,20 @@ mod tests {
         ] {
             assert_eq!(is_clients_stop(message), expected, "{message}");
         }
-        assert!(is_stop(STOP) && is_stop(br#"{"action":"STOP","by":"worker"}"#));
-        assert!(!is_stop(br#"{"action":"LEFT"}"#) && !is_stop(b"STOP") && !is_stop(b"\xff"));
+    }
+
+    #[test]
+    fn publications_are_read_whatever_else_they_have() {
+        for action in [Action::Stop, Action::Left, Action::Back] {
+            assert_eq!(Action::read(action.payload()), Some(action));
+        }
+        let read = |payload: &str| Action::read(payload.as_bytes());
+        assert_eq!(read(r#"{"action":"STOP","by":"worker"}"#), Some(Action::Stop));
+        assert_eq!(read(r#"{"by":"proxy", "action":"LEFT"}"#), Some(Action::Left));
+        for unknown in [r#"{"action":"PAUSE"}"#, r#"{"action":"left"}"#, "{}", "STOP", ""] {
+            assert_eq!(read(unknown), None, "{unknown}");
+        }
+        assert_eq!(Action::read(b"\xff"), None);
     }
 
     #[test]

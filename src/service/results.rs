@@ -15,9 +15,11 @@
 //! until the bus is full; then the task is *due*, and goes on when there is room. After a
 //! reconnect, tasks are looked up a slice a turn ([`Results::go_on`]).
 
+mod absence;
 mod holds;
 mod stop;
 
+use absence::Absences;
 use holds::Holds;
 pub use stop::{StopOutcome, StoppedBy};
 
@@ -30,7 +32,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::base::budget::{Budget, Charge};
-use crate::proto::control;
+use crate::proto::control::Action;
 use crate::proto::message::{SharedResult, TaskId, TaskResult, audio_end};
 use crate::service::bus::{Bus, Change, Delivery, Parcel, Recipients};
 use crate::service::link::{self, Address, Link, LinkEvent, LookUpAnswer, RedisState};
@@ -79,6 +81,7 @@ pub struct Results<K> {
     /// The link is down, and results are no longer held for it.
     hold_has_expired: bool,
     holds: Holds,
+    absences: Absences,
     /// After a reconnect: the place in the bus from which on tasks are still to be looked up.
     look_up_from: Option<usize>,
     /// The result that was delivered last, which many clients may get in a row.
@@ -125,6 +128,7 @@ impl<K: Copy + Ord> Results<K> {
             notices: VecDeque::new(),
             hold_has_expired: false,
             holds: Holds::default(),
+            absences: Absences::default(),
             look_up_from: None,
             last_read: None,
             evicted_reported: 0,
@@ -199,6 +203,7 @@ impl<K: Copy + Ord> Results<K> {
             // What the worker set before now is not for this client.
             link.drop_set(uuid, self.bus.spellings(uuid));
         }
+        self.end_absence(now, uuid);
         self.look_up(uuid);
         self.dispatch(now, uuid);
     }
@@ -217,9 +222,21 @@ impl<K: Copy + Ord> Results<K> {
     }
 
     /// A client that joined `task` and takes no further results has left. `state` is what it was
-    /// last, `end` how the task ended for it, if it did.
-    pub fn leave(&mut self, now: Moment, task: Uuid, state: ClientState, end: Option<TaskEnd>) {
+    /// last, `end` how the task ended for it, if it did. `is_speaking`: the worker is still making
+    /// audio.
+    pub fn leave(
+        &mut self,
+        now: Moment,
+        task: Uuid,
+        state: ClientState,
+        end: Option<TaskEnd>,
+        is_speaking: bool,
+    ) {
+        let is_unfinished = self.is_last_of_unfinished(task, is_speaking);
         self.tasks.handle_client(now, task, Some(state), None, end);
+        if is_unfinished {
+            self.begin_absence(now, task);
+        }
         self.follow_changes(now);
         self.trim(now);
     }
@@ -239,7 +256,7 @@ impl<K: Copy + Ord> Results<K> {
         };
         let has_more = queued > 0 || (self.bus.is_due(task) && self.tasks.has_undelivered(task));
         let result = match parcel {
-            Parcel::Result { id, payload } => self.read(payload, id),
+            Parcel::Result { id, payload } => self.read_for(task, payload, id, has_more),
             Parcel::Missing => TaskResult::missing().shared(&self.budget),
             Parcel::Stop => return Some(ResultDelivery { client, what: Delivered::Stop }),
         };
@@ -348,7 +365,8 @@ impl<K: Copy + Ord> Results<K> {
         let hold = self.hold_ends_at().filter(|_| !self.hold_has_expired);
         let notice = self.losses_reported_at.filter(|_| self.has_unreported_losses());
         let notice = notice.map(|at| at + LOSS_NOTICE_INTERVAL);
-        let deadlines = [link, hold, self.holds.deadline(), notice, self.tasks.deadline()];
+        let absence = self.absence_deadline();
+        let deadlines = [link, hold, self.holds.deadline(), notice, self.tasks.deadline(), absence];
         Moment::earliest(deadlines)
     }
 
@@ -368,6 +386,7 @@ impl<K: Copy + Ord> Results<K> {
 
     /// The gateway is about to stop: what was published before now is still to be heard and kept.
     pub fn finish(&mut self, now: Moment) {
+        self.absences.drain();
         if let Some(link) = &mut self.link {
             link.catch_up(now);
         }
@@ -428,11 +447,10 @@ impl<K: Copy + Ord> Results<K> {
             }
             LinkEvent::Subscribed { task } => self.look_up(task),
             LinkEvent::LookedUp(answer) => self.handle_looked_up(now, answer),
-            LinkEvent::Control { task, payload } => {
-                if control::is_stop(&payload) {
-                    self.stop(now, task, StoppedBy::Channel);
-                }
+            LinkEvent::Control { task, action: Action::Stop } => {
+                self.stop(now, task, StoppedBy::Channel);
             }
+            LinkEvent::Control { task, action } => self.hear_absence(now, task, action),
             LinkEvent::Known { task, is_known } => self.handle_known(now, task, is_known),
         }
     }
@@ -663,18 +681,18 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn task() -> TaskId {
+    pub(super) fn task() -> TaskId {
         TaskId::from(Uuid::from_u128(1))
     }
 
-    fn results(max_retained: usize) -> (Results<u32>, Moment) {
+    pub(super) fn results(max_retained: usize) -> (Results<u32>, Moment) {
         (
             Results::new(Tasks::new(Settings { retain: Some(300 * SECOND), max_retained }), None),
             Moment::START,
         )
     }
 
-    fn deliveries(results: &mut Results<u32>) -> Vec<(u32, String)> {
+    pub(super) fn deliveries(results: &mut Results<u32>) -> Vec<(u32, String)> {
         let told = |result: SharedResult| {
             let message: serde_json::Value =
                 serde_json::from_str(&result.message(&task(), AudioPresence::Absent)).unwrap();
@@ -722,8 +740,9 @@ mod tests {
             results.join(now, &task(), 1, 0);
             assert_eq!(deliveries(&mut results), [(1, "a".into())]);
             results.unsubscribe(task().uuid(), 1);
-            results.leave(now, task().uuid(), ClientState::Waiting, None);
+            results.leave(now, task().uuid(), ClientState::Waiting, None, false);
         }
+        while results.poll_absence(now + SECOND, |_| false).is_some() {}
         let at = results.deadline().unwrap();
         assert_eq!(at, now + 300 * SECOND);
         results.settle(at);
@@ -731,7 +750,8 @@ mod tests {
         assert_eq!(deliveries(&mut results), []);
         assert_eq!(results.status(task().uuid()), (Status::Waiting, true));
         results.unsubscribe(task().uuid(), 1);
-        results.leave(at, task().uuid(), ClientState::Waiting, Some(TaskEnd::TimedOut));
+        let timed_out = Some(TaskEnd::TimedOut);
+        results.leave(at, task().uuid(), ClientState::Waiting, timed_out, false);
         assert_eq!(results.status(task().uuid()), (Status::TimedOut, false));
     }
 
@@ -803,7 +823,7 @@ mod tests {
     }
 
     /// With a link to a server that never answers.
-    fn unanswered() -> (Results<u32>, Moment) {
+    pub(super) fn unanswered() -> (Results<u32>, Moment) {
         let settings = Settings { retain: Some(300 * SECOND), max_retained: 1 << 20 };
         let link = link::Settings { grace: None, ..link::Settings::default() };
         let link = Link::new(&link, settings, Moment::START, 1).unwrap();
@@ -853,7 +873,7 @@ mod tests {
     }
 
     /// Redis accepts the connections that are not up, and answers the greeting.
-    fn connect(results: &mut Results<u32>, now: Moment) {
+    pub(super) fn connect(results: &mut Results<u32>, now: Moment) {
         let link = results.link().unwrap();
         link.handle_time(now);
         let greetings = [

@@ -61,7 +61,7 @@ impl Body {
         Step::Next(Phase::Body(Box::new(Body { question, length, interim, deadline })))
     }
 
-    /// Sends the interim response, or as much of it as there is room for. False: the client is gone.
+    /// Sends the interim response, or what there is room for. False: the client is gone.
     fn send_interim(&mut self, downstream: &mut Conn) -> bool {
         while !self.interim.is_empty() {
             match downstream.write(self.interim) {

@@ -138,7 +138,8 @@ impl Ended {
             cx.stats.count_closed(route, reason, self.traffic, who.key as usize);
         }
         if let Detail::Output { task, state, end } = &self.detail {
-            cx.results.leave(cx.now, task.uuid(), *state, *end);
+            let is_speaking = cx.streams.is_speaking(task.uuid());
+            cx.results.leave(cx.now, task.uuid(), *state, *end, is_speaking);
         } else if let Detail::Refused(refusal) = &self.detail {
             cx.stats.count_refused(refusal.word());
         }

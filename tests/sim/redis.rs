@@ -7,6 +7,7 @@
 //!
 //! Its clock goes with the world's, and by a microsecond with each command, as a real one's does.
 
+use crate::controls::Controls;
 use crate::kernel::LinkId;
 use aivtuber_gateway::base::moment::Moment;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -50,6 +51,8 @@ pub struct Redis {
     pub frozen_until: Option<Moment>,
     /// When it was emptied, or a gateway deleted a key.
     pub lost_at: Option<Moment>,
+    /// What gateways say about tasks.
+    pub controls: Controls,
     keys: HashMap<String, Key>,
     has_script: bool,
     start: Moment,
@@ -132,6 +135,7 @@ impl Redis {
             loads_until: None,
             frozen_until: None,
             lost_at: None,
+            controls: Controls::default(),
             keys: HashMap::new(),
             has_script: false,
             start: now,
@@ -294,9 +298,13 @@ impl Redis {
                 let refused = self.keep(&words[3..3 + count], &command[3 + count..])?;
                 conn.say(format!(":{refused}\r\n").as_bytes());
             }
-            ["PUBLISH" | "EXISTS" | "UNLINK", ref arguments @ ..] => {
-                self.answer_about_keys(conn, words[0], arguments)
+            ["PUBLISH", channel, payload] => {
+                self.controls.hear(self.now, channel, payload.as_bytes())?;
+                // The publisher has no subscriptions itself, and is put back afterwards.
+                let count = self.publish(channel, payload.as_bytes());
+                conn.say(format!(":{count}\r\n").as_bytes());
             }
+            ["EXISTS" | "UNLINK", ref keys @ ..] => self.answer_about_keys(conn, words[0], keys),
             _ => return Err(format!("it says {:?}", &words[..words.len().min(4)])),
         }
         Ok(())
@@ -315,13 +323,11 @@ impl Redis {
         is_loading.then_some(b"-LOADING Redis is loading the dataset in memory\r\n")
     }
 
-    /// What a gateway says about a task that is stopped, or that it has no room for.
-    fn answer_about_keys(&mut self, conn: &mut Conn, command: &str, arguments: &[&str]) {
-        let count = match (command, arguments) {
-            // The publisher has no subscriptions itself, and is put back afterwards.
-            ("PUBLISH", [channel, payload]) => self.publish(channel, payload.as_bytes()),
-            ("EXISTS", keys) => keys.iter().filter(|key| self.keys.contains_key(**key)).count(),
-            (_, keys) => {
+    /// Asked of a task that is stopped, or that a gateway has no room for.
+    fn answer_about_keys(&mut self, conn: &mut Conn, command: &str, keys: &[&str]) {
+        let count = match command {
+            "EXISTS" => keys.iter().filter(|key| self.keys.contains_key(**key)).count(),
+            _ => {
                 self.lost_at = Some(self.now);
                 keys.iter().filter(|key| self.keys.remove(**key).is_some()).count()
             }

@@ -11,9 +11,11 @@
 //! - A prompt client that stays gets everything that its gateway knows, and then the right Close
 //!   frame. No client is closed without a reason.
 //! - What a gateway heard is kept in Redis in the end, each once, and other gateways deliver it.
+//! - Workers that listen hear STOP, LEFT and BACK (`controls.rs`).
 //! - In the end no session is left, and after `retain` no result.
 
 use crate::answers::{AUDIO_MAX, Board, Sound, Task, folder};
+use crate::controls::{Controls, Listener, TaskFacts};
 use crate::kernel::{Action, End, Host, Kernel, LinkId, Nature, Shared, take};
 use crate::peers;
 use crate::process::{Arrival, Process, is_left_unread};
@@ -60,6 +62,8 @@ enum Plan {
     Come(Box<Visit>),
     /// A worker that publishes to the inbox connects.
     Publish(Box<Errand>),
+    /// A worker that listens at the inbox connects.
+    Listen,
     /// A worker's next step towards Redis.
     Work(usize),
     Redis(RedisFault),
@@ -189,6 +193,9 @@ pub struct ResultsWorld {
     by_link: HashMap<LinkId, Far>,
     publishers: Vec<Publisher>,
     workers: Vec<Worker>,
+    /// The worker that listens at the inbox, and what was said there.
+    listener: Option<(LinkId, Listener)>,
+    controls: Controls,
     redis: Option<Redis>,
     host: Host,
     cuts: HashMap<LinkId, (usize, End)>,
@@ -202,6 +209,7 @@ pub struct ResultsWorld {
 enum Far {
     Visitor(usize),
     Publisher(usize),
+    Listener,
     Redis,
 }
 
@@ -254,6 +262,8 @@ impl Simulation for ResultsWorld {
             by_link: HashMap::new(),
             publishers: Vec::new(),
             workers: Vec::new(),
+            listener: None,
+            controls: Controls::default(),
             redis,
             host: Host::Up(Duration::ZERO),
             cuts: HashMap::new(),
@@ -266,6 +276,9 @@ impl Simulation for ResultsWorld {
         world.plan_work(&mut chance);
         world.plan_visits(&mut chance, is_tiny);
         world.plan_restarts(&mut chance);
+        if world.redis.is_none() {
+            world.plan(Duration::ZERO, Plan::Listen);
+        }
         world
     }
 
@@ -275,6 +288,10 @@ impl Simulation for ResultsWorld {
         self.advance(Some(start + INSPECTED_AFTER))?;
         self.check_kept()?;
         let stay = 2 * self.margin + 10 * S;
+        self.advance(Some(start + INSPECTED_AFTER + stay + 300 * S))?;
+        // Everybody has left, and the last ones have been missed.
+        self.judge_controls()?;
+        self.dismiss_listener();
         self.advance(Some(start + INSPECTED_AFTER + stay + 400 * S))?;
         self.judge()?;
         // Ends are known for as long as results.
@@ -297,6 +314,7 @@ impl Simulation for ResultsWorld {
         match self.by_link.get(&link) {
             Some(&Far::Visitor(at)) => self.tick_visitor(at),
             Some(&Far::Publisher(at)) => self.tick_publisher(at),
+            Some(Far::Listener) => self.tick_listener(link),
             Some(Far::Redis) => self.tick_redis(link),
             None => Ok(()),
         }
@@ -702,6 +720,7 @@ impl ResultsWorld {
         match plan {
             Plan::Come(visit) => self.come(*visit),
             Plan::Publish(errand) => self.publish_to_inbox(*errand),
+            Plan::Listen => self.listen_at_inbox(),
             Plan::Work(worker) if worker > usize::MAX / 2 => self.shrink(usize::MAX - worker),
             Plan::Work(worker) => self.work(worker),
             Plan::Redis(fault) => self.strike(fault),
@@ -901,6 +920,45 @@ impl ResultsWorld {
         self.publishers.push(publisher);
         if let Some(process) = &mut self.places[place].process {
             process.arrivals.push_back(Arrival::Worker(link));
+        }
+    }
+
+    fn listen_at_inbox(&mut self) {
+        let Some(place) = self.ports[0] else { return self.plan(S, Plan::Listen) };
+        let kernel = &mut *self.kernel.borrow_mut();
+        let link = kernel.open();
+        kernel.note(|| format!("listener {link} connects"));
+        kernel.send(link, Listener::COMMAND);
+        kernel.wake_peer(link);
+        self.by_link.insert(link, Far::Listener);
+        self.owners.insert(link, place);
+        self.listener = Some((link, Listener::new()));
+        if let Some(process) = &mut self.places[place].process {
+            process.arrivals.push_back(Arrival::Worker(link));
+        }
+    }
+
+    fn tick_listener(&mut self, link: LinkId) -> Result<(), String> {
+        let Some((_, listener)) = self.listener.as_mut().filter(|(at, _)| *at == link) else {
+            return Ok(());
+        };
+        let (bytes, now, end) = {
+            let kernel = &mut *self.kernel.borrow_mut();
+            (kernel.receive(link, usize::MAX), kernel.now, kernel.received_end(link))
+        };
+        listener.take(&bytes, now, &mut self.controls)?;
+        if end.is_some() {
+            // Its gateway is gone: it connects to the next one.
+            self.kernel.borrow_mut().close(link);
+            self.listener = None;
+            self.plan(100 * MS, Plan::Listen);
+        }
+        Ok(())
+    }
+
+    fn dismiss_listener(&mut self) {
+        if let Some((link, _)) = self.listener.take() {
+            self.kernel.borrow_mut().close(link);
         }
     }
 
@@ -1164,6 +1222,33 @@ impl ResultsWorld {
             self.judge_visitor(visitor).map_err(|why| format!("waiter {link}: {why}"))?;
         }
         Ok(())
+    }
+
+    fn judge_controls(&self) -> Result<(), String> {
+        let now = self.kernel.borrow().now;
+        let facts = |(index, task): (usize, &Task)| {
+            let visitors = self.visitors.iter().filter(|it| it.waiter.task == Some(index));
+            let waits = visitors.filter_map(|it| {
+                let (joined, _) = it.joined.filter(|_| it.waiter.ways.is_prompt)?;
+                Some((joined, it.waiter.listened_until(now)))
+            });
+            let waits: Vec<_> = waits.collect();
+            let is_finished = task.out.iter().any(|&answer| self.board.answers[answer].is_final);
+            TaskFacts {
+                uuid: task.uuid,
+                may_stop: task.may_stop,
+                is_unfinished: !is_finished && !waits.is_empty(),
+                waits,
+            }
+        };
+        let tasks: Vec<TaskFacts> = self.board.tasks.iter().enumerate().map(facts).collect();
+        let has_come_up = |place: &Place| place.ups.iter().filter(|up| up.1).count() == 1;
+        let stays_up = |place: &Place| place.ups.last().is_some_and(|up| up.1);
+        let is_calm = self.places.len() == 1
+            && self.places.iter().all(|place| has_come_up(place) && stays_up(place));
+        let controls = self.redis.as_ref().map_or(&self.controls, |redis| &redis.controls);
+        let lag = if self.redis.is_some() { Duration::ZERO } else { self.margin };
+        controls.judge(&tasks, is_calm.then_some(lag))
     }
 
     fn judge_visitor(&self, visitor: &Visitor) -> Result<(), String> {

@@ -1,7 +1,8 @@
-//! Control channels: how gateways and workers learn that a task was stopped.
+//! Control channels: how gateways and workers learn that a task was stopped, that its clients have
+//! left, or that one is back.
 //!
 //! There is one channel a task, and one subscription for all of them. What a gateway publishes
-//! comes back to it, so it counts its own publications and does not act on as many.
+//! comes back to it, so it counts its own publications and does not act on as many equal ones.
 
 use std::collections::HashMap;
 
@@ -12,7 +13,7 @@ use super::connection::Connection;
 use super::keep::{ErrorReply, JOBS_MAX, Keeper, StoreJob};
 use super::pending::{PendingReply, StoreReply};
 use crate::base::moment::Moment;
-use crate::proto::control;
+use crate::proto::control::Action;
 use crate::proto::resp;
 
 /// Publications that may be on their way back.
@@ -23,8 +24,8 @@ pub(super) struct ControlChannels {
     prefix: String,
     pattern: String,
     state: ControlState,
-    /// Own publications that have not come back, by their task.
-    echoes: HashMap<Uuid, u32>,
+    /// Own publications that have not come back.
+    echoes: HashMap<(Uuid, Action), u32>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -55,11 +56,11 @@ impl ControlChannels {
     }
 
     /// A publication was heard. False: it is one of this gateway's own.
-    pub(super) fn hear(&mut self, task: Uuid) -> bool {
-        let Some(count) = self.echoes.get_mut(&task) else { return true };
+    pub(super) fn hear(&mut self, task: Uuid, action: Action) -> bool {
+        let Some(count) = self.echoes.get_mut(&(task, action)) else { return true };
         *count -= 1;
         if *count == 0 {
-            self.echoes.remove(&task);
+            self.echoes.remove(&(task, action));
         }
         false
     }
@@ -71,25 +72,26 @@ impl ControlChannels {
     }
 
     /// Redis did not publish it.
-    pub(super) fn forget_echo(&mut self, task: Uuid) {
-        self.hear(task);
+    pub(super) fn forget_echo(&mut self, task: Uuid, action: Action) {
+        self.hear(task, action);
     }
 
-    fn expect_echo(&mut self, task: Uuid) {
+    fn expect_echo(&mut self, task: Uuid, action: Action) {
         if self.state == ControlState::Subscribed && self.echoes.len() < ECHOES_MAX {
-            *self.echoes.entry(task).or_default() += 1;
+            *self.echoes.entry((task, action)).or_default() += 1;
         }
     }
 }
 
 impl Link {
-    /// Tells the worker of a task and other gateways that it was stopped.
-    pub fn publish_stop(&mut self, task: Uuid) {
+    /// Publishes on the control channel of a task, for its workers and other gateways. While the
+    /// link is down it waits, and is taken for another gateway's when it is heard: that repeats
+    /// what is done already.
+    pub fn publish_control(&mut self, task: Uuid, action: Action) {
         if self.is_up() {
-            self.control.expect_echo(task);
+            self.control.expect_echo(task, action);
         }
-        let channel = format!("{}{task}", self.control.prefix);
-        self.keeper.publish(task, channel, control::STOP);
+        self.keeper.publish(task, action);
     }
 
     /// Removes what Redis keeps of a task, and what its worker has set.
@@ -118,13 +120,19 @@ impl Link {
         self.subscriber.send(now, PendingReply::Control, &command);
     }
 
-    /// Redis does not let this user subscribe to control channels, or publish there.
-    pub(super) fn handle_control_refused(&mut self, what: &str, error: &ErrorReply) {
-        self.control.state = ControlState::Refused;
-        let prefix = &self.control.prefix;
+    /// Redis does not let this user subscribe to control channels, or publish there. One warning
+    /// names everything that it needs for both.
+    pub(super) fn handle_control_refused(&mut self, command: &str, error: &ErrorReply) {
+        if std::mem::replace(&mut self.control.state, ControlState::Refused)
+            == ControlState::Refused
+        {
+            return;
+        }
+        let pattern = &self.control.pattern;
         self.report(format!(
-            "STOP does not reach other gateways and workers: Redis refuses {what} on channels \
-             that begin with {prefix}: {error}"
+            "STOP, LEFT and BACK do not reach other gateways and workers: Redis refuses {command}, \
+             its user needs PSUBSCRIBE, PUBLISH and the channels {pattern} (ACL: +psubscribe \
+             +publish &{pattern}): {error}"
         ));
     }
 }
@@ -152,8 +160,26 @@ impl Keeper {
         self.push_bounded(StoreJob::Delete(keys));
     }
 
-    pub(super) fn publish(&mut self, task: Uuid, channel: String, payload: &'static [u8]) {
-        self.push_bounded(StoreJob::Publish { task, channel, payload });
+    pub(super) fn publish(&mut self, task: Uuid, action: Action) {
+        self.push_bounded(StoreJob::Publish(task, action));
+    }
+
+    /// Puts in front of the queue what was under way when the connection broke. Look-ups are asked
+    /// again once the link is up.
+    pub(super) fn do_again(&mut self, reply: StoreReply) {
+        match reply {
+            StoreReply::Stored(requests) => self.store_again(requests),
+            // Better twice than never: a worker would go on for nobody.
+            StoreReply::Published(task, action) => {
+                self.jobs.push_front(StoreJob::Publish(task, action));
+            }
+            StoreReply::ScriptLoaded
+            | StoreReply::Index(_)
+            | StoreReply::Page(_)
+            | StoreReply::Set(_)
+            | StoreReply::Forgotten
+            | StoreReply::Known(_) => {}
+        }
     }
 
     pub(super) fn ask_known(&mut self, task: Uuid) {
@@ -181,9 +207,11 @@ impl Keeper {
                 command.extend(keys.iter().map(|key| key.as_bytes()));
                 connection.send(now, PendingReply::Store(StoreReply::Forgotten), &command);
             }
-            StoreJob::Publish { task, channel, payload } => {
-                let pending = PendingReply::Store(StoreReply::Published(task));
-                connection.send(now, pending, &[b"PUBLISH", channel.as_bytes(), payload]);
+            StoreJob::Publish(task, action) => {
+                let channel = format!("{}{task}", self.control_prefix);
+                let command = [&b"PUBLISH"[..], channel.as_bytes(), action.payload()];
+                let pending = PendingReply::Store(StoreReply::Published(task, action));
+                connection.send(now, pending, &command);
             }
             StoreJob::AskKnown(task) => {
                 let keys = [
@@ -210,15 +238,16 @@ mod tests {
     #[test]
     fn own_publications_are_recognised_and_those_of_others_are_not() {
         let mut channels = ControlChannels::new("task_control:");
-        channels.expect_echo(TASK);
-        assert!(channels.hear(TASK), "nothing comes back without a subscription");
+        channels.expect_echo(TASK, Action::Stop);
+        assert!(channels.hear(TASK, Action::Stop), "nothing comes back without a subscription");
         channels.state = ControlState::Subscribed;
-        channels.expect_echo(TASK);
-        channels.expect_echo(TASK);
-        assert_eq!([(); 3].map(|()| channels.hear(TASK)), [false, false, true]);
-        channels.expect_echo(TASK);
+        channels.expect_echo(TASK, Action::Stop);
+        channels.expect_echo(TASK, Action::Stop);
+        assert!(channels.hear(TASK, Action::Left), "another gateway's, between the two");
+        assert_eq!([(); 3].map(|()| channels.hear(TASK, Action::Stop)), [false, false, true]);
+        channels.expect_echo(TASK, Action::Stop);
         channels.reset();
-        assert!(channels.hear(TASK), "a lost connection brings nothing back");
+        assert!(channels.hear(TASK, Action::Stop), "a lost connection brings nothing back");
     }
 
     #[test]

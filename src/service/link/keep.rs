@@ -11,11 +11,12 @@ use std::time::Duration;
 use redis::Value;
 use uuid::Uuid;
 
-use super::LookUpAnswer;
 use super::connection::Connection;
 use super::index::{IndexEntry, entries};
 use super::pending::{PendingReply, StoreReply, StoreRequest};
+use super::{LookUpAnswer, Settings};
 use crate::base::moment::Moment;
+use crate::proto::control::Action;
 use crate::proto::resp;
 use crate::service::tasks::{self, KeptResult, Occurrence, RESULT_COST, Subscription};
 use xxhash_rust::xxh3::xxh3_64;
@@ -40,6 +41,7 @@ const SCRIPT: &str = include_str!("keep.lua");
 
 pub(super) struct Keeper {
     pub(super) channel_prefix: String,
+    pub(super) control_prefix: String,
     /// What the keys of kept results begin with.
     pub(super) kept_prefix: String,
     retention: tasks::Settings,
@@ -106,11 +108,8 @@ pub(super) enum StoreJob {
     Forget(Uuid),
     /// Removes these keys.
     Delete(Vec<String>),
-    Publish {
-        task: Uuid,
-        channel: String,
-        payload: &'static [u8],
-    },
+    /// Publishes on the control channel of a task.
+    Publish(Uuid, Action),
     AskKnown(Uuid),
 }
 
@@ -124,7 +123,7 @@ pub(super) enum StoreOutcome {
     /// The server is a replica: another one should be connected to.
     Replica(String),
     /// Redis did not publish on the control channel of this task.
-    NotPublished(Uuid, ErrorReply),
+    NotPublished(Uuid, Action, ErrorReply),
     /// Whether Redis has anything of this task.
     Known(Uuid, bool),
 }
@@ -172,10 +171,12 @@ impl fmt::Display for ErrorReply {
 }
 
 impl Keeper {
-    pub(super) fn new(channel_prefix: &str, retention: tasks::Settings) -> Keeper {
-        let name = channel_prefix.strip_suffix(':').unwrap_or(channel_prefix);
+    pub(super) fn new(settings: &Settings, retention: tasks::Settings) -> Keeper {
+        let prefix = &settings.channel_prefix;
+        let name = prefix.strip_suffix(':').unwrap_or(prefix);
         Keeper {
-            channel_prefix: channel_prefix.to_owned(),
+            channel_prefix: prefix.clone(),
+            control_prefix: settings.control_prefix.clone(),
             kept_prefix: format!("{name}_kept:"),
             retention,
             script: ScriptState::Unknown,
@@ -289,8 +290,8 @@ impl Keeper {
             !matches!(job, StoreJob::LookUp { .. } | StoreJob::Page(_) | StoreJob::AskKnown(_))
         });
         for pending in pending.into_iter().rev() {
-            if let PendingReply::Store(StoreReply::Stored(requests)) = pending {
-                self.store_again(requests);
+            if let PendingReply::Store(reply) = pending {
+                self.do_again(reply);
             }
         }
     }
@@ -347,8 +348,8 @@ impl Keeper {
                 self.continue_look_up(number, problem)
             }
             StoreReply::Forgotten => StoreOutcome::Nothing,
-            StoreReply::Published(task) => match error {
-                Some(error) => StoreOutcome::NotPublished(task, error),
+            StoreReply::Published(task, action) => match error {
+                Some(error) => StoreOutcome::NotPublished(task, action, error),
                 None => StoreOutcome::Nothing,
             },
             StoreReply::Known(task) => {
@@ -612,7 +613,7 @@ impl Keeper {
         connection.send(now, PendingReply::Store(StoreReply::Forgotten), &command);
     }
 
-    fn store_again(&mut self, requests: Vec<StoreRequest>) {
+    pub(super) fn store_again(&mut self, requests: Vec<StoreRequest>) {
         for request in requests.into_iter().rev() {
             self.job_bytes += request.payload.len();
             self.jobs.push_front(StoreJob::Store(request));

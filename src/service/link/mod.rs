@@ -50,6 +50,7 @@ use redis::Value;
 use uuid::Uuid;
 
 use crate::base::moment::Moment;
+use crate::proto::control::Action;
 use crate::proto::resp::{self, Incoming};
 use crate::service::tasks::{self, KeptResult, Occurrence, Subscription};
 use connection::{Connection, Due};
@@ -122,8 +123,8 @@ pub enum LinkEvent {
     Subscribed { task: Uuid },
     /// The answer to [`Link::look_up`].
     LookedUp(LookUpAnswer),
-    /// Somebody else published on a task's control channel.
-    Control { task: Uuid, payload: Vec<u8> },
+    /// Another gateway, or a worker, published this on a task's control channel.
+    Control { task: Uuid, action: Action },
     /// The answer to [`Link::ask_known`].
     Known { task: Uuid, is_known: bool },
 }
@@ -217,7 +218,7 @@ impl Link {
             store: Connection::new(now),
             subscriptions: Subscriptions::new(settings.subscribe, &settings.channel_prefix),
             control: ControlChannels::new(&settings.control_prefix),
-            keeper: Keeper::new(&settings.channel_prefix, retention),
+            keeper: Keeper::new(settings, retention),
             actions: VecDeque::new(),
             events: VecDeque::new(),
             away_since: Some(now),
@@ -482,9 +483,10 @@ impl Link {
                 if let Some((task, subscription)) = self.subscriptions.task_of(&channel) {
                     self.events.push_back(LinkEvent::Published { task, subscription, payload });
                 } else if let Some(task) = self.control.task_of(&channel)
-                    && self.control.hear(task)
+                    && let Some(action) = Action::read(&payload)
+                    && self.control.hear(task, action)
                 {
-                    self.events.push_back(LinkEvent::Control { task, payload });
+                    self.events.push_back(LinkEvent::Control { task, action });
                 }
             }
             Incoming::Subscribed { name } if self.control.is_pattern(&name) => {
@@ -578,8 +580,8 @@ impl Link {
             StoreOutcome::Known(task, is_known) => {
                 self.events.push_back(LinkEvent::Known { task, is_known });
             }
-            StoreOutcome::NotPublished(task, error) => {
-                self.control.forget_echo(task);
+            StoreOutcome::NotPublished(task, action, error) => {
+                self.control.forget_echo(task, action);
                 self.handle_control_refused("PUBLISH", &error);
             }
             StoreOutcome::LookedUp(answer, problem) => {

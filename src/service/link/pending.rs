@@ -5,6 +5,7 @@ use std::rc::Rc;
 use uuid::Uuid;
 
 use super::LookUpAnswer;
+use crate::proto::control::Action;
 use crate::service::tasks::Occurrence;
 
 /// What the next reply will be about.
@@ -49,7 +50,7 @@ pub(super) enum StoreReply {
     Set(u64),
     Forgotten,
     /// A publication on the control channel of this task.
-    Published(Uuid),
+    Published(Uuid, Action),
     /// Whether there is anything of this task.
     Known(Uuid),
 }

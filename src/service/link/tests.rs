@@ -1189,10 +1189,10 @@ fn stop_message() -> String {
 #[test]
 fn stop_is_published_and_those_of_others_are_heard() {
     let mut world = World::up(Subscribe::Pattern);
-    let heard = LinkEvent::Control { task: TASK, payload: control_message() };
+    let heard = LinkEvent::Control { task: TASK, action: Action::Stop };
     world.say(RedisRole::Subscriber, &stop_message());
     assert_eq!(world.events(), std::slice::from_ref(&heard));
-    world.link.publish_stop(TASK);
+    world.link.publish_control(TASK, Action::Stop);
     let channel = format!("task_control:{SPELLED}");
     assert_eq!(world.commands(RedisRole::Store), [["PUBLISH", &channel, r#"{"action":"STOP"}"#]]);
     world.say(RedisRole::Store, ":2\r\n");
@@ -1201,10 +1201,6 @@ fn stop_is_published_and_those_of_others_are_heard() {
     world.say(RedisRole::Subscriber, &stop_message());
     assert_eq!(world.events(), [heard]);
     assert!(world.link.is_idle());
-}
-
-fn control_message() -> Vec<u8> {
-    br#"{"action":"STOP"}"#.to_vec()
 }
 
 #[test]
@@ -1218,11 +1214,39 @@ fn user_without_control_channels_is_reported_once_and_loses_nothing_else() {
         panic!("{events:?}")
     };
     assert!(why.contains("NOPERM") && why.contains("task_control:"), "{why}");
-    world.link.publish_stop(TASK);
+    assert!(why.contains("+psubscribe +publish &task_control:*"), "{why}");
+    world.link.publish_control(TASK, Action::Stop);
     world.commands(RedisRole::Store);
     world.say(RedisRole::Store, NOPERM);
-    assert_eq!(world.events().len(), 1, "that it cannot publish is another right");
+    assert_eq!(world.events(), [], "the warning has named that right, too");
     assert!(world.link.is_up() && world.link.is_idle());
+}
+
+#[test]
+fn user_who_may_not_publish_on_control_channels_is_reported_once() {
+    let mut world = World::up(Subscribe::Pattern);
+    for action in [Action::Left, Action::Back] {
+        world.link.publish_control(TASK, action);
+        world.commands(RedisRole::Store);
+        world.say(RedisRole::Store, "-NOPERM User gw has no permissions to run 'publish'\r\n");
+    }
+    let events = world.events();
+    let [LinkEvent::Problem { why }] = &events[..] else { panic!("{events:?}") };
+    assert!(why.contains("refuses PUBLISH") && why.contains("+publish"), "{why}");
+    world.say(RedisRole::Subscriber, &stop_message());
+    assert_eq!(world.events().len(), 1, "others are still heard");
+}
+
+#[test]
+fn publication_that_was_under_way_when_the_connection_broke_is_sent_again() {
+    let mut world = World::up(Subscribe::Pattern);
+    world.link.publish_control(TASK, Action::Stop);
+    let publish = world.commands(RedisRole::Store);
+    assert_eq!(publish.len(), 1);
+    world.link.handle_closed(RedisRole::Store, "closed", world.now);
+    world.pass(10 * SECOND);
+    world.connect();
+    assert!(world.commands(RedisRole::Store).contains(&publish[0]));
 }
 
 #[test]

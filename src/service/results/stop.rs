@@ -4,6 +4,7 @@ use uuid::Uuid;
 
 use super::{Notice, Results};
 use crate::base::moment::Moment;
+use crate::proto::control::Action;
 use crate::service::tasks::Status;
 
 /// Who asked to stop a task.
@@ -58,19 +59,21 @@ impl<K: Copy + Ord> Results<K> {
         let clients = self.bus.stop(task);
         let results = self.tasks.stop(now, task);
         self.holds.end(task);
+        self.absences.forget(task);
         if by != StoppedBy::Channel
             && let Some(link) = &mut self.link
         {
-            link.publish_stop(task);
+            link.publish_control(task, Action::Stop);
         }
         self.notices.push_back(Notice::Stopped { task, by, clients, results });
         self.recharge();
     }
 
-    /// Somebody asks to stop a task that may be unknown. `None`: Redis is asked, and
+    /// A request to stop a task that may be unknown. `None`: Redis is asked, and
     /// [`Notice::StopAnswered`] follows.
     pub fn request_stop(&mut self, now: Moment, task: Uuid) -> Option<StopOutcome> {
-        if self.tasks.is_known(task) {
+        // A page that is being closed may send the request after its WebSocket has gone.
+        if self.tasks.is_known(task) || self.absences.has(task) {
             self.stop(now, task, StoppedBy::Http);
             return Some(StopOutcome::Stopped);
         }
@@ -94,7 +97,7 @@ impl<K: Copy + Ord> Results<K> {
             self.stop(now, task, StoppedBy::Http);
         } else if let Some(link) = &mut self.link {
             // A client of it may be connected to another gateway, which knows it then.
-            link.publish_stop(task);
+            link.publish_control(task, Action::Stop);
         }
         self.notices.push_back(Notice::StopAnswered { task: Some(task), outcome });
     }

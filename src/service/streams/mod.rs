@@ -336,6 +336,15 @@ impl<K: Copy, F> Streams<K, F> {
         slots.filter_map(|slot| self.streams.get(*slot as usize))
     }
 
+    /// Whether the worker of a task is still making audio. A file that was published too early does
+    /// not say so: it is probably finished.
+    pub fn is_speaking(&self, task: Uuid) -> bool {
+        let is_open = |it: &Stream<K, F>| {
+            it.state == StreamState::Open && it.source != StreamSource::YoungFile
+        };
+        self.of_task(task).any(is_open)
+    }
+
     /// A stream, unless it is gone.
     pub fn stream(&self, id: StreamId) -> Option<&Stream<K, F>> {
         self.streams.get(id.slot as usize).filter(|stream| stream.id == id)

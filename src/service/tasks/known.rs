@@ -64,7 +64,7 @@ impl KnownResults {
     }
 
     /// Those that are not dispatched and have their payload.
-    pub fn undispatched(&self) -> impl Iterator<Item = &KnownResult> {
+    pub fn undispatched(&self) -> impl DoubleEndedIterator<Item = &KnownResult> {
         let dispatched = self.places.as_ref().map_or(0, |places| places.dispatched);
         let rest = self.list[dispatched..].iter();
         rest.filter(|one| !one.is_dispatched && one.payload.is_some())

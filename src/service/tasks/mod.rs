@@ -28,6 +28,7 @@
 #![expect(clippy::indexing_slicing, reason = "slots come from the table itself")]
 
 mod ends;
+mod finished;
 mod known;
 mod merge;
 mod removal;
@@ -357,7 +358,8 @@ impl Tasks {
         let dropped = self.drop_kept(task);
         let slot = self.tasks.find_or_insert_with(task, Task::default);
         let known = &mut self.tasks[slot];
-        (known.is_stopped, known.is_incomplete, known.end) = (true, false, None);
+        known.forget_end();
+        known.is_stopped = true;
         self.ends.remove(&task);
         self.remember(now, slot);
         dropped

@@ -107,7 +107,7 @@ impl Tasks {
             let known = &mut self.tasks[slot];
             known.remembered -= 1;
             if known.remembered == 0 {
-                (known.end, known.is_incomplete, known.is_stopped) = (None, false, false);
+                known.forget_end();
                 self.forget_if_idle(slot);
             }
         }

@@ -22,6 +22,8 @@ pub(super) struct Task {
     /// Clients by their `ClientState`.
     pub(super) clients: [u32; 2],
     pub(super) end: Option<TaskEnd>,
+    /// A client was given a result after which no other follows.
+    pub(super) has_final: bool,
     /// It was stopped, and no client has connected since: results that come are dropped.
     pub(super) is_stopped: bool,
     /// A result that a new client would have been given is gone.
@@ -44,6 +46,12 @@ pub(super) struct LastHeard {
 impl Task {
     pub(super) fn has_clients(&self) -> bool {
         self.clients != [0; 2]
+    }
+
+    /// It is as if it had not ended, and nothing had been lost.
+    pub(super) fn forget_end(&mut self) {
+        (self.end, self.has_final) = (None, false);
+        (self.is_incomplete, self.is_stopped) = (false, false);
     }
 
     /// Whether nothing of it is worth remembering.

@@ -8,7 +8,7 @@
 //! its commands was refused. Without that, the commands behind a refused `MULTI` would run, and a
 //! worker that tries again would publish twice.
 
-use crate::proto::control;
+use crate::proto::control::Action;
 use crate::proto::resp::{Protocol, RespReply};
 use crate::service::channels::{self, Kind};
 use crate::session::SessionId;
@@ -303,7 +303,7 @@ impl Dialogue {
             return self.reply(&RespReply::Error(error));
         }
         let task = task_of(channel, rules.control_prefix);
-        if let Some(task) = task.filter(|_| control::is_stop(payload)) {
+        if let Some(task) = task.filter(|_| Action::read(payload) == Some(Action::Stop)) {
             self.published.push(Published::Stop(task));
         }
         let subscribers = channels.publish(channel, payload) + usize::from(task.is_some());

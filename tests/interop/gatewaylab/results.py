@@ -124,6 +124,27 @@ class Inbox:
             return worker.publish(PREFIX + task, payload(result, fields))
 
 
+class Ear:
+    """A worker that listens to all control channels, through redis-py."""
+
+    def __init__(self, server, pattern="task_control:*", **options):
+        self.pubsub = server.client(**options).pubsub()
+        self.pubsub.psubscribe(pattern)
+        assert self.next_message()["type"] == "psubscribe"
+
+    def next_message(self):
+        return wire.eventually(lambda: self.pubsub.get_message(timeout=0.05), "a message on a control channel")
+
+    def hears(self, task, action):
+        """The next message is this one."""
+        message = self.next_message()
+        assert message["channel"].decode() == f"task_control:{task}"
+        assert json.loads(message["data"]) == {"action": action}
+
+    def hears_nothing(self, for_seconds=0.2):
+        assert self.pubsub.get_message(timeout=for_seconds) is None
+
+
 @dataclasses.dataclass
 class Result:
     """One delivery: its text message, and the audio with the numbers of its chunks where there was some."""
