@@ -459,9 +459,9 @@ impl Output {
         self.traffic.to_client.bytes += flushed.moved as u64;
         let sent = self.traffic.to_client.bytes;
         if flushed.is_blocked
-            && let Some(bytes) = self.underway().pace.handle_full(cx.now, sent)
+            && let Some(taken) = self.underway().pace.handle_full(cx.now, sent)
         {
-            pace::follow(bytes, cx.socket_buffers, downstream);
+            pace::follow(taken, cx.socket_buffers, downstream);
         }
         // A full socket that takes bytes proves that the client is alive. One that has room again
         // can be pinged again, and its silence counts from now on.
