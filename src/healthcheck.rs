@@ -8,6 +8,8 @@
 #![expect(clippy::disallowed_methods, reason = "a command of its own, which may wait")]
 #![expect(clippy::disallowed_types, reason = "a command of its own, which may wait")]
 
+use crate::net::tls::{self, Stream};
+use crate::reactor::listeners::ListenOn;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::sync::mpsc;
@@ -22,12 +24,12 @@ const ANSWER_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Asks the gateway that listens at `listen` and gives its `status`, `ok` or `degraded`. The error
 /// is a sentence.
-pub fn ask(listen: SocketAddr) -> Result<String, String> {
+pub fn ask(listen: ListenOn) -> Result<String, String> {
     ask_within(listen, TIME_LIMIT)
 }
 
-fn ask_within(listen: SocketAddr, limit: Duration) -> Result<String, String> {
-    let address = reachable(listen);
+fn ask_within(listen: ListenOn, limit: Duration) -> Result<String, String> {
+    let (address, has_tls) = (reachable(listen.address), listen.has_tls);
     if address.port() == 0 {
         return Err(
             "the gateway listens on a port of the kernel's choice (port 0): name it with --listen"
@@ -36,7 +38,8 @@ fn ask_within(listen: SocketAddr, limit: Duration) -> Result<String, String> {
     }
     let (sender, answer) = mpsc::channel();
     // On a thread, so that one limit holds for the whole exchange, however slowly bytes arrive.
-    thread::spawn(move || sender.send(exchange(address, limit).map_err(|error| error.to_string())));
+    let ask = move || exchange(address, has_tls, limit).map_err(|error| error.to_string());
+    thread::spawn(move || sender.send(ask()));
     let bytes = match answer.recv_timeout(limit) {
         Ok(bytes) => bytes.map_err(|why| format!("no gateway answers at {address}: {why}"))?,
         Err(_) => return Err(format!("no answer from {address} within {} s", limit.as_secs_f32())),
@@ -54,9 +57,14 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
-fn exchange(address: SocketAddr, limit: Duration) -> std::io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect_timeout(&address, limit)?;
+fn exchange(address: SocketAddr, has_tls: bool, limit: Duration) -> std::io::Result<Vec<u8>> {
+    let stream = TcpStream::connect_timeout(&address, limit)?;
     stream.set_read_timeout(Some(limit))?;
+    // Its certificate names what clients call it, which is hardly ever this address.
+    let mut stream: Box<dyn Stream> = match has_tls {
+        true => tls::unverified(stream, &address.ip().to_string())?,
+        false => Box::new(stream),
+    };
     write!(
         stream,
         "GET /health HTTP/1.1\r\nHost: {address}\r\nUser-Agent: healthcheck\r\nConnection: close\r\n\r\n"
@@ -89,6 +97,10 @@ fn read_answer(bytes: &[u8]) -> Result<String, String> {
 mod tests {
     use super::*;
     use std::net::TcpListener;
+
+    fn ask(address: SocketAddr) -> Result<String, String> {
+        super::ask(ListenOn { address, has_tls: false })
+    }
 
     /// A server that reads one request, sends `answer` and closes.
     fn answering(answer: &'static str) -> SocketAddr {
@@ -149,7 +161,9 @@ mod tests {
     fn a_silent_gateway_fails_after_the_limit() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        assert!(ask_within(address, Duration::from_millis(50)).is_err());
+        assert!(
+            ask_within(ListenOn { address, has_tls: false }, Duration::from_millis(50)).is_err()
+        );
     }
 
     #[test]

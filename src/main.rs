@@ -18,7 +18,6 @@
 )]
 
 use std::io::Write;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
@@ -27,6 +26,7 @@ use aivtuber_gateway::cli::{self, Action, Invocation};
 use aivtuber_gateway::config::{self, Config, Flags, Loaded};
 use aivtuber_gateway::demo::{self, Demo};
 use aivtuber_gateway::logging::{self, Logging};
+use aivtuber_gateway::reactor::listeners::ListenOn;
 use aivtuber_gateway::reactor::passed::PassedSockets;
 use aivtuber_gateway::reactor::supervisor::Supervisor;
 use aivtuber_gateway::reactor::{Hooks, Reactor, Service};
@@ -57,7 +57,10 @@ fn main() -> ExitCode {
     };
     match action {
         Action::Check => {
-            let loaded = loaded.check_machine();
+            let loaded = match loaded.load_certificates() {
+                Ok(loaded) => loaded.check_machine(),
+                Err(problems) => return complain(UNUSABLE, &problems.to_string()),
+            };
             for warning in &loaded.warnings {
                 complain(0, warning);
             }
@@ -73,13 +76,17 @@ fn main() -> ExitCode {
             Some(Err(why)) => complain(1, &why),
             None => complain(UNUSABLE, "the gateway listens nowhere"),
         },
-        Action::Run | Action::Demo => start(action == Action::Demo, flags, loaded),
+        Action::Run => match loaded.load_certificates() {
+            Ok(loaded) => start(action, flags, loaded),
+            Err(problems) => complain(UNUSABLE, &problems.to_string()),
+        },
+        Action::Demo => start(action, flags, loaded),
         Action::Help | Action::Version | Action::Man | Action::Completions => ExitCode::SUCCESS,
     }
 }
 
 /// Runs with a log, and writes its last lines before returning.
-fn start(is_demo: bool, flags: Flags, loaded: Loaded) -> ExitCode {
+fn start(action: Action, flags: Flags, loaded: Loaded) -> ExitCode {
     let pid = std::process::id();
     let variable = |name: &str| std::env::var_os(name);
     // Before anything else is opened: passed sockets are known by their numbers.
@@ -93,7 +100,7 @@ fn start(is_demo: bool, flags: Flags, loaded: Loaded) -> ExitCode {
     };
     let is_on_stderr = loaded.config.log.file.is_none();
     let service = Service { supervisor: Supervisor::from_env(variable, pid), sockets };
-    let outcome = if is_demo {
+    let outcome = if action == Action::Demo {
         run_demo(flags, loaded, service, &logging)
     } else {
         run(flags, loaded.check_machine(), None, service, &logging)
@@ -124,7 +131,9 @@ fn run_demo(
     };
     let demo = Demo::start(options)
         .map_err(|error| format!("cannot start the stand-in of the demo: {error}"))?;
-    let loaded = load(&flags, Some(&demo), None).map_err(|problems| problems.to_string())?;
+    let loaded = load(&flags, Some(&demo), None)
+        .and_then(Loaded::load_certificates)
+        .map_err(|problems| problems.to_string())?;
     run(flags, loaded.check_machine(), Some(demo), service, logging)
 }
 
@@ -155,7 +164,9 @@ fn run(
             let (demo, listening) = (demo.clone(), Arc::clone(&listening));
             Box::new(move || {
                 let listening = listening.get().map(Vec::as_slice);
-                load(&flags, demo.as_deref(), listening).map(Loaded::check_machine)
+                load(&flags, demo.as_deref(), listening)
+                    .and_then(Loaded::load_certificates)
+                    .map(Loaded::check_machine)
             })
         },
         apply_config: {
@@ -179,7 +190,7 @@ fn run(
             demo.publish_at(inbox);
         }
         if let Some(&address) = reactor.addresses().first() {
-            say(&demo::welcome(address));
+            say(&demo::welcome(address.address));
         }
     }
     reactor.run().map_err(|error| error.to_string())
@@ -215,9 +226,11 @@ fn apply(
     Some(config.gateway)
 }
 
-/// Where `healthcheck` asks: an address for admins if there is one, since `listen` may be full.
-fn first_address(config: &Config) -> Option<SocketAddr> {
-    config.reactor.admin.iter().chain(&config.reactor.listen).next().copied()
+/// Where `healthcheck` asks: an address for admins if there is one, since `listen` may be full;
+/// then one without TLS.
+fn first_address(config: &Config) -> Option<ListenOn> {
+    let admin = config.reactor.admin.iter().map(|&address| ListenOn { address, has_tls: false });
+    admin.chain(config.reactor.listen.iter().copied()).min_by_key(|at| at.has_tls)
 }
 
 /// How the log names the file.
@@ -230,7 +243,7 @@ fn named(path: Option<&Path>) -> String {
 fn load(
     flags: &Flags,
     demo: Option<&Demo>,
-    listening: Option<&[SocketAddr]>,
+    listening: Option<&[ListenOn]>,
 ) -> Result<Loaded, config::Problems> {
     let variable = |name: &str| match demo {
         Some(demo) if name == "INPUT_HANDLER_URL" => Some(demo.url().into()),

@@ -224,6 +224,7 @@ fn settings() -> gateway::Settings {
         tasks: Default::default(),
         link: Default::default(),
         upstreams: Default::default(),
+        tls: Default::default(),
     }
 }
 

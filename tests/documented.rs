@@ -319,7 +319,8 @@ fn every_close_reason_is_in_the_reference() {
 fn every_close_code_is_in_the_protocol_with_its_phrase() {
     // Connections that were no WebSocket, codes that are the other end's own, and one whose phrase
     // is followed by what the backend answered.
-    const NOT_SENT: [CloseReason; 6] = [
+    const NOT_SENT: [CloseReason; 7] = [
+        CloseReason::TlsFailed,
         CloseReason::BadRequest,
         CloseReason::HeaderTimeout,
         CloseReason::Refused,

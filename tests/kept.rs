@@ -170,6 +170,7 @@ impl Process {
             tasks,
             link,
             upstreams: Default::default(),
+            tls: Default::default(),
         };
         let clock = Clock::start();
         let network = Box::new(RedisNetwork(Rc::clone(&redis)));

@@ -70,6 +70,7 @@ impl Scene {
                 ..trust::Settings::default()
             },
             upstreams: Default::default(),
+            tls: Default::default(),
             tasks: tasks::Settings { max_retained: 12 * MIB, ..tasks::Settings::default() },
             link: link::Settings {
                 urls: vec!["embedded://127.0.0.1:0".into()],

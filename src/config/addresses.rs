@@ -18,6 +18,7 @@ use redis::IntoConnectionInfo;
 use super::problems::BadItem;
 use super::settings::Config;
 use super::values::each;
+use crate::reactor::listeners::ListenOn;
 use crate::service::link;
 
 /// Sets `server.listen`.
@@ -25,7 +26,20 @@ pub(super) fn set_listen(config: &mut Config, texts: &[String]) -> Result<(), Ba
     if texts.is_empty() {
         return Err(BadItem::new(0, "at least one address is needed, such as \"0.0.0.0:8000\""));
     }
-    config.reactor.listen = resolve_all(texts)?;
+    let mut all: Vec<ListenOn> = Vec::new();
+    for (index, text) in texts.iter().enumerate() {
+        let (has_tls, at) = match text.trim().strip_prefix("tls://") {
+            Some(at) => (true, at),
+            None => (false, text.as_str()),
+        };
+        for address in resolve_listen(at).map_err(|why| BadItem::new(index, why))? {
+            if address.port() != 0 && all.iter().any(|other| other.address == address) {
+                return Err(BadItem::new(index, format!("{address} is listed twice")));
+            }
+            all.push(ListenOn { address, has_tls });
+        }
+    }
+    config.reactor.listen = all;
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use super::problems::BadItem;
 use super::settings::Config;
 use super::values::{GIB, KIB, MIB, TIB, Words, each, log_levels, parse_level, value_of, word_of};
 use crate::logging;
+use crate::reactor::listeners::ListenOn;
 use crate::service::audio_names::Mapping;
 use crate::service::link::Subscribe;
 use crate::service::origin::OriginRule;
@@ -125,6 +126,20 @@ macro_rules! peers {
     };
 }
 
+/// Names of files; a string that is empty is none.
+macro_rules! files {
+    ($($field:ident).+, $example:literal) => {
+        KeyKind::List {
+            get: |c| c.$($field).+.clone(),
+            set: |c, files| {
+                c.$($field).+ = files.iter().filter(|file| !file.is_empty()).cloned().collect();
+                Ok(())
+            },
+            example: $example,
+        }
+    };
+}
+
 /// A key that a reload takes into use.
 const fn live(name: &'static str, kind: KeyKind) -> Key {
     Key { name, kind, needs_restart: false }
@@ -149,7 +164,7 @@ pub const SECTIONS: &[Section] = &[
             at_start(
                 "listen",
                 KeyKind::List {
-                    get: |c| c.reactor.listen.iter().map(SocketAddr::to_string).collect(),
+                    get: |c| c.reactor.listen.iter().map(ListenOn::to_string).collect(),
                     set: |c, addresses| set_listen(c, addresses),
                     example: "[\"127.0.0.1:17\"]",
                 },
@@ -206,6 +221,31 @@ pub const SECTIONS: &[Section] = &[
                 },
             ),
             live("trusted_proxies", peers!(gateway.trust.trusted_proxies)),
+            live(
+                "redirect_http",
+                KeyKind::FlagOrPort {
+                    get: |c| c.gateway.session.redirect_http,
+                    set: |c, redirect| c.gateway.session.redirect_http = redirect,
+                },
+            ),
+        ],
+    },
+    Section {
+        name: "tls",
+        keys: &[
+            live("certificate", files!(gateway.tls.certificate, "[\"seventeen.pem\"]")),
+            live("key", files!(gateway.tls.key, "[\"seventeen.key\"]")),
+            live(
+                "ca",
+                KeyKind::Text {
+                    get: |c| c.gateway.tls.ca.clone(),
+                    set: |c, path| {
+                        c.gateway.tls.ca = path.into();
+                        Ok(())
+                    },
+                    example: "\"seventeen.pem\"",
+                },
+            ),
         ],
     },
     Section {

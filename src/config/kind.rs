@@ -15,7 +15,7 @@ use super::values::{
     LONGEST, Pair, pairs, parse_size, parse_time, quoted, show_size, show_time, strings, type_name,
     whole,
 };
-use crate::session::MemoryLimit;
+use crate::session::{MemoryLimit, RedirectHttp};
 
 /// The type of a key's value, its bounds, and where in [`Config`] it is.
 pub(super) enum KeyKind {
@@ -39,6 +39,8 @@ pub(super) enum KeyKind {
     Count { get: fn(&Config) -> u64, set: fn(&mut Config, u64), range: RangeInclusive<u64> },
     /// `true` or `false`.
     Flag { get: fn(&Config) -> bool, set: fn(&mut Config, bool) },
+    /// `true`, `false` or a port.
+    FlagOrPort { get: fn(&Config) -> RedirectHttp, set: fn(&mut Config, RedirectHttp) },
     /// A string.
     Text {
         get: fn(&Config) -> String,
@@ -98,6 +100,7 @@ impl KeyKind {
                 format!("a whole number from {} to {}", range.start(), range.end())
             }
             KeyKind::Flag { .. } => "true or false".into(),
+            KeyKind::FlagOrPort { .. } => "true, false or a port".into(),
             KeyKind::Text { .. } | KeyKind::Word { .. } => "a string".into(),
             KeyKind::Map { .. } => "a table of strings such as { \"a\" = \"b\" }".into(),
             KeyKind::List { .. } => "a string, or a list of strings".into(),
@@ -112,6 +115,7 @@ impl KeyKind {
             KeyKind::Memory { .. } => "\"17GiB\"",
             KeyKind::Count { .. } => "17",
             KeyKind::Flag { .. } => "true",
+            KeyKind::FlagOrPort { .. } => "17",
             KeyKind::Text { example, .. }
             | KeyKind::Word { example, .. }
             | KeyKind::Map { example, .. }
@@ -131,6 +135,11 @@ impl KeyKind {
             }),
             KeyKind::Count { get, .. } => get(config).to_string(),
             KeyKind::Flag { get, .. } => get(config).to_string(),
+            KeyKind::FlagOrPort { get, .. } => match get(config) {
+                RedirectHttp::No => "false".into(),
+                RedirectHttp::ToListener => "true".into(),
+                RedirectHttp::ToPort(port) => port.to_string(),
+            },
             KeyKind::Text { get, .. } | KeyKind::Word { get, .. } => quoted(&get(config)),
             KeyKind::Map { get, .. } => show_map(&get(config)),
             KeyKind::List { get, .. } => show_list(&get(config)),
@@ -153,6 +162,7 @@ impl KeyKind {
             KeyKind::Size { get, set, .. } | KeyKind::Count { get, set, .. } => set(to, get(from)),
             KeyKind::Memory { get, set, .. } => set(to, get(from)),
             KeyKind::Flag { get, set } => set(to, get(from)),
+            KeyKind::FlagOrPort { get, set } => set(to, get(from)),
             KeyKind::Text { get, set, .. } | KeyKind::Word { get, set, .. } => {
                 set(to, &get(from)).expect("a value in use is valid");
             }
@@ -203,6 +213,17 @@ impl KeyKind {
                 let DeValue::Boolean(value) = value.get_ref() else { return Err(wrong_type()) };
                 set(config, *value);
             }
+            KeyKind::FlagOrPort { set, .. } => match value.get_ref() {
+                DeValue::Boolean(false) => set(config, RedirectHttp::No),
+                DeValue::Boolean(true) => set(config, RedirectHttp::ToListener),
+                DeValue::Integer(number) => {
+                    let port = whole(number).and_then(|port| u16::try_from(port).ok());
+                    let port = port.filter(|port| *port > 0);
+                    let out_of_range = || refused(format!("{} is no port", number.as_str()));
+                    set(config, RedirectHttp::ToPort(port.ok_or_else(out_of_range)?));
+                }
+                _ => return Err(wrong_type()),
+            },
             KeyKind::Text { set, .. } | KeyKind::Word { set, .. } => {
                 let text = value.get_ref().as_str().ok_or_else(wrong_type)?;
                 set(config, text).map_err(at)?;

@@ -39,14 +39,15 @@ mod reference;
 mod routes;
 mod schema;
 mod settings;
+mod tls;
 mod values;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::ErrorKind;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use crate::reactor::listeners::ListenOn;
 use crate::service::route::{self, TargetSettings};
 
 pub use addresses::without_password;
@@ -100,7 +101,7 @@ pub struct Loaded {
 pub fn load(
     flags: &Flags,
     env: &dyn Fn(&str) -> Option<OsString>,
-    listening: Option<&[SocketAddr]>,
+    listening: Option<&[ListenOn]>,
 ) -> Result<Loaded, Problems> {
     let (path, text) = match &flags.config {
         Some(path) => (Some(path.clone()), read(path)?),
@@ -294,6 +295,10 @@ mod tests {
         load(&flags, &env, None)
     }
 
+    fn listen(config: &Config) -> Vec<String> {
+        config.reactor.listen.iter().map(ListenOn::to_string).collect()
+    }
+
     pub(super) fn targets(config: &Config) -> Vec<String> {
         let shown = |route: &RouteSettings| match &route.target {
             TargetSettings::Backend { urls, .. } => {
@@ -308,7 +313,7 @@ mod tests {
     fn the_defaults_are_those_of_the_contract() {
         let config = parsed("");
         assert_eq!(config, Config::default());
-        assert_eq!(config.reactor.listen, ["0.0.0.0:8000".parse().unwrap()]);
+        assert_eq!(listen(&config), ["0.0.0.0:8000"]);
         assert_eq!(config.gateway.limits.max_connections, 10_000);
         assert_eq!(config.gateway.session.ping_interval, Some(Duration::from_secs(20)));
         assert_eq!(config.gateway.session.idle_timeout, None);
@@ -322,13 +327,18 @@ mod tests {
         let config = parsed(
             r#"
             [server]
-            listen = ["127.0.0.1:0", "[::1]:9000"]
+            listen = ["127.0.0.1:0", "[::1]:9000", "tls://127.0.0.1:9443"]
+            redirect_http = true
             max_connections = 7
             max_connections_per_ip = 3
             header_timeout = "1500ms"
             keep_alive = "0s"
             drain_timeout = "2h"
             allowed_origins = ["https://app.example", "*.example"]
+            [tls]
+            certificate = ["a.pem", "b.pem"]
+            key = ["a.key", "b.key"]
+            ca = "roots.pem"
             [proxy]
             ping_interval = "90s"
             max_message = 1000
@@ -611,7 +621,7 @@ mod tests {
             }
         );
         assert_eq!(loaded.config.gateway.link.urls, ["redis://flag", "redis://other"]);
-        assert_eq!(loaded.config.reactor.listen, ["0.0.0.0:1".parse().unwrap()]);
+        assert_eq!(listen(&loaded.config), ["0.0.0.0:1"]);
         std::fs::remove_dir_all(&folder).unwrap();
     }
 

@@ -12,6 +12,7 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use super::settings::Config;
+use crate::reactor::listeners::ListenOn;
 use crate::service::route::TargetSettings;
 
 /// Checks that no backend is an address on which the gateway listens: `listen`, or what the kernel
@@ -19,12 +20,13 @@ use crate::service::route::TargetSettings;
 ///
 /// # Errors
 /// A sentence that names the route, the backend and the address.
-pub(super) fn check(config: &Config, listen: &[SocketAddr]) -> Result<(), String> {
+pub(super) fn check(config: &Config, listen: &[ListenOn]) -> Result<(), String> {
     for route in &config.gateway.routes {
         let TargetSettings::Backend { urls, .. } = &route.target else { continue };
         for url in urls {
             let addresses = url.name().known_addresses().unwrap_or_default();
-            let own = listen.iter().find(|own| addresses.iter().any(|to| leads_to(*to, **own)));
+            let own = listen.iter().map(|own| own.address);
+            let own = own.into_iter().find(|own| addresses.iter().any(|to| leads_to(*to, *own)));
             if let Some(own) = own {
                 return Err(format!(
                     "route `{}`: the backend `{}` is the gateway itself, which listens on {own}",

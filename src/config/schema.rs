@@ -73,6 +73,10 @@ fn of_kind(kind: &KeyKind) -> Map<String, Value> {
             json!({ "type": "integer", "minimum": range.start(), "maximum": range.end() })
         }
         KeyKind::Flag { .. } => json!({ "type": "boolean" }),
+        KeyKind::FlagOrPort { .. } => json!({ "anyOf": [
+            { "type": "boolean" },
+            { "type": "integer", "minimum": 1, "maximum": 65_535 },
+        ] }),
         KeyKind::Text { .. } => json!({ "type": "string" }),
         KeyKind::Word { words, .. } => json!({ "enum": words() }),
         KeyKind::Map { .. } => {

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::routes::default_routes;
+use crate::reactor::listeners::ListenOn;
 use crate::service::limits;
 use crate::session::{self, MemoryLimit};
 use crate::{gateway, logging, reactor};
@@ -35,10 +36,14 @@ impl Default for Config {
             tasks: Default::default(),
             link: Default::default(),
             upstreams: Default::default(),
+            tls: Default::default(),
         };
         Config {
             reactor: reactor::Settings {
-                listen: vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8000))],
+                listen: vec![ListenOn {
+                    address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8000)),
+                    has_tls: false,
+                }],
                 admin: Vec::new(),
                 inbox: Vec::new(),
                 reuse_port: false,

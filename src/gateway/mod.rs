@@ -22,9 +22,11 @@
 
 #![expect(clippy::indexing_slicing, reason = "keys come from the slab, roles index a pair")]
 
+mod admission;
 mod census;
 mod drain;
 mod files;
+mod handshakes;
 mod memory;
 mod probes;
 mod redis;
@@ -45,24 +47,23 @@ use crate::base::moment::{Moment, WallClock};
 use crate::base::quoted::Quoted;
 use crate::base::table::FIRST_BYTES;
 use crate::base::timers::Timers;
-use crate::net::{self, Conn, Network, Ready, Socket, Source};
+use crate::net::{self, Network, Ready, Source, tls};
 use crate::service::endpoints::Answer;
-use crate::service::limits::{self, Limits, Refusal};
+use crate::service::limits::{self, Limits};
 use crate::service::link::{self, Link, REDIS_ROLES};
 use crate::service::name::LookUpError;
 use crate::service::results::{Delivered, Notice, Results};
 use crate::service::route::{RouteSettings, RouteTarget, Routes};
 use crate::service::stats::Stats;
 use crate::service::tasks::{self, Tasks};
-use crate::service::trust::{self, Client};
+use crate::service::trust;
 use crate::service::upstreams::{self, UpstreamId, Upstreams};
 use crate::session::jobs::{Job, JobAnswer, NameOwner};
 use crate::session::respond::Question;
-use crate::session::{
-    self, Admission, Context, Driven, Identity, Phase, Proxied, Rare, Session, SessionId,
-};
+use crate::session::{self, Admission, Context, Driven, Phase, Session, SessionId};
 use census::Census;
 use drain::RunState;
+use handshakes::Handshakes;
 use log::{info, warn};
 use probes::Probes;
 use redis::RedisSockets;
@@ -74,9 +75,6 @@ use std::time::{Duration, SystemTime};
 use stop::Stops;
 use sweeps::{Errand, Sweeps};
 use timeline::Timeline;
-
-/// Connections to the addresses for admins at once.
-const ADMINS_MAX: usize = 100;
 
 /// Work of a step after which a session still has more to do, whatever it did.
 const WORK_OF_A_STEP: usize = 64 * 1024;
@@ -133,6 +131,8 @@ pub struct Settings {
     pub link: link::Settings,
     /// How backends are found.
     pub upstreams: upstreams::Settings,
+    /// Certificates and roots.
+    pub tls: tls::Settings,
 }
 
 /// Everything between accepted sockets and backends.
@@ -161,6 +161,7 @@ pub struct Gateway {
     /// The largest number of sessions since unused slots were last released.
     sessions_peak: usize,
     refusals: Refusals,
+    handshakes: Handshakes,
     /// Open connections of workers.
     workers: usize,
     /// Open connections to the addresses for admins.
@@ -193,7 +194,7 @@ impl Gateway {
         now: Moment,
         wall: SystemTime,
     ) -> Result<Gateway, String> {
-        let Settings { session, limits, trust, routes, drain_timeout, tasks, link, upstreams } =
+        let Settings { session, limits, trust, routes, drain_timeout, tasks, link, upstreams, tls } =
             settings;
         let is_inbox = link.is_embedded();
         let redis = match wants_redis(&routes, &link) {
@@ -214,6 +215,7 @@ impl Gateway {
         cx.control_prefix = link.control_prefix;
         cx.trust = trust;
         cx.results.set_end_rules(end_rules(&cx.settings));
+        cx.tls = tls::Layer::new(tls)?;
         cx.wall = WallClock::new(now, wall);
         log_routes(&cx);
         check_audio_root(&mut cx);
@@ -233,6 +235,7 @@ impl Gateway {
             forget_streams_at: now,
             sessions_peak: 0,
             refusals: Refusals::default(),
+            handshakes: Handshakes::default(),
             workers: 0,
             admins: 0,
             refused_workers: 0,
@@ -273,85 +276,6 @@ impl Gateway {
     /// The slot that the next admitted connection will have, for its registration.
     pub fn next_key(&self) -> usize {
         self.sessions.vacant_key()
-    }
-
-    /// Whether one more connection can be accepted, if only to be rejected with 503.
-    pub fn can_admit(&self) -> bool {
-        !self.cx.is_draining
-            && (!self.cx.limits.is_full() || self.refusals.has_room(&self.sessions))
-    }
-
-    /// Takes a connection that was accepted from `client` and registered for [`Gateway::next_key`].
-    pub fn admit(&mut self, socket: Socket, client: SocketAddr) {
-        // Behind a proxy, the client is known once its request has come.
-        let counted = Some(client.ip()).filter(|ip| !self.cx.trust.is_trusted_proxy(*ip));
-        if let Err(refusal) = self.cx.limits.admit(counted) {
-            return self.refuse(socket, client, refusal);
-        }
-        self.cx.stats.connections_accepted += 1;
-        let who = self.identity(client, Admission::Client);
-        self.insert(Session::accepted(who, Conn::accepted(socket), &self.cx));
-    }
-
-    /// Takes a connection that is beyond a limit: it is answered 503, unless it asks for an
-    /// endpoint that is answered even then.
-    pub fn refuse(&mut self, socket: Socket, client: SocketAddr, refusal: Refusal) {
-        if !self.refusals.is_full() || self.evict_refused() {
-            let who = self.identity(client, Admission::Refused(refusal));
-            self.refusals.add(who.key as usize, who.serial, &self.sessions);
-            self.insert(Session::refused(who, Conn::accepted(socket), &self.cx));
-        } else {
-            // It gets no answer: what is refused must not hold more than it may.
-            warn!(target: "gateway", "refused why=\"{}\" client={client}", refusal.why());
-            self.cx.stats.count_refused(refusal.word());
-        }
-    }
-
-    /// Ends the oldest refused connection that has not sent its request yet. False: there is none.
-    fn evict_refused(&mut self) -> bool {
-        let Some(key) = self.refusals.pop_waiting(&self.sessions) else { return false };
-        self.sessions[key].evict();
-        self.drive(key);
-        true
-    }
-
-    fn insert(&mut self, session: Session) {
-        let key = self.sessions.insert(session);
-        self.drive(key);
-    }
-
-    /// One more connection to an address for admins can be accepted.
-    pub fn can_admit_admin(&self) -> bool {
-        !self.cx.is_draining && self.admins < ADMINS_MAX
-    }
-
-    /// Takes a connection to an address for admins, registered for [`Gateway::next_key`].
-    pub fn admit_admin(&mut self, socket: Socket, client: SocketAddr) {
-        let who = self.identity(client, Admission::Admin);
-        self.admins += 1;
-        let session = Session::accepted(who, Conn::accepted(socket), &self.cx);
-        let key = self.sessions.insert(session);
-        self.drive(key);
-    }
-
-    fn identity(&mut self, client: SocketAddr, admission: Admission) -> Identity {
-        self.serials += 1;
-        let is_proxy =
-            admission == Admission::Client && self.cx.trust.is_trusted_proxy(client.ip());
-        let rare = is_proxy.then(|| {
-            let proxied = Proxied { client: Client::Peer(client), counted: None };
-            Box::new(Rare { task_id: None, proxied: Some(proxied) })
-        });
-        Identity {
-            serial: self.serials,
-            opened: self.cx.now,
-            route: None,
-            key: self.sessions.vacant_key() as u32,
-            ip: client.ip(),
-            port: client.port(),
-            admission,
-            rare,
-        }
     }
 
     /// An event of a socket that the gateway owns. Events of other sources are none of its business
@@ -704,7 +628,7 @@ mod tests {
 
     use super::*;
     use crate::net::testing::NoNetwork;
-    use crate::net::{Side, Transport};
+    use crate::net::{Side, Socket, Transport};
     use crate::service::route::TargetSettings;
     use crate::service::url::Template;
     use std::cell::RefCell;
@@ -774,6 +698,7 @@ mod tests {
                 ..link::Settings::default()
             },
             upstreams: Default::default(),
+            tls: Default::default(),
         };
         let chance = fastrand::Rng::with_seed(1);
         let (now, wall) = (Moment::START, SystemTime::UNIX_EPOCH);

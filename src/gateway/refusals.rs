@@ -137,6 +137,7 @@ mod tests {
             },
             routes: Vec::new(),
             upstreams: Default::default(),
+            tls: Default::default(),
             drain_timeout: None,
             tasks: Default::default(),
             link: Default::default(),

@@ -12,6 +12,7 @@ use super::files::check_audio_root;
 use super::sweeps::Errand;
 use super::{Gateway, Settings};
 use crate::base::quoted::Quoted;
+use crate::net::tls;
 use crate::service::limits;
 use crate::service::link::{self, Link, Password};
 use crate::service::route::{RouteSettings, TargetSettings};
@@ -41,6 +42,8 @@ pub struct InEffect {
     pub redis: Option<(link::Settings, tasks::Settings)>,
     /// Of the backends' names.
     pub upstreams: upstreams::Settings,
+    /// Certificates and roots.
+    pub tls: tls::Settings,
     /// Of the embedded inbox.
     pub inbox_password: Option<Password>,
 }
@@ -49,7 +52,7 @@ impl Gateway {
     /// Takes other settings. Open connections stay, with the routes that they came by. What needs a
     /// restart must be the same as before, see `Config::keep_until_restart`.
     pub fn reload(&mut self, settings: Settings) {
-        let Settings { session, limits, trust, routes, drain_timeout, tasks, link, upstreams } =
+        let Settings { session, limits, trust, routes, drain_timeout, tasks, link, upstreams, tls } =
             settings;
         let clients = self
             .sessions
@@ -71,6 +74,9 @@ impl Gateway {
         self.cx.results.set_end_rules(end_rules(&session));
         self.cx.settings = session;
         self.cx.trust = trust;
+        if let Err(why) = self.cx.tls.reload(tls) {
+            warn!(target: "tls", "the certificates stay as they are why={}", Quoted(&why));
+        }
         self.drain_timeout = drain_timeout;
         log_routes(&self.cx);
         check_audio_root(&mut self.cx);
@@ -97,6 +103,7 @@ impl Gateway {
             retention: cx.results.tasks().settings(),
             end_rules: cx.results.tasks().end_rules().clone(),
             upstreams: cx.upstreams.settings().clone(),
+            tls: cx.tls.settings().clone(),
             inbox_password: cx.inbox_password.clone(),
             redis: cx.results.link().map(|link| (link.settings().clone(), link.retention())),
         }

@@ -9,7 +9,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
-use super::{OpenFile, Pipe, Socket, Transport, tcp::Tcp};
+use super::{OpenFile, Pipe, Security, Socket, Transport, tcp::Tcp};
 use std::io::{self, ErrorKind};
 
 /// What an event reported about one socket.
@@ -111,8 +111,37 @@ impl Conn {
         if let Inner::Other(transport, state) = &mut self.0
             && transport.is_buffering()
         {
+            transport.note_ready(ready);
             state.handle_any(&mut ***transport);
         }
+    }
+
+    /// Goes on with the handshake of an accepted connection. `None`: waits for an event.
+    ///
+    /// # Errors
+    /// There will be no connection.
+    pub fn handshake(&mut self) -> io::Result<Option<Security>> {
+        let Inner::Other(transport, state) = &mut self.0 else {
+            return Ok(Some(Security::Plain));
+        };
+        loop {
+            let agreed = transport.handshake();
+            state.add_pending(&***transport);
+            return match agreed {
+                Ok(security) => Ok(Some(security)),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    state.readable = false;
+                    Ok(None)
+                }
+                Err(error) => Err(error),
+            };
+        }
+    }
+
+    /// The end that [`Conn::shutdown_write`] will send is in the middle of a frame.
+    pub fn omit_close(&mut self) {
+        self.transport().omit_close();
     }
 
     /// A read may bring something.
@@ -241,7 +270,7 @@ impl Conn {
         self.when_writable(|transport| transport.splice_from(pipe))
     }
 
-    /// Bytes of kernel memory in its buffers, both ways.
+    /// Bytes of memory in its buffers, both ways: the kernel's and those of a record layer.
     pub fn kernel_bytes(&self) -> usize {
         match &self.0 {
             Inner::Tcp(tcp, _) => tcp.kernel_bytes(),

@@ -1,8 +1,8 @@
 //! Sockets without rules: nonblocking transports, remembered readiness, tokens.
 //!
 //! [`Transport`] and [`Network`] are the seam between the gateway and the kernel. Behind them is
-//! TCP ([`tcp`]) or, in `tests/sim.rs`, a simulated world. Everything above knows only these two
-//! traits.
+//! TCP ([`tcp`]), with or without TLS on it ([`tls`]), or, in `tests/sim.rs`, a simulated world.
+//! Everything above knows only these two traits.
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
@@ -14,6 +14,7 @@ mod sys;
 pub mod tcp;
 #[cfg(test)]
 pub mod testing;
+pub mod tls;
 pub mod token;
 mod watch;
 
@@ -50,8 +51,9 @@ pub use token::{Side, Source};
 ///    further event. [`Transport::is_read_pending`] and [`Transport::is_write_pending`] report what
 ///    such a call has made possible.
 /// 5. **Output may be held back.** A write has succeeded when its bytes were taken, even if the
-///    record that carries them did not fit into the socket. While such output is held, further
-///    writes block, so that it never exceeds a record. `Conn` calls `flush` after each event.
+///    records that carry them did not fit into the socket. While such output is held, further
+///    writes block, so that it never exceeds what one write takes. `Conn` calls `flush` after each
+///    event.
 /// 6. **The end comes last.** `shutdown_write` blocks while output is held, and is called again.
 ///    Dropping the transport loses what is held ([`Transport::is_output_held`]).
 /// 7. **Errors are final for their direction.** After a failed write no output is held, and reading
@@ -67,6 +69,22 @@ pub trait Transport: Read + Write {
     /// `WouldBlock`: output is held back; call again after the next event. Anything else: the peer
     /// is gone.
     fn shutdown_write(&mut self) -> io::Result<()>;
+
+    /// Goes on with the handshake of an accepted connection that has one, and says what was agreed.
+    ///
+    /// # Errors
+    /// `WouldBlock`: the client has not sent its part; call again after the next event. Anything
+    /// else: there will be no connection.
+    fn handshake(&mut self) -> io::Result<Security> {
+        Ok(Security::Plain)
+    }
+
+    /// The end that [`Transport::shutdown_write`] will send is in the middle of a frame. A
+    /// transport that can tell a complete stream from a cut one is to let it look cut.
+    fn omit_close(&mut self) {}
+
+    /// An event of the socket. Passed on to buffering transports only.
+    fn note_ready(&mut self, _: Ready) {}
 
     /// Whether a record layer holds bytes between the caller and the socket, either way.
     fn is_buffering(&self) -> bool {
@@ -96,7 +114,8 @@ pub trait Transport: Read + Write {
         None
     }
 
-    /// Bytes of kernel memory in this socket's buffers, both ways; 0 where that is not known.
+    /// Bytes of kernel memory in this socket's buffers, both ways, and those of a record layer; 0
+    /// where that is not known.
     fn kernel_bytes(&self) -> usize {
         0
     }
@@ -193,6 +212,18 @@ pub trait Transport: Read + Write {
     fn splice_from(&mut self, _pipe: &mut Pipe) -> io::Result<usize> {
         Err(ErrorKind::Unsupported.into())
     }
+}
+
+/// How a connection is protected.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Security {
+    /// Not at all.
+    #[default]
+    Plain,
+    /// By TLS.
+    Tls,
+    /// Not at all, although it came in where TLS is expected.
+    PlainOnTls,
 }
 
 /// A socket of any kind. TCP has a variant of its own, because a session has two of them and would

@@ -59,12 +59,14 @@ pub struct Forwarding<'a> {
     pub client: IpAddr,
     /// The client came through a proxy whose `X-Forwarded-Proto` and `-Host` are believed.
     pub is_proxied: bool,
+    /// Of the client's connection: `http` or `https`.
+    pub scheme: &'a str,
     /// The `X-Request-Id` where the client's is not kept: see [`request_id`].
     pub request_id: &'a str,
 }
 
 /// Whether a request asks for a WebSocket, correctly or not.
-fn is_upgrade(head: &RequestHead<'_, '_>) -> bool {
+pub fn is_upgrade(head: &RequestHead<'_, '_>) -> bool {
     head.headers.has_token("upgrade", "websocket")
 }
 
@@ -191,8 +193,9 @@ pub fn write_forwarded_headers(
     // A socket that listens on `::` shows IPv4 clients as `::ffff:…`.
     push_address(out, forwarding.client.to_canonical());
     out.extend_from_slice(b"\r\n");
+    let scheme = forwarding.scheme.as_bytes();
     let believed = |name| head.headers.first(name).filter(|_| forwarding.is_proxied);
-    push_header(out, "X-Forwarded-Proto", believed("x-forwarded-proto").unwrap_or(b"http"));
+    push_header(out, "X-Forwarded-Proto", believed("x-forwarded-proto").unwrap_or(scheme));
     if let Some(host) = believed("x-forwarded-host").or(head.host().map(str::as_bytes)) {
         push_header(out, "X-Forwarded-Host", host);
     }
@@ -522,7 +525,8 @@ mod tests {
 
     fn forwarded(request: &str, host: Option<&str>) -> String {
         let client = "192.0.2.7".parse().unwrap();
-        let forwarding = Forwarding { host, client, is_proxied: false, request_id: "ours" };
+        let forwarding =
+            Forwarding { host, client, is_proxied: false, scheme: "http", request_id: "ours" };
         with_request(request, |head| {
             let mut out = Vec::new();
             write_forwarded_request(head, &forwarding, &mut out);
@@ -564,7 +568,7 @@ mod tests {
         let mut out = Vec::new();
         write_forwarded_request(
             &head,
-            &Forwarding { host: None, client, is_proxied: false, request_id: "a" },
+            &Forwarding { host: None, client, is_proxied: false, scheme: "http", request_id: "a" },
             &mut out,
         );
         assert!(memchr::memmem::find(&out, b"\r\nX-Name: \xe5\xa3\xb0 \xff\r\n").is_some());
@@ -612,6 +616,7 @@ mod tests {
                 host: None,
                 client: client.parse().unwrap(),
                 is_proxied: false,
+                scheme: "http",
                 request_id: "a",
             };
             let mut out = Vec::new();
@@ -769,8 +774,13 @@ mod tests {
             if let Ok(Some((head, _))) = RequestHead::parse(&request, &mut slots) {
                 let _ = check_request(&head);
                 let client = "192.0.2.7".parse().unwrap();
-                let forwarding =
-                    Forwarding { host: None, client, is_proxied: false, request_id: "ours" };
+                let forwarding = Forwarding {
+                    host: None,
+                    client,
+                    is_proxied: false,
+                    scheme: "http",
+                    request_id: "ours",
+                };
                 let mut out = Vec::new();
                 write_forwarded_request(&head, &forwarding, &mut out);
                 let mut slots = empty_slots();

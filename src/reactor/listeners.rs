@@ -22,6 +22,7 @@ use log::{info, warn};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry};
 use rustix::io::Errno;
+use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
@@ -70,10 +71,40 @@ struct Listener {
 pub enum ListenerKind {
     /// Browsers and other clients.
     Clients,
+    /// The same, with TLS.
+    TlsClients,
     /// Operators.
     Admins,
     /// Workers that publish to the embedded inbox.
     Inbox,
+}
+
+/// Where clients are listened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
+pub struct ListenOn {
+    pub address: SocketAddr,
+    pub has_tls: bool,
+}
+
+impl ListenOn {
+    pub(super) fn kind(self) -> ListenerKind {
+        if self.has_tls { ListenerKind::TlsClients } else { ListenerKind::Clients }
+    }
+}
+
+/// As in the configuration: `tls://0.0.0.0:8443`, or `0.0.0.0:8000`.
+impl fmt::Display for ListenOn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.has_tls { "tls://" } else { "" };
+        write!(f, "{scheme}{}", self.address)
+    }
+}
+
+impl ListenerKind {
+    fn is_for_clients(self) -> bool {
+        matches!(self, ListenerKind::Clients | ListenerKind::TlsClients)
+    }
 }
 
 impl Listeners {
@@ -99,7 +130,7 @@ impl Listeners {
                         info!(target: "gateway", "socket passed address={address}");
                         tcp::adopt_listener(listener)?
                     }
-                    None => tcp::listen(address, reuse_port && kind == ListenerKind::Clients)?,
+                    None => tcp::listen(address, reuse_port && kind.is_for_clients())?,
                 };
                 if kind == ListenerKind::Inbox {
                     tcp::keep_alive(&socket)?;
@@ -131,6 +162,13 @@ impl Listeners {
     /// The addresses, with the ports that the kernel chose for port 0.
     pub fn addresses(&self, kind: ListenerKind) -> impl Iterator<Item = SocketAddr> + '_ {
         self.addresses.iter().filter(move |(at, _)| *at == kind).map(|&(_, address)| address)
+    }
+
+    /// The addresses for clients among them.
+    pub fn for_clients(&self) -> impl Iterator<Item = ListenOn> + '_ {
+        let clients = self.addresses.iter().filter(|(kind, _)| kind.is_for_clients());
+        clients
+            .map(|&(kind, address)| ListenOn { address, has_tls: kind == ListenerKind::TlsClients })
     }
 
     /// An event: connections wait in a listener's queue.
@@ -183,7 +221,7 @@ impl Listeners {
 
     fn next_accept(&self, gateway: &Gateway) -> Option<Moment> {
         let can_accept = |listener: &Listener| match listener.kind {
-            ListenerKind::Clients => gateway.can_admit(),
+            ListenerKind::Clients | ListenerKind::TlsClients => gateway.can_admit(),
             ListenerKind::Admins => gateway.can_admit_admin(),
             ListenerKind::Inbox => gateway.can_admit_worker(),
         };
@@ -210,7 +248,7 @@ impl Pauses {
         match kind {
             ListenerKind::Admins => gateway.can_admit_admin(),
             ListenerKind::Inbox => gateway.can_admit_worker(),
-            ListenerKind::Clients => {
+            ListenerKind::Clients | ListenerKind::TlsClients => {
                 let was_full = std::mem::replace(&mut self.is_full, !gateway.can_admit());
                 if self.is_full && !was_full {
                     gateway.stats().accept_pauses += 1;
@@ -243,9 +281,11 @@ fn enter(
     match tcp::accepted(stream, source, registry) {
         Ok(socket) if kind == ListenerKind::Inbox => gateway.admit_worker(socket, client),
         Ok(socket) if kind == ListenerKind::Admins => gateway.admit_admin(socket, client),
-        Ok(socket) if supply == Supply::Low => {
-            gateway.refuse(socket, client, Refusal::Descriptors);
-        }
+        Ok(socket) if supply == Supply::Low => match kind {
+            ListenerKind::TlsClients => gateway.refuse_tls(socket, client, Refusal::Descriptors),
+            _ => gateway.refuse(socket, client, Refusal::Descriptors),
+        },
+        Ok(socket) if kind == ListenerKind::TlsClients => gateway.admit_tls(socket, client),
         Ok(socket) => gateway.admit(socket, client),
         Err(error) => warn!(target: "gateway", "cannot register {client}: {error}"),
     }

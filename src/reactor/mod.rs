@@ -31,7 +31,7 @@ use alarm::Alarm;
 use background::{Background, News, ReadConfig};
 use clock::Clock;
 use descriptors::Descriptors;
-use listeners::{ListenerKind, Listeners};
+use listeners::{ListenOn, ListenerKind, Listeners};
 use log::{info, warn};
 use mio::event::Event;
 use mio::{Events, Poll, Waker};
@@ -54,7 +54,7 @@ const WALL_CLOCK_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Settings {
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<ListenOn>,
     /// Further addresses, for operators.
     pub admin: Vec<SocketAddr>,
     /// Where workers publish to the embedded inbox; nowhere if empty.
@@ -158,7 +158,7 @@ impl<C: Send + 'static> Reactor<C> {
         let chance = fastrand::Rng::new();
         let gateway = Gateway::new(gateway, network, chance, clock.now(), SystemTime::now())
             .map_err(|why| StartError::Other(io::Error::other(why)))?;
-        let clients = settings.listen.iter().map(|&at| (ListenerKind::Clients, at));
+        let clients = settings.listen.iter().map(|at| (at.kind(), at.address));
         let admins = settings.admin.iter().map(|&at| (ListenerKind::Admins, at));
         let inbox = settings.inbox.iter().map(|&at| (ListenerKind::Inbox, at));
         let doors = clients.chain(admins).chain(inbox);
@@ -182,9 +182,10 @@ impl<C: Send + 'static> Reactor<C> {
         })
     }
 
-    /// The addresses that are listened on, with the ports that the kernel chose.
-    pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.listeners.addresses(ListenerKind::Clients).collect()
+    /// Where clients are listened for, with the ports that the kernel chose, in the order of the
+    /// settings.
+    pub fn addresses(&self) -> Vec<ListenOn> {
+        self.listeners.for_clients().collect()
     }
 
     /// Where workers publish, if the inbox is embedded.

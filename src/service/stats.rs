@@ -70,6 +70,10 @@ pub struct Stats {
     pub messages_too_big: u64,
     /// Times accepting paused because connections or file descriptors ran out.
     pub accept_pauses: u64,
+    /// TLS handshakes of clients that were completed.
+    pub tls_handshakes: u64,
+    /// Those that failed or were given up.
+    pub tls_handshakes_failed: u64,
     /// Results delivered to clients.
     pub results_delivered: u64,
     /// Kept results evicted before they expired, for lack of memory.

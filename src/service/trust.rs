@@ -87,6 +87,11 @@ impl Settings {
         (self.server_names.is_empty() || self.is_own_name(Some(host))).then_some(host)
     }
 
+    /// Whether a trusted proxy says that the client came to it by TLS.
+    pub fn came_by_https(&self, head: &RequestHead<'_, '_>, is_proxy: bool) -> bool {
+        is_proxy && only_text(head, "x-forwarded-proto") == Some("https")
+    }
+
     /// Whether a page at this `Host` can only be one of the gateway's own: it is an address,
     /// `localhost` or one of `server_names`.
     fn is_own_name(&self, host: Option<&str>) -> bool {

@@ -40,6 +40,8 @@ close_reasons! {
     BadRequest: "bad_request", 1002, "bad request";
     /// The request head did not arrive in time.
     HeaderTimeout: "header_timeout", 1002, "request head timed out";
+    /// The TLS handshake with the client failed, or was given up.
+    TlsFailed: "tls_failed", 1002, "TLS handshake failed";
     /// Not admitted: too many connections.
     Refused: "refused", 1013, "too many connections";
     /// The request's `Origin` is not in `allowed_origins`.

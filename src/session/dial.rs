@@ -27,7 +27,7 @@ use super::{
     Step,
 };
 use crate::base::moment::Moment;
-use crate::net::{Conn, Io, Ready, Side, Source};
+use crate::net::{Conn, Io, Ready, Security, Side, Source};
 use crate::proto::body::{Body, BodyScanner};
 use crate::proto::http::{Form, HEAD_BYTES_MAX, RequestHead, Response, ResponseHead};
 use crate::proto::upgrade::{self, Forwarding, Handshake};
@@ -130,6 +130,7 @@ impl Dial {
             host: host.as_deref(),
             client: who.ip,
             is_proxied: who.proxied().is_some(),
+            scheme: if who.security() == Security::Tls { "https" } else { "http" },
             request_id: &request_id,
         };
         upgrade::write_forwarded_headers(request, &forwarding, &mut headers);

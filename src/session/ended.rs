@@ -36,6 +36,10 @@ pub enum Detail {
         status: u16,
         why: &'static str,
     },
+    /// A TLS handshake that failed.
+    Handshake {
+        why: String,
+    },
     OriginNotAllowed {
         origin: String,
     },
@@ -154,6 +158,7 @@ impl Ended {
             | Detail::Output { .. } => cx.stats.count_not_open(who.route_name()),
             Detail::Http
             | Detail::BadRequest { .. }
+            | Detail::Handshake { .. }
             | Detail::Inbox { .. }
             | Detail::OriginNotAllowed { .. }
             | Detail::Refused(_)
@@ -166,6 +171,7 @@ impl Ended {
         match self.detail {
             Detail::Http
             | Detail::BadRequest { .. }
+            | Detail::Handshake { .. }
             | Detail::Inbox { .. }
             | Detail::Refused(_) => false,
             Detail::OriginNotAllowed { .. }
@@ -193,6 +199,7 @@ impl Ended {
             }
             Detail::OriginNotAllowed { .. } => (Level::Warn, "http"),
             Detail::BadRequest { .. } => (Level::Info, "http"),
+            Detail::Handshake { .. } => (Level::Info, "tls"),
             Detail::LeftWhileDialing | Detail::NoBackend { .. } => (Level::Info, "dial"),
             Detail::Relay => (Level::Info, "relay"),
             Detail::CannotSubscribe { .. } | Detail::Output { .. } => (Level::Info, "output"),
@@ -223,6 +230,7 @@ impl fmt::Display for Fields<'_> {
             Detail::OriginNotAllowed { origin } => {
                 write!(f, " origin={} client={client}", Quoted(origin))
             }
+            Detail::Handshake { why } => write!(f, " why={} client={client}", Quoted(why)),
             Detail::LeftWhileDialing => write!(f, " client={client}"),
             Detail::NoBackend { what } => write!(f, " what={} client={client}", Quoted(what)),
             Detail::Relay => write!(
@@ -260,6 +268,8 @@ mod tests {
              " status=400 why=\"no\" client=192.0.2.7:5000"),
             (Detail::OriginNotAllowed { origin: "https://a \"b".into() },
              " origin=\"https://a \\\"b\" client=192.0.2.7:5000"),
+            (Detail::Handshake { why: "an \"alert\"".into() },
+             " why=\"an \\\"alert\\\"\" client=192.0.2.7:5000"),
             (Detail::LeftWhileDialing, " client=192.0.2.7:5000"),
             (Detail::NoBackend { what: "refused".into() },
              " what=\"refused\" client=192.0.2.7:5000"),

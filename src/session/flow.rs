@@ -185,9 +185,8 @@ impl Flow {
             if self.has_own() && self.is_at_boundary() {
                 self.send_own(sink, who, cx, &mut pumped);
             }
-            if self.sink == SinkState::Finishing && self.backlog.is_empty() && sink.shutdown_write()
-            {
-                self.sink = SinkState::Finished;
+            if self.sink == SinkState::Finishing && self.backlog.is_empty() {
+                self.finish(sink);
             }
             if self.source == SourceState::Ended
                 || !source.is_readable()
@@ -212,6 +211,17 @@ impl Flow {
         // The last read may have made a frame of the gateway or a FIN due, which has not been sent.
         pumped.more = true;
         pumped
+    }
+
+    /// Sends FIN. In the middle of a frame the stream must not look complete.
+    #[cold]
+    fn finish(&mut self, sink: &mut Conn) {
+        if !self.is_at_boundary() {
+            sink.omit_close();
+        }
+        if sink.shutdown_write() {
+            self.sink = SinkState::Finished;
+        }
     }
 
     /// A pump would do nothing: nothing is held or due, and the source has nothing to read.

@@ -1,6 +1,7 @@
 //! Which connection a session is: what stays the same, and what every log line about it has.
 
 use crate::base::moment::{Moment, Seconds};
+use crate::net::Security;
 use crate::service::limits::{Limits, Refusal};
 use crate::service::route::Route;
 use crate::service::trust::{AcceptedOn, Client};
@@ -32,6 +33,8 @@ pub struct Rare {
     pub task_id: Option<Box<str>>,
     /// Exists while the peer is a trusted proxy, whose requests come from others.
     pub proxied: Option<Proxied>,
+    /// Of the connection to the client. During a handshake: what is expected.
+    pub security: Security,
 }
 
 /// The client behind a trusted proxy.
@@ -87,6 +90,18 @@ impl Identity {
     /// The other end of the connection: the client, or a proxy.
     pub fn peer(&self) -> SocketAddr {
         SocketAddr::new(self.ip, self.port)
+    }
+
+    /// How the connection to the client is protected. During a handshake: what is expected.
+    pub fn security(&self) -> Security {
+        self.rare.as_ref().map_or(Security::Plain, |rare| rare.security)
+    }
+
+    /// Notes how the connection is protected.
+    pub fn note_security(&mut self, security: Security) {
+        if security != self.security() {
+            self.rare.get_or_insert_default().security = security;
+        }
     }
 
     /// The client, for logs and reports.

@@ -3,6 +3,8 @@
 //! ```text
 //!                    ┌───────────────────── keep-alive ───────────────────┐
 //!                    ▼                                                    │
+//! with TLS: Accept ─┐
+//!                   ▼
 //! accepted ─────► Request ─── an endpoint, an error ──────────────► Respond ──► Linger ──► Closed
 //!                    │  └──── refused over WebSocket (Origin, …) ──────────────────▲       ▲
 //!                    ├──────► Output ── delivered, timeout, … ─────────────────────┤       │
@@ -10,6 +12,7 @@
 //!                               └──── 101 ──► Relay ───────────────────────────────────────┤
 //! accepted by the inbox ────► Inbox ───────────────────────────────────────────────────────┘
 //!
+//! Accept:  the TLS handshake
 //! Request: read a head, choose what the connection becomes
 //! Body:    read the body of a request, between Request and Respond
 //! Respond: write an HTTP answer
@@ -26,6 +29,7 @@
 //! [`Ended`], which [`Session`] alone logs and counts. No session knows another: all that is shared
 //! is lent to a step as [`Context`].
 
+pub mod accept;
 pub mod alive;
 pub mod body;
 pub mod connector;
@@ -56,11 +60,12 @@ pub use close::CloseReason;
 pub use ended::{Awaited, Detail, Ended, Last};
 pub use identity::{Admission, Identity, Proxied, Rare, SessionId};
 pub use memory::MemoryLimit;
+pub use request::RedirectHttp;
 
 use crate::base::budget::Budget;
 use crate::base::moment::{Moment, WallClock};
 use crate::base::touched::Touched;
-use crate::net::{Conn, Network, OpenFile, Pipes, Ready, Side};
+use crate::net::{Conn, Network, OpenFile, Pipes, Ready, Security, Side, tls};
 use crate::proto::http;
 use crate::proto::message::{SharedResult, TaskId};
 use crate::service::channels::Channels;
@@ -104,6 +109,10 @@ pub struct Settings {
     /// Payload bytes of the largest message that is relayed.
     pub max_message: Option<u64>,
     pub on_backend_failure: OnBackendFailure,
+    /// Whether requests that come without TLS are sent on to where it is.
+    pub redirect_http: RedirectHttp,
+    /// The port of the first listener with TLS, if there is one.
+    pub tls_port: Option<u16>,
     /// Memory for all that sessions, results and responses hold.
     pub memory_limit: MemoryLimit,
     /// How results are delivered.
@@ -124,6 +133,8 @@ impl Default for Settings {
             idle_timeout: None,
             max_message: None,
             on_backend_failure: OnBackendFailure::Close,
+            redirect_http: RedirectHttp::No,
+            tls_port: None,
             memory_limit: MemoryLimit::Unlimited,
             output: output::Settings::default(),
         }
@@ -161,6 +172,7 @@ pub struct Context {
     pub upstreams: Upstreams,
     pub limits: Limits,
     pub trust: trust::Settings,
+    pub tls: tls::Layer,
     pub stats: Stats,
     pub chance: fastrand::Rng,
     /// Makes the payloads of this process's pings recognisable.
@@ -215,6 +227,7 @@ impl Context {
             upstreams: Upstreams::default(),
             limits,
             trust: trust::Settings::default(),
+            tls: tls::Layer::default(),
             stats: Stats::default(),
             chance,
             ping_key,
@@ -256,6 +269,7 @@ impl Context {
 /// What a session is at the moment.
 #[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum Phase {
+    Accept(Box<accept::Accept>),
     Request(Box<request::Request>),
     Body(Box<body::Body>),
     Download(Box<download::Download>),
@@ -393,7 +407,10 @@ impl Session {
     /// A connection that was just accepted, and counted by [`Limits`].
     pub fn accepted(who: Identity, mut downstream: Conn, cx: &Context) -> Session {
         cx.limit_buffers(&mut downstream);
-        let phase = request::Request::first(cx);
+        let phase = match who.security() {
+            Security::Plain | Security::PlainOnTls => request::Request::first(cx),
+            Security::Tls => accept::Accept::phase(cx),
+        };
         Session { who, downstream, phase, is_yielded: false, own_bytes: 0, kernel_pages: 0 }
     }
 
@@ -446,21 +463,31 @@ impl Session {
     /// A connection beyond a limit, which is refused once its request head is here, unless it asks
     /// for an endpoint that is answered all the same.
     pub fn refused(who: Identity, downstream: Conn, cx: &Context) -> Session {
-        let phase = request::Request::refused(cx);
+        let phase = match who.security() {
+            Security::Plain | Security::PlainOnTls => request::Request::refused(cx),
+            Security::Tls => accept::Accept::phase(cx),
+        };
         Session { who, downstream, phase, is_yielded: false, own_bytes: 0, kernel_pages: 0 }
     }
 
     /// Whether it is a refused connection whose request head has not come.
     pub fn is_refused_waiting(&self) -> bool {
         matches!(self.who.admission, Admission::Refused(_))
-            && matches!(self.phase, Phase::Request(_))
+            && matches!(self.phase, Phase::Accept(_) | Phase::Request(_))
+    }
+
+    /// Whether its TLS handshake is not complete.
+    pub fn is_accepting(&self) -> bool {
+        matches!(self.phase, Phase::Accept(_))
     }
 
     /// Makes room for another connection: a request that it waits for is waited for no longer.
     /// Acted on by the next [`Session::drive`].
     pub fn evict(&mut self) {
-        if let Phase::Request(request) = &mut self.phase {
-            request.evict();
+        match &mut self.phase {
+            Phase::Accept(accept) => accept.evict(),
+            Phase::Request(request) => request.evict(),
+            _ => {}
         }
     }
 
@@ -641,6 +668,7 @@ impl Session {
 macro_rules! in_phase {
     ($phase:expr, $it:ident => $of_state:expr, closed => $of_closed:expr) => {
         match $phase {
+            Phase::Accept($it) => $of_state,
             Phase::Request($it) => $of_state,
             Phase::Body($it) => $of_state,
             Phase::Download($it) => $of_state,

@@ -16,7 +16,7 @@ use super::{
     Admission, CloseReason, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step,
 };
 use crate::base::moment::Moment;
-use crate::net::{Conn, Io, Side};
+use crate::net::{Conn, Io, Security, Side};
 use crate::proto::http::{self, BadHead, Form, HEAD_BYTES_MAX, RequestHead, empty_slots};
 use crate::proto::{upgrade, ws};
 use crate::service::endpoints::{ADMINS_ONLY, Answer, Audience, Endpoint};
@@ -34,6 +34,17 @@ const REFUSED_TIMEOUT: Duration = Duration::from_secs(1);
 /// Headers that a page of another origin may send when it fetches a file.
 const CONDITIONS: &str = "Range, If-Range, If-Match, If-None-Match, If-Modified-Since, \
      If-Unmodified-Since";
+
+/// Whether browsers that come without TLS are sent to where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RedirectHttp {
+    /// They are served.
+    No,
+    /// To the first listener with TLS.
+    ToListener,
+    /// To this port, as it is seen from outside.
+    ToPort(u16),
+}
 
 /// Waiting for a request, or for the rest of one.
 pub struct Request {
@@ -110,7 +121,10 @@ impl State for Request {
                     let mut slots = empty_slots();
                     match RequestHead::parse(&scratch[..length], &mut slots) {
                         Ok(Some((head, head_bytes))) => {
-                            return choose(&head, &scratch[head_bytes..length], who, cx);
+                            return match without_tls(&head, who, cx) {
+                                Some(step) => step,
+                                None => choose(&head, &scratch[head_bytes..length], who, cx),
+                            };
                         }
                         Ok(None) => {}
                         Err(bad) => return refuse(bad, CloseReason::BadRequest, cx),
@@ -283,10 +297,63 @@ fn preflight(endpoint: &Endpoint) -> http::Response {
         .with("Access-Control-Max-Age", "600")
 }
 
+/// What a request gets that came without TLS where TLS is wanted; `None`: it is served.
+fn without_tls(head: &RequestHead, who: &Identity, cx: &mut Context) -> Option<Step> {
+    let is_expected = who.security() == Security::PlainOnTls;
+    if let Some(location) = secure_location(head, who, cx) {
+        log_request(head, who);
+        let response = http::Response::error(308, "use HTTPS").with("Location", location);
+        cx.stats.count_http(response.status);
+        let form = Form { head_only: head.is_head(), ..Form::LAST };
+        let last = Last::Answer(response.into_bytes(form));
+        return Some(Step::End(Ended::http(CloseReason::Done).with_last(last)));
+    }
+    is_expected.then(|| {
+        let bad = BadHead { status: 400, why: "this port speaks HTTPS: use https:// or wss://" };
+        refuse(bad, CloseReason::BadRequest, cx)
+    })
+}
+
+/// The same page by way of TLS, for a browser that is to be sent there.
+fn secure_location(head: &RequestHead, who: &Identity, cx: &Context) -> Option<String> {
+    let is_expected = who.security() == Security::PlainOnTls;
+    let port = match cx.settings.redirect_http {
+        _ if who.security() == Security::Tls || who.accepted_on() == AcceptedOn::Admins => None,
+        RedirectHttp::No => None,
+        RedirectHttp::ToListener => cx.settings.tls_port,
+        RedirectHttp::ToPort(port) => Some(port),
+    }?;
+    // What orchestrators and collectors ask for is answered where they ask.
+    let is_probe = Endpoint::find(head.path())
+        .is_some_and(|(endpoint, _)| endpoint.is_answered_when_full && !is_expected);
+    let is_page = matches!(head.method, "GET" | "HEAD") && !upgrade::is_upgrade(head);
+    if !is_page || is_probe || cx.trust.came_by_https(head, who.proxied().is_some()) {
+        return None;
+    }
+    let host = head.host()?;
+    // Brackets of an IPv6 address hold colons too.
+    let name_end = host.rfind(']').map_or(0, |at| at + 1);
+    let name = host[name_end..].find(':').map_or(host, |at| &host[..name_end + at]);
+    let port = if port == 443 { String::new() } else { format!(":{port}") };
+    let query = head.query().map_or(String::new(), |query| format!("?{query}"));
+    Some(format!("https://{name}{port}{}{query}", head.path()))
+}
+
 /// Whether a request comes from a page that may open WebSockets, or from no page at all.
 fn is_from_allowed_page(head: &RequestHead, who: &Identity, cx: &Context) -> bool {
-    let own_host = cx.trust.own_host(head, who.proxied().is_some());
-    cx.limits.is_allowed(head.headers.first("origin"), own_host)
+    cx.limits.is_allowed(head.headers.first("origin"), own_host(head, who, cx))
+}
+
+/// The host whose pages are the gateway's own, if the `Origin` can be one of them: with TLS, only a
+/// page that came by TLS can.
+fn own_host<'b>(head: &RequestHead<'_, 'b>, who: &Identity, cx: &Context) -> Option<&'b str> {
+    let is_secure = |origin: &[u8]| {
+        origin.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"https://"))
+    };
+    let can_be_own =
+        who.security() != Security::Tls || head.headers.first("origin").is_some_and(is_secure);
+    let host = || cx.trust.own_host(head, who.proxied().is_some());
+    can_be_own.then(host).flatten()
 }
 
 /// Whether a segment of the path leads upwards or nowhere, as a backend might read it: `.` or `..`,

@@ -23,6 +23,10 @@ use std::time::Duration;
 #[derive(Clone, Copy)]
 #[expect(missing_docs, reason = "the fields and variants explain themselves")]
 pub enum Event<'e> {
+    /// The TLS handshake with a client is complete.
+    Secured {
+        client: Client,
+    },
     /// A request head, without the query.
     Request {
         method: &'e str,
@@ -184,6 +188,7 @@ impl Event<'_> {
     /// The target of its log line.
     fn target(&self) -> &'static str {
         match self {
+            Event::Secured { .. } => "tls",
             Event::Request { .. } | Event::Answer { .. } => "http",
             Event::Connecting { .. }
             | Event::Connected
@@ -213,6 +218,7 @@ impl Event<'_> {
 impl fmt::Display for Event<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
+            Event::Secured { client } => write!(f, "= TLS is established client={client}"),
             Event::Request { method, path, query, client } => {
                 let query = match query {
                     Query::Present => "?…",
@@ -289,6 +295,7 @@ mod tests {
         use Side::{Downstream, Upstream};
         #[rustfmt::skip]
         let cases = [
+            (Event::Secured { client }, "tls", "= TLS is established client=192.0.2.7:5000"),
             (Event::Request { method: "GET", path: "/ws", query: Query::Present, client },
              "http", "client>gateway GET /ws?… client=192.0.2.7:5000"),
             (Event::Request { method: "GET", path: "/", query: Query::Absent, client },

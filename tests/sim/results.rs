@@ -1630,6 +1630,7 @@ fn draw_settings(
             ..link::Settings::default()
         },
         upstreams: Default::default(),
+        tls: Default::default(),
     }
 }
 

@@ -848,6 +848,7 @@ fn draw_settings(chance: &mut fastrand::Rng) -> gateway::Settings {
         tasks: Default::default(),
         link: Default::default(),
         upstreams: Default::default(),
+        tls: Default::default(),
     }
 }
 

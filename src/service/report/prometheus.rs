@@ -38,6 +38,13 @@ pub fn metrics(snapshot: &Snapshot) -> Response {
         "Times accepting paused because connections or file descriptors ran out.",
     )
     .plain(stats.accept_pauses);
+    out.counter("tls_handshakes_total", "TLS handshakes of clients that were completed.")
+        .plain(stats.tls_handshakes);
+    out.counter(
+        "tls_handshakes_failed_total",
+        "TLS handshakes of clients that failed or were given up.",
+    )
+    .plain(stats.tls_handshakes_failed);
     let mut family =
         out.counter("http_responses_total", "HTTP responses by status, upgrades included.");
     for (status, count) in stats.http() {
@@ -240,6 +247,7 @@ mod tests {
         stats.connections_accepted = 9;
         (stats.pings_sent, stats.pongs_swallowed) = (4, 3);
         (stats.accept_pauses, stats.messages_too_big, stats.log_lines_lost) = (2, 5, 6);
+        (stats.tls_handshakes, stats.tls_handshakes_failed) = (7, 8);
         stats.count_http(101);
         stats.count_refused("full");
         stats.count_upgrade("input");
@@ -286,6 +294,8 @@ mod tests {
             "pings_sent_total 4",
             "pongs_swallowed_total 3",
             "accept_pauses_total 2",
+            "tls_handshakes_total 7",
+            "tls_handshakes_failed_total 8",
             "messages_too_big_total 5",
             "log_lines_lost_total 6",
         ] {

@@ -1,0 +1,45 @@
+//! The files of `[tls]`, which are read after the configuration, and what needs them.
+
+use super::{Config, Loaded, Problem, Problems};
+use crate::net::tls::{self, LoadError, Uses};
+use crate::session::RedirectHttp;
+
+impl Loaded {
+    /// Reads certificates, keys and roots, as far as something uses them. May block for as long as
+    /// their file systems do.
+    ///
+    /// # Errors
+    /// What cannot be used, and why.
+    pub fn load_certificates(mut self) -> Result<Loaded, Problems> {
+        let problem = |key: &str, why| {
+            let place = self.path.as_ref().map(|path| path.display().to_string());
+            let place = place.unwrap_or("the configuration".into());
+            Problems(vec![Problem { place, key: Some(key.into()), why }])
+        };
+        let config = &mut self.config;
+        check_redirect(config).map_err(|why| problem("server.redirect_http", why))?;
+        let uses = uses(config);
+        tls::load(&mut config.gateway.tls, uses)
+            .map_err(|LoadError { key, why }| problem(&format!("tls.{key}"), why))?;
+        Ok(self)
+    }
+}
+
+fn uses(config: &Config) -> Uses {
+    Uses { listeners: config.reactor.listen.iter().any(|at| at.has_tls), dialed: false }
+}
+
+/// `true` leads to the first `tls://` address, whose port must be known.
+fn check_redirect(config: &mut Config) -> Result<(), String> {
+    let session = &mut config.gateway.session;
+    let listener = config.reactor.listen.iter().find(|at| at.has_tls);
+    session.tls_port = listener.map(|at| at.address.port()).filter(|port| *port != 0);
+    match (session.redirect_http, session.tls_port) {
+        (RedirectHttp::ToListener, None) => {
+            Err("true needs a tls:// address with a port in server.listen; expected the port that \
+             browsers are sent to"
+                .into())
+        }
+        _ => Ok(()),
+    }
+}

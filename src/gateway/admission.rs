@@ -1,0 +1,118 @@
+//! Accepted connections become sessions, or are refused because they are beyond a limit.
+
+use super::Gateway;
+use crate::net::{Conn, Security, Socket};
+use crate::service::limits::Refusal;
+use crate::service::trust::Client;
+use crate::session::{Admission, Identity, Proxied, Rare, Session, SessionId};
+use log::warn;
+use std::net::SocketAddr;
+
+/// Connections to the addresses for admins at once.
+const ADMINS_MAX: usize = 100;
+
+impl Gateway {
+    /// Whether one more connection can be accepted, if only to be rejected with 503.
+    pub fn can_admit(&self) -> bool {
+        !self.cx.is_draining
+            && (!self.cx.limits.is_full() || self.refusals.has_room(&self.sessions))
+    }
+
+    /// Takes a connection that was accepted from `client` and registered for [`Gateway::next_key`].
+    pub fn admit(&mut self, socket: Socket, client: SocketAddr) {
+        self.admit_as(Security::Plain, socket, client);
+    }
+
+    /// The same. Returns the session, unless the connection is beyond a limit.
+    pub(super) fn admit_as(
+        &mut self,
+        security: Security,
+        socket: Socket,
+        client: SocketAddr,
+    ) -> Option<SessionId> {
+        // Behind a proxy, the client is known once its request has come.
+        let counted = Some(client.ip()).filter(|ip| !self.cx.trust.is_trusted_proxy(*ip));
+        if let Err(refusal) = self.cx.limits.admit(counted) {
+            self.refuse_as(security, socket, client, refusal);
+            return None;
+        }
+        self.cx.stats.connections_accepted += 1;
+        let mut who = self.identity(client, Admission::Client);
+        who.note_security(security);
+        let id = who.id();
+        self.insert(Session::accepted(who, Conn::accepted(socket), &self.cx));
+        Some(id)
+    }
+
+    /// Takes a connection that is beyond a limit: it is answered 503, unless it asks for an
+    /// endpoint that is answered even then.
+    pub fn refuse(&mut self, socket: Socket, client: SocketAddr, refusal: Refusal) {
+        self.refuse_as(Security::Plain, socket, client, refusal);
+    }
+
+    pub(super) fn refuse_as(
+        &mut self,
+        security: Security,
+        socket: Socket,
+        client: SocketAddr,
+        refusal: Refusal,
+    ) {
+        if !self.refusals.is_full() || self.evict_refused() {
+            let mut who = self.identity(client, Admission::Refused(refusal));
+            who.note_security(security);
+            self.refusals.add(who.key as usize, who.serial, &self.sessions);
+            self.insert(Session::refused(who, Conn::accepted(socket), &self.cx));
+        } else {
+            // It gets no answer: what is refused must not hold more than it may.
+            warn!(target: "gateway", "refused why=\"{}\" client={client}", refusal.why());
+            self.cx.stats.count_refused(refusal.word());
+        }
+    }
+
+    /// Ends the oldest refused connection that has not sent its request yet. False: there is none.
+    fn evict_refused(&mut self) -> bool {
+        let Some(key) = self.refusals.pop_waiting(&self.sessions) else { return false };
+        self.sessions[key].evict();
+        self.drive(key);
+        true
+    }
+
+    pub(super) fn insert(&mut self, session: Session) {
+        let key = self.sessions.insert(session);
+        self.drive(key);
+    }
+
+    /// One more connection to an address for admins can be accepted.
+    pub fn can_admit_admin(&self) -> bool {
+        !self.cx.is_draining && self.admins < ADMINS_MAX
+    }
+
+    /// Takes a connection to an address for admins, registered for [`Gateway::next_key`].
+    pub fn admit_admin(&mut self, socket: Socket, client: SocketAddr) {
+        let who = self.identity(client, Admission::Admin);
+        self.admins += 1;
+        let session = Session::accepted(who, Conn::accepted(socket), &self.cx);
+        let key = self.sessions.insert(session);
+        self.drive(key);
+    }
+
+    pub(super) fn identity(&mut self, client: SocketAddr, admission: Admission) -> Identity {
+        self.serials += 1;
+        let is_proxy =
+            admission == Admission::Client && self.cx.trust.is_trusted_proxy(client.ip());
+        let rare = is_proxy.then(|| {
+            let proxied = Proxied { client: Client::Peer(client), counted: None };
+            Box::new(Rare { proxied: Some(proxied), ..Rare::default() })
+        });
+        Identity {
+            serial: self.serials,
+            opened: self.cx.now,
+            route: None,
+            key: self.sessions.vacant_key() as u32,
+            ip: client.ip(),
+            port: client.port(),
+            admission,
+            rare,
+        }
+    }
+}

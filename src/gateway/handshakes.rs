@@ -1,0 +1,55 @@
+//! Connections whose TLS handshake is not complete: at most so many that an idle crowd cannot hold
+//! the memory and the slots of clients. Beyond that, the oldest one goes.
+
+use super::Gateway;
+use crate::net::{Security, Socket};
+use crate::service::limits::Refusal;
+use crate::session::{Session, SessionId};
+use log::warn;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+/// Unfinished handshakes at a time.
+const UNFINISHED_MAX: usize = 1024;
+
+/// The connections that may still be in their handshake, oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Handshakes(VecDeque<SessionId>);
+
+impl Gateway {
+    /// Takes a connection that was accepted where TLS is expected, as [`Gateway::admit`] does.
+    pub fn admit_tls(&mut self, socket: Socket, client: SocketAddr) {
+        let Some(socket) = self.cx.tls.accept(socket) else {
+            warn!(target: "tls", "no certificate for client={client}");
+            return;
+        };
+        self.limit_handshakes();
+        let id = self.admit_as(Security::Tls, socket, client);
+        self.handshakes.0.extend(id);
+    }
+
+    /// The same for a connection that is beyond a limit, as [`Gateway::refuse`] does.
+    pub fn refuse_tls(&mut self, socket: Socket, client: SocketAddr, refusal: Refusal) {
+        if let Some(socket) = self.cx.tls.accept(socket) {
+            self.refuse_as(Security::Tls, socket, client, refusal);
+        }
+    }
+
+    /// Makes room for one more handshake.
+    fn limit_handshakes(&mut self) {
+        if self.handshakes.0.len() < UNFINISHED_MAX {
+            return;
+        }
+        // Nearly all are complete, as a rule, so this is done once for many connections.
+        let mut waiting = std::mem::take(&mut self.handshakes.0);
+        waiting.retain(|id| self.session(*id).is_some_and(Session::is_accepting));
+        if waiting.len() >= UNFINISHED_MAX
+            && let Some(oldest) = waiting.pop_front()
+            && let Some(session) = self.session_mut(oldest)
+        {
+            session.evict();
+            self.drive(oldest.key as usize);
+        }
+        self.handshakes.0 = waiting;
+    }
+}

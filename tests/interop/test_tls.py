@@ -1,0 +1,284 @@
+"""TLS on listeners: what browsers, libraries and tools of others see of it. docs/operations.md, section TLS."""
+
+import json
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+
+import pytest
+import websockets.sync.client
+
+from gatewaylab import PATIENCE
+from gatewaylab import gateway as gateways
+from gatewaylab.certificates import Authority, openssl, serial_of
+from gatewaylab.gateway import route
+from gatewaylab.peers import node_env, pattern
+from gatewaylab.results import Waiter, new_task
+from gatewaylab.wire import BINARY, closed_port, eventually
+
+TLS_LISTENING = r"listening address=tls://127\.0\.0\.1:(\d+)"
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def secure(lab, authority):
+    """A gateway that listens with and without TLS; `tls_port` is the port of the former."""
+
+    def start(names=("localhost", "127.0.0.1"), *, server=None, tls=None, kind="EC", **config):
+        if tls is None:
+            pem, key = authority.certify(*names, file=f"server{len(lab.gateways)}", kind=kind)
+            tls = {"certificate": str(pem), "key": str(key)}
+        server = {"listen": ["127.0.0.1:0", "tls://127.0.0.1:0"], "admin_listen": ["127.0.0.1:0"], **(server or {})}
+        gateway = lab.gateway({"server": server, "tls": tls, **config})
+        gateway.tls_port = int(gateway.process.wait_for_line(TLS_LISTENING).group(1))
+        # The lab asks for open connections where no request is redirected.
+        gateway.plain_port = gateway.port
+        gateway.port = int(gateway.process.wait_for_line(r"listening address=127\.0\.0\.1:(\d+) for=admins").group(1))
+        return gateway
+
+    return start
+
+
+def relaying(backend):
+    return {"route": [route(backend=backend.url())]}
+
+
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+@pytest.mark.parametrize("kind", ["EC", "RSA"])
+def test_both_versions_serve_pages_and_relay(lab, secure, authority, version, kind):
+    backend = lab.backend()
+    gateway = secure(kind=kind, **relaying(backend))
+    only = getattr(ssl.TLSVersion, version)
+    context = authority.context(minimum_version=only, maximum_version=only)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    client = lab.adopt(authority.connect(gateway.tls_port, context=context))
+    assert client.sock.version() == version.replace("_", ".")
+    assert client.sock.selected_alpn_protocol() == "http/1.1"
+    assert client.get("/health").status == 200
+    client.upgrade("/ws/input", headers=[("Origin", "https://localhost")])
+    peer = backend.accept_upgraded()
+    assert peer.head["X-Forwarded-Proto"] == "https"
+    client.read_switch()
+    client.say("by TLS")
+    assert peer.read_frame().text == "by TLS"
+    big = bytes(range(256)) * 4096
+    peer.frame(BINARY, big)
+    assert client.read_frame().payload == big
+    client.frame(BINARY, big)
+    assert peer.read_frame().payload == big
+    peer.close_frame(4321, "done")
+    assert client.read_close().code == 4321
+
+
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+def test_sessions_are_resumed(lab, secure, authority, version):
+    gateway = secure()
+    only = getattr(ssl.TLSVersion, version)
+    context = authority.context(minimum_version=only, maximum_version=only)
+    first = lab.adopt(authority.connect(gateway.tls_port, context=context))
+    assert first.get("/ready").status == 503
+    again = socket.create_connection(("127.0.0.1", gateway.tls_port), PATIENCE)
+    again = context.wrap_socket(again, server_hostname="localhost", session=first.sock.session)
+    assert again.session_reused
+    again.close()
+
+
+def test_curl_and_openssl_verify_the_certificate(secure, authority):
+    gateway = secure()
+    url = f"https://localhost:{gateway.tls_port}/health"
+    curl = ["curl", "--silent", "--show-error", "--max-time", str(PATIENCE), "--resolve", f"localhost:{gateway.tls_port}:127.0.0.1"]
+    done = subprocess.run([*curl, "--cacert", authority.pem, url], capture_output=True, timeout=PATIENCE, check=True)
+    assert json.loads(done.stdout)["gateway"] == "running"
+    done = subprocess.run([*curl, url], capture_output=True, timeout=PATIENCE)
+    assert done.returncode == 60, "its root is not known"
+    gateway.process.wait_for_line(r"http_\d+ closed reason=tls_failed .*why=\".*alert")
+    shown = openssl(
+        "s_client", "-connect", f"127.0.0.1:{gateway.tls_port}", "-servername", "localhost", "-CAfile", authority.pem,
+        "-verify_return_error", "-ign_eof", input=b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    )
+    assert "Verify return code: 0 (ok)" in shown
+
+
+def test_libraries_talk_through_it(lab, secure, authority, shared_backends):
+    backend = shared_backends("ws")
+    gateway = secure(**relaying(backend))
+    url = f"wss://localhost:{gateway.tls_port}/ws/input"
+    with websockets.sync.client.connect(url, ssl=authority.context(), proxy=None, open_timeout=PATIENCE) as client:
+        client.send("hello")
+        client.close(4000)
+    script = """
+        const { WebSocket } = require("ws");
+        const socket = new WebSocket(process.argv[1], { ca: require("fs").readFileSync(process.argv[2]) });
+        socket.on("open", () => socket.close(4001));
+        socket.on("error", (error) => console.log(error.message));
+        socket.on("close", (code) => console.log(code));
+    """
+    done = subprocess.run(
+        ["node", "-e", script, url, authority.pem], capture_output=True, text=True, timeout=PATIENCE, env=node_env()
+    )
+    assert done.stdout == "4001\n", done.stdout + done.stderr
+
+
+def test_certificates_are_chosen_by_name(lab, secure, authority):
+    chosen = {name: authority.certify(name, file=name) for name in ("one.example", "two.example")}
+    pems, keys = zip(*chosen.values())
+    gateway = secure(tls={"certificate": [str(pem) for pem in pems], "key": [str(key) for key in keys]})
+    for name, expected in [("one.example", "one.example"), ("two.example", "two.example"), ("other.example", "one.example")]:
+        context = authority.context(check_hostname=False)
+        client = lab.adopt(authority.connect(gateway.tls_port, name, context))
+        assert client.sock.getpeercert()["subject"] == ((("commonName", expected),),)
+
+
+def test_plain_http_on_a_tls_port_and_tls_on_a_plain_one(lab, secure):
+    gateway = secure()
+    client = lab.client(gateway.tls_port)
+    reply = client.get("/health")
+    assert reply.status == 400 and "HTTPS" in reply.json()["error"]
+    client.expect_end()
+    stranger = socket.create_connection(("127.0.0.1", gateway.plain_port), PATIENCE)
+    with pytest.raises(ssl.SSLError):
+        ssl.create_default_context().wrap_socket(stranger, server_hostname="localhost")
+    stranger.close()
+    gateway.process.wait_for_line(r"reason=bad_request .*why=\"a TLS handshake on a port without TLS\"")
+
+
+def test_browsers_without_tls_are_sent_there(lab, secure):
+    backend = lab.backend()
+    gateway = secure(server={"redirect_http": 8443, "trusted_proxies": ["127.0.0.0/8"]}, **relaying(backend))
+
+    def ask(target, port=gateway.plain_port, **options):
+        return lab.client(port).get(target, **options)
+
+    reply = ask("/page?a=b", host="gateway.example:8000")
+    assert (reply.status, reply.head["Location"]) == (308, "https://gateway.example:8443/page?a=b")
+    assert ask("/", method="HEAD", host="[::1]").head["Location"] == "https://[::1]:8443/"
+    for target in ("/health", "/ready", "/metrics"):
+        assert ask(target).status != 308, target
+    assert ask("/", method="POST").status == 405
+    assert ask("/", headers=[("X-Forwarded-Proto", "https")]).status == 200
+    assert ask("/health", port=gateway.tls_port, host="a:8443").head["Location"] == "https://a:8443/health"
+    client, peer = lab.pair(gateway.plain_port, backend)
+    client.say("an upgrade is served")
+    assert peer.read_frame().text == "an upgrade is served"
+
+
+def test_with_the_default_port_the_address_has_none(lab, secure):
+    gateway = secure(server={"redirect_http": 443})
+    assert lab.client(gateway.plain_port).get("/", host="a.example").head["Location"] == "https://a.example/"
+
+
+def test_silent_and_slow_handshakes_end(lab, secure):
+    gateway = secure(server={"header_timeout": "200ms"})
+    silent, slow = lab.client(gateway.tls_port), lab.client(gateway.tls_port)
+    slow.send(b"\x16\x03\x01")
+    for client in (silent, slow):
+        client.expect_gone()
+    gateway.process.wait_for_line(r"closed reason=tls_failed .*why=\"it was not complete in time\"")
+
+
+def test_the_oldest_of_too_many_unfinished_handshakes_goes(lab, secure, authority):
+    gateway = secure(server={"header_timeout": "1m"})
+    waiting = [socket.create_connection(("127.0.0.1", gateway.tls_port), PATIENCE) for _ in range(1025)]
+    assert waiting[0].recv(1) == b"", "it was the oldest"
+    client = lab.adopt(authority.connect(gateway.tls_port))
+    assert client.get("/health").status == 200
+    for one in waiting:
+        one.close()
+    gateway.process.wait_for_line(r"why=\"too many unfinished handshakes\"")
+
+
+def test_a_new_certificate_is_served_after_hup_and_no_connection_is_lost(lab, secure, authority):
+    backend = lab.backend()
+    gateway = secure(**relaying(backend))
+    client = lab.adopt(authority.connect(gateway.tls_port))
+    client.upgrade("/ws/input")
+    peer = backend.accept_upgraded()
+    client.read_switch()
+    stop, lost, serials = threading.Event(), [], set()
+
+    def visit():
+        while not stop.is_set():
+            try:
+                visitor = authority.connect(gateway.tls_port)
+                der = visitor.sock.getpeercert(binary_form=True)
+                assert visitor.get("/health").status == 200
+                serials.add(ssl.DER_cert_to_PEM_cert(der))
+                visitor.vanish()
+            except (OSError, AssertionError) as error:
+                lost.append(repr(error))
+
+    visitors = [threading.Thread(target=visit) for _ in range(4)]
+    for visitor in visitors:
+        visitor.start()
+    try:
+        eventually(lambda: serials, "somebody has visited")
+        for count in (2, 3):
+            authority.certify("localhost", file="server0")
+            gateway.signal(signal.SIGHUP)
+            eventually(lambda: len(serials) >= count, "the new certificate is served")
+        # A certificate that does not fit its key stays out.
+        good = (authority.folder / "server0.key").read_bytes()
+        authority.new_key(authority.folder / "server0.key")
+        gateway.signal(signal.SIGHUP)
+        gateway.process.wait_for_line(r"not reloaded: .*tls\.key: .*server0\.key is not the key to the certificate in")
+        (authority.folder / "server0.key").write_bytes(good)
+        client.say("still here")
+        assert peer.read_frame().text == "still here"
+    finally:
+        stop.set()
+        for visitor in visitors:
+            visitor.join()
+    assert not lost and len(serials) == 3, (lost[:3], len(serials))
+
+
+def test_files_that_do_not_fit_are_refused_at_the_start(authority, tmp_path):
+    pem, key = authority.certify("localhost", file="start")
+    _, other = authority.certify("localhost", file="other")
+    config = tmp_path / "config.toml"
+    for certificate, its_key, listen, why in [
+        (pem, other, "tls://127.0.0.1:0", rf"tls\.key: {other} is not the key to the certificate in {pem}"),
+        ("/no/where", key, "tls://127.0.0.1:0", r"tls\.certificate: /no/where cannot be read"),
+        ("", key, "tls://127.0.0.1:0", r"tls\.certificate: a tls:// address is listened on"),
+    ]:
+        tls = {"certificate": str(certificate), "key": str(its_key)}
+        config.write_text(gateways.toml({"server": {"listen": [listen]}, "tls": tls}))
+        for command in ([], ["--check"]):
+            done = gateways.run("--config", config, *command)
+            assert done.returncode == 2 and re.search(why, done.stderr), done.stderr
+    config.write_text(gateways.toml({"server": {"listen": ["tls://127.0.0.1:0"]}, "tls": {"certificate": str(pem), "key": str(key)}}))
+    assert gateways.run("--config", config, "--check").returncode == 0
+    config.write_text(gateways.toml({"server": {"redirect_http": True}}))
+    done = gateways.run("--config", config, "--check")
+    assert done.returncode == 2 and "server.redirect_http" in done.stderr
+
+
+def test_healthcheck_asks_over_tls_where_there_is_nothing_else(lab, authority, tmp_path):
+    pem, key = authority.certify("gateway.example", file="health")
+    port = closed_port()
+    config = {"server": {"listen": [f"tls://127.0.0.1:{port}"]}, "tls": {"certificate": str(pem), "key": str(key)}, "log": {"level": "debug"}}
+    gateway = lab.gateway(gateways.toml(config), wait=False)
+    gateway.process.wait_for_line(TLS_LISTENING)
+    done = gateways.run("healthcheck", "--config", gateway.file)
+    assert (done.returncode, done.stdout) == (0, "degraded\n"), done.stderr
+
+
+def test_results_with_audio_are_delivered_whole(results, authority):
+    pem, key = authority.certify("localhost", file="audio")
+    server = {"listen": ["127.0.0.1:0", "tls://127.0.0.1:0"]}
+    gateway, inbox = results.embedded(config={"server": server, "tls": {"certificate": str(pem), "key": str(key)}})
+    port = int(gateway.process.wait_for_line(TLS_LISTENING).group(1))
+    audio = pattern(2_000_003)
+    results.write("a.wav", audio)
+    task = new_task()
+    waiter = results.lab.adopt(Waiter(authority.connect(port).sock)).wait(task)
+    waiter.half_close = lambda: socket.socket.shutdown(waiter.sock, socket.SHUT_WR)
+    inbox.publish(task, text="heard", audio_file="a.wav")
+    assert waiter.result().audio == audio
+    waiter.done()  # the end that it expects has close_notify
