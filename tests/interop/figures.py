@@ -1,6 +1,8 @@
 """The figures of result delivery, measured with the release binary and a real Redis: `tests/run figures`, or this file itself.
 
-    python figures.py [early] [restart] [latency] [waiting] [slow]        all of them by default
+    python figures.py [early] [restart] [latency] [waiting] [slow] [stop] [leftover] [cuts] [cuts-growing]
+
+All of them by default.
 
 Counts are what they are; times and memory depend on the machine and on what else runs on it. The folder of the suite must be
 installed (`tests/run interop` does that), and the binary built.
@@ -15,6 +17,7 @@ import sys
 import tempfile
 import time
 
+import figures_speech
 from gatewaylab.crowd import Crowd
 from gatewaylab.results import PREFIX, OUTPUT, RedisServer, is_up, new_task, proportional_bytes
 from gatewaylab.gateway import Gateway
@@ -26,8 +29,8 @@ MIB = 1 << 20
 class House:
     """A Redis, and a gateway on it that can be started again."""
 
-    def __init__(self, folder):
-        self.folder, self.audio, self.count = folder, folder / "audio", 0
+    def __init__(self, folder, **output):
+        self.folder, self.audio, self.count, self.output = folder, folder / "audio", 0, output
         self.audio.mkdir()
         self.redis = RedisServer(folder / "redis")
         self.start()
@@ -36,7 +39,7 @@ class House:
         self.count += 1
         config = {
             "route": [OUTPUT],
-            "output": {"audio_root": str(self.audio)},
+            "output": {"audio_root": str(self.audio), **self.output},
             "redis": {"url": self.redis.url},
             "log": {"level": "info"},
         }
@@ -155,10 +158,10 @@ def slow(house, clients=10, size=200 * MIB):
 
 
 def main(wanted):
-    wanted = wanted or ["early", "restart", "latency", "waiting", "slow"]
+    wanted = wanted or ["early", "restart", "latency", "waiting", "slow", *figures_speech.SETTINGS]
     for name in wanted:
         with tempfile.TemporaryDirectory() as folder:
-            house = House(pathlib.Path(folder))
+            house = House(pathlib.Path(folder), **figures_speech.SETTINGS.get(name, {}))
             try:
                 report(name, house)
             finally:
@@ -183,8 +186,10 @@ def report(name, house):
     elif name == "slow":
         most, got, whole = slow(house)
         print(f"a 200 MiB file to 10 slow clients:             the process grew by {most / 1024:.0f} KiB; {got} of {whole} bytes arrived")
+    elif name in figures_speech.SETTINGS:
+        figures_speech.report(name, house)
     else:
-        sys.exit(f"figures.py: {name!r} is none of early, restart, latency, waiting, slow")
+        sys.exit(f"figures.py: {name!r} is none of early, restart, latency, waiting, slow, {', '.join(figures_speech.SETTINGS)}")
     sys.stdout.flush()
 
 

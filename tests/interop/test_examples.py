@@ -223,3 +223,100 @@ def test_projects_talk_through_the_example(lab, project):
     assert seen["path"] == ("/" if project == "pipecat" else path)
     for name, value in headers.items():
         assert seen["headers"][name] == value
+
+
+@pytest.fixture
+def streaming(lab, tmp_path):
+    """The streaming worker with the input handler and the gateway."""
+    server = RedisServer(tmp_path)
+    input_port, audio = closed_port(), tmp_path / "audio"
+    env = {**os.environ, "REDIS_URL": server.url, "AUDIO_ROOT": str(audio), "LISTEN": f"127.0.0.1:{input_port}", "PYTHONUNBUFFERED": "1"}
+    handler = Process([sys.executable, EXAMPLES / "workers/input_handler.py"], env=env)
+    worker = Process([sys.executable, EXAMPLES / "workers/streaming_worker.py"], env=env)
+    try:
+        handler.wait_for_line("input handler on")
+        worker.wait_for_line("worker waits for tasks")
+        routes = [
+            route(backend=f"ws://127.0.0.1:{input_port}"),
+            route("output", "/ws/output/{task_id}", serve="output"),
+        ]
+        gateway = lab.gateway({"route": routes, "redis": {"url": server.url}, "output": {"audio_root": str(audio)}})
+        yield gateway, worker, audio
+    finally:
+        handler.kill()
+        worker.kill()
+        server.stop()
+
+
+async def upload(gateway, text):
+    async with connect(f"ws://127.0.0.1:{gateway.port}/ws/input") as ws:
+        task_id = json.loads(await ws.recv())["task_id"]
+        await ws.send(json.dumps({"type": "text", "chunk_id": 0, "action": "data_chunk"}))
+        await ws.send(text.encode())
+        await ws.send(json.dumps({"action": "upload_complete"}))
+        assert json.loads(await ws.recv())["status"] == "queued"
+        return task_id
+
+
+def test_streaming_worker_is_heard_while_it_speaks(streaming):
+    gateway, _, audio = streaming
+
+    async def listen():
+        task_id = await upload(gateway, "hello")
+        sizes, sound = [], b""
+        async with connect(f"ws://127.0.0.1:{gateway.port}/ws/output/{task_id}") as results:
+            async for message in results:
+                if isinstance(message, bytes):
+                    sound += message
+                    sizes.append((audio / f"{task_id}.wav").stat().st_size)
+        return sound, sizes, (audio / f"{task_id}.wav").read_bytes()
+
+    sound, sizes, file = asyncio.run(asyncio.wait_for(listen(), PATIENCE))
+    assert sound == file and len(file) == 44 + 5 * 9600
+    assert sizes[0] < len(file), "the first piece came while the rest was still being made"
+
+
+def test_streaming_worker_stops_when_the_client_does(streaming):
+    gateway, worker, audio = streaming
+
+    async def interrupt():
+        text = "a long story that nobody wants to hear to its end"
+        task_id = await upload(gateway, text)
+        async with connect(f"ws://127.0.0.1:{gateway.port}/ws/output/{task_id}") as results:
+            async for message in results:
+                if isinstance(message, bytes):
+                    await results.send(json.dumps({"type": "control", "action": "STOP"}))
+                    break
+            rest = [message async for message in results]
+            assert json.loads(rest[-1])["action"] == "STOP_ACK"
+            assert (results.close_code, results.close_reason) == (1000, "stopped")
+        return task_id, 44 + len(text) * 9600
+
+    task_id, whole = asyncio.run(asyncio.wait_for(interrupt(), PATIENCE))
+    worker.wait_for_line(f"stopped task={task_id}")
+    assert (audio / f"{task_id}.wav").stat().st_size < whole
+
+
+def test_streaming_worker_waits_for_a_client_that_has_left(streaming):
+    gateway, worker, audio = streaming
+
+    async def come_back():
+        text = "a story with a pause"
+        task_id = await upload(gateway, text)
+        url = f"ws://127.0.0.1:{gateway.port}/ws/output/{task_id}"
+        async with connect(url) as results:
+            while not isinstance(await results.recv(), bytes):
+                pass
+        file = audio / f"{task_id}.wav"
+        while f"clients left task={task_id}" not in gateway.log:
+            await asyncio.sleep(0.05)
+        # It may have been about to write one more piece.
+        await asyncio.sleep(0.3)
+        before = file.stat().st_size
+        await asyncio.sleep(0.5)
+        assert file.stat().st_size == before < 44 + len(text) * 9600
+        async with connect(url) as results:
+            sound = b"".join([message async for message in results if isinstance(message, bytes)])
+        assert sound == file.read_bytes() and len(sound) == 44 + len(text) * 9600
+
+    asyncio.run(asyncio.wait_for(come_back(), PATIENCE))

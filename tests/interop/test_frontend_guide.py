@@ -110,6 +110,48 @@ def test_vite_react_typescript_project_builds_and_speaks(demo, browser, serve, t
     assert "Hello!" in answer["text"]
 
 
+TSCONFIG = """
+{
+  "compilerOptions": {
+    "strict": true, "noEmit": true, "target": "ES2022", "module": "ESNext", "moduleResolution": "bundler",
+    "lib": ["ES2022", "DOM", "DOM.Iterable"], "noUnusedLocals": true, "noUnusedParameters": true
+  },
+  "include": ["*.ts"]
+}
+"""
+
+# Uses all of what the composable returns.
+USER = """
+import { useAnswer } from "./useAnswer";
+const { ask, stop, text, state, error, level } = useAnswer("http://localhost:8000");
+const said: string = text.value + state.value + (error.value ?? "") + level().toFixed(1);
+ask(said).then(stop);
+"""
+
+
+@pytest.mark.timeout(480)  # it installs packages
+def test_vue_composable_has_no_type_errors(tmp_path):
+    def run(*command, cwd):
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+    library, project = tmp_path / "library", tmp_path / "talk"
+    shutil.copytree(ROOT / "clients", library / "clients", ignore=shutil.ignore_patterns("node_modules", "dist"))
+    for folder in (library / "assets", project):
+        folder.mkdir()
+    for command in (["npm", "ci"], ["npm", "pack", "--pack-destination", str(project)]):
+        done = run(*command, cwd=library / "clients/js")
+        assert done.returncode == 0, done.stderr
+    package = next(project.glob("aivtuber-gateway-client-*.tgz"))
+    (project / "package.json").write_text('{"private": true, "type": "module"}')
+    (project / "tsconfig.json").write_text(TSCONFIG)
+    (project / "user.ts").write_text(USER)
+    shutil.copy(ROOT / "examples/frontend/useAnswer.vue.ts", project / "useAnswer.ts")
+    done = run("npm", "install", "typescript@5.9.3", "vue@3.5.45", str(package), cwd=project)
+    assert done.returncode == 0, done.stderr
+    done = run("npx", "tsc", cwd=project)
+    assert done.returncode == 0, done.stdout
+
+
 def test_hooks_are_as_short_as_promised():
     for name in ("useAnswer.react.ts", "useAnswer.vue.ts"):
         lines = (ROOT / "examples/frontend" / name).read_text().splitlines()

@@ -1,0 +1,184 @@
+"""Figures of interrupted and resumed speech, part of `tests/run figures`: `stop`, `leftover`, `cuts`, `cuts-growing`.
+
+- `stop`: from a client's STOP to its STOP_ACK, while audio comes as fast as the client reads. Goal: p99 of 20 ms.
+- `leftover`: bytes of old audio that leave the gateway's socket after STOP for a client at 1 Mbit/s, with chunks of 4 KiB. Goal: 24 KiB.
+- `cuts`, `cuts-growing`: connections of the client library that break at random bytes. Goal: nothing lost, doubled or out of order.
+"""
+
+import array
+import fcntl
+import hashlib
+import json
+import random
+import socket
+import subprocess
+import termios
+import threading
+import time
+
+from gatewaylab import ROOT, wire
+from gatewaylab.peers import node_env, pattern
+from gatewaylab.results import Waiter, is_waiting, new_task
+
+STOP = json.dumps({"type": "control", "action": "STOP"}).encode()
+# The figures, and what `[output]` is for each.
+SETTINGS = {"stop": {}, "leftover": {"chunk_size": 4096}, "cuts": {"chunk_size": 4096}, "cuts-growing": {"chunk_size": 4096}}
+# 1 Mbit/s, of everything that the socket carries.
+SLOW_BYTES_PER_SECOND = 125_000
+SLOW_SECONDS = 3
+
+
+def percentile(samples, percent):
+    ordered = sorted(samples)
+    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
+
+
+def begin(house, name, receive_buffer=None):
+    """A client whose task has just got a result with this audio."""
+    task = new_task()
+    waiter = Waiter(wire.connect(house.gateway.port, receive_buffer=receive_buffer).sock).wait(task)
+    is_waiting(house.gateway, task)
+    house.redis.publish(task, text="t", audio_file=name)
+    return waiter
+
+
+def stop(house, count=300, size=32 << 20):
+    """Seconds from STOP to STOP_ACK."""
+    chance = random.Random(3)
+    (house.audio / "long.wav").write_bytes(pattern(size))
+    samples = []
+    for _ in range(count):
+        waiter = begin(house, "long.wav")
+        wanted = chance.randrange(1, size // 4)
+        received = 0
+        while received < wanted:
+            frame = waiter.read_message_frame()
+            received += len(frame.payload)
+        began = time.perf_counter()
+        waiter.say(STOP)
+        while b"STOP_ACK" not in (frame := waiter.read_message_frame()).payload[:100]:
+            assert frame.opcode in (wire.TEXT, wire.BINARY), frame
+        samples.append(time.perf_counter() - began)
+        waiter.vanish()
+    return samples
+
+
+class SlowReader:
+    """Reads a socket at a rate, and takes the frames apart."""
+
+    def __init__(self, sock, rate):
+        self.sock, self.rate = sock, rate
+        self.began, self.count, self.buffer = time.monotonic(), 0, bytearray()
+
+    def read(self):
+        """What the link carries in some milliseconds."""
+        time.sleep(0.005)
+        due = int((time.monotonic() - self.began) * self.rate) - self.count
+        if due > 0:
+            data = self.sock.recv(due)
+            self.count += len(data)
+            self.buffer += data
+
+    def frames(self):
+        while found := wire.parse_frame(self.buffer, 0):
+            del self.buffer[: len(found.raw)]
+            yield found
+
+    def held_by_kernel(self):
+        """Bytes that have left the gateway's socket and were not read yet."""
+        waiting = array.array("i", [0])
+        fcntl.ioctl(self.sock, termios.FIONREAD, waiting)
+        return waiting[0]
+
+
+def leftover(house, count=5):
+    """Bytes that left the gateway's socket between STOP and STOP_ACK."""
+    (house.audio / "long.wav").write_bytes(pattern(8 << 20))
+    samples = []
+    for _ in range(count):
+        waiter = begin(house, "long.wav", receive_buffer=4096)
+        reader = SlowReader(waiter.sock, SLOW_BYTES_PER_SECOND)
+        reader.buffer += waiter.ahead
+        while time.monotonic() - reader.began < SLOW_SECONDS:
+            reader.read()
+            list(reader.frames())
+        waiter.say(STOP)
+        before = reader.count + reader.held_by_kernel()
+        at_end = None
+        while at_end is None:
+            reader.read()
+            if any(b"STOP_ACK" in frame.payload[:100] for frame in reader.frames()):
+                at_end = reader.count
+        samples.append(at_end - before)
+        waiter.vanish()
+    return samples
+
+
+def listen(house, tasks, count):
+    """Runs the client library over connections that break, `count` times in all: its answers, and how often it connected."""
+    # Some connections end before the byte at which they would have broken.
+    order = {"cuts": count * 103 // 100, "bytes": 80_000, "stops": [], "seed": 11}
+    order.update(url=f"http://127.0.0.1:{house.gateway.port}", tasks=tasks)
+    script = ROOT / "tests/interop/peers/library_client.js"
+    done = subprocess.run(["node", script], input=json.dumps(order), env=node_env(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    return told["answers"], len(told["queries"])
+
+
+def whole(content, audio=None):
+    return {"content": content, "ends": 0} if audio is None else {"content": content, "sha256": hashlib.sha256(audio).hexdigest(), "ends": 1}
+
+
+def cuts(house, count=10_000, answers=300):
+    """Cuts in finished files, and the answers that were whole: of each, the texts and every byte of audio once."""
+    first, second = pattern(1_500_000), pattern(700_001)
+    (house.audio / "first.wav").write_bytes(first)
+    (house.audio / "second.wav").write_bytes(second)
+    tasks = [new_task() for _ in range(answers)]
+    for task in tasks:
+        house.redis.publish(task, text="One", audio_file="first.wav", final=False)
+        house.redis.publish(task, text="Two", final=False)
+        house.redis.publish(task, text="Three", audio_file="second.wav")
+    told, connections = listen(house, tasks, count)
+    wanted = {"state": "done", "results": [whole("One", first), whole("Two"), whole("Three", second)]}
+    # Each connection but the last of an answer was cut.
+    return connections - answers, told.count(wanted), answers
+
+
+def cuts_in_growing(house, count=10_000, answers=420):
+    """The same while the file is being written: 24 kHz, 16 bit, in pieces of 20 ms, for half a minute."""
+    speech = pattern(1_500_000)
+    path = house.audio / "speech.wav"
+    path.write_bytes(b"")
+    tasks = [new_task() for _ in range(answers)]
+    for task in tasks:
+        house.redis.publish(task, text="One", audio_file="speech.wav", audio_growing=True)
+
+    def work():
+        began = time.monotonic()
+        with open(path, "ab", buffering=0) as file:
+            for number, at in enumerate(range(0, len(speech), 960)):
+                time.sleep(max(0, began + number * 0.02 - time.monotonic()))
+                file.write(speech[at : at + 960])
+        for task in tasks:
+            house.redis.publish(task, audio_end="speech.wav")
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    told, connections = listen(house, tasks, count)
+    worker.join()
+    return connections - answers, told.count({"state": "done", "results": [whole("One", speech)]}), answers
+
+
+def report(name, house):
+    if name == "stop":
+        samples = [one * 1e3 for one in stop(house)]
+        print(f"STOP to STOP_ACK, audio as fast as it is read: p50 {percentile(samples, 50):.1f} ms, p99 {percentile(samples, 99):.1f} ms")
+    elif name == "leftover":
+        samples = [one / 1024 for one in leftover(house)]
+        print(f"old audio after STOP, a client at 1 Mbit/s:    at most {max(samples):.1f} KiB, {', '.join(f'{one:.1f}' for one in samples)}")
+    elif name in ("cuts", "cuts-growing"):
+        cut, good, answers = cuts(house) if name == "cuts" else cuts_in_growing(house)
+        where = "finished files:" if name == "cuts" else "growing files: "
+        print(f"{cut} cuts at random bytes of {where}      {good} of {answers} answers whole, each byte once and in order")
