@@ -22,7 +22,7 @@ TEXT_BYTES_MAX = 64 * 1024
 async def take_upload(ws):
     task_id = str(uuid.uuid4())
     text = b""
-    await ws.send(json.dumps({"type": "system", "action": "connection_established", "task_id": task_id}))
+    await ws.send(json.dumps({"type": "system", "action": "task_id_assigned", "task_id": task_id}))
     async for message in ws:
         if isinstance(message, bytes):
             text += message

@@ -87,6 +87,9 @@ AUDIO_ROOT.mkdir(parents=True, exist_ok=True)
 controls = Controls()
 print("worker waits for tasks", flush=True)
 while True:
-    _, task = REDIS.brpop("ai_tasks")
+    # A second at a time: the client's own timeout would end a longer wait with an exception.
+    if (entry := REDIS.brpop("ai_tasks", timeout=1)) is None:
+        continue
+    _, task = entry
     task_id, _, text = task.decode().partition(" ")
     answer(task_id, text, controls)

@@ -37,7 +37,10 @@ def speak(text, file):
 AUDIO_ROOT.mkdir(parents=True, exist_ok=True)
 print("worker waits for tasks", flush=True)
 while True:
-    _, task = REDIS.brpop("ai_tasks")
+    # A second at a time: the client's own timeout would end a longer wait with an exception.
+    if (entry := REDIS.brpop("ai_tasks", timeout=1)) is None:
+        continue
+    _, task = entry
     task_id, _, text = task.decode().partition(" ")
     reply = answer(text)
     # The file is whole before it has its name, and it has its name before the result is published.
