@@ -18,6 +18,7 @@ from gatewaylab.process import Process
 from gatewaylab.proxies import documented, replaced
 from gatewaylab.redis_server import RedisServer
 from gatewaylab.wire import closed_port
+from test_talk import DARK, LIGHT, NARROW, Talk
 
 EXAMPLES = ROOT / "examples"
 
@@ -320,3 +321,63 @@ def test_streaming_worker_waits_for_a_client_that_has_left(streaming):
         assert sound == file.read_bytes() and len(sound) == 44 + len(text) * 9600
 
     asyncio.run(asyncio.wait_for(come_back(), PATIENCE))
+
+
+# Counts the pieces of sound that were scheduled, and the contexts that they sound in.
+COUNT_SOUNDS = """
+(() => {
+  window.pieces = 0;
+  window.contexts = new Set();
+  const { start } = AudioBufferSourceNode.prototype;
+  AudioBufferSourceNode.prototype.start = function (...when) {
+    window.pieces += 1;
+    window.contexts.add(this.context);
+    return start.apply(this, when);
+  };
+})()
+"""
+
+FIRST_SOUND = """
+new Promise((done) => {
+  const timer = setInterval(() => window.pieces && (clearInterval(timer), done(window.pieces)), 10);
+})
+"""
+
+# Nothing is heard any more: every context that had something to play is closed.
+SILENCE = """
+new Promise((done) => {
+  const isClosed = () => [...window.contexts].every((context) => context.state === "closed");
+  const timer = setInterval(() => isClosed() && (clearInterval(timer), done(window.pieces)), 5);
+})
+"""
+
+
+@pytest.mark.parametrize("look", [LIGHT, DARK, {**NARROW, "viewport": {"width": 375, "height": 740}}], ids=["light", "dark", "375px"])
+def test_page_is_heard_before_the_voice_is_made_and_silent_when_stopped(streaming, browser, tmp_path, look):
+    """Type, hear the first syllable while the rest is being made, press Stop: silence, the worker stops, the log says it in two lines."""
+    gateway, worker, audio = streaming
+    talk = Talk(browser)
+    talk.open(gateway.port, **look)
+    browser.evaluate(COUNT_SOUNDS)
+    text = "a long story that nobody wants to hear to its end"
+    talk.say(text)
+    assert browser.evaluate(FIRST_SOUND) > 0
+    (file,) = audio.glob("*.wav")
+    task_id = file.stem
+    assert file.stat().st_size < (44 + len(text) * 9600) / 2, "the rest is still being made"
+    assert "closed reason=delivered" not in gateway.log
+    talk.shows(text)
+    browser.screenshot(tmp_path / "speaking.png")
+    talk.press("talk-stop")
+    assert talk.ends() == "Stopped."
+    heard = browser.evaluate(SILENCE)
+    worker.wait_for_line(f"stopped task={task_id}")
+    gateway.process.wait_for_line(f"output task stopped by=client clients=1 .*task={task_id}")
+    gateway.process.wait_for_line(f"closed reason=task_stopped code=1000 .*task={task_id}")
+    made = file.stat().st_size
+    assert made < 44 + len(text) * 9600
+    assert browser.evaluate("window.pieces") == heard, "nothing is played after that"
+    browser.screenshot(tmp_path / "stopped.png")
+    assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out to the side"
+    assert browser.complaints() == []
+    browser.leave()
