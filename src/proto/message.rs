@@ -552,7 +552,8 @@ fn is_own_name_only(name: &str) -> bool {
     OUR_NAMES.contains(&name.as_str()) && !READ.contains(&name.as_str())
 }
 
-fn json_text(bytes: &[u8]) -> Option<&str> {
+/// JSON text; `None` if it is none.
+pub(super) fn json_text(bytes: &[u8]) -> Option<&str> {
     let text = str::from_utf8(bytes).ok()?;
     serde_json::from_str::<&RawValue>(text).ok().map(RawValue::get)
 }

@@ -7,6 +7,7 @@ pub mod media;
 mod members;
 pub mod message;
 pub mod resp;
+pub mod speech;
 pub mod upgrade;
 pub mod ws;
 pub mod ws_reader;

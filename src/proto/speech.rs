@@ -1,0 +1,538 @@
+//! What a worker and the gateway say to each other on an ingest connection.
+//!
+//! A chunk of audio comes as base64 in a JSON message, or as a JSON message that announces it and a
+//! binary message with its bytes. The base64 is scanned once for the end of its string and decoded
+//! once; nothing else of a message is copied but the fields that go on to the client, which keep
+//! the characters that the worker wrote.
+
+use super::members::members;
+use super::message::{BAD_TASK_ID, TaskId, json_text};
+use data_encoding::{BASE64, BASE64_NOPAD};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::fmt;
+
+/// The longest media type that a worker may name, in bytes.
+const AUDIO_TYPE_BYTES_MAX: usize = 127;
+
+/// Names that the gateway uses in the message of a chunk: a worker's field of that name is not
+/// passed on.
+const OUR_NAMES: [&str; 4] = ["task_id", "chunk_id", "total_chunks", "offset"];
+
+/// A text message of a worker.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Message<'a> {
+    /// Audio, or its announcement.
+    Chunk(Chunk<'a>),
+    /// The audio of the task is complete.
+    End {
+        /// The task, as the worker wrote it.
+        task: TaskId,
+        /// Whether the task ends with it.
+        is_final: bool,
+    },
+    /// An acknowledgement, which needs no answer.
+    Acknowledgement,
+}
+
+/// A chunk of audio.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Chunk<'a> {
+    /// The task, as the worker wrote it.
+    pub task: TaskId,
+    /// Its number within its stream, from 0; `None`: the next one.
+    pub seq: Option<u64>,
+    /// Its bytes, or how many there are.
+    pub audio: ChunkAudio<'a>,
+    /// The media type of the stream, as the worker named it.
+    pub audio_type: Option<Box<str>>,
+    /// Every further field, for the client: `,"name":value` each.
+    pub fields: Box<str>,
+}
+
+/// Where the bytes of a chunk are.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ChunkAudio<'a> {
+    /// In the message.
+    Inline(Base64<'a>),
+    /// In a binary message of this length, which comes next.
+    Follows(u64),
+}
+
+/// Audio as base64 (RFC 4648, section 4).
+#[derive(Debug, PartialEq, Eq)]
+pub struct Base64<'a>(Cow<'a, str>);
+
+/// Why a text message cannot be used.
+#[derive(Debug, PartialEq, Eq)]
+pub struct BadMessage {
+    /// The task that it is about, if it says so.
+    pub task: Option<TaskId>,
+    /// What is wrong with it.
+    pub fault: Fault,
+}
+
+/// What is wrong with a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Not a JSON object.
+    NotAnObject,
+    /// `type` is neither `SPEECH_CHUNK` nor `CONTROL` nor `STOP_ACK`.
+    UnknownType,
+    /// `action` is neither `END` nor `STOP_ACK`.
+    UnknownAction,
+    /// `sessionId` is missing or not a UUID.
+    NoTask,
+    /// A field has another type than this.
+    WrongType(&'static str, &'static str),
+    /// There is neither `pcm` nor `bytes`.
+    NoAudio,
+    /// There are both.
+    TwiceAudio,
+    /// `pcm` is not base64.
+    NotBase64,
+    /// `audio_type` cannot be a media type.
+    BadAudioType,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Fault::NotAnObject => "The message is not a JSON object",
+            Fault::UnknownType => "The type is neither SPEECH_CHUNK nor CONTROL",
+            Fault::UnknownAction => "The action is neither END nor STOP_ACK",
+            Fault::NoTask => BAD_TASK_ID,
+            Fault::WrongType(name, expected) => return write!(f, "{name} is not {expected}"),
+            Fault::NoAudio => "The chunk has neither pcm nor bytes",
+            Fault::TwiceAudio => "The chunk has both pcm and bytes",
+            Fault::NotBase64 => "pcm is not base64",
+            Fault::BadAudioType => "audio_type is not a media type",
+        })
+    }
+}
+
+impl<'a> Message<'a> {
+    /// Reads a text message.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn read(text: &'a str) -> Result<Message<'a>, BadMessage> {
+        let without_task = |fault| BadMessage { task: None, fault };
+        let fields = match serde_json::from_str::<Fields<'_>>(text) {
+            Ok(fields) => fields,
+            // `NaN` in a field that is only passed on costs that field.
+            Err(_) => Fields::read_leniently(text).ok_or(without_task(Fault::NotAnObject))?,
+        };
+        let task = fields.session_id.and_then(string).and_then(|id| TaskId::parse(&id));
+        fields.into_message(task.clone()).map_err(|fault| BadMessage { task, fault })
+    }
+}
+
+impl Base64<'_> {
+    /// Appends the decoded bytes.
+    ///
+    /// # Errors
+    /// It is not base64. What `bytes` held is still there.
+    pub fn decode(&self, bytes: &mut Vec<u8>) -> Result<(), Fault> {
+        let text = self.0.as_bytes();
+        // Padding may be left out, as RFC 4648 allows where the length is known.
+        let encoding = if text.len().is_multiple_of(4) { &BASE64 } else { &BASE64_NOPAD };
+        let room = encoding.decode_len(text.len()).map_err(|_| Fault::NotBase64)?;
+        let start = bytes.len();
+        bytes.resize(start + room, 0);
+        let decoded = bytes.get_mut(start..).map(|out| encoding.decode_mut(text, out));
+        match decoded {
+            Some(Ok(length)) => {
+                bytes.truncate(start + length);
+                Ok(())
+            }
+            Some(Err(_)) | None => {
+                bytes.truncate(start);
+                Err(Fault::NotBase64)
+            }
+        }
+    }
+
+    /// The number of bytes that it stands for, at least if it is base64 at all.
+    pub fn decoded_bytes(&self) -> usize {
+        let digits = self.0.trim_end_matches('=').len();
+        digits / 4 * 3 + digits % 4 * 3 / 4
+    }
+}
+
+/// The top level of a message, as JSON text borrowed from it. Of a name that is given twice the
+/// last one counts.
+#[derive(Default)]
+struct Fields<'a> {
+    kind: Option<&'a str>,
+    action: Option<&'a str>,
+    session_id: Option<&'a str>,
+    seq: Option<&'a str>,
+    pcm: Option<&'a str>,
+    bytes: Option<&'a str>,
+    is_final: Option<&'a str>,
+    audio_type: Option<&'a str>,
+    others: String,
+}
+
+impl<'a> Fields<'a> {
+    /// `name` and `value` are JSON text.
+    fn insert(&mut self, name: &'a str, value: &'a str) {
+        let plain = string(name).unwrap_or_default();
+        let known = match &*plain {
+            "type" => &mut self.kind,
+            "action" => &mut self.action,
+            "sessionId" => &mut self.session_id,
+            "seq" => &mut self.seq,
+            "pcm" => &mut self.pcm,
+            "bytes" => &mut self.bytes,
+            "final" => &mut self.is_final,
+            own if OUR_NAMES.contains(&own) => return,
+            other => {
+                if other == "audio_type" {
+                    self.audio_type = Some(value);
+                }
+                return self.others.extend([",", name, ":", value]);
+            }
+        };
+        *known = (value != "null").then_some(value);
+    }
+
+    fn read_leniently(text: &'a str) -> Option<Fields<'a>> {
+        let mut fields = Fields::default();
+        for (name, value) in members(text.as_bytes())? {
+            let name = json_text(name)?;
+            match json_text(value) {
+                Some(value) => fields.insert(name, value),
+                None => {
+                    let before = fields.others.len();
+                    fields.insert(name, "null");
+                    let is_passed_on = fields.others.len() > before;
+                    is_passed_on.then_some(())?;
+                }
+            }
+        }
+        Some(fields)
+    }
+
+    fn into_message(self, task: Option<TaskId>) -> Result<Message<'a>, Fault> {
+        let kind = self.kind.and_then(string).ok_or(Fault::UnknownType)?;
+        let action = self.action.and_then(string);
+        match (&*kind, action.as_deref()) {
+            ("SPEECH_CHUNK", _) => self.into_chunk(task.ok_or(Fault::NoTask)?).map(Message::Chunk),
+            ("STOP_ACK", _) | ("CONTROL", Some("STOP_ACK")) => Ok(Message::Acknowledgement),
+            ("CONTROL", Some("END")) => {
+                let is_final = match self.is_final {
+                    None | Some("false") => false,
+                    Some("true") => true,
+                    Some(_) => return Err(Fault::WrongType("final", "true or false")),
+                };
+                Ok(Message::End { task: task.ok_or(Fault::NoTask)?, is_final })
+            }
+            ("CONTROL", _) => Err(Fault::UnknownAction),
+            _ => Err(Fault::UnknownType),
+        }
+    }
+
+    fn into_chunk(self, task: TaskId) -> Result<Chunk<'a>, Fault> {
+        let number = |name: &'static str, text: Option<&str>| {
+            let wrong = Fault::WrongType(name, "a whole number from 0");
+            text.map(|text| text.parse::<u64>().map_err(|_| wrong)).transpose()
+        };
+        let seq = number("seq", self.seq)?;
+        let audio = match (self.pcm, number("bytes", self.bytes)?) {
+            (Some(pcm), None) => {
+                let pcm = string(pcm).ok_or(Fault::WrongType("pcm", "a string"))?;
+                ChunkAudio::Inline(Base64(pcm))
+            }
+            (None, Some(bytes)) => ChunkAudio::Follows(bytes),
+            (None, None) => return Err(Fault::NoAudio),
+            (Some(_), Some(_)) => return Err(Fault::TwiceAudio),
+        };
+        let audio_type = self.audio_type.filter(|text| *text != "null").map(media_type);
+        let (audio_type, fields) = (audio_type.transpose()?, self.others.into());
+        Ok(Chunk { task, seq, audio, audio_type, fields })
+    }
+}
+
+impl<'de> Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
+                let mut fields = Fields::default();
+                while let Some(name) = map.next_key::<&RawValue>()? {
+                    fields.insert(name.get(), map.next_value::<&RawValue>()?.get());
+                }
+                Ok(fields)
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+/// The characters of a JSON string; `None` for another value, and for half a surrogate pair. Copied
+/// only if it has escapes, such as the `\/` that some encoders write.
+fn string(json: &str) -> Option<Cow<'_, str>> {
+    let between = json.strip_prefix('"')?.strip_suffix('"')?;
+    if memchr::memchr(b'\\', between.as_bytes()).is_none() {
+        return Some(Cow::Borrowed(between));
+    }
+    serde_json::from_str::<String>(json).ok().map(Cow::Owned)
+}
+
+/// A media type with or without parameters. It becomes part of JSON messages and of a header, so it
+/// may hold only what both take as it is.
+fn media_type(json: &str) -> Result<Box<str>, Fault> {
+    let text = string(json).ok_or(Fault::BadAudioType)?;
+    let is_sound = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$&-^_.+/;= ,".contains(&byte);
+    let (name, _) = text.split_once(';').unwrap_or((&text, ""));
+    let has_two_parts = name.trim().split_once('/').is_some_and(|(first, second)| {
+        !first.is_empty() && !second.is_empty() && !second.contains(['/', ' '])
+    });
+    match has_two_parts && text.len() <= AUDIO_TYPE_BYTES_MAX && text.bytes().all(is_sound) {
+        true => Ok(text.into()),
+        false => Err(Fault::BadAudioType),
+    }
+}
+
+/// What a worker learns about a task that it speaks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// The task was stopped.
+    Stop,
+    /// No client listens any more.
+    Left,
+    /// A client listens again.
+    Back,
+}
+
+impl Notice {
+    /// The word in the message.
+    pub fn action(self) -> &'static str {
+        match self {
+            Notice::Stop => "STOP",
+            Notice::Left => "LEFT",
+            Notice::Back => "BACK",
+        }
+    }
+
+    /// The message to the worker.
+    pub fn message(self, task: &TaskId) -> String {
+        let action = self.action();
+        format!(r#"{{"type":"CONTROL","action":"{action}","sessionId":"{task}"}}"#)
+    }
+}
+
+/// The message to a worker whose message could not be used.
+pub fn error_message(error: &str, task: Option<&TaskId>) -> String {
+    let error = serde_json::Value::from(error);
+    match task {
+        Some(task) => format!(r#"{{"type":"error","error":{error},"sessionId":"{task}"}}"#),
+        None => format!(r#"{{"type":"error","error":{error}}}"#),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
+
+    fn task() -> TaskId {
+        TaskId::parse(ID).unwrap()
+    }
+
+    fn chunk(rest: &str) -> Result<Message<'static>, Fault> {
+        let text = format!(r#"{{"type":"SPEECH_CHUNK","sessionId":"{ID}"{rest}}}"#);
+        Message::read(Box::leak(text.into_boxed_str())).map_err(|bad| {
+            assert_eq!(bad.task, Some(task()), "{rest}");
+            bad.fault
+        })
+    }
+
+    fn expected(seq: Option<u64>, audio: ChunkAudio<'static>, fields: &str) -> Message<'static> {
+        Message::Chunk(Chunk { task: task(), seq, audio, audio_type: None, fields: fields.into() })
+    }
+
+    fn inline(text: &str) -> ChunkAudio<'static> {
+        ChunkAudio::Inline(Base64(text.to_owned().into()))
+    }
+
+    #[test]
+    fn chunks_are_read_with_their_further_fields() {
+        for (rest, message) in [
+            (r#","seq":0,"pcm":"AAEC""#, expected(Some(0), inline("AAEC"), "")),
+            (r#","pcm":"""#, expected(None, inline(""), "")),
+            (r#","seq":null,"pcm":"AA\/\u0042""#, expected(None, inline("AA/B"), "")),
+            (r#","seq":7,"bytes":960"#, expected(Some(7), ChunkAudio::Follows(960), "")),
+            (
+                r#","pcm":"AAEC","viseme":{"a":1e400},"final":true,"x\u0079":"\ud800""#,
+                expected(None, inline("AAEC"), r#","viseme":{"a":1e400},"x\u0079":"\ud800""#),
+            ),
+            (
+                r#","pcm":"AAEC","offset":5,"task_id":1,"chunk_id":2,"total_chunks":3,"a":1"#,
+                expected(None, inline("AAEC"), r#","a":1"#),
+            ),
+            // As Python's json.dumps writes it.
+            (
+                r#","pcm":"AAEC","viseme":[NaN],"level":-Infinity,"a":1"#,
+                expected(None, inline("AAEC"), r#","viseme":null,"level":null,"a":1"#),
+            ),
+            (r#","pcm":"AAEC","pcm":"AAAA""#, expected(None, inline("AAAA"), "")),
+        ] {
+            assert_eq!(chunk(rest), Ok(message), "{rest}");
+        }
+    }
+
+    #[test]
+    fn a_worker_may_name_the_media_type() {
+        for good in ["audio/wav", "audio/L16;rate=24000", "audio/ogg; codecs=opus", "x/y"] {
+            let rest = format!(r#","pcm":"","audio_type":"{good}""#);
+            let Ok(Message::Chunk(chunk)) = chunk(&rest) else { panic!("{good}") };
+            assert_eq!(chunk.audio_type.as_deref(), Some(good));
+            assert_eq!(&*chunk.fields, format!(r#","audio_type":"{good}""#));
+        }
+        let long = format!(r#""audio/{}""#, "x".repeat(AUDIO_TYPE_BYTES_MAX));
+        for bad in [
+            r#""""#,
+            "7",
+            r#""audio""#,
+            r#""audio/""#,
+            r#""/x""#,
+            r#""a/b\r\nX: y""#,
+            r#""a/\"""#,
+            r#""a/b/c""#,
+            r#""a/é""#,
+            &long,
+        ] {
+            let rest = format!(r#","pcm":"","audio_type":{bad}"#);
+            assert_eq!(chunk(&rest), Err(Fault::BadAudioType), "{bad}");
+        }
+    }
+
+    #[test]
+    fn faults_of_chunks_are_named() {
+        let number = |name| Fault::WrongType(name, "a whole number from 0");
+        for (rest, fault) in [
+            ("", Fault::NoAudio),
+            (r#","pcm":null"#, Fault::NoAudio),
+            (r#","pcm":"AAEC","bytes":3"#, Fault::TwiceAudio),
+            (r#","pcm":7"#, Fault::WrongType("pcm", "a string")),
+            (r#","pcm":{}"#, Fault::WrongType("pcm", "a string")),
+            (r#","pcm":"\ud800""#, Fault::WrongType("pcm", "a string")),
+            (r#","bytes":-1"#, number("bytes")),
+            (r#","bytes":1.5"#, number("bytes")),
+            (r#","bytes":"7""#, number("bytes")),
+            (r#","pcm":"","seq":-1"#, number("seq")),
+            (r#","pcm":"","seq":18446744073709551616"#, number("seq")),
+            (r#","pcm":"","seq":[0]"#, number("seq")),
+        ] {
+            assert_eq!(chunk(rest), Err(fault), "{rest}");
+            assert!(fault.to_string().len() > 10);
+        }
+    }
+
+    #[test]
+    fn control_messages_are_read() {
+        let end = |is_final| Ok(Message::End { task: task(), is_final });
+        let id = format!(r#""sessionId":"{ID}""#);
+        for (text, message) in [
+            (format!(r#"{{"type":"CONTROL","action":"END",{id}}}"#), end(false)),
+            (format!(r#"{{"type":"CONTROL","action":"END",{id},"final":true}}"#), end(true)),
+            (format!(r#"{{"type":"CONTROL","action":"END",{id},"final":null}}"#), end(false)),
+            (
+                format!(r#"{{"type":"CONTROL","action":"END",{id},"final":1}}"#),
+                Err(Fault::WrongType("final", "true or false")),
+            ),
+            (r#"{"type":"CONTROL","action":"END"}"#.into(), Err(Fault::NoTask)),
+            (r#"{"type":"CONTROL","action":"END","sessionId":7}"#.into(), Err(Fault::NoTask)),
+            (r#"{"type":"CONTROL","action":"STOP_ACK"}"#.into(), Ok(Message::Acknowledgement)),
+            (format!(r#"{{"type":"STOP_ACK",{id}}}"#), Ok(Message::Acknowledgement)),
+            (format!(r#"{{"type":"CONTROL",{id}}}"#), Err(Fault::UnknownAction)),
+            (format!(r#"{{"type":"CONTROL","action":"end",{id}}}"#), Err(Fault::UnknownAction)),
+            (format!(r#"{{"type":"speech_chunk",{id}}}"#), Err(Fault::UnknownType)),
+            (format!("{{{id}}}"), Err(Fault::UnknownType)),
+            ("{}".into(), Err(Fault::UnknownType)),
+        ] {
+            assert_eq!(Message::read(&text).map_err(|bad| bad.fault), message, "{text}");
+        }
+    }
+
+    #[test]
+    fn nothing_that_is_not_an_object_passes_or_panics() {
+        let whole = format!(
+            r#"{{"type":"SPEECH_CHUNK","sessionId":"{ID}","seq":1,"pcm":"AA\/A","viseme":{{"a":[1]}}}}"#
+        );
+        for cut in 0..whole.len() {
+            let bad = Message::read(&whole[..cut]).expect_err("a part of an object is none");
+            assert_eq!((bad.task, bad.fault), (None, Fault::NotAnObject), "cut at {cut}");
+        }
+        for text in ["", "[]", "null", "7", "\"x\"", "{]", "{\"a\"}", "{\"a\":}", "{}{}", "\u{0}"] {
+            assert_eq!(
+                Message::read(text).map_err(|bad| bad.fault),
+                Err(Fault::NotAnObject),
+                "{text}"
+            );
+        }
+        // Any byte of a good message replaced by any of these: never a panic.
+        for at in 0..whole.len() {
+            for by in ['"', '\\', '{', '}', ',', ':', '0', 'é'] {
+                let mut text: String = whole[..at].into();
+                text.push(by);
+                text.push_str(&whole[at + 1..]);
+                let _ = Message::read(&text);
+            }
+        }
+        let deep = format!(r#"{{"type":"SPEECH_CHUNK","v":{}}}"#, "[".repeat(100_000));
+        assert!(Message::read(&deep).is_err());
+    }
+
+    #[test]
+    fn base64_of_every_length_is_decoded_with_and_without_padding() {
+        let bytes: Vec<u8> = (0..=255).cycle().take(1000).collect();
+        for length in (0..40).chain([999, 1000]) {
+            let padded = BASE64.encode(&bytes[..length]);
+            for text in [padded.as_str(), padded.trim_end_matches('=')] {
+                let base64 = Base64(text.into());
+                let mut decoded = b"before".to_vec();
+                assert_eq!(base64.decode(&mut decoded), Ok(()), "{text}");
+                assert_eq!(decoded, [b"before", &bytes[..length]].concat(), "{text}");
+                assert_eq!(base64.decoded_bytes(), length, "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_base64_leaves_nothing_behind() {
+        for bad in
+            ["A", "AAAAA", "AA=", "A===", "====", "AA-_", "AA A", "AAA\n", "é", "AB==", "AAEC\0"]
+        {
+            let mut decoded = b"before".to_vec();
+            assert_eq!(Base64(bad.into()).decode(&mut decoded), Err(Fault::NotBase64), "{bad:?}");
+            assert_eq!(decoded, b"before", "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn messages_to_workers_are_json_with_the_task_as_the_worker_wrote_it() {
+        let task = TaskId::parse(&ID.to_uppercase()).unwrap();
+        let id = ID.to_uppercase();
+        for (notice, action) in
+            [(Notice::Stop, "STOP"), (Notice::Left, "LEFT"), (Notice::Back, "BACK")]
+        {
+            let message = format!(r#"{{"type":"CONTROL","action":"{action}","sessionId":"{id}"}}"#);
+            assert_eq!(notice.message(&task), message);
+        }
+        assert_eq!(error_message("a \"b\"", None), r#"{"type":"error","error":"a \"b\""}"#);
+        let with_task = format!(r#"{{"type":"error","error":"x","sessionId":"{id}"}}"#);
+        assert_eq!(error_message("x", Some(&task)), with_task);
+    }
+}
