@@ -23,6 +23,8 @@
 #![expect(clippy::disallowed_methods, reason = "files are opened here")]
 #![expect(clippy::disallowed_types, reason = "sockets and files live here")]
 
+pub mod spool;
+
 use std::fs::{File, Metadata};
 use std::io::{self, IoSliceMut};
 use std::num::NonZeroU64;
