@@ -121,7 +121,7 @@ fn relay(config: &mut Config, name: &str, urls: &str) -> Result<(), VariableFaul
     let urls = urls.map_err(VariableFault::Error)?;
     let host = match &route.target {
         TargetSettings::Backend { host, .. } => host.clone(),
-        TargetSettings::Output => None,
+        TargetSettings::Output | TargetSettings::Ingest(_) => None,
     };
     route.target = TargetSettings::Backend { urls, host };
     Ok(())

@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 use std::ops::Range;
+use std::path::Path;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -12,14 +13,22 @@ use toml::de::{DeTable, DeValue};
 use super::nearest::did_you_mean;
 use super::problems::FileProblems;
 use super::values::{each, quoted, strings, type_name};
-use crate::service::route::{self, RouteSettings, TargetSettings};
+use crate::service::route::{self, Access, RouteSettings, TargetSettings};
+use crate::service::token::Token;
 use crate::service::url::{BackendUrl, Template};
 
 /// The keys of a `[[route]]`.
-pub const ROUTE_KEYS: [&str; 5] = ["name", "path", "backend", "host", "serve"];
+pub const ROUTE_KEYS: [&str; 7] =
+    ["name", "path", "backend", "host", "serve", "token", "token_file"];
 
 /// What `serve` may name.
-pub(super) const SERVED: &str = "output";
+pub(super) const SERVED: [&str; 2] = ["output", "ingest"];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Served {
+    Output,
+    Ingest,
+}
 
 /// The routes of a gateway whose configuration has none.
 pub(super) fn default_routes() -> Vec<RouteSettings> {
@@ -43,8 +52,14 @@ pub(super) fn show_route(text: &mut String, route: &RouteSettings) {
     let (name, path) = (quoted(&route.name), quoted(&route.path.to_string()));
     let _ = writeln!(text, "[[route]]\nname = {name}\npath = {path}");
     match &route.target {
-        TargetSettings::Output => {
-            let _ = writeln!(text, "serve = {}", quoted(SERVED));
+        TargetSettings::Output => text.push_str("serve = \"output\"\n"),
+        TargetSettings::Ingest(access) => {
+            text.push_str("serve = \"ingest\"\n");
+            if !access.token_file.is_empty() {
+                let _ = writeln!(text, "token_file = {}", quoted(&access.token_file));
+            } else if access.token.is_some() {
+                text.push_str("# *** replaces a token\ntoken = \"***\"\n");
+            }
         }
         TargetSettings::Backend { urls, host } => {
             let urls: Vec<_> = urls.iter().map(|url| quoted(&url.to_string())).collect();
@@ -55,6 +70,14 @@ pub(super) fn show_route(text: &mut String, route: &RouteSettings) {
         }
     }
     text.push('\n');
+}
+
+/// The token that is the first line of a file.
+fn first_line(path: &str) -> Result<Token, String> {
+    let bytes = super::file::read(Path::new(path)).map_err(|why| format!("{path} {why}"))?;
+    let text = String::from_utf8(bytes).map_err(|_| format!("{path} is not UTF-8"))?;
+    let line = text.lines().next().unwrap_or_default();
+    Token::parse(line).map_err(|why| format!("the first line of {path} {why}"))
 }
 
 /// Reads the routes of a file. Those that cannot be used are left out and added to `problems`.
@@ -146,7 +169,8 @@ impl RouteReader<'_> {
         let urls = self.backend();
         let (has_backend, has_serve) =
             (self.table.contains_key("backend"), self.table.contains_key("serve"));
-        let is_served = self.is_served();
+        let served = self.served();
+        let access = self.access(served);
         if has_backend && has_serve {
             self.refuse("route", "a route has `backend` or `serve`, not both");
         } else if !has_backend && !has_serve {
@@ -154,21 +178,55 @@ impl RouteReader<'_> {
         } else if !has_backend && host.is_some() {
             self.refuse("route.host", "is sent to a backend, and this route has none");
         }
-        if is_served {
-            Some(TargetSettings::Output)
-        } else {
-            Some(TargetSettings::Backend { urls: urls?, host })
+        match served {
+            Some(Served::Output) => Some(TargetSettings::Output),
+            Some(Served::Ingest) => Some(TargetSettings::Ingest(access)),
+            None => Some(TargetSettings::Backend { urls: urls?, host }),
         }
     }
 
-    fn is_served(&mut self) -> bool {
-        let Some((serve, span)) = self.text("serve") else { return false };
-        if serve != SERVED {
-            let hint = did_you_mean(&serve, [SERVED]);
-            let why = format!("{serve:?} cannot be served, only \"{SERVED}\" can{hint}");
-            self.problems.add(span, Some("route.serve"), why);
+    fn served(&mut self) -> Option<Served> {
+        let (serve, span) = self.text("serve")?;
+        match &*serve {
+            "output" => Some(Served::Output),
+            "ingest" => Some(Served::Ingest),
+            other => {
+                let hint = did_you_mean(other, SERVED);
+                let why = format!(
+                    "{other:?} cannot be served, only \"output\" and \"ingest\" can{hint}"
+                );
+                self.problems.add(span, Some("route.serve"), why);
+                None
+            }
         }
-        true
+    }
+
+    /// Who may connect, with the token that is the first line of `token_file`.
+    fn access(&mut self, served: Option<Served>) -> Access {
+        let (in_place, in_file) = (self.text("token"), self.text("token_file"));
+        let mut access = Access::default();
+        for (name, value) in [("token", &in_place), ("token_file", &in_file)] {
+            if self.table.contains_key(name) && served != Some(Served::Ingest) {
+                self.refuse(&format!("route.{name}"), "is for routes with `serve = \"ingest\"`");
+                return access;
+            }
+            let Some((text, span)) = value.as_ref().filter(|(text, _)| !text.is_empty()) else {
+                continue;
+            };
+            let token = match name {
+                "token" => Token::parse(text).map_err(|why| format!("the token {why}")),
+                _ => first_line(text),
+            };
+            match token {
+                Ok(_) if access.token.is_some() => {
+                    self.refuse("route", "a route has `token` or `token_file`, not both");
+                }
+                Ok(token) => access.token = Some(token),
+                Err(why) => self.problems.add(span.clone(), Some(&format!("route.{name}")), why),
+            }
+        }
+        access.token_file = in_file.map(|(path, _)| path).unwrap_or_default();
+        access
     }
 
     /// The string under `name`, with its place.

@@ -99,7 +99,7 @@ fn routes(entries: &[Entry]) -> Value {
             "name" => json!({ "type": "string", "pattern": "^[a-z0-9_-]{1,64}$" }),
             "path" => json!({ "type": "string", "pattern": "^/" }),
             "backend" => text_or_list(),
-            "serve" => json!({ "enum": [SERVED] }),
+            "serve" => json!({ "enum": SERVED }),
             _ => json!({ "type": "string" }),
         });
         describe(&mut value, entries, "route", key);

@@ -7,6 +7,7 @@
 use std::rc::Rc;
 
 use super::endpoints::ENDPOINTS;
+use super::token::Token;
 use super::upstreams::{UpstreamId, Upstreams};
 use super::url::{BackendUrl, Params, Template, split_authority};
 
@@ -34,6 +35,17 @@ pub enum TargetSettings {
     Backend { urls: Vec<BackendUrl>, host: Option<String> },
     /// The gateway itself delivers results.
     Output,
+    /// Workers send speech to the gateway itself.
+    Ingest(Access),
+}
+
+/// Which workers may connect to a route.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Access {
+    /// What they have to send; `None`: they must be admins.
+    pub token: Option<Token>,
+    /// The file that the token was read from; empty: it is in the configuration itself.
+    pub token_file: String,
 }
 
 /// Checks that routes can work together.
@@ -95,6 +107,7 @@ fn check_alone(route: &RouteSettings) -> Result<(), String> {
                 ));
             }
         }
+        TargetSettings::Ingest(_) => {}
         TargetSettings::Backend { urls, host } => {
             if urls.is_empty() {
                 return Err("it needs at least one backend URL".into());
@@ -136,6 +149,7 @@ pub struct Route {
 pub enum RouteTarget {
     Relay { upstreams: Vec<UpstreamId>, host: Option<String> },
     Output,
+    Ingest(Access),
 }
 
 impl Route {
@@ -143,7 +157,7 @@ impl Route {
     pub fn upstreams(&self) -> &[UpstreamId] {
         match &self.target {
             RouteTarget::Relay { upstreams, .. } => upstreams,
-            RouteTarget::Output => &[],
+            RouteTarget::Output | RouteTarget::Ingest(_) => &[],
         }
     }
 
@@ -154,7 +168,7 @@ impl Route {
             RouteTarget::Relay { upstreams: ids, .. } => {
                 ids.iter().map(|id| upstreams.url(*id).public_text()).collect::<Vec<_>>().join(", ")
             }
-            RouteTarget::Output => "built in".into(),
+            RouteTarget::Output | RouteTarget::Ingest(_) => "built in".into(),
         }
     }
 }
@@ -213,6 +227,7 @@ impl Routes {
                     host: host.clone(),
                 },
                 RouteTarget::Output => TargetSettings::Output,
+                RouteTarget::Ingest(access) => TargetSettings::Ingest(access.clone()),
             };
             RouteSettings { name: route.name.to_string(), path: route.path.clone(), target }
         });
@@ -232,6 +247,7 @@ fn in_use(settings: RouteSettings, upstreams: &mut Upstreams) -> Route {
             host,
         },
         TargetSettings::Output => RouteTarget::Output,
+        TargetSettings::Ingest(access) => RouteTarget::Ingest(access),
     };
     Route { name: settings.name.into(), path: settings.path, target }
 }

@@ -11,6 +11,7 @@
 use crate::proto::control::Action;
 use crate::proto::resp::{Protocol, RespReply};
 use crate::service::channels::{self, Kind};
+use crate::service::token::is_equal;
 use crate::session::SessionId;
 use uuid::Uuid;
 
@@ -464,13 +465,6 @@ fn check(name: &str, arguments: usize) -> Result<(), String> {
             ))
         }
     }
-}
-
-/// Compares in a time that depends on the lengths alone, so that it does not tell how much of a
-/// guess is right.
-fn is_equal(one: &[u8], other: &[u8]) -> bool {
-    let difference = one.iter().zip(other).fold(0, |sum, (a, b)| sum | (a ^ b));
-    one.len() == other.len() && std::hint::black_box(difference) == 0
 }
 
 /// The task that `channel` belongs to, if it begins with `prefix`.
