@@ -49,6 +49,11 @@ pub enum Parcel {
     /// A result as the worker published it, which other clients share, with its `result_id` unless
     /// it is a progress message.
     Result { id: Option<u32>, payload: Rc<[u8]> },
+    /// Speech that the gateway received, which has no text.
+    Speech {
+        /// Its `result_id`.
+        id: u32,
+    },
     /// Results of the task are gone that the client would have been given.
     Missing,
     /// The task was stopped.

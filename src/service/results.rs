@@ -17,6 +17,7 @@
 
 mod absence;
 mod holds;
+mod speech;
 mod stop;
 
 use absence::Absences;
@@ -38,7 +39,8 @@ use crate::service::bus::{Bus, Change, Delivery, Parcel, Recipients};
 use crate::service::link::{self, Address, Link, LinkEvent, LookUpAnswer, RedisState};
 use crate::service::parsed::Parsed;
 use crate::service::tasks::{
-    self, ClientState, Deliverable, EndRules, Occurrence, Status, Subscription, TaskEnd, Tasks,
+    self, ClientState, Content, Deliverable, EndRules, Occurrence, Renumbered, SpeechKey, Status,
+    Subscription, TaskEnd, Tasks,
 };
 
 /// How long results are held while the link is down.
@@ -62,6 +64,10 @@ pub enum Notice {
     Evicted { results: u64 },
     /// Results were not kept since the last notice, because their task has its share already.
     NotKept { results: u64 },
+    /// A stream has another `result_id` than before.
+    SpeechRenumbered(Renumbered),
+    /// A stream is not kept any more.
+    SpeechGone(SpeechKey),
     /// A task was stopped: how many clients it had, and how many of its results were dropped.
     Stopped { task: Uuid, by: StoppedBy, clients: usize, results: usize },
     /// A worker has said that this growing file of a task is complete.
@@ -257,6 +263,7 @@ impl<K: Copy + Ord> Results<K> {
         let has_more = queued > 0 || (self.bus.is_due(task) && self.tasks.has_undelivered(task));
         let result = match parcel {
             Parcel::Result { id, payload } => self.read_for(task, payload, id, has_more),
+            Parcel::Speech { id } => TaskResult::speech().numbered(Some(id)).shared(&self.budget),
             Parcel::Missing => TaskResult::missing().shared(&self.budget),
             Parcel::Stop => return Some(ResultDelivery { client, what: Delivered::Stop }),
         };
@@ -488,12 +495,7 @@ impl<K: Copy + Ord> Results<K> {
         payload: Rc<[u8]>,
     ) {
         if self.tasks.is_stopped(task) {
-            if let Some(Notice::DroppedAfterStop { results }) = self.notices.back_mut() {
-                *results += 1;
-            } else {
-                self.notices.push_back(Notice::DroppedAfterStop { results: 1 });
-            }
-            return;
+            return self.note_dropped();
         }
         if let Some(name) = audio_end(&payload) {
             return self.handle_audio_end(now, task, name);
@@ -571,7 +573,10 @@ impl<K: Copy + Ord> Results<K> {
     /// Queues one result for the clients that have had all before it, or all results for one client
     /// that has had none. False: no client misses anything.
     fn dispatch_one(&mut self, task: Uuid) -> bool {
-        let parcel = |Deliverable { id, payload }| Parcel::Result { id: Some(id), payload };
+        let parcel = |Deliverable { id, content }| match content {
+            Content::Published(payload) => Parcel::Result { id: Some(id), payload },
+            Content::Speech => Parcel::Speech { id },
+        };
         if let Some(next) = self.tasks.poll_undispatched(task) {
             self.bus.publish(task, Recipients::CaughtUp, &parcel(next));
             return true;
@@ -640,7 +645,7 @@ impl<K: Copy + Ord> Results<K> {
 
     fn trim(&mut self, now: Moment) {
         self.trim_tasks(now);
-        self.recharge();
+        self.follow_speech();
         while let Some(task) = self.tasks.poll_forgotten() {
             if let Some(link) = &mut self.link {
                 link.forget(task);
@@ -687,7 +692,14 @@ mod tests {
 
     pub(super) fn results(max_retained: usize) -> (Results<u32>, Moment) {
         (
-            Results::new(Tasks::new(Settings { retain: Some(300 * SECOND), max_retained }), None),
+            Results::new(
+                Tasks::new(Settings {
+                    retain: Some(300 * SECOND),
+                    max_retained,
+                    ..Default::default()
+                }),
+                None,
+            ),
             Moment::START,
         )
     }
@@ -824,7 +836,8 @@ mod tests {
 
     /// With a link to a server that never answers.
     pub(super) fn unanswered() -> (Results<u32>, Moment) {
-        let settings = Settings { retain: Some(300 * SECOND), max_retained: 1 << 20 };
+        let settings =
+            Settings { retain: Some(300 * SECOND), max_retained: 1 << 20, ..Default::default() };
         let link = link::Settings { grace: None, ..link::Settings::default() };
         let link = Link::new(&link, settings, Moment::START, 1).unwrap();
         (Results::new(Tasks::new(settings), Some(link)), Moment::START)

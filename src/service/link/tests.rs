@@ -29,7 +29,7 @@ fn settings(urls: &[&str], subscribe: Subscribe) -> Settings {
 }
 
 fn retention() -> tasks::Settings {
-    tasks::Settings { retain: Some(300 * SECOND), max_retained: 1 << 20 }
+    tasks::Settings { retain: Some(300 * SECOND), max_retained: 1 << 20, ..Default::default() }
 }
 
 impl World {
@@ -1162,7 +1162,8 @@ fn reload_changes_grace_and_retention_of_a_running_link() {
         grace: Some(2 * SECOND),
         ..settings(&["redis://elsewhere"], Subscribe::Pattern)
     };
-    let limits = tasks::Settings { retain: Some(7 * SECOND), max_retained: 1000 };
+    let limits =
+        tasks::Settings { retain: Some(7 * SECOND), max_retained: 1000, ..Default::default() };
     world.link.reload(&new, limits);
     assert_eq!(world.link.settings().grace, Some(2 * SECOND));
     assert_eq!(world.link.settings().urls, ["redis://one"], "a URL needs a restart");

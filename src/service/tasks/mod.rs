@@ -33,6 +33,8 @@ mod known;
 mod merge;
 mod removal;
 mod result;
+mod speech;
+mod status;
 mod task;
 
 use crate::base::moment::Moment;
@@ -47,7 +49,11 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use ends::AudioEnd;
 use removal::Held;
+pub use result::Content;
 use result::{KnownResult, ResultOrigin};
+use speech::{GoneResult, Speeches};
+pub use speech::{Renumbered, SpeechKey, SpeechStore};
+pub use status::Status;
 use task::{LastHeard, Task};
 
 pub use ends::EndRules;
@@ -68,11 +74,17 @@ pub struct Settings {
     pub retain: Option<Duration>,
     /// Bytes of memory for all retained results. One task may have half of it.
     pub max_retained: usize,
+    /// Bytes of speech in the spool folder. One task may have half of it.
+    pub max_spool: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { retain: Some(Duration::from_secs(300)), max_retained: 16 * 1024 * 1024 }
+        Settings {
+            retain: Some(Duration::from_secs(300)),
+            max_retained: 16 * 1024 * 1024,
+            max_spool: 1024 * 1024 * 1024,
+        }
     }
 }
 
@@ -147,39 +159,6 @@ pub enum TaskEnd {
     TimedOut,
 }
 
-/// The state of a task, over all its clients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the variants explain themselves")]
-pub enum Status {
-    NotFound,
-    /// A client is connected, but its results cannot be heard yet; see `Results::status`.
-    Connected,
-    Waiting,
-    Sending,
-    Completed,
-    Ready,
-    Failed,
-    TimedOut,
-    Stopped,
-}
-
-impl Status {
-    /// The word of `/status/{task_id}`.
-    pub fn word(self) -> &'static str {
-        match self {
-            Status::NotFound => "not_found",
-            Status::Connected => "connected",
-            Status::Waiting => "waiting",
-            Status::Sending => "sending",
-            Status::Completed => "completed",
-            Status::Ready => "ready",
-            Status::Failed => "failed",
-            Status::TimedOut => "timeout",
-            Status::Stopped => "stopped",
-        }
-    }
-}
-
 /// All tasks.
 #[derive(Debug)]
 pub struct Tasks {
@@ -201,6 +180,7 @@ pub struct Tasks {
     evicted: u64,
     not_kept: u64,
     forgotten: VecDeque<Uuid>,
+    speeches: Speeches,
 }
 
 /// A retained result among all others.
@@ -216,13 +196,13 @@ struct Retained {
 pub struct Deliverable {
     /// Its `result_id`.
     pub id: u32,
-    /// What the worker published.
-    pub payload: Rc<[u8]>,
+    /// What they get of it.
+    pub content: Content,
 }
 
 impl Deliverable {
     fn of(known: &KnownResult) -> Option<Deliverable> {
-        Some(Deliverable { id: known.id, payload: Rc::clone(known.payload.as_ref()?) })
+        Some(Deliverable { id: known.id, content: known.content()? })
     }
 }
 
@@ -242,6 +222,7 @@ impl Tasks {
             evicted: 0,
             not_kept: 0,
             forgotten: VecDeque::new(),
+            speeches: Speeches::default(),
         }
     }
 
@@ -294,9 +275,11 @@ impl Tasks {
         set: Vec<Vec<u8>>,
     ) -> Vec<(Occurrence, Rc<[u8]>)> {
         let slot = self.tasks.find_or_insert_with(task, Task::default);
+        let speech_ids = self.speech_ids(task);
         let known = &mut self.tasks[slot];
         known.settled = NonZeroU32::new(subscription.number);
         let payloads = merge::merge(known, subscription, kept, next_id);
+        self.note_renumbered(task, speech_ids);
         for (number, payload) in payloads {
             self.retain(now, slot, number, payload.into());
         }
@@ -335,11 +318,14 @@ impl Tasks {
         if known.next_id >= seen {
             return;
         }
+        let speech_ids = self.speech_ids(task);
+        let Some(known) = self.tasks.entry_mut(task) else { return };
         known.next_id = seen;
         for one in known.results.tail() {
             one.id = known.next_id;
             known.next_id = known.next_id.saturating_add(1);
         }
+        self.note_renumbered(task, speech_ids);
     }
 
     /// Whether anything is known of a task.
@@ -375,16 +361,19 @@ impl Tasks {
     pub fn drop_kept(&mut self, task: Uuid) -> usize {
         let Some(slot) = self.tasks.find(task) else { return 0 };
         let known = &mut self.tasks[slot];
-        let mut dropped = 0;
+        let mut gone = Vec::new();
         for one in known.results.change().iter_mut() {
             one.is_dispatched = true;
-            let Some(payload) = one.payload.take() else { continue };
-            let cost = RESULT_COST + payload.len();
-            dropped += 1;
-            if std::mem::take(&mut one.is_passing) {
+            let is_passing = std::mem::take(&mut one.is_passing);
+            gone.extend(GoneResult::take(one).map(|one| (one, is_passing)));
+        }
+        let dropped = gone.len();
+        for (one, is_passing) in gone {
+            let cost = one.cost() + self.forget_speech(task, &one);
+            if is_passing {
                 self.passing_bytes -= cost;
             } else {
-                known.bytes -= cost;
+                self.tasks[slot].bytes -= cost;
                 self.retained_bytes -= cost;
             }
         }

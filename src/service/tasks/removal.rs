@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use uuid::Uuid;
 
 use super::known::KnownResults;
-use super::{REMEMBERED_MAX, RESULT_COST, Retained, Tasks};
+use super::speech::GoneResult;
+use super::{REMEMBERED_MAX, Retained, Tasks};
 use crate::base::moment::Moment;
 
 /// Results that are removed in a row because they are too old.
@@ -13,7 +14,7 @@ const TRIMMED_MAX: usize = 1024;
 
 /// Why a retained result goes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Removal {
+pub(super) enum Removal {
     Expired,
     Evicted,
 }
@@ -146,15 +147,21 @@ impl Tasks {
         Some(result.into_iter().chain(remembered).min()? + retain)
     }
 
-    fn remove(&mut self, now: Moment, Retained { task, number, .. }: Retained, removal: Removal) {
+    pub(super) fn remove(
+        &mut self,
+        now: Moment,
+        Retained { task, number, .. }: Retained,
+        removal: Removal,
+    ) {
         let id = self.tasks.id(task);
         let known = &mut self.tasks[task];
         let one = known.results.oldest(number).expect("a retained result is known");
         if !self.held.is_empty() {
             self.held.remove(&(id, one.id));
         }
-        let payload = one.payload.take().expect("a retained result has its bytes");
-        let cost = RESULT_COST + payload.len();
+        let one = GoneResult::take(one).expect("a retained result has its bytes");
+        let cost = one.cost() + self.forget_speech(id, &one);
+        let known = &mut self.tasks[task];
         known.bytes -= cost;
         self.retained_bytes -= cost;
         let is_last = known.results.present().next().is_none() && !known.has_clients();

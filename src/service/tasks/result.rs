@@ -25,6 +25,15 @@ pub(super) struct KnownResult {
     pub(super) is_passing: bool,
 }
 
+/// What clients get of a result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// What the worker published.
+    Published(Rc<[u8]>),
+    /// Audio that the gateway received, in a file of its own.
+    Speech,
+}
+
 /// How a result became known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ResultOrigin {
@@ -42,6 +51,8 @@ pub(super) enum ResultSource {
     Published,
     Kept,
     Set,
+    /// The gateway receives it. Its payload is empty, and its audio in a file.
+    Speech,
 }
 
 impl KnownResult {
@@ -67,9 +78,23 @@ impl KnownResult {
         result
     }
 
+    /// What clients get of it, while there is anything.
+    pub(super) fn content(&self) -> Option<Content> {
+        let payload = self.payload.as_ref()?;
+        Some(match self.source {
+            ResultSource::Speech => Content::Speech,
+            ResultSource::Published | ResultSource::Kept | ResultSource::Set => {
+                Content::Published(Rc::clone(payload))
+            }
+        })
+    }
+
     pub(super) fn origin(&self) -> ResultOrigin {
         match self.source {
-            ResultSource::Published => ResultOrigin::Published(self.subscription),
+            // It has its place among what was heard at the same time.
+            ResultSource::Published | ResultSource::Speech => {
+                ResultOrigin::Published(self.subscription)
+            }
             ResultSource::Kept => ResultOrigin::Kept,
             ResultSource::Set => ResultOrigin::Set,
         }

@@ -8,7 +8,7 @@ const EAR: Subscription = Subscription { number: 1, since: 1000 };
 const SECOND: Duration = Duration::from_secs(1);
 
 fn tasks() -> Tasks {
-    Tasks::new(Settings { retain: Some(300 * SECOND), max_retained: 1 << 20 })
+    Tasks::new(Settings { retain: Some(300 * SECOND), max_retained: 1 << 20, ..Default::default() })
 }
 
 fn kept(items: &[(u64, &str)]) -> Vec<KeptResult> {
@@ -23,14 +23,19 @@ fn kept(items: &[(u64, &str)]) -> Vec<KeptResult> {
         .collect()
 }
 
+fn payload(one: &Deliverable) -> &[u8] {
+    let Content::Published(payload) = &one.content else { panic!("{one:?}") };
+    payload
+}
+
 fn texts(tasks: &Tasks) -> Vec<String> {
-    let text = |one: Deliverable| String::from_utf8(one.payload.to_vec()).unwrap();
+    let text = |one: Deliverable| String::from_utf8(payload(&one).to_vec()).unwrap();
     tasks.results(TASK).map(text).collect()
 }
 
 /// Texts with the `result_id` before each.
 fn numbered(tasks: &Tasks) -> String {
-    let text = |one: Deliverable| format!("{}{}", one.id, str::from_utf8(&one.payload).unwrap());
+    let text = |one: Deliverable| format!("{}{}", one.id, str::from_utf8(payload(&one)).unwrap());
     tasks.results(TASK).map(text).collect::<Vec<_>>().join(" ")
 }
 
@@ -313,7 +318,11 @@ fn results_expire_after_retain() {
 /// Room for ten results of one byte.
 fn small() -> World {
     let max_retained = 10 * (RESULT_COST + 1);
-    World::new(Tasks::new(Settings { retain: Some(300 * SECOND), max_retained }))
+    World::new(Tasks::new(Settings {
+        retain: Some(300 * SECOND),
+        max_retained,
+        ..Default::default()
+    }))
 }
 
 fn evict_all(world: &mut World) {
@@ -420,7 +429,11 @@ fn evicted_result_without_delivery_is_taken_from_redis_again() {
 
 #[test]
 fn without_retention_only_undelivered_results_stay() {
-    let mut world = World::new(Tasks::new(Settings { retain: None, max_retained: 1 << 20 }));
+    let mut world = World::new(Tasks::new(Settings {
+        retain: None,
+        max_retained: 1 << 20,
+        ..Default::default()
+    }));
     world.hear("a");
     world.tasks.trim(world.now, |_| false);
     assert!(world.tasks.is_empty());
@@ -621,7 +634,11 @@ fn numbers_go_on_behind_what_a_client_has_seen() {
 
 #[test]
 fn number_of_a_result_without_room_is_not_given_again() {
-    let settings = Settings { retain: Some(300 * SECOND), max_retained: 2 * (RESULT_COST + 10) };
+    let settings = Settings {
+        retain: Some(300 * SECOND),
+        max_retained: 2 * (RESULT_COST + 10),
+        ..Default::default()
+    };
     let mut world = World::new(Tasks::new(settings));
     let ids = ["a", "b", "c"].map(|text| world.hear(text).id);
     assert_eq!((ids, numbered(&world.tasks).as_str()), ([0, 1, 2], "0a"));
