@@ -298,6 +298,18 @@ pub const SECTIONS: &[Section] = &[
             live("max_audio", size!(gateway.session.output.max_audio, 1..=TIB)),
             live("audio_wait", time!(gateway.session.output.audio_wait)),
             live("audio_stall", time!(gateway.session.output.audio_stall)),
+            live(
+                "spool",
+                KeyKind::Text {
+                    get: |c| c.gateway.session.output.spool.to_string_lossy().into_owned(),
+                    set: |c, path| {
+                        c.gateway.session.output.spool = path.into();
+                        Ok(())
+                    },
+                    example: "\"/seventeen\"",
+                },
+            ),
+            live("max_spool", size!(gateway.tasks.max_spool, KIB..=TIB)),
             live("retain", time!(gateway.tasks.retain)),
             live("max_retained", size!(gateway.tasks.max_retained, 0 or 1..=64 * GIB)),
         ],

@@ -1,8 +1,9 @@
 //! What a valid configuration needs and this machine lacks.
 
 use super::{Config, Loaded};
+use crate::net::files::spool::SpoolRequest;
 use crate::net::files::{OpenError, RootRequest};
-use crate::service::route::TargetSettings;
+use crate::service::route::{RouteSettings, TargetSettings};
 
 impl Loaded {
     /// Adds warnings about what is missing on this machine. May block for as long as its file
@@ -10,6 +11,7 @@ impl Loaded {
     #[must_use]
     pub fn check_machine(mut self) -> Loaded {
         self.warnings.extend(audio_root_problem(&self.config));
+        self.warnings.extend(spool_problem(&self.config));
         self
     }
 }
@@ -29,9 +31,26 @@ fn audio_root_problem(config: &Config) -> Option<String> {
     }
 }
 
+/// What is wrong with the folder for speech, if workers send any. No error: it may appear later.
+fn spool_problem(config: &Config) -> Option<String> {
+    let spool = &config.gateway.session.output.spool;
+    let is_ingest = |route: &RouteSettings| matches!(route.target, TargetSettings::Ingest(_));
+    if spool.as_os_str().is_empty() || !config.gateway.routes.iter().any(is_ingest) {
+        return None;
+    }
+    let why = match SpoolRequest::new(spool).run() {
+        Ok(_) => return None,
+        Err(OpenError::NoRoot(errno) | OpenError::Shortage(errno)) => errno.to_string(),
+        Err(error) => format!("{error:?}"),
+    };
+    let folder = spool.display();
+    Some(format!("output.spool: no file can be written in the folder {folder}: {why}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service::route::Access;
 
     fn warnings(config: Config) -> Vec<String> {
         Loaded { config, warnings: vec!["other".into()], path: None }.check_machine().warnings
@@ -51,6 +70,22 @@ mod tests {
         assert_eq!(warnings(config.clone()), ["other"]);
         config.gateway.session.output.audio_root = std::env::temp_dir();
         config.gateway.routes = Config::default().gateway.routes;
+        assert_eq!(warnings(config), ["other"]);
+    }
+
+    #[test]
+    fn a_missing_spool_folder_is_a_warning_where_workers_send_speech() {
+        let mut config = Config::default();
+        config.gateway.session.output.audio_root = std::env::temp_dir();
+        config.gateway.session.output.spool = "/nowhere/at/all".into();
+        assert_eq!(warnings(config.clone()), ["other"]);
+        config.gateway.routes[1].target = TargetSettings::Ingest(Access::default());
+        let expected = "output.spool: no file can be written in the folder /nowhere/at/all: \
+                        No such file or directory (os error 2)";
+        assert_eq!(warnings(config.clone()), ["other", expected]);
+        config.gateway.session.output.spool = std::env::temp_dir();
+        assert_eq!(warnings(config.clone()), ["other"]);
+        config.gateway.session.output.spool = "".into();
         assert_eq!(warnings(config), ["other"]);
     }
 }

@@ -305,6 +305,7 @@ mod tests {
                 urls.iter().map(BackendUrl::to_string).collect::<Vec<_>>().join(" ")
             }
             TargetSettings::Output => "output".into(),
+            TargetSettings::Ingest(_) => "ingest".into(),
         };
         config.gateway.routes.iter().map(shown).collect()
     }
@@ -561,7 +562,9 @@ mod tests {
         assert_eq!(with("backend = []"), "x.toml:1: route `r`: it needs at least one backend URL");
         assert_eq!(
             with("serve = \"input\"").lines().next(),
-            Some("x.toml:4: route.serve: \"input\" cannot be served, only \"output\" can")
+            Some(
+                "x.toml:4: route.serve: \"input\" cannot be served, only \"output\" and \"ingest\" can"
+            )
         );
         assert!(
             with("backend = \"ws://a\"\nserve = \"output\"")

@@ -192,9 +192,8 @@ impl RouteReader<'_> {
             "ingest" => Some(Served::Ingest),
             other => {
                 let hint = did_you_mean(other, SERVED);
-                let why = format!(
-                    "{other:?} cannot be served, only \"output\" and \"ingest\" can{hint}"
-                );
+                let why =
+                    format!("{other:?} cannot be served, only \"output\" and \"ingest\" can{hint}");
                 self.problems.add(span, Some("route.serve"), why);
                 None
             }

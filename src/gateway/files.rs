@@ -21,6 +21,10 @@ impl Gateway {
             FileAnswer::Looked { owner, looked } => {
                 return self.cx.handle_stream_file(owner, looked.ok());
             }
+            FileAnswer::SpoolOpened { task, serial, opened } => {
+                return self.cx.handle_spool_opened(task, serial, opened);
+            }
+            FileAnswer::SpoolWritten(outcomes) => return self.cx.handle_spool_written(outcomes),
             FileAnswer::Opened { owner, .. } | FileAnswer::Read { owner, .. } => owner,
         };
         // It may have ended meanwhile.

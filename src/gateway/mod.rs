@@ -53,7 +53,7 @@ use crate::service::limits::{self, Limits};
 use crate::service::link::{self, Link, REDIS_ROLES};
 use crate::service::name::LookUpError;
 use crate::service::results::{Delivered, Notice, Results};
-use crate::service::route::{RouteSettings, RouteTarget, Routes};
+use crate::service::route::{RouteSettings, Routes};
 use crate::service::stats::Stats;
 use crate::service::tasks::{self, Tasks};
 use crate::service::trust;
@@ -339,6 +339,7 @@ impl Gateway {
         if self.cx.channels.queued() > 0 {
             self.hand_out_publications();
         }
+        self.go_on_with_speech();
         self.check_drain();
     }
 
@@ -425,6 +426,8 @@ impl Gateway {
                 self.note_stopped(task, by, (clients, results));
             }
             Notice::AudioEnd { task, name } => self.handle_audio_end(task, &name),
+            Notice::SpeechRenumbered(renumbered) => self.renumber_speech(renumbered),
+            Notice::SpeechGone(key) => self.forget_speech(key),
             Notice::DroppedAfterStop { results } => self.cx.stats.results_after_stop += results,
             Notice::StopAnswered { task, outcome } => self.handle_stop_outcome(task, outcome),
             Notice::Down { why } => warn!(target: "redis", "lost why={}", Quoted(why)),
@@ -459,11 +462,6 @@ impl Gateway {
         &mut self.cx.results
     }
 
-    /// Some route serves results.
-    pub fn serves_results(&self) -> bool {
-        self.cx.routes.iter().any(|route| matches!(route.target, RouteTarget::Output))
-    }
-
     /// The end of a turn: sends what Redis is to get, and frees what ended. *Slots are freed last.*
     pub fn finish_turn(&mut self) {
         // Only what touched the results can have left something to send.
@@ -473,6 +471,7 @@ impl Gateway {
             self.results_due_at = self.cx.results.deadline();
             self.cx.results.clear_touched();
         }
+        self.cx.jobs.extend(self.cx.speech.begin_write().map(Job::File));
         self.keep_budget();
         if !self.closed.is_empty() {
             self.reap();
@@ -513,6 +512,7 @@ impl Gateway {
             || self.cx.results.has_deliveries()
             || self.cx.results.has_more_work()
             || self.cx.channels.queued() > 0
+            || self.cx.feeds.has_letters()
             || self.is_census_due()
             || !self.sweeps.is_empty()
         {

@@ -15,7 +15,7 @@ use crate::base::quoted::Quoted;
 use crate::net::tls;
 use crate::service::limits;
 use crate::service::link::{self, Link, Password};
-use crate::service::route::{RouteSettings, TargetSettings};
+use crate::service::route::{RouteSettings, RouteTarget, TargetSettings};
 use crate::service::tasks::{self, EndRules};
 use crate::service::trust;
 use crate::service::upstreams;
@@ -89,6 +89,11 @@ impl Gateway {
         for backend in self.cx.upstreams.ids().collect::<Vec<_>>() {
             session::connector::begin_lookup(backend, &mut self.cx);
         }
+    }
+
+    /// Some route serves results.
+    pub fn serves_results(&self) -> bool {
+        self.cx.routes.iter().any(|route| matches!(route.target, RouteTarget::Output))
     }
 
     /// The settings that the parts work with.

@@ -3,6 +3,7 @@
 use super::Gateway;
 use crate::proto::control::{self, Action};
 use crate::proto::http::Response;
+use crate::service::feeds::News;
 use crate::service::results::{StopOutcome, StoppedBy};
 use crate::session::SessionId;
 use crate::session::respond::Question;
@@ -53,6 +54,9 @@ impl Gateway {
     ) {
         self.cx.stats.tasks_stopped += 1;
         self.cx.streams.remove_task(task);
+        self.cx.speech.stop(task);
+        self.cx.feeds.tell(task, News::Control(Action::Stop));
+        self.cx.feeds.forget(task);
         // A worker's own publication has reached the others.
         if by != StoppedBy::Channel {
             self.tell_workers(task, Action::Stop);
@@ -72,6 +76,7 @@ impl Gateway {
             let said = self.cx.results.poll_absence(self.cx.now, |task| streams.is_speaking(task));
             let Some((task, action)) = said else { return };
             self.tell_workers(task, action);
+            self.cx.feeds.tell(task, News::Control(action));
             match action {
                 Action::Left => info!(target: "output", "clients left task={task}"),
                 Action::Back => info!(target: "output", "client is back task={task}"),

@@ -6,7 +6,8 @@ use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
 use crate::proto::message::TaskId;
 use crate::service::audio_names;
-use crate::service::streams::{Finished, StreamId, StreamSource, StreamState};
+use crate::service::streams::{Finished, StreamFailure, StreamId, StreamSource, StreamState};
+use crate::service::tasks::{Renumbered, SpeechKey};
 use crate::session::jobs::{FileJob, Job};
 use log::{info, warn};
 use std::path::Path;
@@ -67,6 +68,10 @@ impl Gateway {
 
     fn look_at(&mut self, id: StreamId) {
         let Some(stream) = self.cx.streams.stream(id) else { return };
+        if stream.source() == StreamSource::Speech {
+            let rules = self.cx.stream_rules();
+            return self.cx.streams.judge_speech(self.cx.now, id, &rules);
+        }
         match stream.file().state_now() {
             Some(state) => self.cx.handle_stream_file(id, Some(state)),
             None => {
@@ -78,10 +83,14 @@ impl Gateway {
     }
 
     fn finish_stream(&mut self, finished: Finished) {
-        let Finished { id, task, result_id, source, state, name, chunks, bytes } = finished;
+        let Finished { id, task, result_id, source, state, chunks, bytes, .. } = finished;
+        let name = &finished.name;
         self.cx.network.unwatch(id.number());
         if source == StreamSource::YoungFile {
             return;
+        }
+        if source == StreamSource::Speech {
+            return self.finish_speech(&finished);
         }
         self.cx.results.release(self.cx.now, task, result_id);
         let task = TaskId::from(task);
@@ -98,6 +107,46 @@ impl Gateway {
                     Quoted(failure.words()),
                     Quoted(name.display()),
                     Quoted(self.cx.settings.output.audio_root.display()),
+                );
+            }
+        }
+    }
+
+    /// Streams: audio that grows, or has grown and is kept open for clients that return.
+    pub fn stream_count(&self) -> usize {
+        self.cx.streams.count()
+    }
+
+    /// Redis knew of results in front of speech.
+    pub(super) fn renumber_speech(&mut self, Renumbered { key, id }: Renumbered) {
+        if let Some(stream) = self.cx.speech.stream(key) {
+            self.cx.streams.renumber(stream, id);
+        }
+    }
+
+    /// Speech is not kept any more.
+    pub(super) fn forget_speech(&mut self, key: SpeechKey) {
+        if let Some(stream) = self.cx.speech.take_stream(key) {
+            self.cx.streams.forget(stream);
+        }
+    }
+
+    fn finish_speech(&mut self, finished: &Finished) {
+        let Finished { id, task, result_id, state, chunks, bytes, .. } = *finished;
+        let has_stalled = state == StreamState::Failed(StreamFailure::Stalled);
+        self.cx.handle_speech_finished(task, id, has_stalled);
+        let task = TaskId::from(task);
+        match state {
+            StreamState::Open => {}
+            StreamState::Ended => {
+                info!(target: "ingest", "speech complete result={result_id} audio={bytes}B chunks={chunks} task={task}");
+            }
+            StreamState::Failed(failure) => {
+                self.cx.stats.count_audio_failed(failure.label());
+                warn!(
+                    target: "ingest",
+                    "speech lost why={} result={result_id} audio={bytes}B chunks={chunks} task={task}",
+                    Quoted(failure.words()),
                 );
             }
         }

@@ -47,6 +47,22 @@ impl Gateway {
         self.insert(session);
     }
 
+    /// Tells workers that send speech what has become of their tasks, and reads those again for
+    /// which there was no room.
+    pub(super) fn go_on_with_speech(&mut self) {
+        while let Some(letter) = self.cx.feeds.poll_letter() {
+            if let Some(session) = self.session_mut(letter.worker) {
+                session.handle_letter(&letter);
+                self.drive(letter.worker.key as usize);
+            }
+        }
+        while let Some(worker) = self.cx.speech.poll_resumed() {
+            if self.session(worker).is_some() {
+                self.drive(worker.key as usize);
+            }
+        }
+    }
+
     /// Hands workers what was published on control channels they listen to: at least one message a
     /// turn, however much else there was to do, and what fits.
     pub(super) fn hand_out_publications(&mut self) {

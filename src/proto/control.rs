@@ -87,6 +87,11 @@ pub fn stop_ack(task: &TaskId) -> String {
     format!(r#"{{"type":"control","action":"STOP_ACK","task_id":"{task}"}}"#)
 }
 
+/// The message behind the last chunk of speech; `audio_complete` follows.
+pub fn speech_end(task: &TaskId) -> String {
+    format!(r#"{{"type":"control","action":"END","task_id":"{task}"}}"#)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -149,6 +149,7 @@ enum ResultKind {
     Answer { content: Box<str>, audio: Option<AudioFile> },
     Failure { error: Box<str> },
     Progress { content: Box<str> },
+    Speech,
 }
 
 /// The audio of a result.
@@ -219,6 +220,7 @@ impl TaskResult {
                 ResultKind::Answer { content, .. } | ResultKind::Progress { content },
             ) => content,
             (Field::Text, ResultKind::Failure { error }) => error,
+            (Field::Text, ResultKind::Speech) => r#""""#,
             (Field::Extras, _) => &self.extras,
         }
     }
@@ -245,6 +247,22 @@ impl TaskResult {
             fault: None,
             id: None,
         }
+    }
+
+    /// Speech that the gateway received. It has no text of its own, and what follows is not known.
+    pub fn speech() -> TaskResult {
+        TaskResult {
+            kind: ResultKind::Speech,
+            extras: "".into(),
+            is_final: false,
+            fault: None,
+            id: None,
+        }
+    }
+
+    /// Whether it is [`TaskResult::speech`].
+    pub fn is_speech(&self) -> bool {
+        self.kind == ResultKind::Speech
     }
 
     /// The same result with this `result_id`.
@@ -281,6 +299,7 @@ impl TaskResult {
         let text = match &self.kind {
             ResultKind::Answer { content, .. } | ResultKind::Progress { content } => content.len(),
             ResultKind::Failure { error } => error.len(),
+            ResultKind::Speech => 0,
         };
         size_of::<Self>() + text + self.extras.len()
     }
@@ -304,7 +323,7 @@ impl TaskResult {
     pub fn audio_file(&self) -> Option<&Path> {
         match &self.kind {
             ResultKind::Answer { audio, .. } => audio.as_ref().map(|audio| audio.name.as_path()),
-            ResultKind::Failure { .. } | ResultKind::Progress { .. } => None,
+            ResultKind::Failure { .. } | ResultKind::Progress { .. } | ResultKind::Speech => None,
         }
     }
 
@@ -338,7 +357,7 @@ impl TaskResult {
             )
         };
         match &self.kind {
-            ResultKind::Answer { .. } => content("success", audio),
+            ResultKind::Answer { .. } | ResultKind::Speech => content("success", audio),
             ResultKind::Progress { .. } => content("progress", AudioPresence::Absent),
             ResultKind::Failure { .. } => {
                 let between = format!(r#","task_id":"{task}"{id}{more}"#);
@@ -437,17 +456,18 @@ pub fn error_message(error: &str, task: Option<&TaskId>) -> String {
 
 /// Announces the binary message that follows: chunk `chunk_id`, counted from 0, of `total_chunks`,
 /// which is not known while the audio grows. `offset`: the bytes before it, for clients that need
-/// them.
+/// them. `fields`: JSON text, a comma in front of each name, or nothing.
 pub fn audio_chunk(
     task: &TaskId,
     chunk_id: u64,
     total_chunks: Option<u64>,
     offset: Option<u64>,
+    fields: &str,
 ) -> String {
     let total = total_chunks.map_or_else(|| "null".to_owned(), |total| total.to_string());
     let offset = offset.map(|offset| format!(r#","offset":{offset}"#)).unwrap_or_default();
     format!(
-        r#"{{"type":"audio_chunk","task_id":"{task}","chunk_id":{chunk_id},"total_chunks":{total}{offset}}}"#
+        r#"{{"type":"audio_chunk","task_id":"{task}","chunk_id":{chunk_id},"total_chunks":{total}{offset}{fields}}}"#
     )
 }
 
@@ -1086,7 +1106,7 @@ mod tests {
         assert_eq!(odd.to_string(), "{0F8FAD5B-D9CB-469F-A165-70867728950E}");
         for (message, expected) in [
             (
-                audio_chunk(&odd, 0, Some(5), None),
+                audio_chunk(&odd, 0, Some(5), None, ""),
                 json!({"type": "audio_chunk", "task_id": odd.to_string(), "chunk_id": 0, "total_chunks": 5}),
             ),
             (audio_complete(&odd), json!({"type": "audio_complete", "task_id": odd.to_string()})),
@@ -1102,11 +1122,11 @@ mod tests {
             assert_eq!(serde_json::from_str::<Value>(&message).unwrap(), expected);
         }
         assert_eq!(
-            audio_chunk(&task(), 4, Some(5), None),
+            audio_chunk(&task(), 4, Some(5), None, ""),
             format!(r#"{{"type":"audio_chunk","task_id":"{ID}","chunk_id":4,"total_chunks":5}}"#)
         );
         assert_eq!(
-            audio_chunk(&task(), 4, None, Some(40)),
+            audio_chunk(&task(), 4, None, Some(40), ""),
             format!(
                 r#"{{"type":"audio_chunk","task_id":"{ID}","chunk_id":4,"total_chunks":null,"offset":40}}"#
             )

@@ -5,6 +5,7 @@
 //! once; nothing else of a message is copied but the fields that go on to the client, which keep
 //! the characters that the worker wrote.
 
+use super::control::Action;
 use super::members::members;
 use super::message::{BAD_TASK_ID, TaskId, json_text};
 use data_encoding::{BASE64, BASE64_NOPAD};
@@ -303,32 +304,10 @@ fn media_type(json: &str) -> Result<Box<str>, Fault> {
     }
 }
 
-/// What a worker learns about a task that it speaks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Notice {
-    /// The task was stopped.
-    Stop,
-    /// No client listens any more.
-    Left,
-    /// A client listens again.
-    Back,
-}
-
-impl Notice {
-    /// The word in the message.
-    pub fn action(self) -> &'static str {
-        match self {
-            Notice::Stop => "STOP",
-            Notice::Left => "LEFT",
-            Notice::Back => "BACK",
-        }
-    }
-
-    /// The message to the worker.
-    pub fn message(self, task: &TaskId) -> String {
-        let action = self.action();
-        format!(r#"{{"type":"CONTROL","action":"{action}","sessionId":"{task}"}}"#)
-    }
+/// The message that tells a worker what has become of its task.
+pub fn control_message(action: Action, task: &TaskId) -> String {
+    let action = action.word();
+    format!(r#"{{"type":"CONTROL","action":"{action}","sessionId":"{task}"}}"#)
 }
 
 /// The message to a worker whose message could not be used.
@@ -525,11 +504,10 @@ mod tests {
     fn messages_to_workers_are_json_with_the_task_as_the_worker_wrote_it() {
         let task = TaskId::parse(&ID.to_uppercase()).unwrap();
         let id = ID.to_uppercase();
-        for (notice, action) in
-            [(Notice::Stop, "STOP"), (Notice::Left, "LEFT"), (Notice::Back, "BACK")]
-        {
-            let message = format!(r#"{{"type":"CONTROL","action":"{action}","sessionId":"{id}"}}"#);
-            assert_eq!(notice.message(&task), message);
+        for action in [Action::Stop, Action::Left, Action::Back] {
+            let word = action.word();
+            let message = format!(r#"{{"type":"CONTROL","action":"{word}","sessionId":"{id}"}}"#);
+            assert_eq!(control_message(action, &task), message);
         }
         assert_eq!(error_message("a \"b\"", None), r#"{"type":"error","error":"a \"b\""}"#);
         let with_task = format!(r#"{{"type":"error","error":"x","sessionId":"{id}"}}"#);

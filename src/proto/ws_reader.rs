@@ -20,8 +20,11 @@ use tungstenite::{Error, Message};
 /// The largest message of a client, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024;
 
-/// Bytes that `tungstenite` reads at a time.
+/// Bytes that `tungstenite` reads at a time, at least.
 const READ_BYTES: usize = 1024;
+
+/// The same, at most. Each read clears as many bytes before.
+const READ_BYTES_MAX: usize = 16 * 1024;
 
 /// The server side of one client's messages.
 pub struct WsReader {
@@ -30,6 +33,15 @@ pub struct WsReader {
     frames_seen: u64,
     is_in_message: bool,
     asks_stop: bool,
+    message_bytes_max: usize,
+}
+
+/// A message of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants explain themselves")]
+pub enum Incoming<'m> {
+    Text(&'m str),
+    Binary(&'m [u8]),
 }
 
 /// What the bytes of a client amount to.
@@ -55,25 +67,46 @@ pub enum WsFault {
 }
 
 impl WsReader {
-    /// At the beginning, behind the handshake.
+    /// For a client whose messages matter little, behind the handshake.
     pub fn new() -> WsReader {
+        WsReader::with_limit(MESSAGE_BYTES_MAX, READ_BYTES)
+    }
+
+    /// For messages of at most `message_bytes_max`, of which about `read_bytes` come at a time.
+    pub fn with_limit(message_bytes_max: usize, read_bytes: usize) -> WsReader {
         let config = WebSocketConfig::default()
-            .read_buffer_size(READ_BYTES)
+            .read_buffer_size(read_bytes.clamp(READ_BYTES, READ_BYTES_MAX))
             .write_buffer_size(0)
-            .max_message_size(Some(MESSAGE_BYTES_MAX))
-            .max_frame_size(Some(MESSAGE_BYTES_MAX));
+            .max_message_size(Some(message_bytes_max))
+            .max_frame_size(Some(message_bytes_max));
         WsReader {
             context: WebSocketContext::new(Role::Server, Some(config)),
             frames: FrameScanner::new(),
             frames_seen: 0,
             is_in_message: false,
             asks_stop: false,
+            message_bytes_max,
         }
     }
 
     /// Takes what the client sent, in pieces of any size. Answers, each a whole frame, are appended
-    /// to `answers`.
+    /// to `answers`. Of its messages, only a request to stop is noted.
     pub fn handle_bytes(&mut self, bytes: &[u8], answers: &mut Vec<u8>) -> Received {
+        let mut asks_stop = false;
+        let received = self.handle_messages(bytes, answers, |message| {
+            asks_stop |= matches!(message, Incoming::Text(text) if control::is_clients_stop(text));
+        });
+        self.asks_stop |= asks_stop;
+        received
+    }
+
+    /// The same, with every whole message given to `take`.
+    pub fn handle_messages(
+        &mut self,
+        bytes: &[u8],
+        answers: &mut Vec<u8>,
+        mut take: impl FnMut(Incoming<'_>),
+    ) -> Received {
         self.follow(bytes);
         let mut between = Between { bytes, answers };
         loop {
@@ -84,8 +117,12 @@ impl WsReader {
                     let _ = self.context.flush(&mut between);
                     return Received::Close(frame.map(|frame| frame.code.into()));
                 }
-                Ok(Message::Text(text)) if control::is_clients_stop(text.as_str()) => {
-                    self.asks_stop = true;
+                Ok(Message::Text(text)) => {
+                    take(Incoming::Text(text.as_str()));
+                    continue;
+                }
+                Ok(Message::Binary(bytes)) => {
+                    take(Incoming::Binary(&bytes));
                     continue;
                 }
                 Ok(_) => continue,
@@ -104,6 +141,11 @@ impl WsReader {
     /// come behind that, in the same bytes.
     pub fn take_stop(&mut self) -> bool {
         std::mem::take(&mut self.asks_stop)
+    }
+
+    /// Bytes of memory that it may take: a message as long as any.
+    pub fn held_bytes(&self) -> usize {
+        size_of::<WsReader>() + self.message_bytes_max
     }
 
     /// Frames that have begun.

@@ -18,6 +18,10 @@ const RESERVE_MAX: u64 = 128;
 /// The reserve's share of the limit.
 const RESERVE_SHARE: u64 = 8;
 
+/// The share of the limit that files with speech may have, and the most of them.
+const SPEECH_SHARE: u64 = 4;
+const SPEECH_FILES_MAX: u64 = 65_536;
+
 /// What the gateway itself needs, besides connections: listeners, signals, the log, Redis, pipes.
 const OWN: u64 = 64;
 
@@ -63,6 +67,12 @@ impl Descriptors {
         }
     }
 
+    /// Files with speech that may be open at once: those of streams that are kept. Without a bound,
+    /// they would leave no descriptors for clients.
+    pub fn speech_files(&self) -> usize {
+        (self.limit / SPEECH_SHARE).min(SPEECH_FILES_MAX) as usize
+    }
+
     /// What the number of a descriptor that was just opened says about the supply.
     pub fn supply(&self, newest: RawFd) -> Supply {
         let in_use = newest as u64;
@@ -96,6 +106,8 @@ mod tests {
             assert_eq!(supply(limit, exhausted_from), Supply::Exhausted, "{limit}");
         }
         assert_eq!(supply(u64::MAX, RawFd::MAX), Supply::Enough);
+        let speech = [48, 20_000, u64::MAX].map(|limit| Descriptors { limit }.speech_files());
+        assert_eq!(speech, [12, 5000, 65_536]);
     }
 
     #[test]

@@ -156,8 +156,9 @@ impl<C: Send + 'static> Reactor<C> {
         let background = Background::start(waker, read_config).map_err(StartError::Threads)?;
         let network = Box::new(TcpNetwork::new(registry.try_clone()?));
         let chance = fastrand::Rng::new();
-        let gateway = Gateway::new(gateway, network, chance, clock.now(), SystemTime::now())
+        let mut gateway = Gateway::new(gateway, network, chance, clock.now(), SystemTime::now())
             .map_err(|why| StartError::Other(io::Error::other(why)))?;
+        gateway.results().limit_speech_files(descriptors.speech_files());
         let clients = settings.listen.iter().map(|at| (at.kind(), at.address));
         let admins = settings.admin.iter().map(|&at| (ListenerKind::Admins, at));
         let inbox = settings.inbox.iter().map(|&at| (ListenerKind::Inbox, at));

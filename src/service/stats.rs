@@ -88,6 +88,12 @@ pub struct Stats {
     pub sessions_shed: u64,
     /// Times the connections to Redis were established.
     pub redis_connects: u64,
+    /// Chunks of speech taken from workers.
+    pub speech_chunks: u64,
+    /// Bytes of those chunks.
+    pub speech_bytes: u64,
+    /// Messages of workers that could not be used.
+    pub speech_errors: u64,
     /// Bytes of audio sent to clients.
     pub audio_bytes: u64,
     /// Log lines that could not be written.

@@ -15,6 +15,8 @@ use crate::proto::http::conditional::{Conditions, Selected, Validators, last_mod
 use crate::proto::http::{RequestHead, Response};
 use crate::proto::media;
 use crate::proto::message::{BAD_TASK_ID, TaskId, TaskResult};
+use crate::service::streams::{StreamId, StreamState};
+use crate::service::tasks::Content;
 use std::ops::Range;
 use std::time::UNIX_EPOCH;
 
@@ -54,7 +56,10 @@ impl Download {
             find(value, cx)
         };
         match found {
-            Ok((task, opener)) => {
+            Ok((task, Source::Speech(stream))) => {
+                send_speech(stream, task, &Conditions::read(head), asked, who, cx)
+            }
+            Ok((task, Source::File(opener))) => {
                 let conditions = Conditions::read(head);
                 let download = Download { task, asked, conditions, opener, has_to_leave: false };
                 Step::Next(Phase::Download(Box::new(download)))
@@ -83,8 +88,16 @@ impl Download {
     }
 }
 
-/// The result that is asked for, and what opens its file; or why there is none.
-fn find(value: &str, cx: &mut Context) -> Result<(TaskId, Opener), Response> {
+/// Where the audio is.
+enum Source {
+    /// In a file that is to be opened.
+    File(Opener),
+    /// In a file of the gateway's own.
+    Speech(StreamId),
+}
+
+/// The audio that is asked for; or why there is none.
+fn find(value: &str, cx: &mut Context) -> Result<(TaskId, Source), Response> {
     let (task, number) = match value.split_once('/') {
         Some((task, number)) => (task, Some(number)),
         None => (value, None),
@@ -98,13 +111,45 @@ fn find(value: &str, cx: &mut Context) -> Result<(TaskId, Opener), Response> {
     let mut work = 0;
     let results = cx.results.tasks().results(task.uuid());
     let mut wanted = results.filter(|one| number.is_none_or(|number| one.id == number));
-    let opener = wanted.find_map(|one| {
-        work += one.payload.len();
-        Opener::new(&TaskResult::read(&one.payload), cx)
+    let source = wanted.find_map(|one| match one.content {
+        Content::Published(payload) => {
+            work += payload.len();
+            Opener::new(&TaskResult::read(&payload), cx).map(Source::File)
+        }
+        Content::Speech => cx.streams.find(task.uuid(), one.id).map(Source::Speech),
     });
     cx.work += work;
-    let opener = opener.ok_or_else(|| Response::error(404, "No audio is kept for this task"))?;
-    Ok((task, opener))
+    let source = source.ok_or_else(|| Response::error(404, "No audio is kept for this task"))?;
+    Ok((task, source))
+}
+
+/// Sends what there is of speech that the gateway received.
+fn send_speech(
+    stream: StreamId,
+    task: TaskId,
+    conditions: &Conditions,
+    mut asked: Asked,
+    who: &mut Identity,
+    cx: &mut Context,
+) -> Step {
+    let Some(stream) = cx.streams.stream(stream) else {
+        let response = Response::error(404, "No audio is kept for this task");
+        return Step::Next(Respond::answer(asked, response, who, cx));
+    };
+    // Only the gateway writes to it, and nothing more once it has ended.
+    let modified = stream.file().state_now().map_or(UNIX_EPOCH, |state| state.modified);
+    let state = FileState { length: stream.chunks().length(), modified };
+    let age = if stream.state() == StreamState::Open { Age::Young } else { Age::Finished };
+    let (response, range) = select(state, age, UNKNOWN_TYPE, conditions);
+    let body = FileBody::new(stream.file().clone(), range, Age::Young);
+    let audio_type = stream.speech_type().unwrap_or(UNKNOWN_TYPE);
+    let response = match response.status {
+        200 | 206 | 304 => response.with("Content-Type", audio_type),
+        _ => response,
+    };
+    let response = with_cors(response.with("Cache-Control", "private, no-cache"), &mut asked);
+    note(&*who, || Event::Answer { status: response.status });
+    Step::Next(Respond::answer_with_file(asked, response, body, task, cx))
 }
 
 /// The response to a request with these conditions, for a file in this state; the bytes of the file

@@ -65,6 +65,12 @@ pub enum Detail {
     Inbox {
         published: u64,
     },
+    /// A worker that sent speech.
+    Ingest {
+        chunks: u64,
+        /// Messages that could not be used.
+        errors: u64,
+    },
 }
 
 /// What is still to be sent to the client.
@@ -144,6 +150,10 @@ impl Ended {
         if let Detail::Output { task, state, end } = &self.detail {
             let is_speaking = cx.streams.is_speaking(task.uuid());
             cx.results.leave(cx.now, task.uuid(), *state, *end, is_speaking);
+        } else if let Detail::Ingest { .. } = &self.detail {
+            let tasks: Vec<_> = cx.feeds.tasks_of(who.id()).collect();
+            tasks.into_iter().for_each(|task| cx.speech.forget_dropped(task));
+            cx.feeds.leave(who.id());
         } else if let Detail::Refused(refusal) = &self.detail {
             cx.stats.count_refused(refusal.word());
         }
@@ -155,7 +165,8 @@ impl Ended {
             Detail::LeftWhileDialing
             | Detail::NoBackend { .. }
             | Detail::Relay
-            | Detail::Output { .. } => cx.stats.count_not_open(who.route_name()),
+            | Detail::Output { .. }
+            | Detail::Ingest { .. } => cx.stats.count_not_open(who.route_name()),
             Detail::Http
             | Detail::BadRequest { .. }
             | Detail::Handshake { .. }
@@ -179,7 +190,8 @@ impl Ended {
             | Detail::NoBackend { .. }
             | Detail::Relay
             | Detail::CannotSubscribe { .. }
-            | Detail::Output { .. } => true,
+            | Detail::Output { .. }
+            | Detail::Ingest { .. } => true,
         }
     }
 
@@ -204,6 +216,7 @@ impl Ended {
             Detail::Relay => (Level::Info, "relay"),
             Detail::CannotSubscribe { .. } | Detail::Output { .. } => (Level::Info, "output"),
             Detail::Inbox { .. } => (Level::Info, "inbox"),
+            Detail::Ingest { .. } => (Level::Info, "ingest"),
         };
         let Ended { reason, code, .. } = self;
         let (code, age, fields) = (CodeText(*code), who.age(cx.now), Fields(self, who.client()));
@@ -247,6 +260,11 @@ impl fmt::Display for Fields<'_> {
                 to_client.frames, to_client.bytes,
             ),
             Detail::Inbox { published } => write!(f, " published={published}"),
+            Detail::Ingest { chunks, errors } => write!(
+                f,
+                " chunks={chunks} errors={errors} from_client_frames={} from_client_bytes={}",
+                from_client.frames, from_client.bytes,
+            ),
         }
     }
 }
@@ -279,6 +297,8 @@ mod tests {
             (Detail::Output { task: task(), state, end: None },
              " to_client_frames=3 to_client_bytes=4 task=7d2b1a52-93a2-4c44-9a94-6a2a4a6cf111"),
             (Detail::Inbox { published: 5 }, " published=5"),
+            (Detail::Ingest { chunks: 6, errors: 7 },
+             " chunks=6 errors=7 from_client_frames=1 from_client_bytes=2"),
         ];
         let client = Client::Peer(std::net::SocketAddr::from(([192, 0, 2, 7], 5000)));
         for (detail, fields) in cases {

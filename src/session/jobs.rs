@@ -9,6 +9,7 @@
 //! time: the queues are bounded by the numbers of sessions, streams and names.
 
 use super::SessionId;
+use crate::net::files::spool::{SpoolFile, SpoolRequest, SpoolWrites};
 use crate::net::files::{
     FileBytes, FileState, FoundRoot, OpenError, OpenFile, OpenRequest, ReadRequest, RootRequest,
     StateRequest,
@@ -19,6 +20,7 @@ use crate::service::streams::StreamId;
 use crate::service::upstreams::UpstreamId;
 use std::io;
 use std::net::SocketAddr;
+use uuid::Uuid;
 
 /// Something to do on a background thread.
 #[derive(Debug)]
@@ -43,6 +45,10 @@ pub enum FileJob {
     /// Check the folder of audio files. Answered by
     /// [`FileAnswer::AudioRootChecked`].
     CheckAudioRoot(RootRequest),
+    /// Open a file for speech. Answered by [`FileAnswer::SpoolOpened`].
+    OpenSpool { request: SpoolRequest, task: Uuid, serial: u64 },
+    /// Write speech. Answered by [`FileAnswer::SpoolWritten`].
+    WriteSpool(SpoolWrites),
 }
 
 /// The outcome of a [`Job`].
@@ -67,6 +73,10 @@ pub enum FileAnswer {
     Looked { owner: StreamId, looked: io::Result<FileState> },
     /// The folder of audio files, or why it cannot be opened.
     AudioRootChecked(Result<FoundRoot, OpenError>),
+    /// The file for a stream, or why there is none.
+    SpoolOpened { task: Uuid, serial: u64, opened: Result<SpoolFile, OpenError> },
+    /// The outcome of each write.
+    SpoolWritten(Vec<io::Result<()>>),
 }
 
 /// Who asked for a name.
@@ -85,6 +95,10 @@ impl FileJob {
             FileJob::Read { request, owner } => FileAnswer::Read { owner, read: request.run() },
             FileJob::Look { request, owner } => FileAnswer::Looked { owner, looked: request.run() },
             FileJob::CheckAudioRoot(request) => FileAnswer::AudioRootChecked(request.run()),
+            FileJob::OpenSpool { request, task, serial } => {
+                FileAnswer::SpoolOpened { task, serial, opened: request.run() }
+            }
+            FileJob::WriteSpool(writes) => FileAnswer::SpoolWritten(writes.run()),
         })
     }
 }

@@ -8,6 +8,7 @@
 //! accepted ─────► Request ─── an endpoint, an error ──────────────► Respond ──► Linger ──► Closed
 //!                    │  └──── refused over WebSocket (Origin, …) ──────────────────▲       ▲
 //!                    ├──────► Output ── delivered, timeout, … ─────────────────────┤       │
+//!                    ├──────► Ingest ── closed, idle, … ───────────────────────────┤       │
 //!                    └──────► Dial ── no backend ──────────────────────────────────┘       │
 //!                               └──── 101 ──► Relay ───────────────────────────────────────┤
 //! accepted by the inbox ────► Inbox ───────────────────────────────────────────────────────┘
@@ -19,6 +20,7 @@
 //! Dial:    connect to a backend, ask it to upgrade
 //! Relay:   two flows until both have ended
 //! Output:  wait for a task's results, deliver them
+//! Ingest:  take speech from a worker
 //! Inbox:   take results from a worker
 //! Linger:  send the last bytes and FIN, wait until the client has them
 //! Closed:  the slot is freed at the end of the turn
@@ -40,6 +42,7 @@ pub mod exchange;
 pub mod file_body;
 pub mod flow;
 pub mod inbox;
+pub mod ingest;
 pub mod jobs;
 pub mod linger;
 pub mod outbox;
@@ -69,6 +72,7 @@ use crate::net::{Conn, Network, OpenFile, Pipes, Ready, Security, Side, tls};
 use crate::proto::http;
 use crate::proto::message::{SharedResult, TaskId};
 use crate::service::channels::Channels;
+use crate::service::feeds::{Feeds, Letter};
 use crate::service::limits::Limits;
 use crate::service::link::Password;
 use crate::service::results::Results;
@@ -165,6 +169,10 @@ pub struct Context {
     pub control_prefix: String,
     /// Which workers listen to control channels of the inbox.
     pub channels: Channels<SessionId>,
+    /// Speech that workers are sending.
+    pub speech: ingest::Speeches,
+    /// Which of them speaks for which task.
+    pub feeds: Feeds<SessionId>,
     /// What workers have to know to use the inbox, if anything.
     pub inbox_password: Option<Password>,
     pub network: Box<dyn Network>,
@@ -221,6 +229,8 @@ impl Context {
             channel_prefix: String::new(),
             control_prefix: String::new(),
             channels: Channels::default(),
+            speech: ingest::Speeches::default(),
+            feeds: Feeds::default(),
             inbox_password: None,
             network,
             routes: Routes::new(Vec::new(), &mut Upstreams::default()),
@@ -278,6 +288,7 @@ pub enum Phase {
     Relay(Box<relay::Relay>),
     Output(Box<output::Output>),
     Inbox(Box<inbox::Inbox>),
+    Ingest(Box<ingest::Ingest>),
     Linger(Box<linger::Linger>),
     /// Nothing is left but the slot.
     Closed,
@@ -450,6 +461,13 @@ impl Session {
     pub fn handle_publication(&mut self, message: inbox::Message<'_>, now: Moment) {
         if let Phase::Inbox(inbox) = &mut self.phase {
             inbox.handle_publication(message, now);
+        }
+    }
+
+    /// Something about a task that it speaks for. Acted on by the next [`Session::drive`].
+    pub fn handle_letter(&mut self, letter: &Letter<SessionId>) {
+        if let Phase::Ingest(ingest) = &mut self.phase {
+            ingest.handle_letter(letter, &self.who);
         }
     }
 
@@ -677,6 +695,7 @@ macro_rules! in_phase {
             Phase::Relay($it) => $of_state,
             Phase::Output($it) => $of_state,
             Phase::Inbox($it) => $of_state,
+            Phase::Ingest($it) => $of_state,
             Phase::Linger($it) => $of_state,
             Phase::Closed => $of_closed,
         }

@@ -76,7 +76,9 @@ pub struct Settings {
     pub audio_root: PathBuf,
     /// Prefixes in workers' paths, and what they are called on this machine.
     pub path_map: Vec<Mapping>,
-    /// The largest audio file that is sent, in bytes.
+    /// The folder for speech that workers send; empty: memory.
+    pub spool: PathBuf,
+    /// The largest audio file that is sent, and the longest speech that is taken, in bytes.
     pub max_audio: u64,
     /// How long a file may come after its result, and how long it must not have been written to
     /// before it counts as finished; `None`: no wait, and every file is finished.
@@ -92,6 +94,7 @@ impl Default for Settings {
             chunk_size: 64 * 1024,
             audio_root: PathBuf::from("/tmp/aivtuber_tasks"),
             path_map: Vec::new(),
+            spool: PathBuf::new(),
             max_audio: 256 * 1024 * 1024,
             audio_wait: Some(Duration::from_secs(1)),
             audio_stall: Some(Duration::from_secs(10)),
@@ -306,6 +309,9 @@ impl Output {
     fn begin_result(&mut self, result: SharedResult, who: &Identity, cx: &mut Context) -> bool {
         if let Some(fault) = result.fault() {
             warn!(target: "output", "{who} = the worker's result is malformed why={} task={}", Quoted(fault), self.task);
+        }
+        if result.is_speech() {
+            return self.begin_speech(&result, who, cx);
         }
         if let Some(opener) = Opener::new(&result, cx) {
             return self.begin_audio(result, opener, who, cx);

@@ -9,6 +9,7 @@ use super::body::{Body, Expectation};
 use super::dial::Dial;
 use super::download::Download;
 use super::ended::last_response;
+use super::ingest::Ingest;
 use super::output::Output;
 use super::respond::{Asked, Question, Respond};
 use super::transcript::{Event, Query, note};
@@ -21,6 +22,7 @@ use crate::proto::http::{self, BadHead, Form, HEAD_BYTES_MAX, RequestHead, empty
 use crate::proto::{upgrade, ws};
 use crate::service::endpoints::{ADMINS_ONLY, Answer, Audience, Endpoint};
 use crate::service::limits::{Pages, Refusal};
+use crate::service::origin::is_same_host;
 use crate::service::report::Viewer;
 use crate::service::route::{Route, RouteTarget, TASK_ID};
 use crate::service::trust::AcceptedOn;
@@ -45,6 +47,13 @@ pub enum RedirectHttp {
     /// To this port, as it is seen from outside.
     ToPort(u16),
 }
+
+/// The answer to a worker without the right token.
+const TOKEN_MISSING: &str = "The token of this route is missing or wrong";
+
+/// The answer to a worker from elsewhere, where no token is set.
+const WORKERS_ONLY: &str =
+    "Without a token, this route is for admins: set token in the route, or admin_from";
 
 /// Waiting for a request, or for the rest of one.
 pub struct Request {
@@ -237,6 +246,10 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
         && let Some((route, params)) = cx.routes.find(path)
     {
         let route = Rc::clone(route);
+        if let Some(response) = without_access(&route, head, is_admin, who, cx) {
+            log_request(head, who);
+            return answer(asked(), response, who, cx);
+        }
         return match upgrade::check_request(head) {
             Ok(handshake) => {
                 who.note_task_id(params.value(TASK_ID));
@@ -285,6 +298,37 @@ fn begin_answer(
     }
     let question = Question { endpoint, value: value.into(), body: Vec::new(), asked };
     Body::read(Box::new(question), head.body_bytes() as usize, Expectation::of(head), cx)
+}
+
+/// The answer to a worker that may not connect to a route; `None`: it may, or none is asked.
+fn without_access(
+    route: &Route,
+    head: &RequestHead,
+    is_admin: impl Fn() -> bool,
+    who: &Identity,
+    cx: &Context,
+) -> Option<http::Response> {
+    let RouteTarget::Ingest(access) = &route.target else { return None };
+    match &access.token {
+        Some(token) if token.is_given(head.headers.first("authorization")) => None,
+        Some(_) => {
+            let response = http::Response::error(401, TOKEN_MISSING);
+            Some(response.with("WWW-Authenticate", "Bearer".to_owned()))
+        }
+        // Any page in an admin's browser can open a WebSocket there, and would be an admin.
+        None if is_admin() && is_from_own_page(head, who, cx) => None,
+        None => Some(http::Response::error(403, WORKERS_ONLY)),
+    }
+}
+
+/// Whether a request comes from a page of the gateway's own, or from no page at all.
+fn is_from_own_page(head: &RequestHead, who: &Identity, cx: &Context) -> bool {
+    let own_host = cx.trust.own_host(head, who.proxied().is_some());
+    match (head.headers.first("origin"), own_host) {
+        (None, _) => true,
+        (Some(origin), Some(host)) => is_same_host(origin, host),
+        (Some(_), None) => false,
+    }
 }
 
 /// The answer to a browser that asks whether a page may send a request. Which pages may is in the
@@ -403,6 +447,7 @@ fn open(
         return Step::End(ended.with_last(Last::Frames(last)));
     }
     match who.route.as_ref().map(|route| &route.target) {
+        Some(RouteTarget::Ingest(_)) => Ingest::begin(handshake, rest, who, cx),
         Some(RouteTarget::Output) => {
             let task = who.take_task_id().unwrap_or_default();
             Output::begin(handshake, &task, head.query(), rest, who, cx)

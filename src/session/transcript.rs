@@ -136,6 +136,28 @@ pub enum Event<'e> {
     },
     /// A worker published, but not for a task.
     NotATask,
+
+    /// A worker sent a chunk of speech.
+    SpeechChunk {
+        task: uuid::Uuid,
+        /// As the worker numbered it.
+        seq: Option<u64>,
+        length: usize,
+    },
+    /// A worker has sent all of its speech.
+    SpeechEnd {
+        task: uuid::Uuid,
+        is_final: bool,
+    },
+    /// A worker is sent an error.
+    SpeechError {
+        error: &'e str,
+    },
+    /// A worker is sent a control message.
+    Told {
+        action: &'static str,
+        task: uuid::Uuid,
+    },
 }
 
 /// Whether a request has a query. Its values may be secrets.
@@ -211,6 +233,10 @@ impl Event<'_> {
             | Event::Close { .. }
             | Event::ClientClose { .. } => "output",
             Event::Command { .. } | Event::Published { .. } | Event::NotATask => "inbox",
+            Event::SpeechChunk { .. }
+            | Event::SpeechEnd { .. }
+            | Event::SpeechError { .. }
+            | Event::Told { .. } => "ingest",
         }
     }
 }
@@ -277,6 +303,17 @@ impl fmt::Display for Event<'_> {
             Event::Command { name, arguments } => write!(f, "< {name} arguments={arguments}"),
             Event::Published { task, bytes } => write!(f, "= published task={task} len={bytes}"),
             Event::NotATask => f.write_str("= published to a channel that is no task's"),
+            Event::SpeechChunk { task, seq: Some(seq), length } => {
+                write!(f, "< chunk task={task} seq={seq} len={length}")
+            }
+            Event::SpeechChunk { task, seq: None, length } => {
+                write!(f, "< chunk task={task} len={length}")
+            }
+            Event::SpeechEnd { task, is_final } => {
+                write!(f, "< end task={task} final={is_final}")
+            }
+            Event::SpeechError { error } => write!(f, "> error error={}", Quoted(error)),
+            Event::Told { action, task } => write!(f, "> {action} task={task}"),
         }
     }
 }
@@ -338,6 +375,15 @@ mod tests {
             (Event::Published { task: uuid::Uuid::nil(), bytes: 5 }, "inbox",
              "= published task=00000000-0000-0000-0000-000000000000 len=5"),
             (Event::NotATask, "inbox", "= published to a channel that is no task's"),
+            (Event::SpeechChunk { task: uuid::Uuid::nil(), seq: Some(3), length: 5 }, "ingest",
+             "< chunk task=00000000-0000-0000-0000-000000000000 seq=3 len=5"),
+            (Event::SpeechChunk { task: uuid::Uuid::nil(), seq: None, length: 5 }, "ingest",
+             "< chunk task=00000000-0000-0000-0000-000000000000 len=5"),
+            (Event::SpeechEnd { task: uuid::Uuid::nil(), is_final: true }, "ingest",
+             "< end task=00000000-0000-0000-0000-000000000000 final=true"),
+            (Event::SpeechError { error: "a \"b" }, "ingest", "> error error=\"a \\\"b\""),
+            (Event::Told { action: "STOP", task: uuid::Uuid::nil() }, "ingest",
+             "> STOP task=00000000-0000-0000-0000-000000000000"),
         ];
         for (event, target, line) in cases {
             assert_eq!((event.target(), event.to_string().as_str()), (target, line));

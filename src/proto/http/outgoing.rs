@@ -217,7 +217,10 @@ impl Response {
         out.extend_from_slice(reason_phrase(self.status).as_bytes());
         out.extend_from_slice(b"\r\n");
         if has_content {
-            push_header(out, "Content-Type", self.content_type.as_bytes());
+            // A worker may have named another one.
+            if !self.has("content-type") {
+                push_header(out, "Content-Type", self.content_type.as_bytes());
+            }
             // No browser is to take JSON with values from outside for something that it runs.
             push_header(out, "X-Content-Type-Options", b"nosniff");
             out.extend_from_slice(b"Content-Length: ");
@@ -268,6 +271,7 @@ pub const fn reason_phrase(status: u16) -> &'static str {
         206 => "Partial Content",
         304 => "Not Modified",
         400 => "Bad Request",
+        401 => "Unauthorized",
         403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",

@@ -154,6 +154,12 @@ fn result_metrics(snapshot: &Snapshot, out: &mut Exposition) {
     out.counter("results_delivered_total", "Results delivered to clients.")
         .plain(stats.results_delivered);
     out.counter("audio_bytes_total", "Bytes of audio sent to clients.").plain(stats.audio_bytes);
+    out.counter("speech_chunks_total", "Chunks of speech taken from workers.")
+        .plain(stats.speech_chunks);
+    out.counter("speech_bytes_total", "Bytes of speech taken from workers.")
+        .plain(stats.speech_bytes);
+    out.counter("speech_errors_total", "Messages of workers on ingest routes that were refused.")
+        .plain(stats.speech_errors);
     let mut family =
         out.counter("audio_failed_total", "Audio files not sent, or not to their end, by reason.");
     for (reason, count) in stats.audio_failed() {
@@ -315,6 +321,7 @@ mod tests {
         (stats.results_delivered, stats.results_evicted, stats.results_not_kept) = (7, 6, 5);
         (stats.tasks_stopped, stats.results_after_stop) = (4, 3);
         (stats.audio_bytes, stats.redis_connects) = (5_000, 4);
+        (stats.speech_chunks, stats.speech_bytes, stats.speech_errors) = (9, 8_640, 2);
         let mut snapshot = empty(&stats);
         snapshot.results_wanted = true;
         snapshot.results = ResultsView { waiting: 3, retained: 2, retained_bytes: 1024 };
@@ -330,6 +337,9 @@ mod tests {
             "tasks_stopped_total 4",
             "results_after_stop_total 3",
             "audio_bytes_total 5000",
+            "speech_chunks_total 9",
+            "speech_bytes_total 8640",
+            "speech_errors_total 2",
             "redis_connects_total 4",
             "redis_connected 1",
         ] {

@@ -42,6 +42,11 @@ impl<K: Copy + Ord> Results<K> {
         has_grown
     }
 
+    /// The stream that is about to end is the last result of its task.
+    pub fn note_final_speech(&mut self, task: Uuid) {
+        self.tasks.note_final(task);
+    }
+
     /// A stream has ended.
     pub fn end_speech(&mut self, now: Moment, key: SpeechKey) {
         self.tasks.end_speech(now, key);

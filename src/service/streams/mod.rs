@@ -20,6 +20,7 @@
 //! says what it saw, by [`Streams::handle_file`].
 
 mod chunks;
+mod speech;
 mod state;
 
 pub use chunks::{Chunks, Cursor, Piece};
@@ -109,6 +110,8 @@ pub struct Stream<K, F> {
     /// As the worker wrote it.
     name: Box<Path>,
     audio_type: Option<&'static str>,
+    /// For speech that the gateway receives.
+    speech: Option<Box<speech::Speech>>,
     chunks: Chunks,
     /// When the file last changed, by its own clock.
     modified: SystemTime,
@@ -244,7 +247,9 @@ impl<K, F> Stream<K, F> {
     fn stalls_at(&self, rules: &StreamRules) -> Option<Moment> {
         match self.source {
             StreamSource::YoungFile => None,
-            StreamSource::GrowingFile => rules.stall.map(|stall| self.grown_at + stall),
+            StreamSource::GrowingFile | StreamSource::Speech => {
+                rules.stall.map(|stall| self.grown_at + stall)
+            }
         }
     }
 
@@ -256,12 +261,13 @@ impl<K, F> Stream<K, F> {
         let is_awaited = !self.waiting.is_empty();
         let interval = match self.source {
             StreamSource::YoungFile if !is_awaited => return None,
+            StreamSource::Speech => return self.stalls_at(rules),
             _ if is_awaited && !self.is_reported => LOOK_INTERVAL,
             _ => SLOW_LOOK_INTERVAL,
         };
         let still_at = match self.source {
             StreamSource::YoungFile => Some(self.grown_at + rules.wait),
-            StreamSource::GrowingFile => None,
+            StreamSource::GrowingFile | StreamSource::Speech => None,
         };
         Moment::earliest([Some(now + interval), self.stalls_at(rules), still_at])
     }
@@ -306,6 +312,7 @@ impl<K: Copy, F> Streams<K, F> {
             file,
             name: name.into(),
             audio_type,
+            speech: None,
             charge: self.budget.charge(own_bytes + chunks.bytes()),
             chunks,
             modified: seen.modified,
@@ -323,6 +330,11 @@ impl<K: Copy, F> Streams<K, F> {
         self.by_task.entry(task).or_default().push(id.slot);
         self.arm(now, id, rules);
         id
+    }
+
+    /// The number of streams.
+    pub fn count(&self) -> usize {
+        self.streams.len()
     }
 
     /// The stream of a result.
@@ -368,6 +380,9 @@ impl<K: Copy, F> Streams<K, F> {
         if stream.readers > 0 {
             return;
         }
+        if stream.is_gone_speech() {
+            return self.remove(id);
+        }
         match (stream.source, stream.state) {
             // Whoever comes later finds the same chunks in a file that is finished.
             (StreamSource::YoungFile, _) if !stream.has_grown => self.remove(id),
@@ -379,6 +394,9 @@ impl<K: Copy, F> Streams<K, F> {
     /// It has ended and is not read. Forgets the one that has been so for the longest time, if
     /// there are too many.
     fn rest(&mut self, id: StreamId) {
+        if self.stream(id).is_some_and(Stream::is_speech) {
+            return;
+        }
         self.idle.retain(|other| *other != id);
         self.idle.push_back(id);
         if self.idle.len() > IDLE_MAX

@@ -14,6 +14,8 @@ pub enum StreamSource {
     /// client that has everything, unless it has grown since it was opened: then, once it has been
     /// still for some time.
     YoungFile,
+    /// A file of the gateway's own, with what a worker sends it.
+    Speech,
 }
 
 /// How a stream stands.

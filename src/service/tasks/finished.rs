@@ -5,6 +5,7 @@ use std::rc::Rc;
 use uuid::Uuid;
 
 use super::Tasks;
+use super::result::{Content, KnownResult};
 use crate::proto::message::TaskResult;
 
 /// Results that nobody was given yet and that are searched for a final one, the newest first.
@@ -28,7 +29,12 @@ impl Tasks {
         };
         // The final result is the last one, or nearly.
         let newest = || known.results.undispatched().rev().take(FINAL_SOUGHT_MAX);
-        known.has_final || newest().filter_map(|one| one.payload.as_ref()).any(is_final)
+        // Speech is noted when it turns out to be the last.
+        let published = |one: &KnownResult| match one.content() {
+            Some(Content::Published(payload)) => Some(payload),
+            Some(Content::Speech) | None => None,
+        };
+        known.has_final || newest().filter_map(published).any(|payload| is_final(&payload))
     }
 
     /// Whether the task has one client, which waits or is being sent something.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use uuid::Uuid;
 
 use super::known::KnownResults;
-use super::speech::GoneResult;
+use super::result::GoneResult;
 use super::{REMEMBERED_MAX, Retained, Tasks};
 use crate::base::moment::Moment;
 

@@ -2,6 +2,8 @@
 
 use std::rc::Rc;
 
+use super::RESULT_COST;
+
 /// One result.
 #[derive(Debug)]
 pub(super) struct KnownResult {
@@ -106,5 +108,26 @@ impl KnownResult {
             ResultOrigin::Kept => (ResultSource::Kept, 0),
             ResultOrigin::Set => (ResultSource::Set, 0),
         };
+    }
+}
+
+/// What was left of a result.
+pub(super) struct GoneResult {
+    pub(super) number: u32,
+    pub(super) source: ResultSource,
+    /// Of what the worker published.
+    pub(super) bytes: usize,
+}
+
+impl GoneResult {
+    /// Takes what is left of a result; `None`: nothing is.
+    pub(super) fn take(one: &mut KnownResult) -> Option<GoneResult> {
+        let bytes = one.payload.take()?.len();
+        Some(GoneResult { number: one.number, source: one.source, bytes })
+    }
+
+    /// What it cost without its speech.
+    pub(super) fn cost(&self) -> usize {
+        RESULT_COST + self.bytes
     }
 }

@@ -6,15 +6,13 @@
 //! the folder against `max_spool`, and of each a task may have half. Each stream has a descriptor,
 //! so their number is bounded too.
 
-#![expect(clippy::indexing_slicing, reason = "slots come from the table itself")]
-
 use std::collections::{HashMap, VecDeque};
 
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::removal::Removal;
-use super::result::{KnownResult, ResultOrigin, ResultSource};
+use super::result::{GoneResult, KnownResult, ResultOrigin, ResultSource};
 use super::task::Task;
 use super::{RESULT_COST, Retained, Subscription, Tasks};
 use crate::base::moment::Moment;
@@ -99,19 +97,19 @@ impl Default for Speeches {
 impl Speeches {
     /// The oldest one that has ended and is kept `in_store`, if that matters.
     fn oldest_ended(&mut self, in_store: Option<SpeechStore>) -> Option<SpeechKey> {
-        while self.ended.front().is_some_and(|key| self.get(*key).is_none()) {
+        while self.ended.front().is_some_and(|key| self.speech(*key).is_none()) {
             self.ended.pop_front();
         }
         let is_meant = |speech: &Speech| in_store.is_none_or(|store| speech.store == store);
-        self.ended.iter().find(|key| self.get(**key).is_some_and(is_meant)).copied()
+        self.ended.iter().find(|key| self.speech(**key).is_some_and(is_meant)).copied()
     }
 
-    fn get(&self, key: SpeechKey) -> Option<&Speech> {
+    fn speech(&self, key: SpeechKey) -> Option<&Speech> {
         let speech = self.by_result.get(&(key.task, key.number));
         speech.filter(|speech| speech.serial == key.serial)
     }
 
-    fn get_mut(&mut self, key: SpeechKey) -> Option<&mut Speech> {
+    fn speech_mut(&mut self, key: SpeechKey) -> Option<&mut Speech> {
         let speech = self.by_result.get_mut(&(key.task, key.number));
         speech.filter(|speech| speech.serial == key.serial)
     }
@@ -174,7 +172,7 @@ impl Tasks {
         (audio, fields): (usize, usize),
         is_due: impl Fn(Uuid) -> bool,
     ) -> bool {
-        let Some(speech) = self.speeches.get(key) else { return false };
+        let Some(speech) = self.speeches.speech(key) else { return false };
         let (memory, spooled) = match speech.store {
             SpeechStore::Memory => (audio + fields, 0),
             SpeechStore::Spool => (fields, audio as u64),
@@ -185,7 +183,7 @@ impl Tasks {
             return false;
         }
         let (Some(speech), Some(known)) =
-            (self.speeches.get_mut(key), self.tasks.entry_mut(key.task))
+            (self.speeches.speech_mut(key), self.tasks.entry_mut(key.task))
         else {
             return false;
         };
@@ -202,7 +200,7 @@ impl Tasks {
 
     /// A stream has ended: from now on it is kept like any other result.
     pub fn end_speech(&mut self, now: Moment, key: SpeechKey) {
-        let Some(speech) = self.speeches.get_mut(key) else { return };
+        let Some(speech) = self.speeches.speech_mut(key) else { return };
         let Some(task) = self.tasks.find(key.task) else { return };
         if !std::mem::replace(&mut speech.has_ended, true) {
             self.retained.push_back(Retained { at: now, task, number: key.number });
@@ -328,27 +326,6 @@ impl Tasks {
         };
         self.remove(now, one, Removal::Evicted);
         true
-    }
-}
-
-/// What was left of a result.
-pub(super) struct GoneResult {
-    pub(super) number: u32,
-    pub(super) source: ResultSource,
-    /// Of what the worker published.
-    pub(super) bytes: usize,
-}
-
-impl GoneResult {
-    /// Takes what is left of a result; `None`: nothing is.
-    pub(super) fn take(one: &mut KnownResult) -> Option<GoneResult> {
-        let bytes = one.payload.take()?.len();
-        Some(GoneResult { number: one.number, source: one.source, bytes })
-    }
-
-    /// What it cost without its speech.
-    pub(super) fn cost(&self) -> usize {
-        RESULT_COST + self.bytes
     }
 }
 

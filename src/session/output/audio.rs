@@ -372,10 +372,15 @@ impl Output {
 
     /// The message that goes before the bytes of a chunk.
     pub(super) fn announce_chunk(&mut self, chunk: Chunk, who: &Identity, cx: &mut Context) {
-        let Chunk { number, offset, length, total, shows_offset } = chunk;
-        let offset = shows_offset.then_some(offset);
+        let offset = chunk.shows_offset.then_some(chunk.offset);
+        let text = message::audio_chunk(&self.task, chunk.number, chunk.total, offset, "");
+        self.announce(&text, chunk, who, cx);
+    }
+
+    pub(super) fn announce(&mut self, text: &str, chunk: Chunk, who: &Identity, cx: &mut Context) {
+        let Chunk { number, length, total, .. } = chunk;
         self.active_at = cx.now;
-        self.push_text(&message::audio_chunk(&self.task, number, total, offset), who);
+        self.push_text(text, who);
         self.traffic.to_client.frames += 1;
         cx.stats.audio_bytes += u64::from(length);
         note(who, || Event::Chunk { length: length.into(), number, total });

@@ -9,10 +9,11 @@ use super::reading::Read;
 use super::{Audio, CloseReason, Order, Output};
 use crate::net::OpenFile;
 use crate::net::files::FileBytes;
+use crate::proto::control;
 use crate::proto::media;
-use crate::proto::message::{self, AudioPresence, SharedResult};
+use crate::proto::message::{self, AudioPresence, SharedResult, TaskResult};
 use crate::service::streams::{
-    Cursor, NewStream, Piece, StreamFailure, StreamId, StreamSource, StreamState, Verdict,
+    Cursor, NewStream, Piece, Stream, StreamFailure, StreamId, StreamSource, StreamState, Verdict,
 };
 use crate::service::tasks::TaskEnd;
 use crate::session::jobs::{FileJob, Job};
@@ -138,8 +139,8 @@ impl Streaming {
         // One number is never followed by another.
         let total = total.filter(|total| self.announced.is_none_or(|before| before == *total));
         self.announced = self.announced.or(total);
-        let is_growing = stream.is_some_and(|it| it.source() == StreamSource::GrowingFile);
-        let shows_offset = is_growing || self.counts_bytes || total.is_none();
+        let is_young = stream.is_some_and(|it| it.source() == StreamSource::YoungFile);
+        let shows_offset = !is_young || self.counts_bytes || total.is_none();
         Chunk { number, offset, length, total, shows_offset }
     }
 }
@@ -198,13 +199,15 @@ impl Output {
         stream.chunks().peek(&mut cursor);
         let (length, chunks) = (stream.chunks().length(), stream.chunks().count());
         let is_live = stream.state() == StreamState::Open;
-        let growing = if stream.source() == StreamSource::GrowingFile && is_live {
+        let growing = if stream.source() != StreamSource::YoungFile && is_live {
             " growing=true"
         } else {
             ""
         };
         let (file, audio_type) = (stream.file().clone(), stream.audio_type());
-        self.push_result(result, AudioPresence::Follows(audio_type), who);
+        if !result.is_speech() {
+            self.push_result(result, AudioPresence::Follows(audio_type), who);
+        }
         cx.stats.results_delivered += 1;
         info!(
             target: "output",
@@ -229,6 +232,43 @@ impl Output {
         true
     }
 
+    /// Sends speech that the gateway received. It has no text of its own.
+    pub(super) fn begin_speech(
+        &mut self,
+        result: &SharedResult,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> bool {
+        let id = result.id().unwrap_or_default();
+        match cx.streams.find(self.task.uuid(), id) {
+            Some(stream) => self.begin_stream(result, stream, who, cx),
+            None => {
+                // It was evicted after it had been queued for this client.
+                let missing = TaskResult::missing().numbered(result.id()).shared(&cx.budget);
+                self.push_result(&missing, AudioPresence::Absent, who);
+                self.end_result(Order::MoreFollow, TaskEnd::Failed, who, cx);
+                true
+            }
+        }
+    }
+
+    /// Everything of a stream has been sent. What follows its result, which for speech is known
+    /// only now.
+    fn push_speech_end(
+        &mut self,
+        streaming: &Streaming,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Order {
+        let stream = cx.streams.stream(streaming.stream);
+        let is_final = stream.is_some_and(Stream::is_final_speech);
+        if stream.is_some_and(|stream| stream.source() == StreamSource::Speech) {
+            self.push_text(&control::speech_end(&self.task), who);
+        }
+        cx.streams.leave(streaming.stream);
+        if is_final { Order::Last } else { streaming.order }
+    }
+
     /// Makes the next message of a stream, once the outbox is empty. False: there is none for now.
     pub(super) fn send_stream(
         &mut self,
@@ -244,7 +284,7 @@ impl Output {
             }
             Read::Done(piece, Ok(read)) if read.bytes.len() == piece.length as usize => {
                 let chunk = streaming.chunk(piece, cx);
-                self.announce_chunk(chunk, who, cx);
+                self.announce_chunk_of(streaming.stream, chunk, who, cx);
                 self.underway().outbox.push_binary(&read.bytes);
                 streaming.cursor.pass(piece);
                 self.keep(Audio::Streaming(streaming));
@@ -260,7 +300,7 @@ impl Output {
         }
         match streaming.next(who, cx) {
             Step::Chunk(chunk, piece) => {
-                self.announce_chunk(chunk, who, cx);
+                self.announce_chunk_of(streaming.stream, chunk, who, cx);
                 self.underway().outbox.push_chunk(piece.offset, piece.length);
                 streaming.cursor.pass(piece);
                 self.keep(Audio::Streaming(streaming));
@@ -274,9 +314,9 @@ impl Output {
             }
             Step::Wait => self.keep(Audio::Streaming(streaming)),
             Step::Complete => {
-                cx.streams.leave(streaming.stream);
+                let order = self.push_speech_end(&streaming, who, cx);
                 self.push_text(&message::audio_complete(&self.task), who);
-                self.end_result(streaming.order, TaskEnd::Completed, who, cx);
+                self.end_result(order, TaskEnd::Completed, who, cx);
                 true
             }
             Step::Failed(failure @ (StreamFailure::Changed | StreamFailure::Unreadable)) => {
@@ -287,6 +327,25 @@ impl Output {
                 true
             }
         }
+    }
+
+    /// The message that goes before the bytes of a chunk, with what its worker said about it.
+    fn announce_chunk_of(
+        &mut self,
+        stream: StreamId,
+        chunk: Chunk,
+        who: &Identity,
+        cx: &mut Context,
+    ) {
+        let fields = cx.streams.stream(stream).map_or("", |it| it.chunks().fields(chunk.number));
+        let text = message::audio_chunk(
+            &self.task,
+            chunk.number,
+            chunk.total,
+            chunk.shows_offset.then_some(chunk.offset),
+            fields,
+        );
+        self.announce(&text, chunk, who, cx);
     }
 
     /// What came of the stream has been sent, and it should have been more. What follows the result

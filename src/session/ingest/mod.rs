@@ -1,0 +1,475 @@
+//! The WebSocket of a worker that sends speech.
+//!
+//! One connection may carry any number of tasks, and a stream may go on on another connection. So a
+//! session knows nothing of streams: each message goes to `speech.rs`. A message that cannot be
+//! used is answered with an error and costs nothing else. A worker that does not read its answers
+//! is not read from, and neither is any worker while too much waits for a disk.
+//!
+//! While nothing is half received, a session owns no buffer and no reader.
+
+#![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
+
+mod speech;
+
+pub use speech::Speeches;
+
+use super::alive::{Alive, Verdict};
+use super::close::CloseReason;
+use super::outbox::{Flushed, Outbox};
+use super::stall::Stall;
+use super::transcript::{Event, note};
+use super::{Awaited, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
+use crate::base::moment::Moment;
+use crate::net::{Conn, Io, Side};
+use crate::proto::message::TaskId;
+use crate::proto::speech::{self as messages, ChunkAudio, Message};
+use crate::proto::upgrade::{self, Handshake};
+use crate::proto::ws;
+use crate::proto::ws_reader::{Incoming, Received, WsFault, WsReader};
+use crate::service::feeds::{Letter, News};
+use crate::service::stats::BothWays;
+use log::info;
+use speech::ReceivedChunk;
+use std::time::Duration;
+
+/// Reads in one step; then other sessions have their turn.
+const BUDGET: usize = 16;
+
+/// Bytes of answers that wait for the worker. While there are more, it is not read from.
+const ANSWERS_BYTES_MAX: usize = 16 * 1024;
+
+/// Bytes of a message besides its audio.
+const OTHER_BYTES_MAX: usize = 128 * 1024;
+
+/// How often a session that waits for the end of its streams looks whether it may leave.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What a worker without the binary message that it has announced is told.
+const NO_BYTES: &str = "The bytes of the chunk before did not come";
+/// What a worker is told whose binary message was not announced.
+const NOT_ANNOUNCED: &str = "A binary message without a SPEECH_CHUNK before it";
+/// What a worker is told whose binary message has another length than it said.
+const OTHER_LENGTH: &str = "The binary message is not as long as bytes says";
+/// What a worker is told whose chunk is too long.
+const CHUNK_TOO_LONG: &str = "The chunk is longer than chunk_size";
+
+/// A worker that sends speech.
+pub struct Ingest {
+    /// The reader of the worker's frames, only while it is in the middle of a message.
+    reader: Option<Box<WsReader>>,
+    /// A chunk whose bytes come in the next message.
+    announced: Option<Box<Announced>>,
+    outbox: Outbox,
+    stall: Option<Stall>,
+    leaving: Option<Leaving>,
+    /// When the worker last proved alive (see [`super::alive`]), or was pinged, whichever came
+    /// later.
+    heard_at: Moment,
+    is_pinged: bool,
+    /// When a message last came.
+    active_at: Moment,
+    /// The gateway drains: leave once no stream is open.
+    is_draining: bool,
+    wake_at: Option<Moment>,
+    traffic: BothWays,
+    chunks: u64,
+    errors: u64,
+}
+
+/// A chunk whose bytes are to come.
+struct Announced {
+    bytes: u64,
+    task: TaskId,
+    seq: Option<u64>,
+    audio_type: Option<Box<str>>,
+    fields: Box<str>,
+    /// It is not taken; the worker has been told.
+    is_refused: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Leaving {
+    reason: CloseReason,
+    code: Option<u16>,
+}
+
+impl Ingest {
+    /// Completes the upgrade. `early` is what followed the request.
+    pub fn begin(handshake: &Handshake, early: &[u8], who: &Identity, cx: &mut Context) -> Step {
+        let mut accept = Vec::new();
+        upgrade::write_accept(handshake, &mut accept);
+        cx.stats.count_upgrade(who.route_name());
+        cx.stats.count_http(101);
+        cx.stats.count_open(who.route_name());
+        info!(target: "ingest", "{who} opened client={}", who.client());
+        let mut ingest = Box::new(Ingest {
+            reader: None,
+            announced: None,
+            outbox: Outbox::default(),
+            stall: None,
+            leaving: None,
+            heard_at: cx.now,
+            is_pinged: false,
+            active_at: cx.now,
+            is_draining: false,
+            wake_at: None,
+            traffic: BothWays::default(),
+            chunks: 0,
+            errors: 0,
+        });
+        ingest.outbox.push(&accept);
+        ingest.handle_bytes(early, who, cx);
+        ingest.wake_at = ingest.next_deadline(cx);
+        Step::Next(Phase::Ingest(ingest))
+    }
+
+    /// Something for the worker to know. Acted on by the next step.
+    pub fn handle_letter(&mut self, letter: &Letter<super::SessionId>, who: &Identity) {
+        if self.leaving.is_some() {
+            return;
+        }
+        match letter.news {
+            News::Control(action) => {
+                note(who, || Event::Told { action: action.word(), task: letter.task.uuid() });
+                self.push_text(&messages::control_message(action, &letter.task));
+            }
+            News::Error(error) => self.push_error(error, Some(&letter.task), who),
+        }
+    }
+
+    fn handle_bytes(&mut self, bytes: &[u8], who: &Identity, cx: &mut Context) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.note_alive(cx.now);
+        self.traffic.from_client.bytes += bytes.len() as u64;
+        let mut answers = Vec::new();
+        let mut reader = self.reader.take().unwrap_or_else(|| {
+            // Base64 takes 4 bytes for 3. One that is a little too long is answered with an error.
+            let audio = cx.settings.output.chunk_size * 2;
+            Box::new(WsReader::with_limit(audio + OTHER_BYTES_MAX, bytes.len()))
+        });
+        let frames = reader.frames_seen();
+        let received = reader.handle_messages(bytes, &mut answers, |message| {
+            self.active_at = cx.now;
+            match message {
+                Incoming::Text(text) => self.handle_text(text, who, cx),
+                Incoming::Binary(bytes) => self.handle_binary(bytes, who, cx),
+            }
+        });
+        self.traffic.from_client.frames += reader.frames_seen() - frames;
+        if !reader.is_idle() {
+            self.reader = Some(reader);
+        }
+        match received {
+            Received::Nothing => self.outbox.push(&answers),
+            Received::Close(code) => {
+                note(who, || Event::ClientClose { code });
+                self.outbox.push(&answers);
+                self.leaving = Some(Leaving { reason: CloseReason::ClientClosed, code });
+            }
+            Received::Fault(fault) => self.leave(
+                match fault {
+                    WsFault::Protocol => CloseReason::ProtocolFault,
+                    WsFault::Utf8 => CloseReason::NotUtf8,
+                    WsFault::TooBig => CloseReason::ClientMessageTooBig,
+                },
+                who,
+            ),
+        }
+    }
+
+    fn handle_text(&mut self, text: &str, who: &Identity, cx: &mut Context) {
+        if let Some(announced) = self.announced.take().filter(|it| !it.is_refused) {
+            self.refuse(NO_BYTES, Some(&announced.task), who, cx);
+        }
+        let chunk = match Message::read(text) {
+            Ok(Message::Chunk(chunk)) => chunk,
+            Ok(Message::End { task, is_final }) => {
+                note(who, || Event::SpeechEnd { task: task.uuid(), is_final });
+                if let Err(refusal) = cx.end_speech(who.id(), &task, is_final) {
+                    self.refuse(&refusal.to_string(), Some(&task), who, cx);
+                }
+                return;
+            }
+            Ok(Message::Acknowledgement) => return,
+            Err(bad) => {
+                return self.refuse(&bad.fault.to_string(), bad.task.as_ref(), who, cx);
+            }
+        };
+        let chunk_size = cx.settings.output.chunk_size;
+        let (task, seq, audio_type, fields) =
+            (chunk.task, chunk.seq, chunk.audio_type, chunk.fields);
+        match chunk.audio {
+            ChunkAudio::Follows(bytes) => {
+                let is_refused = bytes > chunk_size as u64;
+                if is_refused {
+                    self.refuse(CHUNK_TOO_LONG, Some(&task), who, cx);
+                }
+                let announced = Announced { bytes, task, seq, audio_type, fields, is_refused };
+                self.announced = Some(Box::new(announced));
+            }
+            ChunkAudio::Inline(base64) if base64.decoded_bytes() > chunk_size => {
+                self.refuse(CHUNK_TOO_LONG, Some(&task), who, cx);
+            }
+            ChunkAudio::Inline(base64) => {
+                let mut decoded = std::mem::take(&mut cx.speech.decoded);
+                decoded.clear();
+                match base64.decode(&mut decoded) {
+                    Ok(()) => {
+                        let bytes = &decoded;
+                        let chunk = ReceivedChunk { task, seq, audio_type, fields, bytes };
+                        self.handle_chunk(chunk, who, cx);
+                    }
+                    Err(fault) => self.refuse(&fault.to_string(), Some(&task), who, cx),
+                }
+                cx.speech.decoded = decoded;
+            }
+        }
+    }
+
+    fn handle_binary(&mut self, bytes: &[u8], who: &Identity, cx: &mut Context) {
+        let Some(announced) = self.announced.take() else {
+            return self.refuse(NOT_ANNOUNCED, None, who, cx);
+        };
+        let Announced { bytes: length, task, seq, audio_type, fields, is_refused } = *announced;
+        if is_refused {
+            return;
+        }
+        if bytes.len() as u64 != length {
+            return self.refuse(OTHER_LENGTH, Some(&task), who, cx);
+        }
+        self.handle_chunk(ReceivedChunk { task, seq, audio_type, fields, bytes }, who, cx);
+    }
+
+    fn handle_chunk(&mut self, chunk: ReceivedChunk<'_>, who: &Identity, cx: &mut Context) {
+        let (task, length) = (chunk.task.clone(), chunk.bytes.len());
+        note(who, || Event::SpeechChunk { task: task.uuid(), seq: chunk.seq, length });
+        self.chunks += 1;
+        if let Err(refusal) = cx.receive(who.id(), chunk) {
+            self.refuse(&refusal.to_string(), Some(&task), who, cx);
+        }
+    }
+
+    /// Answers a message that cannot be used.
+    fn refuse(&mut self, error: &str, task: Option<&TaskId>, who: &Identity, cx: &mut Context) {
+        cx.stats.speech_errors += 1;
+        self.push_error(error, task, who);
+    }
+
+    fn push_error(&mut self, error: &str, task: Option<&TaskId>, who: &Identity) {
+        self.errors += 1;
+        note(who, || Event::SpeechError { error });
+        self.push_text(&messages::error_message(error, task));
+    }
+
+    fn push_text(&mut self, text: &str) {
+        self.outbox.push_text(text);
+        self.traffic.to_client.frames += 1;
+    }
+
+    /// Reads what the worker sends, within the budget. `Err`: it is gone.
+    fn read(&mut self, downstream: &mut Conn, who: &Identity, cx: &mut Context) -> Result<(), ()> {
+        for _ in 0..BUDGET {
+            if !self.can_read(downstream, who, cx) {
+                break;
+            }
+            cx.with_scratch(|scratch, cx| match downstream.read(scratch) {
+                Ok(Io::Moved(n)) => {
+                    cx.work += n;
+                    self.handle_bytes(&scratch[..n], who, cx);
+                    Ok(())
+                }
+                Ok(Io::Blocked) => Ok(()),
+                Ok(Io::Ended) | Err(_) => Err(()),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The worker may have sent something, and there is room for it and for the answers.
+    fn can_read(&self, downstream: &Conn, who: &Identity, cx: &mut Context) -> bool {
+        if !downstream.is_readable() || self.leaving.is_some() {
+            return false;
+        }
+        if cx.speech.is_full() {
+            cx.speech.pause(who.id());
+            return false;
+        }
+        self.outbox.held_bytes() <= ANSWERS_BYTES_MAX
+    }
+
+    /// Sends a Close frame behind what is in the outbox.
+    fn leave(&mut self, reason: CloseReason, who: &Identity) {
+        if self.leaving.is_some() {
+            return;
+        }
+        let code = reason.close_code(Side::Downstream);
+        note(who, || Event::Close { code, phrase: reason.phrase() });
+        self.outbox.push(&ws::close_frame(code, reason.phrase(), None));
+        self.leaving = Some(Leaving { reason, code: Some(code) });
+    }
+
+    fn ended(&self, leaving: Leaving, last: Last) -> Box<Ended> {
+        let detail = Detail::Ingest { chunks: self.chunks, errors: self.errors };
+        let Leaving { reason, code } = leaving;
+        Box::new(Ended { reason, code, traffic: self.traffic, detail, last })
+    }
+
+    fn lose(&self, reason: CloseReason) -> Step {
+        Step::End(self.ended(Leaving { reason, code: None }, Last::Dropped))
+    }
+
+    /// Everything up to the Close frame has been written: what shows that the worker has it.
+    fn awaited(&mut self, reason: CloseReason) -> Awaited {
+        match reason {
+            CloseReason::ClientClosed => Awaited::Nothing,
+            CloseReason::ProtocolFault
+            | CloseReason::NotUtf8
+            | CloseReason::ClientMessageTooBig => Awaited::Fin,
+            _ => Awaited::Close(self.reader.take().unwrap_or_default()),
+        }
+    }
+
+    /// Pings, or closes a connection that is idle. False: the worker is gone.
+    fn handle_deadline(&mut self, who: &Identity, cx: &mut Context) -> bool {
+        match self.alive().verdict(&cx.settings, cx.now) {
+            Verdict::Fine => {}
+            Verdict::Ping if self.leaving.is_none() => {
+                self.outbox.push(&ws::ping_frame(b"", None));
+                (self.heard_at, self.is_pinged) = (cx.now, true);
+                cx.stats.pings_sent += 1;
+                note(who, || Event::Ping);
+            }
+            Verdict::Ping => {}
+            Verdict::Gone => return false,
+        }
+        if self.idle_at(cx).is_some_and(|at| at <= cx.now) {
+            self.leave(CloseReason::IdleTimeout, who);
+        }
+        true
+    }
+
+    /// Whether a stream is open that the worker sends.
+    fn has_open_stream(who: &Identity, cx: &Context) -> bool {
+        cx.feeds.tasks_of(who.id()).any(|task| cx.speech.is_open(task))
+    }
+
+    fn note_alive(&mut self, now: Moment) {
+        (self.heard_at, self.is_pinged) = (now, false);
+    }
+
+    fn alive(&self) -> Alive {
+        let is_blocked = !self.outbox.is_empty();
+        Alive { heard_at: self.heard_at, is_pinged: self.is_pinged, is_blocked }
+    }
+
+    fn idle_at(&self, cx: &Context) -> Option<Moment> {
+        Some(self.active_at + cx.settings.idle_timeout?)
+    }
+
+    fn next_deadline(&self, cx: &Context) -> Option<Moment> {
+        let stalled_at = self.stall.and_then(|stall| stall.deadline(cx.settings.write_timeout));
+        let alive_at = self.alive().deadline(&cx.settings, cx.now);
+        let drain_at = self.is_draining.then(|| cx.now + DRAIN_INTERVAL);
+        Moment::earliest([alive_at, self.idle_at(cx), stalled_at, drain_at])
+    }
+}
+
+impl State for Ingest {
+    fn step(
+        mut self: Box<Self>,
+        downstream: &mut Conn,
+        who: &mut Identity,
+        cx: &mut Context,
+    ) -> Step {
+        if self.read(downstream, who, cx).is_err() {
+            return self.lose(CloseReason::ClientVanished);
+        }
+        if self.is_draining && !Self::has_open_stream(who, cx) {
+            self.leave(CloseReason::Draining, who);
+        }
+        if self.wake_at.is_some_and(|at| at <= cx.now) && !self.handle_deadline(who, cx) {
+            return self.lose(CloseReason::ClientSilent);
+        }
+        match self.outbox.flush(downstream, None) {
+            Ok(Flushed { is_blocked: true, moved }) => {
+                self.traffic.to_client.bytes += moved as u64;
+                let stall = self.stall.get_or_insert_with(|| Stall::new(cx.now));
+                if moved > 0 {
+                    stall.note_progress(cx.now);
+                    self.note_alive(cx.now);
+                }
+                let stall = self.stall.get_or_insert_with(|| Stall::new(cx.now));
+                if stall.is_over(downstream, cx.settings.write_timeout, cx.now) {
+                    return self.lose(CloseReason::ClientStalled);
+                }
+            }
+            Ok(Flushed { is_blocked: false, moved }) => {
+                self.traffic.to_client.bytes += moved as u64;
+                if self.stall.take().is_some() {
+                    self.note_alive(cx.now);
+                }
+                if let Some(leaving) = self.leaving {
+                    let last = Last::Fin(self.awaited(leaving.reason));
+                    return Step::End(self.ended(leaving, last));
+                }
+            }
+            Err(_) => return self.lose(CloseReason::ClientVanished),
+        }
+        self.wake_at = self.next_deadline(cx);
+        // Bytes that were not read because the budget was used up cause no further event.
+        match self.can_read(downstream, who, cx) {
+            true => Step::Yield(Phase::Ingest(self)),
+            false => Step::Wait(Phase::Ingest(self)),
+        }
+    }
+
+    fn deadline(&self) -> Option<Moment> {
+        self.wake_at
+    }
+
+    /// Streams that are open may be sent to their end.
+    fn drain(&mut self, drain: Drain, who: &Identity, _: &mut Context) {
+        self.is_draining = true;
+        if drain == Drain::Leave {
+            self.leave(CloseReason::Draining, who);
+        }
+    }
+
+    /// The next step works out its deadline anew.
+    fn reload(&mut self, _: Moment) {}
+
+    fn word(&self) -> &'static str {
+        if self.leaving.is_some() { "closing" } else { "ingest" }
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.outbox.held_bytes()
+    }
+
+    fn own_bytes(&self) -> usize {
+        let announced =
+            self.announced.as_ref().map_or(0, |it| size_of::<Announced>() + it.fields.len());
+        let reader = self.reader.as_ref().map_or(0, |reader| reader.held_bytes());
+        size_of::<Ingest>() + self.outbox.own_bytes() + announced + reader
+    }
+
+    fn farewell(&self, reason: CloseReason) -> Option<Vec<u8>> {
+        let is_at_boundary = self.leaving.is_none() && self.outbox.is_at_boundary();
+        let code = reason.close_code(Side::Downstream);
+        is_at_boundary.then(|| ws::close_frame(code, reason.phrase(), None))
+    }
+
+    fn release(self: Box<Self>, _: &Identity, _: &mut Context) -> Box<Ended> {
+        self.ended(Leaving { reason: CloseReason::Stopped, code: None }, Last::Nothing)
+    }
+
+    fn traffic(&self) -> Option<BothWays> {
+        Some(self.traffic)
+    }
+
+    fn active_at(&self) -> Option<Moment> {
+        Some(self.active_at)
+    }
+}

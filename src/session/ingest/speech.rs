@@ -1,0 +1,608 @@
+//! Speech on its way from a worker's messages into streams.
+//!
+//! ```text
+//! chunk ─► queue of its task ─► file ─► stream: clients get it
+//!             │                  └── written at once, or by a background thread
+//!             └── the first waits for its file, later streams for the ones before them
+//! ```
+//!
+//! A task has one stream at a time. With a spool folder, files are opened and often written in the
+//! background; chunks that come meanwhile wait here, and so does the next stream, because results
+//! are numbered in the order in which they begin. In memory nothing waits: the queue of a task is
+//! its open stream.
+//!
+//! One job writes what waits for all files. While it is under way, more comes together for the next
+//! one, so a slow disk costs memory, up to [`WAITING_BYTES_MAX`], and then workers are not read.
+
+use crate::base::quoted::Quoted;
+use crate::base::table::Table;
+use crate::net::files::OpenError;
+use crate::net::files::spool::{SpoolFile, SpoolRequest, SpoolWrites};
+use crate::proto::media;
+use crate::proto::message::TaskId;
+use crate::service::feeds::News;
+use crate::service::streams::{StreamFailure, StreamId};
+use crate::service::tasks::{SpeechKey, SpeechStore};
+use crate::session::jobs::{FileJob, Job};
+use crate::session::{Context, SessionId};
+use log::warn;
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::io;
+use uuid::Uuid;
+
+/// Bytes that may wait for a disk. While there are more, workers are not read.
+const WAITING_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Bytes of fields of one chunk.
+const FIELDS_BYTES_MAX: usize = 64 * 1024;
+
+/// Streams of one task that wait for the one before them.
+const QUEUE_MAX: usize = 16;
+
+/// The media type of a stream whose worker names none.
+const UNKNOWN_TYPE: &str = "application/octet-stream";
+
+/// A chunk as it came.
+pub(super) struct ReceivedChunk<'b> {
+    pub(super) task: TaskId,
+    pub(super) seq: Option<u64>,
+    pub(super) audio_type: Option<Box<str>>,
+    pub(super) fields: Box<str>,
+    pub(super) bytes: &'b [u8],
+}
+
+/// Why a chunk or an end is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// A chunk is missing before it.
+    Gap { seq: u64, next: u64 },
+    /// More fields than may be.
+    FieldsTooLong,
+    /// The stream is as large as it may be.
+    TooLarge,
+    /// There is no room for what was received.
+    NoRoom,
+    /// The gateway has no memory or no descriptor left.
+    Shortage,
+    /// No stream is open.
+    NothingToEnd,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Refusal::Gap { seq, next } => {
+                return write!(f, "seq {seq} leaves a gap, the next one is {next}");
+            }
+            Refusal::FieldsTooLong => "The further fields of the chunk are too long",
+            Refusal::TooLarge => "Audio too large",
+            Refusal::NoRoom => "No room for the audio",
+            Refusal::Shortage => "Gateway out of resources",
+            Refusal::NothingToEnd => "The task has no audio to end",
+        })
+    }
+}
+
+/// All streams that workers are sending.
+#[derive(Default)]
+pub struct Speeches {
+    by_task: Table<VecDeque<Speech>>,
+    /// The streams of those that are kept.
+    streams: HashMap<SpeechKey, StreamId>,
+    /// To be written by the next job, and what that is of.
+    writes: SpoolWrites,
+    writes_of: Vec<Part>,
+    /// What the job under way writes.
+    under_way: Vec<Part>,
+    waiting_bytes: usize,
+    /// Workers that are not read because too much waits.
+    paused: Vec<SessionId>,
+    last_serial: u64,
+    /// The bytes of the chunk that is being decoded.
+    pub(super) decoded: Vec<u8>,
+}
+
+/// Bytes of a stream that a job writes.
+#[derive(Clone, Copy)]
+struct Part {
+    task: Uuid,
+    serial: u64,
+}
+
+/// One stream, from its first chunk to its end.
+struct Speech {
+    serial: u64,
+    file: Place,
+    begun: Option<Begun>,
+    next_seq: u64,
+    /// Bytes that came.
+    received: u64,
+    /// Bytes that are in the file.
+    written: u64,
+    audio_type: Option<Box<str>>,
+    /// What is not in the file yet.
+    waiting: Waiting,
+    /// What a job is writing.
+    in_flight: InFlight,
+    end: Option<bool>,
+}
+
+/// Where the audio of a stream is.
+enum Place {
+    /// A background thread is opening the file.
+    Opening,
+    Open(SpoolFile),
+    /// What comes is dropped until the stream ends: it could not be kept.
+    Nowhere,
+}
+
+/// A stream that clients get.
+#[derive(Clone, Copy)]
+struct Begun {
+    key: SpeechKey,
+    id: StreamId,
+}
+
+/// What a job is writing.
+#[derive(Default)]
+struct InFlight {
+    bytes: usize,
+    chunks: Vec<(u32, Box<str>)>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    bytes: Vec<u8>,
+    chunks: Vec<(u32, Box<str>)>,
+}
+
+impl Speeches {
+    /// Whether a stream of the task is open.
+    pub fn is_open(&self, task: Uuid) -> bool {
+        self.by_task.entry(task).is_some_and(|queue| queue.iter().any(|it| it.end.is_none()))
+    }
+
+    /// Whether so much waits for a disk that workers are not to be read.
+    pub(super) fn is_full(&self) -> bool {
+        self.waiting_bytes > WAITING_BYTES_MAX
+    }
+
+    /// The worker is to be driven once less waits.
+    pub(super) fn pause(&mut self, worker: SessionId) {
+        if !self.paused.contains(&worker) {
+            self.paused.push(worker);
+        }
+    }
+
+    /// The next worker that can be read again.
+    pub fn poll_resumed(&mut self) -> Option<SessionId> {
+        if self.is_full() { None } else { self.paused.pop() }
+    }
+
+    /// A worker is gone: forgets what it sent too much of.
+    pub(in crate::session) fn forget_dropped(&mut self, task: Uuid) {
+        if let Some(queue) = self.by_task.entry_mut(task) {
+            queue.retain(|speech| !matches!(speech.file, Place::Nowhere));
+            self.forget_if_empty(task);
+        }
+    }
+
+    /// The task was stopped: what is not delivered is dropped.
+    pub fn stop(&mut self, task: Uuid) {
+        if let Some(slot) = self.by_task.find(task) {
+            let queue = self.by_task.remove(slot);
+            self.waiting_bytes -= queue.iter().map(Speech::waiting_bytes).sum::<usize>();
+        }
+    }
+
+    /// The stream of a result that is not kept any more.
+    pub fn take_stream(&mut self, key: SpeechKey) -> Option<StreamId> {
+        self.streams.remove(&key)
+    }
+
+    /// The stream of a result.
+    pub fn stream(&self, key: SpeechKey) -> Option<StreamId> {
+        self.streams.get(&key).copied()
+    }
+
+    /// What waits for a background thread goes there, unless one is at work.
+    pub fn begin_write(&mut self) -> Option<FileJob> {
+        if self.writes.is_empty() || !self.under_way.is_empty() {
+            return None;
+        }
+        self.under_way = std::mem::take(&mut self.writes_of);
+        Some(FileJob::WriteSpool(std::mem::take(&mut self.writes)))
+    }
+
+    fn forget_if_empty(&mut self, task: Uuid) {
+        if let Some(slot) = self.by_task.find(task)
+            && self.by_task[slot].is_empty()
+        {
+            self.by_task.remove(slot);
+        }
+    }
+
+    fn speech(&mut self, part: Part) -> Option<&mut Speech> {
+        let queue = self.by_task.entry_mut(part.task)?;
+        queue.iter_mut().find(|speech| speech.serial == part.serial)
+    }
+}
+
+impl Speech {
+    fn waiting_bytes(&self) -> usize {
+        self.waiting.bytes.len() + self.in_flight.bytes
+    }
+}
+
+impl Context {
+    /// A chunk has come. A repeated one, and one for a task that was stopped, is dropped.
+    pub(super) fn receive(
+        &mut self,
+        worker: SessionId,
+        chunk: ReceivedChunk<'_>,
+    ) -> Result<(), Refusal> {
+        let task = chunk.task.uuid();
+        if self.results.tasks().is_stopped(task) {
+            self.results.note_dropped();
+            return Ok(());
+        }
+        self.feeds.note(worker, &chunk.task);
+        if chunk.fields.len() > FIELDS_BYTES_MAX {
+            return Err(Refusal::FieldsTooLong);
+        }
+        if chunk.seq == Some(0) {
+            self.speech.forget_dropped(task);
+        }
+        let queue = self.speech.by_task.entry_mut(task);
+        let current = queue.and_then(|queue| queue.back()).filter(|last| last.end.is_none());
+        let (next, received) = match current {
+            Some(Speech { file: Place::Nowhere, .. }) => return Ok(()),
+            Some(current) => (current.next_seq, current.received),
+            None => (0, 0),
+        };
+        match chunk.seq.unwrap_or(next) {
+            seq if seq > next => return Err(Refusal::Gap { seq, next }),
+            seq if seq < next => return Ok(()),
+            _ => {}
+        }
+        if current.is_none() {
+            self.open_speech(&chunk)?;
+        }
+        if received + chunk.bytes.len() as u64 > self.settings.output.max_audio {
+            return Err(self.drop_speech(task, Refusal::TooLarge));
+        }
+        if self.budget.refuses(chunk.bytes.len() + chunk.fields.len()) {
+            return Err(self.drop_speech(task, Refusal::Shortage));
+        }
+        self.stats.speech_chunks += 1;
+        self.stats.speech_bytes += chunk.bytes.len() as u64;
+        self.push_chunk(chunk)
+    }
+
+    /// The worker has sent everything of the stream.
+    pub(super) fn end_speech(
+        &mut self,
+        worker: SessionId,
+        task: &TaskId,
+        is_final: bool,
+    ) -> Result<(), Refusal> {
+        let uuid = task.uuid();
+        if self.results.tasks().is_stopped(uuid) {
+            self.results.note_dropped();
+            return Ok(());
+        }
+        self.feeds.note(worker, task);
+        let last = self.speech.by_task.entry_mut(uuid).and_then(VecDeque::back_mut);
+        match last.filter(|last| last.end.is_none()) {
+            None => Err(Refusal::NothingToEnd),
+            Some(Speech { file: Place::Nowhere, .. }) => {
+                self.speech.forget_dropped(uuid);
+                Ok(())
+            }
+            Some(last) => {
+                last.end = Some(is_final);
+                if is_final {
+                    self.feeds.forget(uuid);
+                }
+                self.advance(uuid)
+            }
+        }
+    }
+
+    /// A background thread has opened a file for a stream, or not.
+    pub fn handle_spool_opened(
+        &mut self,
+        task: Uuid,
+        serial: u64,
+        opened: Result<SpoolFile, OpenError>,
+    ) {
+        let Some(speech) = self.speech.speech(Part { task, serial }) else { return };
+        match opened {
+            Ok(file) => speech.file = Place::Open(file),
+            Err(error) => {
+                let folder = self.settings.output.spool.display();
+                warn!(target: "ingest", "no file for speech folder={folder} why={error:?} task={task}");
+                let refusal = self.drop_serial(Part { task, serial }, Refusal::Shortage);
+                self.tell(task, refusal);
+            }
+        }
+        if let Err(refusal) = self.advance(task) {
+            self.tell(task, refusal);
+        }
+    }
+
+    /// A background thread has written to files.
+    pub fn handle_spool_written(&mut self, outcomes: Vec<io::Result<()>>) {
+        let parts = std::mem::take(&mut self.speech.under_way);
+        for (part, outcome) in parts.into_iter().zip(outcomes) {
+            let Some(speech) = self.speech.speech(part) else { continue };
+            let InFlight { bytes, chunks } = std::mem::take(&mut speech.in_flight);
+            speech.written += bytes as u64;
+            let begun = speech.begun;
+            self.speech.waiting_bytes -= bytes;
+            match (outcome, begun) {
+                (Ok(()), Some(begun)) => {
+                    for (length, fields) in chunks {
+                        self.streams.append(self.now, begun.id, length, &fields);
+                    }
+                    if let Err(refusal) = self.advance(part.task) {
+                        self.tell(part.task, refusal);
+                    }
+                }
+                (Ok(()), None) => {}
+                (Err(error), _) => {
+                    let refusal = self.drop_for_error(part, &error);
+                    self.tell(part.task, refusal);
+                }
+            }
+        }
+    }
+
+    /// A stream grows no longer, for whatever reason.
+    pub fn handle_speech_finished(&mut self, task: Uuid, id: StreamId, has_stalled: bool) {
+        let Some(queue) = self.speech.by_task.entry_mut(task) else { return };
+        let is_meant = |speech: &Speech| speech.begun.is_some_and(|begun| begun.id == id);
+        if let Some(place) = queue.iter().position(is_meant)
+            && let Some(speech) = queue.remove(place)
+        {
+            self.speech.waiting_bytes -= speech.waiting_bytes();
+            self.speech.forget_if_empty(task);
+            if let Some(begun) = speech.begun {
+                self.results.end_speech(self.now, begun.key);
+            }
+            if has_stalled {
+                self.feeds.tell(task, News::Error(StreamFailure::Stalled.words()));
+            }
+        }
+        // The next one of the task may begin.
+        if let Err(refusal) = self.advance(task) {
+            self.tell(task, refusal);
+        }
+    }
+
+    fn tell(&mut self, task: Uuid, refusal: Refusal) {
+        let words = match refusal {
+            Refusal::NoRoom => "No room for the audio",
+            Refusal::TooLarge => "Audio too large",
+            Refusal::Shortage
+            | Refusal::Gap { .. }
+            | Refusal::FieldsTooLong
+            | Refusal::NothingToEnd => "Gateway out of resources",
+        };
+        self.feeds.tell(task, News::Error(words));
+    }
+
+    /// The first chunk of a stream has come.
+    fn open_speech(&mut self, chunk: &ReceivedChunk<'_>) -> Result<(), Refusal> {
+        let task = chunk.task.uuid();
+        self.speech.last_serial += 1;
+        let serial = self.speech.last_serial;
+        let slot = self.speech.by_task.find_or_insert_with(task, VecDeque::new);
+        let queue = &mut self.speech.by_task[slot];
+        let spool = &self.settings.output.spool;
+        let file = match () {
+            () if queue.len() >= QUEUE_MAX => return Err(Refusal::Shortage),
+            () if spool.as_os_str().is_empty() => match SpoolFile::in_memory() {
+                Ok(file) => Place::Open(file),
+                Err(error) => {
+                    warn!(target: "ingest", "no memory for speech why={error:?} task={task}");
+                    self.speech.forget_if_empty(task);
+                    return Err(Refusal::Shortage);
+                }
+            },
+            () => {
+                let request = SpoolRequest::new(spool);
+                self.jobs.push_back(Job::File(FileJob::OpenSpool { request, task, serial }));
+                Place::Opening
+            }
+        };
+        queue.push_back(Speech {
+            serial,
+            file,
+            begun: None,
+            next_seq: 0,
+            received: 0,
+            written: 0,
+            audio_type: chunk.audio_type.clone(),
+            waiting: Waiting::default(),
+            in_flight: InFlight::default(),
+            end: None,
+        });
+        Ok(())
+    }
+
+    /// Adds a chunk to the last stream of its task.
+    fn push_chunk(&mut self, chunk: ReceivedChunk<'_>) -> Result<(), Refusal> {
+        let task = chunk.task.uuid();
+        let length = chunk.bytes.len();
+        let Some(queue) = self.speech.by_task.entry_mut(task) else { return Ok(()) };
+        let is_first = queue.len() == 1;
+        let Some(speech) = queue.back_mut() else { return Ok(()) };
+        speech.next_seq += 1;
+        speech.received += length as u64;
+        // The usual case: the file is there, and takes everything at once.
+        if is_first
+            && let (Place::Open(file), Some(begun)) = (&speech.file, speech.begun)
+            && speech.waiting.chunks.is_empty()
+            && speech.in_flight.chunks.is_empty()
+        {
+            if !self.results.grow_speech(self.now, begun.key, (length, chunk.fields.len())) {
+                return Err(self.drop_speech(task, Refusal::NoRoom));
+            }
+            let written = match file.write(chunk.bytes, speech.written) {
+                Ok(written) => written,
+                Err(error) => {
+                    let part = Part { task, serial: speech.serial };
+                    return Err(self.drop_for_error(part, &error));
+                }
+            };
+            speech.written += written as u64;
+            if written == length {
+                self.streams.append(self.now, begun.id, length as u32, &chunk.fields);
+                return Ok(());
+            }
+            let rest = chunk.bytes.get(written..).unwrap_or_default();
+            speech.waiting.bytes.extend_from_slice(rest);
+            speech.waiting.chunks.push((length as u32, chunk.fields));
+            self.speech.waiting_bytes += rest.len();
+            return self.advance(task);
+        }
+        speech.waiting.bytes.extend_from_slice(chunk.bytes);
+        speech.waiting.chunks.push((length as u32, chunk.fields));
+        self.speech.waiting_bytes += length;
+        self.advance(task)
+    }
+
+    /// Goes on with the streams of a task, in their order, as far as nothing has to be waited for.
+    fn advance(&mut self, task: Uuid) -> Result<(), Refusal> {
+        loop {
+            let Some(queue) = self.speech.by_task.entry_mut(task) else { return Ok(()) };
+            let Some(first) = queue.front_mut() else {
+                self.speech.forget_if_empty(task);
+                return Ok(());
+            };
+            match first.file {
+                Place::Opening => return Ok(()),
+                Place::Nowhere if first.end.is_none() => return Ok(()),
+                Place::Nowhere => {
+                    queue.pop_front();
+                    continue;
+                }
+                Place::Open(_) => {}
+            }
+            let serial = first.serial;
+            if first.begun.is_none() {
+                self.begin_speech(Part { task, serial })?;
+                continue;
+            }
+            if !first.in_flight.chunks.is_empty() {
+                return Ok(());
+            }
+            if !first.waiting.chunks.is_empty() {
+                if self.write_waiting(Part { task, serial })? {
+                    continue;
+                }
+                return Ok(());
+            }
+            let (Some(is_final), Some(begun)) = (first.end, first.begun) else { return Ok(()) };
+            queue.pop_front();
+            self.speech.forget_if_empty(task);
+            if is_final {
+                self.results.note_final_speech(task);
+            }
+            self.streams.complete_speech(begun.id, is_final);
+            self.results.end_speech(self.now, begun.key);
+        }
+    }
+
+    /// The stream gets its number among the results of its task, and its clients.
+    fn begin_speech(&mut self, part: Part) -> Result<(), Refusal> {
+        let Some(speech) = self.speech.speech(part) else { return Ok(()) };
+        let Place::Open(file) = &speech.file else { return Ok(()) };
+        let named = speech.audio_type.take();
+        let found = media::by_first_bytes(&speech.waiting.bytes).filter(|it| *it == "audio/wav");
+        let audio_type = named.unwrap_or_else(|| found.unwrap_or(UNKNOWN_TYPE).into());
+        let file = file.file().clone();
+        let fields = speech.waiting.chunks.iter().map(|(_, fields)| fields.len()).sum();
+        let audio = speech.waiting.bytes.len();
+        let is_in_memory = self.settings.output.spool.as_os_str().is_empty();
+        let store = if is_in_memory { SpeechStore::Memory } else { SpeechStore::Spool };
+        let Some((key, result_id)) = self.results.begin_speech(self.now, part.task, store) else {
+            return Err(self.drop_serial(part, Refusal::NoRoom));
+        };
+        let rules = self.stream_rules();
+        let result = (part.task, result_id);
+        let id = self.streams.begin_speech(self.now, result, file, audio_type, &rules);
+        self.speech.streams.insert(key, id);
+        if let Some(speech) = self.speech.speech(part) {
+            speech.begun = Some(Begun { key, id });
+        }
+        self.results.announce_speech(self.now, part.task);
+        match self.results.grow_speech(self.now, key, (audio, fields)) {
+            true => Ok(()),
+            false => Err(self.drop_serial(part, Refusal::NoRoom)),
+        }
+    }
+
+    /// Writes what waits for its file. False: a background thread does.
+    fn write_waiting(&mut self, part: Part) -> Result<bool, Refusal> {
+        let Speeches { by_task, writes, writes_of, waiting_bytes, .. } = &mut self.speech;
+        let queue = by_task.entry_mut(part.task).into_iter().flatten();
+        let mut speech = queue.filter(|speech| speech.serial == part.serial);
+        let Some(speech) = speech.next() else { return Ok(true) };
+        let (Place::Open(file), Some(begun)) = (&speech.file, speech.begun) else {
+            return Ok(true);
+        };
+        let written = match file.write(&speech.waiting.bytes, speech.written) {
+            Ok(written) => written,
+            Err(error) => return Err(self.drop_for_error(part, &error)),
+        };
+        speech.written += written as u64;
+        *waiting_bytes -= written;
+        let Waiting { mut bytes, chunks } = std::mem::take(&mut speech.waiting);
+        if written < bytes.len() {
+            bytes.drain(..written);
+            speech.in_flight = InFlight { bytes: bytes.len(), chunks };
+            writes.push(file, speech.written, bytes);
+            writes_of.push(part);
+            return Ok(false);
+        }
+        for (length, fields) in chunks {
+            self.streams.append(self.now, begun.id, length, &fields);
+        }
+        Ok(true)
+    }
+
+    /// Nothing more of the last stream of a task is taken, for this reason.
+    fn drop_speech(&mut self, task: Uuid, refusal: Refusal) -> Refusal {
+        let last = self.speech.by_task.entry(task).and_then(VecDeque::back);
+        match last.map(|speech| speech.serial) {
+            Some(serial) => self.drop_serial(Part { task, serial }, refusal),
+            None => refusal,
+        }
+    }
+
+    fn drop_for_error(&mut self, part: Part, error: &io::Error) -> Refusal {
+        let folder = self.settings.output.spool.display();
+        warn!(target: "ingest", "cannot write speech folder={folder} why={} task={}", Quoted(error), part.task);
+        self.drop_serial(part, Refusal::NoRoom)
+    }
+
+    /// Nothing more of a stream is taken, and what comes until its end is dropped. Clients get what
+    /// was received, and the reason.
+    fn drop_serial(&mut self, part: Part, refusal: Refusal) -> Refusal {
+        let Some(speech) = self.speech.speech(part) else { return refusal };
+        let waiting_bytes = speech.waiting_bytes();
+        let begun = speech.begun.take();
+        (speech.waiting, speech.in_flight) = Default::default();
+        speech.file = Place::Nowhere;
+        self.speech.waiting_bytes -= waiting_bytes;
+        warn!(target: "ingest", "speech dropped why=\"{refusal}\" task={}", part.task);
+        if let Some(begun) = begun {
+            self.streams.fail_speech(begun.id, StreamFailure::TooLarge);
+            self.results.end_speech(self.now, begun.key);
+        }
+        refusal
+    }
+}
