@@ -4,7 +4,8 @@
 //! Every world follows from its seed, so a failure can be repeated: `SIM_SEED=123 cargo test --test
 //! sim` runs one seed and prints its log and every call. `SIM_SEEDS=100000` runs that many,
 //! `SIM_FIRST=500` starts there, and `SIM_SURVEY=1` lists all failing seeds instead of stopping at
-//! the first. What is checked is described at the top of [`world`], [`results`] and [`wire`].
+//! the first. What is checked is described at the top of [`world`], [`results`], [`speech`] and
+//! [`wire`].
 
 #[path = "sim/answers.rs"]
 mod answers;
@@ -22,6 +23,8 @@ mod redis;
 mod results;
 #[path = "sim/simulation.rs"]
 mod simulation;
+#[path = "sim/speech.rs"]
+mod speech;
 #[path = "sim/waiter.rs"]
 mod waiter;
 #[path = "sim/wire.rs"]
@@ -33,6 +36,7 @@ use kernel::Shared;
 use log::{LevelFilter, Log, Metadata, Record};
 use results::ResultsWorld;
 use simulation::Simulation;
+use speech::SpeechWorld;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -61,6 +65,9 @@ const FAILOVER_SEEDS: u64 = 500;
 /// Worlds of results in an ordinary run.
 const RESULTS_SEEDS: u64 = 400;
 
+/// Worlds of speech that workers push in an ordinary run.
+const SPEECH_SEEDS: u64 = 400;
+
 /// Lines of the transcript that a failure prints.
 const LINES_MAX: usize = 400;
 
@@ -77,6 +84,11 @@ fn no_client_is_lost_while_a_good_backend_is_left() {
 #[test]
 fn results_arrive_in_many_worlds() {
     check_seeds::<ResultsWorld>(RESULTS_SEEDS, "results_arrive_in_many_worlds");
+}
+
+#[test]
+fn speech_arrives_in_many_worlds() {
+    check_seeds::<SpeechWorld>(SPEECH_SEEDS, "speech_arrives_in_many_worlds");
 }
 
 #[test]

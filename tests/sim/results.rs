@@ -1590,6 +1590,7 @@ fn draw_settings(
         max_audio: AUDIO_MAX,
         audio_wait: Some(Duration::from_millis(20)),
         audio_stall: Some(S),
+        ..Default::default()
     };
     let session =
         session::Settings { ping_interval, ping_timeout, output, ..session::Settings::default() };
@@ -1622,7 +1623,7 @@ fn draw_settings(
         },
         routes,
         drain_timeout: Some([S / 10, 2 * S, 30 * S][chance.usize(..3)]),
-        tasks: tasks::Settings { retain, max_retained },
+        tasks: tasks::Settings { retain, max_retained, ..Default::default() },
         link: link::Settings {
             urls: vec![url],
             subscribe: if chance.u8(..3) == 0 { Subscribe::Task } else { Subscribe::Pattern },

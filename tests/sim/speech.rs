@@ -1,0 +1,746 @@
+//! The world around speech that workers push: workers with connections that break, tasks that are
+//! stopped or left, and clients that come early, late and again.
+//!
+//! - A client gets every chunk once and in order, with its fields, whatever breaks: its own
+//!   connection, or the worker's.
+//! - It is closed once the final stream has been sent, and told when one has stalled.
+//! - A worker gets no error for a message that it may send, and is told of a STOP once.
+//! - In the end no session, no result and no stream is left.
+
+use crate::kernel::{Action, End, Kernel, LinkId, Nature, Shared};
+use crate::peers::head_length;
+use crate::process::{Arrival, Process};
+use crate::simulation::{Simulation, turn_limits};
+use crate::wire::{BINARY, CLOSE, Frame, FrameKind, TEXT, read_head};
+use aivtuber_gateway::base::moment::Moment;
+use aivtuber_gateway::gateway;
+use aivtuber_gateway::service::limits;
+use aivtuber_gateway::service::link;
+use aivtuber_gateway::service::route::{Access, RouteSettings, TargetSettings};
+use aivtuber_gateway::service::tasks;
+use aivtuber_gateway::service::token::Token;
+use aivtuber_gateway::service::url::Template;
+use aivtuber_gateway::session;
+use data_encoding::BASE64;
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+const MS: Duration = Duration::from_millis(1);
+const S: Duration = Duration::from_secs(1);
+const MASK: [u8; 4] = [9, 8, 7, 6];
+
+/// How long a stream may be silent, and how long a client waits for a result.
+const STALL: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// By then every worker has said everything, and every client has left.
+const OVER_AFTER: Duration = Duration::from_secs(300);
+
+/// A task: what is said for it, and what becomes of it.
+struct Task {
+    id: String,
+    /// The lengths of the chunks of each stream. The last stream is the final one.
+    streams: Vec<Vec<usize>>,
+    fate: Fate,
+    /// Times that its worker was told to stop.
+    stops: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Spoken,
+    /// A client stops it.
+    Stopped,
+    /// The worker falls silent within the last stream.
+    Abandoned,
+}
+
+/// A message of a worker: one frame, or two.
+struct Message {
+    bytes: Vec<u8>,
+    is_end: bool,
+}
+
+/// A worker with one connection at a time.
+struct Worker {
+    link: Option<LinkId>,
+    script: Vec<Message>,
+    /// The message that is sent next, and those that this connection began with.
+    next: usize,
+    first: usize,
+    /// Bytes of the request, before the first message.
+    request_bytes: usize,
+    pace: Duration,
+    send_at: Moment,
+    /// Messages after which each connection breaks.
+    breaks: Vec<usize>,
+    is_broken: bool,
+    held: Vec<u8>,
+}
+
+/// A client of a task.
+struct Client {
+    link: Option<LinkId>,
+    task: usize,
+    held: Vec<u8>,
+    is_open: bool,
+    /// Whole streams that it has, and the bytes and chunks of the current one.
+    streams: usize,
+    bytes: usize,
+    chunks: usize,
+    /// The chunk whose bytes come next.
+    announced: Option<usize>,
+    has_control_end: bool,
+    has_stalled: bool,
+    read_bite: usize,
+    /// Bytes after which its connections break; it comes back.
+    breaks: Vec<usize>,
+    received: usize,
+    stop_after: Option<usize>,
+    close: Option<u16>,
+}
+
+enum Plan {
+    Connect(usize),
+    Come(usize),
+}
+
+pub struct SpeechWorld {
+    kernel: Shared,
+    settings: gateway::Settings,
+    process: Process,
+    tasks: Vec<Task>,
+    workers: Vec<Worker>,
+    clients: Vec<Client>,
+    plans: Vec<Plan>,
+    by_link: HashMap<LinkId, Far>,
+    chance: fastrand::Rng,
+}
+
+#[derive(Clone, Copy)]
+enum Far {
+    Worker(usize),
+    Client(usize),
+}
+
+/// The folder for the speech of this run.
+fn spool() -> &'static std::path::Path {
+    static FOLDER: OnceLock<std::path::PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = std::env::temp_dir().join(format!("sim-spool-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder can be made");
+        folder
+    })
+}
+
+/// Byte `at` of stream `stream` of task `task`.
+fn pattern(task: usize, stream: usize, at: usize) -> u8 {
+    (at * 7 + at / 251 + stream * 31 + task * 101) as u8
+}
+
+fn audio(task: usize, stream: usize, from: usize, length: usize) -> Vec<u8> {
+    (from..from + length).map(|at| pattern(task, stream, at)).collect()
+}
+
+fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
+    Frame::new(FrameKind::plain(opcode, Some(MASK)), payload).bytes
+}
+
+fn upgrade(target: &str, more: &str) -> Vec<u8> {
+    format!(
+        "GET {target} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{more}\r\n"
+    )
+    .into_bytes()
+}
+
+impl Simulation for SpeechWorld {
+    fn new(seed: u64, is_traced: bool) -> SpeechWorld {
+        let mut chance = fastrand::Rng::with_seed(seed ^ 0x5bee_c400);
+        let sizes = [1000, 4096, 65_536];
+        let nature = Nature {
+            receive_max: sizes[chance.usize(..3)],
+            send_max: sizes[chance.usize(..3)],
+            latency: [Duration::ZERO, MS / 10, 5 * MS][chance.usize(..3)],
+            cuts: chance.u8(..4) > 0,
+            has_quirks: chance.bool(),
+            splices: false,
+            peeks_ahead: false,
+            records: false,
+        };
+        let kernel = Kernel::new(seed, nature);
+        if is_traced {
+            kernel.borrow_mut().trace = Some(Vec::new());
+        }
+        let settings = settings(&mut chance);
+        let mut process = Process::new(&kernel, settings.clone(), seed);
+        process.gateway.limit_turns(turn_limits(seed));
+        let tasks = draw_tasks(&mut chance);
+        let workers = draw_workers(&mut chance, &tasks, kernel.borrow().now);
+        let clients = draw_clients(&mut chance, &tasks);
+        let mut world = SpeechWorld {
+            kernel,
+            settings,
+            process,
+            tasks,
+            workers,
+            clients,
+            plans: Vec::new(),
+            by_link: HashMap::new(),
+            chance: chance.fork(),
+        };
+        for worker in 0..world.workers.len() {
+            let wait = S + some(&mut chance, S);
+            world.plan(wait, Plan::Connect(worker));
+        }
+        for client in 0..world.clients.len() {
+            // Most come before anything is said.
+            let most = if world.tasks[world.clients[client].task].fate == Fate::Spoken {
+                [S, 20 * S][chance.usize(..2)]
+            } else {
+                S / 2
+            };
+            let wait = some(&mut chance, most);
+            world.plan(wait, Plan::Come(client));
+        }
+        world
+    }
+
+    fn run(&mut self) -> Result<(), String> {
+        let start = self.kernel.borrow().start;
+        self.advance(Some(start + OVER_AFTER))?;
+        for (at, client) in self.clients.iter().enumerate() {
+            self.judge(client).map_err(|why| format!("client {at}: {why}"))?;
+        }
+        for (at, task) in self.tasks.iter().enumerate() {
+            let most = u32::from(task.fate == Fate::Stopped);
+            if task.stops > most {
+                return Err(format!(
+                    "the worker of task {at} was told to stop {} times",
+                    task.stops
+                ));
+            }
+        }
+        let sessions = self.process.gateway.session_count();
+        if sessions > 0 {
+            return Err(format!("{sessions} sessions are left"));
+        }
+        let retain = self.settings.tasks.retain.unwrap_or_default();
+        self.advance(Some(start + OVER_AFTER + retain + TIMEOUT))?;
+        let tasks = self.process.gateway.results().tasks();
+        let left = (tasks.len(), tasks.retained_bytes(), tasks.spooled_bytes());
+        if left != (0, 0, 0) {
+            return Err(format!("tasks, bytes in memory and in the spool are left: {left:?}"));
+        }
+        match self.process.gateway.stream_count() {
+            0 => Ok(()),
+            streams => Err(format!("{streams} streams are left")),
+        }
+    }
+
+    fn kernel(&self) -> &Shared {
+        &self.kernel
+    }
+
+    fn tick(&mut self, link: LinkId) -> Result<(), String> {
+        match self.by_link.get(&link) {
+            Some(&Far::Worker(at)) => {
+                self.tick_worker(at, link).map_err(|why| format!("worker {at}: {why}"))
+            }
+            Some(&Far::Client(at)) => {
+                self.tick_client(at, link).map_err(|why| format!("client {at}: {why}"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn carry_out(&mut self, plan: usize) {
+        match self.plans[plan] {
+            Plan::Connect(worker) => self.connect(worker),
+            Plan::Come(client) => self.come(client),
+        }
+    }
+
+    fn greet(&mut self) {}
+
+    fn is_due(&self, now: Moment) -> bool {
+        self.process.is_due(now)
+    }
+
+    fn next_turn(&self) -> Option<Moment> {
+        self.process.next_turn()
+    }
+
+    fn turn(&mut self) -> Result<(), String> {
+        let events = self.kernel.borrow_mut().take_events();
+        self.process.turn(events).map(drop)
+    }
+
+    fn check_quiet(&mut self) -> Result<(), String> {
+        self.process.check_quiet()
+    }
+}
+
+impl SpeechWorld {
+    fn plan(&mut self, wait: Duration, plan: Plan) {
+        self.plans.push(plan);
+        self.kernel.borrow_mut().after(wait, Action::Plan(self.plans.len() - 1));
+    }
+
+    fn open(&mut self, far: Far, request: &[u8]) -> LinkId {
+        let link = self.kernel.borrow_mut().open();
+        self.by_link.insert(link, far);
+        self.process.arrivals.push_back(Arrival::Client(link));
+        self.kernel.borrow_mut().send(link, request);
+        link
+    }
+
+    // ---- workers
+
+    fn connect(&mut self, at: usize) {
+        let request = upgrade("/ws/ingest", "Authorization: Bearer open\r\n");
+        let link = self.open(Far::Worker(at), &request);
+        let now = self.kernel.borrow().now;
+        let worker = &mut self.workers[at];
+        (worker.link, worker.first, worker.request_bytes) =
+            (Some(link), worker.next, request.len());
+        (worker.is_broken, worker.send_at) = (false, now);
+        worker.held.clear();
+        self.kernel.borrow_mut().after(Duration::ZERO, Action::Peer(link));
+    }
+
+    fn tick_worker(&mut self, at: usize, link: LinkId) -> Result<(), String> {
+        if self.workers[at].link != Some(link) {
+            return Ok(());
+        }
+        let bytes = self.kernel.borrow_mut().receive(link, usize::MAX / 2);
+        self.workers[at].held.extend(bytes);
+        self.hear(at)?;
+        let worker = &mut self.workers[at];
+        let kernel = &mut *self.kernel.borrow_mut();
+        if worker.is_broken {
+            if !kernel.links[link].is_dropped {
+                kernel.after(10 * MS, Action::Peer(link));
+                return Ok(());
+            }
+            // What the gateway has not read whole is sent again, and a little more.
+            let mut taken = kernel.links[link].taken as usize;
+            taken = taken.saturating_sub(worker.request_bytes);
+            worker.next = worker.first;
+            while let Some(message) = worker.script.get(worker.next)
+                && message.bytes.len() <= taken
+            {
+                taken -= message.bytes.len();
+                worker.next += 1;
+            }
+            for _ in 0..self.chance.usize(..3) {
+                let Some(before) = worker.next.checked_sub(1) else { break };
+                if worker.script[before].is_end {
+                    break;
+                }
+                worker.next = before;
+            }
+            worker.link = None;
+            self.plans.push(Plan::Connect(at));
+            kernel.after(some(&mut self.chance, S), Action::Plan(self.plans.len() - 1));
+            return Ok(());
+        }
+        while worker.next < worker.script.len() {
+            if kernel.now < worker.send_at {
+                kernel.at(worker.send_at, Action::Peer(link));
+                return Ok(());
+            }
+            kernel.send(link, &worker.script[worker.next].bytes);
+            worker.next += 1;
+            worker.send_at = kernel.now + worker.pace;
+            if worker.breaks.last().is_some_and(|after| worker.next - worker.first >= *after) {
+                worker.breaks.pop();
+                kernel.end(link, End::Reset);
+                worker.is_broken = true;
+                kernel.after(10 * MS, Action::Peer(link));
+                return Ok(());
+            }
+        }
+        if kernel.links[link].taken as usize >= worker.request_bytes
+            && kernel.is_all_taken(link)
+            && worker.send_at + 60 * S <= kernel.now
+        {
+            kernel.close(link);
+            worker.link = None;
+        } else {
+            kernel.after(10 * S, Action::Peer(link));
+        }
+        Ok(())
+    }
+
+    /// What the gateway says to a worker.
+    fn hear(&mut self, at: usize) -> Result<(), String> {
+        let worker = &mut self.workers[at];
+        if worker.held.starts_with(b"HTTP") {
+            let Some(length) = head_length(&worker.held) else { return Ok(()) };
+            if !worker.held.starts_with(b"HTTP/1.1 101") {
+                return Err("it was refused".into());
+            }
+            worker.held.drain(..length);
+        }
+        while let Some((opcode, payload)) = next_frame(&mut worker.held) {
+            if opcode != TEXT {
+                return Err(format!("a frame with opcode {opcode}"));
+            }
+            let message: Value = serde_json::from_slice(&payload).map_err(|it| it.to_string())?;
+            let session = message["sessionId"].as_str().unwrap_or_default();
+            let task = self.tasks.iter_mut().find(|task| task.id == session);
+            let task = task.ok_or_else(|| format!("for no task: {message}"))?;
+            match (message["type"].as_str(), message["action"].as_str()) {
+                (Some("CONTROL"), Some("STOP")) => task.stops += 1,
+                (Some("error"), _) => {
+                    let is_stalled = message["error"] == "Audio stalled";
+                    if !is_stalled || task.fate != Fate::Abandoned {
+                        return Err(format!("{message}"));
+                    }
+                }
+                _ => return Err(format!("what is {message}?")),
+            }
+        }
+        Ok(())
+    }
+
+    // ---- clients
+
+    fn come(&mut self, at: usize) {
+        let client = &mut self.clients[at];
+        let task = &self.tasks[client.task];
+        let (stream, chunks, bytes) = (client.streams, client.chunks, client.bytes);
+        let resume = match self.chance.bool() {
+            _ if stream == 0 && bytes == 0 => String::new(),
+            true => format!("?from_result={stream}&from_chunk={chunks}"),
+            false => format!("?from_result={stream}&from_byte={bytes}"),
+        };
+        let target = format!("/ws/output/{}{resume}", task.id);
+        client.held.clear();
+        (client.is_open, client.announced, client.received) = (false, None, 0);
+        client.has_control_end = false;
+        let link = self.open(Far::Client(at), &upgrade(&target, ""));
+        self.clients[at].link = Some(link);
+    }
+
+    fn tick_client(&mut self, at: usize, link: LinkId) -> Result<(), String> {
+        if self.clients[at].link != Some(link) {
+            return Ok(());
+        }
+        loop {
+            let client = &mut self.clients[at];
+            let bytes = self.kernel.borrow_mut().receive(link, client.read_bite);
+            if bytes.is_empty() {
+                break;
+            }
+            client.received += bytes.len();
+            client.held.extend(bytes);
+            self.read(at)?;
+            let client = &mut self.clients[at];
+            if client.close.is_none()
+                && client.breaks.last().is_some_and(|after| client.received >= *after)
+            {
+                client.breaks.pop();
+                self.kernel.borrow_mut().end(link, End::Reset);
+                client.link = None;
+                let wait = some(&mut self.chance, S);
+                self.plan(wait, Plan::Come(at));
+                return Ok(());
+            }
+            if client.stop_after.is_some_and(|after| client.received >= after)
+                && client.close.is_none()
+            {
+                client.stop_after = None;
+                let stop = frame(TEXT, br#"{"type":"control","action":"STOP"}"#);
+                self.kernel.borrow_mut().send(link, &stop);
+            }
+        }
+        let client = &mut self.clients[at];
+        let kernel = &mut *self.kernel.borrow_mut();
+        if let Some(code) = client.close {
+            kernel.send(link, &Frame::close(code, "", Some(MASK)).bytes);
+            kernel.close(link);
+            client.link = None;
+        } else if kernel.received_end(link).is_some() {
+            return Err("its connection ends without a Close frame".into());
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, at: usize) -> Result<(), String> {
+        let client = &mut self.clients[at];
+        if !client.is_open {
+            let Some(length) = head_length(&client.held) else { return Ok(()) };
+            client.held.drain(..length);
+            client.is_open = true;
+        }
+        while let Some((opcode, payload)) = next_frame(&mut client.held) {
+            match opcode {
+                BINARY => client.take_chunk(&payload, &self.tasks)?,
+                TEXT => {
+                    let message: Value =
+                        serde_json::from_slice(&payload).map_err(|it| it.to_string())?;
+                    client.take_message(&message, &self.tasks)?;
+                }
+                CLOSE => {
+                    let code = payload.first_chunk().map_or(0, |code| u16::from_be_bytes(*code));
+                    client.close = Some(code);
+                }
+                _ => return Err(format!("a frame with opcode {opcode}")),
+            }
+        }
+        Ok(())
+    }
+
+    fn judge(&self, client: &Client) -> Result<(), String> {
+        let task = &self.tasks[client.task];
+        let has_all = client.streams == task.streams.len() && client.bytes == 0;
+        match (task.fate, client.close) {
+            (Fate::Spoken, Some(1000)) if has_all => Ok(()),
+            (Fate::Stopped, Some(1000)) => Ok(()),
+            // It came when everything had been said, or was left waiting.
+            (Fate::Stopped, Some(4008)) => Ok(()),
+            (Fate::Abandoned, Some(4008)) if client.has_stalled => Ok(()),
+            (_, close) => Err(format!(
+                "it has {} streams of {} and {} bytes, and was closed with {close:?}",
+                client.streams,
+                task.streams.len(),
+                client.bytes,
+            )),
+        }
+    }
+}
+
+impl Client {
+    fn take_message(&mut self, message: &Value, tasks: &[Task]) -> Result<(), String> {
+        let task = &tasks[self.task];
+        let (kind, action) = (message["type"].as_str(), message["action"].as_str());
+        if message["task_id"] != task.id.as_str()
+            || self.announced.is_some() && kind != Some("control")
+        {
+            return Err(format!("out of place: {message}"));
+        }
+        match (kind, action) {
+            (Some("audio_chunk"), _) => {
+                let number = message["chunk_id"].as_u64().unwrap_or(u64::MAX) as usize;
+                let offset = message["offset"].as_u64().unwrap_or(u64::MAX) as usize;
+                let viseme = json!([self.streams, number]);
+                if offset != self.bytes || message["viseme"] != viseme {
+                    return Err(format!("at {} bytes of {viseme}: {message}", self.bytes));
+                }
+                self.announced = Some(number);
+            }
+            (Some("control"), Some("END")) => self.has_control_end = true,
+            (Some("audio_complete"), _) if self.has_control_end => {
+                let whole: usize = task.streams[self.streams].iter().sum();
+                if self.bytes != whole {
+                    return Err(format!("{} bytes are complete, of {whole}", self.bytes));
+                }
+                self.has_control_end = false;
+                (self.streams, self.bytes, self.chunks) = (self.streams + 1, 0, 0);
+            }
+            (Some("control"), Some("STOP_ACK")) if task.fate == Fate::Stopped => {
+                self.announced = None;
+            }
+            _ if message["error"] == "Audio stalled" && task.fate == Fate::Abandoned => {
+                self.has_stalled = true;
+            }
+            _ if message["error"] == "Processing timeout" => {}
+            _ => return Err(format!("unexpected: {message}")),
+        }
+        Ok(())
+    }
+
+    fn take_chunk(&mut self, payload: &[u8], tasks: &[Task]) -> Result<(), String> {
+        let number = self.announced.take().ok_or("bytes without an announcement")?;
+        let lengths = &tasks[self.task].streams[self.streams];
+        let start: usize = lengths[..number].iter().sum();
+        let end = start + lengths[number];
+        if payload != audio(self.task, self.streams, self.bytes, end - self.bytes) {
+            return Err(format!("chunk {number} of stream {} is wrong", self.streams));
+        }
+        (self.bytes, self.chunks) = (end, number + 1);
+        Ok(())
+    }
+}
+
+/// Takes a whole frame off the front.
+fn next_frame(held: &mut Vec<u8>) -> Option<(u8, Vec<u8>)> {
+    let (opcode, head_bytes, length, _) = read_head(held)?;
+    let end = head_bytes + length as usize;
+    let payload = held.get(head_bytes..end)?.to_vec();
+    held.drain(..end);
+    Some((opcode, payload))
+}
+
+// ---- drawing
+
+fn some(chance: &mut fastrand::Rng, most: Duration) -> Duration {
+    most * chance.u32(..1000) / 1000
+}
+
+fn settings(chance: &mut fastrand::Rng) -> gateway::Settings {
+    let spool = if chance.bool() { spool().to_path_buf() } else { Default::default() };
+    let output = session::output::Settings {
+        timeout: Some(TIMEOUT),
+        chunk_size: 4000,
+        audio_stall: Some(STALL),
+        spool,
+        ..Default::default()
+    };
+    let session = session::Settings {
+        ping_interval: None,
+        write_timeout: None,
+        output,
+        ..session::Settings::default()
+    };
+    let route = |name: &str, path: &str, target| RouteSettings {
+        name: name.into(),
+        path: Template::parse(path).expect("a path"),
+        target,
+    };
+    let token = Some(Token::parse("open").expect("a token"));
+    let access = Access { token, token_file: String::new() };
+    gateway::Settings {
+        session,
+        routes: vec![
+            route("output", "/ws/output/{task_id}", TargetSettings::Output),
+            route("ingest", "/ws/ingest", TargetSettings::Ingest(access)),
+        ],
+        tasks: tasks::Settings { retain: Some(60 * S), ..Default::default() },
+        link: link::Settings { urls: vec!["embedded://127.0.0.1:1".into()], ..Default::default() },
+        limits: limits::Settings {
+            max_connections: 1000,
+            max_connections_per_ip: 0,
+            allowed_origins: Vec::new(),
+        },
+        trust: Default::default(),
+        drain_timeout: None,
+        upstreams: Default::default(),
+        tls: Default::default(),
+    }
+}
+
+fn draw_tasks(chance: &mut fastrand::Rng) -> Vec<Task> {
+    let draw = |number: usize, chance: &mut fastrand::Rng| {
+        let streams = (0..chance.usize(1..4))
+            .map(|_| {
+                let usual = [40, 960, 4000][chance.usize(..3)];
+                (0..chance.usize(1..12))
+                    .map(|_| if chance.u8(..4) == 0 { chance.usize(..=4000) } else { usual })
+                    .collect()
+            })
+            .collect();
+        let fate = match chance.u8(..8) {
+            0 => Fate::Stopped,
+            1 => Fate::Abandoned,
+            _ => Fate::Spoken,
+        };
+        Task { id: format!("00000000-0000-0000-0000-{number:012x}"), streams, fate, stops: 0 }
+    };
+    (0..chance.usize(1..8)).map(|number| draw(number, chance)).collect()
+}
+
+fn draw_workers(chance: &mut fastrand::Rng, tasks: &[Task], now: Moment) -> Vec<Worker> {
+    let count = chance.usize(1..=tasks.len());
+    let mut workers = Vec::new();
+    for at in 0..count {
+        let own: Vec<usize> = (at..tasks.len()).step_by(count).collect();
+        let mut scripts: Vec<Vec<Message>> =
+            own.iter().map(|task| script(chance, *task, &tasks[*task])).collect();
+        scripts.iter_mut().for_each(|script| script.reverse());
+        // Its tasks take turns by chance.
+        let mut script = Vec::new();
+        while !scripts.is_empty() {
+            let one = chance.usize(..scripts.len());
+            match scripts[one].pop() {
+                Some(message) => script.push(message),
+                None => drop(scripts.remove(one)),
+            }
+        }
+        let breaks = (0..chance.usize(..4)).map(|_| chance.usize(..20)).collect();
+        workers.push(Worker {
+            link: None,
+            script,
+            next: 0,
+            first: 0,
+            request_bytes: 0,
+            pace: [Duration::ZERO, MS, 20 * MS][chance.usize(..3)],
+            send_at: now,
+            breaks,
+            is_broken: false,
+            held: Vec::new(),
+        });
+    }
+    workers
+}
+
+/// Everything that is said for a task.
+fn script(chance: &mut fastrand::Rng, number: usize, task: &Task) -> Vec<Message> {
+    let mut messages = Vec::new();
+    for (stream, lengths) in task.streams.iter().enumerate() {
+        let mut from = 0;
+        for (seq, &length) in lengths.iter().enumerate() {
+            let bytes = audio(number, stream, from, length);
+            from += length;
+            let mut message = json!({
+                "type": "SPEECH_CHUNK",
+                "sessionId": task.id,
+                "seq": seq,
+                "viseme": [stream, seq],
+            });
+            let bytes = if chance.bool() {
+                message["pcm"] = BASE64.encode(&bytes).into();
+                frame(TEXT, message.to_string().as_bytes())
+            } else {
+                message["bytes"] = length.into();
+                [frame(TEXT, message.to_string().as_bytes()), frame(BINARY, &bytes)].concat()
+            };
+            messages.push(Message { bytes, is_end: false });
+        }
+        let is_final = stream + 1 == task.streams.len();
+        if is_final && task.fate == Fate::Abandoned {
+            break;
+        }
+        let end = json!({
+            "type": "CONTROL", "action": "END", "sessionId": task.id, "final": is_final,
+        });
+        let bytes = frame(TEXT, end.to_string().as_bytes());
+        messages.push(Message { bytes, is_end: true });
+    }
+    messages
+}
+
+fn draw_clients(chance: &mut fastrand::Rng, tasks: &[Task]) -> Vec<Client> {
+    let mut clients = Vec::new();
+    for (task, what) in tasks.iter().enumerate() {
+        let count = if what.fate == Fate::Stopped { 1 } else { chance.usize(1..4) };
+        for _ in 0..count {
+            let breaks = match what.fate {
+                Fate::Spoken => (0..chance.usize(..4)).map(|_| chance.usize(200..5000)).collect(),
+                Fate::Stopped | Fate::Abandoned => Vec::new(),
+            };
+            clients.push(Client {
+                link: None,
+                task,
+                held: Vec::new(),
+                is_open: false,
+                streams: 0,
+                bytes: 0,
+                chunks: 0,
+                announced: None,
+                has_control_end: false,
+                has_stalled: false,
+                read_bite: [17, 300, 100_000][chance.usize(..3)],
+                breaks,
+                received: 0,
+                stop_after: (what.fate == Fate::Stopped).then(|| chance.usize(200..6000)),
+                close: None,
+            });
+        }
+    }
+    clients
+}
