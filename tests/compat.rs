@@ -8,6 +8,7 @@
 //! kept. `COMPAT_ONLY=1011` plays only the exchanges that have this in their title.
 //!
 //! ```text
+//! set serves=speech                     routes for results and for speech, `Bearer open`
 //! set max_message=5                     settings, before anything else; `set splices=1`: use pipes
 //! set results=4                         serve results, audio in chunks of 4 bytes, and the inbox
 //! show heads                            show handshakes whole; else only their first lines
@@ -46,7 +47,8 @@ use aivtuber_gateway::net::{Side, Source};
 use aivtuber_gateway::service::limits;
 use aivtuber_gateway::service::name::LookUpError;
 use aivtuber_gateway::service::origin::OriginRule;
-use aivtuber_gateway::service::route::{RouteSettings, TargetSettings};
+use aivtuber_gateway::service::route::{Access, RouteSettings, TargetSettings};
+use aivtuber_gateway::service::token::Token;
 use aivtuber_gateway::service::trust::PeerRule;
 use aivtuber_gateway::service::url::{BackendUrl, Template};
 use aivtuber_gateway::session::jobs::{Job, JobAnswer};
@@ -89,6 +91,11 @@ fn close_codes() {
 #[test]
 fn results_and_what_workers_are_told() {
     play("results.txt");
+}
+
+#[test]
+fn speech_over_a_websocket() {
+    play("speech.txt");
 }
 
 /// Plays every exchange of a file and compares what happens with what the file says.
@@ -260,6 +267,10 @@ fn change(settings: &mut gateway::Settings, words: &str) -> Result<(), String> {
             "allowed_origins" => settings.limits.allowed_origins = vec![OriginRule::parse(value)?],
             "splices" => {} // an option of the kernel
             "results" => serve_results(settings, number()? as usize),
+            "serves" if value == "speech" => serve_speech(settings),
+            "audio_stall" => session.output.audio_stall = time()?,
+            "max_audio" => session.output.max_audio = number()?,
+            "chunk_size" => session.output.chunk_size = number()? as usize,
             "without_route" => settings.routes.retain(|route| route.name != value),
             _ => return Err(format!("`{word}` is not known")),
         }
@@ -279,6 +290,20 @@ fn serve_results(settings: &mut gateway::Settings, chunk_size: usize) {
     output.audio_root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat/audio");
     output.audio_wait = None;
     output.chunk_size = chunk_size;
+}
+
+/// Results from the gateway's own inbox, and speech from workers that have the token `open`.
+fn serve_speech(settings: &mut gateway::Settings) {
+    let route = |name: &str, path: &str, target| RouteSettings {
+        name: name.into(),
+        path: Template::parse(path).expect("a path"),
+        target,
+    };
+    let token = Some(Token::parse("open").expect("a token"));
+    let ingest = TargetSettings::Ingest(Access { token, token_file: String::new() });
+    settings.routes.push(route("output", "/ws/output/{task_id}", TargetSettings::Output));
+    settings.routes.push(route("ingest", "/ws/ingest", ingest));
+    settings.link.urls = vec!["embedded://127.0.0.1:1".into()];
 }
 
 fn addresses(words: &str) -> Result<Vec<SocketAddr>, String> {
