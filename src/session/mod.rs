@@ -72,7 +72,7 @@ use crate::net::{Conn, Network, OpenFile, Pipes, Ready, Security, Side, tls};
 use crate::proto::http;
 use crate::proto::message::{SharedResult, TaskId};
 use crate::service::channels::Channels;
-use crate::service::feeds::{Feeds, Letter};
+use crate::service::feeds::Feeds;
 use crate::service::limits::Limits;
 use crate::service::link::Password;
 use crate::service::results::Results;
@@ -461,13 +461,6 @@ impl Session {
     pub fn handle_publication(&mut self, message: inbox::Message<'_>, now: Moment) {
         if let Phase::Inbox(inbox) = &mut self.phase {
             inbox.handle_publication(message, now);
-        }
-    }
-
-    /// Something about a task that it speaks for. Acted on by the next [`Session::drive`].
-    pub fn handle_letter(&mut self, letter: &Letter<SessionId>) {
-        if let Phase::Ingest(ingest) = &mut self.phase {
-            ingest.handle_letter(letter, &self.who);
         }
     }
 

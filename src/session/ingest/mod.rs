@@ -18,7 +18,9 @@ use super::close::CloseReason;
 use super::outbox::{Flushed, Outbox};
 use super::stall::Stall;
 use super::transcript::{Event, note};
-use super::{Awaited, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
+use super::{
+    Awaited, Context, Detail, Drain, Ended, Identity, Last, Phase, Session, SessionId, State, Step,
+};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Side};
 use crate::proto::message::TaskId;
@@ -52,6 +54,15 @@ const NOT_ANNOUNCED: &str = "A binary message without a SPEECH_CHUNK before it";
 const OTHER_LENGTH: &str = "The binary message is not as long as bytes says";
 /// What a worker is told whose chunk is too long.
 const CHUNK_TOO_LONG: &str = "The chunk is longer than chunk_size";
+
+impl Session {
+    /// Something about a task that it speaks for. Acted on by the next [`Session::drive`].
+    pub fn handle_letter(&mut self, letter: &Letter<SessionId>) {
+        if let Phase::Ingest(ingest) = &mut self.phase {
+            ingest.handle_letter(letter, &self.who);
+        }
+    }
+}
 
 /// A worker that sends speech.
 pub struct Ingest {
@@ -124,7 +135,7 @@ impl Ingest {
     }
 
     /// Something for the worker to know. Acted on by the next step.
-    pub fn handle_letter(&mut self, letter: &Letter<super::SessionId>, who: &Identity) {
+    fn handle_letter(&mut self, letter: &Letter<SessionId>, who: &Identity) {
         if self.leaving.is_some() {
             return;
         }
