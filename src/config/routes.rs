@@ -15,11 +15,11 @@ use super::problems::FileProblems;
 use super::values::{each, quoted, strings, type_name};
 use crate::service::route::{self, Access, RouteSettings, TargetSettings};
 use crate::service::token::Token;
-use crate::service::url::{BackendUrl, Template};
+use crate::service::url::{BackendSecurity, BackendUrl, Template};
 
 /// The keys of a `[[route]]`.
-pub const ROUTE_KEYS: [&str; 7] =
-    ["name", "path", "backend", "host", "serve", "token", "token_file"];
+pub const ROUTE_KEYS: [&str; 8] =
+    ["name", "path", "backend", "host", "insecure", "serve", "token", "token_file"];
 
 /// What `serve` may name.
 pub(super) const SERVED: [&str; 2] = ["output", "ingest"];
@@ -62,10 +62,15 @@ pub(super) fn show_route(text: &mut String, route: &RouteSettings) {
             }
         }
         TargetSettings::Backend { urls, host } => {
+            let urls_are_unverified =
+                urls.iter().any(|url| url.security() == BackendSecurity::UnverifiedTls);
             let urls: Vec<_> = urls.iter().map(|url| quoted(&url.to_string())).collect();
             let _ = writeln!(text, "backend = [{}]", urls.join(", "));
             if let Some(host) = host {
                 let _ = writeln!(text, "host = {}", quoted(host));
+            }
+            if urls_are_unverified {
+                text.push_str("insecure = true\n");
             }
         }
     }
@@ -166,7 +171,7 @@ impl RouteReader<'_> {
 
     fn target(&mut self) -> Option<TargetSettings> {
         let host = self.text("host").map(|(host, _)| host);
-        let urls = self.backend();
+        let urls = self.backend().map(|urls| self.verified(urls));
         let (has_backend, has_serve) =
             (self.table.contains_key("backend"), self.table.contains_key("serve"));
         let served = self.served();
@@ -182,6 +187,25 @@ impl RouteReader<'_> {
             Some(Served::Output) => Some(TargetSettings::Output),
             Some(Served::Ingest) => Some(TargetSettings::Ingest(access)),
             None => Some(TargetSettings::Backend { urls: urls?, host }),
+        }
+    }
+
+    /// The backends, as `insecure` says.
+    fn verified(&mut self, urls: Vec<BackendUrl>) -> Vec<BackendUrl> {
+        let Some(value) = self.table.get("insecure") else { return urls };
+        match value.get_ref() {
+            DeValue::Boolean(false) => urls,
+            DeValue::Boolean(true) => {
+                if urls.iter().all(|url| url.security() == BackendSecurity::Plain) {
+                    self.refuse("route.insecure", "no backend of this route is a `wss://` URL");
+                }
+                urls.into_iter().map(BackendUrl::without_verification).collect()
+            }
+            _ => {
+                let why = format!("found {}, expected true or false", type_name(value));
+                self.problems.add(value.span(), Some("route.insecure"), why);
+                urls
+            }
         }
     }
 

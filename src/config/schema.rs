@@ -100,6 +100,7 @@ fn routes(entries: &[Entry]) -> Value {
             "path" => json!({ "type": "string", "pattern": "^/" }),
             "backend" => text_or_list(),
             "serve" => json!({ "enum": SERVED }),
+            "insecure" => json!({ "type": "boolean" }),
             _ => json!({ "type": "string" }),
         });
         describe(&mut value, entries, "route", key);

@@ -2,6 +2,8 @@
 
 use super::{Config, Loaded, Problem, Problems};
 use crate::net::tls::{self, LoadError, Uses};
+use crate::service::route::TargetSettings;
+use crate::service::url::{BackendSecurity, BackendUrl};
 use crate::session::RedirectHttp;
 
 impl Loaded {
@@ -21,12 +23,39 @@ impl Loaded {
         let uses = uses(config);
         tls::load(&mut config.gateway.tls, uses)
             .map_err(|LoadError { key, why }| problem(&format!("tls.{key}"), why))?;
+        self.warnings.extend(insecure_backends(config));
         Ok(self)
     }
 }
 
 fn uses(config: &Config) -> Uses {
-    Uses { listeners: config.reactor.listen.iter().any(|at| at.has_tls), dialed: false }
+    Uses {
+        listeners: config.reactor.listen.iter().any(|at| at.has_tls),
+        dialed: backends(config).any(|(_, url)| url.security() != BackendSecurity::Plain),
+    }
+}
+
+fn backends(config: &Config) -> impl Iterator<Item = (&str, &BackendUrl)> {
+    config.gateway.routes.iter().flat_map(|route| {
+        let urls = match &route.target {
+            TargetSettings::Backend { urls, .. } => &urls[..],
+            TargetSettings::Output => &[],
+        };
+        urls.iter().map(|url| (&*route.name, url))
+    })
+}
+
+/// What is not verified is said at each start and reload.
+fn insecure_backends(config: &Config) -> Vec<String> {
+    let insecure =
+        backends(config).filter(|(_, url)| url.security() == BackendSecurity::UnverifiedTls);
+    let warning = |(route, url): (&str, &BackendUrl)| {
+        format!(
+            "route `{route}`: insecure = true, so that anyone on the way can pass for {}",
+            url.public_text()
+        )
+    };
+    insecure.map(warning).collect()
 }
 
 /// `true` leads to the first `tls://` address, whose port must be known.

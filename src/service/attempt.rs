@@ -29,6 +29,10 @@ pub enum AttemptError {
     Unreachable,
     /// The connection was reset, by the backend or by something on the way.
     Reset,
+    /// The backend's certificate is not valid, not for this name, or from an unknown root.
+    Untrusted,
+    /// The TLS handshake failed for another reason.
+    TlsFailed,
     /// Any other error of the kernel while connecting.
     CannotConnect,
     /// The backend ended the connection before it had answered.
@@ -68,6 +72,9 @@ impl AttemptError {
             ErrorKind::TimedOut => AttemptError::ConnectTimedOut,
             ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => AttemptError::Unreachable,
             ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => AttemptError::Reset,
+            // Only TLS has these two.
+            ErrorKind::UnexpectedEof => AttemptError::Unanswered,
+            ErrorKind::InvalidData => AttemptError::TlsFailed,
             _ => AttemptError::CannotConnect,
         }
     }
@@ -100,7 +107,9 @@ impl AttemptError {
     pub fn is_after_connecting(self) -> bool {
         matches!(
             self,
-            AttemptError::Unanswered
+            AttemptError::Untrusted
+                | AttemptError::TlsFailed
+                | AttemptError::Unanswered
                 | AttemptError::AnswerTimedOut
                 | AttemptError::Malformed(_)
                 | AttemptError::NotUpgraded(_)
@@ -156,6 +165,8 @@ impl fmt::Display for AttemptError {
             AttemptError::ConnectTimedOut => "connecting timed out",
             AttemptError::Unreachable => "no route to it",
             AttemptError::Reset => "connection reset",
+            AttemptError::Untrusted => "its certificate is not accepted",
+            AttemptError::TlsFailed => "the TLS handshake with it failed",
             AttemptError::CannotConnect => "could not connect",
             AttemptError::Unanswered => "it closed the connection without an answer",
             AttemptError::AnswerTimedOut => "no answer to the upgrade in time",

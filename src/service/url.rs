@@ -244,18 +244,30 @@ impl<'p> Params<'p> {
     }
 }
 
-/// Where a backend listens: `ws://host:port/path/{name}?query`.
+/// Where a backend listens: `ws://host:port/path/{name}?query`, or `wss://` with TLS.
 ///
-/// The default port is 80, the default path `/`. Names may be anywhere in path and query. `wss://`
-/// is refused: TLS to backends is not supported.
+/// The default port is 80, with TLS 443, the default path `/`. Names may be anywhere in path and
+/// query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendUrl {
     text: Box<str>,
     public_text: Box<str>,
+    security: BackendSecurity,
     host: Box<str>,
     port: u16,
     path: Template,
     query: Option<Template>,
+}
+
+/// How the connection to a backend is protected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendSecurity {
+    /// Not at all: `ws://`.
+    Plain,
+    /// By TLS, with a certificate that is verified: `wss://`.
+    Tls,
+    /// By TLS, with any certificate: `wss://` on a route with `insecure = true`.
+    UnverifiedTls,
 }
 
 impl BackendUrl {
@@ -265,17 +277,17 @@ impl BackendUrl {
     /// A sentence that names the URL and what is allowed.
     pub fn parse(text: &str) -> Result<Self, String> {
         let Some((scheme, rest)) = text.split_once("://") else {
-            return Err(format!("`{text}` must begin with `ws://`"));
+            return Err(format!("`{text}` must begin with `ws://` or `wss://`"));
         };
-        match scheme.to_ascii_lowercase().as_str() {
-            "ws" => {}
-            "wss" => {
-                return Err(format!("`{text}`: TLS to backends is not supported, only `ws://`"));
-            }
+        let security = match scheme.to_ascii_lowercase().as_str() {
+            "ws" => BackendSecurity::Plain,
+            "wss" => BackendSecurity::Tls,
             _ => {
-                return Err(format!("`{text}` begins with `{scheme}://`, only `ws://` is allowed"));
+                return Err(format!(
+                    "`{text}` begins with `{scheme}://`, only `ws://` and `wss://` are allowed"
+                ));
             }
-        }
+        };
         if rest.contains('#') {
             return Err(format!(
                 "`{text}` has a fragment (`#…`), which is never sent to a backend"
@@ -289,6 +301,7 @@ impl BackendUrl {
             ));
         }
         let (host, port) = split_authority(authority).map_err(|why| format!("`{text}`: {why}"))?;
+        let port = port.unwrap_or(security.default_port());
         let (path, query) = match target.split_once('?') {
             Some((path, query)) => (path, Some(Template::parse_loosely("query", query)?)),
             None => (target, None),
@@ -298,7 +311,22 @@ impl BackendUrl {
             Some((before, _)) => format!("{before}?…").into(),
             None => text.into(),
         };
-        Ok(Self { text: text.into(), public_text, host: host.into(), port, path, query })
+        let (text, host) = (text.into(), host.into());
+        Ok(Self { text, public_text, security, host, port, path, query })
+    }
+
+    /// The same, with any certificate. Changes nothing without TLS.
+    #[must_use]
+    pub fn without_verification(mut self) -> Self {
+        if self.security == BackendSecurity::Tls {
+            self.security = BackendSecurity::UnverifiedTls;
+        }
+        self
+    }
+
+    /// How the connection is protected.
+    pub fn security(&self) -> BackendSecurity {
+        self.security
     }
 
     /// The host, without the brackets of an IPv6 address.
@@ -321,11 +349,14 @@ impl BackendUrl {
         Name { host: self.host.clone().into(), port: self.port }
     }
 
-    /// Host and port in the form of a `Host` header: brackets around an IPv6 address, no `:80`.
+    /// Host and port in the form of a `Host` header: brackets around an IPv6 address, no port that
+    /// is the default.
     pub fn authority(&self) -> String {
         let (open, close) = if self.host.contains(':') { ("[", "]") } else { ("", "") };
         match self.port {
-            80 => format!("{open}{}{close}", self.host),
+            port if port == self.security.default_port() => {
+                format!("{open}{}{close}", self.host)
+            }
             port => format!("{open}{}{close}:{port}", self.host),
         }
     }
@@ -341,6 +372,12 @@ impl BackendUrl {
     }
 }
 
+impl BackendSecurity {
+    fn default_port(self) -> u16 {
+        if self == BackendSecurity::Plain { 80 } else { 443 }
+    }
+}
+
 /// The text as it is in the configuration, query included: for `--print-config`, and to tell
 /// backends apart. See [`BackendUrl::public_text`].
 impl fmt::Display for BackendUrl {
@@ -349,7 +386,8 @@ impl fmt::Display for BackendUrl {
     }
 }
 
-pub(super) fn split_authority(authority: &str) -> Result<(&str, u16), String> {
+/// Host and port of an authority; `None` where no port is written.
+pub(super) fn split_authority(authority: &str) -> Result<(&str, Option<u16>), String> {
     let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
         let (host, after) = rest.split_once(']').ok_or("the `[` of its host is not closed")?;
         host.parse::<Ipv6Addr>().map_err(|_| format!("`[{host}]` is not an IPv6 address"))?;
@@ -375,10 +413,10 @@ pub(super) fn split_authority(authority: &str) -> Result<(&str, u16), String> {
         check_host_name(host)?;
     }
     let port = match port {
-        None => 80,
+        None => None,
         Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
             match digits.parse::<u16>() {
-                Ok(port) if port > 0 => port,
+                Ok(port) if port > 0 => Some(port),
                 _ => return Err(format!("its port `{digits}` must be 1 to 65535")),
             }
         }
@@ -547,12 +585,25 @@ mod tests {
     }
 
     #[test]
+    fn wss_is_tls_with_a_port_of_its_own() {
+        let parsed = |text| BackendUrl::parse(text).unwrap();
+        let url = parsed("WSS://a.example/x");
+        assert_eq!((url.security(), url.port()), (BackendSecurity::Tls, 443));
+        assert_eq!(url.authority(), "a.example");
+        assert_eq!(parsed("wss://a.example:80").authority(), "a.example:80");
+        assert_eq!(parsed("ws://a.example:443").authority(), "a.example:443");
+        let unverified = url.clone().without_verification();
+        assert_eq!(unverified.security(), BackendSecurity::UnverifiedTls);
+        assert_ne!(unverified, url, "they are two backends");
+        assert_eq!(parsed("ws://a").without_verification(), parsed("ws://a"));
+    }
+
+    #[test]
     fn malformed_backend_urls_are_refused_with_a_reason() {
         for (text, why) in [
-            ("", "must begin with `ws://`"),
+            ("", "must begin with `ws://` or `wss://`"),
             ("localhost:8001", "must begin with `ws://`"),
-            ("http://localhost", "only `ws://`"),
-            ("wss://localhost", "TLS to backends is not supported"),
+            ("http://localhost", "only `ws://` and `wss://`"),
             ("ws://", "host is missing"),
             ("ws://:80/", "host is missing"),
             ("ws:///path", "host is missing"),

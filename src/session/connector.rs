@@ -28,9 +28,11 @@ use super::Context;
 use super::jobs::{Job, NameOwner};
 use super::transcript::{Event, Subject, note};
 use crate::base::moment::Moment;
+use crate::net::tls::Verify;
 use crate::net::{Conn, PeerAddress, Source};
 use crate::service::attempt::{AttemptError, Fault};
 use crate::service::upstreams::{Addresses, AttemptOutcome, Purpose, UpstreamId};
+use crate::service::url::BackendSecurity;
 use log::warn;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -362,7 +364,18 @@ impl Connector {
         let url = cx.upstreams.url(backend).public_text();
         note(who, || Event::Connecting { backend: url, address: &address });
         self.stage = ConnectStage::Connecting { address, timer: self.connect_timer(cx) };
-        match cx.network.connect(&PeerAddress::Tcp(address), self.source) {
+        let url = cx.upstreams.url(backend);
+        let verify = match url.security() {
+            BackendSecurity::Plain => None,
+            BackendSecurity::Tls => Some(Verify::Yes),
+            BackendSecurity::UnverifiedTls => Some(Verify::No),
+        };
+        let connected = cx.network.connect(&PeerAddress::Tcp(address), self.source);
+        let connected = connected.and_then(|socket| match verify {
+            None => Ok(socket),
+            Some(verify) => cx.tls.dial(socket, url.host(), verify),
+        });
+        match connected {
             Ok(socket) => Some((Conn::dialed(socket), backend)),
             Err(error) => {
                 self.fail(AttemptError::of_connecting(&error), who, cx);

@@ -9,7 +9,8 @@
 use super::Context;
 use super::connector::Connector;
 use super::transcript::{Event, Subject, note};
-use crate::net::{Conn, Io, Ready};
+use crate::base::quoted::Quoted;
+use crate::net::{Conn, Io, Ready, tls};
 use crate::proto::http::{HEAD_BYTES_MAX, ResponseHead, empty_slots};
 use crate::service::attempt::AttemptError;
 use log::warn;
@@ -110,7 +111,7 @@ impl Exchange {
                     connector.connected(who, cx);
                 }
                 Ok(_) => return Ok(false),
-                Err(error) => return Err(AttemptError::of_connecting(&error)),
+                Err(error) => return Err(failed(&error, who)),
             }
         }
         if !self.request.is_empty() {
@@ -134,4 +135,16 @@ impl Exchange {
             Ok(read)
         })
     }
+}
+
+/// What the first write, which takes the TLS handshake along, failed of.
+fn failed(error: &io::Error, who: Subject<'_>) -> AttemptError {
+    let failure = match tls::is_untrusted(error) {
+        true => AttemptError::Untrusted,
+        false => AttemptError::of_connecting(error),
+    };
+    if matches!(failure, AttemptError::Untrusted | AttemptError::TlsFailed) {
+        warn!(target: "dial", "{who} = no TLS with the backend why={}", Quoted(&error.to_string()));
+    }
+    failure
 }

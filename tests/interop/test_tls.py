@@ -282,3 +282,68 @@ def test_results_with_audio_are_delivered_whole(results, authority):
     inbox.publish(task, text="heard", audio_file="a.wav")
     assert waiter.result().audio == audio
     waiter.done()  # the end that it expects has close_notify
+
+
+class SecureBackend:
+    """A raw backend behind TLS; it takes one connection."""
+
+    def __init__(self, lab, authority, *names):
+        pem, key = authority.certify(*names, file="backend")
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(pem, key)
+        self.backend = lab.backend()
+
+    def url(self, name="localhost"):
+        return f"wss://{name}:{self.backend.port}/ws/input"
+
+    def accept(self):
+        peer = self.backend.accept()
+        peer.sock = self.context.wrap_socket(peer.sock, server_side=True)
+        return peer
+
+
+def test_a_wss_backend_is_verified_and_relayed_to(lab, authority):
+    backend = SecureBackend(lab, authority, "localhost")
+    gateway = lab.gateway({"tls": {"ca": str(authority.pem)}, "route": [route(backend=backend.url())]})
+    client = lab.client(gateway)
+    client.upgrade("/ws/input")
+    peer = backend.accept()
+    peer.read_upgrade()
+    peer.switch()
+    client.read_switch()
+    big = bytes(range(256)) * 4096
+    client.frame(BINARY, big)
+    assert peer.read_frame().payload == big
+    peer.frame(BINARY, big)
+    assert client.read_frame().payload == big
+    client.close_frame(4001)
+    assert peer.read_close().code == 4001
+
+
+@pytest.mark.parametrize("name, trusts", [("localhost", False), ("127.0.0.1", True)], ids=["root", "name"])
+def test_a_backend_with_another_root_or_name_is_not_used(lab, authority, name, trusts):
+    backend = SecureBackend(lab, authority, "localhost")
+    tls = {"tls": {"ca": str(authority.pem)}} if trusts else {}
+    gateway = lab.gateway({**tls, "route": [route(backend=backend.url(name))]})
+    client = lab.client(gateway)
+    client.upgrade("/ws/input")
+    with pytest.raises(ssl.SSLError):
+        backend.accept()
+    client.read_switch()
+    closed = client.read_close()
+    assert (closed.code, closed.reason) == (1011, "backend unavailable: its certificate is not accepted")
+    gateway.process.wait_for_line(r"no TLS with the backend why=\"invalid peer certificate")
+
+
+def test_an_insecure_route_accepts_any_certificate_and_warns(lab, authority):
+    backend = SecureBackend(lab, authority, "other.example")
+    gateway = lab.gateway({"route": [route(backend=backend.url(), insecure=True)]})
+    gateway.process.wait_for_line(r"WARN .*route `input`: insecure = true")
+    client = lab.client(gateway)
+    client.upgrade("/ws/input")
+    peer = backend.accept()
+    peer.read_upgrade()
+    peer.switch()
+    client.read_switch()
+    client.say("hello")
+    assert peer.read_frame().text == "hello"

@@ -224,6 +224,12 @@ pub fn unverified<'s>(stream: impl Stream + 's, host: &str) -> io::Result<Box<dy
     Ok(Box::new(rustls::StreamOwned::new(session.map_err(io::Error::other)?, stream)))
 }
 
+/// Whether `error` of a transport says that a certificate was not accepted.
+pub fn is_untrusted(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    matches!(inner, Some(Error::InvalidCertificate(_)))
+}
+
 type NeedsVerifier = rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>;
 
 fn client_config(provider: &Arc<CryptoProvider>) -> Result<NeedsVerifier, String> {

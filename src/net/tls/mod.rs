@@ -15,14 +15,14 @@ mod tests;
 mod without;
 
 #[cfg(feature = "tls")]
-pub use keys::{Layer, load, unverified};
+pub use keys::{Layer, is_untrusted, load, unverified};
 #[cfg(feature = "tls")]
 use keys::{Roots, ServerKeys};
 use std::fmt;
 use std::io::{Read, Write};
 use std::sync::Arc;
 #[cfg(not(feature = "tls"))]
-pub use without::{Layer, load, unverified};
+pub use without::{Layer, is_untrusted, load, unverified};
 #[cfg(not(feature = "tls"))]
 use without::{Roots, ServerKeys};
 
