@@ -123,7 +123,9 @@ impl Identity {
 
     /// Takes the noted task: its phase keeps it from here on.
     pub fn take_task_id(&mut self) -> Option<Box<str>> {
-        self.rare.as_mut()?.task_id.take()
+        let task_id = self.rare.as_mut()?.task_id.take();
+        self.rare.take_if(|rare| rare.proxied.is_none());
+        task_id
     }
 
     /// The address that the connection is counted for.
@@ -197,5 +199,18 @@ impl fmt::Display for Identity {
     /// The connection id: `input_1`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}_{}", self.route_name(), self.serial)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn taken_task_leaves_nothing_behind() {
+        let mut who = Identity::of_client();
+        who.note_task_id(Some("a task"));
+        assert_eq!(who.take_task_id().as_deref(), Some("a task"));
+        assert!(who.rare.is_none(), "a client that waits would hold the empty box");
     }
 }
