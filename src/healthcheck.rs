@@ -1,8 +1,7 @@
 //! `aivtuber-gateway healthcheck`: asks a running gateway's `/health`, for containers and scripts.
 //!
-//! A degraded gateway passes. It runs and answers, and a restart, which is what a
-//! container gets for failing, would not bring its backend or its Redis back. What it says of
-//! itself is printed.
+//! A degraded gateway passes. It runs and answers, and a restart, which is what a container gets
+//! for failing, would not bring its backend or its Redis back. Its status is printed.
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 #![expect(clippy::disallowed_methods, reason = "a command of its own, which may wait")]

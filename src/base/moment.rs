@@ -26,7 +26,7 @@ impl Moment {
     /// The moment at which the process began.
     pub const START: Moment = Moment(NonZeroU64::MIN);
 
-    /// The earliest of those that there are.
+    /// The earliest of those that are set.
     #[inline]
     pub fn earliest<const N: usize>(moments: [Option<Moment>; N]) -> Option<Moment> {
         let mut earliest = None;

@@ -187,7 +187,7 @@ pub fn without_password(url: &str) -> String {
     let mut shown = url.to_owned();
     if let Some(scheme) = url.find("://") {
         let begin = scheme + 3;
-        // The last `@` ends it: people forget to encode those in a password.
+        // The last `@` ends it: one in the password may not be encoded.
         if let Some(at) = url[begin..].rfind('@').map(|at| begin + at)
             && let Some(colon) = url[begin..at].find(':').map(|colon| begin + colon)
         {

@@ -16,7 +16,7 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         if word.len() >= PART_MIN && (candidate.contains(&word) || word.contains(candidate)) {
             return Some(PART_DISTANCE);
         }
-        // Swapped neighbours count as one edit, as they are one slip of the fingers.
+        // Two swapped neighbours are one typing error, so they count as one edit.
         let edits = strsim::osa_distance(&word, candidate);
         (edits <= edits_max).then_some(edits)
     };

@@ -3,9 +3,9 @@
 //! `/connections`, `/metrics` and the status page need something of every session. With thousands
 //! of them, one walk over all would delay every other client, and a walk for each request would do
 //! so again and again. So a request for one of these waits for a [`Census`]: it visits a bounded
-//! number of sessions a turn, and its result answers everyone who had asked before it began. Who
-//! asks meanwhile waits for the next census, so that an answer never shows a state from before its
-//! request.
+//! number of sessions a turn, and its result answers everyone who had asked before it began. A
+//! request that comes meanwhile waits for the next census, so that no answer shows a state from
+//! before its request.
 //!
 //! Traffic must be counted once, although sessions end while the census goes on. Until a session
 //! ends, its flows have its counts; then [`Stats`](crate::service::stats::Stats) has them. A

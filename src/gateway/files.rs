@@ -1,5 +1,5 @@
-//! What the gateway has to do with files: outcomes of background jobs, the folder of audio files,
-//! the time of day that the times of files are compared with.
+//! The gateway's part in serving files: outcomes of background jobs, the folder of audio files, the
+//! time of day that the times of files are compared with.
 
 use super::Gateway;
 use crate::base::moment::WallClock;

@@ -47,7 +47,7 @@ const ENDED_PER_TURN: usize = 64;
 pub(super) struct Keeper {
     next_slot: usize,
     count_at: Moment,
-    /// Not before this is room made again, as there was too little to be found.
+    /// The last search found too little to free: the next one is not before this.
     shed_at: Moment,
     searched_at: Moment,
     /// The largest sessions when they were last looked for, the largest one last.
@@ -107,7 +107,7 @@ impl Gateway {
         (left / (4 * FULL_BUFFERS)).clamp(BUFFER_BYTES_MIN, BUFFER_BYTES_MAX)
     }
 
-    /// Frees bytes where most are held: ends sessions, or lets kept results go.
+    /// Frees bytes where most are held: ends sessions, or evicts kept results.
     fn shed(&mut self) {
         let now = self.cx.now;
         let enough = self.cx.budget.held().saturating_sub(self.cx.budget.take_shortage());

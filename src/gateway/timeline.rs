@@ -7,7 +7,7 @@
 //! them are moments of this time.
 //!
 //! How it is noticed: between two turns the gateway knows when the next one is due. A turn that
-//! begins much later than that was kept from beginning. A long wait without a deadline is none.
+//! begins much later was held up. A long wait without a deadline is no standstill.
 
 use crate::base::moment::Moment;
 use std::cell::Cell;
@@ -56,7 +56,7 @@ impl Timeline {
     #[cold]
     fn skip(&mut self, due_at: Moment, clock: Moment) -> Duration {
         let late = clock - due_at;
-        // Where every turn is late, each must bring time forward, or nothing would ever be due.
+        // If every turn is late, each must advance time a little, or nothing would ever be due.
         let grace = if self.was_late { Duration::ZERO } else { GRACE };
         self.skipped += late + grace.min(due_at - self.turned_at);
         late

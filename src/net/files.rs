@@ -1,10 +1,10 @@
 //! Files beneath one folder, opened without a way out of it and sent from the page cache.
 //!
-//! The names come from outside: from workers, and from clients. So
-//! the kernel resolves them (`openat2`) beneath the folder and follows no link, not even one that
-//! stays inside. Where the kernel is too old for that call, or a container forbids it, each
-//! component is opened by itself with `O_NOFOLLOW`, which has the same effect. What was opened is
-//! then checked: a device, a pipe or a folder is never read.
+//! The names come from outside: from workers, and from clients. So the kernel resolves them
+//! (`openat2`) beneath the folder and follows no link, not even one that stays inside. Where the
+//! kernel is too old for that call, or a container forbids it, each component is opened by itself
+//! with `O_NOFOLLOW`, which has the same effect. What was opened is then checked: a device, a pipe
+//! or a folder is never read.
 //!
 //! Opening and reading may wait for a disk or a server, which the loop must not do. So there are
 //! two ways to open:

@@ -129,7 +129,8 @@ pub trait Transport: Read + Write {
         Ok(())
     }
 
-    /// Is full once about this many bytes wait unsent. What is on its way does not count.
+    /// Makes the socket count as full once about this many bytes wait unsent. What is on its way
+    /// does not count.
     ///
     /// # Errors
     /// When the kernel refuses, which costs memory and nothing else.

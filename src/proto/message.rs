@@ -492,8 +492,8 @@ pub fn audio_complete(task: &TaskId) -> String {
     format!(r#"{{"type":"audio_complete","task_id":"{task}"}}"#)
 }
 
-/// The top level of a result, as JSON text borrowed from the payload. Of a name that is given twice
-/// the last one counts, as in the JSON readers of workers and browsers.
+/// The top level of a result, as JSON text borrowed from the payload. If a name occurs twice, the
+/// last one counts, as in the JSON readers of workers and browsers.
 #[derive(Default)]
 struct Fields<'a> {
     text: Option<&'a str>,

@@ -140,9 +140,8 @@ pub fn request_id<'b>(head: &RequestHead<'_, 'b>) -> Option<&'b str> {
     if is_kept && ids.next().is_none() { std::str::from_utf8(id).ok() } else { None }
 }
 
-/// Whether the request has gone round in a circle: it has passed through a gateway like this one
-/// more often than any sensible chain of them is long. Each hop is an element `1.1
-/// aivtuber-gateway` of `Via` (RFC 9110 §7.6.3).
+/// Whether the request is in a loop: it has passed through more gateways like this one than any
+/// sensible chain has. Each hop is an element `1.1 aivtuber-gateway` of `Via` (RFC 9110 §7.6.3).
 pub fn is_loop(head: &RequestHead<'_, '_>) -> bool {
     let is_own_hop = |element: &&[u8]| {
         let mut words = element.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());

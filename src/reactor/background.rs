@@ -1,8 +1,8 @@
 //! Background threads for whatever may block: looking up names, opening and reading files, reading
 //! the configuration.
 //!
-//! All are started with the gateway, so a system that allows no more threads is noticed then and
-//! not in the night. A task goes into the queue of its lane, one of the lane's threads takes it,
+//! All are started with the gateway, so a system that allows no more threads is noticed at once,
+//! not hours later. A task goes into the queue of its lane, one of the lane's threads takes it,
 //! and its outcome comes back through a channel; the waker then ends the loop's wait. Each lane has
 //! threads of its own: a slow configuration file delays no name.
 //!

@@ -34,8 +34,8 @@ const ACCEPTS_PER_TURN: usize = 64;
 /// Why accepting pauses while half of the reserve of descriptors is in use.
 const NO_DESCRIPTOR: &str = "no file descriptors left";
 
-/// Pause after running out of descriptors. Other processes of the system may have closed some by
-/// then, of which no event tells.
+/// Pause after running out of descriptors. By then other processes may have closed some, for which
+/// there is no event.
 const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(200);
 
 /// All listeners, and whether accepting pauses.
@@ -52,7 +52,7 @@ pub struct Listeners {
 /// Whether accepting pauses, and why.
 #[derive(Default)]
 struct Pauses {
-    /// Set while descriptors are wanting.
+    /// Set while there are too few descriptors.
     until: Option<Moment>,
     /// The gateway has no room for clients.
     is_full: bool,

@@ -3,8 +3,8 @@
 //! A publication ends in this queue, and the gateway takes deliveries from it, so no session is
 //! entered from another one's step.
 //!
-//! The bus never drops a result for a client that still waits. When more deliveries are queued than
-//! it likes, [`Bus::is_full`] reports it: tasks whose clients miss something become *due* and wait
+//! The bus never drops a result for a client that still waits. When too many deliveries are queued,
+//! [`Bus::is_full`] reports it: tasks whose clients miss something become *due* and wait
 //! for room, and publishers are not read; Redis and the kernel hold the rest.
 //!
 //! A task may have thousands of clients, and all of them may leave in one moment. So no event costs
@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use crate::proto::message::TaskId;
 
-/// The number of queued deliveries from which on the bus is full, if nothing else is set.
+/// The number of queued deliveries at which the bus is full, if nothing else is set.
 const DELIVERIES_MAX: usize = 4096;
 
 /// The bus. `K` identifies a client: no two clients have the same, ever, and it sorts clients in

@@ -1,4 +1,5 @@
-//! Who listens to which control channel at the embedded inbox, and what was published there.
+//! Which worker listens to which control channel of the embedded inbox, and what was published
+//! there.
 //!
 //! A publication ends in this queue with the list of those that hear it, and the gateway hands it
 //! out, so that no session is entered from another one's step. Workers are not read while the queue
@@ -15,7 +16,7 @@ pub const SUBSCRIPTIONS_MAX: usize = 1024;
 const PATTERNS_MAX: usize = 64;
 /// Bytes of all names of one connection.
 pub const NAME_BYTES_MAX: usize = 64 * 1024;
-/// Queued publications from which on workers are not read.
+/// Queued publications at which workers are no longer read.
 const PUBLICATIONS_MAX: usize = 64;
 /// The cost of a subscription besides its name, in bytes.
 const SUBSCRIPTION_COST: usize = 128;
@@ -117,7 +118,7 @@ impl<K: Copy + Ord> Channels<K> {
         count
     }
 
-    /// `key` is gone, or begins anew.
+    /// `key` is gone, or starts over.
     pub fn leave(&mut self, key: K) {
         let Some(subscriber) = self.subscribers.remove(&key) else { return };
         subscriber.channels.iter().for_each(|name| forget(&mut self.channels, key, name));

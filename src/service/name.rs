@@ -1,4 +1,4 @@
-//! Names of servers, and the ones whose addresses are known without asking anybody.
+//! Names of servers, and those whose addresses are known without a look-up.
 
 use std::fmt;
 use std::io;
@@ -37,7 +37,7 @@ pub struct Name {
 }
 
 impl Name {
-    /// The addresses that are known without asking anybody: those of an IP address and of
+    /// The addresses that are known without a look-up: those of an IP address and of
     /// `localhost`, which is always this machine (RFC 6761, section 6.3) whatever its hosts file
     /// says.
     pub fn known_addresses(&self) -> Option<Vec<SocketAddr>> {

@@ -34,7 +34,7 @@ impl Parsed {
         let address = Rc::as_ptr(payload);
         let same = self.0.iter().find(|one| std::ptr::addr_eq(one.payload.as_ptr(), address));
         let same = same.and_then(|one| one.result.upgrade());
-        // Redis may have said meanwhile that its number is another.
+        // Redis may have given it another number meanwhile.
         if let Some(result) = same.filter(|result| result.id() == id) {
             return result;
         }
@@ -45,8 +45,8 @@ impl Parsed {
         result
     }
 
-    /// Forgets results that nobody holds any more. To be called once a turn: a weak reference to a
-    /// payload keeps all its memory.
+    /// Forgets results that no client holds any more. To be called once a turn: a weak reference to
+    /// a payload keeps all its memory.
     #[inline]
     pub fn forget_unused(&mut self) {
         if !self.0.is_empty() {

@@ -6,8 +6,8 @@
 //!
 //! A result that was just heard may have to wait for one that was published before it. After a
 //! connection to Redis came up, and when a task's first client comes, Redis is asked what it keeps.
-//! Until it has answered, nothing of that task goes out, so that the second sentence never
-//! overtakes the first. Redis answers in about a millisecond. Results are held for at most
+//! Until it has answered, nothing of that task goes out, so that a later result never overtakes an
+//! earlier one. Redis answers in about a millisecond. Results are held for at most
 //! `HOLD_MAX` while the link is down, and for at most `TASK_HOLD_MAX` in all, however often the
 //! link comes and goes: results in the wrong order are better than none.
 //!
@@ -48,7 +48,7 @@ const HOLD_MAX: Duration = Duration::from_secs(1);
 /// Losses of results are reported at most once in this time.
 const LOSS_NOTICE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a person, or every waiting session, should know.
+/// What goes to the log, or concerns every waiting session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
 pub enum Notice {
@@ -58,7 +58,7 @@ pub enum Notice {
     Down { why: String },
     /// Something about Redis is not as it should be.
     Problem { why: String },
-    /// Redis has been away for longer than `grace`: the clients that wait are to hear it.
+    /// Redis has been away for longer than `grace`: the clients that wait are to be closed.
     GraceOver,
     /// Results were evicted since the last notice, because `max_retained` is reached.
     Evicted { results: u64 },

@@ -53,8 +53,8 @@ impl Alive {
         let interval = settings.ping_interval?;
         let timeout = settings.ping_timeout;
         if self.is_pinged {
-            // The answer may come now, and the next ping is then due an interval later. Nobody
-            // works out the deadline again for it: that would cost something on every relayed
+            // The answer may come now, and the next ping is then due an interval later. The
+            // deadline is not computed again for it: that would cost something on every relayed
             // frame.
             let next_ping_at = now + interval;
             return Some(

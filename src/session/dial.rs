@@ -433,8 +433,7 @@ pub(super) fn is_failure(status: u16) -> bool {
 }
 
 impl RefusedUpgrade {
-    /// Reads the body. `Some`: done; true if the answer is whole, for one that is not is not passed
-    /// on.
+    /// Reads the body. `Some`: done; true if the answer is whole, and can be passed on.
     fn read(
         &mut self,
         conn: &mut Conn,

@@ -314,7 +314,7 @@ impl Frames {
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "??")]
+#[expect(clippy::disallowed_methods, reason = "tests write the files that are sent")]
 mod tests {
     use super::*;
     use crate::base::budget::Budget;

@@ -490,7 +490,7 @@ impl Output {
         stall.is_over(downstream, cx.settings.write_timeout, cx.now)
     }
 
-    /// Ends without a further word.
+    /// Ends at once, with nothing more to the client.
     fn lose(self, reason: CloseReason, who: &Identity, cx: &mut Context) -> Step {
         Step::End(self.end(Leaving::abrupt(reason), Last::Dropped, who, cx))
     }

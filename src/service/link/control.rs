@@ -193,7 +193,7 @@ impl Keeper {
         std::iter::once(format!("{prefix}{task}")).chain(others).collect()
     }
 
-    /// Unlike results these are not counted when they are dropped: nobody waits for them.
+    /// Unlike results these are not counted when they are dropped: no client waits for them.
     fn push_bounded(&mut self, job: StoreJob) {
         if self.jobs.len() < JOBS_MAX {
             self.jobs.push_back(job);

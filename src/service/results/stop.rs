@@ -87,7 +87,7 @@ impl<K: Copy + Ord> Results<K> {
         }
     }
 
-    /// Redis has said whether it keeps something of a task that somebody wants to stop.
+    /// Redis has answered whether it keeps something of a task that is to be stopped.
     pub(super) fn handle_known(&mut self, now: Moment, task: Uuid, is_known: bool) {
         let outcome = match is_known || self.tasks.is_known(task) {
             true => StopOutcome::Stopped,

@@ -22,7 +22,7 @@
 //!
 //! Clients see each result with its `result_id`: 0, 1, 2 and so on in the order of publication.
 //! Redis keeps these numbers with the results, so that they are the same after a restart and on
-//! every gateway. A number only ever grows: whoever missed earlier results counted too few.
+//! every gateway. Numbers only grow: a gateway that missed earlier results has counted too few.
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 #![expect(clippy::indexing_slicing, reason = "slots come from the table itself")]

@@ -1,8 +1,8 @@
 //! What a worker and the inbox say to each other, without their connection.
 //!
 //! The inbox takes results and is not a Redis: `PUBLISH` does what it does there, `SUBSCRIBE` and
-//! its like too on control channels, what client libraries send on connecting is answered to their
-//! satisfaction, and every other command gets a clear error.
+//! its like too on control channels, what client libraries send on connecting gets the reply that
+//! they expect, and every other command gets a clear error.
 //!
 //! In a transaction (`MULTI` … `EXEC`) nothing happens before `EXEC`, and nothing at all if one of
 //! its commands was refused. Without that, the commands behind a refused `MULTI` would run, and a
@@ -282,8 +282,7 @@ impl Dialogue {
         }
     }
 
-    /// Replies with the number of subscribers that hear it, the gateway being one where the channel
-    /// is a task's.
+    /// Replies with the number of its receivers. The gateway is one if the channel is a task's.
     fn publish(
         &mut self,
         channel: &[u8],

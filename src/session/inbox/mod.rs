@@ -31,7 +31,8 @@ const LOGIN_BYTES_MAX: usize = 16 * 1024;
 const REPLY_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of replies and messages that wait for a subscriber. One with more is disconnected.
 const MESSAGE_BYTES_MAX: usize = 256 * 1024;
-/// Bytes read in one step, which may hold some 90 small results; then it is other sessions' turn.
+/// Bytes read in one step, which may hold some 90 small results; then other sessions have their
+/// turn.
 const STEP_BYTES_MAX: usize = 8 * 1024;
 /// Work that a byte of commands causes, in bytes written: see [`Context::work`].
 const WORK_PER_BYTE: usize = 64;
@@ -62,7 +63,7 @@ pub struct Inbox {
     dialogue: Dialogue,
     /// Bytes of `dialogue.replies` that have been sent.
     sent: usize,
-    /// Results that it has published.
+    /// Results that it has published, for its closing line. STOPs are not counted.
     published: u64,
     /// When a byte last moved, either way.
     active_at: Moment,
@@ -289,7 +290,7 @@ impl Inbox {
     fn wait(mut self: Box<Self>, downstream: &Conn, cx: &Context) -> Step {
         if self.deadline().is_some_and(|at| at <= cx.now) {
             let left = downstream.unacknowledged();
-            // Of a worker that is gone, the number stays the same.
+            // Once a worker is gone, the number no longer changes.
             let is_taking = left.is_some_and(|left| left > 0) && left != self.unacknowledged;
             if !is_taking {
                 return Step::End(self.ended(CloseReason::IdleTimeout));

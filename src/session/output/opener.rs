@@ -1,4 +1,4 @@
-//! Opens the audio file of a result: which names are tried, how often, and what is said if none
+//! Opens the audio file of a result: which names are tried, how often, and what is reported if none
 //! leads to a file.
 
 #![expect(clippy::indexing_slicing, reason = "the name that is tried is one of the names")]
