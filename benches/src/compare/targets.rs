@@ -39,6 +39,16 @@ pub struct Target {
     kind: Kind,
 }
 
+/// Environment variables that would override the gateway's configuration.
+const OVERRIDES: [&str; 6] = [
+    "INPUT_HANDLER_URL",
+    "OUTPUT_HANDLER_URL",
+    "REDIS_URL",
+    "REDIS_HOST",
+    "REDIS_PORT",
+    "AIVTUBER_GATEWAY_LOG",
+];
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Pipe { splice: bool },
@@ -362,14 +372,7 @@ impl Target {
                 let text = gateway_configuration(place, listen, publish_at, inbox, twin.is_some());
                 command.arg("--config").arg(write(format!("{}.toml", self.id), text)?);
                 command.args(["--log-level", if log { "info" } else { "warn" }]);
-                for name in [
-                    "INPUT_HANDLER_URL",
-                    "OUTPUT_HANDLER_URL",
-                    "REDIS_URL",
-                    "REDIS_HOST",
-                    "REDIS_PORT",
-                    "AIVTUBER_GATEWAY_LOG",
-                ] {
+                for name in OVERRIDES {
                     command.env_remove(name);
                 }
             }

@@ -13,6 +13,7 @@ use crate::proto::resp::{Protocol, RespReply};
 use crate::service::channels::{self, Kind};
 use crate::service::token::is_equal;
 use crate::session::SessionId;
+use std::fmt;
 use uuid::Uuid;
 
 type Channels = channels::Channels<SessionId>;
@@ -165,7 +166,7 @@ impl Dialogue {
         let Some((name, arguments)) = command.split_first() else { return };
         let name = String::from_utf8_lossy(name).to_ascii_uppercase();
         if let Err(error) = check(&name, arguments.len()) {
-            return self.refuse(&error);
+            return self.refuse(&error.to_string());
         }
         if !self.may_enter(rules) && !matches!(name.as_str(), "AUTH" | "HELLO" | "QUIT" | "RESET") {
             return self.refuse("NOAUTH Authentication required.");
@@ -179,7 +180,7 @@ impl Dialogue {
                  are allowed in this context",
                 name.to_ascii_lowercase()
             );
-            return self.refuse(&error);
+            return self.refuse(&error.to_string());
         }
         match (name.as_str(), &mut self.transaction) {
             ("MULTI", Some(_)) => {
@@ -448,21 +449,39 @@ impl Dialogue {
     }
 }
 
-/// What is wrong with a command, apart from its arguments' values.
-fn check(name: &str, arguments: usize) -> Result<(), String> {
+/// Why a command cannot be run, whatever the values of its arguments. Displayed as its reply.
+enum CommandFault<'n> {
+    /// The inbox has no command of this name.
+    Unknown(&'n str),
+    /// Too few arguments for this command, or too many.
+    ArgumentCount(&'n str),
+}
+
+impl fmt::Display for CommandFault<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CommandFault::Unknown(name) => {
+                let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
+                write!(
+                    f,
+                    "ERR unknown command '{name}': this is the result inbox of aivtuber-gateway, \
+                     which takes PUBLISH, and SUBSCRIBE on control channels"
+                )
+            }
+            CommandFault::ArgumentCount(name) => {
+                let name = name.to_ascii_lowercase();
+                write!(f, "ERR wrong number of arguments for '{name}' command")
+            }
+        }
+    }
+}
+
+/// Whether there is a command of this name that takes this many arguments.
+fn check(name: &str, arguments: usize) -> Result<(), CommandFault<'_>> {
     match COMMANDS.iter().find(|(known, ..)| *known == name) {
         Some((_, fewest, most)) if (*fewest..=*most).contains(&arguments) => Ok(()),
-        Some(_) => Err(format!(
-            "ERR wrong number of arguments for '{}' command",
-            name.to_ascii_lowercase()
-        )),
-        None => {
-            let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
-            Err(format!(
-                "ERR unknown command '{name}': this is the result inbox of aivtuber-gateway, \
-                 which takes PUBLISH, and SUBSCRIBE on control channels"
-            ))
-        }
+        Some(_) => Err(CommandFault::ArgumentCount(name)),
+        None => Err(CommandFault::Unknown(name)),
     }
 }
 
