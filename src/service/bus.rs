@@ -656,7 +656,7 @@ mod tests {
         let mut bus = Bus::new();
         let uuid = task().uuid();
         bus.mark_due(uuid);
-        assert!(!bus.has_due(), "nobody waits");
+        assert!(!bus.has_due(), "no client waits");
         bus.subscribe(&task(), 1);
         (0..3).for_each(|_| bus.mark_due(uuid));
         assert!(bus.is_due(uuid));

@@ -764,7 +764,10 @@ mod tests {
             upstreams.resolved(a, answer, later);
             assert_eq!(upstreams.known(a, later), ["10.0.0.1:80"]);
             assert!(!upstreams.begin_lookup(a, later), "not again at once");
-            assert!(matches!(upstreams.addresses(a, later), Addresses::Fresh(_)), "nobody waits");
+            assert!(
+                matches!(upstreams.addresses(a, later), Addresses::Fresh(_)),
+                "no client waits"
+            );
             assert!(matches!(upstreams.addresses(a, later + S(1)), Addresses::Stale(_)));
         }
     }

@@ -32,7 +32,7 @@ slow          2,000 idle pairs, 50 streams of 1 MB/s, 150 relays and 150 deliver
 result        one result of 4 MiB, and 150 clients of its task that do not read
 connections   2,000 idle pairs, and 300 clients that ask for /connections and do not read
 commands      40 workers that send 16 MiB of a command and not its end
-partials      6,000 results of 30 KiB for one task that nobody waits for
+partials      6,000 results of 30 KiB for one task without a client
 ";
 
 const IDLE_PAIRS: usize = 2000;

@@ -383,7 +383,7 @@ pub const ROWS: &[Row] = &[
     Row {
         id: "publish",
         title: "From PUBLISH to the client's text frame, 500 results/s",
-        note: "Every client is told its result and closed. Redis and the load generator share a core. No core is ever halted: \
+        note: "Every client gets its result and is closed. Redis and the load generator share a core. No core is ever halted: \
                a loop that gives way to everything else keeps it awake.",
         need: Need::Results,
         targets: &["subscriber", "gateway", "gateway-info", "gateway-inbox", "versus"],
@@ -401,7 +401,7 @@ pub const ROWS: &[Row] = &[
     Row {
         id: "flood",
         title: "20,000 results/s for clients that never come, echo 64 B beside it at 1,000 messages/s",
-        note: "CPU per result is what the flood adds. The run without it publishes as much on channels that nobody hears, so \
+        note: "CPU per result is what the flood adds. The run without it publishes as much on channels without subscribers, so \
                that Redis takes as much of the load generator's core, where it gives way to it (nice 19); the embedded inbox is \
                compared with silence.",
         need: Need::Results,

@@ -389,7 +389,7 @@ fn result_without_room_is_given_to_the_clients_that_wait() {
     world.hear("b");
     world.tasks.trim(world.now, |_| false);
     assert_eq!(texts(&world.tasks), ["a", large.as_str(), "b"]);
-    assert!(!world.tasks.is_incomplete(TASK), "nobody has missed it yet");
+    assert!(!world.tasks.is_incomplete(TASK), "no client has missed it yet");
     world.tasks.mark_dispatched(world.now, TASK);
     assert_eq!(texts(&world.tasks), ["a", "b"]);
     assert!(world.tasks.is_incomplete(TASK));
