@@ -9,14 +9,20 @@
 
 #[path = "sim/answers.rs"]
 mod answers;
+#[path = "sim/audio.rs"]
+mod audio;
 #[path = "sim/controls.rs"]
 mod controls;
 #[path = "sim/kernel.rs"]
 mod kernel;
+#[path = "sim/listener.rs"]
+mod listener;
 #[path = "sim/peers.rs"]
 mod peers;
 #[path = "sim/process.rs"]
 mod process;
+#[path = "sim/recordings.rs"]
+mod recordings;
 #[path = "sim/redis.rs"]
 mod redis;
 #[path = "sim/results.rs"]
@@ -32,6 +38,7 @@ mod wire;
 #[path = "sim/world.rs"]
 mod world;
 
+use audio::AudioWorld;
 use kernel::Shared;
 use log::{LevelFilter, Log, Metadata, Record};
 use results::ResultsWorld;
@@ -68,6 +75,9 @@ const RESULTS_SEEDS: u64 = 400;
 /// Worlds of speech that workers push in an ordinary run.
 const SPEECH_SEEDS: u64 = 400;
 
+/// Worlds of audio files that change in an ordinary run.
+const AUDIO_SEEDS: u64 = 500;
+
 /// Lines of the transcript that a failure prints.
 const LINES_MAX: usize = 400;
 
@@ -89,6 +99,11 @@ fn results_arrive_in_many_worlds() {
 #[test]
 fn speech_arrives_in_many_worlds() {
     check_seeds::<SpeechWorld>(SPEECH_SEEDS, "speech_arrives_in_many_worlds");
+}
+
+#[test]
+fn audio_is_of_one_recording_however_files_change() {
+    check_seeds::<AudioWorld>(AUDIO_SEEDS, "audio_is_of_one_recording_however_files_change");
 }
 
 #[test]

@@ -87,9 +87,9 @@ impl WallClock {
         WallClock { moment, time }
     }
 
-    /// The time at `moment`, which is not earlier than the one that is known.
+    /// The time at `moment`.
     pub fn at(&self, moment: Moment) -> SystemTime {
-        self.time + (moment - self.moment)
+        self.time + (moment - self.moment) - (self.moment - moment)
     }
 }
 

@@ -276,6 +276,11 @@ impl Root<'_> {
 }
 
 impl OpenRequest {
+    /// The file's name, as it was asked for.
+    pub fn name(&self) -> &Path {
+        &self.name
+    }
+
     /// Opens the file. May block for as long as the file system does.
     pub fn run(&self) -> Result<OpenFile, OpenError> {
         let root = Root::new(&self.folder, self.bytes_max).with_first_bytes(self.first_bytes);
@@ -348,6 +353,12 @@ impl AsFd for OpenFile {
 }
 
 impl OpenFile {
+    /// From now on, this file is treated like one on a file system whose server has to be asked
+    /// whenever something is to be known, wherever it really is. For simulations.
+    pub fn ask_server(&mut self) {
+        (self.kind, self.root.kind) = (DeviceKind::Other, DeviceKind::Other);
+    }
+
     /// When it was opened.
     pub fn state(&self) -> FileState {
         self.state

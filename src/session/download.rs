@@ -78,7 +78,7 @@ impl Download {
         let content_type = media::by_name(self.opener.name())
             .or_else(|| media::by_first_bytes(file.first_bytes()))
             .unwrap_or(UNKNOWN_TYPE);
-        let age = if Opener::is_young(&file, cx) { Age::Young } else { Age::Finished };
+        let age = if self.opener.is_young(&file, cx) { Age::Young } else { Age::Finished };
         let (response, range) = select(file.state(), age, content_type, &self.conditions);
         let response =
             with_cors(response.with("Cache-Control", "private, no-cache"), &mut self.asked);

@@ -47,7 +47,6 @@ use admission::{Resume, refuse};
 use audio::Audio;
 use log::{info, warn};
 use pace::Pace;
-use progress::Start;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -271,12 +270,11 @@ impl Output {
         }
         let Some(result) = self.underway().pop_result() else { return self.wait_again(who, cx) };
         let resume = &mut self.underway().resume;
-        if result.id().is_some_and(|id| id < resume.result) {
-            return self.skip_result(&result, who, cx);
-        }
-        if resume.result > 0 && result.id().is_some_and(|id| id > resume.result) {
-            // What the client has a part of is not kept any more.
-            resume.start = Start::default();
+        if let Some(id) = result.id() {
+            if resume.has(id) {
+                return self.skip_result(&result, who, cx);
+            }
+            resume.begin_with(id);
         }
         self.active_at = cx.now;
         if self.stage == ClientState::Waiting {

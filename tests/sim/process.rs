@@ -9,11 +9,12 @@ use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::gateway::{self, Gateway};
 use aivtuber_gateway::net::{Network, PeerAddress, Ready, Side, Socket, Source};
 use aivtuber_gateway::service::link::REDIS_ROLES;
-use aivtuber_gateway::session::jobs::{Job, JobAnswer};
+use aivtuber_gateway::session::jobs::{FileAnswer, FileJob, Job, JobAnswer};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -39,10 +40,29 @@ pub struct Process {
     redis_links: Rc<Cell<RedisLinks>>,
     /// Outcomes of background jobs, and when they come.
     answers: VecDeque<(Moment, JobAnswer)>,
+    /// How files are read; `None`: at once.
+    pub disk: Option<Disk>,
     idle_in_a_row: u32,
     idle_in_second: u32,
     second: u64,
     turned_at: Moment,
+}
+
+/// Files on a server that takes its time: whatever is done with them is a job for a background
+/// thread, is done at some moment, and is known at a later one.
+pub struct Disk {
+    /// The longest time that a job takes.
+    slowness: Duration,
+    /// Jobs under way: when they are done, when that is known, and the job.
+    jobs: Vec<(Moment, Moment, FileJob)>,
+    /// When which file was opened, or was not there.
+    pub opened: Vec<(Moment, PathBuf)>,
+}
+
+impl Disk {
+    pub fn new(slowness: Duration) -> Disk {
+        Disk { slowness, jobs: Vec::new(), opened: Vec::new() }
+    }
 }
 
 /// The latest link of each Redis connection, open or not.
@@ -85,6 +105,7 @@ impl Process {
             wants_drain: false,
             redis_links,
             answers: VecDeque::new(),
+            disk: None,
             idle_in_a_row: 0,
             idle_in_second: 0,
             second: 0,
@@ -104,7 +125,8 @@ impl Process {
     /// When the next turn begins without an event.
     pub fn next_turn(&self) -> Option<Moment> {
         let answer = self.answers.front().map(|(at, _)| *at);
-        self.gateway.next_turn().into_iter().chain(answer).min()
+        let jobs = self.disk.iter().flat_map(|disk| &disk.jobs).map(|(_, known_at, _)| *known_at);
+        self.gateway.next_turn().into_iter().chain(answer).chain(jobs).min()
     }
 
     /// Whether a turn begins now even without an event.
@@ -121,6 +143,7 @@ impl Process {
     /// One turn of the loop. Returns the links that were accepted.
     pub fn turn(&mut self, events: Vec<(LinkId, Source, Ready)>) -> Result<Vec<LinkId>, String> {
         let (now, moves) = (self.kernel.borrow().now, self.kernel.borrow().moves);
+        self.work_on_disk(now);
         let mut has_news = !events.is_empty() || self.wants_drain;
         self.gateway.begin_turn(now);
         for (_, source, ready) in events {
@@ -150,9 +173,39 @@ impl Process {
         Ok(entered)
     }
 
+    /// Does what background threads have done with files by now. To be called before a file
+    /// changes.
+    pub fn work_on_disk(&mut self, now: Moment) {
+        let Some(disk) = &mut self.disk else { return };
+        disk.jobs.sort_by_key(|(done_at, ..)| *done_at);
+        while disk.jobs.first().is_some_and(|(done_at, ..)| *done_at <= now) {
+            let (done_at, known_at, job) = disk.jobs.remove(0);
+            if let FileJob::Open { request, .. } = &job {
+                disk.opened.push((done_at, request.name().to_path_buf()));
+            }
+            let mut answer = job.run();
+            if let JobAnswer::File(FileAnswer::Opened { opened: Ok(file), .. }) = &mut answer {
+                file.ask_server();
+            }
+            let at = self.answers.partition_point(|(at, _)| *at <= known_at);
+            self.answers.insert(at, (known_at, answer));
+        }
+    }
+
     fn begin(&mut self, job: Job, now: Moment) {
-        let wait = self.kernel.borrow_mut().some(LOOK_UP_MAX);
         self.kernel.borrow_mut().note(|| format!("background job {job:?}"));
+        let job = match (job, &mut self.disk) {
+            // Its answer would show that the folder is a local one.
+            (Job::File(FileJob::CheckAudioRoot(_)), Some(_)) => return,
+            (Job::File(job), Some(disk)) => {
+                let kernel = &mut *self.kernel.borrow_mut();
+                let known_at = now + kernel.some(disk.slowness);
+                let done_at = now + kernel.some(known_at - now);
+                return disk.jobs.push((done_at, known_at, job));
+            }
+            (job, _) => job,
+        };
+        let wait = self.kernel.borrow_mut().some(LOOK_UP_MAX);
         let answer = match job {
             Job::LookUp { name, owner } => {
                 let found = Ok(vec![SocketAddr::from((REDIS_IP, name.port))]);

@@ -27,8 +27,8 @@ pub(super) fn refuse(
 /// What a client that has a part of its results asks for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Resume {
-    /// It has the results with lower numbers.
-    pub(super) result: u32,
+    /// It has the results with lower numbers. `None`: it does not count results.
+    pub(super) result: Option<u32>,
     /// Where to begin in the audio of the first result that it gets.
     pub(super) start: Start,
 }
@@ -52,22 +52,41 @@ impl Resume {
             }
         }
         let result = number(result, message::BAD_FROM_RESULT)?;
-        let result = result.map_or(Ok(0), u32::try_from).ok().filter(|id| *id <= RESULT_ID_MAX);
+        let result = match result.map(u32::try_from) {
+            None => None,
+            Some(Ok(id)) if id <= RESULT_ID_MAX => Some(id),
+            Some(_) => return Err(message::BAD_FROM_RESULT),
+        };
         let chunk = number(chunk, message::BAD_FROM_CHUNK)?.map(Start::Chunk);
         let byte = number(byte, message::BAD_FROM_BYTE)?.map(Start::Byte);
-        Ok(Resume {
-            result: result.ok_or(message::BAD_FROM_RESULT)?,
-            start: byte.or(chunk).unwrap_or_default(),
-        })
+        Ok(Resume { result, start: byte.or(chunk).unwrap_or_default() })
     }
 
     /// The client has seen something of every result with a lower number than this.
     pub(super) fn seen(self) -> u32 {
         match self {
-            Resume { result: 0, .. } => 0,
-            Resume { result, start } if start.is_beginning() => result,
-            Resume { result, .. } => result + 1,
+            Resume { result: None | Some(0), .. } => 0,
+            Resume { result: Some(result), start } if start.is_beginning() => result,
+            Resume { result: Some(result), .. } => result + 1,
         }
+    }
+
+    /// It has this result.
+    pub(super) fn has(self, id: u32) -> bool {
+        self.result.is_some_and(|first| id < first)
+    }
+
+    /// The next one that it gets is `id`: if that is not the one it has a part of, it has nothing
+    /// of what it gets.
+    pub(super) fn begin_with(&mut self, id: u32) {
+        if self.result.is_some_and(|first| id > first) {
+            self.start = Start::default();
+        }
+    }
+
+    /// Nothing is left out any more.
+    pub(super) fn is_over(self) -> bool {
+        self.result.is_none_or(|first| first == 0) && self.start == Start::default()
     }
 }
 
@@ -79,24 +98,25 @@ fn number(text: Option<&str>, error: &'static str) -> Result<Option<u64>, &'stat
 mod tests {
     use super::*;
 
-    fn resume(result: u32, start: Start) -> Result<Resume, &'static str> {
-        Ok(Resume { result, start })
+    fn resume(result: impl Into<Option<u32>>, start: Start) -> Result<Resume, &'static str> {
+        Ok(Resume { result: result.into(), start })
     }
 
     #[test]
     fn a_query_says_where_to_go_on() {
         for (query, expected) in [
-            ("", resume(0, Start::Chunk(0))),
-            ("a=1&from_chunk=7&b", resume(0, Start::Chunk(7))),
-            ("from_chunk=7&from_chunk=8", resume(0, Start::Chunk(7))),
+            ("", resume(None, Start::Chunk(0))),
+            ("a=1&from_chunk=7&b", resume(None, Start::Chunk(7))),
+            ("from_chunk=7&from_chunk=8", resume(None, Start::Chunk(7))),
+            ("from_result=0&from_chunk=2", resume(0, Start::Chunk(2))),
             ("from_result=3", resume(3, Start::Chunk(0))),
             ("from_chunk=2&from_result=1", resume(1, Start::Chunk(2))),
             ("from_result=1&from_byte=99", resume(1, Start::Byte(99))),
-            ("from_chunk=2&from_byte=0", resume(0, Start::Byte(0))),
+            ("from_chunk=2&from_byte=0", resume(None, Start::Byte(0))),
         ] {
             assert_eq!(Resume::read(Some(query)), expected, "{query}");
         }
-        assert_eq!(Resume::read(None), resume(0, Start::Chunk(0)));
+        assert_eq!(Resume::read(None), resume(None, Start::Chunk(0)));
     }
 
     #[test]
@@ -113,6 +133,21 @@ mod tests {
         }
         let query = format!("from_result={}", RESULT_ID_MAX + 1);
         assert_eq!(Resume::read(Some(&query)), Err(message::BAD_FROM_RESULT));
+    }
+
+    #[test]
+    fn the_rest_of_a_result_that_is_gone_is_not_taken_from_another_one() {
+        for (query, id, start) in [
+            ("from_chunk=3", 1, Start::Chunk(3)),
+            ("from_result=0&from_chunk=3", 0, Start::Chunk(3)),
+            ("from_result=0&from_chunk=3", 1, Start::default()),
+            ("from_result=2&from_byte=3", 2, Start::Byte(3)),
+            ("from_result=2&from_byte=3", 3, Start::default()),
+        ] {
+            let mut resume = Resume::read(Some(query)).unwrap();
+            resume.begin_with(id);
+            assert_eq!(resume.start, start, "{query} {id}");
+        }
     }
 
     #[test]

@@ -218,10 +218,11 @@ impl Output {
         let (task, name) = (self.task.uuid(), opening.opener.name().to_path_buf());
         let start = self.underway().resume.start;
         let progress = Progress::new(file.state(), cx.settings.output.chunk_size, start);
-        let is_young = Opener::is_young(&file, cx);
+        let is_young = opening.opener.is_young(&file, cx);
         let mark = Mark { state: file.state(), may_grow: is_young };
         // A growing file may be another one than before a restart, and its chunks are new anyway.
-        if !result.is_growing() && !cx.audio.marks.note(task, &name, mark, progress.offset()) {
+        let had = start.bytes(cx.settings.output.chunk_size);
+        if !result.is_growing() && !cx.audio.marks.note(task, &name, mark, had) {
             self.fail_audio(&name, CHANGED, None, who, cx);
             return true;
         }
@@ -261,6 +262,8 @@ impl Output {
             self.leave(CloseReason::OutOfResources, None, who, cx);
             return true;
         }
+        // What a client has a part of is not there any more; what follows begins at its beginning.
+        self.underway().resume.start = Start::default();
         let result = &opening.result;
         self.push_result(result, AudioPresence::Absent, who);
         cx.stats.results_delivered += 1;

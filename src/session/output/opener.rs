@@ -15,7 +15,7 @@ use crate::session::jobs::{FileJob, Job};
 use crate::session::{Context, Identity};
 use log::warn;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// How often a file that is not there is looked for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
@@ -35,6 +35,8 @@ pub(in crate::session) struct Opener {
     names: Vec<PathBuf>,
     tried: usize,
     attempt: Attempt,
+    /// When the last attempt began. What it found out was so then or later.
+    asked_at: Moment,
     since: Moment,
     has_reported_shortage: bool,
 }
@@ -54,6 +56,7 @@ impl Opener {
             names: candidates(result.audio_file()?, &cx.settings.output.path_map),
             tried: 0,
             attempt: Attempt::Due,
+            asked_at: cx.now,
             since: cx.now,
             has_reported_shortage: false,
         })
@@ -113,7 +116,8 @@ impl Opener {
         }
     }
 
-    fn begin(&self, who: &Identity, cx: &mut Context) -> Attempt {
+    fn begin(&mut self, who: &Identity, cx: &mut Context) -> Attempt {
+        self.asked_at = cx.now;
         let settings = &cx.settings.output;
         let mut root = Root::new(&settings.audio_root, settings.max_audio);
         if media::by_name(self.name()).is_none() {
@@ -147,8 +151,9 @@ impl Opener {
             | OpenError::WouldWait
             | OpenError::Unreadable(_) => return None,
         };
+        // A slow answer says nothing about the time after it was asked for.
         let until = self.since + limit;
-        (cx.now < until).then(|| until.min(cx.now + interval))
+        (self.asked_at < until).then(|| until.min(cx.now + interval))
     }
 
     fn report_shortage(&mut self, error: OpenError, task: &TaskId, who: &Identity) {
@@ -160,9 +165,15 @@ impl Opener {
         }
     }
 
+    /// The time of day when the file was asked for. A slow answer must not make a young file look
+    /// finished: it may have been written to since it was opened.
+    pub(in crate::session) fn asked_at(&self, cx: &Context) -> SystemTime {
+        cx.wall.at(self.asked_at)
+    }
+
     /// Whether a file may still have been written to when it was opened.
-    pub(in crate::session) fn is_young(file: &OpenFile, cx: &Context) -> bool {
-        is_young(file.state(), cx.wall.at(cx.now), cx.settings.output.audio_wait)
+    pub(in crate::session) fn is_young(&self, file: &OpenFile, cx: &Context) -> bool {
+        is_young(file.state(), self.asked_at(cx), cx.settings.output.audio_wait)
     }
 
     /// Logs and counts that there is no file. Returns the error for the client; the path stays in

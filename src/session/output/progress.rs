@@ -51,6 +51,14 @@ impl Default for Start {
 }
 
 impl Start {
+    /// Bytes that the client has by its own account, which may be more than the file has.
+    pub fn bytes(self, chunk_size: usize) -> u64 {
+        match self {
+            Start::Chunk(first) => first.saturating_mul(chunk_size as u64),
+            Start::Byte(first) => first,
+        }
+    }
+
     /// It has nothing of it.
     pub fn is_beginning(self) -> bool {
         matches!(self, Start::Chunk(0) | Start::Byte(0))
@@ -116,11 +124,6 @@ impl Progress {
     /// Chunks of the file.
     pub fn total_chunks(&self) -> u64 {
         self.known.length.div_ceil(self.chunk_size)
-    }
-
-    /// Bytes before what is sent next.
-    pub fn offset(&self) -> u64 {
-        self.offset
     }
 
     /// Bytes of the file.

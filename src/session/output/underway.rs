@@ -1,7 +1,6 @@
 //! What is on its way to one client: its order, and the memory that it takes.
 
 use super::Underway;
-use super::admission::Resume;
 use super::audio::Audio;
 use crate::proto::message::{SharedResult, TaskResult};
 use std::collections::VecDeque;
@@ -60,7 +59,7 @@ impl Underway {
     pub(super) fn is_over(&self) -> bool {
         self.results.is_empty()
             && self.audio.is_none()
-            && self.resume == Resume::default()
+            && self.resume.is_over()
             && self.final_end.is_none()
             && self.outbox.is_empty()
             && self.reader.is_none()
