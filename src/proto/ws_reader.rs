@@ -14,6 +14,8 @@
 use super::control;
 use super::ws::{FrameScanner, Opcode};
 use std::io::{self, ErrorKind, Read, Write};
+use tungstenite::protocol::frame::CloseFrame;
+use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 use tungstenite::{Error, Message};
 
@@ -64,6 +66,8 @@ pub enum WsFault {
     Utf8,
     /// 1009
     TooBig,
+    /// 1002: a Close frame with a code that must not be sent. Nothing follows it.
+    CloseCode,
 }
 
 impl WsReader {
@@ -115,6 +119,9 @@ impl WsReader {
                     // `tungstenite` writes the echo only when it is flushed. This cannot fail, as
                     // the queue takes everything.
                     let _ = self.context.flush(&mut between);
+                    if frame.as_ref().is_some_and(is_in_place_of_illegal_code) {
+                        return Received::Fault(WsFault::CloseCode);
+                    }
                     return Received::Close(frame.map(|frame| frame.code.into()));
                 }
                 Ok(Message::Text(text)) => {
@@ -175,6 +182,11 @@ impl Default for WsReader {
     fn default() -> Self {
         WsReader::new()
     }
+}
+
+/// `tungstenite` reports this frame, and answers with it, where the client's code must not be sent.
+fn is_in_place_of_illegal_code(frame: &CloseFrame) -> bool {
+    frame.code == CloseCode::Protocol && frame.reason.as_str() == "Protocol violation"
 }
 
 /// The stream that `tungstenite` reads from and writes to.
@@ -266,6 +278,19 @@ mod tests {
         assert_eq!(all(&bytes), (Received::Close(Some(4321)), close_frame(4321, "bye", None)));
         let (received, answers) = all(&frame(Opcode::Close, true, b""));
         assert_eq!((received, answers), (Received::Close(None), vec![0x88, 0]));
+    }
+
+    /// RFC 6455, section 7.4.
+    #[test]
+    fn close_with_a_code_that_must_not_be_sent_is_a_fault() {
+        for code in [0, 999, 1005, 1006, 1015, 1016, 2999, 5000] {
+            let bytes = close_frame(code, "", Some(MASK));
+            assert_eq!(all(&bytes).0, Received::Fault(WsFault::CloseCode), "{code}");
+        }
+        for code in [1000, 1001, 1002, 1011, 3000, 4999] {
+            let bytes = close_frame(code, "", Some(MASK));
+            assert_eq!(all(&bytes).0, Received::Close(Some(code)), "{code}");
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::{CloseReason, Context, Drain, Identity, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io};
 use crate::proto::message::TaskId;
-use crate::proto::ws_reader::{Received, WsReader};
+use crate::proto::ws_reader::{Received, WsFault, WsReader};
 use crate::service::stats::BothWays;
 use std::time::Duration;
 
@@ -124,7 +124,7 @@ impl Linger {
         let Some(reader) = &mut self.reader else { return };
         match reader.handle_bytes(bytes, &mut Vec::new()) {
             Received::Nothing => {}
-            Received::Close(_) => {
+            Received::Close(_) | Received::Fault(WsFault::CloseCode) => {
                 self.has_answered = true;
                 self.reader = None;
             }
@@ -307,12 +307,15 @@ mod tests {
         use CloseReason::{ClientStalled, ClientVanished, Delivered};
         let fin = || Act::Sends(Vec::new());
         let close = || Act::Sends(ws::close_frame(1000, "", Some([1, 2, 3, 4])));
+        let bad_close = || Act::Sends(ws::close_frame(1005, "", Some([1, 2, 3, 4])));
         let text = || Act::Sends(b"\x81\x82\0\0\0\0hi".to_vec());
         type Acts = Vec<(u64, Act)>;
         #[rustfmt::skip]
-        let cases: [(&str, Acts, CloseReason, u64); 8] = [
+        let cases: [(&str, Acts, CloseReason, u64); 9] = [
             ("acknowledges, then FIN", vec![(1, Act::Owes(0)), (2, fin())], Delivered, 2),
             ("acknowledges, then Close", vec![(1, Act::Owes(0)), (2, close())], Delivered, 2),
+            ("acknowledges, then Close with 1005",
+             vec![(1, Act::Owes(0)), (2, bad_close())], Delivered, 2),
             ("FIN before it has everything",
              vec![(1, fin()), (9, Act::Owes(0))], Delivered, 9),
             ("Close that crossed, then a reset", vec![(1, close()), (2, Act::Resets)], ClientVanished, 2),

@@ -488,9 +488,12 @@ impl Output {
         stall.is_over(downstream, cx.settings.write_timeout, cx.now)
     }
 
-    /// Ends at once, with nothing more to the client.
+    /// Ends at once, with nothing more to the client. What had ended it before stays the reason,
+    /// unless the rest of its results is lost.
     fn lose(self, reason: CloseReason, who: &Identity, cx: &mut Context) -> Step {
-        Step::End(self.end(Leaving::abrupt(reason), Last::Dropped, who, cx))
+        let decided = self.leaving.filter(|leaving| leaving.reason != CloseReason::Delivered);
+        let leaving = decided.unwrap_or(Leaving::abrupt(reason));
+        Step::End(self.end(leaving, Last::Dropped, who, cx))
     }
 
     fn underway(&mut self) -> &mut Underway {

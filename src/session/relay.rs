@@ -303,7 +303,7 @@ impl Relay {
 
     /// The end is no longer waited for. A side that still takes what it was sent is waited for
     /// however long that takes: closing its socket could destroy the rest.
-    fn is_ending_over(&mut self, downstream: &Conn, cx: &Context) -> bool {
+    fn is_ending_over(&mut self, downstream: &mut Conn, cx: &Context) -> bool {
         let is_quiet = self.ending_deadline().is_some_and(|at| at <= cx.now);
         let mut look_at = None;
         if is_quiet {
@@ -320,11 +320,17 @@ impl Relay {
     }
 
     /// A side has bytes to take, and has taken some lately.
-    fn is_taking(&mut self, side: Side, downstream: &Conn, cx: &Context) -> bool {
+    fn is_taking(&mut self, side: Side, downstream: &mut Conn, cx: &Context) -> bool {
         let (_, to) = self.flows_of(side);
         let (is_blocked, is_settling) = (to.is_blocked(), to.is_sink_settling());
-        let conn = if side == Side::Upstream { &self.upstream } else { downstream };
+        let conn = if side == Side::Upstream { &mut self.upstream } else { &mut *downstream };
         let is_owed = is_blocked || is_settling && conn.unacknowledged().is_some_and(|n| n > 0);
+        // With an RST behind its FIN the kernel dropped what the side has not acknowledged, and
+        // counts it as unacknowledged for ever.
+        if is_owed && conn.is_reset() {
+            self.flows_of(side).1.lose_sink();
+            return false;
+        }
         let mut stall = self.stall(side).unwrap_or(Stall::new(cx.now));
         let conn = if side == Side::Upstream { &self.upstream } else { downstream };
         let is_taking = is_owed && !stall.is_over(conn, linger_timeout(cx), cx.now);
@@ -506,7 +512,7 @@ impl Pumped {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::{Network, PeerAddress, Socket, Source, Transport};
+    use crate::net::{Network, PeerAddress, Ready, Socket, Source, Transport};
     use crate::service::limits::{self, Limits};
     use crate::service::results::Results;
     use crate::service::tasks::{self, Tasks};
@@ -557,6 +563,81 @@ mod tests {
         Conn::accepted(Socket::Other(Box::new(Peer(room))))
     }
 
+    /// A peer that has not acknowledged everything. It may have sent an RST behind its FIN.
+    struct Owing {
+        is_reset: bool,
+    }
+
+    impl Read for Owing {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Ok(0)
+        }
+    }
+
+    impl Write for Owing {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Transport for Owing {
+        fn shutdown_write(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+        fn unacknowledged(&self) -> Option<usize> {
+            Some(1000)
+        }
+        fn connect_outcome(&mut self) -> io::Result<()> {
+            if self.is_reset { Err(ErrorKind::ConnectionReset.into()) } else { Ok(()) }
+        }
+    }
+
+    #[test]
+    fn side_that_was_reset_behind_its_fin_is_not_waited_for() {
+        let mut cx = context(Settings { ping_interval: None, ..Settings::default() });
+        for (is_reset, waits_for_acknowledgements) in [(false, true), (true, false)] {
+            let (mut who, began_at) = (Identity::of_client(), cx.now);
+            let backend = cx.upstreams.intern(&BackendUrl::parse("ws://192.0.2.1:1/").unwrap());
+            cx.upstreams.connecting(backend, crate::service::upstreams::Purpose::Client);
+            let mut client = Conn::accepted(Socket::Other(Box::new(Owing { is_reset })));
+            // The backend has sent its Close frame, and never ends its side.
+            let reply = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
+            let early = Early { reply, from_client: b"", from_backend: b"\x88\0" };
+            let mut phase = Relay::phase(conn(1000), backend, early, &mut client, &who, &mut cx);
+            loop {
+                let Phase::Relay(relay) = phase else { panic!("another phase") };
+                client.handle_ready(Ready {
+                    readable: true,
+                    read_closed: true,
+                    ..Ready::default()
+                });
+                phase = match relay.step(&mut client, &mut who, &mut cx) {
+                    Step::Wait(next) | Step::Next(next) | Step::Yield(next) => next,
+                    Step::End(_) => break,
+                    _ => panic!("a relay waits, goes on or ends"),
+                };
+                let Phase::Relay(relay) = &phase else { panic!("another phase") };
+                cx.now = cx.now.max(relay.deadline().expect("it has a deadline"));
+            }
+            let waited = cx.now - began_at;
+            assert_eq!(waited > CLOSE_TIMEOUT, waits_for_acknowledgements, "{waited:?}");
+        }
+    }
+
+    fn context(settings: Settings) -> Context {
+        let limits = limits::Settings {
+            max_connections: 10,
+            max_connections_per_ip: 0,
+            allowed_origins: Vec::new(),
+        };
+        let results = Results::new(Tasks::new(tasks::Settings::default()), None);
+        let (network, chance) = (Box::new(NoNetwork), fastrand::Rng::with_seed(1));
+        Context::new(Moment::START, settings, network, Limits::new(limits), results, chance)
+    }
+
     #[test]
     fn what_came_with_the_handshake_has_to_be_taken_in_time() {
         const WRITE_TIMEOUT: Duration = Duration::from_secs(16);
@@ -565,15 +646,7 @@ mod tests {
             ping_interval: None,
             ..Settings::default()
         };
-        let limits = limits::Settings {
-            max_connections: 10,
-            max_connections_per_ip: 0,
-            allowed_origins: Vec::new(),
-        };
-        let results = Results::new(Tasks::new(tasks::Settings::default()), None);
-        let (network, chance) = (Box::new(NoNetwork), fastrand::Rng::with_seed(1));
-        let limits = Limits::new(limits);
-        let mut cx = Context::new(Moment::START, settings, network, limits, results, chance);
+        let mut cx = context(settings);
         let url = BackendUrl::parse("ws://192.0.2.1:1/").unwrap();
         let backend = cx.upstreams.intern(&url);
         // Of the reply, of what follows it, of what goes to the backend: nothing, and a part.

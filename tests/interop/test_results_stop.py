@@ -61,6 +61,17 @@ def test_stop_counts_when_the_client_closes_at_once(results, redis, gateway):
     assert status(gateway, task)["status"] == "stopped"
 
 
+def test_stop_is_the_reason_also_if_the_client_resets_before_it_has_read_everything(results, redis, gateway):
+    task = new_task()
+    deaf = results.wait(gateway, task, receive_buffer=4096)
+    is_waiting(gateway, task)
+    redis.publish(task, text="x" * 3_000_000, final=False)
+    eventually(lambda: status(gateway, task)["status"] == "sending", "the text is on its way")
+    assert stop(gateway, {"task_id": task}).json() == {"ok": True}
+    deaf.reset()
+    gateway.process.wait_for_line(rf"closed reason=task_stopped .*task={task}")
+
+
 @pytest.mark.parametrize("field", ["sessionId", "task_id"])
 def test_request_stops_a_task(results, redis, gateway, field):
     ear, task = Ear(redis), new_task()

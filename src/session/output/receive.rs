@@ -76,7 +76,7 @@ impl Output {
             }
             Received::Fault(fault) => {
                 let reason = match fault {
-                    WsFault::Protocol => CloseReason::ProtocolFault,
+                    WsFault::Protocol | WsFault::CloseCode => CloseReason::ProtocolFault,
                     WsFault::Utf8 => CloseReason::NotUtf8,
                     WsFault::TooBig => CloseReason::ClientMessageTooBig,
                 };
