@@ -750,6 +750,96 @@ mod tests {
         gateway.finish_turn();
     }
 
+    /// Bytes under way to one end of a connection.
+    type Bytes = Rc<RefCell<Vec<u8>>>;
+
+    /// A peer whose bytes may come later.
+    struct Wire {
+        incoming: Bytes,
+        outgoing: Bytes,
+    }
+
+    impl Read for Wire {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            let mut incoming = self.incoming.borrow_mut();
+            let n = buf.len().min(incoming.len());
+            buf[..n].copy_from_slice(&incoming[..n]);
+            incoming.drain(..n);
+            if n == 0 { Err(ErrorKind::WouldBlock.into()) } else { Ok(n) }
+        }
+    }
+
+    impl Write for Wire {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.outgoing.borrow_mut().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Transport for Wire {
+        fn shutdown_write(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+        fn connect_outcome(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Every address is this backend.
+    struct OneBackend(Bytes, Bytes);
+
+    impl Network for OneBackend {
+        fn connect(&mut self, _: &net::PeerAddress, _: Source) -> io::Result<Socket> {
+            let wire = Wire { incoming: Rc::clone(&self.0), outgoing: Rc::clone(&self.1) };
+            Ok(Socket::Other(Box::new(wire)))
+        }
+    }
+
+    #[test]
+    fn relays_are_driven_even_when_the_work_of_a_turn_is_done() {
+        let url = crate::service::url::BackendUrl::parse("ws://192.0.2.9/").unwrap();
+        let target = TargetSettings::Backend { urls: vec![url], host: None };
+        let path = Template::parse("/ws").unwrap();
+        let mut gateway =
+            with_routes(10, vec![RouteSettings { name: "input".into(), path, target }]);
+        let [from_client, to_client, from_backend, to_backend]: [Bytes; 4] = Default::default();
+        let backend = OneBackend(Rc::clone(&from_backend), Rc::clone(&to_backend));
+        gateway.cx.network = Box::new(backend);
+        let request = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
+            Upgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+        from_client.borrow_mut().extend_from_slice(request.as_bytes());
+        let key = gateway.next_key();
+        let wire = Wire { incoming: Rc::clone(&from_client), outgoing: Rc::clone(&to_client) };
+        let address = SocketAddr::from(([192, 0, 2, 1], 5000));
+        gateway.admit(Socket::Other(Box::new(wire)), address);
+        let both = Ready { readable: true, writable: true, read_closed: false };
+        gateway.ready(Source::Session(key, Side::Downstream), both);
+        from_backend.borrow_mut().extend_from_slice(answer.as_bytes());
+        gateway.ready(Source::Session(key, Side::Upstream), both);
+        turn(&mut gateway, Moment::START);
+        assert!(to_client.borrow().starts_with(b"HTTP/1.1 101 "));
+
+        let waiting = gateway.next_key();
+        gateway.admit(socket(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"), address);
+        gateway.begin_turn(Moment::START);
+        gateway.cx.work = gateway.turn.work;
+        gateway.ready(Source::Session(waiting, Side::Downstream), READABLE);
+        assert!(gateway.sessions[waiting].is_yielded, "others wait for the next turn");
+        for (incoming, side, outgoing, frame) in [
+            (&from_client, Side::Downstream, &to_backend, b"\x81\x82\0\0\0\0hi".as_slice()),
+            (&from_backend, Side::Upstream, &to_client, b"\x81\x02hi".as_slice()),
+        ] {
+            incoming.borrow_mut().extend_from_slice(frame);
+            gateway.ready(Source::Session(key, side), READABLE);
+            assert!(outgoing.borrow().ends_with(frame), "{side:?}");
+        }
+    }
+
     #[test]
     fn workers_are_bounded() {
         let mut gateway = gateway(1);

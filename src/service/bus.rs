@@ -16,6 +16,7 @@
 #![expect(clippy::indexing_slicing, reason = "slots come from the table itself")]
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 
+use crate::base::budget::Charged;
 use crate::base::table::Table;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -48,7 +49,12 @@ pub struct Bus<K> {
 pub enum Parcel {
     /// A result as the worker published it, which other clients share, with its `result_id` unless
     /// it is a progress message.
-    Result { id: Option<u32>, payload: Rc<[u8]> },
+    Result {
+        id: Option<u32>,
+        payload: Rc<[u8]>,
+        /// Of a payload that is not kept: counted for as long as it is queued for any client.
+        charge: Option<Rc<Charged<()>>>,
+    },
     /// Speech that the gateway received, which has no text.
     Speech {
         /// Its `result_id`.
@@ -496,7 +502,7 @@ mod tests {
     }
 
     fn result(text: &str) -> Parcel {
-        Parcel::Result { id: Some(7), payload: text.as_bytes().into() }
+        Parcel::Result { id: Some(7), payload: text.as_bytes().into(), charge: None }
     }
 
     /// Every newcomer gets these results.

@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::base::budget::{Budget, Charge};
+use crate::base::budget::{Budget, Charge, Charged};
 use crate::proto::control::Action;
 use crate::proto::message::{SharedResult, TaskId, TaskResult, audio_end};
 use crate::service::bus::{Bus, Change, Delivery, Parcel, Recipients};
@@ -262,7 +262,7 @@ impl<K: Copy + Ord> Results<K> {
         };
         let has_more = queued > 0 || (self.bus.is_due(task) && self.tasks.has_undelivered(task));
         let result = match parcel {
-            Parcel::Result { id, payload } => self.read_for(task, payload, id, has_more),
+            Parcel::Result { id, payload, .. } => self.read_for(task, payload, id, has_more),
             Parcel::Speech { id } => TaskResult::speech().numbered(Some(id)).shared(&self.budget),
             Parcel::Missing => TaskResult::missing().shared(&self.budget),
             Parcel::Stop => return Some(ResultDelivery { client, what: Delivered::Stop }),
@@ -503,7 +503,9 @@ impl<K: Copy + Ord> Results<K> {
         if TaskResult::is_progress_message(&payload) {
             // For the clients of this moment: it neither waits for a look-up nor for a later
             // client.
-            self.bus.publish(task, Recipients::All, &Parcel::Result { id: None, payload });
+            let charge = Some(charge(&payload, &self.budget));
+            let parcel = Parcel::Result { id: None, payload, charge };
+            self.bus.publish(task, Recipients::All, &parcel);
             return;
         }
         if self.bus.is_due(task) && !self.tasks.has_room(task, payload.len()) {
@@ -573,8 +575,12 @@ impl<K: Copy + Ord> Results<K> {
     /// Queues one result for the clients that have had all before it, or all results for one client
     /// that has had none. False: no client misses anything.
     fn dispatch_one(&mut self, task: Uuid) -> bool {
-        let parcel = |Deliverable { id, content }| match content {
-            Content::Published(payload) => Parcel::Result { id: Some(id), payload },
+        let budget = &self.budget;
+        let parcel = |Deliverable { id, content, is_kept }| match content {
+            Content::Published(payload) => {
+                let charge = (!is_kept).then(|| charge(&payload, budget));
+                Parcel::Result { id: Some(id), payload, charge }
+            }
             Content::Speech => Parcel::Speech { id },
         };
         if let Some(next) = self.tasks.poll_undispatched(task) {
@@ -677,6 +683,11 @@ impl<K: Copy + Ord> Results<K> {
     }
 }
 
+/// Counts a payload that nothing else counts while it is queued.
+fn charge(payload: &Rc<[u8]>, budget: &Budget) -> Rc<Charged<()>> {
+    Rc::new(Charged::new((), payload.len(), budget))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -688,6 +699,34 @@ mod tests {
 
     pub(super) fn task() -> TaskId {
         TaskId::from(Uuid::from_u128(1))
+    }
+
+    /// Progress messages, and what a full task does not keep.
+    #[test]
+    fn payloads_that_are_queued_and_not_kept_are_counted() {
+        let (retain, max_retained) = (Some(300 * SECOND), 4000);
+        let tasks = Tasks::new(Settings { retain, max_retained, ..Default::default() });
+        let (mut results, budget) = (Results::<u32>::new(tasks, None), Budget::default());
+        results.charge_to(&budget);
+        for client in 0..3 {
+            results.join(Moment::START, &task(), client, 0);
+        }
+        let text = "x".repeat(3000);
+        let progress = format!(r#"{{"status":"processing","text":"{text}"}}"#);
+        let large = format!(r#"{{"text":"{text}","final":false}}"#);
+        for payload in [progress, large] {
+            results.publish(Moment::START, task().uuid(), payload.as_bytes());
+            results.settle(Moment::START);
+            let left: Vec<usize> = std::iter::from_fn(|| {
+                let held = budget.held();
+                results.poll_delivery(Moment::START).map(|_| held)
+            })
+            .collect();
+            assert_eq!(left.len(), 3);
+            assert!(left.iter().all(|held| *held >= payload.len()), "{left:?}");
+            let held = budget.held();
+            assert!(held < payload.len(), "{held} are left");
+        }
     }
 
     pub(super) fn results(max_retained: usize) -> (Results<u32>, Moment) {

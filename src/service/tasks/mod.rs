@@ -198,11 +198,13 @@ pub struct Deliverable {
     pub id: u32,
     /// What they get of it.
     pub content: Content,
+    /// It is kept for later clients, and not only until it has been dispatched.
+    pub is_kept: bool,
 }
 
 impl Deliverable {
     fn of(known: &KnownResult) -> Option<Deliverable> {
-        Some(Deliverable { id: known.id, content: known.content()? })
+        Some(Deliverable { id: known.id, content: known.content()?, is_kept: !known.is_passing })
     }
 }
 
