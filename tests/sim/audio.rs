@@ -285,7 +285,8 @@ impl AudioWorld {
         let mut change_at = put_at.max(at);
         // A young file that is written anew and becomes longer looks like one that has grown.
         let only_grows = chance.bool();
-        let mut length_max = if age.is_zero() { length } else { usize::MAX };
+        let (mut length_max, mut length_now) =
+            (if age.is_zero() { length } else { usize::MAX }, length);
         for _ in 0..[0, 0, 1, 2, 6][chance.usize(..5)] {
             change_at += some(chance, span) + MS / 10;
             let length = size(chance).min(length_max);
@@ -298,8 +299,9 @@ impl AudioWorld {
                 _ => Change::Remove,
             };
             if let Change::Cut(length) | Change::Rewrite(length) | Change::Put(length) = change {
-                length_max = length;
+                length_now = length;
             }
+            length_max = length_now;
             self.plan(change_at, Plan::Change { recording, change, age: Duration::ZERO });
         }
     }

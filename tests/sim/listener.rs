@@ -289,7 +289,7 @@ impl Heard {
             return Err(format!("{message} after {} bytes", self.audio.len()));
         }
         match message["total_chunks"].as_u64() {
-            Some(total) if self.is_open_ended || self.total.is_some_and(|old| old != total) => {
+            Some(total) if self.total.is_some_and(|old| old != total) => {
                 return Err(format!("{message} after another number of chunks"));
             }
             Some(total) => self.total = Some(total),
