@@ -35,11 +35,16 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use rustix::fs::{Access, Advice, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
 /// Bytes that a background read asks the kernel to read ahead of what it was asked for.
 const READ_AHEAD_BYTES: u64 = 1024 * 1024;
+
+/// Bytes at the end of a young file by which it is recognised when it has become longer.
+const TAIL_BYTES_MAX: u64 = 16 * 1024;
 
 /// How often a path is resolved again when a folder on it was renamed meanwhile.
 const RENAME_RETRIES_MAX: usize = 8;
@@ -67,6 +72,7 @@ pub struct Root<'f> {
     folder: &'f Path,
     bytes_max: u64,
     first_bytes: usize,
+    young_since: Option<SystemTime>,
 }
 
 /// Why a file was not opened.
@@ -102,6 +108,7 @@ pub struct OpenFile {
     root: Device,
     state: FileState,
     first_bytes: Box<[u8]>,
+    tail: Option<Tail>,
 }
 
 /// What shows that a file was changed.
@@ -111,6 +118,15 @@ pub struct FileState {
     pub length: u64,
     /// When the content last changed, by the clock of the file system.
     pub modified: SystemTime,
+}
+
+/// What the last bytes of a file were when it was opened. A file that is longer and has others there
+/// was not written on, but written anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tail {
+    /// Bytes of the whole file.
+    end: u64,
+    hash: u64,
 }
 
 /// The file system that a file is on.
@@ -141,6 +157,7 @@ pub struct OpenRequest {
     name: PathBuf,
     bytes_max: u64,
     first_bytes: usize,
+    young_since: Option<SystemTime>,
 }
 
 /// A folder to be checked by a thread that may wait.
@@ -157,13 +174,14 @@ pub struct FoundRoot(Device);
 #[derive(Clone, Debug)]
 pub struct ReadRequest {
     file: Arc<File>,
+    tail: Option<Tail>,
     offset: u64,
     length: usize,
 }
 
 /// A file whose state is to be asked for by a thread that may wait.
 #[derive(Clone, Debug)]
-pub struct StateRequest(Arc<File>);
+pub struct StateRequest(Arc<File>, Option<Tail>);
 
 /// What a [`ReadRequest`] found.
 #[derive(Clone, Debug)]
@@ -177,12 +195,18 @@ pub struct FileBytes {
 impl Root<'_> {
     /// The files in `folder` and its folders, each of at most `bytes_max` bytes.
     pub fn new(folder: &Path, bytes_max: u64) -> Root<'_> {
-        Root { folder, bytes_max, first_bytes: 0 }
+        Root { folder, bytes_max, first_bytes: 0, young_since: None }
     }
 
     /// The same files; what is opened also knows this many of its first bytes.
     pub fn with_first_bytes(self, first_bytes: usize) -> Self {
         Root { first_bytes, ..self }
+    }
+
+    /// The same files. One that was written to later than this may still be being written: should
+    /// it become longer, its state shows whether the bytes before are still the same.
+    pub fn with_young_since(self, young_since: SystemTime) -> Self {
+        Root { young_since: Some(young_since), ..self }
     }
 
     /// Opens a file without waiting. `name` is relative to the folder, or absolute and within it.
@@ -208,6 +232,10 @@ impl Root<'_> {
             return Err(OpenError::WouldWait);
         }
         opened.read_first_bytes(self.first_bytes)?;
+        // Young files are in memory, as a rule.
+        if opened.is_cached(0, opened.state.length as usize) {
+            opened.read_tail(self.young_since)?;
+        }
         Ok(opened)
     }
 
@@ -218,6 +246,7 @@ impl Root<'_> {
             name: name.to_path_buf(),
             bytes_max: self.bytes_max,
             first_bytes: self.first_bytes,
+            young_since: self.young_since,
         }
     }
 
@@ -232,6 +261,7 @@ impl Root<'_> {
         let kind = device_kind(&file);
         let mut opened = self.check(file, kind, root_device)?;
         opened.read_first_bytes(self.first_bytes)?;
+        opened.read_tail(self.young_since)?;
         Ok(opened)
     }
 
@@ -271,7 +301,7 @@ impl Root<'_> {
         }
         let state = FileState::from(&metadata);
         let first_bytes = Box::default();
-        Ok(OpenFile { file: Arc::new(file), kind, root, state, first_bytes })
+        Ok(OpenFile { file: Arc::new(file), kind, root, state, first_bytes, tail: None })
     }
 }
 
@@ -284,7 +314,7 @@ impl OpenRequest {
     /// Opens the file. May block for as long as the file system does.
     pub fn run(&self) -> Result<OpenFile, OpenError> {
         let root = Root::new(&self.folder, self.bytes_max).with_first_bytes(self.first_bytes);
-        root.open(&self.name)
+        Root { young_since: self.young_since, ..root }.open(&self.name)
     }
 }
 
@@ -325,7 +355,8 @@ impl ReadRequest {
         // Only a hint, so failures do not matter.
         let _ =
             rustix::fs::fadvise(&self.file, self.offset + filled as u64, ahead, Advice::WillNeed);
-        Ok(FileBytes { bytes, state: FileState::from(&self.file.metadata()?) })
+        let state = FileState::from(&self.file.metadata()?);
+        Ok(FileBytes { bytes, state: compare_tail(&self.file, self.tail, state) })
     }
 }
 
@@ -342,7 +373,8 @@ impl StateRequest {
         let state = rustix::fs::statx(&self.0, "", flags, fields)?;
         let since =
             Duration::new(state.stx_mtime.tv_sec.try_into().unwrap_or(0), state.stx_mtime.tv_nsec);
-        Ok(FileState { length: state.stx_size, modified: SystemTime::UNIX_EPOCH + since })
+        let state = FileState { length: state.stx_size, modified: SystemTime::UNIX_EPOCH + since };
+        Ok(compare_tail(&self.0, self.1, state))
     }
 }
 
@@ -381,6 +413,19 @@ impl OpenFile {
         Ok(())
     }
 
+    fn read_tail(&mut self, young_since: Option<SystemTime>) -> Result<(), OpenError> {
+        if young_since.is_some_and(|since| self.state.modified > since) {
+            let tail = Tail::read(&self.file, self.state.length);
+            self.tail = tail.map_err(|error| io_error(&error))?;
+        }
+        Ok(())
+    }
+
+    /// From now on, only its length and its time show in its state.
+    pub fn forget_tail(&mut self) {
+        self.tail = None;
+    }
+
     /// The folder that it was opened in.
     pub fn root(&self) -> FoundRoot {
         FoundRoot(self.root)
@@ -392,7 +437,8 @@ impl OpenFile {
         if self.kind == DeviceKind::Other {
             return None;
         }
-        self.file.metadata().ok().as_ref().map(FileState::from)
+        let state = FileState::from(&self.file.metadata().ok()?);
+        Some(compare_tail(&self.file, self.tail, state))
     }
 
     /// Whether `length` bytes from `offset` on can be sent without waiting for a disk.
@@ -414,12 +460,12 @@ impl OpenFile {
 
     /// A request for the state of the file, for a thread that may wait.
     pub fn state_request(&self) -> StateRequest {
-        StateRequest(Arc::clone(&self.file))
+        StateRequest(Arc::clone(&self.file), self.tail)
     }
 
     /// A request for `length` bytes from `offset` on, for a thread that may wait.
     pub fn read_request(&self, offset: u64, length: usize) -> ReadRequest {
-        ReadRequest { file: Arc::clone(&self.file), offset, length }
+        ReadRequest { file: Arc::clone(&self.file), tail: self.tail, offset, length }
     }
 
     /// Reads from `offset` on; 0 at the end.
@@ -458,6 +504,34 @@ impl LocalDevices {
 
     fn find(&self, number: u64) -> Option<Device> {
         self.0.iter().find(|device| device.number == number).copied()
+    }
+}
+
+impl Tail {
+    /// `None`: the file is empty, or has become shorter.
+    fn read(file: &File, end: u64) -> io::Result<Option<Tail>> {
+        let mut bytes = vec![0; end.min(TAIL_BYTES_MAX) as usize];
+        let at = end - bytes.len() as u64;
+        match file.read_exact_at(&mut bytes, at) {
+            Ok(()) if bytes.is_empty() => Ok(None),
+            Ok(()) => Ok(Some(Tail { end, hash: xxh3_64(&bytes) })),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The state, or, of a file that is longer and was written anew, that of one that was rewritten
+/// within its old length.
+fn compare_tail(file: &File, tail: Option<Tail>, state: FileState) -> FileState {
+    match tail {
+        Some(tail)
+            if state.length > tail.end
+                && !Tail::read(file, tail.end).is_ok_and(|now| now == Some(tail)) =>
+        {
+            FileState { length: tail.end, ..state }
+        }
+        _ => state,
     }
 }
 
@@ -884,6 +958,38 @@ mod tests {
         fs::remove_file(folder.root().join("a.wav")).unwrap();
         folder.write("root/a.wav", b"another");
         assert_eq!(state().length, 5);
+    }
+
+    #[test]
+    fn young_file_that_is_written_anew_and_longer_looks_rewritten() {
+        let folder = Folder::new("tail");
+        let path = folder.root();
+        let open = |length: usize, since| {
+            folder.write("root/a.wav", &vec![1; length]);
+            let root = Root::new(&path, u64::MAX).with_young_since(since);
+            root.request(Path::new("a.wav")).run().unwrap()
+        };
+        let (old, new) = (SystemTime::UNIX_EPOCH, SystemTime::now() + Duration::from_secs(3600));
+        // Bytes at first, what becomes of them, and the length that shows.
+        for (before, since, after, seen) in [
+            (5, old, [vec![1; 5], vec![2; 4]].concat(), 9),
+            (5, old, vec![2; 9], 5),
+            (5, old, [vec![1; 4], vec![2; 5]].concat(), 5),
+            (5, old, vec![2; 3], 3),
+            (5, new, vec![2; 9], 9),
+            (0, old, vec![2; 9], 9),
+            (40_000, old, vec![1; 50_000], 50_000),
+            (40_000, old, vec![2; 50_000], 40_000),
+        ] {
+            let mut file = open(before, since);
+            fs::write(path.join("a.wav"), &after).unwrap();
+            let looked = file.state_request().run().unwrap();
+            let read = file.read_request(0, 1).run().unwrap().state;
+            assert_eq!((looked.length, read.length), (seen, seen), "{before} {}", after.len());
+            assert!(file.kind == DeviceKind::Other || file.state_now() == Some(looked));
+            file.forget_tail();
+            assert_eq!(file.state_request().run().unwrap().length, after.len() as u64);
+        }
     }
 
     #[test]

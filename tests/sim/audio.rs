@@ -283,13 +283,10 @@ impl AudioWorld {
         self.plan(put_at, Plan::Change { recording, change: Change::Put(length), age });
         let span = [MS, self.wait / 2, 2 * self.wait, 5 * S][chance.usize(..4)];
         let mut change_at = put_at.max(at);
-        // A young file that is written anew and becomes longer looks like one that has grown.
         let only_grows = chance.bool();
-        let (mut length_max, mut length_now) =
-            (if age.is_zero() { length } else { usize::MAX }, length);
         for _ in 0..[0, 0, 1, 2, 6][chance.usize(..5)] {
             change_at += some(chance, span) + MS / 10;
-            let length = size(chance).min(length_max);
+            let length = size(chance);
             let change = match chance.u8(..10) {
                 _ if only_grows => Change::Append(1 + chance.usize(..2 * self.chunk_size)),
                 0..2 => Change::Cut(length),
@@ -298,10 +295,6 @@ impl AudioWorld {
                 7..9 => Change::Put(length),
                 _ => Change::Remove,
             };
-            if let Change::Cut(length) | Change::Rewrite(length) | Change::Put(length) = change {
-                length_now = length;
-            }
-            length_max = length_now;
             self.plan(change_at, Plan::Change { recording, change, age: Duration::ZERO });
         }
     }

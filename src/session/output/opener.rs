@@ -120,6 +120,9 @@ impl Opener {
         self.asked_at = cx.now;
         let settings = &cx.settings.output;
         let mut root = Root::new(&settings.audio_root, settings.max_audio);
+        if let Some(wait) = settings.audio_wait {
+            root = root.with_young_since(cx.wall.at(cx.now) - wait);
+        }
         if media::by_name(self.name()).is_none() {
             root = root.with_first_bytes(media::FIRST_BYTES);
         }

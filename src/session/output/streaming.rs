@@ -151,7 +151,7 @@ impl Output {
     pub(super) fn begin_file_stream(
         &mut self,
         result: &SharedResult,
-        file: OpenFile,
+        mut file: OpenFile,
         opened: &Path,
         who: &Identity,
         cx: &mut Context,
@@ -162,6 +162,10 @@ impl Output {
             return self.begin_stream(result, stream, who, cx);
         }
         let is_growing = result.is_growing();
+        if is_growing {
+            // Only a loss of bytes shows that it is another one.
+            file.forget_tail();
+        }
         if is_growing && let Start::Chunk(_) = self.underway().resume.start {
             // What the chunks of another process were is not known.
             self.underway().resume.start = Start::default();
