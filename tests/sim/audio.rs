@@ -626,5 +626,6 @@ fn settings(wait: Duration, chunk_size: usize) -> gateway::Settings {
         tasks: Default::default(),
         link: link::Settings { urls: vec!["embedded://127.0.0.1:1".into()], ..Default::default() },
         upstreams: Default::default(),
+        tls: Default::default(),
     }
 }
