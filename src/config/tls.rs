@@ -39,7 +39,7 @@ fn backends(config: &Config) -> impl Iterator<Item = (&str, &BackendUrl)> {
     config.gateway.routes.iter().flat_map(|route| {
         let urls = match &route.target {
             TargetSettings::Backend { urls, .. } => &urls[..],
-            TargetSettings::Output => &[],
+            TargetSettings::Output | TargetSettings::Ingest(_) => &[],
         };
         urls.iter().map(|url| (&*route.name, url))
     })

@@ -185,7 +185,8 @@ impl OpenFile {
         let root = Device { number: device_number(&opened)?, kind };
         let file = File::from(opened);
         let state = FileState::from(&file.metadata().map_err(|error| io_error(&error))?);
-        Ok(OpenFile { file: Arc::new(file), kind, root, state, first_bytes: Box::default() })
+        let first_bytes = Box::default();
+        Ok(OpenFile { file: Arc::new(file), kind, root, state, first_bytes, tail: None })
     }
 }
 

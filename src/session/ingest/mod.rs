@@ -181,7 +181,7 @@ impl Ingest {
             }
             Received::Fault(fault) => self.leave(
                 match fault {
-                    WsFault::Protocol => CloseReason::ProtocolFault,
+                    WsFault::Protocol | WsFault::CloseCode => CloseReason::ProtocolFault,
                     WsFault::Utf8 => CloseReason::NotUtf8,
                     WsFault::TooBig => CloseReason::ClientMessageTooBig,
                 },
