@@ -480,6 +480,12 @@ pub fn audio_end(payload: &[u8]) -> Option<PathBuf> {
     is_name.then(|| path(json, "audio_end").ok()).flatten()
 }
 
+/// The same as a worker would publish it, in one line; `None` for a name that JSON cannot hold.
+pub fn audio_end_line(name: &Path) -> Option<Vec<u8>> {
+    let name = json_string(name.to_str()?);
+    Some(format!("{{\"audio_end\":{name}}}\n").into_bytes())
+}
+
 /// The file that a worker was still writing when it published this result; `None` if there is none.
 pub fn growing_file(payload: &[u8]) -> Option<PathBuf> {
     memchr::memmem::find(payload, b"audio_growing")?;
@@ -716,6 +722,9 @@ mod tests {
         for payload in [r#"{"audio_end":"a b.wav"}"#, r#"{"x":NaN,"audio_end":"a\u0020b.wav"}"#] {
             assert_eq!((end(payload), file(payload)), (named(), None), "{payload}");
         }
+        let line = audio_end_line(Path::new("a \"\n\\b.wav")).unwrap();
+        assert_eq!(audio_end(&line), Some("a \"\n\\b.wav".into()));
+        assert_eq!(line.iter().position(|byte| *byte == b'\n'), Some(line.len() - 1));
         for payload in [
             r#"{"text":"audio_end"}"#,
             r#"{"text":"x","audio_end":null}"#,

@@ -34,7 +34,7 @@ use uuid::Uuid;
 
 use crate::base::budget::{Budget, Charge, Charged};
 use crate::proto::control::Action;
-use crate::proto::message::{SharedResult, TaskId, TaskResult, audio_end};
+use crate::proto::message::{SharedResult, TaskId, TaskResult, audio_end, audio_end_line};
 use crate::service::bus::{Bus, Change, Delivery, Parcel, Recipients};
 use crate::service::link::{self, Address, Link, LinkEvent, LookUpAnswer, RedisState};
 use crate::service::parsed::Parsed;
@@ -498,6 +498,9 @@ impl<K: Copy + Ord> Results<K> {
             return self.note_dropped();
         }
         if let Some(name) = audio_end(&payload) {
+            if let (Some(link), Some(line)) = (&mut self.link, audio_end_line(&name)) {
+                link.keep_end(task, line.into());
+            }
             return self.handle_audio_end(now, task, name);
         }
         if TaskResult::is_progress_message(&payload) {

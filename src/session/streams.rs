@@ -36,10 +36,15 @@ impl Context {
         }
         // Where nothing is reported, the file is looked at now and then.
         let _ = self.network.watch(&file, id.number());
-        // What was written before the watch is not reported. The end is noted by a look, too.
-        match is_ended {
-            true => self.streams.complete(id),
-            false => self.streams.ask_look(id),
+        if is_ended {
+            self.streams.complete(id);
+            // Not as it was opened: that may be longer ago.
+            if let Some(state) = file.state_now() {
+                self.handle_stream_file(id, Some(state));
+            }
+        } else {
+            // What was written before the watch is not reported.
+            self.streams.ask_look(id);
         }
         id
     }

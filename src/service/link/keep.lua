@@ -3,12 +3,13 @@
 --
 -- KEYS: the key of each result's task. ARGV: milliseconds to live, most bytes of a task, bytes that
 -- a result costs besides its payload; then for each result: since, hash, nth, number, hash before,
--- nth before, payload. An nth of 0: it was not received, a worker has set it. `number`: its
--- result_id, as far as the gateway knows. Returns how many results were refused.
+-- nth before, payload. An nth of 0: it was not received, a worker has set it. An nth of -1: it is no
+-- result, but a line that says that an audio file is complete. `number`: its result_id, as far as
+-- the gateway knows. Returns how many results were refused.
 --
 -- The field "index" is 12 digits of bytes in all, then an entry of 36 characters for each result,
 -- in order: hash (16), time (16), name of the field with the payload (4; '----' once the payload is
--- gone). The field "lost" is there once a result was refused. A result's number is its place in the
+-- gone). The field "ends" has the lines about audio files. The field "lost" is there once a result was refused. A result's number is its place in the
 -- index, counted from 0, unless "numbers" says otherwise: 20 characters for each place at which the
 -- count goes on with a greater number (place 10, number 10).
 
@@ -16,6 +17,7 @@ local clock = redis.call('TIME')
 local now = string.format('%010d%06d', clock[1], clock[2])
 local retain, bytes_max, cost = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local NOT_PUBLISHED = '9999999999999999' -- the time of what was set and not received
+local ENDS_MAX = 65536 -- bytes of lines about audio files
 local refused = 0
 
 -- The tasks of this call. An index may be long, so it is read once and written once, and new
@@ -162,14 +164,20 @@ for i, key in ipairs(KEYS) do
   local since, hash, before, payload = ARGV[a + 1], ARGV[a + 2], ARGV[a + 5], ARGV[a + 7]
   local nth, nth_before = tonumber(ARGV[a + 3]), tonumber(ARGV[a + 6])
   local number = tonumber(ARGV[a + 4])
-  local is_heard = nth > 0
+  local is_heard, is_end = nth > 0, nth < 0
   local task = tasks[key] or read(key)
   tasks[key] = task
   -- What was set has no time, so it counts whatever `since` is.
-  local at = not task.is_foreign
+  local at = not task.is_foreign and not is_end
     and place(task, is_heard and since or '', hash, math.max(nth, 1))
   if task.is_foreign then
     refused = refused + 1
+  elseif is_end then
+    local ends = redis.call('HGET', key, 'ends') or ''
+    if #ends + #payload <= ENDS_MAX and not string.find(ends, payload, 1, true) then
+      redis.call('HSET', key, 'ends', ends .. payload)
+    end
+    task.lives_on = true
   elseif at then
     at = confirm(task, at, since, is_heard, before, nth_before)
     state_number(task, (at - 1) / 36, number)

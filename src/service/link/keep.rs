@@ -12,14 +12,13 @@ use redis::Value;
 use uuid::Uuid;
 
 use super::connection::Connection;
-use super::index::{IndexEntry, entries};
-use super::pending::{PendingReply, StoreReply, StoreRequest};
+use super::look_up::LookUp;
+use super::pending::{PendingReply, StoreReply, StoreRequest, StoreWhat};
 use super::{LookUpAnswer, Settings};
 use crate::base::moment::Moment;
 use crate::proto::control::Action;
 use crate::proto::resp;
-use crate::service::tasks::{self, KeptResult, Occurrence, RESULT_COST, Subscription};
-use xxhash_rust::xxh3::xxh3_64;
+use crate::service::tasks::{self, Occurrence, RESULT_COST, Subscription};
 
 /// Results, or forgotten tasks, in one command.
 pub const BATCH_MAX: usize = 64;
@@ -57,21 +56,6 @@ pub(super) struct Keeper {
     paused_until: Option<Moment>,
     /// Why results are not kept at the moment.
     trouble: Option<Trouble>,
-}
-
-/// A look-up of one task, which takes several commands.
-struct LookUp {
-    task: Uuid,
-    /// The results that are kept, in order.
-    entries: Vec<IndexEntry>,
-    /// Payloads of the first of these, `None` for one that has vanished.
-    payloads: Vec<Option<Vec<u8>>>,
-    /// The `result_id` of the next result.
-    next_id: u32,
-    set: Vec<Vec<u8>>,
-    is_incomplete: bool,
-    /// Replies that are to come.
-    awaited: usize,
 }
 
 /// Why results are not kept, though the link is up.
@@ -272,9 +256,20 @@ impl Keeper {
             self.dropped += 1;
             return;
         }
-        self.job_bytes += payload.len();
         let since = subscription.since;
-        self.jobs.push_back(StoreJob::Store(StoreRequest { task, since, occurrence, payload }));
+        self.push_store(StoreRequest { task, since, what: StoreWhat::Result(occurrence), payload });
+    }
+
+    /// Keeps that an audio file of a task is complete: JSON text, and the end of the line.
+    pub(super) fn store_end(&mut self, task: Uuid, payload: Rc<[u8]>) {
+        if self.retention.retain.is_some() && self.script != ScriptState::Refused {
+            self.push_store(StoreRequest { task, since: 0, what: StoreWhat::AudioEnd, payload });
+        }
+    }
+
+    fn push_store(&mut self, request: StoreRequest) {
+        self.job_bytes += request.payload.len();
+        self.jobs.push_back(StoreJob::Store(request));
         self.bound_jobs();
     }
 
@@ -330,7 +325,9 @@ impl Keeper {
             },
             StoreReply::Index(number) => {
                 let problem = error.map(|error| read_problem("kept results", &error));
-                self.handle_index(number, reply);
+                if let Some(look_up) = self.look_ups.get_mut(&number) {
+                    look_up.take_index(reply);
+                }
                 self.continue_look_up(number, problem)
             }
             StoreReply::Page(number) => {
@@ -343,7 +340,7 @@ impl Keeper {
             StoreReply::Set(number) => {
                 let problem = error.map(|error| read_problem("results that workers set", &error));
                 if let Some(look_up) = self.look_ups.get_mut(&number) {
-                    look_up.set = strings(reply).flatten().collect();
+                    look_up.take_set(reply);
                 }
                 self.continue_look_up(number, problem)
             }
@@ -427,25 +424,6 @@ impl Keeper {
     fn note_trouble(&mut self, kind: ErrorKind, why: String) -> StoreOutcome {
         self.trouble = Some(Trouble { kind, why: why.clone() });
         StoreOutcome::Problem(why)
-    }
-
-    fn handle_index(&mut self, number: u64, reply: Value) {
-        let Some(look_up) = self.look_ups.get_mut(&number) else { return };
-        let mut values = strings(reply);
-        let index = values.next().flatten().unwrap_or_default();
-        look_up.is_incomplete = values.next().flatten().is_some();
-        let numbers = values.next().flatten().unwrap_or_default();
-        let first: Vec<Option<Vec<u8>>> = values.collect();
-        (look_up.entries, look_up.next_id) = entries(&index, &numbers);
-        // The payloads are those of the fields 0000, 0001 and so on, which may not be the first in
-        // the index.
-        for entry in &look_up.entries {
-            let nth = str::from_utf8(&entry.field).ok().and_then(|name| name.parse::<usize>().ok());
-            match nth.and_then(|nth| first.get(nth)) {
-                Some(payload) => look_up.payloads.push(payload.clone()),
-                None => break,
-            }
-        }
     }
 
     /// A reply of a look-up has come: asks for more, or answers.
@@ -541,14 +519,20 @@ impl Keeper {
         }
         let retain = self.retention.retain.unwrap_or_default().as_millis().max(1);
         command.arg(retain as u64).arg(self.retention.task_bytes_max()).arg(RESULT_COST);
-        for StoreRequest { since, occurrence, payload, .. } in &requests {
+        for StoreRequest { since, what, payload, .. } in &requests {
             command.arg(format!("{since:016}"));
-            command.arg(format!("{:016x}", occurrence.hash)).arg(occurrence.nth);
-            command.arg(occurrence.id);
-            match occurrence.before {
-                Some((hash, nth)) => command.arg(format!("{hash:016x}")).arg(nth),
-                None => command.arg("").arg(0),
-            };
+            match what {
+                StoreWhat::Result(Occurrence { hash, nth, before, id }) => {
+                    command.arg(format!("{hash:016x}")).arg(nth).arg(id);
+                    match before {
+                        Some((hash, nth)) => command.arg(format!("{hash:016x}")).arg(nth),
+                        None => command.arg("").arg(0),
+                    };
+                }
+                StoreWhat::AudioEnd => {
+                    command.arg("").arg(-1).arg(0).arg("").arg(0);
+                }
+            }
             command.arg(&payload[..]);
         }
         let pending = PendingReply::Store(StoreReply::Stored(requests));
@@ -572,7 +556,8 @@ impl Keeper {
                 .arg(format!("{}{task}", self.kept_prefix))
                 .arg("index")
                 .arg("lost")
-                .arg("numbers");
+                .arg("numbers")
+                .arg("ends");
             for nth in 0..FIRST_PAGE {
                 command.arg(format!("{nth:04}"));
             }
@@ -641,44 +626,6 @@ impl Keeper {
     }
 }
 
-impl LookUp {
-    fn new(task: Uuid) -> LookUp {
-        LookUp {
-            task,
-            entries: Vec::new(),
-            payloads: Vec::new(),
-            next_id: 0,
-            set: Vec::new(),
-            is_incomplete: false,
-            awaited: 0,
-        }
-    }
-
-    fn take_page(&mut self, reply: Value) {
-        let before = self.payloads.len();
-        let missing = self.entries.len() - before;
-        self.payloads.extend(strings(reply).take(missing));
-        if self.payloads.len() == before {
-            // An error, or nothing: asking again would go on for ever.
-            self.entries.truncate(before);
-            self.is_incomplete = true;
-        }
-    }
-
-    /// What was found. A payload that is not what its entry says belongs to a task of the same id
-    /// that began anew meanwhile.
-    fn answer(self) -> LookUpAnswer {
-        let mut kept = Vec::new();
-        for (entry, payload) in self.entries.into_iter().zip(self.payloads) {
-            if let Some(payload) = payload.filter(|payload| xxh3_64(payload) == entry.hash) {
-                kept.push(KeptResult { stored_at: entry.stored_at, id: entry.id, payload });
-            }
-        }
-        let LookUp { task, next_id, set, is_incomplete, .. } = self;
-        LookUpAnswer { task, kept, next_id, set, is_incomplete }
-    }
-}
-
 const CLUSTER: &str = "this is a node of a Redis Cluster, which is not supported: published results are \
                        delivered, but not kept, and results that workers SET are not found";
 
@@ -687,13 +634,4 @@ fn read_problem(what: &str, error: &ErrorReply) -> String {
         ErrorKind::Cluster => CLUSTER.into(),
         _ => format!("{what} cannot be read from Redis: {error}"),
     }
-}
-
-/// The strings of an array, `None` for nil. Nothing for any other reply.
-fn strings(reply: Value) -> impl Iterator<Item = Option<Vec<u8>>> {
-    let items = match reply {
-        Value::Array(items) => items,
-        _ => Vec::new(),
-    };
-    items.into_iter().map(|item| resp::bytes(Some(item)))
 }

@@ -37,6 +37,7 @@ mod control;
 mod failover;
 mod index;
 mod keep;
+mod look_up;
 mod pending;
 mod server;
 mod settings;
@@ -138,7 +139,7 @@ pub struct LookUpAnswer {
     /// What gateways have stored, in order.
     pub kept: Vec<KeptResult>,
     pub next_id: u32,
-    /// What the worker has set.
+    /// What the worker has set, and ends of audio files.
     pub set: Vec<Vec<u8>>,
     /// Redis refused to keep a result of this task, or could not be read.
     pub is_incomplete: bool,
@@ -382,6 +383,11 @@ impl Link {
         payload: Rc<[u8]>,
     ) {
         self.keeper.store(task, subscription, occurrence, payload);
+    }
+
+    /// Keeps in Redis that an audio file of a task is complete.
+    pub fn keep_end(&mut self, task: Uuid, payload: Rc<[u8]>) {
+        self.keeper.store_end(task, payload);
     }
 
     /// Removes from Redis what it keeps of a task.

@@ -30,12 +30,19 @@ pub(super) enum PendingReply {
     Barrier(Box<LookUpAnswer>),
 }
 
-/// A result to store, with what tells it from equal ones.
+/// Something to store, a result with what tells it from equal ones.
 pub(super) struct StoreRequest {
     pub(super) task: Uuid,
     pub(super) since: u64,
-    pub(super) occurrence: Occurrence,
+    pub(super) what: StoreWhat,
     pub(super) payload: Rc<[u8]>,
+}
+
+/// What a payload to store is.
+pub(super) enum StoreWhat {
+    Result(Occurrence),
+    /// It says that an audio file is complete.
+    AudioEnd,
 }
 
 /// What a reply on the store connection is about.

@@ -738,10 +738,10 @@ fn look_up_returns_kept_and_set_results_together() {
     world.link.look_up(Uuid::nil(), &[]);
     let commands = world.commands(RedisRole::Store);
     assert_eq!(
-        commands[0][..5],
-        ["HMGET", &format!("task_response_kept:{SPELLED}"), "index", "lost", "numbers"]
+        commands[0][..6],
+        ["HMGET", &format!("task_response_kept:{SPELLED}"), "index", "lost", "numbers", "ends"]
     );
-    assert_eq!(commands[0].len(), 5 + FIRST_PAGE);
+    assert_eq!(commands[0].len(), 6 + FIRST_PAGE);
     let keys =
         [format!("task_response:{SPELLED}"), format!("task_response:{}", SPELLED.to_uppercase())];
     assert_eq!(commands[1], ["MGET", &keys[0], &keys[1]]);
