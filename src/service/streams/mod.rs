@@ -455,6 +455,12 @@ impl<K: Copy, F> Streams<K, F> {
         }
     }
 
+    /// Whether there is no stream, and nothing to be reported of one.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.streams.is_empty() && self.finished.is_empty() && self.woken.is_empty()
+    }
+
     /// Forgets streams that have ended, that no client reads, and whose results are not kept.
     pub fn forget_unless(&mut self, is_kept: impl Fn(Uuid, u32) -> bool) {
         let idle = std::mem::take(&mut self.idle);
