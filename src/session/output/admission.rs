@@ -84,6 +84,15 @@ impl Resume {
         }
     }
 
+    /// The next result that it gets has no audio, although it names a file. A client that counts
+    /// results has a part of that file or nothing; another one may have a part of a later file, the
+    /// first one that could be sent.
+    pub(super) fn go_without_audio(&mut self) {
+        if self.result.is_some() {
+            self.start = Start::default();
+        }
+    }
+
     /// Nothing is left out any more.
     pub(super) fn is_over(self) -> bool {
         self.result.is_none_or(|first| first == 0) && self.start == Start::default()

@@ -262,8 +262,7 @@ impl Output {
             self.leave(CloseReason::OutOfResources, None, who, cx);
             return true;
         }
-        // What a client has a part of is not there any more; what follows begins at its beginning.
-        self.underway().resume.start = Start::default();
+        self.underway().resume.go_without_audio();
         let result = &opening.result;
         self.push_result(result, AudioPresence::Absent, who);
         cx.stats.results_delivered += 1;
