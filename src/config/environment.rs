@@ -214,7 +214,9 @@ mod tests {
         let (_, problems, _) = from_environment(&[("INPUT_HANDLER_URL", "http://i")]);
         assert_eq!(
             problems,
-            ["INPUT_HANDLER_URL: `http://i` begins with `http://`, only `ws://` is allowed"]
+            [
+                "INPUT_HANDLER_URL: `http://i` begins with `http://`, only `ws://` and `wss://` are allowed"
+            ]
         );
     }
 

@@ -553,7 +553,7 @@ mod tests {
         );
         assert_eq!(
             with("backend = \"http://a\""),
-            "x.toml:4: route.backend: `http://a` begins with `http://`, only `ws://` is allowed"
+            "x.toml:4: route.backend: `http://a` begins with `http://`, only `ws://` and `wss://` are allowed"
         );
         assert_eq!(
             with("backend = [\n\"ws://a\",\n\"ws://a:0\"]"),
