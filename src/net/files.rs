@@ -120,8 +120,8 @@ pub struct FileState {
     pub modified: SystemTime,
 }
 
-/// What the last bytes of a file were when it was opened. A file that is longer and has others there
-/// was not written on, but written anew.
+/// What the last bytes of a file were when it was opened. A longer file that has others there was
+/// rewritten, not extended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tail {
     /// Bytes of the whole file.
