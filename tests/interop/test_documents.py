@@ -7,7 +7,7 @@ import unicodedata
 from gatewaylab import PATIENCE, ROOT
 
 # Words of Rust, of HTTP and of the sources, and misspelled names in tests of the suggestions for them.
-RIGHT = ["crate", "nd", "te", "atleast", "levle", "bakend"]
+RIGHT = ["crate", "nd", "te", "atleast", "levle", "bakend", "inflight"]
 
 PAGES = [
     *ROOT.glob("*.md"),

@@ -105,9 +105,10 @@ def test_worker_answers(lab, tmp_path, language):
             assert sound[:4] == b"RIFF" and len(sound) > 10_000
             assert json.loads(others[-1])["type"] == "audio_complete"
     finally:
+        # First: a redis-cli that outlives its shell would keep the pipes open.
+        server.stop()
         for process in processes:
             process.kill()
-        server.stop()
 
 
 # ---- other projects, by stand-ins
