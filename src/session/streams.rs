@@ -49,6 +49,14 @@ impl Context {
         id
     }
 
+    /// A client has seen the file of its stream in this state. If that is nothing new, the others
+    /// are not woken: they would look and wake each other in turn.
+    pub fn note_stream_file(&mut self, id: StreamId, state: FileState) {
+        if self.streams.stream(id).is_some_and(|stream| !stream.is_as(seen(state))) {
+            self.handle_stream_file(id, Some(state));
+        }
+    }
+
     /// The file of a stream is in this state; `None`: it cannot be read.
     pub fn handle_stream_file(&mut self, id: StreamId, state: Option<FileState>) {
         let rules = self.stream_rules();

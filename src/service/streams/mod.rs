@@ -212,6 +212,11 @@ impl<K, F> Stream<K, F> {
         self.looks
     }
 
+    /// The file is as it was last seen.
+    pub fn is_as(&self, seen: Seen) -> bool {
+        seen.length == self.chunks.length() && seen.modified == self.modified
+    }
+
     /// What a client that has everything is to do.
     pub fn verdict(&self, now: Moment, rules: &StreamRules) -> Verdict {
         match (self.state, self.source) {

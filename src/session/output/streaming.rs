@@ -90,8 +90,8 @@ impl Streaming {
             Some(StreamSource::YoungFile) => self.file.state_now(),
             _ => None,
         };
-        if state.is_some() {
-            cx.handle_stream_file(self.stream, state);
+        if let Some(state) = state {
+            cx.note_stream_file(self.stream, state);
         }
         // Its task was stopped, of which the client is notified in a moment.
         let Some(stream) = cx.streams.stream(self.stream) else { return Step::Wait };
