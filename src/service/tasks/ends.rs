@@ -74,8 +74,7 @@ impl Tasks {
         let mut results = known.results.iter();
         let number = results.find(|one| one.id == result_id).map(|one| one.number);
         ends.iter().any(|end| {
-            end.is_matched
-                && number.is_none_or(|number| is_up_to(number, end.last_number))
+            number.is_none_or(|number| is_up_to(number, end.last_number))
                 && audio_names::is_same(&end.name, name, &self.end_rules.path_map)
         })
     }
@@ -179,6 +178,22 @@ mod tests {
             let second = publish(&mut tasks, NOW + elapsed, "a.wav");
             assert!(!is_ended(&tasks, second, "a.wav"), "it was about the first one");
         }
+    }
+
+    #[test]
+    fn an_end_is_about_a_result_that_is_on_its_way_and_no_longer_kept() {
+        let mut tasks = tasks();
+        let id = publish(&mut tasks, NOW, "a.wav");
+        tasks.drop_kept(TASK);
+        tasks.handle_client(
+            NOW,
+            TASK,
+            None,
+            Some(crate::service::tasks::ClientState::Waiting),
+            None,
+        );
+        tasks.handle_audio_end(NOW, TASK, "a.wav".into());
+        assert!(is_ended(&tasks, id, "a.wav"));
     }
 
     #[test]
