@@ -183,7 +183,7 @@ fn share(response: Response, budget: &Budget) -> Response {
             let content = Content::Shared(Shared::new(vec![bytes.into()], budget));
             Response { content, ..response }
         }
-        Content::Shared(_) | Content::File(_) => response,
+        Content::Shared(_) | Content::File(_) | Content::Stream => response,
     }
 }
 

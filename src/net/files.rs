@@ -391,9 +391,14 @@ impl OpenFile {
         (self.kind, self.root.kind) = (DeviceKind::Other, DeviceKind::Other);
     }
 
-    /// When it was opened.
+    /// When it was opened, or as [`OpenFile::in_state`] has it.
     pub fn state(&self) -> FileState {
         self.state
+    }
+
+    /// The same file, known to be in another state by now.
+    pub fn in_state(self, state: FileState) -> OpenFile {
+        OpenFile { state, ..self }
     }
 
     /// Its first bytes when it was opened, as many as [`Root::with_first_bytes`] asked for or it

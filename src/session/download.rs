@@ -1,11 +1,13 @@
 //! `GET /audio/{task_id}`: the audio of a kept result, as a file.
 //!
 //! The result is looked for once, among those that this gateway keeps. Its file is opened as for a
-//! client that waits for it (see [`Opener`]); [`Respond`] sends it.
+//! client that waits for it (see [`Opener`]); [`Respond`] sends it. One that still grows is the
+//! stream that those clients get, from its beginning.
 
 use super::file_body::{Age, FileBody};
 use super::output::Opener;
-use super::respond::{Asked, Respond};
+use super::respond::{Asked, AudioBody, Respond};
+use super::stream_body::{Framing, StreamBody};
 use super::transcript::{Event, note};
 use super::{CloseReason, Context, Drain, Ended, Identity, Phase, State, Step};
 use crate::base::moment::Moment;
@@ -15,24 +17,52 @@ use crate::proto::http::conditional::{Conditions, Selected, Validators, last_mod
 use crate::proto::http::{RequestHead, Response};
 use crate::proto::media;
 use crate::proto::message::{BAD_TASK_ID, TaskId, TaskResult};
-use crate::service::streams::{StreamId, StreamState};
+use crate::service::streams::{NewStream, Seen, StreamId, StreamSource, StreamState};
 use crate::service::tasks::Content;
 use std::ops::Range;
+use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 /// The media type of audio that is not recognised.
 const UNKNOWN_TYPE: &str = "application/octet-stream";
+
+/// The error where there is no audio.
+const NOT_KEPT: &str = "No audio is kept for this task";
 
 /// What a page of another origin may read besides the usual headers, for ranges.
 const EXPOSED: &str = "Accept-Ranges, Content-Range, ETag";
 
 /// A file that is being opened to be the response to a request.
 pub struct Download {
+    request: Request,
+    result: Wanted,
+    has_to_leave: bool,
+}
+
+/// What is asked for, and how.
+struct Request {
     task: TaskId,
     asked: Asked,
     conditions: Conditions,
+}
+
+/// The result whose audio is asked for, where that is in a file of its worker.
+struct Wanted {
+    id: u32,
+    is_growing: bool,
+    /// The file, as the worker named it.
+    name: Box<Path>,
     opener: Opener,
-    has_to_leave: bool,
+}
+
+/// Audio whose length is known.
+struct Audio {
+    file: OpenFile,
+    state: FileState,
+    age: Age,
+    /// Whether only the gateway writes to it.
+    is_own: bool,
+    content_type: Box<str>,
 }
 
 impl Download {
@@ -55,35 +85,110 @@ impl Download {
         } else {
             find(value, cx)
         };
-        match found {
-            Ok((task, Source::Speech(stream))) => {
-                send_speech(stream, task, &Conditions::read(head), asked, who, cx)
-            }
-            Ok((task, Source::File(opener))) => {
-                let conditions = Conditions::read(head);
-                let download = Download { task, asked, conditions, opener, has_to_leave: false };
+        let (task, source) = match found {
+            Ok(found) => found,
+            Err(response) => return Step::Next(Respond::answer(asked, response, who, cx)),
+        };
+        let request = Request { task, asked, conditions: Conditions::read(head) };
+        match source {
+            Source::Stream(stream) => request.respond_with(stream, who, cx),
+            Source::File(result) => {
+                let download = Download { request, result, has_to_leave: false };
                 Step::Next(Phase::Download(Box::new(download)))
             }
-            Err(response) => Step::Next(Respond::answer(asked, response, who, cx)),
         }
     }
 
     /// A background thread has tried to open the file. Acted on by the next step.
     pub(super) fn handle_opened(&mut self, opened: Result<OpenFile, OpenError>) {
-        self.opener.handle_opened(opened);
+        self.result.opener.handle_opened(opened);
     }
 
     /// The file is open: chooses what of it the client gets.
-    fn respond(mut self, file: OpenFile, who: &Identity, cx: &mut Context) -> Step {
-        let content_type = media::by_name(self.opener.name())
-            .or_else(|| media::by_first_bytes(file.first_bytes()))
-            .unwrap_or(UNKNOWN_TYPE);
-        let age = if self.opener.is_young(&file, cx) { Age::Young } else { Age::Finished };
-        let (response, range) = select(file.state(), age, content_type, &self.conditions);
+    fn respond(self, mut file: OpenFile, who: &Identity, cx: &mut Context) -> Step {
+        let Download { request, result: Wanted { id, is_growing, name, opener }, .. } = self;
+        let task = request.task.uuid();
+        if let Some(stream) = cx.streams.find(task, id) {
+            // A client has begun it meanwhile.
+            return request.respond_with(stream, who, cx);
+        }
+        let audio_type =
+            media::by_name(opener.name()).or_else(|| media::by_first_bytes(file.first_bytes()));
+        let state = file.state();
+        if is_growing && !cx.results.tasks().is_audio_ended(task, id, &name) {
+            // Only a loss of bytes shows that it is another one.
+            file.forget_tail();
+            let (source, name) = (StreamSource::GrowingFile, &*name);
+            let new = NewStream { task, result_id: id, source, file, name, audio_type };
+            let stream = cx.begin_stream(new, state);
+            return request.respond_with(stream, who, cx);
+        }
+        let age = match opener.is_young(&file, cx) && !is_growing {
+            true => Age::Young,
+            false => Age::Finished,
+        };
+        let content_type = audio_type.unwrap_or(UNKNOWN_TYPE).into();
+        request.respond_with_file(Audio { file, state, age, is_own: false, content_type }, who, cx)
+    }
+}
+
+impl Request {
+    /// The audio is a stream: it is sent while it grows, and as a file once it is complete.
+    fn respond_with(self, id: StreamId, who: &Identity, cx: &mut Context) -> Step {
+        let Some(stream) = cx.streams.stream(id) else {
+            let response = Response::error(404, NOT_KEPT);
+            return Step::Next(Respond::answer(self.asked, response, who, cx));
+        };
+        let content_type = stream.speech_type().or(stream.audio_type()).unwrap_or(UNKNOWN_TYPE);
+        let content_type = content_type.into();
+        let Seen { length, mut modified } = stream.seen();
+        let is_own = stream.source() == StreamSource::Speech;
+        if is_own {
+            // Nobody has looked at it.
+            modified = stream.file().state_now().map_or(UNIX_EPOCH, |state| state.modified);
+        }
+        let state = FileState { length, modified };
+        let file = stream.file().clone().in_state(state);
+        let age = match (stream.state(), stream.source()) {
+            (StreamState::Ended, _) => Age::Finished,
+            (_, StreamSource::YoungFile) => Age::Young,
+            _ => return self.follow(id, file, content_type, who, cx),
+        };
+        self.respond_with_file(Audio { file, state, age, is_own, content_type }, who, cx)
+    }
+
+    /// Sends a stream to its end.
+    fn follow(
+        mut self,
+        id: StreamId,
+        file: OpenFile,
+        content_type: Box<str>,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Step {
+        let is_chunked = self.asked.form.minor_version > 0;
+        let framing = if is_chunked { Framing::Chunked } else { Framing::UntilEnd };
+        let body = AudioBody::Stream(Box::new(StreamBody::begin(id, file, framing, cx)));
+        let response = Response::stream(UNKNOWN_TYPE).with("Content-Type", content_type);
+        let response = with_cors(response, &mut self.asked);
+        note(who, || Event::Answer { status: response.status });
+        Step::Next(Respond::answer_with_file(self.asked, response, body, self.task, cx))
+    }
+
+    /// Chooses what of a file the client gets.
+    fn respond_with_file(mut self, audio: Audio, who: &Identity, cx: &mut Context) -> Step {
+        let Audio { file, state, age, is_own, content_type } = audio;
+        let (response, range) = select(state, age, &self.conditions);
+        let response = match response.status {
+            200 | 206 => response.with("Content-Type", content_type),
+            _ => response,
+        };
         let response =
             with_cors(response.with("Cache-Control", "private, no-cache"), &mut self.asked);
-        let body = FileBody::new(file, range, age);
+        // Nobody changes the gateway's own.
+        let body = FileBody::new(file, range, if is_own { Age::Young } else { age });
         note(who, || Event::Answer { status: response.status });
+        let body = AudioBody::File(body);
         Step::Next(Respond::answer_with_file(self.asked, response, body, self.task, cx))
     }
 }
@@ -91,9 +196,9 @@ impl Download {
 /// Where the audio is.
 enum Source {
     /// In a file that is to be opened.
-    File(Opener),
-    /// In a file of the gateway's own.
-    Speech(StreamId),
+    File(Wanted),
+    /// In that of a stream.
+    Stream(StreamId),
 }
 
 /// The audio that is asked for; or why there is none.
@@ -111,59 +216,27 @@ fn find(value: &str, cx: &mut Context) -> Result<(TaskId, Source), Response> {
     let mut work = 0;
     let results = cx.results.tasks().results(task.uuid());
     let mut wanted = results.filter(|one| number.is_none_or(|number| one.id == number));
-    let source = wanted.find_map(|one| match one.content {
-        Content::Published(payload) => {
-            work += payload.len();
-            Opener::new(&TaskResult::read(&payload), cx).map(Source::File)
-        }
-        Content::Speech => cx.streams.find(task.uuid(), one.id).map(Source::Speech),
+    let source = wanted.find_map(|one| {
+        let stream = cx.streams.find(task.uuid(), one.id).map(Source::Stream);
+        let Content::Published(payload) = one.content else { return stream };
+        work += payload.len();
+        let result = TaskResult::read(&payload);
+        let (opener, name) = (Opener::new(&result, cx)?, result.audio_file()?.into());
+        let wanted = Wanted { id: one.id, is_growing: result.is_growing(), name, opener };
+        stream.or(Some(Source::File(wanted)))
     });
     cx.work += work;
-    let source = source.ok_or_else(|| Response::error(404, "No audio is kept for this task"))?;
+    let source = source.ok_or_else(|| Response::error(404, NOT_KEPT))?;
     Ok((task, source))
 }
 
-/// Sends what there is of speech that the gateway received.
-fn send_speech(
-    stream: StreamId,
-    task: TaskId,
-    conditions: &Conditions,
-    mut asked: Asked,
-    who: &mut Identity,
-    cx: &mut Context,
-) -> Step {
-    let Some(stream) = cx.streams.stream(stream) else {
-        let response = Response::error(404, "No audio is kept for this task");
-        return Step::Next(Respond::answer(asked, response, who, cx));
-    };
-    // Only the gateway writes to it, and nothing more once it has ended.
-    let modified = stream.file().state_now().map_or(UNIX_EPOCH, |state| state.modified);
-    let state = FileState { length: stream.chunks().length(), modified };
-    let age = if stream.state() == StreamState::Open { Age::Young } else { Age::Finished };
-    let (response, range) = select(state, age, UNKNOWN_TYPE, conditions);
-    let body = FileBody::new(stream.file().clone(), range, Age::Young);
-    let audio_type = stream.speech_type().unwrap_or(UNKNOWN_TYPE);
-    let response = match response.status {
-        200 | 206 | 304 => response.with("Content-Type", audio_type),
-        _ => response,
-    };
-    let response = with_cors(response.with("Cache-Control", "private, no-cache"), &mut asked);
-    note(&*who, || Event::Answer { status: response.status });
-    Step::Next(Respond::answer_with_file(asked, response, body, task, cx))
-}
-
-/// The response to a request with these conditions, for a file in this state; the bytes of the file
-/// that it has.
-fn select(
-    state: FileState,
-    age: Age,
-    content_type: &'static str,
-    conditions: &Conditions,
-) -> (Response, Range<u64>) {
+/// The response to a request with these conditions, for a file in this state, without its media type;
+/// the bytes of the file that it has.
+fn select(state: FileState, age: Age, conditions: &Conditions) -> (Response, Range<u64>) {
     let length = state.length;
     if age == Age::Young {
         // What it is now says nothing about what it will be.
-        return (Response::file(200, content_type, length), 0..length);
+        return (Response::file(200, UNKNOWN_TYPE, length), 0..length);
     }
     let etag = etag(state);
     let validators = Validators { etag: &etag, modified: state.modified, length };
@@ -180,11 +253,11 @@ fn select(
                 .with("Content-Range", format!("bytes */{length}"));
             return (response, 0..0);
         }
-        Selected::NotModified => (Response::new(304, content_type, Vec::new()), 0..0),
-        Selected::Whole => (Response::file(200, content_type, length), 0..length),
+        Selected::NotModified => (Response::new(304, UNKNOWN_TYPE, Vec::new()), 0..0),
+        Selected::Whole => (Response::file(200, UNKNOWN_TYPE, length), 0..length),
         Selected::Part(range) => {
             let value = format!("bytes {}-{}/{length}", range.start, range.end - 1);
-            let response = Response::file(206, content_type, range.end - range.start);
+            let response = Response::file(206, UNKNOWN_TYPE, range.end - range.start);
             (response.with("Content-Range", value), range)
         }
     };
@@ -225,19 +298,19 @@ impl State for Download {
         if self.has_to_leave {
             return Step::End(Ended::http(CloseReason::Draining));
         }
-        match self.opener.poll(&self.task, who, cx) {
+        match self.result.opener.poll(&self.request.task, who, cx) {
             None => Step::Wait(Phase::Download(self)),
             Some(Ok(file)) => self.respond(file, who, cx),
             Some(Err(error)) => {
-                let words = self.opener.report_failure(error, &self.task, who, cx);
+                let words = self.result.opener.report_failure(error, &self.request.task, who, cx);
                 let response = Response::error(status(error), words);
-                Step::Next(Respond::answer(self.asked, response, who, cx))
+                Step::Next(Respond::answer(self.request.asked, response, who, cx))
             }
         }
     }
 
     fn deadline(&self) -> Option<Moment> {
-        self.opener.deadline()
+        self.result.opener.deadline()
     }
 
     /// A request that has begun still gets its response.
@@ -256,7 +329,7 @@ impl State for Download {
     }
 
     fn own_bytes(&self) -> usize {
-        size_of::<Download>() + self.opener.own_bytes() + self.asked.rest.capacity()
+        size_of::<Download>() + self.result.opener.own_bytes() + self.request.asked.rest.capacity()
     }
 
     fn release(self: Box<Self>, _: &Identity, _: &mut Context) -> Box<Ended> {

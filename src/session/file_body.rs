@@ -51,6 +51,8 @@ pub enum Sent {
     Blocked,
     /// A background thread is reading.
     Reading,
+    /// There is no more for now.
+    Waiting,
 }
 
 /// Why the rest cannot be sent.
@@ -62,6 +64,10 @@ pub enum Lost {
     Changed,
     /// The file cannot be read.
     Unreadable,
+    /// Audio that grew does not grow any more, though it is not complete, for this reason.
+    Incomplete(&'static str),
+    /// Its task was stopped.
+    Stopped,
 }
 
 impl FileBody {
@@ -290,6 +296,7 @@ mod tests {
                         };
                         body.handle_read(read);
                     }
+                    Sent::Waiting => panic!("the file is there"),
                 }
                 then();
             }

@@ -52,6 +52,7 @@ pub mod relay;
 pub mod request;
 pub mod respond;
 pub mod stall;
+pub mod stream_body;
 pub mod transcript;
 
 mod close;

@@ -1,15 +1,16 @@
 //! Sends an HTTP response, then takes the next request or ends the connection.
 //!
-//! A response is a head, made for this client, and content: shared with other clients, or a range
-//! of a file that goes from the page cache to the socket.
-//! At most `STEP_BYTES_MAX` of it are written in one step, so that a long response delays other
-//! sessions only little.
+//! A response is a head, made for this client, and content: shared with other clients, a range of a
+//! file that goes from the page cache to the socket, or audio that still grows. At most
+//! `STEP_BYTES_MAX` of it are written in one step, so that a long response delays other sessions
+//! only little.
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
 use super::file_body::{FileBody, Lost, Sent};
 use super::output::NOT_READABLE;
 use super::stall::Stall;
+use super::stream_body::StreamBody;
 use super::transcript::{Event, note};
 use super::{Awaited, CloseReason, Context, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
@@ -69,8 +70,52 @@ pub struct Respond {
 
 /// Audio of a task.
 struct TaskFile {
-    body: FileBody,
+    body: AudioBody,
     task: TaskId,
+}
+
+/// Audio as the content of a response.
+pub enum AudioBody {
+    /// A range of a file that is there.
+    File(FileBody),
+    /// It still grows.
+    Stream(Box<StreamBody>),
+}
+
+impl AudioBody {
+    fn handle_read(&mut self, read: io::Result<FileBytes>) {
+        match self {
+            AudioBody::File(body) => body.handle_read(read),
+            AudioBody::Stream(body) => body.handle_read(read),
+        }
+    }
+
+    fn own_bytes(&self) -> usize {
+        match self {
+            AudioBody::File(body) => body.own_bytes(),
+            AudioBody::Stream(body) => body.own_bytes(),
+        }
+    }
+
+    fn send(
+        &mut self,
+        downstream: &mut Conn,
+        most: usize,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Result<Option<Sent>, Lost> {
+        match self {
+            AudioBody::File(body) if body.is_over() => Ok(None),
+            AudioBody::File(body) => body.send(downstream, most, who, cx).map(Some),
+            AudioBody::Stream(body) => body.send(downstream, most, who, cx),
+        }
+    }
+
+    fn release(&self, cx: &mut Context) {
+        if let AudioBody::Stream(body) = self {
+            body.release(cx);
+        }
+    }
 }
 
 enum Then {
@@ -99,11 +144,11 @@ impl Respond {
         Respond::send(asked, response, None, cx)
     }
 
-    /// A response whose content, if it goes out at all, is the file of a task.
+    /// A response whose content, if it goes out at all, is the audio of a task.
     pub fn answer_with_file(
         asked: Asked,
         response: Response,
-        body: FileBody,
+        body: AudioBody,
         task: TaskId,
         cx: &mut Context,
     ) -> Phase {
@@ -111,17 +156,26 @@ impl Respond {
         Respond::send(asked, response, Some(Box::new(TaskFile { body, task })), cx)
     }
 
-    fn send(asked: Asked, response: Response, file: Option<Box<TaskFile>>, cx: &Context) -> Phase {
+    fn send(
+        asked: Asked,
+        response: Response,
+        file: Option<Box<TaskFile>>,
+        cx: &mut Context,
+    ) -> Phase {
         let keep_alive = asked.form.keep_alive && !cx.is_draining;
+        let keep_alive = keep_alive && !response.ends_with_connection(asked.form);
         let wire = response.into_wire(Form { keep_alive, ..asked.form });
         let then = if keep_alive { Then::NextRequest { rest: asked.rest } } else { Then::Close };
-        let file = file.filter(|_| wire.file_bytes > 0);
-        Respond::phase(wire, file, then, cx)
+        let has_content = wire.file_bytes.is_none_or(|bytes| bytes > 0);
+        if let Some(file) = file.as_ref().filter(|_| !has_content) {
+            file.body.release(cx);
+        }
+        Respond::phase(wire, file.filter(|_| has_content), then, cx)
     }
 
     /// Waits for a response that only the gateway can make.
     pub fn awaiting(cx: &Context) -> Phase {
-        let wire = Wire { first: Vec::new(), rest: Shared::default(), file_bytes: 0 };
+        let wire = Wire { first: Vec::new(), rest: Shared::default(), file_bytes: Some(0) };
         Respond::phase(wire, None, Then::Await, cx)
     }
 
@@ -179,27 +233,42 @@ impl Respond {
                 Err(_) => Err(Lost::Client),
             };
         }
-        let Some(file) = self.file.as_mut().filter(|file| !file.body.is_over()) else {
-            return Ok(None);
-        };
+        let Some(file) = self.file.as_mut() else { return Ok(None) };
         let sent = file.body.send(downstream, most, who, cx)?;
-        if let Sent::Moved(n) = sent {
+        if let Some(Sent::Moved(n)) = sent {
             cx.stats.audio_bytes += n as u64;
         }
-        Ok(Some(sent))
+        Ok(sent)
+    }
+
+    /// Its audio is not sent any further.
+    fn release_audio(&mut self, cx: &mut Context) {
+        if let Some(file) = self.file.take() {
+            file.body.release(cx);
+        }
     }
 
     /// The rest cannot be sent. The client sees that less came than the head had announced.
-    fn fail(&self, lost: Lost, who: &Identity, cx: &mut Context) -> Step {
+    fn fail(&mut self, lost: Lost, who: &Identity, cx: &mut Context) -> Step {
+        let task = self.file.as_ref().map(|file| file.task.clone());
+        self.release_audio(cx);
         let (why, label) = match lost {
             Lost::Client => return Step::End(Ended::http(CloseReason::ClientVanished)),
-            Lost::Changed => ("Audio file changed", "changed"),
-            Lost::Unreadable => (NOT_READABLE, "unreadable"),
+            Lost::Stopped => {
+                let ended = Ended::http(CloseReason::TaskStopped);
+                return Step::End(ended.with_last(Last::Dropped));
+            }
+            // The stream has counted that.
+            Lost::Incomplete(why) => (why, None),
+            Lost::Changed => ("Audio file changed", Some("changed")),
+            Lost::Unreadable => (NOT_READABLE, Some("unreadable")),
         };
-        if let Some(file) = &self.file {
-            warn!(target: "output", "{who} = audio lost why={} task={}", Quoted(why), file.task);
+        if let Some(task) = task {
+            warn!(target: "output", "{who} = audio lost why={} task={task}", Quoted(why));
         }
-        cx.stats.count_audio_failed(label);
+        if let Some(label) = label {
+            cx.stats.count_audio_failed(label);
+        }
         Step::End(Ended::http(CloseReason::AudioLost).with_last(Last::Dropped))
     }
 
@@ -232,7 +301,7 @@ impl State for Respond {
                     self.stall.note_progress(cx.now);
                 }
                 // Nothing waits for the client meanwhile.
-                Ok(Some(Sent::Reading)) => {
+                Ok(Some(Sent::Reading | Sent::Waiting)) => {
                     self.stall.note_progress(cx.now);
                     self.wake_at = None;
                     return Step::Wait(Phase::Respond(self));
@@ -240,6 +309,7 @@ impl State for Respond {
                 Ok(Some(Sent::Blocked))
                     if self.stall.is_over(downstream, cx.settings.write_timeout, cx.now) =>
                 {
+                    self.release_audio(cx);
                     let ended = Ended::http(CloseReason::ClientStalled);
                     return Step::End(ended.with_last(Last::Dropped));
                 }
@@ -250,6 +320,7 @@ impl State for Respond {
                 Err(lost) => return self.fail(lost, who, cx),
             }
         }
+        self.release_audio(cx);
         match self.then {
             Then::Await => Step::Wait(Phase::Respond(self)),
             Then::NextRequest { rest } => Step::NextRequest(rest),
@@ -296,7 +367,8 @@ impl State for Respond {
         self.rest.part_bytes()
     }
 
-    fn release(self: Box<Self>, _: &Identity, _: &mut Context) -> Box<Ended> {
+    fn release(mut self: Box<Self>, _: &Identity, cx: &mut Context) -> Box<Ended> {
+        self.release_audio(cx);
         Ended::http(CloseReason::Stopped)
     }
 }

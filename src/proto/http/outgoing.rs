@@ -21,7 +21,7 @@ pub struct Response {
     pub content: Content,
 }
 
-/// The content of a response, of known length.
+/// The content of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
     /// Made for one client.
@@ -31,6 +31,9 @@ pub enum Content {
     /// This many bytes of a file, which are never in memory here: the session sends them behind the
     /// head.
     File(u64),
+    /// Bytes that are still being made: the session sends them behind the head, in chunks where the
+    /// client knows these.
+    Stream,
 }
 
 /// Immutable bytes in pieces. A clone shares them.
@@ -74,8 +77,8 @@ pub struct Form {
 pub struct Wire {
     pub first: Vec<u8>,
     pub rest: Shared,
-    /// Bytes of a file that follow.
-    pub file_bytes: u64,
+    /// Bytes of a file that follow; `None`: as many as there will be.
+    pub file_bytes: Option<u64>,
 }
 
 impl Form {
@@ -112,18 +115,14 @@ impl Shared {
 }
 
 impl Content {
-    /// Length in bytes.
-    pub fn len(&self) -> u64 {
+    /// Length in bytes, where that is known.
+    pub fn length(&self) -> Option<u64> {
         match self {
-            Content::Bytes(bytes) => bytes.len() as u64,
-            Content::Shared(shared) => shared.len() as u64,
-            Content::File(length) => *length,
+            Content::Bytes(bytes) => Some(bytes.len() as u64),
+            Content::Shared(shared) => Some(shared.len() as u64),
+            Content::File(length) => Some(*length),
+            Content::Stream => None,
         }
-    }
-
-    /// Whether there is no content.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 
@@ -157,6 +156,16 @@ impl Response {
     /// `length` bytes of a file, which the session that sends the response has open.
     pub fn file(status: u16, content_type: &'static str, length: u64) -> Response {
         Response { status, content_type, headers: Vec::new(), content: Content::File(length) }
+    }
+
+    /// Bytes that are still being made.
+    pub fn stream(content_type: &'static str) -> Response {
+        Response { status: 200, content_type, headers: Vec::new(), content: Content::Stream }
+    }
+
+    /// Whether only the end of the connection shows where the content ends, in this form.
+    pub fn ends_with_connection(&self, form: Form) -> bool {
+        self.content == Content::Stream && form.minor_version == 0
     }
 
     /// A response with status `status`, without further headers.
@@ -198,12 +207,13 @@ impl Response {
         let has_content = self.status >= 200 && self.status != 204 && self.status != 304;
         let mut first = Vec::with_capacity(256);
         self.write_head(&mut first, form, has_content);
-        let (mut rest, mut file_bytes) = (Shared::default(), 0);
+        let (mut rest, mut file_bytes) = (Shared::default(), Some(0));
         if has_content && !form.head_only {
             match self.content {
                 Content::Bytes(bytes) => first.extend_from_slice(&bytes),
                 Content::Shared(shared) => rest = shared,
-                Content::File(length) => file_bytes = length,
+                Content::File(length) => file_bytes = Some(length),
+                Content::Stream => file_bytes = None,
             }
         }
         Wire { first, rest, file_bytes }
@@ -223,9 +233,17 @@ impl Response {
             }
             // No browser is to take JSON with values from outside for something that it runs.
             push_header(out, "X-Content-Type-Options", b"nosniff");
-            out.extend_from_slice(b"Content-Length: ");
-            push_number(out, self.content.len());
-            out.extend_from_slice(b"\r\n");
+            match self.content.length() {
+                Some(length) => {
+                    out.extend_from_slice(b"Content-Length: ");
+                    push_number(out, length);
+                    out.extend_from_slice(b"\r\n");
+                }
+                None if form.minor_version > 0 => {
+                    push_header(out, "Transfer-Encoding", b"chunked");
+                }
+                None => {}
+            }
         }
         if !self.has("cache-control") {
             push_header(out, "Cache-Control", b"no-store");
@@ -368,12 +386,30 @@ mod tests {
         assert!(first.starts_with(b"HTTP/1.1 206 Partial Content\r\n"));
         assert!(first.ends_with(b"\r\n\r\n"), "the head alone");
         assert!(first.windows(21).any(|line| line == b"\r\nContent-Length: 5\r\n"));
-        assert_eq!((rest.len(), file_bytes), (0, 5));
+        assert_eq!((rest.len(), file_bytes), (0, Some(5)));
         let head_only = Form { head_only: true, ..KEPT };
         let head = response().into_wire(head_only);
-        assert_eq!((head.first, head.file_bytes), (first, 0));
+        assert_eq!((head.first, head.file_bytes), (first, Some(0)));
         let known = Response { status: 200, ..response() }.unless_known(Some(b"\"a\""));
-        assert_eq!(known.into_wire(KEPT).file_bytes, 0, "304");
+        assert_eq!(known.into_wire(KEPT).file_bytes, Some(0), "304");
+    }
+
+    #[test]
+    fn bytes_that_are_still_being_made_come_in_chunks_or_end_with_the_connection() {
+        let head = |form: Form| {
+            let Wire { first, file_bytes, .. } = Response::stream("audio/wav").into_wire(form);
+            (String::from_utf8(first).unwrap(), file_bytes)
+        };
+        let (first, file_bytes) = head(KEPT);
+        assert!(first.contains("\r\nTransfer-Encoding: chunked\r\n") && file_bytes.is_none());
+        assert!(!first.contains("Content-Length"));
+        assert_eq!(head(Form { head_only: true, ..KEPT }), (first, Some(0)));
+        let old = Form { minor_version: 0, keep_alive: false, ..KEPT };
+        let (first, file_bytes) = head(old);
+        assert!(!first.contains("Transfer-Encoding") && !first.contains("Content-Length"));
+        assert!(first.contains("\r\nConnection: close\r\n") && file_bytes.is_none());
+        assert!(Response::stream("audio/wav").ends_with_connection(old));
+        assert!(!Response::stream("audio/wav").ends_with_connection(KEPT));
     }
 
     #[test]

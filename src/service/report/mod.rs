@@ -348,7 +348,7 @@ mod tests {
         match &response.content {
             Content::Bytes(bytes) => std::str::from_utf8(bytes).unwrap(),
             Content::Shared(shared) => String::from_utf8(shared.pieces().concat()).unwrap().leak(),
-            Content::File(_) => panic!("no report is a file"),
+            Content::File(_) | Content::Stream => panic!("no report is a file"),
         }
     }
 

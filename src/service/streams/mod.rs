@@ -190,6 +190,11 @@ impl<K, F> Stream<K, F> {
         &self.chunks
     }
 
+    /// The file as it was last seen.
+    pub fn seen(&self) -> Seen {
+        Seen { length: self.chunks.length(), modified: self.modified }
+    }
+
     /// Its chunks in all, where that is known.
     pub fn total_chunks(&self, now: Moment, rules: &StreamRules) -> Option<u64> {
         let is_known = match (self.state, self.source) {

@@ -1,0 +1,175 @@
+//! Audio that still grows, as the content of a response (RFC 9112 §7.1).
+//!
+//! ```text
+//!   what is there: head of a chunk, bytes of the file, end of line ─► more ─► … ─► last chunk
+//!                                    └── it stalls, is changed: the connection breaks off
+//! ```
+//!
+//! A client of HTTP/1.0 knows no chunks: it gets the bytes, and the connection ends behind them.
+
+#![expect(clippy::indexing_slicing, reason = "positions are checked against the same buffer")]
+
+use super::file_body::{Age, FileBody, Lost, Sent};
+use super::{Context, Identity};
+use crate::net::files::FileBytes;
+use crate::net::{Conn, Io, OpenFile};
+use crate::service::streams::{StreamFailure, StreamId, Verdict};
+use std::io;
+
+/// How the client learns where the content ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// By the last chunk.
+    Chunked,
+    /// By the end of the connection.
+    UntilEnd,
+}
+
+/// A stream that is being sent, from its first byte on.
+pub struct StreamBody {
+    stream: StreamId,
+    framing: Framing,
+    /// Bytes of the framing that are to be sent next, and how many of them have been.
+    frame: (Vec<u8>, usize),
+    /// The bytes of the file behind those.
+    part: FileBody,
+    /// Bytes of the stream up to the end of that part.
+    end: u64,
+    state: State,
+    waits_since: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Nothing of it is being sent.
+    Between,
+    InPart,
+    /// Only the end of the framing is left.
+    Ending,
+}
+
+impl StreamBody {
+    /// All of a stream. Counts as one of its readers until [`StreamBody::release`].
+    pub fn begin(
+        stream: StreamId,
+        file: OpenFile,
+        framing: Framing,
+        cx: &mut Context,
+    ) -> StreamBody {
+        cx.streams.enter(stream);
+        StreamBody {
+            stream,
+            framing,
+            frame: (Vec::new(), 0),
+            part: FileBody::new(file, 0..0, Age::Young),
+            end: 0,
+            state: State::Between,
+            waits_since: None,
+        }
+    }
+
+    /// It is not sent any further.
+    pub fn release(&self, cx: &mut Context) {
+        cx.streams.leave(self.stream);
+    }
+
+    /// Bytes of its own memory, those that a background thread is reading included.
+    pub fn own_bytes(&self) -> usize {
+        self.frame.0.capacity() + self.part.own_bytes()
+    }
+
+    /// A background thread has read. Acted on by the next [`StreamBody::send`].
+    pub fn handle_read(&mut self, read: io::Result<FileBytes>) {
+        self.part.handle_read(read);
+    }
+
+    /// Sends at most `most` bytes of the file; `None` once everything has been sent.
+    ///
+    /// # Errors
+    /// If the rest cannot be sent, or there is none although the stream is not complete.
+    pub fn send(
+        &mut self,
+        downstream: &mut Conn,
+        most: usize,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Result<Option<Sent>, Lost> {
+        loop {
+            if let Some(sent) = self.send_frame(downstream)? {
+                return Ok(Some(sent));
+            }
+            match self.state {
+                State::InPart if !self.part.is_over() => {
+                    return self.part.send(downstream, most, who, cx).map(Some);
+                }
+                State::InPart => {
+                    self.state = State::Between;
+                    self.set_frame(b"\r\n".to_vec());
+                }
+                State::Between => {
+                    if !self.begin_part(who, cx)? {
+                        return Ok(Some(Sent::Waiting));
+                    }
+                }
+                State::Ending => return Ok(None),
+            }
+        }
+    }
+
+    /// Goes on with what has come of the stream, or with its end. False: there is neither.
+    fn begin_part(&mut self, who: &Identity, cx: &mut Context) -> Result<bool, Lost> {
+        let rules = cx.stream_rules();
+        // Its task was stopped.
+        let stream = cx.streams.stream(self.stream).ok_or(Lost::Stopped)?;
+        let length = stream.chunks().length();
+        if length > self.end {
+            self.part = FileBody::new(stream.file().clone(), self.end..length, Age::Young);
+            self.set_frame(format!("{:x}\r\n", length - self.end).into_bytes());
+            (self.end, self.state) = (length, State::InPart);
+            return Ok(true);
+        }
+        match stream.verdict(cx.now, &rules) {
+            Verdict::Wait => {
+                let (id, since) = (self.stream, self.waits_since);
+                self.waits_since = cx.streams.wait(cx.now, id, who.id(), since, &rules);
+                Ok(false)
+            }
+            Verdict::Complete => {
+                self.set_frame(b"0\r\n\r\n".to_vec());
+                self.state = State::Ending;
+                Ok(true)
+            }
+            Verdict::Failed(StreamFailure::Unreadable) => Err(Lost::Unreadable),
+            Verdict::Failed(StreamFailure::Changed) => Err(Lost::Changed),
+            Verdict::Failed(failure) => Err(Lost::Incomplete(failure.words())),
+        }
+    }
+
+    fn set_frame(&mut self, bytes: Vec<u8>) {
+        if self.framing == Framing::Chunked {
+            self.frame = (bytes, 0);
+        }
+    }
+
+    /// Sends what is left of the framing. `None`: nothing is.
+    fn send_frame(&mut self, downstream: &mut Conn) -> Result<Option<Sent>, Lost> {
+        let (bytes, sent) = &mut self.frame;
+        if *sent == bytes.len() {
+            return Ok(None);
+        }
+        let rest = &bytes[*sent..];
+        // The head of a chunk travels with its first bytes.
+        let written = match self.state {
+            State::InPart => downstream.write_more(rest),
+            State::Between | State::Ending => downstream.write(rest),
+        };
+        match written {
+            Ok(Io::Moved(n)) => {
+                *sent += n;
+                Ok(Some(Sent::Moved(n)))
+            }
+            Ok(_) => Ok(Some(Sent::Blocked)),
+            Err(_) => Err(Lost::Client),
+        }
+    }
+}
