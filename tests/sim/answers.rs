@@ -5,6 +5,8 @@
 
 use aivtuber_gateway::base::moment::Moment;
 use serde_json::{Value, json};
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
@@ -16,7 +18,15 @@ pub struct Board {
     pub chunk_size: usize,
     pub tasks: Vec<Task>,
     pub answers: Vec<PlannedResult>,
+    /// Workers may publish files that they still write.
+    pub has_growth: bool,
+    /// Some of them stop writing, and never say that the file is complete.
+    pub has_stalls: bool,
+    pub bounds: RefCell<Bounds>,
 }
+
+/// Offset and length of every chunk of a growing file that a client got, by gateway and text.
+pub type Bounds = HashMap<(usize, String), HashMap<usize, (usize, usize)>>;
 
 pub struct Task {
     pub uuid: Uuid,
@@ -52,6 +62,13 @@ pub enum Sound {
         size: usize,
         cut: usize,
     },
+    /// A file of `first` bytes to which the worker appends, after it has published.
+    Grows {
+        name: String,
+        first: usize,
+        steps: Vec<usize>,
+        is_completed: bool,
+    },
     /// No audio, and the client gets this error.
     Fault(&'static str),
 }
@@ -62,7 +79,7 @@ impl Sound {
         Some(match self {
             Sound::None => return None,
             Sound::File(size) => made(*size),
-            Sound::Shrinks { name, .. } => name.clone(),
+            Sound::Shrinks { name, .. } | Sound::Grows { name, .. } => name.clone(),
             Sound::Fault("Audio file not found") => "nothing.wav".into(),
             Sound::Fault("Audio file not allowed") => "../outside.wav".into(),
             Sound::Fault(_) => "large.wav".into(),
@@ -110,6 +127,9 @@ impl Board {
                 let mut payload = json!({"text": view});
                 if let Some(file) = sound.file() {
                     payload["audio_file"] = file.into();
+                }
+                if let Sound::Grows { .. } = sound {
+                    payload["audio_growing"] = true.into();
                 }
                 if !is_final {
                     payload["final"] = false.into();
@@ -161,6 +181,16 @@ impl Board {
                 fs::write(folder().join(&name), audio_bytes(0, size)).expect("a file");
                 Sound::Shrinks { name, size, cut: chance.usize(..size) }
             }
+            8 if self.has_growth => {
+                let first = [0, 1, chunk, 2 * chunk + 1][chance.usize(..4)];
+                let steps = (0..chance.usize(..12))
+                    .map(|_| [1, 7, chunk, chance.usize(1..3 * chunk)][chance.usize(..4)])
+                    .collect();
+                let name = format!("grows-{seed}-{number}.wav");
+                fs::write(folder().join(&name), audio_bytes(0, first)).expect("a file");
+                let is_completed = !self.has_stalls || chance.bool();
+                Sound::Grows { name, first, steps, is_completed }
+            }
             _ => Sound::None,
         }
     }
@@ -187,7 +217,7 @@ impl Board {
         let mut message = match answer.is_failure {
             true => json!({"status": "error", "error": answer.view, "task_id": id}),
             false => {
-                let has_audio = matches!(answer.sound, Sound::File(_) | Sound::Shrinks { .. });
+                let has_audio = !matches!(answer.sound, Sound::None | Sound::Fault(_));
                 json!({"status": "success", "task_id": id, "content": answer.view, "audio_present": has_audio})
             }
         };

@@ -7,16 +7,17 @@
 use crate::kernel::{Dialer, Kernel, LinkId, Shared, near_socket};
 use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::gateway::{self, Gateway};
-use aivtuber_gateway::net::{Network, PeerAddress, Ready, Side, Socket, Source};
+use aivtuber_gateway::net::{Network, OpenFile, PeerAddress, Ready, Side, Socket, Source};
 use aivtuber_gateway::service::link::REDIS_ROLES;
 use aivtuber_gateway::session::jobs::{FileAnswer, FileJob, Job, JobAnswer};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
+use uuid::Uuid;
 
 /// The longest time that a look-up takes.
 const LOOK_UP_MAX: Duration = Duration::from_millis(2);
@@ -38,6 +39,9 @@ pub struct Process {
     pub is_drained: bool,
     wants_drain: bool,
     redis_links: Rc<Cell<RedisLinks>>,
+    watches: Rc<RefCell<Watches>>,
+    /// Some watched file has been written to.
+    has_written: bool,
     /// Outcomes of background jobs, and when they come.
     answers: VecDeque<(Moment, JobAnswer)>,
     /// How files are read; `None`: at once.
@@ -68,10 +72,20 @@ impl Disk {
 /// The latest link of each Redis connection, open or not.
 pub type RedisLinks = [Option<LinkId>; 2];
 
+/// Who watches files.
+#[derive(Default)]
+struct Watches {
+    /// The kernel reports nothing.
+    is_silent: bool,
+    owners: Vec<u64>,
+    written: VecDeque<u64>,
+}
+
 /// The kernel's connections, with a note of those to Redis.
 struct ProcessNetwork {
     dialer: Dialer,
     redis_links: Rc<Cell<RedisLinks>>,
+    watches: Rc<RefCell<Watches>>,
 }
 
 impl Network for ProcessNetwork {
@@ -84,15 +98,37 @@ impl Network for ProcessNetwork {
         }
         Ok(socket)
     }
+
+    fn watch(&mut self, _: &OpenFile, owner: u64) -> io::Result<()> {
+        let mut watches = self.watches.borrow_mut();
+        match watches.is_silent {
+            true => Err(ErrorKind::Unsupported.into()),
+            false => {
+                watches.owners.push(owner);
+                Ok(())
+            }
+        }
+    }
+
+    fn unwatch(&mut self, owner: u64) {
+        self.watches.borrow_mut().owners.retain(|other| *other != owner);
+    }
+
+    fn poll_written(&mut self) -> Option<u64> {
+        self.watches.borrow_mut().written.pop_front()
+    }
 }
 
 impl Process {
     pub fn new(kernel: &Shared, settings: gateway::Settings, seed: u64) -> Process {
         let now = kernel.borrow().now;
         let redis_links = Rc::new(Cell::new(RedisLinks::default()));
+        let is_silent = seed.is_multiple_of(3);
+        let watches = Rc::new(RefCell::new(Watches { is_silent, ..Watches::default() }));
         let network = Box::new(ProcessNetwork {
             dialer: Dialer(Rc::clone(kernel)),
             redis_links: Rc::clone(&redis_links),
+            watches: Rc::clone(&watches),
         });
         let chance = fastrand::Rng::with_seed(seed);
         let gateway = Gateway::new(settings, network, chance, now, UNIX_EPOCH)
@@ -104,6 +140,8 @@ impl Process {
             is_drained: false,
             wants_drain: false,
             redis_links,
+            watches,
+            has_written: false,
             answers: VecDeque::new(),
             disk: None,
             idle_in_a_row: 0,
@@ -122,6 +160,20 @@ impl Process {
         self.wants_drain = true;
     }
 
+    /// A file has been written to: whoever watches one is notified, as a kernel may do it.
+    pub fn note_written(&mut self) {
+        let watches = &mut *self.watches.borrow_mut();
+        watches.written.extend(&watches.owners);
+        self.has_written |= !watches.written.is_empty();
+    }
+
+    /// A worker's publication arrives, without a connection of its own.
+    pub fn publish(&mut self, task: Uuid, payload: &[u8]) {
+        let now = self.kernel.borrow().now;
+        self.gateway.results().publish(now, task, payload);
+        self.has_written = true;
+    }
+
     /// When the next turn begins without an event.
     pub fn next_turn(&self) -> Option<Moment> {
         let answer = self.answers.front().map(|(at, _)| *at);
@@ -136,6 +188,7 @@ impl Process {
             Arrival::Worker(_) => self.gateway.can_admit_worker(),
         };
         self.wants_drain
+            || self.has_written
             || self.arrivals.front().is_some_and(can_admit)
             || self.next_turn().is_some_and(|at| at <= now)
     }
@@ -146,6 +199,10 @@ impl Process {
         self.work_on_disk(now);
         let mut has_news = !events.is_empty() || self.wants_drain;
         self.gateway.begin_turn(now);
+        if std::mem::take(&mut self.has_written) {
+            has_news = true;
+            self.gateway.ready(Source::Files, Ready::default());
+        }
         for (_, source, ready) in events {
             self.kernel.borrow_mut().note(|| format!("event {source:?} {ready:?}"));
             self.gateway.ready(source, ready);

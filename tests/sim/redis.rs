@@ -401,6 +401,19 @@ impl Redis {
         conn.mark_if_complete(key);
     }
 
+    /// What `keep.lua` does with the end of an audio file.
+    fn keep_end(&mut self, key: &str, line: &[u8], lives: Duration) -> usize {
+        let fresh = Key { value: Value::Kept(Kept::default()), expires_at: None };
+        let key = self.keys.entry(key.into()).or_insert(fresh);
+        let Value::Kept(kept) = &mut key.value else { return 1 };
+        let ends = kept.fields.entry("ends".into()).or_default();
+        if !ends.windows(line.len()).any(|window| window == line) {
+            ends.extend_from_slice(line);
+        }
+        key.expires_at = Some(self.now + lives);
+        0
+    }
+
     /// What `keep.lua` does: returns the number of refused results.
     fn keep(&mut self, keys: &[&str], arguments: &[Vec<u8>]) -> Result<usize, String> {
         let word = |i: usize| String::from_utf8_lossy(&arguments[i]).into_owned();
@@ -422,6 +435,10 @@ impl Redis {
         let mut refused = 0;
         for (i, key) in keys.iter().enumerate() {
             let a = 3 + 7 * i;
+            if word(a + 2) == "-1" {
+                refused += self.keep_end(key, &arguments[a + 6], lives);
+                continue;
+            }
             let (since, hash, nth, before, before_nth) =
                 (word(a), word(a + 1), number(a + 2)?, word(a + 4), number(a + 5)?);
             let (result_id, payload) = (number(a + 3)? as u64, &arguments[a + 6]);

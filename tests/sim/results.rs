@@ -14,7 +14,7 @@
 //! - Workers that listen hear STOP, LEFT and BACK (`controls.rs`).
 //! - In the end no session is left, and after `retain` no result.
 
-use crate::answers::{AUDIO_MAX, Board, Sound, Task, folder};
+use crate::answers::{AUDIO_MAX, Board, Sound, Task, audio_bytes, folder};
 use crate::controls::{Controls, Listener, TaskFacts};
 use crate::kernel::{Action, End, Host, Kernel, LinkId, Nature, Shared, take};
 use crate::peers;
@@ -33,6 +33,7 @@ use aivtuber_gateway::service::tasks;
 use aivtuber_gateway::service::url::Template;
 use aivtuber_gateway::session;
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::time::Duration;
 use uuid::Uuid;
@@ -66,6 +67,11 @@ enum Plan {
     Listen,
     /// A worker's next step towards Redis.
     Work(usize),
+    /// The worker of this answer appends the next part of its file, or says that it is complete.
+    Grow {
+        answer: usize,
+        step: usize,
+    },
     Redis(RedisFault),
     Thaw,
     Host(Host),
@@ -241,7 +247,9 @@ impl Simulation for ResultsWorld {
             kernel.borrow_mut().trace = Some(Vec::new());
         }
         let chunk_size = if is_tiny { 16 } else { [16, 100, 5000][chance.usize(..3)] };
-        let settings = draw_settings(&mut chance, has_redis, chunk_size);
+        let mut settings = draw_settings(&mut chance, has_redis, chunk_size);
+        let has_stalls = chance.u8(..4) == 0;
+        settings.session.output.audio_stall = Some(if has_stalls { S } else { 60 * S });
         let now = kernel.borrow().now;
         kernel.borrow_mut().note(|| format!("{settings:?}"));
         let redis = has_redis.then(|| {
@@ -253,7 +261,7 @@ impl Simulation for ResultsWorld {
             kernel,
             seed,
             settings,
-            board: Board { chunk_size, ..Board::default() },
+            board: Board { chunk_size, has_growth: !has_redis, has_stalls, ..Board::default() },
             by_payload: HashMap::new(),
             places: Vec::new(),
             ports: vec![None; ports],
@@ -723,6 +731,7 @@ impl ResultsWorld {
             Plan::Listen => self.listen_at_inbox(),
             Plan::Work(worker) if worker > usize::MAX / 2 => self.shrink(usize::MAX - worker),
             Plan::Work(worker) => self.work(worker),
+            Plan::Grow { answer, step } => self.grow(answer, step),
             Plan::Redis(fault) => self.strike(fault),
             Plan::Thaw => self.tick_all_redis(),
             Plan::Host(host) => {
@@ -834,7 +843,9 @@ impl ResultsWorld {
             format!("waiter {link} comes to port {} for {path} {:?}", visit.port, visit.ways)
         });
         let about = (id, visit.from_result, visit.from_chunk);
-        let waiter = Waiter::new(kernel, link, task, about, visit.ways.clone(), &request);
+        let ways = visit.ways.clone();
+        let mut waiter = Waiter::new(kernel, link, task, about, ways, &request);
+        waiter.place = place;
         self.by_link.insert(link, Far::Visitor(self.visitors.len()));
         self.owners.insert(link, place);
         self.visitors.push(Visitor {
@@ -1004,6 +1015,33 @@ impl ResultsWorld {
         }
     }
 
+    /// A worker goes on with a growing file that it has published.
+    fn grow(&mut self, answer: usize, step: usize) {
+        let planned = &self.board.answers[answer];
+        let Sound::Grows { name, first, steps, is_completed } = &planned.sound else { return };
+        let processes = self.places.iter_mut().filter_map(|place| place.process.as_mut());
+        match steps.get(step) {
+            Some(&count) => {
+                let at = first + steps[..step].iter().sum::<usize>();
+                self.kernel.borrow_mut().note(|| format!("{name} grows by {count} at {at}"));
+                let path = folder().join(name);
+                let mut file =
+                    std::fs::OpenOptions::new().append(true).open(path).expect("the file");
+                file.write_all(&audio_bytes(at, count)).expect("a longer file");
+                processes.for_each(Process::note_written);
+                let wait = some(&mut self.chance, 400 * MS);
+                self.plan(wait, Plan::Grow { answer, step: step + 1 });
+            }
+            None if *is_completed => {
+                self.kernel.borrow_mut().note(|| format!("{name} is complete"));
+                let payload = format!(r#"{{"audio_end":"{name}"}}"#);
+                let task = self.board.tasks[planned.task].uuid;
+                processes.for_each(|process| process.publish(task, payload.as_bytes()));
+            }
+            None => {}
+        }
+    }
+
     fn strike(&mut self, fault: RedisFault) {
         self.kernel.borrow_mut().note(|| format!("Redis: {fault:?}"));
         let Some(redis) = &mut self.redis else { return };
@@ -1122,18 +1160,26 @@ impl ResultsWorld {
 
     fn tell_inbox(&mut self, at: usize) {
         let now = self.kernel.borrow().now;
+        let mut growing = Vec::new();
         for publisher in &mut self.publishers {
             let taken = self.kernel.borrow().links[publisher.link].taken;
             while publisher.marks.front().is_some_and(|(end, _)| *end <= taken)
                 && let Some((_, answer)) = publisher.marks.pop_front()
             {
                 self.board.put_out(answer, true, now);
+                if let Sound::Grows { .. } = self.board.answers[answer].sound {
+                    growing.push(answer);
+                }
                 let place = &mut self.places[at];
                 place.told.insert(
                     answer,
                     Tell { turn: place.turn, at: now, is_heard: true, is_first: false },
                 );
             }
+        }
+        for answer in growing {
+            let wait = some(&mut self.chance, 400 * MS);
+            self.plan(wait, Plan::Grow { answer, step: 0 });
         }
     }
 
@@ -1556,7 +1602,7 @@ impl ResultsWorld {
 impl Drop for ResultsWorld {
     fn drop(&mut self) {
         for answer in &self.board.answers {
-            if let Sound::Shrinks { name, .. } = &answer.sound {
+            if let Sound::Shrinks { name, .. } | Sound::Grows { name, .. } = &answer.sound {
                 let _ = std::fs::remove_file(folder().join(name));
             }
         }

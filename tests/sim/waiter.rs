@@ -5,7 +5,7 @@
 //! chunk its announcement and its bytes, the end. What does not fit is a fault at once. What is
 //! missing can be judged only in the end, by the world.
 
-use crate::answers::{Board, Sound, audio_bytes};
+use crate::answers::{Board, PlannedResult, Sound, audio_bytes};
 use crate::kernel::{Action, End, Kernel, LinkId, take};
 use crate::peers::head_length;
 use crate::wire::{BINARY, CLOSE, Frame, FrameKind, PING, PONG, TEXT, read_head};
@@ -72,6 +72,13 @@ pub enum Hearing {
     Audio { lengths: Vec<usize>, next: Option<usize>, is_final: bool },
     /// The bytes of the chunk that was announced.
     Chunk { lengths: Vec<usize>, chunk: usize, is_final: bool },
+    /// `offset` and `next`: where the next chunk of a growing file begins and its number, if that
+    /// is clear.
+    Growing { offset: Option<usize>, next: usize, is_final: bool },
+    /// The bytes of the chunk of a growing file that was announced.
+    Piece { offset: usize, chunk: usize, is_final: bool },
+    /// A growing file has stalled: what follows, or a Close frame if that was the final result.
+    Stalled { is_final: bool },
     /// A Close frame with this code follows.
     Over(u16),
 }
@@ -89,6 +96,8 @@ pub struct Seen {
 
 pub struct Waiter {
     pub link: LinkId,
+    /// The gateway that it is connected to.
+    pub place: usize,
     /// `None`: it asks for something that is no task.
     pub task: Option<usize>,
     /// The id as it is to be echoed.
@@ -147,6 +156,7 @@ impl Waiter {
         kernel.wake_peer(link);
         Waiter {
             link,
+            place: usize::MAX,
             task,
             id,
             from_result,
@@ -347,7 +357,9 @@ impl Waiter {
             };
         }
         match hearing {
-            Hearing::Rest | Hearing::Over(1000) => self.take_result(board, task, &message, offset),
+            Hearing::Rest | Hearing::Over(1000) | Hearing::Stalled { .. } => {
+                self.take_result(board, task, &message, offset)
+            }
             Hearing::Fault { words, is_final } => {
                 self.hearing = self.after(is_final);
                 expect(&message, self.error(words))
@@ -355,7 +367,10 @@ impl Waiter {
             Hearing::Audio { lengths, next, is_final } => {
                 self.take_announcement(board, &message, lengths, next, is_final)
             }
-            Hearing::Chunk { .. } | Hearing::Over(_) => {
+            Hearing::Growing { offset, next, is_final } => {
+                self.take_growth(board, &message, offset, next, is_final)
+            }
+            Hearing::Chunk { .. } | Hearing::Piece { .. } | Hearing::Over(_) => {
                 Err(format!("{} out of place, at {hearing:?}", shown(&message)))
             }
         }
@@ -425,6 +440,7 @@ impl Waiter {
             Sound::Shrinks { size, cut, .. } => {
                 Hearing::Audio { lengths: vec![*size, *cut], next: None, is_final }
             }
+            Sound::Grows { .. } => Hearing::Growing { offset: None, next: 0, is_final },
         };
         self.chunks = 0;
         Ok(())
@@ -470,6 +486,68 @@ impl Waiter {
         }
     }
 
+    /// What comes before a chunk of a growing file, or after the last one.
+    fn take_growth(
+        &mut self,
+        board: &Board,
+        message: &Value,
+        offset: Option<usize>,
+        next: usize,
+        is_final: bool,
+    ) -> Result<(), String> {
+        let view = self.seen.last().map(|seen| seen.view.clone()).unwrap_or_default();
+        let found = self.task.and_then(|task| board.find(task, &view));
+        let Some((PlannedResult { sound: Sound::Grows { first, steps, is_completed, .. }, .. }, _)) =
+            found
+        else {
+            return Err(format!("{} of a file that does not grow", shown(message)));
+        };
+        let size = first + steps.iter().sum::<usize>();
+        let skips = std::mem::take(&mut self.skips);
+        if message["error"] == "Audio stalled" {
+            self.hearing = Hearing::Stalled { is_final };
+            expect(message, self.error("Audio stalled"))?;
+            return match is_completed {
+                true => Err("it stalled, though its worker was at work".into()),
+                false => Ok(()),
+            };
+        }
+        if message["type"] == "audio_complete" {
+            expect(message, json!({"type": "audio_complete", "task_id": self.id}))?;
+            self.hearing = self.after(is_final);
+            let has_all = offset.map_or(size == 0 || skips > 0, |offset| offset == size);
+            return match has_all && *is_completed {
+                true => Ok(()),
+                false => Err(format!("complete at byte {offset:?} of {size}")),
+            };
+        }
+        let (chunk, total) = (&message["chunk_id"], &message["total_chunks"]);
+        let at = &message["offset"];
+        let expected = json!({
+            "type": "audio_chunk", "task_id": self.id, "chunk_id": chunk, "total_chunks": total,
+            "offset": at,
+        });
+        expect(message, expected)?;
+        let number = |value: &Value| value.as_u64().map(|number| number as usize);
+        let (chunk, at) = (number(chunk).ok_or("a number")?, number(at).ok_or("an offset")?);
+        let is_right = match offset {
+            Some(offset) => (chunk, at) == (next, offset),
+            // A gateway that was restarted begins anew.
+            None if (chunk, at) == (0, 0) => true,
+            None => {
+                let bounds = board.bounds.borrow();
+                let known = bounds.get(&(self.place, view));
+                let before = known.and_then(|known| known.get(&chunk.checked_sub(1)?));
+                chunk == skips && before.is_none_or(|(offset, length)| offset + length == at)
+            }
+        };
+        self.hearing = Hearing::Piece { offset: at, chunk, is_final };
+        match is_right {
+            true => Ok(()),
+            false => Err(format!("{} out of place, at {offset:?}, chunk {next}", shown(message))),
+        }
+    }
+
     /// What must come behind a result. What was queued with a final one still comes, and the Close
     /// behind the last of it.
     fn after(&self, is_final: bool) -> Hearing {
@@ -490,9 +568,11 @@ impl Waiter {
     }
 
     fn take_chunk(&mut self, board: &Board, bytes: &[u8]) -> Result<(), String> {
-        let Hearing::Chunk { mut lengths, chunk, is_final } =
-            std::mem::replace(&mut self.hearing, Hearing::Rest)
-        else {
+        let hearing = std::mem::replace(&mut self.hearing, Hearing::Rest);
+        if let Hearing::Piece { offset, chunk, is_final } = hearing {
+            return self.take_piece(board, bytes, (offset, chunk), is_final);
+        }
+        let Hearing::Chunk { mut lengths, chunk, is_final } = hearing else {
             return Err(format!("a binary message of {} bytes out of place", bytes.len()));
         };
         let at = chunk * board.chunk_size;
@@ -502,6 +582,33 @@ impl Waiter {
         }
         self.chunks = chunk + 1;
         self.hearing = Hearing::Audio { lengths, next: Some(chunk + 1), is_final };
+        Ok(())
+    }
+
+    /// Every client of a gateway gets the same chunks of a growing file.
+    fn take_piece(
+        &mut self,
+        board: &Board,
+        bytes: &[u8],
+        (offset, chunk): (usize, usize),
+        is_final: bool,
+    ) -> Result<(), String> {
+        if bytes.is_empty() || bytes.len() > board.chunk_size {
+            return Err(format!("chunk {chunk} has {} bytes", bytes.len()));
+        }
+        if bytes != audio_bytes(offset, bytes.len()) {
+            return Err(format!("chunk {chunk} at {offset} is wrong"));
+        }
+        let view = self.seen.last().map(|seen| seen.view.clone()).unwrap_or_default();
+        let mut bounds = board.bounds.borrow_mut();
+        let known = bounds.entry((self.place, view)).or_default();
+        let is_same = *known.entry(chunk).or_insert((offset, bytes.len()));
+        if is_same != (offset, bytes.len()) {
+            return Err(format!("chunk {chunk} was {is_same:?}, is at {offset}: {}", bytes.len()));
+        }
+        self.chunks = chunk + 1;
+        let offset = Some(offset + bytes.len());
+        self.hearing = Hearing::Growing { offset, next: chunk + 1, is_final };
         Ok(())
     }
 
@@ -533,11 +640,12 @@ impl Waiter {
         let is_right = match (&self.hearing, code) {
             (_, _) if is_echo => true,
             (Hearing::Over(expected), code) if *expected == code => true,
+            (Hearing::Stalled { is_final: true }, 1000 | 1011) => true,
             // It has had the final result; the world knows whether that is so.
             (Hearing::Rest, 1000) => self.from_result > 0 && self.seen.is_empty(),
             // What the client has done, or a restart, may end anything but a chunk that was
             // announced.
-            (Hearing::Chunk { .. } | Hearing::Over(1000), _) => false,
+            (Hearing::Chunk { .. } | Hearing::Piece { .. } | Hearing::Over(1000), _) => false,
             (_, 1002 | 1007 | 1009) => self.has_faulted == Some(code),
             (_, 1012) => reason == "gateway restarting",
             _ => false,
