@@ -241,6 +241,40 @@ def test_audio_is_there_for_download_with_its_type(results, gateway, worker):
         assert len(answer.body) == CHUNK
 
 
+def test_download_grows_with_the_speech(results, gateway, worker):
+    """Chunked, while it is made; a file with ranges once it is complete."""
+    task, audio = new_task(), parts(3)
+    worker.chunk(task, 0, audio[0], audio_type="audio/L16;rate=24000")
+    worker.is_heard()
+    client = gateway.connect()
+    client.send(f"GET /audio/{task} HTTP/1.1\r\nHost: a\r\nRange: bytes=0-9\r\n\r\n".encode())
+    head = client.read_head()
+    assert (head.status, head["Content-Type"], head["Transfer-Encoding"]) == (200, "audio/L16;rate=24000", "chunked")
+    assert not any(name in head for name in ("Content-Length", "ETag", "Accept-Ranges"))
+    assert client.read(967) == b"3c0\r\n" + audio[0] + b"\r\n"
+    for number in (1, 2):
+        worker.chunk(task, number, audio[number])
+        assert client.read(967) == b"3c0\r\n" + audio[number] + b"\r\n"
+    worker.end(task, final=True)
+    assert client.read(5) == b"0\r\n\r\n"
+    part = client.get(f"/audio/{task}", headers=[("Range", "bytes=950-969")])
+    assert (part.status, part.body) == (206, b"".join(audio)[950:970]) and "ETag" in part.head
+    client.vanish()
+
+
+def test_download_of_speech_that_stalls_breaks_off(lab, results):
+    gateway, _ = serve(results, output={"audio_stall": "300ms"})
+    worker, task = Worker(lab, gateway), new_task()
+    worker.chunk(task, 0, pattern(CHUNK))
+    worker.is_heard()
+    client = gateway.connect()
+    client.send(f"GET /audio/{task} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    client.read_head()
+    assert client.read(967) == b"3c0\r\n" + pattern(CHUNK) + b"\r\n"
+    client.expect_end()
+    worker.error("Audio stalled", task)
+
+
 # ---- what workers do wrong
 
 
