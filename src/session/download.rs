@@ -230,8 +230,8 @@ fn find(value: &str, cx: &mut Context) -> Result<(TaskId, Source), Response> {
     Ok((task, source))
 }
 
-/// The response to a request with these conditions, for a file in this state, without its media type;
-/// the bytes of the file that it has.
+/// The response to a request with these conditions, for a file in this state, without its media
+/// type; the bytes of the file that it has.
 fn select(state: FileState, age: Age, conditions: &Conditions) -> (Response, Range<u64>) {
     let length = state.length;
     if age == Age::Young {
