@@ -42,6 +42,7 @@ use crate::proto::ws;
 use crate::proto::ws_reader::WsReader;
 use crate::service::audio_names::Mapping;
 use crate::service::stats::BothWays;
+use crate::service::streams::Stream;
 use crate::service::tasks::{ClientState, TaskEnd};
 use admission::{Resume, refuse};
 use audio::Audio;
@@ -295,8 +296,15 @@ impl Output {
 
     /// Leaves out a result that the client has. True: there may be more to do.
     fn skip_result(&mut self, result: &TaskResult, who: &Identity, cx: &mut Context) -> bool {
-        let is_last =
-            result.is_final() && !(result.fault().is_some() && self.underway().has_more());
+        let is_final = match result.id().filter(|_| result.is_speech()) {
+            Some(id) => {
+                let stream = cx.streams.find(self.task.uuid(), id);
+                let stream = stream.and_then(|stream| cx.streams.stream(stream));
+                stream.is_some_and(Stream::is_final_speech)
+            }
+            None => result.is_final(),
+        };
+        let is_last = is_final && !(result.fault().is_some() && self.underway().has_more());
         let order = if is_last { Order::Last } else { Order::MoreFollow };
         let end = if result.is_failure() { TaskEnd::Failed } else { TaskEnd::Completed };
         self.end_result(order, end, who, cx);
