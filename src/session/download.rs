@@ -1,7 +1,7 @@
 //! `GET /audio/{task_id}`: the audio of a kept result, as a file.
 //!
 //! The result is looked for once, among those that this gateway keeps. Its file is opened as for a
-//! client that waits for it (see [`Opener`]); [`Respond`] sends it. One that still grows is the
+//! client that waits for it (see `Opener`); [`Respond`] sends it. One that still grows is the
 //! stream that those clients get, from its beginning.
 
 use super::file_body::{Age, FileBody};

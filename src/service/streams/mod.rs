@@ -14,7 +14,7 @@
 //!
 //! The file that was opened is the one that is delivered, whatever becomes of its name. So a stream
 //! keeps it open, also after its end, for clients that return. Of streams that have ended and that
-//! no client reads, [`IDLE_MAX`] are kept.
+//! no client reads, `IDLE_MAX` are kept.
 //!
 //! `K` identifies a client, `F` is an open file. Nothing here reads a file or a clock: whoever does
 //! says what it saw, by [`Streams::handle_file`].
