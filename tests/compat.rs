@@ -488,9 +488,8 @@ impl ScriptRun {
     }
 
     fn show_closed(&mut self) {
-        let routes = self.gateway.stats().routes();
-        let reasons = routes.values().flat_map(|route| &route.closed);
-        for (reason, count) in reasons {
+        let routes = self.gateway.stats().ended().iter().filter(|(route, _)| &***route != "http");
+        for ((reason, ..), count) in routes.flat_map(|(_, reasons)| reasons) {
             let times = if *count == 1 { String::new() } else { format!(" {count} times") };
             writeln!(self.shown, "gateway< closed reason={reason}{times}")
                 .expect("a String takes everything");

@@ -144,7 +144,8 @@ impl Scene {
     }
 
     fn held(&self) -> usize {
-        self.process.gateway.memory().0
+        let gateway = &self.process.gateway;
+        gateway.memory().0 - gateway.ledger_bytes()
     }
 
     fn close(&mut self, links: &[LinkId]) {

@@ -40,9 +40,29 @@ impl Moment {
         earliest
     }
 
+    /// The same, to a millisecond.
+    #[inline]
+    pub fn coarse(self) -> CoarseMoment {
+        CoarseMoment((self.0.get() >> COARSE_BITS) as u32)
+    }
+
     /// The time since [`Moment::START`].
     fn since_start(self) -> Duration {
         Duration::from_nanos(self.0.get() - 1)
+    }
+}
+
+/// Nanoseconds that a [`CoarseMoment`] does not tell apart, as a power of two.
+const COARSE_BITS: u32 = 20;
+
+/// A moment to a millisecond, in four bytes, for ages up to 52 days.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct CoarseMoment(u32);
+
+impl CoarseMoment {
+    /// The time since then.
+    pub fn age(self, now: Moment) -> Duration {
+        Duration::from_nanos(u64::from(now.coarse().0.wrapping_sub(self.0)) << COARSE_BITS)
     }
 }
 

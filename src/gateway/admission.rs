@@ -4,8 +4,7 @@ use super::Gateway;
 use crate::net::{Conn, Security, Socket};
 use crate::service::limits::Refusal;
 use crate::service::trust::Client;
-use crate::session::{Admission, Identity, Proxied, Rare, Session, SessionId};
-use log::warn;
+use crate::session::{self, Admission, Identity, Proxied, Rare, Session, SessionId};
 use std::net::SocketAddr;
 
 /// Connections to the addresses for admins at once.
@@ -64,8 +63,8 @@ impl Gateway {
             self.insert(Session::refused(who, Conn::accepted(socket), &self.cx));
         } else {
             // It gets no answer: what is refused must not hold more than it may.
-            warn!(target: "gateway", "refused why=\"{}\" client={client}", refusal.why());
-            self.cx.stats.count_refused(refusal.word());
+            let who = self.identity(client, Admission::Refused(refusal));
+            session::refuse_unanswered(&who, refusal, &mut self.cx);
         }
     }
 

@@ -160,6 +160,7 @@ impl Gateway {
                 Answer::Health
                 | Answer::Ready
                 | Answer::Status
+                | Answer::Closed
                 | Answer::Client
                 | Answer::Stop
                 | Answer::Audio => None,

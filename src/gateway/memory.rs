@@ -67,6 +67,11 @@ impl Gateway {
         (self.cx.budget.held(), self.cx.budget.limit())
     }
 
+    /// The part of that memory which connections take that have ended, in `/connections/closed`.
+    pub fn ledger_bytes(&self) -> usize {
+        self.cx.ledger.bytes()
+    }
+
     /// Bytes that wait for slow peers, over all sessions.
     pub fn backlog_bytes(&self) -> usize {
         self.sessions.iter().map(|(_, session)| session.held_bytes()).sum()

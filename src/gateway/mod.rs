@@ -409,7 +409,7 @@ impl Gateway {
             if let Some(session) = session.filter(|session| session.who().id() == delivery.client) {
                 match delivery.what {
                     Delivered::Result(result, has_more) => session.handle_result(result, has_more),
-                    Delivered::Stop => session.handle_stop(&mut self.cx),
+                    Delivered::Stop(by) => session.handle_stop(by, &mut self.cx),
                 }
                 self.drive(delivery.client.key as usize);
             }

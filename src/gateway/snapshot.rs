@@ -19,6 +19,7 @@ impl Gateway {
             Answer::Health => Some(report::health(&self.snapshot(question.asked.viewer))),
             Answer::Ready => Some(report::ready(&self.snapshot(question.asked.viewer))),
             Answer::Status => Some(self.status(&question.value)),
+            Answer::Closed => Some(report::closed(&self.cx.ledger, &question.query)),
             Answer::Client => Some(client_library::response()),
             // `Audio` is answered by its own session and never asked here.
             Answer::Page | Answer::Metrics | Answer::Connections | Answer::Stop | Answer::Audio => {

@@ -5,7 +5,7 @@ use crate::net::{Conn, Socket};
 use crate::service::channels::Publication;
 use crate::session::inbox::Message;
 use crate::session::{Admission, Session};
-use log::{info, warn};
+use log::info;
 use std::net::SocketAddr;
 
 /// Workers that may be connected to the embedded inbox at once.
@@ -40,7 +40,6 @@ impl Gateway {
             Session::inbox(who, downstream, &self.cx)
         } else {
             let who = self.identity(client, Admission::RefusedWorker);
-            warn!(target: "inbox", "{who} refused why=\"too many workers\" client={client}");
             self.refused_workers += 1;
             Session::refused_worker(who, downstream, &self.cx)
         };

@@ -162,7 +162,7 @@ struct AudioFile {
 }
 
 /// What is wrong with a malformed result. For the log only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ResultFault {
     /// Not a JSON object, or not UTF-8 outside of the fields that are only passed on.
     NotAnObject,
@@ -664,7 +664,7 @@ fn usual_form(uuid: &Uuid) -> String {
 }
 
 /// `%xx` decoded once; `None` where an escape is broken or the outcome is not UTF-8.
-fn percent_decoded(text: &str) -> Option<String> {
+pub fn percent_decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {

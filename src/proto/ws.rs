@@ -220,6 +220,17 @@ impl FrameScanner {
         FrameScanner { payload_left: 0, held: None }
     }
 
+    /// The number of frames that begin in `bytes`, which are at a frame boundary.
+    pub fn count(bytes: &[u8]) -> u64 {
+        let (mut scanner, mut rest, mut count) = (FrameScanner::new(), bytes, 0);
+        while !rest.is_empty() {
+            let (used, head) = scanner.advance(rest);
+            rest = &rest[used..];
+            count += u64::from(head.is_some());
+        }
+        count
+    }
+
     /// Passes what is left of the current frame's payload, then reads the next head. Returns the
     /// number of bytes used: up to the end of that head if it is complete, else all of them. Call
     /// it again with the rest while there is one. A frame without payload gives its head and is
@@ -347,7 +358,8 @@ fn control_frame(opcode: Opcode, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u
     frame
 }
 
-fn cut_at_char(text: &str, bytes_max: usize) -> &str {
+/// The beginning of `text`, whole characters of at most `bytes_max` bytes.
+pub fn cut_at_char(text: &str, bytes_max: usize) -> &str {
     let mut end = text.len().min(bytes_max);
     while !text.is_char_boundary(end) {
         end -= 1;

@@ -12,7 +12,7 @@
 )]
 
 use super::control;
-use super::ws::{FrameScanner, Opcode};
+use super::ws::{FrameHead, FrameScanner, Opcode};
 use std::io::{self, ErrorKind, Read, Write};
 use tungstenite::protocol::frame::CloseFrame;
 use tungstenite::protocol::frame::coding::CloseCode;
@@ -94,10 +94,16 @@ impl WsReader {
     }
 
     /// Takes what the client sent, in pieces of any size. Answers, each a whole frame, are appended
-    /// to `answers`. Of its messages, only a request to stop is noted.
-    pub fn handle_bytes(&mut self, bytes: &[u8], answers: &mut Vec<u8>) -> Received {
+    /// to `answers`. Of its messages, only a request to stop is noted. `on_frame` gets the head of
+    /// each frame that begins.
+    pub fn handle_bytes(
+        &mut self,
+        bytes: &[u8],
+        answers: &mut Vec<u8>,
+        on_frame: &mut dyn FnMut(&FrameHead),
+    ) -> Received {
         let mut asks_stop = false;
-        let received = self.handle_messages(bytes, answers, |message| {
+        let received = self.handle_messages(bytes, answers, on_frame, |message| {
             asks_stop |= matches!(message, Incoming::Text(text) if control::is_clients_stop(text));
         });
         self.asks_stop |= asks_stop;
@@ -109,9 +115,10 @@ impl WsReader {
         &mut self,
         bytes: &[u8],
         answers: &mut Vec<u8>,
+        on_frame: &mut dyn FnMut(&FrameHead),
         mut take: impl FnMut(Incoming<'_>),
     ) -> Received {
-        self.follow(bytes);
+        self.follow(bytes, on_frame);
         let mut between = Between { bytes, answers };
         loop {
             let error = match self.context.read(&mut between) {
@@ -160,17 +167,23 @@ impl WsReader {
         self.frames_seen
     }
 
+    /// Whether a frame is here in part, its head whole.
+    pub fn is_in_payload(&self) -> bool {
+        self.frames.payload_left() > 0
+    }
+
     /// Whether no frame and no message has begun, so that a new reader could continue.
     pub fn is_idle(&self) -> bool {
         self.frames.at_boundary() && !self.is_in_message
     }
 
-    fn follow(&mut self, mut bytes: &[u8]) {
+    fn follow(&mut self, mut bytes: &[u8], on_frame: &mut dyn FnMut(&FrameHead)) {
         while !bytes.is_empty() {
             let (used, head) = self.frames.advance(bytes);
             bytes = &bytes[used..];
             let Some(head) = head else { continue };
             self.frames_seen += 1;
+            on_frame(&head);
             if matches!(head.opcode, Opcode::Text | Opcode::Binary | Opcode::Continuation) {
                 self.is_in_message = !head.fin;
             }
@@ -218,7 +231,7 @@ impl Write for Between<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::ws::{FrameHead, apply_mask, close_frame, ping_frame, pong_frame};
+    use crate::proto::ws::{apply_mask, close_frame, ping_frame, pong_frame};
 
     const MASK: [u8; 4] = [1, 2, 3, 4];
 
@@ -234,7 +247,7 @@ mod tests {
 
     fn all(bytes: &[u8]) -> (Received, Vec<u8>) {
         let mut answers = Vec::new();
-        (WsReader::new().handle_bytes(bytes, &mut answers), answers)
+        (WsReader::new().handle_bytes(bytes, &mut answers, &mut |_| {}), answers)
     }
 
     #[test]
@@ -250,7 +263,7 @@ mod tests {
             let (mut reader, mut answers) = (WsReader::new(), Vec::new());
             for piece in [&bytes[..cut], &bytes[cut..]] {
                 assert_eq!(
-                    reader.handle_bytes(piece, &mut answers),
+                    reader.handle_bytes(piece, &mut answers, &mut |_| {}),
                     Received::Nothing,
                     "cut at {cut}"
                 );
@@ -266,7 +279,7 @@ mod tests {
             [frame(Opcode::Text, false, b"a"), frame(Opcode::Continuation, true, b"b")].concat();
         let mut reader = WsReader::new();
         for (at, byte) in bytes.iter().enumerate() {
-            reader.handle_bytes(&[*byte], &mut Vec::new());
+            reader.handle_bytes(&[*byte], &mut Vec::new(), &mut |_| {});
             assert_eq!(reader.is_idle(), at + 1 == bytes.len());
         }
     }
@@ -304,7 +317,7 @@ mod tests {
         ] {
             let mut reader = WsReader::new();
             let bytes = [stop.clone(), behind].concat();
-            assert_eq!(reader.handle_bytes(&bytes, &mut Vec::new()), received);
+            assert_eq!(reader.handle_bytes(&bytes, &mut Vec::new(), &mut |_| {}), received);
             assert_eq!((reader.take_stop(), reader.take_stop()), (true, false), "{received:?}");
         }
     }

@@ -63,7 +63,29 @@ pub enum Parcel {
     /// Results of the task are gone that the client would have been given.
     Missing,
     /// The task was stopped.
-    Stop,
+    Stop(StoppedBy),
+}
+
+/// Who asked to stop a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoppedBy {
+    /// A client of the task.
+    Client,
+    /// A request for `/control/stop`.
+    Http,
+    /// A publication on its control channel.
+    Channel,
+}
+
+impl StoppedBy {
+    /// The word for the log.
+    pub fn word(self) -> &'static str {
+        match self {
+            StoppedBy::Client => "client",
+            StoppedBy::Http => "http",
+            StoppedBy::Channel => "channel",
+        }
+    }
 }
 
 /// A parcel and its address.
@@ -214,7 +236,7 @@ impl<K: Copy + Ord> Bus<K> {
 
     /// Drops what is queued for the clients of `task`, and queues [`Parcel::Stop`] for each, in
     /// front of everything else. Returns how many these are.
-    pub fn stop(&mut self, task: Uuid) -> usize {
+    pub fn stop(&mut self, task: Uuid, by: StoppedBy) -> usize {
         let Some(waiting) = self.waiting.entry(task) else { return 0 };
         let queued = &mut self.queued;
         self.deliveries.retain(|one| {
@@ -226,7 +248,7 @@ impl<K: Copy + Ord> Bus<K> {
         let clients: Vec<K> = waiting.waiters.iter().collect();
         for &client in &clients {
             queued.insert(client, 1);
-            self.deliveries.push_front(Delivery { client, task, parcel: Parcel::Stop });
+            self.deliveries.push_front(Delivery { client, task, parcel: Parcel::Stop(by) });
         }
         clients.len()
     }
@@ -535,11 +557,12 @@ mod tests {
         while bus.catch_up(other.uuid(), [].into_iter()) {}
         bus.publish(other.uuid(), Recipients::CaughtUp, &result("a"));
         bus.publish(task().uuid(), Recipients::CaughtUp, &result("b"));
-        assert_eq!((bus.stop(task().uuid()), bus.queued()), (2, 3));
+        let by = StoppedBy::Client;
+        assert_eq!((bus.stop(task().uuid(), by), bus.queued()), (2, 3));
         let mut got = deliveries(&mut bus);
         got[..2].sort_by_key(|(client, _)| *client);
-        assert_eq!(got, [(1, Parcel::Stop), (2, Parcel::Stop), (3, result("a"))]);
-        assert!(!bus.has_queued(1) && bus.stop(Uuid::from_u128(99)) == 0);
+        assert_eq!(got, [(1, Parcel::Stop(by)), (2, Parcel::Stop(by)), (3, result("a"))]);
+        assert!(!bus.has_queued(1) && bus.stop(Uuid::from_u128(99), by) == 0);
     }
 
     #[test]

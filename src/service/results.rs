@@ -20,9 +20,10 @@ mod holds;
 mod speech;
 mod stop;
 
+pub use super::bus::StoppedBy;
 use absence::Absences;
 use holds::Holds;
-pub use stop::{StopOutcome, StoppedBy};
+pub use stop::StopOutcome;
 
 use crate::base::moment::Moment;
 use std::collections::VecDeque;
@@ -117,7 +118,7 @@ pub enum Delivered {
     /// A result, which other clients may share. It may be known that further ones follow.
     Result(SharedResult, HasMore),
     /// Its task was stopped.
-    Stop,
+    Stop(StoppedBy),
 }
 
 /// Whether further results follow for a client.
@@ -265,7 +266,7 @@ impl<K: Copy + Ord> Results<K> {
             Parcel::Result { id, payload, .. } => self.read_for(task, payload, id, has_more),
             Parcel::Speech { id } => TaskResult::speech().numbered(Some(id)).shared(&self.budget),
             Parcel::Missing => TaskResult::missing().shared(&self.budget),
-            Parcel::Stop => return Some(ResultDelivery { client, what: Delivered::Stop }),
+            Parcel::Stop(by) => return Some(ResultDelivery { client, what: Delivered::Stop(by) }),
         };
         Some(ResultDelivery { client, what: Delivered::Result(result, has_more) })
     }
@@ -755,7 +756,7 @@ mod tests {
         std::iter::from_fn(|| results.poll_delivery(Moment::START))
             .map(|delivery| match delivery.what {
                 Delivered::Result(result, _) => (delivery.client, told(result)),
-                Delivered::Stop => (delivery.client, "STOP".to_owned()),
+                Delivered::Stop(_) => (delivery.client, "STOP".to_owned()),
             })
             .collect()
     }

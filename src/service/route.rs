@@ -329,7 +329,10 @@ mod tests {
                 vec![relayed("a", "/status/x", backend)],
                 "hide the gateway's own `/status/{task_id}`",
             ),
-            (vec![relayed("a", "/{x}/{y}", backend)], "hide the gateway's own `/status/{task_id}`"),
+            (
+                vec![relayed("a", "/{x}/{y}", backend)],
+                "hide the gateway's own `/connections/closed`",
+            ),
             (vec![with_host], "is no host header"),
         ] {
             let error = check(&routes).unwrap_err();

@@ -9,8 +9,14 @@
 use std::collections::BTreeMap;
 use std::ops::{AddAssign, SubAssign};
 
-/// Frames and bytes in one direction. Bytes are counted on the wire after the handshake, frame
-/// heads included.
+/// Close codes that are counted one by one: those of RFC 6455, section 7.4.1, those that IANA has
+/// registered since, and the gateway's own. A peer may send any other, and labels must be bounded.
+const KNOWN_CODES: [u16; 16] = [
+    1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 3003, 4004, 4008,
+];
+
+/// Frames and bytes in one direction. Frames are whole frames, Close frames included. Bytes are
+/// counted on the wire after the handshake, frame heads included.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Traffic {
@@ -99,11 +105,34 @@ pub struct Stats {
     /// Log lines that could not be written.
     pub log_lines_lost: u64,
     refused: BTreeMap<&'static str, u64>,
+    ended: BTreeMap<Box<str>, BTreeMap<EndedAs, u64>>,
+    close_codes: BTreeMap<(&'static str, Option<u16>), u64>,
+    handshakes_failed: BTreeMap<Box<str>, BTreeMap<&'static str, u64>>,
     audio_failed: BTreeMap<&'static str, u64>,
     http: BTreeMap<u16, u64>,
     routes: BTreeMap<Box<str>, RouteStats>,
     backends: BTreeMap<Box<str>, DialStats>,
     walk: Option<Walk>,
+}
+
+/// Reason, party, and whether it is a failure.
+type EndedAs = (&'static str, &'static str, bool);
+
+/// How a connection ended, as it is counted.
+#[derive(Debug, Clone, Copy)]
+pub struct EndedCount<'e> {
+    /// Its route, `http` or `inbox`.
+    pub route: &'e str,
+    /// The word of its `CloseReason`.
+    pub reason: &'static str,
+    /// The word of the `Party` that ended it.
+    pub by: &'static str,
+    /// Something went wrong.
+    pub is_failure: bool,
+    /// The code in the Close frame that the client saw or sent, if one passed.
+    pub client_code: Option<u16>,
+    /// The same of the backend.
+    pub backend_code: Option<u16>,
 }
 
 /// A walk over the slots of all sessions that is under way.
@@ -142,14 +171,34 @@ impl Stats {
         Self::default()
     }
 
-    /// Counts a refused connection. `reason` is a label such as `Refusal::word`.
-    pub fn count_refused(&mut self, reason: &'static str) {
-        *self.refused.entry(reason).or_default() += 1;
+    /// Counts a connection beyond a `limit`, named in one word.
+    pub fn count_refused(&mut self, limit: &'static str) {
+        *self.refused.entry(limit).or_default() += 1;
+    }
+
+    /// Counts a connection of any kind that ended, apart from HTTP connections that were answered.
+    pub fn count_ended(&mut self, ended: &EndedCount<'_>) {
+        count(&mut self.ended, ended.route, |reasons| {
+            *reasons.entry((ended.reason, ended.by, ended.is_failure)).or_default() += 1;
+        });
+        for (side, code) in [("client", ended.client_code), ("backend", ended.backend_code)] {
+            if let Some(code) = code {
+                let code = KNOWN_CODES.contains(&code).then_some(code);
+                *self.close_codes.entry((side, code)).or_default() += 1;
+            }
+        }
     }
 
     /// Counts an audio file that was not sent, or not to its end.
     pub fn count_audio_failed(&mut self, reason: &'static str) {
         *self.audio_failed.entry(reason).or_default() += 1;
+    }
+
+    /// Counts a client on `route` that did not get what it connected for: a backend, or results.
+    pub fn count_handshake_failed(&mut self, route: &str, reason: &'static str) {
+        count(&mut self.handshakes_failed, route, |reasons| {
+            *reasons.entry(reason).or_default() += 1;
+        });
     }
 
     /// Counts an HTTP response, 101 included.
@@ -215,9 +264,25 @@ impl Stats {
         });
     }
 
-    /// Refused connections by reason.
+    /// Connections that ended, by route, and by how they did.
+    pub fn ended(&self) -> &BTreeMap<Box<str>, BTreeMap<EndedAs, u64>> {
+        &self.ended
+    }
+
+    /// Close codes that passed between the gateway and a side, by side and code; `None`: one that
+    /// is not known. Connections whose Close frame had no code are not among them.
+    pub fn close_codes(&self) -> &BTreeMap<(&'static str, Option<u16>), u64> {
+        &self.close_codes
+    }
+
+    /// Refused connections by limit.
     pub fn refused(&self) -> &BTreeMap<&'static str, u64> {
         &self.refused
+    }
+
+    /// Clients that did not get what they connected for, by route and reason.
+    pub fn handshakes_failed(&self) -> &BTreeMap<Box<str>, BTreeMap<&'static str, u64>> {
+        &self.handshakes_failed
     }
 
     /// Audio files that were not sent, or not to their end, by reason.

@@ -54,6 +54,8 @@ pub struct Connector {
     answer_left: Option<Duration>,
     /// Why the last backend failed.
     error: AttemptError,
+    /// The backend that was tried last.
+    last: Option<UpstreamId>,
 }
 
 /// The backend that is being tried.
@@ -122,6 +124,7 @@ impl Connector {
             connect_left: cx.settings.connect_timeout,
             answer_left: cx.settings.handshake_timeout,
             error: AttemptError::NoBackend,
+            last: None,
         }
     }
 
@@ -156,6 +159,11 @@ impl Connector {
     /// The backend that is being tried.
     pub fn backend(&self) -> Option<UpstreamId> {
         self.current.as_ref().map(|current| current.backend)
+    }
+
+    /// The backend that is being tried, or was tried last.
+    pub fn last_backend(&self) -> Option<UpstreamId> {
+        self.backend().or(self.last)
     }
 
     /// Whether it waits for a name to be looked up.
@@ -258,6 +266,7 @@ impl Connector {
     fn end(&mut self, outcome: AttemptOutcome, cx: &mut Context) {
         self.stage = ConnectStage::Choose;
         if let Some(current) = self.current.take() {
+            self.last = Some(current.backend);
             cx.upstreams.ended(current.backend, self.purpose, outcome, cx.now);
         }
     }

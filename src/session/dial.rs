@@ -23,8 +23,8 @@ use super::exchange::Exchange;
 use super::relay::{Early, Relay};
 use super::transcript::{Event, note};
 use super::{
-    CloseReason, Context, Detail, Drain, Ended, Identity, Last, OnBackendFailure, Phase, State,
-    Step,
+    Answered, CloseReason, Context, Detail, Drain, Ended, Identity, Last, LastFrames,
+    OnBackendFailure, Phase, State, Step,
 };
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Ready, Security, Side, Source};
@@ -46,6 +46,9 @@ const EARLY_BYTES_MAX: usize = HEAD_BYTES_MAX;
 
 /// The largest body of a backend's refusal that is passed on.
 const REFUSAL_BYTES_MAX: usize = 64 * 1024;
+
+/// What is known of the backend where the gateway gives up a client for a reason of its own.
+const NOT_ANSWERED: &str = "no backend had answered yet";
 
 /// A client on its way to a backend.
 pub struct Dial {
@@ -234,13 +237,25 @@ impl Dial {
 
     /// Ends the session: no backend takes the client. `answer` is a backend's own, where it is
     /// passed on.
-    fn fail(self: Box<Self>, failure: Failure, answer: Option<Vec<u8>>, cx: &mut Context) -> Step {
+    fn fail(
+        self: Box<Self>,
+        failure: Failure,
+        answer: Option<Vec<u8>>,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Step {
         let Failure { reason, what, status } = failure;
         let sentence = match reason {
             CloseReason::Draining | CloseReason::OutOfResources => reason.phrase().to_owned(),
             _ => format!("backend unavailable: {what}"),
         };
-        let ended = Ended::new(reason, Detail::NoBackend { what });
+        let answered = match cx.settings.on_backend_failure {
+            OnBackendFailure::Http => Answered::Http,
+            OnBackendFailure::Close => Answered::WebSocket,
+        };
+        let mut ended = Ended::new(reason, Detail::NoBackend { what, answered });
+        ended.backend = self.connector.last_backend();
+        cx.stats.count_handshake_failed(who.route_name(), reason.word());
         Step::End(match cx.settings.on_backend_failure {
             OnBackendFailure::Http => ended.with_last(Last::Answer(answer.unwrap_or_else(|| {
                 cx.stats.count_http(status);
@@ -251,9 +266,12 @@ impl Dial {
                 let protocol = self.protocol.as_deref();
                 upgrade::write_accept(&Handshake { key: &self.key, protocol }, &mut frames);
                 cx.stats.count_http(101);
+                cx.stats.count_upgrade(who.route_name());
+                let answer_bytes = frames.len();
                 let code = reason.close_code(Side::Downstream);
                 frames.extend(ws::close_frame(code, &sentence, None));
-                ended.with_close_code().with_last(Last::Frames(frames))
+                let last = LastFrames::behind_answer(frames, answer_bytes, 1, &self.early);
+                ended.with_close_code().with_last(Last::Frames(last))
             }
         })
     }
@@ -280,11 +298,14 @@ impl State for Dial {
         let who = &*who;
         if !self.read_early(downstream, cx) {
             self.connector.abandon(cx);
-            return Step::End(Ended::new(CloseReason::ClientVanished, Detail::LeftWhileDialing));
+            let mut ended = Ended::new(CloseReason::ClientVanished, Detail::LeftWhileDialing);
+            ended.backend = self.connector.last_backend();
+            cx.stats.count_handshake_failed(who.route_name(), ended.reason.word());
+            return Step::End(ended);
         }
         if let Some(failure) = self.stopped.take() {
             self.connector.abandon(cx);
-            return self.fail(failure, None, cx);
+            return self.fail(failure, None, who, cx);
         }
         loop {
             match std::mem::replace(&mut self.stage, DialStage::Connect) {
@@ -295,7 +316,7 @@ impl State for Dial {
                         let request_id = Some(self.request_id.clone());
                         self.stage = DialStage::Ask(Exchange::new(conn, request, request_id));
                     }
-                    Polled::Exhausted(error) => return self.fail(error.into(), None, cx),
+                    Polled::Exhausted(error) => return self.fail(error.into(), None, who, cx),
                 },
                 DialStage::Ask(mut exchange) => {
                     let (key, mode) = (&*self.key, cx.settings.on_backend_failure);
@@ -319,7 +340,7 @@ impl State for Dial {
                         Ok(Some(UpgradeAnswer::Refused { status, answer })) => {
                             let conn = exchange.into_conn();
                             if let Some(failure) = self.refused(conn, status, answer, who, cx) {
-                                return self.fail(failure, None, cx);
+                                return self.fail(failure, None, who, cx);
                             }
                         }
                         Ok(Some(UpgradeAnswer::Mismatch(why))) => {
@@ -336,7 +357,7 @@ impl State for Dial {
                         }
                         Some(is_whole) => {
                             let failure = self.end_refused(refused.status, who, cx);
-                            return self.fail(failure, is_whole.then_some(refused.answer), cx);
+                            return self.fail(failure, is_whole.then_some(refused.answer), who, cx);
                         }
                     }
                 }
@@ -351,7 +372,7 @@ impl State for Dial {
     fn drain(&mut self, _: Drain, _: &Identity, _: &mut Context) {
         self.stopped = Some(Failure {
             reason: CloseReason::Draining,
-            what: CloseReason::Draining.phrase().to_owned(),
+            what: NOT_ANSWERED.to_owned(),
             status: 503,
         });
     }
@@ -377,7 +398,11 @@ impl State for Dial {
 
     fn release(mut self: Box<Self>, _: &Identity, cx: &mut Context) -> Box<Ended> {
         self.connector.abandon(cx);
-        Ended::http(CloseReason::Stopped)
+        let what = NOT_ANSWERED.to_owned();
+        let detail = Detail::NoBackend { what, answered: Answered::Http };
+        let mut ended = Ended::new(CloseReason::Stopped, detail);
+        ended.backend = self.connector.last_backend();
+        ended
     }
 
     fn traffic(&self) -> Option<BothWays> {

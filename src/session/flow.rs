@@ -78,6 +78,8 @@ pub struct Pumped {
     pub sink_alive: bool,
     /// The gateway pinged the sink's peer.
     pub pinged: bool,
+    /// The source's peer answered a ping of the gateway.
+    pub ponged: bool,
     /// Something began that leads to the end of the flow.
     pub ending: Option<CloseReason>,
 }
@@ -116,6 +118,8 @@ enum Pinged {
 enum Watched {
     /// The code is read for the log.
     Close(CloseSeen),
+    /// A Close frame of the gateway has been sent, with this code.
+    OwnClose(u16),
     /// Possibly the answer to the gateway's ping: held back until the payload shows whether it is.
     Pong(HeldPong),
 }
@@ -259,7 +263,7 @@ impl Flow {
                 self.frames.skip(piece.len() as u64);
                 pumped.message |= self.is_data;
                 match self.watched.as_deref_mut() {
-                    None => {}
+                    None | Some(Watched::OwnClose(_)) => {}
                     Some(Watched::Close(seen)) => seen.handle_payload(&bytes[piece.clone()]),
                     Some(Watched::Pong(held)) => {
                         // Its head did not join `pass` either, and `pass` was forwarded before it.
@@ -280,7 +284,7 @@ impl Flow {
                     pass = at..at;
                     self.send_own(sink, who, cx, pumped);
                     if self.sink != SinkState::Open {
-                        return; // Close is last
+                        return self.discard(bytes.len() - at); // Close is last
                     }
                 }
                 // The beginning of a head that an earlier read ended in. `advance` forgets it.
@@ -312,10 +316,15 @@ impl Flow {
             {
                 self.forward(&bytes[pass], sink, cx, pumped);
                 self.end_close(who, pumped);
-                return; // Close is last
+                return self.discard(bytes.len() - at); // Close is last
             }
         }
         self.forward(&bytes[pass], sink, cx, pumped);
+    }
+
+    /// The rest of what was read follows a Close frame: it is dropped, and not counted.
+    fn discard(&mut self, bytes: usize) {
+        self.traffic.bytes -= bytes as u64;
     }
 
     /// Ends at the head of a message that is too big, behind `pass`. Nothing of this frame has
@@ -332,6 +341,7 @@ impl Flow {
         cx.stats.messages_too_big += 1;
         self.forward(pass, sink, cx, pumped);
         self.frames = FrameScanner::new();
+        self.traffic.frames -= 1; // it never becomes whole
         self.send_own(sink, who, cx, pumped);
     }
 
@@ -440,17 +450,58 @@ impl Flow {
         !self.is_in_message && self.is_at_boundary()
     }
 
-    /// The code in the Close frame that was passed; `None` if none was passed or it had no code.
-    pub fn close_code(&self) -> Option<u16> {
+    /// The code in the Close frame of the source, which was passed whole; `None` if none was passed
+    /// or it had no code.
+    fn close_code(&self) -> Option<u16> {
         match self.watched.as_deref() {
             Some(Watched::Close(seen)) => seen.code(),
             _ => None,
         }
     }
 
-    /// Frames and bytes from the source.
+    /// The source's Close frame, once it has been passed.
+    pub fn passed_close(&self) -> Option<Option<u16>> {
+        match self.watched.as_deref() {
+            Some(Watched::Close(seen)) if self.has_whole_frames() => Some(seen.code()),
+            _ => None,
+        }
+    }
+
+    /// The Close frame that the sink got, the source's or the gateway's.
+    pub fn sent_close(&self) -> Option<Option<u16>> {
+        match self.watched.as_deref() {
+            _ if self.is_blocked() || self.sink == SinkState::Lost => None,
+            Some(Watched::OwnClose(code)) => Some(Some(*code)),
+            _ => self.passed_close(),
+        }
+    }
+
+    /// No frame of the source is here in part, but for its head.
+    fn has_whole_frames(&self) -> bool {
+        self.frames.payload_left() == 0
+    }
+
+    /// Whole frames, and bytes, from the source.
     pub fn traffic(&self) -> Traffic {
-        self.traffic
+        let half = u64::from(!self.has_whole_frames());
+        Traffic { frames: self.traffic.frames - half, ..self.traffic }
+    }
+
+    /// The source's and the gateway's last frames have been passed, and FIN behind them.
+    pub fn has_sent_fin(&self) -> bool {
+        self.is_sink_over()
+    }
+
+    /// Nothing is to be expected from the sink any more: FIN follows what is held.
+    pub fn finish_after_close(&mut self) {
+        if self.sink == SinkState::Closed {
+            self.sink = SinkState::Finishing;
+        }
+    }
+
+    /// The source has ended.
+    pub fn is_source_over(&self) -> bool {
+        self.source == SourceState::Ended
     }
 
     /// Bytes that wait for the sink, in memory and in a pipe.
@@ -516,7 +567,9 @@ impl Flow {
 
     /// A whole Close frame has been passed. *Close is last.*
     fn end_close(&mut self, who: &Identity, pumped: &mut Pumped) {
-        self.sink = SinkState::Closed;
+        if self.sink == SinkState::Open {
+            self.sink = SinkState::Closed;
+        }
         self.goodbye = None;
         self.is_ping_due = false;
         let reason = match self.to {
@@ -535,6 +588,7 @@ impl Flow {
         ws::apply_mask(&mut payload, held.mask, 0);
         if payload == ping_payload(who, cx) {
             cx.stats.pongs_swallowed += 1;
+            pumped.ponged = true;
             note(who, || Event::PongReceived { from: self.to.other() });
         } else {
             self.forward(&held.bytes, sink, cx, pumped);
@@ -573,6 +627,7 @@ impl Flow {
         self.stream = None; // Close is last
         self.forward(&ws::close_frame(code, reason.phrase(), mask), sink, cx, pumped);
         note(who, || Event::CloseSent { to: self.to, code, reason });
+        self.watched = Some(Box::new(Watched::OwnClose(code)));
         if self.sink == SinkState::Open {
             self.sink = SinkState::Finishing;
         }

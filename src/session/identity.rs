@@ -121,6 +121,11 @@ impl Identity {
         }
     }
 
+    /// The noted task.
+    pub fn task_id(&self) -> Option<&str> {
+        self.rare.as_ref()?.task_id.as_deref()
+    }
+
     /// Takes the noted task: its phase keeps it from here on.
     pub fn take_task_id(&mut self) -> Option<Box<str>> {
         let task_id = self.rare.as_mut()?.task_id.take();

@@ -14,7 +14,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
-use super::ended::{Awaited, Detail, Ended, Last};
+use super::ended::{Awaited, Detail, Ended, Last, LastFrames};
 use super::stall::Stall;
 use super::{CloseReason, Context, Drain, Identity, Phase, State, Step};
 use crate::base::moment::Moment;
@@ -37,7 +37,7 @@ const READS_PER_STEP: usize = 16;
 /// A session whose last bytes are on their way.
 pub struct Linger {
     ended: Box<Ended>,
-    last: Vec<u8>,
+    last: LastFrames,
     sent: usize,
     is_fin_sent: bool,
     /// The client has sent FIN or its Close frame.
@@ -52,15 +52,20 @@ pub struct Linger {
 impl Linger {
     /// Sends the last bytes of a session that has ended, then FIN.
     pub fn phase(mut ended: Box<Ended>, cx: &Context) -> Phase {
-        let (last, has_answered, reader) = match std::mem::replace(&mut ended.last, Last::Dropped) {
-            Last::Nothing | Last::Dropped => (Vec::new(), true, None),
-            Last::Frames(bytes) | Last::Answer(bytes) => (bytes, false, None),
-            Last::Fin(Awaited::Fin) => (Vec::new(), false, None),
-            Last::Fin(Awaited::Close(reader)) => (Vec::new(), false, Some(reader)),
-            Last::Fin(Awaited::Nothing) => (Vec::new(), true, None),
+        let none = LastFrames::default();
+        let (mut last, has_answered) = match std::mem::replace(&mut ended.last, Last::Dropped) {
+            Last::Nothing | Last::Dropped => (none, true),
+            Last::Frames(last) => (last, false),
+            Last::Answer(bytes) => (LastFrames { bytes, ..none }, false),
+            Last::Fin(Awaited::Fin) => (none, false),
+            Last::Fin(Awaited::Close(reader)) => {
+                (LastFrames { reader: Some(reader), ..none }, false)
+            }
+            Last::Fin(Awaited::Nothing) => (none, true),
         };
+        let (reader, early) = (last.reader.take(), std::mem::take(&mut last.early));
         let is_brief = cx.is_draining || matches!(ended.detail, Detail::Refused(_));
-        Phase::Linger(Box::new(Linger {
+        let mut linger = Box::new(Linger {
             ended,
             last,
             sent: 0,
@@ -70,13 +75,15 @@ impl Linger {
             stall: Stall::new(cx.now),
             is_brief,
             wake_at: None,
-        }))
+        });
+        linger.follow(&early);
+        Phase::Linger(linger)
     }
 
     /// Sends what is left, and FIN behind it. `Err`: the connection is lost.
     fn send(&mut self, downstream: &mut Conn, cx: &Context) -> Result<(), ()> {
-        while self.sent < self.last.len() {
-            match downstream.write(&self.last[self.sent..]) {
+        while self.sent < self.last.bytes.len() {
+            match downstream.write(&self.last.bytes[self.sent..]) {
                 Ok(Io::Moved(n)) => self.sent += n,
                 Ok(_) => return Ok(()),
                 Err(_) => return Err(()),
@@ -119,10 +126,15 @@ impl Linger {
         Ok(true)
     }
 
-    /// Looks for a Close frame in what is discarded.
+    /// Looks for a Close frame in what is discarded. Frames up to it are counted.
     fn follow(&mut self, bytes: &[u8]) {
         let Some(reader) = &mut self.reader else { return };
-        match reader.handle_bytes(bytes, &mut Vec::new()) {
+        let frames = reader.frames_seen();
+        let received = reader.handle_bytes(bytes, &mut Vec::new(), &mut |_| {});
+        let from_client = &mut self.ended.traffic.from_client;
+        from_client.frames += reader.frames_seen() - frames;
+        from_client.bytes += bytes.len() as u64;
+        match received {
             Received::Nothing => {}
             Received::Close(_) | Received::Fault(WsFault::CloseCode) => {
                 self.has_answered = true;
@@ -141,7 +153,27 @@ impl Linger {
     /// The client may not have received everything.
     fn fail(mut self, reason: CloseReason) -> Step {
         self.ended.fail_delivery(reason);
+        self.over()
+    }
+
+    /// Counts the frames that were sent here. A Close frame among them that was not sent whole was
+    /// not seen.
+    fn over(mut self) -> Step {
+        self.count_sent();
         Step::Over(self.ended)
+    }
+
+    fn count_sent(&mut self) {
+        let LastFrames { bytes, answer_bytes, frames, .. } = &self.last;
+        let is_whole = self.sent == bytes.len();
+        if !is_whole {
+            self.ended.client_close = self.ended.client_close.unseen();
+        }
+        if *frames > 0 {
+            let to_client = &mut self.ended.traffic.to_client;
+            to_client.bytes += self.sent.saturating_sub(*answer_bytes) as u64;
+            to_client.frames += if is_whole { *frames } else { 0 };
+        }
     }
 }
 
@@ -167,7 +199,7 @@ impl State for Linger {
             && self.has_answered
             && downstream.unacknowledged().is_none_or(|bytes| bytes == 0)
         {
-            return Step::Over(self.ended);
+            return self.over();
         }
         let timeout = self.timeout(cx);
         if self.stall.is_over(downstream, timeout, cx.now) {
@@ -192,15 +224,16 @@ impl State for Linger {
     }
 
     fn held_bytes(&self) -> usize {
-        self.last.len() - self.sent
+        self.last.bytes.len() - self.sent
     }
 
     fn own_bytes(&self) -> usize {
-        self.last.capacity()
+        self.last.bytes.capacity()
     }
 
     fn release(mut self: Box<Self>, _: &Identity, _: &mut Context) -> Box<Ended> {
         self.ended.fail_delivery(CloseReason::Stopped);
+        self.count_sent();
         self.ended
     }
 
@@ -296,7 +329,7 @@ mod tests {
     fn delivered() -> Box<Ended> {
         let task = TaskId::read("00000000-0000-0000-0000-000000000001").expect("a UUID");
         let (state, end) = (ClientState::Sending, Some(TaskEnd::Completed));
-        let detail = Detail::Output { task, state, end };
+        let detail = Detail::Output { task, state, end, fault: None };
         let last = Last::Fin(Awaited::Close(Box::default()));
         Ended::new(CloseReason::Delivered, detail).with_last(last)
     }

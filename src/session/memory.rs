@@ -1,6 +1,8 @@
 //! What a session holds in memory: charged after each step, and given back when it is ended for it.
 
-use super::{CloseReason, Context, Last, Phase, Session, State, in_phase};
+use super::{
+    CloseReason, Closing, Context, Detail, Last, LastFrames, Phase, Session, State, in_phase,
+};
 use crate::net::{Side, memory};
 
 /// How much memory sessions, results and responses may hold together, socket buffers included.
@@ -73,9 +75,16 @@ impl Session {
         let was_lingering = matches!(self.phase, Phase::Linger(_));
         let phase = std::mem::replace(&mut self.phase, Phase::Closed);
         let mut ended = in_phase!(phase, it => it.release(&self.who, cx), closed => return);
-        ended.reason = reason;
-        ended.code = farewell.as_ref().map(|_| reason.close_code(Side::Downstream));
-        ended.last = farewell.map_or(Last::Dropped, Last::Frames);
+        ended.set_reason(reason);
+        let code = || Closing::Received(Some(reason.close_code(Side::Downstream)));
+        let is_websocket = matches!(ended.detail, Detail::Relay | Detail::Output { .. });
+        ended.client_close =
+            farewell.as_ref().filter(|_| is_websocket).map_or(Closing::None, |_| code());
+        // On a relayed route only the frames of the sides are counted.
+        let frames = u64::from(matches!(ended.detail, Detail::Output { .. }));
+        ended.last = farewell.map_or(Last::Dropped, |bytes| {
+            Last::Frames(LastFrames { bytes, frames, ..LastFrames::default() })
+        });
         // What the kernel has still to send would stay in memory for as long as the client is slow.
         self.downstream.discard_on_close();
         if was_lingering {

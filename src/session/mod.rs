@@ -60,8 +60,10 @@ mod identity;
 mod memory;
 mod streams;
 
-pub use close::CloseReason;
-pub use ended::{Awaited, Detail, Ended, Last};
+pub use close::{CloseReason, Closing, Party};
+pub use ended::{
+    Activity, Answered, Awaited, Detail, Ended, Last, LastFrames, Limit, refuse_unanswered,
+};
 pub use identity::{Admission, Identity, Proxied, Rare, SessionId};
 pub use memory::MemoryLimit;
 pub use request::RedirectHttp;
@@ -74,9 +76,10 @@ use crate::proto::http;
 use crate::proto::message::{SharedResult, TaskId};
 use crate::service::channels::Channels;
 use crate::service::feeds::Feeds;
+use crate::service::ledger::Ledger;
 use crate::service::limits::Limits;
 use crate::service::link::Password;
-use crate::service::results::Results;
+use crate::service::results::{Results, StoppedBy};
 use crate::service::route::Routes;
 use crate::service::stats::{BothWays, Stats};
 use crate::service::streams::Streams;
@@ -183,6 +186,8 @@ pub struct Context {
     pub trust: trust::Settings,
     pub tls: tls::Layer,
     pub stats: Stats,
+    /// The last connections that ended.
+    pub ledger: Ledger,
     pub chance: fastrand::Rng,
     /// Makes the payloads of this process's pings recognisable.
     pub ping_key: u64,
@@ -240,6 +245,7 @@ impl Context {
             trust: trust::Settings::default(),
             tls: tls::Layer::default(),
             stats: Stats::default(),
+            ledger: Ledger::new(&budget),
             chance,
             ping_key,
             work: 0,
@@ -451,17 +457,9 @@ impl Session {
     }
 
     /// Its task was stopped. Acted on by the next [`Session::drive`].
-    pub fn handle_stop(&mut self, cx: &mut Context) {
+    pub fn handle_stop(&mut self, by: StoppedBy, cx: &mut Context) {
         if let Phase::Output(output) = &mut self.phase {
-            output.handle_stop(&self.who, cx);
-        }
-    }
-
-    /// A message on a control channel that it is subscribed to. Acted on by the next
-    /// [`Session::drive`].
-    pub fn handle_publication(&mut self, message: inbox::Message<'_>, now: Moment) {
-        if let Phase::Inbox(inbox) = &mut self.phase {
-            inbox.handle_publication(message, now);
+            output.handle_stop(by, &self.who, cx);
         }
     }
 
@@ -522,7 +520,7 @@ impl Session {
     pub fn task_id(&self) -> Option<String> {
         match in_phase!(&self.phase, it => it.task(), closed => None) {
             Some(task) => Some(task.to_string()),
-            None => self.who.rare.as_ref()?.task_id.as_ref().map(ToString::to_string),
+            None => self.who.task_id().map(str::to_owned),
         }
     }
 

@@ -156,6 +156,12 @@ impl Outbox {
         self.before.sent == 0 && (self.chunk_left == 0 || !self.before.is_empty())
     }
 
+    /// Frames that have not been sent whole.
+    pub fn unsent_frames(&self) -> u64 {
+        let chunk = u64::from(self.chunk_left > 0 && self.before.is_empty());
+        self.before.unsent_frames() + chunk + self.after.unsent_frames()
+    }
+
     /// Drops everything but the rest of a frame that has been sent in part.
     pub fn drop_unsent(&mut self) {
         self.after = Frames::default();
@@ -222,12 +228,26 @@ enum Remainder {
 }
 
 impl Frames {
-    /// Drops the frames that have not begun.
-    fn drop_unsent(&mut self) -> Remainder {
-        // The answer to the upgrade is in front of the first frame.
+    /// Where the first frame begins: the answer to the upgrade may be in front of it.
+    fn first_frame(&self) -> usize {
         let is_answer = self.bytes.starts_with(b"HTTP");
         let answer = memchr::memmem::find(&self.bytes, b"\r\n\r\n").filter(|_| is_answer);
-        let mut end = answer.map_or(0, |at| at + 4);
+        answer.map_or(0, |at| at + 4)
+    }
+
+    /// Frames that have not been sent whole.
+    fn unsent_frames(&self) -> u64 {
+        let (mut end, mut count) = (self.first_frame(), 0);
+        while end < self.bytes.len() {
+            end = self.frame_end(end);
+            count += u64::from(end > self.sent);
+        }
+        count
+    }
+
+    /// Drops the frames that have not begun.
+    fn drop_unsent(&mut self) -> Remainder {
+        let mut end = self.first_frame();
         while end < self.sent {
             end = self.frame_end(end);
         }

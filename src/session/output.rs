@@ -15,6 +15,7 @@
 
 mod admission;
 mod audio;
+mod leaving;
 mod opener;
 mod pace;
 mod progress;
@@ -31,7 +32,7 @@ use super::close::CloseReason;
 use super::outbox::{Flushed, Lost, Outbox};
 use super::stall::Stall;
 use super::transcript::{Event, note};
-use super::{Awaited, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
+use super::{Context, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
 use crate::net::{Conn, Side};
@@ -41,11 +42,13 @@ use crate::proto::upgrade::{self, Handshake};
 use crate::proto::ws;
 use crate::proto::ws_reader::WsReader;
 use crate::service::audio_names::Mapping;
+use crate::service::results::StoppedBy;
 use crate::service::stats::BothWays;
 use crate::service::streams::Stream;
 use crate::service::tasks::{ClientState, TaskEnd};
-use admission::{Resume, refuse};
+use admission::{Rejected, Resume, refuse};
 use audio::Audio;
+use leaving::{Fault, Leaving};
 use log::{info, warn};
 use pace::Pace;
 use std::collections::VecDeque;
@@ -108,7 +111,6 @@ pub struct Output {
     stage: ClientState,
     /// `None` while nothing is on its way.
     underway: Option<Box<Underway>>,
-    leaving: Option<Leaving>,
     /// When the wait for a result times out.
     due_at: Option<Moment>,
     /// When the client last proved alive (see [`super::alive`]), or was pinged, whichever came
@@ -117,7 +119,10 @@ pub struct Output {
     is_pinged: bool,
     active_at: Moment,
     wake_at: Option<Moment>,
+    /// What has been received, and what has been given to the outbox or, for bytes, has left it.
     traffic: BothWays,
+    pings_sent: u16,
+    pongs_received: u16,
 }
 
 /// What is on its way to the client or from it.
@@ -131,24 +136,21 @@ struct Underway {
     more_queued: bool,
     /// How the task ended with its final result. Results that came with it are still delivered.
     final_end: Option<TaskEnd>,
+    /// What was wrong with a result that was delivered, the worst of it.
+    fault: Option<Fault>,
     /// The audio of the result that is being sent.
     audio: Option<Audio>,
     /// What the client has already.
     resume: Resume,
     outbox: Outbox,
+    leaving: Option<Leaving>,
+    /// Bytes of the answer to the upgrade that have not been sent.
+    answer_left: u16,
     /// Set while the socket is full.
     stall: Option<Stall>,
     pace: Pace,
     /// The reader of the client's frames, only while it is in the middle of a message.
     reader: Option<Box<WsReader>>,
-}
-
-/// How the session is about to end: its last frame is in the outbox.
-#[derive(Clone, Copy)]
-struct Leaving {
-    reason: CloseReason,
-    code: Option<u16>,
-    end: Option<TaskEnd>,
 }
 
 impl Output {
@@ -166,16 +168,16 @@ impl Output {
         upgrade::write_accept(handshake, &mut accept);
         cx.stats.count_upgrade(who.route_name());
         cx.stats.count_http(101);
-        let Some(task) = TaskId::read(segment) else {
-            return refuse(accept, message::BAD_TASK_ID, CloseReason::BadTaskId, None);
+        let (task, resume) = (TaskId::read(segment), Resume::read(query));
+        let (reason, error) = match (&task, resume) {
+            (None, _) => (CloseReason::BadTaskId, message::BAD_TASK_ID),
+            (Some(_), Err(error)) => (CloseReason::BadTaskId, error),
+            _ => (CloseReason::RedisAway, message::REDIS_AWAY),
         };
-        let resume = match Resume::read(query) {
-            Ok(resume) => resume,
-            Err(error) => return refuse(accept, error, CloseReason::BadTaskId, Some(&task)),
+        let (Some(task), Ok(resume), false) = (task.clone(), resume, cx.results.is_redis_lost())
+        else {
+            return refuse(Rejected { accept, error, reason, task, early }, who, cx);
         };
-        if cx.results.is_redis_lost() {
-            return refuse(accept, message::REDIS_AWAY, CloseReason::RedisAway, Some(&task));
-        }
         info!(target: "output", "{who} opened client={} task={task}", who.client());
         cx.stats.count_open(who.route_name());
         cx.results.join(cx.now, &task, who.id(), resume.seen());
@@ -183,15 +185,17 @@ impl Output {
             task,
             stage: ClientState::Waiting,
             underway: Some(Box::new(Underway { resume, ..Underway::default() })),
-            leaving: None,
             due_at: cx.after(cx.settings.output.timeout),
             heard_at: cx.now,
             is_pinged: false,
             active_at: cx.now,
             wake_at: None,
             traffic: BothWays::default(),
+            pings_sent: 0,
+            pongs_received: 0,
         });
         output.underway().outbox.push(&accept);
+        output.underway().answer_left = accept.len() as u16;
         output.handle_bytes(early, who, cx);
         output.wake_at = output.next_deadline(cx);
         Step::Next(Phase::Output(output))
@@ -199,7 +203,7 @@ impl Output {
 
     /// A result for its task, behind which it `has_more`. Acted on by the next step.
     pub fn handle_result(&mut self, result: SharedResult, has_more: bool) {
-        if self.leaving.is_none() {
+        if self.leaving().is_none() {
             let underway = self.underway();
             underway.more_queued = has_more;
             underway.result_bytes += result.bytes();
@@ -208,19 +212,26 @@ impl Output {
     }
 
     /// Its task was stopped: drops what has not been sent. Acted on by the next step.
-    pub fn handle_stop(&mut self, who: &Identity, cx: &mut Context) {
-        if self.leaving.is_some() {
+    pub fn handle_stop(&mut self, by: StoppedBy, who: &Identity, cx: &mut Context) {
+        if self.leaving().is_some() {
             return;
         }
         let underway = self.underway();
         underway.drop_results();
+        let unsent = underway.outbox.unsent_frames();
         underway.outbox.drop_unsent();
+        let dropped = unsent - underway.outbox.unsent_frames();
+        self.traffic.to_client.frames -= dropped;
+        let underway = self.underway();
         if !underway.outbox.has_chunk() {
             let audio = underway.audio.take();
             Output::release_audio(audio, cx);
         }
         self.push_text(&control::stop_ack(&self.task), who);
         self.leave(CloseReason::TaskStopped, None, who, cx);
+        if let Some(leaving) = &mut self.underway().leaving {
+            leaving.by_worker = by == StoppedBy::Channel;
+        }
     }
 
     /// Redis has been away for longer than its grace. Acted on by the next step.
@@ -230,37 +241,20 @@ impl Output {
         }
     }
 
-    /// It waits for a result: none is being sent, and it is not about to end.
-    pub fn is_waiting(&self) -> bool {
-        self.leaving.is_none() && self.stage == ClientState::Waiting
+    /// How it is about to end, if it is.
+    fn leaving(&self) -> Option<Leaving> {
+        self.underway.as_ref()?.leaving
     }
 
-    /// Takes no further results. Returns how it ended.
-    fn end(mut self, leaving: Leaving, last: Last, who: &Identity, cx: &mut Context) -> Box<Ended> {
-        let audio = self.underway.as_mut().and_then(|underway| underway.audio.take());
-        Output::release_audio(audio, cx);
-        let Leaving { reason, code, end } = leaving;
-        cx.results.unsubscribe(self.task.uuid(), who.id());
-        let detail = Detail::Output { task: self.task, state: self.stage, end };
-        Box::new(Ended { reason, code, traffic: self.traffic, detail, last })
+    /// It waits for a result: none is being sent, and it is not about to end.
+    pub fn is_waiting(&self) -> bool {
+        self.leaving().is_none() && self.stage == ClientState::Waiting
     }
 
     /// The audio is not sent any further.
     fn release_audio(audio: Option<Audio>, cx: &mut Context) {
         if let Some(Audio::Streaming(streaming)) = audio {
             cx.streams.leave(streaming.stream());
-        }
-    }
-
-    /// Everything up to the Close frame has been written: what shows that the client has it.
-    fn awaited(&mut self, reason: CloseReason) -> Awaited {
-        match reason {
-            CloseReason::ClientClosed => Awaited::Nothing,
-            // What follows broken frames cannot be read.
-            CloseReason::ProtocolFault
-            | CloseReason::NotUtf8
-            | CloseReason::ClientMessageTooBig => Awaited::Fin,
-            _ => Awaited::Close(self.underway().reader.take().unwrap_or_default()),
         }
     }
 
@@ -314,6 +308,7 @@ impl Output {
     /// Begins to deliver a result. False: it has to wait for its file.
     fn begin_result(&mut self, result: SharedResult, who: &Identity, cx: &mut Context) -> bool {
         if let Some(fault) = result.fault() {
+            self.note_fault(Fault::Malformed(fault));
             warn!(target: "output", "{who} = the worker's result is malformed why={} task={}", Quoted(fault), self.task);
         }
         if result.is_speech() {
@@ -326,6 +321,9 @@ impl Output {
         cx.stats.results_delivered += 1;
         info!(target: "output", "{who} delivers task={} audio=none failure={}", self.task, result.is_failure());
         let end = if result.is_failure() { TaskEnd::Failed } else { TaskEnd::Completed };
+        if result.is_failure() && result.is_final() {
+            self.note_fault(Fault::Worker);
+        }
         self.end_result(Order::of(&result), end, who, cx);
         true
     }
@@ -350,6 +348,10 @@ impl Output {
         }
         if !underway.has_more() && underway.final_end.is_some() {
             let end = underway.final_end;
+            let reason = match (reason, underway.fault) {
+                (CloseReason::Delivered, Some(fault)) => fault.reason(),
+                _ => reason,
+            };
             self.leave(reason, end, who, cx);
         }
     }
@@ -373,7 +375,7 @@ impl Output {
         } else if cx.results.is_redis_lost() {
             self.leave_with_error(message::REDIS_AWAY, CloseReason::RedisAway, None, who, cx);
         }
-        self.leaving.is_some()
+        self.leaving().is_some()
     }
 
     /// The text message of a result.
@@ -390,46 +392,13 @@ impl Output {
         note(who, || Event::Text { length: text.len() });
     }
 
-    /// Sends an error message, then a Close frame.
-    fn leave_with_error(
-        &mut self,
-        error: &str,
-        reason: CloseReason,
-        end: Option<TaskEnd>,
-        who: &Identity,
-        cx: &mut Context,
-    ) {
-        if self.leaving.is_none() {
-            let text = message::error_message(error, Some(&self.task));
-            self.push_text(&text, who);
-            self.leave(reason, end, who, cx);
-        }
-    }
-
-    /// Sends a Close frame behind what is in the outbox.
-    fn leave(
-        &mut self,
-        reason: CloseReason,
-        end: Option<TaskEnd>,
-        who: &Identity,
-        cx: &mut Context,
-    ) {
-        if self.leaving.is_some() {
-            return;
-        }
-        let code = reason.close_code(Side::Downstream);
-        note(who, || Event::Close { code, phrase: reason.phrase() });
-        self.underway().outbox.push(&ws::close_frame(code, reason.phrase(), None));
-        self.leaving = Some(Leaving { reason, code: Some(code), end });
-        self.wake_at = Some(cx.now);
-    }
-
     /// Pings, gives up waiting, or, returning false, gives up the client.
     fn handle_deadline(&mut self, who: &Identity, cx: &mut Context) -> bool {
         match self.alive().verdict(&cx.settings, cx.now) {
             Verdict::Fine => {}
-            Verdict::Ping if self.leaving.is_none() => {
-                self.underway().outbox.push(&ws::ping_frame(b"", None));
+            Verdict::Ping if self.leaving().is_none() => {
+                self.push_frames(&ws::ping_frame(b"", None));
+                self.pings_sent = self.pings_sent.saturating_add(1);
                 (self.heard_at, self.is_pinged) = (cx.now, true);
                 cx.stats.pings_sent += 1;
                 note(who, || Event::Ping);
@@ -468,7 +437,10 @@ impl Output {
             downstream.set_corked(true);
         }
         let flushed = outbox.flush(downstream, audio.as_ref().and_then(Audio::file))?;
-        self.traffic.to_client.bytes += flushed.moved as u64;
+        let answer_left = &mut self.underway().answer_left;
+        let answer = flushed.moved.min((*answer_left).into());
+        *answer_left -= answer as u16;
+        self.traffic.to_client.bytes += (flushed.moved - answer) as u64;
         let sent = self.traffic.to_client.bytes;
         if flushed.is_blocked
             && let Some(taken) = self.underway().pace.handle_full(cx.now, sent)
@@ -499,8 +471,8 @@ impl Output {
     /// Ends at once, with nothing more to the client. What had ended it before stays the reason,
     /// unless the rest of its results is lost.
     fn lose(self, reason: CloseReason, who: &Identity, cx: &mut Context) -> Step {
-        let decided = self.leaving.filter(|leaving| leaving.reason != CloseReason::Delivered);
-        let leaving = decided.unwrap_or(Leaving::abrupt(reason));
+        let decided = self.leaving().filter(|leaving| !leaving.reason.is_delivery());
+        let leaving = decided.map_or(Leaving::abrupt(reason), Leaving::unseen);
         Step::End(self.end(leaving, Last::Dropped, who, cx))
     }
 
@@ -518,7 +490,7 @@ impl Output {
     }
 
     fn next_deadline(&self, cx: &Context) -> Option<Moment> {
-        let due_at = self.due_at.filter(|_| self.has_no_result() && self.leaving.is_none());
+        let due_at = self.due_at.filter(|_| self.has_no_result() && self.leaving().is_none());
         let underway = self.underway.as_ref();
         let stall = underway.and_then(|underway| underway.stall);
         let stalled_at = stall.and_then(|stall| stall.deadline(cx.settings.write_timeout));
@@ -567,10 +539,10 @@ impl State for Output {
                     return Step::End(self.end(leaving, Last::Nothing, who, cx));
                 }
             }
-            if self.underway().audio.is_none() || self.leaving.is_some() {
+            if self.underway().audio.is_none() || self.leaving().is_some() {
                 downstream.set_corked(false);
             }
-            if let Some(leaving) = self.leaving {
+            if let Some(leaving) = self.leaving() {
                 let last = Last::Fin(self.awaited(leaving.reason));
                 return Step::End(self.end(leaving, last, who, cx));
             }
@@ -616,7 +588,7 @@ impl State for Output {
     fn reload(&mut self, _: Moment) {}
 
     fn word(&self) -> &'static str {
-        match (self.leaving, self.stage) {
+        match (self.leaving(), self.stage) {
             (Some(_), _) => "closing",
             (None, ClientState::Waiting) => "waiting",
             (None, ClientState::Sending) => "sending",
@@ -636,7 +608,7 @@ impl State for Output {
     }
 
     fn farewell(&self, reason: CloseReason) -> Option<Vec<u8>> {
-        let is_at_boundary = self.leaving.is_none()
+        let is_at_boundary = self.leaving().is_none()
             && self.underway.as_ref().is_none_or(|underway| underway.outbox.is_at_boundary());
         let code = reason.close_code(Side::Downstream);
         is_at_boundary.then(|| ws::close_frame(code, reason.phrase(), None))
@@ -647,7 +619,7 @@ impl State for Output {
     }
 
     fn traffic(&self) -> Option<BothWays> {
-        Some(self.traffic)
+        Some(self.counted())
     }
 
     fn task(&self) -> Option<&TaskId> {
@@ -656,12 +628,5 @@ impl State for Output {
 
     fn active_at(&self) -> Option<Moment> {
         Some(self.active_at)
-    }
-}
-
-impl Leaving {
-    /// An end without a Close frame.
-    fn abrupt(reason: CloseReason) -> Leaving {
-        Leaving { reason, code: None, end: None }
     }
 }

@@ -11,8 +11,10 @@ use super::flow::{Flow, Pumped};
 use super::linger::linger_timeout;
 use super::stall::Stall;
 use super::transcript::{Event, note};
-use super::{CloseReason, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step};
-use crate::base::moment::Moment;
+use super::{
+    Activity, CloseReason, Closing, Context, Detail, Drain, Ended, Identity, Phase, State, Step,
+};
+use crate::base::moment::{CoarseMoment, Moment};
 use crate::net::{Conn, Ready, Side};
 use crate::proto::ws;
 use crate::service::stats::BothWays;
@@ -32,8 +34,13 @@ pub struct Relay {
     backend: UpstreamId,
     up: Flow,
     down: Flow,
-    /// When the last message, or a part of one, was relayed.
+    /// When the last message, or a part of one, was relayed, and whose it was.
     message_at: Moment,
+    message_from: Side,
+    /// The last message of the other side.
+    other_message_at: CoarseMoment,
+    pings_sent: u16,
+    pongs_received: u16,
     /// To end as soon as no message is half sent.
     is_draining: bool,
     /// `None` in an idle relay, and in one whose sides keep up.
@@ -55,6 +62,7 @@ struct RareState {
 struct Ending {
     reason: CloseReason,
     began_at: Moment,
+    activity: Activity,
     /// One side's Close frame was passed on; the other side's is still to come.
     awaits_close: bool,
     /// When to look again at sides that still have bytes to take.
@@ -93,6 +101,10 @@ impl Relay {
             up,
             down,
             message_at: cx.now,
+            message_from: Side::Downstream,
+            other_message_at: cx.now.coarse(),
+            pings_sent: 0,
+            pongs_received: 0,
             is_draining: false,
             rare: None,
             wake_at: None,
@@ -115,16 +127,92 @@ impl Relay {
     fn end(self: Box<Self>, unended: CloseReason, cx: &mut Context) -> Box<Ended> {
         cx.upstreams.left(self.backend);
         let reason = self.ending().map_or(unended, |ending| ending.reason);
-        let traffic = BothWays { from_client: self.up.traffic(), to_client: self.down.traffic() };
-        let code = match reason {
-            CloseReason::ClientClosed => self.up.close_code(),
-            CloseReason::BackendClosed => self.down.close_code(),
+        let activity = self.ending().map_or(self.activity(cx.now), |ending| ending.activity);
+        let mut ended = Ended::new(reason, Detail::Relay);
+        ended.traffic = BothWays { from_client: self.up.traffic(), to_client: self.down.traffic() };
+        ended.backend = Some(self.backend);
+        ended.activity = Activity {
+            pings_sent: self.pings_sent,
+            pongs_received: self.pongs_received,
+            ..activity
+        };
+        let closings = |from: &Flow, to: &Flow, is_first| match (to.sent_close(), is_first) {
+            (Some(code), false) => Closing::Received(code),
+            _ => from.passed_close().map_or(Closing::None, Closing::Sent),
+        };
+        // A side that is gone has seen nothing of what was sent to it since.
+        ended.client_close = match reason {
             CloseReason::ClientVanished
             | CloseReason::ClientSilent
-            | CloseReason::ClientStalled => None,
-            reason => Some(reason.close_code(Side::Downstream)),
+            | CloseReason::ClientStalled => Closing::None,
+            _ => closings(&self.up, &self.down, reason == CloseReason::ClientClosed),
         };
-        Box::new(Ended { reason, code, traffic, detail: Detail::Relay, last: Last::Nothing })
+        ended.backend_close = match reason {
+            CloseReason::BackendVanished
+            | CloseReason::BackendSilent
+            | CloseReason::BackendStalled => Closing::None,
+            _ => closings(&self.down, &self.up, reason == CloseReason::BackendClosed),
+        };
+        ended
+    }
+
+    /// What the sides are doing at the moment.
+    fn activity(&self, now: Moment) -> Activity {
+        let (last, other) = (now - self.message_at, self.other_message_at.age(now));
+        let (client_idle, backend_idle) = match self.message_from {
+            Side::Downstream => (Some(last), Some(other)),
+            Side::Upstream => (Some(other), Some(last)),
+        };
+        let flows = [&self.up, &self.down];
+        let is_unfinished =
+            flows.iter().any(|flow| !flow.is_between_messages() || flow.is_blocked());
+        Activity { client_idle, backend_idle, is_unfinished, ..Activity::default() }
+    }
+
+    /// Messages, or parts of them, came from one side or both.
+    #[inline]
+    fn note_messages(&mut self, up: &Pumped, down: &Pumped, now: Moment) {
+        if up.message || down.message {
+            let from = if up.message { Side::Downstream } else { Side::Upstream };
+            if from != self.message_from {
+                self.other_message_at = self.message_at.coarse();
+            }
+            if up.message && down.message {
+                self.other_message_at = now.coarse();
+            }
+            (self.message_at, self.message_from) = (now, from);
+        }
+    }
+
+    /// Both Close frames have been passed, so nothing follows: the gateway ends its side towards
+    /// the client, as a server does (RFC 6455, section 7.1.1). True: it has just begun to.
+    fn finish_after_closes(&mut self) -> bool {
+        if !self.has_both_closes() {
+            return false;
+        }
+        let rare = self.rare.get_or_insert_default();
+        match &mut rare.ending {
+            Some(ending) if ending.awaits_close => ending.awaits_close = false,
+            _ => return false,
+        }
+        self.down.finish_after_close();
+        true
+    }
+
+    fn has_both_closes(&self) -> bool {
+        self.up.passed_close().is_some() && self.down.passed_close().is_some()
+    }
+
+    /// Nothing is left to be done: both sides have ended, or, after both Close frames, the backend
+    /// has and the client has been sent FIN. A client need not end its side of the TCP connection.
+    fn is_finished(&self) -> bool {
+        let is_closed = || {
+            self.has_both_closes()
+                && self.down.has_sent_fin()
+                && self.down.is_source_over()
+                && !self.up.is_blocked()
+        };
+        self.up.is_finished() && self.down.is_finished() || is_closed()
     }
 
     /// Sends a Close frame to both sides, behind the frames that have begun. Both at once, since a
@@ -135,10 +223,14 @@ impl Relay {
     }
 
     fn handle_news(&mut self, pumped: Pumped, to: Side, cx: &mut Context) {
-        let (other, flow) = self.flows_of(to);
         if pumped.pinged {
-            other.note_pinged(cx.now);
+            self.flows_of(to).0.note_pinged(cx.now);
+            self.pings_sent = self.pings_sent.saturating_add(1);
         }
+        if pumped.ponged {
+            self.pongs_received = self.pongs_received.saturating_add(1);
+        }
+        let (other, flow) = self.flows_of(to);
         if pumped.sink_alive {
             other.note_alive(cx.now);
             let is_blocked = flow.is_blocked();
@@ -157,6 +249,7 @@ impl Relay {
     /// The first reason is the one that is reported. A further one can only shorten the wait.
     fn begin_ending(&mut self, reason: CloseReason, cx: &mut Context) {
         let awaits_close = matches!(reason, CloseReason::ClientClosed | CloseReason::BackendClosed);
+        let activity = self.activity(cx.now);
         if matches!(reason, CloseReason::ClientMessageTooBig | CloseReason::BackendMessageTooBig) {
             self.say_goodbye(reason);
         }
@@ -164,7 +257,7 @@ impl Relay {
             Some(ending) => ending.awaits_close &= awaits_close,
             none => {
                 let began_at = cx.now;
-                *none = Some(Ending { reason, began_at, awaits_close, look_at: None });
+                *none = Some(Ending { reason, began_at, activity, awaits_close, look_at: None });
             }
         }
     }
@@ -389,9 +482,7 @@ impl State for Relay {
         if !self.down.is_quiet(&self.upstream) {
             down = self.down.pump(&mut self.upstream, downstream, who, cx);
         }
-        if up.message || down.message {
-            self.message_at = cx.now;
-        }
+        self.note_messages(&up, &down, cx.now);
         let has_news = up.has_news() || down.has_news();
         if has_news {
             self.handle_news(up, Side::Upstream, cx);
@@ -402,9 +493,10 @@ impl State for Relay {
         if is_due {
             self.handle_deadline(downstream, who, cx);
         }
+        let mut is_fin_due = false;
         if self.ending().is_some() {
-            let is_finished = self.up.is_finished() && self.down.is_finished();
-            if is_finished || (is_due && self.is_ending_over(downstream, cx)) {
+            is_fin_due = self.finish_after_closes();
+            if self.is_finished() || (is_due && self.is_ending_over(downstream, cx)) {
                 return Step::End(self.end(CloseReason::Done, cx));
             }
         }
@@ -421,7 +513,7 @@ impl State for Relay {
             self.is_draining = false;
             self.say_goodbye(CloseReason::Draining);
         }
-        if has_more || is_drained {
+        if has_more || is_drained || is_fin_due {
             // A Close frame, a ping or a FIN became due in a flow that was pumped before, and no
             // event will come for it.
             return Step::Next(Phase::Relay(self));
@@ -505,7 +597,7 @@ impl State for Relay {
 
 impl Pumped {
     fn has_news(&self) -> bool {
-        self.sink_alive || self.pinged || self.ending.is_some()
+        self.sink_alive || self.pinged || self.ponged || self.ending.is_some()
     }
 }
 

@@ -14,7 +14,8 @@ use super::output::Output;
 use super::respond::{Asked, Question, Respond};
 use super::transcript::{Event, Query, note};
 use super::{
-    Admission, CloseReason, Context, Detail, Drain, Ended, Identity, Last, Phase, State, Step,
+    Admission, CloseReason, Context, Detail, Drain, Ended, Identity, Last, LastFrames, Limit,
+    Phase, State, Step,
 };
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Security, Side};
@@ -120,7 +121,8 @@ impl State for Request {
             // Not waited for its FIN: at most part of a head has come, so hardly ever are there
             // unread bytes that would turn the close into a reset.
             let _ = downstream.write(&answer);
-            return Step::End(Ended::new(CloseReason::Refused, Detail::Refused(refusal)));
+            let detail = Detail::Refused(Limit::Clients(refusal));
+            return Step::End(Ended::new(CloseReason::Refused, detail));
         }
         cx.with_scratch(|scratch, cx| {
             let mut length = self.held.len();
@@ -296,7 +298,8 @@ fn begin_answer(
     if endpoint.answer == Answer::Audio {
         return Download::begin(head, value, asked, who, cx);
     }
-    let question = Question { endpoint, value: value.into(), body: Vec::new(), asked };
+    let (value, query) = (value.into(), head.query().unwrap_or_default().into());
+    let question = Question { endpoint, value, query, body: Vec::new(), asked };
     Body::read(Box::new(question), head.body_bytes() as usize, Expectation::of(head), cx)
 }
 
@@ -429,9 +432,9 @@ fn open(
     }
     if cx.budget.refuses(0) {
         log_request(head, who);
-        cx.stats.count_refused("over_budget");
         let answer = last_response(http::Response::error(503, "Out of memory budget"), cx);
-        return Step::End(Ended::http(CloseReason::OverBudget).with_last(Last::Answer(answer)));
+        let ended = Ended::new(CloseReason::Refused, Detail::Refused(Limit::Memory));
+        return Step::End(ended.with_last(Last::Answer(answer)));
     }
     who.route = Some(route);
     log_request(head, who);
@@ -440,9 +443,13 @@ fn open(
         let origin = head.headers.first("origin").unwrap_or_default();
         let origin = String::from_utf8_lossy(origin).into_owned();
         cx.stats.count_http(101);
+        cx.stats.count_upgrade(who.route_name());
+        cx.stats.count_handshake_failed(who.route_name(), reason.word());
         let mut last = Vec::new();
         upgrade::write_accept(handshake, &mut last);
+        let answer_bytes = last.len();
         last.extend(ws::close_frame(reason.close_code(Side::Downstream), reason.phrase(), None));
+        let last = LastFrames::behind_answer(last, answer_bytes, 1, rest);
         let ended = Ended::new(reason, Detail::OriginNotAllowed { origin }).with_close_code();
         return Step::End(ended.with_last(Last::Frames(last)));
     }
@@ -466,7 +473,8 @@ fn answer(asked: Asked, response: http::Response, who: &Identity, cx: &mut Conte
 /// Refuses a connection beyond a limit.
 fn reject(refusal: Refusal, cx: &mut Context) -> Step {
     let answer = last_response(http::Response::error(503, refusal.why()), cx);
-    let ended = Ended::new(CloseReason::Refused, Detail::Refused(refusal));
+    let detail = Detail::Refused(Limit::Clients(refusal));
+    let ended = Ended::new(CloseReason::Refused, detail);
     Step::End(ended.with_last(Last::Answer(answer)))
 }
 

@@ -48,6 +48,8 @@ pub struct Question {
     pub endpoint: &'static Endpoint,
     /// The segments that the names in the endpoint's path matched, as the client wrote them.
     pub value: Box<str>,
+    /// What follows the `?` of its target; `""` if nothing does.
+    pub query: Box<str>,
     /// The request's body; empty where none is taken.
     pub body: Vec<u8>,
     pub asked: Asked,

@@ -119,6 +119,10 @@ pub enum Event<'e> {
         code: u16,
         phrase: &'e str,
     },
+    /// A frame of a client whose results are served.
+    ClientFrame {
+        head: &'e FrameHead,
+    },
     /// A Close frame from a client whose results are served.
     ClientClose {
         code: Option<u16>,
@@ -231,6 +235,7 @@ impl Event<'_> {
             | Event::Chunk { .. }
             | Event::Ping
             | Event::Close { .. }
+            | Event::ClientFrame { .. }
             | Event::ClientClose { .. } => "output",
             Event::Command { .. } | Event::Published { .. } | Event::NotATask => "inbox",
             Event::SpeechChunk { .. }
@@ -299,6 +304,9 @@ impl fmt::Display for Event<'_> {
             }
             Event::Ping => f.write_str("> ping"),
             Event::Close { code, phrase } => write!(f, "> close code={code} reason=\"{phrase}\""),
+            Event::ClientFrame { head } => {
+                write!(f, "< {} len={} fin={}", head.opcode, head.payload, head.fin)
+            }
             Event::ClientClose { code } => write!(f, "< close code={}", CodeText(code)),
             Event::Command { name, arguments } => write!(f, "< {name} arguments={arguments}"),
             Event::Published { task, bytes } => write!(f, "= published task={task} len={bytes}"),
@@ -370,6 +378,7 @@ mod tests {
             (Event::Ping, "output", "> ping"),
             (Event::Close { code: 1000, phrase: "done" },
              "output", "> close code=1000 reason=\"done\""),
+            (Event::ClientFrame { head: &head }, "output", "< text len=5 fin=false"),
             (Event::ClientClose { code: Some(1000) }, "output", "< close code=1000"),
             (Event::Command { name: "PUBLISH", arguments: 2 }, "inbox", "< PUBLISH arguments=2"),
             (Event::Published { task: uuid::Uuid::nil(), bytes: 5 }, "inbox",

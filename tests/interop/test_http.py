@@ -9,7 +9,7 @@ from gatewaylab.wire import plain_request
 QUICK = {"server": {"header_timeout": "400ms", "keep_alive": "400ms"}}
 
 ENDPOINTS = [
-    *("/", "/health", "/ready", "/connections", "/metrics", "/client.js"),
+    *("/", "/health", "/ready", "/connections", "/connections/closed", "/metrics", "/client.js"),
     "/status/7d2b1a52-93a2-4c44-9a94-6a2a4a6cf111",
     "/audio/7d2b1a52-93a2-4c44-9a94-6a2a4a6cf111",
     "/audio/7d2b1a52-93a2-4c44-9a94-6a2a4a6cf111/0",

@@ -139,7 +139,10 @@ def test_speech_reaches_the_client_while_it_is_made(lab, results, gateway, libra
     ended(waiter)
     waiter.done()
     client.close()
-    gateway.process.wait_for_line(r"ingest ingest_\d+ closed reason=client_closed code=1000 .* chunks=3 errors=0 ")
+    gateway.process.wait_for_line(
+        r"ingest ingest_\d+ closed reason=client_closed code=1000 .* chunks=3 errors=0 .* to_client_frames=1 to_client_bytes=4 "
+        r"ended_by=client phase=ingest sentence=\"The client closed the connection with code 1000\.\""
+    )
 
 
 def test_utterances_with_a_connection_each(lab, results):

@@ -69,7 +69,7 @@ def test_when_descriptors_run_low_a_reserve_is_left(lab):
     crowd = []
     while (client := lab.client(gateway)).get("/").status == 200:
         crowd.append(client)
-    gateway.process.wait_for_line(r'refused why="out of file descriptors"')
+    gateway.process.wait_for_line(r'reason=refused .*why="out of file descriptors"')
     assert gateway.get("/health").status == 200
     early.upgrade()
     peer = backend.accept_upgraded()

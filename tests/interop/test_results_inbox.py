@@ -434,7 +434,7 @@ def test_workers_publish_while_the_gateway_has_no_room_for_clients(results):
     task = new_task()
     waiter = results.wait(gateway, task)
     crowd = [results.lab.client(gateway) for _ in range(150)]
-    gateway.process.wait_for_line(r"refused why=.too many connections")
+    gateway.process.wait_for_line(r"reason=refused .*why=.too many connections")
     for number in range(5):
         assert inbox.publish(task, text=str(number), final=number == 4) == 1
         assert waiter.result().content == str(number)

@@ -545,7 +545,7 @@ impl World {
         if held > 0 {
             return Err(format!("{held} bytes are still held back"));
         }
-        let (charged, _) = self.gateway.memory();
+        let charged = self.gateway.memory().0 - self.gateway.ledger_bytes();
         if charged > 0 {
             return Err(format!("{charged} bytes are still charged to the memory budget"));
         }
@@ -554,9 +554,22 @@ impl World {
                 return Err(format!("link {link} is still open"));
             }
         }
+        self.judge_counts()?;
         self.judge_silence()?;
         for peer in self.peers.iter().flatten() {
             self.judge_peer(peer).map_err(|why| format!("peer {}: {why}", peer.link))?;
+        }
+        Ok(())
+    }
+
+    /// Every WebSocket that was opened has ended, and is counted once.
+    fn judge_counts(&mut self) -> Result<(), String> {
+        for (name, route) in self.gateway.stats().routes() {
+            let closes: u64 = route.closed.values().sum();
+            if (route.upgrades, route.open) != (closes, 0) {
+                let (upgrades, open) = (route.upgrades, route.open);
+                return Err(format!("{name}: {upgrades} upgrades, {closes} closes, {open} open"));
+            }
         }
         Ok(())
     }

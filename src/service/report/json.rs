@@ -186,15 +186,21 @@ struct DetailJson<'a> {
     to_client: Count,
 }
 
+/// Frames and bytes in one direction.
 #[derive(Serialize)]
-struct Count {
+pub(super) struct Count {
     frames: u64,
     bytes: u64,
 }
 
+impl Count {
+    pub(super) fn of(traffic: Traffic) -> Count {
+        Count { frames: traffic.frames, bytes: traffic.bytes }
+    }
+}
+
 impl<'a> DetailJson<'a> {
     fn new(connection: &'a ConnectionView<'a>) -> DetailJson<'a> {
-        let count = |traffic: Traffic| Count { frames: traffic.frames, bytes: traffic.bytes };
         DetailJson {
             id: &connection.id,
             route: connection.route,
@@ -204,8 +210,8 @@ impl<'a> DetailJson<'a> {
             task_id: connection.task_id.as_deref(),
             opened: rfc3339(connection.opened),
             idle_seconds: connection.idle.as_millis() as f64 / 1000.0,
-            from_client: count(connection.traffic.from_client),
-            to_client: count(connection.traffic.to_client),
+            from_client: Count::of(connection.traffic.from_client),
+            to_client: Count::of(connection.traffic.to_client),
         }
     }
 }

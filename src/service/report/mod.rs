@@ -8,10 +8,12 @@
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 
+mod closed;
 mod json;
 mod page;
 mod prometheus;
 
+pub use closed::closed;
 pub use json::{ConnectionList, connections, health, ready};
 pub use page::{PAGE_CONNECTIONS_MAX, page};
 pub use prometheus::metrics;

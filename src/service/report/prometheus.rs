@@ -29,10 +29,11 @@ pub fn metrics(snapshot: &Snapshot) -> Response {
         .plain(stats.connections_accepted);
     out.gauge("connections_open", "Client connections that have not ended.")
         .plain(stats.connections_open);
-    let mut family = out.counter("connections_refused_total", "Connections refused, by reason.");
-    for (reason, count) in stats.refused() {
-        family.labelled(&[("reason", reason)], *count);
+    let mut family = out.counter("connections_refused_total", "Connections refused, by limit.");
+    for (limit, count) in stats.refused() {
+        family.labelled(&[("reason", "refused"), ("limit", limit)], *count);
     }
+    ended_metrics(snapshot, &mut out);
     out.counter(
         "accept_pauses_total",
         "Times accepting paused because connections or file descriptors ran out.",
@@ -80,6 +81,30 @@ pub fn metrics(snapshot: &Snapshot) -> Response {
     Response::new(200, METRICS_TYPE, out.text.into_bytes())
 }
 
+fn ended_metrics(snapshot: &Snapshot, out: &mut Exposition) {
+    let stats = snapshot.stats;
+    let mut family = out.counter(
+        "connections_closed_total",
+        "Connections that ended, by reason and by who ended them. Answered HTTP is not counted.",
+    );
+    for (route, reasons) in stats.ended() {
+        for ((reason, by, is_failure), count) in reasons {
+            let failure = if *is_failure { "true" } else { "false" };
+            let labels =
+                [("route", &**route), ("reason", reason), ("ended_by", by), ("failure", failure)];
+            family.labelled(&labels, *count);
+        }
+    }
+    let mut family = out.counter(
+        "close_codes_total",
+        "Close codes that passed between the gateway and a side when a connection ended.",
+    );
+    for ((side, code), count) in stats.close_codes() {
+        let code = code.map_or("other".to_owned(), |code| code.to_string());
+        family.labelled(&[("side", side), ("code", &code)], *count);
+    }
+}
+
 fn route_metrics(snapshot: &Snapshot, out: &mut Exposition) {
     let stats = snapshot.stats.routes();
     // A route that was never used reports 0, and one that a reload removed keeps its counts.
@@ -97,6 +122,15 @@ fn route_metrics(snapshot: &Snapshot, out: &mut Exposition) {
     let mut family = out.counter("websocket_closes_total", "WebSockets ended, by reason.");
     for &name in &names {
         for (reason, count) in stats.get(name).iter().flat_map(|route| &route.closed) {
+            family.labelled(&[("route", name), ("reason", reason)], *count);
+        }
+    }
+    let mut family = out.counter(
+        "websocket_handshakes_failed_total",
+        "Clients that did not get what they connected for, by reason.",
+    );
+    for (name, reasons) in snapshot.stats.handshakes_failed() {
+        for (reason, count) in reasons {
             family.labelled(&[("route", name), ("reason", reason)], *count);
         }
     }
@@ -283,7 +317,7 @@ mod tests {
             "draining 0",
             "connections_accepted_total 9",
             "connections_open 0",
-            r#"connections_refused_total{reason="full"} 1"#,
+            r#"connections_refused_total{reason="refused",limit="full"} 1"#,
             r#"http_responses_total{status="101"} 1"#,
             r#"websockets_open{route="input"} 1"#,
             r#"websockets_open{route="same"} 0"#,

@@ -2,32 +2,10 @@
 
 use uuid::Uuid;
 
-use super::{Notice, Results};
+use super::{Notice, Results, StoppedBy};
 use crate::base::moment::Moment;
 use crate::proto::control::Action;
 use crate::service::tasks::Status;
-
-/// Who asked to stop a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StoppedBy {
-    /// A client of the task.
-    Client,
-    /// A request for `/control/stop`.
-    Http,
-    /// A publication on its control channel.
-    Channel,
-}
-
-impl StoppedBy {
-    /// The word for the log.
-    pub fn word(self) -> &'static str {
-        match self {
-            StoppedBy::Client => "client",
-            StoppedBy::Http => "http",
-            StoppedBy::Channel => "channel",
-        }
-    }
-}
 
 /// What became of a request to stop a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +34,7 @@ impl<K: Copy + Ord> Results<K> {
             self.tasks.drop_kept(task);
             return self.recharge();
         }
-        let clients = self.bus.stop(task);
+        let clients = self.bus.stop(task, by);
         let results = self.tasks.stop(now, task);
         self.holds.end(task);
         self.absences.forget(task);

@@ -10,8 +10,8 @@ mod dialogue;
 
 use super::transcript::{Event, note};
 use super::{
-    Awaited, CloseReason, Context, Detail, Drain, Ended, Identity, Last, Phase, Session, State,
-    Step,
+    Awaited, CloseReason, Context, Detail, Drain, Ended, Identity, Last, Limit, Phase, Session,
+    State, Step,
 };
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io};
@@ -42,6 +42,14 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 const UNFINISHED_TIMEOUT: Duration = Duration::from_secs(300);
 
 impl Session {
+    /// A message on a control channel that it is subscribed to. Acted on by the next
+    /// [`Session::drive`].
+    pub fn handle_publication(&mut self, message: Message<'_>, now: Moment) {
+        if let Phase::Inbox(inbox) = &mut self.phase {
+            inbox.handle_publication(message, now);
+        }
+    }
+
     /// A worker's connection to the embedded inbox.
     pub fn inbox(who: Identity, downstream: Conn, cx: &Context) -> Session {
         let phase = Inbox::phase(cx);
@@ -50,7 +58,7 @@ impl Session {
 
     /// A worker for which there is no room.
     pub fn refused_worker(who: Identity, downstream: Conn, cx: &Context) -> Session {
-        let ended = Ended::http(CloseReason::Refused);
+        let ended = Ended::new(CloseReason::Refused, Detail::Refused(Limit::Workers));
         let phase =
             super::linger::Linger::phase(ended.with_last(Last::Answer(Inbox::refusal())), cx);
         Session { who, downstream, phase, is_yielded: false, own_bytes: 0, kernel_pages: 0 }

@@ -14,19 +14,20 @@ mod speech;
 pub use speech::Speeches;
 
 use super::alive::{Alive, Verdict};
-use super::close::CloseReason;
+use super::close::{CloseReason, Closing};
 use super::outbox::{Flushed, Outbox};
 use super::stall::Stall;
 use super::transcript::{Event, note};
 use super::{
-    Awaited, Context, Detail, Drain, Ended, Identity, Last, Phase, Session, SessionId, State, Step,
+    Activity, Awaited, Context, Detail, Drain, Ended, Identity, Last, Phase, Session, SessionId,
+    State, Step,
 };
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Side};
 use crate::proto::message::TaskId;
 use crate::proto::speech::{self as messages, ChunkAudio, Message};
 use crate::proto::upgrade::{self, Handshake};
-use crate::proto::ws;
+use crate::proto::ws::{self, FrameScanner, Opcode};
 use crate::proto::ws_reader::{Incoming, Received, WsFault, WsReader};
 use crate::service::feeds::{Letter, News};
 use crate::service::stats::BothWays;
@@ -77,6 +78,10 @@ pub struct Ingest {
     /// later.
     heard_at: Moment,
     is_pinged: bool,
+    pings_sent: u16,
+    pongs_received: u16,
+    /// Bytes of the answer to the upgrade that have not been sent. They are no frames.
+    answer_left: u16,
     /// When a message last came.
     active_at: Moment,
     /// The gateway drains: leave once no stream is open.
@@ -101,7 +106,7 @@ struct Announced {
 #[derive(Clone, Copy)]
 struct Leaving {
     reason: CloseReason,
-    code: Option<u16>,
+    closing: Closing,
 }
 
 impl Ingest {
@@ -121,6 +126,9 @@ impl Ingest {
             leaving: None,
             heard_at: cx.now,
             is_pinged: false,
+            pings_sent: 0,
+            pongs_received: 0,
+            answer_left: accept.len() as u16,
             active_at: cx.now,
             is_draining: false,
             wake_at: None,
@@ -161,23 +169,29 @@ impl Ingest {
             Box::new(WsReader::with_limit(audio + OTHER_BYTES_MAX, bytes.len()))
         });
         let frames = reader.frames_seen();
-        let received = reader.handle_messages(bytes, &mut answers, |message| {
+        let mut pongs = 0;
+        let on_frame = &mut |head: &ws::FrameHead| pongs += u16::from(head.opcode == Opcode::Pong);
+        let received = reader.handle_messages(bytes, &mut answers, on_frame, |message| {
             self.active_at = cx.now;
             match message {
                 Incoming::Text(text) => self.handle_text(text, who, cx),
                 Incoming::Binary(bytes) => self.handle_binary(bytes, who, cx),
             }
         });
+        if pongs > 0 && self.pongs_received < self.pings_sent {
+            self.pongs_received += 1;
+        }
         self.traffic.from_client.frames += reader.frames_seen() - frames;
         if !reader.is_idle() {
             self.reader = Some(reader);
         }
         match received {
-            Received::Nothing => self.outbox.push(&answers),
+            Received::Nothing => self.push_frames(&answers),
             Received::Close(code) => {
                 note(who, || Event::ClientClose { code });
-                self.outbox.push(&answers);
-                self.leaving = Some(Leaving { reason: CloseReason::ClientClosed, code });
+                self.push_frames(&answers);
+                let closing = Closing::Sent(code);
+                self.leaving = Some(Leaving { reason: CloseReason::ClientClosed, closing });
             }
             Received::Fault(fault) => self.leave(
                 match fault {
@@ -279,6 +293,12 @@ impl Ingest {
         self.traffic.to_client.frames += 1;
     }
 
+    /// Control frames to the worker: answers to its frames, pings, a Close frame.
+    fn push_frames(&mut self, frames: &[u8]) {
+        self.outbox.push(frames);
+        self.traffic.to_client.frames += FrameScanner::count(frames);
+    }
+
     /// Reads what the worker sends, within the budget. `Err`: it is gone.
     fn read(&mut self, downstream: &mut Conn, who: &Identity, cx: &mut Context) -> Result<(), ()> {
         for _ in 0..BUDGET {
@@ -317,18 +337,46 @@ impl Ingest {
         }
         let code = reason.close_code(Side::Downstream);
         note(who, || Event::Close { code, phrase: reason.phrase() });
-        self.outbox.push(&ws::close_frame(code, reason.phrase(), None));
-        self.leaving = Some(Leaving { reason, code: Some(code) });
+        self.push_frames(&ws::close_frame(code, reason.phrase(), None));
+        self.leaving = Some(Leaving { reason, closing: Closing::Received(Some(code)) });
     }
 
-    fn ended(&self, leaving: Leaving, last: Last) -> Box<Ended> {
+    fn ended(&self, leaving: Leaving, last: Last, who: &Identity, cx: &Context) -> Box<Ended> {
         let detail = Detail::Ingest { chunks: self.chunks, errors: self.errors };
-        let Leaving { reason, code } = leaving;
-        Box::new(Ended { reason, code, traffic: self.traffic, detail, last })
+        let Leaving { reason, closing } = leaving;
+        let mut ended = Ended::new(reason, detail).with_last(last);
+        (ended.client_close, ended.traffic) = (closing, self.counted());
+        ended.activity = Activity {
+            client_idle: Some(cx.now - self.active_at),
+            backend_idle: None,
+            is_unfinished: self.reader.is_some() || Self::has_open_stream(who, cx),
+            pings_sent: self.pings_sent,
+            pongs_received: self.pongs_received,
+        };
+        ended
     }
 
-    fn lose(&self, reason: CloseReason) -> Step {
-        Step::End(self.ended(Leaving { reason, code: None }, Last::Dropped))
+    /// Ends at once, with nothing more to the worker. What had ended it before stays the reason.
+    fn lose(&self, reason: CloseReason, who: &Identity, cx: &Context) -> Step {
+        let closing = self.leaving.map_or(Closing::None, |leaving| leaving.closing.unseen());
+        let reason = self.leaving.map_or(reason, |leaving| leaving.reason);
+        Step::End(self.ended(Leaving { reason, closing }, Last::Dropped, who, cx))
+    }
+
+    /// What has been received and sent whole.
+    fn counted(&self) -> BothWays {
+        let mut traffic = self.traffic;
+        traffic.to_client.frames -= self.outbox.unsent_frames();
+        let is_half = self.reader.as_ref().is_some_and(|reader| reader.is_in_payload());
+        traffic.from_client.frames -= u64::from(is_half);
+        traffic
+    }
+
+    /// Bytes have been written.
+    fn note_moved(&mut self, moved: usize) {
+        let answer = moved.min(self.answer_left.into());
+        self.answer_left -= answer as u16;
+        self.traffic.to_client.bytes += (moved - answer) as u64;
     }
 
     /// Everything up to the Close frame has been written: what shows that the worker has it.
@@ -347,7 +395,8 @@ impl Ingest {
         match self.alive().verdict(&cx.settings, cx.now) {
             Verdict::Fine => {}
             Verdict::Ping if self.leaving.is_none() => {
-                self.outbox.push(&ws::ping_frame(b"", None));
+                self.push_frames(&ws::ping_frame(b"", None));
+                self.pings_sent = self.pings_sent.saturating_add(1);
                 (self.heard_at, self.is_pinged) = (cx.now, true);
                 cx.stats.pings_sent += 1;
                 note(who, || Event::Ping);
@@ -395,17 +444,17 @@ impl State for Ingest {
         cx: &mut Context,
     ) -> Step {
         if self.read(downstream, who, cx).is_err() {
-            return self.lose(CloseReason::ClientVanished);
+            return self.lose(CloseReason::ClientVanished, who, cx);
         }
         if self.is_draining && !Self::has_open_stream(who, cx) {
             self.leave(CloseReason::Draining, who);
         }
         if self.wake_at.is_some_and(|at| at <= cx.now) && !self.handle_deadline(who, cx) {
-            return self.lose(CloseReason::ClientSilent);
+            return self.lose(CloseReason::ClientSilent, who, cx);
         }
         match self.outbox.flush(downstream, None) {
             Ok(Flushed { is_blocked: true, moved }) => {
-                self.traffic.to_client.bytes += moved as u64;
+                self.note_moved(moved);
                 let stall = self.stall.get_or_insert_with(|| Stall::new(cx.now));
                 if moved > 0 {
                     stall.note_progress(cx.now);
@@ -413,20 +462,20 @@ impl State for Ingest {
                 }
                 let stall = self.stall.get_or_insert_with(|| Stall::new(cx.now));
                 if stall.is_over(downstream, cx.settings.write_timeout, cx.now) {
-                    return self.lose(CloseReason::ClientStalled);
+                    return self.lose(CloseReason::ClientStalled, who, cx);
                 }
             }
             Ok(Flushed { is_blocked: false, moved }) => {
-                self.traffic.to_client.bytes += moved as u64;
+                self.note_moved(moved);
                 if self.stall.take().is_some() {
                     self.note_alive(cx.now);
                 }
                 if let Some(leaving) = self.leaving {
                     let last = Last::Fin(self.awaited(leaving.reason));
-                    return Step::End(self.ended(leaving, last));
+                    return Step::End(self.ended(leaving, last, who, cx));
                 }
             }
-            Err(_) => return self.lose(CloseReason::ClientVanished),
+            Err(_) => return self.lose(CloseReason::ClientVanished, who, cx),
         }
         self.wake_at = self.next_deadline(cx);
         // Bytes that were not read because the budget was used up cause no further event.
@@ -472,12 +521,13 @@ impl State for Ingest {
         is_at_boundary.then(|| ws::close_frame(code, reason.phrase(), None))
     }
 
-    fn release(self: Box<Self>, _: &Identity, _: &mut Context) -> Box<Ended> {
-        self.ended(Leaving { reason: CloseReason::Stopped, code: None }, Last::Nothing)
+    fn release(self: Box<Self>, who: &Identity, cx: &mut Context) -> Box<Ended> {
+        let leaving = Leaving { reason: CloseReason::Stopped, closing: Closing::None };
+        self.ended(leaving, Last::Nothing, who, cx)
     }
 
     fn traffic(&self) -> Option<BothWays> {
-        Some(self.traffic)
+        Some(self.counted())
     }
 
     fn active_at(&self) -> Option<Moment> {

@@ -4,23 +4,33 @@ use super::progress::Start;
 use crate::net::Side;
 use crate::proto::message::{self, TaskId};
 use crate::proto::ws::{self, FrameHead, Opcode};
-use crate::session::{CloseReason, Detail, Ended, Last, Step};
+use crate::session::{CloseReason, Context, Detail, Ended, Identity, Last, LastFrames, Step};
 
 /// The greatest `from_result`. No task has as many results.
 const RESULT_ID_MAX: u32 = u32::MAX / 2;
 
+/// A client that was answered with a 101, and cannot subscribe.
+pub(super) struct Rejected<'r> {
+    /// The 101.
+    pub(super) accept: Vec<u8>,
+    pub(super) error: &'static str,
+    pub(super) reason: CloseReason,
+    pub(super) task: Option<TaskId>,
+    /// What it sent behind its request.
+    pub(super) early: &'r [u8],
+}
+
 /// Rejects a client that cannot subscribe, with the reason.
-pub(super) fn refuse(
-    mut last: Vec<u8>,
-    error: &'static str,
-    reason: CloseReason,
-    task: Option<&TaskId>,
-) -> Step {
-    let text = message::error_message(error, task);
+pub(super) fn refuse(rejected: Rejected<'_>, who: &Identity, cx: &mut Context) -> Step {
+    let Rejected { accept: mut last, error, reason, task, early } = rejected;
+    cx.stats.count_handshake_failed(who.route_name(), reason.word());
+    let answer_bytes = last.len();
+    let text = message::error_message(error, task.as_ref());
     FrameHead::of_message(Opcode::Text, text.len() as u64).write(&mut last);
     last.extend_from_slice(text.as_bytes());
     last.extend(ws::close_frame(reason.close_code(Side::Downstream), reason.phrase(), None));
-    let ended = Ended::new(reason, Detail::CannotSubscribe { error }).with_close_code();
+    let last = LastFrames::behind_answer(last, answer_bytes, 2, early);
+    let ended = Ended::new(reason, Detail::CannotSubscribe { error, task }).with_close_code();
     Step::End(ended.with_last(Last::Frames(last)))
 }
 

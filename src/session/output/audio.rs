@@ -15,7 +15,7 @@ use super::opener::{NOT_READABLE, Opener};
 use super::progress::{Chunk, Mark, Marks, Next, Progress, Start};
 use super::reading::Read;
 use super::streaming::Streaming;
-use super::{Leaving, Order, Output};
+use super::{Fault, Leaving, Order, Output};
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
 use crate::net::OpenFile;
@@ -183,7 +183,7 @@ impl Output {
     /// Gives up a file that has changed. Called once a step, between two chunks, where an error
     /// message can still be sent.
     pub(super) fn check_audio(&mut self, who: &Identity, cx: &mut Context) {
-        if self.leaving.is_some() {
+        if self.leaving().is_some() {
             return;
         }
         let Some(Audio::Sending(sending)) = self.audio() else { return };
@@ -267,6 +267,7 @@ impl Output {
         self.push_result(result, AudioPresence::Absent, who);
         cx.stats.results_delivered += 1;
         self.push_text(&message::error_message(words, Some(&self.task)), who);
+        self.note_fault(Fault::Audio(words));
         info!(target: "output", "{who} delivers task={} audio=none failure=false", self.task);
         self.end_result(Order::of(result), TaskEnd::Completed, who, cx);
         true

@@ -4,10 +4,11 @@
 
 use super::{BUDGET, Leaving, Output};
 use crate::net::{Conn, Io};
+use crate::proto::ws::{FrameScanner, Opcode};
 use crate::proto::ws_reader::{Received, WsFault};
 use crate::service::results::StoppedBy;
 use crate::session::transcript::{Event, note};
-use crate::session::{CloseReason, Context, Identity, State};
+use crate::session::{CloseReason, Closing, Context, Identity, State};
 
 /// Bytes of answers to the client's pings that wait for it. While there are more, it is not read.
 const ANSWERS_BYTES_MAX: usize = 16 * 1024;
@@ -40,7 +41,9 @@ impl Output {
 
     /// The client may have sent something, and there is room for the answers.
     pub(super) fn can_read(&self, downstream: &Conn) -> bool {
-        downstream.is_readable() && self.leaving.is_none() && self.held_bytes() <= ANSWERS_BYTES_MAX
+        downstream.is_readable()
+            && self.leaving().is_none()
+            && self.held_bytes() <= ANSWERS_BYTES_MAX
     }
 
     pub(super) fn handle_bytes(&mut self, bytes: &[u8], who: &Identity, cx: &mut Context) {
@@ -52,7 +55,14 @@ impl Output {
         let mut answers = Vec::new();
         let mut reader = self.underway().reader.take().unwrap_or_default();
         let frames = reader.frames_seen();
-        let received = reader.handle_bytes(bytes, &mut answers);
+        let mut pongs = 0;
+        let received = reader.handle_bytes(bytes, &mut answers, &mut |head| {
+            note(who, || Event::ClientFrame { head });
+            pongs += u16::from(head.opcode == Opcode::Pong);
+        });
+        if pongs > 0 && self.pongs_received < self.pings_sent {
+            self.pongs_received += 1;
+        }
         self.traffic.from_client.frames += reader.frames_seen() - frames;
         let asks_stop = reader.take_stop();
         if !reader.is_idle() {
@@ -63,16 +73,18 @@ impl Output {
         }
         match received {
             Received::Nothing => {
-                self.underway().outbox.push(&answers);
+                self.push_frames(&answers);
                 if asks_stop {
                     // At once: it would go on for the rest of this step.
-                    self.handle_stop(who, cx);
+                    self.handle_stop(StoppedBy::Client, who, cx);
                 }
             }
             Received::Close(code) => {
                 note(who, || Event::ClientClose { code });
-                self.underway().outbox.push(&answers);
-                self.leaving = Some(Leaving { reason: CloseReason::ClientClosed, code, end: None });
+                self.push_frames(&answers);
+                let closing = Closing::Sent(code);
+                self.underway().leaving =
+                    Some(Leaving { closing, ..Leaving::abrupt(CloseReason::ClientClosed) });
             }
             Received::Fault(fault) => {
                 let reason = match fault {
@@ -83,5 +95,11 @@ impl Output {
                 self.leave(reason, None, who, cx);
             }
         }
+    }
+
+    /// Control frames to the client: answers to its frames, pings, a Close frame.
+    pub(super) fn push_frames(&mut self, frames: &[u8]) {
+        self.underway().outbox.push(frames);
+        self.traffic.to_client.frames += FrameScanner::count(frames);
     }
 }

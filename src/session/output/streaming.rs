@@ -6,7 +6,7 @@
 
 use super::progress::{Chunk, Start};
 use super::reading::Read;
-use super::{Audio, CloseReason, Order, Output};
+use super::{Audio, CloseReason, Fault, Order, Output};
 use crate::net::OpenFile;
 use crate::net::files::FileBytes;
 use crate::proto::control;
@@ -364,6 +364,7 @@ impl Output {
     ) {
         cx.streams.leave(streaming.stream);
         self.push_text(&message::error_message(failure.words(), Some(&self.task)), who);
+        self.note_fault(Fault::Audio(failure.words()));
         let reason = match failure {
             _ if !streaming.is_live => CloseReason::Delivered,
             StreamFailure::TooLarge => CloseReason::AudioTooLarge,

@@ -61,6 +61,8 @@ impl Underway {
             && self.audio.is_none()
             && self.resume.is_over()
             && self.final_end.is_none()
+            && self.fault.is_none()
+            && self.leaving.is_none()
             && self.outbox.is_empty()
             && self.reader.is_none()
     }
