@@ -1,4 +1,4 @@
-"""A worker in Python that speaks while its voice is still being made, and stops when it is told to.
+"""A worker in Python that speaks while its voice is still being made, and stops when its task is stopped.
 
     pip install redis
     AUDIO_ROOT=/tmp/aivtuber_tasks REDIS_URL=redis://localhost:6379 python streaming_worker.py

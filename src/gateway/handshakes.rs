@@ -1,5 +1,6 @@
-//! Connections whose TLS handshake is not complete: at most so many that an idle crowd cannot hold
-//! the memory and the slots of clients. Beyond that, the oldest one goes.
+//! Connections whose TLS handshake is not complete. Their number is limited, so that peers that
+//! never finish one cannot take the memory and the slots of clients. Beyond the limit, the oldest
+//! is closed.
 
 use super::Gateway;
 use crate::net::{Security, Socket};

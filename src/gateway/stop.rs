@@ -1,4 +1,4 @@
-//! Requests to stop a task, and what workers of a task and the log are told about it.
+//! Requests to stop a task, and the messages and log lines that follow.
 
 use super::Gateway;
 use crate::proto::control::{self, Action};

@@ -155,7 +155,7 @@ impl Base64<'_> {
         }
     }
 
-    /// The number of bytes that it stands for, at least if it is base64 at all.
+    /// The number of bytes that it decodes to, provided that it is valid base64.
     pub fn decoded_bytes(&self) -> usize {
         let digits = self.0.trim_end_matches('=').len();
         digits / 4 * 3 + digits % 4 * 3 / 4

@@ -1,7 +1,6 @@
-//! Which worker speaks for which task, and what is to be said to it.
+//! Which worker speaks for which task, and the messages that wait for it.
 //!
-//! A worker is told that its task was stopped, or that no client listens any more, on the
-//! connection on which it last sent something for that task.
+//! STOP, LEFT and BACK go to the connection that last sent something for the task.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 

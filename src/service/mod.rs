@@ -1,5 +1,5 @@
-//! Rules without sockets: where a request goes, which backend is next, who is admitted, what
-//! reports show.
+//! Rules without sockets: where a request goes, which backend is tried next, who is admitted,
+//! what reports show.
 
 pub mod attempt;
 pub mod audio_names;

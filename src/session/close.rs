@@ -160,8 +160,8 @@ close_reasons! {
         "The final result was delivered";
     /// The final result was delivered, and it is an error that the worker reported.
     WorkerFailed: "worker_failed", 1000, "done", Worker, Bad,
-        "The worker reported that the task failed, and the client was told";
-    /// A result was no JSON object, and the client was told.
+        "The worker reported that the task failed, and the client got its error message";
+    /// A result was no JSON object, and the client got an error message instead.
     MalformedResult: "malformed_result", 1000, "done", Worker, Bad,
         "The worker published a result that could not be read";
     /// The final result was delivered; the audio of a result was not.

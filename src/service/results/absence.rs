@@ -235,7 +235,7 @@ mod tests {
         results.publish(Moment::START, task().uuid(), payload.as_bytes());
     }
 
-    /// Everything that workers are told at `now`.
+    /// Every message that workers get at `now`.
     fn said(results: &mut Results<u32>, now: Moment) -> Vec<Action> {
         let said = std::iter::from_fn(|| results.poll_absence(now, |_| false));
         said.inspect(|(of, _)| assert_eq!(*of, task().uuid())).map(|(_, action)| action).collect()
@@ -394,7 +394,7 @@ mod tests {
         assert_eq!(outcome, Some(StopOutcome::Stopped));
         assert_eq!(said(&mut results, now + 9 * SECOND), []);
         join(&mut results, now + 9 * SECOND, 3);
-        assert_eq!(said(&mut results, now + 9 * SECOND), [], "nobody was told that it left");
+        assert_eq!(said(&mut results, now + 9 * SECOND), [], "no LEFT was published");
     }
 
     #[test]

@@ -624,13 +624,13 @@ impl<K: Copy, F> Streams<K, F> {
         }
     }
 
-    /// Forgets the streams of a task. Who waits for them is woken.
+    /// Forgets the streams of a task, and wakes the clients that wait for them.
     pub fn remove_task(&mut self, task: Uuid) {
         let ids: Vec<StreamId> = self.of_task(task).map(Stream::id).collect();
         ids.into_iter().for_each(|id| self.remove(id));
     }
 
-    /// Forgets a stream. Who waits for it is woken.
+    /// Forgets a stream, and wakes the clients that wait for it.
     pub fn remove(&mut self, id: StreamId) {
         if self.stream(id).is_none() {
             return;

@@ -47,13 +47,13 @@ const OTHER_BYTES_MAX: usize = 128 * 1024;
 /// How often a session that waits for the end of its streams looks whether it may leave.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What a worker without the binary message that it has announced is told.
+/// Error: a chunk was announced, and its binary message did not follow.
 const NO_BYTES: &str = "The bytes of the chunk before did not come";
-/// What a worker is told whose binary message was not announced.
+/// Error: a binary message that no chunk announced.
 const NOT_ANNOUNCED: &str = "A binary message without a SPEECH_CHUNK before it";
-/// What a worker is told whose binary message has another length than it said.
+/// Error: a binary message whose length differs from `bytes`.
 const OTHER_LENGTH: &str = "The binary message is not as long as bytes says";
-/// What a worker is told whose chunk is too long.
+/// Error: a chunk longer than `chunk_size`.
 const CHUNK_TOO_LONG: &str = "The chunk is longer than chunk_size";
 
 impl Session {

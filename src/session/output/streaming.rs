@@ -130,7 +130,7 @@ impl Streaming {
         Step::Wait
     }
 
-    /// The chunk as the client is told of it.
+    /// The chunk as its message to the client describes it.
     fn chunk(&mut self, piece: Piece, cx: &Context) -> Chunk {
         let Piece { number, offset, length } = piece;
         let rules = cx.stream_rules();
