@@ -12,8 +12,9 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import serve
 
-from gatewaylab import PATIENCE, ROOT, TARGET
+from gatewaylab import PATIENCE, PEERS, ROOT, TARGET
 from gatewaylab.gateway import route, run
+from gatewaylab.peers import node_env
 from gatewaylab.process import Process
 from gatewaylab.proxies import documented, replaced
 from gatewaylab.redis_server import RedisServer
@@ -111,7 +112,7 @@ def test_worker_answers(lab, tmp_path, language):
             process.kill()
 
 
-# ---- other projects, by stand-ins
+# ---- other projects
 
 OPUS = bytes([0xF8, 0xFF, 0xFE])
 SESSION = "0b1c8d2e"
@@ -163,17 +164,6 @@ TALKS = {
             ("<", {"type": "tts", "state": "stop", "session_id": SESSION}),
         ],
     ),
-    "airi": (
-        "/ws",
-        {},
-        [
-            (">", {"type": "module:authenticate", "data": {"token": "secret"}}),
-            ("<", {"type": "module:authenticated", "data": {"authenticated": True}}),
-            (">", {"type": "module:announce", "data": {"name": "chat", "possibleEvents": ["input:text"]}}),
-            (">", {"type": "input:text", "data": {"text": "hello"}}),
-            ("<", {"type": "output:gen-ai:chat:message", "data": {"message": {"role": "assistant", "content": "hi"}}}),
-        ],
-    ),
     "pipecat": (
         "/ws",
         {},
@@ -214,7 +204,7 @@ def test_projects_talk_through_the_example(lab, project):
         async with serve(serve_one, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
             config = replaced(text, "0.0.0.0:8000", "127.0.0.1:0")
-            hosts = {"open-llm-vtuber": "localhost:12393", "xiaozhi": "xiaozhi-server:8000", "airi": "localhost:6121", "pipecat": "localhost:8765"}
+            hosts = {"open-llm-vtuber": "localhost:12393", "xiaozhi": "xiaozhi-server:8000", "pipecat": "localhost:8765"}
             gateway = lab.gateway(config.replace(hosts[project], f"127.0.0.1:{port}"))
             async with connect(f"ws://127.0.0.1:{gateway.port}{path}", additional_headers=headers) as ws:
                 await talk(ws, ">", script)
@@ -225,6 +215,43 @@ def test_projects_talk_through_the_example(lab, project):
     assert seen["path"] == ("/" if project == "pipecat" else path)
     for name, value in headers.items():
         assert seen["headers"][name] == value
+
+
+def test_module_of_airi_talks_through_the_example(lab):
+    """The client is AIRI's own SDK, which wraps each message with superjson and sends pings; the server is a stand-in."""
+    text = (EXAMPLES / "airi/config.toml").read_text()
+    seen = []
+
+    def sent(event, data):
+        return json.dumps({"json": {"type": event, "data": data}})
+
+    async def serve_one(ws):
+        async for wire in ws:
+            message = json.loads(wire)["json"]
+            seen.append(message["type"])
+            if message["type"] == "module:authenticate":
+                await ws.send(sent("module:authenticated", {"authenticated": message["data"]["token"] == "secret"}))
+            elif message["type"] == "input:text":
+                answer = {"role": "assistant", "content": f"You said {message['data']['text']}"}
+                await ws.send(sent("output:gen-ai:chat:message", {"message": answer}))
+
+    async def conversation():
+        async with serve(serve_one, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            config = replaced(replaced(text, "0.0.0.0:8000", "127.0.0.1:0"), "localhost:6121", f"127.0.0.1:{port}")
+            gateway = lab.gateway(config)
+            module = await asyncio.create_subprocess_exec(
+                "node", PEERS / "airi_client.js", f"ws://127.0.0.1:{gateway.port}/ws", "secret",
+                env=node_env(), stdout=subprocess.PIPE,
+            )
+            heard, _ = await module.communicate()
+        return [json.loads(line) for line in heard.splitlines()], module.returncode
+
+    heard, status = asyncio.run(asyncio.wait_for(conversation(), PATIENCE))
+    assert [event["type"] for event in heard] == ["module:authenticated", "output:gen-ai:chat:message"]
+    assert heard[-1]["data"]["message"]["content"] == "You said hello"
+    assert {"transport:connection:heartbeat", "module:authenticate", "module:announce", "input:text"} <= set(seen)
+    assert status == 0
 
 
 @pytest.fixture
