@@ -34,8 +34,12 @@ pub enum Action {
     Run,
     /// The same, with a stand-in for the AI.
     Demo,
+    /// The same, with HTTPS.
+    DemoHttps,
     /// Ask a running gateway for its `/health`.
     Healthcheck,
+    /// Make a certificate.
+    Cert,
     /// Check the configuration.
     Check,
     /// Print the configuration that would be in use.
@@ -101,6 +105,12 @@ pub const COMMANDS: &[Command] = &[
         operands: NO_OPERANDS,
         doc: "ask the running gateway's /health; exit status 0 or 1 (for containers)",
         action: Action::Healthcheck,
+    },
+    Command {
+        name: "cert",
+        operands: Operands { shown: "DIR [NAME]...", words: &[], count: 1..=usize::MAX },
+        doc: "write a certificate for these names and addresses, or this machine's, to DIR",
+        action: Action::Cert,
     },
     Command {
         name: "man",
@@ -198,6 +208,12 @@ pub const FLAGS: &[Flag] = &[
             flags.log_file = Some(file.into_string()?);
             Ok(())
         }),
+    },
+    Flag {
+        long: "https",
+        short: None,
+        doc: "with demo: HTTPS on port 8443, with a certificate of its own",
+        effect: Effect::Change(Action::Demo, Action::DemoHttps),
     },
     Flag {
         long: "check",
@@ -331,14 +347,20 @@ impl Choice {
             None => Ok((action, self.operands)),
             Some((_, from, to)) if from == action => Ok((to, self.operands)),
             Some((shown, from, _)) => {
-                let needed = FLAGS
-                    .iter()
-                    .find(|flag| matches!(flag.effect, Effect::Action(action) if action == from));
-                let needed = needed.map_or("", |flag| flag.long);
-                Err(format!("{shown} has no effect without --{needed}"))
+                Err(format!("{shown} has no effect without {}", how_to_ask(from)))
             }
         }
     }
+}
+
+/// The flag or the command that asks for `wanted`.
+fn how_to_ask(wanted: Action) -> String {
+    let flag =
+        FLAGS.iter().find(|flag| matches!(flag.effect, Effect::Action(action) if action == wanted));
+    let command = COMMANDS.iter().find(|command| command.action == wanted);
+    flag.map(|flag| format!("--{}", flag.long))
+        .or_else(|| command.map(|command| command.name.to_owned()))
+        .unwrap_or_default()
 }
 
 /// What `--help` prints.
@@ -425,6 +447,7 @@ mod tests {
             redis: vec!["redis://a".into()],
             log_level: Some("debug".into()),
             log_file: Some("y.log".into()),
+            ..Flags::default()
         };
         for line in [
             "-c x.toml -l :1 -l :2 --redis redis://a --log-level debug --log-file y.log",
@@ -444,12 +467,12 @@ mod tests {
         for flag in FLAGS {
             let value = flag.value().map_or("", |_| " value");
             let before = match flag.effect {
-                Effect::Change(Action::PrintConfig, _) => "--print-config ",
-                _ => "",
+                Effect::Change(needed, _) => format!("{} ", how_to_ask(needed)),
+                _ => String::new(),
             };
             let long = parsed(&format!("{before}--{}{value}", flag.long))
                 .unwrap_or_else(|why| panic!("{why}"));
-            assert_ne!(long, parsed(before).unwrap(), "--{} has no effect", flag.long);
+            assert_ne!(long, parsed(&before).unwrap(), "--{} has no effect", flag.long);
             if let Some(short) = flag.short {
                 assert_eq!(parsed(&format!("-{short}{value}")), Ok(long));
             }
@@ -460,6 +483,8 @@ mod tests {
     fn actions() {
         assert_eq!(action(""), Action::Run);
         assert_eq!(action("demo"), Action::Demo);
+        assert_eq!(action("demo --https"), Action::DemoHttps);
+        assert_eq!(action("cert ."), Action::Cert);
         assert_eq!(action("healthcheck -l :1"), Action::Healthcheck);
         assert_eq!(action("-l :1 healthcheck"), Action::Healthcheck);
         assert_eq!(action("--check --check"), Action::Check);
@@ -480,6 +505,10 @@ mod tests {
         assert_eq!(operands("man"), [""; 0]);
         assert_eq!(operands("man config"), ["config"]);
         assert_eq!(operands("completions fish"), ["fish"]);
+        assert_eq!(
+            operands("cert certs a.example demo ::1"),
+            ["certs", "a.example", "demo", "::1"]
+        );
         assert_eq!(operands("completions -c x zsh"), ["zsh"]);
     }
 
@@ -504,6 +533,8 @@ mod tests {
             ),
             ("completions bash demo", "completions and demo cannot be combined"),
             ("man demo", "man: unknown word \"demo\", expected config"),
+            ("cert", "cert needs more: cert DIR [NAME]..."),
+            ("--https", "--https has no effect without demo"),
             ("--changed", "--changed has no effect without --print-config"),
             ("--check --changed", "--changed has no effect without --print-config"),
         ] {

@@ -4,7 +4,7 @@
 //! simulated world. Modules are layers, and a layer imports only from layers below it:
 //!
 //! ```text
-//! main, cli, config, logging, demo
+//! main, cli, config, logging, cert, demo
 //!                 flags and files in, settings out
 //! reactor         the poll loop: owns every registration, reads the clock once a turn
 //! gateway         sessions, timers, limits as one whole: no clock, no real socket
@@ -31,6 +31,7 @@
 )]
 
 pub mod base;
+pub mod cert;
 pub mod cli;
 pub mod config;
 pub mod demo;

@@ -17,27 +17,30 @@
     clippy::unwrap_used
 )]
 
-use std::io::Write;
-use std::path::Path;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
 use aivtuber_gateway::cli::{self, Action, Invocation};
 use aivtuber_gateway::config::{self, Config, Flags, Loaded};
-use aivtuber_gateway::demo::{self, Demo};
+use aivtuber_gateway::demo::{self, Demo, HttpsWelcome};
 use aivtuber_gateway::logging::{self, Logging};
 use aivtuber_gateway::reactor::listeners::ListenOn;
 use aivtuber_gateway::reactor::passed::PassedSockets;
 use aivtuber_gateway::reactor::supervisor::Supervisor;
 use aivtuber_gateway::reactor::{Hooks, Reactor, Service};
-use aivtuber_gateway::{gateway, healthcheck, net};
+use aivtuber_gateway::{cert, gateway, healthcheck, net};
 
 /// The exit status for bad usage or configuration.
 const UNUSABLE: u8 = 2;
 
+/// Where `demo --https` listens unless flags say otherwise.
+const DEMO_LISTEN: [&str; 2] = ["0.0.0.0:8000", "tls://0.0.0.0:8443"];
+
 fn main() -> ExitCode {
     net::return_large_blocks();
-    let Invocation { action, operands, flags } = match cli::parse(std::env::args_os().skip(1)) {
+    let Invocation { action, operands, mut flags } = match cli::parse(std::env::args_os().skip(1)) {
         Ok(invocation) => invocation,
         Err(why) => return complain(UNUSABLE, &why),
     };
@@ -48,6 +51,12 @@ fn main() -> ExitCode {
         Action::Completions => {
             let script = operands.first().and_then(|shell| cli::completions(shell));
             return script.map_or(ExitCode::from(UNUSABLE), |script| say(&script));
+        }
+        Action::Cert => return make_certificate(&operands),
+        Action::DemoHttps => {
+            if let Err(why) = prepare_https(&mut flags) {
+                return complain(1, &why);
+            }
         }
         _ => {}
     }
@@ -80,9 +89,40 @@ fn main() -> ExitCode {
             Ok(loaded) => start(action, flags, loaded),
             Err(problems) => complain(UNUSABLE, &problems.to_string()),
         },
-        Action::Demo => start(action, flags, loaded),
-        Action::Help | Action::Version | Action::Man | Action::Completions => ExitCode::SUCCESS,
+        Action::Demo | Action::DemoHttps => start(action, flags, loaded),
+        Action::Help | Action::Version | Action::Man | Action::Completions | Action::Cert => {
+            ExitCode::SUCCESS
+        }
     }
+}
+
+/// The folder of this user for the CA.
+fn data_folder() -> Result<PathBuf, String> {
+    cert::data_folder(|name| std::env::var_os(name))
+}
+
+/// The command `cert`: a folder, then names.
+fn make_certificate(operands: &[String]) -> ExitCode {
+    let Some((folder, names)) = operands.split_first() else {
+        return ExitCode::from(UNUSABLE);
+    };
+    match data_folder().and_then(|data| cert::write(Path::new(folder), names, &data)) {
+        Ok(text) => say(&text),
+        Err(why) => complain(1, &why),
+    }
+}
+
+/// Makes a certificate for the demo, and adds what serves with it to the flags.
+fn prepare_https(flags: &mut Flags) -> Result<(), String> {
+    if flags.listen.is_empty() {
+        flags.listen = DEMO_LISTEN.map(String::from).to_vec();
+    } else if !flags.listen.iter().any(|address| address.starts_with("tls://")) {
+        return Err("demo --https needs a tls:// address among those of --listen".into());
+    }
+    let file = cert::write_for_demo(&data_folder()?)?;
+    let file = file.into_os_string().into_string();
+    flags.tls_file = Some(file.map_err(|path| format!("{path:?} is not UTF-8"))?);
+    Ok(())
 }
 
 /// Runs with a log, and writes its last lines before returning.
@@ -100,10 +140,9 @@ fn start(action: Action, flags: Flags, loaded: Loaded) -> ExitCode {
     };
     let is_on_stderr = loaded.config.log.file.is_none();
     let service = Service { supervisor: Supervisor::from_env(variable, pid), sockets };
-    let outcome = if action == Action::Demo {
-        run_demo(flags, loaded, service, &logging)
-    } else {
-        run(flags, loaded.check_machine(), None, service, &logging)
+    let outcome = match action {
+        Action::Demo | Action::DemoHttps => run_demo(flags, loaded, service, &logging),
+        _ => run(flags, loaded.check_machine(), None, service, &logging),
     };
     if let Err(why) = &outcome {
         log::error!(target: "main", "{why}");
@@ -157,6 +196,7 @@ fn run(
     for warning in warnings {
         log::warn!(target: "config", "{warning}");
     }
+    let has_https = flags.tls_file.is_some();
     // Known once the listeners are open.
     let listening = Arc::new(OnceLock::new());
     let hooks = Hooks {
@@ -189,11 +229,22 @@ fn run(
         if let Some(&inbox) = reactor.inbox_addresses().first() {
             demo.publish_at(inbox);
         }
-        if let Some(&address) = reactor.addresses().first() {
-            say(&demo::welcome(address.address));
-        }
+        say(&welcome(&reactor.addresses(), has_https)?);
     }
     reactor.run().map_err(|error| error.to_string())
+}
+
+/// What the demo prints, with a QR code if there is somebody to see it.
+fn welcome(addresses: &[ListenOn], has_https: bool) -> Result<String, String> {
+    let Some(at) = addresses.iter().find(|at| at.has_tls == has_https).or(addresses.first()) else {
+        return Ok(String::new());
+    };
+    if !has_https {
+        return Ok(demo::welcome(at.address));
+    }
+    let ca = cert::ca_file(&data_folder()?);
+    let text = HttpsWelcome { gateway: at.address, lan: cert::lan_address(), ca: &ca };
+    Ok(if std::io::stdout().is_terminal() { text.text_with_code() } else { text.text() })
 }
 
 /// Applies a configuration that was read again to the log. Returns the settings for the gateway, or

@@ -5,12 +5,14 @@ use std::fmt::Write as _;
 use super::{COMMANDS, Command, FLAGS, Flag, NAME};
 use crate::config;
 
-/// What completes the value of a flag.
+/// What completes the value of a flag, or the first operand of a command.
 enum Values {
     /// Nothing: the value is free text.
     Free,
     /// The names of files.
     Files,
+    /// The names of folders.
+    Folders,
     /// One of these words.
     Words(Vec<&'static str>),
 }
@@ -22,6 +24,16 @@ pub fn completions(shell: &str) -> Option<String> {
         "zsh" => Some(zsh()),
         "fish" => Some(fish()),
         _ => None,
+    }
+}
+
+impl Command {
+    fn first_operand(&self) -> Values {
+        match (self.operands.words, self.operands.shown) {
+            ([], shown) if shown.starts_with("DIR") => Values::Folders,
+            ([], _) => Values::Free,
+            (words, _) => Values::Words(words.to_vec()),
+        }
     }
 }
 
@@ -42,7 +54,7 @@ fn bash() -> String {
         let short = flag.short.map_or(String::new(), |short| format!("-{short} | "));
         let complete = match flag.values() {
             Values::Free => "return",
-            Values::Files => {
+            Values::Files | Values::Folders => {
                 "compopt -o filenames 2> /dev/null\n            \
                  mapfile -t COMPREPLY < <(compgen -f -- \"$current\")\n            return"
             }
@@ -58,13 +70,16 @@ fn bash() -> String {
         );
     }
     let mut operands = String::new();
-    for command in COMMANDS.iter().filter(|command| !command.operands.words.is_empty()) {
-        let _ = writeln!(
-            operands,
-            "        {}) words=\"{}\" ;;",
-            command.name,
-            command.operands.words.join(" ")
-        );
+    for command in COMMANDS {
+        let complete = match command.first_operand() {
+            Values::Free => continue,
+            Values::Files | Values::Folders => {
+                "compopt -o filenames 2> /dev/null\n            \
+                 mapfile -t COMPREPLY < <(compgen -d -- \"$current\")\n            return\n            ;;"
+            }
+            Values::Words(words) => &format!("words=\"{}\" ;;", words.join(" ")),
+        };
+        let _ = writeln!(operands, "        {}) {complete}", command.name);
     }
     let commands = names().collect::<Vec<_>>();
     let flags = FLAGS.iter().flat_map(|flag| {
@@ -120,7 +135,7 @@ fn zsh() -> String {
         let value = match (flag.value(), flag.values()) {
             (None, _) => String::new(),
             (Some(name), Values::Free) => format!(":{name}: "),
-            (Some(name), Values::Files) => format!(":{name}:_files"),
+            (Some(name), Values::Files | Values::Folders) => format!(":{name}:_files"),
             (Some(name), Values::Words(words)) => format!(":{name}:({})", words.join(" ")),
         };
         let (long_end, short_end) = if value.is_empty() { ("", "") } else { ("=", "+") };
@@ -136,11 +151,13 @@ fn zsh() -> String {
         let _ = writeln!(commands, "        '{}:{}'", command.name, zsh_quoted(command.doc));
     }
     let mut operands = String::new();
-    for Command { name, operands: taken, .. } in COMMANDS {
-        if !taken.words.is_empty() {
-            let _ =
-                writeln!(operands, "            {name}) compadd -- {} ;;", taken.words.join(" "));
-        }
+    for command in COMMANDS {
+        let complete = match command.first_operand() {
+            Values::Free => continue,
+            Values::Files | Values::Folders => "_files -/".to_owned(),
+            Values::Words(words) => format!("compadd -- {}", words.join(" ")),
+        };
+        let _ = writeln!(operands, "            {}) {complete} ;;", command.name);
     }
     format!(
         r#"#compdef {NAME}
@@ -190,25 +207,27 @@ fn fish() -> String {
         let value = match (flag.value(), flag.values()) {
             (None, _) => String::new(),
             (Some(_), Values::Free) => " -x".into(),
-            (Some(_), Values::Files) => " -r -F".into(),
+            (Some(_), Values::Files | Values::Folders) => " -r -F".into(),
             (Some(_), Values::Words(words)) => format!(" -x -a '{}'", words.join(" ")),
         };
         let doc = fish_quoted(flag.doc);
         let _ = writeln!(text, "complete -c {NAME}{short} -l {}{value} -d {doc}", flag.long);
     }
-    for Command { name, doc, operands, .. } in COMMANDS {
-        let doc = fish_quoted(doc);
+    for command in COMMANDS {
+        let (name, doc) = (command.name, fish_quoted(command.doc));
         let _ = writeln!(
             text,
             "complete -c {NAME} -n 'not __fish_seen_subcommand_from {all}' -a {name} -d {doc}"
         );
-        if !operands.words.is_empty() {
-            let words = operands.words.join(" ");
-            let _ = writeln!(
-                text,
-                "complete -c {NAME} -n '__fish_seen_subcommand_from {name}' -a '{words}'"
-            );
-        }
+        let complete = match command.first_operand() {
+            Values::Free => continue,
+            Values::Files | Values::Folders => "'(__fish_complete_directories)'".to_owned(),
+            Values::Words(words) => format!("'{}'", words.join(" ")),
+        };
+        let _ = writeln!(
+            text,
+            "complete -c {NAME} -n '__fish_seen_subcommand_from {name}' -a {complete}"
+        );
     }
     text
 }

@@ -59,7 +59,7 @@ pub use reference::{Entry, entries};
 pub use routes::ROUTE_KEYS;
 pub use schema::schema;
 pub use settings::Config;
-pub use values::log_levels;
+pub use values::{log_levels, quoted};
 
 /// The files that are tried when no flag names one. The first that exists is read.
 pub const SEARCHED: [&str; 2] = ["config.toml", "/etc/aivtuber-gateway/config.toml"];
@@ -77,6 +77,9 @@ pub struct Flags {
     pub log_level: Option<String>,
     /// In place of `log.file`.
     pub log_file: Option<String>,
+    /// In place of `tls.certificate` and `tls.key`: a file that holds both. Browsers that come
+    /// without TLS are then sent to the first `tls://` address with a port.
+    pub tls_file: Option<String>,
 }
 
 /// A valid configuration, and where it came from.
@@ -263,6 +266,9 @@ fn apply_flags(config: &mut Config, flags: &Flags, problems: &mut Vec<Problem>) 
     }
     if let Some(file) = &flags.log_file {
         config.log.file = (!file.is_empty()).then(|| file.into());
+    }
+    if let Some(file) = &flags.tls_file {
+        tls::use_file(config, file);
     }
 }
 

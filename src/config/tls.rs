@@ -28,6 +28,15 @@ impl Loaded {
     }
 }
 
+/// Serves with the certificate and the key in `file`, and sends browsers there.
+pub(super) fn use_file(config: &mut Config, file: &str) {
+    config.gateway.tls.certificate = vec![file.to_owned()];
+    config.gateway.tls.key = vec![file.to_owned()];
+    if tls_port(config).is_some() {
+        config.gateway.session.redirect_http = RedirectHttp::ToListener;
+    }
+}
+
 fn uses(config: &Config) -> Uses {
     Uses {
         listeners: config.reactor.listen.iter().any(|at| at.has_tls),
@@ -60,9 +69,8 @@ fn insecure_backends(config: &Config) -> Vec<String> {
 
 /// `true` leads to the first `tls://` address, whose port must be known.
 fn check_redirect(config: &mut Config) -> Result<(), String> {
-    let session = &mut config.gateway.session;
-    let listener = config.reactor.listen.iter().find(|at| at.has_tls);
-    session.tls_port = listener.map(|at| at.address.port()).filter(|port| *port != 0);
+    config.gateway.session.tls_port = tls_port(config);
+    let session = &config.gateway.session;
     match (session.redirect_http, session.tls_port) {
         (RedirectHttp::ToListener, None) => {
             Err("true needs a tls:// address with a port in server.listen; expected the port that \
@@ -71,4 +79,10 @@ fn check_redirect(config: &mut Config) -> Result<(), String> {
         }
         _ => Ok(()),
     }
+}
+
+/// The port of the first `tls://` address, if the configuration names it.
+fn tls_port(config: &Config) -> Option<u16> {
+    let listener = config.reactor.listen.iter().find(|at| at.has_tls);
+    listener.map(|at| at.address.port()).filter(|port| *port != 0)
 }

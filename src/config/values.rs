@@ -175,7 +175,7 @@ fn number_and_unit(text: &str) -> (&str, &str) {
 }
 
 /// The text as a TOML basic string.
-pub(super) fn quoted(text: &str) -> String {
+pub fn quoted(text: &str) -> String {
     let mut quoted = String::from("\"");
     for c in text.chars() {
         match c {

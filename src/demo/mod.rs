@@ -30,9 +30,10 @@ mod recording;
 mod server;
 mod upload;
 mod voice;
+mod welcome;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
@@ -40,6 +41,7 @@ use std::time::Duration;
 
 use answers::{Responder, publish};
 use server::DemoServer;
+pub use welcome::{HttpsWelcome, welcome};
 
 /// The path of the input protocol.
 pub const PATH: &str = "/ws/input";
@@ -139,48 +141,5 @@ impl Drop for Demo {
             let _ = listening.join();
         }
         self.server.clear();
-    }
-}
-
-/// What to open and what to try, for people, with a gateway that listens at `gateway`.
-pub fn welcome(gateway: SocketAddr) -> String {
-    let host = match gateway.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() || ip == Ipv4Addr::LOCALHOST => {
-            "localhost".to_owned()
-        }
-        IpAddr::V6(ip) if ip.is_unspecified() => "[::1]".to_owned(),
-        IpAddr::V4(ip) => ip.to_string(),
-        IpAddr::V6(ip) => format!("[{ip}]"),
-    };
-    let at = format!("{host}:{}", gateway.port());
-    format!(
-        "\n\
-         The demo is running: the gateway, and a stand-in for the AI behind {PATH}.\n\
-         \n\
-         \x20 open   http://{at}/                type something, see the answer and hear it\n\
-         \x20 ask    curl http://{at}/health\n\
-         \x20 try    python3 -m websockets ws://{at}{PATH}\n\
-         \x20        (pip install websockets) prints the id of your task\n\
-         \n\
-         docs/frontend.md shows how to build a talking page. Ctrl-C ends the demo.\n\n"
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_welcome_names_an_address_to_open() {
-        for (listen, shown) in [
-            ("0.0.0.0:8000", "http://localhost:8000/ "),
-            ("127.0.0.1:81", "http://localhost:81/ "),
-            ("192.0.2.7:8000", "http://192.0.2.7:8000/ "),
-            ("[::]:8000", "http://[::1]:8000/ "),
-            ("[2001:db8::1]:8000", "http://[2001:db8::1]:8000/ "),
-        ] {
-            let text = welcome(listen.parse().unwrap());
-            assert!(text.contains(shown), "{text}");
-        }
     }
 }

@@ -25,7 +25,7 @@ use std::path::PathBuf;
 pub use conn::{Conn, Io, Ready};
 pub use files::OpenFile;
 pub use pipe::{Pipe, Pipes};
-pub use sys::{give_memory_back, return_large_blocks, take_passed};
+pub use sys::{give_memory_back, own_addresses, return_large_blocks, take_passed};
 pub use token::{Side, Source};
 
 /// A nonblocking byte stream over one socket, registered for edge-triggered events both ways.

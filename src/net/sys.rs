@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "the calls that `rustix` has no safe name for")]
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -124,4 +125,43 @@ pub fn take_passed(count: u8) -> io::Result<Vec<OwnedFd>> {
     // SAFETY: they are open, and by the protocol they belong to this process, in which nothing else
     // knows them. They are taken only once.
     Ok(numbers.map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
+}
+
+/// The IP addresses of this machine's network interfaces that are up (`getifaddrs(3)`), in the
+/// system's order.
+///
+/// # Errors
+/// What the system says.
+pub fn own_addresses() -> io::Result<Vec<IpAddr>> {
+    let mut first: *mut libc::ifaddrs = std::ptr::null_mut();
+    // SAFETY: the list is written to the address that is given.
+    if unsafe { libc::getifaddrs(&raw mut first) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut found = Vec::new();
+    let mut next = first;
+    // SAFETY: each entry leads to the next one or to null, and all live until the list is freed.
+    while let Some(entry) = unsafe { next.as_ref() } {
+        next = entry.ifa_next;
+        let is_up = entry.ifa_flags & libc::IFF_UP as libc::c_uint != 0;
+        // SAFETY: null, or an address that lives as long as the list.
+        if let (true, Some(address)) = (is_up, unsafe { entry.ifa_addr.as_ref() }) {
+            match libc::c_int::from(address.sa_family) {
+                // SAFETY: the family says that it is one.
+                libc::AF_INET => found.push(unsafe {
+                    let address = entry.ifa_addr.cast::<libc::sockaddr_in>().read_unaligned();
+                    Ipv4Addr::from(address.sin_addr.s_addr.to_ne_bytes()).into()
+                }),
+                // SAFETY: the family says that it is one.
+                libc::AF_INET6 => found.push(unsafe {
+                    let address = entry.ifa_addr.cast::<libc::sockaddr_in6>().read_unaligned();
+                    Ipv6Addr::from(address.sin6_addr.s6_addr).into()
+                }),
+                _ => {}
+            }
+        }
+    }
+    // SAFETY: it is the list from above, and nothing refers to it any more.
+    unsafe { libc::freeifaddrs(first) };
+    Ok(found)
 }

@@ -6,8 +6,8 @@ import unicodedata
 
 from gatewaylab import PATIENCE, ROOT
 
-# Words of Rust, of HTTP and of the sources, and misspelled names in tests of the suggestions for them.
-RIGHT = ["crate", "nd", "te", "atleast", "levle", "bakend", "inflight"]
+# Words of Rust and its crates, of HTTP and of the sources, and misspelled names in tests of the suggestions for them.
+RIGHT = ["keypair", "crate", "nd", "te", "atleast", "levle", "bakend", "inflight"]
 
 PAGES = [
     *ROOT.glob("*.md"),

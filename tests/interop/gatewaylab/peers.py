@@ -149,8 +149,8 @@ class PythonClient:
 class Driven:
     """A node program that takes orders: each gets an answer with its number, in any order."""
 
-    def __init__(self, script):
-        self.process = Process(["node", PEERS / script], env=node_env(), talk=True)
+    def __init__(self, script, *arguments, env=None):
+        self.process = Process(["node", PEERS / script, *arguments], env=env or node_env(), talk=True)
         self.answers, self.number, self.lock = {}, 0, threading.Lock()
         self.greetings = queue.Queue()
         self.reader = threading.Thread(target=self._collect, daemon=True)
@@ -247,10 +247,11 @@ class NodeClient:
 
 
 class Browser(Driven):
-    """Headless Chromium with one page at a time."""
+    """Headless Chromium with one page at a time. `names` are further names of this machine, `home` is where it looks for roots."""
 
-    def __init__(self):
-        super().__init__("browser.js")
+    def __init__(self, *names, home=None):
+        env = node_env() if home is None else {**node_env(), "HOME": str(home)}
+        super().__init__("browser.js", *names, env=env)
         hello = self.greetings.get(timeout=60)
         assert hello["event"] == "ready", hello
 

@@ -1,11 +1,13 @@
 // Headless Chromium, driven over standard input: one JSON order a line (`goto`, `evaluate`, `keys`, `screenshot`, `complaints`), one
 // JSON answer a line.
-// It only ever opens pages of this machine; the flags keep it from asking anybody else anything.
+// It only ever opens pages of this machine; the flags keep it from asking anybody else anything. The arguments are names that the
+// browser takes for this machine's, although they are not `localhost`.
 "use strict";
 const readline = require("readline");
 const { chromium } = require("playwright-core");
 
 const EXECUTABLE = process.env.CHROMIUM || "/usr/bin/chromium";
+const NAMES = ["elsewhere.test", ...process.argv.slice(2)];
 
 async function main() {
   const browser = await chromium.launch({
@@ -24,7 +26,7 @@ async function main() {
       "--use-fake-device-for-media-stream",
       "--use-fake-ui-for-media-stream",
       // A page that is not from this machine, as far as the browser knows.
-      "--host-resolver-rules=MAP elsewhere.test 127.0.0.1",
+      "--host-resolver-rules=" + NAMES.map((name) => `MAP ${name} 127.0.0.1`).join(","),
     ],
   });
   let page = await browser.newPage();
@@ -74,7 +76,7 @@ function watch(page) {
   });
   page.on("request", (request) => {
     const host = new URL(request.url()).hostname;
-    if (!["127.0.0.1", "localhost", "elsewhere.test", ""].includes(host)) seen.push("foreign request: " + request.url());
+    if (!["127.0.0.1", "localhost", "", ...NAMES].includes(host)) seen.push("foreign request: " + request.url());
   });
   return seen;
 }
