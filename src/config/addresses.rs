@@ -13,13 +13,11 @@ use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::Path;
 use std::str::FromStr;
 
-use redis::IntoConnectionInfo;
-
 use super::problems::BadItem;
 use super::settings::Config;
 use super::values::each;
 use crate::reactor::listeners::ListenOn;
-use crate::service::link;
+use crate::service::link::{self, Server};
 
 /// Sets `server.listen`.
 pub(super) fn set_listen(config: &mut Config, texts: &[String]) -> Result<(), BadItem> {
@@ -132,8 +130,8 @@ fn resolve_inbox(address: &str) -> Result<Vec<SocketAddr>, String> {
 /// Whether `url` can be used. The error names it without its password.
 fn check_redis(url: &str) -> Result<(), String> {
     let shown = without_password(url);
-    let expected =
-        "expected redis://user:password@host:port/db, unix:///path or embedded://127.0.0.1:6379";
+    let expected = "expected redis://user:password@host:port/db, rediss:// for TLS, unix:///path \
+                    or embedded://127.0.0.1:6379";
     if let Some((address, password)) = link::embedded(url) {
         if password.is_some_and(|password| password.text().is_empty()) {
             return Err(format!("`{shown}`: the password is empty"));
@@ -141,14 +139,9 @@ fn check_redis(url: &str) -> Result<(), String> {
         return resolve_inbox(address).map(drop).map_err(|why| format!("`{shown}`: {why}"));
     }
     match url.split_once("://") {
-        Some(("rediss", _)) => Err(format!("`{shown}`: TLS to Redis is not supported; {expected}")),
-        Some(("redis" | "unix", _)) => match url.into_connection_info() {
-            Ok(_) => Ok(()),
-            Err(error) => Err(format!(
-                "`{shown}` cannot be read: {}; {expected}",
-                error.detail().unwrap_or("not a Redis URL")
-            )),
-        },
+        Some(("redis" | "rediss" | "unix", _)) => {
+            Server::parse(url).map(drop).map_err(|why| format!("`{shown}` cannot be read: {why}"))
+        }
         _ => Err(format!("`{shown}` is not a Redis URL; {expected}")),
     }
 }
@@ -234,6 +227,7 @@ mod tests {
             "redis://localhost",
             "redis://user:pass@host:1/2",
             "redis://:pass@[::1]:6379",
+            "rediss://user:pass@host:1/2",
             "unix:///run/redis.sock",
             "embedded://127.0.0.1:6379",
             "embedded://:6379",
@@ -243,7 +237,7 @@ mod tests {
         for url in [
             "",
             "localhost:6379",
-            "rediss://host",
+            "rediss://host#insecure",
             "http://host",
             "redis://host:port",
             "embedded://host",

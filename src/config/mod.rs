@@ -223,6 +223,7 @@ impl Config {
                 }
             }
         }
+        tls::note_port(self);
         kept
     }
 }

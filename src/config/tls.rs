@@ -2,6 +2,7 @@
 
 use super::{Config, Loaded, Problem, Problems};
 use crate::net::tls::{self, LoadError, Uses};
+use crate::service::link;
 use crate::service::route::TargetSettings;
 use crate::service::url::{BackendSecurity, BackendUrl};
 use crate::session::RedirectHttp;
@@ -40,7 +41,8 @@ pub(super) fn use_file(config: &mut Config, file: &str) {
 fn uses(config: &Config) -> Uses {
     Uses {
         listeners: config.reactor.listen.iter().any(|at| at.has_tls),
-        dialed: backends(config).any(|(_, url)| url.security() != BackendSecurity::Plain),
+        dialed: backends(config).any(|(_, url)| url.security() != BackendSecurity::Plain)
+            || config.gateway.link.urls.iter().any(|url| link::has_tls(url)),
     }
 }
 
@@ -69,7 +71,7 @@ fn insecure_backends(config: &Config) -> Vec<String> {
 
 /// `true` leads to the first `tls://` address, whose port must be known.
 fn check_redirect(config: &mut Config) -> Result<(), String> {
-    config.gateway.session.tls_port = tls_port(config);
+    note_port(config);
     let session = &config.gateway.session;
     match (session.redirect_http, session.tls_port) {
         (RedirectHttp::ToListener, None) => {
@@ -79,6 +81,11 @@ fn check_redirect(config: &mut Config) -> Result<(), String> {
         }
         _ => Ok(()),
     }
+}
+
+/// Where browsers without TLS are sent follows from where the gateway listens.
+pub(super) fn note_port(config: &mut Config) {
+    config.gateway.session.tls_port = tls_port(config);
 }
 
 /// The port of the first `tls://` address, if the configuration names it.

@@ -14,7 +14,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "keys come from the slab, roles index a pair")]
 
-use crate::net::{Conn, Io, PeerAddress, Ready, Source};
+use crate::net::{Conn, Io, PeerAddress, Ready, Source, tls};
 use crate::service::attempt::{AttemptError, Fault};
 use crate::service::link::{Address, LinkAction, REDIS_ROLES, RedisRole};
 use crate::service::name::{LookUpError, Name};
@@ -45,16 +45,22 @@ enum RedisSocket {
     #[default]
     Closed,
     /// The server's name is being looked up.
-    LookingUp,
-    /// `later`: the addresses to try if this one fails.
+    LookingUp {
+        has_tls: Option<TlsName>,
+    },
+    /// TCP, then TLS if there is any. `later`: the addresses to try if this one fails.
     Dialing {
         conn: Conn,
         later: VecDeque<PeerAddress>,
+        has_tls: Option<TlsName>,
     },
     Open {
         conn: Conn,
     },
 }
+
+/// The name that the server's certificate must be for, where TLS is spoken.
+type TlsName = Box<str>;
 
 impl RedisSockets {
     /// Without a connection. The first turn is due at once: it dials.
@@ -84,14 +90,15 @@ impl RedisSockets {
         found: Result<Vec<SocketAddr>, LookUpError>,
         cx: &mut Context,
     ) {
-        if !matches!(self.sockets[role as usize], RedisSocket::LookingUp) {
+        let RedisSocket::LookingUp { has_tls } = &mut self.sockets[role as usize] else {
             return; // The link gave up waiting and closed the connection.
-        }
+        };
+        let has_tls = has_tls.take();
         self.has_news = true;
         match found {
             Ok(found) => {
                 let addresses = found.into_iter().map(PeerAddress::Tcp).collect();
-                self.dial(role, addresses, "its name has no address", cx);
+                self.dial(role, addresses, has_tls, "its name has no address", cx);
             }
             Err(LookUpError::NotFound(why)) => {
                 self.fail(role, &format!("its name was not found: {why}"), cx);
@@ -129,21 +136,29 @@ impl RedisSockets {
             match action {
                 LinkAction::Close { role } => self.sockets[role as usize] = RedisSocket::Closed,
                 LinkAction::Dial { role, address: Address::Unix(path) } => {
-                    self.dial(role, [PeerAddress::Unix(path)].into(), "no address", cx);
+                    self.dial(role, [PeerAddress::Unix(path)].into(), None, "no address", cx);
                 }
                 LinkAction::Dial { role, address: Address::Tcp { host, port } } => {
-                    let name = Name { host, port };
-                    match name.known_addresses() {
-                        Some(known) => {
-                            let addresses = known.into_iter().map(PeerAddress::Tcp).collect();
-                            self.dial(role, addresses, "no address", cx);
-                        }
-                        None => {
-                            self.sockets[role as usize] = RedisSocket::LookingUp;
-                            cx.jobs.push_back(Job::LookUp { name, owner: NameOwner::Redis(role) });
-                        }
-                    }
+                    self.find(role, Name { host, port }, None, cx);
                 }
+                LinkAction::Dial { role, address: Address::Tls { host, port } } => {
+                    let has_tls = Some(host.as_str().into());
+                    self.find(role, Name { host, port }, has_tls, cx);
+                }
+            }
+        }
+    }
+
+    /// Dials the addresses of `name`, once they are known.
+    fn find(&mut self, role: RedisRole, name: Name, has_tls: Option<TlsName>, cx: &mut Context) {
+        match name.known_addresses() {
+            Some(known) => {
+                let addresses = known.into_iter().map(PeerAddress::Tcp).collect();
+                self.dial(role, addresses, has_tls, "no address", cx);
+            }
+            None => {
+                self.sockets[role as usize] = RedisSocket::LookingUp { has_tls };
+                cx.jobs.push_back(Job::LookUp { name, owner: NameOwner::Redis(role) });
             }
         }
     }
@@ -154,16 +169,22 @@ impl RedisSockets {
         &mut self,
         role: RedisRole,
         mut addresses: VecDeque<PeerAddress>,
+        has_tls: Option<TlsName>,
         otherwise: &str,
         cx: &mut Context,
     ) {
         let mut why = otherwise.to_owned();
         while let Some(address) = addresses.pop_front() {
-            match cx.network.connect(&address, Source::Link(role as usize)) {
+            let connected = cx.network.connect(&address, Source::Link(role as usize));
+            let connected = connected.and_then(|socket| match &has_tls {
+                None => Ok(socket),
+                Some(name) => cx.tls.dial_redis(socket, name),
+            });
+            match connected {
                 Ok(socket) => {
                     // The outcome comes with the first event.
-                    let conn = Conn::connecting(socket);
-                    self.sockets[role as usize] = RedisSocket::Dialing { conn, later: addresses };
+                    let (conn, later) = (Conn::connecting(socket), addresses);
+                    self.sockets[role as usize] = RedisSocket::Dialing { conn, later, has_tls };
                     return;
                 }
                 Err(error) if AttemptError::of_connecting(&error).fault() == Fault::Local => {
@@ -195,10 +216,21 @@ impl RedisSockets {
     /// Whether the connection is established. Finishes a dial whose outcome has come.
     fn is_open(&mut self, role: RedisRole, cx: &mut Context) -> bool {
         match std::mem::take(&mut self.sockets[role as usize]) {
-            RedisSocket::Dialing { mut conn, later } if conn.is_writable() => {
-                if let Err(error) = conn.connect_outcome() {
-                    self.dial(role, later, &error.to_string(), cx);
-                    return false;
+            RedisSocket::Dialing { mut conn, later, has_tls } if conn.is_writable() => {
+                match conn.connect_outcome().and_then(|()| conn.handshake()) {
+                    Ok(Some(_)) => {}
+                    Ok(None) => {
+                        self.sockets[role as usize] = RedisSocket::Dialing { conn, later, has_tls };
+                        return false;
+                    }
+                    Err(error) => {
+                        let why = match tls::is_untrusted(&error) {
+                            true => format!("its certificate is not accepted: {error}"),
+                            false => error.to_string(),
+                        };
+                        self.dial(role, later, has_tls, &why, cx);
+                        return false;
+                    }
                 }
                 self.sockets[role as usize] = RedisSocket::Open { conn };
                 let now = cx.now;

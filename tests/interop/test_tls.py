@@ -11,13 +11,14 @@ import threading
 import pytest
 import websockets.sync.client
 
-from gatewaylab import PATIENCE
+from gatewaylab import PATIENCE, wire
 from gatewaylab import gateway as gateways
 from gatewaylab.certificates import Authority, openssl, serial_of
 from gatewaylab.gateway import route
 from gatewaylab.peers import node_env, pattern
 from gatewaylab.results import Waiter, new_task
 from gatewaylab.wire import BINARY, closed_port, eventually
+from test_service import activated, knock
 
 TLS_LISTENING = r"listening address=tls://127\.0\.0\.1:(\d+)"
 
@@ -214,7 +215,19 @@ def test_a_new_certificate_is_served_after_hup_and_no_connection_is_lost(lab, se
             except (OSError, AssertionError) as error:
                 lost.append(repr(error))
 
-    visitors = [threading.Thread(target=visit) for _ in range(4)]
+    def talk():
+        said = 0
+        while not stop.is_set():
+            try:
+                said += 1
+                client.say(f"message {said}")
+                assert peer.read_frame().text == f"message {said}"
+                peer.frame(BINARY, bytes(100_000))
+                assert len(client.read_frame().payload) == 100_000
+            except (OSError, AssertionError) as error:
+                return lost.append(repr(error))
+
+    visitors = [threading.Thread(target=visit) for _ in range(4)] + [threading.Thread(target=talk)]
     for visitor in visitors:
         visitor.start()
     try:
@@ -229,8 +242,6 @@ def test_a_new_certificate_is_served_after_hup_and_no_connection_is_lost(lab, se
         gateway.signal(signal.SIGHUP)
         gateway.process.wait_for_line(r"not reloaded: .*tls\.key: .*server0\.key is not the key to the certificate in")
         (authority.folder / "server0.key").write_bytes(good)
-        client.say("still here")
-        assert peer.read_frame().text == "still here"
     finally:
         stop.set()
         for visitor in visitors:
@@ -347,3 +358,139 @@ def test_an_insecure_route_accepts_any_certificate_and_warns(lab, authority):
     client.read_switch()
     client.say("hello")
     assert peer.read_frame().text == "hello"
+
+
+def test_a_wss_backend_that_is_not_there_is_refused_like_any_other(lab, authority):
+    gateway = lab.gateway({"route": [route(backend=f"wss://127.0.0.1:{closed_port()}/ws/input")]})
+    client = lab.client(gateway)
+    client.upgrade("/ws/input")
+    client.read_switch()
+    closed = client.read_close()
+    assert (closed.code, closed.reason) == (1011, "backend unavailable: connection refused")
+
+
+# ---- reloads and passed sockets
+
+
+def test_browsers_are_sent_to_where_the_gateway_listens_although_the_file_names_another_port(lab, authority):
+    pem, key = authority.certify("localhost", file="moved")
+    tls_port = closed_port()
+    tls = {"certificate": str(pem), "key": str(key)}
+
+    def config(listen, redirect=True):
+        server = {"listen": ["127.0.0.1:0", *listen], "admin_listen": ["127.0.0.1:0"], "redirect_http": redirect}
+        return {"server": server, "tls": tls}
+
+    gateway = lab.gateway(config([f"tls://127.0.0.1:{tls_port}"]))
+    plain_port = gateway.port
+    gateway.port = int(gateway.process.wait_for_line(r"listening address=127\.0\.0\.1:(\d+) for=admins").group(1))
+
+    def location():
+        return lab.client(plain_port).get("/", host="a.example").head["Location"]
+
+    def reload(config, expected):
+        seen = len(gateway.process.lines)
+        gateway.configure(config)
+        gateway.signal(signal.SIGHUP)
+        gateway.process.wait_for_line(expected, after=seen)
+
+    at = f"https://a.example:{tls_port}/"
+    assert location() == at
+    reload(config([f"tls://127.0.0.1:{closed_port()}"]), r"server\.listen has changed .* only a restart")
+    assert location() == at, "nothing listens at the new port before a restart"
+    # Without any tls:// address `true` leads nowhere: that is refused, and everything stays.
+    reload(config([]), r"not reloaded: .*server\.redirect_http: true needs a tls:// address")
+    assert location() == at
+    reload(config([], redirect=443), r"server\.listen has changed .* only a restart")
+    assert location() == "https://a.example/"
+    # The listener is still there, with its certificate.
+    client = lab.adopt(authority.connect(tls_port))
+    assert client.get("/health").status == 200
+
+
+def test_passed_sockets_may_be_listeners_with_tls(tmp_path, authority):
+    pem, key = authority.certify("localhost", file="passed")
+    plain, secure = closed_port(), closed_port()
+    config = {
+        "server": {"listen": [f"127.0.0.1:{plain}", f"tls://127.0.0.1:{secure}"]},
+        "tls": {"certificate": str(pem), "key": str(key)},
+    }
+    gateway = activated(tmp_path, [f"127.0.0.1:{port}" for port in (secure, plain)], config)
+    try:
+        client = knock(gateway, plain)
+        assert client.get("/health").status == 200
+        for port in (plain, secure):
+            gateway.wait_for_line(rf"socket passed address=127\.0\.0\.1:{port}$")
+        by_tls = authority.connect(secure)
+        assert by_tls.get("/health").status == 200
+        assert wire.connect(secure).get("/health").status == 400, "it speaks TLS only"
+        by_tls.vanish()
+        client.vanish()
+    finally:
+        gateway.kill()
+
+
+# ---- Redis
+
+
+def redis_with_tls(results, authority, *names, file="redis"):
+    """A Redis server that also speaks TLS; its port for that."""
+    pem, key = authority.certify(*names, file=file)
+    port = closed_port()
+    options = ["--tls-port", port, "--tls-cert-file", pem, "--tls-key-file", key]
+    options += ["--tls-ca-cert-file", authority.pem, "--tls-auth-clients", "no"]
+    return results.redis(password="secret", options=options), port
+
+
+def through_redis(results, authority, port, *, ca=True, name="localhost", ready=True):
+    tls = {"tls": {"ca": str(authority.pem)}} if ca else {}
+    return results.gateway(f"rediss://:secret@{name}:{port}", config=tls, ready=ready)
+
+
+def test_results_come_from_redis_with_tls(results, authority):
+    server, port = redis_with_tls(results, authority, "localhost")
+    gateway = through_redis(results, authority, port)
+    results.write("a.wav", pattern(100_000))
+    for number in range(3):
+        task = new_task()
+        early = number == 0
+        waiter = None if early else results.wait(gateway, task)
+        assert server.publish(task, text="heard" * 10_000, audio_file="a.wav") == 1
+        waiter = waiter or results.wait(gateway, task)
+        result = waiter.result()
+        assert (result.content, result.audio) == ("heard" * 10_000, pattern(100_000))
+        waiter.done()
+    eventually(lambda: server.kept() == 3, "the results are stored by TLS, too")
+    assert all(int(one["addr"].split(":")[1]) and one["laddr"].endswith(f":{port}") for one in server.gateways())
+    # It goes away and comes back.
+    server.restart()
+    task = new_task()
+    waiter = results.wait(gateway, task)
+    eventually(lambda: gateway.get("/ready").status == 200 and len(server.gateways()) == 2, "the gateway is back")
+    server.publish(task, text="again")
+    assert waiter.result().content == "again"
+    waiter.done()
+
+
+@pytest.mark.parametrize("name, ca", [("localhost", False), ("127.0.0.1", True)], ids=["root", "name"])
+def test_a_redis_with_another_root_or_name_is_not_used(results, authority, name, ca):
+    server, port = redis_with_tls(results, authority, "localhost", file=f"redis-{ca}")
+    gateway = through_redis(results, authority, port, name=name, ca=ca, ready=False)
+    gateway.process.wait_for_line(r"why=\".*its certificate is not accepted: invalid peer certificate")
+    assert gateway.get("/ready").status == 503
+    assert server.gateways() == [], "no password was sent"
+
+
+def test_a_redis_without_tls_is_not_used_by_a_url_with_it(results, authority):
+    server = results.redis()
+    gateway = through_redis(results, authority, server.port, ready=False)
+    gateway.process.wait_for_line(r"redis trouble .*why=")
+    assert gateway.get("/ready").status == 503
+    assert server.gateways() == []
+
+
+def test_redis_without_verification_is_refused(tmp_path):
+    config = tmp_path / "config.toml"
+    config.write_text(gateways.toml({"redis": {"url": "rediss://:secret@localhost#insecure"}}))
+    done = gateways.run("--config", config, "--check")
+    assert done.returncode == 2 and "always verified" in done.stderr and "secret" not in done.stderr

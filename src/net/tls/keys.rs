@@ -123,6 +123,8 @@ pub struct Layer {
     server: Option<Arc<ServerConfig>>,
     verified: Option<Arc<ClientConfig>>,
     unverified: Option<Arc<ClientConfig>>,
+    /// For servers that speak something else than HTTP.
+    redis: Option<Arc<ClientConfig>>,
 }
 
 impl Layer {
@@ -151,7 +153,9 @@ impl Layer {
         }
         if let Some(roots) = &settings.loaded.roots {
             let verified = client_config(&provider)?.with_root_certificates(Arc::clone(&roots.0));
-            self.verified = Some(Arc::new(speaking_http(verified.with_no_client_auth())));
+            let verified = verified.with_no_client_auth();
+            self.redis = Some(Arc::new(verified.clone()));
+            self.verified = Some(Arc::new(speaking_http(verified)));
             let any = Arc::new(AnyCertificate(provider.signature_verification_algorithms));
             let unverified =
                 client_config(&provider)?.dangerous().with_custom_certificate_verifier(any);
@@ -204,10 +208,22 @@ impl Layer {
             Verify::Yes => &self.verified,
             Verify::No => &self.unverified,
         };
-        let config = config.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-        Ok(Socket::Other(Box::new(Tls::dialed(socket, Arc::clone(config), name)?)))
+        dialed(socket, host, config.as_ref())
     }
+
+    /// Puts the client's side on a socket that leads to the Redis server `host`, which is verified.
+    ///
+    /// # Errors
+    /// If `host` is neither a name nor an IP address.
+    pub fn dial_redis(&self, socket: Socket, host: &str) -> io::Result<Socket> {
+        dialed(socket, host, self.redis.as_ref())
+    }
+}
+
+fn dialed(socket: Socket, host: &str, config: Option<&Arc<ClientConfig>>) -> io::Result<Socket> {
+    let config = Arc::clone(config.ok_or(io::ErrorKind::Unsupported)?);
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    Ok(Socket::Other(Box::new(Tls::dialed(socket, config, name)?)))
 }
 
 /// Speaks TLS over a stream that blocks, with any certificate: for the gateway's own commands.

@@ -80,6 +80,8 @@ pub struct Tls {
     is_established: bool,
     /// `close_notify` was sent, or is not to be sent.
     is_close_settled: bool,
+    /// Why a flush failed. The socket says so only once, and the next call is to report it.
+    flush_error: Option<io::Error>,
 }
 
 enum Stage {
@@ -153,6 +155,7 @@ impl Tls {
             is_read_closed: false,
             is_established: false,
             is_close_settled: false,
+            flush_error: None,
         }
     }
 
@@ -347,6 +350,7 @@ impl Tls {
         if self.input_end == InputEnd::Failed {
             return Err(ErrorKind::BrokenPipe.into());
         }
+        self.flush_error.take().map_or(Ok(()), Err)?;
         self.send(false)?;
         self.establish()?;
         if self.is_plain() {
@@ -504,12 +508,21 @@ impl Write for Tls {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.send(false)
+        let sent = self.send(false);
+        if let Err(error) = &sent
+            && !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+        {
+            let kind = error.kind();
+            self.flush_error = sent.err();
+            return Err(kind.into());
+        }
+        sent
     }
 }
 
 impl Transport for Tls {
     fn handshake(&mut self) -> io::Result<Security> {
+        self.flush_error.take().map_or(Ok(()), Err)?;
         self.establish()?;
         Ok(if self.is_plain() { Security::PlainOnTls } else { Security::Tls })
     }
@@ -580,6 +593,7 @@ impl Transport for Tls {
     }
 
     fn connect_outcome(&mut self) -> io::Result<()> {
+        self.flush_error.take().map_or(Ok(()), Err)?;
         self.socket().connect_outcome()
     }
 

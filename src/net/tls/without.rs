@@ -74,6 +74,14 @@ impl Layer {
     ///
     /// # Errors
     /// Always.
+    pub fn dial_redis(&self, _: Socket, _: &str) -> io::Result<Socket> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    /// Refuses.
+    ///
+    /// # Errors
+    /// Always.
     pub fn dial(&self, _: Socket, _: &str, _: Verify) -> io::Result<Socket> {
         Err(ErrorKind::Unsupported.into())
     }

@@ -59,7 +59,7 @@ use control::ControlChannels;
 pub use keep::BATCH_MAX;
 use keep::{ErrorKind, ErrorReply, Keeper, StoreOutcome};
 use pending::{PendingReply, StoreReply};
-pub use server::{Address, Password, Server, embedded};
+pub use server::{Address, Password, Server, embedded, has_tls};
 pub use settings::{Settings, Subscribe};
 use subscribe::{Confirmed, Subscriptions};
 

@@ -12,6 +12,8 @@ use redis::{ConnectionAddr, IntoConnectionInfo, ProtocolVersion};
 pub enum Address {
     /// A host name or IP address, and a port.
     Tcp { host: String, port: u16 },
+    /// The same, where TLS is spoken. Its certificate must be for this name or address.
+    Tls { host: String, port: u16 },
     /// A socket in the file system.
     Unix(PathBuf),
 }
@@ -19,8 +21,12 @@ pub enum Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Address::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Address::Tcp { host, port } | Address::Tls { host, port } if host.contains(':') => {
+                write!(f, "[{host}]:{port}")
+            }
+            Address::Tcp { host, port } | Address::Tls { host, port } => {
+                write!(f, "{host}:{port}")
+            }
             Address::Unix(path) => path.display().fmt(f),
         }
     }
@@ -79,6 +85,13 @@ fn percent_decoded(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+const TLS_SCHEME: &str = "rediss://";
+
+/// Whether TLS is spoken with the server that this URL names.
+pub fn has_tls(url: &str) -> bool {
+    url.starts_with(TLS_SCHEME)
+}
+
 /// One server, and how to log in there.
 #[derive(Clone, Debug)]
 pub struct Server {
@@ -90,19 +103,31 @@ pub struct Server {
 }
 
 impl Server {
-    /// Reads a `redis://` or `unix://` URL.
+    /// Reads a `redis://`, `rediss://` or `unix://` URL.
     ///
     /// # Errors
     /// A sentence that quotes no part of the URL, since it may hold a password.
     pub fn parse(url: &str) -> Result<Server, String> {
-        const ALLOWED: &str = "allowed are redis://[user:password@]host[:port][/db] and \
-                               unix:///path[?db=…&user=…&pass=…]";
-        if ["rediss:", "valkeys:"].iter().any(|scheme| url.starts_with(scheme)) {
-            return Err(format!("TLS to Redis is not supported; {ALLOWED}"));
+        const ALLOWED: &str = "allowed are redis://[user:password@]host[:port][/db], the same \
+                               with rediss:// for TLS, and unix:///path[?db=…&user=…&pass=…]";
+        let with_tls = url.strip_prefix(TLS_SCHEME);
+        if with_tls.is_some_and(|rest| rest.contains('#')) {
+            return Err("`#insecure` and the like are not supported: the certificate is always \
+                        verified, also by the roots in the file `ca` of [tls]"
+                .into());
         }
-        let connection =
-            url.into_connection_info().map_err(|_| format!("not a Redis URL; {ALLOWED}"))?;
+        let connection = match with_tls {
+            Some(rest) => format!("redis://{rest}").into_connection_info(),
+            None => url.into_connection_info(),
+        };
+        let connection = connection.map_err(|error| {
+            let why = error.detail().map_or(String::new(), |why| format!(": {why}"));
+            format!("not a Redis URL{why}; {ALLOWED}")
+        })?;
         let address = match connection.addr() {
+            ConnectionAddr::Tcp(host, port) if with_tls.is_some() => {
+                Address::Tls { host: host.clone(), port: *port }
+            }
             ConnectionAddr::Tcp(host, port) => Address::Tcp { host: host.clone(), port: *port },
             ConnectionAddr::Unix(path) => Address::Unix(path.clone()),
             _ => return Err(format!("not a Redis URL; {ALLOWED}")),

@@ -1116,6 +1116,7 @@ fn bad_urls_are_refused_without_being_quoted() {
         ("redis://[::1]:7000", "[::1]:7000"),
         ("unix:///run/redis.sock", "/run/redis.sock"),
         ("redis+unix:///run/redis.sock?db=1", "/run/redis.sock"),
+        ("rediss://user:p@one:7000/2", "one:7000"),
     ] {
         assert_eq!(Server::parse(url).unwrap().address().to_string(), address);
     }
@@ -1123,7 +1124,6 @@ fn bad_urls_are_refused_without_being_quoted() {
         "",
         "one:6379",
         "http://one",
-        "rediss://:secret@one",
         "redis://:secret@one/x",
         "redis://:secret@",
         "embedded://127.0.0.1:1",
@@ -1131,6 +1131,8 @@ fn bad_urls_are_refused_without_being_quoted() {
         let why = Server::parse(url).unwrap_err();
         assert!(!why.contains("secret") && why.contains("redis://["), "{why}");
     }
+    let why = Server::parse("rediss://:secret@one#insecure").unwrap_err();
+    assert!(!why.contains("secret") && why.contains("always verified"), "{why}");
     let settings = settings(&["redis://one", "nonsense"], Subscribe::Pattern);
     let why = Link::new(&settings, retention(), Moment::START, 1).err().unwrap();
     assert!(why.starts_with("URL 2 of 2: not a Redis URL"), "{why}");
