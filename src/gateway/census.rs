@@ -134,6 +134,7 @@ impl Gateway {
         let mut snapshot = self.snapshot(Viewer::Stranger);
         snapshot.live = live;
         snapshot.results.waiting = waiting;
+        snapshot.process = Some(self.process_view());
         let asks =
             |answer| questions.iter().any(|(_, question)| question.endpoint.answer == answer);
         let metrics =

@@ -1,16 +1,19 @@
 //! Answers requests for the gateway's own endpoints, from a snapshot of the gateway.
 
 use super::Gateway;
+use crate::net::process;
 use crate::proto::http::Response;
 use crate::proto::message::{self, TaskId};
 use crate::service::client_library;
 use crate::service::endpoints::Answer;
 use crate::service::report::{
-    self, ConnectionView, RedisView, ResultsView, RouteView, Snapshot, Viewer,
+    self, ConnectionView, ProcessView, RedisView, ResultsView, RouteView, Snapshot, Viewer,
 };
 use crate::service::stats::BothWays;
+use crate::service::tasks::Status;
 use crate::session::Session;
 use crate::session::respond::Question;
+use std::time::Duration;
 
 impl Gateway {
     /// Answers a request for one of the gateway's endpoints; `None` if that needs a census.
@@ -33,9 +36,17 @@ impl Gateway {
             return Response::error(400, message::BAD_TASK_ID);
         };
         let (status, is_connected) = self.cx.results.status(task.uuid());
-        let body = serde_json::json!({
+        let mut body = serde_json::json!({
             "task_id": task.to_string(), "status": status.word(), "connected": is_connected,
         });
+        let timeline = self.cx.results.tasks().timeline(task.uuid());
+        if status != Status::NotFound && !timeline.is_empty() {
+            let milliseconds =
+                |(name, time): (&str, Duration)| (name.to_owned(), milliseconds(time).into());
+            let timeline: serde_json::Map<String, serde_json::Value> =
+                timeline.into_iter().map(milliseconds).collect();
+            body["timeline"] = timeline.into();
+        }
         Response::json(200, body.to_string())
     }
 
@@ -77,6 +88,19 @@ impl Gateway {
         snapshot
     }
 
+    /// What the process takes of the machine.
+    pub(super) fn process_view(&self) -> ProcessView {
+        let usage = process::usage();
+        ProcessView {
+            resident_bytes: usage.resident_bytes,
+            virtual_bytes: usage.virtual_bytes,
+            open_fds: usage.open_fds,
+            max_fds: usage.max_fds,
+            cpu_seconds: usage.cpu_seconds,
+            started: self.started_wall,
+        }
+    }
+
     /// What reports show of one session.
     pub(super) fn connection_view<'s>(
         &'s self,
@@ -98,4 +122,9 @@ impl Gateway {
             traffic,
         }
     }
+}
+
+/// To a tenth of one.
+fn milliseconds(time: Duration) -> f64 {
+    (time.as_micros() / 100) as f64 / 10.0
 }

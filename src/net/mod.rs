@@ -10,6 +10,7 @@ pub mod conn;
 pub mod files;
 pub mod memory;
 pub mod pipe;
+pub mod process;
 mod sys;
 pub mod tcp;
 #[cfg(test)]

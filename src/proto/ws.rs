@@ -220,15 +220,14 @@ impl FrameScanner {
         FrameScanner { payload_left: 0, held: None }
     }
 
-    /// The number of frames that begin in `bytes`, which are at a frame boundary.
-    pub fn count(bytes: &[u8]) -> u64 {
-        let (mut scanner, mut rest, mut count) = (FrameScanner::new(), bytes, 0);
+    /// The head of each frame that begins in `bytes`, which are at a frame boundary.
+    pub fn each_head(bytes: &[u8], mut handle: impl FnMut(&FrameHead)) {
+        let (mut scanner, mut rest) = (FrameScanner::new(), bytes);
         while !rest.is_empty() {
             let (used, head) = scanner.advance(rest);
             rest = &rest[used..];
-            count += u64::from(head.is_some());
+            head.iter().for_each(&mut handle);
         }
-        count
     }
 
     /// Passes what is left of the current frame's payload, then reads the next head. Returns the

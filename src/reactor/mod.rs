@@ -27,6 +27,7 @@ use crate::base::moment::Moment;
 use crate::gateway::{self, Gateway};
 use crate::net::tcp::TcpNetwork;
 use crate::net::{Ready, Source};
+use crate::service::stats::TURNS_PER_SAMPLE;
 use alarm::Alarm;
 use background::{Background, News, ReadConfig};
 use clock::Clock;
@@ -113,6 +114,9 @@ pub struct Reactor<C> {
     background: Background<C>,
     hooks: ReactorHooks<C>,
     log_due_at: Option<Moment>,
+    /// The moment at which the alarm was set to end the wait.
+    due_at: Option<Moment>,
+    turns: u32,
     /// When the gateway is next given the time of day.
     wall_due_at: Moment,
     supervisor: Supervisor,
@@ -177,6 +181,8 @@ impl<C: Send + 'static> Reactor<C> {
             listeners,
             signals,
             log_due_at: None,
+            due_at: None,
+            turns: 0,
             wall_due_at: clock.now() + WALL_CLOCK_INTERVAL,
             hooks: ReactorHooks { apply_config, reopen_log, log_turn },
             supervisor,
@@ -235,6 +241,7 @@ impl<C: Send + 'static> Reactor<C> {
         }
         let now = self.clock.now();
         self.gateway.begin_turn(now);
+        self.note_lag(now);
         if self.supervisor.due_at().is_some_and(|due_at| due_at <= now) {
             let status = self.status();
             self.supervisor.feed(now, &status);
@@ -276,7 +283,22 @@ impl<C: Send + 'static> Reactor<C> {
         let log = (self.hooks.log_turn)(now);
         self.log_due_at = log.due_at;
         self.gateway.stats().log_lines_lost = log.lines_lost;
+        self.turns = self.turns.wrapping_add(1);
+        if self.turns.is_multiple_of(TURNS_PER_SAMPLE) {
+            let time = self.clock.now() - now;
+            self.gateway.stats().time().turn.observe(time);
+        }
         Ok(())
+    }
+
+    /// Counts how late the turn began, if it had to begin at a certain moment.
+    #[inline]
+    fn note_lag(&mut self, now: Moment) {
+        if let Some(due_at) = self.due_at.take()
+            && due_at <= now
+        {
+            self.gateway.stats().time().loop_lag.observe(now - due_at);
+        }
     }
 
     /// How long the next turn waits for events: not at all, or until the alarm fires at the latest.
@@ -293,7 +315,10 @@ impl<C: Send + 'static> Reactor<C> {
             // Counted from the moment of the turn: reading the clock again would cost more than the
             // turn's length matters.
             Some(at) if at <= now => Ok(Some(Duration::ZERO)),
-            Some(at) => self.alarm.set(at, now).map(|()| None),
+            Some(at) => {
+                self.due_at = Some(at);
+                self.alarm.set(at, now).map(|()| None)
+            }
             None => Ok(None),
         }
     }
@@ -315,6 +340,7 @@ impl<C: Send + 'static> Reactor<C> {
     fn apply_config(&mut self, config: C) {
         let settings = (self.hooks.apply_config)(config);
         let is_good = settings.is_some();
+        self.gateway.stats().count_reload(is_good);
         if let Some(settings) = settings {
             self.gateway.reload(settings);
         }

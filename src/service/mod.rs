@@ -8,6 +8,7 @@ pub mod channels;
 pub mod client_library;
 pub mod endpoints;
 pub mod feeds;
+pub mod histogram;
 pub mod ledger;
 pub mod limits;
 pub mod link;

@@ -19,6 +19,7 @@ mod absence;
 mod holds;
 mod speech;
 mod stop;
+mod timeline;
 
 pub use super::bus::StoppedBy;
 use absence::Absences;
@@ -202,6 +203,7 @@ impl<K: Copy + Ord> Results<K> {
         let uuid = task.uuid();
         self.bus.subscribe(task, key);
         self.tasks.handle_client(now, uuid, None, Some(ClientState::Waiting), None);
+        self.tasks.note(now, uuid, tasks::Event::Connected);
         self.tasks.note_seen(uuid, seen);
         self.follow_changes(now);
         if self.tasks.resume(uuid)
@@ -240,6 +242,7 @@ impl<K: Copy + Ord> Results<K> {
         is_speaking: bool,
     ) {
         let is_unfinished = self.is_last_of_unfinished(task, is_speaking);
+        self.note_end(now, task, end);
         self.tasks.handle_client(now, task, Some(state), None, end);
         if is_unfinished {
             self.begin_absence(now, task);
@@ -517,6 +520,7 @@ impl<K: Copy + Ord> Results<K> {
             self.dispatch_all_of(now, task);
         }
         let occurrence = self.tasks.handle_published(now, task, subscription, Rc::clone(&payload));
+        self.tasks.note(now, task, tasks::Event::Published);
         // A result that was known because the worker had set it is kept already, but without a
         // time.
         self.keep(task, subscription, occurrence, payload);

@@ -7,6 +7,7 @@
 use std::rc::Rc;
 
 use super::endpoints::ENDPOINTS;
+use super::stats::FrameCounts;
 use super::token::Token;
 use super::upstreams::{UpstreamId, Upstreams};
 use super::url::{BackendUrl, Params, Template, split_authority};
@@ -141,6 +142,8 @@ pub struct Route {
     pub name: Box<str>,
     pub path: Template,
     pub target: RouteTarget,
+    /// Shared with the routes of the same name before and after a reload.
+    pub frames: Rc<FrameCounts>,
 }
 
 /// What answers a route in use.
@@ -193,7 +196,13 @@ impl Routes {
     /// Takes other settings. Sessions keep the routes they have; the backends of those stay known
     /// until the last of the sessions has ended.
     pub fn reload(&mut self, settings: Vec<RouteSettings>, upstreams: &mut Upstreams) {
-        let current = Self::new(settings, upstreams).current;
+        let mut current = Self::new(settings, upstreams).current;
+        for route in current.iter_mut().filter_map(Rc::get_mut) {
+            let known = self.current.iter().chain(&self.replaced);
+            if let Some(old) = known.into_iter().find(|old| old.name == route.name) {
+                route.frames = Rc::clone(&old.frames);
+            }
+        }
         self.replaced.append(&mut std::mem::replace(&mut self.current, current));
         self.release_unused(upstreams);
     }
@@ -249,7 +258,8 @@ fn in_use(settings: RouteSettings, upstreams: &mut Upstreams) -> Route {
         TargetSettings::Output => RouteTarget::Output,
         TargetSettings::Ingest(access) => RouteTarget::Ingest(access),
     };
-    Route { name: settings.name.into(), path: settings.path, target }
+    let frames = Rc::default();
+    Route { name: settings.name.into(), path: settings.path, target, frames }
 }
 
 #[cfg(test)]

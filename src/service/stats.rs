@@ -6,6 +6,10 @@
 //! or a counter would run backwards. A walk over all open sessions takes several turns, so sessions
 //! may end after they were visited; what was added for those meanwhile is kept in a [`Walk`].
 
+use super::histogram::Histogram;
+use super::tasks::Milestones;
+use crate::proto::ws::Opcode;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::{AddAssign, SubAssign};
 
@@ -14,6 +18,9 @@ use std::ops::{AddAssign, SubAssign};
 const KNOWN_CODES: [u16; 16] = [
     1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 3003, 4004, 4008,
 ];
+
+/// Of this many turns of the loop one is measured: reading the clock once more costs something.
+pub const TURNS_PER_SAMPLE: u32 = 64;
 
 /// Frames and bytes in one direction. Frames are whole frames, Close frames included. Bytes are
 /// counted on the wire after the handshake, frame heads included.
@@ -104,6 +111,10 @@ pub struct Stats {
     pub audio_bytes: u64,
     /// Log lines that could not be written.
     pub log_lines_lost: u64,
+    /// Results that were delivered without the audio that they name.
+    pub results_without_audio: u64,
+    times: Times,
+    reloads: Reloads,
     refused: BTreeMap<&'static str, u64>,
     ended: BTreeMap<Box<str>, BTreeMap<EndedAs, u64>>,
     close_codes: BTreeMap<(&'static str, Option<u16>), u64>,
@@ -117,6 +128,86 @@ pub struct Stats {
 
 /// Reason, party, and whether it is a failure.
 type EndedAs = (&'static str, &'static str, bool);
+
+/// How long things took.
+#[derive(Debug, Default)]
+pub struct Times {
+    /// To establish a connection to a backend.
+    pub dial: Histogram,
+    /// From then to the backend's 101.
+    pub handshake: Histogram,
+    /// A turn of the loop; one in [`TURNS_PER_SAMPLE`] is measured.
+    pub turn: Histogram,
+    /// How late the loop was for a deadline.
+    pub loop_lag: Histogram,
+    /// From a task's first result to the first text that a client was sent.
+    pub publish_to_text: Histogram,
+    /// The same to the first chunk of audio.
+    pub publish_to_first_audio: Histogram,
+    /// From a task's first client to the first text that it was sent.
+    pub connect_to_result: Histogram,
+}
+
+/// Configurations that were read again.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reloads {
+    /// Taken into use.
+    pub ok: u64,
+    /// Of no use.
+    pub failed: u64,
+    /// The last one was of no use.
+    pub has_last_failed: bool,
+}
+
+/// Frames of a route that have begun, by opcode. Sessions count here directly, because only the
+/// route is shared by all of them and known to each.
+#[derive(Debug, Default)]
+pub struct FrameCounts {
+    from_client: [Cell<u64>; OPCODES.len()],
+    to_client: [Cell<u64>; OPCODES.len()],
+}
+
+/// The labels of opcodes, in the order of [`FrameCounts`].
+const OPCODES: [&str; 7] = ["continuation", "text", "binary", "close", "ping", "pong", "reserved"];
+
+impl FrameCounts {
+    /// Counts a frame of a client.
+    #[inline]
+    pub fn count_from_client(&self, opcode: Opcode) {
+        count_opcode(&self.from_client, opcode);
+    }
+
+    /// Counts a frame to a client.
+    #[inline]
+    pub fn count_to_client(&self, opcode: Opcode) {
+        count_opcode(&self.to_client, opcode);
+    }
+
+    /// Every count: direction, opcode, frames.
+    pub fn counts(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+        let directions = [("from_client", &self.from_client), ("to_client", &self.to_client)];
+        directions.into_iter().flat_map(|(direction, counts)| {
+            let counts = OPCODES.iter().zip(counts);
+            counts.map(move |(opcode, count)| (direction, *opcode, count.get()))
+        })
+    }
+}
+
+#[inline]
+fn count_opcode(counts: &[Cell<u64>; OPCODES.len()], opcode: Opcode) {
+    let index = match opcode {
+        Opcode::Continuation => 0,
+        Opcode::Text => 1,
+        Opcode::Binary => 2,
+        Opcode::Close => 3,
+        Opcode::Ping => 4,
+        Opcode::Pong => 5,
+        Opcode::Reserved(_) => 6,
+    };
+    if let Some(count) = counts.get(index) {
+        count.set(count.get() + 1);
+    }
+}
 
 /// How a connection ended, as it is counted.
 #[derive(Debug, Clone, Copy)]
@@ -169,6 +260,42 @@ impl Stats {
     /// All at zero.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Counts what a milestone of a task has completed.
+    pub fn observe_task(&mut self, milestones: Milestones) {
+        let times = [
+            (milestones.publish_to_text, &mut self.times.publish_to_text),
+            (milestones.publish_to_first_audio, &mut self.times.publish_to_first_audio),
+            (milestones.connect_to_result, &mut self.times.connect_to_result),
+        ];
+        for (time, histogram) in times {
+            if let Some(time) = time {
+                histogram.observe(time);
+            }
+        }
+    }
+
+    /// Counts a configuration that was read again.
+    pub fn count_reload(&mut self, is_ok: bool) {
+        let Reloads { ok, failed, has_last_failed } = &mut self.reloads;
+        *(if is_ok { ok } else { failed }) += 1;
+        *has_last_failed = !is_ok;
+    }
+
+    /// How long things took, to be added to.
+    pub fn time(&mut self) -> &mut Times {
+        &mut self.times
+    }
+
+    /// How long things took.
+    pub fn times(&self) -> &Times {
+        &self.times
+    }
+
+    /// Configurations that were read again.
+    pub fn reloads(&self) -> Reloads {
+        self.reloads
     }
 
     /// Counts a connection beyond a `limit`, named in one word.

@@ -201,9 +201,10 @@ impl Connector {
     }
 
     /// The connection is established. Does nothing when that is known already.
-    pub fn connected(&mut self, who: Subject<'_>, cx: &Context) {
-        let ConnectStage::Connecting { address, .. } = self.stage else { return };
+    pub fn connected(&mut self, who: Subject<'_>, cx: &mut Context) {
+        let ConnectStage::Connecting { address, timer } = self.stage else { return };
         self.spend(cx.now);
+        cx.stats.time().dial.observe(cx.now - timer.began_at);
         if let Some(current) = &mut self.current
             && cx.upstreams.is_one_host(current.backend)
         {
@@ -246,6 +247,9 @@ impl Connector {
             return None;
         };
         let backend = self.backend()?;
+        if let ConnectStage::Answering { timer, .. } = self.stage {
+            cx.stats.time().handshake.observe(cx.now - timer.began_at);
+        }
         self.end(AttemptOutcome::Succeeded(address), cx);
         if self.purpose == Purpose::Client {
             cx.stats.count_dial(cx.upstreams.url(backend).public_text(), true);

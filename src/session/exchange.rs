@@ -102,7 +102,7 @@ impl Exchange {
         &mut self,
         connector: &mut Connector,
         who: Subject<'_>,
-        cx: &Context,
+        cx: &mut Context,
     ) -> Result<bool, AttemptError> {
         while self.sent < self.request.len() {
             match self.conn.write(&self.request[self.sent..]) {

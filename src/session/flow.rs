@@ -525,6 +525,7 @@ impl Flow {
     /// Counts a frame and decides what happens to it: passed, watched, or the end.
     fn begin_frame(&mut self, head: &FrameHead, who: &Identity, cx: &Context, pumped: &mut Pumped) {
         self.traffic.frames += 1;
+        who.count_frame(self.to, head.opcode);
         note(who, || Event::Frame { to: self.to, head });
         let too_big = self.too_big(head, cx);
         let mask = head.mask.unwrap_or_default();

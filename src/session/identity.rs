@@ -1,7 +1,8 @@
 //! Which connection a session is: what stays the same, and what every log line about it has.
 
 use crate::base::moment::{Moment, Seconds};
-use crate::net::Security;
+use crate::net::{Security, Side};
+use crate::proto::ws::{FrameScanner, Opcode};
 use crate::service::limits::{Limits, Refusal};
 use crate::service::route::Route;
 use crate::service::trust::{AcceptedOn, Client};
@@ -119,6 +120,27 @@ impl Identity {
         if let Some(task_id) = task_id {
             self.rare.get_or_insert_default().task_id = Some(task_id.into());
         }
+    }
+
+    /// Counts a frame that goes to this side, for its route.
+    #[inline]
+    pub fn count_frame(&self, to: Side, opcode: Opcode) {
+        if let Some(route) = &self.route {
+            match to {
+                Side::Upstream => route.frames.count_from_client(opcode),
+                Side::Downstream => route.frames.count_to_client(opcode),
+            }
+        }
+    }
+
+    /// Counts whole frames that go to this side, for its route. Returns how many there are.
+    pub fn count_frames(&self, to: Side, frames: &[u8]) -> u64 {
+        let mut count = 0;
+        FrameScanner::each_head(frames, |head| {
+            self.count_frame(to, head.opcode);
+            count += 1;
+        });
+        count
     }
 
     /// The noted task.

@@ -39,13 +39,13 @@ use crate::net::{Conn, Side};
 use crate::proto::control;
 use crate::proto::message::{self, AudioPresence, SharedResult, TaskId, TaskResult};
 use crate::proto::upgrade::{self, Handshake};
-use crate::proto::ws;
+use crate::proto::ws::{self, Opcode};
 use crate::proto::ws_reader::WsReader;
 use crate::service::audio_names::Mapping;
 use crate::service::results::StoppedBy;
 use crate::service::stats::BothWays;
 use crate::service::streams::Stream;
-use crate::service::tasks::{ClientState, TaskEnd};
+use crate::service::tasks::{self, ClientState, TaskEnd};
 use admission::{Rejected, Resume, refuse};
 use audio::Audio;
 use leaving::{Fault, Leaving};
@@ -317,7 +317,7 @@ impl Output {
         if let Some(opener) = Opener::new(&result, cx) {
             return self.begin_audio(result, opener, who, cx);
         }
-        self.push_result(&result, AudioPresence::Absent, who);
+        self.push_result(&result, AudioPresence::Absent, who, cx);
         cx.stats.results_delivered += 1;
         info!(target: "output", "{who} delivers task={} audio=none failure={}", self.task, result.is_failure());
         let end = if result.is_failure() { TaskEnd::Failed } else { TaskEnd::Completed };
@@ -379,16 +379,31 @@ impl Output {
     }
 
     /// The text message of a result.
-    fn push_result(&mut self, result: &SharedResult, audio: AudioPresence, who: &Identity) {
+    fn push_result(
+        &mut self,
+        result: &SharedResult,
+        audio: AudioPresence,
+        who: &Identity,
+        cx: &mut Context,
+    ) {
         let underway = self.underway.get_or_insert_default();
         let length = underway.outbox.push_result(result, &self.task, audio);
         self.traffic.to_client.frames += 1;
+        who.count_frame(Side::Downstream, Opcode::Text);
         note(who, || Event::Text { length });
+        self.note_sent(tasks::Event::TextSent, cx);
+    }
+
+    /// Something of the task was given to this client.
+    fn note_sent(&self, event: tasks::Event, cx: &mut Context) {
+        let milestones = cx.results.note_sent(cx.now, self.task.uuid(), event);
+        cx.stats.observe_task(milestones);
     }
 
     fn push_text(&mut self, text: &str, who: &Identity) {
         self.underway().outbox.push_text(text);
         self.traffic.to_client.frames += 1;
+        who.count_frame(Side::Downstream, Opcode::Text);
         note(who, || Event::Text { length: text.len() });
     }
 
@@ -397,7 +412,7 @@ impl Output {
         match self.alive().verdict(&cx.settings, cx.now) {
             Verdict::Fine => {}
             Verdict::Ping if self.leaving().is_none() => {
-                self.push_frames(&ws::ping_frame(b"", None));
+                self.push_frames(&ws::ping_frame(b"", None), who);
                 self.pings_sent = self.pings_sent.saturating_add(1);
                 (self.heard_at, self.is_pinged) = (cx.now, true);
                 cx.stats.pings_sent += 1;

@@ -171,7 +171,7 @@ def test_metrics_are_prometheus_text_and_move(lab):
     assert reply.head["Content-Type"].startswith("text/plain; version=0.0.4")
     before = gateway.metrics()
     for name, kind in before.types.items():
-        assert name.startswith("aivtuber_gateway_"), name
+        assert name.startswith(("aivtuber_gateway_", "process_")), name
         assert before.help.get(name), f"{name} has no HELP"
         assert (kind == "counter") == name.endswith("_total"), f"{name} is a {kind}"
 

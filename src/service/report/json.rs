@@ -242,6 +242,7 @@ mod tests {
                 name: "served",
                 path: "/s/{task_id}".into(),
                 target: "built in".into(),
+                frames: None,
                 backends: vec![],
             },
         ];

@@ -27,7 +27,7 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 
 use super::route::Route;
-use super::stats::{BothWays, Stats};
+use super::stats::{BothWays, FrameCounts, Stats};
 use super::trust::Client;
 use super::upstreams::{BackendState, Upstreams};
 
@@ -60,6 +60,22 @@ pub struct Snapshot<'a> {
     pub viewer: Viewer,
     /// Traffic of open WebSockets, for [`metrics`].
     pub live: Live,
+    /// What the process takes, for [`metrics`].
+    pub process: Option<ProcessView>,
+}
+
+/// What the process takes of the machine.
+#[derive(Debug, Clone, Copy)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
+pub struct ProcessView {
+    pub resident_bytes: u64,
+    pub virtual_bytes: u64,
+    pub open_fds: u64,
+    /// `None`: no limit.
+    pub max_fds: Option<u64>,
+    pub cpu_seconds: f64,
+    /// When it was started.
+    pub started: SystemTime,
 }
 
 /// Who reads a report.
@@ -129,6 +145,8 @@ pub struct RouteView<'a> {
     pub path: String,
     /// What it leads to, as text; see [`Route::target_text`].
     pub target: String,
+    /// Frames by opcode.
+    pub frames: Option<&'a FrameCounts>,
     /// Empty where the gateway serves the route itself.
     pub backends: Vec<BackendView<'a>>,
 }
@@ -221,6 +239,7 @@ impl<'a> Snapshot<'a> {
             audio_root_problem: None,
             viewer: Viewer::Stranger,
             live: Live::default(),
+            process: None,
         }
     }
 
@@ -253,6 +272,7 @@ impl<'a> RouteView<'a> {
             name: &route.name,
             path: route.path.to_string(),
             target: route.target_text(upstreams),
+            frames: Some(&route.frames),
             backends: backends.collect(),
         }
     }
@@ -321,7 +341,7 @@ mod tests {
 
     pub fn relayed<'a>(name: &'a str, backends: Vec<BackendView<'a>>) -> RouteView<'a> {
         let target = backends.iter().map(|backend| backend.url).collect::<Vec<_>>().join(", ");
-        RouteView { name, path: format!("/ws/{name}"), target, backends }
+        RouteView { name, path: format!("/ws/{name}"), target, frames: None, backends }
     }
 
     pub fn failed() -> BackendState {

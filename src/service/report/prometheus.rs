@@ -1,8 +1,11 @@
 //! `/metrics`, in Prometheus' text format.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
 
-use super::{BackendView, Lifecycle, Snapshot, put};
+use super::super::histogram::Histogram;
+use super::super::upstreams::BackendState;
+use super::{BackendView, Lifecycle, ProcessView, Snapshot, put};
 use crate::proto::http::Response;
 
 /// The media type of Prometheus' text format.
@@ -78,7 +81,85 @@ pub fn metrics(snapshot: &Snapshot) -> Response {
     out.counter("log_lines_lost_total", "Log lines that could not be written.")
         .plain(stats.log_lines_lost);
 
+    time_metrics(snapshot, &mut out);
+    let reloads = stats.reloads();
+    let mut family = out.counter("config_reloads_total", "Configurations read on HUP, by result.");
+    family.labelled(&[("result", "ok")], reloads.ok);
+    family.labelled(&[("result", "failed")], reloads.failed);
+    out.gauge("config_last_reload_successful", "0 if the last configuration that was read is bad.")
+        .plain((!reloads.has_last_failed).into());
+    if let Some(process) = &snapshot.process {
+        process_metrics(process, &mut out);
+    }
+
     Response::new(200, METRICS_TYPE, out.text.into_bytes())
+}
+
+fn time_metrics(snapshot: &Snapshot, out: &mut Exposition) {
+    let times = snapshot.stats.times();
+    out.histogram("dial_seconds", "Time to establish a connection to a backend.", &times.dial);
+    out.histogram(
+        "handshake_seconds",
+        "Time from then to the backend's answer to the upgrade.",
+        &times.handshake,
+    );
+    out.histogram(
+        "turn_seconds",
+        "Time of a turn of the loop; one in 64 is measured.",
+        &times.turn,
+    );
+    out.histogram("loop_lag_seconds", "How late the loop was for a deadline.", &times.loop_lag);
+    if snapshot.results_wanted {
+        out.histogram(
+            "publish_to_text_seconds",
+            "Time from a task's first result to the first text sent to a client.",
+            &times.publish_to_text,
+        );
+        out.histogram(
+            "publish_to_first_audio_seconds",
+            "Time from a task's first result to the first audio sent to a client.",
+            &times.publish_to_first_audio,
+        );
+        out.histogram(
+            "connect_to_result_seconds",
+            "Time from a task's first client to the first text sent to one.",
+            &times.connect_to_result,
+        );
+    }
+}
+
+/// By the names that Prometheus' client libraries use.
+fn process_metrics(process: &ProcessView, out: &mut Exposition) {
+    let mut gauge = |name, help, kind, value: String| out.process(name, help, kind, &value);
+    gauge(
+        "process_cpu_seconds_total",
+        "User and system processor time.",
+        "counter",
+        format!("{:.2}", process.cpu_seconds),
+    );
+    gauge("process_open_fds", "Open file descriptors.", "gauge", process.open_fds.to_string());
+    if let Some(max) = process.max_fds {
+        gauge("process_max_fds", "How many there may be.", "gauge", max.to_string());
+    }
+    gauge(
+        "process_resident_memory_bytes",
+        "Resident memory.",
+        "gauge",
+        process.resident_bytes.to_string(),
+    );
+    gauge(
+        "process_virtual_memory_bytes",
+        "Address space.",
+        "gauge",
+        process.virtual_bytes.to_string(),
+    );
+    let started = process.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    gauge(
+        "process_start_time_seconds",
+        "When the process was started, in seconds since 1970.",
+        "gauge",
+        format!("{:.3}", started.as_secs_f64()),
+    );
 }
 
 fn ended_metrics(snapshot: &Snapshot, out: &mut Exposition) {
@@ -146,6 +227,16 @@ fn route_metrics(snapshot: &Snapshot, out: &mut Exposition) {
             family.labelled(&[("route", name), ("direction", direction)], traffic.frames);
         }
     }
+    let mut family = out.counter(
+        "messages_total",
+        "Frames that have begun, by opcode; a message is a text or binary frame and those that continue it.",
+    );
+    for route in &snapshot.routes {
+        for (direction, opcode, count) in route.frames.iter().flat_map(|frames| frames.counts()) {
+            let labels = [("route", route.name), ("direction", direction), ("opcode", opcode)];
+            family.labelled(&labels, count);
+        }
+    }
     let mut family = out.counter("frame_bytes_total", "Bytes of these frames, heads included.");
     for &name in &names {
         for (direction, traffic) in traffic(name) {
@@ -175,6 +266,17 @@ fn backend_metrics(snapshot: &Snapshot, out: &mut Exposition) {
     for (url, backend) in &backends {
         family.labelled(&[("backend", url)], backend.resting.into());
     }
+    let mut family = out.gauge("backend_state", "1 for the state that a backend is in.");
+    for (url, backend) in &backends {
+        let is = match backend.state {
+            BackendState::Untried => "untried",
+            BackendState::Ok => "ok",
+            BackendState::Failed { .. } => "failed",
+        };
+        for state in ["untried", "ok", "failed"] {
+            family.labelled(&[("backend", url), ("state", state)], (state == is).into());
+        }
+    }
     let mut family =
         out.gauge("backend_last_dial_failed", "1 if the last dial to a backend failed.");
     for (url, backend) in &backends {
@@ -199,6 +301,11 @@ fn result_metrics(snapshot: &Snapshot, out: &mut Exposition) {
     for (reason, count) in stats.audio_failed() {
         family.labelled(&[("reason", reason)], *count);
     }
+    out.counter(
+        "results_without_audio_total",
+        "Results delivered without the audio that they name.",
+    )
+    .plain(stats.results_without_audio);
     out.gauge("results_retained", "Results kept in memory.").plain(results.retained);
     out.gauge("results_retained_bytes", "Memory used by kept results.")
         .plain(results.retained_bytes);
@@ -235,6 +342,27 @@ impl Exposition {
 
     fn gauge(&mut self, name: &'static str, help: &str) -> Family<'_> {
         self.family(name, help, "gauge")
+    }
+
+    fn histogram(&mut self, name: &'static str, help: &str, histogram: &Histogram) {
+        self.family(name, help, "histogram");
+        for (bound, count) in histogram.buckets() {
+            let bucket = format_args!("{PREFIX}{name}_bucket{{le=\"{bound}\"}} {count}\n");
+            put(&mut self.text, bucket);
+        }
+        let (sum, count) = (histogram.sum().as_secs_f64(), histogram.count());
+        put(
+            &mut self.text,
+            format_args!(
+                "{PREFIX}{name}_bucket{{le=\"+Inf\"}} {count}\n{PREFIX}{name}_sum {sum}\n{PREFIX}{name}_count {count}\n"
+            ),
+        );
+    }
+
+    /// A metric of every process, whose name has no prefix.
+    fn process(&mut self, name: &str, help: &str, kind: &str, value: &str) {
+        let lines = format_args!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
+        put(&mut self.text, lines);
     }
 
     fn family(&mut self, name: &'static str, help: &str, kind: &str) -> Family<'_> {
@@ -395,8 +523,17 @@ mod tests {
         snapshot.results_wanted = true;
         snapshot.routes =
             vec![relayed("input", vec![well("ws://a/")]), relayed("same", vec![well("ws://a/")])];
+        snapshot.process = Some(ProcessView {
+            resident_bytes: 1,
+            virtual_bytes: 2,
+            open_fds: 3,
+            max_fds: Some(4),
+            cpu_seconds: 0.5,
+            started: SystemTime::UNIX_EPOCH,
+        });
         let response = metrics(&snapshot);
         assert!(text(&response).ends_with('\n'));
+        assert!(text(&response).contains("\nprocess_cpu_seconds_total 0.50\n"));
         let mut families = BTreeSet::new();
         let mut series = BTreeSet::new();
         let mut family = "";
@@ -404,16 +541,20 @@ mod tests {
             if let Some(help) = line.strip_prefix("# HELP ") {
                 family = help.split_once(' ').expect("a help text").0;
                 assert!(families.insert(family), "{family} occurs once");
-                assert!(family.starts_with("aivtuber_gateway_"));
+                let prefixes = ["aivtuber_gateway_", "process_"];
+                assert!(prefixes.iter().any(|prefix| family.starts_with(prefix)), "{family}");
             } else if let Some(kind) = line.strip_prefix("# TYPE ") {
                 let (name, kind) = kind.split_once(' ').unwrap();
                 assert_eq!(name, family);
                 assert_eq!(kind == "counter", family.ends_with("_total"), "{family} is a {kind}");
             } else {
                 let (name, value) = line.rsplit_once(' ').unwrap();
-                assert_eq!(name.split('{').next().unwrap(), family);
+                let base = name.split('{').next().unwrap();
+                let parts = ["_bucket", "_sum", "_count"];
+                let whole = parts.iter().find_map(|part| base.strip_suffix(part));
+                assert!(base == family || whole == Some(family), "{name} in {family}");
                 assert!(series.insert(name), "{name} occurs once");
-                value.parse::<u64>().unwrap();
+                value.parse::<f64>().unwrap();
             }
         }
         assert!(families.len() > 15);

@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::{Notice, Results, StoppedBy};
 use crate::base::moment::Moment;
 use crate::proto::control::Action;
-use crate::service::tasks::Status;
+use crate::service::tasks::{self, Status};
 
 /// What became of a request to stop a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,7 @@ impl<K: Copy + Ord> Results<K> {
         }
         let clients = self.bus.stop(task, by);
         let results = self.tasks.stop(now, task);
+        self.tasks.note(now, task, tasks::Event::Stopped);
         self.holds.end(task);
         self.absences.forget(task);
         if by != StoppedBy::Channel

@@ -36,6 +36,7 @@ mod result;
 mod speech;
 mod status;
 mod task;
+mod timeline;
 
 use crate::base::moment::Moment;
 use crate::base::table::{Slot, Table};
@@ -55,6 +56,7 @@ use speech::Speeches;
 pub use speech::{Renumbered, SpeechKey, SpeechStore};
 pub use status::Status;
 use task::{LastHeard, Task};
+pub use timeline::{Event, Milestones};
 
 pub use ends::EndRules;
 
@@ -328,6 +330,17 @@ impl Tasks {
             known.next_id = known.next_id.saturating_add(1);
         }
         self.note_renumbered(task, speech_ids);
+    }
+
+    /// Notes what happens to a task that is known.
+    pub fn note(&mut self, now: Moment, task: Uuid, event: Event) -> Milestones {
+        let known = self.tasks.entry_mut(task);
+        known.map_or(Milestones::default(), |task| task.timeline.note(event, now))
+    }
+
+    /// What has happened to a task, with the time since it was first known.
+    pub fn timeline(&self, task: Uuid) -> Vec<(&'static str, Duration)> {
+        self.tasks.entry(task).map_or(Vec::new(), |task| task.timeline.events())
     }
 
     /// Whether anything is known of a task.

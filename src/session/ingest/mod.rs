@@ -27,7 +27,7 @@ use crate::net::{Conn, Io, Side};
 use crate::proto::message::TaskId;
 use crate::proto::speech::{self as messages, ChunkAudio, Message};
 use crate::proto::upgrade::{self, Handshake};
-use crate::proto::ws::{self, FrameScanner, Opcode};
+use crate::proto::ws::{self, Opcode};
 use crate::proto::ws_reader::{Incoming, Received, WsFault, WsReader};
 use crate::service::feeds::{Letter, News};
 use crate::service::stats::BothWays;
@@ -150,7 +150,7 @@ impl Ingest {
         match letter.news {
             News::Control(action) => {
                 note(who, || Event::Told { action: action.word(), task: letter.task.uuid() });
-                self.push_text(&messages::control_message(action, &letter.task));
+                self.push_text(&messages::control_message(action, &letter.task), who);
             }
             News::Error(error) => self.push_error(error, Some(&letter.task), who),
         }
@@ -170,7 +170,10 @@ impl Ingest {
         });
         let frames = reader.frames_seen();
         let mut pongs = 0;
-        let on_frame = &mut |head: &ws::FrameHead| pongs += u16::from(head.opcode == Opcode::Pong);
+        let on_frame = &mut |head: &ws::FrameHead| {
+            who.count_frame(Side::Upstream, head.opcode);
+            pongs += u16::from(head.opcode == Opcode::Pong);
+        };
         let received = reader.handle_messages(bytes, &mut answers, on_frame, |message| {
             self.active_at = cx.now;
             match message {
@@ -186,10 +189,10 @@ impl Ingest {
             self.reader = Some(reader);
         }
         match received {
-            Received::Nothing => self.push_frames(&answers),
+            Received::Nothing => self.push_frames(&answers, who),
             Received::Close(code) => {
                 note(who, || Event::ClientClose { code });
-                self.push_frames(&answers);
+                self.push_frames(&answers, who);
                 let closing = Closing::Sent(code);
                 self.leaving = Some(Leaving { reason: CloseReason::ClientClosed, closing });
             }
@@ -285,18 +288,19 @@ impl Ingest {
     fn push_error(&mut self, error: &str, task: Option<&TaskId>, who: &Identity) {
         self.errors += 1;
         note(who, || Event::SpeechError { error });
-        self.push_text(&messages::error_message(error, task));
+        self.push_text(&messages::error_message(error, task), who);
     }
 
-    fn push_text(&mut self, text: &str) {
+    fn push_text(&mut self, text: &str, who: &Identity) {
         self.outbox.push_text(text);
         self.traffic.to_client.frames += 1;
+        who.count_frame(Side::Downstream, Opcode::Text);
     }
 
     /// Control frames to the worker: answers to its frames, pings, a Close frame.
-    fn push_frames(&mut self, frames: &[u8]) {
+    fn push_frames(&mut self, frames: &[u8], who: &Identity) {
         self.outbox.push(frames);
-        self.traffic.to_client.frames += FrameScanner::count(frames);
+        self.traffic.to_client.frames += who.count_frames(Side::Downstream, frames);
     }
 
     /// Reads what the worker sends, within the budget. `Err`: it is gone.
@@ -337,7 +341,7 @@ impl Ingest {
         }
         let code = reason.close_code(Side::Downstream);
         note(who, || Event::Close { code, phrase: reason.phrase() });
-        self.push_frames(&ws::close_frame(code, reason.phrase(), None));
+        self.push_frames(&ws::close_frame(code, reason.phrase(), None), who);
         self.leaving = Some(Leaving { reason, closing: Closing::Received(Some(code)) });
     }
 
@@ -395,7 +399,7 @@ impl Ingest {
         match self.alive().verdict(&cx.settings, cx.now) {
             Verdict::Fine => {}
             Verdict::Ping if self.leaving.is_none() => {
-                self.push_frames(&ws::ping_frame(b"", None));
+                self.push_frames(&ws::ping_frame(b"", None), who);
                 self.pings_sent = self.pings_sent.saturating_add(1);
                 (self.heard_at, self.is_pinged) = (cx.now, true);
                 cx.stats.pings_sent += 1;

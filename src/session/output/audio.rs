@@ -18,11 +18,12 @@ use super::streaming::Streaming;
 use super::{Fault, Leaving, Order, Output};
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
-use crate::net::OpenFile;
 use crate::net::files::{FileBytes, FileState, FoundRoot, LocalDevices, OpenError};
+use crate::net::{OpenFile, Side};
 use crate::proto::media;
 use crate::proto::message::{self, AudioPresence, SharedResult};
-use crate::service::tasks::TaskEnd;
+use crate::proto::ws::Opcode;
+use crate::service::tasks::{self, TaskEnd};
 use crate::session::close::CloseReason;
 use crate::session::jobs::{FileAnswer, FileJob, Job};
 use crate::session::transcript::{Event, note};
@@ -232,7 +233,7 @@ impl Output {
         self.underway().resume.start = Start::default();
         let media_type =
             media::by_name(&name).or_else(|| media::by_first_bytes(file.first_bytes()));
-        self.push_result(result, AudioPresence::Follows(media_type), who);
+        self.push_result(result, AudioPresence::Follows(media_type), who, cx);
         cx.stats.results_delivered += 1;
         info!(
             target: "output",
@@ -264,10 +265,11 @@ impl Output {
         }
         self.underway().resume.go_without_audio();
         let result = &opening.result;
-        self.push_result(result, AudioPresence::Absent, who);
+        self.push_result(result, AudioPresence::Absent, who, cx);
         cx.stats.results_delivered += 1;
         self.push_text(&message::error_message(words, Some(&self.task)), who);
         self.note_fault(Fault::Audio(words));
+        cx.stats.results_without_audio += 1;
         info!(target: "output", "{who} delivers task={} audio=none failure=false", self.task);
         self.end_result(Order::of(result), TaskEnd::Completed, who, cx);
         true
@@ -386,6 +388,9 @@ impl Output {
         self.push_text(text, who);
         self.traffic.to_client.frames += 1;
         cx.stats.audio_bytes += u64::from(length);
+        who.count_frame(Side::Downstream, Opcode::Binary);
+        self.note_sent(tasks::Event::FirstAudio, cx);
+        self.note_sent(tasks::Event::LastAudio, cx);
         note(who, || Event::Chunk { length: length.into(), number, total });
     }
 

@@ -129,7 +129,7 @@ impl Output {
         }
         let code = reason.close_code(Side::Downstream);
         note(who, || Event::Close { code, phrase: reason.phrase() });
-        self.push_frames(&ws::close_frame(code, reason.phrase(), None));
+        self.push_frames(&ws::close_frame(code, reason.phrase(), None), who);
         let closing = Closing::Received(Some(code));
         self.underway().leaving = Some(Leaving { closing, end, ..Leaving::abrupt(reason) });
         self.wake_at = Some(cx.now);

@@ -3,8 +3,8 @@
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
 use super::{BUDGET, Leaving, Output};
-use crate::net::{Conn, Io};
-use crate::proto::ws::{FrameScanner, Opcode};
+use crate::net::{Conn, Io, Side};
+use crate::proto::ws::Opcode;
 use crate::proto::ws_reader::{Received, WsFault};
 use crate::service::results::StoppedBy;
 use crate::session::transcript::{Event, note};
@@ -58,6 +58,7 @@ impl Output {
         let mut pongs = 0;
         let received = reader.handle_bytes(bytes, &mut answers, &mut |head| {
             note(who, || Event::ClientFrame { head });
+            who.count_frame(Side::Upstream, head.opcode);
             pongs += u16::from(head.opcode == Opcode::Pong);
         });
         if pongs > 0 && self.pongs_received < self.pings_sent {
@@ -73,7 +74,7 @@ impl Output {
         }
         match received {
             Received::Nothing => {
-                self.push_frames(&answers);
+                self.push_frames(&answers, who);
                 if asks_stop {
                     // At once: it would go on for the rest of this step.
                     self.handle_stop(StoppedBy::Client, who, cx);
@@ -81,7 +82,7 @@ impl Output {
             }
             Received::Close(code) => {
                 note(who, || Event::ClientClose { code });
-                self.push_frames(&answers);
+                self.push_frames(&answers, who);
                 let closing = Closing::Sent(code);
                 self.underway().leaving =
                     Some(Leaving { closing, ..Leaving::abrupt(CloseReason::ClientClosed) });
@@ -98,8 +99,8 @@ impl Output {
     }
 
     /// Control frames to the client: answers to its frames, pings, a Close frame.
-    pub(super) fn push_frames(&mut self, frames: &[u8]) {
+    pub(super) fn push_frames(&mut self, frames: &[u8], who: &Identity) {
         self.underway().outbox.push(frames);
-        self.traffic.to_client.frames += FrameScanner::count(frames);
+        self.traffic.to_client.frames += who.count_frames(Side::Downstream, frames);
     }
 }

@@ -210,7 +210,7 @@ impl Output {
         };
         let (file, audio_type) = (stream.file().clone(), stream.audio_type());
         if !result.is_speech() {
-            self.push_result(result, AudioPresence::Follows(audio_type), who);
+            self.push_result(result, AudioPresence::Follows(audio_type), who, cx);
         }
         cx.stats.results_delivered += 1;
         info!(
@@ -249,7 +249,7 @@ impl Output {
             None => {
                 // It was evicted after it had been queued for this client.
                 let missing = TaskResult::missing().numbered(result.id()).shared(&cx.budget);
-                self.push_result(&missing, AudioPresence::Absent, who);
+                self.push_result(&missing, AudioPresence::Absent, who, cx);
                 self.end_result(Order::MoreFollow, TaskEnd::Failed, who, cx);
                 true
             }
