@@ -1,18 +1,19 @@
-//! Answers: a text and a sound file, published to the inbox.
+//! Answers: a text, published to the inbox, and a sound file that grows while it is delivered.
 
 use super::IO_TIMEOUT;
 use super::recording::Heard;
 use super::upload::Input;
-use super::voice::{NOTE_SECONDS, NOTES, wav};
+use super::voice::{NOTE_SECONDS, NOTES, Tune};
 use log::debug;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Sound files on the disk at a time. The oldest is removed for a new one.
 pub const FILES_MAX: usize = 64;
@@ -20,43 +21,70 @@ pub const FILES_MAX: usize = 64;
 /// Publishes a result: task id, JSON object.
 pub type Publish = dyn Fn(&str, &str) -> io::Result<()> + Send + Sync;
 
+/// Begins to listen for what is asked of the worker of a task.
+pub type Listen = dyn Fn(&str) -> Control + Send + Sync;
+
 /// Makes answers and publishes them.
 pub struct Responder {
-    publish: Box<Publish>,
-    audio_root: PathBuf,
-    pub delay: Duration,
-    files: Mutex<Files>,
+    pub publish: Box<Publish>,
+    pub listen: Box<Listen>,
+    pub audio_root: PathBuf,
+    /// Between one note and the next.
+    pub pause: Duration,
+    pub files: Mutex<Files>,
+}
+
+/// How an answer ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Complete,
+    /// Nobody wants to hear more than these notes.
+    Stopped {
+        notes: usize,
+    },
 }
 
 /// Sound files on the disk.
 #[derive(Default)]
-struct Files {
+pub struct Files {
     oldest_first: VecDeque<PathBuf>,
     /// The demo has ended: none may be added.
     is_closed: bool,
 }
 
 impl Responder {
-    pub fn new(publish: Box<Publish>, audio_root: PathBuf, delay: Duration) -> Responder {
-        Responder { publish, audio_root, delay, files: Mutex::default() }
-    }
-
-    /// Publishes the answer to `input`, with the tune of its words and captions for it.
-    pub fn answer(&self, task_id: &str, input: &Input) -> io::Result<()> {
+    /// Publishes the answer to `input`, and then makes the tune of its words, note by note, until it
+    /// is complete or the task is stopped.
+    pub fn answer(&self, task_id: &str, input: &Input) -> io::Result<Outcome> {
+        // Before anything is published, so that no STOP can be missed.
+        let mut control = (self.listen)(task_id);
         let name = format!("demo-{task_id}.wav");
         let reply = reply_to(input);
         let tune = match input {
-            Input::Text(text) => wav(text),
-            Input::Recording(_) => wav(&reply),
+            Input::Text(text) => Tune::new(text),
+            Input::Recording(_) => Tune::new(&reply),
         };
-        self.keep(self.audio_root.join(&name), &tune)?;
-        let captions = captions(&reply);
-        let result = json!({"text": reply, "audio_file": name, "captions": captions});
-        (self.publish)(task_id, &result.to_string())
+        let mut file = self.create(self.audio_root.join(&name))?;
+        file.write_all(&tune.head())?;
+        for (index, note) in tune.notes().enumerate() {
+            file.write_all(&note)?;
+            if index == 0 {
+                let result = json!({
+                    "text": reply, "audio_file": name, "audio_growing": true,
+                    "captions": captions(&reply),
+                });
+                (self.publish)(task_id, &result.to_string())?;
+            }
+            if index + 1 < NOTES && control.is_stopped_within(self.pause) {
+                return Ok(Outcome::Stopped { notes: index + 1 });
+            }
+        }
+        (self.publish)(task_id, &json!({"audio_end": name}).to_string())?;
+        Ok(Outcome::Complete)
     }
 
-    /// Writes a new file. The oldest one is removed first if there are too many.
-    pub fn keep(&self, path: PathBuf, bytes: &[u8]) -> io::Result<()> {
+    /// Creates a new file. The oldest one is removed first if there are too many.
+    pub fn create(&self, path: PathBuf) -> io::Result<File> {
         fs::create_dir_all(&self.audio_root)?;
         let mut files = self.files();
         if files.is_closed {
@@ -68,9 +96,9 @@ impl Responder {
             }
         }
         // `create_new` follows no link, in case the folder is writable for everyone.
-        let mut file = OpenOptions::new().write(true).create_new(true).open(&path)?;
+        let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
         files.oldest_first.push_back(path);
-        file.write_all(bytes)
+        Ok(file)
     }
 
     pub fn clear(&self) {
@@ -121,14 +149,89 @@ fn reply_to(input: &Input) -> String {
     )
 }
 
+/// What the inbox says about one task, on a connection of its own.
+pub struct Control(Option<TcpStream>);
+
+impl Control {
+    /// Nothing will be heard.
+    pub const NONE: Control = Control(None);
+
+    /// Subscribes to a task's control channel.
+    ///
+    /// # Errors
+    /// When the inbox cannot be reached in [`IO_TIMEOUT`], or refuses.
+    pub fn subscribe(inbox: SocketAddr, channel: &str) -> io::Result<Control> {
+        let mut stream = connect(inbox)?;
+        stream.write_all(&redis::cmd("SUBSCRIBE").arg(channel).get_packed_command())?;
+        match redis::Parser::new().parse_value(&mut stream) {
+            Ok(redis::Value::ServerError(refusal)) => {
+                Err(io::Error::other(format!("the inbox refused it: {refusal}")))
+            }
+            Ok(_) => Ok(Control(Some(stream))),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
+
+    /// Waits for `pause`, or until the task is stopped.
+    fn is_stopped_within(&mut self, pause: Duration) -> bool {
+        let end = Instant::now() + pause;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let Some(stream) = &mut self.0 else {
+                thread::sleep(left);
+                return false;
+            };
+            // Looks before it reads, so that a timeout never comes in the middle of a message.
+            let peeked = stream.set_read_timeout(Some(left)).and_then(|()| stream.peek(&mut [0]));
+            match peeked {
+                Ok(1..) => {}
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
+                {
+                    return false;
+                }
+                Ok(0) | Err(_) => {
+                    *self = Control::NONE;
+                    continue;
+                }
+            }
+            let message = stream
+                .set_read_timeout(Some(IO_TIMEOUT))
+                .map_err(redis::RedisError::from)
+                .and_then(|()| redis::Parser::new().parse_value(&mut *stream));
+            match message {
+                Ok(message) if is_stop(&message) => return true,
+                Ok(_) => {}
+                Err(_) => *self = Control::NONE,
+            }
+        }
+    }
+}
+
+/// `message`, the channel, `{"action":"STOP"}`.
+fn is_stop(message: &redis::Value) -> bool {
+    let redis::Value::Array(items) = message else { return false };
+    let Some(redis::Value::BulkString(json)) = items.get(2) else { return false };
+    serde_json::from_slice::<Value>(json)
+        .is_ok_and(|message| message.get("action").is_some_and(|action| action == "STOP"))
+}
+
+fn connect(inbox: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&inbox, IO_TIMEOUT)?;
+    stream.set_read_timeout(Some(IO_TIMEOUT))?;
+    stream.set_write_timeout(Some(IO_TIMEOUT))?;
+    Ok(stream)
+}
+
 /// Publishes to a channel of the inbox, in the Redis protocol.
 ///
 /// # Errors
 /// When the inbox cannot be reached in [`IO_TIMEOUT`], or refuses.
 pub fn publish(inbox: SocketAddr, channel: &str, json: &str) -> io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&inbox, IO_TIMEOUT)?;
-    stream.set_read_timeout(Some(IO_TIMEOUT))?;
-    stream.set_write_timeout(Some(IO_TIMEOUT))?;
+    let mut stream = connect(inbox)?;
     stream.write_all(&redis::cmd("PUBLISH").arg(channel).arg(json).get_packed_command())?;
     match redis::Parser::new().parse_value(&mut stream) {
         Ok(redis::Value::Int(_)) => Ok(()),
@@ -145,7 +248,7 @@ mod tests {
     use super::*;
     use std::io::Read;
     use std::net::{Ipv4Addr, TcpListener};
-    use std::thread::{self, JoinHandle};
+    use std::thread::JoinHandle;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -163,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_recording_is_answered_with_what_was_heard() {
-        let reply = reply_to(&Input::Recording(wav("Hello")));
+        let reply = reply_to(&Input::Recording(super::super::voice::tests::wav("Hello")));
         assert!(reply.starts_with("I heard you: 4.8 seconds of WAV, 230.4 kilobytes. "), "{reply}");
     }
 
@@ -191,6 +294,37 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_ends_at_the_stop_of_its_task() {
+        const SUBSCRIBED: &str = "*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n";
+        let message =
+            |json: &str| format!("*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n${}\r\n{json}\r\n", json.len());
+        for (then, is_stopped) in [
+            (message(r#"{"action":"STOP"}"#), true),
+            (message(r#"{"action":"LEFT"}"#) + &message(r#"{"action":"STOP"}"#), true),
+            (message(r#"{"action":"LEFT"}"#), false),
+            (message("what?"), false),
+            ("nonsense\r\n".to_owned(), false),
+            (String::new(), false),
+        ] {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let address = listener.local_addr().unwrap();
+            let answer = format!("{SUBSCRIBED}{then}");
+            let thread = thread::spawn(move || {
+                let mut stream = listener.accept().unwrap().0;
+                let mut asked = [0; 26];
+                stream.read_exact(&mut asked).unwrap();
+                stream.write_all(answer.as_bytes()).unwrap();
+                asked
+            });
+            let mut control = Control::subscribe(address, "c").unwrap();
+            assert_eq!(&thread.join().unwrap(), b"*2\r\n$9\r\nSUBSCRIBE\r\n$1\r\nc\r\n");
+            let pause = if is_stopped { PATIENCE } else { Duration::from_millis(50) };
+            assert_eq!(control.is_stopped_within(pause), is_stopped, "{then}");
+        }
+        assert!(!Control::NONE.is_stopped_within(Duration::ZERO));
+    }
+
+    #[test]
     fn a_refusal_of_the_inbox_is_an_error_with_its_reason() {
         for (answer, why) in [
             (&b"-ERR unknown command\r\n"[..], "unknown command"),
@@ -202,5 +336,8 @@ mod tests {
             assert!(error.contains(why), "{error}");
             thread.join().unwrap();
         }
+        let (address, thread) = inbox(b"-ERR unknown command\r\n", 1);
+        assert!(Control::subscribe(address, "c").is_err());
+        thread.join().unwrap();
     }
 }

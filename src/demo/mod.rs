@@ -13,8 +13,9 @@
 //!   ◄ {"type":"system","action":"upload_processed","status":"queued","task_id":"<uuid>"}
 //! ```
 //!
-//! With an inbox for results, it publishes an answer `ANSWER_DELAY` later: a text, which says what
-//! it heard if that was a recording, and a WAV file with a tune made of the words.
+//! With an inbox for results, it publishes an answer at once: a text, which says what it heard if
+//! that was a recording, and a WAV file with a tune made of the words. The file grows note by note
+//! while it is delivered, until `STOP` comes on the task's control channel.
 //!
 //! It has a blocking thread for each connection, unlike the gateway. That is the simplest way to
 //! write a backend, and [`CONNECTIONS_MAX`] threads are no burden.
@@ -35,11 +36,12 @@ mod welcome;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use answers::{Responder, publish};
+use answers::{Control, Responder, publish};
+use log::debug;
 use server::DemoServer;
 pub use welcome::{HttpsWelcome, welcome};
 
@@ -55,8 +57,9 @@ pub const TEXT_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of one uploaded recording, all pieces together.
 pub const RECORDING_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// From the end of an upload to its answer.
-const ANSWER_DELAY: Duration = Duration::from_millis(50);
+/// Between one note of an answer and the next, which lasts longer: speech is usually made faster
+/// than it is heard.
+const NOTE_PAUSE: Duration = Duration::from_millis(250);
 
 /// A client that sends no message for this long is closed with 1000.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
@@ -69,6 +72,8 @@ const IO_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Options {
     /// The beginning of a task's channel name.
     pub channel_prefix: String,
+    /// The beginning of the name of a task's control channel.
+    pub control_prefix: String,
     /// The folder for sound files; created if it is missing.
     pub audio_root: PathBuf,
 }
@@ -87,7 +92,7 @@ impl Demo {
     /// # Errors
     /// When the system refuses the folder, the socket or the thread.
     pub fn start(options: Options) -> io::Result<Demo> {
-        let Options { channel_prefix, audio_root } = options;
+        let Options { channel_prefix, control_prefix, audio_root } = options;
         std::fs::create_dir_all(&audio_root)?;
         let inbox: Arc<OnceLock<SocketAddr>> = Arc::default();
         let publish_at = Arc::clone(&inbox);
@@ -95,7 +100,23 @@ impl Demo {
             Some(&inbox) => publish(inbox, &format!("{channel_prefix}{task_id}"), json),
             None => Err(io::Error::other("there is no inbox to publish in")),
         };
-        let responder = Responder::new(Box::new(publish), audio_root, ANSWER_DELAY);
+        let listen_at = Arc::clone(&inbox);
+        let listen = move |task_id: &str| {
+            let Some(&inbox) = listen_at.get() else { return Control::NONE };
+            Control::subscribe(inbox, &format!("{control_prefix}{task_id}")).unwrap_or_else(
+                |error| {
+                    debug!(target: "demo", "task {task_id} cannot be stopped: {error}");
+                    Control::NONE
+                },
+            )
+        };
+        let responder = Responder {
+            publish: Box::new(publish),
+            listen: Box::new(listen),
+            audio_root,
+            pause: NOTE_PAUSE,
+            files: Mutex::default(),
+        };
         Demo::open(Some(responder), inbox, IDLE_TIMEOUT)
     }
 

@@ -227,7 +227,7 @@ fn aac_seconds(aac: &[u8]) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::voice::wav;
+    use super::super::voice::tests::wav;
     use super::*;
 
     fn heard(recording: &[u8]) -> String {

@@ -1,7 +1,8 @@
 //! The listener and a thread for each of its connections.
 
-use super::answers::Responder;
+use super::answers::{Outcome, Responder};
 use super::upload::{Input, Reaction, Upload};
+use super::voice::NOTES;
 use super::{CONNECTIONS_MAX, IO_TIMEOUT, TEXT_BYTES_MAX};
 use log::{debug, info, warn};
 use std::io::{self, ErrorKind, Read, Write};
@@ -166,18 +167,22 @@ impl DemoConnection {
         }
     }
 
-    /// Answers after a delay. Failures are only logged: the client already knows that its upload is
-    /// queued.
+    /// Answers, which takes as long as the answer is being made. Failures are only logged: the client
+    /// already knows that its upload is queued.
     fn answer(&self, input: &Input) {
         let task_id = &self.upload.task_id;
         let Some(responder) = &self.server.responder else { return };
-        thread::sleep(responder.delay);
         let (kind, bytes) = match input {
             Input::Text(text) => ("text", text.len()),
             Input::Recording(recording) => ("recording", recording.len()),
         };
         match responder.answer(task_id, input) {
-            Ok(()) => info!(target: "demo", "task {task_id} answered {kind}={bytes}B"),
+            Ok(Outcome::Complete) => {
+                info!(target: "demo", "task {task_id} answered {kind}={bytes}B");
+            }
+            Ok(Outcome::Stopped { notes }) => {
+                info!(target: "demo", "task {task_id} stopped {kind}={bytes}B notes={notes}/{NOTES}");
+            }
             Err(error) => warn!(target: "demo", "task {task_id} not answered: {error}"),
         }
         log::logger().flush();
@@ -218,14 +223,14 @@ fn close(mut socket: WebSocket<TcpStream>, code: CloseCode, reason: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::demo::answers::FILES_MAX;
+    use crate::demo::answers::{Control, FILES_MAX};
     use crate::demo::upload::tests::{UPLOAD_COMPLETE, announcement};
-    use crate::demo::voice::wav;
+    use crate::demo::voice::tests::wav;
     use crate::demo::{Demo, IDLE_TIMEOUT};
     use serde_json::{Value, json};
     use std::fs;
     use std::path::PathBuf;
-    use std::sync::mpsc;
+    use std::sync::{Mutex, mpsc};
 
     /// No wait in these tests takes this long unless something is broken.
     const PATIENCE: Duration = Duration::from_secs(20);
@@ -261,7 +266,13 @@ mod tests {
             let _ = sender.send((task_id.to_owned(), serde_json::from_str(json)?));
             Ok(())
         };
-        let responder = Responder::new(Box::new(publish), audio_root.clone(), Duration::ZERO);
+        let responder = Responder {
+            publish: Box::new(publish),
+            listen: Box::new(|_| Control::NONE),
+            audio_root: audio_root.clone(),
+            pause: Duration::ZERO,
+            files: Mutex::default(),
+        };
         (Demo::open(Some(responder), Arc::default(), IDLE_TIMEOUT).unwrap(), published, audio_root)
     }
 
@@ -354,7 +365,10 @@ mod tests {
         let (task, result) = published.recv_timeout(PATIENCE).unwrap();
         assert_eq!(task, task_id);
         assert!(result["text"].as_str().unwrap().contains("こんにちは"), "{result}");
+        assert_eq!(result["audio_growing"], true);
         let file = audio_root.join(result["audio_file"].as_str().unwrap());
+        let end = published.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(end, (task_id, json!({"audio_end": result["audio_file"]})));
         assert_eq!(fs::read(&file).unwrap(), wav("こんにちは"));
         drop(demo);
         assert!(!file.exists());
@@ -367,12 +381,12 @@ mod tests {
         let responder = demo.server.responder.as_ref().unwrap();
         let path = |index: usize| audio_root.join(format!("{index}.wav"));
         for index in 0..FILES_MAX + 3 {
-            responder.keep(path(index), b"wav").unwrap();
+            responder.create(path(index)).unwrap();
         }
         assert!(!path(2).exists() && path(3).exists());
         assert_eq!(fs::read_dir(&audio_root).unwrap().count(), FILES_MAX);
         responder.clear();
-        assert!(responder.keep(path(0), b"wav").is_err(), "it would never be removed");
+        assert!(responder.create(path(0)).is_err(), "it would never be removed");
         fs::remove_dir(&audio_root).unwrap();
     }
 }
