@@ -4,11 +4,12 @@ use super::IO_TIMEOUT;
 use super::recording::Heard;
 use super::upload::Input;
 use super::voice::{NOTE_SECONDS, NOTES, Tune};
+use crate::proto::resp::{Decoder, Incoming, classify};
 use log::debug;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -17,6 +18,9 @@ use std::time::{Duration, Instant};
 
 /// Sound files on the disk at a time. The oldest is removed for a new one.
 pub const FILES_MAX: usize = 64;
+
+/// Bytes of one message on a control channel.
+const CONTROL_BYTES_MAX: usize = 64 * 1024;
 
 /// Publishes a result: task id, JSON object.
 pub type Publish = dyn Fn(&str, &str) -> io::Result<()> + Send + Sync;
@@ -150,7 +154,14 @@ fn reply_to(input: &Input) -> String {
 }
 
 /// What the inbox says about one task, on a connection of its own.
-pub struct Control(Option<TcpStream>);
+pub struct Control(Option<Subscription>);
+
+struct Subscription {
+    stream: TcpStream,
+    decoder: Decoder,
+    /// Was read, and is not decoded yet.
+    unread: Vec<u8>,
+}
 
 impl Control {
     /// Nothing will be heard.
@@ -163,60 +174,71 @@ impl Control {
     pub fn subscribe(inbox: SocketAddr, channel: &str) -> io::Result<Control> {
         let mut stream = connect(inbox)?;
         stream.write_all(&redis::cmd("SUBSCRIBE").arg(channel).get_packed_command())?;
-        match redis::Parser::new().parse_value(&mut stream) {
-            Ok(redis::Value::ServerError(refusal)) => {
-                Err(io::Error::other(format!("the inbox refused it: {refusal}")))
-            }
-            Ok(_) => Ok(Control(Some(stream))),
-            Err(error) => Err(io::Error::other(error)),
+        let decoder = Decoder::new(CONTROL_BYTES_MAX);
+        let mut subscription = Subscription { stream, decoder, unread: Vec::new() };
+        match subscription.next_within(IO_TIMEOUT)? {
+            Some(Incoming::Subscribed { .. }) => Ok(Control(Some(subscription))),
+            other => Err(io::Error::other(format!("the inbox answered SUBSCRIBE with {other:?}"))),
         }
     }
 
     /// Waits for `pause`, or until the task is stopped.
     fn is_stopped_within(&mut self, pause: Duration) -> bool {
         let end = Instant::now() + pause;
+        while let Some(subscription) = &mut self.0 {
+            match subscription.next_within(end.saturating_duration_since(Instant::now())) {
+                Ok(Some(Incoming::Message { payload, .. })) if is_stop(&payload) => return true,
+                Ok(Some(_)) => {}
+                Ok(None) => return false,
+                Err(error) => {
+                    debug!(target: "demo", "the task can no longer be stopped: {error}");
+                    *self = Control::NONE;
+                }
+            }
+        }
+        thread::sleep(end.saturating_duration_since(Instant::now()));
+        false
+    }
+}
+
+impl Subscription {
+    /// What comes next; `None` if nothing came in time.
+    fn next_within(&mut self, timeout: Duration) -> io::Result<Option<Incoming>> {
+        let end = Instant::now() + timeout;
         loop {
+            let mut input = self.unread.as_slice();
+            let value = self.decoder.decode(&mut input).map_err(|error| {
+                io::Error::other(format!("the inbox is not understood: {error}"))
+            })?;
+            let decoded = self.unread.len() - input.len();
+            self.unread.drain(..decoded);
+            if let Some(value) = value {
+                return Ok(Some(classify(value, true)));
+            }
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return false;
+                return Ok(None);
             }
-            let Some(stream) = &mut self.0 else {
-                thread::sleep(left);
-                return false;
-            };
-            // Looks before it reads, so that a timeout never comes in the middle of a message.
-            let peeked = stream.set_read_timeout(Some(left)).and_then(|()| stream.peek(&mut [0]));
-            match peeked {
-                Ok(1..) => {}
+            self.stream.set_read_timeout(Some(left))?;
+            let mut piece = [0; 512];
+            match self.stream.read(&mut piece) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(length) => self.unread.extend(piece.iter().take(length)),
                 Err(error)
                     if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
                 {
-                    return false;
+                    return Ok(None);
                 }
-                Ok(0) | Err(_) => {
-                    *self = Control::NONE;
-                    continue;
-                }
-            }
-            let message = stream
-                .set_read_timeout(Some(IO_TIMEOUT))
-                .map_err(redis::RedisError::from)
-                .and_then(|()| redis::Parser::new().parse_value(&mut *stream));
-            match message {
-                Ok(message) if is_stop(&message) => return true,
-                Ok(_) => {}
-                Err(_) => *self = Control::NONE,
+                Err(error) => return Err(error),
             }
         }
     }
 }
 
-/// `message`, the channel, `{"action":"STOP"}`.
-fn is_stop(message: &redis::Value) -> bool {
-    let redis::Value::Array(items) = message else { return false };
-    let Some(redis::Value::BulkString(json)) = items.get(2) else { return false };
-    serde_json::from_slice::<Value>(json)
-        .is_ok_and(|message| message.get("action").is_some_and(|action| action == "STOP"))
+/// `{"action":"STOP"}`.
+fn is_stop(payload: &[u8]) -> bool {
+    let message = serde_json::from_slice::<Value>(payload);
+    message.is_ok_and(|message| message.get("action").is_some_and(|action| action == "STOP"))
 }
 
 fn connect(inbox: SocketAddr) -> io::Result<TcpStream> {
@@ -246,7 +268,6 @@ pub fn publish(inbox: SocketAddr, channel: &str, json: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
     use std::net::{Ipv4Addr, TcpListener};
     use std::thread::JoinHandle;
 
@@ -321,7 +342,8 @@ mod tests {
             let pause = if is_stopped { PATIENCE } else { Duration::from_millis(50) };
             assert_eq!(control.is_stopped_within(pause), is_stopped, "{then}");
         }
-        assert!(!Control::NONE.is_stopped_within(Duration::ZERO));
+        let mut none = Control::NONE;
+        assert!(!none.is_stopped_within(Duration::ZERO));
     }
 
     #[test]
