@@ -166,7 +166,7 @@ fn run_demo(
     let gateway::Settings { link, session, .. } = loaded.config.gateway;
     let options = demo::Options {
         channel_prefix: link.channel_prefix,
-        control_prefix: "task_control:".to_owned(),
+        control_prefix: link.control_prefix,
         audio_root: session.output.audio_root,
     };
     let demo = Demo::start(options)

@@ -17,8 +17,9 @@
 //! that was a recording, and a WAV file with a tune made of the words. The file grows note by note
 //! while it is delivered, until `STOP` comes on the task's control channel.
 //!
-//! It has a blocking thread for each connection, unlike the gateway. That is the simplest way to
-//! write a backend, and [`CONNECTIONS_MAX`] threads are no burden.
+//! It has a blocking thread for each connection, and one for each answer that is being made, unlike
+//! the gateway. That is the simplest way to write a backend, and twice [`CONNECTIONS_MAX`] threads
+//! are no burden.
 
 #![expect(
     clippy::disallowed_methods,

@@ -90,19 +90,26 @@ fn refuse(mut stream: TcpStream) -> io::Result<()> {
     )
 }
 
-/// One connection, counted for as long as it lives.
+/// The server, for one connection, which counts until nothing has this any more.
+struct Place(Arc<DemoServer>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// One connection.
 struct DemoConnection {
-    server: Arc<DemoServer>,
+    place: Arc<Place>,
     upload: Upload,
 }
 
 impl DemoConnection {
     /// Counts a new connection; `None` if there are too many.
     fn admit(server: &Arc<DemoServer>) -> Option<DemoConnection> {
-        let connection = DemoConnection {
-            server: Arc::clone(server),
-            upload: Upload::new(&Uuid::new_v4().to_string()),
-        };
+        let place = Arc::new(Place(Arc::clone(server)));
+        let connection = DemoConnection { place, upload: Upload::new(&Uuid::new_v4().to_string()) };
         (server.connections.fetch_add(1, Ordering::SeqCst) < CONNECTIONS_MAX).then_some(connection)
     }
 
@@ -125,7 +132,8 @@ impl DemoConnection {
             .max_frame_size(Some(MESSAGE_BYTES_MAX));
         let mut socket = tungstenite::accept_with_config(stream, Some(limits))
             .map_err(|error| error.to_string())?;
-        socket.get_ref().set_read_timeout(Some(TICK.min(self.server.idle_timeout)))?;
+        let idle_timeout = self.place.0.idle_timeout;
+        socket.get_ref().set_read_timeout(Some(TICK.min(idle_timeout)))?;
         socket.send(Message::text(self.upload.greeting()))?;
 
         let mut message_at = SystemTime::now();
@@ -149,9 +157,7 @@ impl DemoConnection {
                 }
             };
             match reaction {
-                Reaction::None
-                    if message_at.elapsed().unwrap_or_default() >= self.server.idle_timeout =>
-                {
+                Reaction::None if message_at.elapsed().unwrap_or_default() >= idle_timeout => {
                     close(socket, CloseCode::Normal, "idle timeout");
                     return Ok(());
                 }
@@ -160,18 +166,23 @@ impl DemoConnection {
                 Reaction::Reply(text) => socket.send(Message::text(text))?,
                 Reaction::Queue { reply, input } => {
                     socket.send(Message::text(reply))?;
-                    self.answer(&input);
+                    // The connection may end while its answer is being made.
+                    let (place, task_id) = (Arc::clone(&self.place), self.upload.task_id.clone());
+                    let thread =
+                        thread::Builder::new().name("demo answer".into()).stack_size(STACK_BYTES);
+                    thread.spawn(move || place.answer(&task_id, &input))?;
                 }
             }
             message_at = SystemTime::now();
         }
     }
+}
 
+impl Place {
     /// Answers, which takes as long as the answer is being made. Failures are only logged: the client
     /// already knows that its upload is queued.
-    fn answer(&self, input: &Input) {
-        let task_id = &self.upload.task_id;
-        let Some(responder) = &self.server.responder else { return };
+    fn answer(&self, task_id: &str, input: &Input) {
+        let Some(responder) = &self.0.responder else { return };
         let (kind, bytes) = match input {
             Input::Text(text) => ("text", text.len()),
             Input::Recording(recording) => ("recording", recording.len()),
@@ -186,12 +197,6 @@ impl DemoConnection {
             Err(error) => warn!(target: "demo", "task {task_id} not answered: {error}"),
         }
         log::logger().flush();
-    }
-}
-
-impl Drop for DemoConnection {
-    fn drop(&mut self) {
-        self.server.connections.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -1,5 +1,6 @@
 """`aivtuber-gateway demo` needs nothing else, and its stand-in behind /ws/input speaks the input protocol of front ends."""
 
+import contextlib
 import io
 import json
 import re
@@ -8,6 +9,7 @@ import uuid
 import wave
 
 import pytest
+from websockets.sync.client import connect as connect_to
 
 from gatewaylab.gateway import BINARY, LISTENING, clean_env
 from gatewaylab.peers import Message
@@ -71,6 +73,48 @@ def test_recording_is_accepted_and_described(demo, open_client):
     assert answer["audio_present"] is True
     words = " ".join(caption["text"] for caption in answer["captions"])
     assert words == " ".join(answer["content"].split())
+
+
+@contextlib.contextmanager
+def asked(demo, text):
+    """Uploads a text: the id of its task, and a client that waits for the answer."""
+    with connect_to(demo.url) as client:
+        task = json.loads(client.recv())["task_id"]
+        with connect_to(f"ws://127.0.0.1:{demo.port}/ws/output/{task}") as output:
+            client.send(json.dumps({"type": "text", "chunk_id": 0, "action": "data_chunk"}))
+            client.send(text.encode())
+            client.send(json.dumps({"action": "upload_complete"}))
+            yield task, output
+
+
+def test_hum_is_heard_while_the_rest_is_made(demo):
+    """The text and the first note come at once, the others while it is heard; together they are one WAV."""
+    with asked(demo, "Hello") as (task, output):
+        assert json.loads(output.recv())["audio_present"] is True
+        first = json.loads(output.recv())
+        assert (first["chunk_id"], first["total_chunks"]) == (0, None)
+        assert not re.search(f"task {task} answered", demo.process.text)
+        sound, message = output.recv(), json.loads(output.recv())
+        while message["type"] == "audio_chunk":
+            sound += output.recv()
+            message = json.loads(output.recv())
+        assert message == {"type": "audio_complete", "task_id": task}
+        demo.process.wait_for_line(rf"task {task} answered text=5B")
+    with wave.open(io.BytesIO(sound)) as file:
+        assert abs(file.getnframes() / file.getframerate() - 4.8) < 0.01
+        assert len(file.readframes(file.getnframes())) == 2 * file.getnframes()
+
+
+def test_hum_ends_when_it_is_stopped(demo):
+    """STOP is acknowledged, and no further note is made."""
+    with asked(demo, "Hello") as (task, output):
+        assert json.loads(output.recv())["audio_present"] is True
+        output.send(json.dumps({"type": "control", "action": "STOP"}))
+        messages = list(output)
+        assert json.loads(messages[-1]) == {"type": "control", "action": "STOP_ACK", "task_id": task}
+        assert (output.close_code, output.close_reason) == (1000, "stopped")
+    notes = demo.process.wait_for_line(rf"task {task} stopped text=5B notes=(\d+)/12")
+    assert int(notes[1]) < 12
 
 
 def test_each_connection_has_a_task_of_its_own(demo, open_client):
