@@ -155,7 +155,7 @@ impl Driver {
                 && (!self.options.quick
                     || !self.options.targets.is_empty()
                     || QUICK_TARGETS.contains(name))
-                && (**name != "versus" || self.place.versus.is_some())
+                && (!name.starts_with("versus") || self.place.versus.is_some())
         };
         let targets: Vec<&'static Target> =
             row.targets.iter().filter(wanted).filter_map(|name| target(name)).collect();

@@ -1,7 +1,7 @@
 //! `bench-floor`: runs one of the floor programs until it is killed.
 
 use aivtuber_gateway_benches::Fault;
-use aivtuber_gateway_benches::floor::{copy, pipe, subscribe};
+use aivtuber_gateway_benches::floor::{copy, pipe, speech, subscribe};
 use lexopt::prelude::*;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,6 +12,7 @@ bench-floor: what the kernel charges when a program does nothing of its own
 
   bench-floor pipe --listen ADDR --backend ADDR [--splice] [--buffer BYTES]
   bench-floor subscribe --listen ADDR --redis ADDR [--prefix TEXT]
+  bench-floor speech --listen ADDR [--spool FOLDER | --files FOLDER]
   bench-floor copy --listen ADDR --file FILE [--buffer BYTES] [--chunk BYTES]
 ";
 
@@ -32,6 +33,7 @@ fn run() -> Result<(), Fault> {
     let mut parser = lexopt::Parser::from_env();
     let (mut program, mut listen, mut backend, mut redis, mut file) =
         (None, None, None, None, None);
+    let mut source = speech::Source::Memory;
     let (mut splice, mut buffer, mut chunk) = (false, BUFFER_BYTES, 64 * 1024);
     let mut prefix = "task_response:".to_owned();
     while let Some(argument) = parser.next().map_err(|error| error.to_string())? {
@@ -43,6 +45,8 @@ fn run() -> Result<(), Fault> {
             Long("backend") => backend = Some(value::<SocketAddr>(&mut parser)?),
             Long("redis") => redis = Some(value::<SocketAddr>(&mut parser)?),
             Long("file") => file = Some(value::<PathBuf>(&mut parser)?),
+            Long("spool") => source = speech::Source::Spool(value(&mut parser)?),
+            Long("files") => source = speech::Source::Files(value(&mut parser)?),
             Long("prefix") => prefix = value(&mut parser)?,
             Long("buffer") => buffer = value(&mut parser)?,
             Long("chunk") => chunk = value(&mut parser)?,
@@ -61,11 +65,12 @@ fn run() -> Result<(), Fault> {
             let redis = redis.ok_or_else(|| wants("--redis"))?;
             subscribe::run(&subscribe::Settings { listen: listen?, redis, channel_prefix: prefix })
         }
+        Some("speech") => speech::run(&speech::Settings { listen: listen?, source }),
         Some("copy") => {
             let file = file.ok_or_else(|| wants("--file"))?;
             copy::run(&copy::Settings { listen: listen?, file, buffer, chunk })
         }
-        _ => Err(format!("pipe, subscribe or copy?\n\n{HELP}")),
+        _ => Err(format!("pipe, subscribe, speech or copy?\n\n{HELP}")),
     }
 }
 

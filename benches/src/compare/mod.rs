@@ -12,4 +12,5 @@ pub mod process;
 pub mod report;
 pub mod rows;
 pub mod run;
+pub mod speech;
 pub mod targets;

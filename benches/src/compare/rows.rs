@@ -4,9 +4,11 @@ use super::beside::{self, Beside, Pressure};
 use super::division::{self, Division, Part};
 use super::process::{Awake, Process};
 use super::run::{Run, Sample};
+use super::speech::{self, Feed};
 use super::targets::{AUDIO, AUDIO_SMALL, DEAF_PREFIX, Need, Twin};
 use crate::Fault;
 use crate::load::Way;
+use crate::load::results::{fresh_task, published};
 use crate::load::work::{self, Echo, Flood, Limits, Order};
 use std::sync::Arc;
 
@@ -81,10 +83,17 @@ pub const QUICK_TARGETS: &[&str] = &[
     "nginx-file",
     "gateway",
     "gateway-inbox",
+    "gateway-spool",
+    "speech",
+    "speech-spool",
+    "speech-files",
+    "uvicorn",
     "gateway-info",
     "gateway-two",
     "gateway-two-here",
     "versus",
+    "versus-inbox",
+    "versus-spool",
 ];
 
 /// Rows that a quick run skips unless they are named.
@@ -425,6 +434,99 @@ pub const ROWS: &[Row] = &[
         run: flood,
     },
     Row {
+        id: "download",
+        title: "GET of a cached file of 8 MiB, 8 connections",
+        note: "Plain HTTP from both: nginx with sendfile and tcp_nopush, the gateway as GET /audio/{task_id}.",
+        need: Need::Audio,
+        targets: &["nginx-file", "gateway-inbox", "versus-inbox"],
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: STREAM_METRICS,
+        goals: goals!["gateway-inbox" "cpu_gb" Limit::Times(1.05, &["nginx-file"])],
+        counts_calls: true,
+        run: download,
+    },
+    Row {
+        id: "ingest",
+        title: "Speech pushed as base64, chunks of 64 KiB, 8 workers with a client each",
+        note: "GB of audio, decoded. The pipe and the plain gateway relay the same messages to a backend.",
+        need: Need::Results,
+        targets: &["pipe", "gateway", "gateway-inbox", "versus-inbox", "uvicorn"],
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: STREAM_METRICS,
+        goals: goals![
+            "gateway-inbox" "cpu_gb" Limit::Times(3.0, &["pipe"]),
+            "gateway-inbox" "cpu_gb" Limit::Times(0.5, &["uvicorn"]),
+        ],
+        counts_calls: true,
+        run: speech::ingest,
+    },
+    Row {
+        id: "growing-streams",
+        title: "1,000 files that grow by 20 ms of 24 kHz 16-bit speech 50 times a second",
+        note: "A client a file. Several appends may reach it as one chunk.",
+        need: Need::Results,
+        targets: &["speech-files", "gateway-inbox", "versus-inbox"],
+        fresh: true,
+        rounds_max: ALWAYS,
+        metrics: SPEECH_METRICS,
+        goals: goals![
+            "gateway-inbox" "cpu" Limit::Times(1.3, &["speech-files"]),
+            "gateway-inbox" "memory" Limit::AtMost(2048.0),
+        ],
+        counts_calls: true,
+        run: |run| speech::streams(run, Feed::Files),
+    },
+    Row {
+        id: "ingest-streams",
+        title: "1,000 streams of 24 kHz 16-bit speech pushed in 20 ms chunks, kept in files of a folder",
+        note: "Binary messages, a worker's connection and a client a stream.",
+        need: Need::Results,
+        targets: &["speech-spool", "gateway-spool", "versus-spool"],
+        fresh: true,
+        rounds_max: ALWAYS,
+        metrics: SPEECH_METRICS,
+        goals: goals![
+            "gateway-spool" "cpu" Limit::Times(1.3, &["speech-spool"]),
+            "gateway-spool" "memory" Limit::AtMost(2048.0),
+        ],
+        counts_calls: true,
+        run: |run| speech::streams(run, Feed::Ingest),
+    },
+    Row {
+        id: "growing-latency",
+        title: "From an append to a file to its client's bytes, 500 a second",
+        note: "20 ms of 24 kHz 16-bit speech, ten files. No core is ever halted.",
+        need: Need::Results,
+        targets: &["speech-files", "gateway-inbox", "versus-inbox"],
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: metrics!["p50" "p50 µs" 1, "p99" "p99 µs" 1],
+        goals: goals![
+            "gateway-inbox" "p50" Limit::Above(30.0, "speech-files"),
+            "gateway-inbox" "p99" Limit::Above(300.0, "speech-files"),
+        ],
+        counts_calls: false,
+        run: |run| speech::latency(run, Feed::Files),
+    },
+    Row {
+        id: "ingest-latency",
+        title: "From a pushed chunk of speech to its client's bytes, 500 a second",
+        note: "20 ms of 24 kHz 16-bit speech in a binary message, ten streams. No core is ever halted.",
+        need: Need::Results,
+        targets: &["speech", "gateway-inbox", "versus-inbox"],
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: metrics!["p50" "p50 µs" 1, "p99" "p99 µs" 1],
+        goals: goals![
+            "gateway-inbox" "p50" Limit::Above(30.0, "speech"),
+            "gateway-inbox" "p99" Limit::Above(300.0, "speech"),
+        ],
+        counts_calls: false,
+        run: |run| speech::latency(run, Feed::Ingest),
+    },
+    Row {
         id: "beside-connections",
         title: "Echo 64 B, 1,000 messages/s, while 20 clients ask for /connections with 5,000 sockets open",
         note: "The pipe serves no reports: its figures are those of the messages beside the idle pairs. Done are answers.",
@@ -496,6 +598,8 @@ const BESIDE_METRICS: &[Metric] =
     metrics!["p50" "p50 µs" 0, "p99" "p99 µs" 0, "max" "max µs" 0, "done" "done/s" 0];
 /// The allowed cost of the log and of reading the metrics, in all rows.
 const LOGGED: Limit = Limit::Times(1.03, &["gateway"]);
+const SPEECH_METRICS: &[Metric] =
+    metrics!["cpu" "CPU µs/chunk" 2, "busy" "busy" 2, "memory" "B/stream" 0];
 const STREAM_METRICS: &[Metric] = metrics!["cpu_gb" "CPU s/GB" 3, "rate" "MB/s" 0];
 const LARGE_METRICS: &[Metric] =
     metrics!["cpu_gb" "CPU s/GB" 3, "p50" "p50 µs" 0, "p99" "p99 µs" 0, "rate" "messages/s" 0];
@@ -657,6 +761,28 @@ fn audio(run: &mut Run<'_>) -> Result<Sample, Fault> {
         Order::Publish { at: run.publish_at()?, channel_prefix: run.channel_prefix(), file: AUDIO }
     };
     let outcome = work::audio(&mut world, order, 8, run.limits(), &mut watch)?;
+    run.keep_calls(&mut watch, outcome.bytes as f64 / MIB, "MiB");
+    Ok(Sample::from([
+        ("cpu_gb", watch.nanos as f64 / outcome.bytes as f64),
+        ("rate", outcome.stream_rate / 1e6),
+        (DISTURBANCE, watch.disturbance),
+    ]))
+}
+
+fn download(run: &mut Run<'_>) -> Result<Sample, Fault> {
+    let (mut world, mut watch) = (run.world()?, run.watch());
+    world.audio = Arc::clone(run.audio);
+    let path = if run.instance.target.is_file_server() {
+        format!("/audio/{AUDIO}")
+    } else {
+        let task = fresh_task();
+        let publisher = world.open_publisher(run.publish_at()?)?;
+        let channel = format!("{}{task}", run.channel_prefix());
+        world.publish(publisher, &channel, &published(Some(AUDIO), true), None)?;
+        world.run_until(run.limits().patience, "the result", |world| world.tally.published == 1)?;
+        format!("/audio/{task}")
+    };
+    let outcome = work::audio(&mut world, Order::Get(&path), 8, run.limits(), &mut watch)?;
     run.keep_calls(&mut watch, outcome.bytes as f64 / MIB, "MiB");
     Ok(Sample::from([
         ("cpu_gb", watch.nanos as f64 / outcome.bytes as f64),

@@ -54,10 +54,20 @@ enum Kind {
     Pipe { splice: bool },
     Subscriber,
     Copy { buffer: usize },
+    Speech(Store),
+    Uvicorn,
     Haproxy { splice: bool, buffers: Option<u32> },
     Nginx { buffers: Option<&'static str> },
     Caddy,
-    Gateway { inbox: bool, log: bool, versus: bool, twin: Option<Twin> },
+    Gateway { inbox: bool, spool: bool, log: bool, versus: bool, twin: Option<Twin> },
+}
+
+/// What the bare way of speech sends from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Store {
+    Memory,
+    Spool,
+    Files,
 }
 
 /// A second process beside the first one, on the same address, and where it runs.
@@ -69,7 +79,8 @@ pub enum Twin {
     TargetCore,
 }
 
-const GATEWAY: Kind = Kind::Gateway { inbox: false, log: false, versus: false, twin: None };
+const GATEWAY: Kind =
+    Kind::Gateway { inbox: false, spool: false, log: false, versus: false, twin: None };
 
 /// All targets.
 pub const TARGETS: &[Target] = &[
@@ -120,28 +131,56 @@ pub const TARGETS: &[Target] = &[
         title: "nginx, plain HTTP, sendfile",
         kind: Kind::Nginx { buffers: None },
     },
+    Target {
+        id: "speech",
+        title: "floor: bare ingest, in memory",
+        kind: Kind::Speech(Store::Memory),
+    },
+    Target {
+        id: "speech-spool",
+        title: "floor: bare ingest, files in a folder",
+        kind: Kind::Speech(Store::Spool),
+    },
+    Target {
+        id: "speech-files",
+        title: "floor: files that grow, with inotify",
+        kind: Kind::Speech(Store::Files),
+    },
+    Target { id: "uvicorn", title: "a small ingest in Python, on uvicorn", kind: Kind::Uvicorn },
+    Target {
+        id: "gateway-spool",
+        title: "aivtuber-gateway, embedded inbox, speech in a folder",
+        kind: Kind::Gateway { inbox: true, spool: true, log: false, versus: false, twin: None },
+    },
     Target { id: "caddy", title: "Caddy", kind: Kind::Caddy },
     Target { id: "gateway", title: "aivtuber-gateway", kind: GATEWAY },
     Target {
         id: "gateway-inbox",
         title: "aivtuber-gateway, embedded inbox",
-        kind: Kind::Gateway { inbox: true, log: false, versus: false, twin: None },
+        kind: Kind::Gateway { inbox: true, spool: false, log: false, versus: false, twin: None },
     },
     Target {
         id: "gateway-info",
         title: "aivtuber-gateway, log level info, /metrics read every second",
-        kind: Kind::Gateway { inbox: false, log: true, versus: false, twin: None },
+        kind: Kind::Gateway { inbox: false, spool: false, log: true, versus: false, twin: None },
     },
     Target {
         id: "gateway-two",
         title: "aivtuber-gateway, two processes, one on each core",
-        kind: Kind::Gateway { inbox: false, log: false, versus: false, twin: Some(Twin::LoadCore) },
+        kind: Kind::Gateway {
+            inbox: false,
+            spool: false,
+            log: false,
+            versus: false,
+            twin: Some(Twin::LoadCore),
+        },
     },
     Target {
         id: "gateway-two-here",
         title: "aivtuber-gateway, two processes, both on the targets' core",
         kind: Kind::Gateway {
             inbox: false,
+            spool: false,
             log: false,
             versus: false,
             twin: Some(Twin::TargetCore),
@@ -150,7 +189,17 @@ pub const TARGETS: &[Target] = &[
     Target {
         id: "versus",
         title: "aivtuber-gateway, the other build",
-        kind: Kind::Gateway { inbox: false, log: false, versus: true, twin: None },
+        kind: Kind::Gateway { inbox: false, spool: false, log: false, versus: true, twin: None },
+    },
+    Target {
+        id: "versus-inbox",
+        title: "aivtuber-gateway, the other build, embedded inbox",
+        kind: Kind::Gateway { inbox: true, spool: false, log: false, versus: true, twin: None },
+    },
+    Target {
+        id: "versus-spool",
+        title: "aivtuber-gateway, the other build, embedded inbox, speech in a folder",
+        kind: Kind::Gateway { inbox: true, spool: true, log: false, versus: true, twin: None },
     },
 ];
 
@@ -200,7 +249,10 @@ impl Target {
     /// The program's file, or why it cannot run here.
     pub fn program(&self, place: &Place) -> Result<PathBuf, Fault> {
         match self.kind {
-            Kind::Pipe { .. } | Kind::Subscriber | Kind::Copy { .. } => found(place.floor.clone()),
+            Kind::Pipe { .. } | Kind::Subscriber | Kind::Copy { .. } | Kind::Speech(_) => {
+                found(place.floor.clone())
+            }
+            Kind::Uvicorn => installed("uvicorn"),
             Kind::Haproxy { .. } => installed("haproxy"),
             Kind::Nginx { .. } => installed("nginx"),
             Kind::Caddy => installed("caddy"),
@@ -240,6 +292,11 @@ impl Target {
     /// Whether its clients see the results as they were published.
     pub fn copies_results(&self) -> bool {
         self.kind == Kind::Subscriber
+    }
+
+    /// Whether it takes speech, rather than relaying it.
+    pub fn takes_speech(&self) -> bool {
+        matches!(self.kind, Kind::Speech(_) | Kind::Uvicorn | Kind::Gateway { inbox: true, .. })
     }
 
     /// Whether a client's message, or a plain request, makes it send the audio.
@@ -351,6 +408,20 @@ impl Target {
                 ]);
                 command.arg(place.audio_root.join(AUDIO));
             }
+            Kind::Speech(store) => {
+                command.args(["speech", "--listen", &listen.to_string()]);
+                match store {
+                    Store::Memory => {}
+                    Store::Spool => drop(command.arg("--spool").arg(&place.dir)),
+                    Store::Files => drop(command.arg("--files").arg(&place.audio_root)),
+                }
+            }
+            Kind::Uvicorn => {
+                write("ingest.py".to_owned(), include_str!("../../ingest.py").to_owned())?;
+                command.args(["--host", "127.0.0.1", "--port", &listen.port().to_string()]);
+                command.args(["--log-level", "warning", "--ws-max-size", "16777216"]);
+                command.arg("--app-dir").arg(&place.dir).arg("ingest:app");
+            }
             Kind::Haproxy { splice, buffers } => {
                 let text = haproxy_configuration(place, listen, splice, buffers);
                 command.args(["-db", "-f"]).arg(write(format!("{}.cfg", self.id), text)?);
@@ -368,8 +439,13 @@ impl Target {
                     .env("XDG_DATA_HOME", &place.dir)
                     .env("XDG_CONFIG_HOME", &place.dir);
             }
-            Kind::Gateway { inbox, log, twin, .. } => {
-                let text = gateway_configuration(place, listen, publish_at, inbox, twin.is_some());
+            Kind::Gateway { inbox, spool, log, twin, .. } => {
+                let mut text =
+                    gateway_configuration(place, listen, publish_at, inbox, twin.is_some());
+                if spool {
+                    let folder = format!("[output]\nspool = \"{}\"\n", place.dir.display());
+                    text = text.replace("[output]\n", &folder);
+                }
                 command.arg("--config").arg(write(format!("{}.toml", self.id), text)?);
                 command.args(["--log-level", if log { "info" } else { "warn" }]);
                 for name in OVERRIDES {
@@ -517,6 +593,7 @@ fn gateway_configuration(
     let scheme = if inbox { "embedded" } else { "redis" };
     format!(
         "{relayed}\n[[route]]\nname = \"output\"\npath = \"/ws/output/{{task_id}}\"\nserve = \"output\"\n\n\
+         [[route]]\nname = \"ingest\"\npath = \"/ws/ingest\"\nserve = \"ingest\"\n\n\
          [output]\naudio_root = \"{}\"\n\n[redis]\nurl = \"{scheme}://{publish_at}\"\n",
         place.audio_root.display()
     )

@@ -9,6 +9,7 @@
 //! backend end knows its role.
 
 pub mod results;
+pub mod speech;
 pub mod work;
 mod world;
 
