@@ -6,6 +6,10 @@ import json
 clients = {}
 
 
+def message(**fields):
+    return {"type": "websocket.send", "text": json.dumps(fields, separators=(",", ":"))}
+
+
 async def app(scope, receive, send):
     if scope["type"] != "websocket":
         return
@@ -14,18 +18,16 @@ async def app(scope, receive, send):
     task = scope["path"].removeprefix("/ws/output/")
     if task != scope["path"]:
         clients[task] = send
-    chunks = {}
     while (event := await receive())["type"] == "websocket.receive":
         if not event.get("text"):
             continue
-        message = json.loads(event["text"])
-        task = message["sessionId"]
+        chunk = json.loads(event["text"])
+        task = chunk["sessionId"]
         client = clients[task]
-        if message["type"] == "CONTROL":
-            await client({"type": "websocket.send", "text": json.dumps({"type": "audio_complete", "task_id": task})})
+        if chunk["type"] == "CONTROL":
+            await client(message(type="audio_complete", task_id=task))
             continue
-        pcm = base64.b64decode(message["pcm"])
-        chunk = {"type": "audio_chunk", "task_id": task, "chunk_id": message["seq"], "total_chunks": None}
-        await client({"type": "websocket.send", "text": json.dumps(chunk)})
+        pcm = base64.b64decode(chunk["pcm"])
+        await client(message(type="audio_chunk", task_id=task, chunk_id=chunk["seq"], total_chunks=None))
         await client({"type": "websocket.send", "bytes": pcm})
     clients.pop(task, None)

@@ -57,8 +57,8 @@ pub struct Files {
 }
 
 impl Responder {
-    /// Publishes the answer to `input`, and then makes the tune of its words, note by note, until it
-    /// is complete or the task is stopped.
+    /// Publishes the answer to `input`, and then makes the tune of its words, note by note, until
+    /// it is complete or the task is stopped.
     pub fn answer(&self, task_id: &str, input: &Input) -> io::Result<Outcome> {
         // Before anything is published, so that no STOP can be missed.
         let mut control = (self.listen)(task_id);

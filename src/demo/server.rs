@@ -179,8 +179,8 @@ impl DemoConnection {
 }
 
 impl Place {
-    /// Answers, which takes as long as the answer is being made. Failures are only logged: the client
-    /// already knows that its upload is queued.
+    /// Answers, which takes as long as the answer is being made. Failures are only logged: the
+    /// client already knows that its upload is queued.
     fn answer(&self, task_id: &str, input: &Input) {
         let Some(responder) = &self.0.responder else { return };
         let (kind, bytes) = match input {

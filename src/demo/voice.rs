@@ -10,8 +10,8 @@ const SAMPLES_PER_NOTE: usize = SAMPLES_PER_SECOND as usize * 2 / 5;
 /// Five notes of one octave that sound well in any order, in semitones.
 const SCALE: [i32; 5] = [0, 2, 4, 7, 9];
 
-/// A tune made of a text, as a WAV file that is made note by note: 16 bits, mono, [`NOTES`] notes of
-/// [`NOTE_SECONDS`], about 225 KiB.
+/// A tune made of a text, as a WAV file that is made note by note: 16 bits, mono, [`NOTES`] notes
+/// of [`NOTE_SECONDS`], about 225 KiB.
 pub struct Tune {
     notes: [i32; NOTES],
 }

@@ -43,6 +43,9 @@ use rustix::io::{Errno, ReadWriteFlags};
 /// Bytes that a background read asks the kernel to read ahead of what it was asked for.
 const READ_AHEAD_BYTES: u64 = 1024 * 1024;
 
+/// Bytes of a file of which one is probed before they are sent.
+const PROBED_BYTES: usize = 256 * 1024;
+
 /// Bytes at the end of a young file by which it is recognised when it has become longer.
 const TAIL_BYTES_MAX: u64 = 16 * 1024;
 
@@ -233,7 +236,7 @@ impl Root<'_> {
         }
         opened.read_first_bytes(self.first_bytes)?;
         // Young files are in memory, as a rule.
-        if opened.is_cached(0, opened.state.length as usize) {
+        if opened.is_cached(opened.state.length.saturating_sub(1), 1) {
             opened.read_tail(self.young_since)?;
         }
         Ok(opened)
@@ -448,19 +451,24 @@ impl OpenFile {
 
     /// Whether `length` bytes from `offset` on can be sent without waiting for a disk.
     ///
-    /// Only the last of these bytes is probed. Its neighbours were read together with it; if the
-    /// kernel has dropped some of them since, sending waits for a local disk once.
+    /// One of each [`PROBED_BYTES`] is probed, and the last. Its neighbours were read together with
+    /// it; if the kernel has dropped some of them since, sending waits for a local disk once.
     pub fn is_cached(&self, offset: u64, length: usize) -> bool {
         match self.kind {
             DeviceKind::Memory => return true,
             DeviceKind::Other => return false,
             DeviceKind::Local => {}
         }
-        let mut byte = [0];
-        let last = offset + (length as u64).saturating_sub(1);
-        let mut buffers = [IoSliceMut::new(&mut byte)];
-        // A file that ends before that byte answers 0: nothing to wait for either.
-        rustix::io::preadv2(&self.file, &mut buffers, last, ReadWriteFlags::NOWAIT).is_ok()
+        let is_there = |at| {
+            let mut byte = [0];
+            let mut buffers = [IoSliceMut::new(&mut byte)];
+            // A file that ends before that byte answers 0: nothing to wait for either.
+            rustix::io::preadv2(&self.file, &mut buffers, at, ReadWriteFlags::NOWAIT).is_ok()
+        };
+        let end = offset + (length as u64).max(1);
+        (offset..end)
+            .step_by(PROBED_BYTES)
+            .all(|at| is_there(end.min(at + PROBED_BYTES as u64) - 1))
     }
 
     /// A request for the state of the file, for a thread that may wait.

@@ -2,8 +2,8 @@
 //!
 //! A response is a head, made for this client, and content: shared with other clients, a range of a
 //! file that goes from the page cache to the socket, or audio that still grows. At most
-//! `STEP_BYTES_MAX` of it are written in one step, so that a long response delays other sessions
-//! only little.
+//! `STEP_BYTES_MAX` of it are written in one step, or `FILE_STEP_BYTES_MAX` of a file, so that a
+//! long response delays other sessions only little.
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
@@ -26,6 +26,9 @@ use std::io;
 
 /// Bytes written in one step; then it is other sessions' turn.
 const STEP_BYTES_MAX: usize = 128 * 1024;
+
+/// The same for a file, whose bytes are not copied.
+const FILE_STEP_BYTES_MAX: usize = 1024 * 1024;
 
 /// What of a request is still needed when its response is known.
 #[derive(Debug, Clone)]
@@ -290,7 +293,7 @@ impl State for Respond {
         who: &mut Identity,
         cx: &mut Context,
     ) -> Step {
-        let mut budget = STEP_BYTES_MAX;
+        let mut budget = if self.file.is_some() { FILE_STEP_BYTES_MAX } else { STEP_BYTES_MAX };
         loop {
             if budget == 0 {
                 return Step::Yield(Phase::Respond(self));

@@ -94,7 +94,7 @@ def test_readmes_program_gets_its_answer(demo, tmp_path):
     assert [line.get("action") or line.get("status") or line.get("type") for line in lines] == [
         "upload_processed",
         "success",
-        *["audio_chunk"] * 4,
+        *["audio_chunk"] * 12,
         "audio_complete",
     ]
     with wave.open(str(tmp_path / "answer.wav")) as sound:
