@@ -53,7 +53,7 @@ use aivtuber_gateway::service::trust::PeerRule;
 use aivtuber_gateway::service::url::{BackendUrl, Template};
 use aivtuber_gateway::session::jobs::{Job, JobAnswer};
 use aivtuber_gateway::session::{self, OnBackendFailure};
-use kernel::{Action, Dialer, End, Host, Kernel, LinkId, Nature, Shared, near_socket};
+use kernel::{Action, Dialer, End, Host, Kernel, LinkId, Nature, Records, Shared, near_socket};
 use std::fmt::Write as _;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -399,7 +399,7 @@ impl ScriptRun {
             has_quirks: false,
             splices,
             peeks_ahead: true,
-            records: false,
+            records: Records::None,
         };
         let kernel = Kernel::new(1, nature);
         for address in [

@@ -14,7 +14,7 @@ use aivtuber_gateway::service::trust::{self, PeerRule};
 use aivtuber_gateway::service::url::{BackendUrl, Template};
 use aivtuber_gateway::service::{limits, link, tasks};
 use aivtuber_gateway::session::{self, MemoryLimit};
-use kernel::{Action, Host, Kernel, LinkId, Nature, Shared};
+use kernel::{Action, Host, Kernel, LinkId, Nature, Records, Shared};
 use process::{Arrival, Process};
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ impl Scene {
             has_quirks: false,
             splices: false,
             peeks_ahead: true,
-            records: false,
+            records: Records::None,
         };
         let kernel = Kernel::new(1, nature);
         let backend = "10.0.0.1:80".parse().expect("an address");

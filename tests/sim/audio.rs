@@ -20,7 +20,7 @@ use crate::peers;
 use crate::process::{Arrival, Disk, Process, is_left_unread};
 use crate::recordings::{Change, Recording};
 use crate::simulation::{Simulation, turn_limits};
-use crate::world::has_records;
+use crate::world::records_of;
 use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::gateway;
 use aivtuber_gateway::service::limits;
@@ -104,7 +104,7 @@ impl Simulation for AudioWorld {
             has_quirks: chance.bool(),
             splices: false,
             peeks_ahead: false,
-            records: has_records(seed),
+            records: records_of(seed),
         };
         let kernel = Kernel::new(seed, nature);
         if is_traced {

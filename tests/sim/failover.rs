@@ -23,7 +23,7 @@ impl Simulation for FailoverWorld {
             has_quirks: chance.bool(),
             splices: false,
             peeks_ahead: chance.bool(),
-            records: has_records(seed),
+            records: records_of(seed),
         };
         let kernel = Kernel::new(seed, nature);
         kernel.borrow_mut().stands_still = seed % 4 == 1;

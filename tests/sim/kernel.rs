@@ -21,12 +21,15 @@
 
 #[path = "records.rs"]
 pub mod records;
+#[path = "secured.rs"]
+mod secured;
 
 use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::net::{
     Network, OpenFile, PeerAddress, Pipe, Ready, Socket, Source, Transport,
 };
 use records::{Layer, Recorded};
+use secured::Secured;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};
@@ -92,8 +95,19 @@ pub struct Nature {
     pub splices: bool,
     /// Peeking works at any offset, as with `SO_PEEK_OFF`.
     pub peeks_ahead: bool,
-    /// The gateway's transports have a record layer, as TLS has.
-    pub records: bool,
+    /// The record layer of the gateway's transports.
+    pub records: Records,
+}
+
+/// What is between the gateway and its sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Records {
+    /// Nothing.
+    None,
+    /// The layer of `records.rs`.
+    Simulated,
+    /// TLS: the gateway's own on its side, and `rustls` on the peers'.
+    Tls,
 }
 
 /// All connections, and the actions that are planned.
@@ -162,6 +176,8 @@ pub struct Link {
     asked_at: Option<Moment>,
     /// Bytes pass in records.
     pub layer: Option<Layer>,
+    /// The peer has ended its side, but what it has sent still waits for a handshake.
+    end_kept_back: Option<End>,
 }
 
 /// Real pipes, through which bytes get into and out of a [`Pipe`].
@@ -247,15 +263,16 @@ impl Kernel {
     pub fn open(&mut self) -> LinkId {
         let link = self.add_link(Source::Waker, None);
         self.links[link].is_up = true;
-        if self.nature.records {
-            self.links[link].wire.extend(records::hello());
+        if let Some(layer) = &mut self.links[link].layer {
+            let hello = layer.hello();
+            self.links[link].wire.extend(hello);
             self.keep_delivering(link);
         }
         link
     }
 
     fn add_link(&mut self, source: Source, to: Option<SocketAddr>) -> LinkId {
-        let layer = self.nature.records.then(Layer::default);
+        let layer = Layer::new(self.nature.records, to.is_some());
         self.links.push(Link { layer, ..Link::new(source, to) });
         self.links.len() - 1
     }
@@ -464,7 +481,13 @@ impl Kernel {
                 self.links[id].wire.clear();
             }
         }
-        self.links[id].wire_end = Some(end);
+        let link = &mut self.links[id];
+        if end == End::Fin && link.layer.as_ref().is_some_and(Layer::keeps_back) {
+            link.end_kept_back = Some(end);
+            return;
+        }
+        link.end_kept_back = None;
+        link.wire_end = Some(end);
         self.keep_delivering(id);
     }
 
@@ -511,9 +534,13 @@ impl Kernel {
             }
             let link = &mut self.links[id];
             let layer = link.layer.as_mut().expect("a link with records");
-            if layer.open(&bytes, link.to.is_some()) {
-                link.wire.extend(records::hello());
+            let answer = layer.open(&bytes, link.to.is_some());
+            if !answer.is_empty() {
+                link.wire.extend(answer);
                 self.keep_delivering(id);
+            }
+            if let Some(end) = self.links[id].end_kept_back.take() {
+                self.end(id, end);
             }
         }
     }
@@ -851,6 +878,7 @@ impl Link {
             is_far_gone: false,
             asked_at: None,
             layer: None,
+            end_kept_back: None,
         }
     }
 }
@@ -1016,10 +1044,12 @@ impl Drop for Near {
 /// The gateway's end of a link, as the gateway gets it.
 pub fn near_socket(kernel: &Shared, link: LinkId) -> Socket {
     let is_dialed = kernel.borrow().links[link].to.is_some();
-    let has_records = kernel.borrow().nature.records;
-    Socket::Other(match has_records {
-        true => Box::new(Recorded::new(Rc::clone(kernel), link, is_dialed)),
-        false => Box::new(Near { kernel: Rc::clone(kernel), link }),
+    let records = kernel.borrow().nature.records;
+    let near = Near { kernel: Rc::clone(kernel), link };
+    Socket::Other(match records {
+        Records::None => Box::new(near),
+        Records::Simulated => Box::new(Recorded::new(near, is_dialed)),
+        Records::Tls => Box::new(Secured::new(near, is_dialed)),
     })
 }
 

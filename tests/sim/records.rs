@@ -14,7 +14,8 @@
 //! - *Crossing*: a write may take records out of the socket, for which no event comes any more.
 //! - *Held output*: a record that does not fit the socket leaves with a later event.
 
-use super::{Kernel, LinkId, Near, Shared};
+use super::secured::Far;
+use super::{Kernel, Near, Records};
 use aivtuber_gateway::net::Transport;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
@@ -39,6 +40,8 @@ const READ_BYTES: usize = 20_000;
 /// What the kernel knows of both ends.
 #[derive(Debug, Default)]
 pub struct Layer {
+    /// The peer's end, if that is TLS.
+    tls: Option<Far>,
     /// What the peer has received: of a record that is not complete, and plaintext.
     begun: Vec<u8>,
     plaintext: VecDeque<u8>,
@@ -55,8 +58,30 @@ pub struct Layer {
 }
 
 impl Layer {
+    /// Of a new connection, which the gateway has dialed or will accept.
+    pub fn new(records: Records, is_dialed: bool) -> Option<Layer> {
+        match records {
+            Records::None => None,
+            Records::Simulated => Some(Layer::default()),
+            Records::Tls => Some(Layer { tls: Some(Far::new(is_dialed)), ..Layer::default() }),
+        }
+    }
+
+    /// What a peer that connects sends first.
+    pub fn hello(&mut self) -> Vec<u8> {
+        self.tls.as_mut().map_or_else(hello, Far::poll_output)
+    }
+
+    /// Whether what the peer has sent waits for the end of the handshake, and the end behind it.
+    pub fn keeps_back(&self) -> bool {
+        self.tls.as_ref().is_some_and(Far::keeps_back)
+    }
+
     /// How the peer sends `bytes`.
     pub fn seal(&mut self, mut bytes: &[u8], chance: &mut fastrand::Rng) -> Vec<u8> {
+        if let Some(tls) = &mut self.tls {
+            return tls.seal(bytes, chance);
+        }
         let mut records = Vec::new();
         while !bytes.is_empty() {
             match chance.u8(..16) {
@@ -77,16 +102,23 @@ impl Layer {
 
     /// How many bytes the peer needs to complete a record.
     pub fn needed(&self) -> usize {
+        if self.tls.is_some() {
+            return RECORD_BYTES_MAX;
+        }
         record_bytes(&self.begun) - self.begun.len()
     }
 
-    /// The peer has received `bytes`, at most [`Layer::needed`]. True: it has to say hello in
-    /// return.
-    pub fn open(&mut self, bytes: &[u8], is_dialed: bool) -> bool {
+    /// The peer has received `bytes`, at most [`Layer::needed`]. Returns what it sends in return.
+    pub fn open(&mut self, bytes: &[u8], is_dialed: bool) -> Vec<u8> {
+        if let Some(tls) = &mut self.tls {
+            self.plaintext.extend(tls.open(bytes));
+            return tls.poll_output();
+        }
         self.begun.extend(bytes);
-        let Some((kind, payload)) = take_record(&mut self.begun) else { return false };
+        let Some((kind, payload)) = take_record(&mut self.begun) else { return Vec::new() };
         match kind {
-            HELLO => return is_dialed,
+            HELLO if is_dialed => return hello(),
+            HELLO => {}
             DATA => self.plaintext.extend(payload),
             ANSWER => {
                 self.answers += 1;
@@ -94,7 +126,7 @@ impl Layer {
             }
             kind => panic!("record type {kind:#x} was never sent"),
         }
-        false
+        Vec::new()
     }
 
     pub fn has_plaintext(&self) -> bool {
@@ -108,7 +140,7 @@ impl Layer {
 }
 
 /// The first record of either end.
-pub fn hello() -> Vec<u8> {
+fn hello() -> Vec<u8> {
     let mut record = Vec::new();
     push_record(HELLO, &[7; 20], &mut record);
     record
@@ -156,9 +188,9 @@ pub struct Recorded {
 }
 
 impl Recorded {
-    pub fn new(kernel: Shared, link: LinkId, is_dialed: bool) -> Recorded {
+    pub fn new(near: Near, is_dialed: bool) -> Recorded {
         let mut recorded = Recorded {
-            near: Near { kernel, link },
+            near,
             is_established: false,
             input: Vec::new(),
             plaintext: VecDeque::new(),

@@ -16,13 +16,13 @@
 
 use crate::answers::{AUDIO_MAX, Board, Sound, Task, audio_bytes, folder};
 use crate::controls::{Controls, Listener, TaskFacts};
-use crate::kernel::{Action, End, Host, Kernel, LinkId, Nature, Shared, take};
+use crate::kernel::{Action, End, Host, Kernel, LinkId, Nature, Records, Shared, take};
 use crate::peers;
 use crate::process::{Arrival, Process, is_left_unread};
 use crate::redis::{self, Redis, Told};
 use crate::simulation::{STANDSTILL_MAX, Simulation, turn_limits};
 use crate::waiter::{Hearing, Leaving, Say, Waiter, Ways};
-use crate::world::has_records;
+use crate::world::records_of;
 use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::gateway;
 use aivtuber_gateway::net::Source;
@@ -237,7 +237,7 @@ impl Simulation for ResultsWorld {
             has_quirks: chance.bool(),
             splices: false,
             peeks_ahead: false,
-            records: has_records(seed),
+            records: records_of(seed),
         };
         let kernel = Kernel::new(seed, nature);
         let standstills = if seed % 4 == 1 { STANDSTILLS } else { Duration::ZERO };
@@ -1374,7 +1374,13 @@ impl ResultsWorld {
                 let timeout =
                     settings.session.output.timeout.ok_or("a timeout, and there is none")?;
                 let last = waiter.seen.last().and_then(|seen| self.write_of(visitor, seen.offset));
-                if *at < last.map_or(joined, |(_, at, _)| at) + timeout {
+                // With TLS, the answer to the upgrade waits until the handshake's last bytes have
+                // left, and the timeout does not.
+                let slack = match self.kernel.borrow().nature.records {
+                    Records::Tls => self.margin,
+                    Records::None | Records::Simulated => Duration::ZERO,
+                };
+                if *at + slack < last.map_or(joined, |(_, at, _)| at) + timeout {
                     return Err("it was closed too early".into());
                 }
             }

@@ -7,7 +7,7 @@
 //! - A worker gets no error for a message that it may send, and is told of a STOP once.
 //! - In the end no session, no result and no stream is left.
 
-use crate::kernel::{Action, End, Kernel, LinkId, Nature, Shared};
+use crate::kernel::{Action, End, Kernel, LinkId, Nature, Records, Shared};
 use crate::peers::head_length;
 use crate::process::{Arrival, Process};
 use crate::simulation::{Simulation, turn_limits};
@@ -168,7 +168,7 @@ impl Simulation for SpeechWorld {
             has_quirks: chance.bool(),
             splices: false,
             peeks_ahead: false,
-            records: false,
+            records: Records::None,
         };
         let kernel = Kernel::new(seed, nature);
         if is_traced {

@@ -6,7 +6,9 @@
 //! other side has room (a lost wake-up), nothing is held back for a side that is not slow, no
 //! record layer holds output that would fit the socket, and no turn was requested that did nothing.
 
-use crate::kernel::{Action, Dialer, End, Host, Kernel, LinkId, Nature, Shared, near_socket};
+use crate::kernel::{
+    Action, Dialer, End, Host, Kernel, LinkId, Nature, Records, Shared, near_socket,
+};
 use crate::peers::{self, BackendAnswer, Behavior, Body, Ending, Peer, PeerStage, Role};
 use crate::simulation::{Simulation, turn_limits};
 use aivtuber_gateway::base::moment::Moment;
@@ -123,7 +125,7 @@ impl Simulation for World {
             has_quirks: chance.bool(),
             splices,
             peeks_ahead: chance.bool(),
-            records: has_records(seed),
+            records: records_of(seed),
         };
         let kernel = Kernel::new(seed, nature);
         kernel.borrow_mut().stands_still = seed % 4 == 1;
@@ -784,9 +786,14 @@ impl World {
 const HOSTS: [&str; 5] =
     ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80", "[::1]:9000", "127.0.0.1:9000"];
 
-/// Whether the transports of this world have a record layer. A fifth of all seeds have one.
-pub fn has_records(seed: u64) -> bool {
-    seed % 5 == 4
+/// The record layer of the transports of this world. A fifth of all seeds have one: every other of
+/// these a simulated one, which is awkward on purpose, the others TLS.
+pub fn records_of(seed: u64) -> Records {
+    match seed % 10 {
+        4 => Records::Simulated,
+        9 => Records::Tls,
+        _ => Records::None,
+    }
 }
 
 pub fn route(name: &str, path: &str, urls: &[&str]) -> RouteSettings {
