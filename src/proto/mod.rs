@@ -6,6 +6,7 @@ pub mod http;
 pub mod media;
 mod members;
 pub mod message;
+pub mod path;
 pub mod resp;
 pub mod speech;
 pub mod upgrade;

@@ -164,6 +164,11 @@ impl Route {
         }
     }
 
+    /// Whether a backend might read its path as another one once these values are in it.
+    pub fn is_misled_by(&self, params: &Params<'_>, upstreams: &Upstreams) -> bool {
+        self.upstreams().iter().any(|id| upstreams.url(*id).is_misled_by(params))
+    }
+
     /// What answers it, for `/health`, the status page and the log: its URLs, separated by `, `, or
     /// `built in`.
     pub fn target_text(&self, upstreams: &Upstreams) -> String {

@@ -3,8 +3,8 @@
 //!
 //! Nothing is percent-decoded. A segment goes to the backend exactly as the client wrote it, so the
 //! gateway and the backend cannot read one path in two ways. For the same reason a name never
-//! matches `.` or `..`, also when written `%2e`: a backend that normalizes paths would leave the
-//! folder that its route is meant for.
+//! matches `.` or `..`, however it is encoded ([`crate::proto::path`]): a backend that normalizes
+//! paths would leave the folder that its route is meant for.
 
 #![expect(clippy::indexing_slicing, reason = "positions come from a search in the same text")]
 
@@ -13,6 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use super::name::Name;
+use crate::proto::path::is_misleading;
 
 /// A path with names in it, such as `/ws/output/{task_id}`. `{name}` matches one whole segment that
 /// is not empty.
@@ -62,7 +63,7 @@ impl Template {
                     "in the path `{text}`, `{segment}` mixes a name and text: a name is a whole segment"
                 ));
             }
-            if is_dot_segment(segment) {
+            if is_misleading(segment) {
                 return Err(format!(
                     "the path `{text}` holds the segment `{segment}`, which no client sends"
                 ));
@@ -84,7 +85,7 @@ impl Template {
                 Piece::Text(text) => rest = rest.strip_prefix(&**text)?,
                 Piece::Name(_) => {
                     let (value, after) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-                    if value.is_empty() || is_dot_segment(value) {
+                    if value.is_empty() || is_misleading(value) {
                         return None;
                     }
                     values.push(value);
@@ -134,6 +135,14 @@ impl Template {
                 _ => return false,
             }
         }
+    }
+
+    /// Whether a segment holds a name and something else.
+    fn has_mixed_segments(&self) -> bool {
+        let is_whole = |segment: &str| {
+            segment.starts_with('{') && segment.find('}') == Some(segment.len() - 1)
+        };
+        self.text.split('/').any(|segment| segment.contains('{') && !is_whole(segment))
     }
 
     /// Parses the path or the query of a backend URL, where a name may be a part of a segment:
@@ -208,25 +217,6 @@ impl fmt::Display for Template {
 
 fn is_name(segment: &str) -> bool {
     segment.starts_with('{')
-}
-
-/// Whether the segment is `.` or `..`, each dot possibly written `%2e`: the segments that RFC 3986
-/// section 5.2.4 removes from a path.
-fn is_dot_segment(segment: &str) -> bool {
-    let mut rest = segment;
-    let mut dots = 0;
-    while !rest.is_empty() {
-        let Some(after) = rest
-            .strip_prefix('.')
-            .or_else(|| rest.strip_prefix("%2e"))
-            .or_else(|| rest.strip_prefix("%2E"))
-        else {
-            return false;
-        };
-        rest = after;
-        dots += 1;
-    }
-    dots == 1 || dots == 2
 }
 
 /// The values of a template's names in one path.
@@ -364,6 +354,14 @@ impl BackendUrl {
     /// The text for logs and reports: the query is replaced by `…`, because it may hold a token.
     pub fn public_text(&self) -> &str {
         &self.public_text
+    }
+
+    /// Whether the backend might read its path as another one once these values are in it: none of
+    /// them is misleading by itself, but a value may be so together with what is beside it.
+    pub fn is_misled_by(&self, params: &Params<'_>) -> bool {
+        self.path.has_mixed_segments()
+            && is_misleading(&self.path.fill(params))
+            && !is_misleading(&self.path.text)
     }
 
     /// The names in path and query.
@@ -521,10 +519,10 @@ mod tests {
     #[test]
     fn a_name_never_matches_dots() {
         let output = template("/ws/output/{task_id}");
-        for dots in [".", "..", "%2e", "%2E.", ".%2e", "%2e%2E"] {
+        for dots in [".", "..", "%2e", "%2E.", ".%2e", "%2e%2E", "..%2f", "..%3bx", "%00"] {
             assert_eq!(output.match_path(&format!("/ws/output/{dots}")), None, "{dots}");
         }
-        for fine in ["...", ".a", "%2f", "..%2f", "2e"] {
+        for fine in ["...", ".a", "%2f", "2e"] {
             assert!(output.match_path(&format!("/ws/output/{fine}")).is_some(), "{fine}");
         }
     }
@@ -648,6 +646,28 @@ mod tests {
                 target,
                 "{url}"
             );
+        }
+    }
+
+    #[test]
+    fn values_do_not_become_dots_beside_what_a_backend_has_around_them() {
+        let route = template("/{a}/{b}");
+        for (url, path, is_misled) in [
+            ("ws://h/{a}{b}", "/%2/e%2e", true),
+            ("ws://h/{a}{b}", "/%2/f..", true),
+            ("ws://h/{a}{b}", "/x/..y", false),
+            ("ws://h/{a}e/{b}", "/.%2/x", true),
+            ("ws://h/..{a}/{b}", "/;x/y", true),
+            ("ws://h/t-{a}.ws/{b}", "/../x", false),
+            ("ws://h/../t-{a}/{b}", "/x/y", false),
+            ("ws://h/{a}/{b}?x={a}", "/%2/e%2e", false),
+        ] {
+            let Some(params) = route.match_path(path) else {
+                assert!(!is_misled, "{path} matches nothing");
+                continue;
+            };
+            let url = BackendUrl::parse(url).unwrap();
+            assert_eq!(url.is_misled_by(&params), is_misled, "{url} {path}");
         }
     }
 

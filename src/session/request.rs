@@ -20,6 +20,7 @@ use super::{
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Security, Side};
 use crate::proto::http::{self, BadHead, Form, HEAD_BYTES_MAX, RequestHead, empty_slots};
+use crate::proto::path::is_misleading;
 use crate::proto::{upgrade, ws};
 use crate::service::endpoints::{ADMINS_ONLY, Answer, Audience, Endpoint};
 use crate::service::limits::{Pages, Refusal};
@@ -27,6 +28,7 @@ use crate::service::origin::is_same_host;
 use crate::service::report::Viewer;
 use crate::service::route::{Route, RouteTarget, TASK_ID};
 use crate::service::trust::AcceptedOn;
+use crate::service::url::Params;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -240,7 +242,7 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
         viewer: if is_admin() { Viewer::Admin } else { Viewer::Stranger },
         rest: rest.to_vec(),
     };
-    if has_dot_segment(path) {
+    if is_misleading(path) {
         log_request(head, who);
         return answer(asked(), http::Response::error(404, "Not found"), who, cx);
     }
@@ -248,7 +250,7 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
         && let Some((route, params)) = cx.routes.find(path)
     {
         let route = Rc::clone(route);
-        if let Some(response) = without_access(&route, head, is_admin, who, cx) {
+        if let Some(response) = without_access(&route, &params, head, is_admin, who, cx) {
             log_request(head, who);
             return answer(asked(), response, who, cx);
         }
@@ -303,14 +305,19 @@ fn begin_answer(
     Body::read(Box::new(question), head.body_bytes() as usize, Expectation::of(head), cx)
 }
 
-/// The answer to a worker that may not connect to a route; `None`: it may, or none is asked.
+/// The answer to a client whose path a backend might misread, or to a worker that may not connect
+/// to a route; `None`: it may.
 fn without_access(
     route: &Route,
+    params: &Params,
     head: &RequestHead,
     is_admin: impl Fn() -> bool,
     who: &Identity,
     cx: &Context,
 ) -> Option<http::Response> {
+    if route.is_misled_by(params, &cx.upstreams) {
+        return Some(http::Response::error(404, "Not found"));
+    }
     let RouteTarget::Ingest(access) = &route.target else { return None };
     match &access.token {
         Some(token) if token.is_given(head.headers.first("authorization")) => None,
@@ -401,20 +408,6 @@ fn own_host<'b>(head: &RequestHead<'_, 'b>, who: &Identity, cx: &Context) -> Opt
         who.security() != Security::Tls || head.headers.first("origin").is_some_and(is_secure);
     let host = || cx.trust.own_host(head, who.proxied().is_some());
     can_be_own.then(host).flatten()
-}
-
-/// Whether a segment of the path leads upwards or nowhere, as a backend might read it: `.` or `..`,
-/// also with `%2e`, cut off at a `;`, or behind a `%2f` or `%5c`.
-fn has_dot_segment(path: &str) -> bool {
-    if memchr::memchr2(b'.', b'%', path.as_bytes()).is_none() {
-        return false;
-    }
-    let mut decoded = path.to_ascii_lowercase();
-    for (code, sign) in [("%2e", "."), ("%2f", "/"), ("%5c", "\\")] {
-        decoded = decoded.replace(code, sign);
-    }
-    let mut segments = decoded.split(['/', '\\']);
-    segments.any(|segment| matches!(segment.split(';').next(), Some("." | "..")))
 }
 
 /// A good upgrade request on a WebSocket route.
