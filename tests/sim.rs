@@ -63,6 +63,13 @@ const FOUND: [(&str, u64); 6] = [
     ("a client that is gone when a Close frame is due", 195),
 ];
 
+/// The same of audio files that change.
+const FOUND_AUDIO: [(&str, u64); 3] = [
+    ("a chunk that a thread has read shows that the file was rewritten", 580),
+    ("a file that was rewritten behind the last chunk is not complete", 820),
+    ("a client that comes to a file that has changed gets what it is now", 509),
+];
+
 /// Worlds of relays in an ordinary run.
 const SEEDS: u64 = 2000;
 
@@ -110,6 +117,10 @@ fn audio_is_of_one_recording_however_files_change() {
 fn worlds_that_found_faults_end_well() {
     for (_, seed) in FOUND {
         check::<World>(seed, Shown::OnFailure, "many_worlds_end_well");
+    }
+    for (_, seed) in FOUND_AUDIO {
+        let test = "audio_is_of_one_recording_however_files_change";
+        check::<AudioWorld>(seed, Shown::OnFailure, test);
     }
 }
 

@@ -30,7 +30,7 @@ use std::io::{self, IoSliceMut};
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -110,9 +110,14 @@ pub struct OpenFile {
     /// The file system of the folder that it was opened in.
     root: Device,
     state: FileState,
+    identity: FileIdentity,
     first_bytes: Box<[u8]>,
     tail: Option<Tail>,
 }
+
+/// Which file it is, whatever its name: device and inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileIdentity(u64, u64);
 
 /// What shows that a file was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -303,8 +308,9 @@ impl Root<'_> {
             return Err(OpenError::TooLarge);
         }
         let state = FileState::from(&metadata);
+        let identity = FileIdentity::from(&metadata);
         let first_bytes = Box::default();
-        Ok(OpenFile { file: Arc::new(file), kind, root, state, first_bytes, tail: None })
+        Ok(OpenFile { file: Arc::new(file), kind, root, state, identity, first_bytes, tail: None })
     }
 }
 
@@ -402,6 +408,11 @@ impl OpenFile {
     /// The same file, known to be in another state by now.
     pub fn in_state(self, state: FileState) -> OpenFile {
         OpenFile { state, ..self }
+    }
+
+    /// Whether both are the same file, in whatever state.
+    pub fn is_same_file(&self, other: &OpenFile) -> bool {
+        self.identity == other.identity
     }
 
     /// Its first bytes when it was opened, as many as [`Root::with_first_bytes`] asked for or it
@@ -545,6 +556,12 @@ fn compare_tail(file: &File, tail: Option<Tail>, state: FileState) -> FileState 
             FileState { length: tail.end, ..state }
         }
         _ => state,
+    }
+}
+
+impl From<&Metadata> for FileIdentity {
+    fn from(metadata: &Metadata) -> FileIdentity {
+        FileIdentity(metadata.dev(), metadata.ino())
     }
 }
 

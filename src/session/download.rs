@@ -119,7 +119,8 @@ impl Download {
             // Only a loss of bytes shows that it is another one.
             file.forget_tail();
             let (source, name) = (StreamSource::GrowingFile, &*name);
-            let new = NewStream { task, result_id: id, source, file, name, audio_type };
+            let is_second = false;
+            let new = NewStream { task, result_id: id, source, file, name, audio_type, is_second };
             let stream = cx.begin_stream(new, state);
             return request.respond_with(stream, who, cx);
         }
@@ -186,7 +187,7 @@ impl Request {
         let response =
             with_cors(response.with("Cache-Control", "private, no-cache"), &mut self.asked);
         // Nobody changes the gateway's own.
-        let body = FileBody::new(file, range, if is_own { Age::Young } else { age });
+        let body = FileBody::new(file, range, if is_own { Age::Growing } else { age });
         note(who, || Event::Answer { status: response.status });
         let body = AudioBody::File(body);
         Step::Next(Respond::answer_with_file(self.asked, response, body, self.task, cx))

@@ -26,6 +26,8 @@ pub struct FileBody {
 /// Whether a file may still be written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Age {
+    /// It grows, or is the gateway's own. Only a loss of bytes shows that it has changed.
+    Growing,
     /// It may grow. What is sent is what was there when it was opened.
     Young,
     /// It is not to change any more.
@@ -184,10 +186,14 @@ impl FileBody {
     }
 
     fn check(&self, state: FileState) -> Result<(), Lost> {
-        if self.age == Age::Finished && state != self.file.state() {
-            return Err(Lost::Changed);
-        }
-        Ok(())
+        let opened = self.file.state();
+        let is_same = match self.age {
+            // What is missing is noticed when it is read.
+            Age::Growing => true,
+            Age::Young => state == opened || state.length > opened.length,
+            Age::Finished => state == opened,
+        };
+        if is_same { Ok(()) } else { Err(Lost::Changed) }
     }
 }
 
@@ -354,6 +360,23 @@ mod tests {
             || std::fs::File::options().write(true).open(&path).unwrap().set_modified(long_ago);
         assert_eq!(scene.send(&mut body, || touch().unwrap()), Err(Lost::Changed));
         assert!(scene.taken.borrow().len() < 150_000);
+    }
+
+    #[test]
+    fn young_file_that_is_rewritten_is_not_sent_to_its_end() {
+        let (path, file) = file("rewritten");
+        for is_read in [false, true] {
+            let mut scene = Scene::new(700);
+            let mut body = FileBody::new(file.clone(), 0..150_000, Age::Young);
+            if is_read {
+                body = reading(&mut scene, body);
+            }
+            let long_ago = std::time::UNIX_EPOCH;
+            let touch =
+                || std::fs::File::options().write(true).open(&path).unwrap().set_modified(long_ago);
+            assert_eq!(scene.send(&mut body, || touch().unwrap()), Err(Lost::Changed));
+            assert!(scene.taken.borrow().len() < 150_000);
+        }
     }
 
     #[test]

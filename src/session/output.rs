@@ -15,6 +15,7 @@
 
 mod admission;
 mod audio;
+mod joining;
 mod leaving;
 mod opener;
 mod pace;

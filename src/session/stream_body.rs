@@ -61,7 +61,7 @@ impl StreamBody {
             stream,
             framing,
             frame: (Vec::new(), 0),
-            part: FileBody::new(file, 0..0, Age::Young),
+            part: FileBody::new(file, 0..0, Age::Growing),
             end: 0,
             state: State::Between,
             waits_since: None,
@@ -123,7 +123,7 @@ impl StreamBody {
         let stream = cx.streams.stream(self.stream).ok_or(Lost::Stopped)?;
         let length = stream.chunks().length();
         if length > self.end {
-            self.part = FileBody::new(stream.file().clone(), self.end..length, Age::Young);
+            self.part = FileBody::new(stream.file().clone(), self.end..length, Age::Growing);
             self.set_frame(format!("{:x}\r\n", length - self.end).into_bytes());
             (self.end, self.state) = (length, State::InPart);
             return Ok(true);

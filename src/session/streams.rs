@@ -57,6 +57,16 @@ impl Context {
         }
     }
 
+    /// A client has read of the file of its stream, which was in this state then.
+    pub(super) fn note_stream_read(&mut self, id: StreamId, state: FileState) {
+        self.streams.handle_read(id, seen(state));
+    }
+
+    /// Whether the stream was last seen in this state.
+    pub(super) fn is_stream_as(&self, id: StreamId, state: FileState) -> bool {
+        self.streams.stream(id).is_some_and(|stream| stream.is_as(seen(state)))
+    }
+
     /// The file of a stream is in this state; `None`: it cannot be read.
     pub fn handle_stream_file(&mut self, id: StreamId, state: Option<FileState>) {
         let rules = self.stream_rules();

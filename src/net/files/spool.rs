@@ -22,7 +22,9 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, MemfdFlags, Mode, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
-use super::{Device, DeviceKind, FileState, OpenError, OpenFile, device_kind, device_number};
+use super::{
+    Device, DeviceKind, FileIdentity, FileState, OpenError, OpenFile, device_kind, device_number,
+};
 use super::{io_error, open_error};
 
 /// How often another name is tried where a file needs one for a moment.
@@ -184,9 +186,10 @@ impl OpenFile {
     fn of_own(opened: OwnedFd, kind: DeviceKind) -> Result<OpenFile, OpenError> {
         let root = Device { number: device_number(&opened)?, kind };
         let file = File::from(opened);
-        let state = FileState::from(&file.metadata().map_err(|error| io_error(&error))?);
+        let metadata = file.metadata().map_err(|error| io_error(&error))?;
+        let (state, identity) = (FileState::from(&metadata), FileIdentity::from(&metadata));
         let first_bytes = Box::default();
-        Ok(OpenFile { file: Arc::new(file), kind, root, state, first_bytes, tail: None })
+        Ok(OpenFile { file: Arc::new(file), kind, root, state, identity, first_bytes, tail: None })
     }
 }
 

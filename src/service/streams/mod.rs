@@ -24,7 +24,9 @@ mod speech;
 mod state;
 
 pub use chunks::{Chunks, Cursor, Piece};
-pub use state::{NewStream, Seen, StreamFailure, StreamRules, StreamSource, StreamState, Verdict};
+pub use state::{
+    Finished, NewStream, Seen, StreamFailure, StreamRules, StreamSource, StreamState, Verdict,
+};
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
@@ -83,21 +85,6 @@ impl StreamId {
     }
 }
 
-/// A stream that grows no longer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the fields explain themselves")]
-pub struct Finished {
-    pub id: StreamId,
-    pub task: Uuid,
-    pub result_id: u32,
-    pub source: StreamSource,
-    /// `Open`: nothing is known of its end, as when its task was stopped.
-    pub state: StreamState,
-    pub name: Box<Path>,
-    pub chunks: u64,
-    pub bytes: u64,
-}
-
 /// One stream.
 #[derive(Debug)]
 pub struct Stream<K, F> {
@@ -118,8 +105,9 @@ pub struct Stream<K, F> {
     /// When it began, or last grew.
     grown_at: Moment,
     has_grown: bool,
-    /// Times that the file has been looked at.
-    looks: u32,
+    /// The numbers of the last look at the file that was begun, and of the last that is done.
+    look_begun: u32,
+    look_done: u32,
     look: Look,
     /// The worker has said that the file is complete. The next look finds out what belongs to it.
     is_complete: bool,
@@ -128,6 +116,8 @@ pub struct Stream<K, F> {
     is_due: bool,
     /// Clients that read it.
     readers: u32,
+    /// Clients may have chunks of this result that are not of this stream.
+    is_second: bool,
     /// Clients that have everything, and may have left.
     waiting: SmallVec<[K; 1]>,
     /// Times that those were woken.
@@ -212,14 +202,25 @@ impl<K, F> Stream<K, F> {
         self.has_grown
     }
 
-    /// How often its file has been looked at.
-    pub fn looks(&self) -> u32 {
-        self.looks
+    /// Whether the look that [`Streams::ask_look`] gave this number is done, or a later one.
+    pub fn has_looked(&self, number: u32) -> bool {
+        self.look_done >= number
     }
 
     /// The file is as it was last seen.
     pub fn is_as(&self, seen: Seen) -> bool {
         seen.length == self.chunks.length() && seen.modified == self.modified
+    }
+
+    /// Whether clients may have chunks of this result that are not of this stream: their numbers
+    /// say nothing about it.
+    pub fn is_second(&self) -> bool {
+        self.is_second
+    }
+
+    /// A young file that has changed: what its name leads to now is another recording.
+    fn is_spoiled(&self) -> bool {
+        self.source == StreamSource::YoungFile && matches!(self.state, StreamState::Failed(_))
     }
 
     /// What a client that has everything is to do.
@@ -307,7 +308,7 @@ impl<K: Copy, F> Streams<K, F> {
         seen: Seen,
         rules: &StreamRules,
     ) -> StreamId {
-        let NewStream { task, result_id, source, file, name, audio_type } = new;
+        let NewStream { task, result_id, source, file, name, audio_type, is_second } = new;
         self.last_serial = self.last_serial.wrapping_add(1);
         let id = StreamId { slot: self.streams.vacant_key() as u32, serial: self.last_serial };
         let mut chunks = Chunks::default();
@@ -328,12 +329,14 @@ impl<K: Copy, F> Streams<K, F> {
             modified: seen.modified,
             grown_at: now,
             has_grown: false,
-            looks: 0,
+            look_begun: 0,
+            look_done: 0,
             look: Look::Idle,
             is_complete: false,
             is_reported: false,
             is_due: false,
             readers: 0,
+            is_second,
             waiting: SmallVec::new(),
             wakes: 0,
         });
@@ -347,9 +350,12 @@ impl<K: Copy, F> Streams<K, F> {
         self.streams.len()
     }
 
-    /// The stream of a result.
+    /// The stream of a result: the latest, as a young file may have become another one. One whose
+    /// file has changed is of no use to further clients.
     pub fn find(&self, task: Uuid, result_id: u32) -> Option<StreamId> {
-        self.of_task(task).find(|stream| stream.result_id == result_id).map(Stream::id)
+        let is_of_use =
+            |stream: &&Stream<K, F>| stream.result_id == result_id && !stream.is_spoiled();
+        self.of_task(task).filter(is_of_use).last().map(Stream::id)
     }
 
     /// The streams of a task.
@@ -396,6 +402,7 @@ impl<K: Copy, F> Streams<K, F> {
         match (stream.source, stream.state) {
             // Whoever comes later finds the same chunks in a file that is finished.
             (StreamSource::YoungFile, _) if !stream.has_grown => self.remove(id),
+            _ if stream.is_spoiled() => self.remove(id),
             (StreamSource::GrowingFile, StreamState::Open) => {}
             _ => self.rest(id),
         }
@@ -497,11 +504,13 @@ impl<K: Copy, F> Streams<K, F> {
         }
     }
 
-    /// Has the file looked at in this turn.
-    pub fn ask_look(&mut self, id: StreamId) {
-        if self.stream(id).is_some() {
-            self.look_soon(id.slot as usize);
-        }
+    /// Has the file looked at in this turn, or once the look that is under way is done. Returns the
+    /// number of that look.
+    pub fn ask_look(&mut self, id: StreamId) -> u32 {
+        let Some(stream) = self.stream(id) else { return 0 };
+        let number = stream.look_begun.saturating_add(1);
+        self.look_soon(id.slot as usize);
+        number
     }
 
     fn look_soon(&mut self, slot: usize) {
@@ -541,6 +550,7 @@ impl<K: Copy, F> Streams<K, F> {
     pub fn begin_look(&mut self, id: StreamId) {
         if let Some(stream) = self.stream_mut(id) {
             stream.look = Look::UnderWay;
+            stream.look_begun = stream.look_begun.saturating_add(1);
         }
     }
 
@@ -555,8 +565,11 @@ impl<K: Copy, F> Streams<K, F> {
         let Some(stream) = self.stream_mut(id).filter(|it| it.state == StreamState::Open) else {
             return;
         };
-        stream.looks = stream.looks.wrapping_add(1);
         let look = std::mem::replace(&mut stream.look, Look::Idle);
+        if look == Look::Idle {
+            stream.look_begun = stream.look_begun.saturating_add(1);
+        }
+        stream.look_done = stream.look_begun;
         let length = stream.chunks.length();
         let has_grown = match seen {
             None => return self.end(id, StreamState::Failed(StreamFailure::Unreadable)),
@@ -602,6 +615,19 @@ impl<K: Copy, F> Streams<K, F> {
         self.arm(now, id, rules);
     }
 
+    /// A client has read of the file of a stream, which was like this then. That may be longer ago
+    /// than it was last seen.
+    pub fn handle_read(&mut self, id: StreamId, seen: Seen) {
+        if let Some(stream) = self.stream(id)
+            && stream.state == StreamState::Open
+            && stream.source == StreamSource::YoungFile
+            && seen.modified > stream.modified
+            && seen.length <= stream.chunks.length()
+        {
+            self.end(id, StreamState::Failed(StreamFailure::Changed));
+        }
+    }
+
     /// It does not grow any more.
     fn end(&mut self, id: StreamId, state: StreamState) {
         let Some(stream) = self.stream_mut(id) else { return };
@@ -611,7 +637,12 @@ impl<K: Copy, F> Streams<K, F> {
         self.finished.push_back(finished);
         self.wake(id);
         self.timers.disarm(id.slot as usize);
-        if !is_read {
+        if is_read {
+            return;
+        }
+        if self.stream(id).is_some_and(Stream::is_spoiled) {
+            self.remove(id);
+        } else {
             self.rest(id);
         }
     }
@@ -695,7 +726,15 @@ mod tests {
         length: u64,
     ) -> StreamId {
         let name = Path::new("a.wav");
-        let new = NewStream { task: TASK, result_id, source, file: (), name, audio_type: None };
+        let new = NewStream {
+            task: TASK,
+            result_id,
+            source,
+            file: (),
+            name,
+            audio_type: None,
+            is_second: false,
+        };
         streams.begin(NOW, new, seen(length), &RULES)
     }
 
@@ -811,8 +850,55 @@ mod tests {
         streams.handle_file(still_at, id, Some(seen(32)), &RULES);
         assert_eq!(woken(&mut streams), [1]);
         let (mut streams, id) = begun(StreamSource::YoungFile, 25);
+        streams.enter(id);
         streams.handle_file(NOW, id, Some(Seen { length: 25, ..seen(26) }), &RULES);
         assert_eq!(state(&streams, id), StreamState::Failed(StreamFailure::Changed), "rewritten");
+    }
+
+    #[test]
+    fn young_file_that_has_changed_is_of_use_to_nobody_else() {
+        let (mut streams, id) = begun(StreamSource::YoungFile, 25);
+        streams.enter(id);
+        assert_eq!(streams.find(TASK, 0), Some(id));
+        streams.handle_read(id, seen(20));
+        assert_eq!(state(&streams, id), StreamState::Open, "read before it was last seen");
+        streams.handle_read(id, Seen { length: 25, ..seen(26) });
+        assert_eq!(state(&streams, id), StreamState::Failed(StreamFailure::Changed));
+        assert_eq!(streams.find(TASK, 0), None);
+        let next = begin(&mut streams, 0, StreamSource::YoungFile, 7);
+        assert_eq!(streams.find(TASK, 0), Some(next));
+        streams.leave(id);
+        assert!(streams.stream(id).is_none());
+        streams.handle_file(NOW, next, Some(seen(3)), &RULES);
+        assert!(streams.stream(next).is_none(), "no client reads it");
+        let (mut streams, id) = begun(StreamSource::GrowingFile, 25);
+        streams.handle_read(id, Seen { length: 25, ..seen(26) });
+        assert_eq!(state(&streams, id), StreamState::Open, "it may be written to anywhere");
+    }
+
+    #[test]
+    fn look_that_was_under_way_says_nothing_about_what_was_asked_later() {
+        let (mut streams, id) = begun(StreamSource::YoungFile, 25);
+        streams.enter(id);
+        let first = streams.ask_look(id);
+        assert_eq!(streams.poll_due(NOW), Some(id));
+        streams.begin_look(id);
+        let second = streams.ask_look(id);
+        assert_eq!(streams.poll_due(NOW), None, "one is under way");
+        let has_looked =
+            |streams: &Streams<u32, ()>, number| streams.stream(id).unwrap().has_looked(number);
+        assert!(!has_looked(&streams, first));
+        streams.handle_file(NOW, id, Some(seen(25)), &RULES);
+        assert!(has_looked(&streams, first) && !has_looked(&streams, second));
+        assert_eq!(streams.poll_due(NOW), Some(id));
+        streams.begin_look(id);
+        streams.handle_file(NOW, id, Some(seen(25)), &RULES);
+        assert!(has_looked(&streams, second));
+        // One that is answered at once.
+        let third = streams.ask_look(id);
+        assert!(!has_looked(&streams, third));
+        streams.handle_file(NOW, id, Some(seen(25)), &RULES);
+        assert!(has_looked(&streams, third));
     }
 
     #[test]

@@ -53,7 +53,8 @@ impl<K: Copy, F> Streams<K, F> {
     ) -> StreamId {
         let name = Path::new("");
         let source = StreamSource::Speech;
-        let new = NewStream { task, result_id, source, file, name, audio_type: None };
+        let new =
+            NewStream { task, result_id, source, file, name, audio_type: None, is_second: false };
         let id = self.begin(now, new, Seen { length: 0, modified: SystemTime::UNIX_EPOCH }, rules);
         if let Some(stream) = self.stream_mut(id) {
             stream.speech = Some(Box::new(Speech { audio_type, is_final: false, is_gone: false }));

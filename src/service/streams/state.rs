@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
+use super::StreamId;
+
 /// Where the bytes of a stream come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamSource {
@@ -74,6 +76,8 @@ pub struct NewStream<'n, F> {
     pub file: F,
     pub name: &'n Path,
     pub audio_type: Option<&'static str>,
+    /// Clients may have chunks of this result that were made before.
+    pub is_second: bool,
 }
 
 /// A file as it was seen.
@@ -83,6 +87,21 @@ pub struct Seen {
     pub length: u64,
     /// When its content last changed, by its own clock.
     pub modified: SystemTime,
+}
+
+/// A stream that grows no longer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
+pub struct Finished {
+    pub id: StreamId,
+    pub task: Uuid,
+    pub result_id: u32,
+    pub source: StreamSource,
+    /// `Open`: nothing is known of its end, as when its task was stopped.
+    pub state: StreamState,
+    pub name: Box<Path>,
+    pub chunks: u64,
+    pub bytes: u64,
 }
 
 /// What streams have to keep to.

@@ -4,6 +4,7 @@
 //!   Opening ── open ──► text ──► Sending: chunk, chunk, … ──► audio_complete
 //!      │                            └── another recording by now ──► error, close
 //!      ├── open, and it may grow ──► Streaming (`streaming.rs`)
+//!      ├── open, and another client has begun to get it while it may grow ──► `joining.rs`
 //!      ├── not there ──► look again for `audio_wait`, then text and error
 //!      └── no descriptors, no memory ──► try again for 10 s, then close: the result stays kept
 //! ```
@@ -11,6 +12,7 @@
 //! Nothing here waits for a disk. What is not in memory is opened and read by a background thread
 //! (see [`crate::net::files`]), and the session goes on with the answer.
 
+use super::joining::{Joined, Joining};
 use super::opener::{NOT_READABLE, Opener};
 use super::progress::{Chunk, Mark, Marks, Next, Progress, Start};
 use super::reading::Read;
@@ -23,6 +25,7 @@ use crate::net::{OpenFile, Side};
 use crate::proto::media;
 use crate::proto::message::{self, AudioPresence, SharedResult};
 use crate::proto::ws::Opcode;
+use crate::service::streams::StreamSource;
 use crate::service::tasks::{self, TaskEnd};
 use crate::session::close::CloseReason;
 use crate::session::jobs::{FileAnswer, FileJob, Job};
@@ -78,6 +81,7 @@ pub(super) enum Audio {
 pub(super) struct Opening {
     result: SharedResult,
     opener: Opener,
+    joining: Option<Joining>,
 }
 
 /// An open, finished file between two of its chunks.
@@ -141,13 +145,21 @@ impl Output {
         who: &Identity,
         cx: &mut Context,
     ) -> bool {
-        if let Some(id) = result.id()
-            && let Some(stream) = cx.streams.find(self.task.uuid(), id)
-        {
-            // The file that was opened is the one that every client gets.
-            return self.begin_stream(&result, stream, who, cx);
+        let stream = result.id().and_then(|id| cx.streams.find(self.task.uuid(), id));
+        if let Some(stream) = stream.and_then(|id| cx.streams.stream(id)) {
+            let is_young = stream.source() == StreamSource::YoungFile;
+            let has_part = !self.underway().resume.start.is_beginning();
+            if is_young && has_part && stream.is_second() {
+                self.fail_audio(opener.name(), CHANGED, None, who, cx);
+                return true;
+            }
+            if !is_young || has_part {
+                // The file that was opened is the one that every client gets.
+                return self.begin_stream(&result, stream.id(), who, cx);
+            }
         }
-        self.continue_audio(Audio::Opening(Box::new(Opening { result, opener })), who, cx)
+        let opening = Box::new(Opening { result, opener, joining: None });
+        self.continue_audio(Audio::Opening(opening), who, cx)
     }
 
     /// Makes the next message, once the outbox is empty. False: nothing can be sent for now.
@@ -200,10 +212,36 @@ impl Output {
     }
 
     fn open(&mut self, mut opening: Box<Opening>, who: &Identity, cx: &mut Context) -> bool {
+        if let Some(joining) = opening.joining.take() {
+            return self.join(opening, joining, who, cx);
+        }
         match opening.opener.poll(&self.task, who, cx) {
             None => self.keep(Audio::Opening(opening)),
-            Some(Ok(file)) => self.begin_file(&opening, file, who, cx),
+            Some(Ok(file)) => match Joining::new(self.task.uuid(), &opening.result, &file, cx) {
+                Some(joining) if self.underway().resume.start.is_beginning() => {
+                    self.join(opening, joining, who, cx)
+                }
+                _ => self.begin_file(&opening, file, who, cx),
+            },
             Some(Err(error)) => self.go_without_audio(&opening, error, who, cx),
+        }
+    }
+
+    /// The file is open, and it is that of a stream.
+    fn join(
+        &mut self,
+        mut opening: Box<Opening>,
+        mut joining: Joining,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> bool {
+        match joining.poll(who, cx) {
+            Joined::Stream(stream) => self.begin_stream(&opening.result, stream, who, cx),
+            Joined::File => self.begin_file(&opening, joining.file, who, cx),
+            Joined::Wait => {
+                opening.joining = Some(joining);
+                self.keep(Audio::Opening(opening))
+            }
         }
     }
 

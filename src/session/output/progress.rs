@@ -203,6 +203,11 @@ impl Marks {
         is_same || sent == 0
     }
 
+    /// Whether clients may have been sent other chunks under this name than they would be now.
+    pub fn is_several(&self, task: Uuid, name: &Path) -> bool {
+        self.by_file.get(&key(task, name)) == Some(&Marked::Several)
+    }
+
     /// Notes that the file has grown while it was sent: chunks end elsewhere than in one that is
     /// finished.
     pub fn note_grown(&mut self, task: Uuid, name: &Path) {

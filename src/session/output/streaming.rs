@@ -39,8 +39,8 @@ pub(super) struct Streaming {
     read: Read<Piece>,
     /// What [`crate::service::streams::Streams::wait`] returned.
     waits_since: Option<u32>,
-    /// How often the file had been looked at when the client had everything.
-    looks: Option<u32>,
+    /// The look at the file that was asked for when the client had everything.
+    last_look: Option<u32>,
 }
 
 /// What comes next of a stream.
@@ -81,6 +81,18 @@ impl Streaming {
         self.read.handle(read);
     }
 
+    /// The piece is on its way.
+    fn pass(&mut self, piece: Piece) {
+        self.cursor.pass(piece);
+        // What the file is behind this piece has to be found out anew.
+        self.last_look = None;
+    }
+
+    fn is_changed(&self, cx: &Context) -> bool {
+        let stream = cx.streams.stream(self.stream);
+        stream.is_some_and(|it| it.state() == StreamState::Failed(StreamFailure::Changed))
+    }
+
     /// What comes next.
     fn next(&mut self, who: &Identity, cx: &mut Context) -> Step {
         let rules = cx.stream_rules();
@@ -93,11 +105,11 @@ impl Streaming {
         if let Some(state) = state {
             cx.note_stream_file(self.stream, state);
         }
-        // Its task was stopped, of which the client is notified in a moment.
-        let Some(stream) = cx.streams.stream(self.stream) else { return Step::Wait };
-        if stream.state() == StreamState::Failed(StreamFailure::Changed) {
+        if self.is_changed(cx) {
             return Step::Failed(StreamFailure::Changed);
         }
+        // Its task was stopped, of which the client is notified in a moment.
+        let Some(stream) = cx.streams.stream(self.stream) else { return Step::Wait };
         if let Some(piece) = stream.chunks().peek(&mut self.cursor) {
             let is_last = piece.number + 1 == stream.chunks().count();
             self.has_more = !is_last;
@@ -109,21 +121,17 @@ impl Streaming {
             return Step::Chunk(self.chunk(piece, cx), piece);
         }
         let verdict = stream.verdict(cx.now, &rules);
-        let looks = stream.looks();
-        if verdict == Verdict::Complete
-            && source == Some(StreamSource::YoungFile)
-            && state.is_none()
-            && self.looks.is_none_or(|before| before == looks)
-        {
+        let is_known = source != Some(StreamSource::YoungFile)
+            || state.is_some()
+            || self.last_look.is_some_and(|look| stream.has_looked(look));
+        match verdict {
+            Verdict::Wait => {}
+            Verdict::Complete if is_known => return Step::Complete,
             // What it is now has to be asked for.
-            self.looks = Some(looks);
-            cx.streams.ask_look(self.stream);
-        } else {
-            match verdict {
-                Verdict::Wait => {}
-                Verdict::Complete => return Step::Complete,
-                Verdict::Failed(failure) => return Step::Failed(failure),
+            Verdict::Complete => {
+                self.last_look.get_or_insert_with(|| cx.streams.ask_look(self.stream));
             }
+            Verdict::Failed(failure) => return Step::Failed(failure),
         }
         let since = self.waits_since;
         self.waits_since = cx.streams.wait(cx.now, self.stream, who.id(), since, &rules);
@@ -157,11 +165,11 @@ impl Output {
         cx: &mut Context,
     ) -> bool {
         let (task, result_id) = (self.task.uuid(), result.id().unwrap_or_default());
-        if let Some(stream) = cx.streams.find(task, result_id) {
+        let is_growing = result.is_growing();
+        if is_growing && let Some(stream) = cx.streams.find(task, result_id) {
             // Another client has opened it meanwhile.
             return self.begin_stream(result, stream, who, cx);
         }
-        let is_growing = result.is_growing();
         if is_growing {
             // Only a loss of bytes shows that it is another one.
             file.forget_tail();
@@ -181,6 +189,7 @@ impl Output {
             // Workers say by the name that they gave it when it is complete.
             name: result.audio_file().filter(|_| is_growing).unwrap_or(opened),
             audio_type,
+            is_second: !is_growing && cx.audio.marks.is_several(task, opened),
         };
         let stream = cx.begin_stream(new, state);
         self.begin_stream(result, stream, who, cx)
@@ -231,7 +240,7 @@ impl Output {
             has_more: true,
             read: Read::Idle,
             waits_since: None,
-            looks: None,
+            last_look: None,
         })));
         true
     }
@@ -287,10 +296,14 @@ impl Output {
                 return self.keep(Audio::Streaming(streaming));
             }
             Read::Done(piece, Ok(read)) if read.bytes.len() == piece.length as usize => {
+                cx.note_stream_read(streaming.stream, read.state);
+                if streaming.is_changed(cx) {
+                    return self.fail_stream(&streaming, StreamFailure::Changed, None, who, cx);
+                }
                 let chunk = streaming.chunk(piece, cx);
                 self.announce_chunk_of(streaming.stream, chunk, who, cx);
                 self.underway().outbox.push_binary(&read.bytes);
-                streaming.cursor.pass(piece);
+                streaming.pass(piece);
                 self.keep(Audio::Streaming(streaming));
                 return true;
             }
@@ -306,7 +319,7 @@ impl Output {
             Step::Chunk(chunk, piece) => {
                 self.announce_chunk_of(streaming.stream, chunk, who, cx);
                 self.underway().outbox.push_chunk(piece.offset, piece.length);
-                streaming.cursor.pass(piece);
+                streaming.pass(piece);
                 self.keep(Audio::Streaming(streaming));
                 true
             }
