@@ -40,6 +40,8 @@ pub enum Action {
     Healthcheck,
     /// Make a certificate.
     Cert,
+    /// Try everything that the gateway depends on.
+    Doctor,
     /// Check the configuration.
     Check,
     /// Print the configuration that would be in use.
@@ -65,6 +67,15 @@ pub struct Invocation {
     pub operands: Vec<String>,
     /// Settings that override environment and file.
     pub flags: Flags,
+    /// What only some commands take.
+    pub options: Options,
+}
+
+/// What only some commands take.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Print JSON.
+    pub json: bool,
 }
 
 /// A word without dashes that says what to do.
@@ -113,6 +124,12 @@ pub const COMMANDS: &[Command] = &[
         action: Action::Cert,
     },
     Command {
+        name: "doctor",
+        operands: NO_OPERANDS,
+        doc: "try backends, Redis, files, ports and limits for real, and say what to do",
+        action: Action::Doctor,
+    },
+    Command {
         name: "man",
         operands: Operands { shown: "[config]", words: &["config"], count: 0..=1 },
         doc: "print the manual page of this program, or of its configuration file",
@@ -150,14 +167,19 @@ enum Effect {
     Action(Action),
     /// Turns this action, which must be on the command line too, into the second one.
     Change(Action, Action),
+    /// Sets an option of these commands.
+    Option(&'static [Action], fn(&mut Options)),
 }
+
+/// The commands that can print JSON.
+const JSON: &[Action] = &[Action::Doctor];
 
 impl Flag {
     /// The name of its value in `--help`, if it takes one.
     pub fn value(&self) -> Option<&'static str> {
         match self.effect {
             Effect::Value(name, _) => Some(name),
-            Effect::Action(_) | Effect::Change(..) => None,
+            Effect::Action(_) | Effect::Change(..) | Effect::Option(..) => None,
         }
     }
 }
@@ -234,6 +256,12 @@ pub const FLAGS: &[Flag] = &[
         effect: Effect::Change(Action::PrintConfig, Action::PrintChanged),
     },
     Flag {
+        long: "json",
+        short: None,
+        doc: "with doctor: print JSON, for programs",
+        effect: Effect::Option(JSON, |options| options.json = true),
+    },
+    Flag {
         long: "version",
         short: Some('V'),
         doc: "print the version and exit",
@@ -258,6 +286,7 @@ where
 {
     let mut parser = lexopt::Parser::from_args(arguments);
     let mut flags = Flags::default();
+    let mut options = Options::default();
     let mut choice = Choice::default();
     while let Some(argument) = parser.next().map_err(|error| error.to_string())? {
         let option = match argument {
@@ -281,10 +310,14 @@ where
             Effect::Value(..) => {}
             Effect::Action(action) => choice.set(shown, action)?,
             Effect::Change(from, to) => choice.change = Some((shown, from, to)),
+            Effect::Option(actions, set) => {
+                set(&mut options);
+                choice.options.push((shown, actions));
+            }
         }
     }
     let (action, operands) = choice.finish()?;
-    Ok(Invocation { action, operands, flags })
+    Ok(Invocation { action, operands, flags, options })
 }
 
 /// What the arguments so far ask for.
@@ -297,6 +330,8 @@ struct Choice {
     operands: Vec<String>,
     /// A flag that turns one action into another.
     change: Option<(String, Action, Action)>,
+    /// Options, and the actions that take them.
+    options: Vec<(String, &'static [Action])>,
 }
 
 impl Choice {
@@ -342,6 +377,13 @@ impl Choice {
             && self.operands.len() < *operands.count.start()
         {
             return Err(format!("{name} needs more: {name} {}", operands.shown));
+        }
+        if let Some((shown, actions)) =
+            self.options.iter().find(|(_, takes)| !takes.contains(&action))
+        {
+            let takes = COMMANDS.iter().filter(|command| actions.contains(&command.action));
+            let takes: Vec<_> = takes.map(|command| command.name).collect();
+            return Err(format!("{shown} has no effect without {}", takes.join(" or ")));
         }
         match self.change {
             None => Ok((action, self.operands)),
@@ -456,7 +498,12 @@ mod tests {
         ] {
             assert_eq!(
                 parsed(line),
-                Ok(Invocation { action: Action::Run, operands: vec![], flags: flags.clone() }),
+                Ok(Invocation {
+                    action: Action::Run,
+                    operands: vec![],
+                    flags: flags.clone(),
+                    options: Options::default(),
+                }),
                 "{line}"
             );
         }
@@ -468,6 +515,7 @@ mod tests {
             let value = flag.value().map_or("", |_| " value");
             let before = match flag.effect {
                 Effect::Change(needed, _) => format!("{} ", how_to_ask(needed)),
+                Effect::Option(..) => "doctor ".into(),
                 _ => String::new(),
             };
             let long = parsed(&format!("{before}--{}{value}", flag.long))
@@ -497,6 +545,8 @@ mod tests {
         assert_eq!(action("man"), Action::Man);
         assert_eq!(action("--changed --help"), Action::Help);
         assert_eq!(action("completions --help"), Action::Help);
+        assert_eq!(action("doctor"), Action::Doctor);
+        assert!(parsed("--json doctor").unwrap().options.json);
     }
 
     #[test]
@@ -536,6 +586,8 @@ mod tests {
             ("cert", "cert needs more: cert DIR [NAME]..."),
             ("--https", "--https has no effect without demo"),
             ("--changed", "--changed has no effect without --print-config"),
+            ("--json", "--json has no effect without doctor"),
+            ("demo --json", "--json has no effect without doctor"),
             ("--check --changed", "--changed has no effect without --print-config"),
         ] {
             assert_eq!(parsed(line), Err(why.into()));

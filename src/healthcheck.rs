@@ -28,6 +28,12 @@ pub fn ask(listen: ListenOn) -> Result<String, String> {
 }
 
 fn ask_within(listen: ListenOn, limit: Duration) -> Result<String, String> {
+    let health = health(listen, limit)?;
+    Ok(health["status"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Asks the gateway that listens at `listen` for its `/health`. The error is a sentence.
+pub fn health(listen: ListenOn, limit: Duration) -> Result<serde_json::Value, String> {
     let (address, has_tls) = (reachable(listen.address), listen.has_tls);
     if address.port() == 0 {
         return Err(
@@ -73,7 +79,7 @@ fn exchange(address: SocketAddr, has_tls: bool, limit: Duration) -> std::io::Res
     Ok(answer)
 }
 
-fn read_answer(bytes: &[u8]) -> Result<String, String> {
+fn read_answer(bytes: &[u8]) -> Result<serde_json::Value, String> {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut head = httparse::Response::new(&mut headers);
     let length = match head.parse(bytes) {
@@ -87,7 +93,7 @@ fn read_answer(bytes: &[u8]) -> Result<String, String> {
     let health: serde_json::Value =
         serde_json::from_slice(&bytes[length..]).map_err(|_| "not as a gateway does: no JSON")?;
     match (health["gateway"].as_str(), health["status"].as_str()) {
-        (Some(_), Some(status)) => Ok(status.into()),
+        (Some(_), Some(_)) => Ok(health),
         _ => Err("not as a gateway does: no `gateway` and `status`".into()),
     }
 }

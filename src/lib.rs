@@ -4,7 +4,7 @@
 //! simulated world. Modules are layers, and a layer imports only from layers below it:
 //!
 //! ```text
-//! main, cli, config, logging, cert, demo
+//! main, cli, config, logging, cert, demo, doctor
 //!                 flags and files in, settings out
 //! reactor         the poll loop: owns every registration, reads the clock once a turn
 //! gateway         sessions, timers, limits as one whole: no clock, no real socket
@@ -35,6 +35,7 @@ pub mod cert;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod doctor;
 pub mod gateway;
 pub mod healthcheck;
 pub mod logging;

@@ -25,6 +25,7 @@ use std::sync::{Arc, OnceLock};
 use aivtuber_gateway::cli::{self, Action, Invocation};
 use aivtuber_gateway::config::{self, Config, Flags, Loaded};
 use aivtuber_gateway::demo::{self, Demo, HttpsWelcome};
+use aivtuber_gateway::doctor::{self, Colours};
 use aivtuber_gateway::logging::{self, Logging};
 use aivtuber_gateway::reactor::listeners::ListenOn;
 use aivtuber_gateway::reactor::passed::PassedSockets;
@@ -40,10 +41,11 @@ const DEMO_LISTEN: [&str; 2] = ["0.0.0.0:8000", "tls://0.0.0.0:8443"];
 
 fn main() -> ExitCode {
     net::return_large_blocks();
-    let Invocation { action, operands, mut flags } = match cli::parse(std::env::args_os().skip(1)) {
-        Ok(invocation) => invocation,
-        Err(why) => return complain(UNUSABLE, &why),
-    };
+    let Invocation { action, operands, mut flags, options } =
+        match cli::parse(std::env::args_os().skip(1)) {
+            Ok(invocation) => invocation,
+            Err(why) => return complain(UNUSABLE, &why),
+        };
     match action {
         Action::Help => return say(&cli::help()),
         Action::Version => return say(&cli::version()),
@@ -85,6 +87,7 @@ fn main() -> ExitCode {
             Some(Err(why)) => complain(1, &why),
             None => complain(UNUSABLE, "the gateway listens nowhere"),
         },
+        Action::Doctor => consult(loaded, options.json),
         Action::Run => match loaded.load_certificates() {
             Ok(loaded) => start(action, flags, loaded),
             Err(problems) => complain(UNUSABLE, &problems.to_string()),
@@ -123,6 +126,18 @@ fn prepare_https(flags: &mut Flags) -> Result<(), String> {
     let file = file.into_os_string().into_string();
     flags.tls_file = Some(file.map_err(|path| format!("{path:?} is not UTF-8"))?);
     Ok(())
+}
+
+/// Tries everything and prints what was found; exit status 1 if something fails.
+fn consult(loaded: Loaded, is_json: bool) -> ExitCode {
+    let rows = doctor::examine(loaded);
+    let is_colourful = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let colours = if is_colourful { Colours::Shown } else { Colours::Absent };
+    let text = if is_json { doctor::json(&rows) } else { doctor::table(&rows, colours) };
+    match say(&text) {
+        ExitCode::SUCCESS if doctor::worst(&rows) == doctor::State::Fail => ExitCode::FAILURE,
+        status => status,
+    }
 }
 
 /// Runs with a log, and writes its last lines before returning.

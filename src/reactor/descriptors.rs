@@ -35,6 +35,7 @@ pub struct Descriptors {
 /// How many descriptors are left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Supply {
+    /// More than the reserve.
     Enough,
     /// Only the reserve is left.
     Low,
@@ -57,14 +58,18 @@ impl Descriptors {
 
     /// Warns if `max_connections` need more descriptors than there are: a relayed one has two.
     pub fn warn_if_short_for(&self, max_connections: usize) {
-        let needed = 2 * max_connections as u64 + self.reserve() + OWN;
-        if needed > self.limit {
+        if let Some((needed, limit)) = self.shortage_for(max_connections) {
             warn!(
                 target: "gateway",
-                "max_connections={max_connections} may need {needed} file descriptors, and {} are allowed (RLIMIT_NOFILE): clients are refused when they run out",
-                self.limit,
+                "max_connections={max_connections} may need {needed} file descriptors, and {limit} are allowed (RLIMIT_NOFILE): clients are refused when they run out",
             );
         }
+    }
+
+    /// How many descriptors `max_connections` need and how many there are, if that is fewer.
+    pub fn shortage_for(&self, max_connections: usize) -> Option<(u64, u64)> {
+        let needed = 2 * max_connections as u64 + self.reserve() + OWN;
+        (needed > self.limit).then_some((needed, self.limit))
     }
 
     /// Files with speech that may be open at once: those of streams that are kept. Without a bound,

@@ -16,7 +16,7 @@
 mod alarm;
 mod background;
 pub mod clock;
-mod descriptors;
+pub mod descriptors;
 pub mod listeners;
 mod names;
 pub mod passed;

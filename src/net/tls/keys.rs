@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "files are read at start and in the background")]
 
 use super::records::Tls;
+use super::validity::{self, Validity};
 use super::{LoadError, Loaded, Settings, Stream, Uses, Verify};
 use crate::net::Socket;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -211,6 +212,35 @@ impl Layer {
         dialed(socket, host, config.as_ref())
     }
 
+    /// Speaks TLS over a stream that blocks and leads to `host`: for the gateway's own commands.
+    ///
+    /// # Errors
+    /// If `host` is neither a name nor an IP address, or no roots were loaded.
+    pub fn connect<'s>(
+        &self,
+        stream: impl Stream + 's,
+        host: &str,
+        verify: Verify,
+    ) -> io::Result<Box<dyn Stream + 's>> {
+        let config = match verify {
+            Verify::Yes => &self.verified,
+            Verify::No => &self.unverified,
+        };
+        blocking(stream, host, config.as_ref())
+    }
+
+    /// The same with the Redis server `host`, which is verified.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn connect_redis<'s>(
+        &self,
+        stream: impl Stream + 's,
+        host: &str,
+    ) -> io::Result<Box<dyn Stream + 's>> {
+        blocking(stream, host, self.redis.as_ref())
+    }
+
     /// Puts the client's side on a socket that leads to the Redis server `host`, which is verified.
     ///
     /// # Errors
@@ -224,6 +254,23 @@ fn dialed(socket: Socket, host: &str, config: Option<&Arc<ClientConfig>>) -> io:
     let config = Arc::clone(config.ok_or(io::ErrorKind::Unsupported)?);
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     Ok(Socket::Other(Box::new(Tls::dialed(socket, config, name)?)))
+}
+
+fn blocking<'s>(
+    stream: impl Stream + 's,
+    host: &str,
+    config: Option<&Arc<ClientConfig>>,
+) -> io::Result<Box<dyn Stream + 's>> {
+    let config = Arc::clone(config.ok_or(io::ErrorKind::Unsupported)?);
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    let session = rustls::ClientConnection::new(config, name).map_err(io::Error::other)?;
+    Ok(Box::new(rustls::StreamOwned::new(session, stream)))
+}
+
+/// How long the certificate in the file `path` is valid; `None` if there is none that can be read.
+pub fn validity(path: &str) -> Option<Validity> {
+    let chain = read_chain(path, &mut Xxh3::new()).ok()?;
+    validity::of_certificate(chain.first()?)
 }
 
 /// Speaks TLS over a stream that blocks, with any certificate: for the gateway's own commands.

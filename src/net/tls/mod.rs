@@ -11,18 +11,20 @@ mod records;
 #[cfg(feature = "tls")]
 #[cfg(test)]
 mod tests;
+mod validity;
 #[cfg(not(feature = "tls"))]
 mod without;
 
 #[cfg(feature = "tls")]
-pub use keys::{Layer, is_untrusted, load, unverified};
+pub use keys::{Layer, is_untrusted, load, unverified, validity};
 #[cfg(feature = "tls")]
 use keys::{Roots, ServerKeys};
 use std::fmt;
 use std::io::{Read, Write};
 use std::sync::Arc;
+pub use validity::Validity;
 #[cfg(not(feature = "tls"))]
-pub use without::{Layer, is_untrusted, load, unverified};
+pub use without::{Layer, is_untrusted, load, unverified, validity};
 #[cfg(not(feature = "tls"))]
 use without::{Roots, ServerKeys};
 

@@ -1,6 +1,6 @@
 //! What is left of TLS in a build without it: nothing can be loaded, so no layer is ever asked.
 
-use super::{LoadError, Settings, Stream, Uses, Verify};
+use super::{LoadError, Settings, Stream, Uses, Validity, Verify};
 use crate::net::Socket;
 use std::io::{self, ErrorKind};
 
@@ -35,6 +35,11 @@ pub fn load(settings: &mut Settings, uses: Uses) -> Result<(), LoadError> {
 /// Always.
 pub fn unverified<'s>(_: impl Stream + 's, _: &str) -> io::Result<Box<dyn Stream + 's>> {
     Err(ErrorKind::Unsupported.into())
+}
+
+/// Nothing is read.
+pub fn validity(_: &str) -> Option<Validity> {
+    None
 }
 
 /// No certificate was asked for.
@@ -75,6 +80,31 @@ impl Layer {
     /// # Errors
     /// Always.
     pub fn dial_redis(&self, _: Socket, _: &str) -> io::Result<Socket> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    /// Refuses.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn connect_redis<'s>(
+        &self,
+        _: impl Stream + 's,
+        _: &str,
+    ) -> io::Result<Box<dyn Stream + 's>> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    /// Refuses.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn connect<'s>(
+        &self,
+        _: impl Stream + 's,
+        _: &str,
+        _: Verify,
+    ) -> io::Result<Box<dyn Stream + 's>> {
         Err(ErrorKind::Unsupported.into())
     }
 

@@ -142,6 +142,15 @@ impl Server {
         })
     }
 
+    /// User and password. `password`, if there is one, takes the place of the URL's.
+    pub fn credentials<'s>(
+        &'s self,
+        password: Option<&'s Password>,
+    ) -> (Option<&'s str>, Option<&'s str>) {
+        let password = password.map(Password::text).or(self.password.as_deref());
+        (self.user.as_deref(), password)
+    }
+
     /// Where it is.
     pub fn address(&self) -> &Address {
         &self.address

@@ -1,0 +1,247 @@
+//! A whole WebSocket handshake with every backend.
+
+#![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
+#![expect(clippy::disallowed_types, reason = "a command of its own, which may wait")]
+#![expect(clippy::disallowed_methods, reason = "a command of its own, which may wait")]
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::{Findings, OtherClock, Row};
+use crate::config::Config;
+use crate::net::tls::{Layer, Stream, Verify, is_untrusted};
+use crate::proto::http::{ResponseHead, empty_slots, reason_phrase};
+use crate::proto::{upgrade, ws};
+use crate::service::attempt::AttemptError;
+use crate::service::route::TargetSettings;
+use crate::service::url::{BackendSecurity, BackendUrl, probe_target};
+
+/// Where no timeout is configured.
+const NO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a backend may take to close once it was asked to.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Where a connection to a backend leads, and the backend's answer.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// One backend of a route.
+pub struct Backend<'c> {
+    route: &'c str,
+    url: &'c BackendUrl,
+    /// What clients' `Host` is replaced by.
+    host: Option<&'c str>,
+}
+
+/// Why a backend cannot serve clients.
+struct Failure {
+    why: String,
+    advice: String,
+}
+
+/// What a backend answered.
+struct Answer {
+    /// `None`: it has upgraded.
+    refusal: Option<u16>,
+    date: Option<SystemTime>,
+}
+
+/// Every backend of every route.
+pub fn all(config: &Config) -> Vec<Backend<'_>> {
+    let mut all = Vec::new();
+    for route in &config.gateway.routes {
+        if let TargetSettings::Backend { urls, host } = &route.target {
+            let (route, host) = (&*route.name, host.as_deref());
+            all.extend(urls.iter().map(|url| Backend { route, url, host }));
+        }
+    }
+    all
+}
+
+/// Tries one backend: its name, a connection, TLS, and the handshake.
+pub fn check(backend: &Backend<'_>, config: &Config, layer: &Layer) -> Findings {
+    let name = format!("backend {}", backend.route);
+    let url = backend.url.public_text();
+    let begun = Instant::now();
+    let (address, answer) = match backend.ask(config, layer) {
+        Ok(answer) => answer,
+        Err(Failure { why, advice }) => {
+            return vec![Row::fail(name, format!("{url}: {why}"), advice)].into();
+        }
+    };
+    let row = match answer.refusal {
+        None => {
+            let took = begun.elapsed().as_secs_f64() * 1000.0;
+            Row::ok(name, format!("{url}: {address} has upgraded in {took:.1} ms"))
+        }
+        Some(status @ (401 | 403)) => Row::warn(
+            name,
+            format!("{url}: {address} answers, with {status} {}", reason_phrase(status)),
+            "nothing, if clients bring credentials of their own",
+        ),
+        Some(status) if backend.url.names().next().is_some() && status < 429 => Row::warn(
+            name,
+            format!("{url}: {address} answers, with {status} {}", reason_phrase(status)),
+            "nothing, if it knows no task with the nil UUID, which was asked for",
+        ),
+        Some(status) => Row::fail(
+            name,
+            format!("{url}: {address} answers, with {status} {}", reason_phrase(status)),
+            match status {
+                429 | 502..=504 => "look into the backend's own log: it cannot serve at the moment",
+                _ => "check the path in `backend`: no WebSocket is served there",
+            },
+        ),
+    };
+    let clock = answer.date.map(|theirs| OtherClock {
+        whose: format!("backend {url}"),
+        theirs,
+        ours: SystemTime::now(),
+    });
+    Findings { rows: vec![row], clocks: clock.into_iter().collect() }
+}
+
+impl Backend<'_> {
+    fn ask(&self, config: &Config, layer: &Layer) -> Result<(SocketAddr, Answer), Failure> {
+        let settings = &config.gateway.session;
+        let (host, port) = (self.url.host(), self.url.port());
+        let addresses = match self.url.name().known_addresses() {
+            Some(known) => known,
+            None => match (host, port).to_socket_addrs() {
+                Ok(found) => found.collect(),
+                Err(error) => {
+                    return Err(Failure {
+                        why: format!("the name {host} is not found: {error}"),
+                        advice: "correct the name in `backend`, or this machine's name server"
+                            .into(),
+                    });
+                }
+            },
+        };
+        let until = Instant::now() + settings.connect_timeout.unwrap_or(NO_TIMEOUT);
+        let mut last = (None, io::Error::from(ErrorKind::AddrNotAvailable));
+        for address in addresses {
+            let left = left_until(until).map_err(|error| self.failure(None, &error))?;
+            match TcpStream::connect_timeout(&address, left) {
+                Ok(stream) => {
+                    let limit = settings.handshake_timeout.unwrap_or(NO_TIMEOUT);
+                    let answer = self.shake_hands(stream, Instant::now() + limit, layer);
+                    return answer
+                        .map(|answer| (address, answer))
+                        .map_err(|error| self.failure(Some(address), &error));
+                }
+                Err(error) => last = (Some(address), error),
+            }
+        }
+        let (address, error) = last;
+        Err(self.failure(address, &error))
+    }
+
+    fn failure(&self, address: Option<SocketAddr>, error: &io::Error) -> Failure {
+        let at = address.map_or(String::new(), |address| format!(" ({address})"));
+        let is_tls = self.url.security() != BackendSecurity::Plain;
+        let (why, advice) = match error.kind() {
+            _ if is_untrusted(error) => (
+                format!("its certificate is not trusted: {error}"),
+                "put its root into `[tls] ca`, and dial it by a name in the certificate",
+            ),
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => (
+                "it has not answered in time".into(),
+                "see whether it hangs, and whether a firewall drops what is sent to it",
+            ),
+            ErrorKind::InvalidData if is_tls => {
+                (format!("TLS failed: {error}"), "is it `ws://` in place of `wss://`?")
+            }
+            ErrorKind::InvalidData => (error.to_string(), "is it a WebSocket server at all?"),
+            ErrorKind::UnexpectedEof => (
+                "it has closed the connection without an answer".into(),
+                "look into the backend's own log",
+            ),
+            ErrorKind::ConnectionRefused => (
+                AttemptError::Refused.to_string(),
+                "start the backend, or correct host and port in `backend`",
+            ),
+            _ => {
+                (error.to_string(), "check host and port in `backend`, and the network in between")
+            }
+        };
+        Failure { why: format!("{why}{at}"), advice: advice.into() }
+    }
+
+    fn shake_hands(&self, socket: TcpStream, until: Instant, layer: &Layer) -> io::Result<Answer> {
+        let mut stream: Box<dyn Stream> = match self.url.security() {
+            BackendSecurity::Plain => Box::new(socket.try_clone()?),
+            security => {
+                let verify = match security {
+                    BackendSecurity::UnverifiedTls => Verify::No,
+                    _ => Verify::Yes,
+                };
+                layer.connect(socket.try_clone()?, self.url.host(), verify)?
+            }
+        };
+        let key = data_encoding::BASE64.encode(&fastrand::u128(..).to_be_bytes());
+        let authority = self.host.map_or_else(|| self.url.authority(), str::to_owned);
+        let mut request = Vec::new();
+        upgrade::write_probe_request(&probe_target(self.url), &authority, &key, &mut request);
+        socket.set_write_timeout(Some(left_until(until)?))?;
+        socket.set_read_timeout(Some(left_until(until)?))?;
+        stream.write_all(&request)?;
+        let mut bytes = Vec::new();
+        loop {
+            let mut slots = empty_slots();
+            let malformed = |why: &str| io::Error::new(ErrorKind::InvalidData, why.to_owned());
+            match ResponseHead::parse(&bytes, &mut slots) {
+                Err(bad) => return Err(malformed(bad.why)),
+                Ok(Some((head, length))) if head.is_interim() => {
+                    bytes.drain(..length);
+                    continue;
+                }
+                Ok(Some((head, _))) => {
+                    let date = head.headers.first("date").and_then(read_date);
+                    if head.status != 101 {
+                        return Ok(Answer { refusal: Some(head.status), date });
+                    }
+                    upgrade::check_response(&head, &key).map_err(malformed)?;
+                    close(&socket, &mut *stream);
+                    return Ok(Answer { refusal: None, date });
+                }
+                Ok(None) => {}
+            }
+            socket.set_read_timeout(Some(left_until(until)?))?;
+            let mut buffer = [0; 4096];
+            match stream.read(&mut buffer)? {
+                0 => return Err(ErrorKind::UnexpectedEof.into()),
+                _ if bytes.len() > ANSWER_BYTES_MAX => return Err(malformed("too long a head")),
+                n => bytes.extend_from_slice(&buffer[..n]),
+            }
+        }
+    }
+}
+
+fn read_date(value: &[u8]) -> Option<SystemTime> {
+    httpdate::parse_http_date(str::from_utf8(value).ok()?).ok()
+}
+
+fn left_until(until: Instant) -> io::Result<Duration> {
+    match until.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(ErrorKind::TimedOut.into()),
+        left => Ok(left),
+    }
+}
+
+/// Ends the WebSocket politely, so that the backend logs no error. Whether that works does not
+/// matter.
+fn close(socket: &TcpStream, stream: &mut dyn Stream) {
+    let frame = ws::close_frame(1000, "probe", Some(fastrand::u32(..).to_be_bytes()));
+    let until = Instant::now() + CLOSE_TIMEOUT;
+    let _ = stream.write_all(&frame);
+    let _ = socket.shutdown(Shutdown::Write);
+    let mut buffer = [0; 4096];
+    while let Ok(left) = left_until(until) {
+        let _ = socket.set_read_timeout(Some(left));
+        if !matches!(stream.read(&mut buffer), Ok(1..)) {
+            return;
+        }
+    }
+}
