@@ -29,18 +29,19 @@ impl Moment {
     /// The earliest of those that are set.
     #[inline]
     pub fn earliest<const N: usize>(moments: [Option<Moment>; N]) -> Option<Moment> {
-        let mut earliest = None;
-        for moment in moments {
-            earliest = match (earliest, moment) {
-                (Some(one), Some(other)) if other < one => moment,
-                (None, _) => moment,
-                _ => earliest,
-            };
-        }
-        earliest
+        // `None` is 0, and one less is the largest number. So it takes no branch to leave it out.
+        let rank = |moment: Option<Moment>| moment.map_or(0, |it| it.0.get()).wrapping_sub(1);
+        let earliest = moments.into_iter().map(rank).fold(u64::MAX, u64::min);
+        NonZeroU64::new(earliest.wrapping_add(1)).map(Moment)
     }
 
-    /// The same, to a millisecond.
+    /// The moment that is `nanos` nanoseconds after [`Moment::START`].
+    #[inline]
+    pub fn after_start(nanos: u64) -> Moment {
+        Moment(NonZeroU64::MIN.saturating_add(nanos))
+    }
+
+    /// This moment, to a millisecond.
     #[inline]
     pub fn coarse(self) -> CoarseMoment {
         CoarseMoment((self.0.get() >> COARSE_BITS) as u32)

@@ -471,7 +471,9 @@ impl Gateway {
             self.results_due_at = self.cx.results.deadline();
             self.cx.results.clear_touched();
         }
-        self.cx.jobs.extend(self.cx.speech.begin_write().map(Job::File));
+        if self.cx.speech.can_write() {
+            self.cx.jobs.extend(self.cx.speech.begin_write().map(Job::File));
+        }
         self.keep_budget();
         if !self.closed.is_empty() {
             self.reap();

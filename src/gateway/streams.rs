@@ -49,9 +49,11 @@ impl Gateway {
     #[inline]
     pub(super) fn streams_due_at(&self) -> Option<Moment> {
         // Asked twice a turn, and most turns relay a message.
-        if self.cx.streams.is_empty() {
-            return None;
-        }
+        if self.cx.streams.is_empty() { None } else { self.next_look_at_streams() }
+    }
+
+    #[inline(never)]
+    fn next_look_at_streams(&self) -> Option<Moment> {
         if self.has_written_files || self.cx.streams.has_news() {
             return Some(self.cx.now);
         }

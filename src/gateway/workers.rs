@@ -48,7 +48,15 @@ impl Gateway {
 
     /// Tells workers that send speech what has become of their tasks, and reads those again for
     /// which there was no room.
+    #[inline]
     pub(super) fn go_on_with_speech(&mut self) {
+        if self.cx.feeds.has_letters() || self.cx.speech.has_paused() {
+            self.hand_out_letters();
+        }
+    }
+
+    #[inline(never)]
+    fn hand_out_letters(&mut self) {
         while let Some(letter) = self.cx.feeds.poll_letter() {
             if let Some(session) = self.session_mut(letter.worker) {
                 session.handle_letter(&letter);

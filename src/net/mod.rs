@@ -26,7 +26,7 @@ use std::path::PathBuf;
 pub use conn::{Conn, Io, Ready};
 pub use files::OpenFile;
 pub use pipe::{Pipe, Pipes};
-pub use sys::{give_memory_back, own_addresses, return_large_blocks, take_passed};
+pub use sys::{give_memory_back, monotonic_nanos, own_addresses, return_large_blocks, take_passed};
 pub use token::{Side, Source};
 
 /// A nonblocking byte stream over one socket, registered for edge-triggered events both ways.

@@ -2,7 +2,7 @@
 //!
 //! This is the only file with `unsafe` in it.
 
-#![expect(unsafe_code, reason = "the calls that `rustix` has no safe name for")]
+#![expect(unsafe_code, reason = "the calls that no crate has a safe wrapper for")]
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -65,6 +65,20 @@ pub fn socket_memory(socket: impl AsFd) -> usize {
         return 0;
     }
     [RECEIVED, RESERVED, TO_SEND, BACKLOG].into_iter().map(|at| answer[at] as usize).sum()
+}
+
+/// Reads the system's monotonic clock (`clock_gettime(2)`), in nanoseconds: 584 years fit.
+///
+/// `Instant` reads the same clock, but what it subtracts and converts takes several times as long.
+/// `rustix` has this call too, but looks for it in the process's memory, which ends a process that
+/// runs under Valgrind.
+#[inline]
+pub fn monotonic_nanos() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes one `timespec` to the address that is given. Every kernel has this
+    // clock, so it cannot fail.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    (time.tv_sec as u64) * 1_000_000_000 + time.tv_nsec as u64
 }
 
 /// Returns free heap memory to the system. It takes milliseconds on a large heap, so call it only

@@ -175,6 +175,12 @@ impl Speeches {
         }
     }
 
+    /// Whether workers are not read because too much waits.
+    #[inline]
+    pub fn has_paused(&self) -> bool {
+        !self.paused.is_empty()
+    }
+
     /// The next worker that can be read again.
     pub fn poll_resumed(&mut self) -> Option<SessionId> {
         if self.is_full() { None } else { self.paused.pop() }
@@ -206,9 +212,15 @@ impl Speeches {
         self.streams.get(&key).copied()
     }
 
+    /// Whether something waits for a background thread, and none is at work.
+    #[inline]
+    pub fn can_write(&self) -> bool {
+        !self.writes.is_empty() && self.under_way.is_empty()
+    }
+
     /// What waits for a background thread goes there, unless one is at work.
     pub fn begin_write(&mut self) -> Option<FileJob> {
-        if self.writes.is_empty() || !self.under_way.is_empty() {
+        if !self.can_write() {
             return None;
         }
         self.under_way = std::mem::take(&mut self.writes_of);
