@@ -85,6 +85,7 @@ use crate::service::stats::{BothWays, Stats};
 use crate::service::streams::Streams;
 use crate::service::trust;
 use crate::service::upstreams::{UpstreamId, Upstreams};
+use relay::Advanced;
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
 
@@ -577,6 +578,14 @@ impl Session {
 
     fn step(&mut self, cx: &mut Context) -> Driven {
         loop {
+            if let Phase::Relay(relay) = &mut self.phase {
+                match relay.advance(&mut self.downstream, &self.who, cx) {
+                    Advanced::Wait => return Driven::Wait,
+                    Advanced::Yield => return Driven::Yield,
+                    Advanced::Again => continue,
+                    Advanced::Over => {}
+                }
+            }
             let phase = std::mem::replace(&mut self.phase, Phase::Closed);
             let step = in_phase!(
                 phase,
