@@ -331,7 +331,9 @@ impl<'h, 'b> HopByHop<'h, 'b> {
                 .iter()
                 .any(|known| option.eq_ignore_ascii_case(known))
         };
-        let names_more = !headers.all("connection").all(|value| elements_of(value).all(is_known));
+        // As a rule there is one option: looked at whole, it is found sooner.
+        let is_usual = |value: &[u8]| is_known(value) || elements_of(value).all(is_known);
+        let names_more = !headers.all("connection").all(is_usual);
         HopByHop { headers, names_more }
     }
 

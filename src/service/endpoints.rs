@@ -185,7 +185,12 @@ impl Endpoint {
     /// The endpoint at `path` (without its query), and the segments that its names matched, as the
     /// client wrote them; `""` where it has no name.
     pub fn find(path: &str) -> Option<(&'static Endpoint, &str)> {
-        ENDPOINTS.iter().find_map(|endpoint| Some((endpoint, endpoint.match_path(path)?)))
+        // Every request is looked for here, and most paths are those of routes. No first segment is
+        // a name, so that its first character tells most of them apart.
+        let begins =
+            |endpoint: &&Endpoint| path.as_bytes().get(1) == endpoint.path.as_bytes().get(1);
+        let mut candidates = ENDPOINTS.iter().filter(begins);
+        candidates.find_map(|endpoint| Some((endpoint, endpoint.match_path(path)?)))
     }
 
     fn match_path<'p>(&self, path: &'p str) -> Option<&'p str> {
@@ -269,6 +274,11 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn no_first_segment_is_a_name() {
+        assert!(ENDPOINTS.iter().all(|endpoint| !endpoint.path.starts_with("/{")));
     }
 
     #[test]
