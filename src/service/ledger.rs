@@ -5,10 +5,13 @@
 //! flood of them pushes no WebSocket out.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::base::budget::{Budget, Charge};
 use crate::proto::ws::cut_at_char;
+use crate::service::sentence::Sentence;
 use crate::service::stats::BothWays;
 use crate::service::trust::Client;
 
@@ -29,12 +32,12 @@ const ENTRY_BYTES: usize = size_of::<(u64, ClosedConnection)>();
 #[expect(missing_docs, reason = "the fields are those of `/connections/closed`")]
 pub struct ClosedConnection {
     pub kind: Kind,
-    pub id: String,
-    pub route: Box<str>,
+    /// The number in its id.
+    pub serial: u64,
+    pub route: Rc<str>,
     pub task_id: Option<String>,
     pub client: Client,
-    pub backend: Option<String>,
-    pub opened: SystemTime,
+    pub backend: Option<Arc<str>>,
     pub closed: SystemTime,
     pub duration: Duration,
     pub phase: &'static str,
@@ -49,7 +52,7 @@ pub struct ClosedConnection {
     pub traffic: BothWays,
     pub pings_sent: u16,
     pub pongs_received: u16,
-    pub sentence: String,
+    pub sentence: Sentence,
 }
 
 /// What a connection was.
@@ -73,10 +76,20 @@ pub struct Ledger {
 }
 
 impl ClosedConnection {
+    /// Its id in logs and reports: `input_1`.
+    pub fn id(&self) -> String {
+        format!("{}_{}", self.route, self.serial)
+    }
+
+    /// When it was accepted.
+    pub fn opened(&self) -> SystemTime {
+        self.closed.checked_sub(self.duration).unwrap_or(self.closed)
+    }
+
+    /// Without what it shares with its route and its backend.
     fn bytes(&self) -> usize {
-        let options = [&self.task_id, &self.backend];
-        let options = options.into_iter().flatten().map(String::capacity).sum::<usize>();
-        ENTRY_BYTES + self.id.capacity() + self.route.len() + self.sentence.capacity() + options
+        let task_id = self.task_id.as_ref().map_or(0, String::capacity);
+        ENTRY_BYTES + task_id + self.sentence.heap_bytes()
     }
 }
 
@@ -140,17 +153,17 @@ fn cut(text: &mut String) {
 #[cfg(test)]
 pub(in crate::service) mod tests {
     use super::*;
+    use crate::service::sentence::Circumstances;
 
-    /// A WebSocket with this id.
-    pub fn closed(id: &str) -> ClosedConnection {
+    /// A WebSocket with this number.
+    pub fn closed(serial: u64) -> ClosedConnection {
         ClosedConnection {
             kind: Kind::WebSocket,
-            id: id.to_owned(),
+            serial,
             route: "input".into(),
             task_id: None,
             client: Client::Peer(std::net::SocketAddr::from(([192, 0, 2, 7], 5000))),
             backend: Some("ws://a/".into()),
-            opened: SystemTime::UNIX_EPOCH,
             closed: SystemTime::UNIX_EPOCH + Duration::from_millis(1204),
             duration: Duration::from_millis(1204),
             phase: "relay",
@@ -165,27 +178,28 @@ pub(in crate::service) mod tests {
             traffic: BothWays::default(),
             pings_sent: 1,
             pongs_received: 1,
-            sentence: "The client closed the connection with code 1000.".into(),
+            sentence: Sentence {
+                beginning: "The client closed the connection {code}",
+                code: Some(1000),
+                what: None,
+                circumstances: Circumstances::None,
+            },
         }
     }
 
-    fn ids(ledger: &Ledger) -> Vec<&str> {
-        ledger.newest_first().map(|one| one.id.as_str()).collect()
+    fn serials(ledger: &Ledger) -> Vec<u64> {
+        ledger.newest_first().map(|one| one.serial).collect()
     }
 
     #[test]
     fn newest_comes_first_whatever_its_kind() {
         let budget = Budget::default();
         let mut ledger = Ledger::new(&budget);
-        for (id, kind) in [
-            ("a", Kind::WebSocket),
-            ("b", Kind::Early),
-            ("c", Kind::WebSocket),
-            ("d", Kind::Worker),
-        ] {
-            ledger.push(ClosedConnection { kind, ..closed(id) });
+        let kinds = [Kind::WebSocket, Kind::Early, Kind::WebSocket, Kind::Worker];
+        for (serial, kind) in (1..).zip(kinds) {
+            ledger.push(ClosedConnection { kind, ..closed(serial) });
         }
-        assert_eq!(ids(&ledger), ["d", "c", "b", "a"]);
+        assert_eq!(serials(&ledger), [4, 3, 2, 1]);
         assert_eq!(ledger.total(), 4);
     }
 
@@ -193,21 +207,22 @@ pub(in crate::service) mod tests {
     fn a_flood_of_one_kind_pushes_no_other_out() {
         let budget = Budget::default();
         let mut ledger = Ledger::new(&budget);
-        ledger.push(closed("first"));
+        const FIRST: u64 = 7;
+        ledger.push(closed(FIRST));
         let mut held_max = 0;
         for number in 0..5000 {
             let kind = if number % 2 == 0 { Kind::Early } else { Kind::Worker };
-            ledger.push(ClosedConnection { kind, ..closed("flood") });
+            ledger.push(ClosedConnection { kind, ..closed(1) });
             held_max = held_max.max(budget.held());
         }
-        assert_eq!(ids(&ledger).len(), 2 * OTHERS_MAX + 1);
-        assert!(ids(&ledger).contains(&"first"));
+        assert_eq!(serials(&ledger).len(), 2 * OTHERS_MAX + 1);
+        assert!(serials(&ledger).contains(&FIRST));
         assert!(held_max < 150_000, "{held_max} bytes");
         for _ in 0..2 * WEBSOCKETS_MAX {
-            ledger.push(closed("another"));
+            ledger.push(closed(2));
         }
-        assert_eq!(ids(&ledger).len(), 2 * OTHERS_MAX + WEBSOCKETS_MAX);
-        assert!(!ids(&ledger).contains(&"first"));
+        assert_eq!(serials(&ledger).len(), 2 * OTHERS_MAX + WEBSOCKETS_MAX);
+        assert!(!serials(&ledger).contains(&FIRST));
         assert_eq!(ledger.total(), 5001 + 2 * WEBSOCKETS_MAX as u64);
         drop(ledger);
         assert_eq!(budget.held(), 0, "what it held is given back");
@@ -216,7 +231,7 @@ pub(in crate::service) mod tests {
     #[test]
     fn a_long_task_id_is_cut_at_a_character() {
         let mut ledger = Ledger::new(&Budget::default());
-        ledger.push(ClosedConnection { task_id: Some("声".repeat(1000)), ..closed("a") });
+        ledger.push(ClosedConnection { task_id: Some("声".repeat(1000)), ..closed(1) });
         let task = ledger.newest_first().next().and_then(|one| one.task_id.clone()).unwrap();
         assert!(task.len() < TASK_BYTES_MAX + 4 && task.ends_with("声…"), "{task}");
     }

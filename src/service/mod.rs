@@ -18,6 +18,7 @@ mod parsed;
 pub mod report;
 pub mod results;
 pub mod route;
+pub mod sentence;
 pub mod stats;
 pub mod streams;
 pub mod tasks;

@@ -139,7 +139,7 @@ fn check_alone(route: &RouteSettings) -> Result<(), String> {
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Route {
-    pub name: Box<str>,
+    pub name: Rc<str>,
     pub path: Template,
     pub target: RouteTarget,
     /// Shared with the routes of the same name before and after a reload.

@@ -241,7 +241,8 @@ impl<'p> Params<'p> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackendUrl {
     text: Box<str>,
-    public_text: Box<str>,
+    /// Not an `Rc`, because a background thread reads the configuration.
+    public_text: Arc<str>,
     security: BackendSecurity,
     host: Box<str>,
     port: u16,
@@ -362,6 +363,11 @@ impl BackendUrl {
         self.path.has_mixed_segments()
             && is_misleading(&self.path.fill(params))
             && !is_misleading(&self.path.text)
+    }
+
+    /// The same as [`BackendUrl::public_text`], to be kept.
+    pub fn shared_text(&self) -> Arc<str> {
+        Arc::clone(&self.public_text)
     }
 
     /// The names in path and query.

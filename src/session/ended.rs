@@ -11,12 +11,13 @@ use crate::proto::message::TaskId;
 use crate::proto::ws_reader::WsReader;
 use crate::service::ledger::{ClosedConnection, Kind};
 use crate::service::limits::Refusal;
+use crate::service::sentence::Sentence;
 use crate::service::stats::{BothWays, EndedCount};
 use crate::service::tasks::{ClientState, TaskEnd};
 use crate::service::trust::Client;
 use crate::service::upstreams::UpstreamId;
 use log::{Level, log};
-use sentence::Sentence;
+use sentence::sentence;
 use std::fmt;
 use std::time::Duration;
 
@@ -282,8 +283,9 @@ impl Ended {
     /// Logs, counts and records it, and reports it to the task. Called by [`super::Session`] alone,
     /// once for each session.
     pub(super) fn record(&self, who: &Identity, cx: &mut Context) {
-        self.log(who, cx);
         if let Some(phase) = self.phase() {
+            let sentence = sentence(self);
+            self.log(phase, &sentence, who, cx);
             cx.stats.count_ended(&EndedCount {
                 route: who.route_name(),
                 reason: self.reason.word(),
@@ -292,7 +294,7 @@ impl Ended {
                 client_code: self.client_close.code(),
                 backend_code: self.backend_close.code(),
             });
-            let closed = self.closed_connection(phase, who, cx);
+            let closed = self.closed_connection(phase, sentence, who, cx);
             cx.ledger.push(closed);
         }
         if self.is_counted() {
@@ -386,11 +388,10 @@ impl Ended {
     fn closed_connection(
         &self,
         phase: &'static str,
+        sentence: Sentence,
         who: &Identity,
         cx: &Context,
     ) -> ClosedConnection {
-        let closed = cx.wall.at(cx.now);
-        let duration = cx.now - who.opened;
         let backend = self.backend.filter(|id| cx.upstreams.is_known(*id));
         ClosedConnection {
             kind: match self.detail {
@@ -401,14 +402,13 @@ impl Ended {
                 Detail::Inbox { .. } => Kind::Worker,
                 _ => Kind::WebSocket,
             },
-            id: who.to_string(),
-            route: who.route_name().into(),
+            serial: who.serial,
+            route: who.shared_route_name(),
             task_id: self.task_text(who),
             client: who.client(),
-            backend: backend.map(|id| cx.upstreams.url(id).public_text().to_owned()),
-            opened: closed.checked_sub(duration).unwrap_or(closed),
-            closed,
-            duration,
+            backend: backend.map(|id| cx.upstreams.url(id).shared_text()),
+            closed: cx.wall.at(cx.now),
+            duration: cx.now - who.opened,
             phase,
             ended_by: self.by.word(),
             reason: self.reason.word(),
@@ -421,14 +421,13 @@ impl Ended {
             traffic: self.traffic,
             pings_sent: self.activity.pings_sent,
             pongs_received: self.activity.pongs_received,
-            sentence: Sentence(self).to_string(),
+            sentence,
         }
     }
 
     /// One line for every end but that of an HTTP connection: the same three fields first, then
     /// those of its kind, then who ended it, and the sentence.
-    fn log(&self, who: &Identity, cx: &Context) {
-        let Some(phase) = self.phase() else { return };
+    fn log(&self, phase: &'static str, sentence: &Sentence, who: &Identity, cx: &Context) {
         let (level, target) = match &self.detail {
             Detail::Refused(Limit::Workers) => (Level::Warn, "inbox"),
             Detail::Http | Detail::Refused(_) => (Level::Warn, "gateway"),
@@ -443,7 +442,7 @@ impl Ended {
         };
         let (code, age) = (CodeText(self.client_close.code()), who.age(cx.now));
         let (reason, by) = (self.reason, self.by.word());
-        let (fields, sentence) = (Fields(self, who), Quoted(Sentence(self)));
+        let (fields, sentence) = (Fields(self, who), Quoted(sentence));
         log!(
             target: target, level,
             "{who} closed reason={reason} code={code} duration={age}{fields} ended_by={by} phase={phase} sentence={sentence}"

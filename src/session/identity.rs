@@ -195,6 +195,14 @@ impl Identity {
         Seconds(now - self.opened)
     }
 
+    /// The same as [`Identity::route_name`], to be kept after the session.
+    pub fn shared_route_name(&self) -> Rc<str> {
+        match &self.route {
+            Some(route) => Rc::clone(&route.name),
+            None => self.route_name().into(),
+        }
+    }
+
     /// The name of its route, or `http` or `inbox` where it has none.
     pub fn route_name(&self) -> &str {
         match (&self.route, self.admission) {

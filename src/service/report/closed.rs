@@ -76,7 +76,7 @@ impl Filter {
         let is = |wanted: &Option<String>, text: Option<&str>| {
             wanted.as_deref().is_none_or(|wanted| text == Some(wanted))
         };
-        is(&self.id, Some(&one.id))
+        self.id.as_ref().is_none_or(|wanted| *wanted == one.id())
             && is(&self.task, one.task_id.as_deref())
             && is(&self.route, Some(&one.route))
             && is(&self.reason, Some(one.reason))
@@ -96,7 +96,7 @@ struct Idle {
 
 #[derive(Serialize)]
 struct ClosedJson<'a> {
-    id: &'a str,
+    id: String,
     route: &'a str,
     task_id: Option<&'a str>,
     client: String,
@@ -116,18 +116,18 @@ struct ClosedJson<'a> {
     to_client: Count,
     pings_sent: u16,
     pongs_received: u16,
-    sentence: &'a str,
+    sentence: String,
 }
 
 impl<'a> ClosedJson<'a> {
     fn new(one: &'a ClosedConnection) -> ClosedJson<'a> {
         ClosedJson {
-            id: &one.id,
+            id: one.id(),
             route: &one.route,
             task_id: one.task_id.as_deref(),
             client: one.client.to_string(),
             backend: one.backend.as_deref(),
-            opened: rfc3339(one.opened),
+            opened: rfc3339(one.opened()),
             closed: rfc3339(one.closed),
             duration_seconds: seconds(one.duration),
             phase: one.phase,
@@ -145,7 +145,7 @@ impl<'a> ClosedJson<'a> {
             to_client: Count::of(one.traffic.to_client),
             pings_sent: one.pings_sent,
             pongs_received: one.pongs_received,
-            sentence: &one.sentence,
+            sentence: one.sentence.to_string(),
         }
     }
 }
@@ -165,24 +165,18 @@ mod tests {
 
     fn ledger() -> Ledger {
         let mut ledger = Ledger::new(&Budget::default());
-        ledger.push(one("input_1"));
+        ledger.push(one(1));
         let task_id = Some("7d2b1a52-93a2-4c44-9a94-6a2a4a6cf111".to_owned());
         let client = Client::Peer("[2001:db8::1]:7".parse().expect("an address"));
         let reason = "task_timeout";
-        ledger.push(ClosedConnection {
-            route: "output".into(),
-            task_id,
-            client,
-            reason,
-            ..one("output_2")
-        });
+        ledger.push(ClosedConnection { route: "output".into(), task_id, client, reason, ..one(2) });
         ledger
     }
 
     #[test]
     fn every_field_is_there_in_order() {
         let mut ledger = Ledger::new(&Budget::default());
-        ledger.push(one("input_1"));
+        ledger.push(one(1));
         let expected = concat!(
             r#"{"total_closed":1,"closed":[{"id":"input_1","route":"input","task_id":null,"#,
             r#""client":"192.0.2.7:5000","backend":"ws://a/","opened":"1970-01-01T00:00:00.000Z","#,

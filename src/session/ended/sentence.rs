@@ -1,63 +1,63 @@
-//! One plain sentence that says why a connection ended, for the log and `/connections/closed`.
-//!
-//! It begins as the table in `close.rs` has it. What follows depends on what is known: what went
-//! wrong, how long the side that ended it had said nothing, and what the other side was doing.
+//! What the sentence about an end says: it begins as the table in `close.rs` has it. What follows
+//! depends on what is known: what went wrong, how long the side that ended it had said nothing, and
+//! what the other side was doing.
 
 use super::{Activity, Detail, Ended};
 use crate::net::Side;
-use crate::proto::ws::cut_at_char;
+use crate::service::sentence::{Circumstances, Sentence};
 use crate::service::stats::{BothWays, Traffic};
 use crate::service::tasks::ClientState;
-use crate::session::close::{CloseReason, Closing};
-use std::fmt;
+use crate::session::close::CloseReason;
 use std::time::Duration;
 
 /// From this silence on, the side that did not end the connection is called idle.
 const IDLE_MIN: Duration = Duration::from_secs(1);
 
-/// The longest text from outside in a sentence, in bytes.
-const WHAT_BYTES_MAX: usize = 200;
-
-/// The sentence.
-pub struct Sentence<'e>(pub &'e Ended);
-
-impl fmt::Display for Sentence<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Sentence(ended) = self;
-        let (before, after) =
-            ended.reason.sentence().split_once("{code}").unwrap_or((ended.reason.sentence(), ""));
-        f.write_str(before)?;
-        if let CloseReason::ClientClosed | CloseReason::BackendClosed = ended.reason {
-            let closing = match ended.reason {
-                CloseReason::ClientClosed => ended.client_close,
-                _ => ended.backend_close,
-            };
-            write!(f, "{}{after}", WithCode(closing))?;
-        }
-        if let Some(what) = what(&ended.detail) {
-            // What comes from outside is cut.
-            let cut = cut_at_char(what, WHAT_BYTES_MAX);
-            write!(f, ": {cut}{}", if cut.len() < what.len() { "…" } else { "" })?;
-        }
-        match &ended.detail {
-            Detail::Relay => write_relay(f, ended)?,
-            Detail::Output { state, .. } => write_output(f, ended, *state)?,
-            Detail::Ingest { .. } => write_ingest(f, ended)?,
-            Detail::LeftWhileDialing => f.write_str(", before a backend had answered")?,
-            _ => {}
-        }
-        f.write_str(".")
+/// The sentence about an end.
+pub(super) fn sentence(ended: &Ended) -> Sentence {
+    let closing = match ended.reason {
+        CloseReason::BackendClosed => ended.backend_close,
+        _ => ended.client_close,
+    };
+    Sentence {
+        beginning: ended.reason.sentence(),
+        code: closing.code(),
+        what: what(&ended.detail).map(Into::into),
+        circumstances: circumstances(ended),
     }
 }
 
-struct WithCode(Closing);
-
-impl fmt::Display for WithCode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.code() {
-            Some(code) => write!(f, "with code {code}"),
-            None => f.write_str("without a code"),
+fn circumstances(ended: &Ended) -> Circumstances {
+    let (side, is_unfinished) = (side_of(ended.reason), ended.activity.is_unfinished);
+    let words = match (&ended.detail, side) {
+        (Detail::Relay, Some(side)) => return of_relay(ended, side),
+        (Detail::Output { state: ClientState::Waiting, .. }, Some(_)) if !is_unfinished => {
+            "while it waited for a result"
         }
+        (Detail::Output { .. }, Some(_)) => "while a result was being sent to it",
+        (Detail::Ingest { .. }, Some(_)) if is_unfinished => "before its speech was complete",
+        (Detail::LeftWhileDialing, _) => "before a backend had answered",
+        _ => return Circumstances::None,
+    };
+    Circumstances::Words(words)
+}
+
+fn of_relay(ended: &Ended, side: Side) -> Circumstances {
+    let Activity { client_idle, backend_idle, is_unfinished, .. } = ended.activity;
+    let (own, other) = match side {
+        Side::Downstream => (client_idle, backend_idle),
+        Side::Upstream => (backend_idle, client_idle),
+    };
+    let BothWays { from_client, to_client } = ended.traffic;
+    let Traffic { frames, .. } = if side == Side::Downstream { from_client } else { to_client };
+    let is_by_close =
+        matches!(ended.reason, CloseReason::ClientClosed | CloseReason::BackendClosed);
+    // A Close frame is no message, but it is counted.
+    let has_sent = frames > u64::from(is_by_close);
+    Circumstances::Relay {
+        silence: own.filter(|_| has_sent),
+        is_unfinished: is_unfinished && !is_by_close,
+        idle_side: other.filter(|idle| *idle >= IDLE_MIN).map(|_| side.other().word()),
     }
 }
 
@@ -94,74 +94,13 @@ fn side_of(reason: CloseReason) -> Option<Side> {
     }
 }
 
-fn write_relay(f: &mut fmt::Formatter<'_>, ended: &Ended) -> fmt::Result {
-    let Some(side) = side_of(ended.reason) else { return Ok(()) };
-    let (own, other) = match side {
-        Side::Downstream => (ended.activity.client_idle, ended.activity.backend_idle),
-        Side::Upstream => (ended.activity.backend_idle, ended.activity.client_idle),
-    };
-    let BothWays { from_client, to_client } = ended.traffic;
-    let Traffic { frames, .. } = if side == Side::Downstream { from_client } else { to_client };
-    // A Close frame is no message, but it is counted.
-    let closes = u64::from(is_by_close(ended.reason));
-    match own {
-        Some(idle) if frames > closes => write!(f, ", {} after its last message", Time(idle))?,
-        _ => f.write_str(", before it had sent anything")?,
-    }
-    if ended.activity.is_unfinished && !is_by_close(ended.reason) {
-        f.write_str(", in the middle of a message")?;
-    }
-    match other {
-        Some(idle) if idle >= IDLE_MIN => {
-            write!(f, ", while the {} was idle", side.other().word())
-        }
-        _ => Ok(()),
-    }
-}
-
-fn write_output(f: &mut fmt::Formatter<'_>, ended: &Ended, state: ClientState) -> fmt::Result {
-    let Activity { is_unfinished, .. } = ended.activity;
-    match (side_of(ended.reason), state) {
-        (None, _) => Ok(()),
-        (Some(_), ClientState::Waiting) if !is_unfinished => {
-            f.write_str(", while it waited for a result")
-        }
-        (Some(_), _) => f.write_str(", while a result was being sent to it"),
-    }
-}
-
-fn write_ingest(f: &mut fmt::Formatter<'_>, ended: &Ended) -> fmt::Result {
-    match side_of(ended.reason) {
-        Some(_) if ended.activity.is_unfinished => f.write_str(", before its speech was complete"),
-        _ => Ok(()),
-    }
-}
-
-fn is_by_close(reason: CloseReason) -> bool {
-    matches!(reason, CloseReason::ClientClosed | CloseReason::BackendClosed)
-}
-
-/// A time for people: `0.3 s`, `31 s`, `12 min`, `5 h`.
-struct Time(Duration);
-
-impl fmt::Display for Time {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = self.0.as_secs();
-        match seconds {
-            0..10 => write!(f, "{}.{} s", seconds, self.0.subsec_millis() / 100),
-            10..120 => write!(f, "{seconds} s"),
-            120..7200 => write!(f, "{} min", seconds / 60),
-            _ => write!(f, "{} h", seconds / 3600),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::{Answered, Limit};
     use super::*;
     use crate::proto::message::TaskId;
     use crate::service::limits::Refusal;
+    use crate::session::close::Closing;
 
     fn relay(reason: CloseReason, change: impl FnOnce(&mut Ended)) -> String {
         let mut ended = Ended::new(reason, Detail::Relay);
@@ -170,7 +109,7 @@ mod tests {
         ended.traffic.from_client.frames = 5;
         ended.traffic.to_client.frames = 5;
         change(&mut ended);
-        Sentence(&ended).to_string()
+        sentence(&ended).to_string()
     }
 
     #[test]
@@ -258,8 +197,8 @@ mod tests {
                 "The client closed the TCP connection without a close frame.",
             ),
         ];
-        for (reason, detail, sentence) in cases {
-            assert_eq!(Sentence(&Ended::new(reason, detail)).to_string(), sentence);
+        for (reason, detail, text) in cases {
+            assert_eq!(sentence(&Ended::new(reason, detail)).to_string(), text);
         }
     }
 
@@ -269,21 +208,8 @@ mod tests {
         let mut ended = Ended::new(CloseReason::ClientSilent, detail);
         ended.activity.is_unfinished = true;
         assert_eq!(
-            Sentence(&ended).to_string(),
+            sentence(&ended).to_string(),
             "The client did not answer a ping within ping_timeout, before its speech was complete."
         );
-    }
-
-    #[test]
-    fn times_are_short() {
-        for (milliseconds, text) in [
-            (0, "0.0 s"),
-            (9_990, "9.9 s"),
-            (31_900, "31 s"),
-            (150_000, "2 min"),
-            (7_200_000, "2 h"),
-        ] {
-            assert_eq!(Time(Duration::from_millis(milliseconds)).to_string(), text);
-        }
     }
 }
