@@ -56,6 +56,7 @@ pub mod stream_body;
 pub mod transcript;
 
 mod close;
+mod deliveries;
 mod identity;
 mod memory;
 mod streams;
@@ -73,13 +74,13 @@ use crate::base::moment::{Moment, WallClock};
 use crate::base::touched::Touched;
 use crate::net::{Conn, Network, OpenFile, Pipes, Ready, Security, Side, tls};
 use crate::proto::http;
-use crate::proto::message::{SharedResult, TaskId};
+use crate::proto::message::TaskId;
 use crate::service::channels::Channels;
 use crate::service::feeds::Feeds;
 use crate::service::ledger::Ledger;
 use crate::service::limits::Limits;
 use crate::service::link::Password;
-use crate::service::results::{Results, StoppedBy};
+use crate::service::results::Results;
 use crate::service::route::Routes;
 use crate::service::stats::{BothWays, Stats};
 use crate::service::streams::Streams;
@@ -431,44 +432,6 @@ impl Session {
             Security::Tls => accept::Accept::phase(cx),
         };
         Session { who, downstream, phase, is_yielded: false, own_bytes: 0, kernel_pages: 0 }
-    }
-
-    /// A result for the task that it waits for, behind which it `has_more`. Acted on by the next
-    /// [`Session::drive`].
-    pub fn handle_result(&mut self, result: SharedResult, has_more: bool) {
-        if let Phase::Output(output) = &mut self.phase {
-            output.handle_result(result, has_more);
-        }
-    }
-
-    /// A background thread is done with the file that it sends. Acted on by the next
-    /// [`Session::drive`].
-    pub fn handle_file(&mut self, answer: jobs::FileAnswer) {
-        match (&mut self.phase, answer) {
-            (Phase::Output(output), answer) => output.handle_file(answer),
-            (Phase::Download(download), jobs::FileAnswer::Opened { opened, .. }) => {
-                download.handle_opened(opened);
-            }
-            (Phase::Respond(respond), jobs::FileAnswer::Read { read, .. }) => {
-                respond.handle_read(read);
-            }
-            // It goes on without it.
-            _ => {}
-        }
-    }
-
-    /// Its task was stopped. Acted on by the next [`Session::drive`].
-    pub fn handle_stop(&mut self, by: StoppedBy, cx: &mut Context) {
-        if let Phase::Output(output) = &mut self.phase {
-            output.handle_stop(by, &self.who, cx);
-        }
-    }
-
-    /// Redis has been away for longer than its grace. Acted on by the next [`Session::drive`].
-    pub fn handle_redis_lost(&mut self, cx: &mut Context) {
-        if let Phase::Output(output) = &mut self.phase {
-            output.handle_redis_lost(&self.who, cx);
-        }
     }
 
     /// A connection beyond a limit, which is refused once its request head is here, unless it asks
