@@ -95,8 +95,8 @@ pub fn give_memory_back() {
     }
 }
 
-/// Makes the allocator give large blocks back to the system as soon as they are freed. To be called
-/// at the start.
+/// Makes the allocator give large blocks back to the system as soon as they are freed, and share
+/// one heap among all threads. To be called at the start, before there is a second thread.
 ///
 /// By itself glibc's allocator takes the size of a freed block, up to 32 MiB, as a sign that there
 /// will be more of them, and keeps that much and twice as much for good: one large result would
@@ -105,12 +105,17 @@ pub fn return_large_blocks() {
     /// A larger block is a mapping of its own. No buffer of a relay is as large.
     #[cfg(target_env = "gnu")]
     const BLOCK_BYTES_MAX: libc::c_int = 256 * 1024;
+    /// Heaps. By itself the allocator gives each thread one of its own, and what a background
+    /// thread leaves unused there is of no use to the loop.
+    #[cfg(target_env = "gnu")]
+    const HEAPS_MAX: libc::c_int = 1;
     /// Free bytes that are kept at the top of the heap.
     #[cfg(target_env = "gnu")]
     const TOP_BYTES_MAX: libc::c_int = 1024 * 1024;
     #[cfg(target_env = "gnu")]
     // SAFETY: it may be called at any time; blocks in use stay as they are.
     unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, HEAPS_MAX);
         libc::mallopt(libc::M_MMAP_THRESHOLD, BLOCK_BYTES_MAX);
         libc::mallopt(libc::M_TRIM_THRESHOLD, TOP_BYTES_MAX);
     }
