@@ -18,10 +18,16 @@ use uuid::Uuid;
 /// Unused slots are released once the number of entries has halved, from this number up.
 const SHRINK_MIN: usize = 1024;
 
-/// Initial capacity of a slab, in bytes. An allocator maps a block of this size on its own, so that
-/// only touched pages are resident and the block can grow in place. A smaller slab would be copied
-/// as it grows, and leave holes in the heap.
-pub const FIRST_BYTES: usize = 256 * 1024;
+/// Initial capacity of a slab, in bytes. An allocator maps a block of this size or more on its own,
+/// so that only touched pages are resident and the block can grow in place. A smaller slab would be
+/// copied as it grows, and leave holes in the heap.
+const FIRST_BYTES: usize = 256 * 1024;
+
+/// Initial capacity of a slab whose entries are `T`: at least [`FIRST_BYTES`], for a block that is
+/// a few bytes smaller would be part of the heap.
+pub const fn first_capacity<T>() -> usize {
+    FIRST_BYTES.div_ceil(size_of::<T>())
+}
 
 /// The place of an entry until it is removed. Another entry may have it later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,9 +45,9 @@ pub struct Table<T> {
 }
 
 impl<T> Table<T> {
-    /// An empty table with [`FIRST_BYTES`] of room for entries.
+    /// An empty table that need not be copied while it grows.
     pub fn new() -> Table<T> {
-        let entries = Slab::with_capacity(FIRST_BYTES / size_of::<(Uuid, T)>());
+        let entries = Slab::with_capacity(first_capacity::<(Uuid, T)>());
         Table { entries, slots: HashTable::new(), hashes: RandomState::new(), peak: 0 }
     }
 

@@ -45,7 +45,7 @@ use reload::{end_rules, log_routes, wants_redis};
 
 use crate::base::moment::{Moment, WallClock};
 use crate::base::quoted::Quoted;
-use crate::base::table::FIRST_BYTES;
+use crate::base::table::first_capacity;
 use crate::base::timers::Timers;
 use crate::net::{self, Network, Ready, Source, tls};
 use crate::service::endpoints::Answer;
@@ -220,7 +220,7 @@ impl Gateway {
         log_routes(&cx);
         check_audio_root(&mut cx);
         Ok(Gateway {
-            sessions: Slab::with_capacity(FIRST_BYTES / size_of::<Session>()),
+            sessions: Slab::with_capacity(first_capacity::<Session>()),
             timers: Timers::new(),
             yielded: VecDeque::new(),
             closed: Vec::new(),
