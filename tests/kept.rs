@@ -10,7 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::sync::Once;
@@ -26,6 +26,7 @@ use aivtuber_gateway::service::route::{RouteSettings, TargetSettings};
 use aivtuber_gateway::service::tasks::{self, Status};
 use aivtuber_gateway::service::url::Template;
 use aivtuber_gateway::session;
+use aivtuber_gateway::session::jobs::Job;
 use log::{LevelFilter, Log, Metadata, Record};
 use redis::Commands;
 use uuid::Uuid;
@@ -142,20 +143,29 @@ impl Process {
 
     fn with(url: &str, subscribe: Subscribe, tasks: tasks::Settings) -> Process {
         let urls = vec![url.into()];
-        Process::create(link::Settings { urls, subscribe, ..Default::default() }, tasks)
+        let link = link::Settings { urls, subscribe, ..Default::default() };
+        Process::create(link, tasks, session::Settings::default())
+    }
+
+    /// One that sends audio of this folder.
+    fn with_audio(server: &Server, audio_root: &Path) -> Process {
+        let link = link::Settings { urls: vec![server.url()], ..Default::default() };
+        let mut session = session::Settings::default();
+        session.output.audio_root = audio_root.into();
+        Process::create(link, tasks::Settings::default(), session)
     }
 
     fn with_urls(urls: &[String]) -> Process {
         let link = link::Settings { urls: urls.to_vec(), ..Default::default() };
-        Process::create(link, tasks::Settings::default())
+        Process::create(link, tasks::Settings::default(), session::Settings::default())
     }
 
-    fn create(link: link::Settings, tasks: tasks::Settings) -> Process {
+    fn create(link: link::Settings, tasks: tasks::Settings, session: session::Settings) -> Process {
         start_log();
         let redis = Rc::default();
         let settings = gateway::Settings {
             trust: Default::default(),
-            session: session::Settings::default(),
+            session,
             limits: limits::Settings {
                 max_connections: 1000,
                 max_connections_per_ip: 0,
@@ -201,6 +211,15 @@ impl Process {
             self.gateway.admit(socket, address);
         }
         self.gateway.finish_turn();
+        while let Some(job) = self.gateway.poll_job() {
+            if let Job::File(job) = job {
+                let answer = job.run();
+                self.gateway.begin_turn(self.clock.now());
+                self.gateway.handle_answer(answer);
+                self.gateway.settle();
+                self.gateway.finish_turn();
+            }
+        }
     }
 
     /// Cuts its connection of this role, which it notices when it next reads.
@@ -680,6 +699,33 @@ fn set_result_is_found_and_delivered_once() {
     assert_eq!(gateway.got(key), ["a", "b", "b"]);
     assert_eq!(results_of_a_new_client(&mut gateway, TASK), ["a", "b", "b"]);
     assert_eq!(results_of_a_new_client(&mut Process::start(&server), TASK), ["a", "b", "b"]);
+}
+
+#[test]
+fn end_of_a_growing_file_is_kept_for_whoever_comes_later() {
+    let server = Server::start();
+    let audio = server.folder.join("audio");
+    std::fs::create_dir(&audio).unwrap();
+    std::fs::write(audio.join("a.wav"), "ten bytes.").unwrap();
+    let mut heard_both = Process::with_audio(&server, &audio);
+    await_all(&mut [&mut heard_both], |processes| processes[0].is_up());
+    let mut worker = server.client();
+    for message in
+        [r#"{"text":"one","audio_file":"a.wav","audio_growing":true}"#, r#"{"audio_end":"a.wav"}"#]
+    {
+        let _: u32 = worker.publish(format!("task_response:{TASK}"), message).unwrap();
+    }
+    settle(&mut [&mut heard_both], &server);
+    drop(heard_both);
+    let mut fresh = Process::with_audio(&server, &audio);
+    let client = fresh.join(TASK);
+    let ends_with = |process: &Process, end: &[u8]| {
+        process.clients[&client].wire.borrow().from_gateway.ends_with(end)
+    };
+    await_all(&mut [&mut fresh], |processes| ends_with(processes[0], b"\x88\x06\x03\xe8done"));
+    let wire = fresh.clients[&client].wire.borrow();
+    let said = String::from_utf8_lossy(&wire.from_gateway);
+    assert!(said.contains("ten bytes.") && said.contains(r#"{"type":"audio_complete""#), "{said}");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! backslashes is also tried with slashes. The result is only a name: what it may open is decided
 //! where files are opened.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// A prefix of workers' paths, and what replaces it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,8 +36,14 @@ pub fn candidates(name: &Path, map: &[Mapping]) -> Vec<PathBuf> {
 pub fn is_same(one: &Path, other: &Path, map: &[Mapping]) -> bool {
     one == other || {
         let others = candidates(other, map);
-        candidates(one, map).iter().any(|name| others.contains(name))
+        candidates(one, map).iter().any(|name| others.iter().any(|other| is_equal(name, other)))
     }
+}
+
+/// Whether two paths are the same but for `.` in them.
+fn is_equal(one: &Path, other: &Path) -> bool {
+    let parts = |path: &Path| path.components().filter(|part| *part != Component::CurDir);
+    parts(one).eq(parts(other))
 }
 
 /// The path with the longest prefix of the map replaced. A prefix ends where a component does.

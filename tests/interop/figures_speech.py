@@ -1,6 +1,7 @@
 """Figures of interrupted and resumed speech, part of `tests/run figures`: `stop`, `leftover`, `cuts`, `cuts-growing`.
 
-- `stop`: from a client's STOP to its STOP_ACK, while audio comes as fast as the client reads. Goal: p99 of 20 ms.
+- `stop`: from a client's STOP to its STOP_ACK, while audio comes as fast as the client reads. Goal: p99 of 20 ms. Beside it the
+  same of a bare process that sends as much and acknowledges at once (`peers/bare_speaker.py`).
 - `leftover`: bytes of old audio that leave the gateway's socket after STOP for a client at 1 Mbit/s, with chunks of 4 KiB. Goal: 24 KiB.
 - `cuts`, `cuts-growing`: connections of the client library that break at random bytes. Goal: nothing lost, doubled or out of order.
 """
@@ -12,12 +13,14 @@ import json
 import random
 import socket
 import subprocess
+import sys
 import termios
 import threading
 import time
 
-from gatewaylab import ROOT, wire
+from gatewaylab import PEERS, ROOT, wire
 from gatewaylab.peers import node_env, pattern
+from gatewaylab.process import Process
 from gatewaylab.results import Waiter, is_waiting, new_task
 
 STOP = json.dumps({"type": "control", "action": "STOP"}).encode()
@@ -26,6 +29,8 @@ SETTINGS = {"stop": {}, "leftover": {"chunk_size": 4096}, "cuts": {"chunk_size":
 # 1 Mbit/s, of everything that the socket carries.
 SLOW_BYTES_PER_SECOND = 125_000
 SLOW_SECONDS = 3
+# Audio that a client could read until it stops it.
+STOP_BYTES = 32 << 20
 
 
 def percentile(samples, percent):
@@ -42,13 +47,28 @@ def begin(house, name, receive_buffer=None):
     return waiter
 
 
-def stop(house, count=300, size=32 << 20):
+def stop(house):
     """Seconds from STOP to STOP_ACK."""
+    (house.audio / "long.wav").write_bytes(pattern(STOP_BYTES))
+    return time_stops(lambda: begin(house, "long.wav"))
+
+
+def bare_stop():
+    """The same of a process that does nothing else."""
+    process = Process([sys.executable, str(PEERS / "bare_speaker.py")])
+    port = int(process.wait_for_line(r"listening on (\d+)")[1])
+    try:
+        return time_stops(lambda: Waiter(wire.connect(port).sock).wait(new_task()))
+    finally:
+        process.kill()
+
+
+def time_stops(open_waiter, count=300, size=STOP_BYTES):
+    """Seconds from STOP to STOP_ACK at clients that have read a part of this audio."""
     chance = random.Random(3)
-    (house.audio / "long.wav").write_bytes(pattern(size))
     samples = []
     for _ in range(count):
-        waiter = begin(house, "long.wav")
+        waiter = open_waiter()
         wanted = chance.randrange(1, size // 4)
         received = 0
         while received < wanted:
@@ -173,8 +193,10 @@ def cuts_in_growing(house, count=10_000, answers=420):
 
 def report(name, house):
     if name == "stop":
-        samples = [one * 1e3 for one in stop(house)]
-        print(f"STOP to STOP_ACK, audio as fast as it is read: p50 {percentile(samples, 50):.1f} ms, p99 {percentile(samples, 99):.1f} ms")
+        for whose, samples in [("", stop(house)), (" of a bare process", bare_stop())]:
+            samples = [one * 1e3 for one in samples]
+            figures = f"p50 {percentile(samples, 50):.1f} ms, p99 {percentile(samples, 99):.1f} ms"
+            print(f"STOP to STOP_ACK{whose}, audio as fast as it is read: {figures}")
     elif name == "leftover":
         samples = [one / 1024 for one in leftover(house)]
         print(f"old audio after STOP, a client at 1 Mbit/s:    at most {max(samples):.1f} KiB, {', '.join(f'{one:.1f}' for one in samples)}")

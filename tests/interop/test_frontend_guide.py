@@ -3,6 +3,7 @@
 Only ports and the place of this repository differ from the guide.
 """
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,10 @@ import pytest
 
 from gatewaylab import ROOT
 from gatewaylab.process import Process
-from test_snippets import snippet
+from gatewaylab.results import is_waiting, new_task
+from test_browser import origin  # noqa: F401
+from test_ingest import gateway, worker  # noqa: F401
+from test_snippets import RUN, snippet
 
 GUIDE = "docs/frontend.md"
 
@@ -108,6 +112,55 @@ def test_vite_react_typescript_project_builds_and_speaks(demo, browser, serve, t
     assert built.returncode == 0, built.stdout + built.stderr
     answer = ask(browser, serve(project / "dist"))
     assert "Hello!" in answer["text"]
+
+
+# A page that listens to a task, with what the guide says about mouths; it notes each shape that it had.
+MOUTH = """
+import {{ Gateway }} from "http://localhost:{port}/client.js";
+const answer = new Gateway().listen("{task}");
+answer.play();
+window.seen = [];
+const timer = setInterval(() => {{
+  const now = JSON.stringify(shape());
+  if (now && now !== window.seen.at(-1)) window.seen.push(now);
+}}, 5);
+answer.playback.ended.finally(() => {{
+  clearInterval(timer);
+  console.log("heard");
+}});
+{shape}
+{collect}
+"""
+
+HEARD = """
+new Promise((done, fail) => {
+  const timer = setInterval(() => {
+    if (window.broken) fail(new Error(window.broken));
+    if (!window.said.includes("heard")) return;
+    clearInterval(timer);
+    done(window.seen.map(JSON.parse));
+  }, 10);
+})
+"""
+
+
+def test_mouth_has_the_shape_that_came_with_the_sound(gateway, worker, browser, origin):  # noqa: F811
+    """Visemes: the fields that a worker pushes with its chunks are there when their sound is heard, in order."""
+    task = new_task()
+    collect, shape = snippet("js", "const BYTES_PER_SECOND", GUIDE), snippet("js", "const shape =", GUIDE)
+    page = MOUTH.format(port=gateway.port, task=task, collect=collect, shape=shape)
+    browser.goto(origin)
+    browser.press("Tab")
+    browser.evaluate(f"({RUN})({json.dumps(page)})")
+    is_waiting(gateway, task)
+    visemes = [{"open": 0.2}, {"open": 0.9}, {"open": 0.4}, {"open": 0}]
+    for number, viseme in enumerate(visemes):
+        # A fifth of a second of 24 kHz, 16 bits.
+        worker.binary(task, number, bytes(9600), viseme=viseme, audio_type="audio/pcm")
+    worker.end(task, final=True)
+    assert browser.evaluate(HEARD) == visemes
+    assert browser.complaints() == []
+    browser.leave()
 
 
 TSCONFIG = """

@@ -1,13 +1,11 @@
 """Audio that is sent while its worker writes it (docs/protocol.md, "Growing files")."""
 
-import asyncio
 import json
 import os
 
 import pytest
-import websockets
 
-from gatewaylab.peers import pattern
+from gatewaylab.peers import Closed, Message, pattern
 from gatewaylab.results import is_waiting, new_task, status
 from gatewaylab.slow_folder import SlowFolder
 from gatewaylab.wire import BINARY, TEXT, eventually
@@ -421,24 +419,20 @@ def test_folder_where_the_kernel_reports_nothing(results, silent):
     waiter.done()
 
 
-def test_python_client_hears_it_while_it_is_made(stage):
-    """`websockets`, with its pings, gets each piece as it is written."""
+def test_libraries_hear_it_while_it_is_made(stage, open_client):
+    """`websockets` and `ws` get each piece as it is written."""
     speech = stage.speech()
-
-    async def listen():
-        async with websockets.connect(f"ws://127.0.0.1:{stage.gateway.port}/ws/output/{speech.task}") as client:
-            assert json.loads(await client.recv())["audio_present"]
-            audio = b""
-            for _ in range(10):
-                speech.write()
-                assert json.loads(await client.recv())["offset"] == len(audio)
-                audio += await client.recv()
-            speech.end()
-            assert json.loads(await client.recv()) == complete(speech.task)
-            await client.wait_closed()
-            return audio, client.close_code
-
-    assert asyncio.run(listen()) == (pattern(10 * PIECE), 1000)
+    client = open_client(f"ws://127.0.0.1:{stage.gateway.port}/ws/output/{speech.task}")
+    assert json.loads(client.receive().text)["audio_present"]
+    for number in range(10):
+        offset = speech.size
+        speech.write()
+        told = json.loads(client.receive().text)
+        assert (told["chunk_id"], told["total_chunks"], told["offset"]) == (number, None, offset)
+        assert client.receive() == Message.of(pattern(speech.size)[offset:])
+    speech.end()
+    assert json.loads(client.receive().text) == complete(speech.task)
+    assert client.receive() == Closed(1000, "done")
 
 
 def test_young_file_that_grows_has_the_same_chunks_for_everyone(stage):

@@ -198,10 +198,17 @@ mod tests {
 
     #[test]
     fn names_are_compared_as_files() {
-        let mut tasks = tasks();
-        let id = publish(&mut tasks, NOW, "/app/a.wav");
-        tasks.handle_audio_end(NOW, TASK, "/srv/a.wav".into());
-        assert!(is_ended(&tasks, id, "/app/a.wav"));
+        for (name, end, expected) in [
+            ("/app/a.wav", "/srv/a.wav", true),
+            ("a.wav", "./a.wav", true),
+            ("/app/./a.wav", "/srv/a.wav", true),
+            ("a.wav", "b/a.wav", false),
+        ] {
+            let mut tasks = tasks();
+            let id = publish(&mut tasks, NOW, name);
+            tasks.handle_audio_end(NOW, TASK, end.into());
+            assert_eq!(is_ended(&tasks, id, name), expected, "{name} and {end}");
+        }
     }
 
     #[test]

@@ -410,7 +410,7 @@ impl Context {
         let task = chunk.task.uuid();
         self.speech.last_serial += 1;
         let serial = self.speech.last_serial;
-        let slot = self.speech.by_task.find_or_insert_with(task, VecDeque::new);
+        let slot = self.speech.by_task.find_or_insert_with(task, || VecDeque::with_capacity(1));
         let queue = &mut self.speech.by_task[slot];
         let spool = &self.settings.output.spool;
         let file = match () {
