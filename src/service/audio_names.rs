@@ -42,8 +42,11 @@ pub fn is_same(one: &Path, other: &Path, map: &[Mapping]) -> bool {
 
 /// Whether two paths are the same but for `.` in them.
 fn is_equal(one: &Path, other: &Path) -> bool {
-    let parts = |path: &Path| path.components().filter(|part| *part != Component::CurDir);
     parts(one).eq(parts(other))
+}
+
+fn parts(path: &Path) -> impl Iterator<Item = Component<'_>> {
+    path.components().filter(|part| *part != Component::CurDir)
 }
 
 /// The path with the longest prefix of the map replaced. A prefix ends where a component does.
