@@ -19,9 +19,14 @@ use super::result::{KnownResult, ResultOrigin};
 /// From this many results on, places are remembered. A walk over fewer costs nothing.
 const LONG_MIN: usize = 64;
 
-/// Results in the order of publication, as far as that is known. Most tasks have one.
+/// Results in the order of publication, as far as that is known. Most tasks that are known at one
+/// time only wait, and have none: that takes eight bytes.
 #[derive(Debug, Default)]
-pub(super) struct KnownResults {
+pub(super) struct KnownResults(Option<Box<Listed>>);
+
+#[derive(Debug, Default)]
+struct Listed {
+    /// Most tasks with results have one.
     list: SmallVec<[KnownResult; 1]>,
     /// Exists while the list is long.
     places: Option<Box<Places>>,
@@ -49,81 +54,102 @@ struct Heard {
 }
 
 impl KnownResults {
+    fn list(&self) -> &[KnownResult] {
+        self.0.as_ref().map_or(&[], |listed| &listed.list)
+    }
+
+    fn list_mut(&mut self) -> &mut [KnownResult] {
+        self.0.as_mut().map_or(&mut [], |listed| &mut listed.list)
+    }
+
+    fn places(&self) -> Option<&Places> {
+        self.0.as_ref()?.places.as_deref()
+    }
+
+    fn places_mut(&mut self) -> Option<&mut Places> {
+        self.0.as_mut()?.places.as_deref_mut()
+    }
+
     pub fn len(&self) -> usize {
-        self.list.len()
+        self.list().len()
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &KnownResult> {
-        self.list.iter()
+        self.list().iter()
     }
 
     /// Those that have their payload.
     pub fn present(&self) -> impl Iterator<Item = &KnownResult> {
-        let gone = self.places.as_ref().map_or(0, |places| places.gone);
-        self.list[gone..].iter().filter(|one| one.payload.is_some())
+        let gone = self.places().map_or(0, |places| places.gone);
+        self.list()[gone..].iter().filter(|one| one.payload.is_some())
     }
 
     /// Those that are not dispatched and have their payload.
     pub fn undispatched(&self) -> impl DoubleEndedIterator<Item = &KnownResult> {
-        let dispatched = self.places.as_ref().map_or(0, |places| places.dispatched);
-        let rest = self.list[dispatched..].iter();
+        let dispatched = self.places().map_or(0, |places| places.dispatched);
+        let rest = self.list()[dispatched..].iter();
         rest.filter(|one| !one.is_dispatched && one.payload.is_some())
     }
 
     /// The newest result comes last.
     pub fn push(&mut self, one: KnownResult) {
-        if let Some(heard) = self.places.as_mut().and_then(|places| places.heard.as_mut()) {
+        let Listed { list, places } = &mut **self.0.get_or_insert_default();
+        if let Some(heard) = places.as_mut().and_then(|places| places.heard.as_mut()) {
             heard.add(&one);
         }
-        self.list.push(one);
-        if self.places.is_none() && self.list.len() >= LONG_MIN {
-            self.places = Some(Box::new(Places { has_passing: true, ..Places::default() }));
+        list.push(one);
+        if places.is_none() && list.len() >= LONG_MIN {
+            *places = Some(Box::new(Places { has_passing: true, ..Places::default() }));
         }
     }
 
-    /// The list, to be changed in any way.
-    pub fn change(&mut self) -> &mut SmallVec<[KnownResult; 1]> {
-        self.places = None;
-        &mut self.list
+    /// The list, to be changed in any way and given back by [`KnownResults::set`].
+    pub fn take(&mut self) -> SmallVec<[KnownResult; 1]> {
+        self.0.take().map(|listed| listed.list).unwrap_or_default()
+    }
+
+    /// Replaces the list.
+    pub fn set(&mut self, list: SmallVec<[KnownResult; 1]>) {
+        self.0 = (!list.is_empty()).then(|| Box::new(Listed { list, places: None }));
     }
 
     /// Those behind the last one that is dispatched.
     pub fn tail(&mut self) -> impl Iterator<Item = &mut KnownResult> {
-        self.list.iter_mut().skip_while(|one| one.is_dispatched)
+        self.list_mut().iter_mut().skip_while(|one| one.is_dispatched)
     }
 
     /// The result of this number. Nearly always it is the newest.
     pub fn newest(&mut self, number: u32) -> Option<&mut KnownResult> {
-        self.list.iter_mut().rev().find(|one| one.number == number)
+        self.list_mut().iter_mut().rev().find(|one| one.number == number)
     }
 
     /// The same. Nearly always it is the oldest that has its payload.
     pub fn oldest(&mut self, number: u32) -> Option<&mut KnownResult> {
-        let mut gone = self.places.as_ref().map_or(0, |places| places.gone);
-        while self.list.get(gone).is_some_and(|one| one.payload.is_none()) {
+        let mut gone = self.places().map_or(0, |places| places.gone);
+        while self.list().get(gone).is_some_and(|one| one.payload.is_none()) {
             gone += 1;
         }
-        if let Some(places) = &mut self.places {
+        if let Some(places) = self.places_mut() {
             places.gone = gone;
         }
-        self.list[gone..].iter_mut().find(|one| one.number == number)
+        self.list_mut()[gone..].iter_mut().find(|one| one.number == number)
     }
 
     /// Marks the next result as dispatched that is not, and has its payload. `None`: all are
     /// dispatched.
     pub fn dispatch_next(&mut self) -> Option<&KnownResult> {
-        let mut place = self.places.as_ref().map_or(0, |places| places.dispatched);
+        let mut place = self.places().map_or(0, |places| places.dispatched);
         let mut next = None;
-        while let (None, Some(one)) = (next, self.list.get_mut(place)) {
+        while let (None, Some(one)) = (next, self.list_mut().get_mut(place)) {
             // One whose payload is gone counts as dispatched as well.
             let was_dispatched = std::mem::replace(&mut one.is_dispatched, true);
             next = Some(place).filter(|_| !was_dispatched && one.payload.is_some());
             place += 1;
         }
-        if let Some(places) = &mut self.places {
+        if let Some(places) = self.places_mut() {
             places.dispatched = place;
         }
-        next.map(|place| &self.list[place])
+        next.map(|place| &self.list()[place])
     }
 
     /// The newest result of this number will be gone once it is dispatched.
@@ -131,19 +157,19 @@ impl KnownResults {
         if let Some(one) = self.newest(number) {
             one.is_passing = true;
         }
-        if let Some(places) = &mut self.places {
+        if let Some(places) = self.places_mut() {
             places.has_passing = true;
         }
     }
 
     /// Drops the payloads of those that are gone once they are dispatched. Returns what they cost.
     pub fn drop_passing(&mut self) -> usize {
-        if let Some(places) = &mut self.places
+        if let Some(places) = self.places_mut()
             && !std::mem::take(&mut places.has_passing)
         {
             return 0;
         }
-        let passing = self.list.iter_mut().filter(|one| one.is_passing);
+        let passing = self.list_mut().iter_mut().filter(|one| one.is_passing);
         let drop = |one: &mut KnownResult| {
             one.is_passing = false;
             one.payload.take().map_or(0, |payload| RESULT_COST + payload.len())
@@ -156,26 +182,29 @@ impl KnownResults {
     /// had set.
     pub fn hear(&mut self, hash: u64, subscription: u32) -> (NonZeroU32, Option<u32>) {
         let origin = ResultOrigin::Published(subscription);
-        let (equal, has_set) = match &mut self.places {
+        let Some(Listed { list, places }) = self.0.as_deref_mut() else {
+            return (NonZeroU32::MIN, None);
+        };
+        let (equal, has_set) = match places {
             None => {
                 let is_equal = |one: &&KnownResult| one.hash == hash && one.origin() == origin;
-                (self.list.iter().filter(is_equal).count() as u32, true)
+                (list.iter().filter(is_equal).count() as u32, true)
             }
             Some(places) => {
                 let heard = places.heard.take().filter(|it| it.subscription == subscription);
-                let heard = heard.unwrap_or_else(|| Heard::new(subscription, &self.list));
+                let heard = heard.unwrap_or_else(|| Heard::new(subscription, list));
                 let found = (heard.counts.get(&hash).copied().unwrap_or(0), heard.set > 0);
                 places.heard = Some(heard);
                 found
             }
         };
         let is_set = |one: &&mut KnownResult| one.hash == hash && one.origin() == ResultOrigin::Set;
-        let set = has_set.then(|| self.list.iter_mut().find(is_set)).flatten();
+        let set = has_set.then(|| list.iter_mut().find(is_set)).flatten();
         let id = set.as_ref().map(|one| one.id);
         if let Some(one) = set {
             // The worker has published what it had set.
             one.set_origin(origin);
-            if let Some(places) = &mut self.places {
+            if let Some(places) = places {
                 places.heard = None;
             }
         }
@@ -245,7 +274,9 @@ mod tests {
         known.newest(1).unwrap().payload = None;
         let next = |known: &mut KnownResults| known.dispatch_next().map(|one| one.number);
         assert_eq!(next(&mut known), Some(0));
-        known.change().insert(0, result(999, 1, ResultOrigin::Kept));
+        let mut list = known.take();
+        list.insert(0, result(999, 1, ResultOrigin::Kept));
+        known.set(list);
         assert_eq!(known.undispatched().count(), LAST as usize);
         let all: Vec<u32> = std::iter::from_fn(|| next(&mut known)).collect();
         assert_eq!(all[..3], [999, 2, 3]);
@@ -274,7 +305,7 @@ mod tests {
         for number in 0..100 {
             assert_eq!(known.present().count(), 100 - number as usize);
             known.oldest(number).unwrap().payload = None;
-            let gone = known.places.as_ref().unwrap().gone;
+            let gone = known.places().unwrap().gone;
             assert_eq!(gone, number as usize, "the search began where the last one had ended");
         }
     }

@@ -39,17 +39,17 @@ pub(super) fn merge(
     next_id: u32,
 ) -> Payloads {
     let Task { results, last_number, .. } = task;
-    let results = results.change();
+    let list = results.take();
     let mut payloads = Vec::new();
-    let (matched, mut new) = match_kept(results, subscription, kept, &mut payloads);
+    let (matched, mut new) = match_kept(&list, subscription, kept, &mut payloads);
     let is_matched: Vec<bool> = matched.iter().map(Option::is_some).collect();
     let mut ids = Ids::new(next_id, !new.is_empty() || is_matched.contains(&true));
-    new.iter_mut().for_each(|one| place(one, results, &is_matched, subscription));
+    new.iter_mut().for_each(|one| place(one, &list, &is_matched, subscription));
     // Stable: those for the same place stay in Redis' order.
     new.sort_by_key(|one| one.place);
-    let mut merged = SmallVec::with_capacity(results.len() + new.len());
+    let mut merged = SmallVec::with_capacity(list.len() + new.len());
     let mut new = new.into_iter().peekable();
-    let known = std::mem::take(results).into_iter().map(Some).chain([None]);
+    let known = list.into_iter().map(Some).chain([None]);
     let matched = matched.into_iter().chain([None]);
     for (at, (known, in_redis)) in known.zip(matched).enumerate() {
         while let Some(one) = new.next_if(|one| one.place <= at) {
@@ -65,7 +65,7 @@ pub(super) fn merge(
             known
         }));
     }
-    *results = merged;
+    results.set(merged);
     task.next_id = task.next_id.max(next_id).max(ids.least);
     payloads
 }

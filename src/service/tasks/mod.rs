@@ -377,11 +377,13 @@ impl Tasks {
         let Some(slot) = self.tasks.find(task) else { return 0 };
         let known = &mut self.tasks[slot];
         let mut gone = Vec::new();
-        for one in known.results.change().iter_mut() {
+        let mut list = known.results.take();
+        for one in &mut list {
             one.is_dispatched = true;
             let is_passing = std::mem::take(&mut one.is_passing);
             gone.extend(GoneResult::take(one).map(|one| (one, is_passing)));
         }
+        known.results.set(list);
         let dropped = gone.len();
         for (one, is_passing) in gone {
             let cost = one.cost() + self.forget_speech(task, &one);

@@ -75,10 +75,12 @@ impl Task {
         }
         let gone = self.results.iter().filter(|one| one.payload.is_none()).count();
         let mut surplus = gone.saturating_sub(RECOGNISED_MAX);
-        self.results.change().retain(|one| {
+        let mut list = self.results.take();
+        list.retain(|one| {
             let goes = surplus > 0 && one.payload.is_none();
             surplus -= usize::from(goes);
             !goes
         });
+        self.results.set(list);
     }
 }
