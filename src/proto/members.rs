@@ -1,4 +1,52 @@
-//! The outline of a JSON object, some of whose values may be no JSON.
+//! The members of a JSON object as pieces of its text: read by `serde_json`, or, where some of them
+//! are no JSON, by the outline of the object alone.
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use std::fmt;
+use std::marker::PhantomData;
+
+/// What takes the members of an object in their order.
+pub trait Members<'a>: Default {
+    /// One member. `name` and `value` are JSON text.
+    fn insert(&mut self, name: &'a str, value: &'a str);
+}
+
+/// Reads an object.
+///
+/// # Errors
+/// The text is no JSON, or no object.
+pub fn read_members<'a, T: Members<'a>>(text: &'a str) -> serde_json::Result<T> {
+    serde_json::from_str::<Object<T>>(text).map(|Object(members)| members)
+}
+
+struct Object<T>(T);
+
+impl<'de, T: Members<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ObjectVisitor(PhantomData))
+    }
+}
+
+struct ObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Members<'de>> Visitor<'de> for ObjectVisitor<T> {
+    type Value = Object<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object<T>, A::Error> {
+        let mut members = T::default();
+        // Names are taken as JSON text too: one with half a surrogate pair is not a Rust string and
+        // is passed on nevertheless.
+        while let Some(name) = map.next_key::<&RawValue>()? {
+            members.insert(name.get(), map.next_value::<&RawValue>()?.get());
+        }
+        Ok(Object(members))
+    }
+}
 
 /// The members of a JSON object as pieces of its text, names with their quotes. What the pieces
 /// hold is not looked at, so a value may be anything between a colon and the comma or brace that

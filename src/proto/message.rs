@@ -13,7 +13,7 @@
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 
-use super::members::members;
+use super::members::{Members, members, read_members};
 use crate::base::budget::{Budget, Charged};
 use std::ffi::OsString;
 use std::fmt;
@@ -21,7 +21,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Visitor};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -514,8 +514,7 @@ struct Fields<'a> {
     others: Vec<(&'a str, &'a str)>,
 }
 
-impl<'a> Fields<'a> {
-    /// `name` is JSON text.
+impl<'a> Members<'a> for Fields<'a> {
     fn insert(&mut self, name: &'a str, value: &'a str) {
         let unescaped;
         let plain = if name.contains('\\') {
@@ -538,13 +537,15 @@ impl<'a> Fields<'a> {
             _ => self.others.push((name, value)),
         }
     }
+}
 
+impl<'a> Fields<'a> {
     /// Reads what a worker published; `None` if it is not an object.
     fn read(payload: &'a [u8]) -> Option<Fields<'a>> {
         // Windows tools put a byte-order mark in front.
         let payload = payload.strip_prefix(b"\xef\xbb\xbf").unwrap_or(payload);
         let text = str::from_utf8(payload).ok();
-        text.and_then(|text| serde_json::from_str::<Fields>(text).ok())
+        text.and_then(|text| read_members::<Fields>(text).ok())
             .or_else(|| Fields::read_leniently(payload))
     }
 
@@ -582,30 +583,6 @@ fn is_own_name_only(name: &str) -> bool {
 pub(super) fn json_text(bytes: &[u8]) -> Option<&str> {
     let text = str::from_utf8(bytes).ok()?;
     serde_json::from_str::<&RawValue>(text).ok().map(RawValue::get)
-}
-
-impl<'de> Deserialize<'de> for Fields<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
-            type Value = Fields<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
-                let mut fields = Fields::default();
-                // Names are taken as JSON text too: one with half a surrogate pair is not a Rust
-                // string and is passed on nevertheless.
-                while let Some(name) = map.next_key::<&RawValue>()? {
-                    fields.insert(name.get(), map.next_value::<&RawValue>()?.get());
-                }
-                Ok(fields)
-            }
-        }
-        deserializer.deserialize_map(Object)
-    }
 }
 
 /// JSON text of a string; `None` for null or an absent field.

@@ -6,11 +6,9 @@
 //! the characters that the worker wrote.
 
 use super::control::Action;
-use super::members::members;
+use super::members::{Members, members, read_members};
 use super::message::{BAD_TASK_ID, TaskId, json_text};
 use data_encoding::{BASE64, BASE64_NOPAD};
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
 
@@ -120,7 +118,7 @@ impl<'a> Message<'a> {
     /// What is wrong with it.
     pub fn read(text: &'a str) -> Result<Message<'a>, BadMessage> {
         let without_task = |fault| BadMessage { task: None, fault };
-        let fields = match serde_json::from_str::<Fields<'_>>(text) {
+        let fields = match read_members::<Fields<'_>>(text) {
             Ok(fields) => fields,
             // `NaN` in a field that is only passed on costs that field.
             Err(_) => Fields::read_leniently(text).ok_or(without_task(Fault::NotAnObject))?,
@@ -177,8 +175,7 @@ struct Fields<'a> {
     others: String,
 }
 
-impl<'a> Fields<'a> {
-    /// `name` and `value` are JSON text.
+impl<'a> Members<'a> for Fields<'a> {
     fn insert(&mut self, name: &'a str, value: &'a str) {
         let plain = string(name).unwrap_or_default();
         let known = match &*plain {
@@ -199,7 +196,9 @@ impl<'a> Fields<'a> {
         };
         *known = (value != "null").then_some(value);
     }
+}
 
+impl<'a> Fields<'a> {
     fn read_leniently(text: &'a str) -> Option<Fields<'a>> {
         let mut fields = Fields::default();
         for (name, value) in members(text.as_bytes())? {
@@ -254,28 +253,6 @@ impl<'a> Fields<'a> {
         let audio_type = self.audio_type.filter(|text| *text != "null").map(media_type);
         let (audio_type, fields) = (audio_type.transpose()?, self.others.into());
         Ok(Chunk { task, seq, audio, audio_type, fields })
-    }
-}
-
-impl<'de> Deserialize<'de> for Fields<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
-            type Value = Fields<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
-                let mut fields = Fields::default();
-                while let Some(name) = map.next_key::<&RawValue>()? {
-                    fields.insert(name.get(), map.next_value::<&RawValue>()?.get());
-                }
-                Ok(fields)
-            }
-        }
-        deserializer.deserialize_map(Object)
     }
 }
 
