@@ -11,11 +11,12 @@
 //! Pure: the file's state is an argument.
 
 use crate::net::files::FileState;
-use std::collections::{HashMap, VecDeque};
+use hashbrown::HashTable;
+use std::collections::VecDeque;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 use uuid::Uuid;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// Files that [`Marks`] remembers; the oldest is forgotten first.
 const MARKS_MAX: usize = 4096;
@@ -159,11 +160,17 @@ impl Progress {
 }
 
 /// The files that clients have been sent parts of, by task and name.
+///
+/// There may be one for each task that is known, so they lie close together: a `HashMap` would take
+/// three times as much.
 #[derive(Debug, Default)]
 pub struct Marks {
-    by_file: HashMap<(Uuid, u64), Marked>,
-    /// The same files, oldest first.
-    order: VecDeque<(Uuid, u64)>,
+    /// Oldest first.
+    files: VecDeque<MarkedFile>,
+    /// The number of the first of them. They are numbered in the order in which they came.
+    first: u32,
+    /// Their numbers, by their keys, which are hashes.
+    numbers: HashTable<u32>,
 }
 
 /// A file as a client was sent it.
@@ -173,9 +180,18 @@ pub struct Mark {
     pub may_grow: bool,
 }
 
+#[derive(Debug)]
+struct MarkedFile {
+    /// Of its task and its name.
+    key: u64,
+    state: FileState,
+    kind: MarkKind,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Marked {
-    File(Mark),
+enum MarkKind {
+    Finished,
+    MayGrow,
     /// There were several, and it is unknown which of them a returning client has.
     Several,
 }
@@ -184,51 +200,74 @@ impl Marks {
     /// Notes that `task` is sent the file `name` as it is now. Returns false if the client already
     /// has `sent` bytes of it, and these may be of another recording.
     pub fn note(&mut self, task: Uuid, name: &Path, mark: Mark, sent: u64) -> bool {
+        let Mark { state, may_grow } = mark;
+        let kind = if may_grow { MarkKind::MayGrow } else { MarkKind::Finished };
         let key = key(task, name);
-        let Some(&marked) = self.by_file.get(&key) else {
-            self.insert(key, Marked::File(mark));
+        let Some(file) = self.file_mut(key) else {
+            self.insert(MarkedFile { key, state, kind });
             return true;
         };
-        let is_same = match marked {
-            Marked::File(old) => {
-                old.state == mark.state
-                    || old.may_grow
-                        && mark.state.length > old.state.length
-                        && sent <= old.state.length
-            }
-            Marked::Several => false,
+        let old = file.state;
+        let is_same = match file.kind {
+            MarkKind::Several => false,
+            MarkKind::Finished => old == state,
+            MarkKind::MayGrow => old == state || state.length > old.length && sent <= old.length,
         };
-        let marked = if is_same { Marked::File(mark) } else { Marked::Several };
-        self.by_file.insert(key, marked);
+        file.state = state;
+        file.kind = if is_same { kind } else { MarkKind::Several };
         is_same || sent == 0
     }
 
     /// Whether clients may have been sent other chunks under this name than they would be now.
     pub fn is_several(&self, task: Uuid, name: &Path) -> bool {
-        self.by_file.get(&key(task, name)) == Some(&Marked::Several)
+        self.file(key(task, name)).is_some_and(|file| file.kind == MarkKind::Several)
     }
 
     /// Notes that the file has grown while it was sent: chunks end elsewhere than in one that is
     /// finished.
     pub fn note_grown(&mut self, task: Uuid, name: &Path) {
-        if let Some(marked) = self.by_file.get_mut(&key(task, name)) {
-            *marked = Marked::Several;
+        if let Some(file) = self.file_mut(key(task, name)) {
+            file.kind = MarkKind::Several;
         }
     }
 
-    fn insert(&mut self, key: (Uuid, u64), marked: Marked) {
-        if self.order.len() >= MARKS_MAX
-            && let Some(oldest) = self.order.pop_front()
+    fn file(&self, key: u64) -> Option<&MarkedFile> {
+        self.files.get(self.place(key)?)
+    }
+
+    fn file_mut(&mut self, key: u64) -> Option<&mut MarkedFile> {
+        let place = self.place(key)?;
+        self.files.get_mut(place)
+    }
+
+    /// Where the file is among the others.
+    fn place(&self, key: u64) -> Option<usize> {
+        let place = |number: &u32| number.wrapping_sub(self.first) as usize;
+        let is_it = |number: &u32| self.files.get(place(number)).is_some_and(|it| it.key == key);
+        self.numbers.find(key, is_it).map(place)
+    }
+
+    fn insert(&mut self, file: MarkedFile) {
+        let Marks { files, first, numbers } = self;
+        if files.len() >= MARKS_MAX
+            && let Some(oldest) = files.pop_front()
         {
-            self.by_file.remove(&oldest);
+            if let Ok(entry) = numbers.find_entry(oldest.key, |number| number == first) {
+                entry.remove();
+            }
+            *first = first.wrapping_add(1);
         }
-        self.by_file.insert(key, marked);
-        self.order.push_back(key);
+        let number = first.wrapping_add(files.len() as u32);
+        let key = file.key;
+        files.push_back(file);
+        numbers.insert_unique(key, number, |number| {
+            files.get(number.wrapping_sub(*first) as usize).map_or(0, |file| file.key)
+        });
     }
 }
 
-fn key(task: Uuid, name: &Path) -> (Uuid, u64) {
-    (task, xxh3_64(name.as_os_str().as_encoded_bytes()))
+fn key(task: Uuid, name: &Path) -> u64 {
+    xxh3_64_with_seed(name.as_os_str().as_encoded_bytes(), xxh3_64(task.as_bytes()))
 }
 
 #[cfg(test)]
@@ -364,6 +403,6 @@ mod tests {
         for task in 0..MARKS_MAX as u128 + 3 {
             marks.note(Uuid::from_u128(task), Path::new("a"), mark, 0);
         }
-        assert_eq!((marks.by_file.len(), marks.order.len()), (MARKS_MAX, MARKS_MAX));
+        assert_eq!((marks.numbers.len(), marks.files.len()), (MARKS_MAX, MARKS_MAX));
     }
 }
