@@ -44,7 +44,7 @@ const ENDED_PER_TURN: usize = 64;
 
 /// When the budget is looked after next, and where the count of socket buffers is.
 #[derive(Debug)]
-pub(super) struct Keeper {
+pub(super) struct BudgetWatch {
     next_slot: usize,
     count_at: Moment,
     /// The last search found too little to free: the next one is not before this.
@@ -54,9 +54,15 @@ pub(super) struct Keeper {
     holders: Vec<SessionId>,
 }
 
-impl Keeper {
-    pub(super) fn new(now: Moment) -> Keeper {
-        Keeper { next_slot: 0, count_at: now, shed_at: now, searched_at: now, holders: Vec::new() }
+impl BudgetWatch {
+    pub(super) fn new(now: Moment) -> BudgetWatch {
+        BudgetWatch {
+            next_slot: 0,
+            count_at: now,
+            shed_at: now,
+            searched_at: now,
+            holders: Vec::new(),
+        }
     }
 }
 
@@ -80,16 +86,16 @@ impl Gateway {
     /// The end of a turn: counts some socket buffers, and ends the largest holders over the limit.
     #[inline]
     pub(super) fn keep_budget(&mut self) {
-        if self.cx.now >= self.keeper.count_at {
+        if self.cx.now >= self.budget_watch.count_at {
             self.count_memory();
         }
-        if self.cx.budget.is_short() && self.cx.now >= self.keeper.shed_at {
+        if self.cx.budget.is_short() && self.cx.now >= self.budget_watch.shed_at {
             self.shed();
         }
     }
 
     fn count_memory(&mut self) {
-        self.keeper.count_at = self.cx.now + COUNT_INTERVAL;
+        self.budget_watch.count_at = self.cx.now + COUNT_INTERVAL;
         let Some(limit) = self.cx.budget.limit() else { return };
         self.cx.results.count_memory();
         let bytes_max = self.buffer_bytes_max(limit);
@@ -97,13 +103,13 @@ impl Gateway {
         let is_at_ease = self.cx.budget.held() < limit / 4;
         let count = if is_at_ease { SLOTS_PER_COUNT_AT_EASE } else { SLOTS_PER_COUNT };
         let slots = self.sessions.capacity();
-        let last = slots.min(self.keeper.next_slot + count);
-        for key in self.keeper.next_slot..last {
+        let last = slots.min(self.budget_watch.next_slot + count);
+        for key in self.budget_watch.next_slot..last {
             if let Some(session) = self.sessions.get_mut(key) {
                 session.count_sockets(bytes_max, &self.cx);
             }
         }
-        self.keeper.next_slot = if last < slots { last } else { 0 };
+        self.budget_watch.next_slot = if last < slots { last } else { 0 };
     }
 
     /// What one socket buffer may take: less, the smaller the budget and the more of it is held.
@@ -116,7 +122,9 @@ impl Gateway {
     fn shed(&mut self) {
         let now = self.cx.now;
         let enough = self.cx.budget.held().saturating_sub(self.cx.budget.take_shortage());
-        if self.keeper.holders.is_empty() || self.keeper.searched_at + SEARCH_INTERVAL <= now {
+        if self.budget_watch.holders.is_empty()
+            || self.budget_watch.searched_at + SEARCH_INTERVAL <= now
+        {
             self.search_holders();
         }
         for _ in 0..ENDED_PER_TURN {
@@ -125,7 +133,7 @@ impl Gateway {
             if excess == 0 {
                 return;
             }
-            let holder = self.keeper.holders.pop();
+            let holder = self.budget_watch.holders.pop();
             let memory = holder.and_then(|id| self.session(id)).map_or(0, Session::memory);
             if holder.is_some() && memory < HOLDER_BYTES_MIN {
                 continue; // it holds less than when it was found
@@ -134,12 +142,12 @@ impl Gateway {
                 // Results that clients are about to be given stay.
                 self.cx.results.evict_to(now, kept.saturating_sub(excess));
                 if self.cx.budget.held() <= enough {
-                    self.keeper.holders.extend(holder);
+                    self.budget_watch.holders.extend(holder);
                     return;
                 }
             }
             let Some(id) = holder else {
-                self.keeper.shed_at = now + SEARCH_INTERVAL;
+                self.budget_watch.shed_at = now + SEARCH_INTERVAL;
                 return;
             };
             self.shed_session(id, memory);
@@ -157,8 +165,8 @@ impl Gateway {
             .collect();
         found.sort_unstable();
         let others = found.len().saturating_sub(HOLDERS_MAX);
-        self.keeper.holders = found.split_off(others).into_iter().map(|(_, id)| id).collect();
-        self.keeper.searched_at = self.cx.now;
+        self.budget_watch.holders = found.split_off(others).into_iter().map(|(_, id)| id).collect();
+        self.budget_watch.searched_at = self.cx.now;
     }
 
     fn shed_session(&mut self, id: SessionId, memory: usize) {

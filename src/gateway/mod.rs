@@ -172,7 +172,7 @@ pub struct Gateway {
     is_inbox: bool,
     /// Connections of every kind since the start.
     serials: u64,
-    keeper: memory::Keeper,
+    budget_watch: memory::BudgetWatch,
     run_state: RunState,
     drain_timeout: Option<Duration>,
     turn: TurnLimits,
@@ -241,7 +241,7 @@ impl Gateway {
             refused_workers: 0,
             is_inbox,
             serials: 0,
-            keeper: memory::Keeper::new(now),
+            budget_watch: memory::BudgetWatch::new(now),
             run_state: RunState::Serving,
             drain_timeout,
             turn,

@@ -4,7 +4,8 @@
 //! could not be sent yet proves nothing, which is why a peer whose socket is full may be given up
 //! without one.
 
-use super::Settings;
+use super::transcript::{Event, note};
+use super::{Context, Identity, Settings};
 use crate::base::moment::Moment;
 
 /// What is known of one peer.
@@ -71,6 +72,34 @@ impl Alive {
             // deadline.
             None
         }
+    }
+}
+
+/// The pings of the gateway to a peer whose WebSocket ends here, and their answers.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pings {
+    /// Nothing was heard since the last one.
+    pub is_unanswered: bool,
+    sent: u16,
+    answered: u16,
+}
+
+impl Pings {
+    /// One is sent now.
+    pub fn note_sent(&mut self, who: &Identity, cx: &mut Context) {
+        (self.sent, self.is_unanswered) = (self.sent.saturating_add(1), true);
+        cx.stats.pings_sent += 1;
+        note(who, || Event::Ping);
+    }
+
+    /// The peer has sent pongs. Several may answer one ping.
+    pub fn note_pongs(&mut self) {
+        self.answered = self.sent.min(self.answered.saturating_add(1));
+    }
+
+    /// Pings that were sent, and how many of them were answered.
+    pub fn counts(&self) -> (u16, u16) {
+        (self.sent, self.answered)
     }
 }
 

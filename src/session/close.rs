@@ -27,7 +27,7 @@ macro_rules! close_reasons {
                         code: $code,
                         phrase: $phrase,
                         by: Party::$by,
-                        verdict: Verdict::$verdict,
+                        verdict: EndVerdict::$verdict,
                         sentence: $sentence,
                     },)+
                 }
@@ -43,7 +43,7 @@ struct Row {
     code: u16,
     phrase: &'static str,
     by: Party,
-    verdict: Verdict,
+    verdict: EndVerdict,
     /// The beginning of the sentence that explains the end; see `sentence.rs`.
     sentence: &'static str,
 }
@@ -80,7 +80,7 @@ impl Party {
 
 /// Whether an end is a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum EndVerdict {
     /// It is how connections are meant to end.
     Good,
     /// Something went wrong.
@@ -232,7 +232,7 @@ impl CloseReason {
     }
 
     /// Whether it is a failure.
-    pub fn verdict(self) -> Verdict {
+    pub fn verdict(self) -> EndVerdict {
         self.row().verdict
     }
 

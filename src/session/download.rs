@@ -4,7 +4,7 @@
 //! client that waits for it (see `Opener`); [`Respond`] sends it. One that still grows is the
 //! stream that those clients get, from its beginning.
 
-use super::file_body::{Age, FileBody};
+use super::file_body::{FileAge, FileBody};
 use super::output::Opener;
 use super::respond::{Asked, AudioBody, Respond};
 use super::stream_body::{Framing, StreamBody};
@@ -59,7 +59,7 @@ struct Wanted {
 struct Audio {
     file: OpenFile,
     state: FileState,
-    age: Age,
+    age: FileAge,
     /// Whether only the gateway writes to it.
     is_own: bool,
     content_type: Box<str>,
@@ -91,8 +91,8 @@ impl Download {
         };
         let request = Request { task, asked, conditions: Conditions::read(head) };
         match source {
-            Source::Stream(stream) => request.respond_with(stream, who, cx),
-            Source::File(result) => {
+            AudioSource::Stream(stream) => request.respond_with(stream, who, cx),
+            AudioSource::File(result) => {
                 let download = Download { request, result, has_to_leave: false };
                 Step::Next(Phase::Download(Box::new(download)))
             }
@@ -125,8 +125,8 @@ impl Download {
             return request.respond_with(stream, who, cx);
         }
         let age = match opener.is_young(&file, cx) && !is_growing {
-            true => Age::Young,
-            false => Age::Finished,
+            true => FileAge::Young,
+            false => FileAge::Finished,
         };
         let content_type = audio_type.unwrap_or(UNKNOWN_TYPE).into();
         request.respond_with_file(Audio { file, state, age, is_own: false, content_type }, who, cx)
@@ -151,8 +151,8 @@ impl Request {
         let state = FileState { length, modified };
         let file = stream.file().clone().in_state(state);
         let age = match (stream.state(), stream.source()) {
-            (StreamState::Ended, _) => Age::Finished,
-            (_, StreamSource::YoungFile) => Age::Young,
+            (StreamState::Ended, _) => FileAge::Finished,
+            (_, StreamSource::YoungFile) => FileAge::Young,
             _ => return self.follow(id, file, content_type, who, cx),
         };
         self.respond_with_file(Audio { file, state, age, is_own, content_type }, who, cx)
@@ -187,7 +187,7 @@ impl Request {
         let response =
             with_cors(response.with("Cache-Control", "private, no-cache"), &mut self.asked);
         // Nobody changes the gateway's own.
-        let body = FileBody::new(file, range, if is_own { Age::Growing } else { age });
+        let body = FileBody::new(file, range, if is_own { FileAge::Growing } else { age });
         note(who, || Event::Answer { status: response.status });
         let body = AudioBody::File(body);
         Step::Next(Respond::answer_with_file(self.asked, response, body, self.task, cx))
@@ -195,7 +195,7 @@ impl Request {
 }
 
 /// Where the audio is.
-enum Source {
+enum AudioSource {
     /// In a file that is to be opened.
     File(Wanted),
     /// In that of a stream.
@@ -203,7 +203,7 @@ enum Source {
 }
 
 /// The audio that is asked for; or why there is none.
-fn find(value: &str, cx: &mut Context) -> Result<(TaskId, Source), Response> {
+fn find(value: &str, cx: &mut Context) -> Result<(TaskId, AudioSource), Response> {
     let (task, number) = match value.split_once('/') {
         Some((task, number)) => (task, Some(number)),
         None => (value, None),
@@ -218,13 +218,13 @@ fn find(value: &str, cx: &mut Context) -> Result<(TaskId, Source), Response> {
     let results = cx.results.tasks().results(task.uuid());
     let mut wanted = results.filter(|one| number.is_none_or(|number| one.id == number));
     let source = wanted.find_map(|one| {
-        let stream = cx.streams.find(task.uuid(), one.id).map(Source::Stream);
+        let stream = cx.streams.find(task.uuid(), one.id).map(AudioSource::Stream);
         let Content::Published(payload) = one.content else { return stream };
         work += payload.len();
         let result = TaskResult::read(&payload);
         let (opener, name) = (Opener::new(&result, cx)?, result.audio_file()?.into());
         let wanted = Wanted { id: one.id, is_growing: result.is_growing(), name, opener };
-        stream.or(Some(Source::File(wanted)))
+        stream.or(Some(AudioSource::File(wanted)))
     });
     cx.work += work;
     let source = source.ok_or_else(|| Response::error(404, NOT_KEPT))?;
@@ -233,9 +233,9 @@ fn find(value: &str, cx: &mut Context) -> Result<(TaskId, Source), Response> {
 
 /// The response to a request with these conditions, for a file in this state, without its media
 /// type; the bytes of the file that it has.
-fn select(state: FileState, age: Age, conditions: &Conditions) -> (Response, Range<u64>) {
+fn select(state: FileState, age: FileAge, conditions: &Conditions) -> (Response, Range<u64>) {
     let length = state.length;
-    if age == Age::Young {
+    if age == FileAge::Young {
         // What it is now says nothing about what it will be.
         return (Response::file(200, UNKNOWN_TYPE, length), 0..length);
     }

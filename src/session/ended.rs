@@ -2,7 +2,7 @@
 
 mod sentence;
 
-use super::close::{CloseReason, Closing, CodeText, Party, Verdict};
+use super::close::{CloseReason, Closing, CodeText, EndVerdict, Party};
 use super::{Context, Identity};
 use crate::base::quoted::Quoted;
 use crate::net::Side;
@@ -273,10 +273,10 @@ impl Ended {
             _ => self.client_close.code(),
         };
         match self.reason.verdict() {
-            Verdict::Good => false,
-            Verdict::Bad => true,
-            Verdict::ByCode => !matches!(code, None | Some(1000 | 1001)),
-            Verdict::IfUnfinished => self.activity.is_unfinished,
+            EndVerdict::Good => false,
+            EndVerdict::Bad => true,
+            EndVerdict::ByCode => !matches!(code, None | Some(1000 | 1001)),
+            EndVerdict::IfUnfinished => self.activity.is_unfinished,
         }
     }
 

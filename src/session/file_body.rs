@@ -19,13 +19,13 @@ const READ_BYTES: u64 = 64 * 1024;
 pub struct FileBody {
     file: OpenFile,
     left: Range<u64>,
-    age: Age,
-    read: Read,
+    age: FileAge,
+    read: ReadAhead,
 }
 
 /// Whether a file may still be written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Age {
+pub enum FileAge {
     /// It grows, or is the gateway's own. Only a loss of bytes shows that it has changed.
     Growing,
     /// It may grow. What is sent is what was there when it was opened.
@@ -34,7 +34,7 @@ pub enum Age {
     Finished,
 }
 
-enum Read {
+enum ReadAhead {
     /// Nothing is read: the page cache has what comes next, or nobody has looked.
     Idle,
     /// A background thread is reading.
@@ -59,7 +59,7 @@ pub enum Sent {
 
 /// Why the rest cannot be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lost {
+pub enum SendError {
     /// The client is gone.
     Client,
     /// The file has become shorter, or was written to though it was finished.
@@ -74,8 +74,8 @@ pub enum Lost {
 
 impl FileBody {
     /// These bytes of an open file.
-    pub fn new(file: OpenFile, range: Range<u64>, age: Age) -> FileBody {
-        FileBody { file, left: range, age, read: Read::Idle }
+    pub fn new(file: OpenFile, range: Range<u64>, age: FileAge) -> FileBody {
+        FileBody { file, left: range, age, read: ReadAhead::Idle }
     }
 
     /// Whether everything has been sent.
@@ -86,17 +86,17 @@ impl FileBody {
     /// Bytes of its own memory, those that a background thread is reading included.
     pub fn own_bytes(&self) -> usize {
         match &self.read {
-            Read::Idle | Read::Done(Err(_)) => 0,
-            Read::UnderWay => self.read_bytes() as usize,
-            Read::Done(Ok(read)) => read.bytes.capacity(),
-            Read::Sending(bytes, _) => bytes.capacity(),
+            ReadAhead::Idle | ReadAhead::Done(Err(_)) => 0,
+            ReadAhead::UnderWay => self.read_bytes() as usize,
+            ReadAhead::Done(Ok(read)) => read.bytes.capacity(),
+            ReadAhead::Sending(bytes, _) => bytes.capacity(),
         }
     }
 
     /// A background thread has read. Acted on by the next [`FileBody::send`].
     pub fn handle_read(&mut self, read: io::Result<FileBytes>) {
-        if matches!(self.read, Read::UnderWay) {
-            self.read = Read::Done(read);
+        if matches!(self.read, ReadAhead::UnderWay) {
+            self.read = ReadAhead::Done(read);
         }
     }
 
@@ -110,22 +110,22 @@ impl FileBody {
         most: usize,
         who: &Identity,
         cx: &mut Context,
-    ) -> Result<Sent, Lost> {
-        match std::mem::replace(&mut self.read, Read::Idle) {
-            Read::Idle => self.send_cached(downstream, most, who, cx),
-            Read::UnderWay => {
-                self.read = Read::UnderWay;
+    ) -> Result<Sent, SendError> {
+        match std::mem::replace(&mut self.read, ReadAhead::Idle) {
+            ReadAhead::Idle => self.send_cached(downstream, most, who, cx),
+            ReadAhead::UnderWay => {
+                self.read = ReadAhead::UnderWay;
                 Ok(Sent::Reading)
             }
-            Read::Done(Ok(FileBytes { bytes, state })) => {
+            ReadAhead::Done(Ok(FileBytes { bytes, state })) => {
                 self.check(state)?;
                 if (bytes.len() as u64) < self.read_bytes() {
-                    return Err(Lost::Changed);
+                    return Err(SendError::Changed);
                 }
                 self.send_read(downstream, bytes, 0, most)
             }
-            Read::Done(Err(_)) => Err(Lost::Unreadable),
-            Read::Sending(bytes, sent) => self.send_read(downstream, bytes, sent, most),
+            ReadAhead::Done(Err(_)) => Err(SendError::Unreadable),
+            ReadAhead::Sending(bytes, sent) => self.send_read(downstream, bytes, sent, most),
         }
     }
 
@@ -135,7 +135,7 @@ impl FileBody {
         most: usize,
         who: &Identity,
         cx: &mut Context,
-    ) -> Result<Sent, Lost> {
+    ) -> Result<Sent, SendError> {
         let left = self.left.end - self.left.start;
         let count = usize::try_from(left).unwrap_or(usize::MAX).min(most);
         if !downstream.is_writable() {
@@ -144,7 +144,7 @@ impl FileBody {
         if !self.file.is_cached(self.left.start, count) {
             let request = self.file.read_request(self.left.start, self.read_bytes() as usize);
             cx.jobs.push_back(Job::File(FileJob::Read { request, owner: who.id() }));
-            self.read = Read::UnderWay;
+            self.read = ReadAhead::UnderWay;
             return Ok(Sent::Reading);
         }
         // Once the last byte is sent, nothing can be said any more.
@@ -159,8 +159,8 @@ impl FileBody {
                 Ok(Sent::Moved(n))
             }
             Ok(_) => Ok(Sent::Blocked),
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(Lost::Changed),
-            Err(_) => Err(Lost::Client),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(SendError::Changed),
+            Err(_) => Err(SendError::Client),
         }
     }
 
@@ -170,13 +170,13 @@ impl FileBody {
         bytes: Vec<u8>,
         sent: usize,
         most: usize,
-    ) -> Result<Sent, Lost> {
+    ) -> Result<Sent, SendError> {
         let end = bytes.len().min(sent.saturating_add(most));
-        let moved = downstream.write(&bytes[sent..end]).map_err(|_| Lost::Client)?;
+        let moved = downstream.write(&bytes[sent..end]).map_err(|_| SendError::Client)?;
         let n = if let Io::Moved(n) = moved { n } else { 0 };
         self.left.start += n as u64;
         if sent + n < bytes.len() {
-            self.read = Read::Sending(bytes, sent + n);
+            self.read = ReadAhead::Sending(bytes, sent + n);
         }
         Ok(if n > 0 { Sent::Moved(n) } else { Sent::Blocked })
     }
@@ -185,15 +185,15 @@ impl FileBody {
         READ_BYTES.min(self.left.end - self.left.start)
     }
 
-    fn check(&self, state: FileState) -> Result<(), Lost> {
+    fn check(&self, state: FileState) -> Result<(), SendError> {
         let opened = self.file.state();
         let is_same = match self.age {
             // What is missing is noticed when it is read.
-            Age::Growing => true,
-            Age::Young => state == opened || state.length > opened.length,
-            Age::Finished => state == opened,
+            FileAge::Growing => true,
+            FileAge::Young => state == opened || state.length > opened.length,
+            FileAge::Finished => state == opened,
         };
-        if is_same { Ok(()) } else { Err(Lost::Changed) }
+        if is_same { Ok(()) } else { Err(SendError::Changed) }
     }
 }
 
@@ -288,7 +288,7 @@ mod tests {
         }
 
         /// Sends to the end; after each piece, `then` may do something to the file.
-        fn send(&mut self, body: &mut FileBody, mut then: impl FnMut()) -> Result<(), Lost> {
+        fn send(&mut self, body: &mut FileBody, mut then: impl FnMut()) -> Result<(), SendError> {
             while !body.is_over() {
                 match body.send(&mut self.conn, 1000, &self.who, &mut self.cx)? {
                     Sent::Moved(n) => assert!((1..=1000).contains(&n)),
@@ -322,11 +322,11 @@ mod tests {
         (path, Root::new(&folder, 1 << 20).request(Path::new(name)).run().unwrap())
     }
 
-    /// Reads in the background begin with `Read::UnderWay`, wherever the file is.
+    /// Reads in the background begin with `ReadAhead::UnderWay`, wherever the file is.
     fn reading(scene: &mut Scene, mut body: FileBody) -> FileBody {
         let request = body.file.read_request(body.left.start, body.read_bytes() as usize);
         scene.cx.jobs.push_back(Job::File(FileJob::Read { request, owner: scene.who.id() }));
-        body.read = Read::UnderWay;
+        body.read = ReadAhead::UnderWay;
         body
     }
 
@@ -337,7 +337,7 @@ mod tests {
             for range in [0..1, 0..3000, 149_000..150_000, 70_001..73_002] {
                 for is_read in [false, true] {
                     let mut scene = Scene::new(room);
-                    let mut body = FileBody::new(file.clone(), range.clone(), Age::Finished);
+                    let mut body = FileBody::new(file.clone(), range.clone(), FileAge::Finished);
                     if is_read {
                         body = reading(&mut scene, body);
                     }
@@ -354,11 +354,11 @@ mod tests {
     fn finished_file_that_changes_is_not_sent_to_its_end() {
         let (path, file) = file("changed");
         let mut scene = Scene::new(700);
-        let mut body = FileBody::new(file, 0..150_000, Age::Finished);
+        let mut body = FileBody::new(file, 0..150_000, FileAge::Finished);
         let long_ago = std::time::UNIX_EPOCH;
         let touch =
             || std::fs::File::options().write(true).open(&path).unwrap().set_modified(long_ago);
-        assert_eq!(scene.send(&mut body, || touch().unwrap()), Err(Lost::Changed));
+        assert_eq!(scene.send(&mut body, || touch().unwrap()), Err(SendError::Changed));
         assert!(scene.taken.borrow().len() < 150_000);
     }
 
@@ -367,14 +367,14 @@ mod tests {
         let (path, file) = file("rewritten");
         for is_read in [false, true] {
             let mut scene = Scene::new(700);
-            let mut body = FileBody::new(file.clone(), 0..150_000, Age::Young);
+            let mut body = FileBody::new(file.clone(), 0..150_000, FileAge::Young);
             if is_read {
                 body = reading(&mut scene, body);
             }
             let long_ago = std::time::UNIX_EPOCH;
             let touch =
                 || std::fs::File::options().write(true).open(&path).unwrap().set_modified(long_ago);
-            assert_eq!(scene.send(&mut body, || touch().unwrap()), Err(Lost::Changed));
+            assert_eq!(scene.send(&mut body, || touch().unwrap()), Err(SendError::Changed));
             assert!(scene.taken.borrow().len() < 150_000);
         }
     }
@@ -384,11 +384,11 @@ mod tests {
         let (path, file) = file("young");
         let open = || std::fs::File::options().append(true).open(&path).unwrap();
         let mut scene = Scene::new(1 << 20);
-        let mut body = FileBody::new(file.clone(), 0..150_000, Age::Young);
+        let mut body = FileBody::new(file.clone(), 0..150_000, FileAge::Young);
         assert_eq!(scene.send(&mut body, || open().write_all(b"x").unwrap()), Ok(()));
         assert!(*scene.taken.borrow() == bytes(), "as it was when it was opened");
-        let mut body = FileBody::new(file, 0..150_000, Age::Young);
+        let mut body = FileBody::new(file, 0..150_000, FileAge::Young);
         let cut = || open().set_len(50_000).unwrap();
-        assert_eq!(Scene::new(1 << 20).send(&mut body, cut), Err(Lost::Changed));
+        assert_eq!(Scene::new(1 << 20).send(&mut body, cut), Err(SendError::Changed));
     }
 }

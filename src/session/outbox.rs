@@ -65,7 +65,7 @@ pub struct Flushed {
 
 /// Why a flush cannot go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lost {
+pub enum FlushError {
     /// The connection to the client.
     Client,
     /// The rest of the chunk: the file ends before it.
@@ -178,7 +178,11 @@ impl Outbox {
     ///
     /// # Errors
     /// If the client is gone, or the file has become shorter.
-    pub fn flush(&mut self, sink: &mut Conn, file: Option<&OpenFile>) -> Result<Flushed, Lost> {
+    pub fn flush(
+        &mut self,
+        sink: &mut Conn,
+        file: Option<&OpenFile>,
+    ) -> Result<Flushed, FlushError> {
         let mut moved = 0;
         while !self.is_empty() {
             match self.send(sink, file)? {
@@ -195,18 +199,22 @@ impl Outbox {
     }
 
     /// One system call for an outbox that is not empty. `None`: the socket is full.
-    fn send(&mut self, sink: &mut Conn, file: Option<&OpenFile>) -> Result<Option<usize>, Lost> {
+    fn send(
+        &mut self,
+        sink: &mut Conn,
+        file: Option<&OpenFile>,
+    ) -> Result<Option<usize>, FlushError> {
         if self.before.is_empty() && self.chunk_left == 0 {
             std::mem::swap(&mut self.before, &mut self.after);
         }
         if let Some((bytes, is_last)) = self.before.next() {
             let has_more = !is_last || self.chunk_left > 0;
             let io = if has_more { sink.write_more(bytes) } else { sink.write(bytes) };
-            let Io::Moved(n) = io.map_err(|_| Lost::Client)? else { return Ok(None) };
+            let Io::Moved(n) = io.map_err(|_| FlushError::Client)? else { return Ok(None) };
             self.before.advance(n);
             return Ok(Some(n));
         }
-        let Some(file) = file else { return Err(Lost::File) };
+        let Some(file) = file else { return Err(FlushError::File) };
         match sink.send_file(file, self.chunk_offset, self.chunk_left as usize) {
             Ok(Io::Moved(n)) => {
                 self.chunk_offset += n as u64;
@@ -214,8 +222,8 @@ impl Outbox {
                 Ok(Some(n))
             }
             Ok(_) => Ok(None),
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(Lost::File),
-            Err(_) => Err(Lost::Client),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(FlushError::File),
+            Err(_) => Err(FlushError::Client),
         }
     }
 }
@@ -385,7 +393,11 @@ mod tests {
     }
 
     /// Flushes until the outbox is empty or lost, through a socket that takes `room` bytes a call.
-    fn drain(outbox: &mut Outbox, file: Option<&OpenFile>, room: usize) -> (Vec<u8>, Option<Lost>) {
+    fn drain(
+        outbox: &mut Outbox,
+        file: Option<&OpenFile>,
+        room: usize,
+    ) -> (Vec<u8>, Option<FlushError>) {
         let (taken, wire) = mpsc::channel();
         let mut conn = Conn::accepted(Socket::Other(Box::new(SlowSocket { room, taken })));
         let lost = loop {
@@ -477,7 +489,7 @@ mod tests {
         outbox.push_chunk(3, 4);
         outbox.push_text("bye");
         let sent = drain(&mut outbox, Some(&file), 1000);
-        assert_eq!(sent, (b"\x82\x04\x03\x04".to_vec(), Some(Lost::File)));
+        assert_eq!(sent, (b"\x82\x04\x03\x04".to_vec(), Some(FlushError::File)));
     }
 
     #[test]

@@ -28,9 +28,9 @@ mod underway;
 pub use audio::AudioFiles;
 pub(in crate::session) use opener::{NOT_READABLE, Opener};
 
-use super::alive::{Alive, Verdict};
+use super::alive::{Alive, Pings, Verdict};
 use super::close::CloseReason;
-use super::outbox::{Flushed, Lost, Outbox};
+use super::outbox::{FlushError, Flushed, Outbox};
 use super::stall::Stall;
 use super::transcript::{Event, note};
 use super::{Context, Drain, Ended, Identity, Last, Phase, State, Step};
@@ -117,13 +117,11 @@ pub struct Output {
     /// When the client last proved alive (see [`super::alive`]), or was pinged, whichever came
     /// later.
     heard_at: Moment,
-    is_pinged: bool,
+    pings: Pings,
     active_at: Moment,
     wake_at: Option<Moment>,
     /// What has been received, and what has been given to the outbox or, for bytes, has left it.
     traffic: BothWays,
-    pings_sent: u16,
-    pongs_received: u16,
 }
 
 /// What is on its way to the client or from it.
@@ -188,12 +186,10 @@ impl Output {
             underway: Some(Box::new(Underway { resume, ..Underway::default() })),
             due_at: cx.after(cx.settings.output.timeout),
             heard_at: cx.now,
-            is_pinged: false,
+            pings: Pings::default(),
             active_at: cx.now,
             wake_at: None,
             traffic: BothWays::default(),
-            pings_sent: 0,
-            pongs_received: 0,
         });
         output.underway().outbox.push(&accept);
         output.underway().answer_left = accept.len() as u16;
@@ -414,10 +410,8 @@ impl Output {
             Verdict::Fine => {}
             Verdict::Ping if self.leaving().is_none() => {
                 self.push_frames(&ws::ping_frame(b"", None), who);
-                self.pings_sent = self.pings_sent.saturating_add(1);
-                (self.heard_at, self.is_pinged) = (cx.now, true);
-                cx.stats.pings_sent += 1;
-                note(who, || Event::Ping);
+                self.pings.note_sent(who, cx);
+                self.heard_at = cx.now;
             }
             Verdict::Ping => {}
             Verdict::Gone => return false,
@@ -444,7 +438,7 @@ impl Output {
     }
 
     /// Sends what is queued.
-    fn flush(&mut self, downstream: &mut Conn, cx: &mut Context) -> Result<Flushed, Lost> {
+    fn flush(&mut self, downstream: &mut Conn, cx: &mut Context) -> Result<Flushed, FlushError> {
         pace::begin_to_limit(downstream);
         let Underway { outbox, audio, .. } = self.underway();
         // A chunk and its announcement are a little more than a large packet. Without this, every
@@ -497,12 +491,12 @@ impl Output {
     }
 
     fn note_alive(&mut self, now: Moment) {
-        (self.heard_at, self.is_pinged) = (now, false);
+        (self.heard_at, self.pings.is_unanswered) = (now, false);
     }
 
     fn alive(&self) -> Alive {
         let is_blocked = self.underway.as_ref().is_some_and(|underway| !underway.outbox.is_empty());
-        Alive { heard_at: self.heard_at, is_pinged: self.is_pinged, is_blocked }
+        Alive { heard_at: self.heard_at, is_pinged: self.pings.is_unanswered, is_blocked }
     }
 
     fn next_deadline(&self, cx: &Context) -> Option<Moment> {
@@ -548,8 +542,8 @@ impl State for Output {
                     break;
                 }
                 Ok(Flushed { is_blocked: false, .. }) => {}
-                Err(Lost::Client) => return self.lose(CloseReason::ClientVanished, who, cx),
-                Err(Lost::File) => {
+                Err(FlushError::Client) => return self.lose(CloseReason::ClientVanished, who, cx),
+                Err(FlushError::File) => {
                     // In the middle of a frame no error can be sent, and wrong bytes must not be.
                     let leaving = self.cut_off(who, cx);
                     return Step::End(self.end(leaving, Last::Nothing, who, cx));

@@ -46,14 +46,14 @@ enum ProbeStage {
     /// The request is being sent, or its answer awaited.
     Ask(Exchange),
     /// The backend has agreed, and the WebSocket is being closed.
-    Close(Closing),
+    Close(ProbeClosing),
     Over,
 }
 
 /// A WebSocket that is being closed. To close the socket at once could destroy the Close frame on
 /// the way: what the backend has sent meanwhile would be unread, and the kernel would answer that
 /// with a reset.
-struct Closing {
+struct ProbeClosing {
     conn: Conn,
     /// What is left of the Close frame.
     frame: Vec<u8>,
@@ -148,7 +148,8 @@ impl Probe {
                         }
                         Ok(Some(ProbeAnswer::Upgraded)) => {
                             self.connector.succeed(cx);
-                            self.stage = ProbeStage::Close(Closing::new(exchange.into_conn(), cx));
+                            self.stage =
+                                ProbeStage::Close(ProbeClosing::new(exchange.into_conn(), cx));
                         }
                         Ok(Some(ProbeAnswer::Declined)) => {
                             self.connector.answered(cx);
@@ -182,11 +183,11 @@ fn judge(head: &ResponseHead, key: &str) -> ProbeAnswer {
     }
 }
 
-impl Closing {
-    fn new(conn: Conn, cx: &mut Context) -> Closing {
+impl ProbeClosing {
+    fn new(conn: Conn, cx: &mut Context) -> ProbeClosing {
         let mask = cx.chance.u32(..).to_be_bytes();
         let frame = ws::close_frame(1000, "probe", Some(mask));
-        Closing { conn, frame, is_shut: false, until: cx.now + CLOSE_TIMEOUT }
+        ProbeClosing { conn, frame, is_shut: false, until: cx.now + CLOSE_TIMEOUT }
     }
 
     /// Sends the Close frame and FIN, and discards what the backend still sends. False: done.

@@ -7,7 +7,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
-use super::file_body::{FileBody, Lost, Sent};
+use super::file_body::{FileBody, SendError, Sent};
 use super::output::NOT_READABLE;
 use super::stall::Stall;
 use super::stream_body::StreamBody;
@@ -108,7 +108,7 @@ impl AudioBody {
         most: usize,
         who: &Identity,
         cx: &mut Context,
-    ) -> Result<Option<Sent>, Lost> {
+    ) -> Result<Option<Sent>, SendError> {
         match self {
             AudioBody::File(body) if body.is_over() => Ok(None),
             AudioBody::File(body) => body.send(downstream, most, who, cx).map(Some),
@@ -218,7 +218,7 @@ impl Respond {
         most: usize,
         who: &Identity,
         cx: &mut Context,
-    ) -> Result<Option<Sent>, Lost> {
+    ) -> Result<Option<Sent>, SendError> {
         while self.part().is_some_and(|part| self.sent == part.len()) {
             (self.part, self.sent) = (self.part + 1, 0);
         }
@@ -235,7 +235,7 @@ impl Respond {
                     Ok(Some(Sent::Moved(n)))
                 }
                 Ok(_) => Ok(Some(Sent::Blocked)),
-                Err(_) => Err(Lost::Client),
+                Err(_) => Err(SendError::Client),
             };
         }
         let Some(file) = self.file.as_mut() else { return Ok(None) };
@@ -254,19 +254,19 @@ impl Respond {
     }
 
     /// The rest cannot be sent. The client sees that less came than the head had announced.
-    fn fail(&mut self, lost: Lost, who: &Identity, cx: &mut Context) -> Step {
+    fn fail(&mut self, lost: SendError, who: &Identity, cx: &mut Context) -> Step {
         let task = self.file.as_ref().map(|file| file.task.clone());
         self.release_audio(cx);
         let (why, label) = match lost {
-            Lost::Client => return Step::End(Ended::http(CloseReason::ClientVanished)),
-            Lost::Stopped => {
+            SendError::Client => return Step::End(Ended::http(CloseReason::ClientVanished)),
+            SendError::Stopped => {
                 let ended = Ended::http(CloseReason::TaskStopped);
                 return Step::End(ended.with_last(Last::Dropped));
             }
             // The stream has counted that.
-            Lost::Incomplete(why) => (why, None),
-            Lost::Changed => ("Audio file changed", Some("changed")),
-            Lost::Unreadable => (NOT_READABLE, Some("unreadable")),
+            SendError::Incomplete(why) => (why, None),
+            SendError::Changed => ("Audio file changed", Some("changed")),
+            SendError::Unreadable => (NOT_READABLE, Some("unreadable")),
         };
         if let Some(task) = task {
             warn!(target: "output", "{who} = audio lost why={} task={task}", Quoted(why));

@@ -9,11 +9,11 @@
 
 #![expect(clippy::indexing_slicing, reason = "positions are checked against the same buffer")]
 
-use super::file_body::{Age, FileBody, Lost, Sent};
+use super::file_body::{FileAge, FileBody, SendError, Sent};
 use super::{Context, Identity};
 use crate::net::files::FileBytes;
 use crate::net::{Conn, Io, OpenFile};
-use crate::service::streams::{StreamFailure, StreamId, Verdict};
+use crate::service::streams::{StreamFailure, StreamId, StreamVerdict};
 use std::io;
 
 /// How the client learns where the content ends.
@@ -35,12 +35,12 @@ pub struct StreamBody {
     part: FileBody,
     /// Bytes of the stream up to the end of that part.
     end: u64,
-    state: State,
+    state: PartState,
     waits_since: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum PartState {
     /// Nothing of it is being sent.
     Between,
     InPart,
@@ -61,9 +61,9 @@ impl StreamBody {
             stream,
             framing,
             frame: (Vec::new(), 0),
-            part: FileBody::new(file, 0..0, Age::Growing),
+            part: FileBody::new(file, 0..0, FileAge::Growing),
             end: 0,
-            state: State::Between,
+            state: PartState::Between,
             waits_since: None,
         }
     }
@@ -93,55 +93,55 @@ impl StreamBody {
         most: usize,
         who: &Identity,
         cx: &mut Context,
-    ) -> Result<Option<Sent>, Lost> {
+    ) -> Result<Option<Sent>, SendError> {
         loop {
             if let Some(sent) = self.send_frame(downstream)? {
                 return Ok(Some(sent));
             }
             match self.state {
-                State::InPart if !self.part.is_over() => {
+                PartState::InPart if !self.part.is_over() => {
                     return self.part.send(downstream, most, who, cx).map(Some);
                 }
-                State::InPart => {
-                    self.state = State::Between;
+                PartState::InPart => {
+                    self.state = PartState::Between;
                     self.set_frame(b"\r\n".to_vec());
                 }
-                State::Between => {
+                PartState::Between => {
                     if !self.begin_part(who, cx)? {
                         return Ok(Some(Sent::Waiting));
                     }
                 }
-                State::Ending => return Ok(None),
+                PartState::Ending => return Ok(None),
             }
         }
     }
 
     /// Goes on with what has come of the stream, or with its end. False: there is neither.
-    fn begin_part(&mut self, who: &Identity, cx: &mut Context) -> Result<bool, Lost> {
+    fn begin_part(&mut self, who: &Identity, cx: &mut Context) -> Result<bool, SendError> {
         let rules = cx.stream_rules();
         // Its task was stopped.
-        let stream = cx.streams.stream(self.stream).ok_or(Lost::Stopped)?;
+        let stream = cx.streams.stream(self.stream).ok_or(SendError::Stopped)?;
         let length = stream.chunks().length();
         if length > self.end {
-            self.part = FileBody::new(stream.file().clone(), self.end..length, Age::Growing);
+            self.part = FileBody::new(stream.file().clone(), self.end..length, FileAge::Growing);
             self.set_frame(format!("{:x}\r\n", length - self.end).into_bytes());
-            (self.end, self.state) = (length, State::InPart);
+            (self.end, self.state) = (length, PartState::InPart);
             return Ok(true);
         }
         match stream.verdict(cx.now, &rules) {
-            Verdict::Wait => {
+            StreamVerdict::Wait => {
                 let (id, since) = (self.stream, self.waits_since);
                 self.waits_since = cx.streams.wait(cx.now, id, who.id(), since, &rules);
                 Ok(false)
             }
-            Verdict::Complete => {
+            StreamVerdict::Complete => {
                 self.set_frame(b"0\r\n\r\n".to_vec());
-                self.state = State::Ending;
+                self.state = PartState::Ending;
                 Ok(true)
             }
-            Verdict::Failed(StreamFailure::Unreadable) => Err(Lost::Unreadable),
-            Verdict::Failed(StreamFailure::Changed) => Err(Lost::Changed),
-            Verdict::Failed(failure) => Err(Lost::Incomplete(failure.words())),
+            StreamVerdict::Failed(StreamFailure::Unreadable) => Err(SendError::Unreadable),
+            StreamVerdict::Failed(StreamFailure::Changed) => Err(SendError::Changed),
+            StreamVerdict::Failed(failure) => Err(SendError::Incomplete(failure.words())),
         }
     }
 
@@ -152,7 +152,7 @@ impl StreamBody {
     }
 
     /// Sends what is left of the framing. `None`: nothing is.
-    fn send_frame(&mut self, downstream: &mut Conn) -> Result<Option<Sent>, Lost> {
+    fn send_frame(&mut self, downstream: &mut Conn) -> Result<Option<Sent>, SendError> {
         let (bytes, sent) = &mut self.frame;
         if *sent == bytes.len() {
             return Ok(None);
@@ -160,8 +160,8 @@ impl StreamBody {
         let rest = &bytes[*sent..];
         // The head of a chunk travels with its first bytes.
         let written = match self.state {
-            State::InPart => downstream.write_more(rest),
-            State::Between | State::Ending => downstream.write(rest),
+            PartState::InPart => downstream.write_more(rest),
+            PartState::Between | PartState::Ending => downstream.write(rest),
         };
         match written {
             Ok(Io::Moved(n)) => {
@@ -169,7 +169,7 @@ impl StreamBody {
                 Ok(Some(Sent::Moved(n)))
             }
             Ok(_) => Ok(Some(Sent::Blocked)),
-            Err(_) => Err(Lost::Client),
+            Err(_) => Err(SendError::Client),
         }
     }
 }

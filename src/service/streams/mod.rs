@@ -25,7 +25,7 @@ mod state;
 
 pub use chunks::{Chunks, Cursor, Piece};
 pub use state::{
-    Finished, NewStream, Seen, StreamFailure, StreamRules, StreamSource, StreamState, Verdict,
+    Finished, NewStream, Seen, StreamFailure, StreamRules, StreamSource, StreamState, StreamVerdict,
 };
 
 use std::collections::{HashMap, VecDeque};
@@ -224,16 +224,16 @@ impl<K, F> Stream<K, F> {
     }
 
     /// What a client that has everything is to do.
-    pub fn verdict(&self, now: Moment, rules: &StreamRules) -> Verdict {
+    pub fn verdict(&self, now: Moment, rules: &StreamRules) -> StreamVerdict {
         match (self.state, self.source) {
-            (StreamState::Ended, _) => Verdict::Complete,
-            (StreamState::Failed(failure), _) => Verdict::Failed(failure),
+            (StreamState::Ended, _) => StreamVerdict::Complete,
+            (StreamState::Failed(failure), _) => StreamVerdict::Failed(failure),
             (StreamState::Open, StreamSource::YoungFile)
                 if !self.has_grown || self.is_still(now, rules) =>
             {
-                Verdict::Complete
+                StreamVerdict::Complete
             }
-            (StreamState::Open, _) => Verdict::Wait,
+            (StreamState::Open, _) => StreamVerdict::Wait,
         }
     }
 
@@ -768,7 +768,7 @@ mod tests {
         assert_eq!((finished.id, finished.chunks, finished.bytes), (id, 5, 31));
         let stream = streams.stream(id).unwrap();
         assert_eq!(stream.total_chunks(NOW, &RULES), Some(5));
-        assert_eq!(stream.verdict(NOW, &RULES), Verdict::Complete);
+        assert_eq!(stream.verdict(NOW, &RULES), StreamVerdict::Complete);
         assert_eq!(streams.deadline(), None);
     }
 
@@ -804,7 +804,7 @@ mod tests {
             streams.handle_file(NOW + elapsed, id, last, &RULES);
             assert_eq!(state(&streams, id), StreamState::Failed(failure));
             let verdict = streams.stream(id).unwrap().verdict(NOW, &RULES);
-            assert_eq!((woken(&mut streams), verdict), (vec![1], Verdict::Failed(failure)));
+            assert_eq!((woken(&mut streams), verdict), (vec![1], StreamVerdict::Failed(failure)));
         }
         let (mut streams, id) = begun(StreamSource::GrowingFile, 5);
         streams.handle_file(NOW + stall, id, Some(seen(6)), &RULES);
@@ -839,14 +839,14 @@ mod tests {
             let stream = streams.stream(id).unwrap();
             (stream.verdict(at, &RULES), stream.total_chunks(at, &RULES))
         };
-        assert_eq!(verdict(&streams, NOW), (Verdict::Complete, Some(3)));
+        assert_eq!(verdict(&streams, NOW), (StreamVerdict::Complete, Some(3)));
         streams.handle_file(NOW, id, Some(seen(32)), &RULES);
-        assert_eq!(verdict(&streams, NOW), (Verdict::Wait, None));
+        assert_eq!(verdict(&streams, NOW), (StreamVerdict::Wait, None));
         streams.wait(NOW, id, 1, None, &RULES);
         assert_eq!(streams.deadline(), Some(NOW + LOOK_INTERVAL));
         let still_at = NOW + RULES.wait;
-        assert_eq!(verdict(&streams, NOW + (RULES.wait - MS)), (Verdict::Wait, None));
-        assert_eq!(verdict(&streams, still_at), (Verdict::Complete, Some(4)));
+        assert_eq!(verdict(&streams, NOW + (RULES.wait - MS)), (StreamVerdict::Wait, None));
+        assert_eq!(verdict(&streams, still_at), (StreamVerdict::Complete, Some(4)));
         streams.handle_file(still_at, id, Some(seen(32)), &RULES);
         assert_eq!(woken(&mut streams), [1]);
         let (mut streams, id) = begun(StreamSource::YoungFile, 25);

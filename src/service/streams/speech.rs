@@ -127,7 +127,7 @@ impl<K: Copy, F> Streams<K, F> {
 mod tests {
     use super::*;
     use crate::base::budget::Budget;
-    use crate::service::streams::Verdict;
+    use crate::service::streams::StreamVerdict;
     use std::time::Duration;
 
     const NOW: Moment = Moment::START;
@@ -158,7 +158,7 @@ mod tests {
         assert_eq!(stream.total_chunks(NOW, &RULES), None);
         streams.complete_speech(id, true);
         let stream = streams.stream(id).unwrap();
-        assert_eq!(stream.verdict(NOW, &RULES), Verdict::Complete);
+        assert_eq!(stream.verdict(NOW, &RULES), StreamVerdict::Complete);
         assert_eq!((stream.total_chunks(NOW, &RULES), stream.is_final_speech()), (Some(2), true));
         streams.append(NOW, id, 5, "");
         assert_eq!(streams.stream(id).unwrap().chunks().count(), 2, "it has ended");

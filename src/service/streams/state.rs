@@ -119,7 +119,7 @@ pub struct StreamRules {
 
 /// What a client that has everything is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum StreamVerdict {
     /// Wait for more.
     Wait,
     /// There is no more.

@@ -13,7 +13,7 @@ mod speech;
 
 pub use speech::Speeches;
 
-use super::alive::{Alive, Verdict};
+use super::alive::{Alive, Pings, Verdict};
 use super::close::{CloseReason, Closing};
 use super::outbox::{Flushed, Outbox};
 use super::stall::Stall;
@@ -77,9 +77,7 @@ pub struct Ingest {
     /// When the worker last proved alive (see [`super::alive`]), or was pinged, whichever came
     /// later.
     heard_at: Moment,
-    is_pinged: bool,
-    pings_sent: u16,
-    pongs_received: u16,
+    pings: Pings,
     /// Bytes of the answer to the upgrade that have not been sent. They are no frames.
     answer_left: u16,
     /// When a message last came.
@@ -125,9 +123,7 @@ impl Ingest {
             stall: None,
             leaving: None,
             heard_at: cx.now,
-            is_pinged: false,
-            pings_sent: 0,
-            pongs_received: 0,
+            pings: Pings::default(),
             answer_left: accept.len() as u16,
             active_at: cx.now,
             is_draining: false,
@@ -181,8 +177,8 @@ impl Ingest {
                 Incoming::Binary(bytes) => self.handle_binary(bytes, who, cx),
             }
         });
-        if pongs > 0 && self.pongs_received < self.pings_sent {
-            self.pongs_received += 1;
+        if pongs > 0 {
+            self.pings.note_pongs();
         }
         self.traffic.from_client.frames += reader.frames_seen() - frames;
         if !reader.is_idle() {
@@ -350,12 +346,13 @@ impl Ingest {
         let Leaving { reason, closing } = leaving;
         let mut ended = Ended::new(reason, detail).with_last(last);
         (ended.client_close, ended.traffic) = (closing, self.counted());
+        let (pings_sent, pongs_received) = self.pings.counts();
         ended.activity = Activity {
             client_idle: Some(cx.now - self.active_at),
             backend_idle: None,
             is_unfinished: self.reader.is_some() || Self::has_open_stream(who, cx),
-            pings_sent: self.pings_sent,
-            pongs_received: self.pongs_received,
+            pings_sent,
+            pongs_received,
         };
         ended
     }
@@ -400,10 +397,8 @@ impl Ingest {
             Verdict::Fine => {}
             Verdict::Ping if self.leaving.is_none() => {
                 self.push_frames(&ws::ping_frame(b"", None), who);
-                self.pings_sent = self.pings_sent.saturating_add(1);
-                (self.heard_at, self.is_pinged) = (cx.now, true);
-                cx.stats.pings_sent += 1;
-                note(who, || Event::Ping);
+                self.pings.note_sent(who, cx);
+                self.heard_at = cx.now;
             }
             Verdict::Ping => {}
             Verdict::Gone => return false,
@@ -420,12 +415,12 @@ impl Ingest {
     }
 
     fn note_alive(&mut self, now: Moment) {
-        (self.heard_at, self.is_pinged) = (now, false);
+        (self.heard_at, self.pings.is_unanswered) = (now, false);
     }
 
     fn alive(&self) -> Alive {
         let is_blocked = !self.outbox.is_empty();
-        Alive { heard_at: self.heard_at, is_pinged: self.is_pinged, is_blocked }
+        Alive { heard_at: self.heard_at, is_pinged: self.pings.is_unanswered, is_blocked }
     }
 
     fn idle_at(&self, cx: &Context) -> Option<Moment> {

@@ -54,7 +54,7 @@ pub(super) struct ReceivedChunk<'b> {
 
 /// Why a chunk or an end is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(super) enum SpeechRefusal {
     /// A chunk is missing before it.
     Gap { seq: u64, next: u64 },
     /// More fields than may be.
@@ -69,17 +69,17 @@ pub(super) enum Refusal {
     NothingToEnd,
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for SpeechRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Refusal::Gap { seq, next } => {
+            SpeechRefusal::Gap { seq, next } => {
                 return write!(f, "seq {seq} leaves a gap, the next one is {next}");
             }
-            Refusal::FieldsTooLong => "The further fields of the chunk are too long",
-            Refusal::TooLarge => "Audio too large",
-            Refusal::NoRoom => "No room for the audio",
-            Refusal::Shortage => "Gateway out of resources",
-            Refusal::NothingToEnd => "The task has no audio to end",
+            SpeechRefusal::FieldsTooLong => "The further fields of the chunk are too long",
+            SpeechRefusal::TooLarge => "Audio too large",
+            SpeechRefusal::NoRoom => "No room for the audio",
+            SpeechRefusal::Shortage => "Gateway out of resources",
+            SpeechRefusal::NothingToEnd => "The task has no audio to end",
         })
     }
 }
@@ -253,7 +253,7 @@ impl Context {
         &mut self,
         worker: SessionId,
         chunk: ReceivedChunk<'_>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), SpeechRefusal> {
         let task = chunk.task.uuid();
         if self.results.tasks().is_stopped(task) {
             self.results.note_dropped();
@@ -261,7 +261,7 @@ impl Context {
         }
         self.feeds.note(worker, &chunk.task);
         if chunk.fields.len() > FIELDS_BYTES_MAX {
-            return Err(Refusal::FieldsTooLong);
+            return Err(SpeechRefusal::FieldsTooLong);
         }
         if chunk.seq == Some(0) {
             self.speech.forget_dropped(task);
@@ -274,7 +274,7 @@ impl Context {
             None => (0, 0),
         };
         match chunk.seq.unwrap_or(next) {
-            seq if seq > next => return Err(Refusal::Gap { seq, next }),
+            seq if seq > next => return Err(SpeechRefusal::Gap { seq, next }),
             seq if seq < next => return Ok(()),
             _ => {}
         }
@@ -282,10 +282,10 @@ impl Context {
             self.open_speech(&chunk)?;
         }
         if received + chunk.bytes.len() as u64 > self.settings.output.max_audio {
-            return Err(self.drop_speech(task, Refusal::TooLarge));
+            return Err(self.drop_speech(task, SpeechRefusal::TooLarge));
         }
         if self.budget.refuses(chunk.bytes.len() + chunk.fields.len()) {
-            return Err(self.drop_speech(task, Refusal::Shortage));
+            return Err(self.drop_speech(task, SpeechRefusal::Shortage));
         }
         self.stats.speech_chunks += 1;
         self.stats.speech_bytes += chunk.bytes.len() as u64;
@@ -298,7 +298,7 @@ impl Context {
         worker: SessionId,
         task: &TaskId,
         is_final: bool,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), SpeechRefusal> {
         let uuid = task.uuid();
         if self.results.tasks().is_stopped(uuid) {
             self.results.note_dropped();
@@ -307,7 +307,7 @@ impl Context {
         self.feeds.note(worker, task);
         let last = self.speech.by_task.entry_mut(uuid).and_then(VecDeque::back_mut);
         match last.filter(|last| last.end.is_none()) {
-            None => Err(Refusal::NothingToEnd),
+            None => Err(SpeechRefusal::NothingToEnd),
             Some(Speech { file: Place::Nowhere, .. }) => {
                 self.speech.forget_dropped(uuid);
                 Ok(())
@@ -335,7 +335,7 @@ impl Context {
             Err(error) => {
                 let folder = self.settings.output.spool.display();
                 warn!(target: "ingest", "no file for speech folder={folder} why={error:?} task={task}");
-                let refusal = self.drop_serial(Part { task, serial }, Refusal::Shortage);
+                let refusal = self.drop_serial(Part { task, serial }, SpeechRefusal::Shortage);
                 self.tell(task, refusal);
             }
         }
@@ -393,20 +393,20 @@ impl Context {
         }
     }
 
-    fn tell(&mut self, task: Uuid, refusal: Refusal) {
+    fn tell(&mut self, task: Uuid, refusal: SpeechRefusal) {
         let words = match refusal {
-            Refusal::NoRoom => "No room for the audio",
-            Refusal::TooLarge => "Audio too large",
-            Refusal::Shortage
-            | Refusal::Gap { .. }
-            | Refusal::FieldsTooLong
-            | Refusal::NothingToEnd => "Gateway out of resources",
+            SpeechRefusal::NoRoom => "No room for the audio",
+            SpeechRefusal::TooLarge => "Audio too large",
+            SpeechRefusal::Shortage
+            | SpeechRefusal::Gap { .. }
+            | SpeechRefusal::FieldsTooLong
+            | SpeechRefusal::NothingToEnd => "Gateway out of resources",
         };
         self.feeds.tell(task, News::Error(words));
     }
 
     /// The first chunk of a stream has come.
-    fn open_speech(&mut self, chunk: &ReceivedChunk<'_>) -> Result<(), Refusal> {
+    fn open_speech(&mut self, chunk: &ReceivedChunk<'_>) -> Result<(), SpeechRefusal> {
         let task = chunk.task.uuid();
         self.speech.last_serial += 1;
         let serial = self.speech.last_serial;
@@ -414,13 +414,13 @@ impl Context {
         let queue = &mut self.speech.by_task[slot];
         let spool = &self.settings.output.spool;
         let file = match () {
-            () if queue.len() >= QUEUE_MAX => return Err(Refusal::Shortage),
+            () if queue.len() >= QUEUE_MAX => return Err(SpeechRefusal::Shortage),
             () if spool.as_os_str().is_empty() => match SpoolFile::in_memory() {
                 Ok(file) => Place::Open(file),
                 Err(error) => {
                     warn!(target: "ingest", "no memory for speech why={error:?} task={task}");
                     self.speech.forget_if_empty(task);
-                    return Err(Refusal::Shortage);
+                    return Err(SpeechRefusal::Shortage);
                 }
             },
             () => {
@@ -445,7 +445,7 @@ impl Context {
     }
 
     /// Adds a chunk to the last stream of its task.
-    fn push_chunk(&mut self, chunk: ReceivedChunk<'_>) -> Result<(), Refusal> {
+    fn push_chunk(&mut self, chunk: ReceivedChunk<'_>) -> Result<(), SpeechRefusal> {
         let task = chunk.task.uuid();
         let length = chunk.bytes.len();
         let Some(queue) = self.speech.by_task.entry_mut(task) else { return Ok(()) };
@@ -460,7 +460,7 @@ impl Context {
             && speech.in_flight.chunks.is_empty()
         {
             if !self.results.grow_speech(self.now, begun.key, (length, chunk.fields.len())) {
-                return Err(self.drop_speech(task, Refusal::NoRoom));
+                return Err(self.drop_speech(task, SpeechRefusal::NoRoom));
             }
             let written = match file.write(chunk.bytes, speech.written) {
                 Ok(written) => written,
@@ -487,7 +487,7 @@ impl Context {
     }
 
     /// Goes on with the streams of a task, in their order, as far as nothing has to be waited for.
-    fn advance(&mut self, task: Uuid) -> Result<(), Refusal> {
+    fn advance(&mut self, task: Uuid) -> Result<(), SpeechRefusal> {
         loop {
             let Some(queue) = self.speech.by_task.entry_mut(task) else { return Ok(()) };
             let Some(first) = queue.front_mut() else {
@@ -529,7 +529,7 @@ impl Context {
     }
 
     /// The stream gets its number among the results of its task, and its clients.
-    fn begin_speech(&mut self, part: Part) -> Result<(), Refusal> {
+    fn begin_speech(&mut self, part: Part) -> Result<(), SpeechRefusal> {
         let Some(speech) = self.speech.speech(part) else { return Ok(()) };
         let Place::Open(file) = &speech.file else { return Ok(()) };
         let named = speech.audio_type.take();
@@ -541,7 +541,7 @@ impl Context {
         let is_in_memory = self.settings.output.spool.as_os_str().is_empty();
         let store = if is_in_memory { SpeechStore::Memory } else { SpeechStore::Spool };
         let Some((key, result_id)) = self.results.begin_speech(self.now, part.task, store) else {
-            return Err(self.drop_serial(part, Refusal::NoRoom));
+            return Err(self.drop_serial(part, SpeechRefusal::NoRoom));
         };
         let rules = self.stream_rules();
         let result = (part.task, result_id);
@@ -553,12 +553,12 @@ impl Context {
         self.results.announce_speech(self.now, part.task);
         match self.results.grow_speech(self.now, key, (audio, fields)) {
             true => Ok(()),
-            false => Err(self.drop_serial(part, Refusal::NoRoom)),
+            false => Err(self.drop_serial(part, SpeechRefusal::NoRoom)),
         }
     }
 
     /// Writes what waits for its file. False: a background thread does.
-    fn write_waiting(&mut self, part: Part) -> Result<bool, Refusal> {
+    fn write_waiting(&mut self, part: Part) -> Result<bool, SpeechRefusal> {
         let Speeches { by_task, writes, writes_of, waiting_bytes, .. } = &mut self.speech;
         let queue = by_task.entry_mut(part.task).into_iter().flatten();
         let mut speech = queue.filter(|speech| speech.serial == part.serial);
@@ -587,7 +587,7 @@ impl Context {
     }
 
     /// Nothing more of the last stream of a task is taken, for this reason.
-    fn drop_speech(&mut self, task: Uuid, refusal: Refusal) -> Refusal {
+    fn drop_speech(&mut self, task: Uuid, refusal: SpeechRefusal) -> SpeechRefusal {
         let last = self.speech.by_task.entry(task).and_then(VecDeque::back);
         match last.map(|speech| speech.serial) {
             Some(serial) => self.drop_serial(Part { task, serial }, refusal),
@@ -595,15 +595,15 @@ impl Context {
         }
     }
 
-    fn drop_for_error(&mut self, part: Part, error: &io::Error) -> Refusal {
+    fn drop_for_error(&mut self, part: Part, error: &io::Error) -> SpeechRefusal {
         let folder = self.settings.output.spool.display();
         warn!(target: "ingest", "cannot write speech folder={folder} why={} task={}", Quoted(error), part.task);
-        self.drop_serial(part, Refusal::NoRoom)
+        self.drop_serial(part, SpeechRefusal::NoRoom)
     }
 
     /// Nothing more of a stream is taken, and what comes until its end is dropped. Clients get what
     /// was received, and the reason.
-    fn drop_serial(&mut self, part: Part, refusal: Refusal) -> Refusal {
+    fn drop_serial(&mut self, part: Part, refusal: SpeechRefusal) -> SpeechRefusal {
         let Some(speech) = self.speech.speech(part) else { return refusal };
         let waiting_bytes = speech.waiting_bytes();
         let begun = speech.begun.take();

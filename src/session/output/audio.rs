@@ -15,7 +15,7 @@
 use super::joining::{Joined, Joining};
 use super::opener::{NOT_READABLE, Opener};
 use super::progress::{Chunk, Mark, Marks, Next, Progress, Start};
-use super::reading::Read;
+use super::reading::ChunkRead;
 use super::streaming::Streaming;
 use super::{Fault, Leaving, Order, Output};
 use crate::base::moment::Moment;
@@ -90,7 +90,7 @@ pub(super) struct Sending {
     name: PathBuf,
     progress: Progress,
     order: Order,
-    read: Read<Next>,
+    read: ChunkRead<Next>,
 }
 
 impl Audio {
@@ -282,7 +282,7 @@ impl Output {
             progress.next_chunk(),
         );
         let order = Order::of(result);
-        let sending = Sending { file, name, progress, order, read: Read::Idle };
+        let sending = Sending { file, name, progress, order, read: ChunkRead::Idle };
         self.keep(Audio::Sending(Box::new(sending)));
         true
     }
@@ -314,15 +314,17 @@ impl Output {
     }
 
     fn send(&mut self, mut sending: Box<Sending>, who: &Identity, cx: &mut Context) -> bool {
-        match std::mem::replace(&mut sending.read, Read::Idle) {
-            Read::Idle => {}
-            Read::Done(next, Ok(read)) => return self.handle_read(sending, next, read, who, cx),
-            Read::Done(_, Err(error)) => {
+        match std::mem::replace(&mut sending.read, ChunkRead::Idle) {
+            ChunkRead::Idle => {}
+            ChunkRead::Done(next, Ok(read)) => {
+                return self.handle_read(sending, next, read, who, cx);
+            }
+            ChunkRead::Done(_, Err(error)) => {
                 self.fail_audio(&sending.name, NOT_READABLE, Some(error), who, cx);
                 return true;
             }
-            Read::UnderWay(next) => {
-                sending.read = Read::UnderWay(next);
+            ChunkRead::UnderWay(next) => {
+                sending.read = ChunkRead::UnderWay(next);
                 return self.keep(Audio::Sending(sending));
             }
         }
@@ -343,7 +345,7 @@ impl Output {
         };
         let request = sending.file.read_request(offset, length);
         cx.jobs.push_back(Job::File(FileJob::Read { request, owner: who.id() }));
-        sending.read = Read::UnderWay(next);
+        sending.read = ChunkRead::UnderWay(next);
         self.keep(Audio::Sending(sending))
     }
 

@@ -73,12 +73,13 @@ impl Output {
     pub(super) fn activity(&self, now: Moment) -> Activity {
         let is_unfinished = self.stage == ClientState::Sending
             || self.underway.as_ref().is_some_and(|it| !it.results.is_empty());
+        let (pings_sent, pongs_received) = self.pings.counts();
         Activity {
             client_idle: Some(now - self.heard_at),
             backend_idle: None,
             is_unfinished,
-            pings_sent: self.pings_sent,
-            pongs_received: self.pongs_received,
+            pings_sent,
+            pongs_received,
         }
     }
 

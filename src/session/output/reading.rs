@@ -4,7 +4,7 @@ use crate::net::files::FileBytes;
 use std::io;
 
 /// What a file that is being sent waits for.
-pub(super) enum Read<T> {
+pub(super) enum ChunkRead<T> {
     /// Nothing, or the outbox.
     Idle,
     /// A background thread is reading.
@@ -12,20 +12,20 @@ pub(super) enum Read<T> {
     Done(T, io::Result<FileBytes>),
 }
 
-impl<T: Copy> Read<T> {
+impl<T: Copy> ChunkRead<T> {
     /// Bytes that are read, or are being read; `length` has how many that are.
     pub(super) fn bytes(&self, length: impl Fn(T) -> u32) -> usize {
         match self {
-            Read::UnderWay(what) => length(*what) as usize,
-            Read::Done(_, Ok(read)) => read.bytes.capacity(),
-            Read::Idle | Read::Done(_, Err(_)) => 0,
+            ChunkRead::UnderWay(what) => length(*what) as usize,
+            ChunkRead::Done(_, Ok(read)) => read.bytes.capacity(),
+            ChunkRead::Idle | ChunkRead::Done(_, Err(_)) => 0,
         }
     }
 
     /// A background thread has read.
     pub(super) fn handle(&mut self, read: io::Result<FileBytes>) {
-        if let Read::UnderWay(what) = self {
-            *self = Read::Done(*what, read);
+        if let ChunkRead::UnderWay(what) = self {
+            *self = ChunkRead::Done(*what, read);
         }
     }
 }

@@ -61,8 +61,8 @@ impl Output {
             who.count_frame(Side::Upstream, head.opcode);
             pongs += u16::from(head.opcode == Opcode::Pong);
         });
-        if pongs > 0 && self.pongs_received < self.pings_sent {
-            self.pongs_received += 1;
+        if pongs > 0 {
+            self.pings.note_pongs();
         }
         self.traffic.from_client.frames += reader.frames_seen() - frames;
         let asks_stop = reader.take_stop();

@@ -5,7 +5,7 @@
 //! that has everything waits in the stream, and is driven when there is more.
 
 use super::progress::{Chunk, Start};
-use super::reading::Read;
+use super::reading::ChunkRead;
 use super::{Audio, CloseReason, Fault, Order, Output};
 use crate::net::OpenFile;
 use crate::net::files::FileBytes;
@@ -13,7 +13,8 @@ use crate::proto::control;
 use crate::proto::media;
 use crate::proto::message::{self, AudioPresence, SharedResult, TaskResult};
 use crate::service::streams::{
-    Cursor, NewStream, Piece, Stream, StreamFailure, StreamId, StreamSource, StreamState, Verdict,
+    Cursor, NewStream, Piece, Stream, StreamFailure, StreamId, StreamSource, StreamState,
+    StreamVerdict,
 };
 use crate::service::tasks::TaskEnd;
 use crate::session::jobs::{FileJob, Job};
@@ -36,7 +37,7 @@ pub(super) struct Streaming {
     is_live: bool,
     /// Another chunk is known behind the one that is being sent.
     has_more: bool,
-    read: Read<Piece>,
+    read: ChunkRead<Piece>,
     /// What [`crate::service::streams::Streams::wait`] returned.
     waits_since: Option<u32>,
     /// The look at the file that was asked for when the client had everything.
@@ -44,7 +45,7 @@ pub(super) struct Streaming {
 }
 
 /// What comes next of a stream.
-enum Step {
+enum NextStep {
     Chunk(Chunk, Piece),
     /// A background thread has to read it first.
     Read(Piece),
@@ -94,7 +95,7 @@ impl Streaming {
     }
 
     /// What comes next.
-    fn next(&mut self, who: &Identity, cx: &mut Context) -> Step {
+    fn next(&mut self, who: &Identity, cx: &mut Context) -> NextStep {
         let rules = cx.stream_rules();
         let source = cx.streams.stream(self.stream).map(|stream| stream.source());
         // One that was rewritten is noticed between two chunks.
@@ -106,36 +107,36 @@ impl Streaming {
             cx.note_stream_file(self.stream, state);
         }
         if self.is_changed(cx) {
-            return Step::Failed(StreamFailure::Changed);
+            return NextStep::Failed(StreamFailure::Changed);
         }
         // Its task was stopped, of which the client is notified in a moment.
-        let Some(stream) = cx.streams.stream(self.stream) else { return Step::Wait };
+        let Some(stream) = cx.streams.stream(self.stream) else { return NextStep::Wait };
         if let Some(piece) = stream.chunks().peek(&mut self.cursor) {
             let is_last = piece.number + 1 == stream.chunks().count();
             self.has_more = !is_last;
             // What was just written is in memory.
             let is_fresh = is_last && stream.has_grown() && stream.state() == StreamState::Open;
             if !is_fresh && !self.file.is_cached(piece.offset, piece.length as usize) {
-                return Step::Read(piece);
+                return NextStep::Read(piece);
             }
-            return Step::Chunk(self.chunk(piece, cx), piece);
+            return NextStep::Chunk(self.chunk(piece, cx), piece);
         }
         let verdict = stream.verdict(cx.now, &rules);
         let is_known = source != Some(StreamSource::YoungFile)
             || state.is_some()
             || self.last_look.is_some_and(|look| stream.has_looked(look));
         match verdict {
-            Verdict::Wait => {}
-            Verdict::Complete if is_known => return Step::Complete,
+            StreamVerdict::Wait => {}
+            StreamVerdict::Complete if is_known => return NextStep::Complete,
             // What it is now has to be asked for.
-            Verdict::Complete => {
+            StreamVerdict::Complete => {
                 self.last_look.get_or_insert_with(|| cx.streams.ask_look(self.stream));
             }
-            Verdict::Failed(failure) => return Step::Failed(failure),
+            StreamVerdict::Failed(failure) => return NextStep::Failed(failure),
         }
         let since = self.waits_since;
         self.waits_since = cx.streams.wait(cx.now, self.stream, who.id(), since, &rules);
-        Step::Wait
+        NextStep::Wait
     }
 
     /// The chunk as its message to the client describes it.
@@ -238,7 +239,7 @@ impl Output {
             announced: None,
             is_live,
             has_more: true,
-            read: Read::Idle,
+            read: ChunkRead::Idle,
             waits_since: None,
             last_look: None,
         })));
@@ -289,13 +290,13 @@ impl Output {
         who: &Identity,
         cx: &mut Context,
     ) -> bool {
-        match std::mem::replace(&mut streaming.read, Read::Idle) {
-            Read::Idle => {}
-            Read::UnderWay(piece) => {
-                streaming.read = Read::UnderWay(piece);
+        match std::mem::replace(&mut streaming.read, ChunkRead::Idle) {
+            ChunkRead::Idle => {}
+            ChunkRead::UnderWay(piece) => {
+                streaming.read = ChunkRead::UnderWay(piece);
                 return self.keep(Audio::Streaming(streaming));
             }
-            Read::Done(piece, Ok(read)) if read.bytes.len() == piece.length as usize => {
+            ChunkRead::Done(piece, Ok(read)) if read.bytes.len() == piece.length as usize => {
                 cx.note_stream_read(streaming.stream, read.state);
                 if streaming.is_changed(cx) {
                     return self.fail_stream(&streaming, StreamFailure::Changed, None, who, cx);
@@ -307,7 +308,7 @@ impl Output {
                 self.keep(Audio::Streaming(streaming));
                 return true;
             }
-            Read::Done(_, read) => {
+            ChunkRead::Done(_, read) => {
                 let failure = match read {
                     Ok(_) => StreamFailure::Changed,
                     Err(_) => StreamFailure::Unreadable,
@@ -316,30 +317,30 @@ impl Output {
             }
         }
         match streaming.next(who, cx) {
-            Step::Chunk(chunk, piece) => {
+            NextStep::Chunk(chunk, piece) => {
                 self.announce_chunk_of(streaming.stream, chunk, who, cx);
                 self.underway().outbox.push_chunk(piece.offset, piece.length);
                 streaming.pass(piece);
                 self.keep(Audio::Streaming(streaming));
                 true
             }
-            Step::Read(piece) => {
+            NextStep::Read(piece) => {
                 let request = streaming.file.read_request(piece.offset, piece.length as usize);
                 cx.jobs.push_back(Job::File(FileJob::Read { request, owner: who.id() }));
-                streaming.read = Read::UnderWay(piece);
+                streaming.read = ChunkRead::UnderWay(piece);
                 self.keep(Audio::Streaming(streaming))
             }
-            Step::Wait => self.keep(Audio::Streaming(streaming)),
-            Step::Complete => {
+            NextStep::Wait => self.keep(Audio::Streaming(streaming)),
+            NextStep::Complete => {
                 let order = self.push_speech_end(&streaming, who, cx);
                 self.push_text(&message::audio_complete(&self.task), who);
                 self.end_result(order, TaskEnd::Completed, who, cx);
                 true
             }
-            Step::Failed(failure @ (StreamFailure::Changed | StreamFailure::Unreadable)) => {
+            NextStep::Failed(failure @ (StreamFailure::Changed | StreamFailure::Unreadable)) => {
                 self.fail_stream(&streaming, failure, None, who, cx)
             }
-            Step::Failed(failure @ (StreamFailure::Stalled | StreamFailure::TooLarge)) => {
+            NextStep::Failed(failure @ (StreamFailure::Stalled | StreamFailure::TooLarge)) => {
                 self.end_early(&streaming, failure, who, cx);
                 true
             }
