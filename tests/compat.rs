@@ -861,9 +861,14 @@ impl Peer {
                 self.report("Content-Length: …");
                 continue;
             }
-            if let Some((before, rest)) = line.split_once("'sha256-") {
-                let (_, after) = rest.split_once('\'').expect("a hash is quoted");
-                self.report(&format!("{before}'sha256-…'{after}"));
+            if line.contains("'sha256-") {
+                let mut parts = line.split("'sha256-");
+                let mut shown = parts.next().unwrap_or_default().to_owned();
+                for part in parts {
+                    let (_, after) = part.split_once('\'').expect("a hash is quoted");
+                    shown.push_str(&format!("'sha256-…'{after}"));
+                }
+                self.report(&shown);
                 continue;
             }
             is_shown &= !line.starts_with("Content-Type: text/");

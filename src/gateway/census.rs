@@ -1,11 +1,11 @@
 //! Reports about all sessions, made a slice a turn.
 //!
-//! `/connections`, `/metrics` and the status page need something of every session. With thousands
-//! of them, one walk over all would delay every other client, and a walk for each request would do
-//! so again and again. So a request for one of these waits for a [`Census`]: it visits a bounded
-//! number of sessions a turn, and its result answers everyone who had asked before it began. A
-//! request that comes meanwhile waits for the next census, so that no answer shows a state from
-//! before its request.
+//! `/connections`, `/metrics` and the snapshots of `/events` need something of every session. With
+//! thousands of them, one walk over all would delay every other client, and a walk for each request
+//! would do so again and again. So a request for one of these waits for a [`Census`]: it visits a
+//! bounded number of sessions a turn, and its result answers everyone who had asked before it
+//! began. A request that comes meanwhile waits for the next census, so that no answer shows a state
+//! from before its request.
 //!
 //! Traffic must be counted once, although sessions end while the census goes on. Until a session
 //! ends, its flows have its counts; then [`Stats`](crate::service::stats::Stats) has them. A
@@ -17,7 +17,7 @@ use super::Gateway;
 use crate::base::budget::Budget;
 use crate::proto::http::{Content, Response, Shared};
 use crate::service::endpoints::Answer;
-use crate::service::report::{self, ByViewer, ConnectionList, Live, Viewer};
+use crate::service::report::{self, ConnectionList, Live, TaskCounts, Viewer};
 use crate::session::respond::Question;
 use crate::session::{Phase, SessionId};
 
@@ -37,16 +37,16 @@ pub(super) struct Census {
     /// What `/connections` lists; `None` if it was not asked for.
     list: Option<ConnectionList>,
     live: Live,
-    /// The first WebSockets, for the status page.
-    first: Vec<SessionId>,
-    /// Clients that wait for a result.
-    waiting: u64,
+    /// Clients that wait for a result, and those that are being sent one.
+    tasks: TaskCounts,
+    /// It is also for those that watch the gateway.
+    is_for_watchers: bool,
     /// Requests that this census answers.
     questions: Vec<(SessionId, Box<Question>)>,
 }
 
 impl Census {
-    fn new(questions: Vec<(SessionId, Box<Question>)>) -> Census {
+    fn new(questions: Vec<(SessionId, Box<Question>)>, is_for_watchers: bool) -> Census {
         let asking = |(_, question): &&(SessionId, Box<Question>)| {
             question.endpoint.answer == Answer::Connections
         };
@@ -56,8 +56,8 @@ impl Census {
         let is_wanted = asking.peek().is_some();
         let viewer = if asking.any(is_for_admin) { Viewer::Admin } else { Viewer::Stranger };
         let list = is_wanted.then(|| ConnectionList::new(viewer));
-        let (live, first) = (Live::default(), Vec::new());
-        Census { next: 0, list, live, first, waiting: 0, questions }
+        let (live, tasks) = (Live::default(), TaskCounts::default());
+        Census { next: 0, list, live, tasks, is_for_watchers, questions }
     }
 }
 
@@ -73,7 +73,7 @@ impl Gateway {
     /// Whether a census is under way or wanted.
     #[inline]
     pub(super) fn is_census_due(&self) -> bool {
-        self.census.is_some() || !self.questions.is_empty()
+        self.census.is_some() || !self.questions.is_empty() || self.is_snapshot_due()
     }
 
     /// Goes on with the census, if there is one or one is wanted. Called once a turn.
@@ -90,7 +90,11 @@ impl Gateway {
             Some(census) => census,
             None => {
                 self.cx.stats.begin_walk();
-                Census::new(std::mem::take(&mut self.questions))
+                let is_for_watchers = self.is_snapshot_due();
+                if is_for_watchers {
+                    self.cx.watch.begin(self.cx.now);
+                }
+                Census::new(std::mem::take(&mut self.questions), is_for_watchers)
             }
         };
         let mut work = self.turn.census;
@@ -109,14 +113,14 @@ impl Gateway {
     /// Takes the next slot into account. Returns what that cost.
     fn visit(&self, census: &mut Census) -> usize {
         let Some(session) = self.sessions.get(census.next) else { return COST_OF_SLOT };
-        if matches!(session.phase(), Phase::Output(output) if output.is_waiting()) {
-            census.waiting += 1;
+        if let Phase::Output(output) = session.phase() {
+            match output.is_waiting() {
+                true => census.tasks.waiting += 1,
+                false => census.tasks.sending += 1,
+            }
         }
         let Some(traffic) = session.traffic() else { return COST_OF_COUNT };
         census.live.add(session.who().route_name(), traffic);
-        if census.first.len() < report::PAGE_CONNECTIONS_MAX {
-            census.first.push(session.who().id());
-        }
         match &mut census.list {
             Some(list) => {
                 list.push(&self.connection_view(session, traffic));
@@ -129,27 +133,25 @@ impl Gateway {
     /// Makes each kind of report that was asked for once, and gives it to everyone who asked for
     /// it.
     fn answer_all(&mut self, census: Census) {
-        let Census { list, mut live, first, waiting, questions, .. } = census;
+        let Census { list, mut live, tasks, is_for_watchers, questions, .. } = census;
         live.except(self.cx.stats.end_walk());
+        let mut moving = std::mem::take(&mut self.moving);
         let mut snapshot = self.snapshot(Viewer::Stranger);
         snapshot.live = live;
-        snapshot.results.waiting = waiting;
+        snapshot.results.waiting = tasks.waiting;
         snapshot.process = Some(self.process_view());
         let asks =
             |answer| questions.iter().any(|(_, question)| question.endpoint.answer == answer);
         let metrics =
             asks(Answer::Metrics).then(|| share(report::metrics(&snapshot), &self.cx.budget));
-        let page = asks(Answer::Page).then(|| {
-            let sessions = first.iter().filter_map(|id| self.session(*id));
-            snapshot.connections = sessions
-                .filter_map(|session| Some(self.connection_view(session, session.traffic()?)))
-                .collect();
-            let mut page = |viewer| {
-                snapshot.viewer = viewer;
-                share(report::page(&snapshot), &self.cx.budget)
-            };
-            ByViewer { admin: page(Viewer::Admin), stranger: page(Viewer::Stranger) }
+        let watched = is_for_watchers.then(|| {
+            snapshot.viewer = Viewer::Admin;
+            self.describe(&snapshot, tasks, &mut moving)
         });
+        self.moving = moving;
+        if let Some(data) = watched {
+            self.publish_snapshot(&data);
+        }
         let list = list.map(|list| list.finish(&self.cx.budget));
         for (id, question) in questions {
             let response = match question.endpoint.answer {
@@ -157,8 +159,9 @@ impl Gateway {
                     .as_ref()
                     .map(|list| report::connections(list.of(question.asked.viewer).clone())),
                 Answer::Metrics => metrics.clone(),
-                Answer::Page => page.as_ref().map(|page| page.of(question.asked.viewer).clone()),
-                Answer::Health
+                Answer::Page
+                | Answer::Events
+                | Answer::Health
                 | Answer::Ready
                 | Answer::Status
                 | Answer::Closed

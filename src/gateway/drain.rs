@@ -87,6 +87,7 @@ impl Gateway {
             {
                 self.stop()
             }
+            RunState::Draining { .. } if self.is_only_watched() => self.dismiss_watchers(),
             // No session is left, but Redis has not stored everything yet: another gateway is to
             // deliver it.
             RunState::Draining { until }
@@ -112,6 +113,12 @@ impl Gateway {
             }
             RunState::Draining { .. } | RunState::Storing { .. } | RunState::LastCall { .. } => {}
         }
+    }
+
+    /// Whether no session is left but those that watch the others, and workers.
+    fn is_only_watched(&self) -> bool {
+        let watchers = self.cx.watch.watchers().len();
+        watchers > 0 && self.sessions.len() == self.closed.len() + self.workers + watchers
     }
 
     fn begin_storing(&mut self, until: Option<Moment>) {

@@ -13,6 +13,7 @@ impl Gateway {
     /// The time of day. Called now and then, since the system's clock may be set.
     pub fn set_wall_clock(&mut self, time: SystemTime) {
         self.cx.wall = WallClock::new(self.cx.now, time);
+        self.moving.note(self.cx.now, self.cx.stats.times());
     }
 
     pub(super) fn handle_file(&mut self, answer: FileAnswer) {

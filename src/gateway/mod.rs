@@ -25,6 +25,7 @@
 mod admission;
 mod census;
 mod drain;
+mod events;
 mod files;
 mod handshakes;
 mod memory;
@@ -52,6 +53,7 @@ use crate::service::endpoints::Answer;
 use crate::service::limits::{self, Limits};
 use crate::service::link::{self, Link, REDIS_ROLES};
 use crate::service::name::LookUpError;
+use crate::service::report::Moving;
 use crate::service::results::{Delivered, Notice, Results};
 use crate::service::route::{RouteSettings, Routes};
 use crate::service::stats::Stats;
@@ -150,6 +152,10 @@ pub struct Gateway {
     census: Option<Census>,
     /// Requests that wait for the next one.
     questions: Vec<(SessionId, Box<Question>)>,
+    /// What snapshots for watchers are compared with.
+    moving: Moving,
+    /// How late the loop was since the last of those, at most.
+    loop_lag: Duration,
     /// Requests to stop a task that Redis is asked about.
     stops: Stops,
     /// The walks over all sessions that change them.
@@ -228,6 +234,8 @@ impl Gateway {
             results_due_at: None,
             census: None,
             questions: Vec::new(),
+            moving: Moving::default(),
+            loop_lag: Duration::ZERO,
             stops: Vec::new(),
             sweeps: Sweeps::default(),
             probes: Probes::default(),
@@ -525,8 +533,9 @@ impl Gateway {
             false => self.results_due_at,
         };
         let probes = self.probes.deadline(&self.cx);
-        let streams = self.streams_due_at();
-        Moment::earliest([self.timers.next(), self.drain_deadline(), results, probes, streams])
+        let due = [self.streams_due_at(), self.snapshot_due_at()];
+        let due = Moment::earliest(due);
+        Moment::earliest([self.timers.next(), self.drain_deadline(), results, probes, due])
     }
 
     /// The next job for the background threads; [`Gateway::handle_answer`] takes the outcome.

@@ -24,10 +24,15 @@ impl Gateway {
             Answer::Status => Some(self.status(&question.value)),
             Answer::Closed => Some(report::closed(&self.cx.ledger, &question.query)),
             Answer::Client => Some(client_library::response()),
-            // `Audio` is answered by its own session and never asked here.
-            Answer::Page | Answer::Metrics | Answer::Connections | Answer::Stop | Answer::Audio => {
-                None
+            Answer::Page => {
+                Some(report::page(&self.snapshot(question.asked.viewer), question.asked.language))
             }
+            // `Audio` and `Events` are answered by their own sessions and never asked here.
+            Answer::Metrics
+            | Answer::Connections
+            | Answer::Stop
+            | Answer::Audio
+            | Answer::Events => None,
         }
     }
 
@@ -61,8 +66,11 @@ impl Gateway {
             lifecycle,
             &cx.stats,
         );
-        snapshot.routes =
-            cx.routes.iter().map(|route| RouteView::new(route, &cx.upstreams, cx.now)).collect();
+        snapshot.routes = cx
+            .routes
+            .iter()
+            .map(|route| RouteView::new(route, &cx.upstreams, cx.now, &cx.wall))
+            .collect();
         snapshot.viewer = viewer;
         if let Some((state, address)) = cx.results.redis_state() {
             snapshot.redis_address = Some(address.to_string());
@@ -77,10 +85,13 @@ impl Gateway {
             (true, false) => RedisView::Disconnected,
         };
         let tasks = cx.results.tasks();
+        let (completed, failed) = tasks.ended_counts();
         snapshot.results = ResultsView {
             waiting: 0,
             retained: tasks.retained() as u64,
             retained_bytes: tasks.retained_bytes() as u64,
+            completed,
+            failed,
         };
         let (held, limit) = self.memory();
         snapshot.memory_held = held as u64;

@@ -297,7 +297,7 @@ impl<C: Send + 'static> Reactor<C> {
         if let Some(due_at) = self.due_at.take()
             && due_at <= now
         {
-            self.gateway.stats().time().loop_lag.observe(now - due_at);
+            self.gateway.note_lag(now - due_at);
         }
     }
 

@@ -53,6 +53,13 @@ impl Histogram {
         })
     }
 
+    /// What was counted since an `earlier` state of it.
+    pub fn since(&self, earlier: &Histogram) -> Spread {
+        let mut counts = self.counts;
+        counts.iter_mut().zip(&earlier.counts).for_each(|(now, then)| *now -= then);
+        Spread { counts, count: self.count - earlier.count }
+    }
+
     /// How many there were.
     pub fn count(&self) -> u64 {
         self.count
@@ -61,6 +68,34 @@ impl Histogram {
     /// How long they took together.
     pub fn sum(&self) -> Duration {
         self.sum
+    }
+}
+
+/// Durations of a while, in buckets.
+#[derive(Debug)]
+pub struct Spread {
+    counts: [u64; BOUNDS.len()],
+    count: u64,
+}
+
+impl Spread {
+    /// About how long the fastest `share` of them took at most; `None` if there were none. Within
+    /// a bucket, durations count as evenly spread.
+    pub fn quantile(&self, share: f64) -> Option<Duration> {
+        if self.count == 0 {
+            return None;
+        }
+        let wanted = self.count as f64 * share;
+        let (mut before, mut lower) = (0.0, 0.0);
+        for ((bound, _), count) in BOUNDS.iter().zip(&self.counts) {
+            let (count, upper) = (*count as f64, *bound as f64);
+            if count > 0.0 && before + count >= wanted {
+                let nanos = lower + (upper - lower) * ((wanted - before) / count).clamp(0.0, 1.0);
+                return Some(Duration::from_nanos(nanos as u64));
+            }
+            (before, lower) = (before + count, upper);
+        }
+        Some(Duration::from_nanos(lower as u64))
     }
 }
 
@@ -81,6 +116,26 @@ mod tests {
         );
         assert_eq!(histogram.count(), 7);
         assert_eq!(histogram.sum(), Duration::from_micros(601_002_102));
+    }
+
+    #[test]
+    fn quantiles_lie_within_their_bucket() {
+        let mut histogram = Histogram::default();
+        assert_eq!(histogram.since(&Histogram::default()).quantile(0.5), None);
+        histogram.observe(Duration::from_secs(100));
+        let before = histogram.clone();
+        for _ in 0..99 {
+            histogram.observe(Duration::from_micros(700));
+        }
+        histogram.observe(Duration::from_millis(2000));
+        let spread = histogram.since(&before);
+        let [p50, p99, p100] = [0.5, 0.99, 1.0].map(|share| spread.quantile(share).unwrap());
+        assert!((500..=1000).contains(&p50.as_micros()), "{p50:?}");
+        assert!((900..=1000).contains(&p99.as_micros()), "{p99:?}");
+        assert_eq!(p100, Duration::from_millis(2500));
+        histogram.observe(Duration::from_secs(1000));
+        let last = histogram.since(&before).quantile(1.0);
+        assert_eq!(last, Some(Duration::from_secs(300)), "the last bound is all that is known");
     }
 
     #[test]

@@ -26,3 +26,4 @@ pub mod token;
 pub mod trust;
 pub mod upstreams;
 pub mod url;
+pub mod watch;

@@ -339,7 +339,7 @@ mod tests {
             (vec![served("a", "/ws/{task}")], "must hold `{task_id}`"),
             (vec![relayed("a", "/health", backend)], "hide the gateway's own `/health`"),
             (vec![relayed("a", "/", backend)], "hide the gateway's own `/`"),
-            (vec![relayed("a", "/{x}", backend)], "hide the gateway's own `/health`"),
+            (vec![relayed("a", "/{x}", backend)], "hide the gateway's own `/gateway`"),
             (
                 vec![relayed("a", "/status/x", backend)],
                 "hide the gateway's own `/status/{task_id}`",

@@ -173,7 +173,7 @@ impl Request {
         let response = Response::stream(UNKNOWN_TYPE).with("Content-Type", content_type);
         let response = with_cors(response, &mut self.asked);
         note(who, || Event::Answer { status: response.status });
-        Step::Next(Respond::answer_with_file(self.asked, response, body, self.task, cx))
+        Step::Next(Respond::answer_with_file(self.asked, response, body, self.task, who, cx))
     }
 
     /// Chooses what of a file the client gets.
@@ -190,7 +190,7 @@ impl Request {
         let body = FileBody::new(file, range, if is_own { FileAge::Growing } else { age });
         note(who, || Event::Answer { status: response.status });
         let body = AudioBody::File(body);
-        Step::Next(Respond::answer_with_file(self.asked, response, body, self.task, cx))
+        Step::Next(Respond::answer_with_file(self.asked, response, body, self.task, who, cx))
     }
 }
 

@@ -38,6 +38,7 @@ pub mod connector;
 pub mod dial;
 pub mod download;
 mod ended;
+mod event_body;
 pub mod exchange;
 pub mod file_body;
 pub mod flow;
@@ -86,6 +87,7 @@ use crate::service::stats::{BothWays, Stats};
 use crate::service::streams::Streams;
 use crate::service::trust;
 use crate::service::upstreams::{UpstreamId, Upstreams};
+use crate::service::watch::Watch;
 use relay::Advanced;
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
@@ -204,6 +206,8 @@ pub struct Context {
     pub wall: WallClock,
     /// What is known about audio files.
     pub audio: output::AudioFiles,
+    /// Who watches the gateway.
+    pub watch: Watch<SessionId>,
     /// Audio that grows, or has grown.
     pub streams: Streams<SessionId, OpenFile>,
     /// Work for the background threads, taken at the end of the turn.
@@ -255,6 +259,7 @@ impl Context {
             has_unread_results: false,
             wall: WallClock::new(now, SystemTime::UNIX_EPOCH),
             audio: output::AudioFiles::default(),
+            watch: Watch::new(),
             streams: Streams::new(&budget),
             jobs: VecDeque::new(),
             pipes: Pipes::default(),

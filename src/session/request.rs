@@ -25,7 +25,7 @@ use crate::proto::{upgrade, ws};
 use crate::service::endpoints::{ADMINS_ONLY, Answer, Audience, Endpoint};
 use crate::service::limits::{Pages, Refusal};
 use crate::service::origin::is_same_host;
-use crate::service::report::Viewer;
+use crate::service::report::{Language, Viewer};
 use crate::service::route::{Route, RouteTarget, TASK_ID};
 use crate::service::trust::AcceptedOn;
 use crate::service::url::Params;
@@ -222,8 +222,7 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
         Admission::Refused(refusal) => return reject(refusal, cx),
         Admission::Client | Admission::Admin | Admission::Inbox | Admission::RefusedWorker => {}
     }
-    let body_bytes_max = endpoint.map_or(0, |(endpoint, _)| endpoint.body_bytes_max);
-    if head.body_bytes() > body_bytes_max {
+    if head.body_bytes() > endpoint.map_or(0, |(endpoint, _)| endpoint.body_bytes_max) {
         let bad = BadHead { status: 413, why: "request bodies are not taken" };
         return refuse(bad, CloseReason::BadRequest, cx);
     }
@@ -240,6 +239,7 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
         cors: cx.limits.cors_headers(head.headers.first("origin"), pages),
         if_none_match: head.headers.first("if-none-match").map(<[u8]>::to_vec),
         viewer: if is_admin() { Viewer::Admin } else { Viewer::Stranger },
+        language: Language::of(head.headers.first("accept-language")),
         rest: rest.to_vec(),
     };
     if is_misleading(path) {
@@ -299,6 +299,9 @@ fn begin_answer(
     let (endpoint, value) = found;
     if endpoint.answer == Answer::Audio {
         return Download::begin(head, value, asked, who, cx);
+    }
+    if endpoint.answer == Answer::Events {
+        return Step::Next(Respond::answer_with_events(asked, who, cx));
     }
     let (value, query) = (value.into(), head.query().unwrap_or_default().into());
     let question = Question { endpoint, value, query, body: Vec::new(), asked };

@@ -7,10 +7,11 @@
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
+use super::event_body::EventBody;
 use super::file_body::{FileBody, SendError, Sent};
 use super::output::NOT_READABLE;
 use super::stall::Stall;
-use super::stream_body::StreamBody;
+use super::stream_body::{Framing, StreamBody};
 use super::transcript::{Event, note};
 use super::{Awaited, CloseReason, Context, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
@@ -20,7 +21,7 @@ use crate::net::{Conn, Io};
 use crate::proto::http::{self, Form, Response, Shared, Wire};
 use crate::proto::message::TaskId;
 use crate::service::endpoints::Endpoint;
-use crate::service::report::Viewer;
+use crate::service::report::{Language, Viewer};
 use log::warn;
 use std::io;
 
@@ -29,6 +30,9 @@ const STEP_BYTES_MAX: usize = 128 * 1024;
 
 /// The same for a file, whose bytes are not copied.
 const FILE_STEP_BYTES_MAX: usize = 1024 * 1024;
+
+/// The media type of Server-Sent Events.
+const EVENT_STREAM: &str = "text/event-stream";
 
 /// What of a request is still needed when its response is known.
 #[derive(Debug, Clone)]
@@ -41,6 +45,8 @@ pub struct Asked {
     pub if_none_match: Option<Vec<u8>>,
     /// Whether an admin asks.
     pub viewer: Viewer,
+    /// What people want to read.
+    pub language: Language,
     /// Bytes that came behind the request: the beginning of the next one.
     pub rest: Vec<u8>,
 }
@@ -67,16 +73,20 @@ pub struct Respond {
     /// Bytes of that part that have gone out.
     sent: usize,
     /// What follows all parts.
-    file: Option<Box<TaskFile>>,
+    tail: Option<Box<Tail>>,
     then: Then,
     stall: Stall,
     wake_at: Option<Moment>,
 }
 
-/// Audio of a task.
-struct TaskFile {
-    body: AudioBody,
-    task: TaskId,
+/// Content that is not in memory when the response begins.
+enum Tail {
+    /// Audio of a task.
+    Audio {
+        body: AudioBody,
+        task: TaskId,
+    },
+    Events(EventBody),
 }
 
 /// Audio as the content of a response.
@@ -85,6 +95,15 @@ pub enum AudioBody {
     File(FileBody),
     /// It still grows.
     Stream(Box<StreamBody>),
+}
+
+impl Tail {
+    fn release(&self, who: &Identity, cx: &mut Context) {
+        match self {
+            Tail::Audio { body, .. } => body.release(cx),
+            Tail::Events(body) => body.release(who, cx),
+        }
+    }
 }
 
 impl AudioBody {
@@ -146,7 +165,21 @@ impl Respond {
             }
             _ => response,
         };
-        Respond::send(asked, response, None, cx)
+        Respond::send(asked, response, None, who, cx)
+    }
+
+    /// A response that goes on for as long as the client watches, unless too many do already.
+    pub fn answer_with_events(asked: Asked, who: &Identity, cx: &mut Context) -> Phase {
+        if !cx.watch.has_room() {
+            return Respond::answer(asked, Response::error(503, "Too many watchers"), who, cx);
+        }
+        // A proxy must not wait for more.
+        let response = Response::stream(EVENT_STREAM).with("X-Accel-Buffering", "no");
+        note(who, || Event::Answer { status: response.status });
+        cx.stats.count_http(response.status);
+        let framing = Framing::of(asked.form);
+        let body = EventBody::begin(framing, who, cx);
+        Respond::send(asked, response, Some(Box::new(Tail::Events(body))), who, cx)
     }
 
     /// A response whose content, if it goes out at all, is the audio of a task.
@@ -155,16 +188,18 @@ impl Respond {
         response: Response,
         body: AudioBody,
         task: TaskId,
+        who: &Identity,
         cx: &mut Context,
     ) -> Phase {
         cx.stats.count_http(response.status);
-        Respond::send(asked, response, Some(Box::new(TaskFile { body, task })), cx)
+        Respond::send(asked, response, Some(Box::new(Tail::Audio { body, task })), who, cx)
     }
 
     fn send(
         asked: Asked,
         response: Response,
-        file: Option<Box<TaskFile>>,
+        tail: Option<Box<Tail>>,
+        who: &Identity,
         cx: &mut Context,
     ) -> Phase {
         let keep_alive = asked.form.keep_alive && !cx.is_draining;
@@ -172,10 +207,10 @@ impl Respond {
         let wire = response.into_wire(Form { keep_alive, ..asked.form });
         let then = if keep_alive { Then::NextRequest { rest: asked.rest } } else { Then::Close };
         let has_content = wire.file_bytes.is_none_or(|bytes| bytes > 0);
-        if let Some(file) = file.as_ref().filter(|_| !has_content) {
-            file.body.release(cx);
+        if let Some(tail) = tail.as_ref().filter(|_| !has_content) {
+            tail.release(who, cx);
         }
-        Respond::phase(wire, file.filter(|_| has_content), then, cx)
+        Respond::phase(wire, tail.filter(|_| has_content), then, cx)
     }
 
     /// Waits for a response that only the gateway can make.
@@ -191,12 +226,12 @@ impl Respond {
 
     /// A background thread has read from the file. Acted on by the next step.
     pub(super) fn handle_read(&mut self, read: io::Result<FileBytes>) {
-        if let Some(file) = &mut self.file {
-            file.body.handle_read(read);
+        if let Some(Tail::Audio { body, .. }) = self.tail.as_deref_mut() {
+            body.handle_read(read);
         }
     }
 
-    fn phase(wire: Wire, file: Option<Box<TaskFile>>, then: Then, cx: &Context) -> Phase {
+    fn phase(wire: Wire, tail: Option<Box<Tail>>, then: Then, cx: &Context) -> Phase {
         let Wire { first, rest, .. } = wire;
         let stall = Stall::new(cx.now);
         Phase::Respond(Box::new(Respond {
@@ -204,7 +239,7 @@ impl Respond {
             rest,
             part: 0,
             sent: 0,
-            file,
+            tail,
             then,
             stall,
             wake_at: None,
@@ -225,7 +260,7 @@ impl Respond {
         if let Some(part) = self.part() {
             let bytes = &part[self.sent..part.len().min(self.sent + most)];
             // The head travels with the first bytes of the file.
-            let written = match self.file {
+            let written = match self.tail {
                 Some(_) => downstream.write_more(bytes),
                 None => downstream.write(bytes),
             };
@@ -238,25 +273,38 @@ impl Respond {
                 Err(_) => Err(SendError::Client),
             };
         }
-        let Some(file) = self.file.as_mut() else { return Ok(None) };
-        let sent = file.body.send(downstream, most, who, cx)?;
-        if let Some(Sent::Moved(n)) = sent {
-            cx.stats.audio_bytes += n as u64;
+        match self.tail.as_deref_mut() {
+            None => Ok(None),
+            Some(Tail::Audio { body, .. }) => {
+                let sent = body.send(downstream, most, who, cx)?;
+                if let Some(Sent::Moved(n)) = sent {
+                    cx.stats.audio_bytes += n as u64;
+                }
+                Ok(sent)
+            }
+            Some(Tail::Events(body)) => body.send(downstream, most, cx),
         }
-        Ok(sent)
     }
 
-    /// Its audio is not sent any further.
-    fn release_audio(&mut self, cx: &mut Context) {
-        if let Some(file) = self.file.take() {
-            file.body.release(cx);
+    /// What follows is not sent any further.
+    fn release_tail(&mut self, who: &Identity, cx: &mut Context) {
+        if let Some(tail) = self.tail.take() {
+            tail.release(who, cx);
         }
     }
 
     /// The rest cannot be sent. The client sees that less came than the head had announced.
     fn fail(&mut self, lost: SendError, who: &Identity, cx: &mut Context) -> Step {
-        let task = self.file.as_ref().map(|file| file.task.clone());
-        self.release_audio(cx);
+        let task = match self.tail.as_deref() {
+            Some(Tail::Audio { task, .. }) => Some(task.clone()),
+            // Watchers leave when they like.
+            Some(Tail::Events(_)) => {
+                self.release_tail(who, cx);
+                return Step::End(Ended::http(CloseReason::Done));
+            }
+            None => None,
+        };
+        self.release_tail(who, cx);
         let (why, label) = match lost {
             SendError::Client => return Step::End(Ended::http(CloseReason::ClientVanished)),
             SendError::Stopped => {
@@ -293,7 +341,10 @@ impl State for Respond {
         who: &mut Identity,
         cx: &mut Context,
     ) -> Step {
-        let mut budget = if self.file.is_some() { FILE_STEP_BYTES_MAX } else { STEP_BYTES_MAX };
+        let mut budget = match self.tail.as_deref() {
+            Some(Tail::Audio { .. }) => FILE_STEP_BYTES_MAX,
+            Some(Tail::Events(_)) | None => STEP_BYTES_MAX,
+        };
         loop {
             if budget == 0 {
                 return Step::Yield(Phase::Respond(self));
@@ -314,7 +365,7 @@ impl State for Respond {
                 Ok(Some(Sent::Blocked))
                     if self.stall.is_over(downstream, cx.settings.write_timeout, cx.now) =>
                 {
-                    self.release_audio(cx);
+                    self.release_tail(who, cx);
                     let ended = Ended::http(CloseReason::ClientStalled);
                     return Step::End(ended.with_last(Last::Dropped));
                 }
@@ -325,7 +376,7 @@ impl State for Respond {
                 Err(lost) => return self.fail(lost, who, cx),
             }
         }
-        self.release_audio(cx);
+        self.release_tail(who, cx);
         match self.then {
             Then::Await => Step::Wait(Phase::Respond(self)),
             Then::NextRequest { rest } => Step::NextRequest(rest),
@@ -340,7 +391,10 @@ impl State for Respond {
         self.wake_at
     }
 
-    fn drain(&mut self, _: Drain, _: &Identity, _: &mut Context) {
+    fn drain(&mut self, drain: Drain, _: &Identity, _: &mut Context) {
+        if let (Drain::Leave, Some(Tail::Events(body))) = (drain, self.tail.as_deref_mut()) {
+            body.end();
+        }
         // A response that is not known yet will be the last one, because it is made during the
         // drain.
         if !self.is_awaiting() {
@@ -364,16 +418,20 @@ impl State for Respond {
             Then::NextRequest { rest } => rest.capacity(),
             Then::Close | Then::Await => 0,
         };
-        let file = self.file.as_ref().map_or(0, |file| file.body.own_bytes());
-        self.first.capacity() + rest + file
+        let tail = match self.tail.as_deref() {
+            Some(Tail::Audio { body, .. }) => body.own_bytes(),
+            Some(Tail::Events(body)) => body.own_bytes(),
+            None => 0,
+        };
+        self.first.capacity() + rest + tail
     }
 
     fn charged_bytes(&self) -> usize {
         self.rest.part_bytes()
     }
 
-    fn release(mut self: Box<Self>, _: &Identity, cx: &mut Context) -> Box<Ended> {
-        self.release_audio(cx);
+    fn release(mut self: Box<Self>, who: &Identity, cx: &mut Context) -> Box<Ended> {
+        self.release_tail(who, cx);
         Ended::http(CloseReason::Stopped)
     }
 }

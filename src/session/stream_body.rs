@@ -13,6 +13,7 @@ use super::file_body::{FileAge, FileBody, SendError, Sent};
 use super::{Context, Identity};
 use crate::net::files::FileBytes;
 use crate::net::{Conn, Io, OpenFile};
+use crate::proto::http::Form;
 use crate::service::streams::{StreamFailure, StreamId, StreamVerdict};
 use std::io;
 
@@ -46,6 +47,13 @@ enum PartState {
     InPart,
     /// Only the end of the framing is left.
     Ending,
+}
+
+impl Framing {
+    /// That of a response in this form: HTTP/1.0 knows no chunks.
+    pub fn of(form: Form) -> Framing {
+        if form.minor_version > 0 { Framing::Chunked } else { Framing::UntilEnd }
+    }
 }
 
 impl StreamBody {

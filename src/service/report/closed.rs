@@ -95,7 +95,7 @@ struct Idle {
 }
 
 #[derive(Serialize)]
-struct ClosedJson<'a> {
+pub(super) struct ClosedJson<'a> {
     id: String,
     route: &'a str,
     task_id: Option<&'a str>,
@@ -120,7 +120,7 @@ struct ClosedJson<'a> {
 }
 
 impl<'a> ClosedJson<'a> {
-    fn new(one: &'a ClosedConnection) -> ClosedJson<'a> {
+    pub(super) fn new(one: &'a ClosedConnection) -> ClosedJson<'a> {
         ClosedJson {
             id: one.id(),
             route: &one.route,

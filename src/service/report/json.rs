@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::super::stats::Traffic;
 use super::super::upstreams::BackendState;
-use super::{ByViewer, ConnectionView, Lifecycle, Snapshot, Viewer, rfc3339};
+use super::{ByViewer, ConnectionView, Lifecycle, RouteView, Snapshot, Viewer, rfc3339};
 use crate::base::budget::Budget;
 use crate::proto::http::{JSON, Response, Shared};
 use crate::service::trust::Client;
@@ -17,42 +17,70 @@ use crate::service::trust::Client;
 /// `/health`: always 200. The status is `degraded` when the last dial to a backend failed, or when
 /// results are served and Redis is away.
 pub fn health(snapshot: &Snapshot) -> Response {
-    #[derive(Serialize)]
-    struct Health<'a> {
-        status: &'static str,
-        gateway: &'static str,
-        version: &'a str,
-        uptime_seconds: u64,
-        active_connections: u64,
-        /// What each route leads to; null for strangers.
-        backend_services: serde_json::Map<String, Value>,
-        /// The state of each relayed route.
-        backends: serde_json::Map<String, Value>,
-        redis: &'static str,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        redis_address: Option<&'a str>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        problems: Option<Vec<String>>,
+    json(&HealthJson::new(snapshot))
+}
+
+/// The content of `/health`.
+#[derive(Serialize)]
+pub(super) struct HealthJson<'a> {
+    status: &'static str,
+    gateway: &'static str,
+    version: &'a str,
+    uptime_seconds: u64,
+    active_connections: u64,
+    /// What each route leads to; null for strangers.
+    backend_services: serde_json::Map<String, Value>,
+    /// The state of each relayed route.
+    backends: serde_json::Map<String, Value>,
+    /// That of each of its backends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backend_states: Option<serde_json::Map<String, Value>>,
+    redis: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis_address: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problems: Option<Vec<String>>,
+}
+
+impl<'a> HealthJson<'a> {
+    pub(super) fn new(snapshot: &'a Snapshot) -> HealthJson<'a> {
+        let is_admin = snapshot.viewer == Viewer::Admin;
+        let services = snapshot.routes.iter().map(|route| {
+            let target = if is_admin { route.target.clone().into() } else { Value::Null };
+            (route.name.to_owned(), target)
+        });
+        let relayed = || snapshot.routes.iter().filter(|route| !route.backends.is_empty());
+        let backends = relayed().map(|route| (route.name.to_owned(), route.state_word().into()));
+        let states = || relayed().map(|route| (route.name.to_owned(), backend_states(route)));
+        HealthJson {
+            status: if snapshot.is_degraded() { "degraded" } else { "ok" },
+            gateway: "running",
+            version: snapshot.version,
+            uptime_seconds: snapshot.uptime.as_secs(),
+            active_connections: snapshot.active_connections(),
+            backend_services: services.collect(),
+            backends: backends.collect(),
+            backend_states: is_admin.then(|| states().collect()),
+            redis: snapshot.redis.word(),
+            redis_address: snapshot.redis_address.as_deref().filter(|_| is_admin),
+            problems: is_admin.then(|| problems(snapshot)),
+        }
     }
-    let is_admin = snapshot.viewer == Viewer::Admin;
-    let services = snapshot.routes.iter().map(|route| {
-        let target = if is_admin { route.target.clone().into() } else { Value::Null };
-        (route.name.to_owned(), target)
+}
+
+/// What is known of each backend of a route, by its URL.
+fn backend_states(route: &RouteView) -> Value {
+    let states = route.backends.iter().map(|backend| {
+        let state = match (backend.state, backend.failed_since) {
+            (BackendState::Ok, _) => serde_json::json!({"state": "ok"}),
+            (BackendState::Untried, _) => serde_json::json!({"state": "untried"}),
+            (BackendState::Failed { error, .. }, since) => serde_json::json!({
+                "state": "failed", "since": since.map(rfc3339), "error": error.to_string(),
+            }),
+        };
+        (backend.url.to_owned(), state)
     });
-    let relayed = snapshot.routes.iter().filter(|route| !route.backends.is_empty());
-    let backends = relayed.map(|route| (route.name.to_owned(), route.state_word().into()));
-    json(&Health {
-        status: if snapshot.is_degraded() { "degraded" } else { "ok" },
-        gateway: "running",
-        version: snapshot.version,
-        uptime_seconds: snapshot.uptime.as_secs(),
-        active_connections: snapshot.active_connections(),
-        backend_services: services.collect(),
-        backends: backends.collect(),
-        redis: snapshot.redis.word(),
-        redis_address: snapshot.redis_address.as_deref().filter(|_| is_admin),
-        problems: is_admin.then(|| problems(snapshot)),
-    })
+    Value::Object(states.collect())
 }
 
 /// What is wrong, one sentence each: `input: ws://…: connection refused`.
@@ -224,7 +252,7 @@ fn json(body: &impl Serialize) -> Response {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{connection, empty, failed, relayed, text, well};
-    use super::super::{BackendView, ConnectionView, RedisView, RouteView};
+    use super::super::{BackendView, ConnectionView, Language, RedisView};
     use super::*;
     use crate::proto::http::Content;
     use crate::service::stats::Stats;
@@ -250,9 +278,29 @@ mod tests {
         let expected = concat!(
             r#"{"status":"ok","gateway":"running","version":"1.2.3","uptime_seconds":93784,"active_connections":1,"#,
             r#""backend_services":{"output":"ws://b/","input":"ws://a/, ws://c/","served":"built in"},"#,
-            r#""backends":{"output":"ok","input":"ok"},"redis":"disabled","problems":[]}"#,
+            r#""backends":{"output":"ok","input":"ok"},"#,
+            r#""backend_states":{"output":{"ws://b/":{"state":"ok"}},"#,
+            r#""input":{"ws://a/":{"state":"ok"},"ws://c/":{"state":"ok"}}},"#,
+            r#""redis":"disabled","problems":[]}"#,
         );
         assert_eq!((response.status, text(&response)), (200, expected));
+    }
+
+    #[test]
+    fn health_says_since_when_a_backend_has_failed_and_why() {
+        let stats = Stats::new();
+        let mut snapshot = empty(&stats);
+        let since = Some(std::time::SystemTime::UNIX_EPOCH);
+        let sick = BackendView { state: failed(), failed_since: since, ..well("ws://a/") };
+        let new = BackendView { state: BackendState::Untried, ..well("ws://b/") };
+        snapshot.routes = vec![relayed("input", vec![sick, new])];
+        let seen: Value = serde_json::from_str(text(&health(&snapshot))).unwrap();
+        let sick = json!({
+            "state": "failed", "since": "1970-01-01T00:00:00.000Z",
+            "error": "it closed the connection without an answer",
+        });
+        let states = json!({"input": {"ws://a/": sick, "ws://b/": {"state": "untried"}}});
+        assert_eq!(seen["backend_states"], states);
     }
 
     #[test]
@@ -276,14 +324,13 @@ mod tests {
                 vec![well("ws://secret/"), BackendView { state: failed(), ..well("ws://secret/") }],
             ),
         ];
-        snapshot.connections = vec![connection("input_1")];
         let mut list = ConnectionList::new(Viewer::Admin);
         list.push(&connection("input_1"));
         let list = list.finish(&Budget::new(None));
         for (name, response) in [
             ("health", health(&snapshot)),
             ("connections", connections(list.of(Viewer::Stranger).clone())),
-            ("page", super::super::page(&snapshot)),
+            ("page", super::super::page(&snapshot, Language::English)),
         ] {
             let text = text(&response);
             for secret in ["ws://secret", "redis.internal", "[::1]:5000", "ws://a/"] {

@@ -1,4 +1,5 @@
-//! Reports about the gateway: the status page, `/health`, `/ready`, `/connections` and `/metrics`.
+//! Reports about the gateway: the status page, `/health`, `/ready`, `/connections`, `/metrics` and
+//! the snapshots of `/events`.
 //!
 //! The gateway fills a [`Snapshot`] with plain data, and each function here turns one into a
 //! response; none looks anything up.
@@ -9,16 +10,18 @@
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 
 mod closed;
+mod events;
 mod json;
 mod page;
 mod prometheus;
 
 pub use closed::closed;
+pub use events::{Moving, SnapshotParts, TaskCounts, event_snapshot};
 pub use json::{ConnectionList, connections, health, ready};
-pub use page::{PAGE_CONNECTIONS_MAX, page};
+pub use page::{Language, page};
 pub use prometheus::metrics;
 
-use crate::base::moment::Moment;
+use crate::base::moment::{Moment, WallClock};
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::time::{Duration, SystemTime};
@@ -40,8 +43,6 @@ pub struct Snapshot<'a> {
     pub lifecycle: Lifecycle,
     /// Current routes in file order.
     pub routes: Vec<RouteView<'a>>,
-    /// The first [`PAGE_CONNECTIONS_MAX`] open WebSockets for [`page`], none for other reports.
-    pub connections: Vec<ConnectionView<'a>>,
     pub redis: RedisView,
     /// A route serves results, so the gateway needs a source of results to be ready.
     pub results_wanted: bool,
@@ -135,6 +136,10 @@ pub struct ResultsView {
     pub retained: u64,
     /// Memory that these take, in bytes.
     pub retained_bytes: u64,
+    /// Tasks that were completed since the start.
+    pub completed: u64,
+    /// Tasks that failed or timed out since the start.
+    pub failed: u64,
 }
 
 /// One route.
@@ -160,6 +165,8 @@ pub struct BackendView<'a> {
     pub active: usize,
     pub resting: bool,
     pub state: BackendState,
+    /// When it failed, if it has.
+    pub failed_since: Option<SystemTime>,
 }
 
 impl BackendView<'_> {
@@ -227,7 +234,6 @@ impl<'a> Snapshot<'a> {
             uptime,
             lifecycle,
             routes: Vec::new(),
-            connections: Vec::new(),
             redis: RedisView::Disabled,
             results_wanted: false,
             results: ResultsView::default(),
@@ -261,12 +267,16 @@ impl<'a> Snapshot<'a> {
 
 impl<'a> RouteView<'a> {
     /// The view of `route` at `now`.
-    pub fn new(route: &'a Route, upstreams: &'a Upstreams, now: Moment) -> Self {
+    pub fn new(route: &'a Route, upstreams: &'a Upstreams, now: Moment, wall: &WallClock) -> Self {
         let backends = route.upstreams().iter().map(|id| BackendView {
             url: upstreams.url(*id).public_text(),
             active: upstreams.active(*id),
             resting: upstreams.is_resting(*id, now),
             state: upstreams.state(*id),
+            failed_since: match upstreams.state(*id) {
+                BackendState::Failed { since, .. } => Some(wall.at(since)),
+                BackendState::Ok | BackendState::Untried => None,
+            },
         });
         Self {
             name: &route.name,
@@ -349,7 +359,7 @@ mod tests {
     }
 
     pub fn well(url: &str) -> BackendView<'_> {
-        BackendView { url, active: 1, resting: false, state: BackendState::Ok }
+        BackendView { url, active: 1, resting: false, state: BackendState::Ok, failed_since: None }
     }
 
     pub fn connection(id: &str) -> ConnectionView<'static> {
@@ -398,7 +408,8 @@ mod tests {
             AttemptOutcome::Failed(AttemptError::Refused),
             now,
         );
-        let view = RouteView::new(route, &upstreams, now);
+        let view =
+            RouteView::new(route, &upstreams, now, &WallClock::new(now, SystemTime::UNIX_EPOCH));
         assert_eq!(
             (view.name, &*view.path, &*view.target),
             ("a", "/ws/{x}", "ws://a/{x}?…, ws://b/")

@@ -179,6 +179,9 @@ pub struct Tasks {
     /// Files that are complete. Few tasks have any, so they are not among what every task has.
     ends: HashMap<Uuid, Vec<AudioEnd>>,
     end_rules: EndRules,
+    /// Tasks that have ended, by how.
+    completed: u64,
+    failed: u64,
     evicted: u64,
     not_kept: u64,
     forgotten: VecDeque<Uuid>,
@@ -223,11 +226,18 @@ impl Tasks {
             held: HashMap::new(),
             ends: HashMap::new(),
             end_rules: EndRules::default(),
+            completed: 0,
+            failed: 0,
             evicted: 0,
             not_kept: 0,
             forgotten: VecDeque::new(),
             speeches: Speeches::default(),
         }
+    }
+
+    /// Tasks that were completed, and tasks that failed or timed out, since the start.
+    pub fn ended_counts(&self) -> (u64, u64) {
+        (self.completed, self.failed)
     }
 
     /// Takes other limits; [`Tasks::trim`] applies them.
@@ -471,6 +481,12 @@ impl Tasks {
             known.clients[to as usize] += 1;
         }
         if let (Some(end), Some(_)) = (end, self.settings.retain) {
+            if known.end != Some(end) {
+                match end {
+                    TaskEnd::Completed => self.completed += 1,
+                    TaskEnd::Failed | TaskEnd::TimedOut => self.failed += 1,
+                }
+            }
             known.end = Some(end);
             self.remember(now, slot);
         }

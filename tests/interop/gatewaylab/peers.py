@@ -267,6 +267,22 @@ class Browser(Driven):
         """Presses one key after the other: `Tab`, `Enter`, `Shift+Enter`."""
         self.order("keys", keys=[{"press": key} for key in keys])
 
+    def reload(self):
+        """The same page anew, in the same browser profile."""
+        self.order("reload")
+
+    def choose(self, selector, name, data):
+        """Chooses a file with these bytes in a file input."""
+        self.order("file", selector=selector, name=name, data=base64.b64encode(data).decode())
+
+    def axe(self):
+        """What axe-core finds wrong with the page, one sentence each."""
+        return self.order("axe")["value"]
+
+    def console_errors(self):
+        """What the browser has reported about the page as errors."""
+        return self.order("console_errors")["value"]
+
     def screenshot(self, path):
         self.order("screenshot", path=str(path))
 

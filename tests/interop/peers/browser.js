@@ -1,9 +1,10 @@
-// Headless Chromium, driven over standard input: one JSON order a line (`goto`, `evaluate`, `keys`, `screenshot`, `complaints`), one
-// JSON answer a line.
+// Headless Chromium, driven over standard input: one JSON order a line (`goto`, `reload`, `evaluate`, `keys`, `file`, `axe`,
+// `screenshot`, `complaints`, `console_errors`), one JSON answer a line.
 // It only ever opens pages of this machine; the flags keep it from asking anybody else anything. The arguments are names that the
 // browser takes for this machine's, although they are not `localhost`.
 "use strict";
 const readline = require("readline");
+const axe = require("axe-core");
 const { chromium } = require("playwright-core");
 
 const EXECUTABLE = process.env.CHROMIUM || "/usr/bin/chromium";
@@ -51,11 +52,25 @@ async function main() {
           else await page.keyboard.type(key.type);
         }
         answer = { value: true };
+      } else if (order.do === "reload") {
+        await page.reload();
+        answer = { value: true };
+      } else if (order.do === "file") {
+        const buffer = Buffer.from(order.data, "base64");
+        await page.setInputFiles(order.selector, { name: order.name, mimeType: "application/octet-stream", buffer });
+        answer = { value: true };
+      } else if (order.do === "axe") {
+        await page.evaluate(axe.source);
+        const found = await page.evaluate(() => window.axe.run({ resultTypes: ["violations"] }));
+        const say = ({ id, help, nodes }) => `${id}: ${help}: ` + nodes.map((node) => node.html + " " + node.failureSummary).join(" | ");
+        answer = { value: found.violations.map(say) };
       } else if (order.do === "screenshot") {
         await page.screenshot({ path: order.path, fullPage: true });
         answer = { value: true };
       } else if (order.do === "complaints") {
         answer = { value: complaints };
+      } else if (order.do === "console_errors") {
+        answer = { value: complaints.console };
       } else {
         answer = { failed: "unknown order " + order.do };
       }
@@ -70,6 +85,11 @@ async function main() {
 // What the page itself got wrong: uncaught errors, what its own policy forbids, and requests that left this machine.
 function watch(page) {
   const seen = [];
+  // What the browser itself reports, failed requests included.
+  seen.console = [];
+  page.on("console", (message) => {
+    if (message.type() === "error") seen.console.push(message.text());
+  });
   page.on("pageerror", (error) => seen.push("error: " + error.message));
   page.on("console", (message) => {
     if (/Content Security Policy/i.test(message.text())) seen.push("policy: " + message.text());
