@@ -241,7 +241,7 @@ impl Context {
             channel_prefix: String::new(),
             control_prefix: String::new(),
             channels: Channels::default(),
-            speech: ingest::Speeches::default(),
+            speech: ingest::Speeches::new(&budget),
             feeds: Feeds::default(),
             inbox_password: None,
             network,

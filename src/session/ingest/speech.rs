@@ -14,6 +14,7 @@
 //! One job writes what waits for all files. While it is under way, more comes together for the next
 //! one, so a slow disk costs memory, up to [`WAITING_BYTES_MAX`], and then workers are not read.
 
+use crate::base::budget::{Budget, Charge};
 use crate::base::quoted::Quoted;
 use crate::base::table::Table;
 use crate::net::files::OpenError;
@@ -31,7 +32,7 @@ use std::fmt;
 use std::io;
 use uuid::Uuid;
 
-/// Bytes that may wait for a disk. While there are more, workers are not read.
+/// Bytes of memory that what waits for a disk may take. While it takes more, workers are not read.
 const WAITING_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// Bytes of fields of one chunk.
@@ -85,7 +86,6 @@ impl fmt::Display for SpeechRefusal {
 }
 
 /// All streams that workers are sending.
-#[derive(Default)]
 pub struct Speeches {
     by_task: Table<VecDeque<Speech>>,
     /// The streams of those that are kept.
@@ -95,7 +95,8 @@ pub struct Speeches {
     writes_of: Vec<Part>,
     /// What the job under way writes.
     under_way: Vec<Part>,
-    waiting_bytes: usize,
+    /// The memory that what waits takes.
+    waiting: Charge,
     /// Workers that are not read because too much waits.
     paused: Vec<SessionId>,
     last_serial: u64,
@@ -149,15 +150,33 @@ struct Begun {
 struct InFlight {
     bytes: usize,
     chunks: Vec<(u32, Box<str>)>,
+    chunk_bytes: usize,
 }
 
 #[derive(Default)]
 struct Waiting {
     bytes: Vec<u8>,
     chunks: Vec<(u32, Box<str>)>,
+    /// What the chunks take besides their audio.
+    chunk_bytes: usize,
 }
 
 impl Speeches {
+    /// No stream yet. What waits for a disk is charged to `budget`.
+    pub fn new(budget: &Budget) -> Speeches {
+        Speeches {
+            by_task: Table::default(),
+            streams: HashMap::new(),
+            writes: SpoolWrites::default(),
+            writes_of: Vec::new(),
+            under_way: Vec::new(),
+            waiting: budget.charge(0),
+            paused: Vec::new(),
+            last_serial: 0,
+            decoded: Vec::new(),
+        }
+    }
+
     /// Whether a stream of the task is open.
     pub fn is_open(&self, task: Uuid) -> bool {
         self.by_task.entry(task).is_some_and(|queue| queue.iter().any(|it| it.end.is_none()))
@@ -165,7 +184,7 @@ impl Speeches {
 
     /// Whether so much waits for a disk that workers are not to be read.
     pub(super) fn is_full(&self) -> bool {
-        self.waiting_bytes > WAITING_BYTES_MAX
+        self.waiting.bytes() > WAITING_BYTES_MAX
     }
 
     /// The worker is to be driven once less waits.
@@ -198,7 +217,7 @@ impl Speeches {
     pub fn stop(&mut self, task: Uuid) {
         if let Some(slot) = self.by_task.find(task) {
             let queue = self.by_task.remove(slot);
-            self.waiting_bytes -= queue.iter().map(Speech::waiting_bytes).sum::<usize>();
+            self.release(queue.iter().map(Speech::waiting_bytes).sum());
         }
     }
 
@@ -227,6 +246,16 @@ impl Speeches {
         Some(FileJob::WriteSpool(std::mem::take(&mut self.writes)))
     }
 
+    /// This much more waits for a disk.
+    fn hold(&mut self, bytes: usize) {
+        self.waiting.set(self.waiting.bytes() + bytes);
+    }
+
+    /// This much less waits for a disk.
+    fn release(&mut self, bytes: usize) {
+        self.waiting.set(self.waiting.bytes() - bytes);
+    }
+
     fn forget_if_empty(&mut self, task: Uuid) {
         if let Some(slot) = self.by_task.find(task)
             && self.by_task[slot].is_empty()
@@ -243,7 +272,17 @@ impl Speeches {
 
 impl Speech {
     fn waiting_bytes(&self) -> usize {
-        self.waiting.bytes.len() + self.in_flight.bytes
+        let (waiting, in_flight) = (&self.waiting, &self.in_flight);
+        waiting.bytes.len() + waiting.chunk_bytes + in_flight.bytes + in_flight.chunk_bytes
+    }
+
+    /// A chunk waits whose last bytes are these. Returns the memory that it takes.
+    fn push_waiting(&mut self, bytes: &[u8], length: u32, fields: Box<str>) -> usize {
+        let chunk_bytes = size_of::<(u32, Box<str>)>() + fields.len();
+        self.waiting.bytes.extend_from_slice(bytes);
+        self.waiting.chunks.push((length, fields));
+        self.waiting.chunk_bytes += chunk_bytes;
+        bytes.len() + chunk_bytes
     }
 }
 
@@ -349,10 +388,10 @@ impl Context {
         let parts = std::mem::take(&mut self.speech.under_way);
         for (part, outcome) in parts.into_iter().zip(outcomes) {
             let Some(speech) = self.speech.speech(part) else { continue };
-            let InFlight { bytes, chunks } = std::mem::take(&mut speech.in_flight);
+            let InFlight { bytes, chunks, chunk_bytes } = std::mem::take(&mut speech.in_flight);
             speech.written += bytes as u64;
             let begun = speech.begun;
-            self.speech.waiting_bytes -= bytes;
+            self.speech.release(bytes + chunk_bytes);
             match (outcome, begun) {
                 (Ok(()), Some(begun)) => {
                     for (length, fields) in chunks {
@@ -378,7 +417,7 @@ impl Context {
         if let Some(place) = queue.iter().position(is_meant)
             && let Some(speech) = queue.remove(place)
         {
-            self.speech.waiting_bytes -= speech.waiting_bytes();
+            self.speech.release(speech.waiting_bytes());
             self.speech.forget_if_empty(task);
             if let Some(begun) = speech.begun {
                 self.results.end_speech(self.now, begun.key);
@@ -475,14 +514,12 @@ impl Context {
                 return Ok(());
             }
             let rest = chunk.bytes.get(written..).unwrap_or_default();
-            speech.waiting.bytes.extend_from_slice(rest);
-            speech.waiting.chunks.push((length as u32, chunk.fields));
-            self.speech.waiting_bytes += rest.len();
+            let held = speech.push_waiting(rest, length as u32, chunk.fields);
+            self.speech.hold(held);
             return self.advance(task);
         }
-        speech.waiting.bytes.extend_from_slice(chunk.bytes);
-        speech.waiting.chunks.push((length as u32, chunk.fields));
-        self.speech.waiting_bytes += length;
+        let held = speech.push_waiting(chunk.bytes, length as u32, chunk.fields);
+        self.speech.hold(held);
         self.advance(task)
     }
 
@@ -559,7 +596,7 @@ impl Context {
 
     /// Writes what waits for its file. False: a background thread does.
     fn write_waiting(&mut self, part: Part) -> Result<bool, SpeechRefusal> {
-        let Speeches { by_task, writes, writes_of, waiting_bytes, .. } = &mut self.speech;
+        let Speeches { by_task, writes, writes_of, .. } = &mut self.speech;
         let queue = by_task.entry_mut(part.task).into_iter().flatten();
         let mut speech = queue.filter(|speech| speech.serial == part.serial);
         let Some(speech) = speech.next() else { return Ok(true) };
@@ -571,15 +608,16 @@ impl Context {
             Err(error) => return Err(self.drop_for_error(part, &error)),
         };
         speech.written += written as u64;
-        *waiting_bytes -= written;
-        let Waiting { mut bytes, chunks } = std::mem::take(&mut speech.waiting);
+        let Waiting { mut bytes, chunks, chunk_bytes } = std::mem::take(&mut speech.waiting);
         if written < bytes.len() {
             bytes.drain(..written);
-            speech.in_flight = InFlight { bytes: bytes.len(), chunks };
+            speech.in_flight = InFlight { bytes: bytes.len(), chunks, chunk_bytes };
             writes.push(file, speech.written, bytes);
             writes_of.push(part);
+            self.speech.release(written);
             return Ok(false);
         }
+        self.speech.release(written + chunk_bytes);
         for (length, fields) in chunks {
             self.streams.append(self.now, begun.id, length, &fields);
         }
@@ -609,12 +647,96 @@ impl Context {
         let begun = speech.begun.take();
         (speech.waiting, speech.in_flight) = Default::default();
         speech.file = Place::Nowhere;
-        self.speech.waiting_bytes -= waiting_bytes;
+        self.speech.release(waiting_bytes);
         warn!(target: "ingest", "speech dropped why=\"{refusal}\" task={}", part.task);
         if let Some(begun) = begun {
             self.streams.fail_speech(begun.id, StreamFailure::TooLarge);
             self.results.end_speech(self.now, begun.key);
         }
         refusal
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::moment::Moment;
+    use crate::net::testing::NoNetwork;
+    use crate::service::limits::{self, Limits};
+    use crate::service::results::Results;
+    use crate::service::tasks::{self, Tasks};
+    use crate::session::{self, Admission, Identity};
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::path::PathBuf;
+
+    fn worker() -> SessionId {
+        let who = Identity {
+            rare: None,
+            serial: 1,
+            opened: Moment::START,
+            route: None,
+            key: 1,
+            ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: 5000,
+            admission: Admission::Client,
+        };
+        who.id()
+    }
+
+    fn task() -> TaskId {
+        TaskId::from(Uuid::from_u128(7))
+    }
+
+    fn context() -> Context {
+        let limits = limits::Settings {
+            max_connections: 1000,
+            max_connections_per_ip: 0,
+            allowed_origins: Vec::new(),
+        };
+        let output = session::output::Settings {
+            spool: PathBuf::from("/nowhere"),
+            ..session::output::Settings::default()
+        };
+        let settings = session::Settings { output, ..session::Settings::default() };
+        let results = Results::new(Tasks::new(tasks::Settings::default()), None);
+        let chance = fastrand::Rng::with_seed(1);
+        let (now, network) = (Moment::START, Box::new(NoNetwork));
+        Context::new(now, settings, network, Limits::new(limits), results, chance)
+    }
+
+    fn receive(cx: &mut Context, fields: &str, bytes: &[u8]) -> Result<(), SpeechRefusal> {
+        let (task, fields) = (task(), fields.into());
+        cx.receive(worker(), ReceivedChunk { task, seq: None, audio_type: None, fields, bytes })
+    }
+
+    /// The disk is slow: the file of the stream is not open yet.
+    #[test]
+    fn workers_are_not_read_while_the_fields_of_their_chunks_wait_for_a_disk() {
+        let mut cx = context();
+        let fields = "f".repeat(60_000);
+        let before = cx.budget.held();
+        let mut sent = 0;
+        while !cx.speech.is_full() {
+            assert_eq!(receive(&mut cx, &fields, b""), Ok(()));
+            sent += fields.len();
+            assert!(sent <= WAITING_BYTES_MAX + fields.len(), "{sent} bytes of fields wait");
+        }
+        assert!(cx.budget.held() - before >= sent, "they are counted");
+        cx.speech.stop(task().uuid());
+        assert_eq!((cx.budget.held(), cx.speech.is_full()), (before, false));
+    }
+
+    #[test]
+    fn chunks_without_anything_in_them_wait_in_a_bounded_number() {
+        let mut cx = context();
+        let mut sent = 0;
+        while !cx.speech.is_full() {
+            assert_eq!(receive(&mut cx, "", b""), Ok(()));
+            sent += 1;
+            assert!(sent <= WAITING_BYTES_MAX / size_of::<(u32, Box<str>)>() + 1);
+        }
+        let refusal = cx.drop_speech(task().uuid(), SpeechRefusal::NoRoom);
+        assert_eq!(refusal, SpeechRefusal::NoRoom);
+        assert_eq!(cx.speech.waiting.bytes(), 0);
     }
 }
