@@ -7,7 +7,8 @@
 //! A result that was just heard may have to wait for one that was published before it. After a
 //! connection to Redis came up, and when a task's first client comes, Redis is asked what it keeps.
 //! Until it has answered, nothing of that task goes out, so that a later result never overtakes an
-//! earlier one. Redis answers in about a millisecond. Results are held for at most
+//! earlier one. Redis answers in about a millisecond; after a reconnect it is asked a moment later,
+//! when other gateways have stored what they heard. Results are held for at most
 //! `HOLD_MAX` while the link is down, and for at most `TASK_HOLD_MAX` in all, however often the
 //! link comes and goes: results in the wrong order are better than none.
 //!
@@ -17,6 +18,7 @@
 
 mod absence;
 mod holds;
+mod look_ups;
 mod speech;
 mod stop;
 mod timeline;
@@ -24,6 +26,7 @@ mod timeline;
 pub use super::bus::StoppedBy;
 use absence::Absences;
 use holds::Holds;
+use look_ups::LookUps;
 pub use stop::StopOutcome;
 
 use crate::base::moment::Moment;
@@ -90,8 +93,7 @@ pub struct Results<K> {
     hold_has_expired: bool,
     holds: Holds,
     absences: Absences,
-    /// After a reconnect: the place in the bus from which on tasks are still to be looked up.
-    look_up_from: Option<usize>,
+    look_ups: LookUps,
     /// The result that was delivered last, which many clients may get in a row.
     last_read: Option<(Rc<[u8]>, SharedResult)>,
     evicted_reported: u64,
@@ -137,7 +139,7 @@ impl<K: Copy + Ord> Results<K> {
             hold_has_expired: false,
             holds: Holds::default(),
             absences: Absences::default(),
-            look_up_from: None,
+            look_ups: LookUps::default(),
             last_read: None,
             evicted_reported: 0,
             not_kept_reported: 0,
@@ -297,25 +299,6 @@ impl<K: Copy + Ord> Results<K> {
         self.bus.is_full() || self.bus.has_due()
     }
 
-    /// Whether [`Results::go_on`] has more to do in the next turn.
-    pub fn has_more_work(&self) -> bool {
-        self.look_up_from.is_some()
-    }
-
-    /// Looks up some of the tasks that are left after a reconnect. To be called once a turn.
-    pub fn go_on(&mut self, look_ups_max: usize) {
-        for _ in 0..look_ups_max {
-            let Some(place) = self.look_up_from else { return };
-            let next = self.bus.waited_for_from(place);
-            self.look_up_from = next.map(|(place, _)| place + 1);
-            if let Some((_, task)) = next
-                && !self.is_settled(task)
-            {
-                self.look_up(task);
-            }
-        }
-    }
-
     /// The next notice.
     pub fn poll_notice(&mut self) -> Option<Notice> {
         self.notices.pop_front()
@@ -359,6 +342,7 @@ impl<K: Copy + Ord> Results<K> {
         if has_news {
             self.count_memory();
         }
+        self.settle_look_ups(now);
         if !self.hold_has_expired && self.hold_ends_at().is_some_and(|at| at <= now) {
             self.hold_has_expired = true;
             self.holds.tasks().for_each(|task| self.bus.mark_due(task));
@@ -377,8 +361,9 @@ impl<K: Copy + Ord> Results<K> {
         let notice = self.losses_reported_at.filter(|_| self.has_unreported_losses());
         let notice = notice.map(|at| at + LOSS_NOTICE_INTERVAL);
         let absence = self.absence_deadline();
-        let deadlines = [link, hold, self.holds.deadline(), notice, self.tasks.deadline(), absence];
-        Moment::earliest(deadlines)
+        let look_ups = self.look_ups.deadline();
+        let holds = self.holds.deadline();
+        Moment::earliest([link, hold, holds, notice, self.tasks.deadline(), absence, look_ups])
     }
 
     /// The state of a task, and whether a client is connected for it. A client waits once its
@@ -442,11 +427,11 @@ impl<K: Copy + Ord> Results<K> {
         match event {
             LinkEvent::Up { address } => {
                 self.hold_has_expired = false;
-                self.look_up_from = Some(0);
+                self.begin_look_ups(now);
                 self.notices.push_back(Notice::Up { address });
             }
             LinkEvent::Down { why } => {
-                self.look_up_from = None;
+                self.look_ups.cancel();
                 let outcome = StopOutcome::RedisAway;
                 self.notices.push_back(Notice::StopAnswered { task: None, outcome });
                 self.notices.push_back(Notice::Down { why });
@@ -456,7 +441,7 @@ impl<K: Copy + Ord> Results<K> {
             LinkEvent::Published { task, subscription, payload } => {
                 self.handle_published(now, task, subscription, payload.into());
             }
-            LinkEvent::Subscribed { task } => self.look_up(task),
+            LinkEvent::Subscribed { task } => self.look_up_twice(now, task),
             LinkEvent::LookedUp(answer) => self.handle_looked_up(now, answer),
             LinkEvent::Control { task, action: Action::Stop } => {
                 self.stop(now, task, StoppedBy::Channel);
@@ -543,15 +528,6 @@ impl<K: Copy + Ord> Results<K> {
     ) {
         if let Some(link) = &mut self.link {
             link.keep(task, subscription, occurrence, payload);
-        }
-    }
-
-    fn look_up(&mut self, task: Uuid) {
-        if let Some(link) = &mut self.link
-            && link.is_up()
-            && link.subscription(task).is_some()
-        {
-            link.look_up(task, self.bus.spellings(task));
         }
     }
 
@@ -923,6 +899,7 @@ mod tests {
         }
         connect(&mut results, now + 5 * SECOND);
         results.settle(now + 5 * SECOND);
+        results.settle(now + 5 * SECOND + SECOND / 2);
         assert_eq!(deliveries(&mut results), []);
         let end = results.deadline().unwrap();
         assert_eq!(end, now + holds::TASK_HOLD_MAX);

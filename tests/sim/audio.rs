@@ -454,9 +454,19 @@ impl AudioWorld {
             Outcome::Error(error) => Err(format!("an error {error:?}")),
             Outcome::CutShort => self.judge_prefix(heard, recording),
             Outcome::Complete => {
+                let since = told_at.max(self.first_joined(heard.result).min(joined_at));
                 self.judge_complete(heard, recording, (since, text_at, audio_at, end_at))
             }
         }
+    }
+
+    /// When the first listener came that has this result: the file that was opened for it is the
+    /// one that the others get while it may grow.
+    fn first_joined(&self, result: usize) -> Moment {
+        let has = |guest: &&Guest| guest.listener.heard.iter().any(|heard| heard.result == result);
+        let guests = self.guests.iter().filter(has);
+        let joined = guests.filter_map(|guest| Some(guest.writes.first()?.1));
+        joined.min().expect("somebody has it")
     }
 
     /// The whole content of one file, and not of a file that had been another one.

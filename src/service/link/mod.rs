@@ -502,7 +502,8 @@ impl Link {
                     pending.pop_front();
                 }
             }
-            Incoming::Subscribed { name } => match self.subscriptions.handle_subscribed(&name) {
+            Incoming::Subscribed { name } => match self.subscriptions.handle_subscribed(&name, now)
+            {
                 Confirmed::Pattern => self.come_up(role, now),
                 Confirmed::Task(task) => self.events.push_back(LinkEvent::Subscribed { task }),
                 Confirmed::Outdated => {}

@@ -8,8 +8,8 @@ use std::collections::{HashMap, VecDeque};
 use redis::Value;
 use uuid::Uuid;
 
-use super::Subscribe;
 use super::connection::Connection;
+use super::{Link, Subscribe};
 use crate::base::moment::Moment;
 use crate::proto::resp;
 use crate::service::tasks::Subscription;
@@ -26,6 +26,8 @@ pub(super) struct Subscriptions {
     clock: Option<(u64, Moment)>,
     last_number: u32,
     pattern: Option<Subscription>,
+    /// When that was confirmed.
+    pattern_at: Option<Moment>,
     /// The channels of single tasks, by the spelling of the task's id.
     channels: HashMap<String, Channel>,
     /// Numbers of the requests that Redis has not confirmed, in the order of sending.
@@ -60,6 +62,7 @@ impl Subscriptions {
             clock: None,
             last_number: 0,
             pattern: None,
+            pattern_at: None,
             channels: HashMap::new(),
             unconfirmed: VecDeque::new(),
             last_request: 0,
@@ -135,11 +138,12 @@ impl Subscriptions {
     }
 
     /// Redis confirmed a subscription. `name` is the channel or the pattern.
-    pub(super) fn handle_subscribed(&mut self, name: &[u8]) -> Confirmed {
+    pub(super) fn handle_subscribed(&mut self, name: &[u8], now: Moment) -> Confirmed {
         if self.mode == Subscribe::Pattern {
             self.last_number += 1;
             let since = self.clock.map_or(0, |(clock, _)| clock);
             self.pattern = Some(Subscription { number: self.last_number, since });
+            self.pattern_at = Some(now);
             return Confirmed::Pattern;
         }
         let request = self.unconfirmed.pop_front();
@@ -165,7 +169,7 @@ impl Subscriptions {
 
     /// The connection is lost, and all subscriptions with it.
     pub(super) fn reset(&mut self) {
-        self.pattern = None;
+        (self.pattern, self.pattern_at) = (None, None);
         self.unconfirmed.clear();
         self.channels.values_mut().for_each(|channel| channel.subscription = None);
     }
@@ -194,6 +198,13 @@ impl Subscriptions {
 
     fn spelling_of<'a>(&self, channel: &'a [u8]) -> Option<&'a str> {
         spelling_of(channel, &self.prefix)
+    }
+}
+
+impl Link {
+    /// When the subscription to all tasks began; `None` where each has one of its own.
+    pub fn subscribed_at(&self) -> Option<Moment> {
+        self.subscriptions.pattern_at
     }
 }
 
