@@ -1,5 +1,6 @@
 //! Wire formats: HTTP heads, the WebSocket handshake and its frames. Pure: bytes in, values out.
 
+mod base64;
 pub mod body;
 pub mod control;
 pub mod http;

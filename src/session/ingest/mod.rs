@@ -238,10 +238,9 @@ impl Ingest {
             }
             ChunkAudio::Inline(base64) => {
                 let mut decoded = std::mem::take(&mut cx.speech.decoded);
-                decoded.clear();
                 match base64.decode(&mut decoded) {
-                    Ok(()) => {
-                        let bytes = &decoded;
+                    Ok(length) => {
+                        let bytes = &decoded[..length];
                         let chunk = ReceivedChunk { task, seq, audio_type, fields, bytes };
                         self.handle_chunk(chunk, who, cx);
                     }
