@@ -70,6 +70,12 @@ const FOUND_AUDIO: [(&str, u64); 3] = [
     ("a client that comes to a file that has changed gets what it is now", 509),
 ];
 
+/// The same of speech that workers push.
+const FOUND_SPEECH: [(&str, u64); 2] = [
+    ("a stream behind one that ends in the turn of a STOP does not begin", 1959),
+    ("the same where the stream before it was longer", 1793),
+];
+
 /// Worlds of relays in an ordinary run.
 const SEEDS: u64 = 2000;
 
@@ -121,6 +127,9 @@ fn worlds_that_found_faults_end_well() {
     for (_, seed) in FOUND_AUDIO {
         let test = "audio_is_of_one_recording_however_files_change";
         check::<AudioWorld>(seed, Shown::OnFailure, test);
+    }
+    for (_, seed) in FOUND_SPEECH {
+        check::<SpeechWorld>(seed, Shown::OnFailure, "speech_arrives_in_many_worlds");
     }
 }
 

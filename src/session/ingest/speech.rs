@@ -525,6 +525,10 @@ impl Context {
 
     /// Goes on with the streams of a task, in their order, as far as nothing has to be waited for.
     fn advance(&mut self, task: Uuid) -> Result<(), SpeechRefusal> {
+        // It was stopped in this turn, and what waits is about to be dropped: nothing of it begins.
+        if self.results.tasks().is_stopped(task) {
+            return Ok(());
+        }
         loop {
             let Some(queue) = self.speech.by_task.entry_mut(task) else { return Ok(()) };
             let Some(first) = queue.front_mut() else {
