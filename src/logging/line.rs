@@ -2,7 +2,9 @@
 //! line.
 
 use super::Format;
+use super::fields::{PLAIN, Parts};
 use log::Level;
+use serde_json::Value;
 use std::fmt::{self, Write as _};
 use time::OffsetDateTime;
 
@@ -15,9 +17,9 @@ pub(super) fn write_line(
     target: &str,
     message: fmt::Arguments<'_>,
 ) {
-    let target = match target.strip_prefix("aivtuber_gateway::") {
-        Some(path) => path.rsplit("::").next().unwrap_or(path),
-        None => target,
+    let (target, is_own) = match target.strip_prefix("aivtuber_gateway::") {
+        Some(path) => (path.rsplit("::").next().unwrap_or(path), true),
+        None => (target, !target.contains("::")),
     };
     match format {
         Format::Text => {
@@ -36,13 +38,30 @@ pub(super) fn write_line(
             }
         }
         Format::Json => {
-            let (target, message) =
-                (serde_json::Value::from(target), serde_json::Value::from(message.to_string()));
             line.push_str(r#"{"time":""#);
             push_time(line, at);
-            let _ = write!(line, r#"","level":"{level}","target":{target},"message":{message}}}"#);
+            let _ = write!(line, r#"","level":"{level}","target":{}"#, Value::from(target));
+            push_message(line, message.to_string(), is_own);
         }
     }
+}
+
+/// The rest of a line in JSON: the message, and what it says as fields. Lines of other crates have
+/// no fields.
+fn push_message(line: &mut String, message: String, is_own: bool) {
+    let parts = is_own.then(|| Parts::of(&message));
+    let event = parts.as_ref().map_or(PLAIN, |parts| parts.event);
+    let _ = write!(line, r#","event":"{event}""#);
+    for parts in parts.iter() {
+        if let Some(id) = parts.id {
+            let _ = write!(line, r#","id":{}"#, Value::from(id));
+        }
+        for (name, value) in &parts.fields {
+            let _ = write!(line, r#","{name}":{value}"#);
+        }
+    }
+    drop(parts);
+    let _ = write!(line, r#","message":{}}}"#, Value::from(message));
 }
 
 /// `2026-11-22T10:00:00.123Z`. Not through `write!`: its padded numbers cost as much as the rest of
@@ -129,7 +148,26 @@ mod tests {
         assert_eq!(value["level"], "ERROR");
         assert_eq!(value["target"], "demo");
         assert_eq!(value["message"], "say \"hi\"\n\u{1b}[1m");
-        assert_eq!(value.as_object().unwrap().len(), 4);
+        assert_eq!(value["event"], "message");
+        assert_eq!(value.as_object().unwrap().len(), 5);
+    }
+
+    #[test]
+    fn json_line_has_a_field_for_each_key() {
+        let message = "input_1 opened client=192.0.2.7:5000 user_agent=\"a \\\"b\"";
+        let line = line(Format::Json, at(), Level::Info, "relay", message);
+        assert_eq!(
+            line,
+            r#"{"time":"2026-11-22T10:00:00.123Z","level":"INFO","target":"relay","event":"opened","id":"input_1","client":"192.0.2.7:5000","user_agent":"a \"b","message":"input_1 opened client=192.0.2.7:5000 user_agent=\"a \\\"b\""}"#
+        );
+    }
+
+    #[test]
+    fn lines_of_other_crates_have_no_fields() {
+        let line = line(Format::Json, at(), Level::Warn, "mio::poll", "input_1 closed code=1000");
+        let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((value.get("id"), value.get("code")), (None, None));
+        assert_eq!(value["event"], "message");
     }
 
     #[test]

@@ -7,10 +7,10 @@
 //! ```
 //!
 //! Text lines are `2026-11-22T10:00:00.123Z INFO  relay input_1 opened client=127.0.0.1:52010`: UTC
-//! time, level, target and a message with `key=value` pairs. JSON lines have the members `time`,
-//! `level`, `target` and `message`; the pairs stay inside the message. Control characters are
-//! escaped in both, so that no client can forge a line. The target of the gateway's own lines is
-//! the last part of the module's path (`aivtuber_gateway::session::relay` is `relay`).
+//! time, level, target and a message with `key=value` pairs. JSON lines have the same message, and
+//! what it says as typed fields (`fields.rs`). Control characters are escaped in both, so that no
+//! client can forge a line. The target of the gateway's own lines is the last part of the module's
+//! path (`aivtuber_gateway::session::relay` is `relay`).
 //!
 //! What to know before changing it:
 //!
@@ -32,6 +32,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "the log has a file and a wall clock of its own")]
 
+pub(crate) mod fields;
 mod file;
 mod line;
 mod queue;

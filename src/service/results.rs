@@ -35,6 +35,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
+use log::debug;
 use uuid::Uuid;
 
 use crate::base::budget::{Budget, Charge, Charged};
@@ -483,6 +484,7 @@ impl<K: Copy + Ord> Results<K> {
         subscription: Subscription,
         payload: Rc<[u8]>,
     ) {
+        debug!(target: "output", "result heard len={} task={task}", payload.len());
         if self.tasks.is_stopped(task) {
             return self.note_dropped();
         }

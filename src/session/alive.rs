@@ -4,7 +4,7 @@
 //! could not be sent yet proves nothing, which is why a peer whose socket is full may be given up
 //! without one.
 
-use super::transcript::{Event, note};
+use super::transcript::{Event, Subject, note};
 use super::{Context, Identity, Settings};
 use crate::base::moment::Moment;
 
@@ -86,7 +86,7 @@ pub struct Pings {
 
 impl Pings {
     /// One is sent now.
-    pub fn note_sent(&mut self, who: &Identity, cx: &mut Context) {
+    pub fn note_sent(&mut self, who: Subject<'_>, cx: &mut Context) {
         (self.sent, self.is_unanswered) = (self.sent.saturating_add(1), true);
         cx.stats.pings_sent += 1;
         note(who, || Event::Ping);

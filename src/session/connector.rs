@@ -405,7 +405,7 @@ impl Connector {
         let error = self.error;
         let failed = Event::BackendFailed { backend: url, error };
         match self.purpose {
-            Purpose::Client => warn!(target: "dial", "{who} {failed}"),
+            Purpose::Client => warn!(target: "dial", "{who} {failed}{}", who.task_field()),
             Purpose::Probe => note(who, || failed),
         }
         match error.fault() {

@@ -21,7 +21,8 @@
 use super::connector::{Connector, Polled};
 use super::exchange::Exchange;
 use super::relay::{Early, Relay};
-use super::transcript::{Event, note};
+use super::transcript::{Event, Subject, note};
+use super::visitor::Visitor;
 use super::{
     Answered, CloseReason, Context, Detail, Drain, Ended, Identity, Last, LastFrames,
     OnBackendFailure, Phase, State, Step,
@@ -226,8 +227,12 @@ impl Dial {
         note(who, || Event::Upgraded);
         info!(
             target: "relay",
-            "{who} opened client={} backend={} request_id={}",
-            who.client(), cx.upstreams.url(backend).public_text(), self.request_id,
+            "{who} opened client={} backend={} request_id={}{}{}",
+            who.client(),
+            cx.upstreams.url(backend).public_text(),
+            self.request_id,
+            Visitor::in_lines(&self.headers),
+            Subject::from(who).task_field(),
         );
         cx.stats.count_http(101);
         cx.stats.count_upgrade(who.route_name());

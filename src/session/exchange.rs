@@ -85,7 +85,7 @@ impl Exchange {
                 }
                 Ok(None) => {}
                 Err(bad) => {
-                    warn!(target: "dial", "{who} = bad answer from the backend why=\"{bad}\"");
+                    warn!(target: "dial", "{who} = bad answer from the backend why=\"{bad}\"{}", who.task_field());
                     return Err(AttemptError::Malformed(bad.why));
                 }
             }
@@ -144,7 +144,7 @@ fn failed(error: &io::Error, who: Subject<'_>) -> AttemptError {
         false => AttemptError::of_connecting(error),
     };
     if matches!(failure, AttemptError::Untrusted | AttemptError::TlsFailed) {
-        warn!(target: "dial", "{who} = no TLS with the backend why={}", Quoted(&error.to_string()));
+        warn!(target: "dial", "{who} = no TLS with the backend why={}{}", Quoted(&error.to_string()), who.task_field());
     }
     failure
 }

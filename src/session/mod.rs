@@ -61,6 +61,7 @@ mod deliveries;
 mod identity;
 mod memory;
 mod streams;
+mod visitor;
 
 pub use close::{CloseReason, Closing, Party};
 pub use ended::{

@@ -32,12 +32,14 @@ use super::alive::{Alive, Pings, Verdict};
 use super::close::CloseReason;
 use super::outbox::{FlushError, Flushed, Outbox};
 use super::stall::Stall;
-use super::transcript::{Event, note};
+use super::transcript::{Event, Subject, note};
+use super::visitor::Visitor;
 use super::{Context, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
 use crate::net::{Conn, Side};
 use crate::proto::control;
+use crate::proto::http::RequestHead;
 use crate::proto::message::{self, AudioPresence, SharedResult, TaskId, TaskResult};
 use crate::proto::upgrade::{self, Handshake};
 use crate::proto::ws::{self, Opcode};
@@ -158,7 +160,7 @@ impl Output {
     pub fn begin(
         handshake: &Handshake,
         segment: &str,
-        query: Option<&str>,
+        head: &RequestHead<'_, '_>,
         early: &[u8],
         who: &Identity,
         cx: &mut Context,
@@ -167,7 +169,7 @@ impl Output {
         upgrade::write_accept(handshake, &mut accept);
         cx.stats.count_upgrade(who.route_name());
         cx.stats.count_http(101);
-        let (task, resume) = (TaskId::read(segment), Resume::read(query));
+        let (task, resume) = (TaskId::read(segment), Resume::read(head.query()));
         let (reason, error) = match (&task, resume) {
             (None, _) => (CloseReason::BadTaskId, message::BAD_TASK_ID),
             (Some(_), Err(error)) => (CloseReason::BadTaskId, error),
@@ -177,7 +179,7 @@ impl Output {
         else {
             return refuse(Rejected { accept, error, reason, task, early }, who, cx);
         };
-        info!(target: "output", "{who} opened client={} task={task}", who.client());
+        info!(target: "output", "{who} opened client={} task={task}{}", who.client(), Visitor::of(&head.headers));
         cx.stats.count_open(who.route_name());
         cx.results.join(cx.now, &task, who.id(), resume.seen());
         let mut output = Box::new(Output {
@@ -387,7 +389,7 @@ impl Output {
         let length = underway.outbox.push_result(result, &self.task, audio);
         self.traffic.to_client.frames += 1;
         who.count_frame(Side::Downstream, Opcode::Text);
-        note(who, || Event::Text { length });
+        note(Subject::Task(who, &self.task), || Event::Text { length });
         self.note_sent(tasks::Event::TextSent, cx);
     }
 
@@ -401,7 +403,7 @@ impl Output {
         self.underway().outbox.push_text(text);
         self.traffic.to_client.frames += 1;
         who.count_frame(Side::Downstream, Opcode::Text);
-        note(who, || Event::Text { length: text.len() });
+        note(Subject::Task(who, &self.task), || Event::Text { length: text.len() });
     }
 
     /// Pings, gives up waiting, or, returning false, gives up the client.
@@ -410,7 +412,7 @@ impl Output {
             Verdict::Fine => {}
             Verdict::Ping if self.leaving().is_none() => {
                 self.push_frames(&ws::ping_frame(b"", None), who);
-                self.pings.note_sent(who, cx);
+                self.pings.note_sent(Subject::Task(who, &self.task), cx);
                 self.heard_at = cx.now;
             }
             Verdict::Ping => {}

@@ -450,10 +450,10 @@ fn open(
         return Step::End(ended.with_last(Last::Frames(last)));
     }
     match who.route.as_ref().map(|route| &route.target) {
-        Some(RouteTarget::Ingest(_)) => Ingest::begin(handshake, rest, who, cx),
+        Some(RouteTarget::Ingest(_)) => Ingest::begin(handshake, head, rest, who, cx),
         Some(RouteTarget::Output) => {
             let task = who.take_task_id().unwrap_or_default();
-            Output::begin(handshake, &task, head.query(), rest, who, cx)
+            Output::begin(handshake, &task, head, rest, who, cx)
         }
         _ => {
             cx.stats.count_open(who.route_name());

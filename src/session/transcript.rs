@@ -13,6 +13,7 @@ use super::close::{CloseReason, CodeText};
 use crate::base::quoted::Quoted;
 use crate::net::Side;
 use crate::proto::http;
+use crate::proto::message::TaskId;
 use crate::proto::ws::FrameHead;
 use crate::service::attempt::AttemptError;
 use crate::service::trust::Client;
@@ -177,6 +178,8 @@ pub enum Query {
 #[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum Subject<'s> {
     Session(&'s Identity),
+    /// A session whose task its phase has.
+    Task(&'s Identity, &'s TaskId),
     /// The probe of a failed backend with this number, counted from 1 since the start.
     Probe(u64),
 }
@@ -187,11 +190,34 @@ impl<'s> From<&'s Identity> for Subject<'s> {
     }
 }
 
+impl Subject<'_> {
+    /// The task that the lines are about, as a further field.
+    pub fn task_field(&self) -> TaskField<'_> {
+        TaskField(self)
+    }
+}
+
+/// ` task=…` at the end of a line, where the subject has a task.
+pub struct TaskField<'s>(&'s Subject<'s>);
+
+impl fmt::Display for TaskField<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Subject::Session(who) => match who.task_id() {
+                Some(task) => write!(f, " task={}", Quoted(task)),
+                None => Ok(()),
+            },
+            Subject::Task(_, task) => write!(f, " task={task}"),
+            Subject::Probe(_) => Ok(()),
+        }
+    }
+}
+
 /// What begins its lines: `input_1`, `probe_1`.
 impl fmt::Display for Subject<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Subject::Session(who) => who.fmt(f),
+            Subject::Session(who) | Subject::Task(who, _) => who.fmt(f),
             Subject::Probe(number) => write!(f, "probe_{number}"),
         }
     }
@@ -207,7 +233,7 @@ pub fn note<'s, 'e>(who: impl Into<Subject<'s>>, event: impl FnOnce() -> Event<'
 
 #[cold]
 fn log_event(who: Subject<'_>, event: &Event<'_>) {
-    log::debug!(target: event.target(), "{who} {event}");
+    log::debug!(target: event.target(), "{who} {event}{}", who.task_field());
 }
 
 impl Event<'_> {
@@ -308,7 +334,13 @@ impl fmt::Display for Event<'_> {
                 write!(f, "< {} len={} fin={}", head.opcode, head.payload, head.fin)
             }
             Event::ClientClose { code } => write!(f, "< close code={}", CodeText(code)),
-            Event::Command { name, arguments } => write!(f, "< {name} arguments={arguments}"),
+            Event::Command { name, arguments } => {
+                // Only a plain word cannot be taken for something else.
+                match name.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+                    true => write!(f, "< {name} arguments={arguments}"),
+                    false => write!(f, "< {} arguments={arguments}", Quoted(name)),
+                }
+            }
             Event::Published { task, bytes } => write!(f, "= published task={task} len={bytes}"),
             Event::NotATask => f.write_str("= published to a channel that is no task's"),
             Event::SpeechChunk { task, seq: Some(seq), length } => {
@@ -381,6 +413,8 @@ mod tests {
             (Event::ClientFrame { head: &head }, "output", "< text len=5 fin=false"),
             (Event::ClientClose { code: Some(1000) }, "output", "< close code=1000"),
             (Event::Command { name: "PUBLISH", arguments: 2 }, "inbox", "< PUBLISH arguments=2"),
+            (Event::Command { name: "A task=x", arguments: 0 }, "inbox",
+             "< \"A task=x\" arguments=0"),
             (Event::Published { task: uuid::Uuid::nil(), bytes: 5 }, "inbox",
              "= published task=00000000-0000-0000-0000-000000000000 len=5"),
             (Event::NotATask, "inbox", "= published to a channel that is no task's"),

@@ -102,10 +102,10 @@ class Lab:
         self.backends.append(proxy)
         return proxy
 
-    def pair(self, where, backend, target="/ws/input"):
+    def pair(self, where, backend, target="/ws/input", headers=()):
         """A client and its backend's side, upgraded."""
         client = self.client(where)
-        client.upgrade(target)
+        client.upgrade(target, headers)
         peer = backend.accept_upgraded()
         client.read_switch()
         return client, peer

@@ -45,6 +45,7 @@ use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::time::Duration;
 
+use log::debug;
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -594,6 +595,8 @@ impl Tasks {
             known.bytes += cost;
             self.retained_bytes += cost;
             self.retained.push_back(Retained { at: now, task, number });
+            let (result, bytes) = (one.id, cost - RESULT_COST);
+            debug!(target: "output", "result kept result={result} len={bytes} task={}", self.tasks.id(task));
             return;
         }
         if self.settings.retain.is_some() {

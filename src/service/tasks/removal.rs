@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use log::debug;
 use uuid::Uuid;
 
 use super::known::KnownResults;
@@ -17,6 +18,16 @@ const TRIMMED_MAX: usize = 1024;
 pub(super) enum Removal {
     Expired,
     Evicted,
+}
+
+impl Removal {
+    /// The word in the log.
+    fn word(self) -> &'static str {
+        match self {
+            Removal::Expired => "expired",
+            Removal::Evicted => "evicted",
+        }
+    }
 }
 
 /// Whether a result is the audio of a stream, which keeps it longer.
@@ -156,10 +167,12 @@ impl Tasks {
         let id = self.tasks.id(task);
         let known = &mut self.tasks[task];
         let one = known.results.oldest(number).expect("a retained result is known");
+        let result = one.id;
         if !self.held.is_empty() {
             self.held.remove(&(id, one.id));
         }
         let one = GoneResult::take(one).expect("a retained result has its bytes");
+        debug!(target: "output", "result forgotten result={result} why={} task={id}", removal.word());
         let cost = one.cost() + self.forget_speech(id, &one);
         let known = &mut self.tasks[task];
         known.bytes -= cost;

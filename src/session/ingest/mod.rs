@@ -18,12 +18,14 @@ use super::close::{CloseReason, Closing};
 use super::outbox::{Flushed, Outbox};
 use super::stall::Stall;
 use super::transcript::{Event, note};
+use super::visitor::Visitor;
 use super::{
     Activity, Awaited, Context, Detail, Drain, Ended, Identity, Last, Phase, Session, SessionId,
     State, Step,
 };
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Side};
+use crate::proto::http::RequestHead;
 use crate::proto::message::TaskId;
 use crate::proto::speech::{self as messages, ChunkAudio, Message};
 use crate::proto::upgrade::{self, Handshake};
@@ -109,13 +111,19 @@ struct Leaving {
 
 impl Ingest {
     /// Completes the upgrade. `early` is what followed the request.
-    pub fn begin(handshake: &Handshake, early: &[u8], who: &Identity, cx: &mut Context) -> Step {
+    pub fn begin(
+        handshake: &Handshake,
+        head: &RequestHead<'_, '_>,
+        early: &[u8],
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Step {
         let mut accept = Vec::new();
         upgrade::write_accept(handshake, &mut accept);
         cx.stats.count_upgrade(who.route_name());
         cx.stats.count_http(101);
         cx.stats.count_open(who.route_name());
-        info!(target: "ingest", "{who} opened client={}", who.client());
+        info!(target: "ingest", "{who} opened client={}{}", who.client(), Visitor::of(&head.headers));
         let mut ingest = Box::new(Ingest {
             reader: None,
             announced: None,
@@ -396,7 +404,7 @@ impl Ingest {
             Verdict::Fine => {}
             Verdict::Ping if self.leaving.is_none() => {
                 self.push_frames(&ws::ping_frame(b"", None), who);
-                self.pings.note_sent(who, cx);
+                self.pings.note_sent(who.into(), cx);
                 self.heard_at = cx.now;
             }
             Verdict::Ping => {}

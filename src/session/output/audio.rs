@@ -29,7 +29,7 @@ use crate::service::streams::StreamSource;
 use crate::service::tasks::{self, TaskEnd};
 use crate::session::close::CloseReason;
 use crate::session::jobs::{FileAnswer, FileJob, Job};
-use crate::session::transcript::{Event, note};
+use crate::session::transcript::{Event, Subject, note};
 use crate::session::{Context, Identity};
 use log::{info, warn};
 use std::io;
@@ -431,7 +431,7 @@ impl Output {
         who.count_frame(Side::Downstream, Opcode::Binary);
         self.note_sent(tasks::Event::FirstAudio, cx);
         self.note_sent(tasks::Event::LastAudio, cx);
-        note(who, || Event::Chunk { length: length.into(), number, total });
+        note(Subject::Task(who, &self.task), || Event::Chunk { length: length.into(), number, total });
     }
 
     /// Puts the audio back. False: nothing was sent.

@@ -8,7 +8,7 @@ use crate::proto::ws;
 use crate::service::stats::BothWays;
 use crate::service::tasks::{ClientState, TaskEnd};
 use crate::session::close::{CloseReason, Closing, Party};
-use crate::session::transcript::{Event, note};
+use crate::session::transcript::{Event, Subject, note};
 use crate::session::{Activity, Awaited, Context, Detail, Ended, Identity, Last};
 
 /// How the session is about to end: its last frame is in the outbox.
@@ -129,7 +129,7 @@ impl Output {
             return;
         }
         let code = reason.close_code(Side::Downstream);
-        note(who, || Event::Close { code, phrase: reason.phrase() });
+        note(Subject::Task(who, &self.task), || Event::Close { code, phrase: reason.phrase() });
         self.push_frames(&ws::close_frame(code, reason.phrase(), None), who);
         let closing = Closing::Received(Some(code));
         self.underway().leaving = Some(Leaving { closing, end, ..Leaving::abrupt(reason) });

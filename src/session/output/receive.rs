@@ -7,7 +7,7 @@ use crate::net::{Conn, Io, Side};
 use crate::proto::ws::Opcode;
 use crate::proto::ws_reader::{Received, WsFault};
 use crate::service::results::StoppedBy;
-use crate::session::transcript::{Event, note};
+use crate::session::transcript::{Event, Subject, note};
 use crate::session::{CloseReason, Closing, Context, Identity, State};
 
 /// Bytes of answers to the client's pings that wait for it. While there are more, it is not read.
@@ -57,7 +57,7 @@ impl Output {
         let frames = reader.frames_seen();
         let mut pongs = 0;
         let received = reader.handle_bytes(bytes, &mut answers, &mut |head| {
-            note(who, || Event::ClientFrame { head });
+            note(Subject::Task(who, &self.task), || Event::ClientFrame { head });
             who.count_frame(Side::Upstream, head.opcode);
             pongs += u16::from(head.opcode == Opcode::Pong);
         });
@@ -81,7 +81,7 @@ impl Output {
                 }
             }
             Received::Close(code) => {
-                note(who, || Event::ClientClose { code });
+                note(Subject::Task(who, &self.task), || Event::ClientClose { code });
                 self.push_frames(&answers, who);
                 let closing = Closing::Sent(code);
                 self.underway().leaving =

@@ -113,7 +113,7 @@ class Inbox:
     """The gateway's own inbox, for workers on redis-py."""
 
     def __init__(self, gateway):
-        found = gateway.process.wait_for_line(r"inbox\S* listening address=127\.0\.0\.1:(\d+)")
+        found = gateway.process.wait_for_line(r"inbox\S*[ \"]listening address=127\.0\.0\.1:(\d+)")
         self.port = int(found.group(1))
 
     def client(self, **options):
