@@ -206,6 +206,7 @@ fn settings() -> gateway::Settings {
         target: TargetSettings::Backend {
             urls: urls.iter().map(|url| BackendUrl::parse(url).expect("a URL")).collect(),
             host: (name == "hosted").then(|| "backend.example".into()),
+            learn_task: None,
         },
     };
     gateway::Settings {

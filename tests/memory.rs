@@ -60,7 +60,7 @@ impl Scene {
                 route(
                     "input",
                     "/ws/input",
-                    TargetSettings::Backend { urls: vec![url], host: None },
+                    TargetSettings::Backend { urls: vec![url], host: None, learn_task: None },
                 ),
                 route("output", "/ws/output/{task_id}", TargetSettings::Output),
             ],

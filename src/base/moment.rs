@@ -43,7 +43,7 @@ impl Moment {
 
     /// This moment, to a millisecond.
     #[inline]
-    pub fn coarse(self) -> CoarseMoment {
+    pub const fn coarse(self) -> CoarseMoment {
         CoarseMoment((self.0.get() >> COARSE_BITS) as u32)
     }
 
@@ -57,7 +57,7 @@ impl Moment {
 const COARSE_BITS: u32 = 20;
 
 /// A moment to a millisecond, in four bytes, for ages up to 52 days.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CoarseMoment(u32);
 
 impl CoarseMoment {

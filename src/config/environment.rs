@@ -119,11 +119,11 @@ fn relay(config: &mut Config, name: &str, urls: &str) -> Result<(), VariableFaul
         .map(|url| with_route_path(url.trim(), &route.path))
         .collect::<Result<_, _>>();
     let urls = urls.map_err(VariableFault::Error)?;
-    let host = match &route.target {
-        TargetSettings::Backend { host, .. } => host.clone(),
-        TargetSettings::Output | TargetSettings::Ingest(_) => None,
+    let (host, learn_task) = match &route.target {
+        TargetSettings::Backend { host, learn_task, .. } => (host.clone(), learn_task.clone()),
+        TargetSettings::Output | TargetSettings::Ingest(_) => (None, None),
     };
-    route.target = TargetSettings::Backend { urls, host };
+    route.target = TargetSettings::Backend { urls, host, learn_task };
     Ok(())
 }
 

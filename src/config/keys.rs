@@ -16,7 +16,7 @@ use crate::service::audio_names::Mapping;
 use crate::service::link::Subscribe;
 use crate::service::origin::OriginRule;
 use crate::service::trust::{PeerRule, parse_server_name};
-use crate::session::OnBackendFailure;
+use crate::session::{Failures, OnBackendFailure};
 
 /// A table of the file.
 pub struct Section {
@@ -153,6 +153,9 @@ const fn at_start(name: &'static str, kind: KeyKind) -> Key {
 const ON_BACKEND_FAILURE: Words<OnBackendFailure> =
     &[("close", OnBackendFailure::Close), ("http", OnBackendFailure::Http)];
 const SUBSCRIBE: Words<Subscribe> = &[("pattern", Subscribe::Pattern), ("task", Subscribe::Task)];
+const FAILURES: Words<Failures> =
+    &[("debug", Failures::Everything), ("info", Failures::Steps), ("", Failures::Nothing)];
+
 const FORMAT: Words<logging::Format> =
     &[("text", logging::Format::Text), ("json", logging::Format::Json)];
 
@@ -393,6 +396,7 @@ pub const SECTIONS: &[Section] = &[
             live("format", word!(log.format, FORMAT, "json")),
             live("max_size", limit!(log.max_size, 4 * KIB..=TIB)),
             live("keep", count!(log.keep, 0..=1000)),
+            live("failures", word!(gateway.session.failures, FAILURES, "info")),
         ],
     },
 ];

@@ -18,8 +18,8 @@ use crate::service::token::Token;
 use crate::service::url::{BackendSecurity, BackendUrl, Template};
 
 /// The keys of a `[[route]]`.
-pub const ROUTE_KEYS: [&str; 8] =
-    ["name", "path", "backend", "host", "insecure", "serve", "token", "token_file"];
+pub const ROUTE_KEYS: [&str; 9] =
+    ["name", "path", "backend", "host", "insecure", "learn_task", "serve", "token", "token_file"];
 
 /// What `serve` may name.
 pub(super) const SERVED: [&str; 2] = ["output", "ingest"];
@@ -40,6 +40,7 @@ pub(super) fn default_routes() -> Vec<RouteSettings> {
     let relayed = |url| TargetSettings::Backend {
         urls: vec![BackendUrl::parse(url).expect("a default URL is valid")],
         host: None,
+        learn_task: None,
     };
     vec![
         route("input", "/ws/input", relayed("ws://localhost:8001/ws/input")),
@@ -61,7 +62,7 @@ pub(super) fn show_route(text: &mut String, route: &RouteSettings) {
                 text.push_str("# *** replaces a token\ntoken = \"***\"\n");
             }
         }
-        TargetSettings::Backend { urls, host } => {
+        TargetSettings::Backend { urls, host, learn_task } => {
             let urls_are_unverified =
                 urls.iter().any(|url| url.security() == BackendSecurity::UnverifiedTls);
             let urls: Vec<_> = urls.iter().map(|url| quoted(&url.to_string())).collect();
@@ -71,6 +72,9 @@ pub(super) fn show_route(text: &mut String, route: &RouteSettings) {
             }
             if urls_are_unverified {
                 text.push_str("insecure = true\n");
+            }
+            if let Some(field) = learn_task {
+                let _ = writeln!(text, "learn_task = {}", quoted(field));
             }
         }
     }
@@ -171,6 +175,8 @@ impl RouteReader<'_> {
 
     fn target(&mut self) -> Option<TargetSettings> {
         let host = self.text("host").map(|(host, _)| host);
+        let learn_task = self.text("learn_task").map(|(field, _)| field);
+        let learn_task = learn_task.filter(|field| !field.is_empty());
         let urls = self.backend().map(|urls| self.verified(urls));
         let (has_backend, has_serve) =
             (self.table.contains_key("backend"), self.table.contains_key("serve"));
@@ -182,11 +188,13 @@ impl RouteReader<'_> {
             self.refuse("route", "a route needs `backend` or `serve`");
         } else if !has_backend && host.is_some() {
             self.refuse("route.host", "is sent to a backend, and this route has none");
+        } else if !has_backend && learn_task.is_some() {
+            self.refuse("route.learn_task", "is read from a backend, and this route has none");
         }
         match served {
             Some(Served::Output) => Some(TargetSettings::Output),
             Some(Served::Ingest) => Some(TargetSettings::Ingest(access)),
-            None => Some(TargetSettings::Backend { urls: urls?, host }),
+            None => Some(TargetSettings::Backend { urls: urls?, host, learn_task }),
         }
     }
 

@@ -51,7 +51,7 @@ struct Answer {
 pub fn all(config: &Config) -> Vec<Backend<'_>> {
     let mut all = Vec::new();
     for route in &config.gateway.routes {
-        if let TargetSettings::Backend { urls, host } = &route.target {
+        if let TargetSettings::Backend { urls, host, .. } = &route.target {
             let (route, host) = (&*route.name, host.as_deref());
             all.extend(urls.iter().map(|url| Backend { route, url, host }));
         }

@@ -112,6 +112,7 @@ impl Gateway {
             port: client.port(),
             admission,
             rare,
+            recent: std::cell::OnceCell::new(),
         }
     }
 }

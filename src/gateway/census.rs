@@ -119,6 +119,7 @@ impl Gateway {
                 false => census.tasks.sending += 1,
             }
         }
+        session.who().count_recent();
         let Some(traffic) = session.traffic() else { return COST_OF_COUNT };
         census.live.add(session.who().route_name(), traffic);
         match &mut census.list {

@@ -14,6 +14,7 @@ impl Gateway {
     pub fn set_wall_clock(&mut self, time: SystemTime) {
         self.cx.wall = WallClock::new(self.cx.now, time);
         self.moving.note(self.cx.now, self.cx.stats.times());
+        self.cx.black_box.stories.report(self.cx.now);
     }
 
     pub(super) fn handle_file(&mut self, answer: FileAnswer) {

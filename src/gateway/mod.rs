@@ -812,7 +812,7 @@ mod tests {
     #[test]
     fn relays_are_driven_even_when_the_work_of_a_turn_is_done() {
         let url = crate::service::url::BackendUrl::parse("ws://192.0.2.9/").unwrap();
-        let target = TargetSettings::Backend { urls: vec![url], host: None };
+        let target = TargetSettings::Backend { urls: vec![url], host: None, learn_task: None };
         let path = Template::parse("/ws").unwrap();
         let mut gateway =
             with_routes(10, vec![RouteSettings { name: "input".into(), path, target }]);

@@ -111,7 +111,10 @@ impl Gateway {
             // session ends by itself.
             Errand::Drain(Drain::Finish) if is_owed => return false,
             Errand::Drain(drain) => session.drain(drain, cx),
-            Errand::Reload => session.reload(cx.now),
+            Errand::Reload => {
+                session.forget_recent(cx);
+                session.reload(cx.now);
+            }
             // The same holds here. And Redis may have come back since the sweep began.
             Errand::RedisLost if !cx.results.is_redis_lost() => return false,
             Errand::RedisLost if is_owed => return false,

@@ -65,6 +65,33 @@ impl Opcode {
         }
     }
 
+    /// A number below 7, with all reserved opcodes as one: the inverse of [`Opcode::of_class`].
+    #[inline]
+    pub const fn class(self) -> u8 {
+        match self {
+            Opcode::Continuation => 0,
+            Opcode::Text => 1,
+            Opcode::Binary => 2,
+            Opcode::Close => 3,
+            Opcode::Ping => 4,
+            Opcode::Pong => 5,
+            Opcode::Reserved(_) => 6,
+        }
+    }
+
+    /// An opcode of this class.
+    pub const fn of_class(class: u8) -> Opcode {
+        match class {
+            0 => Opcode::Continuation,
+            1 => Opcode::Text,
+            2 => Opcode::Binary,
+            3 => Opcode::Close,
+            4 => Opcode::Ping,
+            5 => Opcode::Pong,
+            _ => Opcode::Reserved(3),
+        }
+    }
+
     /// Whether frames of this kind may come between the fragments of a message (RFC 6455 §5.5). The
     /// top bit says so, for reserved ones too.
     #[inline]

@@ -35,7 +35,6 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use log::debug;
 use uuid::Uuid;
 
 use crate::base::budget::{Budget, Charge, Charged};
@@ -484,8 +483,8 @@ impl<K: Copy + Ord> Results<K> {
         subscription: Subscription,
         payload: Rc<[u8]>,
     ) {
-        debug!(target: "output", "result heard len={} task={task}", payload.len());
         if self.tasks.is_stopped(task) {
+            log::debug!(target: "output", "result forgotten why=stopped task={task}");
             return self.note_dropped();
         }
         if let Some(name) = audio_end(&payload) {
@@ -494,6 +493,7 @@ impl<K: Copy + Ord> Results<K> {
             }
             return self.handle_audio_end(now, task, name);
         }
+        log::debug!(target: "output", "result heard len={} task={task}", payload.len());
         if TaskResult::is_progress_message(&payload) {
             // For the clients of this moment: it neither waits for a look-up nor for a later
             // client.

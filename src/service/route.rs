@@ -32,8 +32,9 @@ pub struct RouteSettings {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
 pub enum TargetSettings {
-    /// It is relayed to one of `urls`, with `host` in place of the client's `Host`.
-    Backend { urls: Vec<BackendUrl>, host: Option<String> },
+    /// It is relayed to one of `urls`, with `host` in place of the client's `Host`. The task's id
+    /// is read from the field `learn_task` of the backend's messages.
+    Backend { urls: Vec<BackendUrl>, host: Option<String>, learn_task: Option<String> },
     /// The gateway itself delivers results.
     Output,
     /// Workers send speech to the gateway itself.
@@ -109,7 +110,7 @@ fn check_alone(route: &RouteSettings) -> Result<(), String> {
             }
         }
         TargetSettings::Ingest(_) => {}
-        TargetSettings::Backend { urls, host } => {
+        TargetSettings::Backend { urls, host, .. } => {
             if urls.is_empty() {
                 return Err("it needs at least one backend URL".into());
             }
@@ -150,7 +151,7 @@ pub struct Route {
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the fields and variants explain themselves")]
 pub enum RouteTarget {
-    Relay { upstreams: Vec<UpstreamId>, host: Option<String> },
+    Relay { upstreams: Vec<UpstreamId>, host: Option<String>, learn_task: Option<String> },
     Output,
     Ingest(Access),
 }
@@ -167,6 +168,14 @@ impl Route {
     /// Whether a backend might read its path as another one once these values are in it.
     pub fn is_misled_by(&self, params: &Params<'_>, upstreams: &Upstreams) -> bool {
         self.upstreams().iter().any(|id| upstreams.url(*id).is_misled_by(params))
+    }
+
+    /// The field of its backends' messages that has the task's id, if that is to be read.
+    pub fn learn_task(&self) -> Option<&str> {
+        match &self.target {
+            RouteTarget::Relay { learn_task, .. } => learn_task.as_deref(),
+            RouteTarget::Output | RouteTarget::Ingest(_) => None,
+        }
     }
 
     /// What answers it, for `/health`, the status page and the log: its URLs, separated by `, `, or
@@ -236,10 +245,13 @@ impl Routes {
     pub fn settings(&self, upstreams: &Upstreams) -> Vec<RouteSettings> {
         let settings = self.current.iter().map(|route| {
             let target = match &route.target {
-                RouteTarget::Relay { upstreams: ids, host } => TargetSettings::Backend {
-                    urls: ids.iter().map(|&id| upstreams.url(id).clone()).collect(),
-                    host: host.clone(),
-                },
+                RouteTarget::Relay { upstreams: ids, host, learn_task } => {
+                    TargetSettings::Backend {
+                        urls: ids.iter().map(|&id| upstreams.url(id).clone()).collect(),
+                        host: host.clone(),
+                        learn_task: learn_task.clone(),
+                    }
+                }
                 RouteTarget::Output => TargetSettings::Output,
                 RouteTarget::Ingest(access) => TargetSettings::Ingest(access.clone()),
             };
@@ -256,9 +268,10 @@ impl Routes {
 
 fn in_use(settings: RouteSettings, upstreams: &mut Upstreams) -> Route {
     let target = match settings.target {
-        TargetSettings::Backend { urls, host } => RouteTarget::Relay {
+        TargetSettings::Backend { urls, host, learn_task } => RouteTarget::Relay {
             upstreams: urls.iter().map(|url| upstreams.intern(url)).collect(),
             host,
+            learn_task,
         },
         TargetSettings::Output => RouteTarget::Output,
         TargetSettings::Ingest(access) => RouteTarget::Ingest(access),
@@ -280,7 +293,7 @@ mod tests {
         RouteSettings {
             name: name.into(),
             path: template(path),
-            target: TargetSettings::Backend { urls, host: None },
+            target: TargetSettings::Backend { urls, host: None, learn_task: None },
         }
     }
 
@@ -312,6 +325,7 @@ mod tests {
         with_host.target = TargetSettings::Backend {
             urls: vec![BackendUrl::parse("ws://a").unwrap()],
             host: Some("x y".into()),
+            learn_task: None,
         };
         for (routes, why) in [
             (vec![relayed("", "/ws/a", backend)], "a name is 1 to 64"),

@@ -159,8 +159,8 @@ pub struct Reloads {
     pub has_last_failed: bool,
 }
 
-/// Frames of a route that have begun, by opcode. Sessions count here directly, because only the
-/// route is shared by all of them and known to each.
+/// Frames of a route that have begun, by opcode. Sessions count here, because only the route is
+/// shared by all of them and known to each; a relay counts many frames at once.
 #[derive(Debug, Default)]
 pub struct FrameCounts {
     from_client: [Cell<u64>; OPCODES.len()],
@@ -171,16 +171,14 @@ pub struct FrameCounts {
 const OPCODES: [&str; 7] = ["continuation", "text", "binary", "close", "ping", "pong", "reserved"];
 
 impl FrameCounts {
-    /// Counts a frame of a client.
-    #[inline]
-    pub fn count_from_client(&self, opcode: Opcode) {
-        count_opcode(&self.from_client, opcode);
+    /// Counts frames of a client.
+    pub fn count_from_client(&self, opcode: Opcode, n: u64) {
+        count_opcode(&self.from_client, opcode, n);
     }
 
-    /// Counts a frame to a client.
-    #[inline]
-    pub fn count_to_client(&self, opcode: Opcode) {
-        count_opcode(&self.to_client, opcode);
+    /// Counts frames to a client.
+    pub fn count_to_client(&self, opcode: Opcode, n: u64) {
+        count_opcode(&self.to_client, opcode, n);
     }
 
     /// Every count: direction, opcode, frames.
@@ -193,19 +191,9 @@ impl FrameCounts {
     }
 }
 
-#[inline]
-fn count_opcode(counts: &[Cell<u64>; OPCODES.len()], opcode: Opcode) {
-    let index = match opcode {
-        Opcode::Continuation => 0,
-        Opcode::Text => 1,
-        Opcode::Binary => 2,
-        Opcode::Close => 3,
-        Opcode::Ping => 4,
-        Opcode::Pong => 5,
-        Opcode::Reserved(_) => 6,
-    };
-    if let Some(count) = counts.get(index) {
-        count.set(count.get() + 1);
+fn count_opcode(counts: &[Cell<u64>; OPCODES.len()], opcode: Opcode, n: u64) {
+    if let Some(count) = counts.get(usize::from(opcode.class())) {
+        count.set(count.get() + n);
     }
 }
 

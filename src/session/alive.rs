@@ -4,7 +4,7 @@
 //! could not be sent yet proves nothing, which is why a peer whose socket is full may be given up
 //! without one.
 
-use super::transcript::{Event, Subject, note};
+use super::transcript::{Event, Subject, note_step};
 use super::{Context, Identity, Settings};
 use crate::base::moment::Moment;
 
@@ -89,7 +89,7 @@ impl Pings {
     pub fn note_sent(&mut self, who: Subject<'_>, cx: &mut Context) {
         (self.sent, self.is_unanswered) = (self.sent.saturating_add(1), true);
         cx.stats.pings_sent += 1;
-        note(who, || Event::Ping);
+        note_step(who, cx.now, || Event::Ping);
     }
 
     /// The peer has sent pongs. Several may answer one ping.

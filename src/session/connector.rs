@@ -26,7 +26,7 @@
 
 use super::Context;
 use super::jobs::{Job, NameOwner};
-use super::transcript::{Event, Subject, note};
+use super::transcript::{Event, Subject, note_step, remember};
 use crate::base::moment::Moment;
 use crate::net::tls::Verify;
 use crate::net::{Conn, PeerAddress, Source};
@@ -217,7 +217,7 @@ impl Connector {
         };
         let timer = Timer { began_at: cx.now, give_up_at: cx.after(may_take) };
         self.stage = ConnectStage::Answering { address, timer };
-        note(who, || Event::Connected);
+        note_step(who, cx.now, || Event::Connected);
     }
 
     /// The attempt failed. The next [`Connector::poll`] tries something else.
@@ -225,7 +225,7 @@ impl Connector {
         self.spend(cx.now);
         self.stage = ConnectStage::Choose;
         let Some(current) = &mut self.current else { return };
-        note(who, || Event::AttemptFailed { what: &error });
+        note_step(who, cx.now, || Event::AttemptFailed { what: &error });
         current.note_failure(error);
         if self.purpose == Purpose::Client && error.fault() != Fault::Local {
             cx.stats.count_dial(cx.upstreams.url(current.backend).public_text(), false);
@@ -375,7 +375,7 @@ impl Connector {
     ) -> Option<(Conn, UpstreamId)> {
         let backend = self.backend()?;
         let url = cx.upstreams.url(backend).public_text();
-        note(who, || Event::Connecting { backend: url, address: &address });
+        note_step(who, cx.now, || Event::Connecting { backend: url, address });
         self.stage = ConnectStage::Connecting { address, timer: self.connect_timer(cx) };
         let url = cx.upstreams.url(backend);
         let verify = match url.security() {
@@ -405,8 +405,11 @@ impl Connector {
         let error = self.error;
         let failed = Event::BackendFailed { backend: url, error };
         match self.purpose {
-            Purpose::Client => warn!(target: "dial", "{who} {failed}{}", who.task_field()),
-            Purpose::Probe => note(who, || failed),
+            Purpose::Client => {
+                remember(who, cx.now, &failed);
+                warn!(target: "dial", "{who} {failed}{}", who.task_field());
+            }
+            Purpose::Probe => note_step(who, cx.now, || failed),
         }
         match error.fault() {
             Fault::Local => self.end(AttemptOutcome::Abandoned, cx),

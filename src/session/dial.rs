@@ -118,7 +118,7 @@ impl Dial {
         who: &Identity,
         cx: &mut Context,
     ) -> Phase {
-        let Some(RouteTarget::Relay { host, upstreams }) =
+        let Some(RouteTarget::Relay { host, upstreams, .. }) =
             who.route.as_ref().map(|route| &route.target)
         else {
             unreachable!("only relayed routes dial");
@@ -139,6 +139,7 @@ impl Dial {
         };
         upgrade::write_forwarded_headers(request, &forwarding, &mut headers);
         let source = Source::Session(who.key as usize, Side::Upstream);
+        who.begin_recent(cx);
         Phase::Dial(Box::new(Dial {
             path: request.path().into(),
             query: request.query().map(Into::into),
@@ -291,16 +292,13 @@ impl Dial {
         request.extend_from_slice(&self.headers);
         request
     }
-}
 
-impl State for Dial {
-    fn step(
+    fn advance(
         mut self: Box<Self>,
         downstream: &mut Conn,
-        who: &mut Identity,
+        who: &Identity,
         cx: &mut Context,
     ) -> Step {
-        let who = &*who;
         if !self.read_early(downstream, cx) {
             self.connector.abandon(cx);
             let mut ended = Ended::new(CloseReason::ClientVanished, Detail::LeftWhileDialing);
@@ -368,6 +366,17 @@ impl State for Dial {
                 }
             }
         }
+    }
+}
+
+impl State for Dial {
+    fn step(self: Box<Self>, downstream: &mut Conn, who: &mut Identity, cx: &mut Context) -> Step {
+        let step = self.advance(downstream, who, cx);
+        if let Step::Next(Phase::Relay(_)) = step {
+            // The line `opened` says all of it.
+            who.forget_recent(cx);
+        }
+        step
     }
 
     fn deadline(&self) -> Option<Moment> {

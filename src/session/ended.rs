@@ -267,7 +267,7 @@ impl Ended {
     }
 
     /// Whether something went wrong.
-    fn is_bad(&self) -> bool {
+    pub(super) fn is_bad(&self) -> bool {
         let code = match self.by {
             Party::Backend => self.backend_close.code(),
             _ => self.client_close.code(),
@@ -348,6 +348,27 @@ impl Ended {
             | Detail::CannotSubscribe { .. }
             | Detail::Output { .. }
             | Detail::Ingest { .. } => true,
+        }
+    }
+
+    /// It has a closing line.
+    pub(super) fn is_recorded(&self) -> bool {
+        self.phase().is_some()
+    }
+
+    /// It ended before anything was tried for it.
+    pub(super) fn is_before_upgrade(&self) -> bool {
+        matches!(self.phase(), Some("accept" | "request"))
+    }
+
+    /// The task as the last field of a line.
+    pub(super) fn task_field(&self, who: &Identity) -> String {
+        match (&self.detail, who.task_id()) {
+            (Detail::Output { task, .. } | Detail::CannotSubscribe { task: Some(task), .. }, _) => {
+                format!(" task={task}")
+            }
+            (_, Some(task)) => format!(" task={}", Quoted(task)),
+            (_, None) => String::new(),
         }
     }
 

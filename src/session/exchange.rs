@@ -8,7 +8,7 @@
 
 use super::Context;
 use super::connector::Connector;
-use super::transcript::{Event, Subject, note};
+use super::transcript::{Event, Subject, note_step};
 use crate::base::quoted::Quoted;
 use crate::net::{Conn, Io, Ready, tls};
 use crate::proto::http::{HEAD_BYTES_MAX, ResponseHead, empty_slots};
@@ -71,7 +71,10 @@ impl Exchange {
             let mut slots = empty_slots();
             match ResponseHead::parse(&self.received, &mut slots) {
                 Ok(Some((head, length))) => {
-                    note(who, || Event::BackendAnswer { status: head.status, reason: head.reason });
+                    note_step(who, cx.now, || Event::BackendAnswer {
+                        status: head.status,
+                        reason: head.reason,
+                    });
                     if !head.is_interim() {
                         return Ok(Some(read(&head, &self.received[length..])));
                     }
@@ -115,7 +118,7 @@ impl Exchange {
             }
         }
         if !self.request.is_empty() {
-            note(who, || match &self.request_id {
+            note_step(who, cx.now, || match &self.request_id {
                 Some(request_id) => Event::UpgradeRequest { request_id },
                 None => Event::ProbeRequest,
             });

@@ -276,6 +276,7 @@ mod tests {
             let cx = Context::new(now, settings, network, limits, results, chance);
             let who = Identity {
                 rare: None,
+                recent: std::cell::OnceCell::new(),
                 serial: 1,
                 opened: now,
                 route: None,

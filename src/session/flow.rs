@@ -22,9 +22,11 @@
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 
+mod close_seen;
+mod learn;
 mod stream;
 
-use super::transcript::{Event, note};
+use super::transcript::{Event, note_frame, note_step};
 use super::{CloseReason, Context, Identity, SCRATCH_BYTES};
 use crate::base::buf::Buf;
 use crate::base::moment::Moment;
@@ -32,6 +34,7 @@ use crate::net::{Conn, Io, Side};
 use crate::proto::http::HEAD_BYTES_MAX;
 use crate::proto::ws::{self, FrameHead, FrameScanner, Opcode};
 use crate::service::stats::Traffic;
+use close_seen::CloseSeen;
 use stream::{Stream, Streamed};
 
 /// Reads in one step; then other sessions have their turn.
@@ -120,14 +123,10 @@ enum Watched {
     Close(CloseSeen),
     /// A Close frame of the gateway has been sent, with this code.
     OwnClose(u16),
+    /// A text of the backend in which the task's id may be.
+    Text(Vec<u8>),
     /// Possibly the answer to the gateway's ping: held back until the payload shows whether it is.
     Pong(HeldPong),
-}
-
-struct CloseSeen {
-    mask: [u8; 4],
-    code: [u8; 2],
-    seen: u8,
 }
 
 struct HeldPong {
@@ -265,6 +264,10 @@ impl Flow {
                 match self.watched.as_deref_mut() {
                     None | Some(Watched::OwnClose(_)) => {}
                     Some(Watched::Close(seen)) => seen.handle_payload(&bytes[piece.clone()]),
+                    Some(Watched::Text(text)) => {
+                        text.extend_from_slice(&bytes[piece.clone()]);
+                        self.end_text(who, cx, pumped);
+                    }
                     Some(Watched::Pong(held)) => {
                         // Its head did not join `pass` either, and `pass` was forwarded before it.
                         held.bytes.extend_from_slice(&bytes[piece]);
@@ -315,7 +318,7 @@ impl Flow {
                 && matches!(self.watched.as_deref(), Some(Watched::Close(_)))
             {
                 self.forward(&bytes[pass], sink, cx, pumped);
-                self.end_close(who, pumped);
+                self.end_close(who, cx, pumped);
                 return self.discard(bytes.len() - at); // Close is last
             }
         }
@@ -523,23 +526,28 @@ impl Flow {
     }
 
     /// Counts a frame and decides what happens to it: passed, watched, or the end.
-    fn begin_frame(&mut self, head: &FrameHead, who: &Identity, cx: &Context, pumped: &mut Pumped) {
+    fn begin_frame(
+        &mut self,
+        head: &FrameHead,
+        who: &Identity,
+        cx: &mut Context,
+        pumped: &mut Pumped,
+    ) {
         self.traffic.frames += 1;
-        who.count_frame(self.to, head.opcode);
-        note(who, || Event::Frame { to: self.to, head });
         let too_big = self.too_big(head, cx);
         let mask = head.mask.unwrap_or_default();
         self.is_data = !head.is_control();
         self.watched = match head.opcode {
-            Opcode::Close => {
-                Some(Box::new(Watched::Close(CloseSeen { mask, code: [0; 2], seen: 0 })))
-            }
+            Opcode::Close => Some(Box::new(Watched::Close(CloseSeen::new(mask)))),
             Opcode::Pong if self.pinged != Pinged::Never && head.payload == PING_BYTES as u64 => {
                 let bytes = Vec::with_capacity(FrameHead::BYTES_MAX + PING_BYTES);
                 Some(Box::new(Watched::Pong(HeldPong { bytes, payload_at: 0, mask })))
             }
             _ => None,
         };
+        if !note_frame(who, self.to, head, cx) {
+            self.watch_for_task(head, who, cx);
+        }
         if self.is_data {
             pumped.message = true;
             self.message_bytes = self.message_bytes_with(head);
@@ -567,7 +575,7 @@ impl Flow {
     }
 
     /// A whole Close frame has been passed. *Close is last.*
-    fn end_close(&mut self, who: &Identity, pumped: &mut Pumped) {
+    fn end_close(&mut self, who: &Identity, cx: &Context, pumped: &mut Pumped) {
         if self.sink == SinkState::Open {
             self.sink = SinkState::Closed;
         }
@@ -577,7 +585,7 @@ impl Flow {
             Side::Upstream => CloseReason::ClientClosed,
             Side::Downstream => CloseReason::BackendClosed,
         };
-        note(who, || Event::ClosePassed { to: self.to, code: self.close_code() });
+        note_step(who, cx.now, || Event::ClosePassed { to: self.to, code: self.close_code() });
         pumped.ending = pumped.ending.or(Some(reason));
     }
 
@@ -590,7 +598,7 @@ impl Flow {
         if payload == ping_payload(who, cx) {
             cx.stats.pongs_swallowed += 1;
             pumped.ponged = true;
-            note(who, || Event::PongReceived { from: self.to.other() });
+            note_step(who, cx.now, || Event::PongReceived { from: self.to.other() });
         } else {
             self.forward(&held.bytes, sink, cx, pumped);
         }
@@ -619,7 +627,7 @@ impl Flow {
         self.is_ping_due = false;
         let Some(reason) = self.goodbye.take() else {
             self.forward(&ws::ping_frame(&ping_payload(who, cx), mask), sink, cx, pumped);
-            note(who, || Event::PingSent { to: self.to });
+            note_step(who, cx.now, || Event::PingSent { to: self.to });
             cx.stats.pings_sent += 1;
             pumped.pinged = true;
             return;
@@ -627,7 +635,7 @@ impl Flow {
         let code = reason.close_code(self.to);
         self.stream = None; // Close is last
         self.forward(&ws::close_frame(code, reason.phrase(), mask), sink, cx, pumped);
-        note(who, || Event::CloseSent { to: self.to, code, reason });
+        note_step(who, cx.now, || Event::CloseSent { to: self.to, code, reason });
         self.watched = Some(Box::new(Watched::OwnClose(code)));
         if self.sink == SinkState::Open {
             self.sink = SinkState::Finishing;
@@ -669,19 +677,6 @@ impl Flow {
                 Err(_) => self.lose_sink(),
             }
         }
-    }
-}
-
-impl CloseSeen {
-    fn handle_payload(&mut self, piece: &[u8]) {
-        for &byte in piece.iter().take(2 - self.seen as usize) {
-            self.code[self.seen as usize] = byte ^ self.mask[self.seen as usize];
-            self.seen += 1;
-        }
-    }
-
-    fn code(&self) -> Option<u16> {
-        (self.seen == 2).then(|| u16::from_be_bytes(self.code))
     }
 }
 

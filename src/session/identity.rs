@@ -1,11 +1,14 @@
 //! Which connection a session is: what stays the same, and what every log line about it has.
 
+use super::Context;
+use super::recent::Recent;
 use crate::base::moment::{Moment, Seconds};
 use crate::net::{Security, Side};
-use crate::proto::ws::{FrameScanner, Opcode};
+use crate::proto::ws::{FrameHead, FrameScanner, Opcode};
 use crate::service::limits::{Limits, Refusal};
 use crate::service::route::Route;
 use crate::service::trust::{AcceptedOn, Client};
+use std::cell::OnceCell;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -25,6 +28,8 @@ pub struct Identity {
     pub admission: Admission,
     /// What few sessions have, so that the others do not pay for it.
     pub rare: Option<Box<Rare>>,
+    /// What happened last, while it is busy.
+    pub recent: OnceCell<Box<Recent>>,
 }
 
 /// What few sessions have.
@@ -122,25 +127,75 @@ impl Identity {
         }
     }
 
-    /// Counts a frame that goes to this side, for its route.
+    /// What happened last, if that is remembered.
     #[inline]
-    pub fn count_frame(&self, to: Side, opcode: Opcode) {
+    pub fn recent(&self) -> Option<&Recent> {
+        self.recent.get().map(|recent| &**recent)
+    }
+
+    /// Remembers what happens from now on, if there is room for it and the log does not have it
+    /// anyway.
+    pub fn begin_recent(&self, cx: &mut Context) {
+        if self.recent().is_none()
+            && log::max_level() < log::Level::Debug
+            && let Some(recent) = cx.black_box.recents.take()
+            && let Err(recent) = self.recent.set(recent)
+        {
+            cx.black_box.recents.give(recent);
+        }
+    }
+
+    /// Remembers nothing any more, after what has been counted has gone to the route.
+    pub fn forget_recent(&mut self, cx: &mut Context) {
+        self.count_recent();
+        if let Some(recent) = self.recent.take() {
+            cx.black_box.recents.give(recent);
+        }
+    }
+
+    /// The route takes what has been counted.
+    pub fn count_recent(&self) {
+        if let (Some(recent), Some(route)) = (self.recent(), &self.route) {
+            recent.count_for(&route.frames);
+        }
+    }
+
+    /// Counts and remembers a frame that goes to this side. A control frame is no reason to begin
+    /// with it: a connection that only answers pings is idle.
+    pub fn count_frame(&self, to: Side, head: &FrameHead, cx: &mut Context) {
+        if !head.is_control() && !self.is_learning() {
+            self.begin_recent(cx);
+        }
+        match self.recent() {
+            Some(recent) => recent.note_frame(to, head, cx.now),
+            None => self.count_only(to, head.opcode),
+        }
+    }
+
+    /// Counts a frame that goes to this side.
+    pub fn count_only(&self, to: Side, opcode: Opcode) {
         if let Some(route) = &self.route {
             match to {
-                Side::Upstream => route.frames.count_from_client(opcode),
-                Side::Downstream => route.frames.count_to_client(opcode),
+                Side::Upstream => route.frames.count_from_client(opcode, 1),
+                Side::Downstream => route.frames.count_to_client(opcode, 1),
             }
         }
     }
 
-    /// Counts whole frames that go to this side, for its route. Returns how many there are.
-    pub fn count_frames(&self, to: Side, frames: &[u8]) -> u64 {
+    /// Counts and remembers whole frames that go to this side. Returns how many there are.
+    pub fn count_frames(&self, to: Side, frames: &[u8], cx: &mut Context) -> u64 {
         let mut count = 0;
         FrameScanner::each_head(frames, |head| {
-            self.count_frame(to, head.opcode);
+            self.count_frame(to, head, cx);
             count += 1;
         });
         count
+    }
+
+    /// Whether its task is to be read from its backend's messages, and is not known yet.
+    pub fn is_learning(&self) -> bool {
+        let learns = self.route.as_ref().is_some_and(|route| route.learn_task().is_some());
+        learns && self.task_id().is_none()
     }
 
     /// The noted task.
@@ -222,6 +277,7 @@ impl Identity {
             opened: Moment::START,
             route: None,
             rare: None,
+            recent: OnceCell::new(),
             key: 0,
             ip: std::net::Ipv4Addr::LOCALHOST.into(),
             port: 5000,

@@ -49,10 +49,12 @@ pub mod linger;
 pub mod outbox;
 pub mod output;
 pub mod probe;
+pub mod recent;
 pub mod relay;
 pub mod request;
 pub mod respond;
 pub mod stall;
+mod story;
 pub mod stream_body;
 pub mod transcript;
 
@@ -60,15 +62,17 @@ mod close;
 mod deliveries;
 mod identity;
 mod memory;
+mod modes;
 mod streams;
 mod visitor;
 
-pub use close::{CloseReason, Closing, Party};
+pub use close::{CloseReason, Closing, Party, Verdict};
 pub use ended::{
     Activity, Answered, Awaited, Detail, Ended, Last, LastFrames, Limit, refuse_unanswered,
 };
 pub use identity::{Admission, Identity, Proxied, Rare, SessionId};
 pub use memory::MemoryLimit;
+pub use modes::{Drain, Failures, OnBackendFailure};
 pub use request::RedirectHttp;
 
 use crate::base::budget::Budget;
@@ -128,6 +132,8 @@ pub struct Settings {
     pub tls_port: Option<u16>,
     /// Memory for all that sessions, results and responses hold.
     pub memory_limit: MemoryLimit,
+    /// What the log gets of connections that end badly.
+    pub failures: Failures,
     /// How results are delivered.
     pub output: output::Settings,
 }
@@ -149,19 +155,10 @@ impl Default for Settings {
             redirect_http: RedirectHttp::No,
             tls_port: None,
             memory_limit: MemoryLimit::Unlimited,
+            failures: Failures::Everything,
             output: output::Settings::default(),
         }
     }
-}
-
-/// How a client learns that no backend takes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnBackendFailure {
-    /// The upgrade is completed, then closed with a code and a reason, which scripts in a browser
-    /// can read.
-    Close,
-    /// The backend's own HTTP answer, else 502 or 504.
-    Http,
 }
 
 /// Everything that sessions share, lent to one of them at a time.
@@ -191,6 +188,8 @@ pub struct Context {
     pub trust: trust::Settings,
     pub tls: tls::Layer,
     pub stats: Stats,
+    /// What sessions remember of what happened last.
+    pub black_box: story::BlackBox,
     /// The last connections that ended.
     pub ledger: Ledger,
     pub chance: fastrand::Rng,
@@ -252,6 +251,7 @@ impl Context {
             trust: trust::Settings::default(),
             tls: tls::Layer::default(),
             stats: Stats::default(),
+            black_box: story::BlackBox::new(&budget),
             ledger: Ledger::new(&budget),
             chance,
             ping_key,
@@ -307,15 +307,6 @@ pub enum Phase {
     Linger(Box<linger::Linger>),
     /// Nothing is left but the slot.
     Closed,
-}
-
-/// How far a session may go on while the gateway drains.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Drain {
-    /// Finish what is in flight, then leave.
-    Finish,
-    /// The drain time is over: leave now.
-    Leave,
 }
 
 /// What every phase can do.
@@ -548,7 +539,7 @@ impl Session {
     fn step(&mut self, cx: &mut Context) -> Driven {
         loop {
             if let Phase::Relay(relay) = &mut self.phase {
-                match relay.advance(&mut self.downstream, &self.who, cx) {
+                match relay.advance(&mut self.downstream, &mut self.who, cx) {
                     Advanced::Wait => return Driven::Wait,
                     Advanced::Yield => return Driven::Yield,
                     Advanced::Again => continue,
@@ -582,7 +573,7 @@ impl Session {
                 Step::Ask(question) => return Driven::Ask(question),
                 Step::End(ended) => self.end(ended, cx),
                 Step::Over(ended) => {
-                    ended.record(&self.who, cx);
+                    self.record(&ended, cx);
                     self.phase = Phase::Closed;
                 }
             }
@@ -597,11 +588,22 @@ impl Session {
             // A transport that buffers may still hold the last bytes of an earlier answer.
             Last::Nothing if self.downstream.is_output_held() => linger::Linger::phase(ended, cx),
             Last::Nothing | Last::Dropped => {
-                ended.record(&self.who, cx);
+                self.record(&ended, cx);
                 Phase::Closed
             }
             Last::Frames(_) | Last::Answer(_) | Last::Fin(_) => linger::Linger::phase(ended, cx),
         };
+    }
+
+    fn record(&mut self, ended: &Ended, cx: &mut Context) {
+        ended.record(&self.who, cx);
+        story::tell(ended, &self.who, cx);
+        self.who.forget_recent(cx);
+    }
+
+    /// Remembers nothing of what happened so far: the log has it, or is to have it from now on.
+    pub fn forget_recent(&mut self, cx: &mut Context) {
+        self.who.forget_recent(cx);
     }
 
     /// The answer to what [`Driven::Ask`] asked comes later.
@@ -647,7 +649,7 @@ impl Session {
         if !was_lingering {
             ended.count_not_open(&self.who, cx);
         }
-        ended.record(&self.who, cx);
+        self.record(&ended, cx);
     }
 }
 
@@ -684,7 +686,7 @@ mod tests {
     /// adds, and nine of timers: under 400 bytes, with a share in what the process takes once.
     #[test]
     fn an_idle_connection_is_small() {
-        assert!(size_of::<Session>() <= 96 + DEBUG);
+        assert!(size_of::<Session>() <= 104 + DEBUG);
         assert!(size_of::<relay::Relay>() <= 216 + DEBUG);
         assert!(size_of::<flow::Flow>() <= 80);
         assert!(size_of::<output::Output>() <= 104);

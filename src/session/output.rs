@@ -32,7 +32,7 @@ use super::alive::{Alive, Pings, Verdict};
 use super::close::CloseReason;
 use super::outbox::{FlushError, Flushed, Outbox};
 use super::stall::Stall;
-use super::transcript::{Event, Subject, note};
+use super::transcript::{Event, Subject, note, note_step};
 use super::visitor::Visitor;
 use super::{Context, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
@@ -42,7 +42,7 @@ use crate::proto::control;
 use crate::proto::http::RequestHead;
 use crate::proto::message::{self, AudioPresence, SharedResult, TaskId, TaskResult};
 use crate::proto::upgrade::{self, Handshake};
-use crate::proto::ws::{self, Opcode};
+use crate::proto::ws::{self, FrameHead, Opcode};
 use crate::proto::ws_reader::WsReader;
 use crate::service::audio_names::Mapping;
 use crate::service::results::StoppedBy;
@@ -226,7 +226,7 @@ impl Output {
             let audio = underway.audio.take();
             Output::release_audio(audio, cx);
         }
-        self.push_text(&control::stop_ack(&self.task), who);
+        self.push_text(&control::stop_ack(&self.task), who, cx);
         self.leave(CloseReason::TaskStopped, None, who, cx);
         if let Some(leaving) = &mut self.underway().leaving {
             leaving.by_worker = by == StoppedBy::Channel;
@@ -388,7 +388,8 @@ impl Output {
         let underway = self.underway.get_or_insert_default();
         let length = underway.outbox.push_result(result, &self.task, audio);
         self.traffic.to_client.frames += 1;
-        who.count_frame(Side::Downstream, Opcode::Text);
+        let head = FrameHead::of_message(Opcode::Text, length as u64);
+        who.count_frame(Side::Downstream, &head, cx);
         note(Subject::Task(who, &self.task), || Event::Text { length });
         self.note_sent(tasks::Event::TextSent, cx);
     }
@@ -399,10 +400,11 @@ impl Output {
         cx.stats.observe_task(milestones);
     }
 
-    fn push_text(&mut self, text: &str, who: &Identity) {
+    fn push_text(&mut self, text: &str, who: &Identity, cx: &mut Context) {
         self.underway().outbox.push_text(text);
         self.traffic.to_client.frames += 1;
-        who.count_frame(Side::Downstream, Opcode::Text);
+        let head = FrameHead::of_message(Opcode::Text, text.len() as u64);
+        who.count_frame(Side::Downstream, &head, cx);
         note(Subject::Task(who, &self.task), || Event::Text { length: text.len() });
     }
 
@@ -411,7 +413,7 @@ impl Output {
         match self.alive().verdict(&cx.settings, cx.now) {
             Verdict::Fine => {}
             Verdict::Ping if self.leaving().is_none() => {
-                self.push_frames(&ws::ping_frame(b"", None), who);
+                self.push_frames(&ws::ping_frame(b"", None), who, cx);
                 self.pings.note_sent(Subject::Task(who, &self.task), cx);
                 self.heard_at = cx.now;
             }

@@ -9,16 +9,19 @@
 use super::alive::{Alive, Verdict};
 use super::flow::{Flow, Pumped};
 use super::linger::linger_timeout;
+use super::recent::QUIET_MIN;
 use super::stall::Stall;
-use super::transcript::{Event, note};
+use super::transcript::{Event, note_step};
 use super::{
     Activity, CloseReason, Closing, Context, Detail, Drain, Ended, Identity, Phase, State, Step,
 };
 use crate::base::moment::{CoarseMoment, Moment};
+use crate::base::quoted::Quoted;
 use crate::net::{Conn, Ready, Side};
 use crate::proto::ws;
 use crate::service::stats::BothWays;
 use crate::service::upstreams::UpstreamId;
+use log::info;
 use std::time::Duration;
 
 /// Once a side is gone, or the gateway has sent a Close frame: silence for this long ends the
@@ -119,6 +122,9 @@ impl Relay {
             }
         }
         relay.wake_at = relay.next_deadline(cx);
+        if cx.black_box.learned.is_some() {
+            relay.wake_at = Some(cx.now);
+        }
         Phase::Relay(relay)
     }
 
@@ -314,7 +320,7 @@ impl Relay {
             Side::Downstream => CloseReason::ClientStalled,
             Side::Upstream => CloseReason::BackendStalled,
         };
-        note(who, || Event::Stalled { side });
+        note_step(who, cx.now, || Event::Stalled { side });
         self.give_up(side, reason, cx);
     }
 
@@ -351,7 +357,7 @@ impl Relay {
                     Side::Downstream => CloseReason::ClientSilent,
                     Side::Upstream => CloseReason::BackendSilent,
                 };
-                note(who, || Event::Silent { side, silence: cx.now - alive.heard_at });
+                note_step(who, cx.now, || Event::Silent { side, silence: cx.now - alive.heard_at });
                 self.give_up(side, reason, cx);
             }
         }
@@ -467,6 +473,15 @@ impl Relay {
     }
 }
 
+/// The task's id has been read from a message of the backend.
+#[cold]
+fn note_learned(who: &mut Identity, cx: &mut Context) {
+    if let Some(task) = cx.black_box.learned.take() {
+        who.note_task_id(Some(&task));
+        info!(target: "relay", "{who} = task learned task={}", Quoted(task));
+    }
+}
+
 /// What follows [`Relay::advance`].
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Advanced {
@@ -486,7 +501,7 @@ impl Relay {
     pub(super) fn advance(
         &mut self,
         downstream: &mut Conn,
-        who: &Identity,
+        who: &mut Identity,
         cx: &mut Context,
     ) -> Advanced {
         let mut up = Pumped::default();
@@ -506,12 +521,17 @@ impl Relay {
         // Judged after reading: what a side sent in time may have waited in its socket.
         let is_due = self.wake_at.is_some_and(|at| at <= cx.now);
         if is_due {
+            note_learned(who, cx);
+            if self.ending().is_none() && self.message_at + QUIET_MIN <= cx.now {
+                who.forget_recent(cx);
+            }
             self.handle_deadline(downstream, who, cx);
         }
         let mut is_fin_due = false;
         if self.ending().is_some() {
             is_fin_due = self.finish_after_closes();
             if self.is_finished() || (is_due && self.is_ending_over(downstream, cx)) {
+                note_learned(who, cx);
                 return Advanced::Over;
             }
         }
@@ -533,7 +553,12 @@ impl Relay {
             // event will come for it.
             return Advanced::Again;
         }
-        if up.more || down.more { Advanced::Yield } else { Advanced::Wait }
+        if up.more || down.more {
+            note_learned(who, cx);
+            Advanced::Yield
+        } else {
+            Advanced::Wait
+        }
     }
 }
 

@@ -8,16 +8,19 @@
 //! on a connection that the gateway serves itself, `>` and `<` are to and from the client; `=` is
 //! an observation.
 
-use super::Identity;
 use super::close::{CloseReason, CodeText};
+use super::recent::{Kept, Recent};
+use super::{Context, Identity};
+use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
 use crate::net::Side;
 use crate::proto::http;
 use crate::proto::message::TaskId;
-use crate::proto::ws::FrameHead;
+use crate::proto::ws::{FrameHead, cut_at_char};
 use crate::service::attempt::AttemptError;
 use crate::service::trust::Client;
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// One thing that happened. Nothing in it is a payload, a token or the value of a query.
@@ -43,7 +46,7 @@ pub enum Event<'e> {
     /// An attempt to connect to a backend begins.
     Connecting {
         backend: &'e str,
-        address: &'e dyn fmt::Display,
+        address: SocketAddr,
     },
     Connected,
     /// The attempt failed; another one may follow.
@@ -190,7 +193,15 @@ impl<'s> From<&'s Identity> for Subject<'s> {
     }
 }
 
-impl Subject<'_> {
+impl<'s> Subject<'s> {
+    /// What the connection remembers.
+    fn recent(&self) -> Option<&'s Recent> {
+        match self {
+            Subject::Session(who) | Subject::Task(who, _) => who.recent(),
+            Subject::Probe(_) => None,
+        }
+    }
+
     /// The task that the lines are about, as a further field.
     pub fn task_field(&self) -> TaskField<'_> {
         TaskField(self)
@@ -223,7 +234,81 @@ impl fmt::Display for Subject<'_> {
     }
 }
 
-/// Reports an event. `event` is called only if something reads the value.
+/// The longest line that is remembered, in bytes.
+const LINE_BYTES_MAX: usize = 200;
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Kept::Connecting(address) => write!(f, "= connecting to backend at {address}"),
+            Kept::Connected => Event::Connected.fmt(f),
+            Kept::UpgradeRequest => f.write_str("gateway>backend upgrade request"),
+            Kept::BackendAnswer(status) => {
+                Event::BackendAnswer { status, reason: http::reason_phrase(status) }.fmt(f)
+            }
+            Kept::ClosePassed { to, code } => Event::ClosePassed { to, code }.fmt(f),
+            Kept::CloseSent { to, code, reason } => Event::CloseSent { to, code, reason }.fmt(f),
+            Kept::PingSent { to } => Event::PingSent { to }.fmt(f),
+            Kept::PongReceived { from } => Event::PongReceived { from }.fmt(f),
+            Kept::Line(ref line) => f.write_str(line),
+        }
+    }
+}
+
+/// Reports a step that a connection remembers, if it remembers any. `event` is called only if
+/// something reads the value.
+#[inline]
+pub fn note_step<'s, 'e>(
+    who: impl Into<Subject<'s>>,
+    now: Moment,
+    event: impl FnOnce() -> Event<'e>,
+) {
+    let who = who.into();
+    if who.recent().is_some() || log::Level::Debug <= log::max_level() {
+        remember_and_log(who, now, &event());
+    }
+}
+
+/// Has the connection remember a step that is logged elsewhere.
+pub fn remember(who: Subject<'_>, now: Moment, event: &Event<'_>) {
+    if let Some(recent) = who.recent() {
+        recent.note(event.kept(), now);
+    }
+}
+
+fn remember_and_log(who: Subject<'_>, now: Moment, event: &Event<'_>) {
+    remember(who, now, event);
+    if log::Level::Debug <= log::max_level() {
+        log_event(who, event);
+    }
+}
+
+/// Counts, remembers and reports a frame that passes through a relay. False: the connection did not
+/// remember anything before.
+#[inline]
+pub fn note_frame(who: &Identity, to: Side, head: &FrameHead, cx: &mut Context) -> bool {
+    match who.recent() {
+        Some(recent) => {
+            recent.note_frame(to, head, cx.now);
+            true
+        }
+        None => {
+            note_unremembered(who, to, head, cx);
+            false
+        }
+    }
+}
+
+/// The same for a frame of a connection that remembers nothing: its first one, or any where the
+/// log, at debug, has everything.
+#[cold]
+fn note_unremembered(who: &Identity, to: Side, head: &FrameHead, cx: &mut Context) {
+    note(who, || Event::Frame { to, head });
+    who.count_frame(to, head, cx);
+}
+
+/// Reports an event that no connection remembers. `event` is called only if something reads the
+/// value.
 #[inline]
 pub fn note<'s, 'e>(who: impl Into<Subject<'s>>, event: impl FnOnce() -> Event<'e>) {
     if log::Level::Debug <= log::max_level() {
@@ -237,6 +322,48 @@ fn log_event(who: Subject<'_>, event: &Event<'_>) {
 }
 
 impl Event<'_> {
+    /// What a connection remembers of it; `None`: nothing, since it is a frame, or follows from the
+    /// line `opened`.
+    pub fn kept(&self) -> Option<Kept> {
+        Some(match *self {
+            Event::Connecting { address: SocketAddr::V4(address), .. } => Kept::Connecting(address),
+            Event::Connected => Kept::Connected,
+            Event::UpgradeRequest { .. } => Kept::UpgradeRequest,
+            Event::BackendAnswer { status, .. } => Kept::BackendAnswer(status),
+            Event::ClosePassed { to, code } => Kept::ClosePassed { to, code },
+            Event::CloseSent { to, code, reason } => Kept::CloseSent { to, code, reason },
+            Event::PingSent { to } => Kept::PingSent { to },
+            Event::PongReceived { from } => Kept::PongReceived { from },
+            Event::Connecting { .. }
+            | Event::AttemptFailed { .. }
+            | Event::BackendFailed { .. }
+            | Event::Silent { .. }
+            | Event::Stalled { .. }
+            | Event::Ping
+            | Event::Close { .. }
+            | Event::ClientClose { .. } => {
+                let line = self.to_string();
+                Kept::Line(cut_at_char(&line, LINE_BYTES_MAX).into())
+            }
+            Event::Secured { .. }
+            | Event::Request { .. }
+            | Event::Answer { .. }
+            | Event::ProbeRequest
+            | Event::Upgraded
+            | Event::Frame { .. }
+            | Event::Text { .. }
+            | Event::Chunk { .. }
+            | Event::ClientFrame { .. }
+            | Event::Command { .. }
+            | Event::Published { .. }
+            | Event::NotATask
+            | Event::SpeechChunk { .. }
+            | Event::SpeechEnd { .. }
+            | Event::SpeechError { .. }
+            | Event::Told { .. } => return None,
+        })
+    }
+
     /// The target of its log line.
     fn target(&self) -> &'static str {
         match self {
@@ -335,11 +462,7 @@ impl fmt::Display for Event<'_> {
             }
             Event::ClientClose { code } => write!(f, "< close code={}", CodeText(code)),
             Event::Command { name, arguments } => {
-                // Only a plain word cannot be taken for something else.
-                match name.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-                    true => write!(f, "< {name} arguments={arguments}"),
-                    false => write!(f, "< {} arguments={arguments}", Quoted(name)),
-                }
+                write!(f, "< {} arguments={arguments}", Word(name))
             }
             Event::Published { task, bytes } => write!(f, "= published task={task} len={bytes}"),
             Event::NotATask => f.write_str("= published to a channel that is no task's"),
@@ -354,6 +477,18 @@ impl fmt::Display for Event<'_> {
             }
             Event::SpeechError { error } => write!(f, "> error error={}", Quoted(error)),
             Event::Told { action, task } => write!(f, "> {action} task={task}"),
+        }
+    }
+}
+
+/// A word from outside, in quotes if it could be taken for something else.
+struct Word<'w>(&'w str);
+
+impl fmt::Display for Word<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            true => f.write_str(self.0),
+            false => Quoted(self.0).fmt(f),
         }
     }
 }
@@ -378,7 +513,7 @@ mod tests {
             (Event::Request { method: "GET", path: "/", query: Query::Absent, client },
              "http", "client>gateway GET / client=192.0.2.7:5000"),
             (Event::Answer { status: 404 }, "http", "gateway>client 404 Not Found"),
-            (Event::Connecting { backend: "ws://b/", address: &"192.0.2.1:1" },
+            (Event::Connecting { backend: "ws://b/", address: SocketAddr::from(([192, 0, 2, 1], 1)) },
              "dial", "= connecting to backend ws://b/ at 192.0.2.1:1"),
             (Event::Connected, "dial", "= connected to backend"),
             (Event::AttemptFailed { what: &"no route to it" },

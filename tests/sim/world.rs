@@ -801,7 +801,7 @@ pub fn route(name: &str, path: &str, urls: &[&str]) -> RouteSettings {
     RouteSettings {
         name: name.into(),
         path: Template::parse(path).expect("a path"),
-        target: TargetSettings::Backend { urls, host: None },
+        target: TargetSettings::Backend { urls, host: None, learn_task: None },
     }
 }
 

@@ -394,7 +394,7 @@ mod tests {
         let settings = RouteSettings {
             name: "a".into(),
             path,
-            target: TargetSettings::Backend { urls, host: None },
+            target: TargetSettings::Backend { urls, host: None, learn_task: None },
         };
         let routes = Routes::new(vec![settings], &mut upstreams);
         let route = routes.iter().next().unwrap();

@@ -101,6 +101,7 @@ impl Scene {
             opened: cx.now,
             route: None,
             rare: None,
+            recent: std::cell::OnceCell::new(),
             key: 0,
             ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: 5000,

@@ -29,7 +29,7 @@ use crate::proto::http::RequestHead;
 use crate::proto::message::TaskId;
 use crate::proto::speech::{self as messages, ChunkAudio, Message};
 use crate::proto::upgrade::{self, Handshake};
-use crate::proto::ws::{self, Opcode};
+use crate::proto::ws::{self, FrameScanner, Opcode};
 use crate::proto::ws_reader::{Incoming, Received, WsFault, WsReader};
 use crate::service::feeds::{Letter, News};
 use crate::service::stats::BothWays;
@@ -175,7 +175,7 @@ impl Ingest {
         let frames = reader.frames_seen();
         let mut pongs = 0;
         let on_frame = &mut |head: &ws::FrameHead| {
-            who.count_frame(Side::Upstream, head.opcode);
+            who.count_only(Side::Upstream, head.opcode);
             pongs += u16::from(head.opcode == Opcode::Pong);
         };
         let received = reader.handle_messages(bytes, &mut answers, on_frame, |message| {
@@ -297,13 +297,16 @@ impl Ingest {
     fn push_text(&mut self, text: &str, who: &Identity) {
         self.outbox.push_text(text);
         self.traffic.to_client.frames += 1;
-        who.count_frame(Side::Downstream, Opcode::Text);
+        who.count_only(Side::Downstream, Opcode::Text);
     }
 
     /// Control frames to the worker: answers to its frames, pings, a Close frame.
     fn push_frames(&mut self, frames: &[u8], who: &Identity) {
         self.outbox.push(frames);
-        self.traffic.to_client.frames += who.count_frames(Side::Downstream, frames);
+        FrameScanner::each_head(frames, |head| {
+            self.traffic.to_client.frames += 1;
+            who.count_only(Side::Downstream, head.opcode);
+        });
     }
 
     /// Reads what the worker sends, within the budget. `Err`: it is gone.

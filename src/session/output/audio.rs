@@ -24,7 +24,7 @@ use crate::net::files::{FileBytes, FileState, FoundRoot, LocalDevices, OpenError
 use crate::net::{OpenFile, Side};
 use crate::proto::media;
 use crate::proto::message::{self, AudioPresence, SharedResult};
-use crate::proto::ws::Opcode;
+use crate::proto::ws::{FrameHead, Opcode};
 use crate::service::streams::StreamSource;
 use crate::service::tasks::{self, TaskEnd};
 use crate::session::close::CloseReason;
@@ -305,7 +305,7 @@ impl Output {
         let result = &opening.result;
         self.push_result(result, AudioPresence::Absent, who, cx);
         cx.stats.results_delivered += 1;
-        self.push_text(&message::error_message(words, Some(&self.task)), who);
+        self.push_text(&message::error_message(words, Some(&self.task)), who, cx);
         self.note_fault(Fault::Audio(words));
         cx.stats.results_without_audio += 1;
         info!(target: "output", "{who} delivers task={} audio=none failure=false", self.task);
@@ -383,7 +383,7 @@ impl Output {
         cx: &mut Context,
     ) -> bool {
         if sending.progress.is_same(state) {
-            self.push_text(&message::audio_complete(&self.task), who);
+            self.push_text(&message::audio_complete(&self.task), who, cx);
             self.end_result(sending.order, TaskEnd::Completed, who, cx);
         } else {
             self.fail_audio(&sending.name, CHANGED, None, who, cx);
@@ -425,13 +425,18 @@ impl Output {
     pub(super) fn announce(&mut self, text: &str, chunk: Chunk, who: &Identity, cx: &mut Context) {
         let Chunk { number, length, total, .. } = chunk;
         self.active_at = cx.now;
-        self.push_text(text, who);
+        self.push_text(text, who, cx);
         self.traffic.to_client.frames += 1;
         cx.stats.audio_bytes += u64::from(length);
-        who.count_frame(Side::Downstream, Opcode::Binary);
+        let head = FrameHead::of_message(Opcode::Binary, length.into());
+        who.count_frame(Side::Downstream, &head, cx);
         self.note_sent(tasks::Event::FirstAudio, cx);
         self.note_sent(tasks::Event::LastAudio, cx);
-        note(Subject::Task(who, &self.task), || Event::Chunk { length: length.into(), number, total });
+        note(Subject::Task(who, &self.task), || Event::Chunk {
+            length: length.into(),
+            number,
+            total,
+        });
     }
 
     /// Puts the audio back. False: nothing was sent.

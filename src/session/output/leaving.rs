@@ -8,7 +8,7 @@ use crate::proto::ws;
 use crate::service::stats::BothWays;
 use crate::service::tasks::{ClientState, TaskEnd};
 use crate::session::close::{CloseReason, Closing, Party};
-use crate::session::transcript::{Event, Subject, note};
+use crate::session::transcript::{Event, Subject, note_step};
 use crate::session::{Activity, Awaited, Context, Detail, Ended, Identity, Last};
 
 /// How the session is about to end: its last frame is in the outbox.
@@ -112,7 +112,7 @@ impl Output {
     ) {
         if self.leaving().is_none() {
             let text = message::error_message(error, Some(&self.task));
-            self.push_text(&text, who);
+            self.push_text(&text, who, cx);
             self.leave(reason, end, who, cx);
         }
     }
@@ -129,8 +129,11 @@ impl Output {
             return;
         }
         let code = reason.close_code(Side::Downstream);
-        note(Subject::Task(who, &self.task), || Event::Close { code, phrase: reason.phrase() });
-        self.push_frames(&ws::close_frame(code, reason.phrase(), None), who);
+        note_step(Subject::Task(who, &self.task), cx.now, || Event::Close {
+            code,
+            phrase: reason.phrase(),
+        });
+        self.push_frames(&ws::close_frame(code, reason.phrase(), None), who, cx);
         let closing = Closing::Received(Some(code));
         self.underway().leaving = Some(Leaving { closing, end, ..Leaving::abrupt(reason) });
         self.wake_at = Some(cx.now);

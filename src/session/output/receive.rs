@@ -7,7 +7,7 @@ use crate::net::{Conn, Io, Side};
 use crate::proto::ws::Opcode;
 use crate::proto::ws_reader::{Received, WsFault};
 use crate::service::results::StoppedBy;
-use crate::session::transcript::{Event, Subject, note};
+use crate::session::transcript::{Event, Subject, note, note_step};
 use crate::session::{CloseReason, Closing, Context, Identity, State};
 
 /// Bytes of answers to the client's pings that wait for it. While there are more, it is not read.
@@ -58,7 +58,7 @@ impl Output {
         let mut pongs = 0;
         let received = reader.handle_bytes(bytes, &mut answers, &mut |head| {
             note(Subject::Task(who, &self.task), || Event::ClientFrame { head });
-            who.count_frame(Side::Upstream, head.opcode);
+            who.count_frame(Side::Upstream, head, cx);
             pongs += u16::from(head.opcode == Opcode::Pong);
         });
         if pongs > 0 {
@@ -74,15 +74,15 @@ impl Output {
         }
         match received {
             Received::Nothing => {
-                self.push_frames(&answers, who);
+                self.push_frames(&answers, who, cx);
                 if asks_stop {
                     // At once: it would go on for the rest of this step.
                     self.handle_stop(StoppedBy::Client, who, cx);
                 }
             }
             Received::Close(code) => {
-                note(Subject::Task(who, &self.task), || Event::ClientClose { code });
-                self.push_frames(&answers, who);
+                note_step(Subject::Task(who, &self.task), cx.now, || Event::ClientClose { code });
+                self.push_frames(&answers, who, cx);
                 let closing = Closing::Sent(code);
                 self.underway().leaving =
                     Some(Leaving { closing, ..Leaving::abrupt(CloseReason::ClientClosed) });
@@ -99,8 +99,8 @@ impl Output {
     }
 
     /// Control frames to the client: answers to its frames, pings, a Close frame.
-    pub(super) fn push_frames(&mut self, frames: &[u8], who: &Identity) {
+    pub(super) fn push_frames(&mut self, frames: &[u8], who: &Identity, cx: &mut Context) {
         self.underway().outbox.push(frames);
-        self.traffic.to_client.frames += who.count_frames(Side::Downstream, frames);
+        self.traffic.to_client.frames += who.count_frames(Side::Downstream, frames, cx);
     }
 }

@@ -277,7 +277,7 @@ impl Output {
         let stream = cx.streams.stream(streaming.stream);
         let is_final = stream.is_some_and(Stream::is_final_speech);
         if stream.is_some_and(|stream| stream.source() == StreamSource::Speech) {
-            self.push_text(&control::speech_end(&self.task), who);
+            self.push_text(&control::speech_end(&self.task), who, cx);
         }
         cx.streams.leave(streaming.stream);
         if is_final { Order::Last } else { streaming.order }
@@ -333,7 +333,7 @@ impl Output {
             NextStep::Wait => self.keep(Audio::Streaming(streaming)),
             NextStep::Complete => {
                 let order = self.push_speech_end(&streaming, who, cx);
-                self.push_text(&message::audio_complete(&self.task), who);
+                self.push_text(&message::audio_complete(&self.task), who, cx);
                 self.end_result(order, TaskEnd::Completed, who, cx);
                 true
             }
@@ -377,7 +377,7 @@ impl Output {
         cx: &mut Context,
     ) {
         cx.streams.leave(streaming.stream);
-        self.push_text(&message::error_message(failure.words(), Some(&self.task)), who);
+        self.push_text(&message::error_message(failure.words(), Some(&self.task)), who, cx);
         self.note_fault(Fault::Audio(failure.words()));
         let reason = match failure {
             _ if !streaming.is_live => CloseReason::Delivered,

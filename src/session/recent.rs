@@ -1,0 +1,351 @@
+//! The black box: what happened last on a connection, to be told if it ends badly.
+//!
+//! A connection has one from its first frame on, and while it is being connected to a backend; it
+//! gives it back when it is connected, when it has been quiet for [`QUIET_MIN`], and at its end. So
+//! a connection that only waits has none. They come from a pool with a limit: beyond it connections
+//! go without.
+//!
+//! A frame that passes is noted in a dozen instructions and without an allocation, so this is also
+//! where frames are counted by opcode; the counts go to the route together. A step that is no frame
+//! has a place of its own, so that a stream of frames does not push it out.
+
+use super::close::CloseReason;
+use crate::base::budget::{Budget, Charge};
+use crate::base::moment::{CoarseMoment, Moment};
+use crate::net::Side;
+use crate::proto::ws::{FrameHead, Opcode};
+use crate::service::stats::FrameCounts;
+use std::cell::Cell;
+use std::net::SocketAddrV4;
+use std::time::Duration;
+
+/// Frames that are remembered. A place is found by the low bits of a counter.
+const FRAMES: usize = 16;
+
+/// Other steps that are remembered.
+const STEPS: usize = 8;
+
+/// Connections that have one at the same time.
+const BOXES_MAX: usize = 4096;
+
+/// Unused ones that are kept for the next connections.
+const UNUSED_MAX: usize = 64;
+
+/// After this long without a message a connection gives its box back.
+pub const QUIET_MIN: Duration = Duration::from_secs(60);
+
+/// A step that is remembered: an event of the transcript, without what it borrowed.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "the variants are those of `Event`")]
+pub enum Kept {
+    Connecting(SocketAddrV4),
+    Connected,
+    UpgradeRequest,
+    BackendAnswer(u16),
+    ClosePassed {
+        to: Side,
+        code: Option<u16>,
+    },
+    CloseSent {
+        to: Side,
+        code: u16,
+        reason: CloseReason,
+    },
+    PingSent {
+        to: Side,
+    },
+    PongReceived {
+        from: Side,
+    },
+    /// One that is rare, as its line.
+    Line(Box<str>),
+}
+
+/// What happened last.
+pub struct Recent {
+    frames: [Cell<PassedFrame>; FRAMES],
+    frames_noted: Cell<u32>,
+    /// Frames by side and opcode, as far as the route has not counted them.
+    counts: [Cell<u64>; KEYS],
+    steps: [Cell<Option<Step>>; STEPS],
+    steps_noted: Cell<u32>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct PassedFrame {
+    length: u64,
+    at: CoarseMoment,
+    key: u8,
+    fin: bool,
+}
+
+/// A step that is no frame.
+#[derive(Debug)]
+struct Step {
+    what: Kept,
+    at: CoarseMoment,
+    /// Frames that had been noted then.
+    frames_noted: u32,
+}
+
+/// Sides and opcodes.
+const KEYS: usize = 16;
+
+/// The bit of a key for frames to the client.
+const TO_CLIENT: u8 = 8;
+
+/// A number below [`KEYS`] for a frame to `to`.
+#[inline]
+fn key_of(to: Side, opcode: Opcode) -> u8 {
+    match to {
+        Side::Upstream => opcode.class(),
+        Side::Downstream => opcode.class() | TO_CLIENT,
+    }
+}
+
+/// One thing that happened, as it is told.
+#[derive(Debug)]
+pub enum Told {
+    /// A frame that went to a side.
+    Frame(Side, FrameHead),
+    /// Another step.
+    Step(Kept),
+}
+
+impl Recent {
+    fn new() -> Recent {
+        const NONE: PassedFrame =
+            PassedFrame { length: 0, at: Moment::START.coarse(), key: 0, fin: false };
+        Recent {
+            frames: [const { Cell::new(NONE) }; FRAMES],
+            frames_noted: Cell::new(0),
+            counts: [const { Cell::new(0) }; KEYS],
+            steps: [const { Cell::new(None) }; STEPS],
+            steps_noted: Cell::new(0),
+        }
+    }
+
+    /// Notes a frame that goes to `to`.
+    #[inline]
+    pub fn note_frame(&self, to: Side, head: &FrameHead, now: Moment) {
+        let key = key_of(to, head.opcode);
+        let noted = self.frames_noted.get();
+        self.frames_noted.set(noted.wrapping_add(1));
+        if let Some(place) = self.frames.get(noted as usize % FRAMES) {
+            place.set(PassedFrame { length: head.payload, at: now.coarse(), key, fin: head.fin });
+        }
+        if let Some(count) = self.counts.get(usize::from(key) % KEYS) {
+            count.set(count.get() + 1);
+        }
+    }
+
+    /// Notes a step that is no frame, if it is one that is remembered.
+    pub fn note(&self, what: Option<Kept>, now: Moment) {
+        let Some(what) = what else { return };
+        let noted = self.steps_noted.get();
+        self.steps_noted.set(noted.wrapping_add(1));
+        if let Some(place) = self.steps.get(noted as usize % STEPS) {
+            let frames_noted = self.frames_noted.get();
+            place.set(Some(Step { what, at: now.coarse(), frames_noted }));
+        }
+    }
+
+    /// Adds the counts to those of the route, and begins anew with them.
+    pub fn count_for(&self, route: &FrameCounts) {
+        for (key, count) in (0..).zip(&self.counts) {
+            match (count.take(), key & TO_CLIENT) {
+                (0, _) => {}
+                (n, 0) => route.count_from_client(Opcode::of_class(key), n),
+                (n, _) => route.count_to_client(Opcode::of_class(key & !TO_CLIENT), n),
+            }
+        }
+    }
+
+    /// What is remembered, in order, each with the time since then. The steps are taken out.
+    pub fn tell(&self, now: Moment) -> Vec<(Duration, Told)> {
+        let mut steps = last(self.steps_noted.get(), STEPS)
+            .filter_map(|noted| self.steps.get(noted as usize % STEPS)?.take())
+            .peekable();
+        let mut told = Vec::new();
+        for noted in last(self.frames_noted.get(), FRAMES) {
+            while let Some(step) = steps.next_if(|step| step.frames_noted <= noted) {
+                told.push((step.at.age(now), Told::Step(step.what)));
+            }
+            if let Some(frame) = self.frames.get(noted as usize % FRAMES).map(Cell::get) {
+                let (to, class) = match frame.key & TO_CLIENT {
+                    0 => (Side::Upstream, frame.key),
+                    _ => (Side::Downstream, frame.key & !TO_CLIENT),
+                };
+                let head = FrameHead::of_message(Opcode::of_class(class), frame.length);
+                let head = FrameHead { fin: frame.fin, ..head };
+                told.push((frame.at.age(now), Told::Frame(to, head)));
+            }
+        }
+        told.extend(steps.map(|step| (step.at.age(now), Told::Step(step.what))));
+        told
+    }
+
+    /// Forgets everything, for the next connection.
+    fn clear(&self) {
+        for noted in last(self.steps_noted.get(), STEPS) {
+            if let Some(step) = self.steps.get(noted as usize % STEPS) {
+                step.set(None);
+            }
+        }
+        self.frames_noted.set(0);
+        self.steps_noted.set(0);
+    }
+}
+
+/// The numbers of the last of `noted` things, at most `places`.
+fn last(noted: u32, places: usize) -> std::ops::Range<u32> {
+    noted.saturating_sub(places as u32)..noted
+}
+
+/// The pool.
+pub struct Recents {
+    unused: Vec<Box<Recent>>,
+    given: usize,
+    charge: Charge,
+}
+
+impl Recents {
+    /// An empty one, whose memory is charged to `budget`.
+    pub fn new(budget: &Budget) -> Recents {
+        Recents { unused: Vec::new(), given: 0, charge: budget.charge(0) }
+    }
+
+    /// An empty box, unless there are too many.
+    pub fn take(&mut self) -> Option<Box<Recent>> {
+        if self.given >= BOXES_MAX {
+            return None;
+        }
+        self.given += 1;
+        match self.unused.pop() {
+            Some(recent) => Some(recent),
+            None => {
+                self.recharge();
+                Some(Box::new(Recent::new()))
+            }
+        }
+    }
+
+    /// Takes a box back. Its counts have been added to those of the route.
+    pub fn give(&mut self, recent: Box<Recent>) {
+        self.given -= 1;
+        if self.unused.len() < UNUSED_MAX {
+            recent.clear();
+            self.unused.push(recent);
+        } else {
+            drop(recent);
+            self.recharge();
+        }
+    }
+
+    fn recharge(&mut self) {
+        self.charge.set((self.given + self.unused.len()) * size_of::<Recent>());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(milliseconds: u64) -> Moment {
+        Moment::START + Duration::from_millis(milliseconds)
+    }
+
+    fn text(length: u64) -> FrameHead {
+        FrameHead::of_message(Opcode::Text, length)
+    }
+
+    fn told(recent: &Recent, now: Moment) -> Vec<String> {
+        let told = recent.tell(now).into_iter();
+        told.map(|(age, one)| match one {
+            Told::Frame(to, head) => format!("{} {to:?} {}", age.as_millis(), head.payload),
+            Told::Step(step) => format!("{} {step}", age.as_millis()),
+        })
+        .collect()
+    }
+
+    #[test]
+    fn frames_and_steps_are_told_in_order() {
+        let recent = Recent::new();
+        recent.note(Some(Kept::Connected), at(0));
+        recent.note_frame(Side::Upstream, &text(1), at(0));
+        recent.note_frame(Side::Downstream, &text(2), at(0));
+        recent.note(Some(Kept::PingSent { to: Side::Downstream }), at(0));
+        recent.note_frame(Side::Upstream, &text(3), at(0));
+        recent.note(Some(Kept::Line("= stalled".into())), at(0));
+        recent.note(None, at(0));
+        assert_eq!(
+            told(&recent, at(0)),
+            [
+                "0 = connected to backend",
+                "0 Upstream 1",
+                "0 Downstream 2",
+                "0 = pinged client",
+                "0 Upstream 3",
+                "0 = stalled",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_stream_of_frames_pushes_no_step_out() {
+        let recent = Recent::new();
+        recent.note(Some(Kept::PingSent { to: Side::Upstream }), at(0));
+        for length in 0..1000 {
+            recent.note_frame(Side::Downstream, &text(length), at(1100));
+        }
+        let told = told(&recent, at(4000));
+        assert_eq!(told.len(), 1 + FRAMES);
+        assert!(told[0].ends_with("= pinged backend"), "{told:?}");
+        assert!(told[FRAMES].ends_with("Downstream 999"), "{told:?}");
+        let age = recent.tell(at(4000))[0].0;
+        assert!(age.abs_diff(Duration::from_millis(2900)) < Duration::from_millis(3), "{age:?}");
+    }
+
+    #[test]
+    fn frames_are_counted_once_by_direction_and_opcode() {
+        let (recent, route) = (Recent::new(), FrameCounts::default());
+        for opcode in [Opcode::Text, Opcode::Text, Opcode::Reserved(5), Opcode::Pong] {
+            recent.note_frame(Side::Upstream, &FrameHead::of_message(opcode, 1), at(0));
+        }
+        recent.note_frame(Side::Downstream, &text(1), at(0));
+        recent.count_for(&route);
+        recent.count_for(&route);
+        let counts: Vec<_> = route.counts().filter(|(.., n)| *n > 0).collect();
+        assert_eq!(
+            counts,
+            [
+                ("from_client", "text", 2),
+                ("from_client", "pong", 1),
+                ("from_client", "reserved", 1),
+                ("to_client", "text", 1),
+            ]
+        );
+    }
+
+    #[test]
+    fn the_pool_is_bounded_and_gives_out_empty_boxes() {
+        let budget = Budget::default();
+        let mut recents = Recents::new(&budget);
+        let boxes: Vec<_> = (0..BOXES_MAX).filter_map(|_| recents.take()).collect();
+        assert_eq!(boxes.len(), BOXES_MAX);
+        assert!(recents.take().is_none());
+        assert!(budget.held() < 3 * 1024 * 1024, "{} bytes", budget.held());
+        boxes[0].note_frame(Side::Upstream, &text(1), at(0));
+        boxes[0].note(Some(Kept::Connected), at(0));
+        boxes.into_iter().for_each(|recent| recents.give(recent));
+        assert!(budget.held() <= UNUSED_MAX * size_of::<Recent>());
+        let kept: Vec<_> = (0..UNUSED_MAX).filter_map(|_| recents.take()).collect();
+        assert!(kept.iter().all(|recent| recent.tell(at(0)).is_empty()));
+    }
+
+    /// A few hundred bytes, so that every busy connection can have one.
+    #[test]
+    fn a_box_is_small() {
+        assert!(size_of::<Recent>() <= 680, "{}", size_of::<Recent>());
+    }
+}

@@ -1,0 +1,144 @@
+//! What the log gets of a connection that ended badly: one line that says so, then what happened
+//! last, a line each, so that a log at `info` explains failures.
+
+use super::recent::{Kept, Recents, Told};
+use super::transcript::Event;
+use super::{Context, Detail, Ended, Failures, Identity};
+use crate::base::budget::Budget;
+use crate::base::moment::{Moment, Seconds};
+use crate::base::quoted::Quoted;
+use crate::net::Side;
+use crate::proto::ws::FrameHead;
+use crate::session::close::CodeText;
+use log::warn;
+use std::fmt;
+use std::time::Duration;
+
+/// Stories in a second.
+const STORIES_MAX: u32 = 20;
+
+/// What all sessions need for their stories.
+pub struct BlackBox {
+    /// The boxes of busy sessions.
+    pub recents: Recents,
+    /// How many stories have been told lately.
+    pub stories: Stories,
+    /// The task's id that the session that is driven has just read.
+    pub learned: Option<Box<str>>,
+}
+
+impl BlackBox {
+    /// An empty one, whose memory is charged to `budget`.
+    pub fn new(budget: &Budget) -> BlackBox {
+        BlackBox { recents: Recents::new(budget), stories: Stories::default(), learned: None }
+    }
+}
+
+/// How many stories have been told lately.
+#[derive(Debug, Default)]
+pub struct Stories {
+    /// Since then.
+    since: Option<Moment>,
+    told: u32,
+    left_out: u64,
+}
+
+impl Stories {
+    /// Whether another one may be told now. If not, it is counted.
+    fn may_tell(&mut self, now: Moment) -> bool {
+        self.report(now);
+        self.since.get_or_insert(now);
+        if self.told < STORIES_MAX {
+            self.told += 1;
+            return true;
+        }
+        self.left_out += 1;
+        false
+    }
+
+    /// Logs how many were left out, once their second is over.
+    pub fn report(&mut self, now: Moment) {
+        if self.since.is_some_and(|since| since + Duration::from_secs(1) <= now) {
+            if self.left_out > 0 {
+                warn!(target: "story", "stories left out stories={}", self.left_out);
+            }
+            *self = Stories::default();
+        }
+    }
+}
+
+/// Tells how a connection came to a bad end. Called once, behind its closing line.
+pub(super) fn tell(ended: &Ended, who: &Identity, cx: &mut Context) {
+    if cx.settings.failures == Failures::Nothing || !ended.is_recorded() || !ended.is_bad() {
+        return;
+    }
+    if !cx.black_box.stories.may_tell(cx.now) {
+        return;
+    }
+    // A connection that never was a WebSocket has one line.
+    let recent = if ended.is_before_upgrade() { None } else { who.recent() };
+    let mut events = recent.map(|recent| recent.tell(cx.now)).unwrap_or_default();
+    if cx.settings.failures == Failures::Steps {
+        events.retain(|(_, told)| matches!(told, Told::Step(_)));
+    }
+    let task = ended.task_field(who);
+    let sentence = cx.ledger.newest_first().next().map(|one| one.sentence.to_string());
+    let (reason, code) = (ended.reason, CodeText(ended.client_close.code()));
+    warn!(
+        target: "story",
+        "{who} failed reason={reason} code={code} events={} sentence={}{task}",
+        events.len(),
+        Quoted(sentence.unwrap_or_default()),
+    );
+    let is_served = matches!(ended.detail, Detail::Output { .. });
+    for (age, told) in events {
+        let told = match told {
+            Told::Step(step) => Line::Step(step),
+            Told::Frame(to, head) if is_served => Line::Served(to, head),
+            Told::Frame(to, head) => Line::Relayed(to, head),
+        };
+        warn!(target: "story", "{who} ~ before_end={} {told}{task}", Seconds(age));
+    }
+}
+
+/// What happened, in the words of the log at debug.
+enum Line {
+    Step(Kept),
+    Relayed(Side, FrameHead),
+    /// A frame between the gateway and a client whose results it serves.
+    Served(Side, FrameHead),
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Line::Step(step) => step.fmt(f),
+            Line::Relayed(to, head) => Event::Frame { to: *to, head }.fmt(f),
+            Line::Served(Side::Upstream, head) => Event::ClientFrame { head }.fmt(f),
+            Line::Served(Side::Downstream, head) => {
+                write!(f, "> {} len={}", head.opcode, head.payload)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stories_are_limited_and_what_is_left_out_is_counted() {
+        let at = |milliseconds| Moment::START + Duration::from_millis(milliseconds);
+        let mut stories = Stories::default();
+        let told = |stories: &mut Stories, now| (0..30).filter(|_| stories.may_tell(now)).count();
+        assert_eq!(told(&mut stories, at(0)), 20);
+        assert_eq!(told(&mut stories, at(999)), 0);
+        assert_eq!(stories.left_out, 40);
+        assert_eq!(told(&mut stories, at(1000)), 20);
+        assert_eq!(stories.left_out, 10, "those before have been logged");
+        stories.report(at(1999));
+        assert_eq!(stories.left_out, 10);
+        stories.report(at(2000));
+        assert_eq!(stories.left_out, 0);
+    }
+}
