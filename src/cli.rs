@@ -42,6 +42,8 @@ pub enum Action {
     Cert,
     /// Try everything that the gateway depends on.
     Doctor,
+    /// Tell the story of a connection or task from a log.
+    Explain,
     /// Check the configuration.
     Check,
     /// Print the configuration that would be in use.
@@ -130,6 +132,12 @@ pub const COMMANDS: &[Command] = &[
         action: Action::Doctor,
     },
     Command {
+        name: "explain",
+        operands: Operands { shown: "LOG [NAME]", words: &[], count: 1..=2 },
+        doc: "tell from a log what happened to a connection, task or client, or what failed last",
+        action: Action::Explain,
+    },
+    Command {
         name: "man",
         operands: Operands { shown: "[config]", words: &["config"], count: 0..=1 },
         doc: "print the manual page of this program, or of its configuration file",
@@ -172,7 +180,7 @@ enum Effect {
 }
 
 /// The commands that can print JSON.
-const JSON: &[Action] = &[Action::Doctor];
+const JSON: &[Action] = &[Action::Doctor, Action::Explain];
 
 impl Flag {
     /// The name of its value in `--help`, if it takes one.
@@ -258,7 +266,7 @@ pub const FLAGS: &[Flag] = &[
     Flag {
         long: "json",
         short: None,
-        doc: "with doctor: print JSON, for programs",
+        doc: "with doctor and explain: print JSON, for programs",
         effect: Effect::Option(JSON, |options| options.json = true),
     },
     Flag {
@@ -586,8 +594,8 @@ mod tests {
             ("cert", "cert needs more: cert DIR [NAME]..."),
             ("--https", "--https has no effect without demo"),
             ("--changed", "--changed has no effect without --print-config"),
-            ("--json", "--json has no effect without doctor"),
-            ("demo --json", "--json has no effect without doctor"),
+            ("--json", "--json has no effect without doctor or explain"),
+            ("demo --json", "--json has no effect without doctor or explain"),
             ("--check --changed", "--changed has no effect without --print-config"),
         ] {
             assert_eq!(parsed(line), Err(why.into()));

@@ -36,6 +36,7 @@ pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod doctor;
+pub mod explain;
 pub mod gateway;
 pub mod healthcheck;
 pub mod logging;

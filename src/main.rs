@@ -31,7 +31,7 @@ use aivtuber_gateway::reactor::listeners::ListenOn;
 use aivtuber_gateway::reactor::passed::PassedSockets;
 use aivtuber_gateway::reactor::supervisor::Supervisor;
 use aivtuber_gateway::reactor::{Hooks, Reactor, Service};
-use aivtuber_gateway::{cert, gateway, healthcheck, net};
+use aivtuber_gateway::{cert, explain, gateway, healthcheck, net};
 
 /// The exit status for bad usage or configuration.
 const UNUSABLE: u8 = 2;
@@ -55,6 +55,7 @@ fn main() -> ExitCode {
             return script.map_or(ExitCode::from(UNUSABLE), |script| say(&script));
         }
         Action::Cert => return make_certificate(&operands),
+        Action::Explain => return explain(&operands, options.json),
         Action::DemoHttps => {
             if let Err(why) = prepare_https(&mut flags) {
                 return complain(1, &why);
@@ -93,9 +94,12 @@ fn main() -> ExitCode {
             Err(problems) => complain(UNUSABLE, &problems.to_string()),
         },
         Action::Demo | Action::DemoHttps => start(action, flags, loaded),
-        Action::Help | Action::Version | Action::Man | Action::Completions | Action::Cert => {
-            ExitCode::SUCCESS
-        }
+        Action::Help
+        | Action::Version
+        | Action::Man
+        | Action::Completions
+        | Action::Cert
+        | Action::Explain => ExitCode::SUCCESS,
     }
 }
 
@@ -111,6 +115,19 @@ fn make_certificate(operands: &[String]) -> ExitCode {
     };
     match data_folder().and_then(|data| cert::write(Path::new(folder), names, &data)) {
         Ok(text) => say(&text),
+        Err(why) => complain(1, &why),
+    }
+}
+
+/// The command `explain`: a log, then a name.
+fn explain(operands: &[String], is_json: bool) -> ExitCode {
+    let Some((log, names)) = operands.split_first() else {
+        return ExitCode::from(UNUSABLE);
+    };
+    match explain::explain(Path::new(log), names.first().map(String::as_str)) {
+        Ok(Some(story)) if is_json => say(&story.to_json()),
+        Ok(Some(story)) => say(&story.to_text()),
+        Ok(None) => complain(1, &format!("{log} has nothing about that")),
         Err(why) => complain(1, &why),
     }
 }

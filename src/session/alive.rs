@@ -5,7 +5,7 @@
 //! without one.
 
 use super::transcript::{Event, Subject, note_step};
-use super::{Context, Identity, Settings};
+use super::{Context, Settings};
 use crate::base::moment::Moment;
 
 /// What is known of one peer.

@@ -264,10 +264,7 @@ impl Flow {
                 match self.watched.as_deref_mut() {
                     None | Some(Watched::OwnClose(_)) => {}
                     Some(Watched::Close(seen)) => seen.handle_payload(&bytes[piece.clone()]),
-                    Some(Watched::Text(text)) => {
-                        text.extend_from_slice(&bytes[piece.clone()]);
-                        self.end_text(who, cx, pumped);
-                    }
+                    Some(Watched::Text(_)) => self.learn(&bytes[piece.clone()], who, cx, pumped),
                     Some(Watched::Pong(held)) => {
                         // Its head did not join `pass` either, and `pass` was forwarded before it.
                         held.bytes.extend_from_slice(&bytes[piece]);

@@ -66,7 +66,7 @@ mod modes;
 mod streams;
 mod visitor;
 
-pub use close::{CloseReason, Closing, Party, Verdict};
+pub use close::{CloseReason, Closing, EndVerdict, Party};
 pub use ended::{
     Activity, Answered, Awaited, Detail, Ended, Last, LastFrames, Limit, refuse_unanswered,
 };

@@ -32,7 +32,7 @@ use super::alive::{Alive, Pings, Verdict};
 use super::close::CloseReason;
 use super::outbox::{FlushError, Flushed, Outbox};
 use super::stall::Stall;
-use super::transcript::{Event, Subject, note, note_step};
+use super::transcript::{Event, Subject, note};
 use super::visitor::Visitor;
 use super::{Context, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;

@@ -204,6 +204,7 @@ fn last(noted: u32, places: usize) -> std::ops::Range<u32> {
 
 /// The pool.
 pub struct Recents {
+    #[expect(clippy::vec_box, reason = "they are given out and taken back as boxes")]
     unused: Vec<Box<Recent>>,
     given: usize,
     charge: Charge,

@@ -734,7 +734,7 @@ mod tests {
     fn side_that_was_reset_behind_its_fin_is_not_waited_for() {
         let mut cx = context(Settings { ping_interval: None, ..Settings::default() });
         for (is_reset, waits_for_acknowledgements) in [(false, true), (true, false)] {
-            let (who, began_at) = (Identity::of_client(), cx.now);
+            let (mut who, began_at) = (Identity::of_client(), cx.now);
             let backend = cx.upstreams.intern(&BackendUrl::parse("ws://192.0.2.1:1/").unwrap());
             cx.upstreams.connecting(backend, crate::service::upstreams::Purpose::Client);
             let mut client = Conn::accepted(Socket::Other(Box::new(Owing { is_reset })));
@@ -749,7 +749,7 @@ mod tests {
                     read_closed: true,
                     ..Ready::default()
                 });
-                if relay.advance(&mut client, &who, &mut cx) == Advanced::Over {
+                if relay.advance(&mut client, &mut who, &mut cx) == Advanced::Over {
                     break;
                 }
                 cx.now = cx.now.max(relay.deadline().expect("it has a deadline"));
@@ -783,7 +783,7 @@ mod tests {
         let backend = cx.upstreams.intern(&url);
         // Of the reply, of what follows it, of what goes to the backend: nothing, and a part.
         for (to_client, to_backend) in [(0, 1000), (30, 1000), (1000, 0), (1000, 5)] {
-            let who = Identity::of_client();
+            let mut who = Identity::of_client();
             cx.now = Moment::START;
             cx.upstreams.connecting(backend, crate::service::upstreams::Purpose::Client);
             let early = Early {
@@ -796,7 +796,7 @@ mod tests {
             let Phase::Relay(mut relay) = phase else { panic!("another phase") };
             // The sockets were full from the beginning: no event comes, only time passes.
             let is_over = (0..100).any(|_| {
-                let is_over = relay.advance(&mut client, &who, &mut cx) == Advanced::Over;
+                let is_over = relay.advance(&mut client, &mut who, &mut cx) == Advanced::Over;
                 if !is_over {
                     cx.now = cx.now.max(relay.deadline().expect("it has a deadline"));
                 }

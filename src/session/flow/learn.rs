@@ -15,12 +15,18 @@ const LEARNING_BYTES_MAX: u64 = 4096;
 const TASK_BYTES_MAX: usize = 128;
 
 impl Flow {
-    /// A piece of a watched text has passed: if it was the last one, the relay gets the id.
+    /// A piece of a watched text passes: with the last one, the relay learns the id.
     #[cold]
-    pub(super) fn end_text(&mut self, who: &Identity, cx: &mut Context, pumped: &mut Pumped) {
-        if self.frames.payload_left() == 0
-            && let Some(Watched::Text(text)) = self.watched.as_deref()
-        {
+    pub(super) fn learn(
+        &mut self,
+        piece: &[u8],
+        who: &Identity,
+        cx: &mut Context,
+        pumped: &mut Pumped,
+    ) {
+        let Some(Watched::Text(text)) = self.watched.as_deref_mut() else { return };
+        text.extend_from_slice(piece);
+        if self.frames.payload_left() == 0 {
             cx.black_box.learned = learned(text, who);
             pumped.more |= cx.black_box.learned.is_some();
         }

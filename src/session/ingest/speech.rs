@@ -676,6 +676,7 @@ mod tests {
     fn worker() -> SessionId {
         let who = Identity {
             rare: None,
+            recent: std::cell::OnceCell::new(),
             serial: 1,
             opened: Moment::START,
             route: None,

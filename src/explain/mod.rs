@@ -1,0 +1,229 @@
+//! `aivtuber-gateway explain LOG [NAME]`: the story of one connection or task, from a log.
+//!
+//! A log is a file with its rotated predecessors, gzipped or not, in text or JSON, also with
+//! something in front of each line, as journald and Docker write it. It is read twice: first to
+//! find the connections that are meant, then for their lines. So a log of any size needs little
+//! memory.
+//!
+//! Ids begin anew with each start of the gateway, so a connection is known by its id and by the
+//! number of starts before it.
+
+#![expect(clippy::disallowed_methods, reason = "a command of its own, which may wait")]
+
+mod files;
+mod line;
+
+use crate::session::{CloseReason, EndVerdict};
+use files::{Log, LogError};
+use line::Line;
+use serde_json::json;
+use std::collections::{BTreeSet, VecDeque};
+use std::fmt::Write as _;
+use std::path::Path;
+
+/// Connections that one story is about, at most; the last ones.
+const CONNECTIONS_MAX: usize = 20;
+
+/// Bad endings that are told where no name is given.
+const ENDINGS_MAX: usize = 10;
+
+/// Lines of one story, at most; the last ones.
+const LINES_MAX: usize = 20_000;
+
+/// A connection: starts of the gateway before it, and its id.
+type Connection = (u32, String);
+
+/// What a log says about a connection, a task or a client, or about the last bad endings.
+#[derive(Debug)]
+pub struct Story {
+    /// In order.
+    lines: Vec<(u32, Line)>,
+    /// Lines or connections were left out, being too many.
+    is_cut: bool,
+}
+
+/// What is searched for.
+enum Wanted<'n> {
+    /// A connection's id, a task, a client's address or a request's id.
+    Name(&'n str),
+    /// Connections that ended badly.
+    Failures,
+}
+
+/// Tells the story of `name`, or of the last connections that ended badly. `None`: the log has
+/// nothing about it.
+///
+/// # Errors
+/// A sentence: the log cannot be read.
+pub fn explain(log: &Path, name: Option<&str>) -> Result<Option<Story>, String> {
+    let log = Log::find(log).map_err(|error: LogError| error.to_string())?;
+    let wanted = name.map_or(Wanted::Failures, Wanted::Name);
+    let mut found = Found::default();
+    each_line(&log, |run, line| found.look_at(&wanted, run, &line))?;
+    let mut story = Story { lines: Vec::new(), is_cut: found.is_cut };
+    let mut lines = VecDeque::new();
+    each_line(&log, |run, line| {
+        if found.wants(&wanted, run, &line) {
+            lines.push_back((run, line));
+        }
+        if lines.len() > LINES_MAX {
+            lines.pop_front();
+            story.is_cut = true;
+        }
+    })?;
+    story.lines.extend(lines);
+    // A story is written when its connection has ended, and told where it happened.
+    story.lines.sort_by_key(|(run, line)| (*run, line.happened_at()));
+    Ok(if story.lines.is_empty() { None } else { Some(story) })
+}
+
+/// Calls `handle` with each line that is one of the gateway's, and the starts before it.
+fn each_line(log: &Log, mut handle: impl FnMut(u32, Line)) -> Result<(), String> {
+    let mut run = 0;
+    log.each_line(|text| {
+        if let Some(line) = Line::read(text) {
+            run += u32::from(line.is("starting"));
+            handle(run, line);
+        }
+    })
+    .map_err(|error| error.to_string())
+}
+
+/// The connections that are meant.
+#[derive(Default)]
+struct Found {
+    /// In the order of the log.
+    connections: VecDeque<Connection>,
+    known: BTreeSet<Connection>,
+    /// Their tasks: lines about them that have no id belong to the story.
+    tasks: BTreeSet<(u32, String)>,
+    is_cut: bool,
+}
+
+impl Found {
+    fn look_at(&mut self, wanted: &Wanted<'_>, run: u32, line: &Line) {
+        let Some(id) = &line.id else { return };
+        let is_meant = match wanted {
+            Wanted::Name(name) if id == name => {
+                // Of several starts the last one is meant.
+                if self.connections.back().is_some_and(|(known, _)| *known < run) {
+                    *self = Found::default();
+                }
+                true
+            }
+            // Only such a line says whose the connection is. Others are about one of many tasks of
+            // a worker.
+            Wanted::Name(name) => line.is_about_connection() && line.names(name),
+            Wanted::Failures => line.is("failed") || has_failed(line),
+        };
+        let connection = (run, id.clone());
+        if is_meant && !self.known.contains(&connection) {
+            self.connections.push_back(connection.clone());
+            self.known.insert(connection.clone());
+            let max = match wanted {
+                Wanted::Name(_) => CONNECTIONS_MAX,
+                Wanted::Failures => ENDINGS_MAX,
+            };
+            if self.connections.len() > max
+                && let Some(oldest) = self.connections.pop_front()
+            {
+                self.known.remove(&oldest);
+                self.is_cut = matches!(wanted, Wanted::Name(_));
+            }
+        }
+        if let Some(task) = &line.task
+            && line.is_about_connection()
+            && self.known.contains(&connection)
+        {
+            self.tasks.insert((run, task.clone()));
+        }
+    }
+
+    fn wants(&self, wanted: &Wanted<'_>, run: u32, line: &Line) -> bool {
+        match &line.id {
+            Some(id) if self.known.contains(&(run, id.clone())) => true,
+            Some(_) => matches!(wanted, Wanted::Name(name) if line.is_of_task(name)),
+            None => line.task.as_ref().is_some_and(|task| {
+                self.tasks.contains(&(run, task.clone()))
+                    || matches!(wanted, Wanted::Name(name) if line.is_of_task(name))
+            }),
+        }
+    }
+}
+
+/// Whether a closing line is that of a connection that ended badly, as far as its reason tells.
+fn has_failed(line: &Line) -> bool {
+    let reason = line.reason.as_deref().filter(|_| line.is("closed"));
+    let reason = CloseReason::ALL.iter().find(|known| Some(known.word()) == reason);
+    match reason.map(|reason| reason.verdict()) {
+        Some(EndVerdict::Bad) => true,
+        Some(EndVerdict::ByCode) => !matches!(line.code, None | Some(1000 | 1001)),
+        Some(EndVerdict::Good | EndVerdict::IfUnfinished) | None => false,
+    }
+}
+
+impl Story {
+    /// For people: a line for each thing that happened, then why the connections ended.
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        if self.is_cut {
+            text.push_str("… more came before; name a connection for its whole story\n");
+        }
+        let width = self.lines.iter().filter_map(|(_, line)| Some(line.id.as_ref()?.len())).max();
+        let width = width.unwrap_or_default();
+        let mut began_at = None;
+        for (_, line) in self.lines.iter().filter(|(_, line)| !line.is("failed")) {
+            let at = line.happened_at();
+            let since = at - *began_at.get_or_insert(at);
+            let (id, level) = (line.id.as_deref().unwrap_or_default(), line.mark());
+            let _ = writeln!(
+                text,
+                "{}  {:>+9}.{:03} s  {id:width$}  {level}{}",
+                line::time_of_day(at),
+                since / 1000,
+                since.abs() % 1000,
+                line.told(),
+            );
+        }
+        let endings: Vec<_> =
+            self.lines.iter().filter(|(_, line)| line.is("closed")).map(|(_, line)| line).collect();
+        text.push('\n');
+        for line in &endings {
+            let id = line.id.as_deref().unwrap_or_default();
+            let sentence = line.sentence.as_deref().unwrap_or("It ended.");
+            let _ = writeln!(text, "{id}: {sentence}");
+        }
+        if endings.is_empty() {
+            text.push_str("The log does not say that it has ended.\n");
+        }
+        text
+    }
+
+    /// For programs: the lines, then how each connection ended.
+    pub fn to_json(&self) -> String {
+        let lines: Vec<_> = self
+            .lines
+            .iter()
+            .map(|(run, line)| {
+                json!({
+                    "time": line::rfc3339(line.happened_at()), "run": run, "id": line.id,
+                    "level": line.level, "target": line.target, "event": line.event,
+                    "task": line.task, "message": line.told(),
+                })
+            })
+            .collect();
+        let ended = self.lines.iter().filter(|(_, line)| line.is("closed"));
+        let ended: Vec<_> = ended
+            .map(|(run, line)| {
+                json!({
+                    "run": run, "id": line.id, "reason": line.reason, "code": line.code,
+                    "sentence": line.sentence,
+                })
+            })
+            .collect();
+        format!("{}\n", json!({ "events": lines, "ended": ended, "is_cut": self.is_cut }))
+    }
+}
+
+#[cfg(test)]
+mod tests;
