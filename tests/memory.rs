@@ -9,7 +9,7 @@ mod kernel;
 mod process;
 
 use aivtuber_gateway::gateway;
-use aivtuber_gateway::service::route::{RouteSettings, TargetSettings};
+use aivtuber_gateway::service::route::{Access, RouteSettings, TargetSettings};
 use aivtuber_gateway::service::trust::{self, PeerRule};
 use aivtuber_gateway::service::url::{BackendUrl, Template};
 use aivtuber_gateway::service::{limits, link, tasks};
@@ -63,6 +63,7 @@ impl Scene {
                     TargetSettings::Backend { urls: vec![url], host: None, learn_task: None },
                 ),
                 route("output", "/ws/output/{task_id}", TargetSettings::Output),
+                route("ingest", "/ws/ingest", TargetSettings::Ingest(Access::default())),
             ],
             drain_timeout: None,
             trust: trust::Settings {
@@ -163,6 +164,19 @@ fn upgrade(path: &str) -> String {
     )
 }
 
+/// A WebSocket frame of a worker: a chunk of speech, with this much in a field of its own.
+fn speech_chunk(field_bytes: usize) -> Vec<u8> {
+    let field = "x".repeat(field_bytes);
+    let text = format!(
+        r#"{{"type":"SPEECH_CHUNK","sessionId":"{TASK}","pcm":"AAAA","viseme":"{field}"}}"#
+    );
+    let mut frame = vec![0x81, 0xff];
+    frame.extend((text.len() as u64).to_be_bytes());
+    frame.extend([0; 4]);
+    frame.extend(text.bytes());
+    frame
+}
+
 fn publish(text_bytes: usize) -> Vec<u8> {
     let payload = format!(r#"{{"text":"{}","final":false}}"#, "x".repeat(text_bytes));
     let channel = format!("task_response:{TASK}");
@@ -230,6 +244,39 @@ fn the_largest_holder_goes_when_the_limit_is_exceeded() {
     assert!(scene.is_closed(large));
     assert!(small.iter().all(|&link| !scene.is_closed(link)), "the others stay");
     assert!(scene.held() < 8 * MIB);
+}
+
+#[test]
+fn workers_with_half_a_chunk_of_speech_are_counted_and_closed_with_1013() {
+    let mut scene = Scene::new(MemoryLimit::Bytes(4 * MIB as u64));
+    // An admin's request: an address as host, and no origin.
+    let request = upgrade("/ws/ingest").replace("Host: a", "Host: 127.0.0.1");
+    let mut workers = Vec::new();
+    let refusal = loop {
+        let worker = scene.client(&request);
+        let answer = scene.read(worker);
+        if !answer.starts_with("HTTP/1.1 101 ") {
+            break answer;
+        }
+        let (held, half) = (scene.held(), if workers.is_empty() { 5000 } else { 90_000 });
+        scene.send(worker, &speech_chunk(100_000)[..half]);
+        assert!(scene.held() >= held + half, "half a message is counted");
+        workers.push(worker);
+        assert!(workers.len() < 60, "{} bytes are held", scene.held());
+    };
+    assert!(refusal.starts_with("HTTP/1.1 503 "), "{refusal}");
+    let is_told = |scene: &mut Scene, worker| scene.read(worker).contains("out of memory budget");
+    assert!(!is_told(&mut scene, workers[0]), "it holds little");
+    let told: Vec<LinkId> =
+        workers.iter().copied().filter(|worker| is_told(&mut scene, *worker)).collect();
+    assert_eq!(told.len(), 1, "one holder was enough");
+    scene.close(&told);
+    let closed = "GET /connections/closed HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
+    let closed = scene.client(closed);
+    let closed = scene.read(closed);
+    let one = closed.split(r#""reason":"over_budget","#).nth(1).expect("it is in the ledger");
+    assert!(one.starts_with(r#""client_code":1013,"#), "{one}");
+    assert!(one.contains(r#""client_close":"received""#), "{one}");
 }
 
 #[test]

@@ -77,11 +77,12 @@ impl Session {
         let mut ended = in_phase!(phase, it => it.release(&self.who, cx), closed => return);
         ended.set_reason(reason);
         let code = || Closing::Received(Some(reason.close_code(Side::Downstream)));
-        let is_websocket = matches!(ended.detail, Detail::Relay | Detail::Output { .. });
+        // On a relayed route only the frames of the sides are counted.
+        let is_served = matches!(ended.detail, Detail::Output { .. } | Detail::Ingest { .. });
+        let is_websocket = is_served || matches!(ended.detail, Detail::Relay);
         ended.client_close =
             farewell.as_ref().filter(|_| is_websocket).map_or(Closing::None, |_| code());
-        // On a relayed route only the frames of the sides are counted.
-        let frames = u64::from(matches!(ended.detail, Detail::Output { .. }));
+        let frames = u64::from(is_served);
         ended.last = farewell.map_or(Last::Dropped, |bytes| {
             Last::Frames(LastFrames { bytes, frames, ..LastFrames::default() })
         });
