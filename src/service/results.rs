@@ -441,7 +441,7 @@ impl<K: Copy + Ord> Results<K> {
             LinkEvent::Published { task, subscription, payload } => {
                 self.handle_published(now, task, subscription, payload.into());
             }
-            LinkEvent::Subscribed { task } => self.look_up_twice(now, task),
+            LinkEvent::Subscribed { task } => self.look_up_subscribed(now, task),
             LinkEvent::LookedUp(answer) => self.handle_looked_up(now, answer),
             LinkEvent::Control { task, action: Action::Stop } => {
                 self.stop(now, task, StoppedBy::Channel);

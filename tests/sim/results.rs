@@ -10,7 +10,8 @@
 //! - Results come in the order of their publication, as long as Redis was not away meanwhile.
 //! - A prompt client that stays gets everything that its gateway knows, and then the right Close
 //!   frame. No client is closed without a reason.
-//! - What a gateway heard is kept in Redis in the end, each once, and other gateways deliver it.
+//! - What a gateway heard is kept in Redis in the end, each once, and other gateways deliver it,
+//!   also those that subscribed a moment after its publication.
 //! - Workers that listen hear STOP, LEFT and BACK (`controls.rs`).
 //! - In the end no session is left, and after `retain` no result.
 
@@ -203,6 +204,8 @@ pub struct ResultsWorld {
     listener: Option<(LinkId, Listener)>,
     controls: Controls,
     redis: Option<Redis>,
+    /// Redis stood still for some time, and gateways could not store in time.
+    has_frozen: bool,
     host: Host,
     cuts: HashMap<LinkId, (usize, End)>,
     plans: Vec<Option<Plan>>,
@@ -273,6 +276,7 @@ impl Simulation for ResultsWorld {
             listener: None,
             controls: Controls::default(),
             redis,
+            has_frozen: false,
             host: Host::Up(Duration::ZERO),
             cuts: HashMap::new(),
             plans: Vec::new(),
@@ -1058,6 +1062,7 @@ impl ResultsWorld {
             }
             RedisFault::Freeze(time) => {
                 redis.frozen_until = redis.frozen_until.max(Some(now + time));
+                self.has_frozen = true;
                 self.plan(time, Plan::Thaw);
             }
             RedisFault::Restart { is_empty, away, loads } => {
@@ -1280,10 +1285,16 @@ impl ResultsWorld {
             });
             let waits: Vec<_> = waits.collect();
             let is_finished = task.out.iter().any(|&answer| self.board.answers[answer].is_final);
+            // During a drain nothing is said.
+            let of_task = self.visitors.iter();
+            let of_task = of_task.filter(|it| it.waiter.task == Some(index) && it.joined.is_some());
+            let last = of_task.max_by_key(|it| it.waiter.listened_until(now));
+            let goodbye = last.and_then(|it| it.waiter.goodbye.as_ref());
+            let is_drained = goodbye.is_some_and(|(code, ..)| *code == Some(1012));
             TaskFacts {
                 uuid: task.uuid,
                 may_stop: task.may_stop,
-                is_unfinished: !is_finished && !waits.is_empty(),
+                is_unfinished: !is_finished && !waits.is_empty() && !is_drained,
                 waits,
             }
         };
@@ -1339,6 +1350,7 @@ impl ResultsWorld {
         if waiter.ways.is_prompt && waiter.status == Some(101) {
             self.judge_order(visitor)?;
             self.judge_owed(visitor)?;
+            self.judge_found(visitor)?;
             self.judge_waiting(visitor)?;
         }
         Ok(())
@@ -1548,6 +1560,56 @@ impl ResultsWorld {
                         "answer {answer} is lost, which its gateway learned of after {after:?}: {tell:?}"
                     ));
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// What another gateway heard just before this one subscribed is found in Redis: that one has
+    /// stored it by the time when it is looked for.
+    fn judge_found(&self, visitor: &Visitor) -> Result<(), String> {
+        let waiter = &visitor.waiter;
+        let place = &self.places[visitor.place];
+        let (Some(task), Some((joined, _)), None) =
+            (waiter.task, visitor.joined, waiter.has_faulted)
+        else {
+            return Ok(());
+        };
+        let redis = self.redis.as_ref();
+        let keeps_all = redis.is_some_and(|it| !it.nature.refuses_scripts && it.lost_at.is_none())
+            && self.settings.tasks.retain == Some(300 * S)
+            && self.settings.link.subscribe == Subscribe::Pattern
+            && !self.has_frozen
+            && !self.kernel.borrow().stands_still
+            && !self.is_tight()
+            && !self.board.tasks[task].may_stop
+            && visitor.visit.from_result == 0;
+        let until = waiter.listened_until(self.kernel.borrow().now);
+        let out = &self.board.tasks[task].out;
+        let last = waiter.seen.iter().find(|seen| seen.is_final);
+        let last_at = last
+            .and_then(|seen| out.iter().position(|&at| self.board.answers[at].view == seen.view));
+        for (at, answer) in out.iter().enumerate().filter(|_| keeps_all) {
+            let (answer, number) = (&self.board.answers[*answer], *answer);
+            let Some(out_at) = answer.out_at else { continue };
+            let Some(up) = place.ups.iter().rfind(|up| up.1 && up.0 <= until) else { continue };
+            let is_in_time = |other: &Place| {
+                let heard = other.told.get(&number).filter(|tell| tell.is_heard);
+                heard.is_some_and(|tell| {
+                    tell.at <= up.0 + 50 * MS && self.is_up_between(other, out_at, tell.at + 2 * S)
+                }) && other.process.is_some()
+            };
+            let is_due = match last_at {
+                Some(last_at) => at < last_at,
+                None => until >= joined.max(up.0) + self.margin,
+            };
+            if out_at <= up.0
+                && is_due
+                && self.is_up_between(place, up.0, until)
+                && self.places.iter().any(is_in_time)
+                && !waiter.seen.iter().any(|seen| seen.view == answer.view)
+            {
+                return Err(format!("answer {number} is lost, which another gateway had heard"));
             }
         }
         Ok(())

@@ -6,7 +6,8 @@
 //! never get, or be given a later one and be closed. So tasks are looked up
 //! [`STORING_TIME`] after the subscription to all tasks has begun, and nothing of them goes out
 //! before. A subscription to a single task begins with each client, which is not made to wait: its
-//! task is looked up at once, and a second time then.
+//! task is looked up at once, and a second time then. All are looked up once more
+//! [`STORING_TIME_MAX`] after that, for gateways that are slower; by then nothing waits for it.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -19,15 +20,22 @@ use crate::base::moment::Moment;
 /// How long another gateway may take to store what it has heard.
 pub(super) const STORING_TIME: Duration = Duration::from_millis(250);
 
+/// How long it may take on a busy machine.
+const STORING_TIME_MAX: Duration = Duration::from_secs(3);
+
 /// The look-ups that are due.
 #[derive(Default)]
 pub(super) struct LookUps {
     /// After a reconnect: when tasks are to be looked up.
     begin_at: Option<Moment>,
+    /// When those that are settled are to be looked up as well.
+    repeat_at: Option<Moment>,
     /// Then: the place in the bus from which on they are still to be looked up.
     from: Option<usize>,
-    /// Tasks that are to be looked up again, and when.
+    is_repeated: bool,
+    /// Tasks that are to be looked up for the second time, and for the last, and when.
     again: VecDeque<(Moment, Uuid)>,
+    last: VecDeque<(Moment, Uuid)>,
 }
 
 impl LookUps {
@@ -37,7 +45,8 @@ impl LookUps {
     }
 
     pub(super) fn deadline(&self) -> Option<Moment> {
-        Moment::earliest([self.begin_at, self.again.front().map(|(at, _)| *at)])
+        let first = |queue: &VecDeque<(Moment, Uuid)>| queue.front().map(|(at, _)| *at);
+        Moment::earliest([self.begin_at, self.repeat_at, first(&self.again), first(&self.last)])
     }
 }
 
@@ -48,10 +57,14 @@ impl<K: Copy + Ord> Results<K> {
         let begin_at = subscribed_at.map_or(now, |at| at + STORING_TIME);
         self.look_ups.begin_at = Some(begin_at).filter(|at| *at > now);
         self.look_ups.from = self.look_ups.begin_at.is_none().then_some(0);
+        self.look_ups.is_repeated = false;
+        if let Some(begin_at) = self.look_ups.begin_at {
+            self.look_ups.repeat_at = Some(begin_at + STORING_TIME_MAX);
+        }
     }
 
     /// The subscription to one task has begun.
-    pub(super) fn look_up_twice(&mut self, now: Moment, task: Uuid) {
+    pub(super) fn look_up_subscribed(&mut self, now: Moment, task: Uuid) {
         self.look_up(task);
         self.look_ups.again.push_back((now + STORING_TIME, task));
     }
@@ -62,8 +75,19 @@ impl<K: Copy + Ord> Results<K> {
             self.look_ups.begin_at = None;
             self.look_ups.from = Some(0);
         }
+        if self.look_ups.repeat_at.is_some_and(|at| at <= now) {
+            self.look_ups.repeat_at = None;
+            (self.look_ups.from, self.look_ups.is_repeated) = (Some(0), true);
+        }
         while let Some(&(_, task)) = self.look_ups.again.front().filter(|(at, _)| *at <= now) {
             self.look_ups.again.pop_front();
+            self.look_ups.last.push_back((now + STORING_TIME_MAX, task));
+            if self.bus.is_waited_for(task) {
+                self.look_up(task);
+            }
+        }
+        while let Some(&(_, task)) = self.look_ups.last.front().filter(|(at, _)| *at <= now) {
+            self.look_ups.last.pop_front();
             if self.bus.is_waited_for(task) {
                 self.look_up(task);
             }
@@ -82,7 +106,7 @@ impl<K: Copy + Ord> Results<K> {
             let next = self.bus.waited_for_from(place);
             self.look_ups.from = next.map(|(place, _)| place + 1);
             if let Some((_, task)) = next
-                && !self.is_settled(task)
+                && (self.look_ups.is_repeated || !self.is_settled(task))
             {
                 self.look_up(task);
             }
@@ -146,10 +170,13 @@ mod tests {
         results.link().unwrap().handle_bytes(RedisRole::Store, loaded.as_bytes(), before);
         assert_eq!(results.deadline(), Some(now + STORING_TIME));
         assert_eq!(turn(&mut results, now + STORING_TIME).matches(LOOK_UP).count(), 1);
+        assert_eq!(turn(&mut results, now + Duration::from_secs(2)).matches(LOOK_UP).count(), 0);
+        let last = now + STORING_TIME + STORING_TIME_MAX;
+        assert_eq!(turn(&mut results, last).matches(LOOK_UP).count(), 1, "once more");
         // Once the subscription is that old, nothing waits.
         let other = crate::proto::message::TaskId::from(Uuid::from_u128(2));
-        results.join(now + STORING_TIME, &other, 3, 0);
-        assert!(said(&mut results, now + STORING_TIME).contains(LOOK_UP));
+        results.join(last, &other, 3, 0);
+        assert!(said(&mut results, last).contains(LOOK_UP));
     }
 
     #[test]
