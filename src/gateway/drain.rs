@@ -17,8 +17,9 @@ use std::time::Duration;
 /// The time for the last frames to leave once the drain time is over.
 const LAST_CALL: Duration = Duration::from_millis(500);
 
-/// How long Redis may store none of the last results, before the rest is given up.
-const STORING_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long Redis may store none of the last results, before the rest is given up. It may pause for
+/// a second where it shares a core, or writes its snapshot.
+const STORING_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RunState {
