@@ -25,8 +25,8 @@ use std::net::IpAddr;
 use tungstenite::handshake::derive_accept_key;
 
 use super::http::{
-    BadHead, Headers, RequestHead, ResponseHead, elements_of, is_token, push_address, push_header,
-    push_number,
+    BadHead, Headers, RequestHead, ResponseHead, elements_of, is_named, is_token, push_address,
+    push_header, push_number,
 };
 
 /// The longest `X-Request-Id` from a client that is kept.
@@ -327,9 +327,7 @@ struct HopByHop<'h, 'b> {
 impl<'h, 'b> HopByHop<'h, 'b> {
     fn new(headers: Headers<'h, 'b>) -> HopByHop<'h, 'b> {
         let is_known = |option: &[u8]| {
-            [&b"upgrade"[..], b"keep-alive", b"close"]
-                .iter()
-                .any(|known| option.eq_ignore_ascii_case(known))
+            ["upgrade", "keep-alive", "close"].iter().any(|known| is_named(option, known))
         };
         // As a rule there is one option: looked at whole, it is found sooner.
         let is_usual = |value: &[u8]| is_known(value) || elements_of(value).all(is_known);
@@ -338,7 +336,7 @@ impl<'h, 'b> HopByHop<'h, 'b> {
     }
 
     fn contains(&self, name: &str) -> bool {
-        let is = |known: &str| name.eq_ignore_ascii_case(known);
+        let is = |known: &str| is_named(name.as_bytes(), known);
         let is_known = match name.len() {
             2 => is("te"),
             7 => is("upgrade") || is("trailer"),

@@ -132,7 +132,7 @@ impl<'h, 'b> Headers<'h, 'b> {
     /// The values of all lines called `name`.
     pub fn all<'n>(&self, name: &'n str) -> impl Iterator<Item = &'b [u8]> + use<'h, 'b, 'n> {
         let lines = if self.name_lengths.has(name) { self.lines } else { &[] };
-        lines.iter().filter(move |line| line.name.eq_ignore_ascii_case(name)).map(|line| line.value)
+        lines.iter().filter(move |line| is_named(line.name.as_bytes(), name)).map(|line| line.value)
     }
 
     /// The elements of a comma-separated list, which may span several lines (RFC 9110 §5.6.1).
@@ -144,8 +144,11 @@ impl<'h, 'b> Headers<'h, 'b> {
 
     /// Whether `token` is an element of the list `name`; case is ignored.
     pub fn has_token(&self, name: &str, token: &str) -> bool {
-        self.all(name)
-            .any(|value| lists(value, |element| element.eq_ignore_ascii_case(token.as_bytes())))
+        self.all(name).any(|value| {
+            // Most lists have one element: looked at whole, it is found sooner.
+            !value.is_empty() && is_named(value, token)
+                || elements_of(value).any(|element| is_named(element, token))
+        })
     }
 
     /// Bytes of all lines as [`push_header`] writes them.
@@ -180,10 +183,16 @@ impl<'h, 'b> Headers<'h, 'b> {
     }
 }
 
-/// Whether `is` holds for an element of the list in one line. Most lists have one element, which is
-/// looked at first: the search for commas would take longer.
-fn lists(value: &[u8], is: impl Fn(&[u8]) -> bool) -> bool {
-    !value.is_empty() && is(value) || elements_of(value).any(is)
+/// Whether a name or a token in a head is `name`, whatever its case.
+///
+/// Nearly always `name` is a constant in lower case. Then setting one bit of each byte is enough,
+/// which takes a quarter of the time: it makes letters lower, and turns only control bytes, which
+/// no head has, into a hyphen or a digit.
+#[inline]
+pub(super) fn is_named(bytes: &[u8], name: &str) -> bool {
+    let name = name.as_bytes();
+    let is_lower = || bytes.iter().zip(name).all(|(byte, lower)| byte | 0x20 == *lower);
+    bytes.len() == name.len() && (is_lower() || bytes.eq_ignore_ascii_case(name))
 }
 
 /// The elements in one line of a list: see [`Headers::elements`].
