@@ -23,7 +23,7 @@ const SHRINK_MIN: usize = 1024;
 /// copied as it grows, and leave holes in the heap.
 const FIRST_BYTES: usize = 256 * 1024;
 
-/// Initial capacity of a slab whose entries are `T`: at least [`FIRST_BYTES`], for a block that is
+/// Initial capacity of a slab whose entries are `T`: at least `FIRST_BYTES`, for a block that is
 /// a few bytes smaller would be part of the heap.
 pub const fn first_capacity<T>() -> usize {
     FIRST_BYTES.div_ceil(size_of::<T>())

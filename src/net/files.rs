@@ -462,7 +462,7 @@ impl OpenFile {
 
     /// Whether `length` bytes from `offset` on can be sent without waiting for a disk.
     ///
-    /// One of each [`PROBED_BYTES`] is probed, and the last. Its neighbours were read together with
+    /// One of each `PROBED_BYTES` is probed, and the last. Its neighbours were read together with
     /// it; if the kernel has dropped some of them since, sending waits for a local disk once.
     pub fn is_cached(&self, offset: u64, length: usize) -> bool {
         match self.kind {
