@@ -1,6 +1,8 @@
 """`/connections/closed`: every ending is provoked, and the ledger, the `closed` line, the metrics and the client say the same."""
 
+import json
 import re
+import threading
 
 import pytest
 
@@ -257,6 +259,32 @@ def test_idle_timeout(stage):
     stage.ended("idle_timeout", 1000, by="gateway", phase="relay", client_close="received", backend_code=1001)
 
 
+@pytest.mark.parametrize("reason", ["client_stalled", "backend_stalled"])
+def test_side_that_takes_nothing(stage, reason):
+    """`write_timeout`: the side that does not read is given up, though it is connected."""
+    client, peer = stage.start(server={"write_timeout": "1s"}).pair()
+    is_client = reason == "client_stalled"
+    sender = peer if is_client else client
+    whole = frame(BINARY, bytes(1 << 20), mask=None if is_client else b"\x01\x02\x03\x04")
+
+    def flood():
+        try:
+            while True:
+                sender.sock.sendall(whole)
+        except OSError:
+            pass
+
+    threading.Thread(target=flood, daemon=True).start()
+    by, code, client_close = ("client", None, "none") if is_client else ("backend", None, "none")
+    line = stage.gateway.process.wait_for_line(rf"closed reason={reason} code=(\S+) ")
+    if not is_client and line.group(1) != "none":
+        code, client_close = int(line.group(1)), "received"
+    client.vanish()
+    peer.vanish()
+    one = stage.ended(reason, code, by=by, phase="relay", client_close=client_close)
+    assert "took no byte" in one["sentence"]
+
+
 # ---- before there is a relay
 
 
@@ -408,6 +436,50 @@ def test_audio_lost(stage):
     stage.ended("audio_lost", code, by="worker", phase="output", client_close=seen)
 
 
+def growing(stage, **output):
+    """A client that has the first piece of a growing file, and the file."""
+    stage.start(output=output)
+    path = stage.results.write("a.wav", b"")
+    task, waiter = stage.waiting()
+    stage.inbox.publish(task, text="t", audio_file="a.wav", audio_growing=True)
+    waiter.message()
+    file = open(path, "ab", buffering=0)
+    file.write(bytes(960))
+    waiter.message()
+    assert waiter.read_message_frame().opcode == BINARY
+    return task, waiter, file
+
+
+def test_audio_stalled(stage):
+    task, waiter, file = growing(stage, audio_stall="300ms")
+    waiter.refused("Audio stalled", 1011, "audio stalled", task_id=task)
+    file.close()
+    stage.ended("audio_stalled", 1011, by="worker", phase="output", client_close="received", task_id=task)
+
+
+def test_audio_too_large(stage):
+    task, waiter, file = growing(stage, max_audio=4096)
+    file.write(bytes(4096))
+    file.close()
+    waiter.refused("Audio too large", 1011, "audio too large", task_id=task)
+    stage.ended("audio_too_large", 1011, by="worker", phase="output", client_close="received", task_id=task)
+
+
+def test_client_too_slow(stage):
+    """Too much waits for a client that does not read."""
+    stage.start(output={"max_retained": "1MiB"})
+    task = new_task()
+    deaf = stage.results.wait(stage.gateway, task, receive_buffer=4096)
+    is_waiting(stage.gateway, task)
+    with stage.inbox.client() as worker:
+        for _ in range(60):
+            worker.publish(f"task_response:{task}", json.dumps({"text": "x" * (1 << 20), "final": False}))
+    stage.gateway.process.wait_for_line(r"output_\d+ > close code=1013 reason=\"client too slow\"")
+    deaf.read_to_end()
+    deaf.half_close()
+    stage.ended("client_too_slow", 1013, by="client", phase="output", client_close="received", task_id=task)
+
+
 def test_worker_that_speaks(lab, stage):
     stage.start(more_routes=[route("ingest", "/ws/ingest", serve="ingest", token="open")])
     task, waiter = stage.waiting()
@@ -536,4 +608,20 @@ def test_shutdown_is_the_operators_act(lab):
     client.half_close()
     peer.half_close()
     gateway.process.wait_for_line(r"closed reason=draining code=1012 .* ended_by=operator phase=relay")
+    gateway.process.wait()
+
+
+def test_second_signal_stops_what_has_not_ended(lab):
+    """TERM twice: the gateway does not wait any longer."""
+    backend = lab.backend()
+    gateway = lab.gateway(backend=backend.url())
+    client, peer = lab.pair(gateway, backend)
+    # In the middle of a message, so that a drain waits for it.
+    client.send(frame(TEXT, b"half", mask=b"abcd")[:-1])
+    peer.read(5)
+    gateway.may_end = True
+    gateway.signal(15)
+    gateway.process.wait_for_line("draining connections=")
+    gateway.signal(15)
+    gateway.process.wait_for_line(r"closed reason=stopped code=\S+ .* ended_by=operator phase=relay")
     gateway.process.wait()
