@@ -11,6 +11,7 @@ use crate::net::tls::{self, Stream};
 use crate::reactor::listeners::ListenOn;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -34,22 +35,25 @@ fn ask_within(listen: ListenOn, limit: Duration) -> Result<String, String> {
 
 /// Asks the gateway that listens at `listen` for its `/health`. The error is a sentence.
 pub fn health(listen: ListenOn, limit: Duration) -> Result<serde_json::Value, String> {
-    let (address, has_tls) = (reachable(listen.address), listen.has_tls);
-    if address.port() == 0 {
+    if listen.address().is_some_and(|address| address.port() == 0) {
         return Err(
             "the gateway listens on a port of the kernel's choice (port 0): name it with --listen"
                 .into(),
         );
     }
+    let at = match &listen {
+        ListenOn::Tcp(address) | ListenOn::Tls(address) => reachable(*address).to_string(),
+        ListenOn::Unix(path) => path.path().display().to_string(),
+    };
     let (sender, answer) = mpsc::channel();
     // On a thread, so that one limit holds for the whole exchange, however slowly bytes arrive.
-    let ask = move || exchange(address, has_tls, limit).map_err(|error| error.to_string());
+    let ask = move || exchange(&listen, limit).map_err(|error| error.to_string());
     thread::spawn(move || sender.send(ask()));
     let bytes = match answer.recv_timeout(limit) {
-        Ok(bytes) => bytes.map_err(|why| format!("no gateway answers at {address}: {why}"))?,
-        Err(_) => return Err(format!("no answer from {address} within {} s", limit.as_secs_f32())),
+        Ok(bytes) => bytes.map_err(|why| format!("no gateway answers at {at}: {why}"))?,
+        Err(_) => return Err(format!("no answer from {at} within {} s", limit.as_secs_f32())),
     };
-    read_answer(&bytes).map_err(|why| format!("{address} answers, but {why}"))
+    read_answer(&bytes).map_err(|why| format!("{at} answers, but {why}"))
 }
 
 /// The address to connect to for one that is listened on: `0.0.0.0` and `[::]` become loopback.
@@ -62,17 +66,32 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
-fn exchange(address: SocketAddr, has_tls: bool, limit: Duration) -> std::io::Result<Vec<u8>> {
-    let stream = TcpStream::connect_timeout(&address, limit)?;
-    stream.set_read_timeout(Some(limit))?;
-    // Its certificate names what clients call it, which is hardly ever this address.
-    let mut stream: Box<dyn Stream> = match has_tls {
-        true => tls::unverified(stream, &address.ip().to_string())?,
-        false => Box::new(stream),
+fn exchange(listen: &ListenOn, limit: Duration) -> std::io::Result<Vec<u8>> {
+    let connect = |listen: SocketAddr| {
+        let address = reachable(listen);
+        let stream = TcpStream::connect_timeout(&address, limit)?;
+        stream.set_read_timeout(Some(limit))?;
+        std::io::Result::Ok((address, stream))
+    };
+    let (host, mut stream): (String, Box<dyn Stream>) = match listen {
+        ListenOn::Tcp(address) => {
+            let (address, stream) = connect(*address)?;
+            (address.to_string(), Box::new(stream))
+        }
+        // Its certificate names what clients call it, which is hardly ever this address.
+        ListenOn::Tls(address) => {
+            let (address, stream) = connect(*address)?;
+            (address.to_string(), tls::unverified(stream, &address.ip().to_string())?)
+        }
+        ListenOn::Unix(path) => {
+            let stream = UnixStream::connect(path.path())?;
+            stream.set_read_timeout(Some(limit))?;
+            ("localhost".to_owned(), Box::new(stream))
+        }
     };
     write!(
         stream,
-        "GET /health HTTP/1.1\r\nHost: {address}\r\nUser-Agent: healthcheck\r\nConnection: close\r\n\r\n"
+        "GET /health HTTP/1.1\r\nHost: {host}\r\nUser-Agent: healthcheck\r\nConnection: close\r\n\r\n"
     )?;
     let mut answer = Vec::new();
     stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
@@ -104,7 +123,7 @@ mod tests {
     use std::net::TcpListener;
 
     fn ask(address: SocketAddr) -> Result<String, String> {
-        super::ask(ListenOn { address, has_tls: false })
+        super::ask(ListenOn::Tcp(address))
     }
 
     /// A server that reads one request, sends `answer` and closes.
@@ -166,9 +185,7 @@ mod tests {
     fn a_silent_gateway_fails_after_the_limit() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        assert!(
-            ask_within(ListenOn { address, has_tls: false }, Duration::from_millis(50)).is_err()
-        );
+        assert!(ask_within(ListenOn::Tcp(address), Duration::from_millis(50)).is_err());
     }
 
     #[test]

@@ -269,14 +269,17 @@ fn run(
 
 /// What the demo prints, with a QR code if there is somebody to see it.
 fn welcome(addresses: &[ListenOn], has_https: bool) -> Result<String, String> {
-    let Some(at) = addresses.iter().find(|at| at.has_tls == has_https).or(addresses.first()) else {
+    let with_address = |on: &&ListenOn| on.address().is_some();
+    let on = addresses.iter().find(|on| on.has_tls() == has_https && with_address(on));
+    let on = on.or_else(|| addresses.iter().find(with_address));
+    let Some(gateway) = on.and_then(ListenOn::address) else {
         return Ok(String::new());
     };
     if !has_https {
-        return Ok(demo::welcome(at.address));
+        return Ok(demo::welcome(gateway));
     }
     let ca = cert::ca_file(&data_folder()?);
-    let text = HttpsWelcome { gateway: at.address, lan: cert::lan_address(), ca: &ca };
+    let text = HttpsWelcome { gateway, lan: cert::lan_address(), ca: &ca };
     Ok(if std::io::stdout().is_terminal() { text.text_with_code() } else { text.text() })
 }
 
@@ -310,11 +313,16 @@ fn apply(
     Some(config.gateway)
 }
 
-/// Where `healthcheck` asks: an address for admins if there is one, since `listen` may be full;
-/// then one without TLS.
+/// Where `healthcheck` asks: at a place for admins if there is one, since `listen` may be full;
+/// then on a Unix socket, then without TLS.
 fn first_address(config: &Config) -> Option<ListenOn> {
-    let admin = config.reactor.admin.iter().map(|&address| ListenOn { address, has_tls: false });
-    admin.chain(config.reactor.listen.iter().copied()).min_by_key(|at| at.has_tls)
+    let effort = |on: &&ListenOn| match on {
+        ListenOn::Unix(_) => 0,
+        ListenOn::Tcp(_) => 1,
+        ListenOn::Tls(_) => 2,
+    };
+    let clients = || config.reactor.listen.iter().min_by_key(effort);
+    config.reactor.admin.first().or_else(clients).cloned()
 }
 
 /// How the log names the file.

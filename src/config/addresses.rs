@@ -16,49 +16,61 @@ use std::str::FromStr;
 use super::problems::BadItem;
 use super::settings::Config;
 use super::values::each;
+use crate::net::unix::UnixPath;
 use crate::reactor::listeners::ListenOn;
 use crate::service::link::{self, Server};
+
+/// What addresses with TLS begin with.
+const TLS: &str = "tls://";
 
 /// Sets `server.listen`.
 pub(super) fn set_listen(config: &mut Config, texts: &[String]) -> Result<(), BadItem> {
     if texts.is_empty() {
         return Err(BadItem::new(0, "at least one address is needed, such as \"0.0.0.0:8000\""));
     }
-    let mut all: Vec<ListenOn> = Vec::new();
-    for (index, text) in texts.iter().enumerate() {
-        let (has_tls, at) = match text.trim().strip_prefix("tls://") {
-            Some(at) => (true, at),
-            None => (false, text.as_str()),
-        };
-        for address in resolve_listen(at).map_err(|why| BadItem::new(index, why))? {
-            if address.port() != 0 && all.iter().any(|other| other.address == address) {
-                return Err(BadItem::new(index, format!("{address} is listed twice")));
-            }
-            all.push(ListenOn { address, has_tls });
-        }
-    }
-    config.reactor.listen = all;
+    config.reactor.listen = resolve_all(texts, ListenOn::Tls)?;
     Ok(())
 }
 
 /// Sets `server.admin_listen`.
 pub(super) fn set_admin_listen(config: &mut Config, texts: &[String]) -> Result<(), BadItem> {
-    config.reactor.admin = resolve_all(texts)?;
+    if let Some(index) = texts.iter().position(|text| text.trim().starts_with(TLS)) {
+        return Err(BadItem::new(index, "TLS is not spoken on addresses for admins"));
+    }
+    config.reactor.admin = resolve_all(texts, ListenOn::Tls)?;
     Ok(())
 }
 
-fn resolve_all(texts: &[String]) -> Result<Vec<SocketAddr>, BadItem> {
-    let mut all: Vec<SocketAddr> = Vec::new();
-    for (index, addresses) in each(texts, resolve_listen)?.into_iter().enumerate() {
-        for address in addresses {
-            // Port 0 lets the kernel choose a port, another one each time.
-            if address.port() != 0 && all.contains(&address) {
-                return Err(BadItem::new(index, format!("{address} is listed twice")));
+/// Reads places to listen on. Those that begin with `tls://` become `with_tls`.
+fn resolve_all(
+    texts: &[String],
+    with_tls: fn(SocketAddr) -> ListenOn,
+) -> Result<Vec<ListenOn>, BadItem> {
+    let mut all: Vec<ListenOn> = Vec::new();
+    for (index, text) in texts.iter().enumerate() {
+        let text = text.trim();
+        let found = match (text.strip_prefix(TLS), text.strip_prefix("unix:")) {
+            (Some(at), _) => resolve_listen(at).map(|all| all.into_iter().map(with_tls).collect()),
+            (_, Some(path)) => UnixPath::parse(path).map(|path| vec![ListenOn::Unix(path)]),
+            _ => resolve_listen(text).map(|all| all.into_iter().map(ListenOn::Tcp).collect()),
+        };
+        for on in found.map_err(|why| BadItem::new(index, why))? {
+            if let Some(same) = all.iter().find(|other| is_same_place(other, &on)) {
+                let shown = same.address().map_or(same.to_string(), |address| address.to_string());
+                return Err(BadItem::new(index, format!("{shown} is listed twice")));
             }
-            all.push(address);
+            all.push(on);
         }
     }
     Ok(all)
+}
+
+fn is_same_place(one: &ListenOn, other: &ListenOn) -> bool {
+    match (one, other) {
+        (ListenOn::Unix(one), ListenOn::Unix(other)) => one.path() == other.path(),
+        // Port 0 lets the kernel choose a port, another one each time.
+        _ => one.address().is_some_and(|at| at.port() != 0) && one.address() == other.address(),
+    }
 }
 
 /// Reads `0.0.0.0:8000`, `[::]:8000`, `localhost:8000`, or `:8000` for every IPv4 address. A name
@@ -122,9 +134,13 @@ pub(super) fn set_redis(config: &mut Config, urls: &[String]) -> Result<(), BadI
     Ok(())
 }
 
-/// Where the embedded inbox listens: what follows `embedded://`.
-fn resolve_inbox(address: &str) -> Result<Vec<SocketAddr>, String> {
-    resolve_listen(address.trim_end_matches('/'))
+/// Where the embedded inbox listens: what follows `embedded://`, or a path of a Unix socket.
+fn resolve_inbox(address: &str) -> Result<Vec<ListenOn>, String> {
+    if let Some(path) = address.strip_prefix("unix://") {
+        return Ok(vec![ListenOn::Unix(UnixPath::parse(path)?)]);
+    }
+    let found = resolve_listen(address.trim_end_matches('/'))?;
+    Ok(found.into_iter().map(ListenOn::Tcp).collect())
 }
 
 /// Whether `url` can be used. The error names it without its password.
@@ -231,6 +247,7 @@ mod tests {
             "unix:///run/redis.sock",
             "embedded://127.0.0.1:6379",
             "embedded://:6379",
+            "embedded+unix:///run/inbox.sock?mode=0666",
         ] {
             assert_eq!(check_redis(url), Ok(()), "{url}");
         }

@@ -132,6 +132,11 @@ fn relay(config: &mut Config, name: &str, urls: &str) -> Result<(), VariableFaul
 /// A URL with a query, or with names of its own, is complete.
 fn with_route_path(url: &str, path: &Template) -> Result<BackendUrl, String> {
     let parsed = BackendUrl::parse(url)?;
+    if parsed.unix_path().is_some() && !url.ends_with('/') {
+        // A path may follow the socket's, after a colon.
+        let has_path = url.matches(':').count() > 1;
+        return if has_path { Ok(parsed) } else { BackendUrl::parse(&format!("{url}:{path}")) };
+    }
     if url.contains('?') || parsed.names().next().is_some() {
         return Ok(parsed);
     }

@@ -3,8 +3,6 @@
 //! Reading, `--print-config`, reloading and the documentation test all use this one table. A new
 //! key is one line here and its field in the settings of the part that it is for.
 
-use std::net::SocketAddr;
-
 use super::addresses::{check_prefix, set_admin_listen, set_listen, set_password_file, set_redis};
 use super::kind::KeyKind;
 use super::problems::BadItem;
@@ -207,7 +205,7 @@ pub const SECTIONS: &[Section] = &[
             at_start(
                 "admin_listen",
                 KeyKind::List {
-                    get: |c| c.reactor.admin.iter().map(SocketAddr::to_string).collect(),
+                    get: |c| c.reactor.admin.iter().map(ListenOn::to_string).collect(),
                     set: |c, addresses| set_admin_listen(c, addresses),
                     example: "[\"127.0.0.1:17\"]",
                 },

@@ -25,9 +25,14 @@ pub(super) fn check(config: &Config, listen: &[ListenOn]) -> Result<(), String> 
         let TargetSettings::Backend { urls, .. } = &route.target else { continue };
         for url in urls {
             let addresses = url.name().known_addresses().unwrap_or_default();
-            let own = listen.iter().map(|own| own.address);
-            let own = own.into_iter().find(|own| addresses.iter().any(|to| leads_to(*to, *own)));
-            if let Some(own) = own {
+            let is_own = |own: &&ListenOn| match (own, url.unix_path()) {
+                (ListenOn::Unix(own), Some(path)) => own.path() == path,
+                (ListenOn::Tcp(own) | ListenOn::Tls(own), None) => {
+                    addresses.iter().any(|to| leads_to(*to, *own))
+                }
+                _ => false,
+            };
+            if let Some(own) = listen.iter().find(is_own) {
                 return Err(format!(
                     "route `{}`: the backend `{}` is the gateway itself, which listens on {own}",
                     route.name,

@@ -40,10 +40,7 @@ impl Default for Config {
         };
         Config {
             reactor: reactor::Settings {
-                listen: vec![ListenOn {
-                    address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8000)),
-                    has_tls: false,
-                }],
+                listen: vec![ListenOn::Tcp(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8000)))],
                 admin: Vec::new(),
                 inbox: Vec::new(),
                 reuse_port: false,

@@ -2,6 +2,7 @@
 
 use super::{Config, Loaded, Problem, Problems};
 use crate::net::tls::{self, LoadError, Uses};
+use crate::reactor::listeners::ListenOn;
 use crate::service::link;
 use crate::service::route::TargetSettings;
 use crate::service::url::{BackendSecurity, BackendUrl};
@@ -40,7 +41,7 @@ pub(super) fn use_file(config: &mut Config, file: &str) {
 
 fn uses(config: &Config) -> Uses {
     Uses {
-        listeners: config.reactor.listen.iter().any(|at| at.has_tls),
+        listeners: config.reactor.listen.iter().any(ListenOn::has_tls),
         dialed: backends(config).any(|(_, url)| url.security() != BackendSecurity::Plain)
             || config.gateway.link.urls.iter().any(|url| link::has_tls(url)),
     }
@@ -90,6 +91,6 @@ pub(super) fn note_port(config: &mut Config) {
 
 /// The port of the first `tls://` address, if the configuration names it.
 fn tls_port(config: &Config) -> Option<u16> {
-    let listener = config.reactor.listen.iter().find(|at| at.has_tls);
-    listener.map(|at| at.address.port()).filter(|port| *port != 0)
+    let listener = config.reactor.listen.iter().find(|on| on.has_tls());
+    listener.and_then(ListenOn::address).map(|at| at.port()).filter(|port| *port != 0)
 }

@@ -3,9 +3,8 @@
 use super::Gateway;
 use crate::net::{Conn, Security, Socket};
 use crate::service::limits::Refusal;
-use crate::service::trust::Client;
+use crate::service::trust::{Client, Peer};
 use crate::session::{self, Admission, Identity, Proxied, Rare, Session, SessionId};
-use std::net::SocketAddr;
 
 /// Connections to the addresses for admins at once.
 const ADMINS_MAX: usize = 100;
@@ -18,8 +17,8 @@ impl Gateway {
     }
 
     /// Takes a connection that was accepted from `client` and registered for [`Gateway::next_key`].
-    pub fn admit(&mut self, socket: Socket, client: SocketAddr) {
-        self.admit_as(Security::Plain, socket, client);
+    pub fn admit(&mut self, socket: Socket, client: impl Into<Peer>) {
+        self.admit_as(Security::Plain, socket, client.into());
     }
 
     /// The same. Returns the session, unless the connection is beyond a limit.
@@ -27,10 +26,10 @@ impl Gateway {
         &mut self,
         security: Security,
         socket: Socket,
-        client: SocketAddr,
+        client: Peer,
     ) -> Option<SessionId> {
         // Behind a proxy, the client is known once its request has come.
-        let counted = Some(client.ip()).filter(|ip| !self.cx.trust.is_trusted_proxy(*ip));
+        let counted = client.ip().filter(|_| !self.cx.trust.is_trusted_proxy(client));
         if let Err(refusal) = self.cx.limits.admit(counted) {
             self.refuse_as(security, socket, client, refusal);
             return None;
@@ -45,15 +44,15 @@ impl Gateway {
 
     /// Takes a connection that is beyond a limit: it is answered 503, unless it asks for an
     /// endpoint that is answered even then.
-    pub fn refuse(&mut self, socket: Socket, client: SocketAddr, refusal: Refusal) {
-        self.refuse_as(Security::Plain, socket, client, refusal);
+    pub fn refuse(&mut self, socket: Socket, client: impl Into<Peer>, refusal: Refusal) {
+        self.refuse_as(Security::Plain, socket, client.into(), refusal);
     }
 
     pub(super) fn refuse_as(
         &mut self,
         security: Security,
         socket: Socket,
-        client: SocketAddr,
+        client: Peer,
         refusal: Refusal,
     ) {
         if !self.refusals.is_full() || self.evict_refused() {
@@ -87,18 +86,17 @@ impl Gateway {
     }
 
     /// Takes a connection to an address for admins, registered for [`Gateway::next_key`].
-    pub fn admit_admin(&mut self, socket: Socket, client: SocketAddr) {
-        let who = self.identity(client, Admission::Admin);
+    pub fn admit_admin(&mut self, socket: Socket, client: impl Into<Peer>) {
+        let who = self.identity(client.into(), Admission::Admin);
         self.admins += 1;
         let session = Session::accepted(who, Conn::accepted(socket), &self.cx);
         let key = self.sessions.insert(session);
         self.drive(key);
     }
 
-    pub(super) fn identity(&mut self, client: SocketAddr, admission: Admission) -> Identity {
+    pub(super) fn identity(&mut self, client: Peer, admission: Admission) -> Identity {
         self.serials += 1;
-        let is_proxy =
-            admission == Admission::Client && self.cx.trust.is_trusted_proxy(client.ip());
+        let is_proxy = admission == Admission::Client && self.cx.trust.is_trusted_proxy(client);
         let rare = is_proxy.then(|| {
             let proxied = Proxied { client: Client::Peer(client), counted: None };
             Box::new(Rare { proxied: Some(proxied), ..Rare::default() })
@@ -109,7 +107,10 @@ impl Gateway {
             route: None,
             key: self.sessions.vacant_key() as u32,
             ip: client.ip(),
-            port: client.port(),
+            port: match client {
+                Peer::Ip(address) => address.port(),
+                Peer::Unix => 0,
+            },
             admission,
             rare,
             recent: std::cell::OnceCell::new(),

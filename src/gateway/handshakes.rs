@@ -5,10 +5,10 @@
 use super::Gateway;
 use crate::net::{Security, Socket};
 use crate::service::limits::Refusal;
+use crate::service::trust::Peer;
 use crate::session::{Session, SessionId};
 use log::warn;
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 
 /// Unfinished handshakes at a time.
 const UNFINISHED_MAX: usize = 1024;
@@ -19,7 +19,8 @@ pub(super) struct Handshakes(VecDeque<SessionId>);
 
 impl Gateway {
     /// Takes a connection that was accepted where TLS is expected, as [`Gateway::admit`] does.
-    pub fn admit_tls(&mut self, socket: Socket, client: SocketAddr) {
+    pub fn admit_tls(&mut self, socket: Socket, client: impl Into<Peer>) {
+        let client = client.into();
         let Some(socket) = self.cx.tls.accept(socket) else {
             warn!(target: "tls", "no certificate for client={client}");
             return;
@@ -30,7 +31,8 @@ impl Gateway {
     }
 
     /// The same for a connection that is beyond a limit, as [`Gateway::refuse`] does.
-    pub fn refuse_tls(&mut self, socket: Socket, client: SocketAddr, refusal: Refusal) {
+    pub fn refuse_tls(&mut self, socket: Socket, client: impl Into<Peer>, refusal: Refusal) {
+        let client = client.into();
         if let Some(socket) = self.cx.tls.accept(socket) {
             self.refuse_as(Security::Tls, socket, client, refusal);
         }

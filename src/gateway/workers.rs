@@ -3,10 +3,10 @@
 use super::Gateway;
 use crate::net::{Conn, Socket};
 use crate::service::channels::Publication;
+use crate::service::trust::Peer;
 use crate::session::inbox::Message;
 use crate::session::{Admission, Session};
 use log::info;
-use std::net::SocketAddr;
 
 /// Workers that may be connected to the embedded inbox at once.
 pub(super) const WORKERS_MAX: usize = 1000;
@@ -31,7 +31,8 @@ impl Gateway {
     }
 
     /// Takes a worker's connection to the embedded inbox, registered for [`Gateway::next_key`].
-    pub fn admit_worker(&mut self, socket: Socket, client: SocketAddr) {
+    pub fn admit_worker(&mut self, socket: Socket, client: impl Into<Peer>) {
+        let client = client.into();
         let downstream = Conn::accepted(socket);
         let session = if self.workers < WORKERS_MAX {
             let who = self.identity(client, Admission::Inbox);

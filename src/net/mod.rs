@@ -17,6 +17,7 @@ pub mod tcp;
 pub mod testing;
 pub mod tls;
 pub mod token;
+pub mod unix;
 mod watch;
 
 use std::io::{self, ErrorKind, Read, Write};

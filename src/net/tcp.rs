@@ -2,16 +2,16 @@
 
 #![expect(clippy::disallowed_types, reason = "sockets and files live here")]
 
+use super::unix::{self, BACKLOG, BOTH};
 use super::watch::Watches;
 use super::{Network, OpenFile, PeerAddress, Pipe, Socket, Source, Transport, sys};
-use mio::net::{TcpStream, UnixStream};
-use mio::{Interest, Registry};
+use mio::Registry;
+use mio::net::TcpStream;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
-use std::path::Path;
 use std::time::Duration;
 
 /// How many unsent bytes the kernel keeps for one socket before it reports it as full.
@@ -30,13 +30,6 @@ const UNSENT_BYTES_MAX: u32 = 512 * 1024;
 /// gets it only if all its clients are local.
 const UNPACED: &[u8] = b"reno";
 const PACED: &[u8] = b"bbr";
-
-/// Connections that may wait to be accepted.
-const BACKLOG: i32 = 4096;
-
-/// Sockets are registered once, for both directions. `Conn` remembers readiness, so `epoll_ctl` is
-/// never called again.
-const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
 /// A registered TCP socket.
 pub struct Tcp(TcpStream);
@@ -125,35 +118,6 @@ impl Transport for Tcp {
     }
 }
 
-/// A registered Unix socket.
-struct Unix(UnixStream);
-
-impl Read for Unix {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buf)
-    }
-}
-
-impl Write for Unix {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Transport for Unix {
-    fn shutdown_write(&mut self) -> io::Result<()> {
-        self.0.shutdown(Shutdown::Write)
-    }
-
-    fn connect_outcome(&mut self) -> io::Result<()> {
-        self.0.take_error()?.map_or(Ok(()), Err)
-    }
-}
-
 /// Connects over TCP and Unix sockets and registers with the reactor's poll.
 pub struct TcpNetwork {
     registry: Registry,
@@ -177,7 +141,7 @@ impl Network for TcpNetwork {
             PeerAddress::Tcp(to) => {
                 connect(*to, source, self.is_paced && to.ip().is_loopback(), &self.registry)
             }
-            PeerAddress::Unix(path) => connect_unix(path, source, &self.registry),
+            PeerAddress::Unix(path) => unix::connect(path, source, &self.registry),
         }
     }
 
@@ -228,12 +192,6 @@ fn connect(
     let mut stream = TcpStream::from_std(socket.into());
     registry.register(&mut stream, source.into(), BOTH)?;
     Ok(Socket::Tcp(Tcp(stream)))
-}
-
-fn connect_unix(path: &Path, source: Source, registry: &Registry) -> io::Result<Socket> {
-    let mut stream = UnixStream::connect(path)?;
-    registry.register(&mut stream, source.into(), BOTH)?;
-    Ok(Socket::Other(Box::new(Unix(stream))))
 }
 
 /// Opens a nonblocking listener. With `reuse_port`, other processes that set it too may listen on

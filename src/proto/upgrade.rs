@@ -29,6 +29,9 @@ use super::http::{
     push_header, push_number,
 };
 
+/// A client without an address (RFC 7239, section 6.2, has the word for `Forwarded`).
+const UNKNOWN_CLIENT: &[u8] = b"unknown";
+
 /// The longest `X-Request-Id` from a client that is kept.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
@@ -52,11 +55,11 @@ pub struct Handshake<'b> {
 
 /// What a request to a backend has besides the client's own headers.
 #[derive(Clone, Copy, Debug)]
-#[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct Forwarding<'a> {
     /// Replaces the client's `Host`.
     pub host: Option<&'a str>,
-    pub client: IpAddr,
+    /// `None`: a program on a Unix socket.
+    pub client: Option<IpAddr>,
     /// The client came through a proxy whose `X-Forwarded-Proto` and `-Host` are believed.
     pub is_proxied: bool,
     /// Of the client's connection: `http` or `https`.
@@ -185,12 +188,25 @@ pub fn write_forwarded_headers(
     }
     write_upgrade_pair(out);
     out.extend_from_slice(b"X-Forwarded-For: ");
+    let mut separator: &[u8] = b"";
     for address in head.headers.elements("x-forwarded-for") {
+        out.extend_from_slice(separator);
         out.extend_from_slice(address);
-        out.extend_from_slice(b", ");
+        separator = b", ";
     }
-    // A socket that listens on `::` shows IPv4 clients as `::ffff:…`.
-    push_address(out, forwarding.client.to_canonical());
+    match forwarding.client {
+        Some(client) => {
+            out.extend_from_slice(separator);
+            // A socket that listens on `::` shows IPv4 clients as `::ffff:…`.
+            push_address(out, client.to_canonical());
+        }
+        // A proxy that is believed and has named its client. The proxy itself has no address.
+        None if forwarding.is_proxied && !separator.is_empty() => {}
+        None => {
+            out.extend_from_slice(separator);
+            out.extend_from_slice(UNKNOWN_CLIENT);
+        }
+    }
     out.extend_from_slice(b"\r\n");
     let scheme = forwarding.scheme.as_bytes();
     let believed = |name| head.headers.first(name).filter(|_| forwarding.is_proxied);
@@ -523,7 +539,7 @@ mod tests {
     }
 
     fn forwarded(request: &str, host: Option<&str>) -> String {
-        let client = "192.0.2.7".parse().unwrap();
+        let client = Some("192.0.2.7".parse().unwrap());
         let forwarding =
             Forwarding { host, client, is_proxied: false, scheme: "http", request_id: "ours" };
         with_request(request, |head| {
@@ -563,7 +579,7 @@ mod tests {
         request.extend_from_slice(b"\xe5\xa3\xb0 \xff\r\n\r\n");
         let mut slots = empty_slots();
         let (head, _) = RequestHead::parse(&request, &mut slots).unwrap().unwrap();
-        let client = "::1".parse().unwrap();
+        let client = Some("::1".parse().unwrap());
         let mut out = Vec::new();
         write_forwarded_request(
             &head,
@@ -613,7 +629,7 @@ mod tests {
         for (client, said) in [("::ffff:192.0.2.7", "192.0.2.7"), ("2001:db8::1", "2001:db8::1")] {
             let forwarding = Forwarding {
                 host: None,
-                client: client.parse().unwrap(),
+                client: Some(client.parse().unwrap()),
                 is_proxied: false,
                 scheme: "http",
                 request_id: "a",
@@ -772,7 +788,7 @@ mod tests {
             let mut slots = empty_slots();
             if let Ok(Some((head, _))) = RequestHead::parse(&request, &mut slots) {
                 let _ = check_request(&head);
-                let client = "192.0.2.7".parse().unwrap();
+                let client = Some("192.0.2.7".parse().unwrap());
                 let forwarding = Forwarding {
                     host: None,
                     client,

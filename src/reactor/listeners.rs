@@ -15,17 +15,18 @@ use super::passed::PassedSockets;
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
 use crate::gateway::Gateway;
-use crate::net::tcp;
-use crate::net::{Side, Source};
+use crate::net::unix::{self, UnixPath};
+use crate::net::{Side, Socket, Source, tcp};
 use crate::service::limits::Refusal;
+use crate::service::trust::Peer;
 use log::{info, warn};
-use mio::net::{TcpListener, TcpStream};
+use mio::net::{TcpListener, TcpStream, UnixStream};
 use mio::{Interest, Registry};
 use rustix::io::Errno;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
 /// Connections accepted from one listener in one turn.
@@ -43,7 +44,7 @@ pub struct Listeners {
     listeners: Vec<Listener>,
     /// Connections may wait in the queue of some listener.
     is_any_ready: bool,
-    addresses: Vec<(ListenerKind, SocketAddr)>,
+    addresses: Vec<(ListenerKind, ListenOn)>,
     descriptors: Descriptors,
     pauses: Pauses,
     is_closed: bool,
@@ -61,7 +62,7 @@ struct Pauses {
 struct Listener {
     /// The number that its events carry.
     index: usize,
-    socket: TcpListener,
+    socket: ListenSocket,
     kind: ListenerKind,
     is_ready: bool,
 }
@@ -79,25 +80,89 @@ pub enum ListenerKind {
     Inbox,
 }
 
-/// Where clients are listened for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the fields explain themselves")]
-pub struct ListenOn {
-    pub address: SocketAddr,
-    pub has_tls: bool,
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the variants explain themselves")]
+pub enum ListenOn {
+    Tcp(SocketAddr),
+    /// TLS on TCP.
+    Tls(SocketAddr),
+    Unix(UnixPath),
 }
 
 impl ListenOn {
-    pub(super) fn kind(self) -> ListenerKind {
-        if self.has_tls { ListenerKind::TlsClients } else { ListenerKind::Clients }
+    /// The address, unless it is a Unix socket.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self {
+            ListenOn::Tcp(address) | ListenOn::Tls(address) => Some(*address),
+            ListenOn::Unix(_) => None,
+        }
+    }
+
+    /// Whether TLS is spoken there.
+    pub fn has_tls(&self) -> bool {
+        matches!(self, ListenOn::Tls(_))
+    }
+
+    /// What a listener for clients is there.
+    pub(super) fn kind(&self) -> ListenerKind {
+        if self.has_tls() { ListenerKind::TlsClients } else { ListenerKind::Clients }
     }
 }
 
-/// As in the configuration: `tls://0.0.0.0:8443`, or `0.0.0.0:8000`.
+/// As in the configuration: `tls://0.0.0.0:8443`, `0.0.0.0:8000`, or `unix:/run/gateway.sock`.
 impl fmt::Display for ListenOn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.has_tls { "tls://" } else { "" };
-        write!(f, "{scheme}{}", self.address)
+        match self {
+            ListenOn::Tcp(address) => address.fmt(f),
+            ListenOn::Tls(address) => write!(f, "tls://{address}"),
+            ListenOn::Unix(path) => path.fmt(f),
+        }
+    }
+}
+
+enum ListenSocket {
+    Tcp(TcpListener),
+    Unix(unix::Listener),
+}
+
+/// A connection that was taken from a listener's queue.
+enum Accepted {
+    Tcp(TcpStream, SocketAddr),
+    Unix(UnixStream),
+}
+
+impl ListenSocket {
+    fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            ListenSocket::Tcp(listener) => {
+                listener.accept().map(|(stream, client)| Accepted::Tcp(stream, client))
+            }
+            ListenSocket::Unix(listener) => listener.accept().map(Accepted::Unix),
+        }
+    }
+}
+
+impl Accepted {
+    fn descriptor(&self) -> RawFd {
+        match self {
+            Accepted::Tcp(stream, _) => stream.as_raw_fd(),
+            Accepted::Unix(stream) => stream.as_raw_fd(),
+        }
+    }
+
+    fn peer(&self) -> Peer {
+        match self {
+            Accepted::Tcp(_, client) => Peer::Ip(*client),
+            Accepted::Unix(_) => Peer::Unix,
+        }
+    }
+
+    fn register(self, source: Source, registry: &Registry) -> io::Result<Socket> {
+        match self {
+            Accepted::Tcp(stream, _) => tcp::accepted(stream, source, registry),
+            Accepted::Unix(stream) => unix::accepted(stream, source, registry),
+        }
     }
 }
 
@@ -108,14 +173,14 @@ impl ListenerKind {
 }
 
 impl Listeners {
-    /// Listens on all of `addresses`. A passed socket takes the place of the one that would be
-    /// opened for its address.
+    /// Listens on all of `places`. A passed socket takes the place of the one that would be opened
+    /// for its address.
     ///
     /// # Errors
     /// The first address that cannot be listened on, or a passed socket that has none of the
     /// addresses; the others are closed again.
     pub fn open(
-        addresses: impl Iterator<Item = (ListenerKind, SocketAddr)>,
+        places: impl Iterator<Item = (ListenerKind, ListenOn)>,
         mut passed: PassedSockets,
         reuse_port: bool,
         descriptors: Descriptors,
@@ -123,8 +188,17 @@ impl Listeners {
     ) -> Result<Listeners, StartError> {
         let mut listeners = Vec::new();
         let mut opened = Vec::new();
-        for (index, (kind, address)) in addresses.enumerate() {
+        for (index, (kind, on)) in places.enumerate() {
+            let source = Source::Listener(index);
             let mut open = || {
+                let address = match &on {
+                    ListenOn::Tcp(address) | ListenOn::Tls(address) => *address,
+                    ListenOn::Unix(path) => {
+                        let mut socket = unix::listen(path)?;
+                        socket.register(registry, source)?;
+                        return io::Result::Ok((on.clone(), ListenSocket::Unix(socket)));
+                    }
+                };
                 let mut socket = match passed.take(address) {
                     Some(listener) => {
                         info!(target: "gateway", "socket passed address={address}");
@@ -135,14 +209,15 @@ impl Listeners {
                 if kind == ListenerKind::Inbox {
                     tcp::keep_alive(&socket)?;
                 }
-                registry.register(
-                    &mut socket,
-                    Source::Listener(index).into(),
-                    Interest::READABLE,
-                )?;
-                io::Result::Ok((socket.local_addr()?, socket))
+                registry.register(&mut socket, source.into(), Interest::READABLE)?;
+                let local = socket.local_addr()?;
+                let local = if on.has_tls() { ListenOn::Tls(local) } else { ListenOn::Tcp(local) };
+                Ok((local, ListenSocket::Tcp(socket)))
             };
-            let (local, socket) = open().map_err(|error| StartError::Listen(address, error))?;
+            let (local, socket) = match open() {
+                Ok(opened) => opened,
+                Err(error) => return Err(StartError::Listen(on, error)),
+            };
             opened.push((kind, local));
             listeners.push(Listener { index, socket, kind, is_ready: false });
         }
@@ -159,16 +234,14 @@ impl Listeners {
         })
     }
 
-    /// The addresses, with the ports that the kernel chose for port 0.
-    pub fn addresses(&self, kind: ListenerKind) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.addresses.iter().filter(move |(at, _)| *at == kind).map(|&(_, address)| address)
+    /// Where is listened, with the ports that the kernel chose for port 0.
+    pub fn addresses(&self, kind: ListenerKind) -> impl Iterator<Item = &ListenOn> + '_ {
+        self.addresses.iter().filter(move |(at, _)| *at == kind).map(|(_, on)| on)
     }
 
-    /// The addresses for clients among them.
-    pub fn for_clients(&self) -> impl Iterator<Item = ListenOn> + '_ {
-        let clients = self.addresses.iter().filter(|(kind, _)| kind.is_for_clients());
-        clients
-            .map(|&(kind, address)| ListenOn { address, has_tls: kind == ListenerKind::TlsClients })
+    /// The places for clients among them.
+    pub fn for_clients(&self) -> impl Iterator<Item = &ListenOn> + '_ {
+        self.addresses.iter().filter(|(kind, _)| kind.is_for_clients()).map(|(_, on)| on)
     }
 
     /// An event: connections wait in a listener's queue.
@@ -195,11 +268,11 @@ impl Listeners {
                     break;
                 }
                 match listener.socket.accept() {
-                    Ok((stream, client)) => match self.descriptors.supply(stream.as_raw_fd()) {
+                    Ok(accepted) => match self.descriptors.supply(accepted.descriptor()) {
                         Supply::Exhausted => return self.pauses.begin(NO_DESCRIPTOR, gateway, now),
                         supply => {
                             self.pauses.until = None;
-                            enter(stream, client, listener.kind, supply, gateway, registry);
+                            enter(accepted, listener.kind, supply, gateway, registry);
                         }
                     },
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -270,15 +343,15 @@ impl Pauses {
 
 /// Hands an accepted connection to the gateway.
 fn enter(
-    stream: TcpStream,
-    client: SocketAddr,
+    accepted: Accepted,
     kind: ListenerKind,
     supply: Supply,
     gateway: &mut Gateway,
     registry: &Registry,
 ) {
     let source = Source::Session(gateway.next_key(), Side::Downstream);
-    match tcp::accepted(stream, source, registry) {
+    let client = accepted.peer();
+    match accepted.register(source, registry) {
         Ok(socket) if kind == ListenerKind::Inbox => gateway.admit_worker(socket, client),
         Ok(socket) if kind == ListenerKind::Admins => gateway.admit_admin(socket, client),
         Ok(socket) if supply == Supply::Low => match kind {

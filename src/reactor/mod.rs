@@ -57,9 +57,9 @@ const WALL_CLOCK_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Settings {
     pub listen: Vec<ListenOn>,
     /// Further addresses, for operators.
-    pub admin: Vec<SocketAddr>,
+    pub admin: Vec<ListenOn>,
     /// Where workers publish to the embedded inbox; nowhere if empty.
-    pub inbox: Vec<SocketAddr>,
+    pub inbox: Vec<ListenOn>,
     /// Other processes may listen for clients on the same addresses: the kernel deals connections
     /// out among them.
     pub reuse_port: bool,
@@ -93,8 +93,8 @@ pub struct LogState {
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum StartError {
-    /// This address cannot be listened on.
-    Listen(SocketAddr, io::Error),
+    /// This place cannot be listened on.
+    Listen(ListenOn, io::Error),
     /// The service manager passed a socket for which the configuration has no use.
     Passed(PassedSocket),
     /// The system allows no more threads.
@@ -163,9 +163,9 @@ impl<C: Send + 'static> Reactor<C> {
         let mut gateway = Gateway::new(gateway, network, chance, clock.now(), SystemTime::now())
             .map_err(|why| StartError::Other(io::Error::other(why)))?;
         gateway.results().limit_speech_files(descriptors.speech_files());
-        let clients = settings.listen.iter().map(|at| (at.kind(), at.address));
-        let admins = settings.admin.iter().map(|&at| (ListenerKind::Admins, at));
-        let inbox = settings.inbox.iter().map(|&at| (ListenerKind::Inbox, at));
+        let clients = settings.listen.iter().map(|at| (at.kind(), at.clone()));
+        let admins = settings.admin.iter().map(|at| (ListenerKind::Admins, at.clone()));
+        let inbox = settings.inbox.iter().map(|at| (ListenerKind::Inbox, at.clone()));
         let doors = clients.chain(admins).chain(inbox);
         let listeners =
             Listeners::open(doors, sockets, settings.reuse_port, descriptors, registry)?;
@@ -192,12 +192,12 @@ impl<C: Send + 'static> Reactor<C> {
     /// Where clients are listened for, with the ports that the kernel chose, in the order of the
     /// settings.
     pub fn addresses(&self) -> Vec<ListenOn> {
-        self.listeners.for_clients().collect()
+        self.listeners.for_clients().cloned().collect()
     }
 
-    /// Where workers publish, if the inbox is embedded.
+    /// Where workers publish by TCP, if the inbox is embedded.
     pub fn inbox_addresses(&self) -> Vec<SocketAddr> {
-        self.listeners.addresses(ListenerKind::Inbox).collect()
+        self.listeners.addresses(ListenerKind::Inbox).filter_map(ListenOn::address).collect()
     }
 
     /// Serves until a signal has ended it.
@@ -211,8 +211,10 @@ impl<C: Send + 'static> Reactor<C> {
         for address in self.listeners.addresses(ListenerKind::Admins) {
             info!(target: "gateway", "listening address={address} for=admins");
         }
+        for on in self.listeners.addresses(ListenerKind::Inbox) {
+            info!(target: "inbox", "listening address={on}");
+        }
         for address in self.inbox_addresses() {
-            info!(target: "inbox", "listening address={address}");
             if !address.ip().is_loopback() && !self.gateway.has_inbox_password() {
                 warn!(
                     target: "inbox",
@@ -395,14 +397,14 @@ impl From<io::Error> for StartError {
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            StartError::Listen(address, error) if error.kind() == ErrorKind::AddrInUse => {
-                write!(
-                    f,
-                    "cannot listen on {address}: port {} is taken by another program",
-                    address.port()
-                )
+            StartError::Listen(on, error) if error.kind() == ErrorKind::AddrInUse => {
+                write!(f, "cannot listen on {on}: ")?;
+                match on.address() {
+                    Some(at) => write!(f, "port {} is taken by another program", at.port()),
+                    None => f.write_str("another program listens there"),
+                }
             }
-            StartError::Listen(address, error) => write!(f, "cannot listen on {address}: {error}"),
+            StartError::Listen(on, error) => write!(f, "cannot listen on {on}: {error}"),
             StartError::Passed(socket) => socket.fmt(f),
             StartError::Threads(error) => write!(f, "cannot start the background threads: {error}"),
             StartError::Other(error) => error.fmt(f),

@@ -162,7 +162,7 @@ pub(in crate::service) mod tests {
             serial,
             route: "input".into(),
             task_id: None,
-            client: Client::Peer(std::net::SocketAddr::from(([192, 0, 2, 7], 5000))),
+            client: Client::Peer(std::net::SocketAddr::from(([192, 0, 2, 7], 5000)).into()),
             backend: Some("ws://a/".into()),
             closed: SystemTime::UNIX_EPOCH + Duration::from_millis(1204),
             duration: Duration::from_millis(1204),

@@ -41,13 +41,13 @@ impl Default for Settings {
 
 impl Settings {
     /// Whether a connection from `peer` comes from a proxy that is believed.
-    pub fn is_trusted_proxy(&self, peer: IpAddr) -> bool {
-        matches_any(&self.trusted_proxies, peer)
+    pub fn is_trusted_proxy(&self, peer: Peer) -> bool {
+        matches_peer(&self.trusted_proxies, peer)
     }
 
     /// The client of a request whose connection comes from `peer`.
-    pub fn client(&self, head: &RequestHead<'_, '_>, peer: SocketAddr) -> Client {
-        match self.is_trusted_proxy(peer.ip()) {
+    pub fn client(&self, head: &RequestHead<'_, '_>, peer: Peer) -> Client {
+        match self.is_trusted_proxy(peer) {
             true => self.client_behind_proxy(head, peer),
             false => Client::Peer(peer),
         }
@@ -59,16 +59,16 @@ impl Settings {
         &self,
         head: &RequestHead<'_, '_>,
         client: Client,
-        peer: SocketAddr,
+        peer: Peer,
         accepted_on: AcceptedOn,
     ) -> bool {
-        let is_proxy = self.is_trusted_proxy(peer.ip());
+        let is_proxy = self.is_trusted_proxy(peer);
         let is_admins_address = match client {
             _ if accepted_on == AcceptedOn::Admins => true,
             Client::Unknown => false,
             // A trusted proxy that hides its client, or a proxy that is not trusted.
             Client::Peer(_) if is_proxy || names_a_proxy(head) => false,
-            Client::Peer(peer) => matches_any(&self.admin_from, peer.ip()),
+            Client::Peer(peer) => matches_peer(&self.admin_from, peer),
             Client::Forwarded(ip) => matches_any(&self.admin_from, ip),
         };
         is_admins_address && self.is_own_name(self.host(head, is_proxy))
@@ -104,7 +104,7 @@ impl Settings {
 
     /// Reads `X-Forwarded-For` from the right, where the nearest proxies wrote, up to the first
     /// address that is not a trusted proxy's. What is left of it is hearsay.
-    fn client_behind_proxy(&self, head: &RequestHead<'_, '_>, peer: SocketAddr) -> Client {
+    fn client_behind_proxy(&self, head: &RequestHead<'_, '_>, peer: Peer) -> Client {
         let elements: Vec<&[u8]> = head.headers.elements("x-forwarded-for").collect();
         let mut client = Client::Peer(peer);
         for element in elements.iter().rev() {
@@ -116,7 +116,7 @@ impl Settings {
                 return Client::Unknown;
             }
             client = Client::Forwarded(ip);
-            if !self.is_trusted_proxy(ip) {
+            if !matches_any(&self.trusted_proxies, ip) {
                 break;
             }
         }
@@ -133,11 +133,46 @@ pub enum AcceptedOn {
     Admins,
 }
 
+/// The other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// At this address.
+    Ip(SocketAddr),
+    /// On a Unix socket: a program of this machine.
+    Unix,
+}
+
+impl Peer {
+    /// The address, if it has one.
+    pub fn ip(self) -> Option<IpAddr> {
+        match self {
+            Peer::Ip(address) => Some(address.ip()),
+            Peer::Unix => None,
+        }
+    }
+}
+
+impl From<SocketAddr> for Peer {
+    fn from(address: SocketAddr) -> Peer {
+        Peer::Ip(address)
+    }
+}
+
+/// As in logs and reports.
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Ip(address) => address.fmt(f),
+            Peer::Unix => f.write_str("unix"),
+        }
+    }
+}
+
 /// What is known about the client of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Client {
     /// The other end of the connection.
-    Peer(SocketAddr),
+    Peer(Peer),
     /// The address that a trusted proxy named.
     Forwarded(IpAddr),
     /// A trusted proxy named something that cannot be an address of a client.
@@ -148,7 +183,7 @@ impl Client {
     /// The address, if it is known.
     pub fn ip(self) -> Option<IpAddr> {
         match self {
-            Client::Peer(peer) => Some(peer.ip()),
+            Client::Peer(peer) => peer.ip(),
             Client::Forwarded(ip) => Some(ip),
             Client::Unknown => None,
         }
@@ -245,6 +280,13 @@ fn matches_any(rules: &[PeerRule], ip: IpAddr) -> bool {
     rules.iter().any(|rule| rule.matches(ip))
 }
 
+fn matches_peer(rules: &[PeerRule], peer: Peer) -> bool {
+    match peer {
+        Peer::Ip(address) => matches_any(rules, address.ip()),
+        Peer::Unix => rules.iter().any(|rule| rule.network.is_none()),
+    }
+}
+
 /// Whether the request says that it came through a proxy.
 fn names_a_proxy(head: &RequestHead<'_, '_>) -> bool {
     ["x-forwarded-for", "forwarded"].iter().any(|name| head.headers.first(name).is_some())
@@ -306,7 +348,10 @@ mod tests {
         let bytes = format!("GET / HTTP/1.1\r\n{lines}\r\n");
         let mut slots = empty_slots();
         let (head, _) = RequestHead::parse(bytes.as_bytes(), &mut slots).unwrap().unwrap();
-        let peer = SocketAddr::new(peer.parse().unwrap(), 5000);
+        let peer = match peer {
+            "unix" => Peer::Unix,
+            peer => SocketAddr::new(peer.parse().unwrap(), 5000).into(),
+        };
         let client = settings.client(&head, peer);
         (client.to_string(), settings.is_admin(&head, client, peer, accepted_on))
     }

@@ -132,6 +132,10 @@ struct Upstream {
     location: Location,
 }
 
+/// What a backend on a Unix socket has in place of an address: its URL has the path.
+const ON_THIS_MACHINE: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
 /// Where a backend is, and how that is known.
 #[derive(Debug)]
 enum Location {
@@ -184,6 +188,7 @@ impl Upstreams {
         let id = UpstreamId(self.interned);
         self.interned = self.interned.checked_add(1).expect("four thousand million backends");
         let location = match url.name().known_addresses() {
+            _ if url.unix_path().is_some() => Location::Fixed([ON_THIS_MACHINE].into()),
             Some(addresses) => Location::Fixed(addresses.into()),
             None => Location::Named(NamedHost::default()),
         };

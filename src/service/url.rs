@@ -10,6 +10,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::name::Name;
@@ -234,7 +235,8 @@ impl<'p> Params<'p> {
     }
 }
 
-/// Where a backend listens: `ws://host:port/path/{name}?query`, or `wss://` with TLS.
+/// Where a backend listens: `ws://host:port/path/{name}?query`, or `wss://` with TLS, or on a Unix
+/// socket `ws+unix:///run/a.sock:/path`.
 ///
 /// The default port is 80, with TLS 443, the default path `/`. Names may be anywhere in path and
 /// query.
@@ -244,6 +246,8 @@ pub struct BackendUrl {
     /// Not an `Rc`, because a background thread reads the configuration.
     public_text: Arc<str>,
     security: BackendSecurity,
+    /// The path of a Unix socket; host and port are then those of the default.
+    socket: Option<Box<Path>>,
     host: Box<str>,
     port: u16,
     path: Template,
@@ -268,14 +272,16 @@ impl BackendUrl {
     /// A sentence that names the URL and what is allowed.
     pub fn parse(text: &str) -> Result<Self, String> {
         let Some((scheme, rest)) = text.split_once("://") else {
-            return Err(format!("`{text}` must begin with `ws://` or `wss://`"));
+            return Err(format!("`{text}` must begin with `ws://`, `wss://` or `ws+unix://`"));
         };
-        let security = match scheme.to_ascii_lowercase().as_str() {
-            "ws" => BackendSecurity::Plain,
-            "wss" => BackendSecurity::Tls,
+        let (security, is_unix) = match scheme.to_ascii_lowercase().as_str() {
+            "ws" => (BackendSecurity::Plain, false),
+            "wss" => (BackendSecurity::Tls, false),
+            "ws+unix" => (BackendSecurity::Plain, true),
             _ => {
                 return Err(format!(
-                    "`{text}` begins with `{scheme}://`, only `ws://` and `wss://` are allowed"
+                    "`{text}` begins with `{scheme}://`, only `ws://`, `wss://` and `ws+unix://` \
+                     are allowed"
                 ));
             }
         };
@@ -284,7 +290,14 @@ impl BackendUrl {
                 "`{text}` has a fragment (`#…`), which is never sent to a backend"
             ));
         }
-        let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        let (socket, (authority, target)) = match is_unix {
+            true => {
+                let (socket, target) = rest.split_once(':').unwrap_or((rest, ""));
+                check_socket(socket).map_err(|why| format!("`{text}`: {why}"))?;
+                (Some(Path::new(socket).into()), ("localhost", target))
+            }
+            false => (None, rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()))),
+        };
         if let Some((_, place)) = authority.rsplit_once('@') {
             // The text is not repeated: it may hold a password.
             return Err(format!(
@@ -303,7 +316,7 @@ impl BackendUrl {
             None => text.into(),
         };
         let (text, host) = (text.into(), host.into());
-        Ok(Self { text, public_text, security, host, port, path, query })
+        Ok(Self { text, public_text, security, socket, host, port, path, query })
     }
 
     /// The same, with any certificate. Changes nothing without TLS.
@@ -318,6 +331,11 @@ impl BackendUrl {
     /// How the connection is protected.
     pub fn security(&self) -> BackendSecurity {
         self.security
+    }
+
+    /// The path of the Unix socket, if it is one.
+    pub fn unix_path(&self) -> Option<&Path> {
+        self.socket.as_deref()
     }
 
     /// The host, without the brackets of an IPv6 address.
@@ -388,6 +406,16 @@ impl fmt::Display for BackendUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
+}
+
+/// The path of a Unix socket in a URL.
+fn check_socket(path: &str) -> Result<(), String> {
+    if !path.starts_with('/') || path.ends_with('/') || path.contains('?') {
+        return Err("an absolute path of a socket is expected, then `:` and the path of the \
+                    request: `ws+unix:///run/input.sock:/ws/input`"
+            .into());
+    }
+    Ok(())
 }
 
 /// Host and port of an authority; `None` where no port is written.

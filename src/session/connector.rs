@@ -35,6 +35,7 @@ use crate::service::upstreams::{Addresses, AttemptOutcome, Purpose, UpstreamId};
 use crate::service::url::BackendSecurity;
 use log::warn;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -375,7 +376,9 @@ impl Connector {
     ) -> Option<(Conn, UpstreamId)> {
         let backend = self.backend()?;
         let url = cx.upstreams.url(backend).public_text();
-        note_step(who, cx.now, || Event::Connecting { backend: url, address });
+        let socket = cx.upstreams.url(backend).unix_path().map(Path::to_owned);
+        let shown = socket.is_none().then_some(address);
+        note_step(who, cx.now, || Event::Connecting { backend: url, address: shown });
         self.stage = ConnectStage::Connecting { address, timer: self.connect_timer(cx) };
         let url = cx.upstreams.url(backend);
         let verify = match url.security() {
@@ -383,7 +386,8 @@ impl Connector {
             BackendSecurity::Tls => Some(Verify::Yes),
             BackendSecurity::UnverifiedTls => Some(Verify::No),
         };
-        let connected = cx.network.connect(&PeerAddress::Tcp(address), self.source);
+        let to = socket.map_or(PeerAddress::Tcp(address), PeerAddress::Unix);
+        let connected = cx.network.connect(&to, self.source);
         let connected = connected.and_then(|socket| match verify {
             None => Ok(socket),
             Some(verify) => cx.tls.dial(socket, url.host(), verify),

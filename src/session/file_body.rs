@@ -281,7 +281,7 @@ mod tests {
                 opened: now,
                 route: None,
                 key: 0,
-                ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                ip: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
                 port: 5000,
                 admission: Admission::Client,
             };

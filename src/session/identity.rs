@@ -7,7 +7,7 @@ use crate::net::{Security, Side};
 use crate::proto::ws::{FrameHead, FrameScanner, Opcode};
 use crate::service::limits::{Limits, Refusal};
 use crate::service::route::Route;
-use crate::service::trust::{AcceptedOn, Client};
+use crate::service::trust::{AcceptedOn, Client, Peer};
 use std::cell::OnceCell;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -23,7 +23,8 @@ pub struct Identity {
     pub route: Option<Rc<Route>>,
     /// Its slot, which its events carry.
     pub key: u32,
-    pub ip: IpAddr,
+    /// Of the other end; `None` on a Unix socket.
+    pub ip: Option<IpAddr>,
     pub port: u16,
     pub admission: Admission,
     /// What few sessions have, so that the others do not pay for it.
@@ -94,8 +95,8 @@ impl Identity {
     }
 
     /// The other end of the connection: the client, or a proxy.
-    pub fn peer(&self) -> SocketAddr {
-        SocketAddr::new(self.ip, self.port)
+    pub fn peer(&self) -> Peer {
+        self.ip.map_or(Peer::Unix, |ip| Peer::Ip(SocketAddr::new(ip, self.port)))
     }
 
     /// How the connection to the client is protected. During a handshake: what is expected.
@@ -206,13 +207,13 @@ impl Identity {
     /// Takes the noted task: its phase keeps it from here on.
     pub fn take_task_id(&mut self) -> Option<Box<str>> {
         let task_id = self.rare.as_mut()?.task_id.take();
-        self.rare.take_if(|rare| rare.proxied.is_none());
+        self.rare.take_if(|rare| rare.proxied.is_none() && rare.security == Security::Plain);
         task_id
     }
 
     /// The address that the connection is counted for.
     pub fn counted(&self) -> Option<IpAddr> {
-        self.proxied().map_or(Some(self.ip), |proxied| proxied.counted)
+        self.proxied().map_or(self.ip, |proxied| proxied.counted)
     }
 
     /// Where it was accepted.
@@ -279,7 +280,7 @@ impl Identity {
             rare: None,
             recent: OnceCell::new(),
             key: 0,
-            ip: std::net::Ipv4Addr::LOCALHOST.into(),
+            ip: Some(std::net::Ipv4Addr::LOCALHOST.into()),
             port: 5000,
             admission: Admission::Client,
         }
@@ -303,5 +304,9 @@ mod tests {
         who.note_task_id(Some("a task"));
         assert_eq!(who.take_task_id().as_deref(), Some("a task"));
         assert!(who.rare.is_none(), "a client that waits would hold the empty box");
+        who.note_security(Security::Tls);
+        who.note_task_id(Some("a task"));
+        who.take_task_id();
+        assert_eq!(who.security(), Security::Tls);
     }
 }

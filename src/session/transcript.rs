@@ -46,7 +46,8 @@ pub enum Event<'e> {
     /// An attempt to connect to a backend begins.
     Connecting {
         backend: &'e str,
-        address: SocketAddr,
+        /// `None`: a Unix socket, whose path the URL has.
+        address: Option<SocketAddr>,
     },
     Connected,
     /// The attempt failed; another one may follow.
@@ -326,7 +327,9 @@ impl Event<'_> {
     /// line `opened`.
     pub fn kept(&self) -> Option<Kept> {
         Some(match *self {
-            Event::Connecting { address: SocketAddr::V4(address), .. } => Kept::Connecting(address),
+            Event::Connecting { address: Some(SocketAddr::V4(address)), .. } => {
+                Kept::Connecting(address)
+            }
             Event::Connected => Kept::Connected,
             Event::UpgradeRequest { .. } => Kept::UpgradeRequest,
             Event::BackendAnswer { status, .. } => Kept::BackendAnswer(status),
@@ -414,7 +417,8 @@ impl fmt::Display for Event<'_> {
                 write!(f, "gateway>client {status} {}", http::reason_phrase(status))
             }
             Event::Connecting { backend, address } => {
-                write!(f, "= connecting to backend {backend} at {address}")
+                write!(f, "= connecting to backend {backend}")?;
+                address.map_or(Ok(()), |address| write!(f, " at {address}"))
             }
             Event::Connected => f.write_str("= connected to backend"),
             Event::AttemptFailed { what } => write!(f, "= attempt failed what={}", Quoted(what)),
@@ -502,7 +506,7 @@ mod tests {
     #[test]
     fn lines_stay_as_they_are_documented() {
         let head = FrameHead { fin: false, payload: 5, ..FrameHead::of_message(Opcode::Text, 5) };
-        let client = Client::Peer(std::net::SocketAddr::from(([192, 0, 2, 7], 5000)));
+        let client = Client::Peer(std::net::SocketAddr::from(([192, 0, 2, 7], 5000)).into());
         let silence = Duration::from_millis(40_001);
         use Side::{Downstream, Upstream};
         #[rustfmt::skip]
@@ -513,7 +517,9 @@ mod tests {
             (Event::Request { method: "GET", path: "/", query: Query::Absent, client },
              "http", "client>gateway GET / client=192.0.2.7:5000"),
             (Event::Answer { status: 404 }, "http", "gateway>client 404 Not Found"),
-            (Event::Connecting { backend: "ws://b/", address: SocketAddr::from(([192, 0, 2, 1], 1)) },
+            (Event::Connecting { backend: "ws+unix:///a:/", address: None },
+             "dial", "= connecting to backend ws+unix:///a:/"),
+            (Event::Connecting { backend: "ws://b/", address: Some(SocketAddr::from(([192, 0, 2, 1], 1))) },
              "dial", "= connecting to backend ws://b/ at 192.0.2.1:1"),
             (Event::Connected, "dial", "= connected to backend"),
             (Event::AttemptFailed { what: &"no route to it" },

@@ -56,8 +56,13 @@ impl fmt::Debug for Password {
 }
 
 /// What an `embedded://[:password@]address` URL says: the address, and the password that workers
-/// need. `None`: another kind of URL.
+/// need; of `embedded+unix:///path` it is `unix:///path`. `None`: another kind of URL.
 pub fn embedded(url: &str) -> Option<(&str, Option<Password>)> {
+    if let Some(socket) = url.strip_prefix("embedded+")
+        && socket.starts_with("unix://")
+    {
+        return Some((socket, None));
+    }
     let rest = url.strip_prefix("embedded://")?.trim_end_matches('/');
     let Some((user, address)) = rest.rsplit_once('@') else { return Some((rest, None)) };
     let password = user.split_once(':').map_or(user, |(_, password)| password);

@@ -167,7 +167,9 @@ mod tests {
         let mut ledger = Ledger::new(&Budget::default());
         ledger.push(one(1));
         let task_id = Some("7d2b1a52-93a2-4c44-9a94-6a2a4a6cf111".to_owned());
-        let client = Client::Peer("[2001:db8::1]:7".parse().expect("an address"));
+        let client = Client::Peer(
+            "[2001:db8::1]:7".parse::<std::net::SocketAddr>().expect("an address").into(),
+        );
         let reason = "task_timeout";
         ledger.push(ClosedConnection { route: "output".into(), task_id, client, reason, ..one(2) });
         ledger

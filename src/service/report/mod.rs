@@ -367,7 +367,7 @@ mod tests {
             id: id.into(),
             route: "input",
             state: "open",
-            client: Client::Peer("[::1]:5000".parse().unwrap()),
+            client: Client::Peer("[::1]:5000".parse::<std::net::SocketAddr>().unwrap().into()),
             backend: Some("ws://a/".into()),
             task_id: None,
             opened: SystemTime::UNIX_EPOCH + Duration::from_millis(1_790_000_000_007),

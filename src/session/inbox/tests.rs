@@ -103,7 +103,7 @@ impl Scene {
             rare: None,
             recent: std::cell::OnceCell::new(),
             key: 0,
-            ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            ip: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
             port: 5000,
             admission: Admission::Inbox,
         };

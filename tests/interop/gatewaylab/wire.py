@@ -182,7 +182,8 @@ class Wire:
     def __init__(self, sock):
         self.sock = sock
         self.ahead = bytearray()
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.settimeout(PATIENCE)
 
     # out
