@@ -1,12 +1,13 @@
 //! A whole WebSocket handshake with every backend.
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
-#![expect(clippy::disallowed_types, reason = "a command of its own, which may wait")]
 #![expect(clippy::disallowed_methods, reason = "a command of its own, which may wait")]
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, ToSocketAddrs};
 use std::time::{Duration, Instant, SystemTime};
+
+use socket2::{SockAddr, Socket, Type};
 
 use super::{Findings, OtherClock, Row};
 use crate::config::Config;
@@ -103,8 +104,13 @@ pub fn check(backend: &Backend<'_>, config: &Config, layer: &Layer) -> Findings 
 }
 
 impl Backend<'_> {
-    fn ask(&self, config: &Config, layer: &Layer) -> Result<(SocketAddr, Answer), Failure> {
-        let settings = &config.gateway.session;
+    /// Where it is, in words and for the kernel.
+    fn places(&self) -> Result<Vec<(String, SockAddr)>, Failure> {
+        if let Some(path) = self.url.unix_path() {
+            let shown = path.display().to_string();
+            let place = SockAddr::unix(path).map_err(|error| self.failure(Some(&shown), &error))?;
+            return Ok(vec![(shown, place)]);
+        }
         let (host, port) = (self.url.host(), self.url.port());
         let addresses = match self.url.name().known_addresses() {
             Some(known) => known,
@@ -119,27 +125,32 @@ impl Backend<'_> {
                 }
             },
         };
-        let until = Instant::now() + settings.connect_timeout.unwrap_or(NO_TIMEOUT);
-        let mut last = (None, io::Error::from(ErrorKind::AddrNotAvailable));
-        for address in addresses {
-            let left = left_until(until).map_err(|error| self.failure(None, &error))?;
-            match TcpStream::connect_timeout(&address, left) {
-                Ok(stream) => {
-                    let limit = settings.handshake_timeout.unwrap_or(NO_TIMEOUT);
-                    let answer = self.shake_hands(stream, Instant::now() + limit, layer);
-                    return answer
-                        .map(|answer| (address, answer))
-                        .map_err(|error| self.failure(Some(address), &error));
-                }
-                Err(error) => last = (Some(address), error),
-            }
-        }
-        let (address, error) = last;
-        Err(self.failure(address, &error))
+        Ok(addresses.into_iter().map(|address| (address.to_string(), address.into())).collect())
     }
 
-    fn failure(&self, address: Option<SocketAddr>, error: &io::Error) -> Failure {
-        let at = address.map_or(String::new(), |address| format!(" ({address})"));
+    fn ask(&self, config: &Config, layer: &Layer) -> Result<(String, Answer), Failure> {
+        let settings = &config.gateway.session;
+        let until = Instant::now() + settings.connect_timeout.unwrap_or(NO_TIMEOUT);
+        let mut last = (None, io::Error::from(ErrorKind::AddrNotAvailable));
+        for (shown, place) in self.places()? {
+            let left = left_until(until).map_err(|error| self.failure(None, &error))?;
+            match connect(&place, left) {
+                Ok(socket) => {
+                    let limit = settings.handshake_timeout.unwrap_or(NO_TIMEOUT);
+                    return match self.shake_hands(socket, Instant::now() + limit, layer) {
+                        Ok(answer) => Ok((shown, answer)),
+                        Err(error) => Err(self.failure(Some(&shown), &error)),
+                    };
+                }
+                Err(error) => last = (Some(shown), error),
+            }
+        }
+        let (shown, error) = last;
+        Err(self.failure(shown.as_deref(), &error))
+    }
+
+    fn failure(&self, place: Option<&str>, error: &io::Error) -> Failure {
+        let at = place.map_or(String::new(), |place| format!(" ({place})"));
         let is_tls = self.url.security() != BackendSecurity::Plain;
         let (why, advice) = match error.kind() {
             _ if is_untrusted(error) => (
@@ -169,7 +180,7 @@ impl Backend<'_> {
         Failure { why: format!("{why}{at}"), advice: advice.into() }
     }
 
-    fn shake_hands(&self, socket: TcpStream, until: Instant, layer: &Layer) -> io::Result<Answer> {
+    fn shake_hands(&self, socket: Socket, until: Instant, layer: &Layer) -> io::Result<Answer> {
         let mut stream: Box<dyn Stream> = match self.url.security() {
             BackendSecurity::Plain => Box::new(socket.try_clone()?),
             security => {
@@ -219,6 +230,12 @@ impl Backend<'_> {
     }
 }
 
+fn connect(place: &SockAddr, limit: Duration) -> io::Result<Socket> {
+    let socket = Socket::new(place.domain(), Type::STREAM, None)?;
+    socket.connect_timeout(place, limit)?;
+    Ok(socket)
+}
+
 fn read_date(value: &[u8]) -> Option<SystemTime> {
     httpdate::parse_http_date(str::from_utf8(value).ok()?).ok()
 }
@@ -232,7 +249,7 @@ fn left_until(until: Instant) -> io::Result<Duration> {
 
 /// Ends the WebSocket politely, so that the backend logs no error. Whether that works does not
 /// matter.
-fn close(socket: &TcpStream, stream: &mut dyn Stream) {
+fn close(socket: &Socket, stream: &mut dyn Stream) {
     let frame = ws::close_frame(1000, "probe", Some(fastrand::u32(..).to_be_bytes()));
     let until = Instant::now() + CLOSE_TIMEOUT;
     let _ = stream.write_all(&frame);

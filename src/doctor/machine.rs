@@ -14,6 +14,7 @@ use crate::net::files::spool::SpoolRequest;
 use crate::net::files::{OpenError, Root, RootRequest};
 use crate::net::tls;
 use crate::reactor::descriptors::Descriptors;
+use crate::reactor::listeners::ListenOn;
 use crate::service::route::TargetSettings;
 
 /// Files of the audio folder that are looked at.
@@ -205,7 +206,7 @@ pub fn limits(config: &Config) -> Vec<Row> {
 
 /// When the certificates of the listeners end.
 pub fn certificates(config: &Config, now: SystemTime) -> Vec<Row> {
-    if !config.reactor.listen.iter().any(|at| at.has_tls) {
+    if !config.reactor.listen.iter().any(ListenOn::has_tls) {
         return Vec::new();
     }
     let files = config.gateway.tls.certificate.iter();

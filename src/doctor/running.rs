@@ -1,17 +1,15 @@
 //! The gateway that runs with this configuration, if there is one, and the ports that it needs.
 
-#![expect(clippy::disallowed_types, reason = "a command of its own, which may wait")]
-
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::Value;
+use socket2::{SockAddr, Socket, Type};
 
 use super::Row;
 use crate::config::Config;
 use crate::healthcheck;
-use crate::net::tcp;
+use crate::net::{tcp, unix};
 use crate::proto::resp;
 use crate::reactor::listeners::ListenOn;
 
@@ -22,10 +20,9 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 pub fn check(config: &Config) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut health = None;
-    let admin = config.reactor.admin.iter().map(|&address| ListenOn { address, has_tls: false });
-    for at in admin.chain(config.reactor.listen.iter().copied()) {
-        let name = format!("port {}", at.address.port());
-        let row = match is_free(at.address) {
+    for at in config.reactor.admin.iter().chain(&config.reactor.listen) {
+        let name = named(at);
+        let row = match is_free(at) {
             Ok(true) => Row::ok(name, format!("{at} is free")),
             Ok(false) => match ask(at, config) {
                 Ok(answer) => {
@@ -36,8 +33,11 @@ pub fn check(config: &Config) -> Vec<Row> {
                     name,
                     format!("{at} is held by another program: {why}"),
                     format!(
-                        "stop it (`ss -ltnp 'sport = :{}'` names it), or change the address",
-                        at.address.port()
+                        "stop it (`{}` names it), or change the address",
+                        match at.address() {
+                            Some(address) => format!("ss -ltnp 'sport = :{}'", address.port()),
+                            None => "ss -lxp".to_owned(),
+                        }
                     ),
                 ),
             },
@@ -45,19 +45,30 @@ pub fn check(config: &Config) -> Vec<Row> {
         };
         rows.push(row);
     }
-    for &address in &config.reactor.inbox {
-        rows.push(check_inbox(address, config));
+    for at in &config.reactor.inbox {
+        rows.push(check_inbox(at, config));
     }
     rows.push(judge(health));
     rows
 }
 
+fn named(at: &ListenOn) -> String {
+    at.address().map_or("socket".to_owned(), |address| format!("port {}", address.port()))
+}
+
 /// Whether the gateway could listen there. The error is what is wrong, and what to do.
-fn is_free(address: SocketAddr) -> Result<bool, (String, &'static str)> {
-    match tcp::listen(address, false) {
-        Ok(_) => Ok(true),
+fn is_free(at: &ListenOn) -> Result<bool, (String, &'static str)> {
+    let free = match at {
+        ListenOn::Tcp(address) | ListenOn::Tls(address) => tcp::listen(*address, false).map(drop),
+        ListenOn::Unix(path) => unix::look(path),
+    };
+    match free {
+        Ok(()) => Ok(true),
         Err(error) => match error.kind() {
             ErrorKind::AddrInUse => Ok(false),
+            _ if at.address().is_none() => {
+                Err((error.to_string(), "check the path in `listen`, and its folder"))
+            }
             ErrorKind::PermissionDenied => Err((
                 error.to_string(),
                 "give the program CAP_NET_BIND_SERVICE, or take a port from 1024 up",
@@ -71,8 +82,8 @@ fn is_free(address: SocketAddr) -> Result<bool, (String, &'static str)> {
 }
 
 /// The `/health` of a gateway with the same routes.
-fn ask(at: ListenOn, config: &Config) -> Result<Value, String> {
-    let health = healthcheck::health(at, TIMEOUT)?;
+fn ask(at: &ListenOn, config: &Config) -> Result<Value, String> {
+    let health = healthcheck::health(at.clone(), TIMEOUT)?;
     let services = health.get("backend_services").and_then(Value::as_object);
     let theirs = services.into_iter().flat_map(|routes| routes.keys().map(String::as_str));
     let ours = config.gateway.routes.iter().map(|route| &*route.name);
@@ -120,27 +131,32 @@ fn judge(health: Option<Value>) -> Row {
     }
 }
 
-/// The embedded inbox: its port is free, or it takes what is published.
-fn check_inbox(address: SocketAddr, config: &Config) -> Row {
-    let name = format!("inbox {}", address.port());
-    match is_free(address) {
-        Ok(true) => return Row::ok(name, format!("{address} is free")),
-        Err((detail, advice)) => return Row::fail(name, format!("{address}: {detail}"), advice),
+/// The embedded inbox: its place is free, or it takes what is published.
+fn check_inbox(at: &ListenOn, config: &Config) -> Row {
+    let name = at.address().map_or("inbox".into(), |address| format!("inbox {}", address.port()));
+    match is_free(at) {
+        Ok(true) => return Row::ok(name, format!("{at} is free")),
+        Err((detail, advice)) => return Row::fail(name, format!("{at}: {detail}"), advice),
         Ok(false) => {}
     }
-    match publish(address, config) {
-        Ok(()) => Row::ok(name, format!("{address} took a message that was published to it")),
+    match publish(at, config) {
+        Ok(()) => Row::ok(name, format!("{at} took a message that was published to it")),
         Err(why) => Row::fail(
             name,
-            format!("{address} is held by something that is not the gateway's inbox: {why}"),
+            format!("{at} is held by something that is not the gateway's inbox: {why}"),
             "stop it, or change the address in `redis.url`",
         ),
     }
 }
 
-fn publish(address: SocketAddr, config: &Config) -> Result<(), String> {
+fn publish(at: &ListenOn, config: &Config) -> Result<(), String> {
     let text = |error: std::io::Error| error.to_string();
-    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT).map_err(text)?;
+    let address = match at {
+        ListenOn::Tcp(address) | ListenOn::Tls(address) => SockAddr::from(*address),
+        ListenOn::Unix(path) => SockAddr::unix(path.path()).map_err(text)?,
+    };
+    let mut stream = Socket::new(address.domain(), Type::STREAM, None).map_err(text)?;
+    stream.connect_timeout(&address, TIMEOUT).map_err(text)?;
     stream.set_read_timeout(Some(TIMEOUT)).map_err(text)?;
     let mut request = Vec::new();
     if let Some(password) = config.gateway.link.inbox_password() {

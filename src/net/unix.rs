@@ -113,7 +113,9 @@ pub struct Listener {
 /// `AddrInUse`: another program listens there. Anything else: the file, its group or its mode
 /// cannot be what they should be.
 pub fn listen(at: &UnixPath) -> io::Result<Listener> {
-    remove_stale(&at.path)?;
+    if let Found::Stale = find(&at.path)? {
+        std::fs::remove_file(&at.path)?;
+    }
     let socket =
         socket2::Socket::new_raw(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
     socket.bind(&SockAddr::unix(&at.path)?)?;
@@ -130,10 +132,26 @@ pub fn listen(at: &UnixPath) -> io::Result<Listener> {
     Ok(listener)
 }
 
-/// Makes room for a socket at `path`.
-fn remove_stale(path: &Path) -> io::Result<()> {
+/// Whether it would be possible to listen at a path, as far as that can be seen.
+///
+/// # Errors
+/// As of [`listen`].
+pub fn look(at: &UnixPath) -> io::Result<()> {
+    find(&at.path)?;
+    let folder = at.path.parent().unwrap_or(&at.path);
+    Ok(rustix::fs::access(folder, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)?)
+}
+
+/// What is at a path where a socket is to be.
+enum Found {
+    Nothing,
+    /// A socket that nothing listens on.
+    Stale,
+}
+
+fn find(path: &Path) -> io::Result<Found> {
     match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(error) => return Err(error),
         Ok(file) if !file.file_type().is_socket() => {
             return Err(io::Error::other("there is a file of this name that is no socket"));
@@ -142,7 +160,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
     let probe = socket2::Socket::new_raw(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
     match probe.connect(&SockAddr::unix(path)?) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(Found::Stale),
         // A full queue is one that something listens on.
         Ok(()) => Err(ErrorKind::AddrInUse.into()),
         Err(error) if error.kind() == ErrorKind::WouldBlock => Err(ErrorKind::AddrInUse.into()),

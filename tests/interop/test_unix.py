@@ -15,6 +15,7 @@ from gatewaylab import PATIENCE, wire
 from gatewaylab import gateway as gateways
 from gatewaylab.gateway import route
 from gatewaylab.peers import node_env, pattern
+from gatewaylab.process import Process
 from gatewaylab.results import PREFIX, Waiter, new_task
 from gatewaylab.wire import BINARY, eventually
 
@@ -271,3 +272,35 @@ def test_wrong_places_are_refused_with_what_is_expected(tmp_path):
         config.write_text(gateways.toml(sections))
         done = gateways.run("--config", config, "--check")
         assert done.returncode == 2 and why in done.stderr, done.stderr
+
+
+def test_doctor_tries_unix_sockets(lab, tmp_path):
+    backend, path = tmp_path / "backend.sock", tmp_path / "gateway.sock"
+    script = """
+        const http = require("http").createServer().listen(process.argv[1], () => console.log("up"));
+        new (require("ws").WebSocketServer)({ server: http });
+    """
+    node = lab.adopt_proxy(NodeProcess(script, backend))
+    node.wait_for_line("up")
+    config = {"server": {"listen": [f"unix:{path}"]}, "route": [route(backend=f"ws+unix://{backend}:/ws/input")]}
+    file = tmp_path / "config.toml"
+    file.write_text(gateways.toml(config))
+    shown = gateways.run("doctor", "--config", file).stdout
+    assert f"unix:{path} is free" in shown and f"{backend} has upgraded" in shown, shown
+    gateway = lab.gateway(file.read_text(), wait=False)
+    gateway.process.wait_for_line("listening address=unix")
+    assert f"unix:{path} is held by the running gateway" in gateways.run("doctor", "--config", file).stdout
+    path.unlink()
+    path.write_text("foreign")
+    assert "no socket" in gateways.run("doctor", "--config", file).stdout
+    path.unlink()
+
+
+class NodeProcess(Process):
+    """A node script, to be ended with the test."""
+
+    def __init__(self, script, *arguments):
+        super().__init__(["node", "-e", script, *arguments], env=node_env())
+
+    def stop(self):
+        self.kill()
