@@ -681,7 +681,7 @@ mod tests {
             opened: Moment::START,
             route: None,
             key: 1,
-            ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            ip: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
             port: 5000,
             admission: Admission::Client,
         };
