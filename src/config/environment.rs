@@ -216,11 +216,13 @@ mod tests {
             |url: &str| targets(&from_environment(&[("INPUT_HANDLER_URL", url)]).0)[0].clone();
         assert_eq!(input("ws://i:1"), "ws://i:1/ws/input");
         assert_eq!(input("ws://i:1/other"), "ws://i:1/other");
+        assert_eq!(input("ws+unix:///run/i.sock"), "ws+unix:///run/i.sock:/ws/input");
+        assert_eq!(input("ws+unix:///run/i.sock:/x"), "ws+unix:///run/i.sock:/x");
         let (_, problems, _) = from_environment(&[("INPUT_HANDLER_URL", "http://i")]);
         assert_eq!(
             problems,
             [
-                "INPUT_HANDLER_URL: `http://i` begins with `http://`, only `ws://` and `wss://` are allowed"
+                "INPUT_HANDLER_URL: `http://i` begins with `http://`, only `ws://`, `wss://` and `ws+unix://` are allowed"
             ]
         );
     }

@@ -9,6 +9,7 @@ use super::problems::BadItem;
 use super::settings::Config;
 use super::values::{GIB, KIB, MIB, TIB, Words, each, log_levels, parse_level, value_of, word_of};
 use crate::logging;
+use crate::proto::http;
 use crate::reactor::listeners::ListenOn;
 use crate::service::audio_names::Mapping;
 use crate::service::link::Subscribe;
@@ -185,6 +186,7 @@ pub const SECTIONS: &[Section] = &[
                 },
             ),
             live("header_timeout", time!(gateway.session.header_timeout)),
+            live("max_head", size!(gateway.session.max_head, KIB..=http::HEAD_BYTES_LIMIT as u64)),
             live("keep_alive", time!(gateway.session.keep_alive)),
             live("write_timeout", time!(gateway.session.write_timeout)),
             live("drain_timeout", time!(gateway.drain_timeout)),

@@ -560,7 +560,7 @@ mod tests {
         );
         assert_eq!(
             with("backend = \"http://a\""),
-            "x.toml:4: route.backend: `http://a` begins with `http://`, only `ws://` and `wss://` are allowed"
+            "x.toml:4: route.backend: `http://a` begins with `http://`, only `ws://`, `wss://` and `ws+unix://` are allowed"
         );
         assert_eq!(
             with("backend = [\n\"ws://a\",\n\"ws://a:0\"]"),

@@ -631,11 +631,26 @@ mod tests {
     }
 
     #[test]
+    fn a_backend_may_be_a_unix_socket() {
+        let url = BackendUrl::parse("ws+unix:///run/a.sock:/ws/{id}?k={id}").unwrap();
+        assert_eq!(url.unix_path(), Some(Path::new("/run/a.sock")));
+        assert_eq!(url.authority(), "localhost");
+        let nil = "00000000-0000-0000-0000-000000000000";
+        assert_eq!(probe_target(&url), format!("/ws/{nil}?k={nil}"));
+        assert_eq!(probe_target(&BackendUrl::parse("ws+unix:///run/a.sock").unwrap()), "/");
+        assert_eq!(BackendUrl::parse("ws://a").unwrap().unix_path(), None);
+    }
+
+    #[test]
     fn malformed_backend_urls_are_refused_with_a_reason() {
         for (text, why) in [
-            ("", "must begin with `ws://` or `wss://`"),
+            ("", "must begin with `ws://`, `wss://` or `ws+unix://`"),
             ("localhost:8001", "must begin with `ws://`"),
-            ("http://localhost", "only `ws://` and `wss://`"),
+            ("http://localhost", "only `ws://`, `wss://` and `ws+unix://`"),
+            ("ws+unix://a.sock:/x", "absolute path"),
+            ("ws+unix:///a/", "absolute path"),
+            ("ws+unix:///a?b", "absolute path"),
+            ("ws+unix:///a:/{x", "not closed"),
             ("ws://", "host is missing"),
             ("ws://:80/", "host is missing"),
             ("ws:///path", "host is missing"),

@@ -11,7 +11,7 @@ use super::connector::Connector;
 use super::transcript::{Event, Subject, note_step};
 use crate::base::quoted::Quoted;
 use crate::net::{Conn, Io, Ready, tls};
-use crate::proto::http::{HEAD_BYTES_MAX, ResponseHead, empty_slots};
+use crate::proto::http::{ResponseHead, empty_slots};
 use crate::service::attempt::AttemptError;
 use log::warn;
 use std::io;
@@ -69,7 +69,7 @@ impl Exchange {
         }
         loop {
             let mut slots = empty_slots();
-            match ResponseHead::parse(&self.received, &mut slots) {
+            match ResponseHead::parse_within(&self.received, cx.settings.max_head, &mut slots) {
                 Ok(Some((head, length))) => {
                     note_step(who, cx.now, || Event::BackendAnswer {
                         status: head.status,
@@ -129,7 +129,8 @@ impl Exchange {
     }
 
     fn receive(&mut self, cx: &mut Context) -> io::Result<Io> {
-        let room = HEAD_BYTES_MAX - self.received.len();
+        // After a reload, more may have come than the limit is now.
+        let room = cx.settings.max_head.saturating_sub(self.received.len()).max(1);
         cx.with_scratch(|scratch, _| {
             let read = self.conn.read(&mut scratch[..room])?;
             if let Io::Moved(n) = read {

@@ -31,7 +31,7 @@ use super::{CloseReason, Context, Identity, SCRATCH_BYTES};
 use crate::base::buf::Buf;
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Side};
-use crate::proto::http::HEAD_BYTES_MAX;
+use crate::proto::http::HEAD_BYTES_LIMIT;
 use crate::proto::ws::{self, FrameHead, FrameScanner, Opcode};
 use crate::service::stats::Traffic;
 use close_seen::CloseSeen;
@@ -41,7 +41,7 @@ use stream::{Stream, Streamed};
 const READS_PER_STEP: usize = 16;
 
 /// One read, plus what a handshake may leave behind: a head and early frames, each way.
-const BACKLOG_BYTES_MAX: usize = SCRATCH_BYTES + 4 * HEAD_BYTES_MAX;
+const BACKLOG_BYTES_MAX: usize = SCRATCH_BYTES + 4 * HEAD_BYTES_LIMIT;
 
 /// One direction of a relay. What an idle flow does not need is behind a pointer.
 pub struct Flow {

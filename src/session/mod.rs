@@ -109,6 +109,8 @@ pub struct Settings {
     pub header_timeout: Option<Duration>,
     /// Timeout for a peer to take a byte of those that wait for it.
     pub write_timeout: Option<Duration>,
+    /// Bytes of the largest head of a request, and of a backend's answer.
+    pub max_head: usize,
     /// Timeout for the next request on an idle HTTP connection.
     pub keep_alive: Option<Duration>,
     /// Timeout for connecting to a backend, looking up its name included, all attempts together.
@@ -143,6 +145,7 @@ impl Default for Settings {
         Settings {
             header_timeout: Some(Duration::from_secs(10)),
             write_timeout: Some(Duration::from_secs(30)),
+            max_head: http::HEAD_BYTES_MAX,
             keep_alive: Some(Duration::from_secs(30)),
             connect_timeout: Some(Duration::from_secs(5)),
             attempt_timeout: Some(Duration::from_secs(1)),

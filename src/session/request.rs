@@ -19,7 +19,7 @@ use super::{
 };
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Security, Side};
-use crate::proto::http::{self, BadHead, Form, HEAD_BYTES_MAX, RequestHead, empty_slots};
+use crate::proto::http::{self, BadHead, Form, RequestHead, empty_slots};
 use crate::proto::path::is_misleading;
 use crate::proto::{upgrade, ws};
 use crate::service::endpoints::{ADMINS_ONLY, Answer, Audience, Endpoint};
@@ -128,11 +128,12 @@ impl State for Request {
         }
         cx.with_scratch(|scratch, cx| {
             let mut length = self.held.len();
+            let max_head = cx.settings.max_head;
             scratch[..length].copy_from_slice(&self.held);
             loop {
                 if length > self.held.len() || self.awaited == HeadWait::Pipelined {
                     let mut slots = empty_slots();
-                    match RequestHead::parse(&scratch[..length], &mut slots) {
+                    match RequestHead::parse_within(&scratch[..length], max_head, &mut slots) {
                         Ok(Some((head, head_bytes))) => {
                             return match without_tls(&head, who, cx) {
                                 Some(step) => step,
@@ -143,7 +144,8 @@ impl State for Request {
                         Err(bad) => return refuse(bad, CloseReason::BadRequest, cx),
                     }
                 }
-                match downstream.read(&mut scratch[length..HEAD_BYTES_MAX]) {
+                // After a reload, more may have come than the limit is now.
+                match downstream.read(&mut scratch[length..max_head.max(length + 1)]) {
                     Ok(Io::Moved(n)) => length += n,
                     Ok(Io::Blocked) => break,
                     Ok(Io::Ended) | Err(_) => return Step::End(Ended::http(CloseReason::Done)),

@@ -1,10 +1,12 @@
 """HTTP on the gateway's port (docs/protocol.md section 3): methods, bad heads, limits, keep-alive, pipelining."""
 
+import signal
+
 import pytest
 
 from gatewaylab import ROOT
 from gatewaylab.gateway import route
-from gatewaylab.wire import plain_request
+from gatewaylab.wire import eventually, plain_request
 
 QUICK = {"server": {"header_timeout": "400ms", "keep_alive": "400ms"}}
 
@@ -293,3 +295,51 @@ def test_client_library_is_not_sent_to_a_browser_that_has_it(lab, gateway):
     assert (again.status, again.body) == (304, b"")
     assert again.head.all("ETag") == [etag]
     assert client.get("/client.js", headers=[("If-None-Match", '"other"')]).status == 200
+
+
+def test_the_largest_head_is_the_configured_one(lab):
+    """`max_head`, for requests, their targets and backends' answers; a reload takes it into use."""
+    backend = lab.backend()
+
+    def config(size):
+        return {"server": {"max_head": size}, "route": [route(backend=backend.url())]}
+
+    gateway = lab.gateway(config("1KiB"))
+
+    def status(bytes, target="/health"):
+        return lab.client(gateway).get(target, headers=[("Cookie", "a" * bytes)]).status
+
+    assert (status(800), status(1100)) == (200, 431)
+    assert lab.client(gateway).get("/" + "t" * 520).status == 414
+    # More has come of a head than the new limit allows.
+    slow = lab.client(gateway)
+    slow.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\nCookie: " + b"a" * 900)
+    gateway.configure(config("64KiB"))
+    gateway.signal(signal.SIGHUP)
+    eventually(lambda: status(60_000) == 200, "the limit is a larger one")
+    slow.send(b"a" * 30_000 + b"\r\n\r\n")
+    assert slow.read_reply().status == 200
+    assert (status(66_000), lab.client(gateway).get("/" + "t" * 33_000).status) == (431, 414)
+    client = lab.client(gateway)
+    client.upgrade("/ws/input", headers=[("Cookie", "b" * 60_000)], behind=b"")
+    peer = backend.accept()
+    peer.read_upgrade()
+    assert peer.head["Cookie"] == "b" * 60_000
+    peer.switch(headers=[("Set-Cookie", "c" * 60_000)])
+    client.read_switch()
+    client.say("whole")
+    assert peer.read_frame().text == "whole"
+    held = lab.client(gateway)
+    held.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\nCookie: " + b"a" * 30_000)
+    gateway.configure(config("1KiB"))
+    gateway.signal(signal.SIGHUP)
+    eventually(lambda: status(1100) == 431, "the limit is a smaller one")
+    held.send(b"a")
+    assert held.read_reply().status == 431
+    second = lab.client(gateway)
+    second.upgrade("/ws/input")
+    peer = backend.accept()
+    peer.read_upgrade()
+    peer.switch(headers=[("Set-Cookie", "c" * 2000)])
+    second.read_switch()
+    assert second.read_close().code == 1011

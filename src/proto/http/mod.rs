@@ -4,7 +4,7 @@
 //! `httparse` reads the grammar; the checks around it are made here. The verdict on a head must not
 //! depend on how its bytes were cut into reads. `httparse` alone accepts bare LFs, and a limit that
 //! is checked after parsing would judge a head that trickles in differently from one that arrives
-//! whole. So the lines are walked before parsing, no further than [`HEAD_BYTES_MAX`], and the first
+//! whole. So the lines are walked before parsing, no further than the limit, and the first
 //! fault in byte order decides.
 //!
 //! Two programs in a row that read one message differently can be attacked through the difference
@@ -34,14 +34,14 @@ use std::net::IpAddr;
 use httparse::Header;
 use memchr::memchr_iter;
 
-/// Largest head in bytes, the empty line at its end included.
+/// Largest head in bytes, the empty line at its end included, unless another limit is given.
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// The largest limit that may be given.
+pub const HEAD_BYTES_LIMIT: usize = 64 * 1024;
 
 /// Largest number of header lines in a head.
 pub const HEADERS_MAX: usize = 100;
-
-/// Longest request target, in bytes.
-pub const TARGET_BYTES_MAX: usize = 8 * 1024;
 
 /// The interim response that asks for a body (RFC 9110 §15.2.1).
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";

@@ -9,9 +9,7 @@ use std::fmt;
 
 use memchr::memchr;
 
-use super::{
-    BadHead, HEAD_BYTES_MAX, HeadLines, Headers, LineFault, Slots, TARGET_BYTES_MAX, bad, is_token,
-};
+use super::{BadHead, HEAD_BYTES_MAX, HeadLines, Headers, LineFault, Slots, bad, is_token};
 
 /// The head of a request.
 #[derive(Clone, Copy)]
@@ -42,17 +40,29 @@ impl<'h, 'b> RequestHead<'h, 'b> {
     /// and counted (RFC 9112 §2.2).
     ///
     /// # Errors
-    /// 400 for what is malformed or ambiguous, 405 for CONNECT, 414 when the target is over
-    /// [`TARGET_BYTES_MAX`], 431 when the head is over [`HEAD_BYTES_MAX`] or `HEADERS_MAX`, 505
-    /// for other versions of HTTP.
+    /// 400 for what is malformed or ambiguous, 405 for CONNECT, 414 when the target is over half of
+    /// [`HEAD_BYTES_MAX`], 431 when the head is over it or `HEADERS_MAX`, 505 for other versions of
+    /// HTTP.
     pub fn parse(
         bytes: &'b [u8],
         slots: &'h mut Slots<'b>,
     ) -> Result<Option<(RequestHead<'h, 'b>, usize)>, BadHead> {
-        let window = &bytes[..bytes.len().min(HEAD_BYTES_MAX)];
+        RequestHead::parse_within(bytes, HEAD_BYTES_MAX, slots)
+    }
+
+    /// The same, with another limit than [`HEAD_BYTES_MAX`].
+    ///
+    /// # Errors
+    /// As of [`RequestHead::parse`].
+    pub fn parse_within(
+        bytes: &'b [u8],
+        head_bytes_max: usize,
+        slots: &'h mut Slots<'b>,
+    ) -> Result<Option<(RequestHead<'h, 'b>, usize)>, BadHead> {
+        let window = &bytes[..bytes.len().min(head_bytes_max)];
         let skipped = leading_empty_lines(window);
         let lines = HeadLines::walk(&window[skipped..]);
-        let too_long = is_target_too_long(lines.sound);
+        let too_long = is_target_too_long(lines.sound, head_bytes_max / 2);
 
         let mut request = httparse::Request::new(&mut []);
         let parsed = request.parse_with_uninit_headers(lines.sound, slots);
@@ -70,7 +80,7 @@ impl<'h, 'b> RequestHead<'h, 'b> {
                     Some(LineFault::TooMany) => {
                         Err(BadHead { status: 431, why: "too many headers" })
                     }
-                    None if bytes.len() < HEAD_BYTES_MAX => Ok(None),
+                    None if bytes.len() < head_bytes_max => Ok(None),
                     None if lines.first_is_open => {
                         Err(BadHead { status: 414, why: "request line is too long" })
                     }
@@ -142,15 +152,15 @@ fn leading_empty_lines(bytes: &[u8]) -> usize {
 
 /// Whether the target exceeds its limit, even if its end has not arrived. False after a malformed
 /// method, which is the earlier fault.
-fn is_target_too_long(bytes: &[u8]) -> bool {
-    if bytes.len() <= TARGET_BYTES_MAX {
+fn is_target_too_long(bytes: &[u8], target_bytes_max: usize) -> bool {
+    if bytes.len() <= target_bytes_max {
         return false;
     }
     let Some(space) = memchr(b' ', bytes) else { return false };
     let target = &bytes[space + 1..];
     is_token(&bytes[..space])
-        && target.len() > TARGET_BYTES_MAX
-        && target[..=TARGET_BYTES_MAX]
+        && target.len() > target_bytes_max
+        && target[..=target_bytes_max]
             .iter()
             .all(|&byte| byte.is_ascii_graphic() || !byte.is_ascii())
 }
@@ -315,6 +325,9 @@ fn check_host<'b>(minor_version: u8, headers: Headers<'_, 'b>) -> Result<Option<
 pub(super) mod tests {
     use super::super::tests::cuts;
     use super::super::{HEADERS_MAX, empty_slots};
+
+    const TARGET_BYTES_MAX: usize = HEAD_BYTES_MAX / 2;
+
     use super::*;
 
     /// Everything in a request head, owned, so that two parses can be compared.
@@ -647,5 +660,25 @@ pub(super) mod tests {
         refused(get(&format!("A: b\n{}", "A: b\r\n".repeat(HEADERS_MAX))), 400);
         refused(get(&format!("{}A: b\n", "A: b\r\n".repeat(HEADERS_MAX))), 431);
         refused(format!("G\0T /{long} HTTP/1.1\r\n\r\n"), 400);
+    }
+
+    #[test]
+    fn the_limit_of_a_head_can_be_another_one() {
+        let within = |bytes: &str, max| {
+            let mut slots = empty_slots();
+            let parsed = RequestHead::parse_within(bytes.as_bytes(), max, &mut slots);
+            parsed.map(|whole| whole.is_some()).map_err(|bad| bad.status)
+        };
+        for max in [1024, 64 * 1024] {
+            let with_target =
+                |n: usize| format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "t".repeat(n - 1));
+            assert_eq!(within(&with_target(max / 2), max), Ok(true));
+            assert_eq!(within(&with_target(max / 2 + 1), max), Err(414));
+            let head = "GET / HTTP/1.1\r\nHost: a\r\nA: ";
+            let with_size = |n: usize| format!("{head}{}\r\n\r\n", "v".repeat(n - head.len() - 4));
+            assert_eq!(within(&with_size(max), max), Ok(true));
+            assert_eq!(within(&with_size(max + 1), max), Err(431));
+            assert_eq!(within(&with_size(max)[..max - 1], max), Ok(false));
+        }
     }
 }

@@ -30,8 +30,20 @@ impl<'h, 'b> ResponseHead<'h, 'b> {
         bytes: &'b [u8],
         slots: &'h mut Slots<'b>,
     ) -> Result<Option<(ResponseHead<'h, 'b>, usize)>, BadHead> {
+        ResponseHead::parse_within(bytes, HEAD_BYTES_MAX, slots)
+    }
+
+    /// The same, with another limit than [`HEAD_BYTES_MAX`].
+    ///
+    /// # Errors
+    /// As of [`ResponseHead::parse`].
+    pub fn parse_within(
+        bytes: &'b [u8],
+        head_bytes_max: usize,
+        slots: &'h mut Slots<'b>,
+    ) -> Result<Option<(ResponseHead<'h, 'b>, usize)>, BadHead> {
         let fault = |why| BadHead { status: 502, why };
-        let window = &bytes[..bytes.len().min(HEAD_BYTES_MAX)];
+        let window = &bytes[..bytes.len().min(head_bytes_max)];
         if let [b'\r' | b'\n', ..] = window {
             return Err(fault("response begins with an empty line"));
         }
@@ -54,7 +66,7 @@ impl<'h, 'b> ResponseHead<'h, 'b> {
                 return match lines.fault {
                     Some(LineFault::BareLf) => Err(fault("line of response ends with a bare LF")),
                     Some(LineFault::TooMany) => Err(fault("too many headers in response")),
-                    None if bytes.len() < HEAD_BYTES_MAX => Ok(None),
+                    None if bytes.len() < head_bytes_max => Ok(None),
                     None => Err(fault("response head is too large")),
                 };
             }
