@@ -107,6 +107,20 @@ def test_curl_and_openssl_verify_the_certificate(secure, authority):
     assert "Verify return code: 0 (ok)" in shown
 
 
+@pytest.mark.parametrize(
+    "offered, chosen",
+    [
+        (["-tls1_3", "-ciphersuites", "TLS_CHACHA20_POLY1305_SHA256:TLS_AES_256_GCM_SHA384"], "TLS_AES_256_GCM_SHA384"),
+        (["-tls1_2", "-cipher", "ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-ECDSA-AES256-GCM-SHA384"], "ECDHE-ECDSA-AES256-GCM-SHA384"),
+    ],
+    ids=["1.3", "1.2"],
+)
+def test_the_order_of_ciphers_is_the_servers(secure, authority, offered, chosen):
+    gateway = secure()
+    shown = openssl("s_client", "-connect", f"127.0.0.1:{gateway.tls_port}", "-CAfile", authority.pem, *offered, input=b"")
+    assert f"Cipher is {chosen}" in shown
+
+
 def test_libraries_talk_through_it(lab, secure, authority, shared_backends):
     backend = shared_backends("ws")
     gateway = secure(**relaying(backend))
