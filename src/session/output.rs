@@ -355,6 +355,14 @@ impl Output {
         }
     }
 
+    /// Frees what a client that only waits does not need.
+    fn free_what_is_over(&mut self, who: &mut Identity, cx: &mut Context) {
+        if self.underway.as_ref().is_some_and(|underway| underway.is_over()) {
+            self.underway = None;
+            who.forget_recent(cx);
+        }
+    }
+
     /// Everything has been sent: waits for the next result, or leaves where none can come. True: it
     /// leaves.
     fn wait_again(&mut self, who: &Identity, cx: &mut Context) -> bool {
@@ -578,9 +586,7 @@ impl State for Output {
                 return Step::Next(Phase::Output(self));
             }
         }
-        if self.underway.as_ref().is_some_and(|underway| underway.is_over()) {
-            self.underway = None;
-        }
+        self.free_what_is_over(who, cx);
         self.wake_at = self.next_deadline(cx);
         // Bytes that were not read because too much was held cause no further event.
         has_more |= self.can_read(downstream);

@@ -1,9 +1,9 @@
 //! The black box: what happened last on a connection, to be told if it ends badly.
 //!
-//! A connection has one from its first frame on, and while it is being connected to a backend; it
-//! gives it back when it is connected, when it has been quiet for [`QUIET_MIN`], and at its end. So
-//! a connection that only waits has none. They come from a pool with a limit: beyond it connections
-//! go without.
+//! A connection has one from its first frame on, and while it is being connected to a backend. It
+//! gives it back when it is connected, when a client that waits for results has been sent all there
+//! is, when a relay has been quiet for [`QUIET_MIN`], and at its end. So a connection that only
+//! waits has none. They come from a pool with a limit: beyond it connections go without.
 //!
 //! A frame that passes is noted in a dozen instructions and without an allocation, so this is also
 //! where frames are counted by opcode; the counts go to the route together. A step that is no frame
@@ -31,7 +31,7 @@ const BOXES_MAX: usize = 4096;
 /// Unused ones that are kept for the next connections.
 const UNUSED_MAX: usize = 64;
 
-/// After this long without a message a connection gives its box back.
+/// After this long without a message a relay gives its box back.
 pub const QUIET_MIN: Duration = Duration::from_secs(60);
 
 /// A step that is remembered: an event of the transcript, without what it borrowed.
