@@ -4,6 +4,7 @@ if (initial.admin) {
   const LIST_MS = 2000;
   const LIST_SHARE = 20; // of the time that the last answer took
   const ROWS_MAX = 200;
+  const LINES_MAX = 500;
 
   const COLUMNS = [
     { key: "id", kind: "text", value: ({ id }) => id },
@@ -132,7 +133,34 @@ if (initial.admin) {
     at("story-frames").replaceChildren();
     at("story-end").textContent = "";
     drawFacts();
+    listen(id);
     at("story").showModal();
+  }
+
+  /** Follows what happens on it, frame by frame. */
+  function listen(id) {
+    at("story-waiting").hidden = false;
+    story = new EventSource("events/frames?id=" + encodeURIComponent(id));
+    story.addEventListener("frame", ({ data }) => {
+      const { time, from, to, opcode, length, fin, text } = JSON.parse(data);
+      const direction = from === "client" ? "up" : "down";
+      if (text !== undefined) return line(time, "", text);
+      line(time, direction, `${from} → ${to} ${opcode} ${bytes(length)}${fin ? "" : " …"}`);
+    });
+    story.addEventListener("lost", ({ data }) => {
+      line(Date.now(), "", say("story_lost", { n: number(JSON.parse(data).count) }));
+    });
+  }
+
+  function line(time, className, words) {
+    const frames = at("story-frames");
+    const isAtEnd = frames.scrollTop + frames.clientHeight >= frames.scrollHeight - 8;
+    at("story-waiting").hidden = true;
+    const item = put(frames, "li");
+    put(item, "span", "at", new Date(time).toISOString().slice(11, 23) + " ");
+    put(item, "span", className, words);
+    while (frames.childElementCount > LINES_MAX) frames.firstChild.remove();
+    if (isAtEnd) frames.scrollTop = frames.scrollHeight;
   }
 
   function drawFacts() {

@@ -44,6 +44,8 @@ pub enum Action {
     Doctor,
     /// Tell the story of a connection or task from a log.
     Explain,
+    /// Follow live frames of a running gateway.
+    Tap,
     /// Check the configuration.
     Check,
     /// Print the configuration that would be in use.
@@ -78,6 +80,8 @@ pub struct Invocation {
 pub struct Options {
     /// Print JSON.
     pub json: bool,
+    /// What is followed, by the names of `/events/frames`.
+    pub filters: Vec<(&'static str, String)>,
 }
 
 /// A word without dashes that says what to do.
@@ -138,6 +142,12 @@ pub const COMMANDS: &[Command] = &[
         action: Action::Explain,
     },
     Command {
+        name: "tap",
+        operands: NO_OPERANDS,
+        doc: "follow live frames of the running gateway",
+        action: Action::Tap,
+    },
+    Command {
         name: "man",
         operands: Operands { shown: "[config]", words: &["config"], count: 0..=1 },
         doc: "print the manual page of this program, or of its configuration file",
@@ -177,16 +187,21 @@ enum Effect {
     Change(Action, Action),
     /// Sets an option of these commands.
     Option(&'static [Action], fn(&mut Options)),
+    /// Takes a value, which `--help` calls by this name, for a filter of `tap`.
+    Filter(&'static str),
 }
 
+/// The command that takes filters.
+const TAP: &[Action] = &[Action::Tap];
+
 /// The commands that can print JSON.
-const JSON: &[Action] = &[Action::Doctor, Action::Explain];
+const JSON: &[Action] = &[Action::Doctor, Action::Explain, Action::Tap];
 
 impl Flag {
     /// The name of its value in `--help`, if it takes one.
     pub fn value(&self) -> Option<&'static str> {
         match self.effect {
-            Effect::Value(name, _) => Some(name),
+            Effect::Value(name, _) | Effect::Filter(name) => Some(name),
             Effect::Action(_) | Effect::Change(..) | Effect::Option(..) => None,
         }
     }
@@ -266,8 +281,32 @@ pub const FLAGS: &[Flag] = &[
     Flag {
         long: "json",
         short: None,
-        doc: "with doctor and explain: print JSON, for programs",
+        doc: "with doctor, explain and tap: print JSON, for programs",
         effect: Effect::Option(JSON, |options| options.json = true),
+    },
+    Flag {
+        long: "route",
+        short: None,
+        doc: "with tap: only connections of this route",
+        effect: Effect::Filter("NAME"),
+    },
+    Flag {
+        long: "task",
+        short: None,
+        doc: "with tap: only those of this task",
+        effect: Effect::Filter("TASK"),
+    },
+    Flag {
+        long: "id",
+        short: None,
+        doc: "with tap: only this connection, such as input_1",
+        effect: Effect::Filter("ID"),
+    },
+    Flag {
+        long: "client",
+        short: None,
+        doc: "with tap: only those of this address, with or without port",
+        effect: Effect::Filter("ADDR"),
     },
     Flag {
         long: "version",
@@ -311,11 +350,18 @@ where
             set(&mut flags, value).map_err(|value| format!("{shown}: {value:?} is not UTF-8"))?;
             continue;
         }
+        if let Effect::Filter(name) = flag.effect {
+            let value =
+                parser.value().map_err(|_| format!("{shown} needs a value: {shown} {name}"))?;
+            options.filters.push((flag.long, value.to_string_lossy().into_owned()));
+            choice.options.push((shown, TAP));
+            continue;
+        }
         if parser.optional_value().is_some() {
             return Err(format!("{shown} takes no value"));
         }
         match flag.effect {
-            Effect::Value(..) => {}
+            Effect::Value(..) | Effect::Filter(_) => {}
             Effect::Action(action) => choice.set(shown, action)?,
             Effect::Change(from, to) => choice.change = Some((shown, from, to)),
             Effect::Option(actions, set) => {
@@ -524,6 +570,7 @@ mod tests {
             let before = match flag.effect {
                 Effect::Change(needed, _) => format!("{} ", how_to_ask(needed)),
                 Effect::Option(..) => "doctor ".into(),
+                Effect::Filter(_) => "tap ".into(),
                 _ => String::new(),
             };
             let long = parsed(&format!("{before}--{}{value}", flag.long))
@@ -594,8 +641,9 @@ mod tests {
             ("cert", "cert needs more: cert DIR [NAME]..."),
             ("--https", "--https has no effect without demo"),
             ("--changed", "--changed has no effect without --print-config"),
-            ("--json", "--json has no effect without doctor or explain"),
-            ("demo --json", "--json has no effect without doctor or explain"),
+            ("--json", "--json has no effect without doctor or explain or tap"),
+            ("demo --json", "--json has no effect without doctor or explain or tap"),
+            ("--route x doctor", "--route has no effect without tap"),
             ("--check --changed", "--changed has no effect without --print-config"),
         ] {
             assert_eq!(parsed(line), Err(why.into()));

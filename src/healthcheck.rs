@@ -66,14 +66,21 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
-fn exchange(listen: &ListenOn, limit: Duration) -> std::io::Result<Vec<u8>> {
+/// Connects to the gateway that listens at `listen`. Returns what it is called in `Host` too.
+///
+/// # Errors
+/// What the system reports.
+pub fn connect(
+    listen: &ListenOn,
+    read_timeout: Option<Duration>,
+) -> std::io::Result<(String, Box<dyn Stream>)> {
     let connect = |listen: SocketAddr| {
         let address = reachable(listen);
-        let stream = TcpStream::connect_timeout(&address, limit)?;
-        stream.set_read_timeout(Some(limit))?;
+        let stream = TcpStream::connect_timeout(&address, TIME_LIMIT)?;
+        stream.set_read_timeout(read_timeout)?;
         std::io::Result::Ok((address, stream))
     };
-    let (host, mut stream): (String, Box<dyn Stream>) = match listen {
+    Ok(match listen {
         ListenOn::Tcp(address) => {
             let (address, stream) = connect(*address)?;
             (address.to_string(), Box::new(stream))
@@ -85,10 +92,14 @@ fn exchange(listen: &ListenOn, limit: Duration) -> std::io::Result<Vec<u8>> {
         }
         ListenOn::Unix(path) => {
             let stream = UnixStream::connect(path.path())?;
-            stream.set_read_timeout(Some(limit))?;
+            stream.set_read_timeout(read_timeout)?;
             ("localhost".to_owned(), Box::new(stream))
         }
-    };
+    })
+}
+
+fn exchange(listen: &ListenOn, limit: Duration) -> std::io::Result<Vec<u8>> {
+    let (host, mut stream) = connect(listen, Some(limit))?;
     write!(
         stream,
         "GET /health HTTP/1.1\r\nHost: {host}\r\nUser-Agent: healthcheck\r\nConnection: close\r\n\r\n"

@@ -4,7 +4,7 @@
 //! simulated world. Modules are layers, and a layer imports only from layers below it:
 //!
 //! ```text
-//! main, cli, config, logging, cert, demo, doctor
+//! main, cli, config, logging, cert, demo, doctor, tap
 //!                 flags and files in, settings out
 //! reactor         the poll loop: owns every registration, reads the clock once a turn
 //! gateway         sessions, timers, limits as one whole: no clock, no real socket
@@ -45,3 +45,4 @@ pub mod proto;
 pub mod reactor;
 pub mod service;
 pub mod session;
+pub mod tap;

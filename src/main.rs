@@ -31,7 +31,7 @@ use aivtuber_gateway::reactor::listeners::ListenOn;
 use aivtuber_gateway::reactor::passed::PassedSockets;
 use aivtuber_gateway::reactor::supervisor::Supervisor;
 use aivtuber_gateway::reactor::{Hooks, Reactor, Service};
-use aivtuber_gateway::{cert, explain, gateway, healthcheck, net};
+use aivtuber_gateway::{cert, explain, gateway, healthcheck, net, tap};
 
 /// The exit status for bad usage or configuration.
 const UNUSABLE: u8 = 2;
@@ -89,6 +89,7 @@ fn main() -> ExitCode {
             None => complain(UNUSABLE, "the gateway listens nowhere"),
         },
         Action::Doctor => consult(loaded, options.json),
+        Action::Tap => follow(&loaded.config, &options),
         Action::Run => match loaded.load_certificates() {
             Ok(loaded) => start(action, flags, loaded),
             Err(problems) => complain(UNUSABLE, &problems.to_string()),
@@ -145,11 +146,31 @@ fn prepare_https(flags: &mut Flags) -> Result<(), String> {
     Ok(())
 }
 
+/// Follows live frames until the gateway ends the stream.
+fn follow(config: &Config, options: &cli::Options) -> ExitCode {
+    let Some(listen) = first_address(config) else {
+        return complain(UNUSABLE, "the gateway listens nowhere");
+    };
+    let style = match options.json {
+        true => tap::Style::Json,
+        false if is_colourful() => tap::Style::Coloured,
+        false => tap::Style::Plain,
+    };
+    match tap::follow(listen, &options.filters, style, &mut std::io::stdout()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => complain(1, &why),
+    }
+}
+
+/// Whether standard output is a terminal whose user wants colours.
+fn is_colourful() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
 /// Tries everything and prints what was found; exit status 1 if something fails.
 fn consult(loaded: Loaded, is_json: bool) -> ExitCode {
     let rows = doctor::examine(loaded);
-    let is_colourful = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let colours = if is_colourful { Colours::Shown } else { Colours::Absent };
+    let colours = if is_colourful() { Colours::Shown } else { Colours::Absent };
     let text = if is_json { doctor::json(&rows) } else { doctor::table(&rows, colours) };
     match say(&text) {
         ExitCode::SUCCESS if doctor::worst(&rows) == doctor::State::Fail => ExitCode::FAILURE,

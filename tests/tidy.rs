@@ -38,7 +38,7 @@ const LAYERS: [&[&str]; 9] = [
     &["logging", "healthcheck"],
     // It knows the settings of the parts below; no part knows it.
     &["config"],
-    &["cert", "cli", "demo", "doctor", "explain"],
+    &["cert", "cli", "demo", "doctor", "explain", "tap"],
 ];
 
 const COLUMNS_MAX: usize = 100;

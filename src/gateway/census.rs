@@ -162,6 +162,7 @@ impl Gateway {
                 Answer::Metrics => metrics.clone(),
                 Answer::Page
                 | Answer::Events
+                | Answer::Frames
                 | Answer::Health
                 | Answer::Ready
                 | Answer::Status

@@ -118,7 +118,7 @@ impl Gateway {
 
     /// Whether no session is left but those that watch the others, and workers.
     fn is_only_watched(&self) -> bool {
-        let watchers = self.cx.watch.watchers().len();
+        let watchers = self.cx.watch.watchers().len() + self.cx.taps.followers().count();
         watchers > 0 && self.sessions.len() == self.closed.len() + self.workers + watchers
     }
 

@@ -57,6 +57,7 @@ impl Gateway {
         if !self.cx.watch.is_over() {
             self.cx.watch.end();
             self.wake_watchers();
+            self.wake_followers();
         }
     }
 

@@ -37,6 +37,7 @@ mod snapshot;
 mod stop;
 mod streams;
 mod sweeps;
+mod taps;
 mod timeline;
 mod workers;
 
@@ -152,6 +153,8 @@ pub struct Gateway {
     census: Option<Census>,
     /// Requests that wait for the next one.
     questions: Vec<(SessionId, Box<Question>)>,
+    /// Somebody follows live frames.
+    is_tapped: bool,
     /// What snapshots for watchers are compared with.
     moving: Moving,
     /// How late the loop was since the last of those, at most.
@@ -234,6 +237,7 @@ impl Gateway {
             results_due_at: None,
             census: None,
             questions: Vec::new(),
+            is_tapped: false,
             moving: Moving::default(),
             loop_lag: Duration::ZERO,
             stops: Vec::new(),
@@ -483,6 +487,11 @@ impl Gateway {
             self.cx.jobs.extend(self.cx.speech.begin_write().map(Job::File));
         }
         self.keep_budget();
+        if !self.cx.taps.is_empty() {
+            self.hand_out_noted();
+        } else if self.is_tapped {
+            self.is_tapped = false;
+        }
         if !self.closed.is_empty() {
             self.reap();
         }

@@ -27,12 +27,13 @@ impl Gateway {
             Answer::Page => {
                 Some(report::page(&self.snapshot(question.asked.viewer), question.asked.language))
             }
-            // `Audio` and `Events` are answered by their own sessions and never asked here.
+            // Some are answered by their own sessions and never asked here.
             Answer::Metrics
             | Answer::Connections
             | Answer::Stop
             | Answer::Audio
-            | Answer::Events => None,
+            | Answer::Events
+            | Answer::Frames => None,
         }
     }
 

@@ -40,7 +40,7 @@ mod sink;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -67,6 +67,9 @@ const STACK_BYTES: usize = 128 * 1024;
 /// (tungstenite) or every event (mio). The `::` keeps the bare names free: the gateway's own lines
 /// about Redis have the target `redis`.
 const QUIET: [&str; 3] = ["tungstenite::", "mio::", "redis::"];
+
+/// The level that is written, as a number: [`LevelFilter::Off`] is 0.
+static LEVEL: AtomicUsize = AtomicUsize::new(0);
 
 /// The `[log]` section.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,7 +126,7 @@ pub fn start(settings: Settings) -> io::Result<Logging> {
         .name("log".into())
         .stack_size(STACK_BYTES)
         .spawn(move || writer.queue.write_all())?;
-    log::set_max_level(level);
+    set_level(level);
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         log::error!(target: "panic", "{panic}");
@@ -157,7 +160,7 @@ impl Logging {
 
     /// Takes all of the new settings into use and has the file opened again. Does not wait for it.
     pub fn apply(&self, settings: Settings) {
-        log::set_max_level(settings.level);
+        set_level(settings.level);
         self.shared.apply(settings.clone());
         self.shared.queue.ask(WriterRequest::Apply(settings));
     }
@@ -231,7 +234,7 @@ impl Logger {
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.level() <= log::max_level() && !is_quiet(metadata.target(), metadata.level())
+        metadata.level() <= level() && !is_quiet(metadata.target(), metadata.level())
     }
 
     fn log(&self, record: &Record<'_>) {
@@ -265,6 +268,18 @@ impl Log for Logger {
 }
 
 /// Whether a line is another crate's and would be noise, or show payloads.
+/// Sets the level of the log. Somebody who follows live frames (`session/tap.rs`) may have more
+/// events made than are written.
+fn set_level(level: LevelFilter) {
+    LEVEL.store(level as usize, Ordering::Relaxed);
+    log::set_max_level(level);
+}
+
+fn level() -> LevelFilter {
+    let number = LEVEL.load(Ordering::Relaxed);
+    LevelFilter::iter().nth(number).unwrap_or(LevelFilter::Trace)
+}
+
 fn is_quiet(target: &str, level: Level) -> bool {
     level > Level::Warn && QUIET.iter().any(|path| target.starts_with(path))
 }
@@ -350,7 +365,7 @@ mod tests {
         let shared = Arc::new(SharedLog::new(Settings::default(), sink));
         let logger = Logger::new(Arc::clone(&shared));
         // `Logger::log` asks the global level, which other tests leave alone.
-        log::set_max_level(LevelFilter::Info);
+        set_level(LevelFilter::Info);
         for (level, text) in
             [(Level::Info, "one"), (Level::Debug, "never"), (Level::Error, "two\nparts")]
         {

@@ -21,6 +21,7 @@ pub mod route;
 pub mod sentence;
 pub mod stats;
 pub mod streams;
+pub mod taps;
 pub mod tasks;
 pub mod token;
 pub mod trust;

@@ -1,24 +1,35 @@
-//! Events as the content of a response: `GET /events`, Server-Sent Events.
+//! Events as the content of a response: `GET /events` and `/events/frames`, Server-Sent Events.
 //!
 //! ```text
 //!   what is there: head of a chunk, the event, end of line ─► the next one ─► … ─► last chunk
 //! ```
 //!
-//! What is sent comes from [`Watch`](crate::service::watch::Watch); one event is held at a time.
+//! What is sent comes from [`Watch`](crate::service::watch::Watch), one snapshot at a time, or from
+//! [`Taps`](crate::service::taps::Taps), as many lines at a time as wait.
 
 #![expect(clippy::indexing_slicing, reason = "positions are checked against the same buffer")]
 
 use super::file_body::{SendError, Sent};
 use super::stream_body::Framing;
-use super::{Context, Identity};
+use super::{Context, Identity, tap};
 use crate::net::{Conn, Io};
+use crate::service::taps::TapFilter;
 use crate::service::watch::Snapshot;
 
 /// Sent first: how soon a browser that lost the connection tries again.
 const PREAMBLE: &[u8] = b"retry: 1000\n\n";
 
+/// What is sent.
+pub enum Followed {
+    /// The gateway as a whole.
+    Snapshots,
+    /// Frames and steps of these connections.
+    Frames(TapFilter),
+}
+
 /// A watcher of the gateway.
 pub struct EventBody {
+    is_tap: bool,
     framing: Framing,
     /// Bytes in front of the event, and how many of them have been sent.
     front: (Vec<u8>, usize),
@@ -33,9 +44,22 @@ pub struct EventBody {
 
 impl EventBody {
     /// Counts as a watcher until [`EventBody::release`].
-    pub fn begin(framing: Framing, who: &Identity, cx: &mut Context) -> EventBody {
-        cx.watch.enter(who.id());
+    pub fn begin(
+        followed: Followed,
+        framing: Framing,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> EventBody {
+        let is_tap = matches!(followed, Followed::Frames(_));
+        match followed {
+            Followed::Snapshots => cx.watch.enter(who.id()),
+            Followed::Frames(filter) => {
+                cx.taps.enter(who.id(), filter);
+                tap::begin();
+            }
+        }
         let mut body = EventBody {
+            is_tap,
             framing,
             front: (Vec::new(), 0),
             event: None,
@@ -51,7 +75,13 @@ impl EventBody {
 
     /// It watches no longer.
     pub fn release(&self, who: &Identity, cx: &mut Context) {
-        cx.watch.leave(who.id());
+        if !self.is_tap {
+            return cx.watch.leave(who.id());
+        }
+        cx.taps.leave(who.id());
+        if cx.taps.is_empty() {
+            tap::end();
+        }
     }
 
     /// No event follows the one that is being sent.
@@ -83,6 +113,7 @@ impl EventBody {
         &mut self,
         downstream: &mut Conn,
         most: usize,
+        who: &Identity,
         cx: &mut Context,
     ) -> Result<Option<Sent>, SendError> {
         loop {
@@ -108,20 +139,28 @@ impl EventBody {
                 self.behind = &self.behind[n.unwrap_or_default()..];
                 return Ok(Some(n.map_or(Sent::Blocked, Sent::Moved)));
             }
-            if !self.take_next(cx) {
+            if !self.take_next(who, cx) {
                 return Ok((!self.is_ending).then_some(Sent::Waiting));
             }
         }
     }
 
     /// Goes on with the next event, or with the end. False: there is neither, or all was sent.
-    fn take_next(&mut self, cx: &Context) -> bool {
+    fn take_next(&mut self, who: &Identity, cx: &mut Context) -> bool {
         if self.is_ending {
             return false;
         }
         if cx.watch.is_over() {
             self.is_ending = true;
             self.behind = if self.framing == Framing::Chunked { b"0\r\n\r\n" } else { b"" };
+            return true;
+        }
+        if self.is_tap {
+            let Some(lines) = cx.taps.take(who.id()) else { return false };
+            let mut bytes = self.chunk_head(lines.len());
+            bytes.extend(lines);
+            bytes.extend_from_slice(self.chunk_end());
+            self.front = (bytes, 0);
             return true;
         }
         let Some(event) = cx.watch.newer_than(self.seen) else { return false };

@@ -64,6 +64,7 @@ mod identity;
 mod memory;
 mod modes;
 mod streams;
+pub mod tap;
 mod visitor;
 
 pub use close::{CloseReason, Closing, EndVerdict, Party};
@@ -90,6 +91,7 @@ use crate::service::results::Results;
 use crate::service::route::Routes;
 use crate::service::stats::{BothWays, Stats};
 use crate::service::streams::Streams;
+use crate::service::taps::Taps;
 use crate::service::trust;
 use crate::service::upstreams::{UpstreamId, Upstreams};
 use crate::service::watch::Watch;
@@ -211,6 +213,8 @@ pub struct Context {
     pub audio: output::AudioFiles,
     /// Who watches the gateway.
     pub watch: Watch<SessionId>,
+    /// Who follows live frames.
+    pub taps: Taps<SessionId>,
     /// Audio that grows, or has grown.
     pub streams: Streams<SessionId, OpenFile>,
     /// Work for the background threads, taken at the end of the turn.
@@ -264,6 +268,7 @@ impl Context {
             wall: WallClock::new(now, SystemTime::UNIX_EPOCH),
             audio: output::AudioFiles::default(),
             watch: Watch::new(),
+            taps: Taps::new(),
             streams: Streams::new(&budget),
             jobs: VecDeque::new(),
             pipes: Pipes::default(),

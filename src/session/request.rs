@@ -9,6 +9,7 @@ use super::body::{Body, Expectation};
 use super::dial::Dial;
 use super::download::Download;
 use super::ended::last_response;
+use super::event_body::Followed;
 use super::ingest::Ingest;
 use super::output::Output;
 use super::respond::{Asked, Question, Respond};
@@ -27,6 +28,7 @@ use crate::service::limits::{Pages, Refusal};
 use crate::service::origin::is_same_host;
 use crate::service::report::{Language, Viewer};
 use crate::service::route::{Route, RouteTarget, TASK_ID};
+use crate::service::taps::TapFilter;
 use crate::service::trust::AcceptedOn;
 use crate::service::url::Params;
 use std::rc::Rc;
@@ -302,8 +304,19 @@ fn begin_answer(
     if endpoint.answer == Answer::Audio {
         return Download::begin(head, value, asked, who, cx);
     }
-    if endpoint.answer == Answer::Events {
-        return Step::Next(Respond::answer_with_events(asked, who, cx));
+    let followed = match endpoint.answer {
+        Answer::Events => Some(Ok(Followed::Snapshots)),
+        Answer::Frames => {
+            Some(TapFilter::read(head.query().unwrap_or_default()).map(Followed::Frames))
+        }
+        _ => None,
+    };
+    match followed {
+        Some(Ok(followed)) => {
+            return Step::Next(Respond::answer_with_events(asked, followed, who, cx));
+        }
+        Some(Err(why)) => return answer(asked, http::Response::error(400, why), who, cx),
+        None => {}
     }
     let (value, query) = (value.into(), head.query().unwrap_or_default().into());
     let question = Question { endpoint, value, query, body: Vec::new(), asked };

@@ -7,7 +7,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
-use super::event_body::EventBody;
+use super::event_body::{EventBody, Followed};
 use super::file_body::{FileBody, SendError, Sent};
 use super::output::NOT_READABLE;
 use super::stall::Stall;
@@ -169,8 +169,17 @@ impl Respond {
     }
 
     /// A response that goes on for as long as the client watches, unless too many do already.
-    pub fn answer_with_events(asked: Asked, who: &Identity, cx: &mut Context) -> Phase {
-        if !cx.watch.has_room() {
+    pub fn answer_with_events(
+        asked: Asked,
+        followed: Followed,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Phase {
+        let has_room = match followed {
+            Followed::Snapshots => cx.watch.has_room(),
+            Followed::Frames(_) => cx.taps.has_room(),
+        };
+        if !has_room {
             return Respond::answer(asked, Response::error(503, "Too many watchers"), who, cx);
         }
         // A proxy must not wait for more.
@@ -178,7 +187,7 @@ impl Respond {
         note(who, || Event::Answer { status: response.status });
         cx.stats.count_http(response.status);
         let framing = Framing::of(asked.form);
-        let body = EventBody::begin(framing, who, cx);
+        let body = EventBody::begin(followed, framing, who, cx);
         Respond::send(asked, response, Some(Box::new(Tail::Events(body))), who, cx)
     }
 
@@ -282,7 +291,7 @@ impl Respond {
                 }
                 Ok(sent)
             }
-            Some(Tail::Events(body)) => body.send(downstream, most, cx),
+            Some(Tail::Events(body)) => body.send(downstream, most, who, cx),
         }
     }
 

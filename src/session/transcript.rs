@@ -10,15 +10,17 @@
 
 use super::close::{CloseReason, CodeText};
 use super::recent::{Kept, Recent};
+use super::tap::{self, Noted};
 use super::{Context, Identity};
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
 use crate::net::Side;
 use crate::proto::http;
 use crate::proto::message::TaskId;
-use crate::proto::ws::{FrameHead, cut_at_char};
+use crate::proto::ws::{FrameHead, Opcode, cut_at_char};
 use crate::service::attempt::AttemptError;
 use crate::service::trust::Client;
+use serde_json::{Map, Value, json};
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -320,6 +322,49 @@ pub fn note<'s, 'e>(who: impl Into<Subject<'s>>, event: impl FnOnce() -> Event<'
 #[cold]
 fn log_event(who: Subject<'_>, event: &Event<'_>) {
     log::debug!(target: event.target(), "{who} {event}{}", who.task_field());
+    if tap::is_open() {
+        offer(who, event);
+    }
+}
+
+/// Keeps an event for those that follow live frames.
+fn offer(who: Subject<'_>, event: &Event<'_>) {
+    let session = match who {
+        Subject::Session(who) | Subject::Task(who, _) => Some(who),
+        Subject::Probe(_) => None,
+    };
+    tap::keep(|| Noted {
+        session: session.map(|who| who.id()),
+        id: who.to_string(),
+        route: session.map(|who| who.route_name().into()),
+        client: session.map(|who| who.client()),
+        what: describe(event),
+    });
+}
+
+/// The fields of an event: those of a frame, or a text.
+fn describe(event: &Event<'_>) -> Map<String, Value> {
+    let frame = |from: &str, to: &str, opcode: Opcode, length: u64, fin: bool| {
+        json!({
+            "from": from, "to": to, "opcode": opcode.to_string(), "length": length, "fin": fin,
+        })
+    };
+    let fields = match *event {
+        Event::Frame { to, head } => {
+            frame(to.other().word(), to.word(), head.opcode, head.payload, head.fin)
+        }
+        Event::ClientFrame { head } => {
+            frame("client", "gateway", head.opcode, head.payload, head.fin)
+        }
+        Event::Text { length } => frame("gateway", "client", Opcode::Text, length as u64, true),
+        Event::Chunk { length, .. } => frame("gateway", "client", Opcode::Binary, length, true),
+        Event::Ping => frame("gateway", "client", Opcode::Ping, 0, true),
+        _ => json!({ "text": event.to_string() }),
+    };
+    match fields {
+        Value::Object(fields) => fields,
+        _ => Map::new(),
+    }
 }
 
 impl Event<'_> {
@@ -500,7 +545,6 @@ impl fmt::Display for Word<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::ws::Opcode;
 
     /// `docs/operations.md` shows these lines, and people search logs for them.
     #[test]

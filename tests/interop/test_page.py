@@ -227,6 +227,12 @@ def test_story_of_one_connection(lab, open_page, look, idle):
     assert page.text("#story-title") == gateway.connections()["connections"][0]
     page.until_says("#story-facts", idle)
     page.until_says("#story-facts", backend.url())
+    client.say("hello")
+    peer.read_frame()
+    page.until_says("#story-frames li", "client → backend text 5 B")
+    peer.say("welcome!")
+    client.read_frame()
+    page.until_says("#story-frames li", "backend → client text 8 B")
     assert page.browser.axe() == []
     client.close_frame(1000)
     peer.read_close()

@@ -316,7 +316,7 @@ impl RedisView {
 }
 
 /// RFC 3339 in UTC with milliseconds.
-fn rfc3339(at: SystemTime) -> String {
+pub fn rfc3339(at: SystemTime) -> String {
     let format =
         format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
     // `From` panics beyond the year 9999.

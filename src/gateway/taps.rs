@@ -1,0 +1,46 @@
+//! Hands out what happened on connections in a turn to those that follow live frames.
+
+use super::Gateway;
+use super::sweeps::Errand;
+use crate::service::report::rfc3339;
+use crate::service::taps::TapSubject;
+use crate::session::tap::{self, Noted};
+use serde_json::{Map, Value};
+
+impl Gateway {
+    /// At the end of the turn, before sessions that ended are freed.
+    #[cold]
+    pub(super) fn hand_out_noted(&mut self) {
+        tap::begin();
+        if !std::mem::replace(&mut self.is_tapped, true) {
+            // Connections that remember their frames do not report them.
+            self.sweep(Errand::Reload);
+        }
+        let (noted, lost) = tap::take();
+        if noted.is_empty() {
+            return;
+        }
+        let time = rfc3339(self.cx.wall.at(self.cx.now));
+        for Noted { session, id, route, client, what } in noted {
+            let task = session.and_then(|session| self.session(session)?.task_id());
+            let mut line = Map::new();
+            line.insert("time".into(), time.as_str().into());
+            line.insert("id".into(), id.as_str().into());
+            line.extend(what);
+            let (route, task) = (route.as_deref(), task.as_deref());
+            let subject = TapSubject { id: &id, route, task, client };
+            self.cx.taps.push(&subject, &Value::Object(line).to_string());
+        }
+        self.cx.taps.lose(lost);
+        self.wake_followers();
+    }
+
+    /// Those for whom nothing waits find that out.
+    pub(super) fn wake_followers(&mut self) {
+        for id in self.cx.taps.followers().collect::<Vec<_>>() {
+            if self.session(id).is_some_and(|session| !session.is_closed()) {
+                self.go_on_later(id.key as usize);
+            }
+        }
+    }
+}
