@@ -156,7 +156,7 @@ if (initial.admin) {
     const frames = at("story-frames");
     const isAtEnd = frames.scrollTop + frames.clientHeight >= frames.scrollHeight - 8;
     at("story-waiting").hidden = true;
-    const item = put(frames, "li");
+    const item = put(frames, "p");
     put(item, "span", "at", new Date(time).toISOString().slice(11, 23) + " ");
     put(item, "span", className, words);
     while (frames.childElementCount > LINES_MAX) frames.firstChild.remove();

@@ -31,7 +31,7 @@ if (initial.admin) {
   }
 
   function line(direction, words) {
-    const item = put(frames, "li");
+    const item = put(frames, "p");
     put(item, "span", "at", clock(Date.now()) + " ");
     put(item, "span", direction === ">" ? "up" : "down", direction + " ");
     item.append(words.length > TEXT_MAX ? words.slice(0, TEXT_MAX) + "…" : words);

@@ -318,7 +318,9 @@ function bytes(value) {
     value /= 1024;
     unit += 1;
   }
-  return `${number(value, unit === 0 ? 0 : 1)} ${units[unit]}`;
+  const digits = unit === 0 ? 0 : 1;
+  const format = { minimumFractionDigits: digits, maximumFractionDigits: digits };
+  return `${new Intl.NumberFormat(language, format).format(value)} ${units[unit]}`;
 }
 
 function duration(seconds) {

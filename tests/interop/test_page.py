@@ -229,10 +229,10 @@ def test_story_of_one_connection(lab, open_page, look, idle):
     page.until_says("#story-facts", backend.url())
     client.say("hello")
     peer.read_frame()
-    page.until_says("#story-frames li", "client → backend text 5 B")
+    page.until_says("#story-frames p", "client → backend text 5 B")
     peer.say("welcome!")
     client.read_frame()
-    page.until_says("#story-frames li", "backend → client text 8 B")
+    page.until_says("#story-frames p", "backend → client text 8 B")
     assert page.browser.axe() == []
     client.close_frame(1000)
     peer.read_close()
@@ -264,12 +264,13 @@ def test_console_talks_to_any_websocket_route(lab, open_page, look, is_open, clo
     page.until_says("#console-state", is_open)
     page.type("#console-text", "こんにちは <b>")
     page.browser.press("Enter")
-    page.until("document.querySelectorAll('#console-frames li').length === 2")
-    assert [line.split(" ", 1)[1] for line in page.texts("#console-frames li")] == ["> こんにちは <b>", "< こんにちは <b>"]
+    page.until("document.querySelectorAll('#console-frames p').length === 2")
+    assert [line.split(" ", 1)[1] for line in page.texts("#console-frames p")] == ["> こんにちは <b>", "< こんにちは <b>"]
     page.browser.choose("#console-file", "voice.wav", bytes(range(5)))
-    page.until("document.querySelectorAll('#console-frames li').length === 4")
-    sent, received = page.texts("#console-frames li")[2:]
+    page.until("document.querySelectorAll('#console-frames p').length === 4")
+    sent, received = page.texts("#console-frames p")[2:]
     assert "voice.wav" in sent and binary in sent and binary in received
+    assert page.browser.axe() == []
     page.press("#console-close")
     page.until_says("#console-state", closed)
     assert page.browser.evaluate("document.getElementById('console-send-text').disabled")
