@@ -292,7 +292,8 @@ impl Process {
     fn is_answered(&mut self) -> bool {
         let results = self.gateway.results();
         let link = results.link().unwrap();
-        link.is_up() && link.is_idle() && !results.has_deliveries()
+        let is_idle = link.is_up() && link.is_idle() && !results.has_deliveries();
+        is_idle && !results.has_postponed_look_ups() && !results.has_more_work()
     }
 }
 

@@ -69,6 +69,11 @@ impl<K: Copy + Ord> Results<K> {
         self.look_ups.again.push_back((now + STORING_TIME, task));
     }
 
+    /// Whether tasks are looked up only later, and what is heard of them waits.
+    pub fn has_postponed_look_ups(&self) -> bool {
+        self.look_ups.begin_at.is_some()
+    }
+
     /// Does what is due.
     pub(super) fn settle_look_ups(&mut self, now: Moment) {
         if self.look_ups.begin_at.is_some_and(|at| at <= now) {
