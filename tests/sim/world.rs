@@ -284,8 +284,10 @@ impl Simulation for World {
                 && has_answered
                 && backend.stage == PeerStage::Frames
             {
+                // With TLS, it waits until the last bytes of the handshake have left.
+                let is_full = kernel.is_full(client);
                 let client = &kernel.links[client];
-                if client.written == 0 && !client.is_dropped && !client.is_far_gone {
+                if client.written == 0 && !is_full && !client.is_dropped && !client.is_far_gone {
                     return Err(format!("the 101 of backend {} is not passed on", backend.link));
                 }
             }
@@ -299,6 +301,9 @@ impl Simulation for World {
             let is_finished = other.is_some_and(|other| kernel.links[other].near_fin);
             if self.has_pings() && peer.is_unresponsive() && is_finished {
                 continue; // It may have been given up, and that is final.
+            }
+            if kernel.nature.records == Records::Tls && kernel.is_full(link) {
+                continue; // TLS may have to write before it can read.
             }
             let sink = match &peer.role {
                 Role::Asker { .. } => Some(link),
@@ -741,7 +746,13 @@ impl World {
         let questions = questions.map(|_| (false, 200)).to_vec();
         let behavior = Behavior { leaves_after: 100 * S, ..prompt() };
         let visitor = (Role::Asker { questions, closes: true }, behavior, head.into_bytes());
-        self.kernel.borrow_mut().stands_still = false;
+        {
+            let kernel = &mut *self.kernel.borrow_mut();
+            kernel.stands_still = false;
+            // `/metrics` is long, and would take too long through a socket for a few bytes.
+            kernel.nature.send_max = kernel.nature.send_max.max(4096);
+            kernel.nature.receive_max = kernel.nature.receive_max.max(4096);
+        }
         self.plan(Duration::ZERO, Plan::Arrive(Box::new(visitor)));
         self.advance(None)?;
         let visitor = self
