@@ -76,7 +76,8 @@ def test_what_happens_moves_its_metric(lab, results):
     assert sample(gateway, "results_without_audio_total") == 0
     sick = [labels for (name, labels), value in gateway.metrics().samples.items() if name == f"{PREFIX}backend_state" and value == 1]
     assert sorted(dict(labels)["state"] for labels in sick) == ["failed", "ok"]
-    assert gateway.metrics().samples[("process_open_fds", ())] == gateway.descriptors()
+    # The connection that asked may have been closed since.
+    assert gateway.metrics().samples[("process_open_fds", ())] - gateway.descriptors() in (0, 1)
     assert gateway.metrics().samples[("process_resident_memory_bytes", ())] > 1_000_000
     eventually(lambda: sample(gateway, "turn_seconds_count") > 0 or gateway.get("/health"), "turns are sampled")
 
