@@ -12,7 +12,12 @@ if (initial.admin) {
     { key: "client", kind: "text", value: ({ client }) => client },
     { key: "task", kind: "text", value: ({ task_id }) => task_id ?? "" },
     { key: "backend", kind: "text", value: ({ backend }) => backend ?? "" },
-    { key: "from", kind: "number", value: ({ from_client }) => from_client.bytes, traffic: "from_client" },
+    {
+      key: "from",
+      kind: "number",
+      value: ({ from_client }) => from_client.bytes,
+      traffic: "from_client",
+    },
     { key: "to", kind: "number", value: ({ to_client }) => to_client.bytes, traffic: "to_client" },
     { key: "idle", kind: "number", value: ({ idle_seconds }) => idle_seconds },
     { key: "opened", kind: "text", value: ({ opened }) => opened },
@@ -195,7 +200,9 @@ if (initial.admin) {
   /** It is not among the open ones: how it ended. */
   async function drawEnd() {
     const id = toldId;
-    const reply = await fetch("connections/closed?id=" + encodeURIComponent(id), { cache: "no-store" });
+    const reply = await fetch("connections/closed?id=" + encodeURIComponent(id), {
+      cache: "no-store",
+    });
     const [one] = (await reply.json()).closed;
     if (one && id === toldId) {
       at("story-end").className = "state soft";

@@ -8,12 +8,16 @@ if (initial.admin) {
   const path = at("console-path");
   const frames = at("console-frames");
 
-  for (const route of initial.routes) put(at("console-paths"), "option").value = example(route.path);
+  for (const route of initial.routes)
+    put(at("console-paths"), "option").value = example(route.path);
   path.value = example(initial.routes[0]?.path ?? "/ws/input");
 
   /** A path that a template matches. */
   function example(template) {
-    return template.replace(/\{\w+\}/g, () => crypto.randomUUID?.() ?? "00000000-0000-4000-8000-000000000000");
+    return template.replace(
+      /\{\w+\}/g,
+      () => crypto.randomUUID?.() ?? "00000000-0000-4000-8000-000000000000",
+    );
   }
 
   function show(words) {

@@ -6,7 +6,11 @@
   const POLL_MS = 5000;
   const ENDINGS_MAX = 10;
 
-  let latest = { health: initial.health, draining: initial.draining, uptime_seconds: initial.uptime_seconds };
+  let latest = {
+    health: initial.health,
+    draining: initial.draining,
+    uptime_seconds: initial.uptime_seconds,
+  };
   let heardAt = 0; // on this page's clock
   let lostAt = null;
   const charts = initial.admin
@@ -33,7 +37,13 @@
           1024,
           ({ rates }) => [rates.from_backend.bytes, rates.to_backend.bytes],
         ],
-        ["chart_lag", ["now"], (value) => `${number(value, 2)} ms`, 1, ({ process }) => [process.loop_lag_ms]],
+        [
+          "chart_lag",
+          ["now"],
+          (value) => `${number(value, 2)} ms`,
+          1,
+          ({ process }) => [process.loop_lag_ms],
+        ],
         ["chart_memory", ["now"], bytes, 1048576, ({ process }) => [process.memory_bytes]],
       ].map(([title, lines, format, floor, read]) => [
         new Chart(at("charts"), title, lines, format, floor),
@@ -210,7 +220,8 @@
     const source = new EventSource("events");
     source.addEventListener("snapshot", ({ data }) => {
       const snapshot = JSON.parse(data);
-      for (const [chart, read] of charts) chart.push(Date.parse(snapshot.time) / 1000, read(snapshot));
+      for (const [chart, read] of charts)
+        chart.push(Date.parse(snapshot.time) / 1000, read(snapshot));
       heard(snapshot);
     });
     source.addEventListener("error", () => {
@@ -228,14 +239,23 @@
         fetch("ready", { cache: "no-store" }).then((reply) => reply.text()),
       ]);
       const { uptime_seconds } = health;
-      heard({ health, uptime_seconds, time: Date.now(), draining: ready.includes("shutting down") });
+      heard({
+        health,
+        uptime_seconds,
+        time: Date.now(),
+        draining: ready.includes("shutting down"),
+      });
     } catch {
       lose();
     }
     setTimeout(ask, POLL_MS);
   }
 
-  inOtherWords.push(draw, () => charts.forEach(([chart]) => chart.draw()), () => lostAt && lose());
+  inOtherWords.push(
+    draw,
+    () => charts.forEach(([chart]) => chart.draw()),
+    () => lostAt && lose(),
+  );
   draw();
   if (initial.admin) {
     listen();

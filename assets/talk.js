@@ -49,7 +49,10 @@ function beginToTalk() {
   byId("no-microphone").hidden = noMicrophone === "";
   const explain = () => retext(byId("no-microphone"), noMicrophone && say(noMicrophone));
   explain();
-  inOtherWords.push(explain, () => (speak.textContent = say(microphone ? "talk_done" : "talk_speak")));
+  inOtherWords.push(
+    explain,
+    () => (speak.textContent = say(microphone ? "talk_done" : "talk_speak")),
+  );
   form.hidden = false;
 
   /** Why this browser offers no microphone here, as a key of WORDS; "" if it may. */
@@ -169,7 +172,9 @@ function beginToTalk() {
   function place(article) {
     answers.prepend(article);
     while (answers.children.length > ANSWERS_MAX) {
-      answers.lastChild.querySelectorAll("audio").forEach((audio) => URL.revokeObjectURL(audio.src));
+      answers.lastChild
+        .querySelectorAll("audio")
+        .forEach((audio) => URL.revokeObjectURL(audio.src));
       answers.lastChild.remove();
     }
   }

@@ -46,7 +46,8 @@ const WORDS = {
     redis_disabled: "not needed: no route serves results",
     audio: "Audio folder",
     plain_ok: "Everything works.",
-    plain_backend_failed: "What is behind “{route}” does not answer at the moment. The gateway keeps trying.",
+    plain_backend_failed:
+      "What is behind “{route}” does not answer at the moment. The gateway keeps trying.",
     plain_backend_untried: "Nobody has used “{route}” yet.",
     plain_backend_ok: "“{route}” works.",
     plain_redis_connected: "Answers can arrive.",
@@ -108,7 +109,8 @@ const WORDS = {
     talk_speak: "Speak",
     talk_done: "Done",
     talk_stop: "Stop",
-    talk_hint: "Enter sends, Shift+Enter begins a new line. What you say is sent on /ws/input; the answer comes on /ws/output/ followed by the id of its task.",
+    talk_hint:
+      "Enter sends, Shift+Enter begins a new line. What you say is sent on /ws/input; the answer comes on /ws/output/ followed by the id of its task.",
     talk_answers: "Answers",
     talk_connecting: "Connecting…",
     talk_uploading: "Sending…",
@@ -128,7 +130,8 @@ const WORDS = {
     talk_audio: "Audio of the answer",
     talk_sound: "{time} s of sound",
     talk_unknown_sound: "a sound format that this browser does not know",
-    mic_insecure: "Speaking needs https:// or localhost: browsers give no microphone to other pages.",
+    mic_insecure:
+      "Speaking needs https:// or localhost: browsers give no microphone to other pages.",
     mic_impossible: "Speaking is not possible: this browser cannot record.",
     NotAllowedError: "the microphone is not allowed for this page",
     NotFoundError: "there is no microphone",
@@ -160,7 +163,8 @@ const WORDS = {
     path: "路径",
     target: "去向",
     open: "连接数",
-    strangers: "详细信息仅供管理员查看：请从 admin_from 中的地址访问，并使用 IP 地址、localhost 或 server_names 中的名称。",
+    strangers:
+      "详细信息仅供管理员查看：请从 admin_from 中的地址访问，并使用 IP 地址、localhost 或 server_names 中的名称。",
     state_ok: "运行正常",
     state_degraded: "部分异常",
     state_draining: "正在关闭",
@@ -239,7 +243,8 @@ const WORDS = {
     talk_speak: "语音",
     talk_done: "说完了",
     talk_stop: "停止",
-    talk_hint: "按 Enter 发送，Shift+Enter 换行。内容经 /ws/input 发送；回答来自 /ws/output/ 加任务编号。",
+    talk_hint:
+      "按 Enter 发送，Shift+Enter 换行。内容经 /ws/input 发送；回答来自 /ws/output/ 加任务编号。",
     talk_answers: "回答",
     talk_connecting: "正在连接……",
     talk_uploading: "正在发送……",
