@@ -47,7 +47,7 @@ fn names(texts: &[&str]) -> Vec<String> {
     texts.iter().map(|text| text.to_string()).collect()
 }
 
-/// Whether a client that trusts `ca` accepts the certificate for `name`, so many days from now.
+/// Whether a client that trusts `ca` accepts the certificate for `name`, this many days from now.
 fn accepts(ca: &str, chain: &str, name: &str, days: u64) -> bool {
     let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
     let mut roots = RootCertStore::empty();

@@ -24,7 +24,7 @@ use std::path::Path;
 /// Connections that one story is about, at most; the last ones.
 const CONNECTIONS_MAX: usize = 20;
 
-/// Bad endings that are told where no name is given.
+/// How many bad endings are shown when no name is given.
 const ENDINGS_MAX: usize = 10;
 
 /// Lines of one story, at most; the last ones.

@@ -103,7 +103,7 @@ fn key_of(to: Side, opcode: Opcode) -> u8 {
     }
 }
 
-/// One thing that happened, as it is told.
+/// An entry of the story.
 #[derive(Debug)]
 pub enum Told {
     /// A frame that went to a side.

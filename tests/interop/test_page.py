@@ -48,7 +48,7 @@ class Page:
         return self.browser.evaluate(f"[...document.querySelectorAll({json.dumps(selector)})].map((one) => one.innerText)")
 
     def press(self, selector, key="Enter"):
-        """Presses a key on an element, as somebody does who has no mouse."""
+        """Presses a key on an element, for tests of keyboard navigation."""
         self.browser.evaluate(f"document.querySelector({json.dumps(selector)}).focus()")
         self.browser.press(key)
 

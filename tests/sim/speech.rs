@@ -4,7 +4,7 @@
 //! - A client gets every chunk once and in order, with its fields, whatever breaks: its own
 //!   connection, or the worker's.
 //! - It is closed once the final stream has been sent, and told when one has stalled.
-//! - A worker gets no error for a message that it may send, and is told of a STOP once.
+//! - A worker gets no error for a message that it may send, and is notified of a STOP once.
 //! - In the end no session, no result and no stream is left.
 
 use crate::kernel::{Action, End, Kernel, LinkId, Nature, Records, Shared};
@@ -44,7 +44,7 @@ struct Task {
     /// The lengths of the chunks of each stream. The last stream is the final one.
     streams: Vec<Vec<usize>>,
     fate: Fate,
-    /// Times that its worker was told to stop.
+    /// How many STOPs its worker received.
     stops: u32,
 }
 
@@ -217,10 +217,7 @@ impl Simulation for SpeechWorld {
         for (at, task) in self.tasks.iter().enumerate() {
             let most = u32::from(task.fate == Fate::Stopped);
             if task.stops > most {
-                return Err(format!(
-                    "the worker of task {at} was told to stop {} times",
-                    task.stops
-                ));
+                return Err(format!("the worker of task {at} received {} STOPs", task.stops));
             }
         }
         let sessions = self.process.gateway.session_count();

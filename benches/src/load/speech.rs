@@ -216,7 +216,7 @@ impl Play<'_> {
     fn make_for(&mut self, seconds: f64) -> Result<(), Fault> {
         let start = Instant::now();
         let until = start + Duration::from_secs_f64(seconds);
-        // Who is next at its pace, and when. Streams do not all speak in the same moment.
+        // The next stream to send, and when. Their chunks are spread over time, as in real speech.
         let mut next: VecDeque<(Instant, usize)> = VecDeque::new();
         let interval = self.speech.pace.map(|pace| Duration::from_secs_f64(1.0 / pace));
         if let Some(interval) = interval {
