@@ -7,7 +7,7 @@
 #![expect(clippy::disallowed_methods, reason = "a command of its own, which may wait")]
 #![expect(clippy::disallowed_types, reason = "a command of its own, which may wait")]
 
-use crate::net::tls::{self, Stream};
+use crate::net::tls::{self, ByteStream};
 use crate::reactor::listeners::ListenOn;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -73,7 +73,7 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 pub fn connect(
     listen: &ListenOn,
     read_timeout: Option<Duration>,
-) -> std::io::Result<(String, Box<dyn Stream>)> {
+) -> std::io::Result<(String, Box<dyn ByteStream>)> {
     let connect = |listen: SocketAddr| {
         let address = reachable(listen);
         let stream = TcpStream::connect_timeout(&address, TIME_LIMIT)?;

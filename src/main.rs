@@ -173,7 +173,7 @@ fn consult(loaded: Loaded, is_json: bool) -> ExitCode {
     let colours = if is_colourful() { Colours::Shown } else { Colours::Absent };
     let text = if is_json { doctor::json(&rows) } else { doctor::table(&rows, colours) };
     match say(&text) {
-        ExitCode::SUCCESS if doctor::worst(&rows) == doctor::State::Fail => ExitCode::FAILURE,
+        ExitCode::SUCCESS if doctor::worst(&rows) == doctor::CheckState::Fail => ExitCode::FAILURE,
         status => status,
     }
 }
@@ -217,7 +217,7 @@ fn run_demo(
     logging: &Logging,
 ) -> Result<(), String> {
     let gateway::Settings { link, session, .. } = loaded.config.gateway;
-    let options = demo::Options {
+    let options = demo::DemoOptions {
         channel_prefix: link.channel_prefix,
         control_prefix: link.control_prefix,
         audio_root: session.output.audio_root,

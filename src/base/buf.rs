@@ -10,11 +10,11 @@ use super::budget::{Budget, Charge};
 
 /// Bytes that wait to be written, at most `LIMIT`.
 #[derive(Debug, Default)]
-pub struct Buf<const LIMIT: usize>(Option<Box<Held>>);
+pub struct Buf<const LIMIT: usize>(Option<Box<QueuedBytes>>);
 
 /// What is queued; never empty.
 #[derive(Debug)]
-struct Held {
+struct QueuedBytes {
     bytes: Vec<u8>,
     start: usize,
     charge: Charge,
@@ -42,7 +42,7 @@ impl<const LIMIT: usize> Buf<LIMIT> {
             return Ok(());
         }
         let held = self.0.get_or_insert_with(|| {
-            Box::new(Held { bytes: Vec::new(), start: 0, charge: budget.charge(0) })
+            Box::new(QueuedBytes { bytes: Vec::new(), start: 0, charge: budget.charge(0) })
         });
         if held.start > 0 && held.bytes.len() + bytes.len() > held.bytes.capacity() {
             // Cheaper than a larger allocation, and it keeps the capacity near the limit.

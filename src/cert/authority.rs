@@ -8,7 +8,7 @@
     reason = "a command of its own, which may wait and read the clock"
 )]
 
-use super::subject::Subject;
+use super::subject::CertSubject;
 use super::{CA_KEY, Certified, PRIVATE, PUBLIC, ca_file, lock, make_folder, write_file};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -78,7 +78,7 @@ impl Authority {
     }
 
     /// A new certificate for all of `subjects`, with a key of its own.
-    pub fn certify(&self, subjects: &[Subject]) -> Result<Certified, String> {
+    pub fn certify(&self, subjects: &[CertSubject]) -> Result<Certified, String> {
         let key = new_key()?;
         let now = now();
         let mut params = CertificateParams::default();
@@ -106,7 +106,7 @@ impl Authority {
     fn verify(
         &self,
         made: &CertificateDer<'_>,
-        subjects: &[Subject],
+        subjects: &[CertSubject],
         now: Duration,
     ) -> Result<(), String> {
         let bad = |why: String| {
@@ -149,10 +149,10 @@ fn new_key() -> Result<KeyPair, String> {
     KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(failed)
 }
 
-fn alt_name(subject: &Subject) -> Result<SanType, String> {
+fn alt_name(subject: &CertSubject) -> Result<SanType, String> {
     Ok(match subject {
-        Subject::Name(name) => SanType::DnsName(name.as_str().try_into().map_err(failed)?),
-        Subject::Address(address) => SanType::IpAddress(*address),
+        CertSubject::Name(name) => SanType::DnsName(name.as_str().try_into().map_err(failed)?),
+        CertSubject::Address(address) => SanType::IpAddress(*address),
     })
 }
 

@@ -2,7 +2,7 @@
 
 #![expect(clippy::disallowed_types, reason = "a command of its own, which may wait")]
 
-use super::subject::Subject;
+use super::subject::CertSubject;
 use crate::net;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
@@ -14,12 +14,12 @@ pub fn host_name() -> Option<String> {
     let system = rustix::system::uname();
     let name = system.nodename().to_str().ok()?;
     let name = name.split('.').next().unwrap_or(name).to_ascii_lowercase();
-    name.parse::<Subject>().is_ok().then_some(name)
+    name.parse::<CertSubject>().is_ok().then_some(name)
 }
 
 /// The names and addresses by which this machine is reached: its own name, also as it is looked up
 /// in local networks (`NAME.local`, RFC 6762), and the addresses of its interfaces.
-pub fn subjects() -> Vec<Subject> {
+pub fn subjects() -> Vec<CertSubject> {
     let mut names = vec!["localhost".to_owned()];
     if let Some(name) = host_name().filter(|name| name != "localhost") {
         names.push(format!("{name}.local"));
@@ -31,8 +31,8 @@ pub fn subjects() -> Vec<Subject> {
             addresses.push(address);
         }
     }
-    let names = names.into_iter().map(Subject::Name);
-    names.chain(addresses.into_iter().map(Subject::Address)).collect()
+    let names = names.into_iter().map(CertSubject::Name);
+    names.chain(addresses.into_iter().map(CertSubject::Address)).collect()
 }
 
 /// Whether the address can be in a URL: one that needs the name of an interface cannot.
@@ -72,7 +72,7 @@ mod tests {
             assert!(subjects.contains(&text.parse().unwrap()), "{text} in {subjects:?}");
         }
         if let Some(address) = lan_address() {
-            assert!(subjects.contains(&Subject::Address(address)), "{address} in {subjects:?}");
+            assert!(subjects.contains(&CertSubject::Address(address)), "{address} in {subjects:?}");
         }
         for (at, subject) in subjects.iter().enumerate() {
             assert!(!subjects[..at].contains(subject), "{subject} is there twice");

@@ -31,7 +31,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 pub use machine::lan_address;
-use subject::Subject;
+use subject::CertSubject;
 
 /// The certificate of the CA, in the data folder.
 const CA_CERTIFICATE: &str = "ca.pem";
@@ -78,7 +78,7 @@ pub fn ca_file(data: &Path) -> PathBuf {
 pub fn write(folder: &Path, names: &[String], data: &Path) -> Result<String, String> {
     let subjects = match names {
         [] => machine::subjects(),
-        names => names.iter().map(|name| name.parse()).collect::<Result<Vec<Subject>, _>>()?,
+        names => names.iter().map(|name| name.parse()).collect::<Result<Vec<CertSubject>, _>>()?,
     };
     let certified = Authority::open(data)?.certify(&subjects)?;
     let name = match names {
@@ -90,7 +90,7 @@ pub fn write(folder: &Path, names: &[String], data: &Path) -> Result<String, Str
     let (chain, key) = (folder.join(format!("{name}.pem")), folder.join(format!("{name}.key")));
     write_file(&key, &certified.key, PRIVATE)?;
     write_file(&chain, &certified.chain, PUBLIC)?;
-    let listed = subjects.iter().map(Subject::to_string).collect::<Vec<_>>().join(", ");
+    let listed = subjects.iter().map(CertSubject::to_string).collect::<Vec<_>>().join(", ");
     Ok(format!(
         "A certificate for {listed}, valid to {last_day}.\n\
          \n\

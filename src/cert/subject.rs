@@ -10,18 +10,18 @@ const LABEL_BYTES_MAX: usize = 63;
 
 /// A name or an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Subject {
+pub enum CertSubject {
     /// In ASCII, its first label `*` for any one label.
     Name(String),
     Address(IpAddr),
 }
 
-impl FromStr for Subject {
+impl FromStr for CertSubject {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Subject, String> {
+    fn from_str(text: &str) -> Result<CertSubject, String> {
         if let Ok(address) = text.parse() {
-            return Ok(Subject::Address(address));
+            return Ok(CertSubject::Address(address));
         }
         // Browsers accept no certificate for all of a top-level domain.
         let name = text.strip_prefix("*.").filter(|rest| rest.contains('.')).unwrap_or(text);
@@ -38,15 +38,15 @@ impl FromStr for Subject {
                  \"*.app.example\", \"192.0.2.7\" or \"2001:db8::7\""
             ));
         }
-        Ok(Subject::Name(text.to_ascii_lowercase()))
+        Ok(CertSubject::Name(text.to_ascii_lowercase()))
     }
 }
 
-impl fmt::Display for Subject {
+impl fmt::Display for CertSubject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Subject::Name(name) => f.write_str(name),
-            Subject::Address(address) => write!(f, "{address}"),
+            CertSubject::Name(name) => f.write_str(name),
+            CertSubject::Address(address) => write!(f, "{address}"),
         }
     }
 }
@@ -58,10 +58,10 @@ mod tests {
     #[test]
     fn names_and_addresses_are_told_apart() {
         for text in ["localhost", "a-1.example", "*.a.example", "my_pc.local", "192.0.2.7", "::1"] {
-            assert_eq!(text.parse::<Subject>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<CertSubject>().unwrap().to_string(), text);
         }
-        assert_eq!("PC".parse(), Ok(Subject::Name("pc".into())));
-        assert_eq!("::1".parse(), Ok(Subject::Address("::1".parse().unwrap())));
+        assert_eq!("PC".parse(), Ok(CertSubject::Name("pc".into())));
+        assert_eq!("::1".parse(), Ok(CertSubject::Address("::1".parse().unwrap())));
         let long = "a".repeat(64);
         for text in [
             "",
@@ -79,7 +79,7 @@ mod tests {
             "a/b",
             &long,
         ] {
-            let why = text.parse::<Subject>().unwrap_err();
+            let why = text.parse::<CertSubject>().unwrap_err();
             assert!(why.contains("neither a name nor an address"), "{text}: {why}");
         }
     }

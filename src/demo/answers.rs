@@ -1,7 +1,7 @@
 //! Answers: a text, published to the inbox, and a sound file that grows while it is delivered.
 
 use super::IO_TIMEOUT;
-use super::recording::Heard;
+use super::recording::Recording;
 use super::upload::Input;
 use super::voice::{NOTE_SECONDS, NOTES, Tune};
 use crate::proto::resp::{Decoder, Incoming, classify};
@@ -26,7 +26,7 @@ const CONTROL_BYTES_MAX: usize = 64 * 1024;
 pub type Publish = dyn Fn(&str, &str) -> io::Result<()> + Send + Sync;
 
 /// Begins to listen for what is asked of the worker of a task.
-pub type Listen = dyn Fn(&str) -> Control + Send + Sync;
+pub type Listen = dyn Fn(&str) -> TaskControl + Send + Sync;
 
 /// Makes answers and publishes them.
 pub struct Responder {
@@ -138,7 +138,7 @@ fn reply_to(input: &Input) -> String {
     let text = match input {
         Input::Text(text) => text,
         Input::Recording(recording) => {
-            let heard = Heard::new(recording);
+            let heard = Recording::new(recording);
             return format!(
                 "I heard you: {heard}. I am the demo's stand-in for an AI, so all I can do is hum."
             );
@@ -154,30 +154,30 @@ fn reply_to(input: &Input) -> String {
 }
 
 /// What the inbox says about one task, on a connection of its own.
-pub struct Control(Option<Subscription>);
+pub struct TaskControl(Option<InboxSubscription>);
 
-struct Subscription {
+struct InboxSubscription {
     stream: TcpStream,
     decoder: Decoder,
     /// Was read, and is not decoded yet.
     unread: Vec<u8>,
 }
 
-impl Control {
+impl TaskControl {
     /// Nothing will be heard.
-    pub const NONE: Control = Control(None);
+    pub const NONE: TaskControl = TaskControl(None);
 
     /// Subscribes to a task's control channel.
     ///
     /// # Errors
     /// When the inbox cannot be reached in [`IO_TIMEOUT`], or refuses.
-    pub fn subscribe(inbox: SocketAddr, channel: &str) -> io::Result<Control> {
+    pub fn subscribe(inbox: SocketAddr, channel: &str) -> io::Result<TaskControl> {
         let mut stream = connect(inbox)?;
         stream.write_all(&redis::cmd("SUBSCRIBE").arg(channel).get_packed_command())?;
         let decoder = Decoder::new(CONTROL_BYTES_MAX);
-        let mut subscription = Subscription { stream, decoder, unread: Vec::new() };
+        let mut subscription = InboxSubscription { stream, decoder, unread: Vec::new() };
         match subscription.next_within(IO_TIMEOUT)? {
-            Some(Incoming::Subscribed { .. }) => Ok(Control(Some(subscription))),
+            Some(Incoming::Subscribed { .. }) => Ok(TaskControl(Some(subscription))),
             other => Err(io::Error::other(format!("the inbox answered SUBSCRIBE with {other:?}"))),
         }
     }
@@ -192,7 +192,7 @@ impl Control {
                 Ok(None) => return false,
                 Err(error) => {
                     debug!(target: "demo", "the task can no longer be stopped: {error}");
-                    *self = Control::NONE;
+                    *self = TaskControl::NONE;
                 }
             }
         }
@@ -201,7 +201,7 @@ impl Control {
     }
 }
 
-impl Subscription {
+impl InboxSubscription {
     /// What comes next; `None` if nothing came in time.
     fn next_within(&mut self, timeout: Duration) -> io::Result<Option<Incoming>> {
         let end = Instant::now() + timeout;
@@ -337,12 +337,12 @@ mod tests {
                 stream.write_all(answer.as_bytes()).unwrap();
                 asked
             });
-            let mut control = Control::subscribe(address, "c").unwrap();
+            let mut control = TaskControl::subscribe(address, "c").unwrap();
             assert_eq!(&thread.join().unwrap(), b"*2\r\n$9\r\nSUBSCRIBE\r\n$1\r\nc\r\n");
             let pause = if is_stopped { PATIENCE } else { Duration::from_millis(50) };
             assert_eq!(control.is_stopped_within(pause), is_stopped, "{then}");
         }
-        let mut none = Control::NONE;
+        let mut none = TaskControl::NONE;
         assert!(!none.is_stopped_within(Duration::ZERO));
     }
 
@@ -359,7 +359,7 @@ mod tests {
             thread.join().unwrap();
         }
         let (address, thread) = inbox(b"-ERR unknown command\r\n", 1);
-        assert!(Control::subscribe(address, "c").is_err());
+        assert!(TaskControl::subscribe(address, "c").is_err());
         thread.join().unwrap();
     }
 }

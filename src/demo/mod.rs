@@ -41,7 +41,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use answers::{Control, Responder, publish};
+use answers::{Responder, TaskControl, publish};
 use log::debug;
 use server::DemoServer;
 pub use welcome::{HttpsWelcome, welcome};
@@ -70,7 +70,7 @@ const IO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How the stand-in answers.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct DemoOptions {
     /// The beginning of a task's channel name.
     pub channel_prefix: String,
     /// The beginning of the name of a task's control channel.
@@ -92,8 +92,8 @@ impl Demo {
     ///
     /// # Errors
     /// When the system refuses the folder, the socket or the thread.
-    pub fn start(options: Options) -> io::Result<Demo> {
-        let Options { channel_prefix, control_prefix, audio_root } = options;
+    pub fn start(options: DemoOptions) -> io::Result<Demo> {
+        let DemoOptions { channel_prefix, control_prefix, audio_root } = options;
         std::fs::create_dir_all(&audio_root)?;
         let inbox: Arc<OnceLock<SocketAddr>> = Arc::default();
         let publish_at = Arc::clone(&inbox);
@@ -103,11 +103,11 @@ impl Demo {
         };
         let listen_at = Arc::clone(&inbox);
         let listen = move |task_id: &str| {
-            let Some(&inbox) = listen_at.get() else { return Control::NONE };
-            Control::subscribe(inbox, &format!("{control_prefix}{task_id}")).unwrap_or_else(
+            let Some(&inbox) = listen_at.get() else { return TaskControl::NONE };
+            TaskControl::subscribe(inbox, &format!("{control_prefix}{task_id}")).unwrap_or_else(
                 |error| {
                     debug!(target: "demo", "task {task_id} cannot be stopped: {error}");
-                    Control::NONE
+                    TaskControl::NONE
                 },
             )
         };

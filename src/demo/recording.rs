@@ -8,15 +8,15 @@ use std::fmt;
 
 /// What is known of a recording.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Heard {
+pub struct Recording {
     /// Such as `WebM`; `an unknown format` if the first bytes say nothing.
     pub kind: &'static str,
     pub seconds: Option<f64>,
     pub bytes: usize,
 }
 
-impl Heard {
-    pub fn new(recording: &[u8]) -> Heard {
+impl Recording {
+    pub fn new(recording: &[u8]) -> Recording {
         let (kind, seconds) = match recording {
             [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'A', b'V', b'E', ..] => {
                 ("WAV", wav_seconds(recording))
@@ -31,11 +31,11 @@ impl Heard {
             _ => ("an unknown format", None),
         };
         let seconds = seconds.filter(|seconds| seconds.is_finite() && *seconds >= 0.0);
-        Heard { kind, seconds, bytes: recording.len() }
+        Recording { kind, seconds, bytes: recording.len() }
     }
 }
 
-impl fmt::Display for Heard {
+impl fmt::Display for Recording {
     /// Such as `2.4 seconds of WebM, 38.0 kilobytes`.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self.seconds {
@@ -233,9 +233,9 @@ mod tests {
     fn heard(recording: &[u8]) -> String {
         // No prefix of a recording may make it panic or loop.
         for end in 0..recording.len().min(400) {
-            let _ = Heard::new(&recording[..end]);
+            let _ = Recording::new(&recording[..end]);
         }
-        Heard::new(recording).to_string()
+        Recording::new(recording).to_string()
     }
 
     #[test]
@@ -243,7 +243,11 @@ mod tests {
         let mut wav = wav("Hello");
         assert_eq!(heard(&wav), "4.8 seconds of WAV, 230.4 kilobytes");
         wav[40..44].fill(0xff);
-        assert_eq!(Heard::new(&wav).seconds, Some(4.8), "the length was not known to the recorder");
+        assert_eq!(
+            Recording::new(&wav).seconds,
+            Some(4.8),
+            "the length was not known to the recorder"
+        );
     }
 
     #[test]
@@ -261,12 +265,12 @@ mod tests {
             [&[0x1f, 0x43, 0xb6, 0x75], &unknown[..], &time, &block].concat()
         };
         let live = [&head[..], &segment, &scale, &cluster(0, 980), &cluster(1000, 1420)].concat();
-        assert_eq!(Heard::new(&live).seconds, Some(2.42));
+        assert_eq!(Recording::new(&live).seconds, Some(2.42));
         assert!(heard(&live).starts_with("2.4 seconds of WebM, "));
         let duration = element(&[0x44, 0x89], &1500_f64.to_be_bytes());
         let info = element(&[0x15, 0x49, 0xa9, 0x66], &[&scale[..], &duration].concat());
         let whole = [&head[..], &segment, &info, &cluster(0, 980)].concat();
-        assert_eq!(Heard::new(&whole).seconds, Some(1.5));
+        assert_eq!(Recording::new(&whole).seconds, Some(1.5));
     }
 
     #[test]

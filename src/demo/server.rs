@@ -91,9 +91,9 @@ fn refuse(mut stream: TcpStream) -> io::Result<()> {
 }
 
 /// The server, for one connection, which counts until nothing has this any more.
-struct Place(Arc<DemoServer>);
+struct CountedConnection(Arc<DemoServer>);
 
-impl Drop for Place {
+impl Drop for CountedConnection {
     fn drop(&mut self) {
         self.0.connections.fetch_sub(1, Ordering::SeqCst);
     }
@@ -101,14 +101,14 @@ impl Drop for Place {
 
 /// One connection.
 struct DemoConnection {
-    place: Arc<Place>,
+    place: Arc<CountedConnection>,
     upload: Upload,
 }
 
 impl DemoConnection {
     /// Counts a new connection; `None` if there are too many.
     fn admit(server: &Arc<DemoServer>) -> Option<DemoConnection> {
-        let place = Arc::new(Place(Arc::clone(server)));
+        let place = Arc::new(CountedConnection(Arc::clone(server)));
         let connection = DemoConnection { place, upload: Upload::new(&Uuid::new_v4().to_string()) };
         (server.connections.fetch_add(1, Ordering::SeqCst) < CONNECTIONS_MAX).then_some(connection)
     }
@@ -178,7 +178,7 @@ impl DemoConnection {
     }
 }
 
-impl Place {
+impl CountedConnection {
     /// Answers, which takes as long as the answer is being made. Failures are only logged: the
     /// client already knows that its upload is queued.
     fn answer(&self, task_id: &str, input: &Input) {
@@ -228,7 +228,7 @@ fn close(mut socket: WebSocket<TcpStream>, code: CloseCode, reason: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::demo::answers::{Control, FILES_MAX};
+    use crate::demo::answers::{FILES_MAX, TaskControl};
     use crate::demo::upload::tests::{UPLOAD_COMPLETE, announcement};
     use crate::demo::voice::tests::wav;
     use crate::demo::{Demo, IDLE_TIMEOUT};
@@ -273,7 +273,7 @@ mod tests {
         };
         let responder = Responder {
             publish: Box::new(publish),
-            listen: Box::new(|_| Control::NONE),
+            listen: Box::new(|_| TaskControl::NONE),
             audio_root: audio_root.clone(),
             pause: Duration::ZERO,
             files: Mutex::default(),

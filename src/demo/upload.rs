@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 pub struct Upload {
     pub task_id: String,
     expects: Expects,
-    content: Content,
+    content: UploadContent,
 }
 
 /// What was uploaded.
@@ -51,7 +51,7 @@ enum Expects {
 }
 
 /// The pieces so far.
-enum Content {
+enum UploadContent {
     /// No piece has been announced.
     Empty,
     Growing(InputKind, Vec<u8>),
@@ -82,7 +82,7 @@ impl Upload {
         Upload {
             task_id: task_id.to_owned(),
             expects: Expects::Announcement,
-            content: Content::Empty,
+            content: UploadContent::Empty,
         }
     }
 
@@ -119,17 +119,19 @@ impl Upload {
             Expects::Nothing => return self.refuse(COMPLETE),
         }
         match &mut self.content {
-            Content::Growing(kind, bytes) if bytes.len() + piece.len() <= kind.bytes_max() => {
+            UploadContent::Growing(kind, bytes)
+                if bytes.len() + piece.len() <= kind.bytes_max() =>
+            {
                 bytes.extend_from_slice(piece);
                 Reaction::Accept
             }
-            Content::Growing(kind, _) => {
+            UploadContent::Growing(kind, _) => {
                 let kind = *kind;
-                self.content = Content::TooLong(kind);
+                self.content = UploadContent::TooLong(kind);
                 let (name, max) = (kind.name(), kind.bytes_max());
                 self.refuse(&format!("the {name} is longer than {max} bytes"))
             }
-            Content::TooLong(_) | Content::Empty => Reaction::Accept,
+            UploadContent::TooLong(_) | UploadContent::Empty => Reaction::Accept,
         }
     }
 
@@ -144,28 +146,28 @@ impl Upload {
             return self.refuse("`chunk_id` must be a whole number from 0");
         }
         match self.content {
-            Content::Empty => self.content = Content::Growing(kind, Vec::new()),
-            Content::Growing(begun, _) | Content::TooLong(begun) if begun != kind => {
+            UploadContent::Empty => self.content = UploadContent::Growing(kind, Vec::new()),
+            UploadContent::Growing(begun, _) | UploadContent::TooLong(begun) if begun != kind => {
                 return self.refuse("an upload is either a text or a recording");
             }
-            Content::Growing(..) | Content::TooLong(_) => {}
+            UploadContent::Growing(..) | UploadContent::TooLong(_) => {}
         }
         self.expects = Expects::Bytes;
         Reaction::Accept
     }
 
     fn complete(&mut self) -> Reaction {
-        let input = match std::mem::replace(&mut self.content, Content::Empty) {
-            Content::TooLong(kind) => {
+        let input = match std::mem::replace(&mut self.content, UploadContent::Empty) {
+            UploadContent::TooLong(kind) => {
                 return self
                     .refuse(&format!("the {0} was too long: upload a shorter one", kind.name()));
             }
-            Content::Empty => return self.refuse("nothing was uploaded"),
-            Content::Growing(_, bytes) if bytes.is_empty() => {
+            UploadContent::Empty => return self.refuse("nothing was uploaded"),
+            UploadContent::Growing(_, bytes) if bytes.is_empty() => {
                 return self.refuse("nothing was uploaded");
             }
-            Content::Growing(InputKind::Recording, bytes) => Input::Recording(bytes),
-            Content::Growing(InputKind::Text, bytes) => match String::from_utf8(bytes) {
+            UploadContent::Growing(InputKind::Recording, bytes) => Input::Recording(bytes),
+            UploadContent::Growing(InputKind::Text, bytes) => match String::from_utf8(bytes) {
                 Ok(text) => Input::Text(text),
                 Err(_) => return self.refuse("the text is not UTF-8: upload it again"),
             },

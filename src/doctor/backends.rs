@@ -9,9 +9,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use socket2::{SockAddr, Socket, Type};
 
-use super::{Findings, OtherClock, Row};
+use super::{CheckRow, Findings, OtherClock};
 use crate::config::Config;
-use crate::net::tls::{Layer, Stream, Verify, is_untrusted};
+use crate::net::tls::{ByteStream, Layer, Verify, is_untrusted};
 use crate::proto::http::{ResponseHead, empty_slots, reason_phrase};
 use crate::proto::{upgrade, ws};
 use crate::service::attempt::AttemptError;
@@ -36,13 +36,13 @@ pub struct Backend<'c> {
 }
 
 /// Why a backend cannot serve clients.
-struct Failure {
+struct BackendFailure {
     why: String,
     advice: String,
 }
 
 /// What a backend answered.
-struct Answer {
+struct BackendAnswer {
     /// `None`: it has upgraded.
     refusal: Option<u16>,
     date: Option<SystemTime>,
@@ -67,26 +67,26 @@ pub fn check(backend: &Backend<'_>, config: &Config, layer: &Layer) -> Findings 
     let begun = Instant::now();
     let (address, answer) = match backend.ask(config, layer) {
         Ok(answer) => answer,
-        Err(Failure { why, advice }) => {
-            return vec![Row::fail(name, format!("{url}: {why}"), advice)].into();
+        Err(BackendFailure { why, advice }) => {
+            return vec![CheckRow::fail(name, format!("{url}: {why}"), advice)].into();
         }
     };
     let row = match answer.refusal {
         None => {
             let took = begun.elapsed().as_secs_f64() * 1000.0;
-            Row::ok(name, format!("{url}: {address} has upgraded in {took:.1} ms"))
+            CheckRow::ok(name, format!("{url}: {address} has upgraded in {took:.1} ms"))
         }
-        Some(status @ (401 | 403)) => Row::warn(
+        Some(status @ (401 | 403)) => CheckRow::warn(
             name,
             format!("{url}: {address} answers, with {status} {}", reason_phrase(status)),
             "nothing, if clients bring credentials of their own",
         ),
-        Some(status) if backend.url.names().next().is_some() && status < 429 => Row::warn(
+        Some(status) if backend.url.names().next().is_some() && status < 429 => CheckRow::warn(
             name,
             format!("{url}: {address} answers, with {status} {}", reason_phrase(status)),
             "nothing, if it knows no task with the nil UUID, which was asked for",
         ),
-        Some(status) => Row::fail(
+        Some(status) => CheckRow::fail(
             name,
             format!("{url}: {address} answers, with {status} {}", reason_phrase(status)),
             match status {
@@ -105,7 +105,7 @@ pub fn check(backend: &Backend<'_>, config: &Config, layer: &Layer) -> Findings 
 
 impl Backend<'_> {
     /// Where it is, in words and for the kernel.
-    fn places(&self) -> Result<Vec<(String, SockAddr)>, Failure> {
+    fn places(&self) -> Result<Vec<(String, SockAddr)>, BackendFailure> {
         if let Some(path) = self.url.unix_path() {
             let shown = path.display().to_string();
             let place = SockAddr::unix(path).map_err(|error| self.failure(Some(&shown), &error))?;
@@ -117,7 +117,7 @@ impl Backend<'_> {
             None => match (host, port).to_socket_addrs() {
                 Ok(found) => found.collect(),
                 Err(error) => {
-                    return Err(Failure {
+                    return Err(BackendFailure {
                         why: format!("the name {host} is not found: {error}"),
                         advice: "correct the name in `backend`, or this machine's name server"
                             .into(),
@@ -128,7 +128,11 @@ impl Backend<'_> {
         Ok(addresses.into_iter().map(|address| (address.to_string(), address.into())).collect())
     }
 
-    fn ask(&self, config: &Config, layer: &Layer) -> Result<(String, Answer), Failure> {
+    fn ask(
+        &self,
+        config: &Config,
+        layer: &Layer,
+    ) -> Result<(String, BackendAnswer), BackendFailure> {
         let settings = &config.gateway.session;
         let until = Instant::now() + settings.connect_timeout.unwrap_or(NO_TIMEOUT);
         let mut last = (None, io::Error::from(ErrorKind::AddrNotAvailable));
@@ -149,7 +153,7 @@ impl Backend<'_> {
         Err(self.failure(shown.as_deref(), &error))
     }
 
-    fn failure(&self, place: Option<&str>, error: &io::Error) -> Failure {
+    fn failure(&self, place: Option<&str>, error: &io::Error) -> BackendFailure {
         let at = place.map_or(String::new(), |place| format!(" ({place})"));
         let is_tls = self.url.security() != BackendSecurity::Plain;
         let (why, advice) = match error.kind() {
@@ -177,11 +181,16 @@ impl Backend<'_> {
                 (error.to_string(), "check host and port in `backend`, and the network in between")
             }
         };
-        Failure { why: format!("{why}{at}"), advice: advice.into() }
+        BackendFailure { why: format!("{why}{at}"), advice: advice.into() }
     }
 
-    fn shake_hands(&self, socket: Socket, until: Instant, layer: &Layer) -> io::Result<Answer> {
-        let mut stream: Box<dyn Stream> = match self.url.security() {
+    fn shake_hands(
+        &self,
+        socket: Socket,
+        until: Instant,
+        layer: &Layer,
+    ) -> io::Result<BackendAnswer> {
+        let mut stream: Box<dyn ByteStream> = match self.url.security() {
             BackendSecurity::Plain => Box::new(socket.try_clone()?),
             security => {
                 let verify = match security {
@@ -211,11 +220,11 @@ impl Backend<'_> {
                 Ok(Some((head, _))) => {
                     let date = head.headers.first("date").and_then(read_date);
                     if head.status != 101 {
-                        return Ok(Answer { refusal: Some(head.status), date });
+                        return Ok(BackendAnswer { refusal: Some(head.status), date });
                     }
                     upgrade::check_response(&head, &key).map_err(malformed)?;
                     close(&socket, &mut *stream);
-                    return Ok(Answer { refusal: None, date });
+                    return Ok(BackendAnswer { refusal: None, date });
                 }
                 Ok(None) => {}
             }
@@ -249,7 +258,7 @@ fn left_until(until: Instant) -> io::Result<Duration> {
 
 /// Ends the WebSocket politely, so that the backend logs no error. Whether that works does not
 /// matter.
-fn close(socket: &Socket, stream: &mut dyn Stream) {
+fn close(socket: &Socket, stream: &mut dyn ByteStream) {
     let frame = ws::close_frame(1000, "probe", Some(fastrand::u32(..).to_be_bytes()));
     let until = Instant::now() + CLOSE_TIMEOUT;
     let _ = stream.write_all(&frame);

@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::{OtherClock, Row};
+use super::{CheckRow, OtherClock};
 use crate::config::Config;
 use crate::net::files::spool::SpoolRequest;
 use crate::net::files::{OpenError, Root, RootRequest};
@@ -33,7 +33,7 @@ const SKEW_MAX: Duration = Duration::from_secs(5);
 const EARLIEST: Duration = Duration::from_secs(1_735_689_600);
 
 /// The audio folder is read, the folder for speech and the log are written to.
-pub fn files(config: &Config) -> Vec<Row> {
+pub fn files(config: &Config) -> Vec<CheckRow> {
     let output = &config.gateway.session.output;
     let serves = |wanted: fn(&TargetSettings) -> bool| {
         config.gateway.routes.iter().any(|route| wanted(&route.target))
@@ -51,10 +51,10 @@ pub fn files(config: &Config) -> Vec<Row> {
     rows
 }
 
-fn audio_folder(folder: &Path) -> Row {
+fn audio_folder(folder: &Path) -> CheckRow {
     let name = "audio folder";
     let shown = folder.display();
-    let fail = |why: &str, advice: &str| Row::fail(name, format!("{shown}: {why}"), advice);
+    let fail = |why: &str, advice: &str| CheckRow::fail(name, format!("{shown}: {why}"), advice);
     match RootRequest::new(folder).run() {
         Ok(_) => {}
         Err(OpenError::NoRoot(errno)) => {
@@ -75,7 +75,7 @@ fn audio_folder(folder: &Path) -> Row {
         Ok(newest) => newest,
         // Files are opened by name, so that this is no failure.
         Err(error) => {
-            return Row::warn(
+            return CheckRow::warn(
                 name,
                 format!("{shown}: its files cannot be listed ({error})"),
                 "nothing, if the gateway's user may read the files themselves",
@@ -83,7 +83,7 @@ fn audio_folder(folder: &Path) -> Row {
         }
     };
     let Some((file, count)) = newest else {
-        return Row::ok(name, format!("{shown} can be read, and is empty"));
+        return CheckRow::ok(name, format!("{shown} can be read, and is empty"));
     };
     let opened = Root::new(folder, u64::MAX).request(&file).run();
     let read = opened
@@ -91,7 +91,9 @@ fn audio_folder(folder: &Path) -> Row {
         .and_then(|opened| opened.read_at(&mut [0; 4096], 0).map_err(|error| error.to_string()));
     let newest = file.display();
     match read {
-        Ok(_) => Row::ok(name, format!("{shown}: {newest} was read, the newest of {count} files")),
+        Ok(_) => {
+            CheckRow::ok(name, format!("{shown}: {newest} was read, the newest of {count} files"))
+        }
         Err(why) => fail(
             &format!("{newest}, the newest file, cannot be read: {why}"),
             "let workers write files that the gateway's user may read (umask 022, or a group)",
@@ -119,17 +121,17 @@ fn newest_file(folder: &Path) -> io::Result<Option<(PathBuf, usize)>> {
     Ok(newest.map(|(_, file)| (file, count)))
 }
 
-fn spool(folder: &Path) -> Row {
+fn spool(folder: &Path) -> CheckRow {
     let shown = folder.display();
     let failed = |why: String| {
         let advice = "create it for the gateway's user, or correct `output.spool`";
-        Row::fail("speech folder", format!("{shown}: no file can be written: {why}"), advice)
+        CheckRow::fail("speech folder", format!("{shown}: no file can be written: {why}"), advice)
     };
     match SpoolRequest::new(folder).run() {
         Ok(file) => match file.write(&[0; 4096], 0) {
-            Ok(_) => Row::ok("speech folder", format!("{shown}: a file was written")),
+            Ok(_) => CheckRow::ok("speech folder", format!("{shown}: a file was written")),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                Row::ok("speech folder", format!("{shown}: a file was made"))
+                CheckRow::ok("speech folder", format!("{shown}: a file was made"))
             }
             Err(error) => failed(error.to_string()),
         },
@@ -139,10 +141,10 @@ fn spool(folder: &Path) -> Row {
 }
 
 /// The log can be appended to, and its disk takes more. Nothing is written into the log itself.
-fn log(config: &Config) -> Row {
+fn log(config: &Config) -> CheckRow {
     let name = "log";
     let Some(file) = &config.log.file else {
-        return Row::ok(name, "goes to standard error");
+        return CheckRow::ok(name, "goes to standard error");
     };
     let shown = file.display();
     let advice = |error: &io::Error| match error.kind() {
@@ -157,23 +159,23 @@ fn log(config: &Config) -> Row {
     };
     match OpenOptions::new().append(true).open(file) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Row::fail(name, format!("{shown}: {error}"), advice(&error)),
+        Err(error) => return CheckRow::fail(name, format!("{shown}: {error}"), advice(&error)),
         Ok(_) => {}
     }
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
     match try_folder(folder.unwrap_or(Path::new("."))) {
-        Ok(()) => Row::ok(name, format!("{shown} can be written, and its disk has room")),
+        Ok(()) => CheckRow::ok(name, format!("{shown} can be written, and its disk has room")),
         Err(error) if error.kind() == ErrorKind::PermissionDenied && file.exists() => {
             match config.log.max_size {
-                None => Row::ok(name, format!("{shown} can be written")),
-                Some(_) => Row::fail(
+                None => CheckRow::ok(name, format!("{shown} can be written")),
+                Some(_) => CheckRow::fail(
                     name,
                     format!("{shown} can be written, but not rotated: {error}"),
                     "let the gateway's user write to its folder, or set `[log] max_size = \"0\"`",
                 ),
             }
         }
-        Err(error) => Row::fail(name, format!("{shown}: {error}"), advice(&error)),
+        Err(error) => CheckRow::fail(name, format!("{shown}: {error}"), advice(&error)),
     }
 }
 
@@ -187,12 +189,12 @@ fn try_folder(folder: &Path) -> io::Result<()> {
 }
 
 /// Descriptors.
-pub fn limits(config: &Config) -> Vec<Row> {
+pub fn limits(config: &Config) -> Vec<CheckRow> {
     let max = config.gateway.limits.max_connections;
     let descriptors = Descriptors::raise_limit();
     let row = match descriptors.shortage_for(max) {
-        None => Row::ok("descriptors", format!("enough for max_connections = {max}")),
-        Some((needed, limit)) => Row::warn(
+        None => CheckRow::ok("descriptors", format!("enough for max_connections = {max}")),
+        Some((needed, limit)) => CheckRow::warn(
             "descriptors",
             format!("max_connections = {max} may need {needed}, and {limit} are allowed"),
             format!(
@@ -205,7 +207,7 @@ pub fn limits(config: &Config) -> Vec<Row> {
 }
 
 /// When the certificates of the listeners end.
-pub fn certificates(config: &Config, now: SystemTime) -> Vec<Row> {
+pub fn certificates(config: &Config, now: SystemTime) -> Vec<CheckRow> {
     if !config.reactor.listen.iter().any(ListenOn::has_tls) {
         return Vec::new();
     }
@@ -213,38 +215,42 @@ pub fn certificates(config: &Config, now: SystemTime) -> Vec<Row> {
     files.filter_map(|file| Some(judge_validity(file, tls::validity(file)?, now))).collect()
 }
 
-fn judge_validity(file: &str, validity: tls::Validity, now: SystemTime) -> Row {
+fn judge_validity(file: &str, validity: tls::Validity, now: SystemTime) -> CheckRow {
     let name = "certificates";
     let tls::Validity { begins, ends } = validity;
     let day = |at| httpdate::fmt_http_date(at);
     if now < begins {
         let detail = format!("{file} is not valid before {}", day(begins));
-        return Row::fail(name, detail, "check this machine's clock, or take another certificate");
+        return CheckRow::fail(
+            name,
+            detail,
+            "check this machine's clock, or take another certificate",
+        );
     }
     match ends.duration_since(now) {
-        Err(_) => Row::fail(
+        Err(_) => CheckRow::fail(
             name,
             format!("{file} ended at {}", day(ends)),
             "renew it, then send HUP to the gateway",
         ),
-        Ok(left) if left < RENEW_BEFORE => Row::warn(
+        Ok(left) if left < RENEW_BEFORE => CheckRow::warn(
             name,
             format!("{file} ends in {} days, at {}", left.as_secs() / 86_400, day(ends)),
             "renew it, then send HUP to the gateway",
         ),
         Ok(left) => {
-            Row::ok(name, format!("{file} is valid for {} more days", left.as_secs() / 86_400))
+            CheckRow::ok(name, format!("{file} is valid for {} more days", left.as_secs() / 86_400))
         }
     }
 }
 
 /// Whether the clock can be right.
-pub(super) fn clock(now: SystemTime, others: &[OtherClock]) -> Row {
+pub(super) fn clock(now: SystemTime, others: &[OtherClock]) -> CheckRow {
     let name = "clock";
     let advice = "set it, and let NTP keep it (`timedatectl set-ntp true`)";
     if now < SystemTime::UNIX_EPOCH + EARLIEST {
         let shown = httpdate::fmt_http_date(now.max(SystemTime::UNIX_EPOCH));
-        return Row::fail(name, format!("it shows {shown}, which cannot be"), advice);
+        return CheckRow::fail(name, format!("it shows {shown}, which cannot be"), advice);
     }
     let skew = |other: &OtherClock| {
         let ahead = other.ours.duration_since(other.theirs);
@@ -252,21 +258,22 @@ pub(super) fn clock(now: SystemTime, others: &[OtherClock]) -> Row {
     };
     let off = others.iter().map(|other| (skew(other), &other.whose));
     match off.max() {
-        Some((skew, whose)) if skew > SKEW_MAX => Row::warn(
+        Some((skew, whose)) if skew > SKEW_MAX => CheckRow::warn(
             name,
             format!("it differs by {:.0} s from that of {whose}", skew.as_secs_f64()),
             advice,
         ),
-        Some(_) => Row::ok(name, "it agrees with those of backends and Redis"),
-        None => {
-            Row::ok(name, format!("it shows {}; no other to compare", httpdate::fmt_http_date(now)))
-        }
+        Some(_) => CheckRow::ok(name, "it agrees with those of backends and Redis"),
+        None => CheckRow::ok(
+            name,
+            format!("it shows {}; no other to compare", httpdate::fmt_http_date(now)),
+        ),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::State;
+    use super::super::CheckState;
     use super::*;
 
     fn at(days: i64) -> SystemTime {
@@ -277,10 +284,10 @@ mod tests {
     #[test]
     fn certificates_are_judged_by_what_is_left() {
         for (begins, ends, state, words) in [
-            (-1, 90, State::Ok, "90 more days"),
-            (-1, 13, State::Warn, "ends in 13 days"),
-            (-10, -1, State::Fail, "ended at"),
-            (1, 90, State::Fail, "not valid before"),
+            (-1, 90, CheckState::Ok, "90 more days"),
+            (-1, 13, CheckState::Warn, "ends in 13 days"),
+            (-10, -1, CheckState::Fail, "ended at"),
+            (1, 90, CheckState::Fail, "not valid before"),
         ] {
             let validity = tls::Validity { begins: at(begins), ends: at(ends) };
             let row = judge_validity("a.pem", validity, at(0));
@@ -295,10 +302,10 @@ mod tests {
             theirs: at(0) + Duration::from_secs(seconds),
             ours: at(0),
         };
-        assert_eq!(clock(at(0), &[]).state, State::Ok);
-        assert_eq!(clock(at(0), &[other(2)]).state, State::Ok);
+        assert_eq!(clock(at(0), &[]).state, CheckState::Ok);
+        assert_eq!(clock(at(0), &[other(2)]).state, CheckState::Ok);
         let row = clock(at(0), &[other(2), other(100)]);
-        assert!(row.state == State::Warn && row.detail.contains("100 s from that of redis"));
-        assert_eq!(clock(SystemTime::UNIX_EPOCH, &[]).state, State::Fail);
+        assert!(row.state == CheckState::Warn && row.detail.contains("100 s from that of redis"));
+        assert_eq!(clock(SystemTime::UNIX_EPOCH, &[]).state, CheckState::Fail);
     }
 }

@@ -1,9 +1,9 @@
 //! `aivtuber-gateway doctor`: tries everything that the gateway depends on, for real, and says what
 //! to do about each failure.
 //!
-//! Each check gives one or more [`Row`]s. They run side by side, each on a thread of its own, so
-//! that ten backends that do not answer take no longer than one; the rows keep their order. What a
-//! check leaves behind is removed again, and nothing that it publishes is kept.
+//! Each check gives one or more [`CheckRow`]s. They run side by side, each on a thread of its own,
+//! so that ten backends that do not answer take no longer than one; the rows keep their order. What
+//! a check leaves behind is removed again, and nothing that it publishes is kept.
 
 #![expect(clippy::disallowed_methods, reason = "a command of its own, which may wait")]
 
@@ -24,7 +24,7 @@ use crate::net::tls::Layer;
 /// What a check found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum CheckState {
     /// It works.
     Ok,
     /// It works, but somebody should look at it.
@@ -35,37 +35,45 @@ pub enum State {
 
 /// One line of the table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Row {
+pub struct CheckRow {
     /// What was tried, such as `backend input`.
     pub name: String,
     /// How that went.
-    pub state: State,
+    pub state: CheckState,
     /// What was found.
     pub detail: String,
     /// What to do; empty where nothing is to be done.
     pub advice: String,
 }
 
-impl Row {
-    fn ok(name: impl Into<String>, detail: impl Into<String>) -> Row {
+impl CheckRow {
+    fn ok(name: impl Into<String>, detail: impl Into<String>) -> CheckRow {
         let advice = String::new();
-        Row { name: name.into(), state: State::Ok, detail: detail.into(), advice }
+        CheckRow { name: name.into(), state: CheckState::Ok, detail: detail.into(), advice }
     }
 
-    fn warn(name: impl Into<String>, detail: impl Into<String>, advice: impl Into<String>) -> Row {
+    fn warn(
+        name: impl Into<String>,
+        detail: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> CheckRow {
         let (name, detail, advice) = (name.into(), detail.into(), advice.into());
-        Row { name, state: State::Warn, detail, advice }
+        CheckRow { name, state: CheckState::Warn, detail, advice }
     }
 
-    fn fail(name: impl Into<String>, detail: impl Into<String>, advice: impl Into<String>) -> Row {
-        Row { state: State::Fail, ..Row::warn(name, detail, advice) }
+    fn fail(
+        name: impl Into<String>,
+        detail: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> CheckRow {
+        CheckRow { state: CheckState::Fail, ..CheckRow::warn(name, detail, advice) }
     }
 }
 
 /// Rows, and what another clock said when they were found: its name, its time, and ours.
 #[derive(Default)]
 struct Findings {
-    rows: Vec<Row>,
+    rows: Vec<CheckRow>,
     clocks: Vec<OtherClock>,
 }
 
@@ -76,17 +84,17 @@ struct OtherClock {
     ours: SystemTime,
 }
 
-impl From<Vec<Row>> for Findings {
-    fn from(rows: Vec<Row>) -> Findings {
+impl From<Vec<CheckRow>> for Findings {
+    fn from(rows: Vec<CheckRow>) -> Findings {
         Findings { rows, clocks: Vec::new() }
     }
 }
 
 /// Tries everything that this configuration needs.
-pub fn examine(loaded: Loaded) -> Vec<Row> {
+pub fn examine(loaded: Loaded) -> Vec<CheckRow> {
     let source = loaded.path.as_ref().map(|path| path.display().to_string());
     let source = source.unwrap_or("no file, only defaults".into());
-    let mut rows = vec![Row::ok("configuration", format!("valid ({source})"))];
+    let mut rows = vec![CheckRow::ok("configuration", format!("valid ({source})"))];
     let (config, layer) = load_tls(loaded, &mut rows);
     let checks: Vec<Box<dyn FnOnce() -> Findings + Send + '_>> = {
         let (config, layer) = (&config, &layer);
@@ -105,7 +113,7 @@ pub fn examine(loaded: Loaded) -> Vec<Row> {
         let running: Vec<_> = checks.into_iter().map(|check| scope.spawn(check)).collect();
         for check in running {
             let found = check.join().unwrap_or_else(|_| {
-                vec![Row::fail("doctor", "a check has panicked", "report it as a bug")].into()
+                vec![CheckRow::fail("doctor", "a check has panicked", "report it as a bug")].into()
             });
             rows.extend(found.rows);
             clocks.extend(found.clocks);
@@ -116,40 +124,42 @@ pub fn examine(loaded: Loaded) -> Vec<Row> {
 }
 
 /// Reads certificates and keys; what is wrong with them is a row.
-fn load_tls(loaded: Loaded, rows: &mut Vec<Row>) -> (Config, Layer) {
+fn load_tls(loaded: Loaded, rows: &mut Vec<CheckRow>) -> (Config, Layer) {
     let before = loaded.config.clone();
     let config = match loaded.load_certificates() {
         Ok(Loaded { config, warnings, .. }) => {
             let advice = "see docs/operations.md, section Configuration";
-            rows.extend(warnings.into_iter().map(|why| Row::warn("configuration", why, advice)));
+            rows.extend(
+                warnings.into_iter().map(|why| CheckRow::warn("configuration", why, advice)),
+            );
             config
         }
         Err(problems) => {
             let advice = "the gateway does not start like this: correct the key that is named";
             let why = problems.0.into_iter().map(|problem| problem.to_string());
-            rows.extend(why.map(|why| Row::fail("certificates", why, advice)));
+            rows.extend(why.map(|why| CheckRow::fail("certificates", why, advice)));
             before
         }
     };
     rows.extend(machine::certificates(&config, SystemTime::now()));
     let layer = Layer::new(config.gateway.tls.clone()).unwrap_or_else(|why| {
-        rows.push(Row::fail("certificates", why, "check the system's random numbers"));
+        rows.push(CheckRow::fail("certificates", why, "check the system's random numbers"));
         Layer::default()
     });
     (config, layer)
 }
 
 /// The worst of all rows.
-pub fn worst(rows: &[Row]) -> State {
-    rows.iter().map(|row| row.state).max().unwrap_or(State::Ok)
+pub fn worst(rows: &[CheckRow]) -> CheckState {
+    rows.iter().map(|row| row.state).max().unwrap_or(CheckState::Ok)
 }
 
 /// The rows for programs, in one line.
-pub fn json(rows: &[Row]) -> String {
+pub fn json(rows: &[CheckRow]) -> String {
     #[derive(Serialize)]
     struct Report<'r> {
-        state: State,
-        rows: &'r [Row],
+        state: CheckState,
+        rows: &'r [CheckRow],
     }
     let report = Report { state: worst(rows), rows };
     serde_json::to_string(&report).unwrap_or_default() + "\n"
@@ -164,14 +174,14 @@ pub enum Colours {
 }
 
 /// The rows for people.
-pub fn table(rows: &[Row], colours: Colours) -> String {
+pub fn table(rows: &[CheckRow], colours: Colours) -> String {
     let wide = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or_default();
     let mut text = String::new();
-    for Row { name, state, detail, advice } in rows {
+    for CheckRow { name, state, detail, advice } in rows {
         let (word, colour) = match state {
-            State::Ok => ("ok  ", "\x1b[32m"),
-            State::Warn => ("warn", "\x1b[33m"),
-            State::Fail => ("FAIL", "\x1b[31m"),
+            CheckState::Ok => ("ok  ", "\x1b[32m"),
+            CheckState::Warn => ("warn", "\x1b[33m"),
+            CheckState::Fail => ("FAIL", "\x1b[31m"),
         };
         let (on, off) =
             if colours == Colours::Shown { (colour, "\x1b[0m") } else { Default::default() };
@@ -182,7 +192,7 @@ pub fn table(rows: &[Row], colours: Colours) -> String {
     }
     let count = |wanted| rows.iter().filter(|row| row.state == wanted).count();
     let plural = |n, what| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-    let summary = match (count(State::Fail), count(State::Warn)) {
+    let summary = match (count(CheckState::Fail), count(CheckState::Warn)) {
         (0, 0) => "Everything works.".to_owned(),
         (0, warnings) => format!("Everything works, with {}.", plural(warnings, "warning")),
         (failures, 0) => format!("{}.", plural(failures, "failure")),
@@ -203,11 +213,11 @@ fn one_line(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn rows() -> Vec<Row> {
+    fn rows() -> Vec<CheckRow> {
         vec![
-            Row::ok("a", "fine"),
-            Row::warn("longer", "so so\x1b[2J", "look"),
-            Row::fail("b", "broken", "mend it"),
+            CheckRow::ok("a", "fine"),
+            CheckRow::warn("longer", "so so\x1b[2J", "look"),
+            CheckRow::fail("b", "broken", "mend it"),
         ]
     }
 
@@ -233,6 +243,6 @@ mod tests {
             "\n",
         );
         assert_eq!(json(&rows()), expected);
-        assert_eq!(worst(&[]), State::Ok);
+        assert_eq!(worst(&[]), CheckState::Ok);
     }
 }

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use redis::Value;
 
-use super::{Findings, OtherClock, Row};
+use super::{CheckRow, Findings, OtherClock};
 use crate::config::{Config, without_password};
-use crate::net::tls::{Layer, Stream};
+use crate::net::tls::{ByteStream, Layer};
 use crate::proto::resp::{self, Decoder, Incoming};
 use crate::service::link::{Address, Server, Settings, Subscribe};
 use crate::service::route::TargetSettings;
@@ -46,10 +46,11 @@ pub fn check(config: &Config, layer: &Layer) -> Findings {
     let settings = &config.gateway.link;
     let is_served = |target: &TargetSettings| *target == TargetSettings::Output;
     if !config.gateway.routes.iter().any(|route| is_served(&route.target)) {
-        return vec![Row::ok("redis", "not used: no route serves results")].into();
+        return vec![CheckRow::ok("redis", "not used: no route serves results")].into();
     }
     if settings.is_embedded() {
-        return vec![Row::ok("redis", "not used: workers publish to the gateway itself")].into();
+        return vec![CheckRow::ok("redis", "not used: workers publish to the gateway itself")]
+            .into();
     }
     let mut found = Findings::default();
     for url in &settings.urls {
@@ -64,16 +65,16 @@ fn check_server(url: &str, settings: &Settings, layer: &Layer, found: &mut Findi
         Ok(server) => server,
         Err(why) => {
             let advice = "correct `redis.url`";
-            return found.rows.push(Row::fail("redis", format!("{shown}: {why}"), advice));
+            return found.rows.push(CheckRow::fail("redis", format!("{shown}: {why}"), advice));
         }
     };
-    let dial = || Client::dial(&server, settings, layer);
+    let dial = || RedisClient::dial(&server, settings, layer);
     let dialed = dial().and_then(|publisher| Ok((publisher, dial()?)));
     let (mut publisher, mut subscriber) = match dialed {
         Ok(clients) => clients,
         Err(why) => {
             let advice = advice_on(&why, "start Redis, or correct `redis.url`");
-            return found.rows.push(Row::fail("redis", format!("{shown}: {why}"), advice));
+            return found.rows.push(CheckRow::fail("redis", format!("{shown}: {why}"), advice));
         }
     };
     let begun = Instant::now();
@@ -82,17 +83,19 @@ fn check_server(url: &str, settings: &Settings, layer: &Layer, found: &mut Findi
         Ok(()) => {
             let took = begun.elapsed().as_secs_f64() * 1000.0;
             let detail = format!("{shown}: a canary came through in {took:.1} ms");
-            found.rows.push(Row::ok("redis", detail));
+            found.rows.push(CheckRow::ok("redis", detail));
         }
         Err(why) => {
             let detail = format!("{shown}: a canary did not come through: {why}");
             let advice = advice_on(&why, "look into the log of Redis");
-            found.rows.push(Row::fail("redis", detail, advice));
+            found.rows.push(CheckRow::fail("redis", detail, advice));
         }
     }
     found.rows.push(match keep(&mut publisher, prefix) {
-        Ok(()) => Row::ok("redis keeps", format!("{shown}: a value was stored, read and removed")),
-        Err(why) => Row::fail(
+        Ok(()) => {
+            CheckRow::ok("redis keeps", format!("{shown}: a value was stored, read and removed"))
+        }
+        Err(why) => CheckRow::fail(
             "redis keeps",
             format!("{shown}: results cannot be kept: {why}"),
             advice_on(&why, "look into the log of Redis"),
@@ -102,8 +105,10 @@ fn check_server(url: &str, settings: &Settings, layer: &Layer, found: &mut Findi
     let subscribe = settings.subscribe;
     found.rows.push(
         match pass(&mut publisher, &mut subscriber, control, subscribe, CONTROL_CANARY) {
-            Ok(()) => Row::ok("redis control", format!("{shown}: STOP reaches other gateways")),
-            Err(why) => Row::warn(
+            Ok(()) => {
+                CheckRow::ok("redis control", format!("{shown}: STOP reaches other gateways"))
+            }
+            Err(why) => CheckRow::warn(
                 "redis control",
                 format!("{shown}: STOP, LEFT and BACK stay within one gateway: {why}"),
                 format!("allow the user `&{control}*`, `+psubscribe`, `+subscribe` and `+publish`"),
@@ -133,8 +138,8 @@ fn advice_on(why: &str, otherwise: &str) -> String {
 
 /// Publishes to a channel with this prefix, and waits until that has come back.
 fn pass(
-    publisher: &mut Client,
-    subscriber: &mut Client,
+    publisher: &mut RedisClient,
+    subscriber: &mut RedisClient,
     prefix: &str,
     subscribe: Subscribe,
     payload: &[u8],
@@ -161,7 +166,7 @@ fn pass(
 }
 
 /// Does to a key what the gateway does to those of results.
-fn keep(client: &mut Client, prefix: &str) -> Result<(), String> {
+fn keep(client: &mut RedisClient, prefix: &str) -> Result<(), String> {
     let key = format!("{}_kept:{}", prefix.strip_suffix(':').unwrap_or(prefix), new_task());
     let key = key.as_bytes();
     client.call(&[b"HSET", key, b"doctor", b"1"])?;
@@ -193,18 +198,18 @@ fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
 }
 
 /// A connection that blocks.
-struct Client {
-    stream: Box<dyn Stream>,
+struct RedisClient {
+    stream: Box<dyn ByteStream>,
     decoder: Decoder,
     /// Bytes that were read and not decoded.
     rest: Vec<u8>,
     until: Instant,
 }
 
-impl Client {
-    fn dial(server: &Server, settings: &Settings, layer: &Layer) -> Result<Client, String> {
+impl RedisClient {
+    fn dial(server: &Server, settings: &Settings, layer: &Layer) -> Result<RedisClient, String> {
         let text = |error: std::io::Error| error.to_string();
-        let stream: Box<dyn Stream> = match server.address() {
+        let stream: Box<dyn ByteStream> = match server.address() {
             Address::Tcp { host, port } => Box::new(connect(host, *port)?),
             Address::Tls { host, port } => {
                 layer.connect_redis(connect(host, *port)?, host).map_err(text)?
@@ -217,7 +222,7 @@ impl Client {
         };
         let decoder = Decoder::new(REPLY_BYTES_MAX);
         let until = Instant::now() + TIMEOUT;
-        let mut client = Client { stream, decoder, rest: Vec::new(), until };
+        let mut client = RedisClient { stream, decoder, rest: Vec::new(), until };
         let (user, password) = server.credentials(settings.password.as_ref());
         match (user, password) {
             (Some(user), Some(password)) => {

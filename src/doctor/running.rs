@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use socket2::{SockAddr, Socket, Type};
 
-use super::Row;
+use super::CheckRow;
 use crate::config::Config;
 use crate::healthcheck;
 use crate::net::{tcp, unix};
@@ -17,19 +17,19 @@ use crate::reactor::listeners::ListenOn;
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Each address that is listened on: it is free, or held by a gateway of this configuration.
-pub fn check(config: &Config) -> Vec<Row> {
+pub fn check(config: &Config) -> Vec<CheckRow> {
     let mut rows = Vec::new();
     let mut health = None;
     for at in config.reactor.admin.iter().chain(&config.reactor.listen) {
         let name = named(at);
         let row = match is_free(at) {
-            Ok(true) => Row::ok(name, format!("{at} is free")),
+            Ok(true) => CheckRow::ok(name, format!("{at} is free")),
             Ok(false) => match ask(at, config) {
                 Ok(answer) => {
                     health.get_or_insert(answer);
-                    Row::ok(name, format!("{at} is held by the running gateway"))
+                    CheckRow::ok(name, format!("{at} is held by the running gateway"))
                 }
-                Err(why) => Row::fail(
+                Err(why) => CheckRow::fail(
                     name,
                     format!("{at} is held by another program: {why}"),
                     format!(
@@ -41,7 +41,7 @@ pub fn check(config: &Config) -> Vec<Row> {
                     ),
                 ),
             },
-            Err((detail, advice)) => Row::fail(name, format!("{at}: {detail}"), advice),
+            Err((detail, advice)) => CheckRow::fail(name, format!("{at}: {detail}"), advice),
         };
         rows.push(row);
     }
@@ -94,16 +94,16 @@ fn ask(at: &ListenOn, config: &Config) -> Result<Value, String> {
 }
 
 /// What the running gateway says about itself.
-fn judge(health: Option<Value>) -> Row {
+fn judge(health: Option<Value>) -> CheckRow {
     let name = "gateway";
     let Some(health) = health else {
-        return Row::ok(name, "none is running with this configuration");
+        return CheckRow::ok(name, "none is running with this configuration");
     };
     let word = |key: &str| health.get(key).and_then(Value::as_str).unwrap_or("unknown").to_owned();
     let version = word("version");
     let open = health.get("active_connections").and_then(Value::as_u64).unwrap_or_default();
     let Some(problems) = health.get("problems").and_then(Value::as_array) else {
-        return Row::warn(
+        return CheckRow::warn(
             name,
             format!(
                 "version {version} is {}, but takes this command for a stranger",
@@ -116,14 +116,14 @@ fn judge(health: Option<Value>) -> Row {
     let problems: Vec<_> = problems.iter().filter_map(Value::as_str).collect();
     match problems.is_empty() {
         true if version == env!("CARGO_PKG_VERSION") => {
-            Row::ok(name, format!("version {version} is running, {open} WebSockets are open"))
+            CheckRow::ok(name, format!("version {version} is running, {open} WebSockets are open"))
         }
-        true => Row::warn(
+        true => CheckRow::warn(
             name,
             format!("version {version} is running, this program is another one"),
             "restart the gateway to take the new version into use",
         ),
-        false => Row::warn(
+        false => CheckRow::warn(
             name,
             format!("version {version} is degraded: {}", problems.join("; ")),
             "the rows below show whether that lasts",
@@ -132,16 +132,16 @@ fn judge(health: Option<Value>) -> Row {
 }
 
 /// The embedded inbox: its place is free, or it takes what is published.
-fn check_inbox(at: &ListenOn, config: &Config) -> Row {
+fn check_inbox(at: &ListenOn, config: &Config) -> CheckRow {
     let name = at.address().map_or("inbox".into(), |address| format!("inbox {}", address.port()));
     match is_free(at) {
-        Ok(true) => return Row::ok(name, format!("{at} is free")),
-        Err((detail, advice)) => return Row::fail(name, format!("{at}: {detail}"), advice),
+        Ok(true) => return CheckRow::ok(name, format!("{at} is free")),
+        Err((detail, advice)) => return CheckRow::fail(name, format!("{at}: {detail}"), advice),
         Ok(false) => {}
     }
     match publish(at, config) {
-        Ok(()) => Row::ok(name, format!("{at} took a message that was published to it")),
-        Err(why) => Row::fail(
+        Ok(()) => CheckRow::ok(name, format!("{at} took a message that was published to it")),
+        Err(why) => CheckRow::fail(
             name,
             format!("{at} is held by something that is not the gateway's inbox: {why}"),
             "stop it, or change the address in `redis.url`",

@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 const LINE_BYTES_MAX: u64 = 64 * 1024;
 
 /// One log, oldest part first.
-pub struct Log(Vec<Part>);
+pub struct Log(Vec<LogPart>);
 
-enum Part {
+enum LogPart {
     File(PathBuf),
     /// Standard input, which can be read once.
     Memory(Vec<u8>),
@@ -42,7 +42,7 @@ impl Log {
         if path.as_os_str() == "-" {
             let mut bytes = Vec::new();
             io::stdin().read_to_end(&mut bytes).map_err(failed)?;
-            return Ok(Log(vec![Part::Memory(bytes)]));
+            return Ok(Log(vec![LogPart::Memory(bytes)]));
         }
         fs::metadata(path).map_err(failed)?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -54,18 +54,18 @@ impl Log {
         }
         older.sort_by(|(one, _), (other, _)| other.cmp(one));
         let files = older.into_iter().map(|(_, path)| path).chain([path.to_owned()]);
-        Ok(Log(files.map(Part::File).collect()))
+        Ok(Log(files.map(LogPart::File).collect()))
     }
 
     /// Calls `handle` with each line, oldest first.
     pub fn each_line(&self, mut handle: impl FnMut(&str)) -> Result<(), LogError> {
         for part in &self.0 {
             let (path, read) = match part {
-                Part::File(path) => {
+                LogPart::File(path) => {
                     let file = File::open(path).map(BufReader::new);
                     (path.clone(), file.and_then(|file| read_lines(file, &mut handle)))
                 }
-                Part::Memory(bytes) => ("-".into(), read_lines(bytes.as_slice(), &mut handle)),
+                LogPart::Memory(bytes) => ("-".into(), read_lines(bytes.as_slice(), &mut handle)),
             };
             read.map_err(|why| LogError { path, why })?;
         }

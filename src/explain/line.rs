@@ -7,7 +7,7 @@ const DAY: i64 = 24 * 60 * 60 * 1000;
 
 /// What `explain` needs of a line, by the names of `docs/log.schema.json`.
 #[derive(Debug)]
-pub struct Line {
+pub struct LogLine {
     /// In milliseconds since 1970.
     at: i64,
     pub level: String,
@@ -25,9 +25,9 @@ pub struct Line {
     before_end: i64,
 }
 
-impl Line {
+impl LogLine {
     /// Reads a line. `None`: it is not one of the gateway's.
-    pub fn read(text: &str) -> Option<Line> {
+    pub fn read(text: &str) -> Option<LogLine> {
         let (at, level, target, message) = read_json(text).or_else(|| read_text(text))?;
         let parts = Parts::of(&message);
         let text = |name| parts.text(name).map(str::to_owned);
@@ -37,7 +37,7 @@ impl Line {
         let code = parts.value("code").and_then(Value::as_u64);
         let before_end = parts.value("before_end_seconds").and_then(Value::as_f64);
         let before_end = (before_end.unwrap_or_default() * 1000.0).round() as i64;
-        Some(Line {
+        Some(LogLine {
             at,
             level,
             target,
@@ -212,7 +212,7 @@ mod tests {
         let json = r#"{"time":"2026-11-22T10:00:00.123Z","level":"WARN","target":"dial","event":"backend_failed","id":"input_1","message":"input_1 = backend ws://b/ failed what=\"Z\""}"#;
         for line in [text, json] {
             for front in ["", "Nov 22 10:00:00 host aivtuber-gateway[7]: ", "gateway-1  | "] {
-                let line = Line::read(&format!("{front}{line}\n")).expect("it is a line");
+                let line = LogLine::read(&format!("{front}{line}\n")).expect("it is a line");
                 assert_eq!((line.level.as_str(), line.target.as_str()), ("WARN", "dial"));
                 assert_eq!((line.id.as_deref(), line.event), (Some("input_1"), "backend_failed"));
                 assert_eq!(line.told(), "= backend ws://b/ failed what=\"Z\"");
@@ -220,7 +220,7 @@ mod tests {
             }
         }
         for other in ["", "-- Boot 7 --", "2026-11-22T10:00:00.123Z nothing here", "{\"time\":1}"] {
-            assert!(Line::read(other).is_none(), "{other}");
+            assert!(LogLine::read(other).is_none(), "{other}");
         }
     }
 
@@ -229,7 +229,7 @@ mod tests {
         let named = |client: &str, name: &str| {
             let line =
                 format!("2026-11-22T10:00:00.123Z INFO  relay input_1 opened client={client}");
-            Line::read(&line).expect("it is a line").names(name)
+            LogLine::read(&line).expect("it is a line").names(name)
         };
         assert!(named("192.0.2.7:5000", "192.0.2.7") && named("192.0.2.7:5000", "192.0.2.7:5000"));
         assert!(named("[2001:db8::1]:7", "2001:db8::1"));

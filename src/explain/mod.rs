@@ -15,7 +15,7 @@ mod line;
 
 use crate::session::{CloseReason, EndVerdict};
 use files::{Log, LogError};
-use line::Line;
+use line::LogLine;
 use serde_json::json;
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write as _;
@@ -31,13 +31,13 @@ const ENDINGS_MAX: usize = 10;
 const LINES_MAX: usize = 20_000;
 
 /// A connection: starts of the gateway before it, and its id.
-type Connection = (u32, String);
+type ConnectionKey = (u32, String);
 
 /// What a log says about a connection, a task or a client, or about the last bad endings.
 #[derive(Debug)]
 pub struct Story {
     /// In order.
-    lines: Vec<(u32, Line)>,
+    lines: Vec<(u32, LogLine)>,
     /// Lines or connections were left out, being too many.
     is_cut: bool,
 }
@@ -58,7 +58,7 @@ enum Wanted<'n> {
 pub fn explain(log: &Path, name: Option<&str>) -> Result<Option<Story>, String> {
     let log = Log::find(log).map_err(|error: LogError| error.to_string())?;
     let wanted = name.map_or(Wanted::Failures, Wanted::Name);
-    let mut found = Found::default();
+    let mut found = Matches::default();
     each_line(&log, |run, line| found.look_at(&wanted, run, &line))?;
     let mut story = Story { lines: Vec::new(), is_cut: found.is_cut };
     let mut lines = VecDeque::new();
@@ -78,10 +78,10 @@ pub fn explain(log: &Path, name: Option<&str>) -> Result<Option<Story>, String> 
 }
 
 /// Calls `handle` with each line that is one of the gateway's, and the starts before it.
-fn each_line(log: &Log, mut handle: impl FnMut(u32, Line)) -> Result<(), String> {
+fn each_line(log: &Log, mut handle: impl FnMut(u32, LogLine)) -> Result<(), String> {
     let mut run = 0;
     log.each_line(|text| {
-        if let Some(line) = Line::read(text) {
+        if let Some(line) = LogLine::read(text) {
             run += u32::from(line.is("starting"));
             handle(run, line);
         }
@@ -91,23 +91,23 @@ fn each_line(log: &Log, mut handle: impl FnMut(u32, Line)) -> Result<(), String>
 
 /// The connections that are meant.
 #[derive(Default)]
-struct Found {
+struct Matches {
     /// In the order of the log.
-    connections: VecDeque<Connection>,
-    known: BTreeSet<Connection>,
+    connections: VecDeque<ConnectionKey>,
+    known: BTreeSet<ConnectionKey>,
     /// Their tasks: lines about them that have no id belong to the story.
     tasks: BTreeSet<(u32, String)>,
     is_cut: bool,
 }
 
-impl Found {
-    fn look_at(&mut self, wanted: &Wanted<'_>, run: u32, line: &Line) {
+impl Matches {
+    fn look_at(&mut self, wanted: &Wanted<'_>, run: u32, line: &LogLine) {
         let Some(id) = &line.id else { return };
         let is_meant = match wanted {
             Wanted::Name(name) if id == name => {
                 // Of several starts the last one is meant.
                 if self.connections.back().is_some_and(|(known, _)| *known < run) {
-                    *self = Found::default();
+                    *self = Matches::default();
                 }
                 true
             }
@@ -139,7 +139,7 @@ impl Found {
         }
     }
 
-    fn wants(&self, wanted: &Wanted<'_>, run: u32, line: &Line) -> bool {
+    fn wants(&self, wanted: &Wanted<'_>, run: u32, line: &LogLine) -> bool {
         match &line.id {
             Some(id) if self.known.contains(&(run, id.clone())) => true,
             Some(_) => matches!(wanted, Wanted::Name(name) if line.is_of_task(name)),
@@ -152,7 +152,7 @@ impl Found {
 }
 
 /// Whether a closing line is that of a connection that ended badly, as far as its reason tells.
-fn has_failed(line: &Line) -> bool {
+fn has_failed(line: &LogLine) -> bool {
     let reason = line.reason.as_deref().filter(|_| line.is("closed"));
     let reason = CloseReason::ALL.iter().find(|known| Some(known.word()) == reason);
     match reason.map(|reason| reason.verdict()) {

@@ -531,7 +531,7 @@ impl Gateway {
             || self.cx.results.has_deliveries()
             || self.cx.results.has_more_work()
             || self.cx.channels.queued() > 0
-            || self.cx.feeds.has_letters()
+            || self.cx.feeds.has_notices()
             || self.is_census_due()
             || !self.sweeps.is_empty()
         {

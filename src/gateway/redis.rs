@@ -1,4 +1,5 @@
-//! The sockets of the two Redis connections: dialed, read, written and closed as [`Link`] asks.
+//! The sockets of the two Redis connections: dialed, read, written and closed as
+//! [`Link`](crate::service::link::Link) asks.
 //!
 //! `Link` knows the protocol and the deadlines; this file knows sockets. Once a turn:
 //!
@@ -15,7 +16,7 @@
 #![expect(clippy::indexing_slicing, reason = "keys come from the slab, roles index a pair")]
 
 use crate::net::{Conn, Io, PeerAddress, Ready, Source, tls};
-use crate::service::attempt::{AttemptError, Fault};
+use crate::service::attempt::{AttemptError, AttemptFault};
 use crate::service::link::{Address, LinkAction, REDIS_ROLES, RedisRole};
 use crate::service::name::{LookUpError, Name};
 use crate::session::Context;
@@ -187,7 +188,9 @@ impl RedisSockets {
                     self.sockets[role as usize] = RedisSocket::Dialing { conn, later, has_tls };
                     return;
                 }
-                Err(error) if AttemptError::of_connecting(&error).fault() == Fault::Local => {
+                Err(error)
+                    if AttemptError::of_connecting(&error).fault() == AttemptFault::Local =>
+                {
                     return self.note_shortage(role, &error.to_string(), cx);
                 }
                 Err(error) => why = error.to_string(),

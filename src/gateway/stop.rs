@@ -1,9 +1,9 @@
 //! Requests to stop a task, and the messages and log lines that follow.
 
 use super::Gateway;
-use crate::proto::control::{self, Action};
+use crate::proto::control::{self, ControlAction};
 use crate::proto::http::Response;
-use crate::service::feeds::News;
+use crate::service::feeds::WorkerNotice;
 use crate::service::results::{StopOutcome, StoppedBy};
 use crate::session::SessionId;
 use crate::session::respond::Question;
@@ -55,11 +55,11 @@ impl Gateway {
         self.cx.stats.tasks_stopped += 1;
         self.cx.streams.remove_task(task);
         self.cx.speech.stop(task);
-        self.cx.feeds.tell(task, News::Control(Action::Stop));
+        self.cx.feeds.notify(task, WorkerNotice::Control(ControlAction::Stop));
         self.cx.feeds.forget(task);
         // A worker's own publication has reached the others.
         if by != StoppedBy::Channel {
-            self.tell_workers(task, Action::Stop);
+            self.tell_workers(task, ControlAction::Stop);
         }
         let by = by.word();
         info!(target: "output", "task stopped by={by} clients={clients} results_dropped={results} task={task}");
@@ -76,18 +76,18 @@ impl Gateway {
             let said = self.cx.results.poll_absence(self.cx.now, |task| streams.is_speaking(task));
             let Some((task, action)) = said else { return };
             self.tell_workers(task, action);
-            self.cx.feeds.tell(task, News::Control(action));
+            self.cx.feeds.notify(task, WorkerNotice::Control(action));
             match action {
-                Action::Left => info!(target: "output", "clients left task={task}"),
-                Action::Back => info!(target: "output", "client is back task={task}"),
-                Action::Stop => {}
+                ControlAction::Left => info!(target: "output", "clients left task={task}"),
+                ControlAction::Back => info!(target: "output", "client is back task={task}"),
+                ControlAction::Stop => {}
             }
         }
     }
 
     /// Tells the workers of a task that are connected to this gateway. Those at Redis know it: the
     /// link has published it.
-    fn tell_workers(&mut self, task: Uuid, action: Action) {
+    fn tell_workers(&mut self, task: Uuid, action: ControlAction) {
         if self.is_inbox {
             let channel = format!("{}{task}", self.cx.control_prefix);
             self.cx.channels.publish(channel.as_bytes(), action.payload());

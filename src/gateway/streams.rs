@@ -6,7 +6,7 @@ use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
 use crate::proto::message::TaskId;
 use crate::service::audio_names;
-use crate::service::streams::{Finished, StreamFailure, StreamId, StreamSource, StreamState};
+use crate::service::streams::{FinishedStream, StreamFailure, StreamId, StreamSource, StreamState};
 use crate::service::tasks::{Renumbered, SpeechKey};
 use crate::session::jobs::{FileJob, Job};
 use log::{info, warn};
@@ -89,8 +89,8 @@ impl Gateway {
         }
     }
 
-    fn finish_stream(&mut self, finished: Finished) {
-        let Finished { id, task, result_id, source, state, chunks, bytes, .. } = finished;
+    fn finish_stream(&mut self, finished: FinishedStream) {
+        let FinishedStream { id, task, result_id, source, state, chunks, bytes, .. } = finished;
         let name = &finished.name;
         self.cx.network.unwatch(id.number());
         if source == StreamSource::YoungFile {
@@ -138,8 +138,8 @@ impl Gateway {
         }
     }
 
-    fn finish_speech(&mut self, finished: &Finished) {
-        let Finished { id, task, result_id, state, chunks, bytes, .. } = *finished;
+    fn finish_speech(&mut self, finished: &FinishedStream) {
+        let FinishedStream { id, task, result_id, state, chunks, bytes, .. } = *finished;
         let has_stalled = state == StreamState::Failed(StreamFailure::Stalled);
         self.cx.handle_speech_finished(task, id, has_stalled);
         let task = TaskId::from(task);

@@ -4,7 +4,7 @@ use super::Gateway;
 use crate::net::{Conn, Socket};
 use crate::service::channels::Publication;
 use crate::service::trust::Peer;
-use crate::session::inbox::Message;
+use crate::session::inbox::ChannelMessage;
 use crate::session::{Admission, Session};
 use log::info;
 
@@ -51,17 +51,17 @@ impl Gateway {
     /// which there was no room.
     #[inline]
     pub(super) fn go_on_with_speech(&mut self) {
-        if self.cx.feeds.has_letters() || self.cx.speech.has_paused() {
-            self.hand_out_letters();
+        if self.cx.feeds.has_notices() || self.cx.speech.has_paused() {
+            self.hand_out_notices();
         }
     }
 
     #[inline(never)]
-    fn hand_out_letters(&mut self) {
-        while let Some(letter) = self.cx.feeds.poll_letter() {
-            if let Some(session) = self.session_mut(letter.worker) {
-                session.handle_letter(&letter);
-                self.drive(letter.worker.key as usize);
+    fn hand_out_notices(&mut self) {
+        while let Some(pending) = self.cx.feeds.poll_notice() {
+            if let Some(session) = self.session_mut(pending.worker) {
+                session.handle_notice(&pending);
+                self.drive(pending.worker.key as usize);
             }
         }
         while let Some(worker) = self.cx.speech.poll_resumed() {
@@ -83,7 +83,7 @@ impl Gateway {
                     continue;
                 }
                 let (now, message) =
-                    (self.cx.now, Message { pattern, channel: &channel, payload: &payload });
+                    (self.cx.now, ChannelMessage { pattern, channel: &channel, payload: &payload });
                 if let Some(session) = self.session_mut(*id) {
                     session.handle_publication(message, now);
                     self.cx.work += WORK_OF_A_MESSAGE + payload.len();

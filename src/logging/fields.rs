@@ -9,7 +9,7 @@ use serde_json::Value;
 
 /// The type of a field, and how the text has it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum FieldKind {
     Text,
     /// A number; `none` and `?` are null.
     Number,
@@ -22,71 +22,71 @@ enum Kind {
 }
 
 /// The keys of pairs, the names that fields have, and their types.
-const FIELDS: &[(&str, &str, Kind)] = &[
-    ("task", "task", Kind::Text),
-    ("client", "client", Kind::Text),
-    ("user_agent", "user_agent", Kind::Text),
-    ("origin", "origin", Kind::Text),
-    ("backend", "backend", Kind::Text),
-    ("address", "address", Kind::Text),
-    ("request_id", "request_id", Kind::Text),
-    ("reason", "reason", Kind::Text),
-    ("phrase", "phrase", Kind::Text),
-    ("code", "code", Kind::Number),
-    ("status", "status", Kind::Number),
-    ("ended_by", "ended_by", Kind::Text),
-    ("phase", "phase", Kind::Text),
-    ("duration", "duration_seconds", Kind::Seconds),
-    ("before_end", "before_end_seconds", Kind::Seconds),
-    ("from_client_frames", "from_client_frames", Kind::Number),
-    ("from_client_bytes", "from_client_bytes", Kind::Number),
-    ("to_client_frames", "to_client_frames", Kind::Number),
-    ("to_client_bytes", "to_client_bytes", Kind::Number),
-    ("direction", "direction", Kind::Text),
-    ("opcode", "opcode", Kind::Text),
-    ("side", "side", Kind::Text),
-    ("len", "length", Kind::Number),
-    ("fin", "fin", Kind::Flag),
-    ("chunk", "chunk", Kind::Number),
-    ("chunks", "chunks", Kind::Number),
-    ("sentence", "sentence", Kind::Text),
-    ("why", "why", Kind::Text),
-    ("what", "what", Kind::Text),
-    ("error", "error", Kind::Text),
-    ("cause", "cause", Kind::Text),
-    ("file", "file", Kind::Text),
-    ("root", "root", Kind::Text),
-    ("folder", "folder", Kind::Text),
-    ("result", "result_id", Kind::Number),
-    ("results", "results", Kind::Number),
-    ("results_dropped", "results_dropped", Kind::Number),
-    ("clients", "clients", Kind::Number),
-    ("audio", "audio_bytes", Kind::Bytes),
-    ("text", "text_bytes", Kind::Bytes),
-    ("from", "from_chunk", Kind::Number),
-    ("growing", "growing", Kind::Flag),
-    ("failure", "failure", Kind::Flag),
-    ("final", "final", Kind::Flag),
-    ("seq", "seq", Kind::Number),
-    ("by", "by", Kind::Text),
-    ("arguments", "arguments", Kind::Number),
-    ("published", "published", Kind::Number),
-    ("errors", "errors", Kind::Number),
-    ("events", "events", Kind::Number),
-    ("stories", "stories", Kind::Number),
-    ("connections", "connections", Kind::Number),
-    ("timeout", "timeout", Kind::Text),
-    ("memory", "memory_bytes", Kind::Bytes),
-    ("held", "held_bytes", Kind::Bytes),
-    ("limit", "limit_bytes", Kind::Bytes),
-    ("version", "version", Kind::Text),
-    ("config", "config", Kind::Text),
-    ("demo", "demo", Kind::Flag),
-    ("listen", "listen", Kind::Text),
-    ("routes", "routes", Kind::Text),
-    ("redis", "redis", Kind::Text),
-    ("path", "path", Kind::Text),
-    ("to", "to", Kind::Text),
+const FIELDS: &[(&str, &str, FieldKind)] = &[
+    ("task", "task", FieldKind::Text),
+    ("client", "client", FieldKind::Text),
+    ("user_agent", "user_agent", FieldKind::Text),
+    ("origin", "origin", FieldKind::Text),
+    ("backend", "backend", FieldKind::Text),
+    ("address", "address", FieldKind::Text),
+    ("request_id", "request_id", FieldKind::Text),
+    ("reason", "reason", FieldKind::Text),
+    ("phrase", "phrase", FieldKind::Text),
+    ("code", "code", FieldKind::Number),
+    ("status", "status", FieldKind::Number),
+    ("ended_by", "ended_by", FieldKind::Text),
+    ("phase", "phase", FieldKind::Text),
+    ("duration", "duration_seconds", FieldKind::Seconds),
+    ("before_end", "before_end_seconds", FieldKind::Seconds),
+    ("from_client_frames", "from_client_frames", FieldKind::Number),
+    ("from_client_bytes", "from_client_bytes", FieldKind::Number),
+    ("to_client_frames", "to_client_frames", FieldKind::Number),
+    ("to_client_bytes", "to_client_bytes", FieldKind::Number),
+    ("direction", "direction", FieldKind::Text),
+    ("opcode", "opcode", FieldKind::Text),
+    ("side", "side", FieldKind::Text),
+    ("len", "length", FieldKind::Number),
+    ("fin", "fin", FieldKind::Flag),
+    ("chunk", "chunk", FieldKind::Number),
+    ("chunks", "chunks", FieldKind::Number),
+    ("sentence", "sentence", FieldKind::Text),
+    ("why", "why", FieldKind::Text),
+    ("what", "what", FieldKind::Text),
+    ("error", "error", FieldKind::Text),
+    ("cause", "cause", FieldKind::Text),
+    ("file", "file", FieldKind::Text),
+    ("root", "root", FieldKind::Text),
+    ("folder", "folder", FieldKind::Text),
+    ("result", "result_id", FieldKind::Number),
+    ("results", "results", FieldKind::Number),
+    ("results_dropped", "results_dropped", FieldKind::Number),
+    ("clients", "clients", FieldKind::Number),
+    ("audio", "audio_bytes", FieldKind::Bytes),
+    ("text", "text_bytes", FieldKind::Bytes),
+    ("from", "from_chunk", FieldKind::Number),
+    ("growing", "growing", FieldKind::Flag),
+    ("failure", "failure", FieldKind::Flag),
+    ("final", "final", FieldKind::Flag),
+    ("seq", "seq", FieldKind::Number),
+    ("by", "by", FieldKind::Text),
+    ("arguments", "arguments", FieldKind::Number),
+    ("published", "published", FieldKind::Number),
+    ("errors", "errors", FieldKind::Number),
+    ("events", "events", FieldKind::Number),
+    ("stories", "stories", FieldKind::Number),
+    ("connections", "connections", FieldKind::Number),
+    ("timeout", "timeout", FieldKind::Text),
+    ("memory", "memory_bytes", FieldKind::Bytes),
+    ("held", "held_bytes", FieldKind::Bytes),
+    ("limit", "limit_bytes", FieldKind::Bytes),
+    ("version", "version", FieldKind::Text),
+    ("config", "config", FieldKind::Text),
+    ("demo", "demo", FieldKind::Flag),
+    ("listen", "listen", FieldKind::Text),
+    ("routes", "routes", FieldKind::Text),
+    ("redis", "redis", FieldKind::Text),
+    ("path", "path", FieldKind::Text),
+    ("to", "to", FieldKind::Text),
 ];
 
 /// How messages begin, behind the id, and the event that they are. The first that fits counts.
@@ -324,8 +324,8 @@ impl<'m> Parts<'m> {
         if key == "chunk"
             && let Some((chunk, chunks)) = value.split_once('/')
         {
-            self.put("chunk", typed(Kind::Number, chunk));
-            self.put("chunks", typed(Kind::Number, chunks));
+            self.put("chunk", typed(FieldKind::Number, chunk));
+            self.put("chunks", typed(FieldKind::Number, chunks));
             return;
         }
         self.put(name, typed(*kind, value));
@@ -338,14 +338,14 @@ pub(crate) fn events() -> impl Iterator<Item = &'static str> {
     EVENTS.iter().map(|(_, event)| *event).chain(OTHER_EVENTS).chain([PLAIN])
 }
 
-fn typed(kind: Kind, text: &str) -> Value {
+fn typed(kind: FieldKind, text: &str) -> Value {
     let number = |text: &str| text.parse::<u64>().map_or(Value::Null, Value::from);
     match kind {
-        Kind::Text => text.into(),
-        Kind::Number => number(text),
-        Kind::Flag => (text == "true").into(),
-        Kind::Bytes => number(text.trim_end_matches('B')),
-        Kind::Seconds => seconds(text).map_or(Value::Null, Value::from),
+        FieldKind::Text => text.into(),
+        FieldKind::Number => number(text),
+        FieldKind::Flag => (text == "true").into(),
+        FieldKind::Bytes => number(text.trim_end_matches('B')),
+        FieldKind::Seconds => seconds(text).map_or(Value::Null, Value::from),
     }
 }
 
@@ -545,10 +545,10 @@ mod tests {
         assert_eq!(listed, events().collect());
         for &(_, name, kind) in FIELDS {
             let expected = match kind {
-                Kind::Text => json!("string"),
-                Kind::Flag => json!("boolean"),
-                Kind::Number | Kind::Bytes => json!(["integer", "null"]),
-                Kind::Seconds => json!(["number", "null"]),
+                FieldKind::Text => json!("string"),
+                FieldKind::Flag => json!("boolean"),
+                FieldKind::Number | FieldKind::Bytes => json!(["integer", "null"]),
+                FieldKind::Seconds => json!(["number", "null"]),
             };
             assert_eq!(schema["properties"][name]["type"], expected, "{name}");
         }

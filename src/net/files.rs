@@ -112,7 +112,7 @@ pub struct OpenFile {
     state: FileState,
     identity: FileIdentity,
     first_bytes: Box<[u8]>,
-    tail: Option<Tail>,
+    tail: Option<TailHash>,
 }
 
 /// Which file it is, whatever its name: device and inode.
@@ -131,7 +131,7 @@ pub struct FileState {
 /// What the last bytes of a file were when it was opened. A longer file that has others there was
 /// rewritten, not extended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Tail {
+struct TailHash {
     /// Bytes of the whole file.
     end: u64,
     hash: u64,
@@ -182,14 +182,14 @@ pub struct FoundRoot(Device);
 #[derive(Clone, Debug)]
 pub struct ReadRequest {
     file: Arc<File>,
-    tail: Option<Tail>,
+    tail: Option<TailHash>,
     offset: u64,
     length: usize,
 }
 
 /// A file whose state is to be asked for by a thread that may wait.
 #[derive(Clone, Debug)]
-pub struct StateRequest(Arc<File>, Option<Tail>);
+pub struct StateRequest(Arc<File>, Option<TailHash>);
 
 /// What a [`ReadRequest`] found.
 #[derive(Clone, Debug)]
@@ -434,7 +434,7 @@ impl OpenFile {
 
     fn read_tail(&mut self, young_since: Option<SystemTime>) -> Result<(), OpenError> {
         if young_since.is_some_and(|since| self.state.modified > since) {
-            let tail = Tail::read(&self.file, self.state.length);
+            let tail = TailHash::read(&self.file, self.state.length);
             self.tail = tail.map_err(|error| io_error(&error))?;
         }
         Ok(())
@@ -531,14 +531,14 @@ impl LocalDevices {
     }
 }
 
-impl Tail {
+impl TailHash {
     /// `None`: the file is empty, or has become shorter.
-    fn read(file: &File, end: u64) -> io::Result<Option<Tail>> {
+    fn read(file: &File, end: u64) -> io::Result<Option<TailHash>> {
         let mut bytes = vec![0; end.min(TAIL_BYTES_MAX) as usize];
         let at = end - bytes.len() as u64;
         match file.read_exact_at(&mut bytes, at) {
             Ok(()) if bytes.is_empty() => Ok(None),
-            Ok(()) => Ok(Some(Tail { end, hash: xxh3_64(&bytes) })),
+            Ok(()) => Ok(Some(TailHash { end, hash: xxh3_64(&bytes) })),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
             Err(error) => Err(error),
         }
@@ -547,11 +547,11 @@ impl Tail {
 
 /// The state, or, of a file that is longer and was written anew, that of one that was rewritten
 /// within its old length.
-fn compare_tail(file: &File, tail: Option<Tail>, state: FileState) -> FileState {
+fn compare_tail(file: &File, tail: Option<TailHash>, state: FileState) -> FileState {
     match tail {
         Some(tail)
             if state.length > tail.end
-                && !Tail::read(file, tail.end).is_ok_and(|now| now == Some(tail)) =>
+                && !TailHash::read(file, tail.end).is_ok_and(|now| now == Some(tail)) =>
         {
             FileState { length: tail.end, ..state }
         }

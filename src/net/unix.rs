@@ -100,7 +100,7 @@ impl fmt::Display for UnixPath {
 }
 
 /// A listening socket and its file, which is removed with it.
-pub struct Listener {
+pub struct UnixListenSocket {
     socket: UnixListener,
     path: PathBuf,
     /// What the file was when it was made.
@@ -112,8 +112,8 @@ pub struct Listener {
 /// # Errors
 /// `AddrInUse`: another program listens there. Anything else: the file, its group or its mode
 /// cannot be what they should be.
-pub fn listen(at: &UnixPath) -> io::Result<Listener> {
-    if let Found::Stale = find(&at.path)? {
+pub fn listen(at: &UnixPath) -> io::Result<UnixListenSocket> {
+    if let SocketFileState::Stale = find(&at.path)? {
         std::fs::remove_file(&at.path)?;
     }
     let socket =
@@ -121,7 +121,7 @@ pub fn listen(at: &UnixPath) -> io::Result<Listener> {
     socket.bind(&SockAddr::unix(&at.path)?)?;
     let socket = UnixListener::from_std(socket.into());
     let file = std::fs::symlink_metadata(&at.path).ok();
-    let listener = Listener { socket, path: at.path.clone(), file };
+    let listener = UnixListenSocket { socket, path: at.path.clone(), file };
     if let Some(group) = &at.group {
         let group = group_id(group)?;
         std::os::unix::fs::chown(&at.path, None, Some(group))?;
@@ -143,15 +143,15 @@ pub fn look(at: &UnixPath) -> io::Result<()> {
 }
 
 /// What is at a path where a socket is to be.
-enum Found {
+enum SocketFileState {
     Nothing,
     /// A socket that nothing listens on.
     Stale,
 }
 
-fn find(path: &Path) -> io::Result<Found> {
+fn find(path: &Path) -> io::Result<SocketFileState> {
     match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(SocketFileState::Nothing),
         Err(error) => return Err(error),
         Ok(file) if !file.file_type().is_socket() => {
             return Err(io::Error::other("there is a file of this name that is no socket"));
@@ -160,7 +160,7 @@ fn find(path: &Path) -> io::Result<Found> {
     }
     let probe = socket2::Socket::new_raw(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
     match probe.connect(&SockAddr::unix(path)?) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(Found::Stale),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(SocketFileState::Stale),
         // A full queue is one that something listens on.
         Ok(()) => Err(ErrorKind::AddrInUse.into()),
         Err(error) if error.kind() == ErrorKind::WouldBlock => Err(ErrorKind::AddrInUse.into()),
@@ -185,7 +185,7 @@ fn group_id(name: &str) -> io::Result<u32> {
     id.ok_or_else(|| io::Error::other(format!("there is no group {name:?}")))
 }
 
-impl Listener {
+impl UnixListenSocket {
     /// Takes a connection from the queue.
     ///
     /// # Errors
@@ -203,7 +203,7 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
+impl Drop for UnixListenSocket {
     fn drop(&mut self) {
         // Another process may have made one of its own there meanwhile.
         let now = std::fs::symlink_metadata(&self.path).ok();

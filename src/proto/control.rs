@@ -6,7 +6,7 @@ use super::message::TaskId;
 
 /// What a task's workers are to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Action {
+pub enum ControlAction {
     /// The task is stopped.
     Stop,
     /// No client waits for the task any more, and it is not finished.
@@ -15,29 +15,29 @@ pub enum Action {
     Back,
 }
 
-impl Action {
+impl ControlAction {
     /// The word for messages.
     pub fn word(self) -> &'static str {
         match self {
-            Action::Stop => "STOP",
-            Action::Left => "LEFT",
-            Action::Back => "BACK",
+            ControlAction::Stop => "STOP",
+            ControlAction::Left => "LEFT",
+            ControlAction::Back => "BACK",
         }
     }
 
     /// What is published on the task's control channel.
     pub fn payload(self) -> &'static [u8] {
         match self {
-            Action::Stop => br#"{"action":"STOP"}"#,
-            Action::Left => br#"{"action":"LEFT"}"#,
-            Action::Back => br#"{"action":"BACK"}"#,
+            ControlAction::Stop => br#"{"action":"STOP"}"#,
+            ControlAction::Left => br#"{"action":"LEFT"}"#,
+            ControlAction::Back => br#"{"action":"BACK"}"#,
         }
     }
 
     /// Reads a publication on a control channel. `None`: it says nothing that is known.
-    pub fn read(payload: &[u8]) -> Option<Action> {
-        let control = serde_json::from_slice::<Control<'_>>(payload).ok()?;
-        let all = [Action::Stop, Action::Left, Action::Back];
+    pub fn read(payload: &[u8]) -> Option<ControlAction> {
+        let control = serde_json::from_slice::<ControlMessage<'_>>(payload).ok()?;
+        let all = [ControlAction::Stop, ControlAction::Left, ControlAction::Back];
         all.into_iter().find(|action| action.word() == control.action)
     }
 }
@@ -47,7 +47,7 @@ const NO_TASK: &str = "The body is not a JSON object with a sessionId or a task_
 
 /// A client's message, or one on a control channel. Further fields are not looked at.
 #[derive(Deserialize)]
-struct Control<'a> {
+struct ControlMessage<'a> {
     #[serde(borrow, default, rename = "type")]
     kind: Option<std::borrow::Cow<'a, str>>,
     #[serde(borrow)]
@@ -67,7 +67,7 @@ struct StopBody<'a> {
 pub fn is_clients_stop(message: &str) -> bool {
     // Nearly all that clients send is something else.
     message.contains("STOP") && {
-        let control = serde_json::from_str::<Control<'_>>(message);
+        let control = serde_json::from_str::<ControlMessage<'_>>(message);
         control.is_ok_and(|it| it.action == "STOP" && it.kind.as_deref() == Some("control"))
     }
 }
@@ -116,16 +116,16 @@ mod tests {
 
     #[test]
     fn publications_are_read_whatever_else_they_have() {
-        for action in [Action::Stop, Action::Left, Action::Back] {
-            assert_eq!(Action::read(action.payload()), Some(action));
+        for action in [ControlAction::Stop, ControlAction::Left, ControlAction::Back] {
+            assert_eq!(ControlAction::read(action.payload()), Some(action));
         }
-        let read = |payload: &str| Action::read(payload.as_bytes());
-        assert_eq!(read(r#"{"action":"STOP","by":"worker"}"#), Some(Action::Stop));
-        assert_eq!(read(r#"{"by":"proxy", "action":"LEFT"}"#), Some(Action::Left));
+        let read = |payload: &str| ControlAction::read(payload.as_bytes());
+        assert_eq!(read(r#"{"action":"STOP","by":"worker"}"#), Some(ControlAction::Stop));
+        assert_eq!(read(r#"{"by":"proxy", "action":"LEFT"}"#), Some(ControlAction::Left));
         for unknown in [r#"{"action":"PAUSE"}"#, r#"{"action":"left"}"#, "{}", "STOP", ""] {
             assert_eq!(read(unknown), None, "{unknown}");
         }
-        assert_eq!(Action::read(b"\xff"), None);
+        assert_eq!(ControlAction::read(b"\xff"), None);
     }
 
     #[test]

@@ -228,7 +228,7 @@ impl TaskResult {
     /// Reads what a worker published. Never fails: a malformed result becomes the failure
     /// `Invalid response format`; see [`TaskResult::fault`].
     pub fn read(payload: &[u8]) -> TaskResult {
-        let fields = Fields::read(payload).ok_or(ResultFault::NotAnObject);
+        let fields = ResultFields::read(payload).ok_or(ResultFault::NotAnObject);
         fields.and_then(TaskResult::from_fields).unwrap_or_else(|fault| TaskResult {
             kind: ResultKind::Failure { error: json_string(BAD_RESULT) },
             extras: "".into(),
@@ -366,7 +366,7 @@ impl TaskResult {
         }
     }
 
-    fn from_fields(fields: Fields<'_>) -> Result<TaskResult, ResultFault> {
+    fn from_fields(fields: ResultFields<'_>) -> Result<TaskResult, ResultFault> {
         let mut text = string_or_null(fields.text, "text")?;
         let mut extras = String::new();
         // `reply` and `content` are read only where there is no `text`. Otherwise `reply` is a
@@ -475,7 +475,7 @@ pub fn audio_chunk(
 pub fn audio_end(payload: &[u8]) -> Option<PathBuf> {
     // Most publications are results, which need no parsing to see it.
     memchr::memmem::find(payload, b"audio_end")?;
-    let json = Fields::read(payload)?.audio_end?;
+    let json = ResultFields::read(payload)?.audio_end?;
     let is_name = json.starts_with('"') && json != r#""""#;
     is_name.then(|| path(json, "audio_end").ok()).flatten()
 }
@@ -501,7 +501,7 @@ pub fn audio_complete(task: &TaskId) -> String {
 /// The top level of a result, as JSON text borrowed from the payload. If a name occurs twice, the
 /// last one counts, as in the JSON readers of workers and browsers.
 #[derive(Default)]
-struct Fields<'a> {
+struct ResultFields<'a> {
     text: Option<&'a str>,
     reply: Option<&'a str>,
     content: Option<&'a str>,
@@ -514,7 +514,7 @@ struct Fields<'a> {
     others: Vec<(&'a str, &'a str)>,
 }
 
-impl<'a> Members<'a> for Fields<'a> {
+impl<'a> Members<'a> for ResultFields<'a> {
     fn insert(&mut self, name: &'a str, value: &'a str) {
         let unescaped;
         let plain = if name.contains('\\') {
@@ -539,20 +539,20 @@ impl<'a> Members<'a> for Fields<'a> {
     }
 }
 
-impl<'a> Fields<'a> {
+impl<'a> ResultFields<'a> {
     /// Reads what a worker published; `None` if it is not an object.
-    fn read(payload: &'a [u8]) -> Option<Fields<'a>> {
+    fn read(payload: &'a [u8]) -> Option<ResultFields<'a>> {
         // Windows tools put a byte-order mark in front.
         let payload = payload.strip_prefix(b"\xef\xbb\xbf").unwrap_or(payload);
         let text = str::from_utf8(payload).ok();
-        text.and_then(|text| read_members::<Fields>(text).ok())
-            .or_else(|| Fields::read_leniently(payload))
+        text.and_then(|text| read_members::<ResultFields>(text).ok())
+            .or_else(|| ResultFields::read_leniently(payload))
     }
 
     /// Reads an object some of whose members are not JSON. Such a member becomes null if it is only
     /// passed on, and makes the result malformed if its name is known.
-    fn read_leniently(payload: &'a [u8]) -> Option<Fields<'a>> {
-        let mut fields = Fields::default();
+    fn read_leniently(payload: &'a [u8]) -> Option<ResultFields<'a>> {
+        let mut fields = ResultFields::default();
         for (name, value) in members(payload)? {
             // Without a name there is nothing to pass on.
             let Some(name) = json_text(name) else { continue };

@@ -6,7 +6,7 @@
 //! the characters that the worker wrote.
 
 use super::base64;
-use super::control::Action;
+use super::control::ControlAction;
 use super::members::{Members, members, read_members};
 use super::message::{BAD_TASK_ID, TaskId, json_text};
 use std::borrow::Cow;
@@ -23,7 +23,7 @@ const OUR_NAMES: [&str; 4] = ["task_id", "chunk_id", "total_chunks", "offset"];
 #[derive(Debug, PartialEq, Eq)]
 pub enum Message<'a> {
     /// Audio, or its announcement.
-    Chunk(Chunk<'a>),
+    Chunk(SpeechChunk<'a>),
     /// The audio of the task is complete.
     End {
         /// The task, as the worker wrote it.
@@ -37,7 +37,7 @@ pub enum Message<'a> {
 
 /// A chunk of audio.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Chunk<'a> {
+pub struct SpeechChunk<'a> {
     /// The task, as the worker wrote it.
     pub task: TaskId,
     /// Its number within its stream, from 0; `None`: the next one.
@@ -69,12 +69,12 @@ pub struct BadMessage {
     /// The task that it is about, if it says so.
     pub task: Option<TaskId>,
     /// What is wrong with it.
-    pub fault: Fault,
+    pub fault: SpeechFault,
 }
 
 /// What is wrong with a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum SpeechFault {
     /// Not a JSON object.
     NotAnObject,
     /// `type` is neither `SPEECH_CHUNK` nor `CONTROL` nor `STOP_ACK`.
@@ -95,18 +95,18 @@ pub enum Fault {
     BadAudioType,
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for SpeechFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Fault::NotAnObject => "The message is not a JSON object",
-            Fault::UnknownType => "The type is neither SPEECH_CHUNK nor CONTROL",
-            Fault::UnknownAction => "The action is neither END nor STOP_ACK",
-            Fault::NoTask => BAD_TASK_ID,
-            Fault::WrongType(name, expected) => return write!(f, "{name} is not {expected}"),
-            Fault::NoAudio => "The chunk has neither pcm nor bytes",
-            Fault::TwiceAudio => "The chunk has both pcm and bytes",
-            Fault::NotBase64 => "pcm is not base64",
-            Fault::BadAudioType => "audio_type is not a media type",
+            SpeechFault::NotAnObject => "The message is not a JSON object",
+            SpeechFault::UnknownType => "The type is neither SPEECH_CHUNK nor CONTROL",
+            SpeechFault::UnknownAction => "The action is neither END nor STOP_ACK",
+            SpeechFault::NoTask => BAD_TASK_ID,
+            SpeechFault::WrongType(name, expected) => return write!(f, "{name} is not {expected}"),
+            SpeechFault::NoAudio => "The chunk has neither pcm nor bytes",
+            SpeechFault::TwiceAudio => "The chunk has both pcm and bytes",
+            SpeechFault::NotBase64 => "pcm is not base64",
+            SpeechFault::BadAudioType => "audio_type is not a media type",
         })
     }
 }
@@ -118,10 +118,12 @@ impl<'a> Message<'a> {
     /// What is wrong with it.
     pub fn read(text: &'a str) -> Result<Message<'a>, BadMessage> {
         let without_task = |fault| BadMessage { task: None, fault };
-        let fields = match read_members::<Fields<'_>>(text) {
+        let fields = match read_members::<SpeechFields<'_>>(text) {
             Ok(fields) => fields,
             // `NaN` in a field that is only passed on costs that field.
-            Err(_) => Fields::read_leniently(text).ok_or(without_task(Fault::NotAnObject))?,
+            Err(_) => {
+                SpeechFields::read_leniently(text).ok_or(without_task(SpeechFault::NotAnObject))?
+            }
         };
         let task = fields.session_id.and_then(string).and_then(|id| TaskId::parse(&id));
         fields.into_message(task.clone()).map_err(|fault| BadMessage { task, fault })
@@ -134,8 +136,8 @@ impl Base64<'_> {
     ///
     /// # Errors
     /// It is not base64.
-    pub fn decode(&self, buffer: &mut Vec<u8>) -> Result<usize, Fault> {
-        base64::decode(self.0.as_bytes(), buffer).ok_or(Fault::NotBase64)
+    pub fn decode(&self, buffer: &mut Vec<u8>) -> Result<usize, SpeechFault> {
+        base64::decode(self.0.as_bytes(), buffer).ok_or(SpeechFault::NotBase64)
     }
 
     /// The number of bytes that it decodes to, provided that it is valid base64.
@@ -148,7 +150,7 @@ impl Base64<'_> {
 /// The top level of a message, as JSON text borrowed from it. Of a name that is given twice the
 /// last one counts.
 #[derive(Default)]
-struct Fields<'a> {
+struct SpeechFields<'a> {
     kind: Option<&'a str>,
     action: Option<&'a str>,
     session_id: Option<&'a str>,
@@ -160,7 +162,7 @@ struct Fields<'a> {
     others: String,
 }
 
-impl<'a> Members<'a> for Fields<'a> {
+impl<'a> Members<'a> for SpeechFields<'a> {
     fn insert(&mut self, name: &'a str, value: &'a str) {
         let plain = string(name).unwrap_or_default();
         let known = match &*plain {
@@ -183,9 +185,9 @@ impl<'a> Members<'a> for Fields<'a> {
     }
 }
 
-impl<'a> Fields<'a> {
-    fn read_leniently(text: &'a str) -> Option<Fields<'a>> {
-        let mut fields = Fields::default();
+impl<'a> SpeechFields<'a> {
+    fn read_leniently(text: &'a str) -> Option<SpeechFields<'a>> {
+        let mut fields = SpeechFields::default();
         for (name, value) in members(text.as_bytes())? {
             let name = json_text(name)?;
             match json_text(value) {
@@ -201,43 +203,45 @@ impl<'a> Fields<'a> {
         Some(fields)
     }
 
-    fn into_message(self, task: Option<TaskId>) -> Result<Message<'a>, Fault> {
-        let kind = self.kind.and_then(string).ok_or(Fault::UnknownType)?;
+    fn into_message(self, task: Option<TaskId>) -> Result<Message<'a>, SpeechFault> {
+        let kind = self.kind.and_then(string).ok_or(SpeechFault::UnknownType)?;
         let action = self.action.and_then(string);
         match (&*kind, action.as_deref()) {
-            ("SPEECH_CHUNK", _) => self.into_chunk(task.ok_or(Fault::NoTask)?).map(Message::Chunk),
+            ("SPEECH_CHUNK", _) => {
+                self.into_chunk(task.ok_or(SpeechFault::NoTask)?).map(Message::Chunk)
+            }
             ("STOP_ACK", _) | ("CONTROL", Some("STOP_ACK")) => Ok(Message::Acknowledgement),
             ("CONTROL", Some("END")) => {
                 let is_final = match self.is_final {
                     None | Some("false") => false,
                     Some("true") => true,
-                    Some(_) => return Err(Fault::WrongType("final", "true or false")),
+                    Some(_) => return Err(SpeechFault::WrongType("final", "true or false")),
                 };
-                Ok(Message::End { task: task.ok_or(Fault::NoTask)?, is_final })
+                Ok(Message::End { task: task.ok_or(SpeechFault::NoTask)?, is_final })
             }
-            ("CONTROL", _) => Err(Fault::UnknownAction),
-            _ => Err(Fault::UnknownType),
+            ("CONTROL", _) => Err(SpeechFault::UnknownAction),
+            _ => Err(SpeechFault::UnknownType),
         }
     }
 
-    fn into_chunk(self, task: TaskId) -> Result<Chunk<'a>, Fault> {
+    fn into_chunk(self, task: TaskId) -> Result<SpeechChunk<'a>, SpeechFault> {
         let number = |name: &'static str, text: Option<&str>| {
-            let wrong = Fault::WrongType(name, "a whole number from 0");
+            let wrong = SpeechFault::WrongType(name, "a whole number from 0");
             text.map(|text| text.parse::<u64>().map_err(|_| wrong)).transpose()
         };
         let seq = number("seq", self.seq)?;
         let audio = match (self.pcm, number("bytes", self.bytes)?) {
             (Some(pcm), None) => {
-                let pcm = string(pcm).ok_or(Fault::WrongType("pcm", "a string"))?;
+                let pcm = string(pcm).ok_or(SpeechFault::WrongType("pcm", "a string"))?;
                 ChunkAudio::Inline(Base64(pcm))
             }
             (None, Some(bytes)) => ChunkAudio::Follows(bytes),
-            (None, None) => return Err(Fault::NoAudio),
-            (Some(_), Some(_)) => return Err(Fault::TwiceAudio),
+            (None, None) => return Err(SpeechFault::NoAudio),
+            (Some(_), Some(_)) => return Err(SpeechFault::TwiceAudio),
         };
         let audio_type = self.audio_type.filter(|text| *text != "null").map(media_type);
         let (audio_type, fields) = (audio_type.transpose()?, self.others.into());
-        Ok(Chunk { task, seq, audio, audio_type, fields })
+        Ok(SpeechChunk { task, seq, audio, audio_type, fields })
     }
 }
 
@@ -253,8 +257,8 @@ fn string(json: &str) -> Option<Cow<'_, str>> {
 
 /// A media type with or without parameters. It becomes part of JSON messages and of a header, so it
 /// may hold only what both take as it is.
-fn media_type(json: &str) -> Result<Box<str>, Fault> {
-    let text = string(json).ok_or(Fault::BadAudioType)?;
+fn media_type(json: &str) -> Result<Box<str>, SpeechFault> {
+    let text = string(json).ok_or(SpeechFault::BadAudioType)?;
     let is_sound = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$&-^_.+/;= ,".contains(&byte);
     let (name, _) = text.split_once(';').unwrap_or((&text, ""));
     let has_two_parts = name.trim().split_once('/').is_some_and(|(first, second)| {
@@ -262,12 +266,12 @@ fn media_type(json: &str) -> Result<Box<str>, Fault> {
     });
     match has_two_parts && text.len() <= AUDIO_TYPE_BYTES_MAX && text.bytes().all(is_sound) {
         true => Ok(text.into()),
-        false => Err(Fault::BadAudioType),
+        false => Err(SpeechFault::BadAudioType),
     }
 }
 
 /// The message that tells a worker what has become of its task.
-pub fn control_message(action: Action, task: &TaskId) -> String {
+pub fn control_message(action: ControlAction, task: &TaskId) -> String {
     let action = action.word();
     format!(r#"{{"type":"CONTROL","action":"{action}","sessionId":"{task}"}}"#)
 }
@@ -292,7 +296,7 @@ mod tests {
         TaskId::parse(ID).unwrap()
     }
 
-    fn chunk(rest: &str) -> Result<Message<'static>, Fault> {
+    fn chunk(rest: &str) -> Result<Message<'static>, SpeechFault> {
         let text = format!(r#"{{"type":"SPEECH_CHUNK","sessionId":"{ID}"{rest}}}"#);
         Message::read(Box::leak(text.into_boxed_str())).map_err(|bad| {
             assert_eq!(bad.task, Some(task()), "{rest}");
@@ -301,7 +305,13 @@ mod tests {
     }
 
     fn expected(seq: Option<u64>, audio: ChunkAudio<'static>, fields: &str) -> Message<'static> {
-        Message::Chunk(Chunk { task: task(), seq, audio, audio_type: None, fields: fields.into() })
+        Message::Chunk(SpeechChunk {
+            task: task(),
+            seq,
+            audio,
+            audio_type: None,
+            fields: fields.into(),
+        })
     }
 
     fn inline(text: &str) -> ChunkAudio<'static> {
@@ -356,20 +366,20 @@ mod tests {
             &long,
         ] {
             let rest = format!(r#","pcm":"","audio_type":{bad}"#);
-            assert_eq!(chunk(&rest), Err(Fault::BadAudioType), "{bad}");
+            assert_eq!(chunk(&rest), Err(SpeechFault::BadAudioType), "{bad}");
         }
     }
 
     #[test]
     fn faults_of_chunks_are_named() {
-        let number = |name| Fault::WrongType(name, "a whole number from 0");
+        let number = |name| SpeechFault::WrongType(name, "a whole number from 0");
         for (rest, fault) in [
-            ("", Fault::NoAudio),
-            (r#","pcm":null"#, Fault::NoAudio),
-            (r#","pcm":"AAEC","bytes":3"#, Fault::TwiceAudio),
-            (r#","pcm":7"#, Fault::WrongType("pcm", "a string")),
-            (r#","pcm":{}"#, Fault::WrongType("pcm", "a string")),
-            (r#","pcm":"\ud800""#, Fault::WrongType("pcm", "a string")),
+            ("", SpeechFault::NoAudio),
+            (r#","pcm":null"#, SpeechFault::NoAudio),
+            (r#","pcm":"AAEC","bytes":3"#, SpeechFault::TwiceAudio),
+            (r#","pcm":7"#, SpeechFault::WrongType("pcm", "a string")),
+            (r#","pcm":{}"#, SpeechFault::WrongType("pcm", "a string")),
+            (r#","pcm":"\ud800""#, SpeechFault::WrongType("pcm", "a string")),
             (r#","bytes":-1"#, number("bytes")),
             (r#","bytes":1.5"#, number("bytes")),
             (r#","bytes":"7""#, number("bytes")),
@@ -392,17 +402,20 @@ mod tests {
             (format!(r#"{{"type":"CONTROL","action":"END",{id},"final":null}}"#), end(false)),
             (
                 format!(r#"{{"type":"CONTROL","action":"END",{id},"final":1}}"#),
-                Err(Fault::WrongType("final", "true or false")),
+                Err(SpeechFault::WrongType("final", "true or false")),
             ),
-            (r#"{"type":"CONTROL","action":"END"}"#.into(), Err(Fault::NoTask)),
-            (r#"{"type":"CONTROL","action":"END","sessionId":7}"#.into(), Err(Fault::NoTask)),
+            (r#"{"type":"CONTROL","action":"END"}"#.into(), Err(SpeechFault::NoTask)),
+            (r#"{"type":"CONTROL","action":"END","sessionId":7}"#.into(), Err(SpeechFault::NoTask)),
             (r#"{"type":"CONTROL","action":"STOP_ACK"}"#.into(), Ok(Message::Acknowledgement)),
             (format!(r#"{{"type":"STOP_ACK",{id}}}"#), Ok(Message::Acknowledgement)),
-            (format!(r#"{{"type":"CONTROL",{id}}}"#), Err(Fault::UnknownAction)),
-            (format!(r#"{{"type":"CONTROL","action":"end",{id}}}"#), Err(Fault::UnknownAction)),
-            (format!(r#"{{"type":"speech_chunk",{id}}}"#), Err(Fault::UnknownType)),
-            (format!("{{{id}}}"), Err(Fault::UnknownType)),
-            ("{}".into(), Err(Fault::UnknownType)),
+            (format!(r#"{{"type":"CONTROL",{id}}}"#), Err(SpeechFault::UnknownAction)),
+            (
+                format!(r#"{{"type":"CONTROL","action":"end",{id}}}"#),
+                Err(SpeechFault::UnknownAction),
+            ),
+            (format!(r#"{{"type":"speech_chunk",{id}}}"#), Err(SpeechFault::UnknownType)),
+            (format!("{{{id}}}"), Err(SpeechFault::UnknownType)),
+            ("{}".into(), Err(SpeechFault::UnknownType)),
         ] {
             assert_eq!(Message::read(&text).map_err(|bad| bad.fault), message, "{text}");
         }
@@ -415,12 +428,12 @@ mod tests {
         );
         for cut in 0..whole.len() {
             let bad = Message::read(&whole[..cut]).expect_err("a part of an object is none");
-            assert_eq!((bad.task, bad.fault), (None, Fault::NotAnObject), "cut at {cut}");
+            assert_eq!((bad.task, bad.fault), (None, SpeechFault::NotAnObject), "cut at {cut}");
         }
         for text in ["", "[]", "null", "7", "\"x\"", "{]", "{\"a\"}", "{\"a\":}", "{}{}", "\u{0}"] {
             assert_eq!(
                 Message::read(text).map_err(|bad| bad.fault),
-                Err(Fault::NotAnObject),
+                Err(SpeechFault::NotAnObject),
                 "{text}"
             );
         }
@@ -458,7 +471,7 @@ mod tests {
             ["A", "AAAAA", "AA=", "A===", "====", "AA-_", "AA A", "AAA\n", "é", "AB==", "AAEC\0"]
         {
             let decoded = Base64(bad.into()).decode(&mut Vec::new());
-            assert_eq!(decoded, Err(Fault::NotBase64), "{bad:?}");
+            assert_eq!(decoded, Err(SpeechFault::NotBase64), "{bad:?}");
         }
     }
 
@@ -466,7 +479,7 @@ mod tests {
     fn messages_to_workers_are_json_with_the_task_as_the_worker_wrote_it() {
         let task = TaskId::parse(&ID.to_uppercase()).unwrap();
         let id = ID.to_uppercase();
-        for action in [Action::Stop, Action::Left, Action::Back] {
+        for action in [ControlAction::Stop, ControlAction::Left, ControlAction::Back] {
             let word = action.word();
             let message = format!(r#"{{"type":"CONTROL","action":"{word}","sessionId":"{id}"}}"#);
             assert_eq!(control_message(action, &task), message);

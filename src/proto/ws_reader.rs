@@ -41,7 +41,7 @@ pub struct WsReader {
 /// A message of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the variants explain themselves")]
-pub enum Incoming<'m> {
+pub enum WsMessage<'m> {
     Text(&'m str),
     Binary(&'m [u8]),
 }
@@ -104,7 +104,7 @@ impl WsReader {
     ) -> Received {
         let mut asks_stop = false;
         let received = self.handle_messages(bytes, answers, on_frame, |message| {
-            asks_stop |= matches!(message, Incoming::Text(text) if control::is_clients_stop(text));
+            asks_stop |= matches!(message, WsMessage::Text(text) if control::is_clients_stop(text));
         });
         self.asks_stop |= asks_stop;
         received
@@ -116,7 +116,7 @@ impl WsReader {
         bytes: &[u8],
         answers: &mut Vec<u8>,
         on_frame: &mut dyn FnMut(&FrameHead),
-        mut take: impl FnMut(Incoming<'_>),
+        mut take: impl FnMut(WsMessage<'_>),
     ) -> Received {
         self.follow(bytes, on_frame);
         let mut between = Between { bytes, answers };
@@ -132,11 +132,11 @@ impl WsReader {
                     return Received::Close(frame.map(|frame| frame.code.into()));
                 }
                 Ok(Message::Text(text)) => {
-                    take(Incoming::Text(text.as_str()));
+                    take(WsMessage::Text(text.as_str()));
                     continue;
                 }
                 Ok(Message::Binary(bytes)) => {
-                    take(Incoming::Binary(&bytes));
+                    take(WsMessage::Binary(&bytes));
                     continue;
                 }
                 Ok(_) => continue,

@@ -14,7 +14,7 @@
     reason = "the reactor owns the poll and what is registered with it"
 )]
 
-use super::names::{self, Found, Names};
+use super::names::{self, FoundAddresses, Names};
 use crate::base::moment::Moment;
 use crate::service::name::LookUpError;
 use crate::session::jobs::{FileJob, Job, JobAnswer};
@@ -48,20 +48,20 @@ pub struct Background<C> {
     hosts: Arc<JobQueue<String>>,
     files: Arc<JobQueue<FileJob>>,
     config: ConfigReader,
-    outcomes: Receiver<Finished<C>>,
+    outcomes: Receiver<FinishedJob<C>>,
     /// Answers that were known at once.
     answers: VecDeque<JobAnswer>,
 }
 
 /// What a thread sends back.
-enum Finished<C> {
-    Found { host: String, found: Found },
+enum FinishedJob<C> {
+    Found { host: String, found: FoundAddresses },
     Answer(JobAnswer),
     Config(C),
 }
 
 /// What came back, for the loop.
-pub enum News<C> {
+pub enum BackgroundEvent<C> {
     Answer(JobAnswer),
     /// The configuration as it was read.
     Config(C),
@@ -81,7 +81,7 @@ enum Reading {
 }
 
 impl<C: Send + 'static> Background<C> {
-    /// Starts all threads. `waker` ends the loop's wait when there is news.
+    /// Starts all threads. `waker` ends the loop's wait when there is an event.
     ///
     /// # Errors
     /// When the system allows no more threads.
@@ -92,17 +92,17 @@ impl<C: Send + 'static> Background<C> {
         for _ in 0..names::THREADS {
             let look_up = |host: String| {
                 let found = look_up(&host);
-                Finished::Found { host, found }
+                FinishedJob::Found { host, found }
             };
             spawn("resolver", RESOLVER_STACK_BYTES, &hosts, &back, look_up)?;
         }
         let files = Arc::new(JobQueue::default());
         for _ in 0..FILES_THREADS {
-            let run = |job: FileJob| Finished::Answer(job.run());
+            let run = |job: FileJob| FinishedJob::Answer(job.run());
             spawn("files", FILES_STACK_BYTES, &files, &back, run)?;
         }
         let requests = Arc::new(JobQueue::default());
-        let read = move |()| Finished::Config(read_config());
+        let read = move |()| FinishedJob::Config(read_config());
         spawn("config", CONFIG_STACK_BYTES, &requests, &back, read)?;
         Ok(Background {
             names: Names::default(),
@@ -142,29 +142,29 @@ impl<C: Send + 'static> Background<C> {
     }
 
     /// The next outcome.
-    pub fn poll_news(&mut self, now: Moment) -> Option<News<C>> {
+    pub fn poll_event(&mut self, now: Moment) -> Option<BackgroundEvent<C>> {
         loop {
             if let Some(answer) = self.answers.pop_front() {
-                return Some(News::Answer(answer));
+                return Some(BackgroundEvent::Answer(answer));
             }
             match self.outcomes.try_recv().ok()? {
-                Finished::Found { host, found } => {
+                FinishedJob::Found { host, found } => {
                     self.answers.extend(self.names.handle_found(&host, &found, now));
                     self.dispatch_names(now);
                 }
-                Finished::Answer(answer) => return Some(News::Answer(answer)),
-                Finished::Config(config) => {
+                FinishedJob::Answer(answer) => return Some(BackgroundEvent::Answer(answer)),
+                FinishedJob::Config(config) => {
                     let state = std::mem::replace(&mut self.config.state, Reading::Idle);
                     if state == Reading::UnderWayAndAgain {
                         self.read_config();
                     }
-                    return Some(News::Config(config));
+                    return Some(BackgroundEvent::Config(config));
                 }
             }
         }
     }
 
-    /// Whether there is news that no wake-up announces.
+    /// Whether there is an event that no wake-up announces.
     pub fn has_news(&self) -> bool {
         !self.answers.is_empty()
     }
@@ -177,7 +177,7 @@ impl<C: Send + 'static> Background<C> {
 }
 
 /// Asks the system's resolver, which blocks.
-fn look_up(host: &str) -> Found {
+fn look_up(host: &str) -> FoundAddresses {
     let answer = (host, 0).to_socket_addrs();
     answer
         .map(|addresses| addresses.map(|address| address.ip()).collect())
@@ -200,7 +200,7 @@ fn open_any_socket() -> io::Result<()> {
 
 /// The way back to the loop.
 struct Back<C> {
-    sender: Sender<Finished<C>>,
+    sender: Sender<FinishedJob<C>>,
     waker: Arc<Waker>,
 }
 
@@ -209,7 +209,7 @@ fn spawn<T: Send + 'static, C: Send + 'static>(
     stack_bytes: usize,
     queue: &Arc<JobQueue<T>>,
     back: &Back<C>,
-    mut work: impl FnMut(T) -> Finished<C> + Send + 'static,
+    mut work: impl FnMut(T) -> FinishedJob<C> + Send + 'static,
 ) -> io::Result<()> {
     let queue = Arc::clone(queue);
     let (sender, waker) = (back.sender.clone(), Arc::clone(&back.waker));
@@ -273,11 +273,14 @@ mod tests {
     const NOW: Moment = Moment::START;
 
     /// Waits for a wake-up, then takes the next outcome.
-    fn next_news<C: Send + 'static>(poll: &mut Poll, background: &mut Background<C>) -> News<C> {
+    fn next_event<C: Send + 'static>(
+        poll: &mut Poll,
+        background: &mut Background<C>,
+    ) -> BackgroundEvent<C> {
         let mut events = Events::with_capacity(4);
         loop {
-            if let Some(news) = background.poll_news(NOW) {
-                return news;
+            if let Some(event) = background.poll_event(NOW) {
+                return event;
             }
             poll.poll(&mut events, None).unwrap();
         }
@@ -297,16 +300,16 @@ mod tests {
         background.read_config();
         let name = Name { host: "127.0.0.1".into(), port: 7 };
         background.submit(Job::LookUp { name, owner: NameOwner::Redis(RedisRole::Store) }, NOW);
-        match next_news(&mut poll, &mut background) {
-            News::Answer(JobAnswer::LookedUp { owner, found }) => {
+        match next_event(&mut poll, &mut background) {
+            BackgroundEvent::Answer(JobAnswer::LookedUp { owner, found }) => {
                 assert_eq!(owner, NameOwner::Redis(RedisRole::Store));
                 assert_eq!(found.unwrap(), ["127.0.0.1:7".parse().unwrap()]);
             }
-            News::Answer(other) => panic!("{other:?}"),
-            News::Config(()) => panic!("it was not released"),
+            BackgroundEvent::Answer(other) => panic!("{other:?}"),
+            BackgroundEvent::Config(()) => panic!("it was not released"),
         }
         release.send(()).unwrap();
-        assert!(matches!(next_news(&mut poll, &mut background), News::Config(())));
+        assert!(matches!(next_event(&mut poll, &mut background), BackgroundEvent::Config(())));
     }
 
     #[test]
@@ -323,9 +326,9 @@ mod tests {
         }
         for expected in 1..=2 {
             release.send(()).unwrap();
-            match next_news(&mut poll, &mut background) {
-                News::Config(count) => assert_eq!(count, expected),
-                News::Answer(answer) => panic!("{answer:?}"),
+            match next_event(&mut poll, &mut background) {
+                BackgroundEvent::Config(count) => assert_eq!(count, expected),
+                BackgroundEvent::Answer(answer) => panic!("{answer:?}"),
             }
         }
         assert_eq!(background.config.state, Reading::Idle);
@@ -349,12 +352,12 @@ mod tests {
         let name = Name { host: "no such name".into(), port: 7 };
         background
             .submit(Job::LookUp { name, owner: NameOwner::Redis(RedisRole::Subscriber) }, NOW);
-        match next_news(&mut poll, &mut background) {
-            News::Answer(JobAnswer::LookedUp { found, .. }) => {
+        match next_event(&mut poll, &mut background) {
+            BackgroundEvent::Answer(JobAnswer::LookedUp { found, .. }) => {
                 assert!(matches!(found, Err(LookUpError::NotFound(why)) if !why.is_empty()));
             }
-            News::Answer(other) => panic!("{other:?}"),
-            News::Config(()) => panic!("it was not asked for"),
+            BackgroundEvent::Answer(other) => panic!("{other:?}"),
+            BackgroundEvent::Config(()) => panic!("it was not asked for"),
         }
     }
 
@@ -365,12 +368,12 @@ mod tests {
         background.read_config();
         let check = RootRequest::new(&std::env::temp_dir());
         background.submit(Job::File(FileJob::CheckAudioRoot(check)), NOW);
-        match next_news(&mut poll, &mut background) {
-            News::Answer(JobAnswer::File(FileAnswer::AudioRootChecked(found))) => {
+        match next_event(&mut poll, &mut background) {
+            BackgroundEvent::Answer(JobAnswer::File(FileAnswer::AudioRootChecked(found))) => {
                 assert!(found.is_ok())
             }
-            News::Answer(other) => panic!("{other:?}"),
-            News::Config(()) => panic!("it was not released"),
+            BackgroundEvent::Answer(other) => panic!("{other:?}"),
+            BackgroundEvent::Config(()) => panic!("it was not released"),
         }
         release.send(()).unwrap();
     }

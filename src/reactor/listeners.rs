@@ -123,7 +123,7 @@ impl fmt::Display for ListenOn {
 
 enum ListenSocket {
     Tcp(TcpListener),
-    Unix(unix::Listener),
+    Unix(unix::UnixListenSocket),
 }
 
 /// A connection that was taken from a listener's queue.

@@ -29,7 +29,7 @@ use crate::net::tcp::TcpNetwork;
 use crate::net::{Ready, Source};
 use crate::service::stats::TURNS_PER_SAMPLE;
 use alarm::Alarm;
-use background::{Background, News, ReadConfig};
+use background::{Background, BackgroundEvent, ReadConfig};
 use clock::Clock;
 use descriptors::Descriptors;
 use listeners::{ListenOn, ListenerKind, Listeners};
@@ -329,10 +329,10 @@ impl<C: Send + 'static> Reactor<C> {
     /// read, the latest if more than once.
     fn handle_news(&mut self, now: Moment) -> Option<C> {
         let mut latest = None;
-        while let Some(news) = self.background.poll_news(now) {
-            match news {
-                News::Answer(answer) => self.gateway.handle_answer(answer),
-                News::Config(config) => latest = Some(config),
+        while let Some(event) = self.background.poll_event(now) {
+            match event {
+                BackgroundEvent::Answer(answer) => self.gateway.handle_answer(answer),
+                BackgroundEvent::Config(config) => latest = Some(config),
             }
         }
         latest

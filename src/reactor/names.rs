@@ -33,24 +33,24 @@ const SLOW_NAMES_MAX: usize = 64;
 const WAITING_MAX: usize = 1024;
 
 /// The addresses of a host, or why none are known.
-pub type Found = Result<Vec<IpAddr>, LookUpError>;
+pub type FoundAddresses = Result<Vec<IpAddr>, LookUpError>;
 
 /// The names under way and those that wait.
 #[derive(Debug, Default)]
 pub struct Names {
-    running: Vec<Running>,
-    waiting: VecDeque<Waiting>,
+    running: Vec<RunningLookUp>,
+    waiting: VecDeque<WaitingName>,
     slow: VecDeque<String>,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct WaitingName {
     host: String,
     owners: Vec<(NameOwner, u16)>,
 }
 
 #[derive(Debug)]
-struct Running {
+struct RunningLookUp {
     host: String,
     owners: Vec<(NameOwner, u16)>,
     since: Moment,
@@ -66,7 +66,7 @@ impl Names {
         } else if let Some(waiting) = self.waiting.iter_mut().find(|waiting| waiting.host == host) {
             waiting.owners.push((owner, port));
         } else if self.waiting.len() < WAITING_MAX {
-            self.waiting.push_back(Waiting { host, owners: vec![(owner, port)] });
+            self.waiting.push_back(WaitingName { host, owners: vec![(owner, port)] });
         } else {
             return Some(JobAnswer::LookedUp {
                 owner,
@@ -87,13 +87,18 @@ impl Names {
             .waiting
             .iter()
             .position(|waiting| may_be_slow || !self.slow.contains(&waiting.host))?;
-        let Waiting { host, owners } = self.waiting.remove(next)?;
-        self.running.push(Running { host, owners, since: now });
+        let WaitingName { host, owners } = self.waiting.remove(next)?;
+        self.running.push(RunningLookUp { host, owners, since: now });
         self.running.last().map(|running| running.host.as_str())
     }
 
     /// A thread is done with `host`: the answers for everything that asked.
-    pub fn handle_found(&mut self, host: &str, found: &Found, now: Moment) -> Vec<JobAnswer> {
+    pub fn handle_found(
+        &mut self,
+        host: &str,
+        found: &FoundAddresses,
+        now: Moment,
+    ) -> Vec<JobAnswer> {
         let Some(index) = self.running.iter().position(|running| running.host == host) else {
             return Vec::new();
         };
@@ -114,7 +119,7 @@ impl Names {
         running.owners.into_iter().map(answer).collect()
     }
 
-    fn is_slow(&self, running: &Running, now: Moment) -> bool {
+    fn is_slow(&self, running: &RunningLookUp, now: Moment) -> bool {
         running.since + SLOW_AFTER <= now || self.slow.contains(&running.host)
     }
 }

@@ -49,7 +49,7 @@ pub enum AttemptError {
 
 /// Whose fault a failed attempt is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum AttemptFault {
     /// This machine's: the backend may be well.
     Local,
     /// The name service's, or a wrong name in the configuration.
@@ -80,11 +80,11 @@ impl AttemptError {
     }
 
     /// Whose fault it is.
-    pub fn fault(self) -> Fault {
+    pub fn fault(self) -> AttemptFault {
         match self {
-            AttemptError::NoBackend | AttemptError::Local { .. } => Fault::Local,
-            AttemptError::NameNotFound | AttemptError::LookupTimedOut => Fault::Lookup,
-            _ => Fault::Backend,
+            AttemptError::NoBackend | AttemptError::Local { .. } => AttemptFault::Local,
+            AttemptError::NameNotFound | AttemptError::LookupTimedOut => AttemptFault::Lookup,
+            _ => AttemptFault::Backend,
         }
     }
 
@@ -193,10 +193,10 @@ mod tests {
         {
             let error = AttemptError::of_connecting(&io::Error::from_raw_os_error(errno));
             assert_eq!(error, AttemptError::Local { errno });
-            assert_eq!(error.fault(), Fault::Local);
+            assert_eq!(error.fault(), AttemptFault::Local);
         }
         let error = AttemptError::of_connecting(&ErrorKind::OutOfMemory.into());
-        assert_eq!(error.fault(), Fault::Local);
+        assert_eq!(error.fault(), AttemptFault::Local);
     }
 
     #[test]
@@ -212,7 +212,7 @@ mod tests {
         ] {
             let found = AttemptError::of_connecting(&io::Error::from_raw_os_error(errno));
             assert_eq!(found, error);
-            assert_eq!(found.fault(), Fault::Backend);
+            assert_eq!(found.fault(), AttemptFault::Backend);
             assert_eq!(found.to_string(), phrase);
         }
     }

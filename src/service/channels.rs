@@ -24,21 +24,21 @@ const SUBSCRIPTION_COST: usize = 128;
 /// What a subscription is to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the variants explain themselves")]
-pub enum Kind {
+pub enum SubscriptionKind {
     Channel,
     Pattern,
 }
 
 /// The channels. `K` identifies a connection: no two connections have the same, ever.
 pub struct Channels<K> {
-    channels: Names<K>,
-    patterns: Names<K>,
+    channels: SubscribersByName<K>,
+    patterns: SubscribersByName<K>,
     subscribers: BTreeMap<K, Subscriber>,
     publications: VecDeque<Publication<K>>,
 }
 
 /// The subscribers of each name.
-type Names<K> = BTreeMap<Rc<[u8]>, BTreeSet<K>>;
+type SubscribersByName<K> = BTreeMap<Rc<[u8]>, BTreeSet<K>>;
 
 /// The subscriptions of one connection.
 #[derive(Default)]
@@ -62,8 +62,8 @@ pub struct Publication<K> {
 impl<K> Default for Channels<K> {
     fn default() -> Channels<K> {
         Channels {
-            channels: Names::new(),
-            patterns: Names::new(),
+            channels: SubscribersByName::new(),
+            patterns: SubscribersByName::new(),
             subscribers: BTreeMap::new(),
             publications: VecDeque::new(),
         }
@@ -72,7 +72,7 @@ impl<K> Default for Channels<K> {
 
 impl<K: Copy + Ord> Channels<K> {
     /// Whether `key` may have these besides what it has.
-    pub fn has_room(&self, key: K, kind: Kind, names: &[Vec<u8>]) -> bool {
+    pub fn has_room(&self, key: K, kind: SubscriptionKind, names: &[Vec<u8>]) -> bool {
         let none = Subscriber::default();
         let subscriber = self.subscribers.get(&key).unwrap_or(&none);
         let own = subscriber.names(kind);
@@ -81,14 +81,14 @@ impl<K: Copy + Ord> Channels<K> {
         let bytes: usize = new().map(Vec::len).sum();
         subscriber.count() + count <= SUBSCRIPTIONS_MAX
             && subscriber.name_bytes.saturating_add(bytes) <= NAME_BYTES_MAX
-            && (kind == Kind::Channel || own.len() + count <= PATTERNS_MAX)
+            && (kind == SubscriptionKind::Channel || own.len() + count <= PATTERNS_MAX)
     }
 
     /// `key` hears what is published there from now on. Returns how many subscriptions it has.
-    pub fn subscribe(&mut self, key: K, kind: Kind, name: &[u8]) -> usize {
+    pub fn subscribe(&mut self, key: K, kind: SubscriptionKind, name: &[u8]) -> usize {
         let all = match kind {
-            Kind::Channel => &mut self.channels,
-            Kind::Pattern => &mut self.patterns,
+            SubscriptionKind::Channel => &mut self.channels,
+            SubscriptionKind::Pattern => &mut self.patterns,
         };
         let name = all.get_key_value(name).map_or_else(|| name.into(), |(name, _)| Rc::clone(name));
         all.entry(Rc::clone(&name)).or_default().insert(key);
@@ -101,13 +101,13 @@ impl<K: Copy + Ord> Channels<K> {
     }
 
     /// `key` hears it no longer, if it did. Returns how many subscriptions it has left.
-    pub fn unsubscribe(&mut self, key: K, kind: Kind, name: &[u8]) -> usize {
+    pub fn unsubscribe(&mut self, key: K, kind: SubscriptionKind, name: &[u8]) -> usize {
         let Some(subscriber) = self.subscribers.get_mut(&key) else { return 0 };
         if subscriber.names_mut(kind).remove(name) {
             subscriber.name_bytes -= name.len();
             let all = match kind {
-                Kind::Channel => &mut self.channels,
-                Kind::Pattern => &mut self.patterns,
+                SubscriptionKind::Channel => &mut self.channels,
+                SubscriptionKind::Pattern => &mut self.patterns,
             };
             forget(all, key, name);
         }
@@ -126,7 +126,7 @@ impl<K: Copy + Ord> Channels<K> {
     }
 
     /// What `key` is subscribed to, in the order of the names.
-    pub fn names(&self, key: K, kind: Kind) -> Vec<Rc<[u8]>> {
+    pub fn names(&self, key: K, kind: SubscriptionKind) -> Vec<Rc<[u8]>> {
         let subscriber = self.subscribers.get(&key);
         subscriber.map_or_else(Vec::new, |it| it.names(kind).iter().cloned().collect())
     }
@@ -184,22 +184,22 @@ impl Subscriber {
         self.channels.len() + self.patterns.len()
     }
 
-    fn names(&self, kind: Kind) -> &BTreeSet<Rc<[u8]>> {
+    fn names(&self, kind: SubscriptionKind) -> &BTreeSet<Rc<[u8]>> {
         match kind {
-            Kind::Channel => &self.channels,
-            Kind::Pattern => &self.patterns,
+            SubscriptionKind::Channel => &self.channels,
+            SubscriptionKind::Pattern => &self.patterns,
         }
     }
 
-    fn names_mut(&mut self, kind: Kind) -> &mut BTreeSet<Rc<[u8]>> {
+    fn names_mut(&mut self, kind: SubscriptionKind) -> &mut BTreeSet<Rc<[u8]>> {
         match kind {
-            Kind::Channel => &mut self.channels,
-            Kind::Pattern => &mut self.patterns,
+            SubscriptionKind::Channel => &mut self.channels,
+            SubscriptionKind::Pattern => &mut self.patterns,
         }
     }
 }
 
-fn forget<K: Copy + Ord>(all: &mut Names<K>, key: K, name: &[u8]) {
+fn forget<K: Copy + Ord>(all: &mut SubscribersByName<K>, key: K, name: &[u8]) {
     if let Some(keys) = all.get_mut(name) {
         keys.remove(&key);
         if keys.is_empty() {
@@ -223,16 +223,24 @@ mod tests {
     #[test]
     fn publications_reach_channels_and_each_pattern_that_matches() {
         let mut channels = Channels::default();
-        assert_eq!(channels.subscribe(1, Kind::Channel, b"c:1"), 1);
-        assert_eq!(channels.subscribe(1, Kind::Channel, b"c:1"), 1, "it has that already");
-        assert_eq!(channels.subscribe(1, Kind::Pattern, b"c:*"), 2);
-        assert_eq!(channels.subscribe(2, Kind::Pattern, b"c:?"), 1);
+        assert_eq!(channels.subscribe(1, SubscriptionKind::Channel, b"c:1"), 1);
+        assert_eq!(
+            channels.subscribe(1, SubscriptionKind::Channel, b"c:1"),
+            1,
+            "it has that already"
+        );
+        assert_eq!(channels.subscribe(1, SubscriptionKind::Pattern, b"c:*"), 2);
+        assert_eq!(channels.subscribe(2, SubscriptionKind::Pattern, b"c:?"), 1);
         let (star, mark) = (Some("c:*".to_owned()), Some("c:?".to_owned()));
         assert_eq!(heard(&mut channels, "c:1"), [(1, None), (1, star.clone()), (2, mark)]);
         assert_eq!(heard(&mut channels, "c:22"), [(1, star)]);
         assert_eq!(heard(&mut channels, "d"), []);
-        assert_eq!(channels.unsubscribe(1, Kind::Pattern, b"c:*"), 1);
-        assert_eq!(channels.unsubscribe(1, Kind::Pattern, b"c:1"), 1, "it is a channel");
+        assert_eq!(channels.unsubscribe(1, SubscriptionKind::Pattern, b"c:*"), 1);
+        assert_eq!(
+            channels.unsubscribe(1, SubscriptionKind::Pattern, b"c:1"),
+            1,
+            "it is a channel"
+        );
         assert!(channels.is_subscribed(1, b"c:1", None));
         assert!(!channels.is_subscribed(1, b"c:1", Some(b"c:*")));
     }
@@ -240,12 +248,12 @@ mod tests {
     #[test]
     fn nothing_is_left_of_a_connection_that_leaves() {
         let mut channels = Channels::default();
-        channels.subscribe(1, Kind::Channel, b"c:1");
-        channels.subscribe(1, Kind::Pattern, b"c:*");
+        channels.subscribe(1, SubscriptionKind::Channel, b"c:1");
+        channels.subscribe(1, SubscriptionKind::Pattern, b"c:*");
         assert!(channels.held_bytes(1) > 0);
         channels.leave(1);
-        channels.subscribe(2, Kind::Channel, b"c:1");
-        assert_eq!(channels.unsubscribe(2, Kind::Channel, b"c:1"), 0);
+        channels.subscribe(2, SubscriptionKind::Channel, b"c:1");
+        assert_eq!(channels.unsubscribe(2, SubscriptionKind::Channel, b"c:1"), 0);
         assert_eq!((channels.held_bytes(1), channels.publish(b"c:1", b"x")), (0, 0));
         assert!(channels.channels.is_empty() && channels.patterns.is_empty());
         assert!(channels.subscribers.is_empty() && channels.queued() == 0);
@@ -258,20 +266,26 @@ mod tests {
         };
         let mut channels = Channels::default();
         for (kind, count, length, has_room) in [
-            (Kind::Channel, SUBSCRIPTIONS_MAX, 4, true),
-            (Kind::Channel, SUBSCRIPTIONS_MAX + 1, 4, false),
-            (Kind::Pattern, PATTERNS_MAX, 4, true),
-            (Kind::Pattern, PATTERNS_MAX + 1, 4, false),
-            (Kind::Channel, 4, NAME_BYTES_MAX / 4, true),
-            (Kind::Channel, 4, NAME_BYTES_MAX / 4 + 1, false),
+            (SubscriptionKind::Channel, SUBSCRIPTIONS_MAX, 4, true),
+            (SubscriptionKind::Channel, SUBSCRIPTIONS_MAX + 1, 4, false),
+            (SubscriptionKind::Pattern, PATTERNS_MAX, 4, true),
+            (SubscriptionKind::Pattern, PATTERNS_MAX + 1, 4, false),
+            (SubscriptionKind::Channel, 4, NAME_BYTES_MAX / 4, true),
+            (SubscriptionKind::Channel, 4, NAME_BYTES_MAX / 4 + 1, false),
         ] {
             assert_eq!(channels.has_room(1, kind, &names(count, length)), has_room, "{count}");
         }
         for name in names(SUBSCRIPTIONS_MAX, 4) {
-            channels.subscribe(1, Kind::Channel, &name);
+            channels.subscribe(1, SubscriptionKind::Channel, &name);
         }
-        assert!(channels.has_room(1, Kind::Channel, &names(1, 4)), "it has that already");
-        assert!(!channels.has_room(1, Kind::Pattern, &names(1, 4)));
-        assert!(channels.has_room(2, Kind::Pattern, &names(1, 4)), "another connection");
+        assert!(
+            channels.has_room(1, SubscriptionKind::Channel, &names(1, 4)),
+            "it has that already"
+        );
+        assert!(!channels.has_room(1, SubscriptionKind::Pattern, &names(1, 4)));
+        assert!(
+            channels.has_room(2, SubscriptionKind::Pattern, &names(1, 4)),
+            "another connection"
+        );
     }
 }

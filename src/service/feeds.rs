@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use uuid::Uuid;
 
-use crate::proto::control::Action;
+use crate::proto::control::ControlAction;
 use crate::proto::message::TaskId;
 
 /// Tasks that are remembered for one connection. The one that it spoke for first is forgotten
@@ -18,7 +18,7 @@ const TASKS_MAX: usize = 4096;
 pub struct Feeds<K> {
     by_task: HashMap<Uuid, Feed<K>>,
     by_worker: BTreeMap<K, VecDeque<Uuid>>,
-    letters: VecDeque<Letter<K>>,
+    notices: VecDeque<PendingNotice<K>>,
 }
 
 #[derive(Debug)]
@@ -28,29 +28,29 @@ struct Feed<K> {
     task: TaskId,
 }
 
-/// What is to be said to a worker, which may have left.
+/// A notice for a worker, which may have left.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Letter<K> {
+pub struct PendingNotice<K> {
     /// Its connection.
     pub worker: K,
     /// The task, as the worker wrote it.
     pub task: TaskId,
-    /// The news.
-    pub news: News,
+    /// What it says.
+    pub notice: WorkerNotice,
 }
 
-/// What a worker learns about a task.
+/// What a worker is notified of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum News {
+pub enum WorkerNotice {
     /// What has become of its clients.
-    Control(Action),
+    Control(ControlAction),
     /// Something that it sent earlier could not be used.
     Error(&'static str),
 }
 
 impl<K> Default for Feeds<K> {
     fn default() -> Self {
-        Feeds { by_task: HashMap::new(), by_worker: BTreeMap::new(), letters: VecDeque::new() }
+        Feeds { by_task: HashMap::new(), by_worker: BTreeMap::new(), notices: VecDeque::new() }
     }
 }
 
@@ -76,7 +76,7 @@ impl<K: Copy + Ord> Feeds<K> {
         }
     }
 
-    /// Nothing more is to be said about a task, until a worker sends something for it.
+    /// No worker gets notices about a task until one sends something for it.
     pub fn forget(&mut self, task: Uuid) {
         if let Some(feed) = self.by_task.remove(&task) {
             self.forget_of(feed.worker, task);
@@ -95,22 +95,22 @@ impl<K: Copy + Ord> Feeds<K> {
         self.by_worker.get(&worker).into_iter().flatten().copied()
     }
 
-    /// Has the worker of a task told, if there is one.
-    pub fn tell(&mut self, task: Uuid, news: News) {
+    /// Queues a notice for the worker of a task, if it has one.
+    pub fn notify(&mut self, task: Uuid, notice: WorkerNotice) {
         if let Some(feed) = self.by_task.get(&task) {
             let (worker, task) = (feed.worker, feed.task.clone());
-            self.letters.push_back(Letter { worker, task, news });
+            self.notices.push_back(PendingNotice { worker, task, notice });
         }
     }
 
-    /// The next thing to be said.
-    pub fn poll_letter(&mut self) -> Option<Letter<K>> {
-        self.letters.pop_front()
+    /// The next notice.
+    pub fn poll_notice(&mut self) -> Option<PendingNotice<K>> {
+        self.notices.pop_front()
     }
 
-    /// Whether something is to be said.
-    pub fn has_letters(&self) -> bool {
-        !self.letters.is_empty()
+    /// Whether notices wait.
+    pub fn has_notices(&self) -> bool {
+        !self.notices.is_empty()
     }
 
     fn forget_of(&mut self, worker: K, task: Uuid) {
@@ -131,29 +131,29 @@ mod tests {
         TaskId::from(Uuid::from_u128(number))
     }
 
-    fn told(feeds: &mut Feeds<u8>) -> Vec<(u8, u128)> {
-        std::iter::from_fn(|| feeds.poll_letter())
-            .map(|letter| (letter.worker, letter.task.uuid().as_u128()))
+    fn notified(feeds: &mut Feeds<u8>) -> Vec<(u8, u128)> {
+        std::iter::from_fn(|| feeds.poll_notice())
+            .map(|pending| (pending.worker, pending.task.uuid().as_u128()))
             .collect()
     }
 
     #[test]
-    fn the_connection_that_spoke_last_for_a_task_is_told() {
+    fn the_connection_that_spoke_last_for_a_task_is_notified() {
         let mut feeds = Feeds::default();
-        let stop = News::Control(Action::Stop);
-        feeds.tell(task(1).uuid(), stop);
+        let stop = WorkerNotice::Control(ControlAction::Stop);
+        feeds.notify(task(1).uuid(), stop);
         feeds.note(1, &task(1));
         feeds.note(1, &task(2));
         feeds.note(2, &task(1));
         feeds.note(2, &task(1));
-        (1..=3).for_each(|number| feeds.tell(task(number).uuid(), stop));
-        assert!(feeds.has_letters());
-        assert_eq!(told(&mut feeds), [(2, 1), (1, 2)]);
+        (1..=3).for_each(|number| feeds.notify(task(number).uuid(), stop));
+        assert!(feeds.has_notices());
+        assert_eq!(notified(&mut feeds), [(2, 1), (1, 2)]);
         assert_eq!(feeds.tasks_of(1).collect::<Vec<_>>(), [task(2).uuid()]);
         feeds.leave(2);
         feeds.forget(task(2).uuid());
-        (1..=2).for_each(|number| feeds.tell(task(number).uuid(), stop));
-        assert_eq!(told(&mut feeds), []);
+        (1..=2).for_each(|number| feeds.notify(task(number).uuid(), stop));
+        assert_eq!(notified(&mut feeds), []);
         assert!(feeds.by_task.is_empty() && feeds.by_worker.is_empty());
     }
 

@@ -31,7 +31,7 @@ const ENTRY_BYTES: usize = size_of::<(u64, ClosedConnection)>();
 #[derive(Debug, Clone)]
 #[expect(missing_docs, reason = "the fields are those of `/connections/closed`")]
 pub struct ClosedConnection {
-    pub kind: Kind,
+    pub kind: ConnectionKind,
     /// The number in its id.
     pub serial: u64,
     pub route: Rc<str>,
@@ -57,7 +57,7 @@ pub struct ClosedConnection {
 
 /// What a connection was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ConnectionKind {
     /// A WebSocket, or what was to become one.
     WebSocket,
     /// It ended before that was known.
@@ -104,9 +104,9 @@ impl Ledger {
         self.total += 1;
         one.task_id.iter_mut().for_each(cut);
         let (ring, max) = match one.kind {
-            Kind::WebSocket => (0, WEBSOCKETS_MAX),
-            Kind::Early => (1, OTHERS_MAX),
-            Kind::Worker => (2, OTHERS_MAX),
+            ConnectionKind::WebSocket => (0, WEBSOCKETS_MAX),
+            ConnectionKind::Early => (1, OTHERS_MAX),
+            ConnectionKind::Worker => (2, OTHERS_MAX),
         };
         let mut bytes = self.charge.bytes() + one.bytes();
         if let Some(ring) = self.rings.get_mut(ring) {
@@ -158,7 +158,7 @@ pub(in crate::service) mod tests {
     /// A WebSocket with this number.
     pub fn closed(serial: u64) -> ClosedConnection {
         ClosedConnection {
-            kind: Kind::WebSocket,
+            kind: ConnectionKind::WebSocket,
             serial,
             route: "input".into(),
             task_id: None,
@@ -195,7 +195,12 @@ pub(in crate::service) mod tests {
     fn newest_comes_first_whatever_its_kind() {
         let budget = Budget::default();
         let mut ledger = Ledger::new(&budget);
-        let kinds = [Kind::WebSocket, Kind::Early, Kind::WebSocket, Kind::Worker];
+        let kinds = [
+            ConnectionKind::WebSocket,
+            ConnectionKind::Early,
+            ConnectionKind::WebSocket,
+            ConnectionKind::Worker,
+        ];
         for (serial, kind) in (1..).zip(kinds) {
             ledger.push(ClosedConnection { kind, ..closed(serial) });
         }
@@ -211,7 +216,7 @@ pub(in crate::service) mod tests {
         ledger.push(closed(FIRST));
         let mut held_max = 0;
         for number in 0..5000 {
-            let kind = if number % 2 == 0 { Kind::Early } else { Kind::Worker };
+            let kind = if number % 2 == 0 { ConnectionKind::Early } else { ConnectionKind::Worker };
             ledger.push(ClosedConnection { kind, ..closed(1) });
             held_max = held_max.max(budget.held());
         }

@@ -14,7 +14,7 @@ const RESULTS_MAX: usize = 64;
 
 /// The latest long results, the newest in front.
 #[derive(Debug, Default)]
-pub struct Parsed(VecDeque<ParsedResult>);
+pub struct ParsedResults(VecDeque<ParsedResult>);
 
 #[derive(Debug)]
 struct ParsedResult {
@@ -22,7 +22,7 @@ struct ParsedResult {
     result: Weak<Charged<TaskResult>>,
 }
 
-impl Parsed {
+impl ParsedResults {
     /// The result in `payload` with its `result_id`, shared with those that already have it.
     /// Progress messages have no number.
     pub fn share(&mut self, payload: &Rc<[u8]>, id: Option<u32>, budget: &Budget) -> SharedResult {
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn a_long_result_is_shared_while_a_client_holds_it() {
-        let (mut parsed, budget) = (Parsed::default(), Budget::default());
+        let (mut parsed, budget) = (ParsedResults::default(), Budget::default());
         let (long, equal) = (payload(100_000), payload(100_000));
         let first = parsed.share(&long, Some(1), &budget);
         assert!(Rc::ptr_eq(&first, &parsed.share(&long, Some(1), &budget)));
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn a_short_result_is_parsed_again() {
-        let (mut parsed, budget) = (Parsed::default(), Budget::default());
+        let (mut parsed, budget) = (ParsedResults::default(), Budget::default());
         let short = payload(100);
         assert!(!Rc::ptr_eq(
             &parsed.share(&short, Some(1), &budget),

@@ -38,14 +38,14 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::base::budget::{Budget, Charge, Charged};
-use crate::proto::control::Action;
+use crate::proto::control::ControlAction;
 use crate::proto::message::{SharedResult, TaskId, TaskResult, audio_end, audio_end_line};
 use crate::service::bus::{Bus, Change, Delivery, Parcel, Recipients};
 use crate::service::link::{self, Address, Link, LinkEvent, LookUpAnswer, RedisState};
-use crate::service::parsed::Parsed;
+use crate::service::parsed::ParsedResults;
 use crate::service::tasks::{
-    self, ClientState, Content, Deliverable, EndRules, Occurrence, Renumbered, SpeechKey, Status,
-    Subscription, TaskEnd, Tasks,
+    self, ClientState, Deliverable, EndRules, Occurrence, Renumbered, ResultContent, SpeechKey,
+    Status, Subscription, TaskEnd, Tasks,
 };
 
 /// How long results are held while the link is down.
@@ -99,7 +99,7 @@ pub struct Results<K> {
     evicted_reported: u64,
     not_kept_reported: u64,
     losses_reported_at: Option<Moment>,
-    parsed: Parsed,
+    parsed: ParsedResults,
     budget: Budget,
     /// For what tasks retain, and what the link buffered when that was last counted.
     charge: Charge,
@@ -144,7 +144,7 @@ impl<K: Copy + Ord> Results<K> {
             evicted_reported: 0,
             not_kept_reported: 0,
             losses_reported_at: None,
-            parsed: Parsed::default(),
+            parsed: ParsedResults::default(),
             charge: Budget::default().charge(0),
             link_bytes: 0,
             budget: Budget::default(),
@@ -205,7 +205,7 @@ impl<K: Copy + Ord> Results<K> {
         let uuid = task.uuid();
         self.bus.subscribe(task, key);
         self.tasks.handle_client(now, uuid, None, Some(ClientState::Waiting), None);
-        self.tasks.note(now, uuid, tasks::Event::Connected);
+        self.tasks.note(now, uuid, tasks::TaskEvent::Connected);
         self.tasks.note_seen(uuid, seen);
         self.follow_changes(now);
         if self.tasks.resume(uuid)
@@ -443,7 +443,7 @@ impl<K: Copy + Ord> Results<K> {
             }
             LinkEvent::Subscribed { task } => self.look_up_subscribed(now, task),
             LinkEvent::LookedUp(answer) => self.handle_looked_up(now, answer),
-            LinkEvent::Control { task, action: Action::Stop } => {
+            LinkEvent::Control { task, action: ControlAction::Stop } => {
                 self.stop(now, task, StoppedBy::Channel);
             }
             LinkEvent::Control { task, action } => self.hear_absence(now, task, action),
@@ -507,7 +507,7 @@ impl<K: Copy + Ord> Results<K> {
             self.dispatch_all_of(now, task);
         }
         let occurrence = self.tasks.handle_published(now, task, subscription, Rc::clone(&payload));
-        self.tasks.note(now, task, tasks::Event::Published);
+        self.tasks.note(now, task, tasks::TaskEvent::Published);
         // A result that was known because the worker had set it is kept already, but without a
         // time.
         self.keep(task, subscription, occurrence, payload);
@@ -563,11 +563,11 @@ impl<K: Copy + Ord> Results<K> {
     fn dispatch_one(&mut self, task: Uuid) -> bool {
         let budget = &self.budget;
         let parcel = |Deliverable { id, content, is_kept }| match content {
-            Content::Published(payload) => {
+            ResultContent::Published(payload) => {
                 let charge = (!is_kept).then(|| charge(&payload, budget));
                 Parcel::Result { id: Some(id), payload, charge }
             }
-            Content::Speech => Parcel::Speech { id },
+            ResultContent::Speech => Parcel::Speech { id },
         };
         if let Some(next) = self.tasks.poll_undispatched(task) {
             self.bus.publish(task, Recipients::CaughtUp, &parcel(next));

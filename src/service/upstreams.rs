@@ -19,7 +19,7 @@
 #![expect(clippy::indexing_slicing, reason = "positions come from a search in the same text")]
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 
-use super::attempt::{AttemptError, Fault};
+use super::attempt::{AttemptError, AttemptFault};
 use super::name::LookUpError;
 use super::url::BackendUrl;
 use crate::base::backoff::Backoff;
@@ -488,7 +488,7 @@ impl Upstream {
         if self.rests_until.is_none_or(|until| until <= now) {
             self.rests_until = Some(now + self.rest.next_wait());
         }
-        if error.fault() != Fault::Lookup
+        if error.fault() != AttemptFault::Lookup
             && let Location::Named(lookup) = &mut self.location
         {
             // It may have moved. What is known stays usable until the answer has come.

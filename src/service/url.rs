@@ -30,12 +30,12 @@ use crate::proto::path::is_misleading;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
     text: Box<str>,
-    pieces: Box<[Piece]>,
+    pieces: Box<[TemplatePiece]>,
     names: Arc<[Box<str>]>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Piece {
+enum TemplatePiece {
     Text(Box<str>),
     /// An index into `Template::names`.
     Name(usize),
@@ -83,8 +83,8 @@ impl Template {
         let mut rest = path;
         for piece in &self.pieces {
             match piece {
-                Piece::Text(text) => rest = rest.strip_prefix(&**text)?,
-                Piece::Name(_) => {
+                TemplatePiece::Text(text) => rest = rest.strip_prefix(&**text)?,
+                TemplatePiece::Name(_) => {
                     let (value, after) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
                     if value.is_empty() || is_misleading(value) {
                         return None;
@@ -180,14 +180,14 @@ impl Template {
                 return Err(format!("the {what} `{text}` has the name `{{{name}}}` twice"));
             }
             if !before.is_empty() {
-                pieces.push(Piece::Text(before.into()));
+                pieces.push(TemplatePiece::Text(before.into()));
             }
-            pieces.push(Piece::Name(names.len()));
+            pieces.push(TemplatePiece::Name(names.len()));
             names.push(name.into());
             rest = after;
         }
         if !rest.is_empty() {
-            pieces.push(Piece::Text(rest.into()));
+            pieces.push(TemplatePiece::Text(rest.into()));
         }
         Ok(Self { text: text.into(), pieces: pieces.into(), names: names.into() })
     }
@@ -200,8 +200,8 @@ impl Template {
     ) {
         for piece in &self.pieces {
             match piece {
-                Piece::Text(text) => filled.push_str(text),
-                Piece::Name(index) => {
+                TemplatePiece::Text(text) => filled.push_str(text),
+                TemplatePiece::Name(index) => {
                     write_value(filled, params.value(&self.names[*index]).unwrap_or_default())
                 }
             }

@@ -17,16 +17,16 @@ const WATCHERS_MAX: usize = 256;
 
 /// A snapshot as it goes out to every watcher.
 #[derive(Debug, Clone)]
-pub struct Snapshot(Rc<Charged>);
+pub struct SentSnapshot(Rc<SnapshotBytes>);
 
 #[derive(Debug)]
-struct Charged {
+struct SnapshotBytes {
     number: u64,
     bytes: Vec<u8>,
     _charge: Charge,
 }
 
-impl Snapshot {
+impl SentSnapshot {
     /// Counts snapshots from 1.
     pub fn number(&self) -> u64 {
         self.0.number
@@ -42,7 +42,7 @@ impl Snapshot {
 #[derive(Debug)]
 pub struct Watch<W> {
     watchers: Vec<W>,
-    newest: Option<Snapshot>,
+    newest: Option<SentSnapshot>,
     /// When that was made.
     made_at: Option<Moment>,
     made: u64,
@@ -97,12 +97,12 @@ impl<W: Copy + PartialEq> Watch<W> {
         self.made += 1;
         let bytes = format!("event: snapshot\ndata: {data}\n\n").into_bytes();
         let charge = budget.charge(bytes.capacity());
-        let charged = Charged { number: self.made, bytes, _charge: charge };
-        self.newest = Some(Snapshot(Rc::new(charged)));
+        let charged = SnapshotBytes { number: self.made, bytes, _charge: charge };
+        self.newest = Some(SentSnapshot(Rc::new(charged)));
     }
 
     /// The newest snapshot, if it is newer than the one of this number.
-    pub fn newer_than(&self, number: u64) -> Option<Snapshot> {
+    pub fn newer_than(&self, number: u64) -> Option<SentSnapshot> {
         self.newest.clone().filter(|newest| newest.number() > number)
     }
 

@@ -10,7 +10,7 @@ use crate::net::{Conn, Io};
 use crate::proto::http::{self, RequestHead};
 
 /// A request whose body has not come whole. Its length is limited by the endpoint.
-pub struct Body {
+pub struct RequestBody {
     question: Box<Question>,
     length: usize,
     /// What is still to be sent before the client sends the body.
@@ -36,7 +36,7 @@ impl Expectation {
     }
 }
 
-impl Body {
+impl RequestBody {
     /// Takes the body of `length` bytes from what followed the head, and from the connection if
     /// that is not all of it.
     pub fn read(
@@ -58,7 +58,7 @@ impl Body {
             Expectation::Continue if question.body.is_empty() => http::CONTINUE,
             Expectation::Continue | Expectation::Nothing => b"",
         };
-        Step::Next(Phase::Body(Box::new(Body { question, length, interim, deadline })))
+        Step::Next(Phase::Body(Box::new(RequestBody { question, length, interim, deadline })))
     }
 
     /// Sends the interim response, or what there is room for. False: the client is gone.
@@ -74,7 +74,7 @@ impl Body {
     }
 }
 
-impl State for Body {
+impl State for RequestBody {
     fn step(
         mut self: Box<Self>,
         downstream: &mut Conn,

@@ -20,9 +20,9 @@ macro_rules! close_reasons {
             /// Every reason, in the order of the table.
             pub const ALL: &[CloseReason] = &[$(CloseReason::$name),+];
 
-            fn row(self) -> Row {
+            fn row(self) -> ReasonRow {
                 match self {
-                    $(CloseReason::$name => Row {
+                    $(CloseReason::$name => ReasonRow {
                         word: $word,
                         code: $code,
                         phrase: $phrase,
@@ -37,7 +37,7 @@ macro_rules! close_reasons {
 }
 
 /// What the table says about a reason.
-struct Row {
+struct ReasonRow {
     word: &'static str,
     /// For a client.
     code: u16,

@@ -30,7 +30,7 @@ use super::transcript::{Event, Subject, note_step, remember};
 use crate::base::moment::Moment;
 use crate::net::tls::Verify;
 use crate::net::{Conn, PeerAddress, Source};
-use crate::service::attempt::{AttemptError, Fault};
+use crate::service::attempt::{AttemptError, AttemptFault};
 use crate::service::upstreams::{Addresses, AttemptOutcome, Purpose, UpstreamId};
 use crate::service::url::BackendSecurity;
 use log::warn;
@@ -228,7 +228,7 @@ impl Connector {
         let Some(current) = &mut self.current else { return };
         note_step(who, cx.now, || Event::AttemptFailed { what: &error });
         current.note_failure(error);
-        if self.purpose == Purpose::Client && error.fault() != Fault::Local {
+        if self.purpose == Purpose::Client && error.fault() != AttemptFault::Local {
             cx.stats.count_dial(cx.upstreams.url(current.backend).public_text(), false);
         }
     }
@@ -416,8 +416,10 @@ impl Connector {
             Purpose::Probe => note_step(who, cx.now, || failed),
         }
         match error.fault() {
-            Fault::Local => self.end(AttemptOutcome::Abandoned, cx),
-            Fault::Lookup | Fault::Backend => self.end(AttemptOutcome::Failed(error), cx),
+            AttemptFault::Local => self.end(AttemptOutcome::Abandoned, cx),
+            AttemptFault::Lookup | AttemptFault::Backend => {
+                self.end(AttemptOutcome::Failed(error), cx)
+            }
         }
     }
 
@@ -469,8 +471,10 @@ impl Current {
     /// more than one before, and either more than a shortage on this machine.
     fn note_failure(&mut self, error: AttemptError) {
         let rank = |error: AttemptError| match error.fault() {
-            Fault::Local => 0,
-            Fault::Lookup | Fault::Backend => 1 + u8::from(error.is_after_connecting()),
+            AttemptFault::Local => 0,
+            AttemptFault::Lookup | AttemptFault::Backend => {
+                1 + u8::from(error.is_after_connecting())
+            }
         };
         if self.error.is_none_or(|known| rank(error) >= rank(known)) {
             self.error = Some(error);

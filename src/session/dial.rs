@@ -67,7 +67,7 @@ pub struct Dial {
     connector: Connector,
     stage: DialStage,
     /// Why no backend is to be asked, or no further one.
-    stopped: Option<Failure>,
+    stopped: Option<DialFailure>,
 }
 
 enum DialStage {
@@ -101,7 +101,7 @@ struct RefusedUpgrade {
 
 /// Why no backend takes the client.
 #[derive(Debug, Clone)]
-struct Failure {
+struct DialFailure {
     reason: CloseReason,
     what: String,
     /// The status for `on_backend_failure = "http"`, where there is no answer of a backend's.
@@ -150,7 +150,7 @@ impl Dial {
             request_id,
             connector: Connector::new(upstreams, source, Purpose::Client, cx),
             stage: DialStage::Connect,
-            stopped: upgrade::is_loop(request).then(Failure::request_loop),
+            stopped: upgrade::is_loop(request).then(DialFailure::request_loop),
         }))
     }
 
@@ -187,7 +187,7 @@ impl Dial {
         answer: Option<(Vec<u8>, BodyScanner)>,
         who: &Identity,
         cx: &mut Context,
-    ) -> Option<Failure> {
+    ) -> Option<DialFailure> {
         if is_failure(status) && self.connector.has_more() {
             self.connector.fail(AttemptError::Status(status), who.into(), cx);
             return None;
@@ -203,7 +203,7 @@ impl Dial {
     }
 
     /// The backend has refused, and nothing else is tried.
-    fn end_refused(&mut self, status: u16, who: &Identity, cx: &mut Context) -> Failure {
+    fn end_refused(&mut self, status: u16, who: &Identity, cx: &mut Context) -> DialFailure {
         let error = AttemptError::Status(status);
         if is_failure(status) {
             self.connector.fail_for_good(error, who.into(), cx);
@@ -245,12 +245,12 @@ impl Dial {
     /// passed on.
     fn fail(
         self: Box<Self>,
-        failure: Failure,
+        failure: DialFailure,
         answer: Option<Vec<u8>>,
         who: &Identity,
         cx: &mut Context,
     ) -> Step {
-        let Failure { reason, what, status } = failure;
+        let DialFailure { reason, what, status } = failure;
         let sentence = match reason {
             CloseReason::Draining | CloseReason::OutOfResources => reason.phrase().to_owned(),
             _ => format!("backend unavailable: {what}"),
@@ -384,7 +384,7 @@ impl State for Dial {
     }
 
     fn drain(&mut self, _: Drain, _: &Identity, _: &mut Context) {
-        self.stopped = Some(Failure {
+        self.stopped = Some(DialFailure {
             reason: CloseReason::Draining,
             what: NOT_ANSWERED.to_owned(),
             status: 503,
@@ -499,9 +499,9 @@ impl RefusedUpgrade {
     }
 }
 
-impl Failure {
-    fn request_loop() -> Failure {
-        Failure {
+impl DialFailure {
+    fn request_loop() -> DialFailure {
+        DialFailure {
             reason: CloseReason::BackendUnavailable,
             what: "request loop".to_owned(),
             status: 508,
@@ -509,14 +509,14 @@ impl Failure {
     }
 }
 
-impl From<AttemptError> for Failure {
-    fn from(error: AttemptError) -> Failure {
+impl From<AttemptError> for DialFailure {
+    fn from(error: AttemptError) -> DialFailure {
         let (reason, status) = match error {
             AttemptError::Status(429 | 503) => (CloseReason::BackendOverloaded, 502),
             AttemptError::Local { .. } => (CloseReason::OutOfResources, 503),
             error if error.is_timeout() => (CloseReason::BackendUnavailable, 504),
             _ => (CloseReason::BackendUnavailable, 502),
         };
-        Failure { reason, what: error.to_string(), status }
+        DialFailure { reason, what: error.to_string(), status }
     }
 }

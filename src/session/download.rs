@@ -17,8 +17,8 @@ use crate::proto::http::conditional::{Conditions, Selected, Validators, last_mod
 use crate::proto::http::{RequestHead, Response};
 use crate::proto::media;
 use crate::proto::message::{BAD_TASK_ID, TaskId, TaskResult};
-use crate::service::streams::{NewStream, Seen, StreamId, StreamSource, StreamState};
-use crate::service::tasks::Content;
+use crate::service::streams::{NewStream, SeenFile, StreamId, StreamSource, StreamState};
+use crate::service::tasks::ResultContent;
 use std::ops::Range;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
@@ -34,20 +34,20 @@ const EXPOSED: &str = "Accept-Ranges, Content-Range, ETag";
 
 /// A file that is being opened to be the response to a request.
 pub struct Download {
-    request: Request,
-    result: Wanted,
+    request: AudioRequest,
+    result: WantedAudio,
     has_to_leave: bool,
 }
 
 /// What is asked for, and how.
-struct Request {
+struct AudioRequest {
     task: TaskId,
     asked: Asked,
     conditions: Conditions,
 }
 
 /// The result whose audio is asked for, where that is in a file of its worker.
-struct Wanted {
+struct WantedAudio {
     id: u32,
     is_growing: bool,
     /// The file, as the worker named it.
@@ -56,7 +56,7 @@ struct Wanted {
 }
 
 /// Audio whose length is known.
-struct Audio {
+struct OpenedAudio {
     file: OpenFile,
     state: FileState,
     age: FileAge,
@@ -89,7 +89,7 @@ impl Download {
             Ok(found) => found,
             Err(response) => return Step::Next(Respond::answer(asked, response, who, cx)),
         };
-        let request = Request { task, asked, conditions: Conditions::read(head) };
+        let request = AudioRequest { task, asked, conditions: Conditions::read(head) };
         match source {
             AudioSource::Stream(stream) => request.respond_with(stream, who, cx),
             AudioSource::File(result) => {
@@ -106,7 +106,7 @@ impl Download {
 
     /// The file is open: chooses what of it the client gets.
     fn respond(self, mut file: OpenFile, who: &Identity, cx: &mut Context) -> Step {
-        let Download { request, result: Wanted { id, is_growing, name, opener }, .. } = self;
+        let Download { request, result: WantedAudio { id, is_growing, name, opener }, .. } = self;
         let task = request.task.uuid();
         if let Some(stream) = cx.streams.find(task, id) {
             // A client has begun it meanwhile.
@@ -129,11 +129,15 @@ impl Download {
             false => FileAge::Finished,
         };
         let content_type = audio_type.unwrap_or(UNKNOWN_TYPE).into();
-        request.respond_with_file(Audio { file, state, age, is_own: false, content_type }, who, cx)
+        request.respond_with_file(
+            OpenedAudio { file, state, age, is_own: false, content_type },
+            who,
+            cx,
+        )
     }
 }
 
-impl Request {
+impl AudioRequest {
     /// The audio is a stream: it is sent while it grows, and as a file once it is complete.
     fn respond_with(self, id: StreamId, who: &Identity, cx: &mut Context) -> Step {
         let Some(stream) = cx.streams.stream(id) else {
@@ -142,7 +146,7 @@ impl Request {
         };
         let content_type = stream.speech_type().or(stream.audio_type()).unwrap_or(UNKNOWN_TYPE);
         let content_type = content_type.into();
-        let Seen { length, mut modified } = stream.seen();
+        let SeenFile { length, mut modified } = stream.seen();
         let is_own = stream.source() == StreamSource::Speech;
         if is_own {
             // Nobody has looked at it.
@@ -155,7 +159,7 @@ impl Request {
             (_, StreamSource::YoungFile) => FileAge::Young,
             _ => return self.follow(id, file, content_type, who, cx),
         };
-        self.respond_with_file(Audio { file, state, age, is_own, content_type }, who, cx)
+        self.respond_with_file(OpenedAudio { file, state, age, is_own, content_type }, who, cx)
     }
 
     /// Sends a stream to its end.
@@ -177,8 +181,8 @@ impl Request {
     }
 
     /// Chooses what of a file the client gets.
-    fn respond_with_file(mut self, audio: Audio, who: &Identity, cx: &mut Context) -> Step {
-        let Audio { file, state, age, is_own, content_type } = audio;
+    fn respond_with_file(mut self, audio: OpenedAudio, who: &Identity, cx: &mut Context) -> Step {
+        let OpenedAudio { file, state, age, is_own, content_type } = audio;
         let (response, range) = select(state, age, &self.conditions);
         let response = match response.status {
             200 | 206 => response.with("Content-Type", content_type),
@@ -197,7 +201,7 @@ impl Request {
 /// Where the audio is.
 enum AudioSource {
     /// In a file that is to be opened.
-    File(Wanted),
+    File(WantedAudio),
     /// In that of a stream.
     Stream(StreamId),
 }
@@ -219,11 +223,11 @@ fn find(value: &str, cx: &mut Context) -> Result<(TaskId, AudioSource), Response
     let mut wanted = results.filter(|one| number.is_none_or(|number| one.id == number));
     let source = wanted.find_map(|one| {
         let stream = cx.streams.find(task.uuid(), one.id).map(AudioSource::Stream);
-        let Content::Published(payload) = one.content else { return stream };
+        let ResultContent::Published(payload) = one.content else { return stream };
         work += payload.len();
         let result = TaskResult::read(&payload);
         let (opener, name) = (Opener::new(&result, cx)?, result.audio_file()?.into());
-        let wanted = Wanted { id: one.id, is_growing: result.is_growing(), name, opener };
+        let wanted = WantedAudio { id: one.id, is_growing: result.is_growing(), name, opener };
         stream.or(Some(AudioSource::File(wanted)))
     });
     cx.work += work;

@@ -9,7 +9,7 @@ use crate::net::Side;
 use crate::proto::http::{Form, Response};
 use crate::proto::message::TaskId;
 use crate::proto::ws_reader::WsReader;
-use crate::service::ledger::{ClosedConnection, Kind};
+use crate::service::ledger::{ClosedConnection, ConnectionKind};
 use crate::service::limits::Refusal;
 use crate::service::sentence::Sentence;
 use crate::service::stats::{BothWays, EndedCount};
@@ -419,9 +419,9 @@ impl Ended {
                 Detail::Http
                 | Detail::BadRequest { .. }
                 | Detail::Handshake { .. }
-                | Detail::Refused(_) => Kind::Early,
-                Detail::Inbox { .. } => Kind::Worker,
-                _ => Kind::WebSocket,
+                | Detail::Refused(_) => ConnectionKind::Early,
+                Detail::Inbox { .. } => ConnectionKind::Worker,
+                _ => ConnectionKind::WebSocket,
             },
             serial: who.serial,
             route: who.shared_route_name(),
@@ -463,7 +463,7 @@ impl Ended {
         };
         let (code, age) = (CodeText(self.client_close.code()), who.age(cx.now));
         let (reason, by) = (self.reason, self.by.word());
-        let (fields, sentence) = (Fields(self, who), Quoted(sentence));
+        let (fields, sentence) = (EndFields(self, who), Quoted(sentence));
         log!(
             target: target, level,
             "{who} closed reason={reason} code={code} duration={age}{fields} ended_by={by} phase={phase} sentence={sentence}"
@@ -473,11 +473,11 @@ impl Ended {
 
 /// The fields of a closing line that only this kind of end has. The client's address is among them
 /// where no earlier line has it.
-struct Fields<'e>(&'e Ended, &'e Identity);
+struct EndFields<'e>(&'e Ended, &'e Identity);
 
-impl fmt::Display for Fields<'_> {
+impl fmt::Display for EndFields<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Fields(ended, who) = self;
+        let EndFields(ended, who) = self;
         let client: Client = who.client();
         match &ended.detail {
             Detail::Http => return Ok(()),
@@ -565,7 +565,7 @@ mod tests {
             let mut ended = Ended::new(CloseReason::Done, detail);
             ended.traffic.from_client = Traffic { frames: 1, bytes: 2 };
             ended.traffic.to_client = Traffic { frames: 3, bytes: 4 };
-            assert_eq!(Fields(&ended, &who).to_string(), fields);
+            assert_eq!(EndFields(&ended, &who).to_string(), fields);
         }
     }
 

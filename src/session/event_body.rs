@@ -14,7 +14,7 @@ use super::stream_body::Framing;
 use super::{Context, Identity, tap};
 use crate::net::{Conn, Io};
 use crate::service::taps::TapFilter;
-use crate::service::watch::Snapshot;
+use crate::service::watch::SentSnapshot;
 
 /// Sent first: how soon a browser that lost the connection tries again.
 const PREAMBLE: &[u8] = b"retry: 1000\n\n";
@@ -34,7 +34,7 @@ pub struct EventBody {
     /// Bytes in front of the event, and how many of them have been sent.
     front: (Vec<u8>, usize),
     /// The event that is being sent, and how much of it has been.
-    event: Option<(Snapshot, usize)>,
+    event: Option<(SentSnapshot, usize)>,
     /// Bytes of the framing behind the event that have to be sent.
     behind: &'static [u8],
     /// The number of the last snapshot.

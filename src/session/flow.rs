@@ -35,7 +35,7 @@ use crate::proto::http::HEAD_BYTES_LIMIT;
 use crate::proto::ws::{self, FrameHead, FrameScanner, Opcode};
 use crate::service::stats::Traffic;
 use close_seen::CloseSeen;
-use stream::{Stream, Streamed};
+use stream::{SpliceState, Streamed};
 
 /// Reads in one step; then other sessions have their turn.
 const READS_PER_STEP: usize = 16;
@@ -59,7 +59,7 @@ pub struct Flow {
     /// Set while a frame passes whose payload matters, and after a Close frame has passed.
     watched: Option<Box<Watched>>,
     /// Set while the bytes go through a pipe.
-    stream: Option<Box<Stream>>,
+    stream: Option<Box<SpliceState>>,
     backlog: Buf<BACKLOG_BYTES_MAX>,
     frames: FrameScanner,
     /// Payload bytes of the current message so far.

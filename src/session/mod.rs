@@ -181,7 +181,7 @@ pub struct Context {
     /// Which workers listen to control channels of the inbox.
     pub channels: Channels<SessionId>,
     /// Speech that workers are sending.
-    pub speech: ingest::Speeches,
+    pub speech: ingest::IncomingSpeeches,
     /// Which of them speaks for which task.
     pub feeds: Feeds<SessionId>,
     /// What workers have to know to use the inbox, if anything.
@@ -248,7 +248,7 @@ impl Context {
             channel_prefix: String::new(),
             control_prefix: String::new(),
             channels: Channels::default(),
-            speech: ingest::Speeches::new(&budget),
+            speech: ingest::IncomingSpeeches::new(&budget),
             feeds: Feeds::default(),
             inbox_password: None,
             network,
@@ -304,7 +304,7 @@ impl Context {
 pub enum Phase {
     Accept(Box<accept::Accept>),
     Request(Box<request::Request>),
-    Body(Box<body::Body>),
+    Body(Box<body::RequestBody>),
     Download(Box<download::Download>),
     Respond(Box<respond::Respond>),
     Dial(Box<dial::Dial>),

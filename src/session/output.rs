@@ -51,7 +51,7 @@ use crate::service::streams::Stream;
 use crate::service::tasks::{self, ClientState, TaskEnd};
 use admission::{Rejected, Resume, refuse};
 use audio::Audio;
-use leaving::{Fault, Leaving};
+use leaving::{OutputEnding, OutputFault};
 use log::{info, warn};
 use pace::Pace;
 use std::collections::VecDeque;
@@ -138,13 +138,13 @@ struct Underway {
     /// How the task ended with its final result. Results that came with it are still delivered.
     final_end: Option<TaskEnd>,
     /// What was wrong with a result that was delivered, the worst of it.
-    fault: Option<Fault>,
+    fault: Option<OutputFault>,
     /// The audio of the result that is being sent.
     audio: Option<Audio>,
     /// What the client has already.
     resume: Resume,
     outbox: Outbox,
-    leaving: Option<Leaving>,
+    leaving: Option<OutputEnding>,
     /// Bytes of the answer to the upgrade that have not been sent.
     answer_left: u16,
     /// Set while the socket is full.
@@ -241,7 +241,7 @@ impl Output {
     }
 
     /// How it is about to end, if it is.
-    fn leaving(&self) -> Option<Leaving> {
+    fn leaving(&self) -> Option<OutputEnding> {
         self.underway.as_ref()?.leaving
     }
 
@@ -307,7 +307,7 @@ impl Output {
     /// Begins to deliver a result. False: it has to wait for its file.
     fn begin_result(&mut self, result: SharedResult, who: &Identity, cx: &mut Context) -> bool {
         if let Some(fault) = result.fault() {
-            self.note_fault(Fault::Malformed(fault));
+            self.note_fault(OutputFault::Malformed(fault));
             warn!(target: "output", "{who} = the worker's result is malformed why={} task={}", Quoted(fault), self.task);
         }
         if result.is_speech() {
@@ -321,7 +321,7 @@ impl Output {
         info!(target: "output", "{who} delivers task={} audio=none failure={}", self.task, result.is_failure());
         let end = if result.is_failure() { TaskEnd::Failed } else { TaskEnd::Completed };
         if result.is_failure() && result.is_final() {
-            self.note_fault(Fault::Worker);
+            self.note_fault(OutputFault::Worker);
         }
         self.end_result(Order::of(&result), end, who, cx);
         true
@@ -399,11 +399,11 @@ impl Output {
         let head = FrameHead::of_message(Opcode::Text, length as u64);
         who.count_frame(Side::Downstream, &head, cx);
         note(Subject::Task(who, &self.task), || Event::Text { length });
-        self.note_sent(tasks::Event::TextSent, cx);
+        self.note_sent(tasks::TaskEvent::TextSent, cx);
     }
 
     /// Something of the task was given to this client.
-    fn note_sent(&self, event: tasks::Event, cx: &mut Context) {
+    fn note_sent(&self, event: tasks::TaskEvent, cx: &mut Context) {
         let milestones = cx.results.note_sent(cx.now, self.task.uuid(), event);
         cx.stats.observe_task(milestones);
     }
@@ -494,7 +494,7 @@ impl Output {
     /// unless the rest of its results is lost.
     fn lose(self, reason: CloseReason, who: &Identity, cx: &mut Context) -> Step {
         let decided = self.leaving().filter(|leaving| !leaving.reason.is_delivery());
-        let leaving = decided.map_or(Leaving::abrupt(reason), Leaving::unseen);
+        let leaving = decided.map_or(OutputEnding::abrupt(reason), OutputEnding::unseen);
         Step::End(self.end(leaving, Last::Dropped, who, cx))
     }
 
@@ -635,7 +635,7 @@ impl State for Output {
     }
 
     fn release(self: Box<Self>, who: &Identity, cx: &mut Context) -> Box<Ended> {
-        self.end(Leaving::abrupt(CloseReason::Stopped), Last::Nothing, who, cx)
+        self.end(OutputEnding::abrupt(CloseReason::Stopped), Last::Nothing, who, cx)
     }
 
     fn traffic(&self) -> Option<BothWays> {

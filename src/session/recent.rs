@@ -67,7 +67,7 @@ pub struct Recent {
     frames_noted: Cell<u32>,
     /// Frames by side and opcode, as far as the route has not counted them.
     counts: [Cell<u64>; KEYS],
-    steps: [Cell<Option<Step>>; STEPS],
+    steps: [Cell<Option<NotedStep>>; STEPS],
     steps_noted: Cell<u32>,
 }
 
@@ -81,7 +81,7 @@ struct PassedFrame {
 
 /// A step that is no frame.
 #[derive(Debug)]
-struct Step {
+struct NotedStep {
     what: Kept,
     at: CoarseMoment,
     /// Frames that had been noted then.
@@ -146,7 +146,7 @@ impl Recent {
         self.steps_noted.set(noted.wrapping_add(1));
         if let Some(place) = self.steps.get(noted as usize % STEPS) {
             let frames_noted = self.frames_noted.get();
-            place.set(Some(Step { what, at: now.coarse(), frames_noted }));
+            place.set(Some(NotedStep { what, at: now.coarse(), frames_noted }));
         }
     }
 

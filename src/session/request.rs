@@ -5,7 +5,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
-use super::body::{Body, Expectation};
+use super::body::{Expectation, RequestBody};
 use super::dial::Dial;
 use super::download::Download;
 use super::ended::last_response;
@@ -320,7 +320,7 @@ fn begin_answer(
     }
     let (value, query) = (value.into(), head.query().unwrap_or_default().into());
     let question = Question { endpoint, value, query, body: Vec::new(), asked };
-    Body::read(Box::new(question), head.body_bytes() as usize, Expectation::of(head), cx)
+    RequestBody::read(Box::new(question), head.body_bytes() as usize, Expectation::of(head), cx)
 }
 
 /// The answer to a client whose path a backend might misread, or to a worker that may not connect

@@ -93,29 +93,29 @@ pub(super) fn tell(ended: &Ended, who: &Identity, cx: &mut Context) {
     let is_served = matches!(ended.detail, Detail::Output { .. });
     for (age, told) in events {
         let told = match told {
-            Told::Step(step) => Line::Step(step),
-            Told::Frame(to, head) if is_served => Line::Served(to, head),
-            Told::Frame(to, head) => Line::Relayed(to, head),
+            Told::Step(step) => StoryLine::Step(step),
+            Told::Frame(to, head) if is_served => StoryLine::Served(to, head),
+            Told::Frame(to, head) => StoryLine::Relayed(to, head),
         };
         warn!(target: "story", "{who} ~ before_end={} {told}{task}", Seconds(age));
     }
 }
 
 /// What happened, in the words of the log at debug.
-enum Line {
+enum StoryLine {
     Step(Kept),
     Relayed(Side, FrameHead),
     /// A frame between the gateway and a client whose results it serves.
     Served(Side, FrameHead),
 }
 
-impl fmt::Display for Line {
+impl fmt::Display for StoryLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Line::Step(step) => step.fmt(f),
-            Line::Relayed(to, head) => Event::Frame { to: *to, head }.fmt(f),
-            Line::Served(Side::Upstream, head) => Event::ClientFrame { head }.fmt(f),
-            Line::Served(Side::Downstream, head) => {
+            StoryLine::Step(step) => step.fmt(f),
+            StoryLine::Relayed(to, head) => Event::Frame { to: *to, head }.fmt(f),
+            StoryLine::Served(Side::Upstream, head) => Event::ClientFrame { head }.fmt(f),
+            StoryLine::Served(Side::Downstream, head) => {
                 write!(f, "> {} len={}", head.opcode, head.payload)
             }
         }

@@ -3,7 +3,7 @@
 use super::Context;
 use crate::net::OpenFile;
 use crate::net::files::FileState;
-use crate::service::streams::{NewStream, Seen, StreamId, StreamRules, StreamSource};
+use crate::service::streams::{NewStream, SeenFile, StreamId, StreamRules, StreamSource};
 use std::time::Duration;
 
 impl Context {
@@ -82,6 +82,6 @@ impl Context {
     }
 }
 
-fn seen(FileState { length, modified }: FileState) -> Seen {
-    Seen { length, modified }
+fn seen(FileState { length, modified }: FileState) -> SeenFile {
+    SeenFile { length, modified }
 }

@@ -4,7 +4,7 @@
 
 use super::records::Tls;
 use super::validity::{self, Validity};
-use super::{LoadError, Loaded, Settings, Stream, Uses, Verify};
+use super::{ByteStream, LoadError, Settings, TlsFiles, Uses, Verify};
 use crate::net::Socket;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring};
@@ -36,7 +36,7 @@ pub struct Roots(Arc<RootCertStore>);
 /// The first file that cannot be used.
 pub fn load(settings: &mut Settings, uses: Uses) -> Result<(), LoadError> {
     let mut hash = Xxh3::new();
-    let mut loaded = Loaded::default();
+    let mut loaded = TlsFiles::default();
     if uses.listeners {
         loaded.server = Some(Arc::new(load_keys(settings, &mut hash)?));
     }
@@ -220,10 +220,10 @@ impl Layer {
     /// If `host` is neither a name nor an IP address, or no roots were loaded.
     pub fn connect<'s>(
         &self,
-        stream: impl Stream + 's,
+        stream: impl ByteStream + 's,
         host: &str,
         verify: Verify,
-    ) -> io::Result<Box<dyn Stream + 's>> {
+    ) -> io::Result<Box<dyn ByteStream + 's>> {
         let config = match verify {
             Verify::Yes => &self.verified,
             Verify::No => &self.unverified,
@@ -237,9 +237,9 @@ impl Layer {
     /// As above.
     pub fn connect_redis<'s>(
         &self,
-        stream: impl Stream + 's,
+        stream: impl ByteStream + 's,
         host: &str,
-    ) -> io::Result<Box<dyn Stream + 's>> {
+    ) -> io::Result<Box<dyn ByteStream + 's>> {
         blocking(stream, host, self.redis.as_ref())
     }
 
@@ -259,10 +259,10 @@ fn dialed(socket: Socket, host: &str, config: Option<&Arc<ClientConfig>>) -> io:
 }
 
 fn blocking<'s>(
-    stream: impl Stream + 's,
+    stream: impl ByteStream + 's,
     host: &str,
     config: Option<&Arc<ClientConfig>>,
-) -> io::Result<Box<dyn Stream + 's>> {
+) -> io::Result<Box<dyn ByteStream + 's>> {
     let config = Arc::clone(config.ok_or(io::ErrorKind::Unsupported)?);
     let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     let session = rustls::ClientConnection::new(config, name).map_err(io::Error::other)?;
@@ -279,7 +279,10 @@ pub fn validity(path: &str) -> Option<Validity> {
 ///
 /// # Errors
 /// If `host` is neither a name nor an address.
-pub fn unverified<'s>(stream: impl Stream + 's, host: &str) -> io::Result<Box<dyn Stream + 's>> {
+pub fn unverified<'s>(
+    stream: impl ByteStream + 's,
+    host: &str,
+) -> io::Result<Box<dyn ByteStream + 's>> {
     let provider = Arc::new(ring::default_provider());
     let any = Arc::new(AnyCertificate(provider.signature_verification_algorithms));
     let config = client_config(&provider).map_err(io::Error::other)?;

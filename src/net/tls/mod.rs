@@ -38,36 +38,36 @@ pub struct Settings {
     pub key: Vec<String>,
     /// A file with further roots; none if empty.
     pub ca: String,
-    pub loaded: Loaded,
+    pub loaded: TlsFiles,
 }
 
 /// What the files hold, as far as it is needed. Equal if the files were.
 #[derive(Clone, Default)]
-pub struct Loaded {
+pub struct TlsFiles {
     server: Option<Arc<ServerKeys>>,
     roots: Option<Arc<Roots>>,
     /// A hash of what was read.
     fingerprint: u128,
 }
 
-impl PartialEq for Loaded {
-    fn eq(&self, other: &Loaded) -> bool {
+impl PartialEq for TlsFiles {
+    fn eq(&self, other: &TlsFiles) -> bool {
         self.fingerprint == other.fingerprint
     }
 }
 
-impl Eq for Loaded {}
+impl Eq for TlsFiles {}
 
-impl fmt::Debug for Loaded {
+impl fmt::Debug for TlsFiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:032x}", self.fingerprint)
     }
 }
 
 /// Bytes both ways.
-pub trait Stream: Read + Write {}
+pub trait ByteStream: Read + Write {}
 
-impl<S: Read + Write> Stream for S {}
+impl<S: Read + Write> ByteStream for S {}
 
 /// What TLS is used for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

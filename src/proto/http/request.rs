@@ -332,7 +332,7 @@ pub(super) mod tests {
 
     /// Everything in a request head, owned, so that two parses can be compared.
     #[derive(Debug, PartialEq)]
-    pub struct Parsed {
+    pub struct ParsedHead {
         line: String,
         version: u8,
         path: String,
@@ -343,10 +343,10 @@ pub(super) mod tests {
         length: usize,
     }
 
-    pub fn read(bytes: &[u8]) -> Result<Option<Parsed>, BadHead> {
+    pub fn read(bytes: &[u8]) -> Result<Option<ParsedHead>, BadHead> {
         let mut slots = empty_slots();
         let Some((head, length)) = RequestHead::parse(bytes, &mut slots)? else { return Ok(None) };
-        Ok(Some(Parsed {
+        Ok(Some(ParsedHead {
             line: format!("{} {}", head.method, head.target),
             version: head.minor_version,
             path: head.path().into(),
@@ -358,7 +358,7 @@ pub(super) mod tests {
         }))
     }
 
-    fn parsed(bytes: &[u8]) -> Parsed {
+    fn parsed(bytes: &[u8]) -> ParsedHead {
         read(bytes).expect("a valid head").expect("a complete head")
     }
 

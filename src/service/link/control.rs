@@ -13,7 +13,7 @@ use super::connection::Connection;
 use super::keep::{ErrorReply, JOBS_MAX, Keeper, StoreJob};
 use super::pending::{PendingReply, StoreReply};
 use crate::base::moment::Moment;
-use crate::proto::control::Action;
+use crate::proto::control::ControlAction;
 use crate::proto::resp;
 
 /// Publications that may be on their way back.
@@ -25,7 +25,7 @@ pub(super) struct ControlChannels {
     pattern: String,
     state: ControlState,
     /// Own publications that have not come back.
-    echoes: HashMap<(Uuid, Action), u32>,
+    echoes: HashMap<(Uuid, ControlAction), u32>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl ControlChannels {
     }
 
     /// A publication was heard. False: it is one of this gateway's own.
-    pub(super) fn hear(&mut self, task: Uuid, action: Action) -> bool {
+    pub(super) fn hear(&mut self, task: Uuid, action: ControlAction) -> bool {
         let Some(count) = self.echoes.get_mut(&(task, action)) else { return true };
         *count -= 1;
         if *count == 0 {
@@ -72,11 +72,11 @@ impl ControlChannels {
     }
 
     /// Redis did not publish it.
-    pub(super) fn forget_echo(&mut self, task: Uuid, action: Action) {
+    pub(super) fn forget_echo(&mut self, task: Uuid, action: ControlAction) {
         self.hear(task, action);
     }
 
-    fn expect_echo(&mut self, task: Uuid, action: Action) {
+    fn expect_echo(&mut self, task: Uuid, action: ControlAction) {
         if self.state == ControlState::Subscribed && self.echoes.len() < ECHOES_MAX {
             *self.echoes.entry((task, action)).or_default() += 1;
         }
@@ -87,7 +87,7 @@ impl Link {
     /// Publishes on the control channel of a task, for its workers and other gateways. While the
     /// link is down it waits, and is taken for another gateway's when it is heard: that repeats
     /// what is done already.
-    pub fn publish_control(&mut self, task: Uuid, action: Action) {
+    pub fn publish_control(&mut self, task: Uuid, action: ControlAction) {
         if self.is_up() {
             self.control.expect_echo(task, action);
         }
@@ -160,7 +160,7 @@ impl Keeper {
         self.push_bounded(StoreJob::Delete(keys));
     }
 
-    pub(super) fn publish(&mut self, task: Uuid, action: Action) {
+    pub(super) fn publish(&mut self, task: Uuid, action: ControlAction) {
         self.push_bounded(StoreJob::Publish(task, action));
     }
 
@@ -238,16 +238,22 @@ mod tests {
     #[test]
     fn own_publications_are_recognised_and_those_of_others_are_not() {
         let mut channels = ControlChannels::new("task_control:");
-        channels.expect_echo(TASK, Action::Stop);
-        assert!(channels.hear(TASK, Action::Stop), "nothing comes back without a subscription");
+        channels.expect_echo(TASK, ControlAction::Stop);
+        assert!(
+            channels.hear(TASK, ControlAction::Stop),
+            "nothing comes back without a subscription"
+        );
         channels.state = ControlState::Subscribed;
-        channels.expect_echo(TASK, Action::Stop);
-        channels.expect_echo(TASK, Action::Stop);
-        assert!(channels.hear(TASK, Action::Left), "another gateway's, between the two");
-        assert_eq!([(); 3].map(|()| channels.hear(TASK, Action::Stop)), [false, false, true]);
-        channels.expect_echo(TASK, Action::Stop);
+        channels.expect_echo(TASK, ControlAction::Stop);
+        channels.expect_echo(TASK, ControlAction::Stop);
+        assert!(channels.hear(TASK, ControlAction::Left), "another gateway's, between the two");
+        assert_eq!(
+            [(); 3].map(|()| channels.hear(TASK, ControlAction::Stop)),
+            [false, false, true]
+        );
+        channels.expect_echo(TASK, ControlAction::Stop);
         channels.reset();
-        assert!(channels.hear(TASK, Action::Stop), "a lost connection brings nothing back");
+        assert!(channels.hear(TASK, ControlAction::Stop), "a lost connection brings nothing back");
     }
 
     #[test]

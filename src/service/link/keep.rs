@@ -16,7 +16,7 @@ use super::look_up::LookUp;
 use super::pending::{PendingReply, StoreReply, StoreRequest, StoreWhat};
 use super::{LookUpAnswer, Settings};
 use crate::base::moment::Moment;
-use crate::proto::control::Action;
+use crate::proto::control::ControlAction;
 use crate::proto::resp;
 use crate::service::tasks::{self, Occurrence, RESULT_COST, Subscription};
 
@@ -93,7 +93,7 @@ pub(super) enum StoreJob {
     /// Removes these keys.
     Delete(Vec<String>),
     /// Publishes on the control channel of a task.
-    Publish(Uuid, Action),
+    Publish(Uuid, ControlAction),
     AskKnown(Uuid),
 }
 
@@ -107,7 +107,7 @@ pub(super) enum StoreOutcome {
     /// The server is a replica: another one should be connected to.
     Replica(String),
     /// Redis did not publish on the control channel of this task.
-    NotPublished(Uuid, Action, ErrorReply),
+    NotPublished(Uuid, ControlAction, ErrorReply),
     /// Whether Redis has anything of this task.
     Known(Uuid, bool),
 }

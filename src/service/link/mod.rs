@@ -51,7 +51,7 @@ use redis::Value;
 use uuid::Uuid;
 
 use crate::base::moment::Moment;
-use crate::proto::control::Action;
+use crate::proto::control::ControlAction;
 use crate::proto::resp::{self, Incoming};
 use crate::service::tasks::{self, KeptResult, Occurrence, Subscription};
 use connection::{Connection, Due};
@@ -125,7 +125,7 @@ pub enum LinkEvent {
     /// The answer to [`Link::look_up`].
     LookedUp(LookUpAnswer),
     /// Another gateway, or a worker, published this on a task's control channel.
-    Control { task: Uuid, action: Action },
+    Control { task: Uuid, action: ControlAction },
     /// The answer to [`Link::ask_known`].
     Known { task: Uuid, is_known: bool },
 }
@@ -489,7 +489,7 @@ impl Link {
                 if let Some((task, subscription)) = self.subscriptions.task_of(&channel) {
                     self.events.push_back(LinkEvent::Published { task, subscription, payload });
                 } else if let Some(task) = self.control.task_of(&channel)
-                    && let Some(action) = Action::read(&payload)
+                    && let Some(action) = ControlAction::read(&payload)
                     && self.control.hear(task, action)
                 {
                     self.events.push_back(LinkEvent::Control { task, action });

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use uuid::Uuid;
 
 use super::LookUpAnswer;
-use crate::proto::control::Action;
+use crate::proto::control::ControlAction;
 use crate::service::tasks::Occurrence;
 
 /// What the next reply will be about.
@@ -57,7 +57,7 @@ pub(super) enum StoreReply {
     Set(u64),
     Forgotten,
     /// A publication on the control channel of this task.
-    Published(Uuid, Action),
+    Published(Uuid, ControlAction),
     /// Whether there is anything of this task.
     Known(Uuid),
 }

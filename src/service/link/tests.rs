@@ -1192,10 +1192,10 @@ fn stop_message() -> String {
 #[test]
 fn stop_is_published_and_those_of_others_are_heard() {
     let mut world = World::up(Subscribe::Pattern);
-    let heard = LinkEvent::Control { task: TASK, action: Action::Stop };
+    let heard = LinkEvent::Control { task: TASK, action: ControlAction::Stop };
     world.say(RedisRole::Subscriber, &stop_message());
     assert_eq!(world.events(), std::slice::from_ref(&heard));
-    world.link.publish_control(TASK, Action::Stop);
+    world.link.publish_control(TASK, ControlAction::Stop);
     let channel = format!("task_control:{SPELLED}");
     assert_eq!(world.commands(RedisRole::Store), [["PUBLISH", &channel, r#"{"action":"STOP"}"#]]);
     world.say(RedisRole::Store, ":2\r\n");
@@ -1218,7 +1218,7 @@ fn user_without_control_channels_is_reported_once_and_loses_nothing_else() {
     };
     assert!(why.contains("NOPERM") && why.contains("task_control:"), "{why}");
     assert!(why.contains("+psubscribe +publish &task_control:*"), "{why}");
-    world.link.publish_control(TASK, Action::Stop);
+    world.link.publish_control(TASK, ControlAction::Stop);
     world.commands(RedisRole::Store);
     world.say(RedisRole::Store, NOPERM);
     assert_eq!(world.events(), [], "the warning has named that right, too");
@@ -1228,7 +1228,7 @@ fn user_without_control_channels_is_reported_once_and_loses_nothing_else() {
 #[test]
 fn user_who_may_not_publish_on_control_channels_is_reported_once() {
     let mut world = World::up(Subscribe::Pattern);
-    for action in [Action::Left, Action::Back] {
+    for action in [ControlAction::Left, ControlAction::Back] {
         world.link.publish_control(TASK, action);
         world.commands(RedisRole::Store);
         world.say(RedisRole::Store, "-NOPERM User gw has no permissions to run 'publish'\r\n");
@@ -1243,7 +1243,7 @@ fn user_who_may_not_publish_on_control_channels_is_reported_once() {
 #[test]
 fn publication_that_was_under_way_when_the_connection_broke_is_sent_again() {
     let mut world = World::up(Subscribe::Pattern);
-    world.link.publish_control(TASK, Action::Stop);
+    world.link.publish_control(TASK, ControlAction::Stop);
     let publish = world.commands(RedisRole::Store);
     assert_eq!(publish.len(), 1);
     world.link.handle_closed(RedisRole::Store, "closed", world.now);

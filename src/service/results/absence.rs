@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::{HasMore, Results};
 use crate::base::moment::Moment;
-use crate::proto::control::Action;
+use crate::proto::control::ControlAction;
 use crate::proto::message::SharedResult;
 
 /// How long a task has no client before that is said.
@@ -168,12 +168,14 @@ impl<K: Copy + Ord> Results<K> {
     }
 
     /// Another gateway, or a worker, has said this about `task`.
-    pub(super) fn hear_absence(&mut self, now: Moment, task: Uuid, action: Action) {
+    pub(super) fn hear_absence(&mut self, now: Moment, task: Uuid, action: ControlAction) {
         match action {
-            Action::Left if self.bus.is_waited_for(task) => self.absences.say_back(now, task),
-            Action::Left if !self.absences.has(task) => self.absences.remember(now, task),
-            Action::Back if !self.absences.is_leaving(task) => self.absences.forget(task),
-            Action::Left | Action::Back | Action::Stop => {}
+            ControlAction::Left if self.bus.is_waited_for(task) => {
+                self.absences.say_back(now, task)
+            }
+            ControlAction::Left if !self.absences.has(task) => self.absences.remember(now, task),
+            ControlAction::Back if !self.absences.is_leaving(task) => self.absences.forget(task),
+            ControlAction::Left | ControlAction::Back | ControlAction::Stop => {}
         }
     }
 
@@ -184,19 +186,19 @@ impl<K: Copy + Ord> Results<K> {
         &mut self,
         now: Moment,
         is_speaking: impl Fn(Uuid) -> bool,
-    ) -> Option<(Uuid, Action)> {
+    ) -> Option<(Uuid, ControlAction)> {
         if !self.is_up() {
             return None;
         }
         // One that has been stopped meanwhile has heard STOP already.
         let back = std::iter::from_fn(|| self.absences.back.pop_front());
         let said = match { back }.find(|(_, task)| !self.tasks.is_stopped(*task)) {
-            Some((_, task)) => (task, Action::Back),
+            Some((_, task)) => (task, ControlAction::Back),
             None => loop {
                 let task = self.absences.poll_leaving(now)?;
                 if is_speaking(task) || !self.tasks.is_finished(task) {
                     self.absences.remember(now, task);
-                    break (task, Action::Left);
+                    break (task, ControlAction::Left);
                 }
             },
         };
@@ -236,12 +238,12 @@ mod tests {
     }
 
     /// Every message that workers get at `now`.
-    fn said(results: &mut Results<u32>, now: Moment) -> Vec<Action> {
+    fn said(results: &mut Results<u32>, now: Moment) -> Vec<ControlAction> {
         let said = std::iter::from_fn(|| results.poll_absence(now, |_| false));
         said.inspect(|(of, _)| assert_eq!(*of, task().uuid())).map(|(_, action)| action).collect()
     }
 
-    fn hear(results: &mut Results<u32>, now: Moment, action: Action) {
+    fn hear(results: &mut Results<u32>, now: Moment, action: ControlAction) {
         results.hear_absence(now, task().uuid(), action);
     }
 
@@ -256,12 +258,12 @@ mod tests {
         leave(&mut results, later, 2, None);
         assert_eq!(results.deadline(), Some(later + SECOND));
         assert_eq!(said(&mut results, later + SECOND / 2), []);
-        assert_eq!(said(&mut results, later + SECOND), [Action::Left]);
+        assert_eq!(said(&mut results, later + SECOND), [ControlAction::Left]);
         assert_eq!(said(&mut results, later + 60 * SECOND), []);
         join(&mut results, later + 60 * SECOND, 3);
         join(&mut results, later + 60 * SECOND, 4);
         assert!(results.deadline().is_some_and(|at| at <= later + 60 * SECOND));
-        assert_eq!(said(&mut results, later + 60 * SECOND), [Action::Back]);
+        assert_eq!(said(&mut results, later + 60 * SECOND), [ControlAction::Back]);
     }
 
     #[test]
@@ -275,7 +277,7 @@ mod tests {
         // The second of an earlier absence does not count for this one.
         leave(&mut results, later, 2, None);
         assert_eq!(said(&mut results, now + SECOND), []);
-        assert_eq!(said(&mut results, later + SECOND), [Action::Left]);
+        assert_eq!(said(&mut results, later + SECOND), [ControlAction::Left]);
     }
 
     #[test]
@@ -305,9 +307,9 @@ mod tests {
         results.unsubscribe(task().uuid(), 1);
         results.leave(now, task().uuid(), ClientState::Waiting, None, true);
         let left = results.poll_absence(now + SECOND, |_| true);
-        assert_eq!(left, Some((task().uuid(), Action::Left)));
+        assert_eq!(left, Some((task().uuid(), ControlAction::Left)));
         join(&mut results, now + SECOND, 2);
-        assert_eq!(said(&mut results, now + SECOND), [Action::Back]);
+        assert_eq!(said(&mut results, now + SECOND), [ControlAction::Back]);
         // It ends within the second.
         results.unsubscribe(task().uuid(), 2);
         results.leave(now + SECOND, task().uuid(), ClientState::Waiting, None, true);
@@ -322,42 +324,42 @@ mod tests {
         publish(&mut results, r#"{"text":"a","final":false}"#);
         deliveries(&mut results);
         leave(&mut results, now, 1, None);
-        assert_eq!(said(&mut results, now + SECOND), [Action::Left]);
+        assert_eq!(said(&mut results, now + SECOND), [ControlAction::Left]);
     }
 
     #[test]
     fn another_gateway_that_has_lost_its_clients_is_contradicted_at_once() {
         let (mut results, now) = results(1 << 20);
         join(&mut results, now, 1);
-        hear(&mut results, now, Action::Left);
-        assert_eq!(said(&mut results, now), [Action::Back]);
-        hear(&mut results, now, Action::Back);
+        hear(&mut results, now, ControlAction::Left);
+        assert_eq!(said(&mut results, now), [ControlAction::Back]);
+        hear(&mut results, now, ControlAction::Back);
         leave(&mut results, now, 1, None);
-        assert_eq!(said(&mut results, now + SECOND), [Action::Left]);
+        assert_eq!(said(&mut results, now + SECOND), [ControlAction::Left]);
     }
 
     #[test]
     fn client_that_another_gateway_has_lost_is_back_wherever_it_comes() {
         let (mut results, now) = results(1 << 20);
-        hear(&mut results, now, Action::Left);
+        hear(&mut results, now, ControlAction::Left);
         assert_eq!(said(&mut results, now), []);
         join(&mut results, now, 1);
-        assert_eq!(said(&mut results, now), [Action::Back]);
+        assert_eq!(said(&mut results, now), [ControlAction::Back]);
         leave(&mut results, now, 1, None);
-        assert_eq!(said(&mut results, now + SECOND), [Action::Left]);
-        hear(&mut results, now + SECOND, Action::Back);
+        assert_eq!(said(&mut results, now + SECOND), [ControlAction::Left]);
+        hear(&mut results, now + SECOND, ControlAction::Back);
         join(&mut results, now + SECOND, 2);
         assert_eq!(said(&mut results, now + SECOND), [], "the other gateway has said it");
     }
 
     #[test]
     fn what_other_gateways_say_does_not_end_an_absence_of_its_own() {
-        for heard in [Action::Left, Action::Back] {
+        for heard in [ControlAction::Left, ControlAction::Back] {
             let (mut results, now) = results(1 << 20);
             join(&mut results, now, 1);
             leave(&mut results, now, 1, None);
             hear(&mut results, now, heard);
-            assert_eq!(said(&mut results, now + SECOND), [Action::Left], "after {heard:?}");
+            assert_eq!(said(&mut results, now + SECOND), [ControlAction::Left], "after {heard:?}");
         }
     }
 
@@ -371,7 +373,7 @@ mod tests {
         results.settle(now + 2 * SECOND);
         let due = results.absence_deadline();
         assert!(due.is_some_and(|at| at <= now + 2 * SECOND));
-        assert_eq!(said(&mut results, now + 2 * SECOND), [Action::Left]);
+        assert_eq!(said(&mut results, now + 2 * SECOND), [ControlAction::Left]);
         let link = results.link().unwrap();
         let published = link.poll_output(RedisRole::Store, now + 2 * SECOND);
         assert!(String::from_utf8_lossy(published).contains(r#"{"action":"LEFT"}"#));
@@ -404,8 +406,12 @@ mod tests {
         leave(&mut results, now, 1, None);
         results.finish(now);
         join(&mut results, now, 2);
-        hear(&mut results, now, Action::Left);
-        assert_eq!(said(&mut results, now + SECOND), [Action::Back], "it still has a client");
+        hear(&mut results, now, ControlAction::Left);
+        assert_eq!(
+            said(&mut results, now + SECOND),
+            [ControlAction::Back],
+            "it still has a client"
+        );
         leave(&mut results, now, 2, None);
         assert_eq!(said(&mut results, now + 9 * SECOND), []);
     }
@@ -413,9 +419,9 @@ mod tests {
     #[test]
     fn tasks_that_were_left_are_remembered_for_an_hour_and_bounded() {
         let (mut results, now) = results(1 << 20);
-        hear(&mut results, now, Action::Left);
+        hear(&mut results, now, ControlAction::Left);
         for number in 0..REMEMBERED_MAX as u128 {
-            results.hear_absence(now, Uuid::from_u128(number + 10), Action::Left);
+            results.hear_absence(now, Uuid::from_u128(number + 10), ControlAction::Left);
         }
         assert_eq!(
             (results.absences.tasks.len(), results.absences.left.len()),
@@ -426,7 +432,7 @@ mod tests {
         let last = Uuid::from_u128(REMEMBERED_MAX as u128);
         results.join(now + REMEMBERED, &last.into(), 2, 0);
         assert_eq!(results.poll_absence(now + REMEMBERED, |_| false), None);
-        results.hear_absence(now + REMEMBERED, Uuid::from_u128(5), Action::Left);
+        results.hear_absence(now + REMEMBERED, Uuid::from_u128(5), ControlAction::Left);
         assert_eq!(results.absences.left.len(), 1);
     }
 }

@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::{Notice, Results, StoppedBy};
 use crate::base::moment::Moment;
-use crate::proto::control::Action;
+use crate::proto::control::ControlAction;
 use crate::service::tasks::{self, Status};
 
 /// What became of a request to stop a task.
@@ -36,13 +36,13 @@ impl<K: Copy + Ord> Results<K> {
         }
         let clients = self.bus.stop(task, by);
         let results = self.tasks.stop(now, task);
-        self.tasks.note(now, task, tasks::Event::Stopped);
+        self.tasks.note(now, task, tasks::TaskEvent::Stopped);
         self.holds.end(task);
         self.absences.forget(task);
         if by != StoppedBy::Channel
             && let Some(link) = &mut self.link
         {
-            link.publish_control(task, Action::Stop);
+            link.publish_control(task, ControlAction::Stop);
         }
         self.notices.push_back(Notice::Stopped { task, by, clients, results });
         self.recharge();
@@ -76,7 +76,7 @@ impl<K: Copy + Ord> Results<K> {
             self.stop(now, task, StoppedBy::Http);
         } else if let Some(link) = &mut self.link {
             // A client of it may be connected to another gateway, which knows it then.
-            link.publish_control(task, Action::Stop);
+            link.publish_control(task, ControlAction::Stop);
         }
         self.notices.push_back(Notice::StopAnswered { task: Some(task), outcome });
     }

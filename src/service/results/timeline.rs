@@ -4,11 +4,11 @@ use uuid::Uuid;
 
 use super::Results;
 use crate::base::moment::Moment;
-use crate::service::tasks::{Event, Milestones, TaskEnd};
+use crate::service::tasks::{Milestones, TaskEnd, TaskEvent};
 
 impl<K: Copy + Ord> Results<K> {
     /// Something of the task was given to a client. Returns what that has completed.
-    pub fn note_sent(&mut self, now: Moment, task: Uuid, event: Event) -> Milestones {
+    pub fn note_sent(&mut self, now: Moment, task: Uuid, event: TaskEvent) -> Milestones {
         self.tasks.note(now, task, event)
     }
 
@@ -16,10 +16,10 @@ impl<K: Copy + Ord> Results<K> {
     pub(super) fn note_end(&mut self, now: Moment, task: Uuid, end: Option<TaskEnd>) {
         match end {
             Some(TaskEnd::Completed | TaskEnd::Failed) => {
-                self.tasks.note(now, task, Event::Completed);
+                self.tasks.note(now, task, TaskEvent::Completed);
             }
             Some(TaskEnd::TimedOut) => {
-                self.tasks.note(now, task, Event::Timeout);
+                self.tasks.note(now, task, TaskEvent::Timeout);
             }
             None => {}
         }

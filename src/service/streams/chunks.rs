@@ -15,7 +15,7 @@ pub struct Chunks {
     count: u64,
     length: u64,
     /// Further fields of chunks, if any chunk has some.
-    fields: Option<Box<Fields>>,
+    fields: Option<Box<ChunkFields>>,
 }
 
 /// Chunks of the same length.
@@ -27,7 +27,7 @@ struct Run {
 
 /// JSON text of the further fields of every chunk.
 #[derive(Debug, Default)]
-struct Fields {
+struct ChunkFields {
     text: String,
     /// Where those of each chunk end in `text`.
     ends: Vec<u32>,
@@ -108,7 +108,7 @@ impl Chunks {
 
     /// Bytes of memory.
     pub fn bytes(&self) -> usize {
-        let fields = |fields: &Fields| fields.text.capacity() + size_of_val(&fields.ends[..]);
+        let fields = |fields: &ChunkFields| fields.text.capacity() + size_of_val(&fields.ends[..]);
         self.runs.capacity() + self.fields.as_deref().map_or(0, fields)
     }
 

@@ -25,7 +25,8 @@ mod state;
 
 pub use chunks::{Chunks, Cursor, Piece};
 pub use state::{
-    Finished, NewStream, Seen, StreamFailure, StreamRules, StreamSource, StreamState, StreamVerdict,
+    FinishedStream, NewStream, SeenFile, StreamFailure, StreamRules, StreamSource, StreamState,
+    StreamVerdict,
 };
 
 use std::collections::{HashMap, VecDeque};
@@ -63,7 +64,7 @@ pub struct Streams<K, F> {
     /// Clients for which there is news.
     woken: VecDeque<K>,
     /// Streams that grow no longer, to be reported.
-    finished: VecDeque<Finished>,
+    finished: VecDeque<FinishedStream>,
     /// Streams that have ended and that no client reads, the longest time ago first. Some are in
     /// use again, or gone.
     idle: VecDeque<StreamId>,
@@ -98,7 +99,7 @@ pub struct Stream<K, F> {
     name: Box<Path>,
     audio_type: Option<&'static str>,
     /// For speech that the gateway receives.
-    speech: Option<Box<speech::Speech>>,
+    speech: Option<Box<speech::SpeechDetails>>,
     chunks: Chunks,
     /// When the file last changed, by its own clock.
     modified: SystemTime,
@@ -181,8 +182,8 @@ impl<K, F> Stream<K, F> {
     }
 
     /// The file as it was last seen.
-    pub fn seen(&self) -> Seen {
-        Seen { length: self.chunks.length(), modified: self.modified }
+    pub fn seen(&self) -> SeenFile {
+        SeenFile { length: self.chunks.length(), modified: self.modified }
     }
 
     /// Its chunks in all, where that is known.
@@ -208,7 +209,7 @@ impl<K, F> Stream<K, F> {
     }
 
     /// The file is as it was last seen.
-    pub fn is_as(&self, seen: Seen) -> bool {
+    pub fn is_as(&self, seen: SeenFile) -> bool {
         seen.length == self.chunks.length() && seen.modified == self.modified
     }
 
@@ -237,8 +238,8 @@ impl<K, F> Stream<K, F> {
         }
     }
 
-    fn finished(&self) -> Finished {
-        Finished {
+    fn finished(&self) -> FinishedStream {
+        FinishedStream {
             id: self.id,
             task: self.task,
             result_id: self.result_id,
@@ -305,7 +306,7 @@ impl<K: Copy, F> Streams<K, F> {
         &mut self,
         now: Moment,
         new: NewStream<'_, F>,
-        seen: Seen,
+        seen: SeenFile,
         rules: &StreamRules,
     ) -> StreamId {
         let NewStream { task, result_id, source, file, name, audio_type, is_second } = new;
@@ -452,7 +453,7 @@ impl<K: Copy, F> Streams<K, F> {
     }
 
     /// The next stream that grows no longer.
-    pub fn poll_finished(&mut self) -> Option<Finished> {
+    pub fn poll_finished(&mut self) -> Option<FinishedStream> {
         self.finished.pop_front()
     }
 
@@ -559,7 +560,7 @@ impl<K: Copy, F> Streams<K, F> {
         &mut self,
         now: Moment,
         id: StreamId,
-        seen: Option<Seen>,
+        seen: Option<SeenFile>,
         rules: &StreamRules,
     ) {
         let Some(stream) = self.stream_mut(id).filter(|it| it.state == StreamState::Open) else {
@@ -617,7 +618,7 @@ impl<K: Copy, F> Streams<K, F> {
 
     /// A client has read of the file of a stream, which was like this then. That may be longer ago
     /// than it was last seen.
-    pub fn handle_read(&mut self, id: StreamId, seen: Seen) {
+    pub fn handle_read(&mut self, id: StreamId, seen: SeenFile) {
         if let Some(stream) = self.stream(id)
             && stream.state == StreamState::Open
             && stream.source == StreamSource::YoungFile
@@ -708,8 +709,8 @@ mod tests {
         wait: Duration::from_secs(1),
     };
 
-    fn seen(length: u64) -> Seen {
-        Seen { length, modified: SystemTime::UNIX_EPOCH + Duration::from_secs(length) }
+    fn seen(length: u64) -> SeenFile {
+        SeenFile { length, modified: SystemTime::UNIX_EPOCH + Duration::from_secs(length) }
     }
 
     /// A stream of this many bytes; clients are numbers, and files do not matter.
@@ -797,7 +798,7 @@ mod tests {
             (MS, None, StreamFailure::Unreadable),
             (stall, Some(seen(5)), StreamFailure::Stalled),
             // Written to, and not longer: that is no growth.
-            (stall, Some(Seen { length: 5, ..seen(6) }), StreamFailure::Stalled),
+            (stall, Some(SeenFile { length: 5, ..seen(6) }), StreamFailure::Stalled),
         ] {
             let (mut streams, id) = begun(StreamSource::GrowingFile, 5);
             streams.wait(NOW, id, 1, None, &RULES);
@@ -851,7 +852,7 @@ mod tests {
         assert_eq!(woken(&mut streams), [1]);
         let (mut streams, id) = begun(StreamSource::YoungFile, 25);
         streams.enter(id);
-        streams.handle_file(NOW, id, Some(Seen { length: 25, ..seen(26) }), &RULES);
+        streams.handle_file(NOW, id, Some(SeenFile { length: 25, ..seen(26) }), &RULES);
         assert_eq!(state(&streams, id), StreamState::Failed(StreamFailure::Changed), "rewritten");
     }
 
@@ -862,7 +863,7 @@ mod tests {
         assert_eq!(streams.find(TASK, 0), Some(id));
         streams.handle_read(id, seen(20));
         assert_eq!(state(&streams, id), StreamState::Open, "read before it was last seen");
-        streams.handle_read(id, Seen { length: 25, ..seen(26) });
+        streams.handle_read(id, SeenFile { length: 25, ..seen(26) });
         assert_eq!(state(&streams, id), StreamState::Failed(StreamFailure::Changed));
         assert_eq!(streams.find(TASK, 0), None);
         let next = begin(&mut streams, 0, StreamSource::YoungFile, 7);
@@ -872,7 +873,7 @@ mod tests {
         streams.handle_file(NOW, next, Some(seen(3)), &RULES);
         assert!(streams.stream(next).is_none(), "no client reads it");
         let (mut streams, id) = begun(StreamSource::GrowingFile, 25);
-        streams.handle_read(id, Seen { length: 25, ..seen(26) });
+        streams.handle_read(id, SeenFile { length: 25, ..seen(26) });
         assert_eq!(state(&streams, id), StreamState::Open, "it may be written to anywhere");
     }
 

@@ -7,14 +7,16 @@
 use uuid::Uuid;
 
 use super::StreamFailure;
-use super::{NewStream, Seen, Stream, StreamId, StreamRules, StreamSource, StreamState, Streams};
+use super::{
+    NewStream, SeenFile, Stream, StreamId, StreamRules, StreamSource, StreamState, Streams,
+};
 use crate::base::moment::Moment;
 use std::path::Path;
 use std::time::SystemTime;
 
 /// What is known of speech besides its audio.
 #[derive(Debug)]
-pub(super) struct Speech {
+pub(super) struct SpeechDetails {
     audio_type: Box<str>,
     is_final: bool,
     /// Its result is not kept any more: it goes with the last client that reads it.
@@ -55,9 +57,11 @@ impl<K: Copy, F> Streams<K, F> {
         let source = StreamSource::Speech;
         let new =
             NewStream { task, result_id, source, file, name, audio_type: None, is_second: false };
-        let id = self.begin(now, new, Seen { length: 0, modified: SystemTime::UNIX_EPOCH }, rules);
+        let id =
+            self.begin(now, new, SeenFile { length: 0, modified: SystemTime::UNIX_EPOCH }, rules);
         if let Some(stream) = self.stream_mut(id) {
-            stream.speech = Some(Box::new(Speech { audio_type, is_final: false, is_gone: false }));
+            stream.speech =
+                Some(Box::new(SpeechDetails { audio_type, is_final: false, is_gone: false }));
         }
         id
     }

@@ -82,7 +82,7 @@ pub struct NewStream<'n, F> {
 
 /// A file as it was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct SeenFile {
     /// Bytes.
     pub length: u64,
     /// When its content last changed, by its own clock.
@@ -92,7 +92,7 @@ pub struct Seen {
 /// A stream that grows no longer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields explain themselves")]
-pub struct Finished {
+pub struct FinishedStream {
     pub id: StreamId,
     pub task: Uuid,
     pub result_id: u32,

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use uuid::Uuid;
 
 use super::Tasks;
-use super::result::{Content, KnownResult};
+use super::result::{KnownResult, ResultContent};
 use crate::proto::message::TaskResult;
 
 /// Results that nobody was given yet and that are searched for a final one, the newest first.
@@ -31,8 +31,8 @@ impl Tasks {
         let newest = || known.results.undispatched().rev().take(FINAL_SOUGHT_MAX);
         // Speech is noted when it turns out to be the last.
         let published = |one: &KnownResult| match one.content() {
-            Some(Content::Published(payload)) => Some(payload),
-            Some(Content::Speech) | None => None,
+            Some(ResultContent::Published(payload)) => Some(payload),
+            Some(ResultContent::Speech) | None => None,
         };
         known.has_final || newest().filter_map(published).any(|payload| is_final(&payload))
     }

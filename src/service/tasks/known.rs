@@ -41,12 +41,12 @@ struct Places {
     dispatched: usize,
     /// Some result may be on its way without being retained.
     has_passing: bool,
-    heard: Option<Heard>,
+    heard: Option<HeardResults>,
 }
 
 /// How many equal results one subscription has heard.
 #[derive(Debug)]
-struct Heard {
+struct HeardResults {
     subscription: u32,
     counts: HashMap<u64, u32>,
     /// Results of [`ResultOrigin::Set`], of any content.
@@ -192,7 +192,7 @@ impl KnownResults {
             }
             Some(places) => {
                 let heard = places.heard.take().filter(|it| it.subscription == subscription);
-                let heard = heard.unwrap_or_else(|| Heard::new(subscription, list));
+                let heard = heard.unwrap_or_else(|| HeardResults::new(subscription, list));
                 let found = (heard.counts.get(&hash).copied().unwrap_or(0), heard.set > 0);
                 places.heard = Some(heard);
                 found
@@ -212,9 +212,9 @@ impl KnownResults {
     }
 }
 
-impl Heard {
-    fn new(subscription: u32, list: &[KnownResult]) -> Heard {
-        let mut heard = Heard { subscription, counts: HashMap::new(), set: 0 };
+impl HeardResults {
+    fn new(subscription: u32, list: &[KnownResult]) -> HeardResults {
+        let mut heard = HeardResults { subscription, counts: HashMap::new(), set: 0 };
         list.iter().for_each(|one| heard.add(one));
         heard
     }

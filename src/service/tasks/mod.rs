@@ -50,14 +50,14 @@ use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
 use ends::AudioEnd;
-use removal::Held;
-pub use result::Content;
+use removal::Hold;
+pub use result::ResultContent;
 use result::{GoneResult, KnownResult, ResultOrigin};
-use speech::Speeches;
+use speech::KeptSpeeches;
 pub use speech::{Renumbered, SpeechKey, SpeechStore};
 pub use status::Status;
 use task::{LastHeard, Task};
-pub use timeline::{Event, Milestones};
+pub use timeline::{Milestones, TaskEvent};
 
 pub use ends::EndRules;
 
@@ -176,7 +176,7 @@ pub struct Tasks {
     /// until that is `retain` ago.
     remembered: VecDeque<(Moment, Slot)>,
     /// Results whose audio is a stream, or was.
-    held: HashMap<(Uuid, u32), Held>,
+    held: HashMap<(Uuid, u32), Hold>,
     /// Files that are complete. Few tasks have any, so they are not among what every task has.
     ends: HashMap<Uuid, Vec<AudioEnd>>,
     end_rules: EndRules,
@@ -186,7 +186,7 @@ pub struct Tasks {
     evicted: u64,
     not_kept: u64,
     forgotten: VecDeque<Uuid>,
-    speeches: Speeches,
+    speeches: KeptSpeeches,
 }
 
 /// A retained result among all others.
@@ -203,7 +203,7 @@ pub struct Deliverable {
     /// Its `result_id`.
     pub id: u32,
     /// What they get of it.
-    pub content: Content,
+    pub content: ResultContent,
     /// It is kept for later clients, and not only until it has been dispatched.
     pub is_kept: bool,
 }
@@ -232,7 +232,7 @@ impl Tasks {
             evicted: 0,
             not_kept: 0,
             forgotten: VecDeque::new(),
-            speeches: Speeches::default(),
+            speeches: KeptSpeeches::default(),
         }
     }
 
@@ -344,7 +344,7 @@ impl Tasks {
     }
 
     /// Notes what happens to a task that is known.
-    pub fn note(&mut self, now: Moment, task: Uuid, event: Event) -> Milestones {
+    pub fn note(&mut self, now: Moment, task: Uuid, event: TaskEvent) -> Milestones {
         let known = self.tasks.entry_mut(task);
         known.map_or(Milestones::default(), |task| task.timeline.note(event, now))
     }

@@ -32,7 +32,7 @@ impl Removal {
 
 /// Whether a result is the audio of a stream, which keeps it longer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Held {
+pub(super) enum Hold {
     /// It still grows: the result is never evicted.
     Open,
     /// It has ended: the result is kept for `retain` from then on.
@@ -42,7 +42,7 @@ pub(super) enum Held {
 impl Tasks {
     /// The audio of a result grows: it is kept until [`Tasks::release`], and `retain` longer.
     pub fn hold(&mut self, task: Uuid, result_id: u32) {
-        self.held.insert((task, result_id), Held::Open);
+        self.held.insert((task, result_id), Hold::Open);
     }
 
     /// The audio of a result grows no longer.
@@ -50,7 +50,7 @@ impl Tasks {
         if !self.is_kept(task, result_id) {
             self.held.remove(&(task, result_id));
         } else if let Some(held) = self.held.get_mut(&(task, result_id)) {
-            *held = Held::Since(now);
+            *held = Hold::Since(now);
         }
     }
 
@@ -67,11 +67,11 @@ impl Tasks {
         let mut results = self.tasks[one.task].results.present();
         let id = results.find(|known| known.number == one.number)?.id;
         match (self.held.get(&(self.tasks.id(one.task), id))?, removal) {
-            (Held::Open, _) => Some(now),
-            (Held::Since(at), Removal::Expired) => {
+            (Hold::Open, _) => Some(now),
+            (Hold::Since(at), Removal::Expired) => {
                 Some(*at).filter(|at| self.settings.retain.is_some_and(|retain| now < *at + retain))
             }
-            (Held::Since(_), Removal::Evicted) => None,
+            (Hold::Since(_), Removal::Evicted) => None,
         }
     }
 

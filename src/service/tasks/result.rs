@@ -29,7 +29,7 @@ pub(super) struct KnownResult {
 
 /// What clients get of a result.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Content {
+pub enum ResultContent {
     /// What the worker published.
     Published(Rc<[u8]>),
     /// Audio that the gateway received, in a file of its own.
@@ -81,12 +81,12 @@ impl KnownResult {
     }
 
     /// What clients get of it, while there is anything.
-    pub(super) fn content(&self) -> Option<Content> {
+    pub(super) fn content(&self) -> Option<ResultContent> {
         let payload = self.payload.as_ref()?;
         Some(match self.source {
-            ResultSource::Speech => Content::Speech,
+            ResultSource::Speech => ResultContent::Speech,
             ResultSource::Published | ResultSource::Kept | ResultSource::Set => {
-                Content::Published(Rc::clone(payload))
+                ResultContent::Published(Rc::clone(payload))
             }
         })
     }

@@ -53,9 +53,9 @@ pub struct Renumbered {
 
 /// All streams.
 #[derive(Debug)]
-pub(super) struct Speeches {
+pub(super) struct KeptSpeeches {
     /// By task and number of the result.
-    by_result: HashMap<(Uuid, u32), Speech>,
+    by_result: HashMap<(Uuid, u32), KeptSpeech>,
     /// Those that have ended, the oldest in front. Some are gone already.
     ended: VecDeque<SpeechKey>,
     /// Bytes in the spool folder.
@@ -70,7 +70,7 @@ pub(super) struct Speeches {
 }
 
 #[derive(Debug)]
-struct Speech {
+struct KeptSpeech {
     serial: u64,
     store: SpeechStore,
     /// Bytes in memory, and in the spool folder.
@@ -79,9 +79,9 @@ struct Speech {
     has_ended: bool,
 }
 
-impl Default for Speeches {
+impl Default for KeptSpeeches {
     fn default() -> Self {
-        Speeches {
+        KeptSpeeches {
             by_result: HashMap::new(),
             ended: VecDeque::new(),
             spooled: 0,
@@ -94,22 +94,22 @@ impl Default for Speeches {
     }
 }
 
-impl Speeches {
+impl KeptSpeeches {
     /// The oldest one that has ended and is kept `in_store`, if that matters.
     fn oldest_ended(&mut self, in_store: Option<SpeechStore>) -> Option<SpeechKey> {
         while self.ended.front().is_some_and(|key| self.speech(*key).is_none()) {
             self.ended.pop_front();
         }
-        let is_meant = |speech: &Speech| in_store.is_none_or(|store| speech.store == store);
+        let is_meant = |speech: &KeptSpeech| in_store.is_none_or(|store| speech.store == store);
         self.ended.iter().find(|key| self.speech(**key).is_some_and(is_meant)).copied()
     }
 
-    fn speech(&self, key: SpeechKey) -> Option<&Speech> {
+    fn speech(&self, key: SpeechKey) -> Option<&KeptSpeech> {
         let speech = self.by_result.get(&(key.task, key.number));
         speech.filter(|speech| speech.serial == key.serial)
     }
 
-    fn speech_mut(&mut self, key: SpeechKey) -> Option<&mut Speech> {
+    fn speech_mut(&mut self, key: SpeechKey) -> Option<&mut KeptSpeech> {
         let speech = self.by_result.get_mut(&(key.task, key.number));
         speech.filter(|speech| speech.serial == key.serial)
     }
@@ -158,7 +158,7 @@ impl Tasks {
         self.retained_bytes += RESULT_COST;
         known.bound_recognised();
         let serial = self.speeches.begun;
-        let speech = Speech { serial, store, memory: 0, spooled: 0, has_ended: false };
+        let speech = KeptSpeech { serial, store, memory: 0, spooled: 0, has_ended: false };
         self.speeches.by_result.insert((task, number), speech);
         Some((SpeechKey { task, number, serial }, id))
     }
@@ -331,7 +331,7 @@ impl Tasks {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Content, RESULT_COST, Settings, Status, Tasks};
+    use super::super::{RESULT_COST, ResultContent, Settings, Status, Tasks};
     use super::*;
     use std::time::Duration;
 
@@ -364,7 +364,7 @@ mod tests {
         let (_, id) = begin(&mut tasks, TASK, SpeechStore::Memory);
         assert_eq!((id, publish(&mut tasks, TASK, 10)), (1, 2));
         let contents: Vec<_> = std::iter::from_fn(|| tasks.poll_undispatched(TASK))
-            .map(|one| (one.id, one.content == Content::Speech))
+            .map(|one| (one.id, one.content == ResultContent::Speech))
             .collect();
         assert_eq!(contents, [(0, false), (1, true), (2, false)]);
         assert_eq!(tasks.status(TASK).0, Status::Ready);

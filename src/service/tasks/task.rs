@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 
 use super::TaskEnd;
 use super::known::KnownResults;
-use super::timeline::Timeline;
+use super::timeline::TaskTimeline;
 
 /// Results of one task that are recognised although their payloads are gone.
 pub(super) const RECOGNISED_MAX: usize = 4096;
@@ -34,7 +34,7 @@ pub(super) struct Task {
     /// The subscription during which Redis has answered what it keeps.
     pub(super) settled: Option<NonZeroU32>,
     pub(super) last_heard: Option<LastHeard>,
-    pub(super) timeline: Timeline,
+    pub(super) timeline: TaskTimeline,
 }
 
 /// What was heard last, and by which subscription.

@@ -24,7 +24,7 @@ fn kept(items: &[(u64, &str)]) -> Vec<KeptResult> {
 }
 
 fn payload(one: &Deliverable) -> &[u8] {
-    let Content::Published(payload) = &one.content else { panic!("{one:?}") };
+    let ResultContent::Published(payload) = &one.content else { panic!("{one:?}") };
     payload
 }
 

@@ -9,7 +9,7 @@ use crate::base::moment::Moment;
 
 /// Something that happens to a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum TaskEvent {
     /// Its first client came.
     Connected,
     /// Its first result was heard.
@@ -31,16 +31,16 @@ pub enum Event {
 }
 
 /// In the order of `/status`.
-const EVENTS: [(Event, &str); 9] = [
-    (Event::Connected, "connected"),
-    (Event::Published, "published"),
-    (Event::TextSent, "text_sent"),
-    (Event::FirstAudio, "first_audio"),
-    (Event::LastAudio, "last_audio"),
-    (Event::Completed, "completed"),
-    (Event::Resumed, "resumed"),
-    (Event::Stopped, "stopped"),
-    (Event::Timeout, "timeout"),
+const EVENTS: [(TaskEvent, &str); 9] = [
+    (TaskEvent::Connected, "connected"),
+    (TaskEvent::Published, "published"),
+    (TaskEvent::TextSent, "text_sent"),
+    (TaskEvent::FirstAudio, "first_audio"),
+    (TaskEvent::LastAudio, "last_audio"),
+    (TaskEvent::Completed, "completed"),
+    (TaskEvent::Resumed, "resumed"),
+    (TaskEvent::Stopped, "stopped"),
+    (TaskEvent::Timeout, "timeout"),
 ];
 
 /// How long parts of a task took, as far as an event has completed them.
@@ -54,93 +54,93 @@ pub struct Milestones {
 
 /// What has happened to a task.
 #[derive(Debug, Default)]
-pub(super) enum Timeline {
+pub(super) enum TaskTimeline {
     #[default]
     Empty,
-    One(Event, Moment),
+    One(TaskEvent, Moment),
     Several(Box<Several>),
 }
 
 #[derive(Debug)]
 pub(super) struct Several {
-    first: Event,
+    first: TaskEvent,
     /// By event.
     at: [Option<Moment>; EVENTS.len()],
 }
 
 impl Several {
-    fn new(first: Event, at: Moment) -> Several {
+    fn new(first: TaskEvent, at: Moment) -> Several {
         let mut several = Several { first, at: [None; EVENTS.len()] };
         several.set(first, at);
         several
     }
 
-    fn set(&mut self, event: Event, at: Moment) {
+    fn set(&mut self, event: TaskEvent, at: Moment) {
         if let Some(place) = self.at.get_mut(event as usize) {
             *place = Some(at);
         }
     }
 
-    fn at(&self, event: Event) -> Option<Moment> {
+    fn at(&self, event: TaskEvent) -> Option<Moment> {
         self.at.get(event as usize).copied()?
     }
 }
 
-impl Timeline {
-    /// Notes an event. Of most kinds the first counts, of [`Event::LastAudio`] and
-    /// [`Event::Completed`] the last.
-    pub(super) fn note(&mut self, event: Event, now: Moment) -> Milestones {
+impl TaskTimeline {
+    /// Notes an event. Of most kinds the first counts, of [`TaskEvent::LastAudio`] and
+    /// [`TaskEvent::Completed`] the last.
+    pub(super) fn note(&mut self, event: TaskEvent, now: Moment) -> Milestones {
         let event = match event {
-            Event::Connected if self.at(Event::Connected).is_some() => Event::Resumed,
+            TaskEvent::Connected if self.at(TaskEvent::Connected).is_some() => TaskEvent::Resumed,
             event => event,
         };
         let is_known = self.at(event).is_some();
-        if is_known && !matches!(event, Event::LastAudio | Event::Completed) {
+        if is_known && !matches!(event, TaskEvent::LastAudio | TaskEvent::Completed) {
             return Milestones::default();
         }
         match self {
-            Timeline::Empty => *self = Timeline::One(event, now),
-            Timeline::One(first, at) if *first == event => *at = now,
-            Timeline::One(first, at) => {
+            TaskTimeline::Empty => *self = TaskTimeline::One(event, now),
+            TaskTimeline::One(first, at) if *first == event => *at = now,
+            TaskTimeline::One(first, at) => {
                 let mut several = Box::new(Several::new(*first, *at));
                 several.set(event, now);
-                *self = Timeline::Several(several);
+                *self = TaskTimeline::Several(several);
             }
-            Timeline::Several(several) => several.set(event, now),
+            TaskTimeline::Several(several) => several.set(event, now),
         }
         self.milestones(event, now).filter(|_| !is_known).unwrap_or_default()
     }
 
-    fn milestones(&self, event: Event, now: Moment) -> Option<Milestones> {
+    fn milestones(&self, event: TaskEvent, now: Moment) -> Option<Milestones> {
         let since = |event| self.at(event).map(|at| now - at);
         match event {
-            Event::TextSent => Some(Milestones {
-                publish_to_text: since(Event::Published),
-                connect_to_result: since(Event::Connected),
+            TaskEvent::TextSent => Some(Milestones {
+                publish_to_text: since(TaskEvent::Published),
+                connect_to_result: since(TaskEvent::Connected),
                 ..Milestones::default()
             }),
-            Event::FirstAudio => Some(Milestones {
-                publish_to_first_audio: since(Event::Published),
+            TaskEvent::FirstAudio => Some(Milestones {
+                publish_to_first_audio: since(TaskEvent::Published),
                 ..Milestones::default()
             }),
             _ => None,
         }
     }
 
-    fn at(&self, event: Event) -> Option<Moment> {
+    fn at(&self, event: TaskEvent) -> Option<Moment> {
         match self {
-            Timeline::One(first, at) if *first == event => Some(*at),
-            Timeline::Empty | Timeline::One(..) => None,
-            Timeline::Several(several) => several.at(event),
+            TaskTimeline::One(first, at) if *first == event => Some(*at),
+            TaskTimeline::Empty | TaskTimeline::One(..) => None,
+            TaskTimeline::Several(several) => several.at(event),
         }
     }
 
     /// What has happened, with the time since the first event, in the order of the table.
     pub(super) fn events(&self) -> Vec<(&'static str, Duration)> {
         let began_at = match self {
-            Timeline::Empty => return Vec::new(),
-            Timeline::One(_, at) => *at,
-            Timeline::Several(several) => several.at(several.first).unwrap_or(Moment::START),
+            TaskTimeline::Empty => return Vec::new(),
+            TaskTimeline::One(_, at) => *at,
+            TaskTimeline::Several(several) => several.at(several.first).unwrap_or(Moment::START),
         };
         let events = EVENTS.iter();
         events.filter_map(|(event, name)| Some((*name, self.at(*event)? - began_at))).collect()
@@ -155,7 +155,7 @@ mod tests {
         Moment::START + Duration::from_millis(milliseconds)
     }
 
-    fn milliseconds(timeline: &Timeline) -> Vec<(&'static str, u128)> {
+    fn milliseconds(timeline: &TaskTimeline) -> Vec<(&'static str, u128)> {
         timeline.events().into_iter().map(|(name, time)| (name, time.as_millis())).collect()
     }
 
@@ -168,21 +168,21 @@ mod tests {
 
     #[test]
     fn first_events_count_but_the_last_audio_and_the_last_completion() {
-        let mut timeline = Timeline::default();
+        let mut timeline = TaskTimeline::default();
         assert_eq!(milliseconds(&timeline), []);
         for (event, time) in [
-            (Event::Connected, 1000),
-            (Event::Published, 1010),
-            (Event::Published, 1011),
-            (Event::TextSent, 1012),
-            (Event::TextSent, 1020),
-            (Event::FirstAudio, 1030),
-            (Event::LastAudio, 1030),
-            (Event::LastAudio, 1080),
-            (Event::Completed, 1090),
-            (Event::Connected, 2000),
-            (Event::Connected, 3000),
-            (Event::Completed, 3500),
+            (TaskEvent::Connected, 1000),
+            (TaskEvent::Published, 1010),
+            (TaskEvent::Published, 1011),
+            (TaskEvent::TextSent, 1012),
+            (TaskEvent::TextSent, 1020),
+            (TaskEvent::FirstAudio, 1030),
+            (TaskEvent::LastAudio, 1030),
+            (TaskEvent::LastAudio, 1080),
+            (TaskEvent::Completed, 1090),
+            (TaskEvent::Connected, 2000),
+            (TaskEvent::Connected, 3000),
+            (TaskEvent::Completed, 3500),
         ] {
             timeline.note(event, at(time));
         }
@@ -203,26 +203,26 @@ mod tests {
     #[test]
     fn milestones_are_counted_once() {
         let milli = |n| Some(Duration::from_millis(n));
-        let mut timeline = Timeline::default();
-        timeline.note(Event::Published, at(0));
-        timeline.note(Event::Connected, at(100));
+        let mut timeline = TaskTimeline::default();
+        timeline.note(TaskEvent::Published, at(0));
+        timeline.note(TaskEvent::Connected, at(100));
         let text = Milestones {
             publish_to_text: milli(101),
             connect_to_result: milli(1),
             ..Milestones::default()
         };
-        assert_eq!(timeline.note(Event::TextSent, at(101)), text);
-        assert_eq!(timeline.note(Event::TextSent, at(200)), Milestones::default());
+        assert_eq!(timeline.note(TaskEvent::TextSent, at(101)), text);
+        assert_eq!(timeline.note(TaskEvent::TextSent, at(200)), Milestones::default());
         let audio = Milestones { publish_to_first_audio: milli(110), ..Milestones::default() };
-        assert_eq!(timeline.note(Event::FirstAudio, at(110)), audio);
-        assert_eq!(timeline.note(Event::FirstAudio, at(120)), Milestones::default());
+        assert_eq!(timeline.note(TaskEvent::FirstAudio, at(110)), audio);
+        assert_eq!(timeline.note(TaskEvent::FirstAudio, at(120)), Milestones::default());
     }
 
     #[test]
     fn a_task_that_only_waits_owns_no_box() {
-        let mut timeline = Timeline::default();
-        timeline.note(Event::Connected, at(5));
-        assert!(matches!(timeline, Timeline::One(Event::Connected, _)));
+        let mut timeline = TaskTimeline::default();
+        timeline.note(TaskEvent::Connected, at(5));
+        assert!(matches!(timeline, TaskTimeline::One(TaskEvent::Connected, _)));
         assert_eq!(milliseconds(&timeline), [("connected", 0)]);
     }
 }

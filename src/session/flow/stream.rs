@@ -35,7 +35,7 @@ const FILL_BYTES_MAX: u32 = PIPE_BYTES as u32;
 const BYTES_PER_STEP: usize = 1024 * 1024;
 
 /// The state of a direction that streams.
-pub(super) struct Stream {
+pub(super) struct SpliceState {
     /// How much goes into the pipe at once.
     fill_bytes: u32,
     /// Bytes for which the sink had no room.
@@ -61,7 +61,7 @@ enum Filled {
 }
 
 /// What follows the bytes that are known to belong to the stream.
-enum Seen {
+enum Peeked {
     /// More of it.
     Enough,
     /// Nothing has arrived yet.
@@ -80,7 +80,7 @@ pub(super) enum Streamed {
     Over,
 }
 
-impl Stream {
+impl SpliceState {
     /// Bytes for which the sink had no room.
     pub(super) fn held(&self) -> usize {
         self.parked.as_ref().map_or(0, |parked| parked.pipe.held())
@@ -98,7 +98,7 @@ impl Flow {
             && source.can_splice()
             && sink.can_splice();
         self.stream =
-            can_stream.then(|| Box::new(Stream { fill_bytes: FILL_BYTES_MIN, parked: None }));
+            can_stream.then(|| Box::new(SpliceState { fill_bytes: FILL_BYTES_MIN, parked: None }));
     }
 
     /// Moves what can be moved through a pipe.
@@ -184,8 +184,8 @@ impl Flow {
             if most == 0 {
                 // At a boundary, and the next frame is not of the stream, or not here.
                 return match seen {
-                    Seen::Other => Filled::Over,
-                    Seen::Enough | Seen::Nothing => Filled::Dry,
+                    Peeked::Other => Filled::Over,
+                    Peeked::Enough | Peeked::Nothing => Filled::Dry,
                 };
             }
             let was_empty = pipe.held() == 0;
@@ -223,26 +223,26 @@ impl Flow {
         who: &Identity,
         cx: &mut Context,
         pumped: &mut Pumped,
-    ) -> io::Result<Seen> {
+    ) -> io::Result<Peeked> {
         while self.frames.payload_left() < room {
             let mut bytes = [0; FrameHead::BYTES_MAX];
             let offset = self.frames.payload_left() as u32;
-            let Io::Moved(n) = source.peek(offset, &mut bytes)? else { return Ok(Seen::Nothing) };
+            let Io::Moved(n) = source.peek(offset, &mut bytes)? else { return Ok(Peeked::Nothing) };
             let Some((head, length)) = FrameHead::parse(&bytes[..n]) else {
                 // A cut head at the very front has to be read, or this would peek at it for ever
                 // without an event. Behind other bytes it is looked at again once those have moved.
-                return Ok(if offset == 0 { Seen::Other } else { Seen::Nothing });
+                return Ok(if offset == 0 { Peeked::Other } else { Peeked::Nothing });
             };
             if head.is_control()
                 || head.payload < PAYLOAD_BYTES_MIN
                 || self.has_own()
                 || self.too_big(&head, cx).is_some()
             {
-                return Ok(Seen::Other);
+                return Ok(Peeked::Other);
             }
             self.frames.pass_frame(&head, length);
             self.begin_frame(&head, who, cx, pumped);
         }
-        Ok(Seen::Enough)
+        Ok(Peeked::Enough)
     }
 }

@@ -8,9 +8,9 @@
 //! its commands was refused. Without that, the commands behind a refused `MULTI` would run, and a
 //! worker that tries again would publish twice.
 
-use crate::proto::control::Action;
+use crate::proto::control::ControlAction;
 use crate::proto::resp::{Protocol, RespReply};
-use crate::service::channels::{self, Kind};
+use crate::service::channels::{self, SubscriptionKind};
 use crate::service::token::is_equal;
 use crate::session::SessionId;
 use std::fmt;
@@ -83,7 +83,7 @@ pub enum Published {
 
 /// A message on a channel that the worker listens to.
 #[derive(Clone, Copy)]
-pub struct Message<'a> {
+pub struct ChannelMessage<'a> {
     /// What it is subscribed to, if not to the channel itself.
     pub pattern: Option<&'a [u8]>,
     /// Where it was published.
@@ -139,8 +139,8 @@ impl Dialogue {
     }
 
     /// A message for the worker.
-    pub fn handle_message(&mut self, message: Message<'_>) {
-        let Message { pattern, channel, payload } = message;
+    pub fn handle_message(&mut self, message: ChannelMessage<'_>) {
+        let ChannelMessage { pattern, channel, payload } = message;
         let (channel, payload) = (RespReply::Bulk(channel), RespReply::Bulk(payload));
         self.reply(&RespReply::Push(match pattern {
             None => vec![RespReply::Bulk(b"message"), channel, payload],
@@ -216,10 +216,18 @@ impl Dialogue {
                 transaction.commands.push(command);
                 self.reply(&RespReply::Simple("QUEUED"));
             }
-            ("SUBSCRIBE", None) => self.subscribe(Kind::Channel, arguments, rules, channels),
-            ("PSUBSCRIBE", None) => self.subscribe(Kind::Pattern, arguments, rules, channels),
-            ("UNSUBSCRIBE", None) => self.unsubscribe(Kind::Channel, arguments, rules, channels),
-            ("PUNSUBSCRIBE", None) => self.unsubscribe(Kind::Pattern, arguments, rules, channels),
+            ("SUBSCRIBE", None) => {
+                self.subscribe(SubscriptionKind::Channel, arguments, rules, channels)
+            }
+            ("PSUBSCRIBE", None) => {
+                self.subscribe(SubscriptionKind::Pattern, arguments, rules, channels)
+            }
+            ("UNSUBSCRIBE", None) => {
+                self.unsubscribe(SubscriptionKind::Channel, arguments, rules, channels)
+            }
+            ("PUNSUBSCRIBE", None) => {
+                self.unsubscribe(SubscriptionKind::Pattern, arguments, rules, channels)
+            }
             (_, None) => self.run(&name, arguments, rules, channels),
         }
     }
@@ -304,7 +312,9 @@ impl Dialogue {
             return self.reply(&RespReply::Error(error));
         }
         let task = task_of(channel, rules.control_prefix);
-        if let Some(task) = task.filter(|_| Action::read(payload) == Some(Action::Stop)) {
+        if let Some(task) =
+            task.filter(|_| ControlAction::read(payload) == Some(ControlAction::Stop))
+        {
             self.published.push(Published::Stop(task));
         }
         let subscribers = channels.publish(channel, payload) + usize::from(task.is_some());
@@ -314,7 +324,7 @@ impl Dialogue {
     /// Subscribes to all of `names`, or to none.
     fn subscribe(
         &mut self,
-        kind: Kind,
+        kind: SubscriptionKind,
         names: &[Vec<u8>],
         rules: Rules<'_>,
         channels: &mut Channels,
@@ -330,8 +340,8 @@ impl Dialogue {
             return self.reply(&RespReply::Error("ERR too many subscriptions"));
         }
         let word: &[u8] = match kind {
-            Kind::Channel => b"subscribe",
-            Kind::Pattern => b"psubscribe",
+            SubscriptionKind::Channel => b"subscribe",
+            SubscriptionKind::Pattern => b"psubscribe",
         };
         for name in names {
             self.subscriptions = channels.subscribe(rules.id, kind, name);
@@ -343,14 +353,14 @@ impl Dialogue {
     /// Ends the subscriptions to `names`; to everything of this kind if there are none.
     fn unsubscribe(
         &mut self,
-        kind: Kind,
+        kind: SubscriptionKind,
         names: &[Vec<u8>],
         rules: Rules<'_>,
         channels: &mut Channels,
     ) {
         let word: &[u8] = match kind {
-            Kind::Channel => b"unsubscribe",
-            Kind::Pattern => b"punsubscribe",
+            SubscriptionKind::Channel => b"unsubscribe",
+            SubscriptionKind::Pattern => b"punsubscribe",
         };
         let own = match names {
             [] => channels.names(rules.id, kind),
@@ -694,8 +704,8 @@ mod tests {
         for (protocol, mark) in [("2", '*'), ("3", '>')] {
             let mut dialogue = Dialogue::default();
             replies(&mut dialogue, OPEN, &[&["HELLO", protocol]]);
-            dialogue.handle_message(Message { pattern: None, channel, payload });
-            dialogue.handle_message(Message { pattern: Some(b"c:*"), channel, payload });
+            dialogue.handle_message(ChannelMessage { pattern: None, channel, payload });
+            dialogue.handle_message(ChannelMessage { pattern: Some(b"c:*"), channel, payload });
             let received = String::from_utf8(std::mem::take(&mut dialogue.replies)).unwrap();
             let expected =
                 format!("{mark}3 $7 message $3 c:1 $1 x {mark}4 $8 pmessage $3 c:* $3 c:1 $1 x");
@@ -766,7 +776,7 @@ mod tests {
     fn publications_on_control_channels_reach_subscribers_and_stop_is_heard_by_the_gateway() {
         let (mut dialogue, mut channels) = (Dialogue::default(), Channels::default());
         let of_task = format!("task_control:{TASK}");
-        channels.subscribe(SessionId::in_slot(1), Kind::Pattern, b"task_control:*");
+        channels.subscribe(SessionId::in_slot(1), SubscriptionKind::Pattern, b"task_control:*");
         let too_large = "x".repeat(CONTROL_BYTES_MAX + 1);
         for (channel, payload, reply, expected) in [
             (&*of_task, r#"{"action":"STOP"}"#, ":2", Some(Published::Stop(TASK))),

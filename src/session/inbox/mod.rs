@@ -18,7 +18,7 @@ use crate::net::{Conn, Io};
 use crate::proto::resp::{CommandReader, RespReply};
 use crate::service::link::Password;
 use crate::service::results::StoppedBy;
-pub use dialogue::Message;
+pub use dialogue::ChannelMessage;
 use dialogue::{Dialogue, Published, Rules};
 use log::warn;
 use std::time::Duration;
@@ -44,7 +44,7 @@ const UNFINISHED_TIMEOUT: Duration = Duration::from_secs(300);
 impl Session {
     /// A message on a control channel that it is subscribed to. Acted on by the next
     /// [`Session::drive`].
-    pub fn handle_publication(&mut self, message: Message<'_>, now: Moment) {
+    pub fn handle_publication(&mut self, message: ChannelMessage<'_>, now: Moment) {
         if let Phase::Inbox(inbox) = &mut self.phase {
             inbox.handle_publication(message, now);
         }
@@ -109,7 +109,7 @@ impl Inbox {
     }
 
     /// A message on a channel that it listens to.
-    pub fn handle_publication(&mut self, message: Message<'_>, now: Moment) {
+    pub fn handle_publication(&mut self, message: ChannelMessage<'_>, now: Moment) {
         if self.is_deaf || self.is_overrun || self.dialogue.is_over {
             return;
         }

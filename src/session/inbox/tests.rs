@@ -128,7 +128,7 @@ impl Scene {
     fn hears(&mut self, payload: &[u8]) {
         let Some(Phase::Inbox(inbox)) = &mut self.phase else { panic!("another phase") };
         let (pattern, channel) = (Some(&b"task_control:*"[..]), &b"task_control:1"[..]);
-        inbox.handle_publication(Message { pattern, channel, payload }, self.cx.now);
+        inbox.handle_publication(ChannelMessage { pattern, channel, payload }, self.cx.now);
     }
 
     fn deadline(&self) -> Option<Moment> {

@@ -11,7 +11,7 @@
 
 mod speech;
 
-pub use speech::Speeches;
+pub use speech::IncomingSpeeches;
 
 use super::alive::{Alive, Pings, Verdict};
 use super::close::{CloseReason, Closing};
@@ -30,8 +30,8 @@ use crate::proto::message::TaskId;
 use crate::proto::speech::{self as messages, ChunkAudio, Message};
 use crate::proto::upgrade::{self, Handshake};
 use crate::proto::ws::{self, FrameScanner, Opcode};
-use crate::proto::ws_reader::{Incoming, Received, WsFault, WsReader};
-use crate::service::feeds::{Letter, News};
+use crate::proto::ws_reader::{Received, WsFault, WsMessage, WsReader};
+use crate::service::feeds::{PendingNotice, WorkerNotice};
 use crate::service::stats::BothWays;
 use log::info;
 use speech::ReceivedChunk;
@@ -60,9 +60,9 @@ const CHUNK_TOO_LONG: &str = "The chunk is longer than chunk_size";
 
 impl Session {
     /// Something about a task that it speaks for. Acted on by the next [`Session::drive`].
-    pub fn handle_letter(&mut self, letter: &Letter<SessionId>) {
+    pub fn handle_notice(&mut self, pending: &PendingNotice<SessionId>) {
         if let Phase::Ingest(ingest) = &mut self.phase {
-            ingest.handle_letter(letter, &self.who);
+            ingest.handle_notice(pending, &self.who);
         }
     }
 }
@@ -75,7 +75,7 @@ pub struct Ingest {
     announced: Option<Box<Announced>>,
     outbox: Outbox,
     stall: Option<Stall>,
-    leaving: Option<Leaving>,
+    leaving: Option<IngestEnding>,
     /// When the worker last proved alive (see [`super::alive`]), or was pinged, whichever came
     /// later.
     heard_at: Moment,
@@ -104,7 +104,7 @@ struct Announced {
 }
 
 #[derive(Clone, Copy)]
-struct Leaving {
+struct IngestEnding {
     reason: CloseReason,
     closing: Closing,
 }
@@ -147,16 +147,16 @@ impl Ingest {
     }
 
     /// Something for the worker to know. Acted on by the next step.
-    fn handle_letter(&mut self, letter: &Letter<SessionId>, who: &Identity) {
+    fn handle_notice(&mut self, pending: &PendingNotice<SessionId>, who: &Identity) {
         if self.leaving.is_some() {
             return;
         }
-        match letter.news {
-            News::Control(action) => {
-                note(who, || Event::Told { action: action.word(), task: letter.task.uuid() });
-                self.push_text(&messages::control_message(action, &letter.task), who);
+        match pending.notice {
+            WorkerNotice::Control(action) => {
+                note(who, || Event::Told { action: action.word(), task: pending.task.uuid() });
+                self.push_text(&messages::control_message(action, &pending.task), who);
             }
-            News::Error(error) => self.push_error(error, Some(&letter.task), who),
+            WorkerNotice::Error(error) => self.push_error(error, Some(&pending.task), who),
         }
     }
 
@@ -181,8 +181,8 @@ impl Ingest {
         let received = reader.handle_messages(bytes, &mut answers, on_frame, |message| {
             self.active_at = cx.now;
             match message {
-                Incoming::Text(text) => self.handle_text(text, who, cx),
-                Incoming::Binary(bytes) => self.handle_binary(bytes, who, cx),
+                WsMessage::Text(text) => self.handle_text(text, who, cx),
+                WsMessage::Binary(bytes) => self.handle_binary(bytes, who, cx),
             }
         });
         if pongs > 0 {
@@ -198,7 +198,7 @@ impl Ingest {
                 note(who, || Event::ClientClose { code });
                 self.push_frames(&answers, who);
                 let closing = Closing::Sent(code);
-                self.leaving = Some(Leaving { reason: CloseReason::ClientClosed, closing });
+                self.leaving = Some(IngestEnding { reason: CloseReason::ClientClosed, closing });
             }
             Received::Fault(fault) => self.leave(
                 match fault {
@@ -348,12 +348,12 @@ impl Ingest {
         let code = reason.close_code(Side::Downstream);
         note(who, || Event::Close { code, phrase: reason.phrase() });
         self.push_frames(&ws::close_frame(code, reason.phrase(), None), who);
-        self.leaving = Some(Leaving { reason, closing: Closing::Received(Some(code)) });
+        self.leaving = Some(IngestEnding { reason, closing: Closing::Received(Some(code)) });
     }
 
-    fn ended(&self, leaving: Leaving, last: Last, who: &Identity, cx: &Context) -> Box<Ended> {
+    fn ended(&self, leaving: IngestEnding, last: Last, who: &Identity, cx: &Context) -> Box<Ended> {
         let detail = Detail::Ingest { chunks: self.chunks, errors: self.errors };
-        let Leaving { reason, closing } = leaving;
+        let IngestEnding { reason, closing } = leaving;
         let mut ended = Ended::new(reason, detail).with_last(last);
         (ended.client_close, ended.traffic) = (closing, self.counted());
         let (pings_sent, pongs_received) = self.pings.counts();
@@ -371,7 +371,7 @@ impl Ingest {
     fn lose(&self, reason: CloseReason, who: &Identity, cx: &Context) -> Step {
         let closing = self.leaving.map_or(Closing::None, |leaving| leaving.closing.unseen());
         let reason = self.leaving.map_or(reason, |leaving| leaving.reason);
-        Step::End(self.ended(Leaving { reason, closing }, Last::Dropped, who, cx))
+        Step::End(self.ended(IngestEnding { reason, closing }, Last::Dropped, who, cx))
     }
 
     /// What has been received and sent whole.
@@ -531,7 +531,7 @@ impl State for Ingest {
     }
 
     fn release(self: Box<Self>, who: &Identity, cx: &mut Context) -> Box<Ended> {
-        let leaving = Leaving { reason: CloseReason::Stopped, closing: Closing::None };
+        let leaving = IngestEnding { reason: CloseReason::Stopped, closing: Closing::None };
         self.ended(leaving, Last::Nothing, who, cx)
     }
 

@@ -21,7 +21,7 @@ use crate::net::files::OpenError;
 use crate::net::files::spool::{SpoolFile, SpoolRequest, SpoolWrites};
 use crate::proto::media;
 use crate::proto::message::TaskId;
-use crate::service::feeds::News;
+use crate::service::feeds::WorkerNotice;
 use crate::service::streams::{StreamFailure, StreamId};
 use crate::service::tasks::{SpeechKey, SpeechStore};
 use crate::session::jobs::{FileJob, Job};
@@ -86,15 +86,15 @@ impl fmt::Display for SpeechRefusal {
 }
 
 /// All streams that workers are sending.
-pub struct Speeches {
-    by_task: Table<VecDeque<Speech>>,
+pub struct IncomingSpeeches {
+    by_task: Table<VecDeque<IncomingSpeech>>,
     /// The streams of those that are kept.
     streams: HashMap<SpeechKey, StreamId>,
     /// To be written by the next job, and what that is of.
     writes: SpoolWrites,
-    writes_of: Vec<Part>,
+    writes_of: Vec<SpeechPart>,
     /// What the job under way writes.
-    under_way: Vec<Part>,
+    under_way: Vec<SpeechPart>,
     /// The memory that what waits takes.
     waiting: Charge,
     /// Workers that are not read because too much waits.
@@ -106,15 +106,15 @@ pub struct Speeches {
 
 /// Bytes of a stream that a job writes.
 #[derive(Clone, Copy)]
-struct Part {
+struct SpeechPart {
     task: Uuid,
     serial: u64,
 }
 
 /// One stream, from its first chunk to its end.
-struct Speech {
+struct IncomingSpeech {
     serial: u64,
-    file: Place,
+    file: SpeechFile,
     begun: Option<Begun>,
     next_seq: u64,
     /// Bytes that came.
@@ -123,14 +123,14 @@ struct Speech {
     written: u64,
     audio_type: Option<Box<str>>,
     /// What is not in the file yet.
-    waiting: Waiting,
+    waiting: WaitingAudio,
     /// What a job is writing.
     in_flight: InFlight,
     end: Option<bool>,
 }
 
 /// Where the audio of a stream is.
-enum Place {
+enum SpeechFile {
     /// A background thread is opening the file.
     Opening,
     Open(SpoolFile),
@@ -154,17 +154,17 @@ struct InFlight {
 }
 
 #[derive(Default)]
-struct Waiting {
+struct WaitingAudio {
     bytes: Vec<u8>,
     chunks: Vec<(u32, Box<str>)>,
     /// What the chunks take besides their audio.
     chunk_bytes: usize,
 }
 
-impl Speeches {
+impl IncomingSpeeches {
     /// No stream yet. What waits for a disk is charged to `budget`.
-    pub fn new(budget: &Budget) -> Speeches {
-        Speeches {
+    pub fn new(budget: &Budget) -> IncomingSpeeches {
+        IncomingSpeeches {
             by_task: Table::default(),
             streams: HashMap::new(),
             writes: SpoolWrites::default(),
@@ -208,7 +208,7 @@ impl Speeches {
     /// A worker is gone: forgets what it sent too much of.
     pub(in crate::session) fn forget_dropped(&mut self, task: Uuid) {
         if let Some(queue) = self.by_task.entry_mut(task) {
-            queue.retain(|speech| !matches!(speech.file, Place::Nowhere));
+            queue.retain(|speech| !matches!(speech.file, SpeechFile::Nowhere));
             self.forget_if_empty(task);
         }
     }
@@ -217,7 +217,7 @@ impl Speeches {
     pub fn stop(&mut self, task: Uuid) {
         if let Some(slot) = self.by_task.find(task) {
             let queue = self.by_task.remove(slot);
-            self.release(queue.iter().map(Speech::waiting_bytes).sum());
+            self.release(queue.iter().map(IncomingSpeech::waiting_bytes).sum());
         }
     }
 
@@ -264,13 +264,13 @@ impl Speeches {
         }
     }
 
-    fn speech(&mut self, part: Part) -> Option<&mut Speech> {
+    fn speech(&mut self, part: SpeechPart) -> Option<&mut IncomingSpeech> {
         let queue = self.by_task.entry_mut(part.task)?;
         queue.iter_mut().find(|speech| speech.serial == part.serial)
     }
 }
 
-impl Speech {
+impl IncomingSpeech {
     fn waiting_bytes(&self) -> usize {
         let (waiting, in_flight) = (&self.waiting, &self.in_flight);
         waiting.bytes.len() + waiting.chunk_bytes + in_flight.bytes + in_flight.chunk_bytes
@@ -308,7 +308,7 @@ impl Context {
         let queue = self.speech.by_task.entry_mut(task);
         let current = queue.and_then(|queue| queue.back()).filter(|last| last.end.is_none());
         let (next, received) = match current {
-            Some(Speech { file: Place::Nowhere, .. }) => return Ok(()),
+            Some(IncomingSpeech { file: SpeechFile::Nowhere, .. }) => return Ok(()),
             Some(current) => (current.next_seq, current.received),
             None => (0, 0),
         };
@@ -347,7 +347,7 @@ impl Context {
         let last = self.speech.by_task.entry_mut(uuid).and_then(VecDeque::back_mut);
         match last.filter(|last| last.end.is_none()) {
             None => Err(SpeechRefusal::NothingToEnd),
-            Some(Speech { file: Place::Nowhere, .. }) => {
+            Some(IncomingSpeech { file: SpeechFile::Nowhere, .. }) => {
                 self.speech.forget_dropped(uuid);
                 Ok(())
             }
@@ -368,13 +368,14 @@ impl Context {
         serial: u64,
         opened: Result<SpoolFile, OpenError>,
     ) {
-        let Some(speech) = self.speech.speech(Part { task, serial }) else { return };
+        let Some(speech) = self.speech.speech(SpeechPart { task, serial }) else { return };
         match opened {
-            Ok(file) => speech.file = Place::Open(file),
+            Ok(file) => speech.file = SpeechFile::Open(file),
             Err(error) => {
                 let folder = self.settings.output.spool.display();
                 warn!(target: "ingest", "no file for speech folder={folder} why={error:?} task={task}");
-                let refusal = self.drop_serial(Part { task, serial }, SpeechRefusal::Shortage);
+                let refusal =
+                    self.drop_serial(SpeechPart { task, serial }, SpeechRefusal::Shortage);
                 self.tell(task, refusal);
             }
         }
@@ -413,7 +414,7 @@ impl Context {
     /// A stream grows no longer, for whatever reason.
     pub fn handle_speech_finished(&mut self, task: Uuid, id: StreamId, has_stalled: bool) {
         let Some(queue) = self.speech.by_task.entry_mut(task) else { return };
-        let is_meant = |speech: &Speech| speech.begun.is_some_and(|begun| begun.id == id);
+        let is_meant = |speech: &IncomingSpeech| speech.begun.is_some_and(|begun| begun.id == id);
         if let Some(place) = queue.iter().position(is_meant)
             && let Some(speech) = queue.remove(place)
         {
@@ -423,7 +424,7 @@ impl Context {
                 self.results.end_speech(self.now, begun.key);
             }
             if has_stalled {
-                self.feeds.tell(task, News::Error(StreamFailure::Stalled.words()));
+                self.feeds.notify(task, WorkerNotice::Error(StreamFailure::Stalled.words()));
             }
         }
         // The next one of the task may begin.
@@ -441,7 +442,7 @@ impl Context {
             | SpeechRefusal::FieldsTooLong
             | SpeechRefusal::NothingToEnd => "Gateway out of resources",
         };
-        self.feeds.tell(task, News::Error(words));
+        self.feeds.notify(task, WorkerNotice::Error(words));
     }
 
     /// The first chunk of a stream has come.
@@ -455,7 +456,7 @@ impl Context {
         let file = match () {
             () if queue.len() >= QUEUE_MAX => return Err(SpeechRefusal::Shortage),
             () if spool.as_os_str().is_empty() => match SpoolFile::in_memory() {
-                Ok(file) => Place::Open(file),
+                Ok(file) => SpeechFile::Open(file),
                 Err(error) => {
                     warn!(target: "ingest", "no memory for speech why={error:?} task={task}");
                     self.speech.forget_if_empty(task);
@@ -465,10 +466,10 @@ impl Context {
             () => {
                 let request = SpoolRequest::new(spool);
                 self.jobs.push_back(Job::File(FileJob::OpenSpool { request, task, serial }));
-                Place::Opening
+                SpeechFile::Opening
             }
         };
-        queue.push_back(Speech {
+        queue.push_back(IncomingSpeech {
             serial,
             file,
             begun: None,
@@ -476,7 +477,7 @@ impl Context {
             received: 0,
             written: 0,
             audio_type: chunk.audio_type.clone(),
-            waiting: Waiting::default(),
+            waiting: WaitingAudio::default(),
             in_flight: InFlight::default(),
             end: None,
         });
@@ -494,7 +495,7 @@ impl Context {
         speech.received += length as u64;
         // The usual case: the file is there, and takes everything at once.
         if is_first
-            && let (Place::Open(file), Some(begun)) = (&speech.file, speech.begun)
+            && let (SpeechFile::Open(file), Some(begun)) = (&speech.file, speech.begun)
             && speech.waiting.chunks.is_empty()
             && speech.in_flight.chunks.is_empty()
         {
@@ -504,7 +505,7 @@ impl Context {
             let written = match file.write(chunk.bytes, speech.written) {
                 Ok(written) => written,
                 Err(error) => {
-                    let part = Part { task, serial: speech.serial };
+                    let part = SpeechPart { task, serial: speech.serial };
                     return Err(self.drop_for_error(part, &error));
                 }
             };
@@ -536,24 +537,24 @@ impl Context {
                 return Ok(());
             };
             match first.file {
-                Place::Opening => return Ok(()),
-                Place::Nowhere if first.end.is_none() => return Ok(()),
-                Place::Nowhere => {
+                SpeechFile::Opening => return Ok(()),
+                SpeechFile::Nowhere if first.end.is_none() => return Ok(()),
+                SpeechFile::Nowhere => {
                     queue.pop_front();
                     continue;
                 }
-                Place::Open(_) => {}
+                SpeechFile::Open(_) => {}
             }
             let serial = first.serial;
             if first.begun.is_none() {
-                self.begin_speech(Part { task, serial })?;
+                self.begin_speech(SpeechPart { task, serial })?;
                 continue;
             }
             if !first.in_flight.chunks.is_empty() {
                 return Ok(());
             }
             if !first.waiting.chunks.is_empty() {
-                if self.write_waiting(Part { task, serial })? {
+                if self.write_waiting(SpeechPart { task, serial })? {
                     continue;
                 }
                 return Ok(());
@@ -570,9 +571,9 @@ impl Context {
     }
 
     /// The stream gets its number among the results of its task, and its clients.
-    fn begin_speech(&mut self, part: Part) -> Result<(), SpeechRefusal> {
+    fn begin_speech(&mut self, part: SpeechPart) -> Result<(), SpeechRefusal> {
         let Some(speech) = self.speech.speech(part) else { return Ok(()) };
-        let Place::Open(file) = &speech.file else { return Ok(()) };
+        let SpeechFile::Open(file) = &speech.file else { return Ok(()) };
         let named = speech.audio_type.take();
         let found = media::by_first_bytes(&speech.waiting.bytes).filter(|it| *it == "audio/wav");
         let audio_type = named.unwrap_or_else(|| found.unwrap_or(UNKNOWN_TYPE).into());
@@ -599,12 +600,12 @@ impl Context {
     }
 
     /// Writes what waits for its file. False: a background thread does.
-    fn write_waiting(&mut self, part: Part) -> Result<bool, SpeechRefusal> {
-        let Speeches { by_task, writes, writes_of, .. } = &mut self.speech;
+    fn write_waiting(&mut self, part: SpeechPart) -> Result<bool, SpeechRefusal> {
+        let IncomingSpeeches { by_task, writes, writes_of, .. } = &mut self.speech;
         let queue = by_task.entry_mut(part.task).into_iter().flatten();
         let mut speech = queue.filter(|speech| speech.serial == part.serial);
         let Some(speech) = speech.next() else { return Ok(true) };
-        let (Place::Open(file), Some(begun)) = (&speech.file, speech.begun) else {
+        let (SpeechFile::Open(file), Some(begun)) = (&speech.file, speech.begun) else {
             return Ok(true);
         };
         let written = match file.write(&speech.waiting.bytes, speech.written) {
@@ -612,7 +613,7 @@ impl Context {
             Err(error) => return Err(self.drop_for_error(part, &error)),
         };
         speech.written += written as u64;
-        let Waiting { mut bytes, chunks, chunk_bytes } = std::mem::take(&mut speech.waiting);
+        let WaitingAudio { mut bytes, chunks, chunk_bytes } = std::mem::take(&mut speech.waiting);
         if written < bytes.len() {
             bytes.drain(..written);
             speech.in_flight = InFlight { bytes: bytes.len(), chunks, chunk_bytes };
@@ -632,12 +633,12 @@ impl Context {
     fn drop_speech(&mut self, task: Uuid, refusal: SpeechRefusal) -> SpeechRefusal {
         let last = self.speech.by_task.entry(task).and_then(VecDeque::back);
         match last.map(|speech| speech.serial) {
-            Some(serial) => self.drop_serial(Part { task, serial }, refusal),
+            Some(serial) => self.drop_serial(SpeechPart { task, serial }, refusal),
             None => refusal,
         }
     }
 
-    fn drop_for_error(&mut self, part: Part, error: &io::Error) -> SpeechRefusal {
+    fn drop_for_error(&mut self, part: SpeechPart, error: &io::Error) -> SpeechRefusal {
         let folder = self.settings.output.spool.display();
         warn!(target: "ingest", "cannot write speech folder={folder} why={} task={}", Quoted(error), part.task);
         self.drop_serial(part, SpeechRefusal::NoRoom)
@@ -645,12 +646,12 @@ impl Context {
 
     /// Nothing more of a stream is taken, and what comes until its end is dropped. Clients get what
     /// was received, and the reason.
-    fn drop_serial(&mut self, part: Part, refusal: SpeechRefusal) -> SpeechRefusal {
+    fn drop_serial(&mut self, part: SpeechPart, refusal: SpeechRefusal) -> SpeechRefusal {
         let Some(speech) = self.speech.speech(part) else { return refusal };
         let waiting_bytes = speech.waiting_bytes();
         let begun = speech.begun.take();
         (speech.waiting, speech.in_flight) = Default::default();
-        speech.file = Place::Nowhere;
+        speech.file = SpeechFile::Nowhere;
         self.speech.release(waiting_bytes);
         warn!(target: "ingest", "speech dropped why=\"{refusal}\" task={}", part.task);
         if let Some(begun) = begun {

@@ -14,10 +14,10 @@
 
 use super::joining::{Joined, Joining};
 use super::opener::{NOT_READABLE, Opener};
-use super::progress::{Chunk, Mark, Marks, Next, Progress, Start};
+use super::progress::{FileChunk, Mark, Marks, Next, Progress, Start};
 use super::reading::ChunkRead;
 use super::streaming::Streaming;
-use super::{Fault, Leaving, Order, Output};
+use super::{Order, Output, OutputEnding, OutputFault};
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
 use crate::net::files::{FileBytes, FileState, FoundRoot, LocalDevices, OpenError};
@@ -306,7 +306,7 @@ impl Output {
         self.push_result(result, AudioPresence::Absent, who, cx);
         cx.stats.results_delivered += 1;
         self.push_text(&message::error_message(words, Some(&self.task)), who, cx);
-        self.note_fault(Fault::Audio(words));
+        self.note_fault(OutputFault::Audio(words));
         cx.stats.results_without_audio += 1;
         info!(target: "output", "{who} delivers task={} audio=none failure=false", self.task);
         self.end_result(Order::of(result), TaskEnd::Completed, who, cx);
@@ -416,22 +416,28 @@ impl Output {
     }
 
     /// The message that goes before the bytes of a chunk.
-    pub(super) fn announce_chunk(&mut self, chunk: Chunk, who: &Identity, cx: &mut Context) {
+    pub(super) fn announce_chunk(&mut self, chunk: FileChunk, who: &Identity, cx: &mut Context) {
         let offset = chunk.shows_offset.then_some(chunk.offset);
         let text = message::audio_chunk(&self.task, chunk.number, chunk.total, offset, "");
         self.announce(&text, chunk, who, cx);
     }
 
-    pub(super) fn announce(&mut self, text: &str, chunk: Chunk, who: &Identity, cx: &mut Context) {
-        let Chunk { number, length, total, .. } = chunk;
+    pub(super) fn announce(
+        &mut self,
+        text: &str,
+        chunk: FileChunk,
+        who: &Identity,
+        cx: &mut Context,
+    ) {
+        let FileChunk { number, length, total, .. } = chunk;
         self.active_at = cx.now;
         self.push_text(text, who, cx);
         self.traffic.to_client.frames += 1;
         cx.stats.audio_bytes += u64::from(length);
         let head = FrameHead::of_message(Opcode::Binary, length.into());
         who.count_frame(Side::Downstream, &head, cx);
-        self.note_sent(tasks::Event::FirstAudio, cx);
-        self.note_sent(tasks::Event::LastAudio, cx);
+        self.note_sent(tasks::TaskEvent::FirstAudio, cx);
+        self.note_sent(tasks::TaskEvent::LastAudio, cx);
         note(Subject::Task(who, &self.task), || Event::Chunk {
             length: length.into(),
             number,
@@ -446,7 +452,7 @@ impl Output {
     }
 
     /// The file ended inside a chunk, where no error message can be sent.
-    pub(super) fn cut_off(&mut self, who: &Identity, cx: &mut Context) -> Leaving {
+    pub(super) fn cut_off(&mut self, who: &Identity, cx: &mut Context) -> OutputEnding {
         let name = match self.audio() {
             Some(Audio::Sending(sending)) => sending.name.display().to_string(),
             Some(Audio::Streaming(streaming)) => streaming.name(cx).display().to_string(),
@@ -455,6 +461,6 @@ impl Output {
         let root = cx.settings.output.audio_root.display().to_string();
         warn!(target: "output", "{who} = audio file shrank inside a chunk file={} root={} task={}", Quoted(name), Quoted(root), self.task);
         cx.stats.count_audio_failed("changed");
-        Leaving { end: Some(TaskEnd::Failed), ..Leaving::abrupt(CloseReason::AudioLost) }
+        OutputEnding { end: Some(TaskEnd::Failed), ..OutputEnding::abrupt(CloseReason::AudioLost) }
     }
 }

@@ -13,7 +13,7 @@ use crate::session::{Activity, Awaited, Context, Detail, Ended, Identity, Last};
 
 /// How the session is about to end: its last frame is in the outbox.
 #[derive(Clone, Copy)]
-pub(super) struct Leaving {
+pub(super) struct OutputEnding {
     pub(super) reason: CloseReason,
     pub(super) closing: Closing,
     pub(super) end: Option<TaskEnd>,
@@ -23,7 +23,7 @@ pub(super) struct Leaving {
 
 /// What was wrong with a result, in the order of importance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Fault {
+pub(super) enum OutputFault {
     /// Its text was delivered, its audio was not, for this reason.
     Audio(&'static str),
     /// The worker reported that the task failed.
@@ -36,20 +36,20 @@ impl Output {
     /// Takes no further results. Returns how it ended.
     pub(super) fn end(
         mut self,
-        leaving: Leaving,
+        leaving: OutputEnding,
         last: Last,
         who: &Identity,
         cx: &mut Context,
     ) -> Box<Ended> {
         let audio = self.underway.as_mut().and_then(|underway| underway.audio.take());
         Output::release_audio(audio, cx);
-        let Leaving { reason, closing, end, by_worker } = leaving;
+        let OutputEnding { reason, closing, end, by_worker } = leaving;
         cx.results.unsubscribe(self.task.uuid(), who.id());
         let traffic = self.counted();
         let activity = self.activity(cx.now);
         let fault = self.underway.as_ref().and_then(|underway| underway.fault);
         let fault = fault.filter(|fault| fault.reason() == reason);
-        let fault = fault.and_then(Fault::what);
+        let fault = fault.and_then(OutputFault::what);
         let detail = Detail::Output { task: self.task, state: self.stage, end, fault };
         let mut ended = Ended::new(reason, detail).with_last(last);
         (ended.client_close, ended.traffic, ended.activity) = (closing, traffic, activity);
@@ -96,7 +96,7 @@ impl Output {
     }
 
     /// Something is wrong with a result: the worst of it is why the session ends.
-    pub(super) fn note_fault(&mut self, fault: Fault) {
+    pub(super) fn note_fault(&mut self, fault: OutputFault) {
         let known = &mut self.underway().fault;
         *known = (*known).max(Some(fault));
     }
@@ -135,38 +135,39 @@ impl Output {
         });
         self.push_frames(&ws::close_frame(code, reason.phrase(), None), who, cx);
         let closing = Closing::Received(Some(code));
-        self.underway().leaving = Some(Leaving { closing, end, ..Leaving::abrupt(reason) });
+        self.underway().leaving =
+            Some(OutputEnding { closing, end, ..OutputEnding::abrupt(reason) });
         self.wake_at = Some(cx.now);
     }
 }
 
-impl Leaving {
+impl OutputEnding {
     /// An end without a Close frame.
-    pub(super) fn abrupt(reason: CloseReason) -> Leaving {
-        Leaving { reason, closing: Closing::None, end: None, by_worker: false }
+    pub(super) fn abrupt(reason: CloseReason) -> OutputEnding {
+        OutputEnding { reason, closing: Closing::None, end: None, by_worker: false }
     }
 
     /// The same, of a client that is gone before it had the Close frame.
-    pub(super) fn unseen(self) -> Leaving {
-        Leaving { closing: self.closing.unseen(), ..self }
+    pub(super) fn unseen(self) -> OutputEnding {
+        OutputEnding { closing: self.closing.unseen(), ..self }
     }
 }
 
-impl Fault {
+impl OutputFault {
     /// Why a session ends whose last result has been delivered.
     pub(super) fn reason(self) -> CloseReason {
         match self {
-            Fault::Audio(_) => CloseReason::AudioMissing,
-            Fault::Worker => CloseReason::WorkerFailed,
-            Fault::Malformed(_) => CloseReason::MalformedResult,
+            OutputFault::Audio(_) => CloseReason::AudioMissing,
+            OutputFault::Worker => CloseReason::WorkerFailed,
+            OutputFault::Malformed(_) => CloseReason::MalformedResult,
         }
     }
 
     fn what(self) -> Option<String> {
         match self {
-            Fault::Audio(what) => Some(what.to_owned()),
-            Fault::Malformed(fault) => Some(fault.to_string()),
-            Fault::Worker => None,
+            OutputFault::Audio(what) => Some(what.to_owned()),
+            OutputFault::Malformed(fault) => Some(fault.to_string()),
+            OutputFault::Worker => None,
         }
     }
 }

@@ -69,14 +69,14 @@ impl Start {
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    Chunk(Chunk),
+    Chunk(FileChunk),
     /// All bytes have been sent: look at the file, and call [`Progress::is_same`].
     Check,
 }
 
 /// A piece of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Chunk {
+pub struct FileChunk {
     pub number: u64,
     /// Bytes before it.
     pub offset: u64,
@@ -137,7 +137,7 @@ impl Progress {
         if self.offset >= self.known.length {
             return Next::Check;
         }
-        Next::Chunk(Chunk {
+        Next::Chunk(FileChunk {
             number: self.next_chunk,
             offset: self.offset,
             length: (self.chunk_size - self.had).min(self.known.length - self.offset) as u32,
@@ -147,7 +147,7 @@ impl Progress {
     }
 
     /// The chunk is on its way.
-    pub fn advance(&mut self, chunk: Chunk) {
+    pub fn advance(&mut self, chunk: FileChunk) {
         self.next_chunk = chunk.number + 1;
         self.offset = chunk.offset + u64::from(chunk.length);
         self.had = 0;

@@ -2,7 +2,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
-use super::{BUDGET, Leaving, Output};
+use super::{BUDGET, Output, OutputEnding};
 use crate::net::{Conn, Io, Side};
 use crate::proto::ws::Opcode;
 use crate::proto::ws_reader::{Received, WsFault};
@@ -84,8 +84,10 @@ impl Output {
                 note_step(Subject::Task(who, &self.task), cx.now, || Event::ClientClose { code });
                 self.push_frames(&answers, who, cx);
                 let closing = Closing::Sent(code);
-                self.underway().leaving =
-                    Some(Leaving { closing, ..Leaving::abrupt(CloseReason::ClientClosed) });
+                self.underway().leaving = Some(OutputEnding {
+                    closing,
+                    ..OutputEnding::abrupt(CloseReason::ClientClosed)
+                });
             }
             Received::Fault(fault) => {
                 let reason = match fault {

@@ -4,9 +4,9 @@
 //! of the task share ([`crate::service::streams`]). Here is what one client has of it. A client
 //! that has everything waits in the stream, and is driven when there is more.
 
-use super::progress::{Chunk, Start};
+use super::progress::{FileChunk, Start};
 use super::reading::ChunkRead;
-use super::{Audio, CloseReason, Fault, Order, Output};
+use super::{Audio, CloseReason, Order, Output, OutputFault};
 use crate::net::OpenFile;
 use crate::net::files::FileBytes;
 use crate::proto::control;
@@ -46,7 +46,7 @@ pub(super) struct Streaming {
 
 /// What comes next of a stream.
 enum NextStep {
-    Chunk(Chunk, Piece),
+    Chunk(FileChunk, Piece),
     /// A background thread has to read it first.
     Read(Piece),
     Wait,
@@ -140,7 +140,7 @@ impl Streaming {
     }
 
     /// The chunk as its message to the client describes it.
-    fn chunk(&mut self, piece: Piece, cx: &Context) -> Chunk {
+    fn chunk(&mut self, piece: Piece, cx: &Context) -> FileChunk {
         let Piece { number, offset, length } = piece;
         let rules = cx.stream_rules();
         let stream = cx.streams.stream(self.stream);
@@ -150,7 +150,7 @@ impl Streaming {
         self.announced = self.announced.or(total);
         let is_young = stream.is_some_and(|it| it.source() == StreamSource::YoungFile);
         let shows_offset = !is_young || self.counts_bytes || total.is_none();
-        Chunk { number, offset, length, total, shows_offset }
+        FileChunk { number, offset, length, total, shows_offset }
     }
 }
 
@@ -351,7 +351,7 @@ impl Output {
     fn announce_chunk_of(
         &mut self,
         stream: StreamId,
-        chunk: Chunk,
+        chunk: FileChunk,
         who: &Identity,
         cx: &mut Context,
     ) {
@@ -378,7 +378,7 @@ impl Output {
     ) {
         cx.streams.leave(streaming.stream);
         self.push_text(&message::error_message(failure.words(), Some(&self.task)), who, cx);
-        self.note_fault(Fault::Audio(failure.words()));
+        self.note_fault(OutputFault::Audio(failure.words()));
         let reason = match failure {
             _ if !streaming.is_live => CloseReason::Delivered,
             StreamFailure::TooLarge => CloseReason::AudioTooLarge,
