@@ -143,6 +143,33 @@ fn check_names_the_file() {
 }
 
 #[test]
+fn check_names_the_routes_that_can_never_be_reached() {
+    let folder = Folder::new("shadowed");
+    let route = |name: &str, path: &str| {
+        format!("[[route]]\nname = \"{name}\"\npath = \"{path}\"\nbackend = \"ws://a/\"\n")
+    };
+    let routes = [
+        route("own", "/health"),
+        route("rooms", "/ws/{rest...}"),
+        route("lobby", "/ws/lobby"),
+        route("root", "/"),
+    ];
+    folder.write("config.toml", &routes.concat());
+    let warned = folder.run(&["--check"]);
+    assert_eq!(
+        (warned.status, warned.stdout.as_str()),
+        (0, "The configuration is valid (config.toml).\n")
+    );
+    assert_eq!(
+        warned.stderr,
+        "aivtuber-gateway: route `own`: its path `/health` is never reached, because the gateway \
+         itself answers `/health`\n\
+         aivtuber-gateway: route `lobby`: its path `/ws/lobby` is never reached, because route \
+         `rooms` before it takes `/ws/{rest...}`: put the narrower path first\n"
+    );
+}
+
+#[test]
 fn printed_configuration_reads_back_as_the_same() {
     let folder = Folder::new("print");
     folder.write(

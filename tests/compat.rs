@@ -227,6 +227,7 @@ fn settings() -> gateway::Settings {
             route("two", "/ws/two", &["ws://10.0.0.3/", "ws://10.0.0.4/"]),
             route("named", "/ws/named", &["ws://name.example:8003/"]),
             route("hosted", "/ws/hosted", &["ws://10.0.0.1:8001/hosted"]),
+            route("rest", "/ws/rest/{rest...}", &["ws://10.0.0.1:8001/v1/{rest}"]),
         ],
         drain_timeout: Some(Duration::from_secs(30)),
         tasks: Default::default(),
@@ -272,6 +273,10 @@ fn change(settings: &mut gateway::Settings, words: &str) -> Result<(), String> {
             "audio_stall" => session.output.audio_stall = time()?,
             "max_audio" => session.output.max_audio = number()?,
             "chunk_size" => session.output.chunk_size = number()? as usize,
+            "claims" => settings.routes.push(RouteSettings {
+                path: Template::parse(value)?,
+                ..settings.routes[0].clone()
+            }),
             "without_route" => settings.routes.retain(|route| route.name != value),
             _ => return Err(format!("`{word}` is not known")),
         }

@@ -87,7 +87,7 @@ pub struct Flags {
 pub struct Loaded {
     /// The whole configuration.
     pub config: Config,
-    /// What has no effect although it was set, one sentence each: to be logged.
+    /// What has no effect although it was set, or is missing, one sentence each: to be logged.
     pub warnings: Vec<String>,
     /// The file that was read, if any.
     pub path: Option<PathBuf>,
@@ -134,6 +134,7 @@ pub fn load(
     if !problems.is_empty() {
         return Err(Problems(problems));
     }
+    warnings.extend(route::shadowed(&config.gateway.routes));
     Ok(Loaded { config, warnings, path })
 }
 

@@ -1,7 +1,7 @@
 //! The gateway's own HTTP endpoints, as one table.
 //!
-//! Routing, the methods of a 405, request bodies, the rule that no route may hide an endpoint, and
-//! the test that compares the documents with the program all read [`ENDPOINTS`]. To add an
+//! Routing, the methods of a 405, request bodies, the warning about routes that an endpoint hides,
+//! and the test that compares the documents with the program all read [`ENDPOINTS`]. To add an
 //! endpoint, add a row and a variant of [`Answer`]; the compiler then asks the gateway for what
 //! answers it, and `tests/documented.rs` for its row in `docs/protocol.md`.
 
@@ -283,8 +283,8 @@ mod tests {
         }
     }
 
-    /// `route::check` compares routes with these paths as templates, so both must agree on what a
-    /// path matches.
+    /// `route::shadowed` compares routes with these paths as templates, so both must agree on what
+    /// a path matches.
     #[test]
     fn every_path_is_a_template_that_matches_the_same_paths() {
         for endpoint in ENDPOINTS {

@@ -1,12 +1,14 @@
-//! Routes: which one answers a request path, and the check that the configured ones can work
-//! together.
+//! Routes: which one answers a request path, and the check of those that are configured.
+//!
+//! The gateway's own endpoints come before all routes, apart from `/`, which a route may claim.
+//! Then the first route in file order that fits is taken.
 
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 #![expect(clippy::indexing_slicing, reason = "positions come from a search in the same text")]
 
 use std::rc::Rc;
 
-use super::endpoints::ENDPOINTS;
+use super::endpoints::{ENDPOINTS, Endpoint};
 use super::stats::FrameCounts;
 use super::token::Token;
 use super::upstreams::{UpstreamId, Upstreams};
@@ -14,6 +16,9 @@ use super::url::{BackendUrl, Params, Template, split_authority};
 
 /// The longest route name in bytes. It becomes part of ids, log lines and metric labels.
 const NAME_BYTES_MAX: usize = 64;
+
+/// The endpoint that a route may take over; the status page is also elsewhere.
+const CLAIMABLE: &str = "/";
 
 /// The name in the path of a route that serves results which holds the task's id.
 pub const TASK_ID: &str = "task_id";
@@ -50,7 +55,7 @@ pub struct Access {
     pub token_file: String,
 }
 
-/// Checks that routes can work together.
+/// Checks that routes can be used.
 ///
 /// # Errors
 /// A sentence that begins with the name of the route that is wrong.
@@ -58,27 +63,42 @@ pub fn check(routes: &[RouteSettings]) -> Result<(), String> {
     for (index, route) in routes.iter().enumerate() {
         check_alone(route)
             .map_err(|why| format!("route `{}`: {why}", route.name.escape_debug()))?;
-        for earlier in &routes[..index] {
-            let name = &route.name;
-            if earlier.name == *name {
-                return Err(format!(
-                    "route `{name}`: another route has this name already, names must differ"
-                ));
-            }
-            if earlier.path.covers(&route.path) {
-                let advice = if route.path.covers(&earlier.path) {
-                    "the same path can only be routed once"
-                } else {
-                    "put the narrower path first"
-                };
-                return Err(format!(
-                    "route `{name}`: its path `{}` is never reached, because route `{}` before it takes `{}`: {advice}",
-                    route.path, earlier.name, earlier.path
-                ));
-            }
+        if routes[..index].iter().any(|earlier| earlier.name == route.name) {
+            return Err(format!(
+                "route `{}`: another route has this name already, names must differ",
+                route.name
+            ));
         }
     }
     Ok(())
+}
+
+/// What can never be reached, one sentence each: routes of which an endpoint or an earlier route
+/// takes every path.
+pub fn shadowed(routes: &[RouteSettings]) -> Vec<String> {
+    let shadow_of = |(index, route): (usize, &RouteSettings)| {
+        let hiding = ENDPOINTS.iter().map(|endpoint| endpoint.path).find(|path| {
+            let template = Template::parse(path).expect("endpoint paths are well formed");
+            *path != CLAIMABLE && template.covers(&route.path)
+        });
+        let why = match hiding {
+            Some(path) => format!("the gateway itself answers `{path}`"),
+            None => {
+                let earlier =
+                    routes[..index].iter().find(|earlier| earlier.path.covers(&route.path))?;
+                let advice = match route.path.covers(&earlier.path) {
+                    true => "the same path can only be routed once",
+                    false => "put the narrower path first",
+                };
+                format!("route `{}` before it takes `{}`: {advice}", earlier.name, earlier.path)
+            }
+        };
+        Some(format!(
+            "route `{}`: its path `{}` is never reached, because {why}",
+            route.name, route.path
+        ))
+    };
+    routes.iter().enumerate().filter_map(shadow_of).collect()
 }
 
 fn check_alone(route: &RouteSettings) -> Result<(), String> {
@@ -93,16 +113,10 @@ fn check_alone(route: &RouteSettings) -> Result<(), String> {
             "a name is 1 to {NAME_BYTES_MAX} of the characters a-z, 0-9, `_` and `-`"
         ));
     }
-    for endpoint in ENDPOINTS {
-        let path = endpoint.path;
-        let template = Template::parse(path).expect("endpoint paths are well formed");
-        if route.path.overlaps(&template) {
-            return Err(format!("its path `{}` would hide the gateway's own `{path}`", route.path));
-        }
-    }
     match &route.target {
         TargetSettings::Output => {
-            if !route.path.names().any(|name| name == TASK_ID) {
+            let is_segment = route.path.rest_name() != Some(TASK_ID);
+            if !is_segment || !route.path.names().any(|name| name == TASK_ID) {
                 return Err(format!(
                     "its path `{}` must hold `{{{TASK_ID}}}` to serve results",
                     route.path
@@ -236,8 +250,16 @@ impl Routes {
         }
     }
 
-    /// The first route in file order that matches `path`, without its query.
-    pub fn find<'p>(&self, path: &'p str) -> Option<(&Rc<Route>, Params<'p>)> {
+    /// The first route in file order that matches `path`, without its query; none where the
+    /// gateway itself has `endpoint`.
+    pub fn find<'p>(
+        &self,
+        path: &'p str,
+        endpoint: Option<&Endpoint>,
+    ) -> Option<(&Rc<Route>, Params<'p>)> {
+        if endpoint.is_some_and(|endpoint| endpoint.path != CLAIMABLE) {
+            return None;
+        }
         self.current.iter().find_map(|route| Some((route, route.path.match_path(path)?)))
     }
 
@@ -312,7 +334,11 @@ mod tests {
             served("output", "/ws/output/{task_id}"),
             relayed("one", "/ws/chat/lobby", &["ws://a/"]),
             relayed("all-others_2", "/ws/chat/{room}", &["ws://a/{room}?room={room}"]),
-            relayed("root", "/{a}/x/y/z", &["ws://a/"]),
+            relayed("deep", "/{a}/x/y/z", &["ws://a/"]),
+            relayed("api", "/api/{rest...}", &["ws://a/{rest}"]),
+            relayed("root", "/", &["ws://a/"]),
+            relayed("hidden", "/health", &["ws://a/"]),
+            relayed("again", "/ws/chat/lobby", &["ws://a/"]),
         ])
         .unwrap();
         check(&[]).unwrap();
@@ -334,38 +360,73 @@ mod tests {
                 vec![relayed("a", "/ws/a", backend), relayed("a", "/ws/b", backend)],
                 "names must differ",
             ),
-            (
-                vec![relayed("a", "/ws/a", backend), relayed("b", "/ws/a", backend)],
-                "only be routed once",
-            ),
-            (
-                vec![relayed("a", "/ws/{x}", backend), relayed("b", "/ws/{y}", backend)],
-                "only be routed once",
-            ),
-            (
-                vec![relayed("a", "/ws/{x}", backend), relayed("b", "/ws/b", backend)],
-                "put the narrower path first",
-            ),
             (vec![relayed("a", "/ws/a", &["ws://a/{task}"])], "uses `{task}`"),
             (vec![relayed("a", "/ws/{t}", &["ws://a/?x={task}"])], "uses `{task}`"),
             (vec![relayed("a", "/ws/a", &["ws://a/", "ws://a/"])], "listed twice"),
             (vec![relayed("a", "/ws/a", &[])], "at least one backend"),
             (vec![served("a", "/ws/{task}")], "must hold `{task_id}`"),
-            (vec![relayed("a", "/health", backend)], "hide the gateway's own `/health`"),
-            (vec![relayed("a", "/", backend)], "hide the gateway's own `/`"),
-            (vec![relayed("a", "/{x}", backend)], "hide the gateway's own `/gateway`"),
-            (
-                vec![relayed("a", "/status/x", backend)],
-                "hide the gateway's own `/status/{task_id}`",
-            ),
-            (
-                vec![relayed("a", "/{x}/{y}", backend)],
-                "hide the gateway's own `/connections/closed`",
-            ),
+            (vec![served("a", "/ws/{task_id...}")], "must hold `{task_id}`"),
             (vec![with_host], "is no host header"),
         ] {
             let error = check(&routes).unwrap_err();
             assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_can_never_be_reached_is_named_with_the_reason() {
+        let shadows = |paths: &[&str]| {
+            let name = |index: usize| ["a", "b", "c"][index];
+            let routes = paths.iter().enumerate();
+            let routes: Vec<_> =
+                routes.map(|(index, path)| relayed(name(index), path, &["ws://x/"])).collect();
+            shadowed(&routes)
+        };
+        for paths in [
+            &["/", "/{file...}"][..],
+            &["/{x}", "/{x}/{y}"],
+            &["/ws/a", "/ws/{x}", "/ws/{rest...}"],
+            &["/api/{rest...}", "/api", "/{file...}"],
+            &["/{a}/x", "/x/{b}"],
+        ] {
+            assert_eq!(shadows(paths), [""; 0], "{paths:?}");
+        }
+        for (paths, name, why) in [
+            (&["/health"][..], "a", "because the gateway itself answers `/health`"),
+            (&["/status/x"], "a", "because the gateway itself answers `/status/{task_id}`"),
+            (&["/audio/{x}/{y}"], "a", "the gateway itself answers `/audio/{task_id}/{result_id}`"),
+            (&["/", "/"], "b", "route `a` before it takes `/`: the same path can only be"),
+            (
+                &["/ws/{x}", "/ws/{y}"],
+                "b",
+                "takes `/ws/{x}`: the same path can only be routed once",
+            ),
+            (&["/ws/{x}", "/ws/b"], "b", "put the narrower path first"),
+            (&["/{file...}", "/"], "b", "takes `/{file...}`: put the narrower path first"),
+            (&["/x", "/{file...}", "/api/{rest...}"], "c", "route `b` before it"),
+        ] {
+            let found = shadows(paths);
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert!(found[0].starts_with(&format!("route `{name}`: its path")), "{found:?}");
+            assert!(found[0].contains(why), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn endpoints_come_before_routes_and_the_root_may_be_claimed() {
+        let mut upstreams = Upstreams::default();
+        let routes = Routes::new(vec![relayed("all", "/{file...}", &["ws://a/"])], &mut upstreams);
+        for (path, is_route) in [
+            ("/", true),
+            ("/x", true),
+            ("/gateway", false),
+            ("/health", false),
+            ("/status/x", false),
+            ("/status/x/y", true),
+            ("/status/", true),
+        ] {
+            let endpoint = Endpoint::find(path).map(|(endpoint, _)| endpoint);
+            assert_eq!(routes.find(path, endpoint).is_some(), is_route, "{path}");
         }
     }
 
@@ -377,10 +438,10 @@ mod tests {
             relayed("any", "/ws/{room}", &["ws://b/{room}"]),
         ];
         let routes = Routes::new(settings, &mut upstreams);
-        assert_eq!(&*routes.find("/ws/lobby").unwrap().0.name, "one");
-        let (route, params) = routes.find("/ws/hall").unwrap();
+        assert_eq!(&*routes.find("/ws/lobby", None).unwrap().0.name, "one");
+        let (route, params) = routes.find("/ws/hall", None).unwrap();
         assert_eq!((&*route.name, params.value("room")), ("any", Some("hall")));
-        assert!(routes.find("/ws").is_none());
+        assert!(routes.find("/ws", None).is_none());
         assert_eq!(route.target_text(&upstreams), "ws://b/{room}");
     }
 
@@ -389,11 +450,11 @@ mod tests {
         let mut upstreams = Upstreams::default();
         let mut routes =
             Routes::new(vec![relayed("a", "/ws/a", &["ws://old/", "ws://both/"])], &mut upstreams);
-        let held = Rc::clone(routes.find("/ws/a").unwrap().0);
+        let held = Rc::clone(routes.find("/ws/a", None).unwrap().0);
         let (old, both) = (held.upstreams()[0], held.upstreams()[1]);
 
         routes.reload(vec![relayed("a", "/ws/a", &["ws://both/", "ws://new/"])], &mut upstreams);
-        let now = routes.find("/ws/a").unwrap().0.upstreams().to_vec();
+        let now = routes.find("/ws/a", None).unwrap().0.upstreams().to_vec();
         assert_eq!(now[0], both, "the same URL is the same backend");
         assert_eq!(upstreams.url(old).host(), "old");
 

@@ -17,7 +17,8 @@ use super::name::Name;
 use crate::proto::path::is_misleading;
 
 /// A path with names in it, such as `/ws/output/{task_id}`. `{name}` matches one whole segment that
-/// is not empty.
+/// is not empty; `{name...}`, which is always last, matches the rest of the path, slashes included,
+/// even if it is empty.
 ///
 /// ```
 /// use aivtuber_gateway::service::url::Template;
@@ -26,6 +27,9 @@ use crate::proto::path::is_misleading;
 /// assert!(template.match_path("/ws/output/7").is_some());
 /// assert!(template.match_path("/ws/output/").is_none());
 /// assert!(Template::parse("/ws/output/task-{id}").is_err());
+/// let api = Template::parse("/api/{rest...}").unwrap();
+/// assert_eq!(api.match_path("/api/v1/items").unwrap().value("rest"), Some("v1/items"));
+/// assert!(api.match_path("/api").is_none());
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
@@ -39,6 +43,8 @@ enum TemplatePiece {
     Text(Box<str>),
     /// An index into `Template::names`.
     Name(usize),
+    /// The same, for a name that matches everything to the end of the path.
+    Rest(usize),
 }
 
 impl Template {
@@ -56,6 +62,14 @@ impl Template {
             ));
         }
         let template = Self::parse_loosely("path", text)?;
+        let last_at = text.rfind('/').unwrap_or_default() + 1;
+        if let Some(name) = template.rest_name()
+            && text[last_at..] != format!("{{{name}...}}")
+        {
+            return Err(format!(
+                "in the path `{text}`, `{{{name}...}}` must be the last segment, and all of it"
+            ));
+        }
         for segment in text[1..].split('/') {
             if segment.contains(['{', '}'])
                 && (!segment.starts_with('{') || segment.find('}') != Some(segment.len() - 1))
@@ -92,6 +106,13 @@ impl Template {
                     values.push(value);
                     rest = after;
                 }
+                TemplatePiece::Rest(_) => {
+                    if is_misleading(rest) {
+                        return None;
+                    }
+                    values.push(rest);
+                    rest = "";
+                }
             }
         }
         rest.is_empty().then(|| Params { names: Arc::clone(&self.names), values })
@@ -110,29 +131,24 @@ impl Template {
         self.names.iter().map(|name| &**name)
     }
 
-    /// Whether this template matches every path that `other` matches.
-    pub(super) fn covers(&self, other: &Template) -> bool {
-        self.same_length_and(
-            other,
-            |ours, theirs| if is_name(ours) { !theirs.is_empty() } else { ours == theirs },
-        )
-    }
-
-    /// Whether there is a path that both templates match.
-    pub(super) fn overlaps(&self, other: &Template) -> bool {
-        self.same_length_and(other, |ours, theirs| {
-            ours == theirs
-                || (is_name(ours) && !theirs.is_empty())
-                || (is_name(theirs) && !ours.is_empty())
+    /// The name that matches the rest of the path, if there is one.
+    pub fn rest_name(&self) -> Option<&str> {
+        self.pieces.iter().find_map(|piece| match piece {
+            TemplatePiece::Rest(index) => Some(&*self.names[*index]),
+            TemplatePiece::Text(_) | TemplatePiece::Name(_) => None,
         })
     }
 
-    fn same_length_and(&self, other: &Template, fits: impl Fn(&str, &str) -> bool) -> bool {
+    /// Whether this template matches every path that `other` matches.
+    pub(super) fn covers(&self, other: &Template) -> bool {
         let (mut ours, mut theirs) = (self.text.split('/'), other.text.split('/'));
         loop {
             match (ours.next(), theirs.next()) {
                 (None, None) => return true,
-                (Some(ours), Some(theirs)) if fits(ours, theirs) => {}
+                (Some(ours), Some(_)) if is_rest(ours) => return true,
+                (Some(_), Some(theirs)) if is_rest(theirs) => return false,
+                (Some(ours), Some(theirs)) if is_name(ours) && !theirs.is_empty() => {}
+                (Some(ours), Some(theirs)) if ours == theirs => {}
                 _ => return false,
             }
         }
@@ -148,6 +164,16 @@ impl Template {
 
     /// Parses the path or the query of a backend URL, where a name may be a part of a segment:
     /// these are filled and never matched.
+    fn parse_filled(what: &str, text: &str) -> Result<Self, String> {
+        let template = Self::parse_loosely(what, text)?;
+        match template.rest_name() {
+            Some(name) => Err(format!(
+                "the {what} `{text}` has `{{{name}...}}`: in a backend URL, write `{{{name}}}`"
+            )),
+            None => Ok(template),
+        }
+    }
+
     fn parse_loosely(what: &str, text: &str) -> Result<Self, String> {
         if let Some(sign) = text.chars().find(|sign| !sign.is_ascii_graphic()) {
             return Err(format!(
@@ -166,6 +192,10 @@ impl Template {
             let Some((name, after)) = after.split_once('}') else {
                 return Err(format!("the {what} `{text}` has a `{{` that is not closed"));
             };
+            let (name, is_rest) = match name.strip_suffix("...") {
+                Some(name) => (name, true),
+                None => (name, false),
+            };
             if name.is_empty() {
                 return Err(format!("the {what} `{text}` has an empty name `{{}}`"));
             }
@@ -182,7 +212,10 @@ impl Template {
             if !before.is_empty() {
                 pieces.push(TemplatePiece::Text(before.into()));
             }
-            pieces.push(TemplatePiece::Name(names.len()));
+            pieces.push(match is_rest {
+                true => TemplatePiece::Rest(names.len()),
+                false => TemplatePiece::Name(names.len()),
+            });
             names.push(name.into());
             rest = after;
         }
@@ -201,7 +234,7 @@ impl Template {
         for piece in &self.pieces {
             match piece {
                 TemplatePiece::Text(text) => filled.push_str(text),
-                TemplatePiece::Name(index) => {
+                TemplatePiece::Name(index) | TemplatePiece::Rest(index) => {
                     write_value(filled, params.value(&self.names[*index]).unwrap_or_default())
                 }
             }
@@ -220,6 +253,10 @@ fn is_name(segment: &str) -> bool {
     segment.starts_with('{')
 }
 
+fn is_rest(segment: &str) -> bool {
+    segment.ends_with("...}")
+}
+
 /// The values of a template's names in one path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Params<'p> {
@@ -228,7 +265,7 @@ pub struct Params<'p> {
 }
 
 impl<'p> Params<'p> {
-    /// The segment that `name` matched, not decoded.
+    /// What `name` matched, not decoded.
     pub fn value(&self, name: &str) -> Option<&'p str> {
         let index = self.names.iter().position(|known| **known == *name)?;
         self.values.get(index).copied()
@@ -307,10 +344,10 @@ impl BackendUrl {
         let (host, port) = split_authority(authority).map_err(|why| format!("`{text}`: {why}"))?;
         let port = port.unwrap_or(security.default_port());
         let (path, query) = match target.split_once('?') {
-            Some((path, query)) => (path, Some(Template::parse_loosely("query", query)?)),
+            Some((path, query)) => (path, Some(Template::parse_filled("query", query)?)),
             None => (target, None),
         };
-        let path = Template::parse_loosely("path", if path.is_empty() { "/" } else { path })?;
+        let path = Template::parse_filled("path", if path.is_empty() { "/" } else { path })?;
         let public_text = match text.split_once('?') {
             Some((before, _)) => format!("{before}?…").into(),
             None => text.into(),
@@ -562,6 +599,53 @@ mod tests {
     }
 
     #[test]
+    fn a_rest_matches_all_that_follows_its_slash() {
+        let api = template("/api/{version}/{rest...}");
+        for (path, rest) in [
+            ("/api/1/", ""),
+            ("/api/1/a", "a"),
+            ("/api/1/a/b/", "a/b/"),
+            ("/api/1//a", "/a"),
+            ("/api/1/a%2Fb;c", "a%2Fb;c"),
+        ] {
+            assert_eq!(api.match_path(path).unwrap().value("rest"), Some(rest), "{path}");
+        }
+        for path in ["/api/1", "/api//a", "/api/", "/apis/1/a", "/api/1/a/../b", "/api/1/%2e%2E%2f"]
+        {
+            assert_eq!(api.match_path(path), None, "{path}");
+        }
+        let all = template("/{file...}");
+        for (path, rest) in [("/", ""), ("/a", "a"), ("//a", "/a")] {
+            assert_eq!(all.match_path(path).unwrap().value("file"), Some(rest), "{path}");
+        }
+        assert_eq!((all.rest_name(), template("/{a}").rest_name()), (Some("file"), None));
+        assert_eq!(all.to_string(), "/{file...}");
+    }
+
+    #[test]
+    fn a_template_covers_what_matches_nothing_else() {
+        for (one, other, expected) in [
+            ("/a", "/a", true),
+            ("/{x}", "/a", true),
+            ("/{x}", "/{y}", true),
+            ("/{x}", "/", false),
+            ("/a", "/{x}", false),
+            ("/a/{x...}", "/a/", true),
+            ("/a/{x...}", "/a/b", true),
+            ("/a/{x...}", "/a/{y}/{z...}", true),
+            ("/a/{x...}", "/a/{y...}", true),
+            ("/a/{x...}", "/a", false),
+            ("/{x...}", "/", true),
+            ("/{x}/{y...}", "/{x...}", false),
+            ("/a/{x}", "/a/{y...}", false),
+            ("/{a}/{x...}", "/b/{x...}", true),
+            ("/b/{x...}", "/{a}/{x...}", false),
+        ] {
+            assert_eq!(template(one).covers(&template(other)), expected, "{one} {other}");
+        }
+    }
+
+    #[test]
     fn malformed_templates_are_refused_with_a_reason() {
         for (text, why) in [
             ("", "must begin with `/`"),
@@ -576,6 +660,13 @@ mod tests {
             ("/x{a}", "whole segment"),
             ("/{a}x", "whole segment"),
             ("/{a}{b}", "whole segment"),
+            ("/{...}", "empty name"),
+            ("/{a..}", "holds `.`"),
+            ("/{a...}/b", "must be the last segment"),
+            ("/{a...}/", "must be the last segment"),
+            ("/x{a...}", "must be the last segment"),
+            ("/{a...}/{b...}", "must be the last segment"),
+            ("/{a}/{a...}", "twice"),
             ("/ws?x=1", "must not hold `?`"),
             ("/ws#x", "must not hold `#`"),
             ("/wś", "visible ASCII"),
@@ -670,6 +761,8 @@ mod tests {
             ("ws://a/ x", "visible ASCII"),
             ("ws://a/{x", "not closed"),
             ("ws://a/?t={}", "empty name"),
+            ("ws://a/{x...}", "in a backend URL, write `{x}`"),
+            ("ws://a/?t={x...}", "in a backend URL, write `{x}`"),
         ] {
             let error = BackendUrl::parse(text).unwrap_err();
             assert!(error.contains(why), "{text}: {error}");
@@ -699,6 +792,24 @@ mod tests {
     }
 
     #[test]
+    fn a_rest_is_passed_on_with_its_slashes() {
+        let route = template("/api/{rest...}");
+        for (url, path, target) in [
+            ("ws://h/{rest}", "/api/", "/"),
+            ("ws://h/{rest}", "/api/a/b%2Fc/", "/a/b%2Fc/"),
+            ("ws://h/v1/{rest}", "/api//a;b=c", "/v1//a;b=c"),
+            ("ws://h/v1/{rest}/x", "/api/", "/v1//x"),
+            ("ws://h/?p={rest}", "/api/a/b&c=d", "/?p=a/b%26c%3Dd"),
+            ("ws://h/x", "/api/a", "/x"),
+        ] {
+            let params = route.match_path(path).unwrap();
+            let url = BackendUrl::parse(url).unwrap();
+            assert_eq!(upstream_target(&url, &params, None), target);
+            assert!(!url.is_misled_by(&params), "{target}");
+        }
+    }
+
+    #[test]
     fn values_do_not_become_dots_beside_what_a_backend_has_around_them() {
         let route = template("/{a}/{b}");
         for (url, path, is_misled) in [
@@ -713,6 +824,22 @@ mod tests {
         ] {
             let Some(params) = route.match_path(path) else {
                 assert!(!is_misled, "{path} matches nothing");
+                continue;
+            };
+            let url = BackendUrl::parse(url).unwrap();
+            assert_eq!(url.is_misled_by(&params), is_misled, "{url} {path}");
+        }
+        let route = template("/{rest...}");
+        for (url, path, is_misled) in [
+            ("ws://h/.{rest}", "/", true),
+            ("ws://h/.{rest}", "/./a", true),
+            ("ws://h/.{rest}", "/%2", false),
+            ("ws://h/{rest}e", "/a/%2", true),
+            ("ws://h/{rest}.", "/a/", true),
+            ("ws://h/a{rest}", "/b/c", false),
+        ] {
+            let Some(params) = route.match_path(path) else {
+                assert!(is_misled, "{path} matches nothing");
                 continue;
             };
             let url = BackendUrl::parse(url).unwrap();

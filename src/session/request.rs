@@ -251,7 +251,7 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
         return answer(asked(), http::Response::error(404, "Not found"), who, cx);
     }
     if who.accepted_on() == AcceptedOn::Clients
-        && let Some((route, params)) = cx.routes.find(path)
+        && let Some((route, params)) = cx.routes.find(path, endpoint.map(|(endpoint, _)| endpoint))
     {
         let route = Rc::clone(route);
         if let Some(response) = without_access(&route, &params, head, is_admin, who, cx) {
