@@ -7,5 +7,7 @@ pub mod buf;
 pub mod moment;
 pub mod quoted;
 pub mod table;
+#[cfg(test)]
+pub mod testing;
 pub mod timers;
 pub mod touched;

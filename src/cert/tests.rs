@@ -1,6 +1,7 @@
 //! The CA and what it signs, in folders of the tests.
 
 use super::*;
+use crate::base::testing::TestFolder;
 use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
@@ -9,38 +10,14 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-/// A folder that ends with the test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Folder {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("cert-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let folder = std::env::temp_dir().join(name);
-        std::fs::create_dir(&folder).unwrap();
-        Folder(folder)
-    }
-
-    fn data(&self) -> PathBuf {
-        self.0.join("data/aivtuber-gateway")
-    }
-
-    fn read(&self, name: &str) -> String {
-        std::fs::read_to_string(self.0.join(name)).unwrap()
-    }
-
-    fn mode(&self, name: &str) -> u32 {
-        std::fs::metadata(self.0.join(name)).unwrap().permissions().mode() & 0o777
-    }
+fn data(folder: &TestFolder) -> PathBuf {
+    folder.join("data/aivtuber-gateway")
 }
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+fn mode(folder: &TestFolder, name: &str) -> u32 {
+    std::fs::metadata(folder.join(name)).unwrap().permissions().mode() & 0o777
 }
 
 fn names(texts: &[&str]) -> Vec<String> {
@@ -62,10 +39,10 @@ fn accepts(ca: &str, chain: &str, name: &str, days: u64) -> bool {
 
 #[test]
 fn a_certificate_is_for_the_names_that_were_given() {
-    let folder = Folder::new();
-    let out = folder.0.join("new/certs");
+    let folder = TestFolder::make();
+    let out = folder.join("new/certs");
     let asked = names(&["App.example", "*.app.example", "192.0.2.7", "2001:db8::7"]);
-    let text = write(&out, &asked, &folder.data()).unwrap();
+    let text = write(&out, &asked, &data(&folder)).unwrap();
     assert!(
         text.starts_with("A certificate for app.example, *.app.example, 192.0.2.7, "),
         "{text}"
@@ -79,17 +56,17 @@ fn a_certificate_is_for_the_names_that_were_given() {
     for name in ["localhost", "x.y.app.example", "192.0.2.8"] {
         assert!(!accepts(&ca, &chain, name, 0), "{name}");
     }
-    assert_eq!(folder.mode("new/certs/App.example.key"), 0o600);
-    assert_eq!(folder.mode("data/aivtuber-gateway/ca.key"), 0o600);
-    assert_eq!(folder.mode("data/aivtuber-gateway"), 0o700);
+    assert_eq!(mode(&folder, "new/certs/App.example.key"), 0o600);
+    assert_eq!(mode(&folder, "data/aivtuber-gateway/ca.key"), 0o600);
+    assert_eq!(mode(&folder, "data/aivtuber-gateway"), 0o700);
     let left = std::fs::read_dir(&out).unwrap().count();
     assert_eq!(left, 2, "nothing but the certificate and its key");
 }
 
 #[test]
 fn the_printed_configuration_can_be_used() {
-    let folder = Folder::new();
-    let text = write(&folder.0.join("a \"b\""), &names(&["*.x.example"]), &folder.data()).unwrap();
+    let folder = TestFolder::make();
+    let text = write(&folder.join("a \"b\""), &names(&["*.x.example"]), &data(&folder)).unwrap();
     let lines = text.lines().filter_map(|line| line.strip_prefix("    "));
     let config = crate::config::parse(Path::new("x"), &lines.collect::<Vec<_>>().join("\n"));
     let mut tls = config.unwrap().gateway.tls;
@@ -100,10 +77,10 @@ fn the_printed_configuration_can_be_used() {
 
 #[test]
 fn the_ca_is_made_once_and_shared() {
-    let folder = Folder::new();
-    let data = folder.data();
+    let folder = TestFolder::make();
+    let data = data(&folder);
     let made = |name: &str| {
-        write(&folder.0, &names(&[name]), &data).unwrap();
+        write(&folder, &names(&[name]), &data).unwrap();
         (folder.read("data/aivtuber-gateway/ca.pem"), folder.read(&format!("{name}.pem")))
     };
     let (ca, one) = made("one");
@@ -114,16 +91,16 @@ fn the_ca_is_made_once_and_shared() {
     assert_ne!(one, renewed);
     let both = std::fs::read_to_string(write_for_demo(&data).unwrap()).unwrap();
     assert!(accepts(&ca, &both, "localhost", 0) && both.contains("PRIVATE KEY"));
-    assert_eq!(folder.mode("data/aivtuber-gateway/demo.pem"), 0o600);
+    assert_eq!(mode(&folder, "data/aivtuber-gateway/demo.pem"), 0o600);
 }
 
 #[test]
 fn two_that_start_at_once_make_one_ca() {
-    let folder = Folder::new();
-    let data = folder.data();
+    let folder = TestFolder::make();
+    let data = data(&folder);
     std::thread::scope(|scope| {
         for name in ["a", "b", "c", "d"] {
-            let (out, data) = (&folder.0, &data);
+            let (out, data) = (&folder, &data);
             scope.spawn(move || write(out, &names(&[name]), data).unwrap());
         }
     });
@@ -135,12 +112,12 @@ fn two_that_start_at_once_make_one_ca() {
 
 #[test]
 fn a_ca_that_is_not_whole_is_reported() {
-    let (folder, other) = (Folder::new(), Folder::new());
-    let certify = |folder: &Folder| write(&folder.0, &names(&["a"]), &folder.data());
+    let (folder, other) = (TestFolder::make(), TestFolder::make());
+    let certify = |folder: &TestFolder| write(folder, &names(&["a"]), &data(folder));
     certify(&folder).unwrap();
     certify(&other).unwrap();
-    let (ca, key) = (ca_file(&folder.data()), folder.data().join("ca.key"));
-    std::fs::copy(ca_file(&other.data()), &ca).unwrap();
+    let (ca, key) = (ca_file(&data(&folder)), data(&folder).join("ca.key"));
+    std::fs::copy(ca_file(&data(&other)), &ca).unwrap();
     let why = certify(&folder).unwrap_err();
     assert!(why.contains("ca.pem cannot be used: ") && why.contains("a new one is made"), "{why}");
     std::fs::write(&ca, "?").unwrap();
@@ -156,11 +133,11 @@ fn a_ca_that_is_not_whole_is_reported() {
 
 #[test]
 fn what_cannot_be_written_is_reported() {
-    let folder = Folder::new();
-    std::fs::write(folder.0.join("file"), "").unwrap();
-    let why = write(&folder.0.join("file/certs"), &names(&["a"]), &folder.data()).unwrap_err();
+    let folder = TestFolder::make();
+    std::fs::write(folder.join("file"), "").unwrap();
+    let why = write(&folder.join("file/certs"), &names(&["a"]), &data(&folder)).unwrap_err();
     assert!(why.starts_with("cannot make the folder "), "{why}");
-    let why = write(&folder.0, &names(&["a b"]), &folder.data()).unwrap_err();
+    let why = write(&folder, &names(&["a b"]), &data(&folder)).unwrap_err();
     assert!(why.starts_with("\"a b\" is neither a name nor an address"), "{why}");
 }
 

@@ -48,28 +48,12 @@ fn unreadable(error: io::Error) -> String {
 )]
 mod tests {
     use super::*;
-    use std::path::PathBuf;
-
-    struct Folder(PathBuf);
-
-    impl Folder {
-        fn new() -> Folder {
-            let folder = std::env::temp_dir().join(format!("aivtuber-file-{}", std::process::id()));
-            std::fs::create_dir_all(&folder).unwrap();
-            Folder(folder)
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
+    use crate::base::testing::TestFolder;
 
     #[test]
     fn only_regular_files_of_bounded_size_are_read() {
-        let folder = Folder::new();
-        let path = |name: &str| folder.0.join(name);
+        let folder = TestFolder::make();
+        let path = |name: &str| folder.join(name);
         std::fs::write(path("whole"), vec![b'x'; BYTES_MAX as usize]).unwrap();
         assert_eq!(read(&path("whole")).unwrap().len() as u64, BYTES_MAX);
         std::os::unix::fs::symlink("whole", path("link")).unwrap();

@@ -281,6 +281,7 @@ mod tests {
     use log::LevelFilter;
 
     use super::*;
+    use crate::base::testing::TestFolder;
     use crate::logging;
     use crate::service::route::RouteSettings;
     use crate::service::url::BackendUrl;
@@ -594,11 +595,9 @@ mod tests {
 
     #[test]
     fn the_environment_wins_over_the_file_and_flags_over_both() {
-        let folder = std::env::temp_dir().join(format!("gateway-config-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let file = folder.join("precedence.toml");
-        std::fs::write(&file, "[log]\nlevel = \"error\"\n[redis]\nurl = \"redis://file\"\n")
-            .unwrap();
+        let folder = TestFolder::make();
+        let text = "[log]\nlevel = \"error\"\n[redis]\nurl = \"redis://file\"\n";
+        let file = folder.write("precedence.toml", text);
         let flags = Flags { config: Some(file.clone()), ..Flags::default() };
         let env = [
             ("AIVTUBER_GATEWAY_LOG", "DEBUG"),
@@ -633,7 +632,6 @@ mod tests {
         );
         assert_eq!(loaded.config.gateway.link.urls, ["redis://flag", "redis://other"]);
         assert_eq!(listen(&loaded.config), ["0.0.0.0:1"]);
-        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

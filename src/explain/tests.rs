@@ -1,4 +1,5 @@
 use super::*;
+use crate::base::testing::TestFolder;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use std::fs;
@@ -7,28 +8,8 @@ use std::path::PathBuf;
 
 const TASK: &str = "7d2b1a52-93a2-4c44-9a94-6a2a4a6cf111";
 
-/// A folder of its own for each test, removed with it.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Folder {
-        let path = std::env::temp_dir().join(format!("explain-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path).unwrap();
-        Folder(path)
-    }
-
-    fn write(&self, name: &str, seconds: u32, messages: &[&str]) -> PathBuf {
-        let path = self.0.join(name);
-        fs::write(&path, lines(seconds, messages)).unwrap();
-        path
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+fn write(folder: &TestFolder, name: &str, from: u32, messages: &[&str]) -> PathBuf {
+    folder.write(name, lines(from, messages))
 }
 
 /// A line a second, from second `from` on.
@@ -47,8 +28,9 @@ fn told(log: &Path, name: Option<&str>) -> Vec<String> {
 
 #[test]
 fn a_connection_is_told_whole_and_alone() {
-    let folder = Folder::new("one");
-    let log = folder.write(
+    let folder = TestFolder::make();
+    let log = write(
+        &folder,
         "log",
         0,
         &[
@@ -74,7 +56,7 @@ fn a_connection_is_told_whole_and_alone() {
 
 #[test]
 fn a_task_is_told_with_what_its_worker_did_for_it_alone() {
-    let folder = Folder::new("task");
+    let folder = TestFolder::make();
     let mine = |text: &str| text.replace("TASK", TASK);
     let messages = [
         "output_1 client>gateway GET /ws/output client=192.0.2.7:1",
@@ -88,7 +70,7 @@ fn a_task_is_told_with_what_its_worker_did_for_it_alone() {
         "output_1 closed reason=delivered code=1000 task=TASK sentence=\"The final result was delivered.\"",
     ]
     .map(mine);
-    let log = folder.write("log", 0, &messages.each_ref().map(String::as_str));
+    let log = write(&folder, "log", 0, &messages.each_ref().map(String::as_str));
     let told = told(&log, Some(&TASK.to_uppercase()));
     assert_eq!(told.len(), 7, "{told:?}");
     assert!(told[2].starts_with("inbox_2   = published task=7d2b"), "{told:?}");
@@ -98,14 +80,14 @@ fn a_task_is_told_with_what_its_worker_did_for_it_alone() {
 
 #[test]
 fn rotated_and_gzipped_files_are_read_in_order() {
-    let folder = Folder::new("rotated");
-    let log = folder.write("log", 30, &["input_1 closed reason=done sentence=\"End.\""]);
-    folder.write("log.1", 20, &["input_1 client>backend text len=2 fin=true"]);
-    folder.write("log.bak", 5, &["input_1 another file"]);
+    let folder = TestFolder::make();
+    let log = write(&folder, "log", 30, &["input_1 closed reason=done sentence=\"End.\""]);
+    write(&folder, "log.1", 20, &["input_1 client>backend text len=2 fin=true"]);
+    write(&folder, "log.bak", 5, &["input_1 another file"]);
     let mut gz = GzEncoder::new(Vec::new(), Compression::fast());
     gz.write_all(lines(10, &["input_1 client>backend text len=1 fin=true"]).as_bytes()).unwrap();
-    fs::write(folder.0.join("log.2.gz"), gz.finish().unwrap()).unwrap();
-    folder.write("log.10", 0, &["input_1 opened client=192.0.2.7:1"]);
+    fs::write(folder.join("log.2.gz"), gz.finish().unwrap()).unwrap();
+    write(&folder, "log.10", 0, &["input_1 opened client=192.0.2.7:1"]);
     assert_eq!(
         told(&log, Some("input_1")),
         [
@@ -120,8 +102,9 @@ fn rotated_and_gzipped_files_are_read_in_order() {
 
 #[test]
 fn steps_of_a_story_are_told_when_they_happened() {
-    let folder = Folder::new("story");
-    let log = folder.write(
+    let folder = TestFolder::make();
+    let log = write(
+        &folder,
         "log",
         0,
         &[
@@ -145,8 +128,9 @@ fn steps_of_a_story_are_told_when_they_happened() {
 
 #[test]
 fn ids_begin_anew_with_each_start() {
-    let folder = Folder::new("starts");
-    let log = folder.write(
+    let folder = TestFolder::make();
+    let log = write(
+        &folder,
         "log",
         0,
         &[
@@ -163,8 +147,9 @@ fn ids_begin_anew_with_each_start() {
 
 #[test]
 fn bad_endings_are_known_without_their_stories() {
-    let folder = Folder::new("bad");
-    let log = folder.write(
+    let folder = TestFolder::make();
+    let log = write(
+        &folder,
         "log",
         0,
         &[
@@ -180,8 +165,9 @@ fn bad_endings_are_known_without_their_stories() {
 
 #[test]
 fn json_has_events_and_endings() {
-    let folder = Folder::new("json");
-    let log = folder.write(
+    let folder = TestFolder::make();
+    let log = write(
+        &folder,
         "log",
         0,
         &[

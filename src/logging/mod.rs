@@ -314,34 +314,7 @@ fn lock<T>(one: &Mutex<T>) -> MutexGuard<'_, T> {
 #[expect(clippy::disallowed_methods, reason = "the log has a file and a wall clock of its own")]
 mod tests {
     use super::*;
-    use std::fs;
-
-    /// A folder of its own for each test, removed with it.
-    pub(super) struct Folder(pub(super) PathBuf);
-
-    impl Folder {
-        pub(in crate::logging) fn new(name: &str) -> Folder {
-            let path =
-                std::env::temp_dir().join(format!("gateway-log-{name}-{}", std::process::id()));
-            let _ = fs::remove_dir_all(&path);
-            fs::create_dir_all(&path).unwrap();
-            Folder(path)
-        }
-
-        pub(in crate::logging) fn file(&self, name: &str) -> PathBuf {
-            self.0.join(name)
-        }
-
-        pub(in crate::logging) fn read(&self, name: &str) -> String {
-            fs::read_to_string(self.file(name)).unwrap()
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
+    use crate::base::testing::TestFolder;
 
     pub(super) fn sink(file: PathBuf) -> Sink {
         Sink::open_reporting(Settings { file: Some(file), ..Settings::default() }, |_| {})
@@ -360,8 +333,8 @@ mod tests {
 
     #[test]
     fn lines_pass_through_simplelog_whole() {
-        let folder = Folder::new("logger");
-        let sink = sink(folder.file("log"));
+        let folder = TestFolder::make();
+        let sink = sink(folder.join("log"));
         let shared = Arc::new(SharedLog::new(Settings::default(), sink));
         let logger = Logger::new(Arc::clone(&shared));
         // `Logger::log` asks the global level, which other tests leave alone.

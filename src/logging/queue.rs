@@ -273,7 +273,8 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::logging::tests::{Folder, sink};
+    use crate::base::testing::TestFolder;
+    use crate::logging::tests::sink;
     use std::fs;
     use std::sync::{Arc, mpsc};
 
@@ -295,8 +296,8 @@ mod tests {
 
     #[test]
     fn lines_are_taken_at_once_and_written_in_order() {
-        let folder = Folder::new("queue");
-        let queue = queue(sink(folder.file("log")), &["one\n", "two\n"]);
+        let folder = TestFolder::make();
+        let queue = queue(sink(folder.join("log")), &["one\n", "two\n"]);
         assert_eq!(waiting(&queue), 8);
         write(&queue);
         assert_eq!(waiting(&queue), 0);
@@ -307,8 +308,8 @@ mod tests {
 
     #[test]
     fn a_line_wakes_an_idle_writer_only() {
-        let folder = Folder::new("queue-wake");
-        let queue = queue(sink(folder.file("log")), &[]);
+        let folder = TestFolder::make();
+        let queue = queue(sink(folder.join("log")), &[]);
         queue.lock().writer = Writer::Idle;
         queue.push(b"first\n");
         assert_eq!(queue.lock().writer, Writer::Busy);
@@ -322,9 +323,9 @@ mod tests {
 
     #[test]
     fn lines_beyond_the_limit_are_dropped_and_counted() {
-        let folder = Folder::new("queue-full");
-        std::os::unix::fs::symlink("/dev/full", folder.file("log")).unwrap();
-        let queue = queue(sink(folder.file("log")), &[]);
+        let folder = TestFolder::make();
+        std::os::unix::fs::symlink("/dev/full", folder.join("log")).unwrap();
+        let queue = queue(sink(folder.join("log")), &[]);
         let line = [b"x".repeat(1023), b"\n".to_vec()].concat();
         let fitting = WAITING_BYTES_MAX / 1024;
         for number in 0..fitting + 7 {
@@ -336,7 +337,7 @@ mod tests {
         }
         assert_eq!(queue.lines_lost(), 7);
 
-        fs::remove_file(folder.file("log")).unwrap();
+        fs::remove_file(folder.join("log")).unwrap();
         queue.ask(WriterRequest::Reopen);
         write(&queue);
         write(&queue);
@@ -352,9 +353,9 @@ mod tests {
 
     #[test]
     fn lines_before_a_reopening_are_in_the_old_file() {
-        let folder = Folder::new("queue-reopen");
-        let queue = queue(sink(folder.file("log")), &["old\n"]);
-        fs::rename(folder.file("log"), folder.file("log.old")).unwrap();
+        let folder = TestFolder::make();
+        let queue = queue(sink(folder.join("log")), &["old\n"]);
+        fs::rename(folder.join("log"), folder.join("log.old")).unwrap();
         queue.ask(WriterRequest::Reopen);
         write(&queue);
         queue.push(b"new\n");
@@ -365,9 +366,9 @@ mod tests {
 
     #[test]
     fn new_settings_are_not_forgotten_over_a_reopening() {
-        let folder = Folder::new("queue-apply");
-        let queue = queue(sink(folder.file("log")), &["old\n"]);
-        let settings = Settings { file: Some(folder.file("other")), ..Settings::default() };
+        let folder = TestFolder::make();
+        let queue = queue(sink(folder.join("log")), &["old\n"]);
+        let settings = Settings { file: Some(folder.join("other")), ..Settings::default() };
         queue.ask(WriterRequest::Apply(settings));
         queue.ask(WriterRequest::Reopen);
         write(&queue);
@@ -378,8 +379,8 @@ mod tests {
 
     #[test]
     fn a_flush_waits_for_the_lines_before_it() {
-        let folder = Folder::new("queue-flush");
-        let queue = Arc::new(queue(sink(folder.file("log")), &["first\n"]));
+        let folder = TestFolder::make();
+        let queue = Arc::new(queue(sink(folder.join("log")), &["first\n"]));
         let writer = Arc::clone(&queue);
         std::thread::spawn(move || writer.write_all());
         let limit = Duration::from_secs(30);
@@ -397,9 +398,9 @@ mod tests {
         let (entered, has_entered) = mpsc::channel();
         let (release, is_released) = mpsc::channel();
         *GATE.lock().unwrap() = Some((entered, is_released));
-        let folder = Folder::new("queue-held-up");
-        std::os::unix::fs::symlink("/dev/full", folder.file("log")).unwrap();
-        let settings = Settings { file: Some(folder.file("log")), ..Settings::default() };
+        let folder = TestFolder::make();
+        std::os::unix::fs::symlink("/dev/full", folder.join("log")).unwrap();
+        let settings = Settings { file: Some(folder.join("log")), ..Settings::default() };
         // A report takes as long as a disk that hangs.
         let sink = Sink::open_reporting(settings, |_| {
             if let Some((entered, is_released)) = GATE.lock().unwrap().take() {
@@ -430,9 +431,9 @@ mod tests {
 
     #[test]
     fn a_flush_does_not_wait_for_a_full_disk() {
-        let folder = Folder::new("queue-full-disk");
-        std::os::unix::fs::symlink("/dev/full", folder.file("log")).unwrap();
-        let queue = queue(sink(folder.file("log")), &["line\n"]);
+        let folder = TestFolder::make();
+        std::os::unix::fs::symlink("/dev/full", folder.join("log")).unwrap();
+        let queue = queue(sink(folder.join("log")), &["line\n"]);
         queue.lock().flushes_asked = 1;
         write(&queue);
         assert_eq!(queue.lock().flushes_done, 1);
@@ -441,8 +442,8 @@ mod tests {
 
     #[test]
     fn the_loop_writes_where_nothing_waits() {
-        let folder = Folder::new("queue-turn");
-        let queue = queue(sink(folder.file("log")), &[]);
+        let folder = TestFolder::make();
+        let queue = queue(sink(folder.join("log")), &[]);
         queue.never_waits.store(true, Ordering::Relaxed);
         queue.sink.lock().unwrap().pretend_never_to_wait();
         queue.lock().writer = Writer::Idle;
@@ -476,9 +477,9 @@ mod tests {
 
     #[test]
     fn lines_that_were_not_taken_are_due_again() {
-        let folder = Folder::new("queue-retry");
-        std::os::unix::fs::symlink("/dev/full", folder.file("log")).unwrap();
-        let queue = queue(sink(folder.file("log")), &["line\n"]);
+        let folder = TestFolder::make();
+        std::os::unix::fs::symlink("/dev/full", folder.join("log")).unwrap();
+        let queue = queue(sink(folder.join("log")), &["line\n"]);
         queue.never_waits.store(true, Ordering::Relaxed);
         queue.sink.lock().unwrap().pretend_never_to_wait();
         assert_eq!(queue.turn(Moment::START).due_at, Some(Moment::START + RETRY));

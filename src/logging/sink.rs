@@ -343,7 +343,8 @@ fn report_on_stderr(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::logging::tests::{Folder, sink};
+    use crate::base::testing::TestFolder;
+    use crate::logging::tests::sink;
     use std::fs;
     use std::sync::Mutex;
 
@@ -354,8 +355,8 @@ mod tests {
     #[test]
     fn a_full_disk_keeps_the_lines_until_there_is_room() {
         static REPORTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
-        let folder = Folder::new("full-disk");
-        let link = folder.file("log");
+        let folder = TestFolder::make();
+        let link = folder.join("log");
         std::os::unix::fs::symlink("/dev/full", &link).unwrap();
         let settings = Settings { file: Some(link.clone()), ..Settings::default() };
         let mut sink =
@@ -380,8 +381,8 @@ mod tests {
 
     #[test]
     fn a_half_written_line_is_continued_in_the_same_file() {
-        let folder = Folder::new("half");
-        let mut sink = sink(folder.file("log"));
+        let folder = TestFolder::make();
+        let mut sink = sink(folder.join("log"));
         push(&mut sink, b"first line\nsecond line\n");
         // As a disk that had room for 14 bytes leaves it.
         let Out::File { file, .. } = &mut sink.out else { panic!("no file") };
@@ -393,8 +394,8 @@ mod tests {
 
     #[test]
     fn a_half_written_line_is_dropped_when_the_file_changes() {
-        let folder = Folder::new("moved");
-        let mut sink = sink(folder.file("log"));
+        let folder = TestFolder::make();
+        let mut sink = sink(folder.join("log"));
         push(&mut sink, b"first line\nsecond line\nthird line\n");
         let Out::File { file, .. } = &mut sink.out else { panic!("no file") };
         file.write_all(b"first line\nsec").unwrap();
@@ -408,9 +409,9 @@ mod tests {
 
     #[test]
     fn a_half_line_of_an_earlier_run_gets_its_newline() {
-        let folder = Folder::new("earlier");
-        fs::write(folder.file("log"), "cut o").unwrap();
-        let mut sink = sink(folder.file("log"));
+        let folder = TestFolder::make();
+        fs::write(folder.join("log"), "cut o").unwrap();
+        let mut sink = sink(folder.join("log"));
         push(&mut sink, b"new\n");
         sink.flush();
         assert_eq!(folder.read("log"), "cut o\nnew\n");
@@ -418,10 +419,10 @@ mod tests {
 
     #[test]
     fn reopen_follows_a_rename() {
-        let folder = Folder::new("reopen");
-        let mut sink = sink(folder.file("log"));
+        let folder = TestFolder::make();
+        let mut sink = sink(folder.join("log"));
         push(&mut sink, b"old\n");
-        fs::rename(folder.file("log"), folder.file("log.old")).unwrap();
+        fs::rename(folder.join("log"), folder.join("log.old")).unwrap();
         sink.reopen();
         push(&mut sink, b"new\n");
         sink.flush();
@@ -431,16 +432,16 @@ mod tests {
 
     #[test]
     fn missing_folders_are_created_and_impossible_ones_survived() {
-        let folder = Folder::new("folders");
-        let mut deep = sink(folder.file("a/b/log"));
+        let folder = TestFolder::make();
+        let mut deep = sink(folder.join("a/b/log"));
         push(&mut deep, b"x\n");
         deep.flush();
         assert_eq!(folder.read("a/b/log"), "x\n");
 
-        fs::write(folder.file("plain"), "").unwrap();
-        let mut impossible = sink(folder.file("plain/log"));
+        fs::write(folder.join("plain"), "").unwrap();
+        let mut impossible = sink(folder.join("plain/log"));
         assert!(impossible.is_failing && matches!(impossible.out, Out::Stderr { .. }));
-        fs::remove_file(folder.file("plain")).unwrap();
+        fs::remove_file(folder.join("plain")).unwrap();
         impossible.reopen();
         push(&mut impossible, b"y\n");
         impossible.flush();
@@ -450,9 +451,9 @@ mod tests {
 
     #[test]
     fn rotation_keeps_whole_lines_and_the_configured_number_of_files() {
-        let folder = Folder::new("rotation");
+        let folder = TestFolder::make();
         let settings = Settings {
-            file: Some(folder.file("log")),
+            file: Some(folder.join("log")),
             max_size: Some(20),
             keep: 2,
             ..Settings::default()
@@ -467,14 +468,14 @@ mod tests {
         assert_eq!(folder.read("log"), "last\n");
         assert_eq!(folder.read("log.1"), "one line that is longer than a whole file\n");
         assert_eq!(folder.read("log.2"), "line 6\n");
-        assert!(!folder.file("log.3").exists());
+        assert!(!folder.join("log.3").exists());
     }
 
     #[test]
     fn rotation_without_old_files() {
-        let folder = Folder::new("rotation-none");
+        let folder = TestFolder::make();
         let settings = Settings {
-            file: Some(folder.file("log")),
+            file: Some(folder.join("log")),
             max_size: Some(4),
             keep: 0,
             ..Settings::default()
@@ -485,16 +486,16 @@ mod tests {
             sink.flush();
         }
         assert_eq!(folder.read("log"), "two\n");
-        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(&*folder).unwrap().count(), 1);
     }
 
     #[test]
     fn a_failed_rotation_is_reported_and_the_file_grows_on() {
         static REPORTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
-        let folder = Folder::new("rotation-fails");
-        fs::create_dir_all(folder.file("log.1/in-the-way")).unwrap();
+        let folder = TestFolder::make();
+        fs::create_dir_all(folder.join("log.1/in-the-way")).unwrap();
         let settings = Settings {
-            file: Some(folder.file("log")),
+            file: Some(folder.join("log")),
             max_size: Some(4),
             keep: 1,
             ..Settings::default()
@@ -511,9 +512,9 @@ mod tests {
 
     #[test]
     fn a_file_truncated_by_another_program_is_not_rotated() {
-        let folder = Folder::new("cut");
+        let folder = TestFolder::make();
         let settings = Settings {
-            file: Some(folder.file("log")),
+            file: Some(folder.join("log")),
             max_size: Some(8),
             keep: 3,
             ..Settings::default()
@@ -521,10 +522,10 @@ mod tests {
         let mut sink = Sink::open_reporting(settings, |_| {});
         push(&mut sink, b"1234567\n");
         sink.flush();
-        fs::write(folder.file("log"), "").unwrap();
+        fs::write(folder.join("log"), "").unwrap();
         push(&mut sink, b"new\n");
         sink.flush();
         assert_eq!(folder.read("log"), "new\n");
-        assert!(!folder.file("log.1").exists());
+        assert!(!folder.join("log.1").exists());
     }
 }

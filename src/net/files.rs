@@ -701,6 +701,7 @@ fn io_error(error: &io::Error) -> OpenError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::testing::TestFolder;
     use std::ffi::OsStr;
     use std::fs;
     use std::io::{Read, Write};
@@ -709,13 +710,12 @@ mod tests {
 
     use OpenError::*;
 
-    /// A folder of its own for each test, removed with it.
-    struct Folder(PathBuf);
+    /// A folder with `root` in it, beneath which files are opened.
+    struct Folder(TestFolder);
 
     impl Folder {
-        fn new(name: &str) -> Folder {
-            let folder =
-                std::env::temp_dir().join(format!("aivtuber-files-{}-{name}", std::process::id()));
+        fn new() -> Folder {
+            let folder = TestFolder::make();
             fs::create_dir_all(folder.join("root/sub")).unwrap();
             Folder(folder)
         }
@@ -725,17 +725,11 @@ mod tests {
         }
 
         fn write(&self, name: &str, bytes: &[u8]) {
-            fs::write(self.0.join(name), bytes).unwrap();
+            self.0.write(name, bytes);
         }
 
         fn append(&self, name: &str) -> File {
             fs::OpenOptions::new().append(true).open(self.0.join(name)).unwrap()
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
         }
     }
 
@@ -791,7 +785,7 @@ mod tests {
 
     #[test]
     fn regular_files_beneath_the_root_are_opened() {
-        let folder = Folder::new("regular");
+        let folder = Folder::new();
         folder.write("root/a.wav", b"one");
         folder.write("root/sub/\u{3042} b.wav", b"two");
         folder.write("root/empty", b"");
@@ -804,7 +798,7 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_not_found() {
-        let folder = Folder::new("missing");
+        let folder = Folder::new();
         folder.write("root/a.wav", b"one");
         let long = "x".repeat(300);
         for name in ["b.wav", "no/a.wav", "a.wav/b", "sub/a.wav", &long, "nul\0", "a.wav\0"] {
@@ -814,7 +808,7 @@ mod tests {
 
     #[test]
     fn no_name_leads_out_of_the_root() {
-        let folder = Folder::new("out");
+        let folder = Folder::new();
         folder.write("secret", b"secret");
         folder.write("root/a.wav", b"one");
         folder.write("root/sub/b.wav", b"two");
@@ -853,7 +847,7 @@ mod tests {
 
     #[test]
     fn only_regular_files_are_opened_and_nothing_blocks() {
-        let folder = Folder::new("kinds");
+        let folder = Folder::new();
         let root = File::open(folder.root()).unwrap();
         rustix::fs::mknodat(&root, "pipe", FileType::Fifo, Mode::RWXU, 0).unwrap();
         let _listener = UnixListener::bind(folder.root().join("socket")).unwrap();
@@ -889,7 +883,7 @@ mod tests {
 
     #[test]
     fn absolute_names_within_the_root_are_accepted() {
-        let folder = Folder::new("absolute");
+        let folder = Folder::new();
         folder.write("root/sub/a.wav", b"one");
         folder.write("secret", b"secret");
         let linked = folder.0.join("linked");
@@ -914,7 +908,7 @@ mod tests {
 
     #[test]
     fn a_root_may_appear_late_and_be_replaced() {
-        let folder = Folder::new("late");
+        let folder = Folder::new();
         let later = folder.0.join("later");
         assert_eq!(open(&later, "a.wav").err(), Some(NoRoot(Errno::NOENT)));
         assert_eq!(RootRequest::new(&later).run(), Err(NoRoot(Errno::NOENT)));
@@ -929,7 +923,7 @@ mod tests {
 
     #[test]
     fn a_file_over_the_limit_is_too_large() {
-        let folder = Folder::new("size");
+        let folder = Folder::new();
         folder.write("root/a.wav", &[0; 100]);
         folder.write("root/b.wav", &[0; 101]);
         let path = folder.root();
@@ -940,7 +934,7 @@ mod tests {
 
     #[test]
     fn on_an_unknown_file_system_the_loop_opens_nothing() {
-        let folder = Folder::new("unknown");
+        let folder = Folder::new();
         folder.write("root/a.wav", b"one");
         let path = folder.root();
         let (root, name) = (Root::new(&path, u64::MAX), Path::new("a.wav"));
@@ -959,7 +953,7 @@ mod tests {
 
     #[test]
     fn a_read_in_the_background_brings_the_bytes_and_the_state() {
-        let folder = Folder::new("read");
+        let folder = Folder::new();
         folder.write("root/a.wav", b"0123456789");
         let file = open(&folder.root(), "a.wav").unwrap();
         let FileBytes { bytes, state } = file.read_request(2, 4).run().unwrap();
@@ -972,7 +966,7 @@ mod tests {
 
     #[test]
     fn a_change_shows_in_the_state() {
-        let folder = Folder::new("state");
+        let folder = Folder::new();
         folder.write("root/a.wav", b"0123456789");
         let file = open(&folder.root(), "a.wav").unwrap();
         let state = || file.read_request(0, 1).run().unwrap().state;
@@ -992,7 +986,7 @@ mod tests {
 
     #[test]
     fn young_file_that_is_written_anew_and_longer_looks_rewritten() {
-        let folder = Folder::new("tail");
+        let folder = Folder::new();
         let path = folder.root();
         let open = |length: usize, since| {
             folder.write("root/a.wav", &vec![1; length]);
@@ -1024,7 +1018,7 @@ mod tests {
 
     #[test]
     fn files_are_sent_piece_by_piece_and_end_where_they_were_cut() {
-        let folder = Folder::new("send");
+        let folder = Folder::new();
         let bytes: Vec<u8> = (0..1_000_003u32).map(|i| ((i * 31) >> 3) as u8).collect();
         folder.write("root/a.wav", &bytes);
         let file = open(&folder.root(), "a.wav").unwrap();

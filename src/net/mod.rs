@@ -11,6 +11,7 @@ pub mod files;
 pub mod memory;
 pub mod pipe;
 pub mod process;
+mod stream_socket;
 mod sys;
 pub mod tcp;
 #[cfg(test)]

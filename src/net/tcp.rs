@@ -2,16 +2,16 @@
 
 #![expect(clippy::disallowed_types, reason = "sockets and files live here")]
 
+use super::stream_socket::{SocketKind, StreamSocket};
 use super::unix::{self, BACKLOG, BOTH};
 use super::watch::Watches;
-use super::{Network, OpenFile, PeerAddress, Pipe, Socket, Source, Transport, sys};
+use super::{Network, OpenFile, PeerAddress, Socket, Source};
 use mio::Registry;
 use mio::net::TcpStream;
 use rustix::io::Errno;
-use rustix::net::SendFlags;
 use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 /// How many unsent bytes the kernel keeps for one socket before it reports it as full.
@@ -32,89 +32,22 @@ const UNPACED: &[u8] = b"reno";
 const PACED: &[u8] = b"bbr";
 
 /// A registered TCP socket.
-pub struct Tcp(TcpStream);
+pub type Tcp = StreamSocket<TcpStream>;
 
-// The C library makes each `recv` and `send` of a process with threads a cancellation point, which
-// costs a relayed frame as much as the rest of the two calls in user space. So the kernel is called
-// directly.
-impl Read for Tcp {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        Ok(rustix::io::read(&self.0, buf)?)
-    }
-}
-
-impl Write for Tcp {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(rustix::net::send(&self.0, bytes, SendFlags::NOSIGNAL)?)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Transport for Tcp {
-    fn shutdown_write(&mut self) -> io::Result<()> {
-        self.0.shutdown(Shutdown::Write)
-    }
-
-    fn connect_outcome(&mut self) -> io::Result<()> {
-        self.0.take_error()?.map_or(Ok(()), Err)
-    }
-
-    fn unacknowledged(&self) -> Option<usize> {
-        sys::unacknowledged(&self.0)
-    }
-
-    fn write_more(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(rustix::net::send(&self.0, bytes, SendFlags::MORE | SendFlags::NOSIGNAL)?)
-    }
-
-    fn set_corked(&mut self, is_corked: bool) -> io::Result<()> {
-        Ok(rustix::net::sockopt::set_tcp_cork(&self.0, is_corked)?)
-    }
-
-    fn send_file(&mut self, file: &OpenFile, offset: u64, count: usize) -> io::Result<usize> {
-        file.send_to(&self.0, offset, count)
-    }
-
-    fn kernel_bytes(&self) -> usize {
-        sys::socket_memory(&self.0)
-    }
-
-    fn limit_buffers(&mut self, bytes_max: usize) -> io::Result<()> {
-        let socket = socket2::SockRef::from(&self.0);
-        socket.set_tcp_notsent_lowat((bytes_max as u32).min(UNSENT_BYTES_MAX))?;
+impl SocketKind for TcpStream {
+    fn limit_buffers(&self, bytes_max: usize) -> io::Result<()> {
+        self.limit_unsent(bytes_max)?;
         // The kernel doubles it, for what it needs itself. With less, it cannot announce a window
         // that keeps a stream going. A window that was announced is still honoured.
-        socket.set_recv_buffer_size(bytes_max * 2)
+        SockRef::from(self).set_recv_buffer_size(bytes_max * 2)
     }
 
-    fn limit_unsent(&mut self, bytes: usize) -> io::Result<()> {
-        socket2::SockRef::from(&self.0).set_tcp_notsent_lowat((bytes as u32).min(UNSENT_BYTES_MAX))
+    fn limit_unsent(&self, bytes: usize) -> io::Result<()> {
+        SockRef::from(self).set_tcp_notsent_lowat((bytes as u32).min(UNSENT_BYTES_MAX))
     }
 
-    fn discard_on_close(&mut self) -> io::Result<()> {
-        socket2::SockRef::from(&self.0).set_linger(Some(Duration::ZERO))
-    }
-
-    fn can_splice(&self) -> bool {
-        true
-    }
-
-    fn peek(&mut self, offset: u32, buf: &mut [u8]) -> io::Result<usize> {
-        if !sys::set_peek_offset(&self.0, offset) && offset > 0 {
-            return Err(ErrorKind::WouldBlock.into());
-        }
-        self.0.peek(buf)
-    }
-
-    fn splice_into(&mut self, pipe: &mut Pipe, most: usize) -> io::Result<usize> {
-        pipe.fill_from(&self.0, most)
-    }
-
-    fn splice_from(&mut self, pipe: &mut Pipe) -> io::Result<usize> {
-        pipe.drain_into(&self.0)
+    fn set_corked(&self, is_corked: bool) -> io::Result<()> {
+        Ok(rustix::net::sockopt::set_tcp_cork(self, is_corked)?)
     }
 }
 
@@ -171,7 +104,7 @@ pub fn keep_alive(listener: &mio::net::TcpListener) -> io::Result<()> {
 /// Registers an accepted socket. Its options come from the listener.
 pub fn accepted(mut stream: TcpStream, source: Source, registry: &Registry) -> io::Result<Socket> {
     registry.register(&mut stream, source.into(), BOTH)?;
-    Ok(Socket::Tcp(Tcp(stream)))
+    Ok(Socket::Tcp(StreamSocket(stream)))
 }
 
 fn connect(
@@ -191,7 +124,7 @@ fn connect(
     }
     let mut stream = TcpStream::from_std(socket.into());
     registry.register(&mut stream, source.into(), BOTH)?;
-    Ok(Socket::Tcp(Tcp(stream)))
+    Ok(Socket::Tcp(StreamSocket(stream)))
 }
 
 /// Opens a nonblocking listener. With `reuse_port`, other processes that set it too may listen on
@@ -243,6 +176,8 @@ fn is_paced(socket: &socket2::Socket) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::Transport;
+    use std::io::Write;
 
     fn socket() -> socket2::Socket {
         socket2::Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap()
@@ -278,7 +213,7 @@ mod tests {
         let (stream, _) = listener.accept().unwrap();
         stream.set_nonblocking(true).unwrap();
         set_options(&socket2::Socket::from(stream.try_clone().unwrap()), false).unwrap();
-        (Tcp(TcpStream::from_std(stream)), peer)
+        (StreamSocket(TcpStream::from_std(stream)), peer)
     }
 
     #[test]

@@ -10,17 +10,16 @@
 )]
 #![expect(clippy::disallowed_types, reason = "sockets and files live here")]
 
-use super::{OpenFile, Pipe, Socket, Source, Transport, sys};
+use super::stream_socket::{SocketKind, StreamSocket};
+use super::{Socket, Source};
 use mio::event::Source as _;
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
 use socket2::{Domain, SockAddr, SockRef, Type};
 use std::fmt;
 use std::fs::{Metadata, Permissions};
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::Shutdown;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -214,70 +213,9 @@ impl Drop for UnixListenSocket {
     }
 }
 
-/// A registered Unix socket.
-struct Unix(UnixStream);
-
-// As for TCP, the kernel is called directly.
-impl Read for Unix {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        Ok(rustix::io::read(&self.0, buf)?)
-    }
-}
-
-impl Write for Unix {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(rustix::net::send(&self.0, bytes, SendFlags::NOSIGNAL)?)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Transport for Unix {
-    fn shutdown_write(&mut self) -> io::Result<()> {
-        self.0.shutdown(Shutdown::Write)
-    }
-
-    fn connect_outcome(&mut self) -> io::Result<()> {
-        self.0.take_error()?.map_or(Ok(()), Err)
-    }
-
-    /// What the peer has not read, with what the kernel needs around it.
-    fn unacknowledged(&self) -> Option<usize> {
-        sys::unacknowledged(&self.0)
-    }
-
-    fn kernel_bytes(&self) -> usize {
-        sys::socket_memory(&self.0)
-    }
-
-    fn limit_buffers(&mut self, bytes_max: usize) -> io::Result<()> {
-        SockRef::from(&self.0).set_send_buffer_size(bytes_max)
-    }
-
-    fn send_file(&mut self, file: &OpenFile, offset: u64, count: usize) -> io::Result<usize> {
-        file.send_to(&self.0, offset, count)
-    }
-
-    fn can_splice(&self) -> bool {
-        true
-    }
-
-    fn peek(&mut self, offset: u32, buf: &mut [u8]) -> io::Result<usize> {
-        if !sys::set_peek_offset(&self.0, offset) && offset > 0 {
-            return Err(ErrorKind::WouldBlock.into());
-        }
-        let (_, length) = rustix::net::recv(&self.0, buf, RecvFlags::PEEK)?;
-        Ok(length)
-    }
-
-    fn splice_into(&mut self, pipe: &mut Pipe, most: usize) -> io::Result<usize> {
-        pipe.fill_from(&self.0, most)
-    }
-
-    fn splice_from(&mut self, pipe: &mut Pipe) -> io::Result<usize> {
-        pipe.drain_into(&self.0)
+impl SocketKind for UnixStream {
+    fn limit_buffers(&self, bytes_max: usize) -> io::Result<()> {
+        SockRef::from(self).set_send_buffer_size(bytes_max)
     }
 }
 
@@ -292,34 +230,18 @@ pub(super) fn connect(path: &Path, source: Source, registry: &Registry) -> io::R
 /// What the kernel says.
 pub fn accepted(mut stream: UnixStream, source: Source, registry: &Registry) -> io::Result<Socket> {
     registry.register(&mut stream, source.into(), BOTH)?;
-    Ok(Socket::Other(Box::new(Unix(stream))))
+    Ok(Socket::Other(Box::new(StreamSocket(stream))))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::testing::TestFolder;
     use std::os::unix::net::{UnixDatagram, UnixListener as StdListener};
 
-    /// A path of its own for a test, in a folder that ends with it.
-    struct Place(PathBuf);
-
-    impl Place {
-        fn new(name: &str) -> Place {
-            let name = format!("unix-{name}-{}", std::process::id());
-            let folder = std::env::temp_dir().join(name);
-            std::fs::create_dir(&folder).unwrap();
-            Place(folder)
-        }
-
-        fn at(&self) -> UnixPath {
-            UnixPath::parse(self.0.join("s").to_str().unwrap()).unwrap()
-        }
-    }
-
-    impl Drop for Place {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
+    /// Where to listen, in a folder.
+    fn at(folder: &TestFolder) -> UnixPath {
+        UnixPath::parse(folder.join("s").to_str().unwrap()).unwrap()
     }
 
     #[test]
@@ -353,8 +275,8 @@ mod tests {
 
     #[test]
     fn a_stale_socket_is_replaced_and_nothing_else() {
-        let place = Place::new("stale");
-        let at = place.at();
+        let folder = TestFolder::make();
+        let at = at(&folder);
         drop(StdListener::bind(at.path()).unwrap());
         let listener = listen(&at).unwrap();
         let why = listen(&at).err().unwrap();
@@ -371,8 +293,8 @@ mod tests {
 
     #[test]
     fn the_file_of_a_successor_stays() {
-        let place = Place::new("successor");
-        let at = place.at();
+        let folder = TestFolder::make();
+        let at = at(&folder);
         let first = listen(&at).unwrap();
         std::fs::remove_file(at.path()).unwrap();
         let _second = listen(&at).unwrap();
@@ -382,8 +304,8 @@ mod tests {
 
     #[test]
     fn the_file_has_the_mode_and_the_group_that_were_given() {
-        let place = Place::new("mode");
-        let path = place.at().path().display().to_string();
+        let folder = TestFolder::make();
+        let path = at(&folder).path().display().to_string();
         let group = rustix::process::getgid().as_raw();
         for (options, mode) in
             [("".to_owned(), 0o660), (format!("?mode=0602&group={group}"), 0o602)]

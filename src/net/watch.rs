@@ -118,19 +118,19 @@ impl Reports {
 #[expect(clippy::disallowed_methods, reason = "files are made here")]
 mod tests {
     use super::*;
+    use crate::base::testing::TestFolder;
     use crate::net::files::Root;
     use std::fs;
     use std::io::Write;
 
     #[test]
     fn writing_is_reported_to_every_owner_whatever_the_name() {
-        let folder = std::env::temp_dir().join(format!("watch-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
+        let folder = TestFolder::make();
         let append = |name: &str| {
             let mut file = fs::OpenOptions::new().append(true).open(folder.join(name)).unwrap();
             file.write_all(b"more").unwrap();
         };
-        fs::write(folder.join("a"), "a").unwrap();
+        folder.write("a", "a");
         fs::hard_link(folder.join("a"), folder.join("link")).unwrap();
         let file = Root::new(&folder, 100).request("a".as_ref()).run().unwrap();
         let mut poll = mio::Poll::new().unwrap();
@@ -152,6 +152,5 @@ mod tests {
         append("link");
         assert_eq!(watches.poll(), None);
         assert!(watches.owners.is_empty() && watches.watches.is_empty());
-        fs::remove_dir_all(&folder).unwrap();
     }
 }

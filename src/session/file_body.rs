@@ -198,60 +198,21 @@ impl FileBody {
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "files are made here")]
 #[expect(clippy::disallowed_types, reason = "a test reads what its peer received")]
 mod tests {
     use super::*;
-    use crate::base::moment::Moment;
+    use crate::base::testing::TestFolder;
+    use crate::net::Ready;
     use crate::net::files::Root;
-    use crate::net::testing::NoNetwork;
-    use crate::net::{Ready, Socket, Transport};
-    use crate::service::limits::{self, Limits};
-    use crate::service::results::Results;
-    use crate::service::tasks::{self, Tasks};
+    use crate::net::testing::SlowSocket;
     use crate::session::jobs::{FileAnswer, JobAnswer};
-    use crate::session::{self, Admission};
+    use crate::session::{self, testing};
     use std::cell::RefCell;
     use std::io::Write;
-    use std::net::{IpAddr, Ipv4Addr};
     use std::path::{Path, PathBuf};
     use std::rc::Rc;
 
     const WRITABLE: Ready = Ready { readable: false, writable: true, read_closed: false };
-
-    /// A socket that takes `room` bytes, then is full until the next event.
-    struct SlowSocket {
-        room: usize,
-        is_full: bool,
-        taken: Rc<RefCell<Vec<u8>>>,
-    }
-
-    impl io::Read for SlowSocket {
-        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-            Err(ErrorKind::WouldBlock.into())
-        }
-    }
-
-    impl Write for SlowSocket {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.is_full = !self.is_full;
-            if !self.is_full {
-                return Err(ErrorKind::WouldBlock.into());
-            }
-            let n = bytes.len().min(self.room);
-            self.taken.borrow_mut().extend_from_slice(&bytes[..n]);
-            Ok(n)
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl Transport for SlowSocket {
-        fn shutdown_write(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
 
     struct Scene {
         who: Identity,
@@ -262,30 +223,9 @@ mod tests {
 
     impl Scene {
         fn new(room: usize) -> Scene {
-            let taken = Rc::default();
-            let socket = SlowSocket { room, is_full: false, taken: Rc::clone(&taken) };
-            let limits = Limits::new(limits::Settings {
-                max_connections: 1,
-                max_connections_per_ip: 0,
-                allowed_origins: Vec::new(),
-            });
-            let results = Results::new(Tasks::new(tasks::Settings::default()), None);
-            let chance = fastrand::Rng::with_seed(1);
-            let (now, network) = (Moment::START, Box::new(NoNetwork));
-            let settings = session::Settings::default();
-            let cx = Context::new(now, settings, network, limits, results, chance);
-            let who = Identity {
-                rare: None,
-                recent: std::cell::OnceCell::new(),
-                serial: 1,
-                opened: now,
-                route: None,
-                key: 0,
-                ip: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-                port: 5000,
-                admission: Admission::Client,
-            };
-            Scene { who, cx, conn: Conn::accepted(Socket::Other(Box::new(socket))), taken }
+            let (socket, taken) = SlowSocket::open(room);
+            let cx = testing::context(session::Settings::default());
+            Scene { who: Identity::of_client(), cx, conn: Conn::accepted(socket), taken }
         }
 
         /// Sends to the end; after each piece, `then` may do something to the file.
@@ -315,12 +255,12 @@ mod tests {
         (0..150_000_u32).map(|at| (at % 251) as u8).collect()
     }
 
-    fn file(name: &str) -> (PathBuf, OpenFile) {
-        let folder = std::env::temp_dir().join(format!("file-body-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let path = folder.join(name);
-        std::fs::write(&path, bytes()).unwrap();
-        (path, Root::new(&folder, 1 << 20).request(Path::new(name)).run().unwrap())
+    /// A file, and the folder that it is in.
+    fn file() -> (TestFolder, PathBuf, OpenFile) {
+        let folder = TestFolder::make();
+        let path = folder.write("audio", bytes());
+        let file = Root::new(&folder, 1 << 20).request(Path::new("audio")).run().unwrap();
+        (folder, path, file)
     }
 
     /// Reads in the background begin with `ReadAhead::UnderWay`, wherever the file is.
@@ -333,7 +273,7 @@ mod tests {
 
     #[test]
     fn range_arrives_whole_however_the_socket_takes_it() {
-        let (_, file) = file("whole");
+        let (_folder, _, file) = file();
         for room in [1, 7, 999, 1000, 1001, 1 << 20] {
             for range in [0..1, 0..3000, 149_000..150_000, 70_001..73_002] {
                 for is_read in [false, true] {
@@ -353,7 +293,7 @@ mod tests {
 
     #[test]
     fn finished_file_that_changes_is_not_sent_to_its_end() {
-        let (path, file) = file("changed");
+        let (_folder, path, file) = file();
         let mut scene = Scene::new(700);
         let mut body = FileBody::new(file, 0..150_000, FileAge::Finished);
         let long_ago = std::time::UNIX_EPOCH;
@@ -365,7 +305,7 @@ mod tests {
 
     #[test]
     fn young_file_that_is_rewritten_is_not_sent_to_its_end() {
-        let (path, file) = file("rewritten");
+        let (_folder, path, file) = file();
         for is_read in [false, true] {
             let mut scene = Scene::new(700);
             let mut body = FileBody::new(file.clone(), 0..150_000, FileAge::Young);
@@ -382,7 +322,7 @@ mod tests {
 
     #[test]
     fn young_file_may_grow_and_not_shrink() {
-        let (path, file) = file("young");
+        let (_folder, path, file) = file();
         let open = || std::fs::File::options().append(true).open(&path).unwrap();
         let mut scene = Scene::new(1 << 20);
         let mut body = FileBody::new(file.clone(), 0..150_000, FileAge::Young);

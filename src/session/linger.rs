@@ -250,13 +250,10 @@ impl State for Linger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::testing::NoNetwork;
     use crate::net::{Ready, Socket, Transport};
     use crate::proto::ws;
-    use crate::service::limits::{self, Limits};
-    use crate::service::results::Results;
-    use crate::service::tasks::{self, ClientState, TaskEnd, Tasks};
-    use crate::session::Settings;
+    use crate::service::tasks::{ClientState, TaskEnd};
+    use crate::session::{Settings, testing};
     use std::cell::Cell;
     use std::collections::VecDeque;
     use std::io::{self, ErrorKind, Read, Write};
@@ -313,17 +310,8 @@ mod tests {
     }
 
     fn context() -> Context {
-        let limits = limits::Settings {
-            max_connections: 10,
-            max_connections_per_ip: 0,
-            allowed_origins: Vec::new(),
-        };
-        let settings =
-            Settings { write_timeout: Some(Duration::from_secs(16)), ..Settings::default() };
-        let results = Results::new(Tasks::new(tasks::Settings::default()), None);
-        let chance = fastrand::Rng::with_seed(1);
-        let network = Box::new(NoNetwork);
-        Context::new(Moment::START, settings, network, Limits::new(limits), results, chance)
+        let write_timeout = Some(Duration::from_secs(16));
+        testing::context(Settings { write_timeout, ..Settings::default() })
     }
 
     fn delivered() -> Box<Ended> {

@@ -65,6 +65,8 @@ mod memory;
 mod modes;
 mod streams;
 pub mod tap;
+#[cfg(test)]
+mod testing;
 mod visitor;
 
 pub use close::{CloseReason, Closing, EndVerdict, Party};

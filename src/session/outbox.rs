@@ -342,53 +342,21 @@ impl Frames {
 }
 
 #[cfg(test)]
-#[expect(clippy::disallowed_methods, reason = "tests write the files that are sent")]
 mod tests {
     use super::*;
     use crate::base::budget::Budget;
+    use crate::base::testing::TestFolder;
+    use crate::net::Ready;
     use crate::net::files::Root;
-    use crate::net::{Ready, Socket, Transport};
+    use crate::net::testing::SlowSocket;
     use crate::proto::message::TaskResult;
-    use std::io::{self, Read, Write};
-    use std::sync::mpsc;
     use uuid::Uuid;
 
-    /// A socket that takes `room` bytes a call and reports what it took.
-    struct SlowSocket {
-        room: usize,
-        taken: mpsc::Sender<u8>,
-    }
-
-    impl Read for SlowSocket {
-        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-            Err(ErrorKind::WouldBlock.into())
-        }
-    }
-
-    impl Write for SlowSocket {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let n = bytes.len().min(self.room);
-            bytes[..n].iter().for_each(|&byte| self.taken.send(byte).unwrap());
-            Ok(n)
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl Transport for SlowSocket {
-        fn shutdown_write(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
     /// A file of `length` bytes that count from 0 up.
-    fn file(name: &str, length: u8) -> OpenFile {
-        let folder = std::env::temp_dir().join(format!("outbox-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join(name), (0..length).collect::<Vec<u8>>()).unwrap();
-        let opened = Root::new(&folder, 1024).request(name.as_ref()).run();
-        std::fs::remove_file(folder.join(name)).unwrap();
+    fn file(length: u8) -> OpenFile {
+        let folder = TestFolder::make();
+        folder.write("audio", (0..length).collect::<Vec<u8>>());
+        let opened = Root::new(&folder, 1024).request("audio".as_ref()).run();
         opened.expect("a file beneath the root opens")
     }
 
@@ -398,8 +366,8 @@ mod tests {
         file: Option<&OpenFile>,
         room: usize,
     ) -> (Vec<u8>, Option<FlushError>) {
-        let (taken, wire) = mpsc::channel();
-        let mut conn = Conn::accepted(Socket::Other(Box::new(SlowSocket { room, taken })));
+        let (socket, taken) = SlowSocket::open(room);
+        let mut conn = Conn::accepted(socket);
         let lost = loop {
             conn.handle_ready(Ready { writable: true, ..Ready::default() });
             match outbox.flush(&mut conn, file) {
@@ -408,23 +376,23 @@ mod tests {
                 Err(lost) => break Some(lost),
             }
         };
-        (wire.try_iter().collect(), lost)
+        (taken.take(), lost)
     }
 
     /// Lets a socket take `count` bytes, one at a time.
     fn drain_part(outbox: &mut Outbox, file: Option<&OpenFile>, count: usize) -> Vec<u8> {
-        let (taken, wire) = mpsc::channel();
-        let mut conn = Conn::accepted(Socket::Other(Box::new(SlowSocket { room: 1, taken })));
+        let (socket, taken) = SlowSocket::open(1);
+        let mut conn = Conn::accepted(socket);
         for _ in 0..count {
             conn.handle_ready(Ready { writable: true, ..Ready::default() });
             outbox.send(&mut conn, file).unwrap();
         }
-        wire.try_iter().collect()
+        taken.take()
     }
 
     #[test]
     fn wire_order_is_queue_order_around_a_chunk() {
-        let file = file("order", 10);
+        let file = file(10);
         for room in [1, 2, 3, 7, 1000] {
             let mut outbox = Outbox::default();
             outbox.push_text("hi");
@@ -442,7 +410,7 @@ mod tests {
 
     #[test]
     fn what_has_not_begun_is_dropped_at_a_frame_boundary() {
-        let file = file("dropped", 10);
+        let file = file(10);
         let budget = Budget::default();
         let long = format!(r#"{{"text":"{}"}}"#, "x".repeat(2 * COPIED_BYTES_MAX));
         let long = TaskResult::read(long.as_bytes()).shared(&budget);
@@ -484,7 +452,7 @@ mod tests {
 
     #[test]
     fn a_file_that_ends_early_is_lost_and_nothing_follows_it() {
-        let file = file("short", 5);
+        let file = file(5);
         let mut outbox = Outbox::default();
         outbox.push_chunk(3, 4);
         outbox.push_text("bye");

@@ -647,22 +647,12 @@ impl Pumped {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::{Network, PeerAddress, Ready, Socket, Source, Transport};
-    use crate::service::limits::{self, Limits};
-    use crate::service::results::Results;
-    use crate::service::tasks::{self, Tasks};
+    use crate::net::{Ready, Socket, Transport};
     use crate::service::url::BackendUrl;
     use crate::session::Settings;
+    use crate::session::testing::context;
     use std::io::{self, ErrorKind, Read, Write};
     use std::time::Duration;
-
-    struct NoNetwork;
-
-    impl Network for NoNetwork {
-        fn connect(&mut self, _: &PeerAddress, _: Source) -> io::Result<Socket> {
-            Err(ErrorKind::ConnectionRefused.into())
-        }
-    }
 
     /// A peer that sends nothing and takes this many bytes.
     struct Peer(usize);
@@ -757,17 +747,6 @@ mod tests {
             let waited = cx.now - began_at;
             assert_eq!(waited > CLOSE_TIMEOUT, waits_for_acknowledgements, "{waited:?}");
         }
-    }
-
-    fn context(settings: Settings) -> Context {
-        let limits = limits::Settings {
-            max_connections: 10,
-            max_connections_per_ip: 0,
-            allowed_origins: Vec::new(),
-        };
-        let results = Results::new(Tasks::new(tasks::Settings::default()), None);
-        let (network, chance) = (Box::new(NoNetwork), fastrand::Rng::with_seed(1));
-        Context::new(Moment::START, settings, network, Limits::new(limits), results, chance)
     }
 
     #[test]

@@ -196,6 +196,7 @@ impl OpenFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::testing::TestFolder;
 
     fn read(spool: &SpoolFile, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length + 1];
@@ -216,10 +217,9 @@ mod tests {
 
     #[test]
     fn a_file_in_a_folder_has_no_name_and_takes_bytes_at_once_or_in_the_background() {
-        let folder = std::env::temp_dir().join(format!("spool-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
+        let folder = TestFolder::make();
         let spool = SpoolRequest::new(&folder).run().unwrap();
-        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(&*folder).unwrap().count(), 0);
         let written = spool.write(b"hello", 0).unwrap();
         let mut writes = SpoolWrites::default();
         assert!(writes.is_empty());
@@ -228,7 +228,7 @@ mod tests {
         assert!(!writes.is_empty());
         assert!(writes.run().iter().all(Result::is_ok));
         assert_eq!(read(&spool, 11), b"hello world");
-        std::fs::remove_dir_all(&folder).unwrap();
+        std::fs::remove_dir(&*folder).unwrap();
         assert_eq!(read(&spool, 11), b"hello world", "the folder may go");
         let gone = SpoolRequest::new(&folder).run().map(drop);
         assert_eq!(gone, Err(OpenError::NoRoot(Errno::NOENT)));

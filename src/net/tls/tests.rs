@@ -4,6 +4,7 @@
 
 use super::records::Tls;
 use super::{Layer, Settings, Uses, Verify, load};
+use crate::base::testing::TestFolder;
 use crate::net::{Conn, Io, Ready, Security, Socket, Transport};
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -116,13 +117,21 @@ impl Peer {
     }
 }
 
+fn text(path: PathBuf) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+fn write(folder: &TestFolder, name: &str, content: &str) -> String {
+    text(folder.write(name, content))
+}
+
 /// A certificate for `name`, and a layer for it and one that trusts it.
-fn certified(name: &str) -> (tempdir::Dir, Layer) {
+fn certified(name: &str) -> (TestFolder, Layer) {
     let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
-    let dir = tempdir::Dir::new();
+    let dir = TestFolder::make();
     let (pem, key) = (
-        dir.write("a.pem", &made.cert.pem()),
-        dir.write("a.key", &made.signing_key.serialize_pem()),
+        write(&dir, "a.pem", &made.cert.pem()),
+        write(&dir, "a.key", &made.signing_key.serialize_pem()),
     );
     let mut settings =
         Settings { certificate: vec![pem.clone()], key: vec![key], ca: pem, ..Settings::default() };
@@ -290,13 +299,13 @@ fn an_idle_connection_holds_no_buffers() {
 
 #[test]
 fn certificates_are_chosen_by_name_and_the_first_serves_unknown_ones() {
-    let dir = tempdir::Dir::new();
+    let dir = TestFolder::make();
     let mut settings = Settings::default();
     for name in ["first.example", "*.second.example"] {
         let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
         let file = name.trim_start_matches("*.");
-        settings.certificate.push(dir.write(&format!("{file}.pem"), &made.cert.pem()));
-        settings.key.push(dir.write(&format!("{file}.key"), &made.signing_key.serialize_pem()));
+        settings.certificate.push(write(&dir, &format!("{file}.pem"), &made.cert.pem()));
+        settings.key.push(write(&dir, &format!("{file}.key"), &made.signing_key.serialize_pem()));
     }
     let serves = |name: &str, root: &str| {
         let mut settings = settings.clone();
@@ -318,8 +327,8 @@ fn certificates_are_chosen_by_name_and_the_first_serves_unknown_ones() {
 fn what_is_wrong_with_a_file_is_named() {
     let (dir, _) = certified("a.example");
     let (_other, layer) = certified("b.example");
-    let (pem, key) = (dir.path("a.pem"), dir.path("a.key"));
-    let empty = dir.write("empty.pem", "nothing");
+    let (pem, key) = (text(dir.join("a.pem")), text(dir.join("a.key")));
+    let empty = write(&dir, "empty.pem", "nothing");
     let other_key = layer.settings().key[0].clone();
     let wrong = |certificate: &[&str], key: &[&str]| {
         let texts = |paths: &[&str]| paths.iter().map(ToString::to_string).collect();
@@ -341,38 +350,4 @@ fn what_is_wrong_with_a_file_is_named() {
         wrong(&[&pem], &[&other_key]),
         format!("key: {other_key} is not the key to the certificate in {pem}")
     );
-}
-
-/// A folder that is removed with its value.
-mod tempdir {
-    use super::PathBuf;
-
-    pub struct Dir(PathBuf);
-
-    impl Dir {
-        #[expect(clippy::disallowed_methods, reason = "files of a test")]
-        pub fn new() -> Dir {
-            let name = format!("gateway-tls-{}-{:x}", std::process::id(), fastrand::u64(..));
-            let dir = std::env::temp_dir().join(name);
-            std::fs::create_dir(&dir).unwrap();
-            Dir(dir)
-        }
-
-        pub fn path(&self, name: &str) -> String {
-            self.0.join(name).to_str().unwrap().to_owned()
-        }
-
-        #[expect(clippy::disallowed_methods, reason = "files of a test")]
-        pub fn write(&self, name: &str, text: &str) -> String {
-            std::fs::write(self.0.join(name), text).unwrap();
-            self.path(name)
-        }
-    }
-
-    impl Drop for Dir {
-        #[expect(clippy::disallowed_methods, reason = "files of a test")]
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
 }

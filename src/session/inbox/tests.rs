@@ -1,24 +1,12 @@
 #![expect(clippy::disallowed_types, reason = "a test changes what its worker does")]
 
 use super::*;
-use crate::net::{Network, PeerAddress, Ready, Socket, Source, Transport};
-use crate::service::limits::{self, Limits};
-use crate::service::results::Results;
-use crate::service::tasks::{self, Tasks};
-use crate::session::{Admission, Settings};
+use crate::net::{Ready, Socket, Transport};
+use crate::session::{Admission, Settings, testing};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
-
-struct NoNetwork;
-
-impl Network for NoNetwork {
-    fn connect(&mut self, _: &PeerAddress, _: Source) -> io::Result<Socket> {
-        Err(ErrorKind::ConnectionRefused.into())
-    }
-}
 
 /// A worker, as its socket shows it.
 #[derive(Default)]
@@ -83,30 +71,12 @@ struct Scene {
 
 impl Scene {
     fn new() -> Scene {
-        let limits = Limits::new(limits::Settings {
-            max_connections: 1,
-            max_connections_per_ip: 0,
-            allowed_origins: Vec::new(),
-        });
-        let results = Results::new(Tasks::new(tasks::Settings::default()), None);
-        let (network, chance) = (Box::new(NoNetwork), fastrand::Rng::with_seed(1));
-        let mut cx =
-            Context::new(Moment::START, Settings::default(), network, limits, results, chance);
+        let mut cx = testing::context(Settings::default());
         cx.channel_prefix = "task_response:".into();
         cx.control_prefix = "task_control:".into();
         let worker = Rc::default();
         let socket = Socket::Other(Box::new(WorkerSocket(Rc::clone(&worker))));
-        let who = Identity {
-            serial: 1,
-            opened: cx.now,
-            route: None,
-            rare: None,
-            recent: std::cell::OnceCell::new(),
-            key: 0,
-            ip: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-            port: 5000,
-            admission: Admission::Inbox,
-        };
+        let who = Identity { admission: Admission::Inbox, ..Identity::of_client() };
         let phase = Some(Inbox::phase(&cx));
         Scene { worker, conn: Conn::accepted(socket), who, cx, phase }
     }

@@ -665,28 +665,11 @@ impl Context {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::moment::Moment;
-    use crate::net::testing::NoNetwork;
-    use crate::service::limits::{self, Limits};
-    use crate::service::results::Results;
-    use crate::service::tasks::{self, Tasks};
-    use crate::session::{self, Admission, Identity};
-    use std::net::{IpAddr, Ipv4Addr};
+    use crate::session::{self, Identity, testing};
     use std::path::PathBuf;
 
     fn worker() -> SessionId {
-        let who = Identity {
-            rare: None,
-            recent: std::cell::OnceCell::new(),
-            serial: 1,
-            opened: Moment::START,
-            route: None,
-            key: 1,
-            ip: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-            port: 5000,
-            admission: Admission::Client,
-        };
-        who.id()
+        Identity { key: 1, ..Identity::of_client() }.id()
     }
 
     fn task() -> TaskId {
@@ -694,20 +677,11 @@ mod tests {
     }
 
     fn context() -> Context {
-        let limits = limits::Settings {
-            max_connections: 1000,
-            max_connections_per_ip: 0,
-            allowed_origins: Vec::new(),
-        };
         let output = session::output::Settings {
             spool: PathBuf::from("/nowhere"),
             ..session::output::Settings::default()
         };
-        let settings = session::Settings { output, ..session::Settings::default() };
-        let results = Results::new(Tasks::new(tasks::Settings::default()), None);
-        let chance = fastrand::Rng::with_seed(1);
-        let (now, network) = (Moment::START, Box::new(NoNetwork));
-        Context::new(now, settings, network, Limits::new(limits), results, chance)
+        testing::context(session::Settings { output, ..session::Settings::default() })
     }
 
     fn receive(cx: &mut Context, fields: &str, bytes: &[u8]) -> Result<(), SpeechRefusal> {
