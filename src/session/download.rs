@@ -4,10 +4,11 @@
 //! client that waits for it (see `Opener`); [`Respond`] sends it. One that still grows is the
 //! stream that those clients get, from its beginning.
 
+use super::content::Framing;
 use super::file_body::{FileAge, FileBody};
 use super::output::Opener;
 use super::respond::{Asked, AudioBody, Respond};
-use super::stream_body::{Framing, StreamBody};
+use super::stream_body::StreamBody;
 use super::transcript::{Event, note};
 use super::{CloseReason, Context, Drain, Ended, Identity, Phase, State, Step};
 use crate::base::moment::Moment;

@@ -9,10 +9,9 @@
 
 #![expect(clippy::indexing_slicing, reason = "positions are checked against the same buffer")]
 
-use super::file_body::{SendError, Sent};
-use super::stream_body::Framing;
+use super::content::{Framing, SendError, Sent, Unsent};
 use super::{Context, Identity, tap};
-use crate::net::{Conn, Io};
+use crate::net::Conn;
 use crate::service::taps::TapFilter;
 use crate::service::watch::SentSnapshot;
 
@@ -31,8 +30,8 @@ pub enum Followed {
 pub struct EventBody {
     is_tap: bool,
     framing: Framing,
-    /// Bytes in front of the event, and how many of them have been sent.
-    front: (Vec<u8>, usize),
+    /// Bytes in front of the event.
+    front: Unsent,
     /// The event that is being sent, and how much of it has been.
     event: Option<(SentSnapshot, usize)>,
     /// Bytes of the framing behind the event that have to be sent.
@@ -58,19 +57,11 @@ impl EventBody {
                 tap::begin();
             }
         }
-        let mut body = EventBody {
-            is_tap,
-            framing,
-            front: (Vec::new(), 0),
-            event: None,
-            behind: b"",
-            seen: 0,
-            is_ending: false,
-        };
-        body.front.0.extend(body.chunk_head(PREAMBLE.len()));
-        body.front.0.extend_from_slice(PREAMBLE);
-        body.front.0.extend_from_slice(body.chunk_end());
-        body
+        let mut front = framing.chunk_head(PREAMBLE.len() as u64);
+        front.extend_from_slice(PREAMBLE);
+        front.extend_from_slice(framing.chunk_end());
+        let front = Unsent::new(front);
+        EventBody { is_tap, framing, front, event: None, behind: b"", seen: 0, is_ending: false }
     }
 
     /// It watches no longer.
@@ -91,18 +82,7 @@ impl EventBody {
 
     /// Bytes of its own memory.
     pub fn own_bytes(&self) -> usize {
-        self.front.0.capacity()
-    }
-
-    fn chunk_head(&self, length: usize) -> Vec<u8> {
-        match self.framing {
-            Framing::Chunked => format!("{length:x}\r\n").into_bytes(),
-            Framing::UntilEnd => Vec::new(),
-        }
-    }
-
-    fn chunk_end(&self) -> &'static [u8] {
-        if self.framing == Framing::Chunked { b"\r\n" } else { b"" }
+        self.front.own_bytes()
     }
 
     /// Sends at most `most` bytes; `None` once everything has been sent.
@@ -117,27 +97,25 @@ impl EventBody {
         cx: &mut Context,
     ) -> Result<Option<Sent>, SendError> {
         loop {
-            let (bytes, sent) = &mut self.front;
-            if *sent < bytes.len() {
-                let n = written(downstream, &bytes[*sent..], most)?;
-                *sent += n.unwrap_or_default();
-                return Ok(Some(n.map_or(Sent::Blocked, Sent::Moved)));
+            if !self.front.is_empty() {
+                return self.front.send(downstream, most).map(Some);
             }
             if let Some((event, sent)) = &mut self.event {
                 let rest = &event.bytes()[*sent..];
                 if rest.is_empty() {
                     self.event = None;
-                    self.behind = self.chunk_end();
+                    self.behind = self.framing.chunk_end();
                     continue;
                 }
-                let n = written(downstream, rest, most)?;
-                *sent += n.unwrap_or_default();
-                return Ok(Some(n.map_or(Sent::Blocked, Sent::Moved)));
+                let outcome = Sent::by(downstream.write(&rest[..rest.len().min(most)]))?;
+                *sent += outcome.bytes();
+                return Ok(Some(outcome));
             }
             if !self.behind.is_empty() {
-                let n = written(downstream, self.behind, most)?;
-                self.behind = &self.behind[n.unwrap_or_default()..];
-                return Ok(Some(n.map_or(Sent::Blocked, Sent::Moved)));
+                let part = &self.behind[..self.behind.len().min(most)];
+                let sent = Sent::by(downstream.write(part))?;
+                self.behind = &self.behind[sent.bytes()..];
+                return Ok(Some(sent));
             }
             if !self.take_next(who, cx) {
                 return Ok((!self.is_ending).then_some(Sent::Waiting));
@@ -152,30 +130,21 @@ impl EventBody {
         }
         if cx.watch.is_over() {
             self.is_ending = true;
-            self.behind = if self.framing == Framing::Chunked { b"0\r\n\r\n" } else { b"" };
+            self.behind = self.framing.last_chunk();
             return true;
         }
         if self.is_tap {
             let Some(lines) = cx.taps.take(who.id()) else { return false };
-            let mut bytes = self.chunk_head(lines.len());
+            let mut bytes = self.framing.chunk_head(lines.len() as u64);
             bytes.extend(lines);
-            bytes.extend_from_slice(self.chunk_end());
-            self.front = (bytes, 0);
+            bytes.extend_from_slice(self.framing.chunk_end());
+            self.front = Unsent::new(bytes);
             return true;
         }
         let Some(event) = cx.watch.newer_than(self.seen) else { return false };
         self.seen = event.number();
-        self.front = (self.chunk_head(event.bytes().len()), 0);
+        self.front = Unsent::new(self.framing.chunk_head(event.bytes().len() as u64));
         self.event = Some((event, 0));
         true
-    }
-}
-
-/// Writes; `None`: the socket takes nothing.
-fn written(downstream: &mut Conn, bytes: &[u8], most: usize) -> Result<Option<usize>, SendError> {
-    match downstream.write(&bytes[..bytes.len().min(most)]) {
-        Ok(Io::Moved(n)) => Ok(Some(n)),
-        Ok(_) => Ok(None),
-        Err(_) => Err(SendError::Client),
     }
 }

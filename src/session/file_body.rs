@@ -3,12 +3,11 @@
 //! It goes from the page cache to the socket, and is never here. What is not in memory is read by a
 //! background thread, a piece at a time, and written from there.
 
-#![expect(clippy::indexing_slicing, reason = "positions are checked against the same buffer")]
-
+use super::content::{SendError, Sent, Unsent};
 use super::jobs::{FileJob, Job};
 use super::{Context, Identity};
 use crate::net::files::{FileBytes, FileState};
-use crate::net::{Conn, Io, OpenFile};
+use crate::net::{Conn, OpenFile};
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 
@@ -40,36 +39,8 @@ enum ReadAhead {
     /// A background thread is reading.
     UnderWay,
     Done(io::Result<FileBytes>),
-    /// What it has read, and how many bytes of it have been sent.
-    Sending(Vec<u8>, usize),
-}
-
-/// What [`FileBody::send`] did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sent {
-    /// The socket took this many bytes.
-    Moved(usize),
-    /// The socket is full.
-    Blocked,
-    /// A background thread is reading.
-    Reading,
-    /// There is no more for now.
-    Waiting,
-}
-
-/// Why the rest cannot be sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SendError {
-    /// The client is gone.
-    Client,
-    /// The file has become shorter, or was written to though it was finished.
-    Changed,
-    /// The file cannot be read.
-    Unreadable,
-    /// Audio that grew does not grow any more, though it is not complete, for this reason.
-    Incomplete(&'static str),
-    /// Its task was stopped.
-    Stopped,
+    /// What it has read.
+    Sending(Unsent),
 }
 
 impl FileBody {
@@ -89,7 +60,7 @@ impl FileBody {
             ReadAhead::Idle | ReadAhead::Done(Err(_)) => 0,
             ReadAhead::UnderWay => self.read_bytes() as usize,
             ReadAhead::Done(Ok(read)) => read.bytes.capacity(),
-            ReadAhead::Sending(bytes, _) => bytes.capacity(),
+            ReadAhead::Sending(read) => read.own_bytes(),
         }
     }
 
@@ -122,10 +93,10 @@ impl FileBody {
                 if (bytes.len() as u64) < self.read_bytes() {
                     return Err(SendError::Changed);
                 }
-                self.send_read(downstream, bytes, 0, most)
+                self.send_read(downstream, Unsent::new(bytes), most)
             }
             ReadAhead::Done(Err(_)) => Err(SendError::Unreadable),
-            ReadAhead::Sending(bytes, sent) => self.send_read(downstream, bytes, sent, most),
+            ReadAhead::Sending(read) => self.send_read(downstream, read, most),
         }
     }
 
@@ -153,32 +124,28 @@ impl FileBody {
         {
             self.check(state)?;
         }
-        match downstream.send_file(&self.file, self.left.start, count) {
-            Ok(Io::Moved(n)) => {
-                self.left.start += n as u64;
-                Ok(Sent::Moved(n))
+        let sent = match downstream.send_file(&self.file, self.left.start, count) {
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                return Err(SendError::Changed);
             }
-            Ok(_) => Ok(Sent::Blocked),
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(SendError::Changed),
-            Err(_) => Err(SendError::Client),
-        }
+            sent => Sent::by(sent)?,
+        };
+        self.left.start += sent.bytes() as u64;
+        Ok(sent)
     }
 
     fn send_read(
         &mut self,
         downstream: &mut Conn,
-        bytes: Vec<u8>,
-        sent: usize,
+        mut read: Unsent,
         most: usize,
     ) -> Result<Sent, SendError> {
-        let end = bytes.len().min(sent.saturating_add(most));
-        let moved = downstream.write(&bytes[sent..end]).map_err(|_| SendError::Client)?;
-        let n = if let Io::Moved(n) = moved { n } else { 0 };
-        self.left.start += n as u64;
-        if sent + n < bytes.len() {
-            self.read = ReadAhead::Sending(bytes, sent + n);
+        let sent = read.send(downstream, most)?;
+        self.left.start += sent.bytes() as u64;
+        if !read.is_empty() {
+            self.read = ReadAhead::Sending(read);
         }
-        Ok(if n > 0 { Sent::Moved(n) } else { Sent::Blocked })
+        Ok(sent)
     }
 
     fn read_bytes(&self) -> u64 {

@@ -35,6 +35,7 @@ pub mod accept;
 pub mod alive;
 pub mod body;
 pub mod connector;
+mod content;
 pub mod dial;
 pub mod download;
 mod ended;

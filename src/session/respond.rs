@@ -7,17 +7,18 @@
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
+use super::content::{Framing, SendError, Sent};
 use super::event_body::{EventBody, Followed};
-use super::file_body::{FileBody, SendError, Sent};
+use super::file_body::FileBody;
 use super::output::NOT_READABLE;
 use super::stall::Stall;
-use super::stream_body::{Framing, StreamBody};
+use super::stream_body::StreamBody;
 use super::transcript::{Event, note};
 use super::{Awaited, CloseReason, Context, Drain, Ended, Identity, Last, Phase, State, Step};
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
+use crate::net::Conn;
 use crate::net::files::FileBytes;
-use crate::net::{Conn, Io};
 use crate::proto::http::{self, Form, Response, Shared, Wire};
 use crate::proto::message::TaskId;
 use crate::service::endpoints::Endpoint;
@@ -273,14 +274,9 @@ impl Respond {
                 Some(_) => downstream.write_more(bytes),
                 None => downstream.write(bytes),
             };
-            return match written {
-                Ok(Io::Moved(n)) => {
-                    self.sent += n;
-                    Ok(Some(Sent::Moved(n)))
-                }
-                Ok(_) => Ok(Some(Sent::Blocked)),
-                Err(_) => Err(SendError::Client),
-            };
+            let sent = Sent::by(written)?;
+            self.sent += sent.bytes();
+            return Ok(Some(sent));
         }
         match self.tail.as_deref_mut() {
             None => Ok(None),

@@ -7,31 +7,20 @@
 //!
 //! A client of HTTP/1.0 knows no chunks: it gets the bytes, and the connection ends behind them.
 
-#![expect(clippy::indexing_slicing, reason = "positions are checked against the same buffer")]
-
-use super::file_body::{FileAge, FileBody, SendError, Sent};
+use super::content::{Framing, SendError, Sent, Unsent};
+use super::file_body::{FileAge, FileBody};
 use super::{Context, Identity};
 use crate::net::files::FileBytes;
-use crate::net::{Conn, Io, OpenFile};
-use crate::proto::http::Form;
+use crate::net::{Conn, OpenFile};
 use crate::service::streams::{StreamFailure, StreamId, StreamVerdict};
 use std::io;
-
-/// How the client learns where the content ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Framing {
-    /// By the last chunk.
-    Chunked,
-    /// By the end of the connection.
-    UntilEnd,
-}
 
 /// A stream that is being sent, from its first byte on.
 pub struct StreamBody {
     stream: StreamId,
     framing: Framing,
-    /// Bytes of the framing that are to be sent next, and how many of them have been.
-    frame: (Vec<u8>, usize),
+    /// Bytes of the framing that are sent next.
+    frame: Unsent,
     /// The bytes of the file behind those.
     part: FileBody,
     /// Bytes of the stream up to the end of that part.
@@ -49,13 +38,6 @@ enum PartState {
     Ending,
 }
 
-impl Framing {
-    /// That of a response in this form: HTTP/1.0 knows no chunks.
-    pub fn of(form: Form) -> Framing {
-        if form.minor_version > 0 { Framing::Chunked } else { Framing::UntilEnd }
-    }
-}
-
 impl StreamBody {
     /// All of a stream. Counts as one of its readers until [`StreamBody::release`].
     pub fn begin(
@@ -68,7 +50,7 @@ impl StreamBody {
         StreamBody {
             stream,
             framing,
-            frame: (Vec::new(), 0),
+            frame: Unsent::default(),
             part: FileBody::new(file, 0..0, FileAge::Growing),
             end: 0,
             state: PartState::Between,
@@ -83,7 +65,7 @@ impl StreamBody {
 
     /// Bytes of its own memory, those that a background thread is reading included.
     pub fn own_bytes(&self) -> usize {
-        self.frame.0.capacity() + self.part.own_bytes()
+        self.frame.own_bytes() + self.part.own_bytes()
     }
 
     /// A background thread has read. Acted on by the next [`StreamBody::send`].
@@ -91,7 +73,7 @@ impl StreamBody {
         self.part.handle_read(read);
     }
 
-    /// Sends at most `most` bytes of the file; `None` once everything has been sent.
+    /// Sends at most `most` bytes; `None` once everything has been sent.
     ///
     /// # Errors
     /// If the rest cannot be sent, or there is none although the stream is not complete.
@@ -103,7 +85,7 @@ impl StreamBody {
         cx: &mut Context,
     ) -> Result<Option<Sent>, SendError> {
         loop {
-            if let Some(sent) = self.send_frame(downstream)? {
+            if let Some(sent) = self.send_frame(downstream, most)? {
                 return Ok(Some(sent));
             }
             match self.state {
@@ -112,7 +94,7 @@ impl StreamBody {
                 }
                 PartState::InPart => {
                     self.state = PartState::Between;
-                    self.set_frame(b"\r\n".to_vec());
+                    self.frame = Unsent::new(self.framing.chunk_end().to_vec());
                 }
                 PartState::Between => {
                     if !self.begin_part(who, cx)? {
@@ -132,7 +114,7 @@ impl StreamBody {
         let length = stream.chunks().length();
         if length > self.end {
             self.part = FileBody::new(stream.file().clone(), self.end..length, FileAge::Growing);
-            self.set_frame(format!("{:x}\r\n", length - self.end).into_bytes());
+            self.frame = Unsent::new(self.framing.chunk_head(length - self.end));
             (self.end, self.state) = (length, PartState::InPart);
             return Ok(true);
         }
@@ -143,7 +125,7 @@ impl StreamBody {
                 Ok(false)
             }
             StreamVerdict::Complete => {
-                self.set_frame(b"0\r\n\r\n".to_vec());
+                self.frame = Unsent::new(self.framing.last_chunk().to_vec());
                 self.state = PartState::Ending;
                 Ok(true)
             }
@@ -153,31 +135,20 @@ impl StreamBody {
         }
     }
 
-    fn set_frame(&mut self, bytes: Vec<u8>) {
-        if self.framing == Framing::Chunked {
-            self.frame = (bytes, 0);
-        }
-    }
-
     /// Sends what is left of the framing. `None`: nothing is.
-    fn send_frame(&mut self, downstream: &mut Conn) -> Result<Option<Sent>, SendError> {
-        let (bytes, sent) = &mut self.frame;
-        if *sent == bytes.len() {
+    fn send_frame(
+        &mut self,
+        downstream: &mut Conn,
+        most: usize,
+    ) -> Result<Option<Sent>, SendError> {
+        if self.frame.is_empty() {
             return Ok(None);
         }
-        let rest = &bytes[*sent..];
         // The head of a chunk travels with its first bytes.
-        let written = match self.state {
-            PartState::InPart => downstream.write_more(rest),
-            PartState::Between | PartState::Ending => downstream.write(rest),
-        };
-        match written {
-            Ok(Io::Moved(n)) => {
-                *sent += n;
-                Ok(Some(Sent::Moved(n)))
-            }
-            Ok(_) => Ok(Some(Sent::Blocked)),
-            Err(_) => Err(SendError::Client),
+        match self.state {
+            PartState::InPart => self.frame.send_with_next(downstream, most),
+            PartState::Between | PartState::Ending => self.frame.send(downstream, most),
         }
+        .map(Some)
     }
 }
