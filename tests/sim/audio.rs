@@ -14,12 +14,12 @@
 //! - A plain text of another task leaves at once, however slow a file is.
 
 use crate::answers::folder;
-use crate::kernel::{Action, End, Kernel, LinkId, Nature, Shared};
+use crate::kernel::{Action, End, LinkId, Nature, Shared};
 use crate::listener::{Heard, Listener, Manner, Outcome};
 use crate::peers;
 use crate::process::{Arrival, Disk, Process, is_left_unread};
 use crate::recordings::{Change, Recording};
-use crate::simulation::{Simulation, turn_limits};
+use crate::simulation::{MS, S, Simulation, kernel, turn_limits};
 use crate::world::records_of;
 use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::gateway;
@@ -32,9 +32,6 @@ use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 use std::time::Duration;
 use uuid::Uuid;
-
-const MS: Duration = Duration::from_millis(1);
-const S: Duration = Duration::from_secs(1);
 
 /// When the last listener comes. By then nothing happens to files any more.
 const INSPECTED_AFTER: Duration = Duration::from_secs(60);
@@ -106,10 +103,7 @@ impl Simulation for AudioWorld {
             peeks_ahead: false,
             records: records_of(seed),
         };
-        let kernel = Kernel::new(seed, nature);
-        if is_traced {
-            kernel.borrow_mut().trace = Some(Vec::new());
-        }
+        let kernel = kernel(seed, nature, is_traced);
         let wait = [20 * MS, S, S][chance.usize(..3)];
         let chunk_size = [16, 100, 5000][chance.usize(..3)];
         let settings = settings(wait, chunk_size);

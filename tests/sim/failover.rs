@@ -14,22 +14,11 @@ pub struct FailoverWorld(World);
 impl Simulation for FailoverWorld {
     fn new(seed: u64, is_traced: bool) -> FailoverWorld {
         let mut chance = fastrand::Rng::with_seed(seed ^ 0xfa11u64.rotate_left(32));
-        let sizes = [100, 4096, 65_536];
-        let nature = Nature {
-            receive_max: sizes[chance.usize(..3)],
-            send_max: sizes[chance.usize(..3)],
-            latency: [Duration::ZERO, MS / 10, 5 * MS][chance.usize(..3)],
-            cuts: chance.u8(..4) > 0,
-            has_quirks: chance.bool(),
-            splices: false,
-            peeks_ahead: chance.bool(),
-            records: records_of(seed),
-        };
-        let kernel = Kernel::new(seed, nature);
+        let mut nature = draw_nature(&mut chance, &[100, 4096, 65_536]);
+        nature.peeks_ahead = chance.bool();
+        nature.records = records_of(seed);
+        let kernel = kernel(seed, nature, is_traced);
         kernel.borrow_mut().stands_still = seed % 4 == 1;
-        if is_traced {
-            kernel.borrow_mut().trace = Some(Vec::new());
-        }
         let count = chance.usize(2..=BACKENDS.len());
         let good: SocketAddr = BACKENDS[chance.usize(..count)].parse().expect("an address");
         let settings = settings(&mut chance, count);

@@ -4,13 +4,12 @@
 //! does follows from its [`Behavior`], drawn once. What it receives is checked as it comes.
 
 use crate::kernel::{Action, End, Kernel, LinkId, take};
+use crate::simulation::MS;
 use crate::wire::{self, BINARY, Frame, FrameKind, Got, Judge, PEERS_REASON, PING, PONG, TEXT};
 use aivtuber_gateway::base::moment::Moment;
 use std::collections::VecDeque;
 use std::time::Duration;
 use tungstenite::handshake::derive_accept_key;
-
-const MS: Duration = Duration::from_millis(1);
 
 /// How a peer behaves.
 #[derive(Debug, Clone)]

@@ -17,11 +17,11 @@
 
 use crate::answers::{AUDIO_MAX, Board, Sound, Task, audio_bytes, folder};
 use crate::controls::{Controls, Listener, TaskFacts};
-use crate::kernel::{Action, End, Host, Kernel, LinkId, Nature, Records, Shared, take};
+use crate::kernel::{Action, End, Host, LinkId, Nature, Records, Shared, take};
 use crate::peers;
 use crate::process::{Arrival, Process, is_left_unread};
 use crate::redis::{self, Redis, Told};
-use crate::simulation::{STANDSTILL_MAX, Simulation, turn_limits};
+use crate::simulation::{MS, S, STANDSTILL_MAX, Simulation, draw_nature, kernel, turn_limits};
 use crate::waiter::{Hearing, Leaving, Say, Waiter, Ways};
 use crate::world::records_of;
 use aivtuber_gateway::base::moment::Moment;
@@ -38,9 +38,6 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::time::Duration;
 use uuid::Uuid;
-
-const MS: Duration = Duration::from_millis(1);
-const S: Duration = Duration::from_secs(1);
 
 /// By then faults are over and gateways run; then a client comes for every task, at every port.
 const INSPECTED_AFTER: Duration = Duration::from_secs(75);
@@ -232,23 +229,11 @@ impl Simulation for ResultsWorld {
             (false, true) => &[1000, 4096, 65_536],
             (false, false) => &[100, 4096, 65_536],
         };
-        let nature = Nature {
-            receive_max: sizes[chance.usize(..3)],
-            send_max: sizes[chance.usize(..3)],
-            latency: [Duration::ZERO, MS / 10, 5 * MS][chance.usize(..3)],
-            cuts: chance.u8(..4) > 0,
-            has_quirks: chance.bool(),
-            splices: false,
-            peeks_ahead: false,
-            records: records_of(seed),
-        };
-        let kernel = Kernel::new(seed, nature);
+        let nature = Nature { records: records_of(seed), ..draw_nature(&mut chance, sizes) };
+        let kernel = kernel(seed, nature, is_traced);
         let standstills = if seed % 4 == 1 { STANDSTILLS } else { Duration::ZERO };
         kernel.borrow_mut().stands_still = !standstills.is_zero();
         kernel.borrow_mut().standstills_left = standstills;
-        if is_traced {
-            kernel.borrow_mut().trace = Some(Vec::new());
-        }
         let chunk_size = if is_tiny { 16 } else { [16, 100, 5000][chance.usize(..3)] };
         let mut settings = draw_settings(&mut chance, has_redis, chunk_size);
         let has_stalls = chance.u8(..4) == 0;

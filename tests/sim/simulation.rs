@@ -4,10 +4,13 @@
 //! whenever a gateway has something to do, a turn of it follows; whenever nothing is left to do at
 //! a moment, the world is checked and time jumps to the next action, turn or deadline.
 
-use crate::kernel::{Action, LinkId, Shared};
+use crate::kernel::{Action, Kernel, LinkId, Nature, Records, Shared};
 use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::gateway::TurnLimits;
 use std::time::Duration;
+
+pub const MS: Duration = Duration::from_millis(1);
+pub const S: Duration = Duration::from_secs(1);
 
 /// A world that has not come to rest after this many steps is stuck.
 const STEPS_MAX: u64 = 3_000_000;
@@ -35,6 +38,29 @@ pub fn turn_limits(seed: u64) -> TurnLimits {
         look_ups: chance.usize(1..3),
         queued: chance.usize(1..4),
     }
+}
+
+/// A kernel whose sockets hold as much as one of `sizes`, without pipes, far peeks and records.
+pub fn draw_nature(chance: &mut fastrand::Rng, sizes: &[usize]) -> Nature {
+    Nature {
+        receive_max: sizes[chance.usize(..sizes.len())],
+        send_max: sizes[chance.usize(..sizes.len())],
+        latency: [Duration::ZERO, MS / 10, 5 * MS][chance.usize(..3)],
+        cuts: chance.u8(..4) > 0,
+        has_quirks: chance.bool(),
+        splices: false,
+        peeks_ahead: false,
+        records: Records::None,
+    }
+}
+
+/// The kernel of a world.
+pub fn kernel(seed: u64, nature: Nature, is_traced: bool) -> Shared {
+    let kernel = Kernel::new(seed, nature);
+    if is_traced {
+        kernel.borrow_mut().trace = Some(Vec::new());
+    }
+    kernel
 }
 
 /// A world that follows from its seed.

@@ -7,10 +7,10 @@
 //! - A worker gets no error for a message that it may send, and is notified of a STOP once.
 //! - In the end no session, no result and no stream is left.
 
-use crate::kernel::{Action, End, Kernel, LinkId, Nature, Records, Shared};
+use crate::kernel::{Action, End, LinkId, Shared};
 use crate::peers::head_length;
 use crate::process::{Arrival, Process};
-use crate::simulation::{Simulation, turn_limits};
+use crate::simulation::{MS, S, Simulation, draw_nature, kernel, turn_limits};
 use crate::wire::{BINARY, CLOSE, Frame, FrameKind, TEXT, read_head};
 use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::gateway;
@@ -27,8 +27,6 @@ use std::collections::HashMap;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-const MS: Duration = Duration::from_millis(1);
-const S: Duration = Duration::from_secs(1);
 const MASK: [u8; 4] = [9, 8, 7, 6];
 
 /// How long a stream may be silent, and how long a client waits for a result.
@@ -159,21 +157,8 @@ fn upgrade(target: &str, more: &str) -> Vec<u8> {
 impl Simulation for SpeechWorld {
     fn new(seed: u64, is_traced: bool) -> SpeechWorld {
         let mut chance = fastrand::Rng::with_seed(seed ^ 0x5bee_c400);
-        let sizes = [1000, 4096, 65_536];
-        let nature = Nature {
-            receive_max: sizes[chance.usize(..3)],
-            send_max: sizes[chance.usize(..3)],
-            latency: [Duration::ZERO, MS / 10, 5 * MS][chance.usize(..3)],
-            cuts: chance.u8(..4) > 0,
-            has_quirks: chance.bool(),
-            splices: false,
-            peeks_ahead: false,
-            records: Records::None,
-        };
-        let kernel = Kernel::new(seed, nature);
-        if is_traced {
-            kernel.borrow_mut().trace = Some(Vec::new());
-        }
+        let nature = draw_nature(&mut chance, &[1000, 4096, 65_536]);
+        let kernel = kernel(seed, nature, is_traced);
         let settings = settings(&mut chance);
         let mut process = Process::new(&kernel, settings.clone(), seed);
         process.gateway.limit_turns(turn_limits(seed));

@@ -8,13 +8,13 @@
 use crate::answers::{Board, PlannedResult, Sound, audio_bytes};
 use crate::kernel::{Action, End, Kernel, LinkId, take};
 use crate::peers::head_length;
+use crate::simulation::MS;
 use crate::wire::{BINARY, CLOSE, Frame, FrameKind, PING, PONG, TEXT, read_head};
 use aivtuber_gateway::base::moment::Moment;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::time::Duration;
 
-const MS: Duration = Duration::from_millis(1);
 /// The error for a client whose task had results that are gone before their time.
 const MISSING: &str = "Some results are no longer available";
 

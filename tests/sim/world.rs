@@ -6,11 +6,9 @@
 //! other side has room (a lost wake-up), nothing is held back for a side that is not slow, no
 //! record layer holds output that would fit the socket, and no turn was requested that did nothing.
 
-use crate::kernel::{
-    Action, Dialer, End, Host, Kernel, LinkId, Nature, Records, Shared, near_socket,
-};
+use crate::kernel::{Action, Dialer, End, Host, LinkId, Nature, Records, Shared, near_socket};
 use crate::peers::{self, BackendAnswer, Behavior, Body, Ending, Peer, PeerStage, Role};
-use crate::simulation::{Simulation, turn_limits};
+use crate::simulation::{MS, S, Simulation, draw_nature, kernel, turn_limits};
 use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::gateway::{self, Gateway};
 use aivtuber_gateway::net::{Side, Source};
@@ -29,9 +27,6 @@ use std::time::{Duration, UNIX_EPOCH};
 
 #[path = "failover.rs"]
 pub mod failover;
-
-const MS: Duration = Duration::from_millis(1);
-const S: Duration = Duration::from_secs(1);
 
 /// Bytes that one flow may hold back: a read and a handshake, or a pipe.
 const HELD_MAX: usize = 512 * 1024;
@@ -127,11 +122,8 @@ impl Simulation for World {
             peeks_ahead: chance.bool(),
             records: records_of(seed),
         };
-        let kernel = Kernel::new(seed, nature);
+        let kernel = kernel(seed, nature, is_traced);
         kernel.borrow_mut().stands_still = seed % 4 == 1;
-        if is_traced {
-            kernel.borrow_mut().trace = Some(Vec::new());
-        }
         let settings = draw_settings(&mut chance);
         let start = kernel.borrow().now;
         let gateway = Gateway::new(
