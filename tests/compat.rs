@@ -8,6 +8,7 @@
 //! kept. `COMPAT_ONLY=1011` plays only the exchanges that have this in their title.
 //!
 //! ```text
+//! set serves=http                       routes for plain HTTP; all bytes are shown as lines
 //! set serves=speech                     routes for results and for speech, `Bearer open`
 //! set max_message=5                     settings, before anything else; `set splices=1`: use pipes
 //! set results=4                         serve results, audio in chunks of 4 bytes, and the inbox
@@ -47,7 +48,7 @@ use aivtuber_gateway::net::{Side, Source};
 use aivtuber_gateway::service::limits;
 use aivtuber_gateway::service::name::LookUpError;
 use aivtuber_gateway::service::origin::OriginRule;
-use aivtuber_gateway::service::route::{Access, RouteSettings, TargetSettings};
+use aivtuber_gateway::service::route::{Access, HttpLimits, RouteSettings, TargetSettings};
 use aivtuber_gateway::service::token::Token;
 use aivtuber_gateway::service::trust::PeerRule;
 use aivtuber_gateway::service::url::{BackendUrl, Template};
@@ -81,6 +82,11 @@ fn http_on_the_same_port() {
 #[test]
 fn admins_and_strangers() {
     play("admins.txt");
+}
+
+#[test]
+fn plain_http() {
+    play("forward.txt");
 }
 
 #[test]
@@ -147,13 +153,14 @@ fn play_exchange(text: &str) -> Result<String, String> {
     let mut out = String::new();
     let mut run = None;
     let mut settings = settings();
-    let mut options = Options { shows_heads: false, splices: false };
+    let mut options = Options { shows_heads: false, splices: false, is_raw: false };
     let mut lines = text.lines().peekable();
     writeln!(out, "{}", lines.next().unwrap_or_default()).expect("a String takes everything");
     while let Some(line) = lines.next() {
         writeln!(out, "{line}").expect("a String takes everything");
         if let Some(words) = line.strip_prefix("set ") {
             options.splices |= words.contains("splices=1");
+            options.is_raw |= words.contains("serves=http");
             change(&mut settings, words)?;
         } else if line == "show heads" {
             options.shows_heads = true;
@@ -195,6 +202,8 @@ struct Options {
     shows_heads: bool,
     /// The kernel can splice, so streams pass through pipes.
     splices: bool,
+    /// All bytes are shown as lines.
+    is_raw: bool,
 }
 
 // ---- settings
@@ -270,6 +279,9 @@ fn change(settings: &mut gateway::Settings, words: &str) -> Result<(), String> {
             "splices" => {} // an option of the kernel
             "results" => serve_results(settings, number()? as usize),
             "serves" if value == "speech" => serve_speech(settings),
+            "serves" if value == "http" => serve_http(settings),
+            "response_timeout" => session.response_timeout = time()?,
+            "max_body" => session.max_body = Some(number()?).filter(|&max| max > 0),
             "audio_stall" => session.output.audio_stall = time()?,
             "max_audio" => session.output.max_audio = number()?,
             "chunk_size" => session.output.chunk_size = number()? as usize,
@@ -296,6 +308,25 @@ fn serve_results(settings: &mut gateway::Settings, chunk_size: usize) {
     output.audio_root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat/audio");
     output.audio_wait = None;
     output.chunk_size = chunk_size;
+}
+
+/// Plain HTTP, to one backend and to two.
+fn serve_http(settings: &mut gateway::Settings) {
+    let route = |name: &str, path: &str, urls: &[&str], limits| RouteSettings {
+        name: name.into(),
+        path: Template::parse(path).expect("a path"),
+        target: TargetSettings::Http {
+            urls: urls.iter().map(|url| BackendUrl::parse(url).expect("a URL")).collect(),
+            host: None,
+            limits,
+        },
+    };
+    let small = HttpLimits { max_body: Some(Some(5)), response_timeout: None };
+    settings.routes = vec![
+        route("api", "/api/{x}", &["http://10.0.0.1:8001/{x}"], HttpLimits::default()),
+        route("small", "/small", &["http://10.0.0.1:8001/small"], small),
+        route("two", "/two", &["http://10.0.0.3/", "http://10.0.0.4/"], HttpLimits::default()),
+    ];
 }
 
 /// Results from the gateway's own inbox, and speech from workers that have the token `open`.
@@ -342,6 +373,7 @@ struct ScriptRun {
     names: Option<Result<Vec<SocketAddr>, LookUpError>>,
     backends: usize,
     shows_heads: bool,
+    is_raw: bool,
     /// The gateway's process does not run.
     is_stopped: bool,
     /// What `stats` and `closed` showed.
@@ -387,6 +419,8 @@ enum Reading {
     Rest,
     /// What the inbox says.
     Replies,
+    /// Whatever comes, as lines.
+    Raw,
 }
 
 /// What scripts call TASK.
@@ -396,7 +430,7 @@ const MASK: [u8; 4] = [1, 2, 3, 4];
 
 impl ScriptRun {
     fn new(settings: gateway::Settings, options: Options) -> ScriptRun {
-        let Options { shows_heads, splices } = options;
+        let Options { shows_heads, splices, is_raw } = options;
         let nature = Nature {
             receive_max: 1 << 20,
             send_max: if splices { 256 * 1024 } else { 64 * 1024 },
@@ -433,6 +467,7 @@ impl ScriptRun {
             names: Some(Ok(addresses("[::1]:8003 127.0.0.1:8003").expect("addresses"))),
             backends: 0,
             shows_heads,
+            is_raw,
             is_stopped: false,
             shown: String::new(),
         }
@@ -487,6 +522,9 @@ impl ScriptRun {
             write!(line, " {backend} ok={} failed={}", dials.ok, dials.failed)
                 .expect("a String takes everything");
         }
+        for (route, classes) in stats.requests() {
+            write!(line, " {route}={classes:?}").expect("a String takes everything");
+        }
         for (status, count) in stats.http() {
             write!(line, " {status}={count}").expect("a String takes everything");
         }
@@ -527,7 +565,9 @@ impl ScriptRun {
         };
         let link = self.kernel.borrow_mut().open();
         self.waiting.push((link, role));
-        self.peers.push(Peer::new(name.to_owned(), link, role, self.shows_heads));
+        let mut peer = Peer::new(name.to_owned(), link, role, self.shows_heads);
+        peer.read_raw(self.is_raw);
+        self.peers.push(peer);
         self.settle()?;
         Ok(self.peers.len() - 1)
     }
@@ -753,6 +793,7 @@ impl ScriptRun {
                 format!("backend{}", self.backends)
             };
             let mut peer = Peer::new(name, link, Role::Backend, self.shows_heads);
+            peer.read_raw(self.is_raw);
             peer.report(&format!("(dialed at {})", to.expect("it was dialed")));
             self.peers.push(peer);
         }
@@ -813,6 +854,13 @@ impl Peer {
         }
     }
 
+    /// Shows whatever comes as lines, if `is_raw`.
+    fn read_raw(&mut self, is_raw: bool) {
+        if is_raw {
+            self.reading = Reading::Raw;
+        }
+    }
+
     /// Clients mask what they send.
     fn mask(&self) -> Option<[u8; 4]> {
         (self.role == Role::Client).then_some(MASK)
@@ -832,6 +880,7 @@ impl Peer {
                 Reading::Frames => self.show_frame(),
                 Reading::Rest => false,
                 Reading::Replies => self.show_reply(),
+                Reading::Raw => self.show_raw(),
             };
             if !is_more {
                 return;
@@ -955,6 +1004,17 @@ impl Peer {
         .expect("a String takes everything");
         self.report(&line);
         true
+    }
+
+    fn show_raw(&mut self) -> bool {
+        let text = String::from_utf8_lossy(&std::mem::take(&mut self.held)).into_owned();
+        for line in text.trim_end_matches("\r\n").split("\r\n") {
+            match line.strip_prefix("X-Request-Id: ") {
+                Some(id) if id.len() == 36 => self.report("X-Request-Id: <a UUID>"),
+                _ => self.report(&short(&line.escape_debug().to_string())),
+            }
+        }
+        false
     }
 
     fn show_reply(&mut self) -> bool {

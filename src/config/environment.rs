@@ -10,7 +10,7 @@ use super::problems::{BadItem, Problem};
 use super::settings::Config;
 use super::values::parse_level;
 use crate::service::route::TargetSettings;
-use crate::service::url::{BackendUrl, Template};
+use crate::service::url::{BackendProtocol, BackendUrl, Template};
 
 /// An environment variable that sets something.
 #[expect(missing_docs, reason = "the fields explain themselves")]
@@ -121,6 +121,7 @@ fn relay(config: &mut Config, name: &str, urls: &str) -> Result<(), VariableFaul
     let urls = urls.map_err(VariableFault::Error)?;
     let (host, learn_task) = match &route.target {
         TargetSettings::Backend { host, learn_task, .. } => (host.clone(), learn_task.clone()),
+        TargetSettings::Http { host, .. } => (host.clone(), None),
         TargetSettings::Output | TargetSettings::Ingest(_) => (None, None),
     };
     route.target = TargetSettings::Backend { urls, host, learn_task };
@@ -132,6 +133,9 @@ fn relay(config: &mut Config, name: &str, urls: &str) -> Result<(), VariableFaul
 /// A URL with a query, or with names of its own, is complete.
 fn with_route_path(url: &str, path: &Template) -> Result<BackendUrl, String> {
     let parsed = BackendUrl::parse(url)?;
+    if parsed.protocol() == BackendProtocol::Http {
+        return Err(format!("`{url}` is for plain HTTP, and the route is for WebSockets"));
+    }
     if parsed.unix_path().is_some() && !url.ends_with('/') {
         // A path may follow the socket's, after a colon.
         let has_path = url.matches(':').count() > 1;
@@ -221,9 +225,7 @@ mod tests {
         let (_, problems, _) = from_environment(&[("INPUT_HANDLER_URL", "http://i")]);
         assert_eq!(
             problems,
-            [
-                "INPUT_HANDLER_URL: `http://i` begins with `http://`, only `ws://`, `wss://` and `ws+unix://` are allowed"
-            ]
+            ["INPUT_HANDLER_URL: `http://i` is for plain HTTP, and the route is for WebSockets"]
         );
     }
 

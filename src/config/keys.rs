@@ -266,6 +266,8 @@ pub const SECTIONS: &[Section] = &[
                 "on_backend_failure",
                 word!(gateway.session.on_backend_failure, ON_BACKEND_FAILURE, "http"),
             ),
+            live("response_timeout", time!(gateway.session.response_timeout)),
+            live("max_body", limit!(gateway.session.max_body, 1..=TIB)),
         ],
     },
     Section {

@@ -12,8 +12,7 @@ use super::addresses::without_password;
 use super::problems::{BadItem, BadValue};
 use super::settings::Config;
 use super::values::{
-    LONGEST, Pair, pairs, parse_size, parse_time, quoted, show_size, show_time, strings, type_name,
-    whole,
+    LONGEST, Pair, pairs, parse_time, quoted, show_size, show_time, size, strings, type_name, whole,
 };
 use crate::session::{MemoryLimit, RedirectHttp};
 
@@ -254,17 +253,6 @@ fn show_map(pairs: &[Pair]) -> String {
     let pairs: Vec<_> =
         pairs.iter().map(|(from, to)| format!("{} = {}", quoted(from), quoted(to))).collect();
     format!("{{ {} }}", pairs.join(", "))
-}
-
-/// The size in a string or an integer; `None` for anything else.
-fn size(value: &Spanned<DeValue<'_>>) -> Option<Result<u64, String>> {
-    match value.get_ref() {
-        DeValue::String(text) => Some(parse_size(text)),
-        DeValue::Integer(number) => Some(
-            whole(number).ok_or_else(|| format!("{} is not a number of bytes", number.as_str())),
-        ),
-        _ => None,
-    }
 }
 
 fn show_list(texts: &[String]) -> String {

@@ -283,7 +283,7 @@ mod tests {
     use super::*;
     use crate::base::testing::TestFolder;
     use crate::logging;
-    use crate::service::route::RouteSettings;
+    use crate::service::route::{HttpLimits, RouteSettings};
     use crate::service::url::BackendUrl;
 
     pub(super) fn parsed(text: &str) -> Config {
@@ -310,7 +310,7 @@ mod tests {
 
     pub(super) fn targets(config: &Config) -> Vec<String> {
         let shown = |route: &RouteSettings| match &route.target {
-            TargetSettings::Backend { urls, .. } => {
+            TargetSettings::Backend { urls, .. } | TargetSettings::Http { urls, .. } => {
                 urls.iter().map(BackendUrl::to_string).collect::<Vec<_>>().join(" ")
             }
             TargetSettings::Output => "output".into(),
@@ -561,8 +561,24 @@ mod tests {
             "x.toml:4: route.backend: found a number, expected a string, or a list of strings"
         );
         assert_eq!(
-            with("backend = \"http://a\""),
-            "x.toml:4: route.backend: `http://a` begins with `http://`, only `ws://`, `wss://` and `ws+unix://` are allowed"
+            with("backend = \"ftp://a\""),
+            "x.toml:4: route.backend: `ftp://a` begins with `ftp://`, and not with `ws://`, `wss://`, `ws+unix://`, `http://`, `https://` or `http+unix://`"
+        );
+        assert_eq!(
+            with("backend = [\"ws://a\", \"http://a\"]"),
+            "x.toml:1: route `r`: its backends are all for WebSockets or all for plain HTTP"
+        );
+        assert_eq!(
+            with("backend = \"ws://a\"\nmax_body = \"1KiB\""),
+            "x.toml:1: route.max_body: is for routes with `http://` or `https://` backends"
+        );
+        assert_eq!(
+            with("backend = \"http://a\"\nresponse_timeout = 5"),
+            "x.toml:5: route.response_timeout: a duration is expected"
+        );
+        assert_eq!(
+            with("backend = \"http://a\"\nlearn_task = \"id\""),
+            "x.toml:1: route.learn_task: is read from WebSockets, and this route is for plain HTTP"
         );
         assert_eq!(
             with("backend = [\n\"ws://a\",\n\"ws://a:0\"]"),
@@ -584,6 +600,25 @@ mod tests {
             problems_of(&format!("{twice}{twice}"))
                 .starts_with("x.toml:5: route `a`: another route has this name")
         );
+    }
+
+    #[test]
+    fn a_route_for_plain_http_has_limits_of_its_own() {
+        let text = "[[route]]\nname = \"api\"\npath = \"/api\"\nbackend = [\"http://a/b\"]\n\
+                    max_body = \"1MiB\"\nresponse_timeout = \"5s\"\n";
+        let limits = |text: &str| match &parsed(text).gateway.routes[0].target {
+            TargetSettings::Http { limits, .. } => *limits,
+            other => panic!("{other:?}"),
+        };
+        let (max_body, time) = (Some(Some(1024 * 1024)), Some(Some(Duration::from_secs(5))));
+        assert_eq!(limits(text), HttpLimits { max_body, response_timeout: time });
+        let off = text.replace("1MiB", "0").replace("5s", "0s");
+        let (max_body, response_timeout) = (Some(None), Some(None));
+        assert_eq!(limits(&off), HttpLimits { max_body, response_timeout });
+        for text in [text, &off] {
+            let config = parsed(text);
+            assert_eq!(parsed(&config.to_toml()), config, "it is shown as it is read");
+        }
     }
 
     #[test]

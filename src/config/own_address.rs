@@ -13,7 +13,6 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use super::settings::Config;
 use crate::reactor::listeners::ListenOn;
-use crate::service::route::TargetSettings;
 
 /// Checks that no backend is an address on which the gateway listens: `listen`, or what the kernel
 /// made of it.
@@ -22,8 +21,7 @@ use crate::service::route::TargetSettings;
 /// A sentence that names the route, the backend and the address.
 pub(super) fn check(config: &Config, listen: &[ListenOn]) -> Result<(), String> {
     for route in &config.gateway.routes {
-        let TargetSettings::Backend { urls, .. } = &route.target else { continue };
-        for url in urls {
+        for url in route.target.urls() {
             let addresses = url.name().known_addresses().unwrap_or_default();
             let is_own = |own: &&ListenOn| match (own, url.unix_path()) {
                 (ListenOn::Unix(own), Some(path)) => own.path() == path,

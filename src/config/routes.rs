@@ -12,14 +12,27 @@ use toml::de::{DeTable, DeValue};
 
 use super::nearest::did_you_mean;
 use super::problems::FileProblems;
-use super::values::{each, quoted, strings, type_name};
-use crate::service::route::{self, Access, RouteSettings, TargetSettings};
+use super::values::{
+    TIB, each, parse_time, quoted, show_size, show_time, size, strings, type_name,
+};
+use crate::service::route::{self, Access, HttpLimits, RouteSettings, TargetSettings};
 use crate::service::token::Token;
-use crate::service::url::{BackendSecurity, BackendUrl, Template};
+use crate::service::url::{BackendProtocol, BackendSecurity, BackendUrl, Template};
 
 /// The keys of a `[[route]]`.
-pub const ROUTE_KEYS: [&str; 9] =
-    ["name", "path", "backend", "host", "insecure", "learn_task", "serve", "token", "token_file"];
+pub const ROUTE_KEYS: [&str; 11] = [
+    "name",
+    "path",
+    "backend",
+    "host",
+    "insecure",
+    "learn_task",
+    "max_body",
+    "response_timeout",
+    "serve",
+    "token",
+    "token_file",
+];
 
 /// What `serve` may name.
 pub(super) const SERVED: [&str; 2] = ["output", "ingest"];
@@ -62,23 +75,40 @@ pub(super) fn show_route(text: &mut String, route: &RouteSettings) {
                 text.push_str("# *** replaces a token\ntoken = \"***\"\n");
             }
         }
-        TargetSettings::Backend { urls, host, learn_task } => {
-            let urls_are_unverified =
-                urls.iter().any(|url| url.security() == BackendSecurity::UnverifiedTls);
-            let urls: Vec<_> = urls.iter().map(|url| quoted(&url.to_string())).collect();
-            let _ = writeln!(text, "backend = [{}]", urls.join(", "));
-            if let Some(host) = host {
-                let _ = writeln!(text, "host = {}", quoted(host));
-            }
-            if urls_are_unverified {
-                text.push_str("insecure = true\n");
-            }
+        TargetSettings::Backend { learn_task, .. } => {
+            show_backends(text, &route.target);
             if let Some(field) = learn_task {
                 let _ = writeln!(text, "learn_task = {}", quoted(field));
             }
         }
+        TargetSettings::Http { limits, .. } => {
+            show_backends(text, &route.target);
+            if let Some(bytes) = limits.max_body {
+                let _ = writeln!(text, "max_body = {}", quoted(&show_size(bytes.unwrap_or(0))));
+            }
+            if let Some(timeout) = limits.response_timeout {
+                let _ = writeln!(
+                    text,
+                    "response_timeout = {}",
+                    quoted(&show_time(timeout.unwrap_or_default()))
+                );
+            }
+        }
     }
     text.push('\n');
+}
+
+/// Appends what routes with backends of any kind have.
+fn show_backends(text: &mut String, target: &TargetSettings) {
+    let urls = target.urls();
+    let shown: Vec<_> = urls.iter().map(|url| quoted(&url.to_string())).collect();
+    let _ = writeln!(text, "backend = [{}]", shown.join(", "));
+    if let Some(host) = target.host() {
+        let _ = writeln!(text, "host = {}", quoted(host));
+    }
+    if urls.iter().any(|url| url.security() == BackendSecurity::UnverifiedTls) {
+        text.push_str("insecure = true\n");
+    }
 }
 
 /// The token that is the first line of a file.
@@ -194,7 +224,56 @@ impl RouteReader<'_> {
         match served {
             Some(Served::Output) => Some(TargetSettings::Output),
             Some(Served::Ingest) => Some(TargetSettings::Ingest(access)),
-            None => Some(TargetSettings::Backend { urls: urls?, host, learn_task }),
+            None => {
+                let urls = urls?;
+                let is_http = urls.iter().any(|url| url.protocol() == BackendProtocol::Http);
+                let limits = self.http_limits(is_http);
+                if !is_http {
+                    return Some(TargetSettings::Backend { urls, host, learn_task });
+                }
+                if learn_task.is_some() {
+                    let why = "is read from WebSockets, and this route is for plain HTTP";
+                    self.refuse("route.learn_task", why);
+                }
+                Some(TargetSettings::Http { urls, host, limits })
+            }
+        }
+    }
+
+    /// What the route has in place of the limits of `[proxy]`.
+    fn http_limits(&mut self, is_http: bool) -> HttpLimits {
+        for name in ["max_body", "response_timeout"] {
+            if !is_http && self.table.contains_key(name) {
+                let key = format!("route.{name}");
+                self.refuse(&key, "is for routes with `http://` or `https://` backends");
+            }
+        }
+        let max_body = self.limit("max_body", |value| {
+            let bytes = size(value).unwrap_or_else(|| Err("a size is expected".into()))?;
+            if bytes > TIB {
+                return Err(format!("{} is out of range", show_size(bytes)));
+            }
+            Ok((bytes > 0).then_some(bytes))
+        });
+        let response_timeout = self.limit("response_timeout", |value| {
+            parse_time(value.get_ref().as_str().ok_or("a duration is expected")?)
+        });
+        HttpLimits { max_body, response_timeout }
+    }
+
+    /// What `read` finds under `name`; `None` where there is nothing of use.
+    fn limit<T>(
+        &mut self,
+        name: &str,
+        read: impl FnOnce(&Spanned<DeValue<'_>>) -> Result<T, String>,
+    ) -> Option<T> {
+        let value = self.table.get(name)?;
+        match read(value) {
+            Ok(limit) => Some(limit),
+            Err(why) => {
+                self.problems.add(value.span(), Some(&format!("route.{name}")), why);
+                None
+            }
         }
     }
 
@@ -205,7 +284,10 @@ impl RouteReader<'_> {
             DeValue::Boolean(false) => urls,
             DeValue::Boolean(true) => {
                 if urls.iter().all(|url| url.security() == BackendSecurity::Plain) {
-                    self.refuse("route.insecure", "no backend of this route is a `wss://` URL");
+                    self.refuse(
+                        "route.insecure",
+                        "no backend of this route is a `wss://` or `https://` URL",
+                    );
                 }
                 urls.into_iter().map(BackendUrl::without_verification).collect()
             }

@@ -4,7 +4,6 @@ use super::{Config, Loaded, Problem, Problems};
 use crate::net::tls::{self, LoadError, Uses};
 use crate::reactor::listeners::ListenOn;
 use crate::service::link;
-use crate::service::route::TargetSettings;
 use crate::service::url::{BackendSecurity, BackendUrl};
 use crate::session::RedirectHttp;
 
@@ -48,13 +47,11 @@ fn uses(config: &Config) -> Uses {
 }
 
 fn backends(config: &Config) -> impl Iterator<Item = (&str, &BackendUrl)> {
-    config.gateway.routes.iter().flat_map(|route| {
-        let urls = match &route.target {
-            TargetSettings::Backend { urls, .. } => &urls[..],
-            TargetSettings::Output | TargetSettings::Ingest(_) => &[],
-        };
-        urls.iter().map(|url| (&*route.name, url))
-    })
+    config
+        .gateway
+        .routes
+        .iter()
+        .flat_map(|route| route.target.urls().iter().map(|url| (&*route.name, url)))
 }
 
 /// What is not verified is said at each start and reload.

@@ -139,7 +139,7 @@ pub(super) fn show_time(time: Duration) -> String {
 }
 
 /// Reads `"64KiB"`: bytes.
-pub(super) fn parse_size(text: &str) -> Result<u64, String> {
+fn parse_size(text: &str) -> Result<u64, String> {
     let (number, unit) = number_and_unit(text);
     let number: u64 = number.parse().map_err(|_| format!("{text:?} is not a size"))?;
     let bytes = match unit.to_ascii_lowercase().as_str() {
@@ -154,6 +154,17 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
         _ => return Err(format!("{text:?} has an unknown unit")),
     };
     number.checked_mul(bytes).ok_or_else(|| format!("{text:?} is too large"))
+}
+
+/// The size in a string or an integer; `None` for anything else.
+pub(super) fn size(value: &Spanned<DeValue<'_>>) -> Option<Result<u64, String>> {
+    match value.get_ref() {
+        DeValue::String(text) => Some(parse_size(text)),
+        DeValue::Integer(number) => Some(
+            whole(number).ok_or_else(|| format!("{} is not a number of bytes", number.as_str())),
+        ),
+        _ => None,
+    }
 }
 
 /// Writes a number of bytes so that it reads back as the same.

@@ -1,4 +1,4 @@
-//! A whole WebSocket handshake with every backend.
+//! A whole WebSocket handshake with every backend, or a request for a head in plain HTTP.
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 #![expect(clippy::disallowed_methods, reason = "a command of its own, which may wait")]
@@ -13,10 +13,9 @@ use super::{CheckRow, Findings, OtherClock};
 use crate::config::Config;
 use crate::net::tls::{ByteStream, Layer, Verify, is_untrusted};
 use crate::proto::http::{ResponseHead, empty_slots, reason_phrase};
-use crate::proto::{upgrade, ws};
+use crate::proto::{forward, upgrade, ws};
 use crate::service::attempt::AttemptError;
-use crate::service::route::TargetSettings;
-use crate::service::url::{BackendSecurity, BackendUrl, probe_target};
+use crate::service::url::{BackendProtocol, BackendSecurity, BackendUrl, probe_target};
 
 /// Where no timeout is configured.
 const NO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,8 +42,8 @@ struct BackendFailure {
 
 /// What a backend answered.
 struct BackendAnswer {
-    /// `None`: it has upgraded.
-    refusal: Option<u16>,
+    /// 101 once it has upgraded.
+    status: u16,
     date: Option<SystemTime>,
 }
 
@@ -52,10 +51,8 @@ struct BackendAnswer {
 pub fn all(config: &Config) -> Vec<Backend<'_>> {
     let mut all = Vec::new();
     for route in &config.gateway.routes {
-        if let TargetSettings::Backend { urls, host, .. } = &route.target {
-            let (route, host) = (&*route.name, host.as_deref());
-            all.extend(urls.iter().map(|url| Backend { route, url, host }));
-        }
+        let (name, host) = (&*route.name, route.target.host());
+        all.extend(route.target.urls().iter().map(|url| Backend { route: name, url, host }));
     }
     all
 }
@@ -71,24 +68,33 @@ pub fn check(backend: &Backend<'_>, config: &Config, layer: &Layer) -> Findings 
             return vec![CheckRow::fail(name, format!("{url}: {why}"), advice)].into();
         }
     };
-    let row = match answer.refusal {
-        None => {
-            let took = begun.elapsed().as_secs_f64() * 1000.0;
+    let took = begun.elapsed().as_secs_f64() * 1000.0;
+    let answers =
+        |status| format!("{url}: {address} answers, with {status} {}", reason_phrase(status));
+    let row = match (answer.status, backend.url.protocol()) {
+        (101, BackendProtocol::WebSocket) => {
             CheckRow::ok(name, format!("{url}: {address} has upgraded in {took:.1} ms"))
         }
-        Some(status @ (401 | 403)) => CheckRow::warn(
+        // The path itself need not be there: any answer shows a backend that can serve clients.
+        (200..=499, BackendProtocol::Http) => {
+            CheckRow::ok(name, format!("{} in {took:.1} ms", answers(answer.status)))
+        }
+        (status, BackendProtocol::Http) => {
+            CheckRow::warn(name, answers(status), "look into the backend's own log")
+        }
+        (status @ (401 | 403), _) => CheckRow::warn(
             name,
-            format!("{url}: {address} answers, with {status} {}", reason_phrase(status)),
+            answers(status),
             "nothing, if clients bring credentials of their own",
         ),
-        Some(status) if backend.url.names().next().is_some() && status < 429 => CheckRow::warn(
+        (status, _) if backend.url.names().next().is_some() && status < 429 => CheckRow::warn(
             name,
-            format!("{url}: {address} answers, with {status} {}", reason_phrase(status)),
+            answers(status),
             "nothing, if it knows no task with the nil UUID, which was asked for",
         ),
-        Some(status) => CheckRow::fail(
+        (status, _) => CheckRow::fail(
             name,
-            format!("{url}: {address} answers, with {status} {}", reason_phrase(status)),
+            answers(status),
             match status {
                 429 | 502..=504 => "look into the backend's own log: it cannot serve at the moment",
                 _ => "check the path in `backend`: no WebSocket is served there",
@@ -168,6 +174,9 @@ impl Backend<'_> {
             ErrorKind::InvalidData if is_tls => {
                 (format!("TLS failed: {error}"), "is it `ws://` in place of `wss://`?")
             }
+            ErrorKind::InvalidData if self.url.protocol() == BackendProtocol::Http => {
+                (error.to_string(), "is it an HTTP server at all?")
+            }
             ErrorKind::InvalidData => (error.to_string(), "is it a WebSocket server at all?"),
             ErrorKind::UnexpectedEof => (
                 "it has closed the connection without an answer".into(),
@@ -202,8 +211,15 @@ impl Backend<'_> {
         };
         let key = data_encoding::BASE64.encode(&fastrand::u128(..).to_be_bytes());
         let authority = self.host.map_or_else(|| self.url.authority(), str::to_owned);
-        let mut request = Vec::new();
-        upgrade::write_probe_request(&probe_target(self.url), &authority, &key, &mut request);
+        let (target, mut request) = (probe_target(self.url), Vec::new());
+        match self.url.protocol() {
+            BackendProtocol::WebSocket => {
+                upgrade::write_probe_request(&target, &authority, &key, &mut request)
+            }
+            BackendProtocol::Http => {
+                forward::write_probe_request(&target, &authority, &mut request)
+            }
+        }
         socket.set_write_timeout(Some(left_until(until)?))?;
         socket.set_read_timeout(Some(left_until(until)?))?;
         stream.write_all(&request)?;
@@ -219,12 +235,12 @@ impl Backend<'_> {
                 }
                 Ok(Some((head, _))) => {
                     let date = head.headers.first("date").and_then(read_date);
-                    if head.status != 101 {
-                        return Ok(BackendAnswer { refusal: Some(head.status), date });
+                    if head.status != 101 || self.url.protocol() == BackendProtocol::Http {
+                        return Ok(BackendAnswer { status: head.status, date });
                     }
                     upgrade::check_response(&head, &key).map_err(malformed)?;
                     close(&socket, &mut *stream);
-                    return Ok(BackendAnswer { refusal: None, date });
+                    return Ok(BackendAnswer { status: head.status, date });
                 }
                 Ok(None) => {}
             }

@@ -123,8 +123,12 @@ impl Gateway {
                 return matches!(session.phase(), Phase::Output(_));
             }
             Errand::LookedUp(backend) => {
-                return matches!(session.phase(), Phase::Dial(dial) if dial.is_looking_up())
-                    && session.backend() == Some(backend);
+                let is_looking_up = match session.phase() {
+                    Phase::Dial(dial) => dial.is_looking_up(),
+                    Phase::Forward(forward) => forward.is_looking_up(),
+                    _ => false,
+                };
+                return is_looking_up && session.backend() == Some(backend);
             }
         }
         true

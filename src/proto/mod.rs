@@ -3,6 +3,7 @@
 mod base64;
 pub mod body;
 pub mod control;
+pub mod forward;
 pub mod http;
 pub mod media;
 mod members;

@@ -172,21 +172,44 @@ pub fn write_forwarded_headers(
     forwarding: &Forwarding<'_>,
     out: &mut Vec<u8>,
 ) {
+    write_end_to_end(head, forwarding, |_| false, out);
+    write_upgrade_pair(out);
+    write_about_client(head, forwarding, out);
+}
+
+/// Appends the client's own headers, apart from those that are hop-by-hop, about the client, or
+/// `is_dropped` by the caller.
+pub(super) fn write_end_to_end(
+    head: &RequestHead<'_, '_>,
+    forwarding: &Forwarding<'_>,
+    is_dropped: impl Fn(&str) -> bool,
+    out: &mut Vec<u8>,
+) {
     out.reserve(head.headers.written_bytes() + ADDED_BYTES);
     let host = forwarding.host.or_else(|| head.host()).unwrap_or_default();
     if head.headers.first("host").is_none() {
         push_header(out, "Host", host.as_bytes());
     }
-    let kept_id = request_id(head);
+    let keeps_request_id = request_id(head).is_some();
     let hop_by_hop = HopByHop::new(head.headers);
     for (name, value) in head.headers.iter() {
         if name.eq_ignore_ascii_case("host") {
             push_header(out, name, host.as_bytes());
-        } else if !hop_by_hop.contains(name) && !is_replaced(name, kept_id.is_some()) {
+        } else if !hop_by_hop.contains(name)
+            && !is_replaced(name, keeps_request_id)
+            && !is_dropped(name)
+        {
             push_header(out, name, value);
         }
     }
-    write_upgrade_pair(out);
+}
+
+/// Appends the headers about the client, `Via`, and the end of the head.
+pub(super) fn write_about_client(
+    head: &RequestHead<'_, '_>,
+    forwarding: &Forwarding<'_>,
+    out: &mut Vec<u8>,
+) {
     out.extend_from_slice(b"X-Forwarded-For: ");
     let mut separator: &[u8] = b"";
     for address in head.headers.elements("x-forwarded-for") {
@@ -214,7 +237,7 @@ pub fn write_forwarded_headers(
     if let Some(host) = believed("x-forwarded-host").or(head.host().map(str::as_bytes)) {
         push_header(out, "X-Forwarded-Host", host);
     }
-    if kept_id.is_none() {
+    if request_id(head).is_none() {
         push_header(out, "X-Request-Id", forwarding.request_id.as_bytes());
     }
     write_via(out);
@@ -312,7 +335,7 @@ pub fn write_forwarded_refusal(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) {
 }
 
 /// Appends the status line, with room for the headers behind it.
-fn write_status_line(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) {
+pub(super) fn write_status_line(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) {
     out.reserve(head.reason.len() + head.headers.written_bytes() + ADDED_BYTES);
     out.extend_from_slice(b"HTTP/1.1 ");
     push_number(out, head.status.into());
@@ -321,7 +344,7 @@ fn write_status_line(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn write_via(out: &mut Vec<u8>) {
+pub(super) fn write_via(out: &mut Vec<u8>) {
     out.extend_from_slice(b"Via: 1.1 ");
     out.extend_from_slice(VIA_NAME);
     out.extend_from_slice(b"\r\n");
@@ -334,14 +357,14 @@ fn write_upgrade_pair(out: &mut Vec<u8>) {
 /// The headers that are for one connection only (RFC 9110 §7.6.1): by their name, or because
 /// `Connection` names them. `Connection` cannot remove the headers that frame the message or make
 /// up the handshake.
-struct HopByHop<'h, 'b> {
+pub(super) struct HopByHop<'h, 'b> {
     headers: Headers<'h, 'b>,
     /// `Connection` names headers that are not hop-by-hop anyway, which is rare.
     names_more: bool,
 }
 
 impl<'h, 'b> HopByHop<'h, 'b> {
-    fn new(headers: Headers<'h, 'b>) -> HopByHop<'h, 'b> {
+    pub(super) fn new(headers: Headers<'h, 'b>) -> HopByHop<'h, 'b> {
         let is_known = |option: &[u8]| {
             ["upgrade", "keep-alive", "close"].iter().any(|known| is_named(option, known))
         };
@@ -351,7 +374,7 @@ impl<'h, 'b> HopByHop<'h, 'b> {
         HopByHop { headers, names_more }
     }
 
-    fn contains(&self, name: &str) -> bool {
+    pub(super) fn contains(&self, name: &str) -> bool {
         let is = |known: &str| is_named(name.as_bytes(), known);
         let is_known = match name.len() {
             2 => is("te"),

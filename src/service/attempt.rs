@@ -39,6 +39,8 @@ pub enum AttemptError {
     Unanswered,
     /// The backend accepted the connection and did not answer in time.
     AnswerTimedOut,
+    /// The same of a request of plain HTTP.
+    ResponseTimedOut,
     /// The answer is not what its protocol allows. The phrase says what is wrong, for the log.
     Malformed(&'static str),
     /// The answer is sound, but not the upgrade that was asked for. The phrase is for the log.
@@ -95,6 +97,7 @@ impl AttemptError {
             AttemptError::LookupTimedOut
                 | AttemptError::ConnectTimedOut
                 | AttemptError::AnswerTimedOut
+                | AttemptError::ResponseTimedOut
         )
     }
 
@@ -111,6 +114,7 @@ impl AttemptError {
                 | AttemptError::TlsFailed
                 | AttemptError::Unanswered
                 | AttemptError::AnswerTimedOut
+                | AttemptError::ResponseTimedOut
                 | AttemptError::Malformed(_)
                 | AttemptError::NotUpgraded(_)
                 | AttemptError::Status(_)
@@ -170,6 +174,7 @@ impl fmt::Display for AttemptError {
             AttemptError::CannotConnect => "could not connect",
             AttemptError::Unanswered => "it closed the connection without an answer",
             AttemptError::AnswerTimedOut => "no answer to the upgrade in time",
+            AttemptError::ResponseTimedOut => "no answer in time",
             AttemptError::Malformed(_) => "its answer was not understood",
             AttemptError::NotUpgraded(_) => "its answer was not a WebSocket upgrade",
             AttemptError::Status(status) => {

@@ -7,12 +7,13 @@
 #![expect(clippy::indexing_slicing, reason = "positions come from a search in the same text")]
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::endpoints::{ENDPOINTS, Endpoint};
 use super::stats::FrameCounts;
 use super::token::Token;
 use super::upstreams::{UpstreamId, Upstreams};
-use super::url::{BackendUrl, Params, Template, split_authority};
+use super::url::{BackendProtocol, BackendUrl, Params, Template, split_authority};
 
 /// The longest route name in bytes. It becomes part of ids, log lines and metric labels.
 const NAME_BYTES_MAX: usize = 64;
@@ -40,10 +41,41 @@ pub enum TargetSettings {
     /// It is relayed to one of `urls`, with `host` in place of the client's `Host`. The task's id
     /// is read from the field `learn_task` of the backend's messages.
     Backend { urls: Vec<BackendUrl>, host: Option<String>, learn_task: Option<String> },
+    /// Its requests are passed on to one of `urls`, with `host` in place of the client's `Host`.
+    Http { urls: Vec<BackendUrl>, host: Option<String>, limits: HttpLimits },
     /// The gateway itself delivers results.
     Output,
     /// Workers send speech to the gateway itself.
     Ingest(Access),
+}
+
+impl TargetSettings {
+    /// The URLs of its backends; none if the gateway itself answers it.
+    pub fn urls(&self) -> &[BackendUrl] {
+        match self {
+            TargetSettings::Backend { urls, .. } | TargetSettings::Http { urls, .. } => urls,
+            TargetSettings::Output | TargetSettings::Ingest(_) => &[],
+        }
+    }
+
+    /// What its backends get in place of the client's `Host`.
+    pub fn host(&self) -> Option<&str> {
+        match self {
+            TargetSettings::Backend { host, .. } | TargetSettings::Http { host, .. } => {
+                host.as_deref()
+            }
+            TargetSettings::Output | TargetSettings::Ingest(_) => None,
+        }
+    }
+}
+
+/// What a route for plain HTTP has in place of what `[proxy]` says; the outer `None`: nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HttpLimits {
+    /// Bytes of the largest body of a request; the inner `None`: no limit.
+    pub max_body: Option<Option<u64>>,
+    /// Timeout for the head of a backend's response; the inner `None`: none.
+    pub response_timeout: Option<Option<Duration>>,
 }
 
 /// Which workers may connect to a route.
@@ -124,7 +156,11 @@ fn check_alone(route: &RouteSettings) -> Result<(), String> {
             }
         }
         TargetSettings::Ingest(_) => {}
-        TargetSettings::Backend { urls, host, .. } => {
+        TargetSettings::Backend { urls, host, .. } | TargetSettings::Http { urls, host, .. } => {
+            let is_http = matches!(route.target, TargetSettings::Http { .. });
+            if urls.iter().any(|url| (url.protocol() == BackendProtocol::Http) != is_http) {
+                return Err("its backends are all for WebSockets or all for plain HTTP".into());
+            }
             if urls.is_empty() {
                 return Err("it needs at least one backend URL".into());
             }
@@ -166,6 +202,7 @@ pub struct Route {
 #[expect(missing_docs, reason = "the fields and variants explain themselves")]
 pub enum RouteTarget {
     Relay { upstreams: Vec<UpstreamId>, host: Option<String>, learn_task: Option<String> },
+    Http { upstreams: Vec<UpstreamId>, host: Option<String>, limits: HttpLimits },
     Output,
     Ingest(Access),
 }
@@ -174,7 +211,7 @@ impl Route {
     /// The backends that it may relay to; none if the gateway itself answers it.
     pub fn upstreams(&self) -> &[UpstreamId] {
         match &self.target {
-            RouteTarget::Relay { upstreams, .. } => upstreams,
+            RouteTarget::Relay { upstreams, .. } | RouteTarget::Http { upstreams, .. } => upstreams,
             RouteTarget::Output | RouteTarget::Ingest(_) => &[],
         }
     }
@@ -188,15 +225,21 @@ impl Route {
     pub fn learn_task(&self) -> Option<&str> {
         match &self.target {
             RouteTarget::Relay { learn_task, .. } => learn_task.as_deref(),
-            RouteTarget::Output | RouteTarget::Ingest(_) => None,
+            RouteTarget::Http { .. } | RouteTarget::Output | RouteTarget::Ingest(_) => None,
         }
+    }
+
+    /// Whether it passes plain HTTP on.
+    pub fn is_http(&self) -> bool {
+        matches!(self.target, RouteTarget::Http { .. })
     }
 
     /// What answers it, for `/health`, the status page and the log: its URLs, separated by `, `, or
     /// `built in`.
     pub fn target_text(&self, upstreams: &Upstreams) -> String {
         match &self.target {
-            RouteTarget::Relay { upstreams: ids, .. } => {
+            RouteTarget::Relay { upstreams: ids, .. }
+            | RouteTarget::Http { upstreams: ids, .. } => {
                 ids.iter().map(|id| upstreams.url(*id).public_text()).collect::<Vec<_>>().join(", ")
             }
             RouteTarget::Output | RouteTarget::Ingest(_) => "built in".into(),
@@ -274,6 +317,11 @@ impl Routes {
                         learn_task: learn_task.clone(),
                     }
                 }
+                RouteTarget::Http { upstreams: ids, host, limits } => TargetSettings::Http {
+                    urls: ids.iter().map(|&id| upstreams.url(id).clone()).collect(),
+                    host: host.clone(),
+                    limits: *limits,
+                },
                 RouteTarget::Output => TargetSettings::Output,
                 RouteTarget::Ingest(access) => TargetSettings::Ingest(access.clone()),
             };
@@ -294,6 +342,11 @@ fn in_use(settings: RouteSettings, upstreams: &mut Upstreams) -> Route {
             upstreams: urls.iter().map(|url| upstreams.intern(url)).collect(),
             host,
             learn_task,
+        },
+        TargetSettings::Http { urls, host, limits } => RouteTarget::Http {
+            upstreams: urls.iter().map(|url| upstreams.intern(url)).collect(),
+            host,
+            limits,
         },
         TargetSettings::Output => RouteTarget::Output,
         TargetSettings::Ingest(access) => RouteTarget::Ingest(access),

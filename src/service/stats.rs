@@ -121,6 +121,7 @@ pub struct Stats {
     handshakes_failed: BTreeMap<Box<str>, BTreeMap<&'static str, u64>>,
     audio_failed: BTreeMap<&'static str, u64>,
     http: BTreeMap<u16, u64>,
+    requests: BTreeMap<Box<str>, BTreeMap<&'static str, u64>>,
     routes: BTreeMap<Box<str>, RouteStats>,
     backends: BTreeMap<Box<str>, DialStats>,
     walk: Option<Walk>,
@@ -319,6 +320,23 @@ impl Stats {
     /// Counts an HTTP response, 101 included.
     pub fn count_http(&mut self, status: u16) {
         *self.http.entry(status).or_default() += 1;
+    }
+
+    /// Counts a request that was answered with `status` on `route`, which is for plain HTTP.
+    pub fn count_request(&mut self, route: &str, status: u16) {
+        let class = match status {
+            200..=299 => "2xx",
+            300..=399 => "3xx",
+            400..=499 => "4xx",
+            500..=599 => "5xx",
+            _ => "other",
+        };
+        count(&mut self.requests, route, |classes| *classes.entry(class).or_default() += 1);
+    }
+
+    /// Requests on routes for plain HTTP, by route and by class of their answers' statuses.
+    pub fn requests(&self) -> &BTreeMap<Box<str>, BTreeMap<&'static str, u64>> {
+        &self.requests
     }
 
     /// Counts a WebSocket that was opened on `route`.

@@ -273,7 +273,7 @@ impl<'p> Params<'p> {
 }
 
 /// Where a backend listens: `ws://host:port/path/{name}?query`, or `wss://` with TLS, or on a Unix
-/// socket `ws+unix:///run/a.sock:/path`.
+/// socket `ws+unix:///run/a.sock:/path`. For plain HTTP: `http://`, `https://`, `http+unix://`.
 ///
 /// The default port is 80, with TLS 443, the default path `/`. Names may be anywhere in path and
 /// query.
@@ -282,6 +282,7 @@ pub struct BackendUrl {
     text: Box<str>,
     /// Not an `Rc`, because a background thread reads the configuration.
     public_text: Arc<str>,
+    protocol: BackendProtocol,
     security: BackendSecurity,
     /// The path of a Unix socket; host and port are then those of the default.
     socket: Option<Box<Path>>,
@@ -291,16 +292,28 @@ pub struct BackendUrl {
     query: Option<Template>,
 }
 
+/// What a backend is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendProtocol {
+    /// A WebSocket: `ws://`, `wss://`, `ws+unix://`.
+    WebSocket,
+    /// Plain HTTP: `http://`, `https://`, `http+unix://`.
+    Http,
+}
+
 /// How the connection to a backend is protected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackendSecurity {
-    /// Not at all: `ws://`.
+    /// Not at all: `ws://`, `http://`.
     Plain,
-    /// By TLS, with a certificate that is verified: `wss://`.
+    /// By TLS, with a certificate that is verified: `wss://`, `https://`.
     Tls,
-    /// By TLS, with any certificate: `wss://` on a route with `insecure = true`.
+    /// The same, with any certificate, on a route with `insecure = true`.
     UnverifiedTls,
 }
+
+/// What a backend URL may begin with.
+const SCHEMES: &str = "`ws://`, `wss://`, `ws+unix://`, `http://`, `https://` or `http+unix://`";
 
 impl BackendUrl {
     /// Parses a URL.
@@ -309,17 +322,18 @@ impl BackendUrl {
     /// A sentence that names the URL and what is allowed.
     pub fn parse(text: &str) -> Result<Self, String> {
         let Some((scheme, rest)) = text.split_once("://") else {
-            return Err(format!("`{text}` must begin with `ws://`, `wss://` or `ws+unix://`"));
+            return Err(format!("`{text}` must begin with {SCHEMES}"));
         };
-        let (security, is_unix) = match scheme.to_ascii_lowercase().as_str() {
-            "ws" => (BackendSecurity::Plain, false),
-            "wss" => (BackendSecurity::Tls, false),
-            "ws+unix" => (BackendSecurity::Plain, true),
+        use BackendProtocol::{Http, WebSocket};
+        let (protocol, security, is_unix) = match scheme.to_ascii_lowercase().as_str() {
+            "ws" => (WebSocket, BackendSecurity::Plain, false),
+            "wss" => (WebSocket, BackendSecurity::Tls, false),
+            "ws+unix" => (WebSocket, BackendSecurity::Plain, true),
+            "http" => (Http, BackendSecurity::Plain, false),
+            "https" => (Http, BackendSecurity::Tls, false),
+            "http+unix" => (Http, BackendSecurity::Plain, true),
             _ => {
-                return Err(format!(
-                    "`{text}` begins with `{scheme}://`, only `ws://`, `wss://` and `ws+unix://` \
-                     are allowed"
-                ));
+                return Err(format!("`{text}` begins with `{scheme}://`, and not with {SCHEMES}"));
             }
         };
         if rest.contains('#') {
@@ -353,7 +367,7 @@ impl BackendUrl {
             None => text.into(),
         };
         let (text, host) = (text.into(), host.into());
-        Ok(Self { text, public_text, security, socket, host, port, path, query })
+        Ok(Self { text, public_text, protocol, security, socket, host, port, path, query })
     }
 
     /// The same, with any certificate. Changes nothing without TLS.
@@ -363,6 +377,11 @@ impl BackendUrl {
             self.security = BackendSecurity::UnverifiedTls;
         }
         self
+    }
+
+    /// What the backend is asked for.
+    pub fn protocol(&self) -> BackendProtocol {
+        self.protocol
     }
 
     /// How the connection is protected.
@@ -735,9 +754,9 @@ mod tests {
     #[test]
     fn malformed_backend_urls_are_refused_with_a_reason() {
         for (text, why) in [
-            ("", "must begin with `ws://`, `wss://` or `ws+unix://`"),
+            ("", "must begin with `ws://`, `wss://`, `ws+unix://`, `http://`,"),
             ("localhost:8001", "must begin with `ws://`"),
-            ("http://localhost", "only `ws://`, `wss://` and `ws+unix://`"),
+            ("ftp://localhost", "begins with `ftp://`, and not with `ws://`"),
             ("ws+unix://a.sock:/x", "absolute path"),
             ("ws+unix:///a/", "absolute path"),
             ("ws+unix:///a?b", "absolute path"),

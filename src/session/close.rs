@@ -125,6 +125,12 @@ close_reasons! {
     /// The backend sent a Close frame.
     BackendClosed: "backend_closed", 1011, "backend closed", Backend, ByCode,
         "The backend closed the connection {code}";
+    /// The client left before it had the whole response of a route for plain HTTP.
+    ClientLeft: "client_left", 1001, "client left", Client, IfUnfinished,
+        "The client closed the connection before it had the whole response";
+    /// The backend's response ended too early, or could not be understood to its end.
+    ResponseCut: "response_cut", 1011, "response cut", Backend, Bad,
+        "The backend's response ended before its end";
     /// FIN or RST from the client, and no Close frame before it.
     ClientVanished: "client_vanished", 1001, "client connection lost", Client, IfUnfinished,
         "The client closed the TCP connection without a close frame";

@@ -42,11 +42,24 @@ use std::time::Duration;
 /// How long a client waits for a name to be looked up again before the old addresses are used.
 const LOOKUP_PATIENCE: Duration = Duration::from_millis(250);
 
+/// What follows when an attempt fails once a connection is established.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// Another attempt, for which half of the time to wait for answers is left: nothing has been
+    /// asked for but a handshake.
+    Handshake,
+    /// Another attempt, within the same time: the request may be repeated.
+    Request,
+    /// Nothing: the backend may have acted on the request.
+    Never,
+}
+
 /// On the way to a backend.
 pub struct Connector {
     /// What events of the connections are registered as.
     source: Source,
     purpose: Purpose,
+    retry: Retry,
     stage: ConnectStage,
     current: Option<Current>,
     untried: Vec<UpstreamId>,
@@ -119,6 +132,7 @@ impl Connector {
         Connector {
             source,
             purpose,
+            retry: Retry::Handshake,
             stage: ConnectStage::Choose,
             current: None,
             untried: candidates.to_vec(),
@@ -127,6 +141,19 @@ impl Connector {
             error: AttemptError::NoBackend,
             last: None,
         }
+    }
+
+    /// A connector for a request of a client, which waits for the answer for at most
+    /// `answer_timeout`.
+    pub fn for_request(
+        candidates: &[UpstreamId],
+        source: Source,
+        retry: Retry,
+        answer_timeout: Option<Duration>,
+        cx: &Context,
+    ) -> Connector {
+        let connector = Connector::new(candidates, source, Purpose::Client, cx);
+        Connector { retry, answer_left: answer_timeout, ..connector }
     }
 
     /// Goes on with the next attempt, unless one is under way. `who` begins each line in the log.
@@ -189,10 +216,18 @@ impl Connector {
             ConnectStage::Connecting { timer, .. } if timer.is_over(now) => {
                 Some(AttemptError::ConnectTimedOut)
             }
-            ConnectStage::Answering { timer, .. } if timer.is_over(now) => {
-                Some(AttemptError::AnswerTimedOut)
-            }
+            ConnectStage::Answering { timer, .. } if timer.is_over(now) => Some(match self.retry {
+                Retry::Handshake => AttemptError::AnswerTimedOut,
+                Retry::Request | Retry::Never => AttemptError::ResponseTimedOut,
+            }),
             _ => None,
+        }
+    }
+
+    /// The request is still being sent: the time to wait for the answer begins anew.
+    pub fn note_progress(&mut self, cx: &Context) {
+        if let ConnectStage::Answering { timer, .. } = &mut self.stage {
+            *timer = Timer { began_at: cx.now, give_up_at: cx.after(self.answer_left) };
         }
     }
 
@@ -212,9 +247,13 @@ impl Connector {
             // It is reached: its other addresses lead to the same program, or to none.
             current.next = current.addresses.len();
         }
-        let may_take = match self.left() {
-            Left::Backends => self.answer_left.map(|left| left / 2),
-            Left::Addresses | Left::Nothing => self.answer_left,
+        if self.retry == Retry::Never {
+            self.untried.clear();
+            self.connect_left = Some(Duration::ZERO);
+        }
+        let may_take = match (self.left(), self.retry) {
+            (Left::Backends, Retry::Handshake) => self.answer_left.map(|left| left / 2),
+            _ => self.answer_left,
         };
         let timer = Timer { began_at: cx.now, give_up_at: cx.after(may_take) };
         self.stage = ConnectStage::Answering { address, timer };
@@ -248,7 +287,8 @@ impl Connector {
             return None;
         };
         let backend = self.backend()?;
-        if let ConnectStage::Answering { timer, .. } = self.stage {
+        if let (ConnectStage::Answering { timer, .. }, Retry::Handshake) = (self.stage, self.retry)
+        {
             cx.stats.time().handshake.observe(cx.now - timer.began_at);
         }
         self.end(AttemptOutcome::Succeeded(address), cx);

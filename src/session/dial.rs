@@ -19,7 +19,7 @@
 )]
 
 use super::connector::{Connector, Polled};
-use super::exchange::Exchange;
+use super::exchange::{Asking, Exchange};
 use super::relay::{Early, Relay};
 use super::transcript::{Event, Subject, note};
 use super::visitor::Visitor;
@@ -316,8 +316,8 @@ impl Dial {
                     Polled::Wait => return Step::Wait(Phase::Dial(self)),
                     Polled::Begun(conn, backend) => {
                         let request = self.request(backend, who, cx);
-                        let request_id = Some(self.request_id.clone());
-                        self.stage = DialStage::Ask(Exchange::new(conn, request, request_id));
+                        let asking = Asking::Upgrade(self.request_id.clone());
+                        self.stage = DialStage::Ask(Exchange::new(conn, request, asking));
                     }
                     Polled::Exhausted(error) => return self.fail(error.into(), None, who, cx),
                 },

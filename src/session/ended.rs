@@ -6,7 +6,7 @@ use super::close::{CloseReason, Closing, CodeText, EndVerdict, Party};
 use super::{Context, Identity};
 use crate::base::quoted::Quoted;
 use crate::net::Side;
-use crate::proto::http::{Form, Response};
+use crate::proto::http::{BadHead, Form, Response};
 use crate::proto::message::TaskId;
 use crate::proto::ws_reader::WsReader;
 use crate::service::ledger::{ClosedConnection, ConnectionKind};
@@ -82,6 +82,16 @@ pub enum Detail {
         answered: Answered,
     },
     Relay,
+    /// A request on a route for plain HTTP, which was not answered to the end.
+    Forward {
+        method: Box<str>,
+        /// Of the response that had begun.
+        status: Option<u16>,
+        what: Option<&'static str>,
+        /// Bytes of content.
+        request_bytes: u64,
+        response_bytes: u64,
+    },
     /// A client that cannot subscribe to results.
     CannotSubscribe {
         error: &'static str,
@@ -236,6 +246,12 @@ impl Ended {
         Ended::new(reason, Detail::Http)
     }
 
+    /// The end of a connection whose request is answered with an error, and not read any further.
+    pub fn bad_request(bad: BadHead) -> Box<Ended> {
+        let detail = Detail::BadRequest { status: bad.status, why: bad.why };
+        Ended::new(CloseReason::BadRequest, detail)
+    }
+
     /// The same end, with something left to send.
     pub fn with_last(mut self: Box<Self>, last: Last) -> Box<Ended> {
         self.last = last;
@@ -324,6 +340,7 @@ impl Ended {
             Detail::Http
             | Detail::BadRequest { .. }
             | Detail::Handshake { .. }
+            | Detail::Forward { .. }
             | Detail::Inbox { .. }
             | Detail::OriginNotAllowed { .. }
             | Detail::Refused(_)
@@ -338,6 +355,7 @@ impl Ended {
             Detail::Http
             | Detail::BadRequest { .. }
             | Detail::Handshake { .. }
+            | Detail::Forward { .. }
             | Detail::Inbox { .. }
             | Detail::Refused(_)
             | Detail::LeftWhileDialing
@@ -400,6 +418,7 @@ impl Ended {
             }
             Detail::LeftWhileDialing | Detail::NoBackend { .. } => Some("dial"),
             Detail::Relay => Some("relay"),
+            Detail::Forward { .. } => Some("http"),
             Detail::CannotSubscribe { .. } | Detail::Output { .. } => Some("output"),
             Detail::Inbox { .. } => Some("inbox"),
             Detail::Ingest { .. } => Some("ingest"),
@@ -419,6 +438,7 @@ impl Ended {
                 Detail::Http
                 | Detail::BadRequest { .. }
                 | Detail::Handshake { .. }
+                | Detail::Forward { .. }
                 | Detail::Refused(_) => ConnectionKind::Early,
                 Detail::Inbox { .. } => ConnectionKind::Worker,
                 _ => ConnectionKind::WebSocket,
@@ -453,7 +473,7 @@ impl Ended {
             Detail::Refused(Limit::Workers) => (Level::Warn, "inbox"),
             Detail::Http | Detail::Refused(_) => (Level::Warn, "gateway"),
             Detail::OriginNotAllowed { .. } => (Level::Warn, "http"),
-            Detail::BadRequest { .. } => (Level::Info, "http"),
+            Detail::BadRequest { .. } | Detail::Forward { .. } => (Level::Info, "http"),
             Detail::Handshake { .. } => (Level::Info, "tls"),
             Detail::LeftWhileDialing | Detail::NoBackend { .. } => (Level::Info, "dial"),
             Detail::Relay => (Level::Info, "relay"),
@@ -486,6 +506,19 @@ impl fmt::Display for EndFields<'_> {
             }
             Detail::BadRequest { status, why } => {
                 return write!(f, " status={status} why=\"{why}\" client={client}");
+            }
+            Detail::Forward { method, status, what, request_bytes, response_bytes } => {
+                write!(f, " method={method}")?;
+                if let Some(status) = status {
+                    write!(f, " status={status}")?;
+                }
+                if let Some(what) = what {
+                    write!(f, " what={}", Quoted(what))?;
+                }
+                return write!(
+                    f,
+                    " client={client} request_bytes={request_bytes} response_bytes={response_bytes}"
+                );
             }
             Detail::Inbox { published } => return write!(f, " published={published}"),
             Detail::OriginNotAllowed { origin } => {
@@ -556,6 +589,13 @@ mod tests {
              format!(" error=\"no\" client=127.0.0.1:5000{COUNTS}{TASK}")),
             (Detail::Output { task: task(), state, end: None, fault: None },
              format!("{COUNTS}{TASK}")),
+            (Detail::Forward { method: "PUT".into(), status: Some(200), what: Some("a \"b"),
+                               request_bytes: 5, response_bytes: 6 },
+             " method=PUT status=200 what=\"a \\\"b\" client=127.0.0.1:5000 request_bytes=5 \
+              response_bytes=6".into()),
+            (Detail::Forward { method: "PUT".into(), status: None, what: None, request_bytes: 5,
+                               response_bytes: 0 },
+             " method=PUT client=127.0.0.1:5000 request_bytes=5 response_bytes=0".into()),
             (Detail::Inbox { published: 5 }, " published=5".into()),
             (Detail::Ingest { chunks: 6, errors: 7 },
              format!(" chunks=6 errors=7{COUNTS}")),

@@ -19,26 +19,55 @@ use std::io;
 /// Interim answers (1xx) before the real one.
 const INTERIM_HEADS_MAX: u8 = 16;
 
+/// What a request is, with its `X-Request-Id`, for the log.
+pub enum Asking {
+    /// For a WebSocket.
+    Upgrade(String),
+    /// Of a client, in plain HTTP.
+    Request(String),
+    /// Of the gateway itself, to find out whether the backend is well.
+    Probe,
+}
+
 /// A request on its way, or the answer to it.
 pub struct Exchange {
     conn: Conn,
     request: Vec<u8>,
     sent: usize,
-    /// `X-Request-Id`, for the log. A probe has none.
-    request_id: Option<String>,
+    asking: Asking,
     received: Vec<u8>,
     interim_heads: u8,
+    /// One of the interim answers asks for the body (RFC 9110 §15.2.1).
+    wants_body: bool,
 }
 
 impl Exchange {
     /// Sends `request` over `conn`, which a [`Connector`] has begun.
-    pub fn new(conn: Conn, request: Vec<u8>, request_id: Option<String>) -> Exchange {
-        Exchange { conn, request, sent: 0, request_id, received: Vec::new(), interim_heads: 0 }
+    pub fn new(conn: Conn, request: Vec<u8>, asking: Asking) -> Exchange {
+        Exchange {
+            conn,
+            request,
+            sent: 0,
+            asking,
+            received: Vec::new(),
+            interim_heads: 0,
+            wants_body: false,
+        }
     }
 
     /// Bytes of its buffers.
     pub fn held_bytes(&self) -> usize {
         self.request.capacity() + self.received.capacity()
+    }
+
+    /// The connection, to send a body behind the head.
+    pub fn conn_mut(&mut self) -> &mut Conn {
+        &mut self.conn
+    }
+
+    /// Whether the backend has asked for the body since this was asked last.
+    pub fn take_wants_body(&mut self) -> bool {
+        std::mem::take(&mut self.wants_body)
     }
 
     /// The connection, once the answer has been read.
@@ -64,9 +93,24 @@ impl Exchange {
         cx: &mut Context,
         read: impl FnOnce(&ResponseHead<'_, '_>, &[u8]) -> T,
     ) -> Result<Option<T>, AttemptError> {
-        if !self.send(connector, who, cx)? {
-            return connector.timed_out(cx.now).map_or(Ok(None), Err);
+        if self.send(connector, who, cx)?
+            && let Some(answer) = self.read_answer(who, cx, read)?
+        {
+            return Ok(Some(answer));
         }
+        connector.timed_out(cx.now).map_or(Ok(None), Err)
+    }
+
+    /// Reads the answer, as [`Exchange::poll`] does. `Ok(None)`: waits for an event.
+    ///
+    /// # Errors
+    /// As of [`Exchange::poll`].
+    pub fn read_answer<T>(
+        &mut self,
+        who: Subject<'_>,
+        cx: &mut Context,
+        read: impl FnOnce(&ResponseHead<'_, '_>, &[u8]) -> T,
+    ) -> Result<Option<T>, AttemptError> {
         loop {
             let mut slots = empty_slots();
             match ResponseHead::parse_within(&self.received, cx.settings.max_head, &mut slots) {
@@ -79,6 +123,7 @@ impl Exchange {
                         return Ok(Some(read(&head, &self.received[length..])));
                     }
                     self.interim_heads += 1;
+                    self.wants_body |= head.status == 100;
                     if self.interim_heads > INTERIM_HEADS_MAX {
                         return Err(AttemptError::Malformed("too many interim answers"));
                     }
@@ -94,14 +139,17 @@ impl Exchange {
             }
             match self.receive(cx) {
                 Ok(Io::Moved(_)) => {}
-                Ok(Io::Blocked) => return connector.timed_out(cx.now).map_or(Ok(None), Err),
+                Ok(Io::Blocked) => return Ok(None),
                 Ok(Io::Ended) | Err(_) => return Err(AttemptError::Unanswered),
             }
         }
     }
 
     /// Writes the request as far as there is room. True: all of it is out.
-    fn send(
+    ///
+    /// # Errors
+    /// As of [`Exchange::poll`].
+    pub fn send(
         &mut self,
         connector: &mut Connector,
         who: Subject<'_>,
@@ -118,9 +166,10 @@ impl Exchange {
             }
         }
         if !self.request.is_empty() {
-            note_step(who, cx.now, || match &self.request_id {
-                Some(request_id) => Event::UpgradeRequest { request_id },
-                None => Event::ProbeRequest,
+            note_step(who, cx.now, || match &self.asking {
+                Asking::Upgrade(request_id) => Event::UpgradeRequest { request_id },
+                Asking::Request(request_id) => Event::ForwardedRequest { request_id },
+                Asking::Probe => Event::ProbeRequest,
             });
             self.request = Vec::new();
             self.sent = 0;

@@ -10,7 +10,8 @@
 //!                    ├──────► Output ── delivered, timeout, … ─────────────────────┤       │
 //!                    ├──────► Ingest ── closed, idle, … ───────────────────────────┤       │
 //!                    └──────► Dial ── no backend ──────────────────────────────────┘       │
-//!                               └──── 101 ──► Relay ───────────────────────────────────────┤
+//!                    │          └──── 101 ──► Relay ───────────────────────────────────────┤
+//!                    └──────► Forward ── no backend ─► Respond;  complete ─► keep-alive, or ┤
 //! accepted by the inbox ────► Inbox ───────────────────────────────────────────────────────┘
 //!
 //! Accept:  the TLS handshake
@@ -18,6 +19,7 @@
 //! Body:    read the body of a request, between Request and Respond
 //! Respond: write an HTTP answer
 //! Dial:    connect to a backend, ask it to upgrade
+//! Forward: pass a request of plain HTTP on, and its response back
 //! Relay:   two flows until both have ended
 //! Output:  wait for a task's results, deliver them
 //! Ingest:  take speech from a worker
@@ -43,6 +45,7 @@ mod event_body;
 pub mod exchange;
 pub mod file_body;
 pub mod flow;
+pub mod forward;
 pub mod inbox;
 pub mod ingest;
 pub mod jobs;
@@ -133,6 +136,10 @@ pub struct Settings {
     /// Payload bytes of the largest message that is relayed.
     pub max_message: Option<u64>,
     pub on_backend_failure: OnBackendFailure,
+    /// Timeout for the head of a backend's response to plain HTTP.
+    pub response_timeout: Option<Duration>,
+    /// Bytes of the largest body of a request that is passed on.
+    pub max_body: Option<u64>,
     /// Whether requests that come without TLS are sent on to where it is.
     pub redirect_http: RedirectHttp,
     /// The port of the first listener with TLS, if there is one.
@@ -160,6 +167,8 @@ impl Default for Settings {
             idle_timeout: None,
             max_message: None,
             on_backend_failure: OnBackendFailure::Close,
+            response_timeout: Some(Duration::from_secs(60)),
+            max_body: None,
             redirect_http: RedirectHttp::No,
             tls_port: None,
             memory_limit: MemoryLimit::Unlimited,
@@ -311,6 +320,7 @@ pub enum Phase {
     Download(Box<download::Download>),
     Respond(Box<respond::Respond>),
     Dial(Box<dial::Dial>),
+    Forward(Box<forward::Forward>),
     Relay(Box<relay::Relay>),
     Output(Box<output::Output>),
     Inbox(Box<inbox::Inbox>),
@@ -574,6 +584,8 @@ impl Session {
                     return Driven::Yield;
                 }
                 Step::NextRequest(held) => {
+                    // The next request may be for another route, or for none.
+                    self.who.route = None;
                     let is_here = !held.is_empty() || self.downstream.is_readable();
                     self.phase = request::Request::following(held, cx);
                     if is_here {
@@ -675,6 +687,7 @@ macro_rules! in_phase {
             Phase::Download($it) => $of_state,
             Phase::Respond($it) => $of_state,
             Phase::Dial($it) => $of_state,
+            Phase::Forward($it) => $of_state,
             Phase::Relay($it) => $of_state,
             Phase::Output($it) => $of_state,
             Phase::Inbox($it) => $of_state,

@@ -7,22 +7,26 @@
 //! A probe costs the backend no more than the client that would otherwise find out, and it is made
 //! only while the backend is failed, when a rest is over.
 //!
+//! A backend of plain HTTP is asked for the head of the same path, which is safe to ask for at any
+//! time. There any answer shows that it is well, as statuses do not make it rest either.
+//!
 //! Names in the URL's path become the nil UUID: what is there does not matter, because any answer
 //! other than 429, 502, 503 and 504 shows a backend that can serve clients.
 
 use super::Context;
 use super::connector::{Connector, Polled};
 use super::dial::is_failure;
-use super::exchange::Exchange;
+use super::exchange::{Asking, Exchange};
 use super::transcript::Subject;
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Ready, Source};
+use crate::proto::forward;
 use crate::proto::http::ResponseHead;
 use crate::proto::upgrade;
 use crate::proto::ws;
 use crate::service::attempt::AttemptError;
 use crate::service::upstreams::{Purpose, UpstreamId};
-use crate::service::url::probe_target;
+use crate::service::url::{BackendProtocol, probe_target};
 use std::time::Duration;
 
 /// How long the backend may take to close its side, once the probe has closed the WebSocket.
@@ -37,6 +41,8 @@ pub struct Probe {
     connector: Connector,
     /// `Sec-WebSocket-Key`.
     key: String,
+    /// What the backend is asked for.
+    protocol: BackendProtocol,
     stage: ProbeStage,
 }
 
@@ -76,6 +82,7 @@ impl Probe {
             number,
             connector: Connector::new(&[backend], source, Purpose::Probe, cx),
             key: random_key(&mut cx.chance),
+            protocol: cx.upstreams.url(backend).protocol(),
             stage: ProbeStage::Connect,
         }
     }
@@ -134,13 +141,25 @@ impl Probe {
                         let url = cx.upstreams.url(backend);
                         let (target, authority) = (probe_target(url), url.authority());
                         let mut request = Vec::new();
-                        upgrade::write_probe_request(&target, &authority, &self.key, &mut request);
-                        self.stage = ProbeStage::Ask(Exchange::new(conn, request, None));
+                        match self.protocol {
+                            BackendProtocol::WebSocket => {
+                                let key = &self.key;
+                                upgrade::write_probe_request(&target, &authority, key, &mut request)
+                            }
+                            BackendProtocol::Http => {
+                                forward::write_probe_request(&target, &authority, &mut request)
+                            }
+                        }
+                        self.stage = ProbeStage::Ask(Exchange::new(conn, request, Asking::Probe));
                     }
                     Polled::Exhausted(_) => return,
                 },
                 ProbeStage::Ask(mut exchange) => {
-                    let judge = |head: &ResponseHead, _: &[u8]| judge(head, &self.key);
+                    let judge = |head: &ResponseHead, _: &[u8]| match self.protocol {
+                        BackendProtocol::WebSocket => judge(head, &self.key),
+                        // Statuses of plain HTTP make no backend rest.
+                        BackendProtocol::Http => ProbeAnswer::Declined,
+                    };
                     match exchange.poll(&mut self.connector, who, cx, judge) {
                         Ok(None) => {
                             self.stage = ProbeStage::Ask(exchange);

@@ -10,6 +10,7 @@ use super::dial::Dial;
 use super::download::Download;
 use super::ended::last_response;
 use super::event_body::Followed;
+use super::forward::Forward;
 use super::ingest::Ingest;
 use super::output::Output;
 use super::respond::{Asked, Question, Respond};
@@ -217,46 +218,44 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
     if let Err(refusal) = who.note_client(client, &mut cx.limits) {
         return reject(refusal, cx);
     }
-    let endpoint = Endpoint::find(path);
-    let is_for_full =
-        |endpoint: &Endpoint| endpoint.is_answered_when_full && endpoint.takes_method(head.method);
-    match who.admission {
-        Admission::Refused(Refusal::Full | Refusal::Descriptors)
-            if endpoint.is_some_and(|(endpoint, _)| is_for_full(endpoint)) => {}
-        Admission::Refused(refusal) => return reject(refusal, cx),
-        Admission::Client | Admission::Admin | Admission::Inbox | Admission::RefusedWorker => {}
+    let is_misleading = is_misleading(path);
+    let endpoint = Endpoint::find(path).filter(|_| !is_misleading);
+    if let Some(refusal) = refusal(head, endpoint.map(|(endpoint, _)| endpoint), who) {
+        return reject(refusal, cx);
     }
-    if head.body_bytes() > endpoint.map_or(0, |(endpoint, _)| endpoint.body_bytes_max) {
+    let has_routes = who.accepted_on() == AcceptedOn::Clients && !is_misleading;
+    let find = || cx.routes.find(path, endpoint.map(|(endpoint, _)| endpoint));
+    let found = has_routes.then(find).flatten();
+    let is_forwarded = found.as_ref().is_some_and(|(route, _)| route.is_http());
+    let body_max = endpoint.map_or(0, |(endpoint, _)| endpoint.body_bytes_max);
+    if !is_forwarded && head.body_bytes() > body_max {
         let bad = BadHead { status: 413, why: "request bodies are not taken" };
         return refuse(bad, CloseReason::BadRequest, cx);
     }
-    let is_refused = matches!(who.admission, Admission::Refused(_));
     let pages = endpoint.map_or(Pages::Allowed, |(endpoint, _)| endpoint.pages);
     let is_admin = || cx.trust.is_admin(head, client, who.peer(), who.accepted_on());
     let asked = || Asked {
-        form: Form {
-            minor_version: head.minor_version,
-            head_only: head.is_head(),
-            // A refused connection gets one answer and makes room for the next one.
-            keep_alive: head.is_keep_alive() && !is_refused,
-        },
+        form: form_of(head, who.admission),
         cors: cx.limits.cors_headers(head.headers.first("origin"), pages),
         if_none_match: head.headers.first("if-none-match").map(<[u8]>::to_vec),
         viewer: if is_admin() { Viewer::Admin } else { Viewer::Stranger },
         language: Language::of(head.headers.first("accept-language")),
         rest: rest.to_vec(),
     };
-    if is_misleading(path) {
-        log_request(head, who);
-        return answer(asked(), http::Response::error(404, "Not found"), who, cx);
-    }
-    if who.accepted_on() == AcceptedOn::Clients
-        && let Some((route, params)) = cx.routes.find(path, endpoint.map(|(endpoint, _)| endpoint))
-    {
+    if let Some((route, params)) = found {
         let route = Rc::clone(route);
         if let Some(response) = without_access(&route, &params, head, is_admin, who, cx) {
             log_request(head, who);
-            return answer(asked(), response, who, cx);
+            let mut asked = asked();
+            // Where a body is not read, it is unknown where the next request would begin.
+            asked.form.keep_alive &= head.body_bytes() == 0;
+            return answer(asked, response, who, cx);
+        }
+        if is_forwarded {
+            let asked = asked();
+            who.route = Some(route);
+            log_request(head, who);
+            return Forward::begin(head, asked, who, cx);
         }
         return match upgrade::check_request(head) {
             Ok(handshake) => {
@@ -289,6 +288,32 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
         }
         Some(found) => begin_answer(head, found, asked(), who, cx),
         None => answer(asked(), http::Response::error(404, "Not found"), who, cx),
+    }
+}
+
+/// Why a connection beyond a limit gets nothing but that answer; `None`: it is within all limits,
+/// or asks for an endpoint that answers all the same.
+fn refusal(head: &RequestHead, endpoint: Option<&Endpoint>, who: &Identity) -> Option<Refusal> {
+    let is_for_full =
+        |endpoint: &Endpoint| endpoint.is_answered_when_full && endpoint.takes_method(head.method);
+    match who.admission {
+        Admission::Refused(Refusal::Full | Refusal::Descriptors)
+            if endpoint.is_some_and(is_for_full) =>
+        {
+            None
+        }
+        Admission::Refused(refusal) => Some(refusal),
+        Admission::Client | Admission::Admin | Admission::Inbox | Admission::RefusedWorker => None,
+    }
+}
+
+/// The form of the answer. A refused connection gets one and makes room for the next.
+fn form_of(head: &RequestHead, admission: Admission) -> Form {
+    let is_refused = matches!(admission, Admission::Refused(_));
+    Form {
+        minor_version: head.minor_version,
+        head_only: head.is_head(),
+        keep_alive: head.is_keep_alive() && !is_refused,
     }
 }
 

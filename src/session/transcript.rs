@@ -12,7 +12,7 @@ use super::close::{CloseReason, CodeText};
 use super::recent::{Kept, Recent};
 use super::tap::{self, Noted};
 use super::{Context, Identity};
-use crate::base::moment::Moment;
+use crate::base::moment::{Moment, Seconds};
 use crate::base::quoted::Quoted;
 use crate::net::Side;
 use crate::proto::http;
@@ -65,7 +65,13 @@ pub enum Event<'e> {
     UpgradeRequest {
         request_id: &'e str,
     },
-    /// The upgrade request of a probe has left for the backend.
+    /// The head of a request on an HTTP route has left for the backend.
+    ForwardedRequest {
+        request_id: &'e str,
+    },
+    /// A request on an HTTP route has been answered, or its connection has ended before.
+    Forwarded(Forwarded<'e>),
+    /// The request of a probe has left for the backend.
     ProbeRequest,
     /// An HTTP answer of the backend.
     BackendAnswer {
@@ -171,12 +177,36 @@ pub enum Event<'e> {
     },
 }
 
+/// What became of a request on an HTTP route.
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "the fields explain themselves")]
+pub struct Forwarded<'e> {
+    pub method: &'e str,
+    /// Of the backend's response, or the gateway's own; `None`: there was none.
+    pub status: Option<u16>,
+    /// From the request's head to the response's, and to the end.
+    pub head_after: Option<Duration>,
+    pub duration: Duration,
+    /// Bytes of content.
+    pub request_bytes: u64,
+    pub response_bytes: u64,
+}
+
 /// Whether a request has a query. Its values may be secrets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum Query {
     Present,
     Absent,
+}
+
+impl Query {
+    fn mark(self) -> &'static str {
+        match self {
+            Query::Present => "?…",
+            Query::Absent => "",
+        }
+    }
 }
 
 /// What an event happened to.
@@ -396,6 +426,8 @@ impl Event<'_> {
             Event::Secured { .. }
             | Event::Request { .. }
             | Event::Answer { .. }
+            | Event::ForwardedRequest { .. }
+            | Event::Forwarded(_)
             | Event::ProbeRequest
             | Event::Upgraded
             | Event::Frame { .. }
@@ -416,12 +448,13 @@ impl Event<'_> {
     fn target(&self) -> &'static str {
         match self {
             Event::Secured { .. } => "tls",
-            Event::Request { .. } | Event::Answer { .. } => "http",
+            Event::Request { .. } | Event::Answer { .. } | Event::Forwarded(_) => "http",
             Event::Connecting { .. }
             | Event::Connected
             | Event::AttemptFailed { .. }
             | Event::BackendFailed { .. }
             | Event::UpgradeRequest { .. }
+            | Event::ForwardedRequest { .. }
             | Event::ProbeRequest
             | Event::BackendAnswer { .. }
             | Event::Upgraded => "dial",
@@ -452,11 +485,7 @@ impl fmt::Display for Event<'_> {
         match *self {
             Event::Secured { client } => write!(f, "= TLS is established client={client}"),
             Event::Request { method, path, query, client } => {
-                let query = match query {
-                    Query::Present => "?…",
-                    Query::Absent => "",
-                };
-                write!(f, "client>gateway {method} {path}{query} client={client}")
+                write!(f, "client>gateway {method} {path}{} client={client}", query.mark())
             }
             Event::Answer { status } => {
                 write!(f, "gateway>client {status} {}", http::reason_phrase(status))
@@ -474,7 +503,11 @@ impl fmt::Display for Event<'_> {
             Event::UpgradeRequest { request_id } => {
                 write!(f, "gateway>backend upgrade request request_id={request_id}")
             }
-            Event::ProbeRequest => f.write_str("gateway>backend upgrade request of a probe"),
+            Event::ForwardedRequest { request_id } => {
+                write!(f, "gateway>backend request request_id={request_id}")
+            }
+            Event::Forwarded(forwarded) => forwarded.fmt(f),
+            Event::ProbeRequest => f.write_str("gateway>backend request of a probe"),
             Event::BackendAnswer { status, reason } => {
                 write!(f, "backend>gateway {status} {reason}")
             }
@@ -530,6 +563,25 @@ impl fmt::Display for Event<'_> {
     }
 }
 
+impl fmt::Display for Forwarded<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "= request over method={} status=", self.method)?;
+        match self.status {
+            Some(status) => write!(f, "{status}")?,
+            None => f.write_str("none")?,
+        }
+        if let Some(head_after) = self.head_after {
+            write!(f, " head_after={}", Seconds(head_after))?;
+        }
+        let Forwarded { duration, request_bytes, response_bytes, .. } = self;
+        let duration = Seconds(*duration);
+        write!(
+            f,
+            " duration={duration} request_bytes={request_bytes} response_bytes={response_bytes}"
+        )
+    }
+}
+
 /// A word from outside, in quotes if it could be taken for something else.
 struct Word<'w>(&'w str);
 
@@ -552,6 +604,9 @@ mod tests {
         let head = FrameHead { fin: false, payload: 5, ..FrameHead::of_message(Opcode::Text, 5) };
         let client = Client::Peer(std::net::SocketAddr::from(([192, 0, 2, 7], 5000)).into());
         let silence = Duration::from_millis(40_001);
+        let (status, head_after) = (Some(201), Some(Duration::from_millis(500)));
+        #[rustfmt::skip]
+        let forwarded = Forwarded { method: "PUT", status, head_after, duration: silence, request_bytes: 5, response_bytes: 6 };
         use Side::{Downstream, Upstream};
         #[rustfmt::skip]
         let cases = [
@@ -572,7 +627,13 @@ mod tests {
              "dial", "= backend ws://b/ failed what=\"connection refused\""),
             (Event::UpgradeRequest { request_id: "r" },
              "dial", "gateway>backend upgrade request request_id=r"),
-            (Event::ProbeRequest, "dial", "gateway>backend upgrade request of a probe"),
+            (Event::ForwardedRequest { request_id: "r" },
+             "dial", "gateway>backend request request_id=r"),
+            (Event::Forwarded(forwarded), "http",
+             "= request over method=PUT status=201 head_after=0.500s duration=40.001s request_bytes=5 response_bytes=6"),
+            (Event::Forwarded(Forwarded { status: None, head_after: None, ..forwarded }), "http",
+             "= request over method=PUT status=none duration=40.001s request_bytes=5 response_bytes=6"),
+            (Event::ProbeRequest, "dial", "gateway>backend request of a probe"),
             (Event::BackendAnswer { status: 101, reason: "OK" }, "dial", "backend>gateway 101 OK"),
             (Event::Upgraded, "dial", "gateway>client 101 Switching Protocols"),
             (Event::Frame { to: Upstream, head: &head },

@@ -19,6 +19,7 @@
 )]
 
 pub mod conditional;
+pub mod framing;
 mod outgoing;
 mod request;
 mod response;
@@ -42,6 +43,10 @@ pub const HEAD_BYTES_LIMIT: usize = 64 * 1024;
 
 /// Largest number of header lines in a head.
 pub const HEADERS_MAX: usize = 100;
+
+/// The largest chunk and the largest body, in bytes: what fits a signed number too, which other
+/// programs may use.
+const LENGTH_MAX: u64 = i64::MAX as u64;
 
 /// The interim response that asks for a body (RFC 9110 §15.2.1).
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -179,6 +184,7 @@ impl<'h, 'b> Headers<'h, 'b> {
         }
         // It is all digits, so parsing can only fail because the number is too large.
         let length = std::str::from_utf8(value).ok().and_then(|digits| digits.parse().ok());
+        let length = length.filter(|length| *length <= LENGTH_MAX);
         length.ok_or("Content-Length is too large").map(Some)
     }
 }

@@ -49,12 +49,7 @@ pub fn metrics(snapshot: &Snapshot) -> Response {
         "TLS handshakes of clients that failed or were given up.",
     )
     .plain(stats.tls_handshakes_failed);
-    let mut family =
-        out.counter("http_responses_total", "HTTP responses by status, upgrades included.");
-    for (status, count) in stats.http() {
-        family.labelled(&[("status", &status.to_string())], *count);
-    }
-
+    http_metrics(snapshot, &mut out);
     route_metrics(snapshot, &mut out);
     backend_metrics(snapshot, &mut out);
 
@@ -93,6 +88,25 @@ pub fn metrics(snapshot: &Snapshot) -> Response {
     }
 
     Response::new(200, METRICS_TYPE, out.text.into_bytes())
+}
+
+fn http_metrics(snapshot: &Snapshot, out: &mut Exposition) {
+    let stats = snapshot.stats;
+    let mut family =
+        out.counter("http_responses_total", "HTTP responses by status, upgrades included.");
+    for (status, count) in stats.http() {
+        family.labelled(&[("status", &status.to_string())], *count);
+    }
+
+    let mut family = out.counter(
+        "http_requests_total",
+        "Requests on routes for plain HTTP, by class of the answer's status.",
+    );
+    for (route, classes) in stats.requests() {
+        for (class, count) in classes {
+            family.labelled(&[("route", route), ("class", class)], *count);
+        }
+    }
 }
 
 fn time_metrics(snapshot: &Snapshot, out: &mut Exposition) {
@@ -416,6 +430,9 @@ mod tests {
         (stats.pings_sent, stats.pongs_swallowed) = (4, 3);
         (stats.accept_pauses, stats.messages_too_big, stats.log_lines_lost) = (2, 5, 6);
         (stats.tls_handshakes, stats.tls_handshakes_failed) = (7, 8);
+        for status in [200, 204, 700] {
+            stats.count_request("api", status);
+        }
         stats.count_http(101);
         stats.count_refused("full");
         stats.count_upgrade("input");
@@ -447,6 +464,8 @@ mod tests {
             "connections_open 0",
             r#"connections_refused_total{reason="refused",limit="full"} 1"#,
             r#"http_responses_total{status="101"} 1"#,
+            r#"http_requests_total{route="api",class="2xx"} 2"#,
+            r#"http_requests_total{route="api",class="other"} 1"#,
             r#"websockets_open{route="input"} 1"#,
             r#"websockets_open{route="same"} 0"#,
             r#"websocket_upgrades_total{route="input"} 1"#,

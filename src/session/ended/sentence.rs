@@ -71,6 +71,7 @@ fn what(detail: &Detail) -> Option<&str> {
         Detail::NoBackend { what, .. } => Some(what),
         Detail::CannotSubscribe { error, .. } => Some(error),
         Detail::Output { fault, .. } => fault.as_deref(),
+        Detail::Forward { what, .. } => *what,
         Detail::Http
         | Detail::LeftWhileDialing
         | Detail::Relay
