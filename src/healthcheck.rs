@@ -8,7 +8,10 @@
 #![expect(clippy::disallowed_types, reason = "a command of its own, which may wait")]
 
 use crate::net::tls::{self, ByteStream};
+use crate::proto::proxy_header;
+use crate::reactor;
 use crate::reactor::listeners::ListenOn;
+use crate::service::trust;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -22,32 +25,67 @@ const TIME_LIMIT: Duration = Duration::from_secs(5);
 /// The most that is read of an answer. A gateway's is a few hundred bytes.
 const ANSWER_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Asks the gateway that listens at `listen` and gives its `status`, `ok` or `degraded`. The error
-/// is a sentence.
-pub fn ask(listen: ListenOn) -> Result<String, String> {
-    ask_within(listen, TIME_LIMIT)
+/// Where a running gateway can be asked.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The address that it listens on.
+    pub listen: ListenOn,
+    /// Decides whether a connection begins with a PROXY header; `None`: an address for admins,
+    /// where none does.
+    trust: Option<trust::Settings>,
 }
 
-fn ask_within(listen: ListenOn, limit: Duration) -> Result<String, String> {
-    let health = health(listen, limit)?;
+impl Place {
+    /// The places where a gateway with these settings listens, those for admins first.
+    pub fn all(
+        settings: &reactor::Settings,
+        trust: &trust::Settings,
+    ) -> impl Iterator<Item = Place> {
+        let of = |listen: &ListenOn, trust| Place { listen: listen.clone(), trust };
+        let admins = settings.admin.iter().map(move |listen| of(listen, None));
+        let clients = settings.listen.iter();
+        admins.chain(clients.map(move |listen| of(listen, Some(trust.clone()))))
+    }
+
+    /// Where to ask: at a place for admins if there is one, since `listen` may be full; then on a
+    /// Unix socket, then without TLS.
+    pub fn first(settings: &reactor::Settings, trust: &trust::Settings) -> Option<Place> {
+        Place::all(settings, trust).min_by_key(|place| match &place.listen {
+            _ if place.trust.is_none() => 0,
+            ListenOn::Unix(_) => 1,
+            ListenOn::Tcp(_) => 2,
+            ListenOn::Tls(_) => 3,
+        })
+    }
+}
+
+/// Asks the gateway there and gives its `status`, `ok` or `degraded`. The error is a sentence.
+pub fn ask(place: &Place) -> Result<String, String> {
+    ask_within(place, TIME_LIMIT)
+}
+
+fn ask_within(place: &Place, limit: Duration) -> Result<String, String> {
+    let health = health(place, limit)?;
     Ok(health["status"].as_str().unwrap_or_default().to_owned())
 }
 
-/// Asks the gateway that listens at `listen` for its `/health`. The error is a sentence.
-pub fn health(listen: ListenOn, limit: Duration) -> Result<serde_json::Value, String> {
+/// Asks the gateway there for its `/health`. The error is a sentence.
+pub fn health(place: &Place, limit: Duration) -> Result<serde_json::Value, String> {
+    let listen = &place.listen;
     if listen.address().is_some_and(|address| address.port() == 0) {
         return Err(
             "the gateway listens on a port of the kernel's choice (port 0): name it with --listen"
                 .into(),
         );
     }
-    let at = match &listen {
+    let at = match listen {
         ListenOn::Tcp(address) | ListenOn::Tls(address) => reachable(*address).to_string(),
         ListenOn::Unix(path) => path.path().display().to_string(),
     };
     let (sender, answer) = mpsc::channel();
     // On a thread, so that one limit holds for the whole exchange, however slowly bytes arrive.
-    let ask = move || exchange(&listen, limit).map_err(|error| error.to_string());
+    let place = place.clone();
+    let ask = move || exchange(&place, limit).map_err(|error| error.to_string());
     thread::spawn(move || sender.send(ask()));
     let bytes = match answer.recv_timeout(limit) {
         Ok(bytes) => bytes.map_err(|why| format!("no gateway answers at {at}: {why}"))?,
@@ -66,21 +104,25 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
-/// Connects to the gateway that listens at `listen`. Returns what it is called in `Host` too.
+/// Connects to the gateway there. Returns what it is called in `Host` too.
 ///
 /// # Errors
 /// What the system reports.
 pub fn connect(
-    listen: &ListenOn,
+    place: &Place,
     read_timeout: Option<Duration>,
 ) -> std::io::Result<(String, Box<dyn ByteStream>)> {
     let connect = |listen: SocketAddr| {
         let address = reachable(listen);
-        let stream = TcpStream::connect_timeout(&address, TIME_LIMIT)?;
+        let mut stream = TcpStream::connect_timeout(&address, TIME_LIMIT)?;
         stream.set_read_timeout(read_timeout)?;
+        let own = stream.local_addr()?;
+        if place.trust.as_ref().is_some_and(|trust| trust.expects_header(own.into())) {
+            stream.write_all(proxy_header::LOCAL)?;
+        }
         std::io::Result::Ok((address, stream))
     };
-    Ok(match listen {
+    Ok(match &place.listen {
         ListenOn::Tcp(address) => {
             let (address, stream) = connect(*address)?;
             (address.to_string(), Box::new(stream))
@@ -98,8 +140,8 @@ pub fn connect(
     })
 }
 
-fn exchange(listen: &ListenOn, limit: Duration) -> std::io::Result<Vec<u8>> {
-    let (host, mut stream) = connect(listen, Some(limit))?;
+fn exchange(place: &Place, limit: Duration) -> std::io::Result<Vec<u8>> {
+    let (host, mut stream) = connect(place, Some(limit))?;
     write!(
         stream,
         "GET /health HTTP/1.1\r\nHost: {host}\r\nUser-Agent: healthcheck\r\nConnection: close\r\n\r\n"
@@ -133,8 +175,12 @@ mod tests {
     use super::*;
     use std::net::TcpListener;
 
+    fn place(address: SocketAddr) -> Place {
+        Place { listen: ListenOn::Tcp(address), trust: None }
+    }
+
     fn ask(address: SocketAddr) -> Result<String, String> {
-        super::ask(ListenOn::Tcp(address))
+        super::ask(&place(address))
     }
 
     /// A server that reads one request, sends `answer` and closes.
@@ -196,7 +242,7 @@ mod tests {
     fn a_silent_gateway_fails_after_the_limit() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        assert!(ask_within(ListenOn::Tcp(address), Duration::from_millis(50)).is_err());
+        assert!(ask_within(&place(address), Duration::from_millis(50)).is_err());
     }
 
     #[test]

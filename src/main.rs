@@ -26,6 +26,7 @@ use aivtuber_gateway::cli::{self, Action, Invocation};
 use aivtuber_gateway::config::{self, Config, Flags, Loaded};
 use aivtuber_gateway::demo::{self, Demo, HttpsWelcome};
 use aivtuber_gateway::doctor::{self, Colours};
+use aivtuber_gateway::healthcheck::Place;
 use aivtuber_gateway::logging::{self, Logging};
 use aivtuber_gateway::reactor::listeners::ListenOn;
 use aivtuber_gateway::reactor::passed::PassedSockets;
@@ -83,7 +84,7 @@ fn main() -> ExitCode {
         }
         Action::PrintConfig => say(&loaded.config.to_toml()),
         Action::PrintChanged => say(&loaded.config.changes_to_toml()),
-        Action::Healthcheck => match first_address(&loaded.config).map(healthcheck::ask) {
+        Action::Healthcheck => match first_place(&loaded.config).as_ref().map(healthcheck::ask) {
             Some(Ok(status)) => say(&format!("{status}\n")),
             Some(Err(why)) => complain(1, &why),
             None => complain(UNUSABLE, "the gateway listens nowhere"),
@@ -148,7 +149,7 @@ fn prepare_https(flags: &mut Flags) -> Result<(), String> {
 
 /// Follows live frames until the gateway ends the stream.
 fn follow(config: &Config, options: &cli::Options) -> ExitCode {
-    let Some(listen) = first_address(config) else {
+    let Some(place) = first_place(config) else {
         return complain(UNUSABLE, "the gateway listens nowhere");
     };
     let style = match options.json {
@@ -156,7 +157,7 @@ fn follow(config: &Config, options: &cli::Options) -> ExitCode {
         false if is_colourful() => tap::Style::Coloured,
         false => tap::Style::Plain,
     };
-    match tap::follow(listen, &options.filters, style, &mut std::io::stdout()) {
+    match tap::follow(&place, &options.filters, style, &mut std::io::stdout()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => complain(1, &why),
     }
@@ -334,16 +335,9 @@ fn apply(
     Some(config.gateway)
 }
 
-/// Where `healthcheck` asks: at a place for admins if there is one, since `listen` may be full;
-/// then on a Unix socket, then without TLS.
-fn first_address(config: &Config) -> Option<ListenOn> {
-    let effort = |on: &&ListenOn| match on {
-        ListenOn::Unix(_) => 0,
-        ListenOn::Tcp(_) => 1,
-        ListenOn::Tls(_) => 2,
-    };
-    let clients = || config.reactor.listen.iter().min_by_key(effort);
-    config.reactor.admin.first().or_else(clients).cloned()
+/// Where commands ask a running gateway with this configuration.
+fn first_place(config: &Config) -> Option<Place> {
+    Place::first(&config.reactor, &config.gateway.trust)
 }
 
 /// How the log names the file.

@@ -4,8 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 
 use serde_json::Value;
 
-use crate::healthcheck;
-use crate::reactor::listeners::ListenOn;
+use crate::healthcheck::{self, Place};
 
 /// How lines are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,13 +25,14 @@ const LINE_BYTES_MAX: u64 = 1024 * 1024;
 /// # Errors
 /// A sentence, if the gateway cannot be followed.
 pub fn follow(
-    listen: ListenOn,
+    place: &Place,
     filters: &[(&str, String)],
     style: Style,
     out: &mut dyn Write,
 ) -> Result<(), String> {
+    let listen = &place.listen;
     let failed = |error: std::io::Error| format!("no gateway answers at {listen}: {error}");
-    let (host, mut stream) = healthcheck::connect(&listen, None).map_err(failed)?;
+    let (host, mut stream) = healthcheck::connect(place, None).map_err(failed)?;
     let query: Vec<_> =
         filters.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
     // HTTP/1.0: the events come as they are, without chunks.

@@ -30,7 +30,7 @@
 //! worker> PING                          a command for the inbox; TASK is the id of a task
 //! backend: accept                       the 101 to the request that arrived
 //! wait 5s   drain   reload max_message=5   stats
-//! closed                                why WebSockets have ended so far
+//! closed                                why WebSockets have ended so far; `closed http`: what else
 //! stop   run                            the gateway's process stands still, and goes on
 //! ```
 //! A client or a worker connects with the first line that names it. Backends are called `backend`,
@@ -87,6 +87,11 @@ fn admins_and_strangers() {
 #[test]
 fn plain_http() {
     play("forward.txt");
+}
+
+#[test]
+fn headers_of_the_proxy_protocol() {
+    play("proxy_header.txt");
 }
 
 #[test]
@@ -275,6 +280,7 @@ fn change(settings: &mut gateway::Settings, words: &str) -> Result<(), String> {
             "max_connections_per_ip" => settings.limits.max_connections_per_ip = number()? as usize,
             "admin_from" => settings.trust.admin_from = vec![PeerRule::parse(value)?],
             "trusted_proxies" => settings.trust.trusted_proxies = vec![PeerRule::parse(value)?],
+            "proxy_protocol" => settings.trust.proxy_protocol = value == "true",
             "allowed_origins" => settings.limits.allowed_origins = vec![OriginRule::parse(value)?],
             "splices" => {} // an option of the kernel
             "results" => serve_results(settings, number()? as usize),
@@ -481,7 +487,7 @@ impl ScriptRun {
             "stop" => self.is_stopped = true,
             "run" => self.is_stopped = false,
             "stats" => self.show_stats(),
-            "closed" => self.show_closed(),
+            "closed" => self.show_closed(rest == "http"),
             "reload" => {
                 change(settings, rest)?;
                 self.gateway.reload(settings.clone());
@@ -531,8 +537,9 @@ impl ScriptRun {
         self.shown = line + "\n";
     }
 
-    fn show_closed(&mut self) {
-        let routes = self.gateway.stats().ended().iter().filter(|(route, _)| &***route != "http");
+    fn show_closed(&mut self, is_http: bool) {
+        let ended = self.gateway.stats().ended().iter();
+        let routes = ended.filter(|(route, _)| (&***route == "http") == is_http);
         for ((reason, ..), count) in routes.flat_map(|(_, reasons)| reasons) {
             let times = if *count == 1 { String::new() } else { format!(" {count} times") };
             writeln!(self.shown, "gateway< closed reason={reason}{times}")

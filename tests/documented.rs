@@ -321,10 +321,11 @@ fn every_close_reason_is_in_the_reference() {
 fn every_close_code_is_in_the_protocol_with_its_phrase() {
     // Connections that were no WebSocket, codes that are the other end's own, and one whose phrase
     // is followed by what the backend answered.
-    const NOT_SENT: [CloseReason; 9] = [
+    const NOT_SENT: [CloseReason; 10] = [
         CloseReason::TlsFailed,
         CloseReason::ClientLeft,
         CloseReason::ResponseCut,
+        CloseReason::BadProxyHeader,
         CloseReason::BadRequest,
         CloseReason::HeaderTimeout,
         CloseReason::Refused,

@@ -231,6 +231,7 @@ pub const SECTIONS: &[Section] = &[
                     set: |c, redirect| c.gateway.session.redirect_http = redirect,
                 },
             ),
+            live("proxy_protocol", flag!(gateway.trust.proxy_protocol)),
         ],
     },
     Section {

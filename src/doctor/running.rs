@@ -8,7 +8,7 @@ use socket2::{SockAddr, Socket, Type};
 
 use super::CheckRow;
 use crate::config::Config;
-use crate::healthcheck;
+use crate::healthcheck::{self, Place};
 use crate::net::{tcp, unix};
 use crate::proto::resp;
 use crate::reactor::listeners::ListenOn;
@@ -20,11 +20,12 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 pub fn check(config: &Config) -> Vec<CheckRow> {
     let mut rows = Vec::new();
     let mut health = None;
-    for at in config.reactor.admin.iter().chain(&config.reactor.listen) {
+    for place in Place::all(&config.reactor, &config.gateway.trust) {
+        let at = &place.listen;
         let name = named(at);
         let row = match is_free(at) {
             Ok(true) => CheckRow::ok(name, format!("{at} is free")),
-            Ok(false) => match ask(at, config) {
+            Ok(false) => match ask(&place, config) {
                 Ok(answer) => {
                     health.get_or_insert(answer);
                     CheckRow::ok(name, format!("{at} is held by the running gateway"))
@@ -82,8 +83,8 @@ fn is_free(at: &ListenOn) -> Result<bool, (String, &'static str)> {
 }
 
 /// The `/health` of a gateway with the same routes.
-fn ask(at: &ListenOn, config: &Config) -> Result<Value, String> {
-    let health = healthcheck::health(at.clone(), TIMEOUT)?;
+fn ask(place: &Place, config: &Config) -> Result<Value, String> {
+    let health = healthcheck::health(place, TIMEOUT)?;
     let services = health.get("backend_services").and_then(Value::as_object);
     let theirs = services.into_iter().flat_map(|routes| routes.keys().map(String::as_str));
     let ours = config.gateway.routes.iter().map(|route| &*route.name);

@@ -4,7 +4,7 @@ use super::Gateway;
 use crate::net::{Conn, Security, Socket};
 use crate::service::limits::Refusal;
 use crate::service::trust::{Client, Peer};
-use crate::session::{self, Admission, Identity, Proxied, Rare, Session, SessionId};
+use crate::session::{self, Admission, Identity, Proxied, Rare, Session};
 
 /// Connections to the addresses for admins at once.
 const ADMINS_MAX: usize = 100;
@@ -21,25 +21,25 @@ impl Gateway {
         self.admit_as(Security::Plain, socket, client.into());
     }
 
-    /// The same. Returns the session, unless the connection is beyond a limit.
-    pub(super) fn admit_as(
-        &mut self,
-        security: Security,
-        socket: Socket,
-        client: Peer,
-    ) -> Option<SessionId> {
+    /// The same, where a connection is expected to be like this.
+    pub(super) fn admit_as(&mut self, security: Security, socket: Socket, client: Peer) {
+        let expects_header = self.cx.trust.expects_header(client);
+        if security == Security::Tls || expects_header {
+            self.limit_handshakes();
+        }
         // Behind a proxy, the client is known once its request has come.
         let counted = client.ip().filter(|_| !self.cx.trust.is_trusted_proxy(client));
         if let Err(refusal) = self.cx.limits.admit(counted) {
-            self.refuse_as(security, socket, client, refusal);
-            return None;
+            return self.refuse_as(security, socket, client, refusal);
         }
         self.cx.stats.connections_accepted += 1;
         let mut who = self.identity(client, Admission::Client);
         who.note_security(security);
         let id = who.id();
         self.insert(Session::accepted(who, Conn::accepted(socket), &self.cx));
-        Some(id)
+        if security == Security::Tls || expects_header {
+            self.handshakes.add(id);
+        }
     }
 
     /// Takes a connection that is beyond a limit: it is answered 503, unless it asks for an
@@ -109,7 +109,7 @@ impl Gateway {
             ip: client.ip(),
             port: match client {
                 Peer::Ip(address) => address.port(),
-                Peer::Unix => 0,
+                Peer::Unix | Peer::Named(_) | Peer::Unnamed => 0,
             },
             admission,
             rare,

@@ -25,6 +25,7 @@ enum FieldKind {
 const FIELDS: &[(&str, &str, FieldKind)] = &[
     ("task", "task", FieldKind::Text),
     ("client", "client", FieldKind::Text),
+    ("proxy", "proxy", FieldKind::Text),
     ("user_agent", "user_agent", FieldKind::Text),
     ("origin", "origin", FieldKind::Text),
     ("backend", "backend", FieldKind::Text),
@@ -109,6 +110,7 @@ const EVENTS: &[(&str, &str)] = &[
     ("= no TLS with the backend", "backend_tls_failed"),
     ("= task learned", "task_learned"),
     ("= TLS is established", "tls_established"),
+    ("= PROXY header", "proxy_header"),
     ("= connecting to backend", "connecting"),
     ("= connected to backend", "connected"),
     ("= attempt failed", "attempt_failed"),

@@ -9,6 +9,8 @@
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
+mod layer;
+
 use super::{OpenFile, Pipe, Security, Socket, Transport, tcp::Tcp};
 use std::io::{self, ErrorKind};
 

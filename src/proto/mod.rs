@@ -9,6 +9,7 @@ pub mod media;
 mod members;
 pub mod message;
 pub mod path;
+pub mod proxy_header;
 pub mod resp;
 pub mod speech;
 pub mod upgrade;

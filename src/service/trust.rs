@@ -7,7 +7,8 @@
 //! - Clients behind a proxy, whose connection comes from an address that admins have. A request
 //!   that says that it came through a proxy (`X-Forwarded-For`, `Forwarded`) is an admin's only if
 //!   the proxy is trusted, and then by the address that it names. A trusted proxy that names none
-//!   hides its client.
+//!   hides its client. A proxy that does not speak HTTP names it in a PROXY header, in front of the
+//!   connection.
 //! - Pages in an admin's browser that make their own host name resolve to the gateway (DNS
 //!   rebinding). Their requests carry that name in `Host`, so `Host` must be an address,
 //!   `localhost` or one of `server_names`.
@@ -26,6 +27,8 @@ pub struct Settings {
     pub server_names: Vec<String>,
     /// Proxies whose `X-Forwarded-For`, `-Proto` and `-Host` are believed.
     pub trusted_proxies: Vec<PeerRule>,
+    /// Connections of trusted proxies begin with a PROXY header.
+    pub proxy_protocol: bool,
 }
 
 impl Default for Settings {
@@ -35,11 +38,17 @@ impl Default for Settings {
             admin_from: ["127.0.0.0/8", "::1", "unix"].into_iter().filter_map(rule).collect(),
             server_names: Vec::new(),
             trusted_proxies: Vec::new(),
+            proxy_protocol: false,
         }
     }
 }
 
 impl Settings {
+    /// Whether a connection from `peer` begins with a PROXY header. Those on Unix sockets never do.
+    pub fn expects_header(&self, peer: Peer) -> bool {
+        self.proxy_protocol && matches!(peer, Peer::Ip(_)) && self.is_trusted_proxy(peer)
+    }
+
     /// Whether a connection from `peer` comes from a proxy that is believed.
     pub fn is_trusted_proxy(&self, peer: Peer) -> bool {
         matches_peer(&self.trusted_proxies, peer)
@@ -66,8 +75,10 @@ impl Settings {
         let is_admins_address = match client {
             _ if accepted_on == AcceptedOn::Admins => true,
             Client::Unknown => false,
-            // A trusted proxy that hides its client, or a proxy that is not trusted.
-            Client::Peer(_) if is_proxy || names_a_proxy(head) => false,
+            // A proxy that is not trusted.
+            Client::Peer(_) if names_a_proxy(head) => false,
+            // A trusted proxy that hides its client.
+            Client::Peer(Peer::Ip(_) | Peer::Unix) if is_proxy => false,
             Client::Peer(peer) => matches_peer(&self.admin_from, peer),
             Client::Forwarded(ip) => matches_any(&self.admin_from, ip),
         };
@@ -140,14 +151,25 @@ pub enum Peer {
     Ip(SocketAddr),
     /// On a Unix socket: a program of this machine.
     Unix,
+    /// At this address, as the PROXY header of a trusted proxy says.
+    Named(SocketAddr),
+    /// Behind a trusted proxy whose PROXY header names no address, or one that cannot be.
+    Unnamed,
 }
 
 impl Peer {
+    /// The peer that a PROXY header names.
+    pub fn named(address: SocketAddr) -> Peer {
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        // No other machine connects from a loopback address: a claim to pass for an admin.
+        if address.ip().is_loopback() { Peer::Unnamed } else { Peer::Named(address) }
+    }
+
     /// The address, if it has one.
     pub fn ip(self) -> Option<IpAddr> {
         match self {
-            Peer::Ip(address) => Some(address.ip()),
-            Peer::Unix => None,
+            Peer::Ip(address) | Peer::Named(address) => Some(address.ip()),
+            Peer::Unix | Peer::Unnamed => None,
         }
     }
 }
@@ -162,8 +184,9 @@ impl From<SocketAddr> for Peer {
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Peer::Ip(address) => address.fmt(f),
+            Peer::Ip(address) | Peer::Named(address) => address.fmt(f),
             Peer::Unix => f.write_str("unix"),
+            Peer::Unnamed => f.write_str("unknown"),
         }
     }
 }
@@ -282,8 +305,9 @@ fn matches_any(rules: &[PeerRule], ip: IpAddr) -> bool {
 
 fn matches_peer(rules: &[PeerRule], peer: Peer) -> bool {
     match peer {
-        Peer::Ip(address) => matches_any(rules, address.ip()),
+        Peer::Ip(address) | Peer::Named(address) => matches_any(rules, address.ip()),
         Peer::Unix => rules.iter().any(|rule| rule.network.is_none()),
+        Peer::Unnamed => false,
     }
 }
 
@@ -330,6 +354,7 @@ mod tests {
             admin_from: rules(admin_from),
             server_names: vec!["gateway.example".into()],
             trusted_proxies: rules(trusted_proxies),
+            proxy_protocol: true,
         }
     }
 
@@ -350,6 +375,10 @@ mod tests {
         let (head, _) = RequestHead::parse(bytes.as_bytes(), &mut slots).unwrap().unwrap();
         let peer = match peer {
             "unix" => Peer::Unix,
+            "named nothing" => Peer::Unnamed,
+            peer if peer.starts_with("named ") => {
+                Peer::named(SocketAddr::new(peer[6..].parse().unwrap(), 5000))
+            }
             peer => SocketAddr::new(peer.parse().unwrap(), 5000).into(),
         };
         let client = settings.client(&head, peer);
@@ -404,6 +433,53 @@ mod tests {
                 assert_eq!(judged, is_admin, "{host} at {accepted_on:?}");
             }
         }
+    }
+
+    /// The address of a PROXY header takes the place of the socket's: it is judged as that of any
+    /// peer is, and if it is trusted, `X-Forwarded-For` goes on from there.
+    #[test]
+    fn client_in_a_proxy_header_is_judged_by_its_address() {
+        let settings = settings(&["127.0.0.0/8", "203.0.113.9", "10.0.0.5"], &["10.0.0.0/8"]);
+        for (peer, lines, (text, is_admin)) in [
+            ("named 203.0.113.9", "", client("203.0.113.9:5000", true)),
+            ("named ::ffff:203.0.113.9", "", client("203.0.113.9:5000", true)),
+            ("named 192.0.2.7", "", client("192.0.2.7:5000", false)),
+            // It is not trusted, so what it says of others is not believed.
+            (
+                "named 203.0.113.9",
+                "X-Forwarded-For: 10.0.0.5\r\n",
+                client("203.0.113.9:5000", false),
+            ),
+            ("named 203.0.113.9", "Forwarded: for=10.0.0.5\r\n", client("203.0.113.9:5000", false)),
+            // A trusted address that was named is the client, unless it names another one.
+            ("named 10.0.0.5", "", client("10.0.0.5:5000", true)),
+            ("named 10.0.0.6", "", client("10.0.0.6:5000", false)),
+            ("named 10.0.0.5", "X-Forwarded-For:\r\n", client("10.0.0.5:5000", false)),
+            ("named 10.0.0.6", "X-Forwarded-For: 203.0.113.9\r\n", client("203.0.113.9", true)),
+            ("named 10.0.0.5", "X-Forwarded-For: 192.0.2.7\r\n", client("192.0.2.7", false)),
+            // Claims, and nothing: never an admin.
+            ("named 127.0.0.1", "", client("unknown", false)),
+            ("named ::1", "", client("unknown", false)),
+            ("named nothing", "", client("unknown", false)),
+            ("named nothing", "X-Forwarded-For: 203.0.113.9\r\n", client("unknown", false)),
+            // The header said that the connection is the proxy's own.
+            ("10.0.0.5", "", client("10.0.0.5:5000", false)),
+        ] {
+            assert_eq!(judged(&settings, peer, lines), client(&text, is_admin), "{peer} {lines}");
+        }
+    }
+
+    #[test]
+    fn headers_are_expected_of_trusted_proxies_on_tcp() {
+        let mut settings = settings(&[], &["10.0.0.0/8", "unix"]);
+        let peer = |ip: &str| Peer::from(SocketAddr::new(ip.parse().unwrap(), 1));
+        assert!(settings.expects_header(peer("10.1.2.3")));
+        assert!(settings.expects_header(peer("::ffff:10.1.2.3")));
+        assert!(
+            !settings.expects_header(peer("192.0.2.7")) && !settings.expects_header(Peer::Unix)
+        );
+        settings.proxy_protocol = false;
+        assert!(!settings.expects_header(peer("10.1.2.3")));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The TLS handshake of a connection that was accepted where TLS is expected.
+//! What comes before the first request of some connections: the PROXY header of a trusted proxy,
+//! and the TLS handshake where TLS is expected.
 //!
 //! A handshake costs about as much as a hundred relayed messages. So each step that may take part
 //! in one counts as that much work of the turn: when a crowd arrives, its handshakes are spread
@@ -6,6 +7,8 @@
 //!
 //! A client that does not speak TLS goes on without it, and learns from the answer to its request
 //! what is expected here.
+
+mod header;
 
 use super::ended::Awaited;
 use super::request::Request;
@@ -20,10 +23,18 @@ use std::io::ErrorKind;
 /// What a step of a handshake counts as, see [`Context::work`]: about 140 µs.
 const WORK_OF_A_HANDSHAKE: usize = 128 * 1024;
 
-/// Waiting for the client's part of the handshake.
+/// Waiting for a PROXY header, or for the client's part of the handshake.
 pub struct Accept {
+    /// For both together.
     deadline: Option<Moment>,
     fate: Fate,
+    stage: Stage,
+}
+
+enum Stage {
+    /// A PROXY header, of which this has come.
+    Header(Vec<u8>),
+    Tls,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -37,8 +48,17 @@ enum Fate {
 impl Accept {
     /// Waits for a handshake.
     pub fn phase(cx: &Context) -> Phase {
+        Accept::at(Stage::Tls, cx)
+    }
+
+    /// Waits for a PROXY header, and then for a handshake where TLS is expected.
+    pub fn with_header(cx: &Context) -> Phase {
+        Accept::at(Stage::Header(Vec::new()), cx)
+    }
+
+    fn at(stage: Stage, cx: &Context) -> Phase {
         let deadline = cx.after(cx.settings.header_timeout);
-        Phase::Accept(Box::new(Accept { deadline, fate: Fate::GoOn }))
+        Phase::Accept(Box::new(Accept { deadline, fate: Fate::GoOn, stage }))
     }
 
     /// Gives up in the next step.
@@ -48,11 +68,21 @@ impl Accept {
 }
 
 impl State for Accept {
-    fn step(self: Box<Self>, downstream: &mut Conn, who: &mut Identity, cx: &mut Context) -> Step {
-        match self.fate {
-            Fate::GoOn => {}
-            Fate::Evicted => return give_up("too many unfinished handshakes", cx),
-            Fate::Draining => return Step::End(Ended::http(CloseReason::Draining)),
+    fn step(
+        mut self: Box<Self>,
+        downstream: &mut Conn,
+        who: &mut Identity,
+        cx: &mut Context,
+    ) -> Step {
+        if self.fate == Fate::Draining {
+            return Step::End(Ended::http(CloseReason::Draining));
+        }
+        if let Stage::Header(held) = &mut self.stage {
+            let held = std::mem::take(held);
+            return self.read_header(&held, downstream, who, cx);
+        }
+        if self.fate == Fate::Evicted {
+            return give_up("too many unfinished handshakes", cx);
         }
         if downstream.is_readable() {
             cx.work += WORK_OF_A_HANDSHAKE;
@@ -106,7 +136,10 @@ impl State for Accept {
     }
 
     fn own_bytes(&self) -> usize {
-        0
+        match &self.stage {
+            Stage::Header(held) => held.capacity(),
+            Stage::Tls => 0,
+        }
     }
 
     fn release(self: Box<Self>, _: &Identity, _: &mut Context) -> Box<Ended> {

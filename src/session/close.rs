@@ -104,6 +104,9 @@ close_reasons! {
     /// The TLS handshake with the client failed, or was given up.
     TlsFailed: "tls_failed", 1002, "TLS handshake failed", Client, Bad,
         "The TLS handshake with the client failed";
+    /// A trusted proxy sent no PROXY header, or none that is understood; or another peer sent one.
+    BadProxyHeader: "bad_proxy_header", 1002, "bad PROXY header", Client, Bad,
+        "The PROXY header in front of the connection is missing, not understood or not expected";
     /// Not admitted: too many connections.
     Refused: "refused", 1013, "too many connections", Gateway, Bad,
         "The gateway refused the connection";

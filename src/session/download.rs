@@ -77,7 +77,7 @@ impl Download {
         cx: &mut Context,
     ) -> Step {
         let origin = head.headers.first("origin");
-        let own_host = cx.trust.own_host(head, who.proxied().is_some());
+        let own_host = cx.trust.own_host(head, who.is_forwarded(&cx.trust));
         let found = if !cx.limits.is_allowed(origin, own_host) {
             Err(Response::error(403, "Origin not allowed"))
         } else if cx.budget.refuses(0) {

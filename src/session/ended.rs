@@ -69,6 +69,10 @@ pub enum Detail {
     Handshake {
         why: String,
     },
+    /// A connection of a trusted proxy that does not begin with a PROXY header.
+    ProxyHeader {
+        why: String,
+    },
     OriginNotAllowed {
         origin: String,
     },
@@ -341,6 +345,7 @@ impl Ended {
             | Detail::BadRequest { .. }
             | Detail::Handshake { .. }
             | Detail::Forward { .. }
+            | Detail::ProxyHeader { .. }
             | Detail::Inbox { .. }
             | Detail::OriginNotAllowed { .. }
             | Detail::Refused(_)
@@ -356,6 +361,7 @@ impl Ended {
             | Detail::BadRequest { .. }
             | Detail::Handshake { .. }
             | Detail::Forward { .. }
+            | Detail::ProxyHeader { .. }
             | Detail::Inbox { .. }
             | Detail::Refused(_)
             | Detail::LeftWhileDialing
@@ -412,7 +418,7 @@ impl Ended {
     fn phase(&self) -> Option<&'static str> {
         match self.detail {
             Detail::Http => None,
-            Detail::Handshake { .. } => Some("accept"),
+            Detail::Handshake { .. } | Detail::ProxyHeader { .. } => Some("accept"),
             Detail::BadRequest { .. } | Detail::OriginNotAllowed { .. } | Detail::Refused(_) => {
                 Some("request")
             }
@@ -439,6 +445,7 @@ impl Ended {
                 | Detail::BadRequest { .. }
                 | Detail::Handshake { .. }
                 | Detail::Forward { .. }
+                | Detail::ProxyHeader { .. }
                 | Detail::Refused(_) => ConnectionKind::Early,
                 Detail::Inbox { .. } => ConnectionKind::Worker,
                 _ => ConnectionKind::WebSocket,
@@ -475,6 +482,8 @@ impl Ended {
             Detail::OriginNotAllowed { .. } => (Level::Warn, "http"),
             Detail::BadRequest { .. } | Detail::Forward { .. } => (Level::Info, "http"),
             Detail::Handshake { .. } => (Level::Info, "tls"),
+            // The proxy or this configuration has to be changed.
+            Detail::ProxyHeader { .. } => (Level::Warn, "gateway"),
             Detail::LeftWhileDialing | Detail::NoBackend { .. } => (Level::Info, "dial"),
             Detail::Relay => (Level::Info, "relay"),
             Detail::CannotSubscribe { .. } | Detail::Output { .. } => (Level::Info, "output"),
@@ -524,7 +533,7 @@ impl fmt::Display for EndFields<'_> {
             Detail::OriginNotAllowed { origin } => {
                 write!(f, " origin={} client={client}", Quoted(origin))?;
             }
-            Detail::Handshake { why } => {
+            Detail::Handshake { why } | Detail::ProxyHeader { why } => {
                 return write!(f, " why={} client={client}", Quoted(why));
             }
             Detail::LeftWhileDialing => write!(f, " client={client}")?,
@@ -579,6 +588,8 @@ mod tests {
              format!(" origin=\"https://a \\\"b\" client=127.0.0.1:5000{COUNTS}")),
             (Detail::Handshake { why: "an \"alert\"".into() },
              " why=\"an \\\"alert\\\"\" client=127.0.0.1:5000".into()),
+            (Detail::ProxyHeader { why: "it is too long".into() },
+             " why=\"it is too long\" client=127.0.0.1:5000".into()),
             (Detail::LeftWhileDialing, format!(" client=127.0.0.1:5000{COUNTS}")),
             (Detail::NoBackend { what: "refused".into(), answered: Answered::Http },
              format!(" what=\"refused\" client=127.0.0.1:5000{COUNTS}")),

@@ -7,7 +7,7 @@ use crate::net::{Security, Side};
 use crate::proto::ws::{FrameHead, FrameScanner, Opcode};
 use crate::service::limits::{Limits, Refusal};
 use crate::service::route::Route;
-use crate::service::trust::{AcceptedOn, Client, Peer};
+use crate::service::trust::{self, AcceptedOn, Client, Peer};
 use std::cell::OnceCell;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -40,6 +40,8 @@ pub struct Rare {
     pub task_id: Option<Box<str>>,
     /// Exists while the peer is a trusted proxy, whose requests come from others.
     pub proxied: Option<Proxied>,
+    /// The peer that its PROXY header named, in place of the proxy.
+    pub named: Option<Peer>,
     /// Of the connection to the client. During a handshake: what is expected.
     pub security: Security,
 }
@@ -94,9 +96,35 @@ impl Identity {
         SessionId { serial: self.serial as u32, key: self.key }
     }
 
-    /// The other end of the connection: the client, or a proxy.
+    /// The other end of the connection: the client, or a proxy. Behind a PROXY header, what that
+    /// names.
     pub fn peer(&self) -> Peer {
+        self.rare.as_ref().and_then(|rare| rare.named).unwrap_or_else(|| self.socket_peer())
+    }
+
+    /// The other end of the connection, whatever it says of itself.
+    pub fn socket_peer(&self) -> Peer {
         self.ip.map_or(Peer::Unix, |ip| Peer::Ip(SocketAddr::new(ip, self.port)))
+    }
+
+    /// Whether the connection, of which nothing has been read, begins with a PROXY header.
+    pub fn sends_header(&self, trust: &trust::Settings) -> bool {
+        matches!(self.admission, Admission::Client | Admission::Refused(_))
+            && trust.expects_header(self.socket_peer())
+    }
+
+    /// Notes what a PROXY header says of the other end.
+    pub fn note_named(&mut self, peer: Peer) {
+        let rare = self.rare.get_or_insert_default();
+        rare.named = Some(peer);
+        if let Some(proxied) = &mut rare.proxied {
+            proxied.client = Client::Peer(peer);
+        }
+    }
+
+    /// Whether it comes from a trusted proxy whose `X-Forwarded-Proto` and `-Host` are believed.
+    pub fn is_forwarded(&self, trust: &trust::Settings) -> bool {
+        self.proxied().is_some() && trust.is_trusted_proxy(self.peer())
     }
 
     /// How the connection to the client is protected. During a handshake: what is expected.
@@ -207,7 +235,9 @@ impl Identity {
     /// Takes the noted task: its phase keeps it from here on.
     pub fn take_task_id(&mut self) -> Option<Box<str>> {
         let task_id = self.rare.as_mut()?.task_id.take();
-        self.rare.take_if(|rare| rare.proxied.is_none() && rare.security == Security::Plain);
+        self.rare.take_if(|rare| {
+            rare.proxied.is_none() && rare.named.is_none() && rare.security == Security::Plain
+        });
         task_id
     }
 
@@ -237,6 +267,7 @@ impl Identity {
             proxied.client = client;
             let counted = match client {
                 Client::Forwarded(ip) => Some(ip),
+                Client::Peer(Peer::Named(address)) => Some(address.ip()),
                 // A request of the proxy itself, or of a client that cannot be told from others.
                 Client::Peer(_) | Client::Unknown => None,
             };

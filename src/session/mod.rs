@@ -3,8 +3,8 @@
 //! ```text
 //!                    ┌───────────────────── keep-alive ───────────────────┐
 //!                    ▼                                                    │
-//! with TLS: Accept ─┐
-//!                   ▼
+//! PROXY, TLS: Accept ┤
+//!                    ▼
 //! accepted ─────► Request ─── an endpoint, an error ──────────────► Respond ──► Linger ──► Closed
 //!                    │  └──── refused over WebSocket (Origin, …) ──────────────────▲       ▲
 //!                    ├──────► Output ── delivered, timeout, … ─────────────────────┤       │
@@ -14,7 +14,7 @@
 //!                    └──────► Forward ── no backend ─► Respond;  complete ─► keep-alive, or ┤
 //! accepted by the inbox ────► Inbox ───────────────────────────────────────────────────────┘
 //!
-//! Accept:  the TLS handshake
+//! Accept:  the PROXY header, and the TLS handshake
 //! Request: read a head, choose what the connection becomes
 //! Body:    read the body of a request, between Request and Respond
 //! Respond: write an HTTP answer
@@ -446,6 +446,7 @@ impl Session {
     pub fn accepted(who: Identity, mut downstream: Conn, cx: &Context) -> Session {
         cx.limit_buffers(&mut downstream);
         let phase = match who.security() {
+            _ if who.sends_header(&cx.trust) => accept::Accept::with_header(cx),
             Security::Plain | Security::PlainOnTls => request::Request::first(cx),
             Security::Tls => accept::Accept::phase(cx),
         };
@@ -456,6 +457,7 @@ impl Session {
     /// for an endpoint that is answered all the same.
     pub fn refused(who: Identity, downstream: Conn, cx: &Context) -> Session {
         let phase = match who.security() {
+            _ if who.sends_header(&cx.trust) => accept::Accept::with_header(cx),
             Security::Plain | Security::PlainOnTls => request::Request::refused(cx),
             Security::Tls => accept::Accept::phase(cx),
         };
@@ -468,7 +470,7 @@ impl Session {
             && matches!(self.phase, Phase::Accept(_) | Phase::Request(_))
     }
 
-    /// Whether its TLS handshake is not complete.
+    /// Whether its PROXY header or TLS handshake is not complete.
     pub fn is_accepting(&self) -> bool {
         matches!(self.phase, Phase::Accept(_))
     }

@@ -23,7 +23,7 @@ use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Security, Side};
 use crate::proto::http::{self, BadHead, Form, RequestHead, empty_slots};
 use crate::proto::path::is_misleading;
-use crate::proto::{upgrade, ws};
+use crate::proto::{proxy_header, upgrade, ws};
 use crate::service::endpoints::{ADMINS_ONLY, Answer, Audience, Endpoint};
 use crate::service::limits::{Pages, Refusal};
 use crate::service::origin::is_same_host;
@@ -85,15 +85,28 @@ enum HeadWait {
 impl Request {
     /// The first request of a connection.
     pub fn first(cx: &Context) -> Phase {
-        let deadline = cx.after(cx.settings.header_timeout);
-        Phase::Request(Box::new(Request { held: Vec::new(), deadline, awaited: HeadWait::Due }))
+        Request::first_after(Vec::new(), cx)
+    }
+
+    /// The same, where `held` has arrived already.
+    pub fn first_after(held: Vec<u8>, cx: &Context) -> Phase {
+        Request::due(held, cx.after(cx.settings.header_timeout))
     }
 
     /// The request of a connection that is to be refused.
     pub fn refused(cx: &Context) -> Phase {
+        Request::refused_after(Vec::new(), cx)
+    }
+
+    /// The same, where `held` has arrived already.
+    pub fn refused_after(held: Vec<u8>, cx: &Context) -> Phase {
         let timeout = cx.settings.header_timeout.unwrap_or(Duration::MAX).min(REFUSED_TIMEOUT);
-        let deadline = Some(cx.now + timeout);
-        Phase::Request(Box::new(Request { held: Vec::new(), deadline, awaited: HeadWait::Due }))
+        Request::due(held, Some(cx.now + timeout))
+    }
+
+    fn due(held: Vec<u8>, deadline: Option<Moment>) -> Phase {
+        let awaited = if held.is_empty() { HeadWait::Due } else { HeadWait::Pipelined };
+        Phase::Request(Box::new(Request { held, deadline, awaited }))
     }
 
     /// Refuses the connection in the next step, whatever has come.
@@ -144,7 +157,7 @@ impl State for Request {
                             };
                         }
                         Ok(None) => {}
-                        Err(bad) => return refuse(bad, CloseReason::BadRequest, cx),
+                        Err(bad) => return refuse_head(&scratch[..length], bad, cx),
                     }
                 }
                 // After a reload, more may have come than the limit is now.
@@ -376,7 +389,7 @@ fn without_access(
 
 /// Whether a request comes from a page of the gateway's own, or from no page at all.
 fn is_from_own_page(head: &RequestHead, who: &Identity, cx: &Context) -> bool {
-    let own_host = cx.trust.own_host(head, who.proxied().is_some());
+    let own_host = cx.trust.own_host(head, who.is_forwarded(&cx.trust));
     match (head.headers.first("origin"), own_host) {
         (None, _) => true,
         (Some(origin), Some(host)) => is_same_host(origin, host),
@@ -424,7 +437,7 @@ fn secure_location(head: &RequestHead, who: &Identity, cx: &Context) -> Option<S
     let is_probe = Endpoint::find(head.path())
         .is_some_and(|(endpoint, _)| endpoint.is_answered_when_full && !is_expected);
     let is_page = matches!(head.method, "GET" | "HEAD") && !upgrade::is_upgrade(head);
-    if !is_page || is_probe || cx.trust.came_by_https(head, who.proxied().is_some()) {
+    if !is_page || is_probe || cx.trust.came_by_https(head, who.is_forwarded(&cx.trust)) {
         return None;
     }
     let host = head.host()?;
@@ -449,7 +462,7 @@ fn own_host<'b>(head: &RequestHead<'_, 'b>, who: &Identity, cx: &Context) -> Opt
     };
     let can_be_own =
         who.security() != Security::Tls || head.headers.first("origin").is_some_and(is_secure);
-    let host = || cx.trust.own_host(head, who.proxied().is_some());
+    let host = || cx.trust.own_host(head, who.is_forwarded(&cx.trust));
     can_be_own.then(host).flatten()
 }
 
@@ -512,6 +525,19 @@ fn reject(refusal: Refusal, cx: &mut Context) -> Step {
     let detail = Detail::Refused(Limit::Clients(refusal));
     let ended = Ended::new(CloseReason::Refused, detail);
     Step::End(ended.with_last(Last::Answer(answer)))
+}
+
+/// Refuses what is no request head. A PROXY header is named, because then it is not the client that
+/// has to be mended.
+fn refuse_head(bytes: &[u8], bad: BadHead, cx: &mut Context) -> Step {
+    if !proxy_header::is_begun(bytes) {
+        return refuse(bad, CloseReason::BadRequest, cx);
+    }
+    let why = match cx.trust.proxy_protocol {
+        true => "a PROXY header from an address outside trusted_proxies",
+        false => "a PROXY header, but proxy_protocol is not set",
+    };
+    refuse(BadHead { status: 400, why }, CloseReason::BadProxyHeader, cx)
 }
 
 /// The error for a head that was not understood. The connection ends, since it is unknown where the

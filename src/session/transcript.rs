@@ -19,7 +19,7 @@ use crate::proto::http;
 use crate::proto::message::TaskId;
 use crate::proto::ws::{FrameHead, Opcode, cut_at_char};
 use crate::service::attempt::AttemptError;
-use crate::service::trust::Client;
+use crate::service::trust::{Client, Peer};
 use serde_json::{Map, Value, json};
 use std::fmt;
 use std::net::SocketAddr;
@@ -31,6 +31,11 @@ use std::time::Duration;
 pub enum Event<'e> {
     /// The TLS handshake with a client is complete.
     Secured {
+        client: Client,
+    },
+    /// A trusted proxy has said whose connection it is.
+    ProxyHeader {
+        proxy: Peer,
         client: Client,
     },
     /// A request head, without the query.
@@ -424,6 +429,7 @@ impl Event<'_> {
                 Kept::Line(cut_at_char(&line, LINE_BYTES_MAX).into())
             }
             Event::Secured { .. }
+            | Event::ProxyHeader { .. }
             | Event::Request { .. }
             | Event::Answer { .. }
             | Event::ForwardedRequest { .. }
@@ -448,7 +454,10 @@ impl Event<'_> {
     fn target(&self) -> &'static str {
         match self {
             Event::Secured { .. } => "tls",
-            Event::Request { .. } | Event::Answer { .. } | Event::Forwarded(_) => "http",
+            Event::ProxyHeader { .. }
+            | Event::Request { .. }
+            | Event::Answer { .. }
+            | Event::Forwarded(_) => "http",
             Event::Connecting { .. }
             | Event::Connected
             | Event::AttemptFailed { .. }
@@ -484,6 +493,9 @@ impl fmt::Display for Event<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Event::Secured { client } => write!(f, "= TLS is established client={client}"),
+            Event::ProxyHeader { proxy, client } => {
+                write!(f, "= PROXY header proxy={proxy} client={client}")
+            }
             Event::Request { method, path, query, client } => {
                 write!(f, "client>gateway {method} {path}{} client={client}", query.mark())
             }
@@ -531,11 +543,8 @@ impl fmt::Display for Event<'_> {
                 write!(f, "= {} takes nothing of what is held for it", side.word())
             }
             Event::Text { length } => write!(f, "> text len={length}"),
-            Event::Chunk { length, number, total: Some(total) } => {
-                write!(f, "> binary len={length} chunk={number}/{total}")
-            }
-            Event::Chunk { length, number, total: None } => {
-                write!(f, "> binary len={length} chunk={number}/?")
+            Event::Chunk { length, number, total } => {
+                write!(f, "> binary len={length} chunk={number}/{}", OrUnknown(total))
             }
             Event::Ping => f.write_str("> ping"),
             Event::Close { code, phrase } => write!(f, "> close code={code} reason=\"{phrase}\""),
@@ -582,6 +591,18 @@ impl fmt::Display for Forwarded<'_> {
     }
 }
 
+/// A number, or `?`.
+struct OrUnknown(Option<u64>);
+
+impl fmt::Display for OrUnknown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(number) => number.fmt(f),
+            None => f.write_str("?"),
+        }
+    }
+}
+
 /// A word from outside, in quotes if it could be taken for something else.
 struct Word<'w>(&'w str);
 
@@ -611,6 +632,8 @@ mod tests {
         #[rustfmt::skip]
         let cases = [
             (Event::Secured { client }, "tls", "= TLS is established client=192.0.2.7:5000"),
+            (Event::ProxyHeader { proxy: Peer::Unix, client }, "http",
+             "= PROXY header proxy=unix client=192.0.2.7:5000"),
             (Event::Request { method: "GET", path: "/ws", query: Query::Present, client },
              "http", "client>gateway GET /ws?… client=192.0.2.7:5000"),
             (Event::Request { method: "GET", path: "/", query: Query::Absent, client },

@@ -22,7 +22,7 @@
 #[path = "records.rs"]
 pub mod records;
 #[path = "secured.rs"]
-mod secured;
+pub mod secured;
 
 use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::net::{
@@ -261,8 +261,21 @@ impl Kernel {
 
     /// A client connects, and waits to be accepted.
     pub fn open(&mut self) -> LinkId {
+        self.open_with(|_, _| Vec::new())
+    }
+
+    /// The same, where these bytes come before anything else, below any record layer.
+    pub fn open_with(
+        &mut self,
+        first: impl FnOnce(&mut fastrand::Rng, LinkId) -> Vec<u8>,
+    ) -> LinkId {
         let link = self.add_link(Source::Waker, None);
         self.links[link].is_up = true;
+        let first = first(&mut self.chance, link);
+        if !first.is_empty() {
+            self.links[link].wire.extend(first);
+            self.keep_delivering(link);
+        }
         if let Some(layer) = &mut self.links[link].layer {
             let hello = layer.hello();
             self.links[link].wire.extend(hello);

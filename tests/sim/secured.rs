@@ -65,6 +65,16 @@ fn keys() -> &'static Keys {
     })
 }
 
+/// Settings with which a gateway puts TLS on its sockets itself.
+pub fn settings() -> Settings {
+    keys().gateway.clone()
+}
+
+/// The gateway's end of a link with records, without the layer.
+pub fn bare_socket(kernel: &super::Shared, link: super::LinkId) -> Socket {
+    Socket::Other(Box::new(Below(Near { kernel: std::rc::Rc::clone(kernel), link })))
+}
+
 /// The peer's end, and whether it has sealed anything.
 pub struct Far(Connection, bool);
 

@@ -6,7 +6,9 @@
 //! other side has room (a lost wake-up), nothing is held back for a side that is not slow, no
 //! record layer holds output that would fit the socket, and no turn was requested that did nothing.
 
-use crate::kernel::{Action, Dialer, End, Host, LinkId, Nature, Records, Shared, near_socket};
+use crate::kernel::{
+    Action, Dialer, End, Host, LinkId, Nature, Records, Shared, near_socket, secured,
+};
 use crate::peers::{self, BackendAnswer, Behavior, Body, Ending, Peer, PeerStage, Role};
 use crate::simulation::{MS, S, Simulation, draw_nature, kernel, turn_limits};
 use aivtuber_gateway::base::moment::Moment;
@@ -27,6 +29,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 #[path = "failover.rs"]
 pub mod failover;
+#[path = "proxied.rs"]
+mod proxied;
 
 /// Bytes that one flow may hold back: a read and a handshake, or a pipe.
 const HELD_MAX: usize = 512 * 1024;
@@ -124,7 +128,10 @@ impl Simulation for World {
         };
         let kernel = kernel(seed, nature, is_traced);
         kernel.borrow_mut().stands_still = seed % 4 == 1;
-        let settings = draw_settings(&mut chance);
+        let mut settings = draw_settings(&mut chance);
+        if proxied::is_proxied(seed, records_of(seed)) {
+            proxied::expect_headers(&mut settings, records_of(seed));
+        }
         let start = kernel.borrow().now;
         let gateway = Gateway::new(
             settings.clone(),
@@ -381,6 +388,8 @@ impl World {
             settings.session.ping_timeout = self.settings.session.ping_timeout;
             settings.session.max_message = self.settings.session.max_message;
             settings.session.idle_timeout = self.settings.session.idle_timeout;
+            settings.trust = self.settings.trust.clone();
+            settings.tls = self.settings.tls.clone();
             if chance.bool() {
                 settings.routes.pop();
             }
@@ -405,7 +414,10 @@ impl World {
         match plan {
             Plan::Arrive(visitor) => {
                 let (role, behavior, head) = *visitor;
-                let link = self.kernel.borrow_mut().open();
+                let link = match self.settings.trust.proxy_protocol {
+                    true => self.kernel.borrow_mut().open_with(proxied::draw_header),
+                    false => self.kernel.borrow_mut().open(),
+                };
                 self.join(link, role, behavior, &head);
                 self.waiting.push_back(link);
             }
@@ -441,10 +453,11 @@ impl World {
             self.kernel.borrow_mut().note(|| format!("link {link} accepted slot={key}"));
             self.kernel.borrow_mut().register(link, Source::Session(key, Side::Downstream));
             let host = link as u8 % 3 + 1;
-            self.gateway.admit(
-                near_socket(&self.kernel, link),
-                SocketAddr::from(([192, 0, 2, host], 1000 + link as u16)),
-            );
+            let from = SocketAddr::from(([192, 0, 2, host], 1000 + link as u16));
+            match self.settings.trust.proxy_protocol {
+                true => proxied::admit(&mut self.gateway, &self.kernel, link, from),
+                false => self.gateway.admit(near_socket(&self.kernel, link), from),
+            }
             self.greet();
         }
     }

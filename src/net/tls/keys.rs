@@ -198,8 +198,13 @@ impl Layer {
 
     /// Puts the server's side on an accepted socket. `None`: no certificate is there.
     pub fn accept(&self, socket: Socket) -> Option<Socket> {
+        self.accept_after(socket, Vec::new())
+    }
+
+    /// The same, where `early` bytes of TLS have been read already.
+    pub fn accept_after(&self, socket: Socket, early: Vec<u8>) -> Option<Socket> {
         let config = Arc::clone(self.server.as_ref()?);
-        Some(Socket::Other(Box::new(Tls::accepted(socket, config))))
+        Some(Socket::Other(Box::new(Tls::accepted(socket, config, early))))
     }
 
     /// Puts the client's side on a dialed socket, which leads to `host`: a name or an IP address.

@@ -10,7 +10,8 @@
 //! opened where they were read to. So an idle connection holds a few kilobytes, and a stream is
 //! read and written with large calls. Three rules keep the buffers small:
 //!
-//! - `input` never holds a whole record: everything that was read is processed at once.
+//! - `input` never holds a whole record: everything that was read is processed at once. Only what
+//!   came before TLS was put on the socket waits there until the first read.
 //! - While `output` holds something, nothing more is encrypted.
 //! - Plaintext is `held` only where the caller's buffer was too small for it.
 //!
@@ -123,9 +124,12 @@ enum Stepped {
 }
 
 impl Tls {
-    /// The server's side of an accepted connection.
-    pub(super) fn accepted(socket: Socket, config: Arc<ServerConfig>) -> Tls {
-        Tls::new(socket, Stage::Undecided(config))
+    /// The server's side of an accepted connection, of which `early` has been read already.
+    pub(super) fn accepted(socket: Socket, config: Arc<ServerConfig>, early: Vec<u8>) -> Tls {
+        debug_assert!(early.len() < READ_BYTES);
+        let mut tls = Tls::new(socket, Stage::Undecided(config));
+        tls.input = early;
+        tls
     }
 
     /// The client's side of a dialed connection to `name`.
@@ -187,6 +191,11 @@ impl Tls {
         let Some(room) = stage.get_mut(begun..).filter(|room| !room.is_empty()) else {
             return Err(io::Error::new(ErrorKind::InvalidData, "a TLS message is too long"));
         };
+        if begun > 0 && matches!(self.stage, Stage::Undecided(_)) {
+            // What was read before TLS was here: it may be all that comes.
+            stage[..begun].copy_from_slice(&self.input);
+            return self.begin(&mut stage[..begun], out);
+        }
         let room_bytes = room.len();
         let read = self.socket().read(room);
         match &read {
@@ -205,11 +214,16 @@ impl Tls {
             };
         }
         stage[..begun].copy_from_slice(&self.input);
-        let received = &mut stage[..begun + n];
+        self.begin(&mut stage[..begun + n], out)
+    }
+
+    /// Processes what was received. The first byte of all decides whether it is TLS.
+    fn begin(&mut self, received: &mut [u8], out: &mut [u8]) -> io::Result<usize> {
         if let Stage::Undecided(config) = &self.stage {
             if received[0] != HANDSHAKE_RECORD {
                 self.stage = Stage::Plain;
                 self.is_established = true;
+                self.input = Vec::new();
                 self.held.extend_from_slice(received);
                 return Ok(0);
             }

@@ -76,6 +76,11 @@ impl Layer {
     }
 
     /// Refuses.
+    pub fn accept_after(&self, _: Socket, _: Vec<u8>) -> Option<Socket> {
+        None
+    }
+
+    /// Refuses.
     ///
     /// # Errors
     /// Always.

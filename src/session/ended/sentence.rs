@@ -65,7 +65,7 @@ fn of_relay(ended: &Ended, side: Side) -> Circumstances {
 fn what(detail: &Detail) -> Option<&str> {
     match detail {
         Detail::BadRequest { why, .. } => Some(why),
-        Detail::Handshake { why } => Some(why),
+        Detail::Handshake { why } | Detail::ProxyHeader { why } => Some(why),
         Detail::OriginNotAllowed { origin } => Some(origin),
         Detail::Refused(limit) => Some(limit.why()),
         Detail::NoBackend { what, .. } => Some(what),

@@ -56,8 +56,8 @@ impl Forward {
         let mut headers = Vec::new();
         let forwarding = Forwarding {
             host: host.as_deref(),
-            client: who.ip,
-            is_proxied: who.proxied().is_some(),
+            client: who.peer().ip(),
+            is_proxied: who.is_forwarded(&cx.trust),
             scheme: if who.security() == Security::Tls { "https" } else { "http" },
             request_id: &request_id,
         };

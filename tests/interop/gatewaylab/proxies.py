@@ -134,3 +134,49 @@ class HAProxy(Proxy):
         file = self.folder / "haproxy.cfg"
         file.write_text(site)
         return ["haproxy", "-db", "-f", file]
+
+
+class Passing(Proxy):
+    """Passes TLS on, with a PROXY header in front of it."""
+
+    def example(self, file, gateway_port):
+        return (ROOT / "examples" / file).read_text().replace("127.0.0.1:8443", f"127.0.0.1:{gateway_port}")
+
+
+class PassingHAProxy(Passing):
+    VERSION = "send-proxy-v2"
+
+    def command(self, gateway_port, denies):
+        site = self.example("haproxy/passthrough.cfg", gateway_port)
+        site = replaced(site, "bind :443", f"bind :{self.port}")
+        site = replaced(site, "send-proxy-v2", self.VERSION)
+        site = replaced(site, "verify none", "verify none inter 200ms")
+        self.stats = self.folder / "stats.sock"
+        file = self.folder / "haproxy.cfg"
+        file.write_text(f"global\n    stats socket {self.stats}\n{site}")
+        return ["haproxy", "-db", "-f", file]
+
+    def check_status(self):
+        """What the last health check of the gateway found, such as `L7OK`."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(self.stats))
+            sock.sendall(b"show stat\n")
+            header, *rows = b"".join(iter(lambda: sock.recv(65536), b"")).decode().lstrip("# ").splitlines()
+        names = header.split(",")
+        row = next(dict(zip(names, row.split(","))) for row in rows if row.startswith("gateway,gateway,"))
+        return row["check_status"]
+
+
+class PassingHAProxyV1(PassingHAProxy):
+    VERSION = "send-proxy"
+
+
+class PassingNginx(Passing):
+    def command(self, gateway_port, denies):
+        site = replaced(self.example("nginx/stream.conf", gateway_port), "listen 443;", f"listen {self.port};")
+        file = self.folder / "nginx.conf"
+        file.write_text(
+            "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\n"
+            f"daemon off;\nmaster_process off;\npid {self.folder}/nginx.pid;\nerror_log stderr;\nevents {{}}\n{site}"
+        )
+        return ["nginx", "-p", self.folder, "-c", file]
