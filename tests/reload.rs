@@ -27,19 +27,32 @@ fn started_with(settings: Settings) -> Gateway {
         .unwrap()
 }
 
-fn in_effect_after_reload(config: &Config) -> InEffect {
-    let mut gateway = started_with(Config::default().gateway);
+fn in_effect_after_reload(before: &Config, config: &Config) -> InEffect {
+    let mut gateway = started_with(before.gateway.clone());
     gateway.reload(config.gateway.clone());
     gateway.in_effect()
 }
 
 /// The defaults, but for one key, and the line that changes it.
 fn changed(section: &str, key: &Key) -> (String, Config) {
-    let line = format!("[{section}] {} = {}", key.name, key.example());
-    let text = format!("[{section}]\n{} = {}\n", key.name, key.example());
-    let config = config::parse(Path::new("x.toml"), &text)
+    changed_from("", section, key)
+}
+
+/// The configuration `base`, but for one key, and the line that changes it.
+fn changed_from(base: &str, section: &str, key: &Key) -> (String, Config) {
+    let line = format!("{section}.{} = {}", key.name, key.example());
+    let config = config::parse(Path::new("x.toml"), &format!("{base}{line}\n"))
         .unwrap_or_else(|problems| panic!("{line}: {problems}"));
     (line, config)
+}
+
+/// The sections and live keys of everything but the log.
+fn live_keys() -> impl Iterator<Item = (&'static str, &'static Key)> {
+    SECTIONS.iter().flat_map(|section| {
+        let is_of_gateway = |key: &&Key| section.name != "log" || key.name == OF_SESSIONS;
+        let keys = section.keys.iter().filter(|key| !key.needs_restart());
+        keys.filter(is_of_gateway).map(|key| (section.name, key))
+    })
 }
 
 /// The key of `[log]` that is not for the log, but for the sessions.
@@ -49,17 +62,31 @@ const OF_SESSIONS: &str = "failures";
 fn every_live_key_is_in_effect_after_a_reload() {
     let defaults = started_with(Config::default().gateway).in_effect();
     let mut count = 0;
-    for section in SECTIONS {
-        let is_of_gateway = |key: &&Key| section.name != "log" || key.name == OF_SESSIONS;
-        for key in section.keys.iter().filter(|key| !key.needs_restart()).filter(is_of_gateway) {
-            let (line, config) = changed(section.name, key);
-            let fresh = started_with(config.gateway.clone()).in_effect();
-            assert_ne!(fresh, defaults, "{line}: no part of a started gateway has it");
-            assert_eq!(in_effect_after_reload(&config), fresh, "{line}: a reload misses it");
-            count += 1;
-        }
+    for (section, key) in live_keys() {
+        let (line, config) = changed(section, key);
+        let fresh = started_with(config.gateway.clone()).in_effect();
+        assert_ne!(fresh, defaults, "{line}: no part of a started gateway has it");
+        let reloaded = in_effect_after_reload(&Config::default(), &config);
+        assert_eq!(reloaded, fresh, "{line}: a reload misses it");
+        count += 1;
     }
     assert!(count >= 18, "only {count} live keys were tried");
+}
+
+/// With the embedded inbox some keys reach other parts.
+#[test]
+fn every_live_key_is_in_effect_after_a_reload_with_an_inbox() {
+    const BASE: &str = "redis.url = \"embedded://127.0.0.1:0\"\n";
+    let before = config::parse(Path::new("x.toml"), BASE).unwrap();
+    let defaults = started_with(before.gateway.clone()).in_effect();
+    let mut has_password = false;
+    for (section, key) in live_keys() {
+        let (line, config) = changed_from(BASE, section, key);
+        let fresh = started_with(config.gateway.clone()).in_effect();
+        has_password |= fresh.inbox_password != defaults.inbox_password;
+        assert_eq!(in_effect_after_reload(&before, &config), fresh, "{line}: a reload misses it");
+    }
+    assert!(has_password, "no key changes the password of the inbox");
 }
 
 #[test]
@@ -70,8 +97,10 @@ fn routes_and_the_link_to_redis_are_in_effect_after_a_reload() {
         "[[route]]\nname = \"other\"\npath = \"/other/{task_id}\"\nserve = \"output\"\n",
     ] {
         let config = config::parse(Path::new("x.toml"), text).unwrap();
-        let (reloaded, fresh) =
-            (in_effect_after_reload(&config), started_with(config.gateway.clone()).in_effect());
+        let (reloaded, fresh) = (
+            in_effect_after_reload(&Config::default(), &config),
+            started_with(config.gateway.clone()).in_effect(),
+        );
         assert_eq!(reloaded.routes, config.gateway.routes, "{text}");
         assert_eq!(fresh.routes, config.gateway.routes, "{text}");
     }
