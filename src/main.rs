@@ -289,7 +289,7 @@ fn run(
     reactor.run().map_err(|error| error.to_string())
 }
 
-/// What the demo prints, with a QR code if there is somebody to see it.
+/// What the demo prints, with a QR code if a terminal shows it.
 fn welcome(addresses: &[ListenOn], has_https: bool) -> Result<String, String> {
     let with_address = |on: &&ListenOn| on.address().is_some();
     let on = addresses.iter().find(|on| on.has_tls() == has_https && with_address(on));

@@ -268,7 +268,7 @@ impl Process {
         frames(&bytes[head..]).iter().map(|frame| content(frame)).collect()
     }
 
-    /// The same with the `result_id` before each.
+    /// The same, each after its `result_id`.
     fn got_numbered(&self, client: ClientId) -> Vec<String> {
         let wire = self.clients[&client].wire.borrow();
         let bytes = &wire.from_gateway;

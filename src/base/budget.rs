@@ -65,7 +65,7 @@ impl Budget {
         self.0.held.get()
     }
 
-    /// Whether work that needs `bytes` is to be refused: so little is left that less than a
+    /// Whether work that needs `bytes` must be refused: so little is left that less than a
     /// sixteenth of the limit would be, or an eighth for large work, which leaves room for all the
     /// small. Remembers it, so that the largest holder makes room; see [`Budget::take_shortage`].
     pub fn refuses(&self, bytes: usize) -> bool {

@@ -1,4 +1,4 @@
-//! Reads a whole small file, and nothing that could block for ever or have no end.
+//! Reads a whole small file, and nothing that could block forever or have no end.
 
 #![expect(
     clippy::disallowed_types,

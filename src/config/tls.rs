@@ -54,7 +54,7 @@ fn backends(config: &Config) -> impl Iterator<Item = (&str, &BackendUrl)> {
         .flat_map(|route| route.target.urls().iter().map(|url| (&*route.name, url)))
 }
 
-/// What is not verified is said at each start and reload.
+/// Warnings about backends whose certificates are not verified, for each start and reload.
 fn insecure_backends(config: &Config) -> Vec<String> {
     let insecure =
         backends(config).filter(|(_, url)| url.security() == BackendSecurity::UnverifiedTls);

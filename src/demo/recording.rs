@@ -1,8 +1,8 @@
 //! What a recording is: its kind by its first bytes, and how long it lasts.
 //!
-//! Only heads and time stamps are read; nothing is decoded. A length that cannot be told without
-//! decoding is left out. Recordings come from strangers: every read is bounds-checked, and every
-//! loop takes at least one byte.
+//! Only heads and time stamps are read; nothing is decoded. A length that only decoding would show
+//! is left out. Recordings are not trusted: every read is bounds-checked, and every loop takes at
+//! least one byte.
 
 use std::fmt;
 

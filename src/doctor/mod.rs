@@ -27,7 +27,7 @@ use crate::net::tls::Layer;
 pub enum CheckState {
     /// It works.
     Ok,
-    /// It works, but somebody should look at it.
+    /// It works, but the operator should look at it.
     Warn,
     /// It does not work.
     Fail,
@@ -42,7 +42,7 @@ pub struct CheckRow {
     pub state: CheckState,
     /// What was found.
     pub detail: String,
-    /// What to do; empty where nothing is to be done.
+    /// What to do; empty where nothing needs to be done.
     pub advice: String,
 }
 

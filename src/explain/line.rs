@@ -91,7 +91,7 @@ impl LogLine {
         }
     }
 
-    /// The level, where it is worth mentioning. A step of a story is not: it all is a warning.
+    /// The level, for warnings and errors. The steps of a story, all logged as warnings, have none.
     pub fn mark(&self) -> &'static str {
         match (self.level.as_str(), self.before_end > 0 || self.message.contains(" ~ ")) {
             ("ERROR", _) => "ERROR ",

@@ -153,13 +153,13 @@ pub struct Gateway {
     census: Option<Census>,
     /// Requests that wait for the next one.
     questions: Vec<(SessionId, Box<Question>)>,
-    /// Somebody follows live frames.
+    /// Live frames are followed.
     is_tapped: bool,
     /// What snapshots for watchers are compared with.
     moving: Moving,
-    /// How late the loop was since the last of those, at most.
+    /// The longest delay of a turn since the last snapshot.
     loop_lag: Duration,
-    /// Requests to stop a task that Redis is asked about.
+    /// Requests to stop a task that wait for an answer of Redis.
     stops: Stops,
     /// The walks over all sessions that change them.
     sweeps: Sweeps,
@@ -371,7 +371,7 @@ impl Gateway {
     }
 
     /// Lets sessions go on that had more to do, in the order in which they came to that, until the
-    /// work of this turn is done; at least one of them, so that none waits for ever.
+    /// work of this turn is done; at least one of them, so that none waits forever.
     fn go_on(&mut self) {
         for _ in 0..self.yielded.len() {
             let Some(key) = self.yielded.pop_front() else { return };

@@ -117,7 +117,7 @@ impl RedisSockets {
         }
         self.follow_actions(cx);
         for role in REDIS_ROLES {
-            if self.is_open(role, cx) {
+            if self.ensure_open(role, cx) {
                 self.has_news |= self.read_role(role, cx, work_max);
             }
         }
@@ -216,8 +216,8 @@ impl RedisSockets {
         }
     }
 
-    /// Whether the connection is established. Finishes a dial whose outcome has come.
-    fn is_open(&mut self, role: RedisRole, cx: &mut Context) -> bool {
+    /// Finishes a dial whose outcome has come. Returns whether the connection is established.
+    fn ensure_open(&mut self, role: RedisRole, cx: &mut Context) -> bool {
         match std::mem::take(&mut self.sockets[role as usize]) {
             RedisSocket::Dialing { mut conn, later, has_tls } if conn.is_writable() => {
                 match conn.connect_outcome().and_then(|()| conn.handshake()) {
@@ -384,7 +384,7 @@ mod tests {
         (RedisSockets::new(), cx, dials)
     }
 
-    /// The names that are to be looked up.
+    /// The names that have to be looked up.
     fn jobs(cx: &mut Context) -> Vec<(String, NameOwner)> {
         let asked = |job| match job {
             Job::LookUp { name, owner } => Some((name.host, owner)),

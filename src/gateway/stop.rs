@@ -95,7 +95,7 @@ impl Gateway {
     }
 }
 
-/// Requests that wait for Redis: the task, who asks, and what is needed for the answer.
+/// Requests that wait for Redis: the task, the session that asked, and how to answer it.
 pub(super) type Stops = Vec<(Uuid, SessionId, crate::session::respond::Asked)>;
 
 fn response(outcome: StopOutcome) -> Response {

@@ -45,7 +45,7 @@ impl Gateway {
         }
     }
 
-    /// When streams are to be settled even if nothing happens.
+    /// When streams have to be settled even if nothing happens.
     #[inline]
     pub(super) fn streams_due_at(&self) -> Option<Moment> {
         // Asked twice a turn, and most turns relay a message.

@@ -100,7 +100,7 @@ impl Gateway {
         }
     }
 
-    /// Brings the errand to the session in this slot. True: it is to be driven.
+    /// Brings the errand to the session in this slot. True: it has to be driven.
     fn run_errand(&mut self, key: usize, errand: Errand) -> bool {
         let Gateway { sessions, cx, .. } = self;
         let Some(session) = sessions.get_mut(key) else { return false };

@@ -267,9 +267,8 @@ impl Log for Logger {
     }
 }
 
-/// Whether a line is another crate's and would be noise, or show payloads.
-/// Sets the level of the log. Somebody who follows live frames (`session/tap.rs`) may have more
-/// events made than are written.
+/// Sets the level of the log. While live frames are followed (`session/tap.rs`), more events are
+/// made than are written.
 fn set_level(level: LevelFilter) {
     LEVEL.store(level as usize, Ordering::Relaxed);
     log::set_max_level(level);
@@ -280,6 +279,7 @@ fn level() -> LevelFilter {
     LevelFilter::iter().nth(number).unwrap_or(LevelFilter::Trace)
 }
 
+/// Whether a line of another crate is left out: it is noise, or could show payloads.
 fn is_quiet(target: &str, level: Level) -> bool {
     level > Level::Warn && QUIET.iter().any(|path| target.starts_with(path))
 }

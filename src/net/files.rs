@@ -187,7 +187,7 @@ pub struct ReadRequest {
     length: usize,
 }
 
-/// A file whose state is to be asked for by a thread that may wait.
+/// A request for the state of a file, for a thread that may wait.
 #[derive(Clone, Debug)]
 pub struct StateRequest(Arc<File>, Option<TailHash>);
 

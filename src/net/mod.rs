@@ -123,7 +123,7 @@ pub trait Transport: Read + Write {
         0
     }
 
-    /// Keeps the buffer of what is to be sent from growing beyond about this many bytes, and the
+    /// Keeps the send buffer from growing beyond about this many bytes, and the
     /// other one beyond a small multiple.
     ///
     /// # Errors

@@ -100,7 +100,7 @@ pub fn give_memory_back() {
 ///
 /// By itself glibc's allocator takes the size of a freed block, up to 32 MiB, as a sign that there
 /// will be more of them, and keeps that much and twice as much for good: one large result would
-/// cost its memory for ever.
+/// cost its memory forever.
 pub fn return_large_blocks() {
     /// A larger block is a mapping of its own. No buffer of a relay is as large.
     #[cfg(target_env = "gnu")]

@@ -30,7 +30,7 @@ pub(super) const BACKLOG: i32 = 4096;
 /// never called again.
 pub(super) const BOTH: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
-/// Who may connect unless it is said otherwise: the user and the group of the gateway.
+/// Who may connect by default: the user and the group of the gateway.
 const DEFAULT_MODE: u32 = 0o660;
 
 /// `sun_path` without its final zero (`unix(7)`).
@@ -141,7 +141,7 @@ pub fn look(at: &UnixPath) -> io::Result<()> {
     Ok(rustix::fs::access(folder, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)?)
 }
 
-/// What is at a path where a socket is to be.
+/// What is at the path where a socket is wanted.
 enum SocketFileState {
     Nothing,
     /// A socket that nothing listens on.

@@ -238,7 +238,7 @@ impl TaskResult {
         })
     }
 
-    /// Tells a client that results are gone before their time. Others may follow.
+    /// The message for a client some of whose results were evicted. Others may follow.
     pub fn missing() -> TaskResult {
         TaskResult {
             kind: ResultKind::Failure { error: json_string(MISSING) },

@@ -4,8 +4,8 @@
 //! something in front of it, may decode them, even twice, cut them at a `;` or a NUL, or tidy them.
 //! A path that then leads out of its folder would reach what no route is meant for.
 
-/// How often a path is decoded to find out what it may mean. One that still changes then was not
-/// written by anybody who means well.
+/// How often a path is decoded to find out what it may mean. One that still changes then was
+/// written by an attacker.
 const DECODINGS_MAX: usize = 8;
 
 /// Whether a backend might read `path` as leading upwards, or to somewhere else: whether one of its

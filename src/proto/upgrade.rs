@@ -307,8 +307,8 @@ pub fn write_forwarded_response(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) 
 /// dropped (RFC 9112 §6.3).
 pub fn write_forwarded_refusal(head: &ResponseHead<'_, '_>, out: &mut Vec<u8>) {
     write_status_line(head, out);
-    // A line that names no coding says nothing, as `Body::of_response` reads it. Passed on beside
-    // the length, or in its place, it would make the client look for another end.
+    // A line that names no coding is dropped, as `Body::of_response` ignores it. A client that read
+    // it in another way would look for another end of the body.
     let is_encoded = head.headers.elements("transfer-encoding").next().is_some();
     // A 426 must name a protocol (RFC 9110 §15.5.22), and one that the backend names can be asked
     // for through the gateway.

@@ -264,7 +264,7 @@ impl Listeners {
     fn accept_ready(&mut self, gateway: &mut Gateway, registry: &Registry, now: Moment) {
         for listener in &mut self.listeners {
             for _ in 0..ACCEPTS_PER_TURN {
-                if !listener.is_ready || !self.pauses.has_room(listener.kind, gateway) {
+                if !listener.is_ready || !self.pauses.check_room(listener.kind, gateway) {
                     break;
                 }
                 match listener.socket.accept() {
@@ -317,7 +317,8 @@ impl Listeners {
 }
 
 impl Pauses {
-    fn has_room(&mut self, kind: ListenerKind, gateway: &mut Gateway) -> bool {
+    /// Returns whether the gateway has room for one more. Reports when clients have to wait.
+    fn check_room(&mut self, kind: ListenerKind, gateway: &mut Gateway) -> bool {
         match kind {
             ListenerKind::Admins => gateway.can_admit_admin(),
             ListenerKind::Inbox => gateway.can_admit_worker(),

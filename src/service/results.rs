@@ -63,7 +63,7 @@ pub enum Notice {
     Down { why: String },
     /// Something about Redis is not as it should be.
     Problem { why: String },
-    /// Redis has been away for longer than `grace`: the clients that wait are to be closed.
+    /// Redis has been away for longer than `grace`: the clients that wait have to be closed.
     GraceOver,
     /// Results were evicted since the last notice, because `max_retained` is reached.
     Evicted { results: u64 },
@@ -106,7 +106,7 @@ pub struct Results<K> {
     link_bytes: usize,
 }
 
-/// What is to be handed to a client.
+/// What a client gets.
 #[derive(Clone, Debug)]
 pub struct ResultDelivery<K> {
     /// The client, which may have left.
@@ -538,7 +538,7 @@ impl<K: Copy + Ord> Results<K> {
         if !self.bus.is_waited_for(task) {
             return;
         }
-        if !self.may_go_out(now, task) {
+        if !self.release_hold(now, task) {
             let is_missing = self.tasks.has_undelivered(task)
                 || (self.bus.has_newcomers(task) && self.tasks.results(task).next().is_some());
             if is_missing {
@@ -593,7 +593,8 @@ impl<K: Copy + Ord> Results<K> {
         self.tasks.mark_dispatched(now, task);
     }
 
-    fn may_go_out(&mut self, now: Moment, task: Uuid) -> bool {
+    /// Returns whether results of a task may go out now. Ends the hold of a task that is settled.
+    fn release_hold(&mut self, now: Moment, task: Uuid) -> bool {
         if self.link.is_none() {
             return true;
         }

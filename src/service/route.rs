@@ -221,7 +221,7 @@ impl Route {
         self.upstreams().iter().any(|id| upstreams.url(*id).is_misled_by(params))
     }
 
-    /// The field of its backends' messages that has the task's id, if that is to be read.
+    /// The field of its backends' messages that has the task's id, if the gateway reads it.
     pub fn learn_task(&self) -> Option<&str> {
         match &self.target {
             RouteTarget::Relay { learn_task, .. } => learn_task.as_deref(),

@@ -132,7 +132,7 @@ struct Upstream {
     location: Location,
 }
 
-/// What a backend on a Unix socket has in place of an address: its URL has the path.
+/// The placeholder address of a backend on a Unix socket, whose path is in its URL.
 const ON_THIS_MACHINE: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
@@ -342,7 +342,7 @@ impl Upstreams {
         }
     }
 
-    /// Whether its name is to be looked up now. True once for each lookup: [`Upstreams::resolved`]
+    /// Whether its name has to be looked up now. True once for each lookup: [`Upstreams::resolved`]
     /// follows.
     #[must_use]
     pub fn begin_lookup(&mut self, id: UpstreamId, now: Moment) -> bool {
@@ -436,7 +436,7 @@ impl Upstreams {
         self.probe_at
     }
 
-    /// A failed backend that is to be probed now.
+    /// A failed backend that has to be probed now.
     pub fn due_probe(&self, now: Moment) -> Option<UpstreamId> {
         self.probe_at.filter(|at| *at <= now)?;
         let due = |upstream: &Upstream| upstream.probe_at().is_some_and(|at| at <= now);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::base::budget::{Budget, Charge};
 use crate::base::moment::Moment;
 
-/// How often a snapshot is made while somebody watches.
+/// How often a snapshot is made while there are watchers.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Event streams that may be open at once.

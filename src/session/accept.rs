@@ -60,11 +60,6 @@ impl Accept {
         let deadline = cx.after(cx.settings.header_timeout);
         Phase::Accept(Box::new(Accept { deadline, fate: Fate::GoOn, stage }))
     }
-
-    /// Gives up in the next step.
-    pub(super) fn evict(&mut self) {
-        self.fate = Fate::Evicted;
-    }
 }
 
 impl State for Accept {
@@ -121,6 +116,10 @@ impl State for Accept {
         self.deadline
     }
 
+    fn evict(&mut self) {
+        self.fate = Fate::Evicted;
+    }
+
     fn drain(&mut self, _: Drain, _: &Identity, _: &mut Context) {
         self.fate = Fate::Draining;
     }
@@ -147,7 +146,7 @@ impl State for Accept {
     }
 }
 
-/// Gives the handshake up. Nothing can be said to a client without keys.
+/// Gives the handshake up. Without keys, the client cannot be sent a reason.
 fn give_up(why: &str, cx: &mut Context) -> Step {
     cx.stats.tls_handshakes_failed += 1;
     let detail = Detail::Handshake { why: why.to_owned() };

@@ -86,7 +86,7 @@ struct Current {
 
 #[derive(Clone, Copy)]
 enum ConnectStage {
-    /// The next address or backend is to be chosen.
+    /// The next address or backend has to be chosen.
     Choose,
     /// The backend's name is being looked up.
     LookUp { timer: Timer },
@@ -199,7 +199,7 @@ impl Connector {
         matches!(self.stage, ConnectStage::LookUp { .. })
     }
 
-    /// When the current stage is to be given up.
+    /// When the current stage times out.
     pub fn deadline(&self) -> Option<Moment> {
         match self.stage {
             ConnectStage::Choose => None,

@@ -66,7 +66,7 @@ pub struct Dial {
     request_id: String,
     connector: Connector,
     stage: DialStage,
-    /// Why no backend is to be asked, or no further one.
+    /// Why no backend is asked, or no further one.
     stopped: Option<DialFailure>,
 }
 

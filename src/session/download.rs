@@ -201,7 +201,7 @@ impl AudioRequest {
 
 /// Where the audio is.
 enum AudioSource {
-    /// In a file that is to be opened.
+    /// In a file that has to be opened.
     File(WantedAudio),
     /// In that of a stream.
     Stream(StreamId),

@@ -473,8 +473,8 @@ impl Ended {
         }
     }
 
-    /// One line for every end but that of an HTTP connection: the same three fields first, then
-    /// those of its kind, then who ended it, and the sentence.
+    /// Writes the closing line; an HTTP connection has none. Three fields come first in each, then
+    /// those of this kind of end, then which side ended it, and the sentence.
     fn log(&self, phase: &'static str, sentence: &Sentence, who: &Identity, cx: &Context) {
         let (level, target) = match &self.detail {
             Detail::Refused(Limit::Workers) => (Level::Warn, "inbox"),

@@ -127,7 +127,7 @@ impl Exchange {
                     if self.interim_heads > INTERIM_HEADS_MAX {
                         return Err(AttemptError::Malformed("too many interim answers"));
                     }
-                    // What the backend says next may be here already, with no further event.
+                    // The next head may have arrived already: no further event would report it.
                     self.received.drain(..length);
                     continue;
                 }

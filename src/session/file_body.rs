@@ -118,7 +118,7 @@ impl FileBody {
             self.read = ReadAhead::UnderWay;
             return Ok(Sent::Reading);
         }
-        // Once the last byte is sent, nothing can be said any more.
+        // Once the last byte is sent, the client can no longer learn that the file changed.
         if count as u64 == left
             && let Some(state) = self.file.state_now()
         {

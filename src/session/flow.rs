@@ -492,7 +492,7 @@ impl Flow {
         self.is_sink_over()
     }
 
-    /// Nothing is to be expected from the sink any more: FIN follows what is held.
+    /// Nothing more is expected from the sink: FIN follows what is held.
     pub fn finish_after_close(&mut self) {
         if self.sink == SinkState::Closed {
             self.sink = SinkState::Finishing;

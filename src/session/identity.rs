@@ -221,7 +221,7 @@ impl Identity {
         count
     }
 
-    /// Whether its task is to be read from its backend's messages, and is not known yet.
+    /// Whether its task has to be read from its backend's messages, and is not known yet.
     pub fn is_learning(&self) -> bool {
         let learns = self.route.as_ref().is_some_and(|route| route.learn_task().is_some());
         learns && self.task_id().is_none()
@@ -268,7 +268,7 @@ impl Identity {
             let counted = match client {
                 Client::Forwarded(ip) => Some(ip),
                 Client::Peer(Peer::Named(address)) => Some(address.ip()),
-                // A request of the proxy itself, or of a client that cannot be told from others.
+                // A request of the proxy itself, or of a client whose address is unknown.
                 Client::Peer(_) | Client::Unknown => None,
             };
             limits.recount(proxied.counted, counted)?;

@@ -114,7 +114,7 @@ impl Linger {
                 Ok(Io::Moved(_)) => {}
                 Ok(Io::Blocked) => return Ok(false),
                 // With the RST the kernel dropped what the client has not acknowledged, and would
-                // count it as unacknowledged for ever.
+                // count it as unacknowledged forever.
                 Ok(Io::Ended) if downstream.is_reset() => return Err(()),
                 Ok(Io::Ended) => {
                     self.has_answered = true;
@@ -202,7 +202,7 @@ impl State for Linger {
             return self.over();
         }
         let timeout = self.timeout(cx);
-        if self.stall.is_over(downstream, timeout, cx.now) {
+        if self.stall.check_timeout(downstream, timeout, cx.now) {
             return self.fail(CloseReason::ClientStalled);
         }
         self.wake_at = self.stall.deadline(timeout);

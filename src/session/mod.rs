@@ -344,6 +344,10 @@ trait State {
     /// The settings have changed. Acted on by the next step.
     fn reload(&mut self, now: Moment);
 
+    /// Another connection needs the place of this one: a request or a handshake that is waited for
+    /// is given up by the next step. By default there is neither.
+    fn evict(&mut self) {}
+
     /// The word for `/connections`.
     fn word(&self) -> &'static str;
 
@@ -478,11 +482,7 @@ impl Session {
     /// Makes room for another connection: a request that it waits for is waited for no longer.
     /// Acted on by the next [`Session::drive`].
     pub fn evict(&mut self) {
-        match &mut self.phase {
-            Phase::Accept(accept) => accept.evict(),
-            Phase::Request(request) => request.evict(),
-            _ => {}
-        }
+        in_phase!(&mut self.phase, it => it.evict(), closed => ())
     }
 
     /// What stays the same while phases change.
@@ -622,7 +622,7 @@ impl Session {
 
     fn record(&mut self, ended: &Ended, cx: &mut Context) {
         ended.record(&self.who, cx);
-        story::tell(ended, &self.who, cx);
+        story::log(ended, &self.who, cx);
         self.who.forget_recent(cx);
     }
 
@@ -641,7 +641,7 @@ impl Session {
         matches!(&self.phase, Phase::Respond(respond) if respond.is_awaiting())
     }
 
-    /// The answer to what [`Driven::Ask`] asked; the session is to be driven again.
+    /// The answer to what [`Driven::Ask`] asked; the session has to be driven again.
     pub fn answer(&mut self, asked: respond::Asked, response: http::Response, cx: &mut Context) {
         self.phase = respond::Respond::answer(asked, response, &self.who, cx);
     }

@@ -40,7 +40,7 @@ pub struct Outbox {
 struct Frames {
     bytes: Vec<u8>,
     sent: usize,
-    /// Those that have been sent stay until everything has, so that frames can be told apart.
+    /// Fields stay here until everything has been sent, so that the ends of frames are known.
     fields: Vec<SharedField>,
     fields_sent: usize,
 }

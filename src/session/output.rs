@@ -59,8 +59,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use underway::Order;
 
-/// Reads from the client, and messages made for it, in one step; then other sessions have their
-/// turn.
+/// Reads from the client, and messages made for it, in one step.
 const BUDGET: usize = 16;
 
 /// Bytes of results that may wait for one client, beyond those that may have been retained for it.
@@ -89,7 +88,7 @@ pub struct Settings {
     /// How long a file may come after its result, and how long it must not have been written to
     /// before it counts as finished; `None`: no wait, and every file is finished.
     pub audio_wait: Option<Duration>,
-    /// How long a growing file may be still; `None`: for ever.
+    /// How long a growing file may be still; `None`: forever.
     pub audio_stall: Option<Duration>,
 }
 
@@ -481,13 +480,13 @@ impl Output {
         Ok(flushed)
     }
 
-    /// The socket is full and took `moved` bytes. Whether that has lasted for too long.
-    fn has_stalled(&mut self, moved: usize, downstream: &Conn, cx: &Context) -> bool {
+    /// The socket took `moved` bytes and is full. Returns whether it has taken none for too long.
+    fn check_stall(&mut self, moved: usize, downstream: &Conn, cx: &Context) -> bool {
         let stall = self.underway().stall.get_or_insert_with(|| Stall::new(cx.now));
         if moved > 0 {
             stall.note_progress(cx.now);
         }
-        stall.is_over(downstream, cx.settings.write_timeout, cx.now)
+        stall.check_timeout(downstream, cx.settings.write_timeout, cx.now)
     }
 
     /// Ends at once, with nothing more to the client. What had ended it before stays the reason,
@@ -547,7 +546,7 @@ impl State for Output {
         for budget in (0..BUDGET).rev() {
             match self.flush(downstream, cx) {
                 Ok(Flushed { is_blocked: true, moved }) => {
-                    if self.has_stalled(moved, downstream, cx) {
+                    if self.check_stall(moved, downstream, cx) {
                         return self.lose(CloseReason::ClientStalled, who, cx);
                     }
                     is_full = true;

@@ -1,4 +1,4 @@
-//! The black box: what happened last on a connection, to be told if it ends badly.
+//! The black box: what happened last on a connection, logged if it ends badly.
 //!
 //! A connection has one from its first frame on, and while it is being connected to a backend. It
 //! gives it back when it is connected, when a client that waits for results has been sent all there
@@ -105,7 +105,7 @@ fn key_of(to: Side, opcode: Opcode) -> u8 {
 
 /// An entry of the story.
 #[derive(Debug)]
-pub enum Told {
+pub enum StoryEntry {
     /// A frame that went to a side.
     Frame(Side, FrameHead),
     /// Another step.
@@ -162,14 +162,14 @@ impl Recent {
     }
 
     /// What is remembered, in order, each with the time since then. The steps are taken out.
-    pub fn tell(&self, now: Moment) -> Vec<(Duration, Told)> {
+    pub fn take_story(&self, now: Moment) -> Vec<(Duration, StoryEntry)> {
         let mut steps = last(self.steps_noted.get(), STEPS)
             .filter_map(|noted| self.steps.get(noted as usize % STEPS)?.take())
             .peekable();
-        let mut told = Vec::new();
+        let mut story = Vec::new();
         for noted in last(self.frames_noted.get(), FRAMES) {
             while let Some(step) = steps.next_if(|step| step.frames_noted <= noted) {
-                told.push((step.at.age(now), Told::Step(step.what)));
+                story.push((step.at.age(now), StoryEntry::Step(step.what)));
             }
             if let Some(frame) = self.frames.get(noted as usize % FRAMES).map(Cell::get) {
                 let (to, class) = match frame.key & TO_CLIENT {
@@ -178,11 +178,11 @@ impl Recent {
                 };
                 let head = FrameHead::of_message(Opcode::of_class(class), frame.length);
                 let head = FrameHead { fin: frame.fin, ..head };
-                told.push((frame.at.age(now), Told::Frame(to, head)));
+                story.push((frame.at.age(now), StoryEntry::Frame(to, head)));
             }
         }
-        told.extend(steps.map(|step| (step.at.age(now), Told::Step(step.what))));
-        told
+        story.extend(steps.map(|step| (step.at.age(now), StoryEntry::Step(step.what))));
+        story
     }
 
     /// Forgets everything, for the next connection.
@@ -254,17 +254,20 @@ mod tests {
         FrameHead::of_message(Opcode::Text, length)
     }
 
-    fn told(recent: &Recent, now: Moment) -> Vec<String> {
-        let told = recent.tell(now).into_iter();
-        told.map(|(age, one)| match one {
-            Told::Frame(to, head) => format!("{} {to:?} {}", age.as_millis(), head.payload),
-            Told::Step(step) => format!("{} {step}", age.as_millis()),
-        })
-        .collect()
+    fn story(recent: &Recent, now: Moment) -> Vec<String> {
+        let story = recent.take_story(now).into_iter();
+        story
+            .map(|(age, one)| match one {
+                StoryEntry::Frame(to, head) => {
+                    format!("{} {to:?} {}", age.as_millis(), head.payload)
+                }
+                StoryEntry::Step(step) => format!("{} {step}", age.as_millis()),
+            })
+            .collect()
     }
 
     #[test]
-    fn frames_and_steps_are_told_in_order() {
+    fn frames_and_steps_come_out_in_order() {
         let recent = Recent::new();
         recent.note(Some(Kept::Connected), at(0));
         recent.note_frame(Side::Upstream, &text(1), at(0));
@@ -274,7 +277,7 @@ mod tests {
         recent.note(Some(Kept::Line("= stalled".into())), at(0));
         recent.note(None, at(0));
         assert_eq!(
-            told(&recent, at(0)),
+            story(&recent, at(0)),
             [
                 "0 = connected to backend",
                 "0 Upstream 1",
@@ -293,11 +296,11 @@ mod tests {
         for length in 0..1000 {
             recent.note_frame(Side::Downstream, &text(length), at(1100));
         }
-        let told = told(&recent, at(4000));
-        assert_eq!(told.len(), 1 + FRAMES);
-        assert!(told[0].ends_with("= pinged backend"), "{told:?}");
-        assert!(told[FRAMES].ends_with("Downstream 999"), "{told:?}");
-        let age = recent.tell(at(4000))[0].0;
+        let story = story(&recent, at(4000));
+        assert_eq!(story.len(), 1 + FRAMES);
+        assert!(story[0].ends_with("= pinged backend"), "{story:?}");
+        assert!(story[FRAMES].ends_with("Downstream 999"), "{story:?}");
+        let age = recent.take_story(at(4000))[0].0;
         assert!(age.abs_diff(Duration::from_millis(2900)) < Duration::from_millis(3), "{age:?}");
     }
 
@@ -335,7 +338,7 @@ mod tests {
         boxes.into_iter().for_each(|recent| recents.give(recent));
         assert_eq!(budget.held(), 0);
         let kept: Vec<_> = (0..UNUSED_MAX).filter_map(|_| recents.take()).collect();
-        assert!(kept.iter().all(|recent| recent.tell(at(0)).is_empty()));
+        assert!(kept.iter().all(|recent| recent.take_story(at(0)).is_empty()));
     }
 
     /// A few hundred bytes, so that every busy connection can have one.

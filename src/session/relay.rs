@@ -313,7 +313,7 @@ impl Relay {
 
     /// Gives up a side that takes no byte, even if it still sends some.
     fn check_stalled(&mut self, side: Side, downstream: &Conn, who: &Identity, cx: &mut Context) {
-        if !self.flows_of(side).1.is_blocked() || !self.has_stalled(side, downstream, cx) {
+        if !self.flows_of(side).1.is_blocked() || !self.check_stall(side, downstream, cx) {
             return;
         }
         let reason = match side {
@@ -324,11 +324,11 @@ impl Relay {
         self.give_up(side, reason, cx);
     }
 
-    /// Whether a side has taken no byte for too long.
-    fn has_stalled(&mut self, side: Side, downstream: &Conn, cx: &Context) -> bool {
+    /// Asks the socket, if it is time to. Returns whether a side has taken no byte for too long.
+    fn check_stall(&mut self, side: Side, downstream: &Conn, cx: &Context) -> bool {
         let mut stall = self.stall(side).unwrap_or(Stall::new(cx.now));
         let conn = if side == Side::Upstream { &self.upstream } else { downstream };
-        let is_over = stall.is_over(conn, cx.settings.write_timeout, cx.now);
+        let is_over = stall.check_timeout(conn, cx.settings.write_timeout, cx.now);
         *self.stall(side) = Some(stall);
         is_over
     }
@@ -387,7 +387,7 @@ impl Relay {
         // A ping to this side needs a boundary in `to`. Where both frames are unfinished, each side
         // may be waiting for the other's rest and the boundary may never come, so the side counts
         // as one that cannot be pinged, and the timeout runs without a ping. Otherwise two sides
-        // that both stopped in the middle of a frame would be kept for ever.
+        // that both stopped in the middle of a frame would be kept forever.
         let is_blocked = to.is_blocked() || (!to.is_at_boundary() && !from.is_at_boundary());
         Some(Alive { heard_at, is_pinged, is_blocked })
     }
@@ -400,14 +400,15 @@ impl Relay {
         }
     }
 
-    /// The end is no longer waited for. A side that still takes what it was sent is waited for
-    /// however long that takes: closing its socket could destroy the rest.
-    fn is_ending_over(&mut self, downstream: &mut Conn, cx: &Context) -> bool {
+    /// Looks whether the sides still take what they were sent. Returns whether the relay has waited
+    /// long enough for its end. It waits for a side that takes bytes however long that lasts:
+    /// closing its socket could destroy the rest.
+    fn check_ending(&mut self, downstream: &mut Conn, cx: &Context) -> bool {
         let is_quiet = self.ending_deadline().is_some_and(|at| at <= cx.now);
         let mut look_at = None;
         if is_quiet {
             for side in [Side::Downstream, Side::Upstream] {
-                if self.is_taking(side, downstream, cx) {
+                if self.check_taking(side, downstream, cx) {
                     look_at = self.stall(side).and_then(|stall| stall.deadline(linger_timeout(cx)));
                 }
             }
@@ -418,21 +419,22 @@ impl Relay {
         is_quiet && look_at.is_none()
     }
 
-    /// A side has bytes to take, and has taken some lately.
-    fn is_taking(&mut self, side: Side, downstream: &mut Conn, cx: &Context) -> bool {
+    /// Returns whether a side has bytes to take, and has taken some lately. Gives up one that was
+    /// reset.
+    fn check_taking(&mut self, side: Side, downstream: &mut Conn, cx: &Context) -> bool {
         let (_, to) = self.flows_of(side);
         let (is_blocked, is_settling) = (to.is_blocked(), to.is_sink_settling());
         let conn = if side == Side::Upstream { &mut self.upstream } else { &mut *downstream };
         let is_owed = is_blocked || is_settling && conn.unacknowledged().is_some_and(|n| n > 0);
         // With an RST behind its FIN the kernel dropped what the side has not acknowledged, and
-        // counts it as unacknowledged for ever.
+        // counts it as unacknowledged forever.
         if is_owed && conn.is_reset() {
             self.flows_of(side).1.lose_sink();
             return false;
         }
         let mut stall = self.stall(side).unwrap_or(Stall::new(cx.now));
         let conn = if side == Side::Upstream { &self.upstream } else { downstream };
-        let is_taking = is_owed && !stall.is_over(conn, linger_timeout(cx), cx.now);
+        let is_taking = is_owed && !stall.check_timeout(conn, linger_timeout(cx), cx.now);
         *self.stall(side) = Some(stall);
         is_taking
     }
@@ -530,7 +532,7 @@ impl Relay {
         let mut is_fin_due = false;
         if self.ending().is_some() {
             is_fin_due = self.finish_after_closes();
-            if self.is_finished() || (is_due && self.is_ending_over(downstream, cx)) {
+            if self.is_finished() || (is_due && self.check_ending(downstream, cx)) {
                 note_learned(who, cx);
                 return Advanced::Over;
             }

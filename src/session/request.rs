@@ -93,7 +93,7 @@ impl Request {
         Request::due(held, cx.after(cx.settings.header_timeout))
     }
 
-    /// The request of a connection that is to be refused.
+    /// The request of a connection that will be refused.
     pub fn refused(cx: &Context) -> Phase {
         Request::refused_after(Vec::new(), cx)
     }
@@ -107,11 +107,6 @@ impl Request {
     fn due(held: Vec<u8>, deadline: Option<Moment>) -> Phase {
         let awaited = if held.is_empty() { HeadWait::Due } else { HeadWait::Pipelined };
         Phase::Request(Box::new(Request { held, deadline, awaited }))
-    }
-
-    /// Refuses the connection in the next step, whatever has come.
-    pub(super) fn evict(&mut self) {
-        self.awaited = HeadWait::Evicted;
     }
 
     /// The next request, of which `held` has arrived already.
@@ -199,6 +194,10 @@ impl State for Request {
     }
 
     /// A request that has begun still gets its answer.
+    fn evict(&mut self) {
+        self.awaited = HeadWait::Evicted;
+    }
+
     fn drain(&mut self, _: Drain, _: &Identity, _: &mut Context) {
         if self.held.is_empty() {
             self.awaited = HeadWait::Draining;
@@ -424,7 +423,7 @@ fn without_tls(head: &RequestHead, who: &Identity, cx: &mut Context) -> Option<S
     })
 }
 
-/// The same page by way of TLS, for a browser that is to be sent there.
+/// The same page by way of TLS, for a browser that is redirected there.
 fn secure_location(head: &RequestHead, who: &Identity, cx: &Context) -> Option<String> {
     let is_expected = who.security() == Security::PlainOnTls;
     let port = match cx.settings.redirect_http {

@@ -368,7 +368,7 @@ impl State for Respond {
                     return Step::Wait(Phase::Respond(self));
                 }
                 Ok(Some(Sent::Blocked))
-                    if self.stall.is_over(downstream, cx.settings.write_timeout, cx.now) =>
+                    if self.stall.check_timeout(downstream, cx.settings.write_timeout, cx.now) =>
                 {
                     self.release_tail(who, cx);
                     let ended = Ended::http(CloseReason::ClientStalled);

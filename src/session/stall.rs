@@ -37,8 +37,8 @@ impl Stall {
         *self = Stall::new(now);
     }
 
-    /// Whether the peer has taken no byte for `timeout`. Asks the socket if it is time to.
-    pub fn is_over(&mut self, conn: &Conn, timeout: Option<Duration>, now: Moment) -> bool {
+    /// Asks the socket, if it is time to. Returns whether the peer has taken no byte for `timeout`.
+    pub fn check_timeout(&mut self, conn: &Conn, timeout: Option<Duration>, now: Moment) -> bool {
         let Some(timeout) = timeout else { return false };
         if self.looked_at + timeout / LOOKS <= now {
             self.look(conn, now);
@@ -51,7 +51,7 @@ impl Stall {
         self.has_moved.then_some(self.progress_at)
     }
 
-    /// When [`Stall::is_over`] is to be asked again.
+    /// When [`Stall::check_timeout`] has to be called again.
     pub fn deadline(&self, timeout: Option<Duration>) -> Option<Moment> {
         let timeout = timeout?;
         Some((self.looked_at + timeout / LOOKS).min(self.progress_at + timeout))
@@ -122,7 +122,7 @@ mod tests {
             let conn = Conn::accepted(Socket::Other(Box::new(FullSocket(Rc::clone(&bytes)))));
             let mut stall = Stall::new(Moment::START);
             let mut at = Moment::START;
-            while !stall.is_over(&conn, timeout, at) {
+            while !stall.check_timeout(&conn, timeout, at) {
                 at = stall.deadline(timeout).expect("there is a timeout");
                 bytes.set(unacknowledged((at - Moment::START).as_secs()));
             }
@@ -134,7 +134,7 @@ mod tests {
     fn without_a_timeout_it_is_never_over() {
         let conn = Conn::accepted(Socket::Other(Box::new(FullSocket(Rc::default()))));
         let mut stall = Stall::new(Moment::START);
-        assert!(!stall.is_over(&conn, None, Moment::START + Duration::from_secs(1_000_000)));
+        assert!(!stall.check_timeout(&conn, None, Moment::START + Duration::from_secs(1_000_000)));
         assert_eq!(stall.deadline(None), None);
     }
 }

@@ -1,7 +1,7 @@
-//! What the log gets of a connection that ended badly: one line that says so, then what happened
-//! last, a line each, so that a log at `info` explains failures.
+//! What the log says of a connection that ended badly: one line with the reason, then one for each
+//! of its last events, so that a log at `info` explains failures.
 
-use super::recent::{Kept, Recents, Told};
+use super::recent::{Kept, Recents, StoryEntry};
 use super::transcript::Event;
 use super::{Context, Detail, Ended, Failures, Identity};
 use crate::base::budget::Budget;
@@ -14,14 +14,14 @@ use log::warn;
 use std::fmt;
 use std::time::Duration;
 
-/// Stories in a second.
+/// Stories in one second.
 const STORIES_MAX: u32 = 20;
 
 /// What all sessions need for their stories.
 pub struct BlackBox {
     /// The boxes of busy sessions.
     pub recents: Recents,
-    /// How many stories have been told lately.
+    /// How many stories have been logged lately.
     pub stories: Stories,
     /// The task's id that the session that is driven has just read.
     pub learned: Option<Box<str>>,
@@ -34,29 +34,29 @@ impl BlackBox {
     }
 }
 
-/// How many stories have been told lately.
+/// How many stories have been logged in this second.
 #[derive(Debug, Default)]
 pub struct Stories {
-    /// Since then.
+    /// When the second began.
     since: Option<Moment>,
-    told: u32,
+    logged: u32,
     left_out: u64,
 }
 
 impl Stories {
-    /// Whether another one may be told now. If not, it is counted.
-    fn may_tell(&mut self, now: Moment) -> bool {
+    /// Counts a story. False: there were too many in this second, and it is left out.
+    fn begin(&mut self, now: Moment) -> bool {
         self.report(now);
         self.since.get_or_insert(now);
-        if self.told < STORIES_MAX {
-            self.told += 1;
+        if self.logged < STORIES_MAX {
+            self.logged += 1;
             return true;
         }
         self.left_out += 1;
         false
     }
 
-    /// Logs how many were left out, once their second is over.
+    /// At the end of the second, logs how many stories were left out.
     pub fn report(&mut self, now: Moment) {
         if self.since.is_some_and(|since| since + Duration::from_secs(1) <= now) {
             if self.left_out > 0 {
@@ -67,19 +67,19 @@ impl Stories {
     }
 }
 
-/// Tells how a connection came to a bad end. Called once, behind its closing line.
-pub(super) fn tell(ended: &Ended, who: &Identity, cx: &mut Context) {
+/// Logs how a connection came to a bad end. Called once, after its closing line.
+pub(super) fn log(ended: &Ended, who: &Identity, cx: &mut Context) {
     if cx.settings.failures == Failures::Nothing || !ended.is_recorded() || !ended.is_bad() {
         return;
     }
-    if !cx.black_box.stories.may_tell(cx.now) {
+    if !cx.black_box.stories.begin(cx.now) {
         return;
     }
     // A connection that never was a WebSocket has one line.
     let recent = if ended.is_before_upgrade() { None } else { who.recent() };
-    let mut events = recent.map(|recent| recent.tell(cx.now)).unwrap_or_default();
+    let mut events = recent.map(|recent| recent.take_story(cx.now)).unwrap_or_default();
     if cx.settings.failures == Failures::Steps {
-        events.retain(|(_, told)| matches!(told, Told::Step(_)));
+        events.retain(|(_, entry)| matches!(entry, StoryEntry::Step(_)));
     }
     let task = ended.task_field(who);
     let sentence = cx.ledger.newest_first().next().map(|one| one.sentence.to_string());
@@ -91,13 +91,13 @@ pub(super) fn tell(ended: &Ended, who: &Identity, cx: &mut Context) {
         Quoted(sentence.unwrap_or_default()),
     );
     let is_served = matches!(ended.detail, Detail::Output { .. });
-    for (age, told) in events {
-        let told = match told {
-            Told::Step(step) => StoryLine::Step(step),
-            Told::Frame(to, head) if is_served => StoryLine::Served(to, head),
-            Told::Frame(to, head) => StoryLine::Relayed(to, head),
+    for (age, entry) in events {
+        let line = match entry {
+            StoryEntry::Step(step) => StoryLine::Step(step),
+            StoryEntry::Frame(to, head) if is_served => StoryLine::Served(to, head),
+            StoryEntry::Frame(to, head) => StoryLine::Relayed(to, head),
         };
-        warn!(target: "story", "{who} ~ before_end={} {told}{task}", Seconds(age));
+        warn!(target: "story", "{who} ~ before_end={} {line}{task}", Seconds(age));
     }
 }
 
@@ -130,11 +130,11 @@ mod tests {
     fn stories_are_limited_and_what_is_left_out_is_counted() {
         let at = |milliseconds| Moment::START + Duration::from_millis(milliseconds);
         let mut stories = Stories::default();
-        let told = |stories: &mut Stories, now| (0..30).filter(|_| stories.may_tell(now)).count();
-        assert_eq!(told(&mut stories, at(0)), 20);
-        assert_eq!(told(&mut stories, at(999)), 0);
+        let logged = |stories: &mut Stories, now| (0..30).filter(|_| stories.begin(now)).count();
+        assert_eq!(logged(&mut stories, at(0)), 20);
+        assert_eq!(logged(&mut stories, at(999)), 0);
         assert_eq!(stories.left_out, 40);
-        assert_eq!(told(&mut stories, at(1000)), 20);
+        assert_eq!(logged(&mut stories, at(1000)), 20);
         assert_eq!(stories.left_out, 10, "those before have been logged");
         stories.report(at(1999));
         assert_eq!(stories.left_out, 10);

@@ -1,8 +1,8 @@
 //! What happens on connections, for those that follow live frames.
 //!
 //! The transcript has one check, which the debug log needs anyway: the level of the log. While
-//! somebody follows, that level is raised, so that events are made; the logger compares with a
-//! level of its own and drops them. So it costs nothing while nobody follows.
+//! someone follows, that level is raised, so that events are made; the logger compares with a
+//! level of its own and drops them. While no one follows, this costs nothing.
 //!
 //! Events are noted where there is no [`Context`](super::Context), so they wait here until the end
 //! of the turn, when the gateway adds the time and the task and hands them out.
@@ -57,7 +57,7 @@ pub fn end() {
     drop(take());
 }
 
-/// Whether somebody follows.
+/// Whether live frames are followed.
 pub fn is_open() -> bool {
     IS_TAPPED.load(Ordering::Relaxed)
 }

@@ -25,7 +25,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// One thing that happened. Nothing in it is a payload, a token or the value of a query.
+/// Something that happened on a connection. It never holds a payload, a token or a query value.
 #[derive(Clone, Copy)]
 #[expect(missing_docs, reason = "the fields and variants explain themselves")]
 pub enum Event<'e> {
@@ -176,7 +176,7 @@ pub enum Event<'e> {
         error: &'e str,
     },
     /// A worker is sent a control message.
-    Told {
+    SentToWorker {
         action: &'static str,
         task: uuid::Uuid,
     },
@@ -446,7 +446,7 @@ impl Event<'_> {
             | Event::SpeechChunk { .. }
             | Event::SpeechEnd { .. }
             | Event::SpeechError { .. }
-            | Event::Told { .. } => return None,
+            | Event::SentToWorker { .. } => return None,
         })
     }
 
@@ -484,7 +484,7 @@ impl Event<'_> {
             Event::SpeechChunk { .. }
             | Event::SpeechEnd { .. }
             | Event::SpeechError { .. }
-            | Event::Told { .. } => "ingest",
+            | Event::SentToWorker { .. } => "ingest",
         }
     }
 }
@@ -567,7 +567,7 @@ impl fmt::Display for Event<'_> {
                 write!(f, "< end task={task} final={is_final}")
             }
             Event::SpeechError { error } => write!(f, "> error error={}", Quoted(error)),
-            Event::Told { action, task } => write!(f, "> {action} task={task}"),
+            Event::SentToWorker { action, task } => write!(f, "> {action} task={task}"),
         }
     }
 }
@@ -694,7 +694,7 @@ mod tests {
             (Event::SpeechEnd { task: uuid::Uuid::nil(), is_final: true }, "ingest",
              "< end task=00000000-0000-0000-0000-000000000000 final=true"),
             (Event::SpeechError { error: "a \"b" }, "ingest", "> error error=\"a \\\"b\""),
-            (Event::Told { action: "STOP", task: uuid::Uuid::nil() }, "ingest",
+            (Event::SentToWorker { action: "STOP", task: uuid::Uuid::nil() }, "ingest",
              "> STOP task=00000000-0000-0000-0000-000000000000"),
         ];
         for (event, target, line) in cases {

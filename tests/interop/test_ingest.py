@@ -352,7 +352,7 @@ def test_speech_beyond_the_limit_ends_with_what_was_received(lab, results, where
     assert answer["error"] in ("Audio too large", "No room for the audio")
     error = waiter.message()
     assert (error["status"], error["error"]) == ("error", "Audio too large")
-    # What follows of it is dropped in silence, and the next stream begins with 0.
+    # The rest of it is dropped without another error, and the next stream begins with 0.
     worker.chunk(task, 4, audio[4])
     worker.end(task)
     worker.chunk(task, 0, b"short")

@@ -203,7 +203,7 @@ def test_audio_resumes_where_it_was_cut(demo, talk):
 
 
 def test_why_it_failed_can_be_read(lab, talk):
-    """The close code and reason of a backend that is away are on the page, in words."""
+    """The close code and reason of a backend that is away are shown on the page, in words."""
     routes = [route(backend=f"ws://127.0.0.1:{closed_port()}/ws/input"), route("output", "/ws/output/{task_id}", serve="output")]
     gateway = lab.gateway({"route": routes, "redis": {"url": "embedded://127.0.0.1:0"}})
     talk.open(gateway.port)

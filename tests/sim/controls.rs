@@ -1,10 +1,10 @@
-//! What is said on the tasks' control channels, heard at the simulated Redis or by a worker that
-//! listens at the inbox, and what must hold for it.
+//! What is published on the tasks' control channels, seen at the simulated Redis or by a worker
+//! that is subscribed at the inbox, and what must hold for it.
 //!
-//! - Nothing is said of unknown tasks, and STOP only of those that a client means to stop.
-//! - While nothing fails, LEFT and BACK take turns, and no LEFT is said while a client waits.
-//! - Once everybody has left, the last word on an unfinished task that had a client is LEFT or
-//!   STOP.
+//! - There are no messages about unknown tasks, and a STOP only where a client means to stop.
+//! - While nothing fails, LEFT and BACK alternate, and no LEFT is published while a client waits.
+//! - Once all clients have left, the last message about an unfinished task that had a client is
+//!   LEFT or STOP.
 
 use aivtuber_gateway::base::moment::Moment;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 const PREFIX: &str = "task_control:";
 
-/// Everything that was said, in order.
+/// All messages, in order.
 #[derive(Default)]
 pub struct Controls {
     said: Vec<(Moment, Uuid, Word)>,

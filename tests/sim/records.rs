@@ -183,7 +183,7 @@ pub struct Recorded {
     output: Vec<u8>,
     /// The answer to an `UPDATE` is in `output`: until it has left, nothing is read.
     owes_answer: bool,
-    /// A read was refused for that reason.
+    /// A read was refused because of that.
     was_refused: bool,
 }
 

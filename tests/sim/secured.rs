@@ -127,7 +127,7 @@ impl Far {
         plaintext
     }
 
-    /// Records that are to be sent.
+    /// Records that have to be sent.
     pub fn poll_output(&mut self) -> Vec<u8> {
         let mut records = Vec::new();
         while self.0.wants_write() {

@@ -100,7 +100,7 @@ pub struct Waiter {
     pub place: usize,
     /// `None`: it asks for something that is no task.
     pub task: Option<usize>,
-    /// The id as it is to be echoed.
+    /// The id as it must be echoed.
     id: String,
     pub from_result: u64,
     skips: usize,

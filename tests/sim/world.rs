@@ -225,7 +225,7 @@ impl Simulation for World {
     }
 
     fn next_turn(&self) -> Option<Moment> {
-        // A backend that stays failed is probed for ever: the world ends between two probes.
+        // A backend that stays failed is probed forever: the world ends between two probes.
         let is_over = self.gateway.session_count() == 0
             && self.gateway.probe_count() == 0
             && self.waiting.is_empty()

@@ -115,7 +115,7 @@ enum Put<'a> {
 enum Stepped {
     /// Something; there may be more.
     Progress,
-    /// What was to be put is in the output.
+    /// The bytes are in the output.
     Put,
     /// It needs more input, or has nothing to do.
     Waits,

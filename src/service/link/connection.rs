@@ -105,7 +105,7 @@ impl Connection {
         self.state = ConnectionState::Dialing { timeout_at: now + DIAL_TIMEOUT };
     }
 
-    /// The socket is open: logs in. What is to be subscribed to follows.
+    /// The socket is open: logs in. Subscriptions follow.
     pub(super) fn begin_greeting(
         &mut self,
         role: RedisRole,

@@ -1,7 +1,6 @@
 //! What is kept in Redis: the queue of results to store, and the commands that store and read them.
 //!
-//! `docs/kept-results.md` explains how results are told apart and kept in order; `keep.lua` does
-//! it.
+//! `docs/kept-results.md` explains how results are distinguished and ordered; `keep.lua` does it.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -201,7 +200,7 @@ impl Keeper {
         self.jobs.is_empty() && self.look_ups.is_empty()
     }
 
-    /// When results that Redis refused are to be stored again.
+    /// When storing the results that Redis refused is tried again.
     pub(super) fn deadline(&self) -> Option<Moment> {
         self.paused_until
     }

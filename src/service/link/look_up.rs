@@ -71,7 +71,7 @@ impl LookUp {
         let missing = self.entries.len() - before;
         self.payloads.extend(strings(reply).take(missing));
         if self.payloads.len() == before {
-            // An error, or nothing: asking again would go on for ever.
+            // An error, or nothing: asking again would go on forever.
             self.entries.truncate(before);
             self.is_incomplete = true;
         }

@@ -521,7 +521,7 @@ impl Link {
             && error.kind() == ErrorKind::Login
         {
             // Also in the middle: the password was changed. Whatever the command was, it is still
-            // pending when the connection fails, so a result that was to be stored is not lost.
+            // pending when the connection fails, so a result that has not been stored is not lost.
             return self.fail(role, &format!("it refused us: {error}"), now);
         }
         let pending = self.connection_mut(role).pending.pop_front();
@@ -564,7 +564,7 @@ impl Link {
                 let outcome = self.keeper.handle_ping(error.as_ref());
                 self.handle_store_outcome(outcome, now);
             }
-            // A user who may not ask for the role learns it when a result is to be stored.
+            // Without the permission to ask, the role shows when a result is stored.
             (Some(PendingReply::Role), Some(_)) => {}
             (
                 Some(
@@ -617,7 +617,7 @@ impl Link {
         }
         self.connection_mut(role).come_up(now);
         self.current = server;
-        // The server is back: what the subscriber hears from now on is to be kept now, not when the
+        // The server is back: what the subscriber hears from now on must be kept now, not when the
         // pause of the store connection is over.
         self.connection_mut(role.other()).dial_sooner(now);
         if role == RedisRole::Subscriber && self.subscriptions.mode() == Subscribe::Task {

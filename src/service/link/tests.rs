@@ -479,7 +479,7 @@ fn a_replica_is_left_before_anything_is_to_be_stored() {
     world.link.handle_connected(RedisRole::Subscriber, world.now);
     world.greet(RedisRole::Subscriber);
     assert_eq!(world.link.state(), RedisState::Up);
-    // A failover while nothing is to be stored is noticed as well.
+    // A failover is noticed also while nothing has to be stored.
     world.events();
     world.pass(connection::PING_INTERVAL);
     assert_eq!(world.commands(RedisRole::Store), [["PING"]]);

@@ -1,4 +1,4 @@
-//! Unfinished tasks that nobody waits for: LEFT and BACK.
+//! Unfinished tasks without a client: LEFT and BACK.
 //!
 //! ```text
 //!  a client waits ── the last one leaves ──► Leaving ── ABSENCE_MIN later: LEFT ──► Left
@@ -6,9 +6,9 @@
 //!        └── one comes: nothing to say ─────────┴── one comes: BACK ─────────────────┘
 //! ```
 //!
-//! A client that reconnects within [`ABSENCE_MIN`] was never away, so a worker learns nothing of
-//! it. Gateways on one Redis hear each other: a task that another gateway has lost is Left here as
-//! well, so that BACK is said wherever its client comes back.
+//! A client that reconnects within [`ABSENCE_MIN`] was never away: its worker gets neither message.
+//! Gateways on one Redis hear each other: a task whose client left another gateway is Left here as
+//! well, so that BACK is sent by whichever gateway the client returns to.
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -21,7 +21,7 @@ use crate::base::moment::Moment;
 use crate::proto::control::ControlAction;
 use crate::proto::message::SharedResult;
 
-/// How long a task has no client before that is said.
+/// How long a task has no client before its worker gets LEFT.
 const ABSENCE_MIN: Duration = Duration::from_secs(1);
 /// How long a task that was left is remembered.
 const REMEMBERED: Duration = Duration::from_secs(3600);
@@ -36,7 +36,7 @@ pub(super) struct Absences {
     leaving: VecDeque<(Moment, Uuid)>,
     /// Tasks that are Left, and until when they are remembered. Some have a client again.
     left: VecDeque<(Moment, Uuid)>,
-    /// Tasks whose workers are to be told BACK, and since when.
+    /// Tasks whose workers have to get BACK, and since when.
     back: VecDeque<(Moment, Uuid)>,
     /// The gateway is about to end: its clients go to another one, or return to the next process.
     is_draining: bool,
@@ -103,7 +103,7 @@ impl Absences {
         None
     }
 
-    /// Nothing more is said, except that a client is there.
+    /// From now on, no LEFT is sent.
     pub(super) fn drain(&mut self) {
         self.is_draining = true;
         self.leaving.clear();
@@ -167,7 +167,7 @@ impl<K: Copy + Ord> Results<K> {
         }
     }
 
-    /// Another gateway, or a worker, has said this about `task`.
+    /// Another gateway, or a worker, has published this about `task`.
     pub(super) fn hear_absence(&mut self, now: Moment, task: Uuid, action: ControlAction) {
         match action {
             ControlAction::Left if self.bus.is_waited_for(task) => {
@@ -179,9 +179,9 @@ impl<K: Copy + Ord> Results<K> {
         }
     }
 
-    /// What the workers of a task are to be told next: that its clients have left, or that one is
-    /// back. Redis has it already. While Redis is away, it waits. `is_speaking`: whether the worker
-    /// of a task is still making audio.
+    /// The next message for the workers of a task: its clients have left, or one is back. Redis has
+    /// it already. While Redis is away, it waits. `is_speaking`: whether the worker of a task is
+    /// still making audio.
     pub fn poll_absence(
         &mut self,
         now: Moment,

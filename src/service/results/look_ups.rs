@@ -26,14 +26,14 @@ const STORING_TIME_MAX: Duration = Duration::from_secs(3);
 /// The look-ups that are due.
 #[derive(Default)]
 pub(super) struct LookUps {
-    /// After a reconnect: when tasks are to be looked up.
+    /// After a reconnect: when tasks have to be looked up.
     begin_at: Option<Moment>,
-    /// When those that are settled are to be looked up as well.
+    /// When settled ones have to be looked up as well.
     repeat_at: Option<Moment>,
     /// Then: the place in the bus from which on they are still to be looked up.
     from: Option<usize>,
     is_repeated: bool,
-    /// Tasks that are to be looked up for the second time, and for the last, and when.
+    /// Tasks that have to be looked up a second and last time, and when.
     again: VecDeque<(Moment, Uuid)>,
     last: VecDeque<(Moment, Uuid)>,
 }

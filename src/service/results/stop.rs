@@ -66,7 +66,7 @@ impl<K: Copy + Ord> Results<K> {
         }
     }
 
-    /// Redis has answered whether it keeps something of a task that is to be stopped.
+    /// Redis has answered whether it keeps something of a task that has to be stopped.
     pub(super) fn handle_known(&mut self, now: Moment, task: Uuid, is_known: bool) {
         let outcome = match is_known || self.tasks.is_known(task) {
             true => StopOutcome::Stopped,

@@ -57,9 +57,9 @@ const SLOW_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Streams<K, F> {
     streams: Slab<Stream<K, F>>,
     by_task: HashMap<Uuid, SmallVec<[u32; 1]>>,
-    /// When streams are to be looked at, by their slots.
+    /// When streams have to be looked at, by their slots.
     timers: Timers,
-    /// Slots of streams that are to be looked at now, each once.
+    /// Slots of streams that have to be looked at now, each once.
     due: VecDeque<u32>,
     /// Clients for which there is news.
     woken: VecDeque<K>,
@@ -110,7 +110,7 @@ pub struct Stream<K, F> {
     look_begun: u32,
     look_done: u32,
     look: Look,
-    /// The worker has said that the file is complete. The next look finds out what belongs to it.
+    /// The worker has marked the file as complete. The next look finds the rest of its bytes.
     is_complete: bool,
     /// It was reported that the file had been written to: reports can be relied on.
     is_reported: bool,
@@ -265,7 +265,7 @@ impl<K, F> Stream<K, F> {
         }
     }
 
-    /// When it is to be looked at even if nothing is reported.
+    /// When it has to be looked at even if nothing is reported.
     fn look_at(&self, now: Moment, rules: &StreamRules) -> Option<Moment> {
         if self.state != StreamState::Open || self.look != Look::Idle {
             return None;
@@ -527,7 +527,7 @@ impl<K: Copy, F> Streams<K, F> {
         self.timers.next()
     }
 
-    /// The next stream whose file is to be looked at; call [`Streams::handle_file`] with what was
+    /// The next stream whose file has to be looked at; call [`Streams::handle_file`] with what was
     /// seen, or [`Streams::begin_look`] if that takes time.
     pub fn poll_due(&mut self, now: Moment) -> Option<StreamId> {
         while let Some(slot) = self.timers.pop_due(now) {

@@ -111,7 +111,7 @@ pub struct StreamRules {
     pub chunk_size: u32,
     /// Bytes of the longest stream.
     pub bytes_max: u64,
-    /// How long a growing file may be still; `None`: for ever.
+    /// How long a growing file may be still; `None`: forever.
     pub stall: Option<Duration>,
     /// How long a young file has to be still to be complete.
     pub wait: Duration,

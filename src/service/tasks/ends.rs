@@ -57,7 +57,7 @@ impl Tasks {
         let is_matched = known.has_growing(&name, &self.end_rules.path_map);
         let last_number = known.last_number;
         let ends = self.ends.entry(task).or_default();
-        // What is said again, as by a SET and a PUBLISH, needs no second entry.
+        // A worker may send it twice, with SET and PUBLISH: one entry is enough.
         ends.retain(|end| *end.name != *name || end.is_matched && !is_matched);
         if ends.len() >= ENDS_MAX {
             ends.remove(0);

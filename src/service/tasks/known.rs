@@ -177,9 +177,9 @@ impl KnownResults {
         passing.map(drop).sum()
     }
 
-    /// A publication was heard during a subscription. Returns how many equal ones that subscription
-    /// has heard with this one, and the number of the known result that it is: one that the worker
-    /// had set.
+    /// A result was published during a subscription. Returns how many equal ones were published
+    /// during that subscription, this one included, and, if the worker had stored it with SET
+    /// before, the number of that result.
     pub fn hear(&mut self, hash: u64, subscription: u32) -> (NonZeroU32, Option<u32>) {
         let origin = ResultOrigin::Published(subscription);
         let Some(Listed { list, places }) = self.0.as_deref_mut() else {

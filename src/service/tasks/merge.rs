@@ -14,7 +14,7 @@ use super::{KeptResult, Subscription};
 
 /// A result that Redis keeps and that was not known.
 struct NewResult {
-    /// The index of the known result that it is to be put in front of.
+    /// The index of the known result that it belongs in front of.
     place: usize,
     /// The index of the known result that follows it in Redis, if one does.
     before: Option<usize>,
@@ -72,7 +72,7 @@ pub(super) fn merge(
 
 /// Numbers results in their order, by what Redis says and what they are known by.
 struct Ids {
-    /// No result behind the last one may have less.
+    /// The lowest number that the next result may get.
     least: u32,
     /// How many more results Redis knew of before the last result that it has, too.
     missed: u32,

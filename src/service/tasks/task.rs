@@ -67,7 +67,7 @@ impl Task {
     }
 
     /// Forgets the oldest results whose payloads are gone, but for [`RECOGNISED_MAX`]. A task that
-    /// goes on for hours would otherwise grow for ever.
+    /// goes on for hours would otherwise grow forever.
     pub(super) fn bound_recognised(&mut self) {
         // Not each time, as it goes through all of them.
         if self.results.len() < 2 * RECOGNISED_MAX || !self.results.len().is_multiple_of(512) {

@@ -203,7 +203,7 @@ impl Flow {
                 }
                 // With bytes in the pipe, `Blocked` may mean that the pipe is full: it holds a
                 // number of packets, not of bytes. Taking that for a dry source would wait for an
-                // event that has already been reported, that is for ever.
+                // event that has already been reported, that is forever.
                 Ok(Io::Blocked) if was_empty => return Filled::Dry,
                 Ok(Io::Blocked) => return Filled::Enough,
                 Ok(Io::Ended) | Err(_) => return Filled::Ended,
@@ -229,7 +229,7 @@ impl Flow {
             let offset = self.frames.payload_left() as u32;
             let Io::Moved(n) = source.peek(offset, &mut bytes)? else { return Ok(Peeked::Nothing) };
             let Some((head, length)) = FrameHead::parse(&bytes[..n]) else {
-                // A cut head at the very front has to be read, or this would peek at it for ever
+                // A cut head at the very front has to be read, or this would peek at it forever
                 // without an event. Behind other bytes it is looked at again once those have moved.
                 return Ok(if offset == 0 { Peeked::Other } else { Peeked::Nothing });
             };

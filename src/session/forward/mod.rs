@@ -228,7 +228,7 @@ impl Forward {
         {
             return ForwardProgress::Over(ForwardOutcome::ClientLeft);
         }
-        if self.upload.is_stalled(exchange.conn_mut(), cx.settings.write_timeout, cx.now) {
+        if self.upload.check_stall(exchange.conn_mut(), cx.settings.write_timeout, cx.now) {
             return self.attempt_failed(AttemptError::ResponseTimedOut, who, cx);
         }
         if let Some(error) = self.connector.timed_out(cx.now) {
@@ -368,9 +368,9 @@ impl Forward {
                 let timeout = cx.settings.write_timeout;
                 if self.upload.is_read() && self.is_client_gone(downstream, cx) {
                     ForwardOutcome::ClientLeft
-                } else if transfer.download.is_stalled(downstream, timeout, cx.now) {
+                } else if transfer.download.check_stall(downstream, timeout, cx.now) {
                     ForwardOutcome::ClientStalled
-                } else if self.upload.is_stalled(&transfer.conn, timeout, cx.now) {
+                } else if self.upload.check_stall(&transfer.conn, timeout, cx.now) {
                     ForwardOutcome::BackendStalled
                 } else if downloaded == Pumped::Busy || uploaded == Pumped::Busy {
                     return ForwardProgress::Yield;

@@ -126,9 +126,9 @@ impl Pump {
         std::mem::take(&mut self.surplus)
     }
 
-    /// Whether the sink has not taken a byte for `timeout`.
-    pub fn is_stalled(&mut self, sink: &Conn, timeout: Option<Duration>, now: Moment) -> bool {
-        self.stall.as_mut().is_some_and(|stall| stall.is_over(sink, timeout, now))
+    /// Asks the socket, if it is time to. Returns whether the sink has taken no byte for `timeout`.
+    pub fn check_stall(&mut self, sink: &Conn, timeout: Option<Duration>, now: Moment) -> bool {
+        self.stall.as_mut().is_some_and(|stall| stall.check_timeout(sink, timeout, now))
     }
 
     /// When [`Pump::is_stalled`] is to be asked again.

@@ -57,7 +57,7 @@ const COMMANDS: [(&str, usize, usize); 17] = [
 /// A command: its name and its arguments.
 pub type RedisCommand = Vec<Vec<u8>>;
 
-/// What holds for all workers, and for this one.
+/// What the gateway prescribes to all workers, and what identifies this one.
 #[derive(Clone, Copy)]
 pub struct Rules<'a> {
     /// What a task's channel begins with.
@@ -77,14 +77,14 @@ pub struct Rules<'a> {
 pub enum Published {
     /// A result of this task.
     Result(Uuid, Vec<u8>),
-    /// This task is to be stopped.
+    /// Stop this task.
     Stop(Uuid),
 }
 
 /// A message on a channel that the worker listens to.
 #[derive(Clone, Copy)]
 pub struct ChannelMessage<'a> {
-    /// What it is subscribed to, if not to the channel itself.
+    /// The pattern that the worker is subscribed to; `None` if it is subscribed to the channel.
     pub pattern: Option<&'a [u8]>,
     /// Where it was published.
     pub channel: &'a [u8],

@@ -137,7 +137,7 @@ impl Inbox {
                 }
                 Ok(_) => {
                     // What is sent is removed at once. A worker that always leaves a few replies
-                    // unread would make this grow for ever.
+                    // unread would make this grow forever.
                     replies.drain(..std::mem::take(&mut self.sent));
                     return replies.len() < REPLY_BYTES_MAX && !self.dialogue.is_over;
                 }

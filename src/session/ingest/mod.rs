@@ -99,7 +99,7 @@ struct Announced {
     seq: Option<u64>,
     audio_type: Option<Box<str>>,
     fields: Box<str>,
-    /// It is not taken; the worker has been told.
+    /// Its bytes are discarded. The worker has been sent the reason.
     is_refused: bool,
 }
 
@@ -153,7 +153,10 @@ impl Ingest {
         }
         match pending.notice {
             WorkerNotice::Control(action) => {
-                note(who, || Event::Told { action: action.word(), task: pending.task.uuid() });
+                note(who, || Event::SentToWorker {
+                    action: action.word(),
+                    task: pending.task.uuid(),
+                });
                 self.push_text(&messages::control_message(action, &pending.task), who);
             }
             WorkerNotice::Error(error) => self.push_error(error, Some(&pending.task), who),
@@ -470,7 +473,7 @@ impl State for Ingest {
                     self.note_alive(cx.now);
                 }
                 let stall = self.stall.get_or_insert_with(|| Stall::new(cx.now));
-                if stall.is_over(downstream, cx.settings.write_timeout, cx.now) {
+                if stall.check_timeout(downstream, cx.settings.write_timeout, cx.now) {
                     return self.lose(CloseReason::ClientStalled, who, cx);
                 }
             }

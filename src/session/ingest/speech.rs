@@ -187,7 +187,7 @@ impl IncomingSpeeches {
         self.waiting.bytes() > WAITING_BYTES_MAX
     }
 
-    /// The worker is to be driven once less waits.
+    /// Has the worker driven again once fewer bytes wait.
     pub(super) fn pause(&mut self, worker: SessionId) {
         if !self.paused.contains(&worker) {
             self.paused.push(worker);

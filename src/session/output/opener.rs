@@ -73,7 +73,7 @@ impl Opener {
         self.names.iter().map(|name| name.as_os_str().len()).sum()
     }
 
-    /// When it is to be polled even if nothing happens.
+    /// When it has to be polled even if nothing happens.
     pub(in crate::session) fn deadline(&self) -> Option<Moment> {
         match self.attempt {
             Attempt::At(at) => Some(at),
