@@ -5,6 +5,7 @@ pub mod backoff;
 pub mod budget;
 pub mod buf;
 pub mod moment;
+pub mod queue;
 pub mod quoted;
 pub mod table;
 #[cfg(test)]

@@ -46,6 +46,7 @@ pub use reload::InEffect;
 use reload::{end_rules, log_routes, wants_redis};
 
 use crate::base::moment::{Moment, WallClock};
+use crate::base::queue;
 use crate::base::quoted::Quoted;
 use crate::base::table::first_capacity;
 use crate::base::timers::Timers;
@@ -549,7 +550,7 @@ impl Gateway {
 
     /// The next job for the background threads; [`Gateway::handle_answer`] takes the outcome.
     pub fn poll_job(&mut self) -> Option<Job> {
-        self.cx.jobs.pop_front()
+        queue::take_first(&mut self.cx.jobs)
     }
 
     fn handle_backend_addresses(

@@ -17,6 +17,7 @@
 #![expect(clippy::expect_used, reason = "each message says why it cannot happen")]
 
 use crate::base::budget::Charged;
+use crate::base::queue;
 use crate::base::table::Table;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -269,7 +270,7 @@ impl<K: Copy + Ord> Bus<K> {
 
     /// The next task whose clients miss something. It is due no longer.
     pub fn poll_due(&mut self) -> Option<Uuid> {
-        let task = self.due.pop_front()?;
+        let task = queue::take_first(&mut self.due)?;
         if let Some(waiting) = self.waiting.entry_mut(task) {
             waiting.is_due = false;
         }
@@ -314,20 +315,17 @@ impl<K: Copy + Ord> Bus<K> {
             } else {
                 waiting.is_queued = false;
             }
-            self.changed.pop_front();
+            queue::take_first(&mut self.changed);
         }
         None
     }
 
     /// The next delivery, and the number of further ones that are queued for its client.
     pub fn poll_delivery(&mut self) -> Option<(Delivery<K>, usize)> {
-        let delivery = self.deliveries.pop_front()?;
+        let delivery = queue::take_first(&mut self.deliveries)?;
         let queued = self.queued.remove(&delivery.client).unwrap_or(1);
         if queued > 1 {
             self.queued.insert(delivery.client, queued - 1);
-        }
-        if self.deliveries.is_empty() && self.deliveries.capacity() > 64 {
-            self.deliveries = VecDeque::new();
         }
         Some((delivery, queued - 1))
     }

@@ -30,6 +30,7 @@ use look_ups::LookUps;
 pub use stop::StopOutcome;
 
 use crate::base::moment::Moment;
+use crate::base::queue;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -301,7 +302,7 @@ impl<K: Copy + Ord> Results<K> {
 
     /// The next notice.
     pub fn poll_notice(&mut self) -> Option<Notice> {
-        self.notices.pop_front()
+        queue::take_first(&mut self.notices)
     }
 
     /// Queues no more than about this many deliveries.

@@ -29,7 +29,7 @@ const STEPS: usize = 8;
 const BOXES_MAX: usize = 4096;
 
 /// Unused ones that are kept for the next connections.
-const UNUSED_MAX: usize = 64;
+const UNUSED_MAX: usize = 16;
 
 /// After this long without a message a relay gives its box back.
 pub const QUIET_MIN: Duration = Duration::from_secs(60);

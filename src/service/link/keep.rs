@@ -15,6 +15,7 @@ use super::look_up::LookUp;
 use super::pending::{PendingReply, StoreReply, StoreRequest, StoreWhat};
 use super::{LookUpAnswer, Settings};
 use crate::base::moment::Moment;
+use crate::base::queue;
 use crate::proto::control::ControlAction;
 use crate::proto::resp;
 use crate::service::tasks::{self, Occurrence, RESULT_COST, Subscription};
@@ -32,6 +33,8 @@ pub(super) const JOBS_MAX: usize = 65_536;
 pub(super) const FIRST_PAGE: usize = 16;
 /// Kept results that each further command asks for.
 pub(super) const PAGE: usize = 64;
+/// Look-ups for which there is room while there are none.
+const LOOK_UPS_KEPT: usize = 64;
 /// How long storing pauses after Redis refused to write for the time being.
 pub(super) const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
@@ -440,6 +443,10 @@ impl Keeper {
         } else if look_up.awaited == 0
             && let Some(look_up) = self.look_ups.remove(&number)
         {
+            if self.look_ups.is_empty() {
+                // After a reconnect there may have been one for each task.
+                self.look_ups.shrink_to(LOOK_UPS_KEPT);
+            }
             return StoreOutcome::LookedUp(look_up.answer(), problem);
         }
         problem.map_or(StoreOutcome::Nothing, StoreOutcome::Problem)
@@ -459,10 +466,7 @@ impl Keeper {
                 }
             }
             match self.jobs.front() {
-                None => {
-                    self.jobs.shrink_to(1024);
-                    return;
-                }
+                None => return,
                 Some(StoreJob::Store(_)) => {
                     let sha = match &self.script {
                         ScriptState::Loaded(sha) => sha.clone(),
@@ -481,17 +485,19 @@ impl Keeper {
                     self.pack_stores(connection, now, &sha);
                 }
                 Some(StoreJob::LookUp { .. }) => {
-                    if let Some(StoreJob::LookUp { task, spellings }) = self.jobs.pop_front() {
+                    if let Some(StoreJob::LookUp { task, spellings }) =
+                        queue::take_first(&mut self.jobs)
+                    {
                         self.pack_look_up(connection, now, task, &spellings);
                     }
                 }
                 Some(&StoreJob::Page(number)) => {
-                    self.jobs.pop_front();
+                    queue::take_first(&mut self.jobs);
                     self.pack_page(connection, now, number);
                 }
                 Some(StoreJob::Forget(_)) => self.pack_forgets(connection, now),
                 Some(StoreJob::Delete(_) | StoreJob::Publish { .. } | StoreJob::AskKnown(_)) => {
-                    if let Some(job) = self.jobs.pop_front() {
+                    if let Some(job) = queue::take_first(&mut self.jobs) {
                         self.pack_control(connection, now, job);
                     }
                 }
@@ -505,7 +511,7 @@ impl Keeper {
         while requests.len() < BATCH_MAX
             && bytes < BATCH_BYTES_MAX
             && let Some(StoreJob::Store(_)) = self.jobs.front()
-            && let Some(StoreJob::Store(request)) = self.jobs.pop_front()
+            && let Some(StoreJob::Store(request)) = queue::take_first(&mut self.jobs)
         {
             bytes += request.payload.len();
             requests.push(request);
@@ -590,7 +596,7 @@ impl Keeper {
             && keys.len() < BATCH_MAX
         {
             keys.push(format!("{}{task}", self.kept_prefix));
-            self.jobs.pop_front();
+            queue::take_first(&mut self.jobs);
         }
         let mut command = vec![&b"UNLINK"[..]];
         command.extend(keys.iter().map(|key| key.as_bytes()));

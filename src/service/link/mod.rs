@@ -51,6 +51,7 @@ use redis::Value;
 use uuid::Uuid;
 
 use crate::base::moment::Moment;
+use crate::base::queue;
 use crate::proto::control::ControlAction;
 use crate::proto::resp::{self, Incoming};
 use crate::service::tasks::{self, KeptResult, Occurrence, Subscription};
@@ -399,12 +400,12 @@ impl Link {
 
     /// The next thing for the reactor to do.
     pub fn poll_action(&mut self) -> Option<LinkAction> {
-        self.actions.pop_front()
+        queue::take_first(&mut self.actions)
     }
 
     /// The next thing that was learned.
     pub fn poll_event(&mut self) -> Option<LinkEvent> {
-        self.events.pop_front()
+        queue::take_first(&mut self.events)
     }
 
     /// Bytes for a connection's socket, empty if there are none. Pass the number that was written
@@ -524,7 +525,7 @@ impl Link {
             // pending when the connection fails, so a result that has not been stored is not lost.
             return self.fail(role, &format!("it refused us: {error}"), now);
         }
-        let pending = self.connection_mut(role).pending.pop_front();
+        let pending = queue::take_first(&mut self.connection_mut(role).pending);
         match (pending, error) {
             // A subscription is confirmed by a message and refused by a reply, so an error that no
             // command awaits refuses a subscription. Without one the gateway would wait for results

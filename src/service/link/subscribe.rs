@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::connection::Connection;
 use super::{Link, Subscribe};
 use crate::base::moment::Moment;
+use crate::base::queue;
 use crate::proto::resp;
 use crate::service::tasks::Subscription;
 
@@ -146,7 +147,7 @@ impl Subscriptions {
             self.pattern_at = Some(now);
             return Confirmed::Pattern;
         }
-        let request = self.unconfirmed.pop_front();
+        let request = queue::take_first(&mut self.unconfirmed);
         let number = self.last_number + 1;
         let spelling = spelling_of(name, &self.prefix);
         let channel = spelling.and_then(|spelling| self.channels.get_mut(spelling));
@@ -164,7 +165,7 @@ impl Subscriptions {
 
     /// Redis confirmed the end of a subscription.
     pub(super) fn handle_unsubscribed(&mut self) {
-        self.unconfirmed.pop_front();
+        queue::take_first(&mut self.unconfirmed);
     }
 
     /// The connection is lost, and all subscriptions with it.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use crate::base::moment::Moment;
+use crate::base::queue;
 
 /// How long the results of a task are held in all: as long as a silent connection takes to be
 /// noticed, and `HOLD_MAX`.
@@ -51,7 +52,7 @@ impl Holds {
     /// The next task whose hold has expired.
     pub(super) fn poll_expired(&mut self, now: Moment) -> Option<Uuid> {
         while let Some(&(end, task)) = self.ends.front().filter(|(end, _)| *end <= now) {
-            self.ends.pop_front();
+            queue::take_first(&mut self.ends);
             if let Some(state) = self.tasks.get_mut(&task)
                 && *state == HoldState::Until(end)
             {

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::Results;
 use crate::base::moment::Moment;
+use crate::base::queue;
 
 /// How long another gateway may take to store what it has heard.
 pub(super) const STORING_TIME: Duration = Duration::from_millis(250);
@@ -85,14 +86,14 @@ impl<K: Copy + Ord> Results<K> {
             (self.look_ups.from, self.look_ups.is_repeated) = (Some(0), true);
         }
         while let Some(&(_, task)) = self.look_ups.again.front().filter(|(at, _)| *at <= now) {
-            self.look_ups.again.pop_front();
+            queue::take_first(&mut self.look_ups.again);
             self.look_ups.last.push_back((now + STORING_TIME_MAX, task));
             if self.bus.is_waited_for(task) {
                 self.look_up(task);
             }
         }
         while let Some(&(_, task)) = self.look_ups.last.front().filter(|(at, _)| *at <= now) {
-            self.look_ups.last.pop_front();
+            queue::take_first(&mut self.look_ups.last);
             if self.bus.is_waited_for(task) {
                 self.look_up(task);
             }

@@ -10,8 +10,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
-
-use smallvec::SmallVec;
+use std::slice;
 
 use super::RESULT_COST;
 use super::result::{KnownResult, ResultOrigin};
@@ -20,16 +19,18 @@ use super::result::{KnownResult, ResultOrigin};
 const LONG_MIN: usize = 64;
 
 /// Results in the order of publication, as far as that is known. Most tasks that are known at one
-/// time only wait, and have none: that takes eight bytes.
+/// time only wait, and have none: that takes eight bytes. Most others have one.
 #[derive(Debug, Default)]
 pub(super) struct KnownResults(Option<Box<Listed>>);
 
-#[derive(Debug, Default)]
-struct Listed {
-    /// Most tasks with results have one.
-    list: SmallVec<[KnownResult; 1]>,
-    /// Exists while the list is long.
-    places: Option<Box<Places>>,
+#[derive(Debug)]
+enum Listed {
+    One(KnownResult),
+    Many {
+        list: Vec<KnownResult>,
+        /// Exists while the list is long.
+        places: Option<Box<Places>>,
+    },
 }
 
 /// What is remembered of a long list.
@@ -55,19 +56,35 @@ struct HeardResults {
 
 impl KnownResults {
     fn list(&self) -> &[KnownResult] {
-        self.0.as_ref().map_or(&[], |listed| &listed.list)
+        match self.0.as_deref() {
+            None => &[],
+            Some(Listed::One(one)) => slice::from_ref(one),
+            Some(Listed::Many { list, .. }) => list,
+        }
     }
 
     fn list_mut(&mut self) -> &mut [KnownResult] {
-        self.0.as_mut().map_or(&mut [], |listed| &mut listed.list)
+        self.parts_mut().0
+    }
+
+    /// The list and what is remembered of it.
+    fn parts_mut(&mut self) -> (&mut [KnownResult], Option<&mut Places>) {
+        match self.0.as_deref_mut() {
+            None => (&mut [], None),
+            Some(Listed::One(one)) => (slice::from_mut(one), None),
+            Some(Listed::Many { list, places }) => (list, places.as_deref_mut()),
+        }
     }
 
     fn places(&self) -> Option<&Places> {
-        self.0.as_ref()?.places.as_deref()
+        match self.0.as_deref()? {
+            Listed::One(_) => None,
+            Listed::Many { places, .. } => places.as_deref(),
+        }
     }
 
     fn places_mut(&mut self) -> Option<&mut Places> {
-        self.0.as_mut()?.places.as_deref_mut()
+        self.parts_mut().1
     }
 
     pub fn len(&self) -> usize {
@@ -93,7 +110,13 @@ impl KnownResults {
 
     /// The newest result comes last.
     pub fn push(&mut self, one: KnownResult) {
-        let Listed { list, places } = &mut **self.0.get_or_insert_default();
+        let Some(Listed::Many { list, places }) = self.0.as_deref_mut() else {
+            let mut list = self.take();
+            list.reserve_exact(1);
+            list.push(one);
+            self.set(list);
+            return;
+        };
         if let Some(heard) = places.as_mut().and_then(|places| places.heard.as_mut()) {
             heard.add(&one);
         }
@@ -104,13 +127,24 @@ impl KnownResults {
     }
 
     /// The list, to be changed in any way and given back by [`KnownResults::set`].
-    pub fn take(&mut self) -> SmallVec<[KnownResult; 1]> {
-        self.0.take().map(|listed| listed.list).unwrap_or_default()
+    pub fn take(&mut self) -> Vec<KnownResult> {
+        match self.0.take().map(|listed| *listed) {
+            None => Vec::new(),
+            Some(Listed::One(one)) => vec![one],
+            Some(Listed::Many { list, .. }) => list,
+        }
     }
 
     /// Replaces the list.
-    pub fn set(&mut self, list: SmallVec<[KnownResult; 1]>) {
-        self.0 = (!list.is_empty()).then(|| Box::new(Listed { list, places: None }));
+    pub fn set(&mut self, mut list: Vec<KnownResult>) {
+        self.0 = match (list.pop(), list.is_empty()) {
+            (None, _) => None,
+            (Some(one), true) => Some(Box::new(Listed::One(one))),
+            (Some(last), false) => {
+                list.push(last);
+                Some(Box::new(Listed::Many { list, places: None }))
+            }
+        };
     }
 
     /// Those behind the last one that is dispatched.
@@ -182,10 +216,8 @@ impl KnownResults {
     /// before, the number of that result.
     pub fn hear(&mut self, hash: u64, subscription: u32) -> (NonZeroU32, Option<u32>) {
         let origin = ResultOrigin::Published(subscription);
-        let Some(Listed { list, places }) = self.0.as_deref_mut() else {
-            return (NonZeroU32::MIN, None);
-        };
-        let (equal, has_set) = match places {
+        let (list, mut places) = self.parts_mut();
+        let (equal, has_set) = match &mut places {
             None => {
                 let is_equal = |one: &&KnownResult| one.hash == hash && one.origin() == origin;
                 (list.iter().filter(is_equal).count() as u32, true)
@@ -284,6 +316,11 @@ mod tests {
         known.push(result(1000, 1, ResultOrigin::Kept));
         assert_eq!((next(&mut known), next(&mut known)), (Some(1000), None));
         assert!(known.iter().all(|one| one.is_dispatched));
+    }
+
+    #[test]
+    fn one_result_takes_little_more_than_its_fields() {
+        assert!(size_of::<Listed>() <= 48, "{}", size_of::<Listed>());
     }
 
     #[test]

@@ -5,7 +5,6 @@
 //! result, then the new ones are placed between the known ones. `docs/kept-results.md` has an
 //! example.
 
-use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::result::{KnownResult, ResultOrigin};
@@ -47,7 +46,7 @@ pub(super) fn merge(
     new.iter_mut().for_each(|one| place(one, &list, &is_matched, subscription));
     // Stable: those for the same place stay in Redis' order.
     new.sort_by_key(|one| one.place);
-    let mut merged = SmallVec::with_capacity(list.len() + new.len());
+    let mut merged = Vec::with_capacity(list.len() + new.len());
     let mut new = new.into_iter().peekable();
     let known = list.into_iter().map(Some).chain([None]);
     let matched = matched.into_iter().chain([None]);

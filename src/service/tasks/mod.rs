@@ -39,6 +39,7 @@ mod task;
 mod timeline;
 
 use crate::base::moment::Moment;
+use crate::base::queue;
 use crate::base::table::{Slot, Table};
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU32;
@@ -520,7 +521,7 @@ impl Tasks {
 
     /// The next task of which everything was evicted: Redis need not keep it either.
     pub fn poll_forgotten(&mut self) -> Option<Uuid> {
-        self.forgotten.pop_front()
+        queue::take_first(&mut self.forgotten)
     }
 
     /// Bytes of memory that results take, retained or about to be given to a client.

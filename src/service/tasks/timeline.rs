@@ -1,8 +1,10 @@
 //! What happened to a task, and when: `timeline` in `/status`.
 //!
 //! Most tasks that are known at one time only wait, so a task has its first event in place, and
-//! from the second event on all of them in a box.
+//! from the second event on all of them in a box. A result that is retained keeps its task known,
+//! so the box is small: an event takes four bytes.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use crate::base::moment::Moment;
@@ -58,32 +60,32 @@ pub(super) enum TaskTimeline {
     #[default]
     Empty,
     One(TaskEvent, Moment),
-    Several(Box<Several>),
+    Several {
+        first: TaskEvent,
+        /// The second since [`Moment::START`] in which the first event happened.
+        second: u32,
+        /// By event.
+        at: Box<[Option<Tick>; EVENTS.len()]>,
+    },
 }
 
-#[derive(Debug)]
-pub(super) struct Several {
-    first: TaskEvent,
-    /// By event.
-    at: [Option<Moment>; EVENTS.len()],
+/// A time since the beginning of a certain second, in units of [`TICK`], plus one. Eleven hours
+/// fit; what happens later counts as if it happened then.
+type Tick = NonZeroU32;
+
+/// Short enough for the latencies that are measured with it.
+const TICK: Duration = Duration::from_micros(10);
+
+/// The second of the gateway's time to which `now` belongs.
+fn second_of(now: Moment) -> u32 {
+    (now - Moment::START).as_secs() as u32
 }
 
-impl Several {
-    fn new(first: TaskEvent, at: Moment) -> Several {
-        let mut several = Several { first, at: [None; EVENTS.len()] };
-        several.set(first, at);
-        several
-    }
-
-    fn set(&mut self, event: TaskEvent, at: Moment) {
-        if let Some(place) = self.at.get_mut(event as usize) {
-            *place = Some(at);
-        }
-    }
-
-    fn at(&self, event: TaskEvent) -> Option<Moment> {
-        self.at.get(event as usize).copied()?
-    }
+/// `now` as a time since the beginning of `second`.
+fn tick(second: u32, now: Moment) -> Tick {
+    let since = (now - Moment::START).saturating_sub(Duration::from_secs(second.into()));
+    let ticks = since.as_micros() / TICK.as_micros();
+    Tick::MIN.saturating_add(u32::try_from(ticks).unwrap_or(u32::MAX))
 }
 
 impl TaskTimeline {
@@ -102,11 +104,13 @@ impl TaskTimeline {
             TaskTimeline::Empty => *self = TaskTimeline::One(event, now),
             TaskTimeline::One(first, at) if *first == event => *at = now,
             TaskTimeline::One(first, at) => {
-                let mut several = Box::new(Several::new(*first, *at));
-                several.set(event, now);
-                *self = TaskTimeline::Several(several);
+                let (first, second) = (*first, second_of(*at));
+                let mut ticks = Box::new([None; EVENTS.len()]);
+                set(&mut ticks, first, tick(second, *at));
+                set(&mut ticks, event, tick(second, now));
+                *self = TaskTimeline::Several { first, second, at: ticks };
             }
-            TaskTimeline::Several(several) => several.set(event, now),
+            TaskTimeline::Several { second, at, .. } => set(at, event, tick(*second, now)),
         }
         self.milestones(event, now).filter(|_| !is_known).unwrap_or_default()
     }
@@ -131,7 +135,10 @@ impl TaskTimeline {
         match self {
             TaskTimeline::One(first, at) if *first == event => Some(*at),
             TaskTimeline::Empty | TaskTimeline::One(..) => None,
-            TaskTimeline::Several(several) => several.at(event),
+            TaskTimeline::Several { second, at, .. } => {
+                let ticks = at.get(event as usize).copied()??.get() - 1;
+                Some(Moment::START + Duration::from_secs((*second).into()) + TICK * ticks)
+            }
         }
     }
 
@@ -140,10 +147,16 @@ impl TaskTimeline {
         let began_at = match self {
             TaskTimeline::Empty => return Vec::new(),
             TaskTimeline::One(_, at) => *at,
-            TaskTimeline::Several(several) => several.at(several.first).unwrap_or(Moment::START),
+            TaskTimeline::Several { first, .. } => self.at(*first).unwrap_or(Moment::START),
         };
         let events = EVENTS.iter();
         events.filter_map(|(event, name)| Some((*name, self.at(*event)? - began_at))).collect()
+    }
+}
+
+fn set(ticks: &mut [Option<Tick>; EVENTS.len()], event: TaskEvent, tick: Tick) {
+    if let Some(place) = ticks.get_mut(event as usize) {
+        *place = Some(tick);
     }
 }
 
@@ -219,10 +232,27 @@ mod tests {
     }
 
     #[test]
+    fn latencies_are_exact_to_ten_microseconds_and_long_times_end_at_eleven_hours() {
+        let mut timeline = TaskTimeline::default();
+        let published = Moment::START + Duration::from_nanos(5_999_999_999);
+        timeline.note(TaskEvent::Connected, at(5));
+        timeline.note(TaskEvent::Published, published);
+        let took = timeline.note(TaskEvent::TextSent, published + Duration::from_micros(43));
+        let took = took.publish_to_text.unwrap();
+        assert!(took.abs_diff(Duration::from_micros(43)) < TICK, "{took:?}");
+        timeline.note(TaskEvent::Completed, published + Duration::from_secs(3600 * 11));
+        let (name, time) = timeline.events()[3];
+        assert_eq!((name, time.as_secs()), ("completed", 3600 * 11 + 5));
+        timeline.note(TaskEvent::Completed, published + Duration::from_secs(3600 * 50));
+        assert!(timeline.events()[3].1 > Duration::from_secs(3600 * 11));
+    }
+
+    #[test]
     fn a_task_that_only_waits_owns_no_box() {
         let mut timeline = TaskTimeline::default();
         timeline.note(TaskEvent::Connected, at(5));
         assert!(matches!(timeline, TaskTimeline::One(TaskEvent::Connected, _)));
         assert_eq!(milliseconds(&timeline), [("connected", 0)]);
+        assert!(size_of::<TaskTimeline>() <= 16 && size_of::<[Option<Tick>; EVENTS.len()]>() <= 40);
     }
 }
