@@ -423,6 +423,8 @@ enum Reading {
     Frames,
     /// An answer that ends with its connection.
     Rest,
+    /// Lines of an event stream, and of its chunks.
+    Events,
     /// What the inbox says.
     Replies,
     /// Whatever comes, as lines.
@@ -886,6 +888,7 @@ impl Peer {
                 Reading::Body { left, is_shown } => self.show_body(left, is_shown),
                 Reading::Frames => self.show_frame(),
                 Reading::Rest => false,
+                Reading::Events => self.show_line(),
                 Reading::Replies => self.show_reply(),
                 Reading::Raw => self.show_raw(),
             };
@@ -943,10 +946,18 @@ impl Peer {
         self.reading = match status {
             "101" => Reading::Frames,
             _ if !(self.role == Role::Client) => Reading::Frames,
+            _ if head.contains("text/event-stream") => Reading::Events,
             _ if head.contains("Transfer-Encoding") => Reading::Rest,
             _ if left > 0 => Reading::Body { left, is_shown },
             _ => Reading::Head,
         };
+        true
+    }
+
+    fn show_line(&mut self) -> bool {
+        let Some(end) = self.held.iter().position(|byte| *byte == b'\n') else { return false };
+        let line: Vec<u8> = self.held.drain(..=end).collect();
+        self.report(String::from_utf8_lossy(&line).trim_end());
         true
     }
 

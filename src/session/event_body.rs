@@ -5,18 +5,27 @@
 //! ```
 //!
 //! What is sent comes from [`Watch`](crate::service::watch::Watch), one snapshot at a time, or from
-//! [`Taps`](crate::service::taps::Taps), as many lines at a time as wait.
+//! [`Taps`](crate::service::taps::Taps), as many lines at a time as wait. Where frames are rare, a
+//! comment now and then keeps proxies from closing the stream, and shows a watcher that is gone.
 
 #![expect(clippy::indexing_slicing, reason = "positions are checked against the same buffer")]
 
 use super::content::{Framing, SendError, Sent, Unsent};
 use super::{Context, Identity, tap};
+use crate::base::moment::Moment;
 use crate::net::Conn;
 use crate::service::taps::TapFilter;
 use crate::service::watch::SentSnapshot;
+use std::time::Duration;
 
 /// Sent first: how soon a browser that lost the connection tries again.
 const PREAMBLE: &[u8] = b"retry: 1000\n\n";
+
+/// A comment, which every reader of events skips.
+const HEARTBEAT: &[u8] = b":\n\n";
+
+/// Sent when nothing else was for this long.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 
 /// What is sent.
 pub enum Followed {
@@ -38,6 +47,10 @@ pub struct EventBody {
     behind: &'static [u8],
     /// The number of the last snapshot.
     seen: u64,
+    /// When frames, or a comment in their place, were last sent.
+    sent_at: Moment,
+    /// When the comment is due, or has to be thought of again.
+    beat_at: Moment,
     is_ending: bool,
 }
 
@@ -61,7 +74,22 @@ impl EventBody {
         front.extend_from_slice(PREAMBLE);
         front.extend_from_slice(framing.chunk_end());
         let front = Unsent::new(front);
-        EventBody { is_tap, framing, front, event: None, behind: b"", seen: 0, is_ending: false }
+        EventBody {
+            is_tap,
+            framing,
+            front,
+            event: None,
+            behind: b"",
+            seen: 0,
+            sent_at: cx.now,
+            beat_at: cx.now + HEARTBEAT_INTERVAL,
+            is_ending: false,
+        }
+    }
+
+    /// When it goes on even if nothing happens.
+    pub fn deadline(&self) -> Option<Moment> {
+        (self.is_tap && !self.is_ending).then_some(self.beat_at)
     }
 
     /// It watches no longer.
@@ -117,10 +145,26 @@ impl EventBody {
                 self.behind = &self.behind[sent.bytes()..];
                 return Ok(Some(sent));
             }
+            if self.is_gone(downstream, cx) {
+                return Err(SendError::Client);
+            }
             if !self.take_next(who, cx) {
                 return Ok((!self.is_ending).then_some(Sent::Waiting));
             }
         }
+    }
+
+    /// Whether the watcher's host has acknowledged nothing of what was sent last for
+    /// `write_timeout`. No comment is sent to one that still owes that.
+    fn is_gone(&mut self, downstream: &Conn, cx: &Context) -> bool {
+        if !self.is_tap || cx.now < self.beat_at {
+            return false;
+        }
+        if downstream.unacknowledged().is_none_or(|bytes| bytes == 0) {
+            return false;
+        }
+        self.beat_at = cx.now + HEARTBEAT_INTERVAL;
+        cx.settings.write_timeout.is_some_and(|timeout| self.sent_at + timeout <= cx.now)
     }
 
     /// Goes on with the next event, or with the end. False: there is neither, or all was sent.
@@ -134,7 +178,13 @@ impl EventBody {
             return true;
         }
         if self.is_tap {
-            let Some(lines) = cx.taps.take(who.id()) else { return false };
+            let lines = match cx.taps.take(who.id()) {
+                Some(lines) => lines,
+                None if self.beat_at <= cx.now => HEARTBEAT.to_vec(),
+                None => return false,
+            };
+            self.sent_at = cx.now;
+            self.beat_at = cx.now + HEARTBEAT_INTERVAL;
             let mut bytes = self.framing.chunk_head(lines.len() as u64);
             bytes.extend(lines);
             bytes.extend_from_slice(self.framing.chunk_end());

@@ -364,7 +364,10 @@ impl State for Respond {
                 // Nothing waits for the client meanwhile.
                 Ok(Some(Sent::Reading | Sent::Waiting)) => {
                     self.stall.note_progress(cx.now);
-                    self.wake_at = None;
+                    self.wake_at = match self.tail.as_deref() {
+                        Some(Tail::Events(body)) => body.deadline(),
+                        Some(Tail::Audio { .. }) | None => None,
+                    };
                     return Step::Wait(Phase::Respond(self));
                 }
                 Ok(Some(Sent::Blocked))
