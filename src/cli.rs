@@ -285,6 +285,12 @@ pub const FLAGS: &[Flag] = &[
         effect: Effect::Option(JSON, |options| options.json = true),
     },
     Flag {
+        long: "payload",
+        short: None,
+        doc: "with tap: payloads too, where allow_tap_payload is set",
+        effect: Effect::Option(TAP, |options| options.filters.push(("payload", "true".into()))),
+    },
+    Flag {
         long: "route",
         short: None,
         doc: "with tap: only connections of this route",
@@ -569,8 +575,7 @@ mod tests {
             let value = flag.value().map_or("", |_| " value");
             let before = match flag.effect {
                 Effect::Change(needed, _) => format!("{} ", how_to_ask(needed)),
-                Effect::Option(..) => "doctor ".into(),
-                Effect::Filter(_) => "tap ".into(),
+                Effect::Option(..) | Effect::Filter(_) => "tap ".into(),
                 _ => String::new(),
             };
             let long = parsed(&format!("{before}--{}{value}", flag.long))

@@ -72,6 +72,7 @@ fn refusal(status: &str, address: &str, body: &str) -> String {
     let body: Value = serde_json::from_str(body).unwrap_or_default();
     let why = body.get("error").and_then(Value::as_str).unwrap_or("not as a gateway does");
     match status {
+        "403" if why.contains("allow_tap_payload") => format!("{address}: {why}"),
         "403" => format!(
             "the gateway at {address} takes this command for a stranger; set admin_listen = \
              [\"127.0.0.1:8009\"] in [server]: {why}"
@@ -131,11 +132,26 @@ fn shown(event: &str, data: &str, style: Style) -> String {
             let length = fields.get("length").and_then(Value::as_u64).unwrap_or_default();
             let is_whole = fields.get("fin").and_then(Value::as_bool).unwrap_or(true);
             let more = if is_whole { "" } else { ", more follows" };
-            format!("{from} → {} {} {length} B{more}", text("to"), text("opcode"))
+            let payload = payload(&fields, length);
+            format!("{from} → {} {} {length} B{more}{payload}", text("to"), text("opcode"))
         }
     };
     let id: String = text("id").chars().filter(|c| !c.is_control()).collect();
     format!("{dim}{time}{off} {id} {colour}{what}{off}")
+}
+
+/// The payload, if there is one, behind its frame: a text in quotes, with escapes.
+fn payload(fields: &Value, length: u64) -> String {
+    let (shown, bytes) = match (fields.get("payload"), fields.get("payload_base64")) {
+        (Some(Value::String(text)), _) => (format!("{text:?}"), text.len()),
+        (_, Some(Value::String(text))) => {
+            let padding = text.bytes().rev().take_while(|byte| *byte == b'=').count();
+            (format!("base64 {text}"), text.len() / 4 * 3 - padding)
+        }
+        _ => return String::new(),
+    };
+    let is_cut = (bytes as u64) < length;
+    format!(" {shown}{}", if is_cut { " …" } else { "" })
 }
 
 #[cfg(test)]
@@ -154,6 +170,15 @@ mod tests {
         assert!(shown("frame", FRAME, Style::Coloured).contains("\x1b[36mclient → backend"));
         let step = r#"{"time":"2026-11-26T10:00:00.123Z","id":"input_1","text":"= pinged\u001b[2J client"}"#;
         assert_eq!(shown("frame", step, Style::Plain), "10:00:00.123 input_1 = pinged [2J client");
+        for (payload, length, line) in [
+            (r#""payload":"声\"\u001b""#, 5, r#" 5 B "声\"\u{1b}""#),
+            (r#""payload":"hel""#, 5, r#" 5 B "hel" …"#),
+            (r#""payload_base64":"AAEC/w==""#, 4, " 4 B base64 AAEC/w=="),
+            (r#""payload_base64":"AAEC/w==""#, 9, " 9 B base64 AAEC/w== …"),
+        ] {
+            let data = format!(r#"{{"from":"client","length":{length},"fin":true,{payload}}}"#);
+            assert!(shown("frame", &data, Style::Plain).ends_with(line), "{payload}");
+        }
         assert!(shown("lost", r#"{"count":3}"#, Style::Plain).contains("3 lines were lost"));
         assert_eq!(shown("lost", r#"{"count":3}"#, Style::Json), r#"{"lost":3}"#);
     }

@@ -224,6 +224,7 @@ pub const SECTIONS: &[Section] = &[
                 },
             ),
             live("trusted_proxies", peers!(gateway.trust.trusted_proxies)),
+            live("allow_tap_payload", flag!(gateway.session.allow_tap_payload)),
             live(
                 "redirect_http",
                 KeyKind::FlagOrPort {

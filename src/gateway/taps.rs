@@ -12,6 +12,7 @@ impl Gateway {
     #[cold]
     pub(super) fn hand_out_noted(&mut self) {
         tap::begin();
+        tap::set_payload(self.cx.shows_payload());
         if !std::mem::replace(&mut self.is_tapped, true) {
             // Connections that remember their frames do not report them.
             self.sweep(Errand::Reload);
@@ -21,7 +22,7 @@ impl Gateway {
             return;
         }
         let time = rfc3339(self.cx.wall.at(self.cx.now));
-        for Noted { session, id, route, client, what } in noted {
+        for Noted { session, id, route, client, what, payload } in noted {
             let task = session.and_then(|session| self.session(session)?.task_id());
             let mut line = Map::new();
             line.insert("time".into(), time.as_str().into());
@@ -29,7 +30,13 @@ impl Gateway {
             line.extend(what);
             let (route, task) = (route.as_deref(), task.as_deref());
             let subject = TapSubject { id: &id, route, task, client };
-            self.cx.taps.push(&subject, &Value::Object(line).to_string());
+            let data = Value::Object(line.clone()).to_string();
+            let full = payload.map(|(name, text)| {
+                line.insert(name.into(), text.into());
+                Value::Object(line).to_string()
+            });
+            let full = full.filter(|_| self.cx.settings.allow_tap_payload);
+            self.cx.taps.push(&subject, &data, full.as_deref());
         }
         self.cx.taps.lose(lost);
         self.wake_followers();

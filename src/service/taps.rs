@@ -22,6 +22,8 @@ pub struct TapFilter {
     pub id: Option<String>,
     /// An address, with or without its port.
     pub client: Option<String>,
+    /// Payloads are shown too.
+    pub payload: bool,
 }
 
 /// What filters look at.
@@ -57,12 +59,20 @@ impl TapFilter {
         let mut filter = TapFilter::default();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            if name == "payload" {
+                filter.payload = match value {
+                    "true" => true,
+                    "false" => false,
+                    _ => return Err("payload is true or false"),
+                };
+                continue;
+            }
             let place = match name {
                 "route" => &mut filter.route,
                 "task" => &mut filter.task,
                 "id" => &mut filter.id,
                 "client" => &mut filter.client,
-                _ => return Err("the filters are route, task, id and client"),
+                _ => return Err("the filters are route, task, id, client and payload"),
             };
             *place = Some(percent_decoded(value).ok_or("a value in the query is not UTF-8")?);
         }
@@ -118,10 +128,17 @@ impl<W: Copy + PartialEq> Taps<W> {
         self.0.iter().map(|follower| follower.who)
     }
 
-    /// Something happened: `data`, one line of JSON.
-    pub fn push(&mut self, subject: &TapSubject<'_>, data: &str) {
+    /// Whether somebody follows payloads.
+    pub fn show_payload(&self) -> bool {
+        self.0.iter().any(|follower| follower.filter.payload)
+    }
+
+    /// Something happened: `data`, one line of JSON, and the same with a payload, for those that
+    /// follow payloads.
+    pub fn push(&mut self, subject: &TapSubject<'_>, data: &str, with_payload: Option<&str>) {
         for follower in self.0.iter_mut().filter(|follower| follower.filter.fits(subject)) {
-            follower.push("frame", data);
+            let full = with_payload.filter(|_| follower.filter.payload);
+            follower.push("frame", full.unwrap_or(data));
         }
     }
 
@@ -190,12 +207,24 @@ mod tests {
         ] {
             assert_eq!(TapFilter::read(query).unwrap().fits(&one), fits, "{query}");
         }
-        for query in ["limit=1", "id=%ff"] {
+        for query in ["limit=1", "id=%ff", "payload", "payload=1"] {
             assert!(TapFilter::read(query).is_err(), "{query}");
         }
         let probe = TapSubject { id: "probe_1", route: None, task: None, client: None };
         assert!(TapFilter::default().fits(&probe));
         assert!(!TapFilter::read("client=192.0.2.7").unwrap().fits(&probe));
+    }
+
+    #[test]
+    fn payloads_are_for_those_that_asked() {
+        let mut taps = Taps::new();
+        taps.enter(1, TapFilter::read("payload=false").unwrap());
+        assert!(!taps.show_payload());
+        taps.enter(2, TapFilter::read("payload=true").unwrap());
+        assert!(taps.show_payload());
+        taps.push(&subject("input_1", "input", None), "{1}", Some("{2}"));
+        assert_eq!(taps.take(1).unwrap(), b"event: frame\ndata: {1}\n\n");
+        assert_eq!(taps.take(2).unwrap(), b"event: frame\ndata: {2}\n\n");
     }
 
     #[test]
@@ -205,7 +234,7 @@ mod tests {
         taps.enter(2, TapFilter::read("id=other").unwrap());
         let line = format!("\"{}\"", "x".repeat(998));
         for _ in 0..300 {
-            taps.push(&subject("input_1", "input", None), &line);
+            taps.push(&subject("input_1", "input", None), &line, None);
         }
         let waited = String::from_utf8(taps.take(1).unwrap()).unwrap();
         assert!(waited.len() < WAITING_BYTES_MAX + 1200);
@@ -213,7 +242,7 @@ mod tests {
         let lost = format!("event: lost\ndata: {{\"count\":{}}}\n\n", 300 - lines);
         assert!(lines > 200 && waited.ends_with(&lost), "{lines}");
         assert_eq!((taps.take(1), taps.take(2)), (None, None));
-        taps.push(&subject("input_1", "input", None), "{}");
+        taps.push(&subject("input_1", "input", None), "{}", None);
         assert_eq!(taps.take(1).unwrap(), b"event: frame\ndata: {}\n\n");
         taps.lose(2);
         assert_eq!(taps.take(2).unwrap(), b"event: lost\ndata: {\"count\":2}\n\n");

@@ -68,6 +68,7 @@ impl EventBody {
             Followed::Frames(filter) => {
                 cx.taps.enter(who.id(), filter);
                 tap::begin();
+                tap::set_payload(cx.shows_payload());
             }
         }
         let mut front = framing.chunk_head(PREAMBLE.len() as u64);
@@ -98,6 +99,7 @@ impl EventBody {
             return cx.watch.leave(who.id());
         }
         cx.taps.leave(who.id());
+        tap::set_payload(cx.shows_payload());
         if cx.taps.is_empty() {
             tap::end();
         }

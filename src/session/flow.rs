@@ -24,10 +24,11 @@
 
 mod close_seen;
 mod learn;
+mod payload;
 mod stream;
 
 use super::transcript::{Event, note_frame, note_step};
-use super::{CloseReason, Context, Identity, SCRATCH_BYTES};
+use super::{CloseReason, Context, Identity, SCRATCH_BYTES, tap};
 use crate::base::buf::Buf;
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Side};
@@ -35,6 +36,7 @@ use crate::proto::http::HEAD_BYTES_LIMIT;
 use crate::proto::ws::{self, FrameHead, FrameScanner, Opcode};
 use crate::service::stats::Traffic;
 use close_seen::CloseSeen;
+use payload::Shown;
 use stream::{SpliceState, Streamed};
 
 /// Reads in one step; then other sessions have their turn.
@@ -125,6 +127,8 @@ enum Watched {
     OwnClose(u16),
     /// A text of the backend in which the task's id may be.
     Text(Vec<u8>),
+    /// A frame whose payload somebody follows.
+    Shown(Shown),
     /// Possibly the answer to the gateway's ping: held back until the payload shows whether it is.
     Pong(HeldPong),
 }
@@ -202,13 +206,16 @@ impl Flow {
                     let bytes = &scratch[..n];
                     if self.sink == SinkState::Open {
                         self.handle_bytes(bytes, sink, who, cx, &mut pumped);
-                        if n == SCRATCH_BYTES {
+                        if n == SCRATCH_BYTES && !tap::shows_payload() {
                             self.begin_stream(source, sink);
                         }
                     }
                 }
                 Ok(Io::Blocked) => {}
-                Ok(Io::Ended) | Err(_) => self.end_source(self.vanished(), &mut pumped),
+                Ok(Io::Ended) | Err(_) => {
+                    self.end_payload(who);
+                    self.end_source(self.vanished(), &mut pumped);
+                }
             });
         }
         // The last read may have made a frame of the gateway or a FIN due, which has not been sent.
@@ -265,6 +272,7 @@ impl Flow {
                     None | Some(Watched::OwnClose(_)) => {}
                     Some(Watched::Close(seen)) => seen.handle_payload(&bytes[piece.clone()]),
                     Some(Watched::Text(_)) => self.learn(&bytes[piece.clone()], who, cx, pumped),
+                    Some(Watched::Shown(_)) => self.show(&bytes[piece.clone()], who),
                     Some(Watched::Pong(held)) => {
                         // Its head did not join `pass` either, and `pass` was forwarded before it.
                         held.bytes.extend_from_slice(&bytes[piece]);
@@ -311,8 +319,7 @@ impl Flow {
                 }
                 pass = if pass.is_empty() { piece } else { pass.start..at };
             }
-            if self.frames.payload_left() == 0
-                && matches!(self.watched.as_deref(), Some(Watched::Close(_)))
+            if self.has_whole_frames() && matches!(self.watched.as_deref(), Some(Watched::Close(_)))
             {
                 self.forward(&bytes[pass], sink, cx, pumped);
                 self.end_close(who, cx, pumped);
@@ -339,6 +346,7 @@ impl Flow {
         pumped: &mut Pumped,
     ) {
         cx.stats.messages_too_big += 1;
+        self.end_payload(who);
         self.forward(pass, sink, cx, pumped);
         self.frames = FrameScanner::new();
         self.traffic.frames -= 1; // it never becomes whole
@@ -544,6 +552,9 @@ impl Flow {
         };
         if !note_frame(who, self.to, head, cx) {
             self.watch_for_task(head, who, cx);
+            if tap::shows_payload() {
+                self.follow_payload(head, who);
+            }
         }
         if self.is_data {
             pumped.message = true;

@@ -148,6 +148,8 @@ pub struct Settings {
     pub memory_limit: MemoryLimit,
     /// What the log gets of connections that end badly.
     pub failures: Failures,
+    /// Whether admins may see payloads of live frames.
+    pub allow_tap_payload: bool,
     /// How results are delivered.
     pub output: output::Settings,
 }
@@ -173,6 +175,7 @@ impl Default for Settings {
             tls_port: None,
             memory_limit: MemoryLimit::Unlimited,
             failures: Failures::Everything,
+            allow_tap_payload: false,
             output: output::Settings::default(),
         }
     }
@@ -303,6 +306,11 @@ impl Context {
         if let Some(bytes_max) = self.socket_buffers {
             conn.limit_buffers(bytes_max);
         }
+    }
+
+    /// Whether payloads of frames are kept for somebody who follows them.
+    pub fn shows_payload(&self) -> bool {
+        self.settings.allow_tap_payload && self.taps.show_payload()
     }
 
     /// The moment `timeout` from now, if it is switched on.

@@ -34,7 +34,7 @@ use super::outbox::{FlushError, Flushed, Outbox};
 use super::stall::Stall;
 use super::transcript::{Event, Subject, note};
 use super::visitor::Visitor;
-use super::{Context, Drain, Ended, Identity, Last, Phase, State, Step};
+use super::{Context, Drain, Ended, Identity, Last, Phase, State, Step, tap};
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
 use crate::net::{Conn, Side};
@@ -394,10 +394,12 @@ impl Output {
     ) {
         let underway = self.underway.get_or_insert_default();
         let length = underway.outbox.push_result(result, &self.task, audio);
+        let text = tap::shows_payload().then(|| result.message(&self.task, audio));
         self.traffic.to_client.frames += 1;
         let head = FrameHead::of_message(Opcode::Text, length as u64);
         who.count_frame(Side::Downstream, &head, cx);
-        note(Subject::Task(who, &self.task), || Event::Text { length });
+        let text = text.as_deref();
+        note(Subject::Task(who, &self.task), || Event::Text { length, text });
         self.note_sent(tasks::TaskEvent::TextSent, cx);
     }
 
@@ -412,7 +414,8 @@ impl Output {
         self.traffic.to_client.frames += 1;
         let head = FrameHead::of_message(Opcode::Text, text.len() as u64);
         who.count_frame(Side::Downstream, &head, cx);
-        note(Subject::Task(who, &self.task), || Event::Text { length: text.len() });
+        let (length, text) = (text.len(), Some(text));
+        note(Subject::Task(who, &self.task), || Event::Text { length, text });
     }
 
     /// Pings, gives up waiting, or, returning false, gives up the client.

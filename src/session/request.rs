@@ -54,6 +54,9 @@ pub enum RedirectHttp {
     ToPort(u16),
 }
 
+/// The answer to an admin who asks for payloads.
+const NO_PAYLOAD: &str = "payloads are shown only with allow_tap_payload = true in [server]";
+
 /// The answer to a worker without the right token.
 const TOKEN_MISSING: &str = "The token of this route is missing or wrong";
 
@@ -349,6 +352,9 @@ fn begin_answer(
         _ => None,
     };
     match followed {
+        Some(Ok(Followed::Frames(filter))) if filter.payload && !cx.settings.allow_tap_payload => {
+            return answer(asked, http::Response::error(403, NO_PAYLOAD), who, cx);
+        }
         Some(Ok(followed)) => {
             return Step::Next(Respond::answer_with_events(asked, followed, who, cx));
         }

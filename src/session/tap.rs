@@ -15,10 +15,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, ThreadId};
 
+/// Bytes of a payload that are shown.
+pub const PAYLOAD_BYTES_MAX: usize = 4096;
+
 /// Events of one turn that are kept. A turn can have more: a read may hold thousands of frames.
 const NOTED_MAX: usize = 4096;
 
 static IS_TAPPED: AtomicBool = AtomicBool::new(false);
+
+/// Somebody follows payloads too.
+static SHOWS_PAYLOAD: AtomicBool = AtomicBool::new(false);
 
 /// By the thread of their gateway: in tests, several run in one process.
 static NOTED: Mutex<Vec<(ThreadId, Noted)>> = Mutex::new(Vec::new());
@@ -35,6 +41,8 @@ pub struct Noted {
     pub client: Option<Client>,
     /// What happened, as fields of JSON.
     pub what: Map<String, Value>,
+    /// The frame's payload as a field of JSON.
+    pub payload: Option<(&'static str, String)>,
 }
 
 /// Somebody follows. Called again while that is so: a reload sets the level of the log.
@@ -48,6 +56,7 @@ pub fn begin() {
 /// Nobody follows any more: the level is again what the logger takes.
 pub fn end() {
     IS_TAPPED.store(false, Ordering::Relaxed);
+    SHOWS_PAYLOAD.store(false, Ordering::Relaxed);
     let takes = |level: &Level| {
         log::logger().enabled(&Metadata::builder().level(*level).target("relay").build())
     };
@@ -60,6 +69,16 @@ pub fn end() {
 /// Whether live frames are followed.
 pub fn is_open() -> bool {
     IS_TAPPED.load(Ordering::Relaxed)
+}
+
+/// From now on, payloads are kept, or are not.
+pub fn set_payload(shows: bool) {
+    SHOWS_PAYLOAD.store(shows, Ordering::Relaxed);
+}
+
+/// Whether somebody follows payloads.
+pub fn shows_payload() -> bool {
+    SHOWS_PAYLOAD.load(Ordering::Relaxed)
 }
 
 /// Keeps an event, which `make` makes, until the end of the turn.

@@ -122,6 +122,8 @@ pub enum Event<'e> {
     /// A message to a client whose results are served.
     Text {
         length: usize,
+        /// Where somebody follows payloads.
+        text: Option<&'e str>,
     },
     /// A chunk of audio, as one message.
     Chunk {
@@ -341,7 +343,13 @@ pub fn note_frame(who: &Identity, to: Side, head: &FrameHead, cx: &mut Context) 
 /// log, at debug, has everything.
 #[cold]
 fn note_unremembered(who: &Identity, to: Side, head: &FrameHead, cx: &mut Context) {
-    note(who, || Event::Frame { to, head });
+    if tap::shows_payload() {
+        // The flow hands it out, once its payload has passed.
+        let event = Event::Frame { to, head };
+        log::debug!(target: event.target(), "{who} {event}");
+    } else {
+        note(who, || Event::Frame { to, head });
+    }
     who.count_frame(to, head, cx);
 }
 
@@ -358,12 +366,43 @@ pub fn note<'s, 'e>(who: impl Into<Subject<'s>>, event: impl FnOnce() -> Event<'
 fn log_event(who: Subject<'_>, event: &Event<'_>) {
     log::debug!(target: event.target(), "{who} {event}{}", who.task_field());
     if tap::is_open() {
-        offer(who, event);
+        let payload = match *event {
+            Event::Text { text: Some(text), .. } => {
+                let shown = text.bytes().take(tap::PAYLOAD_BYTES_MAX).collect();
+                Some(payload_field(Opcode::Text, 0, shown))
+            }
+            _ => None,
+        };
+        offer(who, event, payload);
     }
 }
 
+/// Keeps a frame of a relay for those that follow payloads, with the beginning of its payload.
+pub fn offer_frame(who: &Identity, to: Side, head: &FrameHead, payload: Option<Vec<u8>>) {
+    let payload = payload.map(|bytes| payload_field(head.opcode, head.rsv, bytes));
+    offer(who.into(), &Event::Frame { to, head }, payload);
+}
+
+/// A payload, or its beginning, as a field: a text as it is, anything else in base64.
+fn payload_field(opcode: Opcode, rsv: u8, mut bytes: Vec<u8>) -> (&'static str, String) {
+    if matches!(opcode, Opcode::Text | Opcode::Continuation) && rsv == 0 {
+        if let Err(error) = std::str::from_utf8(&bytes)
+            && error.error_len().is_none()
+            && opcode == Opcode::Text
+        {
+            // A character that is cut, by the limit or by the end of a fragment.
+            bytes.truncate(error.valid_up_to());
+        }
+        match String::from_utf8(bytes) {
+            Ok(text) => return ("payload", text),
+            Err(error) => bytes = error.into_bytes(),
+        }
+    }
+    ("payload_base64", data_encoding::BASE64.encode(&bytes))
+}
+
 /// Keeps an event for those that follow live frames.
-fn offer(who: Subject<'_>, event: &Event<'_>) {
+fn offer(who: Subject<'_>, event: &Event<'_>, payload: Option<(&'static str, String)>) {
     let session = match who {
         Subject::Session(who) | Subject::Task(who, _) => Some(who),
         Subject::Probe(_) => None,
@@ -374,6 +413,7 @@ fn offer(who: Subject<'_>, event: &Event<'_>) {
         route: session.map(|who| who.route_name().into()),
         client: session.map(|who| who.client()),
         what: describe(event),
+        payload,
     });
 }
 
@@ -391,7 +431,7 @@ fn describe(event: &Event<'_>) -> Map<String, Value> {
         Event::ClientFrame { head } => {
             frame("client", "gateway", head.opcode, head.payload, head.fin)
         }
-        Event::Text { length } => frame("gateway", "client", Opcode::Text, length as u64, true),
+        Event::Text { length, .. } => frame("gateway", "client", Opcode::Text, length as u64, true),
         Event::Chunk { length, .. } => frame("gateway", "client", Opcode::Binary, length, true),
         Event::Ping => frame("gateway", "client", Opcode::Ping, 0, true),
         _ => json!({ "text": event.to_string() }),
@@ -542,7 +582,7 @@ impl fmt::Display for Event<'_> {
             Event::Stalled { side } => {
                 write!(f, "= {} takes nothing of what is held for it", side.word())
             }
-            Event::Text { length } => write!(f, "> text len={length}"),
+            Event::Text { length, .. } => write!(f, "> text len={length}"),
             Event::Chunk { length, number, total } => {
                 write!(f, "> binary len={length} chunk={number}/{}", OrUnknown(total))
             }
@@ -619,6 +659,20 @@ impl fmt::Display for Word<'_> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn payloads_are_text_where_they_can_be() {
+        let field = |opcode, rsv, bytes: &[u8]| payload_field(opcode, rsv, bytes.to_vec());
+        let text = |text: &str| ("payload", text.to_owned());
+        let binary = |text: &str| ("payload_base64", text.to_owned());
+        assert_eq!(field(Opcode::Text, 0, "声".as_bytes()), text("声"));
+        assert_eq!(field(Opcode::Text, 0, b"a\xe5\xa3"), text("a"), "a character that is cut");
+        assert_eq!(field(Opcode::Text, 0, b"a\xffb"), binary("Yf9i"));
+        assert_eq!(field(Opcode::Text, 4, b"ab"), binary("YWI="), "it is compressed");
+        assert_eq!(field(Opcode::Continuation, 0, b"ab"), text("ab"));
+        assert_eq!(field(Opcode::Continuation, 0, b"a\xe5"), binary("YeU="));
+        assert_eq!(field(Opcode::Binary, 0, b"ab"), binary("YWI="));
+    }
+
     /// `docs/operations.md` shows these lines, and people search logs for them.
     #[test]
     fn lines_stay_as_they_are_documented() {
@@ -671,7 +725,7 @@ mod tests {
              "relay", "= client has not answered for 40.001s"),
             (Event::Stalled { side: Upstream },
              "relay", "= backend takes nothing of what is held for it"),
-            (Event::Text { length: 9 }, "output", "> text len=9"),
+            (Event::Text { length: 9, text: None }, "output", "> text len=9"),
             (Event::Chunk { length: 9, number: 1, total: Some(2) },
              "output", "> binary len=9 chunk=1/2"),
             (Event::Chunk { length: 9, number: 1, total: None },

@@ -1,13 +1,16 @@
 """`GET /events/frames` and `aivtuber-gateway tap`: live frames, for those that the filters choose."""
 
+import base64
 import json
+import signal
 
 import pytest
 
 from gatewaylab.gateway import BINARY, clean_env, run
 from gatewaylab.process import Process
 from gatewaylab.results import is_waiting, new_task
-from gatewaylab.wire import TEXT, frame
+from gatewaylab.wire import BINARY as BINARY_FRAME
+from gatewaylab.wire import PING, TEXT, frame
 from test_events import Watcher
 
 
@@ -168,3 +171,123 @@ def test_log_level_is_as_before_when_nobody_follows(lab, follow):
     peer.read_frame()
     assert gateway.get("/health").status == 200
     assert "DEBUG" not in gateway.log
+
+
+# ---- payloads
+
+PAYLOAD = {"allow_tap_payload": True}
+
+
+def payloads(watcher, count):
+    """The payloads of the next `count` frames, as text or bytes."""
+    return [
+        base64.b64decode(one["payload_base64"]) if "payload_base64" in one else one.get("payload") for one in frames(watcher, count)
+    ]
+
+
+def test_payloads_need_the_key(lab, tmp_path):
+    gateway = lab.gateway(backend="ws://127.0.0.1:9/")
+    reply = gateway.get("/events/frames?payload=true")
+    assert reply.status == 403 and "allow_tap_payload" in reply.json()["error"]
+    assert gateway.get("/events/frames?payload=yes").status == 400
+    done = run("tap", "--payload", "--listen", f"127.0.0.1:{gateway.port}", cwd=tmp_path)
+    assert done.returncode == 1 and "allow_tap_payload = true" in done.stderr and "stranger" not in done.stderr
+
+
+def test_payloads_are_text_or_base64_and_only_for_those_that_ask(lab, follow):
+    gateway, client, peer = pair(lab, server=PAYLOAD)
+    shown, hidden = follow(gateway, "?payload=true"), follow(gateway)
+    client.say("hello \u58f0")
+    client.send_bytewise(frame(TEXT, "byte by byte", mask=b"mask"))
+    client.frame(BINARY_FRAME, bytes(range(256)))
+    client.send(frame(TEXT, "frag", fin=False, mask=b"mask") + frame(0, "ments", mask=b"mask") + frame(TEXT, "", mask=b"mask"))
+    client.frame(PING, b"ping")
+    for _ in range(7):
+        peer.read_frame()
+    expected = ["hello \u58f0", "byte by byte", bytes(range(256)), "frag", "ments", None, b"ping"]
+    assert payloads(shown, 7) == expected
+    assert payloads(hidden, 7) == [None] * 7
+    peer.say("back")
+    assert client.read_frame().text == "back"
+    assert payloads(shown, 1) == ["back"]
+
+
+def test_long_payloads_are_cut_and_pass_unchanged(lab, follow):
+    """Also where frames would otherwise pass through a pipe."""
+    gateway, client, peer = pair(lab, server=PAYLOAD)
+    big = bytes(range(256)) * 4096
+    for _ in range(3):
+        peer.frame(BINARY_FRAME, big)
+        assert client.read_frame().payload == big
+    watcher = follow(gateway, "?payload=true")
+    for _ in range(3):
+        peer.frame(BINARY_FRAME, big)
+        assert client.read_frame().payload == big
+    assert payloads(watcher, 3) == [big[:4096]] * 3
+    text = "\u58f0" * 5000
+    client.say(text)
+    assert peer.read_frame().text == text
+    assert payloads(watcher, 1) == [text[: 4096 // 3]]
+
+
+def test_a_frame_that_is_cut_is_shown_with_what_came(lab, follow):
+    gateway, client, peer = pair(lab, server=PAYLOAD)
+    watcher = follow(gateway, "?payload=true")
+    client.send(frame(TEXT, "it ends here, and goes no further", mask=b"mask")[:-20])
+    peer.read(10)
+    client.vanish()
+    assert payloads(watcher, 1) == ["it ends here,"]
+
+
+def test_texts_of_results_have_payloads(results, follow):
+    gateway, inbox = results.embedded(config={"server": PAYLOAD})
+    waiter = results.wait(gateway, task := new_task())
+    is_waiting(gateway, task)
+    watcher = follow(gateway, f"?task={task}&payload=true")
+    inbox.publish(task, text="hi")
+    waiter.message()
+    waiter.done()
+    [text] = payloads(watcher, 1)
+    assert json.loads(text)["content"] == "hi"
+
+
+def test_a_learned_task_costs_no_payload(lab, follow):
+    backend = lab.backend()
+    config = {"server": PAYLOAD, "route": [{"name": "input", "path": "/ws/input", "backend": backend.url(), "learn_task": "task_id"}]}
+    gateway = lab.gateway(config)
+    client, peer = lab.pair(gateway, backend)
+    watcher = follow(gateway, "?payload=true")
+    client.say("a question")
+    peer.read_frame()
+    peer.say('{"task_id": "7"}')
+    client.read_frame()
+    peer.say("more")
+    client.read_frame()
+    assert payloads(watcher, 3) == ["a question", '{"task_id": "7"}', "more"]
+
+
+def test_a_reload_takes_payloads_away(lab, follow):
+    gateway, client, peer = pair(lab, server=PAYLOAD)
+    watcher = follow(gateway, "?payload=true")
+    client.say("one")
+    peer.read_frame()
+    assert payloads(watcher, 1) == ["one"]
+    gateway.file.write_text(gateway.file.read_text().replace("allow_tap_payload = true", "allow_tap_payload = false"))
+    gateway.signal(signal.SIGHUP)
+    gateway.process.wait_for_line("read again config=")
+    client.say("two")
+    peer.read_frame()
+    client.say("three")
+    peer.read_frame()
+    assert payloads(watcher, 2)[-1] is None
+
+
+def test_tap_prints_payloads(lab):
+    gateway, client, peer = pair(lab, log={"level": "debug"}, server=PAYLOAD)
+    process = tap(gateway, "--payload")
+    try:
+        client.say('say "hello"')
+        peer.read_frame()
+        process.wait_for_line(r'input_\d+ client → backend text 11 B "say \\"hello\\""$')
+    finally:
+        process.kill()

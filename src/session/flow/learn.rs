@@ -28,6 +28,7 @@ impl Flow {
         text.extend_from_slice(piece);
         if self.frames.payload_left() == 0 {
             cx.black_box.learned = learned(text, who);
+            Flow::show_text(self.to, text, who);
             pumped.more |= cx.black_box.learned.is_some();
         }
     }

@@ -17,7 +17,7 @@ use crate::base::budget::Charge;
 use crate::net::pipe::PIPE_BYTES;
 use crate::net::{Conn, Io, Pipe};
 use crate::proto::ws::FrameHead;
-use crate::session::{Context, Identity};
+use crate::session::{Context, Identity, tap};
 use std::io;
 
 /// A splice that brings less, though the frame has more, costs more than a read and a write.
@@ -236,6 +236,8 @@ impl Flow {
             if head.is_control()
                 || head.payload < PAYLOAD_BYTES_MIN
                 || self.has_own()
+                // Payloads have to enter the process.
+                || tap::shows_payload()
                 || self.too_big(&head, cx).is_some()
             {
                 return Ok(Peeked::Other);
