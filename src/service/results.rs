@@ -178,7 +178,7 @@ impl<K: Copy + Ord> Results<K> {
     }
 
     fn recharge(&mut self) {
-        let bytes = self.tasks.retained_bytes() + self.link_bytes;
+        let bytes = self.tasks.held_bytes() + self.link_bytes;
         if bytes != self.charge.bytes() {
             self.charge.set(bytes);
         }

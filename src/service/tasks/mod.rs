@@ -4,7 +4,8 @@
 //! retained, and its end is `retain` ago. Every result is retained, delivered or not, because a
 //! client may return for the rest of it. The oldest result goes first, by age or because
 //! `max_retained` is reached. What a result costs apart from its bytes counts too, so that
-//! `max_retained` is what the process really grows by.
+//! `max_retained` is what the process really grows by; so does a task of which nothing is left but
+//! its end, or that something of it was lost.
 //!
 //! A task may hold at most half of `max_retained`. This is checked before a result is retained, so
 //! one task cannot evict the results of all others. A result beyond it is given to the clients that
@@ -64,10 +65,12 @@ pub use ends::EndRules;
 
 /// What a retained result costs besides its own bytes: its task, its share of a table and of the
 /// queue, an allocation. In bytes, measured while results came and went: 165 to 190 in use, the
-/// rest unused between them.
+/// rest unused between them. Once it is gone, a task that is remembered costs the same.
 pub const RESULT_COST: usize = 256;
-/// Ends and losses of tasks that are remembered.
+/// Ends and losses of tasks that are remembered, whatever the settings are.
 const REMEMBERED_MAX: usize = 65_536;
+/// As many are remembered at least, and cost nothing.
+const REMEMBERED_MIN: usize = 1024;
 /// Losses of one task are remembered at most once in this time.
 const LOSS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -93,6 +96,11 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// Ends and losses of tasks that are remembered: they take a quarter of the room at most.
+    fn remembered_max(&self) -> usize {
+        (self.max_retained / 4 / RESULT_COST).clamp(REMEMBERED_MIN, REMEMBERED_MAX)
+    }
+
     /// Bytes that the results of one task may take.
     pub fn task_bytes_max(&self) -> usize {
         self.max_retained / 2
@@ -527,6 +535,16 @@ impl Tasks {
     /// Bytes of memory that results take, retained or about to be given to a client.
     pub fn retained_bytes(&self) -> usize {
         self.retained_bytes + self.passing_bytes
+    }
+
+    /// Bytes of memory that all tasks take: results, and what is remembered of tasks without any.
+    pub fn held_bytes(&self) -> usize {
+        self.retained_bytes() + self.remembered_bytes()
+    }
+
+    /// Bytes that what is remembered takes of the room for results.
+    fn remembered_bytes(&self) -> usize {
+        self.remembered.len().saturating_sub(REMEMBERED_MIN) * RESULT_COST
     }
 
     /// Retained results.

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::known::KnownResults;
 use super::result::GoneResult;
-use super::{REMEMBERED_MAX, Retained, Tasks};
+use super::{Retained, Tasks};
 use crate::base::moment::Moment;
 
 /// Results that are removed in a row because they are too old.
@@ -82,7 +82,8 @@ impl Tasks {
         let mut held = 0;
         for trimmed in 0.. {
             let Some(&one) = self.retained.front() else { break };
-            let is_over = self.retained_bytes > self.settings.max_retained;
+            let taken = self.retained_bytes + self.remembered_bytes();
+            let is_over = taken > self.settings.max_retained;
             let is_old = match self.settings.retain {
                 Some(retain) => now >= one.at + retain,
                 // Only what a client is about to get is retained.
@@ -108,9 +109,19 @@ impl Tasks {
             }
             self.remove(now, one, removal);
         }
+        self.trim_remembered(now);
+        if self.tasks.is_empty() && self.retained.capacity().max(self.remembered.capacity()) > 1024
+        {
+            self.retained = VecDeque::new();
+            self.remembered = VecDeque::new();
+        }
+    }
+
+    fn trim_remembered(&mut self, now: Moment) {
         let retain = self.settings.retain.unwrap_or_default();
+        let remembered_max = self.settings.remembered_max();
         for trimmed in 0.. {
-            let is_over = self.remembered.len() > REMEMBERED_MAX;
+            let is_over = self.remembered.len() > remembered_max;
             let Some(&(at, slot)) = self.remembered.front() else { break };
             if !is_over && (now < at + retain || trimmed == TRIMMED_MAX) {
                 break;
@@ -122,11 +133,6 @@ impl Tasks {
                 known.forget_end();
                 self.forget_if_idle(slot);
             }
-        }
-        if self.tasks.is_empty() && self.retained.capacity().max(self.remembered.capacity()) > 1024
-        {
-            self.retained = VecDeque::new();
-            self.remembered = VecDeque::new();
         }
     }
 

@@ -499,7 +499,9 @@ fn end_of_a_task_is_known_for_retain() {
 
 #[test]
 fn remembered_ends_are_bounded() {
-    let mut world = World::new(tasks());
+    let max_retained = 4 * REMEMBERED_MAX * RESULT_COST;
+    let settings = Settings { retain: Some(300 * SECOND), max_retained, ..Default::default() };
+    let mut world = World::new(Tasks::new(settings));
     for task in 0..REMEMBERED_MAX as u128 + 10 {
         world.tasks.handle_client(
             world.now,
@@ -518,6 +520,23 @@ fn remembered_ends_are_bounded() {
         world.tasks.trim(world.now, |_| false);
     }
     assert_eq!(world.tasks.len(), REMEMBERED_MAX);
+}
+
+#[test]
+fn tasks_without_results_take_of_the_room_for_results() {
+    let max_retained = 4 * 1024 * 1024;
+    let settings = Settings { retain: Some(300 * SECOND), max_retained, ..Default::default() };
+    let mut world = World::new(Tasks::new(settings));
+    let text = "x".repeat(500);
+    for task in 0..20_000 {
+        world.hear_on(Uuid::from_u128(task), &text);
+        world.tasks.trim(world.now, |_| false);
+        assert!(world.tasks.held_bytes() <= max_retained, "after {task}");
+    }
+    let lost = world.tasks.len() - world.tasks.retained();
+    assert_eq!(lost, max_retained / 4 / RESULT_COST, "they take a quarter");
+    assert!(world.tasks.retained_bytes() > max_retained * 7 / 10);
+    assert!(world.tasks.is_incomplete(Uuid::from_u128(12_000)));
 }
 
 #[test]
