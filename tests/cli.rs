@@ -170,6 +170,33 @@ fn check_names_the_routes_that_can_never_be_reached() {
 }
 
 #[test]
+fn check_and_start_say_that_the_log_file_cannot_be_written() {
+    let folder = Folder::new("log");
+    folder.write("plain", "").write("config.toml", "route = []\n[log]\nfile = \"plain/x.log\"\n");
+    let checked = folder.run(&["--check"]);
+    let expected = "log.file: plain/x.log cannot be written: Not a directory (os error 20)\n";
+    assert_eq!((checked.status, checked.stderr), (0, format!("aivtuber-gateway: {expected}")));
+    // It stops after the warnings: the address is another machine's.
+    let started = folder.run(&["--listen", "192.0.2.1:1"]);
+    let warned = started.stderr.lines().find(|line| line.contains("WARN  config "));
+    assert!(warned.is_some_and(|line| line.ends_with(expected.trim_end())), "{}", started.stderr);
+    assert_eq!(started.status, 1);
+}
+
+#[test]
+fn a_backend_that_is_the_gateway_itself_is_refused() {
+    let folder = Folder::new("itself");
+    let route = "[[route]]\nname = \"a\"\npath = \"/a\"\nbackend = \"ws://localhost:8765/b\"\n";
+    folder.write("config.toml", &format!("[server]\nlisten = \"127.0.0.1:8765\"\n{route}"));
+    for arguments in [&["--check"][..], &[]] {
+        folder.run(arguments).refused_with(
+            "aivtuber-gateway: config.toml: route `a`: the backend `ws://localhost:8765/b` is the \
+             gateway itself, which listens on 127.0.0.1:8765\n",
+        );
+    }
+}
+
+#[test]
 fn printed_configuration_reads_back_as_the_same() {
     let folder = Folder::new("print");
     folder.write(

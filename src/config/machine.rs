@@ -1,6 +1,7 @@
 //! What a valid configuration needs and this machine lacks.
 
 use super::{Config, Loaded};
+use crate::logging::file::{self, FileProblem};
 use crate::net::files::spool::SpoolRequest;
 use crate::net::files::{OpenError, RootRequest};
 use crate::service::route::{RouteSettings, TargetSettings};
@@ -12,6 +13,7 @@ impl Loaded {
     pub fn check_machine(mut self) -> Loaded {
         self.warnings.extend(audio_root_problem(&self.config));
         self.warnings.extend(spool_problem(&self.config));
+        self.warnings.extend(log_problem(&self.config));
         self
     }
 }
@@ -45,6 +47,21 @@ fn spool_problem(config: &Config) -> Option<String> {
     };
     let folder = spool.display();
     Some(format!("output.spool: no file can be written in the folder {folder}: {why}"))
+}
+
+/// What is wrong with the log file. No error: until it can be written, lines go to standard error.
+fn log_problem(config: &Config) -> Option<String> {
+    let path = config.log.file.as_ref()?;
+    let shown = path.display();
+    match file::check(path, config.log.max_size) {
+        Ok(()) => None,
+        Err(FileProblem::Write(error)) => {
+            Some(format!("log.file: {shown} cannot be written: {error}"))
+        }
+        Err(FileProblem::Rotate(error)) => {
+            Some(format!("log.file: {shown} can be written, but not rotated: {error}"))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -86,6 +103,21 @@ mod tests {
         config.gateway.session.output.spool = std::env::temp_dir();
         assert_eq!(warnings(config.clone()), ["other"]);
         config.gateway.session.output.spool = "".into();
+        assert_eq!(warnings(config), ["other"]);
+    }
+    #[test]
+    fn a_log_file_that_cannot_be_written_is_a_warning() {
+        let mut config = Config::default();
+        config.gateway.session.output.audio_root = std::env::temp_dir();
+        config.log.file = Some(std::env::temp_dir());
+        let expected = format!(
+            "log.file: {} cannot be written: Is a directory (os error 21)",
+            std::env::temp_dir().display()
+        );
+        assert_eq!(warnings(config.clone()), ["other", expected.as_str()]);
+        config.log.file = Some("/dev/null".into());
+        assert_eq!(warnings(config.clone()), ["other"]);
+        config.log.file = None;
         assert_eq!(warnings(config), ["other"]);
     }
 }

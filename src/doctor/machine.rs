@@ -3,13 +3,14 @@
 #![expect(clippy::disallowed_types, reason = "a command of its own, which may wait")]
 #![expect(clippy::disallowed_methods, reason = "a command of its own, which may wait")]
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::{CheckRow, OtherClock};
 use crate::config::Config;
+use crate::logging::file::{self, FileProblem};
 use crate::net::files::spool::SpoolRequest;
 use crate::net::files::{OpenError, Root, RootRequest};
 use crate::net::tls;
@@ -143,10 +144,10 @@ fn spool(folder: &Path) -> CheckRow {
 /// The log can be appended to, and its disk takes more. Nothing is written into the log itself.
 fn log(config: &Config) -> CheckRow {
     let name = "log";
-    let Some(file) = &config.log.file else {
+    let Some(path) = &config.log.file else {
         return CheckRow::ok(name, "goes to standard error");
     };
-    let shown = file.display();
+    let shown = path.display();
     let advice = |error: &io::Error| match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             "make room, and set `[log] max_size` so that the log cannot fill the disk"
@@ -154,28 +155,29 @@ fn log(config: &Config) -> CheckRow {
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
             "let the gateway's user write there, or change `[log] file`"
         }
-        ErrorKind::NotFound => "create its folder, or change `[log] file`",
         _ => "change `[log] file`",
     };
-    match OpenOptions::new().append(true).open(file) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return CheckRow::fail(name, format!("{shown}: {error}"), advice(&error)),
-        Ok(_) => {}
-    }
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
-    match try_folder(folder.unwrap_or(Path::new("."))) {
-        Ok(()) => CheckRow::ok(name, format!("{shown} can be written, and its disk has room")),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied && file.exists() => {
-            match config.log.max_size {
-                None => CheckRow::ok(name, format!("{shown} can be written")),
-                Some(_) => CheckRow::fail(
-                    name,
-                    format!("{shown} can be written, but not rotated: {error}"),
-                    "let the gateway's user write to its folder, or set `[log] max_size = \"0\"`",
-                ),
-            }
+    let fail = |error: &io::Error| CheckRow::fail(name, format!("{shown}: {error}"), advice(error));
+    match file::check(path, config.log.max_size) {
+        Ok(()) => {}
+        Err(FileProblem::Write(error)) => return fail(&error),
+        Err(FileProblem::Rotate(error)) => {
+            return CheckRow::fail(
+                name,
+                format!("{shown} can be written, but not rotated: {error}"),
+                "let the gateway's user write to its folder, or set `[log] max_size = \"0\"`",
+            );
         }
-        Err(error) => CheckRow::fail(name, format!("{shown}: {error}"), advice(&error)),
+    }
+    // A folder that may not be changed is no failure for a file that is there.
+    match file::nearest_folder(path).map(try_folder) {
+        None | Some(Ok(())) => {
+            CheckRow::ok(name, format!("{shown} can be written, and its disk has room"))
+        }
+        Some(Err(error)) if error.kind() == ErrorKind::PermissionDenied && path.exists() => {
+            CheckRow::ok(name, format!("{shown} can be written"))
+        }
+        Some(Err(error)) => fail(&error),
     }
 }
 

@@ -33,7 +33,7 @@
 #![expect(clippy::disallowed_methods, reason = "the log has a file and a wall clock of its own")]
 
 pub(crate) mod fields;
-mod file;
+pub(crate) mod file;
 mod line;
 mod queue;
 mod sink;

@@ -423,7 +423,11 @@ def test_folder_for_speech_that_is_missing(doctor, tmp_path):
 
 
 def test_log_whose_folder_is_missing(doctor, tmp_path):
-    expect(doctor.row("log", {"log": {"file": str(tmp_path / "nowhere" / "x.log")}}), "fail", "create its folder")
+    """The gateway makes it, unless a file is in its place."""
+    expect(doctor.row("log", {"log": {"file": str(tmp_path / "nowhere" / "x.log")}}), "ok", "can be written")
+    assert not (tmp_path / "nowhere").exists()
+    (tmp_path / "plain").write_text("")
+    expect(doctor.row("log", {"log": {"file": str(tmp_path / "plain" / "x.log")}}), "fail", "Not a directory", "change `[log] file`")
 
 
 def test_log_that_is_closed_to_the_user(doctor, tmp_path, stranger_sees):
