@@ -553,6 +553,7 @@ impl<'a> ResultFields<'a> {
     /// passed on, and makes the result malformed if its name is known.
     fn read_leniently(payload: &'a [u8]) -> Option<ResultFields<'a>> {
         let mut fields = ResultFields::default();
+        let (mut is_reply_bad, mut is_content_bad) = (false, false);
         for (name, value) in members(payload)? {
             // Without a name there is nothing to pass on.
             let Some(name) = json_text(name) else { continue };
@@ -562,21 +563,45 @@ impl<'a> ResultFields<'a> {
                 None => {
                     fields.insert(name, "null");
                     // The name is known unless it was added to the others.
-                    if fields.others.len() == known && !is_own_name_only(name) {
-                        return None;
+                    if fields.others.len() == known {
+                        match field_use(name) {
+                            FieldUse::Read => return None,
+                            FieldUse::Reply => is_reply_bad = true,
+                            FieldUse::Content => is_content_bad = true,
+                            FieldUse::None => {}
+                        }
                     }
                 }
             }
         }
-        Some(fields)
+        // The order in which the text is looked for.
+        let is_given = |text: Option<&str>| text.is_some_and(|text| text != "null");
+        let is_text_good =
+            is_given(fields.text) || !is_reply_bad && (is_given(fields.reply) || !is_content_bad);
+        is_text_good.then_some(fields)
     }
 }
 
-/// Whether a field of this name (JSON text) is neither read nor passed on.
-fn is_own_name_only(name: &str) -> bool {
-    const READ: [&str; 6] = ["status", "error", "content", "final", "audio_growing", "audio_end"];
-    let name = serde_json::from_str::<String>(name).unwrap_or_default();
-    OUR_NAMES.contains(&name.as_str()) && !READ.contains(&name.as_str())
+/// What a field with a name that is known here is for.
+enum FieldUse {
+    Read,
+    /// Read where there is no `text`.
+    Reply,
+    /// Read where there is neither.
+    Content,
+    /// It is neither read nor passed on.
+    None,
+}
+
+fn field_use(name: &str) -> FieldUse {
+    match serde_json::from_str::<String>(name).as_deref() {
+        Ok("reply") => FieldUse::Reply,
+        Ok("content") => FieldUse::Content,
+        Ok(
+            "text" | "audio_file" | "audio_growing" | "audio_end" | "status" | "error" | "final",
+        ) => FieldUse::Read,
+        _ => FieldUse::None,
+    }
 }
 
 /// JSON text; `None` if it is none.
@@ -980,8 +1005,26 @@ mod tests {
         let told = TaskResult::read(b"{\"\xff\":1,\"text\":\"t\"}")
             .message(&task(), AudioPresence::Absent);
         assert!(told.ends_with(r#""content":"t","audio_present":false}"#), "{told}");
+        // What is read only where there is no text costs nothing beside one.
+        for (payload, end) in [
+            (r#"{"text":"t","reply":NaN}"#, r#","reply":null}"#),
+            (r#"{"reply":[NaN],"text":"t","content":Infinity}"#, r#","reply":null}"#),
+            (r#"{"content":NaN,"text":"t"}"#, "}"),
+            (r#"{"content":NaN,"reply":"t"}"#, "}"),
+        ] {
+            let told = TaskResult::read(payload.as_bytes());
+            let told = told.message(&task(), AudioPresence::Absent);
+            let expected = format!(r#""content":"t","audio_present":false{end}"#);
+            assert!(told.ends_with(&expected), "{told}");
+        }
         // What is read stays strict.
-        for payload in [&b"{\"text\":\"\xff\"}"[..], b"{\"final\":NaN,\"text\":\"t\"}"] {
+        for payload in [
+            &b"{\"text\":\"\xff\"}"[..],
+            b"{\"final\":NaN,\"text\":\"t\"}",
+            b"{\"content\":NaN}",
+            b"{\"reply\":NaN,\"text\":null,\"content\":\"t\"}",
+            b"{\"audio_file\":NaN,\"text\":\"t\"}",
+        ] {
             assert_eq!(TaskResult::read(payload).fault(), Some(ResultFault::NotAnObject));
         }
     }
