@@ -10,6 +10,7 @@
 //! ```text
 //! set serves=http                       routes for plain HTTP; all bytes are shown as lines
 //! set serves=speech                     routes for results and for speech, `Bearer open`
+//! set named=ws://localhost:8003/        the backend of the route `named`
 //! set max_message=5                     settings, before anything else; `set splices=1`: use pipes
 //! set results=4                         serve results, audio in chunks of 4 bytes, and the inbox
 //! show heads                            show handshakes whole; else only their first lines
@@ -213,8 +214,8 @@ struct Options {
 
 // ---- settings
 
-fn settings() -> gateway::Settings {
-    let route = |name: &str, path: &str, urls: &[&str]| RouteSettings {
+fn route(name: &str, path: &str, urls: &[&str]) -> RouteSettings {
+    RouteSettings {
         name: name.into(),
         path: Template::parse(path).expect("a path"),
         target: TargetSettings::Backend {
@@ -222,7 +223,10 @@ fn settings() -> gateway::Settings {
             host: (name == "hosted").then(|| "backend.example".into()),
             learn_task: None,
         },
-    };
+    }
+}
+
+fn settings() -> gateway::Settings {
     gateway::Settings {
         trust: Default::default(),
         session: session::Settings::default(),
@@ -276,6 +280,7 @@ fn change(settings: &mut gateway::Settings, words: &str) -> Result<(), String> {
             "on_backend_failure" if value == "close" => {
                 session.on_backend_failure = OnBackendFailure::Close
             }
+            "named" => settings.routes[3] = route("named", "/ws/named", &[value]),
             "max_connections" => settings.limits.max_connections = number()? as usize,
             "max_connections_per_ip" => settings.limits.max_connections_per_ip = number()? as usize,
             "admin_from" => settings.trust.admin_from = vec![PeerRule::parse(value)?],

@@ -384,14 +384,6 @@ impl Upstreams {
         }
     }
 
-    /// Whether all its addresses lead to one machine, as those of `localhost` do. Those of any
-    /// other name may be several backends.
-    pub fn is_one_host(&self, id: UpstreamId) -> bool {
-        self.entries
-            .get(&id)
-            .is_some_and(|upstream| matches!(upstream.location, Location::Fixed(_)))
-    }
-
     /// What looking up its name gave. Addresses that are known stay usable when the lookup has
     /// failed or found nothing. An answer for a backend that was forgotten meanwhile is ignored.
     pub fn resolved(
@@ -825,7 +817,6 @@ mod tests {
             assert!(!upstreams.begin_lookup(id, now) && !upstreams.doubt_addresses(id, now));
             upstreams.resolved(id, Err(LookUpError::NotFound("never asked".into())), now);
             assert_eq!(upstreams.known(id, now), addresses);
-            assert!(upstreams.is_one_host(id));
         }
     }
 

@@ -241,18 +241,17 @@ impl Connector {
         let ConnectStage::Connecting { address, timer } = self.stage else { return };
         self.spend(cx.now);
         cx.stats.time().dial.observe(cx.now - timer.began_at);
-        if let Some(current) = &mut self.current
-            && cx.upstreams.is_one_host(current.backend)
-        {
-            // It is reached: its other addresses lead to the same program, or to none.
-            current.next = current.addresses.len();
-        }
         if self.retry == Retry::Never {
             self.untried.clear();
+            if let Some(current) = &mut self.current {
+                current.next = current.addresses.len();
+            }
             self.connect_left = Some(Duration::ZERO);
         }
         let may_take = match (self.left(), self.retry) {
-            (Left::Backends, Retry::Handshake) => self.answer_left.map(|left| left / 2),
+            (Left::Backends | Left::Addresses, Retry::Handshake) => {
+                self.answer_left.map(|left| left / 2)
+            }
             _ => self.answer_left,
         };
         let timer = Timer { began_at: cx.now, give_up_at: cx.after(may_take) };

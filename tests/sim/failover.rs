@@ -8,6 +8,16 @@ use super::*;
 
 const BACKENDS: [&str; 3] = ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"];
 
+/// Names, and how many of the backends they lead to.
+const NAMES: [(&str, usize); 2] = [("two.example", 2), ("three.example", 3)];
+
+/// Where a name of these worlds leads.
+pub(super) fn addresses_of(host: &str) -> Option<Vec<SocketAddr>> {
+    let (_, addresses) = NAMES.iter().find(|(name, _)| *name == host)?;
+    let backends = BACKENDS[..*addresses].iter();
+    Some(backends.map(|address| address.parse().expect("an address")).collect())
+}
+
 /// A world with one route, and two or three backends behind it.
 pub struct FailoverWorld(World);
 
@@ -99,7 +109,12 @@ fn settings(chance: &mut fastrand::Rng, backends: usize) -> gateway::Settings {
     };
     settings.limits.max_connections = CONNECTIONS_MANY;
     settings.limits.max_connections_per_ip = 0;
-    let urls: Vec<String> = BACKENDS[..backends].iter().map(|at| format!("ws://{at}/")).collect();
+    // Some are addresses of one name.
+    let of_name = [0, 2, 3][chance.usize(..3)].min(backends);
+    let named = NAMES.iter().filter(|(_, addresses)| *addresses == of_name);
+    let named = named.map(|(name, _)| format!("ws://{name}/"));
+    let alone = BACKENDS[of_name..backends].iter().map(|at| format!("ws://{at}/"));
+    let urls: Vec<String> = named.chain(alone).collect();
     let urls: Vec<&str> = urls.iter().map(String::as_str).collect();
     settings.routes = vec![route("input", "/ws/input", &urls)];
     settings

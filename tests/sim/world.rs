@@ -469,6 +469,9 @@ impl World {
     ) -> (Duration, Result<Vec<SocketAddr>, LookUpError>) {
         let kernel = &mut *self.kernel.borrow_mut();
         let wait = kernel.some(300 * MS);
+        if let Some(addresses) = failover::addresses_of(host) {
+            return (wait, Ok(addresses));
+        }
         let answer = match kernel.chance.u8(..8) {
             0 => Err(LookUpError::NotFound("no such name".into())),
             1 => Ok(Vec::new()),
