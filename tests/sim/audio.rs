@@ -12,6 +12,8 @@
 //!   not called changed.
 //! - A file that comes within `audio_wait` is not missed.
 //! - A plain text of another task leaves at once, however slow a file is.
+//!
+//! In every fourth world the process stands still for longer than any timeout.
 
 use crate::answers::folder;
 use crate::kernel::{Action, End, LinkId, Nature, Shared};
@@ -19,7 +21,7 @@ use crate::listener::{Heard, Listener, Manner, Outcome};
 use crate::peers;
 use crate::process::{Arrival, Disk, Process, is_left_unread};
 use crate::recordings::{Change, Recording};
-use crate::simulation::{MS, S, Simulation, kernel, turn_limits};
+use crate::simulation::{MS, S, STANDSTILL_MAX, Simulation, kernel, turn_limits};
 use crate::world::records_of;
 use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::gateway;
@@ -35,6 +37,12 @@ use uuid::Uuid;
 
 /// When the last listener comes. By then nothing happens to files any more.
 const INSPECTED_AFTER: Duration = Duration::from_secs(60);
+
+/// How long a process may stand still in all, before the last time that it does.
+const STANDSTILLS: Duration = Duration::from_secs(100);
+
+/// How long a listener stays that must get everything.
+const PATIENCE: Duration = Duration::from_secs(60 + 100).saturating_add(STANDSTILL_MAX);
 
 /// A text that has left by this time was not delayed: clocks and edges are a little late.
 const AT_ONCE: Duration = Duration::from_millis(50);
@@ -104,6 +112,8 @@ impl Simulation for AudioWorld {
             records: records_of(seed),
         };
         let kernel = kernel(seed, nature, is_traced);
+        kernel.borrow_mut().stands_still = seed % 4 == 1;
+        kernel.borrow_mut().standstills_left = STANDSTILLS;
         let wait = [20 * MS, S, S][chance.usize(..3)];
         let chunk_size = [16, 100, 5000][chance.usize(..3)];
         let settings = settings(wait, chunk_size);
@@ -234,7 +244,7 @@ impl AudioWorld {
 
     /// A task whose results are texts, and one listener that is always there.
     fn plan_texts(&mut self, chance: &mut fastrand::Rng) {
-        let manner = Manner { leaves_after: INSPECTED_AFTER + 60 * S, ..prompt() };
+        let manner = Manner { leaves_after: INSPECTED_AFTER + PATIENCE, ..prompt() };
         self.plan(Duration::ZERO, Plan::Come { task: 0, manner, comebacks: 0, rest: None });
         for _ in 0..20 {
             let at = S + some(chance, 20 * S);
@@ -257,7 +267,7 @@ impl AudioWorld {
             let comebacks = chance.u32(..3);
             self.plan(come_at, Plan::Come { task, manner, comebacks, rest: None });
         }
-        let manner = Manner { leaves_after: 60 * S, ..prompt() };
+        let manner = Manner { leaves_after: PATIENCE, ..prompt() };
         self.plan(INSPECTED_AFTER, Plan::Come { task, manner, comebacks: 0, rest: None });
     }
 
@@ -385,10 +395,12 @@ impl AudioWorld {
                 return Err("a result of another task".into());
             }
             match piece.recording {
-                None if written_at(guest, heard.text_end) > told_at + AT_ONCE => {
-                    return Err(format!("text {} was delayed", heard.result));
+                None => {
+                    let written_at = written_at(guest, heard.text_end);
+                    if written_at > told_at + AT_ONCE + self.stood_still(told_at, written_at) {
+                        return Err(format!("text {} was delayed", heard.result));
+                    }
                 }
-                None => {}
                 Some(recording) => self
                     .judge_audio(guest, heard, &self.recordings[recording], told_at)
                     .map_err(|why| format!("result {}: {why}", heard.result))?,
@@ -407,7 +419,7 @@ impl AudioWorld {
             }
         }
         // A listener that stays gets all there is.
-        let is_last = listener.came_at >= Moment::START + INSPECTED_AFTER;
+        let is_last = listener.manner.leaves_after == PATIENCE;
         if is_last || guest.task == 0 {
             let published = self.pieces.iter().filter(|piece| piece.task == guest.task).count();
             if listener.heard.len() != published && listener.goodbye.is_none() {
@@ -421,6 +433,13 @@ impl AudioWorld {
             }
         }
         Ok(())
+    }
+
+    /// How long the process stood still between two moments.
+    fn stood_still(&self, from: Moment, to: Moment) -> Duration {
+        let kernel = self.kernel.borrow();
+        let within = kernel.standstills.iter().filter(|(until, _)| from <= *until && *until <= to);
+        within.map(|(_, time)| *time).sum()
     }
 
     fn judge_audio(

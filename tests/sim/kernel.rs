@@ -127,6 +127,8 @@ pub struct Kernel {
     pub stands_still: bool,
     /// How long it may still stand still in all.
     pub standstills_left: Duration,
+    /// When it stood still until, and for how long.
+    pub standstills: Vec<(Moment, Duration)>,
     agenda: BTreeMap<(Moment, u64), Action>,
     planned: u64,
     edges: Vec<LinkId>,
@@ -204,6 +206,7 @@ impl Kernel {
             trace: None,
             stands_still: false,
             standstills_left: Duration::MAX,
+            standstills: Vec::new(),
             agenda: BTreeMap::new(),
             planned: 0,
             edges: Vec::new(),

@@ -139,6 +139,9 @@ pub trait Simulation {
                 kernel.stands_still = !kernel.standstills_left.is_zero();
             }
             kernel.now += wait;
+            if is_standstill {
+                kernel.standstills.push((kernel.now, wait));
+            }
         }
     }
 

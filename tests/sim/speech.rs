@@ -4,14 +4,18 @@
 //! - A client gets every chunk once and in order, with its fields, whatever breaks: its own
 //!   connection, or the worker's.
 //! - It is closed once the final stream has been sent, and told when one has stalled.
-//! - A worker gets no error for a message that it may send, and is notified of a STOP once.
+//! - A worker gets no error for a message that it may send. One whose connection never breaks is
+//!   notified of a STOP once, and of each client that is away for longer than a second (LEFT) and
+//!   returns (BACK).
+//! - A process that stands still for longer than any timeout costs nobody anything.
 //! - In the end no session, no result and no stream is left.
 
-use crate::kernel::{Action, End, LinkId, Shared};
+use crate::kernel::{Action, End, LinkId, Nature, Shared};
 use crate::peers::head_length;
 use crate::process::{Arrival, Process};
-use crate::simulation::{MS, S, Simulation, draw_nature, kernel, turn_limits};
-use crate::wire::{BINARY, CLOSE, Frame, FrameKind, TEXT, read_head};
+use crate::simulation::{MS, S, STANDSTILL_MAX, Simulation, draw_nature, kernel, turn_limits};
+use crate::wire::{BINARY, CLOSE, Frame, FrameKind, PING, PONG, TEXT, read_head};
+use crate::world::records_of;
 use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::gateway;
 use aivtuber_gateway::service::limits;
@@ -36,14 +40,24 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// By then every worker has said everything, and every client has left.
 const OVER_AFTER: Duration = Duration::from_secs(300);
 
+/// How long a process may stand still in all, before the last time that it does.
+const STANDSTILLS: Duration = Duration::from_secs(100);
+
+/// A client that is away for this long has left, however late the gateway notices what.
+const AWAY: Duration = Duration::from_millis(1500);
+
 /// A task: what is said for it, and what becomes of it.
 struct Task {
     id: String,
     /// The lengths of the chunks of each stream. The last stream is the final one.
     streams: Vec<Vec<usize>>,
     fate: Fate,
-    /// How many STOPs its worker received.
+    /// How many STOPs, LEFTs and BACKs its worker received.
     stops: u32,
+    lefts: u32,
+    backs: u32,
+    /// How often it was without a client for so long that its worker must know.
+    absences: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -58,7 +72,9 @@ enum Fate {
 /// A message of a worker: one frame, or two.
 struct Message {
     bytes: Vec<u8>,
+    task: usize,
     is_end: bool,
+    is_final: bool,
 }
 
 /// A worker with one connection at a time.
@@ -74,6 +90,7 @@ struct Worker {
     send_at: Moment,
     /// Messages after which each connection breaks.
     breaks: Vec<usize>,
+    is_steady: bool,
     is_broken: bool,
     held: Vec<u8>,
 }
@@ -97,7 +114,13 @@ struct Client {
     breaks: Vec<usize>,
     received: usize,
     stop_after: Option<usize>,
+    /// It has got audio.
+    has_received: bool,
+    /// It has stopped the task while the worker was sending.
+    is_stopped: bool,
     close: Option<u16>,
+    /// Since when it has been away, if its worker must know.
+    away_since: Option<Moment>,
 }
 
 enum Plan {
@@ -158,7 +181,10 @@ impl Simulation for SpeechWorld {
     fn new(seed: u64, is_traced: bool) -> SpeechWorld {
         let mut chance = fastrand::Rng::with_seed(seed ^ 0x5bee_c400);
         let nature = draw_nature(&mut chance, &[1000, 4096, 65_536]);
+        let nature = Nature { records: records_of(seed), ..nature };
         let kernel = kernel(seed, nature, is_traced);
+        kernel.borrow_mut().stands_still = seed % 4 == 1;
+        kernel.borrow_mut().standstills_left = STANDSTILLS;
         let settings = settings(&mut chance);
         let mut process = Process::new(&kernel, settings.clone(), seed);
         process.gateway.limit_turns(turn_limits(seed));
@@ -195,22 +221,23 @@ impl Simulation for SpeechWorld {
 
     fn run(&mut self) -> Result<(), String> {
         let start = self.kernel.borrow().start;
-        self.advance(Some(start + OVER_AFTER))?;
+        let has_stood_still = self.kernel.borrow().stands_still;
+        let standstills =
+            if has_stood_still { STANDSTILLS + STANDSTILL_MAX } else { Duration::ZERO };
+        let over = start + OVER_AFTER + standstills;
+        self.advance(Some(over))?;
         for (at, client) in self.clients.iter().enumerate() {
             self.judge(client).map_err(|why| format!("client {at}: {why}"))?;
         }
-        for (at, task) in self.tasks.iter().enumerate() {
-            let most = u32::from(task.fate == Fate::Stopped);
-            if task.stops > most {
-                return Err(format!("the worker of task {at} received {} STOPs", task.stops));
-            }
+        for at in 0..self.tasks.len() {
+            self.judge_notices(at, has_stood_still)?;
         }
         let sessions = self.process.gateway.session_count();
         if sessions > 0 {
             return Err(format!("{sessions} sessions are left"));
         }
         let retain = self.settings.tasks.retain.unwrap_or_default();
-        self.advance(Some(start + OVER_AFTER + retain + TIMEOUT))?;
+        self.advance(Some(over + retain + TIMEOUT))?;
         let tasks = self.process.gateway.results().tasks();
         let left = (tasks.len(), tasks.retained_bytes(), tasks.spooled_bytes());
         if left != (0, 0, 0) {
@@ -368,6 +395,11 @@ impl SpeechWorld {
             worker.held.drain(..length);
         }
         while let Some((opcode, payload)) = next_frame(&mut worker.held) {
+            if opcode == PING {
+                let link = worker.link.ok_or("a ping without a connection")?;
+                self.kernel.borrow_mut().send(link, &frame(PONG, &payload));
+                continue;
+            }
             if opcode != TEXT {
                 return Err(format!("a frame with opcode {opcode}"));
             }
@@ -377,6 +409,8 @@ impl SpeechWorld {
             let task = task.ok_or_else(|| format!("for no task: {message}"))?;
             match (message["type"].as_str(), message["action"].as_str()) {
                 (Some("CONTROL"), Some("STOP")) => task.stops += 1,
+                (Some("CONTROL"), Some("LEFT")) => task.lefts += 1,
+                (Some("CONTROL"), Some("BACK")) => task.backs += 1,
                 (Some("error"), _) => {
                     let is_stalled = message["error"] == "Audio stalled";
                     if !is_stalled || task.fate != Fate::Abandoned {
@@ -392,7 +426,13 @@ impl SpeechWorld {
     // ---- clients
 
     fn come(&mut self, at: usize) {
+        let now = self.kernel.borrow().now;
+        let is_still_missed = self.is_missed(at);
         let client = &mut self.clients[at];
+        let away_since = client.away_since.take();
+        if is_still_missed && away_since.is_some_and(|since| now >= since + AWAY) {
+            self.tasks[client.task].absences += 1;
+        }
         let task = &self.tasks[client.task];
         let (stream, chunks, bytes) = (client.streams, client.chunks, client.bytes);
         let resume = match self.chance.bool() {
@@ -428,7 +468,10 @@ impl SpeechWorld {
                 client.breaks.pop();
                 self.kernel.borrow_mut().end(link, End::Reset);
                 client.link = None;
-                let wait = some(&mut self.chance, S);
+                let away_since = self.is_missed(at).then(|| self.kernel.borrow().now);
+                self.clients[at].away_since = away_since;
+                let most = [S, 5 * S][self.chance.usize(..2)];
+                let wait = some(&mut self.chance, most);
                 self.plan(wait, Plan::Come(at));
                 return Ok(());
             }
@@ -459,20 +502,69 @@ impl SpeechWorld {
             client.held.drain(..length);
             client.is_open = true;
         }
-        while let Some((opcode, payload)) = next_frame(&mut client.held) {
+        while let Some((opcode, payload)) = next_frame(&mut self.clients[at].held) {
+            let client = &mut self.clients[at];
             match opcode {
                 BINARY => client.take_chunk(&payload, &self.tasks)?,
                 TEXT => {
                     let message: Value =
                         serde_json::from_slice(&payload).map_err(|it| it.to_string())?;
                     client.take_message(&message, &self.tasks)?;
+                    if message["action"] == "STOP_ACK" {
+                        self.clients[at].is_stopped = self.is_missed(at);
+                    }
                 }
                 CLOSE => {
                     let code = payload.first_chunk().map_or(0, |code| u16::from_be_bytes(*code));
                     client.close = Some(code);
                 }
+                PING => {
+                    let link = client.link.ok_or("a ping without a connection")?;
+                    self.kernel.borrow_mut().send(link, &frame(PONG, &payload));
+                }
                 _ => return Err(format!("a frame with opcode {opcode}")),
             }
+        }
+        Ok(())
+    }
+
+    /// The worker of a task, if its connection never breaks.
+    fn steady_worker(&self, task: usize) -> Option<&Worker> {
+        let is_its = |worker: &&Worker| worker.script.iter().any(|message| message.task == task);
+        self.workers.iter().find(is_its).filter(|worker| worker.is_steady)
+    }
+
+    /// Whether the worker of a client's task must hear of what the client does: no other one waits
+    /// for the task, and the worker has sent something for it, and not all.
+    fn is_missed(&self, at: usize) -> bool {
+        let task = self.clients[at].task;
+        let Some(worker) = self.steady_worker(task) else { return false };
+        let is_alone = self.clients.iter().filter(|client| client.task == task).count() == 1;
+        let sent = &worker.script[..worker.next];
+        let mut sent = sent.iter().filter(|message| message.task == task).peekable();
+        is_alone && self.clients[at].has_received && sent.all(|message| !message.is_final)
+    }
+
+    /// What the worker of a task was notified of.
+    fn judge_notices(&self, at: usize, has_stood_still: bool) -> Result<(), String> {
+        let task = &self.tasks[at];
+        let mut clients = self.clients.iter().filter(|client| client.task == at);
+        let is_stopped = clients.any(|client| client.is_stopped);
+        let fault = |what: &str, count: u32| {
+            Err(format!("the worker of task {at} received {count} {what}"))
+        };
+        let is_steady = self.steady_worker(at).is_some();
+        if task.stops > u32::from(task.fate == Fate::Stopped)
+            || is_steady && is_stopped && task.stops == 0
+        {
+            return fault("STOPs", task.stops);
+        }
+        // While the process stands still, a client may be gone and back. A worker that has finished
+        // while nobody waited needs no BACK.
+        let is_told = task.absences <= task.backs || has_stood_still;
+        if is_steady && task.fate == Fate::Spoken && !(is_told && task.backs <= task.lefts) {
+            let what = format!("BACKs and {} LEFTs for {} absences", task.lefts, task.absences);
+            return fault(&what, task.backs);
         }
         Ok(())
     }
@@ -538,6 +630,7 @@ impl Client {
 
     fn take_chunk(&mut self, payload: &[u8], tasks: &[Task]) -> Result<(), String> {
         let number = self.announced.take().ok_or("bytes without an announcement")?;
+        self.has_received = true;
         let lengths = &tasks[self.task].streams[self.streams];
         let start: usize = lengths[..number].iter().sum();
         let end = start + lengths[number];
@@ -565,6 +658,8 @@ fn some(chance: &mut fastrand::Rng, most: Duration) -> Duration {
 }
 
 fn settings(chance: &mut fastrand::Rng) -> gateway::Settings {
+    let pings = [(None, None), (Some(20 * S), Some(20 * S)), (Some(7 * S), Some(5 * S))];
+    let (ping_interval, ping_timeout) = pings[chance.usize(..pings.len())];
     let spool = if chance.bool() { spool().to_path_buf() } else { Default::default() };
     let output = session::output::Settings {
         timeout: Some(TIMEOUT),
@@ -574,8 +669,9 @@ fn settings(chance: &mut fastrand::Rng) -> gateway::Settings {
         ..Default::default()
     };
     let session = session::Settings {
-        ping_interval: None,
-        write_timeout: None,
+        ping_interval,
+        ping_timeout,
+        write_timeout: Some(30 * S),
         output,
         ..session::Settings::default()
     };
@@ -621,7 +717,8 @@ fn draw_tasks(chance: &mut fastrand::Rng) -> Vec<Task> {
             1 => Fate::Abandoned,
             _ => Fate::Spoken,
         };
-        Task { id: format!("00000000-0000-0000-0000-{number:012x}"), streams, fate, stops: 0 }
+        let id = format!("00000000-0000-0000-0000-{number:012x}");
+        Task { id, streams, fate, stops: 0, lefts: 0, backs: 0, absences: 0 }
     };
     (0..chance.usize(1..8)).map(|number| draw(number, chance)).collect()
 }
@@ -643,14 +740,15 @@ fn draw_workers(chance: &mut fastrand::Rng, tasks: &[Task], now: Moment) -> Vec<
                 None => drop(scripts.remove(one)),
             }
         }
-        let breaks = (0..chance.usize(..4)).map(|_| chance.usize(..20)).collect();
+        let breaks: Vec<usize> = (0..chance.usize(..4)).map(|_| chance.usize(..20)).collect();
         workers.push(Worker {
+            is_steady: breaks.is_empty(),
             link: None,
             script,
             next: 0,
             first: 0,
             request_bytes: 0,
-            pace: [Duration::ZERO, MS, 20 * MS][chance.usize(..3)],
+            pace: [Duration::ZERO, MS, 20 * MS, 300 * MS][chance.usize(..4)],
             send_at: now,
             breaks,
             is_broken: false,
@@ -681,7 +779,7 @@ fn script(chance: &mut fastrand::Rng, number: usize, task: &Task) -> Vec<Message
                 message["bytes"] = length.into();
                 [frame(TEXT, message.to_string().as_bytes()), frame(BINARY, &bytes)].concat()
             };
-            messages.push(Message { bytes, is_end: false });
+            messages.push(Message { bytes, task: number, is_end: false, is_final: false });
         }
         let is_final = stream + 1 == task.streams.len();
         if is_final && task.fate == Fate::Abandoned {
@@ -691,7 +789,7 @@ fn script(chance: &mut fastrand::Rng, number: usize, task: &Task) -> Vec<Message
             "type": "CONTROL", "action": "END", "sessionId": task.id, "final": is_final,
         });
         let bytes = frame(TEXT, end.to_string().as_bytes());
-        messages.push(Message { bytes, is_end: true });
+        messages.push(Message { bytes, task: number, is_end: true, is_final });
     }
     messages
 }
@@ -720,7 +818,10 @@ fn draw_clients(chance: &mut fastrand::Rng, tasks: &[Task]) -> Vec<Client> {
                 breaks,
                 received: 0,
                 stop_after: (what.fate == Fate::Stopped).then(|| chance.usize(200..6000)),
+                has_received: false,
+                is_stopped: false,
                 close: None,
+                away_since: None,
             });
         }
     }
