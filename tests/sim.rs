@@ -4,8 +4,8 @@
 //! Every world follows from its seed, so a failure can be repeated: `SIM_SEED=123 cargo test --test
 //! sim` runs one seed and prints its log and every call. `SIM_SEEDS=100000` runs that many,
 //! `SIM_FIRST=500` starts there, and `SIM_SURVEY=1` lists all failing seeds instead of stopping at
-//! the first. What is checked is described at the top of [`world`], [`results`], [`speech`] and
-//! [`wire`].
+//! the first. What is checked is described at the top of [`world`], [`forward`], [`results`],
+//! [`speech`] and [`wire`].
 
 #[path = "sim/answers.rs"]
 mod answers;
@@ -13,6 +13,10 @@ mod answers;
 mod audio;
 #[path = "sim/controls.rs"]
 mod controls;
+#[path = "sim/exchanges.rs"]
+mod exchanges;
+#[path = "sim/forward.rs"]
+mod forward;
 #[path = "sim/kernel.rs"]
 mod kernel;
 #[path = "sim/listener.rs"]
@@ -39,6 +43,7 @@ mod wire;
 mod world;
 
 use audio::AudioWorld;
+use forward::ForwardWorld;
 use kernel::Shared;
 use log::{LevelFilter, Log, Metadata, Record};
 use results::ResultsWorld;
@@ -82,6 +87,9 @@ const SEEDS: u64 = 2000;
 /// Worlds of backends of which one is good in an ordinary run.
 const FAILOVER_SEEDS: u64 = 500;
 
+/// Worlds of plain HTTP in an ordinary run.
+const FORWARD_SEEDS: u64 = 1000;
+
 /// Worlds of results in an ordinary run.
 const RESULTS_SEEDS: u64 = 400;
 
@@ -102,6 +110,11 @@ fn many_worlds_end_well() {
 #[test]
 fn no_client_is_lost_while_a_good_backend_is_left() {
     check_seeds::<FailoverWorld>(FAILOVER_SEEDS, "no_client_is_lost_while_a_good_backend_is_left");
+}
+
+#[test]
+fn plain_http_arrives_as_it_was_sent() {
+    check_seeds::<ForwardWorld>(FORWARD_SEEDS, "plain_http_arrives_as_it_was_sent");
 }
 
 #[test]

@@ -824,7 +824,7 @@ pub fn route(name: &str, path: &str, urls: &[&str]) -> RouteSettings {
     }
 }
 
-fn draw_settings(chance: &mut fastrand::Rng) -> gateway::Settings {
+pub fn draw_settings(chance: &mut fastrand::Rng) -> gateway::Settings {
     let pings = [
         (None, None),
         (Some(20 * S), Some(20 * S)),
