@@ -1,6 +1,7 @@
 """What is in `examples/`, run as it is there: workers, proxies, and other projects' protocols behind the relay."""
 
 import asyncio
+import http.client
 import json
 import os
 import shutil
@@ -41,10 +42,40 @@ def test_traefik_example_is_yaml_that_names_the_gateway():
     assert servers == [{"url": "http://127.0.0.1:8000"}]
 
 
-@pytest.mark.parametrize("folder", ["open-llm-vtuber", "xiaozhi", "airi", "pipecat"])
+@pytest.mark.parametrize("folder", ["open-llm-vtuber", "xiaozhi", "airi", "pipecat", "api"])
 def test_configuration_is_valid(folder):
     done = run("--check", "--config", EXAMPLES / folder / "config.toml")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_api_and_its_websocket_are_behind_one_port(lab):
+    port = closed_port()
+    app = Process([sys.executable, "-m", "uvicorn", "app:app", "--port", str(port)], cwd=EXAMPLES / "api")
+    lab.backends.append(app)
+    app.stop = app.kill
+    app.wait_for_line(r"Uvicorn running on")
+    config = (EXAMPLES / "api/config.toml").read_text()
+    config = config.replace("localhost:8100", f"127.0.0.1:{port}").replace("127.0.0.1:6379", "127.0.0.1:0")
+    gateway = lab.gateway('[server]\nlisten = ["127.0.0.1:0"]\n\n' + config)
+    api = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=PATIENCE)
+
+    def ask(method, path, body=None):
+        api.request(method, path, body)
+        response = api.getresponse()
+        return response.status, response.read()
+
+    assert ask("GET", "/api/voices") == (200, b'{"voices": ["alto", "soprano"]}')
+    assert ask("POST", "/api/recordings", b"x" * 500_000) == (201, b'{"bytes": 500000}')
+    assert ask("GET", "/api/progress") == (200, b"data: 0\n\ndata: 50\n\ndata: 100\n\n")
+    assert ask("GET", "/api/nothing")[0] == 404
+    api.close()
+
+    async def talk():
+        async with connect(f"ws://127.0.0.1:{gateway.port}/ws/input") as client:
+            await client.send("hello")
+            return json.loads(await client.recv())
+
+    assert set(asyncio.run(talk())) == {"task_id"}
 
 
 # ---- workers

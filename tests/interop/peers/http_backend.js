@@ -1,0 +1,78 @@
+// An HTTP backend on node's own parser. `/echo` reports the request as it came; bodies are streamed.
+"use strict";
+
+const crypto = require("crypto");
+const http = require("http");
+
+const CHUNK = Buffer.alloc(64 * 1024, "0123456789abcdef");
+
+function fromPattern(response, left) {
+    while (left > 0) {
+        const bytes = CHUNK.subarray(0, Math.min(left, CHUNK.length));
+        left -= bytes.length;
+        if (!response.write(bytes)) {
+            response.once("drain", () => fromPattern(response, left));
+            return;
+        }
+    }
+    response.end();
+}
+
+let stream = null;
+
+const server = http.createServer((request, response) => {
+    const url = new URL(request.url, "http://backend");
+    const number = (name) => Number(url.searchParams.get(name));
+    switch (url.pathname) {
+        case "/echo": {
+            const hash = crypto.createHash("sha256");
+            let length = 0;
+            request.on("data", (bytes) => {
+                hash.update(bytes);
+                length += bytes.length;
+            });
+            request.on("end", () => {
+                const { method, url: target, rawHeaders: headers, httpVersion: version, rawTrailers: trailers } = request;
+                const seen = { method, target, headers, version, length, sha256: hash.digest("hex"), trailers };
+                response.setHeader("Content-Type", "application/json");
+                response.end(JSON.stringify(seen));
+            });
+            break;
+        }
+        case "/download":
+            response.writeHead(200, url.searchParams.has("chunked") ? {} : { "Content-Length": number("bytes") });
+            fromPattern(response, number("bytes"));
+            break;
+        case "/events":
+            response.writeHead(200, { "Content-Type": "text/event-stream" });
+            response.write("data: 1\n\n");
+            stream = response;
+            response.on("close", () => console.log("stream closed"));
+            break;
+        case "/more":
+            stream.write("data: 2\n\n");
+            response.end("sent");
+            break;
+        case "/private":
+            // Without reading the body.
+            response.writeHead(401, { "WWW-Authenticate": "Basic", "Content-Length": 2 });
+            response.end("no");
+            break;
+        case "/moved":
+            response.writeHead(302, { Location: "/api/echo" });
+            response.end();
+            break;
+        case "/known":
+            response.writeHead(304, { ETag: '"x"' });
+            response.end();
+            break;
+        case "/cut":
+            response.writeHead(200, { "Content-Length": 1000 });
+            response.write("half", () => request.socket.destroy());
+            break;
+        default:
+            response.writeHead(404);
+            response.end("not here");
+    }
+});
+server.listen(0, "127.0.0.1", () => console.log(`port ${server.address().port}`));
