@@ -17,6 +17,7 @@
 use crate::base::budget::{Budget, Charge};
 use crate::base::quoted::Quoted;
 use crate::base::table::Table;
+use crate::net;
 use crate::net::files::OpenError;
 use crate::net::files::spool::{SpoolFile, SpoolRequest, SpoolWrites};
 use crate::proto::media;
@@ -34,6 +35,9 @@ use uuid::Uuid;
 
 /// Bytes of memory that what waits for a disk may take. While it takes more, workers are not read.
 const WAITING_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Once this much waits, the memory is worth giving back when most of it has been written.
+const DRAINED_FROM: usize = WAITING_BYTES_MAX / 2;
 
 /// Bytes of fields of one chunk.
 const FIELDS_BYTES_MAX: usize = 64 * 1024;
@@ -97,6 +101,8 @@ pub struct IncomingSpeeches {
     under_way: Vec<SpeechPart>,
     /// The memory that what waits takes.
     waiting: Charge,
+    /// The most that it took since memory was last given back.
+    waiting_peak: usize,
     /// Workers that are not read because too much waits.
     paused: Vec<SessionId>,
     last_serial: u64,
@@ -171,6 +177,7 @@ impl IncomingSpeeches {
             writes_of: Vec::new(),
             under_way: Vec::new(),
             waiting: budget.charge(0),
+            waiting_peak: 0,
             paused: Vec::new(),
             last_serial: 0,
             decoded: Vec::new(),
@@ -249,11 +256,23 @@ impl IncomingSpeeches {
     /// This much more waits for a disk.
     fn hold(&mut self, bytes: usize) {
         self.waiting.set(self.waiting.bytes() + bytes);
+        self.waiting_peak = self.waiting_peak.max(self.waiting.bytes());
     }
 
     /// This much less waits for a disk.
     fn release(&mut self, bytes: usize) {
         self.waiting.set(self.waiting.bytes() - bytes);
+    }
+
+    /// Whether nearly all of very much has been written since the last time. What it took lies
+    /// between streams that have begun meanwhile, so the allocator cannot give it back by itself.
+    fn take_drained(&mut self) -> bool {
+        let is_drained =
+            self.waiting_peak >= DRAINED_FROM && self.waiting.bytes() <= self.waiting_peak / 8;
+        if is_drained {
+            self.waiting_peak = self.waiting.bytes();
+        }
+        is_drained
     }
 
     fn forget_if_empty(&mut self, task: Uuid) {
@@ -408,6 +427,9 @@ impl Context {
                     self.tell(part.task, refusal);
                 }
             }
+        }
+        if self.speech.take_drained() {
+            net::give_memory_back();
         }
     }
 
@@ -704,6 +726,18 @@ mod tests {
         assert!(cx.budget.held() - before >= sent, "they are counted");
         cx.speech.stop(task().uuid());
         assert_eq!((cx.budget.held(), cx.speech.is_full()), (before, false));
+    }
+
+    #[test]
+    fn memory_is_given_back_once_after_much_has_waited() {
+        let speech = &mut context().speech;
+        speech.hold(DRAINED_FROM - 1);
+        speech.release(DRAINED_FROM - 1);
+        assert!(!speech.take_drained(), "it was little");
+        speech.hold(DRAINED_FROM);
+        assert!(!speech.take_drained(), "all of it still waits");
+        speech.release(DRAINED_FROM / 8 * 7);
+        assert_eq!((speech.take_drained(), speech.take_drained()), (true, false));
     }
 
     #[test]
