@@ -3,6 +3,7 @@
 //!
 //! Goes through the table of keys, so a new key is covered, and fails if its part is not reloaded.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -11,6 +12,7 @@ use aivtuber_gateway::config::{self, Config, Key, SECTIONS};
 use aivtuber_gateway::gateway::{Gateway, InEffect, Settings};
 use aivtuber_gateway::logging;
 use aivtuber_gateway::net::{Network, PeerAddress, Socket, Source};
+use aivtuber_gateway::session::jobs::{FileJob, Job, NameOwner};
 
 /// No connection can be made; nothing is dialled in these tests.
 struct NoNetwork;
@@ -111,6 +113,26 @@ fn routes_and_the_link_to_redis_are_in_effect_after_a_reload() {
     assert_eq!(gateway.in_effect().redis, None);
     gateway.reload(with.gateway.clone());
     assert_eq!(gateway.in_effect(), started_with(with.gateway).in_effect());
+}
+
+/// A reload has what is outside of the process looked at anew, even if no setting has changed.
+#[test]
+fn backends_and_the_audio_root_are_looked_up_again_after_a_reload() {
+    let text = "[[route]]\nname = \"a\"\npath = \"/a\"\nbackend = [\"ws://backend.example\"]\n\
+        [[route]]\nname = \"b\"\npath = \"/b/{task_id}\"\nserve = \"output\"\n";
+    let config = config::parse(Path::new("x.toml"), text).unwrap();
+    let mut gateway = started_with(config.gateway.clone());
+    let looked_at = |gateway: &mut Gateway| {
+        let jobs = std::iter::from_fn(|| gateway.poll_job()).map(|job| match job {
+            Job::LookUp { owner: NameOwner::Backend(_), .. } => "a backend",
+            Job::File(FileJob::CheckAudioRoot(_)) => "the audio root",
+            _ => "something else",
+        });
+        jobs.collect::<BTreeSet<_>>()
+    };
+    looked_at(&mut gateway);
+    gateway.reload(config.gateway);
+    assert_eq!(looked_at(&mut gateway), ["a backend", "the audio root"].into());
 }
 
 #[test]

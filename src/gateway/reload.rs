@@ -44,6 +44,8 @@ pub struct InEffect {
     pub upstreams: upstreams::Settings,
     /// Certificates and roots.
     pub tls: tls::Settings,
+    /// Bytes that the memory budget allows.
+    pub memory_limit: Option<usize>,
     /// Of the embedded inbox.
     pub inbox_password: Option<Password>,
 }
@@ -109,6 +111,7 @@ impl Gateway {
             end_rules: cx.results.tasks().end_rules().clone(),
             upstreams: cx.upstreams.settings().clone(),
             tls: cx.tls.settings().clone(),
+            memory_limit: cx.budget.limit(),
             inbox_password: cx.inbox_password.clone(),
             redis: cx.results.link().map(|link| (link.settings().clone(), link.retention())),
         }

@@ -153,6 +153,7 @@ def test_hup_reads_the_configuration_again(lab):
     gateway.configure({"route": routes(("two", two))})
     gateway.signal(signal.SIGHUP)
     eventually(lambda: gateway.get("/ws/two").status == 426, "the new route is there")
+    gateway.process.wait_for_line("route two path=/ws/two to=")
     assert gateway.get("/ws/one").status == 404
     client.say("undisturbed")
     assert peer.read_frame().text == "undisturbed"
