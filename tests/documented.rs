@@ -199,6 +199,21 @@ fn every_endpoint_is_in_the_tests_of_methods_and_heads() {
 }
 
 #[test]
+fn every_endpoint_is_asked_in_a_test_of_its_own() {
+    let mut tests = String::new();
+    for entry in std::fs::read_dir(root("tests/interop")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|it| it == "py") && !path.ends_with("test_http.py") {
+            tests.push_str(&std::fs::read_to_string(path).unwrap());
+        }
+    }
+    for Endpoint { path, .. } in ENDPOINTS {
+        let path = path.split('{').next().unwrap();
+        assert!(tests.contains(&format!("\"{path}")), "no test but test_http.py asks for {path}");
+    }
+}
+
+#[test]
 fn every_metric_is_in_a_test() {
     let tests = all_tests();
     let metrics = metric_names();

@@ -543,14 +543,12 @@ impl fmt::Display for Event<'_> {
                 write!(f, "gateway>client {status} {}", http::reason_phrase(status))
             }
             Event::Connecting { backend, address } => {
-                write!(f, "= connecting to backend {backend}")?;
-                address.map_or(Ok(()), |address| write!(f, " at {address}"))
+                write!(f, "= connecting to backend {backend}{}", Optional(" at ", address))
             }
             Event::Connected => f.write_str("= connected to backend"),
             Event::AttemptFailed { what } => write!(f, "= attempt failed what={}", Quoted(what)),
             Event::BackendFailed { backend, error } => {
-                let cause = error.cause();
-                write!(f, "= backend {backend} failed what={}{cause}", Quoted(error))
+                write!(f, "= backend {backend} failed what={}{}", Quoted(error), error.cause())
             }
             Event::UpgradeRequest { request_id } => {
                 write!(f, "gateway>backend upgrade request request_id={request_id}")
@@ -565,8 +563,7 @@ impl fmt::Display for Event<'_> {
             }
             Event::Upgraded => f.write_str("gateway>client 101 Switching Protocols"),
             Event::Frame { to, head } => {
-                let (from, to) = (to.other().word(), to.word());
-                write!(f, "{from}>{to} {} len={} fin={}", head.opcode, head.payload, head.fin)
+                write!(f, "{}>{} {}", to.other().word(), to.word(), Head(head))
             }
             Event::ClosePassed { to, code } => {
                 write!(f, "= {} sent close code={}", to.other().word(), CodeText(code))
@@ -588,20 +585,15 @@ impl fmt::Display for Event<'_> {
             }
             Event::Ping => f.write_str("> ping"),
             Event::Close { code, phrase } => write!(f, "> close code={code} reason=\"{phrase}\""),
-            Event::ClientFrame { head } => {
-                write!(f, "< {} len={} fin={}", head.opcode, head.payload, head.fin)
-            }
+            Event::ClientFrame { head } => write!(f, "< {}", Head(head)),
             Event::ClientClose { code } => write!(f, "< close code={}", CodeText(code)),
             Event::Command { name, arguments } => {
                 write!(f, "< {} arguments={arguments}", Word(name))
             }
             Event::Published { task, bytes } => write!(f, "= published task={task} len={bytes}"),
             Event::NotATask => f.write_str("= published to a channel that is no task's"),
-            Event::SpeechChunk { task, seq: Some(seq), length } => {
-                write!(f, "< chunk task={task} seq={seq} len={length}")
-            }
-            Event::SpeechChunk { task, seq: None, length } => {
-                write!(f, "< chunk task={task} len={length}")
+            Event::SpeechChunk { task, seq, length } => {
+                write!(f, "< chunk task={task}{} len={length}", Optional(" seq=", seq))
             }
             Event::SpeechEnd { task, is_final } => {
                 write!(f, "< end task={task} final={is_final}")
@@ -609,6 +601,25 @@ impl fmt::Display for Event<'_> {
             Event::SpeechError { error } => write!(f, "> error error={}", Quoted(error)),
             Event::SentToWorker { action, task } => write!(f, "> {action} task={task}"),
         }
+    }
+}
+
+/// A part of a line that may be absent, with what comes before it.
+struct Optional<T>(&'static str, Option<T>);
+
+impl<T: fmt::Display> fmt::Display for Optional<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.1.as_ref().map_or(Ok(()), |value| write!(f, "{}{value}", self.0))
+    }
+}
+
+/// The head of a frame, as fields.
+struct Head<'h>(&'h FrameHead);
+
+impl fmt::Display for Head<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Head(head) = self;
+        write!(f, "{} len={} fin={}", head.opcode, head.payload, head.fin)
     }
 }
 
