@@ -59,8 +59,9 @@ impl Gateway {
     #[inline(never)]
     fn hand_out_notices(&mut self) {
         while let Some(pending) = self.cx.feeds.poll_notice() {
+            let now = self.cx.now;
             if let Some(session) = self.session_mut(pending.worker) {
-                session.handle_notice(&pending);
+                session.handle_notice(&pending, now);
                 self.drive(pending.worker.key as usize);
             }
         }

@@ -201,8 +201,16 @@ impl Identity {
         }
     }
 
+    /// Counts a frame that goes to this side, and remembers it if anything is remembered.
+    pub fn count_noted(&self, to: Side, head: &FrameHead, now: Moment) {
+        match self.recent() {
+            Some(recent) => recent.note_frame(to, head, now),
+            None => self.count_only(to, head.opcode),
+        }
+    }
+
     /// Counts a frame that goes to this side.
-    pub fn count_only(&self, to: Side, opcode: Opcode) {
+    fn count_only(&self, to: Side, opcode: Opcode) {
         if let Some(route) = &self.route {
             match to {
                 Side::Upstream => route.frames.count_from_client(opcode, 1),

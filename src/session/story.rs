@@ -90,7 +90,7 @@ pub(super) fn log(ended: &Ended, who: &Identity, cx: &mut Context) {
         events.len(),
         Quoted(sentence.unwrap_or_default()),
     );
-    let is_served = matches!(ended.detail, Detail::Output { .. });
+    let is_served = matches!(ended.detail, Detail::Output { .. } | Detail::Ingest { .. });
     for (age, entry) in events {
         let line = match entry {
             StoryEntry::Step(step) => StoryLine::Step(step),

@@ -464,7 +464,13 @@ impl Event<'_> {
             | Event::Stalled { .. }
             | Event::Ping
             | Event::Close { .. }
-            | Event::ClientClose { .. } => {
+            | Event::ClientClose { .. }
+            | Event::Command { .. }
+            | Event::Published { .. }
+            | Event::NotATask
+            | Event::SpeechEnd { .. }
+            | Event::SpeechError { .. }
+            | Event::SentToWorker { .. } => {
                 let line = self.to_string();
                 Kept::Line(cut_at_char(&line, LINE_BYTES_MAX).into())
             }
@@ -480,13 +486,7 @@ impl Event<'_> {
             | Event::Text { .. }
             | Event::Chunk { .. }
             | Event::ClientFrame { .. }
-            | Event::Command { .. }
-            | Event::Published { .. }
-            | Event::NotATask
-            | Event::SpeechChunk { .. }
-            | Event::SpeechEnd { .. }
-            | Event::SpeechError { .. }
-            | Event::SentToWorker { .. } => return None,
+            | Event::SpeechChunk { .. } => return None,
         })
     }
 

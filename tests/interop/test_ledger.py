@@ -2,10 +2,12 @@
 
 import json
 import re
+import resource
 import threading
 
 import pytest
 
+from gatewaylab.certificates import Authority
 from gatewaylab.gateway import Metrics, route
 from gatewaylab.results import OUTPUT, Inbox, is_waiting, new_task
 from gatewaylab.wire import BINARY, CLOSE, PING, TEXT, closed_port, connect, eventually, frame, read_frames
@@ -21,13 +23,14 @@ class Stage:
     def __init__(self, lab, results):
         self.lab, self.results = lab, results
 
-    def start(self, *, server=None, proxy=None, output=None, redis="embedded://127.0.0.1:0", link=None, backend=None, more_routes=()):
+    def start(self, *, server=None, proxy=None, output=None, redis="embedded://127.0.0.1:0", link=None, backend=None, more_routes=(), tls=None):
         self.backend = self.lab.backend()
         config = {
             "server": {"admin_listen": ["127.0.0.1:0"], **(server or {})},
             "proxy": proxy or {},
             "output": {"audio_root": str(self.results.audio), **(output or {})},
             "redis": {"url": redis, **(link or {})},
+            **({"tls": tls} if tls else {}),
             "route": [route(backend=backend or self.backend.url()), OUTPUT, *more_routes],
         }
         self.gateway = self.lab.gateway(config)
@@ -584,6 +587,72 @@ def test_client_that_waits_and_leaves(stage):
     waiter.close_frame(1001)
     waiter.read_close()
     stage.ended("client_closed", 1001, by="client", phase="output", client_close="sent", task_id=task)
+
+
+def test_tls_handshake_that_fails(stage, tmp_path):
+    pem, key = Authority(tmp_path / "authority").certify("localhost", "127.0.0.1")
+    stage.start(server={"listen": ["127.0.0.1:0", "tls://127.0.0.1:0"]}, tls={"certificate": str(pem), "key": str(key)})
+    port = int(stage.gateway.process.wait_for_line(r"listening address=tls://127\.0\.0\.1:(\d+)").group(1))
+    client = stage.lab.client(port)
+    client.send(b"\x16\x03\x01\x00\x05hello")
+    client.read_to_end()
+    one = stage.ended("tls_failed", None, by="client", phase="accept", client_close="none", route="http")
+    assert one["sentence"].startswith("The TLS handshake with the client failed: ")
+
+
+def test_connection_of_a_proxy_without_its_header(stage):
+    stage.start(server={"trusted_proxies": ["127.0.0.1"], "proxy_protocol": True})
+    client = stage.lab.client(stage.gateway)
+    client.send(b"GET / HTTP/1.1\r\n")
+    client.expect_gone()
+    # What looks at the gateway comes without a header, too.
+    stage.gateway.port = stage.admin
+    one = stage.ended("bad_proxy_header", None, by="client", phase="accept", client_close="none", route="http")
+    assert one["sentence"].endswith(": it does not begin with one.")
+
+
+def test_gateway_without_descriptors_for_a_backend(stage):
+    stage.start()
+    client = stage.lab.client(stage.gateway)
+    assert client.get("/ready").status == 200
+    pid = stage.gateway.pid
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    client.upgrade()
+    client.read_switch()
+    assert client.read_close().code == 1013
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    client.half_close()
+    stage.ended("out_of_resources", 1013, by="gateway", phase="dial", client_close="received", backend_close="none")
+
+
+def test_largest_holder_goes_when_memory_is_short(stage):
+    """A worker has begun a long message: its buffer grows beyond what there is."""
+    ingest = route("ingest", "/ws/ingest", serve="ingest", token="open")
+    stage.start(server={"memory_limit": "8MiB"}, more_routes=[ingest], output={"chunk_size": "4MiB"})
+    worker = stage.lab.client(stage.gateway)
+    worker.upgrade("/ws/ingest", headers=[("Authorization", "Bearer open")])
+    worker.read_switch()
+    worker.send(frame(TEXT, bytes(3 << 20), mask=b"\0\0\0\0")[:-1])
+    assert worker.read_close().code == 1013
+    worker.vanish()
+    stage.ended("over_budget", 1013, by="gateway", phase="ingest", client_close="received")
+
+
+@pytest.mark.parametrize("reason, by", [("response_cut", "backend"), ("client_left", "client")])
+def test_plain_http_that_is_cut(stage, reason, by):
+    backend = stage.lab.backend()
+    stage.start(more_routes=[route("api", "/api/{rest...}", backend=f"http://127.0.0.1:{backend.port}/{{rest}}")])
+    client = stage.lab.client(stage.gateway)
+    client.ask("/api/a")
+    peer = backend.accept()
+    peer.read_head()
+    peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
+    client.read_head()
+    assert client.read(5) == b"hello"
+    (peer if by == "backend" else client).vanish()
+    stage.ended(reason, None, by=by, phase="http", client_close="none", route="api")
+    client.vanish()
 
 
 def test_workers_have_their_endings_too(stage):

@@ -1,6 +1,7 @@
 """The black box: what a connection that ended badly did last is in a log at `info`. `explain`: its story, from that log."""
 
 import gzip
+import json
 import re
 import subprocess
 
@@ -77,6 +78,62 @@ def test_story_of_a_dial_that_failed(lab):
     gateway.process.wait_for_line(rf"input_\d+ ~ before_end=\S+ = connecting to backend at 127\.0\.0\.1:{port}")
     gateway.process.wait_for_line(r"input_\d+ ~ before_end=\S+ = attempt failed what=\"connection refused\"")
     gateway.process.wait_for_line(r"input_\d+ ~ before_end=\S+ = backend ws://127\.0\.0\.1:\d+/ failed what=")
+
+
+def test_story_of_a_worker_whose_speech_was_cut(lab, results):
+    """Ingest: its frames, and the steps that are none."""
+    ingest = route("ingest", "/ws/ingest", serve="ingest")
+    gateway, _ = results.embedded(routes=[ingest], config=INFO)
+    worker = lab.client(gateway)
+    worker.upgrade("/ws/ingest", host="127.0.0.1")
+    worker.read_switch()
+    task = new_task()
+    worker.say("not JSON")
+    assert "error" in worker.read_frame().text
+    worker.say(json.dumps({"type": "SPEECH_CHUNK", "sessionId": task, "seq": 0, "bytes": 960}))
+    worker.frame(wire.BINARY, bytes(960))
+    worker.say(json.dumps({"type": "SPEECH_CHUNK", "sessionId": task, "seq": 7, "bytes": 960}))
+    worker.frame(wire.BINARY, bytes(960))
+    assert "error" in worker.read_frame().text, "everything before has been read"
+    worker.vanish()
+    gateway.process.wait_for_line(r"ingest_\d+ failed reason=client_vanished .* before its speech was complete")
+    gateway.process.wait_for_line(r"ingest_\d+ ~ before_end=\S+ > error error=")
+    gateway.process.wait_for_line(r"ingest_\d+ ~ before_end=\S+ < binary len=960 fin=true")
+    good = lab.client(gateway)
+    good.upgrade("/ws/ingest", host="127.0.0.1")
+    good.read_switch()
+    good.say("not JSON")
+    assert "error" in good.read_frame().text
+    good.close_frame(1000)
+    good.read_close()
+    good.half_close()
+    gateway.process.wait_for_line(r"ingest_\d+ closed reason=client_closed")
+    assert gateway.metrics().samples[
+        ("aivtuber_gateway_messages_total", (("direction", "from_client"), ("opcode", "binary"), ("route", "ingest")))
+    ] == 2, "frames are counted once"
+    told = {match.group(1) for line in gateway.process.lines if (match := re.search(r"story (ingest_\d+) ", line))}
+    assert len(told) == 1
+
+
+def test_story_of_a_worker_that_left_in_the_middle_of_a_command(lab, results):
+    gateway, inbox = results.embedded(config=INFO)
+    port = int(gateway.process.wait_for_line(r"inbox listening address=127\.0\.0\.1:(\d+)").group(1))
+    worker = wire.connect(port)
+    lab.adopt(worker)
+    task = new_task()
+    payload = b'{"text":"hi"}'
+    command = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n"
+    channel = f"task_response:{task}".encode()
+    worker.send(b"*1\r\n$4\r\nPING\r\n" + command % (len(channel), channel, len(payload), payload) + b"*3\r\n$7\r\nPUBL")
+    assert worker.read(len(b"+PONG\r\n:0\r\n"))
+    worker.half_close()
+    gateway.process.wait_for_line(r"inbox_\d+ failed reason=client_vanished .* in the middle of a command")
+    gateway.process.wait_for_line(r"inbox_\d+ ~ before_end=\S+ < PING arguments=0")
+    gateway.process.wait_for_line(rf"inbox_\d+ ~ before_end=\S+ = published task={task} len=13")
+    inbox.publish(new_task(), text="hi")
+    gateway.process.wait_for_line(r"inbox_\d+ closed reason=done")
+    told = {match.group(1) for line in gateway.process.lines if (match := re.search(r"story (inbox_\d+) ", line))}
+    assert len(told) == 1
 
 
 def test_failures_may_leave_out_frames_or_everything(lab):

@@ -36,6 +36,7 @@ fn circumstances(ended: &Ended) -> Circumstances {
         }
         (Detail::Output { .. }, Some(_)) => "while a result was being sent to it",
         (Detail::Ingest { .. }, Some(_)) if is_unfinished => "before its speech was complete",
+        (Detail::Inbox { .. }, Some(_)) if is_unfinished => "in the middle of a command",
         (Detail::LeftWhileDialing, _) => "before a backend had answered",
         _ => return Circumstances::None,
     };

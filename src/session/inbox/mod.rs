@@ -8,7 +8,7 @@
 
 mod dialogue;
 
-use super::transcript::{Event, note};
+use super::transcript::{Event, note, note_step};
 use super::{
     Awaited, CloseReason, Context, Detail, Drain, Ended, Identity, Last, Limit, Phase, Session,
     State, Step,
@@ -122,7 +122,14 @@ impl Inbox {
     }
 
     fn ended(&self, reason: CloseReason) -> Box<Ended> {
-        Ended::new(reason, Detail::Inbox { published: self.published })
+        let mut ended = Ended::new(reason, Detail::Inbox { published: self.published });
+        ended.activity.is_unfinished = self.is_unfinished();
+        ended
+    }
+
+    /// Whether a command or a transaction has begun and not ended.
+    fn is_unfinished(&self) -> bool {
+        !self.reader.is_idle() || self.dialogue.is_in_transaction()
     }
 
     /// Sends replies. True: the worker may be read from.
@@ -151,6 +158,7 @@ impl Inbox {
     }
 
     fn handle_bytes(&mut self, bytes: &[u8], who: &Identity, cx: &mut Context) {
+        who.begin_recent(cx);
         let password = cx.inbox_password.clone();
         let mut input = bytes;
         while !self.dialogue.is_over {
@@ -168,7 +176,12 @@ impl Inbox {
             match self.reader.decode(&mut input) {
                 Ok(Some(command)) => {
                     let name = String::from_utf8_lossy(&command[0]).to_ascii_uppercase();
-                    note(who, || Event::Command { name: &name, arguments: command.len() - 1 });
+                    let arguments = command.len() - 1;
+                    match &*name {
+                        // What follows from it is remembered.
+                        "PUBLISH" => note(who, || Event::Command { name: &name, arguments }),
+                        _ => note_step(who, cx.now, || Event::Command { name: &name, arguments }),
+                    }
                     let bytes = command.iter().map(Vec::len).sum();
                     if name == "PUBLISH" && cx.budget.refuses(bytes) {
                         warn!(target: "inbox", "{who} = refused a result of {bytes} bytes: out of memory budget");
@@ -188,12 +201,13 @@ impl Inbox {
                 }
             }
             for _ in 0..std::mem::take(&mut self.dialogue.not_tasks) {
-                note(who, || Event::NotATask);
+                note_step(who, cx.now, || Event::NotATask);
             }
             for published in self.dialogue.published.drain(..) {
                 match published {
                     Published::Result(task, payload) => {
-                        note(who, || Event::Published { task, bytes: payload.len() });
+                        let bytes = payload.len();
+                        note_step(who, cx.now, || Event::Published { task, bytes });
                         self.published += 1;
                         cx.results.publish(cx.now, task, &payload);
                     }
@@ -202,9 +216,8 @@ impl Inbox {
             }
         }
         let is_locked = password.is_some() && !self.dialogue.is_authenticated;
-        let is_unfinished = !self.reader.is_idle() || self.dialogue.is_in_transaction();
         self.active_at = cx.now;
-        self.timeout = match is_locked || is_unfinished {
+        self.timeout = match is_locked || self.is_unfinished() {
             true => UNFINISHED_TIMEOUT,
             false => IDLE_TIMEOUT,
         };
@@ -224,7 +237,7 @@ impl State for Inbox {
                 return Step::End(self.ended(CloseReason::ClientTooSlow));
             }
             if !self.flush(downstream, cx.now) {
-                return self.wait(downstream, cx);
+                return self.wait(downstream, who, cx);
             }
             if self.dialogue.is_over {
                 // It may still be sending, and must be able to read what was wrong.
@@ -245,8 +258,10 @@ impl State for Inbox {
             });
             match read {
                 Ok(Io::Moved(n)) => bytes_read += n,
-                Ok(Io::Blocked) => return self.wait(downstream, cx),
-                Ok(Io::Ended) if !self.is_deaf => return Step::End(self.ended(CloseReason::Done)),
+                Ok(Io::Blocked) => return self.wait(downstream, who, cx),
+                Ok(Io::Ended) if !self.is_deaf && !self.is_unfinished() => {
+                    return Step::End(self.ended(CloseReason::Done));
+                }
                 Ok(Io::Ended) | Err(_) => {
                     return Step::End(self.ended(CloseReason::ClientVanished));
                 }
@@ -295,7 +310,7 @@ impl Inbox {
     /// Waits for the worker. Its time is up only if nothing was left to read, and if it does not
     /// take what it was sent: the kernel, or a transport that buffers, may hold replies that it
     /// reads slowly.
-    fn wait(mut self: Box<Self>, downstream: &Conn, cx: &Context) -> Step {
+    fn wait(mut self: Box<Self>, downstream: &Conn, who: &mut Identity, cx: &mut Context) -> Step {
         if self.deadline().is_some_and(|at| at <= cx.now) {
             let left = downstream.unacknowledged();
             // Once a worker is gone, the number no longer changes.
@@ -304,6 +319,10 @@ impl Inbox {
                 return Step::End(self.ended(CloseReason::IdleTimeout));
             }
             (self.unacknowledged, self.active_at) = (left, cx.now);
+        }
+        if !self.is_unfinished() && self.dialogue.replies.is_empty() {
+            // What it did last is of no interest any more.
+            who.forget_recent(cx);
         }
         Step::Wait(Phase::Inbox(self))
     }

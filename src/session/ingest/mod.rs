@@ -17,7 +17,7 @@ use super::alive::{Alive, Pings, Verdict};
 use super::close::{CloseReason, Closing};
 use super::outbox::{Flushed, Outbox};
 use super::stall::Stall;
-use super::transcript::{Event, note};
+use super::transcript::{Event, note, note_step};
 use super::visitor::Visitor;
 use super::{
     Activity, Awaited, Context, Detail, Drain, Ended, Identity, Last, Phase, Session, SessionId,
@@ -60,9 +60,9 @@ const CHUNK_TOO_LONG: &str = "The chunk is longer than chunk_size";
 
 impl Session {
     /// Something about a task that it speaks for. Acted on by the next [`Session::drive`].
-    pub fn handle_notice(&mut self, pending: &PendingNotice<SessionId>) {
+    pub fn handle_notice(&mut self, pending: &PendingNotice<SessionId>, now: Moment) {
         if let Phase::Ingest(ingest) = &mut self.phase {
-            ingest.handle_notice(pending, &self.who);
+            ingest.handle_notice(pending, &self.who, now);
         }
     }
 }
@@ -147,19 +147,21 @@ impl Ingest {
     }
 
     /// Something for the worker to know. Acted on by the next step.
-    fn handle_notice(&mut self, pending: &PendingNotice<SessionId>, who: &Identity) {
+    fn handle_notice(&mut self, pending: &PendingNotice<SessionId>, who: &Identity, now: Moment) {
         if self.leaving.is_some() {
             return;
         }
         match pending.notice {
             WorkerNotice::Control(action) => {
-                note(who, || Event::SentToWorker {
+                note_step(who, now, || Event::SentToWorker {
                     action: action.word(),
                     task: pending.task.uuid(),
                 });
-                self.push_text(&messages::control_message(action, &pending.task), who);
+                self.push_text(&messages::control_message(action, &pending.task), who, now);
             }
-            WorkerNotice::Error(error) => self.push_error(error, Some(&pending.task), who),
+            WorkerNotice::Error(error) => {
+                self.push_error(error, Some(&pending.task), who, now);
+            }
         }
     }
 
@@ -168,6 +170,7 @@ impl Ingest {
             return;
         }
         self.note_alive(cx.now);
+        who.begin_recent(cx);
         self.traffic.from_client.bytes += bytes.len() as u64;
         let mut answers = Vec::new();
         let mut reader = self.reader.take().unwrap_or_else(|| {
@@ -176,9 +179,9 @@ impl Ingest {
             Box::new(WsReader::with_limit(audio + OTHER_BYTES_MAX, bytes.len()))
         });
         let frames = reader.frames_seen();
-        let mut pongs = 0;
+        let (now, mut pongs) = (cx.now, 0);
         let on_frame = &mut |head: &ws::FrameHead| {
-            who.count_only(Side::Upstream, head.opcode);
+            who.count_noted(Side::Upstream, head, now);
             pongs += u16::from(head.opcode == Opcode::Pong);
         };
         let received = reader.handle_messages(bytes, &mut answers, on_frame, |message| {
@@ -196,10 +199,10 @@ impl Ingest {
             self.reader = Some(reader);
         }
         match received {
-            Received::Nothing => self.push_frames(&answers, who),
+            Received::Nothing => self.push_frames(&answers, who, now),
             Received::Close(code) => {
-                note(who, || Event::ClientClose { code });
-                self.push_frames(&answers, who);
+                note_step(who, now, || Event::ClientClose { code });
+                self.push_frames(&answers, who, now);
                 let closing = Closing::Sent(code);
                 self.leaving = Some(IngestEnding { reason: CloseReason::ClientClosed, closing });
             }
@@ -210,6 +213,7 @@ impl Ingest {
                     WsFault::TooBig => CloseReason::ClientMessageTooBig,
                 },
                 who,
+                now,
             ),
         }
     }
@@ -221,7 +225,7 @@ impl Ingest {
         let chunk = match Message::read(text) {
             Ok(Message::Chunk(chunk)) => chunk,
             Ok(Message::End { task, is_final }) => {
-                note(who, || Event::SpeechEnd { task: task.uuid(), is_final });
+                note_step(who, cx.now, || Event::SpeechEnd { task: task.uuid(), is_final });
                 if let Err(refusal) = cx.end_speech(who.id(), &task, is_final) {
                     self.refuse(&refusal.to_string(), Some(&task), who, cx);
                 }
@@ -288,27 +292,28 @@ impl Ingest {
     /// Answers a message that cannot be used.
     fn refuse(&mut self, error: &str, task: Option<&TaskId>, who: &Identity, cx: &mut Context) {
         cx.stats.speech_errors += 1;
-        self.push_error(error, task, who);
+        self.push_error(error, task, who, cx.now);
     }
 
-    fn push_error(&mut self, error: &str, task: Option<&TaskId>, who: &Identity) {
+    fn push_error(&mut self, error: &str, task: Option<&TaskId>, who: &Identity, now: Moment) {
         self.errors += 1;
-        note(who, || Event::SpeechError { error });
-        self.push_text(&messages::error_message(error, task), who);
+        note_step(who, now, || Event::SpeechError { error });
+        self.push_text(&messages::error_message(error, task), who, now);
     }
 
-    fn push_text(&mut self, text: &str, who: &Identity) {
+    fn push_text(&mut self, text: &str, who: &Identity, now: Moment) {
         self.outbox.push_text(text);
         self.traffic.to_client.frames += 1;
-        who.count_only(Side::Downstream, Opcode::Text);
+        let head = ws::FrameHead::of_message(Opcode::Text, text.len() as u64);
+        who.count_noted(Side::Downstream, &head, now);
     }
 
     /// Control frames to the worker: answers to its frames, pings, a Close frame.
-    fn push_frames(&mut self, frames: &[u8], who: &Identity) {
+    fn push_frames(&mut self, frames: &[u8], who: &Identity, now: Moment) {
         self.outbox.push(frames);
         FrameScanner::each_head(frames, |head| {
             self.traffic.to_client.frames += 1;
-            who.count_only(Side::Downstream, head.opcode);
+            who.count_noted(Side::Downstream, head, now);
         });
     }
 
@@ -344,13 +349,13 @@ impl Ingest {
     }
 
     /// Sends a Close frame behind what is in the outbox.
-    fn leave(&mut self, reason: CloseReason, who: &Identity) {
+    fn leave(&mut self, reason: CloseReason, who: &Identity, now: Moment) {
         if self.leaving.is_some() {
             return;
         }
         let code = reason.close_code(Side::Downstream);
-        note(who, || Event::Close { code, phrase: reason.phrase() });
-        self.push_frames(&ws::close_frame(code, reason.phrase(), None), who);
+        note_step(who, now, || Event::Close { code, phrase: reason.phrase() });
+        self.push_frames(&ws::close_frame(code, reason.phrase(), None), who, now);
         self.leaving = Some(IngestEnding { reason, closing: Closing::Received(Some(code)) });
     }
 
@@ -409,7 +414,7 @@ impl Ingest {
         match self.alive().verdict(&cx.settings, cx.now) {
             Verdict::Fine => {}
             Verdict::Ping if self.leaving.is_none() => {
-                self.push_frames(&ws::ping_frame(b"", None), who);
+                self.push_frames(&ws::ping_frame(b"", None), who, cx.now);
                 self.pings.note_sent(who.into(), cx);
                 self.heard_at = cx.now;
             }
@@ -417,7 +422,7 @@ impl Ingest {
             Verdict::Gone => return false,
         }
         if self.idle_at(cx).is_some_and(|at| at <= cx.now) {
-            self.leave(CloseReason::IdleTimeout, who);
+            self.leave(CloseReason::IdleTimeout, who, cx.now);
         }
         true
     }
@@ -459,7 +464,7 @@ impl State for Ingest {
             return self.lose(CloseReason::ClientVanished, who, cx);
         }
         if self.is_draining && !Self::has_open_stream(who, cx) {
-            self.leave(CloseReason::Draining, who);
+            self.leave(CloseReason::Draining, who, cx.now);
         }
         if self.wake_at.is_some_and(|at| at <= cx.now) && !self.handle_deadline(who, cx) {
             return self.lose(CloseReason::ClientSilent, who, cx);
@@ -490,6 +495,10 @@ impl State for Ingest {
             Err(_) => return self.lose(CloseReason::ClientVanished, who, cx),
         }
         self.wake_at = self.next_deadline(cx);
+        if self.reader.is_none() && self.outbox.is_empty() && !Self::has_open_stream(who, cx) {
+            // It waits. What it did last is of no interest any more.
+            who.forget_recent(cx);
+        }
         // Bytes that were not read because the budget was used up cause no further event.
         match self.can_read(downstream, who, cx) {
             true => Step::Yield(Phase::Ingest(self)),
@@ -502,10 +511,10 @@ impl State for Ingest {
     }
 
     /// Streams that are open may be sent to their end.
-    fn drain(&mut self, drain: Drain, who: &Identity, _: &mut Context) {
+    fn drain(&mut self, drain: Drain, who: &Identity, cx: &mut Context) {
         self.is_draining = true;
         if drain == Drain::Leave {
-            self.leave(CloseReason::Draining, who);
+            self.leave(CloseReason::Draining, who, cx.now);
         }
     }
 
