@@ -49,10 +49,12 @@ pub fn write_request_line(method: &str, target: &str, out: &mut Vec<u8>) {
 }
 
 /// Appends the headers behind that line, the same for every backend. `Expect` stays only as
-/// `100-continue`, the one expectation that there is, and with a body.
+/// `100-continue`, the one expectation that there is, and with a body. The backend is asked to keep
+/// the connection where the client keeps its own, as its `form` says.
 pub fn write_request_headers(
     head: &RequestHead<'_, '_>,
     forwarding: &Forwarding<'_>,
+    form: Form,
     out: &mut Vec<u8>,
 ) {
     let is_dropped = |name: &str| {
@@ -72,7 +74,9 @@ pub fn write_request_headers(
     if expects_continue(head) {
         push_header(out, "Expect", b"100-continue");
     }
-    push_header(out, "Connection", b"close");
+    if !form.keep_alive {
+        push_header(out, "Connection", b"close");
+    }
     write_about_client(head, forwarding, out);
 }
 
@@ -156,7 +160,8 @@ mod tests {
         let (head, _) = RequestHead::parse(bytes.as_bytes(), &mut slots).unwrap().unwrap();
         let mut out = Vec::new();
         write_request_line(head.method, "/to?q", &mut out);
-        write_request_headers(&head, &FORWARDING, &mut out);
+        let form = Form { keep_alive: head.is_keep_alive(), ..KEPT };
+        write_request_headers(&head, &FORWARDING, form, &mut out);
         let mut slots = empty_slots();
         let (again, length) = RequestHead::parse(&out, &mut slots).unwrap().unwrap();
         assert_eq!((again.method, length), (head.method, out.len()), "it is read as it was meant");
@@ -184,14 +189,14 @@ mod tests {
             request(&format!("POST /from HTTP/1.1\r\n{lines}\r\n")),
             format!(
                 "POST /to?q HTTP/1.1\r\nHost: a\r\nX-A: b\r\nCookie: c=d\r\nContent-Length: 5\r\n\
-                 Connection: close\r\n{ABOUT_CLIENT}"
+                 {ABOUT_CLIENT}"
             )
         );
         assert_eq!(
             request("PURGE /from HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: CHUNKED\r\n\r\n"),
             format!(
                 "PURGE /to?q HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\
-                 Connection: close\r\n{ABOUT_CLIENT}"
+                 {ABOUT_CLIENT}"
             )
         );
         assert_eq!(

@@ -156,6 +156,14 @@ impl Connector {
         Connector { retry, answer_left: answer_timeout, ..connector }
     }
 
+    /// Asks a backend over a connection that is established already.
+    pub fn resume(&mut self, backend: UpstreamId, address: SocketAddr, cx: &mut Context) {
+        cx.upstreams.connecting(backend, self.purpose);
+        self.current = Some(Current::new(backend));
+        let timer = Timer { began_at: cx.now, give_up_at: cx.after(self.answer_left) };
+        self.stage = ConnectStage::Answering { address, timer };
+    }
+
     /// Goes on with the next attempt, unless one is under way. `who` begins each line in the log.
     pub fn poll(&mut self, who: Subject<'_>, cx: &mut Context) -> Polled {
         loop {
@@ -192,6 +200,16 @@ impl Connector {
     /// The backend that is being tried, or was tried last.
     pub fn last_backend(&self) -> Option<UpstreamId> {
         self.backend().or(self.last)
+    }
+
+    /// The address that is being tried.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self.stage {
+            ConnectStage::Connecting { address, .. } | ConnectStage::Answering { address, .. } => {
+                Some(address)
+            }
+            ConnectStage::Choose | ConnectStage::LookUp { .. } => None,
+        }
     }
 
     /// Whether it waits for a name to be looked up.

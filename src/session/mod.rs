@@ -101,6 +101,7 @@ use crate::service::taps::Taps;
 use crate::service::trust;
 use crate::service::upstreams::{UpstreamId, Upstreams};
 use crate::service::watch::Watch;
+use forward::kept::KeptBackend;
 use relay::Advanced;
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
@@ -421,8 +422,8 @@ pub enum Step {
     /// More could be done, but other sessions have their turn first.
     Yield(Phase),
     /// A response has gone out: the connection waits for its next request, of which these bytes are
-    /// here.
-    NextRequest(Vec<u8>),
+    /// here. A connection to a backend may be kept for it.
+    NextRequest(Vec<u8>, Option<Box<KeptBackend>>),
     /// Only the gateway can answer this, since the answer is about more than one session: it calls
     /// [`Session::answer`].
     Ask(Box<respond::Question>),
@@ -593,11 +594,11 @@ impl Session {
                     self.phase = phase;
                     return Driven::Yield;
                 }
-                Step::NextRequest(held) => {
+                Step::NextRequest(held, kept) => {
                     // The next request may be for another route, or for none.
                     self.who.route = None;
                     let is_here = !held.is_empty() || self.downstream.is_readable();
-                    self.phase = request::Request::following(held, cx);
+                    self.phase = request::Request::following(held, kept, cx);
                     if is_here {
                         // One response a turn, however many requests are pipelined.
                         return Driven::Yield;

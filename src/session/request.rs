@@ -11,6 +11,7 @@ use super::download::Download;
 use super::ended::last_response;
 use super::event_body::Followed;
 use super::forward::Forward;
+use super::forward::kept::KeptBackend;
 use super::ingest::Ingest;
 use super::output::Output;
 use super::respond::{Asked, Question, Respond};
@@ -20,7 +21,7 @@ use super::{
     Phase, State, Step,
 };
 use crate::base::moment::Moment;
-use crate::net::{Conn, Io, Security, Side};
+use crate::net::{Conn, Io, Ready, Security, Side};
 use crate::proto::http::{self, BadHead, Form, RequestHead, empty_slots};
 use crate::proto::path::is_misleading;
 use crate::proto::{proxy_header, upgrade, ws};
@@ -69,6 +70,8 @@ pub struct Request {
     held: Vec<u8>,
     deadline: Option<Moment>,
     awaited: HeadWait,
+    /// The connection to a backend that answered the last request.
+    kept: Option<Box<KeptBackend>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -109,16 +112,16 @@ impl Request {
 
     fn due(held: Vec<u8>, deadline: Option<Moment>) -> Phase {
         let awaited = if held.is_empty() { HeadWait::Due } else { HeadWait::Pipelined };
-        Phase::Request(Box::new(Request { held, deadline, awaited }))
+        Phase::Request(Box::new(Request { held, deadline, awaited, kept: None }))
     }
 
     /// The next request, of which `held` has arrived already.
-    pub fn following(held: Vec<u8>, cx: &Context) -> Phase {
+    pub fn following(held: Vec<u8>, kept: Option<Box<KeptBackend>>, cx: &Context) -> Phase {
         let (awaited, timeout) = match held.is_empty() {
             true => (HeadWait::Idle, cx.settings.keep_alive),
             false => (HeadWait::Pipelined, cx.settings.header_timeout),
         };
-        Phase::Request(Box::new(Request { held, deadline: cx.after(timeout), awaited }))
+        Phase::Request(Box::new(Request { held, deadline: cx.after(timeout), awaited, kept }))
     }
 }
 
@@ -129,6 +132,9 @@ impl State for Request {
         who: &mut Identity,
         cx: &mut Context,
     ) -> Step {
+        if self.kept.as_ref().is_some_and(|kept| kept.is_over(cx.now)) {
+            self.kept = None;
+        }
         if self.awaited == HeadWait::Draining {
             return Step::End(Ended::http(CloseReason::Draining));
         }
@@ -151,7 +157,10 @@ impl State for Request {
                         Ok(Some((head, head_bytes))) => {
                             return match without_tls(&head, who, cx) {
                                 Some(step) => step,
-                                None => choose(&head, &scratch[head_bytes..length], who, cx),
+                                None => {
+                                    let behind = (&scratch[head_bytes..length], self.kept.take());
+                                    choose(&head, behind, who, cx)
+                                }
                             };
                         }
                         Ok(None) => {}
@@ -193,7 +202,7 @@ impl State for Request {
     }
 
     fn deadline(&self) -> Option<Moment> {
-        self.deadline
+        Moment::earliest([self.deadline, self.kept.as_ref().map(|kept| kept.until())])
     }
 
     /// A request that has begun still gets its answer.
@@ -218,7 +227,17 @@ impl State for Request {
     }
 
     fn own_bytes(&self) -> usize {
-        self.held.capacity()
+        self.held.capacity() + self.kept.as_ref().map_or(0, |_| size_of::<KeptBackend>())
+    }
+
+    fn upstream(&mut self) -> Option<&mut Conn> {
+        self.kept.as_mut().map(|kept| kept.conn_mut())
+    }
+
+    fn handle_ready(&mut self, ready: Ready) {
+        if let Some(kept) = &mut self.kept {
+            kept.handle_ready(ready);
+        }
     }
 
     fn release(self: Box<Self>, _: &Identity, _: &mut Context) -> Box<Ended> {
@@ -226,8 +245,12 @@ impl State for Request {
     }
 }
 
-/// Chooses what the connection becomes. `rest` is what followed the head.
-fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context) -> Step {
+/// What followed a head, and the connection to a backend that was kept for it.
+type Behind<'r> = (&'r [u8], Option<Box<KeptBackend>>);
+
+/// Chooses what the connection becomes.
+fn choose(head: &RequestHead, behind: Behind, who: &mut Identity, cx: &mut Context) -> Step {
+    let (rest, kept) = behind;
     let path = head.path();
     let client = cx.trust.client(head, who.peer());
     if let Err(refusal) = who.note_client(client, &mut cx.limits) {
@@ -270,7 +293,7 @@ fn choose(head: &RequestHead, rest: &[u8], who: &mut Identity, cx: &mut Context)
             let asked = asked();
             who.route = Some(route);
             log_request(head, who);
-            return Forward::begin(head, asked, who, cx);
+            return Forward::begin(head, asked, kept, who, cx);
         }
         return match upgrade::check_request(head) {
             Ok(handshake) => {

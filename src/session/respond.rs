@@ -387,7 +387,7 @@ impl State for Respond {
         self.release_tail(who, cx);
         match self.then {
             Then::Await => Step::Wait(Phase::Respond(self)),
-            Then::NextRequest { rest } => Step::NextRequest(rest),
+            Then::NextRequest { rest } => Step::NextRequest(rest, None),
             Then::Close => {
                 let ended = Ended::http(CloseReason::Done);
                 Step::End(ended.with_last(Last::Fin(Awaited::Fin)))

@@ -77,6 +77,10 @@ struct Backend {
     inbox: Vec<u8>,
     /// The request, once its head is here, and what is answered.
     answered: Option<(usize, Response)>,
+    /// The requests before it on this connection, with their responses.
+    earlier: Vec<(usize, Response)>,
+    /// Bytes of all responses up to the end of this one.
+    queued: u64,
     /// It answers before the request is complete.
     is_early: bool,
     /// It never answers.
@@ -225,7 +229,17 @@ impl Backend {
             if (is_whole || self.is_early) && !self.is_mute && !self.is_queued {
                 self.is_queued = true;
                 let (_, response) = self.answered.as_ref().ok_or("it has been drawn")?;
+                self.queued += response.bytes.len() as u64;
                 self.out.extend(&response.bytes);
+            }
+            let is_over = is_whole && self.is_queued && self.out.is_empty();
+            if let Some(length) = received.length.filter(|_| is_over)
+                && self.inbox.len() > length
+            {
+                self.inbox.drain(..length);
+                self.earlier.extend(self.answered.take());
+                (self.is_queued, self.is_whole) = (false, false);
+                kernel.after(Duration::ZERO, Action::Peer(link));
             }
         }
         self.line.write(link, &mut self.out, &self.manner, kernel);
@@ -261,8 +275,8 @@ impl Backend {
         if is_whole && received.content != request.body {
             return Err(format!("a part of the body of request {number} counts as all of it"));
         }
-        if received.length.is_some_and(|length| self.inbox.len() > length) {
-            return Err("more than one request".into());
+        if received.length.is_some_and(|length| self.inbox.len() > length && !self.out.is_empty()) {
+            return Err("another request before the response".into());
         }
         Ok((number, is_whole))
     }
@@ -384,6 +398,8 @@ impl Simulation for ForwardWorld {
                 client,
                 inbox: Vec::new(),
                 answered: None,
+                earlier: Vec::new(),
+                queued: 0,
                 is_early,
                 is_mute,
                 is_whole: false,
@@ -558,12 +574,17 @@ impl ForwardWorld {
         }
     }
 
-    /// Backends that have received anything of a request.
-    fn attempts(&self, number: usize) -> impl Iterator<Item = &Backend> {
-        let is_it = move |backend: &&Backend| {
-            backend.client.is_some() && matches!(&backend.answered, Some((it, _)) if *it == number)
-        };
-        self.backends.values().filter(is_it)
+    /// Responses of backends that have received anything of a request, and whether all of it was
+    /// sent.
+    fn attempts(&self, number: usize) -> impl Iterator<Item = (&Backend, &Response, bool)> {
+        let of_clients = self.backends.values().filter(|backend| backend.client.is_some());
+        let all = of_clients.flat_map(|backend| {
+            let is_sent = backend.is_queued && backend.line.sent >= backend.queued;
+            let earlier = backend.earlier.iter().map(move |answered| (backend, answered, true));
+            earlier.chain(backend.answered.iter().map(move |answered| (backend, answered, is_sent)))
+        });
+        let it = all.filter(move |(_, (it, _), _)| *it == number);
+        it.map(|(backend, (_, response), is_sent)| (backend, response, is_sent))
     }
 
     fn judge_repeats(&self) -> Result<(), String> {
@@ -625,14 +646,12 @@ impl ForwardWorld {
             || response.ends_with_connection
                 && client.line.saw_end == Some(End::Fin)
                 && client.line.ended.is_none();
-        let fits = |backend: &&Backend| {
-            let Some((_, sent)) = &backend.answered else { return false };
-            let was_sent = backend.line.sent >= sent.bytes.len() as u64;
+        let fits = |(backend, sent, was_sent): &(&Backend, &Response, bool)| {
             // Nothing shows that it was cut.
             let may_end = sent.ends_with_connection && backend.line.ended == Some(End::Fin);
             sent.status.to_string() == status
                 && sent.body.starts_with(&response.content)
-                && (!is_whole || may_end || sent.body == response.content && was_sent)
+                && (!is_whole || may_end || sent.body == response.content && *was_sent)
         };
         match self.attempts(number).find(fits) {
             Some(_) => Ok(()),

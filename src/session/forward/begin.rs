@@ -1,6 +1,7 @@
 //! Which requests are passed on, and how; what answers the others.
 
 use super::ending::answer;
+use super::kept::KeptBackend;
 use super::pump::{Pump, PumpFraming};
 use super::{Forward, ForwardStage, RESTARTING, TOO_LARGE, TOO_LATE, bad_body};
 use crate::net::{Security, Side, Source};
@@ -10,6 +11,7 @@ use crate::proto::http::{BadHead, RequestHead, Response};
 use crate::proto::upgrade::{self, Forwarding};
 use crate::service::route::RouteTarget;
 use crate::session::connector::{Connector, Retry};
+use crate::session::exchange::{Asking, Exchange};
 use crate::session::respond::Asked;
 use crate::session::{CloseReason, Context, Detail, Ended, Identity, Limit, Phase, Step};
 
@@ -18,6 +20,7 @@ impl Forward {
     pub fn begin(
         request: &RequestHead,
         mut asked: Asked,
+        kept: Option<Box<KeptBackend>>,
         who: &Identity,
         cx: &mut Context,
     ) -> Step {
@@ -47,12 +50,7 @@ impl Forward {
             }
         };
         asked.rest = upload.take_surplus();
-        let request_id = match upgrade::request_id(request) {
-            Some(id) => id.to_owned(),
-            None => uuid::Builder::from_random_bytes(cx.chance.u128(..).to_be_bytes())
-                .into_uuid()
-                .to_string(),
-        };
+        let request_id = request_id(request, cx);
         let mut headers = Vec::new();
         let forwarding = Forwarding {
             host: host.as_deref(),
@@ -61,14 +59,16 @@ impl Forward {
             scheme: if who.security() == Security::Tls { "https" } else { "http" },
             request_id: &request_id,
         };
-        forward::write_request_headers(request, &forwarding, &mut headers);
+        forward::write_request_headers(request, &forwarding, asked.form, &mut headers);
         let retry = match is_idempotent(request.method) && upload.is_done() {
             true => Retry::Request,
             false => Retry::Never,
         };
-        let timeout = limits.response_timeout.unwrap_or(cx.settings.response_timeout);
-        let source = Source::Session(who.key as usize, Side::Upstream);
-        Step::Next(Phase::Forward(Box::new(Forward {
+        let connector = connector(retry, who, cx);
+        let is_of_route = |kept: &KeptBackend| upstreams.contains(&kept.backend);
+        let kept =
+            kept.filter(|kept| is_of_route(kept) && !cx.upstreams.is_resting(kept.backend, cx.now));
+        let mut forward = Forward {
             asked,
             method: request.method.into(),
             path: request.path().into(),
@@ -79,14 +79,54 @@ impl Forward {
             is_upload_lost: false,
             awaits_continue: forward::expects_continue(request) && early.is_empty(),
             interim: b"",
-            connector: Connector::for_request(upstreams, source, retry, timeout, cx),
+            connector,
+            retry,
+            is_resumed: false,
             stage: ForwardStage::Connect,
             began_at: cx.now,
             answered: None,
             drain: None,
             write_timeout: cx.settings.write_timeout,
-        })))
+        };
+        if let Some(kept) = kept {
+            forward.resume(*kept, who, cx);
+        }
+        Step::Next(Phase::Forward(Box::new(forward)))
     }
+
+    /// Sends the request over a connection that was kept.
+    fn resume(&mut self, kept: KeptBackend, who: &Identity, cx: &mut Context) {
+        self.is_resumed = true;
+        self.connector.resume(kept.backend, kept.address, cx);
+        let request = self.request(kept.backend, who, cx);
+        let asking = Asking::Request(self.request_id.clone());
+        self.stage = ForwardStage::Ask(Exchange::new(kept.conn, request, asking));
+    }
+
+    /// A connector for another attempt; `None`: the backend may have acted on the request.
+    pub(super) fn connect_anew(&self, who: &Identity, cx: &Context) -> Option<Connector> {
+        (self.retry == Retry::Request).then(|| connector(self.retry, who, cx))
+    }
+}
+
+/// The client's `X-Request-Id`, or a new one.
+fn request_id(request: &RequestHead, cx: &mut Context) -> String {
+    if let Some(id) = upgrade::request_id(request) {
+        return id.to_owned();
+    }
+    uuid::Builder::from_random_bytes(cx.chance.u128(..).to_be_bytes()).into_uuid().to_string()
+}
+
+/// A connector for a request of `who`.
+fn connector(retry: Retry, who: &Identity, cx: &Context) -> Connector {
+    let source = Source::Session(who.key as usize, Side::Upstream);
+    let Some(RouteTarget::Http { upstreams, limits, .. }) =
+        who.route.as_ref().map(|route| &route.target)
+    else {
+        unreachable!("only routes for plain HTTP forward requests");
+    };
+    let timeout = limits.response_timeout.unwrap_or(cx.settings.response_timeout);
+    Connector::for_request(upstreams, source, retry, timeout, cx)
 }
 
 /// Why a request is not passed on at all, and how its connection ends if it has to.

@@ -1,9 +1,10 @@
 //! How a request ends: with the whole response, with an answer of the gateway's own, or in the
 //! middle.
 
+use super::kept::KeptBackend;
 use super::{Forward, ForwardOutcome, ForwardStage, RESTARTING, Transfer};
 use crate::base::moment::Moment;
-use crate::net::Conn;
+use crate::net::{Conn, Io};
 use crate::proto::forward::ResponseFraming;
 use crate::proto::http::{self, BadHead, Response};
 use crate::service::attempt::AttemptError;
@@ -56,10 +57,27 @@ impl Forward {
     fn complete(mut self, who: &Identity, cx: &mut Context) -> Step {
         self.give_back(who, cx);
         if self.asked.form.keep_alive && self.drain.is_none() {
-            return Step::NextRequest(self.asked.rest);
+            let kept = self.keep_backend(cx.now);
+            return Step::NextRequest(self.asked.rest, kept);
         }
         let ended = Ended::http(CloseReason::Done);
         Step::End(ended.with_last(Last::Fin(Awaited::Fin)))
+    }
+
+    /// The connection to the backend, if another request may be sent on it.
+    fn keep_backend(&mut self, now: Moment) -> Option<Box<KeptBackend>> {
+        let stage = std::mem::replace(&mut self.stage, ForwardStage::Connect);
+        let ForwardStage::Transfer(mut transfer) = stage else { return None };
+        let address = transfer.reusable?;
+        let is_whole = self.upload.is_done() && !self.is_upload_lost;
+        if !is_whole || !transfer.download.take_surplus().is_empty() {
+            return None;
+        }
+        // With TLS, only a read that blocks proves that the backend has sent nothing more.
+        let is_idle = !transfer.conn.is_readable()
+            || matches!(transfer.conn.read(&mut [0; 1]), Ok(Io::Blocked));
+        let kept = KeptBackend::new(transfer.conn, transfer.backend, address, now);
+        is_idle.then(|| Box::new(kept))
     }
 
     /// No backend has answered.

@@ -12,14 +12,18 @@
 //! whatever its method. Once a connection is established, only a request that may be repeated
 //! (RFC 9110 §9.2.2) and has no body gets another attempt.
 //!
+//! A connection whose response has ended is kept for the next request of the same client
+//! ([`kept`]).
+//!
 //! The body of the request is sent from the moment on that its head has left, and goes on while the
 //! response comes back: one [`Pump`] for each direction. Neither body is ever held as a whole.
 
 mod begin;
 mod ending;
+pub mod kept;
 mod pump;
 
-use super::connector::{Connector, Polled};
+use super::connector::{Connector, Polled, Retry};
 use super::exchange::{Asking, Exchange};
 use super::respond::Asked;
 use super::{CloseReason, Context, Drain, Ended, Identity, Phase, State, Step};
@@ -32,6 +36,7 @@ use crate::service::attempt::AttemptError;
 use crate::service::upstreams::UpstreamId;
 use crate::service::url::upstream_target;
 use pump::{Pump, PumpError, PumpFraming, Pumped};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// A request that is being passed on.
@@ -54,6 +59,10 @@ pub struct Forward {
     /// What is left of that response.
     interim: &'static [u8],
     connector: Connector,
+    /// Whether it may be sent a second time.
+    retry: Retry,
+    /// The request has been sent over a connection that was kept.
+    is_resumed: bool,
     stage: ForwardStage,
     began_at: Moment,
     /// Of the response, with the moment of its head.
@@ -76,6 +85,8 @@ struct Transfer {
     backend: UpstreamId,
     download: Pump,
     framing: ResponseFraming,
+    /// Where the connection leads, if the backend takes another request on it.
+    reusable: Option<SocketAddr>,
 }
 
 /// A backend's response as it is passed on, and how much of it is here.
@@ -84,6 +95,8 @@ struct ForwardedResponse {
     keep_alive: bool,
     download: Pump,
     framing: ResponseFraming,
+    /// The backend takes another request on this connection.
+    is_reusable: bool,
 }
 
 /// What follows a look at one stage.
@@ -278,6 +291,9 @@ impl Forward {
         who: &Identity,
         cx: &mut Context,
     ) -> ForwardProgress {
+        if self.is_resumed && error != AttemptError::ResponseTimedOut {
+            return self.resumed_in_vain(error, who, cx);
+        }
         if error == AttemptError::ResponseTimedOut {
             // No time is left for another one.
             self.connector.fail_for_good(error, who.into(), cx);
@@ -285,6 +301,25 @@ impl Forward {
         }
         self.connector.fail(error, who.into(), cx);
         ForwardProgress::Again
+    }
+
+    /// The connection that was kept is of no use. The backend may have closed it when the request
+    /// was on its way, which says nothing about the backend.
+    fn resumed_in_vain(
+        &mut self,
+        error: AttemptError,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> ForwardProgress {
+        self.is_resumed = false;
+        self.connector.abandon(cx);
+        match self.connect_anew(who, cx) {
+            Some(connector) => {
+                self.connector = connector;
+                ForwardProgress::Again
+            }
+            None => ForwardProgress::Over(ForwardOutcome::NoBackend(error)),
+        }
     }
 
     /// Whether another request may follow a response whose head is written now.
@@ -317,10 +352,17 @@ impl Forward {
             ResponseFraming::Chunked => PumpFraming::Chunked,
             _ => PumpFraming::Plain,
         };
+        let is_reusable = source != BodyFraming::UntilClose
+            && head.minor_version > 0
+            && !head.headers.has_token("connection", "close");
         match Pump::new(front, source, new_framing, None, rest) {
-            Ok(download) => {
-                Ok(ForwardedResponse { status: head.status, keep_alive, download, framing })
-            }
+            Ok(download) => Ok(ForwardedResponse {
+                status: head.status,
+                keep_alive,
+                download: download.reading_beyond(),
+                framing,
+                is_reusable,
+            }),
             Err(PumpError::Malformed(why)) => Err(why),
             Err(_) => Err("it cannot be read"),
         }
@@ -333,17 +375,20 @@ impl Forward {
         who: &Identity,
         cx: &mut Context,
     ) {
+        let address = self.connector.address();
         let Some(backend) = self.connector.succeed(cx) else {
             unreachable!("a backend has answered");
         };
-        let ForwardedResponse { status, keep_alive, download, framing } = answer;
+        let ForwardedResponse { status, keep_alive, download, framing, is_reusable } = answer;
+        let reusable = address.filter(|_| is_reusable);
         cx.stats.count_http(status);
         cx.stats.count_request(who.route_name(), status);
         self.answered = Some((status, cx.now));
         self.asked.form.keep_alive = keep_alive;
         // It is in front of the response's head now.
         self.interim = b"";
-        self.stage = ForwardStage::Transfer(Transfer { conn, backend, download, framing });
+        self.stage =
+            ForwardStage::Transfer(Transfer { conn, backend, download, framing, reusable });
     }
 
     /// Passes on what there is of the response, and of what is left of the request.

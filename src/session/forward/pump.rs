@@ -28,8 +28,18 @@ pub struct Pump {
     /// Bytes of content so far, and at most.
     content_bytes: u64,
     content_max: Option<u64>,
+    beyond: Beyond,
     /// Exists while the sink is full.
     stall: Option<Stall>,
+}
+
+/// What becomes of bytes behind the end of the message, where its length is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Beyond {
+    /// They stay in the socket.
+    Stays,
+    /// They are read too: a read that brings fewer bytes than it could proves that there are none.
+    IsRead,
 }
 
 /// How content is framed for the sink.
@@ -85,6 +95,7 @@ impl Pump {
             surplus: Vec::new(),
             content_bytes: 0,
             content_max,
+            beyond: Beyond::Stays,
             stall: None,
         };
         if !early.is_empty() {
@@ -94,6 +105,11 @@ impl Pump {
             pump.backlog.0.extend_from_slice(&buffer[framed]);
         }
         Ok(pump)
+    }
+
+    /// The same, which may read what follows the message.
+    pub fn reading_beyond(self) -> Pump {
+        Pump { beyond: Beyond::IsRead, ..self }
     }
 
     /// Whether the whole message has been read.
@@ -173,8 +189,8 @@ impl Pump {
         cx: &mut Context,
     ) -> Result<Io, PumpError> {
         let room = scratch.len() - CHUNK_FRONT - CHUNK_BACK;
-        // What follows the message stays in the socket, where its length is known.
-        let left = self.reader.bytes_left().and_then(|left| usize::try_from(left).ok());
+        let left = self.reader.bytes_left().filter(|_| self.beyond == Beyond::Stays);
+        let left = left.and_then(|left| usize::try_from(left).ok());
         let most = left.map_or(room, |left| left.min(room));
         let read = source.read(&mut scratch[CHUNK_FRONT..CHUNK_FRONT + most]);
         let Ok(read) = read else { return Err(PumpError::Cut) };
