@@ -344,6 +344,28 @@ def test_right_that_is_missing(doctor, redis_server, missing, name, state, words
     expect(doctor.row(name, results_from(f"redis://gateway:secret@127.0.0.1:{redis_server.port}")), state, words)
 
 
+def test_redis_with_tls(doctor, tmp_path):
+    """`rediss://`: verified with `[tls] ca`, by its name."""
+    authority = Authority(tmp_path / "authority")
+    pem, key = authority.certify("localhost")
+    port = closed_port()
+    options = ["--tls-port", port, "--tls-cert-file", pem, "--tls-key-file", key, "--tls-ca-cert-file", authority.pem]
+    server = RedisServer(tmp_path, [*options, "--tls-auth-clients", "no"])
+    try:
+        known = {"tls": {"ca": str(authority.pem)}}
+        rows = {row["name"]: row for row in doctor.run({**known, **results_from(f"rediss://localhost:{port}")})}
+        assert [rows[name]["state"] for name in ("redis", "redis keeps", "redis control")] == ["ok"] * 3, rows
+        assert server.client().keys("*") == []
+        row = doctor.row("redis", results_from(f"rediss://localhost:{port}"))
+        expect(row, "fail", "certificate", "ca")
+        row = doctor.row("redis", {**known, **results_from(f"rediss://127.0.0.1:{port}")})
+        expect(row, "fail", "certificate")
+        row = doctor.row("redis", {**known, **results_from(f"rediss://localhost:{server.port}")})
+        expect(row, "fail", "")
+    finally:
+        server.stop()
+
+
 def test_redis_that_is_full(doctor, redis_server):
     redis_server.client().config_set("maxmemory", "1")
     expect(doctor.row("redis keeps", results_from(redis_server.url)), "fail", "OOM", "maxmemory")

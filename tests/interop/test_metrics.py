@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 
-from gatewaylab import PATIENCE
+from gatewaylab import PATIENCE, TARGET
 from gatewaylab.gateway import route
 from gatewaylab.results import is_waiting, new_task, status_with_timeline
 from gatewaylab.wire import closed_port, eventually
@@ -117,6 +117,22 @@ def test_missing_audio_is_counted_by_result(results):
 def test_alerts_fire_when_they_should_and_only_then():
     promtool("check", "rules", CONTRIB / "prometheus" / "alerts.yml")
     promtool("test", "rules", CONTRIB / "prometheus" / "alerts_test.yml")
+
+
+def test_dashboard_is_what_grafana_takes(tmp_path):
+    """By the types that Grafana publishes (`@grafana/schema`), without a field that they do not know."""
+    file = CONTRIB / "grafana" / "dashboard.json"
+
+    def check(dashboard):
+        command = ["node", TARGET / "interop" / "grafana" / "check.mjs", dashboard]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    done = check(file)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(file.read_text().replace('"gridPos"', '"gridPosition"', 1))
+    done = check(wrong)
+    assert done.returncode == 1 and "gridPosition" in done.stdout, done.stdout + done.stderr
 
 
 def test_alerts_and_dashboard_use_metrics_that_exist(lab, results):

@@ -7,9 +7,9 @@ from .wire import closed_port
 
 
 class RedisServer:
-    def __init__(self, folder):
+    def __init__(self, folder, options=()):
         self.port = closed_port()
-        command = ["redis-server", "--port", self.port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", folder]
+        command = ["redis-server", "--port", self.port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", folder, *options]
         self.process = Process(command)
         self.process.wait_for_line("Ready to accept connections")
 
