@@ -23,7 +23,11 @@
 #![expect(clippy::disallowed_methods, reason = "files are opened here")]
 #![expect(clippy::disallowed_types, reason = "sockets and files live here")]
 
+mod devices;
 pub mod spool;
+
+use devices::{Device, DeviceKind, device_kind, device_number};
+pub use devices::{FoundRoot, LocalDevices};
 
 use std::fs::{File, Metadata};
 use std::io::{self, IoSliceMut};
@@ -51,9 +55,6 @@ const TAIL_BYTES_MAX: u64 = 16 * 1024;
 
 /// How often a path is resolved again when a folder on it was renamed meanwhile.
 const RENAME_RETRIES_MAX: usize = 8;
-
-/// File systems that [`LocalDevices`] remembers; the oldest is forgotten first.
-const LOCAL_DEVICES_MAX: usize = 8;
 
 /// Opening a pipe or a device must not wait for its other end, nor make it the controlling
 /// terminal.
@@ -137,27 +138,6 @@ struct TailHash {
     hash: u64,
 }
 
-/// The file system that a file is on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Device {
-    number: u64,
-    kind: DeviceKind,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum DeviceKind {
-    /// All of it is in memory.
-    Memory,
-    /// Opening a cached file does not wait, and the kernel can say whether a read would.
-    Local,
-    /// A server on the network or a process is asked, or nothing is known.
-    Other,
-}
-
-/// The file systems on which [`Root::open_cached`] may open files.
-#[derive(Clone, Debug, Default)]
-pub struct LocalDevices(Vec<Device>);
-
 /// A file to be opened by a thread that may wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenRequest {
@@ -173,10 +153,6 @@ pub struct OpenRequest {
 pub struct RootRequest {
     folder: PathBuf,
 }
-
-/// A folder that can be opened, for [`LocalDevices::note`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FoundRoot(Device);
 
 /// Bytes to be read by a thread that may wait.
 #[derive(Clone, Debug)]
@@ -229,7 +205,8 @@ impl Root<'_> {
                 OpenError::WouldWait => OpenError::WouldWait,
                 _ => root_error(errno),
             })?;
-        let root_device = local.find(device_number(&root)?).ok_or(OpenError::WouldWait)?;
+        let root_device =
+            local.find(device_number(&root).map_err(open_error)?).ok_or(OpenError::WouldWait)?;
         let path: PathBuf = steps.iter().collect();
         // Without NO_XDEV the file might be on another file system, of which nothing is known.
         let resolve = BENEATH | ResolveFlags::CACHED | ResolveFlags::NO_XDEV;
@@ -513,24 +490,6 @@ impl OpenFile {
     }
 }
 
-impl LocalDevices {
-    /// Notes the file system of a folder that was opened by a thread that may wait.
-    pub fn note(&mut self, root: FoundRoot) {
-        let FoundRoot(root) = root;
-        self.0.retain(|device| device.number != root.number);
-        if root.kind != DeviceKind::Other {
-            self.0.push(root);
-        }
-        if self.0.len() > LOCAL_DEVICES_MAX {
-            self.0.remove(0);
-        }
-    }
-
-    fn find(&self, number: u64) -> Option<Device> {
-        self.0.iter().find(|device| device.number == number).copied()
-    }
-}
-
 impl TailHash {
     /// `None`: the file is empty, or has become shorter.
     fn read(file: &File, end: u64) -> io::Result<Option<TailHash>> {
@@ -578,7 +537,8 @@ impl From<&Metadata> for FileState {
 /// Opens the folder for files to be opened beneath. May wait.
 fn open_root(folder: &Path) -> Result<(OwnedFd, Device), OpenError> {
     let root = rustix::fs::openat(CWD, folder, ROOT, Mode::empty()).map_err(root_error)?;
-    let device = Device { number: device_number(&root)?, kind: device_kind(&root) };
+    let device =
+        Device { number: device_number(&root).map_err(open_error)?, kind: device_kind(&root) };
     Ok((root, device))
 }
 
@@ -629,38 +589,6 @@ fn steps(relative: &Path) -> Result<Vec<&Path>, OpenError> {
         }
     }
     if steps.is_empty() { Err(OpenError::NotRegular) } else { Ok(steps) }
-}
-
-/// The number of the file system that `opened` is on, from memory.
-fn device_number(opened: &OwnedFd) -> Result<u64, OpenError> {
-    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let state = rustix::fs::statx(opened, "", flags, StatxFlags::TYPE).map_err(open_error)?;
-    Ok(rustix::fs::makedev(state.stx_dev_major, state.stx_dev_minor))
-}
-
-/// The kind of the file system that `opened` is on. May wait.
-fn device_kind(opened: &OwnedFd) -> DeviceKind {
-    /// `statfs(2)` and linux/magic.h; only file systems on local disks whose `open` asks no server.
-    const LOCAL: [u32; 9] = [
-        0x0000_ef53, // ext2, ext3, ext4
-        0x5846_5342, // XFS
-        0x9123_683e, // Btrfs
-        0xf2f5_2010, // F2FS
-        0xca45_1a4e, // bcachefs
-        0x2fc1_2fc1, // ZFS
-        0x794c_7630, // overlayfs
-        0x7371_7368, // SquashFS
-        0xe0f5_e1e2, // EROFS
-    ];
-    const MEMORY: [u32; 2] = [
-        0x0102_1994, // tmpfs
-        0x8584_58f6, // ramfs
-    ];
-    match rustix::fs::fstatfs(opened) {
-        Ok(found) if MEMORY.contains(&(found.f_type as u32)) => DeviceKind::Memory,
-        Ok(found) if LOCAL.contains(&(found.f_type as u32)) => DeviceKind::Local,
-        _ => DeviceKind::Other,
-    }
 }
 
 fn open_error(errno: Errno) -> OpenError {

@@ -184,7 +184,7 @@ fn open_without_name(folder: &Path) -> Result<OwnedFd, Errno> {
 impl OpenFile {
     /// A file that the gateway itself writes to.
     fn of_own(opened: OwnedFd, kind: DeviceKind) -> Result<OpenFile, OpenError> {
-        let root = Device { number: device_number(&opened)?, kind };
+        let root = Device { number: device_number(&opened).map_err(open_error)?, kind };
         let file = File::from(opened);
         let metadata = file.metadata().map_err(|error| io_error(&error))?;
         let (state, identity) = (FileState::from(&metadata), FileIdentity::from(&metadata));
