@@ -122,7 +122,9 @@ fn relay(config: &mut Config, name: &str, urls: &str) -> Result<(), VariableFaul
     let (host, learn_task) = match &route.target {
         TargetSettings::Backend { host, learn_task, .. } => (host.clone(), learn_task.clone()),
         TargetSettings::Http { host, .. } => (host.clone(), None),
-        TargetSettings::Output | TargetSettings::Ingest(_) => (None, None),
+        TargetSettings::Output | TargetSettings::Ingest(_) | TargetSettings::Files(_) => {
+            (None, None)
+        }
     };
     route.target = TargetSettings::Backend { urls, host, learn_task };
     Ok(())

@@ -2,6 +2,7 @@
 
 use super::{Config, Loaded};
 use crate::logging::file::{self, FileProblem};
+use crate::net::files::assets::{AssetRequest, FoundAsset};
 use crate::net::files::spool::SpoolRequest;
 use crate::net::files::{OpenError, RootRequest};
 use crate::service::route::{RouteSettings, TargetSettings};
@@ -14,6 +15,7 @@ impl Loaded {
         self.warnings.extend(audio_root_problem(&self.config));
         self.warnings.extend(spool_problem(&self.config));
         self.warnings.extend(log_problem(&self.config));
+        self.warnings.extend(self.config.gateway.routes.iter().filter_map(files_problem));
         self
     }
 }
@@ -31,6 +33,28 @@ fn audio_root_problem(config: &Config) -> Option<String> {
         )),
         _ => None,
     }
+}
+
+/// What is missing of the files that a route serves. No error: it may appear later.
+fn files_problem(route: &RouteSettings) -> Option<String> {
+    let TargetSettings::Files(files) = &route.target else { return None };
+    let (name, folder) = (&route.name, files.folder.display());
+    if let Err(OpenError::NoRoot(errno)) = RootRequest::new(&files.folder).run() {
+        return Some(format!("route `{name}`: the folder {folder} cannot be opened: {errno}"));
+    }
+    let fallback = files.fallback.as_ref()?;
+    let request = AssetRequest {
+        folder: files.folder.clone(),
+        name: (&**fallback).into(),
+        codings: &[],
+        fallback: None,
+    };
+    let why = match request.run() {
+        Ok(FoundAsset::File(_)) | Err(OpenError::Shortage(_)) => return None,
+        Ok(FoundAsset::Folder) => OpenError::NotRegular,
+        Err(error) => error,
+    };
+    Some(format!("route `{name}`: the fallback {fallback} in {folder} cannot be opened: {why}"))
 }
 
 /// What is wrong with the folder for speech, if workers send any. No error: it may appear later.
@@ -67,7 +91,10 @@ fn log_problem(config: &Config) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::testing::TestFolder;
+    use crate::service::assets::Files;
     use crate::service::route::Access;
+    use crate::service::url::Template;
 
     fn warnings(config: Config) -> Vec<String> {
         Loaded { config, warnings: vec!["other".into()], path: None }.check_machine().warnings
@@ -88,6 +115,36 @@ mod tests {
         config.gateway.session.output.audio_root = std::env::temp_dir();
         config.gateway.routes = Config::default().gateway.routes;
         assert_eq!(warnings(config), ["other"]);
+    }
+
+    #[test]
+    fn missing_files_of_a_route_are_a_warning() {
+        let folder = TestFolder::make();
+        let warning = |name: &str, fallback: Option<&str>| {
+            let files =
+                Files { folder: folder.join(name).into(), fallback: fallback.map(Into::into) };
+            let mut config = Config::default();
+            config.gateway.routes = vec![RouteSettings {
+                name: "app".into(),
+                path: Template::parse("/{file...}").unwrap(),
+                target: TargetSettings::Files(files),
+            }];
+            let found = warnings(config).into_iter().nth(1);
+            found.map(|why| why.replace(&folder.display().to_string(), "."))
+        };
+        std::fs::create_dir_all(folder.join("dist/sub")).unwrap();
+        std::fs::write(folder.join("dist/index.html"), "").unwrap();
+        assert_eq!(warning("dist", None), None);
+        assert_eq!(warning("dist", Some("index.html")), None);
+        for (name, fallback, expected) in [
+            ("none", None, "the folder ./none cannot be opened: No such file or directory"),
+            ("dist/index.html", None, "the folder ./dist/index.html cannot be opened: Not a dir"),
+            ("dist", Some("404.html"), "the fallback 404.html in ./dist cannot be opened: not fo"),
+            ("dist", Some("sub"), "the fallback sub in ./dist cannot be opened: not a regular"),
+        ] {
+            let found = warning(name, fallback).unwrap();
+            assert!(found.starts_with(&format!("route `app`: {expected}")), "{found}");
+        }
     }
 
     #[test]

@@ -283,6 +283,7 @@ mod tests {
     use super::*;
     use crate::base::testing::TestFolder;
     use crate::logging;
+    use crate::service::assets::Files;
     use crate::service::route::{HttpLimits, RouteSettings};
     use crate::service::url::BackendUrl;
 
@@ -315,6 +316,7 @@ mod tests {
             }
             TargetSettings::Output => "output".into(),
             TargetSettings::Ingest(_) => "ingest".into(),
+            TargetSettings::Files(_) => "files".into(),
         };
         config.gateway.routes.iter().map(shown).collect()
     }
@@ -551,7 +553,7 @@ mod tests {
     fn bad_routes_are_reported() {
         let with =
             |keys: &str| problems_of(&format!("[[route]]\nname = \"r\"\npath = \"/r\"\n{keys}"));
-        assert_eq!(with(""), "x.toml:1: route: a route needs `backend` or `serve`");
+        assert_eq!(with(""), "x.toml:1: route: a route needs `backend`, `serve` or `files`");
         assert_eq!(
             with("bakend = 1").lines().last(),
             Some("x.toml:4: route.bakend: unknown key, did you mean `backend`?")
@@ -593,7 +595,7 @@ mod tests {
         );
         assert!(
             with("backend = \"ws://a\"\nserve = \"output\"")
-                .contains("a route has `backend` or `serve`, not both")
+                .contains("a route has one of `backend`, `serve` and `files`")
         );
         let twice = "[[route]]\nname = \"a\"\npath = \"/a\"\nbackend = \"ws://a\"\n";
         assert!(
@@ -626,6 +628,40 @@ mod tests {
         let text =
             "[[route]]\nname = \"output\"\npath = \"/ws/output/{task_id}\"\nserve = \"output\"\n";
         assert_eq!(targets(&parsed(text)), ["output"]);
+    }
+
+    #[test]
+    fn a_route_can_have_files() {
+        let route = |path: &str, keys: &str| {
+            format!("[[route]]\nname = \"app\"\npath = \"{path}\"\n{keys}\n")
+        };
+        let text = route("/{file...}", "files = \"/srv/dist\"\nfallback = \"index.html\"");
+        let config = parsed(&text);
+        let expected =
+            Files { folder: Path::new("/srv/dist").into(), fallback: Some("index.html".into()) };
+        assert_eq!(config.gateway.routes[0].target, TargetSettings::Files(expected));
+        assert_eq!(parsed(&config.to_toml()), config);
+        let config = parsed(&route("/app/{x...}", "files = \"dist\"\nfallback = \"\""));
+        assert_eq!(parsed(&config.to_toml()), config);
+        assert_eq!(targets(&config), ["files"]);
+
+        for (path, keys, why) in [
+            ("/app", "files = \"dist\"", "its path `/app` must end with a name for the rest"),
+            ("/{x}", "files = \"dist\"", "must end with a name for the rest"),
+            ("/{x...}", "files = \"\"", "`files` must name a folder"),
+            ("/{x...}", "files = 7", "route.files: found a number, expected a string"),
+            ("/{x...}", "files = \"dist\"\nserve = \"ingest\"", "one of `backend`, `serve` and"),
+            ("/{x...}", "files = \"dist\"\nbackend = \"ws://a\"", "one of `backend`, `serve` and"),
+            ("/{x...}", "files = \"dist\"\nhost = \"a\"", "route.host: is sent to a backend"),
+            ("/{x...}", "backend = \"ws://a\"\nfallback = \"a\"", "route.fallback: is for routes"),
+            ("/{x...}", "files = \"dist\"\nfallback = \"../a\"", "must be a file in the folder"),
+            ("/{x...}", "files = \"dist\"\nfallback = \"sub/\"", "must be a file in the folder"),
+            ("/{x...}", "files = \"dist\"\nfallback = \"/a\"", "must be a file in the folder"),
+            ("/{x...}", "files = \"dist\"\nfallback = \".env\"", "must be a file in the folder"),
+        ] {
+            let problems = problems_of(&route(path, keys));
+            assert!(problems.contains(why), "{keys}: {problems}");
+        }
     }
 
     #[test]

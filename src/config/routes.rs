@@ -15,12 +15,13 @@ use super::problems::FileProblems;
 use super::values::{
     TIB, each, parse_time, quoted, show_size, show_time, size, strings, type_name,
 };
+use crate::service::assets::Files;
 use crate::service::route::{self, Access, HttpLimits, RouteSettings, TargetSettings};
 use crate::service::token::Token;
 use crate::service::url::{BackendProtocol, BackendSecurity, BackendUrl, Template};
 
 /// The keys of a `[[route]]`.
-pub const ROUTE_KEYS: [&str; 11] = [
+pub const ROUTE_KEYS: [&str; 13] = [
     "name",
     "path",
     "backend",
@@ -32,7 +33,12 @@ pub const ROUTE_KEYS: [&str; 11] = [
     "serve",
     "token",
     "token_file",
+    "files",
+    "fallback",
 ];
+
+/// The keys of which a route has exactly one.
+pub(super) const TARGETS: [&str; 3] = ["backend", "serve", "files"];
 
 /// What `serve` may name.
 pub(super) const SERVED: [&str; 2] = ["output", "ingest"];
@@ -73,6 +79,12 @@ pub(super) fn show_route(text: &mut String, route: &RouteSettings) {
                 let _ = writeln!(text, "token_file = {}", quoted(&access.token_file));
             } else if access.token.is_some() {
                 text.push_str("# *** replaces a token\ntoken = \"***\"\n");
+            }
+        }
+        TargetSettings::Files(Files { folder, fallback }) => {
+            let _ = writeln!(text, "files = {}", quoted(&folder.to_string_lossy()));
+            if let Some(name) = fallback {
+                let _ = writeln!(text, "fallback = {}", quoted(name));
             }
         }
         TargetSettings::Backend { learn_task, .. } => {
@@ -208,23 +220,25 @@ impl RouteReader<'_> {
         let learn_task = self.text("learn_task").map(|(field, _)| field);
         let learn_task = learn_task.filter(|field| !field.is_empty());
         let urls = self.backend().map(|urls| self.verified(urls));
-        let (has_backend, has_serve) =
-            (self.table.contains_key("backend"), self.table.contains_key("serve"));
+        let has_backend = self.table.contains_key("backend");
         let served = self.served();
         let access = self.access(served);
-        if has_backend && has_serve {
-            self.refuse("route", "a route has `backend` or `serve`, not both");
-        } else if !has_backend && !has_serve {
-            self.refuse("route", "a route needs `backend` or `serve`");
-        } else if !has_backend && host.is_some() {
+        let files = self.files();
+        match TARGETS.iter().filter(|key| self.table.contains_key(**key)).count() {
+            0 => self.refuse("route", "a route needs `backend`, `serve` or `files`"),
+            1 => {}
+            _ => self.refuse("route", "a route has one of `backend`, `serve` and `files`"),
+        }
+        if !has_backend && host.is_some() {
             self.refuse("route.host", "is sent to a backend, and this route has none");
         } else if !has_backend && learn_task.is_some() {
             self.refuse("route.learn_task", "is read from a backend, and this route has none");
         }
-        match served {
-            Some(Served::Output) => Some(TargetSettings::Output),
-            Some(Served::Ingest) => Some(TargetSettings::Ingest(access)),
-            None => {
+        match (served, files) {
+            (Some(Served::Output), _) => Some(TargetSettings::Output),
+            (Some(Served::Ingest), _) => Some(TargetSettings::Ingest(access)),
+            (None, Some(files)) => Some(TargetSettings::Files(files)),
+            (None, None) => {
                 let urls = urls?;
                 let is_http = urls.iter().any(|url| url.protocol() == BackendProtocol::Http);
                 let limits = self.http_limits(is_http);
@@ -275,6 +289,17 @@ impl RouteReader<'_> {
                 None
             }
         }
+    }
+
+    /// The folder whose files are served.
+    fn files(&mut self) -> Option<Files> {
+        let folder = self.text("files");
+        let fallback = self.text("fallback").filter(|(name, _)| !name.is_empty());
+        if fallback.is_some() && !self.table.contains_key("files") {
+            self.refuse("route.fallback", "is for routes with `files`");
+        }
+        let folder = Path::new(&folder?.0).into();
+        Some(Files { folder, fallback: fallback.map(|(name, _)| name.into()) })
     }
 
     /// The backends, as `insecure` says.

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::keys::SECTIONS;
 use super::kind::KeyKind;
 use super::reference::{Entry, entries};
-use super::routes::{ROUTE_KEYS, SERVED};
+use super::routes::{ROUTE_KEYS, SERVED, TARGETS};
 use super::settings::Config;
 
 /// As durations are read.
@@ -17,9 +17,6 @@ const TIME: &str = "^ *([0-9]+ *(ms|s|m|h)|0+) *$";
 
 /// As sizes are read.
 const SIZE: &str = "^ *[0-9]+ *([bB]|[kKmMgG][iI]?[bB]|[tT][iI][bB])? *$";
-
-/// The keys of a route of which it has exactly one.
-const TARGETS: [&str; 2] = ["backend", "serve"];
 
 /// The schema as JSON, draft 7.
 pub fn schema() -> String {

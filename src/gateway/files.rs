@@ -19,7 +19,7 @@ impl Gateway {
 
     pub(super) fn handle_file(&mut self, answer: FileAnswer) {
         let owner = match answer {
-            FileAnswer::AudioRootChecked(found) => return self.cx.audio.handle_root(found),
+            FileAnswer::AudioRootChecked(found) => return self.cx.handle_audio_root(found),
             FileAnswer::Looked { owner, looked } => {
                 return self.cx.handle_stream_file(owner, looked.ok());
             }
@@ -27,7 +27,9 @@ impl Gateway {
                 return self.cx.handle_spool_opened(task, serial, opened);
             }
             FileAnswer::SpoolWritten(outcomes) => return self.cx.handle_spool_written(outcomes),
-            FileAnswer::Opened { owner, .. } | FileAnswer::Read { owner, .. } => owner,
+            FileAnswer::Opened { owner, .. }
+            | FileAnswer::Found { owner, .. }
+            | FileAnswer::Read { owner, .. } => owner,
         };
         // It may have ended meanwhile.
         if let Some(session) = self.session_mut(owner) {

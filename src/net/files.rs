@@ -23,12 +23,14 @@
 #![expect(clippy::disallowed_methods, reason = "files are opened here")]
 #![expect(clippy::disallowed_types, reason = "sockets and files live here")]
 
+pub mod assets;
 mod devices;
 pub mod spool;
 
 use devices::{Device, DeviceKind, device_kind, device_number};
 pub use devices::{FoundRoot, LocalDevices};
 
+use std::fmt;
 use std::fs::{File, Metadata};
 use std::io::{self, IoSliceMut};
 use std::num::NonZeroU64;
@@ -100,6 +102,27 @@ pub enum OpenError {
     Shortage(Errno),
     /// It exists but cannot be read: permissions, a broken disk.
     Unreadable(Errno),
+}
+
+impl OpenError {
+    /// Whether the permissions of the file or a folder are in the way.
+    pub fn is_denied(self) -> bool {
+        matches!(self, OpenError::Unreadable(Errno::ACCESS))
+    }
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpenError::NotFound => f.write_str("not found"),
+            OpenError::Forbidden => f.write_str("it leads out of the folder"),
+            OpenError::NotRegular => f.write_str("not a regular file"),
+            OpenError::TooLarge => f.write_str("too large"),
+            OpenError::NoRoot(errno) => write!(f, "the folder cannot be opened: {errno}"),
+            OpenError::WouldWait => f.write_str("not in memory"),
+            OpenError::Shortage(errno) | OpenError::Unreadable(errno) => errno.fmt(f),
+        }
+    }
 }
 
 /// An open file, and its state at that moment.

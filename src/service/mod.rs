@@ -1,6 +1,7 @@
 //! Rules without sockets: where a request goes, which backend is tried next, who is admitted,
 //! what reports show.
 
+pub mod assets;
 pub mod attempt;
 pub mod audio_names;
 pub mod bus;

@@ -9,6 +9,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::assets::Files;
 use super::endpoints::{ENDPOINTS, Endpoint};
 use super::stats::FrameCounts;
 use super::token::Token;
@@ -47,6 +48,8 @@ pub enum TargetSettings {
     Output,
     /// Workers send speech to the gateway itself.
     Ingest(Access),
+    /// The gateway itself sends files of a folder.
+    Files(Files),
 }
 
 impl TargetSettings {
@@ -54,7 +57,7 @@ impl TargetSettings {
     pub fn urls(&self) -> &[BackendUrl] {
         match self {
             TargetSettings::Backend { urls, .. } | TargetSettings::Http { urls, .. } => urls,
-            TargetSettings::Output | TargetSettings::Ingest(_) => &[],
+            TargetSettings::Output | TargetSettings::Ingest(_) | TargetSettings::Files(_) => &[],
         }
     }
 
@@ -64,7 +67,7 @@ impl TargetSettings {
             TargetSettings::Backend { host, .. } | TargetSettings::Http { host, .. } => {
                 host.as_deref()
             }
-            TargetSettings::Output | TargetSettings::Ingest(_) => None,
+            TargetSettings::Output | TargetSettings::Ingest(_) | TargetSettings::Files(_) => None,
         }
     }
 }
@@ -156,6 +159,16 @@ fn check_alone(route: &RouteSettings) -> Result<(), String> {
             }
         }
         TargetSettings::Ingest(_) => {}
+        TargetSettings::Files(files) => {
+            if route.path.rest_name().is_none() {
+                return Err(format!(
+                    "its path `{}` must end with a name for the rest, such as `/{{file...}}`, to \
+                     serve files",
+                    route.path
+                ));
+            }
+            files.check()?;
+        }
         TargetSettings::Backend { urls, host, .. } | TargetSettings::Http { urls, host, .. } => {
             let is_http = matches!(route.target, TargetSettings::Http { .. });
             if urls.iter().any(|url| (url.protocol() == BackendProtocol::Http) != is_http) {
@@ -205,6 +218,7 @@ pub enum RouteTarget {
     Http { upstreams: Vec<UpstreamId>, host: Option<String>, limits: HttpLimits },
     Output,
     Ingest(Access),
+    Files(Files),
 }
 
 impl Route {
@@ -212,7 +226,7 @@ impl Route {
     pub fn upstreams(&self) -> &[UpstreamId] {
         match &self.target {
             RouteTarget::Relay { upstreams, .. } | RouteTarget::Http { upstreams, .. } => upstreams,
-            RouteTarget::Output | RouteTarget::Ingest(_) => &[],
+            RouteTarget::Output | RouteTarget::Ingest(_) | RouteTarget::Files(_) => &[],
         }
     }
 
@@ -225,7 +239,10 @@ impl Route {
     pub fn learn_task(&self) -> Option<&str> {
         match &self.target {
             RouteTarget::Relay { learn_task, .. } => learn_task.as_deref(),
-            RouteTarget::Http { .. } | RouteTarget::Output | RouteTarget::Ingest(_) => None,
+            RouteTarget::Http { .. }
+            | RouteTarget::Output
+            | RouteTarget::Ingest(_)
+            | RouteTarget::Files(_) => None,
         }
     }
 
@@ -234,8 +251,8 @@ impl Route {
         matches!(self.target, RouteTarget::Http { .. })
     }
 
-    /// What answers it, for `/health`, the status page and the log: its URLs, separated by `, `, or
-    /// `built in`.
+    /// What answers it, for `/health`, the status page and the log: its URLs, separated by `, `,
+    /// `built in`, or `files in` with the folder.
     pub fn target_text(&self, upstreams: &Upstreams) -> String {
         match &self.target {
             RouteTarget::Relay { upstreams: ids, .. }
@@ -243,6 +260,7 @@ impl Route {
                 ids.iter().map(|id| upstreams.url(*id).public_text()).collect::<Vec<_>>().join(", ")
             }
             RouteTarget::Output | RouteTarget::Ingest(_) => "built in".into(),
+            RouteTarget::Files(files) => format!("files in {}", files.folder.display()),
         }
     }
 }
@@ -324,6 +342,7 @@ impl Routes {
                 },
                 RouteTarget::Output => TargetSettings::Output,
                 RouteTarget::Ingest(access) => TargetSettings::Ingest(access.clone()),
+                RouteTarget::Files(files) => TargetSettings::Files(files.clone()),
             };
             RouteSettings { name: route.name.to_string(), path: route.path.clone(), target }
         });
@@ -350,6 +369,7 @@ fn in_use(settings: RouteSettings, upstreams: &mut Upstreams) -> Route {
         },
         TargetSettings::Output => RouteTarget::Output,
         TargetSettings::Ingest(access) => RouteTarget::Ingest(access),
+        TargetSettings::Files(files) => RouteTarget::Files(files),
     };
     let frames = Rc::default();
     Route { name: settings.name.into(), path: settings.path, target, frames }

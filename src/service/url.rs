@@ -270,6 +270,11 @@ impl<'p> Params<'p> {
         let index = self.names.iter().position(|known| **known == *name)?;
         self.values.get(index).copied()
     }
+
+    /// What the name for the rest of the path matched. Only for templates that have one.
+    pub fn rest(&self) -> &'p str {
+        self.values.last().copied().unwrap_or_default()
+    }
 }
 
 /// Where a backend listens: `ws://host:port/path/{name}?query`, or `wss://` with TLS, or on a Unix

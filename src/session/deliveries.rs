@@ -21,6 +21,9 @@ impl Session {
             (Phase::Download(download), jobs::FileAnswer::Opened { opened, .. }) => {
                 download.handle_opened(opened);
             }
+            (Phase::Files(files), jobs::FileAnswer::Found { found, .. }) => {
+                files.handle_found(found);
+            }
             (Phase::Respond(respond), jobs::FileAnswer::Read { read, .. }) => {
                 respond.handle_read(read);
             }

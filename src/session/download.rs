@@ -184,7 +184,11 @@ impl AudioRequest {
     /// Chooses what of a file the client gets.
     fn respond_with_file(mut self, audio: OpenedAudio, who: &Identity, cx: &mut Context) -> Step {
         let OpenedAudio { file, state, age, is_own, content_type } = audio;
-        let (response, range) = select(state, age, &self.conditions);
+        let (response, range) = match age {
+            // What it is now says nothing about what it will be.
+            FileAge::Young => (Response::file(200, UNKNOWN_TYPE, state.length), 0..state.length),
+            FileAge::Growing | FileAge::Finished => select(state, "", &self.conditions),
+        };
         let response = match response.status {
             200 | 206 => response.with("Content-Type", content_type),
             _ => response,
@@ -236,15 +240,16 @@ fn find(value: &str, cx: &mut Context) -> Result<(TaskId, AudioSource), Response
     Ok((task, source))
 }
 
-/// The response to a request with these conditions, for a file in this state, without its media
-/// type; the bytes of the file that it has.
-fn select(state: FileState, age: FileAge, conditions: &Conditions) -> (Response, Range<u64>) {
+/// The response to a request with these conditions, for a finished file in this state, without its
+/// media type; the bytes of the file that it has. The entity tag ends with `variant`, unless that
+/// is empty.
+pub(super) fn select(
+    state: FileState,
+    variant: &str,
+    conditions: &Conditions,
+) -> (Response, Range<u64>) {
     let length = state.length;
-    if age == FileAge::Young {
-        // What it is now says nothing about what it will be.
-        return (Response::file(200, UNKNOWN_TYPE, length), 0..length);
-    }
-    let etag = etag(state);
+    let etag = etag(state, variant);
     let validators = Validators { etag: &etag, modified: state.modified, length };
     let selected = conditions.select(validators);
     let (response, range) = match selected {
@@ -272,9 +277,10 @@ fn select(state: FileState, age: FileAge, conditions: &Conditions) -> (Response,
 }
 
 /// A strong entity tag: a finished file is not written to any more without a new time.
-fn etag(state: FileState) -> String {
+fn etag(state: FileState, variant: &str) -> String {
     let modified = state.modified.duration_since(UNIX_EPOCH).unwrap_or_default();
-    format!("\"{:x}-{:x}\"", modified.as_nanos(), state.length)
+    let hyphen = if variant.is_empty() { "" } else { "-" };
+    format!("\"{:x}-{:x}{hyphen}{variant}\"", modified.as_nanos(), state.length)
 }
 
 /// The response with the headers that let pages of other origins read it, those for ranges too.

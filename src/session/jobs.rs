@@ -9,6 +9,7 @@
 //! time: the queues are bounded by the numbers of sessions, streams and names.
 
 use super::SessionId;
+use crate::net::files::assets::{AssetRequest, FoundAsset};
 use crate::net::files::spool::{SpoolFile, SpoolRequest, SpoolWrites};
 use crate::net::files::{
     FileBytes, FileState, FoundRoot, OpenError, OpenFile, OpenRequest, ReadRequest, RootRequest,
@@ -38,6 +39,8 @@ pub enum Job {
 pub enum FileJob {
     /// Answered by [`FileAnswer::Opened`].
     Open { request: OpenRequest, owner: SessionId },
+    /// Look for the file that a client asks for. Answered by [`FileAnswer::Found`].
+    Find { request: AssetRequest, owner: SessionId },
     /// Answered by [`FileAnswer::Read`].
     Read { request: ReadRequest, owner: SessionId },
     /// Look at the file of a stream. Answered by [`FileAnswer::Looked`].
@@ -67,6 +70,8 @@ pub enum JobAnswer {
 pub enum FileAnswer {
     /// The file, or why it was not opened.
     Opened { owner: SessionId, opened: Result<OpenFile, OpenError> },
+    /// What there is of the name, or why nothing was opened.
+    Found { owner: SessionId, found: Result<FoundAsset, OpenError> },
     /// The bytes, or the error of the file system.
     Read { owner: SessionId, read: io::Result<FileBytes> },
     /// The file as it is now, or the error of the file system.
@@ -92,6 +97,7 @@ impl FileJob {
     pub fn run(self) -> JobAnswer {
         JobAnswer::File(match self {
             FileJob::Open { request, owner } => FileAnswer::Opened { owner, opened: request.run() },
+            FileJob::Find { request, owner } => FileAnswer::Found { owner, found: request.run() },
             FileJob::Read { request, owner } => FileAnswer::Read { owner, read: request.run() },
             FileJob::Look { request, owner } => FileAnswer::Looked { owner, looked: request.run() },
             FileJob::CheckAudioRoot(request) => FileAnswer::AudioRootChecked(request.run()),

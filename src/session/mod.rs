@@ -17,6 +17,7 @@
 //! Accept:  the PROXY header, and the TLS handshake
 //! Request: read a head, choose what the connection becomes
 //! Body:    read the body of a request, between Request and Respond
+//! Files:   wait for a file to be opened, between Request and Respond; Download: the same for audio
 //! Respond: write an HTTP answer
 //! Dial:    connect to a backend, ask it to upgrade
 //! Forward: pass a request of plain HTTP on, and its response back
@@ -44,6 +45,7 @@ mod ended;
 mod event_body;
 pub mod exchange;
 pub mod file_body;
+pub mod files;
 pub mod flow;
 pub mod forward;
 pub mod inbox;
@@ -85,6 +87,7 @@ pub use request::RedirectHttp;
 use crate::base::budget::Budget;
 use crate::base::moment::{Moment, WallClock};
 use crate::base::touched::Touched;
+use crate::net::files::LocalDevices;
 use crate::net::{Conn, Network, OpenFile, Pipes, Ready, Security, Side, tls};
 use crate::proto::http;
 use crate::proto::message::TaskId;
@@ -225,6 +228,8 @@ pub struct Context {
     pub has_unread_results: bool,
     /// The time of day, for comparison with the times of files.
     pub wall: WallClock,
+    /// The file systems on which the loop may open files.
+    pub local_devices: LocalDevices,
     /// What is known about audio files.
     pub audio: output::AudioFiles,
     /// Who watches the gateway.
@@ -282,6 +287,7 @@ impl Context {
             is_draining: false,
             has_unread_results: false,
             wall: WallClock::new(now, SystemTime::UNIX_EPOCH),
+            local_devices: LocalDevices::default(),
             audio: output::AudioFiles::default(),
             watch: Watch::new(),
             taps: Taps::new(),
@@ -327,6 +333,7 @@ pub enum Phase {
     Request(Box<request::Request>),
     Body(Box<body::RequestBody>),
     Download(Box<download::Download>),
+    Files(Box<files::Files>),
     Respond(Box<respond::Respond>),
     Dial(Box<dial::Dial>),
     Forward(Box<forward::Forward>),
@@ -696,6 +703,7 @@ macro_rules! in_phase {
             Phase::Request($it) => $of_state,
             Phase::Body($it) => $of_state,
             Phase::Download($it) => $of_state,
+            Phase::Files($it) => $of_state,
             Phase::Respond($it) => $of_state,
             Phase::Dial($it) => $of_state,
             Phase::Forward($it) => $of_state,

@@ -10,6 +10,7 @@ use super::dial::Dial;
 use super::download::Download;
 use super::ended::last_response;
 use super::event_body::Followed;
+use super::files::Files;
 use super::forward::Forward;
 use super::forward::kept::KeptBackend;
 use super::ingest::Ingest;
@@ -261,9 +262,7 @@ fn choose(head: &RequestHead, behind: Behind, who: &mut Identity, cx: &mut Conte
     if let Some(refusal) = refusal(head, endpoint.map(|(endpoint, _)| endpoint), who) {
         return reject(refusal, cx);
     }
-    let has_routes = who.accepted_on() == AcceptedOn::Clients && !is_misleading;
-    let find = || cx.routes.find(path, endpoint.map(|(endpoint, _)| endpoint));
-    let found = has_routes.then(find).flatten();
+    let found = if is_misleading { None } else { find_route(path, endpoint, who, cx) };
     let is_forwarded = found.as_ref().is_some_and(|(route, _)| route.is_http());
     let body_max = endpoint.map_or(0, |(endpoint, _)| endpoint.body_bytes_max);
     if !is_forwarded && head.body_bytes() > body_max {
@@ -295,6 +294,10 @@ fn choose(head: &RequestHead, behind: Behind, who: &mut Identity, cx: &mut Conte
             log_request(head, who);
             return Forward::begin(head, asked, kept, who, cx);
         }
+        if let RouteTarget::Files(files) = &route.target {
+            log_request(head, who);
+            return Files::begin(head, params.rest(), files, asked(), who, cx);
+        }
         return match upgrade::check_request(head) {
             Ok(handshake) => {
                 who.note_task_id(params.value(TASK_ID));
@@ -310,8 +313,7 @@ fn choose(head: &RequestHead, behind: Behind, who: &mut Identity, cx: &mut Conte
     log_request(head, who);
     match endpoint {
         Some((endpoint, _)) if !endpoint.takes_method(head.method) => {
-            let response = http::Response::error(405, "Method not allowed");
-            answer(asked(), response.with("Allow", endpoint.allow()), who, cx)
+            answer(asked(), wrong_method(endpoint), who, cx)
         }
         Some((endpoint, _)) if endpoint.audience == Audience::Admins && !is_admin() => {
             answer(asked(), http::Response::error(403, ADMINS_ONLY), who, cx)
@@ -327,6 +329,21 @@ fn choose(head: &RequestHead, behind: Behind, who: &mut Identity, cx: &mut Conte
         Some(found) => begin_answer(head, found, asked(), who, cx),
         None => answer(asked(), http::Response::error(404, "Not found"), who, cx),
     }
+}
+
+/// The route that takes a path, where routes are served and no endpoint comes before them.
+fn find_route<'c, 'p>(
+    path: &'p str,
+    endpoint: Option<(&Endpoint, &str)>,
+    who: &Identity,
+    cx: &'c Context,
+) -> Option<(&'c Rc<Route>, Params<'p>)> {
+    let is_client = who.accepted_on() == AcceptedOn::Clients;
+    is_client.then(|| cx.routes.find(path, endpoint.map(|(endpoint, _)| endpoint))).flatten()
+}
+
+fn wrong_method(endpoint: &Endpoint) -> http::Response {
+    http::Response::error(405, "Method not allowed").with("Allow", endpoint.allow())
 }
 
 /// Why a connection beyond a limit gets nothing but that answer; `None`: it is within all limits,

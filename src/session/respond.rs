@@ -87,6 +87,11 @@ enum Tail {
         body: AudioBody,
         task: TaskId,
     },
+    /// A part of a file of a route.
+    File {
+        body: FileBody,
+        name: Box<str>,
+    },
     Events(EventBody),
 }
 
@@ -102,6 +107,7 @@ impl Tail {
     fn release(&self, who: &Identity, cx: &mut Context) {
         match self {
             Tail::Audio { body, .. } => body.release(cx),
+            Tail::File { .. } => {}
             Tail::Events(body) => body.release(who, cx),
         }
     }
@@ -205,6 +211,19 @@ impl Respond {
         Respond::send(asked, response, Some(Box::new(Tail::Audio { body, task })), who, cx)
     }
 
+    /// A response whose content, if it is not in it, is a part of a file of a route.
+    pub fn answer_with_asset(
+        asked: Asked,
+        response: Response,
+        body: Option<(FileBody, Box<str>)>,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Phase {
+        cx.stats.count_http(response.status);
+        let tail = body.map(|(body, name)| Box::new(Tail::File { body, name }));
+        Respond::send(asked, response, tail, who, cx)
+    }
+
     fn send(
         asked: Asked,
         response: Response,
@@ -236,8 +255,10 @@ impl Respond {
 
     /// A background thread has read from the file. Acted on by the next step.
     pub(super) fn handle_read(&mut self, read: io::Result<FileBytes>) {
-        if let Some(Tail::Audio { body, .. }) = self.tail.as_deref_mut() {
-            body.handle_read(read);
+        match self.tail.as_deref_mut() {
+            Some(Tail::Audio { body, .. }) => body.handle_read(read),
+            Some(Tail::File { body, .. }) => body.handle_read(read),
+            Some(Tail::Events(_)) | None => {}
         }
     }
 
@@ -287,6 +308,8 @@ impl Respond {
                 }
                 Ok(sent)
             }
+            Some(Tail::File { body, .. }) if body.is_over() => Ok(None),
+            Some(Tail::File { body, .. }) => body.send(downstream, most, who, cx).map(Some),
             Some(Tail::Events(body)) => body.send(downstream, most, who, cx),
         }
     }
@@ -302,6 +325,19 @@ impl Respond {
     fn fail(&mut self, lost: SendError, who: &Identity, cx: &mut Context) -> Step {
         let task = match self.tail.as_deref() {
             Some(Tail::Audio { task, .. }) => Some(task.clone()),
+            Some(Tail::File { name, .. }) => {
+                let why = match lost {
+                    SendError::Client | SendError::Stopped | SendError::Incomplete(_) => None,
+                    SendError::Changed => Some("File changed"),
+                    SendError::Unreadable => Some("File not readable"),
+                };
+                if let Some(why) = why {
+                    let (why, name) = (Quoted(why), Quoted(name));
+                    warn!(target: "http", "{who} = file lost why={why} file={name}");
+                }
+                // The end of an HTTP connection has no line of its own.
+                return Step::End(Ended::http(CloseReason::Done).with_last(Last::Dropped));
+            }
             // Watchers leave when they like.
             Some(Tail::Events(_)) => {
                 self.release_tail(who, cx);
@@ -347,7 +383,7 @@ impl State for Respond {
         cx: &mut Context,
     ) -> Step {
         let mut budget = match self.tail.as_deref() {
-            Some(Tail::Audio { .. }) => FILE_STEP_BYTES_MAX,
+            Some(Tail::Audio { .. } | Tail::File { .. }) => FILE_STEP_BYTES_MAX,
             Some(Tail::Events(_)) | None => STEP_BYTES_MAX,
         };
         loop {
@@ -366,7 +402,7 @@ impl State for Respond {
                     self.stall.note_progress(cx.now);
                     self.wake_at = match self.tail.as_deref() {
                         Some(Tail::Events(body)) => body.deadline(),
-                        Some(Tail::Audio { .. }) | None => None,
+                        Some(Tail::Audio { .. } | Tail::File { .. }) | None => None,
                     };
                     return Step::Wait(Phase::Respond(self));
                 }
@@ -428,6 +464,7 @@ impl State for Respond {
         };
         let tail = match self.tail.as_deref() {
             Some(Tail::Audio { body, .. }) => body.own_bytes(),
+            Some(Tail::File { body, .. }) => body.own_bytes(),
             Some(Tail::Events(body)) => body.own_bytes(),
             None => 0,
         };

@@ -15,6 +15,7 @@ use super::{Context, Identity};
 use crate::base::moment::{Moment, Seconds};
 use crate::base::quoted::Quoted;
 use crate::net::Side;
+use crate::net::files::OpenError;
 use crate::proto::http;
 use crate::proto::message::TaskId;
 use crate::proto::ws::{FrameHead, Opcode, cut_at_char};
@@ -48,6 +49,12 @@ pub enum Event<'e> {
     /// An HTTP answer of the gateway.
     Answer {
         status: u16,
+    },
+
+    /// There is no file of the name that a client asks for.
+    NoFile {
+        error: OpenError,
+        name: &'e str,
     },
 
     /// An attempt to connect to a backend begins.
@@ -480,6 +487,7 @@ impl Event<'_> {
             | Event::Answer { .. }
             | Event::ForwardedRequest { .. }
             | Event::Forwarded(_)
+            | Event::NoFile { .. }
             | Event::ProbeRequest
             | Event::Upgraded
             | Event::Frame { .. }
@@ -497,6 +505,7 @@ impl Event<'_> {
             Event::ProxyHeader { .. }
             | Event::Request { .. }
             | Event::Answer { .. }
+            | Event::NoFile { .. }
             | Event::Forwarded(_) => "http",
             Event::Connecting { .. }
             | Event::Connected
@@ -541,6 +550,9 @@ impl fmt::Display for Event<'_> {
             }
             Event::Answer { status } => {
                 write!(f, "gateway>client {status} {}", http::reason_phrase(status))
+            }
+            Event::NoFile { error, name } => {
+                write!(f, "= no file why={} file={}", Quoted(error), Quoted(name))
             }
             Event::Connecting { backend, address } => {
                 write!(f, "= connecting to backend {backend}{}", Optional(" at ", address))
@@ -765,5 +777,11 @@ mod tests {
         for (event, target, line) in cases {
             assert_eq!((event.target(), event.to_string().as_str()), (target, line));
         }
+    }
+    #[test]
+    fn a_missing_file_is_named_with_the_reason() {
+        let event = Event::NoFile { error: OpenError::NotFound, name: "a \"b" };
+        assert_eq!(event.to_string(), "= no file why=\"not found\" file=\"a \\\"b\"");
+        assert_eq!(event.target(), "http");
     }
 }

@@ -20,6 +20,7 @@
 
 pub mod conditional;
 pub mod framing;
+pub mod negotiation;
 mod outgoing;
 mod request;
 mod response;

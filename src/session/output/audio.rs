@@ -20,7 +20,7 @@ use super::streaming::Streaming;
 use super::{Order, Output, OutputEnding, OutputFault};
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
-use crate::net::files::{FileBytes, FileState, FoundRoot, LocalDevices, OpenError};
+use crate::net::files::{FileBytes, FileState, FoundRoot, OpenError};
 use crate::net::{OpenFile, Side};
 use crate::proto::media;
 use crate::proto::message::{self, AudioPresence, SharedResult};
@@ -41,7 +41,6 @@ const CHANGED: &str = "Audio file changed";
 /// What all sessions know about audio files.
 #[derive(Debug, Default)]
 pub struct AudioFiles {
-    pub(super) local: LocalDevices,
     pub(in crate::session) marks: Marks,
     root_error: Option<OpenError>,
 }
@@ -55,15 +54,17 @@ impl AudioFiles {
             _ => None,
         }
     }
+}
 
+impl Context {
     /// Notes what opening `audio_root` led to.
-    pub fn handle_root(&mut self, found: Result<FoundRoot, OpenError>) {
+    pub fn handle_audio_root(&mut self, found: Result<FoundRoot, OpenError>) {
         match found {
             Ok(root) => {
-                self.local.note(root);
-                self.root_error = None;
+                self.local_devices.note(root);
+                self.audio.root_error = None;
             }
-            Err(error @ OpenError::NoRoot(_)) => self.root_error = Some(error),
+            Err(error @ OpenError::NoRoot(_)) => self.audio.root_error = Some(error),
             // It says nothing about the folder.
             Err(_) => {}
         }

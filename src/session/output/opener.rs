@@ -106,7 +106,7 @@ impl Opener {
                 Attempt::Due | Attempt::At(_) => self.attempt = self.begin(who, cx),
                 Attempt::Done(outcome) => {
                     let root = outcome.as_ref().map(OpenFile::root).map_err(|error| *error);
-                    cx.audio.handle_root(root);
+                    cx.handle_audio_root(root);
                     let Err(error) = outcome else { return Some(outcome) };
                     let Some(at) = self.retry_at(error, cx) else { return Some(outcome) };
                     self.report_shortage(error, task, who);
@@ -126,7 +126,7 @@ impl Opener {
         if media::by_name(self.name()).is_none() {
             root = root.with_first_bytes(media::FIRST_BYTES);
         }
-        match root.open_cached(self.name(), &cx.audio.local) {
+        match root.open_cached(self.name(), &cx.local_devices) {
             Err(OpenError::WouldWait) => {
                 let (request, owner) = (root.request(self.name()), who.id());
                 cx.jobs.push_back(Job::File(FileJob::Open { request, owner }));
