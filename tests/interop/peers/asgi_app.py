@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import json
-import socket
 import sys
 from urllib.parse import parse_qs
 
@@ -83,8 +82,14 @@ async def app(scope, receive, send):
             await respond(404, b"not here")
 
 
+class Server(uvicorn.Server):
+    """Listens by itself: asyncio sets TCP_NODELAY on no socket that it is handed."""
+
+    async def startup(self, sockets=None):
+        await super().startup(sockets)
+        print(f"port {self.servers[0].sockets[0].getsockname()[1]}", flush=True)
+
+
 if __name__ == "__main__":
-    listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
-    print(f"port {listener.getsockname()[1]}", flush=True)
-    config = uvicorn.Config(app, log_level="warning", lifespan="off")
-    asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
+    config = uvicorn.Config(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", lifespan="off")
+    asyncio.run(Server(config).serve())
