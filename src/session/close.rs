@@ -133,7 +133,7 @@ close_reasons! {
         "The client closed the connection before it had the whole response";
     /// The backend's response ended too early, or could not be understood to its end.
     ResponseCut: "response_cut", 1011, "response cut", Backend, Bad,
-        "The backend's response ended before its end";
+        "The backend's response was not complete";
     /// FIN or RST from the client, and no Close frame before it.
     ClientVanished: "client_vanished", 1001, "client connection lost", Client, IfUnfinished,
         "The client closed the TCP connection without a close frame";
