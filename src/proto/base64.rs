@@ -46,12 +46,9 @@ pub fn decode(text: &[u8], buffer: &mut Vec<u8>) -> Option<usize> {
     let (front, back) = buffer.split_at_mut_checked(start)?;
     let mut seen = 0;
     for (characters, bytes) in groups.iter().zip(front.as_chunks_mut::<12>().0) {
-        let [a, b, c, d] = [0, 4, 8, 12].map(|at| {
-            TABLES[0][usize::from(characters[at])]
-                | TABLES[1][usize::from(characters[at + 1])]
-                | TABLES[2][usize::from(characters[at + 2])]
-                | TABLES[3][usize::from(characters[at + 3])]
-        });
+        let &[a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3] = characters;
+        let (a, b) = (group(a0, a1, a2, a3), group(b0, b1, b2, b3));
+        let (c, d) = (group(c0, c1, c2, c3), group(d0, d1, d2, d3));
         seen |= a | b | c | d;
         let low = u64::from(a) | u64::from(b) << 24 | u64::from(c) << 48;
         let high = c >> 16 | d << 8;
@@ -60,6 +57,15 @@ pub fn decode(text: &[u8], buffer: &mut Vec<u8>) -> Option<usize> {
     }
     let rest = encoding.decode_mut(end, back.get_mut(..room)?).ok()?;
     (seen & INVALID == 0).then_some(start + rest)
+}
+
+/// The three bytes of four characters. Takes single bytes: of a slice each would be checked.
+#[inline(always)]
+fn group(first: u8, second: u8, third: u8, fourth: u8) -> u32 {
+    TABLES[0][usize::from(first)]
+        | TABLES[1][usize::from(second)]
+        | TABLES[2][usize::from(third)]
+        | TABLES[3][usize::from(fourth)]
 }
 
 #[cfg(test)]
