@@ -76,6 +76,17 @@ impl SpoolFile {
         Ok(SpoolFile { file, writes: Writes::Everything })
     }
 
+    /// A file in memory that takes this many bytes, a number of whole pages, and no more.
+    #[cfg(test)]
+    pub fn with_room(bytes: u64) -> io::Result<SpoolFile> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let opened = rustix::fs::memfd_create("speech", flags)?;
+        rustix::fs::ftruncate(&opened, bytes)?;
+        rustix::fs::fcntl_add_seals(&opened, rustix::fs::SealFlags::GROW)?;
+        let file = OpenFile::of_own(opened, DeviceKind::Memory).map_err(|_| Errno::IO)?;
+        Ok(SpoolFile { file, writes: Writes::Everything })
+    }
+
     /// The file, to be sent from.
     pub fn file(&self) -> &OpenFile {
         &self.file
@@ -94,6 +105,8 @@ impl SpoolFile {
                 Ok(0) | Err(Errno::AGAIN) => break,
                 Ok(n) => written += n,
                 Err(Errno::INTR) => {}
+                // What was written counts; the next call reports the error.
+                Err(_) if written > 0 => break,
                 Err(errno) => return Err(errno.into()),
             }
         }
@@ -213,6 +226,13 @@ mod tests {
         assert_eq!(spool.write(b"", 7).unwrap(), 0);
         assert_eq!(read(&spool, 100_005), [b"hello".to_vec(), vec![b'x'; 100_000]].concat());
         assert!(spool.file().is_cached(0, 100_005));
+    }
+
+    #[test]
+    fn what_fits_a_full_disk_is_written_before_the_error() {
+        let spool = SpoolFile::with_room(8192).unwrap();
+        assert_eq!(spool.write(&[b'x'; 10_000], 0).unwrap(), 8192);
+        assert!(spool.write(b"x", 8192).is_err());
     }
 
     #[test]

@@ -297,12 +297,28 @@ impl IncomingSpeech {
 
     /// A chunk waits whose last bytes are these. Returns the memory that it takes.
     fn push_waiting(&mut self, bytes: &[u8], length: u32, fields: Box<str>) -> usize {
-        let chunk_bytes = size_of::<(u32, Box<str>)>() + fields.len();
+        let chunk_bytes = chunk_cost(&fields);
         self.waiting.bytes.extend_from_slice(bytes);
         self.waiting.chunks.push((length, fields));
         self.waiting.chunk_bytes += chunk_bytes;
         bytes.len() + chunk_bytes
     }
+}
+
+/// The memory that a chunk takes besides its audio.
+fn chunk_cost(fields: &str) -> usize {
+    size_of::<(u32, Box<str>)>() + fields.len()
+}
+
+/// How many of these chunks are in their file when `left` bytes at the end of all are not.
+fn whole_chunks(chunks: &[(u32, Box<str>)], left: usize) -> usize {
+    let mut behind = 0;
+    let is_partial = |(length, _): &&(u32, Box<str>)| {
+        let is_partial = behind < left;
+        behind += *length as usize;
+        is_partial
+    };
+    chunks.len() - chunks.iter().rev().take_while(is_partial).count()
 }
 
 impl Context {
@@ -635,20 +651,22 @@ impl Context {
             Err(error) => return Err(self.drop_for_error(part, &error)),
         };
         speech.written += written as u64;
-        let WaitingAudio { mut bytes, chunks, chunk_bytes } = std::mem::take(&mut speech.waiting);
-        if written < bytes.len() {
+        let WaitingAudio { mut bytes, mut chunks, chunk_bytes } =
+            std::mem::take(&mut speech.waiting);
+        let left = bytes.len() - written;
+        let rest = chunks.split_off(whole_chunks(&chunks, left));
+        let rest_bytes = rest.iter().map(|(_, fields)| chunk_cost(fields)).sum();
+        if left > 0 {
             bytes.drain(..written);
-            speech.in_flight = InFlight { bytes: bytes.len(), chunks, chunk_bytes };
+            speech.in_flight = InFlight { bytes: left, chunks: rest, chunk_bytes: rest_bytes };
             writes.push(file, speech.written, bytes);
             writes_of.push(part);
-            self.speech.release(written);
-            return Ok(false);
         }
-        self.speech.release(written + chunk_bytes);
+        self.speech.release(written + chunk_bytes - rest_bytes);
         for (length, fields) in chunks {
             self.streams.append(self.now, begun.id, length, &fields);
         }
-        Ok(true)
+        Ok(left == 0)
     }
 
     /// Nothing more of the last stream of a task is taken, for this reason.
@@ -726,6 +744,33 @@ mod tests {
         assert!(cx.budget.held() - before >= sent, "they are counted");
         cx.speech.stop(task().uuid());
         assert_eq!((cx.budget.held(), cx.speech.is_full()), (before, false));
+    }
+
+    /// The file takes two chunks and a part of the third one.
+    #[test]
+    fn clients_get_the_chunks_that_fit_a_full_disk() {
+        let mut cx = context();
+        for _ in 0..4 {
+            receive(&mut cx, "", &[7; 3000]).unwrap();
+        }
+        let file = SpoolFile::with_room(8192).unwrap();
+        cx.handle_spool_opened(task().uuid(), 1, Ok(file));
+        let id = *cx.speech.streams.values().next().unwrap();
+        let chunks = |cx: &Context| cx.streams.stream(id).unwrap().chunks().count();
+        assert_eq!(chunks(&cx), 2, "they do not wait for the rest");
+        let Some(FileJob::WriteSpool(writes)) = cx.speech.begin_write() else { panic!("no job") };
+        cx.handle_spool_written(writes.run());
+        assert_eq!(chunks(&cx), 2);
+        assert_eq!((cx.speech.waiting.bytes(), cx.speech.is_open(task().uuid())), (0, true));
+        assert_eq!(receive(&mut cx, "", &[7; 3000]), Ok(()), "the rest is dropped");
+    }
+
+    #[test]
+    fn a_chunk_counts_as_written_once_its_last_byte_is() {
+        let chunks: Vec<(u32, Box<str>)> = [5, 0, 3].map(|length| (length, "".into())).into();
+        let whole: Vec<usize> = (0..=8).map(|left| whole_chunks(&chunks, left)).collect();
+        assert_eq!(whole, [3, 2, 2, 2, 0, 0, 0, 0, 0]);
+        assert_eq!(whole_chunks(&[], 0), 0);
     }
 
     #[test]
