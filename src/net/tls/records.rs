@@ -267,11 +267,13 @@ impl Tls {
         Ok(got)
     }
 
-    /// The session has failed: sends the alert that says why.
+    /// The session has failed: sends the alert that says why. Not a step more, since the session
+    /// would fail by the same record of `rest` again.
     #[cold]
     fn fail(&mut self, rest: &mut [u8]) {
-        while let (_, Stepped::Progress) =
-            self.stage.step(rest, &mut self.output, Put::Nothing, &mut |_| {})
+        while self.stage.wants_write()
+            && let (_, Stepped::Progress) =
+                self.stage.step(rest, &mut self.output, Put::Nothing, &mut |_| {})
         {}
         self.input_end = InputEnd::Failed;
         self.is_close_settled = true;
@@ -291,7 +293,11 @@ impl Tls {
                 Stepped::Progress => {}
                 Stepped::PeerClosed => self.input_end = InputEnd::Ended,
                 Stepped::Waits => return Err(ErrorKind::BrokenPipe.into()),
-                Stepped::Failed(why) => return Err(io::Error::new(ErrorKind::BrokenPipe, why)),
+                Stepped::Failed(why) => {
+                    let mut rest = std::mem::take(&mut self.input);
+                    self.fail(&mut rest);
+                    return Err(io::Error::new(ErrorKind::BrokenPipe, why));
+                }
             }
         }
     }
@@ -392,6 +398,15 @@ impl Stage {
             Stage::Server(session) => step(session.process_tls_records(input), output, put, take),
             Stage::Client(session) => step(session.process_tls_records(input), output, put, take),
             Stage::Undecided(_) | Stage::Plain => (0, Stepped::Waits),
+        }
+    }
+
+    /// Whether the session has records to send that are not in the output.
+    fn wants_write(&self) -> bool {
+        match self {
+            Stage::Server(session) => session.wants_write(),
+            Stage::Client(session) => session.wants_write(),
+            Stage::Undecided(_) | Stage::Plain => false,
         }
     }
 

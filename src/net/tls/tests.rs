@@ -284,6 +284,44 @@ fn a_client_without_tls_is_recognised_and_answered_as_it_speaks() {
 }
 
 #[test]
+fn a_hello_that_is_none_is_refused_with_one_alert_at_most() {
+    let (_dir, layer) = certified("a.example");
+    let record = |payload: &[u8]| {
+        let length = (payload.len() as u16).to_be_bytes();
+        [&[0x16, 3, 1][..], &length, payload].concat()
+    };
+    let too_long = [&[1, 0xff, 0xff, 0xff][..], &[0; 16_380]].concat();
+    let cases = [
+        record(&too_long),
+        [&[0x16, 3, 1, 0xff, 0xff][..], &[0; 70_000]].concat(),
+        record(&[1, 0, 0, 4, 3, 3, 0, 0]),
+        record(&[11, 0, 0, 0]),
+        [record(&[1, 0, 0, 4, 3, 3, 0, 0]), record(&[1, 0, 0, 4, 3, 3, 0, 0])].concat(),
+        record(&[0xff; 200]),
+    ];
+    let mut alerts = 0;
+    for hello in cases {
+        let wire = Wire { ways: Default::default(), chance: fastrand::Rng::with_seed(6) };
+        let wire = Rc::new(RefCell::new(wire));
+        let end = Socket::Other(Box::new(End(Rc::clone(&wire), 0)));
+        let mut conn = Conn::accepted(layer.accept(end).unwrap());
+        wire.borrow_mut().ways[0].bytes.extend(&hello);
+        conn.handle_ready(Ready { readable: true, ..Ready::default() });
+        let mut tries = 0;
+        while conn.handshake().is_ok() {
+            conn.handle_ready(Ready { readable: true, writable: true, ..Ready::default() });
+            tries += 1;
+            assert!(tries < 10, "{:02x?} is not refused", &hello[..9]);
+        }
+        let sent: Vec<u8> = wire.borrow().ways[1].bytes.iter().copied().collect();
+        alerts += usize::from(!sent.is_empty());
+        let is_one_alert = sent.len() == 7 && sent[0] == 0x15;
+        assert!(sent.is_empty() || is_one_alert, "{:02x?}: {sent:02x?}", &hello[..9]);
+    }
+    assert!(alerts > 0);
+}
+
+#[test]
 fn an_idle_connection_holds_no_buffers() {
     let (_dir, layer) = certified("a.example");
     let (wire, server, client) = pair(&layer, "a.example", Verify::Yes, 7);
