@@ -475,10 +475,7 @@ impl Context {
         let words = match refusal {
             SpeechRefusal::NoRoom => "No room for the audio",
             SpeechRefusal::TooLarge => "Audio too large",
-            SpeechRefusal::Shortage
-            | SpeechRefusal::Gap { .. }
-            | SpeechRefusal::FieldsTooLong
-            | SpeechRefusal::NothingToEnd => "Gateway out of resources",
+            _ => "Gateway out of resources",
         };
         self.feeds.notify(task, WorkerNotice::Error(words));
     }
