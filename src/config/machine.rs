@@ -139,7 +139,11 @@ mod tests {
         for (name, fallback, expected) in [
             ("none", None, "the folder ./none cannot be opened: No such file or directory"),
             ("dist/index.html", None, "the folder ./dist/index.html cannot be opened: Not a dir"),
-            ("dist", Some("404.html"), "the fallback 404.html in ./dist cannot be opened: not fo"),
+            (
+                "dist",
+                Some("404.html"),
+                "the fallback 404.html in ./dist cannot be opened: not found",
+            ),
             ("dist", Some("sub"), "the fallback sub in ./dist cannot be opened: not a regular"),
         ] {
             let found = warning(name, fallback).unwrap();

@@ -2,11 +2,14 @@
 
 import gzip
 import http.client
+import http.server
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import threading
 
 import pytest
 
@@ -324,6 +327,67 @@ def test_python_reuses_its_connection(site):
         assert client.sock is first
     client.close()
     assert gateway.metrics().total("http_responses_total") >= 12
+
+
+APP = b"""
+import * as library from "/client.js";
+const socket = new WebSocket(`ws://${location.host}/ws/input`);
+window.heard = new Promise((done) => {
+  socket.onopen = () => socket.send("hello");
+  socket.onmessage = ({ data }) => { socket.close(1000); done(data); };
+});
+window.answered = fetch("/api/greeting").then((reply) => reply.json());
+window.exported = Object.keys(library);
+document.querySelector("#app").textContent = location.pathname;
+"""
+
+
+class Api(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = json.dumps({"path": self.path}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def api():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_one_port_serves_page_sockets_library_and_api(site, browser, library_backend, api):
+    """A built single-page application in Chromium: a deep link, its module, `/client.js`, a WebSocket, and its API."""
+    html = b"<!doctype html><html lang=en><title>app</title><link rel=icon href=data:,><main id=app></main>"
+    site.write("index.html", html + b"<script type=module src=/assets/app-Dk3f92_x.js></script>")
+    site.write("assets/app-Dk3f92_x.js", APP)
+    gateway = site.lab.gateway(
+        {
+            "route": [
+                route("input", "/ws/input", backend=library_backend.url()),
+                route("api", "/api/{rest...}", backend=f"http://127.0.0.1:{api}/v1/{{rest}}"),
+                route("app", "/{file...}", files=str(site.root), fallback="index.html"),
+            ]
+        }
+    )
+    for path in ("/", "/talk/7"):
+        assert browser.goto(f"http://127.0.0.1:{gateway.port}{path}")["status"] == 200
+        assert browser.evaluate("document.querySelector('#app').textContent") == path
+        assert browser.evaluate("window.heard") == "hello"
+        assert browser.evaluate("window.answered") == {"path": "/v1/greeting"}
+        assert browser.evaluate("window.exported.length") > 0
+    assert browser.complaints() == []
+    browser.leave()
 
 
 def test_a_route_may_serve_below_a_prefix(site):
