@@ -77,6 +77,9 @@ impl Gateway {
             snapshot.redis_address = Some(address.to_string());
             snapshot.redis_problem = state.why().map(str::to_owned);
         }
+        let log_error = Some(cx.stats.log_error_code).filter(|code| *code != 0);
+        snapshot.log_problem =
+            log_error.map(|code| std::io::Error::from_raw_os_error(code).to_string());
         snapshot.audio_root_problem = cx.audio.root_problem(&cx.settings.output.audio_root);
         snapshot.results_wanted = self.serves_results();
         snapshot.redis = match (snapshot.results_wanted, self.is_inbox) {

@@ -15,7 +15,7 @@ use super::Settings;
 use super::sink::{BUFFER_BYTES, Sink};
 use crate::base::moment::Moment;
 use crate::reactor::LogState;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,8 @@ pub(super) struct Queue {
     /// The writer has answered a flush.
     has_flushed: Condvar,
     lines_lost: AtomicU64,
+    /// Of the file, see [`Sink::error_code`].
+    error_code: AtomicI32,
 }
 
 #[derive(Debug, Default)]
@@ -91,6 +93,7 @@ impl Queue {
             has_work: Condvar::new(),
             has_flushed: Condvar::new(),
             lines_lost: AtomicU64::new(0),
+            error_code: AtomicI32::new(0),
         }
     }
 
@@ -137,7 +140,11 @@ impl Queue {
     /// Writes what is due, if that cannot wait. Called once a turn of the loop. Returns when the
     /// lines that were not written are due.
     pub(super) fn turn(&self, now: Moment) -> LogState {
-        LogState { due_at: self.write_if_due(now), lines_lost: self.lines_lost() }
+        LogState {
+            due_at: self.write_if_due(now),
+            lines_lost: self.lines_lost(),
+            error_code: self.error_code.load(Ordering::Relaxed),
+        }
     }
 
     fn write_if_due(&self, now: Moment) -> Option<Moment> {
@@ -221,6 +228,7 @@ impl Queue {
         }
         self.never_waits.store(sink.never_waits(), Ordering::Relaxed);
         self.lines_lost.fetch_add(sink.take_lost(), Ordering::Relaxed);
+        self.error_code.store(sink.error_code(), Ordering::Relaxed);
 
         let mut state = self.lock();
         state.taken_bytes = sink.waiting_bytes();

@@ -43,6 +43,8 @@ pub(super) struct Sink {
     lost_unreported: u64,
     /// From the report that the file cannot be written until the report that it is written again.
     is_failing: bool,
+    /// The system's number of the last error of the file.
+    error_code: i32,
     /// Standard error is a file on a disk.
     is_stderr_a_file: bool,
     #[cfg(test)]
@@ -78,6 +80,7 @@ impl Sink {
             lost: 0,
             lost_unreported: 0,
             is_failing: false,
+            error_code: 0,
             is_stderr_a_file: is_file(io::stderr().as_fd()),
             #[cfg(test)]
             pretends_never_to_wait: false,
@@ -130,6 +133,11 @@ impl Sink {
     /// Whether the file cannot be written at present.
     pub(super) fn is_failing(&self) -> bool {
         self.is_failing
+    }
+
+    /// The system's number of the error for which the file cannot be written at present, or 0.
+    pub(super) fn error_code(&self) -> i32 {
+        if self.is_failing { self.error_code } else { 0 }
     }
 
     /// Writes what the file takes, or what standard error takes without waiting for its reader.
@@ -275,6 +283,7 @@ impl Sink {
     }
 
     fn report_failure(&mut self, error: &io::Error, meanwhile: &str) {
+        self.error_code = error.raw_os_error().unwrap_or(0);
         if !std::mem::replace(&mut self.is_failing, true) {
             (self.report)(&format!(
                 "the log file {} cannot be written: {error}; {meanwhile}",

@@ -87,6 +87,8 @@ pub struct LogState {
     pub due_at: Option<Moment>,
     /// Lines that were never written, since the start.
     pub lines_lost: u64,
+    /// The system's number of the error for which the file cannot be written at present, or 0.
+    pub error_code: i32,
 }
 
 /// Why the reactor could not start.
@@ -285,6 +287,7 @@ impl<C: Send + 'static> Reactor<C> {
         let log = (self.hooks.log_turn)(now);
         self.log_due_at = log.due_at;
         self.gateway.stats().log_lines_lost = log.lines_lost;
+        self.gateway.stats().log_error_code = log.error_code;
         self.turns = self.turns.wrapping_add(1);
         if self.turns.is_multiple_of(TURNS_PER_SAMPLE) {
             let time = self.clock.now() - now;

@@ -111,6 +111,8 @@ pub struct Stats {
     pub audio_bytes: u64,
     /// Log lines that could not be written.
     pub log_lines_lost: u64,
+    /// The system's number of the error for which the log cannot be written at present, or 0.
+    pub log_error_code: i32,
     /// Results that were delivered without the audio that they name.
     pub results_without_audio: u64,
     times: Times,

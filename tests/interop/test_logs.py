@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 
 import pytest
 
@@ -192,6 +193,13 @@ def test_full_disk_stops_nothing(lab):
         whole_conversation(lab, gateway, backend)
     gateway.process.wait_for_line("/dev/full")
     assert len([line for line in gateway.log.splitlines() if "/dev/full" in line]) == 1, "reported once"
+    # Whoever looks at the gateway sees it too, for as long as it lasts.
+    problems = lambda: gateway.get("/health").json()["problems"]  # noqa: E731
+    assert eventually(lambda: problems() == ["log: No space left on device (os error 28)"], "it is a problem")
+    good = lab.folder / "good.log"
+    gateway.file.write_text(gateway.file.read_text().replace("/dev/full", str(good)))
+    gateway.signal(signal.SIGHUP)
+    assert eventually(lambda: problems() == [], "it is no problem any more")
 
 
 def test_impossible_log_file_stops_nothing(lab, tmp_path):

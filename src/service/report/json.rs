@@ -100,6 +100,9 @@ fn problems(snapshot: &Snapshot) -> Vec<String> {
     if let Some(why) = &snapshot.audio_root_problem {
         problems.push(format!("audio_root: {why}"));
     }
+    if let Some(why) = &snapshot.log_problem {
+        problems.push(format!("log: {why}"));
+    }
     problems
 }
 
@@ -354,6 +357,10 @@ mod tests {
         );
         assert_eq!(seen["problems"][2], "redis: redis.internal:6379: Connection refused");
         assert_eq!(seen["problems"][3], "audio_root: /voices: Permission denied");
+        assert_eq!(seen["problems"][4], Value::Null);
+        snapshot.log_problem = Some("No space left on device".into());
+        let seen: Value = serde_json::from_str(text(&health(&snapshot))).unwrap();
+        assert_eq!(seen["problems"][4], "log: No space left on device");
     }
 
     #[test]

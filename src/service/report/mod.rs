@@ -58,6 +58,8 @@ pub struct Snapshot<'a> {
     pub redis_problem: Option<String>,
     /// Why the folder of audio files cannot be opened, if results are served from it and it cannot.
     pub audio_root_problem: Option<String>,
+    /// Why the log cannot be written.
+    pub log_problem: Option<String>,
     pub viewer: Viewer,
     /// Traffic of open WebSockets, for [`metrics`].
     pub live: Live,
@@ -243,6 +245,7 @@ impl<'a> Snapshot<'a> {
             redis_address: None,
             redis_problem: None,
             audio_root_problem: None,
+            log_problem: None,
             viewer: Viewer::Stranger,
             live: Live::default(),
             process: None,
