@@ -653,6 +653,7 @@ mod tests {
             ("/{x...}", "files = \"dist\"\nserve = \"ingest\"", "one of `backend`, `serve` and"),
             ("/{x...}", "files = \"dist\"\nbackend = \"ws://a\"", "one of `backend`, `serve` and"),
             ("/{x...}", "files = \"dist\"\nhost = \"a\"", "route.host: is sent to a backend"),
+            ("/{x...}", "files = \"dist\"\nmax_body = \"1KiB\"", "route.max_body: is for routes"),
             ("/{x...}", "backend = \"ws://a\"\nfallback = \"a\"", "route.fallback: is for routes"),
             ("/{x...}", "files = \"dist\"\nfallback = \"../a\"", "must be a file in the folder"),
             ("/{x...}", "files = \"dist\"\nfallback = \"sub/\"", "must be a file in the folder"),

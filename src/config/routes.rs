@@ -234,6 +234,10 @@ impl RouteReader<'_> {
         } else if !has_backend && learn_task.is_some() {
             self.refuse("route.learn_task", "is read from a backend, and this route has none");
         }
+        if served.is_some() || files.is_some() {
+            // Only to refuse what is for backends.
+            self.http_limits(false);
+        }
         match (served, files) {
             (Some(Served::Output), _) => Some(TargetSettings::Output),
             (Some(Served::Ingest), _) => Some(TargetSettings::Ingest(access)),
