@@ -293,6 +293,7 @@ fn change(settings: &mut gateway::Settings, words: &str) -> Result<(), String> {
             "serves" if value == "http" => serve_http(settings),
             "response_timeout" => session.response_timeout = time()?,
             "max_body" => session.max_body = Some(number()?).filter(|&max| max > 0),
+            "timeout" => session.output.timeout = time()?,
             "audio_stall" => session.output.audio_stall = time()?,
             "max_audio" => session.output.max_audio = number()?,
             "chunk_size" => session.output.chunk_size = number()? as usize,

@@ -432,7 +432,9 @@ impl Output {
         }
         // A result that was published in time may be among what is still to be read.
         let grace = if cx.has_unread_results { UNREAD_RESULTS_TIMEOUT } else { Duration::ZERO };
-        if self.has_no_result() && self.due_at.is_some_and(|at| at + grace <= cx.now) {
+        if self.is_timed() && self.due_at.is_some_and(|at| at + grace <= cx.now) {
+            let audio = self.underway.as_mut().and_then(|underway| underway.audio.take());
+            Output::release_audio(audio, cx);
             self.leave_with_error(
                 message::TIMED_OUT,
                 CloseReason::TaskTimeout,
@@ -444,7 +446,19 @@ impl Output {
         true
     }
 
-    /// Nothing has come for the client, so the timeout counts. A result that has come may still
+    /// Whether the timeout counts: nothing has come for the client, or nothing more of audio that
+    /// is still being made.
+    fn is_timed(&self) -> bool {
+        let waits_for_audio = |underway: &Underway| match &underway.audio {
+            Some(Audio::Streaming(streaming)) => {
+                streaming.is_waiting() && underway.outbox.is_empty()
+            }
+            _ => false,
+        };
+        self.has_no_result() || self.underway.as_deref().is_some_and(waits_for_audio)
+    }
+
+    /// Nothing has come for the client. A result that has come may still
     /// wait for the client to take what was sent before.
     fn has_no_result(&self) -> bool {
         self.stage == ClientState::Waiting
@@ -514,7 +528,7 @@ impl Output {
     }
 
     fn next_deadline(&self, cx: &Context) -> Option<Moment> {
-        let due_at = self.due_at.filter(|_| self.has_no_result() && self.leaving().is_none());
+        let due_at = self.due_at.filter(|_| self.is_timed() && self.leaving().is_none());
         let underway = self.underway.as_ref();
         let stall = underway.and_then(|underway| underway.stall);
         let stalled_at = stall.and_then(|stall| stall.deadline(cx.settings.write_timeout));

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 
@@ -267,17 +268,25 @@ def test_later_results_wait_for_the_end_of_the_speech(stage):
     waiter.done()
 
 
-def test_timeout_does_not_run_during_a_speech(results):
-    stage = Stage(results, output={"timeout": "200ms"})
+def test_each_piece_of_a_speech_renews_timeout(results):
+    stage = Stage(results, output={"timeout": "2s"})
     speech = stage.speech(final=False)
     waiter = stage.wait(speech.task)
     waiter.message()
-    other = stage.wait(new_task())
-    other.refused("Processing timeout", 4008, "processing timeout", task_id=other.task)
-    speech.write()
-    read_chunk(waiter)
+    began = time.monotonic()
+    while time.monotonic() < began + 3:
+        speech.write()
+        read_chunk(waiter)
     speech.end()
     assert waiter.message() == complete(speech.task)
+    waiter.refused("Processing timeout", 4008, "processing timeout", task_id=speech.task)
+
+
+def test_speech_that_is_silent_for_timeout_ends(results):
+    stage = Stage(results, output={"timeout": "200ms", "audio_stall": "0s"})
+    speech = stage.speech()
+    waiter = stage.wait(speech.task)
+    waiter.message()
     waiter.refused("Processing timeout", 4008, "processing timeout", task_id=speech.task)
 
 

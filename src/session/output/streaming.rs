@@ -40,6 +40,8 @@ pub(super) struct Streaming {
     read: ChunkRead<Piece>,
     /// What [`crate::service::streams::Streams::wait`] returned.
     waits_since: Option<u32>,
+    /// The client has everything, and its `timeout` counts.
+    is_waiting: bool,
     /// The look at the file that was asked for when the client had everything.
     last_look: Option<u32>,
 }
@@ -67,6 +69,11 @@ impl Streaming {
         self.stream
     }
 
+    /// Whether the client has all that there is, and waits for more.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.is_waiting
+    }
+
     /// The name of its file, for the log.
     pub(super) fn name(&self, cx: &Context) -> PathBuf {
         let stream = cx.streams.stream(self.stream);
@@ -84,6 +91,7 @@ impl Streaming {
 
     /// The piece is on its way.
     fn pass(&mut self, piece: Piece) {
+        self.is_waiting = false;
         self.cursor.pass(piece);
         // What the file is behind this piece has to be found out anew.
         self.last_look = None;
@@ -241,6 +249,7 @@ impl Output {
             has_more: true,
             read: ChunkRead::Idle,
             waits_since: None,
+            is_waiting: false,
             last_look: None,
         })));
         true
@@ -328,9 +337,15 @@ impl Output {
                 let request = streaming.file.read_request(piece.offset, piece.length as usize);
                 cx.jobs.push_back(Job::File(FileJob::Read { request, owner: who.id() }));
                 streaming.read = ChunkRead::UnderWay(piece);
+                streaming.is_waiting = false;
                 self.keep(Audio::Streaming(streaming))
             }
-            NextStep::Wait => self.keep(Audio::Streaming(streaming)),
+            NextStep::Wait => {
+                if !std::mem::replace(&mut streaming.is_waiting, true) {
+                    self.due_at = cx.after(cx.settings.output.timeout);
+                }
+                self.keep(Audio::Streaming(streaming))
+            }
             NextStep::Complete => {
                 let order = self.push_speech_end(&streaming, who, cx);
                 self.push_text(&message::audio_complete(&self.task), who, cx);
