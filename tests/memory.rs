@@ -322,3 +322,98 @@ fn kept_results_make_room_before_a_connection_that_holds_less() {
     assert!(!scene.is_closed(other) && !scene.is_closed(worker), "{}", scene.held());
     assert!(scene.held() <= 8 * MIB);
 }
+
+/// The client's and the backend's end of a relay.
+fn relay(scene: &mut Scene) -> (LinkId, LinkId) {
+    let client = scene.client(&upgrade("/ws/input"));
+    let backend = scene.kernel.borrow_mut().established.pop_front().expect("it was dialed");
+    scene.settle();
+    let asked = scene.read(backend);
+    assert!(asked.starts_with("GET / HTTP/1.1"), "{asked}");
+    // The answer to the key of `upgrade`.
+    let accepted = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
+                    Connection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+    scene.send(backend, accepted.as_bytes());
+    assert!(scene.read(client).starts_with("HTTP/1.1 101 "));
+    (client, backend)
+}
+
+/// Workers come that hold a little each, until a session is ended for it. Returns the workers.
+fn fill(scene: &mut Scene) -> Vec<LinkId> {
+    let mut workers = Vec::new();
+    while scene.process.gateway.stats().sessions_shed == 0 {
+        workers.push(scene.worker(&publish(MIB)[..5000]));
+        assert!(workers.len() < 800, "{} bytes are held", scene.held());
+    }
+    workers
+}
+
+fn binary_frame(length: u16, mask: Option<[u8; 4]>) -> Vec<u8> {
+    let mut frame = vec![0x82, 126 | if mask.is_some() { 0x80 } else { 0 }];
+    frame.extend(length.to_be_bytes());
+    frame.extend(mask.into_iter().flatten());
+    frame.resize(frame.len() + usize::from(length), b'x');
+    frame
+}
+
+#[test]
+fn the_client_of_the_largest_relay_gets_1013_between_two_frames() {
+    let mut scene = Scene::new(MemoryLimit::Bytes(2 * MIB as u64));
+    let (client, _backend) = relay(&mut scene);
+    // The backend reads nothing: its socket is nearly full, so the second frame is held.
+    scene.send(client, &binary_frame(60_000, Some([0; 4])));
+    scene.send(client, &binary_frame(60_000, Some([0; 4])));
+    let workers = fill(&mut scene);
+    let close = [&[0x88, 22, 0x03, 0xf5][..], b"out of memory budget"].concat();
+    assert_eq!(scene.read(client), String::from_utf8_lossy(&close));
+    assert!(workers.iter().all(|worker| !scene.is_closed(*worker)), "they hold less");
+}
+
+#[test]
+fn a_relay_that_ends_for_memory_within_a_frame_has_nothing_else_in_it() {
+    let mut scene = Scene::new(MemoryLimit::Bytes(2 * MIB as u64));
+    let (client, backend) = relay(&mut scene);
+    // The client reads nothing, so it gets a part of the second frame.
+    scene.send(backend, &binary_frame(60_000, None));
+    scene.send(backend, &binary_frame(60_000, None));
+    fill(&mut scene);
+    let got = scene.read(client);
+    let frames = String::from_utf8_lossy(&binary_frame(60_000, None)).repeat(2);
+    assert!(frames.starts_with(&got) && got.len() < frames.len(), "{} bytes", got.len());
+    assert!(scene.is_closed(client));
+}
+
+#[test]
+fn the_largest_client_of_results_gets_1013_between_two_messages() {
+    let mut scene = Scene::new(MemoryLimit::Bytes(2 * MIB as u64));
+    let client = scene.waiting_client();
+    assert!(scene.read(client).starts_with("HTTP/1.1 101 "));
+    let worker = scene.worker(b"");
+    // Eight messages fill its socket to the last byte. Progress is not kept: the others are held
+    // for this client alone.
+    let message = |text: &str| {
+        format!(
+            r#"{{"status":"progress","task_id":"{TASK}","content":"{text}","audio_present":false,"final":false}}"#
+        )
+    };
+    let text = "x".repeat(64 * KIB / 8 - 4 - message("").len());
+    let payload = format!(r#"{{"status":"processing","text":"{text}"}}"#);
+    let channel = format!("task_response:{TASK}");
+    for _ in 0..40 {
+        let command = format!(
+            "*3\r\n$7\r\nPUBLISH\r\n${}\r\n{channel}\r\n${}\r\n{payload}\r\n",
+            channel.len(),
+            payload.len()
+        );
+        scene.send(worker, command.as_bytes());
+    }
+    let workers = fill(&mut scene);
+    let got = scene.read(client);
+    assert_eq!(got.matches(&message(&text)).count(), 8);
+    assert!(got.ends_with("out of memory budget"), "{}", &got[got.len() - 100..]);
+    assert!(workers.iter().all(|worker| !scene.is_closed(*worker)), "they hold less");
+    scene.close(&[client]);
+    let closed = scene.client("GET /connections/closed HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n");
+    let closed = scene.read(closed);
+    assert!(closed.contains(r#""reason":"over_budget","client_code":1013,"#), "{closed}");
+}

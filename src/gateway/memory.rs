@@ -180,6 +180,9 @@ impl Gateway {
         );
         self.cx.stats.sessions_shed += 1;
         session.shed(&mut self.cx);
-        self.drive(key);
+        match session.is_closed() {
+            true => self.note_closed(key),
+            false => self.drive(key),
+        }
     }
 }

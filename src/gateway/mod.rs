@@ -583,6 +583,16 @@ impl Gateway {
         &mut self.cx.stats
     }
 
+    /// A session has ended: its slot is freed at the end of the turn.
+    fn note_closed(&mut self, key: usize) {
+        let who = self.sessions[key].who();
+        if who.admission == Admission::Inbox {
+            self.workers -= 1; // `check_drain` counts it among the closed ones from now on
+            self.cx.channels.leave(who.id());
+        }
+        self.closed.push(key);
+    }
+
     /// *One door*: lets a session do all it can, then updates the timers and lists that it is in.
     fn drive(&mut self, key: usize) {
         let Some(session) = self.sessions.get_mut(key) else { return };
@@ -615,13 +625,7 @@ impl Gateway {
                     }
                 }
             }
-            Driven::Closed => {
-                if session.who().admission == Admission::Inbox {
-                    self.workers -= 1; // `check_drain` counts it among the closed ones from now on
-                    self.cx.channels.leave(session.who().id());
-                }
-                return self.closed.push(key);
-            }
+            Driven::Closed => return self.note_closed(key),
         };
         if is_yielding {
             self.cx.work += WORK_OF_A_STEP;
