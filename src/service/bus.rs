@@ -240,12 +240,15 @@ impl<K: Copy + Ord> Bus<K> {
     pub fn stop(&mut self, task: Uuid, by: StoppedBy) -> usize {
         let Some(waiting) = self.waiting.entry(task) else { return 0 };
         let queued = &mut self.queued;
-        self.deliveries.retain(|one| {
-            if one.task == task {
-                queued.remove(&one.client);
-            }
-            one.task != task
-        });
+        // Nearly always nothing is queued, and then the others' deliveries are not walked through.
+        if waiting.waiters.iter().any(|client| queued.contains_key(&client)) {
+            self.deliveries.retain(|one| {
+                if one.task == task {
+                    queued.remove(&one.client);
+                }
+                one.task != task
+            });
+        }
         let clients: Vec<K> = waiting.waiters.iter().collect();
         for &client in &clients {
             queued.insert(client, 1);
