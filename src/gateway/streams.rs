@@ -26,6 +26,9 @@ impl Gateway {
                 self.cx.streams.handle_report(number);
             }
         }
+        if self.cx.speech.open_again_at().is_some_and(|at| at <= self.cx.now) {
+            self.cx.open_speech_again();
+        }
         while let Some(id) = self.cx.streams.poll_due(self.cx.now) {
             self.look_at(id);
         }
@@ -49,7 +52,8 @@ impl Gateway {
     #[inline]
     pub(super) fn streams_due_at(&self) -> Option<Moment> {
         // Asked twice a turn, and most turns relay a message.
-        if self.cx.streams.is_empty() { None } else { self.next_look_at_streams() }
+        let is_idle = self.cx.streams.is_empty() && self.cx.speech.open_again_at().is_none();
+        if is_idle { None } else { self.next_look_at_streams() }
     }
 
     #[inline(never)]
@@ -58,7 +62,8 @@ impl Gateway {
             return Some(self.cx.now);
         }
         let forget_at = self.cx.streams.has_idle().then_some(self.forget_streams_at);
-        Moment::earliest([self.cx.streams.deadline(), forget_at])
+        let open_at = self.cx.speech.open_again_at();
+        Moment::earliest([self.cx.streams.deadline(), forget_at, open_at])
     }
 
     /// A worker has said that a growing file of a task is complete.

@@ -7,9 +7,11 @@
 use crate::kernel::{Dialer, Kernel, LinkId, Shared, near_socket};
 use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::gateway::{self, Gateway};
+use aivtuber_gateway::net::files::OpenError;
 use aivtuber_gateway::net::{Network, OpenFile, PeerAddress, Ready, Side, Socket, Source};
 use aivtuber_gateway::service::link::REDIS_ROLES;
 use aivtuber_gateway::session::jobs::{FileAnswer, FileJob, Job, JobAnswer};
+use rustix::io::Errno;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -46,6 +48,8 @@ pub struct Process {
     answers: VecDeque<(Moment, JobAnswer)>,
     /// How files are read; `None`: at once.
     pub disk: Option<Disk>,
+    /// Every other file for speech is not opened, because descriptors have run out.
+    pub lacks_descriptors: bool,
     idle_in_a_row: u32,
     idle_in_second: u32,
     second: u64,
@@ -144,6 +148,7 @@ impl Process {
             has_written: false,
             answers: VecDeque::new(),
             disk: None,
+            lacks_descriptors: false,
             idle_in_a_row: 0,
             idle_in_second: 0,
             second: 0,
@@ -267,6 +272,12 @@ impl Process {
             Job::LookUp { name, owner } => {
                 let found = Ok(vec![SocketAddr::from((REDIS_IP, name.port))]);
                 JobAnswer::LookedUp { owner, found }
+            }
+            Job::File(FileJob::OpenSpool { task, serial, .. })
+                if self.lacks_descriptors && self.kernel.borrow_mut().one_in(2) =>
+            {
+                let opened = Err(OpenError::Shortage(Errno::MFILE));
+                JobAnswer::File(FileAnswer::SpoolOpened { task, serial, opened })
             }
             // Done now, and known later.
             Job::File(job) => job.run(),

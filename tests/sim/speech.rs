@@ -7,6 +7,7 @@
 //! - A worker gets no error for a message that it may send. One whose connection never breaks is
 //!   notified of a STOP once, and of each client that is away for longer than a second (LEFT) and
 //!   returns (BACK).
+//! - Descriptors that have run out for a moment delay speech, and cost none of it.
 //! - A process that stands still for longer than any timeout costs nobody anything.
 //! - In the end no session, no result and no stream is left.
 
@@ -188,6 +189,7 @@ impl Simulation for SpeechWorld {
         let settings = settings(&mut chance);
         let mut process = Process::new(&kernel, settings.clone(), seed);
         process.gateway.limit_turns(turn_limits(seed));
+        process.lacks_descriptors = chance.u8(..4) == 0;
         let tasks = draw_tasks(&mut chance);
         let workers = draw_workers(&mut chance, &tasks, kernel.borrow().now);
         let clients = draw_clients(&mut chance, &tasks);

@@ -13,8 +13,12 @@
 //!
 //! One job writes what waits for all files. While it is under way, more comes together for the next
 //! one, so a slow disk costs memory, up to [`WAITING_BYTES_MAX`], and then workers are not read.
+//! A file that cannot be opened for want of descriptors is waited for, too (`shortage.rs`).
+
+mod shortage;
 
 use crate::base::budget::{Budget, Charge};
+use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
 use crate::base::table::Table;
 use crate::net;
@@ -103,6 +107,9 @@ pub struct IncomingSpeeches {
     waiting: Charge,
     /// The most that it took since memory was last given back.
     waiting_peak: usize,
+    /// Streams whose files could not be opened for want of descriptors or memory, and when that is
+    /// tried again.
+    short: VecDeque<(Moment, SpeechPart)>,
     /// Workers that are not read because too much waits.
     paused: Vec<SessionId>,
     last_serial: u64,
@@ -120,6 +127,10 @@ struct SpeechPart {
 /// One stream, from its first chunk to its end.
 struct IncomingSpeech {
     serial: u64,
+    /// When its first chunk came.
+    since: Moment,
+    /// Its file could not be opened at once for a shortage.
+    is_delayed: bool,
     file: SpeechFile,
     begun: Option<Begun>,
     next_seq: u64,
@@ -137,7 +148,7 @@ struct IncomingSpeech {
 
 /// Where the audio of a stream is.
 enum SpeechFile {
-    /// A background thread is opening the file.
+    /// A background thread is opening the file, or it is opened again in a moment.
     Opening,
     Open(SpoolFile),
     /// What comes is dropped until the stream ends: it could not be kept.
@@ -178,6 +189,7 @@ impl IncomingSpeeches {
             under_way: Vec::new(),
             waiting: budget.charge(0),
             waiting_peak: 0,
+            short: VecDeque::new(),
             paused: Vec::new(),
             last_serial: 0,
             decoded: Vec::new(),
@@ -403,14 +415,18 @@ impl Context {
         serial: u64,
         opened: Result<SpoolFile, OpenError>,
     ) {
-        let Some(speech) = self.speech.speech(SpeechPart { task, serial }) else { return };
+        let part = SpeechPart { task, serial };
+        let Some(speech) = self.speech.speech(part) else { return };
         match opened {
             Ok(file) => speech.file = SpeechFile::Open(file),
+            Err(OpenError::Shortage(errno)) if self.now < speech.since + shortage::TIMEOUT => {
+                self.delay_speech(part, errno);
+                return;
+            }
             Err(error) => {
                 let folder = self.settings.output.spool.display();
                 warn!(target: "ingest", "no file for speech folder={folder} why={error:?} task={task}");
-                let refusal =
-                    self.drop_serial(SpeechPart { task, serial }, SpeechRefusal::Shortage);
+                let refusal = self.drop_serial(part, SpeechRefusal::Shortage);
                 self.tell(task, refusal);
             }
         }
@@ -488,10 +504,15 @@ impl Context {
         let slot = self.speech.by_task.find_or_insert_with(task, || VecDeque::with_capacity(1));
         let queue = &mut self.speech.by_task[slot];
         let spool = &self.settings.output.spool;
+        let mut shortage = None;
         let file = match () {
             () if queue.len() >= QUEUE_MAX => return Err(SpeechRefusal::Shortage),
             () if spool.as_os_str().is_empty() => match SpoolFile::in_memory() {
                 Ok(file) => SpeechFile::Open(file),
+                Err(OpenError::Shortage(errno)) => {
+                    shortage = Some(errno);
+                    SpeechFile::Opening
+                }
                 Err(error) => {
                     warn!(target: "ingest", "no memory for speech why={error:?} task={task}");
                     self.speech.forget_if_empty(task);
@@ -506,6 +527,8 @@ impl Context {
         };
         queue.push_back(IncomingSpeech {
             serial,
+            since: self.now,
+            is_delayed: false,
             file,
             begun: None,
             next_seq: 0,
@@ -516,6 +539,9 @@ impl Context {
             in_flight: InFlight::default(),
             end: None,
         });
+        if let Some(errno) = shortage {
+            self.delay_speech(SpeechPart { task, serial }, errno);
+        }
         Ok(())
     }
 
@@ -703,6 +729,7 @@ impl Context {
 mod tests {
     use super::*;
     use crate::session::{self, Identity, testing};
+    use rustix::io::Errno;
     use std::path::PathBuf;
 
     fn worker() -> SessionId {
@@ -724,6 +751,29 @@ mod tests {
     fn receive(cx: &mut Context, fields: &str, bytes: &[u8]) -> Result<(), SpeechRefusal> {
         let (task, fields) = (task(), fields.into());
         cx.receive(worker(), ReceivedChunk { task, seq: None, audio_type: None, fields, bytes })
+    }
+
+    #[test]
+    fn speech_waits_for_its_file_while_descriptors_have_run_out() {
+        let mut cx = context();
+        let began = cx.now;
+        assert_eq!(receive(&mut cx, "", b"first"), Ok(()));
+        let mut asked = 0;
+        while cx.jobs.pop_front().is_some() {
+            asked += 1;
+            let shortage = Err(OpenError::Shortage(Errno::MFILE));
+            cx.handle_spool_opened(task().uuid(), 1, shortage);
+            assert_eq!(receive(&mut cx, "", b"more"), Ok(()), "no gap");
+            if let Some(at) = cx.speech.open_again_at() {
+                assert!(!cx.feeds.has_notices(), "it may still succeed");
+                cx.now = at;
+                cx.open_speech_again();
+            }
+        }
+        assert_eq!((asked, cx.now), (101, began + shortage::TIMEOUT));
+        let notice = cx.feeds.poll_notice().map(|pending| pending.notice);
+        assert_eq!(notice, Some(WorkerNotice::Error("Gateway out of resources")));
+        assert_eq!(cx.speech.waiting.bytes(), 0);
     }
 
     /// The disk is slow: the file of the stream is not open yet.
