@@ -221,7 +221,10 @@ test("missing audio leaves the text", () =>
 
 for (const [close, Class] of [
   [4008, TimeoutError],
+  [1002, RefusedError],
+  [1007, RefusedError],
   [1008, RefusedError],
+  [1009, RefusedError],
   [4004, RefusedError],
 ]) {
   test(`close code ${close} is final`, () =>
@@ -230,12 +233,98 @@ for (const [close, Class] of [
       async (gateway, seen) => {
         await assert.rejects(
           gateway.ask("Hi").ended,
-          (error) => error instanceof Class && error.code === close,
+          (error) =>
+            error instanceof Class && error.code === close && !error.message.includes("close code"),
         );
         assert.equal(seen.outputs, 1);
       },
     ));
 }
+
+test("another upload brings the input to the back end", () =>
+  withGateway({ results: [{ content: "Hello" }] }, async ({ url }, seen) => {
+    const inputs = [];
+    const upload = async (input, { begin, signal }) => {
+      inputs.push(input, signal.aborted);
+      begin(TASK);
+    };
+    const answer = new Gateway({ url, WebSocket, upload }).ask("Hi");
+    assert.equal(await answer.text, "Hello");
+    assert.deepEqual([inputs, seen.uploads.length], [["Hi", false], 0]);
+  }));
+
+test("an upload that fails fails the answer", async () => {
+  const upload = async () => {
+    throw new Error("no microphone");
+  };
+  const answer = new Gateway({ url: "http://127.0.0.1:9", WebSocket, upload }).ask("Hi");
+  await assert.rejects(answer.ended, /no microphone/);
+  assert.equal(answer.state, "failed");
+});
+
+/** Runs `body` within a page, whose events it can dispatch, while no timer ever fires. */
+async function withPage(t, body) {
+  const page = Object.assign(new EventTarget(), { hidden: false });
+  const { document, addEventListener } = globalThis;
+  globalThis.document = page;
+  globalThis.addEventListener = page.addEventListener.bind(page);
+  t.mock.timers.enable({ apis: ["setTimeout", "Date"], now: 0 });
+  try {
+    await body(page);
+  } finally {
+    t.mock.timers.reset();
+    Object.assign(globalThis, { document, addEventListener });
+  }
+}
+
+/** Resolves when an answer is in this state. */
+const reaches = (answer, state) =>
+  new Promise((resolve) => {
+    const check = () => answer.state === state && resolve();
+    answer.addEventListener("state", check);
+    check();
+  });
+
+for (const event of ["online", "visibilitychange"]) {
+  test(`a lost connection is opened again at once on ${event}`, (t) =>
+    withPage(t, (page) =>
+      withGateway({ results: [{ content: "x", closes: [1012, 1000] }] }, async (gateway, seen) => {
+        const answer = gateway.ask("Hi");
+        await reaches(answer, "reconnecting");
+        assert.equal(seen.outputs, 1);
+        page.dispatchEvent(new Event(event));
+        await answer.ended;
+        assert.equal(seen.outputs, 2);
+      }),
+    ));
+}
+
+test("a connection is opened anew after a page was hidden for long, and kept after a moment", (t) =>
+  withPage(t, (page) =>
+    withGateway(
+      { results: [{ content: "x", final: false, closes: ["never"] }] },
+      async (gateway, seen) => {
+        const answer = gateway.ask("Hi");
+        await reaches(answer, "answering");
+        const hide = (ms) => {
+          page.hidden = true;
+          page.dispatchEvent(new Event("visibilitychange"));
+          t.mock.timers.setTime(Date.now() + ms);
+          page.hidden = false;
+          page.dispatchEvent(new Event("visibilitychange"));
+        };
+        hide(5_000);
+        const first = seen.left;
+        let hasLeft = false;
+        first.then(() => (hasLeft = true));
+        await new Promise(setImmediate);
+        assert.equal(hasLeft, false);
+        hide(11_000);
+        await first;
+        answer.stop();
+      },
+    ),
+  ));
 
 const STOP = '{"type":"control","action":"STOP"}';
 
