@@ -13,9 +13,9 @@
 //!
 //! One job writes what waits for all files. While it is under way, more comes together for the next
 //! one, so a slow disk costs memory, up to [`WAITING_BYTES_MAX`], and then workers are not read.
-//! A file that cannot be opened for want of descriptors is waited for, too (`shortage.rs`).
+//! A file that cannot be opened for want of descriptors is waited for, too (`opening.rs`).
 
-mod shortage;
+mod opening;
 
 use crate::base::budget::{Budget, Charge};
 use crate::base::moment::Moment;
@@ -408,33 +408,6 @@ impl Context {
         }
     }
 
-    /// A background thread has opened a file for a stream, or not.
-    pub fn handle_spool_opened(
-        &mut self,
-        task: Uuid,
-        serial: u64,
-        opened: Result<SpoolFile, OpenError>,
-    ) {
-        let part = SpeechPart { task, serial };
-        let Some(speech) = self.speech.speech(part) else { return };
-        match opened {
-            Ok(file) => speech.file = SpeechFile::Open(file),
-            Err(OpenError::Shortage(errno)) if self.now < speech.since + shortage::TIMEOUT => {
-                self.delay_speech(part, errno);
-                return;
-            }
-            Err(error) => {
-                let folder = self.settings.output.spool.display();
-                warn!(target: "ingest", "no file for speech folder={folder} why={error:?} task={task}");
-                let refusal = self.drop_serial(part, SpeechRefusal::Shortage);
-                self.tell(task, refusal);
-            }
-        }
-        if let Err(refusal) = self.advance(task) {
-            self.tell(task, refusal);
-        }
-    }
-
     /// A background thread has written to files.
     pub fn handle_spool_written(&mut self, outcomes: Vec<io::Result<()>>) {
         let parts = std::mem::take(&mut self.speech.under_way);
@@ -770,7 +743,7 @@ mod tests {
                 cx.open_speech_again();
             }
         }
-        assert_eq!((asked, cx.now), (101, began + shortage::TIMEOUT));
+        assert_eq!((asked, cx.now), (101, began + opening::TIMEOUT));
         let notice = cx.feeds.poll_notice().map(|pending| pending.notice);
         assert_eq!(notice, Some(WorkerNotice::Error("Gateway out of resources")));
         assert_eq!(cx.speech.waiting.bytes(), 0);

@@ -1,15 +1,17 @@
-//! Streams whose files cannot be opened for want of descriptors or memory: their chunks wait, and
-//! opening is tried again.
+//! Opens the files of streams. While that fails for want of descriptors or memory, chunks wait and
+//! it is tried again.
 
-use super::{IncomingSpeeches, SpeechPart};
+use super::{IncomingSpeeches, SpeechFile, SpeechPart, SpeechRefusal};
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
+use crate::net::files::OpenError;
 use crate::net::files::spool::{SpoolFile, SpoolRequest};
 use crate::session::Context;
 use crate::session::jobs::{FileJob, Job};
 use log::warn;
 use rustix::io::Errno;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// How often opening a file is tried again while descriptors or memory have run out.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -26,6 +28,33 @@ impl IncomingSpeeches {
 }
 
 impl Context {
+    /// A background thread has opened a file for a stream, or not.
+    pub fn handle_spool_opened(
+        &mut self,
+        task: Uuid,
+        serial: u64,
+        opened: Result<SpoolFile, OpenError>,
+    ) {
+        let part = SpeechPart { task, serial };
+        let Some(speech) = self.speech.speech(part) else { return };
+        match opened {
+            Ok(file) => speech.file = SpeechFile::Open(file),
+            Err(OpenError::Shortage(errno)) if self.now < speech.since + TIMEOUT => {
+                self.delay_speech(part, errno);
+                return;
+            }
+            Err(error) => {
+                let folder = self.settings.output.spool.display();
+                warn!(target: "ingest", "no file for speech folder={folder} why={error:?} task={task}");
+                let refusal = self.drop_serial(part, SpeechRefusal::Shortage);
+                self.tell(task, refusal);
+            }
+        }
+        if let Err(refusal) = self.advance(task) {
+            self.tell(task, refusal);
+        }
+    }
+
     /// No file for a stream for want of descriptors or memory: its chunks wait until one is opened.
     pub(super) fn delay_speech(&mut self, part: SpeechPart, errno: Errno) {
         let Some(speech) = self.speech.speech(part) else { return };
