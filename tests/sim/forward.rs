@@ -17,6 +17,7 @@ use aivtuber_gateway::net::{Side, Source};
 use aivtuber_gateway::service::route::{HttpLimits, RouteSettings, TargetSettings};
 use aivtuber_gateway::service::url::{BackendUrl, Template};
 use aivtuber_gateway::session;
+use aivtuber_gateway::session::jobs::{Job, JobAnswer};
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -24,6 +25,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
+
+/// Plans from here on are answers to lookups of names; those before are clients.
+const ANSWERS: usize = 1 << 20;
 
 const BACKENDS: [&str; 3] = ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"];
 
@@ -40,6 +44,9 @@ pub struct ForwardWorld {
     clients: Vec<Client>,
     backends: HashMap<LinkId, Backend>,
     waiting: VecDeque<LinkId>,
+    /// What names lead to, and what of that has come since the last turn.
+    planned_answers: Vec<Option<JobAnswer>>,
+    answers: Vec<JobAnswer>,
     slots: HashMap<usize, LinkId>,
     chance: fastrand::Rng,
     /// Every backend answers as it should, and every client is prompt.
@@ -315,6 +322,8 @@ impl Simulation for ForwardWorld {
             clients: Vec::new(),
             backends: HashMap::new(),
             waiting: VecDeque::new(),
+            planned_answers: Vec::new(),
+            answers: Vec::new(),
             slots: HashMap::new(),
             chance: chance.fork(),
             is_kind,
@@ -369,6 +378,9 @@ impl Simulation for ForwardWorld {
     }
 
     fn carry_out(&mut self, plan: usize) {
+        if let Some(answer) = plan.checked_sub(ANSWERS) {
+            return self.answers.extend(self.planned_answers[answer].take());
+        }
         let link = self.kernel.borrow_mut().open();
         self.clients[plan].link = link;
         let kernel = &mut *self.kernel.borrow_mut();
@@ -415,7 +427,10 @@ impl Simulation for ForwardWorld {
     fn is_due(&self, now: Moment) -> bool {
         let can_accept = !self.waiting.is_empty() && (self.gateway.can_admit() || self.is_drained);
         let drains = !self.is_drained && self.drain_at.is_some_and(|at| at <= now);
-        can_accept || drains || self.next_turn().is_some_and(|at| at <= now)
+        can_accept
+            || drains
+            || !self.answers.is_empty()
+            || self.next_turn().is_some_and(|at| at <= now)
     }
 
     fn next_turn(&self) -> Option<Moment> {
@@ -437,6 +452,9 @@ impl Simulation for ForwardWorld {
             self.kernel.borrow_mut().note(|| format!("event {source:?} {ready:?}"));
             self.gateway.ready(source, ready);
         }
+        for answer in std::mem::take(&mut self.answers) {
+            self.gateway.handle_answer(answer);
+        }
         self.gateway.settle();
         self.accept();
         if !self.is_drained && self.drain_at.is_some_and(|at| at <= now) {
@@ -445,6 +463,7 @@ impl Simulation for ForwardWorld {
         }
         self.gateway.finish_turn();
         self.gateway.shrink_to_fit();
+        self.look_up();
         self.greet();
         let (held, count) = (self.gateway.backlog_bytes(), self.gateway.session_count());
         match held > HELD_MAX * count {
@@ -554,6 +573,19 @@ impl ForwardWorld {
         });
         let plan = Action::Plan(self.clients.len() - 1);
         self.kernel.borrow_mut().after(at, plan);
+    }
+
+    /// Names lead to the first backend, after a while.
+    fn look_up(&mut self) {
+        while let Some(job) = self.gateway.poll_job() {
+            if let Job::LookUp { owner, .. } = job {
+                let found = Ok(vec![BACKENDS[0].parse().expect("an address")]);
+                let wait = self.kernel.borrow_mut().some(300 * MS);
+                let plan = Action::Plan(ANSWERS + self.planned_answers.len());
+                self.planned_answers.push(Some(JobAnswer::LookedUp { owner, found }));
+                self.kernel.borrow_mut().after(wait, plan);
+            }
+        }
     }
 
     fn accept(&mut self) {
@@ -666,12 +698,16 @@ fn settings(chance: &mut fastrand::Rng) -> gateway::Settings {
     settings.limits.max_connections = 1000;
     settings.limits.max_connections_per_ip = 0;
     let count = chance.usize(1..=BACKENDS.len());
+    let hosts = match chance.u8(..4) {
+        0 => &["backend.example:80"][..],
+        _ => &BACKENDS[..count],
+    };
     let url = |at: &&str| BackendUrl::parse(&format!("http://{at}/{{x}}")).expect("a URL");
     settings.routes = vec![RouteSettings {
         name: "api".into(),
         path: Template::parse("/api/{x}").expect("a path"),
         target: TargetSettings::Http {
-            urls: BACKENDS[..count].iter().map(url).collect(),
+            urls: hosts.iter().map(url).collect(),
             host: None,
             limits: HttpLimits::default(),
         },

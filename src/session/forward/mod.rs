@@ -173,7 +173,7 @@ impl Forward {
         cx: &mut Context,
     ) -> ForwardProgress {
         match self.connector.poll(who.into(), cx) {
-            Polled::Wait if self.is_client_gone(downstream, cx) => {
+            Polled::Wait if self.upload.is_read() && self.is_client_gone(downstream, cx) => {
                 ForwardProgress::Over(ForwardOutcome::ClientLeft)
             }
             Polled::Wait => ForwardProgress::Wait,
