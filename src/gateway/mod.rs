@@ -661,12 +661,12 @@ mod tests {
     use std::rc::Rc;
 
     /// A peer that has sent some bytes, takes everything and never closes.
-    struct Peer {
+    struct ScriptedPeer {
         sent: Vec<u8>,
         received: Rc<RefCell<Vec<u8>>>,
     }
 
-    impl Read for Peer {
+    impl Read for ScriptedPeer {
         fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
             if self.sent.is_empty() {
                 return Err(ErrorKind::WouldBlock.into());
@@ -678,7 +678,7 @@ mod tests {
         }
     }
 
-    impl Write for Peer {
+    impl Write for ScriptedPeer {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.received.borrow_mut().extend_from_slice(bytes);
             Ok(bytes.len())
@@ -688,7 +688,7 @@ mod tests {
         }
     }
 
-    impl Transport for Peer {
+    impl Transport for ScriptedPeer {
         fn shutdown_write(&mut self) -> io::Result<()> {
             Ok(())
         }
@@ -750,19 +750,19 @@ mod tests {
     /// A socket whose peer has sent these bytes; what that receives.
     pub fn socket_of(sent: &[u8]) -> (Socket, Rc<RefCell<Vec<u8>>>) {
         let received = Rc::default();
-        let peer = Peer { sent: sent.to_vec(), received: Rc::clone(&received) };
+        let peer = ScriptedPeer { sent: sent.to_vec(), received: Rc::clone(&received) };
         (Socket::Other(Box::new(peer)), received)
     }
 
     pub fn socket(sent: &[u8]) -> Socket {
-        Socket::Other(Box::new(Peer { sent: sent.to_vec(), received: Rc::default() }))
+        Socket::Other(Box::new(ScriptedPeer { sent: sent.to_vec(), received: Rc::default() }))
     }
 
     /// A client that has sent these bytes; what it receives.
     pub fn client(gateway: &mut Gateway, sent: &[u8]) -> Rc<RefCell<Vec<u8>>> {
         let key = gateway.next_key();
         let received = Rc::default();
-        let peer = Peer { sent: sent.to_vec(), received: Rc::clone(&received) };
+        let peer = ScriptedPeer { sent: sent.to_vec(), received: Rc::clone(&received) };
         let socket = Socket::Other(Box::new(peer));
         gateway.admit(socket, SocketAddr::from(([192, 0, 2, 1], 5000)));
         gateway.ready(Source::Session(key, Side::Downstream), READABLE);
@@ -779,12 +779,12 @@ mod tests {
     type Bytes = Rc<RefCell<Vec<u8>>>;
 
     /// A peer whose bytes may come later.
-    struct Wire {
+    struct TestWire {
         incoming: Bytes,
         outgoing: Bytes,
     }
 
-    impl Read for Wire {
+    impl Read for TestWire {
         fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
             let mut incoming = self.incoming.borrow_mut();
             let n = buf.len().min(incoming.len());
@@ -794,7 +794,7 @@ mod tests {
         }
     }
 
-    impl Write for Wire {
+    impl Write for TestWire {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.outgoing.borrow_mut().extend_from_slice(bytes);
             Ok(bytes.len())
@@ -804,7 +804,7 @@ mod tests {
         }
     }
 
-    impl Transport for Wire {
+    impl Transport for TestWire {
         fn shutdown_write(&mut self) -> io::Result<()> {
             Ok(())
         }
@@ -818,7 +818,7 @@ mod tests {
 
     impl Network for OneBackend {
         fn connect(&mut self, _: &net::PeerAddress, _: Source) -> io::Result<Socket> {
-            let wire = Wire { incoming: Rc::clone(&self.0), outgoing: Rc::clone(&self.1) };
+            let wire = TestWire { incoming: Rc::clone(&self.0), outgoing: Rc::clone(&self.1) };
             Ok(Socket::Other(Box::new(wire)))
         }
     }
@@ -839,7 +839,7 @@ mod tests {
             Upgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
         from_client.borrow_mut().extend_from_slice(request.as_bytes());
         let key = gateway.next_key();
-        let wire = Wire { incoming: Rc::clone(&from_client), outgoing: Rc::clone(&to_client) };
+        let wire = TestWire { incoming: Rc::clone(&from_client), outgoing: Rc::clone(&to_client) };
         let address = SocketAddr::from(([192, 0, 2, 1], 5000));
         gateway.admit(Socket::Other(Box::new(wire)), address);
         let both = Ready { readable: true, writable: true, read_closed: false };

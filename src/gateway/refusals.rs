@@ -85,15 +85,15 @@ mod tests {
 
     /// A client: what it has sent, and what it got. It closes once it got something.
     #[derive(Clone, Default)]
-    struct Client(Rc<RefCell<(Vec<u8>, Vec<u8>)>>);
+    struct RefusedClient(Rc<RefCell<(Vec<u8>, Vec<u8>)>>);
 
-    impl Client {
+    impl RefusedClient {
         fn got(&self) -> String {
             String::from_utf8(self.0.borrow().1.clone()).unwrap()
         }
     }
 
-    impl Read for Client {
+    impl Read for RefusedClient {
         fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
             let (sent, got) = &mut *self.0.borrow_mut();
             if sent.is_empty() && got.is_empty() {
@@ -106,7 +106,7 @@ mod tests {
         }
     }
 
-    impl Write for Client {
+    impl Write for RefusedClient {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.borrow_mut().1.extend(bytes);
             Ok(bytes.len())
@@ -117,7 +117,7 @@ mod tests {
         }
     }
 
-    impl Transport for Client {
+    impl Transport for RefusedClient {
         fn shutdown_write(&mut self) -> io::Result<()> {
             Ok(())
         }
@@ -147,9 +147,9 @@ mod tests {
         Gateway::new(settings, network, chance, now, SystemTime::UNIX_EPOCH).unwrap()
     }
 
-    fn connect(gateway: &mut Gateway) -> (usize, Client) {
+    fn connect(gateway: &mut Gateway) -> (usize, RefusedClient) {
         assert!(gateway.can_admit());
-        let (key, client) = (gateway.next_key(), Client::default());
+        let (key, client) = (gateway.next_key(), RefusedClient::default());
         let address = SocketAddr::from(([192, 0, 2, 1], 1));
         gateway.admit(Socket::Other(Box::new(client.clone())), address);
         (key, client)
@@ -158,7 +158,8 @@ mod tests {
     #[test]
     fn clients_that_send_nothing_do_not_keep_an_orchestrator_out() {
         let mut gateway = full_gateway();
-        let silent: Vec<Client> = (0..REFUSALS_MAX).map(|_| connect(&mut gateway).1).collect();
+        let silent: Vec<RefusedClient> =
+            (0..REFUSALS_MAX).map(|_| connect(&mut gateway).1).collect();
         assert!(silent.iter().all(|client| client.got().is_empty()));
 
         let (key, orchestrator) = connect(&mut gateway);

@@ -27,7 +27,7 @@ pub const LOCAL: &[u8; PREAMBLE_BYTES] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 
 /// Whose connection it is, as a header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
+pub enum HeaderSource {
     /// The proxy's own (`LOCAL`).
     Proxy,
     /// A client's.
@@ -73,7 +73,7 @@ pub fn is_begun(bytes: &[u8]) -> bool {
 ///
 /// # Errors
 /// However the bytes go on, they are no header.
-pub fn parse(bytes: &[u8]) -> Result<Option<(Source, usize)>, BadHeader> {
+pub fn parse(bytes: &[u8]) -> Result<Option<(HeaderSource, usize)>, BadHeader> {
     if can_begin(bytes, LINE_PREFIX) {
         parse_line(bytes)
     } else if can_begin(bytes, SIGNATURE) {
@@ -83,7 +83,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Source, usize)>, BadHeader> {
     }
 }
 
-fn parse_line(bytes: &[u8]) -> Result<Option<(Source, usize)>, BadHeader> {
+fn parse_line(bytes: &[u8]) -> Result<Option<(HeaderSource, usize)>, BadHeader> {
     use ppp::v1::{Addresses, Header};
     let first = &bytes[..bytes.len().min(LINE_BYTES_MAX)];
     let length = match memchr::memchr(b'\n', first) {
@@ -95,17 +95,17 @@ fn parse_line(bytes: &[u8]) -> Result<Option<(Source, usize)>, BadHeader> {
         .map_err(|error| BadHeader::Malformed(error.to_string()))?;
     let source = match header.addresses {
         Addresses::Tcp4(ends) => {
-            Source::Address(SocketAddr::from((ends.source_address, ends.source_port)))
+            HeaderSource::Address(SocketAddr::from((ends.source_address, ends.source_port)))
         }
         Addresses::Tcp6(ends) => {
-            Source::Address(SocketAddr::from((ends.source_address, ends.source_port)))
+            HeaderSource::Address(SocketAddr::from((ends.source_address, ends.source_port)))
         }
-        Addresses::Unknown => Source::Unknown,
+        Addresses::Unknown => HeaderSource::Unknown,
     };
     Ok(Some((source, length)))
 }
 
-fn parse_binary(bytes: &[u8]) -> Result<Option<(Source, usize)>, BadHeader> {
+fn parse_binary(bytes: &[u8]) -> Result<Option<(HeaderSource, usize)>, BadHeader> {
     use ppp::v2::{Addresses, Command, Header, Protocol};
     let Some(preamble) = bytes.get(..PREAMBLE_BYTES) else { return Ok(None) };
     let length = PREAMBLE_BYTES + usize::from(u16::from_be_bytes([preamble[14], preamble[15]]));
@@ -122,14 +122,14 @@ fn parse_binary(bytes: &[u8]) -> Result<Option<(Source, usize)>, BadHeader> {
         Ok(header) => header,
     };
     let source = match (header.command, header.protocol, header.addresses) {
-        (Command::Local, ..) => Source::Proxy,
+        (Command::Local, ..) => HeaderSource::Proxy,
         (Command::Proxy, Protocol::Stream, Addresses::IPv4(ends)) => {
-            Source::Address(SocketAddr::from((ends.source_address, ends.source_port)))
+            HeaderSource::Address(SocketAddr::from((ends.source_address, ends.source_port)))
         }
         (Command::Proxy, Protocol::Stream, Addresses::IPv6(ends)) => {
-            Source::Address(SocketAddr::from((ends.source_address, ends.source_port)))
+            HeaderSource::Address(SocketAddr::from((ends.source_address, ends.source_port)))
         }
-        (Command::Proxy, ..) => Source::Unknown,
+        (Command::Proxy, ..) => HeaderSource::Unknown,
     };
     Ok(Some((source, length)))
 }
@@ -152,9 +152,9 @@ mod tests {
     }
 
     /// Every kind of header, and what it says.
-    fn headers() -> Vec<(Vec<u8>, Source)> {
-        let v4 = Source::Address("192.0.2.7:5000".parse().unwrap());
-        let v6 = Source::Address("[2001:db8::7]:5000".parse().unwrap());
+    fn headers() -> Vec<(Vec<u8>, HeaderSource)> {
+        let v4 = HeaderSource::Address("192.0.2.7:5000".parse().unwrap());
+        let v6 = HeaderSource::Address("[2001:db8::7]:5000".parse().unwrap());
         let with_tlvs = [IPV4.as_slice(), &[0x04, 0, 3, 1, 2, 3, 0xee, 0, 0]].concat();
         let longest = [IPV4.as_slice(), &vec![0; HEADER_BYTES_MAX - 16 - 12]].concat();
         let worst = format!("PROXY UNKNOWN {0} {0} 65535 65535\r\n", ["ffff"; 8].join(":"));
@@ -162,18 +162,18 @@ mod tests {
         vec![
             (b"PROXY TCP4 192.0.2.7 192.0.2.1 5000 8000\r\n".to_vec(), v4),
             (b"PROXY TCP6 2001:db8::7 2001:db8::1 5000 8000\r\n".to_vec(), v6),
-            (b"PROXY UNKNOWN\r\n".to_vec(), Source::Unknown),
-            (b"PROXY UNKNOWN anything 1 2\r\n".to_vec(), Source::Unknown),
-            (worst.into_bytes(), Source::Unknown),
+            (b"PROXY UNKNOWN\r\n".to_vec(), HeaderSource::Unknown),
+            (b"PROXY UNKNOWN anything 1 2\r\n".to_vec(), HeaderSource::Unknown),
+            (worst.into_bytes(), HeaderSource::Unknown),
             (binary(0x21, 0x11, &IPV4), v4),
             (binary(0x21, 0x11, &with_tlvs), v4),
             (binary(0x21, 0x11, &longest), v4),
             (binary(0x21, 0x21, &ipv6()), v6),
-            (binary(0x21, 0x00, b""), Source::Unknown),
-            (binary(0x21, 0x12, &IPV4), Source::Unknown),
-            (binary(0x21, 0x31, &[b'/'; 216]), Source::Unknown),
-            (LOCAL.to_vec(), Source::Proxy),
-            (binary(0x20, 0x11, &IPV4), Source::Proxy),
+            (binary(0x21, 0x00, b""), HeaderSource::Unknown),
+            (binary(0x21, 0x12, &IPV4), HeaderSource::Unknown),
+            (binary(0x21, 0x31, &[b'/'; 216]), HeaderSource::Unknown),
+            (LOCAL.to_vec(), HeaderSource::Proxy),
+            (binary(0x20, 0x11, &IPV4), HeaderSource::Proxy),
         ]
     }
 

@@ -28,10 +28,10 @@ pub struct Accept {
     /// For both together.
     deadline: Option<Moment>,
     fate: Fate,
-    stage: Stage,
+    stage: AcceptStage,
 }
 
-enum Stage {
+enum AcceptStage {
     /// A PROXY header, of which this has come.
     Header(Vec<u8>),
     Tls,
@@ -48,15 +48,15 @@ enum Fate {
 impl Accept {
     /// Waits for a handshake.
     pub fn phase(cx: &Context) -> Phase {
-        Accept::at(Stage::Tls, cx)
+        Accept::at(AcceptStage::Tls, cx)
     }
 
     /// Waits for a PROXY header, and then for a handshake where TLS is expected.
     pub fn with_header(cx: &Context) -> Phase {
-        Accept::at(Stage::Header(Vec::new()), cx)
+        Accept::at(AcceptStage::Header(Vec::new()), cx)
     }
 
-    fn at(stage: Stage, cx: &Context) -> Phase {
+    fn at(stage: AcceptStage, cx: &Context) -> Phase {
         let deadline = cx.after(cx.settings.header_timeout);
         Phase::Accept(Box::new(Accept { deadline, fate: Fate::GoOn, stage }))
     }
@@ -72,7 +72,7 @@ impl State for Accept {
         if self.fate == Fate::Draining {
             return Step::End(Ended::http(CloseReason::Draining));
         }
-        if let Stage::Header(held) = &mut self.stage {
+        if let AcceptStage::Header(held) = &mut self.stage {
             let held = std::mem::take(held);
             return self.read_header(&held, downstream, who, cx);
         }
@@ -136,8 +136,8 @@ impl State for Accept {
 
     fn own_bytes(&self) -> usize {
         match &self.stage {
-            Stage::Header(held) => held.capacity(),
-            Stage::Tls => 0,
+            AcceptStage::Header(held) => held.capacity(),
+            AcceptStage::Tls => 0,
         }
     }
 

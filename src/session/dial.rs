@@ -19,7 +19,7 @@
 )]
 
 use super::connector::{Connector, Polled};
-use super::exchange::{Asking, Exchange};
+use super::exchange::{self, Asking, Exchange};
 use super::relay::{Early, Relay};
 use super::transcript::{Event, Subject, note};
 use super::visitor::Visitor;
@@ -28,10 +28,10 @@ use super::{
     OnBackendFailure, Phase, State, Step,
 };
 use crate::base::moment::Moment;
-use crate::net::{Conn, Io, Ready, Security, Side, Source};
+use crate::net::{Conn, Io, Ready, Side, Source};
 use crate::proto::body::{Body, BodyScanner};
 use crate::proto::http::{Form, HEAD_BYTES_MAX, RequestHead, Response, ResponseHead};
-use crate::proto::upgrade::{self, Forwarding, Handshake};
+use crate::proto::upgrade::{self, Handshake};
 use crate::proto::ws;
 use crate::service::attempt::AttemptError;
 use crate::service::route::RouteTarget;
@@ -123,20 +123,9 @@ impl Dial {
         else {
             unreachable!("only relayed routes dial");
         };
-        let request_id = match upgrade::request_id(request) {
-            Some(id) => id.to_owned(),
-            None => uuid::Builder::from_random_bytes(cx.chance.u128(..).to_be_bytes())
-                .into_uuid()
-                .to_string(),
-        };
+        let request_id = exchange::request_id(request, cx);
         let mut headers = Vec::new();
-        let forwarding = Forwarding {
-            host: host.as_deref(),
-            client: who.peer().ip(),
-            is_proxied: who.is_forwarded(&cx.trust),
-            scheme: if who.security() == Security::Tls { "https" } else { "http" },
-            request_id: &request_id,
-        };
+        let forwarding = exchange::forwarding(host.as_deref(), &request_id, who, cx);
         upgrade::write_forwarded_headers(request, &forwarding, &mut headers);
         let source = Source::Session(who.key as usize, Side::Upstream);
         who.begin_recent(cx);

@@ -6,12 +6,13 @@
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
-use super::Context;
 use super::connector::Connector;
 use super::transcript::{Event, Subject, note_step};
+use super::{Context, Identity};
 use crate::base::quoted::Quoted;
-use crate::net::{Conn, Io, Ready, tls};
-use crate::proto::http::{ResponseHead, empty_slots};
+use crate::net::{Conn, Io, Ready, Security, tls};
+use crate::proto::http::{RequestHead, ResponseHead, empty_slots};
+use crate::proto::upgrade::{self, Forwarding};
 use crate::service::attempt::AttemptError;
 use log::warn;
 use std::io;
@@ -39,6 +40,33 @@ pub struct Exchange {
     interim_heads: u8,
     /// One of the interim answers asks for the body (RFC 9110 §15.2.1).
     wants_body: bool,
+}
+
+/// The client's `X-Request-Id`, or a new one.
+pub(super) fn request_id(head: &RequestHead<'_, '_>, cx: &mut Context) -> String {
+    match upgrade::request_id(head) {
+        Some(id) => id.to_owned(),
+        None => {
+            let id = uuid::Builder::from_random_bytes(cx.chance.u128(..).to_be_bytes());
+            id.into_uuid().to_string()
+        }
+    }
+}
+
+/// What a client's request to a backend has besides the client's own headers.
+pub(super) fn forwarding<'a>(
+    host: Option<&'a str>,
+    request_id: &'a str,
+    who: &Identity,
+    cx: &Context,
+) -> Forwarding<'a> {
+    Forwarding {
+        host,
+        client: who.peer().ip(),
+        is_proxied: who.is_forwarded(&cx.trust),
+        scheme: if who.security() == Security::Tls { "https" } else { "http" },
+        request_id,
+    }
 }
 
 impl Exchange {

@@ -268,12 +268,12 @@ mod tests {
     }
 
     #[derive(Default)]
-    struct Client {
+    struct LingeringClient {
         arrived: Cell<VecDeque<Act>>,
         owed: Cell<usize>,
     }
 
-    struct ClientSocket(Rc<Client>);
+    struct ClientSocket(Rc<LingeringClient>);
 
     impl Read for ClientSocket {
         fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
@@ -348,7 +348,8 @@ mod tests {
              Delivered, 31),
         ];
         for (name, acts, reason, ended_at) in cases {
-            let client = Rc::new(Client { owed: Cell::new(1000), ..Client::default() });
+            let client =
+                Rc::new(LingeringClient { owed: Cell::new(1000), ..LingeringClient::default() });
             let mut conn =
                 Conn::accepted(Socket::Other(Box::new(ClientSocket(Rc::clone(&client)))));
             let (mut cx, mut who) = (context(), Identity::of_client());

@@ -657,15 +657,15 @@ mod tests {
     use std::time::Duration;
 
     /// A peer that sends nothing and takes this many bytes.
-    struct Peer(usize);
+    struct SilentPeer(usize);
 
-    impl Read for Peer {
+    impl Read for SilentPeer {
         fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
             Err(ErrorKind::WouldBlock.into())
         }
     }
 
-    impl Write for Peer {
+    impl Write for SilentPeer {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             match bytes.len().min(self.0) {
                 0 => Err(ErrorKind::WouldBlock.into()),
@@ -680,14 +680,14 @@ mod tests {
         }
     }
 
-    impl Transport for Peer {
+    impl Transport for SilentPeer {
         fn shutdown_write(&mut self) -> io::Result<()> {
             Ok(())
         }
     }
 
     fn conn(room: usize) -> Conn {
-        Conn::accepted(Socket::Other(Box::new(Peer(room))))
+        Conn::accepted(Socket::Other(Box::new(SilentPeer(room))))
     }
 
     /// A peer that has not acknowledged everything. It may have sent an RST behind its FIN.

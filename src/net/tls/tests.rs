@@ -25,17 +25,17 @@ struct Way {
 
 const WAY_BYTES_MAX: usize = 30_000;
 
-struct Wire {
+struct TlsWire {
     ways: [Way; 2],
     chance: fastrand::Rng,
 }
 
 /// One end of the wire, without TLS.
-struct End(Rc<RefCell<Wire>>, usize);
+struct End(Rc<RefCell<TlsWire>>, usize);
 
 impl Read for End {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let Wire { ways, chance } = &mut *self.0.borrow_mut();
+        let TlsWire { ways, chance } = &mut *self.0.borrow_mut();
         let way = &mut ways[self.1];
         if way.bytes.is_empty() {
             return if way.is_ended { Ok(0) } else { Err(ErrorKind::WouldBlock.into()) };
@@ -52,7 +52,7 @@ impl Read for End {
 
 impl Write for End {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let Wire { ways, chance } = &mut *self.0.borrow_mut();
+        let TlsWire { ways, chance } = &mut *self.0.borrow_mut();
         let way = &mut ways[1 - self.1];
         let room = WAY_BYTES_MAX - way.bytes.len();
         let n = bytes.len().min(room).min(chance.usize(1..=40_000));
@@ -77,7 +77,7 @@ impl Transport for End {
 }
 
 /// What one end has still to send, and what it has got.
-struct Peer {
+struct TlsPeer {
     conn: Conn,
     to_send: Vec<u8>,
     sent: usize,
@@ -86,10 +86,10 @@ struct Peer {
     is_shut: bool,
 }
 
-impl Peer {
-    fn new(socket: Socket, to_send: Vec<u8>) -> Peer {
+impl TlsPeer {
+    fn new(socket: Socket, to_send: Vec<u8>) -> TlsPeer {
         let conn = Conn::accepted(socket);
-        Peer { conn, to_send, sent: 0, got: Vec::new(), is_ended: false, is_shut: false }
+        TlsPeer { conn, to_send, sent: 0, got: Vec::new(), is_ended: false, is_shut: false }
     }
 
     /// Does something that `Conn` says is possible. False: nothing is.
@@ -145,8 +145,8 @@ fn pair(
     name: &str,
     verify: Verify,
     seed: u64,
-) -> (Rc<RefCell<Wire>>, Socket, Socket) {
-    let wire = Wire { ways: Default::default(), chance: fastrand::Rng::with_seed(seed) };
+) -> (Rc<RefCell<TlsWire>>, Socket, Socket) {
+    let wire = TlsWire { ways: Default::default(), chance: fastrand::Rng::with_seed(seed) };
     let wire = Rc::new(RefCell::new(wire));
     let end = |index| Socket::Other(Box::new(End(Rc::clone(&wire), index)));
     let server = layer.accept(end(0)).unwrap();
@@ -156,8 +156,8 @@ fn pair(
 
 /// Lets both peers act until nothing happens. Edges are reported once, as `epoll` does.
 fn run(
-    wire: &Rc<RefCell<Wire>>,
-    peers: &mut [Peer; 2],
+    wire: &Rc<RefCell<TlsWire>>,
+    peers: &mut [TlsPeer; 2],
     chance: &mut fastrand::Rng,
 ) -> io::Result<()> {
     let mut seen = [(0, false); 2];
@@ -196,7 +196,7 @@ fn all_bytes_arrive_whatever_the_cuts() {
         let (wire, server, client) = pair(&layer, "a.example", Verify::Yes, seed);
         let mut bytes =
             || (0..chance.usize(..200_000)).map(|at| at as u8 ^ 0x5a).collect::<Vec<u8>>();
-        let mut peers = [Peer::new(server, bytes()), Peer::new(client, bytes())];
+        let mut peers = [TlsPeer::new(server, bytes()), TlsPeer::new(client, bytes())];
         run(&wire, &mut peers, &mut chance).unwrap();
         let [server, client] = peers;
         assert!(
@@ -239,7 +239,8 @@ fn a_client_that_does_not_know_the_root_or_the_name_leaves_with_an_alert() {
         assert!(seen.contains("alert"), "{name}: {seen}");
         // A route that says so accepts it.
         let (wire, server, client) = pair(&layer, name, Verify::No, 2);
-        let mut peers = [Peer::new(server, b"hello".to_vec()), Peer::new(client, b"x".to_vec())];
+        let mut peers =
+            [TlsPeer::new(server, b"hello".to_vec()), TlsPeer::new(client, b"x".to_vec())];
         run(&wire, &mut peers, &mut fastrand::Rng::with_seed(3)).unwrap();
         assert_eq!(peers[1].got, b"hello");
     }
@@ -250,7 +251,8 @@ fn only_a_complete_stream_ends_with_close_notify() {
     let (_dir, layer) = certified("a.example");
     let bytes_to_client = |is_cut: bool| {
         let (wire, server, client) = pair(&layer, "a.example", Verify::Yes, 4);
-        let mut peers = [Peer::new(server, b"a frame".to_vec()), Peer::new(client, b"x".to_vec())];
+        let mut peers =
+            [TlsPeer::new(server, b"a frame".to_vec()), TlsPeer::new(client, b"x".to_vec())];
         if is_cut {
             peers[0].conn.omit_close();
         }
@@ -268,7 +270,7 @@ fn only_a_complete_stream_ends_with_close_notify() {
 #[test]
 fn a_client_without_tls_is_recognised_and_answered_as_it_speaks() {
     let (_dir, layer) = certified("a.example");
-    let wire = Wire { ways: Default::default(), chance: fastrand::Rng::with_seed(6) };
+    let wire = TlsWire { ways: Default::default(), chance: fastrand::Rng::with_seed(6) };
     let wire = Rc::new(RefCell::new(wire));
     let mut conn =
         Conn::accepted(layer.accept(Socket::Other(Box::new(End(Rc::clone(&wire), 0)))).unwrap());
@@ -301,7 +303,7 @@ fn a_hello_that_is_none_is_refused_with_one_alert_at_most() {
     ];
     let mut alerts = 0;
     for hello in cases {
-        let wire = Wire { ways: Default::default(), chance: fastrand::Rng::with_seed(6) };
+        let wire = TlsWire { ways: Default::default(), chance: fastrand::Rng::with_seed(6) };
         let wire = Rc::new(RefCell::new(wire));
         let end = Socket::Other(Box::new(End(Rc::clone(&wire), 0)));
         let mut conn = Conn::accepted(layer.accept(end).unwrap());
@@ -325,10 +327,11 @@ fn a_hello_that_is_none_is_refused_with_one_alert_at_most() {
 fn an_idle_connection_holds_no_buffers() {
     let (_dir, layer) = certified("a.example");
     let (wire, server, client) = pair(&layer, "a.example", Verify::Yes, 7);
-    let mut peers = [Peer::new(server, vec![7; 150_000]), Peer::new(client, vec![7; 150_000])];
+    let mut peers =
+        [TlsPeer::new(server, vec![7; 150_000]), TlsPeer::new(client, vec![7; 150_000])];
     peers.iter_mut().for_each(|peer| peer.is_shut = true);
     run(&wire, &mut peers, &mut fastrand::Rng::with_seed(8)).unwrap();
-    for Peer { conn, got, .. } in &peers {
+    for TlsPeer { conn, got, .. } in &peers {
         assert_eq!(got.len(), 150_000);
         assert!(conn.kernel_bytes() < 6 * 1024, "{} bytes", conn.kernel_bytes());
     }
@@ -351,7 +354,7 @@ fn certificates_are_chosen_by_name_and_the_first_serves_unknown_ones() {
         load(&mut settings, Uses { listeners: true, dialed: true }).unwrap();
         let layer = Layer::new(settings).unwrap();
         let (wire, server, client) = pair(&layer, name, Verify::Yes, 9);
-        let mut peers = [Peer::new(server, b"hi".to_vec()), Peer::new(client, b"x".to_vec())];
+        let mut peers = [TlsPeer::new(server, b"hi".to_vec()), TlsPeer::new(client, b"x".to_vec())];
         run(&wire, &mut peers, &mut fastrand::Rng::with_seed(1)).is_ok()
     };
     let [first, second] = [settings.certificate[0].clone(), settings.certificate[1].clone()];

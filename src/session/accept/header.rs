@@ -5,9 +5,9 @@
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
-use super::{Accept, Fate, Stage};
+use super::{Accept, AcceptStage, Fate};
 use crate::net::{Conn, Io, Security};
-use crate::proto::proxy_header::{BadHeader, HEADER_BYTES_MAX, Source, parse};
+use crate::proto::proxy_header::{BadHeader, HEADER_BYTES_MAX, HeaderSource, parse};
 use crate::service::trust::Peer;
 use crate::session::request::Request;
 use crate::session::transcript::{Event, note};
@@ -16,9 +16,9 @@ use crate::session::{
 };
 
 /// What has come so far.
-enum Received {
+enum HeaderReceived {
     /// A header, and what followed it.
-    Whole(Source, Vec<u8>),
+    Whole(HeaderSource, Vec<u8>),
     /// The beginning of one.
     Part(Vec<u8>),
     /// This many bytes of one, and the end.
@@ -38,17 +38,19 @@ impl Accept {
             return make_room(who);
         }
         match cx.with_scratch(|scratch, _| receive(held, downstream, scratch)) {
-            Ok(Received::Whole(source, early)) => self.begin(source, early, downstream, who, cx),
-            Ok(Received::Part(_)) if self.deadline.is_some_and(|at| at <= cx.now) => {
+            Ok(HeaderReceived::Whole(source, early)) => {
+                self.begin(source, early, downstream, who, cx)
+            }
+            Ok(HeaderReceived::Part(_)) if self.deadline.is_some_and(|at| at <= cx.now) => {
                 fail("it was not complete within header_timeout".into())
             }
-            Ok(Received::Part(held)) => {
-                self.stage = Stage::Header(held);
+            Ok(HeaderReceived::Part(held)) => {
+                self.stage = AcceptStage::Header(held);
                 Step::Wait(Phase::Accept(self))
             }
             // A proxy that only tries whether something listens here.
-            Ok(Received::Ended(0)) => Step::End(Ended::http(CloseReason::Done)),
-            Ok(Received::Ended(_)) => fail("the connection ended in the middle of it".into()),
+            Ok(HeaderReceived::Ended(0)) => Step::End(Ended::http(CloseReason::Done)),
+            Ok(HeaderReceived::Ended(_)) => fail("the connection ended in the middle of it".into()),
             Err(bad) => fail(bad.to_string()),
         }
     }
@@ -56,16 +58,16 @@ impl Accept {
     /// Goes on behind the header, where `early` bytes have been read.
     fn begin(
         mut self: Box<Self>,
-        source: Source,
+        source: HeaderSource,
         early: Vec<u8>,
         downstream: &mut Conn,
         who: &mut Identity,
         cx: &mut Context,
     ) -> Step {
         match source {
-            Source::Proxy => {}
-            Source::Address(address) => who.note_named(Peer::named(address)),
-            Source::Unknown => who.note_named(Peer::Unnamed),
+            HeaderSource::Proxy => {}
+            HeaderSource::Address(address) => who.note_named(Peer::named(address)),
+            HeaderSource::Unknown => who.note_named(Peer::Unnamed),
         }
         let (proxy, client) = (who.socket_peer(), who.client());
         note(&*who, || Event::ProxyHeader { proxy, client });
@@ -78,23 +80,27 @@ impl Accept {
         if !downstream.put_layer(|socket| cx.tls.accept_after(socket, early)) {
             return super::give_up("there is no certificate", cx);
         }
-        self.stage = Stage::Tls;
+        self.stage = AcceptStage::Tls;
         Step::Next(Phase::Accept(self))
     }
 }
 
-fn receive(held: &[u8], downstream: &mut Conn, scratch: &mut [u8]) -> Result<Received, BadHeader> {
+fn receive(
+    held: &[u8],
+    downstream: &mut Conn,
+    scratch: &mut [u8],
+) -> Result<HeaderReceived, BadHeader> {
     let mut length = held.len();
     scratch[..length].copy_from_slice(held);
     loop {
         if let Some((source, header_bytes)) = parse(&scratch[..length])? {
-            return Ok(Received::Whole(source, scratch[header_bytes..length].to_vec()));
+            return Ok(HeaderReceived::Whole(source, scratch[header_bytes..length].to_vec()));
         }
         // There is room: a header that is not whole is shorter than the longest one.
         match downstream.read(&mut scratch[length..HEADER_BYTES_MAX]) {
             Ok(Io::Moved(n)) => length += n,
-            Ok(Io::Blocked) => return Ok(Received::Part(scratch[..length].to_vec())),
-            Ok(Io::Ended) | Err(_) => return Ok(Received::Ended(length)),
+            Ok(Io::Blocked) => return Ok(HeaderReceived::Part(scratch[..length].to_vec())),
+            Ok(Io::Ended) | Err(_) => return Ok(HeaderReceived::Ended(length)),
         }
     }
 }

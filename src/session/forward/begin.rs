@@ -4,14 +4,14 @@ use super::ending::answer;
 use super::kept::KeptBackend;
 use super::pump::{Pump, PumpFraming};
 use super::{Forward, ForwardStage, RESTARTING, TOO_LARGE, TOO_LATE, bad_body};
-use crate::net::{Security, Side, Source};
+use crate::net::{Side, Source};
 use crate::proto::forward;
 use crate::proto::http::framing::BodyFraming;
 use crate::proto::http::{BadHead, RequestHead, Response};
-use crate::proto::upgrade::{self, Forwarding};
+use crate::proto::upgrade;
 use crate::service::route::RouteTarget;
 use crate::session::connector::{Connector, Retry};
-use crate::session::exchange::{Asking, Exchange};
+use crate::session::exchange::{self, Asking, Exchange};
 use crate::session::respond::Asked;
 use crate::session::{CloseReason, Context, Detail, Ended, Identity, Limit, Phase, Step};
 
@@ -50,15 +50,9 @@ impl Forward {
             }
         };
         asked.rest = upload.take_surplus();
-        let request_id = request_id(request, cx);
+        let request_id = exchange::request_id(request, cx);
         let mut headers = Vec::new();
-        let forwarding = Forwarding {
-            host: host.as_deref(),
-            client: who.peer().ip(),
-            is_proxied: who.is_forwarded(&cx.trust),
-            scheme: if who.security() == Security::Tls { "https" } else { "http" },
-            request_id: &request_id,
-        };
+        let forwarding = exchange::forwarding(host.as_deref(), &request_id, who, cx);
         forward::write_request_headers(request, &forwarding, asked.form, &mut headers);
         let retry = match is_idempotent(request.method) && upload.is_done() {
             true => Retry::Request,
@@ -107,14 +101,6 @@ impl Forward {
     pub(super) fn connect_anew(&self, who: &Identity, cx: &Context) -> Option<Connector> {
         (self.retry == Retry::Request).then(|| connector(self.retry, who, cx))
     }
-}
-
-/// The client's `X-Request-Id`, or a new one.
-fn request_id(request: &RequestHead, cx: &mut Context) -> String {
-    if let Some(id) = upgrade::request_id(request) {
-        return id.to_owned();
-    }
-    uuid::Builder::from_random_bytes(cx.chance.u128(..).to_be_bytes()).into_uuid().to_string()
 }
 
 /// A connector for a request of `who`.
