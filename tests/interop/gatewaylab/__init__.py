@@ -12,6 +12,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 PEERS = ROOT / "tests" / "interop" / "peers"
 TARGET = ROOT / os.environ.get("CARGO_TARGET_DIR", "target")
 NODE_MODULES = TARGET / "interop" / "node_modules"
+PROJECTS = TARGET / "interop" / "projects"
+"""The Python environment with other projects' libraries (`projects.txt`)."""
 
 PATIENCE = float(os.environ.get("GATEWAYLAB_PATIENCE", "15"))
 """Seconds until a wait for an event fails its test. No test waits this long when all is well."""
