@@ -15,8 +15,8 @@
 //! A connection whose response has ended is kept for the next request of the same client
 //! ([`kept`]).
 //!
-//! The body of the request is sent from the moment on that its head has left, and goes on while the
-//! response comes back: one [`Pump`] for each direction. Neither body is ever held as a whole.
+//! The body of the request is sent as soon as its head has left, and goes on while the
+//! response comes back: one `Pump` for each direction. Neither body is ever held as a whole.
 
 mod begin;
 mod ending;
