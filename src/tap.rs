@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(shown("frame", step, Style::Plain), "10:00:00.123 input_1 = pinged [2J client");
         for (payload, length, line) in [
             (r#""payload":"声\"\u001b""#, 5, r#" 5 B "声\"\u{1b}""#),
-            (r#""payload":"hel""#, 5, r#" 5 B "hel" …"#),
+            (r#""payload":"abc""#, 5, r#" 5 B "abc" …"#),
             (r#""payload_base64":"AAEC/w==""#, 4, " 4 B base64 AAEC/w=="),
             (r#""payload_base64":"AAEC/w==""#, 9, " 9 B base64 AAEC/w== …"),
         ] {
