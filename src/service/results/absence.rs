@@ -150,7 +150,9 @@ impl<K: Copy + Ord> Results<K> {
     /// Whether its only client is about to leave a task whose worker is not done. To be asked
     /// before, as the task may be forgotten then.
     pub(super) fn is_last_of_unfinished(&self, task: Uuid, is_speaking: bool) -> bool {
-        self.tasks.is_last_client(task) && (is_speaking || !self.tasks.is_finished(task))
+        self.tasks.is_last_client(task)
+            && !self.tasks.is_stopped(task)
+            && (is_speaking || !self.tasks.is_finished(task))
     }
 
     /// A client has joined `task`.
@@ -162,9 +164,7 @@ impl<K: Copy + Ord> Results<K> {
 
     /// The last client of `task`, which was unfinished, has left.
     pub(super) fn begin_absence(&mut self, now: Moment, task: Uuid) {
-        if !self.tasks.is_stopped(task) {
-            self.absences.begin(now, task);
-        }
+        self.absences.begin(now, task);
     }
 
     /// Another gateway, or a worker, has published this about `task`.
@@ -220,7 +220,7 @@ mod tests {
     use super::*;
     use crate::service::link::RedisRole;
     use crate::service::results::{StopOutcome, StoppedBy};
-    use crate::service::tasks::{ClientState, TaskEnd};
+    use crate::service::tasks::{self, ClientState, TaskEnd, Tasks};
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -397,6 +397,19 @@ mod tests {
         assert_eq!(said(&mut results, now + 9 * SECOND), []);
         join(&mut results, now + 9 * SECOND, 3);
         assert_eq!(said(&mut results, now + 9 * SECOND), [], "no LEFT was published");
+    }
+
+    #[test]
+    fn nothing_follows_a_stop_where_no_result_is_kept() {
+        let tasks = Tasks::new(tasks::Settings { retain: None, ..Default::default() });
+        let (mut results, now) = (Results::new(tasks, None), Moment::START);
+        hear(&mut results, now, ControlAction::Left);
+        join(&mut results, now, 1);
+        results.stop(now, task().uuid(), StoppedBy::Client);
+        results.trim(now);
+        assert_eq!(said(&mut results, now), [], "no BACK");
+        leave(&mut results, now, 1, None);
+        assert_eq!(said(&mut results, now + SECOND), [], "no LEFT");
     }
 
     #[test]

@@ -130,7 +130,10 @@ impl Tasks {
             let known = &mut self.tasks[slot];
             known.remembered -= 1;
             if known.remembered == 0 {
+                // With the clients that a stop has closed, it is remembered until they have left.
+                let is_stopped = known.is_stopped && known.has_clients();
                 known.forget_end();
+                known.is_stopped = is_stopped;
                 self.forget_if_idle(slot);
             }
         }
