@@ -84,7 +84,7 @@ BAD = {
     "a bad word": ("[proxy]\non_backend_failure = 'htpp'\n", 2, "on_backend_failure", "http"),
     "a bad address": ("[server]\nlisten = ['nowhere']\n", 2, "listen", "nowhere"),
     "a bad level": ("[log]\nlevel = 'warning'\n", 2, "level", "warn"),
-    "a bad URL": ("[[route]]\nname='a'\npath='/a'\nbackend='http://x/'\n", 4, "backend", "ws://"),
+    "a bad URL": ("[[route]]\nname='a'\npath='/a'\nbackend='ftp://x/'\n", 4, "backend", "ws://"),
     "a name that is not in the path": ("[[route]]\nname='a'\npath='/a'\nbackend='ws://x/{task}'\n", 1, "backend", "task"),
     "a route twice": (
         "[[route]]\nname='a'\npath='/a'\nbackend='ws://x/'\n[[route]]\nname='a'\npath='/b'\nbackend='ws://x/'\n",
