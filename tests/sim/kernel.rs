@@ -147,7 +147,7 @@ pub struct Link {
     is_delivering: bool,
     received: VecDeque<u8>,
     has_fin: bool,
-    has_reset: bool,
+    pub has_reset: bool,
     error: Option<ErrorKind>,
     sent: VecDeque<u8>,
     pub near_fin: bool,

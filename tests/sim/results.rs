@@ -1454,8 +1454,8 @@ impl ResultsWorld {
         else {
             return Ok(());
         };
-        // What several gateways keep is in order while none of them is kept from keeping it. One that
-        // stands still before it looks again may have passed on what came later.
+        // What several gateways keep is in order while none of them is kept from keeping it. One
+        // that stands still before it looks again may have passed on what came later.
         let is_alone = self.ports.len() == 1;
         let are_calm = self.places.iter().all(|place| self.is_calm(place, first_out, until));
         let is_in_order = is_alone || !self.is_tight() && are_calm && !stands_still(self.seed);
