@@ -123,12 +123,7 @@ impl Gateway {
                 return matches!(session.phase(), Phase::Output(_));
             }
             Errand::LookedUp(backend) => {
-                let is_looking_up = match session.phase() {
-                    Phase::Dial(dial) => dial.is_looking_up(),
-                    Phase::Forward(forward) => forward.is_looking_up(),
-                    _ => false,
-                };
-                return is_looking_up && session.backend() == Some(backend);
+                return session.is_looking_up() && session.backend() == Some(backend);
             }
         }
         true

@@ -143,11 +143,6 @@ impl Dial {
         }))
     }
 
-    /// Whether it waits for a backend's name to be looked up.
-    pub fn is_looking_up(&self) -> bool {
-        self.connector.is_looking_up()
-    }
-
     /// Keeps what the client sends meanwhile. False: the client is gone.
     fn read_early(&mut self, downstream: &mut Conn, cx: &mut Context) -> bool {
         while self.early.len() < EARLY_BYTES_MAX {
@@ -410,6 +405,10 @@ impl State for Dial {
 
     fn traffic(&self) -> Option<BothWays> {
         Some(BothWays::default())
+    }
+
+    fn is_looking_up(&self) -> bool {
+        self.connector.is_looking_up()
     }
 
     /// The backend that is being tried.

@@ -410,6 +410,11 @@ trait State {
         None
     }
 
+    /// Whether it waits for the name of that backend to be looked up.
+    fn is_looking_up(&self) -> bool {
+        false
+    }
+
     /// When a message was last handled; `None` where there are no messages.
     fn active_at(&self) -> Option<Moment> {
         None
@@ -542,6 +547,11 @@ impl Session {
     /// The backend that it has, or is dialing.
     pub fn backend(&self) -> Option<UpstreamId> {
         in_phase!(&self.phase, it => it.backend(), closed => None)
+    }
+
+    /// Whether it waits for the name of that backend to be looked up.
+    pub fn is_looking_up(&self) -> bool {
+        in_phase!(&self.phase, it => it.is_looking_up(), closed => false)
     }
 
     /// When it last handled a message, or was opened.

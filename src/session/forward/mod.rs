@@ -132,11 +132,6 @@ const TOO_LATE: BadHead = BadHead { status: 408, why: "The request body did not 
 const RESTARTING: BadHead = BadHead { status: 503, why: "Gateway restarting" };
 
 impl Forward {
-    /// Whether it waits for a backend's name to be looked up.
-    pub fn is_looking_up(&self) -> bool {
-        self.connector.is_looking_up()
-    }
-
     fn advance(
         mut self: Box<Self>,
         downstream: &mut Conn,
@@ -521,6 +516,10 @@ impl State for Forward {
 
     fn release(self: Box<Self>, who: &Identity, cx: &mut Context) -> Box<Ended> {
         self.ended(CloseReason::Stopped, None, who, cx)
+    }
+
+    fn is_looking_up(&self) -> bool {
+        self.connector.is_looking_up()
     }
 
     fn backend(&self) -> Option<UpstreamId> {
