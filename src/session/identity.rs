@@ -96,13 +96,13 @@ impl Identity {
         SessionId { serial: self.serial as u32, key: self.key }
     }
 
-    /// The other end of the connection: the client, or a proxy. Behind a PROXY header, what that
-    /// names.
+    /// The client: the one that a PROXY header names, else the other end of the connection, which
+    /// may be a proxy.
     pub fn peer(&self) -> Peer {
         self.rare.as_ref().and_then(|rare| rare.named).unwrap_or_else(|| self.socket_peer())
     }
 
-    /// The other end of the connection, whatever it says of itself.
+    /// The other end of the connection. A PROXY header is ignored.
     pub fn socket_peer(&self) -> Peer {
         self.ip.map_or(Peer::Unix, |ip| Peer::Ip(SocketAddr::new(ip, self.port)))
     }

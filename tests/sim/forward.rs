@@ -61,7 +61,7 @@ pub struct ForwardWorld {
 struct Manner {
     bite: usize,
     pace: Duration,
-    /// It ends its side this way after so many bytes.
+    /// After how many bytes sent it ends its side, and how.
     cut: Option<(u64, End)>,
     reads_most: usize,
     leaves_at: Moment,
