@@ -95,6 +95,10 @@ mod tests {
     use crate::service::assets::Files;
     use crate::service::route::Access;
     use crate::service::url::Template;
+    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
 
     fn warnings(config: Config) -> Vec<String> {
         Loaded { config, warnings: vec!["other".into()], path: None }.check_machine().warnings
@@ -115,6 +119,46 @@ mod tests {
         config.gateway.session.output.audio_root = std::env::temp_dir();
         config.gateway.routes = Config::default().gateway.routes;
         assert_eq!(warnings(config), ["other"]);
+    }
+
+    /// Runs `check` as a user that must heed the modes of files, as root need not.
+    fn without_privileges<T: Send>(check: impl FnOnce() -> T + Send) -> T {
+        let none = CapabilitySets {
+            effective: CapabilitySet::empty(),
+            permitted: CapabilitySet::empty(),
+            inheritable: CapabilitySet::empty(),
+        };
+        let unprivileged = || {
+            // Of this thread alone.
+            set_capabilities(None, none).unwrap();
+            check()
+        };
+        std::thread::scope(|scope| scope.spawn(unprivileged).join().unwrap())
+    }
+
+    #[test]
+    fn an_audio_root_that_may_not_be_read_is_a_warning() {
+        let folder = TestFolder::make();
+        let audio = folder.join("closed/audio");
+        std::fs::create_dir_all(&audio).unwrap();
+        let closing = |path: &Path| {
+            let mode = |mode| std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+            mode(0o600);
+            let mut config = Config::default();
+            config.gateway.session.output.audio_root.clone_from(&audio);
+            let found = without_privileges(|| warnings(config));
+            mode(0o700);
+            found
+        };
+        let denied = format!(
+            "output.audio_root: the folder {} cannot be opened: Permission denied (os error 13)",
+            audio.display()
+        );
+        assert_eq!(closing(&audio), ["other", denied.as_str()], "the folder itself");
+        assert_eq!(closing(&folder.join("closed")), ["other", denied.as_str()], "one above it");
+        let mut config = Config::default();
+        config.gateway.session.output.audio_root.clone_from(&audio);
+        assert_eq!(without_privileges(|| warnings(config)), ["other"]);
     }
 
     #[test]
@@ -166,6 +210,7 @@ mod tests {
         config.gateway.session.output.spool = "".into();
         assert_eq!(warnings(config), ["other"]);
     }
+
     #[test]
     fn a_log_file_that_cannot_be_written_is_a_warning() {
         let mut config = Config::default();
