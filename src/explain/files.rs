@@ -57,8 +57,10 @@ impl Log {
         Ok(Log(files.map(LogPart::File).collect()))
     }
 
-    /// Calls `handle` with each line, oldest first.
-    pub fn each_line(&self, mut handle: impl FnMut(&str)) -> Result<(), LogError> {
+    /// Calls `handle` with each line, oldest first. Returns what could not be read, or not to its
+    /// end: a file that is damaged does not hide the others.
+    pub fn each_line(&self, mut handle: impl FnMut(&str)) -> Vec<LogError> {
+        let mut errors = Vec::new();
         for part in &self.0 {
             let (path, read) = match part {
                 LogPart::File(path) => {
@@ -67,9 +69,9 @@ impl Log {
                 }
                 LogPart::Memory(bytes) => ("-".into(), read_lines(bytes.as_slice(), &mut handle)),
             };
-            read.map_err(|why| LogError { path, why })?;
+            errors.extend(read.err().map(|why| LogError { path, why }));
         }
-        Ok(())
+        errors
     }
 }
 

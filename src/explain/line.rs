@@ -5,6 +5,10 @@ use serde_json::Value;
 
 const DAY: i64 = 24 * 60 * 60 * 1000;
 
+/// The longest time from a step of a story to its end, in seconds: a hundred years. A log says
+/// more only if the gateway has not written it.
+const BEFORE_END_MAX: f64 = 100.0 * 366.0 * 24.0 * 60.0 * 60.0;
+
 /// What `explain` needs of a line, by the names of `docs/log.schema.json`.
 #[derive(Debug)]
 pub struct LogLine {
@@ -36,7 +40,8 @@ impl LogLine {
         let (reason, sentence) = (text("reason"), text("sentence"));
         let code = parts.value("code").and_then(Value::as_u64);
         let before_end = parts.value("before_end_seconds").and_then(Value::as_f64);
-        let before_end = (before_end.unwrap_or_default() * 1000.0).round() as i64;
+        let before_end = before_end.unwrap_or_default().clamp(0.0, BEFORE_END_MAX);
+        let before_end = (before_end * 1000.0).round() as i64;
         Some(LogLine {
             at,
             level,
@@ -52,6 +57,13 @@ impl LogLine {
             before_end,
             message,
         })
+    }
+
+    /// Bytes of its own memory, roughly.
+    pub fn bytes(&self) -> usize {
+        let parts = [&self.id, &self.task, &self.client, &self.request_id, &self.sentence];
+        let parts = parts.into_iter().flatten().map(String::len);
+        size_of::<LogLine>() + self.message.len() + parts.sum::<usize>()
     }
 
     /// Whether it is this event.

@@ -27,8 +27,12 @@ const CONNECTIONS_MAX: usize = 20;
 /// How many bad endings are shown when no name is given.
 const ENDINGS_MAX: usize = 10;
 
-/// Lines of one story, at most; the last ones.
+/// Lines of one story, at most, and their bytes; the last ones.
 const LINES_MAX: usize = 20_000;
+const BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// The longest id that others are aligned with.
+const ID_WIDTH_MAX: usize = 24;
 
 /// A connection: starts of the gateway before it, and its id.
 type ConnectionKey = (u32, String);
@@ -40,6 +44,8 @@ pub struct Story {
     lines: Vec<(u32, LogLine)>,
     /// Lines or connections were left out, being too many.
     is_cut: bool,
+    /// Files that could not be read, or not to their end, as sentences.
+    unread: Vec<String>,
 }
 
 /// What is searched for.
@@ -54,31 +60,40 @@ enum Wanted<'n> {
 /// nothing about it.
 ///
 /// # Errors
-/// A sentence: the log cannot be read.
+/// A sentence: the log cannot be read, or a part of it, and nothing is found in the rest.
 pub fn explain(log: &Path, name: Option<&str>) -> Result<Option<Story>, String> {
     let log = Log::find(log).map_err(|error: LogError| error.to_string())?;
     let wanted = name.map_or(Wanted::Failures, Wanted::Name);
     let mut found = Matches::default();
-    each_line(&log, |run, line| found.look_at(&wanted, run, &line))?;
-    let mut story = Story { lines: Vec::new(), is_cut: found.is_cut };
-    let mut lines = VecDeque::new();
-    each_line(&log, |run, line| {
-        if found.wants(&wanted, run, &line) {
-            lines.push_back((run, line));
+    each_line(&log, |run, line| found.look_at(&wanted, run, &line));
+    let mut story = Story { lines: Vec::new(), is_cut: found.is_cut, unread: Vec::new() };
+    let (mut lines, mut bytes) = (VecDeque::new(), 0);
+    let errors = each_line(&log, |run, line| {
+        if !found.wants(&wanted, run, &line) {
+            return;
         }
-        if lines.len() > LINES_MAX {
-            lines.pop_front();
+        bytes += line.bytes();
+        lines.push_back((run, line));
+        while lines.len() > LINES_MAX || bytes > BYTES_MAX {
+            bytes -= lines.pop_front().map_or(bytes, |(_, line)| line.bytes());
             story.is_cut = true;
         }
-    })?;
+    });
     story.lines.extend(lines);
     // A story is written when its connection has ended, and told where it happened.
     story.lines.sort_by_key(|(run, line)| (*run, line.happened_at()));
-    Ok(if story.lines.is_empty() { None } else { Some(story) })
+    story.unread.extend(errors.iter().map(ToString::to_string));
+    match (story.lines.is_empty(), story.unread.is_empty()) {
+        (false, _) => Ok(Some(story)),
+        (true, true) => Ok(None),
+        // It may be about that.
+        (true, false) => Err(story.unread.join("; ")),
+    }
 }
 
-/// Calls `handle` with each line that is one of the gateway's, and the starts before it.
-fn each_line(log: &Log, mut handle: impl FnMut(u32, LogLine)) -> Result<(), String> {
+/// Calls `handle` with each line that is one of the gateway's, and the starts before it. Returns
+/// what could not be read.
+fn each_line(log: &Log, mut handle: impl FnMut(u32, LogLine)) -> Vec<LogError> {
     let mut run = 0;
     log.each_line(|text| {
         if let Some(line) = LogLine::read(text) {
@@ -86,7 +101,6 @@ fn each_line(log: &Log, mut handle: impl FnMut(u32, LogLine)) -> Result<(), Stri
             handle(run, line);
         }
     })
-    .map_err(|error| error.to_string())
 }
 
 /// The connections that are meant.
@@ -166,11 +180,14 @@ impl Story {
     /// For people: a line for each thing that happened, then why the connections ended.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
+        for problem in &self.unread {
+            let _ = writeln!(text, "… {problem}; its lines are missing here");
+        }
         if self.is_cut {
             text.push_str("… more came before; name a connection for its whole story\n");
         }
         let width = self.lines.iter().filter_map(|(_, line)| Some(line.id.as_ref()?.len())).max();
-        let width = width.unwrap_or_default();
+        let width = width.unwrap_or_default().min(ID_WIDTH_MAX);
         let mut began_at = None;
         for (_, line) in self.lines.iter().filter(|(_, line)| !line.is("failed")) {
             let at = line.happened_at();
@@ -178,11 +195,12 @@ impl Story {
             let (id, level) = (line.id.as_deref().unwrap_or_default(), line.mark());
             let _ = writeln!(
                 text,
-                "{}  {:>+9}.{:03} s  {id:width$}  {level}{}",
+                "{}  {:>+9}.{:03} s  {:width$}  {level}{}",
                 line::time_of_day(at),
                 since / 1000,
                 since.abs() % 1000,
-                line.told(),
+                one_line(id),
+                one_line(line.told()),
             );
         }
         let endings: Vec<_> =
@@ -191,7 +209,7 @@ impl Story {
         for line in &endings {
             let id = line.id.as_deref().unwrap_or_default();
             let sentence = line.sentence.as_deref().unwrap_or("It ended.");
-            let _ = writeln!(text, "{id}: {sentence}");
+            let _ = writeln!(text, "{}: {}", one_line(id), one_line(sentence));
         }
         if endings.is_empty() {
             text.push_str("The log does not say that it has ended.\n");
@@ -221,8 +239,16 @@ impl Story {
                 })
             })
             .collect();
-        format!("{}\n", json!({ "events": lines, "ended": ended, "is_cut": self.is_cut }))
+        format!(
+            "{}\n",
+            json!({ "events": lines, "ended": ended, "is_cut": self.is_cut, "unread": self.unread })
+        )
     }
+}
+
+/// A log may hold anything, also lines of other programs; nothing of it may move the cursor.
+fn one_line(text: &str) -> String {
+    text.chars().map(|sign| if sign.is_control() { ' ' } else { sign }).collect()
 }
 
 #[cfg(test)]

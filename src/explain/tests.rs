@@ -188,3 +188,69 @@ fn a_log_that_is_not_there_is_named() {
     let error = explain(Path::new("/nowhere/log"), None).unwrap_err();
     assert!(error.starts_with("cannot read /nowhere/log: No such file"), "{error}");
 }
+
+#[test]
+fn nothing_in_a_log_reaches_the_terminal_as_a_command() {
+    let folder = TestFolder::make();
+    let hostile = "input_1 closed reason=task_timeout what=\"\u{1b}[2J\u{9b}31m\u{7}\r\" \
+                   sentence=\"\u{1b}]0;gone\u{7}\"";
+    let text = lines(0, &["input_1 opened client=192.0.2.7:1", hostile]);
+    let json = r#"{"time":"2026-11-22T10:00:05.000Z","level":"WARN","target":"x\u001b[1m","message":"input_1 = a\u001b[2Jb\nc"}"#;
+    let log = folder.write("log", format!("{text}{json}\n"));
+    let story = explain(&log, Some("input_1")).unwrap().unwrap();
+    let shown = story.to_text();
+    assert_eq!(story.lines.len(), 3, "{shown:?}");
+    assert!(!shown.chars().any(|sign| sign.is_control() && sign != '\n'), "{shown:?}");
+    assert_eq!(shown.lines().count(), 5, "a value begins no line of its own: {shown:?}");
+}
+
+#[test]
+fn a_damaged_or_unreadable_part_does_not_hide_the_others() {
+    let folder = TestFolder::make();
+    let log = write(&folder, "log", 30, &["input_1 closed reason=done sentence=\"End.\""]);
+    fs::create_dir(folder.join("log.1")).unwrap();
+    let mut gz = GzEncoder::new(Vec::new(), Compression::none());
+    gz.write_all(lines(10, &["input_1 opened client=192.0.2.7:1"]).as_bytes()).unwrap();
+    let whole = gz.finish().unwrap();
+    // As when the disk was full, or while it is still being compressed.
+    fs::write(folder.join("log.2.gz"), &whole[..whole.len() - 6]).unwrap();
+    fs::write(folder.join("log.3.gz"), b"\x1f\x8bno gzip").unwrap();
+    let story = explain(&log, Some("input_1")).unwrap().unwrap();
+    let shown = story.to_text();
+    for file in ["log.1: ", "log.2.gz: ", "log.3.gz: "] {
+        assert!(shown.contains(&format!("/{file}")), "{shown}");
+    }
+    assert_eq!(shown.matches("; its lines are missing here\n").count(), 3, "{shown}");
+    assert!(shown.contains("opened client=192.0.2.7:1"), "what could be read: {shown}");
+    assert!(shown.ends_with("input_1: End.\n"), "{shown}");
+    let json: serde_json::Value = serde_json::from_str(&story.to_json()).unwrap();
+    assert_eq!(json["unread"].as_array().unwrap().len(), 3);
+    let error = explain(&log, Some("input_2")).unwrap_err();
+    assert!(error.contains("cannot read ") && error.contains("log.3.gz"), "{error}");
+}
+
+#[test]
+fn long_lines_and_times_that_cannot_be_cost_little() {
+    let folder = TestFolder::make();
+    let mut text = lines(0, &["input_1 opened client=192.0.2.7:1"]);
+    for before_end in ["-1e300", "1e300", "9223372036854775.807", "-3"] {
+        text += &lines(1, &[&format!("input_1 ~ before_end={before_end}s it was")]);
+    }
+    let long = "x".repeat(1 << 20);
+    for _ in 0..700 {
+        text += &lines(2, &[&format!("input_1 = {}", &long[..60_000])]);
+    }
+    text += &lines(3, &[&format!("input_1 = {long}"), "input_1 closed reason=done"]);
+    text += &"Z".repeat(1 << 20);
+    text += &lines(4, &[]);
+    let log = folder.write("log", &text);
+    let story = explain(&log, Some("input_1")).unwrap().unwrap();
+    assert!(story.is_cut);
+    let held: usize = story.lines.iter().map(|(_, line)| line.bytes()).sum();
+    assert!(held <= BYTES_MAX, "{held}");
+    assert!(story.to_text().len() < 2 * BYTES_MAX);
+    assert!(story.to_text().ends_with("input_1: It ended.\n"));
+    // None of it is slow or panics, whatever the log says about time.
+    let log = folder.write("other", &text[..1000]);
+    assert!(explain(&log, Some("input_1")).unwrap().is_some());
+}
