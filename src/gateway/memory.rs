@@ -98,7 +98,7 @@ impl Gateway {
         self.budget_watch.count_at = self.cx.now + COUNT_INTERVAL;
         let Some(limit) = self.cx.budget.limit() else { return };
         self.cx.results.count_memory();
-        let bytes_max = self.buffer_bytes_max(limit);
+        let bytes_max = buffer_bytes_max(self.cx.budget.held(), limit);
         self.cx.socket_buffers = (bytes_max < BUFFER_BYTES_MAX).then_some(bytes_max);
         let is_at_ease = self.cx.budget.held() < limit / 4;
         let count = if is_at_ease { SLOTS_PER_COUNT_AT_EASE } else { SLOTS_PER_COUNT };
@@ -110,12 +110,6 @@ impl Gateway {
             }
         }
         self.budget_watch.next_slot = if last < slots { last } else { 0 };
-    }
-
-    /// What one socket buffer may take: less, the smaller the budget and the more of it is held.
-    fn buffer_bytes_max(&self, limit: usize) -> usize {
-        let left = limit.saturating_sub(self.cx.budget.held());
-        (left / (4 * FULL_BUFFERS)).clamp(BUFFER_BYTES_MIN, BUFFER_BYTES_MAX)
     }
 
     /// Frees bytes where most are held: ends sessions, or evicts kept results.
@@ -183,6 +177,41 @@ impl Gateway {
         match session.is_closed() {
             true => self.note_closed(key),
             false => self.drive(key),
+        }
+    }
+}
+
+/// What one socket buffer may take: less, the smaller the budget and the more of it is held.
+fn buffer_bytes_max(held: usize, limit: usize) -> usize {
+    let left = limit.saturating_sub(held);
+    (left / (4 * FULL_BUFFERS)).clamp(BUFFER_BYTES_MIN, BUFFER_BYTES_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn socket_buffers_shrink_with_the_budget_and_with_what_is_left_of_it() {
+        const KIB: usize = 1 << 10;
+        const MIB: usize = 1 << 20;
+        for (held, limit, bytes_max) in [
+            (0, 1 << 40, 512 * KIB),
+            (0, 512 * MIB, 512 * KIB),
+            (0, 256 * MIB, 256 * KIB),
+            (192 * MIB, 256 * MIB, 64 * KIB),
+            (0, 64 * MIB, 64 * KIB),
+            (32 * MIB, 64 * MIB, 32 * KIB),
+            (48 * MIB, 64 * MIB, 16 * KIB),
+            (64 * MIB, 64 * MIB, 16 * KIB),
+            (65 * MIB, 64 * MIB, 16 * KIB),
+            (0, 0, 16 * KIB),
+        ] {
+            assert_eq!(buffer_bytes_max(held, limit), bytes_max, "{held} of {limit}");
+        }
+        // While it is above the least, all that may be full fit into a quarter of what is left.
+        for left in (16 * MIB..512 * MIB).step_by(MIB / 2 + 1) {
+            assert!(buffer_bytes_max(MIB, MIB + left) * FULL_BUFFERS <= left / 4, "{left}");
         }
     }
 }
