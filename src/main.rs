@@ -30,6 +30,7 @@ use aivtuber_gateway::healthcheck::Place;
 use aivtuber_gateway::logging::{self, Logging};
 use aivtuber_gateway::reactor::listeners::ListenOn;
 use aivtuber_gateway::reactor::passed::PassedSockets;
+use aivtuber_gateway::reactor::signals;
 use aivtuber_gateway::reactor::supervisor::Supervisor;
 use aivtuber_gateway::reactor::{Hooks, Reactor, Service};
 use aivtuber_gateway::{cert, explain, gateway, healthcheck, net, tap};
@@ -42,6 +43,9 @@ const DEMO_LISTEN: [&str; 2] = ["0.0.0.0:8000", "tls://0.0.0.0:8443"];
 
 fn main() -> ExitCode {
     net::return_large_blocks();
+    if let Err(error) = signals::survive_file_size_limit() {
+        return complain(1, &format!("cannot handle a signal: {error}"));
+    }
     let Invocation { action, operands, mut flags, options } =
         match cli::parse(std::env::args_os().skip(1)) {
             Ok(invocation) => invocation,

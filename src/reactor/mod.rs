@@ -20,7 +20,7 @@ pub mod descriptors;
 pub mod listeners;
 mod names;
 pub mod passed;
-mod signals;
+pub mod signals;
 pub mod supervisor;
 
 use crate::base::moment::Moment;

@@ -6,12 +6,15 @@
 )]
 
 use crate::net::Source;
+use libc::SIGXFSZ;
 use mio::net::UnixStream;
 use mio::{Interest, Registry};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::low_level::pipe;
 use std::fmt;
 use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// What the operator wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +63,17 @@ impl Signals {
             matches!(pipe.read(&mut byte), Ok(1)).then_some(signal)
         })
     }
+}
+
+/// Makes a file that cannot grow any further (`RLIMIT_FSIZE`) an error of the write, as a full disk
+/// is. By default, the kernel's signal for it ends the process. To be called before anything is
+/// written.
+///
+/// # Errors
+/// What the system says.
+pub fn survive_file_size_limit() -> io::Result<()> {
+    // Only its handler counts.
+    signal_hook::flag::register(SIGXFSZ, Arc::<AtomicBool>::default()).map(drop)
 }
 
 impl fmt::Display for Signal {

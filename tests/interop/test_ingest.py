@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import resource
 import signal
 import sys
 
@@ -503,6 +504,42 @@ def test_speech_goes_to_the_spool_folder_and_leaves_nothing_there(lab, results):
     assert list(folder.iterdir()) == []
     links = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{gateway.pid}/fd")]
     assert sum(str(folder) in link for link in links) == 10, links
+
+
+@pytest.mark.parametrize("where", ["memory", "folder"])
+def test_speech_at_the_limit_of_file_sizes_ends_alone(lab, results, where):
+    """RLIMIT_FSIZE, which is for files in memory too: the worker gets an error, clients what came before it, and the
+    gateway goes on."""
+    output = {}
+    if where == "folder":
+        (results.folder / "spool").mkdir()
+        output["spool"] = str(results.folder / "spool")
+    limit = 20 * CHUNK
+    gateway, _ = serve(
+        results,
+        output=output,
+        before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY)),
+    )
+    worker, task = Worker(lab, gateway), new_task()
+    waiter = results.wait(gateway, task)
+    is_waiting(gateway, task)
+    audio = parts(24)
+    for seq, part in enumerate(audio):
+        worker.binary(task, seq, part)
+    error = worker.message()
+    assert error["type"] == "error" and error["sessionId"] == task, error
+    assert waiter.message()["audio_present"]
+    for seq, part in enumerate(audio[:20]):
+        assert next_chunk(waiter, seq, seq * CHUNK) == part
+    assert "error" in waiter.message()
+    other = new_task()
+    waiter = results.wait(gateway, other)
+    is_waiting(gateway, other)
+    worker.binary(other, 0, audio[0])
+    worker.end(other, final=True)
+    assert waiter.message()["audio_present"]
+    assert next_chunk(waiter, 0, 0) == audio[0]
+    ended(waiter)
 
 
 def test_spool_folder_that_is_not_there_is_said_and_costs_the_speech(lab, results):

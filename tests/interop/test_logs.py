@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import signal
 
 import pytest
@@ -200,6 +201,29 @@ def test_full_disk_stops_nothing(lab):
     gateway.file.write_text(gateway.file.read_text().replace("/dev/full", str(good)))
     gateway.signal(signal.SIGHUP)
     assert eventually(lambda: problems() == [], "it is no problem any more")
+
+
+def test_log_at_the_limit_of_file_sizes_stops_nothing(lab, tmp_path):
+    """RLIMIT_FSIZE: by default, a write beyond it ends the process by a signal."""
+    limit = 32 << 10
+    backend = lab.backend()
+    gateway = lab.gateway(
+        {"log": {"level": "debug", "file": "own.log"}},
+        backend=backend.url(),
+        wait=False,
+        before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY)),
+    )
+    gateway.port = eventually(gateway.listening_ports, "it listens")[0]
+    problems = lambda: gateway.get("/health").json()["problems"]  # noqa: E731
+    while not problems():
+        whole_conversation(lab, gateway, backend)
+    assert problems() == ["log: File too large (os error 27)"]
+    assert (gateway.folder / "own.log").stat().st_size == limit
+    whole_conversation(lab, gateway, backend)
+    gateway.process.wait_for_line("own.log cannot be written: File too large")
+    resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    whole_conversation(lab, gateway, backend)
+    assert eventually(lambda: problems() == [], "it is written again")
 
 
 def test_impossible_log_file_stops_nothing(lab, tmp_path):
