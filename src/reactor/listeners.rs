@@ -390,6 +390,42 @@ mod tests {
     use super::*;
 
     #[test]
+    fn workers_that_connect_are_probed_by_tcp() {
+        let poll = mio::Poll::new().unwrap();
+        for passes_socket in [false, true] {
+            for kind in [ListenerKind::Clients, ListenerKind::Inbox] {
+                let at = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+                let address = at.local_addr().unwrap();
+                let passed = match passes_socket {
+                    true => PassedSockets::of(at),
+                    false => {
+                        drop(at);
+                        PassedSockets::default()
+                    }
+                };
+                let place = [(kind, ListenOn::Tcp(address))];
+                let descriptors = Descriptors::raise_limit();
+                let listeners =
+                    Listeners::open(place.into_iter(), passed, false, descriptors, poll.registry())
+                        .unwrap();
+                let _worker = std::net::TcpStream::connect(address).unwrap();
+                let Ok(Accepted::Tcp(stream, _)) = listeners.listeners[0].socket.accept() else {
+                    panic!("a connection was made")
+                };
+                let socket = socket2::SockRef::from(&stream);
+                assert_eq!(socket.keepalive().unwrap(), kind == ListenerKind::Inbox, "{kind:?}");
+                if kind == ListenerKind::Inbox {
+                    // One that vanished is noticed within two minutes.
+                    let probes = socket.tcp_keepalive_interval().unwrap()
+                        * socket.tcp_keepalive_retries().unwrap();
+                    let noticed_after = socket.tcp_keepalive_time().unwrap() + probes;
+                    assert_eq!(noticed_after, Duration::from_secs(120));
+                }
+            }
+        }
+    }
+
+    #[test]
     fn only_errors_of_one_client_are_skipped() {
         let concerns = |errno: Errno| concerns_one_client(&errno.into());
         assert!(concerns(Errno::CONNABORTED) && concerns(Errno::PROTO));

@@ -55,6 +55,13 @@ impl PassedSockets {
         Ok(PassedSockets { sockets })
     }
 
+    /// As if this one had been passed.
+    #[cfg(test)]
+    pub fn of(listener: TcpListener) -> PassedSockets {
+        let socket = PassedSocket::new(listener.into(), "test");
+        PassedSockets { sockets: vec![socket.expect("it listens")] }
+    }
+
     /// The socket that listens on `address`, if one was passed.
     pub fn take(&mut self, address: SocketAddr) -> Option<TcpListener> {
         let index = self.sockets.iter().position(|socket| socket.address == address)?;
