@@ -364,6 +364,34 @@ mod tests {
     }
 
     #[test]
+    fn admins_read_why_redis_is_away_or_does_not_keep_results() {
+        let stats = Stats::new();
+        let away = "redis.internal:6379: Connection refused";
+        let keeps_nothing = "MISCONF Redis is configured to save RDB snapshots";
+        for (redis, word, why, problem) in [
+            (RedisView::Disconnected, "disconnected", Some(away), format!("redis: {away}")),
+            (RedisView::Disconnected, "disconnected", None, "redis: not connected".into()),
+            (
+                RedisView::Connected,
+                "connected",
+                Some(keeps_nothing),
+                format!("redis: {keeps_nothing}"),
+            ),
+        ] {
+            let mut snapshot = empty(&stats);
+            (snapshot.redis, snapshot.results_wanted) = (redis, true);
+            snapshot.redis_problem = why.map(str::to_owned);
+            let seen: Value = serde_json::from_str(text(&health(&snapshot))).unwrap();
+            assert_eq!((&seen["status"], &seen["redis"]), (&"degraded".into(), &word.into()));
+            assert_eq!(seen["problems"], json!([problem]));
+            snapshot.viewer = Viewer::Stranger;
+            let seen: Value = serde_json::from_str(text(&health(&snapshot))).unwrap();
+            assert_eq!((&seen["status"], &seen["redis"]), (&"degraded".into(), &word.into()));
+            assert_eq!(seen["problems"], Value::Null);
+        }
+    }
+
+    #[test]
     fn health_is_degraded_by_redis_or_a_backend() {
         let stats = Stats::new();
         let status = |snapshot: &Snapshot| {

@@ -238,6 +238,27 @@ mod tests {
     }
 
     #[test]
+    fn admins_read_why_redis_is_away_or_does_not_keep_results() {
+        let stats = Stats::new();
+        for (redis, why) in [
+            (RedisView::Disconnected, "redis.internal:6379: Connection refused"),
+            (RedisView::Connected, "MISCONF <Redis> is configured to save RDB snapshots"),
+        ] {
+            let mut snapshot = empty(&stats);
+            (snapshot.redis, snapshot.results_wanted) = (redis, true);
+            snapshot.redis_problem = Some(why.into());
+            let html = shown(&snapshot);
+            assert!(html.contains("<title>Degraded"));
+            let problem = &begins_with(&html)["health"]["problems"][0];
+            assert_eq!(problem, &format!("redis: {why}"));
+            snapshot.viewer = Viewer::Stranger;
+            assert_eq!(begins_with(&shown(&snapshot))["health"]["problems"], Value::Null);
+        }
+        // Where the script takes it from.
+        assert!(SCRIPT.contains("why(\"redis: \")"));
+    }
+
+    #[test]
     fn form_is_there_where_it_can_work() {
         let stats = Stats::new();
         let mut snapshot = empty(&stats);
