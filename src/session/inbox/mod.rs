@@ -2,12 +2,14 @@
 //! channels.
 //!
 //! Each command is answered in its place. A worker that does not read its replies is not read from,
-//! and one that does not read the messages of its channels is disconnected.
+//! and one that takes none of what waits for it within `write_timeout`, or has too many messages of
+//! its channels waiting, is disconnected.
 
 #![expect(clippy::indexing_slicing, reason = "lengths come from reads into the same buffer")]
 
 mod dialogue;
 
+use super::stall::Stall;
 use super::transcript::{Event, note, note_step};
 use super::{
     Awaited, CloseReason, Context, Detail, Drain, Ended, Identity, Last, Limit, Phase, Session,
@@ -79,6 +81,10 @@ pub struct Inbox {
     timeout: Duration,
     /// Bytes that the worker had not acknowledged when that was last over.
     unacknowledged: Option<usize>,
+    /// Set while replies or messages wait for room in its socket.
+    stall: Option<Stall>,
+    /// When that has to be looked at again.
+    stalled_at: Option<Moment>,
     /// The worker takes no replies any more. What it has sent still counts.
     is_deaf: bool,
     /// More messages wait for it than may.
@@ -96,6 +102,8 @@ impl Inbox {
             active_at: cx.now,
             timeout: UNFINISHED_TIMEOUT,
             unacknowledged: None,
+            stall: None,
+            stalled_at: None,
             is_deaf: false,
             is_overrun: false,
         }))
@@ -139,10 +147,12 @@ impl Inbox {
             match downstream.write(&replies[self.sent..]) {
                 Ok(Io::Moved(n)) => {
                     self.sent += n;
+                    self.stall = None;
                     // A worker that reads slowly is not idle.
                     self.active_at = now;
                 }
                 Ok(_) => {
+                    self.stall.get_or_insert_with(|| Stall::new(now));
                     // What is sent is removed at once. A worker that always leaves a few replies
                     // unread would make this grow forever.
                     replies.drain(..std::mem::take(&mut self.sent));
@@ -153,7 +163,7 @@ impl Inbox {
                 Err(_) => self.is_deaf = true,
             }
         }
-        (*replies, self.sent) = (Vec::new(), 0);
+        (*replies, self.sent, self.stall) = (Vec::new(), 0, None);
         true
     }
 
@@ -269,13 +279,8 @@ impl State for Inbox {
         }
     }
 
-    /// A subscriber that has taken everything may listen for as long as it is there, which
-    /// keep-alive probes of TCP find out.
     fn deadline(&self) -> Option<Moment> {
-        let is_listening = self.dialogue.is_subscribed()
-            && self.timeout == IDLE_TIMEOUT
-            && self.dialogue.replies.is_empty();
-        (!is_listening).then(|| self.active_at + self.timeout)
+        Moment::earliest([self.idle_at(), self.stalled_at])
     }
 
     /// Workers may publish until all waiting clients have their results.
@@ -307,11 +312,27 @@ impl State for Inbox {
 }
 
 impl Inbox {
+    /// When it counts as idle. A subscriber that has taken everything may listen for as long as it
+    /// is there, which keep-alive probes of TCP find out.
+    fn idle_at(&self) -> Option<Moment> {
+        let is_listening = self.dialogue.is_subscribed()
+            && self.timeout == IDLE_TIMEOUT
+            && self.dialogue.replies.is_empty();
+        (!is_listening).then(|| self.active_at + self.timeout)
+    }
+
     /// Waits for the worker. Its time is up only if nothing was left to read, and if it does not
     /// take what it was sent: the kernel, or a transport that buffers, may hold replies that it
     /// reads slowly.
     fn wait(mut self: Box<Self>, downstream: &Conn, who: &mut Identity, cx: &mut Context) -> Step {
-        if self.deadline().is_some_and(|at| at <= cx.now) {
+        let write_timeout = cx.settings.write_timeout;
+        if let Some(stall) = &mut self.stall
+            && stall.check_timeout(downstream, write_timeout, cx.now)
+        {
+            return Step::End(self.ended(CloseReason::ClientStalled).with_last(Last::Dropped));
+        }
+        self.stalled_at = self.stall.and_then(|stall| stall.deadline(write_timeout));
+        if self.idle_at().is_some_and(|at| at <= cx.now) {
             let left = downstream.unacknowledged();
             // Once a worker is gone, the number no longer changes.
             let is_taking = left.is_some_and(|left| left > 0) && left != self.unacknowledged;

@@ -173,6 +173,51 @@ fn a_worker_that_takes_its_replies_slowly_is_not_idle_and_one_that_stalls_is() {
     assert_eq!(scene.pass(), (IDLE_TIMEOUT, Some(CloseReason::IdleTimeout)));
 }
 
+/// `write_timeout`, as it is by default.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[test]
+fn a_worker_or_subscriber_that_takes_no_byte_of_what_waits_for_it_is_gone_after_write_timeout() {
+    for is_subscriber in [false, true] {
+        let mut scene = Scene::new();
+        if is_subscriber {
+            scene.subscribes();
+            assert_eq!(scene.step(), None);
+        }
+        let since = scene.cx.now;
+        *scene.worker.borrow_mut() =
+            Worker { is_stalled: true, unacknowledged: 5000, ..Worker::default() };
+        match is_subscriber {
+            true => scene.hears(b"a"),
+            false => scene.publishes(1),
+        }
+        assert_eq!(scene.step(), None);
+        let reason = loop {
+            // Its kernel takes some of it once, and later it only talks.
+            if scene.cx.now >= since + WRITE_TIMEOUT / 2 {
+                scene.worker.borrow_mut().unacknowledged = 4000;
+            }
+            scene.worker.borrow_mut().sent.extend(b"PING\r\n");
+            if let (_, Some(reason)) = scene.pass() {
+                break reason;
+            }
+        };
+        assert_eq!(reason, CloseReason::ClientStalled, "subscriber: {is_subscriber}");
+        let after = scene.cx.now - since;
+        assert!(WRITE_TIMEOUT * 3 / 2 <= after && after < WRITE_TIMEOUT * 2, "{after:?}");
+    }
+}
+
+#[test]
+fn without_write_timeout_a_worker_that_takes_no_reply_is_idle_after_an_hour() {
+    let mut scene = Scene::new();
+    scene.cx.settings.write_timeout = None;
+    scene.worker.borrow_mut().is_stalled = true;
+    scene.publishes(1);
+    assert_eq!(scene.step(), None);
+    assert_eq!(scene.pass(), (IDLE_TIMEOUT, Some(CloseReason::IdleTimeout)));
+}
+
 #[test]
 fn what_came_in_time_is_read_before_the_deadline_is_judged() {
     let mut scene = Scene::new();
@@ -220,7 +265,7 @@ fn subscriber_that_does_not_read_is_disconnected_in_time_or_when_it_holds_up_too
     scene.cx.now += 10 * IDLE_TIMEOUT;
     scene.hears(b"a");
     assert_eq!(scene.step(), None);
-    assert_eq!(scene.deadline(), Some(scene.cx.now + IDLE_TIMEOUT));
+    assert!(scene.deadline() < Some(scene.cx.now + WRITE_TIMEOUT), "its socket is looked at");
     let payload = [b'x'; 1024];
     for _ in 0..MESSAGE_BYTES_MAX / payload.len() - 32 {
         scene.hears(&payload);
