@@ -18,8 +18,8 @@ use super::output::Output;
 use super::respond::{Asked, Question, Respond};
 use super::transcript::{Event, Query, note};
 use super::{
-    Admission, CloseReason, Context, Detail, Drain, Ended, Identity, Last, LastFrames, Limit,
-    Phase, State, Step,
+    Admission, Awaited, CloseReason, Context, Detail, Drain, Ended, Identity, Last, LastFrames,
+    Limit, Phase, State, Step,
 };
 use crate::base::moment::Moment;
 use crate::net::{Conn, Io, Ready, Security, Side};
@@ -137,7 +137,8 @@ impl State for Request {
             self.kept = None;
         }
         if self.awaited == HeadWait::Draining {
-            return Step::End(Ended::http(CloseReason::Draining));
+            let last = after_responses(downstream);
+            return Step::End(Ended::http(CloseReason::Draining).with_last(last));
         }
         if let (HeadWait::Evicted, Admission::Refused(refusal)) = (self.awaited, who.admission) {
             let answer = last_response(http::Response::error(503, refusal.why()), cx);
@@ -184,7 +185,10 @@ impl State for Request {
                     return reject(refusal, cx);
                 }
                 return match self.awaited {
-                    HeadWait::Idle => Step::End(Ended::http(CloseReason::Done)),
+                    HeadWait::Idle => {
+                        let last = after_responses(downstream);
+                        Step::End(Ended::http(CloseReason::Done).with_last(last))
+                    }
                     _ => {
                         let bad =
                             BadHead { status: 408, why: "The request head did not arrive in time" };
@@ -243,6 +247,15 @@ impl State for Request {
 
     fn release(self: Box<Self>, _: &Identity, _: &mut Context) -> Box<Ended> {
         Ended::http(CloseReason::Stopped)
+    }
+}
+
+/// How a connection ends on which no further request is awaited. A slow client may not have all of
+/// the last response yet, and would lose the rest if it sent anything after a plain close.
+fn after_responses(downstream: &Conn) -> Last {
+    match downstream.unacknowledged() {
+        None | Some(0) => Last::Nothing,
+        Some(_) => Last::Fin(Awaited::Fin),
     }
 }
 

@@ -10,8 +10,8 @@
 //!   one that was taken is delivered even if the socket was closed meanwhile.
 //! - *No room*: a write takes what fits. An edge follows only after a write that stopped short.
 //! - *Errors*: an RST leaves what arrived before it to be read, is reported once as an error, and
-//!   is an end or a broken pipe from then on. Closing with unread bytes sends an RST, and the peer
-//!   loses what it has not read.
+//!   is an end or a broken pipe from then on. Closing with unread bytes sends an RST, and so do
+//!   bytes that arrive after that; the peer loses what it has not read.
 //! - *Corking*: of what is written with more to follow, or to a corked socket, only full packets
 //!   leave. The rest waits for the next write, the release, the end, or a full queue. A real kernel
 //!   sends it after 200 ms; this one never does, so that a missing release is noticed.
@@ -360,11 +360,11 @@ impl Kernel {
         self.links[id].is_delivering = false;
         if self.links[id].is_dropped {
             // The gateway has closed the socket.
-            let link = &mut self.links[id];
-            if !link.wire.is_empty() {
-                link.near_reset = true;
-                link.wire.clear();
+            if !self.links[id].wire.is_empty() {
+                self.links[id].wire.clear();
+                self.near_resets(id);
             }
+            let link = &mut self.links[id];
             link.wire_end = None;
             self.wake_peer(id);
             return;
@@ -780,19 +780,25 @@ impl Kernel {
         self.wake_peer(id);
     }
 
+    /// The gateway's kernel sends an RST, and drops what it has not sent yet.
+    fn near_resets(&mut self, id: LinkId) {
+        let kept = self.chance.usize(..=self.links[id].sent.len());
+        let link = &mut self.links[id];
+        link.near_reset = true;
+        link.lost += link.sent.len() - kept;
+        link.sent.truncate(kept);
+    }
+
     fn dropped(&mut self, id: LinkId) {
         let unread = self.links[id].received.len();
         self.note(|| format!("link {id} closed unread={unread}"));
         self.moves += 1;
         self.release(id);
-        let kept = self.chance.usize(..=self.links[id].sent.len());
-        let link = &mut self.links[id];
-        link.is_dropped = true;
+        self.links[id].is_dropped = true;
         if unread > 0 {
-            link.near_reset = true;
-            link.lost += link.sent.len() - kept;
-            link.sent.truncate(kept);
+            self.near_resets(id);
         }
+        let link = &mut self.links[id];
         link.received = VecDeque::new();
         self.keep_delivering(id);
         self.wake_peer(id);
