@@ -16,6 +16,7 @@
 //! show heads                            show handshakes whole; else only their first lines
 //! host 10.0.0.1:8001 refuses            or swallows, lacks (this machine has no memory), up
 //! names 10.0.0.3:80 10.0.0.4:80         what names resolve to; `fail`: nothing; `hang`: no answer
+//! files lack descriptors                no file can be opened; `files open`: they can again
 //! client> GET /health HTTP/1.1          a line, with CRLF
 //! client: upgrade /ws/input, Origin: https://a.example
 //! client: text "hello"                  frames: text, binary, continue, ping, close 1000 "why"
@@ -45,6 +46,7 @@ mod kernel;
 mod wire;
 
 use aivtuber_gateway::gateway::{self, Gateway};
+use aivtuber_gateway::net::files::OpenError;
 use aivtuber_gateway::net::{Side, Source};
 use aivtuber_gateway::service::limits;
 use aivtuber_gateway::service::name::LookUpError;
@@ -53,9 +55,10 @@ use aivtuber_gateway::service::route::{Access, HttpLimits, RouteSettings, Target
 use aivtuber_gateway::service::token::Token;
 use aivtuber_gateway::service::trust::PeerRule;
 use aivtuber_gateway::service::url::{BackendUrl, Template};
-use aivtuber_gateway::session::jobs::{Job, JobAnswer};
+use aivtuber_gateway::session::jobs::{FileAnswer, FileJob, Job, JobAnswer};
 use aivtuber_gateway::session::{self, OnBackendFailure};
 use kernel::{Action, Dialer, End, Host, Kernel, LinkId, Nature, Records, Shared, near_socket};
+use rustix::io::Errno;
 use std::fmt::Write as _;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -383,6 +386,8 @@ struct ScriptRun {
     answers: Vec<JobAnswer>,
     /// What looking up a name gives; `None`: no answer.
     names: Option<Result<Vec<SocketAddr>, LookUpError>>,
+    /// What opening a file fails with.
+    file_error: Option<OpenError>,
     backends: usize,
     shows_heads: bool,
     is_raw: bool,
@@ -479,6 +484,7 @@ impl ScriptRun {
             waiting: Vec::new(),
             answers: Vec::new(),
             names: Some(Ok(addresses("[::1]:8003 127.0.0.1:8003").expect("addresses"))),
+            file_error: None,
             backends: 0,
             shows_heads,
             is_raw,
@@ -501,6 +507,13 @@ impl ScriptRun {
                 self.gateway.reload(settings.clone());
             }
             "host" => self.set_host(rest)?,
+            "files" => {
+                self.file_error = match rest {
+                    "lack descriptors" => Some(OpenError::Shortage(Errno::MFILE)),
+                    "open" => None,
+                    _ => return Err(format!("files that {rest}?")),
+                }
+            }
             "names" => {
                 self.names = match rest {
                     "hang" => None,
@@ -795,7 +808,17 @@ impl ScriptRun {
                         self.answers.push(JobAnswer::LookedUp { owner, found });
                     }
                 }
-                Job::File(job) => self.answers.push(job.run()),
+                Job::File(job) => {
+                    let answer = match (job, self.file_error) {
+                        // Its answer would show that later files can be opened at once.
+                        (FileJob::CheckAudioRoot(_), Some(_)) => continue,
+                        (FileJob::Open { owner, .. }, Some(error)) => {
+                            JobAnswer::File(FileAnswer::Opened { owner, opened: Err(error) })
+                        }
+                        (job, _) => job.run(),
+                    };
+                    self.answers.push(answer);
+                }
             }
         }
         loop {

@@ -9,6 +9,7 @@ mod kernel;
 mod process;
 
 use aivtuber_gateway::gateway;
+use aivtuber_gateway::service::assets::Files;
 use aivtuber_gateway::service::route::{Access, RouteSettings, TargetSettings};
 use aivtuber_gateway::service::trust::{self, PeerRule};
 use aivtuber_gateway::service::url::{BackendUrl, Template};
@@ -16,6 +17,7 @@ use aivtuber_gateway::service::{limits, link, tasks};
 use aivtuber_gateway::session::{self, MemoryLimit};
 use kernel::{Action, Host, Kernel, LinkId, Nature, Records, Shared};
 use process::{Arrival, Process};
+use std::path::Path;
 use std::time::Duration;
 
 const KIB: usize = 1 << 10;
@@ -64,6 +66,14 @@ impl Scene {
                 ),
                 route("output", "/ws/output/{task_id}", TargetSettings::Output),
                 route("ingest", "/ws/ingest", TargetSettings::Ingest(Access::default())),
+                route(
+                    "app",
+                    "/app/{file...}",
+                    TargetSettings::Files(Files {
+                        folder: Path::new(env!("CARGO_MANIFEST_DIR")).into(),
+                        fallback: None,
+                    }),
+                ),
             ],
             drain_timeout: None,
             trust: trust::Settings {
@@ -308,6 +318,25 @@ fn new_work_is_refused_while_little_is_left_until_the_largest_holder_has_made_ro
     assert!(scene.read(worker).starts_with(":1"));
     let client = scene.waiting_client();
     assert!(scene.read(client).starts_with("HTTP/1.1 "), "operators and clients are answered");
+}
+
+#[test]
+fn downloads_and_files_are_refused_while_little_is_left() {
+    for path in [format!("/audio/{TASK}"), "/app/Cargo.toml".to_owned()] {
+        let mut scene = Scene::new(MemoryLimit::Bytes(8 * MIB as u64));
+        while scene.held() < 7 * MIB + 600 * KIB {
+            scene.worker(&publish(MIB)[..200_000]);
+        }
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+        let client = scene.client(&request);
+        let answer = scene.read(client);
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{path}: {answer}");
+        assert!(answer.ends_with(r#""error":"Out of memory budget"}"#), "{path}: {answer}");
+        assert_eq!(scene.process.gateway.stats().sessions_shed, 1, "that made room");
+        scene.send(client, request.as_bytes());
+        let answer = scene.read(client);
+        assert!(!answer.starts_with("HTTP/1.1 503 "), "{path}: {answer}");
+    }
 }
 
 #[test]

@@ -12,6 +12,8 @@
 //!   not called changed.
 //! - A file that comes within `audio_wait` is not missed.
 //! - A plain text of another task leaves at once, however slow a file is.
+//! - A client that cannot be given its audio because descriptors have run out is closed with 1013
+//!   between two results, only after 10 s of that, and gets everything when it comes again.
 //!
 //! In every fourth world the process stands still for longer than any timeout.
 
@@ -40,6 +42,15 @@ const INSPECTED_AFTER: Duration = Duration::from_secs(60);
 
 /// How long a process may stand still in all, before the last time that it does.
 const STANDSTILLS: Duration = Duration::from_secs(100);
+
+/// What a client is closed with that has waited for descriptors for too long.
+const OUT_OF_RESOURCES: (u16, &str) = (1013, "gateway out of resources");
+
+/// How long opening a file is tried while descriptors have run out.
+const SHORTAGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The longest time that a background thread takes for a file.
+const SLOWNESS_MAX: Duration = Duration::from_secs(3);
 
 /// How long a listener stays that must get everything.
 const PATIENCE: Duration = Duration::from_secs(60 + 100).saturating_add(STANDSTILL_MAX);
@@ -120,8 +131,14 @@ impl Simulation for AudioWorld {
         let mut process = Process::new(&kernel, settings, seed);
         process.gateway.limit_turns(turn_limits(seed));
         if chance.bool() {
-            let slowness = [MS, 100 * MS, 500 * MS, 3 * S][chance.usize(..4)];
-            process.disk = Some(Disk::new(slowness));
+            let slowness = [MS, 100 * MS, 500 * MS, SLOWNESS_MAX][chance.usize(..4)];
+            let mut disk = Disk::new(slowness);
+            let mut chance = fastrand::Rng::with_seed(seed ^ 0x5407);
+            if chance.bool() {
+                let from = kernel.borrow().now + some(&mut chance, 10 * S);
+                disk.shortage = Some(from..from + [2 * S, 15 * S, 30 * S][chance.usize(..3)]);
+            }
+            process.disk = Some(disk);
         }
         let worker = kernel.borrow_mut().open();
         process.arrivals.push_back(Arrival::Worker(worker));
@@ -406,7 +423,11 @@ impl AudioWorld {
                     .map_err(|why| format!("result {}: {why}", heard.result))?,
             }
         }
-        if let Some((code, reason)) = &listener.goodbye {
+        if let Some((code, reason)) = &listener.goodbye
+            && (*code, reason.as_str()) == OUT_OF_RESOURCES
+        {
+            self.judge_out_of_resources(listener)?;
+        } else if let Some((code, reason)) = &listener.goodbye {
             let last = listener.heard.last();
             let is_changed = match last.map(|last| &last.outcome) {
                 Some(Outcome::Error(error)) => error == "Audio file changed",
@@ -433,6 +454,19 @@ impl AudioWorld {
             }
         }
         Ok(())
+    }
+
+    /// Descriptors had run out for so long that nothing better could be done.
+    fn judge_out_of_resources(&self, listener: &Listener) -> Result<(), String> {
+        let shortage = self.process.disk.as_ref().and_then(|disk| disk.shortage.as_ref());
+        let lasted = shortage.map_or(Duration::ZERO, |span| span.end - span.start);
+        if lasted + SLOWNESS_MAX < SHORTAGE_TIMEOUT {
+            return Err(format!("it is closed for want of descriptors after {lasted:?}"));
+        }
+        match listener.heard.iter().find(|heard| heard.outcome == Outcome::CutShort) {
+            Some(heard) => Err(format!("it is closed in the middle of result {}", heard.result)),
+            None => Ok(()),
+        }
     }
 
     /// How long the process stood still between two moments.

@@ -16,6 +16,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -65,11 +66,13 @@ pub struct Disk {
     jobs: Vec<(Moment, Moment, FileJob)>,
     /// When which file was opened, or was not there.
     pub opened: Vec<(Moment, PathBuf)>,
+    /// When no file can be opened, because descriptors have run out.
+    pub shortage: Option<Range<Moment>>,
 }
 
 impl Disk {
     pub fn new(slowness: Duration) -> Disk {
-        Disk { slowness, jobs: Vec::new(), opened: Vec::new() }
+        Disk { slowness, jobs: Vec::new(), opened: Vec::new(), shortage: None }
     }
 }
 
@@ -242,10 +245,18 @@ impl Process {
         disk.jobs.sort_by_key(|(done_at, ..)| *done_at);
         while disk.jobs.first().is_some_and(|(done_at, ..)| *done_at <= now) {
             let (done_at, known_at, job) = disk.jobs.remove(0);
-            if let FileJob::Open { request, .. } = &job {
-                disk.opened.push((done_at, request.name().to_path_buf()));
-            }
-            let mut answer = job.run();
+            let is_short = disk.shortage.as_ref().is_some_and(|span| span.contains(&done_at));
+            let mut answer = match job {
+                FileJob::Open { owner, .. } if is_short => {
+                    let opened = Err(OpenError::Shortage(Errno::MFILE));
+                    JobAnswer::File(FileAnswer::Opened { owner, opened })
+                }
+                FileJob::Open { request, owner } => {
+                    disk.opened.push((done_at, request.name().to_path_buf()));
+                    FileJob::Open { request, owner }.run()
+                }
+                job => job.run(),
+            };
             if let JobAnswer::File(FileAnswer::Opened { opened: Ok(file), .. }) = &mut answer {
                 file.ask_server();
             }

@@ -29,6 +29,9 @@ const SHORTAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The error message for a file that could be opened and then not be read.
 pub(in crate::session) const NOT_READABLE: &str = "Audio file not readable";
 
+/// The error for a file that could not be opened for want of descriptors or memory.
+const SHORTAGE: &str = "Out of file descriptors or memory";
+
 /// A file that is being opened.
 pub(in crate::session) struct Opener {
     /// Names to try, and the one that is tried.
@@ -209,7 +212,7 @@ fn describe(error: OpenError) -> (&'static str, &'static str) {
         OpenError::NoRoot(_) => ("Audio file not found", "no_root"),
         OpenError::Forbidden | OpenError::NotRegular => ("Audio file not allowed", "not_allowed"),
         OpenError::TooLarge => ("Audio file too large", "too_large"),
-        OpenError::Shortage(_) => (NOT_READABLE, "shortage"),
+        OpenError::Shortage(_) => (SHORTAGE, "shortage"),
         OpenError::WouldWait | OpenError::Unreadable(_) => (NOT_READABLE, "unreadable"),
     }
 }
