@@ -1,6 +1,7 @@
 """What clients get when a backend refuses, times out, or answers other than 101 (docs/protocol.md section 1; close codes 1011 and
 1013 in section 4)."""
 
+import signal
 import socket
 import threading
 import time
@@ -8,6 +9,7 @@ import time
 import pytest
 
 from gatewaylab import PATIENCE
+from gatewaylab.gateway import route
 from gatewaylab.wire import CLOSE, TEXT, closed_port, eventually, frame
 
 SHORT = {"connect_timeout": "400ms", "handshake_timeout": "400ms"}
@@ -422,3 +424,62 @@ def test_health_recovers_without_a_client(lab):
     assert gateway.get().json()["status"] == "degraded"
     lab.library_backend("websockets", backend.port)
     eventually(lambda: gateway.get().json()["status"] == "ok", "the backend is found well again")
+
+
+HOPS = 9
+"""A request is passed on by at most this many gateways."""
+
+
+def ring(lab, scheme, **keys):
+    """Two gateways, each the backend of the other. Neither can know that at its start."""
+    one = lab.gateway({"log": {"level": "info"}}, backend=f"ws://127.0.0.1:{closed_port()}/ws/input")
+    config = {"server": {"listen": ["127.0.0.1:0"]}, "log": {"level": "info"}, "proxy": {**SHORT, **keys}}
+    to = lambda port: [route(backend=f"{scheme}://127.0.0.1:{port}/ws/input")]
+    other = lab.gateway({**config, "route": to(one.port)})
+    one.configure({**config, "route": to(other.port)})
+    one.signal(signal.SIGHUP)
+    one.process.wait_for_line("configuration reloaded")
+    return one, other
+
+
+def check_bounded(gateways, lines_before, dials=HOPS):
+    """How often the gateways dialed each other, and how much they logged about it."""
+    made = sum(gateway.metrics().total("backend_connections_total") for gateway in gateways)
+    assert made == dials, f"{made} connections for one client"
+    lines = sum(len(gateway.log.splitlines()) for gateway in gateways) - lines_before
+    assert lines <= 4 * HOPS, f"{lines} lines in the logs"
+    for gateway in gateways:
+        health = gateway.get("/health").json()
+        assert health["problems"] == [], "no backend has failed"
+
+
+def test_gateways_that_lead_to_each_other_end_a_request_after_nine_hops(lab):
+    """A loop that no gateway can know of: nine connections, a clear reason for the client and in the log."""
+    gateways = ring(lab, "ws")
+    before = sum(len(gateway.log.splitlines()) for gateway in gateways)
+    client = lab.client(gateways[0])
+    client.upgrade()
+    assert read_unavailable(client) == (1011, "backend unavailable: request loop")
+    # The tenth request to arrive is the one that is stopped: that of the gateway that did not begin.
+    gateways[1].process.wait_for_line("request loop")
+    eventually(lambda: all(gateway.is_empty() for gateway in gateways), "all ten sessions are over")
+    check_bounded(gateways, before)
+
+
+def test_gateways_that_lead_to_each_other_answer_508_in_http_mode(lab):
+    gateways = ring(lab, "ws", on_backend_failure="http")
+    before = sum(len(gateway.log.splitlines()) for gateway in gateways)
+    client = lab.client(gateways[0])
+    client.upgrade()
+    reply = client.read_response()
+    assert (reply.status, reply.json()["error"]) == (508, "backend unavailable: request loop")
+    gateways[1].process.wait_for_line("request loop")
+    check_bounded(gateways, before)
+
+
+def test_gateways_that_lead_to_each_other_answer_508_to_plain_http(lab):
+    gateways = ring(lab, "http")
+    before = sum(len(gateway.log.splitlines()) for gateway in gateways)
+    reply = gateways[0].get("/ws/input")
+    assert (reply.status, reply.json()["error"]) == (508, "backend unavailable: request loop")
+    check_bounded(gateways, before)

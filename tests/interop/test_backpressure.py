@@ -3,12 +3,15 @@ memory stays bounded."""
 
 import hashlib
 import select
+import socket
 import threading
 
 import pytest
 
 from gatewaylab import PATIENCE
-from gatewaylab.wire import BINARY, frame
+from gatewaylab.gateway import route
+from gatewaylab.results import new_task
+from gatewaylab.wire import BINARY, frame, plain_request
 
 FRAME = frame(BINARY, bytes(range(256)) * 256)
 ENOUGH = 192 << 20
@@ -95,3 +98,52 @@ def test_one_stalled_direction_leaves_the_other_open(lab):
     for number in range(50):
         client.say(f"up {number}")
         assert peer.read_frame().text == f"up {number}"
+
+
+TCP_NOTSENT_LOWAT = 25
+"""linux/tcp.h; Python's socket module does not have it."""
+
+USUAL = 512 << 10
+LITTLE = 16 << 10
+
+
+def unsent_limit(gateway, peer):
+    with gateway.socket_to(peer) as ours:
+        return ours.getsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT)
+
+
+def test_only_websockets_with_results_keep_little_unsent(results, lab, tmp_path):
+    """What the kernel holds unsent cannot be taken back by STOP, so a WebSocket with results begins with little. Both
+    sides of a relay, downloads of audio and plain files keep what streams need."""
+    backend = lab.backend()
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "a.bin").write_bytes(bytes(32 << 20))
+    results.write("a.wav", bytes(32 << 20))
+    routes = [route(backend=backend.url()), route("app", "/app/{file...}", files=str(tmp_path / "site"))]
+    gateway, inbox = results.embedded(routes=routes, config={"server": {"memory_limit": "0"}}, output={"audio_wait": "0s"})
+
+    client, peer = lab.pair(gateway, backend)
+    assert unsent_limit(gateway, client.sock) == unsent_limit(gateway, peer.sock) == USUAL
+    peer.say("a")
+    assert client.read_frame().text == "a"
+    assert unsent_limit(gateway, client.sock) == unsent_limit(gateway, peer.sock) == USUAL
+
+    task = new_task()
+    inbox.publish(task, text="t", audio_file="a.wav")
+    for target in (f"/audio/{task}", "/app/a.bin"):
+        reader = lab.client(gateway, receive_buffer=4096)
+        reader.send(plain_request(target))
+        assert reader.read_head().status == 200
+        assert unsent_limit(gateway, reader.sock) == USUAL, f"{target} is on its way"
+
+    waiter = results.wait(gateway, new_task(), receive_buffer=4096)
+    assert unsent_limit(gateway, waiter.sock) == LITTLE
+    slow = results.wait(gateway, task, receive_buffer=4096)
+    assert slow.message()["audio_present"]
+    assert unsent_limit(gateway, slow.sock) == LITTLE
+    fast = results.wait(gateway, task)
+    assert fast.message()["audio_present"]
+    for _ in range(256):
+        assert fast.message()["type"] == "audio_chunk"
+        fast.read_message_frame()
+    assert LITTLE < unsent_limit(gateway, fast.sock) <= USUAL, "it follows the rate at which the client takes bytes"

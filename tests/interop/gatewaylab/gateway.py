@@ -4,16 +4,21 @@ The kernel chooses the port (`listen = ["127.0.0.1:0"]`), and the test reads it 
 a test ends, each of its gateways must still run and have no session left.
 """
 
+import ctypes
+import errno
 import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 
 from . import PATIENCE, TARGET, wire
 from .process import Process
 
 BINARY = pathlib.Path(os.environ.get("GATEWAY_BINARY", TARGET / "release" / "aivtuber-gateway"))
+
+LIBC = ctypes.CDLL(None, use_errno=True)
 
 LISTENING = r"listening\b.*address=\"?(?:127\.0\.0\.1|\[::1\]):(\d+)"
 
@@ -132,6 +137,27 @@ class Gateway:
                 ports.append(int(fields[1].split(":")[1], 16))
         return ports
 
+    def socket_to(self, peer):
+        """A duplicate of the gateway's socket at the other end of `peer`, to read its options."""
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            for number in map(int, os.listdir(f"/proc/{self.pid}/fd")):
+                try:
+                    taken = socket.socket(fileno=pidfd_getfd(pidfd, number))
+                except OSError as error:
+                    if error.errno == errno.EPERM:
+                        raise
+                    continue  # no socket, or closed meanwhile
+                try:
+                    if taken.getpeername() == peer.getsockname() and taken.getsockname() == peer.getpeername():
+                        return taken
+                except OSError:
+                    pass  # it listens
+                taken.close()
+        finally:
+            os.close(pidfd)
+        raise AssertionError(f"no socket of the gateway has the peer {peer}")
+
     # its end
 
     def stop(self):
@@ -144,6 +170,14 @@ class Gateway:
         finally:
             self.process.kill()
             print(f"---- log of the gateway on port {self.port}\n{shortened(self.log)}")
+
+
+def pidfd_getfd(pidfd, number):
+    """Duplicates a descriptor of another process (pidfd_getfd(2), which Python does not offer)."""
+    taken = LIBC.syscall(438, pidfd, number, 0)
+    if taken < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return taken
 
 
 def shortened(text, lines=120):
