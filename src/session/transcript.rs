@@ -725,9 +725,6 @@ mod tests {
              "dial", "= attempt failed what=\"no route to it\""),
             (Event::BackendFailed { backend: "ws://b/", error: AttemptError::Refused },
              "dial", "= backend ws://b/ failed what=\"connection refused\""),
-            (Event::BackendFailed { backend: "ws://b/", error: AttemptError::Local { errno: libc::EMFILE } },
-             "dial",
-             "= backend ws://b/ failed what=\"the gateway is out of resources\" why=\"Too many open files (os error 24)\""),
             (Event::UpgradeRequest { request_id: "r" },
              "dial", "gateway>backend upgrade request request_id=r"),
             (Event::ForwardedRequest { request_id: "r" },
@@ -781,6 +778,23 @@ mod tests {
             assert_eq!((event.target(), event.to_string().as_str()), (target, line));
         }
     }
+
+    #[test]
+    fn a_shortage_of_this_machine_is_named_as_the_system_names_it() {
+        for (errno, why) in [
+            (libc::EMFILE, "Too many open files (os error 24)"),
+            (libc::ENFILE, "Too many open files in system (os error 23)"),
+            (libc::EADDRNOTAVAIL, "Cannot assign requested address (os error 99)"),
+        ] {
+            let error = AttemptError::Local { errno };
+            let line = Event::BackendFailed { backend: "ws://b/", error }.to_string();
+            let expected = format!(
+                "= backend ws://b/ failed what=\"the gateway is out of resources\" why=\"{why}\""
+            );
+            assert_eq!(line, expected);
+        }
+    }
+
     #[test]
     fn a_missing_file_is_named_with_the_reason() {
         let event = Event::NoFile { error: OpenError::NotFound, name: "a \"b" };
