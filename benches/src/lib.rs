@@ -12,6 +12,7 @@ pub mod net;
 pub mod options;
 pub mod resp;
 pub mod stats;
+pub mod tls;
 pub mod wire;
 
 /// What goes wrong in a benchmark: a sentence for the person who runs it. A run with a fault has no

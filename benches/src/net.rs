@@ -5,11 +5,15 @@
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt,
+};
 use rustix::process::{Resource, Rlimit};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 /// The listen backlog.
@@ -24,6 +28,24 @@ pub enum Io {
     Moved(usize),
     Blocked,
     Ended,
+}
+
+/// Where a backend is: `127.0.0.1:8001` or `unix:/path`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl FromStr for Endpoint {
+    type Err = std::net::AddrParseError;
+
+    fn from_str(text: &str) -> Result<Endpoint, Self::Err> {
+        match text.strip_prefix("unix:") {
+            Some(path) => Ok(Endpoint::Unix(path.into())),
+            None => text.parse().map(Endpoint::Tcp),
+        }
+    }
 }
 
 /// An epoll set and space for its events.
@@ -78,7 +100,7 @@ impl AsFd for Poll {
 
 /// Listens on an address of IPv4, nonblocking, with `TCP_NODELAY` for those it will accept.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let fd = stream_socket()?;
+    let fd = socket(AddressFamily::INET)?;
     sockopt::set_socket_reuseaddr(&fd, true)?;
     sockopt::set_tcp_nodelay(&fd, true)?;
     rustix::net::bind(&fd, &address)?;
@@ -86,8 +108,16 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(TcpListener::from(fd))
 }
 
+/// Listens on a Unix socket, nonblocking.
+pub fn listen_unix(path: &Path) -> io::Result<OwnedFd> {
+    let fd = socket(AddressFamily::UNIX)?;
+    rustix::net::bind(&fd, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&fd, LISTEN_BACKLOG)?;
+    Ok(fd)
+}
+
 /// The next waiting connection, nonblocking; `None` when there is none.
-pub fn accept(listener: &TcpListener) -> io::Result<Option<OwnedFd>> {
+pub fn accept(listener: impl AsFd) -> io::Result<Option<OwnedFd>> {
     match rustix::net::accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
         Ok(fd) => Ok(Some(fd)),
         Err(Errno::AGAIN | Errno::CONNABORTED | Errno::INTR) => Ok(None),
@@ -97,11 +127,23 @@ pub fn accept(listener: &TcpListener) -> io::Result<Option<OwnedFd>> {
 
 /// Begins to connect; the first `send` that is not `Blocked` says how it went.
 pub fn dial(address: SocketAddr) -> io::Result<OwnedFd> {
-    let fd = stream_socket()?;
+    let fd = socket(AddressFamily::INET)?;
     sockopt::set_tcp_nodelay(&fd, true)?;
     match rustix::net::connect(&fd, &address) {
         Ok(()) | Err(Errno::INPROGRESS) => Ok(fd),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// The same, to a backend.
+pub fn dial_backend(backend: &Endpoint) -> io::Result<OwnedFd> {
+    match backend {
+        Endpoint::Tcp(address) => dial(*address),
+        Endpoint::Unix(path) => {
+            let fd = socket(AddressFamily::UNIX)?;
+            rustix::net::connect(&fd, &SocketAddrUnix::new(path)?)?;
+            Ok(fd)
+        }
     }
 }
 
@@ -141,7 +183,7 @@ pub fn raise_descriptor_limit() -> u64 {
     now.current.unwrap_or(hard)
 }
 
-fn stream_socket() -> io::Result<OwnedFd> {
+fn socket(family: AddressFamily) -> io::Result<OwnedFd> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    Ok(rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?)
+    Ok(rustix::net::socket_with(family, SocketType::STREAM, flags, None)?)
 }

@@ -153,6 +153,36 @@ pub fn parse_request(bytes: &[u8]) -> Result<Option<Request>, Fault> {
     }))
 }
 
+/// The head of a request in plain HTTP.
+#[derive(Debug, PartialEq, Eq)]
+pub struct PlainRequest {
+    pub method: String,
+    /// The request target: path and query.
+    pub target: String,
+    pub content_length: Option<u64>,
+    /// Bytes of the head.
+    pub size: usize,
+}
+
+/// Reads the head of a request; `Ok(None)` while it is incomplete.
+pub fn parse_plain_request(bytes: &[u8]) -> Result<Option<PlainRequest>, Fault> {
+    let mut headers = [httparse::EMPTY_HEADER; 64];
+    let mut head = httparse::Request::new(&mut headers);
+    let size = match head
+        .parse(bytes)
+        .map_err(|error| format!("the backend was sent a broken head: {error}"))?
+    {
+        httparse::Status::Complete(size) => size,
+        httparse::Status::Partial => return within_limit(bytes),
+    };
+    Ok(Some(PlainRequest {
+        method: head.method.unwrap_or_default().to_owned(),
+        target: head.path.unwrap_or_default().to_owned(),
+        content_length: header(head.headers, "content-length").and_then(|value| value.parse().ok()),
+        size,
+    }))
+}
+
 /// An answer head.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Answer {

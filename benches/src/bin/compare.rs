@@ -5,12 +5,13 @@ use aivtuber_gateway_benches::compare::report::{self, Results};
 use aivtuber_gateway_benches::compare::rows::{NOT_QUICK, QUICK_TARGETS, ROWS, Row};
 use aivtuber_gateway_benches::compare::run::{Run, Sample};
 use aivtuber_gateway_benches::compare::targets::{
-    AUDIO, AUDIO_SMALL, Instance, Place, TARGETS, Target, target,
+    AUDIO, AUDIO_SMALL, Instance, PAGE, Place, TARGETS, Target, target,
 };
 use aivtuber_gateway_benches::options::{HELP, Options};
-use aivtuber_gateway_benches::{Fault, interrupt};
+use aivtuber_gateway_benches::{Fault, interrupt, net};
 use std::fs;
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,6 +19,7 @@ use std::time::Instant;
 const AUDIO_BYTES: usize = 8 << 20;
 /// Not a whole number of chunks.
 const AUDIO_SMALL_BYTES: usize = 1_000_000;
+const PAGE_BYTES: usize = 1024;
 /// The duration of a pass that counts system calls.
 const COUNTING_SECONDS: f64 = 0.2;
 
@@ -87,8 +89,10 @@ struct Driver {
     options: Options,
     place: Place,
     listener: TcpListener,
+    unix_listener: OwnedFd,
     audio: Arc<Vec<u8>>,
     audio_small: Arc<Vec<u8>>,
+    page: Arc<Vec<u8>>,
     /// Targets that cannot run here and have been reported.
     absent: Vec<&'static str>,
 }
@@ -105,7 +109,11 @@ impl Driver {
         };
         let (audio, audio_small) =
             (write(AUDIO, AUDIO_BYTES)?, write(AUDIO_SMALL, AUDIO_SMALL_BYTES)?);
-        Ok(Driver { options, place, listener, audio, audio_small, absent: Vec::new() })
+        let page = write(PAGE, PAGE_BYTES)?;
+        let unix_listener = net::listen_unix(&place.unix_backend())
+            .map_err(|error| format!("cannot listen on a Unix socket: {error}"))?;
+        let absent = Vec::new();
+        Ok(Driver { options, place, listener, unix_listener, audio, audio_small, page, absent })
     }
 
     /// What ran, on what.
@@ -240,12 +248,14 @@ impl Driver {
             place: &self.place,
             instance,
             listener: &self.listener,
+            unix_listener: &self.unix_listener,
             seconds,
             quick: self.options.quick,
             counting,
             calls: None,
             audio: &self.audio,
             audio_small: &self.audio_small,
+            page: &self.page,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use aivtuber_gateway_benches::Fault;
 use aivtuber_gateway_benches::floor::{copy, pipe, speech, subscribe};
+use aivtuber_gateway_benches::net::Endpoint;
 use lexopt::prelude::*;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,7 +11,7 @@ use std::process::ExitCode;
 const HELP: &str = "\
 bench-floor: what the kernel charges when a program does nothing of its own
 
-  bench-floor pipe --listen ADDR --backend ADDR [--splice] [--buffer BYTES]
+  bench-floor pipe --listen ADDR --backend ADDR|unix:PATH [--splice] [--buffer BYTES]
   bench-floor subscribe --listen ADDR --redis ADDR [--prefix TEXT]
   bench-floor speech --listen ADDR [--spool FOLDER | --files FOLDER]
   bench-floor copy --listen ADDR --file FILE [--buffer BYTES] [--chunk BYTES]
@@ -42,7 +43,7 @@ fn run() -> Result<(), Fault> {
                 program = Some(name.string().map_err(|error| error.to_string())?)
             }
             Long("listen") => listen = Some(value::<SocketAddr>(&mut parser)?),
-            Long("backend") => backend = Some(value::<SocketAddr>(&mut parser)?),
+            Long("backend") => backend = Some(value::<Endpoint>(&mut parser)?),
             Long("redis") => redis = Some(value::<SocketAddr>(&mut parser)?),
             Long("file") => file = Some(value::<PathBuf>(&mut parser)?),
             Long("spool") => source = speech::Source::Spool(value(&mut parser)?),

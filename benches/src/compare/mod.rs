@@ -6,6 +6,7 @@
 
 pub mod beside;
 pub mod division;
+pub mod http;
 pub mod instructions;
 pub mod metrics;
 pub mod process;

@@ -2,6 +2,7 @@
 
 use super::beside::{self, Beside, Pressure};
 use super::division::{self, Division, Part};
+use super::http;
 use super::process::{Awake, Process};
 use super::run::{Run, Sample};
 use super::speech::{self, Feed};
@@ -10,6 +11,7 @@ use crate::Fault;
 use crate::load::Way;
 use crate::load::results::{fresh_task, published};
 use crate::load::work::{self, Echo, Flood, Limits, Order};
+use crate::tls::Handshake;
 use std::sync::Arc;
 
 /// A figure of a row.
@@ -71,6 +73,21 @@ const RELAYS: &[&str] = &[
 /// For rows that take long or where the peers are of no interest.
 const FEW_RELAYS: &[&str] =
     &["pipe", "haproxy", "nginx", "caddy", "gateway", "gateway-info", "versus"];
+/// Those whose clients use TLS.
+const SECURE: &[&str] = &["haproxy-tls", "nginx-tls", "nginx-64k-tls", "gateway-tls", "versus-tls"];
+/// Those that serve files.
+const FILES: &[&str] = &["nginx-file", "gateway-http", "versus-http"];
+/// Those that pass on requests in plain HTTP.
+const PASSED_ON: &[&str] = &[
+    "pipe",
+    "splice",
+    "haproxy",
+    "haproxy-splice",
+    "nginx",
+    "caddy",
+    "gateway-http",
+    "versus-http",
+];
 /// The targets of a quick run.
 pub const QUICK_TARGETS: &[&str] = &[
     "pipe",
@@ -82,6 +99,14 @@ pub const QUICK_TARGETS: &[&str] = &[
     "copy-256k",
     "nginx-file",
     "gateway",
+    "gateway-http",
+    "gateway-unix",
+    "pipe-unix",
+    "haproxy-unix",
+    "nginx-unix",
+    "haproxy-tls",
+    "nginx-tls",
+    "gateway-tls",
     "gateway-inbox",
     "gateway-spool",
     "speech",
@@ -92,6 +117,9 @@ pub const QUICK_TARGETS: &[&str] = &[
     "gateway-two",
     "gateway-two-here",
     "versus",
+    "versus-http",
+    "versus-unix",
+    "versus-tls",
     "versus-inbox",
     "versus-spool",
 ];
@@ -299,7 +327,7 @@ pub const ROWS: &[Row] = &[
         metrics: metrics!["cpu" "CPU µs/handshake" 1, "rate" "handshakes/s" 0],
         goals: goals!["gateway" "cpu" Limit::Times(0.85, &["haproxy"]), "gateway-info" "cpu" LOGGED],
         counts_calls: true,
-        run: handshakes,
+        run: |run| handshakes(run, Handshake::Full),
     },
     Row {
         id: "idle-memory",
@@ -527,6 +555,176 @@ pub const ROWS: &[Row] = &[
         run: |run| speech::latency(run, Feed::Ingest),
     },
     Row {
+        id: "unix-echo",
+        title: "Echo 64 B as above, to a backend behind a Unix socket",
+        note: "Clients come over TCP. `gateway` has its backend behind TCP, in the same rounds.",
+        need: Need::Relay,
+        targets: &[
+            "pipe-unix",
+            "haproxy-unix",
+            "nginx-unix",
+            "gateway-unix",
+            "gateway",
+            "versus-unix",
+        ],
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: metrics!["cpu" "CPU µs/message" 2, "p50" "p50 µs" 0, "p99" "p99 µs" 0, "rate" "messages/s" 0],
+        goals: goals![
+            "gateway-unix" "cpu" Limit::Times(0.80, &["gateway"]),
+            "gateway-unix" "cpu" Limit::Times(0.85, &["haproxy-unix"]),
+            "gateway-unix" "cpu" Limit::Times(0.85, &["nginx-unix"]),
+        ],
+        counts_calls: true,
+        run: |run| echo(run, Echo::new(64, 64)),
+    },
+    Row {
+        id: "files-1k",
+        title: "A cached file of 1 KiB, 64 connections, one request in flight on each",
+        note: "A file route of the gateway; nginx with `sendfile on`. Connections are kept alive.",
+        need: Need::Relay,
+        targets: FILES,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: REQUEST_METRICS,
+        goals: goals!["gateway-http" "cpu" Limit::Times(1.05, &["nginx-file"])],
+        counts_calls: true,
+        run: http::small_file,
+    },
+    Row {
+        id: "files-8m",
+        title: "A cached file of 8 MiB, 8 connections, one request in flight on each",
+        note: "As above. GB are 10^9 bytes of content.",
+        need: Need::Relay,
+        targets: FILES,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: STREAM_METRICS,
+        goals: goals!["gateway-http" "cpu_gb" Limit::Times(1.05, &["nginx-file"])],
+        counts_calls: true,
+        run: http::large_file,
+    },
+    Row {
+        id: "http-json",
+        title: "POST of 1 KiB of JSON, answered with as much, 64 connections, one request in flight on each",
+        note: "An HTTP route of the gateway. All targets keep their connections to the backend; nginx does not buffer requests.",
+        need: Need::Relay,
+        targets: PASSED_ON,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: REQUEST_METRICS,
+        goals: goals!["gateway-http" "cpu" Limit::Times(1.0, &["haproxy"])],
+        counts_calls: true,
+        run: http::json,
+    },
+    Row {
+        id: "http-up",
+        title: "POST of 64 MiB, 4 connections, one request in flight on each",
+        note: "GB are 10^9 bytes of content. Growth is PSS in the middle of the run over that of the start.",
+        need: Need::Relay,
+        targets: PASSED_ON,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: LONG_METRICS,
+        goals: LONG_GOALS,
+        counts_calls: true,
+        run: |run| http::long(run, http::Way::Up),
+    },
+    Row {
+        id: "http-down",
+        title: "GET of 64 MiB, 4 connections, one request in flight on each",
+        note: "As above.",
+        need: Need::Relay,
+        targets: PASSED_ON,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: LONG_METRICS,
+        goals: LONG_GOALS,
+        counts_calls: true,
+        run: |run| http::long(run, http::Way::Down),
+    },
+    Row {
+        id: "tls-echo-64",
+        title: "Echo 64 B with TLS, 64 connections, one message in flight on each",
+        note: TLS_NOTE,
+        need: Need::Relay,
+        targets: SECURE,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: metrics!["cpu" "CPU µs/message" 2, "p50" "p50 µs" 0, "p99" "p99 µs" 0, "rate" "messages/s" 0],
+        goals: goals![
+            "gateway-tls" "cpu" Limit::Times(1.0, &["haproxy-tls"]),
+            "gateway-tls" "cpu" Limit::Times(1.0, &["nginx-tls"]),
+        ],
+        counts_calls: true,
+        run: |run| echo(run, Echo::new(64, 64)),
+    },
+    Row {
+        id: "tls-down",
+        title: "Stream 64 KiB frames down with TLS, 4 pairs",
+        note: TLS_NOTE,
+        need: Need::Relay,
+        targets: SECURE,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: STREAM_METRICS,
+        goals: SECURE_STREAM_GOALS,
+        counts_calls: true,
+        run: |run| stream(run, 64 << 10, Way::Down),
+    },
+    Row {
+        id: "tls-up",
+        title: "Stream 64 KiB frames up with TLS, 4 pairs",
+        note: TLS_NOTE,
+        need: Need::Relay,
+        targets: SECURE,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: STREAM_METRICS,
+        goals: SECURE_STREAM_GOALS,
+        counts_calls: true,
+        run: |run| stream(run, 64 << 10, Way::Up),
+    },
+    Row {
+        id: "tls-handshake",
+        title: "Connect, TLS, upgrade, one message of 64 B, close; 32 at once",
+        note: "Full handshakes. All of a connection is counted, as without TLS.",
+        need: Need::Relay,
+        targets: SECURE,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: metrics!["cpu" "CPU µs/handshake" 1, "rate" "handshakes/s" 0],
+        goals: SECURE_HANDSHAKE_GOALS,
+        counts_calls: true,
+        run: |run| handshakes(run, Handshake::Full),
+    },
+    Row {
+        id: "tls-resumed",
+        title: "The same, resumed by a ticket",
+        note: "A run in which a handshake was not resumed has no figures.",
+        need: Need::Relay,
+        targets: SECURE,
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: metrics!["cpu" "CPU µs/handshake" 1, "rate" "handshakes/s" 0],
+        goals: SECURE_HANDSHAKE_GOALS,
+        counts_calls: true,
+        run: |run| handshakes(run, Handshake::Resumed),
+    },
+    Row {
+        id: "tls-idle",
+        title: "User-space memory of an idle relayed pair whose client uses TLS (5,000 pairs)",
+        note: "Growth of PSS since the start, over the number of pairs; every round on a target just started.",
+        need: Need::Relay,
+        targets: SECURE,
+        fresh: true,
+        rounds_max: 3,
+        metrics: metrics!["memory" "B/pair" 0],
+        goals: goals!["gateway-tls" "memory" Limit::AtMost(12288.0)],
+        counts_calls: false,
+        run: idle_memory,
+    },
+    Row {
         id: "beside-connections",
         title: "Echo 64 B, 1,000 messages/s, while 20 clients ask for /connections with 5,000 sockets open",
         note: "The pipe serves no reports: its figures are those of the messages beside the idle pairs. Done are answers.",
@@ -601,6 +799,24 @@ const LOGGED: Limit = Limit::Times(1.03, &["gateway"]);
 const SPEECH_METRICS: &[Metric] =
     metrics!["cpu" "CPU µs/chunk" 2, "busy" "busy" 2, "memory" "B/stream" 0];
 const STREAM_METRICS: &[Metric] = metrics!["cpu_gb" "CPU s/GB" 3, "rate" "MB/s" 0];
+const TLS_NOTE: &str =
+    "TLS 1.3, AES-128-GCM, X25519, a key on P-256: clients offer nothing else. Backends are plain.";
+const SECURE_STREAM_GOALS: &[Goal] = goals![
+    "gateway-tls" "cpu_gb" Limit::Times(1.0, &["haproxy-tls"]),
+    "gateway-tls" "cpu_gb" Limit::Times(1.0, &["nginx-tls"]),
+];
+const SECURE_HANDSHAKE_GOALS: &[Goal] = goals![
+    "gateway-tls" "cpu" Limit::Times(1.0, &["haproxy-tls"]),
+    "gateway-tls" "cpu" Limit::Times(1.0, &["nginx-tls"]),
+];
+const REQUEST_METRICS: &[Metric] =
+    metrics!["cpu" "CPU µs/request" 2, "p50" "p50 µs" 0, "p99" "p99 µs" 0, "rate" "requests/s" 0];
+const LONG_METRICS: &[Metric] =
+    metrics!["cpu_gb" "CPU s/GB" 3, "rate" "MB/s" 0, "growth" "MiB more" 2];
+const LONG_GOALS: &[Goal] = goals![
+    "gateway-http" "cpu_gb" Limit::Times(1.0, &["haproxy"]),
+    "gateway-http" "growth" Limit::AtMost(1.0),
+];
 const LARGE_METRICS: &[Metric] =
     metrics!["cpu_gb" "CPU s/GB" 3, "p50" "p50 µs" 0, "p99" "p99 µs" 0, "rate" "messages/s" 0];
 const STREAM_GOALS: &[Goal] = goals![
@@ -665,9 +881,16 @@ fn stream(run: &mut Run<'_>, size: usize, way: Way) -> Result<Sample, Fault> {
     ]))
 }
 
-fn handshakes(run: &mut Run<'_>) -> Result<Sample, Fault> {
+fn handshakes(run: &mut Run<'_>, handshake: Handshake) -> Result<Sample, Fault> {
     let (mut world, mut watch) = (run.world()?, run.watch());
+    if handshake == Handshake::Resumed {
+        world.use_tls(run.place.certificate.client(handshake)?);
+    }
     let outcome = work::handshakes(&mut world, 32, run.limits(), &mut watch)?;
+    let resumed = if handshake == Handshake::Resumed { outcome.count } else { 0 };
+    if outcome.resumed != resumed {
+        return Err(format!("{} of {} handshakes were resumed", outcome.resumed, outcome.count));
+    }
     run.keep_calls(&mut watch, outcome.count as f64, "handshake");
     let count = outcome.count as f64;
     Ok(Sample::from([

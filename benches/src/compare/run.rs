@@ -8,8 +8,10 @@ use crate::Fault;
 use crate::load::World;
 use crate::load::results::Shape;
 use crate::load::work::Limits;
+use crate::tls::Handshake;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -21,6 +23,8 @@ pub struct Run<'a> {
     pub place: &'a Place,
     pub instance: &'a Instance,
     pub listener: &'a TcpListener,
+    /// The backend of targets that reach it over a Unix socket.
+    pub unix_listener: &'a OwnedFd,
     pub seconds: f64,
     /// Use fewer connections and results where the full number takes long.
     pub quick: bool,
@@ -30,6 +34,7 @@ pub struct Run<'a> {
     pub calls: Option<Calls>,
     pub audio: &'a Arc<Vec<u8>>,
     pub audio_small: &'a Arc<Vec<u8>>,
+    pub page: &'a Arc<Vec<u8>>,
 }
 
 /// System calls of a counting pass.
@@ -54,11 +59,18 @@ impl Run<'_> {
 
     /// A fresh world around the target.
     pub fn world(&self) -> Result<World, Fault> {
-        let listener = self
-            .listener
-            .try_clone()
+        let listener = match self.instance.target.dials_unix() {
+            true => self.unix_listener.as_fd(),
+            false => self.listener.as_fd(),
+        };
+        let listener = listener
+            .try_clone_to_owned()
             .map_err(|error| format!("cannot share the listener: {error}"))?;
-        World::new(self.instance.address, listener)
+        let mut world = World::new(self.instance.address, listener)?;
+        if self.instance.target.has_tls() {
+            world.use_tls(self.place.certificate.client(Handshake::Full)?);
+        }
+        Ok(world)
     }
 
     pub fn watch(&self) -> Watch {

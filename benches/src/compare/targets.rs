@@ -7,6 +7,7 @@ use super::process::{Cores, Process, family, memory, rest};
 use crate::Fault;
 use crate::net::{self, free_port};
 use crate::resp::{self, Value};
+use crate::tls::Certificate;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -18,6 +19,9 @@ use std::time::{Duration, Instant};
 pub const CHANNEL_PREFIX: &str = "task_response:";
 /// A channel prefix that no target listens to.
 pub const DEAF_PREFIX: &str = "unheard_response:";
+/// The path that is passed on as plain HTTP, and the one below which files are.
+pub const API: &str = "/api/";
+pub const FILES: &str = "/files/";
 /// Timeout for the subscriber to subscribe.
 const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -51,15 +55,38 @@ const OVERRIDES: [&str; 6] = [
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    Pipe { splice: bool },
+    Pipe { splice: bool, door: Door },
     Subscriber,
     Copy { buffer: usize },
     Speech(Store),
     Uvicorn,
-    Haproxy { splice: bool, buffers: Option<u32> },
-    Nginx { buffers: Option<&'static str> },
+    Haproxy { splice: bool, buffers: Option<u32>, door: Door },
+    Nginx { buffers: Option<&'static str>, door: Door },
     Caddy,
-    Gateway { inbox: bool, spool: bool, log: bool, versus: bool, twin: Option<Twin> },
+    Gateway(Setup),
+}
+
+/// How the gateway runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Setup {
+    inbox: bool,
+    spool: bool,
+    log: bool,
+    versus: bool,
+    twin: Option<Twin>,
+    door: Door,
+}
+
+/// What a target serves besides WebSockets from one TCP socket to another, or in place of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Door {
+    Plain,
+    /// The backend is reached over a Unix socket.
+    Unix,
+    /// Requests in plain HTTP, and files.
+    Http,
+    /// Clients use TLS.
+    Tls,
 }
 
 /// What the bare way of speech sends from.
@@ -79,20 +106,20 @@ pub enum Twin {
     TargetCore,
 }
 
-const GATEWAY: Kind =
-    Kind::Gateway { inbox: false, spool: false, log: false, versus: false, twin: None };
+const GATEWAY: Setup =
+    Setup { inbox: false, spool: false, log: false, versus: false, twin: None, door: Door::Plain };
 
 /// All targets.
 pub const TARGETS: &[Target] = &[
     Target {
         id: "pipe",
         title: "floor: byte pipe, nothing parsed",
-        kind: Kind::Pipe { splice: false },
+        kind: Kind::Pipe { splice: false, door: Door::Plain },
     },
     Target {
         id: "splice",
         title: "floor: the same, splicing while a direction streams",
-        kind: Kind::Pipe { splice: true },
+        kind: Kind::Pipe { splice: true, door: Door::Plain },
     },
     Target { id: "subscriber", title: "floor: bare Redis subscriber", kind: Kind::Subscriber },
     Target {
@@ -108,28 +135,28 @@ pub const TARGETS: &[Target] = &[
     Target {
         id: "haproxy",
         title: "HAProxy",
-        kind: Kind::Haproxy { splice: false, buffers: None },
+        kind: Kind::Haproxy { splice: false, buffers: None, door: Door::Plain },
     },
     Target {
         id: "haproxy-splice",
         title: "HAProxy, splice always",
-        kind: Kind::Haproxy { splice: true, buffers: None },
+        kind: Kind::Haproxy { splice: true, buffers: None, door: Door::Plain },
     },
     Target {
         id: "haproxy-64k",
         title: "HAProxy, 64 KiB buffers",
-        kind: Kind::Haproxy { splice: false, buffers: Some(65_536) },
+        kind: Kind::Haproxy { splice: false, buffers: Some(65_536), door: Door::Plain },
     },
-    Target { id: "nginx", title: "nginx", kind: Kind::Nginx { buffers: None } },
+    Target { id: "nginx", title: "nginx", kind: Kind::Nginx { buffers: None, door: Door::Plain } },
     Target {
         id: "nginx-64k",
         title: "nginx, 64 KiB buffers",
-        kind: Kind::Nginx { buffers: Some("64k") },
+        kind: Kind::Nginx { buffers: Some("64k"), door: Door::Plain },
     },
     Target {
         id: "nginx-file",
         title: "nginx, plain HTTP, sendfile",
-        kind: Kind::Nginx { buffers: None },
+        kind: Kind::Nginx { buffers: None, door: Door::Plain },
     },
     Target {
         id: "speech",
@@ -150,56 +177,104 @@ pub const TARGETS: &[Target] = &[
     Target {
         id: "gateway-spool",
         title: "aivtuber-gateway, embedded inbox, speech in a folder",
-        kind: Kind::Gateway { inbox: true, spool: true, log: false, versus: false, twin: None },
+        kind: Kind::Gateway(Setup { inbox: true, spool: true, ..GATEWAY }),
     },
     Target { id: "caddy", title: "Caddy", kind: Kind::Caddy },
-    Target { id: "gateway", title: "aivtuber-gateway", kind: GATEWAY },
+    Target { id: "gateway", title: "aivtuber-gateway", kind: Kind::Gateway(GATEWAY) },
+    Target {
+        id: "pipe-unix",
+        title: "floor: byte pipe, Unix backend",
+        kind: Kind::Pipe { splice: false, door: Door::Unix },
+    },
+    Target {
+        id: "haproxy-unix",
+        title: "HAProxy, Unix backend",
+        kind: Kind::Haproxy { splice: false, buffers: None, door: Door::Unix },
+    },
+    Target {
+        id: "nginx-unix",
+        title: "nginx, Unix backend",
+        kind: Kind::Nginx { buffers: None, door: Door::Unix },
+    },
+    Target {
+        id: "gateway-unix",
+        title: "aivtuber-gateway, Unix backend",
+        kind: Kind::Gateway(Setup { door: Door::Unix, ..GATEWAY }),
+    },
+    Target {
+        id: "versus-unix",
+        title: "aivtuber-gateway, the other build, Unix backend",
+        kind: Kind::Gateway(Setup { door: Door::Unix, versus: true, ..GATEWAY }),
+    },
+    Target {
+        id: "haproxy-tls",
+        title: "HAProxy, TLS",
+        kind: Kind::Haproxy { splice: false, buffers: None, door: Door::Tls },
+    },
+    Target {
+        id: "nginx-tls",
+        title: "nginx, TLS",
+        kind: Kind::Nginx { buffers: None, door: Door::Tls },
+    },
+    Target {
+        id: "nginx-64k-tls",
+        title: "nginx, TLS, 64 KiB buffers",
+        kind: Kind::Nginx { buffers: Some("64k"), door: Door::Tls },
+    },
+    Target {
+        id: "gateway-tls",
+        title: "aivtuber-gateway, TLS",
+        kind: Kind::Gateway(Setup { door: Door::Tls, ..GATEWAY }),
+    },
+    Target {
+        id: "versus-tls",
+        title: "aivtuber-gateway, the other build, TLS",
+        kind: Kind::Gateway(Setup { door: Door::Tls, versus: true, ..GATEWAY }),
+    },
+    Target {
+        id: "gateway-http",
+        title: "aivtuber-gateway, routes for plain HTTP and files",
+        kind: Kind::Gateway(Setup { door: Door::Http, ..GATEWAY }),
+    },
+    Target {
+        id: "versus-http",
+        title: "aivtuber-gateway, the other build, routes for plain HTTP and files",
+        kind: Kind::Gateway(Setup { door: Door::Http, versus: true, ..GATEWAY }),
+    },
     Target {
         id: "gateway-inbox",
         title: "aivtuber-gateway, embedded inbox",
-        kind: Kind::Gateway { inbox: true, spool: false, log: false, versus: false, twin: None },
+        kind: Kind::Gateway(Setup { inbox: true, ..GATEWAY }),
     },
     Target {
         id: "gateway-info",
         title: "aivtuber-gateway, log level info, /metrics read every second",
-        kind: Kind::Gateway { inbox: false, spool: false, log: true, versus: false, twin: None },
+        kind: Kind::Gateway(Setup { log: true, ..GATEWAY }),
     },
     Target {
         id: "gateway-two",
         title: "aivtuber-gateway, two processes, one on each core",
-        kind: Kind::Gateway {
-            inbox: false,
-            spool: false,
-            log: false,
-            versus: false,
-            twin: Some(Twin::LoadCore),
-        },
+        kind: Kind::Gateway(Setup { twin: Some(Twin::LoadCore), ..GATEWAY }),
     },
     Target {
         id: "gateway-two-here",
         title: "aivtuber-gateway, two processes, both on the targets' core",
-        kind: Kind::Gateway {
-            inbox: false,
-            spool: false,
-            log: false,
-            versus: false,
-            twin: Some(Twin::TargetCore),
-        },
+        kind: Kind::Gateway(Setup { twin: Some(Twin::TargetCore), ..GATEWAY }),
     },
     Target {
         id: "versus",
         title: "aivtuber-gateway, the other build",
-        kind: Kind::Gateway { inbox: false, spool: false, log: false, versus: true, twin: None },
+        kind: Kind::Gateway(Setup { versus: true, ..GATEWAY }),
     },
     Target {
         id: "versus-inbox",
         title: "aivtuber-gateway, the other build, embedded inbox",
-        kind: Kind::Gateway { inbox: true, spool: false, log: false, versus: true, twin: None },
+        kind: Kind::Gateway(Setup { inbox: true, versus: true, ..GATEWAY }),
     },
     Target {
         id: "versus-spool",
         title: "aivtuber-gateway, the other build, embedded inbox, speech in a folder",
-        kind: Kind::Gateway { inbox: true, spool: true, log: false, versus: true, twin: None },
+        kind: Kind::Gateway(Setup { inbox: true, spool: true, versus: true, ..GATEWAY }),
     },
 ];
 
@@ -222,11 +297,15 @@ pub struct Place {
     pub floor: PathBuf,
     /// Under `dir`: the folder with the audio files.
     pub audio_root: PathBuf,
+    /// What targets with TLS show.
+    pub certificate: Certificate,
 }
 
-/// The names of the audio files under `Place::audio_root`: one for throughput, one of a megabyte.
+/// The names of the files under `Place::audio_root`: audio for throughput, audio of a megabyte, and
+/// a page of a kilobyte.
 pub const AUDIO: &str = "bench.wav";
 pub const AUDIO_SMALL: &str = "small.wav";
+pub const PAGE: &str = "page.html";
 
 /// A started target.
 pub struct Instance {
@@ -256,10 +335,10 @@ impl Target {
             Kind::Haproxy { .. } => installed("haproxy"),
             Kind::Nginx { .. } => installed("nginx"),
             Kind::Caddy => installed("caddy"),
-            Kind::Gateway { versus: true, .. } => {
+            Kind::Gateway(Setup { versus: true, .. }) => {
                 found(place.versus.clone().ok_or("--versus FILE names the other build")?)
             }
-            Kind::Gateway { .. } => found(place.gateway.clone()),
+            Kind::Gateway(_) => found(place.gateway.clone()),
         }
     }
 
@@ -269,7 +348,7 @@ impl Target {
             Kind::Haproxy { .. } => ("-v", "HAProxy version "),
             Kind::Nginx { .. } => ("-v", "nginx/"),
             Kind::Caddy => ("version", ""),
-            Kind::Gateway { .. } => ("--version", "aivtuber-gateway "),
+            Kind::Gateway(_) => ("--version", "aivtuber-gateway "),
             _ => return None,
         };
         let said = Command::new(self.program(place).ok()?).arg(argument).output().ok()?;
@@ -281,12 +360,30 @@ impl Target {
 
     /// Whether its `/metrics` are read every second during a run.
     pub fn is_scraped(&self) -> bool {
-        matches!(self.kind, Kind::Gateway { log: true, .. })
+        matches!(self.kind, Kind::Gateway(Setup { log: true, .. }))
+    }
+
+    /// Whether it reaches its backend over a Unix socket.
+    pub fn dials_unix(&self) -> bool {
+        self.door() == Door::Unix
+    }
+
+    fn door(&self) -> Door {
+        match self.kind {
+            Kind::Pipe { door, .. } | Kind::Haproxy { door, .. } | Kind::Nginx { door, .. } => door,
+            Kind::Gateway(setup) => setup.door,
+            _ => Door::Plain,
+        }
+    }
+
+    /// Whether its clients use TLS.
+    pub fn has_tls(&self) -> bool {
+        self.door() == Door::Tls
     }
 
     /// Where its second process runs, if it has one.
     pub fn twin(&self) -> Option<Twin> {
-        if let Kind::Gateway { twin, .. } = self.kind { twin } else { None }
+        if let Kind::Gateway(setup) = self.kind { setup.twin } else { None }
     }
 
     /// Whether its clients see the results as they were published.
@@ -296,7 +393,10 @@ impl Target {
 
     /// Whether it takes speech, rather than relaying it.
     pub fn takes_speech(&self) -> bool {
-        matches!(self.kind, Kind::Speech(_) | Kind::Uvicorn | Kind::Gateway { inbox: true, .. })
+        matches!(
+            self.kind,
+            Kind::Speech(_) | Kind::Uvicorn | Kind::Gateway(Setup { inbox: true, .. })
+        )
     }
 
     /// Whether a client's message, or a plain request, makes it send the audio.
@@ -311,9 +411,9 @@ impl Target {
     /// Starts it with what the row needs, and waits until it has come to rest.
     pub fn start(&'static self, place: &Place, need: Need) -> Result<Instance, Fault> {
         let address = local(free_port().map_err(|error| format!("no free port: {error}"))?);
-        let has_inbox = matches!(self.kind, Kind::Gateway { inbox: true, .. });
+        let has_inbox = matches!(self.kind, Kind::Gateway(Setup { inbox: true, .. }));
         let delivers =
-            need != Need::Relay && matches!(self.kind, Kind::Gateway { .. } | Kind::Subscriber);
+            need != Need::Relay && matches!(self.kind, Kind::Gateway(_) | Kind::Subscriber);
         let redis = if delivers && !has_inbox { Some(start_redis(place)?) } else { None };
         let inbox = if has_inbox {
             Some(local(free_port().map_err(|error| error.to_string())?))
@@ -376,14 +476,12 @@ impl Target {
             Ok(path)
         };
         match self.kind {
-            Kind::Pipe { splice } => {
-                command.args([
-                    "pipe",
-                    "--listen",
-                    &listen.to_string(),
-                    "--backend",
-                    &place.backend.to_string(),
-                ]);
+            Kind::Pipe { splice, door } => {
+                let backend = match door {
+                    Door::Unix => format!("unix:{}", place.unix_backend().display()),
+                    Door::Plain | Door::Http | Door::Tls => place.backend.to_string(),
+                };
+                command.args(["pipe", "--listen", &listen.to_string(), "--backend", &backend]);
                 command.args(splice.then_some("--splice"));
             }
             Kind::Subscriber => {
@@ -422,12 +520,12 @@ impl Target {
                 command.args(["--log-level", "warning", "--ws-max-size", "16777216"]);
                 command.arg("--app-dir").arg(&place.dir).arg("ingest:app");
             }
-            Kind::Haproxy { splice, buffers } => {
-                let text = haproxy_configuration(place, listen, splice, buffers);
+            Kind::Haproxy { splice, buffers, door } => {
+                let text = haproxy_configuration(place, listen, splice, buffers, door);
                 command.args(["-db", "-f"]).arg(write(format!("{}.cfg", self.id), text)?);
             }
-            Kind::Nginx { buffers } => {
-                let text = nginx_configuration(self.id, place, listen, buffers);
+            Kind::Nginx { buffers, door } => {
+                let text = nginx_configuration(self.id, place, listen, buffers, door);
                 command.arg("-p").arg(&place.dir);
                 command.arg("-c").arg(write(format!("{}.conf", self.id), text)?);
             }
@@ -439,15 +537,14 @@ impl Target {
                     .env("XDG_DATA_HOME", &place.dir)
                     .env("XDG_CONFIG_HOME", &place.dir);
             }
-            Kind::Gateway { inbox, spool, log, twin, .. } => {
-                let mut text =
-                    gateway_configuration(place, listen, publish_at, inbox, twin.is_some());
-                if spool {
+            Kind::Gateway(setup) => {
+                let mut text = gateway_configuration(place, listen, publish_at, &setup);
+                if setup.spool {
                     let folder = format!("[output]\nspool = \"{}\"\n", place.dir.display());
                     text = text.replace("[output]\n", &folder);
                 }
                 command.arg("--config").arg(write(format!("{}.toml", self.id), text)?);
-                command.args(["--log-level", if log { "info" } else { "warn" }]);
+                command.args(["--log-level", if setup.log { "info" } else { "warn" }]);
                 for name in OVERRIDES {
                     command.env_remove(name);
                 }
@@ -474,12 +571,28 @@ impl Place {
         let audio_root = dir.join("audio");
         fs::create_dir_all(&audio_root)
             .map_err(|error| format!("cannot make {}: {error}", audio_root.display()))?;
+        let certificate = Certificate::write(&dir)?;
         let gateway = gateway.unwrap_or_else(|| own.with_file_name("aivtuber-gateway"));
         let floor = own.with_file_name("bench-floor");
         Ok((
-            Place { descriptors, dir, cores, backend, gateway, versus, floor, audio_root },
+            Place {
+                descriptors,
+                dir,
+                cores,
+                backend,
+                gateway,
+                versus,
+                floor,
+                audio_root,
+                certificate,
+            },
             listener,
         ))
+    }
+
+    /// The socket of the backend for targets that reach it without TCP.
+    pub fn unix_backend(&self) -> PathBuf {
+        self.dir.join("backend.sock")
     }
 
     /// Client connections that every target can be configured for: HAProxy needs up to five
@@ -525,16 +638,25 @@ fn haproxy_configuration(
     listen: SocketAddr,
     splice: bool,
     buffers: Option<u32>,
+    door: Door,
 ) -> String {
-    let (backend, connections) = (place.backend, place.connections_max());
+    let connections = place.connections_max();
+    let backend = match door {
+        Door::Unix => place.unix_backend().display().to_string(),
+        Door::Plain | Door::Http | Door::Tls => place.backend.to_string(),
+    };
     let splice =
         if splice { "    option splice-request\n    option splice-response\n" } else { "" };
     let buffers = buffers.map_or(String::new(), |bytes| format!("    tune.bufsize {bytes}\n"));
+    let secure = match door {
+        Door::Tls => format!(" ssl crt {} alpn http/1.1", place.certificate.both.display()),
+        Door::Plain | Door::Http | Door::Unix => String::new(),
+    };
     format!(
         "global\n    nbthread 1\n    maxconn {connections}\n{buffers}\
          defaults\n    mode http\n    timeout connect 5s\n    timeout client 1h\n    timeout server 1h\n    \
          timeout tunnel 1h\n{splice}\
-         frontend bench\n    bind {listen} backlog 4096\n    default_backend bench\n\
+         frontend bench\n    bind {listen}{secure} backlog 4096\n    default_backend bench\n\
          backend bench\n    server bench {backend}\n"
     )
 }
@@ -544,12 +666,26 @@ fn nginx_configuration(
     place: &Place,
     listen: SocketAddr,
     buffers: Option<&str>,
+    door: Door,
 ) -> String {
-    let (backend, descriptors) = (place.backend, place.descriptors);
+    let descriptors = place.descriptors;
+    let backend = match door {
+        Door::Unix => format!("unix:{}", place.unix_backend().display()),
+        Door::Plain | Door::Http | Door::Tls => place.backend.to_string(),
+    };
     let (dir, audio_root) = (place.dir.display(), place.audio_root.display());
     let buffers = buffers.map_or(String::new(), |size| {
         format!("proxy_buffer_size {size};\nproxy_buffers 4 {size};\n")
     });
+    let (secure, keys) = match door {
+        Door::Tls => {
+            let Certificate { chain, key, .. } = &place.certificate;
+            let (chain, key) = (chain.display(), key.display());
+            let keys = format!("ssl_certificate {chain};\nssl_certificate_key {key};\n");
+            (" ssl", format!("{keys}ssl_protocols TLSv1.2 TLSv1.3;\n"))
+        }
+        Door::Plain | Door::Http | Door::Unix => ("", String::new()),
+    };
     let user = if rustix::process::geteuid().is_root() { "user root;\n" } else { "" };
     format!(
         "{user}daemon off;\nworker_processes 1;\nworker_rlimit_nofile {descriptors};\npid {dir}/{id}.pid;\n\
@@ -557,9 +693,15 @@ fn nginx_configuration(
          access_log off;\nsendfile on;\ntcp_nopush on;\nkeepalive_requests 1000000;\n\
          client_body_temp_path {dir}/{id}-body;\nproxy_temp_path {dir}/{id}-proxy;\n\
          fastcgi_temp_path {dir}/{id}-fastcgi;\nuwsgi_temp_path {dir}/{id}-uwsgi;\n\
-         scgi_temp_path {dir}/{id}-scgi;\nserver {{\nlisten {listen} backlog=4096;\n\
+         scgi_temp_path {dir}/{id}-scgi;\n\
+         upstream relayed {{ server {backend}; }}\n\
+         upstream api {{ server {backend}; keepalive 128; }}\nserver {{\nlisten {listen}{secure} backlog=4096;\n{keys}\
          location /audio/ {{ alias {audio_root}/; }}\n\
-         location /ws/ {{\nproxy_pass http://{backend};\nproxy_http_version 1.1;\n\
+         location {FILES} {{ alias {audio_root}/; }}\n\
+         location {API} {{\nproxy_pass http://api;\nproxy_http_version 1.1;\n\
+         proxy_set_header Connection \"\";\nclient_max_body_size 0;\n\
+         proxy_request_buffering off;\nproxy_max_temp_file_size 0;\n{buffers}}}\n\
+         location /ws/ {{\nproxy_pass http://relayed;\nproxy_http_version 1.1;\n\
          proxy_set_header Upgrade $http_upgrade;\nproxy_set_header Connection \"upgrade\";\n\
          proxy_set_header Host $host;\nproxy_read_timeout 1h;\nproxy_send_timeout 1h;\n{buffers}}}\n}}\n}}\n"
     )
@@ -573,24 +715,40 @@ fn caddyfile(place: &Place, listen: SocketAddr) -> String {
     )
 }
 
-/// Both routes where results are published, else the relayed one alone; everything else as the
-/// gateway has it.
+/// The relayed route, those that the row needs besides, and everything else as the gateway has it.
 fn gateway_configuration(
     place: &Place,
     listen: SocketAddr,
     publish_at: Option<SocketAddr>,
-    inbox: bool,
-    twin: bool,
+    setup: &Setup,
 ) -> String {
-    let shared = if twin { "reuse_port = true\n" } else { "" };
-    let relayed = format!(
-        "[server]\nlisten = [\"{listen}\"]\n{shared}max_connections = {}\n\n\
-         [[route]]\nname = \"input\"\npath = \"/ws/input\"\nbackend = \"ws://{}/ws/input\"\n",
-        place.connections_max(),
-        place.backend
+    let shared = if setup.twin.is_some() { "reuse_port = true\n" } else { "" };
+    let backend = match setup.door {
+        Door::Unix => format!("ws+unix://{}:/ws/input", place.unix_backend().display()),
+        Door::Plain | Door::Http | Door::Tls => format!("ws://{}/ws/input", place.backend),
+    };
+    let (scheme, keys) = match setup.door {
+        Door::Tls => {
+            let Certificate { chain, key, .. } = &place.certificate;
+            let (chain, key) = (chain.display(), key.display());
+            ("tls://", format!("[tls]\ncertificate = \"{chain}\"\nkey = \"{key}\"\n\n"))
+        }
+        Door::Plain | Door::Http | Door::Unix => ("", String::new()),
+    };
+    let mut relayed = format!(
+        "[server]\nlisten = [\"{scheme}{listen}\"]\n{shared}max_connections = {}\n\n{keys}\
+         [[route]]\nname = \"input\"\npath = \"/ws/input\"\nbackend = \"{backend}\"\n",
+        place.connections_max()
     );
+    if setup.door == Door::Http {
+        let (backend, folder) = (place.backend, place.audio_root.display());
+        relayed.push_str(&format!(
+            "\n[[route]]\nname = \"api\"\npath = \"{API}{{rest...}}\"\nbackend = \"http://{backend}{API}{{rest}}\"\n\n\
+             [[route]]\nname = \"files\"\npath = \"{FILES}{{file...}}\"\nfiles = \"{folder}\"\n"
+        ));
+    }
     let Some(publish_at) = publish_at else { return relayed };
-    let scheme = if inbox { "embedded" } else { "redis" };
+    let scheme = if setup.inbox { "embedded" } else { "redis" };
     format!(
         "{relayed}\n[[route]]\nname = \"output\"\npath = \"/ws/output/{{task_id}}\"\nserve = \"output\"\n\n\
          [[route]]\nname = \"ingest\"\npath = \"/ws/ingest\"\nserve = \"ingest\"\n\n\
@@ -679,6 +837,7 @@ mod tests {
             versus: None,
             floor: "/bin/true".into(),
             audio_root: dir.join("audio"),
+            certificate: Certificate::write(&std::env::temp_dir()).unwrap(),
         }
     }
 
@@ -692,19 +851,24 @@ mod tests {
     #[test]
     fn the_gateway_is_told_of_results_only_where_they_are_published() {
         let place = place(Path::new("/nowhere"));
-        let relay = gateway_configuration(&place, local(1), None, false, false);
+        let relay = gateway_configuration(&place, local(1), None, &GATEWAY);
         assert!(
             relay.contains("listen = [\"127.0.0.1:1\"]")
                 && relay.contains("ws://127.0.0.1:2/ws/input")
         );
         assert!(!relay.contains("output") && !relay.contains("redis"));
-        let redis = gateway_configuration(&place, local(1), Some(local(3)), false, false);
+        let redis = gateway_configuration(&place, local(1), Some(local(3)), &GATEWAY);
         assert!(
             redis.contains("serve = \"output\"") && redis.contains("url = \"redis://127.0.0.1:3\"")
         );
         assert!(
-            gateway_configuration(&place, local(1), Some(local(3)), true, false)
-                .contains("embedded://127.0.0.1:3")
+            gateway_configuration(
+                &place,
+                local(1),
+                Some(local(3)),
+                &Setup { inbox: true, ..GATEWAY }
+            )
+            .contains("embedded://127.0.0.1:3")
         );
     }
 
@@ -712,12 +876,15 @@ mod tests {
     fn two_processes_share_their_address_and_one_does_not() {
         let place = place(Path::new("/nowhere"));
         assert!(
-            gateway_configuration(&place, local(1), None, false, true)
-                .contains("\nreuse_port = true\n")
+            gateway_configuration(
+                &place,
+                local(1),
+                None,
+                &Setup { twin: Some(Twin::LoadCore), ..GATEWAY }
+            )
+            .contains("\nreuse_port = true\n")
         );
-        assert!(
-            !gateway_configuration(&place, local(1), None, false, false).contains("reuse_port")
-        );
+        assert!(!gateway_configuration(&place, local(1), None, &GATEWAY).contains("reuse_port"));
         let two: Vec<_> = TARGETS
             .iter()
             .filter(|target| target.twin().is_some())

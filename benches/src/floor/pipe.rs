@@ -5,7 +5,7 @@
 //! closing one costs more than a message.
 
 use crate::Fault;
-use crate::net::{self, Io, Poll};
+use crate::net::{self, Endpoint, Io, Poll};
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::Shutdown;
@@ -26,10 +26,10 @@ const BYTES_PER_WAKE: usize = 1 << 20;
 const POOL_MAX: usize = 16;
 const LISTENER: u64 = u64::MAX;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     pub listen: SocketAddr,
-    pub backend: SocketAddr,
+    pub backend: Endpoint,
     pub splice: bool,
     /// The shared buffer's size in bytes.
     pub buffer: usize,
@@ -61,7 +61,7 @@ pub(crate) fn serve(settings: Settings, listener: &TcpListener) -> io::Result<()
             let (token, flags) = poll.event(index);
             if token == LISTENER {
                 while let Some(client) = net::accept(listener)? {
-                    admit(settings.backend, client, &poll, &mut pairs, &mut free)?;
+                    admit(&settings.backend, client, &poll, &mut pairs, &mut free)?;
                 }
                 continue;
             }
@@ -96,13 +96,13 @@ pub(crate) fn serve(settings: Settings, listener: &TcpListener) -> io::Result<()
 }
 
 fn admit(
-    backend: SocketAddr,
+    backend: &Endpoint,
     client: OwnedFd,
     poll: &Poll,
     pairs: &mut Vec<Option<Pair>>,
     free: &mut Vec<usize>,
 ) -> io::Result<()> {
-    let Ok(upstream) = net::dial(backend) else { return Ok(()) };
+    let Ok(upstream) = net::dial_backend(backend) else { return Ok(()) };
     let slot = free.pop().unwrap_or_else(|| {
         pairs.push(None);
         pairs.len() - 1
@@ -308,7 +308,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let settings = Settings {
             listen: address,
-            backend: backend.local_addr().unwrap(),
+            backend: Endpoint::Tcp(backend.local_addr().unwrap()),
             splice,
             buffer: 64 * 1024,
         };

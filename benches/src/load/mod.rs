@@ -5,10 +5,12 @@
 //! target's.
 //!
 //! `World` is the loop and its connections; `work` has the workloads; `results` knows result
-//! delivery. A client says in its request target (`?n=…`) which connection it is, so that the
-//! backend end knows its role.
+//! delivery; `http` plays plain HTTP. A client says in its request target (`?n=…`) which connection
+//! it is, so that the backend end knows its role.
 
+pub mod http;
 pub mod results;
+mod socket;
 pub mod speech;
 pub mod work;
 mod world;

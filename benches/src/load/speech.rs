@@ -578,8 +578,12 @@ mod tests {
     fn relayed_messages_are_compared_with_what_was_sent() {
         let (backend, behind) = listener();
         let (service, address) = listener();
-        let settings =
-            pipe::Settings { listen: address, backend: behind, splice: false, buffer: 64 * 1024 };
+        let settings = pipe::Settings {
+            listen: address,
+            backend: net::Endpoint::Tcp(behind),
+            splice: false,
+            buffer: 64 * 1024,
+        };
         thread::spawn(move || pipe::serve(settings, &service));
         let load = Speech { source: Source::Relayed, streams: 2, chunk_bytes: 65_536, pace: None };
         let outcome = play(address, &backend, load).unwrap();

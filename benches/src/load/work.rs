@@ -30,6 +30,11 @@ const FLOOD_TICK: Duration = Duration::from_millis(1);
 pub trait Observe {
     fn begin(&mut self) -> Result<(), Fault>;
     fn end(&mut self) -> Result<(), Fault>;
+
+    /// Half of the measured time is over; not every workload says so.
+    fn midway(&mut self) -> Result<(), Fault> {
+        Ok(())
+    }
 }
 
 /// Watches nothing.
@@ -76,6 +81,8 @@ pub struct Outcome {
     pub stream_rate: f64,
     /// Results published in a flood.
     pub published: u64,
+    /// Handshakes that resumed a TLS session.
+    pub resumed: u64,
 }
 
 /// Echoed messages.
@@ -218,6 +225,7 @@ pub fn handshakes(
         }
         last = Outcome {
             count: begun,
+            resumed: world.tally.resumed,
             seconds: start.elapsed().as_secs_f64(),
             latencies: std::mem::take(&mut world.tally.latencies),
             ..Outcome::default()
@@ -589,7 +597,7 @@ mod tests {
         let target = listener.local_addr().unwrap();
         let settings = pipe::Settings {
             listen: target,
-            backend: backend.local_addr().unwrap(),
+            backend: net::Endpoint::Tcp(backend.local_addr().unwrap()),
             splice,
             buffer: 64 * 1024,
         };

@@ -7,17 +7,17 @@
 //! a megabyte in the load generator would count against the target.
 
 use super::results::{Delivery, Shape};
+use super::socket::Socket;
 use crate::Fault;
 use crate::net::{self, Io, Poll};
 use crate::resp::{self, Value};
 use crate::stats::Latencies;
+use crate::tls::Client;
 use crate::wire;
-use rustix::buffer::spare_capacity;
 use rustix::event::epoll::EventFlags;
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, sockopt};
+use rustix::net::sockopt;
 use std::collections::VecDeque;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -73,8 +73,9 @@ pub struct Pattern {
 /// What was counted since the last `World::reset_tally`.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
-    /// Clients whose upgrade was answered.
+    /// Clients whose upgrade was answered, and those of them that resumed a TLS session.
     pub opened: u64,
+    pub resumed: u64,
     /// Messages that came back.
     pub echoed: u64,
     /// Clients that completed the Close handshake and saw the end of the connection.
@@ -123,8 +124,10 @@ pub enum Refill {
 pub struct World {
     poll: Poll,
     bulk: Poll,
-    listener: TcpListener,
+    listener: OwnedFd,
     target: SocketAddr,
+    /// Puts TLS on the clients.
+    tls: Option<Client>,
     host: String,
     /// The `World` that a backend connection belongs to; connections of an earlier one are dropped.
     generation: u32,
@@ -150,7 +153,7 @@ pub struct World {
 }
 
 struct Conn {
-    socket: OwnedFd,
+    socket: Socket,
     job: Job,
     /// What comes after the handshake; taken by the backend end, then by the client end.
     plan: Option<Plan>,
@@ -199,7 +202,8 @@ enum Job {
 
 impl World {
     /// A world around a target; `listener` is the target's backend.
-    pub fn new(target: SocketAddr, listener: TcpListener) -> Result<World, Fault> {
+    pub fn new(target: SocketAddr, listener: impl Into<OwnedFd>) -> Result<World, Fault> {
+        let listener = listener.into();
         static GENERATION: AtomicU32 = AtomicU32::new(0);
         let broken = |error: std::io::Error| format!("cannot poll: {error}");
         while net::accept(&listener).map_err(broken)?.is_some() {}
@@ -213,6 +217,7 @@ impl World {
             bulk,
             listener,
             target,
+            tls: None,
             host: target.to_string(),
             generation: GENERATION.fetch_add(1, Ordering::Relaxed),
             slots: Vec::new(),
@@ -231,6 +236,11 @@ impl World {
             tally: Tally::default(),
             paused: VecDeque::new(),
         })
+    }
+
+    /// Clients use TLS from now on.
+    pub fn use_tls(&mut self, client: Client) {
+        self.tls = Some(client);
     }
 
     pub fn reset_tally(&mut self) {
@@ -258,8 +268,12 @@ impl World {
     /// Begins to open a client at a path of the target; `Tally::opened` counts it once the target
     /// has answered.
     pub fn open(&mut self, path: &str, plan: Plan) -> Result<u32, Fault> {
-        let socket = net::dial(self.target)
-            .map_err(|error| format!("cannot connect to the target: {error}"))?;
+        let fault = |error: std::io::Error| format!("cannot connect to the target: {error}");
+        let fd = net::dial(self.target).map_err(fault)?;
+        let socket = match &self.tls {
+            Some(client) => Socket::tls(fd, client).map_err(fault)?,
+            None => Socket::plain(fd),
+        };
         let id = self.admit(socket, Job::Ask)?;
         let key = wire::fresh_key();
         let target = match &plan {
@@ -278,14 +292,14 @@ impl World {
     pub fn open_publisher(&mut self, address: SocketAddr) -> Result<Publisher, Fault> {
         let socket =
             net::dial(address).map_err(|error| format!("cannot connect to publish: {error}"))?;
-        self.admit(socket, Job::Publish)
+        self.admit(Socket::plain(socket), Job::Publish)
     }
 
     /// Connects for `fetch`.
     pub fn open_fetcher(&mut self) -> Result<u32, Fault> {
         let socket = net::dial(self.target)
             .map_err(|error| format!("cannot connect to the target: {error}"))?;
-        self.admit(socket, Job::Fetch { left: None, got: 0, wanted: 0 })
+        self.admit(Socket::plain(socket), Job::Fetch { left: None, got: 0, wanted: 0 })
     }
 
     /// Sends the next message of an echo client; its echo is timed from here.
@@ -445,7 +459,7 @@ impl World {
         self.slots[id as usize].as_mut().expect("an id stays good until its connection is reaped")
     }
 
-    fn admit(&mut self, socket: OwnedFd, job: Job) -> Result<u32, Fault> {
+    fn admit(&mut self, socket: Socket, job: Job) -> Result<u32, Fault> {
         let id = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() as u32 - 1
@@ -472,7 +486,7 @@ impl World {
         while let Some(socket) =
             net::accept(&self.listener).map_err(|error| format!("cannot accept: {error}"))?
         {
-            self.admit(socket, Job::Greet)?;
+            self.admit(Socket::plain(socket), Job::Greet)?;
         }
         Ok(())
     }
@@ -480,7 +494,7 @@ impl World {
     fn ready(&mut self, id: u32, flags: EventFlags) -> Result<(), Fault> {
         let Some(conn) = self.slots[id as usize].as_mut() else { return Ok(()) };
         if flags.contains(EventFlags::OUT) {
-            if !conn.out.is_empty() {
+            if !conn.out.is_empty() || conn.socket.is_output_held() {
                 self.flush(id)?;
             }
             self.stream_on(id)?;
@@ -490,16 +504,29 @@ impl World {
         {
             return Ok(());
         }
-        match &self.conn(id).job {
-            Job::Receive { .. } => self.receive(id),
-            Job::Task(_) => self.observe(id),
-            Job::Fetch { .. } => self.read_file(id),
-            _ => self.read(id),
+        loop {
+            let goes_on = match &self.conn(id).job {
+                Job::Receive { .. } => self.receive(id)?,
+                Job::Task(_) => {
+                    self.observe(id)?;
+                    false
+                }
+                Job::Fetch { .. } => {
+                    self.read_file(id)?;
+                    false
+                }
+                _ => self.read(id)?,
+            };
+            // Without TLS, the next event reports what is left.
+            if !goes_on || !self.conn(id).socket.is_buffering() || self.dead.contains(&id) {
+                return Ok(());
+            }
         }
     }
 
-    /// Reads once into the connection's buffer and handles what is complete.
-    fn read(&mut self, id: u32) -> Result<(), Fault> {
+    /// Reads once into the connection's buffer and handles what is complete. Whether there may be
+    /// more.
+    fn read(&mut self, id: u32) -> Result<bool, Fault> {
         let conn = self.conn(id);
         // One read can then take a whole message where its size is known.
         let wanted = if let Job::Echo { size, .. } = &conn.job { size + 64 } else { READ_BYTES };
@@ -508,11 +535,13 @@ impl World {
         } else if conn.inbox.capacity() == conn.inbox.len() {
             conn.inbox.reserve(READ_BYTES);
         }
-        match rustix::net::recv(&conn.socket, spare_capacity(&mut conn.inbox), RecvFlags::empty()) {
-            Ok((0, _)) => self.ended(id, "ended the connection"),
-            Ok(_) => self.take(id),
-            Err(Errno::AGAIN | Errno::INTR) => Ok(()),
-            Err(error) => self.ended(id, &format!("broke the connection ({error})")),
+        match conn.socket.recv_behind(&mut conn.inbox) {
+            Ok(Io::Moved(_)) => self.take(id).map(|()| true),
+            Ok(Io::Blocked) => Ok(false),
+            Ok(Io::Ended) => self.ended(id, "ended the connection").map(|()| false),
+            Err(error) => {
+                self.ended(id, &format!("broke the connection ({error})")).map(|()| false)
+            }
         }
     }
 
@@ -569,6 +598,7 @@ impl World {
             Plan::Task(delivery) => Job::Task(delivery),
         };
         self.tally.opened += 1;
+        self.tally.resumed += u64::from(self.conn(id).socket.is_resumed());
         match &self.conn(id).job {
             Job::Echo { .. } => self.paused.push_back(id),
             Job::Send { .. } | Job::Receive { .. } => self.make_bulk(id)?,
@@ -746,7 +776,7 @@ impl World {
         let (streaming, bulk_bytes) = (self.streaming, self.bulk_bytes);
         let conn = self.conn(id);
         let Job::Send { pattern, at, active } = &mut conn.job else { return Ok(()) };
-        if !*active || !conn.out.is_empty() {
+        if !*active || !conn.out.is_empty() || conn.socket.is_output_held() {
             return Ok(());
         }
         if !streaming && *at % pattern.frame_bytes == 0 {
@@ -756,7 +786,7 @@ impl World {
         }
         let frame_end = (*at / pattern.frame_bytes + 1) * pattern.frame_bytes;
         let end = frame_end.min(*at + bulk_bytes);
-        match net::send(&conn.socket, &pattern.wire[*at..end]) {
+        match conn.socket.send(&pattern.wire[*at..end]) {
             Ok(Io::Moved(count)) => {
                 *at = (*at + count) % pattern.wire.len();
                 self.tally.sent_bytes += count as u64;
@@ -767,12 +797,13 @@ impl World {
         }
     }
 
-    fn receive(&mut self, id: u32) -> Result<(), Fault> {
+    /// Whether there may be more to receive.
+    fn receive(&mut self, id: u32) -> Result<bool, Fault> {
         let conn = self.slots[id as usize].as_mut().ok_or("no such stream")?;
-        let Job::Receive { pattern, at } = &mut conn.job else { return Ok(()) };
-        let count = match net::recv(&conn.socket, &mut self.scratch[..self.bulk_bytes]) {
+        let Job::Receive { pattern, at } = &mut conn.job else { return Ok(false) };
+        let count = match conn.socket.recv(&mut self.scratch[..self.bulk_bytes]) {
             Ok(Io::Moved(count)) => count,
-            Ok(Io::Blocked) => return Ok(()),
+            Ok(Io::Blocked) => return Ok(false),
             Ok(Io::Ended) => return Err("the target ended a stream".into()),
             Err(error) => return Err(format!("the target broke a stream ({error})")),
         };
@@ -787,14 +818,14 @@ impl World {
             got = &got[piece..];
         }
         self.tally.received_bytes += count as u64;
-        Ok(())
+        Ok(true)
     }
 
     /// A waiting client's input.
     fn observe(&mut self, id: u32) -> Result<(), Fault> {
         let conn = self.slots[id as usize].as_mut().ok_or("no such client")?;
         let Job::Task(delivery) = &mut conn.job else { return Ok(()) };
-        let count = match net::recv(&conn.socket, &mut self.scratch) {
+        let count = match conn.socket.recv(&mut self.scratch) {
             Ok(Io::Moved(count)) => count,
             Ok(Io::Blocked) => return Ok(()),
             Ok(Io::Ended) | Err(_) if delivery.is_over() => {
@@ -874,7 +905,7 @@ impl World {
     fn read_file(&mut self, id: u32) -> Result<(), Fault> {
         let conn = self.slots[id as usize].as_mut().ok_or("no such client")?;
         let Job::Fetch { left, got, wanted } = &mut conn.job else { return Ok(()) };
-        let count = match net::recv(&conn.socket, &mut self.scratch) {
+        let count = match conn.socket.recv(&mut self.scratch) {
             Ok(Io::Moved(count)) => count,
             Ok(Io::Blocked) => return Ok(()),
             Ok(Io::Ended) => return Err("the target ended a download".into()),
@@ -915,7 +946,7 @@ impl World {
     fn send(&mut self, id: u32, bytes: &[u8]) -> Result<(), Fault> {
         let conn = self.conn(id);
         let sent = match conn.out.is_empty() {
-            true => match net::send(&conn.socket, bytes) {
+            true => match conn.socket.send(bytes) {
                 Ok(Io::Moved(count)) => count,
                 Ok(_) => 0,
                 Err(error) => {
@@ -928,12 +959,17 @@ impl World {
             false => 0,
         };
         conn.out.extend_from_slice(&bytes[sent..]);
-        if sent < bytes.len() { self.want_write(id, true) } else { Ok(()) }
+        let is_held = sent < bytes.len() || conn.socket.is_output_held();
+        if is_held { self.want_write(id, true) } else { Ok(()) }
     }
 
     fn flush(&mut self, id: u32) -> Result<(), Fault> {
         let conn = self.conn(id);
-        match net::send(&conn.socket, &conn.out[conn.out_at..]) {
+        let sent = match conn.out.is_empty() {
+            true => conn.socket.flush().map(|()| Io::Blocked),
+            false => conn.socket.send(&conn.out[conn.out_at..]),
+        };
+        match sent {
             Ok(Io::Moved(count)) => conn.out_at += count,
             Ok(_) => {}
             Err(error) => {
@@ -947,7 +983,8 @@ impl World {
             conn.out.clear();
             conn.out_at = 0;
         }
-        let more = !conn.out.is_empty() || matches!(conn.job, Job::Send { active: true, .. });
+        let is_held = !conn.out.is_empty() || conn.socket.is_output_held();
+        let more = is_held || matches!(conn.job, Job::Send { active: true, .. });
         self.want_write(id, more)
     }
 
