@@ -93,6 +93,11 @@ impl Exchange {
         &mut self.conn
     }
 
+    /// Whether a part of the request has been sent.
+    pub fn has_begun(&self) -> bool {
+        self.sent > 0 || self.request.is_empty()
+    }
+
     /// Whether the backend has asked for the body since this was asked last.
     pub fn take_wants_body(&mut self) -> bool {
         std::mem::take(&mut self.wants_body)

@@ -70,6 +70,7 @@ impl Forward {
             headers,
             request_id,
             upload,
+            sent_with_head: 0,
             is_upload_lost: false,
             awaits_continue: forward::expects_continue(request) && early.is_empty(),
             interim: b"",

@@ -52,6 +52,8 @@ pub struct Forward {
     request_id: String,
     /// The body of the request.
     upload: Pump,
+    /// Bytes of it that leave together with the head.
+    sent_with_head: usize,
     /// The backend takes no more of it, but may have answered before.
     is_upload_lost: bool,
     /// The client waits for an interim response.
@@ -125,6 +127,9 @@ enum ForwardOutcome {
     Draining,
 }
 
+/// Bytes of a body that are copied behind its head.
+const BODY_WITH_HEAD_MAX: usize = 16 * 1024;
+
 const TOO_LARGE: BadHead = BadHead { status: 413, why: "the request body is larger than allowed" };
 
 const TOO_LATE: BadHead = BadHead { status: 408, why: "The request body did not arrive in time" };
@@ -182,14 +187,19 @@ impl Forward {
         }
     }
 
-    /// The head of the request as `backend` is to get it.
-    fn request(&self, backend: UpstreamId, who: &Identity, cx: &Context) -> Vec<u8> {
+    /// The head of the request as `backend` is to get it, and the body that has come with it, if
+    /// that is short: together they are one packet.
+    fn request(&mut self, backend: UpstreamId, who: &Identity, cx: &Context) -> Vec<u8> {
         let params = who.route.as_ref().and_then(|route| route.path.match_path(&self.path));
         let params = params.unwrap_or_else(|| unreachable!("the route was found by this path"));
         let target = upstream_target(cx.upstreams.url(backend), &params, self.query.as_deref());
-        let mut request = Vec::with_capacity(target.len() + self.headers.len() + 32);
+        let body = Some(self.upload.waiting()).filter(|body| body.len() <= BODY_WITH_HEAD_MAX);
+        let body = body.unwrap_or_default();
+        let mut request = Vec::with_capacity(target.len() + self.headers.len() + 32 + body.len());
         forward::write_request_line(&self.method, &target, &mut request);
         request.extend_from_slice(&self.headers);
+        request.extend_from_slice(body);
+        self.sent_with_head = body.len();
         request
     }
 
@@ -206,6 +216,10 @@ impl Forward {
             Ok(is_sent) => is_sent,
             Err(error) => return self.attempt_failed(error, who, cx),
         };
+        if exchange.has_begun() {
+            // Until then, another backend may have to get it.
+            self.upload.skip(std::mem::take(&mut self.sent_with_head));
+        }
         let uploaded = match is_sent {
             true => match self.upload(downstream, exchange.conn_mut(), cx) {
                 Ok(uploaded) => uploaded,

@@ -132,6 +132,16 @@ impl Pump {
         self.backlog.0.len() - self.backlog.1
     }
 
+    /// What waits for the sink.
+    pub fn waiting(&self) -> &[u8] {
+        &self.backlog.0[self.backlog.1..]
+    }
+
+    /// The first `n` bytes of what waits have been sent some other way.
+    pub fn skip(&mut self, n: usize) {
+        self.backlog.1 += n;
+    }
+
     /// Bytes of its buffers.
     pub fn held_bytes(&self) -> usize {
         self.backlog.0.capacity() + self.surplus.capacity()
