@@ -353,6 +353,7 @@ impl Gateway {
             self.hand_out_publications();
         }
         self.go_on_with_speech();
+        self.cx.asset_folder.close();
         self.check_drain();
     }
 

@@ -32,7 +32,7 @@ mod tests {
     fn library_is_a_module_that_any_page_may_import() {
         let response = response();
         let header =
-            |name| response.headers.iter().find(|(found, _)| *found == name).unwrap().1.as_str();
+            |name| response.headers.iter().find(|(found, _)| *found == name).unwrap().1.as_ref();
         assert_eq!(header("Access-Control-Allow-Origin"), "*");
         assert!(SOURCE.contains("export{") && SOURCE.contains("Gateway"), "it exports nothing");
         assert_eq!(header("ETag").len(), 18);

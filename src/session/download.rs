@@ -175,7 +175,8 @@ impl AudioRequest {
         let is_chunked = self.asked.form.minor_version > 0;
         let framing = if is_chunked { Framing::Chunked } else { Framing::UntilEnd };
         let body = AudioBody::Stream(Box::new(StreamBody::begin(id, file, framing, cx)));
-        let response = Response::stream(UNKNOWN_TYPE).with("Content-Type", content_type);
+        let response =
+            Response::stream(UNKNOWN_TYPE).with("Content-Type", content_type.into_string());
         let response = with_cors(response, &mut self.asked);
         note(who, || Event::Answer { status: response.status });
         Step::Next(Respond::answer_with_file(self.asked, response, body, self.task, who, cx))
@@ -190,7 +191,7 @@ impl AudioRequest {
             FileAge::Growing | FileAge::Finished => select(state, "", &self.conditions),
         };
         let response = match response.status {
-            200 | 206 => response.with("Content-Type", content_type),
+            200 | 206 => response.with("Content-Type", content_type.into_string()),
             _ => response,
         };
         let response =

@@ -91,7 +91,7 @@ impl Files {
         };
         let (fallback, conditions) = (fallback.cloned(), Conditions::read(head));
         let wanted = Wanted { name, target, fallback, conditions, asked };
-        match request.open_cached(&cx.local_devices) {
+        match request.open_cached(&cx.local_devices, &mut cx.asset_folder) {
             Err(OpenError::WouldWait) => {
                 cx.jobs.push_back(Job::File(FileJob::Find { request, owner: who.id() }));
                 let files = Files { wanted, found: None, has_to_leave: false };

@@ -88,6 +88,7 @@ use crate::base::budget::Budget;
 use crate::base::moment::{Moment, WallClock};
 use crate::base::touched::Touched;
 use crate::net::files::LocalDevices;
+use crate::net::files::assets::OpenFolder;
 use crate::net::{Conn, Network, OpenFile, Pipes, Ready, Security, Side, tls};
 use crate::proto::http;
 use crate::proto::message::TaskId;
@@ -230,6 +231,8 @@ pub struct Context {
     pub wall: WallClock,
     /// The file systems on which the loop may open files.
     pub local_devices: LocalDevices,
+    /// The folder of the last request for a file of a route, in this turn.
+    pub asset_folder: OpenFolder,
     /// What is known about audio files.
     pub audio: output::AudioFiles,
     /// Who watches the gateway.
@@ -288,6 +291,7 @@ impl Context {
             has_unread_results: false,
             wall: WallClock::new(now, SystemTime::UNIX_EPOCH),
             local_devices: LocalDevices::default(),
+            asset_folder: OpenFolder::default(),
             audio: output::AudioFiles::default(),
             watch: Watch::new(),
             taps: Taps::new(),

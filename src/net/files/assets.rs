@@ -48,6 +48,11 @@ pub struct AssetRequest {
     pub fallback: Option<Arc<str>>,
 }
 
+/// The folder of the last request, open until the end of the turn: many requests of one turn open
+/// it once. No longer, because a deployment may replace it at any time.
+#[derive(Debug, Default)]
+pub struct OpenFolder(Option<(Arc<Path>, OwnedFd, Device)>);
+
 /// What there is of a name.
 #[derive(Debug)]
 pub enum FoundAsset {
@@ -89,18 +94,15 @@ impl AssetRequest {
     ///
     /// # Errors
     /// [`OpenError::WouldWait`] if that takes more than what is in memory.
-    pub fn open_cached(&self, local: &LocalDevices) -> Result<FoundAsset, OpenError> {
-        let root =
-            rustix::fs::openat2(CWD, &*self.folder, ROOT, Mode::empty(), ResolveFlags::CACHED)
-                .map_err(|errno| match cached_error(errno) {
-                    OpenError::WouldWait => OpenError::WouldWait,
-                    _ => root_error(errno),
-                })?;
-        let device =
-            local.find(device_number(&root).map_err(open_error)?).ok_or(OpenError::WouldWait)?;
+    pub fn open_cached(
+        &self,
+        local: &LocalDevices,
+        folder: &mut OpenFolder,
+    ) -> Result<FoundAsset, OpenError> {
+        let (root, device) = folder.open(&self.folder, local)?;
         let resolve = BENEATH | ResolveFlags::CACHED | ResolveFlags::NO_XDEV;
         self.find(|name| {
-            let file = rustix::fs::openat2(&root, name, READ, Mode::empty(), resolve);
+            let file = rustix::fs::openat2(root, name, READ, Mode::empty(), resolve);
             check(file.map_err(cached_error)?, |_| device.kind, device)
         })
     }
@@ -162,8 +164,39 @@ impl AssetRequest {
     }
 }
 
+impl OpenFolder {
+    /// Opens `folder` without waiting, unless it is open.
+    fn open(
+        &mut self,
+        folder: &Arc<Path>,
+        local: &LocalDevices,
+    ) -> Result<(&OwnedFd, Device), OpenError> {
+        let is_open = self.0.as_ref().is_some_and(|(open, ..)| Arc::ptr_eq(open, folder));
+        if !is_open {
+            let root =
+                rustix::fs::openat2(CWD, &**folder, ROOT, Mode::empty(), ResolveFlags::CACHED)
+                    .map_err(|errno| match cached_error(errno) {
+                        OpenError::WouldWait => OpenError::WouldWait,
+                        _ => root_error(errno),
+                    })?;
+            let number = device_number(&root).map_err(open_error)?;
+            let device = local.find(number).ok_or(OpenError::WouldWait)?;
+            self.0 = Some((Arc::clone(folder), root, device));
+        }
+        let Some((_, root, device)) = &self.0 else { unreachable!("it was opened just now") };
+        Ok((root, *device))
+    }
+
+    /// The turn ends.
+    pub fn close(&mut self) {
+        self.0 = None;
+    }
+}
+
 impl OpenFile {
     /// A part of it that can be read without waiting, if the file is as it was when it was opened.
+    /// Of the whole file only the length is compared: no client puts it together with an earlier
+    /// part, and one that has the new content with the old entity tag gets it again.
     pub fn read_cached(&self, range: &Range<u64>) -> Option<Vec<u8>> {
         let (begin, end) = (range.start as usize, range.end as usize);
         if let Some(bytes) = self.first_bytes.get(begin..end)
@@ -179,7 +212,9 @@ impl OpenFile {
         let mut bytes = vec![0; end - begin];
         let mut buffers = [IoSliceMut::new(&mut bytes)];
         let read = rustix::io::preadv2(&self.file, &mut buffers, range.start, flags).ok()?;
-        (read == bytes.len() && self.state_now() == Some(self.state)).then_some(bytes)
+        let is_whole = *range == (0..self.state.length);
+        let is_same = is_whole || self.state_now() == Some(self.state);
+        (read == bytes.len() && is_same).then_some(bytes)
     }
 }
 
@@ -303,7 +338,7 @@ mod tests {
             local.note(opened.unwrap().root());
             fs::remove_file(probe).unwrap();
             // The loop may leave it to a background thread to find out.
-            match request.open_cached(&local) {
+            match request.open_cached(&local, &mut OpenFolder::default()) {
                 Err(OpenError::WouldWait) => {}
                 cached => assert_eq!(content(cached), waited, "{}", request.name),
             }

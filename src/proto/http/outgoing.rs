@@ -3,6 +3,7 @@
 use super::conditional::lists;
 use super::{push_header, push_number};
 use crate::base::budget::{Budget, Charge};
+use std::borrow::Cow;
 use std::rc::Rc;
 
 /// The media type of what programs read.
@@ -17,7 +18,7 @@ pub struct Response {
     pub content_type: &'static str,
     /// The headers besides `Content-Type`, `Content-Length`, `Connection` and `Cache-Control:
     /// no-store`, which [`Response::into_wire`] adds; a `Cache-Control` here replaces that one.
-    pub headers: Vec<(&'static str, String)>,
+    pub headers: Vec<(&'static str, Cow<'static, str>)>,
     pub content: Content,
 }
 
@@ -175,7 +176,7 @@ impl Response {
 
     /// The same with one more header. Control bytes in `value` go out as spaces: no value can end
     /// its line.
-    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Response {
+    pub fn with(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Response {
         self.headers.push((name, value.into()));
         self
     }
@@ -249,7 +250,7 @@ impl Response {
             push_header(out, "Cache-Control", b"no-store");
         }
         for (name, value) in &self.headers {
-            push_header(out, name, &cleaned(value));
+            push_cleaned(out, name, value);
         }
         let persistence = match (form.keep_alive, form.minor_version) {
             (false, _) => Some("close"),
@@ -273,10 +274,15 @@ impl Response {
     }
 }
 
-/// The value with a space for each control byte other than tab, so that it cannot end its line.
-fn cleaned(value: &str) -> Vec<u8> {
+/// Appends a header with a space for each control byte of its value other than tab, so that it
+/// cannot end its line.
+fn push_cleaned(out: &mut Vec<u8>, name: &str, value: &str) {
     let is_control = |byte: u8| byte.is_ascii_control() && byte != b'\t';
-    value.bytes().map(|byte| if is_control(byte) { b' ' } else { byte }).collect()
+    if !value.bytes().any(is_control) {
+        return push_header(out, name, value.as_bytes());
+    }
+    let cleaned = value.bytes().map(|byte| if is_control(byte) { b' ' } else { byte });
+    push_header(out, name, &cleaned.collect::<Vec<u8>>());
 }
 
 /// The usual phrase for a status (RFC 9110 §15); empty for one that is not in the list, which is
