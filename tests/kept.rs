@@ -148,8 +148,8 @@ impl Process {
     }
 
     /// One that sends audio of this folder.
-    fn with_audio(server: &Server, audio_root: &Path) -> Process {
-        let link = link::Settings { urls: vec![server.url()], ..Default::default() };
+    fn with_audio(server: &Server, audio_root: &Path, subscribe: Subscribe) -> Process {
+        let link = link::Settings { urls: vec![server.url()], subscribe, ..Default::default() };
         let mut session = session::Settings::default();
         session.output.audio_root = audio_root.into();
         Process::create(link, tasks::Settings::default(), session)
@@ -238,13 +238,17 @@ impl Process {
     }
 
     fn join_as(&mut self, task: &str) -> ClientId {
+        self.request(&format!(
+            "GET /ws/output/{task} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        ))
+    }
+
+    /// Adds a client that sends this.
+    fn request(&mut self, request: &str) -> ClientId {
         self.last_client += 1;
         let key = self.gateway.next_key();
         let wire = Rc::new(RefCell::new(ClientWire::default()));
-        let request = format!(
-            "GET /ws/output/{task} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        );
         wire.borrow_mut().to_gateway.extend(request.bytes());
         let socket = Socket::Other(Box::new(ClientSocket(Rc::clone(&wire))));
         self.turn(&[], Some((socket, ([192, 0, 2, 1], 1).into())));
@@ -278,6 +282,18 @@ impl Process {
             format!("{}{}", message["result_id"], content(frame))
         };
         frames(&bytes[head..]).iter().map(numbered).collect()
+    }
+
+    /// The response to a request for audio, its head and its content.
+    fn download(&mut self, method: &str, path: &str) -> (String, String) {
+        let request = format!("{method} /audio/{path} HTTP/1.1\r\nHost: a\r\n\r\n");
+        let client = self.request(&request);
+        let wire = Rc::clone(&self.clients[&client].wire);
+        await_all(&mut [self], |_| !wire.borrow().from_gateway.is_empty());
+        self.leave(client);
+        let response = String::from_utf8(wire.borrow().from_gateway.clone()).unwrap();
+        let (head, content) = response.split_once("\r\n\r\n").expect("a whole head");
+        (head.into(), content.into())
     }
 
     fn status(&mut self, task: Uuid) -> (Status, bool) {
@@ -705,11 +721,9 @@ fn set_result_is_found_and_delivered_once() {
 #[test]
 fn end_of_a_growing_file_is_kept_for_whoever_comes_later() {
     let server = Server::start();
-    let audio = server.folder.join("audio");
-    std::fs::create_dir(&audio).unwrap();
+    let audio = audio_folder(&server, &[]);
     std::fs::write(audio.join("a.wav"), "ten bytes.").unwrap();
-    let mut heard_both = Process::with_audio(&server, &audio);
-    await_all(&mut [&mut heard_both], |processes| processes[0].is_up());
+    let mut heard_both = audio_process(&server, &audio, Subscribe::Pattern);
     let mut worker = server.client();
     for message in
         [r#"{"text":"one","audio_file":"a.wav","audio_growing":true}"#, r#"{"audio_end":"a.wav"}"#]
@@ -718,7 +732,10 @@ fn end_of_a_growing_file_is_kept_for_whoever_comes_later() {
     }
     settle(&mut [&mut heard_both], &server);
     drop(heard_both);
-    let mut fresh = Process::with_audio(&server, &audio);
+    let mut downloading = audio_process(&server, &audio, Subscribe::Pattern);
+    let (head, content) = downloading.download("GET", &TASK.to_string());
+    assert!(head.contains("Content-Length: 10") && content == "ten bytes.", "{head}");
+    let mut fresh = Process::with_audio(&server, &audio, Subscribe::Pattern);
     let client = fresh.join(TASK);
     let ends_with = |process: &Process, end: &[u8]| {
         process.clients[&client].wire.borrow().from_gateway.ends_with(end)
@@ -727,6 +744,134 @@ fn end_of_a_growing_file_is_kept_for_whoever_comes_later() {
     let wire = fresh.clients[&client].wire.borrow();
     let said = String::from_utf8_lossy(&wire.from_gateway);
     assert!(said.contains("ten bytes.") && said.contains(r#"{"type":"audio_complete""#), "{said}");
+}
+
+/// A folder for the audio of a test with this server, with one file for each text.
+fn audio_folder(server: &Server, texts: &[&str]) -> PathBuf {
+    let folder = server.folder.join("audio");
+    std::fs::create_dir(&folder).unwrap();
+    for text in texts {
+        std::fs::write(folder.join(format!("{text}.wav")), text).unwrap();
+    }
+    folder
+}
+
+fn publish_audio(client: &mut redis::Connection, task: Uuid, text: &str) {
+    let payload = format!(r#"{{"text":"{text}","audio_file":"{text}.wav","final":false}}"#);
+    let _: u32 = client.publish(format!("task_response:{task}"), payload).unwrap();
+}
+
+fn audio_process(server: &Server, folder: &Path, subscribe: Subscribe) -> Process {
+    let mut process = Process::with_audio(server, folder, subscribe);
+    await_all(&mut [&mut process], |processes| processes[0].is_up());
+    process
+}
+
+#[test]
+fn audio_is_there_after_a_restart_and_on_every_gateway_though_no_client_has_connected() {
+    let server = Server::start();
+    let folder = audio_folder(&server, &["one", "two"]);
+    let mut worker = server.client();
+    let mut heard = audio_process(&server, &folder, Subscribe::Pattern);
+    publish(&mut worker, TASK, "no audio");
+    publish_audio(&mut worker, TASK, "one");
+    publish_audio(&mut worker, TASK, "two");
+    settle(&mut [&mut heard], &server);
+    for subscribe in [Subscribe::Pattern, Subscribe::Task] {
+        let mut fresh = audio_process(&server, &folder, subscribe);
+        for (path, content) in [("", "one"), ("/1", "one"), ("/2", "two")] {
+            let path = format!("{TASK}{path}");
+            let (head, got) = fresh.download("GET", &path);
+            assert!(head.starts_with("HTTP/1.1 200 "), "{path} {head}");
+            assert_eq!(got, content, "{path}");
+        }
+        let (head, content) = fresh.download("HEAD", &TASK.to_string());
+        assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("Content-Length: 3"), "{head}");
+        assert_eq!(content, "");
+        for path in [format!("{TASK}/0"), format!("{TASK}/3"), Uuid::nil().to_string()] {
+            let (head, content) = fresh.download("GET", &path);
+            assert!(head.starts_with("HTTP/1.1 404 "), "{path} {head}");
+            assert!(content.contains("No audio is kept for this task"), "{content}");
+        }
+        // A client that comes later gets each result once.
+        let client = fresh.join(TASK);
+        let said = |process: &Process| {
+            let wire = process.clients[&client].wire.borrow();
+            String::from_utf8_lossy(&wire.from_gateway).into_owned()
+        };
+        await_all(&mut [&mut fresh], |processes| {
+            processes[0].is_answered() && said(processes[0]).matches("audio_complete").count() == 2
+        });
+        let said = said(&fresh);
+        let numbers =
+            said.match_indices(r#""result_id":"#).map(|(at, name)| &said[at + name.len()..][..1]);
+        assert_eq!(numbers.collect::<Vec<_>>(), ["0", "1", "2"]);
+    }
+}
+
+#[test]
+fn first_audio_of_a_task_is_the_same_where_only_the_second_was_heard() {
+    let server = Server::start();
+    let folder = audio_folder(&server, &["one", "two"]);
+    let mut worker = server.client();
+    let mut steady = audio_process(&server, &folder, Subscribe::Pattern);
+    publish_audio(&mut worker, TASK, "one");
+    settle(&mut [&mut steady], &server);
+    let mut late = audio_process(&server, &folder, Subscribe::Pattern);
+    publish_audio(&mut worker, TASK, "two");
+    settle(&mut [&mut steady, &mut late], &server);
+    for (path, content) in [("", "one"), ("/0", "one"), ("/1", "two")] {
+        assert_eq!(late.download("GET", &format!("{TASK}{path}")).1, content, "{path}");
+    }
+}
+
+#[test]
+fn audio_of_a_result_that_a_worker_has_set_is_found_under_the_spelling_of_the_request() {
+    let server = Server::start();
+    let folder = audio_folder(&server, &["one"]);
+    let name = TASK.to_string().to_uppercase();
+    let payload = r#"{"text":"one","audio_file":"one.wav"}"#;
+    let _: () = server.client().set(format!("task_response:{name}"), payload).unwrap();
+    for subscribe in [Subscribe::Pattern, Subscribe::Task] {
+        let mut gateway = audio_process(&server, &folder, subscribe);
+        assert_eq!(gateway.download("GET", &name).1, "one");
+    }
+}
+
+#[test]
+fn audio_is_503_while_redis_is_away_unless_the_gateway_keeps_it() {
+    let mut server = Server::start();
+    let folder = audio_folder(&server, &["one"]);
+    let mut gateway = audio_process(&server, &folder, Subscribe::Pattern);
+    publish_audio(&mut server.client(), TASK, "one");
+    settle(&mut [&mut gateway], &server);
+    server.process.kill().unwrap();
+    server.process.wait().unwrap();
+    let (head, content) = gateway.download("GET", &TASK.to_string());
+    assert!(head.starts_with("HTTP/1.1 200 ") && content == "one", "{head}");
+    for method in ["GET", "HEAD"] {
+        let (head, _) = gateway.download(method, &Uuid::nil().to_string());
+        assert!(head.starts_with("HTTP/1.1 503 "), "{method} {head}");
+    }
+}
+
+#[test]
+fn audio_of_a_stopped_task_is_404_on_every_gateway() {
+    let server = Server::start();
+    let folder = audio_folder(&server, &["one"]);
+    let mut gateway = audio_process(&server, &folder, Subscribe::Pattern);
+    let mut worker = server.client();
+    publish_audio(&mut worker, TASK, "one");
+    settle(&mut [&mut gateway], &server);
+    let stop = r#"{"action":"STOP"}"#;
+    let _: u32 = worker.publish(format!("task_control:{TASK}"), stop).unwrap();
+    await_all(&mut [&mut gateway], |processes| {
+        processes[0].status(TASK).0 == Status::Stopped && processes[0].is_answered()
+    });
+    for mut gateway in [gateway, audio_process(&server, &folder, Subscribe::Pattern)] {
+        let (head, _) = gateway.download("GET", &TASK.to_string());
+        assert!(head.starts_with("HTTP/1.1 404 "), "{head}");
+    }
 }
 
 #[test]

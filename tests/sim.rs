@@ -13,6 +13,8 @@ mod answers;
 mod audio;
 #[path = "sim/controls.rs"]
 mod controls;
+#[path = "sim/download.rs"]
+mod download;
 #[path = "sim/exchanges.rs"]
 mod exchanges;
 #[path = "sim/forward.rs"]
@@ -69,10 +71,11 @@ const FOUND: [(&str, u64); 6] = [
 ];
 
 /// The same of audio files that change.
-const FOUND_AUDIO: [(&str, u64); 3] = [
+const FOUND_AUDIO: [(&str, u64); 4] = [
     ("a chunk that a thread has read shows that the file was rewritten", 580),
     ("a file that was rewritten behind the last chunk is not complete", 820),
     ("a client that comes to a file that has changed gets what it is now", 509),
+    ("a download of a file that was opened while it was young is of what it is now", 279),
 ];
 
 /// The same of speech that workers push.

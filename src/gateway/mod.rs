@@ -424,6 +424,7 @@ impl Gateway {
                 match delivery.what {
                     Delivered::Result(result, has_more) => session.handle_result(result, has_more),
                     Delivered::Stop(by) => session.handle_stop(by, &mut self.cx),
+                    Delivered::Recalled(outcome) => session.handle_recalled(outcome),
                 }
                 self.drive(delivery.client.key as usize);
             }

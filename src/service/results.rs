@@ -19,6 +19,7 @@
 mod absence;
 mod holds;
 mod look_ups;
+mod recalls;
 mod speech;
 mod stop;
 mod timeline;
@@ -27,6 +28,8 @@ pub use super::bus::StoppedBy;
 use absence::Absences;
 use holds::Holds;
 use look_ups::LookUps;
+pub use recalls::RecallOutcome;
+use recalls::Recalls;
 pub use stop::StopOutcome;
 
 use crate::base::moment::Moment;
@@ -95,6 +98,7 @@ pub struct Results<K> {
     holds: Holds,
     absences: Absences,
     look_ups: LookUps,
+    recalls: Recalls<K>,
     /// The result that was delivered last, which many clients may get in a row.
     last_read: Option<(Rc<[u8]>, SharedResult)>,
     evicted_reported: u64,
@@ -123,6 +127,8 @@ pub enum Delivered {
     Result(SharedResult, HasMore),
     /// Its task was stopped.
     Stop(StoppedBy),
+    /// What it asked for with [`Results::recall`].
+    Recalled(RecallOutcome),
 }
 
 /// Whether further results follow for a client.
@@ -141,6 +147,7 @@ impl<K: Copy + Ord> Results<K> {
             holds: Holds::default(),
             absences: Absences::default(),
             look_ups: LookUps::default(),
+            recalls: Recalls::default(),
             last_read: None,
             evicted_reported: 0,
             not_kept_reported: 0,
@@ -262,6 +269,9 @@ impl<K: Copy + Ord> Results<K> {
 
     /// The next result and its client, which may have left.
     pub fn poll_delivery(&mut self, now: Moment) -> Option<ResultDelivery<K>> {
+        if let Some((client, outcome)) = self.recalls.poll_answered() {
+            return Some(ResultDelivery { client, what: Delivered::Recalled(outcome) });
+        }
         self.dispatch_due(now);
         let Some((Delivery { client, task, parcel }, queued)) = self.bus.poll_delivery() else {
             self.last_read = None;
@@ -292,7 +302,7 @@ impl<K: Copy + Ord> Results<K> {
 
     /// Whether deliveries are queued, or to be queued.
     pub fn has_deliveries(&self) -> bool {
-        self.bus.has_deliveries() || self.bus.has_due()
+        self.bus.has_deliveries() || self.bus.has_due() || self.recalls.has_answered()
     }
 
     /// Whether deliveries have to be taken before more is read from publishers.
@@ -346,12 +356,14 @@ impl<K: Copy + Ord> Results<K> {
         self.settle_look_ups(now);
         if !self.hold_has_expired && self.hold_ends_at().is_some_and(|at| at <= now) {
             self.hold_has_expired = true;
+            self.recalls.answer_all(RecallOutcome::RedisAway);
             self.holds.tasks().for_each(|task| self.bus.mark_due(task));
             self.dispatch_due(now);
         }
         while let Some(task) = self.holds.poll_expired(now) {
             self.dispatch(now, task);
         }
+        self.recalls.handle_time(now);
         self.trim(now);
     }
 
@@ -363,8 +375,8 @@ impl<K: Copy + Ord> Results<K> {
         let notice = notice.map(|at| at + LOSS_NOTICE_INTERVAL);
         let absence = self.absence_deadline();
         let look_ups = self.look_ups.deadline();
-        let holds = self.holds.deadline();
-        Moment::earliest([link, hold, holds, notice, self.tasks.deadline(), absence, look_ups])
+        let waits = Moment::earliest([self.holds.deadline(), self.recalls.deadline(), look_ups]);
+        Moment::earliest([link, hold, waits, notice, self.tasks.deadline(), absence])
     }
 
     /// The state of a task, and whether a client is connected for it. A client waits once its
@@ -453,11 +465,15 @@ impl<K: Copy + Ord> Results<K> {
     }
 
     fn handle_looked_up(&mut self, now: Moment, answer: LookUpAnswer) {
-        let LookUpAnswer { task, kept, next_id, set, is_incomplete } = answer;
-        if !self.bus.is_waited_for(task) {
+        let LookUpAnswer { task, subscription, kept, next_id, set, is_incomplete } = answer;
+        if !self.bus.is_waited_for(task) && !self.recalls.has(task) {
             return;
         }
-        let subscription = self.link.as_ref().and_then(|link| link.subscription(task));
+        if subscription != self.link.as_ref().and_then(|link| link.subscription(task)) {
+            // Results may have been published between the answer and the beginning of the present
+            // subscription. Clients have had their task looked up again since.
+            return self.look_up_recalled(task);
+        }
         let subscription = subscription.unwrap_or(Subscription::UNKNOWN);
         if is_incomplete {
             self.tasks.mark_incomplete(now, task);
@@ -474,6 +490,7 @@ impl<K: Copy + Ord> Results<K> {
             self.handle_audio_end(now, task, name);
         }
         self.tasks.apply_seen(task);
+        self.recalls.answer(task, RecallOutcome::Complete);
         self.dispatch(now, task);
     }
 
@@ -741,6 +758,7 @@ mod tests {
             .map(|delivery| match delivery.what {
                 Delivered::Result(result, _) => (delivery.client, told(result)),
                 Delivered::Stop(_) => (delivery.client, "STOP".to_owned()),
+                Delivered::Recalled(_) => panic!("nothing was recalled"),
             })
             .collect()
     }

@@ -2,7 +2,7 @@
 
 use super::{Context, Phase, Session, jobs};
 use crate::proto::message::SharedResult;
-use crate::service::results::StoppedBy;
+use crate::service::results::{RecallOutcome, StoppedBy};
 
 impl Session {
     /// A result for the task that it waits for, behind which it `has_more`. Acted on by the next
@@ -36,6 +36,13 @@ impl Session {
     pub fn handle_stop(&mut self, by: StoppedBy, cx: &mut Context) {
         if let Phase::Output(output) = &mut self.phase {
             output.handle_stop(by, &self.who, cx);
+        }
+    }
+
+    /// What came of asking Redis for a download. Acted on by the next [`Session::drive`].
+    pub fn handle_recalled(&mut self, outcome: RecallOutcome) {
+        if let Phase::Download(download) = &mut self.phase {
+            download.handle_recalled(outcome);
         }
     }
 

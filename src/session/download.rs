@@ -1,8 +1,11 @@
 //! `GET /audio/{task_id}`: the audio of a kept result, as a file.
 //!
-//! The result is looked for once, among those that this gateway keeps. Its file is opened as for a
-//! client that waits for it (see `Opener`); [`Respond`] sends it. One that still grows is the
-//! stream that those clients get, from its beginning.
+//! The result is looked for among those that this gateway keeps. Where Redis may keep others of the
+//! task, it is asked first (see [`Results::recall`]). The file is opened as for a client that waits
+//! for it (see `Opener`); [`Respond`] sends it. One that still grows is the stream that those
+//! clients get, from its beginning.
+//!
+//! [`Results::recall`]: crate::service::results::Results::recall
 
 use super::content::Framing;
 use super::file_body::{FileAge, FileBody};
@@ -18,11 +21,13 @@ use crate::proto::http::conditional::{Conditions, Selected, Validators, last_mod
 use crate::proto::http::{RequestHead, Response};
 use crate::proto::media;
 use crate::proto::message::{BAD_TASK_ID, TaskId, TaskResult};
+use crate::service::results::RecallOutcome;
 use crate::service::streams::{NewStream, SeenFile, StreamId, StreamSource, StreamState};
 use crate::service::tasks::ResultContent;
 use std::ops::Range;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
+use uuid::Uuid;
 
 /// The media type of audio that is not recognised.
 const UNKNOWN_TYPE: &str = "application/octet-stream";
@@ -30,19 +35,33 @@ const UNKNOWN_TYPE: &str = "application/octet-stream";
 /// The error where there is no audio.
 const NOT_KEPT: &str = "No audio is kept for this task";
 
+/// The errors where there may be some.
+const REDIS_AWAY: &str = "Redis is away, and this gateway keeps no audio of this task";
+const REDIS_SILENT: &str = "Redis does not answer, and this gateway keeps no audio of this task";
+
 /// What a page of another origin may read besides the usual headers, for ranges.
 const EXPOSED: &str = "Accept-Ranges, Content-Range, ETag";
 
-/// A file that is being opened to be the response to a request.
+/// Audio that is being looked for, to be the response to a request.
 pub struct Download {
     request: AudioRequest,
-    result: WantedAudio,
+    progress: Progress,
     has_to_leave: bool,
+}
+
+enum Progress {
+    /// Redis is being asked what it keeps of the task.
+    Recalling,
+    Recalled(RecallOutcome),
+    /// The file is being opened.
+    Opening(WantedAudio),
 }
 
 /// What is asked for, and how.
 struct AudioRequest {
     task: TaskId,
+    /// The `result_id`; `None`: the first result that has audio.
+    number: Option<u32>,
     asked: Asked,
     conditions: Conditions,
 }
@@ -78,40 +97,98 @@ impl Download {
     ) -> Step {
         let origin = head.headers.first("origin");
         let own_host = cx.trust.own_host(head, who.is_forwarded(&cx.trust));
-        let found = if !cx.limits.is_allowed(origin, own_host) {
+        let wanted = if !cx.limits.is_allowed(origin, own_host) {
             Err(Response::error(403, "Origin not allowed"))
         } else if cx.budget.refuses(0) {
             cx.stats.count_refused("over_budget");
             Err(Response::error(503, "Out of memory budget"))
         } else {
-            find(value, cx)
+            read(value)
         };
-        let (task, source) = match found {
-            Ok(found) => found,
+        let (task, number) = match wanted {
+            Ok(wanted) => wanted,
             Err(response) => return Step::Next(Respond::answer(asked, response, who, cx)),
         };
-        let request = AudioRequest { task, asked, conditions: Conditions::read(head) };
-        match source {
-            AudioSource::Stream(stream) => request.respond_with(stream, who, cx),
-            AudioSource::File(result) => {
-                let download = Download { request, result, has_to_leave: false };
-                Step::Next(Phase::Download(Box::new(download)))
-            }
+        let request = AudioRequest { task, number, asked, conditions: Conditions::read(head) };
+        match cx.results.recall(cx.now, &request.task, who.id()) {
+            Some(outcome) => request.begin(outcome, who, cx),
+            None => Step::Wait(Download::phase(request, Progress::Recalling)),
         }
+    }
+
+    /// No answer of Redis is waited for any more.
+    fn end_recall(&self, who: &Identity, cx: &mut Context) {
+        if matches!(self.progress, Progress::Recalling) {
+            cx.results.end_recall(self.request.task.uuid(), who.id());
+        }
+    }
+
+    fn phase(request: AudioRequest, progress: Progress) -> Phase {
+        Phase::Download(Box::new(Download { request, progress, has_to_leave: false }))
+    }
+
+    /// What came of asking Redis. Acted on by the next step.
+    pub(super) fn handle_recalled(&mut self, outcome: RecallOutcome) {
+        self.progress = Progress::Recalled(outcome);
     }
 
     /// A background thread has tried to open the file. Acted on by the next step.
     pub(super) fn handle_opened(&mut self, opened: Result<OpenFile, OpenError>) {
-        self.result.opener.handle_opened(opened);
+        if let Progress::Opening(audio) = &mut self.progress {
+            audio.opener.handle_opened(opened);
+        }
+    }
+
+    /// Opens the file.
+    fn open(mut self: Box<Self>, mut audio: WantedAudio, who: &Identity, cx: &mut Context) -> Step {
+        match audio.opener.poll(&self.request.task, who, cx) {
+            None => {
+                self.progress = Progress::Opening(audio);
+                Step::Wait(Phase::Download(self))
+            }
+            Some(Ok(file)) => self.request.respond_with_opened(audio, file, who, cx),
+            Some(Err(error)) => {
+                let words = audio.opener.report_failure(error, &self.request.task, who, cx);
+                let response = Response::error(status(error), words);
+                Step::Next(Respond::answer(self.request.asked, response, who, cx))
+            }
+        }
+    }
+}
+
+impl AudioRequest {
+    /// Everything is known of the task that can be found out: looks for its audio.
+    fn begin(self, outcome: RecallOutcome, who: &Identity, cx: &mut Context) -> Step {
+        match find(self.task.uuid(), self.number, cx) {
+            Some(AudioSource::Stream(stream)) => self.respond_with(stream, who, cx),
+            Some(AudioSource::File(audio)) => {
+                Step::Next(Download::phase(self, Progress::Opening(audio)))
+            }
+            None => {
+                let (status, words) = match outcome {
+                    RecallOutcome::Complete => (404, NOT_KEPT),
+                    RecallOutcome::RedisAway => (503, REDIS_AWAY),
+                    RecallOutcome::TimedOut => (504, REDIS_SILENT),
+                };
+                let response = Response::error(status, words);
+                Step::Next(Respond::answer(self.asked, response, who, cx))
+            }
+        }
     }
 
     /// The file is open: chooses what of it the client gets.
-    fn respond(self, mut file: OpenFile, who: &Identity, cx: &mut Context) -> Step {
-        let Download { request, result: WantedAudio { id, is_growing, name, opener }, .. } = self;
-        let task = request.task.uuid();
-        if let Some(stream) = cx.streams.find(task, id) {
+    fn respond_with_opened(
+        self,
+        audio: WantedAudio,
+        mut file: OpenFile,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> Step {
+        let WantedAudio { id, is_growing, name, opener } = audio;
+        let task = self.task.uuid();
+        if let Some(stream) = stream_of(task, id, cx) {
             // A client has begun it meanwhile.
-            return request.respond_with(stream, who, cx);
+            return self.respond_with(stream, who, cx);
         }
         let audio_type =
             media::by_name(opener.name()).or_else(|| media::by_first_bytes(file.first_bytes()));
@@ -123,22 +200,20 @@ impl Download {
             let is_second = false;
             let new = NewStream { task, result_id: id, source, file, name, audio_type, is_second };
             let stream = cx.begin_stream(new, state);
-            return request.respond_with(stream, who, cx);
+            return self.respond_with(stream, who, cx);
         }
         let age = match opener.is_young(&file, cx) && !is_growing {
             true => FileAge::Young,
             false => FileAge::Finished,
         };
         let content_type = audio_type.unwrap_or(UNKNOWN_TYPE).into();
-        request.respond_with_file(
+        self.respond_with_file(
             OpenedAudio { file, state, age, is_own: false, content_type },
             who,
             cx,
         )
     }
-}
 
-impl AudioRequest {
     /// The audio is a stream: it is sent while it grows, and as a file once it is complete.
     fn respond_with(self, id: StreamId, who: &Identity, cx: &mut Context) -> Step {
         let Some(stream) = cx.streams.stream(id) else {
@@ -155,9 +230,8 @@ impl AudioRequest {
         }
         let state = FileState { length, modified };
         let file = stream.file().clone().in_state(state);
-        let age = match (stream.state(), stream.source()) {
-            (StreamState::Ended, _) => FileAge::Finished,
-            (_, StreamSource::YoungFile) => FileAge::Young,
+        let age = match stream.state() {
+            StreamState::Ended => FileAge::Finished,
             _ => return self.follow(id, file, content_type, who, cx),
         };
         self.respond_with_file(OpenedAudio { file, state, age, is_own, content_type }, who, cx)
@@ -212,23 +286,26 @@ enum AudioSource {
     Stream(StreamId),
 }
 
-/// The audio that is asked for; or why there is none.
-fn find(value: &str, cx: &mut Context) -> Result<(TaskId, AudioSource), Response> {
+/// The task and the number that the end of a path names.
+fn read(value: &str) -> Result<(TaskId, Option<u32>), Response> {
     let (task, number) = match value.split_once('/') {
         Some((task, number)) => (task, Some(number)),
         None => (value, None),
     };
     let Some(task) = TaskId::read(task) else { return Err(Response::error(400, BAD_TASK_ID)) };
-    let number = match number.map(str::parse::<u32>) {
-        None => None,
-        Some(Ok(number)) => Some(number),
-        Some(Err(_)) => return Err(Response::error(400, "Invalid result_id format")),
-    };
+    match number.map(str::parse::<u32>).transpose() {
+        Ok(number) => Ok((task, number)),
+        Err(_) => Err(Response::error(400, "Invalid result_id format")),
+    }
+}
+
+/// The audio of a task, or of one of its results, if there is any.
+fn find(task: Uuid, number: Option<u32>, cx: &mut Context) -> Option<AudioSource> {
     let mut work = 0;
-    let results = cx.results.tasks().results(task.uuid());
+    let results = cx.results.tasks().results(task);
     let mut wanted = results.filter(|one| number.is_none_or(|number| one.id == number));
     let source = wanted.find_map(|one| {
-        let stream = cx.streams.find(task.uuid(), one.id).map(AudioSource::Stream);
+        let stream = stream_of(task, one.id, cx).map(AudioSource::Stream);
         let ResultContent::Published(payload) = one.content else { return stream };
         work += payload.len();
         let result = TaskResult::read(&payload);
@@ -237,8 +314,14 @@ fn find(value: &str, cx: &mut Context) -> Result<(TaskId, AudioSource), Response
         stream.or(Some(AudioSource::File(wanted)))
     });
     cx.work += work;
-    let source = source.ok_or_else(|| Response::error(404, NOT_KEPT))?;
-    Ok((task, source))
+    source
+}
+
+/// The stream that is the audio of a result. Not one of a young file, which is opened anew: there
+/// may be another one of its name by now, and what it was for the last client is over.
+fn stream_of(task: Uuid, result_id: u32, cx: &Context) -> Option<StreamId> {
+    let stream = cx.streams.stream(cx.streams.find(task, result_id)?)?;
+    (stream.source() != StreamSource::YoungFile).then(|| stream.id())
 }
 
 /// The response to a request with these conditions, for a finished file in this state, without its
@@ -309,21 +392,22 @@ fn status(error: OpenError) -> u16 {
 impl State for Download {
     fn step(mut self: Box<Self>, _: &mut Conn, who: &mut Identity, cx: &mut Context) -> Step {
         if self.has_to_leave {
+            self.end_recall(who, cx);
             return Step::End(Ended::http(CloseReason::Draining));
         }
-        match self.result.opener.poll(&self.request.task, who, cx) {
-            None => Step::Wait(Phase::Download(self)),
-            Some(Ok(file)) => self.respond(file, who, cx),
-            Some(Err(error)) => {
-                let words = self.result.opener.report_failure(error, &self.request.task, who, cx);
-                let response = Response::error(status(error), words);
-                Step::Next(Respond::answer(self.request.asked, response, who, cx))
-            }
+        match std::mem::replace(&mut self.progress, Progress::Recalling) {
+            Progress::Recalling => Step::Wait(Phase::Download(self)),
+            Progress::Recalled(outcome) => self.request.begin(outcome, who, cx),
+            Progress::Opening(audio) => self.open(audio, who, cx),
         }
     }
 
     fn deadline(&self) -> Option<Moment> {
-        self.result.opener.deadline()
+        match &self.progress {
+            // The results have a timeout for that.
+            Progress::Recalling | Progress::Recalled(_) => None,
+            Progress::Opening(audio) => audio.opener.deadline(),
+        }
     }
 
     /// A request that has begun still gets its response.
@@ -342,10 +426,15 @@ impl State for Download {
     }
 
     fn own_bytes(&self) -> usize {
-        size_of::<Download>() + self.result.opener.own_bytes() + self.request.asked.rest.capacity()
+        let names = match &self.progress {
+            Progress::Recalling | Progress::Recalled(_) => 0,
+            Progress::Opening(audio) => audio.opener.own_bytes(),
+        };
+        size_of::<Download>() + names + self.request.asked.rest.capacity()
     }
 
-    fn release(self: Box<Self>, _: &Identity, _: &mut Context) -> Box<Ended> {
+    fn release(self: Box<Self>, who: &Identity, cx: &mut Context) -> Box<Ended> {
+        self.end_recall(who, cx);
         Ended::http(CloseReason::Stopped)
     }
 }

@@ -12,6 +12,7 @@ import threading
 import pytest
 
 from gatewaylab import wire
+from gatewaylab.peers import pattern
 from gatewaylab.results import PREFIX, is_up, is_waiting, new_task, proportional_bytes, status
 from gatewaylab.wire import eventually, closed_port
 
@@ -76,6 +77,31 @@ def test_returning_client_gets_what_it_missed(results, server):
     assert [waiter.result().content for _ in range(2)] == ["one", "two"]
     server.publish(task, text="three")
     delivered(waiter, "three")
+
+
+def test_audio_is_downloaded_from_a_gateway_that_never_heard_of_it(results, server):
+    """`GET /audio/{task_id}` on a gateway that started after the publication, without any WebSocket; 503 once Redis is away."""
+    heard = results.gateway(server)
+    audio, task = pattern(100_001), new_task()
+    results.write("a.wav", audio)
+    server.publish(task, text="t", audio_file="a.wav", final=False)
+    eventually(lambda: server.kept() == 1, "Redis keeps it")
+    heard.may_end = True
+    heard.process.kill()
+    fresh = results.gateway(server)
+    client = fresh.connect()
+    head = client.get(f"/audio/{task}", method="HEAD")
+    assert (head.status, head.head["Content-Length"], head.body) == (200, str(len(audio)), b"")
+    for target in (f"/audio/{task}", f"/audio/{task.upper()}/0"):
+        reply = client.get(target)
+        assert (reply.status, reply.head["Content-Type"], reply.body) == (200, "audio/wav", audio)
+    assert client.get(f"/audio/{task}/1").status == 404
+    assert client.get(f"/audio/{new_task()}").status == 404
+    server.kill()
+    is_away(fresh)
+    assert client.get(f"/audio/{task}").body == audio, "it is kept here by now"
+    reply = client.get(f"/audio/{new_task()}")
+    assert (reply.status, reply.json()["error"]) == (503, "Redis is away, and this gateway keeps no audio of this task")
 
 
 def test_kept_results_expire_after_retain(results, server):

@@ -11,6 +11,8 @@
 //! - A file that nothing happens to arrives, and one that is only appended to while it is young is
 //!   not called changed.
 //! - A file that comes within `audio_wait` is not missed.
+//! - A download is of one recording, as it was at some moment since it was asked for, or less comes
+//!   than its head has announced, and then something has happened to the file.
 //! - A plain text of another task leaves at once, however slow a file is.
 //! - A client that cannot be given its audio because descriptors have run out is closed with 1013
 //!   between two results, only after 10 s of that, and gets everything when it comes again.
@@ -18,6 +20,7 @@
 //! In every fourth world the process stands still for longer than any timeout.
 
 use crate::answers::folder;
+use crate::download::{Download, Wanted};
 use crate::kernel::{Action, End, LinkId, Nature, Shared};
 use crate::listener::{Heard, Listener, Manner, Outcome};
 use crate::peers;
@@ -63,6 +66,7 @@ enum Plan {
     Publish(usize),
     Change { recording: usize, change: Change, age: Duration },
     Come { task: usize, manner: Manner, comebacks: u32, rest: Option<Rest> },
+    Download(Wanted, Manner),
 }
 
 /// What a listener comes back for.
@@ -100,6 +104,9 @@ pub struct AudioWorld {
     pieces: Vec<Piece>,
     guests: Vec<Guest>,
     by_link: HashMap<LinkId, usize>,
+    downloads: Vec<Download>,
+    /// The results of each task in the order of their publication.
+    published: HashMap<usize, Vec<usize>>,
     /// The connection of the worker, what it has not sent, and where each result ends.
     worker: LinkId,
     worker_out: VecDeque<u8>,
@@ -152,6 +159,8 @@ impl Simulation for AudioWorld {
             pieces: Vec::new(),
             guests: Vec::new(),
             by_link: HashMap::new(),
+            downloads: Vec::new(),
+            published: HashMap::new(),
             worker,
             worker_out: VecDeque::new(),
             worker_bytes: 0,
@@ -161,6 +170,9 @@ impl Simulation for AudioWorld {
         };
         world.plan_texts(&mut chance);
         (1..=chance.usize(1..4)).for_each(|task| world.plan_task(&mut chance, task));
+        if seed % 3 == 0 {
+            world.plan_downloads(fastrand::Rng::with_seed(seed ^ 0xd0_3171));
+        }
         world
     }
 
@@ -181,6 +193,10 @@ impl Simulation for AudioWorld {
         if link == self.worker {
             self.tick_worker();
             return Ok(());
+        }
+        if let Some(download) = self.downloads.iter_mut().find(|it| it.link == link) {
+            let ticked = download.tick(&mut self.kernel.borrow_mut());
+            return ticked.map_err(|why| format!("download {link}: {why}"));
         }
         let Some(&at) = self.by_link.get(&link) else { return Ok(()) };
         let guest = &mut self.guests[at];
@@ -205,6 +221,7 @@ impl Simulation for AudioWorld {
             Some(Plan::Come { task, manner, comebacks, rest }) => {
                 self.come(task, manner, comebacks, rest);
             }
+            Some(Plan::Download(wanted, manner)) => self.download(wanted, manner),
         }
     }
 
@@ -288,6 +305,45 @@ impl AudioWorld {
         self.plan(INSPECTED_AFTER, Plan::Come { task, manner, comebacks: 0, rest: None });
     }
 
+    /// In some worlds the same files are downloaded, at the same times and in the end.
+    fn plan_downloads(&mut self, mut chance: fastrand::Rng) {
+        let mut results: HashMap<usize, usize> = HashMap::new();
+        for piece in self.pieces.iter().filter(|piece| piece.recording.is_some()) {
+            *results.entry(piece.task).or_default() += 1;
+        }
+        let mut results: Vec<(usize, usize)> = results.into_iter().collect();
+        results.sort_unstable();
+        for (task, count) in results {
+            for number in 0..count {
+                let manner = Manner { leaves_after: PATIENCE, ..prompt() };
+                let (number, range, is_kept_alive) = (Some(number), None, chance.bool());
+                let wanted = Wanted { task, number, range, is_kept_alive };
+                self.plan(INSPECTED_AFTER, Plan::Download(wanted, manner));
+            }
+            for _ in 0..chance.usize(1..8) {
+                let number = chance.bool().then(|| chance.usize(..=count));
+                let range = (chance.u8(..3) == 0).then(|| {
+                    let from = chance.usize(..2 * self.chunk_size);
+                    from..from + 1 + chance.usize(..2 * self.chunk_size)
+                });
+                let wanted = Wanted { task, number, range, is_kept_alive: chance.bool() };
+                let at = S + some(&mut chance, 10 * S);
+                let manner = Manner { leaving: End::Fin, ..draw_manner(&mut chance) };
+                self.plan(at, Plan::Download(wanted, manner));
+            }
+        }
+    }
+
+    fn download(&mut self, wanted: Wanted, manner: Manner) {
+        let number = wanted.number.map_or(String::new(), |number| format!("/{number}"));
+        let path = format!("/audio/{}{number}", self.uuid(wanted.task));
+        let kernel = &mut *self.kernel.borrow_mut();
+        let link = kernel.open();
+        kernel.note(|| format!("download {link} of {path} {wanted:?} {manner:?}"));
+        self.downloads.push(Download::new(kernel, link, wanted, manner, &path));
+        self.process.arrivals.push_back(Arrival::Client(link));
+    }
+
     /// What happens to the file of a result that is published at `at`.
     fn plan_life(&mut self, chance: &mut fastrand::Rng, recording: usize, at: Duration) {
         let sizes = [0, 1, self.chunk_size, 3 * self.chunk_size + 5, 9 * self.chunk_size];
@@ -322,6 +378,7 @@ impl AudioWorld {
 
     fn publish(&mut self, number: usize) {
         let piece = &self.pieces[number];
+        self.published.entry(piece.task).or_default().push(number);
         let payload = match piece.recording {
             Some(recording) => {
                 let name = self.recordings[recording].name();
@@ -400,7 +457,71 @@ impl AudioWorld {
             let link = guest.listener.link;
             self.judge_guest(guest).map_err(|why| format!("listener {link}: {why}"))?;
         }
+        for download in &self.downloads {
+            let link = download.link;
+            self.judge_download(download).map_err(|why| format!("download {link}: {why}"))?;
+        }
         Ok(())
+    }
+
+    fn judge_download(&self, download: &Download) -> Result<(), String> {
+        let Download { wanted, came_at, manner, .. } = download;
+        let is_last = manner.leaves_after == PATIENCE;
+        let Some(ended_at) = download.ended_at else {
+            return if is_last { Err("it never ends".into()) } else { Ok(()) };
+        };
+        let response = download.response.as_ref().ok_or("it got no answer")?;
+        let published = self.published.get(&wanted.task);
+        let piece = published.and_then(|pieces| pieces.get(wanted.number.unwrap_or(0)));
+        let piece = piece.map(|&piece| &self.pieces[piece]);
+        let known_at = piece.and_then(|piece| piece.told_at).filter(|at| *at <= ended_at);
+        let (Some(known_at), Some(recording)) = (known_at, piece.and_then(|it| it.recording))
+        else {
+            return match response.status {
+                404 => Ok(()),
+                status => Err(format!("{status}, and there is no such result")),
+            };
+        };
+        let recording = &self.recordings[recording];
+        let versions = recording.versions.iter().enumerate();
+        // Each was the content of a file at some moment meanwhile.
+        let mut contents = versions.filter_map(|(index, version)| {
+            let is_recent = recording.end_of(index).is_none_or(|end| end >= *came_at);
+            (version.at <= ended_at && is_recent).then_some(&version.content[..])
+        });
+        let is_changed = recording.versions.iter().any(|version| {
+            let is_change = !matches!(version.change, Change::Put(_) | Change::Remove);
+            is_change && *came_at <= version.at && version.at <= ended_at
+        });
+        let body = &response.body[..];
+        match (response.status, &wanted.range) {
+            (404, _) if known_at >= *came_at => Ok(()),
+            (404, _) if recording.was_absent(*came_at, ended_at) => Ok(()),
+            (200 | 206, _) if !response.is_whole() => match is_changed {
+                true => Ok(()),
+                false => Err("it breaks off, and nothing happened to its file".into()),
+            },
+            (200, _) if contents.any(|content| content == body) => Ok(()),
+            (206, Some(range)) => {
+                let is_part = |content: &[u8]| {
+                    let end = range.end.min(content.len());
+                    let last = end.saturating_sub(1);
+                    let shown = format!("bytes {}-{last}/{}", range.start, content.len());
+                    range.start < end
+                        && content.get(range.start..end) == Some(body)
+                        && response.content_range.as_deref() == Some(&shown)
+                };
+                match contents.any(is_part) {
+                    true => Ok(()),
+                    false => Err("its part is of no file".into()),
+                }
+            }
+            (416, Some(range)) if contents.any(|content| content.len() <= range.start) => Ok(()),
+            (status, range) => Err(format!(
+                "{status} with {} bytes for {range:?}, which is no recording",
+                body.len()
+            )),
+        }
     }
 
     fn judge_guest(&self, guest: &Guest) -> Result<(), String> {

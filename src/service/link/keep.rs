@@ -87,6 +87,7 @@ pub(super) enum StoreJob {
     Store(StoreRequest),
     LookUp {
         task: Uuid,
+        subscription: Option<Subscription>,
         spellings: Vec<Box<str>>,
     },
     /// Continues the look-up of this number.
@@ -232,8 +233,14 @@ impl Keeper {
         }
     }
 
-    pub(super) fn look_up(&mut self, task: Uuid, spellings: &[Box<str>]) {
-        self.jobs.push_back(StoreJob::LookUp { task, spellings: spellings.to_vec() });
+    pub(super) fn look_up(
+        &mut self,
+        task: Uuid,
+        subscription: Option<Subscription>,
+        spellings: &[Box<str>],
+    ) {
+        let spellings = spellings.to_vec();
+        self.jobs.push_back(StoreJob::LookUp { task, subscription, spellings });
     }
 
     pub(super) fn forget(&mut self, task: Uuid) {
@@ -485,10 +492,11 @@ impl Keeper {
                     self.pack_stores(connection, now, &sha);
                 }
                 Some(StoreJob::LookUp { .. }) => {
-                    if let Some(StoreJob::LookUp { task, spellings }) =
+                    if let Some(StoreJob::LookUp { task, subscription, spellings }) =
                         queue::take_first(&mut self.jobs)
                     {
-                        self.pack_look_up(connection, now, task, &spellings);
+                        let look_up = LookUp::new(task, subscription);
+                        self.pack_look_up(connection, now, look_up, &spellings);
                     }
                 }
                 Some(&StoreJob::Page(number)) => {
@@ -548,12 +556,11 @@ impl Keeper {
         &mut self,
         connection: &mut Connection,
         now: Moment,
-        task: Uuid,
+        mut look_up: LookUp,
         spellings: &[Box<str>],
     ) {
         self.last_look_up += 1;
-        let number = self.last_look_up;
-        let mut look_up = LookUp::new(task);
+        let (number, task) = (self.last_look_up, look_up.task);
         if self.retention.retain.is_some() {
             let mut command = redis::Cmd::new();
             command

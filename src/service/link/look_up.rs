@@ -7,11 +7,13 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::LookUpAnswer;
 use super::index::{IndexEntry, entries};
 use crate::proto::resp;
-use crate::service::tasks::KeptResult;
+use crate::service::tasks::{KeptResult, Subscription};
 
 /// A look-up of one task, which takes several commands.
 pub(super) struct LookUp {
     pub(super) task: Uuid,
+    /// By which the task was heard when Redis was asked.
+    pub(super) subscription: Option<Subscription>,
     /// The results that are kept, in order.
     pub(super) entries: Vec<IndexEntry>,
     /// Payloads of the first of these, `None` for one that has vanished.
@@ -26,9 +28,10 @@ pub(super) struct LookUp {
 }
 
 impl LookUp {
-    pub(super) fn new(task: Uuid) -> LookUp {
+    pub(super) fn new(task: Uuid, subscription: Option<Subscription>) -> LookUp {
         LookUp {
             task,
+            subscription,
             entries: Vec::new(),
             payloads: Vec::new(),
             next_id: 0,
@@ -86,8 +89,8 @@ impl LookUp {
                 kept.push(KeptResult { stored_at: entry.stored_at, id: entry.id, payload });
             }
         }
-        let LookUp { task, next_id, set, is_incomplete, .. } = self;
-        LookUpAnswer { task, kept, next_id, set, is_incomplete }
+        let LookUp { task, subscription, next_id, set, is_incomplete, .. } = self;
+        LookUpAnswer { task, subscription, kept, next_id, set, is_incomplete }
     }
 }
 

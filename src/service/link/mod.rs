@@ -137,6 +137,8 @@ pub enum LinkEvent {
 #[expect(missing_docs, reason = "the fields explain themselves")]
 pub struct LookUpAnswer {
     pub task: Uuid,
+    /// The subscription by which the task was heard when Redis was asked.
+    pub subscription: Option<Subscription>,
     /// What gateways have stored, in order.
     pub kept: Vec<KeptResult>,
     pub next_id: u32,
@@ -370,7 +372,7 @@ impl Link {
     /// answer comes when the link is not up or goes down: ask again after [`LinkEvent::Up`].
     pub fn look_up(&mut self, task: Uuid, spellings: &[Box<str>]) {
         if self.store.is_up() {
-            self.keeper.look_up(task, spellings);
+            self.keeper.look_up(task, self.subscriptions.current(task), spellings);
         }
     }
 

@@ -724,6 +724,7 @@ fn answer(task: Uuid, kept: &[(u64, &str)], set: &[&str]) -> LinkEvent {
     };
     LinkEvent::LookedUp(LookUpAnswer {
         task,
+        subscription: Some(Subscription { number: 1, since: 1_000_000_017 }),
         kept: kept.iter().zip(0..).map(result).collect(),
         next_id: kept.len() as u32,
         set: set.iter().map(|text| text.as_bytes().to_vec()).collect(),

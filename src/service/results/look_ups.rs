@@ -45,6 +45,11 @@ impl LookUps {
         *self = LookUps::default();
     }
 
+    /// Whether tasks are looked up only later.
+    pub(super) fn is_postponed(&self) -> bool {
+        self.begin_at.is_some()
+    }
+
     pub(super) fn deadline(&self) -> Option<Moment> {
         let first = |queue: &VecDeque<(Moment, Uuid)>| queue.front().map(|(at, _)| *at);
         Moment::earliest([self.begin_at, self.repeat_at, first(&self.again), first(&self.last)])
@@ -59,8 +64,9 @@ impl<K: Copy + Ord> Results<K> {
         self.look_ups.begin_at = Some(begin_at).filter(|at| *at > now);
         self.look_ups.from = self.look_ups.begin_at.is_none().then_some(0);
         self.look_ups.is_repeated = false;
-        if let Some(begin_at) = self.look_ups.begin_at {
-            self.look_ups.repeat_at = Some(begin_at + STORING_TIME_MAX);
+        match self.look_ups.begin_at {
+            Some(begin_at) => self.look_ups.repeat_at = Some(begin_at + STORING_TIME_MAX),
+            None => self.look_up_all_recalled(),
         }
     }
 
@@ -72,7 +78,7 @@ impl<K: Copy + Ord> Results<K> {
 
     /// Whether tasks are looked up only later, and what is heard of them waits.
     pub fn has_postponed_look_ups(&self) -> bool {
-        self.look_ups.begin_at.is_some()
+        self.look_ups.is_postponed()
     }
 
     /// Does what is due.
@@ -80,6 +86,7 @@ impl<K: Copy + Ord> Results<K> {
         if self.look_ups.begin_at.is_some_and(|at| at <= now) {
             self.look_ups.begin_at = None;
             self.look_ups.from = Some(0);
+            self.look_up_all_recalled();
         }
         if self.look_ups.repeat_at.is_some_and(|at| at <= now) {
             self.look_ups.repeat_at = None;
@@ -124,7 +131,7 @@ impl<K: Copy + Ord> Results<K> {
         if let Some(link) = &mut self.link
             && link.is_up()
             && link.subscription(task).is_some()
-            && self.look_ups.begin_at.is_none()
+            && !self.look_ups.is_postponed()
         {
             link.look_up(task, self.bus.spellings(task));
         }

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::{Notice, Results, StoppedBy};
+use super::{Notice, RecallOutcome, Results, StoppedBy};
 use crate::base::moment::Moment;
 use crate::proto::control::ControlAction;
 use crate::service::tasks::{self, Status};
@@ -26,6 +26,8 @@ impl<K: Copy + Ord> Results<K> {
         if status == Status::Stopped {
             return;
         }
+        // An answer that is under way may have what is dropped now.
+        self.recalls.answer(task, RecallOutcome::Complete);
         let spellings = self.bus.spellings(task).to_vec();
         if let Some(link) = &mut self.link {
             link.drop_task(task, &spellings);
