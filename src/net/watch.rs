@@ -153,4 +153,32 @@ mod tests {
         assert_eq!(watches.poll(), None);
         assert!(watches.owners.is_empty() && watches.watches.is_empty());
     }
+
+    /// The kernel puts equal reports in a row together, so two files are written to in turn.
+    #[test]
+    fn all_files_are_reported_once_the_kernel_has_dropped_reports() {
+        let folder = TestFolder::make();
+        let registry = mio::Poll::new().unwrap();
+        let mut watches = Watches::default();
+        let mut add = |name: &str, owner: u64| {
+            folder.write(name, "");
+            let file = Root::new(&folder, 100).request(name.as_ref()).run().unwrap();
+            watches.add(&file, owner, registry.registry()).unwrap();
+            fs::OpenOptions::new().append(true).open(folder.join(name)).unwrap()
+        };
+        let (mut one, mut other, mut late) = (add("one", 1), add("other", 2), add("late", 3));
+        let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+        for _ in 0..=limit.trim().parse::<usize>().unwrap() / 2 {
+            one.write_all(b".").unwrap();
+            other.write_all(b".").unwrap();
+        }
+        late.write_all(b".").unwrap();
+        let reported: Vec<u64> = std::iter::from_fn(|| watches.poll()).collect();
+        assert!(reported.contains(&3), "its own report was dropped");
+        let mut last = reported[reported.len() - 3..].to_vec();
+        last.sort_unstable();
+        assert_eq!(last, [1, 2, 3], "what was lost is behind all other reports");
+        late.write_all(b".").unwrap();
+        assert_eq!([watches.poll(), watches.poll()], [Some(3), None]);
+    }
 }
