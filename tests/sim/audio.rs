@@ -170,7 +170,7 @@ impl Simulation for AudioWorld {
         };
         world.plan_texts(&mut chance);
         (1..=chance.usize(1..4)).for_each(|task| world.plan_task(&mut chance, task));
-        if seed % 3 == 0 {
+        if seed.is_multiple_of(3) {
             world.plan_downloads(fastrand::Rng::with_seed(seed ^ 0xd0_3171));
         }
         world
