@@ -1,9 +1,9 @@
 //! What a worker and the gateway say to each other on an ingest connection.
 //!
 //! A chunk of audio comes as base64 in a JSON message, or as a JSON message that announces it and a
-//! binary message with its bytes. The base64 is scanned once for the end of its string and decoded
-//! once; nothing else of a message is copied but the fields that go on to the client, which keep
-//! the characters that the worker wrote.
+//! binary message with its bytes. The base64 is searched once for the end of its string and decoded
+//! once; `serde_json`, which would look at each of its characters, gets the message without it. The
+//! fields that go on to the client keep the characters that the worker wrote.
 
 use super::base64;
 use super::control::ControlAction;
@@ -11,9 +11,14 @@ use super::members::{Members, members, read_members};
 use super::message::{BAD_TASK_ID, TaskId, json_text};
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 
 /// The longest media type that a worker may name, in bytes.
 const AUDIO_TYPE_BYTES_MAX: usize = 127;
+
+/// From this length on a message is read without its audio. Of a shorter one, `serde_json` reads
+/// all of it sooner.
+const LONG_BYTES_MIN: usize = 512;
 
 /// Names that the gateway uses in the message of a chunk: a worker's field of that name is not
 /// passed on.
@@ -117,6 +122,9 @@ impl<'a> Message<'a> {
     /// # Errors
     /// What is wrong with it.
     pub fn read(text: &'a str) -> Result<Message<'a>, BadMessage> {
+        if let Some(read) = Message::read_around_audio(text) {
+            return read;
+        }
         let without_task = |fault| BadMessage { task: None, fault };
         let fields = match read_members::<SpeechFields<'_>>(text) {
             Ok(fields) => fields,
@@ -125,9 +133,35 @@ impl<'a> Message<'a> {
                 SpeechFields::read_leniently(text).ok_or(without_task(SpeechFault::NotAnObject))?
             }
         };
-        let task = fields.session_id.and_then(string).and_then(|id| TaskId::parse(&id));
-        fields.into_message(task.clone()).map_err(|fault| BadMessage { task, fault })
+        let pcm = fields.pcm;
+        fields.into_message(pcm.map(string))
     }
+
+    /// Reads a long message without the characters of its audio. `None`: it has to be read whole,
+    /// because it is short, or something else than usual.
+    fn read_around_audio(text: &'a str) -> Option<Result<Message<'a>, BadMessage>> {
+        let audio = find_audio(text)?;
+        let rest = [text.get(..audio.start)?, text.get(audio.end..)?].concat();
+        let fields = read_members::<SpeechFields<'_>>(&rest).ok()?;
+        // What was cut out may have been part of another field, or one of two of that name.
+        let quotes = rest.get(audio.start - 1..=audio.start)?;
+        let is_audio = fields.pcm.is_some_and(|pcm| std::ptr::eq(pcm, quotes));
+        let audio = Cow::Borrowed(text.get(audio)?);
+        is_audio.then(|| fields.into_message(Some(Some(audio))))
+    }
+}
+
+/// Where the characters are of what may be the audio of a long message. They have no escapes.
+fn find_audio(text: &str) -> Option<Range<usize>> {
+    const NAME: &[u8] = br#""pcm":"#;
+    let bytes = Some(text.as_bytes()).filter(|bytes| bytes.len() >= LONG_BYTES_MIN)?;
+    let value = memchr::memmem::find(bytes, NAME)? + NAME.len();
+    let is_space = |byte: &&u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
+    let start = value + bytes.get(value..)?.iter().take_while(is_space).count() + 1;
+    bytes.get(start - 1).filter(|quote| **quote == b'"')?;
+    let length = memchr::memchr2(b'"', b'\\', bytes.get(start..)?)?;
+    bytes.get(start + length).filter(|quote| **quote == b'"')?;
+    Some(start..start + length)
 }
 
 impl Base64<'_> {
@@ -203,12 +237,26 @@ impl<'a> SpeechFields<'a> {
         Some(fields)
     }
 
-    fn into_message(self, task: Option<TaskId>) -> Result<Message<'a>, SpeechFault> {
+    /// The message, with `pcm` as its audio. `Some(None)`: there is a `pcm`, and it is no string.
+    fn into_message<'t>(
+        self,
+        pcm: Option<Option<Cow<'t, str>>>,
+    ) -> Result<Message<'t>, BadMessage> {
+        let task = self.session_id.and_then(string).and_then(|id| TaskId::parse(&id));
+        let message = self.into_message_of(task.clone(), pcm);
+        message.map_err(|fault| BadMessage { task, fault })
+    }
+
+    fn into_message_of<'t>(
+        self,
+        task: Option<TaskId>,
+        pcm: Option<Option<Cow<'t, str>>>,
+    ) -> Result<Message<'t>, SpeechFault> {
         let kind = self.kind.and_then(string).ok_or(SpeechFault::UnknownType)?;
         let action = self.action.and_then(string);
         match (&*kind, action.as_deref()) {
             ("SPEECH_CHUNK", _) => {
-                self.into_chunk(task.ok_or(SpeechFault::NoTask)?).map(Message::Chunk)
+                self.into_chunk(task.ok_or(SpeechFault::NoTask)?, pcm).map(Message::Chunk)
             }
             ("STOP_ACK", _) | ("CONTROL", Some("STOP_ACK")) => Ok(Message::Acknowledgement),
             ("CONTROL", Some("END")) => {
@@ -224,15 +272,19 @@ impl<'a> SpeechFields<'a> {
         }
     }
 
-    fn into_chunk(self, task: TaskId) -> Result<SpeechChunk<'a>, SpeechFault> {
+    fn into_chunk<'t>(
+        self,
+        task: TaskId,
+        pcm: Option<Option<Cow<'t, str>>>,
+    ) -> Result<SpeechChunk<'t>, SpeechFault> {
         let number = |name: &'static str, text: Option<&str>| {
             let wrong = SpeechFault::WrongType(name, "a whole number from 0");
             text.map(|text| text.parse::<u64>().map_err(|_| wrong)).transpose()
         };
         let seq = number("seq", self.seq)?;
-        let audio = match (self.pcm, number("bytes", self.bytes)?) {
+        let audio = match (pcm, number("bytes", self.bytes)?) {
             (Some(pcm), None) => {
-                let pcm = string(pcm).ok_or(SpeechFault::WrongType("pcm", "a string"))?;
+                let pcm = pcm.ok_or(SpeechFault::WrongType("pcm", "a string"))?;
                 ChunkAudio::Inline(Base64(pcm))
             }
             (None, Some(bytes)) => ChunkAudio::Follows(bytes),
@@ -341,6 +393,54 @@ mod tests {
             (r#","pcm":"AAEC","pcm":"AAAA""#, expected(None, inline("AAAA"), "")),
         ] {
             assert_eq!(chunk(rest), Ok(message), "{rest}");
+        }
+    }
+
+    /// A message that is read without its audio says the same as one that is read whole.
+    #[test]
+    fn long_audio_is_found_wherever_it_is() {
+        let (long, other) = ("AAEC".repeat(LONG_BYTES_MIN), "CAAE".repeat(LONG_BYTES_MIN));
+        let escaped = format!(r"\/\u0042{long}");
+        for (rest, audio, fields) in [
+            (format!(r#","seq":7,"pcm":"{long}""#), &*long, ""),
+            (format!(r#","pcm" : "{long}","a":1,"seq":7"#), &*long, r#","a":1"#),
+            (format!(",\"pcm\":\n\t \"{long}\",\"seq\":7"), &*long, ""),
+            (format!(r#","seq":7,"pcm":"{escaped}""#), &*format!("/B{long}"), ""),
+            // Of two the last one counts, and of a field that is passed on nothing is cut out.
+            (format!(r#","seq":7,"pcm":"{other}","pcm":"{long}""#), &*long, ""),
+            (format!(r#","seq":7,"pcm":"{other}","pcm":"AAEC""#), "AAEC", ""),
+            (
+                format!(r#","a":{{"pcm":"{other}"}},"seq":7,"pcm":"{long}""#),
+                &*long,
+                &*format!(r#","a":{{"pcm":"{other}"}}"#),
+            ),
+            (
+                format!(r#","a":"\"pcm\":\"{other}\"","seq":7,"pcm":"{long}""#),
+                &*long,
+                &*format!(r#","a":"\"pcm\":\"{other}\"""#),
+            ),
+            (
+                format!(r#","x\"pcm":"{other}","seq":7,"pcm":"{long}""#),
+                &*long,
+                &*format!(r#","x\"pcm":"{other}""#),
+            ),
+            (format!(r#","seq":7,"p\u0063m":"{long}""#), &*long, ""),
+            (format!(r#","seq":7,"level":NaN,"pcm":"{long}""#), &*long, r#","level":null"#),
+        ] {
+            assert_eq!(chunk(&rest), Ok(expected(Some(7), inline(audio), fields)), "{rest}");
+        }
+        for (rest, fault) in [
+            (format!(r#","pcm":"{long}","bytes":7"#), SpeechFault::TwiceAudio),
+            (format!(r#","pcm":["pcm","{long}"]"#), SpeechFault::WrongType("pcm", "a string")),
+            (format!(r#","pcm":"{long}","pcm":7"#), SpeechFault::WrongType("pcm", "a string")),
+            (format!(r#","pcm":"{long}","pcm":null"#), SpeechFault::NoAudio),
+        ] {
+            assert_eq!(chunk(&rest), Err(fault), "{rest}");
+        }
+        let whole = format!(r#"{{"type":"SPEECH_CHUNK","sessionId":"{ID}","pcm":"{long}"}}"#);
+        for cut in [1, 2, 3, LONG_BYTES_MIN, whole.len() - 80] {
+            let bad = Message::read(&whole[..whole.len() - cut]).unwrap_err();
+            assert_eq!((bad.task, bad.fault), (None, SpeechFault::NotAnObject), "without {cut}");
         }
     }
 
