@@ -125,18 +125,24 @@ impl fmt::Display for OpenError {
     }
 }
 
-/// An open file, and its state at that moment.
+/// An open file, and its state at that moment. A stream has one for itself and one for each client,
+/// so clones share most of it.
 #[derive(Clone, Debug)]
 pub struct OpenFile {
-    /// Shared with reads in the background.
-    file: Arc<File>,
+    shared: Arc<SharedFile>,
+    state: FileState,
+    tail: Option<TailHash>,
+}
+
+/// What clones of an open file share, and reads in the background.
+#[derive(Debug)]
+struct SharedFile {
+    file: File,
     kind: DeviceKind,
     /// The file system of the folder that it was opened in.
     root: Device,
-    state: FileState,
     identity: FileIdentity,
     first_bytes: Box<[u8]>,
-    tail: Option<TailHash>,
 }
 
 /// Which file it is, whatever its name: device and inode.
@@ -180,7 +186,7 @@ pub struct RootRequest {
 /// Bytes to be read by a thread that may wait.
 #[derive(Clone, Debug)]
 pub struct ReadRequest {
-    file: Arc<File>,
+    shared: Arc<SharedFile>,
     tail: Option<TailHash>,
     offset: u64,
     length: usize,
@@ -188,7 +194,7 @@ pub struct ReadRequest {
 
 /// A request for the state of a file, for a thread that may wait.
 #[derive(Clone, Debug)]
-pub struct StateRequest(Arc<File>, Option<TailHash>);
+pub struct StateRequest(Arc<SharedFile>, Option<TailHash>);
 
 /// What a [`ReadRequest`] found.
 #[derive(Clone, Debug)]
@@ -307,10 +313,7 @@ impl Root<'_> {
         if metadata.len() > self.bytes_max {
             return Err(OpenError::TooLarge);
         }
-        let state = FileState::from(&metadata);
-        let identity = FileIdentity::from(&metadata);
-        let first_bytes = Box::default();
-        Ok(OpenFile { file: Arc::new(file), kind, root, state, identity, first_bytes, tail: None })
+        Ok(OpenFile::new(file, &metadata, kind, root))
     }
 }
 
@@ -349,10 +352,11 @@ impl ReadRequest {
     /// # Errors
     /// What the file system reports.
     pub fn run(&self) -> io::Result<FileBytes> {
+        let file = &self.shared.file;
         let mut bytes = vec![0; self.length];
         let mut filled = 0;
         while filled < bytes.len() {
-            match self.file.read_at(&mut bytes[filled..], self.offset + filled as u64) {
+            match file.read_at(&mut bytes[filled..], self.offset + filled as u64) {
                 Ok(0) => break,
                 Ok(n) => filled += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -362,10 +366,9 @@ impl ReadRequest {
         bytes.truncate(filled);
         let ahead = NonZeroU64::new(READ_AHEAD_BYTES);
         // Only a hint, so failures do not matter.
-        let _ =
-            rustix::fs::fadvise(&self.file, self.offset + filled as u64, ahead, Advice::WillNeed);
-        let state = FileState::from(&self.file.metadata()?);
-        Ok(FileBytes { bytes, state: compare_tail(&self.file, self.tail, state) })
+        let _ = rustix::fs::fadvise(file, self.offset + filled as u64, ahead, Advice::WillNeed);
+        let state = FileState::from(&file.metadata()?);
+        Ok(FileBytes { bytes, state: compare_tail(file, self.tail, state) })
     }
 }
 
@@ -379,25 +382,35 @@ impl StateRequest {
         // What is cached of a file on a server may be seconds old.
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
         let fields = StatxFlags::SIZE | StatxFlags::MTIME;
-        let state = rustix::fs::statx(&self.0, "", flags, fields)?;
+        let state = rustix::fs::statx(&self.0.file, "", flags, fields)?;
         let since =
             Duration::new(state.stx_mtime.tv_sec.try_into().unwrap_or(0), state.stx_mtime.tv_nsec);
         let state = FileState { length: state.stx_size, modified: SystemTime::UNIX_EPOCH + since };
-        Ok(compare_tail(&self.0, self.1, state))
+        Ok(compare_tail(&self.0.file, self.1, state))
     }
 }
 
 impl AsFd for OpenFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.shared.file.as_fd()
     }
 }
 
 impl OpenFile {
+    fn new(file: File, metadata: &Metadata, kind: DeviceKind, root: Device) -> OpenFile {
+        let (state, identity) = (FileState::from(metadata), FileIdentity::from(metadata));
+        let first_bytes = Box::default();
+        let shared = Arc::new(SharedFile { file, kind, root, identity, first_bytes });
+        OpenFile { shared, state, tail: None }
+    }
+
     /// From now on, this file is treated like one on a file system whose server has to be asked
-    /// whenever something is to be known, wherever it really is. For simulations.
+    /// whenever something is to be known, wherever it really is. For simulations, and before it is
+    /// shared.
     pub fn ask_server(&mut self) {
-        (self.kind, self.root.kind) = (DeviceKind::Other, DeviceKind::Other);
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
+            (shared.kind, shared.root.kind) = (DeviceKind::Other, DeviceKind::Other);
+        }
     }
 
     /// When it was opened, or as [`OpenFile::in_state`] has it.
@@ -412,29 +425,32 @@ impl OpenFile {
 
     /// Whether both are the same file, in whatever state.
     pub fn is_same_file(&self, other: &OpenFile) -> bool {
-        self.identity == other.identity
+        self.shared.identity == other.shared.identity
     }
 
     /// Its first bytes when it was opened, as many as [`Root::with_first_bytes`] asked for or it
     /// had.
     pub fn first_bytes(&self) -> &[u8] {
-        &self.first_bytes
+        &self.shared.first_bytes
     }
 
+    /// Called before it is shared.
     fn read_first_bytes(&mut self, count: usize) -> Result<(), OpenError> {
         let length = self.state.length.min(count as u64) as usize;
         if length > 0 {
             let mut bytes = vec![0; length];
-            let n = self.file.read_at(&mut bytes, 0).map_err(|error| io_error(&error))?;
+            let n = self.shared.file.read_at(&mut bytes, 0).map_err(|error| io_error(&error))?;
             bytes.truncate(n);
-            self.first_bytes = bytes.into();
+            if let Some(shared) = Arc::get_mut(&mut self.shared) {
+                shared.first_bytes = bytes.into();
+            }
         }
         Ok(())
     }
 
     fn read_tail(&mut self, young_since: Option<SystemTime>) -> Result<(), OpenError> {
         if young_since.is_some_and(|since| self.state.modified > since) {
-            let tail = TailHash::read(&self.file, self.state.length);
+            let tail = TailHash::read(&self.shared.file, self.state.length);
             self.tail = tail.map_err(|error| io_error(&error))?;
         }
         Ok(())
@@ -447,17 +463,17 @@ impl OpenFile {
 
     /// The folder that it was opened in.
     pub fn root(&self) -> FoundRoot {
-        FoundRoot(self.root)
+        FoundRoot(self.shared.root)
     }
 
     /// Now; `None` if the answer may have to be waited for (then a [`ReadRequest`] brings it), or
     /// cannot be had.
     pub fn state_now(&self) -> Option<FileState> {
-        if self.kind == DeviceKind::Other {
+        if self.shared.kind == DeviceKind::Other {
             return None;
         }
-        let state = FileState::from(&self.file.metadata().ok()?);
-        Some(compare_tail(&self.file, self.tail, state))
+        let state = FileState::from(&self.shared.file.metadata().ok()?);
+        Some(compare_tail(&self.shared.file, self.tail, state))
     }
 
     /// Whether `length` bytes from `offset` on can be sent without waiting for a disk.
@@ -465,7 +481,7 @@ impl OpenFile {
     /// One of each `PROBED_BYTES` is probed, and the last. Its neighbours were read together with
     /// it; if the kernel has dropped some of them since, sending waits for a local disk once.
     pub fn is_cached(&self, offset: u64, length: usize) -> bool {
-        match self.kind {
+        match self.shared.kind {
             DeviceKind::Memory => return true,
             DeviceKind::Other => return false,
             DeviceKind::Local => {}
@@ -474,7 +490,7 @@ impl OpenFile {
             let mut byte = [0];
             let mut buffers = [IoSliceMut::new(&mut byte)];
             // A file that ends before that byte answers 0: nothing to wait for either.
-            rustix::io::preadv2(&self.file, &mut buffers, at, ReadWriteFlags::NOWAIT).is_ok()
+            rustix::io::preadv2(self, &mut buffers, at, ReadWriteFlags::NOWAIT).is_ok()
         };
         let end = offset + (length as u64).max(1);
         (offset..end)
@@ -484,17 +500,17 @@ impl OpenFile {
 
     /// A request for the state of the file, for a thread that may wait.
     pub fn state_request(&self) -> StateRequest {
-        StateRequest(Arc::clone(&self.file), self.tail)
+        StateRequest(Arc::clone(&self.shared), self.tail)
     }
 
     /// A request for `length` bytes from `offset` on, for a thread that may wait.
     pub fn read_request(&self, offset: u64, length: usize) -> ReadRequest {
-        ReadRequest { file: Arc::clone(&self.file), tail: self.tail, offset, length }
+        ReadRequest { shared: Arc::clone(&self.shared), tail: self.tail, offset, length }
     }
 
     /// Reads from `offset` on; 0 at the end.
     pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.file.read_at(bytes, offset)
+        self.shared.file.read_at(bytes, offset)
     }
 
     /// Sends up to `count` bytes from `offset` on to `socket`, straight from the page cache.
@@ -505,7 +521,7 @@ impl OpenFile {
     pub fn send_to(&self, socket: impl AsFd, offset: u64, count: usize) -> io::Result<usize> {
         let mut offset = offset;
         loop {
-            match rustix::fs::sendfile(&socket, &self.file, Some(&mut offset), count) {
+            match rustix::fs::sendfile(&socket, self, Some(&mut offset), count) {
                 Err(Errno::INTR) => {}
                 sent => return Ok(sent?),
             }
@@ -895,10 +911,9 @@ mod tests {
         let mut local = known(&path);
         let mut file = root.open_cached(name, &local).unwrap();
         // The same number now belongs to another kind of file system.
-        file.root.kind = DeviceKind::Other;
+        file.ask_server();
         local.note(file.root());
         assert_eq!(root.open_cached(name, &local).err(), Some(WouldWait));
-        file.kind = DeviceKind::Other;
         assert!(!file.is_cached(0, 1) && file.state_now().is_none());
     }
 
@@ -912,7 +927,7 @@ mod tests {
         assert_eq!(file.read_request(8, 4).run().unwrap().bytes, b"89");
         assert_eq!(file.read_request(10, 4).run().unwrap().bytes, b"");
         // What was read is cached now, wherever the folder is.
-        assert!(file.kind == DeviceKind::Other || file.is_cached(0, 10));
+        assert!(file.shared.kind == DeviceKind::Other || file.is_cached(0, 10));
     }
 
     #[test]
@@ -961,7 +976,7 @@ mod tests {
             let looked = file.state_request().run().unwrap();
             let read = file.read_request(0, 1).run().unwrap().state;
             assert_eq!((looked.length, read.length), (seen, seen), "{before} {}", after.len());
-            assert!(file.kind == DeviceKind::Other || file.state_now() == Some(looked));
+            assert!(file.shared.kind == DeviceKind::Other || file.state_now() == Some(looked));
             file.forget_tail();
             assert_eq!(file.state_request().run().unwrap().length, after.len() as u64);
         }

@@ -9,9 +9,9 @@
 //! Where the kernel has no `openat2`, or a container forbids it, no links are followed.
 
 use super::{
-    Device, DeviceKind, FileIdentity, FileState, LocalDevices, OpenError, OpenFile, READ,
-    RENAME_RETRIES_MAX, ROOT, cached_error, device_kind, device_number, io_error, open_error,
-    open_root, open_step_by_step, root_error, steps,
+    Device, DeviceKind, LocalDevices, OpenError, OpenFile, READ, RENAME_RETRIES_MAX, ROOT,
+    cached_error, device_kind, device_number, io_error, open_error, open_root, open_step_by_step,
+    root_error, steps,
 };
 use crate::proto::http::negotiation::Coding;
 use rustix::fs::{CWD, Mode, ResolveFlags};
@@ -199,19 +199,19 @@ impl OpenFile {
     /// part, and one that has the new content with the old entity tag gets it again.
     pub fn read_cached(&self, range: &Range<u64>) -> Option<Vec<u8>> {
         let (begin, end) = (range.start as usize, range.end as usize);
-        if let Some(bytes) = self.first_bytes.get(begin..end)
+        if let Some(bytes) = self.first_bytes().get(begin..end)
             && !bytes.is_empty()
         {
             return Some(bytes.to_vec());
         }
-        let flags = match self.kind {
+        let flags = match self.shared.kind {
             DeviceKind::Memory => ReadWriteFlags::empty(),
             DeviceKind::Local => ReadWriteFlags::NOWAIT,
             DeviceKind::Other => return range.is_empty().then(Vec::new),
         };
         let mut bytes = vec![0; end - begin];
         let mut buffers = [IoSliceMut::new(&mut bytes)];
-        let read = rustix::io::preadv2(&self.file, &mut buffers, range.start, flags).ok()?;
+        let read = rustix::io::preadv2(self, &mut buffers, range.start, flags).ok()?;
         let is_whole = *range == (0..self.state.length);
         let is_same = is_whole || self.state_now() == Some(self.state);
         (read == bytes.len() && is_same).then_some(bytes)
@@ -240,15 +240,7 @@ fn check(
     if !metadata.is_file() {
         return Err(OpenError::NotRegular);
     }
-    Ok(Opened::File(OpenFile {
-        kind,
-        root,
-        state: FileState::from(&metadata),
-        identity: FileIdentity::from(&metadata),
-        first_bytes: Box::default(),
-        tail: None,
-        file: Arc::new(file),
-    }))
+    Ok(Opened::File(OpenFile::new(file, &metadata, kind, root)))
 }
 
 /// Opens a file for reading beneath `root`, which is `folder`. May wait.
@@ -486,7 +478,8 @@ mod tests {
         // A background thread has read it when it was opened.
         fs::write(site.path("root/a.js"), "").unwrap();
         assert_eq!(asset.file.read_cached(&whole), Some(b"root/a.js".to_vec()));
-        let asset = OpenFile { first_bytes: Box::default(), ..asset.file };
-        assert_eq!(asset.read_cached(&whole), None);
+        let mut file = asset.file;
+        Arc::get_mut(&mut file.shared).unwrap().first_bytes = Box::default();
+        assert_eq!(file.read_cached(&whole), None);
     }
 }

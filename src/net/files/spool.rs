@@ -23,9 +23,9 @@ use rustix::fs::{AtFlags, CWD, MemfdFlags, Mode, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::{
-    Device, DeviceKind, FileIdentity, FileState, OpenError, OpenFile, device_kind, device_number,
+    Device, DeviceKind, OpenError, OpenFile, SharedFile, device_kind, device_number, io_error,
+    open_error,
 };
-use super::{io_error, open_error};
 
 /// How often another name is tried where a file needs one for a moment.
 const NAMES_MAX: usize = 16;
@@ -60,7 +60,7 @@ pub struct SpoolWrites(Vec<SpoolWrite>);
 
 #[derive(Clone, Debug)]
 struct SpoolWrite {
-    file: Arc<File>,
+    to: Arc<SharedFile>,
     offset: u64,
     bytes: Vec<u8>,
 }
@@ -115,10 +115,10 @@ impl SpoolFile {
 
     fn write_once(&self, bytes: &[u8], offset: u64) -> Result<usize, Errno> {
         match self.writes {
-            Writes::Everything => rustix::io::pwrite(&self.file.file, bytes, offset),
+            Writes::Everything => rustix::io::pwrite(&self.file, bytes, offset),
             Writes::WhatThereIsRoomFor => {
                 let buffers = [IoSlice::new(bytes)];
-                rustix::io::pwritev2(&self.file.file, &buffers, offset, ReadWriteFlags::NOWAIT)
+                rustix::io::pwritev2(&self.file, &buffers, offset, ReadWriteFlags::NOWAIT)
             }
             Writes::Nothing => Ok(0),
         }
@@ -128,7 +128,7 @@ impl SpoolFile {
 impl SpoolWrites {
     /// Adds bytes for a file.
     pub fn push(&mut self, spool: &SpoolFile, offset: u64, bytes: Vec<u8>) {
-        self.0.push(SpoolWrite { file: Arc::clone(&spool.file.file), offset, bytes });
+        self.0.push(SpoolWrite { to: Arc::clone(&spool.file.shared), offset, bytes });
     }
 
     /// Whether there is nothing to write.
@@ -139,7 +139,7 @@ impl SpoolWrites {
     /// Writes everything. Returns the outcome for each file, in the order in which they were added.
     /// May block for as long as the file system does.
     pub fn run(self) -> Vec<io::Result<()>> {
-        let write = |one: SpoolWrite| one.file.write_all_at(&one.bytes, one.offset);
+        let write = |one: SpoolWrite| one.to.file.write_all_at(&one.bytes, one.offset);
         self.0.into_iter().map(write).collect()
     }
 }
@@ -166,7 +166,7 @@ impl SpoolRequest {
 /// What the file system says about writes that must not wait. Leaves the file empty.
 fn probe(file: &OpenFile) -> Writes {
     let buffers = [IoSlice::new(b"\0")];
-    let probed = rustix::io::pwritev2(&file.file, &buffers, 0, ReadWriteFlags::NOWAIT);
+    let probed = rustix::io::pwritev2(file, &buffers, 0, ReadWriteFlags::NOWAIT);
     match probed {
         Ok(_) | Err(Errno::AGAIN) => Writes::WhatThereIsRoomFor,
         Err(_) => Writes::Nothing,
@@ -200,9 +200,7 @@ impl OpenFile {
         let root = Device { number: device_number(&opened).map_err(open_error)?, kind };
         let file = File::from(opened);
         let metadata = file.metadata().map_err(|error| io_error(&error))?;
-        let (state, identity) = (FileState::from(&metadata), FileIdentity::from(&metadata));
-        let first_bytes = Box::default();
-        Ok(OpenFile { file: Arc::new(file), kind, root, state, identity, first_bytes, tail: None })
+        Ok(OpenFile::new(file, &metadata, kind, root))
     }
 }
 
