@@ -317,13 +317,13 @@ impl Output {
     fn send(&mut self, mut sending: Box<Sending>, who: &Identity, cx: &mut Context) -> bool {
         match std::mem::replace(&mut sending.read, ChunkRead::Idle) {
             ChunkRead::Idle => {}
-            ChunkRead::Done(next, Ok(read)) => {
-                return self.handle_read(sending, next, read, who, cx);
-            }
-            ChunkRead::Done(_, Err(error)) => {
-                self.fail_audio(&sending.name, NOT_READABLE, Some(error), who, cx);
-                return true;
-            }
+            ChunkRead::Done(next, read) => match *read {
+                Ok(read) => return self.handle_read(sending, next, read, who, cx),
+                Err(error) => {
+                    self.fail_audio(&sending.name, NOT_READABLE, Some(error), who, cx);
+                    return true;
+                }
+            },
             ChunkRead::UnderWay(next) => {
                 sending.read = ChunkRead::UnderWay(next);
                 return self.keep(Audio::Sending(sending));

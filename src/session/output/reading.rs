@@ -9,7 +9,8 @@ pub(super) enum ChunkRead<T> {
     Idle,
     /// A background thread is reading.
     UnderWay(T),
-    Done(T, io::Result<FileBytes>),
+    /// In a box, because few files need one.
+    Done(T, Box<io::Result<FileBytes>>),
 }
 
 impl<T: Copy> ChunkRead<T> {
@@ -17,15 +18,15 @@ impl<T: Copy> ChunkRead<T> {
     pub(super) fn bytes(&self, length: impl Fn(T) -> u32) -> usize {
         match self {
             ChunkRead::UnderWay(what) => length(*what) as usize,
-            ChunkRead::Done(_, Ok(read)) => read.bytes.capacity(),
-            ChunkRead::Idle | ChunkRead::Done(_, Err(_)) => 0,
+            ChunkRead::Done(_, read) => read.as_ref().as_ref().map_or(0, |it| it.bytes.capacity()),
+            ChunkRead::Idle => 0,
         }
     }
 
     /// A background thread has read.
     pub(super) fn handle(&mut self, read: io::Result<FileBytes>) {
         if let ChunkRead::UnderWay(what) = self {
-            *self = ChunkRead::Done(*what, read);
+            *self = ChunkRead::Done(*what, Box::new(read));
         }
     }
 }

@@ -305,24 +305,15 @@ impl Output {
                 streaming.read = ChunkRead::UnderWay(piece);
                 return self.keep(Audio::Streaming(streaming));
             }
-            ChunkRead::Done(piece, Ok(read)) if read.bytes.len() == piece.length as usize => {
-                cx.note_stream_read(streaming.stream, read.state);
-                if streaming.is_changed(cx) {
-                    return self.fail_stream(&streaming, StreamFailure::Changed, None, who, cx);
-                }
-                let chunk = streaming.chunk(piece, cx);
-                self.announce_chunk_of(streaming.stream, chunk, who, cx);
-                self.underway().outbox.push_binary(&read.bytes);
-                streaming.pass(piece);
-                self.keep(Audio::Streaming(streaming));
-                return true;
-            }
-            ChunkRead::Done(_, read) => {
-                let failure = match read {
-                    Ok(_) => StreamFailure::Changed,
-                    Err(_) => StreamFailure::Unreadable,
+            ChunkRead::Done(piece, read) => {
+                let (failure, error) = match *read {
+                    Ok(read) if read.bytes.len() == piece.length as usize => {
+                        return self.send_read(streaming, piece, &read, who, cx);
+                    }
+                    Ok(_) => (StreamFailure::Changed, None),
+                    Err(error) => (StreamFailure::Unreadable, Some(error)),
                 };
-                return self.fail_stream(&streaming, failure, read.err(), who, cx);
+                return self.fail_stream(&streaming, failure, error, who, cx);
             }
         }
         match streaming.next(who, cx) {
@@ -360,6 +351,27 @@ impl Output {
                 true
             }
         }
+    }
+
+    /// A background thread has read a piece.
+    fn send_read(
+        &mut self,
+        mut streaming: Box<Streaming>,
+        piece: Piece,
+        read: &FileBytes,
+        who: &Identity,
+        cx: &mut Context,
+    ) -> bool {
+        cx.note_stream_read(streaming.stream, read.state);
+        if streaming.is_changed(cx) {
+            return self.fail_stream(&streaming, StreamFailure::Changed, None, who, cx);
+        }
+        let chunk = streaming.chunk(piece, cx);
+        self.announce_chunk_of(streaming.stream, chunk, who, cx);
+        self.underway().outbox.push_binary(&read.bytes);
+        streaming.pass(piece);
+        self.keep(Audio::Streaming(streaming));
+        true
     }
 
     /// The message that goes before the bytes of a chunk, with what its worker said about it.
