@@ -15,7 +15,7 @@ use crate::base::moment::{CoarseMoment, Moment};
 use crate::net::Side;
 use crate::proto::ws::{FrameHead, Opcode};
 use crate::service::stats::FrameCounts;
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
@@ -63,21 +63,24 @@ pub enum Kept {
 
 /// What happened last.
 pub struct Recent {
-    frames: [Cell<PassedFrame>; FRAMES],
-    frames_noted: Cell<u32>,
+    frames: PassedFrames,
     /// Frames by side and opcode, as far as the route has not counted them.
     counts: [Cell<u64>; KEYS],
-    steps: [Cell<Option<NotedStep>>; STEPS],
+    frames_noted: Cell<u32>,
     steps_noted: Cell<u32>,
+    /// Exists from the first step on: many connections have none.
+    steps: OnceCell<Box<NotedSteps>>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct PassedFrame {
-    length: u64,
-    at: CoarseMoment,
-    key: u8,
-    fin: bool,
+/// Frames, each in thirteen bytes: one array for each thing that is noted.
+struct PassedFrames {
+    lengths: [Cell<u64>; FRAMES],
+    at: [Cell<CoarseMoment>; FRAMES],
+    /// The key, and [`FIN`].
+    keys: [Cell<u8>; FRAMES],
 }
+
+type NotedSteps = [Cell<Option<NotedStep>>; STEPS];
 
 /// A step that is no frame.
 #[derive(Debug)]
@@ -93,6 +96,9 @@ const KEYS: usize = 16;
 
 /// The bit of a key for frames to the client.
 const TO_CLIENT: u8 = 8;
+
+/// The bit beside a key for frames that end a message.
+const FIN: u8 = KEYS as u8;
 
 /// A number below [`KEYS`] for a frame to `to`.
 #[inline]
@@ -114,14 +120,16 @@ pub enum StoryEntry {
 
 impl Recent {
     fn new() -> Recent {
-        const NONE: PassedFrame =
-            PassedFrame { length: 0, at: Moment::START.coarse(), key: 0, fin: false };
         Recent {
-            frames: [const { Cell::new(NONE) }; FRAMES],
-            frames_noted: Cell::new(0),
+            frames: PassedFrames {
+                lengths: [const { Cell::new(0) }; FRAMES],
+                at: [const { Cell::new(Moment::START.coarse()) }; FRAMES],
+                keys: [const { Cell::new(0) }; FRAMES],
+            },
             counts: [const { Cell::new(0) }; KEYS],
-            steps: [const { Cell::new(None) }; STEPS],
+            frames_noted: Cell::new(0),
             steps_noted: Cell::new(0),
+            steps: OnceCell::new(),
         }
     }
 
@@ -131,9 +139,7 @@ impl Recent {
         let key = key_of(to, head.opcode);
         let noted = self.frames_noted.get();
         self.frames_noted.set(noted.wrapping_add(1));
-        if let Some(place) = self.frames.get(noted as usize % FRAMES) {
-            place.set(PassedFrame { length: head.payload, at: now.coarse(), key, fin: head.fin });
-        }
+        self.frames.set(noted as usize % FRAMES, key, head, now);
         if let Some(count) = self.counts.get(usize::from(key) % KEYS) {
             count.set(count.get() + 1);
         }
@@ -144,7 +150,8 @@ impl Recent {
         let Some(what) = what else { return };
         let noted = self.steps_noted.get();
         self.steps_noted.set(noted.wrapping_add(1));
-        if let Some(place) = self.steps.get(noted as usize % STEPS) {
+        let steps = self.steps.get_or_init(|| Box::new([const { Cell::new(None) }; STEPS]));
+        if let Some(place) = steps.get(noted as usize % STEPS) {
             let frames_noted = self.frames_noted.get();
             place.set(Some(NotedStep { what, at: now.coarse(), frames_noted }));
         }
@@ -164,21 +171,15 @@ impl Recent {
     /// What is remembered, in order, each with the time since then. The steps are taken out.
     pub fn take_story(&self, now: Moment) -> Vec<(Duration, StoryEntry)> {
         let mut steps = last(self.steps_noted.get(), STEPS)
-            .filter_map(|noted| self.steps.get(noted as usize % STEPS)?.take())
+            .filter_map(|noted| self.steps.get()?.get(noted as usize % STEPS)?.take())
             .peekable();
         let mut story = Vec::new();
         for noted in last(self.frames_noted.get(), FRAMES) {
             while let Some(step) = steps.next_if(|step| step.frames_noted <= noted) {
                 story.push((step.at.age(now), StoryEntry::Step(step.what)));
             }
-            if let Some(frame) = self.frames.get(noted as usize % FRAMES).map(Cell::get) {
-                let (to, class) = match frame.key & TO_CLIENT {
-                    0 => (Side::Upstream, frame.key),
-                    _ => (Side::Downstream, frame.key & !TO_CLIENT),
-                };
-                let head = FrameHead::of_message(Opcode::of_class(class), frame.length);
-                let head = FrameHead { fin: frame.fin, ..head };
-                story.push((frame.at.age(now), StoryEntry::Frame(to, head)));
+            if let Some((at, to, head)) = self.frames.get(noted as usize % FRAMES) {
+                story.push((at.age(now), StoryEntry::Frame(to, head)));
             }
         }
         story.extend(steps.map(|step| (step.at.age(now), StoryEntry::Step(step.what))));
@@ -188,12 +189,36 @@ impl Recent {
     /// Forgets everything, for the next connection.
     fn clear(&self) {
         for noted in last(self.steps_noted.get(), STEPS) {
-            if let Some(step) = self.steps.get(noted as usize % STEPS) {
+            if let Some(step) = self.steps.get().and_then(|steps| steps.get(noted as usize % STEPS))
+            {
                 step.set(None);
             }
         }
         self.frames_noted.set(0);
         self.steps_noted.set(0);
+    }
+}
+
+impl PassedFrames {
+    #[inline]
+    fn set(&self, place: usize, key: u8, head: &FrameHead, now: Moment) {
+        if let Some(length) = self.lengths.get(place) {
+            length.set(head.payload);
+        }
+        if let Some(at) = self.at.get(place) {
+            at.set(now.coarse());
+        }
+        if let Some(known) = self.keys.get(place) {
+            known.set(if head.fin { key | FIN } else { key });
+        }
+    }
+
+    fn get(&self, place: usize) -> Option<(CoarseMoment, Side, FrameHead)> {
+        let (length, at) = (self.lengths.get(place)?.get(), self.at.get(place)?.get());
+        let key = self.keys.get(place)?.get();
+        let to = if key & TO_CLIENT == 0 { Side::Upstream } else { Side::Downstream };
+        let head = FrameHead::of_message(Opcode::of_class(key % TO_CLIENT), length);
+        Some((at, to, FrameHead { fin: key & FIN != 0, ..head }))
     }
 }
 
@@ -236,7 +261,7 @@ impl Recents {
         }
     }
 
-    /// Those that are in use count, for their connections.
+    /// Those that are in use count, for their connections; the few that have steps as the others.
     fn recharge(&mut self) {
         self.charge.set(self.given * size_of::<Recent>());
     }
@@ -344,6 +369,6 @@ mod tests {
     /// A few hundred bytes, so that every busy connection can have one.
     #[test]
     fn a_box_is_small() {
-        assert!(size_of::<Recent>() <= 680, "{}", size_of::<Recent>());
+        assert!(size_of::<Recent>() <= 360, "{}", size_of::<Recent>());
     }
 }
