@@ -26,7 +26,7 @@ impl Gateway {
             FileAnswer::SpoolOpened { task, serial, opened } => {
                 return self.cx.handle_spool_opened(task, serial, opened);
             }
-            FileAnswer::SpoolWritten(outcomes) => return self.cx.handle_spool_written(outcomes),
+            FileAnswer::SpoolWritten(written) => return self.cx.handle_spool_written(written),
             FileAnswer::Opened { owner, .. }
             | FileAnswer::Found { owner, .. }
             | FileAnswer::Read { owner, .. } => owner,

@@ -10,7 +10,7 @@
 
 use super::SessionId;
 use crate::net::files::assets::{AssetRequest, FoundAsset};
-use crate::net::files::spool::{SpoolFile, SpoolRequest, SpoolWrites};
+use crate::net::files::spool::{SpoolFile, SpoolRequest, SpoolWrites, SpoolWritten};
 use crate::net::files::{
     FileBytes, FileState, FoundRoot, OpenError, OpenFile, OpenRequest, ReadRequest, RootRequest,
     StateRequest,
@@ -81,7 +81,7 @@ pub enum FileAnswer {
     /// The file for a stream, or why there is none.
     SpoolOpened { task: Uuid, serial: u64, opened: Result<SpoolFile, OpenError> },
     /// The outcome of each write.
-    SpoolWritten(Vec<io::Result<()>>),
+    SpoolWritten(SpoolWritten),
 }
 
 /// Who asked for a name.

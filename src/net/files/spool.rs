@@ -30,6 +30,15 @@ use super::{
 /// How often another name is tried where a file needs one for a moment.
 const NAMES_MAX: usize = 16;
 
+/// Bytes of a new block. An allocator maps one of this size on its own, so that only the pages that
+/// were written to are resident, and returns it to the system as soon as it is freed.
+const BLOCK_BYTES: usize = 256 * 1024;
+
+/// A block that has held more than this, or more writes, is not used again: it would take the
+/// memory for as long as the gateway runs.
+const KEPT_BLOCK_BYTES: usize = 32 * 1024;
+const KEPT_WRITES: usize = 256;
+
 /// Only the gateway itself reads it.
 const OWNER: Mode = Mode::RUSR.union(Mode::WUSR);
 
@@ -54,15 +63,29 @@ pub struct SpoolRequest {
     folder: PathBuf,
 }
 
-/// Bytes to be written by a thread that may wait.
+/// Bytes to be written by a thread that may wait: those of all files in one block, because many
+/// small ones would leave holes between what stays in memory for longer.
 #[derive(Clone, Debug, Default)]
-pub struct SpoolWrites(Vec<SpoolWrite>);
+pub struct SpoolWrites {
+    bytes: Vec<u8>,
+    writes: Vec<SpoolWrite>,
+}
 
 #[derive(Clone, Debug)]
 struct SpoolWrite {
     to: Arc<SharedFile>,
     offset: u64,
-    bytes: Vec<u8>,
+    /// Where its bytes end in the block.
+    end: usize,
+}
+
+/// What has become of [`SpoolWrites`].
+#[derive(Debug)]
+pub struct SpoolWritten {
+    /// The outcome of each write, in the order in which they were added.
+    pub outcomes: Vec<io::Result<()>>,
+    /// The block, empty.
+    pub block: SpoolWrites,
 }
 
 impl SpoolFile {
@@ -127,20 +150,34 @@ impl SpoolFile {
 
 impl SpoolWrites {
     /// Adds bytes for a file.
-    pub fn push(&mut self, spool: &SpoolFile, offset: u64, bytes: Vec<u8>) {
-        self.0.push(SpoolWrite { to: Arc::clone(&spool.file.shared), offset, bytes });
+    pub fn push(&mut self, spool: &SpoolFile, offset: u64, bytes: &[u8]) {
+        if self.bytes.capacity() == 0 {
+            self.bytes.reserve_exact(BLOCK_BYTES);
+        }
+        self.bytes.extend_from_slice(bytes);
+        let (to, end) = (Arc::clone(&spool.file.shared), self.bytes.len());
+        self.writes.push(SpoolWrite { to, offset, end });
     }
 
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.writes.is_empty()
     }
 
-    /// Writes everything. Returns the outcome for each file, in the order in which they were added.
-    /// May block for as long as the file system does.
-    pub fn run(self) -> Vec<io::Result<()>> {
-        let write = |one: SpoolWrite| one.to.file.write_all_at(&one.bytes, one.offset);
-        self.0.into_iter().map(write).collect()
+    /// Writes everything. May block for as long as the file system does.
+    pub fn run(mut self) -> SpoolWritten {
+        let mut start = 0;
+        let write = |one: SpoolWrite| {
+            let bytes = self.bytes.get(start..one.end).unwrap_or_default();
+            start = one.end;
+            one.to.file.write_all_at(bytes, one.offset)
+        };
+        let outcomes = self.writes.drain(..).map(write).collect();
+        if self.bytes.len() > KEPT_BLOCK_BYTES || self.writes.capacity() > KEPT_WRITES {
+            self = SpoolWrites::default();
+        }
+        self.bytes.clear();
+        SpoolWritten { outcomes, block: self }
     }
 }
 
@@ -234,6 +271,40 @@ mod tests {
     }
 
     #[test]
+    fn each_file_gets_its_own_bytes_of_a_block() {
+        let files: Vec<SpoolFile> = (0..3).map(|_| SpoolFile::in_memory().unwrap()).collect();
+        let mut block = SpoolWrites::default();
+        for round in 0..3u8 {
+            for (number, file) in (0..).zip(&files) {
+                let bytes = vec![number; usize::from(number) * 20_000 + 1];
+                block.push(file, u64::from(round) * bytes.len() as u64, &bytes);
+            }
+            let written = block.run();
+            assert!(written.outcomes.len() == 3 && written.outcomes.iter().all(Result::is_ok));
+            block = written.block;
+            assert!(block.is_empty() && block.bytes.is_empty(), "it can be used again");
+            assert_eq!(block.bytes.capacity(), 0, "but for a large one");
+        }
+        for (number, file) in (0..).zip(&files) {
+            let length = 3 * (usize::from(number) * 20_000 + 1);
+            assert_eq!(read(file, length), vec![number; length]);
+        }
+        block.push(&files[0], 0, b"small");
+        assert!(block.run().block.bytes.capacity() > 0);
+    }
+
+    #[test]
+    fn a_write_that_fails_stops_no_other() {
+        let (full, other) = (SpoolFile::with_room(4096).unwrap(), SpoolFile::in_memory().unwrap());
+        let mut block = SpoolWrites::default();
+        block.push(&full, 4096, b"too much");
+        block.push(&other, 0, b"hello");
+        let outcomes = block.run().outcomes;
+        assert_eq!(outcomes.iter().map(Result::is_ok).collect::<Vec<_>>(), [false, true]);
+        assert_eq!(read(&other, 5), b"hello");
+    }
+
+    #[test]
     fn a_file_in_a_folder_has_no_name_and_takes_bytes_at_once_or_in_the_background() {
         let folder = TestFolder::make();
         let spool = SpoolRequest::new(&folder).run().unwrap();
@@ -241,10 +312,11 @@ mod tests {
         let written = spool.write(b"hello", 0).unwrap();
         let mut writes = SpoolWrites::default();
         assert!(writes.is_empty());
-        writes.push(&spool, written as u64, b"hello"[written..].to_vec());
-        writes.push(&spool, 5, b" world".to_vec());
+        writes.push(&spool, written as u64, &b"hello"[written..]);
+        writes.push(&spool, 5, b" world");
         assert!(!writes.is_empty());
-        assert!(writes.run().iter().all(Result::is_ok));
+        let written = writes.run();
+        assert!(written.outcomes.len() == 2 && written.outcomes.iter().all(Result::is_ok));
         assert_eq!(read(&spool, 11), b"hello world");
         std::fs::remove_dir(&*folder).unwrap();
         assert_eq!(read(&spool, 11), b"hello world", "the folder may go");

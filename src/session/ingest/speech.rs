@@ -11,19 +11,20 @@
 //! are numbered in the order in which they begin. In memory nothing waits: the queue of a task is
 //! its open stream.
 //!
-//! One job writes what waits for all files. While it is under way, more comes together for the next
-//! one, so a slow disk costs memory, up to [`WAITING_BYTES_MAX`], and then workers are not read.
-//! A file that cannot be opened for want of descriptors is waited for, too (`opening.rs`).
+//! One job writes what waits for all files (`writing.rs`). While it is under way, more comes
+//! together for the next one, so a slow disk costs memory, up to [`WAITING_BYTES_MAX`], and then
+//! workers are not read. A file that cannot be opened for want of descriptors is waited for, too
+//! (`opening.rs`).
 
 mod opening;
+mod writing;
 
 use crate::base::budget::{Budget, Charge};
 use crate::base::moment::Moment;
 use crate::base::quoted::Quoted;
 use crate::base::table::Table;
-use crate::net;
 use crate::net::files::OpenError;
-use crate::net::files::spool::{SpoolFile, SpoolRequest, SpoolWrites};
+use crate::net::files::spool::{SpoolFile, SpoolRequest};
 use crate::proto::media;
 use crate::proto::message::TaskId;
 use crate::service::feeds::WorkerNotice;
@@ -36,6 +37,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use uuid::Uuid;
+use writing::Writing;
 
 /// Bytes of memory that what waits for a disk may take. While it takes more, workers are not read.
 const WAITING_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -98,11 +100,7 @@ pub struct IncomingSpeeches {
     by_task: Table<VecDeque<IncomingSpeech>>,
     /// The streams of those that are kept.
     streams: HashMap<SpeechKey, StreamId>,
-    /// To be written by the next job, and what that is of.
-    writes: SpoolWrites,
-    writes_of: Vec<SpeechPart>,
-    /// What the job under way writes.
-    under_way: Vec<SpeechPart>,
+    writing: Writing,
     /// The memory that what waits takes.
     waiting: Charge,
     /// The most that it took since memory was last given back.
@@ -117,7 +115,7 @@ pub struct IncomingSpeeches {
     pub(super) decoded: Vec<u8>,
 }
 
-/// Bytes of a stream that a job writes.
+/// A stream, or a part of one.
 #[derive(Clone, Copy)]
 struct SpeechPart {
     task: Uuid,
@@ -136,13 +134,13 @@ struct IncomingSpeech {
     next_seq: u64,
     /// Bytes that came.
     received: u64,
-    /// Bytes that are in the file.
-    written: u64,
+    /// Bytes that are in the file, or on their way there.
+    placed: u64,
     audio_type: Option<Box<str>>,
-    /// What is not in the file yet.
-    waiting: WaitingAudio,
-    /// What a job is writing.
-    in_flight: InFlight,
+    /// What came before clients got the stream.
+    waiting: Option<Box<WaitingAudio>>,
+    /// Chunks that a background thread has to write, or is writing.
+    unwritten: u32,
     end: Option<bool>,
 }
 
@@ -162,17 +160,11 @@ struct Begun {
     id: StreamId,
 }
 
-/// What a job is writing.
-#[derive(Default)]
-struct InFlight {
-    bytes: usize,
-    chunks: Vec<(u32, Box<str>)>,
-    chunk_bytes: usize,
-}
-
+/// Audio that waits for its file, or for the streams before it.
 #[derive(Default)]
 struct WaitingAudio {
     bytes: Vec<u8>,
+    /// Lengths and further fields.
     chunks: Vec<(u32, Box<str>)>,
     /// What the chunks take besides their audio.
     chunk_bytes: usize,
@@ -184,9 +176,7 @@ impl IncomingSpeeches {
         IncomingSpeeches {
             by_task: Table::default(),
             streams: HashMap::new(),
-            writes: SpoolWrites::default(),
-            writes_of: Vec::new(),
-            under_way: Vec::new(),
+            writing: Writing::default(),
             waiting: budget.charge(0),
             waiting_peak: 0,
             short: VecDeque::new(),
@@ -250,21 +240,6 @@ impl IncomingSpeeches {
         self.streams.get(&key).copied()
     }
 
-    /// Whether something waits for a background thread, and none is at work.
-    #[inline]
-    pub fn can_write(&self) -> bool {
-        !self.writes.is_empty() && self.under_way.is_empty()
-    }
-
-    /// What waits for a background thread goes there, unless one is at work.
-    pub fn begin_write(&mut self) -> Option<FileJob> {
-        if !self.can_write() {
-            return None;
-        }
-        self.under_way = std::mem::take(&mut self.writes_of);
-        Some(FileJob::WriteSpool(std::mem::take(&mut self.writes)))
-    }
-
     /// This much more waits for a disk.
     fn hold(&mut self, bytes: usize) {
         self.waiting.set(self.waiting.bytes() + bytes);
@@ -296,41 +271,34 @@ impl IncomingSpeeches {
     }
 
     fn speech(&mut self, part: SpeechPart) -> Option<&mut IncomingSpeech> {
-        let queue = self.by_task.entry_mut(part.task)?;
-        queue.iter_mut().find(|speech| speech.serial == part.serial)
+        find(&mut self.by_task, part)
     }
+}
+
+fn find(
+    by_task: &mut Table<VecDeque<IncomingSpeech>>,
+    part: SpeechPart,
+) -> Option<&mut IncomingSpeech> {
+    let queue = by_task.entry_mut(part.task)?;
+    queue.iter_mut().find(|speech| speech.serial == part.serial)
 }
 
 impl IncomingSpeech {
+    /// The memory that what waits for it takes.
     fn waiting_bytes(&self) -> usize {
-        let (waiting, in_flight) = (&self.waiting, &self.in_flight);
-        waiting.bytes.len() + waiting.chunk_bytes + in_flight.bytes + in_flight.chunk_bytes
+        let waiting = self.waiting.as_ref();
+        waiting.map_or(0, |waiting| waiting.bytes.len() + waiting.chunk_bytes)
     }
 
-    /// A chunk waits whose last bytes are these. Returns the memory that it takes.
-    fn push_waiting(&mut self, bytes: &[u8], length: u32, fields: Box<str>) -> usize {
-        let chunk_bytes = chunk_cost(&fields);
-        self.waiting.bytes.extend_from_slice(bytes);
-        self.waiting.chunks.push((length, fields));
-        self.waiting.chunk_bytes += chunk_bytes;
-        bytes.len() + chunk_bytes
+    /// A chunk waits. Returns the memory that it takes.
+    fn push_waiting(&mut self, chunk: ReceivedChunk<'_>) -> usize {
+        let waiting = self.waiting.get_or_insert_default();
+        let chunk_bytes = size_of::<(u32, Box<str>)>() + chunk.fields.len();
+        waiting.bytes.extend_from_slice(chunk.bytes);
+        waiting.chunks.push((chunk.bytes.len() as u32, chunk.fields));
+        waiting.chunk_bytes += chunk_bytes;
+        chunk.bytes.len() + chunk_bytes
     }
-}
-
-/// The memory that a chunk takes besides its audio.
-fn chunk_cost(fields: &str) -> usize {
-    size_of::<(u32, Box<str>)>() + fields.len()
-}
-
-/// How many of these chunks are in their file when `left` bytes at the end of all are not.
-fn whole_chunks(chunks: &[(u32, Box<str>)], left: usize) -> usize {
-    let mut behind = 0;
-    let is_partial = |(length, _): &&(u32, Box<str>)| {
-        let is_partial = behind < left;
-        behind += *length as usize;
-        is_partial
-    };
-    chunks.len() - chunks.iter().rev().take_while(is_partial).count()
 }
 
 impl Context {
@@ -408,36 +376,6 @@ impl Context {
         }
     }
 
-    /// A background thread has written to files.
-    pub fn handle_spool_written(&mut self, outcomes: Vec<io::Result<()>>) {
-        let parts = std::mem::take(&mut self.speech.under_way);
-        for (part, outcome) in parts.into_iter().zip(outcomes) {
-            let Some(speech) = self.speech.speech(part) else { continue };
-            let InFlight { bytes, chunks, chunk_bytes } = std::mem::take(&mut speech.in_flight);
-            speech.written += bytes as u64;
-            let begun = speech.begun;
-            self.speech.release(bytes + chunk_bytes);
-            match (outcome, begun) {
-                (Ok(()), Some(begun)) => {
-                    for (length, fields) in chunks {
-                        self.streams.append(self.now, begun.id, length, &fields);
-                    }
-                    if let Err(refusal) = self.advance(part.task) {
-                        self.tell(part.task, refusal);
-                    }
-                }
-                (Ok(()), None) => {}
-                (Err(error), _) => {
-                    let refusal = self.drop_for_error(part, &error);
-                    self.tell(part.task, refusal);
-                }
-            }
-        }
-        if self.speech.take_drained() {
-            net::give_memory_back();
-        }
-    }
-
     /// A stream grows no longer, for whatever reason.
     pub fn handle_speech_finished(&mut self, task: Uuid, id: StreamId, has_stalled: bool) {
         let Some(queue) = self.speech.by_task.entry_mut(task) else { return };
@@ -506,10 +444,10 @@ impl Context {
             begun: None,
             next_seq: 0,
             received: 0,
-            written: 0,
+            placed: 0,
             audio_type: chunk.audio_type.clone(),
-            waiting: WaitingAudio::default(),
-            in_flight: InFlight::default(),
+            waiting: None,
+            unwritten: 0,
             end: None,
         });
         if let Some(errno) = shortage {
@@ -527,35 +465,21 @@ impl Context {
         let Some(speech) = queue.back_mut() else { return Ok(()) };
         speech.next_seq += 1;
         speech.received += length as u64;
-        // The usual case: the file is there, and takes everything at once.
-        if is_first
-            && let (SpeechFile::Open(file), Some(begun)) = (&speech.file, speech.begun)
-            && speech.waiting.chunks.is_empty()
-            && speech.in_flight.chunks.is_empty()
-        {
-            if !self.results.grow_speech(self.now, begun.key, (length, chunk.fields.len())) {
-                return Err(self.drop_speech(task, SpeechRefusal::NoRoom));
-            }
-            let written = match file.write(chunk.bytes, speech.written) {
-                Ok(written) => written,
-                Err(error) => {
-                    let part = SpeechPart { task, serial: speech.serial };
-                    return Err(self.drop_for_error(part, &error));
+        let part = SpeechPart { task, serial: speech.serial };
+        match speech.begun.filter(|_| is_first) {
+            // The usual case: clients get the stream.
+            Some(begun) => {
+                if !self.results.grow_speech(self.now, begun.key, (length, chunk.fields.len())) {
+                    return Err(self.drop_speech(task, SpeechRefusal::NoRoom));
                 }
-            };
-            speech.written += written as u64;
-            if written == length {
-                self.streams.append(self.now, begun.id, length as u32, &chunk.fields);
-                return Ok(());
+                self.write_chunk(part, chunk.bytes, chunk.fields)
             }
-            let rest = chunk.bytes.get(written..).unwrap_or_default();
-            let held = speech.push_waiting(rest, length as u32, chunk.fields);
-            self.speech.hold(held);
-            return self.advance(task);
+            None => {
+                let held = speech.push_waiting(chunk);
+                self.speech.hold(held);
+                self.advance(task)
+            }
         }
-        let held = speech.push_waiting(chunk.bytes, length as u32, chunk.fields);
-        self.speech.hold(held);
-        self.advance(task)
     }
 
     /// Goes on with the streams of a task, in their order, as far as nothing has to be waited for.
@@ -584,13 +508,11 @@ impl Context {
                 self.begin_speech(SpeechPart { task, serial })?;
                 continue;
             }
-            if !first.in_flight.chunks.is_empty() {
-                return Ok(());
+            if first.waiting.is_some() {
+                self.write_waiting(SpeechPart { task, serial })?;
+                continue;
             }
-            if !first.waiting.chunks.is_empty() {
-                if self.write_waiting(SpeechPart { task, serial })? {
-                    continue;
-                }
+            if first.unwritten > 0 {
                 return Ok(());
             }
             let (Some(is_final), Some(begun)) = (first.end, first.begun) else { return Ok(()) };
@@ -609,11 +531,13 @@ impl Context {
         let Some(speech) = self.speech.speech(part) else { return Ok(()) };
         let SpeechFile::Open(file) = &speech.file else { return Ok(()) };
         let named = speech.audio_type.take();
-        let found = media::by_first_bytes(&speech.waiting.bytes).filter(|it| *it == "audio/wav");
+        let nothing = WaitingAudio::default();
+        let waiting = speech.waiting.as_deref().unwrap_or(&nothing);
+        let found = media::by_first_bytes(&waiting.bytes).filter(|it| *it == "audio/wav");
         let audio_type = named.unwrap_or_else(|| found.unwrap_or(UNKNOWN_TYPE).into());
         let file = file.file().clone();
-        let fields = speech.waiting.chunks.iter().map(|(_, fields)| fields.len()).sum();
-        let audio = speech.waiting.bytes.len();
+        let fields = waiting.chunks.iter().map(|(_, fields)| fields.len()).sum();
+        let audio = waiting.bytes.len();
         let is_in_memory = self.settings.output.spool.as_os_str().is_empty();
         let store = if is_in_memory { SpeechStore::Memory } else { SpeechStore::Spool };
         let Some((key, result_id)) = self.results.begin_speech(self.now, part.task, store) else {
@@ -631,38 +555,6 @@ impl Context {
             true => Ok(()),
             false => Err(self.drop_serial(part, SpeechRefusal::NoRoom)),
         }
-    }
-
-    /// Writes what waits for its file. False: a background thread does.
-    fn write_waiting(&mut self, part: SpeechPart) -> Result<bool, SpeechRefusal> {
-        let IncomingSpeeches { by_task, writes, writes_of, .. } = &mut self.speech;
-        let queue = by_task.entry_mut(part.task).into_iter().flatten();
-        let mut speech = queue.filter(|speech| speech.serial == part.serial);
-        let Some(speech) = speech.next() else { return Ok(true) };
-        let (SpeechFile::Open(file), Some(begun)) = (&speech.file, speech.begun) else {
-            return Ok(true);
-        };
-        let written = match file.write(&speech.waiting.bytes, speech.written) {
-            Ok(written) => written,
-            Err(error) => return Err(self.drop_for_error(part, &error)),
-        };
-        speech.written += written as u64;
-        let WaitingAudio { mut bytes, mut chunks, chunk_bytes } =
-            std::mem::take(&mut speech.waiting);
-        let left = bytes.len() - written;
-        let rest = chunks.split_off(whole_chunks(&chunks, left));
-        let rest_bytes = rest.iter().map(|(_, fields)| chunk_cost(fields)).sum();
-        if left > 0 {
-            bytes.drain(..written);
-            speech.in_flight = InFlight { bytes: left, chunks: rest, chunk_bytes: rest_bytes };
-            writes.push(file, speech.written, bytes);
-            writes_of.push(part);
-        }
-        self.speech.release(written + chunk_bytes - rest_bytes);
-        for (length, fields) in chunks {
-            self.streams.append(self.now, begun.id, length, &fields);
-        }
-        Ok(left == 0)
     }
 
     /// Nothing more of the last stream of a task is taken, for this reason.
@@ -686,7 +578,8 @@ impl Context {
         let Some(speech) = self.speech.speech(part) else { return refusal };
         let waiting_bytes = speech.waiting_bytes();
         let begun = speech.begun.take();
-        (speech.waiting, speech.in_flight) = Default::default();
+        // What a background thread has yet to write stays in memory until it has.
+        (speech.waiting, speech.unwritten) = (None, 0);
         speech.file = SpeechFile::Nowhere;
         self.speech.release(waiting_bytes);
         warn!(target: "ingest", "speech dropped why=\"{refusal}\" task={}", part.task);
@@ -783,14 +676,6 @@ mod tests {
         assert_eq!(chunks(&cx), 2);
         assert_eq!((cx.speech.waiting.bytes(), cx.speech.is_open(task().uuid())), (0, true));
         assert_eq!(receive(&mut cx, "", &[7; 3000]), Ok(()), "the rest is dropped");
-    }
-
-    #[test]
-    fn a_chunk_counts_as_written_once_its_last_byte_is() {
-        let chunks: Vec<(u32, Box<str>)> = [5, 0, 3].map(|length| (length, "".into())).into();
-        let whole: Vec<usize> = (0..=8).map(|left| whole_chunks(&chunks, left)).collect();
-        assert_eq!(whole, [3, 2, 2, 2, 0, 0, 0, 0, 0]);
-        assert_eq!(whole_chunks(&[], 0), 0);
     }
 
     #[test]
