@@ -12,7 +12,7 @@
 
 use crate::net::files::FileState;
 use hashbrown::HashTable;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 use uuid::Uuid;
@@ -171,6 +171,8 @@ pub struct Marks {
     first: u32,
     /// Their numbers, by their keys, which are hashes.
     numbers: HashTable<u32>,
+    /// Bytes of those that may grow, by their keys: few are so young.
+    lengths: HashMap<u64, u64>,
 }
 
 /// A file as a client was sent it.
@@ -182,10 +184,43 @@ pub struct Mark {
 
 #[derive(Debug)]
 struct MarkedFile {
-    /// Of its task and its name.
+    /// Hash of its task and its name.
     key: u64,
-    state: FileState,
-    kind: MarkKind,
+    /// Hash of its state; the lowest bits are a [`MarkKind`].
+    state: u64,
+}
+
+/// Bits of a [`MarkKind`].
+const KIND_BITS: u64 = 3;
+
+impl MarkedFile {
+    fn new(key: u64, state: FileState, kind: MarkKind) -> MarkedFile {
+        MarkedFile { key, state: hash(state) | kind as u64 }
+    }
+
+    fn is_in(&self, state: FileState) -> bool {
+        self.state & !KIND_BITS == hash(state)
+    }
+
+    fn kind(&self) -> MarkKind {
+        match self.state & KIND_BITS {
+            0 => MarkKind::Finished,
+            1 => MarkKind::MayGrow,
+            _ => MarkKind::Several,
+        }
+    }
+
+    fn set_kind(&mut self, kind: MarkKind) {
+        self.state = self.state & !KIND_BITS | kind as u64;
+    }
+}
+
+/// A hash of a state, without the bits of a [`MarkKind`].
+fn hash(state: FileState) -> u64 {
+    let since = state.modified.duration_since(SystemTime::UNIX_EPOCH);
+    let modified = since.map_or_else(|before| before.duration(), |since| since);
+    let parts = [state.length, modified.as_secs(), modified.subsec_nanos().into()];
+    xxh3_64(&parts.map(u64::to_ne_bytes).concat()) & !KIND_BITS
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,31 +238,34 @@ impl Marks {
         let Mark { state, may_grow } = mark;
         let kind = if may_grow { MarkKind::MayGrow } else { MarkKind::Finished };
         let key = key(task, name);
+        let length = match may_grow {
+            true => self.lengths.insert(key, state.length),
+            false => self.lengths.remove(&key),
+        };
         let Some(file) = self.file_mut(key) else {
-            self.insert(MarkedFile { key, state, kind });
+            self.insert(MarkedFile::new(key, state, kind));
             return true;
         };
-        let old = file.state;
-        let is_same = match file.kind {
+        let has_grown = length.is_some_and(|old| state.length > old && sent <= old);
+        let is_same = match file.kind() {
             MarkKind::Several => false,
-            MarkKind::Finished => old == state,
-            MarkKind::MayGrow => old == state || state.length > old.length && sent <= old.length,
+            MarkKind::Finished => file.is_in(state),
+            MarkKind::MayGrow => file.is_in(state) || has_grown,
         };
-        file.state = state;
-        file.kind = if is_same { kind } else { MarkKind::Several };
+        *file = MarkedFile::new(key, state, if is_same { kind } else { MarkKind::Several });
         is_same || sent == 0
     }
 
     /// Whether clients may have been sent other chunks under this name than they would be now.
     pub fn is_several(&self, task: Uuid, name: &Path) -> bool {
-        self.file(key(task, name)).is_some_and(|file| file.kind == MarkKind::Several)
+        self.file(key(task, name)).is_some_and(|file| file.kind() == MarkKind::Several)
     }
 
     /// Notes that the file has grown while it was sent: chunks end elsewhere than in one that is
     /// finished.
     pub fn note_grown(&mut self, task: Uuid, name: &Path) {
         if let Some(file) = self.file_mut(key(task, name)) {
-            file.kind = MarkKind::Several;
+            file.set_kind(MarkKind::Several);
         }
     }
 
@@ -248,13 +286,14 @@ impl Marks {
     }
 
     fn insert(&mut self, file: MarkedFile) {
-        let Marks { files, first, numbers } = self;
+        let Marks { files, first, numbers, lengths } = self;
         if files.len() >= MARKS_MAX
             && let Some(oldest) = files.pop_front()
         {
             if let Ok(entry) = numbers.find_entry(oldest.key, |number| number == first) {
                 entry.remove();
             }
+            lengths.remove(&oldest.key);
             *first = first.wrapping_add(1);
         }
         let number = first.wrapping_add(files.len() as u32);
