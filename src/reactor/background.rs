@@ -16,6 +16,7 @@
 
 use super::names::{self, FoundAddresses, Names};
 use crate::base::moment::Moment;
+use crate::base::queue::take_first;
 use crate::service::name::LookUpError;
 use crate::session::jobs::{FileJob, Job, JobAnswer};
 use mio::Waker;
@@ -55,9 +56,13 @@ pub struct Background<C> {
 
 /// What a thread sends back.
 enum FinishedJob<C> {
-    Found { host: String, found: FoundAddresses },
+    Found {
+        host: String,
+        found: FoundAddresses,
+    },
     Answer(JobAnswer),
-    Config(C),
+    /// In a box: the channel has room for 31 outcomes, each as large as the largest.
+    Config(Box<C>),
 }
 
 /// What came back, for the loop.
@@ -102,7 +107,7 @@ impl<C: Send + 'static> Background<C> {
             spawn("files", FILES_STACK_BYTES, &files, &back, run)?;
         }
         let requests = Arc::new(JobQueue::default());
-        let read = move |()| FinishedJob::Config(read_config());
+        let read = move |()| FinishedJob::Config(Box::new(read_config()));
         spawn("config", CONFIG_STACK_BYTES, &requests, &back, read)?;
         Ok(Background {
             names: Names::default(),
@@ -158,7 +163,7 @@ impl<C: Send + 'static> Background<C> {
                     if state == Reading::UnderWayAndAgain {
                         self.read_config();
                     }
-                    return Some(BackgroundEvent::Config(config));
+                    return Some(BackgroundEvent::Config(*config));
                 }
             }
         }
@@ -246,7 +251,7 @@ impl<T> JobQueue<T> {
     fn wait(&self) -> T {
         let mut tasks = self.lock();
         loop {
-            if let Some(task) = tasks.pop_front() {
+            if let Some(task) = take_first(&mut tasks) {
                 return task;
             }
             tasks = self.has_task.wait(tasks).unwrap_or_else(PoisonError::into_inner);

@@ -67,7 +67,7 @@ impl<K: Copy + Ord> Feeds<K> {
             }
             None => drop(self.by_task.insert(uuid, Feed { worker, task: task.clone() })),
         }
-        let tasks = self.by_worker.entry(worker).or_default();
+        let tasks = self.by_worker.entry(worker).or_insert_with(|| VecDeque::with_capacity(1));
         tasks.push_back(uuid);
         if tasks.len() > TASKS_MAX
             && let Some(oldest) = tasks.pop_front()

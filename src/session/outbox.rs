@@ -32,7 +32,8 @@ pub struct Outbox {
     before: Frames,
     chunk_offset: u64,
     chunk_left: u32,
-    after: Frames,
+    /// Exists while something waits for the end of a chunk, which is rare.
+    after: Option<Box<Frames>>,
 }
 
 /// Bytes of frames, and long fields of results between them.
@@ -40,9 +41,15 @@ pub struct Outbox {
 struct Frames {
     bytes: Vec<u8>,
     sent: usize,
-    /// Fields stay here until everything has been sent, so that the ends of frames are known.
-    fields: Vec<SharedField>,
-    fields_sent: usize,
+    /// Exists while there are any.
+    fields: Option<Box<SharedFields>>,
+}
+
+/// Fields stay here until everything has been sent, so that the ends of frames are known.
+#[derive(Debug, Default)]
+struct SharedFields {
+    list: Vec<SharedField>,
+    sent: usize,
 }
 
 /// A field whose place is before the byte at `at`.
@@ -127,7 +134,7 @@ impl Outbox {
 
     /// Whether everything has been sent.
     pub fn is_empty(&self) -> bool {
-        self.before.is_empty() && self.chunk_left == 0 && self.after.is_empty()
+        self.before.is_empty() && self.chunk_left == 0 && self.after.is_none()
     }
 
     /// A part of a chunk is still to be sent.
@@ -137,17 +144,19 @@ impl Outbox {
 
     /// Bytes to send that are in memory. A chunk is not.
     pub fn held_bytes(&self) -> usize {
-        self.before.unsent() + self.after.unsent()
+        self.before.unsent() + self.after.as_ref().map_or(0, |after| after.unsent())
     }
 
     /// Bytes of its own memory.
     pub fn own_bytes(&self) -> usize {
-        self.before.bytes.capacity() + self.after.bytes.capacity()
+        let after = self.after.as_ref();
+        self.before.bytes.capacity() + after.map_or(0, |after| after.bytes.capacity())
     }
 
     /// Its part of the results that it shares with other clients.
     pub fn shared_bytes(&self) -> usize {
-        let fields = self.before.fields.iter().chain(&self.after.fields);
+        let after = self.after.iter().flat_map(|after| after.fields());
+        let fields = self.before.fields().iter().chain(after);
         fields.map(|one| one.result.bytes() / Rc::strong_count(&one.result)).sum()
     }
 
@@ -159,12 +168,13 @@ impl Outbox {
     /// Frames that have not been sent whole.
     pub fn unsent_frames(&self) -> u64 {
         let chunk = u64::from(self.chunk_left > 0 && self.before.is_empty());
-        self.before.unsent_frames() + chunk + self.after.unsent_frames()
+        let after = self.after.as_ref().map_or(0, |after| after.unsent_frames());
+        self.before.unsent_frames() + chunk + after
     }
 
     /// Drops everything but the rest of a frame that has been sent in part.
     pub fn drop_unsent(&mut self) {
-        self.after = Frames::default();
+        self.after = None;
         if self.before.is_empty() {
             return; // the chunk, if there is one, has begun
         }
@@ -195,7 +205,7 @@ impl Outbox {
 
     /// Where the next frame is appended.
     fn tail(&mut self) -> &mut Frames {
-        if self.chunk_left > 0 { &mut self.after } else { &mut self.before }
+        if self.chunk_left > 0 { self.after.get_or_insert_default() } else { &mut self.before }
     }
 
     /// One system call for an outbox that is not empty. `None`: the socket is full.
@@ -204,8 +214,11 @@ impl Outbox {
         sink: &mut Conn,
         file: Option<&OpenFile>,
     ) -> Result<Option<usize>, FlushError> {
-        if self.before.is_empty() && self.chunk_left == 0 {
-            std::mem::swap(&mut self.before, &mut self.after);
+        if self.before.is_empty()
+            && self.chunk_left == 0
+            && let Some(after) = self.after.take()
+        {
+            self.before = *after;
         }
         if let Some((bytes, is_last)) = self.before.next() {
             let has_more = !is_last || self.chunk_left > 0;
@@ -263,7 +276,9 @@ impl Frames {
             return Remainder::InChunk;
         }
         self.bytes.truncate(end);
-        self.fields.retain(|field| field.at < end);
+        if let Some(fields) = &mut self.fields {
+            fields.list.retain(|field| field.at < end);
+        }
         self.advance(0);
         Remainder::InMemory
     }
@@ -281,7 +296,7 @@ impl Frames {
         };
         let mut end = start + head_bytes + length;
         // Long fields are part of the frame, and their bytes are elsewhere.
-        for field in &self.fields {
+        for field in self.fields() {
             if start < field.at && field.at < end {
                 end -= field.result.field(field.field).len();
             }
@@ -293,24 +308,35 @@ impl Frames {
         self.bytes.is_empty()
     }
 
+    fn fields(&self) -> &[SharedField] {
+        self.fields.as_ref().map_or(&[], |fields| &fields.list)
+    }
+
+    /// The field of which something is still to be sent.
+    fn next_field(&self) -> Option<&SharedField> {
+        let fields = self.fields.as_ref()?;
+        fields.list.get(fields.sent)
+    }
+
     fn push_field(&mut self, result: &SharedResult, field: Field) {
         let text = result.field(field);
         if text.len() <= COPIED_BYTES_MAX {
             return self.bytes.extend_from_slice(text.as_bytes());
         }
         let (at, result) = (self.bytes.len(), Rc::clone(result));
-        self.fields.push(SharedField { at, result, field, sent: 0 });
+        let fields = self.fields.get_or_insert_default();
+        fields.list.push(SharedField { at, result, field, sent: 0 });
     }
 
     fn unsent(&self) -> usize {
-        let fields = self.fields.iter().map(|one| one.result.field(one.field).len() - one.sent);
+        let fields = self.fields().iter().map(|one| one.result.field(one.field).len() - one.sent);
         self.bytes.len() - self.sent + fields.sum::<usize>()
     }
 
     /// The bytes to send next, and whether nothing is behind them. `None`: everything has been
     /// sent.
     fn next(&self) -> Option<(&[u8], bool)> {
-        match self.fields.get(self.fields_sent) {
+        match self.next_field() {
             Some(field) if field.at == self.sent => {
                 Some((&field.result.field(field.field).as_bytes()[field.sent..], false))
             }
@@ -322,11 +348,15 @@ impl Frames {
 
     /// `n` of the bytes that [`Frames::next`] returned have been sent.
     fn advance(&mut self, n: usize) {
-        match self.fields.get_mut(self.fields_sent) {
-            Some(field) if field.at == self.sent => {
+        let fields = self
+            .fields
+            .as_deref_mut()
+            .map(|fields| (fields.list.get_mut(fields.sent), &mut fields.sent));
+        match fields {
+            Some((Some(field), fields_sent)) if field.at == self.sent => {
                 field.sent += n;
                 if field.sent == field.result.field(field.field).len() {
-                    self.fields_sent += 1;
+                    *fields_sent += 1;
                 }
             }
             _ => self.sent += n,
@@ -336,7 +366,7 @@ impl Frames {
             self.bytes.clear();
             self.bytes.shrink_to(KEPT_BYTES);
             self.sent = 0;
-            (self.fields, self.fields_sent) = (Vec::new(), 0);
+            self.fields = None;
         }
     }
 }

@@ -147,7 +147,7 @@ struct Underway {
     /// Bytes of the answer to the upgrade that have not been sent.
     answer_left: u16,
     /// Set while the socket is full.
-    stall: Option<Stall>,
+    stall: Option<Box<Stall>>,
     pace: Pace,
     /// The reader of the client's frames, only while it is in the middle of a message.
     reader: Option<Box<WsReader>>,
@@ -499,7 +499,7 @@ impl Output {
 
     /// The socket took `moved` bytes and is full. Returns whether it has taken none for too long.
     fn check_stall(&mut self, moved: usize, downstream: &Conn, cx: &Context) -> bool {
-        let stall = self.underway().stall.get_or_insert_with(|| Stall::new(cx.now));
+        let stall = self.underway().stall.get_or_insert_with(|| Box::new(Stall::new(cx.now)));
         if moved > 0 {
             stall.note_progress(cx.now);
         }
@@ -530,7 +530,7 @@ impl Output {
     fn next_deadline(&self, cx: &Context) -> Option<Moment> {
         let due_at = self.due_at.filter(|_| self.is_timed() && self.leaving().is_none());
         let underway = self.underway.as_ref();
-        let stall = underway.and_then(|underway| underway.stall);
+        let stall = underway.and_then(|underway| underway.stall.as_ref());
         let stalled_at = stall.and_then(|stall| stall.deadline(cx.settings.write_timeout));
         let audio_at = underway.and_then(|underway| underway.audio.as_ref()?.deadline());
         let alive_at = self.alive().deadline(&cx.settings, cx.now);

@@ -29,10 +29,12 @@ pub use state::{
     StreamVerdict,
 };
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use hashbrown::HashTable;
 use slab::Slab;
 use smallvec::SmallVec;
 use uuid::Uuid;
@@ -56,7 +58,10 @@ const SLOW_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Streams<K, F> {
     streams: Slab<Stream<K, F>>,
-    by_task: HashMap<Uuid, SmallVec<[u32; 1]>>,
+    /// Slots, by their tasks: in a `HashMap`, an entry would take ten times as much.
+    by_task: HashTable<u32>,
+    /// Randomly keyed, because the UUIDs come from outside.
+    hashes: RandomState,
     /// When streams have to be looked at, by their slots.
     timers: Timers,
     /// Slots of streams that have to be looked at now, each once.
@@ -290,7 +295,8 @@ impl<K: Copy, F> Streams<K, F> {
     pub fn new(budget: &Budget) -> Streams<K, F> {
         Streams {
             streams: Slab::new(),
-            by_task: HashMap::new(),
+            by_task: HashTable::new(),
+            hashes: RandomState::new(),
             timers: Timers::new(),
             due: VecDeque::new(),
             woken: VecDeque::new(),
@@ -341,7 +347,10 @@ impl<K: Copy, F> Streams<K, F> {
             waiting: SmallVec::new(),
             wakes: 0,
         });
-        self.by_task.entry(task).or_default().push(id.slot);
+        let Streams { streams, by_task, hashes, .. } = self;
+        by_task.insert_unique(hashes.hash_one(task), id.slot, |slot| {
+            hashes.hash_one(streams[*slot as usize].task)
+        });
         self.arm(now, id, rules);
         id
     }
@@ -356,13 +365,15 @@ impl<K: Copy, F> Streams<K, F> {
     pub fn find(&self, task: Uuid, result_id: u32) -> Option<StreamId> {
         let is_of_use =
             |stream: &&Stream<K, F>| stream.result_id == result_id && !stream.is_spoiled();
-        self.of_task(task).filter(is_of_use).last().map(Stream::id)
+        let newest = self.of_task(task).filter(is_of_use).max_by_key(|stream| stream.id.serial);
+        newest.map(Stream::id)
     }
 
     /// The streams of a task.
     pub fn of_task(&self, task: Uuid) -> impl Iterator<Item = &Stream<K, F>> {
-        let slots = self.by_task.get(&task).into_iter().flatten();
-        slots.filter_map(|slot| self.streams.get(*slot as usize))
+        let slots = self.by_task.iter_hash(self.hashes.hash_one(task));
+        let streams = slots.filter_map(|slot| self.streams.get(*slot as usize));
+        streams.filter(move |stream| stream.task == task)
     }
 
     /// Whether the worker of a task is still making audio. A file that was published too early does
@@ -676,14 +687,13 @@ impl<K: Copy, F> Streams<K, F> {
         if stream.is_due {
             self.due.retain(|slot| *slot != id.slot);
         }
-        if let Some(slots) = self.by_task.get_mut(&stream.task) {
-            slots.retain(|slot| *slot != id.slot);
-            if slots.is_empty() {
-                self.by_task.remove(&stream.task);
-            }
+        let hash = self.hashes.hash_one(stream.task);
+        if let Ok(entry) = self.by_task.find_entry(hash, |slot| *slot == id.slot) {
+            entry.remove();
         }
         if self.streams.is_empty() {
             self.streams.shrink_to_fit();
+            self.by_task = HashTable::new();
         }
     }
 

@@ -74,7 +74,7 @@ pub struct Ingest {
     /// A chunk whose bytes come in the next message.
     announced: Option<Box<Announced>>,
     outbox: Outbox,
-    stall: Option<Stall>,
+    stall: Option<Box<Stall>>,
     leaving: Option<IngestEnding>,
     /// When the worker last proved alive (see [`super::alive`]), or was pinged, whichever came
     /// later.
@@ -446,7 +446,8 @@ impl Ingest {
     }
 
     fn next_deadline(&self, cx: &Context) -> Option<Moment> {
-        let stalled_at = self.stall.and_then(|stall| stall.deadline(cx.settings.write_timeout));
+        let stalled_at =
+            self.stall.as_ref().and_then(|stall| stall.deadline(cx.settings.write_timeout));
         let alive_at = self.alive().deadline(&cx.settings, cx.now);
         let drain_at = self.is_draining.then(|| cx.now + DRAIN_INTERVAL);
         Moment::earliest([alive_at, self.idle_at(cx), stalled_at, drain_at])
@@ -472,12 +473,12 @@ impl State for Ingest {
         match self.outbox.flush(downstream, None) {
             Ok(Flushed { is_blocked: true, moved }) => {
                 self.note_moved(moved);
-                let stall = self.stall.get_or_insert_with(|| Stall::new(cx.now));
+                let stall = self.stall.get_or_insert_with(|| Box::new(Stall::new(cx.now)));
                 if moved > 0 {
                     stall.note_progress(cx.now);
                     self.note_alive(cx.now);
                 }
-                let stall = self.stall.get_or_insert_with(|| Stall::new(cx.now));
+                let stall = self.stall.get_or_insert_with(|| Box::new(Stall::new(cx.now)));
                 if stall.check_timeout(downstream, cx.settings.write_timeout, cx.now) {
                     return self.lose(CloseReason::ClientStalled, who, cx);
                 }

@@ -218,7 +218,7 @@ impl MarkedFile {
 /// A hash of a state, without the bits of a [`MarkKind`].
 fn hash(state: FileState) -> u64 {
     let since = state.modified.duration_since(SystemTime::UNIX_EPOCH);
-    let modified = since.map_or_else(|before| before.duration(), |since| since);
+    let modified = since.unwrap_or_else(|before| before.duration());
     let parts = [state.length, modified.as_secs(), modified.subsec_nanos().into()];
     xxh3_64(&parts.map(u64::to_ne_bytes).concat()) & !KIND_BITS
 }
