@@ -139,7 +139,7 @@ impl Recent {
         let key = key_of(to, head.opcode);
         let noted = self.frames_noted.get();
         self.frames_noted.set(noted.wrapping_add(1));
-        self.frames.set(noted as usize % FRAMES, key, head, now);
+        self.frames.note(noted as usize % FRAMES, key, head, now);
         if let Some(count) = self.counts.get(usize::from(key) % KEYS) {
             count.set(count.get() + 1);
         }
@@ -178,7 +178,7 @@ impl Recent {
             while let Some(step) = steps.next_if(|step| step.frames_noted <= noted) {
                 story.push((step.at.age(now), StoryEntry::Step(step.what)));
             }
-            if let Some((at, to, head)) = self.frames.get(noted as usize % FRAMES) {
+            if let Some((at, to, head)) = self.frames.frame(noted as usize % FRAMES) {
                 story.push((at.age(now), StoryEntry::Frame(to, head)));
             }
         }
@@ -201,7 +201,7 @@ impl Recent {
 
 impl PassedFrames {
     #[inline]
-    fn set(&self, place: usize, key: u8, head: &FrameHead, now: Moment) {
+    fn note(&self, place: usize, key: u8, head: &FrameHead, now: Moment) {
         if let Some(length) = self.lengths.get(place) {
             length.set(head.payload);
         }
@@ -213,7 +213,7 @@ impl PassedFrames {
         }
     }
 
-    fn get(&self, place: usize) -> Option<(CoarseMoment, Side, FrameHead)> {
+    fn frame(&self, place: usize) -> Option<(CoarseMoment, Side, FrameHead)> {
         let (length, at) = (self.lengths.get(place)?.get(), self.at.get(place)?.get());
         let key = self.keys.get(place)?.get();
         let to = if key & TO_CLIENT == 0 { Side::Upstream } else { Side::Downstream };

@@ -243,19 +243,6 @@ impl<K, F> Stream<K, F> {
         }
     }
 
-    fn finished(&self) -> FinishedStream {
-        FinishedStream {
-            id: self.id,
-            task: self.task,
-            result_id: self.result_id,
-            source: self.source,
-            state: self.state,
-            name: self.name.clone(),
-            chunks: self.chunks.count(),
-            bytes: self.chunks.length(),
-        }
-    }
-
     fn is_still(&self, now: Moment, rules: &StreamRules) -> bool {
         self.grown_at + rules.wait <= now
     }

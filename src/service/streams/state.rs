@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
-use super::StreamId;
+use super::{Stream, StreamId};
 
 /// Where the bytes of a stream come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +102,21 @@ pub struct FinishedStream {
     pub name: Box<Path>,
     pub chunks: u64,
     pub bytes: u64,
+}
+
+impl<K, F> Stream<K, F> {
+    pub(super) fn finished(&self) -> FinishedStream {
+        FinishedStream {
+            id: self.id,
+            task: self.task,
+            result_id: self.result_id,
+            source: self.source,
+            state: self.state,
+            name: self.name.clone(),
+            chunks: self.chunks.count(),
+            bytes: self.chunks.length(),
+        }
+    }
 }
 
 /// What streams have to keep to.
