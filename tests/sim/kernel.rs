@@ -142,6 +142,8 @@ pub struct Link {
     /// Where the gateway dialed.
     pub to: Option<SocketAddr>,
     is_up: bool,
+    /// Bytes that may wait for the peer.
+    send_max: usize,
     wire: VecDeque<u8>,
     wire_end: Option<End>,
     is_delivering: bool,
@@ -289,8 +291,15 @@ impl Kernel {
 
     fn add_link(&mut self, source: Source, to: Option<SocketAddr>) -> LinkId {
         let layer = Layer::new(self.nature.records, to.is_some());
-        self.links.push(Link { layer, ..Link::new(source, to) });
+        let send_max = self.nature.send_max;
+        self.links.push(Link { layer, send_max, ..Link::new(source, to) });
         self.links.len() - 1
+    }
+
+    /// The peer takes no more than `send_max` bytes before it reads, fewer than others.
+    pub fn narrow(&mut self, link: LinkId, send_max: usize) {
+        let link = &mut self.links[link];
+        link.send_max = link.send_max.min(send_max);
     }
 
     /// A connection has been accepted and registered.
@@ -343,8 +352,8 @@ impl Kernel {
 
     /// Room enough for an event, which is more than a write needs.
     fn has_room(&self, link: &Link) -> bool {
-        let room = self.nature.send_max.saturating_sub(link.sent.len());
-        room > 0 && room >= self.nature.send_max / 3
+        let room = link.send_max.saturating_sub(link.sent.len());
+        room > 0 && room >= link.send_max / 3
     }
 
     pub fn edge(&mut self, id: LinkId) {
@@ -714,7 +723,6 @@ impl Kernel {
         if self.nature.has_quirks && self.one_in(64) {
             return Err(ErrorKind::Interrupted.into());
         }
-        let send_max = self.nature.send_max;
         let link = &mut self.links[id];
         if let Some(kind) = link.error.take() {
             self.moves += 1;
@@ -727,7 +735,7 @@ impl Kernel {
         if !link.is_up {
             return Err(ErrorKind::WouldBlock.into());
         }
-        let room = send_max.saturating_sub(link.sent.len());
+        let room = link.send_max.saturating_sub(link.sent.len());
         if !link.is_far_gone && room < least {
             self.fell_short(id);
             return Err(ErrorKind::WouldBlock.into());
@@ -876,6 +884,7 @@ impl Link {
             source,
             to,
             is_up: false,
+            send_max: 0,
             wire: VecDeque::new(),
             wire_end: None,
             is_delivering: false,

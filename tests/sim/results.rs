@@ -22,7 +22,7 @@ use crate::peers;
 use crate::process::{Arrival, Process, is_left_unread};
 use crate::redis::{self, Redis, Told};
 use crate::simulation::{MS, S, STANDSTILL_MAX, Simulation, draw_nature, kernel, turn_limits};
-use crate::waiter::{Hearing, Leaving, Say, Waiter, Ways};
+use crate::waiter::{Hearing, Leaving, Say, Start, Waiter, Ways};
 use crate::world::records_of;
 use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::gateway;
@@ -41,6 +41,9 @@ use uuid::Uuid;
 
 /// By then faults are over and gateways run; then a client comes for every task, at every port.
 const INSPECTED_AFTER: Duration = Duration::from_secs(75);
+
+/// The receive window of some clients.
+const SMALL_WINDOW: usize = 100;
 
 const REDIS: &str = "10.0.0.9:6379";
 
@@ -89,7 +92,7 @@ struct Visit {
     kind: VisitKind,
     /// It has had as many results, or more than there are yet.
     from_result: u64,
-    from_chunk: usize,
+    start: Start,
     ways: Ways,
     comebacks: u32,
 }
@@ -533,7 +536,11 @@ impl ResultsWorld {
                     _ => VisitKind::Task,
                 },
                 from_result: if chance.u8(..4) == 0 { chance.u64(..5) } else { 0 },
-                from_chunk: if chance.u8(..4) == 0 { chance.usize(..5) } else { 0 },
+                start: match chance.u8(..8) {
+                    0..2 => Start::Chunk(chance.usize(..5)),
+                    2 => Start::Byte(chance.usize(..4 * self.board.chunk_size)),
+                    _ => Start::BEGINNING,
+                },
                 ways: draw_ways(chance, self.settings.session.ping_interval.is_some(), is_tiny),
                 comebacks: chance.u32(..3),
             };
@@ -550,7 +557,7 @@ impl ResultsWorld {
                     task,
                     kind: VisitKind::Task,
                     from_result: 0,
-                    from_chunk: 0,
+                    start: Start::BEGINNING,
                     ways,
                     comebacks: 0,
                 };
@@ -609,7 +616,11 @@ impl ResultsWorld {
                 task: visitor.visit.task,
                 kind: VisitKind::Task,
                 from_result: last.map_or(0, |last| last.number + u64::from(!is_in_audio)),
-                from_chunk: if last.is_none() || is_in_audio { visitor.waiter.chunks } else { 0 },
+                start: match (last.is_none() || is_in_audio, self.chance.bool()) {
+                    (true, true) => Start::Byte(visitor.waiter.bytes),
+                    (true, false) => Start::Chunk(visitor.waiter.chunks),
+                    (false, _) => Start::BEGINNING,
+                },
                 ways: Ways {
                     says: Vec::new(),
                     leaves_after: visitor.waiter.ways.leaves_after.min(60 * S),
@@ -813,7 +824,7 @@ impl ResultsWorld {
         let visit = match visit.from_result {
             0 => visit,
             number if number < out => visit,
-            _ => Visit { from_result: out, from_chunk: 0, ..visit },
+            _ => Visit { from_result: out, start: Start::BEGINNING, ..visit },
         };
         let Some(place) = self.ports[visit.port] else {
             // No gateway runs there: again in a while.
@@ -831,15 +842,12 @@ impl ResultsWorld {
             VisitKind::BadId => ("/ws/output/7".to_owned(), String::new(), None),
             VisitKind::BadChunk => (format!("/ws/output/{segment}?from_chunk=x"), id, None),
             VisitKind::Task if visit.from_result > 0 => {
-                let Visit { from_result, from_chunk, .. } = visit;
-                let query = format!("from_result={from_result}&from_chunk={from_chunk}");
+                let query = format!("from_result={}&{}", visit.from_result, visit.start.query());
                 (format!("/ws/output/{segment}?{query}"), id, Some(visit.task))
             }
-            VisitKind::Task if visit.from_chunk > 0 => (
-                format!("/ws/output/{segment}?from_chunk={}", visit.from_chunk),
-                id,
-                Some(visit.task),
-            ),
+            VisitKind::Task if visit.start != Start::BEGINNING => {
+                (format!("/ws/output/{segment}?{}", visit.start.query()), id, Some(visit.task))
+            }
             VisitKind::Task => (format!("/ws/output/{segment}"), id, Some(visit.task)),
         };
         let request = peers::upgrade_request(&path, "");
@@ -848,7 +856,10 @@ impl ResultsWorld {
         kernel.note(|| {
             format!("waiter {link} comes to port {} for {path} {:?}", visit.port, visit.ways)
         });
-        let about = (id, visit.from_result, visit.from_chunk);
+        if visit.ways.has_small_window {
+            kernel.narrow(link, SMALL_WINDOW);
+        }
+        let about = (id, visit.from_result, visit.start);
         let ways = visit.ways.clone();
         let mut waiter = Waiter::new(kernel, link, task, about, ways, &request);
         waiter.place = place;
@@ -1772,6 +1783,7 @@ fn prompt() -> Ways {
         write_bite: usize::MAX,
         write_pace: Duration::ZERO,
         pong_after: Some(Duration::ZERO),
+        has_small_window: false,
         says: Vec::new(),
         leaves_after: 60 * S,
         leaving: Leaving::Close,
@@ -1801,7 +1813,8 @@ fn draw_ways(chance: &mut fastrand::Rng, has_pings: bool, is_tiny: bool) -> Ways
     };
     let leaves_after =
         [some(chance, 300 * MS), some(chance, 20 * S), 60 * S, 200 * S][chance.usize(..4)];
-    let base = Ways { says, leaving, leaves_after, ..prompt() };
+    let has_small_window = chance.u8(..6) == 0;
+    let base = Ways { says, leaving, leaves_after, has_small_window, ..prompt() };
     if chance.u8(..3) > 0 {
         return base;
     }

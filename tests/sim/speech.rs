@@ -9,6 +9,8 @@
 //!   returns (BACK).
 //! - Descriptors that have run out for a moment delay speech, and cost none of it.
 //! - A process that stands still for longer than any timeout costs nobody anything.
+//! - A drain lets a stream that has begun come to its end, as long as its worker speaks in time.
+//!   Then, or when the time is over, everybody is closed with 1012.
 //! - In the end no session, no result and no stream is left.
 
 use crate::kernel::{Action, End, LinkId, Nature, Shared};
@@ -44,6 +46,12 @@ const OVER_AFTER: Duration = Duration::from_secs(300);
 /// How long a process may stand still in all, before the last time that it does.
 const STANDSTILLS: Duration = Duration::from_secs(100);
 
+/// How long the last bytes of a stream may take, once they have been sent.
+const LAG: Duration = Duration::from_secs(10);
+
+/// The receive window of some clients.
+const SMALL_WINDOW: usize = 100;
+
 /// A client that is away for this long has left, however late the gateway notices what.
 const AWAY: Duration = Duration::from_millis(1500);
 
@@ -59,6 +67,8 @@ struct Task {
     backs: u32,
     /// How often it was without a client for so long that its worker must know.
     absences: u32,
+    /// Its worker may have lost its connection for good.
+    may_stall: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -74,8 +84,10 @@ enum Fate {
 struct Message {
     bytes: Vec<u8>,
     task: usize,
+    stream: usize,
     is_end: bool,
     is_final: bool,
+    sent_at: Option<Moment>,
 }
 
 /// A worker with one connection at a time.
@@ -122,11 +134,17 @@ struct Client {
     close: Option<u16>,
     /// Since when it has been away, if its worker must know.
     away_since: Option<Moment>,
+    has_small_window: bool,
+    /// It came when the process was ending, or was left without a Close frame then.
+    is_turned_away: bool,
+    /// The stream of which it had a part when the drain began.
+    drained_in: Option<usize>,
 }
 
 enum Plan {
     Connect(usize),
     Come(usize),
+    Drain,
 }
 
 pub struct SpeechWorld {
@@ -138,6 +156,7 @@ pub struct SpeechWorld {
     clients: Vec<Client>,
     plans: Vec<Plan>,
     by_link: HashMap<LinkId, Far>,
+    drained_at: Option<Moment>,
     chance: fastrand::Rng,
 }
 
@@ -186,13 +205,20 @@ impl Simulation for SpeechWorld {
         let kernel = kernel(seed, nature, is_traced);
         kernel.borrow_mut().stands_still = seed % 4 == 1;
         kernel.borrow_mut().standstills_left = STANDSTILLS;
-        let settings = settings(&mut chance);
+        let mut settings = settings(&mut chance);
+        // Draws that other seeds' worlds do not depend on.
+        let mut own_chance = fastrand::Rng::with_seed(seed ^ 0xd4a1);
+        settings.drain_timeout = [None, Some(2 * S), Some(30 * S)][own_chance.usize(..3)];
+        let drain_at = (seed % 7 == 3).then(|| some(&mut own_chance, 30 * S));
         let mut process = Process::new(&kernel, settings.clone(), seed);
         process.gateway.limit_turns(turn_limits(seed));
         process.lacks_descriptors = chance.u8(..4) == 0;
         let tasks = draw_tasks(&mut chance);
         let workers = draw_workers(&mut chance, &tasks, kernel.borrow().now);
-        let clients = draw_clients(&mut chance, &tasks);
+        let mut clients = draw_clients(&mut chance, &tasks);
+        if matches!(seed % 11, 4..7) {
+            clients.iter_mut().for_each(|client| client.has_small_window = own_chance.bool());
+        }
         let mut world = SpeechWorld {
             kernel,
             settings,
@@ -202,8 +228,12 @@ impl Simulation for SpeechWorld {
             clients,
             plans: Vec::new(),
             by_link: HashMap::new(),
+            drained_at: None,
             chance: chance.fork(),
         };
+        if let Some(wait) = drain_at {
+            world.plan(wait, Plan::Drain);
+        }
         for worker in 0..world.workers.len() {
             let wait = S + some(&mut chance, S);
             world.plan(wait, Plan::Connect(worker));
@@ -233,6 +263,12 @@ impl Simulation for SpeechWorld {
         }
         for at in 0..self.tasks.len() {
             self.judge_notices(at, has_stood_still)?;
+        }
+        if self.drained_at.is_some() {
+            return match self.process.gateway.is_stopped() {
+                true => Ok(()),
+                false => Err("it was drained, and does not stop".into()),
+            };
         }
         let sessions = self.process.gateway.session_count();
         if sessions > 0 {
@@ -271,21 +307,25 @@ impl Simulation for SpeechWorld {
         match self.plans[plan] {
             Plan::Connect(worker) => self.connect(worker),
             Plan::Come(client) => self.come(client),
+            Plan::Drain => self.drain(),
         }
     }
 
     fn greet(&mut self) {}
 
     fn is_due(&self, now: Moment) -> bool {
-        self.process.is_due(now)
+        !self.process.gateway.is_stopped() && self.process.is_due(now)
     }
 
     fn next_turn(&self) -> Option<Moment> {
-        self.process.next_turn()
+        if self.process.gateway.is_stopped() { None } else { self.process.next_turn() }
     }
 
     fn turn(&mut self) -> Result<(), String> {
         let events = self.kernel.borrow_mut().take_events();
+        if self.process.gateway.is_stopped() {
+            return Ok(());
+        }
         self.process.turn(events).map(drop)
     }
 
@@ -308,9 +348,30 @@ impl SpeechWorld {
         link
     }
 
+    fn drain(&mut self) {
+        self.drained_at = Some(self.kernel.borrow().now);
+        self.tasks.iter_mut().for_each(|task| task.may_stall = true);
+        for client in &mut self.clients {
+            let has_part = client.link.is_some() && client.chunks > 0;
+            client.drained_in = has_part.then_some(client.streams);
+        }
+        self.process.drain();
+    }
+
+    /// Whether the time for the drain is over, by now or by a moment.
+    fn is_drain_over(&self, at: Moment) -> bool {
+        match (self.drained_at, self.settings.drain_timeout) {
+            (Some(since), Some(timeout)) => at >= since + timeout,
+            _ => false,
+        }
+    }
+
     // ---- workers
 
     fn connect(&mut self, at: usize) {
+        if self.drained_at.is_some() {
+            return;
+        }
         let request = upgrade("/ws/ingest", "Authorization: Bearer open\r\n");
         let link = self.open(Far::Worker(at), &request);
         let now = self.kernel.borrow().now;
@@ -329,8 +390,17 @@ impl SpeechWorld {
         let bytes = self.kernel.borrow_mut().receive(link, usize::MAX / 2);
         self.workers[at].held.extend(bytes);
         self.hear(at)?;
+        if self.workers[at].link.is_none() {
+            return Ok(());
+        }
+        let is_drained = self.drained_at.is_some();
         let worker = &mut self.workers[at];
         let kernel = &mut *self.kernel.borrow_mut();
+        if is_drained && kernel.received_end(link).is_some() {
+            kernel.close(link);
+            worker.link = None;
+            return Ok(());
+        }
         if worker.is_broken {
             if !kernel.links[link].is_dropped {
                 kernel.after(10 * MS, Action::Peer(link));
@@ -364,6 +434,7 @@ impl SpeechWorld {
                 return Ok(());
             }
             kernel.send(link, &worker.script[worker.next].bytes);
+            worker.script[worker.next].sent_at = Some(kernel.now);
             worker.next += 1;
             worker.send_at = kernel.now + worker.pace;
             if worker.breaks.last().is_some_and(|after| worker.next - worker.first >= *after) {
@@ -402,6 +473,15 @@ impl SpeechWorld {
                 self.kernel.borrow_mut().send(link, &frame(PONG, &payload));
                 continue;
             }
+            if opcode == CLOSE && self.drained_at.is_some() {
+                let link = worker.link.take().ok_or("a Close frame without a connection")?;
+                self.kernel.borrow_mut().send(link, &Frame::close(1012, "", Some(MASK)).bytes);
+                self.kernel.borrow_mut().close(link);
+                return match payload.first_chunk() == Some(&1012u16.to_be_bytes()) {
+                    true => Ok(()),
+                    false => Err(format!("closed with {payload:?}")),
+                };
+            }
             if opcode != TEXT {
                 return Err(format!("a frame with opcode {opcode}"));
             }
@@ -428,6 +508,10 @@ impl SpeechWorld {
     // ---- clients
 
     fn come(&mut self, at: usize) {
+        if self.drained_at.is_some() {
+            self.clients[at].is_turned_away = true;
+            return;
+        }
         let now = self.kernel.borrow().now;
         let is_still_missed = self.is_missed(at);
         let client = &mut self.clients[at];
@@ -446,7 +530,11 @@ impl SpeechWorld {
         client.held.clear();
         (client.is_open, client.announced, client.received) = (false, None, 0);
         client.has_control_end = false;
+        let has_small_window = client.has_small_window;
         let link = self.open(Far::Client(at), &upgrade(&target, ""));
+        if has_small_window {
+            self.kernel.borrow_mut().narrow(link, SMALL_WINDOW);
+        }
         self.clients[at].link = Some(link);
     }
 
@@ -485,10 +573,18 @@ impl SpeechWorld {
                 self.kernel.borrow_mut().send(link, &stop);
             }
         }
+        let is_drain_over = self.is_drain_over(self.kernel.borrow().now);
+        let is_drained = self.drained_at.is_some();
         let client = &mut self.clients[at];
         let kernel = &mut *self.kernel.borrow_mut();
         if let Some(code) = client.close {
             kernel.send(link, &Frame::close(code, "", Some(MASK)).bytes);
+            kernel.close(link);
+            client.link = None;
+        } else if kernel.received_end(link).is_some()
+            && (is_drain_over || is_drained && !client.is_open)
+        {
+            client.is_turned_away = true;
             kernel.close(link);
             client.link = None;
         } else if kernel.received_end(link).is_some() {
@@ -563,7 +659,7 @@ impl SpeechWorld {
         }
         // While the process stands still, a client may be gone and back. A worker that has finished
         // while nobody waited needs no BACK.
-        let is_told = task.absences <= task.backs || has_stood_still;
+        let is_told = task.absences <= task.backs || has_stood_still || self.drained_at.is_some();
         if is_steady && task.fate == Fate::Spoken && !(is_told && task.backs <= task.lefts) {
             let what = format!("BACKs and {} LEFTs for {} absences", task.lefts, task.absences);
             return fault(&what, task.backs);
@@ -571,11 +667,39 @@ impl SpeechWorld {
         Ok(())
     }
 
+    /// What a client had begun to get when a drain began came to its end, if its worker spoke in
+    /// time.
+    fn judge_drained(&self, client: &Client) -> Result<(), String> {
+        let (Some(since), Some(stream)) = (self.drained_at, client.drained_in) else {
+            return Ok(());
+        };
+        let worker = self.steady_worker(client.task).filter(|_| {
+            let is_spoken = self.tasks[client.task].fate == Fate::Spoken;
+            let stays = client.breaks.is_empty() && !client.is_turned_away;
+            is_spoken && stays && !self.kernel.borrow().stands_still
+        });
+        let Some(worker) = worker else { return Ok(()) };
+        let mut script = worker.script.iter();
+        let is_its_end =
+            |one: &&Message| one.task == client.task && one.stream == stream && one.is_end;
+        let is_in_time = script.find(is_its_end).and_then(|end| end.sent_at).is_some_and(|at| {
+            self.settings.drain_timeout.is_none_or(|timeout| at + LAG < since + timeout)
+        });
+        match is_in_time && client.streams <= stream {
+            true => Err(format!("the drain cut stream {stream} off, which its worker has ended")),
+            false => Ok(()),
+        }
+    }
+
     fn judge(&self, client: &Client) -> Result<(), String> {
         let task = &self.tasks[client.task];
         let has_all = client.streams == task.streams.len() && client.bytes == 0;
+        self.judge_drained(client)?;
         match (task.fate, client.close) {
             (Fate::Spoken, Some(1000)) if has_all => Ok(()),
+            (_, Some(1012)) if self.drained_at.is_some() => Ok(()),
+            (_, None) if client.is_turned_away => Ok(()),
+            (Fate::Spoken, Some(4008)) if task.may_stall && client.has_stalled => Ok(()),
             (Fate::Stopped, Some(1000)) => Ok(()),
             // It came when everything had been said, or was left waiting.
             (Fate::Stopped, Some(4008)) => Ok(()),
@@ -621,7 +745,9 @@ impl Client {
             (Some("control"), Some("STOP_ACK")) if task.fate == Fate::Stopped => {
                 self.announced = None;
             }
-            _ if message["error"] == "Audio stalled" && task.fate == Fate::Abandoned => {
+            _ if message["error"] == "Audio stalled"
+                && (task.fate == Fate::Abandoned || task.may_stall) =>
+            {
                 self.has_stalled = true;
             }
             _ if message["error"] == "Processing timeout" => {}
@@ -720,7 +846,7 @@ fn draw_tasks(chance: &mut fastrand::Rng) -> Vec<Task> {
             _ => Fate::Spoken,
         };
         let id = format!("00000000-0000-0000-0000-{number:012x}");
-        Task { id, streams, fate, stops: 0, lefts: 0, backs: 0, absences: 0 }
+        Task { id, streams, fate, stops: 0, lefts: 0, backs: 0, absences: 0, may_stall: false }
     };
     (0..chance.usize(1..8)).map(|number| draw(number, chance)).collect()
 }
@@ -781,7 +907,14 @@ fn script(chance: &mut fastrand::Rng, number: usize, task: &Task) -> Vec<Message
                 message["bytes"] = length.into();
                 [frame(TEXT, message.to_string().as_bytes()), frame(BINARY, &bytes)].concat()
             };
-            messages.push(Message { bytes, task: number, is_end: false, is_final: false });
+            messages.push(Message {
+                bytes,
+                task: number,
+                stream,
+                is_end: false,
+                is_final: false,
+                sent_at: None,
+            });
         }
         let is_final = stream + 1 == task.streams.len();
         if is_final && task.fate == Fate::Abandoned {
@@ -791,7 +924,14 @@ fn script(chance: &mut fastrand::Rng, number: usize, task: &Task) -> Vec<Message
             "type": "CONTROL", "action": "END", "sessionId": task.id, "final": is_final,
         });
         let bytes = frame(TEXT, end.to_string().as_bytes());
-        messages.push(Message { bytes, task: number, is_end: true, is_final });
+        messages.push(Message {
+            bytes,
+            task: number,
+            stream,
+            is_end: true,
+            is_final,
+            sent_at: None,
+        });
     }
     messages
 }
@@ -824,6 +964,9 @@ fn draw_clients(chance: &mut fastrand::Rng, tasks: &[Task]) -> Vec<Client> {
                 is_stopped: false,
                 close: None,
                 away_since: None,
+                has_small_window: false,
+                is_turned_away: false,
+                drained_in: None,
             });
         }
     }

@@ -29,6 +29,8 @@ pub struct Ways {
     pub write_bite: usize,
     pub write_pace: Duration,
     pub pong_after: Option<Duration>,
+    /// It takes few bytes before it reads.
+    pub has_small_window: bool,
     /// What it says, and when, counted from its request.
     pub says: Vec<(Duration, Say)>,
     pub leaves_after: Duration,
@@ -60,6 +62,40 @@ pub enum Say {
     BadFrame,
 }
 
+/// From where on it wants the first audio that it gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    Chunk(usize),
+    Byte(usize),
+}
+
+impl Start {
+    pub const BEGINNING: Start = Start::Chunk(0);
+
+    /// What it has of it by its own account is something.
+    fn is_rest(self) -> bool {
+        !matches!(self, Start::Chunk(0) | Start::Byte(0))
+    }
+
+    /// The part of the query that says so.
+    pub fn query(self) -> String {
+        match self {
+            Start::Chunk(chunk) => format!("from_chunk={chunk}"),
+            Start::Byte(byte) => format!("from_byte={byte}"),
+        }
+    }
+
+    /// The first chunk of a finished file of this length.
+    fn first_chunk(self, length: usize, chunk_size: usize) -> usize {
+        let chunks = length.div_ceil(chunk_size);
+        match self {
+            Start::Chunk(chunk) => chunk.min(chunks),
+            Start::Byte(byte) if byte < length => byte / chunk_size,
+            Start::Byte(_) => chunks,
+        }
+    }
+}
+
 /// Which message it expects next.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Hearing {
@@ -75,8 +111,9 @@ pub enum Hearing {
     /// `offset` and `next`: where the next chunk of a growing file begins and its number, if that
     /// is clear.
     Growing { offset: Option<usize>, next: usize, is_final: bool },
-    /// The bytes of the chunk of a growing file that was announced.
-    Piece { offset: usize, chunk: usize, is_final: bool },
+    /// The bytes of the chunk of a growing file that was announced. `is_rest`: it may be the end of
+    /// a chunk, behind a byte that was asked for.
+    Piece { offset: usize, chunk: usize, is_rest: bool, is_final: bool },
     /// A growing file has stalled: what follows, or a Close frame if that was the final result.
     Stalled { is_final: bool },
     /// A Close frame with this code follows.
@@ -103,7 +140,7 @@ pub struct Waiter {
     /// The id as it must be echoed.
     id: String,
     pub from_result: u64,
-    skips: usize,
+    start: Start,
     pub ways: Ways,
     pub status: Option<u16>,
     pub hearing: Hearing,
@@ -114,8 +151,11 @@ pub struct Waiter {
     pub stopped_at: Option<Moment>,
     /// It got the acknowledgement that its task is stopped.
     pub is_stopped: bool,
-    /// Chunks that came whole of the last audio.
+    /// Chunks that came whole of the last audio, and where the last of them ended.
     pub chunks: usize,
+    pub bytes: usize,
+    /// It counts bytes in the audio that it gets, from this one on.
+    counts_from: Option<usize>,
     pub goodbye: Option<(Option<u16>, String, Moment)>,
     pub came_at: Moment,
     pub saw_end: Option<(End, Moment)>,
@@ -145,7 +185,7 @@ impl Waiter {
         kernel: &mut Kernel,
         link: LinkId,
         task: Option<usize>,
-        (id, from_result, skips): (String, u64, usize),
+        (id, from_result, start): (String, u64, Start),
         ways: Ways,
         request: &[u8],
     ) -> Waiter {
@@ -160,7 +200,7 @@ impl Waiter {
             task,
             id,
             from_result,
-            skips,
+            start,
             ways,
             status: None,
             hearing: Hearing::Rest,
@@ -169,6 +209,8 @@ impl Waiter {
             stopped_at: None,
             is_stopped: false,
             chunks: 0,
+            bytes: 0,
+            counts_from: None,
             goodbye: None,
             came_at: now,
             saw_end: None,
@@ -410,7 +452,7 @@ impl Waiter {
             "Processing timeout" => Some(4008),
             "Redis connection not available" => Some(1013),
             // It wants the rest of a file, and the first one that is kept is another.
-            "Audio file changed" if self.skips > 0 => Some(1011),
+            "Audio file changed" if self.start.is_rest() => Some(1011),
             _ => None,
         };
         if let Some(code) = code {
@@ -426,7 +468,7 @@ impl Waiter {
             return Err(format!("{} was not asked for", shown(message)));
         }
         if self.from_result > 0 && number > self.from_result {
-            self.skips = 0;
+            self.start = Start::BEGINNING;
         }
         if self.seen.iter().filter(|seen| seen.view == view).count() >= times {
             return Err(format!("{} came twice", shown(message)));
@@ -442,7 +484,7 @@ impl Waiter {
             }
             Sound::Grows { .. } => Hearing::Growing { offset: None, next: 0, is_final },
         };
-        self.chunks = 0;
+        (self.chunks, self.bytes, self.counts_from) = (0, 0, None);
         Ok(())
     }
 
@@ -460,26 +502,31 @@ impl Waiter {
             return expect(message, self.error("Audio file changed"));
         }
         let chunk_size = board.chunk_size;
-        let first = |total: usize| next.unwrap_or(self.skips.min(total));
+        let start = std::mem::replace(&mut self.start, Start::BEGINNING);
+        if let (Start::Byte(byte), None) = (start, next) {
+            self.counts_from = Some(byte);
+        }
+        let first = |length: usize| next.unwrap_or(start.first_chunk(length, chunk_size));
         if message["type"] == "audio_complete" {
             expect(message, json!({"type": "audio_complete", "task_id": self.id}))?;
-            lengths
-                .retain(|length| first(length.div_ceil(chunk_size)) == length.div_ceil(chunk_size));
+            lengths.retain(|length| first(*length) == length.div_ceil(chunk_size));
             self.hearing = self.after(is_final);
         } else {
             let (chunk, total) = (&message["chunk_id"], &message["total_chunks"]);
-            let expected = json!({
+            let mut expected = json!({
                 "type": "audio_chunk", "task_id": self.id, "chunk_id": chunk, "total_chunks": total,
             });
-            expect(message, expected)?;
             let chunk = chunk.as_u64().unwrap_or(u64::MAX) as usize;
+            if let Some(byte) = self.counts_from {
+                expected["offset"] = byte.max(chunk.saturating_mul(chunk_size)).into();
+            }
+            expect(message, expected)?;
             let total = total.as_u64().unwrap_or(0) as usize;
             lengths.retain(|length| {
-                length.div_ceil(chunk_size) == total && first(total) == chunk && chunk < total
+                length.div_ceil(chunk_size) == total && first(*length) == chunk && chunk < total
             });
             self.hearing = Hearing::Chunk { lengths: lengths.clone(), chunk, is_final };
         }
-        self.skips = 0;
         match lengths.is_empty() {
             true => Err(format!("{} out of place, after chunk {next:?}", shown(message))),
             false => Ok(()),
@@ -503,7 +550,7 @@ impl Waiter {
             return Err(format!("{} of a file that does not grow", shown(message)));
         };
         let size = first + steps.iter().sum::<usize>();
-        let skips = std::mem::take(&mut self.skips);
+        let start = std::mem::replace(&mut self.start, Start::BEGINNING);
         if message["error"] == "Audio stalled" {
             self.hearing = Hearing::Stalled { is_final };
             expect(message, self.error("Audio stalled"))?;
@@ -515,7 +562,11 @@ impl Waiter {
         if message["type"] == "audio_complete" {
             expect(message, json!({"type": "audio_complete", "task_id": self.id}))?;
             self.hearing = self.after(is_final);
-            let has_all = offset.map_or(size == 0 || skips > 0, |offset| offset == size);
+            let has_had_all = match start {
+                Start::Chunk(chunk) => size == 0 || chunk > 0,
+                Start::Byte(byte) => byte >= size,
+            };
+            let has_all = offset.map_or(has_had_all, |offset| offset == size);
             return match has_all && *is_completed {
                 true => Ok(()),
                 false => Err(format!("complete at byte {offset:?} of {size}")),
@@ -532,16 +583,29 @@ impl Waiter {
         let (chunk, at) = (number(chunk).ok_or("a number")?, number(at).ok_or("an offset")?);
         let is_right = match offset {
             Some(offset) => (chunk, at) == (next, offset),
-            // A gateway that was restarted begins anew.
-            None if (chunk, at) == (0, 0) => true,
             None => {
                 let bounds = board.bounds.borrow();
                 let known = bounds.get(&(self.place, view));
-                let before = known.and_then(|known| known.get(&chunk.checked_sub(1)?));
-                chunk == skips && before.is_none_or(|(offset, length)| offset + length == at)
+                let of = |chunk: usize| known.and_then(|known| known.get(&chunk));
+                let before = chunk.checked_sub(1).and_then(of);
+                match start {
+                    // A gateway that was restarted begins anew.
+                    Start::Chunk(_) if (chunk, at) == (0, 0) => true,
+                    Start::Chunk(first) => {
+                        chunk == first
+                            && before.is_none_or(|(offset, length)| offset + length == at)
+                    }
+                    Start::Byte(byte) => {
+                        let is_within = |(offset, length): &(usize, usize)| {
+                            (*offset..offset + length).contains(&at)
+                        };
+                        at == byte && of(chunk).is_none_or(is_within)
+                    }
+                }
             }
         };
-        self.hearing = Hearing::Piece { offset: at, chunk, is_final };
+        let is_rest = offset.is_none() && matches!(start, Start::Byte(_));
+        self.hearing = Hearing::Piece { offset: at, chunk, is_rest, is_final };
         match is_right {
             true => Ok(()),
             false => Err(format!("{} out of place, at {offset:?}, chunk {next}", shown(message))),
@@ -569,18 +633,19 @@ impl Waiter {
 
     fn take_chunk(&mut self, board: &Board, bytes: &[u8]) -> Result<(), String> {
         let hearing = std::mem::replace(&mut self.hearing, Hearing::Rest);
-        if let Hearing::Piece { offset, chunk, is_final } = hearing {
-            return self.take_piece(board, bytes, (offset, chunk), is_final);
+        if let Hearing::Piece { offset, chunk, is_rest, is_final } = hearing {
+            return self.take_piece(board, bytes, (offset, chunk, is_rest), is_final);
         }
         let Hearing::Chunk { mut lengths, chunk, is_final } = hearing else {
             return Err(format!("a binary message of {} bytes out of place", bytes.len()));
         };
-        let at = chunk * board.chunk_size;
-        lengths.retain(|length| bytes.len() == board.chunk_size.min(length - at));
+        let (begin, size) = (chunk * board.chunk_size, board.chunk_size);
+        let at = self.counts_from.unwrap_or(0).max(begin);
+        lengths.retain(|length| at < *length && bytes.len() == length.min(&(begin + size)) - at);
         if lengths.is_empty() || bytes != audio_bytes(at, bytes.len()) {
             return Err(format!("chunk {chunk} of {} bytes is wrong", bytes.len()));
         }
-        self.chunks = chunk + 1;
+        (self.chunks, self.bytes) = (chunk + 1, at + bytes.len());
         self.hearing = Hearing::Audio { lengths, next: Some(chunk + 1), is_final };
         Ok(())
     }
@@ -590,7 +655,7 @@ impl Waiter {
         &mut self,
         board: &Board,
         bytes: &[u8],
-        (offset, chunk): (usize, usize),
+        (offset, chunk, is_rest): (usize, usize, bool),
         is_final: bool,
     ) -> Result<(), String> {
         if bytes.is_empty() || bytes.len() > board.chunk_size {
@@ -602,12 +667,23 @@ impl Waiter {
         let view = self.seen.last().map(|seen| seen.view.clone()).unwrap_or_default();
         let mut bounds = board.bounds.borrow_mut();
         let known = bounds.entry((self.place, view)).or_default();
-        let is_same = *known.entry(chunk).or_insert((offset, bytes.len()));
-        if is_same != (offset, bytes.len()) {
-            return Err(format!("chunk {chunk} was {is_same:?}, is at {offset}: {}", bytes.len()));
+        let end = offset + bytes.len();
+        // Where a chunk begins that it gets the end of is known only by others.
+        let is_same = match known.get(&chunk) {
+            Some(&(from, length)) if is_rest => from <= offset && end == from + length,
+            None if is_rest => true,
+            Some(&bounds) => bounds == (offset, bytes.len()),
+            None => {
+                known.insert(chunk, (offset, bytes.len()));
+                true
+            }
+        };
+        if !is_same {
+            let bounds = known[&chunk];
+            return Err(format!("chunk {chunk} was {bounds:?}, is at {offset}: {}", bytes.len()));
         }
-        self.chunks = chunk + 1;
-        let offset = Some(offset + bytes.len());
+        (self.chunks, self.bytes) = (chunk + 1, end);
+        let offset = Some(end);
         self.hearing = Hearing::Growing { offset, next: chunk + 1, is_final };
         Ok(())
     }
