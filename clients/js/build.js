@@ -17,20 +17,21 @@ const banner = "// aivtuber-gateway-client: the sources are in clients/js\n";
 const CORE_BYTES_MAX = 4 * 1024;
 const WHOLE_BYTES_MAX = 9 * 1024;
 
-const bundle = (entry, options) =>
+const bundle = (entry, { served = false, ...options } = {}) =>
   buildSync({
     absWorkingDir: here,
     entryPoints: [`src/${entry}.ts`],
     bundle: true,
     format: "esm",
     target: "es2022",
+    define: { IS_SERVED: String(served) },
     write: false,
     ...options,
   }).outputFiles[0].text;
 
 mkdirSync(join(here, "dist"), { recursive: true });
 mkdirSync(dirname(asset), { recursive: true });
-const whole = banner + bundle("index", { minify: true });
+const whole = banner + bundle("index", { minify: true, served: true });
 const sizes = [
   ["core", gzipSync(bundle("core", { minify: true }), { level: 9 }).length, CORE_BYTES_MAX],
   ["client.js", gzipSync(whole, { level: 9 }).length, WHOLE_BYTES_MAX],

@@ -79,9 +79,23 @@ def test_page_without_tools_shows_and_speaks_the_answer(demo, browser, serve, tm
     folder.mkdir()
     page = snippet("html", "<!DOCTYPE html>", GUIDE, **{"localhost:8000": f"localhost:{demo.port}"})
     (folder / "index.html").write_text(page)
+    script = page.split('<script type="module">')[1].split("</script>")[0].strip().splitlines()
+    assert len(script) <= 10, script
     assert snippet("sh", "python3 -m http.server 3000", GUIDE)
     answer = ask(browser, serve(folder))
     assert "Hello!" in answer["text"]
+
+
+# A bundle that shows which gateway it speaks to if nothing is said.
+HOST = """
+import { Gateway } from "aivtuber-gateway-client";
+document.title = new Gateway().url.href;
+"""
+
+
+def run_build(project):
+    built = subprocess.run(["npm", "run", "build"], cwd=project, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
 
 
 @pytest.mark.timeout(480)  # it installs packages
@@ -108,10 +122,20 @@ def test_vite_react_typescript_project_builds_and_speaks(demo, browser, serve, t
     app = snippet("tsx", "import { useState }", GUIDE, **{"localhost:8000": f"localhost:{demo.port}"})
     (project / "src/App.tsx").write_text(app)
     # Type-checks, too.
-    built = subprocess.run(["npm", "run", "build"], cwd=project, capture_output=True, text=True)
-    assert built.returncode == 0, built.stdout + built.stderr
+    run_build(project)
     answer = ask(browser, serve(project / "dist"))
     assert "Hello!" in answer["text"]
+    # The host of the page, whatever the bundle is called.
+    for name in ("assets/index.js", "assets/client.js"):
+        (project / "src/main.tsx").write_text(HOST)
+        output = {"entryFileNames": name}
+        (project / "vite.config.ts").write_text(f"export default {json.dumps({'build': {'rollupOptions': {'output': output}}})};")
+        run_build(project)
+        assert (project / "dist" / name).exists()
+        port = serve(project / "dist")
+        browser.goto(f"http://localhost:{port}/")
+        assert browser.evaluate("document.title") == f"http://localhost:{port}/"
+        browser.leave()
 
 
 # A page that listens to a task, with what the guide says about mouths; it notes each shape that it had.

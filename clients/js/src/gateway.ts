@@ -84,10 +84,14 @@ export class Gateway<Kind extends Answer = Answer> {
   }
 }
 
+/** Whether this is the file that gateways serve, and not the npm package. Set by build.js. */
+declare const IS_SERVED: boolean;
+
 function defaultUrl(): string | URL {
   // Not `new URL(…, import.meta.url)` in one expression: bundlers take that for a file to include.
   const here = import.meta.url;
-  if (/^https?:[^?#]*\/client\.js/.test(here)) return new URL(".", here);
+  // A bundle, too, may be called client.js.
+  if (IS_SERVED && /^https?:[^?#]*\/client\.js/.test(here)) return new URL(".", here);
   if (typeof location === "undefined") throw new TypeError("the gateway's url is needed here");
   return location.origin;
 }

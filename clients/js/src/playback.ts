@@ -88,6 +88,7 @@ export class Playback {
   stop(): void {
     if (this.#stop.signal.aborted) return;
     this.#stop.abort();
+    this.#analyser.disconnect(); // closing takes a moment
     void this.context.close().catch(() => {});
   }
 

@@ -211,15 +211,29 @@ test("speech that varies by 300 ms has at most one gap, in the first second", as
 
 test("stop is silent at once", async () => {
   serve = (socket) => speak(socket, tone(3, 20));
-  const { state, context, ended } = await inPage(`
+  const { state, context, ended, heard, left } = await inPage(`
+    // What is connected to the speakers.
+    const speakers = new Set();
+    const { connect, disconnect } = AudioNode.prototype;
+    AudioNode.prototype.connect = function (target, ...rest) {
+      if (target === this.context.destination) speakers.add(this);
+      return connect.call(this, target, ...rest);
+    };
+    AudioNode.prototype.disconnect = function (...rest) {
+      speakers.delete(this);
+      return disconnect.apply(this, rest);
+    };
     const answer = new Gateway().ask("sing");
     const playback = answer.play();
     for await (const part of answer) if (part.type === "audio_end") break;
+    const heard = speakers.size;
     answer.stop();
+    const left = speakers.size; // in the same task
     let ended = false;
     await playback.ended.then(() => (ended = true));
-    return { state: answer.state, context: playback.context.state, ended };
+    return { state: answer.state, context: playback.context.state, ended, heard, left };
   `);
+  assert.deepEqual({ heard, left }, { heard: 1, left: 0 });
   assert.deepEqual({ context, ended }, { context: "closed", ended: true });
   assert.match(state, /stopped|done/);
 });
