@@ -1,6 +1,7 @@
 """The figures of result delivery, measured with the release binary and a real Redis: `tests/run figures`, or this file itself.
 
     python figures.py [early] [restart] [latency] [waiting] [slow] [stop] [leftover] [cuts] [cuts-growing]
+                      [cuts-ingest]
 
 All of them by default.
 
@@ -20,7 +21,7 @@ import time
 import figures_speech
 from gatewaylab.crowd import Crowd
 from gatewaylab.results import PREFIX, OUTPUT, RedisServer, is_up, new_task, proportional_bytes
-from gatewaylab.gateway import Gateway
+from gatewaylab.gateway import Gateway, route
 from gatewaylab.wire import eventually
 
 MIB = 1 << 20
@@ -32,14 +33,15 @@ class House:
     def __init__(self, folder, **output):
         self.folder, self.audio, self.count, self.output = folder, folder / "audio", 0, output
         self.audio.mkdir()
+        (folder / "spool").mkdir()
         self.redis = RedisServer(folder / "redis")
         self.start()
 
     def start(self):
         self.count += 1
         config = {
-            "route": [OUTPUT],
-            "output": {"audio_root": str(self.audio), **self.output},
+            "route": [OUTPUT, route("ingest", "/ws/ingest/tts", serve="ingest")],
+            "output": {"audio_root": str(self.audio), "spool": str(self.folder / "spool"), **self.output},
             "redis": {"url": self.redis.url},
             "log": {"level": "info"},
         }

@@ -1,12 +1,15 @@
-"""Figures of interrupted and resumed speech, part of `tests/run figures`: `stop`, `leftover`, `cuts`, `cuts-growing`.
+"""Figures of interrupted and resumed speech, part of `tests/run figures`: `stop`, `leftover`, `cuts`,
+`cuts-growing`, `cuts-ingest`.
 
 - `stop`: from a client's STOP to its STOP_ACK, while audio comes as fast as the client reads. Goal: p99 of 20 ms. Beside it the
   same of a bare process that sends as much and acknowledges at once (`peers/bare_speaker.py`).
 - `leftover`: bytes of old audio that leave the gateway's socket after STOP for a client at 1 Mbit/s, with chunks of 4 KiB. Goal: 24 KiB.
-- `cuts`, `cuts-growing`: connections of the client library that break at random bytes. Goal: nothing lost, doubled or out of order.
+- `cuts`, `cuts-growing`, `cuts-ingest`: connections of the client library that break at random bytes of finished files, of files
+  that grow, and of speech that a worker pushes. Goal: nothing lost, doubled or out of order.
 """
 
 import array
+import base64
 import fcntl
 import hashlib
 import json
@@ -18,6 +21,8 @@ import termios
 import threading
 import time
 
+import websockets.sync.client
+
 from gatewaylab import PEERS, ROOT, wire
 from gatewaylab.peers import node_env, pattern
 from gatewaylab.process import Process
@@ -25,7 +30,7 @@ from gatewaylab.results import Waiter, is_waiting, new_task
 
 STOP = json.dumps({"type": "control", "action": "STOP"}).encode()
 # The figures, and what `[output]` is for each.
-SETTINGS = {"stop": {}, "leftover": {"chunk_size": 4096}, "cuts": {"chunk_size": 4096}, "cuts-growing": {"chunk_size": 4096}}
+SETTINGS = {"stop": {}, **{name: {"chunk_size": 4096} for name in ("leftover", "cuts", "cuts-growing", "cuts-ingest")}}
 # 1 Mbit/s, of everything that the socket carries.
 SLOW_BYTES_PER_SECOND = 125_000
 SLOW_SECONDS = 3
@@ -134,10 +139,11 @@ def leftover(house, count=5):
     return samples
 
 
-def listen(house, tasks, count):
-    """Runs the client library over connections that break, `count` times in all: its answers, and how often it connected."""
+def listen(house, tasks, count, most=80_000):
+    """Runs the client library over connections that break within this many bytes, `count` times in all: its answers, and how often
+    it connected."""
     # Some connections end before the byte at which they would have broken.
-    order = {"cuts": count * 103 // 100, "bytes": 80_000, "stops": [], "seed": 11}
+    order = {"cuts": count * 103 // 100, "bytes": most, "stops": [], "seed": 11}
     order.update(url=f"http://127.0.0.1:{house.gateway.port}", tasks=tasks)
     script = ROOT / "tests/interop/peers/library_client.js"
     done = subprocess.run(["node", script], input=json.dumps(order), env=node_env(), capture_output=True, text=True)
@@ -191,6 +197,54 @@ def cuts_in_growing(house, count=10_000, answers=420):
     return connections - answers, told.count({"state": "done", "results": [whole("One", speech)]}), answers
 
 
+def push(house, tasks, speeches, size=2000, pace=0.1):
+    """A worker that speaks for all tasks at once, two streams for each: a chunk each tenth of a second, as text and as bytes in turn."""
+    url = f"ws://127.0.0.1:{house.gateway.port}/ws/ingest/tts"
+    # A busy machine may take long to answer pings behind all that.
+    with websockets.sync.client.connect(url, ping_interval=None) as worker:
+        began = time.monotonic()
+        half = len(speeches[0]) // 2
+        for number, at in enumerate(range(0, 2 * half, size)):
+            time.sleep(max(0, began + number * pace - time.monotonic()))
+            for task, speech in zip(tasks, speeches):
+                chunk = {"type": "SPEECH_CHUNK", "sessionId": task, "seq": at % half // size}
+                pcm = speech[at : at + size]
+                if number % 2:
+                    worker.send(json.dumps({**chunk, "pcm": base64.b64encode(pcm).decode()}))
+                else:
+                    worker.send(json.dumps({**chunk, "bytes": len(pcm)}))
+                    worker.send(pcm)
+                if (at + size) % half == 0:
+                    is_final = at + size == 2 * half
+                    worker.send(json.dumps({"type": "CONTROL", "action": "END", "sessionId": task, "final": is_final}))
+        # Everything has been read before the connection ends.
+        worker.ping().wait()
+
+
+def cuts_in_ingest(house, count=10_000, answers=200):
+    """The same of speech that a worker pushes meanwhile, half a megabyte for each task in half a minute."""
+    speech = pattern(500_000)
+    speeches = [speech[number:] + speech[:number] for number in range(answers)]
+    tasks = [new_task() for _ in range(answers)]
+    worker = threading.Thread(target=push, args=(house, tasks, speeches))
+    worker.start()
+    told, connections = listen(house, tasks, count, most=17_000)
+    worker.join()
+    half = len(speech) // 2
+    wanted = [
+        {"state": "done", "results": [{"sha256": hashlib.sha256(part).hexdigest(), "ends": 1} for part in (one[:half], one[half:])]}
+        for one in speeches
+    ]
+    return connections - answers, sum(has == wants for has, wants in zip(told, wanted, strict=True)), answers
+
+
+CUTS = {
+    "cuts": ("finished files:", cuts),
+    "cuts-growing": ("growing files: ", cuts_in_growing),
+    "cuts-ingest": ("pushed speech: ", cuts_in_ingest),
+}
+
+
 def report(name, house):
     if name == "stop":
         for whose, samples in [("", stop(house)), (" of a bare process", bare_stop())]:
@@ -200,7 +254,7 @@ def report(name, house):
     elif name == "leftover":
         samples = [one / 1024 for one in leftover(house)]
         print(f"old audio after STOP, a client at 1 Mbit/s:    at most {max(samples):.1f} KiB, {', '.join(f'{one:.1f}' for one in samples)}")
-    elif name in ("cuts", "cuts-growing"):
-        cut, good, answers = cuts(house) if name == "cuts" else cuts_in_growing(house)
-        where = "finished files:" if name == "cuts" else "growing files: "
+    elif name in CUTS:
+        where, measure = CUTS[name]
+        cut, good, answers = measure(house)
         print(f"{cut} cuts at random bytes of {where}      {good} of {answers} answers whole, each byte once and in order")

@@ -34,7 +34,8 @@ async function listen(gateway, task, index) {
   const results = [];
   for await (const part of answer) {
     if (part.type === "text") results[part.index] = { content: part.content, offsets: [], ends: 0 };
-    const result = results[part.index];
+    // A stream has no text.
+    const result = (results[part.index] ??= { offsets: [], ends: 0 });
     if (part.type === "audio") {
       result.hash ??= createHash("sha256");
       result.hash.update(part.bytes);
