@@ -7,6 +7,7 @@ pub mod buf;
 pub mod moment;
 pub mod queue;
 pub mod quoted;
+pub mod sequence;
 pub mod table;
 #[cfg(test)]
 pub mod testing;

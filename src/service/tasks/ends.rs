@@ -71,8 +71,7 @@ impl Tasks {
         let (Some(known), Some(ends)) = (self.tasks.entry(task), self.ends.get(&task)) else {
             return false;
         };
-        let mut results = known.results.iter();
-        let number = results.find(|one| one.id == result_id).map(|one| one.number);
+        let number = known.results.by_id(result_id).map(|one| one.number);
         ends.iter().any(|end| {
             number.is_none_or(|number| is_up_to(number, end.last_number))
                 && audio_names::is_same(&end.name, name, &self.end_rules.path_map)
@@ -113,7 +112,8 @@ impl Tasks {
 
 impl Task {
     fn has_growing(&self, name: &Path, path_map: &[Mapping]) -> bool {
-        let payloads = self.results.iter().filter_map(|one| one.payload.as_deref());
+        // As a rule it is one of the last.
+        let payloads = self.results.iter().rev().filter_map(|one| one.payload.as_deref());
         let mut names = payloads.filter_map(growing_file);
         names.any(|growing| audio_names::is_same(&growing, name, path_map))
     }

@@ -4,7 +4,8 @@
 //! only recognised. A publication, a delivery or an eviction must not cost a walk over them. Nearly
 //! always the oldest result goes first and the newest comes last, so it is enough to remember where
 //! the walk ended the last time. Where the list changes in another way, which is rare, the next
-//! walk begins at the front again.
+//! walk begins at the front again. Numbers and ids grow along the list, so that one of them is
+//! found by a binary search.
 
 #![expect(clippy::indexing_slicing, reason = "places are bounded by the list's length")]
 
@@ -40,8 +41,8 @@ struct Places {
     gone: usize,
     /// Every result in front of this place is dispatched.
     dispatched: usize,
-    /// Some result may be on its way without being retained.
-    has_passing: bool,
+    /// No result in front of this place is on its way without being retained.
+    passing: usize,
     heard: Option<HeardResults>,
 }
 
@@ -91,7 +92,7 @@ impl KnownResults {
         self.list().len()
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &KnownResult> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &KnownResult> {
         self.list().iter()
     }
 
@@ -122,7 +123,7 @@ impl KnownResults {
         }
         list.push(one);
         if places.is_none() && list.len() >= LONG_MIN {
-            *places = Some(Box::new(Places { has_passing: true, ..Places::default() }));
+            *places = Some(Box::default());
         }
     }
 
@@ -152,13 +153,31 @@ impl KnownResults {
         self.list_mut().iter_mut().skip_while(|one| one.is_dispatched)
     }
 
-    /// The result of this number. Nearly always it is the newest.
-    pub fn newest(&mut self, number: u32) -> Option<&mut KnownResult> {
-        self.list_mut().iter_mut().rev().find(|one| one.number == number)
+    /// The result of this number.
+    pub fn numbered(&mut self, number: u32) -> Option<&mut KnownResult> {
+        let place = self.place_of(number)?;
+        self.list_mut().get_mut(place)
     }
 
-    /// The same. Nearly always it is the oldest that has its payload.
-    pub fn oldest(&mut self, number: u32) -> Option<&mut KnownResult> {
+    fn place_of(&self, number: u32) -> Option<usize> {
+        let list = self.list();
+        place_of(list.len(), number, |place| list[place].number)
+    }
+
+    /// The result with this `result_id`, to be changed.
+    pub fn by_id_mut(&mut self, id: u32) -> Option<&mut KnownResult> {
+        let place = self.list().partition_point(|one| one.id < id);
+        self.list_mut().get_mut(place).filter(|one| one.id == id)
+    }
+
+    /// The result with this `result_id`.
+    pub fn by_id(&self, id: u32) -> Option<&KnownResult> {
+        let place = self.list().partition_point(|one| one.id < id);
+        self.list().get(place).filter(|one| one.id == id)
+    }
+
+    /// Some payload at the front of the list is gone.
+    pub fn skip_gone(&mut self) {
         let mut gone = self.places().map_or(0, |places| places.gone);
         while self.list().get(gone).is_some_and(|one| one.payload.is_none()) {
             gone += 1;
@@ -166,7 +185,6 @@ impl KnownResults {
         if let Some(places) = self.places_mut() {
             places.gone = gone;
         }
-        self.list_mut()[gone..].iter_mut().find(|one| one.number == number)
     }
 
     /// Marks the next result as dispatched that is not, and has its payload. `None`: all are
@@ -186,24 +204,20 @@ impl KnownResults {
         next.map(|place| &self.list()[place])
     }
 
-    /// The newest result of this number will be gone once it is dispatched.
+    /// The result of this number will be gone once it is dispatched.
     pub fn mark_passing(&mut self, number: u32) {
-        if let Some(one) = self.newest(number) {
-            one.is_passing = true;
-        }
+        let Some(place) = self.place_of(number) else { return };
+        self.list_mut()[place].is_passing = true;
         if let Some(places) = self.places_mut() {
-            places.has_passing = true;
+            places.passing = places.passing.min(place);
         }
     }
 
     /// Drops the payloads of those that are gone once they are dispatched. Returns what they cost.
     pub fn drop_passing(&mut self) -> usize {
-        if let Some(places) = self.places_mut()
-            && !std::mem::take(&mut places.has_passing)
-        {
-            return 0;
-        }
-        let passing = self.list_mut().iter_mut().filter(|one| one.is_passing);
+        let end = self.len();
+        let first = self.places_mut().map_or(0, |it| std::mem::replace(&mut it.passing, end));
+        let passing = self.list_mut()[first..].iter_mut().filter(|one| one.is_passing);
         let drop = |one: &mut KnownResult| {
             one.is_passing = false;
             one.payload.take().map_or(0, |payload| RESULT_COST + payload.len())
@@ -244,6 +258,21 @@ impl KnownResults {
     }
 }
 
+/// Finds `number` in a list of this length, `at` being the number at each place. Numbers grow along
+/// the list, apart from what Redis knew of earlier results, and when they start again at 0.
+fn place_of(length: usize, number: u32, at: impl Fn(usize) -> u32) -> Option<usize> {
+    let (mut first, mut end) = (0, length);
+    while first < end {
+        let middle = first + (end - first) / 2;
+        match at(middle) < number {
+            true => first = middle + 1,
+            false => end = middle,
+        }
+    }
+    let is_here = first < length && at(first) == number;
+    if is_here { Some(first) } else { (0..length).find(|place| at(*place) == number) }
+}
+
 impl HeardResults {
     fn new(subscription: u32, list: &[KnownResult]) -> HeardResults {
         let mut heard = HeardResults { subscription, counts: HashMap::new(), set: 0 };
@@ -265,6 +294,7 @@ impl HeardResults {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::Cell;
 
     fn result(number: u32, hash: u64, origin: ResultOrigin) -> KnownResult {
         let payload = Some([].into());
@@ -303,7 +333,7 @@ mod tests {
         let mut known = KnownResults::default();
         const LAST: u32 = 2 * LONG_MIN as u32;
         (0..=LAST).for_each(|number| known.push(result(number, 1, ResultOrigin::Kept)));
-        known.newest(1).unwrap().payload = None;
+        known.numbered(1).unwrap().payload = None;
         let next = |known: &mut KnownResults| known.dispatch_next().map(|one| one.number);
         assert_eq!(next(&mut known), Some(0));
         let mut list = known.take();
@@ -320,7 +350,7 @@ mod tests {
 
     #[test]
     fn one_result_takes_little_more_than_its_fields() {
-        assert!(size_of::<Listed>() <= 48, "{}", size_of::<Listed>());
+        assert!(size_of::<Listed>() <= 56, "{}", size_of::<Listed>());
     }
 
     #[test]
@@ -336,14 +366,38 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_is_found_without_a_walk() {
+    fn those_that_are_gone_are_skipped_without_a_walk() {
         let mut known = KnownResults::default();
         (0..100).for_each(|number| known.push(result(number, 1, ResultOrigin::Kept)));
         for number in 0..100 {
             assert_eq!(known.present().count(), 100 - number as usize);
-            known.oldest(number).unwrap().payload = None;
+            known.numbered(number).unwrap().payload = None;
+            known.skip_gone();
             let gone = known.places().unwrap().gone;
-            assert_eq!(gone, number as usize, "the search began where the last one had ended");
+            assert_eq!(gone, number as usize + 1, "the walk began where the last one had ended");
+        }
+    }
+
+    #[test]
+    fn a_number_is_found_wherever_it_is_and_nearly_always_without_a_walk() {
+        let looked_at = Cell::new(0);
+        let find = |list: &[u32], number| {
+            looked_at.set(0);
+            place_of(list.len(), number, |place| {
+                looked_at.set(looked_at.get() + 1);
+                list[place]
+            })
+        };
+        let sorted: Vec<u32> = (0..10_000).map(|number| 2 * number).collect();
+        for place in 0..sorted.len() {
+            assert_eq!(find(&sorted, sorted[place]), Some(place));
+            assert!(looked_at.get() <= 16, "{} looked at", looked_at.get());
+        }
+        // What Redis knew of earlier results comes first, with later numbers; numbers start again.
+        for list in [&[7, 8, 9, 1, 2, 3][..], &[u32::MAX - 1, u32::MAX, 0, 1], &[]] {
+            let found = list.iter().map(|number| find(list, *number));
+            assert!(found.eq((0..list.len()).map(Some)), "{list:?}");
+            assert_eq!(find(list, 5), None);
         }
     }
 }

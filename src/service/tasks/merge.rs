@@ -5,6 +5,8 @@
 //! result, then the new ones are placed between the known ones. `docs/kept-results.md` has an
 //! example.
 
+use std::collections::{HashMap, VecDeque};
+
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::result::{KnownResult, ResultOrigin};
@@ -43,7 +45,7 @@ pub(super) fn merge(
     let (matched, mut new) = match_kept(&list, subscription, kept, &mut payloads);
     let is_matched: Vec<bool> = matched.iter().map(Option::is_some).collect();
     let mut ids = Ids::new(next_id, !new.is_empty() || is_matched.contains(&true));
-    new.iter_mut().for_each(|one| place(one, &list, &is_matched, subscription));
+    place_all(&mut new, &list, &is_matched, subscription);
     // Stable: those for the same place stay in Redis' order.
     new.sort_by_key(|one| one.place);
     let mut merged = Vec::with_capacity(list.len() + new.len());
@@ -118,12 +120,15 @@ fn match_kept(
     payloads: &mut Payloads,
 ) -> (Vec<Option<u32>>, Vec<NewResult>) {
     let mut matched = vec![None; results.len()];
+    let mut unmatched = Unmatched::new(results, subscription);
     let mut new: Vec<NewResult> = Vec::new();
+    // New ones from this index on are followed by no known result so far.
+    let mut not_followed = 0;
     // Behind the last known result that was matched so far.
     let mut place = 0;
     for one in kept {
         let hash = xxh3_64(&one.payload);
-        let Some(at) = matching(results, &matched, hash, one.stored_at, subscription) else {
+        let Some(at) = unmatched.take(hash, one.stored_at) else {
             let is_set = one.stored_at == KeptResult::NOT_PUBLISHED;
             let origin = if is_set { ResultOrigin::Set } else { ResultOrigin::Kept };
             let KeptResult { stored_at, id, payload } = one;
@@ -133,9 +138,8 @@ fn match_kept(
         matched[at] = Some(one.id);
         place = place.max(at + 1);
         // This known result follows the new ones in Redis, so none of them may be put behind it.
-        for new in new.iter_mut().filter(|new| new.before.is_none()) {
-            new.before = Some(at);
-        }
+        new[not_followed..].iter_mut().for_each(|new| new.before = Some(at));
+        not_followed = new.len();
         if results[at].payload.is_none() && !results[at].is_dispatched {
             payloads.push((results[at].number, one.payload));
         }
@@ -143,56 +147,77 @@ fn match_kept(
     (matched, new)
 }
 
-/// The known result that a kept one is. Each known one is matched once, so that two equal results
-/// in Redis are two.
-fn matching(
-    results: &[KnownResult],
-    matched: &[Option<u32>],
-    hash: u64,
-    stored_at: u64,
+/// The known results that no kept one was matched with yet. Each is matched once, so that two equal
+/// results in Redis are two.
+struct Unmatched<'r> {
+    results: &'r [KnownResult],
     subscription: Subscription,
-) -> Option<usize> {
-    let current = ResultOrigin::Published(subscription.number);
-    let find = |fits: &dyn Fn(ResultOrigin) -> bool| {
-        let equal = |(at, known): (usize, &KnownResult)| {
-            matched[at].is_none() && known.hash == hash && fits(known.origin())
+    /// Their indices, by their hashes.
+    by_hash: HashMap<u64, VecDeque<usize>>,
+}
+
+impl Unmatched<'_> {
+    fn new(results: &[KnownResult], subscription: Subscription) -> Unmatched<'_> {
+        let mut by_hash: HashMap<u64, VecDeque<usize>> = HashMap::with_capacity(results.len());
+        for (at, one) in results.iter().enumerate() {
+            by_hash.entry(one.hash).or_default().push_back(at);
+        }
+        Unmatched { results, subscription, by_hash }
+    }
+
+    /// The known result that a kept one is.
+    fn take(&mut self, hash: u64, stored_at: u64) -> Option<usize> {
+        let equal = self.by_hash.get_mut(&hash)?;
+        let current = ResultOrigin::Published(self.subscription.number);
+        let find = |fits: &dyn Fn(ResultOrigin) -> bool| {
+            equal.iter().position(|at| fits(self.results[*at].origin()))
         };
-        results.iter().enumerate().position(equal)
-    };
-    if stored_at >= subscription.since {
-        // Stored since the current subscription began, so the current subscription has most
-        // probably heard it. Else it may be what the worker set, or what an earlier subscription
-        // heard and some gateway stored late.
-        find(&|origin| origin == current)
-            .or_else(|| find(&|origin| origin == ResultOrigin::Set))
-            .or_else(|| find(&|_| true))
-    } else {
-        // Stored before, so it cannot be what the current subscription heard. If it were matched
-        // with that, an equal result from before an absence would take its place and one would be
-        // lost.
-        find(&|origin| origin != current && origin != ResultOrigin::Set)
-            .or_else(|| find(&|origin| origin == ResultOrigin::Set))
+        let found = if stored_at >= self.subscription.since {
+            // Stored since the current subscription began, so the current subscription has most
+            // probably heard it. Else it may be what the worker set, or what an earlier
+            // subscription heard and some gateway stored late.
+            find(&|origin| origin == current)
+                .or_else(|| find(&|origin| origin == ResultOrigin::Set))
+                .or_else(|| find(&|_| true))
+        } else {
+            // Stored before, so it cannot be what the current subscription heard. If it were
+            // matched with that, an equal result from before an absence would take its place and
+            // one would be lost.
+            find(&|origin| origin != current && origin != ResultOrigin::Set)
+                .or_else(|| find(&|origin| origin == ResultOrigin::Set))
+        };
+        equal.remove(found?)
     }
 }
 
-/// Moves the place of a new result behind known ones that Redis does not keep and that are older.
+/// Moves the places of new results behind known ones that Redis does not keep and that are older.
 /// Without this, what Redis has stored after it lost its data would come before what it lost.
-fn place(
-    new: &mut NewResult,
+fn place_all(
+    new: &mut [NewResult],
     results: &[KnownResult],
     is_matched: &[bool],
     subscription: Subscription,
 ) {
-    let before = new.before.unwrap_or(results.len());
-    new.place = new.place.min(before);
-    let is_older = |at: usize| {
-        let known = &results[at];
-        // What the current subscription heard is not older: it would have heard the new one as
-        // well.
-        let is_current = known.origin() == ResultOrigin::Published(subscription.number);
-        !is_matched[at] && !is_current && known.since <= new.stored_at
-    };
-    while new.place < before && is_older(new.place) {
-        new.place += 1;
+    // The first and the last place of the one before, and when it was stored.
+    let mut previous = (0, 0, u64::MAX);
+    for one in new {
+        let before = one.before.unwrap_or(results.len());
+        let first = one.place.min(before);
+        let is_older = |at: usize| {
+            let known = &results[at];
+            // What the current subscription heard is not older: it would have heard the new one as
+            // well.
+            let is_current = known.origin() == ResultOrigin::Published(subscription.number);
+            !is_matched[at] && !is_current && known.since <= one.stored_at
+        };
+        // What is older than the one before is older than this one as well.
+        let (previous_first, previous_last, stored_at) = previous;
+        let is_later = stored_at <= one.stored_at && previous_first <= first;
+        let mut place = if is_later { first.max(previous_last.min(before)) } else { first };
+        while place < before && is_older(place) {
+            place += 1;
+        }
+        one.place = place;
+        previous = (first, place, one.stored_at);
     }
 }

@@ -41,6 +41,7 @@ mod timeline;
 
 use crate::base::moment::Moment;
 use crate::base::queue;
+use crate::base::sequence::Sequence;
 use crate::base::table::{Slot, Table};
 use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU32;
@@ -52,7 +53,6 @@ use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
 use ends::AudioEnd;
-use removal::Hold;
 pub use result::ResultContent;
 use result::{GoneResult, KnownResult, ResultOrigin};
 use speech::KeptSpeeches;
@@ -176,16 +176,16 @@ pub enum TaskEnd {
 pub struct Tasks {
     settings: Settings,
     tasks: Table<Task>,
-    /// Retained results, the oldest in front. Their tasks are known.
-    retained: VecDeque<Retained>,
+    /// Retained results that may go, the oldest in front. Their tasks are known.
+    retained: Sequence<Retained>,
     retained_bytes: usize,
     /// Bytes of results that are not retained and wait for a client.
     passing_bytes: usize,
     /// Ends and losses, the oldest in front. A task's latest one counts, and the task is known
     /// until that is `retain` ago.
     remembered: VecDeque<(Moment, Slot)>,
-    /// Results whose audio is a stream, or was.
-    held: HashMap<(Uuid, u32), Hold>,
+    /// Results whose audio grows, by task and `result_id`: their numbers.
+    held: HashMap<(Uuid, u32), u32>,
     /// Files that are complete. Few tasks have any, so they are not among what every task has.
     ends: HashMap<Uuid, Vec<AudioEnd>>,
     end_rules: EndRules,
@@ -229,7 +229,7 @@ impl Tasks {
         Tasks {
             settings,
             tasks: Table::new(),
-            retained: VecDeque::new(),
+            retained: Sequence::new(),
             retained_bytes: 0,
             passing_bytes: 0,
             remembered: VecDeque::new(),
@@ -396,28 +396,26 @@ impl Tasks {
     pub fn drop_kept(&mut self, task: Uuid) -> usize {
         let Some(slot) = self.tasks.find(task) else { return 0 };
         let known = &mut self.tasks[slot];
-        let mut gone = Vec::new();
         let mut list = known.results.take();
-        for one in &mut list {
-            one.is_dispatched = true;
-            let is_passing = std::mem::take(&mut one.is_passing);
-            gone.extend(GoneResult::take(one).map(|one| (one, is_passing)));
-        }
+        list.iter_mut().for_each(|one| one.is_dispatched = true);
+        let gone: Vec<GoneResult> = list.iter_mut().filter_map(GoneResult::take).collect();
         known.results.set(list);
-        let dropped = gone.len();
-        for (one, is_passing) in gone {
-            let cost = one.cost() + self.forget_speech(task, &one);
-            if is_passing {
+        for one in &gone {
+            let cost = one.cost() + self.forget_speech(task, one);
+            if one.is_passing {
                 self.passing_bytes -= cost;
             } else {
                 self.tasks[slot].bytes -= cost;
                 self.retained_bytes -= cost;
             }
+            if let Some(ticket) = one.ticket {
+                self.retained.remove(ticket);
+            }
+            if one.is_held {
+                self.held.remove(&(task, one.id));
+            }
         }
-        if dropped > 0 {
-            self.retained.retain(|one| one.task != slot);
-        }
-        self.held.retain(|(of, _), _| *of != task);
+        let dropped = gone.len();
         self.forget_if_idle(slot);
         dropped
     }
@@ -510,18 +508,15 @@ impl Tasks {
     pub fn status(&self, task: Uuid) -> (Status, bool) {
         let Some(task) = self.tasks.entry(task) else { return (Status::NotFound, false) };
         let [waiting, sending] = task.clients;
-        let is_kept = |with_dispatched: bool| {
-            task.results.present().any(|one| one.is_dispatched <= with_dispatched)
-        };
         let status = match task.end {
             _ if task.is_stopped => Status::Stopped,
             _ if sending > 0 => Status::Sending,
             _ if waiting > 0 => Status::Waiting,
-            _ if is_kept(false) => Status::Ready,
+            _ if task.results.undispatched().next().is_some() => Status::Ready,
             Some(TaskEnd::Completed) => Status::Completed,
             Some(TaskEnd::Failed) => Status::Failed,
             Some(TaskEnd::TimedOut) => Status::TimedOut,
-            None if is_kept(true) => Status::Ready,
+            None if task.results.present().next().is_some() => Status::Ready,
             None => Status::NotFound,
         };
         (status, task.has_clients())
@@ -549,7 +544,7 @@ impl Tasks {
 
     /// Retained results.
     pub fn retained(&self) -> usize {
-        self.retained.len()
+        self.retained.len() + self.held.len()
     }
 
     /// Results that were removed early because `max_retained` was reached, since the start.
@@ -608,12 +603,12 @@ impl Tasks {
         // and they belong to other tasks.
         let has_room = known.bytes + cost <= self.settings.task_bytes_max();
         let can_pass = known.has_clients() && can_pass;
-        let Some(one) = known.results.newest(number) else { return };
+        let Some(one) = known.results.numbered(number) else { return };
         if has_room {
             one.payload = Some(payload);
             known.bytes += cost;
             self.retained_bytes += cost;
-            self.retained.push_back(Retained { at: now, task, number });
+            one.ticket = Some(self.retained.push(Retained { at: now, task, number }));
             let (result, bytes) = (one.id, cost - RESULT_COST);
             debug!(target: "output", "result kept result={result} len={bytes} task={}", self.tasks.id(task));
             return;

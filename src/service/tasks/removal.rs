@@ -30,58 +30,42 @@ impl Removal {
     }
 }
 
-/// Whether a result is the audio of a stream, which keeps it longer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Hold {
-    /// It still grows: the result is never evicted.
-    Open,
-    /// It has ended: the result is kept for `retain` from then on.
-    Since(Moment),
-}
-
 impl Tasks {
-    /// The audio of a result grows: it is kept until [`Tasks::release`], and `retain` longer.
+    /// The audio of a result grows: it is kept until [`Tasks::release`], and `retain` longer. Until
+    /// then it is not in the queue of those that may go.
     pub fn hold(&mut self, task: Uuid, result_id: u32) {
-        self.held.insert((task, result_id), Hold::Open);
+        let known = self.tasks.entry_mut(task);
+        let Some(one) = known.and_then(|known| known.results.by_id_mut(result_id)) else { return };
+        if let Some(ticket) = one.ticket.take() {
+            self.retained.remove(ticket);
+            one.is_held = true;
+            self.held.insert((task, result_id), one.number);
+        }
     }
 
     /// The audio of a result grows no longer.
     pub fn release(&mut self, now: Moment, task: Uuid, result_id: u32) {
-        if !self.is_kept(task, result_id) {
-            self.held.remove(&(task, result_id));
-        } else if let Some(held) = self.held.get_mut(&(task, result_id)) {
-            *held = Hold::Since(now);
+        // Redis may have given it another id meanwhile.
+        let Some(number) = self.held.remove(&(task, result_id)) else { return };
+        let Some(slot) = self.tasks.find(task) else { return };
+        if let Some(one) = self.tasks[slot].results.numbered(number).filter(|one| one.is_held) {
+            one.is_held = false;
+            one.ticket = Some(self.retained.push(Retained { at: now, task: slot, number }));
         }
     }
 
     /// Whether a result is here.
     pub fn is_kept(&self, task: Uuid, result_id: u32) -> bool {
-        self.results(task).any(|one| one.id == result_id)
-    }
-
-    /// Why a retained result has to stay, and since when it counts as retained then.
-    fn held_since(&self, now: Moment, one: Retained, removal: Removal) -> Option<Moment> {
-        if self.held.is_empty() {
-            return None;
-        }
-        let mut results = self.tasks[one.task].results.present();
-        let id = results.find(|known| known.number == one.number)?.id;
-        match (self.held.get(&(self.tasks.id(one.task), id))?, removal) {
-            (Hold::Open, _) => Some(now),
-            (Hold::Since(at), Removal::Expired) => {
-                Some(*at).filter(|at| self.settings.retain.is_some_and(|retain| now < *at + retain))
-            }
-            (Hold::Since(_), Removal::Evicted) => None,
-        }
+        let known = self.tasks.entry(task).and_then(|known| known.results.by_id(result_id));
+        known.is_some_and(|one| one.payload.is_some())
     }
 
     /// Removes what is too old or too much, at most `TRIMMED_MAX` of what is too old; the
     /// deadline is due at once if there is more. Cheap when nothing is. A result of a task that
     /// `is_due` stays: clients are about to be given it.
     pub fn trim(&mut self, now: Moment, is_due: impl Fn(Uuid) -> bool) {
-        let mut held = 0;
         for trimmed in 0.. {
-            let Some(&one) = self.retained.front() else { break };
+            let Some((ticket, &one)) = self.retained.first() else { break };
             let taken = self.retained_bytes + self.remembered_bytes();
             let is_over = taken > self.settings.max_retained;
             let is_old = match self.settings.retain {
@@ -98,21 +82,11 @@ impl Tasks {
             if is_due(self.tasks.id(one.task)) {
                 break;
             }
-            self.retained.pop_front();
-            if let Some(at) = self.held_since(now, one, removal) {
-                self.retained.push_back(Retained { at, ..one });
-                held += 1;
-                if held >= self.retained.len() {
-                    break;
-                }
-                continue;
-            }
+            self.retained.remove(ticket);
             self.remove(now, one, removal);
         }
         self.trim_remembered(now);
-        if self.tasks.is_empty() && self.retained.capacity().max(self.remembered.capacity()) > 1024
-        {
-            self.retained = VecDeque::new();
+        if self.tasks.is_empty() && self.remembered.capacity() > 1024 {
             self.remembered = VecDeque::new();
         }
     }
@@ -142,31 +116,24 @@ impl Tasks {
     /// Lets the oldest results go until the rest takes at most `bytes`, or a result of a task that
     /// `is_due` is the oldest.
     pub fn evict_to(&mut self, now: Moment, bytes: usize, is_due: impl Fn(Uuid) -> bool) {
-        let mut held = 0;
         while self.retained_bytes > bytes
-            && let Some(&one) = self.retained.front()
+            && let Some((ticket, &one)) = self.retained.first()
             && !is_due(self.tasks.id(one.task))
-            && held < self.retained.len()
         {
-            self.retained.pop_front();
-            match self.held_since(now, one, Removal::Evicted) {
-                Some(at) => {
-                    self.retained.push_back(Retained { at, ..one });
-                    held += 1;
-                }
-                None => self.remove(now, one, Removal::Evicted),
-            }
+            self.retained.remove(ticket);
+            self.remove(now, one, Removal::Evicted);
         }
     }
 
     /// When [`Tasks::trim`] has something to do at the latest.
     pub fn deadline(&self) -> Option<Moment> {
         let retain = self.settings.retain?;
-        let result = self.retained.front().map(|one| one.at);
+        let result = self.retained.first().map(|(_, one)| one.at);
         let remembered = self.remembered.front().map(|(at, _)| *at);
         Some(result.into_iter().chain(remembered).min()? + retain)
     }
 
+    /// A result goes that is not in the queue any more.
     pub(super) fn remove(
         &mut self,
         now: Moment,
@@ -175,12 +142,10 @@ impl Tasks {
     ) {
         let id = self.tasks.id(task);
         let known = &mut self.tasks[task];
-        let one = known.results.oldest(number).expect("a retained result is known");
-        let result = one.id;
-        if !self.held.is_empty() {
-            self.held.remove(&(id, one.id));
-        }
+        let one = known.results.numbered(number).expect("a retained result is known");
         let one = GoneResult::take(one).expect("a retained result has its bytes");
+        known.results.skip_gone();
+        let result = one.id;
         debug!(target: "output", "result forgotten result={result} why={} task={id}", removal.word());
         let cost = one.cost() + self.forget_speech(id, &one);
         let known = &mut self.tasks[task];

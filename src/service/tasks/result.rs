@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::RESULT_COST;
+use crate::base::sequence::Ticket;
 
 /// One result.
 #[derive(Debug)]
@@ -25,6 +26,10 @@ pub(super) struct KnownResult {
     pub(super) is_dispatched: bool,
     /// There was no room to retain it: it is gone once it is dispatched.
     pub(super) is_passing: bool,
+    /// Its audio grows: it is retained, and not in the queue of those that may go.
+    pub(super) is_held: bool,
+    /// Its place among all retained results.
+    pub(super) ticket: Option<Ticket>,
 }
 
 /// What clients get of a result.
@@ -75,6 +80,8 @@ impl KnownResult {
             id,
             is_dispatched: false,
             is_passing: false,
+            is_held: false,
+            ticket: None,
         };
         result.set_origin(origin);
         result
@@ -114,16 +121,28 @@ impl KnownResult {
 /// What was left of a result.
 pub(super) struct GoneResult {
     pub(super) number: u32,
+    pub(super) id: u32,
     pub(super) source: ResultSource,
     /// Of what the worker published.
     pub(super) bytes: usize,
+    pub(super) is_passing: bool,
+    pub(super) is_held: bool,
+    pub(super) ticket: Option<Ticket>,
 }
 
 impl GoneResult {
     /// Takes what is left of a result; `None`: nothing is.
     pub(super) fn take(one: &mut KnownResult) -> Option<GoneResult> {
         let bytes = one.payload.take()?.len();
-        Some(GoneResult { number: one.number, source: one.source, bytes })
+        Some(GoneResult {
+            number: one.number,
+            id: one.id,
+            source: one.source,
+            bytes,
+            is_passing: std::mem::take(&mut one.is_passing),
+            is_held: std::mem::take(&mut one.is_held),
+            ticket: one.ticket.take(),
+        })
     }
 
     /// What it cost without its speech.

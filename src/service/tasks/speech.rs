@@ -6,7 +6,7 @@
 //! the folder against `max_spool`, and of each a task may have half. Each stream has a descriptor,
 //! so their number is bounded too.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
@@ -16,6 +16,7 @@ use super::result::{GoneResult, KnownResult, ResultOrigin, ResultSource};
 use super::task::Task;
 use super::{RESULT_COST, Retained, Subscription, Tasks};
 use crate::base::moment::Moment;
+use crate::base::sequence::Ticket;
 
 /// Streams that may be kept, if nothing else is set.
 const FILES_MAX: usize = 4096;
@@ -56,8 +57,8 @@ pub struct Renumbered {
 pub(super) struct KeptSpeeches {
     /// By task and number of the result.
     by_result: HashMap<(Uuid, u32), KeptSpeech>,
-    /// Those that have ended, the oldest in front. Some are gone already.
-    ended: VecDeque<SpeechKey>,
+    /// Those that have ended, by their `SpeechStore`, as they are found among all retained results.
+    ended: [BTreeSet<Ticket>; 2],
     /// Bytes in the spool folder.
     spooled: u64,
     /// The part of each task that has any there.
@@ -83,7 +84,7 @@ impl Default for KeptSpeeches {
     fn default() -> Self {
         KeptSpeeches {
             by_result: HashMap::new(),
-            ended: VecDeque::new(),
+            ended: Default::default(),
             spooled: 0,
             spooled_of: HashMap::new(),
             files_max: FILES_MAX,
@@ -96,12 +97,13 @@ impl Default for KeptSpeeches {
 
 impl KeptSpeeches {
     /// The oldest one that has ended and is kept `in_store`, if that matters.
-    fn oldest_ended(&mut self, in_store: Option<SpeechStore>) -> Option<SpeechKey> {
-        while self.ended.front().is_some_and(|key| self.speech(*key).is_none()) {
-            self.ended.pop_front();
+    fn oldest_ended(&self, in_store: Option<SpeechStore>) -> Option<Ticket> {
+        let [memory, spool] = self.ended.each_ref().map(|tickets| tickets.first().copied());
+        match in_store {
+            Some(SpeechStore::Memory) => memory,
+            Some(SpeechStore::Spool) => spool,
+            None => memory.into_iter().chain(spool).min(),
         }
-        let is_meant = |speech: &KeptSpeech| in_store.is_none_or(|store| speech.store == store);
-        self.ended.iter().find(|key| self.speech(**key).is_some_and(is_meant)).copied()
     }
 
     fn speech(&self, key: SpeechKey) -> Option<&KeptSpeech> {
@@ -201,11 +203,15 @@ impl Tasks {
     /// A stream has ended: from now on it is kept like any other result.
     pub fn end_speech(&mut self, now: Moment, key: SpeechKey) {
         let Some(speech) = self.speeches.speech_mut(key) else { return };
-        let Some(task) = self.tasks.find(key.task) else { return };
-        if !std::mem::replace(&mut speech.has_ended, true) {
-            self.retained.push_back(Retained { at: now, task, number: key.number });
-            self.speeches.ended.push_back(key);
+        if std::mem::replace(&mut speech.has_ended, true) {
+            return;
         }
+        let store = speech.store;
+        let Some(task) = self.tasks.find(key.task) else { return };
+        let Some(one) = self.tasks[task].results.numbered(key.number) else { return };
+        let ticket = self.retained.push(Retained { at: now, task, number: key.number });
+        one.ticket = Some(ticket);
+        self.speeches.ended[store as usize].insert(ticket);
     }
 
     /// The next stream that is not kept any more.
@@ -224,9 +230,9 @@ impl Tasks {
     }
 
     /// Numbers and ids of the streams of a task, to be compared with by [`Tasks::note_renumbered`].
-    pub(super) fn speech_ids(&self, task: Uuid) -> Vec<(u32, u32)> {
+    pub(super) fn speech_ids(&self, task: Uuid) -> HashMap<u32, u32> {
         if self.speeches.by_result.is_empty() {
-            return Vec::new();
+            return HashMap::new();
         }
         let results = self.tasks.entry(task).map(|task| task.results.present());
         let speech = results.into_iter().flatten();
@@ -234,12 +240,12 @@ impl Tasks {
         speech.map(|one| (one.number, one.id)).collect()
     }
 
-    pub(super) fn note_renumbered(&mut self, task: Uuid, before: Vec<(u32, u32)>) {
+    pub(super) fn note_renumbered(&mut self, task: Uuid, before: HashMap<u32, u32>) {
         if before.is_empty() {
             return;
         }
         for (number, id) in self.speech_ids(task) {
-            if !before.contains(&(number, id))
+            if before.get(&number) != Some(&id)
                 && let Some(key) = self.speeches.key(task, number)
             {
                 self.speeches.renumbered.push_back(Renumbered { key, id });
@@ -262,8 +268,8 @@ impl Tasks {
         }
         let key = SpeechKey { task, number: one.number, serial: speech.serial };
         self.speeches.gone.push_back(key);
-        if self.speeches.by_result.is_empty() {
-            self.speeches.ended = VecDeque::new();
+        if let Some(ticket) = one.ticket {
+            self.speeches.ended[speech.store as usize].remove(&ticket);
         }
         speech.memory
     }
@@ -315,15 +321,10 @@ impl Tasks {
         in_store: Option<SpeechStore>,
         is_due: &impl Fn(Uuid) -> bool,
     ) -> bool {
-        let Some(key) = self.speeches.oldest_ended(in_store) else { return false };
-        let Some(slot) = self.tasks.find(key.task).filter(|_| !is_due(key.task)) else {
-            return false;
-        };
-        let is_meant = |one: &Retained| one.task == slot && one.number == key.number;
-        let place = self.retained.iter().position(is_meant);
-        let Some(one) = place.and_then(|place| self.retained.remove(place)) else {
-            return false;
-        };
+        let Some(ticket) = self.speeches.oldest_ended(in_store) else { return false };
+        let is_free = |one: &&Retained| !is_due(self.tasks.id(one.task));
+        let Some(&one) = self.retained.item(ticket).filter(is_free) else { return false };
+        self.retained.remove(ticket);
         self.remove(now, one, Removal::Evicted);
         true
     }

@@ -95,7 +95,7 @@ impl World {
 /// A task with one result costs these, the payload, four bytes and a little in a table.
 #[test]
 fn a_task_is_small() {
-    assert!(size_of::<KnownResult>() <= 48, "{}", size_of::<KnownResult>());
+    assert!(size_of::<KnownResult>() <= 56, "{}", size_of::<KnownResult>());
     assert!(size_of::<(Uuid, Task)>() <= 152, "{}", size_of::<(Uuid, Task)>());
     assert!(size_of::<Retained>() <= 16, "{}", size_of::<Retained>());
 }
@@ -696,4 +696,79 @@ fn stop_is_remembered_for_as_long_as_results_are_kept() {
     world.now += SECOND;
     world.tasks.trim(world.now, |_| false);
     assert_eq!(world.status(), ("not_found", false));
+}
+
+#[test]
+fn a_result_whose_audio_grows_is_in_no_queue_and_counts_from_its_end() {
+    let mut world = small();
+    let id = world.hear("a").id;
+    world.tasks.hold(TASK, id);
+    assert_eq!((world.tasks.retained.len(), world.tasks.retained()), (0, 1));
+    evict_all(&mut world);
+    world.now += 1000 * SECOND;
+    world.tasks.trim(world.now, |_| false);
+    assert_eq!(texts(&world.tasks), ["a"], "neither room nor time makes it go");
+    world.tasks.release(world.now, TASK, id);
+    world.tasks.release(world.now, TASK, id);
+    world.tasks.trim(world.now + 299 * SECOND, |_| false);
+    assert_eq!(texts(&world.tasks), ["a"]);
+    world.tasks.trim(world.now + 300 * SECOND, |_| false);
+    assert!(world.tasks.is_empty() && world.tasks.retained() == 0);
+}
+
+#[test]
+fn a_result_that_is_held_is_released_under_the_id_that_it_had() {
+    let mut world = World::new(tasks());
+    world.client(None, Some(ClientState::Waiting), None);
+    let id = world.hear("b").id;
+    world.tasks.hold(TASK, id);
+    world.look_up_numbered(&[(500, "a", 0), (2000, "b", 1)], 2);
+    assert_eq!(numbered(&world.tasks), "0a 1b");
+    world.tasks.release(world.now, TASK, id);
+    assert_eq!((world.tasks.retained.len(), world.tasks.retained()), (2, 2));
+}
+
+#[test]
+fn a_stop_drops_what_is_held_as_well() {
+    let mut world = World::new(tasks());
+    let id = world.hear("a").id;
+    world.tasks.hold(TASK, id);
+    assert_eq!(world.tasks.stop(world.now, TASK), 1);
+    assert_eq!((world.tasks.retained(), world.tasks.retained_bytes()), (0, 0));
+    world.tasks.release(world.now, TASK, id);
+    world.tasks.trim(world.now + 300 * SECOND, |_| false);
+    assert!(world.tasks.is_empty());
+}
+
+/// What is looked at of all retained results, one by one.
+#[test]
+fn work_of_a_stop_an_eviction_and_a_removal_does_not_grow_with_other_results() {
+    const OTHERS: usize = 5000;
+    let mut world = World::new(Tasks::new(Settings::default()));
+    let others: Vec<Uuid> = (0..OTHERS as u128).map(|at| Uuid::from_u128(100 + at)).collect();
+    let held = world.hear_on(others[0], "held").id;
+    world.tasks.hold(others[0], held);
+    others.iter().for_each(|task| _ = world.hear_on(*task, "x"));
+    let store = SpeechStore::Memory;
+    let begun = world.tasks.begin_speech(world.now, TASK, EAR, store, |_| false);
+    world.tasks.end_speech(world.now, begun.unwrap().0);
+    (0..5).for_each(|_| _ = world.hear("y"));
+    let looked_at = |world: &World| world.tasks.retained.looked_at();
+
+    let before = looked_at(&world);
+    world.tasks.limit_speech_files(1);
+    let begun = world.tasks.begin_speech(world.now, TASK, EAR, store, |_| false);
+    assert!(begun.is_some() && world.tasks.evicted() == 1, "the speech made room");
+    assert!(looked_at(&world) - before < 10);
+
+    let before = looked_at(&world);
+    assert_eq!(world.tasks.stop(world.now, TASK), 6, "a stream and five results");
+    assert!(looked_at(&world) - before < 20);
+
+    let before = looked_at(&world);
+    for count in 1..=100 {
+        world.tasks.evict_to(world.now, world.tasks.retained_bytes() - 1, |_| false);
+        assert_eq!(world.tasks.evicted(), 1 + count);
+    }
+    assert!(looked_at(&world) - before < 1000);
 }
