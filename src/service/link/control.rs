@@ -10,7 +10,8 @@ use uuid::Uuid;
 
 use super::Link;
 use super::connection::Connection;
-use super::keep::{ErrorReply, JOBS_MAX, Keeper, StoreJob};
+use super::jobs::StoreJob;
+use super::keep::{ErrorReply, JOBS_MAX, Keeper};
 use super::pending::{PendingReply, StoreReply};
 use crate::base::moment::Moment;
 use crate::proto::control::ControlAction;
@@ -140,15 +141,7 @@ impl Link {
 impl Keeper {
     /// Removes what is kept of a task, what is still to be kept, and what its worker has set.
     pub(super) fn drop_task(&mut self, task: Uuid, spellings: &[Box<str>]) {
-        let mut freed = 0;
-        self.jobs.retain(|job| match job {
-            StoreJob::Store(request) if request.task == task => {
-                freed += request.payload.len();
-                false
-            }
-            _ => true,
-        });
-        self.job_bytes -= freed;
+        self.jobs.drop_stores_of(task);
         let mut keys = self.set_keys(task, spellings);
         keys.push(format!("{}{task}", self.kept_prefix));
         self.push_bounded(StoreJob::Delete(keys));
@@ -183,7 +176,7 @@ impl Keeper {
     }
 
     pub(super) fn ask_known(&mut self, task: Uuid) {
-        self.jobs.push_back(StoreJob::AskKnown(task));
+        self.jobs.push(StoreJob::AskKnown(task));
     }
 
     /// What a worker may have set for a task, under every spelling of its id that is known.
@@ -196,7 +189,7 @@ impl Keeper {
     /// Unlike results these are not counted when they are dropped: no client waits for them.
     fn push_bounded(&mut self, job: StoreJob) {
         if self.jobs.len() < JOBS_MAX {
-            self.jobs.push_back(job);
+            self.jobs.push(job);
         }
     }
 
@@ -221,10 +214,7 @@ impl Keeper {
                 let command = [&b"EXISTS"[..], keys[0].as_bytes(), keys[1].as_bytes()];
                 connection.send(now, PendingReply::Store(StoreReply::Known(task)), &command);
             }
-            StoreJob::Store(_)
-            | StoreJob::LookUp { .. }
-            | StoreJob::Page(_)
-            | StoreJob::Forget(_) => {}
+            StoreJob::LookUp { .. } | StoreJob::Page(_) | StoreJob::Forget(_) => {}
         }
     }
 }

@@ -11,11 +11,11 @@ use redis::Value;
 use uuid::Uuid;
 
 use super::connection::Connection;
+use super::jobs::{JobQueue, NextJob, StoreJob};
 use super::look_up::LookUp;
 use super::pending::{PendingReply, StoreReply, StoreRequest, StoreWhat};
 use super::{LookUpAnswer, Settings};
 use crate::base::moment::Moment;
-use crate::base::queue;
 use crate::proto::control::ControlAction;
 use crate::proto::resp;
 use crate::service::tasks::{self, Occurrence, RESULT_COST, Subscription};
@@ -47,9 +47,7 @@ pub(super) struct Keeper {
     pub(super) kept_prefix: String,
     retention: tasks::Settings,
     script: ScriptState,
-    pub(super) jobs: VecDeque<StoreJob>,
-    /// Bytes of payload in `jobs`.
-    pub(super) job_bytes: usize,
+    pub(super) jobs: JobQueue,
     dropped: u64,
     /// Look-ups under way, by their number.
     look_ups: HashMap<u64, LookUp>,
@@ -81,23 +79,6 @@ pub(super) enum ErrorKind {
     /// The login is not valid (any more).
     Login,
     Other,
-}
-
-pub(super) enum StoreJob {
-    Store(StoreRequest),
-    LookUp {
-        task: Uuid,
-        subscription: Option<Subscription>,
-        spellings: Vec<Box<str>>,
-    },
-    /// Continues the look-up of this number.
-    Page(u64),
-    Forget(Uuid),
-    /// Removes these keys.
-    Delete(Vec<String>),
-    /// Publishes on the control channel of a task.
-    Publish(Uuid, ControlAction),
-    AskKnown(Uuid),
 }
 
 /// What a reply on the store connection means to the link.
@@ -167,8 +148,7 @@ impl Keeper {
             kept_prefix: format!("{name}_kept:"),
             retention,
             script: ScriptState::Unknown,
-            jobs: VecDeque::new(),
-            job_bytes: 0,
+            jobs: JobQueue::default(),
             dropped: 0,
             look_ups: HashMap::new(),
             last_look_up: 0,
@@ -240,12 +220,12 @@ impl Keeper {
         spellings: &[Box<str>],
     ) {
         let spellings = spellings.to_vec();
-        self.jobs.push_back(StoreJob::LookUp { task, subscription, spellings });
+        self.jobs.push(StoreJob::LookUp { task, subscription, spellings });
     }
 
     pub(super) fn forget(&mut self, task: Uuid) {
         if self.retention.retain.is_some() {
-            self.jobs.push_back(StoreJob::Forget(task));
+            self.jobs.push(StoreJob::Forget(task));
         }
     }
 
@@ -277,8 +257,7 @@ impl Keeper {
     }
 
     fn push_store(&mut self, request: StoreRequest) {
-        self.job_bytes += request.payload.len();
-        self.jobs.push_back(StoreJob::Store(request));
+        self.jobs.push_store(request);
         self.bound_jobs();
     }
 
@@ -290,7 +269,7 @@ impl Keeper {
         self.paused_until = None;
         // Look-ups are asked again once the link is up.
         self.look_ups.clear();
-        self.jobs.retain(|job| {
+        self.jobs.retain_others(|job| {
             !matches!(job, StoreJob::LookUp { .. } | StoreJob::Page(_) | StoreJob::AskKnown(_))
         });
         for pending in pending.into_iter().rev() {
@@ -462,19 +441,9 @@ impl Keeper {
     /// Turns jobs into commands, in their order, as long as Redis keeps up.
     pub(super) fn pack(&mut self, connection: &mut Connection, now: Moment) {
         while connection.output().len() < OUTPUT_MAX {
-            if self.paused_until.is_some() {
-                // Look-ups do not wait for what cannot be stored.
-                let Some(at) = self.jobs.iter().position(|job| !matches!(job, StoreJob::Store(_)))
-                else {
-                    return;
-                };
-                if let Some(job) = self.jobs.remove(at) {
-                    self.jobs.push_front(job);
-                }
-            }
-            match self.jobs.front() {
+            match self.next_job() {
                 None => return,
-                Some(StoreJob::Store(_)) => {
+                Some(NextJob::Store) => {
                     let sha = match &self.script {
                         ScriptState::Loaded(sha) => sha.clone(),
                         ScriptState::Refused => {
@@ -491,25 +460,25 @@ impl Keeper {
                     };
                     self.pack_stores(connection, now, &sha);
                 }
-                Some(StoreJob::LookUp { .. }) => {
-                    if let Some(StoreJob::LookUp { task, subscription, spellings }) =
-                        queue::take_first(&mut self.jobs)
-                    {
+                Some(NextJob::Forget) => self.pack_forgets(connection, now),
+                Some(NextJob::Other) => match self.jobs.take_other() {
+                    Some(StoreJob::LookUp { task, subscription, spellings }) => {
                         let look_up = LookUp::new(task, subscription);
                         self.pack_look_up(connection, now, look_up, &spellings);
                     }
-                }
-                Some(&StoreJob::Page(number)) => {
-                    queue::take_first(&mut self.jobs);
-                    self.pack_page(connection, now, number);
-                }
-                Some(StoreJob::Forget(_)) => self.pack_forgets(connection, now),
-                Some(StoreJob::Delete(_) | StoreJob::Publish { .. } | StoreJob::AskKnown(_)) => {
-                    if let Some(job) = queue::take_first(&mut self.jobs) {
-                        self.pack_control(connection, now, job);
-                    }
-                }
+                    Some(StoreJob::Page(number)) => self.pack_page(connection, now, number),
+                    Some(job) => self.pack_control(connection, now, job),
+                    None => return,
+                },
             }
+        }
+    }
+
+    fn next_job(&self) -> Option<NextJob> {
+        match self.paused_until {
+            // Look-ups do not wait for what cannot be stored.
+            Some(_) => self.jobs.next_other(),
+            None => self.jobs.next(),
         }
     }
 
@@ -518,13 +487,12 @@ impl Keeper {
         let mut bytes = 0;
         while requests.len() < BATCH_MAX
             && bytes < BATCH_BYTES_MAX
-            && let Some(StoreJob::Store(_)) = self.jobs.front()
-            && let Some(StoreJob::Store(request)) = queue::take_first(&mut self.jobs)
+            && self.jobs.next() == Some(NextJob::Store)
+            && let Some(request) = self.jobs.take_store()
         {
             bytes += request.payload.len();
             requests.push(request);
         }
-        self.job_bytes -= bytes;
         let mut command = redis::Cmd::new();
         command.arg("EVALSHA").arg(sha).arg(requests.len());
         for request in &requests {
@@ -599,11 +567,11 @@ impl Keeper {
 
     fn pack_forgets(&mut self, connection: &mut Connection, now: Moment) {
         let mut keys = Vec::new();
-        while let Some(StoreJob::Forget(task)) = self.jobs.front()
-            && keys.len() < BATCH_MAX
+        while keys.len() < BATCH_MAX
+            && self.next_job() == Some(NextJob::Forget)
+            && let Some(StoreJob::Forget(task)) = self.jobs.take_other()
         {
             keys.push(format!("{}{task}", self.kept_prefix));
-            queue::take_first(&mut self.jobs);
         }
         let mut command = vec![&b"UNLINK"[..]];
         command.extend(keys.iter().map(|key| key.as_bytes()));
@@ -612,27 +580,20 @@ impl Keeper {
 
     pub(super) fn store_again(&mut self, requests: Vec<StoreRequest>) {
         for request in requests.into_iter().rev() {
-            self.job_bytes += request.payload.len();
-            self.jobs.push_front(StoreJob::Store(request));
+            self.jobs.push_store_front(request);
         }
         self.bound_jobs();
     }
 
     fn drop_stores(&mut self) {
-        let before = self.jobs.len();
-        self.jobs.retain(|job| !matches!(job, StoreJob::Store(_)));
-        self.dropped += (before - self.jobs.len()) as u64;
-        self.job_bytes = 0;
+        self.dropped += self.jobs.drop_stores() as u64;
     }
 
     /// Drops the oldest results while too much waits for Redis.
     fn bound_jobs(&mut self) {
-        while self.jobs.len() > JOBS_MAX || self.job_bytes > self.retention.max_retained {
-            let oldest = self.jobs.iter().position(|job| matches!(job, StoreJob::Store(_)));
-            let Some(StoreJob::Store(request)) = oldest.and_then(|at| self.jobs.remove(at)) else {
-                return;
-            };
-            self.job_bytes -= request.payload.len();
+        while (self.jobs.len() > JOBS_MAX || self.jobs.bytes() > self.retention.max_retained)
+            && self.jobs.take_store().is_some()
+        {
             self.dropped += 1;
         }
     }

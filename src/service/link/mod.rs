@@ -36,6 +36,7 @@ mod connection;
 mod control;
 mod failover;
 mod index;
+mod jobs;
 mod keep;
 mod look_up;
 mod pending;
@@ -422,7 +423,7 @@ impl Link {
     /// Bytes in memory on their way to Redis or from there: results to store, output, and values
     /// that have not come whole.
     pub fn held_bytes(&self) -> usize {
-        self.keeper.job_bytes + self.subscriber.held_bytes() + self.store.held_bytes()
+        self.keeper.jobs.bytes() + self.subscriber.held_bytes() + self.store.held_bytes()
     }
 
     /// `n` bytes of [`Link::poll_output`] were written.

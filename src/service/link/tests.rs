@@ -1085,9 +1085,9 @@ fn results_that_wait_for_redis_are_bounded() {
     for _ in 0..8 {
         world.keep(1, &large);
     }
-    assert_eq!(world.link.keeper.job_bytes, 1 << 20);
+    assert_eq!(world.link.keeper.jobs.bytes(), 1 << 20);
     world.keep(1, &"x".repeat((1 << 20) + 1));
-    assert_eq!(world.link.keeper.job_bytes, 1 << 20);
+    assert_eq!(world.link.keeper.jobs.bytes(), 1 << 20);
     // A server that takes nothing is not packed for without end.
     world.connect();
     world.load_script();
