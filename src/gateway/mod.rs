@@ -241,7 +241,7 @@ impl Gateway {
             is_tapped: false,
             moving: Moving::default(),
             loop_lag: Duration::ZERO,
-            stops: Vec::new(),
+            stops: Stops::new(),
             sweeps: Sweeps::default(),
             probes: Probes::default(),
             has_written_files: false,
@@ -368,6 +368,9 @@ impl Gateway {
 
     /// A worker's connection has yielded: it may have published more than was read.
     fn has_unread_workers(&self) -> bool {
+        if self.workers == 0 {
+            return false;
+        }
         let mut yielded = self.yielded.iter().filter_map(|&key| self.sessions.get(key));
         yielded.any(|session| session.who().admission == Admission::Inbox)
     }
@@ -532,6 +535,7 @@ impl Gateway {
         if !self.yielded.is_empty()
             || self.redis.has_news()
             || self.cx.results.has_deliveries()
+            || self.cx.results.has_notices()
             || self.cx.results.has_more_work()
             || self.cx.channels.queued() > 0
             || self.cx.feeds.has_notices()

@@ -6,8 +6,9 @@ use crate::proto::http::Response;
 use crate::service::feeds::WorkerNotice;
 use crate::service::results::{StopOutcome, StoppedBy};
 use crate::session::SessionId;
-use crate::session::respond::Question;
+use crate::session::respond::{Asked, Question};
 use log::info;
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// The answer when Redis is away and the gateway does not know the task.
@@ -23,19 +24,18 @@ impl Gateway {
         let outcome = self.cx.results.request_stop(self.cx.now, task.uuid());
         if outcome.is_none() {
             let id = self.sessions.get(key)?.who().id();
-            self.stops.push((task.uuid(), id, question.asked.clone()));
+            self.stops.entry(task.uuid()).or_default().push((id, question.asked.clone()));
         }
         outcome.map(response)
     }
 
     /// Redis has said whether it knows the task, or cannot be asked any more (`task` is `None`).
     pub(super) fn handle_stop_outcome(&mut self, task: Option<Uuid>, outcome: StopOutcome) {
-        let stops = std::mem::take(&mut self.stops);
-        let is_meant = |of: &Uuid| task.is_none_or(|task| task == *of);
-        let (answered, rest): (Vec<_>, Vec<_>) =
-            stops.into_iter().partition(|(of, ..)| is_meant(of));
-        self.stops = rest;
-        for (_, id, asked) in answered {
+        let answered = match task {
+            Some(task) => self.stops.remove(&task).unwrap_or_default(),
+            None => std::mem::take(&mut self.stops).into_values().flatten().collect(),
+        };
+        for (id, asked) in answered {
             if let Some(session) = self.sessions.get_mut(id.key as usize)
                 && session.who().id() == id
                 && session.is_awaiting_answer()
@@ -96,7 +96,7 @@ impl Gateway {
 }
 
 /// Requests that wait for Redis: the task, the session that asked, and how to answer it.
-pub(super) type Stops = Vec<(Uuid, SessionId, crate::session::respond::Asked)>;
+pub(super) type Stops = BTreeMap<Uuid, Vec<(SessionId, Asked)>>;
 
 fn response(outcome: StopOutcome) -> Response {
     match outcome {

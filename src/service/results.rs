@@ -315,6 +315,11 @@ impl<K: Copy + Ord> Results<K> {
         queue::take_first(&mut self.notices)
     }
 
+    /// Whether there are notices.
+    pub fn has_notices(&self) -> bool {
+        !self.notices.is_empty()
+    }
+
     /// Queues no more than about this many deliveries.
     pub fn limit_queue(&mut self, deliveries_max: usize) {
         self.bus.limit(deliveries_max);
@@ -662,6 +667,7 @@ impl<K: Copy + Ord> Results<K> {
                 link.forget(task);
             }
         }
+        self.recharge();
         let is_time = self.losses_reported_at.is_none_or(|at| at + LOSS_NOTICE_INTERVAL <= now);
         if is_time && self.has_unreported_losses() {
             self.report_losses(now);

@@ -65,7 +65,7 @@ pub struct Streams<K, F> {
     /// When streams have to be looked at, by their slots.
     timers: Timers,
     /// Slots of streams that have to be looked at now, each once.
-    due: VecDeque<u32>,
+    due: VecDeque<StreamId>,
     /// Clients for which there is news.
     woken: VecDeque<K>,
     /// Streams that grow no longer, to be reported.
@@ -516,7 +516,7 @@ impl<K: Copy, F> Streams<K, F> {
         if let Some(stream) = self.streams.get_mut(slot)
             && !std::mem::replace(&mut stream.is_due, true)
         {
-            self.due.push_back(slot as u32);
+            self.due.push_back(stream.id);
         }
     }
 
@@ -532,8 +532,9 @@ impl<K: Copy, F> Streams<K, F> {
             self.look_soon(slot);
         }
         loop {
-            let slot = self.due.pop_front()?;
-            let Some(stream) = self.streams.get_mut(slot as usize) else { continue };
+            let id = self.due.pop_front()?;
+            // It may have been forgotten meanwhile.
+            let Some(stream) = self.stream_mut(id) else { continue };
             stream.is_due = false;
             match (stream.state, stream.look) {
                 (StreamState::Ended | StreamState::Failed(_), _) => {}
@@ -670,9 +671,6 @@ impl<K: Copy, F> Streams<K, F> {
         let stream = self.streams.remove(id.slot as usize);
         if stream.state == StreamState::Open {
             self.finished.push_back(stream.finished());
-        }
-        if stream.is_due {
-            self.due.retain(|slot| *slot != id.slot);
         }
         let hash = self.hashes.hash_one(stream.task);
         if let Ok(entry) = self.by_task.find_entry(hash, |slot| *slot == id.slot) {

@@ -33,7 +33,7 @@ use crate::service::tasks::{SpeechKey, SpeechStore};
 use crate::session::jobs::{FileJob, Job};
 use crate::session::{Context, SessionId};
 use log::warn;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use uuid::Uuid;
@@ -109,7 +109,7 @@ pub struct IncomingSpeeches {
     /// tried again.
     short: VecDeque<(Moment, SpeechPart)>,
     /// Workers that are not read because too much waits.
-    paused: Vec<SessionId>,
+    paused: BTreeSet<SessionId>,
     last_serial: u64,
     /// The bytes of the chunk that is being decoded.
     pub(super) decoded: Vec<u8>,
@@ -180,7 +180,7 @@ impl IncomingSpeeches {
             waiting: budget.charge(0),
             waiting_peak: 0,
             short: VecDeque::new(),
-            paused: Vec::new(),
+            paused: BTreeSet::new(),
             last_serial: 0,
             decoded: Vec::new(),
         }
@@ -198,9 +198,7 @@ impl IncomingSpeeches {
 
     /// Has the worker driven again once fewer bytes wait.
     pub(super) fn pause(&mut self, worker: SessionId) {
-        if !self.paused.contains(&worker) {
-            self.paused.push(worker);
-        }
+        self.paused.insert(worker);
     }
 
     /// Whether workers are not read because too much waits.
@@ -211,7 +209,7 @@ impl IncomingSpeeches {
 
     /// The next worker that can be read again.
     pub fn poll_resumed(&mut self) -> Option<SessionId> {
-        if self.is_full() { None } else { self.paused.pop() }
+        if self.is_full() { None } else { self.paused.pop_first() }
     }
 
     /// A worker is gone: forgets what it sent too much of.
