@@ -350,6 +350,8 @@ fn kept_results_make_room_before_a_connection_that_holds_less() {
     let other = scene.worker(&publish(12 * MIB)[..3 * MIB + MIB / 2]);
     assert!(!scene.is_closed(other) && !scene.is_closed(worker), "{}", scene.held());
     assert!(scene.held() <= 8 * MIB);
+    scene.process.check_quiet().expect("what follows from it is done at once");
+    assert!(scene.process.gateway.stats().results_evicted > 0);
 }
 
 /// The client's and the backend's end of a relay.
@@ -410,6 +412,13 @@ fn a_relay_that_ends_for_memory_within_a_frame_has_nothing_else_in_it() {
     let frames = String::from_utf8_lossy(&binary_frame(60_000, None)).repeat(2);
     assert!(frames.starts_with(&got) && got.len() < frames.len(), "{} bytes", got.len());
     assert!(scene.is_closed(client));
+    // Nothing is under way to the backend.
+    let close = [&[0x03, 0xe9][..], b"out of memory budget"].concat();
+    let frame = scene.kernel.borrow_mut().receive(backend, usize::MAX);
+    assert_eq!(frame[..2], [0x88, 0x80 | close.len() as u8], "a Close frame");
+    let mask = frame[2..6].iter().cycle();
+    let unmasked = frame[6..].iter().zip(mask).map(|(byte, mask)| byte ^ mask);
+    assert!(unmasked.eq(close), "{frame:x?}");
 }
 
 #[test]

@@ -68,10 +68,11 @@ impl Session {
     }
 
     /// Ends it because memory is short. The client gets a Close frame unless it is within another
-    /// frame.
+    /// frame, and so does the backend of a relay.
     pub fn shed(&mut self, cx: &mut Context) {
         let reason = CloseReason::OverBudget;
         let farewell = in_phase!(&self.phase, it => it.farewell(reason), closed => return);
+        in_phase!(&mut self.phase, it => it.leave_backend(reason, cx), closed => return);
         let was_lingering = matches!(self.phase, Phase::Linger(_));
         let phase = std::mem::replace(&mut self.phase, Phase::Closed);
         let mut ended = in_phase!(phase, it => it.release(&self.who, cx), closed => return);

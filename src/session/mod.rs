@@ -395,6 +395,10 @@ trait State {
         None
     }
 
+    /// The session ends now: closes its connection to the backend, with a Close frame if one can be
+    /// sent at once.
+    fn leave_backend(&mut self, _: CloseReason, _: &mut Context) {}
+
     /// The gateway stops: gives back what is shared with other sessions. Returns how the session
     /// ended.
     fn release(self: Box<Self>, who: &Identity, cx: &mut Context) -> Box<Ended>;

@@ -619,6 +619,15 @@ impl State for Relay {
         can_close.then(|| ws::close_frame(code, reason.phrase(), None))
     }
 
+    fn leave_backend(&mut self, reason: CloseReason, cx: &mut Context) {
+        if self.up.is_open() && self.up.is_at_boundary() && !self.up.is_blocked() {
+            let mask = Some(cx.chance.u32(..).to_ne_bytes());
+            let code = reason.close_code(Side::Upstream);
+            // The connection ends in any case.
+            let _ = self.upstream.write(&ws::close_frame(code, reason.phrase(), mask));
+        }
+    }
+
     fn release(self: Box<Self>, _: &Identity, cx: &mut Context) -> Box<Ended> {
         self.end(CloseReason::Stopped, cx)
     }

@@ -123,6 +123,8 @@ pub struct Kernel {
     /// Calls that changed something. A turn without any is idle.
     pub moves: u64,
     pub trace: Option<Vec<String>>,
+    /// It says how much memory buffers of sockets take. Where it does not, they take none.
+    pub counts_buffers: bool,
     /// The gateway's process stands still at times, for longer than any timeout.
     pub stands_still: bool,
     /// How long it may still stand still in all.
@@ -162,6 +164,8 @@ pub struct Link {
     has_edge: bool,
     /// The gateway closed it.
     pub is_dropped: bool,
+    /// What has not left by then is destroyed.
+    discards_on_close: bool,
     /// The peer gets an RST behind what is left.
     near_reset: bool,
     /// Bytes that the gateway had written and then destroyed by its RST.
@@ -206,6 +210,7 @@ impl Kernel {
             established: VecDeque::new(),
             moves: 0,
             trace: None,
+            counts_buffers: false,
             stands_still: false,
             standstills_left: Duration::MAX,
             standstills: Vec::new(),
@@ -803,7 +808,7 @@ impl Kernel {
         self.moves += 1;
         self.release(id);
         self.links[id].is_dropped = true;
-        if unread > 0 {
+        if unread > 0 || self.links[id].discards_on_close {
             self.near_resets(id);
         }
         let link = &mut self.links[id];
@@ -899,6 +904,7 @@ impl Link {
             is_end_met: false,
             has_edge: false,
             is_dropped: false,
+            discards_on_close: false,
             near_reset: false,
             lost: 0,
             written: 0,
@@ -1016,6 +1022,17 @@ impl Transport for Near {
 
     fn limit_buffers(&mut self, _: usize) -> io::Result<()> {
         self.limit_unsent(0)
+    }
+
+    fn kernel_bytes(&self) -> usize {
+        let kernel = self.kernel.borrow();
+        let link = &kernel.links[self.link];
+        if kernel.counts_buffers { link.received.len() + link.sent.len() } else { 0 }
+    }
+
+    fn discard_on_close(&mut self) -> io::Result<()> {
+        self.kernel.borrow_mut().links[self.link].discards_on_close = true;
+        Ok(())
     }
 
     fn send_file(&mut self, file: &OpenFile, offset: u64, count: usize) -> io::Result<usize> {

@@ -348,6 +348,14 @@ impl Transport for Recorded {
         self.near.unacknowledged().map(|bytes| bytes + self.output.len())
     }
 
+    fn kernel_bytes(&self) -> usize {
+        self.near.kernel_bytes() + self.input.len() + self.plaintext.len() + self.output.len()
+    }
+
+    fn discard_on_close(&mut self) -> io::Result<()> {
+        self.near.discard_on_close()
+    }
+
     fn shutdown_write(&mut self) -> io::Result<()> {
         self.flush()?;
         self.near.shutdown_write()

@@ -179,6 +179,14 @@ impl Transport for Below {
         self.0.limit_buffers(bytes)
     }
 
+    fn kernel_bytes(&self) -> usize {
+        self.0.kernel_bytes()
+    }
+
+    fn discard_on_close(&mut self) -> io::Result<()> {
+        self.0.discard_on_close()
+    }
+
     fn connect_outcome(&mut self) -> io::Result<()> {
         self.0.connect_outcome()
     }
