@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use aivtuber_gateway::base::moment::Moment;
 use aivtuber_gateway::logging::{self, Format, Settings};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 /// Set in a child: the file it logs to, or nothing for standard error.
 const CHILD: &str = "GATEWAY_LOGGING_TEST_CHILD";
@@ -43,6 +44,66 @@ fn a_reader_that_does_not_read_holds_up_nothing() {
         assert!(head.ends_with("Z INFO  test "), "{head}");
         assert_eq!(text, format!("number={number} {}", TEXT.repeat(1000)));
     }
+}
+
+/// Standard error is a file, so the thread of the log writes it. A limit of the size of files takes
+/// the place of a disk that is full.
+#[test]
+fn lines_wait_while_the_disk_behind_standard_error_is_full() {
+    const TEST: &str = "lines_wait_while_the_disk_behind_standard_error_is_full";
+    if std::env::var_os(CHILD).is_some() {
+        let limit = |maximum: Option<u64>| {
+            setrlimit(Resource::Fsize, Rlimit { current: maximum, maximum: None }).unwrap();
+        };
+        let logging = logging::start(Settings::default()).unwrap();
+        limit(Some(2000));
+        for number in 0..LINES {
+            log::info!(target: "test", "number={number} {}", TEXT.repeat(1000));
+            if number == 10 {
+                logging.finish();
+                assert_ne!(logging.turn(Moment::START).error_code, 0, "it is full");
+            }
+        }
+        limit(None);
+        while logging.turn(Moment::START).error_code != 0 {
+            logging.finish();
+        }
+        log::info!(target: "test", "there is room");
+        logging.finish();
+        println!("lost={}", logging.turn(Moment::START).lines_lost);
+        return;
+    }
+    let path =
+        PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("full-{}.log", std::process::id()));
+    let file = std::fs::File::create(&path).unwrap();
+    // Without this, the first byte beyond the limit would end the process.
+    let mut child = Command::new("sh")
+        .args(["-c", r#"trap "" XFSZ; exec "$0" "$@""#])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", TEST, "--nocapture", "--test-threads=1"])
+        .env(CHILD, "")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(file)
+        .spawn()
+        .unwrap();
+    let status = wait(&mut child);
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert!(status.success(), "{text}");
+    let mut stdout = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+    let lost: usize =
+        stdout.split("lost=").nth(1).unwrap().lines().next().unwrap().parse().unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let written = LINES - lost;
+    assert!(written > 900, "a megabyte waits: {written}");
+    for (number, line) in lines[..written].iter().enumerate() {
+        assert!(line.contains(&format!(" number={number} x")), "{line}");
+    }
+    let [report, last] = &lines[written..] else { panic!("{} lines", lines.len()) };
+    assert!(report.contains(&format!("WARN  logging lines lost={lost}: ")), "{report}");
+    assert!(last.ends_with("INFO  test there is room"), "{last}");
 }
 
 #[test]

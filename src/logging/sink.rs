@@ -151,10 +151,10 @@ impl Sink {
         {
             self.open_file();
         }
+        let lost = self.lost;
         self.write_buffer();
-        if self.buffer.is_empty() && self.lost_unreported > 0 {
+        if self.buffer.is_empty() && self.lost_unreported > 0 && self.lost == lost {
             self.report_lost();
-            self.write_buffer();
         }
         if self.buffer.is_empty() && self.buffer.capacity() > BUFFER_BYTES {
             self.buffer = Vec::new();
@@ -175,16 +175,22 @@ impl Sink {
         self.open_file();
     }
 
+    /// Writes how many lines were lost. Where that is lost too, it is written later.
     fn report_lost(&mut self) {
-        let lost = std::mem::take(&mut self.lost_unreported);
+        let unreported = std::mem::take(&mut self.lost_unreported);
         let message = format_args!(
-            "lines lost={lost}: they could not be written, or came faster than they could be"
+            "lines lost={unreported}: they could not be written, or came faster than they could be"
         );
         let (format, now) = (self.settings.format, OffsetDateTime::now_utc());
         let mut line = String::new();
         write_line(&mut line, format, now, Level::Warn, "logging", message);
         line.push('\n');
         self.buffer.extend_from_slice(line.as_bytes());
+        let lost = self.lost;
+        self.write_buffer();
+        if self.lost > lost {
+            (self.lost, self.lost_unreported) = (lost, unreported);
+        }
     }
 
     /// Opens what the settings name; standard error takes its place where that fails.
@@ -253,22 +259,31 @@ impl Sink {
     fn consume(&mut self, bytes: usize) {
         self.is_mid_line = self.buffer[bytes - 1] != b'\n';
         self.buffer.drain(..bytes);
-        if let Out::File { size, .. } = &mut self.out {
-            *size += bytes as u64;
-            if std::mem::take(&mut self.is_failing) {
-                (self.report)(&format!("the log file {} is written again", self.path()));
+        match &mut self.out {
+            Out::File { size, .. } => {
+                *size += bytes as u64;
+                if std::mem::take(&mut self.is_failing) {
+                    (self.report)(&format!("the log file {} is written again", self.path()));
+                }
             }
+            // In place of a file, it says nothing about that.
+            Out::Stderr { .. } => self.is_failing &= self.settings.file.is_some(),
         }
     }
 
     fn handle_failure(&mut self, error: &io::Error) {
         match self.out {
-            // There is nowhere else to report it.
+            // A file on a disk that is full. There is nowhere else to report it.
+            Out::Stderr { .. } if file::is_full(error) => {
+                self.error_code = error.raw_os_error().unwrap_or(0);
+                self.is_failing = true;
+            }
             Out::Stderr { .. } => {
                 let lines = self.buffer.iter().filter(|&&b| b == b'\n').count() as u64;
                 self.buffer.clear();
                 self.is_mid_line = false;
                 self.lost += lines;
+                self.lost_unreported += lines;
             }
             Out::File { .. } if file::is_full(error) => {
                 self.report_failure(error, "lines wait in memory until it can be, up to 1 MiB");
