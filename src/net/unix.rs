@@ -221,7 +221,13 @@ impl SocketKind for UnixStream {
 
 /// Begins to connect to the socket at `path`.
 pub(super) fn connect(path: &Path, source: Source, registry: &Registry) -> io::Result<Socket> {
-    accepted(UnixStream::connect(path)?, source, registry)
+    let stream = UnixStream::connect(path).map_err(|error| match error.kind() {
+        // TCP would try again by itself. Nothing is short on this machine, and waiting for room
+        // would take a timer.
+        ErrorKind::WouldBlock => ErrorKind::ResourceBusy.into(),
+        _ => error,
+    })?;
+    accepted(stream, source, registry)
 }
 
 /// Registers an accepted socket.
@@ -242,6 +248,26 @@ mod tests {
     /// Where to listen, in a folder.
     fn at(folder: &TestFolder) -> UnixPath {
         UnixPath::parse(folder.join("s").to_str().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_full_queue_of_connections_is_no_shortage_of_this_machine() {
+        let folder = TestFolder::make();
+        let path = folder.join("s");
+        let listener = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        listener.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        listener.listen(0).unwrap();
+        let poll = mio::Poll::new().unwrap();
+        let mut connected = Vec::new();
+        let error = loop {
+            match connect(&path, Source::Waker, poll.registry()) {
+                Ok(socket) => connected.push(socket),
+                Err(error) => break error,
+            }
+            assert!(connected.len() < 10, "there is room for one");
+        };
+        assert_eq!(error.kind(), ErrorKind::ResourceBusy);
+        assert_eq!(error.raw_os_error(), None);
     }
 
     #[test]

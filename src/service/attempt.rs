@@ -25,6 +25,8 @@ pub enum AttemptError {
     Refused,
     /// The connection was not accepted in time.
     ConnectTimedOut,
+    /// As many connections as may wait at its Unix socket do already.
+    QueueFull,
     /// This machine has no route to the address.
     Unreachable,
     /// The connection was reset, by the backend or by something on the way.
@@ -72,6 +74,7 @@ impl AttemptError {
             ErrorKind::OutOfMemory => AttemptError::Local { errno: libc::ENOMEM },
             ErrorKind::ConnectionRefused => AttemptError::Refused,
             ErrorKind::TimedOut => AttemptError::ConnectTimedOut,
+            ErrorKind::ResourceBusy => AttemptError::QueueFull,
             ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => AttemptError::Unreachable,
             ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => AttemptError::Reset,
             // Only TLS has these two.
@@ -167,6 +170,7 @@ impl fmt::Display for AttemptError {
             AttemptError::LookupTimedOut => "its name could not be looked up in time",
             AttemptError::Refused => "connection refused",
             AttemptError::ConnectTimedOut => "connecting timed out",
+            AttemptError::QueueFull => "it accepts no further connection at the moment",
             AttemptError::Unreachable => "no route to it",
             AttemptError::Reset => "connection reset",
             AttemptError::Untrusted => "its certificate is not accepted",
@@ -202,6 +206,8 @@ mod tests {
         }
         let error = AttemptError::of_connecting(&ErrorKind::OutOfMemory.into());
         assert_eq!(error.fault(), AttemptFault::Local);
+        let error = AttemptError::of_connecting(&ErrorKind::ResourceBusy.into());
+        assert_eq!((error, error.fault()), (AttemptError::QueueFull, AttemptFault::Backend));
     }
 
     #[test]

@@ -148,6 +148,26 @@ def test_a_backend_whose_socket_is_missing_or_stale_fails_like_any_other(lab, tm
         lab.pair(gateway, good)
 
 
+def test_a_backend_that_accepts_nothing_is_passed_over(lab, tmp_path):
+    """Its queue of connections is full: that is a failure of the backend, not a shortage of the gateway."""
+    stuck, good = UnixBackend(tmp_path / "stuck.sock"), unix_backend(lab, tmp_path)
+    lab.backends.append(stuck)
+    stuck.sock.listen(0)
+    lab.adopt(connect(stuck.path))  # the only one that may wait
+    gateway = lab.gateway(backend=[stuck.url(), good.url()])
+    client, peer = lab.pair(gateway, good)
+    client.say("hello")
+    assert peer.read_frame().text == "hello"
+    gateway.process.wait_for_line('stuck.sock:/ws/input failed what="it accepts no further connection')
+    alone = lab.gateway(backend=stuck.url())
+    client = lab.client(alone)
+    client.upgrade()
+    client.read_switch()
+    closed = client.read_close()
+    assert (closed.code, closed.reason) == (1011, "backend unavailable: it accepts no further connection at the moment")
+    assert alone.get("/health").json()["backends"] == {"input": "failed"}
+
+
 def test_results_with_audio_are_delivered_by_unix_sockets(results, tmp_path):
     path, inbox = tmp_path / "gateway.sock", tmp_path / "inbox.sock"
     gateway = results.gateway(
