@@ -528,7 +528,6 @@ def test_speech_at_the_limit_of_file_sizes_ends_alone(lab, results, where):
         worker.binary(task, seq, part)
     error = worker.message()
     assert error["type"] == "error" and error["sessionId"] == task, error
-    assert waiter.message()["audio_present"]
     for seq, part in enumerate(audio[:20]):
         assert next_chunk(waiter, seq, seq * CHUNK) == part
     assert "error" in waiter.message()
@@ -537,7 +536,6 @@ def test_speech_at_the_limit_of_file_sizes_ends_alone(lab, results, where):
     is_waiting(gateway, other)
     worker.binary(other, 0, audio[0])
     worker.end(other, final=True)
-    assert waiter.message()["audio_present"]
     assert next_chunk(waiter, 0, 0) == audio[0]
     ended(waiter)
 

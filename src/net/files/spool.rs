@@ -110,6 +110,12 @@ impl SpoolFile {
         Ok(SpoolFile { file, writes: Writes::Everything })
     }
 
+    /// The same file, on a file system that takes no write without a wait.
+    #[cfg(test)]
+    pub fn in_background(self) -> SpoolFile {
+        SpoolFile { writes: Writes::Nothing, ..self }
+    }
+
     /// The file, to be sent from.
     pub fn file(&self) -> &OpenFile {
         &self.file

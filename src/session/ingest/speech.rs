@@ -660,20 +660,27 @@ mod tests {
     /// The file takes two chunks and a part of the third one.
     #[test]
     fn clients_get_the_chunks_that_fit_a_full_disk() {
-        let mut cx = context();
-        for _ in 0..4 {
-            receive(&mut cx, "", &[7; 3000]).unwrap();
+        for in_background in [false, true] {
+            let mut cx = context();
+            for _ in 0..4 {
+                receive(&mut cx, "", &[7; 3000]).unwrap();
+            }
+            let file = SpoolFile::with_room(8192).unwrap();
+            let file = if in_background { file.in_background() } else { file };
+            cx.handle_spool_opened(task().uuid(), 1, Ok(file));
+            let id = *cx.speech.streams.values().next().unwrap();
+            let chunks = |cx: &Context| cx.streams.stream(id).unwrap().chunks().count();
+            let at_once = if in_background { 0 } else { 2 };
+            assert_eq!(chunks(&cx), at_once, "they do not wait for the rest");
+            let Some(FileJob::WriteSpool(writes)) = cx.speech.begin_write() else {
+                panic!("no job")
+            };
+            cx.handle_spool_written(writes.run());
+            assert_eq!(chunks(&cx), 2);
+            let is_open = cx.speech.is_open(task().uuid());
+            assert_eq!((cx.speech.waiting.bytes(), is_open), (0, true));
+            assert_eq!(receive(&mut cx, "", &[7; 3000]), Ok(()), "the rest is dropped");
         }
-        let file = SpoolFile::with_room(8192).unwrap();
-        cx.handle_spool_opened(task().uuid(), 1, Ok(file));
-        let id = *cx.speech.streams.values().next().unwrap();
-        let chunks = |cx: &Context| cx.streams.stream(id).unwrap().chunks().count();
-        assert_eq!(chunks(&cx), 2, "they do not wait for the rest");
-        let Some(FileJob::WriteSpool(writes)) = cx.speech.begin_write() else { panic!("no job") };
-        cx.handle_spool_written(writes.run());
-        assert_eq!(chunks(&cx), 2);
-        assert_eq!((cx.speech.waiting.bytes(), cx.speech.is_open(task().uuid())), (0, true));
-        assert_eq!(receive(&mut cx, "", &[7; 3000]), Ok(()), "the rest is dropped");
     }
 
     #[test]
