@@ -22,51 +22,61 @@ const CONTROL_PAYLOAD_MAX: usize = 125;
 /// code.
 const REASON_BYTES_MAX: usize = CONTROL_PAYLOAD_MAX - 2;
 
-/// The kind of a frame (RFC 6455 §5.2).
+/// The kind of a frame: its four bits on the wire (RFC 6455 §5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
 #[expect(missing_docs, reason = "the variants explain themselves")]
 pub enum Opcode {
-    Continuation,
-    Text,
-    Binary,
-    Close,
-    Ping,
-    Pong,
-    /// 3 to 7 (data) and 11 to 15 (control). Only the low four bits are written.
-    Reserved(u8),
+    Continuation = 0x0,
+    Text = 0x1,
+    Binary = 0x2,
+    Reserved3 = 0x3,
+    Reserved4 = 0x4,
+    Reserved5 = 0x5,
+    Reserved6 = 0x6,
+    Reserved7 = 0x7,
+    Close = 0x8,
+    Ping = 0x9,
+    Pong = 0xa,
+    ReservedB = 0xb,
+    ReservedC = 0xc,
+    ReservedD = 0xd,
+    ReservedE = 0xe,
+    ReservedF = 0xf,
 }
 
 impl Opcode {
     /// The opcode in the low four bits of `byte`; the others are ignored.
     #[inline]
-    const fn from_bits(byte: u8) -> Opcode {
+    pub const fn from_bits(byte: u8) -> Opcode {
+        // Compiled to nothing but the mask.
         match byte & 0x0f {
             0x0 => Opcode::Continuation,
             0x1 => Opcode::Text,
             0x2 => Opcode::Binary,
+            0x3 => Opcode::Reserved3,
+            0x4 => Opcode::Reserved4,
+            0x5 => Opcode::Reserved5,
+            0x6 => Opcode::Reserved6,
+            0x7 => Opcode::Reserved7,
             0x8 => Opcode::Close,
             0x9 => Opcode::Ping,
             0xa => Opcode::Pong,
-            reserved => Opcode::Reserved(reserved),
+            0xb => Opcode::ReservedB,
+            0xc => Opcode::ReservedC,
+            0xd => Opcode::ReservedD,
+            0xe => Opcode::ReservedE,
+            _ => Opcode::ReservedF,
         }
     }
 
     /// Its four bits.
     #[inline]
     pub const fn bits(self) -> u8 {
-        match self {
-            Opcode::Continuation => 0x0,
-            Opcode::Text => 0x1,
-            Opcode::Binary => 0x2,
-            Opcode::Close => 0x8,
-            Opcode::Ping => 0x9,
-            Opcode::Pong => 0xa,
-            Opcode::Reserved(bits) => bits & 0x0f,
-        }
+        self as u8
     }
 
-    /// A number below 7, with all reserved opcodes as one: the inverse of [`Opcode::of_class`].
-    #[inline]
+    /// A number below 7, with all reserved opcodes as one.
     pub const fn class(self) -> u8 {
         match self {
             Opcode::Continuation => 0,
@@ -75,20 +85,16 @@ impl Opcode {
             Opcode::Close => 3,
             Opcode::Ping => 4,
             Opcode::Pong => 5,
-            Opcode::Reserved(_) => 6,
-        }
-    }
-
-    /// An opcode of this class.
-    pub const fn of_class(class: u8) -> Opcode {
-        match class {
-            0 => Opcode::Continuation,
-            1 => Opcode::Text,
-            2 => Opcode::Binary,
-            3 => Opcode::Close,
-            4 => Opcode::Ping,
-            5 => Opcode::Pong,
-            _ => Opcode::Reserved(3),
+            Opcode::Reserved3
+            | Opcode::Reserved4
+            | Opcode::Reserved5
+            | Opcode::Reserved6
+            | Opcode::Reserved7
+            | Opcode::ReservedB
+            | Opcode::ReservedC
+            | Opcode::ReservedD
+            | Opcode::ReservedE
+            | Opcode::ReservedF => 6,
         }
     }
 
@@ -110,7 +116,7 @@ impl fmt::Display for Opcode {
             Opcode::Close => "close",
             Opcode::Ping => "ping",
             Opcode::Pong => "pong",
-            Opcode::Reserved(bits) => return write!(f, "reserved-{}", bits & 0x0f),
+            reserved => return write!(f, "reserved-{}", reserved.bits()),
         };
         f.pad(word)
     }
@@ -418,9 +424,9 @@ mod tests {
             FrameHead { fin: false, rsv: 4, ..head(Opcode::Binary, 126) },
             FrameHead { mask: Some([0; 4]), ..head(Opcode::Pong, 125) },
             FrameHead { fin: false, ..head(Opcode::Continuation, 0) },
-            FrameHead { rsv: 7, mask: Some(MASK), ..head(Opcode::Reserved(3), 300) },
+            FrameHead { rsv: 7, mask: Some(MASK), ..head(Opcode::Reserved3, 300) },
             FrameHead { mask: Some(MASK), ..head(Opcode::Continuation, 65_536) },
-            head(Opcode::Reserved(0xf), 1),
+            head(Opcode::ReservedF, 1),
             FrameHead { mask: Some(MASK), ..head(Opcode::Close, 2) },
         ];
         let mut bytes = Vec::new();

@@ -326,10 +326,7 @@ mod tests {
     fn faults_are_classified() {
         let unmasked = ping_frame(b"", None);
         assert_eq!(all(&unmasked).0, Received::Fault(WsFault::Protocol));
-        assert_eq!(
-            all(&frame(Opcode::Reserved(3), true, b"")).0,
-            Received::Fault(WsFault::Protocol)
-        );
+        assert_eq!(all(&frame(Opcode::Reserved3, true, b"")).0, Received::Fault(WsFault::Protocol));
         assert_eq!(
             all(&frame(Opcode::Continuation, true, b"")).0,
             Received::Fault(WsFault::Protocol)

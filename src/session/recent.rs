@@ -64,8 +64,9 @@ pub enum Kept {
 /// What happened last.
 pub struct Recent {
     frames: PassedFrames,
-    /// Frames by side and opcode, as far as the route has not counted them.
-    counts: [Cell<u64>; KEYS],
+    /// Frames by side and opcode, as far as the route has not counted them: it does at the latest
+    /// when a deadline of the connection is looked at.
+    counts: [Cell<u32>; KEYS],
     frames_noted: Cell<u32>,
     steps_noted: Cell<u32>,
     /// Exists from the first step on: many connections have none.
@@ -92,10 +93,7 @@ struct NotedStep {
 }
 
 /// Sides and opcodes.
-const KEYS: usize = 16;
-
-/// The bit of a key for frames to the client.
-const TO_CLIENT: u8 = 8;
+const KEYS: usize = 2 * Side::BIT as usize;
 
 /// The bit beside a key for frames that end a message.
 const FIN: u8 = KEYS as u8;
@@ -103,10 +101,13 @@ const FIN: u8 = KEYS as u8;
 /// A number below [`KEYS`] for a frame to `to`.
 #[inline]
 fn key_of(to: Side, opcode: Opcode) -> u8 {
-    match to {
-        Side::Upstream => opcode.class(),
-        Side::Downstream => opcode.class() | TO_CLIENT,
-    }
+    opcode.bits() | to.bit()
+}
+
+/// The side and the opcode of a key.
+fn meaning_of(key: u8) -> (Side, Opcode) {
+    let to = if key & Side::BIT == 0 { Side::Upstream } else { Side::Downstream };
+    (to, Opcode::from_bits(key))
 }
 
 /// An entry of the story.
@@ -141,7 +142,7 @@ impl Recent {
         self.frames_noted.set(noted.wrapping_add(1));
         self.frames.note(noted as usize % FRAMES, key, head, now);
         if let Some(count) = self.counts.get(usize::from(key) % KEYS) {
-            count.set(count.get() + 1);
+            count.set(count.get().wrapping_add(1));
         }
     }
 
@@ -160,10 +161,10 @@ impl Recent {
     /// Adds the counts to those of the route, and begins anew with them.
     pub fn count_for(&self, route: &FrameCounts) {
         for (key, count) in (0..).zip(&self.counts) {
-            match (count.take(), key & TO_CLIENT) {
+            match (u64::from(count.take()), meaning_of(key)) {
                 (0, _) => {}
-                (n, 0) => route.count_from_client(Opcode::of_class(key), n),
-                (n, _) => route.count_to_client(Opcode::of_class(key & !TO_CLIENT), n),
+                (n, (Side::Upstream, opcode)) => route.count_from_client(opcode, n),
+                (n, (Side::Downstream, opcode)) => route.count_to_client(opcode, n),
             }
         }
     }
@@ -216,8 +217,8 @@ impl PassedFrames {
     fn frame(&self, place: usize) -> Option<(CoarseMoment, Side, FrameHead)> {
         let (length, at) = (self.lengths.get(place)?.get(), self.at.get(place)?.get());
         let key = self.keys.get(place)?.get();
-        let to = if key & TO_CLIENT == 0 { Side::Upstream } else { Side::Downstream };
-        let head = FrameHead::of_message(Opcode::of_class(key % TO_CLIENT), length);
+        let (to, opcode) = meaning_of(key);
+        let head = FrameHead::of_message(opcode, length);
         Some((at, to, FrameHead { fin: key & FIN != 0, ..head }))
     }
 }
@@ -332,7 +333,7 @@ mod tests {
     #[test]
     fn frames_are_counted_once_by_direction_and_opcode() {
         let (recent, route) = (Recent::new(), FrameCounts::default());
-        for opcode in [Opcode::Text, Opcode::Text, Opcode::Reserved(5), Opcode::Pong] {
+        for opcode in [Opcode::Text, Opcode::Text, Opcode::Reserved5, Opcode::Pong] {
             recent.note_frame(Side::Upstream, &FrameHead::of_message(opcode, 1), at(0));
         }
         recent.note_frame(Side::Downstream, &text(1), at(0));

@@ -524,6 +524,7 @@ impl Relay {
         let is_due = self.wake_at.is_some_and(|at| at <= cx.now);
         if is_due {
             note_learned(who, cx);
+            who.count_recent();
             if self.ending().is_none() && self.message_at + QUIET_MIN <= cx.now {
                 who.forget_recent(cx);
             }
