@@ -1,14 +1,16 @@
 //! Who follows live frames by `GET /events/frames`, and what waits to be sent to them.
 //!
-//! A follower that is slow loses lines, and learns how many; nothing waits for it.
+//! A follower that is slow loses lines, and learns how many; nothing waits for it. What waits for
+//! the followers is charged to the memory budget.
 
 use serde_json::json;
 
+use crate::base::budget::{Budget, Charge};
 use crate::proto::message::percent_decoded;
 use crate::service::trust::Client;
 
 /// Followers at once.
-const FOLLOWERS_MAX: usize = 64;
+const FOLLOWERS_MAX: usize = 128;
 
 /// Bytes that may wait for one follower.
 const WAITING_BYTES_MAX: usize = 256 * 1024;
@@ -38,7 +40,10 @@ pub struct TapSubject<'s> {
 
 /// The followers, known by `W`.
 #[derive(Debug)]
-pub struct Taps<W>(Vec<Follower<W>>);
+pub struct Taps<W> {
+    followers: Vec<Follower<W>>,
+    charge: Charge,
+}
 
 #[derive(Debug)]
 struct Follower<W> {
@@ -97,70 +102,72 @@ impl TapFilter {
 }
 
 impl<W: Copy + PartialEq> Taps<W> {
-    /// Nobody follows.
-    pub fn new() -> Taps<W> {
-        Taps(Vec::new())
+    /// Nobody follows. What will wait for followers is charged to `budget`.
+    pub fn new(budget: &Budget) -> Taps<W> {
+        Taps { followers: Vec::new(), charge: budget.charge(0) }
     }
 
     /// Whether nobody follows.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.followers.is_empty()
     }
 
     /// Whether one more may follow.
     pub fn has_room(&self) -> bool {
-        self.0.len() < FOLLOWERS_MAX
+        self.followers.len() < FOLLOWERS_MAX
     }
 
     /// One more follows.
     pub fn enter(&mut self, who: W, filter: TapFilter) {
-        self.0.push(Follower { who, filter, waiting: Vec::new(), lost: 0 });
+        self.followers.push(Follower { who, filter, waiting: Vec::new(), lost: 0 });
     }
 
     /// It follows no longer.
     pub fn leave(&mut self, who: W) {
-        self.0.retain(|follower| follower.who != who);
+        self.followers.retain(|follower| follower.who != who);
+        self.charge.set(self.followers.iter().map(|follower| follower.waiting.capacity()).sum());
     }
 
     /// Those that follow.
     pub fn followers(&self) -> impl Iterator<Item = W> + '_ {
-        self.0.iter().map(|follower| follower.who)
+        self.followers.iter().map(|follower| follower.who)
     }
 
     /// Whether somebody follows payloads.
     pub fn show_payload(&self) -> bool {
-        self.0.iter().any(|follower| follower.filter.payload)
+        self.followers.iter().any(|follower| follower.filter.payload)
     }
 
     /// Something happened: `data`, one line of JSON, and the same with a payload, for those that
     /// follow payloads.
     pub fn push(&mut self, subject: &TapSubject<'_>, data: &str, with_payload: Option<&str>) {
-        for follower in self.0.iter_mut().filter(|follower| follower.filter.fits(subject)) {
+        let mut more = 0;
+        for follower in self.followers.iter_mut().filter(|one| one.filter.fits(subject)) {
             let full = with_payload.filter(|_| follower.filter.payload);
+            let before = follower.waiting.capacity();
             follower.push("frame", full.unwrap_or(data));
+            more += follower.waiting.capacity() - before;
         }
+        self.charge.set(self.charge.bytes() + more);
     }
 
     /// This many further events came in too fast to be looked at.
     pub fn lose(&mut self, count: u64) {
-        self.0.iter_mut().for_each(|follower| follower.lost += count);
+        self.followers.iter_mut().for_each(|follower| follower.lost += count);
     }
 
     /// What waits for a follower; nothing waits then.
     pub fn take(&mut self, who: W) -> Option<Vec<u8>> {
-        let follower = self.0.iter_mut().find(|follower| follower.who == who)?;
+        let follower = self.followers.iter_mut().find(|follower| follower.who == who)?;
+        let before = follower.waiting.capacity();
         let lost = std::mem::take(&mut follower.lost);
         if lost > 0 {
             follower.write("lost", &json!({ "count": lost }).to_string());
         }
-        Some(std::mem::take(&mut follower.waiting)).filter(|bytes| !bytes.is_empty())
-    }
-}
-
-impl<W: Copy + PartialEq> Default for Taps<W> {
-    fn default() -> Self {
-        Taps::new()
+        let waiting = std::mem::take(&mut follower.waiting);
+        self.charge.set(self.charge.bytes() - before);
+        Some(waiting).filter(|bytes| !bytes.is_empty())
     }
 }
 
@@ -217,7 +224,8 @@ mod tests {
 
     #[test]
     fn payloads_are_for_those_that_asked() {
-        let mut taps = Taps::new();
+        let budget = Budget::default();
+        let mut taps = Taps::new(&budget);
         taps.enter(1, TapFilter::read("payload=false").unwrap());
         assert!(!taps.show_payload());
         taps.enter(2, TapFilter::read("payload=true").unwrap());
@@ -229,14 +237,17 @@ mod tests {
 
     #[test]
     fn slow_follower_loses_lines_and_learns_how_many() {
-        let mut taps = Taps::new();
+        let budget = Budget::default();
+        let mut taps = Taps::new(&budget);
         taps.enter(1, TapFilter::default());
         taps.enter(2, TapFilter::read("id=other").unwrap());
         let line = format!("\"{}\"", "x".repeat(998));
         for _ in 0..300 {
             taps.push(&subject("input_1", "input", None), &line, None);
         }
+        assert!((100_000..2 * WAITING_BYTES_MAX + 1).contains(&budget.held()), "{}", budget.held());
         let waited = String::from_utf8(taps.take(1).unwrap()).unwrap();
+        assert_eq!(budget.held(), 0, "what waits no longer");
         assert!(waited.len() < WAITING_BYTES_MAX + 1200);
         let lines = waited.matches("event: frame\n").count();
         let lost = format!("event: lost\ndata: {{\"count\":{}}}\n\n", 300 - lines);
@@ -246,7 +257,11 @@ mod tests {
         assert_eq!(taps.take(1).unwrap(), b"event: frame\ndata: {}\n\n");
         taps.lose(2);
         assert_eq!(taps.take(2).unwrap(), b"event: lost\ndata: {\"count\":2}\n\n");
+        taps.take(1).unwrap();
+        taps.push(&subject("input_1", "input", None), &line, None);
+        assert!(budget.held() > 0);
         taps.leave(1);
+        assert_eq!(budget.held(), 0);
         assert_eq!(taps.followers().collect::<Vec<_>>(), [2]);
     }
 }

@@ -294,7 +294,7 @@ impl Context {
             asset_folder: OpenFolder::default(),
             audio: output::AudioFiles::default(),
             watch: Watch::new(),
-            taps: Taps::new(),
+            taps: Taps::new(&budget),
             streams: Streams::new(&budget),
             jobs: VecDeque::new(),
             pipes: Pipes::default(),
