@@ -10,6 +10,7 @@ use crate::load::results;
 use crate::load::work::Observe;
 use crate::resp;
 use crate::wire;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use rustix::process::setpriority_process;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -32,6 +33,13 @@ const CROWD_RESULTS: usize = 200;
 /// Results that a crowd finds when it comes; the others are published then.
 const CROWD_KEPT: usize = 100;
 
+/// Clients of `/events`, and of `/events/frames`.
+pub const WATCHING: usize = 100;
+/// What the socket of a follower that does not read takes; the kernel doubles it.
+const FOLLOWER_BUFFER_BYTES: usize = 4096;
+/// How often such a follower looks whether it is time to read.
+const FOLLOWER_NAP: Duration = Duration::from_millis(50);
+
 /// What is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pressure {
@@ -41,13 +49,18 @@ pub enum Pressure {
     Publications,
     /// Come for one task in thousands, get its results, leave, come again.
     Crowd,
+    /// Watch the gateway: a snapshot a second for each.
+    Watchers,
+    /// Follow all frames, and read none of it until the end.
+    SlowFollowers,
 }
 
 /// Where it is done.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
     pub address: SocketAddr,
-    pub inbox: SocketAddr,
+    /// Where workers publish.
+    pub inbox: Option<SocketAddr>,
     pub channel_prefix: &'static str,
 }
 
@@ -60,7 +73,8 @@ pub struct Beside {
     pressure: Option<(Pressure, Place)>,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<io::Result<()>>>,
-    /// Answers, publications, or clients and their results.
+    /// Answers, publications, clients and their results, snapshots, or lines of frames that were
+    /// lost.
     pub done: u64,
 }
 
@@ -83,6 +97,8 @@ impl Observe for Beside {
             Pressure::Reports => (ASKING, ask),
             Pressure::Publications => (PUBLISHING, publish),
             Pressure::Crowd => (1, crowd),
+            Pressure::Watchers => (WATCHING, watch),
+            Pressure::SlowFollowers => (WATCHING, follow),
         };
         for _ in 0..threads {
             let shared = Arc::clone(&self.shared);
@@ -98,12 +114,15 @@ impl Observe for Beside {
     }
 
     fn end(&mut self) -> Result<(), Fault> {
-        self.done = self.shared.done.load(Ordering::Relaxed);
+        let done = self.shared.done.load(Ordering::Relaxed);
         self.shared.is_over.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
             let outcome = thread.join().map_err(|_| Fault::from("a client panicked"))?;
             outcome.map_err(|error| format!("a client beside the messages: {error}"))?;
         }
+        // What a follower lost shows when it reads again, at the end.
+        let is_known_later = matches!(self.pressure, Some((Pressure::SlowFollowers, _)));
+        self.done = if is_known_later { self.shared.done.load(Ordering::Relaxed) } else { done };
         if self.pressure.is_some() && self.done == 0 {
             return Err("nothing was done beside the messages".into());
         }
@@ -129,7 +148,7 @@ fn connect(address: SocketAddr) -> io::Result<TcpStream> {
 
 fn ask(place: Place, shared: &Shared) -> io::Result<()> {
     let mut stream = connect(place.address)?;
-    let question = format!("GET /connections HTTP/1.1\r\nHost: {}\r\n\r\n", place.address);
+    let question = get("/connections", place);
     let mut bytes = vec![0; 1 << 20];
     while !shared.is_over() {
         stream.write_all(question.as_bytes())?;
@@ -163,14 +182,62 @@ fn read_some(stream: &mut TcpStream, bytes: &mut [u8]) -> io::Result<usize> {
     }
 }
 
+/// Reads events until the measured part is over.
+fn watch(place: Place, shared: &Shared) -> io::Result<()> {
+    let mut stream = connect(place.address)?;
+    stream.write_all(get("/events", place).as_bytes())?;
+    let mut bytes = vec![0; 64 << 10];
+    while !shared.is_over() {
+        let length = read_some(&mut stream, &mut bytes)?;
+        shared.note(String::from_utf8_lossy(&bytes[..length]).matches("event: snapshot").count());
+    }
+    Ok(())
+}
+
+/// Asks for all frames, reads nothing while the measured part goes on, and then how many lines were
+/// lost.
+fn follow(place: Place, shared: &Shared) -> io::Result<()> {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_recv_buffer_size(&socket, FOLLOWER_BUFFER_BYTES)?;
+    rustix::net::connect(&socket, &place.address)?;
+    let mut stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(get("/events/frames", place).as_bytes())?;
+    while !shared.is_over() {
+        std::thread::sleep(FOLLOWER_NAP);
+    }
+    let (mut text, mut bytes) = (String::new(), vec![0; 64 << 10]);
+    loop {
+        let length = read_some(&mut stream, &mut bytes)?;
+        text.push_str(&String::from_utf8_lossy(&bytes[..length]));
+        let lost = text.split_once("event: lost\ndata: {\"count\":");
+        if let Some((count, _)) = lost.and_then(|(_, rest)| rest.split_once('}')) {
+            shared.note(count.parse().map_err(io::Error::other)?);
+            return Ok(());
+        }
+        // A line that is cut by the end of the read is looked at again.
+        text =
+            text.rsplit_once("event: ").map_or(text.clone(), |(_, last)| format!("event: {last}"));
+    }
+}
+
+fn get(path: &str, place: Place) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", place.address)
+}
+
 fn publish(place: Place, shared: &Shared) -> io::Result<()> {
-    let mut stream = connect(place.inbox)?;
+    let mut stream = connect(inbox(place)?)?;
     while !shared.is_over() {
         let tasks = (0..PUBLISHED_AT_ONCE).map(|_| results::fresh_task());
         publish_for(place, &mut stream, tasks)?;
         shared.note(PUBLISHED_AT_ONCE);
     }
     Ok(())
+}
+
+fn inbox(place: Place) -> io::Result<SocketAddr> {
+    place.inbox.ok_or_else(|| io::Error::other("there is nowhere to publish"))
 }
 
 /// Publishes a result for each of these tasks, and reads the replies.
@@ -198,7 +265,7 @@ fn publish_for(
 
 fn crowd(place: Place, shared: &Shared) -> io::Result<()> {
     let task = results::fresh_task();
-    let mut worker = connect(place.inbox)?;
+    let mut worker = connect(inbox(place)?)?;
     publish_for(place, &mut worker, (0..CROWD_KEPT).map(|_| task.clone()))?;
     let path = format!("/ws/output/{task}");
     let host = place.address.to_string();

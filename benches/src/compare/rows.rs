@@ -1,6 +1,6 @@
 //! The rows of the comparison: the work, the figures, and the gateway's goals.
 
-use super::beside::{self, Beside, Pressure};
+use super::beside::{self, Beside, Pressure, WATCHING};
 use super::division::{self, Division, Part};
 use super::http;
 use super::process::{Awake, Process};
@@ -10,7 +10,7 @@ use super::targets::{AUDIO, AUDIO_SMALL, DEAF_PREFIX, Need, Twin};
 use crate::Fault;
 use crate::load::Way;
 use crate::load::results::{fresh_task, published};
-use crate::load::work::{self, Echo, Flood, Limits, Order};
+use crate::load::work::{self, Echo, Flood, Limits, Observe, Order};
 use crate::tls::Handshake;
 use std::sync::Arc;
 
@@ -764,6 +764,35 @@ pub const ROWS: &[Row] = &[
         run: |run| beside(run, Pressure::Crowd),
     },
     Row {
+        id: "watchers",
+        title: "Echo 64 B, 64 connections, with and without 100 watchers of /events",
+        note: "Growth is the cost with them over the mean of the cost without, before and after, in the same round. Done \
+               are snapshots, one a second for each watcher.",
+        need: Need::Relay,
+        targets: &["gateway"],
+        fresh: false,
+        rounds_max: ALWAYS,
+        metrics: metrics![
+            "cpu" "CPU µs/message" 2, "cpu_watched" "with watchers" 2, "growth" "growth" 3, "done" "snapshots/s" 0
+        ],
+        goals: goals!["gateway" "growth" Limit::AtMost(1.03)],
+        counts_calls: false,
+        run: echo_beside_watchers,
+    },
+    Row {
+        id: "beside-followers",
+        title: "Echo 64 B, 1,000 messages/s, while 100 followers of all frames read nothing",
+        note: "The pipe has no followers: its figures are those of the messages alone. Done are lines that followers lost.",
+        need: Need::Relay,
+        targets: &["pipe", "gateway"],
+        fresh: true,
+        rounds_max: 4,
+        metrics: BESIDE_METRICS,
+        goals: goals!["gateway" "p99" Limit::AtMost(5000.0)],
+        counts_calls: false,
+        run: |run| beside(run, Pressure::SlowFollowers),
+    },
+    Row {
         id: "side-by-side",
         title: "Echo 64 B, 256 connections, one message in flight on each: one process, and two on the same address",
         note: "Of two processes, one on each core, the second shares its core with the load generator, whose messages wake \
@@ -825,6 +854,46 @@ const STREAM_GOALS: &[Goal] = goals![
     "gateway" "cpu_gb" Limit::Times(0.4, &["haproxy"]),
     "gateway-info" "cpu_gb" LOGGED,
 ];
+
+/// Both are notified; the second one sees nothing of what the first one begins and ends.
+struct Around<'o>(&'o mut dyn Observe, &'o mut dyn Observe);
+
+impl Observe for Around<'_> {
+    fn begin(&mut self) -> Result<(), Fault> {
+        self.0.begin()?;
+        self.1.begin()
+    }
+
+    fn end(&mut self) -> Result<(), Fault> {
+        self.1.end()?;
+        self.0.end()
+    }
+}
+
+fn echo_beside_watchers(run: &mut Run<'_>) -> Result<Sample, Fault> {
+    let alone = |run: &mut Run<'_>| Ok::<_, Fault>(echo(run, Echo::new(64, 64))?["cpu"]);
+    let before = alone(run)?;
+    let address = run.instance.address;
+    let place = beside::Place { address, inbox: None, channel_prefix: run.channel_prefix() };
+    let mut watchers = Beside::new(Some((Pressure::Watchers, place)));
+    let (mut world, mut watch) = (run.world()?, run.watch());
+    let mut both = Around(&mut watchers, &mut watch);
+    let outcome = work::echo(&mut world, &Echo::new(64, 64), run.limits(), &mut both)?;
+    drop(world);
+    let watched = watch.nanos as f64 / 1e3 / outcome.count as f64;
+    let snapshots = watchers.done as f64 / outcome.seconds;
+    if snapshots < 0.5 * WATCHING as f64 {
+        return Err(format!("{WATCHING} watchers got {snapshots:.0} snapshots a second"));
+    }
+    let without = (before + alone(run)?) / 2.0;
+    Ok(Sample::from([
+        ("cpu", without),
+        ("cpu_watched", watched),
+        ("growth", watched / without),
+        ("done", snapshots),
+        (DISTURBANCE, watch.disturbance),
+    ]))
+}
 
 fn echo(run: &mut Run<'_>, echo: Echo) -> Result<Sample, Fault> {
     let (mut world, mut watch) = (run.world()?, run.watch());
@@ -1058,11 +1127,9 @@ fn publish(run: &mut Run<'_>) -> Result<Sample, Fault> {
 
 fn beside(run: &mut Run<'_>, pressure: Pressure) -> Result<Sample, Fault> {
     let is_floor = run.instance.target.id == "pipe";
-    let place = || -> Result<beside::Place, Fault> {
-        let (inbox, channel_prefix) = (run.publish_at()?, run.channel_prefix());
-        Ok(beside::Place { address: run.instance.address, inbox, channel_prefix })
-    };
-    let mut load = Beside::new(if is_floor { None } else { Some((pressure, place()?)) });
+    let (address, inbox) = (run.instance.address, run.instance.publish_at);
+    let place = beside::Place { address, inbox, channel_prefix: run.channel_prefix() };
+    let mut load = Beside::new((!is_floor).then_some((pressure, place)));
     let idle = if pressure == Pressure::Reports { IDLE_PAIRS } else { 0 };
     let echo = Echo { rate: Some(BESIDE_RATE), idle, ..Echo::new(64, 16) };
     let limits = Limits::seconds(if run.quick { 3.0 } else { 6.0 });
