@@ -80,9 +80,9 @@ impl Gateway {
         self.drive(key);
     }
 
-    /// One more connection to an address for admins can be accepted.
+    /// One more connection to an address for admins can be accepted, also during a drain.
     pub fn can_admit_admin(&self) -> bool {
-        !self.cx.is_draining && self.admins < ADMINS_MAX
+        self.admins < ADMINS_MAX
     }
 
     /// Takes a connection to an address for admins, registered for [`Gateway::next_key`].

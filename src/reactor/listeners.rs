@@ -304,9 +304,10 @@ impl Listeners {
         Some(self.pauses.until.unwrap_or(Moment::START))
     }
 
-    /// Stops listening for clients. Workers may still publish results that clients wait for.
+    /// Stops listening for clients. Workers may still publish results that clients wait for, and
+    /// operators may watch.
     pub fn close(&mut self) {
-        self.listeners.retain(|listener| listener.kind == ListenerKind::Inbox);
+        self.listeners.retain(|listener| !listener.kind.is_for_clients());
         self.is_closed = true;
     }
 
