@@ -1,10 +1,9 @@
-// The table of open connections: sorts, filters, and opens one connection's story.
+// The table of open connections: sorts, filters, and opens the story of one.
 if (initial.admin) {
   /** How often the list is asked for, at most; a long list is asked for less often. */
   const LIST_MS = 2000;
   const LIST_SHARE = 20; // of the time that the last answer took
   const ROWS_MAX = 200;
-  const LINES_MAX = 500;
 
   const COLUMNS = [
     { key: "id", kind: "text", value: ({ id }) => id },
@@ -26,8 +25,6 @@ if (initial.admin) {
   let all = [];
   let sortedBy = COLUMNS[8];
   let isDescending = true;
-  let toldId = null; // the connection whose story is open
-  let story = null; // its events
   const filter = at("filter");
 
   const headings = COLUMNS.map((column) => {
@@ -88,7 +85,7 @@ if (initial.admin) {
     for (const { kind } of COLUMNS) put(row, "td", kind === "number" ? "n" : "");
     const button = put(row.children[0], "button", "link", one.id);
     button.type = "button";
-    button.addEventListener("click", () => tell(one.id));
+    button.addEventListener("click", () => story.open(one.id));
     put(row.children[2], "code");
     put(row.children[3], "code");
     put(row.children[4], "code");
@@ -109,7 +106,7 @@ if (initial.admin) {
       cell.title = say("in_frames", { n: number(frames) });
     }
     retext(cells[7], duration(one.idle_seconds));
-    retext(cells[8], clock(one.opened));
+    retext(cells[8], moment(one.opened));
     return row;
   }
 
@@ -122,7 +119,7 @@ if (initial.admin) {
         all = (await reply.json()).details ?? [];
         wait = Math.max(LIST_MS, LIST_SHARE * (performance.now() - begun));
         draw();
-        if (toldId !== null) drawFacts();
+        story.update(all);
       } catch {
         // Contact is lost, which live.js shows.
       }
@@ -130,93 +127,7 @@ if (initial.admin) {
     setTimeout(ask, wait);
   }
 
-  /** Opens the story of one connection. */
-  function tell(id) {
-    toldId = id;
-    retext(at("story-title"), id);
-    at("story-facts").replaceChildren();
-    at("story-frames").replaceChildren();
-    at("story-end").textContent = "";
-    drawFacts();
-    listen(id);
-    at("story").showModal();
-  }
-
-  /** Follows what happens on it, frame by frame. */
-  function listen(id) {
-    at("story-waiting").hidden = false;
-    story = new EventSource("events/frames?id=" + encodeURIComponent(id));
-    story.addEventListener("frame", ({ data }) => {
-      const { time, from, to, opcode, length, fin, text } = JSON.parse(data);
-      const direction = from === "client" ? "up" : "down";
-      if (text !== undefined) return line(time, "", text);
-      line(time, direction, `${from} → ${to} ${opcode} ${bytes(length)}${fin ? "" : " …"}`);
-    });
-    story.addEventListener("lost", ({ data }) => {
-      line(Date.now(), "", say("story_lost", { n: number(JSON.parse(data).count) }));
-    });
-  }
-
-  function line(time, className, words) {
-    const frames = at("story-frames");
-    const isAtEnd = frames.scrollTop + frames.clientHeight >= frames.scrollHeight - 8;
-    at("story-waiting").hidden = true;
-    const item = put(frames, "p");
-    put(item, "span", "at", new Date(time).toISOString().slice(11, 23) + " ");
-    put(item, "span", className, words);
-    while (frames.childElementCount > LINES_MAX) frames.firstChild.remove();
-    if (isAtEnd) frames.scrollTop = frames.scrollHeight;
-  }
-
-  function drawFacts() {
-    const one = all.find(({ id }) => id === toldId);
-    if (!one) return drawEnd();
-    const traffic = ({ frames, bytes: size }) =>
-      `${bytes(size)} · ${say("in_frames", { n: number(frames) })}`;
-    const facts = [
-      ["col_state", one.state],
-      ["col_client", one.client],
-      ["col_task", one.task_id ?? "–"],
-      ["col_backend", one.backend ?? "–"],
-      ["col_from", traffic(one.from_client)],
-      ["col_to", traffic(one.to_client)],
-      ["col_idle", duration(one.idle_seconds)],
-      ["col_opened", new Date(one.opened).toLocaleString(language, { hour12: false })],
-    ];
-    const list = at("story-facts");
-    while (list.childElementCount < facts.length) {
-      const fact = put(list, "div");
-      put(fact, "dt");
-      put(fact, "dd");
-    }
-    facts.forEach(([key, value], index) => {
-      retext(list.children[index].children[0], say(key));
-      retext(list.children[index].children[1], value);
-    });
-    at("story-end").className = "state good";
-    retext(at("story-end"), say("story_open"));
-  }
-
-  /** It is not among the open ones: how it ended. */
-  async function drawEnd() {
-    const id = toldId;
-    const reply = await fetch("connections/closed?id=" + encodeURIComponent(id), {
-      cache: "no-store",
-    });
-    const [one] = (await reply.json()).closed;
-    if (one && id === toldId) {
-      at("story-end").className = "state soft";
-      retext(at("story-end"), one.sentence);
-    }
-  }
-
-  at("story-close").addEventListener("click", () => at("story").close());
-  at("story").addEventListener("close", () => {
-    toldId = null;
-    story?.close();
-    story = null;
-  });
-  inOtherWords.push(draw, () => toldId !== null && drawFacts());
+  inOtherWords.push(draw);
   draw();
   ask();
 }

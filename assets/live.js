@@ -4,7 +4,8 @@
   /** Silence of `/events`, which speaks every second, that counts as lost contact. */
   const SILENCE_MS = 3000;
   const POLL_MS = 5000;
-  const ENDINGS_MAX = 10;
+  /** Problems that are neither a backend's nor that of Redis, and the words for what they concern. */
+  const OTHER_PROBLEMS = { audio_root: "audio", log: "log" };
 
   let latest = {
     health: initial.health,
@@ -87,7 +88,7 @@
     const moods = { ok: "good", failed: "bad", untried: "soft" };
     const lines = Object.entries(health.backend_states ?? {}).flatMap(([route, backends]) =>
       Object.entries(backends).map(([url, { state, since, error }]) => {
-        const when = since ? say("since", { time: clock(since) }) : "";
+        const when = since ? say("since", { time: moment(since) }) : "";
         const why = error ? `${error}${when && ` (${when})`}` : "";
         return healthLine(route, moods[state], say("backend_" + state), url, why);
       }),
@@ -102,8 +103,10 @@
     const word = say(isWell ? "backend_ok" : "backend_failed");
     const words = [say("redis_" + health.redis), health.redis_address].filter(Boolean).join(" · ");
     lines.push(healthLine(say("redis"), mood, word, words, redis));
-    const audio = why("audio_root: ");
-    if (audio) lines.push(healthLine(say("audio"), "bad", say("backend_failed"), "", audio));
+    for (const [prefix, name] of Object.entries(OTHER_PROBLEMS)) {
+      const what = why(prefix + ": ");
+      if (what) lines.push(healthLine(say(name), "bad", say("backend_failed"), "", what));
+    }
     return lines;
   }
 
@@ -166,33 +169,11 @@
     });
   }
 
-  function drawEndings({ closed }) {
-    at("endings-none").hidden = closed.length > 0;
-    const list = at("endings-list");
-    const lines = closed.slice(0, ENDINGS_MAX).map((one) => {
-      const line = document.createElement("li");
-      const about = put(line, "p", "soft");
-      put(about, "code", "", one.id);
-      about.append(` ${clock(one.closed)}`);
-      const what = put(line, "p", "", one.sentence);
-      const code = one.client_code === null ? "" : ` · ${say("code")} ${one.client_code}`;
-      put(what, "span", "soft", ` ${one.reason}${code} · ${duration(one.duration_seconds)}`);
-      return line;
-    });
-    lines.forEach((line, index) => {
-      const old = list.children[index];
-      if (!old) list.append(line);
-      else if (!old.isEqualNode(line)) old.replaceWith(line);
-    });
-    while (list.children.length > lines.length) list.lastChild.remove();
-  }
-
   function draw() {
     drawState();
     drawHealth();
     if (!latest.connections) return;
     drawFigures(latest);
-    drawEndings(latest);
     for (const cell of document.querySelectorAll("[data-open]"))
       retext(cell, number(latest.connections.by_route[cell.dataset.open] ?? 0));
   }

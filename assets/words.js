@@ -10,14 +10,16 @@ const WORDS = {
     tasks: "Tasks and the process",
     endings: "Last endings",
     endings_none: "No connection has ended yet.",
-    endings_all: "The last 1,000, for programs",
+    endings_failures: "Failures only",
+    endings_filter: "Search the last 1,000",
+    endings_found: "{shown} shown, of {all} looked through.",
     connections: "Open connections",
     filter: "Filter",
     console: "Console",
     console_path: "WebSocket path",
     console_protocol: "Subprotocol, if any",
     console_text: "Message",
-    console_file: "or a file, as one binary message",
+    console_file: "Send a file…",
     console_frames: "Frames of this console",
     story_frames: "What happens on this connection",
     connect: "Connect",
@@ -45,6 +47,7 @@ const WORDS = {
     redis_embedded: "not needed: workers publish to the gateway itself",
     redis_disabled: "not needed: no route serves results",
     audio: "Audio folder",
+    log: "Log",
     plain_ok: "Everything works.",
     plain_backend_failed:
       "What is behind “{route}” does not answer at the moment. The gateway keeps trying.",
@@ -91,6 +94,21 @@ const WORDS = {
     connections_all: "{all} open.",
     in_frames: "in {n} frames",
     story_open: "Open",
+    ended: "Ended",
+    ended_by: "Ended by",
+    by_client: "the client",
+    by_backend: "the backend",
+    by_worker: "the worker",
+    by_redis: "Redis",
+    by_gateway: "the gateway",
+    by_operator: "the operator",
+    reason: "Reason",
+    lasted: "Lasted",
+    code_client: "Close code, client",
+    code_backend: "Close code, backend",
+    close_none: "no close frame",
+    close_sent: "sent by it",
+    close_received: "sent to it",
     story_waiting: "Nothing yet. What happens next appears here.",
     story_lost: "{n} lines were lost: this page was too slow.",
     code: "code",
@@ -145,14 +163,16 @@ const WORDS = {
     tasks: "任务与进程",
     endings: "最近结束的连接",
     endings_none: "还没有连接结束。",
-    endings_all: "最近 1,000 个（供程序读取）",
+    endings_failures: "只看异常",
+    endings_filter: "搜索最近 1,000 个",
+    endings_found: "查找了 {all} 个，显示 {shown} 个。",
     connections: "当前连接",
     filter: "筛选",
     console: "控制台",
     console_path: "WebSocket 路径",
     console_protocol: "子协议（可留空）",
     console_text: "消息",
-    console_file: "或选择文件，作为一条二进制消息发送",
+    console_file: "发送文件…",
     console_frames: "控制台收发的帧",
     story_frames: "此连接上发生的事",
     connect: "连接",
@@ -180,6 +200,7 @@ const WORDS = {
     redis_embedded: "不需要：任务结果直接发布到网关",
     redis_disabled: "不需要：没有路由提供任务结果",
     audio: "音频目录",
+    log: "日志",
     plain_ok: "一切正常。",
     plain_backend_failed: "“{route}”背后的服务暂时没有响应，网关会继续尝试。",
     plain_backend_untried: "还没有人使用过“{route}”。",
@@ -225,6 +246,21 @@ const WORDS = {
     connections_all: "共 {all} 个连接。",
     in_frames: "共 {n} 帧",
     story_open: "连接中",
+    ended: "结束时间",
+    ended_by: "由谁结束",
+    by_client: "客户端",
+    by_backend: "后端",
+    by_worker: "工作进程",
+    by_redis: "Redis",
+    by_gateway: "网关",
+    by_operator: "运维人员",
+    reason: "原因",
+    lasted: "持续时间",
+    code_client: "客户端关闭代码",
+    code_backend: "后端关闭代码",
+    close_none: "没有关闭帧",
+    close_sent: "由它发送",
+    close_received: "发送给它",
     story_waiting: "暂无内容。接下来发生的事会显示在这里。",
     story_lost: "丢失了 {n} 行：本页面处理得太慢。",
     code: "代码",
@@ -269,6 +305,52 @@ const WORDS = {
     NotAllowedError: "此页面未获准使用麦克风",
     NotFoundError: "没有麦克风",
     NotReadableError: "麦克风正被其他程序使用",
+  },
+};
+
+/** Why connections end, in the languages that the gateway's own sentences are not written in. */
+const REASONS = {
+  "zh-CN": {
+    done: "请求已全部答复，客户端关闭了连接",
+    bad_request: "请求无法识别",
+    header_timeout: "客户端没有及时发完请求头",
+    tls_failed: "与客户端的 TLS 握手失败",
+    bad_proxy_header: "连接开头的 PROXY 头缺失、无法识别或不应出现",
+    refused: "连接数已达上限，网关拒绝了连接",
+    origin_not_allowed: "发起连接的网页不在 allowed_origins 中",
+    backend_unavailable: "没有可用的后端",
+    backend_overloaded: "后端已满，不再接受连接",
+    out_of_resources: "网关的文件描述符、端口或内存已用尽",
+    client_closed: "客户端关闭了连接",
+    backend_closed: "后端关闭了连接",
+    client_left: "客户端没有等到完整的响应就断开了",
+    response_cut: "后端的响应不完整",
+    client_vanished: "客户端断开了 TCP 连接，没有发送关闭帧",
+    backend_vanished: "后端断开了 TCP 连接，没有发送关闭帧",
+    client_silent: "客户端在 ping_timeout 内没有回应 ping",
+    backend_silent: "后端在 ping_timeout 内没有回应 ping",
+    client_message_too_big: "客户端发送的消息过大",
+    backend_message_too_big: "后端发送的消息超过 max_message",
+    idle_timeout: "双方在空闲超时内都没有发送消息",
+    client_too_slow: "客户端读取太慢，积压过多",
+    client_stalled: "客户端在 write_timeout 内没有读取任何数据",
+    backend_stalled: "后端在 write_timeout 内没有读取任何数据",
+    delivered: "最终结果已送达",
+    worker_failed: "工作进程报告任务失败，客户端已收到错误消息",
+    malformed_result: "工作进程发布的结果无法解析",
+    audio_missing: "结果已送达，但缺少音频",
+    task_stopped: "任务已被停止",
+    bad_task_id: "客户端请求的任务编号或位置无效",
+    task_timeout: "在 output.timeout 内没有等到任务的结果",
+    over_budget: "内存不足，而此连接占用最多",
+    redis_away: "Redis 失联的时间超过了 redis.grace",
+    audio_lost: "音频文件在发送过程中被改动，或无法继续读取",
+    audio_stalled: "音频没有写完就停止增长，超过了 output.audio_stall",
+    audio_too_large: "音频超过了 output.max_audio",
+    protocol_fault: "客户端发送的帧不符合 WebSocket 协议",
+    not_utf8: "客户端发送的文本消息不是 UTF-8",
+    draining: "网关正在关闭，已请客户端重新连接",
+    stopped: "网关停止时连接尚未结束",
   },
 };
 
@@ -346,7 +428,19 @@ function duration(seconds) {
     .join(" ");
 }
 
-const clock = (time) => new Date(time).toLocaleTimeString(language, { hour12: false });
+/** A time of day, with this many digits of a second. */
+function clock(time, digits = 0) {
+  const format = { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" };
+  if (digits) format.fractionalSecondDigits = digits;
+  return new Date(time).toLocaleTimeString(language, format);
+}
+
+/** A time of day, and the date if that is not today's. */
+function moment(time) {
+  const date = new Date(time);
+  const isToday = date.toDateString() === new Date().toDateString();
+  return isToday ? clock(time) : `${date.toLocaleDateString(language)} ${clock(time)}`;
+}
 
 function applyLanguage() {
   document.documentElement.lang = language;

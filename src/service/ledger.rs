@@ -43,6 +43,8 @@ pub struct ClosedConnection {
     pub phase: &'static str,
     pub ended_by: &'static str,
     pub reason: &'static str,
+    /// Something went wrong.
+    pub is_failure: bool,
     pub client_code: Option<u16>,
     pub backend_code: Option<u16>,
     pub client_close: &'static str,
@@ -169,6 +171,7 @@ pub(in crate::service) mod tests {
             phase: "relay",
             ended_by: "client",
             reason: "client_closed",
+            is_failure: false,
             client_code: Some(1000),
             backend_code: Some(1000),
             client_close: "sent",

@@ -460,6 +460,7 @@ impl Ended {
             phase,
             ended_by: self.by.word(),
             reason: self.reason.word(),
+            is_failure: self.is_bad(),
             client_code: self.client_close.code(),
             backend_code: self.backend_close.code(),
             client_close: self.client_close.word(),

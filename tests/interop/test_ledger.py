@@ -1,4 +1,5 @@
-"""`/connections/closed`: every ending is provoked, and the ledger, the `closed` line, the metrics and the client say the same."""
+"""`/connections/closed`: every ending is provoked, and the ledger, the `closed` line, the metrics, what the page draws and the client say
+the same. What each of them said is in `endings.md` beside the other outcomes of a run, side by side."""
 
 import json
 import re
@@ -7,21 +8,26 @@ import threading
 
 import pytest
 
+from gatewaylab import TARGET
 from gatewaylab.certificates import Authority
 from gatewaylab.gateway import Metrics, route
 from gatewaylab.results import OUTPUT, Inbox, is_waiting, new_task
 from gatewaylab.wire import BINARY, CLOSE, PING, TEXT, closed_port, connect, eventually, frame, read_frames
+from test_events import Watcher
 
 COUNTS = ["from_client_frames", "from_client_bytes", "to_client_frames", "to_client_bytes"]
 
 QUICK = {"ping_interval": "300ms", "ping_timeout": "300ms"}
 
 
+COLUMNS = ["provoked by", "reason", "ended by", "phase", "client", "log", "ledger", "page", "metrics", "sentence"]
+
+
 class Stage:
     """A gateway that relays and serves results, an address for admins, and what has been provoked."""
 
-    def __init__(self, lab, results):
-        self.lab, self.results = lab, results
+    def __init__(self, lab, results, table, name):
+        self.lab, self.results, self.table, self.name = lab, results, table, name
 
     def start(self, *, server=None, proxy=None, output=None, redis="embedded://127.0.0.1:0", link=None, backend=None, more_routes=(), tls=None):
         self.backend = self.lab.backend()
@@ -81,16 +87,33 @@ class Stage:
             counts = [one[way][what] for way in ("from_client", "to_client") for what in ("frames", "bytes")]
             assert [int(fields[name]) for name in COUNTS] == counts, (line.group(2), one)
         assert one["sentence"].endswith(".") and one["sentence"][0].isupper(), one["sentence"]
-        # And so do the metrics.
+        # The page draws what the snapshot has.
+        drawn = self.drawn(name)
+        assert drawn == one, "on the page"
+        # And the metrics count it.
         metrics = Metrics(self.ask("/metrics").body.decode())
         labels = {"ended_by": by, "reason": reason, "route": one["route"]}.items()
-        closed = [key for name, key in metrics.samples if name == "aivtuber_gateway_connections_closed_total"]
-        assert any(labels <= dict(key).items() for key in closed), closed
+        closed = [dict(key) for name, key in metrics.samples if name == "aivtuber_gateway_connections_closed_total"]
+        counted = next((key for key in closed if labels <= key.items()), None)
+        assert counted, closed
         if code is not None:
             known = code in (1000, 1001, 1002, 1007, 1008, 1009, 1011, 1012, 1013, 4004, 4008)
             label = (("code", str(code) if known else "other"), ("side", "client"))
             assert metrics.samples[("aivtuber_gateway_close_codes_total", label)] >= 1
+        seen = "none" if code is None else str(code)
+        places = [(fields["reason"], fields["code"]), (one["reason"], one["client_code"]), (drawn["reason"], drawn["client_code"])]
+        said = [f"{word} {'none' if code is None else code}" for word, code in places]
+        self.table.append([self.name, reason, by, phase, seen, *said, counted["reason"], one["sentence"]])
         return one
+
+    def drawn(self, name):
+        """An ending as the page gets it. The first snapshot may be a second old."""
+        watcher = Watcher(self.lab, self.admin)
+        listed = lambda: {one["id"]: one for one in watcher.snapshot()["closed"]}.get(name)  # noqa: E731
+        try:
+            return eventually(listed, f"{name} is in a snapshot")
+        finally:
+            watcher.client.vanish()
 
     def balances(self):
         """Once all have left, as many WebSockets have ended as were upgraded."""
@@ -120,9 +143,24 @@ def counted(frames):
     return {"frames": len(whole), "bytes": len(frames)}
 
 
+@pytest.fixture(scope="session")
+def table():
+    """What was said of each ending."""
+    rows = []
+    yield rows
+    lines = [" | ".join(str(cell) for cell in row) for row in [COLUMNS, ["---"] * len(COLUMNS), *rows]]
+    (TARGET / "interop" / "endings.md").write_text("".join(f"| {line} |\n" for line in lines))
+
+
 @pytest.fixture
-def stage(lab, results):
-    stage = Stage(lab, results)
+def staged(lab, results, table, request):
+    """A stage whose gateway may end in the test."""
+    return Stage(lab, results, table, request.node.name.removeprefix("test_"))
+
+
+@pytest.fixture
+def stage(staged):
+    stage = staged
     yield stage
     eventually(stage.gateway.is_empty, "all have left")
     stage.balances()
@@ -667,17 +705,26 @@ def test_strangers_see_no_endings(lab):
     assert gateway.get("/connections/closed").status == 403
 
 
-def test_shutdown_is_the_operators_act(lab):
-    backend = lab.backend()
-    gateway = lab.gateway(backend=backend.url())
-    client, peer = lab.pair(gateway, backend)
-    gateway.may_end = True
-    gateway.signal(15)
+def test_shutdown_is_the_operators_act(staged):
+    """Admins see a drain to its end: `admin_listen` stays open while a message is waited for, and the ledger has who has gone."""
+    stage = staged.start()
+    client, peer = stage.pair()
+    waited_for, its_peer = stage.pair()
+    waited_for.send(frame(TEXT, b"half", mask=b"abcd")[:-1])
+    its_peer.read(9)
+    stage.gateway.may_end = True
+    stage.gateway.signal(15)
     assert client.read_close().code == 1012
     client.half_close()
     peer.half_close()
-    gateway.process.wait_for_line(r"closed reason=draining code=1012 .* ended_by=operator phase=relay")
-    gateway.process.wait()
+    one = stage.ended("draining", 1012, by="operator", phase="relay", client_close="received", backend_code=1001)
+    assert one["sentence"].startswith("The gateway is shutting down")
+    ready = connect(stage.admin)
+    assert ready.get("/ready").status == 503
+    ready.vanish()
+    waited_for.vanish()
+    its_peer.vanish()
+    stage.gateway.process.wait()
 
 
 def test_second_signal_stops_what_has_not_ended(lab):

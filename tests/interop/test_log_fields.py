@@ -92,6 +92,15 @@ def test_task_is_in_every_line_of_its_connection(lab, results):
     assert all(line.get("task") == task or task in line["message"] for line in of_it), of_it
 
 
+def test_what_is_forgotten_has_its_task(results):
+    """Kept, delivered, let go: a result that nobody asks for any more has a line with its task, too."""
+    gateway, inbox = results.embedded(config={"log": {"format": "json", "level": "debug"}}, output={"retain": "300ms"})
+    inbox.publish(task := new_task(), text="nobody comes")
+    gateway.process.wait_for_line(f'"event":"result_forgotten".*"task":"{task}"')
+    told = [(line["event"], line["task"]) for line in lines(gateway) if line["event"].startswith("result_")]
+    assert told == [(event, task) for event in ("result_heard", "result_kept", "result_forgotten")]
+
+
 def test_learn_task_finds_the_task_in_a_message_of_the_backend(lab):
     """`learn_task`: the task's id, which only a message has, is in the log and the ledger; what passes stays as it is."""
     backend = lab.backend()

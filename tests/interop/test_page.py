@@ -8,8 +8,8 @@ import pathlib
 import pytest
 
 from gatewaylab.gateway import route
-from gatewaylab.results import new_task
-from gatewaylab.wire import TEXT, closed_port, eventually, frame
+from gatewaylab.results import OUTPUT, new_task
+from gatewaylab.wire import CLOSE, TEXT, closed_port, eventually, frame
 
 ENGLISH = {"locale": "en-US", "viewport": {"width": 1280, "height": 900}}
 CHINESE = {"locale": "zh-CN", "viewport": {"width": 1280, "height": 900}}
@@ -35,11 +35,10 @@ class Page:
     def until(self, expression):
         return self.browser.evaluate(UNTIL % expression)
 
-    def until_says(self, selector, words):
-        """Waits for an element with these words in it."""
-        return self.until(
-            f"[...document.querySelectorAll({json.dumps(selector)})].map((one) => one.innerText).find((text) => text.includes({json.dumps(words)}))"
-        )
+    def until_says(self, selector, *words):
+        """Waits for an element with all these words in it."""
+        fits = f"(text) => {json.dumps(words)}.every((word) => text.includes(word))"
+        return self.until(f"[...document.querySelectorAll({json.dumps(selector)})].map((one) => one.innerText).find({fits})")
 
     def text(self, selector):
         return self.browser.evaluate(f"document.querySelector({json.dumps(selector)})?.innerText")
@@ -143,6 +142,26 @@ def test_others_see_health_in_plain_words_and_the_form(lab, results, open_page, 
     assert page.browser.console_errors() == []
 
 
+@pytest.mark.parametrize("look, failed, audio, log", [(ENGLISH, "failed", "Audio folder", "Log"), (CHINESE, "故障", "音频目录", "日志")], ids=["en", "zh"])
+def test_what_an_operator_broke_is_named_in_one_look(lab, results, open_page, look, failed, audio, log):
+    """Backend, Redis, audio folder and disk: each has a line with its reason."""
+    port, redis = closed_port(), closed_port()
+    output = {"audio_root": str(lab.folder / "nowhere")}
+    routes = [route(backend=f"ws://127.0.0.1:{port}/"), OUTPUT]
+    config = {"log": {"level": "info", "file": "/dev/full"}, "redis": {"url": f"redis://127.0.0.1:{redis}"}, "output": output, "route": routes}
+    gateway = lab.gateway(config, wait=False)
+    gateway.port = eventually(gateway.listening_ports, "it listens")[0]
+    page = open_page(gateway, look)
+    client = lab.client(gateway)
+    client.upgrade()
+    client.read_switch()
+    client.read_close()
+    for words in [[f"ws://127.0.0.1:{port}/", "connection refused"], ["Redis", f"127.0.0.1:{redis}", "refused"], [audio, "nowhere"], [log, "No space left"]]:
+        page.until_says("#health-list li", failed, *words)
+    assert page.browser.axe() == []
+    page.screenshot(f"broken-{look['locale']}")
+
+
 # ---- what it shows live
 
 
@@ -180,8 +199,70 @@ def test_endings_have_the_sentence_of_the_ledger(lab, open_page, look, code):
     client.half_close()
     line = page.until_says("#endings-list li", code)
     [ending] = gateway.get("/connections/closed").json()["closed"]
-    assert ending["sentence"] in line and ending["id"] in line and ending["reason"] in line
-    assert page.browser.evaluate("document.getElementById('endings-none').hidden")
+    assert ending["sentence"] in line and ending["id"] in line and ending["reason"] in line and ending["client"] in line
+    assert page.text("#endings-note") == ""
+
+
+def five_endings(lab, results):
+    """A gateway at which five sockets closed: each with a word of its client, and the beginning of the reason."""
+    backend = lab.backend()
+    server, proxy = {"allowed_origins": ["https://app.example"]}, {"ping_interval": "1s", "ping_timeout": "1s", "max_message": "1KiB"}
+    gateway, inbox = results.embedded(routes=[route(backend=backend.url())], config={"server": server, "proxy": proxy})
+    port = lambda client: str(client.sock.getsockname()[1])  # noqa: E731
+    ends = []
+    client = lab.client(gateway)
+    client.upgrade(headers=[("Origin", "https://evil.example")])
+    client.read_switch()
+    ends.append((port(client), client.read_close().code, "The page that connected is not in allowed_origins: https://evil.example."))
+    client.half_close()
+    client, peer = lab.pair(gateway, backend)
+    peer.vanish()
+    ends.append((port(client), client.read_close().code, "The backend closed the TCP connection without a close frame, before it had sent anything."))
+    client.half_close()
+    client, peer = lab.pair(gateway, backend)
+    client.say("x" * 2000)
+    ends.append((port(client), client.read_close().code, "The client sent a message that is larger than allowed"))
+    client.half_close()
+    peer.read_close()
+    peer.half_close()
+    waiter = results.wait(gateway, task := new_task())
+    inbox.publish(task, result="no JSON")
+    waiter.message()
+    waiter.done()
+    ends.append((task, 1000, "The worker published a result that could not be read"))
+    client, peer = lab.pair(gateway, backend)
+    while (got := peer.read_frame()).opcode != CLOSE:
+        peer.send(frame(0xA, got.payload))
+    ends.append((port(client), None, "The client did not answer a ping within ping_timeout"))
+    peer.half_close()
+    client.vanish()
+    eventually(lambda: gateway.get("/connections/closed").json()["total_closed"] >= len(ends), "all have ended")
+    return gateway, ends
+
+
+@pytest.mark.parametrize("look, sent, found", [(ENGLISH, "sent to it", "1 shown"), (CHINESE, "发送给它", "显示 1 个")], ids=["en", "zh"])
+def test_a_developer_finds_why_a_socket_closed(lab, results, open_page, look, sent, found):
+    """With nothing but the page: by the port or the task, and by the failures among many good endings."""
+    gateway, ends = five_endings(lab, results)
+    page = open_page(gateway, look)
+    for word, code, sentence in ends:
+        line = page.until_says("#endings-list li", sentence)
+        assert code is None or f" {code} " in line, line
+        page.type("#endings-filter", word)
+        page.until_says("#endings-list li:only-child", sentence)
+        page.until_says("#endings-note", found)
+        page.press("#endings-list button")
+        page.until_says("#story-end", sentence)
+        facts = page.text("#story-facts")
+        assert word in facts and (code is None or f"{code} · {sent}" in facts), facts
+        assert page.browser.axe() == []
+        page.screenshot(f"why-{code}-{look['locale']}")
+        page.browser.press("Escape")
+        page.type("#endings-filter", " ")
+        page.until("document.querySelectorAll('#endings-list li').length >= 5")
+    page.browser.evaluate("document.getElementById('endings-failures').click()")
+    page.until("document.querySelectorAll('#endings-list .bad').length === 5")
+    assert not any("inbox_" in line for line in page.texts("#endings-list li")), "the worker's own connection ended well"
 
 
 @pytest.mark.parametrize("look, of, none", [(ENGLISH, "1 of 3 shown.", "No connection matches"), (CHINESE, "共 3 个，显示 1 个。", "没有符合")], ids=["en", "zh"])
@@ -316,15 +397,25 @@ def test_both_languages_have_the_same_words():
     """Each phrase is in both, with the same places for values."""
     import re
 
-    text = (pathlib.Path(__file__).parents[2] / "assets" / "words.js").read_text()
+    text = (pathlib.Path(__file__).parents[2] / "assets" / "words.js").read_text().partition("const REASONS")[0]
     english, chinese = (dict(re.findall(r'^    (\w+):\s+"(.*)",$', part, re.M)) for part in text.split('"zh-CN": {'))
     assert len(english) > 100 and list(english) == list(chinese)
     for key, words in english.items():
         assert sorted(re.findall(r"\{\w+\}", words)) == sorted(re.findall(r"\{\w+\}", chinese[key])), key
     used = "".join(file.read_text() for file in (pathlib.Path(__file__).parents[2] / "assets").glob("*") if file.name not in ("words.js", "client.js"))
-    prefixes = ("backend_", "redis_", "plain_", "state_", "talk_", "col_")
+    prefixes = ("backend_", "redis_", "plain_", "state_", "talk_", "col_", "by_", "close_")
     unused = [key for key in english if f'"{key}"' not in used and not key.startswith(prefixes) and not key.endswith("Error")]
     assert unused == ["this_page", "other_side"] or not unused, unused
+
+
+def test_chinese_readers_get_each_reason_in_their_language():
+    """The gateway's sentences are English; each reason has its summary."""
+    import re
+
+    root = pathlib.Path(__file__).parents[2]
+    reasons = re.findall(r'^    \w+: "(\w+)", \d{4},', (root / "src" / "session" / "close.rs").read_text(), re.M)
+    words = (root / "assets" / "words.js").read_text().partition("const REASONS")[2].partition("};")[0]
+    assert len(reasons) > 35 and re.findall(r'^    (\w+): ".+",$', words, re.M) == reasons
 
 
 @pytest.mark.parametrize("look, words", [(ENGLISH, "Contact lost at"), (CHINESE, "失去联系")], ids=["en", "zh"])

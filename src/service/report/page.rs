@@ -22,6 +22,8 @@ const SCRIPT: &str = concat!(
     include_str!("../../../assets/words.js"),
     include_str!("../../../assets/charts.js"),
     include_str!("../../../assets/live.js"),
+    include_str!("../../../assets/story.js"),
+    include_str!("../../../assets/endings.js"),
     include_str!("../../../assets/connections.js"),
     include_str!("../../../assets/console.js"),
     include_str!("../../../assets/talk.js"),
