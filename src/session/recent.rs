@@ -187,14 +187,9 @@ impl Recent {
         story
     }
 
-    /// Forgets everything, for the next connection.
-    fn clear(&self) {
-        for noted in last(self.steps_noted.get(), STEPS) {
-            if let Some(step) = self.steps.get().and_then(|steps| steps.get(noted as usize % STEPS))
-            {
-                step.set(None);
-            }
-        }
+    /// Forgets everything, for the next connection, which may have no steps.
+    fn clear(&mut self) {
+        self.steps = OnceCell::new();
         self.frames_noted.set(0);
         self.steps_noted.set(0);
     }
@@ -253,7 +248,7 @@ impl Recents {
     }
 
     /// Takes a box back. Its counts have been added to those of the route.
-    pub fn give(&mut self, recent: Box<Recent>) {
+    pub fn give(&mut self, mut recent: Box<Recent>) {
         self.given -= 1;
         self.recharge();
         if self.unused.len() < UNUSED_MAX {
@@ -363,6 +358,7 @@ mod tests {
         boxes[0].note(Some(Kept::Connected), at(0));
         boxes.into_iter().for_each(|recent| recents.give(recent));
         assert_eq!(budget.held(), 0);
+        assert!(recents.unused.iter().all(|recent| recent.steps.get().is_none()));
         let kept: Vec<_> = (0..UNUSED_MAX).filter_map(|_| recents.take()).collect();
         assert!(kept.iter().all(|recent| recent.take_story(at(0)).is_empty()));
     }
