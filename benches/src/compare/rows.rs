@@ -409,7 +409,7 @@ pub const ROWS: &[Row] = &[
         rounds_max: 3,
         metrics: metrics!["waiting" "B/client waiting" 0, "served" "B/client after audio" 0],
         goals: goals![
-            "gateway" "waiting" Limit::AtMost(700.0),
+            "gateway" "waiting" Limit::AtMost(500.0),
             "gateway" "served" Limit::AtMost(700.0),
             "gateway-info" "waiting" LOGGED,
             "gateway-info" "served" LOGGED,
