@@ -1,8 +1,16 @@
 //! The files of a route that serves a folder: which name a path asks for, of what type it is, and
 //! for how long a browser may keep it.
 
+use std::cmp::Ordering;
 use std::path::Path;
 use std::sync::Arc;
+
+/// What `mime_guess` knows, written by `build.rs`: `ext type` a line, in the order of the
+/// extensions.
+const MEDIA_TYPES: &str = include_str!(concat!(env!("OUT_DIR"), "/media_types.txt"));
+
+/// The longest extension that is looked up; none in the table is longer.
+const EXTENSION_BYTES_MAX: usize = 32;
 
 /// The media type of files that are not recognised.
 const UNKNOWN_TYPE: &str = "application/octet-stream";
@@ -112,7 +120,7 @@ fn hex(digit: u8) -> Option<u8> {
 /// The value of `Content-Type` for a file of this name.
 pub fn content_type(name: &str) -> &'static str {
     let extension = last_segment(name).rsplit_once('.').map_or("", |(_, extension)| extension);
-    match mime_guess::from_ext(extension).first_raw().unwrap_or(UNKNOWN_TYPE) {
+    match media_type(extension).unwrap_or(UNKNOWN_TYPE) {
         "text/html" => "text/html; charset=utf-8",
         "text/css" => "text/css; charset=utf-8",
         // RFC 9239 has one type for all scripts.
@@ -122,6 +130,29 @@ pub fn content_type(name: &str) -> &'static str {
         "text/csv" => "text/csv; charset=utf-8",
         other => other,
     }
+}
+
+/// The media type of files with this extension, in letters of either case.
+fn media_type(extension: &str) -> Option<&'static str> {
+    let mut buffer = [0; EXTENSION_BYTES_MAX];
+    let wanted = buffer.get_mut(..extension.len())?;
+    wanted.copy_from_slice(extension.as_bytes());
+    wanted.make_ascii_lowercase();
+    let mut left = MEDIA_TYPES;
+    // Whole lines are left, and halved at the beginning of one.
+    while !left.is_empty() {
+        let middle = left.as_bytes().get(..left.len() / 2)?;
+        let start = memchr::memrchr(b'\n', middle).map_or(0, |end| end + 1);
+        let (before, from) = left.split_at_checked(start)?;
+        let (line, behind) = from.split_once('\n')?;
+        let (found, media_type) = line.split_once(' ')?;
+        match found.as_bytes().cmp(wanted) {
+            Ordering::Equal => return Some(media_type),
+            Ordering::Greater => left = before,
+            Ordering::Less => left = behind,
+        }
+    }
+    None
 }
 
 /// The value of `Cache-Control` for a file of this name.
@@ -246,6 +277,21 @@ mod tests {
             ("a.", UNKNOWN_TYPE),
         ] {
             assert_eq!(content_type(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn every_media_type_is_found() {
+        let mut count = 0;
+        for line in MEDIA_TYPES.lines() {
+            let (extension, expected) = line.split_once(' ').unwrap();
+            assert_eq!(media_type(extension), Some(expected), "{extension}");
+            assert_eq!(media_type(&extension.to_uppercase()), Some(expected), "{extension}");
+            count += 1;
+        }
+        assert!(count > 1000, "{count}");
+        for unknown in ["", "!", "a.b", "jsx1", "zzzz", "html ", &"x".repeat(33)] {
+            assert_eq!(media_type(unknown), None, "{unknown}");
         }
     }
 
