@@ -81,8 +81,7 @@ impl Gateway {
     fn look_at(&mut self, id: StreamId) {
         let Some(stream) = self.cx.streams.stream(id) else { return };
         if stream.source() == StreamSource::Speech {
-            let rules = self.cx.stream_rules();
-            return self.cx.streams.judge_speech(self.cx.now, id, &rules);
+            return self.cx.judge_speech(id);
         }
         match stream.file().state_now() {
             Some(state) => self.cx.handle_stream_file(id, Some(state)),

@@ -109,6 +109,13 @@ impl<K: Copy, F> Streams<K, F> {
         }
     }
 
+    /// Nothing can be said yet about its worker: what it has sent is still here.
+    pub fn put_off_stall(&mut self, now: Moment, id: StreamId) {
+        if let Some(stream) = self.stream_mut(id) {
+            stream.grown_at = now;
+        }
+    }
+
     /// Its result has another number than before.
     pub fn renumber(&mut self, id: StreamId, result_id: u32) {
         if let Some(stream) = self.stream_mut(id) {

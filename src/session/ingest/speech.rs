@@ -191,6 +191,13 @@ impl IncomingSpeeches {
         self.by_task.entry(task).is_some_and(|queue| queue.iter().any(|it| it.end.is_none()))
     }
 
+    /// Whether chunks of a stream wait for a background thread.
+    fn is_unwritten(&self, task: Uuid, id: StreamId) -> bool {
+        let is_meant = |speech: &&IncomingSpeech| speech.begun.is_some_and(|begun| begun.id == id);
+        let speeches = self.by_task.entry(task).into_iter().flatten();
+        speeches.filter(is_meant).any(|speech| speech.unwritten > 0)
+    }
+
     /// Whether so much waits for a disk that workers are not to be read.
     pub(super) fn is_full(&self) -> bool {
         self.waiting.bytes() > WAITING_BYTES_MAX
@@ -372,6 +379,17 @@ impl Context {
                 self.advance(uuid)
             }
         }
+    }
+
+    /// It is time to see whether a stream has stalled. What waits here for a disk, or is not read
+    /// because too much does, is no silence of a worker.
+    pub fn judge_speech(&mut self, id: StreamId) {
+        let Some(task) = self.streams.stream(id).map(|stream| stream.task()) else { return };
+        if self.speech.is_full() || self.speech.is_unwritten(task, id) {
+            self.streams.put_off_stall(self.now, id);
+        }
+        let rules = self.stream_rules();
+        self.streams.judge_speech(self.now, id, &rules);
     }
 
     /// A stream grows no longer, for whatever reason.
@@ -592,6 +610,7 @@ impl Context {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service::streams::StreamState;
     use crate::session::{self, Identity, testing};
     use rustix::io::Errno;
     use std::path::PathBuf;
@@ -681,6 +700,28 @@ mod tests {
             assert_eq!((cx.speech.waiting.bytes(), is_open), (0, true));
             assert_eq!(receive(&mut cx, "", &[7; 3000]), Ok(()), "the rest is dropped");
         }
+    }
+
+    #[test]
+    fn a_slow_disk_is_no_silence_of_the_worker() {
+        let mut cx = context();
+        receive(&mut cx, "", &[7; 3000]).unwrap();
+        let file = SpoolFile::with_room(8192).unwrap().in_background();
+        cx.handle_spool_opened(task().uuid(), 1, Ok(file));
+        let id = *cx.speech.streams.values().next().unwrap();
+        let Some(FileJob::WriteSpool(writes)) = cx.speech.begin_write() else { panic!("no job") };
+        let stall = cx.settings.output.audio_stall.unwrap();
+        let state = |cx: &Context| cx.streams.stream(id).unwrap().state();
+        for _ in 0..3 {
+            cx.now += stall;
+            cx.judge_speech(id);
+            assert_eq!(state(&cx), StreamState::Open, "the chunk is not written yet");
+        }
+        cx.handle_spool_written(writes.run());
+        assert_eq!(cx.streams.stream(id).unwrap().chunks().count(), 1);
+        cx.now += stall;
+        cx.judge_speech(id);
+        assert_eq!(state(&cx), StreamState::Failed(StreamFailure::Stalled), "now it is one");
     }
 
     #[test]
