@@ -1,4 +1,4 @@
-"""Plain HTTP through a route, to node's and uvicorn's servers. docs/protocol.md, section Plain HTTP."""
+"""Plain HTTP through a route, to servers on node, uvicorn and hyper. docs/protocol.md, section Plain HTTP."""
 
 import hashlib
 import http.client
@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from gatewaylab import PATIENCE, PEERS
+from gatewaylab import PATIENCE, PEERS, RUST_BACKEND
 from gatewaylab.gateway import route
 from gatewaylab.peers import node_env
 from gatewaylab.process import Process
@@ -20,6 +20,9 @@ SERVERS = {
     "node": ["node", PEERS / "http_backend.js"],
     "uvicorn": [sys.executable, PEERS / "asgi_app.py", "0"],
 }
+
+# They parse requests; the others also have what the tests of responses need.
+PARSERS = {**SERVERS, "hyper": [RUST_BACKEND]}
 
 MIB = 1024 * 1024
 
@@ -35,7 +38,7 @@ class Server:
 
 @pytest.fixture(params=SERVERS)
 def server(request, lab):
-    server = Server(SERVERS[request.param])
+    server = Server(PARSERS[request.param])
     server.kind = request.param
     lab.backends.append(server)
     return server
@@ -232,6 +235,7 @@ def draw(chance, number):
     return b"\r\n".join(lines) + b"\r\n\r\n" + content, (method, target, headers, body)
 
 
+@pytest.mark.parametrize("server", PARSERS, indirect=True)
 def test_a_thousand_requests_arrive_as_they_were_sent(lab, gateway, server):
     chance = random.Random(7)
     drawn = [draw(chance, number) for number in range(1000)]

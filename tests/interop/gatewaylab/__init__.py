@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 PEERS = ROOT / "tests" / "interop" / "peers"
 TARGET = ROOT / os.environ.get("CARGO_TARGET_DIR", "target")
 NODE_MODULES = TARGET / "interop" / "node_modules"
+RUST_BACKEND = TARGET / "interop" / "rust_backend" / "debug" / "rust-backend"
 PROJECTS = TARGET / "interop" / "projects"
 """The Python environment with other projects' libraries (`projects.txt`)."""
 
