@@ -1,8 +1,11 @@
 // An HTTP backend on node's own parser. `/echo` reports the request as it came; bodies are streamed.
+// Arguments: `unix PATH` listens on a Unix socket, `tls PEM KEY` with TLS.
 "use strict";
 
 const crypto = require("crypto");
+const fs = require("fs");
 const http = require("http");
+const https = require("https");
 
 const CHUNK = Buffer.alloc(64 * 1024, "0123456789abcdef");
 
@@ -20,7 +23,7 @@ function fromPattern(response, left) {
 
 let stream = null;
 
-const server = http.createServer((request, response) => {
+function respond(request, response) {
     const url = new URL(request.url, "http://backend");
     const number = (name) => Number(url.searchParams.get(name));
     switch (url.pathname) {
@@ -74,5 +77,12 @@ const server = http.createServer((request, response) => {
             response.writeHead(404);
             response.end("not here");
     }
-});
-server.listen(0, "127.0.0.1", () => console.log(`port ${server.address().port}`));
+}
+
+const [kind, path, key] = process.argv.slice(2);
+const server =
+    kind === "tls"
+        ? https.createServer({ cert: fs.readFileSync(path), key: fs.readFileSync(key) }, respond)
+        : http.createServer(respond);
+const place = kind === "unix" ? { path } : { port: 0, host: "127.0.0.1" };
+server.listen(place, () => console.log(`port ${server.address().port ?? 0}`));
