@@ -21,7 +21,8 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::path::Path;
 
-/// Connections that one story is about, at most; the last ones.
+/// Connections that one story is about, at most; the last ones, and of a client with more of them
+/// those that ended badly.
 const CONNECTIONS_MAX: usize = 20;
 
 /// How many bad endings are shown when no name is given.
@@ -80,8 +81,8 @@ pub fn explain(log: &Path, name: Option<&str>) -> Result<Option<Story>, String> 
         }
     });
     story.lines.extend(lines);
-    // A story is written when its connection has ended, and told where it happened.
-    story.lines.sort_by_key(|(run, line)| (*run, line.happened_at()));
+    // The steps of a story are logged behind the end, and shown where they happened.
+    story.lines.sort_by_key(|(run, line)| (*run, line.happened_at(), line.is("closed")));
     story.unread.extend(errors.iter().map(ToString::to_string));
     match (story.lines.is_empty(), story.unread.is_empty()) {
         (false, _) => Ok(Some(story)),
@@ -109,6 +110,8 @@ struct Matches {
     /// In the order of the log.
     connections: VecDeque<ConnectionKey>,
     known: BTreeSet<ConnectionKey>,
+    /// Those that ended well.
+    ended_well: BTreeSet<ConnectionKey>,
     /// Their tasks: lines about them that have no id belong to the story.
     tasks: BTreeSet<(u32, String)>,
     is_cut: bool,
@@ -138,12 +141,18 @@ impl Matches {
                 Wanted::Name(_) => CONNECTIONS_MAX,
                 Wanted::Failures => ENDINGS_MAX,
             };
-            if self.connections.len() > max
-                && let Some(oldest) = self.connections.pop_front()
-            {
-                self.known.remove(&oldest);
+            if self.connections.len() > max {
+                let ended_well = |known| self.ended_well.contains(known);
+                let least = self.connections.iter().position(ended_well).unwrap_or_default();
+                if let Some(least) = self.connections.remove(least) {
+                    self.known.remove(&least);
+                    self.ended_well.remove(&least);
+                }
                 self.is_cut = matches!(wanted, Wanted::Name(_));
             }
+        }
+        if line.is("closed") && !has_failed(line) && self.known.contains(&connection) {
+            self.ended_well.insert(connection.clone());
         }
         if let Some(task) = &line.task
             && line.is_about_connection()

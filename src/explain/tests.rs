@@ -164,6 +164,34 @@ fn bad_endings_are_known_without_their_stories() {
 }
 
 #[test]
+fn of_a_clients_many_connections_those_that_failed_are_shown() {
+    let folder = TestFolder::make();
+    let mut messages = Vec::new();
+    for number in 1..=50 {
+        let reason = if number == 7 { "backend_vanished code=1011" } else { "delivered code=1000" };
+        messages.push(format!("input_{number} opened client=192.0.2.7:{number}"));
+        messages.push(format!("input_{number} closed reason={reason} sentence=\"End {number}.\""));
+    }
+    let messages: Vec<_> = messages.iter().map(String::as_str).collect();
+    let log = folder.write("log", lines(0, &messages[..50]) + &lines(0, &messages[50..]));
+    let told = told(&log, Some("192.0.2.7"));
+    assert!(told[0].starts_with('…') && told.len() == 1 + 20 * 3, "{told:?}");
+    assert_eq!(told.iter().filter(|line| *line == "input_7: End 7.").count(), 1, "{told:?}");
+    assert_eq!(told.last().unwrap(), "input_50: End 50.");
+}
+
+#[test]
+fn steps_come_before_the_end_that_is_logged_with_them() {
+    let folder = TestFolder::make();
+    let end = "input_1 closed reason=backend_vanished code=1011 sentence=\"It broke.\"";
+    let step =
+        "input_1 ~ before_end=0.000s = sent close to client code=1011 reason=backend_vanished";
+    let log = folder.write("log", lines(0, &[end]) + &lines(0, &[step]));
+    let told = told(&log, Some("input_1"));
+    assert!(told[0].contains("= sent close") && told[1].contains("closed"), "{told:?}");
+}
+
+#[test]
 fn json_has_events_and_endings() {
     let folder = TestFolder::make();
     let log = write(
