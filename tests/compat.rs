@@ -10,6 +10,7 @@
 //! ```text
 //! set serves=http                       routes for plain HTTP; all bytes are shown as lines
 //! set serves=speech                     routes for results and for speech, `Bearer open`
+//! set serves=files                      a route for the files in `tests/compat/site`
 //! set named=ws://localhost:8003/        the backend of the route `named`
 //! set max_message=5                     settings, before anything else; `set splices=1`: use pipes
 //! set results=4                         serve results, audio in chunks of 4 bytes, and the inbox
@@ -48,6 +49,7 @@ mod wire;
 use aivtuber_gateway::gateway::{self, Gateway};
 use aivtuber_gateway::net::files::OpenError;
 use aivtuber_gateway::net::{Side, Source};
+use aivtuber_gateway::service::assets::Files;
 use aivtuber_gateway::service::limits;
 use aivtuber_gateway::service::name::LookUpError;
 use aivtuber_gateway::service::origin::OriginRule;
@@ -91,6 +93,11 @@ fn admins_and_strangers() {
 #[test]
 fn plain_http() {
     play("forward.txt");
+}
+
+#[test]
+fn files_of_a_page() {
+    play("files.txt");
 }
 
 #[test]
@@ -294,6 +301,7 @@ fn change(settings: &mut gateway::Settings, words: &str) -> Result<(), String> {
             "results" => serve_results(settings, number()? as usize),
             "serves" if value == "speech" => serve_speech(settings),
             "serves" if value == "http" => serve_http(settings),
+            "serves" if value == "files" => serve_files(settings),
             "response_timeout" => session.response_timeout = time()?,
             "max_body" => session.max_body = Some(number()?).filter(|&max| max > 0),
             "timeout" => session.output.timeout = time()?,
@@ -342,6 +350,19 @@ fn serve_http(settings: &mut gateway::Settings) {
         route("small", "/small", &["http://10.0.0.1:8001/small"], small),
         route("two", "/two", &["http://10.0.0.3/", "http://10.0.0.4/"], HttpLimits::default()),
     ];
+}
+
+/// A page and its files, which are as old as the checkout.
+fn serve_files(settings: &mut gateway::Settings) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/compat/site");
+    settings.routes.push(RouteSettings {
+        name: "app".into(),
+        path: Template::parse("/{file...}").expect("a path"),
+        target: TargetSettings::Files(Files {
+            folder: folder.into(),
+            fallback: Some("index.html".into()),
+        }),
+    });
 }
 
 /// Results from the gateway's own inbox, and speech from workers that have the token `open`.
@@ -953,6 +974,13 @@ impl Peer {
             if let Some(length) = line.strip_prefix("Content-Length: ") {
                 left = length.parse().expect("a length");
                 self.report("Content-Length: …");
+                continue;
+            }
+            // Of a file, both depend on when the repository was checked out.
+            if let Some((name @ ("ETag" | "Last-Modified"), _)) = line.split_once(": ")
+                && head.contains("\nLast-Modified: ")
+            {
+                self.report(&format!("{name}: …"));
                 continue;
             }
             if line.contains("'sha256-") {
