@@ -495,6 +495,8 @@ impl AudioWorld {
         });
         let body = &response.body[..];
         match (response.status, &wanted.range) {
+            // Descriptors had run out for so long that nothing better could be done.
+            (503, _) if !is_last && self.lacked_descriptors() => Ok(()),
             (404, _) if known_at >= *came_at => Ok(()),
             (404, _) if recording.was_absent(*came_at, ended_at) => Ok(()),
             (200 | 206, _) if !response.is_whole() => match is_changed {
@@ -577,12 +579,16 @@ impl AudioWorld {
         Ok(())
     }
 
+    /// Whether descriptors had run out at some time for as long as opening a file is tried.
+    fn lacked_descriptors(&self) -> bool {
+        let shortage = self.process.disk.as_ref().and_then(|disk| disk.shortage.as_ref());
+        shortage.is_some_and(|span| span.end - span.start + SLOWNESS_MAX >= SHORTAGE_TIMEOUT)
+    }
+
     /// Descriptors had run out for so long that nothing better could be done.
     fn judge_out_of_resources(&self, listener: &Listener) -> Result<(), String> {
-        let shortage = self.process.disk.as_ref().and_then(|disk| disk.shortage.as_ref());
-        let lasted = shortage.map_or(Duration::ZERO, |span| span.end - span.start);
-        if lasted + SLOWNESS_MAX < SHORTAGE_TIMEOUT {
-            return Err(format!("it is closed for want of descriptors after {lasted:?}"));
+        if !self.lacked_descriptors() {
+            return Err("it is closed for want of descriptors that were there".into());
         }
         match listener.heard.iter().find(|heard| heard.outcome == Outcome::CutShort) {
             Some(heard) => Err(format!("it is closed in the middle of result {}", heard.result)),
