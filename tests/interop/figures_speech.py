@@ -156,7 +156,7 @@ def whole(content, audio=None):
     return {"content": content, "ends": 0} if audio is None else {"content": content, "sha256": hashlib.sha256(audio).hexdigest(), "ends": 1}
 
 
-def cuts(house, count=10_000, answers=300):
+def cuts(house, count=10_000, answers=330):
     """Cuts in finished files, and the answers that were whole: of each, the texts and every byte of audio once."""
     first, second = pattern(1_500_000), pattern(700_001)
     (house.audio / "first.wav").write_bytes(first)
@@ -172,7 +172,7 @@ def cuts(house, count=10_000, answers=300):
     return connections - answers, told.count(wanted), answers
 
 
-def cuts_in_growing(house, count=10_000, answers=420):
+def cuts_in_growing(house, count=10_000, answers=480):
     """The same while the file is being written: 24 kHz, 16 bit, in pieces of 20 ms, for half a minute."""
     speech = pattern(1_500_000)
     path = house.audio / "speech.wav"

@@ -463,7 +463,11 @@ impl SpeechWorld {
         if worker.held.starts_with(b"HTTP") {
             let Some(length) = head_length(&worker.held) else { return Ok(()) };
             if !worker.held.starts_with(b"HTTP/1.1 101") {
-                return Err("it was refused".into());
+                worker.held.clear();
+                return match self.drained_at {
+                    Some(_) => Ok(()),
+                    None => Err("it was refused".into()),
+                };
             }
             worker.held.drain(..length);
         }
@@ -597,6 +601,14 @@ impl SpeechWorld {
         let client = &mut self.clients[at];
         if !client.is_open {
             let Some(length) = head_length(&client.held) else { return Ok(()) };
+            if !client.held.starts_with(b"HTTP/1.1 101") {
+                // It was accepted just before the drain began, and its request was read after.
+                client.held.clear();
+                return match self.drained_at {
+                    Some(_) => Ok(()),
+                    None => Err("it was refused".into()),
+                };
+            }
             client.held.drain(..length);
             client.is_open = true;
         }
