@@ -463,11 +463,7 @@ impl SpeechWorld {
         if worker.held.starts_with(b"HTTP") {
             let Some(length) = head_length(&worker.held) else { return Ok(()) };
             if !worker.held.starts_with(b"HTTP/1.1 101") {
-                worker.held.clear();
-                return match self.drained_at {
-                    Some(_) => Ok(()),
-                    None => Err("it was refused".into()),
-                };
+                return judge_refusal(&worker.held, self.drained_at);
             }
             worker.held.drain(..length);
         }
@@ -602,12 +598,7 @@ impl SpeechWorld {
         if !client.is_open {
             let Some(length) = head_length(&client.held) else { return Ok(()) };
             if !client.held.starts_with(b"HTTP/1.1 101") {
-                // It was accepted just before the drain began, and its request was read after.
-                client.held.clear();
-                return match self.drained_at {
-                    Some(_) => Ok(()),
-                    None => Err("it was refused".into()),
-                };
+                return judge_refusal(&client.held, self.drained_at);
             }
             client.held.drain(..length);
             client.is_open = true;
@@ -779,6 +770,15 @@ impl Client {
         }
         (self.bytes, self.chunks) = (end, number + 1);
         Ok(())
+    }
+}
+
+/// Only a drain refuses a client or a worker: one that was accepted before it began, and whose
+/// request was read after. The response stays in `held`, as its body may come later than its head.
+fn judge_refusal(held: &[u8], drained_at: Option<Moment>) -> Result<(), String> {
+    match drained_at {
+        Some(_) if held.starts_with(b"HTTP/1.1 503") => Ok(()),
+        _ => Err("it was refused".into()),
     }
 }
 
