@@ -33,8 +33,12 @@ pub enum Asking {
 /// A request on its way, or the answer to it.
 pub struct Exchange {
     conn: Conn,
+    /// The head, and a part of the body if that is to leave with it.
     request: Vec<u8>,
+    head_length: usize,
     sent: usize,
+    /// Bytes of the body that were sent since this was last asked.
+    body_sent: usize,
     asking: Asking,
     received: Vec<u8>,
     interim_heads: u8,
@@ -74,8 +78,10 @@ impl Exchange {
     pub fn new(conn: Conn, request: Vec<u8>, asking: Asking) -> Exchange {
         Exchange {
             conn,
+            head_length: request.len(),
             request,
             sent: 0,
+            body_sent: 0,
             asking,
             received: Vec::new(),
             interim_heads: 0,
@@ -93,9 +99,20 @@ impl Exchange {
         &mut self.conn
     }
 
-    /// Whether a part of the request has been sent.
-    pub fn has_begun(&self) -> bool {
-        self.sent > 0 || self.request.is_empty()
+    /// The same, with `body` behind the head: together they are one packet.
+    pub fn with_body(mut self, body: &[u8]) -> Exchange {
+        self.request.extend_from_slice(body);
+        self
+    }
+
+    /// Whether the whole head has been sent, so that an answer may come.
+    pub fn is_head_sent(&self) -> bool {
+        self.request.is_empty() || self.sent >= self.head_length
+    }
+
+    /// Bytes of the body that were sent since this was last asked.
+    pub fn take_body_sent(&mut self) -> usize {
+        std::mem::take(&mut self.body_sent)
     }
 
     /// Whether the backend has asked for the body since this was asked last.
@@ -192,6 +209,7 @@ impl Exchange {
             match self.conn.write(&self.request[self.sent..]) {
                 Ok(Io::Moved(n)) => {
                     self.sent += n;
+                    self.body_sent += n.min(self.sent.saturating_sub(self.head_length));
                     connector.connected(who, cx);
                 }
                 Ok(_) => return Ok(false),

@@ -11,7 +11,7 @@ use crate::proto::http::{BadHead, RequestHead, Response};
 use crate::proto::upgrade;
 use crate::service::route::RouteTarget;
 use crate::session::connector::{Connector, Retry};
-use crate::session::exchange::{self, Asking, Exchange};
+use crate::session::exchange;
 use crate::session::respond::Asked;
 use crate::session::{CloseReason, Context, Detail, Ended, Identity, Limit, Phase, Step};
 
@@ -70,7 +70,6 @@ impl Forward {
             headers,
             request_id,
             upload,
-            sent_with_head: 0,
             is_upload_lost: false,
             awaits_continue: forward::expects_continue(request) && early.is_empty(),
             interim: b"",
@@ -93,9 +92,7 @@ impl Forward {
     fn resume(&mut self, kept: KeptBackend, who: &Identity, cx: &mut Context) {
         self.is_resumed = true;
         self.connector.resume(kept.backend, kept.address, cx);
-        let request = self.request(kept.backend, who, cx);
-        let asking = Asking::Request(self.request_id.clone());
-        self.stage = ForwardStage::Ask(Exchange::new(kept.conn, request, asking));
+        self.stage = ForwardStage::Ask(self.exchange(kept.conn, kept.backend, who, cx));
     }
 
     /// A connector for another attempt; `None`: the backend may have acted on the request.

@@ -52,8 +52,6 @@ pub struct Forward {
     request_id: String,
     /// The body of the request.
     upload: Pump,
-    /// Bytes of it that leave together with the head.
-    sent_with_head: usize,
     /// The backend takes no more of it, but may have answered before.
     is_upload_lost: bool,
     /// The client waits for an interim response.
@@ -178,29 +176,26 @@ impl Forward {
             }
             Polled::Wait => ForwardProgress::Wait,
             Polled::Begun(conn, backend) => {
-                let request = self.request(backend, who, cx);
-                let asking = Asking::Request(self.request_id.clone());
-                self.stage = ForwardStage::Ask(Exchange::new(conn, request, asking));
+                self.stage = ForwardStage::Ask(self.exchange(conn, backend, who, cx));
                 ForwardProgress::Again
             }
             Polled::Exhausted(error) => ForwardProgress::Over(ForwardOutcome::NoBackend(error)),
         }
     }
 
-    /// The head of the request as `backend` is to get it, and the body that has come with it, if
-    /// that is short: together they are one packet.
-    fn request(&mut self, backend: UpstreamId, who: &Identity, cx: &Context) -> Vec<u8> {
+    /// Sends the head of the request as `backend` is to get it, and the body that has come with it,
+    /// if that is short.
+    fn exchange(&self, conn: Conn, backend: UpstreamId, who: &Identity, cx: &Context) -> Exchange {
         let params = who.route.as_ref().and_then(|route| route.path.match_path(&self.path));
         let params = params.unwrap_or_else(|| unreachable!("the route was found by this path"));
         let target = upstream_target(cx.upstreams.url(backend), &params, self.query.as_deref());
         let body = Some(self.upload.waiting()).filter(|body| body.len() <= BODY_WITH_HEAD_MAX);
         let body = body.unwrap_or_default();
-        let mut request = Vec::with_capacity(target.len() + self.headers.len() + 32 + body.len());
-        forward::write_request_line(&self.method, &target, &mut request);
-        request.extend_from_slice(&self.headers);
-        request.extend_from_slice(body);
-        self.sent_with_head = body.len();
-        request
+        let mut head = Vec::with_capacity(target.len() + self.headers.len() + 32 + body.len());
+        forward::write_request_line(&self.method, &target, &mut head);
+        head.extend_from_slice(&self.headers);
+        let asking = Asking::Request(self.request_id.clone());
+        Exchange::new(conn, head, asking).with_body(body)
     }
 
     /// Sends the request, and looks for the head of the response, which may come before all of the
@@ -214,12 +209,14 @@ impl Forward {
     ) -> ForwardProgress {
         let is_sent = match exchange.send(&mut self.connector, who.into(), cx) {
             Ok(is_sent) => is_sent,
+            Err(_) if exchange.is_head_sent() => {
+                // It may have answered before: what it has sent is still read.
+                self.is_upload_lost = true;
+                true
+            }
             Err(error) => return self.attempt_failed(error, who, cx),
         };
-        if exchange.has_begun() {
-            // Until then, another backend may have to get it.
-            self.upload.skip(std::mem::take(&mut self.sent_with_head));
-        }
+        self.upload.skip(exchange.take_body_sent());
         let uploaded = match is_sent {
             true => match self.upload(downstream, exchange.conn_mut(), cx) {
                 Ok(uploaded) => uploaded,
@@ -227,7 +224,7 @@ impl Forward {
             },
             false => Pumped::Starved,
         };
-        if is_sent {
+        if exchange.is_head_sent() {
             let may_keep = self.may_keep_alive(cx);
             let read = |head: &ResponseHead, rest: &[u8]| self.judge(head, rest, may_keep);
             match exchange.read_answer(who.into(), cx, read) {
