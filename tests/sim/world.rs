@@ -20,8 +20,8 @@ use aivtuber_gateway::service::route::{RouteSettings, TargetSettings};
 use aivtuber_gateway::service::trust::{self, PeerRule};
 use aivtuber_gateway::service::url::{BackendUrl, Template};
 use aivtuber_gateway::session::jobs::{self, Job};
-use aivtuber_gateway::session::{self, OnBackendFailure};
-use std::collections::{HashMap, VecDeque};
+use aivtuber_gateway::session::{self, MemoryLimit, OnBackendFailure};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -41,6 +41,9 @@ const IDLE_TURNS_PER_SECOND: u32 = 50;
 
 /// More connections than any world has.
 const CONNECTIONS_MANY: usize = 1000;
+
+/// The reason of the Close frame where memory is short.
+pub const OUT_OF_MEMORY: &str = "out of memory budget";
 
 /// An event that is planned from outside the gateway.
 enum Plan {
@@ -132,6 +135,9 @@ impl Simulation for World {
         if proxied::is_proxied(seed, records_of(seed)) {
             proxied::expect_headers(&mut settings, records_of(seed));
         }
+        settings.session.memory_limit = draw_memory_limit(seed, scale);
+        kernel.borrow_mut().counts_buffers =
+            settings.session.memory_limit != MemoryLimit::Unlimited;
         let start = kernel.borrow().now;
         let gateway = Gateway::new(
             settings.clone(),
@@ -388,6 +394,7 @@ impl World {
             settings.session.ping_timeout = self.settings.session.ping_timeout;
             settings.session.max_message = self.settings.session.max_message;
             settings.session.idle_timeout = self.settings.session.idle_timeout;
+            settings.session.memory_limit = self.settings.session.memory_limit;
             settings.trust = self.settings.trust.clone();
             settings.tls = self.settings.tls.clone();
             if chance.bool() {
@@ -571,10 +578,35 @@ impl World {
         }
         self.judge_counts()?;
         self.judge_silence()?;
-        for peer in self.peers.iter().flatten() {
-            self.judge_peer(peer).map_err(|why| format!("peer {}: {why}", peer.link))?;
+        self.judge_peers()
+    }
+
+    /// Everyone got what was promised, apart from the clients that were closed because memory was
+    /// short, and their backends.
+    fn judge_peers(&mut self) -> Result<(), String> {
+        let shed = self.gateway.stats().sessions_shed as usize;
+        let client_of = |peer: &Peer| match peer.role {
+            Role::Backend { .. } => self.pairs.get(&peer.link).copied().unwrap_or(peer.link),
+            Role::Client { .. } | Role::Asker { .. } => peer.link,
+        };
+        let has_heard = |peer: &&Peer| {
+            peer.judge.goodbye.as_ref().is_some_and(|goodbye| goodbye.reason == OUT_OF_MEMORY)
+        };
+        let peers = || self.peers.iter().flatten();
+        let mut closed: HashSet<LinkId> = peers().filter(has_heard).map(client_of).collect();
+        for peer in peers() {
+            let Err(why) = self.judge_peer(peer) else { continue };
+            let why = format!("peer {}: {why}", peer.link);
+            closed.insert(client_of(peer));
+            if closed.len() > shed {
+                return Err(why);
+            }
+            self.kernel.borrow_mut().note(|| format!("closed for want of memory: {why}"));
         }
-        Ok(())
+        match closed.len() > shed {
+            true => Err(format!("{} are out of memory, and {shed} were closed", closed.len())),
+            false => Ok(()),
+        }
     }
 
     /// Every WebSocket that was opened has ended, and is counted once.
@@ -632,7 +664,9 @@ impl World {
         let answers = peers::answers(&peer.inbox, &heads)?;
         // Beyond the limit there is one answer: 503, or that of an endpoint that is always
         // answered.
+        let has_memory = self.settings.session.memory_limit == MemoryLimit::Unlimited;
         let is_limited = answers.first().is_some_and(|(status, _)| *status == 503)
+            || !has_memory && answers.iter().any(|(status, _)| *status == 503)
             || answers.len() == 1 && self.settings.limits.max_connections < CONNECTIONS_MANY;
         if is_limited || self.is_drained || self.is_reloaded || peer.is_unresponsive() {
             return Ok(());
@@ -739,6 +773,9 @@ impl World {
             }
             (false, 1000, "probe") => other.is_none(),
             (true, 1000, "idle timeout") | (false, 1001, "idle timeout") => is_idle,
+            (true, 1013, OUT_OF_MEMORY) | (false, 1001, OUT_OF_MEMORY) => {
+                self.settings.session.memory_limit != MemoryLimit::Unlimited
+            }
             _ => false,
         };
         if is_right {
@@ -756,6 +793,11 @@ impl World {
         let questions = questions.map(|_| (false, 200)).to_vec();
         let behavior = Behavior { leaves_after: 100 * S, ..prompt() };
         let visitor = (Role::Asker { questions, closes: true }, behavior, head.into_bytes());
+        if self.settings.session.memory_limit != MemoryLimit::Unlimited {
+            // It may be too low for the answers.
+            self.settings.session.memory_limit = MemoryLimit::Unlimited;
+            self.gateway.reload(self.settings.clone());
+        }
         {
             let kernel = &mut *self.kernel.borrow_mut();
             kernel.stands_still = false;
@@ -891,6 +933,19 @@ pub fn draw_settings(chance: &mut fastrand::Rng) -> gateway::Settings {
         upstreams: Default::default(),
         tls: Default::default(),
     }
+}
+
+/// In an eighth of the worlds so little memory that some clients are refused or closed for it.
+fn draw_memory_limit(seed: u64, scale: Scale) -> MemoryLimit {
+    let mut chance = fastrand::Rng::with_seed(seed ^ 0x3e3u64.rotate_left(30));
+    if chance.u8(..8) > 0 {
+        return MemoryLimit::Unlimited;
+    }
+    let kib: [u64; 3] = match scale {
+        Scale::Tiny | Scale::Common => [20, 40, 100],
+        Scale::Large => [100, 400, 1600],
+    };
+    MemoryLimit::Bytes(kib[chance.usize(..3)] << 10)
 }
 
 fn draw_host(chance: &mut fastrand::Rng) -> Host {
