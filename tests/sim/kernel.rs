@@ -123,6 +123,8 @@ pub struct Kernel {
     /// Calls that changed something. A turn without any is idle.
     pub moves: u64,
     pub trace: Option<Vec<String>>,
+    /// Which link the gateway read from, and how far, in order. `None`: nobody wants to know.
+    pub takes: Option<Vec<(LinkId, u64)>>,
     /// It says how much memory buffers of sockets take. Where it does not, they take none.
     pub counts_buffers: bool,
     /// The gateway's process stands still at times, for longer than any timeout.
@@ -210,6 +212,7 @@ impl Kernel {
             established: VecDeque::new(),
             moves: 0,
             trace: None,
+            takes: None,
             counts_buffers: false,
             stands_still: false,
             standstills_left: Duration::MAX,
@@ -652,7 +655,7 @@ impl Kernel {
             if takes {
                 link.received.drain(..n);
                 if link.layer.is_none() {
-                    link.taken += n as u64;
+                    self.note_taken(id, n);
                 }
                 self.note(|| format!("link {id} read {n}"));
                 self.took(id);
@@ -670,6 +673,15 @@ impl Kernel {
             return Ok(0);
         }
         Err(ErrorKind::WouldBlock.into())
+    }
+
+    /// The gateway has got bytes out of a link, above any record layer.
+    pub fn note_taken(&mut self, id: LinkId, n: usize) {
+        let link = &mut self.links[id];
+        link.taken += n as u64;
+        if let Some(takes) = &mut self.takes {
+            takes.push((id, link.taken));
+        }
     }
 
     /// The gateway has read: more may arrive, sometimes at once.
@@ -836,7 +848,7 @@ impl Kernel {
         }
         let moved = moved?;
         self.links[id].received.drain(..moved);
-        self.links[id].taken += moved as u64;
+        self.note_taken(id, moved);
         self.note(|| format!("link {id} spliced {moved} out"));
         self.took(id);
         Ok(moved)

@@ -267,7 +267,7 @@ impl Recorded {
         let n = buf.len().min(self.plaintext.len());
         buf[..n].copy_from_slice(&super::take(&mut self.plaintext, n));
         let kernel = &mut *self.kernel();
-        kernel.links[self.near.link].taken += n as u64;
+        kernel.note_taken(self.near.link, n);
         // Progress without a call to the kernel: otherwise records of one byte look like a busy
         // loop.
         kernel.moves += 1;

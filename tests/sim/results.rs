@@ -169,6 +169,8 @@ struct Tell {
 struct Place {
     /// `None`: it has been stopped or killed.
     process: Option<Process>,
+    /// Since when it drains, or when it was killed.
+    ended_at: Option<Moment>,
     port: usize,
     /// What it learned, by result.
     told: HashMap<usize, Tell>,
@@ -251,6 +253,7 @@ impl Simulation for ResultsWorld {
         };
         let nature = Nature { records: records_of(seed), ..draw_nature(&mut chance, sizes) };
         let kernel = kernel(seed, nature, is_traced);
+        kernel.borrow_mut().takes = (!has_redis).then(Vec::new);
         let standstills = if stands_still(seed) { STANDSTILLS } else { Duration::ZERO };
         kernel.borrow_mut().stands_still = !standstills.is_zero();
         kernel.borrow_mut().standstills_left = standstills;
@@ -758,10 +761,11 @@ impl ResultsWorld {
                 self.kernel.borrow_mut().hosts.insert(address, host);
             }
             Plan::Drain(port) => {
-                if let Some(process) =
-                    self.ports[port].and_then(|at| self.places[at].process.as_mut())
-                {
-                    self.kernel.borrow_mut().note(|| format!("drain port {port}"));
+                let place = self.ports[port].map(|at| &mut self.places[at]);
+                if let Some(Place { process: Some(process), ended_at, .. }) = place {
+                    let kernel = &mut *self.kernel.borrow_mut();
+                    kernel.note(|| format!("drain port {port}"));
+                    ended_at.get_or_insert(kernel.now);
                     process.drain();
                 }
             }
@@ -783,6 +787,7 @@ impl ResultsWorld {
         let now = self.kernel.borrow().now;
         let place = Place {
             process: Some(process),
+            ended_at: None,
             port,
             told: HashMap::new(),
             heard: HashMap::new(),
@@ -807,6 +812,7 @@ impl ResultsWorld {
     fn close(&mut self, at: usize) {
         let port = self.places[at].port;
         let process = self.places[at].process.take();
+        self.places[at].ended_at.get_or_insert(self.kernel.borrow().now);
         for arrival in process.iter().flat_map(|process| &process.arrivals) {
             let (Arrival::Client(link) | Arrival::Worker(link)) = *arrival;
             self.kernel.borrow_mut().refuse(link);
@@ -1179,8 +1185,11 @@ impl ResultsWorld {
     fn tell_inbox(&mut self, at: usize) {
         let now = self.kernel.borrow().now;
         let mut growing = Vec::new();
-        for publisher in &mut self.publishers {
-            let taken = self.kernel.borrow().links[publisher.link].taken;
+        // Of several workers that are read in one turn the first one publishes first.
+        let takes = self.kernel.borrow_mut().takes.as_mut().map(std::mem::take);
+        for (link, taken) in takes.into_iter().flatten() {
+            let Some(&Far::Publisher(publisher)) = self.by_link.get(&link) else { continue };
+            let publisher = &mut self.publishers[publisher];
             while publisher.marks.front().is_some_and(|(end, _)| *end <= taken)
                 && let Some((_, answer)) = publisher.marks.pop_front()
             {
@@ -1298,16 +1307,18 @@ impl ResultsWorld {
             });
             let waits: Vec<_> = waits.collect();
             let is_finished = task.out.iter().any(|&answer| self.board.answers[answer].is_final);
-            // During a drain nothing is said.
-            let of_task = self.visitors.iter();
-            let of_task = of_task.filter(|it| it.waiter.task == Some(index) && it.joined.is_some());
-            let last = of_task.max_by_key(|it| it.waiter.listened_until(now));
-            let goodbye = last.and_then(|it| it.waiter.goodbye.as_ref());
-            let is_drained = goodbye.is_some_and(|(code, ..)| *code == Some(1012));
+            // LEFT follows after a while, and once a gateway drains, it says nothing.
+            let of_task = self.visitors.iter().filter(|it| it.waiter.task == Some(index));
+            let stayed = of_task.filter(|it| it.joined.is_some() && !it.was_refused());
+            let last = stayed.max_by_key(|it| it.waiter.listened_until(now));
+            let has_no_time = last.is_some_and(|it| {
+                let by = it.waiter.listened_until(now) + self.margin;
+                self.places[it.place].ended_at.is_some_and(|at| at < by)
+            });
             TaskFacts {
                 uuid: task.uuid,
                 may_stop: task.may_stop,
-                is_unfinished: !is_finished && !waits.is_empty() && !is_drained,
+                is_unfinished: !is_finished && !waits.is_empty() && !has_no_time,
                 waits,
             }
         };

@@ -220,7 +220,7 @@ impl Secured {
             Ok(0) => self.is_end_met = true,
             Ok(n) => {
                 let kernel = &mut *self.kernel.borrow_mut();
-                kernel.links[self.link].taken += *n as u64;
+                kernel.note_taken(self.link, *n);
                 // Progress without a call to the kernel, if the plaintext was held.
                 kernel.moves += 1;
             }
