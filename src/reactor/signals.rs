@@ -34,7 +34,7 @@ const SIGNALS: [(i32, Signal); 4] = [
     (SIGUSR1, Signal::Reopen),
 ];
 
-/// The receiving ends of the signals' sockets, in the order of [`SIGNALS`].
+/// The receiving ends of the signals' sockets, in the order of `SIGNALS`.
 pub struct Signals {
     pipes: Vec<UnixStream>,
 }
