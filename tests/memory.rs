@@ -284,7 +284,10 @@ fn workers_with_half_a_chunk_of_speech_are_counted_and_closed_with_1013() {
     let closed = "GET /connections/closed HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
     let closed = scene.client(closed);
     let closed = scene.read(closed);
-    let one = closed.split(r#""reason":"over_budget","#).nth(1).expect("it is in the ledger");
+    let one = closed
+        .split(r#""reason":"over_budget","failure":true,"#)
+        .nth(1)
+        .expect("it is in the ledger");
     assert!(one.starts_with(r#""client_code":1013,"#), "{one}");
     assert!(one.contains(r#""client_close":"received""#), "{one}");
 }
@@ -453,5 +456,8 @@ fn the_largest_client_of_results_gets_1013_between_two_messages() {
     scene.close(&[client]);
     let closed = scene.client("GET /connections/closed HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n");
     let closed = scene.read(closed);
-    assert!(closed.contains(r#""reason":"over_budget","client_code":1013,"#), "{closed}");
+    assert!(
+        closed.contains(r#""reason":"over_budget","failure":true,"client_code":1013,"#),
+        "{closed}"
+    );
 }
