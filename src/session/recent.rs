@@ -5,9 +5,9 @@
 //! is, when a relay has been quiet for [`QUIET_MIN`], and at its end. So a connection that only
 //! waits has none. They come from a pool with a limit: beyond it connections go without.
 //!
-//! A frame that passes is noted in a dozen instructions and without an allocation, so this is also
-//! where frames are counted by opcode; the counts go to the route together. A step that is no frame
-//! has a place of its own, so that a stream of frames does not push it out.
+//! A frame that passes is noted in about twenty instructions and without an allocation, so this is
+//! also where frames are counted by opcode; the counts go to the route together. A step that is no
+//! frame has a place of its own, so that a stream of frames does not push it out.
 
 use super::close::CloseReason;
 use crate::base::budget::{Budget, Charge};
