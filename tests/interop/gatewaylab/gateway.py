@@ -143,11 +143,16 @@ class Gateway:
         try:
             for number in map(int, os.listdir(f"/proc/{self.pid}/fd")):
                 try:
-                    taken = socket.socket(fileno=pidfd_getfd(pidfd, number))
+                    descriptor = pidfd_getfd(pidfd, number)
                 except OSError as error:
                     if error.errno == errno.EPERM:
                         raise
-                    continue  # no socket, or closed meanwhile
+                    continue  # closed meanwhile
+                try:
+                    taken = socket.socket(fileno=descriptor)
+                except OSError:
+                    os.close(descriptor)  # no socket; of the gateway's output no end would be seen
+                    continue
                 try:
                     if taken.getpeername() == peer.getsockname() and taken.getsockname() == peer.getpeername():
                         return taken
