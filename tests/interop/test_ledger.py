@@ -706,7 +706,7 @@ def test_strangers_see_no_endings(lab):
 
 
 def test_shutdown_is_the_operators_act(staged):
-    """Admins see a drain to its end: `admin_listen` stays open while a message is waited for, and the ledger has who has gone."""
+    """`admin_listen` stays open until a drain is over: the ledger lists the connections that the drain has closed so far."""
     stage = staged.start()
     client, peer = stage.pair()
     waited_for, its_peer = stage.pair()
