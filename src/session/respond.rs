@@ -104,11 +104,6 @@ pub enum AudioBody {
 }
 
 impl Tail {
-    /// Whether its end is known, so that partial packets may wait for what follows.
-    fn is_file(&self) -> bool {
-        matches!(self, Tail::File { .. } | Tail::Audio { body: AudioBody::File(_), .. })
-    }
-
     fn release(&self, who: &Identity, cx: &mut Context) {
         match self {
             Tail::Audio { body, .. } => body.release(cx),
@@ -295,10 +290,6 @@ impl Respond {
         }
         if let Some(part) = self.part() {
             let bytes = &part[self.sent..part.len().min(self.sent + most)];
-            // A socket that is full in the middle of a file would send many small packets.
-            if self.tail.as_deref().is_some_and(Tail::is_file) {
-                downstream.set_corked(true);
-            }
             // The head travels with the first bytes of the file.
             let written = match self.tail {
                 Some(_) => downstream.write_more(bytes),
@@ -430,7 +421,6 @@ impl State for Respond {
             }
         }
         self.release_tail(who, cx);
-        downstream.set_corked(false);
         match self.then {
             Then::Await => Step::Wait(Phase::Respond(self)),
             Then::NextRequest { rest } => Step::NextRequest(rest, None),
